@@ -1,0 +1,1 @@
+//! Wire types, route names, error codes, tokens and permissions. Pure.

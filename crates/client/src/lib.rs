@@ -1,0 +1,1 @@
+//! Push planning, local Nix store access, transfers. Reports events, never prints.

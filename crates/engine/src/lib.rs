@@ -1,0 +1,1 @@
+//! Ingest and read: the only code that orders writes.

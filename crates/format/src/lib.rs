@@ -1,0 +1,1 @@
+//! Bytes at rest: holes, chunks, frames, packs, recipes and the splicer. Pure.

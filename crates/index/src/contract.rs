@@ -1,0 +1,432 @@
+//! The index contract: what every SQL back end must do, and nothing more.
+//!
+//! Layer: port. The engine is the only writer; adapters only translate to SQL. Invariants 1 to 6 of docs/STORAGE.md rest
+//! on what the methods here promise about atomicity, so each method states it.
+//!
+//! Conventions
+//! - Every method is one transaction: all of its effect is durable when it returns `Ok`, none of it is visible after `Err`
+//!   (an error after the commit was sent may leave the whole effect; every method may therefore be repeated).
+//! - Time is an argument (`UnixSeconds`), so that tests own the clock.
+//! - Look-ups of something that is not there are `Ok(None)`, never an error.
+
+use async_trait::async_trait;
+use dormer_format::{ChunkId, ChunkLayout, ChunkRun, EncodingTag, PackId, Recipe};
+use dormer_nix::{NarHash, StorePath, StorePathHash};
+
+use crate::Result;
+
+/// Seconds since 1970-01-01 UTC.
+pub type UnixSeconds = i64;
+
+macro_rules! row_id {
+    ($(#[$doc:meta])* $name:ident) => {
+        $(#[$doc])*
+        #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+        pub struct $name(pub i64);
+    };
+}
+row_id!(/// Number of a cache's row.
+    CacheId);
+row_id!(/// Number of a NAR's row.
+    NarId);
+row_id!(/// Number of a pack's row; never given twice.
+    PackNumber);
+
+/// One cache: a named tenant, with its signing keys.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Cache {
+    /// Row number.
+    pub id: CacheId,
+    /// Name, unique among the caches that are not deleted.
+    pub name: String,
+    /// Whether anybody may read it.
+    pub is_public: bool,
+    /// Store folder that its paths live in, `/nix/store` nearly always.
+    pub store_dir: String,
+    /// Priority announced in `nix-cache-info`; lower is asked first.
+    pub priority: i32,
+    /// Names of keys whose paths clients need not push.
+    pub upstream_cache_key_names: Vec<String>,
+    /// Seconds an unused object is kept; `None` means the server's default.
+    pub retention_seconds: Option<i64>,
+    /// Signing keys, oldest first.
+    pub keys: Vec<CacheKey>,
+    /// When it was created.
+    pub created_at: UnixSeconds,
+}
+
+/// A signing key of a cache. The secret half is sealed by the caller; the index never sees it in clear.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct CacheKey {
+    /// Public key as Nix writes it: `name:base64`.
+    pub public_key: String,
+    /// Secret key, sealed with the master key.
+    pub sealed_secret: Vec<u8>,
+    /// Whether narinfos are signed with it; a retired key stays listed.
+    pub active: bool,
+}
+
+/// A cache to create.
+#[derive(Debug, Clone)]
+pub struct NewCache {
+    /// Name, unique among the caches that are not deleted.
+    pub name: String,
+    /// Whether anybody may read it.
+    pub is_public: bool,
+    /// Store folder.
+    pub store_dir: String,
+    /// Priority.
+    pub priority: i32,
+    /// Names of upstream keys.
+    pub upstream_cache_key_names: Vec<String>,
+    /// Its first signing key.
+    pub key: CacheKey,
+    /// Now.
+    pub created_at: UnixSeconds,
+}
+
+/// Changes to a cache; `None` leaves a field as it is.
+#[derive(Debug, Clone, Default)]
+pub struct CachePatch {
+    /// Visibility.
+    pub is_public: Option<bool>,
+    /// Store folder.
+    pub store_dir: Option<String>,
+    /// Priority.
+    pub priority: Option<i32>,
+    /// Names of upstream keys.
+    pub upstream_cache_key_names: Option<Vec<String>>,
+    /// Retention; `Some(None)` goes back to the server's default.
+    pub retention_seconds: Option<Option<i64>>,
+    /// A new key that replaces all active ones (they are retired, not deleted).
+    pub replace_keys: Option<CacheKey>,
+}
+
+/// Where a chunk lives and how it is cut into frames.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ChunkRow {
+    /// Its number, which recipes name; it never changes.
+    pub number: u64,
+    /// Its identity.
+    pub id: ChunkId,
+    /// The pack that holds it now.
+    pub pack: PackNumber,
+    /// That pack's id, from which the object's name follows.
+    pub pack_id: PackId,
+    /// First byte of its frames in the pack.
+    pub offset: u64,
+    /// Raw length, hole offsets and frame lengths.
+    pub layout: ChunkLayout,
+    /// XXH3-64 of its stored bytes.
+    pub checksum: u64,
+}
+
+/// A stored pack, to be made known together with its chunks.
+#[derive(Debug, Clone)]
+pub struct NewPack {
+    /// Its id.
+    pub id: PackId,
+    /// Size of the whole object in bytes.
+    pub size: u64,
+    /// Its chunks, in the order in which they lie in it; at most 65,536.
+    pub chunks: Vec<NewChunk>,
+    /// Now.
+    pub created_at: UnixSeconds,
+}
+
+/// One chunk of a new pack.
+#[derive(Debug, Clone)]
+pub struct NewChunk {
+    /// Its identity.
+    pub id: ChunkId,
+    /// First byte of its frames in the pack.
+    pub offset: u64,
+    /// Raw length, hole offsets and frame lengths.
+    pub layout: ChunkLayout,
+    /// XXH3-64 of its stored bytes.
+    pub checksum: u64,
+}
+
+/// A NAR as the index knows it.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Nar {
+    /// Row number.
+    pub id: NarId,
+    /// SHA-256 of the archive.
+    pub hash: NarHash,
+    /// Bytes of the archive.
+    pub size: u64,
+    /// Bytes served: all frames and the frames of the holes.
+    pub file_size: u64,
+    /// Names the exact bytes that are served.
+    pub tag: EncodingTag,
+    /// How to rebuild it.
+    pub recipe: Recipe,
+    /// Set while a part of it is known to be unreadable.
+    pub damaged: bool,
+}
+
+/// What a narinfo says of a NAR, without its recipe.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct NarSummary {
+    /// Row number.
+    pub id: NarId,
+    /// SHA-256 of the archive.
+    pub hash: NarHash,
+    /// Bytes of the archive.
+    pub size: u64,
+    /// Bytes served.
+    pub file_size: u64,
+    /// Names the exact bytes that are served.
+    pub tag: EncodingTag,
+    /// Set while a part of it is known to be unreadable.
+    pub damaged: bool,
+}
+
+/// A listing at rest.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum StoredListing {
+    /// The zstd-compressed JSON itself.
+    Inline(Vec<u8>),
+    /// Too large for a row: the JSON, stored as chunks. `size` is its length in bytes.
+    Chunks {
+        /// How to rebuild it; it has no holes.
+        recipe: Recipe,
+        /// Bytes of JSON.
+        size: u64,
+    },
+}
+
+/// A verified NAR to make known.
+#[derive(Debug, Clone)]
+pub struct NewNar {
+    /// SHA-256 of the archive.
+    pub hash: NarHash,
+    /// Bytes of the archive.
+    pub size: u64,
+    /// Bytes served.
+    pub file_size: u64,
+    /// Names the exact bytes that are served.
+    pub tag: EncodingTag,
+    /// How to rebuild it.
+    pub recipe: Recipe,
+    /// Its listing.
+    pub listing: StoredListing,
+    /// The packs that hold its chunks (and its listing's). The commit locks and stamps them, and fails with
+    /// [`Error::PackGone`](crate::Error::PackGone) when one is condemned or deleted.
+    pub packs: Vec<PackNumber>,
+}
+
+/// The NAR half of a commit.
+#[derive(Debug, Clone)]
+pub enum NarSource {
+    /// A NAR that was just stored. If a sound row with this hash exists (a racing upload), that row wins and is used; if
+    /// it is damaged, its recipe, tag and listing are replaced and the damage is cleared.
+    New(Box<NewNar>),
+    /// A NAR that the index has. Fails with [`Error::NarGone`](crate::Error::NarGone) when it is no longer there or is damaged.
+    Known(NarId),
+}
+
+/// One store path in one cache.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Object {
+    /// The path, without the store folder.
+    pub path: StorePath,
+    /// Paths it refers to, itself included if it does; sorted.
+    pub references: Vec<StorePath>,
+    /// Base name of the derivation that made it.
+    pub deriver: Option<String>,
+    /// Content address, as the narinfo gives it.
+    pub ca: Option<String>,
+    /// Signatures it came with (`name:base64`), not ours.
+    pub sigs: Vec<String>,
+    /// System it was built for, if the pusher said.
+    pub system: Option<String>,
+}
+
+/// What names a NAR in a commit.
+#[derive(Debug, Clone)]
+pub enum CommitTarget {
+    /// An object: visible at once. Replaces what the cache had under this store hash; signatures of the same path with
+    /// the same NAR are merged (at most 16, old ones first).
+    Object(Object),
+    /// An object from a narinfo's PUT: like `Object`, but when the cache has this store hash with another NAR or other
+    /// references, the first stays and [`CommitOutcome::Kept`] is returned.
+    ObjectIfSame(Object),
+    /// An upload alias.
+    Alias {
+        /// File name below `nar/`.
+        file_name: String,
+        /// Compression that the name promises, as a narinfo spells it.
+        compression: String,
+    },
+}
+
+/// One commit: NAR, name, outbox row and pack stamps, in one transaction.
+#[derive(Debug, Clone)]
+pub struct NarCommit {
+    /// The cache; [`Error::CacheGone`](crate::Error::CacheGone) if it was deleted meanwhile.
+    pub cache: CacheId,
+    /// The NAR.
+    pub nar: NarSource,
+    /// What names it.
+    pub target: CommitTarget,
+    /// Now.
+    pub at: UnixSeconds,
+}
+
+/// What a commit did.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum CommitOutcome {
+    /// The target is there and names this NAR.
+    Committed(NarId),
+    /// `ObjectIfSame` found another one, which stays.
+    Kept,
+}
+
+/// What a reader asks a cache's NAR by. A NAR is found only through an object, a grace row or an alias of that cache.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub enum NarKey {
+    /// Its own hash.
+    Hash(NarHash),
+    /// An object that has it (Attic's URL form).
+    StorePath(StorePathHash),
+}
+
+/// An upload alias, resolved.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Alias {
+    /// Compression that the name promises, as a narinfo spells it.
+    pub compression: String,
+    /// The NAR.
+    pub nar: NarSummary,
+}
+
+/// An object with the NAR it has.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct FoundObject {
+    /// The object.
+    pub object: Object,
+    /// Its NAR.
+    pub nar: NarSummary,
+    /// When it was last used, as far as is written down.
+    pub last_used_at: UnixSeconds,
+}
+
+/// A row of the outbox: which object changed, never how.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct OutboxRow {
+    /// Its number, ascending.
+    pub number: i64,
+    /// The cache.
+    pub cache: CacheId,
+    /// The object, or `None` when the cache itself changed.
+    pub store_path_hash: Option<StorePathHash>,
+    /// When.
+    pub at: UnixSeconds,
+}
+
+/// How an object is removed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Removal {
+    /// Its NAR stays readable in this cache until then, for clients that remember the narinfo.
+    WithGraceUntil(UnixSeconds),
+    /// For cause: object, grace and alias go at once.
+    ForCause,
+}
+
+/// Totals for people.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct CacheTotals {
+    /// Objects in the cache.
+    pub object_count: u64,
+    /// Bytes of their NARs, uncompressed.
+    pub nar_bytes: u64,
+}
+
+/// The index.
+#[async_trait]
+pub trait Index: Send + Sync + std::fmt::Debug + 'static {
+    // --- secrets and settings of the installation -------------------------------------------------------------------
+
+    /// A named value of the installation (sealed by the caller if secret).
+    async fn find_setting(&self, name: &str) -> Result<Option<Vec<u8>>>;
+    /// Stores a named value unless there is one; returns the one that is there now.
+    async fn create_setting(&self, name: &str, value: &[u8]) -> Result<Vec<u8>>;
+
+    // --- caches -----------------------------------------------------------------------------------------------------
+
+    /// Creates a cache. [`Error::CacheExists`](crate::Error::CacheExists) if the name is taken.
+    async fn create_cache(&self, cache: &NewCache) -> Result<CacheId>;
+    /// Finds a cache that is not deleted.
+    async fn find_cache(&self, name: &str) -> Result<Option<Cache>>;
+    /// All caches that are not deleted, by name.
+    async fn list_caches(&self) -> Result<Vec<Cache>>;
+    /// Objects and bytes of a cache.
+    async fn cache_totals(&self, cache: CacheId) -> Result<CacheTotals>;
+    /// Changes a cache, with an outbox row. [`Error::CacheGone`](crate::Error::CacheGone) if it is not there.
+    async fn update_cache(&self, cache: CacheId, patch: &CachePatch, at: UnixSeconds) -> Result<()>;
+    /// Deletes a cache: its name is free and its objects, graces and aliases are gone at once, with an outbox row.
+    async fn delete_cache(&self, cache: CacheId, at: UnixSeconds) -> Result<()>;
+
+    // --- chunks and packs -------------------------------------------------------------------------------------------
+
+    /// Finds chunks that may be reused: known, not damaged, in no condemned pack. One answer for each id, in order.
+    /// At most 16,384 ids a call; at most one statement (none when an in-memory filter rules all of them out).
+    async fn find_chunks(&self, ids: &[ChunkId]) -> Result<Vec<Option<ChunkRow>>>;
+    /// Loads the chunks of runs, in order, whatever their state. At most 16,384 chunks a call.
+    /// [`Error::ChunkGone`](crate::Error::ChunkGone) when a number is unknown.
+    async fn load_chunks(&self, runs: &[ChunkRun]) -> Result<Vec<ChunkRow>>;
+    /// Makes a stored pack and its chunks known, in one transaction, and returns for each chunk, in the order given, the
+    /// row that now stands for its id: its own, or that of a racing pack which came first. The row of a chunk that was
+    /// marked damaged is pointed at this pack and is sound again. Numbers follow the order given and are consecutive.
+    async fn commit_pack(&self, pack: &NewPack) -> Result<Vec<ChunkRow>>;
+    /// Marks a NAR damaged, and those of its chunks that could not be read, so that neither is reused.
+    async fn mark_damaged(&self, nar: NarId, chunks: &[u64], at: UnixSeconds) -> Result<()>;
+    /// Corrects tag and size of a NAR whose chunks were re-encoded by healing.
+    async fn update_encoding(&self, nar: NarId, tag: &EncodingTag, file_size: u64) -> Result<()>;
+
+    // --- NARs and objects -------------------------------------------------------------------------------------------
+
+    /// Finds a NAR by its hash, in any cache (for the engine's own use: never answer a client with it).
+    async fn find_nar(&self, hash: &NarHash) -> Result<Option<NarSummary>>;
+    /// Finds a NAR with its recipe through an object, a grace row that has not ended, or an alias of this cache.
+    async fn find_nar_in_cache(&self, cache: CacheId, key: &NarKey, now: UnixSeconds) -> Result<Option<Nar>>;
+    /// A NAR's listing.
+    async fn find_listing(&self, nar: NarId) -> Result<Option<StoredListing>>;
+    /// Commits a NAR under a name; see [`NarCommit`]. Writes the outbox row (objects only).
+    async fn commit_nar(&self, commit: &NarCommit) -> Result<CommitOutcome>;
+    /// Finds an object by its store hash. Damaged NARs are returned too, marked.
+    async fn find_object(&self, cache: CacheId, hash: &StorePathHash) -> Result<Option<FoundObject>>;
+    /// Which of these objects the cache has with a sound NAR, with the time of their last use. One statement, at most
+    /// 16,384 hashes a call.
+    async fn present_objects(
+        &self,
+        cache: CacheId,
+        hashes: &[StorePathHash],
+    ) -> Result<Vec<(StorePathHash, UnixSeconds)>>;
+    /// Writes down that objects were used. Never moves a time backwards.
+    async fn touch_objects(&self, cache: CacheId, hashes: &[StorePathHash], at: UnixSeconds) -> Result<()>;
+    /// Removes an object, with its outbox row. `false` if it was not there.
+    async fn remove_object(
+        &self,
+        cache: CacheId,
+        hash: &StorePathHash,
+        removal: Removal,
+        at: UnixSeconds,
+    ) -> Result<bool>;
+    /// Finds an upload alias of this cache made or used after `since`.
+    async fn find_alias(&self, cache: CacheId, file_name: &str, since: UnixSeconds) -> Result<Option<Alias>>;
+
+    // --- outbox -----------------------------------------------------------------------------------------------------
+
+    /// Rows after a number, in order.
+    async fn outbox_after(&self, number: i64, limit: u32) -> Result<Vec<OutboxRow>>;
+
+    // --- the installation -------------------------------------------------------------------------------------------
+
+    /// Answers when the database is reachable and writable.
+    async fn check_ready(&self) -> Result<()>;
+    /// Statements sent since the start, transaction control included (for metrics and benchmarks).
+    fn statement_count(&self) -> u64;
+}

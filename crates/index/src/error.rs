@@ -1,0 +1,79 @@
+//! Why an index call failed.
+
+/// Result of an index call.
+pub type Result<T, E = Error> = std::result::Result<T, E>;
+
+/// Why an index call failed.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum Error {
+    /// The name is taken.
+    #[error("cache '{name}' exists already")]
+    CacheExists {
+        /// The name.
+        name: String,
+    },
+    /// The cache was deleted.
+    #[error("cache is gone")]
+    CacheGone,
+    /// A pack that a commit reuses was condemned or deleted meanwhile; storing the chunks again heals it.
+    #[error("a reused pack is gone")]
+    PackGone,
+    /// A NAR that a commit reuses was removed or damaged meanwhile; storing it again heals it.
+    #[error("a reused NAR is gone")]
+    NarGone,
+    /// A recipe names a chunk that has no row.
+    #[error("chunk {number} has no row")]
+    ChunkGone {
+        /// The number.
+        number: u64,
+    },
+    /// A stored value cannot be read back.
+    #[error("row of {table} is corrupt: {what}")]
+    Corrupt {
+        /// Table.
+        table: &'static str,
+        /// What is wrong.
+        what: String,
+    },
+    /// The database was written by a newer Dormer.
+    #[error("database has schema version {found}, this binary knows up to {known}")]
+    SchemaTooNew {
+        /// Version found.
+        found: i64,
+        /// Newest known.
+        known: i64,
+    },
+    /// The file is a database of another program (Attic's, for one).
+    #[error("{path} is a database of {owner}, not Dormer's")]
+    ForeignDatabase {
+        /// Where.
+        path: String,
+        /// Whose.
+        owner: String,
+    },
+    /// Another process holds the data folder.
+    #[error("{path} is in use by another process")]
+    Locked {
+        /// Where.
+        path: String,
+    },
+    /// The database is unreachable, busy for too long, or out of space: the same call may work later.
+    #[error("database unavailable while trying to {attempt}")]
+    Unavailable {
+        /// What was tried.
+        attempt: &'static str,
+        /// Why.
+        #[source]
+        source: sqlx::Error,
+    },
+    /// The database refused a statement: a defect of ours.
+    #[error("database failed to {attempt}")]
+    Database {
+        /// What was tried.
+        attempt: &'static str,
+        /// Why.
+        #[source]
+        source: sqlx::Error,
+    },
+}

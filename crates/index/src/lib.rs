@@ -1,0 +1,7 @@
+//! The index: what the cache knows, in SQL. Layer: port.
+
+mod contract;
+mod error;
+
+pub use contract::*;
+pub use error::{Error, Result};

@@ -1,0 +1,1 @@
+//! Router, extractors, handlers, error-to-status table, auth. Decides nothing.

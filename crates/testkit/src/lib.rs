@@ -1,0 +1,1 @@
+//! Fault-injecting stores, NAR strategies, in-process server, helpers for real services.
