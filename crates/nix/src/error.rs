@@ -1,0 +1,155 @@
+//! Why a text of Nix's formats was refused. Errors of the NAR parser are [`crate::nar::NarError`]: they carry positions.
+
+use crate::text::excerpt;
+
+/// A text that is not what it was read as. Each variant keeps the (shortened) text, so that a log line explains itself.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum Error {
+    /// A character outside nix-base32's alphabet, a length no number of bytes encodes to, or stray bits at the end.
+    #[error("{text:?} is not nix-base32")]
+    Nix32 {
+        /// What was read.
+        text: String,
+    },
+    /// Not a sha256 in one of the accepted forms.
+    #[error(
+        "{text:?} is not a sha256 hash: expected `sha256:` and nix-base32 or hex, or `sha256-` and base64"
+    )]
+    Hash {
+        /// What was read.
+        text: String,
+    },
+    /// The folder of a store: absolute, without `.`, `..`, empty components or a slash at the end.
+    #[error("{text:?} is not a store folder")]
+    StoreDir {
+        /// What was read.
+        text: String,
+    },
+    /// The hash part of a store path: exactly 32 characters of nix-base32.
+    #[error("{text:?} is not the hash of a store path: expected 32 characters of nix-base32")]
+    StorePathHash {
+        /// What was read.
+        text: String,
+    },
+    /// A store path's base name: hash, dash, name.
+    #[error("{text:?} is not a store path: expected a hash, a dash and a name")]
+    StorePath {
+        /// What was read.
+        text: String,
+    },
+    /// The name part of a store path.
+    #[error("{text:?} is not the name of a store path: expected 1 to 211 of 0-9 a-z A-Z + - . _ ? =")]
+    StorePathName {
+        /// What was read.
+        text: String,
+    },
+    /// A full path that does not lie directly in the store folder.
+    #[error("{text:?} is not directly in the store folder {store_dir}")]
+    ForeignStoreDir {
+        /// What was read.
+        text: String,
+        /// The folder it should be in.
+        store_dir: String,
+    },
+    /// A signature: `name:base64 of 64 bytes`.
+    #[error("{text:?} is not a signature: expected a key's name, a colon and 64 bytes in base64")]
+    Signature {
+        /// What was read.
+        text: String,
+    },
+    /// A public key: `name:base64 of 32 bytes`, a point of the curve.
+    #[error("{text:?} is not an ed25519 public key: expected a name, a colon and 32 bytes in base64")]
+    PublicKey {
+        /// What was read.
+        text: String,
+    },
+    /// A secret key. The text is not kept: it may be one, save for a typing error.
+    #[error(
+        "not an ed25519 secret key: expected a name, a colon and 64 bytes in base64 (the seed, then its public key)"
+    )]
+    SecretKey,
+    /// The name of a key: not empty, no colon, no white space.
+    #[error("{text:?} is not the name of a key")]
+    KeyName {
+        /// What was read.
+        text: String,
+    },
+    /// A signature that does not fit the message and the key.
+    #[error("the signature by {key_name:?} does not verify")]
+    SignatureMismatch {
+        /// Name of the key that was to have signed.
+        key_name: String,
+    },
+    /// A narinfo longer than we read.
+    #[error("a narinfo of {bytes} bytes is over the limit of {max}")]
+    NarInfoTooLarge {
+        /// Its size in bytes.
+        bytes: usize,
+        /// The limit in bytes.
+        max: usize,
+    },
+    /// A narinfo that does not end with a line feed: it was cut, perhaps in the middle of its references.
+    #[error("the narinfo ends in the middle of a line")]
+    NarInfoTruncated,
+    /// A line without a colon, or with control characters.
+    #[error("line {line} of the narinfo is not a field: {text:?}")]
+    NarInfoLine {
+        /// Line number, from 1.
+        line: usize,
+        /// The line.
+        text: String,
+    },
+    /// A field that may stand only once stands twice.
+    #[error("the narinfo has two fields {field}")]
+    NarInfoDuplicate {
+        /// Name of the field.
+        field: &'static str,
+    },
+    /// A field that must be there is not.
+    #[error("the narinfo has no field {field}")]
+    NarInfoMissing {
+        /// Name of the field.
+        field: &'static str,
+    },
+    /// A field's value is not a positive number, a line, or whatever else the field asks for.
+    #[error("{value:?} is no value for the narinfo field {field}")]
+    NarInfoValue {
+        /// Name of the field.
+        field: &'static str,
+        /// Its value.
+        value: String,
+    },
+    /// A field's value did not parse as the type it must have.
+    #[error("reading the narinfo field {field}")]
+    NarInfoField {
+        /// Name of the field.
+        field: &'static str,
+        /// What was wrong with it.
+        source: Box<Error>,
+    },
+}
+
+/// What this crate's text parsers return.
+pub type Result<T, E = Error> = std::result::Result<T, E>;
+
+macro_rules! text_errors {
+    ($($make:ident => $variant:ident),* $(,)?) => {
+        impl Error {
+            $(pub(crate) fn $make(text: &str) -> Self {
+                Self::$variant { text: excerpt(text) }
+            })*
+        }
+    };
+}
+text_errors! {
+    nix32 => Nix32,
+    hash => Hash,
+    store_dir => StoreDir,
+    store_path_hash => StorePathHash,
+    store_path => StorePath,
+    store_path_name => StorePathName,
+    signature => Signature,
+    public_key => PublicKey,
+    key_name => KeyName,
+}
