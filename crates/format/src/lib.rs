@@ -1,1 +1,39 @@
 //! Bytes at rest: holes, chunks, frames, packs, recipes and the splicer. Pure.
+//!
+//! The contract is docs/STORAGE.md; code follows it. What travels through here:
+//!
+//! ```text
+//! NAR bytes ─ Chunker ─► RawChunk ─ Encoder ─► StoredChunk ─ PackBuilder ─► Pack
+//!                │ fills                │ id, checksum, layout
+//!                ▼                      ▼
+//!          RecipeBuilder            TagBuilder
+//!
+//! stored bytes + ChunkLayout + fills ─ splice ─► one zstd stream of the NAR, without any codec
+//! ```
+
+mod chunker;
+mod codec;
+mod error;
+mod frame;
+mod ids;
+mod layout;
+mod pack;
+mod recipe;
+mod tag;
+mod wire;
+
+pub use chunker::{BLANK, ChunkParams, Chunker, RawChunk};
+pub use codec::{Decoder, Encoder, StoredChunk, checksum};
+pub use error::{Error, Malformed, Result};
+pub use frame::{HOLE_FRAME_BYTES, hole_frame, splice, validate_frame};
+pub use ids::{ChunkId, EncodingTag, HOLE_BYTES, HoleFill, PackId};
+pub use layout::{CHUNK_BYTES_MAX, ChunkLayout, HOLES_MAX};
+pub use pack::{
+    PACK_BYTES_MAX, PACK_CHUNKS_MAX, PACK_HEADER_BYTES, PACK_TRAILER_BYTES, Pack, PackBuilder, PackEntry,
+    PackTrailer, read_header, read_pack, read_table, read_trailer,
+};
+pub use recipe::{ChunkRun, FillRun, HoleFills, Recipe, RecipeBuilder};
+pub use tag::TagBuilder;
+
+/// Version of everything here: cuts, ids, frames, packs, recipes, tags. Same version, same bytes, everywhere.
+pub const FORMAT_VERSION: u16 = 1;

@@ -1,0 +1,280 @@
+//! From a stream of bytes to chunks: holes are blanked, then FastCDC cuts.
+//!
+//! Layer: format (pure). Spec: docs/STORAGE.md, "Holes" and "Chunks".
+//!
+//! Invariants
+//! - Chunks depend on the stream, the chunk sizes and the store folder only, never on how the stream arrives in pieces.
+//! - A hole never lies across two chunks: a cut that falls into one moves to its end.
+//! - What is kept between two calls is at most `BUFFER_CHUNKS` times the largest chunk (1 MiB by default), and 40 bytes
+//!   for each hole in it.
+//!
+//! A byte is copied into the buffer once and out of it, into its chunk, once; what is left over is moved to the front
+//! when the buffer is full. There is no work per byte of our own: `memchr` looks for store paths, FastCDC for cuts.
+
+use fastcdc::v2020::{self, Normalization};
+use memchr::memmem;
+
+use crate::error::{Error, Result};
+use crate::ids::{ChunkId, HOLE_BYTES, HoleFill};
+use crate::layout::{CHUNK_PARAM_MAX, HOLES_MAX};
+
+/// What a blanked hole is filled with: `e` is no nix-base32 character, so no hash looks like it.
+pub const BLANK: u8 = b'e';
+
+/// The buffer's size in largest chunks. With two, at most one byte is moved to the front for each byte that leaves;
+/// more would cost memory in every upload and the cache of the processor.
+const BUFFER_CHUNKS: usize = 2;
+
+/// Sizes that chunks are cut to, in bytes. All even: FastCDC rolls two bytes at a time.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct ChunkParams {
+    /// No cut before this many bytes; only the last chunk of a stream is smaller.
+    pub min: u32,
+    /// The size that most chunks come near to.
+    pub avg: u32,
+    /// A cut is forced here.
+    pub max: u32,
+}
+
+impl Default for ChunkParams {
+    fn default() -> Self {
+        Self { min: 32 * 1024, avg: 128 * 1024, max: 512 * 1024 }
+    }
+}
+
+impl ChunkParams {
+    /// Takes sizes that FastCDC can work with.
+    pub fn new(min: u32, avg: u32, max: u32) -> Result<Self> {
+        let params = Self { min, avg, max };
+        params.validate()?;
+        Ok(params)
+    }
+
+    /// Checks sizes that were filled in by hand.
+    pub fn validate(&self) -> Result<()> {
+        let Self { min, avg, max } = *self;
+        let even = [min, avg, max].iter().all(|size| size % 2 == 0);
+        // The average is bounded by fastcdc's table of masks, which needs log2(avg) + 1 < 26.
+        let bounded = (64..=1024 * 1024).contains(&min)
+            && (256..=2 * 1024 * 1024).contains(&avg)
+            && (1024..=CHUNK_PARAM_MAX).contains(&max);
+        if even && bounded && min < avg && avg < max {
+            Ok(())
+        } else {
+            Err(Error::ChunkParams { min, avg, max })
+        }
+    }
+}
+
+/// A chunk as it is cut: blanked bytes, and what was in the holes.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct RawChunk {
+    /// The bytes, blanked (`e`) where the holes are. Literal chunks have no holes and are not blanked.
+    pub bytes: Vec<u8>,
+    /// Offsets of the holes, ascending.
+    pub holes: Vec<u32>,
+    /// What was in the holes, in the same order.
+    pub fills: Vec<HoleFill>,
+}
+
+impl RawChunk {
+    /// Computes the chunk's identity: one BLAKE3 of its bytes.
+    pub fn id(&self) -> ChunkId {
+        ChunkId::compute(&self.bytes, &self.holes)
+    }
+
+    /// The bytes as they were in the stream.
+    pub fn restore(&self) -> Vec<u8> {
+        let mut bytes = self.bytes.clone();
+        fill_holes(&mut bytes, &self.holes, &self.fills);
+        bytes
+    }
+}
+
+/// Writes fills into holes, which lie inside `bytes`.
+pub(crate) fn fill_holes(bytes: &mut [u8], holes: &[u32], fills: &[HoleFill]) {
+    for (&hole, fill) in holes.iter().zip(fills) {
+        bytes[hole as usize..][..HOLE_BYTES].copy_from_slice(fill.as_bytes());
+    }
+}
+
+/// A hole that was found in the buffer.
+#[derive(Debug)]
+struct FoundHole {
+    /// Where it starts in the buffer.
+    start: usize,
+    fill: HoleFill,
+}
+
+/// Cuts a stream into chunks.
+#[derive(Debug)]
+pub struct Chunker {
+    cutter: Cutter,
+    finder: memmem::Finder<'static>,
+    /// Bytes of the stream, blanked up to `searched`. Never grows over its first capacity.
+    buffer: Vec<u8>,
+    /// Start of the chunk that is cut next.
+    start: usize,
+    /// No hole starts before this and is not in `holes` yet.
+    searched: usize,
+    /// Whether a store path may start in the buffer is known for all bytes before this: they will not be blanked later.
+    decided: usize,
+    /// Holes in the buffer, ascending; those before `next_hole` are in chunks already.
+    holes: Vec<FoundHole>,
+    next_hole: usize,
+}
+
+impl Chunker {
+    /// Makes a chunker for one stream; store paths are recognised below `store_dir`, which has no trailing slash.
+    ///
+    /// # Panics
+    /// If the sizes are not valid: they come from settings, which are checked when they are read.
+    pub fn new(params: ChunkParams, store_dir: &str) -> Self {
+        params.validate().expect("chunk sizes are checked where they are set");
+        let prefix = format!("{store_dir}/");
+        // Room for the largest chunk, a store path that lies across its end, and something to cut.
+        let capacity = BUFFER_CHUNKS * params.max as usize + prefix.len() + HOLE_BYTES;
+        Self {
+            cutter: Cutter::new(params),
+            finder: memmem::Finder::new(prefix.as_bytes()).into_owned(),
+            buffer: Vec::with_capacity(capacity),
+            start: 0,
+            searched: 0,
+            decided: 0,
+            holes: Vec::new(),
+            next_hole: 0,
+        }
+    }
+
+    /// Takes the next bytes of the stream and appends the chunks that are complete with them.
+    pub fn push(&mut self, mut input: &[u8], out: &mut Vec<RawChunk>) {
+        while !input.is_empty() {
+            let room = self.buffer.capacity() - self.buffer.len();
+            let (now, later) = input.split_at(room.min(input.len()));
+            self.buffer.extend_from_slice(now);
+            input = later;
+            // Only a full buffer is searched and cut: that is cheap for a stream that comes in small pieces too.
+            if self.buffer.len() == self.buffer.capacity() {
+                self.find_holes();
+                while self.decided - self.start >= self.cutter.params.max as usize {
+                    self.cut(out);
+                }
+                self.move_to_front();
+            }
+        }
+    }
+
+    /// Ends the stream and appends its last chunks.
+    pub fn finish(mut self, out: &mut Vec<RawChunk>) {
+        self.find_holes();
+        self.decided = self.buffer.len();
+        while self.start < self.decided {
+            self.cut(out);
+        }
+    }
+
+    /// Blanks the holes in what is not searched yet.
+    fn find_holes(&mut self) {
+        let prefix_len = self.finder.needle().len();
+        while let Some(found) = self.finder.find(&self.buffer[self.searched..]) {
+            let prefix_start = self.searched + found;
+            let hole_start = prefix_start + prefix_len;
+            let Some(hole) = self.buffer[hole_start..].first_chunk_mut::<HOLE_BYTES>() else {
+                // The next bytes will tell; until then nothing from here on is certain.
+                self.searched = prefix_start;
+                self.decided = hole_start;
+                return;
+            };
+            match HoleFill::from_bytes(*hole) {
+                Some(fill) => {
+                    hole.fill(BLANK);
+                    self.holes.push(FoundHole { start: hole_start, fill });
+                    self.searched = hole_start + HOLE_BYTES;
+                }
+                None => self.searched = prefix_start + 1,
+            }
+        }
+        // A prefix that begins in the last bytes has its hole beyond them.
+        self.searched = self.searched.max(self.buffer.len().saturating_sub(prefix_len - 1));
+        self.decided = self.buffer.len();
+    }
+
+    /// Cuts one chunk off the decided bytes: at least a largest chunk of them, or all that the stream still has.
+    fn cut(&mut self, out: &mut Vec<RawChunk>) {
+        let mut end = self.start + self.cutter.cut(&self.buffer[self.start..self.decided]);
+        let first_hole = self.next_hole;
+        while let Some(hole) = self.holes.get(self.next_hole).filter(|hole| hole.start < end) {
+            end = end.max(hole.start + HOLE_BYTES);
+            self.next_hole += 1;
+        }
+        out.push(raw_chunk(
+            &self.buffer[self.start..end],
+            self.start,
+            &self.holes[first_hole..self.next_hole],
+        ));
+        self.start = end;
+    }
+
+    /// Makes room for more bytes.
+    fn move_to_front(&mut self) {
+        // A store path may begin in bytes that are in a chunk already, with its hole beyond them.
+        let moved = self.start.min(self.searched);
+        self.buffer.copy_within(moved.., 0);
+        self.buffer.truncate(self.buffer.len() - moved);
+        self.holes.drain(..self.next_hole);
+        for hole in &mut self.holes {
+            hole.start -= moved;
+        }
+        self.next_hole = 0;
+        self.start -= moved;
+        self.searched -= moved;
+        self.decided -= moved;
+    }
+}
+
+/// Makes a chunk of bytes that begin at `start` in the buffer, where the holes have their places.
+fn raw_chunk(bytes: &[u8], start: usize, found: &[FoundHole]) -> RawChunk {
+    let holes =
+        found.iter().map(|hole| u32::try_from(hole.start - start).expect("a chunk has at most 4 MiB"));
+    let fills = found.iter().map(|hole| hole.fill);
+    // A chunk that is one hole and nothing else would have no stored bytes at all: it is literal too.
+    if found.len() > HOLES_MAX || bytes.len() == found.len() * HOLE_BYTES {
+        let mut bytes = bytes.to_vec();
+        for (hole, fill) in holes.zip(fills) {
+            bytes[hole as usize..][..HOLE_BYTES].copy_from_slice(fill.as_bytes());
+        }
+        return RawChunk { bytes, holes: Vec::new(), fills: Vec::new() };
+    }
+    RawChunk { bytes: bytes.to_vec(), holes: holes.collect(), fills: fills.collect() }
+}
+
+/// FastCDC with everything precomputed that does not depend on the bytes.
+#[derive(Debug)]
+struct Cutter {
+    params: ChunkParams,
+    mask_small: u64,
+    mask_large: u64,
+}
+
+impl Cutter {
+    fn new(params: ChunkParams) -> Self {
+        let (mask_small, mask_large) = v2020::select_masks(params.avg as usize, Normalization::Level1);
+        Self { params, mask_small, mask_large }
+    }
+
+    /// Length of the first chunk of `bytes`, which hold a largest chunk or end with the stream.
+    fn cut(&self, bytes: &[u8]) -> usize {
+        let ChunkParams { min, avg, max } = self.params;
+        let (_, length) = v2020::cut(
+            bytes,
+            min as usize,
+            avg as usize,
+            max as usize,
+            self.mask_small,
+            self.mask_large,
+            self.mask_small << 1,
+            self.mask_large << 1,
+        );
+        length
+    }
+}

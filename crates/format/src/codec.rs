@@ -1,0 +1,170 @@
+//! From raw chunks to stored frames and back.
+//!
+//! Layer: format (pure). The only code that calls zstd: writes encode, scrub and healing decode, and reads do neither.
+//!
+//! Invariants
+//! - What `Encoder` makes passes `validate_frame`, at every size and level, compressible or not.
+//! - A context and its buffer serve one chunk after the other: a fresh zstd context costs more than a small segment.
+
+use std::io::Cursor;
+
+use bytes::Bytes;
+use xxhash_rust::xxh3::xxh3_64;
+use zstd::bulk::{Compressor, Decompressor};
+use zstd::zstd_safe::{CParameter, compress_bound};
+
+use crate::chunker::{RawChunk, fill_holes};
+use crate::error::{Error, Malformed, Result};
+use crate::frame::{check_frame, check_stored};
+use crate::ids::{ChunkId, HoleFill};
+use crate::layout::{ChunkLayout, check_holes, segments};
+
+/// Base-2 logarithm of the window we allow: over the largest chunk (4 MiB and a bit), so that every frame can be single
+/// segment. zstd shrinks it to the segment, so it costs nothing.
+const WINDOW_LOG: u32 = 23;
+
+/// XXH3-64 of stored bytes: what no chunk leaves the server without matching.
+pub fn checksum(stored: &[u8]) -> u64 {
+    xxh3_64(stored)
+}
+
+/// A chunk as it is stored.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct StoredChunk {
+    /// Its identity.
+    pub id: ChunkId,
+    /// How the stored bytes divide into frames.
+    pub layout: ChunkLayout,
+    /// XXH3-64 of the stored bytes.
+    pub checksum: u64,
+    /// The stored bytes: its frames back to back, never empty.
+    pub bytes: Bytes,
+}
+
+/// Compresses chunks, one after the other, with one context.
+pub struct Encoder {
+    compressor: Compressor<'static>,
+    /// Frames of the chunk at hand; only its capacity outlives a chunk.
+    scratch: Vec<u8>,
+}
+
+impl std::fmt::Debug for Encoder {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Encoder").finish_non_exhaustive()
+    }
+}
+
+impl Encoder {
+    /// Makes an encoder for a zstd level.
+    pub fn new(level: i32) -> Result<Self> {
+        let set_up = || {
+            let mut compressor = Compressor::new(level)?;
+            compressor.set_parameter(CParameter::WindowLog(WINDOW_LOG))?;
+            compressor.set_parameter(CParameter::ContentSizeFlag(true))?;
+            compressor.set_parameter(CParameter::ChecksumFlag(false))?;
+            compressor.set_parameter(CParameter::DictIdFlag(false))?;
+            Ok(compressor)
+        };
+        let compressor = set_up().map_err(|source| Error::SetUpCompressor { level, source })?;
+        Ok(Self { compressor, scratch: Vec::new() })
+    }
+
+    /// Compresses a chunk, and computes its id. Use [`encode_as`](Self::encode_as) where the id is known already.
+    pub fn encode(&mut self, chunk: &RawChunk) -> Result<StoredChunk> {
+        self.encode_as(chunk.id(), chunk)
+    }
+
+    /// Compresses a chunk whose id was computed before (for the look-up that found it missing).
+    pub fn encode_as(&mut self, id: ChunkId, chunk: &RawChunk) -> Result<StoredChunk> {
+        check_holes(chunk.bytes.len(), &chunk.holes).map_err(|source| Error::EncodeChunk { source })?;
+        let raw_len = u32::try_from(chunk.bytes.len()).expect("checked to be 4 MiB and a bit at most");
+        let mut frames = Vec::with_capacity(chunk.holes.len() + 1);
+        self.scratch.clear();
+        for segment in segments(chunk.bytes.len(), &chunk.holes).filter(|segment| !segment.is_empty()) {
+            let frame_len = self.append_frame(&chunk.bytes[segment])?;
+            frames.push(u32::try_from(frame_len).expect("a frame is hardly longer than its segment"));
+        }
+        if frames.is_empty() {
+            return Err(Error::EncodeChunk {
+                source: Malformed::OutOfBounds { what: "the count of frames" },
+            });
+        }
+        // The copy makes stored bytes exactly as large as they are: they wait in memory until their pack is full.
+        let bytes = Bytes::copy_from_slice(&self.scratch);
+        let layout = ChunkLayout { raw_len, holes: chunk.holes.clone(), frames };
+        Ok(StoredChunk { id, layout, checksum: checksum(&bytes), bytes })
+    }
+
+    /// Compresses a segment behind what is in `scratch`; returns the length of its frame.
+    fn append_frame(&mut self, segment: &[u8]) -> Result<usize> {
+        let start = self.scratch.len();
+        self.scratch.reserve(compress_bound(segment.len()));
+        let mut destination = Cursor::new(&mut self.scratch);
+        destination.set_position(start as u64);
+        self.compressor
+            .compress_to_buffer(segment, &mut destination)
+            .map_err(|source| Error::Compress { segment_bytes: segment.len(), source })
+    }
+}
+
+/// Decompresses chunks, one after the other, with one context: for scrub, healing and tests.
+pub struct Decoder {
+    decompressor: Decompressor<'static>,
+}
+
+impl std::fmt::Debug for Decoder {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Decoder").finish_non_exhaustive()
+    }
+}
+
+impl Decoder {
+    /// Makes a decoder.
+    pub fn new() -> Result<Self> {
+        let decompressor = Decompressor::new().map_err(|source| Error::SetUpDecompressor { source })?;
+        Ok(Self { decompressor })
+    }
+
+    /// Gives back the bytes of a chunk as they were in its NAR.
+    pub fn decode(&mut self, stored: &[u8], layout: &ChunkLayout, fills: &[HoleFill]) -> Result<Vec<u8>> {
+        if fills.len() != layout.holes.len() {
+            return Err(Error::Chunk { source: Malformed::Mismatch { what: "the count of fills" } });
+        }
+        let mut bytes = self.decode_blanked(stored, layout)?;
+        fill_holes(&mut bytes, &layout.holes, fills);
+        Ok(bytes)
+    }
+
+    /// Gives back the blanked bytes of a chunk: what [`ChunkId::compute`] takes.
+    pub fn decode_blanked(&mut self, stored: &[u8], layout: &ChunkLayout) -> Result<Vec<u8>> {
+        layout.validate()?;
+        check_stored(stored, layout).map_err(|source| Error::Chunk { source })?;
+        // Blanked to begin with: what lies between the segments are the holes.
+        let mut bytes = vec![crate::chunker::BLANK; layout.raw_len as usize];
+        let mut rest = stored;
+        for (frame, (segment, &frame_len)) in layout.segments().zip(&layout.frames).enumerate() {
+            let (now, behind) = rest.split_at(frame_len as usize);
+            self.decompress(now, &mut bytes[segment], frame)?;
+            rest = behind;
+        }
+        Ok(bytes)
+    }
+
+    /// Decompresses one frame into a segment that it must fill exactly.
+    pub fn decode_frame(&mut self, frame: &[u8], segment: &mut [u8]) -> Result<()> {
+        check_frame(frame, segment.len()).map_err(|source| Error::Frame { source })?;
+        self.decompress(frame, segment, 0)
+    }
+
+    fn decompress(&mut self, frame: &[u8], segment: &mut [u8], position: usize) -> Result<()> {
+        let written = self
+            .decompressor
+            .decompress_to_buffer(frame, segment)
+            .map_err(|source| Error::Decompress { frame: position, source })?;
+        if written == segment.len() {
+            Ok(())
+        } else {
+            Err(Error::Chunk { source: Malformed::Mismatch { what: "the content size of a frame" } })
+        }
+    }
+}

@@ -1,0 +1,153 @@
+//! Chunk layouts: how a chunk's raw bytes divide into holes and segments, and how long each segment's frame is.
+//!
+//! Layer: format (pure). Byte table: docs/STORAGE.md, "Chunk layout".
+//!
+//! Invariants (of every layout that `decode` returns)
+//! - Holes ascend, do not overlap and lie inside the raw bytes; there are at most `HOLES_MAX`.
+//! - There is one frame for each non-empty segment, and at least one: stored bytes are never empty.
+//! - A frame is never longer than zstd's bound for its segment, so a hostile layout cannot claim large stored bytes.
+
+use std::ops::Range;
+
+use crate::error::{Error, Malformed, Result};
+use crate::frame::{FRAME_BYTES_MIN, HOLE_FRAME_BYTES, frame_bytes_max};
+use crate::ids::HOLE_BYTES;
+use crate::wire::{Reader, put_varint};
+
+/// Most holes in a chunk; a chunk with more is stored literally, because frames would cost more than they save.
+pub const HOLES_MAX: usize = 64;
+
+/// Largest maximum that chunk sizes may be set to.
+pub(crate) const CHUNK_PARAM_MAX: u32 = 4 * 1024 * 1024;
+
+/// Most raw bytes of any chunk: the largest maximum, and the rest of a hole that a cut fell into.
+pub const CHUNK_BYTES_MAX: u32 = CHUNK_PARAM_MAX + HOLE_BYTES as u32 - 1;
+
+/// How a chunk is cut into frames.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub struct ChunkLayout {
+    /// Bytes of the chunk in its NAR, holes included.
+    pub raw_len: u32,
+    /// Offsets of the holes in the raw bytes, ascending.
+    pub holes: Vec<u32>,
+    /// Lengths of the stored frames, one for each non-empty segment, in order.
+    pub frames: Vec<u32>,
+}
+
+impl ChunkLayout {
+    /// Stored bytes: all frames.
+    pub fn stored_len(&self) -> u32 {
+        self.frames.iter().sum()
+    }
+
+    /// Bytes served: all frames, and a frame for each hole.
+    pub fn spliced_len(&self) -> u64 {
+        u64::from(self.stored_len()) + (self.holes.len() * HOLE_FRAME_BYTES) as u64
+    }
+
+    /// The non-empty segments between the holes, as ranges of raw bytes, in order.
+    pub fn segments(&self) -> impl Iterator<Item = Range<usize>> + '_ {
+        segments(self.raw_len as usize, &self.holes).filter(|segment| !segment.is_empty())
+    }
+
+    /// Checks what this module's head promises.
+    pub fn validate(&self) -> Result<()> {
+        self.check().map_err(|source| Error::Layout { source })
+    }
+
+    /// Writes the layout in its one compact spelling.
+    pub fn encode(&self) -> Vec<u8> {
+        // Three bytes for each length is nearly always enough: frames of up to 2 MiB.
+        let mut out = Vec::with_capacity(4 + 3 * (self.holes.len() + self.frames.len() + 1));
+        self.encode_to(&mut out);
+        out
+    }
+
+    /// Appends [`encode`](Self::encode)'s bytes; they say themselves where they end.
+    pub(crate) fn encode_to(&self, out: &mut Vec<u8>) {
+        put_varint(out, self.raw_len.into());
+        put_varint(out, self.holes.len() as u64);
+        let mut free_from = 0;
+        for &hole in &self.holes {
+            put_varint(out, u64::from(hole.saturating_sub(free_from)));
+            free_from = hole.saturating_add(HOLE_BYTES as u32);
+        }
+        for &frame in &self.frames {
+            put_varint(out, frame.into());
+        }
+    }
+
+    /// Reads a layout that is all of `bytes`.
+    pub fn decode(bytes: &[u8]) -> Result<Self> {
+        let mut reader = Reader::new(bytes);
+        Self::decode_from(&mut reader)
+            .and_then(|layout| reader.finish().map(|()| layout))
+            .map_err(|source| Error::Layout { source })
+    }
+
+    /// Reads a layout from the front of what is left.
+    pub(crate) fn decode_from(reader: &mut Reader<'_>) -> Result<Self, Malformed> {
+        let raw_len = reader.varint_u32()?;
+        let hole_count = reader.count(1)?;
+        if hole_count > HOLES_MAX {
+            return Err(Malformed::OutOfBounds { what: "the count of holes" });
+        }
+        let mut holes = Vec::with_capacity(hole_count);
+        let mut free_from = 0_u32;
+        for _ in 0..hole_count {
+            let out_of_bounds = Malformed::OutOfBounds { what: "a hole" };
+            let hole = free_from.checked_add(reader.varint_u32()?).ok_or(out_of_bounds)?;
+            free_from = hole.checked_add(HOLE_BYTES as u32).ok_or(out_of_bounds)?;
+            holes.push(hole);
+        }
+        if raw_len > CHUNK_BYTES_MAX || free_from > raw_len {
+            return Err(Malformed::OutOfBounds { what: "the raw length" });
+        }
+        let frame_count = segments(raw_len as usize, &holes).filter(|segment| !segment.is_empty()).count();
+        let frames = (0..frame_count).map(|_| reader.varint_u32()).collect::<Result<_, _>>()?;
+        let layout = Self { raw_len, holes, frames };
+        layout.check()?;
+        Ok(layout)
+    }
+
+    fn check(&self) -> Result<(), Malformed> {
+        check_holes(self.raw_len as usize, &self.holes)?;
+        let mut frames = self.frames.iter();
+        for segment in self.segments() {
+            let &frame = frames.next().ok_or(Malformed::Mismatch { what: "the count of frames" })?;
+            if !(FRAME_BYTES_MIN..=frame_bytes_max(segment.len())).contains(&(frame as usize)) {
+                return Err(Malformed::OutOfBounds { what: "the length of a frame" });
+            }
+        }
+        match frames.next() {
+            Some(_) => Err(Malformed::Mismatch { what: "the count of frames" }),
+            None if self.frames.is_empty() => Err(Malformed::OutOfBounds { what: "the count of frames" }),
+            None => Ok(()),
+        }
+    }
+}
+
+/// Checks that holes ascend, do not overlap and lie inside.
+pub(crate) fn check_holes(raw_len: usize, holes: &[u32]) -> Result<(), Malformed> {
+    if raw_len == 0 || raw_len > CHUNK_BYTES_MAX as usize {
+        return Err(Malformed::OutOfBounds { what: "the raw length" });
+    }
+    if holes.len() > HOLES_MAX {
+        return Err(Malformed::OutOfBounds { what: "the count of holes" });
+    }
+    let mut free_from = 0;
+    for &hole in holes {
+        if (hole as usize) < free_from || hole as usize + HOLE_BYTES > raw_len {
+            return Err(Malformed::OutOfBounds { what: "a hole" });
+        }
+        free_from = hole as usize + HOLE_BYTES;
+    }
+    Ok(())
+}
+
+/// The segments before, between and after the holes, the empty ones too: always one more than there are holes.
+pub(crate) fn segments(raw_len: usize, holes: &[u32]) -> impl Iterator<Item = Range<usize>> + '_ {
+    let starts = std::iter::once(0).chain(holes.iter().map(|&hole| hole as usize + HOLE_BYTES));
+    let ends = holes.iter().map(|&hole| hole as usize).chain(std::iter::once(raw_len));
+    starts.zip(ends).map(|(start, end)| start..end)
+}

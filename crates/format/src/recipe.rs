@@ -1,0 +1,233 @@
+//! Recipes: how to rebuild a NAR from chunks and fills.
+//!
+//! Layer: format (pure). Byte table: docs/STORAGE.md, "Recipe".
+//!
+//! Invariants (of every recipe that `decode` returns)
+//! - No run is empty, no chunk number exceeds 2^63 - 1 (what a database column holds), counts do not overflow.
+//! - Every fill run names a hash that is there.
+//! - Its memory is at most 20 times the bytes it was decoded from.
+
+use std::collections::HashMap;
+
+use crate::FORMAT_VERSION;
+use crate::error::{Error, Malformed, Result};
+use crate::ids::{FILL_PACKED_BYTES, HoleFill};
+use crate::wire::{Reader, put_varint, unzigzag, zigzag};
+
+/// Largest chunk number.
+const NUMBER_MAX: u64 = i64::MAX as u64;
+
+/// Consecutive chunk numbers.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct ChunkRun {
+    /// First number.
+    pub first: u64,
+    /// How many, at least one.
+    pub count: u32,
+}
+
+/// Holes in a row that have the same fill.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct FillRun {
+    /// Which of the recipe's hashes.
+    pub hash: u32,
+    /// How many holes, at least one.
+    pub count: u32,
+}
+
+/// How to rebuild a NAR: its chunks in order, and what fills their holes, in order.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Recipe {
+    /// The chunks.
+    pub runs: Vec<ChunkRun>,
+    /// The distinct fills.
+    pub hashes: Vec<HoleFill>,
+    /// Which of them fills which hole.
+    pub fills: Vec<FillRun>,
+}
+
+impl Recipe {
+    /// Chunks in all.
+    pub fn chunk_count(&self) -> u64 {
+        self.runs.iter().map(|run| u64::from(run.count)).sum()
+    }
+
+    /// Holes in all.
+    pub fn hole_count(&self) -> u64 {
+        self.fills.iter().map(|run| u64::from(run.count)).sum()
+    }
+
+    /// All chunk numbers, in order.
+    pub fn chunk_numbers(&self) -> impl Iterator<Item = u64> + '_ {
+        self.runs.iter().flat_map(|run| run.first..run.first.saturating_add(run.count.into()))
+    }
+
+    /// What fills the holes, one after the other. `nth` and `skip` jump over whole runs.
+    pub fn hole_fills(&self) -> HoleFills<'_> {
+        HoleFills { hashes: &self.hashes, runs: self.fills.iter(), current: None }
+    }
+
+    /// Writes the recipe in its compact form.
+    pub fn encode(&self) -> Vec<u8> {
+        let hash_bytes = self.hashes.len() * FILL_PACKED_BYTES;
+        let mut out = Vec::with_capacity(8 + 5 * self.runs.len() + hash_bytes + 2 * self.fills.len());
+        put_varint(&mut out, FORMAT_VERSION.into());
+        put_varint(&mut out, self.runs.len() as u64);
+        let mut expected = 0_u64;
+        for run in &self.runs {
+            // Runs mostly begin near the end of the one before: the difference is short.
+            put_varint(&mut out, zigzag(run.first.wrapping_sub(expected).cast_signed()));
+            put_varint(&mut out, run.count.into());
+            expected = run.first.wrapping_add(run.count.into());
+        }
+        put_varint(&mut out, self.hashes.len() as u64);
+        for hash in &self.hashes {
+            out.extend_from_slice(&hash.pack());
+        }
+        put_varint(&mut out, self.fills.len() as u64);
+        for run in &self.fills {
+            // Most runs are one hole long: the lowest bit says that a count follows.
+            put_varint(&mut out, u64::from(run.hash) << 1 | u64::from(run.count != 1));
+            if run.count != 1 {
+                put_varint(&mut out, run.count.into());
+            }
+        }
+        out
+    }
+
+    /// Reads a recipe that is all of `bytes`.
+    pub fn decode(bytes: &[u8]) -> Result<Self> {
+        Self::read(bytes).map_err(|source| Error::Recipe { source })
+    }
+
+    fn read(bytes: &[u8]) -> Result<Self, Malformed> {
+        let mut reader = Reader::new(bytes);
+        let version = reader.varint()?;
+        if version != u64::from(FORMAT_VERSION) {
+            return Err(Malformed::Version { version: u16::try_from(version).unwrap_or(u16::MAX) });
+        }
+        let runs = read_runs(&mut reader)?;
+        let hashes: Vec<HoleFill> = (0..reader.count(FILL_PACKED_BYTES)?)
+            .map(|_| reader.array().map(HoleFill::unpack))
+            .collect::<Result<_, _>>()?;
+        let fills = read_fills(&mut reader, &hashes)?;
+        reader.finish()?;
+        Ok(Self { runs, hashes, fills })
+    }
+}
+
+fn read_runs(reader: &mut Reader<'_>) -> Result<Vec<ChunkRun>, Malformed> {
+    let out_of_bounds = Malformed::OutOfBounds { what: "a run of chunks" };
+    let run_count = reader.count(2)?;
+    let mut runs = Vec::with_capacity(run_count);
+    let mut expected = 0_u64;
+    for _ in 0..run_count {
+        let first = expected.checked_add_signed(unzigzag(reader.varint()?)).ok_or(out_of_bounds)?;
+        let count = reader.varint_u32()?;
+        // `first + count` may be one past the largest number, and fits 64 bits whatever the two are.
+        expected = first.checked_add(count.into()).ok_or(out_of_bounds)?;
+        if count == 0 || expected > NUMBER_MAX + 1 {
+            return Err(out_of_bounds);
+        }
+        runs.push(ChunkRun { first, count });
+    }
+    Ok(runs)
+}
+
+fn read_fills(reader: &mut Reader<'_>, hashes: &[HoleFill]) -> Result<Vec<FillRun>, Malformed> {
+    let out_of_bounds = Malformed::OutOfBounds { what: "a run of fills" };
+    let run_count = reader.count(1)?;
+    let mut fills = Vec::with_capacity(run_count);
+    for _ in 0..run_count {
+        let head = reader.varint()?;
+        let hash = u32::try_from(head >> 1).map_err(|_| out_of_bounds)?;
+        // A written count of one would be a second spelling of none.
+        let count = if head & 1 == 0 { 1 } else { reader.varint_u32()? };
+        if hash as usize >= hashes.len() || count == 0 || (head & 1 == 1 && count == 1) {
+            return Err(out_of_bounds);
+        }
+        fills.push(FillRun { hash, count });
+    }
+    Ok(fills)
+}
+
+/// See [`Recipe::hole_fills`].
+#[derive(Debug, Clone)]
+pub struct HoleFills<'a> {
+    hashes: &'a [HoleFill],
+    runs: std::slice::Iter<'a, FillRun>,
+    /// The run at hand, with the holes left in it.
+    current: Option<FillRun>,
+}
+
+impl<'a> Iterator for HoleFills<'a> {
+    type Item = &'a HoleFill;
+
+    fn next(&mut self) -> Option<Self::Item> {
+        self.nth(0)
+    }
+
+    fn nth(&mut self, mut skipped: usize) -> Option<Self::Item> {
+        loop {
+            let run = match self.current.take() {
+                Some(run) => run,
+                None => *self.runs.next()?,
+            };
+            let left = run.count as usize;
+            if skipped < left {
+                let count = u32::try_from(left - skipped - 1).expect("less than a 32-bit count");
+                self.current = (count > 0).then_some(FillRun { hash: run.hash, count });
+                return self.hashes.get(run.hash as usize);
+            }
+            skipped -= left;
+        }
+    }
+}
+
+/// Collects a recipe; chunks and fills may be pushed in any order between each other.
+#[derive(Debug, Clone, Default)]
+pub struct RecipeBuilder {
+    recipe: Recipe,
+    known: HashMap<HoleFill, u32>,
+}
+
+impl RecipeBuilder {
+    /// Starts a NAR.
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// Adds the next chunk.
+    pub fn push_chunk(&mut self, number: u64) {
+        if let Some(run) = self.recipe.runs.last_mut()
+            && run.first + u64::from(run.count) == number
+            && run.count < u32::MAX
+        {
+            run.count += 1;
+        } else {
+            self.recipe.runs.push(ChunkRun { first: number, count: 1 });
+        }
+    }
+
+    /// Adds the fill of the next hole.
+    pub fn push_fill(&mut self, fill: &HoleFill) {
+        if let Some(run) = self.recipe.fills.last_mut()
+            && self.recipe.hashes[run.hash as usize] == *fill
+            && run.count < u32::MAX
+        {
+            run.count += 1;
+            return;
+        }
+        let hashes = &mut self.recipe.hashes;
+        let hash = *self.known.entry(*fill).or_insert_with(|| {
+            hashes.push(*fill);
+            u32::try_from(hashes.len() - 1).expect("fewer than 2^32 distinct fills fit in memory")
+        });
+        self.recipe.fills.push(FillRun { hash, count: 1 });
+    }
+
+    /// Ends the NAR.
+    pub fn finish(self) -> Recipe {
+        self.recipe
+    }
+}
