@@ -1,1 +1,11 @@
-//! Fault-injecting stores, NAR strategies, in-process server, helpers for real services.
+//! Test parts shared by the workspace: faults round real stores, NARs to push, and the invariants as code.
+//!
+//! Layer: development only; no shipped crate depends on it.
+
+mod faults;
+mod invariants;
+mod nars;
+
+pub use faults::{FaultBlobs, FaultIndex, Faults, Lie};
+pub use invariants::{Violation, check_invariants};
+pub use nars::{Random, farm_nar, object_for, package_nar, rebuilt};

@@ -1,0 +1,150 @@
+//! Caches and their signing keys.
+//!
+//! Settings of a cache are remembered for [`REMEMBERED`], so a change made through another replica shows within that time;
+//! a change made through this engine shows at once. That a cache does not exist is never remembered.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use dormer_index::{Cache, CacheKey, CachePatch, NewCache};
+use dormer_nix::SecretKey;
+
+use crate::{Engine, Error, Result};
+
+/// How long settings and answers are remembered without notice of a change.
+pub(crate) const REMEMBERED: Duration = Duration::from_secs(5);
+
+/// A cache to create.
+#[derive(Debug, Clone)]
+pub struct CreateCache {
+    /// Name; the caller has checked its form.
+    pub name: String,
+    /// Whether anybody may read it.
+    pub is_public: bool,
+    /// Store folder, `/nix/store` nearly always.
+    pub store_dir: String,
+    /// Priority announced in `nix-cache-info`.
+    pub priority: i32,
+    /// Names of keys whose paths clients need not push.
+    pub upstream_cache_key_names: Vec<String>,
+    /// Its signing key; `None` makes one that is named like the cache.
+    pub secret_key: Option<SecretKey>,
+}
+
+/// A new signing key.
+#[derive(Debug, Clone)]
+pub enum KeyChange {
+    /// Made by us.
+    Generate,
+    /// Brought by the caller.
+    Given(SecretKey),
+}
+
+/// Changes to a cache; `None` leaves a field as it is.
+#[derive(Debug, Clone, Default)]
+pub struct UpdateCache {
+    /// Visibility.
+    pub is_public: Option<bool>,
+    /// Store folder.
+    pub store_dir: Option<String>,
+    /// Priority.
+    pub priority: Option<i32>,
+    /// Names of upstream keys.
+    pub upstream_cache_key_names: Option<Vec<String>>,
+    /// Retention in seconds; `Some(None)` goes back to the server's default.
+    pub retention_seconds: Option<Option<i64>>,
+    /// A key that replaces the active ones.
+    pub new_key: Option<KeyChange>,
+}
+
+impl Engine {
+    /// A cache by name, as it was at most 5 s ago.
+    pub async fn find_cache(&self, name: &str) -> Result<Option<Arc<Cache>>> {
+        if let Some(cache) = self.remembered_caches().get(name) {
+            return Ok(Some(cache));
+        }
+        let Some(cache) = self.index().find_cache(name).await? else { return Ok(None) };
+        let cache = Arc::new(cache);
+        self.remembered_caches().insert(name.to_owned(), Arc::clone(&cache));
+        Ok(Some(cache))
+    }
+
+    /// All caches, by name.
+    pub async fn list_caches(&self) -> Result<Vec<Cache>> {
+        Ok(self.index().list_caches().await?)
+    }
+
+    /// Creates a cache with its first signing key.
+    pub async fn create_cache(&self, new: CreateCache) -> Result<Arc<Cache>> {
+        let secret = new.secret_key.unwrap_or_else(|| generate_key(&new.name));
+        let cache = NewCache {
+            key: self.seal_key(&secret),
+            name: new.name.clone(),
+            is_public: new.is_public,
+            store_dir: new.store_dir,
+            priority: new.priority,
+            upstream_cache_key_names: new.upstream_cache_key_names,
+            created_at: self.now(),
+        };
+        self.index().create_cache(&cache).await?;
+        self.remembered_caches().invalidate(&new.name);
+        self.find_cache(&new.name).await?.ok_or(Error::Index(dormer_index::Error::CacheGone))
+    }
+
+    /// Changes a cache. A new key replaces the active ones; they stay listed as retired.
+    pub async fn update_cache(&self, cache: &Cache, update: UpdateCache) -> Result<()> {
+        let secret = update.new_key.map(|change| match change {
+            KeyChange::Generate => generate_key(&cache.name),
+            KeyChange::Given(secret) => secret,
+        });
+        let patch = CachePatch {
+            is_public: update.is_public,
+            store_dir: update.store_dir,
+            priority: update.priority,
+            upstream_cache_key_names: update.upstream_cache_key_names,
+            retention_seconds: update.retention_seconds,
+            replace_keys: secret.map(|secret| self.seal_key(&secret)),
+        };
+        let updated = self.index().update_cache(cache.id, &patch, self.now()).await;
+        self.forget_cache(cache);
+        Ok(updated?)
+    }
+
+    /// Deletes a cache with all its objects; its name is free at once.
+    pub async fn delete_cache(&self, cache: &Cache) -> Result<()> {
+        let deleted = self.index().delete_cache(cache.id, self.now()).await;
+        self.forget_cache(cache);
+        Ok(deleted?)
+    }
+
+    /// The active signing keys of a cache.
+    pub(crate) fn signing_keys(&self, cache: &Cache) -> Result<Vec<Arc<SecretKey>>> {
+        cache.keys.iter().filter(|key| key.active).map(|key| self.signing_key(cache, key)).collect()
+    }
+
+    fn signing_key(&self, cache: &Cache, key: &CacheKey) -> Result<Arc<SecretKey>> {
+        if let Some(secret) = self.unsealed_keys().get(&key.public_key) {
+            return Ok(secret);
+        }
+        let unreadable = || Error::SigningKey { cache: cache.name.clone() };
+        let text = self.master_key().unseal(&seal_context(&key.public_key), &key.sealed_secret)?;
+        let text = String::from_utf8(text).map_err(|_| unreadable())?;
+        let secret: Arc<SecretKey> = Arc::new(text.parse().map_err(|_| unreadable())?);
+        self.unsealed_keys().insert(key.public_key.clone(), Arc::clone(&secret));
+        Ok(secret)
+    }
+
+    fn seal_key(&self, secret: &SecretKey) -> CacheKey {
+        let public_key = secret.public_key().to_string();
+        let sealed_secret = self.master_key().seal(&seal_context(&public_key), secret.expose().as_bytes());
+        CacheKey { public_key, sealed_secret, active: true }
+    }
+}
+
+fn seal_context(public_key: &str) -> String {
+    format!("signing key {public_key}")
+}
+
+fn generate_key(name: &str) -> SecretKey {
+    SecretKey::generate(name, rand::random())
+}

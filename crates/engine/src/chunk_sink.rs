@@ -1,0 +1,246 @@
+//! From raw bytes to a recipe: chunking, deduplication, compression and packing of one stream of bytes.
+//!
+//! Algorithm, for each batch of chunks (4 MiB, or what is left at the end): hash them on the CPU pool; ask the packer for
+//! those that are on their way, then the index for the others; reserve, compress and hand to the packer what nobody has.
+//! The recipe, the encoding tag and the size are built in order, as far as the chunks' rows are known; so what is kept
+//! for each chunk is kept only until its pack is stored, and memory does not grow with the NAR.
+
+use std::collections::{BTreeSet, VecDeque};
+use std::sync::Arc;
+
+use dormer_format::{
+    ChunkId, ChunkParams, Chunker, EncodingTag, HoleFill, RawChunk, Recipe, RecipeBuilder, TagBuilder,
+};
+use dormer_index::{ChunkRow, Index, PackNumber};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::task::JoinSet;
+
+use crate::Result;
+use crate::cpu::CpuPool;
+use crate::packer::{Packer, Pending, Reservation, Reserved};
+
+/// Raw bytes looked up at once. One statement for up to 128 chunks of 32 KiB, and the largest part of an upload's memory.
+const BATCH_BYTES: usize = 4 * 1024 * 1024;
+
+/// What sinks share.
+#[derive(Debug, Clone)]
+pub(crate) struct Workshop {
+    pub(crate) index: Arc<dyn Index>,
+    pub(crate) cpu: CpuPool,
+    pub(crate) packer: Packer,
+    /// Chunks being compressed or waiting for it, over all uploads.
+    pub(crate) jobs: Arc<Semaphore>,
+}
+
+/// A stored stream of bytes: all of its packs are durable and known to the index.
+#[derive(Debug)]
+pub(crate) struct StoredStream {
+    pub(crate) recipe: Recipe,
+    pub(crate) tag: EncodingTag,
+    pub(crate) file_size: u64,
+    pub(crate) packs: BTreeSet<PackNumber>,
+    /// Raw bytes in all chunks.
+    pub(crate) chunk_bytes: u64,
+    /// Raw bytes in chunks that this stream was the first to bring.
+    pub(crate) new_chunk_bytes: u64,
+}
+
+enum Source {
+    Known(Box<ChunkRow>),
+    Pending(Arc<Pending>),
+}
+
+struct Slot {
+    source: Source,
+    fills: Vec<HoleFill>,
+}
+
+pub(crate) struct ChunkSink {
+    workshop: Workshop,
+    /// Orders this upload's chunks in packs.
+    upload: u64,
+    position: u64,
+    chunker: Option<Chunker>,
+    batch: Vec<RawChunk>,
+    batch_bytes: usize,
+    slots: VecDeque<Slot>,
+    jobs: JoinSet<()>,
+    recipe: RecipeBuilder,
+    tag: TagBuilder,
+    stored: StoredCounts,
+}
+
+#[derive(Default)]
+struct StoredCounts {
+    file_size: u64,
+    packs: BTreeSet<PackNumber>,
+    chunk_bytes: u64,
+    new_chunk_bytes: u64,
+}
+
+impl ChunkSink {
+    pub(crate) fn new(workshop: Workshop, upload: u64, params: ChunkParams, store_dir: &str) -> Self {
+        Self {
+            workshop,
+            upload,
+            position: 0,
+            chunker: Some(Chunker::new(params, store_dir)),
+            batch: Vec::new(),
+            batch_bytes: 0,
+            slots: VecDeque::new(),
+            jobs: JoinSet::new(),
+            recipe: RecipeBuilder::new(),
+            tag: TagBuilder::new(),
+            stored: StoredCounts::default(),
+        }
+    }
+
+    /// Takes more bytes; waits while too much is being compressed or stored.
+    pub(crate) async fn write(&mut self, bytes: &[u8]) -> Result<()> {
+        let chunker = self.chunker.as_mut().expect("write is not called after finish");
+        let before = self.batch.len();
+        chunker.push(bytes, &mut self.batch);
+        self.batch_bytes += self.batch[before..].iter().map(|chunk| chunk.bytes.len()).sum::<usize>();
+        if self.batch_bytes >= BATCH_BYTES { self.flush().await } else { Ok(()) }
+    }
+
+    /// Ends the stream: everything is handed to the packer.
+    pub(crate) async fn finish_chunks(&mut self) -> Result<()> {
+        if let Some(chunker) = self.chunker.take() {
+            chunker.finish(&mut self.batch);
+        }
+        self.flush().await?;
+        while let Some(job) = self.jobs.join_next().await {
+            if let Err(error) = job
+                && let Ok(panic) = error.try_into_panic()
+            {
+                std::panic::resume_unwind(panic);
+            }
+        }
+        Ok(())
+    }
+
+    /// Waits for the packs and returns how to read the stream back.
+    pub(crate) async fn finish(mut self) -> Result<StoredStream> {
+        let pending: Vec<_> = self
+            .slots
+            .iter()
+            .filter_map(|slot| match &slot.source {
+                Source::Pending(pending) => Some(Arc::clone(pending)),
+                Source::Known(_) => None,
+            })
+            .collect();
+        self.workshop.packer.wait_for(pending.iter()).await;
+        self.drain_settled()?;
+        assert!(self.slots.is_empty(), "every chunk was waited for");
+        Ok(StoredStream {
+            recipe: self.recipe.finish(),
+            tag: self.tag.finish(),
+            file_size: self.stored.file_size,
+            packs: self.stored.packs,
+            chunk_bytes: self.stored.chunk_bytes,
+            new_chunk_bytes: self.stored.new_chunk_bytes,
+        })
+    }
+
+    async fn flush(&mut self) -> Result<()> {
+        let chunks = std::mem::take(&mut self.batch);
+        self.batch_bytes = 0;
+        if chunks.is_empty() {
+            return Ok(());
+        }
+        let chunks = self.hash(chunks).await;
+        let mut on_their_way: Vec<Option<Arc<Pending>>> =
+            chunks.iter().map(|(id, _)| self.workshop.packer.find_pending(id)).collect();
+        let unknown: Vec<ChunkId> = chunks
+            .iter()
+            .zip(&on_their_way)
+            .filter(|(_, pending)| pending.is_none())
+            .map(|((id, _), _)| *id)
+            .collect();
+        let mut rows = self.workshop.index.find_chunks(&unknown).await?.into_iter();
+
+        for ((id, mut chunk), pending) in chunks.into_iter().zip(&mut on_their_way) {
+            self.position += 1;
+            self.stored.chunk_bytes += chunk.bytes.len() as u64;
+            let fills = std::mem::take(&mut chunk.fills);
+            let source = match pending.take() {
+                Some(pending) => Source::Pending(pending),
+                None => match rows.next().flatten() {
+                    Some(row) => Source::Known(Box::new(row)),
+                    None => Source::Pending(self.store(id, chunk).await),
+                },
+            };
+            self.slots.push_back(Slot { source, fills });
+        }
+        self.drain_settled()
+    }
+
+    async fn hash(&self, chunks: Vec<RawChunk>) -> Vec<(ChunkId, RawChunk)> {
+        self.workshop
+            .cpu
+            .run(move || chunks.into_iter().map(|chunk| (chunk.id(), chunk)).collect())
+            .await
+    }
+
+    async fn store(&mut self, id: ChunkId, chunk: RawChunk) -> Arc<Pending> {
+        // The turn comes before the reservation: nobody may wait for a chunk that itself waits for a turn for long.
+        let turn = Arc::clone(&self.workshop.jobs).acquire_owned().await.expect("the semaphore is never closed");
+        let reserved = match self.workshop.packer.reserve(id) {
+            Reservation::Taken(pending) => return pending,
+            Reservation::Yours(reserved) => reserved,
+        };
+        self.stored.new_chunk_bytes += chunk.bytes.len() as u64;
+        let pending = Arc::clone(reserved.pending());
+        let place = (self.upload, self.position);
+        while self.jobs.try_join_next().is_some() {}
+        // A task of its own: the packer counts on a reserved chunk even when this upload is abandoned, and JoinSet would
+        // abort what it holds.
+        let work = tokio::spawn(encode_and_add(self.workshop.clone(), turn, chunk, place, reserved));
+        self.jobs.spawn(async move {
+            if let Err(error) = work.await
+                && let Ok(panic) = error.try_into_panic()
+            {
+                std::panic::resume_unwind(panic);
+            }
+        });
+        pending
+    }
+
+    /// Moves what is known by now from the slots into recipe and tag.
+    fn drain_settled(&mut self) -> Result<()> {
+        while let Some(slot) = self.slots.front() {
+            let row = match &slot.source {
+                Source::Known(row) => &**row,
+                Source::Pending(pending) => match pending.row() {
+                    None => break,
+                    Some(row) => row?,
+                },
+            };
+            self.recipe.push_chunk(row.number);
+            self.tag.push_chunk(&row.id, row.checksum, &row.layout);
+            for fill in &slot.fills {
+                self.recipe.push_fill(fill);
+                self.tag.push_fill(fill);
+            }
+            self.stored.file_size += row.layout.spliced_len();
+            self.stored.packs.insert(row.pack);
+            self.slots.pop_front();
+        }
+        Ok(())
+    }
+}
+
+async fn encode_and_add(
+    workshop: Workshop,
+    turn: OwnedSemaphorePermit,
+    chunk: RawChunk,
+    place: (u64, u64),
+    reserved: Reserved,
+) {
+    match workshop.cpu.encode(chunk).await {
+        Ok(stored) => workshop.packer.add(place, stored, reserved).await,
+        Err(error) => reserved.fail(error.to_string()),
+    }
+    drop(turn);
+}

@@ -1,0 +1,141 @@
+//! Why an engine call failed, and what kind of failure it is. HTTP is the server's business.
+
+use dormer_nix::NarHash;
+use dormer_nix::nar::NarError;
+
+/// Result of an engine call.
+pub type Result<T, E = Error> = std::result::Result<T, E>;
+
+/// What a caller can do about an error.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ErrorClass {
+    /// The input is wrong; the same input will fail again.
+    BadInput,
+    /// What was asked for is not here.
+    Missing,
+    /// It is there already.
+    Conflict,
+    /// Too much is going on; the same call will work later.
+    Busy,
+    /// The database or the store cannot be reached, or something vanished under way; the same call may work later.
+    Unavailable,
+    /// A defect or damaged data.
+    Internal,
+}
+
+/// Why an engine call failed.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum Error {
+    /// The bytes are not a NAR.
+    #[error("malformed NAR")]
+    MalformedNar(#[source] NarError),
+    /// The NAR's hash is another one than was announced.
+    #[error("NAR hash mismatch: announced {expected}, got {got}")]
+    HashMismatch {
+        /// Announced.
+        expected: NarHash,
+        /// Computed.
+        got: NarHash,
+    },
+    /// The NAR's size is another one than was announced.
+    #[error("NAR size mismatch: announced {expected} bytes, got {got}")]
+    SizeMismatch {
+        /// Announced.
+        expected: u64,
+        /// Counted.
+        got: u64,
+    },
+    /// The NAR is larger than this server takes.
+    #[error("NAR is larger than {limit} bytes, the limit of this server")]
+    NarTooLarge {
+        /// Limit in bytes.
+        limit: u64,
+    },
+    /// No turn came in time.
+    #[error("too many {what} at once, none ended in time")]
+    Busy {
+        /// What there are too many of.
+        what: &'static str,
+    },
+    /// A narinfo names a file that was not uploaded to this cache.
+    #[error("no NAR was uploaded as '{file_name}'")]
+    NoAlias {
+        /// The name.
+        file_name: String,
+    },
+    /// A narinfo does not match the NAR that its URL names.
+    #[error("narinfo does not match the uploaded NAR: it says {said}, the NAR has {has}")]
+    NarMismatch {
+        /// Hash and size in the narinfo.
+        said: String,
+        /// Hash and size of the NAR.
+        has: String,
+    },
+    /// Stored bytes are missing or changed. The path is treated as missing until it is pushed again.
+    #[error("stored bytes of NAR {nar} are damaged")]
+    Damaged {
+        /// The NAR.
+        nar: NarHash,
+    },
+    /// The range does not lie within the NAR's served bytes.
+    #[error("range {start}..{end} does not lie within {size} bytes")]
+    RangeOutside {
+        /// First byte.
+        start: u64,
+        /// One after the last byte.
+        end: u64,
+        /// Bytes there are.
+        size: u64,
+    },
+    /// A pack that an upload depends on could not be stored.
+    #[error("failed to store a pack: {0}")]
+    PackLost(String),
+    /// A secret cannot be unsealed with this master key.
+    #[error("{what} cannot be unsealed with this master key")]
+    Sealed {
+        /// Which secret.
+        what: String,
+    },
+    /// A stored signing key cannot be read.
+    #[error("signing key of cache '{cache}' is unreadable")]
+    SigningKey {
+        /// The cache.
+        cache: String,
+    },
+    /// Compression failed: a defect.
+    #[error("failed to encode a chunk")]
+    Encode(#[source] dormer_format::Error),
+    /// The index failed.
+    #[error(transparent)]
+    Index(#[from] dormer_index::Error),
+    /// The object store failed.
+    #[error(transparent)]
+    Blobs(#[from] dormer_blobs::Error),
+}
+
+impl Error {
+    /// What kind of failure this is.
+    pub fn class(&self) -> ErrorClass {
+        use dormer_index::Error as Index;
+        match self {
+            Self::MalformedNar(_)
+            | Self::HashMismatch { .. }
+            | Self::SizeMismatch { .. }
+            | Self::NarTooLarge { .. }
+            | Self::NoAlias { .. }
+            | Self::NarMismatch { .. }
+            | Self::RangeOutside { .. } => ErrorClass::BadInput,
+            Self::Busy { .. } => ErrorClass::Busy,
+            Self::Damaged { .. } => ErrorClass::Missing,
+            Self::PackLost(_) | Self::Blobs(_) => ErrorClass::Unavailable,
+            Self::Index(error) => match error {
+                Index::CacheExists { .. } => ErrorClass::Conflict,
+                Index::CacheGone => ErrorClass::Missing,
+                Index::PackGone | Index::NarGone | Index::Unavailable { .. } => ErrorClass::Unavailable,
+                _ => ErrorClass::Internal,
+            },
+            Self::Sealed { .. } | Self::SigningKey { .. } | Self::Encode(_) => ErrorClass::Internal,
+        }
+    }
+}

@@ -1,0 +1,263 @@
+//! Ingest: a NAR comes in, is verified, and its bytes become durable. Nothing is visible before [`commit`](crate::commit).
+//!
+//! Invariants
+//! - Nothing is returned for a NAR that was not read whole, parsed, and found to have the announced hash and size.
+//! - A known NAR is still read and hashed: only who has the bytes may name them.
+//! - An [`Ingest`] that is dropped leaves at most chunks behind, which are valid on their own and deduplicated against.
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+use dormer_format::ChunkParams;
+use dormer_index::{NarId, NarSource, NewNar, StoredListing};
+use dormer_nix::nar::{Listing, NarLimits, NarReader};
+use dormer_nix::{NarHash, NarHasher};
+use tokio::sync::OwnedSemaphorePermit;
+
+use crate::chunk_sink::{ChunkSink, StoredStream, Workshop};
+use crate::packer::Streaming;
+use crate::settings::UPLOAD_BYTES;
+use crate::{Engine, Error, Result};
+
+/// Largest compressed listing kept in a row; larger ones are stored as chunks.
+const LISTING_INLINE_BYTES_MAX: usize = 64 * 1024;
+
+/// Listings compress well at any level; 3 costs a tenth of the time of the rest of an upload's work at most.
+const LISTING_ZSTD_LEVEL: i32 = 3;
+
+/// What an upload says of itself.
+#[derive(Debug, Clone)]
+pub struct IngestRequest {
+    /// Store folder of its cache; store paths below it become holes.
+    pub store_dir: String,
+    /// Announced hash and size, if they were.
+    pub expected: Option<(NarHash, u64)>,
+    /// Memory that the caller needs beside the engine (a decoder's window), in bytes.
+    pub extra_memory_bytes: u64,
+}
+
+/// A verified NAR whose bytes are durable. Commit it under a name to make it visible.
+#[derive(Debug)]
+pub struct Ingested {
+    /// SHA-256 of the archive.
+    pub nar_hash: NarHash,
+    /// Bytes of the archive.
+    pub nar_size: u64,
+    /// Bytes that will be served.
+    pub file_size: u64,
+    /// Raw bytes in all of its chunks.
+    pub chunk_bytes: u64,
+    /// Raw bytes in chunks that this upload was the first to bring.
+    pub new_chunk_bytes: u64,
+    /// Whether the whole NAR was there already.
+    pub known: bool,
+    pub(crate) source: NarSource,
+    /// Held until the commit, so that memory and packs in flight stay accounted for.
+    _memory: OwnedSemaphorePermit,
+}
+
+/// An upload under way.
+pub struct Ingest {
+    workshop: Workshop,
+    request: IngestRequest,
+    nar_bytes_max: u64,
+    hasher: NarHasher,
+    received: u64,
+    work: Work,
+    memory: OwnedSemaphorePermit,
+}
+
+enum Work {
+    /// The NAR is there: hash what comes, to see that the pusher has it.
+    Verify { id: NarId, file_size: u64 },
+    Store { reader: NarReader, sink: Box<ChunkSink>, listing_params: ListingParams, streaming: Streaming },
+}
+
+struct ListingParams {
+    upload: u64,
+    chunk_params: ChunkParams,
+}
+
+impl Engine {
+    /// Begins an upload, when its turn for memory comes. [`Error::Busy`] when none comes in time.
+    pub async fn begin_ingest(&self, request: IngestRequest) -> Result<Ingest> {
+        let settings = self.settings();
+        if let Some((_, size)) = request.expected
+            && size > settings.nar_bytes_max
+        {
+            return Err(Error::NarTooLarge { limit: settings.nar_bytes_max });
+        }
+        let memory = self.reserve_upload_memory(&request).await?;
+        let known = match &request.expected {
+            Some((hash, _)) => self.index().find_nar(hash).await?.filter(|nar| !nar.damaged),
+            None => None,
+        };
+        let work = match known {
+            Some(nar) => Work::Verify { id: nar.id, file_size: nar.file_size },
+            None => self.begin_storing(&request),
+        };
+        Ok(Ingest {
+            workshop: self.workshop().clone(),
+            nar_bytes_max: settings.nar_bytes_max,
+            request,
+            hasher: NarHasher::new(),
+            received: 0,
+            work,
+            memory,
+        })
+    }
+
+    fn begin_storing(&self, request: &IngestRequest) -> Work {
+        let settings = self.settings();
+        // Two places in the order of packs: the NAR's chunks, then its listing's.
+        let upload = self.uploads_begun().fetch_add(2, Ordering::Relaxed);
+        let limits = NarLimits { listing_bytes_max: settings.listing_bytes_max, ..NarLimits::default() };
+        let sink =
+            ChunkSink::new(self.workshop().clone(), upload, settings.chunk_params, &request.store_dir);
+        Work::Store {
+            reader: NarReader::new(limits),
+            sink: Box::new(sink),
+            listing_params: ListingParams { upload: upload + 1, chunk_params: settings.chunk_params },
+            streaming: self.workshop().packer.begin(),
+        }
+    }
+
+    async fn reserve_upload_memory(&self, request: &IngestRequest) -> Result<OwnedSemaphorePermit> {
+        // Small NARs need little beside a MiB of overhead, so many of them go at once.
+        let needed = request.expected.map_or(UPLOAD_BYTES, |(_, size)| UPLOAD_BYTES.min(size + 1024 * 1024));
+        let kib = (needed + request.extra_memory_bytes).min(self.settings().upload_memory_bytes_max) / 1024;
+        let kib = u32::try_from(kib).unwrap_or(u32::MAX);
+        let memory = Arc::clone(self.upload_memory_kib()).acquire_many_owned(kib);
+        match tokio::time::timeout(self.settings().upload_wait, memory).await {
+            Ok(permit) => Ok(permit.expect("the semaphore is never closed")),
+            Err(_) => Err(Error::Busy { what: "uploads" }),
+        }
+    }
+}
+
+impl Ingest {
+    /// Takes the next bytes of the NAR. An error is final: drop the upload.
+    pub async fn write(&mut self, bytes: &[u8]) -> Result<()> {
+        self.received += bytes.len() as u64;
+        if self.received > self.nar_bytes_max {
+            return Err(Error::NarTooLarge { limit: self.nar_bytes_max });
+        }
+        if let Some((_, expected)) = self.request.expected
+            && self.received > expected
+        {
+            return Err(Error::SizeMismatch { expected, got: self.received });
+        }
+        self.hasher.update(bytes);
+        match &mut self.work {
+            Work::Verify { .. } => Ok(()),
+            Work::Store { reader, sink, .. } => {
+                reader.feed(bytes).map_err(Error::MalformedNar)?;
+                sink.write(bytes).await
+            }
+        }
+    }
+
+    /// Ends the upload: checks it and waits until its bytes are durable.
+    pub async fn finish(self) -> Result<Ingested> {
+        let (nar_hash, nar_size) = self.hasher.finish();
+        let (reader, mut sink, listing_params, streaming) = match self.work {
+            Work::Verify { id, file_size } => {
+                check_expected(self.request.expected, nar_hash, nar_size)?;
+                return Ok(Ingested::known(nar_hash, nar_size, file_size, id, self.memory));
+            }
+            Work::Store { reader, sink, listing_params, streaming } => (reader, sink, listing_params, streaming),
+        };
+        let listing = reader.finish().map_err(Error::MalformedNar)?;
+        check_expected(self.request.expected, nar_hash, nar_size)?;
+        if self.request.expected.is_none()
+            && let Some(nar) = self.workshop.index.find_nar(&nar_hash).await?.filter(|nar| !nar.damaged)
+        {
+            return Ok(Ingested::known(nar_hash, nar_size, nar.file_size, nar.id, self.memory));
+        }
+        sink.finish_chunks().await?;
+        let listing = store_listing(&self.workshop, listing, listing_params, &self.request.store_dir).await?;
+        drop(streaming);
+
+        let mut stored = sink.finish().await?;
+        let listing = match listing {
+            PendingListing::Inline(bytes) => StoredListing::Inline(bytes),
+            PendingListing::Chunks { sink, size } => {
+                let StoredStream { recipe, packs, .. } = sink.finish().await?;
+                stored.packs.extend(packs);
+                StoredListing::Chunks { recipe, size }
+            }
+        };
+        Ok(Ingested {
+            nar_hash,
+            nar_size,
+            file_size: stored.file_size,
+            chunk_bytes: stored.chunk_bytes,
+            new_chunk_bytes: stored.new_chunk_bytes,
+            known: false,
+            source: NarSource::New(Box::new(NewNar {
+                hash: nar_hash,
+                size: nar_size,
+                file_size: stored.file_size,
+                tag: stored.tag,
+                recipe: stored.recipe,
+                listing,
+                packs: stored.packs.into_iter().collect(),
+            })),
+            _memory: self.memory,
+        })
+    }
+}
+
+impl Ingested {
+    fn known(hash: NarHash, size: u64, file_size: u64, id: NarId, memory: OwnedSemaphorePermit) -> Self {
+        Self {
+            nar_hash: hash,
+            nar_size: size,
+            file_size,
+            chunk_bytes: size,
+            new_chunk_bytes: 0,
+            known: true,
+            source: NarSource::Known(id),
+            _memory: memory,
+        }
+    }
+}
+
+fn check_expected(expected: Option<(NarHash, u64)>, hash: NarHash, size: u64) -> Result<()> {
+    match expected {
+        Some((_, expected)) if expected != size => Err(Error::SizeMismatch { expected, got: size }),
+        Some((expected, _)) if expected != hash => Err(Error::HashMismatch { expected, got: hash }),
+        _ => Ok(()),
+    }
+}
+
+enum PendingListing {
+    Inline(Vec<u8>),
+    Chunks { sink: Box<ChunkSink>, size: u64 },
+}
+
+async fn store_listing(
+    workshop: &Workshop,
+    listing: Listing,
+    params: ListingParams,
+    store_dir: &str,
+) -> Result<PendingListing> {
+    let Listing::Json(json) = listing else {
+        return Ok(PendingListing::Inline(Vec::new()));
+    };
+    let (json, compressed) = workshop
+        .cpu
+        .run(move || {
+            let compressed = zstd::bulk::compress(&json, LISTING_ZSTD_LEVEL);
+            (json, compressed)
+        })
+        .await;
+    let compressed = compressed.map_err(|error| Error::Encode(dormer_format::Error::Zstd(error)))?;
+    if compressed.len() <= LISTING_INLINE_BYTES_MAX {
+        return Ok(PendingListing::Inline(compressed));
+    }
+    let mut sink = ChunkSink::new(workshop.clone(), params.upload, params.chunk_params, store_dir);
+    sink.write(&json).await?;
+    sink.finish_chunks().await?;
+    Ok(PendingListing::Chunks { sink: Box::new(sink), size: json.len() as u64 })
+}

@@ -1,0 +1,88 @@
+//! Narinfos: rendered and signed once, remembered for a few seconds.
+//!
+//! Only hits are remembered: Nix remembers a miss for an hour, so a miss must be true when it is said.
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+use dormer_index::{Cache, CacheId, FoundObject};
+use dormer_nix::{NarInfo, StoreDir, StorePathHash, fingerprint};
+
+use crate::{Engine, Error, Result};
+
+/// What an answer is remembered by.
+pub(crate) type NarinfoKey = (CacheId, StorePathHash);
+
+impl Engine {
+    /// The narinfo of a path, as text: every signature it came with and one for each active key of the cache. `None` when
+    /// the cache does not have it, or has it with a damaged NAR. Marks the object as used.
+    pub async fn narinfo(&self, cache: &Arc<Cache>, hash: &StorePathHash) -> Result<Option<Bytes>> {
+        let key = (cache.id, *hash);
+        if let Some(text) = self.remembered_narinfo(cache, hash) {
+            return Ok(Some(text));
+        }
+        let Some(found) = self.index().find_object(cache.id, hash).await? else { return Ok(None) };
+        if found.nar.damaged {
+            return Ok(None);
+        }
+        self.touch_if_old(cache, &[(*hash, found.last_used_at)]).await?;
+        let text = Bytes::from(self.render_narinfo(cache, found)?);
+        self.remembered_narinfos().insert(key, text.clone());
+        Ok(Some(text))
+    }
+
+    /// The narinfo, if it is remembered: answers without waiting, for the hottest path of the server.
+    pub fn remembered_narinfo(&self, cache: &Cache, hash: &StorePathHash) -> Option<Bytes> {
+        self.remembered_narinfos().get(&(cache.id, *hash))
+    }
+
+    /// Which of these paths the cache lacks. Those it has are marked as used before this returns, so that a client that is
+    /// told "present" can rely on it.
+    pub async fn missing_paths(&self, cache: &Cache, hashes: &[StorePathHash]) -> Result<Vec<StorePathHash>> {
+        let mut present = std::collections::HashSet::new();
+        for batch in hashes.chunks(16_384) {
+            let found = self.index().present_objects(cache.id, batch).await?;
+            self.touch_if_old(cache, &found).await?;
+            present.extend(found.into_iter().map(|(hash, _)| hash));
+        }
+        Ok(hashes.iter().filter(|hash| !present.contains(hash)).copied().collect())
+    }
+
+    async fn touch_if_old(&self, cache: &Cache, used: &[(StorePathHash, i64)]) -> Result<()> {
+        let now = self.now();
+        let old: Vec<StorePathHash> = used
+            .iter()
+            .filter(|(_, last)| now - last > self.settings().touch_after_seconds)
+            .map(|(hash, _)| *hash)
+            .collect();
+        if old.is_empty() { Ok(()) } else { Ok(self.index().touch_objects(cache.id, &old, now).await?) }
+    }
+
+    fn render_narinfo(&self, cache: &Cache, found: FoundObject) -> Result<String> {
+        let store_dir: StoreDir = cache.store_dir.parse().map_err(|_| {
+            Error::Index(dormer_index::Error::Corrupt { table: "caches", what: "store folder".to_owned() })
+        })?;
+        let FoundObject { object, nar, .. } = found;
+        let message = fingerprint(&store_dir, &object.path, &nar.hash, nar.size, &object.references);
+        let mut sigs = object.sigs;
+        for key in self.signing_keys(cache)? {
+            sigs.push(key.sign(&message).to_string());
+        }
+        let narinfo = NarInfo {
+            store_path: object.path,
+            url: format!("nar/{}-{}.nar.zst", nar.hash.to_nix32(), nar.tag),
+            compression: "zstd".to_owned(),
+            // It would cost a hash of the spliced stream; clients check the NarHash.
+            file_hash: None,
+            file_size: Some(nar.file_size),
+            nar_hash: nar.hash,
+            nar_size: nar.size,
+            references: object.references,
+            deriver: object.deriver.and_then(|deriver| deriver.parse().ok()),
+            system: object.system,
+            ca: object.ca,
+            sigs,
+        };
+        Ok(narinfo.to_text(&store_dir))
+    }
+}

@@ -1,0 +1,67 @@
+//! Every limit and waiting time of the engine, with its default and the reason for it.
+
+use std::time::Duration;
+
+use dormer_format::ChunkParams;
+
+const MIB: u64 = 1024 * 1024;
+
+/// Limits and choices of an [`Engine`](crate::Engine).
+#[derive(Debug, Clone)]
+pub struct EngineSettings {
+    /// How NARs are cut. Changing it costs deduplication against what is already stored.
+    pub chunk_params: ChunkParams,
+    /// zstd level of new chunks; docs/PERFORMANCE.md has the table that the default was chosen from.
+    pub zstd_level: i32,
+    /// Threads that hash and compress at the same time.
+    pub cpu_threads: usize,
+    /// Memory for uploads in all, in bytes. An upload takes [`UPLOAD_BYTES`] (less when its NAR is small, more when its
+    /// decoder needs it) and waits its turn when there is not enough.
+    pub upload_memory_bytes_max: u64,
+    /// How long an upload waits for its turn before it is told to come back later.
+    pub upload_wait: Duration,
+    /// Largest NAR taken, in bytes.
+    pub nar_bytes_max: u64,
+    /// Largest listing kept, in bytes of JSON; a NAR with a larger one is stored without it.
+    pub listing_bytes_max: usize,
+    /// How long the first waiting upload waits for others to share its pack.
+    pub pack_wait: Duration,
+    /// Seconds for which an upload alias resolves.
+    pub alias_seconds: i64,
+    /// Seconds for which a removed object's NAR stays readable.
+    pub grace_seconds: i64,
+    /// A use is written down before the answer when the stored time is older than this.
+    pub touch_after_seconds: i64,
+    /// Memory for reads in all, in bytes: many readers at once read in smaller pieces.
+    pub read_memory_bytes: u64,
+    /// Most NARs being read at once; more wait, up to `read_wait`.
+    pub reads_max: usize,
+    /// How long a read waits for its turn.
+    pub read_wait: Duration,
+}
+
+/// Memory that one upload of a large NAR takes: the batch being looked up (4 MiB), the chunker's buffer (1.1 MiB),
+/// chunks being compressed and their frames (4 × 0.5 MiB), and the body's frames in flight.
+pub const UPLOAD_BYTES: u64 = 8 * MIB;
+
+impl Default for EngineSettings {
+    fn default() -> Self {
+        Self {
+            chunk_params: ChunkParams::default(),
+            zstd_level: 5,
+            cpu_threads: std::thread::available_parallelism().map_or(2, usize::from),
+            upload_memory_bytes_max: 128 * MIB,
+            upload_wait: Duration::from_secs(60),
+            nar_bytes_max: 64 * 1024 * MIB,
+            listing_bytes_max: 64 * 1024 * 1024,
+            pack_wait: Duration::from_millis(50),
+            // As long as Nix remembers a narinfo that it pushed or fetched.
+            alias_seconds: 30 * 86_400,
+            grace_seconds: 30 * 86_400,
+            touch_after_seconds: 3_600,
+            read_memory_bytes: 48 * MIB,
+            reads_max: 512,
+            read_wait: Duration::from_secs(30),
+        }
+    }
+}

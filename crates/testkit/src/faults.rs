@@ -1,0 +1,358 @@
+//! A crash at any step, round a real index and a real object store.
+//!
+//! Every call that writes is a step. At the chosen step the call's effect is kept or dropped, the call fails, and so does
+//! every later one: the process is dead. What lies below is then opened again without the wrapper, as after a restart.
+//!
+//! A [`Lie`] plants a defect that breaks one invariant, to show that the tests catch it.
+
+use std::ops::Range;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::Mutex;
+
+use async_trait::async_trait;
+use bytes::Bytes;
+use dormer_blobs::{BlobKey, Blobs};
+use dormer_format::{ChunkId, ChunkRun, EncodingTag};
+use dormer_index::{
+    Alias, Cache, CacheId, CachePatch, CacheTotals, ChunkRow, CommitOutcome, Error as IndexError, FoundObject, Index,
+    Nar, NarCommit, NarId, NarKey, NarSource, NarSummary, NewCache, NewPack, OutboxRow, PackNumber, Removal,
+    StoredListing, UnixSeconds,
+};
+use dormer_nix::{NarHash, StorePathHash};
+
+/// A planted defect.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Lie {
+    /// The store says "stored" before it is: the last pack is lost in the crash (breaks invariant 1).
+    PutBeforeDurable,
+    /// Chunk rows are announced but written only after the NAR row (breaks invariant 2).
+    PackRowsAfterNar,
+    /// The NAR is made visible under a hash that was not verified (breaks invariant 3).
+    UnverifiedHash,
+    /// A pack's object goes while rows still need it (breaks invariant 4).
+    DeleteBeforeUnreference,
+    /// The commit is acknowledged but not made (breaks invariant 5).
+    CommitLost,
+}
+
+/// The script of one run, shared by all wrappers of it.
+#[derive(Debug)]
+pub struct Faults {
+    steps: AtomicU64,
+    crash_at: u64,
+    effect_kept: bool,
+    crashed: AtomicBool,
+    lie: Option<Lie>,
+}
+
+enum Fate {
+    Run,
+    /// The last call of this process.
+    Die { effect_kept: bool },
+    Dead,
+}
+
+impl Faults {
+    /// Dies at a step (the first is 0), with that call's effect kept or dropped.
+    pub fn crash_at(step: u64, effect_kept: bool) -> Arc<Self> {
+        Arc::new(Self {
+            steps: AtomicU64::new(0),
+            crash_at: step,
+            effect_kept,
+            crashed: AtomicBool::new(false),
+            lie: None,
+        })
+    }
+
+    /// As [`crash_at`](Self::crash_at), with a planted defect.
+    pub fn crash_at_with(step: u64, effect_kept: bool, lie: Lie) -> Arc<Self> {
+        Arc::new(Self {
+            steps: AtomicU64::new(0),
+            crash_at: step,
+            effect_kept,
+            crashed: AtomicBool::new(false),
+            lie: Some(lie),
+        })
+    }
+
+    /// Whether the step was reached.
+    pub fn crashed(&self) -> bool {
+        self.crashed.load(Ordering::SeqCst)
+    }
+
+    /// Steps taken so far.
+    pub fn steps(&self) -> u64 {
+        self.steps.load(Ordering::SeqCst)
+    }
+
+    fn step(&self) -> Fate {
+        if self.crashed() {
+            return Fate::Dead;
+        }
+        if self.steps.fetch_add(1, Ordering::SeqCst) == self.crash_at {
+            self.crashed.store(true, Ordering::SeqCst);
+            return Fate::Die { effect_kept: self.effect_kept };
+        }
+        Fate::Run
+    }
+
+    fn lies(&self, lie: Lie) -> bool {
+        self.lie == Some(lie)
+    }
+}
+
+/// An object store that crashes.
+#[derive(Debug)]
+pub struct FaultBlobs {
+    inner: Arc<dyn Blobs>,
+    faults: Arc<Faults>,
+    unwritten: Mutex<Option<(BlobKey, Vec<Bytes>)>>,
+}
+
+impl FaultBlobs {
+    /// Wraps a store.
+    pub fn new(inner: Arc<dyn Blobs>, faults: Arc<Faults>) -> Self {
+        Self { inner, faults, unwritten: Mutex::new(None) }
+    }
+
+    async fn put_late(&self, key: &BlobKey, parts: &[Bytes]) -> dormer_blobs::Result<()> {
+        let before = self.unwritten.lock().expect("no test panics with it held").replace((*key, parts.to_vec()));
+        match before {
+            Some((key, parts)) => self.inner.put(&key, &parts).await,
+            None => Ok(()),
+        }
+    }
+}
+
+fn dead_store() -> dormer_blobs::Error {
+    dormer_blobs::Error::Io {
+        attempt: "reach",
+        key: "any object".to_owned(),
+        source: std::io::Error::other("the process has crashed"),
+    }
+}
+
+#[async_trait]
+impl Blobs for FaultBlobs {
+    async fn put(&self, key: &BlobKey, parts: &[Bytes]) -> dormer_blobs::Result<()> {
+        match self.faults.step() {
+            Fate::Run if self.faults.lies(Lie::PutBeforeDurable) => self.put_late(key, parts).await,
+            Fate::Run => {
+                self.inner.put(key, parts).await?;
+                if self.faults.lies(Lie::DeleteBeforeUnreference) {
+                    self.inner.delete(key).await?;
+                }
+                Ok(())
+            }
+            Fate::Die { effect_kept } => {
+                if effect_kept {
+                    self.inner.put(key, parts).await?;
+                }
+                Err(dead_store())
+            }
+            Fate::Dead => Err(dead_store()),
+        }
+    }
+
+    async fn get_range(&self, key: &BlobKey, range: Range<u64>) -> dormer_blobs::Result<Bytes> {
+        if self.faults.crashed() { Err(dead_store()) } else { self.inner.get_range(key, range).await }
+    }
+
+    async fn head(&self, key: &BlobKey) -> dormer_blobs::Result<u64> {
+        if self.faults.crashed() { Err(dead_store()) } else { self.inner.head(key).await }
+    }
+
+    async fn delete(&self, key: &BlobKey) -> dormer_blobs::Result<()> {
+        match self.faults.step() {
+            Fate::Run => self.inner.delete(key).await,
+            Fate::Die { effect_kept } => {
+                if effect_kept {
+                    self.inner.delete(key).await?;
+                }
+                Err(dead_store())
+            }
+            Fate::Dead => Err(dead_store()),
+        }
+    }
+
+    async fn list(&self) -> dormer_blobs::Result<Vec<BlobKey>> {
+        if self.faults.crashed() { Err(dead_store()) } else { self.inner.list().await }
+    }
+}
+
+/// An index that crashes.
+#[derive(Debug)]
+pub struct FaultIndex {
+    inner: Arc<dyn Index>,
+    faults: Arc<Faults>,
+    unwritten: Mutex<Vec<NewPack>>,
+}
+
+impl FaultIndex {
+    /// Wraps an index.
+    pub fn new(inner: Arc<dyn Index>, faults: Arc<Faults>) -> Self {
+        Self { inner, faults, unwritten: Mutex::default() }
+    }
+
+    /// Rows as they would be, without any being written.
+    fn rows_to_be(pack: &NewPack) -> Vec<ChunkRow> {
+        let number = PackNumber(1);
+        let row = |(position, chunk): (u64, &dormer_index::NewChunk)| ChunkRow {
+            number: 65_536 + position,
+            id: chunk.id,
+            pack: number,
+            pack_id: pack.id,
+            offset: chunk.offset,
+            layout: chunk.layout.clone(),
+            checksum: chunk.checksum,
+        };
+        (0..).zip(&pack.chunks).map(row).collect()
+    }
+}
+
+fn dead_index() -> IndexError {
+    IndexError::Corrupt { table: "all", what: "the process has crashed".to_owned() }
+}
+
+/// Runs a writing call as the script has it.
+macro_rules! write_step {
+    ($self:ident, $call:expr) => {
+        match $self.faults.step() {
+            Fate::Run => $call.await,
+            Fate::Die { effect_kept } => {
+                if effect_kept {
+                    let _ = $call.await;
+                }
+                Err(dead_index())
+            }
+            Fate::Dead => Err(dead_index()),
+        }
+    };
+}
+
+/// Runs a reading call while the process lives.
+macro_rules! read_step {
+    ($self:ident, $call:expr) => {
+        if $self.faults.crashed() { Err(dead_index()) } else { $call.await }
+    };
+}
+
+type Outcome<T> = dormer_index::Result<T>;
+
+#[async_trait]
+#[deny(clippy::missing_trait_methods)]
+impl Index for FaultIndex {
+    async fn find_setting(&self, name: &str) -> Outcome<Option<Vec<u8>>> {
+        read_step!(self, self.inner.find_setting(name))
+    }
+    async fn create_setting(&self, name: &str, value: &[u8]) -> Outcome<Vec<u8>> {
+        write_step!(self, self.inner.create_setting(name, value))
+    }
+    async fn create_cache(&self, cache: &NewCache) -> Outcome<CacheId> {
+        write_step!(self, self.inner.create_cache(cache))
+    }
+    async fn find_cache(&self, name: &str) -> Outcome<Option<Cache>> {
+        read_step!(self, self.inner.find_cache(name))
+    }
+    async fn list_caches(&self) -> Outcome<Vec<Cache>> {
+        read_step!(self, self.inner.list_caches())
+    }
+    async fn cache_totals(&self, cache: CacheId) -> Outcome<CacheTotals> {
+        read_step!(self, self.inner.cache_totals(cache))
+    }
+    async fn update_cache(&self, cache: CacheId, patch: &CachePatch, at: UnixSeconds) -> Outcome<()> {
+        write_step!(self, self.inner.update_cache(cache, patch, at))
+    }
+    async fn delete_cache(&self, cache: CacheId, at: UnixSeconds) -> Outcome<()> {
+        write_step!(self, self.inner.delete_cache(cache, at))
+    }
+    async fn find_chunks(&self, ids: &[ChunkId]) -> Outcome<Vec<Option<ChunkRow>>> {
+        read_step!(self, self.inner.find_chunks(ids))
+    }
+    async fn load_chunks(&self, runs: &[ChunkRun]) -> Outcome<Vec<ChunkRow>> {
+        read_step!(self, self.inner.load_chunks(runs))
+    }
+    async fn commit_pack(&self, pack: &NewPack) -> Outcome<Vec<ChunkRow>> {
+        if self.faults.lies(Lie::PackRowsAfterNar) && !self.faults.crashed() {
+            self.unwritten.lock().expect("no test panics with it held").push(pack.clone());
+            return Ok(Self::rows_to_be(pack));
+        }
+        write_step!(self, self.inner.commit_pack(pack))
+    }
+    async fn mark_damaged(&self, nar: NarId, chunks: &[u64], at: UnixSeconds) -> Outcome<()> {
+        write_step!(self, self.inner.mark_damaged(nar, chunks, at))
+    }
+    async fn update_encoding(&self, nar: NarId, tag: &EncodingTag, file_size: u64) -> Outcome<()> {
+        write_step!(self, self.inner.update_encoding(nar, tag, file_size))
+    }
+    async fn find_nar(&self, hash: &NarHash) -> Outcome<Option<NarSummary>> {
+        read_step!(self, self.inner.find_nar(hash))
+    }
+    async fn find_nar_in_cache(&self, cache: CacheId, key: &NarKey, now: UnixSeconds) -> Outcome<Option<Nar>> {
+        read_step!(self, self.inner.find_nar_in_cache(cache, key, now))
+    }
+    async fn find_listing(&self, nar: NarId) -> Outcome<Option<StoredListing>> {
+        read_step!(self, self.inner.find_listing(nar))
+    }
+    async fn commit_nar(&self, commit: &NarCommit) -> Outcome<CommitOutcome> {
+        let mut commit = commit.clone();
+        if self.faults.lies(Lie::CommitLost) && !self.faults.crashed() {
+            return Ok(CommitOutcome::Committed(NarId(1)));
+        }
+        if self.faults.lies(Lie::UnverifiedHash)
+            && let NarSource::New(nar) = &mut commit.nar
+        {
+            let mut bytes = *nar.hash.as_bytes();
+            bytes[0] ^= 1;
+            nar.hash = NarHash::from_bytes(bytes);
+        }
+        if self.faults.lies(Lie::PackRowsAfterNar)
+            && let NarSource::New(nar) = &mut commit.nar
+        {
+            nar.packs.clear();
+        }
+        let outcome = write_step!(self, self.inner.commit_nar(&commit));
+        if self.faults.lies(Lie::PackRowsAfterNar) {
+            let late = std::mem::take(&mut *self.unwritten.lock().expect("no test panics with it held"));
+            for pack in late {
+                write_step!(self, self.inner.commit_pack(&pack))?;
+            }
+        }
+        outcome
+    }
+    async fn find_object(&self, cache: CacheId, hash: &StorePathHash) -> Outcome<Option<FoundObject>> {
+        read_step!(self, self.inner.find_object(cache, hash))
+    }
+    async fn present_objects(
+        &self,
+        cache: CacheId,
+        hashes: &[StorePathHash],
+    ) -> Outcome<Vec<(StorePathHash, UnixSeconds)>> {
+        read_step!(self, self.inner.present_objects(cache, hashes))
+    }
+    async fn touch_objects(&self, cache: CacheId, hashes: &[StorePathHash], at: UnixSeconds) -> Outcome<()> {
+        write_step!(self, self.inner.touch_objects(cache, hashes, at))
+    }
+    async fn remove_object(
+        &self,
+        cache: CacheId,
+        hash: &StorePathHash,
+        removal: Removal,
+        at: UnixSeconds,
+    ) -> Outcome<bool> {
+        write_step!(self, self.inner.remove_object(cache, hash, removal, at))
+    }
+    async fn find_alias(&self, cache: CacheId, file_name: &str, since: UnixSeconds) -> Outcome<Option<Alias>> {
+        read_step!(self, self.inner.find_alias(cache, file_name, since))
+    }
+    async fn outbox_after(&self, number: i64, limit: u32) -> Outcome<Vec<OutboxRow>> {
+        read_step!(self, self.inner.outbox_after(number, limit))
+    }
+    async fn check_ready(&self) -> Outcome<()> {
+        read_step!(self, self.inner.check_ready())
+    }
+    fn statement_count(&self) -> u64 {
+        self.inner.statement_count()
+    }
+}

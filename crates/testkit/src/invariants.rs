@@ -1,0 +1,94 @@
+//! The invariants of docs/STORAGE.md, in its order, as a check over a whole installation.
+
+use std::collections::{HashMap, HashSet};
+use std::fmt;
+
+use dormer_blobs::{BlobKey, Blobs};
+use dormer_format::{Decoder, HoleFill, checksum};
+use dormer_index::{ChunkRow, SqliteIndex};
+use dormer_nix::{NarHash, NarHasher};
+
+/// A broken invariant.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Violation {
+    /// Its number in docs/STORAGE.md.
+    pub invariant: u8,
+    /// What was found.
+    pub what: String,
+}
+
+impl fmt::Display for Violation {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "invariant {}: {}", self.invariant, self.what)
+    }
+}
+
+/// Checks invariants 1 to 5 over everything that is stored. `acknowledged` are the NARs whose commits were answered with
+/// success: all of them must be committed and read back.
+pub async fn check_invariants(
+    index: &SqliteIndex,
+    blobs: &dyn Blobs,
+    acknowledged: &[NarHash],
+) -> Vec<Violation> {
+    let mut violations = Vec::new();
+    let mut broken = |invariant, what: String| violations.push(Violation { invariant, what });
+    let audit = index.audit().await.expect("a reopened index can be read");
+
+    // 1. A chunk row exists only if its pack is durably stored. 4. No pack that is needed was deleted: both show as a row
+    // whose bytes cannot be read back.
+    let mut chunks: HashMap<u64, (ChunkRow, Option<Vec<u8>>)> = HashMap::new();
+    for row in audit.chunks {
+        let end = row.offset + u64::from(row.layout.stored_len());
+        let stored = match blobs.get_range(&BlobKey::Pack(row.pack_id), row.offset..end).await {
+            Ok(stored) if checksum(&stored) == row.checksum => Some(stored.to_vec()),
+            Ok(_) => {
+                broken(1, format!("chunk {} differs from its checksum", row.number));
+                None
+            }
+            Err(error) => {
+                broken(1, format!("chunk {} has a row but no bytes: {error}", row.number));
+                None
+            }
+        };
+        chunks.insert(row.number, (row, stored));
+    }
+
+    // 2. A NAR row exists only if all its chunks do. 3. Nothing is visible before the whole NAR was verified.
+    let mut sound = HashSet::new();
+    let mut decoder = Decoder::new();
+    'nars: for nar in audit.nars {
+        let mut hasher = NarHasher::new();
+        let mut fills = nar.recipe.fills();
+        for run in &nar.recipe.runs {
+            for number in run.first..run.first + u64::from(run.count) {
+                let Some((row, stored)) = chunks.get(&number) else {
+                    broken(2, format!("NAR {} needs chunk {number}, which has no row", nar.hash));
+                    continue 'nars;
+                };
+                let own: Vec<HoleFill> = fills.by_ref().take(row.layout.holes.len()).copied().collect();
+                let Some(stored) = stored else { continue 'nars };
+                match decoder.decode(stored, &row.layout, &own) {
+                    Ok(raw) => hasher.update(&raw),
+                    Err(error) => {
+                        broken(3, format!("NAR {}: chunk {number} does not decode: {error}", nar.hash));
+                        continue 'nars;
+                    }
+                }
+            }
+        }
+        let (hash, size) = hasher.finish();
+        if hash == nar.hash && size == nar.size {
+            sound.insert(hash);
+        } else {
+            broken(3, format!("NAR {} reads back as {hash}", nar.hash));
+        }
+    }
+
+    // 5. Nothing that was acknowledged is ever lost.
+    for hash in acknowledged {
+        if !sound.contains(hash) {
+            broken(5, format!("NAR {hash} was acknowledged and cannot be read back"));
+        }
+    }
+    violations
+}
