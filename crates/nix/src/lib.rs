@@ -10,6 +10,7 @@
 
 mod error;
 mod hash;
+pub mod nar;
 pub mod nix32;
 mod store_path;
 #[cfg(any(test, feature = "strategies"))]

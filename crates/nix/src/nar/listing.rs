@@ -1,0 +1,115 @@
+//! The listing of a NAR, as Nix serves it beside the narinfo (`<hash>.ls`), written while the NAR streams by.
+//!
+//! ```json
+//! {"version":1,"root":{"type":"directory","entries":{
+//!   "bin":{"type":"directory","entries":{"hello":{"type":"regular","size":7,"executable":true,"narOffset":400}}},
+//!   "lib":{"type":"symlink","target":"/nix/store/…"}}}}
+//! ```
+//!
+//! `narOffset` is the position of the file's first byte in the NAR; `executable` is only there when true. Bytes go
+//! straight from the parser to the text, no tree is kept.
+//!
+//! File names are bytes, JSON is text. What is not UTF-8 is written with U+FFFD in place of each bad sequence, as newer
+//! Nix fails to write such a listing at all; two names may then look alike. The NAR itself is not touched by this.
+
+/// The listing of one NAR.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Listing {
+    /// The whole listing, as JSON.
+    Json(Vec<u8>),
+    /// It would be over [`super::NarLimits::listing_bytes_max`]. The NAR is valid all the same.
+    TooLarge,
+}
+
+impl Listing {
+    /// The JSON, if it was kept.
+    pub fn json(&self) -> Option<&[u8]> {
+        match self {
+            Self::Json(json) => Some(json),
+            Self::TooLarge => None,
+        }
+    }
+
+    /// The JSON, if it was kept.
+    pub fn into_json(self) -> Option<Vec<u8>> {
+        match self {
+            Self::Json(json) => Some(json),
+            Self::TooLarge => None,
+        }
+    }
+}
+
+/// Writes a listing, one call per fact, in the order of the NAR. The caller keeps the nesting right.
+#[derive(Debug)]
+pub(super) struct ListingWriter {
+    /// `None` once it grew over the limit.
+    json: Option<Vec<u8>>,
+    bytes_max: usize,
+}
+
+impl ListingWriter {
+    pub(super) fn new(bytes_max: usize) -> Self {
+        let mut writer = Self { json: (bytes_max > 0).then(Vec::new), bytes_max };
+        writer.write(|json| json.extend_from_slice(br#"{"version":1,"root":"#));
+        writer
+    }
+
+    pub(super) fn file(&mut self, size: u64, executable: bool, nar_offset: u64) {
+        self.write(|json| {
+            json.extend_from_slice(br#"{"type":"regular","size":"#);
+            json.extend_from_slice(size.to_string().as_bytes());
+            if executable {
+                json.extend_from_slice(br#","executable":true"#);
+            }
+            json.extend_from_slice(br#","narOffset":"#);
+            json.extend_from_slice(nar_offset.to_string().as_bytes());
+            json.push(b'}');
+        });
+    }
+
+    pub(super) fn symlink(&mut self, target: &[u8]) {
+        self.write(|json| {
+            json.extend_from_slice(br#"{"type":"symlink","target":"#);
+            push_string(json, target);
+            json.push(b'}');
+        });
+    }
+
+    pub(super) fn start_directory(&mut self) {
+        self.write(|json| json.extend_from_slice(br#"{"type":"directory","entries":{"#));
+    }
+
+    pub(super) fn entry(&mut self, name: &[u8], first: bool) {
+        self.write(|json| {
+            if !first {
+                json.push(b',');
+            }
+            push_string(json, name);
+            json.push(b':');
+        });
+    }
+
+    pub(super) fn end_directory(&mut self) {
+        self.write(|json| json.extend_from_slice(b"}}"));
+    }
+
+    pub(super) fn finish(mut self) -> Listing {
+        self.write(|json| json.push(b'}'));
+        self.json.map_or(Listing::TooLarge, Listing::Json)
+    }
+
+    /// Every fact passes here, so that the limit is overrun by one name at most before the text is dropped.
+    fn write(&mut self, fact: impl FnOnce(&mut Vec<u8>)) {
+        if let Some(json) = &mut self.json {
+            fact(json);
+            if json.len() > self.bytes_max {
+                self.json = None;
+            }
+        }
+    }
+}
+
+fn push_string(json: &mut Vec<u8>, bytes: &[u8]) {
+    serde_json::to_writer(json, &String::from_utf8_lossy(bytes))
+        .expect("a string is valid JSON and a vector takes it");
+}

@@ -1,0 +1,361 @@
+//! The push parser: fed with pieces of a NAR as they arrive, it checks every byte and keeps almost none.
+//!
+//! Invariants
+//! - The result does not depend on how the NAR is cut into pieces, errors and their positions included.
+//! - Memory is bounded by [`NarLimits`], whatever the NAR says of itself: a length is compared with its limit before
+//!   anything is kept, and vectors grow with the bytes that came, never with a length field.
+//! - The bytes of files are skipped, not looked at: their cost is that of one subtraction per piece.
+//! - After an error the reader only repeats it.
+
+use super::error::excerpt;
+use super::listing::{Listing, ListingWriter};
+use super::{MAGIC, NarError, NarLimits, is_entry_name, is_target, padding};
+
+/// Longest word of the format itself is `nix-archive-1`; a longer string is no word of it.
+const WORD_BYTES_MAX: u64 = 16;
+
+/// What the bytes to come belong to.
+#[derive(Debug, Clone, Copy)]
+enum Phase {
+    /// The length field of the next string, of which this many bytes are in `length`.
+    Length { filled: usize },
+    /// A string that is kept until it is whole.
+    Token { left: usize, padding: usize },
+    /// The bytes of a file, which are not.
+    Contents { left: u64, padding: usize },
+    /// Zeros behind either.
+    Padding { left: usize },
+}
+
+/// Which string the grammar has next.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Expect {
+    Magic,
+    NodeOpen,
+    TypeKey,
+    TypeValue,
+    ExecutableOrContents,
+    ExecutableValue,
+    ContentsKey,
+    Contents,
+    TargetKey,
+    Target,
+    /// The end of a file or of a symbolic link.
+    NodeClose,
+    EntryOrClose,
+    EntryOpen,
+    NameKey,
+    Name,
+    NodeKey,
+    EntryClose,
+    End,
+}
+
+impl Expect {
+    /// For messages.
+    fn describe(self) -> &'static str {
+        match self {
+            Self::Magic => "the magic",
+            Self::NodeOpen | Self::EntryOpen => "`(`",
+            Self::TypeKey => "`type`",
+            Self::TypeValue => "`regular`, `symlink` or `directory`",
+            Self::ExecutableOrContents => "`executable` or `contents`",
+            Self::ExecutableValue => "an empty string",
+            Self::ContentsKey => "`contents`",
+            Self::Contents => "the bytes of a file",
+            Self::TargetKey => "`target`",
+            Self::Target => "the target of a link",
+            Self::NodeClose | Self::EntryClose => "`)`",
+            Self::EntryOrClose => "`entry` or `)`",
+            Self::NameKey => "`name`",
+            Self::Name => "the name of an entry",
+            Self::NodeKey => "`node`",
+            Self::End => "the end",
+        }
+    }
+}
+
+/// Reads one NAR. See the module's head for what it promises.
+#[derive(Debug)]
+pub struct NarReader {
+    limits: NarLimits,
+    /// Bytes taken so far.
+    offset: u64,
+    phase: Phase,
+    expect: Expect,
+    /// The length field that is being read.
+    length: [u8; 8],
+    /// Position of the current string's length field.
+    token_offset: u64,
+    token: Vec<u8>,
+    executable: bool,
+    /// The last names of the open directories, one after another, from the root.
+    path: Vec<u8>,
+    /// Where each open directory's last name begins in `path`; it ends where the next one begins. An empty name says
+    /// that there was no entry yet: names are never empty, and any name is greater.
+    levels: Vec<usize>,
+    listing: ListingWriter,
+    failed: Option<NarError>,
+}
+
+impl NarReader {
+    /// Starts before the first byte.
+    pub fn new(limits: NarLimits) -> Self {
+        Self {
+            limits,
+            offset: 0,
+            phase: Phase::Length { filled: 0 },
+            expect: Expect::Magic,
+            length: [0; 8],
+            token_offset: 0,
+            token: Vec::new(),
+            executable: false,
+            path: Vec::new(),
+            levels: Vec::new(),
+            listing: ListingWriter::new(limits.listing_bytes_max),
+            failed: None,
+        }
+    }
+
+    /// Takes the next bytes, cut anywhere.
+    pub fn feed(&mut self, bytes: &[u8]) -> Result<(), NarError> {
+        if let Some(error) = &self.failed {
+            return Err(error.clone());
+        }
+        let result = self.take(bytes);
+        if let Err(error) = &result {
+            self.failed = Some(error.clone());
+        }
+        result
+    }
+
+    /// Whether the NAR is whole: nothing is missing and nothing more may come.
+    pub fn is_complete(&self) -> bool {
+        self.failed.is_none() && self.expect == Expect::End && matches!(self.phase, Phase::Length { .. })
+    }
+
+    /// Bytes taken so far.
+    pub fn offset(&self) -> u64 {
+        self.offset
+    }
+
+    /// Says that no more bytes come, and takes the listing.
+    pub fn finish(self) -> Result<Listing, NarError> {
+        if self.is_complete() {
+            return Ok(self.listing.finish());
+        }
+        Err(self.failed.unwrap_or(NarError::Truncated { offset: self.offset }))
+    }
+
+    fn take(&mut self, mut bytes: &[u8]) -> Result<(), NarError> {
+        while !bytes.is_empty() {
+            if self.is_complete() {
+                return Err(NarError::TrailingBytes { offset: self.offset });
+            }
+            let room = self.limits.nar_bytes_max - self.offset;
+            if room == 0 {
+                return Err(self.too_large(self.offset));
+            }
+            let available = usize::try_from(room).map_or(bytes.len(), |room| room.min(bytes.len()));
+            let taken = self.step(&bytes[..available])?;
+            bytes = &bytes[taken..];
+        }
+        Ok(())
+    }
+
+    /// Takes bytes as far as one phase goes, at least one, and says how many.
+    fn step(&mut self, bytes: &[u8]) -> Result<usize, NarError> {
+        match self.phase {
+            Phase::Length { filled } => {
+                let taken = bytes.len().min(8 - filled);
+                self.length[filled..filled + taken].copy_from_slice(&bytes[..taken]);
+                self.offset += taken as u64;
+                self.phase = Phase::Length { filled: filled + taken };
+                if filled + taken == 8 {
+                    self.token_offset = self.offset - 8;
+                    self.start_string(u64::from_le_bytes(self.length))?;
+                }
+                Ok(taken)
+            }
+            Phase::Token { left, padding } => {
+                let taken = bytes.len().min(left);
+                self.token.extend_from_slice(&bytes[..taken]);
+                self.offset += taken as u64;
+                self.phase = Phase::Token { left: left - taken, padding };
+                if taken == left {
+                    self.end_token(padding)?;
+                }
+                Ok(taken)
+            }
+            Phase::Contents { left, padding } => {
+                let taken = usize::try_from(left).map_or(bytes.len(), |left| left.min(bytes.len()));
+                self.offset += taken as u64;
+                self.phase = Phase::Contents { left: left - taken as u64, padding };
+                if taken as u64 == left {
+                    self.end_contents(padding);
+                }
+                Ok(taken)
+            }
+            Phase::Padding { left } => {
+                let taken = bytes.len().min(left);
+                if let Some(position) = bytes[..taken].iter().position(|&byte| byte != 0) {
+                    return Err(NarError::BadPadding { offset: self.offset + position as u64 });
+                }
+                self.offset += taken as u64;
+                self.start_padding(left - taken);
+                Ok(taken)
+            }
+        }
+    }
+
+    /// A length field is whole: checks it against what the grammar has here.
+    fn start_string(&mut self, len: u64) -> Result<(), NarError> {
+        match self.expect {
+            Expect::Contents => return self.start_contents(len),
+            Expect::Magic if len != MAGIC.len() as u64 => return Err(NarError::BadMagic),
+            _ => {}
+        }
+        let max = match self.expect {
+            Expect::Name => self.limits.name_bytes_max as u64,
+            Expect::Target => self.limits.target_bytes_max as u64,
+            _ => WORD_BYTES_MAX,
+        };
+        let Some(left) = usize::try_from(len).ok().filter(|_| len <= max) else {
+            return Err(NarError::TokenTooLong {
+                offset: self.token_offset,
+                expected: self.expect.describe(),
+                len,
+                max,
+            });
+        };
+        self.token.clear();
+        self.phase = Phase::Token { left, padding: padding(len) };
+        if left == 0 { self.end_token(0) } else { Ok(()) }
+    }
+
+    fn start_contents(&mut self, len: u64) -> Result<(), NarError> {
+        let padding = padding(len);
+        let end = self.offset.checked_add(len).and_then(|end| end.checked_add(padding as u64));
+        if end.is_none_or(|end| end > self.limits.nar_bytes_max) {
+            return Err(self.too_large(self.token_offset));
+        }
+        self.listing.file(len, self.executable, self.offset);
+        self.phase = Phase::Contents { left: len, padding };
+        if len == 0 {
+            self.end_contents(0);
+        }
+        Ok(())
+    }
+
+    fn end_contents(&mut self, padding: usize) {
+        self.expect = Expect::NodeClose;
+        self.start_padding(padding);
+    }
+
+    fn end_token(&mut self, padding: usize) -> Result<(), NarError> {
+        self.expect = self.take_token()?;
+        self.start_padding(padding);
+        Ok(())
+    }
+
+    fn start_padding(&mut self, left: usize) {
+        self.phase = if left == 0 { Phase::Length { filled: 0 } } else { Phase::Padding { left } };
+    }
+
+    /// Acts on a whole string and says which one comes next.
+    fn take_token(&mut self) -> Result<Expect, NarError> {
+        let next = match (self.expect, self.token.as_slice()) {
+            (Expect::Magic, MAGIC) => Expect::NodeOpen,
+            (Expect::Magic, _) => return Err(NarError::BadMagic),
+            (Expect::NodeOpen, b"(") => Expect::TypeKey,
+            (Expect::TypeKey, b"type") => Expect::TypeValue,
+            (Expect::TypeValue, b"regular") => {
+                self.executable = false;
+                Expect::ExecutableOrContents
+            }
+            (Expect::TypeValue, b"symlink") => Expect::TargetKey,
+            (Expect::TypeValue, b"directory") => self.start_directory()?,
+            (Expect::ExecutableOrContents, b"executable") => {
+                self.executable = true;
+                Expect::ExecutableValue
+            }
+            (Expect::ExecutableValue, b"") => Expect::ContentsKey,
+            (Expect::ExecutableOrContents | Expect::ContentsKey, b"contents") => Expect::Contents,
+            (Expect::TargetKey, b"target") => Expect::Target,
+            (Expect::Target, target) if !is_target(target) => {
+                return Err(NarError::BadTarget { offset: self.token_offset, target: excerpt(target) });
+            }
+            (Expect::Target, target) => {
+                self.listing.symlink(target);
+                Expect::NodeClose
+            }
+            (Expect::NodeClose, b")") => self.end_node(),
+            (Expect::EntryOrClose, b"entry") => Expect::EntryOpen,
+            (Expect::EntryOrClose, b")") => self.end_directory(),
+            (Expect::EntryOpen, b"(") => Expect::NameKey,
+            (Expect::NameKey, b"name") => Expect::Name,
+            (Expect::Name, _) => self.take_name()?,
+            (Expect::NodeKey, b"node") => Expect::NodeOpen,
+            (Expect::EntryClose, b")") => Expect::EntryOrClose,
+            (expect, found) => {
+                return Err(NarError::UnexpectedToken {
+                    offset: self.token_offset,
+                    expected: expect.describe(),
+                    found: excerpt(found),
+                });
+            }
+        };
+        Ok(next)
+    }
+
+    fn start_directory(&mut self) -> Result<Expect, NarError> {
+        if self.levels.len() >= self.limits.depth_max {
+            return Err(NarError::TooDeep { offset: self.token_offset, max: self.limits.depth_max });
+        }
+        self.levels.push(self.path.len());
+        self.listing.start_directory();
+        Ok(Expect::EntryOrClose)
+    }
+
+    fn take_name(&mut self) -> Result<Expect, NarError> {
+        let (offset, name) = (self.token_offset, self.token.as_slice());
+        if !is_entry_name(name) {
+            return Err(NarError::BadName { offset, name: excerpt(name) });
+        }
+        let start = *self.levels.last().expect("names only stand in directories");
+        let previous = &self.path[start..];
+        if name <= previous {
+            return Err(NarError::NameNotAscending {
+                offset,
+                previous: excerpt(previous),
+                name: excerpt(name),
+            });
+        }
+        self.listing.entry(name, previous.is_empty());
+        if start + name.len() > self.limits.path_bytes_max {
+            return Err(NarError::PathTooLong { offset, max: self.limits.path_bytes_max });
+        }
+        self.path.truncate(start);
+        self.path.extend_from_slice(name);
+        Ok(Expect::NodeKey)
+    }
+
+    fn end_directory(&mut self) -> Expect {
+        let start = self.levels.pop().expect("a directory is open where its end is expected");
+        self.path.truncate(start);
+        self.listing.end_directory();
+        self.end_node()
+    }
+
+    fn end_node(&self) -> Expect {
+        if self.levels.is_empty() { Expect::End } else { Expect::EntryClose }
+    }
+
+    fn too_large(&self, offset: u64) -> NarError {
+        NarError::TooLarge { offset, max: self.limits.nar_bytes_max }
+    }
+}
+
+#[cfg(test)]
+#[path = "reader_tests.rs"]
+mod tests;

@@ -1,0 +1,242 @@
+//! The writer: emits a NAR piece by piece into whatever takes bytes, and refuses to write one that is not valid.
+//!
+//! It checks what its caller may get wrong because the world changed underneath: a file that is longer or shorter than
+//! it was when it was listed, names out of order. So a NAR that was finished is one that [`super::NarReader`] accepts.
+
+use super::error::excerpt;
+use super::{MAGIC, is_entry_name, is_target, padding};
+
+/// Why a NAR could not be written.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum NarWriteError<E> {
+    /// Whoever takes the bytes failed.
+    #[error("writing the NAR")]
+    Sink(#[source] E),
+    /// A file does not have the length that was announced for it.
+    #[error("the file was to have {announced} bytes, but has {}", if *.longer { "more" } else { "fewer" })]
+    FileLength {
+        /// The announced length in bytes.
+        announced: u64,
+        /// Whether there are more bytes than that, and not fewer.
+        longer: bool,
+    },
+    /// An entry called `.` or `..`, with a slash or NUL in it, or nothing.
+    #[error("{name:?} is no name for a directory entry")]
+    BadName {
+        /// The name.
+        name: String,
+    },
+    /// Entries out of order, or one of them twice.
+    #[error("the entry {name:?} follows {previous:?}: names must ascend")]
+    NameNotAscending {
+        /// The entry before it.
+        previous: String,
+        /// The name.
+        name: String,
+    },
+    /// A symbolic link to nothing, or with NUL in its target.
+    #[error("{target:?} is no target for a symbolic link")]
+    BadTarget {
+        /// The target.
+        target: String,
+    },
+    /// The grammar has no such thing here: a mistake of the caller.
+    #[error("{call} does not fit here in a NAR")]
+    OutOfPlace {
+        /// The call that was made.
+        call: &'static str,
+    },
+}
+
+/// What may be written next.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum State {
+    /// A file, a link or a directory: the root, or what an entry's name was given for.
+    Node,
+    /// The rest of a file's bytes.
+    File { announced: u64, left: u64 },
+    /// Another entry of the innermost directory, or its end.
+    Directory,
+    /// Nothing: the root is whole.
+    End,
+}
+
+/// Writes one NAR into `sink`, which is called with each piece in turn.
+///
+/// ```
+/// # use dormer_nix::nar::NarWriter;
+/// let mut nar = Vec::new();
+/// let mut writer = NarWriter::new(|bytes: &[u8]| {
+///     nar.extend_from_slice(bytes);
+///     Ok::<(), std::convert::Infallible>(())
+/// });
+/// writer.start_directory()?;
+/// writer.entry(b"hello")?;
+/// writer.start_file(3, true)?;
+/// writer.contents(b"hi\n")?;
+/// writer.end_file()?;
+/// writer.entry(b"link")?;
+/// writer.symlink(b"hello")?;
+/// writer.end_directory()?;
+/// assert_eq!(writer.finish()?, 512);
+/// # assert_eq!(nar.len(), 512);
+/// # Ok::<(), dormer_nix::nar::NarWriteError<std::convert::Infallible>>(())
+/// ```
+#[derive(Debug)]
+pub struct NarWriter<F> {
+    sink: F,
+    state: State,
+    /// The last name of each open directory, from the root; empty before its first entry.
+    levels: Vec<Vec<u8>>,
+    /// The strings of one call, so that the sink is called once for all of them.
+    pending: Vec<u8>,
+    size: u64,
+}
+
+impl<F, E> NarWriter<F>
+where
+    F: FnMut(&[u8]) -> Result<(), E>,
+{
+    /// Starts a NAR; the first bytes are written with its root.
+    pub fn new(sink: F) -> Self {
+        let mut writer = Self { sink, state: State::Node, levels: Vec::new(), pending: Vec::new(), size: 0 };
+        writer.string(MAGIC);
+        writer
+    }
+
+    /// Begins a file of exactly `len` bytes.
+    pub fn start_file(&mut self, len: u64, executable: bool) -> Result<(), NarWriteError<E>> {
+        self.expect(State::Node, "start_file")?;
+        self.start_node(b"regular");
+        if executable {
+            self.string(b"executable");
+            self.string(b"");
+        }
+        self.string(b"contents");
+        self.pending.extend_from_slice(&len.to_le_bytes());
+        self.state = State::File { announced: len, left: len };
+        self.flush()
+    }
+
+    /// The next bytes of the file.
+    pub fn contents(&mut self, bytes: &[u8]) -> Result<(), NarWriteError<E>> {
+        let State::File { announced, left } = self.state else {
+            return Err(NarWriteError::OutOfPlace { call: "contents" });
+        };
+        let Some(left) = left.checked_sub(bytes.len() as u64) else {
+            return Err(NarWriteError::FileLength { announced, longer: true });
+        };
+        self.state = State::File { announced, left };
+        self.put(bytes)
+    }
+
+    /// Ends the file, which must have all its bytes.
+    pub fn end_file(&mut self) -> Result<(), NarWriteError<E>> {
+        match self.state {
+            State::File { announced, left: 0 } => {
+                self.pending.resize(padding(announced), 0);
+                self.end_node();
+                self.flush()
+            }
+            State::File { announced, .. } => Err(NarWriteError::FileLength { announced, longer: false }),
+            _ => Err(NarWriteError::OutOfPlace { call: "end_file" }),
+        }
+    }
+
+    /// Writes a symbolic link.
+    pub fn symlink(&mut self, target: &[u8]) -> Result<(), NarWriteError<E>> {
+        self.expect(State::Node, "symlink")?;
+        if !is_target(target) {
+            return Err(NarWriteError::BadTarget { target: excerpt(target) });
+        }
+        self.start_node(b"symlink");
+        self.string(b"target");
+        self.string(target);
+        self.end_node();
+        self.flush()
+    }
+
+    /// Begins a directory.
+    pub fn start_directory(&mut self) -> Result<(), NarWriteError<E>> {
+        self.expect(State::Node, "start_directory")?;
+        self.start_node(b"directory");
+        self.levels.push(Vec::new());
+        self.state = State::Directory;
+        self.flush()
+    }
+
+    /// Names the directory's next entry; the entry itself is the next call. Names ascend by their bytes.
+    pub fn entry(&mut self, name: &[u8]) -> Result<(), NarWriteError<E>> {
+        self.expect(State::Directory, "entry")?;
+        if !is_entry_name(name) {
+            return Err(NarWriteError::BadName { name: excerpt(name) });
+        }
+        let previous = self.levels.last_mut().expect("a directory is open");
+        if name <= previous.as_slice() {
+            return Err(NarWriteError::NameNotAscending { previous: excerpt(previous), name: excerpt(name) });
+        }
+        previous.clear();
+        previous.extend_from_slice(name);
+        for string in [b"entry".as_slice(), b"(", b"name", name, b"node"] {
+            self.string(string);
+        }
+        self.state = State::Node;
+        self.flush()
+    }
+
+    /// Ends the innermost directory.
+    pub fn end_directory(&mut self) -> Result<(), NarWriteError<E>> {
+        self.expect(State::Directory, "end_directory")?;
+        self.levels.pop();
+        self.end_node();
+        self.flush()
+    }
+
+    /// Ends the NAR, which must have a whole root, and says how many bytes it has.
+    pub fn finish(self) -> Result<u64, NarWriteError<E>> {
+        self.expect(State::End, "finish")?;
+        Ok(self.size)
+    }
+
+    fn expect(&self, state: State, call: &'static str) -> Result<(), NarWriteError<E>> {
+        if self.state == state { Ok(()) } else { Err(NarWriteError::OutOfPlace { call }) }
+    }
+
+    fn start_node(&mut self, kind: &[u8]) {
+        self.string(b"(");
+        self.string(b"type");
+        self.string(kind);
+    }
+
+    /// Closes a node, and the entry that it belongs to.
+    fn end_node(&mut self) {
+        self.string(b")");
+        if self.levels.is_empty() {
+            self.state = State::End;
+        } else {
+            self.string(b")");
+            self.state = State::Directory;
+        }
+    }
+
+    fn string(&mut self, bytes: &[u8]) {
+        let len = bytes.len() as u64;
+        self.pending.extend_from_slice(&len.to_le_bytes());
+        self.pending.extend_from_slice(bytes);
+        self.pending.resize(self.pending.len() + padding(len), 0);
+    }
+
+    fn flush(&mut self) -> Result<(), NarWriteError<E>> {
+        let mut pending = std::mem::take(&mut self.pending);
+        let result = self.put(&pending);
+        pending.clear();
+        self.pending = pending;
+        result
+    }
+
+    fn put(&mut self, bytes: &[u8]) -> Result<(), NarWriteError<E>> {
+        self.size += bytes.len() as u64;
+        (self.sink)(bytes).map_err(NarWriteError::Sink)
+    }
+}
