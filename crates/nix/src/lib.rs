@@ -11,7 +11,9 @@
 mod error;
 mod hash;
 pub mod nar;
+mod narinfo;
 pub mod nix32;
+mod signature;
 mod store_path;
 #[cfg(any(test, feature = "strategies"))]
 pub mod strategies;
@@ -19,4 +21,6 @@ mod text;
 
 pub use error::{Error, Result};
 pub use hash::{NarHash, NarHasher};
+pub use narinfo::{NARINFO_BYTES_MAX, NarInfo};
+pub use signature::{PublicKey, SecretKey, Signature, fingerprint};
 pub use store_path::{STORE_PATH_NAME_BYTES_MAX, StoreDir, StorePath, StorePathHash};

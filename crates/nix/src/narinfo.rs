@@ -1,0 +1,373 @@
+//! narinfo: the text a binary cache answers with when asked for a store path.
+//!
+//! Reading is strict where a mistake would hurt: a cut text (it might have lost references), a field twice, a path that
+//! is none. Unknown fields are ignored, for Nix adds some over time. Writing gives the fields in Nix's order; values can
+//! never add a line of their own.
+
+use std::fmt::Write as _;
+
+use crate::error::{Error, Result};
+use crate::hash::NarHash;
+use crate::signature::{fingerprint, sorted};
+use crate::store_path::{StoreDir, StorePath};
+use crate::text::{excerpt, is_line};
+
+/// Longest narinfo we read, in bytes. At about 60 bytes a reference, 4 MiB hold 65,000 of them.
+pub const NARINFO_BYTES_MAX: usize = 4 * 1024 * 1024;
+
+/// What Nix takes for the compression if none is named.
+const COMPRESSION_DEFAULT: &str = "bzip2";
+
+/// What Nix has written for a path whose derivation it did not know.
+const DERIVER_UNKNOWN: &str = "unknown-deriver";
+
+/// A store path, where its NAR is, and what is known of it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct NarInfo {
+    /// The path.
+    pub store_path: StorePath,
+    /// Where the file is, relative to the cache.
+    pub url: String,
+    /// How the file is compressed: `none`, `zstd`, `xz`, …
+    pub compression: String,
+    /// Hash of the file as it is served, compressed.
+    pub file_hash: Option<NarHash>,
+    /// Its size in bytes.
+    pub file_size: Option<u64>,
+    /// Hash of the NAR.
+    pub nar_hash: NarHash,
+    /// Size of the NAR in bytes; never 0.
+    pub nar_size: u64,
+    /// The paths it refers to, maybe itself among them: a set. Parsing gives them sorted, writing sorts them.
+    pub references: Vec<StorePath>,
+    /// The derivation that built it.
+    pub deriver: Option<StorePath>,
+    /// The kind of machine it was built on; written by old Nix only.
+    pub system: Option<String>,
+    /// What its path is computed from, if that is its content.
+    pub ca: Option<String>,
+    /// Signatures, in the order they were given. Texts, so that a form we do not know is passed on.
+    pub sigs: Vec<String>,
+}
+
+impl NarInfo {
+    /// Reads a narinfo of a cache for `store_dir`.
+    pub fn parse(text: &str, store_dir: &StoreDir) -> Result<Self> {
+        if text.len() > NARINFO_BYTES_MAX {
+            return Err(Error::NarInfoTooLarge { bytes: text.len(), max: NARINFO_BYTES_MAX });
+        }
+        let mut fields = Fields::default();
+        let mut rest = text;
+        let mut line_number = 0;
+        while !rest.is_empty() {
+            let (line, after) = rest.split_once('\n').ok_or(Error::NarInfoTruncated)?;
+            rest = after;
+            line_number += 1;
+            let (name, value) = line
+                .split_once(':')
+                .filter(|_| is_line(line))
+                .ok_or_else(|| Error::NarInfoLine { line: line_number, text: excerpt(line) })?;
+            fields.take(name, value.strip_prefix(' ').unwrap_or(value), store_dir)?;
+        }
+        fields.finish()
+    }
+
+    /// Writes it for a cache of `store_dir`. Control characters in values are left out; [`NarInfo::check`] refuses them.
+    pub fn to_text(&self, store_dir: &StoreDir) -> String {
+        let mut text = String::with_capacity(512 + 64 * (self.references.len() + 2 * self.sigs.len()));
+        let mut line = |name: &str, value: &dyn std::fmt::Display| {
+            writeln!(text, "{name}: {value}").expect("a string takes all text");
+        };
+        line("StorePath", &format_args!("{store_dir}/{}", self.store_path));
+        line("URL", &plain(&self.url));
+        line("Compression", &plain(&self.compression));
+        if let Some(hash) = &self.file_hash {
+            line("FileHash", hash);
+        }
+        if let Some(size) = &self.file_size {
+            line("FileSize", size);
+        }
+        line("NarHash", &self.nar_hash);
+        line("NarSize", &self.nar_size);
+        let references: Vec<&str> = sorted(&self.references).into_iter().map(StorePath::base_name).collect();
+        line("References", &references.join(" "));
+        if let Some(deriver) = &self.deriver {
+            line("Deriver", deriver);
+        }
+        if let Some(system) = &self.system {
+            line("System", &plain(system));
+        }
+        for sig in &self.sigs {
+            line("Sig", &plain(sig));
+        }
+        if let Some(ca) = &self.ca {
+            line("CA", &plain(ca));
+        }
+        text
+    }
+
+    /// Whether every value that is free text can be written and read back: for values that came from elsewhere than
+    /// [`NarInfo::parse`].
+    pub fn check(&self) -> Result<()> {
+        let required = [("URL", &self.url), ("Compression", &self.compression)];
+        let optional = [("System", &self.system), ("CA", &self.ca)];
+        let texts = required
+            .into_iter()
+            .chain(optional.into_iter().filter_map(|(field, value)| Some((field, value.as_ref()?))))
+            .chain(self.sigs.iter().map(|sig| ("Sig", sig)));
+        for (field, value) in texts {
+            line_value(field, value)?;
+        }
+        if self.nar_size == 0 {
+            return Err(Error::NarInfoValue { field: "NarSize", value: "0".to_owned() });
+        }
+        Ok(())
+    }
+
+    /// What a signature of it signs.
+    pub fn fingerprint(&self, store_dir: &StoreDir) -> String {
+        fingerprint(store_dir, &self.store_path, &self.nar_hash, self.nar_size, &self.references)
+    }
+}
+
+/// The fields seen so far.
+#[derive(Default)]
+struct Fields {
+    store_path: Option<StorePath>,
+    url: Option<String>,
+    compression: Option<String>,
+    file_hash: Option<NarHash>,
+    file_size: Option<u64>,
+    nar_hash: Option<NarHash>,
+    nar_size: Option<u64>,
+    references: Option<Vec<StorePath>>,
+    /// The inner value is `None` for `unknown-deriver`.
+    deriver: Option<Option<StorePath>>,
+    system: Option<String>,
+    ca: Option<String>,
+    sigs: Vec<String>,
+}
+
+impl Fields {
+    fn take(&mut self, name: &str, value: &str, store_dir: &StoreDir) -> Result<()> {
+        match name {
+            "StorePath" => once("StorePath", &mut self.store_path, || {
+                StorePath::parse_absolute(store_dir, value).map_err(|source| in_field("StorePath", source))
+            }),
+            "URL" => once("URL", &mut self.url, || line_value("URL", value)),
+            "Compression" => once("Compression", &mut self.compression, || line_value("Compression", value)),
+            "FileHash" => once("FileHash", &mut self.file_hash, || hash("FileHash", value)),
+            "FileSize" => once("FileSize", &mut self.file_size, || number("FileSize", value)),
+            "NarHash" => once("NarHash", &mut self.nar_hash, || hash("NarHash", value)),
+            "NarSize" => once("NarSize", &mut self.nar_size, || match number("NarSize", value)? {
+                0 => Err(Error::NarInfoValue { field: "NarSize", value: excerpt(value) }),
+                size => Ok(size),
+            }),
+            "References" => once("References", &mut self.references, || references(value)),
+            "Deriver" => once("Deriver", &mut self.deriver, || match value {
+                DERIVER_UNKNOWN => Ok(None),
+                path => path.parse().map(Some).map_err(|source| in_field("Deriver", source)),
+            }),
+            "System" => once("System", &mut self.system, || line_value("System", value)),
+            "CA" => once("CA", &mut self.ca, || line_value("CA", value)),
+            "Sig" => {
+                self.sigs.push(line_value("Sig", value)?);
+                Ok(())
+            }
+            _ => Ok(()),
+        }
+    }
+
+    fn finish(self) -> Result<NarInfo> {
+        let missing = |field| Error::NarInfoMissing { field };
+        Ok(NarInfo {
+            store_path: self.store_path.ok_or_else(|| missing("StorePath"))?,
+            url: self.url.ok_or_else(|| missing("URL"))?,
+            compression: self.compression.unwrap_or_else(|| COMPRESSION_DEFAULT.to_owned()),
+            file_hash: self.file_hash,
+            file_size: self.file_size,
+            nar_hash: self.nar_hash.ok_or_else(|| missing("NarHash"))?,
+            nar_size: self.nar_size.ok_or_else(|| missing("NarSize"))?,
+            references: self.references.unwrap_or_default(),
+            deriver: self.deriver.flatten(),
+            system: self.system,
+            ca: self.ca,
+            sigs: self.sigs,
+        })
+    }
+}
+
+fn once<T>(field: &'static str, slot: &mut Option<T>, read: impl FnOnce() -> Result<T>) -> Result<()> {
+    if slot.is_some() {
+        return Err(Error::NarInfoDuplicate { field });
+    }
+    *slot = Some(read()?);
+    Ok(())
+}
+
+fn in_field(field: &'static str, source: Error) -> Error {
+    Error::NarInfoField { field, source: Box::new(source) }
+}
+
+fn hash(field: &'static str, value: &str) -> Result<NarHash> {
+    value.parse().map_err(|source| in_field(field, source))
+}
+
+/// Digits only: `parse` alone would take a sign.
+fn number(field: &'static str, value: &str) -> Result<u64> {
+    let digits = !value.is_empty() && value.bytes().all(|byte| byte.is_ascii_digit());
+    value.parse().ok().filter(|_| digits).ok_or_else(|| Error::NarInfoValue { field, value: excerpt(value) })
+}
+
+/// A text that is not empty and fits on a line.
+fn line_value(field: &'static str, value: &str) -> Result<String> {
+    if value.is_empty() || !is_line(value) {
+        return Err(Error::NarInfoValue { field, value: excerpt(value) });
+    }
+    Ok(value.to_owned())
+}
+
+fn references(value: &str) -> Result<Vec<StorePath>> {
+    let mut paths = value
+        .split(' ')
+        .filter(|name| !name.is_empty())
+        .map(|name| name.parse().map_err(|source| in_field("References", source)))
+        .collect::<Result<Vec<StorePath>>>()?;
+    paths.sort_unstable();
+    paths.dedup();
+    Ok(paths)
+}
+
+/// A value without control characters; nearly always the value itself.
+fn plain(value: &str) -> std::borrow::Cow<'_, str> {
+    if is_line(value) { value.into() } else { value.chars().filter(|char| !char.is_control()).collect() }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::strategies;
+
+    /// As `nix copy --to file://…` of Nix 2.8.0 wrote it.
+    const OF_NIX: &str = include_str!("../tests/data/with-references.narinfo");
+
+    const MINIMAL: &str = "StorePath: /nix/store/1k8c1hiysz6aaks2mpfc5k7xbbjpw5z5-a\n\
+                           URL: nar/x\n\
+                           NarHash: sha256:0mdqa9w1p6cmli6976v4wi0sw9r4p5prkj7lzfd1877wk11c9c73\n\
+                           NarSize: 1\n";
+
+    fn parse(text: &str) -> Result<NarInfo> {
+        NarInfo::parse(text, &StoreDir::default())
+    }
+
+    #[test]
+    fn a_narinfo_of_nix_is_written_back_byte_by_byte() {
+        for text in [OF_NIX, include_str!("../tests/data/leaf.narinfo")] {
+            assert_eq!(parse(text).unwrap().to_text(&StoreDir::default()), text);
+        }
+        let info = parse(OF_NIX).unwrap();
+        assert!(info.references.len() >= 2);
+        assert!(info.references.contains(&info.store_path), "it refers to itself");
+        assert!(info.file_hash.is_some() && info.file_size.is_some() && info.deriver.is_some());
+    }
+
+    #[test]
+    fn what_is_missing_has_nixs_defaults() {
+        let info = parse(MINIMAL).unwrap();
+        assert_eq!(info.compression, "bzip2");
+        assert!(info.references.is_empty() && info.sigs.is_empty());
+        assert_eq!((info.file_hash, info.file_size, info.deriver), (None, None, None));
+        assert_eq!(parse(&format!("{MINIMAL}Deriver: unknown-deriver\n")).unwrap().deriver, None);
+        assert!(parse(&format!("{MINIMAL}References:\nReferencesX: y\nFuture: z: z\n")).is_ok());
+    }
+
+    #[test]
+    fn a_cut_narinfo_is_refused_wherever_it_is_cut_within_a_line() {
+        for end in 1..OF_NIX.len() {
+            if OF_NIX.as_bytes()[end - 1] != b'\n' {
+                assert_eq!(parse(&OF_NIX[..end]), Err(Error::NarInfoTruncated), "{end}");
+            }
+        }
+    }
+
+    #[test]
+    fn every_required_field_is_required_and_none_may_stand_twice() {
+        for field in ["StorePath", "URL", "NarHash", "NarSize"] {
+            let without: String = MINIMAL
+                .split_inclusive('\n')
+                .filter(|line| !line.starts_with(&format!("{field}:")))
+                .collect();
+            assert_eq!(parse(&without), Err(Error::NarInfoMissing { field }));
+        }
+        for line in OF_NIX.split_inclusive('\n').filter(|line| !line.starts_with("Sig:")) {
+            assert!(
+                matches!(parse(&format!("{OF_NIX}{line}")), Err(Error::NarInfoDuplicate { field }) if line.starts_with(field)),
+                "{line}"
+            );
+        }
+        assert_eq!(parse(&format!("{MINIMAL}Sig: a\nSig: b\nSig: a\n")).unwrap().sigs, ["a", "b", "a"]);
+    }
+
+    #[test]
+    fn values_that_are_none_are_refused() {
+        for line in [
+            "NarSize: 0",
+            "NarSize: -1",
+            "NarSize: +1",
+            "NarSize: 18446744073709551616",
+            "NarSize: 1 ",
+            "NarSize:",
+            "FileSize: x",
+            "FileHash: sha512:x",
+            "NarHash: 0mdqa9w1p6cmli6976v4wi0sw9r4p5prkj7lzfd1877wk11c9c73",
+            "URL: ",
+            "URL: a\tb",
+            "StorePath: /gnu/store/1k8c1hiysz6aaks2mpfc5k7xbbjpw5z5-a",
+            "StorePath: 1k8c1hiysz6aaks2mpfc5k7xbbjpw5z5-a",
+            "References: /nix/store/1k8c1hiysz6aaks2mpfc5k7xbbjpw5z5-a",
+            "References: x",
+            "Deriver: x",
+            "Deriver: ",
+            "no colon",
+            "",
+            "Compression: none\r",
+        ] {
+            let name = line.split(':').next().unwrap_or_default();
+            let others: String = MINIMAL
+                .split_inclusive('\n')
+                .filter(|other| name.is_empty() || !other.starts_with(&format!("{name}:")))
+                .collect();
+            let error = parse(&format!("{others}{line}\n")).unwrap_err();
+            assert!(!matches!(error, Error::NarInfoMissing { .. }), "{line:?}: {error}");
+        }
+    }
+
+    #[test]
+    fn an_oversized_narinfo_is_refused() {
+        let text = format!("{MINIMAL}X: {}\n", "x".repeat(NARINFO_BYTES_MAX));
+        assert!(matches!(parse(&text), Err(Error::NarInfoTooLarge { .. })));
+    }
+
+    #[test]
+    fn a_value_cannot_add_a_line() {
+        let mut info = parse(MINIMAL).unwrap();
+        info.sigs = vec!["a:b\nURL: http://elsewhere/".to_owned()];
+        info.ca = Some("fixed\r\nSig: c".to_owned());
+        assert!(matches!(info.check(), Err(Error::NarInfoValue { field: "CA", .. })));
+        info.ca = None;
+        assert!(matches!(info.check(), Err(Error::NarInfoValue { field: "Sig", .. })));
+        let read = parse(&info.to_text(&StoreDir::default())).unwrap();
+        assert_eq!(read.url, info.url);
+        assert_eq!(read.sigs, ["a:bURL: http://elsewhere/"]);
+    }
+
+    proptest! {
+        #[test]
+        fn parse_undoes_to_text(info in strategies::nar_info(), store_dir in strategies::store_dir()) {
+            prop_assert_eq!(info.check(), Ok(()));
+            prop_assert_eq!(NarInfo::parse(&info.to_text(&store_dir), &store_dir), Ok(info));
+        }
+    }
+}

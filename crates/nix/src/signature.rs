@@ -1,0 +1,342 @@
+//! Signatures of store paths: ed25519 keys and signatures as Nix writes them, and the text that is signed.
+//!
+//! Everything is `name:base64`. The name says which key is meant, and is not signed itself.
+
+use std::fmt;
+use std::str::FromStr;
+
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
+use ed25519_dalek::{Signer as _, SigningKey, VerifyingKey};
+
+use crate::error::{Error, Result};
+use crate::hash::NarHash;
+use crate::store_path::{StoreDir, StorePath};
+use crate::text::serde_as_string;
+
+/// Longest name of a key in bytes: a host name and some. A signature is a line of every narinfo.
+const KEY_NAME_BYTES_MAX: usize = 512;
+
+/// A signature and the name of the key that made it.
+#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Signature {
+    key_name: String,
+    bytes: [u8; 64],
+}
+
+impl Signature {
+    /// Name of the key, such as `cache.nixos.org-1`.
+    pub fn key_name(&self) -> &str {
+        &self.key_name
+    }
+
+    /// The signature itself.
+    pub fn as_bytes(&self) -> &[u8; 64] {
+        &self.bytes
+    }
+}
+
+impl FromStr for Signature {
+    type Err = Error;
+
+    fn from_str(text: &str) -> Result<Self> {
+        let (key_name, bytes) = split_key(text).ok_or_else(|| Error::signature(text))?;
+        Ok(Self { key_name: key_name.to_owned(), bytes })
+    }
+}
+
+impl fmt::Display for Signature {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}:{}", self.key_name, STANDARD.encode(self.bytes))
+    }
+}
+
+impl fmt::Debug for Signature {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(self, f)
+    }
+}
+
+serde_as_string!(Signature, "a signature");
+
+/// A key that signs. Neither printed nor serialised but by [`SecretKey::expose`], and wiped from memory when dropped.
+#[derive(Clone)]
+pub struct SecretKey {
+    name: String,
+    key: SigningKey,
+}
+
+impl SecretKey {
+    /// Makes a key from 32 random bytes. Fails on a name that Nix could not read back.
+    pub fn generate(name: &str, seed: [u8; 32]) -> Result<Self> {
+        if !is_key_name(name) {
+            return Err(Error::key_name(name));
+        }
+        Ok(Self { name: name.to_owned(), key: SigningKey::from_bytes(&seed) })
+    }
+
+    /// The key's name.
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// The secret in clear: `name:base64` of the seed and the public key, as `nix key generate-secret` prints it.
+    pub fn expose(&self) -> String {
+        format!("{}:{}", self.name, STANDARD.encode(self.key.to_keypair_bytes()))
+    }
+
+    /// Signs a text, which for a store path is its [`fingerprint`].
+    pub fn sign(&self, message: &str) -> Signature {
+        Signature { key_name: self.name.clone(), bytes: self.key.sign(message.as_bytes()).to_bytes() }
+    }
+
+    /// The key that verifies what this one signs.
+    pub fn public_key(&self) -> PublicKey {
+        PublicKey { name: self.name.clone(), key: self.key.verifying_key() }
+    }
+}
+
+impl FromStr for SecretKey {
+    type Err = Error;
+
+    fn from_str(text: &str) -> Result<Self> {
+        let (name, bytes) = split_key(text).ok_or(Error::SecretKey)?;
+        let key = SigningKey::from_keypair_bytes(&bytes).map_err(|_| Error::SecretKey)?;
+        Ok(Self { name: name.to_owned(), key })
+    }
+}
+
+impl fmt::Debug for SecretKey {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "SecretKey({}:[redacted])", self.name)
+    }
+}
+
+/// A key that verifies.
+#[derive(Clone, PartialEq, Eq)]
+pub struct PublicKey {
+    name: String,
+    key: VerifyingKey,
+}
+
+impl PublicKey {
+    /// The key's name.
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// The key itself.
+    pub fn as_bytes(&self) -> &[u8; 32] {
+        self.key.as_bytes()
+    }
+
+    /// Whether `signature` is this key's for `message`. The names must match too, as in Nix.
+    pub fn verify(&self, message: &str, signature: &Signature) -> Result<()> {
+        let bytes = ed25519_dalek::Signature::from_bytes(&signature.bytes);
+        // Strict, as libsodium is, on which Nix relies: keys and points of small order verify nothing.
+        let verified = self.key.verify_strict(message.as_bytes(), &bytes).is_ok();
+        if verified && self.name == signature.key_name {
+            return Ok(());
+        }
+        Err(Error::SignatureMismatch { key_name: signature.key_name.clone() })
+    }
+}
+
+impl FromStr for PublicKey {
+    type Err = Error;
+
+    fn from_str(text: &str) -> Result<Self> {
+        let (name, bytes) = split_key(text).ok_or_else(|| Error::public_key(text))?;
+        let key = VerifyingKey::from_bytes(&bytes).map_err(|_| Error::public_key(text))?;
+        Ok(Self { name: name.to_owned(), key })
+    }
+}
+
+impl fmt::Display for PublicKey {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}:{}", self.name, STANDARD.encode(self.key.as_bytes()))
+    }
+}
+
+impl fmt::Debug for PublicKey {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(self, f)
+    }
+}
+
+serde_as_string!(PublicKey, "a public key");
+
+/// What is signed about a store path: `1;<path>;sha256:<hash>;<size>;<references>`, full paths, references sorted and
+/// joined by commas.
+pub fn fingerprint(
+    store_dir: &StoreDir,
+    path: &StorePath,
+    nar_hash: &NarHash,
+    nar_size: u64,
+    references: &[StorePath],
+) -> String {
+    use fmt::Write as _;
+
+    let mut text = format!("1;{store_dir}/{path};{nar_hash};{nar_size};");
+    for (index, reference) in sorted(references).into_iter().enumerate() {
+        let comma = if index == 0 { "" } else { "," };
+        write!(text, "{comma}{store_dir}/{reference}").expect("a string takes all text");
+    }
+    text
+}
+
+/// References as the set they are in Nix: ascending, each once.
+pub(crate) fn sorted(references: &[StorePath]) -> Vec<&StorePath> {
+    let mut sorted: Vec<&StorePath> = references.iter().collect();
+    if !references.is_sorted_by(|a, b| a < b) {
+        sorted.sort_unstable();
+        sorted.dedup();
+    }
+    sorted
+}
+
+/// Splits `name:base64`; `None` if either part is not what it must be.
+fn split_key<const N: usize>(text: &str) -> Option<(&str, [u8; N])> {
+    let (name, base64) = text.split_once(':')?;
+    let bytes = STANDARD.decode(base64).ok()?;
+    Some((name, bytes.try_into().ok()?)).filter(|_| is_key_name(name))
+}
+
+/// Lists of keys are separated by white space, and a key's name from the rest by a colon.
+fn is_key_name(name: &str) -> bool {
+    let plain = |char: char| !char.is_whitespace() && !char.is_control() && char != ':';
+    !name.is_empty() && name.len() <= KEY_NAME_BYTES_MAX && name.chars().all(plain)
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::NarInfo;
+    use crate::strategies;
+
+    /// Made by `nix key generate-secret` and `nix key convert-secret-to-public`.
+    const SECRET: &str = include_str!("../tests/data/signing-key.secret");
+    const PUBLIC: &str = include_str!("../tests/data/signing-key.public");
+
+    #[test]
+    fn keys_of_nix_are_read_and_written_back() {
+        let secret: SecretKey = SECRET.trim().parse().unwrap();
+        assert_eq!(secret.name(), "dormer-test-1");
+        assert_eq!(secret.expose(), SECRET.trim());
+        assert_eq!(secret.public_key().to_string(), PUBLIC.trim());
+        assert_eq!(PUBLIC.trim().parse(), Ok(secret.public_key()));
+    }
+
+    #[test]
+    fn nix_and_we_sign_alike() {
+        let store_dir = StoreDir::default();
+        for text in [
+            include_str!("../tests/data/leaf.narinfo"),
+            include_str!("../tests/data/with-references.narinfo"),
+        ] {
+            let info = NarInfo::parse(text, &store_dir).unwrap();
+            let secret: SecretKey = SECRET.trim().parse().unwrap();
+            let signature = secret.sign(&info.fingerprint(&store_dir));
+            assert_eq!(info.sigs, [signature.to_string()]);
+            assert_eq!(secret.public_key().verify(&info.fingerprint(&store_dir), &signature), Ok(()));
+        }
+    }
+
+    #[test]
+    fn a_signature_only_fits_its_message_key_and_name() {
+        let secret = SecretKey::generate("a", [1; 32]).unwrap();
+        let signature = secret.sign("message");
+        let public = secret.public_key();
+        assert_eq!(public.verify("message", &signature), Ok(()));
+        assert!(public.verify("messagf", &signature).is_err());
+        assert!(
+            SecretKey::generate("a", [2; 32]).unwrap().public_key().verify("message", &signature).is_err()
+        );
+        assert!(
+            SecretKey::generate("b", [1; 32]).unwrap().public_key().verify("message", &signature).is_err()
+        );
+        let mut forged = signature;
+        forged.bytes[0] ^= 1;
+        assert!(public.verify("message", &forged).is_err());
+    }
+
+    #[test]
+    fn a_key_of_small_order_verifies_nothing() {
+        // The identity point as the key, and as R with s = 0: a plain check accepts this for every message.
+        let mut identity = [0; 32];
+        identity[0] = 1;
+        let public: PublicKey = format!("a:{}", STANDARD.encode(identity)).parse().unwrap();
+        let mut bytes = [0; 64];
+        bytes[0] = 1;
+        assert!(public.verify("anything", &Signature { key_name: "a".to_owned(), bytes }).is_err());
+    }
+
+    #[test]
+    fn malformed_keys_and_signatures_are_refused() {
+        let good = SecretKey::generate("a", [1; 32]).unwrap();
+        let base64 = STANDARD.encode([0u8; 64]);
+        for text in [
+            String::new(),
+            "a".to_owned(),
+            "a:".to_owned(),
+            format!(":{base64}"),
+            format!("a b:{base64}"),
+            format!("a\n:{base64}"),
+            format!("a:{base64}\n"),
+            format!("a:b:{base64}"),
+            format!("a:{}", &base64[..base64.len() - 2]),
+            format!("a:{}", STANDARD.encode([0u8; 63])),
+            format!("a:{}", STANDARD.encode([0u8; 65])),
+            format!("{}:{base64}", "a".repeat(513)),
+        ] {
+            assert!(text.parse::<Signature>().is_err(), "{text:?}");
+            assert!(text.parse::<SecretKey>().is_err(), "{text:?}");
+            assert!(text.parse::<PublicKey>().is_err(), "{text:?}");
+        }
+        // A seed with another key's public half would leak the seed when signing.
+        let other = SecretKey::generate("a", [2; 32]).unwrap();
+        let mixed = [good.key.to_bytes(), *other.public_key().as_bytes()].concat();
+        assert!(matches!(
+            format!("a:{}", STANDARD.encode(mixed)).parse::<SecretKey>(),
+            Err(Error::SecretKey)
+        ));
+        assert!(SecretKey::generate("a:b", [0; 32]).is_err());
+        assert!(SecretKey::generate("", [0; 32]).is_err());
+    }
+
+    #[test]
+    fn a_secret_key_does_not_show_in_debug_output() {
+        let secret: SecretKey = SECRET.trim().parse().unwrap();
+        let (_, base64) = SECRET.trim().split_once(':').unwrap();
+        assert_eq!(format!("{secret:?}"), "SecretKey(dormer-test-1:[redacted])");
+        assert!(!format!("{:?}", base64.parse::<SecretKey>().unwrap_err()).contains(&base64[..8]));
+    }
+
+    proptest! {
+        #[test]
+        fn parse_undoes_display(signature in strategies::signature(), secret in strategies::secret_key()) {
+            prop_assert_eq!(signature.to_string().parse(), Ok(signature.clone()));
+            prop_assert_eq!(secret.expose().parse::<SecretKey>().unwrap().expose(), secret.expose());
+            prop_assert_eq!(secret.public_key().to_string().parse(), Ok(secret.public_key()));
+            let json = serde_json::to_string(&signature).unwrap();
+            prop_assert_eq!(serde_json::from_str::<Signature>(&json).unwrap(), signature);
+        }
+
+        #[test]
+        fn the_fingerprint_does_not_depend_on_the_order_of_references(
+            path in strategies::store_path(),
+            mut references in proptest::collection::vec(strategies::store_path(), 0..6),
+        ) {
+            let store_dir = StoreDir::default();
+            let print = |references: &[StorePath]| {
+                fingerprint(&store_dir, &path, &NarHash::from_bytes([0; 32]), 1, references)
+            };
+            let before = print(&references);
+            references.reverse();
+            references.extend(references.clone());
+            prop_assert_eq!(print(&references), before);
+        }
+    }
+}

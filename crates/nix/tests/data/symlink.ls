@@ -1,0 +1,1 @@
+{"version":1,"root":{"type":"symlink","target":"/nix/store/py6jm7ccdn01rqa4i2dgs7n6i47qlcis-single"}}
