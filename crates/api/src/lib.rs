@@ -1,1 +1,30 @@
-//! Wire types, route names, error codes, tokens and permissions. Pure.
+//! What travels between Dormer's server and its clients: wire types, route and header names, error names, tokens.
+//!
+//! Layer: pure. Shared by the server, the client and the edge; nothing here knows a socket, a clock or a runtime.
+//!
+//! `/_api/v1/` and the tokens are Attic's, byte for byte, so that `attic` and tokens made for `atticd` work unchanged;
+//! the golden texts in `tests/golden.rs` hold us to it. `/_api/v2/` is ours. docs/HTTP-API.md describes both.
+
+mod error;
+pub mod fuzz_targets;
+pub mod headers;
+mod names;
+mod permissions;
+pub mod routes;
+mod secret;
+mod token;
+mod v1;
+pub mod v2;
+mod wire_error;
+
+pub use error::{Error, Result};
+pub use names::{CACHE_NAME_BYTES_MAX, CacheName, CacheNamePattern};
+pub use permissions::{Permission, Permissions};
+pub use secret::Secret;
+pub use token::{AccessClaim, Audience, CLAIM_NAMESPACE, TokenClaims};
+pub use v1::{
+    CacheConfig, CreateCacheRequest, GetMissingPathsRequest, GetMissingPathsResponse, Keypair,
+    NAR_INFO_BYTES_MAX, NAR_INFO_PREAMBLE_THRESHOLD_BYTES, NarInfoForm, ResolvedNarInfo, RetentionPeriod,
+    UploadPathNarInfo, UploadPathResult, UploadPathResultKind,
+};
+pub use wire_error::{ErrorBody, ErrorName};

@@ -1,0 +1,13 @@
+//! Names of headers beyond HTTP's own, in lower case as HTTP libraries want them.
+
+/// Metadata of an upload as JSON ([`crate::UploadPathNarInfo`]), when it is short.
+pub const NAR_INFO: &str = "x-attic-nar-info";
+
+/// Length in bytes of the same JSON at the start of the body, when it is long.
+pub const NAR_INFO_PREAMBLE_SIZE: &str = "x-attic-nar-info-preamble-size";
+
+/// `public` on every answer about a public cache.
+pub const CACHE_VISIBILITY: &str = "x-attic-cache-visibility";
+
+/// The only value of [`CACHE_VISIBILITY`].
+pub const CACHE_VISIBILITY_PUBLIC: &str = "public";
