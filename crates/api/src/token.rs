@@ -84,14 +84,15 @@ impl Audience {
     }
 }
 
+/// Up to 2^53 a float holds whole seconds exactly; what is beyond is no date.
+const SECONDS_MAX: f64 = 9_007_199_254_740_992.0;
+
 /// RFC 7519 allows fractions of seconds; nobody needs them.
 fn numeric_date<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<i64>, D::Error> {
     let Some(number) = Option::<serde_json::Number>::deserialize(deserializer)? else { return Ok(None) };
     if let Some(seconds) = number.as_i64() {
         return Ok(Some(seconds));
     }
-    // Up to 2^53 a float holds whole seconds exactly; later dates, and numbers that are none, are not dates.
-    const SECONDS_MAX: f64 = 9_007_199_254_740_992.0;
     match number.as_f64() {
         #[expect(clippy::cast_possible_truncation, reason = "the range was just checked")]
         Some(seconds) if seconds.abs() <= SECONDS_MAX => Ok(Some(seconds.floor() as i64)),
