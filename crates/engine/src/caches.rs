@@ -76,7 +76,10 @@ impl Engine {
 
     /// Creates a cache with its first signing key.
     pub async fn create_cache(&self, new: CreateCache) -> Result<Arc<Cache>> {
-        let secret = new.secret_key.unwrap_or_else(|| generate_key(&new.name));
+        let secret = match new.secret_key {
+            Some(secret) => secret,
+            None => generate_key(&new.name)?,
+        };
         let cache = NewCache {
             key: self.seal_key(&secret),
             name: new.name.clone(),
@@ -93,10 +96,11 @@ impl Engine {
 
     /// Changes a cache. A new key replaces the active ones; they stay listed as retired.
     pub async fn update_cache(&self, cache: &Cache, update: UpdateCache) -> Result<()> {
-        let secret = update.new_key.map(|change| match change {
-            KeyChange::Generate => generate_key(&cache.name),
-            KeyChange::Given(secret) => secret,
-        });
+        let secret = match update.new_key {
+            None => None,
+            Some(KeyChange::Generate) => Some(generate_key(&cache.name)?),
+            Some(KeyChange::Given(secret)) => Some(secret),
+        };
         let patch = CachePatch {
             is_public: update.is_public,
             store_dir: update.store_dir,
@@ -145,6 +149,6 @@ fn seal_context(public_key: &str) -> String {
     format!("signing key {public_key}")
 }
 
-fn generate_key(name: &str) -> SecretKey {
-    SecretKey::generate(name, rand::random())
+fn generate_key(name: &str) -> Result<SecretKey> {
+    SecretKey::generate(name, rand::random()).map_err(|_| Error::SigningKey { cache: name.to_owned() })
 }

@@ -177,15 +177,13 @@ impl ChunkSink {
     }
 
     async fn hash(&self, chunks: Vec<RawChunk>) -> Vec<(ChunkId, RawChunk)> {
-        self.workshop
-            .cpu
-            .run(move || chunks.into_iter().map(|chunk| (chunk.id(), chunk)).collect())
-            .await
+        self.workshop.cpu.run(move || chunks.into_iter().map(|chunk| (chunk.id(), chunk)).collect()).await
     }
 
     async fn store(&mut self, id: ChunkId, chunk: RawChunk) -> Arc<Pending> {
         // The turn comes before the reservation: nobody may wait for a chunk that itself waits for a turn for long.
-        let turn = Arc::clone(&self.workshop.jobs).acquire_owned().await.expect("the semaphore is never closed");
+        let turn =
+            Arc::clone(&self.workshop.jobs).acquire_owned().await.expect("the semaphore is never closed");
         let reserved = match self.workshop.packer.reserve(id) {
             Reservation::Taken(pending) => return pending,
             Reservation::Yours(reserved) => reserved,
@@ -238,7 +236,7 @@ async fn encode_and_add(
     place: (u64, u64),
     reserved: Reserved,
 ) {
-    match workshop.cpu.encode(chunk).await {
+    match workshop.cpu.encode(reserved.id(), chunk).await {
         Ok(stored) => workshop.packer.add(place, stored, reserved).await,
         Err(error) => reserved.fail(error.to_string()),
     }

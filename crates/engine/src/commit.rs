@@ -26,7 +26,8 @@ impl Engine {
         file_name: &str,
         compression: &str,
     ) -> Result<()> {
-        let target = CommitTarget::Alias { file_name: file_name.to_owned(), compression: compression.to_owned() };
+        let target =
+            CommitTarget::Alias { file_name: file_name.to_owned(), compression: compression.to_owned() };
         self.commit(cache, ingested.source.clone(), target).await.map(drop)
     }
 

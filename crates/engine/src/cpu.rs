@@ -5,7 +5,7 @@
 
 use std::sync::{Arc, Mutex, PoisonError};
 
-use dormer_format::{Encoder, RawChunk, StoredChunk};
+use dormer_format::{ChunkId, Encoder, RawChunk, StoredChunk};
 use tokio::sync::Semaphore;
 
 use crate::{Error, Result};
@@ -46,8 +46,8 @@ impl CpuPool {
         }
     }
 
-    /// Compresses a chunk.
-    pub(crate) async fn encode(&self, chunk: RawChunk) -> Result<StoredChunk> {
+    /// Compresses a chunk whose id is known.
+    pub(crate) async fn encode(&self, id: ChunkId, chunk: RawChunk) -> Result<StoredChunk> {
         let shared = Arc::clone(&self.shared);
         self.run(move || {
             let reused = shared.encoders.lock().unwrap_or_else(PoisonError::into_inner).pop();
@@ -55,7 +55,7 @@ impl CpuPool {
                 Some(encoder) => encoder,
                 None => Encoder::new(shared.zstd_level).map_err(Error::Encode)?,
             };
-            let stored = encoder.encode(&chunk).map_err(Error::Encode)?;
+            let stored = encoder.encode_as(id, &chunk).map_err(Error::Encode)?;
             shared.encoders.lock().unwrap_or_else(PoisonError::into_inner).push(encoder);
             Ok(stored)
         })

@@ -106,6 +106,9 @@ pub enum Error {
     /// Compression failed: a defect.
     #[error("failed to encode a chunk")]
     Encode(#[source] dormer_format::Error),
+    /// Compressing a listing failed: a defect.
+    #[error("failed to compress a listing")]
+    CompressListing(#[source] std::io::Error),
     /// The index failed.
     #[error(transparent)]
     Index(#[from] dormer_index::Error),
@@ -135,7 +138,9 @@ impl Error {
                 Index::PackGone | Index::NarGone | Index::Unavailable { .. } => ErrorClass::Unavailable,
                 _ => ErrorClass::Internal,
             },
-            Self::Sealed { .. } | Self::SigningKey { .. } | Self::Encode(_) => ErrorClass::Internal,
+            Self::Sealed { .. } | Self::SigningKey { .. } | Self::Encode(_) | Self::CompressListing(_) => {
+                ErrorClass::Internal
+            }
         }
     }
 }

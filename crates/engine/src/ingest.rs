@@ -69,8 +69,16 @@ pub struct Ingest {
 
 enum Work {
     /// The NAR is there: hash what comes, to see that the pusher has it.
-    Verify { id: NarId, file_size: u64 },
-    Store { reader: NarReader, sink: Box<ChunkSink>, listing_params: ListingParams, streaming: Streaming },
+    Verify {
+        id: NarId,
+        file_size: u64,
+    },
+    Store {
+        reader: NarReader,
+        sink: Box<ChunkSink>,
+        listing_params: ListingParams,
+        streaming: Streaming,
+    },
 }
 
 struct ListingParams {
@@ -112,8 +120,7 @@ impl Engine {
         // Two places in the order of packs: the NAR's chunks, then its listing's.
         let upload = self.uploads_begun().fetch_add(2, Ordering::Relaxed);
         let limits = NarLimits { listing_bytes_max: settings.listing_bytes_max, ..NarLimits::default() };
-        let sink =
-            ChunkSink::new(self.workshop().clone(), upload, settings.chunk_params, &request.store_dir);
+        let sink = ChunkSink::new(self.workshop().clone(), upload, settings.chunk_params, &request.store_dir);
         Work::Store {
             reader: NarReader::new(limits),
             sink: Box::new(sink),
@@ -165,7 +172,9 @@ impl Ingest {
                 check_expected(self.request.expected, nar_hash, nar_size)?;
                 return Ok(Ingested::known(nar_hash, nar_size, file_size, id, self.memory));
             }
-            Work::Store { reader, sink, listing_params, streaming } => (reader, sink, listing_params, streaming),
+            Work::Store { reader, sink, listing_params, streaming } => {
+                (reader, sink, listing_params, streaming)
+            }
         };
         let listing = reader.finish().map_err(Error::MalformedNar)?;
         check_expected(self.request.expected, nar_hash, nar_size)?;
@@ -252,7 +261,7 @@ async fn store_listing(
             (json, compressed)
         })
         .await;
-    let compressed = compressed.map_err(|error| Error::Encode(dormer_format::Error::Zstd(error)))?;
+    let compressed = compressed.map_err(Error::CompressListing)?;
     if compressed.len() <= LISTING_INLINE_BYTES_MAX {
         return Ok(PendingListing::Inline(compressed));
     }

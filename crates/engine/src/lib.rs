@@ -10,6 +10,7 @@ mod commit;
 mod cpu;
 mod error;
 mod ingest;
+mod listing;
 mod master_key;
 mod narinfo;
 mod packer;
@@ -87,7 +88,8 @@ impl Engine {
             Packer::start(Arc::clone(&index), Arc::clone(&blobs), Arc::clone(&clock), settings.pack_wait);
         // Two chunks more than threads, so that a thread never waits for the next one.
         let jobs = Arc::new(Semaphore::new(settings.cpu_threads.max(1) + 2));
-        let upload_memory_kib = usize::try_from(settings.upload_memory_bytes_max / 1024).unwrap_or(usize::MAX);
+        let upload_memory_kib =
+            usize::try_from(settings.upload_memory_bytes_max / 1024).unwrap_or(usize::MAX);
         let inner = Inner {
             upload_memory_kib: Arc::new(Semaphore::new(upload_memory_kib.min(Semaphore::MAX_PERMITS))),
             uploads_begun: AtomicU64::new(0),

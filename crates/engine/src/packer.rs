@@ -17,9 +17,7 @@ use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::Duration;
 
 use dormer_blobs::{BlobKey, Blobs};
-use dormer_format::{
-    ChunkId, PACK_BYTES_MAX, PACK_CHUNKS_MAX, PackBuilder, PackEntry, PackId, StoredChunk,
-};
+use dormer_format::{ChunkId, PACK_BYTES_MAX, PACK_CHUNKS_MAX, PackBuilder, PackEntry, PackId, StoredChunk};
 use dormer_index::{ChunkRow, Index, NewChunk, NewPack};
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
@@ -76,6 +74,10 @@ pub(crate) struct Reserved {
 }
 
 impl Reserved {
+    pub(crate) fn id(&self) -> ChunkId {
+        self.id
+    }
+
     pub(crate) fn pending(&self) -> &Arc<Pending> {
         &self.pending
     }
@@ -295,7 +297,8 @@ impl Task {
 
     fn is_full(&self) -> bool {
         // Room for one more of the largest chunks; incompressible ones grow by a few bytes.
-        self.open.bytes + TABLE_BYTES + 1024 * 1024 > PACK_BYTES_MAX || self.open.chunks.len() >= PACK_CHUNKS_MAX
+        self.open.bytes + TABLE_BYTES + 1024 * 1024 > PACK_BYTES_MAX
+            || self.open.chunks.len() >= PACK_CHUNKS_MAX
     }
 
     fn is_due(&self) -> bool {
@@ -328,7 +331,10 @@ impl Task {
             };
             match outcome {
                 Ok(rows) => shared.settle(
-                    ids.iter().zip(&pending).zip(rows).map(|((id, pending), row)| (id, &**pending, Ok(Box::new(row)))),
+                    ids.iter()
+                        .zip(&pending)
+                        .zip(rows)
+                        .map(|((id, pending), row)| (id, &**pending, Ok(Box::new(row)))),
                 ),
                 Err(reason) => {
                     tracing::error!(chunk.count = ids.len(), reason, "pack lost");
@@ -343,9 +349,9 @@ impl Task {
 }
 
 /// An error with its sources, in one line.
-fn describe(error: &dyn std::error::Error) -> String {
+fn describe(error: &(dyn std::error::Error + Send + Sync + 'static)) -> String {
     let mut line = error.to_string();
-    let mut source = error.source();
+    let mut source = std::error::Error::source(error);
     while let Some(cause) = source {
         line.push_str(": ");
         line.push_str(&cause.to_string());
@@ -402,7 +408,12 @@ fn new_chunk(entry: PackEntry) -> NewChunk {
 }
 
 /// 100, 200, 400 ms, each with up to as much again at random.
-async fn back_off(what: &str, id: PackId, error: &dyn std::error::Error, attempt: u32) {
+async fn back_off(
+    what: &str,
+    id: PackId,
+    error: &(dyn std::error::Error + Send + Sync + 'static),
+    attempt: u32,
+) {
     let base = 100 * 2u64.pow(attempt - 1);
     let pause = Duration::from_millis(base + rand::random_range(0..=base));
     tracing::warn!(pack.id = %id, attempt, error = describe(error), "failed to store {what}, trying again");

@@ -73,7 +73,8 @@ impl Plan {
     /// About how many bytes this plan takes, for the bound on those remembered.
     pub(crate) fn weight(&self) -> u32 {
         let rows = self.rows.as_ref().map_or(0, |rows| rows.len() * 192);
-        let recipe = self.recipe.runs.len() * 16 + self.recipe.hashes.len() * 32 + self.recipe.fills.len() * 8;
+        let recipe =
+            self.recipe.runs.len() * 16 + self.recipe.hashes.len() * 32 + self.recipe.fills.len() * 8;
         u32::try_from(256 + rows + recipe).unwrap_or(u32::MAX)
     }
 }
@@ -109,13 +110,14 @@ impl Engine {
             return Ok(None);
         }
         let mut proof = Proof::default();
-        let mut windows = windows(&nar.recipe.runs).into_iter();
+        let windows = windows(&nar.recipe.runs);
         let mut kept = None;
-        let mut fills = fills_of(&nar.recipe);
-        while let Some(window) = windows.next() {
+        let mut fills = nar.recipe.hole_fills();
+        let only_one = windows.len() <= 1;
+        for window in windows {
             let rows = self.index().load_chunks(&window).await?;
             proof.add(&rows, &mut fills);
-            if windows.len() == 0 && kept.is_none() && proof.windows == 1 {
+            if only_one {
                 kept = Some(Arc::from(rows));
             }
         }
@@ -191,12 +193,10 @@ struct Proof {
     tag: TagBuilder,
     file_size: u64,
     packs: BTreeSet<PackId>,
-    windows: usize,
 }
 
 impl Proof {
     fn add<'a>(&mut self, rows: &[ChunkRow], fills: &mut impl Iterator<Item = &'a HoleFill>) {
-        self.windows += 1;
         for row in rows {
             self.tag.push_chunk(&row.id, row.checksum, &row.layout);
             for fill in fills.by_ref().take(row.layout.holes.len()) {
@@ -230,10 +230,6 @@ fn windows(runs: &[ChunkRun]) -> VecDeque<Vec<ChunkRun>> {
         windows.push_back(window);
     }
     windows
-}
-
-fn fills_of(recipe: &Recipe) -> impl Iterator<Item = &HoleFill> {
-    recipe.fills()
 }
 
 impl OpenNar {
@@ -501,7 +497,7 @@ impl Engine {
         let mut attempt = 1;
         loop {
             let failure = match self.read_once(&read).await {
-                Ok(stored) => return Ok(splice_read(&read, &stored)),
+                Ok(pieces) => return Ok(pieces),
                 Err(failure) => failure,
             };
             if attempt == TRIES {
@@ -518,7 +514,7 @@ impl Engine {
         }
     }
 
-    async fn read_once(&self, read: &Read) -> Result<Bytes, ReadFailure> {
+    async fn read_once(&self, read: &Read) -> Result<VecDeque<Bytes>, ReadFailure> {
         let rows = &read.rows[read.chunks.clone()];
         let (first, last) = (&rows[0], &rows[rows.len() - 1]);
         let start = first.offset;
@@ -535,7 +531,7 @@ impl Engine {
             .filter(|row| checksum(&stored[within(row, start)]) != row.checksum)
             .map(|row| row.number)
             .collect();
-        if damaged.is_empty() { Ok(stored) } else { Err(ReadFailure::Damaged(damaged)) }
+        if damaged.is_empty() { splice_read(read, &stored) } else { Err(ReadFailure::Damaged(damaged)) }
     }
 }
 
@@ -551,7 +547,7 @@ fn within(row: &ChunkRow, start: u64) -> Range<usize> {
     offset..offset + row.layout.stored_len() as usize
 }
 
-fn splice_read(read: &Read, stored: &Bytes) -> VecDeque<Bytes> {
+fn splice_read(read: &Read, stored: &Bytes) -> Result<VecDeque<Bytes>, ReadFailure> {
     let rows = &read.rows[read.chunks.clone()];
     let start = rows[0].offset;
     let mut pieces = VecDeque::new();
@@ -570,11 +566,13 @@ fn splice_read(read: &Read, stored: &Bytes) -> VecDeque<Bytes> {
             continue;
         }
         push_piece(&mut pieces, stored.slice(std::mem::take(&mut plain)));
-        let (own, rest) = fills.split_at(row.layout.holes.len());
+        // Sound bytes with a layout or fills that do not fit: the row is what is damaged.
+        let damaged = || ReadFailure::Damaged(vec![row.number]);
+        let (own, rest) = fills.split_at_checked(row.layout.holes.len()).ok_or_else(damaged)?;
         fills = rest;
         // Frames between holes are small; sending them one by one costs more than copying them together.
         parts.clear();
-        splice(&stored.slice(place), &row.layout, own, &mut parts);
+        splice(&stored.slice(place), &row.layout, own, &mut parts).map_err(|_| damaged())?;
         let length = parts.iter().map(Bytes::len).sum();
         let mut joined = BytesMut::with_capacity(length);
         parts.iter().for_each(|part| joined.extend_from_slice(part));
@@ -582,7 +580,7 @@ fn splice_read(read: &Read, stored: &Bytes) -> VecDeque<Bytes> {
     }
     push_piece(&mut pieces, stored.slice(plain));
     trim(&mut pieces, read.skip, read.take);
-    pieces
+    Ok(pieces)
 }
 
 fn push_piece(pieces: &mut VecDeque<Bytes>, piece: Bytes) {

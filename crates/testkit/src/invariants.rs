@@ -55,10 +55,10 @@ pub async fn check_invariants(
 
     // 2. A NAR row exists only if all its chunks do. 3. Nothing is visible before the whole NAR was verified.
     let mut sound = HashSet::new();
-    let mut decoder = Decoder::new();
+    let mut decoder = Decoder::new().expect("zstd sets up");
     'nars: for nar in audit.nars {
         let mut hasher = NarHasher::new();
-        let mut fills = nar.recipe.fills();
+        let mut fills = nar.recipe.hole_fills();
         for run in &nar.recipe.runs {
             for number in run.first..run.first + u64::from(run.count) {
                 let Some((row, stored)) = chunks.get(&number) else {

@@ -1,0 +1,150 @@
+//! Stored bytes that went bad: reported, never served, healed by the next push.
+
+mod common;
+
+use std::ops::Range;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+
+use async_trait::async_trait;
+use bytes::Bytes;
+use common::{Installation, create_main, decompress, engine_over, path, push, served, settings};
+use dormer_blobs::{BlobKey, Blobs};
+use dormer_engine::{EngineSettings, Error};
+use dormer_index::Index;
+use dormer_testkit::{Random, object_for, package_nar};
+
+/// A real store whose reads can be made wrong.
+#[derive(Debug)]
+struct BadDisk {
+    inner: Arc<dyn Blobs>,
+    flips: AtomicBool,
+    unreachable_reads: AtomicU32,
+}
+
+impl BadDisk {
+    fn over(inner: &Arc<dyn Blobs>) -> Arc<Self> {
+        Arc::new(Self {
+            inner: Arc::clone(inner),
+            flips: AtomicBool::new(false),
+            unreachable_reads: AtomicU32::new(0),
+        })
+    }
+}
+
+#[async_trait]
+impl Blobs for BadDisk {
+    async fn put(&self, key: &BlobKey, parts: &[Bytes]) -> dormer_blobs::Result<()> {
+        self.inner.put(key, parts).await
+    }
+    async fn get_range(&self, key: &BlobKey, range: Range<u64>) -> dormer_blobs::Result<Bytes> {
+        let fails = |left: u32| left.checked_sub(1);
+        if self.unreachable_reads.fetch_update(Ordering::SeqCst, Ordering::SeqCst, fails).is_ok() {
+            let source = std::io::Error::other("unreachable");
+            return Err(dormer_blobs::Error::Io { attempt: "read", key: key.to_string(), source });
+        }
+        let mut bytes = self.inner.get_range(key, range).await?.to_vec();
+        if self.flips.load(Ordering::SeqCst) {
+            let middle = bytes.len() / 2;
+            bytes[middle] ^= 0x10;
+        }
+        Ok(bytes.into())
+    }
+    async fn head(&self, key: &BlobKey) -> dormer_blobs::Result<u64> {
+        self.inner.head(key).await
+    }
+    async fn delete(&self, key: &BlobKey) -> dormer_blobs::Result<()> {
+        self.inner.delete(key).await
+    }
+    async fn list(&self) -> dormer_blobs::Result<Vec<BlobKey>> {
+        self.inner.list().await
+    }
+}
+
+#[tokio::test]
+async fn a_changed_byte_is_never_served_and_the_next_push_heals_it() {
+    let installation = Installation::new();
+    let disk = BadDisk::over(&installation.blobs);
+    let engine = engine_over(Arc::new(installation.index().await), disk.clone(), settings());
+    let cache = create_main(&engine).await;
+    let nar = package_nar(&mut Random::new(1), 40_000, &[path(2)]);
+    push(&engine, &cache, &path(1), &nar).await.unwrap();
+    engine.narinfo(&cache, &path(1).hash()).await.unwrap().expect("it is there");
+
+    disk.flips.store(true, Ordering::SeqCst);
+    assert!(matches!(served(&engine, &cache, &nar, None).await, Err(Error::Damaged { .. })));
+    disk.flips.store(false, Ordering::SeqCst);
+    assert!(engine.narinfo(&cache, &path(1).hash()).await.unwrap().is_none(), "it is missing now");
+    assert_eq!(engine.missing_paths(&cache, &[path(1).hash()]).await.unwrap(), [path(1).hash()]);
+    assert!(served(&engine, &cache, &nar, None).await.unwrap().is_none());
+
+    push(&engine, &cache, &path(1), &nar).await.unwrap();
+    assert!(engine.missing_paths(&cache, &[path(1).hash()]).await.unwrap().is_empty());
+    assert_eq!(decompress(&served(&engine, &cache, &nar, None).await.unwrap().unwrap()), nar);
+}
+
+#[tokio::test]
+async fn a_lost_pack_is_found_before_the_answer_begins_and_the_next_push_heals_it() {
+    let installation = Installation::new();
+    let engine = installation.engine().await;
+    let cache = create_main(&engine).await;
+    let nar = package_nar(&mut Random::new(2), 300_000, &[]);
+    push(&engine, &cache, &path(1), &nar).await.unwrap();
+    for key in installation.blobs.list().await.unwrap() {
+        installation.blobs.delete(&key).await.unwrap();
+    }
+    assert!(served(&engine, &cache, &nar, None).await.unwrap().is_none());
+    assert!(engine.narinfo(&cache, &path(1).hash()).await.unwrap().is_none());
+    push(&engine, &cache, &path(1), &nar).await.unwrap();
+    assert_eq!(decompress(&served(&engine, &cache, &nar, None).await.unwrap().unwrap()), nar);
+}
+
+#[tokio::test]
+async fn a_store_that_is_unreachable_for_a_moment_damages_nothing() {
+    let installation = Installation::new();
+    let disk = BadDisk::over(&installation.blobs);
+    let engine = engine_over(Arc::new(installation.index().await), disk.clone(), settings());
+    let cache = create_main(&engine).await;
+    let nar = package_nar(&mut Random::new(3), 200_000, &[]);
+    push(&engine, &cache, &path(1), &nar).await.unwrap();
+
+    disk.unreachable_reads.store(2, Ordering::SeqCst);
+    assert_eq!(decompress(&served(&engine, &cache, &nar, None).await.unwrap().unwrap()), nar);
+    disk.unreachable_reads.store(1_000, Ordering::SeqCst);
+    assert!(matches!(served(&engine, &cache, &nar, None).await, Err(Error::Blobs(_))));
+    disk.unreachable_reads.store(0, Ordering::SeqCst);
+    assert_eq!(decompress(&served(&engine, &cache, &nar, None).await.unwrap().unwrap()), nar);
+}
+
+#[tokio::test]
+async fn a_chunk_healed_at_another_level_changes_the_tag_of_the_other_nars_that_use_it() {
+    let installation = Installation::new();
+    let index: Arc<dyn Index> = Arc::new(installation.index().await);
+    let disk = BadDisk::over(&installation.blobs);
+    let engine = engine_over(Arc::clone(&index), disk.clone(), settings());
+    let cache = create_main(&engine).await;
+    let nar = package_nar(&mut Random::new(4), 60_000, &[path(9)]);
+    let twin = dormer_testkit::rebuilt(&nar, &path(9), &path(10));
+    push(&engine, &cache, &path(1), &nar).await.unwrap();
+    push(&engine, &cache, &path(2), &twin).await.unwrap();
+    let key = dormer_index::NarKey::Hash(common::hash_of(&twin));
+    let before = engine.open_nar(&cache, &key).await.unwrap().unwrap().tag();
+
+    for blob in installation.blobs.list().await.unwrap() {
+        installation.blobs.delete(&blob).await.unwrap();
+    }
+    let other_level = EngineSettings { zstd_level: 19, ..settings() };
+    let engine = engine_over(index, disk, other_level);
+    assert!(served(&engine, &cache, &nar, None).await.unwrap().is_none());
+    let ingested = common::ingest(&engine, &nar).await.unwrap();
+    engine.commit_object(&cache, ingested, object_for(&path(1), &[])).await.unwrap();
+
+    // The twin was not pushed again, yet its chunks are sound: it is served, under the tag of its present bytes.
+    let open = engine.open_nar(&cache, &key).await.unwrap().expect("its chunks were healed");
+    assert_ne!(open.tag(), before);
+    let narinfo = engine.narinfo(&cache, &path(2).hash()).await.unwrap().unwrap();
+    let narinfo = String::from_utf8(narinfo.to_vec()).unwrap();
+    assert!(narinfo.contains(&open.tag().to_string()), "{narinfo}");
+    let bytes = served(&engine, &cache, &twin, None).await.unwrap().unwrap();
+    assert_eq!((decompress(&bytes), bytes.len() as u64), (twin, open.file_size()));
+}
