@@ -9,6 +9,7 @@
 //!   property per parser.
 
 mod error;
+pub mod fuzz_targets;
 mod hash;
 pub mod nar;
 mod narinfo;

@@ -130,6 +130,12 @@ impl NarInfo {
     }
 }
 
+/// The value of the field `Deriver`.
+enum Deriver {
+    Unknown,
+    Known(StorePath),
+}
+
 /// The fields seen so far.
 #[derive(Default)]
 struct Fields {
@@ -141,8 +147,7 @@ struct Fields {
     nar_hash: Option<NarHash>,
     nar_size: Option<u64>,
     references: Option<Vec<StorePath>>,
-    /// The inner value is `None` for `unknown-deriver`.
-    deriver: Option<Option<StorePath>>,
+    deriver: Option<Deriver>,
     system: Option<String>,
     ca: Option<String>,
     sigs: Vec<String>,
@@ -165,8 +170,8 @@ impl Fields {
             }),
             "References" => once("References", &mut self.references, || references(value)),
             "Deriver" => once("Deriver", &mut self.deriver, || match value {
-                DERIVER_UNKNOWN => Ok(None),
-                path => path.parse().map(Some).map_err(|source| in_field("Deriver", source)),
+                DERIVER_UNKNOWN => Ok(Deriver::Unknown),
+                path => path.parse().map(Deriver::Known).map_err(|source| in_field("Deriver", source)),
             }),
             "System" => once("System", &mut self.system, || line_value("System", value)),
             "CA" => once("CA", &mut self.ca, || line_value("CA", value)),
@@ -189,7 +194,10 @@ impl Fields {
             nar_hash: self.nar_hash.ok_or_else(|| missing("NarHash"))?,
             nar_size: self.nar_size.ok_or_else(|| missing("NarSize"))?,
             references: self.references.unwrap_or_default(),
-            deriver: self.deriver.flatten(),
+            deriver: match self.deriver {
+                Some(Deriver::Known(path)) => Some(path),
+                Some(Deriver::Unknown) | None => None,
+            },
             system: self.system,
             ca: self.ca,
             sigs: self.sigs,

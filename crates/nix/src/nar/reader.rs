@@ -265,7 +265,7 @@ impl NarReader {
     /// Acts on a whole string and says which one comes next.
     fn take_token(&mut self) -> Result<Expect, NarError> {
         let next = match (self.expect, self.token.as_slice()) {
-            (Expect::Magic, MAGIC) => Expect::NodeOpen,
+            (Expect::Magic, MAGIC) | (Expect::NodeKey, b"node") => Expect::NodeOpen,
             (Expect::Magic, _) => return Err(NarError::BadMagic),
             (Expect::NodeOpen, b"(") => Expect::TypeKey,
             (Expect::TypeKey, b"type") => Expect::TypeValue,
@@ -295,7 +295,6 @@ impl NarReader {
             (Expect::EntryOpen, b"(") => Expect::NameKey,
             (Expect::NameKey, b"name") => Expect::Name,
             (Expect::Name, _) => self.take_name()?,
-            (Expect::NodeKey, b"node") => Expect::NodeOpen,
             (Expect::EntryClose, b")") => Expect::EntryOrClose,
             (expect, found) => {
                 return Err(NarError::UnexpectedToken {

@@ -240,3 +240,71 @@ where
         (self.sink)(bytes).map_err(NarWriteError::Sink)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::convert::Infallible;
+
+    use super::*;
+
+    type Sink = fn(&[u8]) -> Result<(), Infallible>;
+
+    fn writer() -> NarWriter<Sink> {
+        NarWriter::new(|_| Ok(()))
+    }
+
+    #[test]
+    fn a_file_must_have_its_announced_length() {
+        let mut short = writer();
+        short.start_file(3, false).unwrap();
+        short.contents(b"ab").unwrap();
+        assert_eq!(short.end_file(), Err(NarWriteError::FileLength { announced: 3, longer: false }));
+        let mut long = writer();
+        long.start_file(3, false).unwrap();
+        long.contents(b"ab").unwrap();
+        assert_eq!(long.contents(b"cd"), Err(NarWriteError::FileLength { announced: 3, longer: true }));
+    }
+
+    #[test]
+    fn entries_must_be_names_and_ascend() {
+        let mut writer = writer();
+        writer.start_directory().unwrap();
+        for name in [b"".as_slice(), b".", b"..", b"a/b", b"a\0"] {
+            assert!(matches!(writer.entry(name), Err(NarWriteError::BadName { .. })), "{name:?}");
+        }
+        writer.entry(b"b").unwrap();
+        writer.symlink(b"x").unwrap();
+        for name in [b"b".as_slice(), b"a"] {
+            assert!(matches!(writer.entry(name), Err(NarWriteError::NameNotAscending { .. })), "{name:?}");
+        }
+    }
+
+    #[test]
+    fn calls_out_of_place_are_refused_and_write_nothing() {
+        let mut fresh = writer();
+        let out_of_place = |call| Err(NarWriteError::OutOfPlace { call });
+        assert_eq!(fresh.contents(b""), out_of_place("contents"));
+        assert_eq!(fresh.end_file(), out_of_place("end_file"));
+        assert_eq!(fresh.entry(b"a"), out_of_place("entry"));
+        assert_eq!(fresh.end_directory(), out_of_place("end_directory"));
+        fresh.start_directory().unwrap();
+        assert_eq!(fresh.start_file(0, false), out_of_place("start_file"));
+        assert_eq!(fresh.start_directory(), out_of_place("start_directory"));
+        assert_eq!(fresh.symlink(b"x"), out_of_place("symlink"));
+        fresh.entry(b"a").unwrap();
+        assert_eq!(fresh.end_directory(), out_of_place("end_directory"));
+        fresh.start_file(0, true).unwrap();
+        assert_eq!(fresh.end_directory(), out_of_place("end_directory"));
+        fresh.end_file().unwrap();
+        fresh.end_directory().unwrap();
+        assert_eq!(fresh.symlink(b"x"), out_of_place("symlink"));
+        assert!(fresh.finish().is_ok());
+        assert!(matches!(writer().finish(), Err(NarWriteError::OutOfPlace { call: "finish" })));
+    }
+
+    #[test]
+    fn a_failing_sink_is_passed_on() {
+        let mut failing = NarWriter::new(|_: &[u8]| Err(std::fmt::Error));
+        assert_eq!(failing.start_directory(), Err(NarWriteError::Sink(std::fmt::Error)));
+    }
+}

@@ -1,0 +1,221 @@
+//! One checked property per parser of foreign bytes, as plain functions: whatever the bytes are, they return, or panic
+//! because a property is broken.
+//!
+//! The tests run them on every build over `fuzz/corpus/<target>/` and over mutations of it ([`mutated`]); cargo-fuzz runs
+//! the same functions for as long as one likes (`fuzz/README.md`).
+//!
+//! Properties
+//! - `nar`: how a NAR is cut does not matter; what is accepted is, byte by byte, what the writer makes of its listing and
+//!   contents; a limit equal to its size changes nothing.
+//! - `narinfo`: what is accepted is written and read back as the same, and passes `check`.
+//! - `store_path`, `hash`, `signature`: what is accepted is written and read back as the same; texts with only one
+//!   spelling are written as they were read; a key that was accepted signs what its public key verifies.
+
+use std::collections::BTreeMap;
+
+use serde_json::Value;
+
+use crate::nar::{Listing, NarError, NarLimits, NarReader, Node, encode_tree};
+use crate::{NarHash, NarInfo, PublicKey, SecretKey, Signature, StoreDir, StorePath, StorePathHash, nix32};
+
+/// Longest input that is also fed byte by byte.
+const BYTEWISE_BYTES_MAX: usize = 64 * 1024;
+
+/// Deepest listing that `serde_json` reads: its limit is 128, and a directory takes two levels.
+const LISTING_DEPTH_MAX: usize = 60;
+
+/// A NAR.
+pub fn fuzz_nar(data: &[u8]) {
+    let whole = read([data], NarLimits::default());
+    if data.len() <= BYTEWISE_BYTES_MAX {
+        assert_eq!(read(data.chunks(1), NarLimits::default()), whole, "fed byte by byte");
+    }
+    assert_eq!(read(data.chunks(13), NarLimits::default()), whole, "fed in pieces of 13 bytes");
+    let Ok(listing) = whole else { return };
+
+    let exact = NarLimits { nar_bytes_max: data.len() as u64, ..NarLimits::default() };
+    assert_eq!(read([data], exact).as_ref(), Ok(&listing), "with its size as the limit");
+    let unlisted = NarLimits { listing_bytes_max: 64, ..NarLimits::default() };
+    assert!(read([data], unlisted).is_ok(), "without a listing");
+    if let Some(root) = listing.json().and_then(|json| rebuild(data, json)) {
+        assert_eq!(encode_tree(&root), data, "written again");
+    }
+}
+
+/// A narinfo.
+pub fn fuzz_narinfo(data: &[u8]) {
+    let Ok(text) = std::str::from_utf8(data) else { return };
+    let store_dir = StoreDir::default();
+    let Ok(info) = NarInfo::parse(text, &store_dir) else { return };
+    assert_eq!(info.check(), Ok(()));
+    assert_eq!(NarInfo::parse(&info.to_text(&store_dir), &store_dir).as_ref(), Ok(&info));
+    let fingerprint = info.fingerprint(&store_dir);
+    assert_eq!(fingerprint.matches(';').count(), 4, "the fields of {fingerprint}");
+}
+
+/// A store path with and without its folder, the folder, and the hash part.
+pub fn fuzz_store_path(data: &[u8]) {
+    let Ok(text) = std::str::from_utf8(data) else { return };
+    let store_dir = StoreDir::default();
+    if let Ok(path) = text.parse::<StorePath>() {
+        assert_eq!(path.to_string(), text);
+        assert_eq!(StorePath::new(path.hash(), path.name()).as_ref(), Ok(&path));
+        assert_eq!(StorePath::parse_absolute(&store_dir, &path.to_absolute(&store_dir)), Ok(path));
+    }
+    if let Ok(path) = StorePath::parse_absolute(&store_dir, text) {
+        assert_eq!(path.to_absolute(&store_dir), text);
+    }
+    if let Ok(dir) = text.parse::<StoreDir>() {
+        assert_eq!(dir.as_str(), text);
+        assert!(!text.ends_with('/') && !text.contains("/../"));
+    }
+    if let Ok(hash) = text.parse::<StorePathHash>() {
+        assert_eq!(hash.to_string(), text);
+    }
+}
+
+/// A hash, and nix-base32.
+pub fn fuzz_hash(data: &[u8]) {
+    assert_eq!(nix32::decode(&nix32::encode(data)).as_deref(), Ok(data));
+    let Ok(text) = std::str::from_utf8(data) else { return };
+    if let Ok(hash) = text.parse::<NarHash>() {
+        assert_eq!(hash.to_string().parse(), Ok(hash));
+        assert_eq!(format!("sha256:{}", hash.to_hex()).parse(), Ok(hash));
+    }
+    if let Ok(bytes) = nix32::decode(text) {
+        assert_eq!(nix32::encode(&bytes), text);
+    }
+}
+
+/// A signature, a public key, and a secret key.
+pub fn fuzz_signature(data: &[u8]) {
+    let Ok(text) = std::str::from_utf8(data) else { return };
+    if let Ok(signature) = text.parse::<Signature>() {
+        assert_eq!(signature.to_string(), text);
+    }
+    if let Ok(key) = text.parse::<PublicKey>() {
+        assert_eq!(key.to_string(), text);
+    }
+    if let Ok(key) = text.parse::<SecretKey>() {
+        assert_eq!(key.expose(), text);
+        assert_eq!(key.public_key().verify("message", &key.sign("message")), Ok(()));
+    }
+}
+
+/// A mutation of a corpus: the same for the same `round`, mostly near to one of its members. Rounds below the corpus's
+/// length give its members as they are.
+pub fn mutated(corpus: &[Vec<u8>], round: u64) -> Vec<u8> {
+    if let Some(member) = usize::try_from(round).ok().and_then(|round| corpus.get(round)) {
+        return member.clone();
+    }
+    let mut dice = Dice(round.wrapping_add(1).wrapping_mul(0x9e37_79b9_7f4a_7c15));
+    let mut bytes = dice.pick(corpus).cloned().unwrap_or_default();
+    for _ in 0..=dice.below(3) {
+        mutate(&mut bytes, corpus, &mut dice);
+    }
+    bytes
+}
+
+/// Numbers that length fields and counters break on.
+const NUMBERS: [u64; 12] = [0, 1, 7, 8, 9, 255, 256, 0xffff, 0xffff_ffff, 1 << 63, (1 << 63) - 1, u64::MAX];
+
+fn mutate(bytes: &mut Vec<u8>, corpus: &[Vec<u8>], dice: &mut Dice) {
+    let at = dice.below(bytes.len() + 1);
+    let to = at + dice.below((bytes.len() - at).min(64) + 1);
+    match dice.below(8) {
+        0 => bytes.truncate(at),
+        1 if at < bytes.len() => bytes[at] ^= 1 << dice.below(8),
+        2 if at < bytes.len() => bytes[at] = dice.next().to_le_bytes()[0],
+        3 => drop(bytes.drain(at..to)),
+        4 => {
+            let copy = bytes[at..to].to_vec();
+            bytes.splice(at..at, copy);
+        }
+        5 => {
+            // Aligned, as the length fields of a NAR are.
+            let at = at / 8 * 8;
+            let number = dice.pick(&NUMBERS).copied().unwrap_or_default().to_le_bytes();
+            let end = bytes.len().min(at + 8);
+            bytes.splice(at..end, number);
+        }
+        6 => {
+            let tail = dice.pick(corpus).map_or(&[][..], Vec::as_slice);
+            let from = dice.below(tail.len() + 1);
+            bytes.truncate(at);
+            bytes.extend_from_slice(&tail[from..]);
+        }
+        _ => bytes.insert(at, dice.next().to_le_bytes()[0]),
+    }
+}
+
+/// xorshift64: good enough to wander through inputs, and the same everywhere.
+struct Dice(u64);
+
+impl Dice {
+    fn next(&mut self) -> u64 {
+        self.0 |= 1;
+        self.0 ^= self.0 << 13;
+        self.0 ^= self.0 >> 7;
+        self.0 ^= self.0 << 17;
+        self.0
+    }
+
+    fn below(&mut self, bound: usize) -> usize {
+        // The remainder is below a usize.
+        (self.next() >> 11) as usize % bound
+    }
+
+    fn pick<'a, T>(&mut self, from: &'a [T]) -> Option<&'a T> {
+        if from.is_empty() { None } else { from.get(self.below(from.len())) }
+    }
+}
+
+fn read<'a>(pieces: impl IntoIterator<Item = &'a [u8]>, limits: NarLimits) -> Result<Listing, NarError> {
+    let mut reader = NarReader::new(limits);
+    for piece in pieces {
+        reader.feed(piece)?;
+    }
+    reader.finish()
+}
+
+/// The tree of a NAR, by its listing. `None` if the listing cannot say: names that are not UTF-8, or nested too deeply.
+pub(crate) fn rebuild(nar: &[u8], json: &[u8]) -> Option<Node> {
+    let text = std::str::from_utf8(json).expect("a listing is UTF-8");
+    if text.contains(char::REPLACEMENT_CHARACTER) {
+        return None;
+    }
+    match serde_json::from_str::<Value>(text) {
+        Ok(listing) => {
+            assert_eq!(listing["version"], 1);
+            Some(rebuild_node(nar, &listing["root"]))
+        }
+        Err(error) => {
+            assert!(
+                text.matches("\"entries\":").count() > LISTING_DEPTH_MAX,
+                "the listing is no JSON: {error}"
+            );
+            None
+        }
+    }
+}
+
+fn rebuild_node(nar: &[u8], node: &Value) -> Node {
+    let number = |key: &str| {
+        let number = node[key].as_u64().expect("a file has a size and a place");
+        usize::try_from(number).expect("it lies within the NAR")
+    };
+    match node["type"].as_str() {
+        Some("regular") => Node::File {
+            executable: node.get("executable").is_some_and(|value| value.as_bool().expect("a truth value")),
+            contents: nar[number("narOffset")..][..number("size")].to_vec(),
+        },
+        Some("symlink") => Node::symlink(node["target"].as_str().expect("a link has a target")),
+        Some("directory") => {
+            let entries = node["entries"].as_object().expect("a directory has entries");
+            let rebuilt =
+                entries.iter().map(|(name, entry)| (name.clone().into_bytes(), rebuild_node(nar, entry)));
+            Node::Directory(rebuilt.collect::<BTreeMap<_, _>>())
+        }
+        other => panic!("a node of type {other:?}"),
+    }
+}

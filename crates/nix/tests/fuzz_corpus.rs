@@ -1,0 +1,69 @@
+//! Runs every fuzz target over its corpus and over deterministic mutations of it.
+//!
+//! `DORMER_FUZZ_ROUNDS` says how many inputs a target gets (default 4,000). A round that fails is named in the message,
+//! and the same round makes the same input again.
+
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::path::Path;
+
+use dormer_nix::fuzz_targets;
+
+const ROUNDS: u64 = 4000;
+
+fn corpus(target: &str) -> Vec<Vec<u8>> {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../fuzz/corpus").join(target);
+    let mut files: Vec<_> = std::fs::read_dir(&folder)
+        .unwrap_or_else(|error| panic!("reading the corpus {}: {error}", folder.display()))
+        .map(|entry| entry.expect("the folder can be read").path())
+        .collect();
+    // The order of a folder is not the same everywhere.
+    files.sort();
+    files.iter().map(|file| std::fs::read(file).expect("the file can be read")).collect()
+}
+
+fn run(target: &str, check: fn(&[u8])) {
+    let corpus = corpus(target);
+    assert!(corpus.len() >= 5, "the corpus of {target} is nearly empty");
+    let rounds =
+        std::env::var("DORMER_FUZZ_ROUNDS").map_or(ROUNDS, |rounds| rounds.parse().expect("a number"));
+    for round in 0..rounds.max(corpus.len() as u64) {
+        let input = fuzz_targets::mutated(&corpus, round);
+        let outcome = catch_unwind(AssertUnwindSafe(|| check(&input)));
+        assert!(outcome.is_ok(), "target {target}, round {round}: {}", input.escape_ascii());
+    }
+}
+
+#[test]
+fn nar_holds_its_properties() {
+    run("nar", fuzz_targets::fuzz_nar);
+}
+
+#[test]
+fn narinfo_holds_its_properties() {
+    run("narinfo", fuzz_targets::fuzz_narinfo);
+}
+
+#[test]
+fn store_path_holds_its_properties() {
+    run("store_path", fuzz_targets::fuzz_store_path);
+}
+
+#[test]
+fn hash_holds_its_properties() {
+    run("hash", fuzz_targets::fuzz_hash);
+}
+
+#[test]
+fn signature_holds_its_properties() {
+    run("signature", fuzz_targets::fuzz_signature);
+}
+
+#[test]
+fn mutations_are_the_same_for_the_same_round_and_differ_between_rounds() {
+    let corpus = corpus("nar");
+    let inputs: std::collections::BTreeSet<Vec<u8>> =
+        (0..1000).map(|round| fuzz_targets::mutated(&corpus, round)).collect();
+    assert!(inputs.len() > 900, "{} of 1000 inputs differ", inputs.len());
+    assert_eq!(fuzz_targets::mutated(&corpus, 999), fuzz_targets::mutated(&corpus, 999));
+    assert!(fuzz_targets::mutated(&[], 5).len() < 64);
+}

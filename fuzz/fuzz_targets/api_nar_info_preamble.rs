@@ -1,0 +1,5 @@
+//! Metadata of uploads.
+
+#![no_main]
+
+libfuzzer_sys::fuzz_target!(|data: &[u8]| dormer_api::fuzz_targets::fuzz_nar_info_preamble(data));

@@ -1,0 +1,5 @@
+//! Claims of tokens.
+
+#![no_main]
+
+libfuzzer_sys::fuzz_target!(|data: &[u8]| dormer_api::fuzz_targets::fuzz_token_claims(data));

@@ -1,0 +1,5 @@
+//! NARs.
+
+#![no_main]
+
+libfuzzer_sys::fuzz_target!(|data: &[u8]| dormer_nix::fuzz_targets::fuzz_nar(data));

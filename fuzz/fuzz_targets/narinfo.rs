@@ -1,0 +1,5 @@
+//! narinfos.
+
+#![no_main]
+
+libfuzzer_sys::fuzz_target!(|data: &[u8]| dormer_nix::fuzz_targets::fuzz_narinfo(data));

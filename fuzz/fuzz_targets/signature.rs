@@ -1,0 +1,5 @@
+//! Signatures and keys.
+
+#![no_main]
+
+libfuzzer_sys::fuzz_target!(|data: &[u8]| dormer_nix::fuzz_targets::fuzz_signature(data));
