@@ -1,1 +1,102 @@
-fn main() {}
+//! dormer-bench: what Dormer costs on a realistic corpus, beside the floors of the same work.
+//!
+//! Each subcommand measures one thing, writes its samples to RESULTS/NAME.json and its table to stdout; `report` prints
+//! all tables of a results folder as Markdown. `bench/run` calls them in order. Method: docs/PERFORMANCE.md.
+#![expect(clippy::cast_precision_loss, reason = "counts become figures in tables; 2^53 is far away")]
+
+mod corpus;
+mod error;
+mod floors;
+mod levels;
+mod measure;
+mod report;
+mod tables;
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use clap::{Args, Parser, Subcommand};
+
+use crate::corpus::Generation;
+use crate::error::Result;
+use crate::report::{note, print, save};
+
+#[derive(Debug, Parser)]
+#[command(about = "Benchmarks of Dormer on a realistic corpus, beside their floors.")]
+struct Cli {
+    #[command(flatten)]
+    common: Common,
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Args)]
+struct Common {
+    /// Folder for the corpus, scratch data and results; holds about 20 GB. Outside the repository.
+    #[arg(long, env = "DORMER_BENCH_DIR", global = true, default_value = "/var/tmp/dormer-bench")]
+    dir: PathBuf,
+    /// Every twelfth path and little else: checks that the benchmarks work; the figures mean nothing.
+    #[arg(long, global = true)]
+    quick: bool,
+    /// Runs of each measurement, taken in turns.
+    #[arg(long, global = true, default_value_t = 5)]
+    runs: usize,
+}
+
+impl Common {
+    fn corpus(&self) -> PathBuf {
+        self.dir.join("corpus")
+    }
+
+    fn results(&self) -> PathBuf {
+        self.dir.join("results")
+    }
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// zstd levels and chunk sizes, in process: CPU against bytes.
+    Levels {
+        /// zstd levels.
+        #[arg(long, value_delimiter = ',', default_value = "1,2,3,4,5,6,7,8,9")]
+        levels: Vec<i32>,
+        /// Average chunk sizes in KiB; smallest and largest are a quarter and four times of it.
+        #[arg(long, value_delimiter = ',', default_value = "128,256")]
+        sizes: Vec<u32>,
+    },
+    /// All tables of the results, as Markdown.
+    Report,
+}
+
+fn main() -> ExitCode {
+    let cli = Cli::parse();
+    match run(&cli) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            note(&format!("dormer-bench: {error}"));
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(cli: &Cli) -> Result<()> {
+    let common = &cli.common;
+    match &cli.command {
+        Command::Levels { levels, sizes } => run_levels(common, levels, sizes),
+        Command::Report => print(&tables::all(&common.results())?),
+    }
+}
+
+fn run_levels(common: &Common, levels: &[i32], sizes: &[u32]) -> Result<()> {
+    let generations = Generation::load_all(&common.corpus(), common.quick)?;
+    let mut floors = floors::Floors::default();
+    for _ in 0..common.runs {
+        floors.measure(&generations[0], &[floors::REFERENCE_LEVEL])?;
+    }
+    let rows = levels::measure(&generations, sizes, levels, common.runs, |row| {
+        note(&format!("{} KiB, level {}: done", row.avg_kib, row.level));
+    })?;
+    let result = tables::Levels { floors, rows };
+    save(&common.results(), "levels", &result)?;
+    print(&result.markdown())
+}
