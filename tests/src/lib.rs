@@ -1,1 +1,22 @@
-//! End-to-end tests with real parts.
+//! The parts of which the end-to-end tests are made: the real server, machines with real nix, literal HTTP, a proxy that
+//! cuts connections.
+//!
+//! - [`Lab`]: a running `dormer serve` with a data folder of its own; it is killed, and the folder removed, on drop. After a
+//!   failed test it shows the end of the server's log.
+//! - [`Machine`]: a `/nix`, a home and a Nix version; nothing is shared between machines but the network.
+//! - [`http`]: requests as bytes on a socket, for whoever is not a Nix.
+//! - [`Proxy`]: sees every request line between a machine and the lab, and cuts connections when told to.
+//!
+//! Nothing is skipped when a part is missing: the test fails and names the command that brings the part.
+
+pub mod http;
+mod lab;
+mod machine;
+pub mod nars;
+mod parts;
+mod proxy;
+
+pub use lab::{Lab, LabOptions};
+pub use machine::{Machine, Run};
+pub use parts::{Nix, times, workspace_root};
+pub use proxy::{Proxy, Seen};

@@ -1,0 +1,176 @@
+//! A TCP proxy that sees requests and cuts connections in the middle of a NAR.
+
+use std::io::{Read, Write as _};
+use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
+use std::thread;
+
+/// What one request said, as far as tests want to know.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Seen {
+    /// Method and path, such as `GET /main/nix-cache-info`.
+    pub line: String,
+    /// The Range header.
+    pub range: Option<String>,
+}
+
+#[derive(Debug)]
+struct Shared {
+    server: String,
+    seen: Mutex<Vec<Seen>>,
+    /// How many answers to cut still, and after how many bytes.
+    cuts: AtomicU64,
+    cut_after_bytes: u64,
+}
+
+/// A proxy between machines and the lab. Its threads end with their connections.
+#[derive(Debug)]
+pub struct Proxy {
+    address: SocketAddr,
+    shared: Arc<Shared>,
+    stopped: Arc<AtomicBool>,
+}
+
+impl Proxy {
+    /// A proxy that only looks.
+    pub fn watching(server: &str) -> Self {
+        Self::cutting(server, 0, 0)
+    }
+
+    /// A proxy that cuts the first `cuts` answers to GETs of NARs after so many bytes each.
+    pub fn cutting(server: &str, cuts: u64, cut_after_bytes: u64) -> Self {
+        let listener = TcpListener::bind("127.0.0.1:0").expect("a free port");
+        let address = listener.local_addr().expect("the listener is bound");
+        let shared = Arc::new(Shared {
+            server: server.to_owned(),
+            seen: Mutex::default(),
+            cuts: AtomicU64::new(cuts),
+            cut_after_bytes,
+        });
+        let stopped = Arc::new(AtomicBool::new(false));
+        let (accepted, flag) = (Arc::clone(&shared), Arc::clone(&stopped));
+        thread::spawn(move || {
+            for client in listener.incoming() {
+                if flag.load(Ordering::SeqCst) {
+                    break;
+                }
+                if let Ok(client) = client {
+                    serve(client, &accepted);
+                }
+            }
+        });
+        Self { address, shared, stopped }
+    }
+
+    /// A cache's URL through this proxy.
+    pub fn cache_url(&self, cache: &str) -> String {
+        format!("http://{}/{cache}", self.address)
+    }
+
+    /// Every request so far, in order of arrival.
+    pub fn seen(&self) -> Vec<Seen> {
+        self.shared.seen.lock().expect("no thread panics with the lock").clone()
+    }
+
+    /// Forgets the requests so far.
+    pub fn forget(&self) {
+        self.shared.seen.lock().expect("no thread panics with the lock").clear();
+    }
+
+    /// How many answers are still to be cut.
+    pub fn cuts_left(&self) -> u64 {
+        self.shared.cuts.load(Ordering::SeqCst)
+    }
+}
+
+impl Drop for Proxy {
+    fn drop(&mut self) {
+        self.stopped.store(true, Ordering::SeqCst);
+        // Wakes the accepting thread, which then sees the flag.
+        let _ = TcpStream::connect(self.address);
+    }
+}
+
+/// Two threads copy, one each way; the requesting one also reads the heads.
+fn serve(client: TcpStream, shared: &Arc<Shared>) {
+    let Ok(server) = TcpStream::connect(&shared.server) else { return };
+    let (Ok(client_reader), Ok(server_writer)) = (client.try_clone(), server.try_clone()) else { return };
+    // Answer bytes since a GET of a NAR began on this connection; u64::MAX while none is under way.
+    let nar_bytes = Arc::new(AtomicU64::new(u64::MAX));
+    let (requests, counted) = (Arc::clone(shared), Arc::clone(&nar_bytes));
+    thread::spawn(move || copy_requests(client_reader, server_writer, &requests, &counted));
+    let answers = Arc::clone(shared);
+    thread::spawn(move || copy_answers(server, client, &answers, &nar_bytes));
+}
+
+fn copy_requests(mut client: TcpStream, mut server: TcpStream, shared: &Shared, nar_bytes: &AtomicU64) {
+    let mut buffer = vec![0; 64 * 1024];
+    let mut heads = HeadScanner::default();
+    while let Ok(count @ 1..) = client.read(&mut buffer) {
+        for seen in heads.feed(&buffer[..count]) {
+            let is_nar = seen.line.starts_with("GET ") && seen.line.contains("/nar/");
+            nar_bytes.store(if is_nar { 0 } else { u64::MAX }, Ordering::SeqCst);
+            shared.seen.lock().expect("no thread panics with the lock").push(seen);
+        }
+        if server.write_all(&buffer[..count]).is_err() {
+            break;
+        }
+    }
+    let _ = server.shutdown(Shutdown::Write);
+}
+
+fn copy_answers(mut server: TcpStream, mut client: TcpStream, shared: &Shared, nar_bytes: &AtomicU64) {
+    let mut buffer = vec![0; 16 * 1024];
+    while let Ok(count @ 1..) = server.read(&mut buffer) {
+        if client.write_all(&buffer[..count]).is_err() {
+            break;
+        }
+        let before = nar_bytes.load(Ordering::SeqCst);
+        if before == u64::MAX {
+            continue;
+        }
+        let sent = before + count as u64;
+        nar_bytes.store(sent, Ordering::SeqCst);
+        if sent >= shared.cut_after_bytes
+            && shared.cuts.fetch_update(Ordering::SeqCst, Ordering::SeqCst, |left| left.checked_sub(1)).is_ok()
+        {
+            break;
+        }
+    }
+    let _ = client.shutdown(Shutdown::Both);
+    let _ = server.shutdown(Shutdown::Both);
+}
+
+/// Finds the heads of requests in what a client sends, over bodies of known length.
+#[derive(Debug, Default)]
+struct HeadScanner {
+    head: Vec<u8>,
+    body_bytes_left: u64,
+}
+
+impl HeadScanner {
+    fn feed(&mut self, bytes: &[u8]) -> Vec<Seen> {
+        let mut seen = Vec::new();
+        for &byte in bytes {
+            if self.body_bytes_left > 0 {
+                self.body_bytes_left -= 1;
+                continue;
+            }
+            self.head.push(byte);
+            if !self.head.ends_with(b"\r\n\r\n") {
+                continue;
+            }
+            let text = String::from_utf8_lossy(&std::mem::take(&mut self.head)).into_owned();
+            let value = |name: &str| {
+                text.lines().filter_map(|line| line.split_once(':')).find_map(|(key, value)| {
+                    key.eq_ignore_ascii_case(name).then(|| value.trim().to_owned())
+                })
+            };
+            self.body_bytes_left = value("content-length").and_then(|text| text.parse().ok()).unwrap_or(0);
+            let line = text.lines().next().unwrap_or_default().trim_end_matches(" HTTP/1.1").to_owned();
+            seen.push(Seen { line, range: value("range") });
+        }
+        seen
+    }
+}
