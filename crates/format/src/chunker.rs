@@ -278,3 +278,154 @@ impl Cutter {
         length
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const HASH: &str = "0123456789abcdfghijklmnpqrsvwxyz";
+
+    fn chunks(params: ChunkParams, store_dir: &str, bytes: &[u8]) -> Vec<RawChunk> {
+        let mut out = Vec::new();
+        let mut chunker = Chunker::new(params, store_dir);
+        chunker.push(bytes, &mut out);
+        chunker.finish(&mut out);
+        out
+    }
+
+    fn one(store_dir: &str, text: &str) -> RawChunk {
+        let mut chunks = chunks(ChunkParams::default(), store_dir, text.as_bytes());
+        assert_eq!(chunks.len(), 1, "a short text is one chunk");
+        chunks.pop().unwrap()
+    }
+
+    #[test]
+    fn a_store_path_leaves_a_hole() {
+        let text = format!("see /nix/store/{HASH}-bash/bin/sh");
+        let chunk = one("/nix/store", &text);
+        assert_eq!(chunk.bytes, text.replace(HASH, &"e".repeat(32)).into_bytes());
+        assert_eq!(chunk.holes, [15]);
+        assert_eq!(chunk.fills, [HoleFill::from_bytes(HASH.as_bytes().try_into().unwrap()).unwrap()]);
+        assert_eq!(chunk.restore(), text.into_bytes());
+    }
+
+    #[test]
+    fn what_only_resembles_a_store_path_stays() {
+        for text in [
+            format!("/nix/store/{}", &HASH[..31]),
+            format!("/nix/store{HASH}/"),
+            format!("/gnu/store/{HASH}"),
+            format!("/nix/store/{}", HASH.replace('d', "e")),
+            format!("/nix/store/{}", HASH.to_uppercase()),
+            format!("/nix/store/.{}", &HASH[1..]),
+        ] {
+            let chunk = one("/nix/store", &text);
+            assert_eq!((chunk.bytes, chunk.holes.len()), (text.into_bytes(), 0));
+        }
+    }
+
+    #[test]
+    fn a_store_path_right_behind_a_false_one_is_found() {
+        // The prefix "/a/a/" overlaps itself, so the search may only advance by one byte.
+        let chunk = one("/a/a", &format!("/a/a/a/{HASH}"));
+        assert_eq!(chunk.holes, [7]);
+        let chunk = one("/nix/store", &format!("/nix/store/nix/store/{HASH}/nix/store/{HASH}"));
+        assert_eq!(chunk.holes, [21, 64]);
+    }
+
+    #[test]
+    fn a_hole_and_literal_blanks_have_different_ids() {
+        let with_hole = one("/nix/store", &format!("/nix/store/{HASH}-a"));
+        let literal = one("/nix/store", &format!("/nix/store/{}-a", "e".repeat(32)));
+        assert_eq!(with_hole.bytes, literal.bytes);
+        assert_ne!(with_hole.id(), literal.id());
+    }
+
+    #[test]
+    fn a_chunk_that_ends_like_a_list_of_holes_has_another_id() {
+        let bytes = b"text".to_vec();
+        let with_hole = ChunkId::compute(&bytes, &[7]);
+        let mut forged = bytes;
+        forged.extend_from_slice(&7_u32.to_le_bytes());
+        forged.extend_from_slice(&1_u32.to_le_bytes());
+        assert_ne!(ChunkId::compute(&forged, &[]), with_hole);
+        assert_ne!(ChunkId::compute(&forged[..8], &[]), with_hole);
+    }
+
+    #[test]
+    fn more_holes_than_allowed_make_a_chunk_literal() {
+        for (count, expected) in [(HOLES_MAX, HOLES_MAX), (HOLES_MAX + 1, 0)] {
+            let text = format!("/nix/store/{HASH}-x\n").repeat(count);
+            let chunk = one("/nix/store", &text);
+            assert_eq!(chunk.holes.len(), expected);
+            assert_eq!(chunk.fills.len(), expected);
+            assert_eq!(chunk.restore(), text.into_bytes());
+        }
+    }
+
+    #[test]
+    fn a_cut_in_a_hole_moves_to_its_end_and_nothing_is_ever_empty() {
+        // An average so large that nothing but the maximum cuts here, and a store path at all distances from it.
+        const MAX: usize = 65_536;
+        let params = ChunkParams::new(64, 32_768, 65_536).unwrap();
+        for lead in MAX - 80..MAX + 20 {
+            let text = format!("{}/s/{HASH}{}", "\0".repeat(lead), "\0".repeat(3000));
+            let chunks = chunks(params, "/s", text.as_bytes());
+            let hole = lead + 3;
+            let moved = hole < MAX && MAX < hole + 32;
+            assert_eq!(chunks[0].bytes.len(), if moved { hole + 32 } else { MAX }, "lead {lead}");
+            assert_eq!(chunks.iter().map(|chunk| chunk.holes.len()).sum::<usize>(), 1, "lead {lead}");
+            assert_eq!(chunks.iter().flat_map(RawChunk::restore).collect::<Vec<_>>(), text.into_bytes());
+        }
+    }
+
+    #[test]
+    fn a_chunk_of_nothing_but_a_hole_is_literal() {
+        // The cut at the maximum falls right before the hole, and the stream ends behind it.
+        let params = ChunkParams::new(64, 256, 1024).unwrap();
+        let text = format!("{}/s/{HASH}", "\0".repeat(1021));
+        let chunks = chunks(params, "/s", text.as_bytes());
+        assert_eq!(chunks.len(), 2);
+        assert_eq!((chunks[1].bytes.as_slice(), chunks[1].holes.len()), (HASH.as_bytes(), 0));
+    }
+
+    #[test]
+    fn an_empty_stream_has_no_chunks() {
+        assert!(chunks(ChunkParams::default(), "/nix/store", b"").is_empty());
+    }
+
+    #[test]
+    fn the_buffer_never_grows() {
+        let params = ChunkParams::new(64, 256, 1024).unwrap();
+        let mut chunker = Chunker::new(params, "/s");
+        let capacity = chunker.buffer.capacity();
+        let text = format!("/s/{HASH}-name\0\0\0").repeat(1000);
+        for piece in [1, 7, 5000, 4096, 20_000] {
+            for piece in text.as_bytes().chunks(piece) {
+                chunker.push(piece, &mut Vec::new());
+                assert_eq!(chunker.buffer.capacity(), capacity);
+                assert!(chunker.holes.len() <= capacity / 35 + 1);
+            }
+        }
+    }
+
+    #[test]
+    fn sizes_that_fastcdc_cannot_work_with_are_refused() {
+        for (min, avg, max) in [
+            (0, 0, 0),
+            (63, 256, 1024),
+            (62, 256, 1024),
+            (64, 255, 1024),
+            (64, 256, 1023),
+            (1024, 256, 4096),
+            (64, 2048, 2048),
+            (1024, 4096, 8 * 1024 * 1024),
+            (1024, 4 * 1024 * 1024, 4 * 1024 * 1024),
+        ] {
+            assert!(ChunkParams::new(min, avg, max).is_err(), "{min}/{avg}/{max}");
+        }
+        ChunkParams::new(64, 256, 1024).unwrap();
+        ChunkParams::new(1024 * 1024, 2 * 1024 * 1024, 4 * 1024 * 1024).unwrap();
+        ChunkParams::default().validate().unwrap();
+    }
+}

@@ -168,3 +168,108 @@ impl Decoder {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::frame::{frame_bytes_max, validate_frame};
+
+    /// Bytes that no compressor makes smaller.
+    fn noise(len: usize) -> Vec<u8> {
+        let mut bytes = vec![0; len];
+        blake3::Hasher::new().finalize_xof().fill(&mut bytes);
+        bytes
+    }
+
+    fn text(len: usize) -> Vec<u8> {
+        b"Nix is a tool that takes a unique approach. ".iter().copied().cycle().take(len).collect()
+    }
+
+    fn literal(bytes: Vec<u8>) -> RawChunk {
+        RawChunk { bytes, holes: Vec::new(), fills: Vec::new() }
+    }
+
+    #[test]
+    fn frames_have_the_stored_form_at_every_size_and_level() {
+        let sizes =
+            (1..=300).chain([511, 512, 1023, 1024, 1025, 16_383, 16_384, 65_535, 65_536, 65_791, 65_792]);
+        let sizes =
+            sizes.chain([131_071, 131_072, 131_073, 262_144, 262_145, 524_288, 524_289, 614_400, 4_194_335]);
+        let mut decoder = Decoder::new().unwrap();
+        let mut encoders: Vec<_> = [1, 2, 3, 6, 9].map(|level| Encoder::new(level).unwrap()).into();
+        for size in sizes {
+            for bytes in [noise(size), text(size), vec![0; size]] {
+                let chunk = literal(bytes);
+                // The slow levels once at each end of the scale: this is a test of headers, not of zstd.
+                let levels = if size > 600_000 { 3 } else { encoders.len() };
+                for encoder in &mut encoders[..levels] {
+                    let stored = encoder.encode(&chunk).unwrap();
+                    validate_frame(&stored.bytes, size).unwrap();
+                    assert!(stored.bytes.len() <= frame_bytes_max(size));
+                    stored.layout.validate().unwrap();
+                    assert_eq!(decoder.decode(&stored.bytes, &stored.layout, &[]).unwrap(), chunk.bytes);
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn chunks_that_cannot_be_stored_are_refused() {
+        let mut encoder = Encoder::new(1).unwrap();
+        let with_holes =
+            |len, holes: &[u32]| RawChunk { bytes: text(len), holes: holes.to_vec(), fills: Vec::new() };
+        for (what, chunk) in [
+            ("empty", literal(Vec::new())),
+            ("too large", literal(vec![0; crate::CHUNK_BYTES_MAX as usize + 1])),
+            ("nothing but a hole", with_holes(32, &[0])),
+            ("a hole over the end", with_holes(100, &[69])),
+            ("overlapping holes", with_holes(100, &[0, 31])),
+            ("too many holes", with_holes(33 * 65, &(0..65).map(|hole| hole * 33).collect::<Vec<_>>())),
+        ] {
+            assert!(encoder.encode(&chunk).is_err(), "{what}");
+        }
+        // The encoder is usable afterwards.
+        encoder.encode(&literal(text(100))).unwrap();
+    }
+
+    #[test]
+    fn stored_bytes_that_are_not_the_layouts_are_refused() {
+        let mut decoder = Decoder::new().unwrap();
+        let chunk = RawChunk { bytes: text(2000), holes: vec![100, 700], fills: Vec::new() };
+        let stored = Encoder::new(3).unwrap().encode(&chunk).unwrap();
+        let fill = HoleFill::from_bytes([b'0'; 32]).unwrap();
+        let decode = |decoder: &mut Decoder, bytes: &[u8]| decoder.decode(bytes, &stored.layout, &[fill; 2]);
+        decode(&mut decoder, &stored.bytes).unwrap();
+        assert!(decoder.decode(&stored.bytes, &stored.layout, &[fill]).is_err());
+        for len in 0..stored.bytes.len() {
+            assert!(decode(&mut decoder, &stored.bytes[..len]).is_err());
+        }
+        let swapped = ChunkLayout {
+            frames: stored.layout.frames.iter().rev().copied().collect(),
+            ..stored.layout.clone()
+        };
+        assert!(decoder.decode(&stored.bytes, &swapped, &[fill; 2]).is_err());
+        // A flipped bit is refused or changes the bytes; it never passes as something else of the same checksum.
+        for bit in 0..stored.bytes.len() * 8 {
+            let mut bytes = stored.bytes.to_vec();
+            bytes[bit / 8] ^= 1 << (bit % 8);
+            assert_ne!(checksum(&bytes), stored.checksum);
+            if let Ok(decoded) = decode(&mut decoder, &bytes) {
+                assert_eq!(decoded.len(), chunk.bytes.len());
+            }
+        }
+    }
+
+    #[test]
+    fn a_decoded_chunk_has_the_id_it_was_stored_under() {
+        let mut bytes = text(5000);
+        bytes[70..102].fill(b'e');
+        let chunk =
+            RawChunk { bytes, holes: vec![70], fills: vec![HoleFill::from_bytes([b'z'; 32]).unwrap()] };
+        let stored = Encoder::new(3).unwrap().encode(&chunk).unwrap();
+        let mut decoder = Decoder::new().unwrap();
+        let blanked = decoder.decode_blanked(&stored.bytes, &stored.layout).unwrap();
+        assert_eq!(ChunkId::compute(&blanked, &stored.layout.holes), stored.id);
+        assert_eq!(decoder.decode(&stored.bytes, &stored.layout, &chunk.fills).unwrap(), chunk.restore());
+    }
+}

@@ -10,7 +10,7 @@
 use bytes::Bytes;
 
 use crate::error::{Error, Malformed, Result};
-use crate::ids::{HOLE_BYTES, HoleFill};
+use crate::ids::HoleFill;
 use crate::layout::ChunkLayout;
 use crate::wire::Reader;
 
@@ -37,18 +37,8 @@ pub(crate) const fn frame_bytes_max(segment_bytes: usize) -> usize {
 
 /// The frame a hole is served as: one raw block of its 32 characters.
 pub fn hole_frame(fill: &HoleFill) -> [u8; HOLE_FRAME_BYTES] {
-    const HEADER: [u8; 9] = [
-        MAGIC[0],
-        MAGIC[1],
-        MAGIC[2],
-        MAGIC[3],
-        SINGLE_SEGMENT,
-        HOLE_BYTES as u8,
-        // Block header, 24 bits: last block, type raw (0), 32 bytes.
-        1 | (HOLE_BYTES as u8 & 31) << 3,
-        (HOLE_BYTES >> 5) as u8,
-        0,
-    ];
+    // Magic, descriptor, content size 32, and a block header of 24 bits: last block (1), raw (0 << 1), 32 bytes (<< 3).
+    const HEADER: [u8; 9] = [MAGIC[0], MAGIC[1], MAGIC[2], MAGIC[3], SINGLE_SEGMENT, 32, 0x01, 0x01, 0x00];
     let mut frame = [0; HOLE_FRAME_BYTES];
     frame[..HEADER.len()].copy_from_slice(&HEADER);
     frame[HEADER.len()..].copy_from_slice(fill.as_bytes());
@@ -166,4 +156,104 @@ pub fn splice(stored: &Bytes, layout: &ChunkLayout, fills: &[HoleFill], out: &mu
         }
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::ids::HOLE_BYTES;
+
+    fn fill() -> HoleFill {
+        HoleFill::from_bytes(*b"0123456789abcdfghijklmnpqrsvwxyz").unwrap()
+    }
+
+    #[test]
+    fn a_hole_frame_is_what_zstd_reads_as_the_fill() {
+        let frame = hole_frame(&fill());
+        validate_frame(&frame, HOLE_BYTES).unwrap();
+        assert_eq!(zstd::decode_all(&frame[..]).unwrap(), fill().as_bytes());
+    }
+
+    #[test]
+    fn the_bound_on_frames_is_zstds_own() {
+        for bytes in [1, 100, 1000, 100_000, 131_071, 131_072, 131_073, 600_000, 4_194_335] {
+            assert_eq!(frame_bytes_max(bytes), zstd::zstd_safe::compress_bound(bytes));
+        }
+    }
+
+    #[test]
+    fn frames_of_another_form_are_refused() {
+        use zstd::zstd_safe::CParameter;
+        let segment = b"a segment of sixty-four bytes, which are just enough for a frame".repeat(5);
+        let compress = |parameter: CParameter| {
+            let mut compressor = zstd::bulk::Compressor::new(3).unwrap();
+            compressor.set_parameter(parameter).unwrap();
+            compressor.compress(&segment).unwrap()
+        };
+        let good = compress(CParameter::ContentSizeFlag(true));
+        validate_frame(&good, segment.len()).unwrap();
+
+        let changed = |position: usize, to: u8| {
+            let mut frame = good.clone();
+            frame[position] = to;
+            frame
+        };
+        // Magic, descriptor (content size in two bytes), window of 1 KiB, content size - 256, one raw block of 320 bytes.
+        let header = [0x28, 0xb5, 0x2f, 0xfd, 0x40, 0x00, 64, 0, 0x01, 0x0a, 0];
+        let windowed = [&header[..], &segment].concat();
+        assert_eq!(zstd::decode_all(&windowed[..]).unwrap(), segment, "the row below is sound zstd");
+        let rows: Vec<(&str, Vec<u8>, usize)> = vec![
+            ("a checksum", compress(CParameter::ChecksumFlag(true)), segment.len()),
+            ("no content size", compress(CParameter::ContentSizeFlag(false)), segment.len()),
+            ("a window", windowed, segment.len()),
+            ("a content size that is too large", good.clone(), segment.len() - 1),
+            ("a content size that is too small", good.clone(), segment.len() + 1),
+            ("a dictionary", changed(4, good[4] | 1), segment.len()),
+            ("a reserved bit", changed(4, good[4] | 8), segment.len()),
+            ("an unused bit", changed(4, good[4] | 16), segment.len()),
+            ("another magic", changed(0, 0x29), segment.len()),
+            ("a byte behind it", [&good[..], &[0]].concat(), segment.len()),
+            ("a frame behind it", [&good[..], &good].concat(), 2 * segment.len()),
+            ("a skippable frame behind it", [&good[..], b"\x50\x2a\x4d\x18\0\0\0\0"].concat(), segment.len()),
+            ("a skippable frame", b"\x50\x2a\x4d\x18\x04\0\0\0abcd".to_vec(), 4),
+            ("a block of the reserved type", b"\x28\xb5\x2f\xfd\x20\x01\x0f\0\0a".to_vec(), 1),
+            ("an endless row of empty blocks", [&b"\x28\xb5\x2f\xfd\x20\x01"[..], &[0; 300]].concat(), 1),
+            (
+                "plain blocks longer than the content",
+                b"\x28\xb5\x2f\xfd\x20\x01\x08\0\0a\x09\0\0a".to_vec(),
+                1,
+            ),
+            ("a block longer than the content", b"\x28\xb5\x2f\xfd\x20\x01\x11\0\0aa".to_vec(), 1),
+            ("no content", b"\x28\xb5\x2f\xfd\x20\0\x01\0\0".to_vec(), 0),
+        ];
+        for (what, frame, segment_bytes) in rows {
+            assert!(validate_frame(&frame, segment_bytes).is_err(), "{what}");
+        }
+        for len in 0..good.len() {
+            assert!(validate_frame(&good[..len], segment.len()).is_err(), "cut to {len}");
+        }
+    }
+
+    #[test]
+    fn splicing_what_does_not_belong_together_is_refused() {
+        let layout = ChunkLayout { raw_len: 132, holes: vec![50], frames: vec![20, 30] };
+        let stored = Bytes::from(vec![0; 50]);
+        let mut out = Vec::new();
+        assert!(splice(&stored.slice(1..), &layout, &[fill()], &mut out).is_err());
+        assert!(splice(&stored, &layout, &[], &mut out).is_err());
+        assert!(splice(&stored, &layout, &[fill(), fill()], &mut out).is_err());
+        assert!(out.is_empty());
+        splice(&stored, &layout, &[fill()], &mut out).unwrap();
+        assert_eq!(out.iter().map(Bytes::len).collect::<Vec<_>>(), [20, 41, 30]);
+    }
+
+    #[test]
+    fn a_chunk_without_holes_is_one_slice_of_the_same_memory() {
+        let layout = ChunkLayout { raw_len: 100, holes: vec![], frames: vec![50] };
+        let stored = Bytes::from(vec![0; 50]);
+        let mut out = Vec::new();
+        splice(&stored, &layout, &[], &mut out).unwrap();
+        assert_eq!(out.len(), 1);
+        assert_eq!(out[0].as_ptr(), stored.as_ptr());
+    }
 }

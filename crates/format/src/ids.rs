@@ -12,6 +12,9 @@ use crate::error::{Error, Result};
 /// Bytes in a hole: the nix-base32 hash part of a store path.
 pub const HOLE_BYTES: usize = 32;
 
+/// The same, where offsets are 32 bits wide.
+pub(crate) const HOLE_LEN: u32 = 32;
+
 /// Bytes of a hole's fill when packed (5 bits a character).
 pub(crate) const FILL_PACKED_BYTES: usize = 20;
 

@@ -11,7 +11,7 @@ use std::ops::Range;
 
 use crate::error::{Error, Malformed, Result};
 use crate::frame::{FRAME_BYTES_MIN, HOLE_FRAME_BYTES, frame_bytes_max};
-use crate::ids::HOLE_BYTES;
+use crate::ids::{HOLE_BYTES, HOLE_LEN};
 use crate::wire::{Reader, put_varint};
 
 /// Most holes in a chunk; a chunk with more is stored literally, because frames would cost more than they save.
@@ -21,7 +21,7 @@ pub const HOLES_MAX: usize = 64;
 pub(crate) const CHUNK_PARAM_MAX: u32 = 4 * 1024 * 1024;
 
 /// Most raw bytes of any chunk: the largest maximum, and the rest of a hole that a cut fell into.
-pub const CHUNK_BYTES_MAX: u32 = CHUNK_PARAM_MAX + HOLE_BYTES as u32 - 1;
+pub const CHUNK_BYTES_MAX: u32 = CHUNK_PARAM_MAX + HOLE_LEN - 1;
 
 /// How a chunk is cut into frames.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
@@ -70,7 +70,7 @@ impl ChunkLayout {
         let mut free_from = 0;
         for &hole in &self.holes {
             put_varint(out, u64::from(hole.saturating_sub(free_from)));
-            free_from = hole.saturating_add(HOLE_BYTES as u32);
+            free_from = hole.saturating_add(HOLE_LEN);
         }
         for &frame in &self.frames {
             put_varint(out, frame.into());
@@ -97,7 +97,7 @@ impl ChunkLayout {
         for _ in 0..hole_count {
             let out_of_bounds = Malformed::OutOfBounds { what: "a hole" };
             let hole = free_from.checked_add(reader.varint_u32()?).ok_or(out_of_bounds)?;
-            free_from = hole.checked_add(HOLE_BYTES as u32).ok_or(out_of_bounds)?;
+            free_from = hole.checked_add(HOLE_LEN).ok_or(out_of_bounds)?;
             holes.push(hole);
         }
         if raw_len > CHUNK_BYTES_MAX || free_from > raw_len {
@@ -150,4 +150,62 @@ pub(crate) fn segments(raw_len: usize, holes: &[u32]) -> impl Iterator<Item = Ra
     let starts = std::iter::once(0).chain(holes.iter().map(|&hole| hole as usize + HOLE_BYTES));
     let ends = holes.iter().map(|&hole| hole as usize).chain(std::iter::once(raw_len));
     starts.zip(ends).map(|(start, end)| start..end)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn layout(raw_len: u32, holes: &[u32], frames: &[u32]) -> ChunkLayout {
+        ChunkLayout { raw_len, holes: holes.to_vec(), frames: frames.to_vec() }
+    }
+
+    #[test]
+    fn lengths_count_frames_and_holes() {
+        let layout = layout(300, &[0, 100, 132], &[50, 40]);
+        layout.validate().unwrap();
+        assert_eq!(layout.stored_len(), 90);
+        assert_eq!(layout.spliced_len(), 90 + 3 * 41);
+        assert_eq!(layout.segments().collect::<Vec<_>>(), [32..100, 164..300]);
+    }
+
+    #[test]
+    fn a_layout_without_holes_is_a_few_bytes() {
+        assert_eq!(layout(131_072, &[], &[60_000]).encode().len(), 7);
+    }
+
+    #[test]
+    fn layouts_that_break_a_rule_are_refused_in_memory_and_on_disk() {
+        let rows = [
+            ("nothing", layout(0, &[], &[])),
+            ("nothing but a frame", layout(0, &[], &[20])),
+            ("a hole and no frame", layout(32, &[0], &[])),
+            ("too large", layout(CHUNK_BYTES_MAX + 1, &[], &[20])),
+            ("a hole over the end", layout(100, &[69], &[20])),
+            ("a hole far over the end", layout(100, &[u32::MAX], &[20])),
+            ("overlapping holes", layout(200, &[10, 41], &[20, 20, 20])),
+            ("descending holes", layout(200, &[80, 10], &[20, 20, 20])),
+            ("too few frames", layout(200, &[50], &[20])),
+            ("too many frames", layout(200, &[50], &[20, 20, 20])),
+            ("a frame for an empty segment", layout(200, &[0], &[20, 20])),
+            ("a frame shorter than a frame", layout(200, &[], &[9])),
+            ("a frame longer than zstd makes", layout(200, &[], &[264])),
+            ("too many holes", layout(4000, &(0..65).map(|hole| hole * 33).collect::<Vec<_>>(), &[10; 65])),
+        ];
+        for (what, layout) in rows {
+            assert!(layout.validate().is_err(), "{what}");
+            assert!(ChunkLayout::decode(&layout.encode()).is_err(), "{what}");
+        }
+        layout(200, &[], &[263]).validate().unwrap();
+        layout(4000, &(0..64).map(|hole| hole * 33).collect::<Vec<_>>(), &[10; 64]).validate().unwrap();
+    }
+
+    #[test]
+    fn cut_and_prolonged_layouts_are_refused() {
+        let bytes = layout(300, &[0, 100, 132], &[50, 40]).encode();
+        for len in 0..bytes.len() {
+            assert!(ChunkLayout::decode(&bytes[..len]).is_err());
+        }
+        assert!(ChunkLayout::decode(&[&bytes[..], &[0]].concat()).is_err());
+    }
 }

@@ -15,6 +15,7 @@ mod chunker;
 mod codec;
 mod error;
 mod frame;
+pub mod fuzz_targets;
 mod ids;
 mod layout;
 mod pack;

@@ -34,7 +34,7 @@ const HEADER_MAGIC: [u8; 8] = *b"DORMPACK";
 const TRAILER_MAGIC: [u8; 8] = *b"KCAPMROD";
 
 /// Bytes of the trailer that its hash covers: all in front of the hash.
-const TRAILER_HASHED_BYTES: usize = 24;
+pub(crate) const TRAILER_HASHED_BYTES: usize = 24;
 /// Shortest table entry: id, checksum, and a layout of three numbers.
 const ENTRY_BYTES_MIN: usize = 32 + 8 + 3;
 
@@ -114,9 +114,7 @@ impl PackBuilder {
         debug_assert_eq!(chunk.bytes.len(), chunk.layout.stored_len() as usize, "layout of another chunk");
         let StoredChunk { id, layout, checksum, bytes } = chunk;
         let position = u32::try_from(self.entries.len()).expect("a pack holds at most 65,536 chunks");
-        self.table.extend_from_slice(id.as_bytes());
-        self.table.extend_from_slice(&checksum.to_le_bytes());
-        layout.encode_to(&mut self.table);
+        put_entry(&mut self.table, &id, checksum, &layout);
         self.hasher.update(&bytes);
         self.entries.push(PackEntry { id, offset: self.offset, layout, checksum });
         self.offset += bytes.len() as u64;
@@ -164,6 +162,13 @@ impl PackBuilder {
         self.parts.push(end.into());
         Pack { id: self.id, parts: self.parts, size, entries: self.entries }
     }
+}
+
+/// Appends an entry of the table.
+pub(crate) fn put_entry(table: &mut Vec<u8>, id: &ChunkId, checksum: u64, layout: &ChunkLayout) {
+    table.extend_from_slice(id.as_bytes());
+    table.extend_from_slice(&checksum.to_le_bytes());
+    layout.encode_to(table);
 }
 
 /// The last bytes of a pack: where its table is.
@@ -307,4 +312,131 @@ fn check_table(trailer: &PackTrailer, table: &[u8]) -> Result<Vec<PackEntry>, Ma
         return Err(Malformed::Mismatch { what: "the length of all chunks" });
     }
     Ok(entries)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::chunker::RawChunk;
+    use crate::codec::Encoder;
+
+    fn stored(count: usize) -> Vec<StoredChunk> {
+        let mut encoder = Encoder::new(1).unwrap();
+        let chunk = |seed: usize| {
+            let bytes = format!("chunk {seed} ").repeat(20 + seed).into_bytes();
+            RawChunk { bytes, holes: if seed % 2 == 1 { vec![8, 60] } else { vec![] }, fills: vec![] }
+        };
+        (0..count).map(|seed| encoder.encode(&chunk(seed)).unwrap()).collect()
+    }
+
+    fn packed(chunks: &[StoredChunk]) -> (Pack, Vec<u8>) {
+        let mut builder = PackBuilder::new(PackId::from_bytes([7; 16]));
+        for (position, chunk) in chunks.iter().enumerate() {
+            assert!(builder.has_room_for(chunk));
+            assert_eq!(builder.add(chunk.clone()) as usize, position);
+        }
+        let bytes = builder.bytes();
+        let pack = builder.finish();
+        assert_eq!(pack.size, bytes);
+        let bytes = pack.parts.concat();
+        assert_eq!(pack.size, bytes.len() as u64);
+        (pack, bytes)
+    }
+
+    #[test]
+    fn a_pack_reads_back_and_its_entries_lie_where_they_say() {
+        for count in [0, 1, 2, 9] {
+            let chunks = stored(count);
+            let (pack, bytes) = packed(&chunks);
+            assert_eq!(read_pack(&bytes).unwrap(), (pack.id, pack.entries.clone()));
+            for (entry, chunk) in pack.entries.iter().zip(&chunks) {
+                let range = usize::try_from(entry.range().start).unwrap()
+                    ..usize::try_from(entry.range().end).unwrap();
+                assert_eq!(bytes[range], chunk.bytes);
+                assert_eq!(
+                    (entry.id, entry.checksum, &entry.layout),
+                    (chunk.id, chunk.checksum, &chunk.layout)
+                );
+            }
+        }
+    }
+
+    #[test]
+    fn the_table_can_be_read_alone() {
+        let (pack, bytes) = packed(&stored(5));
+        let trailer = read_trailer(bytes.last_chunk().unwrap(), pack.size).unwrap();
+        let range = usize::try_from(trailer.table_range().start).unwrap()
+            ..usize::try_from(trailer.table_range().end).unwrap();
+        assert_eq!(read_table(&trailer, &bytes[range.clone()]).unwrap(), pack.entries);
+        assert_eq!(read_header(bytes.first_chunk().unwrap()).unwrap(), pack.id);
+
+        assert!(read_trailer(bytes.last_chunk().unwrap(), pack.size + 1).is_err());
+        assert!(read_table(&trailer, &bytes[range.start..range.end - 1]).is_err());
+        let mut table = bytes[range].to_vec();
+        for bit in 0..table.len() * 8 {
+            table[bit / 8] ^= 1 << (bit % 8);
+            assert!(read_table(&trailer, &table).is_err());
+            table[bit / 8] ^= 1 << (bit % 8);
+        }
+    }
+
+    #[test]
+    fn every_cut_and_every_flipped_bit_is_refused() {
+        let (_, bytes) = packed(&stored(3));
+        for len in 0..bytes.len() {
+            assert!(read_pack(&bytes[..len]).is_err(), "cut to {len}");
+        }
+        assert!(read_pack(&[&bytes[..], &[0]].concat()).is_err());
+        let mut changed = bytes;
+        for bit in 0..changed.len() * 8 {
+            changed[bit / 8] ^= 1 << (bit % 8);
+            assert!(read_pack(&changed).is_err(), "bit {bit}");
+            changed[bit / 8] ^= 1 << (bit % 8);
+        }
+        read_pack(&changed).unwrap();
+    }
+
+    #[test]
+    fn a_table_that_lies_is_refused_even_with_sound_hashes() {
+        type Lie = fn(&mut StoredChunk);
+        let chunks = stored(2);
+        let lies: [(&str, Lie); 3] = [
+            ("a checksum of other bytes", |chunk| chunk.checksum ^= 1),
+            ("frames that are cut elsewhere", |chunk| {
+                chunk.layout.frames[0] -= 1;
+                chunk.layout.frames[1] += 1;
+            }),
+            ("another raw length", |chunk| chunk.layout.raw_len += 1),
+        ];
+        for (what, lie) in lies {
+            let mut chunks = chunks.clone();
+            lie(&mut chunks[1]);
+            let (_, bytes) = packed(&chunks);
+            assert!(matches!(read_pack(&bytes), Err(Error::PackChunk { position: 1, .. })), "{what}");
+        }
+    }
+
+    #[test]
+    fn a_pack_is_sealed_below_its_limits() {
+        let mut encoder = Encoder::new(1).unwrap();
+        let mut noise = vec![0; 1_000_000];
+        blake3::Hasher::new().finalize_xof().fill(&mut noise);
+        let chunk = encoder.encode(&RawChunk { bytes: noise, holes: vec![], fills: vec![] }).unwrap();
+        let mut builder = PackBuilder::new(PackId::from_bytes([1; 16]));
+        while builder.has_room_for(&chunk) {
+            builder.add(chunk.clone());
+        }
+        assert_eq!(builder.len(), 33);
+        assert!(builder.finish().size <= PACK_BYTES_MAX);
+
+        let small = &stored(1)[0];
+        let mut builder = PackBuilder::new(PackId::from_bytes([1; 16]));
+        while builder.has_room_for(small) {
+            builder.add(small.clone());
+        }
+        assert_eq!(builder.len(), PACK_CHUNKS_MAX);
+        let pack = builder.finish();
+        assert!(pack.size <= PACK_BYTES_MAX);
+        assert_eq!(read_pack(&pack.parts.concat()).unwrap().1, pack.entries);
+    }
 }

@@ -66,3 +66,64 @@ impl TagBuilder {
         EncodingTag::from_bytes(tag)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    type Chunk = (ChunkId, u64, ChunkLayout);
+
+    fn chunk(id: u8, checksum: u64, frames: &[u32]) -> Chunk {
+        let holes = (1..frames.len()).map(|hole| u32::try_from(hole).unwrap() * 50).collect();
+        (
+            ChunkId::from_bytes([id; 32]),
+            checksum,
+            ChunkLayout { raw_len: 1000, holes, frames: frames.to_vec() },
+        )
+    }
+
+    fn fill(character: u8) -> HoleFill {
+        HoleFill::from_bytes([character; 32]).unwrap()
+    }
+
+    fn tag(chunks: &[Chunk], fills: &[HoleFill]) -> EncodingTag {
+        let mut builder = TagBuilder::new();
+        for (id, checksum, layout) in chunks {
+            builder.push_chunk(id, *checksum, layout);
+        }
+        for fill in fills {
+            builder.push_fill(fill);
+        }
+        builder.finish()
+    }
+
+    #[test]
+    fn everything_that_changes_served_bytes_changes_the_tag() {
+        let chunks = [chunk(1, 10, &[20, 30]), chunk(2, 11, &[40])];
+        let mut tags = vec![
+            tag(&chunks, &[fill(b'0')]),
+            tag(&chunks, &[fill(b'1')]),
+            tag(&chunks, &[]),
+            tag(&chunks, &[fill(b'0'), fill(b'0')]),
+            tag(&chunks[..1], &[fill(b'0')]),
+            tag(&[chunks[1].clone(), chunks[0].clone()], &[fill(b'0')]),
+            tag(&[chunk(3, 10, &[20, 30]), chunks[1].clone()], &[fill(b'0')]),
+            tag(&[chunk(1, 12, &[20, 30]), chunks[1].clone()], &[fill(b'0')]),
+            tag(&[chunk(1, 10, &[30, 20]), chunks[1].clone()], &[fill(b'0')]),
+            tag(&[], &[]),
+        ];
+        let count = tags.len();
+        tags.sort();
+        tags.dedup();
+        assert_eq!(tags.len(), count);
+    }
+
+    #[test]
+    fn fills_may_come_before_or_after_their_chunks() {
+        let (id, checksum, layout) = chunk(1, 10, &[20, 30]);
+        let mut before = TagBuilder::new();
+        before.push_fill(&fill(b'0'));
+        before.push_chunk(&id, checksum, &layout);
+        assert_eq!(before.finish(), tag(&[(id, checksum, layout)], &[fill(b'0')]));
+    }
+}

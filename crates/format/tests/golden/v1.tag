@@ -1,0 +1,1 @@
+0lqbv1gbxc12mwbbpcn4csqhdx
