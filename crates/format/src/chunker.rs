@@ -54,7 +54,7 @@ impl ChunkParams {
     pub fn validate(&self) -> Result<()> {
         let Self { min, avg, max } = *self;
         let even = [min, avg, max].iter().all(|size| size % 2 == 0);
-        // The average is bounded by fastcdc's table of masks, which needs log2(avg) + 1 < 26.
+        // Below are fastcdc's own bounds; above it would take more, but a chunk must stay small beside a pack.
         let bounded = (64..=1024 * 1024).contains(&min)
             && (256..=2 * 1024 * 1024).contains(&avg)
             && (1024..=CHUNK_PARAM_MAX).contains(&max);
