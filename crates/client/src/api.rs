@@ -1,0 +1,535 @@
+//! The server's API over HTTP: requests with time-outs, retries and clear errors.
+//!
+//! Two kinds of time-out: small requests must be answered within [`HttpSettings::idle_timeout`] as a whole; an upload may
+//! take as long as it moves, and fails when for that long neither a byte was taken nor an answer came. So a server may
+//! take its time over a NAR, or let an upload wait its turn, but a dead connection is noticed.
+//!
+//! Retries: everything that may have no effect or the same effect when repeated is repeated after a broken connection.
+//! Creating and destroying a cache are repeated only if the request was not sent, or was answered by 429 or 503: after a
+//! lost answer, a repetition would report the success of the first try as a failure.
+
+use std::fmt;
+use std::io;
+use std::str::FromStr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, SystemTime};
+
+use bytes::Bytes;
+use dormer_api::v2::{ListCachesResponse, RemovePathResponse};
+use dormer_api::{
+    CacheConfig, CacheName, CreateCacheRequest, ErrorBody, ErrorName, GetMissingPathsRequest,
+    GetMissingPathsResponse, NarInfoForm, Secret, UploadPathNarInfo, UploadPathResult, headers, routes,
+};
+use dormer_nix::StorePathHash;
+use futures::{Stream, StreamExt as _, stream};
+use reqwest::header::{AUTHORIZATION, CONTENT_TYPE, HeaderValue, LOCATION, RETRY_AFTER};
+use reqwest::{Method, RequestBuilder, Response, StatusCode, Url};
+use serde::de::DeserializeOwned;
+use tokio::time::Instant;
+
+use crate::dump::NarSource;
+use crate::error::{Error, Result};
+use crate::reporter::{Retry, RetryReporter, Silent, UploadReporter};
+use crate::retry::{Passing, RetryPolicy, parse_retry_after};
+
+/// Longest answer that is read: a list of some 50,000 caches, or of 400,000 missing paths.
+const ANSWER_BYTES_MAX: usize = 16 * 1024 * 1024;
+
+/// Longest error answer that is read; what is longer is no error body of ours.
+const ERROR_BYTES_MAX: usize = 64 * 1024;
+
+/// Shown of an error answer that is not JSON, such as a proxy's page.
+const ERROR_CHARS_MAX: usize = 200;
+
+/// The address of a server: an HTTP or HTTPS URL, perhaps with a path below which the server lives.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Endpoint(Url);
+
+impl Endpoint {
+    /// Whether tokens would travel unprotected: plain HTTP to another machine.
+    pub fn is_plain_text(&self) -> bool {
+        let here = self.0.host_str().is_some_and(|host| {
+            let host = host.trim_matches(['[', ']']);
+            host == "localhost" || host.parse().is_ok_and(|address: std::net::IpAddr| address.is_loopback())
+        });
+        self.0.scheme() == "http" && !here
+    }
+
+    /// The address of a route, which begins with a slash.
+    fn join(&self, route: &str) -> String {
+        format!("{}{}", self.0, route.trim_start_matches('/'))
+    }
+}
+
+impl FromStr for Endpoint {
+    type Err = Error;
+
+    fn from_str(text: &str) -> Result<Self> {
+        let wrong =
+            |text: &str, reason: &str| Error::Endpoint { text: text.to_owned(), reason: reason.to_owned() };
+        let mut url: Url = text.trim().parse().map_err(|_| wrong(text, "it is not a URL"))?;
+        if !url.username().is_empty() || url.password().is_some() {
+            // Not repeated: it may be a password.
+            return Err(wrong("…@…", "log in with a token instead of a user name in the address"));
+        }
+        if !matches!(url.scheme(), "http" | "https") {
+            return Err(wrong(text, "it must begin with http:// or https://"));
+        }
+        if url.query().is_some() || url.fragment().is_some() {
+            return Err(wrong(text, "it must not have a ? or a # in it"));
+        }
+        if !url.path().ends_with('/') {
+            url.set_path(&format!("{}/", url.path()));
+        }
+        Ok(Self(url))
+    }
+}
+
+impl fmt::Display for Endpoint {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.fmt(f)
+    }
+}
+
+/// Patience.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct HttpSettings {
+    /// For a connection to come about, TLS included.
+    pub connect_timeout: Duration,
+    /// For anything to move on a connection. Longer than a server lets an upload wait its turn.
+    pub idle_timeout: Duration,
+    /// How often requests are repeated.
+    pub retry: RetryPolicy,
+}
+
+impl Default for HttpSettings {
+    fn default() -> Self {
+        Self {
+            connect_timeout: Duration::from_secs(10),
+            idle_timeout: Duration::from_mins(3),
+            retry: RetryPolicy::default(),
+        }
+    }
+}
+
+/// An upload that was acknowledged.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Uploaded {
+    /// The server's answer.
+    pub result: UploadPathResult,
+    /// Bytes of the NAR that were handed to the connection, in all tries.
+    pub bytes_sent: u64,
+}
+
+/// Talks to one server. Cheap to clone; clones share their connections.
+#[derive(Clone)]
+pub struct ApiClient {
+    http: reqwest::Client,
+    endpoint: Endpoint,
+    authorization: Option<HeaderValue>,
+    settings: Arc<HttpSettings>,
+    reporter: Arc<dyn RetryReporter>,
+}
+
+impl fmt::Debug for ApiClient {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("ApiClient")
+            .field("endpoint", &self.endpoint)
+            .field("with_token", &self.authorization.is_some())
+            .finish_non_exhaustive()
+    }
+}
+
+/// When a request may be repeated after its connection broke.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Repeat {
+    Always,
+    IfNotSent,
+}
+
+/// One failed try: the error if it stays so, and what may be hoped for.
+struct Failure {
+    error: Error,
+    passing: Option<Passing>,
+}
+
+impl ApiClient {
+    /// A client for the server at `endpoint`, showing `token` with every request.
+    pub fn new(endpoint: Endpoint, token: Option<&Secret>, settings: HttpSettings) -> Result<Self> {
+        let authorization = token.map(bearer).transpose()?;
+        let http = reqwest::Client::builder()
+            .user_agent(concat!("dormer/", env!("CARGO_PKG_VERSION")))
+            .connect_timeout(settings.connect_timeout)
+            .build()
+            .map_err(Error::HttpClient)?;
+        Ok(Self { http, endpoint, authorization, settings: Arc::new(settings), reporter: Arc::new(Silent) })
+    }
+
+    /// Tells `reporter` of requests that are tried again; uploads have their own.
+    pub fn with_retry_reporter(mut self, reporter: Arc<dyn RetryReporter>) -> Self {
+        self.reporter = reporter;
+        self
+    }
+
+    /// The server's address.
+    pub fn endpoint(&self) -> &Endpoint {
+        &self.endpoint
+    }
+
+    /// A cache's settings.
+    pub async fn get_cache_config(&self, cache: &CacheName) -> Result<CacheConfig> {
+        let action = format!("looking up cache {cache}");
+        let route = routes::cache_config(cache);
+        self.ask(&action, Repeat::Always, || self.request(Method::GET, &route)).await
+    }
+
+    /// Creates a cache.
+    pub async fn create_cache(&self, cache: &CacheName, request: &CreateCacheRequest) -> Result<()> {
+        let action = format!("creating cache {cache}");
+        let route = routes::cache_config(cache);
+        self.tell(&action, Repeat::IfNotSent, || self.request(Method::POST, &route).json(request)).await
+    }
+
+    /// Changes a cache's settings: those that are `Some`.
+    pub async fn configure_cache(&self, cache: &CacheName, patch: &CacheConfig) -> Result<()> {
+        let action = format!("configuring cache {cache}");
+        let route = routes::cache_config(cache);
+        self.tell(&action, Repeat::Always, || self.request(Method::PATCH, &route).json(patch)).await
+    }
+
+    /// Destroys a cache.
+    pub async fn destroy_cache(&self, cache: &CacheName) -> Result<()> {
+        let action = format!("destroying cache {cache}");
+        let route = routes::cache_config(cache);
+        self.tell(&action, Repeat::IfNotSent, || self.request(Method::DELETE, &route)).await
+    }
+
+    /// Which of `hashes` the cache lacks. At most a few thousand at once: servers bound the body.
+    pub async fn get_missing_paths(
+        &self,
+        cache: &CacheName,
+        hashes: Vec<StorePathHash>,
+    ) -> Result<Vec<StorePathHash>> {
+        let action = format!("asking cache {cache} what it lacks");
+        let question = GetMissingPathsRequest { cache: cache.clone(), store_path_hashes: hashes };
+        let request = || self.request(Method::POST, routes::GET_MISSING_PATHS).json(&question);
+        let answer: GetMissingPathsResponse = self.ask(&action, Repeat::Always, request).await?;
+        Ok(answer.missing_paths)
+    }
+
+    /// The caches that this token may know of.
+    pub async fn list_caches(&self) -> Result<ListCachesResponse> {
+        self.ask("listing the caches", Repeat::Always, || self.request(Method::GET, routes::V2_CACHES)).await
+    }
+
+    /// Takes a path out of a cache at once; `removed` says whether it was there.
+    pub async fn remove_path(&self, cache: &CacheName, hash: &StorePathHash) -> Result<RemovePathResponse> {
+        let action = format!("removing {hash} from cache {cache}");
+        let route = routes::v2_object(cache, hash);
+        self.ask(&action, Repeat::Always, || self.request(Method::DELETE, &route)).await
+    }
+
+    /// Uploads one NAR, reading it from the disk again for each try.
+    pub async fn upload_path(
+        &self,
+        info: &UploadPathNarInfo,
+        source: &NarSource,
+        reporter: &dyn UploadReporter,
+    ) -> Result<Uploaded> {
+        let action = format!("uploading {}", info.store_path);
+        let form = info.encode().map_err(|source| {
+            match info.store_path.rsplit('/').next().unwrap_or("").parse() {
+                Ok(path) => Error::Describe { path, source },
+                Err(_) => Error::InvalidPath { path: info.store_path.clone() },
+            }
+        })?;
+        let bytes_sent = AtomicU64::new(0);
+        let mut tries = 0;
+        loop {
+            tries += 1;
+            let failure = match self.try_upload(&action, &form, source, reporter, &bytes_sent).await {
+                Ok(result) => return Ok(Uploaded { result, bytes_sent: bytes_sent.into_inner() }),
+                Err(failure) => failure,
+            };
+            self.pause(&action, tries, failure, |retry| reporter.retrying(retry)).await?;
+        }
+    }
+
+    async fn try_upload(
+        &self,
+        action: &str,
+        form: &NarInfoForm,
+        source: &NarSource,
+        reporter: &dyn UploadReporter,
+        bytes_sent: &AtomicU64,
+    ) -> Result<UploadPathResult, Failure> {
+        let (nar, outcome) = source.open();
+        let taken = Arc::new(AtomicU64::new(0));
+        let body = counted(nar, Arc::clone(&taken));
+        let request =
+            self.request(Method::PUT, routes::UPLOAD_PATH).header(CONTENT_TYPE, "application/octet-stream");
+        let request = match form {
+            NarInfoForm::Header(json) => {
+                request.header(headers::NAR_INFO, json).body(reqwest::Body::wrap_stream(body))
+            }
+            NarInfoForm::Preamble(json) => {
+                let preamble = Bytes::copy_from_slice(json);
+                request
+                    .header(headers::NAR_INFO_PREAMBLE_SIZE, json.len())
+                    .body(reqwest::Body::wrap_stream(stream::iter([Ok(preamble)]).chain(body)))
+            }
+        };
+        let exchange = async {
+            let response =
+                request.send().await.map_err(|error| self.broken(action, Repeat::Always, error))?;
+            let response = self.check(action, response).await?;
+            self.read(action, response).await
+        };
+        let answer = self.watch(action, exchange, &taken, reporter, bytes_sent).await;
+        // A broken disk or a damaged path shows as a broken request, too; it is the better explanation.
+        match (answer, outcome.failure().await) {
+            (Ok(result), _) => Ok(result),
+            (Err(_), Some(dump)) => {
+                let path = source.path.display().to_string();
+                Err(Failure { error: Error::Dump { path, source: dump }, passing: None })
+            }
+            (Err(failure), None) => Err(failure),
+        }
+    }
+
+    /// Lets an exchange run for as long as bytes are taken, and reports them.
+    async fn watch<T>(
+        &self,
+        action: &str,
+        exchange: impl Future<Output = Result<T, Failure>>,
+        taken: &AtomicU64,
+        reporter: &dyn UploadReporter,
+        bytes_sent: &AtomicU64,
+    ) -> Result<T, Failure> {
+        /// Five reports a second for each transfer are smooth enough for a progress bar.
+        const LOOK: Duration = Duration::from_millis(200);
+        let mut seen = 0;
+        let mut moved = Instant::now();
+        let report = |seen: &mut u64| {
+            let bytes = taken.load(Ordering::Relaxed) - *seen;
+            if bytes > 0 {
+                *seen += bytes;
+                bytes_sent.fetch_add(bytes, Ordering::Relaxed);
+                reporter.progress(bytes);
+            }
+            bytes > 0
+        };
+        let mut exchange = std::pin::pin!(exchange);
+        loop {
+            match tokio::time::timeout(LOOK.min(self.settings.idle_timeout), &mut exchange).await {
+                Ok(answer) => {
+                    report(&mut seen);
+                    return answer;
+                }
+                Err(_) if report(&mut seen) => moved = Instant::now(),
+                Err(_) if moved.elapsed() >= self.settings.idle_timeout => {
+                    let seconds = self.settings.idle_timeout.as_secs();
+                    let error = Error::Stalled { action: action.to_owned(), seconds };
+                    return Err(Failure { error, passing: Some(Passing::Broken) });
+                }
+                Err(_) => {}
+            }
+        }
+    }
+
+    /// Sends a request whose answer has a body that matters.
+    async fn ask<T: DeserializeOwned>(
+        &self,
+        action: &str,
+        repeat: Repeat,
+        request: impl Fn() -> RequestBuilder,
+    ) -> Result<T> {
+        self.with_retries(action, async || {
+            let response = self.send(action, repeat, request()).await?;
+            self.read(action, response).await
+        })
+        .await
+    }
+
+    /// Sends a request whose answer is only yes or no.
+    async fn tell(&self, action: &str, repeat: Repeat, request: impl Fn() -> RequestBuilder) -> Result<()> {
+        self.with_retries(action, async || self.send(action, repeat, request()).await.map(drop)).await
+    }
+
+    async fn with_retries<T>(
+        &self,
+        action: &str,
+        attempt: impl AsyncFn() -> Result<T, Failure>,
+    ) -> Result<T> {
+        let mut tries = 0;
+        loop {
+            tries += 1;
+            match attempt().await {
+                Ok(answer) => return Ok(answer),
+                Err(failure) => {
+                    self.pause(action, tries, failure, |retry| self.reporter.retrying(retry)).await?;
+                }
+            }
+        }
+    }
+
+    /// Waits before the next try, or returns the error if there is to be none.
+    async fn pause(
+        &self,
+        action: &str,
+        tries: u32,
+        failure: Failure,
+        report: impl FnOnce(&Retry<'_>),
+    ) -> Result<()> {
+        let policy = &self.settings.retry;
+        let error = failure.error.after(tries);
+        let Some(wait) = failure.passing.and_then(|passing| policy.wait(tries, passing)) else {
+            return Err(error);
+        };
+        tracing::debug!(
+            action,
+            tries,
+            wait_ms = wait.as_millis(),
+            error = &error as &dyn std::error::Error,
+            "trying again"
+        );
+        report(&Retry { action, tries, tries_max: policy.tries_max, wait, error: &error });
+        tokio::time::sleep(wait).await;
+        Ok(())
+    }
+
+    fn request(&self, method: Method, route: &str) -> RequestBuilder {
+        let request = self.http.request(method, self.endpoint.join(route));
+        match &self.authorization {
+            Some(authorization) => request.header(AUTHORIZATION, authorization.clone()),
+            None => request,
+        }
+    }
+
+    async fn send(&self, action: &str, repeat: Repeat, request: RequestBuilder) -> Result<Response, Failure> {
+        let request = request.timeout(self.settings.idle_timeout);
+        let response = request.send().await.map_err(|error| self.broken(action, repeat, error))?;
+        let response = self.check(action, response).await;
+        response.map_err(|failure| match (repeat, failure.passing) {
+            // 500, 502 and the like may come after the deed was done.
+            (Repeat::IfNotSent, Some(Passing::Broken)) => Failure { passing: None, ..failure },
+            _ => failure,
+        })
+    }
+
+    fn broken(&self, action: &str, repeat: Repeat, source: reqwest::Error) -> Failure {
+        let sent = !source.is_connect();
+        // A malformed request will not get better.
+        let hopeless = source.is_builder() || (sent && repeat == Repeat::IfNotSent);
+        let endpoint = self.endpoint.to_string();
+        // Without the URL: the action says it in better words.
+        let source = source.without_url();
+        let error = Error::Unreachable { action: action.to_owned(), endpoint, tries: 1, source };
+        Failure { error, passing: (!hopeless).then_some(Passing::Broken) }
+    }
+
+    /// Turns every answer but a success into an error.
+    async fn check(&self, action: &str, mut response: Response) -> Result<Response, Failure> {
+        let status = response.status();
+        if status.is_success() {
+            return Ok(response);
+        }
+        let header = |name| response.headers().get(name).and_then(|value: &HeaderValue| value.to_str().ok());
+        let retry_after = header(RETRY_AFTER).and_then(|value| parse_retry_after(value, SystemTime::now()));
+        let location = header(LOCATION).map(|location| format!("it redirects to {location}"));
+        let body = read_up_to(&mut response, ERROR_BYTES_MAX).await.unwrap_or_default();
+        let (name, message) = describe(status, &body);
+        let message = location.unwrap_or(message);
+        let passing = match status.as_u16() {
+            429 | 503 => Some(Passing::Busy { retry_after }),
+            408 | 500 | 502 | 504 => Some(Passing::Broken),
+            _ => None,
+        };
+        let action = action.to_owned();
+        let error = match (status.as_u16(), name) {
+            (_, Some(ErrorName::NoSuchCache)) => Error::NoSuchCache { action, message },
+            (_, Some(ErrorName::CacheAlreadyExists)) => Error::CacheExists { action, message },
+            (401, _) => Error::Unauthorized { action, with_token: self.authorization.is_some(), message },
+            (403, _) => Error::Forbidden { action, message },
+            (status, _) if passing.is_some() => Error::Unavailable { action, status, tries: 1, message },
+            (status, name) => Error::Refused { action, status, name, message },
+        };
+        Err(Failure { error, passing })
+    }
+
+    async fn read<T: DeserializeOwned>(&self, action: &str, mut response: Response) -> Result<T, Failure> {
+        let lasting = |error| Failure { error, passing: None };
+        let body = read_up_to(&mut response, ANSWER_BYTES_MAX + 1)
+            .await
+            .map_err(|error| self.broken(action, Repeat::Always, error))?;
+        if body.len() > ANSWER_BYTES_MAX {
+            return Err(lasting(Error::AnswerTooLarge { action: action.to_owned(), max: ANSWER_BYTES_MAX }));
+        }
+        serde_json::from_slice(&body)
+            .map_err(|source| lasting(Error::Answer { action: action.to_owned(), source }))
+    }
+}
+
+impl Error {
+    /// Says how often it was tried.
+    fn after(mut self, done: u32) -> Self {
+        if let Self::Unreachable { tries, .. } | Self::Unavailable { tries, .. } = &mut self {
+            *tries = done;
+        }
+        self
+    }
+}
+
+fn bearer(token: &Secret) -> Result<HeaderValue> {
+    // A token is base64 and dots; anything else is a mistake, and could end the header early.
+    let valid = |byte: u8| byte.is_ascii_graphic();
+    if token.expose().is_empty() || !token.expose().bytes().all(valid) {
+        return Err(Error::MalformedToken);
+    }
+    let mut value =
+        HeaderValue::from_str(&format!("Bearer {}", token.expose())).map_err(|_| Error::MalformedToken)?;
+    value.set_sensitive(true);
+    Ok(value)
+}
+
+/// Counts the bytes that the connection takes.
+fn counted(
+    nar: impl Stream<Item = io::Result<Bytes>> + Send + 'static,
+    taken: Arc<AtomicU64>,
+) -> impl Stream<Item = io::Result<Bytes>> + Send + 'static {
+    nar.inspect(move |piece| {
+        if let Ok(piece) = piece {
+            taken.fetch_add(piece.len() as u64, Ordering::Relaxed);
+        }
+    })
+}
+
+async fn read_up_to(response: &mut Response, max: usize) -> reqwest::Result<Vec<u8>> {
+    let mut body = Vec::new();
+    while let Some(piece) = response.chunk().await? {
+        let room = max - body.len();
+        body.extend_from_slice(&piece[..piece.len().min(room)]);
+        if body.len() == max {
+            break;
+        }
+    }
+    Ok(body)
+}
+
+/// The error's name and words, from our own body or whatever else came.
+fn describe(status: StatusCode, body: &[u8]) -> (Option<ErrorName>, String) {
+    if let Ok(body) = serde_json::from_slice::<ErrorBody>(body) {
+        let message = if body.message.is_empty() { body.error.clone() } else { printable(&body.message) };
+        return (body.name(), message);
+    }
+    let text = printable(&String::from_utf8_lossy(body));
+    let reason = status.canonical_reason().unwrap_or("an unknown status");
+    (None, if text.is_empty() || text.starts_with('<') { reason.to_owned() } else { text })
+}
+
+/// Foreign words on one line, without anything that a terminal would obey.
+fn printable(text: &str) -> String {
+    let clean = |c: char| if c.is_control() { ' ' } else { c };
+    text.trim().chars().take(ERROR_CHARS_MAX).map(clean).collect()
+}

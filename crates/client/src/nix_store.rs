@@ -1,0 +1,300 @@
+//! The local Nix store: which paths arguments mean, and what `nix` knows about them.
+
+use std::ffi::OsString;
+use std::io;
+use std::path::{Component, Path, PathBuf};
+use std::process::Stdio;
+
+use dormer_nix::{StoreDir, StorePath};
+
+use crate::error::{Error, Result};
+use crate::path_info::PathInfo;
+use crate::settings::Variables;
+
+/// Paths in one call of `nix`: at most some 500 KB of arguments, a quarter of what Linux takes.
+const PATHS_PER_CALL: usize = 2_000;
+
+/// Symbolic links followed for one argument; Linux follows 40.
+const LINKS_MAX: usize = 40;
+
+/// Kept from what a failed `nix` said: its last words say why.
+const STDERR_BYTES_MAX: usize = 4096;
+
+/// The store that `nix` on this machine works with.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct NixStore {
+    program: OsString,
+    store_dir: StoreDir,
+}
+
+impl Default for NixStore {
+    fn default() -> Self {
+        Self::new("nix", StoreDir::default())
+    }
+}
+
+impl NixStore {
+    /// Asks `program`; arguments are looked for in `store_dir`.
+    pub fn new(program: impl Into<OsString>, store_dir: StoreDir) -> Self {
+        Self { program: program.into(), store_dir }
+    }
+
+    /// `nix` from the search path, and the store folder that `NIX_STORE_DIR` (or `NIX_STORE`) sets, as Nix reads them.
+    pub fn from_variables(variables: Variables<'_>) -> Result<Self> {
+        let store_dir = variables("NIX_STORE_DIR").or_else(|| variables("NIX_STORE"));
+        let store_dir = match store_dir {
+            Some(text) => {
+                text.parse().map_err(|source| Error::NotAStorePath { path: PathBuf::from(text), source })?
+            }
+            None => StoreDir::default(),
+        };
+        Ok(Self::new("nix", store_dir))
+    }
+
+    /// The folder of the store.
+    pub fn store_dir(&self) -> &StoreDir {
+        &self.store_dir
+    }
+
+    /// The store path that an argument means: itself, what it links to (`./result`), or the store path that holds it
+    /// (`./result/bin/hello`). Links are followed only until they enter the store: a store path that is itself a link
+    /// stands for itself. The path need not be valid; [`NixStore::path_infos`] finds out.
+    pub fn resolve(&self, argument: &Path) -> Result<StorePath> {
+        let unresolved = |source| Error::ResolvePath { path: argument.to_owned(), source };
+        let mut path = std::path::absolute(argument).map_err(unresolved)?;
+        for _ in 0..=LINKS_MAX {
+            match self.step(&path).map_err(unresolved)? {
+                Step::InStore(base_name) => {
+                    let base_name = base_name.to_str().unwrap_or_default();
+                    return base_name
+                        .parse()
+                        .map_err(|source| Error::NotAStorePath { path: argument.to_owned(), source });
+                }
+                Step::Outside => {
+                    return Err(Error::NotInStore {
+                        path: argument.to_owned(),
+                        store_dir: self.store_dir.clone(),
+                    });
+                }
+                Step::Link(next) => path = next,
+            }
+        }
+        Err(unresolved(io::Error::other("too many symbolic links")))
+    }
+
+    /// Walks down an absolute path until it enters the store, or to its first symbolic link, which it replaces.
+    fn step(&self, path: &Path) -> io::Result<Step> {
+        let mut walked = PathBuf::new();
+        let mut components = path.components();
+        while let Some(component) = components.next() {
+            match component {
+                Component::CurDir => continue,
+                // What was walked has no links in it, so the parent is the parent.
+                Component::ParentDir => {
+                    walked.pop();
+                    continue;
+                }
+                other => walked.push(other),
+            }
+            if walked.as_os_str() == self.store_dir.as_str() {
+                // `..` right behind the store leads out of it again.
+                if let Some(Component::Normal(base_name)) = components.clone().next() {
+                    let leaves = leaves(components.as_path());
+                    return Ok(if leaves { Step::Outside } else { Step::InStore(base_name.to_owned()) });
+                }
+            }
+            if std::fs::symlink_metadata(&walked)?.is_symlink() {
+                let target = std::fs::read_link(&walked)?;
+                walked.pop();
+                return Ok(Step::Link(walked.join(target).join(components.as_path())));
+            }
+        }
+        Ok(Step::Outside)
+    }
+
+    /// What `nix` knows about `paths`, and with `closure` about all they need. Ordered by path, none twice.
+    pub async fn path_infos(&self, paths: &[StorePath], closure: bool) -> Result<Vec<PathInfo>> {
+        let mut infos = Vec::new();
+        for batch in paths.chunks(PATHS_PER_CALL) {
+            infos.extend(self.path_info_batch(batch, closure).await?);
+        }
+        infos.sort_unstable_by(|a, b| a.path.cmp(&b.path));
+        infos.dedup_by(|a, b| a.path == b.path);
+        Ok(infos)
+    }
+
+    async fn path_info_batch(&self, paths: &[StorePath], closure: bool) -> Result<Vec<PathInfo>> {
+        let mut output = self.run_path_info(paths, closure, &[]).await?;
+        // Old versions do not know `--json-format`; new ones say that they will insist on it.
+        if !output.status.success() && String::from_utf8_lossy(&output.stderr).contains("--json-format") {
+            output = self.run_path_info(paths, closure, &["--json-format", "1"]).await?;
+        }
+        if !output.status.success() {
+            let start = output.stderr.len().saturating_sub(STDERR_BYTES_MAX);
+            let stderr = String::from_utf8_lossy(&output.stderr[start..]).trim().to_owned();
+            return Err(Error::NixFailed { status: output.status.to_string(), stderr });
+        }
+        PathInfo::parse_all(&output.stdout)
+    }
+
+    async fn run_path_info(
+        &self,
+        paths: &[StorePath],
+        closure: bool,
+        format: &[&str],
+    ) -> Result<std::process::Output> {
+        let mut command = tokio::process::Command::new(&self.program);
+        command.args(["--extra-experimental-features", "nix-command", "path-info", "--json"]).args(format);
+        if closure {
+            command.arg("--recursive");
+        }
+        command.arg("--").args(paths.iter().map(|path| path.to_absolute(&self.store_dir)));
+        command.stdin(Stdio::null()).kill_on_drop(true);
+        command.output().await.map_err(|source| {
+            let program = self.program.to_string_lossy().into_owned();
+            match source.kind() {
+                io::ErrorKind::NotFound => Error::NixMissing { program },
+                _ => Error::NixRun { program, source },
+            }
+        })
+    }
+}
+
+/// Whether a relative path has enough `..` to leave its own first component.
+fn leaves(path: &Path) -> bool {
+    let mut depth = 0_usize;
+    for component in path.components() {
+        match component {
+            Component::ParentDir if depth <= 1 => return true,
+            Component::ParentDir => depth -= 1,
+            _ => depth += 1,
+        }
+    }
+    false
+}
+
+enum Step {
+    InStore(OsString),
+    Link(PathBuf),
+    Outside,
+}
+
+#[cfg(all(test, unix))]
+mod tests {
+    use std::os::unix::fs::{PermissionsExt as _, symlink};
+
+    use super::*;
+
+    const C: &str = "f22352qy5d2vfxv22w7q3n7gz1ia47nx-c";
+    const B: &str = "az2abhwyv78n2ax1c04abka45ygrwfgh-b";
+
+    /// A store folder in a temporary folder, with a package and a path that links to it.
+    fn store() -> (tempfile::TempDir, NixStore, PathBuf) {
+        let folder = tempfile::tempdir().unwrap();
+        let root = folder.path().canonicalize().unwrap();
+        let store = root.join("store");
+        std::fs::create_dir_all(store.join(C).join("bin")).unwrap();
+        std::fs::write(store.join(C).join("bin/hello"), "hi").unwrap();
+        symlink(store.join(C), store.join(B)).unwrap();
+        (folder, NixStore::new("nix", store.to_str().unwrap().parse().unwrap()), root)
+    }
+
+    #[test]
+    fn arguments_lead_into_the_store() {
+        let (_folder, store, root) = store();
+        symlink(root.join("store").join(C), root.join("result")).unwrap();
+        symlink("result", root.join("again")).unwrap();
+        symlink("../again/bin", root.join("store/../inner")).unwrap();
+        symlink(root.join("store").join(C).join("bin"), root.join("bin")).unwrap();
+        let resolve = |argument: &Path| store.resolve(argument).map(|path| path.to_string());
+        for argument in [
+            "store/f22352qy5d2vfxv22w7q3n7gz1ia47nx-c",
+            "store/f22352qy5d2vfxv22w7q3n7gz1ia47nx-c/bin/hello",
+            "result",
+            "result/",
+            "again",
+            "result/bin/hello",
+            "again/bin/../bin",
+            "bin/hello",
+            "bin",
+            "store/../result",
+            "./result/.",
+        ] {
+            assert_eq!(resolve(&root.join(argument)).unwrap(), C, "{argument}");
+        }
+        // A store path that is a link to another one stands for itself.
+        assert_eq!(resolve(&root.join("store").join(B)).unwrap(), B);
+        symlink(root.join("store").join(B), root.join("to-b")).unwrap();
+        assert_eq!(resolve(&root.join("to-b")).unwrap(), B);
+        // Whether it exists is for Nix to say.
+        assert_eq!(resolve(&root.join("store").join(B.replace('b', "c"))).unwrap(), B.replace('b', "c"));
+    }
+
+    #[test]
+    fn arguments_that_lead_elsewhere_are_refused() {
+        let (_folder, store, root) = store();
+        std::fs::write(root.join("plain"), "").unwrap();
+        symlink("loop", root.join("loop")).unwrap();
+        let resolve = |argument: &str| store.resolve(&root.join(argument));
+        assert!(matches!(resolve("plain"), Err(Error::NotInStore { .. })));
+        assert!(matches!(resolve("store"), Err(Error::NotInStore { .. })));
+        assert!(matches!(resolve("store/../plain"), Err(Error::NotInStore { .. })));
+        assert!(matches!(resolve(&format!("store/{C}/../{B}")), Err(Error::NotInStore { .. })));
+        assert!(matches!(resolve("nowhere"), Err(Error::ResolvePath { .. })));
+        assert!(matches!(resolve("loop"), Err(Error::ResolvePath { .. })));
+        assert!(matches!(resolve("store/.links"), Err(Error::NotAStorePath { .. })));
+        assert!(matches!(resolve("nixpkgs#hello"), Err(Error::ResolvePath { .. })));
+    }
+
+    /// A program that stands in for `nix`: it prints how it was called to a file, then does as told.
+    fn fake_nix(folder: &Path, script: &str) -> NixStore {
+        let program = folder.join("fake-nix");
+        let calls = folder.join("calls");
+        std::fs::write(&program, format!("#!/bin/sh\necho \"$*\" >> {}\n{script}\n", calls.display()))
+            .unwrap();
+        std::fs::set_permissions(&program, std::fs::Permissions::from_mode(0o755)).unwrap();
+        NixStore::new(program, StoreDir::default())
+    }
+
+    #[tokio::test]
+    async fn nix_is_asked_once_for_a_batch_and_failures_keep_its_words() {
+        let folder = tempfile::tempdir().unwrap();
+        let data = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/data/path-info-2.8.json");
+        let store = fake_nix(folder.path(), &format!("cat {data}"));
+        let paths: Vec<StorePath> = vec![C.parse().unwrap(), B.parse().unwrap()];
+        let infos = store.path_infos(&paths, true).await.unwrap();
+        assert_eq!(infos.len(), 5);
+        assert_eq!(
+            std::fs::read_to_string(folder.path().join("calls")).unwrap(),
+            format!(
+                "--extra-experimental-features nix-command path-info --json --recursive -- /nix/store/{C} /nix/store/{B}\n"
+            )
+        );
+
+        let store = fake_nix(folder.path(), "echo 'error: no daemon' >&2; exit 3");
+        let error = store.path_infos(&paths, false).await.unwrap_err();
+        assert!(matches!(&error, Error::NixFailed { stderr, .. } if stderr == "error: no daemon"), "{error}");
+
+        let store = fake_nix(folder.path(), "echo nonsense");
+        assert!(matches!(store.path_infos(&paths, false).await, Err(Error::PathInfoJson(_))));
+    }
+
+    #[tokio::test]
+    async fn a_nix_that_insists_on_a_format_gets_one() {
+        let folder = tempfile::tempdir().unwrap();
+        let data = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/data/path-info-2.34-format-1.json");
+        let script = format!(
+            "case \"$*\" in *'--json-format 1'*) cat {data};; *) echo \"error: '--json' needs '--json-format'\" >&2; exit 1;; esac"
+        );
+        let store = fake_nix(folder.path(), &script);
+        assert_eq!(store.path_infos(&[C.parse().unwrap()], false).await.unwrap().len(), 3);
+    }
+
+    #[tokio::test]
+    async fn a_missing_nix_is_named() {
+        let store = NixStore::new("/nowhere/nix", StoreDir::default());
+        let error = store.path_infos(&[C.parse().unwrap()], true).await.unwrap_err();
+        assert!(matches!(error, Error::NixMissing { .. }));
+        assert!(error.to_string().contains("/nowhere/nix"));
+    }
+}

@@ -1,0 +1,457 @@
+//! The client's settings: which servers there are, which is the default one, and their tokens.
+//!
+//! The file is `$XDG_CONFIG_HOME/dormer/config.toml`, in the form of Attic's client:
+//!
+//! ```toml
+//! default-server = "lab"
+//! [servers.lab]
+//! endpoint = "https://cache.example.org/"
+//! token = "…"              # or token-file = "/run/secrets/token"
+//! ```
+//!
+//! If there is none, Attic's `$XDG_CONFIG_HOME/attic/config.toml` is read in its place; it is never written. The first
+//! save carries what was read from it into our own file, so that no server is lost.
+//!
+//! A token comes from `DORMER_TOKEN_<SERVER>` (the server's name in capitals, with `_` for other signs), else
+//! `DORMER_TOKEN`, else the file: a pipeline's variable beats what a machine happens to have.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::io::{self, Write as _};
+use std::path::{Path, PathBuf};
+use std::str::FromStr;
+
+use dormer_api::{CacheName, Secret};
+use serde::{Deserialize, Serialize};
+
+use crate::api::Endpoint;
+use crate::error::{Error, Result};
+
+/// Looks up an environment variable; a function, so that tests own the environment.
+pub type Variables<'a> = &'a dyn Fn(&str) -> Option<String>;
+
+/// The environment of this process. Empty variables count as unset.
+pub fn process_variables(name: &str) -> Option<String> {
+    std::env::var(name).ok().filter(|value| !value.is_empty())
+}
+
+/// The name that a user gave a server. The same characters as in a cache's name.
+#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct ServerName(CacheName);
+
+impl ServerName {
+    /// The name.
+    pub fn as_str(&self) -> &str {
+        self.0.as_str()
+    }
+
+    /// The environment variable that holds a token for this server only.
+    pub fn token_variable(&self) -> String {
+        let sign = |c: char| if c.is_ascii_alphanumeric() { c.to_ascii_uppercase() } else { '_' };
+        format!("DORMER_TOKEN_{}", self.as_str().chars().map(sign).collect::<String>())
+    }
+}
+
+impl FromStr for ServerName {
+    type Err = Error;
+
+    fn from_str(text: &str) -> Result<Self> {
+        text.parse().map(Self).map_err(|_| Error::ServerName { text: text.to_owned() })
+    }
+}
+
+impl fmt::Display for ServerName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.fmt(f)
+    }
+}
+
+impl fmt::Debug for ServerName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(self, f)
+    }
+}
+
+/// A cache as a user names it: `cache` on the default server, or `server:cache`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct CacheRef {
+    /// The server; `None` is the default one.
+    pub server: Option<ServerName>,
+    /// The cache.
+    pub cache: CacheName,
+}
+
+impl FromStr for CacheRef {
+    type Err = Error;
+
+    fn from_str(text: &str) -> Result<Self> {
+        let malformed = || Error::CacheRef { text: text.to_owned() };
+        let (server, cache) = match text.split_once(':') {
+            Some((server, cache)) => (Some(server.parse().map_err(|_| malformed())?), cache),
+            None => (None, text),
+        };
+        Ok(Self { server, cache: cache.parse().map_err(|_| malformed())? })
+    }
+}
+
+impl fmt::Display for CacheRef {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match &self.server {
+            Some(server) => write!(f, "{server}:{}", self.cache),
+            None => self.cache.fmt(f),
+        }
+    }
+}
+
+/// The settings file. Keys that we do not know are kept when it is written again; comments are not.
+#[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct Settings {
+    /// The server that is meant when none is named.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub default_server: Option<ServerName>,
+    /// The servers by name.
+    #[serde(default)]
+    pub servers: BTreeMap<ServerName, ServerSettings>,
+    #[serde(flatten)]
+    other: toml::Table,
+}
+
+/// One server.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct ServerSettings {
+    /// Its address: `https://…`.
+    pub endpoint: String,
+    /// The token itself.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub token: Option<Secret>,
+    /// A file that holds the token; relative to the folder of the settings. Used when `token` is not set.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub token_file: Option<PathBuf>,
+    #[serde(flatten)]
+    other: toml::Table,
+}
+
+impl ServerSettings {
+    /// A server without a token.
+    pub fn new(endpoint: &Endpoint) -> Self {
+        Self { endpoint: endpoint.to_string(), token: None, token_file: None, other: toml::Table::new() }
+    }
+}
+
+/// Where settings are looked for.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct SettingsPaths {
+    /// Ours: read first, and the only one that is written.
+    pub dormer: PathBuf,
+    /// Attic's: read if ours does not exist.
+    pub attic: PathBuf,
+}
+
+impl SettingsPaths {
+    /// The places that the XDG base directory specification says: `$XDG_CONFIG_HOME`, if it is absolute, else
+    /// `$HOME/.config`.
+    pub fn from_variables(variables: Variables<'_>) -> Result<Self> {
+        let absolute = |path: &PathBuf| path.is_absolute();
+        let folder = variables("XDG_CONFIG_HOME")
+            .map(PathBuf::from)
+            .filter(absolute)
+            .or_else(|| {
+                variables("HOME").map(PathBuf::from).filter(absolute).map(|home| home.join(".config"))
+            })
+            .ok_or(Error::NoSettingsFolder)?;
+        Ok(Self { dormer: folder.join("dormer/config.toml"), attic: folder.join("attic/config.toml") })
+    }
+}
+
+/// Settings together with the file they came from and the one they go to.
+#[derive(Debug, Clone, PartialEq)]
+pub struct LoadedSettings {
+    /// The settings; change them and [`LoadedSettings::save`].
+    pub settings: Settings,
+    /// The file they were read from, if there was any.
+    pub read_from: Option<PathBuf>,
+    /// The file they are written to.
+    pub path: PathBuf,
+}
+
+impl LoadedSettings {
+    /// Reads our settings, else Attic's, else starts with none.
+    pub fn load(paths: &SettingsPaths) -> Result<Self> {
+        for path in [&paths.dormer, &paths.attic] {
+            match std::fs::read_to_string(path) {
+                Ok(text) => {
+                    let settings = parse(path, &text)?;
+                    return Ok(Self { settings, read_from: Some(path.clone()), path: paths.dormer.clone() });
+                }
+                Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+                Err(source) => return Err(Error::ReadSettings { path: path.clone(), source }),
+            }
+        }
+        Ok(Self { settings: Settings::default(), read_from: None, path: paths.dormer.clone() })
+    }
+
+    /// Writes our settings file: whole or not at all, and readable by its owner only, since it may hold tokens.
+    pub fn save(&self) -> Result<()> {
+        // By way of a table, whose writer puts plain values before the tables as TOML wants them.
+        let table = toml::Table::try_from(&self.settings).map_err(Error::EncodeSettings)?;
+        let text = toml::to_string_pretty(&table).map_err(Error::EncodeSettings)?;
+        write_private(&self.path, text.as_bytes())
+            .map_err(|source| Error::WriteSettings { path: self.path.clone(), source })
+    }
+
+    /// The server to talk to: the named one, else the default one, else the only one; with the token that counts.
+    pub fn resolve_server(
+        &self,
+        name: Option<&ServerName>,
+        variables: Variables<'_>,
+    ) -> Result<ResolvedServer> {
+        let settings = &self.settings;
+        let only = || {
+            let mut names = settings.servers.keys();
+            names.next().filter(|_| names.next().is_none())
+        };
+        let name = name.or(settings.default_server.as_ref()).or_else(only).ok_or(Error::NoDefaultServer)?;
+        let server = settings.servers.get(name).ok_or_else(|| Error::UnknownServer { name: name.clone() })?;
+        let from_variables = variables(&name.token_variable()).or_else(|| variables("DORMER_TOKEN"));
+        let token = match (from_variables, &server.token, &server.token_file) {
+            (Some(token), ..) => Some(Secret::new(token.trim())),
+            (None, Some(token), _) => Some(token.clone()),
+            (None, None, Some(file)) => Some(self.read_token_file(name, file)?),
+            (None, None, None) => None,
+        };
+        Ok(ResolvedServer { name: name.clone(), endpoint: server.endpoint.parse()?, token })
+    }
+
+    fn read_token_file(&self, server: &ServerName, file: &Path) -> Result<Secret> {
+        let folder = self.read_from.as_ref().unwrap_or(&self.path).parent().unwrap_or(Path::new(""));
+        let path = folder.join(file);
+        match std::fs::read_to_string(&path) {
+            Ok(text) => Ok(Secret::new(text.trim())),
+            Err(source) => Err(Error::ReadTokenFile { server: server.clone(), path, source }),
+        }
+    }
+}
+
+/// A server with everything that is needed to talk to it.
+#[derive(Debug, Clone)]
+pub struct ResolvedServer {
+    /// Its name in the settings.
+    pub name: ServerName,
+    /// Its address.
+    pub endpoint: Endpoint,
+    /// The token to show, if there is any.
+    pub token: Option<Secret>,
+}
+
+fn parse(path: &Path, text: &str) -> Result<Settings> {
+    toml::from_str(text).map_err(|error: toml::de::Error| {
+        let start = error.span().map_or(0, |span| span.start).min(text.len());
+        let line = text.as_bytes()[..start].iter().filter(|byte| **byte == b'\n').count() + 1;
+        Error::ParseSettings { path: path.to_owned(), line, message: error.message().to_owned() }
+    })
+}
+
+fn write_private(path: &Path, bytes: &[u8]) -> io::Result<()> {
+    // A settings file may be a link into a folder of dotfiles: what it leads to is replaced, not the link.
+    let path = match std::fs::canonicalize(path) {
+        Ok(target) => target,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => path.to_owned(),
+        Err(error) => return Err(error),
+    };
+    let folder = path.parent().ok_or(io::ErrorKind::InvalidInput)?;
+    std::fs::create_dir_all(folder)?;
+    let temporary = folder.join(format!(".config.toml.{:016x}", rand::random::<u64>()));
+    let written = write_new(&temporary, bytes).and_then(|()| std::fs::rename(&temporary, &path));
+    if written.is_err() {
+        // Best effort: the error that matters is the first one.
+        let _ = std::fs::remove_file(&temporary);
+    }
+    written
+}
+
+fn write_new(path: &Path, bytes: &[u8]) -> io::Result<()> {
+    let mut options = std::fs::OpenOptions::new();
+    options.write(true).create_new(true);
+    #[cfg(unix)]
+    std::os::unix::fs::OpenOptionsExt::mode(&mut options, 0o600);
+    let mut file = options.open(path)?;
+    file.write_all(bytes)?;
+    file.sync_all()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn no_variables(_: &str) -> Option<String> {
+        None
+    }
+
+    fn folder() -> (tempfile::TempDir, SettingsPaths) {
+        let folder = tempfile::tempdir().unwrap();
+        let root = folder.path().to_str().unwrap().to_owned();
+        let paths =
+            SettingsPaths::from_variables(&|name| (name == "XDG_CONFIG_HOME").then(|| root.clone())).unwrap();
+        (folder, paths)
+    }
+
+    fn write(path: &Path, text: &str) {
+        std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+        std::fs::write(path, text).unwrap();
+    }
+
+    const ATTIC: &str = concat!(
+        "default-server = \"lab\"\n\n[servers.lab]\nendpoint = \"http://localhost:8080\"\ntoken = \"eyJ.a.b\"\n",
+        "[servers.other]\nendpoint = \"https://example.org/sub/\"\ntoken-file = \"token\"\n"
+    );
+
+    #[test]
+    fn settings_live_below_xdg_config_home_or_home() {
+        let paths = |pairs: &'static [(&str, &str)]| {
+            SettingsPaths::from_variables(&move |name| {
+                pairs.iter().find(|(key, _)| *key == name).map(|(_, value)| (*value).to_owned())
+            })
+            .map(|paths| paths.dormer.to_str().unwrap().to_owned())
+        };
+        assert_eq!(paths(&[("XDG_CONFIG_HOME", "/x"), ("HOME", "/h")]).unwrap(), "/x/dormer/config.toml");
+        assert_eq!(paths(&[("HOME", "/h")]).unwrap(), "/h/.config/dormer/config.toml");
+        assert_eq!(
+            paths(&[("XDG_CONFIG_HOME", "rel"), ("HOME", "/h")]).unwrap(),
+            "/h/.config/dormer/config.toml"
+        );
+        assert!(matches!(paths(&[]), Err(Error::NoSettingsFolder)));
+    }
+
+    #[test]
+    fn attics_settings_are_read_when_there_are_none_of_ours_and_never_written() {
+        let (_folder, paths) = folder();
+        write(&paths.attic, ATTIC);
+        write(&paths.attic.with_file_name("token"), "from-file\n");
+        let mut loaded = LoadedSettings::load(&paths).unwrap();
+        assert_eq!(loaded.read_from.as_deref(), Some(paths.attic.as_path()));
+        let server = loaded.resolve_server(None, &no_variables).unwrap();
+        assert_eq!(
+            (server.name.as_str(), server.endpoint.to_string().as_str()),
+            ("lab", "http://localhost:8080/")
+        );
+        assert_eq!(server.token.unwrap().expose(), "eyJ.a.b");
+        let other = loaded.resolve_server(Some(&"other".parse().unwrap()), &no_variables).unwrap();
+        assert_eq!(other.token.unwrap().expose(), "from-file");
+
+        let added = ServerSettings::new(&"https://new.example.org".parse().unwrap());
+        loaded.settings.servers.insert("new".parse().unwrap(), added);
+        loaded.save().unwrap();
+        assert_eq!(std::fs::read_to_string(&paths.attic).unwrap(), ATTIC);
+        let again = LoadedSettings::load(&paths).unwrap();
+        assert_eq!(again.read_from.as_deref(), Some(paths.dormer.as_path()));
+        assert_eq!(again.settings, loaded.settings);
+        assert_eq!(again.settings.servers.len(), 3);
+    }
+
+    #[test]
+    fn ours_win_over_attics() {
+        let (_folder, paths) = folder();
+        write(&paths.attic, ATTIC);
+        write(&paths.dormer, "[servers.mine]\nendpoint = \"http://a\"\n");
+        let loaded = LoadedSettings::load(&paths).unwrap();
+        // The only server is the default one.
+        let server = loaded.resolve_server(None, &no_variables).unwrap();
+        assert_eq!((server.name.as_str(), server.token), ("mine", None));
+    }
+
+    #[test]
+    fn variables_beat_the_file_and_the_servers_own_beats_the_general_one() {
+        let (_folder, paths) = folder();
+        write(&paths.dormer, &ATTIC.replace("lab", "my-lab"));
+        let loaded = LoadedSettings::load(&paths).unwrap();
+        let token = |variables: Variables<'_>| {
+            loaded.resolve_server(None, variables).unwrap().token.unwrap().expose().to_owned()
+        };
+        assert_eq!(token(&no_variables), "eyJ.a.b");
+        assert_eq!(token(&|name| (name == "DORMER_TOKEN").then(|| "general\n".to_owned())), "general");
+        assert_eq!(
+            token(&|name| name.starts_with("DORMER_TOKEN").then(|| name.to_owned())),
+            "DORMER_TOKEN_MY_LAB"
+        );
+    }
+
+    #[test]
+    fn a_saved_file_is_private_whole_and_keeps_unknown_keys() {
+        let (folder, paths) = folder();
+        let text =
+            "future = 7\n[servers.lab]\nendpoint = \"http://a\"\ncolour = \"red\"\n[watch]\npause = 3\n";
+        write(&paths.dormer, text);
+        let mut loaded = LoadedSettings::load(&paths).unwrap();
+        loaded.settings.default_server = Some("lab".parse().unwrap());
+        loaded.save().unwrap();
+        let saved: toml::Table = std::fs::read_to_string(&paths.dormer).unwrap().parse().unwrap();
+        let mut expected: toml::Table = text.parse().unwrap();
+        expected.insert("default-server".to_owned(), "lab".into());
+        assert_eq!(saved, expected);
+        #[cfg(unix)]
+        {
+            use std::os::unix::fs::PermissionsExt as _;
+            let mode = std::fs::metadata(&paths.dormer).unwrap().permissions().mode();
+            assert_eq!(mode & 0o777, 0o600);
+        }
+        let names = std::fs::read_dir(folder.path().join("dormer")).unwrap();
+        assert_eq!(names.count(), 1, "a temporary file was left behind");
+    }
+
+    #[cfg(unix)]
+    #[test]
+    fn a_settings_file_that_is_a_link_stays_one() {
+        let (folder, paths) = folder();
+        let target = folder.path().join("dotfiles.toml");
+        std::fs::write(&target, "[servers.lab]\nendpoint = \"http://a\"\n").unwrap();
+        std::fs::create_dir_all(paths.dormer.parent().unwrap()).unwrap();
+        std::os::unix::fs::symlink(&target, &paths.dormer).unwrap();
+        let mut loaded = LoadedSettings::load(&paths).unwrap();
+        loaded.settings.default_server = Some("lab".parse().unwrap());
+        loaded.save().unwrap();
+        assert!(paths.dormer.is_symlink());
+        assert!(std::fs::read_to_string(&target).unwrap().contains("default-server"));
+    }
+
+    #[test]
+    fn tokens_do_not_show_in_debug_output_or_errors() {
+        let (_folder, paths) = folder();
+        write(&paths.dormer, ATTIC);
+        let loaded = LoadedSettings::load(&paths).unwrap();
+        assert!(!format!("{loaded:?}").contains("eyJ"));
+        assert!(!format!("{:?}", loaded.resolve_server(None, &no_variables)).contains("eyJ"));
+        write(&paths.dormer, "[servers.lab]\nendpoint = 5\ntoken = \"eyJ.a.b\"\n");
+        let error = LoadedSettings::load(&paths).unwrap_err();
+        assert!(error.to_string().contains("line 2"), "{error}");
+        assert!(!format!("{error} {error:?}").contains("eyJ"));
+    }
+
+    #[test]
+    fn what_is_missing_is_named() {
+        let (_folder, paths) = folder();
+        let loaded = LoadedSettings::load(&paths).unwrap();
+        assert!(matches!(loaded.resolve_server(None, &no_variables), Err(Error::NoDefaultServer)));
+        let name: ServerName = "lab".parse().unwrap();
+        assert!(matches!(
+            loaded.resolve_server(Some(&name), &no_variables),
+            Err(Error::UnknownServer { .. })
+        ));
+        write(&paths.dormer, "[servers.lab]\nendpoint = \"http://a\"\ntoken-file = \"/nowhere/token\"\n");
+        let loaded = LoadedSettings::load(&paths).unwrap();
+        assert!(matches!(loaded.resolve_server(None, &no_variables), Err(Error::ReadTokenFile { .. })));
+    }
+
+    #[test]
+    fn cache_references_may_name_a_server() {
+        let read =
+            |text: &str| text.parse::<CacheRef>().map(|cache| (cache.to_string(), cache.server.is_some()));
+        assert_eq!(read("main").unwrap(), ("main".to_owned(), false));
+        assert_eq!(read("lab:main").unwrap(), ("lab:main".to_owned(), true));
+        for text in ["", ":", "lab:", ":main", "a:b:c", "http://a", "lab: main", "-x"] {
+            assert!(matches!(read(text), Err(Error::CacheRef { .. })), "{text:?}");
+        }
+    }
+}
