@@ -48,7 +48,7 @@ impl Default for EngineSettings {
     fn default() -> Self {
         Self {
             chunk_params: ChunkParams::default(),
-            zstd_level: 5,
+            zstd_level: 6,
             cpu_threads: std::thread::available_parallelism().map_or(2, usize::from),
             upload_memory_bytes_max: 128 * MIB,
             upload_wait: Duration::from_secs(60),
