@@ -37,8 +37,10 @@ impl Generation {
     /// Loads `NAME.json`. `quick` keeps every twelfth path: enough for a smoke run, useless as a figure.
     pub(crate) fn load(folder: &Path, name: &str, quick: bool) -> Result<Self> {
         let path = folder.join(format!("{name}.json"));
-        let text = fs::read(&path).context(|| format!("read {} (bench/corpus/make builds it)", path.display()))?;
-        let entries: Vec<Entry> = serde_json::from_slice(&text).context(|| format!("parse {}", path.display()))?;
+        let text =
+            fs::read(&path).context(|| format!("read {} (bench/corpus/make builds it)", path.display()))?;
+        let entries: Vec<Entry> =
+            serde_json::from_slice(&text).context(|| format!("parse {}", path.display()))?;
         let step = if quick { 12 } else { 1 };
         let entries = entries.into_iter().step_by(step).collect();
         Ok(Self { name: name.to_owned(), folder: folder.to_owned(), entries })

@@ -40,8 +40,8 @@ impl Floors {
         let mut compressors = levels
             .iter()
             .map(|&level| {
-                let compressor =
-                    zstd::bulk::Compressor::new(level).context(|| format!("make a zstd encoder of level {level}"))?;
+                let compressor = zstd::bulk::Compressor::new(level)
+                    .context(|| format!("make a zstd encoder of level {level}"))?;
                 Ok((level, compressor, 0.0, 0_u64))
             })
             .collect::<Result<Vec<_>>>()?;

@@ -62,8 +62,11 @@ struct Cut {
 }
 
 fn cut(generation: &Generation, params: ChunkParams, seen: &mut HashSet<ChunkId>) -> Result<Cut> {
-    let mut cost =
-        GenerationCost { name: generation.name.clone(), nar_bytes: generation.bytes(), ..GenerationCost::default() };
+    let mut cost = GenerationCost {
+        name: generation.name.clone(),
+        nar_bytes: generation.bytes(),
+        ..GenerationCost::default()
+    };
     let (mut chunking, mut ids) = (0.0, 0.0);
     let mut new = Vec::new();
     let mut nar = Vec::new();
@@ -149,8 +152,10 @@ pub(crate) fn measure(
         for run in 0..runs {
             for row in &mut rows[first..] {
                 let mut pack_number = 0;
-                let costs =
-                    cuts.iter().map(|cut| encode(cut, row.level, &mut pack_number)).collect::<Result<Vec<_>>>()?;
+                let costs = cuts
+                    .iter()
+                    .map(|cut| encode(cut, row.level, &mut pack_number))
+                    .collect::<Result<Vec<_>>>()?;
                 if run == 0 {
                     row.generations = costs;
                 } else {

@@ -7,9 +7,16 @@
 mod corpus;
 mod error;
 mod floors;
+mod http;
+mod ingest;
 mod levels;
 mod measure;
+mod memory;
+mod nginx;
+mod push;
+mod reads;
 mod report;
+mod server;
 mod tables;
 
 use std::path::PathBuf;
@@ -41,11 +48,22 @@ struct Common {
     /// Runs of each measurement, taken in turns.
     #[arg(long, global = true, default_value_t = 5)]
     runs: usize,
+    /// The program to measure, a release build.
+    #[arg(long, global = true, default_value = "target/release/dormer")]
+    dormer: PathBuf,
+    /// The server's default level of zstd.
+    #[arg(long, global = true, default_value_t = 6)]
+    default_level: i32,
 }
 
 impl Common {
     fn corpus(&self) -> PathBuf {
         self.dir.join("corpus")
+    }
+
+    /// Scratch data: data folders, static copies. Results stay elsewhere, so it may be deleted at any time.
+    fn work(&self) -> PathBuf {
+        self.dir.join("work")
     }
 
     fn results(&self) -> PathBuf {
@@ -63,6 +81,29 @@ enum Command {
         /// Average chunk sizes in KiB; smallest and largest are a quarter and four times of it.
         #[arg(long, value_delimiter = ',', default_value = "128,256")]
         sizes: Vec<u32>,
+    },
+    /// Pushes of all generations to a real server, by Attic's API.
+    Ingest {
+        /// Connections to compare.
+        #[arg(long, value_delimiter = ',', default_value = "5,32")]
+        connections: Vec<usize>,
+    },
+    /// Everything pulled by a reader that discards, beside nginx.
+    Pull,
+    /// Narinfos asked for by wrk, beside nginx.
+    Narinfo {
+        /// Seconds of one run.
+        #[arg(long, default_value_t = 4)]
+        seconds: u32,
+    },
+    /// Many large pushes at once: the server's peak memory.
+    Memory {
+        /// How many at once.
+        #[arg(long, default_value_t = 8)]
+        pushes: usize,
+        /// MiB each.
+        #[arg(long, default_value_t = 1024)]
+        mebibytes: u64,
     },
     /// All tables of the results, as Markdown.
     Report,
@@ -83,8 +124,49 @@ fn run(cli: &Cli) -> Result<()> {
     let common = &cli.common;
     match &cli.command {
         Command::Levels { levels, sizes } => run_levels(common, levels, sizes),
+        Command::Ingest { connections } => run_ingest(common, connections),
+        Command::Pull => {
+            let reads = pair(common)?.pull(common.runs)?;
+            save(&common.results(), "pull", &reads)?;
+            print(&reads.pull_markdown())
+        }
+        Command::Narinfo { seconds } => {
+            let reads = pair(common)?.narinfos(common.runs, if common.quick { 1 } else { *seconds })?;
+            save(&common.results(), "narinfo", &reads)?;
+            print(&reads.narinfo_markdown())
+        }
+        Command::Memory { pushes, mebibytes } => {
+            let mebibytes = if common.quick { mebibytes / 16 } else { *mebibytes };
+            let memory = memory::measure(&common.dormer, &common.work(), *pushes, mebibytes)?;
+            save(&common.results(), "memory", &memory)?;
+            print(&memory.markdown())
+        }
         Command::Report => print(&tables::all(&common.results())?),
     }
+}
+
+fn pair(common: &Common) -> Result<reads::Pair> {
+    let generation = Generation::load(&common.corpus(), "gen1", common.quick)?;
+    reads::Pair::start(&common.dormer, &common.work(), &generation, common.default_level)
+}
+
+fn run_ingest(common: &Common, connections: &[usize]) -> Result<()> {
+    let generations = Generation::load_all(&common.corpus(), common.quick)?;
+    let mut levels = vec![floors::REFERENCE_LEVEL];
+    if common.default_level != floors::REFERENCE_LEVEL {
+        levels.push(common.default_level);
+    }
+    let ingest = ingest::measure(
+        &common.dormer,
+        &common.work(),
+        &generations,
+        &levels,
+        common.default_level,
+        connections,
+        common.runs,
+    )?;
+    save(&common.results(), "ingest", &ingest)?;
+    print(&ingest.markdown())
 }
 
 fn run_levels(common: &Common, levels: &[i32], sizes: &[u32]) -> Result<()> {

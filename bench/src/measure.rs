@@ -19,7 +19,8 @@ pub(crate) fn process_cpu_seconds(pid: u32) -> Result<f64> {
     let stat = fs::read_to_string(&path).context(|| format!("read {path}"))?;
     // The second field is the program's name in brackets and may hold anything: count from behind it.
     let (_, fields) = stat.rsplit_once(')').ok_or_else(|| Error::new(format!("{path} has no name")))?;
-    let ticks: u64 = fields.split_ascii_whitespace().skip(11).take(4).filter_map(|field| field.parse::<u64>().ok()).sum();
+    let ticks: u64 =
+        fields.split_ascii_whitespace().skip(11).take(4).filter_map(|field| field.parse::<u64>().ok()).sum();
     Ok(ticks as f64 / TICKS_PER_SECOND)
 }
 
@@ -28,7 +29,9 @@ pub(crate) fn thread_cpu_seconds() -> Result<f64> {
     let path = "/proc/thread-self/schedstat";
     let text = fs::read_to_string(path).context(|| format!("read {path}"))?;
     let nanoseconds = text.split_ascii_whitespace().next().and_then(|field| field.parse::<u64>().ok());
-    nanoseconds.map(|nanoseconds| nanoseconds as f64 / 1e9).ok_or_else(|| Error::new(format!("{path} is empty")))
+    nanoseconds
+        .map(|nanoseconds| nanoseconds as f64 / 1e9)
+        .ok_or_else(|| Error::new(format!("{path} is empty")))
 }
 
 /// Runs `work` on this thread; returns its CPU seconds and what it made.
@@ -110,7 +113,8 @@ mod tests {
 
     #[test]
     fn this_process_has_cpu_time_and_memory() {
-        let (seconds, _) = cpu_of(|| Ok((0..20_000_000_u64).fold(0, |sum, n| sum ^ n.wrapping_mul(31)))).expect("Linux");
+        let (seconds, _) =
+            cpu_of(|| Ok((0..20_000_000_u64).fold(0, |sum, n| sum ^ n.wrapping_mul(31)))).expect("Linux");
         assert!(seconds >= 0.0);
         assert!(process_cpu_seconds(std::process::id()).expect("Linux") >= 0.0);
         assert!(peak_memory_bytes(std::process::id()).expect("Linux") > 100_000);

@@ -1,20 +1,41 @@
 //! The Markdown of each benchmark's results.
 
+use std::fmt::Write as _;
 use std::path::Path;
 
 use serde::{Deserialize, Serialize};
 
 use crate::error::Result;
 use crate::floors::{Floors, REFERENCE_LEVEL};
+use crate::ingest::{Configuration, Ingest, Push};
 use crate::levels::Row;
 use crate::measure::Samples;
+use crate::memory::Memory;
+use crate::reads::Reads;
 use crate::report::{Table, load, megabytes};
 
 /// Every table that there are results for.
 pub(crate) fn all(results: &Path) -> Result<String> {
     let mut text = String::new();
     if let Some(levels) = load::<Levels>(results, "levels")? {
+        text += "## Levels and chunk sizes\n\n";
         text += &levels.markdown();
+    }
+    if let Some(ingest) = load::<Ingest>(results, "ingest")? {
+        text += "## Ingest\n\n";
+        text += &ingest.markdown();
+    }
+    if let Some(reads) = load::<Reads>(results, "pull")? {
+        text += "## Pull\n\n";
+        text += &reads.pull_markdown();
+    }
+    if let Some(reads) = load::<Reads>(results, "narinfo")? {
+        text += "## Narinfos\n\n";
+        text += &reads.narinfo_markdown();
+    }
+    if let Some(memory) = load::<Memory>(results, "memory")? {
+        text += "## Memory\n\n";
+        text += &memory.markdown();
     }
     Ok(text)
 }
@@ -31,7 +52,7 @@ impl Levels {
     pub(crate) fn markdown(&self) -> String {
         let reference = self.floors.zstd_bytes.get(&REFERENCE_LEVEL).copied().unwrap_or_default();
         let sha256 = self.floors.sha256.median();
-        let mut text = format!(
+        let text = format!(
             "First generation: {} MB of NARs. Floors in CPU seconds: sha256 {sha256:.2}, blake3 {:.2}, zstd −3 of whole \
              NARs {:.2}. zstd −3 of whole NARs makes {} MB.\n\n",
             megabytes(self.floors.nar_bytes),
@@ -40,8 +61,20 @@ impl Levels {
             megabytes(reference),
         );
         let mut table = Table::new(&[
-            "chunks", "level", "CPU first: cut", "ids", "zstd", "with sha256", "CPU zstd second", "MB first", "MB both",
-            "+ rebuild", "first / zstd −3", "both / zstd −3", "chunks first", "new in rebuild",
+            "chunks",
+            "level",
+            "CPU first: cut",
+            "ids",
+            "zstd",
+            "with sha256",
+            "CPU zstd second",
+            "MB first",
+            "MB both",
+            "+ rebuild",
+            "first / zstd −3",
+            "both / zstd −3",
+            "chunks first",
+            "new in rebuild",
         ]);
         for row in &self.rows {
             let [first, second, rebuild] = row.generations.as_slice() else { continue };
@@ -65,4 +98,163 @@ impl Levels {
         }
         text + &table.finish()
     }
+}
+
+impl Ingest {
+    pub(crate) fn markdown(&self) -> String {
+        self.floors_markdown() + &self.pushes_markdown()
+    }
+
+    fn floors_markdown(&self) -> String {
+        let mut table = Table::new(&["floor, first generation", "CPU seconds", "MB out"]);
+        table.row(&["sha256".to_owned(), self.floors.sha256.spread(2), String::new()]);
+        table.row(&["blake3".to_owned(), self.floors.blake3.spread(2), String::new()]);
+        for (level, seconds) in &self.floors.zstd {
+            let bytes = self.floors.zstd_bytes.get(level).copied().unwrap_or_default();
+            table.row(&[format!("zstd −{level} of whole NARs"), seconds.spread(2), megabytes(bytes)]);
+        }
+        table.finish()
+    }
+
+    fn pushes_markdown(&self) -> String {
+        let mut table = Table::new(&[
+            "level",
+            "connections",
+            "pushed",
+            "NAR MB",
+            "server CPU s",
+            "÷ floor",
+            "wall s",
+            "packs",
+            "MB in packs",
+            "÷ zstd −3 of first",
+            "chunks new",
+            "database MB",
+            "… without listings",
+            "statements a NAR",
+        ]);
+        for configuration in &self.configurations {
+            for (number, push) in configuration.pushes.iter().enumerate() {
+                let earlier = number.checked_sub(1).and_then(|number| configuration.pushes.get(number));
+                table.row(&self.push_row(configuration, push, earlier));
+            }
+        }
+        let mut text = table.finish();
+        for configuration in &self.configurations {
+            let _ = writeln!(
+                text,
+                "Peak memory of the server at level {}, {} connections: {} MiB.",
+                configuration.level,
+                configuration.connections,
+                mebibytes(configuration.peak_memory.median())
+            );
+        }
+        text + "\n"
+    }
+
+    fn push_row(&self, configuration: &Configuration, push: &Push, earlier: Option<&Push>) -> Vec<String> {
+        let reference = self.floors.zstd_bytes.get(&REFERENCE_LEVEL).copied().unwrap_or_default() as f64;
+        let new_chunks = push.chunks.median() - earlier.map_or(0.0, |earlier| earlier.chunks.median());
+        let listings = push.listing_bytes.median();
+        let floor = match earlier {
+            None => format!("{:.2}", push.cpu.median() / self.floors.total(configuration.level)),
+            Some(_) => String::new(),
+        };
+        vec![
+            configuration.level.to_string(),
+            configuration.connections.to_string(),
+            push.name.clone(),
+            megabytes(push.nar_bytes),
+            push.cpu.spread(2),
+            floor,
+            push.wall.spread(1),
+            format!("{:.0}", push.packs.median()),
+            format!("{:.1}", push.pack_bytes.median() / 1e6),
+            format!("{:.3}", push.pack_bytes.median() / reference),
+            format!("{new_chunks:.0}"),
+            format!("{:.2}", push.database_bytes.median() / 1e6),
+            format!("{:.2}", (push.database_bytes.median() - listings) / 1e6),
+            if push.statements.count() == 0 {
+                "–".to_owned()
+            } else {
+                format!("{:.1}", push.statements.median() / push.nars as f64)
+            },
+        ]
+    }
+}
+
+impl Reads {
+    pub(crate) fn pull_markdown(&self) -> String {
+        let mut text = format!(
+            "A run reads {} NARs, {} MB on the wire ({} MB of NARs).\n\n",
+            self.nars,
+            megabytes(self.wire_bytes),
+            megabytes(self.nar_bytes)
+        );
+        let mut table = Table::new(&[
+            "",
+            "Dormer wall s",
+            "nginx wall s",
+            "nginx ÷ Dormer",
+            "Dormer MB/s",
+            "nginx MB/s",
+            "Dormer CPU s",
+            "nginx CPU s",
+        ]);
+        for comparison in &self.comparisons {
+            let (dormer, nginx) = (&comparison.dormer.figure, &comparison.nginx.figure);
+            let speed = |wall: &Samples| format!("{:.0}", self.wire_bytes as f64 / 1e6 / wall.median());
+            table.row(&[
+                comparison.name.clone(),
+                dormer.spread(3),
+                nginx.spread(3),
+                format!("{:.2}", nginx.median() / dormer.median()),
+                speed(dormer),
+                speed(nginx),
+                format!("{:.2}", comparison.dormer.cpu.median()),
+                format!("{:.2}", comparison.nginx.cpu.median()),
+            ]);
+        }
+        text += &table.finish();
+        text
+    }
+
+    pub(crate) fn narinfo_markdown(&self) -> String {
+        let mut table = Table::new(&[
+            "",
+            "Dormer answers/s",
+            "nginx answers/s",
+            "Dormer ÷ nginx",
+            "Dormer CPU s",
+            "nginx CPU s",
+        ]);
+        for comparison in &self.comparisons {
+            table.row(&[
+                comparison.name.clone(),
+                comparison.dormer.figure.spread(0),
+                comparison.nginx.figure.spread(0),
+                format!("{:.2}", comparison.dormer.figure.median() / comparison.nginx.figure.median()),
+                format!("{:.2}", comparison.dormer.cpu.median()),
+                format!("{:.2}", comparison.nginx.cpu.median()),
+            ]);
+        }
+        table.finish()
+    }
+}
+
+impl Memory {
+    pub(crate) fn markdown(&self) -> String {
+        format!(
+            "{} pushes of {} MiB at once: peak memory of the server {} MiB, {:.1} CPU seconds, {:.1} s.\n\n",
+            self.pushes,
+            self.bytes_each / (1024 * 1024),
+            mebibytes(self.peak_memory_bytes as f64),
+            self.cpu_seconds,
+            self.wall_seconds
+        )
+    }
+}
+
+fn mebibytes(bytes: f64) -> String {
+    format!("{:.1}", bytes / f64::from(1024 * 1024))
 }
