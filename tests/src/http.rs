@@ -7,7 +7,7 @@ use std::time::Duration;
 use serde_json::Value;
 
 /// No answer takes this long, even of a server that ingests a gigabyte on a busy machine.
-const TIMEOUT: Duration = Duration::from_secs(300);
+const TIMEOUT: Duration = Duration::from_mins(5);
 
 /// An answer.
 #[derive(Clone)]
@@ -62,7 +62,8 @@ pub fn exchange(address: &str, request: &[u8]) -> Reply {
 /// A connection with a time limit on each read and write.
 #[track_caller]
 pub fn connect(address: &str) -> TcpStream {
-    let stream = TcpStream::connect(address).unwrap_or_else(|error| panic!("no server at {address}: {error}"));
+    let stream =
+        TcpStream::connect(address).unwrap_or_else(|error| panic!("no server at {address}: {error}"));
     stream.set_read_timeout(Some(TIMEOUT)).expect("a time limit is not zero");
     stream.set_write_timeout(Some(TIMEOUT)).expect("a time limit is not zero");
     stream
@@ -71,7 +72,8 @@ pub fn connect(address: &str) -> TcpStream {
 /// A request with these header lines and a body of known length.
 #[track_caller]
 pub fn request(address: &str, method: &str, path: &str, headers: &[(&str, &str)], body: &[u8]) -> Reply {
-    let mut bytes = format!("{method} {path} HTTP/1.1\r\nHost: {address}\r\nConnection: close\r\n").into_bytes();
+    let mut bytes =
+        format!("{method} {path} HTTP/1.1\r\nHost: {address}\r\nConnection: close\r\n").into_bytes();
     for (name, value) in headers {
         bytes.extend_from_slice(format!("{name}: {value}\r\n").as_bytes());
     }
@@ -108,10 +110,9 @@ pub fn chunked(body: &[u8]) -> Vec<u8> {
 fn parse(answer: &[u8], is_head: bool) -> Reply {
     let mut rest = answer;
     loop {
-        let end = rest
-            .windows(4)
-            .position(|window| window == b"\r\n\r\n")
-            .unwrap_or_else(|| panic!("no answer: {:?}", String::from_utf8_lossy(&rest[..rest.len().min(300)])));
+        let end = rest.windows(4).position(|window| window == b"\r\n\r\n").unwrap_or_else(|| {
+            panic!("no answer: {:?}", String::from_utf8_lossy(&rest[..rest.len().min(300)]))
+        });
         let head = String::from_utf8_lossy(&rest[..end]).into_owned();
         let body = &rest[end + 4..];
         let mut lines = head.split("\r\n");
@@ -146,7 +147,8 @@ fn unchunk(mut rest: &[u8]) -> (Vec<u8>, bool) {
     let mut body = Vec::new();
     loop {
         let Some(end) = rest.windows(2).position(|window| window == b"\r\n") else { return (body, false) };
-        let size = std::str::from_utf8(&rest[..end]).ok().and_then(|text| usize::from_str_radix(text, 16).ok());
+        let size =
+            std::str::from_utf8(&rest[..end]).ok().and_then(|text| usize::from_str_radix(text, 16).ok());
         let Some(size) = size else { return (body, false) };
         rest = &rest[end + 2..];
         if size == 0 {

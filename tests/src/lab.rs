@@ -55,8 +55,10 @@ impl Lab {
         if fs::hard_link(parts::binary(), &inside).is_err() {
             fs::copy(parts::binary(), &inside).expect("the binary under test can be copied");
         }
-        let control_group = options.memory_bytes_max.and_then(|limit| make_control_group(folder.path(), limit));
-        let mut lab = Self { folder, options, server: None, address: "127.0.0.1:0".to_owned(), control_group };
+        let control_group =
+            options.memory_bytes_max.and_then(|limit| make_control_group(folder.path(), limit));
+        let mut lab =
+            Self { folder, options, server: None, address: "127.0.0.1:0".to_owned(), control_group };
         lab.restart();
         lab
     }
@@ -165,7 +167,12 @@ impl Lab {
     pub fn dormer(&self, arguments: &[&str]) -> Run {
         let home = self.folder.path().join("home");
         let mut command = Command::new(self.binary());
-        command.args(arguments).env_clear().env("HOME", &home).env("PATH", "/usr/bin:/bin").env("NO_COLOR", "1");
+        command
+            .args(arguments)
+            .env_clear()
+            .env("HOME", &home)
+            .env("PATH", "/usr/bin:/bin")
+            .env("NO_COLOR", "1");
         Run::of(&mut command)
     }
 
@@ -271,10 +278,9 @@ fn find_address(log: &str) -> Option<String> {
 /// kernel's count of the process's memory speaks, which the tests check in any case.
 fn make_control_group(folder: &Path, limit: u64) -> Option<PathBuf> {
     let name = format!("dormer-{}", folder.file_name()?.to_str()?);
-    for (parent, file) in [
-        ("/sys/fs/cgroup/memory", "memory.limit_in_bytes"),
-        ("/sys/fs/cgroup", "memory.max"),
-    ] {
+    for (parent, file) in
+        [("/sys/fs/cgroup/memory", "memory.limit_in_bytes"), ("/sys/fs/cgroup", "memory.max")]
+    {
         let group = Path::new(parent).join(&name);
         if fs::create_dir(&group).is_err() {
             continue;

@@ -119,7 +119,8 @@ impl Machine {
     /// Builds an attribute of tests/nix/closure.nix and gives its store path.
     pub fn build(&self, attribute: &str, arguments: &[(&str, &str)]) -> String {
         let expression = self.folder.join("closure.nix");
-        let mut all = vec![expression.to_str().expect("our folders are UTF-8"), "--no-out-link", "-A", attribute];
+        let mut all =
+            vec![expression.to_str().expect("our folders are UTF-8"), "--no-out-link", "-A", attribute];
         for (name, value) in arguments {
             let numeric = value.bytes().all(|byte| byte.is_ascii_digit());
             all.extend([if numeric { "--arg" } else { "--argstr" }, name, value]);
@@ -129,7 +130,11 @@ impl Machine {
 
     /// All paths of a closure.
     pub fn closure(&self, path: &str) -> Vec<String> {
-        self.run("nix-store", &["--query", "--requisites", path]).succeeds().lines().map(str::to_owned).collect()
+        self.run("nix-store", &["--query", "--requisites", path])
+            .succeeds()
+            .lines()
+            .map(str::to_owned)
+            .collect()
     }
 
     /// Fetches a path with its closure from a cache, as a build would.

@@ -38,8 +38,8 @@ impl Nix {
 
     /// The root of the Debian tree with this Nix. Panics if it was not fetched.
     pub(crate) fn tree(self) -> PathBuf {
-        let parts = env::var_os("DORMER_PARTS")
-            .map_or_else(|| workspace_root().join("target/parts"), PathBuf::from);
+        let parts =
+            env::var_os("DORMER_PARTS").map_or_else(|| workspace_root().join("target/parts"), PathBuf::from);
         let tree = parts.join(self.suite);
         assert!(
             tree.join("usr/bin/nix").exists(),

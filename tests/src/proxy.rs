@@ -133,7 +133,10 @@ fn copy_answers(mut server: TcpStream, mut client: TcpStream, shared: &Shared, n
         let sent = before + count as u64;
         nar_bytes.store(sent, Ordering::SeqCst);
         if sent >= shared.cut_after_bytes
-            && shared.cuts.fetch_update(Ordering::SeqCst, Ordering::SeqCst, |left| left.checked_sub(1)).is_ok()
+            && shared
+                .cuts
+                .fetch_update(Ordering::SeqCst, Ordering::SeqCst, |left| left.checked_sub(1))
+                .is_ok()
         {
             break;
         }
@@ -163,9 +166,9 @@ impl HeadScanner {
             }
             let text = String::from_utf8_lossy(&std::mem::take(&mut self.head)).into_owned();
             let value = |name: &str| {
-                text.lines().filter_map(|line| line.split_once(':')).find_map(|(key, value)| {
-                    key.eq_ignore_ascii_case(name).then(|| value.trim().to_owned())
-                })
+                text.lines()
+                    .filter_map(|line| line.split_once(':'))
+                    .find_map(|(key, value)| key.eq_ignore_ascii_case(name).then(|| value.trim().to_owned()))
             };
             self.body_bytes_left = value("content-length").and_then(|text| text.parse().ok()).unwrap_or(0);
             let line = text.lines().next().unwrap_or_default().trim_end_matches(" HTTP/1.1").to_owned();

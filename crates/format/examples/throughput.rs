@@ -2,6 +2,7 @@
 //!
 //! `cargo run --release -p dormer-format --example throughput -- FILE [min avg max, in KiB]`, with a NAR, or a tar, of
 //! some hundred megabytes. Each line is the median CPU time of three runs; with `QUICK` set, level 3 alone.
+#![expect(clippy::disallowed_methods, reason = "only the crate itself is pure; its benchmark reads files")]
 #![expect(clippy::print_stdout, reason = "a benchmark's figures are its output")]
 #![expect(clippy::cast_precision_loss, reason = "figures are printed with a few digits")]
 

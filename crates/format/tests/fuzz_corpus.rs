@@ -3,6 +3,7 @@
 //! `DORMER_FUZZ_ROUNDS` says how many inputs a target gets (default 4,000). A round that fails is named in the message,
 //! and the same round makes the same input again. `DORMER_WRITE_CORPUS=1` writes the seeds made here into the corpora.
 
+#![expect(clippy::disallowed_methods, reason = "only the crate itself is pure; its test reads files")]
 #![expect(clippy::unwrap_used, reason = "a failed unwrap fails the test")]
 
 mod common;

@@ -3,6 +3,8 @@
 //! `DORMER_FUZZ_ROUNDS` says how many inputs a target gets (default 4,000). A round that fails is named in the message,
 //! and the same round makes the same input again.
 
+#![expect(clippy::disallowed_methods, reason = "only the crate itself is pure; its test reads files")]
+
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
 

@@ -1,0 +1,129 @@
+//! `nix copy --to` without any client, in every compression that Nix can send.
+
+use dormer_tests::{Lab, Machine, Nix, Proxy};
+
+fn pusher(lab: &Lab, name: &str, nix: Nix) -> Machine {
+    let machine = lab.machine(name, nix);
+    machine.set_netrc(lab.address(), &lab.token(&["--pull", "main", "--push", "main"]));
+    machine.configure(&[lab.public_key("main")]);
+    machine
+}
+
+/// Copies in one compression, then fetches it as two machines: one that never heard of the path, and the pusher himself,
+/// who remembers his own narinfo and asks for the very file that he sent.
+fn copies_and_fetches_back(compression: &str, suffix: &str) {
+    let lab = Lab::start();
+    for nix in Nix::ALL {
+        let machine = pusher(&lab, &format!("pusher-{}", nix.name()), nix);
+        let all = machine.build("all", &[("salt", &format!("{compression}-{}", nix.name()))]);
+        let closure = machine.closure(&all);
+        let proxy = Proxy::watching(lab.address());
+        let target = format!("{}?compression={compression}", proxy.cache_url("main"));
+        machine.run("nix", &["copy", "--to", &target, &all]).succeeds();
+        let put = |line: &str| line.starts_with("PUT /main/nar/") && line.ends_with(suffix);
+        assert_eq!(proxy.seen().iter().filter(|seen| put(&seen.line)).count(), closure.len());
+
+        let fresh = lab.machine(&format!("fresh-{}", nix.name()), nix);
+        fresh.configure(&[lab.public_key("main")]);
+        fresh.substitute(&lab.cache_url("main"), &all).succeeds();
+        assert_eq!(fresh.closure(&all), closure);
+        fresh.verify_all();
+
+        proxy.forget();
+        machine.delete(&closure);
+        machine.substitute(&proxy.cache_url("main"), &all).succeeds();
+        assert_eq!(machine.closure(&all), closure);
+        machine.verify_all();
+        let get = |line: &str| line.starts_with("GET /main/nar/") && line.ends_with(suffix);
+        let (own, other): (Vec<_>, Vec<_>) = proxy
+            .seen()
+            .into_iter()
+            .map(|seen| seen.line)
+            .filter(|line| line.starts_with("GET /main/nar/"))
+            .partition(|line| get(line));
+        assert_eq!(
+            (own.len(), other.len()),
+            (closure.len(), 0),
+            "the pusher remembers its own names: {other:?}"
+        );
+    }
+}
+
+#[test]
+fn nix_copy_with_xz_comes_back_even_to_the_pusher_whose_narinfo_cache_is_warm() {
+    copies_and_fetches_back("xz", ".nar.xz");
+}
+
+#[test]
+fn nix_copy_with_zstd_comes_back() {
+    copies_and_fetches_back("zstd", ".nar.zst");
+}
+
+#[test]
+fn nix_copy_with_bzip2_comes_back() {
+    copies_and_fetches_back("bzip2", ".nar.bz2");
+}
+
+#[test]
+fn nix_copy_with_brotli_comes_back() {
+    copies_and_fetches_back("br", ".nar.br");
+}
+
+#[test]
+fn nix_copy_with_gzip_comes_back() {
+    copies_and_fetches_back("gzip", ".nar.gz");
+}
+
+#[test]
+fn nix_copy_with_lz4_comes_back() {
+    copies_and_fetches_back("lz4", ".nar.lz4");
+}
+
+#[test]
+fn nix_copy_without_compression_comes_back() {
+    copies_and_fetches_back("none", ".nar");
+}
+
+#[test]
+fn a_compression_that_the_cache_does_not_take_is_refused_by_name() {
+    let lab = Lab::start();
+    let machine = pusher(&lab, "pusher", Nix::NEWEST);
+    let empty = machine.build("empty", &[("salt", "lzip")]);
+    let target = format!("{}?compression=lzip", lab.cache_url("main"));
+    let said = machine.run("nix", &["copy", "--to", &target, &empty]).fails();
+    assert!(said.contains("xz") && said.contains("zstd"), "the answer says what is taken: {said}");
+    assert_eq!(lab.get(&format!("/main/{}.narinfo", &empty["/nix/store/".len()..][..32])).status, 404);
+}
+
+#[test]
+fn signatures_that_the_pusher_made_are_served_beside_the_caches_own() {
+    let lab = Lab::start();
+    let machine = pusher(&lab, "pusher", Nix::NEWEST);
+    let empty = machine.build("empty", &[("salt", "signed")]);
+    let secret = machine.run("nix", &["key", "generate-secret", "--key-name", "upstream-1"]).succeeds();
+    let key_file = machine.home().join("key");
+    std::fs::write(&key_file, secret).unwrap();
+    machine.run("nix", &["store", "sign", "--key-file", key_file.to_str().unwrap(), &empty]).succeeds();
+    machine.run("nix", &["copy", "--to", &lab.cache_url("main"), &empty]).succeeds();
+
+    let narinfo = lab.get(&format!("/main/{}.narinfo", &empty["/nix/store/".len()..][..32])).text();
+    let signers: Vec<&str> = narinfo
+        .lines()
+        .filter_map(|line| line.strip_prefix("Sig: "))
+        .filter_map(|signature| signature.split(':').next())
+        .collect();
+    let own_key = lab.public_key("main");
+    let own = own_key.split(':').next().unwrap();
+    assert!(signers.contains(&"upstream-1") && signers.contains(&own), "{narinfo}");
+}
+
+#[test]
+fn nix_copy_without_a_token_changes_nothing() {
+    let lab = Lab::start();
+    for nix in Nix::ALL {
+        let machine = lab.machine(nix.name(), nix);
+        let empty = machine.build("empty", &[("salt", &format!("anonymous-{}", nix.name()))]);
+        machine.run("nix", &["copy", "--to", &lab.cache_url("main"), &empty]).fails();
+        assert_eq!(lab.get(&format!("/main/{}.narinfo", &empty["/nix/store/".len()..][..32])).status, 404);
+    }
+}
