@@ -248,18 +248,29 @@ pub struct Object {
 #[derive(Debug, Clone)]
 pub enum CommitTarget {
     /// An object: visible at once. Replaces what the cache had under this store hash; signatures of the same path with
-    /// the same NAR are merged (at most 16, old ones first).
+    /// the same NAR and references are merged (at most 16, old ones first). A replaced NAR stays readable for 30 days.
     Object(Object),
     /// An object from a narinfo's PUT: like `Object`, but when the cache has this store hash with another NAR or other
-    /// references, the first stays and [`CommitOutcome::Kept`] is returned.
+    /// references, the first stays and [`CommitOutcome::Kept`] is returned, unless the first one's NAR is damaged. Of the
+    /// same object, what the first one says of deriver, content address and system stays too.
     ObjectIfSame(Object),
-    /// An upload alias.
+    /// An upload alias. Replaces what the name stood for.
     Alias {
         /// File name below `nar/`.
         file_name: String,
         /// Compression that the name promises, as a narinfo spells it.
         compression: String,
     },
+}
+
+impl CommitTarget {
+    /// Store hash of the object, unless it is an alias.
+    pub fn path_hash(&self) -> Option<StorePathHash> {
+        match self {
+            Self::Object(object) | Self::ObjectIfSame(object) => Some(object.path.hash()),
+            Self::Alias { .. } => None,
+        }
+    }
 }
 
 /// One commit: NAR, name, outbox row and pack stamps, in one transaction.
@@ -331,7 +342,8 @@ pub struct OutboxRow {
 pub enum Removal {
     /// Its NAR stays readable in this cache until then, for clients that remember the narinfo.
     WithGraceUntil(UnixSeconds),
-    /// For cause: object, grace and alias go at once.
+    /// For cause: object, grace and alias go at once; also those of NARs that the path had before, and also when the
+    /// object itself went earlier.
     ForCause,
 }
 
@@ -367,6 +379,8 @@ pub trait Index: Send + Sync + std::fmt::Debug + 'static {
     /// Changes a cache, with an outbox row. [`Error::CacheGone`](crate::Error::CacheGone) if it is not there.
     async fn update_cache(&self, cache: CacheId, patch: &CachePatch, at: UnixSeconds) -> Result<()>;
     /// Deletes a cache: its name is free and its objects, graces and aliases are gone at once, with an outbox row.
+    /// Deleting what is not there is `Ok`.
+    /// Nothing happens if it is not there.
     async fn delete_cache(&self, cache: CacheId, at: UnixSeconds) -> Result<()>;
 
     // --- chunks and packs -------------------------------------------------------------------------------------------
@@ -379,11 +393,13 @@ pub trait Index: Send + Sync + std::fmt::Debug + 'static {
     async fn load_chunks(&self, runs: &[ChunkRun]) -> Result<Vec<ChunkRow>>;
     /// Makes a stored pack and its chunks known, in one transaction, and returns for each chunk, in the order given, the
     /// row that now stands for its id: its own, or that of a racing pack which came first. The row of a chunk that was
-    /// marked damaged is pointed at this pack and is sound again. Numbers follow the order given and are consecutive.
+    /// marked damaged, or lies in a condemned pack, is pointed at this pack and is sound again. Numbers of new rows follow the
+    /// order given and are consecutive. Repeating a commit whose answer was lost returns the same rows.
     async fn commit_pack(&self, pack: &NewPack) -> Result<Vec<ChunkRow>>;
     /// Marks a NAR damaged, and those of its chunks that could not be read, so that neither is reused.
     async fn mark_damaged(&self, nar: NarId, chunks: &[u64], at: UnixSeconds) -> Result<()>;
-    /// Corrects tag and size of a NAR whose chunks were re-encoded by healing.
+    /// Corrects tag and size of a NAR whose chunks were re-encoded by healing, with an outbox row for every object that has
+    /// it (dated like the newest row there is). [`Error::NarGone`](crate::Error::NarGone) if it is not there.
     async fn update_encoding(&self, nar: NarId, tag: &EncodingTag, file_size: u64) -> Result<()>;
 
     // --- NARs and objects -------------------------------------------------------------------------------------------
@@ -394,7 +410,8 @@ pub trait Index: Send + Sync + std::fmt::Debug + 'static {
     async fn find_nar_in_cache(&self, cache: CacheId, key: &NarKey, now: UnixSeconds) -> Result<Option<Nar>>;
     /// A NAR's listing.
     async fn find_listing(&self, nar: NarId) -> Result<Option<StoredListing>>;
-    /// Commits a NAR under a name; see [`NarCommit`]. Writes the outbox row (objects only).
+    /// Commits a NAR under a name; see [`NarCommit`]. Writes an outbox row for the object unless nothing about it changed;
+    /// if a damaged NAR was replaced, one for every object that has it, in all caches: their tag is another one now.
     async fn commit_nar(&self, commit: &NarCommit) -> Result<CommitOutcome>;
     /// Finds an object by its store hash. Damaged NARs are returned too, marked.
     async fn find_object(&self, cache: CacheId, hash: &StorePathHash) -> Result<Option<FoundObject>>;

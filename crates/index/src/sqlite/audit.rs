@@ -1,0 +1,32 @@
+//! Everything that claims bytes, for checks of a whole installation. Not part of the contract: it reads it all at once.
+
+use sqlx::query;
+
+use super::{SqliteIndex, nars, packs};
+use crate::Result;
+use crate::contract::{ChunkRow, Nar};
+
+const CHUNKS: &str = "
+    SELECT 0, c.number, c.id, c.pack, p.id, c.start, c.checksum, c.layout
+    FROM chunks AS c JOIN packs AS p ON p.number = c.pack ORDER BY c.number";
+
+const NARS: &str = "SELECT id, hash, size, file_size, tag, damaged_at, recipe FROM nars ORDER BY id";
+
+/// All chunks and all NARs.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Audit {
+    /// Every chunk row, by number.
+    pub chunks: Vec<ChunkRow>,
+    /// Every NAR row, by number.
+    pub nars: Vec<Nar>,
+}
+
+impl SqliteIndex {
+    /// Reads all chunks and NARs. For checks and tests: it needs memory for all of them.
+    pub async fn audit(&self) -> Result<Audit> {
+        let mut read = self.read("read everything").await?;
+        let chunks = read.all(query(CHUNKS)).await?.iter().map(packs::read_chunk).collect::<Result<_>>()?;
+        let nars = read.all(query(NARS)).await?.iter().map(nars::read_nar).collect::<Result<_>>()?;
+        Ok(Audit { chunks, nars })
+    }
+}
