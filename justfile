@@ -1,0 +1,32 @@
+# What developers run. `just` lists it.
+
+default:
+    @just --list
+
+# What is run before each commit: formatting, lints, docs, layers, and every test that needs no Nix.
+check:
+    cargo fmt --all --check
+    cargo clippy --workspace --all-targets -- --deny warnings
+    RUSTDOCFLAGS="--deny warnings" cargo doc --workspace --no-deps
+    cargo test --workspace --exclude dormer-tests
+    cargo test --package dormer-tests --test layers
+
+# Everything, as CI does it.
+test *arguments:
+    ./test {{arguments}}
+
+# One story against real nix: `just story round_trip`.
+story name *filter:
+    ./test -- --package dormer-tests --test {{name}} -- {{filter}}
+
+# A server on a data folder of its own, built for debugging.
+dev:
+    cargo run -- serve --data-dir target/dev
+
+# The figures of docs/PERFORMANCE.md.
+bench *parts:
+    bench/run {{parts}}
+
+# Licences, sources and bans of dependencies (needs cargo-deny).
+deny:
+    cargo deny check bans licenses sources
