@@ -48,3 +48,22 @@ pub fn attic_info(cache: &str, nar: &[u8], name: &str) -> String {
         r#"{{"cache":"{cache}","store_path_hash":"{hash}","store_path":"/nix/store/{hash}-{name}","references":[],"system":"x86_64-linux","deriver":null,"sigs":[],"ca":null,"nar_hash":"{nar_hash}","nar_size":{size}}}"#
     )
 }
+
+#[cfg(test)]
+mod tests {
+    use dormer_nix::nar::{Node, encode_tree};
+
+    use super::*;
+
+    #[test]
+    fn what_is_written_here_is_what_the_writer_writes() {
+        for contents in [&b""[..], b"x", b"eight by", b"nine byte"] {
+            assert_eq!(file(contents), encode_tree(&Node::file(contents)));
+        }
+        let names: [&[u8]; 3] = [b"a", b"b", b"c"];
+        assert_eq!(
+            directory(&names),
+            encode_tree(&Node::directory(names.map(|name| (name, Node::file("")))))
+        );
+    }
+}

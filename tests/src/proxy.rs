@@ -177,3 +177,25 @@ impl HeadScanner {
         seen
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn heads_are_found_between_bodies_however_the_bytes_arrive() {
+        let sent = b"PUT /main/nar/x HTTP/1.1\r\nContent-Length: 18\r\n\r\nGET /no HTTP/1.1\r\nGET /main/nar/x HTTP/1.1\r\n\
+            range: bytes=7-\r\n\r\n";
+        for size in [1, 7, 50, sent.len()] {
+            let mut scanner = HeadScanner::default();
+            let seen: Vec<Seen> = sent.chunks(size).flat_map(|piece| scanner.feed(piece)).collect();
+            assert_eq!(
+                seen,
+                [
+                    Seen { line: "PUT /main/nar/x".to_owned(), range: None },
+                    Seen { line: "GET /main/nar/x".to_owned(), range: Some("bytes=7-".to_owned()) },
+                ]
+            );
+        }
+    }
+}
