@@ -2,6 +2,8 @@
 
 #![expect(clippy::unwrap_used, reason = "a failed unwrap fails the test, as it should")]
 
+use std::fs;
+use std::path::Path;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use base64::Engine as _;
@@ -87,7 +89,7 @@ fn a_path_pushed_under_two_caches_is_stored_once_and_read_only_where_it_was_push
             caches.iter().flat_map(|cache| ["--pull", *cache, "--push", *cache]).collect();
         lab.token(&arguments)
     };
-    let stored_bytes = || folder_bytes(&lab.data_folder().join("packs"));
+    let stored_bytes = || pack_bytes(&lab.data_folder());
 
     assert_eq!(upload(&lab, &token(&["one"]), "one", &nar).json()["kind"], "Uploaded");
     let after_first = stored_bytes();
@@ -114,13 +116,15 @@ fn a_path_pushed_under_two_caches_is_stored_once_and_read_only_where_it_was_push
     assert_eq!(http::get(lab.address(), &format!("/four/{hash}.narinfo"), Some(&four)).status, 404);
 }
 
-fn folder_bytes(folder: &std::path::Path) -> u64 {
-    let Ok(entries) = std::fs::read_dir(folder) else { return 0 };
-    entries
-        .map(Result::unwrap)
-        .map(|entry| match entry.metadata().unwrap() {
-            metadata if metadata.is_dir() => folder_bytes(&entry.path()),
-            metadata => metadata.len(),
+/// The size of all packs below a folder.
+fn pack_bytes(folder: &Path) -> u64 {
+    fs::read_dir(folder)
+        .unwrap()
+        .map(|entry| entry.unwrap().path())
+        .map(|path| match path.extension() {
+            _ if path.is_dir() => pack_bytes(&path),
+            Some(extension) if extension == "pack" => path.metadata().unwrap().len(),
+            _ => 0,
         })
         .sum()
 }

@@ -307,6 +307,25 @@ fn a_decompression_bomb_is_refused_before_it_goes_off() {
 }
 
 #[test]
+fn a_narinfo_that_swells_when_it_is_decoded_is_refused() {
+    let mut lab = Lab::start();
+    let mut encoder = zstd::Encoder::new(Vec::new(), 1).unwrap();
+    let spaces = vec![b' '; 1024 * 1024];
+    for _ in 0..4096 {
+        encoder.write_all(&spaces).unwrap();
+    }
+    let body = encoder.finish().unwrap();
+    let bearer = format!("Bearer {}", lab.admin_token());
+    let headers = [("Authorization", bearer.as_str()), ("Content-Encoding", "zstd")];
+    let path = format!("/main/{}.narinfo", "0".repeat(32));
+    let reply = http::request(lab.address(), "PUT", &path, &headers, &body);
+    assert!((400..500).contains(&reply.status), "{reply:?}");
+    assert_eq!(lab.get(&path).status, 404);
+    assert!(lab.is_alive() && lab.peak_memory_bytes() < 256 * 1024 * 1024);
+    assert_still_works(&lab);
+}
+
+#[test]
 fn a_narinfo_needs_the_nar_that_it_speaks_of() {
     let lab = Lab::start();
     let nar = nars::file(b"narinfo");

@@ -96,6 +96,20 @@ fn a_compression_that_the_cache_does_not_take_is_refused_by_name() {
 }
 
 #[test]
+fn narinfos_that_come_compressed_are_served_as_text() {
+    let lab = Lab::start();
+    let machine = pusher(&lab, "pusher", Nix::NEWEST);
+    for coding in ["xz", "zstd", "br", "gzip", "bzip2"] {
+        let empty = machine.build("empty", &[("salt", &format!("narinfo-{coding}"))]);
+        let target = format!("{}?narinfo-compression={coding}", lab.cache_url("main"));
+        machine.run("nix", &["copy", "--to", &target, &empty]).succeeds();
+        let reply = lab.get(&format!("/main/{}.narinfo", &empty["/nix/store/".len()..][..32]));
+        assert_eq!((reply.status, reply.header("content-encoding")), (200, None), "{coding}: {reply:?}");
+        assert!(reply.text().starts_with(&format!("StorePath: {empty}\n")), "{coding}: {reply:?}");
+    }
+}
+
+#[test]
 fn signatures_that_the_pusher_made_are_served_beside_the_caches_own() {
     let lab = Lab::start();
     let machine = pusher(&lab, "pusher", Nix::NEWEST);
