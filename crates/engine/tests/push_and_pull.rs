@@ -37,7 +37,7 @@ async fn a_pushed_nar_is_served_as_one_zstd_stream_of_the_announced_size() {
     let message =
         fingerprint(&StoreDir::default(), &path(1), &narinfo.nar_hash, narinfo.nar_size, &narinfo.references);
     let key: PublicKey = cache.keys[0].public_key.parse().unwrap();
-    assert!(key.verify(&message, &narinfo.sigs[0].parse().unwrap()));
+    key.verify(&message, &narinfo.sigs[0].parse().unwrap()).unwrap();
 }
 
 #[tokio::test]

@@ -7,17 +7,17 @@
 
 use std::ops::Range;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::Mutex;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use async_trait::async_trait;
 use bytes::Bytes;
 use dormer_blobs::{BlobKey, Blobs};
 use dormer_format::{ChunkId, ChunkRun, EncodingTag};
 use dormer_index::{
-    Alias, Cache, CacheId, CachePatch, CacheTotals, ChunkRow, CommitOutcome, Error as IndexError, FoundObject, Index,
-    Nar, NarCommit, NarId, NarKey, NarSource, NarSummary, NewCache, NewPack, OutboxRow, PackNumber, Removal,
-    StoredListing, UnixSeconds,
+    Alias, Cache, CacheId, CachePatch, CacheTotals, ChunkRow, CommitOutcome, Error as IndexError,
+    FoundObject, Index, Nar, NarCommit, NarId, NarKey, NarSource, NarSummary, NewCache, NewPack, OutboxRow,
+    PackNumber, Removal, StoredListing, UnixSeconds,
 };
 use dormer_nix::{NarHash, StorePathHash};
 
@@ -49,7 +49,9 @@ pub struct Faults {
 enum Fate {
     Run,
     /// The last call of this process.
-    Die { effect_kept: bool },
+    Die {
+        effect_kept: bool,
+    },
     Dead,
 }
 
@@ -117,7 +119,8 @@ impl FaultBlobs {
     }
 
     async fn put_late(&self, key: &BlobKey, parts: &[Bytes]) -> dormer_blobs::Result<()> {
-        let before = self.unwritten.lock().expect("no test panics with it held").replace((*key, parts.to_vec()));
+        let before =
+            self.unwritten.lock().expect("no test panics with it held").replace((*key, parts.to_vec()));
         match before {
             Some((key, parts)) => self.inner.put(&key, &parts).await,
             None => Ok(()),
@@ -289,7 +292,12 @@ impl Index for FaultIndex {
     async fn find_nar(&self, hash: &NarHash) -> Outcome<Option<NarSummary>> {
         read_step!(self, self.inner.find_nar(hash))
     }
-    async fn find_nar_in_cache(&self, cache: CacheId, key: &NarKey, now: UnixSeconds) -> Outcome<Option<Nar>> {
+    async fn find_nar_in_cache(
+        &self,
+        cache: CacheId,
+        key: &NarKey,
+        now: UnixSeconds,
+    ) -> Outcome<Option<Nar>> {
         read_step!(self, self.inner.find_nar_in_cache(cache, key, now))
     }
     async fn find_listing(&self, nar: NarId) -> Outcome<Option<StoredListing>> {
@@ -343,7 +351,12 @@ impl Index for FaultIndex {
     ) -> Outcome<bool> {
         write_step!(self, self.inner.remove_object(cache, hash, removal, at))
     }
-    async fn find_alias(&self, cache: CacheId, file_name: &str, since: UnixSeconds) -> Outcome<Option<Alias>> {
+    async fn find_alias(
+        &self,
+        cache: CacheId,
+        file_name: &str,
+        since: UnixSeconds,
+    ) -> Outcome<Option<Alias>> {
         read_step!(self, self.inner.find_alias(cache, file_name, since))
     }
     async fn outbox_after(&self, number: i64, limit: u32) -> Outcome<Vec<OutboxRow>> {

@@ -3,6 +3,7 @@
 
 use std::io::Read as _;
 use std::sync::Arc;
+use std::time::Duration;
 
 use bytes::Bytes;
 use dormer_blobs::{Blobs, MemoryBlobs};
@@ -16,47 +17,53 @@ use futures::TryStreamExt;
 use tempfile::TempDir;
 
 /// What outlives a process: the database file and the store.
-pub struct Installation {
-    pub folder: TempDir,
-    pub blobs: Arc<dyn Blobs>,
+pub(crate) struct Installation {
+    pub(crate) folder: TempDir,
+    pub(crate) blobs: Arc<dyn Blobs>,
 }
 
 impl Installation {
-    pub fn new() -> Self {
+    pub(crate) fn new() -> Self {
         let folder = TempDir::new().expect("a temporary folder");
         Self { folder, blobs: Arc::new(MemoryBlobs::new()) }
     }
 
-    pub async fn index(&self) -> SqliteIndex {
-        SqliteIndex::open(&self.folder.path().join("index.sqlite"), SqliteOptions::default())
-            .await
-            .expect("the index opens")
+    pub(crate) async fn index(&self) -> SqliteIndex {
+        let path = self.folder.path().join("index.sqlite");
+        // The process before may still be going: its packing task ends a moment after its last handle.
+        for _ in 0..1_000 {
+            match SqliteIndex::open(&path, SqliteOptions::default()).await {
+                Err(dormer_index::Error::Locked { .. }) => tokio::time::sleep(Duration::from_millis(5)).await,
+                opened => return opened.expect("the index opens"),
+            }
+        }
+        panic!("the process before never ended");
     }
 
-    pub async fn engine(&self) -> Engine {
+    pub(crate) async fn engine(&self) -> Engine {
         engine_over(Arc::new(self.index().await), Arc::clone(&self.blobs), settings())
     }
 }
 
 /// Small chunks, so that small NARs have many.
-pub fn settings() -> EngineSettings {
+pub(crate) fn settings() -> EngineSettings {
     EngineSettings {
         chunk_params: dormer_format::ChunkParams { min: 1024, avg: 4096, max: 16 * 1024 },
         zstd_level: 1,
-        pack_wait: std::time::Duration::from_millis(5),
+        pack_wait: Duration::from_millis(5),
         ..EngineSettings::default()
     }
 }
 
-pub fn engine_over(index: Arc<dyn Index>, blobs: Arc<dyn Blobs>, settings: EngineSettings) -> Engine {
+pub(crate) fn engine_over(index: Arc<dyn Index>, blobs: Arc<dyn Blobs>, settings: EngineSettings) -> Engine {
     Engine::new(index, blobs, MasterKey::from_bytes([9; 32]), settings, Arc::new(SystemClock))
 }
 
-pub async fn create_main(engine: &Engine) -> Arc<Cache> {
+pub(crate) async fn create_main(engine: &Engine) -> Arc<Cache> {
     create_cache(engine, "main").await
 }
 
-pub async fn create_cache(engine: &Engine, name: &str) -> Arc<Cache> {
+pub(crate) async fn create_cache(engine: &Engine, name: &str) -> Arc<Cache> {
     let new = CreateCache {
         name: name.to_owned(),
         is_public: true,
@@ -68,18 +75,18 @@ pub async fn create_cache(engine: &Engine, name: &str) -> Arc<Cache> {
     engine.create_cache(new).await.expect("a new cache")
 }
 
-pub fn path(number: u8) -> StorePath {
+pub(crate) fn path(number: u8) -> StorePath {
     let hash = dormer_nix::nix32::encode(&[number; 20]);
     format!("{hash}-package-{number}").parse().expect("a store path")
 }
 
-pub fn hash_of(nar: &[u8]) -> NarHash {
+pub(crate) fn hash_of(nar: &[u8]) -> NarHash {
     let mut hasher = NarHasher::new();
     hasher.update(nar);
     hasher.finish().0
 }
 
-pub async fn ingest(engine: &Engine, nar: &[u8]) -> Result<Ingested> {
+pub(crate) async fn ingest(engine: &Engine, nar: &[u8]) -> Result<Ingested> {
     let request = IngestRequest {
         store_dir: "/nix/store".to_owned(),
         expected: Some((hash_of(nar), nar.len() as u64)),
@@ -92,13 +99,13 @@ pub async fn ingest(engine: &Engine, nar: &[u8]) -> Result<Ingested> {
     ingest.finish().await
 }
 
-pub async fn push(engine: &Engine, cache: &Cache, path: &StorePath, nar: &[u8]) -> Result<()> {
+pub(crate) async fn push(engine: &Engine, cache: &Cache, path: &StorePath, nar: &[u8]) -> Result<()> {
     let ingested = ingest(engine, nar).await?;
     engine.commit_object(cache, ingested, object_for(path, &[])).await.map(drop)
 }
 
 /// Served bytes of a NAR, or of a range of them.
-pub async fn served(
+pub(crate) async fn served(
     engine: &Engine,
     cache: &Cache,
     nar: &[u8],
@@ -110,7 +117,7 @@ pub async fn served(
 }
 
 /// What any zstd decoder makes of served bytes.
-pub fn decompress(served: &[u8]) -> Vec<u8> {
+pub(crate) fn decompress(served: &[u8]) -> Vec<u8> {
     let mut nar = Vec::new();
     zstd::stream::read::Decoder::new(served)
         .expect("zstd sets up")
