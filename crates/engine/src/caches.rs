@@ -37,7 +37,7 @@ pub enum KeyChange {
     /// Made by us.
     Generate,
     /// Brought by the caller.
-    Given(SecretKey),
+    Given(Box<SecretKey>),
 }
 
 /// Changes to a cache; `None` leaves a field as it is.
@@ -99,7 +99,7 @@ impl Engine {
         let secret = match update.new_key {
             None => None,
             Some(KeyChange::Generate) => Some(generate_key(&cache.name)?),
-            Some(KeyChange::Given(secret)) => Some(secret),
+            Some(KeyChange::Given(secret)) => Some(*secret),
         };
         let patch = CachePatch {
             is_public: update.is_public,

@@ -23,7 +23,10 @@ struct Shared {
 
 impl std::fmt::Debug for Shared {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("CpuPool").field("turns", &self.turns).field("zstd_level", &self.zstd_level).finish()
+        f.debug_struct("CpuPool")
+            .field("turns", &self.turns)
+            .field("zstd_level", &self.zstd_level)
+            .finish_non_exhaustive()
     }
 }
 

@@ -81,6 +81,13 @@ enum Work {
     },
 }
 
+struct Storing {
+    reader: NarReader,
+    sink: ChunkSink,
+    listing_params: ListingParams,
+    streaming: Streaming,
+}
+
 struct ListingParams {
     upload: u64,
     chunk_params: ChunkParams,
@@ -119,14 +126,18 @@ impl Engine {
         let settings = self.settings();
         // Two places in the order of packs: the NAR's chunks, then its listing's.
         let upload = self.uploads_begun().fetch_add(2, Ordering::Relaxed);
-        let limits = NarLimits { listing_bytes_max: settings.listing_bytes_max, ..NarLimits::default() };
+        let limits = NarLimits {
+            listing_bytes_max: settings.listing_bytes_max,
+            nar_bytes_max: request.expected.map_or(settings.nar_bytes_max, |(_, size)| size),
+            ..NarLimits::default()
+        };
         let sink = ChunkSink::new(self.workshop().clone(), upload, settings.chunk_params, &request.store_dir);
-        Work::Store {
+        Work::Store(Box::new(Storing {
             reader: NarReader::new(limits),
-            sink: Box::new(sink),
+            sink,
             listing_params: ListingParams { upload: upload + 1, chunk_params: settings.chunk_params },
             streaming: self.workshop().packer.begin(),
-        }
+        }))
     }
 
     async fn reserve_upload_memory(&self, request: &IngestRequest) -> Result<OwnedSemaphorePermit> {
@@ -157,9 +168,9 @@ impl Ingest {
         self.hasher.update(bytes);
         match &mut self.work {
             Work::Verify { .. } => Ok(()),
-            Work::Store { reader, sink, .. } => {
-                reader.feed(bytes).map_err(Error::MalformedNar)?;
-                sink.write(bytes).await
+            Work::Store(storing) => {
+                storing.reader.feed(bytes).map_err(Error::MalformedNar)?;
+                storing.sink.write(bytes).await
             }
         }
     }
@@ -167,14 +178,12 @@ impl Ingest {
     /// Ends the upload: checks it and waits until its bytes are durable.
     pub async fn finish(self) -> Result<Ingested> {
         let (nar_hash, nar_size) = self.hasher.finish();
-        let (reader, mut sink, listing_params, streaming) = match self.work {
+        let Storing { reader, mut sink, listing_params, streaming } = match self.work {
             Work::Verify { id, file_size } => {
                 check_expected(self.request.expected, nar_hash, nar_size)?;
                 return Ok(Ingested::known(nar_hash, nar_size, file_size, id, self.memory));
             }
-            Work::Store { reader, sink, listing_params, streaming } => {
-                (reader, sink, listing_params, streaming)
-            }
+            Work::Store(storing) => *storing,
         };
         let listing = reader.finish().map_err(Error::MalformedNar)?;
         check_expected(self.request.expected, nar_hash, nar_size)?;

@@ -48,7 +48,7 @@ pub use settings::{EngineSettings, UPLOAD_BYTES};
 const REMEMBERED_BYTES: u64 = 16 * 1024 * 1024;
 
 /// How long a pack counts as there after it was seen.
-const PACK_PROOF: Duration = Duration::from_secs(60);
+const PACK_PROOF: Duration = Duration::from_mins(1);
 
 /// The engine; cheap to clone.
 #[derive(Debug, Clone)]

@@ -575,7 +575,9 @@ fn splice_read(read: &Read, stored: &Bytes) -> Result<VecDeque<Bytes>, ReadFailu
         splice(&stored.slice(place), &row.layout, own, &mut parts).map_err(|_| damaged())?;
         let length = parts.iter().map(Bytes::len).sum();
         let mut joined = BytesMut::with_capacity(length);
-        parts.iter().for_each(|part| joined.extend_from_slice(part));
+        for part in &parts {
+            joined.extend_from_slice(part);
+        }
         push_piece(&mut pieces, joined.freeze());
     }
     push_piece(&mut pieces, stored.slice(plain));

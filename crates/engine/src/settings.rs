@@ -51,7 +51,7 @@ impl Default for EngineSettings {
             zstd_level: 6,
             cpu_threads: std::thread::available_parallelism().map_or(2, usize::from),
             upload_memory_bytes_max: 128 * MIB,
-            upload_wait: Duration::from_secs(60),
+            upload_wait: Duration::from_mins(1),
             nar_bytes_max: 64 * 1024 * MIB,
             listing_bytes_max: 64 * 1024 * 1024,
             pack_wait: Duration::from_millis(50),

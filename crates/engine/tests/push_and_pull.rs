@@ -15,7 +15,7 @@ use dormer_nix::{NarInfo, PublicKey, StoreDir, StorePath, fingerprint};
 use dormer_testkit::{Random, farm_nar, object_for, package_nar, rebuilt};
 
 async fn tracked_blob_count(installation: &Installation) -> usize {
-    installation.blobs.list().await.unwrap().len()
+    installation.blobs.list().await.expect("a list").len()
 }
 
 #[tokio::test]
@@ -94,7 +94,9 @@ async fn a_farm_of_thousands_of_symlinks_reads_back_with_its_listing() {
     let targets: Vec<StorePath> = (0..6_000)
         .map(|number| {
             let mut hash = [0; 20];
-            hash.iter_mut().for_each(|byte| *byte = (random.next_u64() & 0xff) as u8);
+            for byte in &mut hash {
+                *byte = (random.next_u64() & 0xff) as u8;
+            }
             format!("{}-target-{number}", dormer_nix::nix32::encode(&hash)).parse().unwrap()
         })
         .collect();
@@ -125,8 +127,8 @@ async fn two_pushers_of_one_path_at_once_both_succeed_and_store_it_once() {
 
 async fn stored_bytes(installation: &Installation) -> u64 {
     let mut bytes = 0;
-    for key in installation.blobs.list().await.unwrap() {
-        bytes += installation.blobs.head(&key).await.unwrap();
+    for key in installation.blobs.list().await.expect("a list") {
+        bytes += installation.blobs.head(&key).await.expect("it is listed");
     }
     bytes
 }
