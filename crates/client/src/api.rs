@@ -158,11 +158,14 @@ impl ApiClient {
     /// A client for the server at `endpoint`, showing `token` with every request.
     pub fn new(endpoint: Endpoint, token: Option<&Secret>, settings: HttpSettings) -> Result<Self> {
         let authorization = token.map(bearer).transpose()?;
-        let http = reqwest::Client::builder()
+        let builder = reqwest::Client::builder()
             .user_agent(concat!("dormer/", env!("CARGO_PKG_VERSION")))
-            .connect_timeout(settings.connect_timeout)
-            .build()
-            .map_err(Error::HttpClient)?;
+            .connect_timeout(settings.connect_timeout);
+        // An upload that was given up leaves its connection to the kernel, which would try for a quarter of an hour. Twice
+        // our own time-out, so that this one never comes first and with fewer words.
+        #[cfg(target_os = "linux")]
+        let builder = builder.tcp_user_timeout(settings.idle_timeout * 2);
+        let http = builder.build().map_err(Error::HttpClient)?;
         Ok(Self { http, endpoint, authorization, settings: Arc::new(settings), reporter: Arc::new(Silent) })
     }
 
@@ -287,6 +290,7 @@ impl ApiClient {
             self.read(action, response).await
         };
         let answer = self.watch(action, exchange, &taken, reporter, bytes_sent).await;
+        // A connection that stalled keeps its body; asking for the outcome takes the NAR away from it.
         // A broken disk or a damaged path shows as a broken request, too; it is the better explanation.
         match (answer, outcome.failure().await) {
             (Ok(result), _) => Ok(result),
@@ -437,7 +441,7 @@ impl ApiClient {
         }
         let header = |name| response.headers().get(name).and_then(|value: &HeaderValue| value.to_str().ok());
         let retry_after = header(RETRY_AFTER).and_then(|value| parse_retry_after(value, SystemTime::now()));
-        let location = header(LOCATION).map(|location| format!("it redirects to {location}"));
+        let location = header(LOCATION).map(|location| format!("it redirects to {}", printable(location)));
         let body = read_up_to(&mut response, ERROR_BYTES_MAX).await.unwrap_or_default();
         let (name, message) = describe(status, &body);
         let message = location.unwrap_or(message);
@@ -532,4 +536,64 @@ fn describe(status: StatusCode, body: &[u8]) -> (Option<ErrorName>, String) {
 fn printable(text: &str) -> String {
     let clean = |c: char| if c.is_control() { ' ' } else { c };
     text.trim().chars().take(ERROR_CHARS_MAX).map(clean).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn endpoints_are_http_addresses_with_a_slash_at_the_end() {
+        let read = |text: &str| text.parse::<Endpoint>().map(|endpoint| endpoint.to_string());
+        assert_eq!(read("http://localhost:8080").unwrap(), "http://localhost:8080/");
+        assert_eq!(read(" https://Example.org/attic \n").unwrap(), "https://example.org/attic/");
+        assert_eq!(read("https://example.org/attic/").unwrap(), "https://example.org/attic/");
+        for text in ["", "localhost:8080", "example.org", "ftp://a", "http://", "http://a/?q", "http://a/#f"]
+        {
+            assert!(matches!(read(text), Err(Error::Endpoint { .. })), "{text:?}");
+        }
+        let error = read("https://user:hunter2@example.org").unwrap_err();
+        assert!(!format!("{error} {error:?}").contains("hunter2"));
+    }
+
+    #[test]
+    fn routes_are_joined_below_the_endpoints_path() {
+        let endpoint: Endpoint = "https://example.org/attic".parse().unwrap();
+        assert_eq!(
+            endpoint.join(&routes::cache_config(&"a+b".parse().unwrap())),
+            "https://example.org/attic/_api/v1/cache-config/a+b"
+        );
+    }
+
+    #[test]
+    fn plain_text_is_what_others_can_read() {
+        let plain = |text: &str| text.parse::<Endpoint>().unwrap().is_plain_text();
+        assert!(
+            plain("http://example.org") && plain("http://10.0.0.1:8080") && plain("http://[2001:db8::1]/")
+        );
+        assert!(!plain("https://example.org"));
+        assert!(!plain("http://localhost:8080") && !plain("http://127.0.0.1") && !plain("http://[::1]:8080"));
+    }
+
+    #[test]
+    fn tokens_that_cannot_be_sent_are_refused_and_not_shown() {
+        assert!(bearer(&Secret::new("eyJ.a-b_c.d")).is_ok_and(|value| value.is_sensitive()));
+        for text in ["", "a b", "a\r\nX: y", "é"] {
+            let error = bearer(&Secret::new(text)).unwrap_err();
+            assert!(matches!(error, Error::MalformedToken), "{text:?}");
+        }
+    }
+
+    #[test]
+    fn error_bodies_become_one_printable_line() {
+        let describe = |body: &str| describe(StatusCode::BAD_GATEWAY, body.as_bytes());
+        assert_eq!(
+            describe(r#"{"code":404,"error":"NoSuchObject","message":"no\u001b[31m such\nobject"}"#),
+            (Some(ErrorName::NoSuchObject), "no [31m such object".to_owned())
+        );
+        assert_eq!(describe("<html><h1>502</h1>"), (None, "Bad Gateway".to_owned()));
+        assert_eq!(describe(""), (None, "Bad Gateway".to_owned()));
+        assert_eq!(describe("upstream died"), (None, "upstream died".to_owned()));
+        assert_eq!(describe(&"x".repeat(1000)).1.len(), ERROR_CHARS_MAX);
+    }
 }

@@ -12,6 +12,7 @@ use std::fs::{self, File, Metadata};
 use std::io::{self, Read as _};
 use std::path::{Path, PathBuf};
 use std::pin::Pin;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll};
 
 use bytes::Bytes;
@@ -255,12 +256,14 @@ pub struct NarSource {
 }
 
 impl NarSource {
-    /// Starts a thread that reads the NAR. The thread ends by itself when the stream is dropped.
+    /// Starts a thread that reads the NAR. It ends by itself when the outcome is asked for or dropped, even if the stream
+    /// is still held by a connection that does not move.
     pub(crate) fn open(&self) -> (NarStream, NarOutcome) {
         let (sender, receiver) = mpsc::channel(PIECES_WAITING);
         let source = self.clone();
         let thread = tokio::task::spawn_blocking(move || source.read_into(&sender));
-        (NarStream { receiver }, NarOutcome { thread })
+        let pieces: Pieces = Arc::new(Mutex::new(Some(receiver)));
+        (NarStream { pieces: Arc::clone(&pieces) }, NarOutcome { thread, closer: Closer(pieces) })
     }
 
     fn read_into(&self, sender: &mpsc::Sender<io::Result<Bytes>>) -> Result<(), DumpError> {
@@ -309,31 +312,321 @@ impl NarSource {
     }
 }
 
-/// The pieces of a NAR as they are read. Ends with an error if the NAR is not what it should be.
+/// Where the pieces come from, until it is closed.
+type Pieces = Arc<Mutex<Option<mpsc::Receiver<io::Result<Bytes>>>>>;
+
+/// The pieces of a NAR as they are read. Ends with an error if the NAR is not what it should be, or was given up.
 pub(crate) struct NarStream {
-    receiver: mpsc::Receiver<io::Result<Bytes>>,
+    pieces: Pieces,
 }
 
 impl Stream for NarStream {
     type Item = io::Result<Bytes>;
 
-    fn poll_next(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<Self::Item>> {
-        self.receiver.poll_recv(context)
+    fn poll_next(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<Self::Item>> {
+        match &mut *lock(&self.pieces) {
+            Some(receiver) => receiver.poll_recv(context),
+            // Never a clean end: that would make a whole body of a part.
+            None => Poll::Ready(Some(Err(io::ErrorKind::BrokenPipe.into()))),
+        }
     }
 }
 
-/// How the reading ended; to be asked for after the stream is gone.
+/// How the reading ended; to be asked for when nobody wants the stream any more.
 pub(crate) struct NarOutcome {
     thread: JoinHandle<Result<(), DumpError>>,
+    closer: Closer,
 }
 
 impl NarOutcome {
     /// The error that is the disk's fault; that the reader went away is not.
     pub(crate) async fn failure(self) -> Option<DumpError> {
+        drop(self.closer);
         match self.thread.await {
             Ok(Ok(()) | Err(DumpError::ReaderGone)) => None,
             Ok(Err(error)) => Some(error),
             Err(error) => Some(DumpError::Thread(error)),
+        }
+    }
+}
+
+/// Takes the pieces away from the stream. An HTTP connection whose peer stopped reading keeps its body, and a thread that
+/// waits for room in the channel would keep the process from ending.
+struct Closer(Pieces);
+
+impl Drop for Closer {
+    fn drop(&mut self) {
+        *lock(&self.0) = None;
+    }
+}
+
+fn lock(pieces: &Pieces) -> MutexGuard<'_, Option<mpsc::Receiver<io::Result<Bytes>>>> {
+    // Nothing in here panics half-way.
+    pieces.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+#[cfg(test)]
+#[cfg(unix)]
+mod tests {
+    use std::collections::BTreeMap;
+    use std::ffi::OsStr;
+    use std::os::unix::ffi::OsStrExt as _;
+    use std::os::unix::fs::{PermissionsExt as _, symlink};
+
+    use dormer_nix::nar::{NarLimits, NarReader, Node, encode_tree};
+    use futures::StreamExt as _;
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn dump(path: &Path, case_hack: CaseHack) -> Result<Vec<u8>, DumpError> {
+        let mut nar = Vec::new();
+        let size = dump_nar(path, case_hack, |bytes| {
+            nar.extend_from_slice(bytes);
+            Ok(())
+        })?;
+        assert_eq!(size, nar.len() as u64);
+        Ok(nar)
+    }
+
+    fn write(path: &Path, contents: &[u8], mode: u32) {
+        fs::write(path, contents).unwrap();
+        fs::set_permissions(path, fs::Permissions::from_mode(mode)).unwrap();
+    }
+
+    fn file(contents: &[u8], executable: bool) -> Node {
+        Node::File { executable, contents: contents.to_vec() }
+    }
+
+    fn directory<const N: usize>(entries: [(&[u8], Node); N]) -> Node {
+        Node::Directory(
+            entries.into_iter().map(|(name, node)| (name.to_vec(), node)).collect::<BTreeMap<_, _>>(),
+        )
+    }
+
+    #[test]
+    fn a_tree_becomes_its_nar() {
+        let folder = tempfile::tempdir().unwrap();
+        let root = folder.path().join("root");
+        fs::create_dir_all(root.join("bin/empty")).unwrap();
+        write(&root.join("bin/run"), b"#!/bin/sh\n", 0o555);
+        // The group's bit alone makes nothing executable.
+        write(&root.join("bin/data"), &vec![7; 300_000], 0o454);
+        write(&root.join("zero"), b"", 0o444);
+        symlink("../nowhere", root.join("dangling")).unwrap();
+        symlink(OsStr::from_bytes(b"caf\xe9"), root.join("B")).unwrap();
+        write(&root.join(OsStr::from_bytes(b"\xff\xfe~")), b"x", 0o644);
+        let expected = directory([
+            (b"B", Node::symlink(b"caf\xe9")),
+            (
+                b"bin",
+                directory([
+                    (b"data", file(&vec![7; 300_000], false)),
+                    (b"empty", directory([])),
+                    (b"run", file(b"#!/bin/sh\n", true)),
+                ]),
+            ),
+            (b"dangling", Node::symlink(b"../nowhere")),
+            (b"zero", file(b"", false)),
+            (b"\xff\xfe~", file(b"x", false)),
+        ]);
+        let nar = dump(&root, CaseHack::Keep).unwrap();
+        assert_eq!(nar, encode_tree(&expected));
+        // What `nix-store --dump` of Nix 2.8 makes of the same tree.
+        assert_eq!(nar.len(), 301_616);
+        assert_eq!(
+            NarHash::digest(&nar).to_hex(),
+            "3456908d492e23bdf0d677488b9bdb74ec2fd4a247d4d472df84c5cb5d0f004f"
+        );
+        let mut reader = NarReader::new(NarLimits::default());
+        reader.feed(&nar).unwrap();
+        reader.finish().unwrap();
+    }
+
+    #[test]
+    fn a_path_may_be_a_file_or_a_link() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("file");
+        write(&path, b"hi", 0o755);
+        assert_eq!(dump(&path, CaseHack::Keep).unwrap(), encode_tree(&file(b"hi", true)));
+        let link = folder.path().join("link");
+        symlink("file", &link).unwrap();
+        assert_eq!(dump(&link, CaseHack::Keep).unwrap(), encode_tree(&Node::symlink(b"file")));
+    }
+
+    #[test]
+    fn the_case_hack_is_taken_off_and_the_order_is_that_of_the_names_without_it() {
+        let folder = tempfile::tempdir().unwrap();
+        let root = folder.path().join("root");
+        fs::create_dir_all(root.join("a~nix~case~hack~2")).unwrap();
+        write(&root.join("A"), b"1", 0o644);
+        write(&root.join("ab"), b"2", 0o644);
+        let stripped =
+            directory([(b"A", file(b"1", false)), (b"a", directory([])), (b"ab", file(b"2", false))]);
+        assert_eq!(dump(&root, CaseHack::Strip).unwrap(), encode_tree(&stripped));
+        let kept = directory([
+            (b"A", file(b"1", false)),
+            (b"ab", file(b"2", false)),
+            (b"a~nix~case~hack~2", directory([])),
+        ]);
+        assert_eq!(dump(&root, CaseHack::Keep).unwrap(), encode_tree(&kept));
+        write(&root.join("a"), b"", 0o644);
+        assert!(matches!(dump(&root, CaseHack::Strip), Err(DumpError::CaseHackCollision { .. })));
+    }
+
+    #[test]
+    fn what_is_no_file_folder_or_link_is_refused() {
+        let folder = tempfile::tempdir().unwrap();
+        let _socket = std::os::unix::net::UnixListener::bind(folder.path().join("socket")).unwrap();
+        assert!(matches!(dump(folder.path(), CaseHack::Keep), Err(DumpError::FileType { .. })));
+        let missing = folder.path().join("missing");
+        assert!(
+            matches!(dump(&missing, CaseHack::Keep), Err(DumpError::Read { path, .. }) if path == missing)
+        );
+    }
+
+    #[test]
+    fn a_file_that_changes_its_size_while_it_is_read_is_an_error() {
+        let folder = tempfile::tempdir().unwrap();
+        for change in [-1_i64, 1] {
+            let path = folder.path().join("file");
+            write(&path, &vec![1; PIECE_BYTES * 2], 0o644);
+            let mut changed = false;
+            let outcome = dump_nar(&path, CaseHack::Keep, |bytes| {
+                // The first contents come after the size was announced.
+                if !changed && bytes.len() == PIECE_BYTES {
+                    changed = true;
+                    let length = i64::try_from(PIECE_BYTES).unwrap() * 2 + change;
+                    let file = fs::OpenOptions::new().write(true).open(&path).unwrap();
+                    file.set_len(u64::try_from(length).unwrap()).unwrap();
+                }
+                Ok(())
+            });
+            let longer = change > 0;
+            assert!(
+                matches!(&outcome, Err(DumpError::Pack { source: NarWriteError::FileLength { longer: l, .. }, .. }) if *l == longer),
+                "{outcome:?}"
+            );
+        }
+    }
+
+    fn source(path: &Path, nar: &[u8]) -> NarSource {
+        NarSource {
+            path: path.to_owned(),
+            nar_hash: NarHash::digest(nar),
+            nar_size: nar.len() as u64,
+            case_hack: CaseHack::Keep,
+        }
+    }
+
+    async fn collect(source: &NarSource) -> (Vec<u8>, Option<io::Error>, Option<DumpError>) {
+        let (mut stream, outcome) = source.open();
+        let (mut nar, mut broken) = (Vec::new(), None);
+        while let Some(piece) = stream.next().await {
+            match piece {
+                Ok(piece) => nar.extend_from_slice(&piece),
+                Err(error) => broken = Some(error),
+            }
+        }
+        (nar, broken, outcome.failure().await)
+    }
+
+    #[tokio::test]
+    async fn a_stream_has_the_whole_nar_whatever_its_size() {
+        let folder = tempfile::tempdir().unwrap();
+        // Around the limits of pieces; a NAR of one file has 112 bytes around it, and padding.
+        for length in [0, 1, PIECE_BYTES - 113, PIECE_BYTES - 112, PIECE_BYTES, PIECE_BYTES * 5 + 3] {
+            let path = folder.path().join(length.to_string());
+            write(&path, &vec![3; length], 0o644);
+            let nar = encode_tree(&file(&vec![3; length], false));
+            let (got, broken, failure) = collect(&source(&path, &nar)).await;
+            assert!(got == nar && broken.is_none() && failure.is_none(), "{length}: {broken:?} {failure:?}");
+        }
+    }
+
+    #[tokio::test]
+    async fn a_damaged_path_is_named_and_never_arrives_whole() {
+        let folder = tempfile::tempdir().unwrap();
+        for length in [10, PIECE_BYTES - 112, PIECE_BYTES * 3] {
+            let path = folder.path().join(length.to_string());
+            let mut contents = vec![3; length];
+            let nar = encode_tree(&file(&contents, false));
+            contents[length / 2] ^= 1;
+            write(&path, &contents, 0o644);
+            let (got, broken, failure) = collect(&source(&path, &nar)).await;
+            assert!(got.len() < nar.len(), "{length}: all bytes were sent");
+            assert!(broken.is_some());
+            let expected = NarHash::digest(&nar);
+            assert!(
+                matches!(failure, Some(DumpError::Damaged { expected: e, .. }) if e == expected),
+                "{failure:?}"
+            );
+        }
+    }
+
+    #[tokio::test]
+    async fn a_dropped_stream_ends_the_thread_without_an_error() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("large");
+        let large = File::create(&path).unwrap();
+        large.set_len(1 << 40).unwrap();
+        let source =
+            NarSource { path, nar_hash: NarHash::digest(b""), nar_size: 0, case_hack: CaseHack::Keep };
+        let (mut stream, outcome) = source.open();
+        assert!(stream.next().await.unwrap().is_ok());
+        drop(stream);
+        assert!(outcome.failure().await.is_none());
+    }
+
+    #[tokio::test]
+    async fn a_stream_that_is_given_up_ends_the_thread_and_not_cleanly() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("large");
+        File::create(&path).unwrap().set_len(1 << 40).unwrap();
+        let source =
+            NarSource { path, nar_hash: NarHash::digest(b""), nar_size: 0, case_hack: CaseHack::Keep };
+        let (mut stream, outcome) = source.open();
+        assert!(stream.next().await.unwrap().is_ok());
+        assert!(outcome.failure().await.is_none());
+        assert!(stream.next().await.unwrap().is_err());
+    }
+
+    fn tree() -> impl Strategy<Value = Node> {
+        let leaf = prop_oneof![
+            (any::<bool>(), proptest::collection::vec(any::<u8>(), 0..40))
+                .prop_map(|(executable, contents)| Node::File { executable, contents }),
+            "[a-zA-Z0-9./~]{1,20}".prop_map(Node::symlink),
+        ];
+        leaf.prop_recursive(4, 40, 6, |inner| {
+            proptest::collection::btree_map("[a-zA-Z0-9 .é~-]{1,8}", inner, 0..6).prop_map(|entries| {
+                Node::directory(entries.into_iter().filter(|(name, _)| !matches!(name.as_str(), "." | "..")))
+            })
+        })
+    }
+
+    fn write_tree(path: &Path, node: &Node) {
+        match node {
+            Node::File { executable, contents } => {
+                write(path, contents, if *executable { 0o755 } else { 0o644 });
+            }
+            Node::Symlink(target) => symlink(OsStr::from_bytes(target), path).unwrap(),
+            Node::Directory(entries) => {
+                fs::create_dir(path).unwrap();
+                for (name, node) in entries {
+                    write_tree(&path.join(OsStr::from_bytes(name)), node);
+                }
+            }
+        }
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(64))]
+        #[test]
+        fn every_tree_on_the_disk_becomes_the_nar_of_that_tree(node in tree()) {
+            let folder = tempfile::tempdir().unwrap();
+            let root = folder.path().join("root");
+            write_tree(&root, &node);
+            prop_assert_eq!(dump(&root, CaseHack::Keep).unwrap(), encode_tree(&node));
         }
     }
 }

@@ -297,14 +297,15 @@ impl Error {
     /// Whether what follows would fail in the same way, so that it is better not tried: the server is not there, or does
     /// not want us.
     pub fn is_fatal_for_push(&self) -> bool {
-        matches!(
-            self,
+        match self {
             Self::Unreachable { .. }
-                | Self::Stalled { .. }
-                | Self::Unavailable { .. }
-                | Self::Unauthorized { .. }
-                | Self::Forbidden { .. }
-                | Self::NoSuchCache { .. }
-        )
+            | Self::Stalled { .. }
+            | Self::Unauthorized { .. }
+            | Self::Forbidden { .. }
+            | Self::NoSuchCache { .. } => true,
+            // A 500 may be about one path; the others say that nobody is at home.
+            Self::Unavailable { status, .. } => *status != 500,
+            _ => false,
+        }
     }
 }

@@ -132,6 +132,9 @@ impl NixStore {
         if !output.status.success() {
             let start = output.stderr.len().saturating_sub(STDERR_BYTES_MAX);
             let stderr = String::from_utf8_lossy(&output.stderr[start..]).trim().to_owned();
+            if let Some(path) = invalid_path(&stderr) {
+                return Err(Error::InvalidPath { path: path.to_owned() });
+            }
             return Err(Error::NixFailed { status: output.status.to_string(), stderr });
         }
         PathInfo::parse_all(&output.stdout)
@@ -145,6 +148,8 @@ impl NixStore {
     ) -> Result<std::process::Output> {
         let mut command = tokio::process::Command::new(&self.program);
         command.args(["--extra-experimental-features", "nix-command", "path-info", "--json"]).args(format);
+        // A path that is not here is not to be fetched only to be pushed.
+        command.args(["--option", "substitute", "false"]);
         if closure {
             command.arg("--recursive");
         }
@@ -158,6 +163,12 @@ impl NixStore {
             }
         })
     }
+}
+
+/// The path in `error: path '/nix/store/…' is not valid`, which is how Nix ends when a closure is asked for.
+fn invalid_path(stderr: &str) -> Option<&str> {
+    let (before, _) = stderr.split_once("' is not valid")?;
+    before.rsplit_once("path '").map(|(_, path)| path)
 }
 
 /// Whether a relative path has enough `..` to leave its own first component.
@@ -179,7 +190,8 @@ enum Step {
     Outside,
 }
 
-#[cfg(all(test, unix))]
+#[cfg(test)]
+#[cfg(unix)]
 mod tests {
     use std::os::unix::fs::{PermissionsExt as _, symlink};
 
@@ -267,13 +279,17 @@ mod tests {
         assert_eq!(
             std::fs::read_to_string(folder.path().join("calls")).unwrap(),
             format!(
-                "--extra-experimental-features nix-command path-info --json --recursive -- /nix/store/{C} /nix/store/{B}\n"
+                "--extra-experimental-features nix-command path-info --json --option substitute false --recursive -- /nix/store/{C} /nix/store/{B}\n"
             )
         );
 
         let store = fake_nix(folder.path(), "echo 'error: no daemon' >&2; exit 3");
         let error = store.path_infos(&paths, false).await.unwrap_err();
         assert!(matches!(&error, Error::NixFailed { stderr, .. } if stderr == "error: no daemon"), "{error}");
+
+        let words = format!("echo \"error: path '/nix/store/{C}' is not valid\" >&2; exit 1");
+        let error = fake_nix(folder.path(), &words).path_infos(&paths, true).await.unwrap_err();
+        assert!(matches!(&error, Error::InvalidPath { path } if path.ends_with(C)), "{error}");
 
         let store = fake_nix(folder.path(), "echo nonsense");
         assert!(matches!(store.path_infos(&paths, false).await, Err(Error::PathInfoJson(_))));

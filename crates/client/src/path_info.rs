@@ -362,8 +362,21 @@ mod tests {
                 r#""references":["nmar8jgdmfzm21w8yi3qdl6n61pa5aj4-a"],"system":null,"#,
                 r#""deriver":"3gca4zd80z62hqlkw2672qf8nxlw9gwc-b.drv","#,
                 r#""sigs":["test-1:wOqHdmspwrH6KjWzEmRBYiMh3A78C7eGJzfiU/vRt/e/cIj0iH6d1extkQkGXN9K2wmgZFzbAY0LPZYtt5ToAw=="],"#,
-                r#""ca":null,"nar_hash":"sha256:65c6448982926ac23fe695184704f169c651c5674c9af491fb7d793c4fcd53bc","nar_size":168}"#
+                r#""ca":null,"nar_hash":"sha256:65c6448982926ac23fe695184704f173a651c5674c9af491fb7d793c4fcd53bc","nar_size":168}"#
             )
         );
+    }
+
+    proptest::proptest! {
+        /// Whatever Nix may print one day: an error at worst.
+        #[test]
+        fn reading_never_panics(
+            output in 0..4_usize, at in proptest::prelude::any::<proptest::sample::Index>(), piece in "[\\PC\"{}:,0-9é-]{0,6}",
+        ) {
+            let text = std::str::from_utf8(OUTPUTS[output].1).unwrap();
+            let at = at.index(text.len());
+            let end = (at + piece.len()).min(text.len());
+            let _ = PathInfo::parse_all(format!("{}{piece}{}", &text[..at], &text[end..]).as_bytes());
+        }
     }
 }

@@ -248,8 +248,8 @@ pub struct ResolvedServer {
 
 fn parse(path: &Path, text: &str) -> Result<Settings> {
     toml::from_str(text).map_err(|error: toml::de::Error| {
-        let start = error.span().map_or(0, |span| span.start).min(text.len());
-        let line = text.as_bytes()[..start].iter().filter(|byte| **byte == b'\n').count() + 1;
+        let before = error.span().and_then(|span| text.get(..span.start)).unwrap_or_default();
+        let line = before.matches('\n').count() + 1;
         Error::ParseSettings { path: path.to_owned(), line, message: error.message().to_owned() }
     })
 }
