@@ -1,1 +1,61 @@
-//! What the contract promises, as code.
+//! What the contract promises, as code: every adapter runs it.
+//!
+//! Each case gets an empty index of its own and panics with what is wrong.
+
+mod caches;
+mod chunks;
+mod commits;
+mod fixtures;
+mod names;
+mod races;
+
+use std::sync::Arc;
+
+use crate::{Index, Result};
+
+/// Runs every case; `make` opens an empty index each time it is called.
+pub async fn run<F, Fut>(make: F)
+where
+    F: Fn() -> Fut,
+    Fut: Future<Output = Arc<dyn Index>>,
+{
+    macro_rules! cases {
+        ($($topic:ident: $($case:ident),+;)+) => {
+            $($(check(stringify!($case), $topic::$case(make().await)).await;)+)+
+        };
+    }
+    cases! {
+        caches: a_setting_is_created_once, a_cache_comes_back_as_it_was_created, a_name_is_taken_until_its_cache_is_deleted,
+            caches_are_listed_by_name, a_patch_changes_what_it_names_and_nothing_else, replaced_keys_stay_listed,
+            a_cache_that_is_gone_takes_no_change, deleting_a_cache_takes_its_contents, a_cache_created_again_is_empty,
+            totals_count_the_objects_of_one_cache, changes_of_a_cache_are_in_the_outbox;
+        chunks: unknown_chunks_are_not_found, chunks_of_a_pack_come_back_as_committed, numbers_follow_the_order_given,
+            the_first_pack_of_a_chunk_wins, a_chunk_given_twice_has_one_row, a_repeated_pack_commit_returns_the_same_rows,
+            an_empty_pack_has_no_rows, runs_load_in_order, a_missing_number_is_an_error, damaged_chunks_are_not_reused,
+            a_damaged_chunk_heals_in_place, large_look_ups_are_one_statement, every_bit_of_a_chunk_row_survives;
+        commits: a_commit_makes_the_object_visible, a_nar_is_shared_between_caches, a_known_nar_is_named_without_its_bytes,
+            a_nar_that_is_gone_or_damaged_cannot_be_named, a_deleted_cache_takes_no_commit, a_missing_pack_fails_the_commit,
+            a_failed_commit_leaves_nothing, a_sound_row_wins_over_a_second_upload, a_damaged_nar_heals_in_place,
+            healing_is_told_to_every_cache, an_object_replaces_what_was_there, a_replaced_nar_stays_readable_for_30_days,
+            signatures_are_merged_old_ones_first, other_references_drop_old_signatures, the_first_narinfo_stays,
+            a_damaged_first_narinfo_gives_way, the_same_narinfo_adds_its_signatures, a_repeated_commit_changes_nothing,
+            every_kind_of_listing_comes_back, a_healed_nar_has_the_new_listing, a_corrected_encoding_is_told_to_every_cache,
+            a_commit_costs_at_most_eight_statements;
+        names: a_cache_reads_only_what_it_names, a_nar_is_found_by_the_path_that_has_it, an_alias_names_its_nar,
+            an_alias_is_replaced_by_a_later_upload, old_aliases_are_not_found, an_alias_writes_no_outbox_row,
+            a_removed_object_is_gone_but_its_nar_stays_for_the_grace, removal_for_cause_takes_everything,
+            removal_for_cause_ends_a_grace_that_began_before, removal_in_one_cache_leaves_the_others,
+            an_object_removed_and_pushed_again_is_there, present_objects_leaves_out_the_damaged_and_the_absent,
+            touching_never_goes_back_in_time, what_is_absent_costs_no_statement_or_one, every_field_of_an_object_comes_back,
+            the_outbox_is_ordered_and_resumable, the_index_is_ready;
+        races: racing_packs_agree_on_every_chunk, racing_commits_of_one_nar_agree, racing_objects_leave_one_of_them,
+            racing_settings_agree, racing_creations_of_a_cache_leave_one, commits_racing_a_deletion_leave_nothing,
+            readers_see_whole_commits_only, a_dropped_call_harms_nobody;
+    }
+}
+
+async fn check(case: &str, outcome: impl Future<Output = Result<()>>) {
+    if let Err(error) = outcome.await {
+        panic!("{}: {error:?}", case.replace('_', " "));
+    }
+}

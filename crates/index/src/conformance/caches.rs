@@ -1,0 +1,176 @@
+//! Settings, caches and their keys.
+
+use super::fixtures::*;
+use crate::{CacheId, CachePatch, CacheTotals, CommitTarget, Error, NarKey, NarSource, Result};
+
+pub(super) async fn a_setting_is_created_once(index: Subject) -> Result<()> {
+    assert_eq!(index.find_setting("secret").await?, None);
+    assert_eq!(index.create_setting("secret", b"one\0").await?, b"one\0");
+    assert_eq!(index.create_setting("secret", b"two").await?, b"one\0");
+    assert_eq!(index.find_setting("secret").await?.as_deref(), Some(&b"one\0"[..]));
+    assert_eq!(index.find_setting("other").await?, None);
+    Ok(())
+}
+
+pub(super) async fn a_cache_comes_back_as_it_was_created(index: Subject) -> Result<()> {
+    let new = new_cache("main");
+    let id = index.create_cache(&new).await?;
+    let found = index.find_cache("main").await?.expect("it was created");
+    assert_eq!(found.id, id);
+    assert_eq!(found.name, new.name);
+    assert_eq!(found.is_public, new.is_public);
+    assert_eq!(found.store_dir, new.store_dir);
+    assert_eq!(found.priority, new.priority);
+    assert_eq!(found.upstream_cache_key_names, new.upstream_cache_key_names);
+    assert_eq!(found.retention_seconds, None);
+    assert_eq!(found.keys, [new.key]);
+    assert_eq!(found.created_at, NOW);
+    assert_eq!(index.find_cache("Main").await?, None);
+    assert_eq!(index.find_cache("").await?, None);
+    Ok(())
+}
+
+pub(super) async fn a_name_is_taken_until_its_cache_is_deleted(index: Subject) -> Result<()> {
+    let first = cache(&index, "main").await?;
+    let taken = cache(&index, "main").await;
+    assert!(matches!(&taken, Err(Error::CacheExists { name }) if name == "main"), "{taken:?}");
+    assert_eq!(index.find_cache("main").await?.expect("the first").keys.len(), 1);
+    index.delete_cache(first, NOW).await?;
+    assert_eq!(index.find_cache("main").await?, None);
+    assert_eq!(index.list_caches().await?, []);
+    let second = cache(&index, "main").await?;
+    assert_ne!(first, second);
+    assert_eq!(index.find_cache("main").await?.map(|found| found.id), Some(second));
+    Ok(())
+}
+
+pub(super) async fn caches_are_listed_by_name(index: Subject) -> Result<()> {
+    assert_eq!(index.list_caches().await?, []);
+    for name in ["b", "c", "a"] {
+        cache(&index, name).await?;
+    }
+    let listed = index.list_caches().await?;
+    assert_eq!(listed.iter().map(|cache| cache.name.as_str()).collect::<Vec<_>>(), ["a", "b", "c"]);
+    for found in listed {
+        assert_eq!(Some(&found), index.find_cache(&found.name).await?.as_ref());
+    }
+    Ok(())
+}
+
+pub(super) async fn a_patch_changes_what_it_names_and_nothing_else(index: Subject) -> Result<()> {
+    let id = cache(&index, "main").await?;
+    let other = cache(&index, "other").await?;
+    let mut expected = index.find_cache("main").await?.expect("created");
+    index.update_cache(id, &CachePatch::default(), NOW).await?;
+    assert_eq!(index.find_cache("main").await?.as_ref(), Some(&expected));
+
+    let patch =
+        CachePatch { is_public: Some(true), retention_seconds: Some(Some(5)), ..CachePatch::default() };
+    index.update_cache(id, &patch, NOW).await?;
+    expected.is_public = true;
+    expected.retention_seconds = Some(5);
+    assert_eq!(index.find_cache("main").await?.as_ref(), Some(&expected));
+
+    let patch = CachePatch {
+        is_public: Some(false),
+        store_dir: Some("/gnu/store".to_owned()),
+        priority: Some(-3),
+        upstream_cache_key_names: Some(Vec::new()),
+        retention_seconds: Some(None),
+        replace_keys: None,
+    };
+    index.update_cache(id, &patch, NOW).await?;
+    expected.is_public = false;
+    expected.store_dir = "/gnu/store".to_owned();
+    expected.priority = -3;
+    expected.upstream_cache_key_names = Vec::new();
+    expected.retention_seconds = None;
+    assert_eq!(index.find_cache("main").await?.as_ref(), Some(&expected));
+    let untouched = index.find_cache("other").await?.expect("created");
+    assert_eq!((untouched.id, untouched.priority), (other, 41));
+    Ok(())
+}
+
+pub(super) async fn replaced_keys_stay_listed(index: Subject) -> Result<()> {
+    let id = cache(&index, "main").await?;
+    for name in ["second", "third"] {
+        let patch = CachePatch { replace_keys: Some(key(name)), ..CachePatch::default() };
+        index.update_cache(id, &patch, NOW).await?;
+    }
+    let keys = index.find_cache("main").await?.expect("created").keys;
+    let states: Vec<_> = keys.iter().map(|key| (key.sealed_secret.as_slice(), key.active)).collect();
+    assert_eq!(states, [(&b"main"[..], false), (b"second", false), (b"third", true)]);
+    Ok(())
+}
+
+pub(super) async fn a_cache_that_is_gone_takes_no_change(index: Subject) -> Result<()> {
+    let gone = cache(&index, "main").await?;
+    index.delete_cache(gone, NOW).await?;
+    let written = outbox(&index).await?.len();
+    for id in [gone, CacheId(9999)] {
+        let patch =
+            CachePatch { is_public: Some(true), replace_keys: Some(key("k")), ..CachePatch::default() };
+        assert!(matches!(index.update_cache(id, &patch, NOW).await, Err(Error::CacheGone)));
+        index.delete_cache(id, NOW).await?;
+    }
+    assert_eq!(outbox(&index).await?.len(), written, "nothing changed");
+    Ok(())
+}
+
+pub(super) async fn deleting_a_cache_takes_its_contents(index: Subject) -> Result<()> {
+    let (id, other) = (cache(&index, "main").await?, cache(&index, "other").await?);
+    let nar = push_object(&index, id, 1).await?;
+    push_object(&index, id, 2).await?;
+    index.remove_object(id, &path_hash(2), crate::Removal::WithGraceUntil(NOW + 100), NOW).await?;
+    push(&index, id, 3, alias("f.nar.xz")).await?;
+    commit(&index, other, NarSource::Known(nar), CommitTarget::Object(object(1))).await?;
+
+    index.delete_cache(id, NOW).await?;
+    assert_eq!(index.find_object(id, &path_hash(1)).await?, None);
+    assert_eq!(index.present_objects(id, &[path_hash(1)]).await?, []);
+    for number in 1..=3 {
+        assert_eq!(index.find_nar_in_cache(id, &NarKey::Hash(nar_hash(number)), NOW).await?, None);
+    }
+    assert_eq!(index.find_nar_in_cache(id, &NarKey::StorePath(path_hash(1)), NOW).await?, None);
+    assert_eq!(index.find_alias(id, "f.nar.xz", 0).await?, None);
+    assert_eq!(index.cache_totals(id).await?, CacheTotals::default());
+    assert!(index.find_object(other, &path_hash(1)).await?.is_some(), "the other cache keeps its own");
+    Ok(())
+}
+
+pub(super) async fn a_cache_created_again_is_empty(index: Subject) -> Result<()> {
+    let first = cache(&index, "main").await?;
+    let nar = push_object(&index, first, 1).await?;
+    index.delete_cache(first, NOW).await?;
+    let second = cache(&index, "main").await?;
+    assert_eq!(index.find_object(second, &path_hash(1)).await?, None);
+    commit(&index, second, NarSource::Known(nar), CommitTarget::Object(object(1))).await?;
+    assert!(index.find_object(second, &path_hash(1)).await?.is_some());
+    assert_eq!(index.present_objects(second, &[path_hash(1)]).await?, [(path_hash(1), NOW)]);
+    assert_eq!(index.find_object(first, &path_hash(1)).await?, None);
+    Ok(())
+}
+
+pub(super) async fn totals_count_the_objects_of_one_cache(index: Subject) -> Result<()> {
+    let (id, other) = (cache(&index, "main").await?, cache(&index, "other").await?);
+    assert_eq!(index.cache_totals(id).await?, CacheTotals::default());
+    push_object(&index, id, 1).await?;
+    let nar = push_object(&index, id, 2).await?;
+    commit(&index, id, NarSource::Known(nar), CommitTarget::Object(object(3))).await?;
+    push_object(&index, other, 4).await?;
+    push(&index, id, 5, alias("a")).await?;
+    let totals = index.cache_totals(id).await?;
+    assert_eq!(totals, CacheTotals { object_count: 3, nar_bytes: 10_001 + 10_002 + 10_002 });
+    Ok(())
+}
+
+pub(super) async fn changes_of_a_cache_are_in_the_outbox(index: Subject) -> Result<()> {
+    let id = cache(&index, "main").await?;
+    let patch = CachePatch { priority: Some(1), ..CachePatch::default() };
+    index.update_cache(id, &patch, NOW + 1).await?;
+    index.delete_cache(id, NOW + 2).await?;
+    let rows = outbox(&index).await?;
+    let rows: Vec<_> = rows.iter().map(|row| (row.cache, row.store_path_hash, row.at)).collect();
+    assert_eq!(rows, [(id, None, NOW + 1), (id, None, NOW + 2)]);
+    Ok(())
+}
