@@ -73,12 +73,7 @@ enum Work {
         id: NarId,
         file_size: u64,
     },
-    Store {
-        reader: NarReader,
-        sink: Box<ChunkSink>,
-        listing_params: ListingParams,
-        streaming: Streaming,
-    },
+    Store(Box<Storing>),
 }
 
 struct Storing {

@@ -84,8 +84,13 @@ impl Engine {
         clock: Arc<dyn Clock>,
     ) -> Self {
         let cpu = CpuPool::new(settings.cpu_threads, settings.zstd_level);
-        let packer =
-            Packer::start(Arc::clone(&index), Arc::clone(&blobs), Arc::clone(&clock), settings.pack_wait);
+        let packer = Packer::start(
+            Arc::clone(&index),
+            Arc::clone(&blobs),
+            Arc::clone(&clock),
+            settings.pack_wait,
+            settings.chunk_params.max,
+        );
         // Two chunks more than threads, so that a thread never waits for the next one.
         let jobs = Arc::new(Semaphore::new(settings.cpu_threads.max(1) + 2));
         let upload_memory_kib =

@@ -139,6 +139,7 @@ impl Packer {
         blobs: Arc<dyn Blobs>,
         clock: Arc<dyn Clock>,
         pack_wait: Duration,
+        chunk_bytes_max: u32,
     ) -> Self {
         let (queue, receiver) = mpsc::channel(QUEUE_CHUNKS);
         let shared = Arc::new(Shared {
@@ -153,6 +154,8 @@ impl Packer {
             open: OpenPack::default(),
             storing: JoinSet::new(),
             partial_packs: 0,
+            // Incompressible chunks grow by a few bytes a frame, and a cut may move by a hole.
+            chunk_bytes_max: u64::from(chunk_bytes_max) + 64 * 1024,
         };
         tokio::spawn(task.run(receiver));
         Self { queue, shared }
@@ -251,6 +254,8 @@ struct Task {
     storing: JoinSet<bool>,
     /// Packs being stored that were sealed before they were full.
     partial_packs: usize,
+    /// Stored bytes of the largest chunk: how much room an open pack has left at least.
+    chunk_bytes_max: u64,
 }
 
 impl Task {
@@ -296,8 +301,7 @@ impl Task {
     }
 
     fn is_full(&self) -> bool {
-        // Room for one more of the largest chunks; incompressible ones grow by a few bytes.
-        self.open.bytes + TABLE_BYTES + 1024 * 1024 > PACK_BYTES_MAX
+        self.open.bytes + TABLE_BYTES + self.chunk_bytes_max > PACK_BYTES_MAX
             || self.open.chunks.len() >= PACK_CHUNKS_MAX
     }
 
