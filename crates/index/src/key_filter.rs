@@ -148,7 +148,9 @@ mod tests {
     #[test]
     fn unknown_keys_are_nearly_always_absent() {
         let filter = KeyFilter::with_room_for(CAPACITY_MIN / 2);
-        keys(CAPACITY_MIN - 1).into_iter().for_each(|key| filter.insert(key));
+        for key in keys(CAPACITY_MIN - 1) {
+            filter.insert(key);
+        }
         let wrong = keys(100_000).into_iter().filter(|key| filter.may_contain(*key)).count();
         assert!(wrong < 1000, "{wrong} of 100,000");
     }
@@ -156,7 +158,9 @@ mod tests {
     #[test]
     fn inserting_a_key_again_does_not_fill_the_filter() {
         let filter = KeyFilter::with_room_for(0);
-        (0..CAPACITY_MIN * 2).for_each(|_| filter.insert([1, 2]));
+        for _ in 0..CAPACITY_MIN * 2 {
+            filter.insert([1, 2]);
+        }
         assert_eq!(filter.layers.read().unwrap().len(), 1);
     }
 

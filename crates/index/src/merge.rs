@@ -104,36 +104,41 @@ mod tests {
         }
     }
 
-    fn present(object: Object, nar_damaged: bool) -> Option<Present> {
-        Some(Present { object, nar: NarId(1), nar_damaged })
+    fn present(object: Object, nar_damaged: bool) -> Present {
+        Present { object, nar: NarId(1), nar_damaged }
     }
 
     #[test]
     fn the_same_object_again_is_only_touched() {
         for only_if_same in [false, true] {
-            let change =
-                change(&object(&["a"]), only_if_same, present(object(&["a", "b"]), false), Some(NarId(1)));
+            let change = change(
+                &object(&["a"]),
+                only_if_same,
+                Some(present(object(&["a", "b"]), false)),
+                Some(NarId(1)),
+            );
             assert_eq!(change, ObjectChange::Touch);
         }
     }
 
     #[test]
     fn signatures_merge_only_for_the_same_nar_and_references() {
-        let same = change(&object(&["b", "a"]), true, present(object(&["a"]), false), Some(NarId(1)));
+        let same = change(&object(&["b", "a"]), true, Some(present(object(&["a"]), false)), Some(NarId(1)));
         assert_eq!(same, ObjectChange::Write { object: object(&["a", "b"]), replaced: None });
-        let other_nar = change(&object(&["b"]), false, present(object(&["a"]), false), Some(NarId(2)));
+        let other_nar = change(&object(&["b"]), false, Some(present(object(&["a"]), false)), Some(NarId(2)));
         assert_eq!(other_nar, ObjectChange::Write { object: object(&["b"]), replaced: Some(NarId(1)) });
         let mut with_reference = object(&["b"]);
         with_reference.references.push(with_reference.path.clone());
-        let other_references = change(&with_reference, false, present(object(&["a"]), false), Some(NarId(1)));
+        let other_references =
+            change(&with_reference, false, Some(present(object(&["a"]), false)), Some(NarId(1)));
         assert_eq!(other_references, ObjectChange::Write { object: with_reference, replaced: None });
     }
 
     #[test]
     fn the_first_stays_unless_its_nar_is_damaged() {
-        let kept = change(&object(&[]), true, present(object(&[]), false), None);
+        let kept = change(&object(&[]), true, Some(present(object(&[]), false)), None);
         assert_eq!(kept, ObjectChange::Keep);
-        let healed = change(&object(&[]), true, present(object(&[]), true), Some(NarId(2)));
+        let healed = change(&object(&[]), true, Some(present(object(&[]), true)), Some(NarId(2)));
         assert_eq!(healed, ObjectChange::Write { object: object(&[]), replaced: Some(NarId(1)) });
     }
 

@@ -1,6 +1,9 @@
 //! Settings, caches and their keys.
 
-use super::fixtures::*;
+use super::fixtures::{
+    NOW, Subject, alias, cache, commit, key, nar_hash, new_cache, object, outbox, path_hash, push,
+    push_object,
+};
 use crate::{CacheId, CachePatch, CacheTotals, CommitTarget, Error, NarKey, NarSource, Result};
 
 pub(super) async fn a_setting_is_created_once(index: Subject) -> Result<()> {
@@ -81,7 +84,7 @@ pub(super) async fn a_patch_changes_what_it_names_and_nothing_else(index: Subjec
     };
     index.update_cache(id, &patch, NOW).await?;
     expected.is_public = false;
-    expected.store_dir = "/gnu/store".to_owned();
+    "/gnu/store".clone_into(&mut expected.store_dir);
     expected.priority = -3;
     expected.upstream_cache_key_names = Vec::new();
     expected.retention_seconds = None;

@@ -2,7 +2,7 @@
 
 use dormer_format::{ChunkId, ChunkLayout};
 
-use super::fixtures::*;
+use super::fixtures::{NOW, Subject, cache, chunk, chunk_id, nar_hash, pack, pack_id, push_object, run};
 use crate::{ChunkRow, Error, NarId, NewChunk, Result};
 
 async fn find(index: &Subject, numbers: impl IntoIterator<Item = u32>) -> Result<Vec<Option<ChunkRow>>> {

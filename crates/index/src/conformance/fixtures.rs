@@ -142,7 +142,7 @@ pub(super) async fn push(
 ) -> Result<NarId> {
     let rows = index.commit_pack(&pack(number, [number])).await?;
     let nar = NarSource::New(Box::new(new_nar(number, &rows)));
-    committed(commit(index, cache, nar, target).await?)
+    Ok(committed(&commit(index, cache, nar, target).await?))
 }
 
 /// Commits NAR `number` as the object of path `number`.
@@ -159,9 +159,9 @@ pub(super) async fn commit(
     index.commit_nar(&NarCommit { cache, nar, target, at: NOW }).await
 }
 
-pub(super) fn committed(outcome: CommitOutcome) -> Result<NarId> {
+pub(super) fn committed(outcome: &CommitOutcome) -> NarId {
     match outcome {
-        CommitOutcome::Committed(nar) => Ok(nar),
+        CommitOutcome::Committed(nar) => *nar,
         CommitOutcome::Kept => panic!("the commit was refused for an object that was there before"),
     }
 }

@@ -1,6 +1,9 @@
 //! What names a NAR in a cache: objects, graces, aliases; and the outbox.
 
-use super::fixtures::*;
+use super::fixtures::{
+    NOW, Subject, alias, cache, changes, chunk_id, commit, nar_hash, object, outbox, path, path_hash, push,
+    push_object,
+};
 use crate::{CacheId, CommitTarget, NarCommit, NarKey, NarSource, Object, Removal, Result};
 
 async fn reads(index: &Subject, cache: CacheId, number: u32, now: i64) -> Result<bool> {

@@ -7,7 +7,10 @@ use std::time::Duration;
 
 use tokio::task::JoinSet;
 
-use super::fixtures::*;
+use super::fixtures::{
+    NOW, Subject, cache, chunk_id, commit, committed, nar_hash, new_nar, object, pack, path_hash, push,
+    push_object, run, signed_object, tag,
+};
 use crate::{CommitTarget, Error, NarKey, NarSource, Result};
 
 /// Runs calls as tasks at once and returns what they gave, in no order.
@@ -50,7 +53,7 @@ pub(super) async fn racing_commits_of_one_nar_agree(index: Subject) -> Result<()
             let mut nar = new_nar(1, &rows);
             nar.tag = tag(number);
             let target = CommitTarget::Object(object(number));
-            committed(commit(&index, cache, NarSource::New(Box::new(nar)), target).await?)
+            Ok(committed(&commit(&index, cache, NarSource::New(Box::new(nar)), target).await?))
         }
     });
     let ids: HashSet<_> = all(calls).await.into_iter().collect::<Result<_>>()?;

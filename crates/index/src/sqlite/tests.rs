@@ -71,7 +71,9 @@ fn new_object(name: &str, references: u32) -> Object {
 
 fn new_nar(rows: &[ChunkRow], listing_bytes: usize) -> NewNar {
     let mut recipe = dormer_format::RecipeBuilder::new();
-    rows.iter().for_each(|row| recipe.push_chunk(row.number));
+    for row in rows {
+        recipe.push_chunk(row.number);
+    }
     let mut packs: Vec<PackNumber> = rows.iter().map(|row| row.pack).collect();
     packs.dedup();
     NewNar {
