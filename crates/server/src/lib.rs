@@ -1,1 +1,30 @@
-//! Router, extractors, handlers, error-to-status table, auth. Decides nothing.
+//! The HTTP server: the Nix binary-cache protocol in both directions, Attic's API, and ours.
+//!
+//! Layer: shell over the engine. A handler translates a request into one or two engine calls and their outcome into an
+//! answer; it decides nothing. docs/HTTP-API.md is the contract; the tests hold each row of its status table.
+//!
+//! Where to look
+//! - [`serve`]: connections, time-outs, shutdown; `app` sends a request to its handler and logs the outcome once.
+//! - `route`: from a path to a typed route; there is no other place that reads paths.
+//! - `failure`: the one table from an error to its status.
+//! - `auth` and `access`: tokens, and the rule that a caller without permissions learns nothing.
+//! - `codec`: the compressions of uploads, with the memory each may take.
+
+mod access;
+mod app;
+mod auth;
+mod body;
+mod call;
+mod codec;
+mod conditions;
+mod failure;
+mod handlers;
+mod request_body;
+mod route;
+mod serve;
+mod settings;
+mod socket;
+
+pub use auth::{Authenticator, KeyError, TokenKey};
+pub use serve::{Error, serve};
+pub use settings::ServerSettings;

@@ -1,0 +1,88 @@
+//! Who may do what with a cache. Attic's rule: a caller without any permission on a cache gets the same 401 whether the
+//! cache exists or not; only who may do something with it learns what is missing.
+
+use std::sync::Arc;
+
+use dormer_api::{CacheName, Permission, Permissions, TokenClaims};
+use dormer_index::Cache;
+
+use crate::app::App;
+use crate::call::Call;
+use crate::failure::Failure;
+
+impl App {
+    /// The cache of this name, for a caller who may do `needed` with it.
+    pub(crate) async fn open_cache(
+        &self,
+        call: &Call,
+        name: &CacheName,
+        needed: Permission,
+    ) -> Result<Arc<Cache>, Failure> {
+        self.open_cache_for_any(call, name, &[needed]).await
+    }
+
+    /// The cache of this name, for a caller who may do at least one of these with it.
+    pub(crate) async fn open_cache_for_any(
+        &self,
+        call: &Call,
+        name: &CacheName,
+        needed: &[Permission],
+    ) -> Result<Arc<Cache>, Failure> {
+        let (cache, permissions) = self.find_cache(call, name, needed.contains(&Permission::Pull)).await?;
+        match cache {
+            Some(cache) if needed.iter().any(|one| permissions.allows(*one)) => Ok(cache),
+            Some(_) | None if permissions.is_empty() => Err(Failure::Unauthorized),
+            Some(_) => Err(Failure::Forbidden(needed[0])),
+            None => Err(Failure::NoSuchCache),
+        }
+    }
+
+    /// The cache, if it exists, with all that the caller may do with it.
+    pub(crate) async fn open_cache_to_configure(
+        &self,
+        call: &Call,
+        name: &CacheName,
+    ) -> Result<(Arc<Cache>, Permissions), Failure> {
+        let (cache, permissions) = self.find_cache(call, name, false).await?;
+        match cache {
+            _ if permissions.is_empty() => Err(Failure::Unauthorized),
+            Some(cache) => Ok((cache, permissions)),
+            None => Err(Failure::NoSuchCache),
+        }
+    }
+
+    async fn find_cache(
+        &self,
+        call: &Call,
+        name: &CacheName,
+        pulling_suffices: bool,
+    ) -> Result<(Option<Arc<Cache>>, Permissions), Failure> {
+        let cache = self.engine.find_cache(name.as_str()).await?;
+        let is_public = cache.as_ref().is_some_and(|cache| cache.is_public);
+        if is_public {
+            call.set_about_public_cache();
+            if pulling_suffices {
+                // Anybody may: no token needs to be looked at on the hottest path.
+                return Ok((cache, Permissions::NONE.with(Permission::Pull)));
+            }
+        }
+        let own = self.claims(call).map_or(Permissions::NONE, |claims| claims.permissions_for(name));
+        let permissions = if is_public { own.with(Permission::Pull) } else { own };
+        Ok((cache, permissions))
+    }
+
+    /// What the caller's token gives on a cache that may or may not exist; nothing is looked up.
+    pub(crate) fn permissions(&self, call: &Call, name: &CacheName) -> Permissions {
+        self.claims(call).map_or(Permissions::NONE, |claims| claims.permissions_for(name))
+    }
+
+    /// The claims of the caller's token, if it counts.
+    pub(crate) fn claims(&self, call: &Call) -> Option<Arc<TokenClaims>> {
+        self.authenticator.authenticate(call.headers(), self.engine.now())
+    }
+
+    /// Refuses who has no token that counts, before a body is read to find out what it is about.
+    pub(crate) fn require_token(&self, call: &Call) -> Result<(), Failure> {
+        if self.claims(call).is_some() { Ok(()) } else { Err(Failure::Unauthorized) }
+    }
+}

@@ -1,0 +1,189 @@
+//! A request's way: route, handler, answer.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use dormer_api::headers::{CACHE_VISIBILITY, CACHE_VISIBILITY_PUBLIC};
+use dormer_engine::Engine;
+use http::header::{CONNECTION, HeaderName};
+use http::{HeaderValue, Method, Request, Response};
+use hyper::body::Incoming;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+
+use crate::auth::Authenticator;
+use crate::body::Body;
+use crate::call::{Call, RequestId};
+use crate::failure::Failure;
+use crate::handlers::{attic, caches, documents, nar, pages, upload};
+use crate::request_body::RequestBody;
+use crate::route::Route;
+use crate::settings::ServerSettings;
+
+static REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
+static VISIBILITY: HeaderName = HeaderName::from_static(CACHE_VISIBILITY);
+
+/// How long a request waits for memory to read its body into, or for its turn to be re-encoded.
+const TURN_TIMEOUT: Duration = Duration::from_secs(30);
+
+/// What all requests share.
+#[derive(Debug)]
+pub(crate) struct App {
+    pub(crate) engine: Engine,
+    pub(crate) authenticator: Authenticator,
+    pub(crate) settings: ServerSettings,
+    buffered_kib: Arc<Semaphore>,
+    reencodings: Arc<Semaphore>,
+    next_request: AtomicU64,
+}
+
+impl App {
+    pub(crate) fn new(engine: Engine, authenticator: Authenticator, settings: ServerSettings) -> Self {
+        Self {
+            buffered_kib: Arc::new(Semaphore::new((settings.buffered_bytes_max / 1024).max(1))),
+            reencodings: Arc::new(Semaphore::new(settings.reencodings_max.max(1))),
+            // A random start, so that ids of two runs or replicas do not meet in the same log.
+            next_request: AtomicU64::new(rand::random()),
+            engine,
+            authenticator,
+            settings,
+        }
+    }
+
+    /// Answers a request. Failures are answers, too: this never fails.
+    pub(crate) async fn respond(self: Arc<Self>, request: Request<Incoming>) -> Response<Body> {
+        let (parts, incoming) = request.into_parts();
+        let id = RequestId(self.next_request.fetch_add(1, Ordering::Relaxed));
+        let mut body = RequestBody::new(incoming, &parts.headers, &self.settings);
+        let call = Call::new(id, parts);
+        let mut response = match self.dispatch(&call, &mut body).await {
+            Ok(response) => response,
+            Err(failure) => failure.answer(&call, &self.settings),
+        };
+        let headers = response.headers_mut();
+        headers.insert(&REQUEST_ID, id.header_value());
+        if call.is_about_public_cache() {
+            headers.insert(&VISIBILITY, HeaderValue::from_static(CACHE_VISIBILITY_PUBLIC));
+        }
+        if body.is_unread() {
+            headers.insert(CONNECTION, HeaderValue::from_static("close"));
+            body.linger();
+        }
+        tracing::debug!(
+            request.id = %id, method = %call.method(), path = call.path(), status = response.status().as_u16(), "answered"
+        );
+        response
+    }
+
+    async fn dispatch(&self, call: &Call, body: &mut RequestBody) -> Result<Response<Body>, Failure> {
+        let route = Route::parse(call.path()).ok_or(Failure::NoRoute)?;
+        if !matches!(route, Route::Alive | Route::Ready) {
+            self.check_host(call)?;
+        }
+        match route {
+            // First and unboxed: nearly all requests are these.
+            Route::Narinfo(cache, hash) if call.is_read() => {
+                documents::find_narinfo(self, call, &cache, &hash).await
+            }
+            route => Box::pin(self.dispatch_others(call, body, route)).await,
+        }
+    }
+
+    async fn dispatch_others(
+        &self,
+        call: &Call,
+        body: &mut RequestBody,
+        route: Route<'_>,
+    ) -> Result<Response<Body>, Failure> {
+        let method = if call.is_head() { &Method::GET } else { call.method() };
+        match (method, route) {
+            (&Method::GET, Route::Home) => Ok(pages::home()),
+            (&Method::GET, Route::Alive) => Ok(pages::alive()),
+            (&Method::GET, Route::Ready) => pages::ready(self).await,
+            (&Method::GET, Route::Stats) => pages::stats(self),
+
+            (&Method::GET, Route::NixCacheInfo(cache)) => documents::nix_cache_info(self, call, &cache).await,
+            (&Method::GET, Route::Listing(cache, hash)) => {
+                documents::find_listing(self, call, &cache, &hash).await
+            }
+            (&Method::GET, Route::Nar(cache, file)) => nar::get_nar(self, call, &cache, file).await,
+            (&Method::GET, Route::NotKept(cache, _)) => documents::miss(self, call, &cache).await,
+
+            (&Method::PUT, Route::NixCacheInfo(cache)) => {
+                upload::put_cache_info(self, call, body, &cache).await
+            }
+            (&Method::PUT, Route::Narinfo(cache, hash)) => {
+                upload::put_narinfo(self, call, body, &cache, &hash).await
+            }
+            (&Method::PUT, Route::Listing(cache, _)) => upload::put_listing(self, call, body, &cache).await,
+            (&Method::PUT, Route::Nar(cache, file)) => upload::put_nar(self, call, body, &cache, file).await,
+            (&Method::PUT, Route::NotKept(cache, kind)) => upload::refuse(self, call, &cache, kind).await,
+
+            (&Method::GET, Route::CacheConfig(cache) | Route::AtticCacheInfo(cache)) => {
+                attic::show_cache(self, call, &cache).await
+            }
+            (&Method::POST, Route::CacheConfig(cache)) => attic::create_cache(self, call, body, &cache).await,
+            (&Method::PATCH, Route::CacheConfig(cache)) => {
+                attic::configure_cache(self, call, body, &cache).await
+            }
+            (&Method::DELETE, Route::CacheConfig(cache)) => attic::destroy_cache(self, call, &cache).await,
+            (&Method::POST, Route::GetMissingPaths) => attic::get_missing_paths(self, call, body).await,
+            (&Method::PUT, Route::UploadPath) => attic::upload_path(self, call, body).await,
+
+            (&Method::GET, Route::Caches) => caches::list_caches(self, call).await,
+            (&Method::DELETE, Route::Object(cache, hash)) => {
+                caches::remove_object(self, call, &cache, &hash).await
+            }
+
+            (_, route) => Err(Failure::MethodNotAllowed { allow: allowed_methods(&route) }),
+        }
+    }
+
+    fn check_host(&self, call: &Call) -> Result<(), Failure> {
+        let allowed = &self.settings.allowed_hosts;
+        let is_allowed = allowed.is_empty()
+            || call.host().is_some_and(|host| allowed.iter().any(|one| one.eq_ignore_ascii_case(host)));
+        if is_allowed { Ok(()) } else { Err(Failure::BadHost) }
+    }
+
+    /// Memory to read a body into.
+    pub(crate) async fn reserve_buffer(&self, bytes: u64) -> Result<OwnedSemaphorePermit, Failure> {
+        let all = (self.settings.buffered_bytes_max / 1024).max(1);
+        let kib = usize::try_from(bytes / 1024 + 1).unwrap_or(usize::MAX).min(all);
+        let kib = u32::try_from(kib).unwrap_or(u32::MAX);
+        let turn = Arc::clone(&self.buffered_kib).acquire_many_owned(kib);
+        in_time(turn).await.ok_or(Failure::Busy("requests"))
+    }
+
+    /// A turn to compress an answer.
+    pub(crate) async fn reencoding_turn(&self) -> Result<OwnedSemaphorePermit, Failure> {
+        in_time(Arc::clone(&self.reencodings).acquire_owned()).await.ok_or(Failure::Busy("re-encodings"))
+    }
+}
+
+async fn in_time(
+    turn: impl Future<Output = Result<OwnedSemaphorePermit, tokio::sync::AcquireError>>,
+) -> Option<OwnedSemaphorePermit> {
+    let turn = tokio::time::timeout(TURN_TIMEOUT, turn).await.ok()?;
+    Some(turn.expect("the semaphores are never closed"))
+}
+
+fn allowed_methods(route: &Route<'_>) -> &'static str {
+    match route {
+        Route::Home
+        | Route::Alive
+        | Route::Ready
+        | Route::Stats
+        | Route::Caches
+        | Route::AtticCacheInfo(_) => "GET, HEAD",
+        Route::NixCacheInfo(_)
+        | Route::Narinfo(..)
+        | Route::Listing(..)
+        | Route::Nar(..)
+        | Route::NotKept(..) => "GET, HEAD, PUT",
+        Route::CacheConfig(_) => "GET, HEAD, POST, PATCH, DELETE",
+        Route::GetMissingPaths => "POST",
+        Route::UploadPath => "PUT",
+        Route::Object(..) => "DELETE",
+    }
+}

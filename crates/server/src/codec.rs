@@ -1,0 +1,453 @@
+//! The compressions that uploads come in: known by suffix, else by magic; decoded within a memory limit that is known, and
+//! charged, before the first byte is decoded.
+//!
+//! | compression | suffix | magic | memory of the decoder |
+//! |---|---|---|---|
+//! | none | `.nar` | a NAR's | – |
+//! | xz | `.xz` | `fd 37 7a 58 5a 00` | dictionary of the first block, 8 to 127 MiB |
+//! | zstd | `.zst` | `28 b5 2f fd` | window of the first frame, 8 to 128 MiB |
+//! | bzip2 | `.bz2` | `BZh` | 5 MiB |
+//! | gzip | `.gz` | `1f 8b` | 1 MiB |
+//! | brotli | `.br` | – | window, up to 16 MiB, and 8 MiB |
+//! | lz4 | `.lz4` | `04 22 4d 18` | 10 MiB |
+//!
+//! Invariants
+//! - Several members one after the other are one stream (brotli knows none); anything else after the end is an error.
+//! - A later block or frame that needs more memory than the first announced is an error, not more memory.
+
+use std::io;
+use std::pin::Pin;
+
+use async_compression::Level;
+use async_compression::tokio::bufread::{
+    BrotliDecoder, BrotliEncoder, BzDecoder, BzEncoder, GzipDecoder, GzipEncoder, Lz4Decoder, Lz4Encoder,
+    XzDecoder, XzEncoder, ZstdDecoder,
+};
+use async_compression::zstd::DParameter;
+use tokio::io::{AsyncBufRead, AsyncRead, AsyncReadExt};
+
+const MIB: u64 = 1024 * 1024;
+
+/// Largest window or dictionary of a decoder: `zstd --long` and `xz -9` and a factor of two.
+const WINDOW_BYTES_MAX: u64 = 128 * MIB;
+
+/// Windows are charged with at least this, so that later frames may differ: it is what `xz -6` and `zstd -19` use.
+const WINDOW_BYTES_MIN: u64 = 8 * MIB;
+
+/// Bytes needed to know magic and memory: a stream header and the longest block header of xz.
+const HEAD_BYTES: usize = 12 + 1024;
+
+/// The names for error messages, in the order in which Nix's manual has them.
+pub(crate) const SUPPORTED: &str = "xz, zstd, bzip2, gzip, br, lz4 or none";
+
+/// Bytes to decode.
+pub(crate) type Input<'a> = Pin<Box<dyn AsyncBufRead + Send + 'a>>;
+
+/// How an upload is compressed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Compression {
+    None,
+    Xz,
+    Zstd,
+    Bzip2,
+    Gzip,
+    Brotli,
+    Lz4,
+}
+
+/// A window or dictionary over the limit, in bytes.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) struct WindowTooLarge(pub(crate) u64);
+
+/// A decoder, which gives its input back so that what is left in it can be seen.
+pub(crate) trait Decode<'a>: AsyncRead + Send + Unpin {
+    /// What has not been decoded.
+    fn input(&mut self) -> &mut Input<'a>;
+}
+
+impl Compression {
+    /// All of them.
+    pub(crate) const ALL: [Self; 7] =
+        [Self::None, Self::Xz, Self::Zstd, Self::Bzip2, Self::Gzip, Self::Brotli, Self::Lz4];
+
+    /// Its name in a narinfo and in `Content-Encoding`.
+    pub(crate) const fn name(self) -> &'static str {
+        match self {
+            Self::None => "none",
+            Self::Xz => "xz",
+            Self::Zstd => "zstd",
+            Self::Bzip2 => "bzip2",
+            Self::Gzip => "gzip",
+            Self::Brotli => "br",
+            Self::Lz4 => "lz4",
+        }
+    }
+
+    /// The one of this name in a narinfo.
+    pub(crate) fn from_name(name: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|compression| compression.name() == name)
+    }
+
+    /// The one that a `Content-Encoding` names.
+    pub(crate) fn from_content_encoding(value: &str) -> Option<Self> {
+        match value.trim().to_ascii_lowercase().as_str() {
+            "" | "identity" => Some(Self::None),
+            "x-gzip" => Some(Self::Gzip),
+            name => Self::from_name(name),
+        }
+    }
+
+    /// How an upload of this name, that begins with these bytes, is compressed. Nix writes no suffix for gzip, so `.nar`
+    /// alone promises nothing.
+    pub(crate) fn of_upload(file_name: &str, head: &[u8]) -> Option<Self> {
+        match file_name.rsplit_once('.').map(|(_, suffix)| suffix) {
+            Some("xz") => Some(Self::Xz),
+            Some("zst") => Some(Self::Zstd),
+            Some("bz2") => Some(Self::Bzip2),
+            Some("gz") => Some(Self::Gzip),
+            Some("br") => Some(Self::Brotli),
+            Some("lz4") => Some(Self::Lz4),
+            _ => Self::of_magic(head),
+        }
+    }
+
+    fn of_magic(head: &[u8]) -> Option<Self> {
+        const MAGICS: [(&[u8], Compression); 6] = [
+            (b"\x0d\0\0\0\0\0\0\0nix-archive-1", Compression::None),
+            (b"\xfd7zXZ\0", Compression::Xz),
+            (b"\x28\xb5\x2f\xfd", Compression::Zstd),
+            (b"BZh", Compression::Bzip2),
+            (b"\x1f\x8b", Compression::Gzip),
+            (b"\x04\x22\x4d\x18", Compression::Lz4),
+        ];
+        MAGICS.into_iter().find(|(magic, _)| head.starts_with(magic)).map(|(_, compression)| compression)
+    }
+
+    /// Memory that decoding a stream which begins with these bytes takes, in bytes.
+    pub(crate) fn decoder_bytes(self, head: &[u8]) -> Result<u64, WindowTooLarge> {
+        let window = match self {
+            Self::None => return Ok(0),
+            Self::Bzip2 => return Ok(5 * MIB),
+            Self::Gzip => return Ok(MIB),
+            Self::Lz4 => return Ok(10 * MIB),
+            Self::Brotli => return brotli_window(head).map(|window| window + 8 * MIB),
+            // A stream whose head cannot be read fails in the decoder, with a better message.
+            Self::Xz => xz_dictionary(head).unwrap_or(WINDOW_BYTES_MIN),
+            Self::Zstd => zstd_window(head).unwrap_or(WINDOW_BYTES_MIN),
+        };
+        // One MiB for what a decoder needs beside its window.
+        let needed = window.max(WINDOW_BYTES_MIN) + MIB;
+        if needed > WINDOW_BYTES_MAX + MIB { Err(WindowTooLarge(window)) } else { Ok(needed) }
+    }
+
+    /// Decodes, within the memory that [`decoder_bytes`](Self::decoder_bytes) named.
+    pub(crate) fn decode<'a>(self, input: Input<'a>, decoder_bytes: u64) -> Box<dyn Decode<'a> + 'a> {
+        macro_rules! of_several_members {
+            ($decoder:expr) => {{
+                let mut decoder = $decoder;
+                decoder.multiple_members(true);
+                Box::new(decoder)
+            }};
+        }
+        match self {
+            Self::None => Box::new(Plain(input)),
+            Self::Xz => of_several_members!(XzDecoder::with_mem_limit(input, decoder_bytes)),
+            Self::Zstd => {
+                let window_log = (decoder_bytes - MIB).next_power_of_two().ilog2().max(23);
+                of_several_members!(ZstdDecoder::with_params(
+                    input,
+                    &[DParameter::window_log_max(window_log)]
+                ))
+            }
+            Self::Bzip2 => of_several_members!(BzDecoder::new(input)),
+            Self::Gzip => of_several_members!(GzipDecoder::new(input)),
+            Self::Brotli => Box::new(BrotliDecoder::new(input)),
+            Self::Lz4 => of_several_members!(Lz4Decoder::new(input)),
+        }
+    }
+
+    /// Compresses, as fast as the format allows: the answer is read once, by the machine that sent the same NAR.
+    pub(crate) fn encode(
+        self,
+        input: impl AsyncBufRead + Send + 'static,
+    ) -> Pin<Box<dyn AsyncRead + Send + 'static>> {
+        const FAST: Level = Level::Precise(1);
+        match self {
+            // Never asked for: a zstd alias is served as it is stored.
+            Self::None | Self::Zstd => Box::pin(input),
+            Self::Xz => Box::pin(XzEncoder::with_quality(input, Level::Precise(0))),
+            Self::Bzip2 => Box::pin(BzEncoder::with_quality(input, FAST)),
+            Self::Gzip => Box::pin(GzipEncoder::with_quality(input, FAST)),
+            Self::Brotli => Box::pin(BrotliEncoder::with_quality(input, FAST)),
+            Self::Lz4 => Box::pin(Lz4Encoder::with_quality(input, FAST)),
+        }
+    }
+}
+
+/// Reads what is needed to know a stream, and puts it back.
+pub(crate) async fn peek(mut input: Input<'_>) -> io::Result<(Vec<u8>, Input<'_>)> {
+    let mut head = Vec::with_capacity(HEAD_BYTES);
+    (&mut input).take(HEAD_BYTES as u64).read_to_end(&mut head).await?;
+    let whole = io::Cursor::new(head.clone()).chain(input);
+    Ok((head, Box::pin(whole)))
+}
+
+struct Plain<'a>(Input<'a>);
+
+impl AsyncRead for Plain<'_> {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        context: &mut std::task::Context<'_>,
+        buffer: &mut tokio::io::ReadBuf<'_>,
+    ) -> std::task::Poll<io::Result<()>> {
+        self.0.as_mut().poll_read(context, buffer)
+    }
+}
+
+impl<'a> Decode<'a> for Plain<'a> {
+    fn input(&mut self) -> &mut Input<'a> {
+        &mut self.0
+    }
+}
+
+macro_rules! decoders {
+    ($($decoder:ident)*) => {
+        $(impl<'a> Decode<'a> for $decoder<Input<'a>> {
+            fn input(&mut self) -> &mut Input<'a> {
+                self.get_mut()
+            }
+        })*
+    };
+}
+decoders!(XzDecoder ZstdDecoder BzDecoder GzipDecoder BrotliDecoder Lz4Decoder);
+
+/// The window in a zstd frame's header (RFC 8878, 3.1.1.1).
+fn zstd_window(head: &[u8]) -> Option<u64> {
+    let header = head.strip_prefix(b"\x28\xb5\x2f\xfd")?;
+    let (&descriptor, rest) = header.split_first()?;
+    let is_single_segment = descriptor & 0x20 != 0;
+    if !is_single_segment {
+        let window = *rest.first()?;
+        let base = 1u64 << (10 + (window >> 3));
+        return Some(base + base / 8 * u64::from(window & 7));
+    }
+    // The window is the content: its size stands after the dictionary's id.
+    let dictionary_bytes = [0, 1, 2, 4][usize::from(descriptor & 3)];
+    let size_bytes = [1, 2, 4, 8][usize::from(descriptor >> 6)];
+    let mut size = [0; 8];
+    size[..size_bytes].copy_from_slice(rest.get(dictionary_bytes..dictionary_bytes + size_bytes)?);
+    let size = u64::from_le_bytes(size);
+    Some(if size_bytes == 2 { size + 256 } else { size })
+}
+
+/// The dictionary of LZMA2 in an xz file's first block header (xz file format 1.2.1, 3.1 and 5.3.1).
+fn xz_dictionary(head: &[u8]) -> Option<u64> {
+    const STREAM_HEADER_BYTES: usize = 12;
+    const LZMA2: u64 = 0x21;
+    let header = head.get(STREAM_HEADER_BYTES..)?;
+    let flags = *header.get(1)?;
+    let mut rest = header.get(2..)?;
+    for is_present in [flags & 0x40 != 0, flags & 0x80 != 0] {
+        if is_present {
+            varint(&mut rest)?;
+        }
+    }
+    for _ in 0..=(flags & 3) {
+        let filter = varint(&mut rest)?;
+        let properties_bytes = usize::try_from(varint(&mut rest)?).ok()?;
+        let (properties, after) = rest.split_at_checked(properties_bytes)?;
+        rest = after;
+        if filter == LZMA2 {
+            let bits = u32::from(*properties.first()? & 0x3f);
+            return Some(if bits >= 40 {
+                u64::from(u32::MAX)
+            } else {
+                u64::from(2 | bits & 1) << (bits / 2 + 11)
+            });
+        }
+    }
+    None
+}
+
+/// A number of the xz format: seven bits a byte, the lowest first, at most nine bytes.
+fn varint(rest: &mut &[u8]) -> Option<u64> {
+    let mut number = 0;
+    for shift in (0..63).step_by(7) {
+        let (&byte, after) = rest.split_first()?;
+        *rest = after;
+        number |= u64::from(byte & 0x7f) << shift;
+        if byte & 0x80 == 0 {
+            return Some(number);
+        }
+    }
+    None
+}
+
+/// The window in a brotli stream's first bits (RFC 7932, 9.1). What that RFC reserves is the "large window" extension, with
+/// windows of up to 1 GiB, which our decoder would take.
+fn brotli_window(head: &[u8]) -> Result<u64, WindowTooLarge> {
+    const LARGE_WINDOW: u64 = 1 << 30;
+    let first = head.first().copied().unwrap_or(0);
+    let bits = match (first & 1, (first >> 1) & 7, (first >> 4) & 7) {
+        (0, ..) => 16,
+        (_, 0, 0) => 17,
+        (_, 0, 1) => return Err(WindowTooLarge(LARGE_WINDOW)),
+        (_, 0, n) => 8 + n,
+        (_, n, _) => 17 + n,
+    };
+    Ok(1 << bits)
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::io::AsyncBufReadExt;
+
+    use super::*;
+
+    async fn encoded(compression: Compression, plain: &'static [u8]) -> Vec<u8> {
+        if compression == Compression::Zstd {
+            let mut encoder = async_compression::tokio::bufread::ZstdEncoder::new(plain);
+            let mut bytes = Vec::new();
+            encoder.read_to_end(&mut bytes).await.unwrap();
+            return bytes;
+        }
+        let mut bytes = Vec::new();
+        compression.encode(plain).read_to_end(&mut bytes).await.unwrap();
+        bytes
+    }
+
+    /// Bytes that come in the given pieces.
+    fn pieces(bytes: &[u8], piece: usize) -> Input<'static> {
+        let pieces: Vec<io::Result<bytes::Bytes>> =
+            bytes.chunks(piece).map(|piece| Ok(bytes::Bytes::copy_from_slice(piece))).collect();
+        Box::pin(tokio_util::io::StreamReader::new(futures::stream::iter(pieces)))
+    }
+
+    /// What a whole stream decodes to; an error also for bytes that are left over.
+    async fn decoded(compression: Compression, bytes: &[u8], piece: usize) -> io::Result<Vec<u8>> {
+        let (head, input) = peek(pieces(bytes, piece)).await?;
+        let limit =
+            compression.decoder_bytes(&head).map_err(|error| io::Error::other(format!("{error:?}")))?;
+        let mut decoder = compression.decode(input, limit);
+        let mut plain = Vec::new();
+        decoder.read_to_end(&mut plain).await?;
+        if decoder.input().fill_buf().await?.is_empty() {
+            Ok(plain)
+        } else {
+            Err(io::Error::other("trailing"))
+        }
+    }
+
+    const PLAIN: &[u8] = include_bytes!("codec.rs");
+    const COMPRESSED: [Compression; 6] = [
+        Compression::Xz,
+        Compression::Zstd,
+        Compression::Bzip2,
+        Compression::Gzip,
+        Compression::Brotli,
+        Compression::Lz4,
+    ];
+
+    #[tokio::test]
+    async fn every_compression_is_decoded_however_it_is_cut() {
+        for compression in Compression::ALL {
+            let bytes = encoded(compression, PLAIN).await;
+            for piece in [1, 7, 4096, usize::MAX] {
+                assert_eq!(
+                    decoded(compression, &bytes, piece).await.unwrap(),
+                    PLAIN,
+                    "{compression:?} {piece}"
+                );
+            }
+        }
+    }
+
+    #[tokio::test]
+    async fn several_members_are_one_stream() {
+        for compression in COMPRESSED {
+            let one = encoded(compression, PLAIN).await;
+            let two = [one.as_slice(), &one].concat();
+            for piece in [1, 4096, usize::MAX, one.len()] {
+                let plain = decoded(compression, &two, piece).await;
+                if compression == Compression::Brotli {
+                    assert!(plain.is_err(), "brotli has no members");
+                } else {
+                    assert_eq!(plain.unwrap(), [PLAIN, PLAIN].concat(), "{compression:?} {piece}");
+                }
+            }
+        }
+    }
+
+    #[tokio::test]
+    async fn garbage_after_the_end_is_an_error_however_it_is_cut() {
+        for compression in COMPRESSED {
+            let mut bytes = encoded(compression, PLAIN).await;
+            let end = bytes.len();
+            bytes.extend_from_slice(b"garbage behind the end");
+            for piece in [1, 4096, usize::MAX, end] {
+                assert!(decoded(compression, &bytes, piece).await.is_err(), "{compression:?} {piece}");
+            }
+        }
+    }
+
+    #[tokio::test]
+    async fn a_cut_stream_is_an_error_wherever_it_is_cut() {
+        for compression in COMPRESSED {
+            let bytes = encoded(compression, PLAIN).await;
+            for end in [1, 5, 11, 20, bytes.len() / 2, bytes.len() - 1] {
+                assert!(decoded(compression, &bytes[..end], 4096).await.is_err(), "{compression:?} {end}");
+            }
+        }
+    }
+
+    #[test]
+    fn suffixes_and_magics_tell_the_compression() {
+        let nar = b"\x0d\0\0\0\0\0\0\0nix-archive-1\0\0\0";
+        for (name, head, compression) in [
+            ("x.nar", nar.as_slice(), Some(Compression::None)),
+            ("x.nar", b"\x1f\x8b\x08", Some(Compression::Gzip)),
+            ("x.nar.xz", b"", Some(Compression::Xz)),
+            ("x.nar.zst", b"", Some(Compression::Zstd)),
+            ("x.nar.bz2", b"", Some(Compression::Bzip2)),
+            ("x.nar.gz", b"", Some(Compression::Gzip)),
+            ("x.nar.br", b"", Some(Compression::Brotli)),
+            ("x.nar.lz4", b"", Some(Compression::Lz4)),
+            ("x.nar.lzip", b"LZIP\x01", None),
+            ("x.nar.zstd", b"\x28\xb5\x2f\xfd", Some(Compression::Zstd)),
+            ("x", b"\xfd7zXZ\0", Some(Compression::Xz)),
+            ("x.nar", b"BZh9", Some(Compression::Bzip2)),
+            ("x.nar", b"\x04\x22\x4d\x18", Some(Compression::Lz4)),
+            ("x.nar", b"", None),
+            ("x.nar", b"random", None),
+        ] {
+            assert_eq!(Compression::of_upload(name, head), compression, "{name} {head:?}");
+        }
+    }
+
+    #[test]
+    fn windows_are_read_before_they_are_decoded() {
+        // A frame with a window of 128 MiB (descriptor 0, window byte 17 << 3), and one of twice that.
+        assert_eq!(Compression::Zstd.decoder_bytes(b"\x28\xb5\x2f\xfd\x00\x88"), Ok(129 * MIB));
+        assert_eq!(
+            Compression::Zstd.decoder_bytes(b"\x28\xb5\x2f\xfd\x00\x90"),
+            Err(WindowTooLarge(256 * MIB))
+        );
+        // Single segment, content size of 8 bytes.
+        let huge = [b"\x28\xb5\x2f\xfd\xe0".as_slice(), &(1u64 << 40).to_le_bytes()].concat();
+        assert_eq!(Compression::Zstd.decoder_bytes(&huge), Err(WindowTooLarge(1 << 40)));
+        assert_eq!(Compression::Zstd.decoder_bytes(b"\x28\xb5\x2f\xfd\x20\x01"), Ok(9 * MIB));
+        // Preset 6 has a dictionary of 8 MiB (bits 22), preset 9 one of 64 MiB (bits 28), 30 is 128 MiB, 40 is 4 GiB.
+        let xz = |bits: u8| [b"\xfd7zXZ\0\0\0\0\0\0\0\x02\0\x21\x01".as_slice(), &[bits]].concat();
+        assert_eq!(Compression::Xz.decoder_bytes(&xz(22)), Ok(9 * MIB));
+        assert_eq!(Compression::Xz.decoder_bytes(&xz(28)), Ok(65 * MIB));
+        assert_eq!(Compression::Xz.decoder_bytes(&xz(31)), Err(WindowTooLarge(192 * MIB)));
+        assert_eq!(Compression::Xz.decoder_bytes(&xz(40)), Err(WindowTooLarge(u64::from(u32::MAX))));
+        assert_eq!(Compression::Brotli.decoder_bytes(b"\x11"), Err(WindowTooLarge(1 << 30)));
+        assert_eq!(Compression::Brotli.decoder_bytes(b"\x0b"), Ok((1 << 22) + 8 * MIB));
+        for compression in Compression::ALL {
+            for end in 0..4 {
+                assert!(compression.decoder_bytes(&b"\x28\xb5\x2f\xfd"[..end]).is_ok());
+            }
+        }
+    }
+}

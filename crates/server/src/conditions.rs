@@ -1,0 +1,134 @@
+//! `Range`, `If-Range` and `If-None-Match`: what part of a representation a request wants, if any.
+//!
+//! Single ranges only: a request for several gets the whole, which RFC 9110 allows and no Nix ever asks for.
+
+use std::ops::Range;
+
+use http::HeaderMap;
+use http::header::{IF_NONE_MATCH, IF_RANGE, RANGE};
+
+/// What is wanted.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) enum Wanted {
+    /// All of it.
+    Whole,
+    /// These bytes, which are there.
+    Part(Range<u64>),
+    /// Bytes that are not there.
+    Outside,
+}
+
+/// Reads the range that a GET asks for. A range of another representation (`If-Range`) and what is no range at all count
+/// as none.
+pub(crate) fn wanted(headers: &HeaderMap, etag: &str, size: u64) -> Wanted {
+    let Some(range) = headers.get(RANGE).and_then(|value| value.to_str().ok()) else { return Wanted::Whole };
+    let same = headers.get(IF_RANGE).is_none_or(|value| value.as_bytes() == etag.as_bytes());
+    if same { parse_range(range, size).unwrap_or(Wanted::Whole) } else { Wanted::Whole }
+}
+
+fn parse_range(value: &str, size: u64) -> Option<Wanted> {
+    let (unit, spec) = value.split_once('=')?;
+    if !unit.trim().eq_ignore_ascii_case("bytes") {
+        return None;
+    }
+    let (first, last) = spec.trim().split_once('-')?;
+    let range = match (first, last) {
+        ("", suffix) => size.saturating_sub(number(suffix)?)..size,
+        (first, "") => number(first)?..size,
+        (first, last) => {
+            let (first, last) = (number(first)?, number(last)?);
+            if last < first {
+                return None;
+            }
+            first..last.saturating_add(1).min(size)
+        }
+    };
+    Some(if range.start < range.end { Wanted::Part(range) } else { Wanted::Outside })
+}
+
+/// A decimal number; one too large for 64 bits is no less too large for us.
+fn number(text: &str) -> Option<u64> {
+    let digits = !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit());
+    digits.then(|| text.parse().unwrap_or(u64::MAX))
+}
+
+/// Whether the client has this representation already.
+pub(crate) fn has_it_already(headers: &HeaderMap, etag: &str) -> bool {
+    headers.get_all(IF_NONE_MATCH).iter().filter_map(|value| value.to_str().ok()).any(|value| {
+        value.split(',').map(str::trim).any(|one| one == "*" || one.strip_prefix("W/").unwrap_or(one) == etag)
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn of(range: &str) -> Wanted {
+        wanted(&HeaderMap::from_iter([(RANGE, range.parse().unwrap())]), "\"x\"", 100)
+    }
+
+    #[test]
+    fn a_single_range_is_cut_to_what_is_there() {
+        for (range, part) in [
+            ("bytes=0-0", 0..1),
+            ("bytes=0-", 0..100),
+            ("bytes=10-19", 10..20),
+            ("bytes=99-", 99..100),
+            ("bytes=90-1000", 90..100),
+            ("bytes=90-99999999999999999999999", 90..100),
+            ("bytes=-1", 99..100),
+            ("bytes=-1000", 0..100),
+            ("Bytes = 5-6", 5..7),
+        ] {
+            assert_eq!(of(range), Wanted::Part(part), "{range}");
+        }
+    }
+
+    #[test]
+    fn ranges_that_begin_past_the_end_are_outside() {
+        for range in ["bytes=100-", "bytes=100-200", "bytes=-0", "bytes=99999999999999999999999-"] {
+            assert_eq!(of(range), Wanted::Outside, "{range}");
+        }
+    }
+
+    #[test]
+    fn what_is_no_single_range_counts_as_none() {
+        for range in [
+            "",
+            "bytes",
+            "bytes=",
+            "bytes=-",
+            "bytes=a-b",
+            "bytes=5-4",
+            "bytes=0-1,3-4",
+            "lines=0-1",
+            "bytes=+1-2",
+        ] {
+            assert_eq!(of(range), Wanted::Whole, "{range}");
+        }
+    }
+
+    #[test]
+    fn a_range_of_another_representation_counts_as_none() {
+        let ask = |if_range: &str| {
+            let headers = HeaderMap::from_iter([
+                (RANGE, "bytes=1-2".parse().unwrap()),
+                (IF_RANGE, if_range.parse().unwrap()),
+            ]);
+            wanted(&headers, "\"x\"", 100)
+        };
+        assert_eq!(ask("\"x\""), Wanted::Part(1..3));
+        for other in ["\"y\"", "W/\"x\"", "Sun, 06 Nov 1994 08:49:37 GMT"] {
+            assert_eq!(ask(other), Wanted::Whole, "{other}");
+        }
+    }
+
+    #[test]
+    fn any_of_several_tags_may_match() {
+        let has = |value: &str| {
+            has_it_already(&HeaderMap::from_iter([(IF_NONE_MATCH, value.parse().unwrap())]), "\"x\"")
+        };
+        assert!(has("\"x\"") && has("W/\"x\"") && has("\"a\", \"x\"") && has("*"));
+        assert!(!has("\"y\"") && !has("x") && !has(""));
+    }
+}

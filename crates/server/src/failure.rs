@@ -1,0 +1,207 @@
+//! Why a request is not answered with what it asked for, and the one table from that to a status.
+//!
+//! Status codes are part of the contract, because Nix acts on them: 404 means "not here, ask the next cache", so a database
+//! that is down must never look like one. There is no wildcard in the table: a new failure needs a decision.
+
+use std::error::Error as StdError;
+
+use dormer_api::{ErrorBody, ErrorName, Permission};
+use dormer_engine::{Error as EngineError, ErrorClass};
+use http::header::{ALLOW, CONTENT_RANGE, RETRY_AFTER, WWW_AUTHENTICATE};
+use http::{HeaderValue, Response, StatusCode};
+
+use crate::body::{self, Body};
+use crate::call::Call;
+use crate::codec::{SUPPORTED, WindowTooLarge};
+use crate::request_body::BodyError;
+use crate::route::Route;
+use crate::settings::ServerSettings;
+
+/// Why a request failed.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum Failure {
+    #[error("there is nothing at this address")]
+    NoRoute,
+    #[error("this address is not for this method")]
+    MethodNotAllowed { allow: &'static str },
+    #[error("this server does not answer to this host name")]
+    BadHost,
+    #[error("no permission: a valid token is needed")]
+    Unauthorized,
+    #[error("the token does not allow to {0} here")]
+    Forbidden(Permission),
+    #[error("there is no such cache")]
+    NoSuchCache,
+    #[error("the cache does not have this")]
+    NoSuchObject,
+    #[error("{0}")]
+    BadRequest(String),
+    #[error("cannot tell how {file_name} is compressed: expected {SUPPORTED}")]
+    UnknownCompression { file_name: String },
+    #[error("decoding the body as {compression}")]
+    Decode { compression: &'static str, source: std::io::Error },
+    #[error("the body needs {0} bytes to be decoded, which is more than allowed")]
+    Window(u64),
+    #[error("the content encoding {0:?} is not supported: expected {SUPPORTED}")]
+    ContentEncoding(String),
+    #[error("{what} is longer than {max} bytes, the limit")]
+    TooLong { what: &'static str, max: u64 },
+    #[error(transparent)]
+    Body(#[from] BodyError),
+    #[error("the range is outside of the {size} bytes there are")]
+    RangeOutside { size: u64 },
+    #[error(
+        "these bytes have another encoding by now: ranges are answered under the name in the present narinfo only"
+    )]
+    RangeOfOldName,
+    #[error("this server does not keep {0} yet")]
+    NotKept(&'static str),
+    #[error("too many {0} at once")]
+    Busy(&'static str),
+    #[error(transparent)]
+    Engine(#[from] EngineError),
+}
+
+impl From<WindowTooLarge> for Failure {
+    fn from(WindowTooLarge(bytes): WindowTooLarge) -> Self {
+        Self::Window(bytes)
+    }
+}
+
+/// What a failure is answered with.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Verdict {
+    status: StatusCode,
+    name: ErrorName,
+    /// What the client is told.
+    tell: Tell,
+}
+
+/// How much the client is told.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Tell {
+    /// What was wrong with the request, with all causes.
+    Everything,
+    /// A phrase; the log has the rest.
+    Phrase(&'static str),
+}
+
+const UNAVAILABLE: Tell = Tell::Phrase("a part of the server is unavailable, try again later");
+const INTERNAL: Tell = Tell::Phrase("internal error: the server's log has more under this request's id");
+
+impl Failure {
+    fn verdict(&self) -> Verdict {
+        use ErrorName as Name;
+        let of = |status, name| Verdict { status, name, tell: Tell::Everything };
+        match self {
+            Self::NoRoute => of(StatusCode::NOT_FOUND, Name::NotFound),
+            Self::MethodNotAllowed { .. } => of(StatusCode::METHOD_NOT_ALLOWED, Name::RequestError),
+            Self::BadHost => of(StatusCode::BAD_REQUEST, Name::RequestError),
+            Self::Unauthorized => of(StatusCode::UNAUTHORIZED, Name::Unauthorized),
+            Self::Forbidden(_) => of(StatusCode::FORBIDDEN, Name::AccessError),
+            Self::NoSuchCache => of(StatusCode::NOT_FOUND, Name::NoSuchCache),
+            Self::NoSuchObject => of(StatusCode::NOT_FOUND, Name::NoSuchObject),
+            Self::BadRequest(_) | Self::Decode { .. } | Self::Window(_) => {
+                of(StatusCode::BAD_REQUEST, Name::RequestError)
+            }
+            Self::UnknownCompression { .. } => of(StatusCode::BAD_REQUEST, Name::InvalidCompressionType),
+            Self::ContentEncoding(_) => of(StatusCode::UNSUPPORTED_MEDIA_TYPE, Name::InvalidCompressionType),
+            Self::TooLong { .. } => of(StatusCode::PAYLOAD_TOO_LARGE, Name::RequestError),
+            Self::Body(BodyError::Incomplete) => of(StatusCode::BAD_REQUEST, Name::RequestError),
+            Self::Body(BodyError::Idle | BodyError::TooLong) => {
+                of(StatusCode::REQUEST_TIMEOUT, Name::RequestError)
+            }
+            Self::RangeOutside { .. } => of(StatusCode::RANGE_NOT_SATISFIABLE, Name::RequestError),
+            Self::RangeOfOldName => of(StatusCode::PRECONDITION_FAILED, Name::RequestError),
+            Self::NotKept(_) => of(StatusCode::NOT_IMPLEMENTED, Name::RequestError),
+            Self::Busy(_) => of(StatusCode::SERVICE_UNAVAILABLE, Name::ServiceUnavailable),
+            Self::Engine(EngineError::NarTooLarge { .. }) => {
+                of(StatusCode::PAYLOAD_TOO_LARGE, Name::RequestError)
+            }
+            Self::Engine(EngineError::Index(dormer_index::Error::CacheGone)) => {
+                of(StatusCode::NOT_FOUND, Name::NoSuchCache)
+            }
+            Self::Engine(error) => engine_verdict(error.class()),
+        }
+    }
+
+    /// Answers the request, and writes the log line that this failure deserves.
+    pub(crate) fn answer(self, call: &Call, settings: &ServerSettings) -> Response<Body> {
+        let Verdict { status, name, tell } = self.verdict();
+        let detail = with_causes(&self);
+        self.log(call, status, &detail);
+        let message = match tell {
+            Tell::Everything => detail,
+            Tell::Phrase(phrase) => phrase.to_owned(),
+        };
+        let mut response = if Route::is_api(call.path()) {
+            let error = ErrorBody { code: status.as_u16(), ..ErrorBody::new(name, message) };
+            body::json(status, &error)
+        } else {
+            body::text(status, message + "\n")
+        };
+        let headers = response.headers_mut();
+        match &self {
+            Self::Unauthorized => {
+                headers.insert(WWW_AUTHENTICATE, HeaderValue::from_static("Basic realm=\"dormer\""));
+            }
+            Self::MethodNotAllowed { allow } => {
+                headers.insert(ALLOW, HeaderValue::from_static(allow));
+            }
+            Self::RangeOutside { size } => {
+                let value = HeaderValue::try_from(format!("bytes */{size}"));
+                headers.insert(CONTENT_RANGE, value.expect("digits are fit for a header"));
+            }
+            _ => {}
+        }
+        if status == StatusCode::SERVICE_UNAVAILABLE {
+            headers.insert(RETRY_AFTER, HeaderValue::from(settings.retry_after.as_secs().max(1)));
+        }
+        response
+    }
+
+    fn log(&self, call: &Call, status: StatusCode, detail: &str) {
+        let (request, method, path) = (call.id, call.method(), call.path());
+        if status == StatusCode::SERVICE_UNAVAILABLE {
+            tracing::warn!(request.id = %request, %method, path, status = status.as_u16(), error = detail, "request failed");
+        } else if status.is_server_error() && !matches!(self, Self::NotKept(_)) {
+            tracing::error!(request.id = %request, %method, path, status = status.as_u16(), error = detail, "request failed");
+        } else if call.is_read() {
+            // Misses, scans and forgotten tokens are everyday.
+            tracing::debug!(request.id = %request, %method, path, status = status.as_u16(), error = detail, "request refused");
+        } else {
+            tracing::info!(request.id = %request, %method, path, status = status.as_u16(), error = detail, "request refused");
+        }
+    }
+}
+
+fn engine_verdict(class: ErrorClass) -> Verdict {
+    use ErrorName as Name;
+    let (status, name, tell) = match class {
+        ErrorClass::BadInput => (StatusCode::BAD_REQUEST, Name::RequestError, Tell::Everything),
+        ErrorClass::Missing => (
+            StatusCode::NOT_FOUND,
+            Name::NoSuchObject,
+            Tell::Phrase("the cache does not have this in a readable state"),
+        ),
+        ErrorClass::Conflict => (StatusCode::BAD_REQUEST, Name::CacheAlreadyExists, Tell::Everything),
+        ErrorClass::Busy => (StatusCode::SERVICE_UNAVAILABLE, Name::ServiceUnavailable, Tell::Everything),
+        ErrorClass::Unavailable => (StatusCode::SERVICE_UNAVAILABLE, Name::ServiceUnavailable, UNAVAILABLE),
+        ErrorClass::Internal => (StatusCode::INTERNAL_SERVER_ERROR, Name::InternalServerError, INTERNAL),
+    };
+    Verdict { status, name, tell }
+}
+
+/// An error and its causes in one line. A cause that its parent repeats is left out.
+pub(crate) fn with_causes(error: &(dyn StdError + 'static)) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        let next = error.to_string();
+        if !text.ends_with(&next) {
+            text = format!("{text}: {next}");
+        }
+        cause = error.source();
+    }
+    text
+}

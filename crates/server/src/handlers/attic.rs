@@ -1,0 +1,336 @@
+//! Attic's API, as its clients speak it.
+
+use dormer_api::headers::{NAR_INFO, NAR_INFO_PREAMBLE_SIZE};
+use dormer_api::{
+    CacheConfig, CacheName, CreateCacheRequest, GetMissingPathsRequest, GetMissingPathsResponse, Keypair,
+    Permission, RetentionPeriod, Secret, TokenClaims, UploadPathNarInfo, UploadPathResult,
+    UploadPathResultKind,
+};
+use dormer_engine::{CreateCache, IngestRequest, Ingested, KeyChange, UpdateCache};
+use dormer_index::{Cache, NarKey, Object};
+use dormer_nix::{NarInfo, SecretKey};
+use http::{Response, StatusCode};
+
+use crate::app::App;
+use crate::body::{self, Body};
+use crate::call::Call;
+use crate::codec::Compression;
+use crate::failure::Failure;
+use crate::handlers::small_body;
+use crate::handlers::upload::{bad_request, store_dir};
+use crate::request_body::{BodyError, RequestBody};
+
+/// A cache's settings, for clients that pull from it.
+pub(crate) async fn show_cache(app: &App, call: &Call, name: &CacheName) -> Result<Response<Body>, Failure> {
+    let cache = app.open_cache(call, name, Permission::Pull).await?;
+    let api_endpoint = match &app.settings.api_endpoint {
+        Some(endpoint) => with_slash(endpoint),
+        None => {
+            let scheme = if call.is_https() { "https" } else { "http" };
+            format!("{scheme}://{}/", call.host().unwrap_or("localhost"))
+        }
+    };
+    let substituters = app.settings.substituter_endpoint.as_deref().map(with_slash);
+    let config = CacheConfig {
+        substituter_endpoint: Some(format!("{}{name}", substituters.as_ref().unwrap_or(&api_endpoint))),
+        api_endpoint: Some(api_endpoint),
+        // The newest: every narinfo carries a signature of each active key, and this one will be the last to go.
+        public_key: cache.keys.iter().rev().find(|key| key.active).map(|key| key.public_key.clone()),
+        is_public: Some(cache.is_public),
+        store_dir: Some(store_dir(&cache)?),
+        priority: Some(cache.priority),
+        upstream_cache_key_names: Some(cache.upstream_cache_key_names.clone()),
+        retention_period: Some(retention_period(&cache)),
+        keypair: None,
+    };
+    Ok(body::json(StatusCode::OK, &config))
+}
+
+fn with_slash(endpoint: &str) -> String {
+    format!("{}/", endpoint.trim_end_matches('/'))
+}
+
+pub(crate) fn retention_period(cache: &Cache) -> RetentionPeriod {
+    cache.retention_seconds.map_or(RetentionPeriod::Global, |seconds| {
+        RetentionPeriod::Period(u32::try_from(seconds.max(0)).unwrap_or(u32::MAX))
+    })
+}
+
+/// Creates a cache.
+pub(crate) async fn create_cache(
+    app: &App,
+    call: &Call,
+    body: &mut RequestBody,
+    name: &CacheName,
+) -> Result<Response<Body>, Failure> {
+    // Before anything is looked up: the answer must not depend on whether the cache exists.
+    let permissions = app.permissions(call, name);
+    if permissions.is_empty() {
+        return Err(Failure::Unauthorized);
+    }
+    if !permissions.allows(Permission::CreateCache) {
+        return Err(Failure::Forbidden(Permission::CreateCache));
+    }
+    let request: CreateCacheRequest = small_body::read_json(app, call, body).await?;
+    let secret_key = match &request.keypair {
+        Keypair::Generate => None,
+        Keypair::Keypair(secret) => Some(parse_secret_key(secret)?),
+    };
+    let new = CreateCache {
+        name: name.to_string(),
+        is_public: request.is_public,
+        store_dir: request.store_dir.to_string(),
+        priority: request.priority,
+        upstream_cache_key_names: request.upstream_cache_key_names,
+        secret_key,
+    };
+    app.engine.create_cache(new).await?;
+    tracing::info!(request.id = %call.id, cache.name = %name, "created a cache");
+    Ok(body::empty())
+}
+
+/// Changes any subset of a cache's settings; each needs its own permission.
+pub(crate) async fn configure_cache(
+    app: &App,
+    call: &Call,
+    body: &mut RequestBody,
+    name: &CacheName,
+) -> Result<Response<Body>, Failure> {
+    let (cache, permissions) = app.open_cache_to_configure(call, name).await?;
+    let config = [Permission::ConfigureCache, Permission::ConfigureCacheRetention];
+    if !config.iter().any(|one| permissions.allows(*one)) {
+        return Err(Failure::Forbidden(Permission::ConfigureCache));
+    }
+    let patch: CacheConfig = small_body::read_json(app, call, body).await?;
+    if patch.is_empty_patch() {
+        return Err(Failure::BadRequest("no field was set that can be changed".to_owned()));
+    }
+    let changes_only_retention = CacheConfig { retention_period: None, ..patch.clone() }.is_empty_patch();
+    if !changes_only_retention && !permissions.allows(Permission::ConfigureCache) {
+        return Err(Failure::Forbidden(Permission::ConfigureCache));
+    }
+    if patch.retention_period.is_some() && !permissions.allows(Permission::ConfigureCacheRetention) {
+        return Err(Failure::Forbidden(Permission::ConfigureCacheRetention));
+    }
+    let new_key = match &patch.keypair {
+        None => None,
+        Some(Keypair::Generate) => Some(KeyChange::Generate),
+        Some(Keypair::Keypair(secret)) => Some(KeyChange::Given(Box::new(parse_secret_key(secret)?))),
+    };
+    let update = UpdateCache {
+        is_public: patch.is_public,
+        store_dir: patch.store_dir.map(|store_dir| store_dir.to_string()),
+        priority: patch.priority,
+        upstream_cache_key_names: patch.upstream_cache_key_names,
+        retention_seconds: patch.retention_period.map(|period| match period {
+            RetentionPeriod::Global => None,
+            RetentionPeriod::Period(seconds) => Some(i64::from(seconds)),
+        }),
+        new_key,
+    };
+    app.engine.update_cache(&cache, update).await?;
+    tracing::info!(request.id = %call.id, cache.name = %name, "changed a cache's settings");
+    Ok(body::empty())
+}
+
+/// The error says nothing of the key.
+fn parse_secret_key(secret: &Secret) -> Result<SecretKey, Failure> {
+    secret.expose().parse().map_err(bad_request)
+}
+
+/// Destroys a cache.
+pub(crate) async fn destroy_cache(
+    app: &App,
+    call: &Call,
+    name: &CacheName,
+) -> Result<Response<Body>, Failure> {
+    let cache = app.open_cache(call, name, Permission::DestroyCache).await?;
+    app.engine.delete_cache(&cache).await?;
+    tracing::info!(request.id = %call.id, cache.name = %name, "destroyed a cache");
+    Ok(body::empty())
+}
+
+/// Which of these paths does the cache lack?
+pub(crate) async fn get_missing_paths(
+    app: &App,
+    call: &Call,
+    body: &mut RequestBody,
+) -> Result<Response<Body>, Failure> {
+    app.require_token(call)?;
+    let request: GetMissingPathsRequest = small_body::read_json(app, call, body).await?;
+    let cache = app.open_cache(call, &request.cache, Permission::Push).await?;
+    let missing_paths = app.engine.missing_paths(&cache, &request.store_path_hashes).await?;
+    Ok(body::json(StatusCode::OK, &GetMissingPathsResponse { missing_paths }))
+}
+
+/// Takes a store path: its metadata in a header or before the NAR, then the NAR as it is.
+pub(crate) async fn upload_path(
+    app: &App,
+    call: &Call,
+    body: &mut RequestBody,
+) -> Result<Response<Body>, Failure> {
+    app.require_token(call)?;
+    if small_body::content_encoding(call)? != Compression::None {
+        return Err(Failure::ContentEncoding("upload-path takes the NAR as it is".to_owned()));
+    }
+    let mut upload = Upload::begin(app, call, body).await?;
+    let info = &upload.info;
+    let cache = app.open_cache(call, &info.cache, Permission::Push).await?;
+    let object = object(&cache, info)?;
+    let request = IngestRequest {
+        store_dir: cache.store_dir.clone(),
+        expected: Some((info.nar_hash, info.nar_size)),
+        extra_memory_bytes: 0,
+    };
+    let mut ingest = app.engine.begin_ingest(request).await?;
+    while let Some(bytes) = upload.next().await? {
+        ingest.write(&bytes).await?;
+    }
+    let ingested = ingest.finish().await?;
+    let result = describe(app, call, &cache, &ingested).await?;
+    tracing::info!(
+        request.id = %call.id, cache.name = cache.name, path = %object.path, size_bytes = ingested.nar_size,
+        new_bytes = ingested.new_chunk_bytes, "took a store path"
+    );
+    app.engine.commit_object(&cache, ingested, object).await?;
+    Ok(body::json(StatusCode::OK, &result))
+}
+
+/// Metadata, and the NAR behind it.
+struct Upload<'a> {
+    info: UploadPathNarInfo,
+    /// What came in the same piece as the end of the preamble.
+    first: Option<bytes::Bytes>,
+    body: &'a mut RequestBody,
+}
+
+impl<'a> Upload<'a> {
+    async fn begin(app: &App, call: &Call, body: &'a mut RequestBody) -> Result<Self, Failure> {
+        let max = app.settings.nar_info_preamble_bytes_max;
+        let too_long = || Failure::TooLong { what: "the metadata", max: max as u64 };
+        if let Some(json) = call.headers().get(NAR_INFO) {
+            if json.len() > max {
+                return Err(too_long());
+            }
+            let info = UploadPathNarInfo::parse(json.as_bytes()).map_err(bad_request)?;
+            return Ok(Self { info, first: None, body });
+        }
+        let Some(size) = call.headers().get(NAR_INFO_PREAMBLE_SIZE) else {
+            return Err(Failure::BadRequest(format!(
+                "neither {NAR_INFO} nor {NAR_INFO_PREAMBLE_SIZE} is given"
+            )));
+        };
+        let size =
+            UploadPathNarInfo::parse_preamble_size(size.to_str().unwrap_or("?")).map_err(
+                |error| match error {
+                    dormer_api::Error::NarInfoTooLarge { .. } => too_long(),
+                    error => bad_request(error),
+                },
+            )?;
+        if size > max {
+            return Err(too_long());
+        }
+        let _memory = app.reserve_buffer(size as u64).await?;
+        let mut json = Vec::new();
+        let mut first = None;
+        while json.len() < size {
+            let Some(mut piece) = body.next().await? else {
+                return Err(Failure::BadRequest(format!(
+                    "the body ends after {} of {size} bytes of metadata",
+                    json.len()
+                )));
+            };
+            let rest = piece.split_off(piece.len().min(size - json.len()));
+            json.extend_from_slice(&piece);
+            first = Some(rest).filter(|rest| !rest.is_empty());
+        }
+        let info = UploadPathNarInfo::parse(&json).map_err(bad_request)?;
+        Ok(Self { info, first, body })
+    }
+
+    async fn next(&mut self) -> Result<Option<bytes::Bytes>, BodyError> {
+        match self.first.take() {
+            Some(bytes) => Ok(Some(bytes)),
+            None => self.body.next().await,
+        }
+    }
+}
+
+/// The object that the metadata describes, if all of it can stand in a narinfo.
+fn object(cache: &Cache, info: &UploadPathNarInfo) -> Result<Object, Failure> {
+    let resolved = info.resolve(&store_dir(cache)?).map_err(bad_request)?;
+    let narinfo = NarInfo {
+        store_path: resolved.store_path,
+        url: "nar/x".to_owned(),
+        compression: "none".to_owned(),
+        file_hash: None,
+        file_size: None,
+        nar_hash: info.nar_hash,
+        nar_size: info.nar_size,
+        references: resolved.references,
+        deriver: resolved.deriver,
+        // Clients write what they do not know as nothing or as an empty text.
+        system: info.system.clone().filter(|text| !text.is_empty()),
+        ca: info.ca.clone().filter(|text| !text.is_empty()),
+        sigs: info.sigs.clone(),
+    };
+    narinfo.check().map_err(bad_request)?;
+    Ok(Object {
+        path: narinfo.store_path,
+        references: narinfo.references,
+        deriver: narinfo.deriver.map(|deriver| deriver.to_string()),
+        ca: narinfo.ca,
+        sigs: narinfo.sigs,
+        system: narinfo.system,
+    })
+}
+
+/// What the client is told of deduplication: nothing that tells one tenant what another has.
+///
+/// A token that may pull every cache there is, was, or will be hears the truth. Others hear of it only if this very cache,
+/// which they may pull, had the NAR already.
+async fn describe(
+    app: &App,
+    call: &Call,
+    cache: &Cache,
+    ingested: &Ingested,
+) -> Result<UploadPathResult, Failure> {
+    let claims = app.claims(call);
+    let is_told_all = claims.as_deref().is_some_and(may_pull_everything);
+    let is_told_of_nar = is_told_all
+        || ingested.known && {
+            let name = cache.name.parse().map_err(bad_request)?;
+            let may_pull = cache.is_public
+                || claims.is_some_and(|claims| claims.permissions_for(&name).allows(Permission::Pull));
+            let key = NarKey::Hash(ingested.nar_hash);
+            may_pull
+                && app
+                    .engine
+                    .index()
+                    .find_nar_in_cache(cache.id, &key, app.engine.now())
+                    .await
+                    .map_err(dormer_engine::Error::from)?
+                    .is_some()
+        };
+    let (kind, frac_deduplicated) = match (is_told_all, is_told_of_nar && ingested.known) {
+        (_, true) => (UploadPathResultKind::Deduplicated, Some(1.0)),
+        (true, false) => (UploadPathResultKind::Uploaded, Some(fraction_deduplicated(ingested))),
+        (false, false) => (UploadPathResultKind::Uploaded, None),
+    };
+    Ok(UploadPathResult { kind, file_size: Some(ingested.file_size), frac_deduplicated })
+}
+
+fn may_pull_everything(claims: &TokenClaims) -> bool {
+    let caches = &claims.access.caches;
+    caches.iter().any(|(pattern, _)| pattern.as_str() == "*")
+        && caches.iter().all(|(_, permissions)| permissions.allows(Permission::Pull))
+}
+
+fn fraction_deduplicated(ingested: &Ingested) -> f64 {
+    if ingested.chunk_bytes == 0 {
+        return 0.0;
+    }
+    #[expect(clippy::cast_precision_loss, reason = "a fraction for people")]
+    let new = ingested.new_chunk_bytes as f64 / ingested.chunk_bytes as f64;
+    (1.0 - new).clamp(0.0, 1.0)
+}

@@ -1,0 +1,55 @@
+//! `/_api/v2/`: what Attic's API lacks.
+
+use dormer_api::v2::{CacheEntry, ListCachesResponse, RemovePathResponse};
+use dormer_api::{CacheName, Permission, Permissions};
+use dormer_index::Cache;
+use dormer_nix::StorePathHash;
+use http::{Response, StatusCode};
+
+use crate::app::App;
+use crate::body::{self, Body};
+use crate::call::Call;
+use crate::failure::Failure;
+use crate::handlers::attic::retention_period;
+use crate::handlers::upload::{bad_request, store_dir};
+
+/// The caches that the caller may know of: public ones, and those on which the token has any permission.
+pub(crate) async fn list_caches(app: &App, call: &Call) -> Result<Response<Body>, Failure> {
+    let claims = app.claims(call);
+    let mut caches = Vec::new();
+    for cache in app.engine.list_caches().await? {
+        let name: CacheName = cache.name.parse().map_err(bad_request)?;
+        let permissions = claims.as_ref().map_or(Permissions::NONE, |claims| claims.permissions_for(&name));
+        if cache.is_public || !permissions.is_empty() {
+            caches.push(entry(name, cache)?);
+        }
+    }
+    Ok(body::json(StatusCode::OK, &ListCachesResponse { caches }))
+}
+
+fn entry(name: CacheName, cache: Cache) -> Result<CacheEntry, Failure> {
+    Ok(CacheEntry {
+        name,
+        is_public: cache.is_public,
+        store_dir: store_dir(&cache)?,
+        priority: cache.priority,
+        retention_period: retention_period(&cache),
+        public_keys: cache.keys.into_iter().filter(|key| key.active).map(|key| key.public_key).collect(),
+        upstream_cache_key_names: cache.upstream_cache_key_names,
+    })
+}
+
+/// Takes one store path out of a cache at once.
+pub(crate) async fn remove_object(
+    app: &App,
+    call: &Call,
+    name: &CacheName,
+    hash: &StorePathHash,
+) -> Result<Response<Body>, Failure> {
+    let cache = app.open_cache(call, name, Permission::Delete).await?;
+    let removed = app.engine.remove_object(&cache, hash).await?;
+    if removed {
+        tracing::info!(request.id = %call.id, cache.name = %name, object.hash = %hash, "removed a store path");
+    }
+    Ok(body::json(StatusCode::OK, &RemovePathResponse { removed }))
+}

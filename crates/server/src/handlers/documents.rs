@@ -1,0 +1,66 @@
+//! The small documents of the binary-cache protocol: what a cache is, narinfos, listings.
+
+use bytes::Bytes;
+use dormer_api::{CacheName, Permission};
+use dormer_nix::StorePathHash;
+use futures::StreamExt;
+use http::header::{CONTENT_LENGTH, CONTENT_TYPE};
+use http::{HeaderValue, Response};
+
+use crate::app::App;
+use crate::body::{self, Body};
+use crate::call::Call;
+use crate::failure::Failure;
+
+/// `nix-cache-info`.
+pub(crate) async fn nix_cache_info(
+    app: &App,
+    call: &Call,
+    name: &CacheName,
+) -> Result<Response<Body>, Failure> {
+    let cache = app.open_cache(call, name, Permission::Pull).await?;
+    let text = format!("WantMassQuery: 1\nStoreDir: {}\nPriority: {}\n", cache.store_dir, cache.priority);
+    Ok(body::document("text/x-nix-cache-info", text))
+}
+
+/// A narinfo. A hit may be 5 s old, a miss never is.
+pub(crate) async fn find_narinfo(
+    app: &App,
+    call: &Call,
+    name: &CacheName,
+    hash: &StorePathHash,
+) -> Result<Response<Body>, Failure> {
+    let cache = app.open_cache(call, name, Permission::Pull).await?;
+    let text = app.engine.narinfo(&cache, hash).await?.ok_or(Failure::NoSuchObject)?;
+    Ok(body::document("text/x-nix-narinfo", text))
+}
+
+/// A NAR's listing, as it was written down when the NAR came.
+pub(crate) async fn find_listing(
+    app: &App,
+    call: &Call,
+    name: &CacheName,
+    hash: &StorePathHash,
+) -> Result<Response<Body>, Failure> {
+    let cache = app.open_cache(call, name, Permission::Pull).await?;
+    // Up to tens of MiB for packages of a million files, so the memory is accounted for until the answer is sent.
+    let turn = app.reencoding_turn().await?;
+    let json = app.engine.listing(&cache, hash).await?.ok_or(Failure::NoSuchObject)?;
+    let length = json.len() as u64;
+    let once = futures::stream::once(async move { Ok(Bytes::from(json)) });
+    let held = once.chain(futures::stream::poll_fn(move |_| {
+        let _ = &turn;
+        std::task::Poll::Ready(None)
+    }));
+    let body = if call.is_head() { Body::Unknown } else { Body::Stream(Box::pin(held)) };
+    let mut response = Response::new(body);
+    response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
+    response.headers_mut().insert(CONTENT_LENGTH, HeaderValue::from(length));
+    Ok(response)
+}
+
+/// Documents that nobody could have put here.
+pub(crate) async fn miss(app: &App, call: &Call, name: &CacheName) -> Result<Response<Body>, Failure> {
+    app.open_cache(call, name, Permission::Pull).await?;
+    Err(Failure::NoSuchObject)
+}

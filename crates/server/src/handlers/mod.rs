@@ -1,0 +1,9 @@
+//! Handlers: one for each method of each route. Each translates, none decides.
+
+pub(crate) mod attic;
+pub(crate) mod caches;
+pub(crate) mod documents;
+pub(crate) mod nar;
+pub(crate) mod pages;
+pub(crate) mod small_body;
+pub(crate) mod upload;

@@ -1,0 +1,143 @@
+//! Sending NARs.
+//!
+//! Bytes under a name never change: Nix resumes without `If-Range`, and CDNs join ranges. So ranges are answered, and
+//! offered, only under the name with the present encoding tag. Other names of a NAR get the present bytes whole.
+
+use std::io;
+
+use dormer_api::{CacheName, Permission};
+use dormer_engine::OpenNar;
+use dormer_format::EncodingTag;
+use dormer_index::{Cache, NarKey};
+use futures::TryStreamExt;
+use http::header::{ACCEPT_RANGES, CONTENT_LENGTH, CONTENT_RANGE, CONTENT_TYPE, ETAG};
+use http::{HeaderValue, Response, StatusCode};
+use tokio::io::BufReader;
+use tokio_util::io::{ReaderStream, StreamReader};
+
+use crate::app::App;
+use crate::body::{Body, NarBody};
+use crate::call::Call;
+use crate::codec::Compression;
+use crate::conditions::{self, Wanted};
+use crate::failure::Failure;
+use crate::route::NarFile;
+
+const NAR_TYPE: HeaderValue = HeaderValue::from_static("application/x-nix-nar");
+
+/// Piece of a re-encoded answer, in bytes.
+const PIECE_BYTES: usize = 64 * 1024;
+
+/// A NAR by any of its names.
+pub(crate) async fn get_nar(
+    app: &App,
+    call: &Call,
+    name: &CacheName,
+    file: NarFile<'_>,
+) -> Result<Response<Body>, Failure> {
+    let (key, tag) = match file {
+        NarFile::Encoded(hash, tag) => (NarKey::Hash(hash), Some(tag)),
+        NarFile::StorePath(hash) => (NarKey::StorePath(hash), None),
+        NarFile::Upload(file_name) => return get_upload(app, call, name, file_name).await,
+    };
+    let cache = app.open_cache(call, name, Permission::Pull).await?;
+    let open = app.engine.open_nar(&cache, &key).await?.ok_or(Failure::NoSuchObject)?;
+    stored(call, open, tag).await
+}
+
+/// The bytes as they are stored. `named` is the tag in the name, if there is one.
+async fn stored(call: &Call, open: OpenNar, named: Option<EncodingTag>) -> Result<Response<Body>, Failure> {
+    let is_present_name = named == Some(open.tag());
+    let etag = format!("\"{}\"", open.tag());
+    let etag_value = HeaderValue::try_from(&etag).expect("tags are letters and digits");
+    if conditions::has_it_already(call.headers(), &etag) {
+        let mut response = Response::new(Body::Full(None));
+        *response.status_mut() = StatusCode::NOT_MODIFIED;
+        response.headers_mut().insert(ETAG, etag_value);
+        return Ok(response);
+    }
+    let size = open.file_size();
+    // Ranges are defined for GET only.
+    let wanted = if call.is_head() { Wanted::Whole } else { conditions::wanted(call.headers(), &etag, size) };
+    if wanted != Wanted::Whole && !is_present_name {
+        return Err(Failure::RangeOfOldName);
+    }
+    let part = match wanted {
+        Wanted::Whole => None,
+        Wanted::Part(part) => Some(part),
+        Wanted::Outside => return Err(Failure::RangeOutside { size }),
+    };
+    let length = part.as_ref().map_or(size, |part| part.end - part.start);
+    let nar_hash = open.hash();
+    let body = if call.is_head() {
+        Body::Unknown
+    } else {
+        let stream = open.stream(part.clone()).await?;
+        Body::Nar(Box::new(NarBody { stream, left: length, nar_hash, request: call.id }))
+    };
+    let mut response = Response::new(body);
+    let headers = response.headers_mut();
+    headers.insert(CONTENT_TYPE, NAR_TYPE);
+    headers.insert(CONTENT_LENGTH, HeaderValue::from(length));
+    headers.insert(ETAG, etag_value);
+    if is_present_name {
+        headers.insert(ACCEPT_RANGES, HeaderValue::from_static("bytes"));
+    }
+    if let Some(part) = part {
+        let value = HeaderValue::try_from(format!("bytes {}-{}/{size}", part.start, part.end - 1));
+        headers.insert(CONTENT_RANGE, value.expect("digits are fit for a header"));
+        *response.status_mut() = StatusCode::PARTIAL_CONTENT;
+    }
+    Ok(response)
+}
+
+/// A NAR by the name that it was uploaded under: for the pusher, whose Nix remembers that name for 30 days and expects the
+/// compression that it says. HEAD tells a pusher that the upload can be left out.
+async fn get_upload(
+    app: &App,
+    call: &Call,
+    name: &CacheName,
+    file_name: &str,
+) -> Result<Response<Body>, Failure> {
+    if call.is_head() {
+        let readers_and_writers = [Permission::Pull, Permission::Push];
+        let cache = app.open_cache_for_any(call, name, &readers_and_writers).await?;
+        app.engine.find_alias(&cache, file_name).await?.ok_or(Failure::NoSuchObject)?;
+        let mut response = Response::new(Body::Unknown);
+        response.headers_mut().insert(CONTENT_TYPE, NAR_TYPE);
+        return Ok(response);
+    }
+    let cache = app.open_cache(call, name, Permission::Pull).await?;
+    let (compression, open) = open_upload(app, &cache, file_name).await?;
+    if compression == Compression::Zstd {
+        // What is stored is zstd, if not the very frames that were uploaded.
+        return stored(call, open, None).await;
+    }
+    let size = open.size();
+    let turn = app.reencoding_turn().await?;
+    let (request, nar_hash) = (call.id, open.hash());
+    let log = move |error: &dormer_engine::Error| {
+        tracing::error!(request.id = %request, nar.hash = %nar_hash, error = %error, "cut an answer short");
+    };
+    let frames = open.stream(None).await?.inspect_err(log).map_err(io::Error::other);
+    let frames = Box::pin(StreamReader::new(frames));
+    let limit = Compression::Zstd.decoder_bytes(&[])?;
+    let nar = Compression::Zstd.decode(frames, limit);
+    let encoded = compression.encode(BufReader::with_capacity(PIECE_BYTES, nar));
+    let pieces = ReaderStream::with_capacity(encoded, PIECE_BYTES).inspect_ok(move |_| {
+        // The turn lasts as long as the answer.
+        let _ = &turn;
+    });
+    let mut response = Response::new(Body::Stream(Box::pin(pieces)));
+    response.headers_mut().insert(CONTENT_TYPE, NAR_TYPE);
+    if compression == Compression::None {
+        response.headers_mut().insert(CONTENT_LENGTH, HeaderValue::from(size));
+    }
+    Ok(response)
+}
+
+async fn open_upload(app: &App, cache: &Cache, file_name: &str) -> Result<(Compression, OpenNar), Failure> {
+    let (compression, open) = app.engine.open_alias(cache, file_name).await?.ok_or(Failure::NoSuchObject)?;
+    let compression = Compression::from_name(&compression).ok_or(Failure::NoSuchObject)?;
+    Ok((compression, open))
+}

@@ -1,0 +1,34 @@
+//! Pages about the server itself.
+
+use http::{Response, StatusCode};
+
+use crate::app::App;
+use crate::body::{self, Body};
+use crate::failure::Failure;
+
+const HOME: &str = "This is a Dormer, a Nix binary cache.\n\n\
+    Each cache is a folder here: use http(s)://<this address>/<cache> as a substituter.\n";
+
+pub(crate) fn home() -> Response<Body> {
+    body::text(StatusCode::OK, HOME)
+}
+
+/// The process answers.
+pub(crate) fn alive() -> Response<Body> {
+    body::text(StatusCode::OK, "ok\n")
+}
+
+/// Database and store answer, too.
+pub(crate) async fn ready(app: &App) -> Result<Response<Body>, Failure> {
+    app.engine.check_ready().await?;
+    Ok(body::text(StatusCode::OK, "ready\n"))
+}
+
+/// Counters for benchmarks; off by default.
+pub(crate) fn stats(app: &App) -> Result<Response<Body>, Failure> {
+    if !app.settings.stats {
+        return Err(Failure::NoRoute);
+    }
+    let stats = serde_json::json!({ "index_statements": app.engine.index().statement_count() });
+    Ok(body::json(StatusCode::OK, &stats))
+}

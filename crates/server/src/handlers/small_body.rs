@@ -1,0 +1,104 @@
+//! Bodies that are read whole before they are acted on: JSON, narinfos, `nix-cache-info`.
+
+use std::io;
+
+use http::header::{CONTENT_ENCODING, CONTENT_LENGTH};
+use serde::de::DeserializeOwned;
+use tokio::io::{AsyncBufReadExt, AsyncReadExt};
+use tokio_util::io::StreamReader;
+
+use crate::app::App;
+use crate::call::Call;
+use crate::codec::{self, Compression, Input, WindowTooLarge};
+use crate::failure::Failure;
+use crate::request_body::{BodyError, RequestBody};
+
+/// Most memory for decoding a `Content-Encoding`, in bytes: more than any encoder's default needs.
+pub(crate) const CONTENT_DECODER_BYTES_MAX: u64 = 16 * 1024 * 1024;
+
+/// The compression that `Content-Encoding` names.
+pub(crate) fn content_encoding(call: &Call) -> Result<Compression, Failure> {
+    let mut values = call.headers().get_all(CONTENT_ENCODING).iter();
+    let Some(value) = values.next() else { return Ok(Compression::None) };
+    let value = value.to_str().unwrap_or("?");
+    let unsupported = || Failure::ContentEncoding(value.to_owned());
+    if values.next().is_some() {
+        return Err(unsupported());
+    }
+    Compression::from_content_encoding(value).ok_or_else(unsupported)
+}
+
+/// Memory to decode a `Content-Encoding` whose stream begins so.
+pub(crate) fn content_decoder_bytes(coding: Compression, head: &[u8]) -> Result<u64, Failure> {
+    let needed = coding.decoder_bytes(head)?;
+    if needed > CONTENT_DECODER_BYTES_MAX { Err(WindowTooLarge(needed).into()) } else { Ok(needed) }
+}
+
+/// The whole body, decoded, if it is not longer than `max`.
+pub(crate) async fn read(
+    app: &App,
+    call: &Call,
+    body: &mut RequestBody,
+    what: &'static str,
+    max: usize,
+) -> Result<Vec<u8>, Failure> {
+    let max = max as u64;
+    let too_long = Failure::TooLong { what, max };
+    let coding = content_encoding(call)?;
+    let declared = call.header(CONTENT_LENGTH).and_then(|value| value.parse::<u64>().ok());
+    if declared.is_some_and(|length| length > max) {
+        return Err(too_long);
+    }
+    let fail = |error| decoding_failure(coding, error);
+    let input: Input<'_> = Box::pin(StreamReader::new(body));
+    let (head, input) = codec::peek(input).await.map_err(fail)?;
+    let decoder_bytes = content_decoder_bytes(coding, &head)?;
+    let expected = if coding == Compression::None { declared.unwrap_or(max) } else { max };
+    let _memory = app.reserve_buffer(expected + decoder_bytes).await?;
+    let mut decoder = coding.decode(input, decoder_bytes);
+    let mut bytes = Vec::new();
+    // One byte more than allowed tells a body that is just long enough from one that is longer.
+    (&mut decoder).take(max + 1).read_to_end(&mut bytes).await.map_err(fail)?;
+    if bytes.len() as u64 > max {
+        return Err(too_long);
+    }
+    if !decoder.input().fill_buf().await.map_err(fail)?.is_empty() {
+        return Err(fail(trailing_bytes()));
+    }
+    Ok(bytes)
+}
+
+/// The body as a JSON document.
+pub(crate) async fn read_json<T: DeserializeOwned>(
+    app: &App,
+    call: &Call,
+    body: &mut RequestBody,
+) -> Result<T, Failure> {
+    let bytes = read(app, call, body, "the JSON body", app.settings.json_bytes_max).await?;
+    serde_json::from_slice(&bytes)
+        .map_err(|error| Failure::BadRequest(format!("reading the JSON body: {error}")))
+}
+
+/// The body as text.
+pub(crate) async fn read_text(
+    app: &App,
+    call: &Call,
+    body: &mut RequestBody,
+    what: &'static str,
+) -> Result<String, Failure> {
+    let bytes = read(app, call, body, what, app.settings.narinfo_bytes_max).await?;
+    String::from_utf8(bytes).map_err(|_| Failure::BadRequest(format!("{what} is not text")))
+}
+
+/// What an error of a decoder is: the client's connection, or the client's bytes.
+pub(crate) fn decoding_failure(compression: Compression, error: io::Error) -> Failure {
+    match error.get_ref().and_then(|inner| inner.downcast_ref::<BodyError>()) {
+        Some(error) => Failure::Body(*error),
+        None => Failure::Decode { compression: compression.name(), source: error },
+    }
+}
+
+/// The error for what stands behind the end of a compressed stream.
+pub(crate) fn trailing_bytes() -> io::Error {
+    io::Error::new(io::ErrorKind::InvalidData, "there is something behind the end")
+}

@@ -1,0 +1,188 @@
+//! The write half of the binary-cache protocol: what `nix copy --to http://…` sends.
+
+use dormer_api::{CacheName, Permission};
+use dormer_engine::IngestRequest;
+use dormer_index::{Cache, CommitOutcome, Object};
+use dormer_nix::{NarInfo, StoreDir, StorePathHash};
+use http::Response;
+use tokio::io::{AsyncBufReadExt, AsyncReadExt, BufReader};
+use tokio_util::io::StreamReader;
+
+use crate::app::App;
+use crate::body::{self, Body};
+use crate::call::Call;
+use crate::codec::{self, Compression, Input};
+use crate::failure::Failure;
+use crate::handlers::small_body::{self, decoding_failure, trailing_bytes};
+use crate::request_body::RequestBody;
+use crate::route::NarFile;
+
+/// Decoded bytes handed to the engine at once.
+const PIECE_BYTES: usize = 64 * 1024;
+
+/// `nix-cache-info` is ours to write; a client that agrees with it is told that all is well.
+pub(crate) async fn put_cache_info(
+    app: &App,
+    call: &Call,
+    body: &mut RequestBody,
+    name: &CacheName,
+) -> Result<Response<Body>, Failure> {
+    let cache = app.open_cache(call, name, Permission::Push).await?;
+    let text = small_body::read_text(app, call, body, "nix-cache-info").await?;
+    let said = text.lines().find_map(|line| line.strip_prefix("StoreDir:")).map(str::trim);
+    match said {
+        Some(store_dir) if store_dir == cache.store_dir => Ok(body::empty()),
+        Some(store_dir) => Err(Failure::BadRequest(format!(
+            "this cache holds paths of {}, not of {store_dir:?}",
+            cache.store_dir
+        ))),
+        None => Err(Failure::BadRequest("nix-cache-info without StoreDir".to_owned())),
+    }
+}
+
+/// A NAR, compressed or not. It becomes visible with its narinfo; until then its name is an upload alias.
+pub(crate) async fn put_nar(
+    app: &App,
+    call: &Call,
+    body: &mut RequestBody,
+    name: &CacheName,
+    file: NarFile<'_>,
+) -> Result<Response<Body>, Failure> {
+    let cache = app.open_cache(call, name, Permission::Push).await?;
+    let NarFile::Upload(file_name) = file else {
+        return Err(Failure::BadRequest(
+            "this name is the server's own: name NARs by the hash of the file".to_owned(),
+        ));
+    };
+    let coding = small_body::content_encoding(call)?;
+    let input: Input<'_> = Box::pin(StreamReader::new(body));
+    let (input, _memory) = if coding == Compression::None {
+        (input, None)
+    } else {
+        let (head, input) = codec::peek(input).await.map_err(|error| decoding_failure(coding, error))?;
+        let decoder_bytes = small_body::content_decoder_bytes(coding, &head)?;
+        let memory = app.reserve_buffer(decoder_bytes).await?;
+        let decoder = coding.decode(input, decoder_bytes);
+        (Box::pin(BufReader::new(decoder)) as Input<'_>, Some(memory))
+    };
+    let (head, input) = codec::peek(input).await.map_err(|error| decoding_failure(coding, error))?;
+    let compression = Compression::of_upload(file_name, &head)
+        .ok_or_else(|| Failure::UnknownCompression { file_name: file_name.to_owned() })?;
+    let fail = |error| decoding_failure(compression, error);
+
+    let decoder_bytes = compression.decoder_bytes(&head)?;
+    let request = IngestRequest {
+        store_dir: cache.store_dir.clone(),
+        expected: None,
+        extra_memory_bytes: decoder_bytes + PIECE_BYTES as u64,
+    };
+    let mut ingest = app.engine.begin_ingest(request).await?;
+    let mut decoder = compression.decode(input, decoder_bytes);
+    let mut piece = vec![0; PIECE_BYTES];
+    loop {
+        let length = decoder.read(&mut piece).await.map_err(fail)?;
+        if length == 0 {
+            break;
+        }
+        ingest.write(&piece[..length]).await?;
+    }
+    if !decoder.input().fill_buf().await.map_err(fail)?.is_empty() {
+        return Err(fail(trailing_bytes()));
+    }
+    let ingested = ingest.finish().await?;
+    tracing::info!(
+        request.id = %call.id, cache.name = cache.name, nar.hash = %ingested.nar_hash, size_bytes = ingested.nar_size,
+        new_bytes = ingested.new_chunk_bytes, "took a NAR"
+    );
+    app.engine.commit_alias(&cache, ingested, file_name, compression.name()).await?;
+    Ok(body::empty())
+}
+
+/// A narinfo: makes the NAR that it names visible as a store path.
+pub(crate) async fn put_narinfo(
+    app: &App,
+    call: &Call,
+    body: &mut RequestBody,
+    name: &CacheName,
+    hash: &StorePathHash,
+) -> Result<Response<Body>, Failure> {
+    let cache = app.open_cache(call, name, Permission::Push).await?;
+    let text = small_body::read_text(app, call, body, "the narinfo").await?;
+    let narinfo = NarInfo::parse(&text, &store_dir(&cache)?).map_err(bad_request)?;
+    if narinfo.store_path.hash() != *hash {
+        return Err(Failure::BadRequest(format!(
+            "the narinfo is of {}, but was put as {hash}",
+            narinfo.store_path
+        )));
+    }
+    let file_name = narinfo.url.strip_prefix("nar/").filter(|file_name| !file_name.contains('/'));
+    let Some(file_name) = file_name else {
+        return Err(Failure::BadRequest(format!(
+            "the narinfo's URL {:?} is not of the form nar/<file>",
+            narinfo.url
+        )));
+    };
+    if let Some(alias) = app.engine.find_alias(&cache, file_name).await?
+        && alias.compression != narinfo.compression
+    {
+        return Err(Failure::BadRequest(format!(
+            "the narinfo says compression {}, but {file_name} came as {}",
+            narinfo.compression, alias.compression
+        )));
+    }
+    let object = Object {
+        path: narinfo.store_path.clone(),
+        references: narinfo.references,
+        deriver: narinfo.deriver.map(|deriver| deriver.to_string()),
+        ca: narinfo.ca,
+        sigs: narinfo.sigs,
+        system: narinfo.system,
+    };
+    let outcome =
+        app.engine.commit_narinfo(&cache, file_name, &narinfo.nar_hash, narinfo.nar_size, object).await?;
+    let path = &narinfo.store_path;
+    match outcome {
+        CommitOutcome::Committed(_) => {
+            tracing::info!(request.id = %call.id, cache.name = cache.name, path = %path, "took a store path");
+        }
+        CommitOutcome::Kept => tracing::warn!(
+            request.id = %call.id, cache.name = cache.name, path = %path, nar.hash = %narinfo.nar_hash,
+            "kept the store path that was here first: the new narinfo has another NAR or other references"
+        ),
+    }
+    Ok(body::empty())
+}
+
+/// The cache writes a NAR's listing itself, from the NAR; the client's is read and dropped.
+pub(crate) async fn put_listing(
+    app: &App,
+    call: &Call,
+    body: &mut RequestBody,
+    name: &CacheName,
+) -> Result<Response<Body>, Failure> {
+    app.open_cache(call, name, Permission::Push).await?;
+    while body.next().await?.is_some() {}
+    Ok(body::empty())
+}
+
+/// To take what is not kept would be a lie that shows when it is needed.
+pub(crate) async fn refuse(
+    app: &App,
+    call: &Call,
+    name: &CacheName,
+    kind: &'static str,
+) -> Result<Response<Body>, Failure> {
+    app.open_cache(call, name, Permission::Push).await?;
+    Err(Failure::NotKept(kind))
+}
+
+/// The store folder of a cache.
+pub(crate) fn store_dir(cache: &Cache) -> Result<StoreDir, Failure> {
+    let corrupt = dormer_index::Error::Corrupt { table: "caches", what: "store folder".to_owned() };
+    cache.store_dir.parse().map_err(|_| Failure::Engine(corrupt.into()))
+}
+
+/// An error about the client's text, with its cause.
+pub(crate) fn bad_request(error: impl std::error::Error + 'static) -> Failure {
+    Failure::BadRequest(crate::failure::with_causes(&error))
+}

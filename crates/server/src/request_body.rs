@@ -1,0 +1,128 @@
+//! A request's body, with the patience that we have for it.
+
+use std::future::Future as _;
+use std::io;
+use std::pin::Pin;
+use std::task::{Context, Poll, ready};
+use std::time::Duration;
+
+use bytes::Bytes;
+use futures::{Stream, StreamExt};
+use http::HeaderMap;
+use http::header::EXPECT;
+use http_body::Body as _;
+use hyper::body::Incoming;
+use tokio::time::{Instant, Sleep, sleep};
+
+use crate::settings::ServerSettings;
+
+/// How much of a refused body is read and thrown away, and how long, so that the client sees the answer: if we closed at
+/// once, the unread bytes would turn into a reset that can overtake it.
+const LINGER_BYTES: u64 = 64 * 1024 * 1024;
+const LINGER_TIME: Duration = Duration::from_secs(10);
+
+/// Why a body did not come to its end.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub(crate) enum BodyError {
+    #[error("the body ended before it was complete")]
+    Incomplete,
+    #[error("nothing of the body came for too long")]
+    Idle,
+    #[error("the body took too long")]
+    TooLong,
+}
+
+impl From<BodyError> for io::Error {
+    fn from(error: BodyError) -> Self {
+        Self::other(error)
+    }
+}
+
+/// A body being read.
+pub(crate) struct RequestBody {
+    incoming: Incoming,
+    idle_timeout: Duration,
+    deadline: Instant,
+    pause: Option<Pin<Box<Sleep>>>,
+    was_polled: bool,
+    ended: bool,
+    expects_continue: bool,
+}
+
+impl RequestBody {
+    pub(crate) fn new(incoming: Incoming, headers: &HeaderMap, settings: &ServerSettings) -> Self {
+        Self {
+            ended: incoming.is_end_stream(),
+            incoming,
+            idle_timeout: settings.body_idle_timeout,
+            deadline: Instant::now() + settings.upload_timeout,
+            pause: None,
+            was_polled: false,
+            expects_continue: headers.contains_key(EXPECT),
+        }
+    }
+
+    /// The next bytes, as they came; `None` at the end.
+    pub(crate) async fn next(&mut self) -> Result<Option<Bytes>, BodyError> {
+        StreamExt::next(self).await.transpose()
+    }
+
+    /// Whether the client is still sending, or waits for leave to do so.
+    pub(crate) fn is_unread(&self) -> bool {
+        !self.ended
+    }
+
+    /// Reads the rest of a refused body in the background.
+    pub(crate) fn linger(mut self) {
+        // A client that waits for leave to send does not send: reading would give that leave.
+        if self.expects_continue && !self.was_polled {
+            return;
+        }
+        tokio::spawn(tokio::time::timeout(LINGER_TIME, async move {
+            let mut read = 0;
+            while let Ok(Some(bytes)) = self.next().await {
+                read += bytes.len() as u64;
+                if read > LINGER_BYTES {
+                    break;
+                }
+            }
+        }));
+    }
+
+    fn fail(&mut self, error: BodyError) -> Poll<Option<Result<Bytes, BodyError>>> {
+        self.ended = true;
+        Poll::Ready(Some(Err(error)))
+    }
+}
+
+impl Stream for RequestBody {
+    type Item = Result<Bytes, BodyError>;
+
+    fn poll_next(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<Self::Item>> {
+        let this = &mut *self;
+        this.was_polled = true;
+        while !this.ended {
+            match Pin::new(&mut this.incoming).poll_frame(context) {
+                Poll::Ready(Some(Ok(frame))) => {
+                    this.pause = None;
+                    if Instant::now() > this.deadline {
+                        return this.fail(BodyError::TooLong);
+                    }
+                    // Trailers are nothing that we asked for.
+                    if let Ok(bytes) = frame.into_data() {
+                        return Poll::Ready(Some(Ok(bytes)));
+                    }
+                }
+                Poll::Ready(Some(Err(_))) => return this.fail(BodyError::Incomplete),
+                Poll::Ready(None) => this.ended = true,
+                Poll::Pending => {
+                    let idle_timeout = this.idle_timeout;
+                    let pause = this.pause.get_or_insert_with(|| Box::pin(sleep(idle_timeout)));
+                    ready!(pause.as_mut().poll(context));
+                    return this.fail(BodyError::Idle);
+                }
+            }
+        }
+        Poll::Ready(None)
+    }
+}

@@ -1,0 +1,227 @@
+//! From a path to a typed route.
+//!
+//! A path is one of ours byte for byte or it is none: nothing is percent-decoded, no empty or dotted segment is skipped,
+//! so there is no second spelling of anything and no way out of a cache.
+
+use dormer_api::CacheName;
+use dormer_format::EncodingTag;
+use dormer_nix::{NarHash, StorePathHash};
+
+/// Longest name of an uploaded NAR. Nix's are 52 characters and a suffix.
+const UPLOAD_NAME_BYTES_MAX: usize = 200;
+
+/// What a path names.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) enum Route<'a> {
+    /// `/`
+    Home,
+    /// `/healthz`
+    Alive,
+    /// `/readyz`
+    Ready,
+    /// `/_dormer/stats`
+    Stats,
+    /// `/_api/v1/cache-config/{cache}`
+    CacheConfig(CacheName),
+    /// `/_api/v1/get-missing-paths`
+    GetMissingPaths,
+    /// `/_api/v1/upload-path`
+    UploadPath,
+    /// `/_api/v2/caches`
+    Caches,
+    /// `/_api/v2/caches/{cache}/objects/{hash}`
+    Object(CacheName, StorePathHash),
+    /// `/{cache}/attic-cache-info`
+    AtticCacheInfo(CacheName),
+    /// `/{cache}/nix-cache-info`
+    NixCacheInfo(CacheName),
+    /// `/{cache}/{hash}.narinfo`
+    Narinfo(CacheName, StorePathHash),
+    /// `/{cache}/{hash}.ls`
+    Listing(CacheName, StorePathHash),
+    /// `/{cache}/nar/…`
+    Nar(CacheName, NarFile<'a>),
+    /// Documents of the protocol that this server does not keep yet; what kind.
+    NotKept(CacheName, &'static str),
+}
+
+/// What stands below `nar/`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum NarFile<'a> {
+    /// `<NarHash>-<tag>.nar.zst`, as our narinfos name it.
+    Encoded(NarHash, EncodingTag),
+    /// `<store hash>.nar`, as Attic's narinfos name it.
+    StorePath(StorePathHash),
+    /// Any other name: that of an upload.
+    Upload(&'a str),
+}
+
+impl<'a> Route<'a> {
+    /// Reads a path. `None` if nothing of ours is called so.
+    pub(crate) fn parse(path: &'a str) -> Option<Self> {
+        let mut segments = path.strip_prefix('/')?.split('/');
+        let first = segments.next()?;
+        let rest = [segments.next(), segments.next(), segments.next(), segments.next(), segments.next()];
+        match (first, rest) {
+            ("", [None, ..]) => Some(Self::Home),
+            ("healthz", [None, ..]) => Some(Self::Alive),
+            ("readyz", [None, ..]) => Some(Self::Ready),
+            ("_dormer", [Some("stats"), None, ..]) => Some(Self::Stats),
+            ("_api", [Some("v1"), Some("get-missing-paths"), None, ..]) => Some(Self::GetMissingPaths),
+            ("_api", [Some("v1"), Some("upload-path"), None, ..]) => Some(Self::UploadPath),
+            ("_api", [Some("v1"), Some("cache-config"), Some(cache), None, _]) => {
+                Some(Self::CacheConfig(cache.parse().ok()?))
+            }
+            ("_api", [Some("v2"), Some("caches"), None, ..]) => Some(Self::Caches),
+            ("_api", [Some("v2"), Some("caches"), Some(cache), Some("objects"), Some(hash)]) => {
+                let ends = segments.next().is_none();
+                ends.then_some(())?;
+                Some(Self::Object(cache.parse().ok()?, hash.parse().ok()?))
+            }
+            (cache, [Some(file), None, ..]) => Self::parse_document(cache, file),
+            (cache, [Some("nar"), Some(file), None, ..]) => {
+                let cache = cache.parse().ok()?;
+                Some(Self::Nar(cache, NarFile::parse(file)?))
+            }
+            (cache, [Some(folder), Some(_), ..]) => {
+                let kind = match folder {
+                    "log" => "build logs",
+                    "realisations" | "build-trace-v2" => "realisations",
+                    "debuginfo" => "debug info",
+                    _ => return None,
+                };
+                Some(Self::NotKept(cache.parse().ok()?, kind))
+            }
+            _ => None,
+        }
+    }
+
+    fn parse_document(cache: &str, file: &str) -> Option<Self> {
+        if let Some(hash) = file.strip_suffix(".narinfo") {
+            return Some(Self::Narinfo(cache.parse().ok()?, hash.parse().ok()?));
+        }
+        if let Some(hash) = file.strip_suffix(".ls") {
+            return Some(Self::Listing(cache.parse().ok()?, hash.parse().ok()?));
+        }
+        match file {
+            "nix-cache-info" => Some(Self::NixCacheInfo(cache.parse().ok()?)),
+            "attic-cache-info" => Some(Self::AtticCacheInfo(cache.parse().ok()?)),
+            _ => None,
+        }
+    }
+
+    /// Whether errors are answered as JSON, with Attic's names.
+    pub(crate) fn is_api(path: &str) -> bool {
+        path.starts_with("/_api/") || path.ends_with("/attic-cache-info")
+    }
+}
+
+impl<'a> NarFile<'a> {
+    /// Reads a name below `nar/`.
+    pub(crate) fn parse(file: &'a str) -> Option<Self> {
+        Self::parse_encoded(file).or_else(|| Self::parse_store_path(file)).or_else(|| {
+            let allowed = |byte: u8| byte.is_ascii_alphanumeric() || b"+-._=".contains(&byte);
+            let is_name = (1..=UPLOAD_NAME_BYTES_MAX).contains(&file.len())
+                && !file.starts_with('.')
+                && file.bytes().all(allowed);
+            is_name.then_some(Self::Upload(file))
+        })
+    }
+
+    fn parse_encoded(file: &str) -> Option<Self> {
+        let (hash, tag) = file.strip_suffix(".nar.zst")?.split_once('-')?;
+        Some(Self::Encoded(NarHash::from_nix32(hash).ok()?, tag.parse().ok()?))
+    }
+
+    fn parse_store_path(file: &str) -> Option<Self> {
+        Some(Self::StorePath(file.strip_suffix(".nar")?.parse().ok()?))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const HASH: &str = "1k8c1hiysz6aaks2mpfc5k7xbbjpw5z5";
+    const NAR_HASH: &str = "0mdqa9w1p6cmli6976v4wi0sw9r4p5prkj7lzfd1877wk11c9c73";
+
+    fn tag() -> EncodingTag {
+        dormer_format::TagBuilder::new().finish()
+    }
+
+    #[test]
+    fn every_route_is_read_back() {
+        let main = || "main".parse::<CacheName>().unwrap();
+        let hash: StorePathHash = HASH.parse().unwrap();
+        let encoded = format!("/main/nar/{NAR_HASH}-{}.nar.zst", tag());
+        for (path, route) in [
+            ("/", Route::Home),
+            ("/healthz", Route::Alive),
+            ("/readyz", Route::Ready),
+            ("/_dormer/stats", Route::Stats),
+            ("/_api/v1/cache-config/main", Route::CacheConfig(main())),
+            ("/_api/v1/get-missing-paths", Route::GetMissingPaths),
+            ("/_api/v1/upload-path", Route::UploadPath),
+            ("/_api/v2/caches", Route::Caches),
+            (&format!("/_api/v2/caches/main/objects/{HASH}"), Route::Object(main(), hash)),
+            ("/main/attic-cache-info", Route::AtticCacheInfo(main())),
+            ("/main/nix-cache-info", Route::NixCacheInfo(main())),
+            (&format!("/main/{HASH}.narinfo"), Route::Narinfo(main(), hash)),
+            (&format!("/main/{HASH}.ls"), Route::Listing(main(), hash)),
+            (&format!("/main/nar/{HASH}.nar"), Route::Nar(main(), NarFile::StorePath(hash))),
+            (&encoded, Route::Nar(main(), NarFile::Encoded(NarHash::from_nix32(NAR_HASH).unwrap(), tag()))),
+            ("/main/nar/abc.nar.xz", Route::Nar(main(), NarFile::Upload("abc.nar.xz"))),
+            ("/main/log/x.drv", Route::NotKept(main(), "build logs")),
+            ("/main/realisations/sha256:x!out.doi", Route::NotKept(main(), "realisations")),
+            ("/main/build-trace-v2/a/b.doi", Route::NotKept(main(), "realisations")),
+            ("/main/debuginfo/x.debug", Route::NotKept(main(), "debug info")),
+        ] {
+            assert_eq!(Route::parse(path), Some(route), "{path}");
+        }
+    }
+
+    #[test]
+    fn there_is_no_second_spelling_and_no_way_out() {
+        for path in [
+            "",
+            "*",
+            "main/nix-cache-info",
+            "//nix-cache-info",
+            "/main/",
+            "/main",
+            "/main//nix-cache-info",
+            "/main/nix-cache-info/",
+            "/main/./nix-cache-info",
+            "/x/../main/nix-cache-info",
+            "/main/%6eix-cache-info",
+            "/m%61in/nix-cache-info",
+            "/../etc/passwd",
+            "/main/nar/..",
+            "/main/nar/../nix-cache-info",
+            "/main/nar/..%2f..%2fetc%2fpasswd",
+            "/main/nar/.hidden",
+            "/main/nar/",
+            "/main/nar/a/b",
+            "/main/nar/a b",
+            "/main/nar/é",
+            "/main/HASH.narinfo",
+            "/main/1k8c1hiysz6aaks2mpfc5k7xbbjpw5z.narinfo",
+            "/main/1k8c1hiysz6aaks2mpfc5k7xbbjpw5zE.narinfo",
+            "/main/1K8C1HIYSZ6AAKS2MPFC5K7XBBJPW5Z5.narinfo",
+            "/main/../1k8c1hiysz6aaks2mpfc5k7xbbjpw5z5.narinfo",
+            "/_api/v1/cache-config/_x",
+            "/_api/v1/cache-config/a/b",
+            "/_api/v1/cache-config/",
+            "/_api/v2/caches/main/objects/x",
+            "/_api/v2/caches/main/objects/1k8c1hiysz6aaks2mpfc5k7xbbjpw5z5/x",
+            "/_api/nix-cache-info",
+            "/-main/nix-cache-info",
+            "/main/other",
+            "/main/other/x",
+        ] {
+            assert_eq!(Route::parse(path), None, "{path}");
+        }
+        assert_eq!(Route::parse(&format!("/{}/nix-cache-info", "a".repeat(51))), None);
+        assert_eq!(Route::parse(&format!("/main/nar/{}", "a".repeat(201))), None);
+    }
+}

@@ -1,0 +1,73 @@
+//! Every limit and waiting time of the server, with its default and the reason for it.
+
+use std::time::Duration;
+
+const KIB: usize = 1024;
+const MIB: usize = 1024 * KIB;
+
+/// Limits and choices of a server.
+#[derive(Debug, Clone)]
+pub struct ServerSettings {
+    /// The server's address as its users see it. Without it, each request's `Host` is believed (and `https` taken from
+    /// `X-Forwarded-Proto`), which is right behind a proxy that sets both.
+    pub api_endpoint: Option<String>,
+    /// The address below which Nix finds the caches, if it is another one than `api_endpoint`.
+    pub substituter_endpoint: Option<String>,
+    /// `Host` headers that are answered, compared without regard to case; empty means all of them. Health checks are
+    /// always answered, because probes come by address.
+    pub allowed_hosts: Vec<String>,
+    /// Longest metadata of an upload, in bytes, whether in a header or before the NAR.
+    pub nar_info_preamble_bytes_max: usize,
+    /// Longest JSON body, in bytes: 4 MiB hold a question after 119,000 paths.
+    pub json_bytes_max: usize,
+    /// Longest narinfo taken, in bytes: 1 MiB holds some 20,000 references.
+    pub narinfo_bytes_max: usize,
+    /// Memory for bodies that are read whole before they are acted on, in bytes, all requests together.
+    pub buffered_bytes_max: usize,
+    /// Longest request line and headers together, in bytes. Attic's metadata header takes up to 4 KiB of it.
+    pub header_bytes_max: usize,
+    /// Most connections at once; more wait in the kernel's queue.
+    pub connections_max: usize,
+    /// How long a connection may take to send the head of a request, waiting between two requests included.
+    pub header_timeout: Duration,
+    /// How long a request body may pause. An upload that waits for its turn does not pause: it is not being read.
+    pub body_idle_timeout: Duration,
+    /// How long a reader may take nothing of an answer.
+    pub write_idle_timeout: Duration,
+    /// Longest upload. Whatever deletes packs must spare those younger than this.
+    pub upload_timeout: Duration,
+    /// How long requests in flight may take to finish once the server was asked to stop.
+    pub shutdown_timeout: Duration,
+    /// What `Retry-After` says on a 503, in whole seconds.
+    pub retry_after: Duration,
+    /// Most uploads being read back in the compression they came with at once: each takes a CPU and up to 8 MiB.
+    pub reencodings_max: usize,
+    /// Whether `/_dormer/stats` is answered.
+    pub stats: bool,
+}
+
+impl Default for ServerSettings {
+    fn default() -> Self {
+        Self {
+            api_endpoint: None,
+            substituter_endpoint: None,
+            allowed_hosts: Vec::new(),
+            nar_info_preamble_bytes_max: MIB,
+            json_bytes_max: 4 * MIB,
+            narinfo_bytes_max: MIB,
+            buffered_bytes_max: 32 * MIB,
+            header_bytes_max: 64 * KIB,
+            connections_max: 1024,
+            // Longer than a client thinks between two requests, short enough that idle connections do not pile up.
+            header_timeout: Duration::from_secs(75),
+            body_idle_timeout: Duration::from_secs(60),
+            // Nix pauses a download while it unpacks; nginx allows 60 s between two writes.
+            write_idle_timeout: Duration::from_secs(120),
+            upload_timeout: Duration::from_secs(24 * 3600),
+            shutdown_timeout: Duration::from_secs(30),
+            retry_after: Duration::from_secs(5),
+            reencodings_max: 8,
+            stats: false,
+        }
+    }
+}
