@@ -1,1 +1,72 @@
-fn main() {}
+//! The `dormer` binary: server, client and admin tool in one.
+//!
+//! Layer: everything below. Where to look
+//! - `commands`: one file per command: its options, its run, what it says.
+//! - `settings`: the server's settings, from one table of keys.
+//! - `installation`: what `dormer serve` finds or makes before it listens.
+//! - `printer`: decides what is printed; `progress` draws a push.
+//! - `error`: exit codes and hints.
+
+mod commands;
+mod error;
+mod installation;
+mod nix_files;
+mod printer;
+mod progress;
+mod secret_file;
+mod settings;
+mod tokens;
+
+use std::process::ExitCode;
+
+use clap::Parser as _;
+
+use crate::commands::{CommandLine, Context};
+use crate::printer::Printer;
+
+/// Less memory than the system's allocator under many small and some large buffers on many threads: pushing and pulling
+/// at once otherwise leaves its arenas fragmented.
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
+fn main() -> ExitCode {
+    // Wrong use ends here, with clap's words and exit code 2.
+    let command_line = CommandLine::parse();
+    let printer = command_line.printer();
+    let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
+        Ok(runtime) => runtime,
+        Err(error) => {
+            printer.error(&format!("failed to start threads: {error}"));
+            return ExitCode::from(error::EXIT_FAILURE);
+        }
+    };
+    let context = Context::new(printer.clone());
+    let result = runtime.block_on(commands::run(command_line.command, &context));
+    // Reads of the local store that nobody waits for any more must not hold up the end.
+    runtime.shutdown_background();
+    match result {
+        Ok(code) => code,
+        Err(error) => fail(&printer, &error),
+    }
+}
+
+fn fail(printer: &Printer, error: &error::Error) -> ExitCode {
+    if !error.is_broken_pipe() {
+        let hints = error.hints();
+        if printer.json {
+            let message = serde_json::json!({
+                "message_type": "error",
+                "message": error.chain(),
+                "hints": hints,
+                "exit_code": error.exit_code(),
+            });
+            printer::to_stderr(&message.to_string());
+        } else {
+            printer.error(&error.chain());
+            for hint in &hints {
+                printer.hint(hint);
+            }
+        }
+    }
+    ExitCode::from(error.exit_code())
+}

@@ -1,0 +1,359 @@
+//! `dormer cache …`.
+
+use std::io::IsTerminal as _;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use clap::{Args, Subcommand};
+use dormer_api::{CacheConfig, CreateCacheRequest, Keypair, RetentionPeriod, Secret};
+use dormer_client::{CacheRef, NixStore, ServerName};
+use dormer_nix::{StoreDir, StorePathHash};
+use serde_json::json;
+
+use super::Context;
+use super::token_create::parse_period;
+use crate::error::{Error, Result};
+use crate::installation::{DEFAULT_PRIORITY, DEFAULT_UPSTREAM_KEY};
+use crate::settings::units;
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum CacheCommand {
+    Create(CreateArgs),
+    Info(InfoArgs),
+    Configure(ConfigureArgs),
+    List(ListArgs),
+    Destroy(DestroyArgs),
+    RemovePath(RemovePathArgs),
+}
+
+/// Create a cache
+///
+/// Paths that an upstream key has signed are not pushed, because clients find them there.
+///
+/// Examples:
+///   dormer cache create main --public
+///   dormer cache create lab:team --upstream-cache-key-name cache.nixos.org-1 --upstream-cache-key-name main
+#[derive(Debug, Args)]
+#[command(verbatim_doc_comment)]
+pub(crate) struct CreateArgs {
+    /// [SERVER:]CACHE
+    cache: CacheRef,
+    /// Let anybody read it
+    #[arg(long)]
+    public: bool,
+    /// The folder that its paths live in
+    #[arg(long, value_name = "DIR", default_value_t)]
+    store_dir: StoreDir,
+    /// Caches with lower numbers are asked first (cache.nixos.org has 40)
+    #[arg(long, value_name = "NUMBER", default_value_t = DEFAULT_PRIORITY)]
+    priority: i32,
+    /// Key whose paths need not be pushed; may be repeated
+    #[arg(long = "upstream-cache-key-name", value_name = "NAME", default_value = DEFAULT_UPSTREAM_KEY)]
+    upstream_cache_key_names: Vec<String>,
+    /// File with the secret key to sign with (as `nix key generate-secret` writes it), instead of a new one
+    #[arg(long, value_name = "FILE")]
+    keypair_file: Option<PathBuf>,
+}
+
+/// Show a cache's settings
+#[derive(Debug, Args)]
+pub(crate) struct InfoArgs {
+    /// [SERVER:]CACHE
+    cache: CacheRef,
+}
+
+/// Change a cache's settings; those not named stay as they are
+///
+/// Examples:
+///   dormer cache configure main --private
+///   dormer cache configure main --retention-period '3 months'
+#[derive(Debug, Args)]
+#[command(verbatim_doc_comment)]
+#[expect(clippy::struct_excessive_bools, reason = "each is a flag of Attic's command line")]
+pub(crate) struct ConfigureArgs {
+    /// [SERVER:]CACHE
+    cache: CacheRef,
+    /// Sign with a new key from now on; every client must learn its public half
+    #[arg(long)]
+    regenerate_keypair: bool,
+    /// Sign with the secret key in this file from now on
+    #[arg(long, value_name = "FILE", conflicts_with = "regenerate_keypair")]
+    keypair_file: Option<PathBuf>,
+    /// Let anybody read it
+    #[arg(long, conflicts_with = "private")]
+    public: bool,
+    /// Let only those read it who have a token
+    #[arg(long)]
+    private: bool,
+    /// The folder that its paths live in
+    #[arg(long, value_name = "DIR")]
+    store_dir: Option<StoreDir>,
+    /// Caches with lower numbers are asked first
+    #[arg(long, value_name = "NUMBER")]
+    priority: Option<i32>,
+    /// Keys whose paths need not be pushed: these replace all that were set; may be repeated
+    #[arg(long = "upstream-cache-key-name", value_name = "NAME")]
+    upstream_cache_key_names: Vec<String>,
+    /// How long unused objects are kept: `3 months`
+    #[arg(long, value_name = "PERIOD", value_parser = parse_period)]
+    retention_period: Option<Duration>,
+    /// Keep objects as long as the server says for all caches
+    #[arg(long, conflicts_with = "retention_period")]
+    reset_retention_period: bool,
+}
+
+/// List the caches that you may know of
+#[derive(Debug, Args)]
+pub(crate) struct ListArgs {
+    /// The server; the default one if none is named
+    server: Option<ServerName>,
+}
+
+/// Destroy a cache: its objects are gone at once and its name is free
+#[derive(Debug, Args)]
+pub(crate) struct DestroyArgs {
+    /// [SERVER:]CACHE
+    cache: CacheRef,
+    /// Do not ask
+    #[arg(long)]
+    no_confirm: bool,
+}
+
+/// Take store paths out of a cache at once
+///
+/// Clients that remember a path's narinfo may find it gone. The bytes stay until garbage is collected, and other caches keep the path.
+///
+/// Examples:
+///   dormer cache remove-path main /nix/store/3n58xw4373jp0ljirf06d8077j15pc4j-leaked-secret
+///   dormer cache remove-path main ./result
+#[derive(Debug, Args)]
+#[command(verbatim_doc_comment)]
+pub(crate) struct RemovePathArgs {
+    /// [SERVER:]CACHE
+    cache: CacheRef,
+    /// Store paths, links to them, or their hashes
+    #[arg(required = true, value_name = "PATH")]
+    paths: Vec<PathBuf>,
+}
+
+pub(super) async fn run(command: CacheCommand, context: &Context) -> Result<()> {
+    match command {
+        CacheCommand::Create(args) => create(args, context).await,
+        CacheCommand::Info(args) => info(&args, context).await,
+        CacheCommand::Configure(args) => configure(args, context).await,
+        CacheCommand::List(args) => list(&args, context).await,
+        CacheCommand::Destroy(args) => destroy(&args, context).await,
+        CacheCommand::RemovePath(args) => remove_paths(&args, context).await,
+    }
+}
+
+async fn create(args: CreateArgs, context: &Context) -> Result<()> {
+    let (server, api) = context.connect_to_cache(&args.cache)?;
+    let keypair = match &args.keypair_file {
+        Some(file) => read_keypair(file)?,
+        None => Keypair::Generate,
+    };
+    let request = CreateCacheRequest {
+        keypair,
+        is_public: args.public,
+        store_dir: args.store_dir,
+        priority: args.priority,
+        upstream_cache_key_names: args.upstream_cache_key_names,
+    };
+    let cache = &args.cache.cache;
+    api.create_cache(cache, &request).await?;
+    let visibility = if args.public { "public" } else { "private" };
+    context.printer.message(&json!({
+        "message_type": "cache_created", "server": server.name.as_str(), "cache": cache.as_str(), "is_public": args.public,
+    }))?;
+    context.printer.conclude(&format!("created the {visibility} cache {cache} on {}", server.name));
+    Ok(())
+}
+
+async fn info(args: &InfoArgs, context: &Context) -> Result<()> {
+    let (server, api) = context.connect_to_cache(&args.cache)?;
+    let cache = &args.cache.cache;
+    let config = api.get_cache_config(cache).await?;
+    if context.printer.json {
+        let mut message = serde_json::to_value(&config).expect("settings of a cache have text keys only");
+        message["message_type"] = "cache".into();
+        message["server"] = server.name.as_str().into();
+        message["cache"] = cache.as_str().into();
+        return context.printer.message(&message);
+    }
+    let mut lines = vec![("cache", format!("{}:{cache}", server.name))];
+    lines.extend(config.is_public.map(|public| ("visibility", visibility(public).to_owned())));
+    lines.extend(config.public_key.map(|key| ("public key", key)));
+    lines.extend(config.substituter_endpoint.map(|url| ("substituter", url)));
+    lines.extend(config.api_endpoint.map(|url| ("api", url)));
+    lines.extend(config.store_dir.map(|dir| ("store folder", dir.to_string())));
+    lines.extend(config.priority.map(|priority| ("priority", priority.to_string())));
+    lines.extend(config.upstream_cache_key_names.map(|names| ("upstream keys", names.join(" "))));
+    lines.extend(config.retention_period.map(|period| ("retention", retention(period))));
+    for (label, value) in lines {
+        context.printer.data(format!("{label:<14} {value}").trim_end())?;
+    }
+    Ok(())
+}
+
+async fn configure(args: ConfigureArgs, context: &Context) -> Result<()> {
+    let (server, api) = context.connect_to_cache(&args.cache)?;
+    let keypair = match &args.keypair_file {
+        Some(file) => Some(read_keypair(file)?),
+        None => args.regenerate_keypair.then_some(Keypair::Generate),
+    };
+    let retention_period = match args.retention_period {
+        Some(period) => Some(RetentionPeriod::Period(u32::try_from(period.as_secs()).map_err(|_| {
+            Error::usage(
+                "--retention-period is longer than 136 years",
+                "--reset-retention-period leaves it to the server",
+            )
+        })?)),
+        None => args.reset_retention_period.then_some(RetentionPeriod::Global),
+    };
+    let patch = CacheConfig {
+        keypair,
+        is_public: (args.public || args.private).then_some(args.public),
+        store_dir: args.store_dir,
+        priority: args.priority,
+        upstream_cache_key_names: (!args.upstream_cache_key_names.is_empty())
+            .then_some(args.upstream_cache_key_names),
+        retention_period,
+        ..CacheConfig::default()
+    };
+    if patch.is_empty_patch() {
+        return Err(Error::usage(
+            "nothing to change",
+            "`dormer cache configure --help` lists what can be changed",
+        ));
+    }
+    let cache = &args.cache.cache;
+    api.configure_cache(cache, &patch).await?;
+    context.printer.message(&json!({
+        "message_type": "cache_configured", "server": server.name.as_str(), "cache": cache.as_str(),
+    }))?;
+    context.printer.conclude(&format!("configured the cache {cache} on {}", server.name));
+    if patch.keypair.is_some() {
+        context.printer.hint(&format!("clients must learn the new key: dormer use {}", args.cache));
+    }
+    Ok(())
+}
+
+async fn list(args: &ListArgs, context: &Context) -> Result<()> {
+    let (server, api) = context.connect(args.server.as_ref())?;
+    let caches = api.list_caches().await?.caches;
+    if context.printer.json {
+        for cache in caches {
+            let mut message = serde_json::to_value(&cache).expect("settings of a cache have text keys only");
+            message["message_type"] = "cache".into();
+            message["server"] = server.name.as_str().into();
+            message["cache"] = cache.name.as_str().into();
+            context.printer.message(&message)?;
+        }
+        return Ok(());
+    }
+    if caches.is_empty() {
+        context.printer.say(&format!("{} shows no caches to you", server.name));
+    }
+    let width = caches.iter().map(|cache| cache.name.as_str().len()).max().unwrap_or(0);
+    for cache in caches {
+        let (name, visibility) = (cache.name.as_str(), visibility(cache.is_public));
+        let key = cache.public_keys.last().map_or("", String::as_str);
+        context
+            .printer
+            .data(&format!("{name:<width$}  {visibility:<7}  priority {:<3}  {key}", cache.priority))?;
+    }
+    Ok(())
+}
+
+async fn destroy(args: &DestroyArgs, context: &Context) -> Result<()> {
+    let (server, api) = context.connect_to_cache(&args.cache)?;
+    let cache = &args.cache.cache;
+    if !args.no_confirm {
+        confirm(context, cache.as_str(), server.name.as_str())?;
+    }
+    api.destroy_cache(cache).await?;
+    context.printer.message(&json!({
+        "message_type": "cache_destroyed", "server": server.name.as_str(), "cache": cache.as_str(),
+    }))?;
+    context.printer.conclude(&format!("destroyed the cache {cache} on {}", server.name));
+    Ok(())
+}
+
+/// What cannot be undone is asked for by name.
+fn confirm(context: &Context, cache: &str, server: &str) -> Result<()> {
+    let stdin = std::io::stdin();
+    if !stdin.is_terminal() {
+        return Err(Error::usage(
+            "there is nobody to ask whether to destroy the cache",
+            "--no-confirm destroys it without asking",
+        ));
+    }
+    context
+        .printer
+        .warn(&format!("all objects of the cache {cache} on {server} will be gone; this cannot be undone"));
+    crate::printer::to_stderr(&format!("type {cache} to destroy it:"));
+    let mut line = String::new();
+    let read = stdin.read_line(&mut line);
+    read.map_err(|source| Error::Io { attempt: "read the answer".to_owned(), source })?;
+    if line.trim() == cache { Ok(()) } else { Err(Error::Aborted) }
+}
+
+async fn remove_paths(args: &RemovePathArgs, context: &Context) -> Result<()> {
+    let store = NixStore::from_variables(&dormer_client::process_variables)?;
+    let hashes = args.paths.iter().map(|path| hash_of(&store, path)).collect::<Result<Vec<_>>>()?;
+    let (server, api) = context.connect_to_cache(&args.cache)?;
+    let mut removed_count = 0;
+    for (path, hash) in args.paths.iter().zip(&hashes) {
+        let removed = api.remove_path(&args.cache.cache, hash).await?.removed;
+        removed_count += usize::from(removed);
+        context.printer.message(&json!({
+            "message_type": "path_removed", "server": server.name.as_str(), "cache": args.cache.cache.as_str(),
+            "path": path.display().to_string(), "store_path_hash": hash.to_string(), "removed": removed,
+        }))?;
+        if !removed {
+            context.printer.warn(&format!("{} was not in {}", path.display(), args.cache));
+        }
+    }
+    let all = crate::error::paths(hashes.len());
+    context.printer.conclude(&format!("removed {removed_count} of {all} from {}", args.cache));
+    Ok(())
+}
+
+/// A bare hash, `<hash>-<name>`, a store path that is not valid here any more, or anything that leads to a valid one.
+fn hash_of(store: &NixStore, path: &Path) -> Result<StorePathHash> {
+    let text = path.to_str().unwrap_or_default();
+    if let Ok(hash) = text.parse() {
+        return Ok(hash);
+    }
+    if let Ok(path) = text.parse::<dormer_nix::StorePath>() {
+        return Ok(path.hash());
+    }
+    if let Ok(path) = dormer_nix::StorePath::parse_absolute(store.store_dir(), text) {
+        return Ok(path.hash());
+    }
+    Ok(store.resolve(path)?.hash())
+}
+
+fn read_keypair(file: &Path) -> Result<Keypair> {
+    let text = std::fs::read_to_string(file).map_err(Error::io("read", file))?;
+    // Read as a key here too: a mistaken file must not be sent to a server.
+    match text.trim().parse::<dormer_nix::SecretKey>() {
+        Ok(_) => Ok(Keypair::Keypair(Secret::new(text.trim()))),
+        Err(_) => Err(Error::UnreadableSecret {
+            path: file.to_owned(),
+            what: "a secret key as Nix writes it: name:base64",
+        }),
+    }
+}
+
+fn visibility(public: bool) -> &'static str {
+    if public { "public" } else { "private" }
+}
+
+fn retention(period: RetentionPeriod) -> String {
+    match period {
+        RetentionPeriod::Global => "as the server says".to_owned(),
+        RetentionPeriod::Period(seconds) => units::write_duration(Duration::from_secs(seconds.into())),
+    }
+}

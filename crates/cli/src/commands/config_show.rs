@@ -1,0 +1,33 @@
+//! `dormer config show`.
+
+use clap::Args;
+
+use super::{Context, SettingsArgs};
+use crate::error::Result;
+use crate::settings::{Settings, show};
+
+/// Print the server's settings in force and where each comes from
+///
+/// Secrets are redacted. The output is a settings file itself; keys without a value stand in it as comments. With --json it is one
+/// object, sizes in bytes and times in seconds.
+///
+/// Examples:
+///   dormer config show
+///   DORMER_CHUNKS_ZSTD_LEVEL=9 dormer config show --config /etc/dormer.toml
+#[derive(Debug, Args)]
+#[command(verbatim_doc_comment)]
+pub(crate) struct ConfigShowArgs {
+    #[command(flatten)]
+    settings: SettingsArgs,
+}
+
+pub(super) fn run(args: &ConfigShowArgs, context: &Context) -> Result<()> {
+    let (settings, raw) = Settings::load(&context.environment, &args.settings.to_flags())?;
+    for note in &settings.notes {
+        context.printer.warn(note);
+    }
+    if context.printer.json {
+        return context.printer.data(&show::to_json(&raw).to_string());
+    }
+    context.printer.data(show::to_toml(&raw).trim_end())
+}

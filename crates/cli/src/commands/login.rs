@@ -1,0 +1,112 @@
+//! `dormer login`.
+
+use std::path::PathBuf;
+
+use clap::Args;
+use dormer_api::Secret;
+use dormer_client::{Endpoint, ResolvedServer, ServerName, ServerSettings};
+use serde_json::json;
+
+use super::Context;
+use crate::error::{Error, Result};
+
+/// Remember a server and the token for it
+///
+/// The server is asked for its caches before anything is stored. The settings go to $XDG_CONFIG_HOME/dormer/config.toml, mode 0600.
+/// The first server becomes the default one.
+///
+/// Examples:
+///   dormer login lab http://127.0.0.1:8080 --token-file ~/.local/share/dormer/admin-token
+///   pass show cache-token | dormer login lab https://cache.example.org --token-stdin --set-default
+#[derive(Debug, Args)]
+#[command(verbatim_doc_comment)]
+pub(crate) struct LoginArgs {
+    /// What to call the server
+    name: ServerName,
+    /// Its address
+    #[arg(value_name = "URL")]
+    endpoint: Endpoint,
+    /// The token; other users of this machine can see it while the command runs
+    #[arg(value_parser = |text: &str| Ok::<_, std::convert::Infallible>(Secret::new(text)))]
+    token: Option<Secret>,
+    /// Read the token from this file, now and at every use
+    #[arg(long, value_name = "FILE", conflicts_with = "token")]
+    token_file: Option<PathBuf>,
+    /// Read the token from standard input
+    #[arg(long, conflicts_with_all = ["token", "token_file"])]
+    token_stdin: bool,
+    /// Make it the server that is meant when none is named
+    #[arg(long)]
+    set_default: bool,
+}
+
+pub(super) async fn run(args: LoginArgs, context: &Context) -> Result<()> {
+    let mut loaded = Context::client_settings()?;
+    let known = loaded.settings.servers.get(&args.name);
+    // Another address is another server, which must not get this one's token.
+    let known = known
+        .filter(|known| known.endpoint.parse().is_ok_and(|endpoint: Endpoint| endpoint == args.endpoint));
+    let mut server = known.cloned().unwrap_or_else(|| ServerSettings::new(&args.endpoint));
+    if let Some(file) = &args.token_file {
+        let file = std::path::absolute(file).map_err(Error::io("find", file))?;
+        (server.token, server.token_file) = (None, Some(file));
+    } else if let Some(token) = args.token.or(read_token(args.token_stdin)?) {
+        (server.token, server.token_file) = (Some(token), None);
+    }
+    loaded.settings.servers.insert(args.name.clone(), server);
+    if args.set_default || loaded.settings.default_server.is_none() {
+        loaded.settings.default_server = Some(args.name.clone());
+    }
+
+    let resolved = loaded.resolve_server(Some(&args.name), &dormer_client::process_variables)?;
+    let caches = check(context, &resolved).await?;
+    loaded.save()?;
+
+    let printer = &context.printer;
+    if resolved.token.is_some() && resolved.endpoint.is_plain_text() {
+        printer.warn("the token will travel unencrypted: use https:// outside of a trusted network");
+    }
+    if resolved.token.is_none() {
+        printer.say("no token: public caches can be read, nothing can be pushed");
+    }
+    let default = loaded.settings.default_server.as_ref() == Some(&args.name);
+    printer.message(&json!({
+        "message_type": "login", "server": args.name.as_str(), "endpoint": resolved.endpoint.to_string(),
+        "default": default, "with_token": resolved.token.is_some(), "caches": caches,
+    }))?;
+    let what = match &caches {
+        Some(caches) if caches.is_empty() => "it shows no caches to you".to_owned(),
+        Some(caches) => format!("caches: {}", caches.join(", ")),
+        None => "it does not list its caches".to_owned(),
+    };
+    let default = if default { " (default server)" } else { "" };
+    printer.conclude(&format!("logged in to {}{default} at {}; {what}", args.name, resolved.endpoint));
+    Ok(())
+}
+
+/// Asks for the caches, to see that a server is there. Attic's has no such list; its 404 is an answer, too.
+async fn check(context: &Context, server: &ResolvedServer) -> Result<Option<Vec<String>>> {
+    match context.client_for(server)?.list_caches().await {
+        Ok(list) => Ok(Some(list.caches.into_iter().map(|cache| cache.name.to_string()).collect())),
+        Err(
+            dormer_client::Error::Refused { status: 404 | 405, .. }
+            | dormer_client::Error::NoSuchCache { .. },
+        ) => Ok(None),
+        Err(error) => Err(error.into()),
+    }
+}
+
+fn read_token(from_stdin: bool) -> Result<Option<Secret>> {
+    if !from_stdin {
+        return Ok(None);
+    }
+    let text = std::io::read_to_string(std::io::stdin())
+        .map_err(|source| Error::Io { attempt: "read the token from standard input".to_owned(), source })?;
+    match text.trim() {
+        "" => Err(Error::usage(
+            "no token came on standard input",
+            "pass show cache-token | dormer login … --token-stdin",
+        )),
+        token => Ok(Some(Secret::new(token))),
+    }
+}

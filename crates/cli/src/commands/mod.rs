@@ -1,0 +1,258 @@
+//! The command line: one file per command.
+
+mod cache;
+mod config_show;
+mod login;
+mod push;
+mod serve;
+mod token_create;
+mod use_cache;
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::sync::Arc;
+
+use clap::{ArgAction, Args, Parser, Subcommand};
+use dormer_client::{
+    ApiClient, CacheRef, HttpSettings, LoadedSettings, ResolvedServer, Retry, RetryReporter, ServerName,
+    SettingsPaths,
+};
+
+use crate::error::Result;
+use crate::printer::{Level, Printer};
+use crate::settings::{self, Environment, Flags, keys};
+
+const EXIT_CODES: &str = "\
+Exit codes:
+  0  everything worked (also when the reader of the output goes away)
+  1  something failed
+  2  the command line or the settings are wrong; nothing was tried
+  3  push: some paths could not be pushed, the others were
+  4  the server does not accept the token, or wants one
+  5  the server does not answer, or stays busy
+  130  interrupted; what was acknowledged stays
+
+Environment:
+  DORMER_TOKEN, DORMER_TOKEN_<SERVER>  token for the client, before any in its settings
+  DORMER_CONFIG, DORMER_<KEY>          settings of the server; `dormer config show` lists them
+  NO_COLOR                             no colours";
+
+const OVERVIEW: &str = "\
+Run a Nix binary cache, or use one.
+
+A first cache in two terminals:
+  dormer serve                                     # makes everything it needs, says what it made
+  dormer login lab http://127.0.0.1:8080 --token-file ~/.local/share/dormer/admin-token
+  dormer push main ./result                        # push a build with its closure
+  dormer use main                                  # let this machine's Nix fetch from it";
+
+/// A self-hosted Nix binary cache.
+#[derive(Debug, Parser)]
+#[command(name = "dormer", version, about, long_about = OVERVIEW, after_long_help = EXIT_CODES)]
+#[command(disable_help_subcommand = true, subcommand_required = true, arg_required_else_help = true)]
+pub(crate) struct CommandLine {
+    #[command(subcommand)]
+    pub(crate) command: Command,
+    #[command(flatten)]
+    output: OutputArgs,
+}
+
+#[derive(Debug, Args)]
+#[command(next_help_heading = "Output")]
+struct OutputArgs {
+    /// Say what was left out, and why
+    #[arg(short, long, global = true, conflicts_with = "quiet")]
+    verbose: bool,
+    /// Print data and errors only; twice: nothing at all
+    #[arg(short, long, global = true, action = ArgAction::Count)]
+    quiet: u8,
+    /// Print data as JSON lines (docs/CLI.md)
+    #[arg(long, global = true)]
+    json: bool,
+    /// Draw no progress
+    #[arg(long, global = true)]
+    no_progress: bool,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Command {
+    Serve(serve::ServeArgs),
+    Login(login::LoginArgs),
+    Push(push::PushArgs),
+    Use(use_cache::UseArgs),
+    Unuse(use_cache::UnuseArgs),
+    /// Create, look at, change and destroy caches
+    #[command(subcommand)]
+    Cache(cache::CacheCommand),
+    /// Make tokens
+    #[command(subcommand)]
+    Token(TokenCommand),
+    /// Another name for `token create`, as Attic's admin tool calls it
+    #[command(hide = true)]
+    MakeToken(token_create::TokenCreateArgs),
+    /// Look at the server's settings
+    #[command(subcommand)]
+    Config(ConfigCommand),
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum TokenCommand {
+    Create(token_create::TokenCreateArgs),
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum ConfigCommand {
+    Show(config_show::ConfigShowArgs),
+    /// Print every setting with its variable, default and meaning (Markdown)
+    Reference,
+}
+
+/// Where the server's settings come from; shared by all commands that read them.
+#[derive(Debug, Clone, Default, Args)]
+pub(crate) struct SettingsArgs {
+    /// Settings file (TOML; Attic's server.toml works too) [env: DORMER_CONFIG]
+    #[arg(short = 'f', long, value_name = "FILE")]
+    config: Option<PathBuf>,
+    /// Folder for everything the server keeps [env: DORMER_DATA_DIR] [default: ~/.local/share/dormer]
+    #[arg(long, value_name = "DIR")]
+    data_dir: Option<PathBuf>,
+}
+
+impl SettingsArgs {
+    fn to_flags(&self) -> Flags {
+        let data_dir = self.data_dir.iter().map(|path| (keys::DATA_DIR, path.display().to_string()));
+        Flags { config: self.config.clone(), values: data_dir.collect() }
+    }
+}
+
+impl CommandLine {
+    pub(crate) fn printer(&self) -> Printer {
+        let level = match (self.output.quiet, self.output.verbose) {
+            (0, false) => Level::Default,
+            (0, true) => Level::Verbose,
+            (1, _) => Level::Quiet,
+            _ => Level::Silent,
+        };
+        Printer::new(level, self.output.json, !self.output.no_progress)
+    }
+}
+
+pub(crate) use push::short_name;
+
+/// What every command needs.
+#[derive(Debug)]
+pub(crate) struct Context {
+    pub(crate) printer: Printer,
+    pub(crate) environment: Environment,
+}
+
+impl Context {
+    pub(crate) fn new(printer: Printer) -> Self {
+        Self { printer, environment: Environment::of_process() }
+    }
+
+    /// The client's settings.
+    fn client_settings() -> Result<LoadedSettings> {
+        let paths = SettingsPaths::from_variables(&dormer_client::process_variables)?;
+        Ok(LoadedSettings::load(&paths)?)
+    }
+
+    /// A server by name, or the default one, and a client for it.
+    fn connect(&self, server: Option<&ServerName>) -> Result<(ResolvedServer, ApiClient)> {
+        let server = Self::client_settings()?.resolve_server(server, &dormer_client::process_variables)?;
+        let api = self.client_for(&server)?;
+        Ok((server, api))
+    }
+
+    fn connect_to_cache(&self, cache: &CacheRef) -> Result<(ResolvedServer, ApiClient)> {
+        self.connect(cache.server.as_ref())
+    }
+
+    fn client_for(&self, server: &ResolvedServer) -> Result<ApiClient> {
+        let api = ApiClient::new(server.endpoint.clone(), server.token.as_ref(), HttpSettings::default())?;
+        Ok(api.with_retry_reporter(Arc::new(RetryPrinter(self.printer.clone()))))
+    }
+}
+
+struct RetryPrinter(Printer);
+
+impl RetryReporter for RetryPrinter {
+    fn retrying(&self, retry: &Retry<'_>) {
+        self.0.warn(&retry_line(retry));
+    }
+}
+
+/// Why it takes longer.
+pub(crate) fn retry_line(retry: &Retry<'_>) -> String {
+    let seconds = retry.wait.as_secs_f64();
+    format!("try {} of {} failed, next in {seconds:.1} s: {}", retry.tries, retry.tries_max, retry.error)
+}
+
+/// Runs a command.
+pub(crate) async fn run(command: Command, context: &Context) -> Result<ExitCode> {
+    match command {
+        Command::Serve(args) => serve::run(args, context).await?,
+        Command::Login(args) => login::run(args, context).await?,
+        Command::Push(args) => return push::run(args, context).await,
+        Command::Use(args) => use_cache::run_use(args, context).await?,
+        Command::Unuse(args) => use_cache::run_unuse(&args, context)?,
+        Command::Cache(command) => cache::run(command, context).await?,
+        Command::Token(TokenCommand::Create(args)) | Command::MakeToken(args) => {
+            token_create::run(args, context)?;
+        }
+        Command::Config(ConfigCommand::Show(args)) => config_show::run(&args, context)?,
+        Command::Config(ConfigCommand::Reference) => {
+            context.printer.data(settings::reference::to_markdown().trim_end())?;
+        }
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory as _;
+
+    use super::*;
+
+    #[test]
+    fn the_command_line_is_sound() {
+        CommandLine::command().debug_assert();
+    }
+
+    #[test]
+    fn command_lines_written_for_attic_are_understood() {
+        for line in [
+            "login lab https://example.org eyJ --set-default",
+            "use lab:main",
+            "push main ./result /nix/store/x -j 5 --no-closure --ignore-upstream-cache-filter",
+            "push lab:main --stdin",
+            "cache create main --public --priority 41 --upstream-cache-key-name cache.nixos.org-1",
+            "cache configure main --regenerate-keypair --private --priority 30 --upstream-cache-key-name a-1 \
+             --upstream-cache-key-name b-1 --retention-period 3months",
+            "cache configure main --public --reset-retention-period",
+            "cache info main",
+            "cache destroy main --no-confirm",
+            "make-token --sub ada --validity 2y --pull * --push team-* --delete a --create-cache b --configure-cache c \
+             --configure-cache-retention d --destroy-cache e --dump-claims",
+            "make-token -f server.toml --sub ada --validity 2y --pull *",
+        ] {
+            let words = std::iter::once("dormer").chain(line.split_whitespace());
+            if let Err(error) = CommandLine::try_parse_from(words) {
+                panic!("{line}: {error}");
+            }
+        }
+    }
+
+    #[test]
+    fn flags_that_contradict_each_other_are_refused() {
+        for line in [
+            "cache configure main --public --private",
+            "cache configure main --retention-period 1d --reset-retention-period",
+            "login lab https://example.org eyJ --token-stdin",
+            "push -v -q main x",
+        ] {
+            let words = std::iter::once("dormer").chain(line.split_whitespace());
+            assert!(CommandLine::try_parse_from(words).is_err(), "{line}");
+        }
+    }
+}

@@ -1,0 +1,280 @@
+//! `dormer push`.
+
+use std::io::BufRead as _;
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use clap::Args;
+use dormer_client::{CacheRef, NixStore, PushOptions, PushPlan, PushSummary, execute_push, plan_push};
+use dormer_nix::{StoreDir, StorePath};
+use serde_json::json;
+
+use super::Context;
+use crate::error::{self, Error, Result};
+use crate::printer::Printer;
+use crate::progress::PushProgress;
+use crate::settings::units::{human_duration, human_size};
+
+/// What a shell says of a program that was interrupted: 128 + SIGINT.
+const EXIT_INTERRUPTED: u8 = 130;
+
+/// Push store paths with all they need
+///
+/// Left out is what the cache has already and what an upstream cache has signed (-v names each path). A PATH may be a link such as
+/// ./result, or lie inside of a store path. The same command again completes what was broken off.
+///
+/// Examples:
+///   dormer push main ./result
+///   nix build --print-out-paths .#a .#b | dormer push lab:team --stdin -j 8
+///   dormer push main ./result --dry-run
+#[derive(Debug, Args)]
+#[command(verbatim_doc_comment)]
+#[expect(clippy::struct_excessive_bools, reason = "each is a flag of Attic's command line")]
+pub(crate) struct PushArgs {
+    /// [SERVER:]CACHE
+    cache: CacheRef,
+    /// What to push
+    #[arg(value_name = "PATH", required_unless_present = "stdin")]
+    paths: Vec<PathBuf>,
+    /// Read paths from standard input too, one a line
+    #[arg(long)]
+    stdin: bool,
+    /// Push the given paths only, without what they need
+    #[arg(long)]
+    no_closure: bool,
+    /// Push also what an upstream cache has signed
+    #[arg(long)]
+    ignore_upstream_cache_filter: bool,
+    /// Uploads at once
+    #[arg(short, long, value_name = "NUMBER", default_value_t = 5, value_parser = clap::value_parser!(u16).range(1..=256))]
+    jobs: u16,
+    /// Print what would be pushed, and push nothing
+    #[arg(long)]
+    dry_run: bool,
+}
+
+pub(super) async fn run(args: PushArgs, context: &Context) -> Result<ExitCode> {
+    let started = Instant::now();
+    let store = NixStore::from_variables(&dormer_client::process_variables)?;
+    let mut arguments = args.paths;
+    if args.stdin {
+        arguments.extend(read_paths()?);
+    }
+    let roots = arguments.iter().map(|path| Ok(store.resolve(path)?)).collect::<Result<Vec<StorePath>>>()?;
+
+    let (server, api) = context.connect_to_cache(&args.cache)?;
+    let cache = &args.cache.cache;
+    let config = api.get_cache_config(cache).await?;
+    let options = PushOptions {
+        closure: !args.no_closure,
+        ignore_upstream: args.ignore_upstream_cache_filter,
+        jobs: args.jobs.into(),
+        ..PushOptions::default()
+    };
+    context.printer.detail(&format!("asking {} what {cache} lacks", server.name));
+    let plan = plan_push(&api, &store, cache, &config, &roots, &options).await?;
+    let said = Said { printer: &context.printer, store_dir: store.store_dir() };
+    said.plan(&plan)?;
+    if args.dry_run {
+        said.dry_run(&plan)?;
+        return Ok(ExitCode::SUCCESS);
+    }
+
+    let (planned, missing) = (plan.path_count(), plan.missing.len());
+    let progress = Arc::new(PushProgress::new(context.printer.clone(), store.store_dir().clone(), &plan));
+    let push = execute_push(&api, plan, &options, progress.clone());
+    let summary = tokio::select! {
+        summary = push => summary,
+        _ = tokio::signal::ctrl_c() => {
+            progress.finish();
+            let pushed = progress.pushed();
+            context.printer.conclude(&format!(
+                "interrupted: {pushed} of {} pushed; they stay, and the same command again pushes the rest",
+                error::paths(missing)
+            ));
+            return Ok(ExitCode::from(EXIT_INTERRUPTED));
+        }
+    };
+    progress.finish();
+    said.summary(&summary, planned, started.elapsed())?;
+    match outcome(summary, missing) {
+        Some(error) => Err(error),
+        None => Ok(ExitCode::SUCCESS),
+    }
+}
+
+fn read_paths() -> Result<Vec<PathBuf>> {
+    let mut paths = Vec::new();
+    for line in std::io::stdin().lock().lines() {
+        let line = line
+            .map_err(|source| Error::Io { attempt: "read paths from standard input".to_owned(), source })?;
+        if !line.trim().is_empty() {
+            paths.push(PathBuf::from(line.trim()));
+        }
+    }
+    Ok(paths)
+}
+
+/// If nothing came through, the first reason is the better explanation, with its own exit code and hints.
+fn outcome(mut summary: PushSummary, tried: usize) -> Option<Error> {
+    if summary.is_complete() {
+        return None;
+    }
+    let lost = summary.failed.len() + summary.not_tried.len();
+    let explains =
+        summary.pushed.is_empty() && summary.failed.iter().all(|failed| failed.error.is_fatal_for_push());
+    if explains && !summary.failed.is_empty() {
+        return Some(summary.failed.swap_remove(0).error.into());
+    }
+    Some(Error::PathsLost { lost, tried })
+}
+
+/// What a push says, apart from its progress.
+struct Said<'a> {
+    printer: &'a Printer,
+    store_dir: &'a StoreDir,
+}
+
+impl Said<'_> {
+    fn full(&self, path: &StorePath) -> String {
+        path.to_absolute(self.store_dir)
+    }
+
+    fn plan(&self, plan: &PushPlan) -> Result<()> {
+        self.printer.message(&json!({
+            "message_type": "plan", "cache": plan.cache.as_str(), "paths": plan.path_count(),
+            "missing": plan.missing.len(), "missing_bytes": plan.missing_bytes(),
+            "present": plan.present.len(), "upstream": plan.upstream.len(),
+        }))?;
+        for (paths, state, label) in [
+            (&plan.present, "present", "already there"),
+            (&plan.upstream, "upstream", "skipped, upstream has it"),
+        ] {
+            for path in paths {
+                self.printer
+                    .message(&json!({ "message_type": "path", "path": self.full(path), "state": state }))?;
+                self.printer.detail(&format!("{label}: {}", self.full(path)));
+            }
+        }
+        Ok(())
+    }
+
+    fn dry_run(&self, plan: &PushPlan) -> Result<()> {
+        for info in &plan.missing {
+            let path = self.full(&info.path);
+            if self.printer.json {
+                self.printer.message(&json!({
+                    "message_type": "path", "path": path, "state": "missing", "nar_size": info.nar_size,
+                }))?;
+            } else {
+                self.printer.data(&path)?;
+            }
+        }
+        self.printer.conclude(&format!(
+            "would push {} of {} ({} already there, {} from upstream), {}",
+            plan.missing.len(),
+            error::paths(plan.path_count()),
+            plan.present.len(),
+            plan.upstream.len(),
+            human_size(plan.missing_bytes()),
+        ));
+        Ok(())
+    }
+
+    fn summary(&self, summary: &PushSummary, planned: usize, elapsed: Duration) -> Result<()> {
+        for done in &summary.pushed {
+            self.printer.message(&json!({
+                "message_type": "path", "path": self.full(&done.path), "state": "pushed", "nar_size": done.nar_size,
+                "file_size": done.file_size, "deduplicated": done.frac_deduplicated,
+            }))?;
+        }
+        for failed in &summary.failed {
+            self.printer.message(&json!({
+                "message_type": "path", "path": self.full(&failed.path), "state": "failed",
+                "error": failed.error.to_string(),
+            }))?;
+        }
+        for path in &summary.not_tried {
+            self.printer
+                .message(&json!({ "message_type": "path", "path": self.full(path), "state": "not_tried" }))?;
+            self.printer.detail(&format!("not tried: {}", self.full(path)));
+        }
+        self.printer.message(&json!({
+            "message_type": "summary", "paths": planned, "pushed": summary.pushed.len(),
+            "present": summary.present.len(), "upstream": summary.upstream.len(),
+            "failed": summary.failed.len(), "not_tried": summary.not_tried.len(),
+            "bytes_read": summary.bytes_read, "bytes_sent": summary.bytes_sent, "bytes_saved": summary.bytes_saved,
+            "seconds": elapsed.as_secs_f64(),
+        }))?;
+        self.printer.conclude(&last_line(summary, planned, elapsed));
+        Ok(())
+    }
+}
+
+/// One line that stands alone.
+fn last_line(summary: &PushSummary, planned: usize, elapsed: Duration) -> String {
+    let lost = summary.failed.len() + summary.not_tried.len();
+    let lost = if lost > 0 { format!(", {lost} lost") } else { String::new() };
+    format!(
+        "pushed {} of {} ({} already there, {} from upstream{lost}), {} read, {} sent, {} deduplicated, {}",
+        summary.pushed.len(),
+        error::paths(planned),
+        summary.present.len(),
+        summary.upstream.len(),
+        human_size(summary.bytes_read),
+        human_size(summary.bytes_sent),
+        human_size(summary.bytes_saved),
+        human_duration(elapsed),
+    )
+}
+
+/// The name of a path without its hash, for people.
+pub(crate) fn short_name(path: &StorePath) -> String {
+    let text = path.to_string();
+    text.split_once('-').map_or(text.as_str(), |(_, name)| name).to_owned()
+}
+
+#[cfg(test)]
+mod tests {
+    use dormer_client::FailedPath;
+
+    use super::*;
+
+    fn path(name: &str) -> StorePath {
+        format!("f22352qy5d2vfxv22w7q3n7gz1ia47nx-{name}").parse().unwrap()
+    }
+
+    #[test]
+    fn the_last_line_stands_alone() {
+        let mut summary = PushSummary {
+            present: vec![path("a")],
+            upstream: vec![path("b"), path("c")],
+            bytes_read: 40_055_603,
+            bytes_sent: 40_055_603,
+            bytes_saved: 12 << 20,
+            ..PushSummary::default()
+        };
+        let elapsed = Duration::from_millis(9_420);
+        insta::assert_snapshot!(last_line(&summary, 3, elapsed), @"pushed 0 of 3 paths (1 already there, 2 from upstream), 38.2 MiB read, 38.2 MiB sent, 12.0 MiB deduplicated, 9.4 s");
+        summary.not_tried = vec![path("d")];
+        insta::assert_snapshot!(last_line(&summary, 4, elapsed), @"pushed 0 of 4 paths (1 already there, 2 from upstream, 1 lost), 38.2 MiB read, 38.2 MiB sent, 12.0 MiB deduplicated, 9.4 s");
+    }
+
+    #[test]
+    fn a_lost_path_is_never_a_success() {
+        let failed = |error| FailedPath { path: path("a"), error };
+        assert!(outcome(PushSummary::default(), 0).is_none());
+        let damaged = dormer_client::Error::InvalidPath { path: "x".to_owned() };
+        let summary = PushSummary { failed: vec![failed(damaged)], ..PushSummary::default() };
+        assert_eq!(outcome(summary, 1).unwrap().exit_code(), error::EXIT_PATHS_LOST);
+        let refused = dormer_client::Error::Forbidden { action: "x".to_owned(), message: "y".to_owned() };
+        let summary = PushSummary {
+            failed: vec![failed(refused)],
+            not_tried: vec![path("b")],
+            ..PushSummary::default()
+        };
+        assert_eq!(outcome(summary, 2).unwrap().exit_code(), error::EXIT_UNAUTHORIZED);
+    }
+}

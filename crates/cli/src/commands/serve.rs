@@ -1,0 +1,280 @@
+//! `dormer serve`.
+
+use std::fmt::Write as _;
+use std::io::{self, IsTerminal as _};
+use std::net::SocketAddr;
+use std::path::Path;
+
+use clap::Args;
+use dormer_server::{Authenticator, ServerSettings, TokenKey};
+use tokio::net::TcpListener;
+use tokio::signal::unix::{SignalKind, signal};
+use tracing_subscriber::EnvFilter;
+
+use super::{Context, SettingsArgs};
+use crate::error::{Error, Result};
+use crate::installation::{FIRST_CACHE, Installation, Made, prepare};
+use crate::settings::{LogSettings, Settings, SigningKey, keys};
+
+/// Run the server
+///
+/// Needs no arguments and no file: the first start makes a data folder with everything in it
+/// and says what to do next; later starts find it. Listens on 127.0.0.1:8080.
+///
+/// Settings come from flags, environment variables and a file, in this order; `dormer config show`
+/// prints them and docs/SETTINGS.md explains them. Attic's server.toml works as it is.
+///
+/// SIGTERM or Ctrl-C lets requests in flight finish; a second one does not.
+///
+/// Examples:
+///   dormer serve
+///   dormer serve --listen 0.0.0.0:8080 --data-dir /srv/dormer
+///   dormer serve --config /etc/dormer.toml --log-format json
+#[derive(Debug, Args)]
+#[command(verbatim_doc_comment)]
+pub(crate) struct ServeArgs {
+    /// Where to listen; port 0 takes a free one [env: DORMER_LISTEN] [default: 127.0.0.1:8080]
+    #[arg(long, value_name = "ADDRESS")]
+    listen: Option<String>,
+    /// How log lines look: text or json [env: DORMER_LOG_FORMAT] [default: text]
+    #[arg(long, value_name = "FORMAT")]
+    log_format: Option<String>,
+    #[command(flatten)]
+    settings: SettingsArgs,
+}
+
+pub(super) async fn run(args: ServeArgs, context: &Context) -> Result<()> {
+    let mut flags = args.settings.to_flags();
+    flags.values.extend(args.listen.map(|text| (keys::LISTEN, text)));
+    flags.values.extend(args.log_format.map(|text| (keys::LOG_FORMAT, text)));
+    let (settings, _) = Settings::load(&context.environment, &flags)?;
+    start_log(&settings.log, context)?;
+    let voice = Voice { context, json: settings.log.json };
+    for note in &settings.notes {
+        voice.warn(note);
+    }
+
+    let mut made = Vec::new();
+    let installation = prepare(&settings, &mut |item| {
+        made.push(item.clone());
+        Ok(())
+    })
+    .await?;
+    for warning in &installation.warnings {
+        voice.warn(warning);
+    }
+    let authenticator = authenticator(&settings, &installation.token_key)?;
+    let listener = TcpListener::bind(settings.listen).await;
+    let listener =
+        listener.map_err(|source| Error::Io { attempt: format!("listen on {}", settings.listen), source })?;
+    let address = listener.local_addr();
+    let address = address.map_err(|source| Error::Io { attempt: "find the port".to_owned(), source })?;
+    let shutdown = stop_signal()?;
+
+    voice.say(&introduction(&settings, &installation, &made, address));
+    if !address.ip().is_loopback()
+        && settings.api_endpoint.as_ref().is_none_or(|url| url.starts_with("http:"))
+    {
+        voice.hint("without TLS, tokens travel unencrypted; put a proxy with TLS in front and set api-endpoint to its https:// address");
+    }
+    voice.say(&format!("listening on http://{address}"));
+
+    let Installation { engine, index, .. } = installation;
+    let served =
+        dormer_server::serve(listener, engine, authenticator, server_settings(&settings), shutdown).await;
+    if let Err(error) = served {
+        // The end was asked for and came: what was cut was not acknowledged.
+        voice.warn(&error.to_string());
+    }
+    index.close().await?;
+    voice.say("stopped");
+    Ok(())
+}
+
+fn server_settings(settings: &Settings) -> ServerSettings {
+    ServerSettings {
+        api_endpoint: settings.api_endpoint.clone(),
+        substituter_endpoint: settings.substituter_endpoint.clone(),
+        allowed_hosts: settings.allowed_hosts.clone(),
+        nar_info_preamble_bytes_max: settings.max_nar_info_bytes,
+        connections_max: settings.connections_max,
+        header_timeout: settings.header_timeout,
+        body_idle_timeout: settings.body_idle_timeout,
+        write_idle_timeout: settings.write_idle_timeout,
+        upload_timeout: settings.upload_timeout,
+        shutdown_timeout: settings.shutdown_timeout,
+        reencodings_max: settings.reencodings_max,
+        stats: settings.stats,
+        ..ServerSettings::default()
+    }
+}
+
+fn authenticator(settings: &Settings, key: &SigningKey) -> Result<Authenticator> {
+    let key = match key.clone() {
+        SigningKey::Hs256(secret) => TokenKey::Hs256(secret),
+        SigningKey::Rs256Secret(pem) => TokenKey::Rs256Secret(pem),
+        SigningKey::Rs256Public(pem) => TokenKey::Rs256Public(pem),
+    };
+    let mut authenticator = Authenticator::new(&key)?;
+    if let Some(issuer) = &settings.jwt.bound_issuer {
+        authenticator = authenticator.with_bound_issuer(issuer);
+    }
+    Ok(authenticator.with_bound_audiences(settings.jwt.bound_audiences.iter().cloned()))
+}
+
+/// Resolves at the first SIGTERM or SIGINT. The second one ends the process at once: who asks twice means it.
+fn stop_signal() -> Result<impl Future<Output = ()> + Send + 'static> {
+    let failed = |source| Error::Io { attempt: "wait for signals".to_owned(), source };
+    let mut terminate = signal(SignalKind::terminate()).map_err(failed)?;
+    let mut interrupt = signal(SignalKind::interrupt()).map_err(failed)?;
+    let mut next = async move || {
+        tokio::select! {
+            _ = terminate.recv() => {}
+            _ = interrupt.recv() => {}
+        }
+    };
+    let (stop, stopped) = tokio::sync::oneshot::channel();
+    tokio::spawn(async move {
+        next().await;
+        // Whoever waited is gone only if the server is.
+        let _ = stop.send(());
+        next().await;
+        std::process::exit(130);
+    });
+    Ok(async move {
+        // An error would mean that the task above ended, which is as good a reason to stop.
+        let _ = stopped.await;
+    })
+}
+
+fn start_log(log: &LogSettings, context: &Context) -> Result<()> {
+    let from_variable = context.environment.text("RUST_LOG")?;
+    let text = from_variable.unwrap_or(&log.filter);
+    let filter = EnvFilter::try_new(text).map_err(|error| {
+        let name = if from_variable.is_some() { "RUST_LOG" } else { "log.filter" };
+        Error::usage(
+            format!("{name}: '{text}' is not a filter: {error}"),
+            "such as `info` or `warn,dormer_engine=debug`",
+        )
+    })?;
+    let colours = io::stderr().is_terminal() && context.environment.text("NO_COLOR")?.is_none();
+    let builder =
+        tracing_subscriber::fmt().with_env_filter(filter).with_writer(io::stderr).with_ansi(colours);
+    if log.json {
+        builder.json().flatten_event(true).init();
+    } else {
+        builder.with_target(false).init();
+    }
+    Ok(())
+}
+
+/// Conversation: as text beside the log lines, or as log lines where those are JSON for a collector.
+struct Voice<'a> {
+    context: &'a Context,
+    json: bool,
+}
+
+impl Voice<'_> {
+    fn say(&self, text: &str) {
+        if self.json {
+            text.lines().filter(|line| !line.is_empty()).for_each(|line| tracing::info!("{line}"));
+        } else {
+            self.context.printer.say(text);
+        }
+    }
+
+    fn warn(&self, text: &str) {
+        if self.json { tracing::warn!("{text}") } else { self.context.printer.warn(text) }
+    }
+
+    fn hint(&self, text: &str) {
+        if self.json { tracing::info!("hint: {text}") } else { self.context.printer.hint(text) }
+    }
+}
+
+/// What was made and what to do next; at later starts one line.
+fn introduction(
+    settings: &Settings,
+    installation: &Installation,
+    made: &[Made],
+    address: SocketAddr,
+) -> String {
+    let data_dir = settings.data_dir.display();
+    if made.is_empty() {
+        return format!("using {data_dir}");
+    }
+    let mut text = format!("made in {data_dir}:\n");
+    let below = |path: &Path| path.strip_prefix(&settings.data_dir).unwrap_or(path).display().to_string();
+    for item in made {
+        let (name, what) = match item {
+            Made::DataFolder(_) | Made::FirstStart => continue,
+            Made::Index(path) => (below(path), "what the caches hold (SQLite)"),
+            Made::Storage(path) => (format!("{}/", below(path)), "their contents"),
+            Made::MasterKey(path) => (
+                below(path),
+                "seals the signing keys in the index; keep a copy apart from the index's backup",
+            ),
+            Made::TokenSecret(path) => (below(path), "signs tokens"),
+            Made::AdminToken(path) => (below(path), "a token that may do everything, valid for 2 years"),
+            Made::Cache { name } => (format!("cache {name}"), "public, with a signing key of its own"),
+        };
+        let _ = writeln!(text, "  {name:<14} {what}");
+    }
+    if let Some(key) = &installation.main_public_key {
+        text.push_str(&next_steps(settings, key, address));
+    }
+    text
+}
+
+fn next_steps(settings: &Settings, key: &str, address: SocketAddr) -> String {
+    let url = own_url(settings, address);
+    let substituter = settings.substituter_endpoint.as_deref().unwrap_or(&url).trim_end_matches('/');
+    let token = shell_word(&settings.admin_token_file().display().to_string());
+    let login = if settings.admin_token_file().exists() {
+        format!("dormer login lab {url} --token-file {token}")
+    } else {
+        format!("dormer login lab {url} TOKEN")
+    };
+    format!(
+        "
+next, in another terminal:
+  {login}
+  dormer push {FIRST_CACHE} ./result
+  dormer use {FIRST_CACHE}
+
+or without this program, in nix.conf of whoever shall fetch:
+  extra-substituters = {substituter}/{FIRST_CACHE}
+  extra-trusted-public-keys = {key}
+"
+    )
+}
+
+/// The address for people on this machine, or the one that the settings give.
+fn own_url(settings: &Settings, address: SocketAddr) -> String {
+    if let Some(url) = &settings.api_endpoint {
+        return url.trim_end_matches('/').to_owned();
+    }
+    let mut address = address;
+    if address.ip().is_unspecified() {
+        // "Everywhere" is no address to go to.
+        address.set_ip(std::net::Ipv4Addr::LOCALHOST.into());
+    }
+    format!("http://{address}")
+}
+
+/// Quoted if a shell would take it apart.
+fn shell_word(text: &str) -> String {
+    let plain = |c: char| c.is_ascii_alphanumeric() || "/._-+:@%,=".contains(c);
+    if text.chars().all(plain) { text.to_owned() } else { format!("'{}'", text.replace('\'', r"'\''")) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_path_with_a_space_is_one_word_for_a_shell() {
+        assert_eq!(shell_word("/home/ada/.local/x"), "/home/ada/.local/x");
+        assert_eq!(shell_word("/home/ada b/it's"), r"'/home/ada b/it'\''s'");
+    }
+}

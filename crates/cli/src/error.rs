@@ -1,0 +1,228 @@
+//! Why a command failed, what its exit code is, and what the user can do about it.
+//!
+//! Advice lives here and nowhere below: the crates say what happened, this file knows the commands that help.
+
+use std::io;
+use std::path::{Path, PathBuf};
+
+use crate::settings;
+
+/// Result of a command.
+pub(crate) type Result<T, E = Error> = std::result::Result<T, E>;
+
+/// Everything worked.
+pub(crate) const EXIT_OK: u8 = 0;
+/// Something failed.
+pub(crate) const EXIT_FAILURE: u8 = 1;
+/// The command line or the settings are wrong; nothing was tried.
+pub(crate) const EXIT_USAGE: u8 = 2;
+/// Some paths could not be pushed; the others were.
+pub(crate) const EXIT_PATHS_LOST: u8 = 3;
+/// The server does not accept the token, or there is none.
+pub(crate) const EXIT_UNAUTHORIZED: u8 = 4;
+/// The server does not answer, or keeps saying that it is busy: try later.
+pub(crate) const EXIT_UNAVAILABLE: u8 = 5;
+
+/// Why a command failed.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum Error {
+    #[error(transparent)]
+    Settings(#[from] settings::Error),
+    #[error(transparent)]
+    Client(#[from] dormer_client::Error),
+    #[error(transparent)]
+    Engine(#[from] dormer_engine::Error),
+    #[error(transparent)]
+    Index(#[from] dormer_index::Error),
+    #[error(transparent)]
+    Blobs(#[from] dormer_blobs::Error),
+    #[error(transparent)]
+    TokenVerifier(#[from] dormer_server::KeyError),
+    #[error("{problem}")]
+    Usage { problem: String, hint: Option<String> },
+    #[error("failed to {attempt}")]
+    Io { attempt: String, source: io::Error },
+    #[error("failed to write to standard output")]
+    Output(#[source] io::Error),
+    #[error("{} of {} could not be pushed", paths(*lost), paths(*tried))]
+    PathsLost { lost: usize, tried: usize },
+    #[error("{} is a folder of {owner}", path.display())]
+    ForeignFolder { path: PathBuf, owner: &'static str },
+    #[error("the database was made with another master key than {origin}")]
+    WrongMasterKey { origin: String },
+    #[error("the master key of this database is missing: {}", path.display())]
+    NoMasterKey { path: PathBuf },
+    #[error("{} does not hold {what}", path.display())]
+    UnreadableSecret { path: PathBuf, what: &'static str },
+    #[error("the server has no key to sign tokens with: jwt.signing.token-rs256-pubkey-base64 only verifies")]
+    CannotSignTokens,
+    #[error("no token secret in {}: the server was never started with these settings", path.display())]
+    NoTokenSecret { path: PathBuf },
+    #[error("{what} is not usable as a signing key for tokens")]
+    TokenKey { what: &'static str, source: jsonwebtoken::errors::Error },
+    #[error("failed to sign a token")]
+    SignToken(#[source] jsonwebtoken::errors::Error),
+    #[error("{}: changing it here would be undone or impossible: {managed} manages it", path.display())]
+    ManagedFile { path: PathBuf, managed: &'static str, lines: Vec<String> },
+    #[error("cache {cache} of this server has no {what}")]
+    IncompleteAnswer { cache: String, what: &'static str },
+    #[error("aborted: nothing was changed")]
+    Aborted,
+}
+
+impl Error {
+    /// Wrong use, with advice.
+    pub(crate) fn usage(problem: impl Into<String>, hint: impl Into<String>) -> Self {
+        Self::Usage { problem: problem.into(), hint: Some(hint.into()) }
+    }
+
+    /// Reading or writing `path`.
+    pub(crate) fn io(attempt: &str, path: &Path) -> impl FnOnce(io::Error) -> Self {
+        let attempt = format!("{attempt} {}", path.display());
+        move |source| Self::Io { attempt, source }
+    }
+
+    /// A reader that went away had enough.
+    pub(crate) fn is_broken_pipe(&self) -> bool {
+        matches!(self, Self::Output(error) if error.kind() == io::ErrorKind::BrokenPipe)
+    }
+
+    /// The whole chain in one line. Causes that only repeat what was said are left out.
+    pub(crate) fn chain(&self) -> String {
+        Self::chain_of(self)
+    }
+
+    /// The same for an error that is reported on the way.
+    pub(crate) fn chain_of(error: &dyn std::error::Error) -> String {
+        let mut line = error.to_string();
+        let mut cause = error.source();
+        while let Some(error) = cause {
+            let text = error.to_string();
+            if !line.ends_with(&text) {
+                line.push_str(": ");
+                line.push_str(&text);
+            }
+            cause = error.source();
+        }
+        line.replace('\n', " ")
+    }
+
+    /// What the shell gets.
+    pub(crate) fn exit_code(&self) -> u8 {
+        use dormer_client::Error as Client;
+        match self {
+            Self::Settings(_) | Self::Usage { .. } => EXIT_USAGE,
+            Self::Output(error) if error.kind() == io::ErrorKind::BrokenPipe => EXIT_OK,
+            Self::PathsLost { .. } => EXIT_PATHS_LOST,
+            Self::Client(error) => match error {
+                Client::Unauthorized { .. } | Client::Forbidden { .. } => EXIT_UNAUTHORIZED,
+                Client::Unreachable { .. } | Client::Stalled { .. } | Client::Unavailable { .. } => {
+                    EXIT_UNAVAILABLE
+                }
+                Client::CacheRef { .. }
+                | Client::ServerName { .. }
+                | Client::Endpoint { .. }
+                | Client::UnknownServer { .. }
+                | Client::NoDefaultServer => EXIT_USAGE,
+                _ => EXIT_FAILURE,
+            },
+            _ => EXIT_FAILURE,
+        }
+    }
+
+    /// What the user can do about it; a line each.
+    pub(crate) fn hints(&self) -> Vec<String> {
+        let hint = |text: &str| vec![text.to_owned()];
+        match self {
+            Self::Settings(error) => error.hint().into_iter().collect(),
+            Self::Client(error) => client_hints(error),
+            Self::Index(error) | Self::Engine(dormer_engine::Error::Index(error)) => index_hints(error),
+            Self::Usage { hint, .. } => hint.iter().cloned().collect(),
+            Self::PathsLost { .. } => hint("what was pushed is in the cache; the same command again pushes the rest"),
+            Self::ForeignFolder { .. } => hint(
+                "Dormer stores differently and has left it alone; give it a folder of its own (--data-dir, or path under \
+                 [storage])",
+            ),
+            Self::WrongMasterKey { .. } | Self::NoMasterKey { .. } => hint(
+                "restore the master key from its backup (file master-key of the data folder, or DORMER_MASTER_KEY); without \
+                 it the caches' signing keys cannot be read",
+            ),
+            Self::NoTokenSecret { .. } => vec![
+                "start `dormer serve` once with the same settings, or set jwt.signing.token-hs256-secret-base64".to_owned(),
+                "`dormer token create` runs where the server's settings are, not on its clients".to_owned(),
+            ],
+            Self::CannotSignTokens => hint("make tokens where the RSA private key is"),
+            Self::ManagedFile { lines, .. } => {
+                let mut hints = hint("add these lines where that tool takes its settings from:");
+                hints.extend(lines.iter().map(|line| format!("  {line}")));
+                hints
+            }
+            _ => Vec::new(),
+        }
+    }
+}
+
+fn client_hints(error: &dormer_client::Error) -> Vec<String> {
+    use dormer_client::Error as Client;
+    let hint = |text: &str| vec![text.to_owned()];
+    match error {
+        Client::NoDefaultServer => hint(
+            "log in first: dormer login NAME URL TOKEN; with several servers write SERVER:CACHE, or set a default with \
+             --set-default",
+        ),
+        Client::UnknownServer { name } => vec![format!("log in first: dormer login {name} URL TOKEN")],
+        Client::CacheRef { .. } => hint("caches are named `main` (on the default server) or `lab:main`"),
+        Client::Unauthorized { with_token: false, .. } => {
+            hint("log in with a token: dormer login NAME URL TOKEN; or set DORMER_TOKEN")
+        }
+        Client::Unauthorized { with_token: true, .. } => hint(
+            "the token has no permission on this cache (which may not exist), has expired, or is another server's",
+        ),
+        Client::Forbidden { .. } => {
+            hint("ask for a token with this permission: dormer token create, on the server")
+        }
+        Client::NoSuchCache { .. } => {
+            hint("`dormer cache list` shows what there is; `dormer cache create` makes one")
+        }
+        Client::CacheExists { .. } => hint("`dormer cache configure` changes it"),
+        Client::Unreachable { .. } | Client::Stalled { .. } => {
+            hint("is the server running, and is its address right?")
+        }
+        Client::Answer { .. } | Client::AnswerTooLarge { .. } => {
+            hint("is there another program at this address, or a proxy's login page?")
+        }
+        Client::NixMissing { .. } => hint("install Nix, or put it into PATH"),
+        Client::InvalidPath { .. } => {
+            hint("build or fetch it first: only what is in the local store can be pushed")
+        }
+        Client::NotInStore { .. } => hint(
+            "give a store path, or a link to one such as ./result; `nix copy` and `nix store add-path` bring things in",
+        ),
+        Client::StoreDirMismatch { .. } => {
+            hint("a cache serves one store folder; make another cache for this one")
+        }
+        Client::MalformedToken => hint("was the token copied whole, and only the token?"),
+        _ => Vec::new(),
+    }
+}
+
+fn index_hints(error: &dormer_index::Error) -> Vec<String> {
+    use dormer_index::Error as Index;
+    let hint = |text: &str| vec![text.to_owned()];
+    match error {
+        Index::ForeignDatabase { .. } => hint(
+            "Dormer has not touched it; give it a database of its own: DORMER_DATABASE_URL=sqlite:///path/to/index.sqlite, \
+             or url under [database]",
+        ),
+        Index::Locked { .. } => {
+            hint("another `dormer serve` is running on this data folder; choose another --data-dir")
+        }
+        Index::SchemaTooNew { .. } => hint("a newer Dormer has used this database; upgrade this one"),
+        _ => Vec::new(),
+    }
+}
+
+/// `1 path`, `7 paths`.
+pub(crate) fn paths(count: usize) -> String {
+    if count == 1 { "1 path".to_owned() } else { format!("{count} paths") }
+}

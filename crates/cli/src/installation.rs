@@ -1,0 +1,472 @@
+//! What `dormer serve` finds or makes before it listens: data folder, index, store, keys, first cache, first token.
+//!
+//! Every step is idempotent, and a step that is done is found by the next start, so a crash between any two heals by
+//! starting again. The last step notes in the index that the first start is over: who then destroys the cache `main` or
+//! throws the admin token away does not find them back.
+//!
+//! What another program filled is refused before anything is made.
+
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
+use dormer_api::Permission;
+use dormer_blobs::LocalBlobs;
+use dormer_engine::{CreateCache, Engine, MasterKey, SystemClock};
+use dormer_index::{Index as _, SqliteIndex, SqliteOptions};
+use dormer_nix::StoreDir;
+
+use crate::error::{Error, Result};
+use crate::settings::{Settings, SigningKey};
+use crate::{secret_file, tokens};
+
+/// The cache that the first start makes.
+pub(crate) const FIRST_CACHE: &str = "main";
+/// Attic announces 41 for a new cache: after cache.nixos.org's 40.
+pub(crate) const DEFAULT_PRIORITY: i32 = 41;
+/// Whose paths are not pushed unless asked for.
+pub(crate) const DEFAULT_UPSTREAM_KEY: &str = "cache.nixos.org-1";
+/// How long the admin token lives, as Attic's first one does.
+const ADMIN_TOKEN_VALIDITY: Duration = Duration::from_hours(2 * 8_766);
+
+const FIRST_START_SETTING: &str = "first-start";
+const MASTER_KEY_SETTING: &str = "master-key-check";
+const MASTER_KEY_PROOF: &[u8] = b"dormer";
+
+/// Something that was not there before.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Made {
+    DataFolder(PathBuf),
+    Index(PathBuf),
+    Storage(PathBuf),
+    MasterKey(PathBuf),
+    TokenSecret(PathBuf),
+    Cache {
+        name: String,
+    },
+    AdminToken(PathBuf),
+    /// The note that the first start is over.
+    FirstStart,
+}
+
+/// Told of everything that was made, as soon as it is; an error stops the start there.
+pub(crate) type Observer<'a> = &'a mut (dyn FnMut(&Made) -> Result<()> + Send);
+
+/// Everything a server needs.
+#[derive(Debug)]
+pub(crate) struct Installation {
+    pub(crate) engine: Engine,
+    pub(crate) index: Arc<SqliteIndex>,
+    pub(crate) token_key: SigningKey,
+    /// Public key of the cache `main`, if it is there and public.
+    pub(crate) main_public_key: Option<String>,
+    /// What looks wrong but stops nothing.
+    pub(crate) warnings: Vec<String>,
+}
+
+/// Finds or makes everything.
+pub(crate) async fn prepare(settings: &Settings, observer: Observer<'_>) -> Result<Installation> {
+    refuse_foreign_folders(settings)?;
+    make_folders(settings, observer)?;
+    let mut warnings = Vec::new();
+
+    let index_is_new = !settings.database_path.exists();
+    let has_packs = settings.storage_path.join("packs").exists();
+    let index = Arc::new(SqliteIndex::open(&settings.database_path, SqliteOptions::default()).await?);
+    if index_is_new {
+        observer(&Made::Index(settings.database_path.clone()))?;
+        if has_packs {
+            warnings.push(format!(
+                "{} holds packs that the new index does not know; was the database lost?",
+                settings.storage_path.display()
+            ));
+        }
+    }
+    let blobs = Arc::new(LocalBlobs::open(&settings.storage_path)?);
+    let master_key = master_key(settings, &index, observer).await?;
+    let (token_key, made) = tokens::signing_key_or_new(settings)?;
+    if made {
+        observer(&Made::TokenSecret(settings.token_secret_file()))?;
+    }
+    if settings.jwt.signing.is_none() {
+        warn_if_readable(&settings.token_secret_file(), &mut warnings);
+    }
+    if settings.master_key.is_none() {
+        warn_if_readable(&settings.master_key_file, &mut warnings);
+    }
+
+    let engine =
+        Engine::new(index.clone(), blobs, master_key, settings.engine.clone(), Arc::new(SystemClock));
+    if index.find_setting(FIRST_START_SETTING).await?.is_none() {
+        make_first_cache(&engine, observer).await?;
+        make_admin_token(settings, &token_key, observer)?;
+        index.create_setting(FIRST_START_SETTING, b"done").await?;
+        observer(&Made::FirstStart)?;
+    }
+    let main = engine.find_cache(FIRST_CACHE).await?.filter(|cache| cache.is_public);
+    let main_public_key = main
+        .and_then(|cache| cache.keys.iter().rev().find(|key| key.active).map(|key| key.public_key.clone()));
+    Ok(Installation { engine, index, token_key, main_public_key, warnings })
+}
+
+/// Attic's folders look like ours from the outside: one with a database, one with many files.
+fn refuse_foreign_folders(settings: &Settings) -> Result<()> {
+    let owner = "Attic";
+    // What `atticd` makes when it is started without settings.
+    if settings.data_dir.join("server.db").exists() {
+        return Err(Error::ForeignFolder { path: settings.data_dir.clone(), owner });
+    }
+    // `storage` of a data folder and `storage.path` are the same by default.
+    for path in [settings.storage_path.clone(), settings.data_dir.clone()] {
+        if holds_chunk_files(&path, 3).map_err(Error::io("look into", &path))? {
+            return Err(Error::ForeignFolder { path, owner });
+        }
+    }
+    Ok(())
+}
+
+/// A store of Attic's shows itself early; a folder of millions of other files must not hold up the start.
+const ENTRIES_MAX: usize = 1_000;
+
+/// Attic's store holds `<uuid>.chunk` files, in older versions at its top, in newer ones two folders down.
+fn holds_chunk_files(folder: &Path, depth: usize) -> io::Result<bool> {
+    let entries = match fs::read_dir(folder) {
+        Ok(entries) => entries,
+        Err(error) if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::PermissionDenied) => {
+            return Ok(false);
+        }
+        Err(error) => return Err(error),
+    };
+    let mut subfolders = Vec::new();
+    for entry in entries.take(ENTRIES_MAX) {
+        let entry = entry?;
+        let path = entry.path();
+        if path.extension().is_some_and(|extension| extension == "chunk") {
+            return Ok(true);
+        }
+        // Ours are not searched: they hold nothing but packs, in at most 256 folders.
+        let is_ours = entry.file_name() == "packs";
+        if !is_ours && depth > 1 && entry.file_type()?.is_dir() {
+            subfolders.push(path);
+        }
+    }
+    // Chunks fill all folders of a level evenly, so a few tell.
+    for subfolder in subfolders.into_iter().take(16) {
+        if holds_chunk_files(&subfolder, depth - 1)? {
+            return Ok(true);
+        }
+    }
+    Ok(false)
+}
+
+fn make_folders(settings: &Settings, observer: Observer<'_>) -> Result<()> {
+    if make_private_folder(&settings.data_dir)? {
+        observer(&Made::DataFolder(settings.data_dir.clone()))?;
+    }
+    for file in [&settings.database_path, &settings.master_key_file] {
+        if let Some(folder) = file.parent().filter(|folder| !folder.as_os_str().is_empty()) {
+            make_private_folder(folder)?;
+        }
+    }
+    if make_private_folder(&settings.storage_path)? {
+        observer(&Made::Storage(settings.storage_path.clone()))?;
+    }
+    Ok(())
+}
+
+fn make_private_folder(path: &Path) -> Result<bool> {
+    if path.is_dir() {
+        return Ok(false);
+    }
+    let mut builder = fs::DirBuilder::new();
+    builder.recursive(true);
+    #[cfg(unix)]
+    std::os::unix::fs::DirBuilderExt::mode(&mut builder, 0o700);
+    builder.create(path).map_err(Error::io("make the folder", path))?;
+    Ok(true)
+}
+
+fn warn_if_readable(path: &Path, warnings: &mut Vec<String>) {
+    if secret_file::is_readable_by_others(path) {
+        warnings.push(format!("{} can be read by other users; chmod 600 it", path.display()));
+    }
+}
+
+/// The key from the settings or its file. It is only made for a database that was never used with another: the database
+/// holds a sealed proof, so a lost or wrong key shows at the start and not at the first signature.
+async fn master_key(settings: &Settings, index: &SqliteIndex, observer: Observer<'_>) -> Result<MasterKey> {
+    let proof = index.find_setting(MASTER_KEY_SETTING).await?;
+    let path = &settings.master_key_file;
+    let (bytes, origin) = if let Some(bytes) = settings.master_key {
+        (bytes, "the one in the settings (master-key)".to_owned())
+    } else {
+        (master_key_from_file(path, proof.is_some(), observer)?, path.display().to_string())
+    };
+    let key = MasterKey::from_bytes(bytes);
+    let proof = if let Some(proof) = proof {
+        proof
+    } else {
+        let proof = key.seal(MASTER_KEY_SETTING, MASTER_KEY_PROOF);
+        index.create_setting(MASTER_KEY_SETTING, &proof).await?
+    };
+    match key.unseal(MASTER_KEY_SETTING, &proof) {
+        Ok(plain) if plain == MASTER_KEY_PROOF => Ok(key),
+        _ => Err(Error::WrongMasterKey { origin }),
+    }
+}
+
+fn master_key_from_file(path: &Path, was_used: bool, observer: Observer<'_>) -> Result<[u8; 32]> {
+    let text = match secret_file::read(path)? {
+        Some(text) => text,
+        None if was_used => return Err(Error::NoMasterKey { path: path.to_owned() }),
+        None => {
+            let make = || STANDARD.encode(rand::random::<[u8; 32]>());
+            let (text, made) = secret_file::create_or_read(path, make)?;
+            if made {
+                observer(&Made::MasterKey(path.to_owned()))?;
+            }
+            text
+        }
+    };
+    let bytes = STANDARD.decode(&text).ok().and_then(|bytes| <[u8; 32]>::try_from(bytes).ok());
+    let what = "a master key: 32 bytes in base64";
+    bytes.ok_or_else(|| Error::UnreadableSecret { path: path.to_owned(), what })
+}
+
+async fn make_first_cache(engine: &Engine, observer: Observer<'_>) -> Result<()> {
+    let new = CreateCache {
+        name: FIRST_CACHE.to_owned(),
+        is_public: true,
+        store_dir: StoreDir::default().to_string(),
+        priority: DEFAULT_PRIORITY,
+        upstream_cache_key_names: vec![DEFAULT_UPSTREAM_KEY.to_owned()],
+        secret_key: None,
+    };
+    match engine.create_cache(new).await {
+        Ok(cache) => observer(&Made::Cache { name: cache.name.clone() }),
+        // An earlier first start came this far.
+        Err(dormer_engine::Error::Index(dormer_index::Error::CacheExists { .. })) => Ok(()),
+        Err(error) => Err(error.into()),
+    }
+}
+
+fn make_admin_token(settings: &Settings, key: &SigningKey, observer: Observer<'_>) -> Result<()> {
+    // Whoever brings a public key only makes tokens elsewhere.
+    if matches!(key, SigningKey::Rs256Public(_)) {
+        return Ok(());
+    }
+    let everything = "*".parse().expect("a star is a pattern");
+    let wish = tokens::Wish {
+        subject: "admin".to_owned(),
+        validity: ADMIN_TOKEN_VALIDITY,
+        grants: Permission::ALL
+            .into_iter()
+            .map(|permission| (Clone::clone(&everything), permission))
+            .collect(),
+    };
+    let token = tokens::sign(key, &tokens::claims(&wish, &settings.jwt, SystemTime::now()))?;
+    let path = settings.admin_token_file();
+    let (_, made) = secret_file::create_or_read(&path, || token.expose().to_owned())?;
+    if made { observer(&Made::AdminToken(path)) } else { Ok(()) }
+}
+
+#[cfg(test)]
+mod tests {
+    use crate::settings::{Environment, Flags, keys};
+
+    use super::*;
+
+    /// 32 zero bytes.
+    const ZEROS: &str = "AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA=";
+
+    fn settings(folder: &Path, variables: &[(&str, &str)]) -> Settings {
+        let home = folder.display().to_string();
+        let variables: Vec<(&str, &str)> =
+            variables.iter().copied().chain([("XDG_DATA_HOME", home.as_str())]).collect();
+        Settings::load(&Environment::from(variables.as_slice()), &Flags::default()).unwrap().0
+    }
+
+    /// One life of a server up to where it would listen: `then` runs in it, and its end takes all tasks with it, as a
+    /// crash does.
+    fn start<T>(
+        settings: &Settings,
+        steps_max: usize,
+        then: impl AsyncFnOnce(Installation) -> T,
+    ) -> (Result<T>, Vec<Made>) {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        let mut made = Vec::new();
+        let result = runtime.block_on(async {
+            let mut observer = |item: &Made| {
+                made.push(item.clone());
+                if made.len() > steps_max { Err(Error::Aborted) } else { Ok(()) }
+            };
+            let installation = prepare(settings, &mut observer).await?;
+            Ok(then(installation).await)
+        });
+        (result, made)
+    }
+
+    fn key_after_start(settings: &Settings) -> Result<Option<String>> {
+        start(settings, usize::MAX, async |installation| installation.main_public_key).0
+    }
+
+    /// The three secret files.
+    fn secrets(settings: &Settings) -> Vec<String> {
+        ["master-key", "token-secret", "admin-token"]
+            .map(|file| fs::read_to_string(settings.data_dir.join(file)).unwrap())
+            .to_vec()
+    }
+
+    #[test]
+    fn the_first_start_makes_everything_and_the_second_finds_it() {
+        let home = tempfile::tempdir().unwrap();
+        let settings = settings(home.path(), &[]);
+        let (first, made) =
+            start(&settings, usize::MAX, async |first| (first.main_public_key, first.warnings));
+        let (key, warnings) = first.unwrap();
+        assert_eq!(made.len(), 8, "{made:?}");
+        assert!(key.as_ref().unwrap().starts_with("main:"), "{key:?}");
+        assert!(warnings.is_empty());
+        #[cfg(unix)]
+        {
+            use std::os::unix::fs::PermissionsExt as _;
+            assert_eq!(fs::metadata(&settings.data_dir).unwrap().permissions().mode() & 0o777, 0o700);
+            for file in ["master-key", "token-secret", "admin-token"] {
+                let mode = fs::metadata(settings.data_dir.join(file)).unwrap().permissions().mode();
+                assert_eq!(mode & 0o777, 0o600, "{file}");
+            }
+        }
+        let before = secrets(&settings);
+        let (second, made) = start(&settings, usize::MAX, async |second| second.main_public_key);
+        assert_eq!(made, []);
+        assert_eq!(second.unwrap(), key);
+        assert_eq!(secrets(&settings), before);
+    }
+
+    #[test]
+    fn a_crash_between_any_two_steps_of_the_first_start_heals_at_the_next() {
+        let mut steps = 0;
+        loop {
+            let home = tempfile::tempdir().unwrap();
+            let settings = settings(home.path(), &[]);
+            let (crashed, seen) = start(&settings, steps, async |_| ());
+            let (healed, made) = start(&settings, usize::MAX, async |healed| {
+                (
+                    healed.engine.find_cache(FIRST_CACHE).await.unwrap(),
+                    healed.token_key,
+                    healed.main_public_key,
+                )
+            });
+            for item in &made {
+                assert!(!seen.contains(item), "{item:?} was made twice");
+            }
+            let (cache, token_key, public_key) = healed.unwrap();
+            assert!(cache.is_some() && public_key.is_some());
+            let token = secret_file::read(&settings.admin_token_file()).unwrap().unwrap();
+            let SigningKey::Hs256(secret) = &token_key else { panic!("{token_key:?}") };
+            let validation = jsonwebtoken::Validation::new(jsonwebtoken::Algorithm::HS256);
+            let key = jsonwebtoken::DecodingKey::from_secret(secret);
+            jsonwebtoken::decode::<dormer_api::TokenClaims>(&token, &key, &validation).unwrap();
+            if crashed.is_ok() {
+                break;
+            }
+            steps += 1;
+        }
+        assert_eq!(steps, 8, "steps were added or lost");
+    }
+
+    #[test]
+    fn a_destroyed_first_cache_stays_destroyed() {
+        let home = tempfile::tempdir().unwrap();
+        let settings = settings(home.path(), &[]);
+        let destroy = async |first: Installation| {
+            let cache = first.engine.find_cache(FIRST_CACHE).await.unwrap().unwrap();
+            first.engine.delete_cache(&cache).await.unwrap();
+        };
+        start(&settings, usize::MAX, destroy).0.unwrap();
+        assert_eq!(key_after_start(&settings).unwrap(), None);
+    }
+
+    #[test]
+    fn a_lost_or_wrong_master_key_is_noticed_and_not_replaced() {
+        let home = tempfile::tempdir().unwrap();
+        let own = settings(home.path(), &[]);
+        key_after_start(&own).unwrap();
+        let other = settings(home.path(), &[("DORMER_MASTER_KEY", ZEROS)]);
+        assert!(matches!(key_after_start(&other), Err(Error::WrongMasterKey { .. })));
+        fs::remove_file(&own.master_key_file).unwrap();
+        assert!(matches!(key_after_start(&own), Err(Error::NoMasterKey { .. })));
+        assert!(!own.master_key_file.exists());
+        fs::write(&own.master_key_file, "abc").unwrap();
+        assert!(matches!(key_after_start(&own), Err(Error::UnreadableSecret { .. })));
+    }
+
+    #[test]
+    fn secrets_from_variables_leave_no_files() {
+        let home = tempfile::tempdir().unwrap();
+        let secret = ("ATTIC_SERVER_TOKEN_HS256_SECRET_BASE64", "c2VjcmV0");
+        let settings = settings(home.path(), &[("DORMER_MASTER_KEY", ZEROS), secret]);
+        let (key, made) = start(&settings, usize::MAX, async |first| first.token_key);
+        assert!(matches!(key.unwrap(), SigningKey::Hs256(key) if key == b"secret"));
+        assert!(!made.iter().any(|made| matches!(made, Made::MasterKey(_) | Made::TokenSecret(_))));
+        assert!(
+            !settings.data_dir.join("master-key").exists()
+                && !settings.data_dir.join("token-secret").exists()
+        );
+    }
+
+    #[test]
+    fn packs_without_their_index_are_pointed_out() {
+        let home = tempfile::tempdir().unwrap();
+        let settings = settings(home.path(), &[]);
+        fs::create_dir_all(settings.storage_path.join("packs")).unwrap();
+        let (warnings, _) = start(&settings, usize::MAX, async |first| first.warnings);
+        assert!(warnings.unwrap()[0].contains("was the database lost?"));
+    }
+
+    #[test]
+    fn what_attic_filled_is_refused_and_not_touched() {
+        let chunk = "2b9d04a6-9b2b-4a4b-8a3f-0c1d2e3f4a5b.chunk";
+        for file in
+            ["dormer/server.db", &format!("dormer/storage/{chunk}"), &format!("dormer/storage/a/b/{chunk}")]
+        {
+            let home = tempfile::tempdir().unwrap();
+            let path = home.path().join(file);
+            fs::create_dir_all(path.parent().unwrap()).unwrap();
+            fs::write(&path, "theirs").unwrap();
+            let settings = settings(home.path(), &[]);
+            let (refused, made) = start(&settings, usize::MAX, async |_| ());
+            assert!(matches!(refused, Err(Error::ForeignFolder { .. })), "{file}");
+            assert_eq!(made, []);
+            assert_eq!(fs::read(&path).unwrap(), b"theirs");
+            assert!(!settings.database_path.exists());
+        }
+        // A server.toml of Attic's, used unchanged.
+        let theirs = tempfile::tempdir().unwrap();
+        fs::write(theirs.path().join(chunk), "theirs").unwrap();
+        let home = tempfile::tempdir().unwrap();
+        let path = theirs.path().display().to_string();
+        let settings = settings(home.path(), &[(keys::STORAGE_PATH.variable().as_str(), &path)]);
+        assert!(matches!(key_after_start(&settings), Err(Error::ForeignFolder { .. })));
+        assert_eq!(fs::read_dir(theirs.path()).unwrap().count(), 1);
+    }
+
+    #[test]
+    fn a_database_that_attic_filled_is_refused_and_not_touched() {
+        let home = tempfile::tempdir().unwrap();
+        let path = home.path().join("theirs.db");
+        // A header of SQLite without our mark is all it takes.
+        let mut theirs = b"SQLite format 3\0".to_vec();
+        theirs.resize(4096, 0);
+        fs::write(&path, &theirs).unwrap();
+        let url = format!("sqlite://{}?mode=rwc", path.display());
+        let settings = settings(home.path(), &[("ATTIC_SERVER_DATABASE_URL", &url)]);
+        let refused = key_after_start(&settings).unwrap_err();
+        assert!(matches!(refused, Error::Index(dormer_index::Error::ForeignDatabase { .. })), "{refused}");
+        assert_eq!(fs::read(&path).unwrap(), theirs);
+    }
+}

@@ -1,0 +1,229 @@
+//! `nix.conf` and `netrc`, edited so that every edit can be taken back.
+//!
+//! What is added stands between two comment lines that name the cache; nothing outside of them is ever changed, down to
+//! the missing line break at a file's end. Pure: texts in, texts out.
+
+use std::ops::Range;
+
+/// Lines between our marks, in a file of somebody else.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct MarkedFile {
+    text: String,
+}
+
+impl MarkedFile {
+    pub(crate) fn new(text: impl Into<String>) -> Self {
+        Self { text: text.into() }
+    }
+
+    pub(crate) fn text(&self) -> &str {
+        &self.text
+    }
+
+    /// Puts `lines` under `name`: in place of what stood there, else at the end. At the end, because in `nix.conf` a later
+    /// `substituters =` would undo an earlier `extra-substituters =`.
+    pub(crate) fn set(&mut self, name: &str, lines: &[String]) {
+        let block = format!("{}\n{}\n{}", begin(name), lines.join("\n"), end(name));
+        if let Some(range) = self.find(name) {
+            self.text.replace_range(range, &block);
+        } else if self.text.is_empty() || self.text.ends_with('\n') {
+            self.text.push_str(&block);
+            self.text.push('\n');
+        } else {
+            // A file without a last line break stays one.
+            self.text.push('\n');
+            self.text.push_str(&block);
+        }
+    }
+
+    /// Takes `name` and its lines out; `false` if it is not there.
+    pub(crate) fn remove(&mut self, name: &str) -> bool {
+        let Some(Range { mut start, mut end }) = self.find(name) else { return false };
+        if self.text[end..].starts_with('\n') {
+            end += 1;
+        } else if self.text[..start].ends_with('\n') {
+            start -= 1;
+        }
+        self.text.replace_range(start..end, "");
+        true
+    }
+
+    /// Names of all blocks.
+    pub(crate) fn names(&self) -> Vec<&str> {
+        self.text
+            .lines()
+            .filter_map(|line| line.strip_prefix(BEGIN))
+            .filter(|name| self.find(name).is_some())
+            .collect()
+    }
+
+    /// The lines that are not ours.
+    pub(crate) fn foreign_lines(&self) -> Vec<&str> {
+        let blocks: Vec<Range<usize>> = self.names().into_iter().filter_map(|name| self.find(name)).collect();
+        let offset = |line: &str| line.as_ptr() as usize - self.text.as_ptr() as usize;
+        self.text.lines().filter(|line| !blocks.iter().any(|block| block.contains(&offset(line)))).collect()
+    }
+
+    /// From the first byte of the first mark to the last byte of the second.
+    fn find(&self, name: &str) -> Option<Range<usize>> {
+        let mut start = None;
+        let mut offset = 0;
+        for line in self.text.split_inclusive('\n') {
+            let content = line.trim_end_matches(['\n', '\r']);
+            if content == begin(name) {
+                start = Some(offset);
+            } else if let Some(start) = start
+                && content == end(name)
+            {
+                return Some(start..offset + content.len());
+            }
+            offset += line.len();
+        }
+        None
+    }
+}
+
+const BEGIN: &str = "# >>> dormer use ";
+const END: &str = "# <<< dormer use ";
+
+fn begin(name: &str) -> String {
+    format!("{BEGIN}{name}")
+}
+
+fn end(name: &str) -> String {
+    format!("{END}{name}")
+}
+
+/// What `nix.conf` says for a setting outside of our blocks: the last line counts.
+pub(crate) fn find_nix_setting<'a>(file: &'a MarkedFile, name: &str) -> Option<&'a str> {
+    file.foreign_lines().into_iter().rev().find_map(|line| {
+        let line = line.split('#').next().unwrap_or_default();
+        let (key, value) = line.split_once('=')?;
+        (key.trim() == name).then(|| value.trim())
+    })
+}
+
+/// The words of a list setting (`substituters` with its `extra-` form) outside of our blocks.
+pub(crate) fn nix_list_contains(file: &MarkedFile, name: &str, word: &str) -> bool {
+    file.foreign_lines().into_iter().any(|line| {
+        let line = line.split('#').next().unwrap_or_default();
+        line.split_once('=').is_some_and(|(key, value)| {
+            key.trim().trim_start_matches("extra-") == name
+                && value.split_whitespace().any(|item| item == word)
+        })
+    })
+}
+
+/// Whether somebody else's line gives a password for this host. curl takes the first entry that fits.
+pub(crate) fn netrc_has_machine(file: &MarkedFile, host: &str) -> bool {
+    let lines = file.foreign_lines();
+    let words: Vec<&str> = lines
+        .into_iter()
+        .filter(|line| !line.trim_start().starts_with('#'))
+        .flat_map(str::split_whitespace)
+        .collect();
+    words.windows(2).any(|pair| pair == ["machine", host])
+}
+
+/// One line of a change.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Change<'a> {
+    Removed(&'a str),
+    Added(&'a str),
+}
+
+/// What changed, line by line. Our edits touch one run of lines, so common beginnings and ends are all there is to find.
+pub(crate) fn changes<'a>(before: &'a str, after: &'a str) -> Vec<Change<'a>> {
+    let before: Vec<&str> = before.lines().collect();
+    let after: Vec<&str> = after.lines().collect();
+    let head = before.iter().zip(&after).take_while(|(a, b)| a == b).count();
+    let tail =
+        before[head..].iter().rev().zip(after[head..].iter().rev()).take_while(|(a, b)| a == b).count();
+    let removed = before[head..before.len() - tail].iter().map(|line| Change::Removed(line));
+    let added = after[head..after.len() - tail].iter().map(|line| Change::Added(line));
+    removed.chain(added).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn lines(texts: &[&str]) -> Vec<String> {
+        texts.iter().map(|text| (*text).to_owned()).collect()
+    }
+
+    const FILES: [&str; 6] = [
+        "",
+        "\n",
+        "experimental-features = nix-command\n",
+        "no line break at the end",
+        "dos = 1\r\nlines = 2\r\n",
+        "a = 1\n\n\n# >>> dormer use half a block\nb = 2",
+    ];
+
+    #[test]
+    fn taking_back_restores_every_byte() {
+        for text in FILES {
+            let mut file = MarkedFile::new(text);
+            file.set("lab:main", &lines(&["x = 1", "y = 2"]));
+            file.set("lab:other", &lines(&["z = 3"]));
+            file.set("lab:main", &lines(&["x = 4"]));
+            assert_eq!(file.names(), ["lab:main", "lab:other"]);
+            assert!(file.text().contains("x = 4") && !file.text().contains("y = 2"));
+            for order in [["lab:main", "lab:other"], ["lab:other", "lab:main"]] {
+                let mut file = file.clone();
+                assert!(file.remove(order[0]) && file.remove(order[1]));
+                assert_eq!(file.text(), text);
+                assert!(!file.remove(order[0]));
+            }
+        }
+    }
+
+    #[test]
+    fn setting_the_same_again_changes_nothing() {
+        for text in FILES {
+            let mut file = MarkedFile::new(text);
+            file.set("lab:main", &lines(&["x = 1"]));
+            let once = file.clone();
+            file.set("lab:main", &lines(&["x = 1"]));
+            assert_eq!(file, once);
+        }
+    }
+
+    #[test]
+    fn lines_that_others_add_around_and_inside_are_respected() {
+        let mut file = MarkedFile::new("a = 1\n");
+        file.set("lab:main", &lines(&["x = 1"]));
+        let mut file = MarkedFile::new(format!("{}b = 2\n", file.text()));
+        assert_eq!(file.foreign_lines(), ["a = 1", "b = 2"]);
+        assert!(file.remove("lab:main"));
+        assert_eq!(file.text(), "a = 1\nb = 2\n");
+    }
+
+    #[test]
+    fn settings_are_found_outside_of_our_blocks_only() {
+        let mut file =
+            MarkedFile::new("netrc-file = /a\n substituters=http://a  http://b # http://c\nnetrc-file=/b\n");
+        file.set("lab:main", &lines(&["netrc-file = /ours", "extra-substituters = http://d"]));
+        assert_eq!(find_nix_setting(&file, "netrc-file"), Some("/b"));
+        assert!(nix_list_contains(&file, "substituters", "http://b"));
+        assert!(!nix_list_contains(&file, "substituters", "http://c"));
+        assert!(!nix_list_contains(&file, "substituters", "http://d"));
+    }
+
+    #[test]
+    fn entries_of_a_netrc_are_found_in_any_layout() {
+        let file = MarkedFile::new("machine a login x password y\nmachine\n  b\n login z\n# machine c\n");
+        assert!(netrc_has_machine(&file, "a") && netrc_has_machine(&file, "b"));
+        assert!(!netrc_has_machine(&file, "c") && !netrc_has_machine(&file, "x"));
+    }
+
+    #[test]
+    fn changes_are_the_lines_that_differ() {
+        use Change::{Added, Removed};
+        assert_eq!(changes("a\nb\nc\n", "a\nx\ny\nc\n"), [Removed("b"), Added("x"), Added("y")]);
+        assert_eq!(changes("", "a\n"), [Added("a")]);
+        assert_eq!(changes("a\na\n", "a\n"), [Removed("a")]);
+        assert_eq!(changes("a\n", "a\n"), []);
+    }
+}

@@ -1,0 +1,122 @@
+//! The printer decides what may be printed: nothing else in this program writes to standard output or standard error,
+//! except log lines of `serve`.
+//!
+//! Standard output is data, standard error is conversation. Both may be closed at any time: a reader that had enough
+//! (`dormer cache list | head -1`) is no failure.
+
+use std::io::{self, IsTerminal as _, Write as _};
+
+use indicatif::ProgressDrawTarget;
+use serde::Serialize;
+
+use crate::error::{Error, Result};
+
+/// How much is said.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum Level {
+    /// Nothing, not even errors: the exit code says it all.
+    Silent,
+    /// Data and errors.
+    Quiet,
+    Default,
+    /// Also what was left out and why.
+    Verbose,
+}
+
+/// Says things.
+#[derive(Debug, Clone)]
+pub(crate) struct Printer {
+    pub(crate) level: Level,
+    /// Data as JSON lines instead of text.
+    pub(crate) json: bool,
+    progress: bool,
+    colour: bool,
+}
+
+impl Printer {
+    pub(crate) fn new(level: Level, json: bool, progress: bool) -> Self {
+        let terminal = io::stderr().is_terminal();
+        // https://no-color.org: set to anything but the empty text.
+        let no_color = std::env::var_os("NO_COLOR").is_some_and(|value| !value.is_empty());
+        let dumb = std::env::var_os("TERM").is_some_and(|value| value == "dumb");
+        Self {
+            level,
+            json,
+            progress: progress && terminal && !dumb && level == Level::Default,
+            colour: terminal && !no_color && !dumb,
+        }
+    }
+
+    /// A line of data, on standard output.
+    pub(crate) fn data(&self, line: &str) -> Result<()> {
+        if self.level == Level::Silent {
+            return Ok(());
+        }
+        let mut out = io::stdout().lock();
+        writeln!(out, "{line}").and_then(|()| out.flush()).map_err(Error::Output)
+    }
+
+    /// A line of JSON, on standard output, if JSON was asked for.
+    pub(crate) fn message<T: Serialize>(&self, message: &T) -> Result<()> {
+        if !self.json {
+            return Ok(());
+        }
+        self.data(&serde_json::to_string(message).expect("our messages have text keys only"))
+    }
+
+    /// What went well, on standard error.
+    pub(crate) fn say(&self, line: &str) {
+        if self.level >= Level::Default {
+            to_stderr(line);
+        }
+    }
+
+    /// What only those want to know who ask.
+    pub(crate) fn detail(&self, line: &str) {
+        if self.level >= Level::Verbose {
+            to_stderr(line);
+        }
+    }
+
+    /// What may be a mistake.
+    pub(crate) fn warn(&self, line: &str) {
+        if self.level >= Level::Default {
+            to_stderr(&format!("{} {line}", self.painted("33", "warning:")));
+        }
+    }
+
+    /// Advice.
+    pub(crate) fn hint(&self, line: &str) {
+        if self.level >= Level::Quiet {
+            to_stderr(&format!("{} {line}", self.painted("36", "hint:")));
+        }
+    }
+
+    /// What stopped us: one line, whatever the chain of causes.
+    pub(crate) fn error(&self, line: &str) {
+        if self.level >= Level::Quiet {
+            to_stderr(&format!("{} {line}", self.painted("31;1", "error:")));
+        }
+    }
+
+    /// The end of an action, which stands alone.
+    pub(crate) fn conclude(&self, line: &str) {
+        if self.level >= Level::Default {
+            to_stderr(&self.painted("1", line));
+        }
+    }
+
+    /// Where progress is drawn; `None` means lines for large transfers instead.
+    pub(crate) fn progress_target(&self) -> Option<ProgressDrawTarget> {
+        (self.progress && !self.json).then(ProgressDrawTarget::stderr)
+    }
+
+    pub(crate) fn painted(&self, code: &str, text: &str) -> String {
+        if self.colour { format!("\u{1b}[{code}m{text}\u{1b}[0m") } else { text.to_owned() }
+    }
+}
+
+/// Nobody is left to be told when standard error is closed.
+pub(crate) fn to_stderr(line: &str) {
+    let _ = writeln!(io::stderr().lock(), "{line}");
+}

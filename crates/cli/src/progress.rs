@@ -1,0 +1,192 @@
+//! Progress of a push: on a terminal one status line and a bar per large transfer, else a line per large transfer.
+//!
+//! A transfer below [`LARGE_BYTES`] is over before a bar for it could be read.
+
+use std::collections::HashMap;
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::time::Duration;
+
+use dormer_client::{Error as ClientError, PathDone, PushPlan, PushReporter, Retry, TransferId};
+use dormer_nix::{StoreDir, StorePath};
+use indicatif::{MultiProgress, ProgressBar, ProgressStyle};
+
+use crate::commands::retry_line;
+use crate::commands::short_name;
+use crate::error::Error;
+use crate::printer::Printer;
+use crate::settings::units::human_size;
+
+/// From this size on a transfer is shown by itself.
+const LARGE_BYTES: u64 = 8 * 1024 * 1024;
+
+/// Draws a push.
+#[derive(Debug)]
+pub(crate) struct PushProgress {
+    printer: Printer,
+    store_dir: StoreDir,
+    drawn: Option<Drawn>,
+    transfers: Mutex<HashMap<TransferId, Transfer>>,
+    path_count: usize,
+    pushed: AtomicUsize,
+    bytes_saved: AtomicU64,
+}
+
+#[derive(Debug)]
+struct Drawn {
+    all: MultiProgress,
+    status: ProgressBar,
+}
+
+#[derive(Debug, Default)]
+struct Transfer {
+    bytes: u64,
+    bar: Option<ProgressBar>,
+}
+
+impl PushProgress {
+    /// Nothing is drawn before the first transfer.
+    pub(crate) fn new(printer: Printer, store_dir: StoreDir, plan: &PushPlan) -> Self {
+        let drawn = printer.progress_target().filter(|_| !plan.missing.is_empty()).map(|target| {
+            let all = MultiProgress::with_draw_target(target);
+            let status = all.add(ProgressBar::new(plan.missing_bytes()));
+            status.set_style(style(
+                "{elapsed_precise}  {prefix}  {bytes} / {total_bytes} sent{msg}  {bytes_per_sec}  ETA {eta}",
+            ));
+            status.enable_steady_tick(Duration::from_millis(200));
+            Drawn { all, status }
+        });
+        let progress = Self {
+            printer,
+            store_dir,
+            drawn,
+            transfers: Mutex::default(),
+            path_count: plan.missing.len(),
+            pushed: AtomicUsize::new(0),
+            bytes_saved: AtomicU64::new(0),
+        };
+        progress.update_status();
+        progress
+    }
+
+    /// Paths that were acknowledged.
+    pub(crate) fn pushed(&self) -> usize {
+        self.pushed.load(Ordering::Relaxed)
+    }
+
+    /// Clears what was drawn.
+    pub(crate) fn finish(&self) {
+        if let Some(drawn) = &self.drawn {
+            drawn.status.finish_and_clear();
+            // Best effort: the terminal may be gone.
+            let _ = drawn.all.clear();
+        }
+    }
+
+    /// Says something above the bars.
+    fn above(&self, say: impl FnOnce()) {
+        match &self.drawn {
+            Some(drawn) => drawn.all.suspend(say),
+            None => say(),
+        }
+    }
+
+    fn update_status(&self) {
+        let Some(drawn) = &self.drawn else { return };
+        let saved = self.bytes_saved.load(Ordering::Relaxed);
+        drawn.status.set_prefix(format!("{}/{} paths", self.pushed(), self.path_count));
+        drawn.status.set_message(if saved > 0 {
+            format!(", {} deduplicated", human_size(saved))
+        } else {
+            String::new()
+        });
+    }
+
+    /// Counts a transfer's bytes up, or back to zero; the number of them now.
+    fn count(&self, id: TransferId, bytes: Option<u64>) {
+        let mut transfers = self.lock();
+        let transfer = transfers.entry(id).or_default();
+        match (bytes, &self.drawn) {
+            (Some(bytes), Some(drawn)) => drawn.status.inc(bytes),
+            (None, Some(drawn)) => drawn.status.dec(transfer.bytes),
+            (_, None) => {}
+        }
+        transfer.bytes = bytes.map_or(0, |bytes| transfer.bytes + bytes);
+        if let Some(bar) = &transfer.bar {
+            bar.set_position(transfer.bytes);
+        }
+    }
+
+    fn end(&self, id: TransferId) {
+        if let Some(Transfer { bar: Some(bar), .. }) = self.lock().remove(&id) {
+            bar.finish_and_clear();
+        }
+    }
+
+    fn lock(&self) -> std::sync::MutexGuard<'_, HashMap<TransferId, Transfer>> {
+        // Nothing under the lock can leave the map half changed.
+        self.transfers.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
+    }
+}
+
+impl PushReporter for PushProgress {
+    fn path_started(&self, id: TransferId, path: &StorePath, nar_size: u64) {
+        let mut transfer = Transfer::default();
+        if let Some(drawn) = self.drawn.as_ref().filter(|_| nar_size >= LARGE_BYTES) {
+            let bar = drawn.all.add(ProgressBar::new(nar_size));
+            bar.set_style(style("  {bar:24}  {bytes:>10} / {total_bytes:<10}  {prefix}"));
+            bar.set_prefix(short_name(path));
+            transfer.bar = Some(bar);
+        }
+        self.lock().insert(id, transfer);
+    }
+
+    fn path_progress(&self, id: TransferId, bytes: u64) {
+        self.count(id, Some(bytes));
+    }
+
+    fn path_retrying(&self, id: TransferId, retry: &Retry<'_>) {
+        self.count(id, None);
+        self.above(|| self.printer.warn(&retry_line(retry)));
+    }
+
+    fn path_done(&self, id: TransferId, done: &PathDone) {
+        self.end(id);
+        let number = self.pushed.fetch_add(1, Ordering::Relaxed) + 1;
+        self.bytes_saved.fetch_add(saved_bytes(done), Ordering::Relaxed);
+        self.update_status();
+        let line = || {
+            let path = done.path.to_absolute(&self.store_dir);
+            format!("pushed {path} ({}), {number}/{}", human_size(done.nar_size), self.path_count)
+        };
+        if self.drawn.is_none() && done.nar_size >= LARGE_BYTES {
+            self.printer.say(&line());
+        } else {
+            self.above(|| self.printer.detail(&line()));
+        }
+    }
+
+    fn path_failed(&self, id: TransferId, path: &StorePath, error: &ClientError) {
+        self.end(id);
+        let path = path.to_absolute(&self.store_dir);
+        self.above(|| self.printer.error(&format!("{path}: {}", Error::chain_of(error))));
+    }
+}
+
+/// As the summary counts it: what the server says it had already.
+#[expect(
+    clippy::cast_precision_loss,
+    clippy::cast_possible_truncation,
+    clippy::cast_sign_loss,
+    reason = "a figure for people between 0 and the NAR's size"
+)]
+fn saved_bytes(done: &PathDone) -> u64 {
+    let fraction = done.frac_deduplicated.unwrap_or_else(|| {
+        if done.kind == dormer_api::UploadPathResultKind::Deduplicated { 1.0 } else { 0.0 }
+    });
+    (done.nar_size as f64 * fraction.clamp(0.0, 1.0)).round() as u64
+}
+
+fn style(template: &str) -> ProgressStyle {
+    ProgressStyle::with_template(template).expect("our templates are well formed").progress_chars("━╸─")
+}

@@ -1,0 +1,104 @@
+//! Small secret files: made once, whole, readable by their owner only.
+
+use std::fs::{self, File, OpenOptions};
+use std::io::{self, Write as _};
+use std::path::Path;
+
+use crate::error::{Error, Result};
+
+/// Writes a secret unless the file exists; returns what is in the file now and whether this call made it. A crash leaves
+/// either the whole file or none, and of two racing starts one wins for both.
+pub(crate) fn create_or_read(path: &Path, make: impl FnOnce() -> String) -> Result<(String, bool)> {
+    if let Some(text) = read(path)? {
+        return Ok((text, false));
+    }
+    let text = make();
+    let failed = |source| Error::Io { attempt: format!("write {}", path.display()), source };
+    if link_new(path, &text).map_err(failed)? {
+        return Ok((text, true));
+    }
+    let theirs = read(path)?.ok_or_else(|| failed(io::ErrorKind::NotFound.into()))?;
+    Ok((theirs, false))
+}
+
+/// The secret in a file, without the white space around it.
+pub(crate) fn read(path: &Path) -> Result<Option<String>> {
+    match fs::read_to_string(path) {
+        Ok(text) => Ok(Some(text.trim().to_owned())),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+        Err(source) => Err(Error::Io { attempt: format!("read {}", path.display()), source }),
+    }
+}
+
+/// Whether others than the owner may read it.
+pub(crate) fn is_readable_by_others(path: &Path) -> bool {
+    #[cfg(unix)]
+    {
+        use std::os::unix::fs::PermissionsExt as _;
+        fs::metadata(path).is_ok_and(|metadata| metadata.permissions().mode() & 0o077 != 0)
+    }
+    #[cfg(not(unix))]
+    {
+        let _ = path;
+        false
+    }
+}
+
+/// A hard link, unlike a rename, fails when the name is taken.
+fn link_new(path: &Path, text: &str) -> io::Result<bool> {
+    let folder = path.parent().ok_or(io::ErrorKind::InvalidInput)?;
+    let temporary = folder.join(format!(".new-secret.{:016x}", rand::random::<u64>()));
+    let linked = write_private(&temporary, text).and_then(|()| match fs::hard_link(&temporary, path) {
+        Ok(()) => Ok(true),
+        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => Ok(false),
+        Err(error) => Err(error),
+    });
+    // Best effort: a crash here leaves a file that nobody reads.
+    let _ = fs::remove_file(&temporary);
+    let linked = linked?;
+    File::open(folder)?.sync_all()?;
+    Ok(linked)
+}
+
+fn write_private(path: &Path, text: &str) -> io::Result<()> {
+    let mut options = OpenOptions::new();
+    options.write(true).create_new(true);
+    #[cfg(unix)]
+    std::os::unix::fs::OpenOptionsExt::mode(&mut options, 0o600);
+    let mut file = options.open(path)?;
+    writeln!(file, "{text}")?;
+    file.sync_all()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_secret_is_made_once_and_is_private() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("key");
+        assert_eq!(create_or_read(&path, || "one".to_owned()).unwrap(), ("one".to_owned(), true));
+        assert_eq!(create_or_read(&path, || "two".to_owned()).unwrap(), ("one".to_owned(), false));
+        assert!(!is_readable_by_others(&path));
+        assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 1, "a temporary file was left behind");
+    }
+
+    #[test]
+    fn of_two_racing_starts_both_get_the_same_secret() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("key");
+        let secrets: Vec<String> = std::thread::scope(|scope| {
+            let starts: Vec<_> = (0..8)
+                .map(|n| {
+                    scope.spawn({
+                        let path = &path;
+                        move || create_or_read(path, || format!("secret {n}")).unwrap().0
+                    })
+                })
+                .collect();
+            starts.into_iter().map(|start| start.join().unwrap()).collect()
+        });
+        assert!(secrets.windows(2).all(|pair| pair[0] == pair[1]), "{secrets:?}");
+    }
+}

@@ -1,0 +1,51 @@
+//! Why settings cannot be used. Every message names the key and the place it was set in; none shows a secret's value.
+
+use std::path::PathBuf;
+
+use super::raw::Origin;
+
+/// Result of reading settings.
+pub(crate) type Result<T, E = Error> = std::result::Result<T, E>;
+
+/// Why settings cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum Error {
+    #[error("failed to read settings file {}", path.display())]
+    ReadFile { path: PathBuf, source: std::io::Error },
+    #[error("{variable} is not base64")]
+    NotBase64 { variable: &'static str, source: base64::DecodeError },
+    #[error("{variable} does not hold text")]
+    NotText { variable: String },
+    #[error("{place} is not TOML: line {line}: {message}")]
+    Syntax { place: String, line: usize, message: String },
+    #[error("unknown key '{path}' in {place}")]
+    UnknownKey { path: String, place: String, nearest: Option<String> },
+    #[error("{key} ({origin}): {problem}")]
+    Value { key: &'static str, origin: Origin, problem: String },
+    #[error("{first} and {second} are both set ({origin}); only one key can sign tokens")]
+    SeveralSigningKeys { first: &'static str, second: &'static str, origin: Origin },
+    #[error("{key} ({origin}): {why}")]
+    Later { key: &'static str, origin: Origin, why: &'static str },
+    #[error("no folder for data: neither XDG_DATA_HOME nor HOME is set")]
+    NoDataDir,
+}
+
+impl Error {
+    /// What the user can do about it.
+    pub(crate) fn hint(&self) -> Option<String> {
+        match self {
+            Self::UnknownKey { nearest: Some(nearest), .. } => Some(format!("did you mean '{nearest}'?")),
+            Self::UnknownKey { nearest: None, .. } => {
+                Some("`dormer config reference` explains every key".to_owned())
+            }
+            Self::NoDataDir => Some("say where to keep data: --data-dir DIR".to_owned()),
+            Self::Later { key: "storage.type", .. } => {
+                Some("use type = \"local\" and a path under [storage]".to_owned())
+            }
+            Self::Later { key: "database.url", .. } => {
+                Some("leave database.url out: the default is an SQLite file in the data folder".to_owned())
+            }
+            _ => None,
+        }
+    }
+}

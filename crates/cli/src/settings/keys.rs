@@ -1,0 +1,269 @@
+//! The table of all settings: the one place where a key, its variable, its default, its range and its meaning are
+//! written. The reader, `dormer config show` and docs/SETTINGS.md all come from it.
+
+/// What a value must look like.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Kind {
+    /// Any text.
+    Text,
+    /// `address:port`.
+    Address,
+    /// `http://…` or `https://…`.
+    HttpUrl,
+    /// A path; a relative one counts from the current folder.
+    Path,
+    /// Bytes, from and to (inclusive).
+    Size(u64, u64),
+    /// Seconds, from and to (inclusive).
+    Duration(u64, u64),
+    /// A number, from and to (inclusive).
+    Integer(i64, i64),
+    /// `true` or `false`.
+    Bool,
+    /// One of these.
+    Choice(&'static [&'static str]),
+    /// Texts; in a variable separated by commas.
+    List,
+}
+
+/// Whose key it is, and what becomes of it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Standing {
+    /// It takes effect.
+    Used,
+    /// Attic's; read without complaint and without effect, and the reason is said once at start.
+    Ignored(&'static str),
+    /// Known, but of a part that this version lacks: an error.
+    Later(&'static str),
+}
+
+/// One setting.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Key {
+    /// Dotted path in the TOML file.
+    pub(crate) path: &'static str,
+    pub(crate) kind: Kind,
+    /// As it would be written in a variable.
+    pub(crate) default: Option<&'static str>,
+    /// Said in the reference where the default is computed.
+    pub(crate) default_note: &'static str,
+    /// Attic's variable for the same thing.
+    pub(crate) attic_variable: Option<&'static str>,
+    pub(crate) flag: Option<&'static str>,
+    pub(crate) secret: bool,
+    /// Whether Attic's `server.toml` has it too.
+    pub(crate) attic: bool,
+    pub(crate) standing: Standing,
+    /// Full sentences for the reference.
+    pub(crate) docs: &'static str,
+}
+
+impl Key {
+    const fn new(path: &'static str, kind: Kind, docs: &'static str) -> Self {
+        Self {
+            path,
+            kind,
+            default: None,
+            default_note: "",
+            attic_variable: None,
+            flag: None,
+            secret: false,
+            attic: false,
+            standing: Standing::Used,
+            docs,
+        }
+    }
+
+    const fn default(self, text: &'static str) -> Self {
+        Self { default: Some(text), ..self }
+    }
+
+    const fn default_note(self, note: &'static str) -> Self {
+        Self { default_note: note, ..self }
+    }
+
+    const fn attic(self) -> Self {
+        Self { attic: true, ..self }
+    }
+
+    const fn attic_variable(self, name: &'static str) -> Self {
+        Self { attic_variable: Some(name), ..self }
+    }
+
+    const fn flag(self, flag: &'static str) -> Self {
+        Self { flag: Some(flag), ..self }
+    }
+
+    const fn secret(self) -> Self {
+        Self { secret: true, ..self }
+    }
+
+    const fn ignored(self, why: &'static str) -> Self {
+        Self { standing: Standing::Ignored(why), ..self }
+    }
+
+    const fn later(self, why: &'static str) -> Self {
+        Self { standing: Standing::Later(why), ..self }
+    }
+
+    /// Its variable: `chunks.zstd-level` is `DORMER_CHUNKS_ZSTD_LEVEL`.
+    pub(crate) fn variable(&self) -> String {
+        format!("{VARIABLE_PREFIX}{}", self.path.replace(['.', '-'], "_").to_ascii_uppercase())
+    }
+
+    /// The table it stands in, and its name there.
+    pub(crate) fn section_and_name(&self) -> (&'static str, &'static str) {
+        self.path.rsplit_once('.').unwrap_or(("", self.path))
+    }
+}
+
+/// What every variable of ours begins with.
+pub(crate) const VARIABLE_PREFIX: &str = "DORMER_";
+/// The whole of a settings file, in base64: Attic's way to configure a container.
+pub(crate) const ATTIC_CONFIG_VARIABLE: &str = "ATTIC_SERVER_CONFIG_BASE64";
+/// Where the settings file is.
+pub(crate) const CONFIG_VARIABLE: &str = "DORMER_CONFIG";
+
+const KIB: u64 = 1 << 10;
+const MIB: u64 = 1 << 20;
+const GIB: u64 = 1 << 30;
+const DAY: u64 = 86_400;
+const NO_S3_YET: &str = "object stores come with a later release; this one stores packs in a local folder";
+const CHUNKS_ARE_OURS: &str = "Dormer cuts by its own rule; see [chunks]";
+const COMPRESSION_IS_OURS: &str =
+    "Dormer stores zstd, which is served as it is; its level is chunks.zstd-level";
+const GC_IS_LATER: &str = "this release does not collect garbage yet; nothing expires";
+
+macro_rules! keys {
+    ($($name:ident = $key:expr;)*) => {
+        $(pub(crate) const $name: Key = $key;)*
+        /// All of them, in the order of the reference.
+        pub(crate) static KEYS: &[Key] = &[$($name),*];
+    };
+}
+
+keys! {
+    LISTEN = Key::new("listen", Kind::Address, "Where to listen. Port 0 takes a free one; the line `listening on …` says which.")
+        .default("127.0.0.1:8080").flag("--listen").attic();
+    DATA_DIR = Key::new("data-dir", Kind::Path,
+        "Folder for everything that `dormer serve` makes and keeps: index, packs, master key, token secret, admin token. \
+         Made with mode 0700 if it is not there.")
+        .default_note("`$XDG_DATA_HOME/dormer`, or `~/.local/share/dormer`").flag("--data-dir");
+    API_ENDPOINT = Key::new("api-endpoint", Kind::HttpUrl,
+        "Address of the server as its users see it, when it stands behind a proxy. Without it, the `Host` header of each \
+         request is believed.").attic();
+    SUBSTITUTER_ENDPOINT = Key::new("substituter-endpoint", Kind::HttpUrl,
+        "Address below which Nix finds the caches, if it is another one than `api-endpoint`: a CDN, for example.").attic();
+    ALLOWED_HOSTS = Key::new("allowed-hosts", Kind::List,
+        "`Host` headers that are answered; empty means all of them.").default("").attic();
+    MAX_NAR_INFO_SIZE = Key::new("max-nar-info-size", Kind::Size(4 * KIB, MIB),
+        "Longest metadata of one upload.").default("1 MiB").attic();
+    MASTER_KEY = Key::new("master-key", Kind::Text,
+        "32 bytes in base64 that seal the caches' signing keys in the index. Without it, the key is the content of \
+         `master-key-file`. Whoever loses it loses the signing keys: keep a copy apart from the database's backup.").secret();
+    MASTER_KEY_FILE = Key::new("master-key-file", Kind::Path,
+        "File that holds the master key; made at the first start, with mode 0600.")
+        .default_note("`<data-dir>/master-key`");
+    STATS = Key::new("stats", Kind::Bool,
+        "Whether `/_dormer/stats` is answered: counters for benchmarks, to anybody who asks.").default("false");
+    SOFT_DELETE_CACHES = Key::new("soft-delete-caches", Kind::Bool,
+        "Attic keeps a destroyed cache's name taken when it is set.")
+        .attic().ignored("a destroyed cache's name is free at once, its bytes go later");
+    REQUIRE_PROOF_OF_POSSESSION = Key::new("require-proof-of-possession", Kind::Bool,
+        "Attic lets a client claim a NAR by its hash alone when it is not set.")
+        .attic().ignored("Dormer always wants the whole NAR and verifies it");
+
+    DATABASE_URL = Key::new("database.url", Kind::Text,
+        "The index: `sqlite:///absolute/path` or `sqlite://relative/path`. PostgreSQL comes with a later release.")
+        .default_note("`sqlite://<data-dir>/index.sqlite`").attic().attic_variable("ATTIC_SERVER_DATABASE_URL");
+    DATABASE_HEARTBEAT = Key::new("database.heartbeat", Kind::Bool, "Attic sends a query every few seconds when it is set.")
+        .attic().ignored("SQLite needs none");
+
+    STORAGE_TYPE = Key::new("storage.type", Kind::Choice(&["local", "s3"]), "Where packs are stored: `local`.")
+        .default("local").attic();
+    STORAGE_PATH = Key::new("storage.path", Kind::Path, "Folder of the packs. Not one that Attic filled.")
+        .default_note("`<data-dir>/storage`").attic();
+    STORAGE_REGION = Key::new("storage.region", Kind::Text, "For S3.").attic().later(NO_S3_YET);
+    STORAGE_BUCKET = Key::new("storage.bucket", Kind::Text, "For S3.").attic().later(NO_S3_YET);
+    STORAGE_ENDPOINT = Key::new("storage.endpoint", Kind::HttpUrl, "For S3.").attic().later(NO_S3_YET);
+    STORAGE_ACCESS_KEY_ID = Key::new("storage.credentials.access_key_id", Kind::Text, "For S3.")
+        .secret().attic().later(NO_S3_YET);
+    STORAGE_SECRET_ACCESS_KEY = Key::new("storage.credentials.secret_access_key", Kind::Text, "For S3.")
+        .secret().attic().later(NO_S3_YET);
+
+    CHUNKS_MIN = Key::new("chunks.min", Kind::Size(KIB, 16 * MIB),
+        "Smallest chunk. The three sizes decide where NARs are cut: changing them later costs deduplication against what \
+         is already stored.").default("32 KiB");
+    CHUNKS_AVG = Key::new("chunks.avg", Kind::Size(KIB, 16 * MIB), "Chunks are about this large.").default("128 KiB");
+    CHUNKS_MAX = Key::new("chunks.max", Kind::Size(KIB, 16 * MIB), "Largest chunk.").default("512 KiB");
+    CHUNKS_ZSTD_LEVEL = Key::new("chunks.zstd-level", Kind::Integer(1, 19),
+        "zstd level of new chunks. Costs CPU at pushes only: reading decompresses nothing.").default("6");
+
+    LIMIT_UPLOAD_MEMORY = Key::new("limits.upload-memory", Kind::Size(16 * MIB, 1024 * GIB),
+        "Memory for all uploads together. One of a large NAR takes 8 MiB, more if it comes compressed; when there is not \
+         enough, uploads wait their turn.").default("128 MiB");
+    LIMIT_UPLOAD_WAIT = Key::new("limits.upload-wait", Kind::Duration(0, 3_600),
+        "How long an upload waits for its turn before it is told to come back (503, Retry-After).").default("60s");
+    LIMIT_NAR_SIZE = Key::new("limits.nar-size", Kind::Size(MIB, 1024 * 1024 * GIB),
+        "Largest NAR taken, uncompressed.").default("64 GiB");
+    LIMIT_READ_MEMORY = Key::new("limits.read-memory", Kind::Size(8 * MIB, 1024 * GIB),
+        "Memory for all NARs being read: many readers at once read in smaller pieces.").default("48 MiB");
+    LIMIT_READS = Key::new("limits.reads", Kind::Integer(1, 100_000), "Most NARs being read at once; more wait.")
+        .default("512");
+    LIMIT_READ_WAIT = Key::new("limits.read-wait", Kind::Duration(0, 3_600),
+        "How long a read waits for its turn before it is told to come back.").default("30s");
+    LIMIT_CONNECTIONS = Key::new("limits.connections", Kind::Integer(1, 1_000_000),
+        "Most connections at once; more wait in the kernel's queue.").default("1024");
+    LIMIT_HEADER_TIMEOUT = Key::new("limits.header-timeout", Kind::Duration(1, 3_600),
+        "How long a connection may take to send the head of a request, waiting between two requests included.").default("75s");
+    LIMIT_BODY_IDLE_TIMEOUT = Key::new("limits.body-idle-timeout", Kind::Duration(1, 3_600),
+        "How long an upload may pause. Waiting for its turn is no pause.").default("60s");
+    LIMIT_WRITE_IDLE_TIMEOUT = Key::new("limits.write-idle-timeout", Kind::Duration(1, 3_600),
+        "How long a reader may take nothing of an answer.").default("120s");
+    LIMIT_UPLOAD_TIMEOUT = Key::new("limits.upload-timeout", Kind::Duration(60, 7 * DAY), "Longest upload.").default("24h");
+    LIMIT_SHUTDOWN_TIMEOUT = Key::new("limits.shutdown-timeout", Kind::Duration(0, 3_600),
+        "How long requests in flight may take to finish once the server was asked to stop.").default("30s");
+    LIMIT_REENCODINGS = Key::new("limits.reencodings", Kind::Integer(1, 1_024),
+        "Most NARs being read back at once in the compression that `nix copy` sent them in: the only reads that take CPU.")
+        .default("8");
+    LIMIT_CPU_THREADS = Key::new("limits.cpu-threads", Kind::Integer(1, 1_024),
+        "Threads that hash and compress at the same time.").default_note("number of CPUs");
+
+    GC_INTERVAL = Key::new("garbage-collection.interval", Kind::Duration(0, 100 * 366 * DAY),
+        "How often Attic collects garbage.").attic().ignored(GC_IS_LATER);
+    GC_DEFAULT_RETENTION_PERIOD = Key::new("garbage-collection.default-retention-period", Kind::Duration(0, 100 * 366 * DAY),
+        "How long an unused object is kept in caches that do not say otherwise; 0 means for ever.")
+        .attic().ignored(GC_IS_LATER);
+
+    JWT_BOUND_ISSUER = Key::new("jwt.token-bound-issuer", Kind::Text,
+        "Only tokens with this `iss` count; tokens made here carry it.").attic();
+    JWT_BOUND_AUDIENCES = Key::new("jwt.token-bound-audiences", Kind::List,
+        "Only tokens with one of these in `aud` count; tokens made here carry them.").default("").attic();
+    JWT_HS256_SECRET = Key::new("jwt.signing.token-hs256-secret-base64", Kind::Text,
+        "Secret that signs and verifies tokens, in base64. At most one of the three `jwt.signing` keys may be set; without \
+         any, `<data-dir>/token-secret` is made at the first start.")
+        .secret().attic().attic_variable("ATTIC_SERVER_TOKEN_HS256_SECRET_BASE64");
+    JWT_RS256_SECRET = Key::new("jwt.signing.token-rs256-secret-base64", Kind::Text,
+        "RSA private key (PEM, in base64) that signs and verifies tokens.")
+        .secret().attic().attic_variable("ATTIC_SERVER_TOKEN_RS256_SECRET_BASE64");
+    JWT_RS256_PUBKEY = Key::new("jwt.signing.token-rs256-pubkey-base64", Kind::Text,
+        "RSA public key (PEM, in base64) that verifies tokens which are made elsewhere.")
+        .attic().attic_variable("ATTIC_SERVER_TOKEN_RS256_PUBKEY_BASE64");
+
+    LOG_FORMAT = Key::new("log.format", Kind::Choice(&["text", "json"]), "How log lines look, on standard error.")
+        .default("text").flag("--log-format");
+    LOG_FILTER = Key::new("log.filter", Kind::Text,
+        "Which log lines are written, as in `RUST_LOG` (which wins): `info`, `warn,dormer_engine=debug`.").default("info");
+
+    CHUNKING_THRESHOLD = Key::new("chunking.nar-size-threshold", Kind::Size(0, u64::MAX), "Attic's.")
+        .attic().ignored(CHUNKS_ARE_OURS);
+    CHUNKING_MIN = Key::new("chunking.min-size", Kind::Size(0, u64::MAX), "Attic's.").attic().ignored(CHUNKS_ARE_OURS);
+    CHUNKING_AVG = Key::new("chunking.avg-size", Kind::Size(0, u64::MAX), "Attic's.").attic().ignored(CHUNKS_ARE_OURS);
+    CHUNKING_MAX = Key::new("chunking.max-size", Kind::Size(0, u64::MAX), "Attic's.").attic().ignored(CHUNKS_ARE_OURS);
+    COMPRESSION_TYPE = Key::new("compression.type", Kind::Text, "Attic's.").attic().ignored(COMPRESSION_IS_OURS);
+    COMPRESSION_LEVEL = Key::new("compression.level", Kind::Integer(-1_000, 1_000), "Attic's.")
+        .attic().ignored(COMPRESSION_IS_OURS);
+}
+
+/// The `jwt.signing` keys: one layer of settings may set one of them.
+pub(crate) const SIGNING_KEYS: [Key; 3] = [JWT_HS256_SECRET, JWT_RS256_SECRET, JWT_RS256_PUBKEY];

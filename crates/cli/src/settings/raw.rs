@@ -1,0 +1,409 @@
+//! First step: gather what was set, where, and check each value by itself.
+//!
+//! Layers, weakest first: defaults, Attic's variables, the file, our variables, flags. Attic's variables stand below the
+//! file because `atticd` reads them only where its file is silent.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
+
+use super::error::{Error, Result};
+use super::keys::{
+    ATTIC_CONFIG_VARIABLE, CONFIG_VARIABLE, KEYS, Key, Kind, SIGNING_KEYS, Standing, VARIABLE_PREFIX,
+};
+use super::nearest::nearest;
+use super::units;
+
+/// Variables that begin like ours but are set or read elsewhere.
+const OTHER_VARIABLES: &[&str] = &[
+    // Kubernetes sets these in every container when a Service is named `dormer`.
+    "DORMER_SERVICE_",
+    "DORMER_PORT",
+    // The client's.
+    "DORMER_TOKEN",
+    "DORMER_SERVER",
+    "DORMER_ENDPOINT",
+    "DORMER_CLIENT_",
+];
+
+/// Where a value comes from.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Origin {
+    Default,
+    File(PathBuf),
+    Variable(String),
+    Flag(&'static str),
+}
+
+impl fmt::Display for Origin {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Default => f.write_str("default"),
+            Self::File(path) => write!(f, "file {}", path.display()),
+            Self::Variable(name) => write!(f, "env {name}"),
+            Self::Flag(flag) => write!(f, "flag {flag}"),
+        }
+    }
+}
+
+/// A checked value.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Value {
+    Text(String),
+    Size(u64),
+    Duration(Duration),
+    Integer(i64),
+    Bool(bool),
+    List(Vec<String>),
+}
+
+/// A value and its origin.
+#[derive(Debug, Clone)]
+pub(crate) struct Setting {
+    pub(crate) value: Value,
+    pub(crate) origin: Origin,
+}
+
+/// The process's environment, as a value, so that tests can make one up.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Environment(BTreeMap<String, std::ffi::OsString>);
+
+impl Environment {
+    /// The real one.
+    pub(crate) fn of_process() -> Self {
+        Self(
+            std::env::vars_os().filter_map(|(name, value)| Some((name.into_string().ok()?, value))).collect(),
+        )
+    }
+
+    /// A variable that is set to something; one that is empty counts as not set, as in most container tools.
+    pub(crate) fn text(&self, name: &str) -> Result<Option<&str>> {
+        match self.0.get(name) {
+            Some(value) => match value.to_str() {
+                Some(text) => Ok(Some(text).filter(|text| !text.is_empty())),
+                None => Err(Error::NotText { variable: name.to_owned() }),
+            },
+            None => Ok(None),
+        }
+    }
+
+    /// A variable that holds a path.
+    pub(crate) fn path(&self, name: &str) -> Option<&Path> {
+        self.0.get(name).map(Path::new).filter(|path| !path.as_os_str().is_empty())
+    }
+}
+
+#[cfg(test)]
+impl From<&[(&str, &str)]> for Environment {
+    fn from(variables: &[(&str, &str)]) -> Self {
+        Self(variables.iter().map(|(name, value)| ((*name).to_owned(), value.into())).collect())
+    }
+}
+
+#[cfg(test)]
+impl<const N: usize> From<[(&str, &str); N]> for Environment {
+    fn from(variables: [(&str, &str); N]) -> Self {
+        Self::from(variables.as_slice())
+    }
+}
+
+/// Everything that was set, by key.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Raw {
+    settings: BTreeMap<&'static str, Setting>,
+    /// What the user should know but that stops nothing; one line each.
+    pub(crate) notes: Vec<String>,
+}
+
+/// What the command line says about settings.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Flags {
+    pub(crate) config: Option<PathBuf>,
+    pub(crate) values: Vec<(Key, String)>,
+}
+
+impl Raw {
+    /// Reads all layers.
+    pub(crate) fn read(environment: &Environment, flags: &Flags) -> Result<Self> {
+        let mut raw = Self::default();
+        for key in KEYS {
+            if let Some(text) = key.default {
+                raw.set_text(key, text, &Origin::Default)?;
+            }
+        }
+        raw.read_variables(environment, |key| key.attic_variable.map(str::to_owned))?;
+        let file = flags.config.as_deref().or_else(|| environment.path(CONFIG_VARIABLE));
+        if let Some(path) = file {
+            let text = std::fs::read_to_string(path)
+                .map_err(|source| Error::ReadFile { path: path.to_owned(), source })?;
+            raw.read_toml(&text, &Origin::File(path.to_owned()))?;
+        } else if let Some(encoded) = environment.text(ATTIC_CONFIG_VARIABLE)? {
+            let origin = Origin::Variable(ATTIC_CONFIG_VARIABLE.to_owned());
+            let bytes = STANDARD
+                .decode(encoded.trim())
+                .map_err(|source| Error::NotBase64 { variable: ATTIC_CONFIG_VARIABLE, source })?;
+            let text = String::from_utf8(bytes)
+                .map_err(|_| Error::NotText { variable: ATTIC_CONFIG_VARIABLE.to_owned() })?;
+            raw.read_toml(&text, &origin)?;
+        }
+        raw.read_variables(environment, |key| Some(key.variable()))?;
+        raw.note_unknown_variables(environment);
+        for (key, text) in &flags.values {
+            let flag = key.flag.expect("only keys with a flag come from flags");
+            raw.set_text(key, text, &Origin::Flag(flag))?;
+        }
+        raw.check_standing()?;
+        Ok(raw)
+    }
+
+    /// What is set for a key.
+    pub(crate) fn find(&self, key: &Key) -> Option<&Setting> {
+        self.settings.get(key.path)
+    }
+
+    /// Fills in a default that had to be computed.
+    pub(crate) fn set_default(&mut self, key: &Key, value: Value) {
+        self.settings.entry(key.path).or_insert(Setting { value, origin: Origin::Default });
+    }
+
+    fn read_variables(
+        &mut self,
+        environment: &Environment,
+        name: impl Fn(&Key) -> Option<String>,
+    ) -> Result<()> {
+        let mut layer = Vec::new();
+        for key in KEYS {
+            let Some(name) = name(key) else { continue };
+            if let Some(text) = environment.text(&name)? {
+                let origin = Origin::Variable(name);
+                layer.push((*key, parse_text(key, text, &origin)?, origin));
+            }
+        }
+        self.set_layer(layer)
+    }
+
+    fn read_toml(&mut self, text: &str, origin: &Origin) -> Result<()> {
+        let table: toml::Table = text.parse().map_err(|error: toml::de::Error| {
+            let start = error.span().map_or(0, |span| span.start.min(text.len()));
+            Error::Syntax {
+                place: place(origin),
+                line: text.get(..start).unwrap_or_default().matches('\n').count() + 1,
+                message: error.message().to_owned(),
+            }
+        })?;
+        let mut layer = Vec::new();
+        read_table("", &table, origin, &mut layer)?;
+        self.set_layer(layer)
+    }
+
+    fn set_text(&mut self, key: &Key, text: &str, origin: &Origin) -> Result<()> {
+        let value = parse_text(key, text, origin)?;
+        self.set_layer(vec![(*key, value, origin.clone())])
+    }
+
+    /// A layer covers those below it, key by key; the `jwt.signing` keys exclude each other and are covered together.
+    fn set_layer(&mut self, layer: Vec<(Key, Value, Origin)>) -> Result<()> {
+        let signs = |key: &Key| SIGNING_KEYS.iter().any(|signing| signing.path == key.path);
+        let mut signing = layer.iter().filter(|(key, ..)| signs(key));
+        if let Some((first, ..)) = signing.next() {
+            if let Some((second, _, origin)) = signing.next() {
+                let (first, second) = (first.path, second.path);
+                return Err(Error::SeveralSigningKeys { first, second, origin: origin.clone() });
+            }
+            for key in &SIGNING_KEYS {
+                self.settings.remove(key.path);
+            }
+        }
+        for (key, value, origin) in layer {
+            self.settings.insert(key.path, Setting { value, origin });
+        }
+        Ok(())
+    }
+
+    /// Attic's keys without a meaning here become one note a reason; keys of parts that are not there yet are errors.
+    fn check_standing(&mut self) -> Result<()> {
+        let mut ignored: Vec<(&'static str, Vec<&'static str>)> = Vec::new();
+        for key in KEYS {
+            let Some(setting) = self.settings.get(key.path) else { continue };
+            match key.standing {
+                Standing::Used => {}
+                Standing::Later(why) => {
+                    return Err(Error::Later { key: key.path, origin: setting.origin.clone(), why });
+                }
+                Standing::Ignored(why) => match ignored.iter_mut().find(|(other, _)| *other == why) {
+                    Some((_, paths)) => paths.push(key.path),
+                    None => ignored.push((why, vec![key.path])),
+                },
+            }
+        }
+        self.notes
+            .extend(ignored.into_iter().map(|(why, paths)| format!("ignored: {} ({why})", paths.join(", "))));
+        Ok(())
+    }
+
+    /// An error would be too strong: anybody may set a variable that begins with our name.
+    fn note_unknown_variables(&mut self, environment: &Environment) {
+        let known: Vec<String> = KEYS.iter().map(Key::variable).chain([CONFIG_VARIABLE.to_owned()]).collect();
+        for name in environment.0.keys().filter(|name| name.starts_with(VARIABLE_PREFIX)) {
+            if known.contains(name) || OTHER_VARIABLES.iter().any(|prefix| name.starts_with(prefix)) {
+                continue;
+            }
+            let hint = nearest(name, known.iter().map(String::as_str))
+                .map_or(String::new(), |nearest| format!(", did you mean {nearest}?"));
+            self.notes.push(format!("unknown variable {name}{hint}"));
+        }
+    }
+}
+
+fn place(origin: &Origin) -> String {
+    match origin {
+        Origin::File(path) => path.display().to_string(),
+        other => other.to_string(),
+    }
+}
+
+fn read_table(
+    prefix: &str,
+    table: &toml::Table,
+    origin: &Origin,
+    layer: &mut Vec<(Key, Value, Origin)>,
+) -> Result<()> {
+    for (name, value) in table {
+        let path = if prefix.is_empty() { name.clone() } else { format!("{prefix}.{name}") };
+        if let Some(key) = KEYS.iter().find(|key| key.path == path) {
+            layer.push((*key, parse_toml(key, value, origin)?, origin.clone()));
+            continue;
+        }
+        let is_section =
+            KEYS.iter().any(|key| key.path.strip_prefix(&path).is_some_and(|rest| rest.starts_with('.')));
+        match value {
+            toml::Value::Table(inner) if is_section => read_table(&path, inner, origin, layer)?,
+            // A mistyped section is best explained by its first key.
+            toml::Value::Table(inner) if !inner.is_empty() => read_table(&path, inner, origin, layer)?,
+            _ => {
+                let nearest = nearest(&path, KEYS.iter().map(|key| key.path)).map(str::to_owned);
+                return Err(Error::UnknownKey { path, place: place(origin), nearest });
+            }
+        }
+    }
+    Ok(())
+}
+
+fn parse_toml(key: &Key, value: &toml::Value, origin: &Origin) -> Result<Value> {
+    let wrong = |problem: String| Error::Value { key: key.path, origin: origin.clone(), problem };
+    match (key.kind, value) {
+        (Kind::List, toml::Value::Array(items)) => {
+            let texts: Option<Vec<String>> =
+                items.iter().map(|item| item.as_str().map(str::to_owned)).collect();
+            texts.map(Value::List).ok_or_else(|| wrong("wants a list of texts".to_owned()))
+        }
+        (Kind::List, _) => Err(wrong("wants a list of texts, such as [\"a\", \"b\"]".to_owned())),
+        (Kind::Integer(..) | Kind::Size(..) | Kind::Duration(..), toml::Value::Integer(number)) => {
+            parse_text(key, &number.to_string(), origin)
+        }
+        (Kind::Bool, toml::Value::Boolean(flag)) => Ok(Value::Bool(*flag)),
+        (Kind::Integer(..) | Kind::Bool, toml::Value::String(_)) => {
+            Err(wrong(format!("wants {}, without quotes", wanted(key.kind))))
+        }
+        (_, toml::Value::String(text)) => parse_text(key, text, origin),
+        (kind, other) => Err(wrong(format!("wants {}, not a {}", wanted(kind), other.type_str()))),
+    }
+}
+
+fn parse_text(key: &Key, text: &str, origin: &Origin) -> Result<Value> {
+    let wrong = |problem: String| Error::Value { key: key.path, origin: origin.clone(), problem };
+    // The value of a secret is not shown, however wrong it is.
+    let not = || {
+        if key.secret {
+            format!("is not {}", wanted(key.kind))
+        } else {
+            format!("'{text}' is not {}", wanted(key.kind))
+        }
+    };
+    let trimmed = text.trim();
+    match key.kind {
+        Kind::Text => Ok(Value::Text(trimmed.to_owned())),
+        Kind::Path if trimmed.is_empty() => Err(wrong(not())),
+        Kind::Path => Ok(Value::Text(text.to_owned())),
+        Kind::Address => match parse_address(trimmed) {
+            Some(address) => Ok(Value::Text(address.to_string())),
+            None => Err(wrong(not())),
+        },
+        Kind::HttpUrl => {
+            let host = trimmed.strip_prefix("http://").or_else(|| trimmed.strip_prefix("https://"));
+            match host {
+                Some(rest)
+                    if !rest.is_empty() && !rest.starts_with('/') && !rest.contains(char::is_whitespace) =>
+                {
+                    Ok(Value::Text(trimmed.to_owned()))
+                }
+                _ => Err(wrong(not())),
+            }
+        }
+        Kind::Size(min, max) => {
+            let bytes = units::parse_size(trimmed).ok_or_else(|| wrong(not()))?;
+            if !(min..=max).contains(&bytes) {
+                let (min, max) = (units::write_size(min), units::write_size(max));
+                return Err(wrong(format!("{trimmed} is out of range, {min} to {max}")));
+            }
+            Ok(Value::Size(bytes))
+        }
+        Kind::Duration(min, max) => {
+            let duration = units::parse_duration(trimmed).ok_or_else(|| wrong(not()))?;
+            if duration < Duration::from_secs(min) || duration > Duration::from_secs(max) {
+                let [min, max] =
+                    [min, max].map(|seconds| units::write_duration(Duration::from_secs(seconds)));
+                return Err(wrong(format!("{trimmed} is out of range, {min} to {max}")));
+            }
+            Ok(Value::Duration(duration))
+        }
+        Kind::Integer(min, max) => match trimmed.parse() {
+            Ok(number) if (min..=max).contains(&number) => Ok(Value::Integer(number)),
+            Ok(number) => Err(wrong(format!("{number} is out of range, {min} to {max}"))),
+            Err(_) => Err(wrong(not())),
+        },
+        Kind::Bool => match trimmed {
+            "true" | "1" => Ok(Value::Bool(true)),
+            "false" | "0" => Ok(Value::Bool(false)),
+            _ => Err(wrong(not())),
+        },
+        Kind::Choice(choices) => {
+            if choices.contains(&trimmed) {
+                Ok(Value::Text(trimmed.to_owned()))
+            } else {
+                Err(wrong(not()))
+            }
+        }
+        Kind::List => Ok(Value::List(
+            trimmed.split(',').map(str::trim).filter(|item| !item.is_empty()).map(str::to_owned).collect(),
+        )),
+    }
+}
+
+fn parse_address(text: &str) -> Option<SocketAddr> {
+    let numeric = text.strip_prefix("localhost:").map(|port| format!("127.0.0.1:{port}"));
+    numeric.as_deref().unwrap_or(text).parse().ok()
+}
+
+/// What a kind wants, for messages and for the reference.
+pub(crate) fn wanted(kind: Kind) -> String {
+    match kind {
+        Kind::Text => "a text".to_owned(),
+        Kind::Address => "an address such as \"127.0.0.1:8080\" or \"[::]:8080\"".to_owned(),
+        Kind::HttpUrl => "an address such as \"https://cache.example.org/\"".to_owned(),
+        Kind::Path => "a path".to_owned(),
+        Kind::Size(..) => "a size such as \"64 MiB\"".to_owned(),
+        Kind::Duration(..) => "a time such as \"30s\" or \"3 months\"".to_owned(),
+        Kind::Integer(..) => "a number".to_owned(),
+        Kind::Bool => "true or false".to_owned(),
+        Kind::Choice(choices) => {
+            choices.iter().map(|choice| format!("\"{choice}\"")).collect::<Vec<_>>().join(" or ")
+        }
+        Kind::List => "a list of texts".to_owned(),
+    }
+}

@@ -1,0 +1,292 @@
+//! Second step: from what was set to what the server is started with, checking what belongs together.
+
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
+use dormer_api::Secret;
+use dormer_engine::EngineSettings;
+use dormer_format::ChunkParams;
+
+use super::error::{Error, Result};
+use super::keys::{self, Key};
+use super::raw::{Environment, Flags, Origin, Raw, Value};
+
+// What was read was checked against its key's kind, so a value of another kind is a defect of the table.
+macro_rules! value_of {
+    ($raw:expr, $key:expr, $variant:path) => {
+        match $raw.find($key).map(|setting| &setting.value) {
+            Some($variant(value)) => value,
+            other => unreachable!("{} is {other:?}", $key.path),
+        }
+    };
+}
+
+/// Settings of this process, checked.
+#[derive(Debug, Clone)]
+pub(crate) struct Settings {
+    pub(crate) listen: SocketAddr,
+    pub(crate) data_dir: PathBuf,
+    pub(crate) database_path: PathBuf,
+    pub(crate) storage_path: PathBuf,
+    pub(crate) master_key: Option<[u8; 32]>,
+    pub(crate) master_key_file: PathBuf,
+    pub(crate) api_endpoint: Option<String>,
+    pub(crate) substituter_endpoint: Option<String>,
+    pub(crate) allowed_hosts: Vec<String>,
+    pub(crate) max_nar_info_bytes: usize,
+    pub(crate) connections_max: usize,
+    pub(crate) header_timeout: Duration,
+    pub(crate) body_idle_timeout: Duration,
+    pub(crate) write_idle_timeout: Duration,
+    pub(crate) upload_timeout: Duration,
+    pub(crate) shutdown_timeout: Duration,
+    pub(crate) reencodings_max: usize,
+    pub(crate) stats: bool,
+    pub(crate) engine: EngineSettings,
+    pub(crate) jwt: JwtSettings,
+    pub(crate) log: LogSettings,
+    /// What the user should know but that stops nothing.
+    pub(crate) notes: Vec<String>,
+}
+
+/// Tokens: what they are signed with, and what they must say.
+#[derive(Debug, Clone)]
+pub(crate) struct JwtSettings {
+    pub(crate) bound_issuer: Option<String>,
+    pub(crate) bound_audiences: Vec<String>,
+    /// `None`: the file in the data folder.
+    pub(crate) signing: Option<SigningKey>,
+}
+
+/// The key that tokens are signed or verified with, decoded from base64.
+#[derive(Clone)]
+pub(crate) enum SigningKey {
+    Hs256(Vec<u8>),
+    Rs256Secret(Vec<u8>),
+    Rs256Public(Vec<u8>),
+}
+
+impl std::fmt::Debug for SigningKey {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Self::Hs256(_) => "Hs256(redacted)",
+            Self::Rs256Secret(_) => "Rs256Secret(redacted)",
+            Self::Rs256Public(_) => "Rs256Public(…)",
+        })
+    }
+}
+
+/// Log lines.
+#[derive(Debug, Clone)]
+pub(crate) struct LogSettings {
+    pub(crate) json: bool,
+    pub(crate) filter: String,
+}
+
+impl Settings {
+    /// Reads and checks everything.
+    pub(crate) fn load(environment: &Environment, flags: &Flags) -> Result<(Self, Raw)> {
+        let mut raw = Raw::read(environment, flags)?;
+        fill_paths(&mut raw, environment)?;
+        let settings = resolve(&raw)?;
+        Ok((settings, raw))
+    }
+
+    /// The file that holds the token secret when no setting gives one.
+    pub(crate) fn token_secret_file(&self) -> PathBuf {
+        self.data_dir.join("token-secret")
+    }
+
+    /// The file that the first start leaves a token with all permissions in.
+    pub(crate) fn admin_token_file(&self) -> PathBuf {
+        self.data_dir.join("admin-token")
+    }
+}
+
+/// Defaults that depend on the environment or on other settings.
+fn fill_paths(raw: &mut Raw, environment: &Environment) -> Result<()> {
+    if raw.find(&keys::DATA_DIR).is_none() {
+        let home = || environment.path("HOME").map(|home| home.join(".local/share"));
+        // The XDG specification wants a relative path ignored.
+        let base = environment.path("XDG_DATA_HOME").filter(|path| path.is_absolute()).map(Path::to_owned);
+        let base = base.or_else(home).ok_or(Error::NoDataDir)?;
+        raw.set_default(&keys::DATA_DIR, Value::Text(base.join("dormer").display().to_string()));
+    }
+    let data_dir = path(raw, &keys::DATA_DIR);
+    let below = |name: &str| data_dir.join(name).display().to_string();
+    raw.set_default(&keys::MASTER_KEY_FILE, Value::Text(below("master-key")));
+    raw.set_default(&keys::DATABASE_URL, Value::Text(format!("sqlite://{}", below("index.sqlite"))));
+    raw.set_default(&keys::STORAGE_PATH, Value::Text(below("storage")));
+    let threads = EngineSettings::default().cpu_threads;
+    raw.set_default(&keys::LIMIT_CPU_THREADS, Value::Integer(i64::try_from(threads).unwrap_or(1)));
+    Ok(())
+}
+
+fn resolve(raw: &Raw) -> Result<Settings> {
+    let storage_type = text(raw, &keys::STORAGE_TYPE);
+    if storage_type != "local" {
+        return Err(later(raw, &keys::STORAGE_TYPE, "object stores come with a later release"));
+    }
+    let signing = [
+        (&keys::JWT_HS256_SECRET, SigningKey::Hs256 as fn(Vec<u8>) -> SigningKey),
+        (&keys::JWT_RS256_SECRET, SigningKey::Rs256Secret),
+        (&keys::JWT_RS256_PUBKEY, SigningKey::Rs256Public),
+    ];
+    let mut jwt_signing = None;
+    for (key, make) in signing {
+        if let Some(bytes) = base64(raw, key)? {
+            jwt_signing = Some(make(bytes));
+        }
+    }
+    if let Some(SigningKey::Hs256(secret)) = &jwt_signing
+        && secret.is_empty()
+    {
+        return Err(wrong(raw, &keys::JWT_HS256_SECRET, "an empty secret would let anybody sign".to_owned()));
+    }
+    let master_key = match base64(raw, &keys::MASTER_KEY)? {
+        None => None,
+        Some(bytes) => Some(
+            <[u8; 32]>::try_from(bytes.as_slice())
+                .map_err(|_| wrong(raw, &keys::MASTER_KEY, format!("holds {} bytes, not 32", bytes.len())))?,
+        ),
+    };
+    Ok(Settings {
+        listen: text(raw, &keys::LISTEN).parse().expect("addresses were checked when they were read"),
+        data_dir: path(raw, &keys::DATA_DIR),
+        database_path: sqlite_path(raw)?,
+        storage_path: path(raw, &keys::STORAGE_PATH),
+        master_key,
+        master_key_file: path(raw, &keys::MASTER_KEY_FILE),
+        api_endpoint: optional_text(raw, &keys::API_ENDPOINT),
+        substituter_endpoint: optional_text(raw, &keys::SUBSTITUTER_ENDPOINT),
+        allowed_hosts: list(raw, &keys::ALLOWED_HOSTS),
+        max_nar_info_bytes: count(size(raw, &keys::MAX_NAR_INFO_SIZE)),
+        connections_max: count(integer(raw, &keys::LIMIT_CONNECTIONS).unsigned_abs()),
+        header_timeout: duration(raw, &keys::LIMIT_HEADER_TIMEOUT),
+        body_idle_timeout: duration(raw, &keys::LIMIT_BODY_IDLE_TIMEOUT),
+        write_idle_timeout: duration(raw, &keys::LIMIT_WRITE_IDLE_TIMEOUT),
+        upload_timeout: duration(raw, &keys::LIMIT_UPLOAD_TIMEOUT),
+        shutdown_timeout: duration(raw, &keys::LIMIT_SHUTDOWN_TIMEOUT),
+        reencodings_max: count(integer(raw, &keys::LIMIT_REENCODINGS).unsigned_abs()),
+        stats: *value_of!(raw, &keys::STATS, Value::Bool),
+        engine: engine_settings(raw)?,
+        jwt: JwtSettings {
+            bound_issuer: optional_text(raw, &keys::JWT_BOUND_ISSUER),
+            bound_audiences: list(raw, &keys::JWT_BOUND_AUDIENCES),
+            signing: jwt_signing,
+        },
+        log: LogSettings {
+            json: text(raw, &keys::LOG_FORMAT) == "json",
+            filter: text(raw, &keys::LOG_FILTER).to_owned(),
+        },
+        notes: raw.notes.clone(),
+    })
+}
+
+fn engine_settings(raw: &Raw) -> Result<EngineSettings> {
+    let chunk_size = |key| u32::try_from(size(raw, key)).unwrap_or(u32::MAX);
+    let (min, avg, max) =
+        (chunk_size(&keys::CHUNKS_MIN), chunk_size(&keys::CHUNKS_AVG), chunk_size(&keys::CHUNKS_MAX));
+    let chunk_params = ChunkParams::new(min, avg, max).map_err(|_| {
+        let problem = format!(
+            "chunks.min < chunks.avg < chunks.max must hold, all even, but they are {min}, {avg}, {max} bytes"
+        );
+        // Named is the one that was set, not a default that it collides with.
+        let key = [keys::CHUNKS_MIN, keys::CHUNKS_MAX, keys::CHUNKS_AVG]
+            .into_iter()
+            .find(|key| raw.find(key).is_some_and(|setting| setting.origin != Origin::Default));
+        wrong(raw, &key.unwrap_or(keys::CHUNKS_AVG), problem)
+    })?;
+    Ok(EngineSettings {
+        chunk_params,
+        zstd_level: i32::try_from(integer(raw, &keys::CHUNKS_ZSTD_LEVEL)).expect("checked to be 1 to 19"),
+        cpu_threads: count(integer(raw, &keys::LIMIT_CPU_THREADS).unsigned_abs()),
+        upload_memory_bytes_max: size(raw, &keys::LIMIT_UPLOAD_MEMORY),
+        upload_wait: duration(raw, &keys::LIMIT_UPLOAD_WAIT),
+        nar_bytes_max: size(raw, &keys::LIMIT_NAR_SIZE),
+        read_memory_bytes: size(raw, &keys::LIMIT_READ_MEMORY),
+        reads_max: count(integer(raw, &keys::LIMIT_READS).unsigned_abs()),
+        read_wait: duration(raw, &keys::LIMIT_READ_WAIT),
+        ..EngineSettings::default()
+    })
+}
+
+fn sqlite_path(raw: &Raw) -> Result<PathBuf> {
+    let url = text(raw, &keys::DATABASE_URL);
+    if url.starts_with("postgres://") || url.starts_with("postgresql://") {
+        return Err(later(
+            raw,
+            &keys::DATABASE_URL,
+            "PostgreSQL comes with a later release; this one keeps its index in SQLite",
+        ));
+    }
+    let rest = url.strip_prefix("sqlite:").map(|rest| rest.strip_prefix("//").unwrap_or(rest));
+    // Attic's examples end in `?mode=rwc`; the file is always made if it is not there.
+    let file = rest.map(|rest| rest.split('?').next().unwrap_or_default());
+    match file {
+        Some(file) if !file.is_empty() && file != ":memory:" => Ok(PathBuf::from(file)),
+        Some(_) => Err(wrong(raw, &keys::DATABASE_URL, "names no file".to_owned())),
+        // Not shown: it may hold a password.
+        None => Err(wrong(
+            raw,
+            &keys::DATABASE_URL,
+            "is not of the form \"sqlite:///path/to/index.sqlite\"".to_owned(),
+        )),
+    }
+}
+
+fn origin(raw: &Raw, key: &Key) -> Origin {
+    raw.find(key).map_or(Origin::Default, |setting| setting.origin.clone())
+}
+
+fn wrong(raw: &Raw, key: &Key, problem: String) -> Error {
+    Error::Value { key: key.path, origin: origin(raw, key), problem }
+}
+
+fn later(raw: &Raw, key: &Key, why: &'static str) -> Error {
+    Error::Later { key: key.path, origin: origin(raw, key), why }
+}
+
+fn base64(raw: &Raw, key: &Key) -> Result<Option<Vec<u8>>> {
+    let Some(text) = optional_text(raw, key) else { return Ok(None) };
+    // Wrapped secrets are common: `base64` breaks lines after 76 characters.
+    let joined = Secret::new(text.split_ascii_whitespace().collect::<String>());
+    let bytes = STANDARD.decode(joined.expose());
+    bytes.map(Some).map_err(|_| wrong(raw, key, "is not base64".to_owned()))
+}
+
+fn text<'a>(raw: &'a Raw, key: &Key) -> &'a str {
+    value_of!(raw, key, Value::Text)
+}
+
+fn optional_text(raw: &Raw, key: &Key) -> Option<String> {
+    raw.find(key).map(|_| text(raw, key).to_owned())
+}
+
+fn path(raw: &Raw, key: &Key) -> PathBuf {
+    PathBuf::from(text(raw, key))
+}
+
+fn list(raw: &Raw, key: &Key) -> Vec<String> {
+    value_of!(raw, key, Value::List).clone()
+}
+
+fn size(raw: &Raw, key: &Key) -> u64 {
+    *value_of!(raw, key, Value::Size)
+}
+
+fn integer(raw: &Raw, key: &Key) -> i64 {
+    *value_of!(raw, key, Value::Integer)
+}
+
+fn duration(raw: &Raw, key: &Key) -> Duration {
+    *value_of!(raw, key, Value::Duration)
+}
+
+/// Numbers of the table are far below the word size of any machine that this runs on.
+fn count(number: u64) -> usize {
+    usize::try_from(number).unwrap_or(usize::MAX)
+}

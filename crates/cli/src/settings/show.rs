@@ -1,0 +1,106 @@
+//! `dormer config show`: the settings in force, as a TOML file with the origin of each value, or as JSON.
+
+use std::fmt::Write as _;
+
+use super::keys::{KEYS, Key, Kind, Standing};
+use super::raw::{Raw, Value};
+use super::units;
+
+const REDACTED: &str = "[redacted]";
+
+/// TOML; keys without a value stand as comments, so that the output is a template too.
+pub(crate) fn to_toml(raw: &Raw) -> String {
+    let mut lines: Vec<(String, String)> = Vec::new();
+    let mut section = "";
+    for key in KEYS {
+        let (table, name) = key.section_and_name();
+        let setting = raw.find(key);
+        // What has no effect is only shown to those who set it.
+        if setting.is_none() && key.standing != Standing::Used {
+            continue;
+        }
+        if table != section {
+            section = table;
+            lines.push((String::new(), String::new()));
+            lines.push((format!("[{table}]"), String::new()));
+        }
+        match setting {
+            Some(setting) => {
+                let mut origin = setting.origin.to_string();
+                if let Standing::Ignored(why) = key.standing {
+                    let _ = write!(origin, "; ignored: {why}");
+                }
+                lines.push((format!("{name} = {}", literal(key, &setting.value)), origin));
+            }
+            None => lines.push((format!("# {name} is not set"), String::new())),
+        }
+    }
+    let width =
+        lines.iter().filter(|(_, origin)| !origin.is_empty()).map(|(line, _)| line.chars().count()).max();
+    // A long path does not push every comment to the right edge.
+    let width = width.unwrap_or(0).min(56);
+    let mut out = String::new();
+    for (line, origin) in lines {
+        let _ = if origin.is_empty() {
+            writeln!(out, "{line}")
+        } else {
+            writeln!(out, "{line:<width$}  # {origin}")
+        };
+    }
+    out
+}
+
+/// One JSON object: key → value and origin.
+pub(crate) fn to_json(raw: &Raw) -> serde_json::Value {
+    let entries = KEYS.iter().filter_map(|key| {
+        let setting = raw.find(key)?;
+        let value: serde_json::Value = match redacted(key, &setting.value) {
+            Value::Text(text) => text.into(),
+            Value::Size(bytes) => bytes.into(),
+            Value::Duration(duration) => duration.as_secs_f64().into(),
+            Value::Integer(number) => number.into(),
+            Value::Bool(flag) => flag.into(),
+            Value::List(items) => items.into(),
+        };
+        let ignored = matches!(key.standing, Standing::Ignored(_));
+        let entry =
+            serde_json::json!({ "value": value, "origin": setting.origin.to_string(), "ignored": ignored });
+        Some((key.path.to_owned(), entry))
+    });
+    serde_json::Value::Object(entries.collect())
+}
+
+fn redacted(key: &Key, value: &Value) -> Value {
+    match value {
+        Value::Text(_) if key.secret => Value::Text(REDACTED.to_owned()),
+        Value::Text(text) if matches!(key.kind, Kind::Text | Kind::HttpUrl) => {
+            Value::Text(without_password(text))
+        }
+        other => other.clone(),
+    }
+}
+
+/// Addresses may carry a user and a password: `scheme://user:password@host/…`.
+fn without_password(text: &str) -> String {
+    let Some((scheme, rest)) = text.split_once("://") else { return text.to_owned() };
+    let end = rest.find('/').unwrap_or(rest.len());
+    match rest[..end].rfind('@') {
+        Some(at) => format!("{scheme}://{REDACTED}{}", &rest[at..]),
+        None => text.to_owned(),
+    }
+}
+
+/// A value as TOML, and for the reference.
+pub(crate) fn literal(key: &Key, value: &Value) -> String {
+    let quoted = |text: &str| toml::Value::String(text.to_owned()).to_string();
+    match redacted(key, value) {
+        Value::Text(text) => quoted(&text),
+        Value::Size(bytes) => quoted(&units::write_size(bytes)),
+        Value::Duration(duration) => quoted(&units::write_duration(duration)),
+        Value::Integer(number) => number.to_string(),
+        Value::Bool(flag) => flag.to_string(),
+        Value::List(items) => {
+            format!("[{}]", items.iter().map(|item| quoted(item)).collect::<Vec<_>>().join(", "))
+        }
+    }
+}

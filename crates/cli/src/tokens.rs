@@ -1,0 +1,213 @@
+//! Making tokens, from the server's own settings and without the server.
+
+use std::collections::BTreeMap;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
+use dormer_api::{AccessClaim, Audience, CacheNamePattern, Permission, Permissions, Secret, TokenClaims};
+use jsonwebtoken::{Algorithm, EncodingKey, Header};
+
+use crate::error::{Error, Result};
+use crate::secret_file;
+use crate::settings::{JwtSettings, Settings, SigningKey};
+
+/// The key that this server's tokens are signed and verified with: from the settings, else from the data folder.
+pub(crate) fn signing_key(settings: &Settings) -> Result<SigningKey> {
+    if let Some(key) = &settings.jwt.signing {
+        return Ok(key.clone());
+    }
+    let path = settings.token_secret_file();
+    match secret_file::read(&path)? {
+        Some(text) => parse_secret(settings, &text),
+        None => Err(Error::NoTokenSecret { path }),
+    }
+}
+
+/// The same, but made if it is not there. Says whether it was made.
+pub(crate) fn signing_key_or_new(settings: &Settings) -> Result<(SigningKey, bool)> {
+    if let Some(key) = &settings.jwt.signing {
+        return Ok((key.clone(), false));
+    }
+    // 64 bytes, as RFC 7518 wants at least 32 for HS256 and Attic's guide makes 64.
+    let make = || STANDARD.encode([rand::random::<[u8; 32]>(), rand::random()].concat());
+    let (text, made) = secret_file::create_or_read(&settings.token_secret_file(), make)?;
+    Ok((parse_secret(settings, &text)?, made))
+}
+
+fn parse_secret(settings: &Settings, text: &str) -> Result<SigningKey> {
+    match STANDARD.decode(text) {
+        Ok(secret) if !secret.is_empty() => Ok(SigningKey::Hs256(secret)),
+        _ => Err(Error::UnreadableSecret {
+            path: settings.token_secret_file(),
+            what: "a token secret in base64",
+        }),
+    }
+}
+
+/// Signs claims.
+pub(crate) fn sign(key: &SigningKey, claims: &TokenClaims) -> Result<Secret> {
+    let (algorithm, key) = match key {
+        SigningKey::Hs256(secret) => (Algorithm::HS256, EncodingKey::from_secret(secret)),
+        SigningKey::Rs256Secret(pem) => (
+            Algorithm::RS256,
+            EncodingKey::from_rsa_pem(pem).map_err(|source| Error::TokenKey {
+                what: "jwt.signing.token-rs256-secret-base64",
+                source,
+            })?,
+        ),
+        SigningKey::Rs256Public(_) => return Err(Error::CannotSignTokens),
+    };
+    jsonwebtoken::encode(&Header::new(algorithm), claims, &key).map(Secret::new).map_err(Error::SignToken)
+}
+
+/// What a token shall say.
+#[derive(Debug, Clone)]
+pub(crate) struct Wish {
+    pub(crate) subject: String,
+    pub(crate) validity: Duration,
+    /// In the order of the command line.
+    pub(crate) grants: Vec<(CacheNamePattern, Permission)>,
+}
+
+/// Claims for a wish. Its own random name (`jti`) lets a token be revoked later.
+pub(crate) fn claims(wish: &Wish, jwt: &JwtSettings, now: SystemTime) -> TokenClaims {
+    let now = now.duration_since(UNIX_EPOCH).unwrap_or_default();
+    // A token for longer than 250 million years is one for ever.
+    let exp = i64::try_from(now.saturating_add(wish.validity).as_secs()).unwrap_or(i64::MAX).min(1 << 52);
+    TokenClaims {
+        sub: Some(wish.subject.clone()),
+        exp: Some(exp),
+        nbf: None,
+        iss: jwt.bound_issuer.clone(),
+        aud: (!jwt.bound_audiences.is_empty()).then(|| Audience::Many(jwt.bound_audiences.clone())),
+        jti: Some(format!("{:032x}", rand::random::<u128>())),
+        access: AccessClaim { caches: entries(&wish.grants) },
+    }
+}
+
+/// Verifiers take one entry only, the exact or else the first that fits. So that `--pull '*' --push 'team-*'` allows both
+/// on `team-a`, each entry gets what wider patterns grant too, and narrower patterns come first.
+fn entries(grants: &[(CacheNamePattern, Permission)]) -> Vec<(CacheNamePattern, Permissions)> {
+    let mut own: BTreeMap<&CacheNamePattern, Permissions> = BTreeMap::new();
+    for (pattern, permission) in grants {
+        let entry = own.entry(pattern).or_default();
+        *entry = entry.with(*permission);
+    }
+    let mut entries: Vec<(CacheNamePattern, Permissions)> = own
+        .keys()
+        .map(|pattern| {
+            let wider = own.iter().filter(|(other, _)| covers(other.as_str(), pattern.as_str()));
+            let granted = wider.fold(Permissions::NONE, |sum, (_, granted)| sum.union(*granted));
+            ((*pattern).clone(), granted)
+        })
+        .collect();
+    let literals = |pattern: &CacheNamePattern| pattern.as_str().bytes().filter(|byte| *byte != b'*').count();
+    entries.sort_by(|(a, _), (b, _)| literals(b).cmp(&literals(a)).then_with(|| a.cmp(b)));
+    entries
+}
+
+/// Whether every name that fits `narrow` fits `wide`: a star of `narrow` must fall under a star of `wide`.
+fn covers(wide: &str, narrow: &str) -> bool {
+    let (wide, narrow) = (wide.as_bytes(), narrow.as_bytes());
+    // fits[j]: the part of `wide` seen so far covers the first j characters of `narrow`. At most 50 × 50 steps.
+    let mut fits = vec![false; narrow.len() + 1];
+    fits[0] = true;
+    for &sign in wide {
+        if sign == b'*' {
+            for j in 1..=narrow.len() {
+                fits[j] |= fits[j - 1];
+            }
+        } else {
+            for j in (1..=narrow.len()).rev() {
+                fits[j] = fits[j - 1] && narrow[j - 1] == sign;
+            }
+            fits[0] = false;
+        }
+    }
+    fits[narrow.len()]
+}
+
+#[cfg(test)]
+mod tests {
+    use dormer_api::CacheName;
+
+    use super::*;
+
+    fn wish(grants: &[(&str, Permission)]) -> Wish {
+        let grants =
+            grants.iter().map(|(pattern, permission)| (pattern.parse().unwrap(), *permission)).collect();
+        Wish { subject: "ada".to_owned(), validity: Duration::from_mins(1), grants }
+    }
+
+    fn jwt() -> JwtSettings {
+        JwtSettings { bound_issuer: None, bound_audiences: Vec::new(), signing: None }
+    }
+
+    fn allowed(grants: &[(&str, Permission)], cache: &str) -> Vec<Permission> {
+        let claims = claims(&wish(grants), &jwt(), SystemTime::now());
+        claims.permissions_for(&cache.parse::<CacheName>().unwrap()).iter().collect()
+    }
+
+    #[test]
+    fn permissions_of_several_patterns_add_up_as_they_were_asked_for() {
+        use Permission::{Delete, Pull, Push};
+        let grants = [("*", Pull), ("team-*", Push), ("team-a", Delete)];
+        assert_eq!(allowed(&grants, "main"), [Pull]);
+        assert_eq!(allowed(&grants, "team-b"), [Pull, Push]);
+        assert_eq!(allowed(&grants, "team-a"), [Pull, Push, Delete]);
+        assert_eq!(allowed(&[("team-*", Push)], "main"), []);
+        let crossing = [("*-dev", Push), ("team-*", Pull)];
+        assert_eq!(allowed(&crossing, "x-dev"), [Push]);
+    }
+
+    #[test]
+    fn a_pattern_covers_what_it_fits_star_for_star() {
+        for (wide, narrow) in
+            [("*", "*"), ("*", ""), ("*", "a*b"), ("a*", "ab*"), ("a*c", "a*b*c"), ("a", "a"), ("**", "*")]
+        {
+            assert!(covers(wide, narrow), "{wide} {narrow}");
+        }
+        for (wide, narrow) in [("a*", "*"), ("a", "a*"), ("a*", "b"), ("*a", "a*"), ("", "*")] {
+            assert!(!covers(wide, narrow), "{wide} {narrow}");
+        }
+    }
+
+    #[test]
+    fn tokens_are_bound_as_the_settings_say_and_each_has_its_own_name() {
+        let jwt = JwtSettings {
+            bound_issuer: Some("lab".to_owned()),
+            bound_audiences: vec!["a".to_owned()],
+            signing: None,
+        };
+        let now = UNIX_EPOCH + Duration::from_secs(1_000);
+        let one = claims(&wish(&[]), &jwt, now);
+        assert_eq!((one.iss.as_deref(), one.exp), (Some("lab"), Some(1_060)));
+        assert_eq!(one.aud.as_ref().unwrap().names(), ["a"]);
+        assert_ne!(one.jti, claims(&wish(&[]), &jwt, now).jti);
+        let mut endless = wish(&[]);
+        endless.validity = Duration::MAX;
+        assert_eq!(claims(&endless, &jwt, now).exp, Some(1 << 52));
+    }
+
+    #[test]
+    fn a_signed_token_verifies_with_the_same_secret_only() {
+        let key = SigningKey::Hs256(b"secret".to_vec());
+        let token =
+            sign(&key, &claims(&wish(&[("*", Permission::Pull)]), &jwt(), SystemTime::now())).unwrap();
+        let verify = |secret: &[u8]| {
+            let validation = jsonwebtoken::Validation::new(Algorithm::HS256);
+            jsonwebtoken::decode::<TokenClaims>(
+                token.expose(),
+                &jsonwebtoken::DecodingKey::from_secret(secret),
+                &validation,
+            )
+        };
+        assert_eq!(verify(b"secret").unwrap().claims.sub.as_deref(), Some("ada"));
+        assert!(verify(b"other").is_err());
+        assert!(matches!(
+            sign(&SigningKey::Rs256Public(Vec::new()), &TokenClaims::default()),
+            Err(Error::CannotSignTokens)
+        ));
+    }
+}
