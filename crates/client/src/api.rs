@@ -165,6 +165,9 @@ impl ApiClient {
         // our own time-out, so that this one never comes first and with fewer words.
         #[cfg(target_os = "linux")]
         let builder = builder.tcp_user_timeout(settings.idle_timeout * 2);
+        // A minimal container has no root certificates, and then no client can be built with the system's. Where nothing
+        // is encrypted none are needed.
+        let builder = if endpoint.0.scheme() == "http" { builder.tls_certs_only([]) } else { builder };
         let http = builder.build().map_err(Error::HttpClient)?;
         Ok(Self { http, endpoint, authorization, settings: Arc::new(settings), reporter: Arc::new(Silent) })
     }
