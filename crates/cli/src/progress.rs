@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use dormer_client::{Error as ClientError, PathDone, PushPlan, PushReporter, Retry, TransferId};
 use dormer_nix::{StoreDir, StorePath};
-use indicatif::{MultiProgress, ProgressBar, ProgressStyle};
+use indicatif::{MultiProgress, ProgressBar, ProgressDrawTarget, ProgressStyle};
 
 use crate::commands::retry_line;
 use crate::commands::short_name;
@@ -80,6 +80,8 @@ impl PushProgress {
             drawn.status.finish_and_clear();
             // Best effort: the terminal may be gone.
             let _ = drawn.all.clear();
+            // Transfers that were broken off may still report for a moment.
+            drawn.all.set_draw_target(ProgressDrawTarget::hidden());
         }
     }
 

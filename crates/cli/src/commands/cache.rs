@@ -10,8 +10,8 @@ use dormer_client::{CacheRef, NixStore, ServerName};
 use dormer_nix::{StoreDir, StorePathHash};
 use serde_json::json;
 
-use super::Context;
 use super::token_create::parse_period;
+use super::{Context, EXIT_CODES_OF_CLIENT};
 use crate::error::{Error, Result};
 use crate::installation::{DEFAULT_PRIORITY, DEFAULT_UPSTREAM_KEY};
 use crate::settings::units;
@@ -34,7 +34,7 @@ pub(crate) enum CacheCommand {
 ///   dormer cache create main --public
 ///   dormer cache create lab:team --upstream-cache-key-name cache.nixos.org-1 --upstream-cache-key-name main
 #[derive(Debug, Args)]
-#[command(verbatim_doc_comment)]
+#[command(verbatim_doc_comment, after_long_help = EXIT_CODES_OF_CLIENT)]
 pub(crate) struct CreateArgs {
     /// [SERVER:]CACHE
     cache: CacheRef,
@@ -68,7 +68,7 @@ pub(crate) struct InfoArgs {
 ///   dormer cache configure main --private
 ///   dormer cache configure main --retention-period '3 months'
 #[derive(Debug, Args)]
-#[command(verbatim_doc_comment)]
+#[command(verbatim_doc_comment, after_long_help = EXIT_CODES_OF_CLIENT)]
 #[expect(clippy::struct_excessive_bools, reason = "each is a flag of Attic's command line")]
 pub(crate) struct ConfigureArgs {
     /// [SERVER:]CACHE
@@ -121,13 +121,14 @@ pub(crate) struct DestroyArgs {
 
 /// Take store paths out of a cache at once
 ///
-/// Clients that remember a path's narinfo may find it gone. The bytes stay until garbage is collected, and other caches keep the path.
+/// Clients that remember a path's narinfo may find it gone. The bytes stay until garbage is
+/// collected, and other caches keep the path.
 ///
 /// Examples:
 ///   dormer cache remove-path main /nix/store/3n58xw4373jp0ljirf06d8077j15pc4j-leaked-secret
 ///   dormer cache remove-path main ./result
 #[derive(Debug, Args)]
-#[command(verbatim_doc_comment)]
+#[command(verbatim_doc_comment, after_long_help = EXIT_CODES_OF_CLIENT)]
 pub(crate) struct RemovePathArgs {
     /// [SERVER:]CACHE
     cache: CacheRef,

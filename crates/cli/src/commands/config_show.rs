@@ -8,8 +8,8 @@ use crate::settings::{Settings, show};
 
 /// Print the server's settings in force and where each comes from
 ///
-/// Secrets are redacted. The output is a settings file itself; keys without a value stand in it as comments. With --json it is one
-/// object, sizes in bytes and times in seconds.
+/// Secrets are redacted. The output is a settings file itself; keys without a value stand in it as
+/// comments. With --json it is one object, sizes in bytes and times in seconds.
 ///
 /// Examples:
 ///   dormer config show

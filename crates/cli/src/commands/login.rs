@@ -7,19 +7,19 @@ use dormer_api::Secret;
 use dormer_client::{Endpoint, ResolvedServer, ServerName, ServerSettings};
 use serde_json::json;
 
-use super::Context;
+use super::{Context, EXIT_CODES_OF_CLIENT};
 use crate::error::{Error, Result};
 
 /// Remember a server and the token for it
 ///
-/// The server is asked for its caches before anything is stored. The settings go to $XDG_CONFIG_HOME/dormer/config.toml, mode 0600.
-/// The first server becomes the default one.
+/// The server is asked for its caches before anything is stored. The settings go to
+/// ~/.config/dormer/config.toml, mode 0600. The first server becomes the default one.
 ///
 /// Examples:
 ///   dormer login lab http://127.0.0.1:8080 --token-file ~/.local/share/dormer/admin-token
 ///   pass show cache-token | dormer login lab https://cache.example.org --token-stdin --set-default
 #[derive(Debug, Args)]
-#[command(verbatim_doc_comment)]
+#[command(verbatim_doc_comment, after_long_help = EXIT_CODES_OF_CLIENT)]
 pub(crate) struct LoginArgs {
     /// What to call the server
     name: ServerName,
@@ -42,10 +42,11 @@ pub(crate) struct LoginArgs {
 
 pub(super) async fn run(args: LoginArgs, context: &Context) -> Result<()> {
     let mut loaded = Context::client_settings()?;
-    let known = loaded.settings.servers.get(&args.name);
+    let old = loaded.settings.servers.get(&args.name);
+    let had_token = old.is_some_and(|old| old.token.is_some() || old.token_file.is_some());
     // Another address is another server, which must not get this one's token.
-    let known = known
-        .filter(|known| known.endpoint.parse().is_ok_and(|endpoint: Endpoint| endpoint == args.endpoint));
+    let known =
+        old.filter(|known| known.endpoint.parse().is_ok_and(|endpoint: Endpoint| endpoint == args.endpoint));
     let mut server = known.cloned().unwrap_or_else(|| ServerSettings::new(&args.endpoint));
     if let Some(file) = &args.token_file {
         let file = std::path::absolute(file).map_err(Error::io("find", file))?;
@@ -67,6 +68,9 @@ pub(super) async fn run(args: LoginArgs, context: &Context) -> Result<()> {
         printer.warn("the token will travel unencrypted: use https:// outside of a trusted network");
     }
     if resolved.token.is_none() {
+        if had_token {
+            printer.warn("the token for the former address was dropped: another address is another server");
+        }
         printer.say("no token: public caches can be read, nothing can be pushed");
     }
     let default = loaded.settings.default_server.as_ref() == Some(&args.name);
@@ -86,7 +90,7 @@ pub(super) async fn run(args: LoginArgs, context: &Context) -> Result<()> {
 
 /// Asks for the caches, to see that a server is there. Attic's has no such list; its 404 is an answer, too.
 async fn check(context: &Context, server: &ResolvedServer) -> Result<Option<Vec<String>>> {
-    match context.client_for(server)?.list_caches().await {
+    match context.impatient_client_for(server)?.list_caches().await {
         Ok(list) => Ok(Some(list.caches.into_iter().map(|cache| cache.name.to_string()).collect())),
         Err(
             dormer_client::Error::Refused { status: 404 | 405, .. }

@@ -14,8 +14,8 @@ use std::sync::Arc;
 
 use clap::{ArgAction, Args, Parser, Subcommand};
 use dormer_client::{
-    ApiClient, CacheRef, HttpSettings, LoadedSettings, ResolvedServer, Retry, RetryReporter, ServerName,
-    SettingsPaths,
+    ApiClient, CacheRef, HttpSettings, LoadedSettings, ResolvedServer, Retry, RetryPolicy, RetryReporter,
+    ServerName, SettingsPaths,
 };
 
 use crate::error::Result;
@@ -36,6 +36,11 @@ Environment:
   DORMER_TOKEN, DORMER_TOKEN_<SERVER>  token for the client, before any in its settings
   DORMER_CONFIG, DORMER_<KEY>          settings of the server; `dormer config show` lists them
   NO_COLOR                             no colours";
+
+const EXIT_CODES_OF_CLIENT: &str = "\
+Exit codes:
+  0  done; 1  failed; 2  wrong usage, nothing was tried
+  4  the server does not accept the token, or wants one; 5  it does not answer";
 
 const OVERVIEW: &str = "\
 Run a Nix binary cache, or use one.
@@ -169,7 +174,17 @@ impl Context {
     }
 
     fn client_for(&self, server: &ResolvedServer) -> Result<ApiClient> {
-        let api = ApiClient::new(server.endpoint.clone(), server.token.as_ref(), HttpSettings::default())?;
+        self.client_with(server, HttpSettings::default())
+    }
+
+    /// For the first word with a server: if nobody answers, a mistyped address is likelier than a restart.
+    fn impatient_client_for(&self, server: &ResolvedServer) -> Result<ApiClient> {
+        let retry = RetryPolicy { tries_max: 2, ..RetryPolicy::default() };
+        self.client_with(server, HttpSettings { retry, ..HttpSettings::default() })
+    }
+
+    fn client_with(&self, server: &ResolvedServer, settings: HttpSettings) -> Result<ApiClient> {
+        let api = ApiClient::new(server.endpoint.clone(), server.token.as_ref(), settings)?;
         Ok(api.with_retry_reporter(Arc::new(RetryPrinter(self.printer.clone()))))
     }
 }

@@ -17,20 +17,29 @@ use crate::printer::Printer;
 use crate::progress::PushProgress;
 use crate::settings::units::{human_duration, human_size};
 
+const EXIT_CODES: &str = "\
+Exit codes:
+  0  every path is in the cache now, or upstream
+  2  wrong usage; nothing was tried
+  3  some paths could not be pushed, the others were
+  4  the server does not accept the token, or wants one; 5  it does not answer
+  1  anything else that failed; 130  interrupted, what was acknowledged stays";
+
 /// What a shell says of a program that was interrupted: 128 + SIGINT.
 const EXIT_INTERRUPTED: u8 = 130;
 
 /// Push store paths with all they need
 ///
-/// Left out is what the cache has already and what an upstream cache has signed (-v names each path). A PATH may be a link such as
-/// ./result, or lie inside of a store path. The same command again completes what was broken off.
+/// Left out is what the cache has already and what an upstream cache has signed (-v names each
+/// path). A PATH may be a link such as ./result, or lie inside of a store path. The same command
+/// again completes what was broken off.
 ///
 /// Examples:
 ///   dormer push main ./result
 ///   nix build --print-out-paths .#a .#b | dormer push lab:team --stdin -j 8
 ///   dormer push main ./result --dry-run
 #[derive(Debug, Args)]
-#[command(verbatim_doc_comment)]
+#[command(verbatim_doc_comment, after_long_help = EXIT_CODES)]
 #[expect(clippy::struct_excessive_bools, reason = "each is a flag of Attic's command line")]
 pub(crate) struct PushArgs {
     /// [SERVER:]CACHE
@@ -173,11 +182,10 @@ impl Said<'_> {
             }
         }
         self.printer.conclude(&format!(
-            "would push {} of {} ({} already there, {} from upstream), {}",
+            "would push {} of {}{}, {}",
             plan.missing.len(),
             error::paths(plan.path_count()),
-            plan.present.len(),
-            plan.upstream.len(),
+            others(&[(plan.present.len(), "already there"), (plan.upstream.len(), "upstream")]),
             human_size(plan.missing_bytes()),
         ));
         Ok(())
@@ -213,16 +221,28 @@ impl Said<'_> {
     }
 }
 
+/// ` (400 already there, 19 upstream)`, without what there is none of.
+fn others(counts: &[(usize, &str)]) -> String {
+    let said: Vec<String> = counts
+        .iter()
+        .filter(|(count, _)| *count > 0)
+        .map(|(count, what)| format!("{count} {what}"))
+        .collect();
+    if said.is_empty() { String::new() } else { format!(" ({})", said.join(", ")) }
+}
+
 /// One line that stands alone.
 fn last_line(summary: &PushSummary, planned: usize, elapsed: Duration) -> String {
     let lost = summary.failed.len() + summary.not_tried.len();
-    let lost = if lost > 0 { format!(", {lost} lost") } else { String::new() };
     format!(
-        "pushed {} of {} ({} already there, {} from upstream{lost}), {} read, {} sent, {} deduplicated, {}",
+        "pushed {} of {}{}, {} read, {} sent, {} deduplicated, {}",
         summary.pushed.len(),
         error::paths(planned),
-        summary.present.len(),
-        summary.upstream.len(),
+        others(&[
+            (summary.present.len(), "already there"),
+            (summary.upstream.len(), "upstream"),
+            (lost, "lost")
+        ]),
         human_size(summary.bytes_read),
         human_size(summary.bytes_sent),
         human_size(summary.bytes_saved),
@@ -257,9 +277,9 @@ mod tests {
             ..PushSummary::default()
         };
         let elapsed = Duration::from_millis(9_420);
-        insta::assert_snapshot!(last_line(&summary, 3, elapsed), @"pushed 0 of 3 paths (1 already there, 2 from upstream), 38.2 MiB read, 38.2 MiB sent, 12.0 MiB deduplicated, 9.4 s");
+        insta::assert_snapshot!(last_line(&summary, 3, elapsed), @"pushed 0 of 3 paths (1 already there, 2 upstream), 38.2 MiB read, 38.2 MiB sent, 12.0 MiB deduplicated, 9.4 s");
         summary.not_tried = vec![path("d")];
-        insta::assert_snapshot!(last_line(&summary, 4, elapsed), @"pushed 0 of 4 paths (1 already there, 2 from upstream, 1 lost), 38.2 MiB read, 38.2 MiB sent, 12.0 MiB deduplicated, 9.4 s");
+        insta::assert_snapshot!(last_line(&summary, 4, elapsed), @"pushed 0 of 4 paths (1 already there, 2 upstream, 1 lost), 38.2 MiB read, 38.2 MiB sent, 12.0 MiB deduplicated, 9.4 s");
     }
 
     #[test]

@@ -158,8 +158,12 @@ fn start_log(log: &LogSettings, context: &Context) -> Result<()> {
         )
     })?;
     let colours = io::stderr().is_terminal() && context.environment.text("NO_COLOR")?.is_none();
-    let builder =
-        tracing_subscriber::fmt().with_env_filter(filter).with_writer(io::stderr).with_ansi(colours);
+    let builder = tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(io::stderr)
+        .with_ansi(colours)
+        // It would complain about a closed standard error on standard error, and panic.
+        .log_internal_errors(false);
     if log.json {
         builder.json().flatten_event(true).init();
     } else {
@@ -208,8 +212,8 @@ fn introduction(
     for item in made {
         let (name, what) = match item {
             Made::DataFolder(_) | Made::FirstStart => continue,
-            Made::Index(path) => (below(path), "what the caches hold (SQLite)"),
-            Made::Storage(path) => (format!("{}/", below(path)), "their contents"),
+            Made::Index(path) => (below(path), "the index (SQLite)"),
+            Made::Storage(path) => (format!("{}/", below(path)), "the stored bytes, in packs"),
             Made::MasterKey(path) => (
                 below(path),
                 "seals the signing keys in the index; keep a copy apart from the index's backup",
@@ -271,6 +275,24 @@ fn shell_word(text: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_defaults_written_in_the_table_are_those_of_the_server() {
+        let environment = crate::settings::Environment::from([("HOME", "/home/ada")]);
+        let (settings, _) = Settings::load(&environment, &crate::settings::Flags::default()).unwrap();
+        assert_eq!(format!("{:?}", server_settings(&settings)), format!("{:?}", ServerSettings::default()));
+    }
+
+    #[test]
+    fn addresses_for_people_are_ones_that_they_can_go_to() {
+        let environment = crate::settings::Environment::from([("HOME", "/home/ada")]);
+        let (mut settings, _) = Settings::load(&environment, &crate::settings::Flags::default()).unwrap();
+        let url = |settings: &Settings, address: &str| own_url(settings, address.parse().unwrap());
+        assert_eq!(url(&settings, "0.0.0.0:80"), "http://127.0.0.1:80");
+        assert_eq!(url(&settings, "[::1]:80"), "http://[::1]:80");
+        settings.api_endpoint = Some("https://cache.example.org/".to_owned());
+        assert_eq!(url(&settings, "0.0.0.0:80"), "https://cache.example.org");
+    }
 
     #[test]
     fn a_path_with_a_space_is_one_word_for_a_shell() {

@@ -13,8 +13,9 @@ use crate::tokens;
 
 /// Make a token, from the server's own settings and without the server
 ///
-/// Run it where the server runs, as the same user. PATTERN is a cache's name, in which * stands for any characters; options may be
-/// repeated, and what they grant adds up. The token is the only thing on standard output.
+/// Run it where the server runs, as the same user. PATTERN is a cache's name, in which * stands
+/// for any characters; options may be repeated, and what they grant adds up. The token is the only
+/// thing on standard output.
 ///
 /// Examples:
 ///   dormer token create --sub alice --validity 2y --pull '*' --push 'team-*'

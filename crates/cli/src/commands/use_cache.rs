@@ -9,21 +9,22 @@ use dormer_client::{CacheRef, ServerName};
 use dormer_nix::PublicKey;
 use serde_json::json;
 
-use super::Context;
+use super::{Context, EXIT_CODES_OF_CLIENT};
 use crate::error::{Error, Result};
 use crate::nix_files::{Change, MarkedFile, changes, find_nix_setting, netrc_has_machine, nix_list_contains};
 
 /// Let this machine's Nix fetch from a cache
 ///
-/// Adds the cache and its public key to nix.conf and, for a private cache, the token to the netrc file. What is added stands between
-/// comment lines, shows on standard output, and is all that `dormer unuse` removes.
+/// Adds the cache and its public key to nix.conf and, for a private cache, the token to the netrc
+/// file. What is added stands between comment lines, shows on standard output, and is all that
+/// `dormer unuse` removes.
 ///
 /// Examples:
 ///   dormer use main                       # for this user
 ///   sudo dormer use lab:main --system     # for everybody on this machine
 ///   dormer use main --dry-run             # only show what would change
 #[derive(Debug, Args)]
-#[command(verbatim_doc_comment)]
+#[command(verbatim_doc_comment, after_long_help = EXIT_CODES_OF_CLIENT)]
 pub(crate) struct UseArgs {
     /// [SERVER:]CACHE
     cache: CacheRef,
