@@ -83,7 +83,7 @@ impl Server {
             .arg(data)
             .arg("--listen")
             .arg(address.to_string())
-            .env("DORMER_STATS", "1")
+            .env("DORMER_STATS", "true")
             .envs(environment.iter().map(|(name, value)| (*name, value.as_str())))
             .stdin(Stdio::null())
             .stdout(log)
