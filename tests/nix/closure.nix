@@ -17,7 +17,7 @@ rec {
   library = build "library-${salt}" ''
     $b mkdir -p $out/lib $out/empty-folder
     echo "data of ${salt}" > $out/lib/data
-    $b seq 1 300000 > $out/lib/numbers
+    $b seq 1 120000 > $out/lib/numbers
     : > $out/lib/nothing
     $b ln -s data $out/lib/link
   '';

@@ -42,6 +42,14 @@ impl Machine {
         fs::write(self.folder.join("conf/nix.conf"), conf).expect("nix.conf can be written");
     }
 
+    /// Lets this machine sign what it builds from now on, with the key in this file.
+    pub fn sign_builds(&self, secret_key: &Path) {
+        let path = self.folder.join("conf/nix.conf");
+        let conf = fs::read_to_string(&path).expect("nix.conf was written");
+        fs::write(path, format!("{conf}secret-key-files = {}\n", secret_key.display()))
+            .expect("nix.conf can be written");
+    }
+
     /// Gives this machine's nix a token for a host, the way Nix knows it: the password in netrc.
     pub fn set_netrc(&self, address: &str, token: &str) {
         let host = address.split(':').next().expect("split gives at least one part");

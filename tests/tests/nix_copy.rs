@@ -1,5 +1,7 @@
 //! `nix copy --to` without any client, in every compression that Nix can send.
 
+#![expect(clippy::unwrap_used, reason = "a failed unwrap fails the test, as it should")]
+
 use dormer_tests::{Lab, Machine, Nix, Proxy};
 
 fn pusher(lab: &Lab, name: &str, nix: Nix) -> Machine {
@@ -9,19 +11,37 @@ fn pusher(lab: &Lab, name: &str, nix: Nix) -> Machine {
     machine
 }
 
+/// A pusher whose builds carry a signature of his own, as the narinfo does that his nix remembers: it never sees the
+/// cache's.
+fn signing_pusher(lab: &Lab, name: &str, nix: Nix) -> Machine {
+    let machine = pusher(lab, name, nix);
+    let secret = machine.home().join("secret-key");
+    let public = machine.home().join("public-key");
+    let (secret_path, public_path) = (secret.to_str().unwrap(), public.to_str().unwrap());
+    machine
+        .run("nix-store", &["--generate-binary-cache-key", "pusher-1", secret_path, public_path])
+        .succeeds();
+    let public_key = std::fs::read_to_string(public_path).unwrap().trim().to_owned();
+    machine.configure(&[public_key]);
+    machine.sign_builds(&secret);
+    machine
+}
+
 /// Copies in one compression, then fetches it as two machines: one that never heard of the path, and the pusher himself,
 /// who remembers his own narinfo and asks for the very file that he sent.
 fn copies_and_fetches_back(compression: &str, suffix: &str) {
     let lab = Lab::start();
     for nix in Nix::ALL {
-        let machine = pusher(&lab, &format!("pusher-{}", nix.name()), nix);
+        let machine = signing_pusher(&lab, &format!("pusher-{}", nix.name()), nix);
         let all = machine.build("all", &[("salt", &format!("{compression}-{}", nix.name()))]);
         let closure = machine.closure(&all);
         let proxy = Proxy::watching(lab.address());
         let target = format!("{}?compression={compression}", proxy.cache_url("main"));
         machine.run("nix", &["copy", "--to", &target, &all]).succeeds();
         let put = |line: &str| line.starts_with("PUT /main/nar/") && line.ends_with(suffix);
-        assert_eq!(proxy.seen().iter().filter(|seen| put(&seen.line)).count(), closure.len());
+        let puts = proxy.seen().iter().filter(|seen| put(&seen.line)).count();
+        // The NAR of the empty file is the same for all versions, and a HEAD finds what the first one sent.
+        assert!((closure.len() - 1..=closure.len()).contains(&puts), "{puts} NARs were put");
 
         let fresh = lab.machine(&format!("fresh-{}", nix.name()), nix);
         fresh.configure(&[lab.public_key("main")]);
@@ -71,7 +91,7 @@ fn nix_copy_with_brotli_comes_back() {
 
 #[test]
 fn nix_copy_with_gzip_comes_back() {
-    copies_and_fetches_back("gzip", ".nar.gz");
+    copies_and_fetches_back("gzip", ".nar");
 }
 
 #[test]
