@@ -136,13 +136,12 @@ impl Authenticator {
         if token.len() > TOKEN_BYTES_MAX {
             return None;
         }
-        let claims = match self.remembered.get(&token) {
-            Some(claims) => claims,
-            None => {
-                let claims = Arc::new(self.verify(&token)?);
-                self.remembered.insert(token, Arc::clone(&claims));
-                claims
-            }
+        let claims = if let Some(claims) = self.remembered.get(&token) {
+            claims
+        } else {
+            let claims = Arc::new(self.verify(&token)?);
+            self.remembered.insert(token, Arc::clone(&claims));
+            claims
         };
         is_current(&claims, now).then_some(claims)
     }

@@ -7,6 +7,7 @@ use std::error::Error as StdError;
 
 use dormer_api::{ErrorBody, ErrorName, Permission};
 use dormer_engine::{Error as EngineError, ErrorClass};
+use dormer_nix::nar::NarError;
 use http::header::{ALLOW, CONTENT_RANGE, RETRY_AFTER, WWW_AUTHENTICATE};
 use http::{HeaderValue, Response, StatusCode};
 
@@ -96,18 +97,17 @@ impl Failure {
         match self {
             Self::NoRoute => of(StatusCode::NOT_FOUND, Name::NotFound),
             Self::MethodNotAllowed { .. } => of(StatusCode::METHOD_NOT_ALLOWED, Name::RequestError),
-            Self::BadHost => of(StatusCode::BAD_REQUEST, Name::RequestError),
             Self::Unauthorized => of(StatusCode::UNAUTHORIZED, Name::Unauthorized),
             Self::Forbidden(_) => of(StatusCode::FORBIDDEN, Name::AccessError),
             Self::NoSuchCache => of(StatusCode::NOT_FOUND, Name::NoSuchCache),
             Self::NoSuchObject => of(StatusCode::NOT_FOUND, Name::NoSuchObject),
-            Self::BadRequest(_) | Self::Decode { .. } | Self::Window(_) => {
-                of(StatusCode::BAD_REQUEST, Name::RequestError)
-            }
+            Self::BadHost
+            | Self::BadRequest(_)
+            | Self::Decode { .. }
+            | Self::Window(_)
+            | Self::Body(BodyError::Incomplete) => of(StatusCode::BAD_REQUEST, Name::RequestError),
             Self::UnknownCompression { .. } => of(StatusCode::BAD_REQUEST, Name::InvalidCompressionType),
             Self::ContentEncoding(_) => of(StatusCode::UNSUPPORTED_MEDIA_TYPE, Name::InvalidCompressionType),
-            Self::TooLong { .. } => of(StatusCode::PAYLOAD_TOO_LARGE, Name::RequestError),
-            Self::Body(BodyError::Incomplete) => of(StatusCode::BAD_REQUEST, Name::RequestError),
             Self::Body(BodyError::Idle | BodyError::TooLong) => {
                 of(StatusCode::REQUEST_TIMEOUT, Name::RequestError)
             }
@@ -115,9 +115,10 @@ impl Failure {
             Self::RangeOfOldName => of(StatusCode::PRECONDITION_FAILED, Name::RequestError),
             Self::NotKept(_) => of(StatusCode::NOT_IMPLEMENTED, Name::RequestError),
             Self::Busy(_) => of(StatusCode::SERVICE_UNAVAILABLE, Name::ServiceUnavailable),
-            Self::Engine(EngineError::NarTooLarge { .. }) => {
-                of(StatusCode::PAYLOAD_TOO_LARGE, Name::RequestError)
-            }
+            Self::TooLong { .. }
+            | Self::Engine(
+                EngineError::NarTooLarge { .. } | EngineError::MalformedNar(NarError::TooLarge { .. }),
+            ) => of(StatusCode::PAYLOAD_TOO_LARGE, Name::RequestError),
             Self::Engine(EngineError::Index(dormer_index::Error::CacheGone)) => {
                 of(StatusCode::NOT_FOUND, Name::NoSuchCache)
             }

@@ -60,10 +60,10 @@ impl Default for ServerSettings {
             connections_max: 1024,
             // Longer than a client thinks between two requests, short enough that idle connections do not pile up.
             header_timeout: Duration::from_secs(75),
-            body_idle_timeout: Duration::from_secs(60),
+            body_idle_timeout: Duration::from_mins(1),
             // Nix pauses a download while it unpacks; nginx allows 60 s between two writes.
-            write_idle_timeout: Duration::from_secs(120),
-            upload_timeout: Duration::from_secs(24 * 3600),
+            write_idle_timeout: Duration::from_mins(2),
+            upload_timeout: Duration::from_hours(24),
             shutdown_timeout: Duration::from_secs(30),
             retry_after: Duration::from_secs(5),
             reencodings_max: 8,

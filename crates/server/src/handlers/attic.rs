@@ -23,12 +23,11 @@ use crate::request_body::{BodyError, RequestBody};
 /// A cache's settings, for clients that pull from it.
 pub(crate) async fn show_cache(app: &App, call: &Call, name: &CacheName) -> Result<Response<Body>, Failure> {
     let cache = app.open_cache(call, name, Permission::Pull).await?;
-    let api_endpoint = match &app.settings.api_endpoint {
-        Some(endpoint) => with_slash(endpoint),
-        None => {
-            let scheme = if call.is_https() { "https" } else { "http" };
-            format!("{scheme}://{}/", call.host().unwrap_or("localhost"))
-        }
+    let api_endpoint = if let Some(endpoint) = &app.settings.api_endpoint {
+        with_slash(endpoint)
+    } else {
+        let scheme = if call.is_https() { "https" } else { "http" };
+        format!("{scheme}://{}/", call.host().unwrap_or("localhost"))
     };
     let substituters = app.settings.substituter_endpoint.as_deref().map(with_slash);
     let config = CacheConfig {
