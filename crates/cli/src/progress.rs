@@ -4,7 +4,7 @@
 
 use std::collections::HashMap;
 use std::sync::Mutex;
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use dormer_client::{Error as ClientError, PathDone, PushPlan, PushReporter, Retry, TransferId};
@@ -25,11 +25,18 @@ const LARGE_BYTES: u64 = 8 * 1024 * 1024;
 pub(crate) struct PushProgress {
     printer: Printer,
     store_dir: StoreDir,
-    drawn: Option<Drawn>,
-    transfers: Mutex<HashMap<TransferId, Transfer>>,
     path_count: usize,
     pushed: AtomicUsize,
-    bytes_saved: AtomicU64,
+    /// Everything that touches the terminal happens under this lock, so that nothing is drawn after the end.
+    screen: Mutex<Screen>,
+}
+
+#[derive(Debug)]
+struct Screen {
+    drawn: Option<Drawn>,
+    transfers: HashMap<TransferId, Transfer>,
+    bytes_saved: u64,
+    finished: bool,
 }
 
 #[derive(Debug)]
@@ -45,7 +52,6 @@ struct Transfer {
 }
 
 impl PushProgress {
-    /// Nothing is drawn before the first transfer.
     pub(crate) fn new(printer: Printer, store_dir: StoreDir, plan: &PushPlan) -> Self {
         let drawn = printer.progress_target().filter(|_| !plan.missing.is_empty()).map(|target| {
             let all = MultiProgress::with_draw_target(target);
@@ -53,20 +59,13 @@ impl PushProgress {
             status.set_style(style(
                 "{elapsed_precise}  {prefix}  {bytes} / {total_bytes} sent{msg}  {bytes_per_sec}  ETA {eta}",
             ));
+            status.set_prefix(format!("0/{} paths", plan.missing.len()));
             status.enable_steady_tick(Duration::from_millis(200));
             Drawn { all, status }
         });
-        let progress = Self {
-            printer,
-            store_dir,
-            drawn,
-            transfers: Mutex::default(),
-            path_count: plan.missing.len(),
-            pushed: AtomicUsize::new(0),
-            bytes_saved: AtomicU64::new(0),
-        };
-        progress.update_status();
-        progress
+        let screen = Screen { drawn, transfers: HashMap::new(), bytes_saved: 0, finished: false };
+        let path_count = plan.missing.len();
+        Self { printer, store_dir, path_count, pushed: AtomicUsize::new(0), screen: Mutex::new(screen) }
     }
 
     /// Paths that were acknowledged.
@@ -74,17 +73,29 @@ impl PushProgress {
         self.pushed.load(Ordering::Relaxed)
     }
 
-    /// Clears what was drawn.
+    /// Clears what was drawn; what transfers that were broken off still report is not shown.
     pub(crate) fn finish(&self) {
-        if let Some(drawn) = &self.drawn {
-            drawn.status.finish_and_clear();
-            // Best effort: the terminal may be gone.
-            let _ = drawn.all.clear();
-            // Transfers that were broken off may still report for a moment.
-            drawn.all.set_draw_target(ProgressDrawTarget::hidden());
-        }
+        self.on_screen(|screen| {
+            screen.finished = true;
+            if let Some(drawn) = &screen.drawn {
+                drawn.status.disable_steady_tick();
+                // Best effort: the terminal may be gone.
+                let _ = drawn.all.clear();
+                drawn.all.set_draw_target(ProgressDrawTarget::hidden());
+            }
+        });
     }
 
+    fn on_screen(&self, draw: impl FnOnce(&mut Screen)) {
+        // Whoever panicked under the lock left at worst a bar in a wrong place.
+        let mut screen = self.screen.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        if !screen.finished {
+            draw(&mut screen);
+        }
+    }
+}
+
+impl Screen {
     /// Says something above the bars.
     fn above(&self, say: impl FnOnce()) {
         match &self.drawn {
@@ -93,21 +104,9 @@ impl PushProgress {
         }
     }
 
-    fn update_status(&self) {
-        let Some(drawn) = &self.drawn else { return };
-        let saved = self.bytes_saved.load(Ordering::Relaxed);
-        drawn.status.set_prefix(format!("{}/{} paths", self.pushed(), self.path_count));
-        drawn.status.set_message(if saved > 0 {
-            format!(", {} deduplicated", human_size(saved))
-        } else {
-            String::new()
-        });
-    }
-
-    /// Counts a transfer's bytes up, or back to zero; the number of them now.
-    fn count(&self, id: TransferId, bytes: Option<u64>) {
-        let mut transfers = self.lock();
-        let transfer = transfers.entry(id).or_default();
+    /// Counts a transfer's bytes up, or back to zero.
+    fn count(&mut self, id: TransferId, bytes: Option<u64>) {
+        let transfer = self.transfers.entry(id).or_default();
         match (bytes, &self.drawn) {
             (Some(bytes), Some(drawn)) => drawn.status.inc(bytes),
             (None, Some(drawn)) => drawn.status.dec(transfer.bytes),
@@ -119,59 +118,66 @@ impl PushProgress {
         }
     }
 
-    fn end(&self, id: TransferId) {
-        if let Some(Transfer { bar: Some(bar), .. }) = self.lock().remove(&id) {
+    fn end(&mut self, id: TransferId) {
+        if let Some(Transfer { bar: Some(bar), .. }) = self.transfers.remove(&id) {
             bar.finish_and_clear();
         }
-    }
-
-    fn lock(&self) -> std::sync::MutexGuard<'_, HashMap<TransferId, Transfer>> {
-        // Nothing under the lock can leave the map half changed.
-        self.transfers.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
     }
 }
 
 impl PushReporter for PushProgress {
     fn path_started(&self, id: TransferId, path: &StorePath, nar_size: u64) {
-        let mut transfer = Transfer::default();
-        if let Some(drawn) = self.drawn.as_ref().filter(|_| nar_size >= LARGE_BYTES) {
-            let bar = drawn.all.add(ProgressBar::new(nar_size));
-            bar.set_style(style("  {bar:24}  {bytes:>10} / {total_bytes:<10}  {prefix}"));
-            bar.set_prefix(short_name(path));
-            transfer.bar = Some(bar);
-        }
-        self.lock().insert(id, transfer);
+        self.on_screen(|screen| {
+            let mut transfer = Transfer::default();
+            if let Some(drawn) = screen.drawn.as_ref().filter(|_| nar_size >= LARGE_BYTES) {
+                let bar = drawn.all.add(ProgressBar::new(nar_size));
+                bar.set_style(style("  {bar:24}  {bytes:>10} / {total_bytes:<10}  {prefix}"));
+                bar.set_prefix(short_name(path));
+                transfer.bar = Some(bar);
+            }
+            screen.transfers.insert(id, transfer);
+        });
     }
 
     fn path_progress(&self, id: TransferId, bytes: u64) {
-        self.count(id, Some(bytes));
+        self.on_screen(|screen| screen.count(id, Some(bytes)));
     }
 
     fn path_retrying(&self, id: TransferId, retry: &Retry<'_>) {
-        self.count(id, None);
-        self.above(|| self.printer.warn(&retry_line(retry)));
+        self.on_screen(|screen| {
+            screen.count(id, None);
+            screen.above(|| self.printer.warn(&retry_line(retry)));
+        });
     }
 
     fn path_done(&self, id: TransferId, done: &PathDone) {
-        self.end(id);
         let number = self.pushed.fetch_add(1, Ordering::Relaxed) + 1;
-        self.bytes_saved.fetch_add(saved_bytes(done), Ordering::Relaxed);
-        self.update_status();
-        let line = || {
-            let path = done.path.to_absolute(&self.store_dir);
-            format!("pushed {path} ({}), {number}/{}", human_size(done.nar_size), self.path_count)
-        };
-        if self.drawn.is_none() && done.nar_size >= LARGE_BYTES {
-            self.printer.say(&line());
-        } else {
-            self.above(|| self.printer.detail(&line()));
-        }
+        let path = done.path.to_absolute(&self.store_dir);
+        let line = format!("pushed {path} ({}), {number}/{}", human_size(done.nar_size), self.path_count);
+        self.on_screen(|screen| {
+            screen.end(id);
+            screen.bytes_saved += saved_bytes(done);
+            match &screen.drawn {
+                Some(drawn) => {
+                    drawn.status.set_prefix(format!("{number}/{} paths", self.path_count));
+                    if screen.bytes_saved > 0 {
+                        drawn
+                            .status
+                            .set_message(format!(", {} deduplicated", human_size(screen.bytes_saved)));
+                    }
+                }
+                None if done.nar_size >= LARGE_BYTES => self.printer.say(&line),
+                None => self.printer.detail(&line),
+            }
+        });
     }
 
     fn path_failed(&self, id: TransferId, path: &StorePath, error: &ClientError) {
-        self.end(id);
         let path = path.to_absolute(&self.store_dir);
-        self.above(|| self.printer.error(&format!("{path}: {}", Error::chain_of(error))));
+        self.on_screen(|screen| {
+            screen.end(id);
+            screen.above(|| self.printer.error(&format!("{path}: {}", Error::chain_of(error))));
+        });
     }
 }
 

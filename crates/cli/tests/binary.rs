@@ -2,6 +2,8 @@
 //!
 //! The stories with a real Nix are in the workspace's `tests/`; here a server runs, and a script stands in for `nix`.
 
+#![expect(clippy::unwrap_used, reason = "helpers of tests: a panic is the failure")]
+
 use std::fmt::Write as _;
 use std::fs;
 use std::io::{BufRead as _, BufReader};
