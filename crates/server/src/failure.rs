@@ -5,6 +5,7 @@
 
 use std::error::Error as StdError;
 
+use bytes::Bytes;
 use dormer_api::{ErrorBody, ErrorName, Permission};
 use dormer_engine::{Error as EngineError, ErrorClass};
 use dormer_nix::nar::NarError;
@@ -129,13 +130,18 @@ impl Failure {
     /// Answers the request, and writes the log line that this failure deserves.
     pub(crate) fn answer(self, call: &Call, settings: &ServerSettings) -> Response<Body> {
         let Verdict { status, name, tell } = self.verdict();
+        let is_api = Route::is_api(call.path());
+        if matches!(self, Self::NoSuchObject) && !is_api {
+            // Half of all requests of a Nix client are misses of narinfos: they are worth no allocation.
+            return body::text(status, Bytes::from_static(b"the cache does not have this\n"));
+        }
         let detail = with_causes(&self);
         self.log(call, status, &detail);
         let message = match tell {
             Tell::Everything => detail,
             Tell::Phrase(phrase) => phrase.to_owned(),
         };
-        let mut response = if Route::is_api(call.path()) {
+        let mut response = if is_api {
             let error = ErrorBody { code: status.as_u16(), ..ErrorBody::new(name, message) };
             body::json(status, &error)
         } else {

@@ -19,12 +19,11 @@ fn claims(other: &Value) -> Value {
     let mut claims = json!({
         "sub": "test", "exp": now() + 3600, "https://jwt.attic.rs/v1": {"caches": {"team-a": {"r": 1}}}
     });
-    for (key, value) in other.as_object().unwrap() {
-        if value.is_null() {
-            claims.as_object_mut().unwrap().remove(key);
-        } else {
-            claims[key] = value.clone();
-        }
+    for (key, value) in other.as_object().expect("an object of claims") {
+        claims[key] = value.clone();
+    }
+    if let Value::Object(claims) = &mut claims {
+        claims.retain(|_, value| !value.is_null());
     }
     claims
 }
