@@ -24,11 +24,6 @@ use clap::Parser as _;
 use crate::commands::{CommandLine, Context};
 use crate::printer::Printer;
 
-/// Less memory than the system's allocator under many small and some large buffers on many threads: pushing and pulling
-/// at once otherwise leaves its arenas fragmented.
-#[global_allocator]
-static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
-
 fn main() -> ExitCode {
     // Wrong use ends here, with clap's words and exit code 2.
     let command_line = CommandLine::parse();

@@ -1,8 +1,10 @@
 //! Group commit: chunks of concurrent uploads share packs.
 //!
 //! Algorithm: one task owns the open pack. Uploads send it encoded chunks and, when they have no more, say that they wait.
-//! The open pack is sealed when it is full, when every upload in flight waits, or `pack_wait` after the first one began to
-//! wait, so a slow uploader stalls nobody. A sealed pack's chunks are ordered by upload and position, not by arrival: a
+//! The open pack is sealed when it is full, when every upload in flight waits, or some time after the first one began to
+//! wait, so a slow uploader stalls nobody: `pack_wait` for each upload that may still add to it, up to [`WAIT_SHARES_MAX`] of
+//! them. With one slow uploader that is one `pack_wait`; with many it is worth waiting longer, since more share the pack.
+//! A sealed pack's chunks are ordered by upload and position, not by arrival: a
 //! NAR reads back as few long ranges although it was uploaded beside others.
 //!
 //! Invariants
@@ -32,6 +34,9 @@ const STORING_MAX: usize = 2;
 
 /// Encoded chunks on their way to the packer: at most 8 × 0.5 MiB.
 const QUEUE_CHUNKS: usize = 8;
+
+/// How many uploads in flight lengthen the wait for an early pack: 8 × 50 ms by default.
+const WAIT_SHARES_MAX: u32 = 8;
 
 /// What the table and the trailer may take of a pack, so that frames stop short of its limit: a chunk's entry takes less
 /// than 64 bytes but for those with many holes, and a full pack has about 300 chunks of 100 KiB.
@@ -243,8 +248,8 @@ impl Shared {
 struct OpenPack {
     chunks: Vec<(Place, StoredChunk, Arc<Pending>)>,
     bytes: u64,
-    /// When it is sealed at the latest, once an upload waits for it.
-    deadline: Option<Instant>,
+    /// Since when an upload waits for it.
+    waited_for_since: Option<Instant>,
 }
 
 struct Task {
@@ -271,7 +276,7 @@ impl Task {
                 self.seal(true);
             }
             let may_receive = open_to_uploads && !self.is_full();
-            let deadline = self.open.deadline.filter(|_| !self.is_full() && self.may_seal_early());
+            let deadline = self.deadline().filter(|_| !self.is_full() && self.may_seal_early());
             tokio::select! {
                 message = queue.recv(), if may_receive => match message {
                     Some(message) => self.receive(message),
@@ -294,7 +299,7 @@ impl Task {
                 self.open.chunks.push((place, chunk, pending));
             }
             Message::Wait if !self.open.chunks.is_empty() => {
-                self.open.deadline.get_or_insert_with(|| Instant::now() + self.shared.pack_wait);
+                self.open.waited_for_since.get_or_insert_with(Instant::now);
             }
             Message::Wait => {}
         }
@@ -305,10 +310,15 @@ impl Task {
             || self.open.chunks.len() >= PACK_CHUNKS_MAX
     }
 
+    /// When the open pack is sealed at the latest, if an upload waits for it. Comes nearer as uploads end.
+    fn deadline(&self) -> Option<Instant> {
+        let streaming = self.shared.streaming.load(Ordering::Acquire);
+        let shares = u32::try_from(streaming).unwrap_or(u32::MAX).min(WAIT_SHARES_MAX);
+        self.open.waited_for_since.map(|since| since + self.shared.pack_wait * shares)
+    }
+
     fn is_due(&self) -> bool {
-        self.open.deadline.is_some_and(|deadline| {
-            self.shared.streaming.load(Ordering::Acquire) == 0 || deadline <= Instant::now()
-        })
+        self.deadline().is_some_and(|deadline| deadline <= Instant::now())
     }
 
     fn may_seal_early(&self) -> bool {

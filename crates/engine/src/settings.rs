@@ -24,7 +24,7 @@ pub struct EngineSettings {
     pub nar_bytes_max: u64,
     /// Largest listing kept, in bytes of JSON; a NAR with a larger one is stored without it.
     pub listing_bytes_max: usize,
-    /// How long the first waiting upload waits for others to share its pack.
+    /// How long the first waiting upload waits for others to share its pack: for each of those in flight, up to 8 times this.
     pub pack_wait: Duration,
     /// Seconds for which an upload alias resolves.
     pub alias_seconds: i64,

@@ -1,6 +1,5 @@
 //! The reader against NARs of Nix, against the writer, and against everything a NAR must not be.
 
-
 use proptest::prelude::*;
 
 use super::*;
