@@ -1,6 +1,6 @@
 //! From raw bytes to a recipe: chunking, deduplication, compression and packing of one stream of bytes.
 //!
-//! Algorithm, for each batch of chunks (4 MiB, or what is left at the end): hash them on the CPU pool; ask the packer for
+//! Algorithm, for each batch of chunks (3 MiB, or what is left at the end): hash them on the CPU pool; ask the packer for
 //! those that are on their way, then the index for the others; reserve, compress and hand to the packer what nobody has.
 //! The recipe, the encoding tag and the size are built in order, as far as the chunks' rows are known; so what is kept
 //! for each chunk is kept only until its pack is stored, and memory does not grow with the NAR.
@@ -12,15 +12,15 @@ use dormer_format::{
     ChunkId, ChunkParams, Chunker, EncodingTag, HoleFill, RawChunk, Recipe, RecipeBuilder, TagBuilder,
 };
 use dormer_index::{ChunkRow, Index, PackNumber};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::task::JoinSet;
 
 use crate::Result;
 use crate::cpu::CpuPool;
 use crate::packer::{Packer, Pending, Reservation, Reserved};
 
-/// Raw bytes looked up at once. One statement for up to 128 chunks of 32 KiB, and the largest part of an upload's memory.
-const BATCH_BYTES: usize = 4 * 1024 * 1024;
+/// Raw bytes looked up at once: one statement for up to 96 chunks of 32 KiB. Two batches are the largest part of an upload's
+/// memory.
+const BATCH_BYTES: usize = 3 * 1024 * 1024;
 
 /// What sinks share.
 #[derive(Debug, Clone)]
@@ -28,8 +28,6 @@ pub(crate) struct Workshop {
     pub(crate) index: Arc<dyn Index>,
     pub(crate) cpu: CpuPool,
     pub(crate) packer: Packer,
-    /// Chunks being compressed or waiting for it, over all uploads.
-    pub(crate) jobs: Arc<Semaphore>,
 }
 
 /// A stored stream of bytes: all of its packs are durable and known to the index.
@@ -110,6 +108,12 @@ impl ChunkSink {
             chunker.finish(&mut self.batch);
         }
         self.flush().await?;
+        self.finish_jobs().await;
+        Ok(())
+    }
+
+    /// Waits until what was reserved is with the packer.
+    async fn finish_jobs(&mut self) {
         while let Some(job) = self.jobs.join_next().await {
             if let Err(error) = job
                 && let Ok(panic) = error.try_into_panic()
@@ -117,7 +121,6 @@ impl ChunkSink {
                 std::panic::resume_unwind(panic);
             }
         }
-        Ok(())
     }
 
     /// Waits for the packs and returns how to read the stream back.
@@ -149,6 +152,8 @@ impl ChunkSink {
         if chunks.is_empty() {
             return Ok(());
         }
+        // At most two batches of an upload are in memory: one being compressed, one being gathered.
+        self.finish_jobs().await;
         let chunks = self.hash(chunks).await;
         let mut on_their_way: Vec<Option<Arc<Pending>>> =
             chunks.iter().map(|(id, _)| self.workshop.packer.find_pending(id)).collect();
@@ -160,6 +165,8 @@ impl ChunkSink {
             .collect();
         let mut rows = self.workshop.index.find_chunks(&unknown).await?.into_iter();
 
+        // Nothing is waited for from here on, so that what the look-ups did not find cannot be stored by another meanwhile and
+        // be stored twice.
         for ((id, mut chunk), pending) in chunks.into_iter().zip(&mut on_their_way) {
             self.position += 1;
             self.stored.chunk_bytes += chunk.bytes.len() as u64;
@@ -168,7 +175,7 @@ impl ChunkSink {
                 Some(pending) => Source::Pending(pending),
                 None => match rows.next().flatten() {
                     Some(row) => Source::Known(Box::new(row)),
-                    None => Source::Pending(self.store(id, chunk).await),
+                    None => Source::Pending(self.store(id, chunk)),
                 },
             };
             self.slots.push_back(Slot { source, fills });
@@ -180,10 +187,7 @@ impl ChunkSink {
         self.workshop.cpu.run(move || chunks.into_iter().map(|chunk| (chunk.id(), chunk)).collect()).await
     }
 
-    async fn store(&mut self, id: ChunkId, chunk: RawChunk) -> Arc<Pending> {
-        // The turn comes before the reservation: nobody may wait for a chunk that itself waits for a turn for long.
-        let turn =
-            Arc::clone(&self.workshop.jobs).acquire_owned().await.expect("the semaphore is never closed");
+    fn store(&mut self, id: ChunkId, chunk: RawChunk) -> Arc<Pending> {
         let reserved = match self.workshop.packer.reserve(id) {
             Reservation::Taken(pending) => return pending,
             Reservation::Yours(reserved) => reserved,
@@ -191,10 +195,9 @@ impl ChunkSink {
         self.stored.new_chunk_bytes += chunk.bytes.len() as u64;
         let pending = Arc::clone(reserved.pending());
         let place = (self.upload, self.position);
-        while self.jobs.try_join_next().is_some() {}
         // A task of its own: the packer counts on a reserved chunk even when this upload is abandoned, and JoinSet would
         // abort what it holds.
-        let work = tokio::spawn(encode_and_add(self.workshop.clone(), turn, chunk, place, reserved));
+        let work = tokio::spawn(encode_and_add(self.workshop.clone(), chunk, place, reserved));
         self.jobs.spawn(async move {
             if let Err(error) = work.await
                 && let Ok(panic) = error.try_into_panic()
@@ -229,16 +232,9 @@ impl ChunkSink {
     }
 }
 
-async fn encode_and_add(
-    workshop: Workshop,
-    turn: OwnedSemaphorePermit,
-    chunk: RawChunk,
-    place: (u64, u64),
-    reserved: Reserved,
-) {
+async fn encode_and_add(workshop: Workshop, chunk: RawChunk, place: (u64, u64), reserved: Reserved) {
     match workshop.cpu.encode(reserved.id(), chunk).await {
         Ok(stored) => workshop.packer.add(place, stored, reserved).await,
         Err(error) => reserved.fail(error.to_string()),
     }
-    drop(turn);
 }

@@ -91,8 +91,6 @@ impl Engine {
             settings.pack_wait,
             settings.chunk_params.max,
         );
-        // Two chunks more than threads, so that a thread never waits for the next one.
-        let jobs = Arc::new(Semaphore::new(settings.cpu_threads.max(1) + 2));
         let upload_memory_kib =
             usize::try_from(settings.upload_memory_bytes_max / 1024).unwrap_or(usize::MAX);
         let inner = Inner {
@@ -113,7 +111,7 @@ impl Engine {
                 .time_to_live(REMEMBERED)
                 .build(),
             proven_packs: Remembered::builder().max_capacity(100_000).time_to_live(PACK_PROOF).build(),
-            workshop: Workshop { index, cpu, packer, jobs },
+            workshop: Workshop { index, cpu, packer },
             settings,
             clock,
             blobs,

@@ -40,8 +40,8 @@ pub struct EngineSettings {
     pub read_wait: Duration,
 }
 
-/// Memory that one upload of a large NAR takes: the batch being looked up (4 MiB), the chunker's buffer (1.1 MiB),
-/// chunks being compressed and their frames (4 × 0.5 MiB), and the body's frames in flight.
+/// Memory that one upload of a large NAR takes: a batch of chunks being gathered and one being compressed (3 MiB each),
+/// the chunker's buffer (1.1 MiB), and the body's frames in flight.
 pub const UPLOAD_BYTES: u64 = 8 * MIB;
 
 impl Default for EngineSettings {

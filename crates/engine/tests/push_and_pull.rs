@@ -277,3 +277,27 @@ async fn uploads_wait_their_turn_for_memory_and_are_told_when_none_comes() {
     drop(first);
     engine.begin_ingest(request).await.unwrap();
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn uploads_at_once_of_the_same_contents_store_each_chunk_once() {
+    let installation = Installation::new();
+    let engine = installation.engine().await;
+    let cache = create_main(&engine).await;
+    let shared = Random::new(55).bytes(12_000_000);
+    let mut pushes = tokio::task::JoinSet::new();
+    for number in 0..8 {
+        let (engine, cache) = (engine.clone(), Arc::clone(&cache));
+        // Other archives with the same file in them: the same chunks but for the first and the last.
+        let nar = dormer_nix::nar::encode_tree(&dormer_nix::nar::Node::Directory(
+            [
+                (format!("a{number}").into_bytes(), dormer_nix::nar::Node::file(vec![number; 100])),
+                (b"b".to_vec(), dormer_nix::nar::Node::file(shared.clone())),
+            ]
+            .into(),
+        ));
+        pushes.spawn(async move { push(&engine, &cache, &path(number), &nar).await.unwrap() });
+    }
+    pushes.join_all().await;
+    let stored = stored_bytes(&installation).await;
+    assert!(stored < 9_000_000, "{stored} bytes for 12 MB that compress by half, eight times");
+}
