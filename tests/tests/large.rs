@@ -27,10 +27,12 @@ fn a_path_of_more_than_a_gigabyte_goes_both_ways_in_bounded_memory() {
     assert_memory("dormer push", &mut pushed_to);
 
     let puller = pushed_to.machine("puller", Nix::NEWEST);
-    puller.configure(&[pushed_to.public_key("main"), copied_to.public_key("main")]);
+    puller.configure(&[pushed_to.public_key("main")]);
     puller.substitute(&pushed_to.cache_url("main"), &noise).succeeds();
     puller.verify_all();
+    // Both keys are called `main`, and Nix knows keys by their names: one at a time.
     puller.delete(std::slice::from_ref(&noise));
+    puller.configure(&[copied_to.public_key("main")]);
     puller.substitute(&copied_to.cache_url("main"), &noise).succeeds();
     puller.verify_all();
     assert_memory("pulls", &mut pushed_to);
