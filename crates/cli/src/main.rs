@@ -7,6 +7,12 @@
 //! - `printer`: decides what is printed; `progress` draws a push.
 //! - `error`: exit codes and hints.
 
+#![allow(
+    rustdoc::broken_intra_doc_links,
+    rustdoc::bare_urls,
+    reason = "the comments on commands and flags are their help texts: [SERVER:]CACHE is no link there"
+)]
+
 mod commands;
 mod error;
 mod installation;

@@ -22,6 +22,9 @@ use crate::packer::{Packer, Pending, Reservation, Reserved};
 /// memory.
 const BATCH_BYTES: usize = 3 * 1024 * 1024;
 
+/// Chunks looked up at once, for settings that make them much smaller: the index takes 16,384 in one call.
+const BATCH_CHUNKS: usize = 4_096;
+
 /// What sinks share.
 #[derive(Debug, Clone)]
 pub(crate) struct Workshop {
@@ -99,7 +102,11 @@ impl ChunkSink {
         let before = self.batch.len();
         chunker.push(bytes, &mut self.batch);
         self.batch_bytes += self.batch[before..].iter().map(|chunk| chunk.bytes.len()).sum::<usize>();
-        if self.batch_bytes >= BATCH_BYTES { self.flush().await } else { Ok(()) }
+        if self.batch_bytes >= BATCH_BYTES || self.batch.len() >= BATCH_CHUNKS {
+            self.flush().await
+        } else {
+            Ok(())
+        }
     }
 
     /// Ends the stream: everything is handed to the packer.

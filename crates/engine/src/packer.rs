@@ -209,7 +209,11 @@ impl Packer {
                 // Said again after each wait in vain: what this upload waits for may have been on another's way to the
                 // packer the first time.
                 if !said && !pending.sealed.load(Ordering::Acquire) {
-                    let _ = self.queue.send(Message::Wait).await;
+                    if self.queue.send(Message::Wait).await.is_err() {
+                        // Its task died: nobody will settle this chunk any more.
+                        let _ = pending.settled.set(Err("packing has ended".to_owned()));
+                        break;
+                    }
                     said = true;
                 }
                 if tokio::time::timeout(self.shared.pack_wait * 2, settlements.changed()).await.is_err() {

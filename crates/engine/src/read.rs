@@ -503,7 +503,7 @@ impl Engine {
             if attempt == TRIES {
                 return Err(match failure {
                     ReadFailure::Damaged(chunks) => {
-                        self.mark_damaged(plan.nar, &plan.hash, &chunks).await;
+                        self.mark_if_still_there(&plan, &read, chunks).await;
                         Error::Damaged { nar: plan.hash }
                     }
                     ReadFailure::Unavailable(error) => error.into(),
@@ -511,6 +511,28 @@ impl Engine {
             }
             tokio::time::sleep(Duration::from_millis(20 * 4u64.pow(attempt))).await;
             attempt += 1;
+        }
+    }
+
+    /// Marks those of the damaged chunks that still lie where this read looked for them. A slow reader may hold places from
+    /// before a healing push, and must not take back what that push was acknowledged for.
+    async fn mark_if_still_there(&self, plan: &Plan, read: &Read, mut chunks: Vec<u64>) {
+        let runs: Vec<ChunkRun> = chunks.iter().map(|number| ChunkRun { first: *number, count: 1 }).collect();
+        if let Ok(present) = self.index().load_chunks(&runs).await {
+            chunks.retain(|number| {
+                let moved = |row: &&ChunkRow| {
+                    row.number == *number
+                        && !read.rows.iter().any(|seen| {
+                            seen.number == row.number && seen.pack == row.pack && seen.offset == row.offset
+                        })
+                };
+                !present.iter().any(|row| moved(&row))
+            });
+        }
+        if chunks.is_empty() {
+            self.remembered_plans().invalidate_all();
+        } else {
+            self.mark_damaged(plan.nar, &plan.hash, &chunks).await;
         }
     }
 
@@ -522,7 +544,9 @@ impl Engine {
             Ok(stored) => stored,
             Err(dormer_blobs::Error::NotFound { .. } | dormer_blobs::Error::Truncated { .. }) => {
                 self.proven_packs().invalidate(&first.pack_id);
-                return Err(ReadFailure::Damaged(rows.iter().map(|row| row.number).collect()));
+                // All that lies in the same pack is gone with it: one push heals the whole NAR.
+                let lost = read.rows.iter().filter(|row| row.pack == first.pack);
+                return Err(ReadFailure::Damaged(lost.map(|row| row.number).collect()));
             }
             Err(error) => return Err(ReadFailure::Unavailable(error)),
         };

@@ -148,3 +148,43 @@ async fn a_chunk_healed_at_another_level_changes_the_tag_of_the_other_nars_that_
     let bytes = served(&engine, &cache, &twin, None).await.unwrap().unwrap();
     assert_eq!((decompress(&bytes), bytes.len() as u64), (twin, open.file_size()));
 }
+
+#[tokio::test]
+async fn a_slow_reader_from_before_a_healing_push_does_not_take_it_back() {
+    use futures::StreamExt;
+    let installation = Installation::new();
+    let engine = installation.engine().await;
+    let cache = create_main(&engine).await;
+    // Long enough that the stream cannot have read it all ahead.
+    let nar = package_nar(&mut Random::new(5), 16_000_000, &[]);
+    push(&engine, &cache, &path(1), &nar).await.unwrap();
+    let key = dormer_index::NarKey::Hash(common::hash_of(&nar));
+    let mut slow = engine.open_nar(&cache, &key).await.unwrap().unwrap().stream(None).await.unwrap();
+    slow.next().await.unwrap().unwrap();
+
+    for blob in installation.blobs.list().await.unwrap() {
+        installation.blobs.delete(&blob).await.unwrap();
+    }
+    // Another reader finds the damage, and the path is pushed again.
+    let stream = engine.open_nar(&cache, &key).await.unwrap().unwrap().stream(None).await;
+    assert!(matches!(stream.map(drop), Err(Error::Damaged { .. })));
+    while engine.missing_paths(&cache, &[path(1).hash()]).await.unwrap().is_empty()
+        || served(&engine, &cache, &nar, None).await.is_ok_and(|bytes| bytes.is_some())
+    {
+        tokio::task::yield_now().await;
+    }
+    push(&engine, &cache, &path(1), &nar).await.unwrap();
+
+    assert_eq!(
+        decompress(&served(&engine, &cache, &nar, None).await.unwrap().unwrap()),
+        nar,
+        "one push heals all of it"
+    );
+
+    let rest: Vec<_> = slow.collect().await;
+    assert!(rest.iter().any(Result::is_err), "its bytes are gone");
+    assert!(
+        engine.missing_paths(&cache, &[path(1).hash()]).await.unwrap().is_empty(),
+        "the healed path stays"
+    );
+}
