@@ -5,6 +5,7 @@
 mod faults;
 mod invariants;
 mod nars;
+pub mod services;
 
 pub use faults::{FaultBlobs, FaultIndex, Faults, Lie};
 pub use invariants::{Violation, check_invariants};

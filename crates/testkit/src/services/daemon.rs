@@ -1,0 +1,88 @@
+//! A child process that ends with the test program, even if that is killed.
+
+use std::fs::File;
+use std::net::{Ipv4Addr, TcpListener};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::sync::mpsc;
+use std::thread;
+use std::time::{Duration, Instant};
+
+/// A running program, killed when the value is dropped.
+#[derive(Debug)]
+pub struct Daemon {
+    child: Child,
+    log: PathBuf,
+    // Dropping it lets the thread end that started the child; see `spawn`.
+    _keep_thread: mpsc::Sender<()>,
+}
+
+impl Daemon {
+    /// Starts a program in the foreground; what it prints goes to `log`. `setpriv` takes more options if it must not run
+    /// as root: `["--reuid=postgres", "--regid=postgres", "--init-groups"]`.
+    ///
+    /// The kernel kills the child when the *thread* that started it ends, so it is started by a thread that lives as long
+    /// as the value: a test's own thread ends before its program does.
+    pub fn spawn(setpriv: &[&str], program: &Path, arguments: &[&str], log: &Path) -> Self {
+        let output = File::options().create(true).append(true).open(log).expect("the log can be written");
+        let mut command = Command::new("setpriv");
+        command.args(setpriv).args(["--pdeathsig", "KILL", "--"]).arg(program).args(arguments);
+        command.stdin(Stdio::null()).stdout(output.try_clone().expect("a second handle")).stderr(output);
+        let (keep_thread, until_dropped) = mpsc::channel::<()>();
+        let (send_child, child) = mpsc::channel();
+        thread::spawn(move || {
+            send_child.send(command.spawn()).expect("somebody waits for the child");
+            // An error means that the value was dropped.
+            let _ = until_dropped.recv();
+        });
+        let child = child.recv().expect("the thread answers");
+        let child = child.unwrap_or_else(|error| panic!("start {}: {error}", program.display()));
+        Self { child, log: log.to_owned(), _keep_thread: keep_thread }
+    }
+
+    /// Process number; the program itself, since `setpriv` becomes it.
+    pub fn id(&self) -> u32 {
+        self.child.id()
+    }
+
+    /// Whether it still runs.
+    pub fn is_running(&mut self) -> bool {
+        matches!(self.child.try_wait(), Ok(None))
+    }
+
+    /// Ends it at once, as a crash would.
+    pub fn kill(&mut self) {
+        // Both fail only if it is gone already.
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+
+    /// The end of what it printed, for a failure's message.
+    pub fn log_tail(&self) -> String {
+        let text = std::fs::read(&self.log).unwrap_or_default();
+        let text = String::from_utf8_lossy(&text);
+        let lines: Vec<&str> = text.lines().collect();
+        lines[lines.len().saturating_sub(40)..].join("\n")
+    }
+}
+
+impl Drop for Daemon {
+    fn drop(&mut self) {
+        self.kill();
+    }
+}
+
+/// A port that nobody listens on now.
+pub fn free_port() -> u16 {
+    let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).expect("127.0.0.1 has a free port");
+    listener.local_addr().expect("it has an address").port()
+}
+
+/// Asks every 50 ms until the answer is yes; panics with `what` after `limit`.
+pub fn wait_until(what: &str, limit: Duration, mut is_so: impl FnMut() -> bool) {
+    let begin = Instant::now();
+    while !is_so() {
+        assert!(begin.elapsed() < limit, "not within {limit:?}: {what}");
+        thread::sleep(Duration::from_millis(50));
+    }
+}
