@@ -1,0 +1,201 @@
+//! Reading: a NAR is served by splicing stored frames and hole frames. No codec runs here.
+//!
+//! Algorithm: the recipe's chunk rows are loaded (16,384 at a time for a large NAR), neighbours in a pack are read
+//! together, one read ahead; every chunk is checked against its XXH3-64 before any of its bytes leave.
+//!
+//! Invariants
+//! - Before the caller gets a stream, every pack it needs is known to exist and the first read is verified.
+//! - Bytes under a tag never change: the tag is recomputed from the rows that are served. When healing re-encoded a chunk,
+//!   the NAR gets its new tag here, and callers that ask by the old one are told so by [`OpenNar::tag`].
+//! - A stream ends early only with an error; the NAR is then marked damaged if bytes are missing or changed, and is
+//!   missing to everybody until it is pushed again. A store that is merely unreachable marks nothing.
+
+mod carry_out;
+mod open;
+mod plan;
+
+use std::collections::VecDeque;
+use std::ops::Range;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::task::{Context, Poll};
+
+use bytes::Bytes;
+use dormer_format::EncodingTag;
+use dormer_index::ChunkRow;
+use dormer_nix::NarHash;
+use futures::future::BoxFuture;
+use futures::stream::{FuturesOrdered, Stream};
+use futures::{FutureExt, StreamExt};
+use tokio::sync::OwnedSemaphorePermit;
+
+pub(crate) use self::open::{Plan, PlanKey};
+use self::plan::{Next, ReadSource};
+use crate::{Engine, Error, Result};
+
+/// Largest single read. Past 1 MiB a local read gains nothing and falls out of the second-level cache.
+const READ_BYTES_MAX: u64 = 1024 * 1024;
+
+/// Smallest limit for a read, however many readers there are.
+const READ_BYTES_MIN: u64 = 64 * 1024;
+
+/// Reads under way for one stream: one being sent, one ahead.
+const READS_AHEAD: usize = 2;
+
+/// A NAR that can be read: its packs were there a moment ago.
+#[derive(Debug, Clone)]
+pub struct OpenNar {
+    engine: Engine,
+    plan: Arc<Plan>,
+}
+
+impl OpenNar {
+    /// SHA-256 of the archive.
+    pub fn hash(&self) -> NarHash {
+        self.plan.hash
+    }
+
+    /// Bytes of the archive.
+    pub fn size(&self) -> u64 {
+        self.plan.size
+    }
+
+    /// Bytes that are served.
+    pub fn file_size(&self) -> u64 {
+        self.plan.file_size
+    }
+
+    /// Names the exact bytes that are served.
+    pub fn tag(&self) -> EncodingTag {
+        self.plan.tag
+    }
+
+    /// Starts reading all bytes, or a range of them. The first read is verified when this returns.
+    pub async fn stream(self, range: Option<Range<u64>>) -> Result<NarStream> {
+        let size = self.plan.file_size;
+        let range = range.unwrap_or(0..size);
+        if range.start > range.end || range.end > size {
+            return Err(Error::RangeOutside { start: range.start, end: range.end, size });
+        }
+        let turn = self.engine.read_turn().await?;
+        let mut stream = NarStream {
+            source: ReadSource::new(&self.plan, range),
+            reading: FuturesOrdered::new(),
+            loading: None,
+            ready: VecDeque::new(),
+            ended: false,
+            _active: Active::new(&self.engine),
+            engine: self.engine,
+            plan: self.plan,
+            _turn: turn,
+        };
+        if let Some(first) = stream.next().await {
+            stream.ready.push_front(first?);
+        }
+        Ok(stream)
+    }
+}
+
+/// The bytes of a NAR as they are served. An error means that the answer must be cut off, never ended cleanly.
+pub struct NarStream {
+    engine: Engine,
+    plan: Arc<Plan>,
+    source: ReadSource,
+    /// Reads under way, in order.
+    reading: FuturesOrdered<BoxFuture<'static, Result<VecDeque<Bytes>>>>,
+    /// The next window of rows under way.
+    loading: Option<BoxFuture<'static, Result<Vec<ChunkRow>>>>,
+    ready: VecDeque<Bytes>,
+    ended: bool,
+    _active: Active,
+    _turn: OwnedSemaphorePermit,
+}
+
+/// Counts a stream among those that share the memory for reads.
+struct Active(Arc<AtomicUsize>);
+
+impl Active {
+    fn new(engine: &Engine) -> Self {
+        let count = Arc::clone(engine.active_reads());
+        count.fetch_add(1, Ordering::Relaxed);
+        Self(count)
+    }
+}
+
+impl Drop for Active {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+impl Stream for NarStream {
+    type Item = Result<Bytes>;
+
+    fn poll_next(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<Self::Item>> {
+        let this = &mut *self;
+        loop {
+            if let Some(bytes) = this.ready.pop_front() {
+                return Poll::Ready(Some(Ok(bytes)));
+            }
+            if this.ended {
+                return Poll::Ready(None);
+            }
+            while this.reading.len() < READS_AHEAD {
+                match this.source.next_read(this.engine.read_bytes()) {
+                    Next::Read(read) => {
+                        let read = this.engine.clone().read(Arc::clone(&this.plan), read);
+                        this.reading.push_back(read.boxed());
+                    }
+                    Next::NeedsRows(window) => {
+                        let index = Arc::clone(this.engine.index());
+                        let load = async move { Ok(index.load_chunks(&window).await?) };
+                        this.loading = Some(load.boxed());
+                    }
+                    Next::Loading | Next::End => break,
+                }
+            }
+            if let Some(loading) = &mut this.loading
+                && let Poll::Ready(rows) = loading.as_mut().poll(context)
+            {
+                this.loading = None;
+                match rows {
+                    Ok(rows) => this.source.add_rows(rows.into()),
+                    Err(error) => return this.fail(error),
+                }
+                continue;
+            }
+            match this.reading.poll_next_unpin(context) {
+                Poll::Ready(Some(Ok(pieces))) => this.ready = pieces,
+                Poll::Ready(Some(Err(error))) => return this.fail(error),
+                Poll::Ready(None) if this.loading.is_some() => return Poll::Pending,
+                Poll::Ready(None) => this.ended = true,
+                Poll::Pending => return Poll::Pending,
+            }
+        }
+    }
+}
+
+impl NarStream {
+    fn fail(&mut self, error: Error) -> Poll<Option<Result<Bytes>>> {
+        self.ended = true;
+        Poll::Ready(Some(Err(error)))
+    }
+}
+
+impl Engine {
+    /// How much one read may take at present.
+    fn read_bytes(&self) -> u64 {
+        let readers = self.active_reads().load(Ordering::Relaxed).max(1) as u64;
+        let share = self.settings().read_memory_bytes / readers / (READS_AHEAD as u64 + 1);
+        share.clamp(READ_BYTES_MIN, READ_BYTES_MAX)
+    }
+
+    async fn read_turn(&self) -> Result<OwnedSemaphorePermit> {
+        let turn = Arc::clone(self.read_turns()).acquire_owned();
+        match tokio::time::timeout(self.settings().read_wait, turn).await {
+            Ok(permit) => Ok(permit.expect("the semaphore is never closed")),
+            Err(_) => Err(Error::Busy { what: "downloads" }),
+        }
+    }
+}
