@@ -28,7 +28,7 @@ where
         caches: a_setting_is_created_once, a_cache_comes_back_as_it_was_created, a_name_is_taken_until_its_cache_is_deleted,
             caches_are_listed_by_name, a_patch_changes_what_it_names_and_nothing_else, replaced_keys_stay_listed,
             a_cache_that_is_gone_takes_no_change, deleting_a_cache_takes_its_contents, a_cache_created_again_is_empty,
-            totals_count_the_objects_of_one_cache, changes_of_a_cache_are_in_the_outbox;
+            totals_count_the_objects_of_one_cache, visibilities_outlive_their_caches, changes_of_a_cache_are_in_the_outbox;
         chunks: unknown_chunks_are_not_found, chunks_of_a_pack_come_back_as_committed, numbers_follow_the_order_given,
             the_first_pack_of_a_chunk_wins, a_chunk_given_twice_has_one_row, a_repeated_pack_commit_returns_the_same_rows,
             an_empty_pack_has_no_rows, runs_load_in_order, a_missing_number_is_an_error, damaged_chunks_are_not_reused,
@@ -39,7 +39,8 @@ where
             healing_is_told_to_every_cache, an_object_replaces_what_was_there, a_replaced_nar_stays_readable_for_30_days,
             signatures_are_merged_old_ones_first, other_references_drop_old_signatures, the_first_narinfo_stays,
             a_damaged_first_narinfo_gives_way, the_same_narinfo_adds_its_signatures, a_repeated_commit_changes_nothing,
-            every_kind_of_listing_comes_back, a_healed_nar_has_the_new_listing, a_corrected_encoding_is_told_to_every_cache,
+            every_kind_of_listing_comes_back, a_healed_nar_has_the_new_listing,
+            a_lost_listing_makes_the_next_push_store_the_nar_again, a_corrected_encoding_is_told_to_every_cache,
             a_commit_costs_at_most_eight_statements;
         names: a_cache_reads_only_what_it_names, a_nar_is_found_by_the_path_that_has_it, an_alias_names_its_nar,
             an_alias_is_replaced_by_a_later_upload, old_aliases_are_not_found, an_alias_writes_no_outbox_row,
@@ -47,7 +48,7 @@ where
             removal_for_cause_ends_a_grace_that_began_before, removal_in_one_cache_leaves_the_others,
             an_object_removed_and_pushed_again_is_there, present_objects_leaves_out_the_damaged_and_the_absent,
             touching_never_goes_back_in_time, what_is_absent_costs_no_statement_or_one, every_field_of_an_object_comes_back,
-            the_outbox_is_ordered_and_resumable, the_index_is_ready;
+            the_caches_of_a_nar_are_those_that_name_it, the_outbox_is_ordered_and_resumable, the_index_is_ready;
         races: racing_packs_agree_on_every_chunk, racing_commits_of_one_nar_agree, racing_objects_leave_one_of_them,
             racing_settings_agree, racing_creations_of_a_cache_leave_one, commits_racing_a_deletion_leave_nothing,
             readers_see_whole_commits_only, a_dropped_call_harms_nobody;

@@ -221,7 +221,7 @@ pub struct NewNar {
 #[derive(Debug, Clone)]
 pub enum NarSource {
     /// A NAR that was just stored. If a sound row with this hash exists (a racing upload), that row wins and is used; if
-    /// it is damaged, its recipe, tag and listing are replaced and the damage is cleared.
+    /// it is damaged or its listing is lost, its recipe, tag and listing are replaced and the damage is cleared.
     New(Box<NewNar>),
     /// A NAR that the index has. Fails with [`Error::NarGone`](crate::Error::NarGone) when it is no longer there or is damaged.
     Known(NarId),
@@ -347,6 +347,15 @@ pub enum Removal {
     ForCause,
 }
 
+/// A cache's name and whether anybody may read it: what decides who may be told of its contents.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub struct CacheVisibility {
+    /// Name.
+    pub name: String,
+    /// Whether anybody may read it, or might when it was deleted.
+    pub is_public: bool,
+}
+
 /// Totals for people.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct CacheTotals {
@@ -374,6 +383,9 @@ pub trait Index: Send + Sync + std::fmt::Debug + 'static {
     async fn find_cache(&self, name: &str) -> Result<Option<Cache>>;
     /// All caches that are not deleted, by name.
     async fn list_caches(&self) -> Result<Vec<Cache>>;
+    /// Every cache that may have left bytes behind, deleted ones too, each once, by name: who may read all of these may be
+    /// told what is stored.
+    async fn list_visibilities(&self) -> Result<Vec<CacheVisibility>>;
     /// Objects and bytes of a cache.
     async fn cache_totals(&self, cache: CacheId) -> Result<CacheTotals>;
     /// Changes a cache, with an outbox row. [`Error::CacheGone`](crate::Error::CacheGone) if it is not there.
@@ -398,14 +410,22 @@ pub trait Index: Send + Sync + std::fmt::Debug + 'static {
     async fn commit_pack(&self, pack: &NewPack) -> Result<Vec<ChunkRow>>;
     /// Marks a NAR damaged, and those of its chunks that could not be read, so that neither is reused.
     async fn mark_damaged(&self, nar: NarId, chunks: &[u64], at: UnixSeconds) -> Result<()>;
+    /// Forgets a NAR's listing that cannot be read, and marks those of its chunks that could not, so that they are not
+    /// reused. The NAR itself stays readable, but counts as one that has to be stored again: see `find_nar`,
+    /// `present_objects` and [`NarSource::New`].
+    async fn mark_listing_lost(&self, nar: NarId, chunks: &[u64], at: UnixSeconds) -> Result<()>;
     /// Corrects tag and size of a NAR whose chunks were re-encoded by healing, with an outbox row for every object that has
     /// it (dated like the newest row there is). [`Error::NarGone`](crate::Error::NarGone) if it is not there.
     async fn update_encoding(&self, nar: NarId, tag: &EncodingTag, file_size: u64) -> Result<()>;
 
     // --- NARs and objects -------------------------------------------------------------------------------------------
 
-    /// Finds a NAR by its hash, in any cache (for the engine's own use: never answer a client with it).
+    /// Finds a NAR by its hash, in any cache (for the engine's own use: never answer a client with it). Here `damaged` says
+    /// that it has to be stored again: also when only its listing is lost.
     async fn find_nar(&self, hash: &NarHash) -> Result<Option<NarSummary>>;
+    /// The caches that are not deleted and have this NAR through an object, a grace row that has not ended or an alias, by
+    /// name.
+    async fn list_caches_of_nar(&self, nar: NarId, now: UnixSeconds) -> Result<Vec<CacheVisibility>>;
     /// Finds a NAR with its recipe through an object, a grace row that has not ended, or an alias of this cache.
     async fn find_nar_in_cache(&self, cache: CacheId, key: &NarKey, now: UnixSeconds) -> Result<Option<Nar>>;
     /// A NAR's listing.
@@ -415,8 +435,8 @@ pub trait Index: Send + Sync + std::fmt::Debug + 'static {
     async fn commit_nar(&self, commit: &NarCommit) -> Result<CommitOutcome>;
     /// Finds an object by its store hash. Damaged NARs are returned too, marked.
     async fn find_object(&self, cache: CacheId, hash: &StorePathHash) -> Result<Option<FoundObject>>;
-    /// Which of these objects the cache has with a sound NAR, with the time of their last use. One statement, at most
-    /// 16,384 hashes a call.
+    /// Which of these objects the cache has with a sound NAR and its listing, with the time of their last use. One
+    /// statement, at most 16,384 hashes a call.
     async fn present_objects(
         &self,
         cache: CacheId,

@@ -15,9 +15,9 @@ use bytes::Bytes;
 use dormer_blobs::{BlobKey, Blobs};
 use dormer_format::{ChunkId, ChunkRun, EncodingTag};
 use dormer_index::{
-    Alias, Cache, CacheId, CachePatch, CacheTotals, ChunkRow, CommitOutcome, Error as IndexError,
-    FoundObject, Index, Nar, NarCommit, NarId, NarKey, NarSource, NarSummary, NewCache, NewPack, OutboxRow,
-    PackNumber, Removal, StoredListing, UnixSeconds,
+    Alias, Cache, CacheId, CachePatch, CacheTotals, CacheVisibility, ChunkRow, CommitOutcome,
+    Error as IndexError, FoundObject, Index, Nar, NarCommit, NarId, NarKey, NarSource, NarSummary, NewCache,
+    NewPack, OutboxRow, PackNumber, Removal, StoredListing, UnixSeconds,
 };
 use dormer_nix::{NarHash, StorePathHash};
 
@@ -261,6 +261,9 @@ impl Index for FaultIndex {
     async fn list_caches(&self) -> Outcome<Vec<Cache>> {
         read_step!(self, self.inner.list_caches())
     }
+    async fn list_visibilities(&self) -> Outcome<Vec<CacheVisibility>> {
+        read_step!(self, self.inner.list_visibilities())
+    }
     async fn cache_totals(&self, cache: CacheId) -> Outcome<CacheTotals> {
         read_step!(self, self.inner.cache_totals(cache))
     }
@@ -286,11 +289,17 @@ impl Index for FaultIndex {
     async fn mark_damaged(&self, nar: NarId, chunks: &[u64], at: UnixSeconds) -> Outcome<()> {
         write_step!(self, self.inner.mark_damaged(nar, chunks, at))
     }
+    async fn mark_listing_lost(&self, nar: NarId, chunks: &[u64], at: UnixSeconds) -> Outcome<()> {
+        write_step!(self, self.inner.mark_listing_lost(nar, chunks, at))
+    }
     async fn update_encoding(&self, nar: NarId, tag: &EncodingTag, file_size: u64) -> Outcome<()> {
         write_step!(self, self.inner.update_encoding(nar, tag, file_size))
     }
     async fn find_nar(&self, hash: &NarHash) -> Outcome<Option<NarSummary>> {
         read_step!(self, self.inner.find_nar(hash))
+    }
+    async fn list_caches_of_nar(&self, nar: NarId, now: UnixSeconds) -> Outcome<Vec<CacheVisibility>> {
+        read_step!(self, self.inner.list_caches_of_nar(nar, now))
     }
     async fn find_nar_in_cache(
         &self,

@@ -4,7 +4,9 @@ use super::fixtures::{
     NOW, Subject, alias, cache, commit, key, nar_hash, new_cache, object, outbox, path_hash, push,
     push_object,
 };
-use crate::{CacheId, CachePatch, CacheTotals, CommitTarget, Error, NarKey, NarSource, Result};
+use crate::{
+    CacheId, CachePatch, CacheTotals, CacheVisibility, CommitTarget, Error, NarKey, NarSource, Result,
+};
 
 pub(super) async fn a_setting_is_created_once(index: Subject) -> Result<()> {
     assert_eq!(index.find_setting("secret").await?, None);
@@ -164,6 +166,22 @@ pub(super) async fn totals_count_the_objects_of_one_cache(index: Subject) -> Res
     push(&index, id, 5, alias("a")).await?;
     let totals = index.cache_totals(id).await?;
     assert_eq!(totals, CacheTotals { object_count: 3, nar_bytes: 10_001 + 10_002 + 10_002 });
+    Ok(())
+}
+
+pub(super) async fn visibilities_outlive_their_caches(index: Subject) -> Result<()> {
+    assert_eq!(index.list_visibilities().await?, []);
+    let gone = cache(&index, "gone").await?;
+    let public = CachePatch { is_public: Some(true), ..CachePatch::default() };
+    let shown = cache(&index, "shown").await?;
+    index.update_cache(shown, &public, NOW).await?;
+    index.delete_cache(gone, NOW).await?;
+    let again = cache(&index, "gone").await?;
+    let visibility = |name: &str, is_public| CacheVisibility { name: name.to_owned(), is_public };
+    assert_eq!(index.list_visibilities().await?, [visibility("gone", false), visibility("shown", true)]);
+    index.update_cache(again, &public, NOW).await?;
+    let all = [visibility("gone", false), visibility("gone", true), visibility("shown", true)];
+    assert_eq!(index.list_visibilities().await?, all, "what the first one held was never public");
     Ok(())
 }
 

@@ -316,6 +316,38 @@ pub(super) async fn a_healed_nar_has_the_new_listing(index: Subject) -> Result<(
     Ok(())
 }
 
+pub(super) async fn a_lost_listing_makes_the_next_push_store_the_nar_again(index: Subject) -> Result<()> {
+    let cache = cache(&index, "main").await?;
+    let rows = index.commit_pack(&pack(1, 0..4)).await?;
+    let chunked = NewNar {
+        listing: StoredListing::Chunks { recipe: recipe(&rows[2..]), size: 5 },
+        ..new_nar(1, &rows)
+    };
+    let nar =
+        committed(&commit(&index, cache, source(chunked.clone()), CommitTarget::Object(object(1))).await?);
+    index.mark_listing_lost(nar, &[rows[3].number], NOW).await?;
+
+    assert_eq!(index.find_listing(nar).await?, None);
+    let found = index.find_object(cache, &path_hash(1)).await?.expect("the NAR itself is sound");
+    assert!(!found.nar.damaged);
+    let whole = index.find_nar_in_cache(cache, &NarKey::Hash(nar_hash(1)), NOW).await?.expect("as said");
+    assert!(!whole.damaged);
+    assert!(index.find_nar(&nar_hash(1)).await?.expect("there").damaged, "for who could store it again");
+    assert_eq!(index.present_objects(cache, &[path_hash(1)]).await?, []);
+    let ids = rows.iter().map(|row| row.id).collect::<Vec<_>>();
+    let reusable: Vec<bool> = index.find_chunks(&ids).await?.iter().map(Option::is_some).collect();
+    assert_eq!(reusable, [true, true, true, false]);
+    let again = commit(&index, cache, NarSource::Known(nar), alias("f")).await?;
+    assert_eq!(again, CommitOutcome::Committed(nar), "it can still be named");
+
+    let healed = commit(&index, cache, source(chunked.clone()), CommitTarget::Object(object(1))).await?;
+    assert_eq!(healed, CommitOutcome::Committed(nar));
+    assert_eq!(index.find_listing(nar).await?, Some(chunked.listing));
+    assert!(!index.find_nar(&nar_hash(1)).await?.expect("there").damaged);
+    assert_eq!(index.present_objects(cache, &[path_hash(1)]).await?.len(), 1);
+    Ok(())
+}
+
 pub(super) async fn a_corrected_encoding_is_told_to_every_cache(index: Subject) -> Result<()> {
     let (a, b) = (cache(&index, "a").await?, cache(&index, "b").await?);
     let nar = push_object(&index, a, 1).await?;

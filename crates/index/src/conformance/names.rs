@@ -4,7 +4,7 @@ use super::fixtures::{
     NOW, Subject, alias, cache, changes, chunk_id, commit, nar_hash, object, outbox, path, path_hash, push,
     push_object,
 };
-use crate::{CacheId, CommitTarget, NarCommit, NarKey, NarSource, Object, Removal, Result};
+use crate::{CacheId, CacheVisibility, CommitTarget, NarCommit, NarKey, NarSource, Object, Removal, Result};
 
 async fn reads(index: &Subject, cache: CacheId, number: u32, now: i64) -> Result<bool> {
     Ok(index.find_nar_in_cache(cache, &NarKey::Hash(nar_hash(number)), now).await?.is_some())
@@ -23,6 +23,32 @@ pub(super) async fn a_cache_reads_only_what_it_names(index: Subject) -> Result<(
     }
     assert_eq!(index.find_alias(b, "f", 0).await?, None);
     assert_eq!(index.find_object(b, &path_hash(1)).await?, None);
+    Ok(())
+}
+
+pub(super) async fn the_caches_of_a_nar_are_those_that_name_it(index: Subject) -> Result<()> {
+    let nar = push_object(&index, cache(&index, "object").await?, 1).await?;
+    let names = async |now| -> Result<Vec<String>> {
+        let caches = index.list_caches_of_nar(nar, now).await?;
+        Ok(caches.into_iter().map(|cache| cache.name).collect())
+    };
+    cache(&index, "none").await?;
+    let aliased = cache(&index, "alias").await?;
+    commit(&index, aliased, NarSource::Known(nar), alias("f")).await?;
+    commit(&index, aliased, NarSource::Known(nar), alias("g")).await?;
+    let grace = cache(&index, "grace").await?;
+    commit(&index, grace, NarSource::Known(nar), CommitTarget::Object(object(2))).await?;
+    index.remove_object(grace, &path_hash(2), Removal::WithGraceUntil(NOW + 100), NOW).await?;
+    let gone = cache(&index, "gone").await?;
+    commit(&index, gone, NarSource::Known(nar), CommitTarget::Object(object(1))).await?;
+    assert_eq!(names(NOW).await?, ["alias", "gone", "grace", "object"]);
+    index.delete_cache(gone, NOW).await?;
+    assert_eq!(names(NOW + 101).await?, ["alias", "object"]);
+    let patch = crate::CachePatch { is_public: Some(true), ..crate::CachePatch::default() };
+    index.update_cache(aliased, &patch, NOW).await?;
+    let visibility = |name: &str, is_public| CacheVisibility { name: name.to_owned(), is_public };
+    let both = [visibility("alias", true), visibility("object", false)];
+    assert_eq!(index.list_caches_of_nar(nar, NOW + 101).await?, both);
     Ok(())
 }
 

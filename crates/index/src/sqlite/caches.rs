@@ -6,7 +6,9 @@ use sqlx::sqlite::SqliteRow;
 use super::SqliteIndex;
 use super::outbox;
 use crate::columns::{corrupt, unsigned};
-use crate::contract::{Cache, CacheId, CacheKey, CachePatch, CacheTotals, NewCache, UnixSeconds};
+use crate::contract::{
+    Cache, CacheId, CacheKey, CachePatch, CacheTotals, CacheVisibility, NarId, NewCache, UnixSeconds,
+};
 use crate::{Error, Result};
 
 const FIND_SETTING: &str = "SELECT value FROM settings WHERE name = $1";
@@ -41,6 +43,16 @@ const LIST_CACHES: &str = "
     FROM caches AS c LEFT JOIN cache_keys AS k ON k.cache = c.id
     WHERE c.deleted_at IS NULL
     ORDER BY c.name, k.position";
+
+const LIST_VISIBILITIES: &str = "SELECT DISTINCT name, is_public FROM caches ORDER BY name, is_public";
+
+pub(super) const LIST_CACHES_OF_NAR: &str = "
+    SELECT c.name, c.is_public FROM caches AS c
+    WHERE c.deleted_at IS NULL AND c.id IN (
+        SELECT o.cache FROM objects AS o WHERE o.nar = $1
+        UNION SELECT g.cache FROM graces AS g WHERE g.nar = $1 AND g.ends_at > $2
+        UNION SELECT a.cache FROM aliases AS a WHERE a.nar = $1)
+    ORDER BY c.name";
 
 const CACHE_TOTALS: &str = "
     SELECT count(*), coalesce(sum(n.size), 0)
@@ -115,6 +127,20 @@ impl SqliteIndex {
         read_caches(&read.all(query(LIST_CACHES)).await?)
     }
 
+    pub(super) async fn list_visibility_rows(&self) -> Result<Vec<CacheVisibility>> {
+        let mut read = self.read("list who may see what").await?;
+        read_visibilities(&read.all(query(LIST_VISIBILITIES)).await?)
+    }
+
+    pub(super) async fn list_caches_of_nar_rows(
+        &self,
+        nar: NarId,
+        now: UnixSeconds,
+    ) -> Result<Vec<CacheVisibility>> {
+        let mut read = self.read("list the caches of a NAR").await?;
+        read_visibilities(&read.all(query(LIST_CACHES_OF_NAR).bind(nar.0).bind(now)).await?)
+    }
+
     pub(super) async fn cache_totals_row(&self, cache: CacheId) -> Result<CacheTotals> {
         let mut read = self.read("sum up a cache").await?;
         let row = read.one(query(CACHE_TOTALS).bind(cache.0)).await?;
@@ -176,6 +202,10 @@ fn insert_key(cache: i64, key: &CacheKey) -> super::session::Statement<'_> {
 
 fn names_column(names: &[String]) -> String {
     serde_json::to_string(names).expect("strings are JSON")
+}
+
+fn read_visibilities(rows: &[SqliteRow]) -> Result<Vec<CacheVisibility>> {
+    rows.iter().map(|row| Ok(CacheVisibility { name: get(row, 0)?, is_public: get(row, 1)? })).collect()
 }
 
 /// Rows of [`FIND_CACHE`] and [`LIST_CACHES`]; those of one cache are neighbours.

@@ -32,8 +32,9 @@ use self::session::{Connections, Loan, Meter, Session, failed};
 use crate::Result;
 use crate::columns::{array, corrupt};
 use crate::contract::{
-    Alias, Cache, CacheId, CachePatch, CacheTotals, ChunkRow, CommitOutcome, FoundObject, Index, Nar,
-    NarCommit, NarId, NarKey, NarSummary, NewCache, NewPack, OutboxRow, Removal, StoredListing, UnixSeconds,
+    Alias, Cache, CacheId, CachePatch, CacheTotals, CacheVisibility, ChunkRow, CommitOutcome, FoundObject,
+    Index, Nar, NarCommit, NarId, NarKey, NarSummary, NewCache, NewPack, OutboxRow, Removal, StoredListing,
+    UnixSeconds,
 };
 use crate::key_filter::{Key, KeyFilter, id_key, object_key};
 
@@ -217,6 +218,9 @@ impl Index for SqliteIndex {
     async fn list_caches(&self) -> Result<Vec<Cache>> {
         self.list_cache_rows().await
     }
+    async fn list_visibilities(&self) -> Result<Vec<CacheVisibility>> {
+        self.list_visibility_rows().await
+    }
     async fn cache_totals(&self, cache: CacheId) -> Result<CacheTotals> {
         self.cache_totals_row(cache).await
     }
@@ -238,11 +242,17 @@ impl Index for SqliteIndex {
     async fn mark_damaged(&self, nar: NarId, chunks: &[u64], at: UnixSeconds) -> Result<()> {
         self.mark_rows_damaged(nar, chunks, at).await
     }
+    async fn mark_listing_lost(&self, nar: NarId, chunks: &[u64], at: UnixSeconds) -> Result<()> {
+        self.forget_listing_row(nar, chunks, at).await
+    }
     async fn update_encoding(&self, nar: NarId, tag: &EncodingTag, file_size: u64) -> Result<()> {
         self.update_encoding_row(nar, tag.as_bytes(), file_size).await
     }
     async fn find_nar(&self, hash: &NarHash) -> Result<Option<NarSummary>> {
         self.find_nar_row(hash).await
+    }
+    async fn list_caches_of_nar(&self, nar: NarId, now: UnixSeconds) -> Result<Vec<CacheVisibility>> {
+        self.list_caches_of_nar_rows(nar, now).await
     }
     async fn find_nar_in_cache(&self, cache: CacheId, key: &NarKey, now: UnixSeconds) -> Result<Option<Nar>> {
         self.find_nar_row_in_cache(cache, key, now).await

@@ -18,7 +18,11 @@ use crate::key_filter::{id_key, object_key};
 use crate::merge::{GRACE_SECONDS, ObjectChange, change_object};
 use crate::{Error, Result};
 
-const FIND_NAR: &str = "SELECT id, hash, size, file_size, tag, damaged_at FROM nars WHERE hash = $1";
+// Without its listing a NAR counts as damaged for those who could store it again.
+pub(super) const FIND_NAR: &str = "
+    SELECT n.id, n.hash, n.size, n.file_size, n.tag,
+        CASE WHEN EXISTS (SELECT 1 FROM listings AS l WHERE l.nar = n.id) THEN n.damaged_at ELSE 0 END
+    FROM nars AS n WHERE n.hash = $1";
 
 pub(super) const FIND_NAR_BY_HASH: &str = "
     SELECT n.id, n.hash, n.size, n.file_size, n.tag, n.damaged_at, n.recipe
@@ -35,16 +39,19 @@ pub(super) const FIND_NAR_BY_PATH: &str = "
 
 const FIND_LISTING: &str = "SELECT size, body FROM listings WHERE nar = $1";
 
-/// Everything that a commit has to know first, in one row. `$2` is the NAR's hash.
+/// Everything that a commit has to know first, in one row. `$2` is the NAR's hash. Without its listing a NAR counts as
+/// damaged: what was just stored replaces it.
 pub(super) const LOOK_BY_HASH: &str = "
-    SELECT c.id, n.id, n.damaged_at, m.damaged_at, o.nar, o.hash, o.name, o.refs, o.deriver, o.ca, o.sigs, o.system
+    SELECT c.id, n.id,
+        CASE WHEN EXISTS (SELECT 1 FROM listings AS l WHERE l.nar = n.id) THEN n.damaged_at ELSE 0 END,
+        m.damaged_at, o.nar, o.hash, o.name, o.refs, o.deriver, o.ca, o.sigs, o.system
     FROM (SELECT 1) AS one
     LEFT JOIN caches AS c ON c.id = $1 AND c.deleted_at IS NULL
     LEFT JOIN nars AS n ON n.hash = $2
     LEFT JOIN objects AS o ON o.cache = $1 AND o.hash = $3
     LEFT JOIN nars AS m ON m.id = o.nar";
 
-/// The same; `$2` is the NAR's row number.
+/// The same; `$2` is the NAR's row number, and it can be named without its listing.
 pub(super) const LOOK_BY_ID: &str = "
     SELECT c.id, n.id, n.damaged_at, m.damaged_at, o.nar, o.hash, o.name, o.refs, o.deriver, o.ca, o.sigs, o.system
     FROM (SELECT 1) AS one

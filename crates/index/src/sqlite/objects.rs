@@ -25,7 +25,8 @@ pub(super) const FIND_OBJECT: &str = "
 pub(super) const PRESENT_OBJECTS: &str = "
     SELECT o.hash, o.last_used_at
     FROM json_each($2) AS k CROSS JOIN objects AS o CROSS JOIN nars AS n
-    WHERE o.cache = $1 AND o.hash = unhex(k.value) AND n.id = o.nar AND n.damaged_at IS NULL";
+    WHERE o.cache = $1 AND o.hash = unhex(k.value) AND n.id = o.nar AND n.damaged_at IS NULL
+        AND EXISTS (SELECT 1 FROM listings AS l WHERE l.nar = n.id)";
 
 pub(super) const TOUCH_OBJECTS: &str = "
     UPDATE objects SET last_used_at = $3

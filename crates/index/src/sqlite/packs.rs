@@ -61,6 +61,8 @@ pub(super) const MARK_CHUNKS_DAMAGED: &str = "
     UPDATE chunks SET damaged_at = $2
     WHERE number IN (SELECT value FROM json_each($1)) AND damaged_at IS NULL";
 
+const FORGET_LISTING: &str = "DELETE FROM listings WHERE nar = $1";
+
 const UPDATE_ENCODING: &str = "UPDATE nars SET tag = $2, file_size = $3 WHERE id = $1";
 
 /// A statement that stamps packs.
@@ -130,9 +132,18 @@ impl SqliteIndex {
     }
 
     pub(super) async fn mark_rows_damaged(&self, nar: NarId, chunks: &[u64], at: UnixSeconds) -> Result<()> {
+        let statement = query(MARK_NAR_DAMAGED).bind(nar.0).bind(at);
+        self.mark_chunks_damaged(statement, chunks, at).await
+    }
+
+    pub(super) async fn forget_listing_row(&self, nar: NarId, chunks: &[u64], at: UnixSeconds) -> Result<()> {
+        self.mark_chunks_damaged(query(FORGET_LISTING).bind(nar.0), chunks, at).await
+    }
+
+    async fn mark_chunks_damaged(&self, first: Statement<'_>, chunks: &[u64], at: UnixSeconds) -> Result<()> {
         let mut write = self.write("mark damage").await?;
         let mut write = write.begin().await?;
-        write.execute(query(MARK_NAR_DAMAGED).bind(nar.0).bind(at)).await?;
+        write.execute(first).await?;
         if !chunks.is_empty() {
             let numbers: Vec<i64> = chunks.iter().map(|number| signed(*number)).collect();
             write.execute(query(MARK_CHUNKS_DAMAGED).bind(number_array(&numbers)).bind(at)).await?;

@@ -394,6 +394,21 @@ async fn every_look_up_searches_an_index_and_scans_no_table() {
             ],
         ),
         (
+            nars::FIND_NAR,
+            &[
+                "SEARCH n USING INDEX sqlite_autoindex_nars_1 (hash=?)",
+                "SEARCH l USING INTEGER PRIMARY KEY (rowid=?)",
+            ],
+        ),
+        (
+            caches::LIST_CACHES_OF_NAR,
+            &[
+                "SEARCH o USING COVERING INDEX objects_by_nar (nar=?)",
+                "SEARCH g USING INDEX graces_by_nar (nar=?)",
+                "SEARCH a USING COVERING INDEX aliases_by_nar (nar=?)",
+            ],
+        ),
+        (
             nars::FIND_NAR_BY_PATH,
             &[
                 "SEARCH o USING INDEX sqlite_autoindex_objects_1 (cache=? AND hash=?)",
