@@ -1,0 +1,33 @@
+#!/bin/sh
+# static-binary.sh DIR [PROFILE]: builds `dormer` as one file that needs nothing else, not even a C library, and puts it
+# into DIR. PROFILE is Cargo's: release by default.
+#
+# The GNU C library is linked in whole. Since its version 2.34 that includes looking up names over DNS and in /etc/hosts, so
+# the file resolves names on an empty root too; older ones would load a library at run time, so they are refused. Random
+# bytes come from the kernel by a call: the default is to look for the library's function at run time, which finds none in a
+# static file, and then to read /dev/urandom, which an empty root does not have.
+set -eu
+folder=$1
+profile=${2:-release}
+mkdir -p "$folder"
+folder=$(cd "$folder" && pwd)
+cd "$(dirname "$0")/.."
+
+version=$(getconf GNU_LIBC_VERSION | cut -d' ' -f2)
+case $version in
+2.[0-9] | 2.[12][0-9] | 2.3[0-3])
+    echo "GNU C library 2.34 or newer is needed to link statically; this machine has $version" >&2
+    exit 1
+    ;;
+esac
+
+# With --target, flags reach what is shipped and not the build scripts and macros, which cannot be static.
+target=$(rustc -vV | sed -n 's/^host: //p')
+case $profile in
+dev) built=debug ;;
+*) built=$profile ;;
+esac
+RUSTFLAGS="${RUSTFLAGS:-} -C target-feature=+crt-static --cfg getrandom_backend=\"linux_getrandom\"" \
+    cargo build --locked --package dormer --profile "$profile" --target "$target"
+cp "${CARGO_TARGET_DIR:-target}/$target/$built/dormer" "$folder/dormer.new"
+mv "$folder/dormer.new" "$folder/dormer"
