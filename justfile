@@ -9,7 +9,7 @@ check:
     cargo clippy --workspace --all-targets -- --deny warnings
     RUSTDOCFLAGS="--deny warnings" cargo doc --workspace --no-deps
     cargo test --workspace --exclude dormer-tests
-    cargo test --package dormer-tests --test layers
+    cargo test --package dormer-tests --test layers --test dependencies
 
 # Everything, as CI does it.
 test *arguments:
@@ -27,6 +27,6 @@ dev:
 bench *parts:
     bench/run {{parts}}
 
-# Licences, sources and bans of dependencies (needs cargo-deny).
+# Licences, sources, bans and double versions of dependencies, by cargo-deny; the first three are in the tests too.
 deny:
     cargo deny check bans licenses sources

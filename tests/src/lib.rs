@@ -5,6 +5,7 @@
 //!   failed test it shows the end of the server's log.
 //! - [`Machine`]: a `/nix`, a home and a Nix version; nothing is shared between machines but the network.
 //! - [`http`]: requests as bytes on a socket, for whoever is not a Nix.
+//! - [`manifests`]: checks of what is applied to a Kubernetes.
 //! - [`Proxy`]: sees every request line between a machine and the lab, and cuts connections when told to.
 //!
 //! Nothing is skipped when a part is missing: the test fails and names the command that brings the part.
@@ -12,11 +13,12 @@
 pub mod http;
 mod lab;
 mod machine;
+pub mod manifests;
 pub mod nars;
 mod parts;
 mod proxy;
 
 pub use lab::{Lab, LabOptions};
 pub use machine::{Machine, Run};
-pub use parts::{Nix, times, workspace_root};
+pub use parts::{Nix, part, times, workspace_root};
 pub use proxy::{Proxy, Seen};

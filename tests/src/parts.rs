@@ -38,8 +38,7 @@ impl Nix {
 
     /// The root of the Debian tree with this Nix. Panics if it was not fetched.
     pub(crate) fn tree(self) -> PathBuf {
-        let parts =
-            env::var_os("DORMER_PARTS").map_or_else(|| workspace_root().join("target/parts"), PathBuf::from);
+        let parts = parts_folder();
         let tree = parts.join(self.suite);
         assert!(
             tree.join("usr/bin/nix").exists(),
@@ -49,6 +48,22 @@ impl Nix {
         );
         tree
     }
+}
+
+/// What `scripts/get-services.sh` brought, by its path below the folder of the parts. Panics if it did not.
+pub fn part(path: &str) -> PathBuf {
+    let part = parts_folder().join(path);
+    assert!(
+        part.exists(),
+        "no {}: run ./test, or scripts/get-services.sh {}",
+        part.display(),
+        parts_folder().display()
+    );
+    part
+}
+
+fn parts_folder() -> PathBuf {
+    env::var_os("DORMER_PARTS").map_or_else(|| workspace_root().join("target/parts"), PathBuf::from)
 }
 
 /// The binary under test: `$DORMER_BIN`, else built here, so that it is never older than its sources.
