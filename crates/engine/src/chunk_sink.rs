@@ -16,7 +16,7 @@ use tokio::task::JoinSet;
 
 use crate::Result;
 use crate::cpu::CpuPool;
-use crate::packer::{Packer, Pending, Reservation, Reserved};
+use crate::packer::{Packer, Pending, Place, Reservation, Reserved};
 
 /// Raw bytes looked up at once: one statement for up to 96 chunks of 32 KiB. Two batches are the largest part of an upload's
 /// memory.
@@ -24,6 +24,9 @@ const BATCH_BYTES: usize = 3 * 1024 * 1024;
 
 /// Chunks looked up at once, for settings that make them much smaller: the index takes 16,384 in one call.
 const BATCH_CHUNKS: usize = 4_096;
+
+/// Raw bytes compressed in one job: 3 to 15 ms of work.
+const JOB_BYTES_MAX: usize = 768 * 1024;
 
 /// What sinks share.
 #[derive(Debug, Clone)]
@@ -54,6 +57,13 @@ enum Source {
 struct Slot {
     source: Source,
     fills: Vec<HoleFill>,
+}
+
+/// A chunk that nobody has, and this upload's right to store it.
+struct NewChunk {
+    place: Place,
+    chunk: RawChunk,
+    reserved: Reserved,
 }
 
 pub(crate) struct ChunkSink {
@@ -174,6 +184,7 @@ impl ChunkSink {
 
         // Nothing is waited for from here on, so that what the look-ups did not find cannot be stored by another meanwhile and
         // be stored twice.
+        let mut new = Vec::new();
         for ((id, mut chunk), pending) in chunks.into_iter().zip(&mut on_their_way) {
             self.position += 1;
             self.stored.chunk_bytes += chunk.bytes.len() as u64;
@@ -182,11 +193,12 @@ impl ChunkSink {
                 Some(pending) => Source::Pending(pending),
                 None => match rows.next().flatten() {
                     Some(row) => Source::Known(Box::new(row)),
-                    None => Source::Pending(self.store(id, chunk)),
+                    None => Source::Pending(self.reserve(id, chunk, &mut new)),
                 },
             };
             self.slots.push_back(Slot { source, fills });
         }
+        self.encode(new);
         self.drain_settled()
     }
 
@@ -194,25 +206,40 @@ impl ChunkSink {
         self.workshop.cpu.run(move || chunks.into_iter().map(|chunk| (chunk.id(), chunk)).collect()).await
     }
 
-    fn store(&mut self, id: ChunkId, chunk: RawChunk) -> Arc<Pending> {
+    fn reserve(&mut self, id: ChunkId, chunk: RawChunk, new: &mut Vec<NewChunk>) -> Arc<Pending> {
         let reserved = match self.workshop.packer.reserve(id) {
             Reservation::Taken(pending) => return pending,
             Reservation::Yours(reserved) => reserved,
         };
         self.stored.new_chunk_bytes += chunk.bytes.len() as u64;
         let pending = Arc::clone(reserved.pending());
-        let place = (self.upload, self.position);
-        // A task of its own: the packer counts on a reserved chunk even when this upload is abandoned, and JoinSet would
-        // abort what it holds.
-        let work = tokio::spawn(encode_and_add(self.workshop.clone(), chunk, place, reserved));
-        self.jobs.spawn(async move {
-            if let Err(error) = work.await
-                && let Ok(panic) = error.try_into_panic()
-            {
-                std::panic::resume_unwind(panic);
-            }
-        });
+        new.push(NewChunk { place: (self.upload, self.position), chunk, reserved });
         pending
+    }
+
+    /// Starts compressing a batch's new chunks, in jobs large enough to be worth a wake-up and small enough for every thread
+    /// of the pool to have some.
+    fn encode(&mut self, new: Vec<NewChunk>) {
+        let job_bytes = (BATCH_BYTES / (2 * self.workshop.cpu.threads())).min(JOB_BYTES_MAX);
+        let (mut job, mut bytes) = (Vec::new(), 0);
+        let mut new = new.into_iter().peekable();
+        while let Some(chunk) = new.next() {
+            bytes += chunk.chunk.bytes.len();
+            job.push(chunk);
+            if bytes >= job_bytes || new.peek().is_none() {
+                bytes = 0;
+                // A task of its own: the packer counts on reserved chunks even when this upload is abandoned, and JoinSet
+                // would abort what it holds.
+                let work = tokio::spawn(encode_and_add(self.workshop.clone(), std::mem::take(&mut job)));
+                self.jobs.spawn(async move {
+                    if let Err(error) = work.await
+                        && let Ok(panic) = error.try_into_panic()
+                    {
+                        std::panic::resume_unwind(panic);
+                    }
+                });
+            }
+        }
     }
 
     /// Moves what is known by now from the slots into recipe and tag.
@@ -239,9 +266,23 @@ impl ChunkSink {
     }
 }
 
-async fn encode_and_add(workshop: Workshop, chunk: RawChunk, place: (u64, u64), reserved: Reserved) {
-    match workshop.cpu.encode(reserved.id(), chunk).await {
-        Ok(stored) => workshop.packer.add(place, stored, reserved).await,
-        Err(error) => reserved.fail(error.to_string()),
+async fn encode_and_add(workshop: Workshop, new: Vec<NewChunk>) {
+    let mut chunks = Vec::with_capacity(new.len());
+    let mut reservations = Vec::with_capacity(new.len());
+    for NewChunk { place, chunk, reserved } in new {
+        chunks.push((reserved.id(), chunk));
+        reservations.push((place, reserved));
+    }
+    match workshop.cpu.encode(chunks).await {
+        Ok(stored) => {
+            for (chunk, (place, reserved)) in stored.into_iter().zip(reservations) {
+                workshop.packer.add(place, chunk, reserved).await;
+            }
+        }
+        Err(error) => {
+            for (_, reserved) in reservations {
+                reserved.fail(error.to_string());
+            }
+        }
     }
 }

@@ -4,8 +4,10 @@
 //! The open pack is sealed when it is full, when every upload in flight waits, or some time after the first one began to
 //! wait, so a slow uploader stalls nobody: `pack_wait` for each upload that may still add to it, up to [`WAIT_SHARES_MAX`] of
 //! them. With one slow uploader that is one `pack_wait`; with many it is worth waiting longer, since more share the pack.
-//! A sealed pack's chunks are ordered by upload and position, not by arrival: a
-//! NAR reads back as few long ranges although it was uploaded beside others.
+//! Uploads that an early pack acknowledged come back with their next NARs within milliseconds, but not in the same one: the
+//! next early pack waits a little for as many.
+//! A sealed pack's chunks are ordered by upload and position, not by arrival: a NAR reads back as few long ranges although
+//! it was uploaded beside others.
 //!
 //! Invariants
 //! - Order of writes: the pack's object first, then its row with its chunk rows in one transaction (invariant 1).
@@ -13,7 +15,7 @@
 //! - A chunk belongs to the packer from its reservation on: an abandoned upload cannot take away what another waits for.
 //! - Memory: one open pack, and at most [`STORING_MAX`] being stored; then the queue fills and uploads wait.
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::Duration;
@@ -34,6 +36,10 @@ const STORING_MAX: usize = 2;
 
 /// Encoded chunks on their way to the packer: at most 8 × 0.5 MiB.
 const QUEUE_CHUNKS: usize = 8;
+
+/// The part of a `pack_wait` that an early pack waits for uploads to come back: 10 ms by default. A client that pushes one
+/// path at a time never waits for it.
+const RETURN_SHARE: u32 = 5;
 
 /// How many uploads in flight lengthen the wait for an early pack: 8 × 50 ms by default.
 const WAIT_SHARES_MAX: u32 = 8;
@@ -159,6 +165,7 @@ impl Packer {
             open: OpenPack::default(),
             storing: JoinSet::new(),
             partial_packs: 0,
+            company: 0,
             // Incompressible chunks grow by a few bytes a frame, and a cut may move by a hole.
             chunk_bytes_max: u64::from(chunk_bytes_max) + 64 * 1024,
         };
@@ -252,6 +259,8 @@ impl Shared {
 struct OpenPack {
     chunks: Vec<(Place, StoredChunk, Arc<Pending>)>,
     bytes: u64,
+    /// Whose chunks they are.
+    uploads: BTreeSet<u64>,
     /// Since when an upload waits for it.
     waited_for_since: Option<Instant>,
 }
@@ -263,6 +272,8 @@ struct Task {
     storing: JoinSet<bool>,
     /// Packs being stored that were sealed before they were full.
     partial_packs: usize,
+    /// Uploads that shared the last early pack: as many are likely to come back with their next NAR.
+    company: usize,
     /// Stored bytes of the largest chunk: how much room an open pack has left at least.
     chunk_bytes_max: u64,
 }
@@ -300,6 +311,8 @@ impl Task {
         match message {
             Message::Add { place, chunk, pending } => {
                 self.open.bytes += chunk.bytes.len() as u64;
+                // An upload has two places: its NAR's and its listing's.
+                self.open.uploads.insert(place.0 / 2);
                 self.open.chunks.push((place, chunk, pending));
             }
             Message::Wait if !self.open.chunks.is_empty() => {
@@ -318,7 +331,12 @@ impl Task {
     fn deadline(&self) -> Option<Instant> {
         let streaming = self.shared.streaming.load(Ordering::Acquire);
         let shares = u32::try_from(streaming).unwrap_or(u32::MAX).min(WAIT_SHARES_MAX);
-        self.open.waited_for_since.map(|since| since + self.shared.pack_wait * shares)
+        let patience = if shares == 0 && self.open.uploads.len() < self.company {
+            self.shared.pack_wait / RETURN_SHARE
+        } else {
+            self.shared.pack_wait * shares
+        };
+        self.open.waited_for_since.map(|since| since + patience)
     }
 
     fn is_due(&self) -> bool {
@@ -330,7 +348,18 @@ impl Task {
     }
 
     fn seal(&mut self, partial: bool) {
-        let mut chunks = std::mem::take(&mut self.open).chunks;
+        let OpenPack { mut chunks, bytes, uploads, waited_for_since } = std::mem::take(&mut self.open);
+        tracing::debug!(
+            partial,
+            bytes,
+            uploads = uploads.len(),
+            streaming = self.shared.streaming.load(Ordering::Relaxed),
+            waited = ?waited_for_since.map(|since| since.elapsed()),
+            "pack sealed"
+        );
+        if partial {
+            self.company = uploads.len();
+        }
         for (_, _, pending) in &chunks {
             pending.sealed.store(true, Ordering::Release);
         }
