@@ -15,7 +15,7 @@ use dormer_nix::{NarHash, NarHasher};
 use tokio::sync::OwnedSemaphorePermit;
 
 use crate::chunk_sink::{ChunkSink, StoredStream, Workshop};
-use crate::packer::Streaming;
+use crate::packer::Upload;
 use crate::settings::UPLOAD_BYTES;
 use crate::{Engine, Error, Result};
 
@@ -80,7 +80,7 @@ struct Storing {
     reader: NarReader,
     sink: ChunkSink,
     listing_params: ListingParams,
-    streaming: Streaming,
+    upload: Upload,
 }
 
 struct ListingParams {
@@ -131,7 +131,7 @@ impl Engine {
             reader: NarReader::new(limits),
             sink,
             listing_params: ListingParams { upload: upload + 1, chunk_params: settings.chunk_params },
-            streaming: self.workshop().packer.begin(),
+            upload: self.workshop().packer.begin(),
         }))
     }
 
@@ -173,7 +173,7 @@ impl Ingest {
     /// Ends the upload: checks it and waits until its bytes are durable.
     pub async fn finish(self) -> Result<Ingested> {
         let (nar_hash, nar_size) = self.hasher.finish();
-        let Storing { reader, mut sink, listing_params, streaming } = match self.work {
+        let Storing { reader, mut sink, listing_params, mut upload } = match self.work {
             Work::Verify { id, file_size } => {
                 check_expected(self.request.expected, nar_hash, nar_size)?;
                 return Ok(Ingested::known(nar_hash, nar_size, file_size, id, self.memory));
@@ -189,7 +189,7 @@ impl Ingest {
         }
         sink.finish_chunks().await?;
         let listing = store_listing(&self.workshop, listing, listing_params, &self.request.store_dir).await?;
-        drop(streaming);
+        upload.end_stream();
 
         let mut stored = sink.finish().await?;
         let listing = match listing {

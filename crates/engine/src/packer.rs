@@ -128,18 +128,35 @@ struct Shared {
     pending: Mutex<HashMap<ChunkId, Arc<Pending>>>,
     /// Uploads that may still add chunks.
     streaming: AtomicUsize,
+    /// Uploads that are not over: those, and those that wait for their packs.
+    in_flight: AtomicUsize,
+    /// The most that were in flight at once since the last early pack was sealed.
+    in_flight_peak: AtomicUsize,
     /// Counts settlements, so that waiters look again.
     settlements: watch::Sender<u64>,
     pack_wait: Duration,
 }
 
-/// Counts as an upload that may still add chunks, while it lives.
+/// An upload, as the packer counts them: in flight while this lives, streaming until it says that it has no more chunks.
 #[derive(Debug)]
-pub(crate) struct Streaming(Arc<Shared>);
+pub(crate) struct Upload {
+    shared: Arc<Shared>,
+    streams: bool,
+}
 
-impl Drop for Streaming {
+impl Upload {
+    /// No more chunks will be added: from now on the upload only waits.
+    pub(crate) fn end_stream(&mut self) {
+        if std::mem::take(&mut self.streams) {
+            self.shared.streaming.fetch_sub(1, Ordering::AcqRel);
+        }
+    }
+}
+
+impl Drop for Upload {
     fn drop(&mut self) {
-        self.0.streaming.fetch_sub(1, Ordering::AcqRel);
+        self.end_stream();
+        self.shared.in_flight.fetch_sub(1, Ordering::AcqRel);
     }
 }
 
@@ -156,6 +173,8 @@ impl Packer {
         let shared = Arc::new(Shared {
             pending: Mutex::default(),
             streaming: AtomicUsize::new(0),
+            in_flight: AtomicUsize::new(0),
+            in_flight_peak: AtomicUsize::new(0),
             settlements: watch::Sender::new(0),
             pack_wait,
         });
@@ -173,10 +192,12 @@ impl Packer {
         Self { queue, shared }
     }
 
-    /// Counts an upload as one that may still add chunks.
-    pub(crate) fn begin(&self) -> Streaming {
+    /// Counts an upload in.
+    pub(crate) fn begin(&self) -> Upload {
         self.shared.streaming.fetch_add(1, Ordering::AcqRel);
-        Streaming(Arc::clone(&self.shared))
+        let in_flight = self.shared.in_flight.fetch_add(1, Ordering::AcqRel) + 1;
+        self.shared.in_flight_peak.fetch_max(in_flight, Ordering::AcqRel);
+        Upload { shared: Arc::clone(&self.shared), streams: true }
     }
 
     /// The chunk, if somebody is storing it right now.
@@ -272,7 +293,8 @@ struct Task {
     storing: JoinSet<bool>,
     /// Packs being stored that were sealed before they were full.
     partial_packs: usize,
-    /// Uploads that shared the last early pack: as many are likely to come back with their next NAR.
+    /// Uploads that were in flight at once before the last early pack was sealed: as many are likely to come back with their
+    /// next NARs.
     company: usize,
     /// Stored bytes of the largest chunk: how much room an open pack has left at least.
     chunk_bytes_max: u64,
@@ -358,7 +380,8 @@ impl Task {
             "pack sealed"
         );
         if partial {
-            self.company = uploads.len();
+            let in_flight = self.shared.in_flight.load(Ordering::Acquire);
+            self.company = self.shared.in_flight_peak.swap(in_flight, Ordering::AcqRel);
         }
         for (_, _, pending) in &chunks {
             pending.sealed.store(true, Ordering::Release);
