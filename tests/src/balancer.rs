@@ -1,0 +1,68 @@
+//! A load balancer as simple as they come: each connection goes to the next server, with no memory of who came before.
+
+use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::{io, thread};
+
+/// Listens until it is dropped. Its threads end with their connections.
+#[derive(Debug)]
+pub struct Balancer {
+    address: SocketAddr,
+    stopped: Arc<AtomicBool>,
+}
+
+impl Balancer {
+    /// Spreads connections over these servers. One that refuses a connection is passed over.
+    pub fn new(servers: Vec<String>) -> Self {
+        let listener = TcpListener::bind("127.0.0.1:0").expect("a free port");
+        let address = listener.local_addr().expect("the listener is bound");
+        let stopped = Arc::new(AtomicBool::new(false));
+        let flag = Arc::clone(&stopped);
+        thread::spawn(move || {
+            for (number, client) in listener.incoming().enumerate() {
+                if flag.load(Ordering::SeqCst) {
+                    break;
+                }
+                let Ok(client) = client else { continue };
+                let turns = (0..servers.len()).map(|turn| &servers[(number + turn) % servers.len()]);
+                if let Some(server) = turns.map(TcpStream::connect).find_map(Result::ok) {
+                    // Whoever fails here sees a closed connection, as from any balancer.
+                    let _ = join(client, server);
+                }
+            }
+        });
+        Self { address, stopped }
+    }
+
+    /// Host and port.
+    pub fn address(&self) -> String {
+        self.address.to_string()
+    }
+}
+
+impl Drop for Balancer {
+    fn drop(&mut self) {
+        self.stopped.store(true, Ordering::SeqCst);
+        // Wakes the accepting thread, which then sees the flag.
+        let _ = TcpStream::connect(self.address);
+    }
+}
+
+fn join(client: TcpStream, server: TcpStream) -> io::Result<()> {
+    client.set_nodelay(true)?;
+    server.set_nodelay(true)?;
+    let (client_back, server_back) = (client.try_clone()?, server.try_clone()?);
+    thread::spawn(move || copy(client, server));
+    thread::spawn(move || copy(server_back, client_back));
+    Ok(())
+}
+
+fn copy(mut from: TcpStream, mut to: TcpStream) {
+    if io::copy(&mut from, &mut to).is_ok() {
+        let _ = to.shutdown(Shutdown::Write);
+    } else {
+        let _ = to.shutdown(Shutdown::Both);
+        let _ = from.shutdown(Shutdown::Both);
+    }
+}
