@@ -21,6 +21,15 @@ pub enum BlobKey {
     Pack(PackId),
 }
 
+impl BlobKey {
+    /// Reads a name back; `None` for what is no name of ours.
+    pub fn parse(name: &str) -> Option<Self> {
+        let hex = name.rsplit('/').next()?.strip_suffix(".pack")?;
+        let key = Self::Pack(hex.parse().ok()?);
+        (key.to_string() == name).then_some(key)
+    }
+}
+
 impl fmt::Display for BlobKey {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
@@ -45,4 +54,10 @@ pub trait Blobs: Send + Sync + fmt::Debug + 'static {
     async fn delete(&self, key: &BlobKey) -> Result<()>;
     /// Names of all objects, in no order. For checks and repairs only: nothing on a hot path lists.
     async fn list(&self) -> Result<Vec<BlobKey>>;
+
+    /// Whether a call is a request over a network: then fewer, larger reads are better than many small ones, even if they read
+    /// some bytes in vain.
+    fn is_remote(&self) -> bool {
+        false
+    }
 }

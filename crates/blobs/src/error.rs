@@ -1,5 +1,10 @@
 //! Why an object-store call failed.
 
+use std::time::Duration;
+
+/// Why a remote store failed, in its library's words.
+pub type Cause = Box<dyn std::error::Error + Send + Sync>;
+
 /// Result of an object-store call.
 pub type Result<T, E = Error> = std::result::Result<T, E>;
 
@@ -29,6 +34,45 @@ pub enum Error {
         /// Why.
         #[source]
         source: std::io::Error,
+    },
+    /// The store asks to be left alone for a while, or more was asked of it at once than it bears.
+    #[error("the store is too busy to {attempt} {key}")]
+    Busy {
+        /// What was tried.
+        attempt: &'static str,
+        /// On which object.
+        key: String,
+        /// When to come back, if the store said so.
+        retry_after: Option<Duration>,
+        /// Why.
+        #[source]
+        source: Cause,
+    },
+    /// The store does not answer, or failed on its side: the same call may work later.
+    #[error("the store failed to {attempt} {key}")]
+    Unavailable {
+        /// What was tried.
+        attempt: &'static str,
+        /// On which object.
+        key: String,
+        /// Why.
+        #[source]
+        source: Cause,
+    },
+    /// The store understood and said no. Somebody has to change the settings.
+    #[error(
+        "{store} refuses to {attempt} {key}: check bucket, region, endpoint, credentials and their rights"
+    )]
+    Refused {
+        /// What was tried.
+        attempt: &'static str,
+        /// On which object.
+        key: String,
+        /// Which store.
+        store: String,
+        /// Why.
+        #[source]
+        source: Cause,
     },
     /// Anything else: the same call may work later.
     #[error("failed to {attempt} {key}")]

@@ -2,7 +2,10 @@
 //!
 //! ```text
 //! Blobs ◄── LocalBlobs   a folder, durable by fsync
+//!       ◄── RemoteBlobs  S3, Google Cloud Storage, Azure Blob Storage
 //!       ◄── MemoryBlobs  for tests
+//!       ◄── Retrying     tries again what may pass
+//!       ◄── Limited      asks no more at once than the store bears
 //! ```
 //!
 //! [`conformance`] states what the contract promises as code; every adapter and every wrapper runs it.
@@ -11,10 +14,16 @@ mod buffer_pool;
 pub mod conformance;
 mod contract;
 mod error;
+mod limited;
 mod local;
 mod memory;
+pub mod remote;
+mod retrying;
 
 pub use contract::{BlobKey, Blobs};
-pub use error::{Error, Result};
+pub use error::{Cause, Error, Result};
+pub use limited::Limited;
 pub use local::LocalBlobs;
 pub use memory::MemoryBlobs;
+pub use remote::{RemoteBlobs, RemoteSettings};
+pub use retrying::{RetryPolicy, Retrying};

@@ -1,0 +1,132 @@
+//! A store that is asked no more at once than it bears.
+//!
+//! Algorithm: additive increase, multiplicative decrease, as TCP does it. When the store says that it is busy, the limit is halved,
+//! at most once in as many calls as it allows; when that many went well, it grows by one.
+
+use std::ops::Range;
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use async_trait::async_trait;
+use bytes::Bytes;
+use tokio::sync::{Semaphore, SemaphorePermit};
+
+use crate::contract::{BlobKey, Blobs};
+use crate::{Error, Result};
+
+/// A store that is asked no more at once than it bears.
+#[derive(Debug)]
+pub struct Limited<B> {
+    blobs: B,
+    turns: Semaphore,
+    limit: Mutex<Limit>,
+    max: usize,
+    wait: Duration,
+}
+
+#[derive(Debug)]
+struct Limit {
+    /// Calls at once.
+    now: usize,
+    /// Turns that are out and do not come back: the limit fell below what was given.
+    owed: usize,
+    /// Calls that went well since the limit changed last.
+    successes: usize,
+    /// Calls that ended since the limit was halved last.
+    since_halved: usize,
+}
+
+impl<B> Limited<B> {
+    /// Wraps a store: at most `max` calls at once (at least one), each of which waits no longer than `wait` for its turn.
+    pub fn new(blobs: B, max: usize, wait: Duration) -> Self {
+        let max = max.clamp(1, Semaphore::MAX_PERMITS);
+        let limit = Limit { now: max, owed: 0, successes: 0, since_halved: max };
+        Self { blobs, turns: Semaphore::new(max), limit: Mutex::new(limit), max, wait }
+    }
+
+    /// Calls that may run at once now.
+    pub fn limit(&self) -> usize {
+        self.lock().now
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Limit> {
+        self.limit.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    async fn run<T>(
+        &self,
+        attempt: &'static str,
+        key: &str,
+        call: impl Future<Output = Result<T>>,
+    ) -> Result<T> {
+        let Ok(turn) = tokio::time::timeout(self.wait, self.turns.acquire()).await else {
+            return Err(Error::Busy {
+                attempt,
+                key: key.to_owned(),
+                retry_after: None,
+                source: "too many requests are under way".into(),
+            });
+        };
+        let turn = turn.expect("the semaphore is never closed");
+        let outcome = call.await;
+        self.learn(turn, matches!(outcome, Err(Error::Busy { .. })));
+        outcome
+    }
+
+    fn learn(&self, turn: SemaphorePermit<'_>, was_busy: bool) {
+        let mut limit = self.lock();
+        limit.since_halved += 1;
+        if was_busy {
+            limit.successes = 0;
+            // Calls that were under way together all hear of the same trouble.
+            if limit.since_halved >= limit.now && limit.now > 1 {
+                let halved = limit.now / 2;
+                limit.owed += limit.now - halved;
+                limit.now = halved;
+                limit.since_halved = 0;
+            }
+        } else {
+            limit.successes += 1;
+            if limit.successes >= limit.now && limit.now < self.max {
+                limit.now += 1;
+                limit.successes = 0;
+                if limit.owed > 0 {
+                    limit.owed -= 1;
+                } else {
+                    self.turns.add_permits(1);
+                }
+            }
+        }
+        if limit.owed > 0 {
+            limit.owed -= 1;
+            turn.forget();
+        }
+    }
+}
+
+#[async_trait]
+impl<B: Blobs> Blobs for Limited<B> {
+    async fn put(&self, key: &BlobKey, parts: &[Bytes]) -> Result<()> {
+        self.run("store", &key.to_string(), self.blobs.put(key, parts)).await
+    }
+
+    async fn get_range(&self, key: &BlobKey, range: Range<u64>) -> Result<Bytes> {
+        self.run("read", &key.to_string(), self.blobs.get_range(key, range)).await
+    }
+
+    async fn head(&self, key: &BlobKey) -> Result<u64> {
+        self.run("find", &key.to_string(), self.blobs.head(key)).await
+    }
+
+    async fn delete(&self, key: &BlobKey) -> Result<()> {
+        self.run("delete", &key.to_string(), self.blobs.delete(key)).await
+    }
+
+    async fn list(&self) -> Result<Vec<BlobKey>> {
+        self.run("list", "", self.blobs.list()).await
+    }
+
+    fn is_remote(&self) -> bool {
+        self.blobs.is_remote()
+    }
+}

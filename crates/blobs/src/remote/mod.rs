@@ -1,0 +1,225 @@
+//! Object stores over HTTP: S3 and everything that speaks like it, Google Cloud Storage, Azure Blob Storage.
+//!
+//! Translates the contract to the `object_store` library, one request a call, and its failures to ours. Retries and limits are
+//! in wrappers of their own, so the library's are off: each request is counted once, where it is made.
+//!
+//! Invariants
+//! - A pack is one PUT. There are no multipart uploads, so none to clean up, and no conditional requests.
+//! - "Not there" is only said by a store that knows the bucket: a bucket that is missing is a refusal, never `NotFound`.
+//! - Payloads are signed with their SHA-256, so a store never keeps a body that changed on its way.
+
+mod exchange;
+mod open;
+
+use std::fmt;
+use std::ops::Range;
+use std::sync::Arc;
+
+use async_trait::async_trait;
+use bytes::{Bytes, BytesMut};
+use futures::TryStreamExt as _;
+use object_store::path::Path;
+use object_store::{
+    Error as StoreError, GetOptions, GetRange, ObjectStore, ObjectStoreExt as _, PutOptions, PutPayload,
+};
+
+pub use self::exchange::{Counters, Method};
+use self::exchange::{Exchange, watched};
+pub use self::open::{Credentials, OpenError, RemoteKind, RemoteSettings};
+use crate::contract::{BlobKey, Blobs};
+use crate::{Error, Result};
+
+/// An object store over HTTP.
+#[derive(Clone)]
+pub struct RemoteBlobs {
+    store: Arc<dyn ObjectStore>,
+    prefix: Path,
+    /// What to call it in messages: scheme, bucket, and where it is.
+    name: Arc<str>,
+    counters: Arc<Counters>,
+}
+
+impl fmt::Debug for RemoteBlobs {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("RemoteBlobs")
+            .field("name", &self.name)
+            .field("prefix", &self.prefix)
+            .finish_non_exhaustive()
+    }
+}
+
+impl RemoteBlobs {
+    /// What was asked of the store so far.
+    pub fn counters(&self) -> &Arc<Counters> {
+        &self.counters
+    }
+
+    /// What the store is called in messages, such as `s3://bucket/prefix at https://s3.example.org`.
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// Whether the bucket holds what Attic left there: `<uuid>.chunk` objects at its top. One page of a listing is looked at.
+    pub async fn holds_attic_chunks(&self) -> Result<bool> {
+        let attempt = Attempt { verb: "list", key: String::new(), name: &self.name };
+        let (found, exchange) = watched(async {
+            let mut entries = self.store.list(None);
+            for _ in 0..ENTRIES_SEARCHED_MAX {
+                match entries.try_next().await? {
+                    Some(entry) if entry.location.extension() == Some("chunk") => return Ok(true),
+                    Some(_) => {}
+                    None => break,
+                }
+            }
+            Ok(false)
+        })
+        .await;
+        found.map_err(|error| attempt.failed(error, &exchange))
+    }
+
+    fn path(&self, key: &BlobKey) -> Path {
+        let key = key.to_string();
+        key.split('/').fold(self.prefix.clone(), Path::join)
+    }
+
+    fn attempt(&self, verb: &'static str, key: &BlobKey) -> Attempt<'_> {
+        Attempt { verb, key: key.to_string(), name: &self.name }
+    }
+
+    /// A range, which may come out shorter when the object ends early.
+    async fn get(&self, key: &BlobKey, range: Range<u64>) -> (Result<Bytes, StoreError>, Exchange) {
+        let path = self.path(key);
+        watched(async {
+            let options =
+                GetOptions { range: Some(GetRange::Bounded(range.clone())), ..GetOptions::default() };
+            let mut stream = self.store.get_opts(&path, options).await?.into_stream();
+            // Usually the body comes in many pieces; the range is bounded by what the caller has memory for.
+            let mut bytes = BytesMut::with_capacity(usize::try_from(range.end - range.start).unwrap_or(0));
+            while let Some(piece) = stream.try_next().await? {
+                self.counters.received(piece.len());
+                bytes.extend_from_slice(&piece);
+            }
+            Ok(bytes.freeze())
+        })
+        .await
+    }
+}
+
+/// One page of a listing.
+const ENTRIES_SEARCHED_MAX: usize = 1_000;
+
+#[async_trait]
+impl Blobs for RemoteBlobs {
+    async fn put(&self, key: &BlobKey, parts: &[Bytes]) -> Result<()> {
+        let attempt = self.attempt("store", key);
+        let path = self.path(key);
+        let payload = parts.iter().filter(|part| !part.is_empty()).cloned().collect::<PutPayload>();
+        let length = payload.content_length();
+        let (stored, exchange) = watched(self.store.put_opts(&path, payload, PutOptions::default())).await;
+        stored.map_err(|error| attempt.failed(error, &exchange))?;
+        self.counters.sent(length);
+        Ok(())
+    }
+
+    async fn get_range(&self, key: &BlobKey, range: Range<u64>) -> Result<Bytes> {
+        let attempt = self.attempt("read", key);
+        let (bytes, exchange) = self.get(key, range.clone()).await;
+        match bytes {
+            Ok(bytes) if bytes.len() as u64 == range.end - range.start => Ok(bytes),
+            Ok(_) => Err(Error::Truncated { key: attempt.key }),
+            // The range begins behind the end.
+            Err(_) if exchange.status == Some(416) => Err(Error::Truncated { key: attempt.key }),
+            Err(error) => Err(attempt.failed(error, &exchange)),
+        }
+    }
+
+    async fn head(&self, key: &BlobKey) -> Result<u64> {
+        let attempt = self.attempt("find", key);
+        let path = self.path(key);
+        let (found, exchange) = watched(self.store.head(&path)).await;
+        match found {
+            Ok(meta) => Ok(meta.size),
+            // An answer to HEAD has no body, so a missing bucket looks like a missing object. A GET's answer tells.
+            Err(StoreError::NotFound { .. }) => match self.get(key, 0..1).await {
+                (Ok(_), _) => Err(attempt.failed(contradiction(), &exchange)),
+                (Err(error), exchange) => Err(attempt.failed(error, &exchange)),
+            },
+            Err(error) => Err(attempt.failed(error, &exchange)),
+        }
+    }
+
+    async fn delete(&self, key: &BlobKey) -> Result<()> {
+        let attempt = self.attempt("delete", key);
+        let path = self.path(key);
+        let (deleted, exchange) = watched(self.store.delete(&path)).await;
+        match deleted.map_err(|error| attempt.failed(error, &exchange)) {
+            Ok(()) | Err(Error::NotFound { .. }) => Ok(()),
+            Err(error) => Err(error),
+        }
+    }
+
+    async fn list(&self) -> Result<Vec<BlobKey>> {
+        let attempt = Attempt { verb: "list", key: String::new(), name: &self.name };
+        let (listed, exchange) = watched(async {
+            let mut keys = Vec::new();
+            let mut entries = self.store.list(Some(&self.prefix));
+            while let Some(entry) = entries.try_next().await? {
+                let name = entry
+                    .location
+                    .prefix_match(&self.prefix)
+                    .map(|parts| parts.map(|part| part.as_ref().to_owned()).collect::<Vec<_>>().join("/"));
+                keys.extend(name.and_then(|name| BlobKey::parse(&name)));
+            }
+            Ok(keys)
+        })
+        .await;
+        listed.map_err(|error| attempt.failed(error, &exchange))
+    }
+
+    fn is_remote(&self) -> bool {
+        true
+    }
+}
+
+fn contradiction() -> StoreError {
+    StoreError::Generic { store: "store", source: "an object was not there, and then it was".into() }
+}
+
+/// What was tried, for the message of its failure.
+struct Attempt<'a> {
+    verb: &'static str,
+    key: String,
+    name: &'a str,
+}
+
+impl Attempt<'_> {
+    fn failed(&self, error: StoreError, exchange: &Exchange) -> Error {
+        let (attempt, key, store) = (self.verb, self.key.clone(), self.name.to_owned());
+        let no_bucket = || {
+            let text = error.to_string();
+            ["NoSuchBucket", "ContainerNotFound", "The specified bucket does not exist"]
+                .iter()
+                .any(|code| text.contains(code))
+        };
+        match exchange.status {
+            Some(404) if no_bucket() => Error::Refused { attempt, key, store, source: Box::new(error) },
+            Some(404) if !key.is_empty() => Error::NotFound { key },
+            Some(429 | 503) => {
+                Error::Busy { attempt, key, retry_after: exchange.retry_after, source: Box::new(error) }
+            }
+            // 408 is a time-out; 409 is a race that the store lost with itself.
+            Some(408 | 409) => Error::Unavailable { attempt, key, source: Box::new(error) },
+            Some(301 | 307 | 308 | 400..=499) => {
+                Error::Refused { attempt, key, store, source: Box::new(error) }
+            }
+            _ => match error {
+                StoreError::NotFound { .. } if !key.is_empty() => Error::NotFound { key },
+                // No credentials to be had, or none that could be read.
+                error @ (StoreError::PermissionDenied { .. } | StoreError::Unauthenticated { .. }) => {
+                    Error::Refused { attempt, key, store, source: Box::new(error) }
+                }
+                error => Error::Unavailable { attempt, key, source: Box::new(error) },
+            },
+        }
+    }
+}

@@ -1,0 +1,218 @@
+//! From settings to a store.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use object_store::aws::AmazonS3Builder;
+use object_store::azure::MicrosoftAzureBuilder;
+use object_store::gcp::GoogleCloudStorageBuilder;
+use object_store::path::Path;
+use object_store::{Certificate, ClientOptions, ObjectStore, RetryConfig};
+
+use super::RemoteBlobs;
+use super::exchange::{Connector, Counters};
+
+/// Which protocol a store speaks.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum RemoteKind {
+    /// Amazon S3 and compatible ones: MinIO, Ceph RGW, SeaweedFS, Garage, R2.
+    S3,
+    /// Google Cloud Storage.
+    Gcs,
+    /// Azure Blob Storage.
+    Azure,
+}
+
+impl RemoteKind {
+    fn scheme(self) -> &'static str {
+        match self {
+            RemoteKind::S3 => "s3",
+            RemoteKind::Gcs => "gs",
+            RemoteKind::Azure => "az",
+        }
+    }
+}
+
+/// An access key. Neither half is ever printed.
+#[derive(Clone)]
+pub struct Credentials {
+    /// Name of the key (S3), or of the account (Azure).
+    pub access_key_id: String,
+    /// Its secret half.
+    pub secret_access_key: String,
+}
+
+impl std::fmt::Debug for Credentials {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Credentials(…)")
+    }
+}
+
+/// Where a store is and how to talk to it.
+#[derive(Debug, Clone)]
+pub struct RemoteSettings {
+    /// Its protocol.
+    pub kind: RemoteKind,
+    /// Bucket, or container.
+    pub bucket: String,
+    /// Goes before every object's name, with `/` between.
+    pub prefix: String,
+    /// URL of the server; without it the provider's own.
+    pub endpoint: Option<String>,
+    /// S3's region.
+    pub region: Option<String>,
+    /// Without them the provider's environment variables, files and instance roles are asked.
+    pub credentials: Option<Credentials>,
+    /// Whether the bucket stands in the path (`endpoint/bucket`) or in the host name (`bucket.endpoint`). S3 only.
+    pub path_style: bool,
+    /// PEM file with certificates to trust beside the system's.
+    pub ca_file: Option<PathBuf>,
+    /// How long to wait for a connection.
+    pub connect_timeout: Duration,
+    /// How long a request may take in all.
+    pub request_timeout: Duration,
+}
+
+/// Why a store could not be set up. Nothing was sent to it yet.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum OpenError {
+    /// The file of certificates cannot be read.
+    #[error("failed to read the certificates in {path}")]
+    ReadCertificates {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: std::io::Error,
+    },
+    /// The file holds no certificates in PEM.
+    #[error("{path} holds no certificates in PEM")]
+    ParseCertificates {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: object_store::Error,
+    },
+    /// The settings do not fit together.
+    #[error("the settings of the store {store} do not work")]
+    Settings {
+        /// Its name.
+        store: String,
+        /// Why.
+        #[source]
+        source: object_store::Error,
+    },
+}
+
+/// Idle connections that are kept. As many as requests run at once by default.
+const IDLE_CONNECTIONS_MAX: usize = 64;
+
+/// Servers drop idle connections after 15 s (SeaweedFS) to 60 s; ours go first, so that no request meets a dead one.
+const IDLE_TIMEOUT: Duration = Duration::from_secs(10);
+
+impl RemoteBlobs {
+    /// Sets a store up. Nothing is sent to it yet.
+    pub fn open(settings: &RemoteSettings) -> Result<Self, OpenError> {
+        let bucket = &settings.bucket;
+        let mut name = format!("{}://{bucket}", settings.kind.scheme());
+        let prefix = settings.prefix.trim_matches('/');
+        if !prefix.is_empty() {
+            name = format!("{name}/{prefix}");
+        }
+        if let Some(endpoint) = &settings.endpoint {
+            name = format!("{name} at {endpoint}");
+        }
+        let counters = Arc::new(Counters::default());
+        let store = build(settings, Connector(Arc::clone(&counters)), &name)?;
+        Ok(Self { store, prefix: Path::from(prefix), name: name.into(), counters })
+    }
+}
+
+fn build(
+    settings: &RemoteSettings,
+    connector: Connector,
+    name: &str,
+) -> Result<Arc<dyn ObjectStore>, OpenError> {
+    let wrong = |source| OpenError::Settings { store: name.to_owned(), source };
+    let no_retries = RetryConfig { max_retries: 0, ..RetryConfig::default() };
+    let is_http = settings.endpoint.as_ref().is_some_and(|endpoint| endpoint.starts_with("http:"));
+    let mut client = ClientOptions::new()
+        .with_allow_http(is_http)
+        // One request a connection at a time: what a slow reader holds up is its own.
+        .with_http1_only()
+        .with_connect_timeout(settings.connect_timeout)
+        .with_timeout(settings.request_timeout)
+        .with_pool_max_idle_per_host(IDLE_CONNECTIONS_MAX)
+        .with_pool_idle_timeout(IDLE_TIMEOUT);
+    for certificate in certificates(settings)? {
+        client = client.with_root_certificate(certificate);
+    }
+    match settings.kind {
+        RemoteKind::S3 => {
+            let mut builder = AmazonS3Builder::from_env()
+                .with_bucket_name(&settings.bucket)
+                .with_virtual_hosted_style_request(!settings.path_style)
+                .with_client_options(client)
+                .with_retry(no_retries)
+                .with_http_connector(connector);
+            if let Some(region) = &settings.region {
+                builder = builder.with_region(region);
+            }
+            if let Some(endpoint) = &settings.endpoint {
+                builder = builder.with_endpoint(bucket_endpoint(settings, endpoint)).with_allow_http(is_http);
+            }
+            if let Some(credentials) = &settings.credentials {
+                builder = builder
+                    .with_access_key_id(&credentials.access_key_id)
+                    .with_secret_access_key(&credentials.secret_access_key);
+            }
+            Ok(Arc::new(builder.build().map_err(wrong)?))
+        }
+        RemoteKind::Gcs => {
+            let mut builder = GoogleCloudStorageBuilder::from_env()
+                .with_bucket_name(&settings.bucket)
+                .with_client_options(client)
+                .with_retry(no_retries)
+                .with_http_connector(connector);
+            if let Some(endpoint) = &settings.endpoint {
+                builder = builder.with_base_url(endpoint);
+            }
+            Ok(Arc::new(builder.build().map_err(wrong)?))
+        }
+        RemoteKind::Azure => {
+            let mut builder = MicrosoftAzureBuilder::from_env()
+                .with_container_name(&settings.bucket)
+                .with_client_options(client)
+                .with_retry(no_retries)
+                .with_http_connector(connector);
+            if let Some(endpoint) = &settings.endpoint {
+                builder = builder.with_endpoint(endpoint.clone()).with_allow_http(is_http);
+            }
+            if let Some(credentials) = &settings.credentials {
+                builder = builder
+                    .with_account(&credentials.access_key_id)
+                    .with_access_key(&credentials.secret_access_key);
+            }
+            Ok(Arc::new(builder.build().map_err(wrong)?))
+        }
+    }
+}
+
+/// With the bucket in the host name, the library wants it in the endpoint.
+fn bucket_endpoint(settings: &RemoteSettings, endpoint: &str) -> String {
+    match endpoint.split_once("://") {
+        Some((scheme, host)) if !settings.path_style => format!("{scheme}://{}.{host}", settings.bucket),
+        _ => endpoint.to_owned(),
+    }
+}
+
+fn certificates(settings: &RemoteSettings) -> Result<Vec<Certificate>, OpenError> {
+    let Some(path) = &settings.ca_file else { return Ok(Vec::new()) };
+    let pem =
+        std::fs::read(path).map_err(|source| OpenError::ReadCertificates { path: path.clone(), source })?;
+    Certificate::from_pem_bundle(&pem)
+        .map_err(|source| OpenError::ParseCertificates { path: path.clone(), source })
+}

@@ -1,0 +1,110 @@
+//! A store whose calls are tried again.
+//!
+//! Only failures that may pass are: a store that is busy or does not answer. Each pause is random between nothing and twice the
+//! last one's bound ("full jitter"), so that many servers do not come back in step; a store that says when to come back is
+//! believed, up to a bound. Every call of the contract may be repeated: objects never change.
+
+use std::ops::Range;
+use std::time::Duration;
+
+use async_trait::async_trait;
+use bytes::Bytes;
+use tokio::time::Instant;
+
+use crate::contract::{BlobKey, Blobs};
+use crate::{Error, Result};
+
+/// How often and how long a call is tried.
+#[derive(Debug, Clone)]
+pub struct RetryPolicy {
+    /// Tries of one call, the first included.
+    pub tries_max: u32,
+    /// No try begins later than this after the first one did.
+    pub time_max: Duration,
+    /// Bound of the first pause; it doubles from pause to pause.
+    pub first_pause: Duration,
+    /// Bound of every pause.
+    pub pause_max: Duration,
+}
+
+impl Default for RetryPolicy {
+    /// Rides out 20 s without a store, with about eight tries.
+    fn default() -> Self {
+        Self {
+            tries_max: 12,
+            time_max: Duration::from_secs(45),
+            first_pause: Duration::from_millis(100),
+            pause_max: Duration::from_secs(8),
+        }
+    }
+}
+
+/// A store whose calls are tried again.
+#[derive(Debug)]
+pub struct Retrying<B> {
+    blobs: B,
+    policy: RetryPolicy,
+}
+
+impl<B> Retrying<B> {
+    /// Wraps a store.
+    pub fn new(blobs: B, policy: RetryPolicy) -> Self {
+        Self { blobs, policy }
+    }
+
+    async fn retry<T, F: Future<Output = Result<T>> + Send>(
+        &self,
+        call: impl Fn() -> F + Send + Sync,
+    ) -> Result<T> {
+        let begin = Instant::now();
+        let mut bound = self.policy.first_pause;
+        for attempt in 1.. {
+            let error = match call().await {
+                Ok(value) => return Ok(value),
+                Err(error) => error,
+            };
+            let asked_for = match &error {
+                Error::Busy { retry_after, .. } => *retry_after,
+                Error::Unavailable { .. } => None,
+                _ => return Err(error),
+            };
+            // Half of the bound at least: a pause of nothing would be a try wasted.
+            let jitter = bound.mul_f64(rand::random_range(0.5..1.0));
+            let pause = asked_for.unwrap_or_default().min(self.policy.pause_max).max(jitter);
+            if attempt >= self.policy.tries_max || begin.elapsed() + pause > self.policy.time_max {
+                return Err(error);
+            }
+            tracing::debug!(attempt, ?pause, error = %error, "trying again");
+            tokio::time::sleep(pause).await;
+            bound = (bound * 2).min(self.policy.pause_max);
+        }
+        unreachable!("the loop ends by returning");
+    }
+}
+
+#[async_trait]
+impl<B: Blobs> Blobs for Retrying<B> {
+    async fn put(&self, key: &BlobKey, parts: &[Bytes]) -> Result<()> {
+        self.retry(|| self.blobs.put(key, parts)).await
+    }
+
+    async fn get_range(&self, key: &BlobKey, range: Range<u64>) -> Result<Bytes> {
+        self.retry(|| self.blobs.get_range(key, range.clone())).await
+    }
+
+    async fn head(&self, key: &BlobKey) -> Result<u64> {
+        self.retry(|| self.blobs.head(key)).await
+    }
+
+    async fn delete(&self, key: &BlobKey) -> Result<()> {
+        self.retry(|| self.blobs.delete(key)).await
+    }
+
+    async fn list(&self) -> Result<Vec<BlobKey>> {
+        self.retry(|| self.blobs.list()).await
+    }
+
+    fn is_remote(&self) -> bool {
+        self.blobs.is_remote()
+    }
+}
