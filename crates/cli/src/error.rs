@@ -151,6 +151,9 @@ impl Error {
                 "start `dormer serve` once with the same settings, or set jwt.signing.token-hs256-secret-base64".to_owned(),
                 "`dormer token create` runs where the server's settings are, not on its clients".to_owned(),
             ],
+            Self::TokenKey { .. } | Self::TokenVerifier(_) => {
+                hint("it is PEM, encoded in base64 as a whole; make a key with: openssl genrsa -traditional 2048 | base64 -w0")
+            }
             Self::CannotSignTokens => hint("make tokens where the RSA private key is"),
             Self::ManagedFile { lines, .. } => {
                 let mut hints = hint("add these lines where that tool takes its settings from:");
@@ -201,6 +204,9 @@ fn client_hints(error: &dormer_client::Error) -> Vec<String> {
         Client::StoreDirMismatch { .. } => {
             hint("a cache serves one store folder; make another cache for this one")
         }
+        Client::HttpClient(_) => hint(
+            "install the system's certificates (ca-certificates), or name a file with them in SSL_CERT_FILE",
+        ),
         Client::MalformedToken => hint("was the token copied whole, and only the token?"),
         _ => Vec::new(),
     }

@@ -34,7 +34,8 @@ pub(crate) const DEFAULT_UPSTREAM_KEY: &str = "cache.nixos.org-1";
 const ADMIN_TOKEN_VALIDITY: Duration = Duration::from_hours(2 * 8_766);
 
 const FIRST_START_SETTING: &str = "first-start";
-const MASTER_KEY_SETTING: &str = "master-key-check";
+/// Under this name, the database holds a proof of the master key.
+pub(crate) const MASTER_KEY_SETTING: &str = "master-key-check";
 const MASTER_KEY_PROOF: &[u8] = b"dormer";
 
 /// Something that was not there before.
@@ -114,7 +115,7 @@ pub(crate) async fn prepare(settings: &Settings, observer: Observer<'_>) -> Resu
 }
 
 /// Attic's folders look like ours from the outside: one with a database, one with many files.
-fn refuse_foreign_folders(settings: &Settings) -> Result<()> {
+pub(crate) fn refuse_foreign_folders(settings: &Settings) -> Result<()> {
     let owner = "Attic";
     // What `atticd` makes when it is started without settings.
     if settings.data_dir.join("server.db").exists() {
@@ -213,10 +214,26 @@ async fn master_key(settings: &Settings, index: &SqliteIndex, observer: Observer
         let proof = key.seal(MASTER_KEY_SETTING, MASTER_KEY_PROOF);
         index.create_setting(MASTER_KEY_SETTING, &proof).await?
     };
-    match key.unseal(MASTER_KEY_SETTING, &proof) {
-        Ok(plain) if plain == MASTER_KEY_PROOF => Ok(key),
+    verify_master_key(&key, &proof, origin)?;
+    Ok(key)
+}
+
+fn verify_master_key(key: &MasterKey, proof: &[u8], origin: String) -> Result<()> {
+    match key.unseal(MASTER_KEY_SETTING, proof) {
+        Ok(plain) if plain == MASTER_KEY_PROOF => Ok(()),
         _ => Err(Error::WrongMasterKey { origin }),
     }
+}
+
+/// Whether the master key is there and is the one of the database's `proof`. Makes nothing.
+pub(crate) fn check_master_key(settings: &Settings, proof: Option<&[u8]>) -> Result<()> {
+    let (bytes, origin) = if let Some(bytes) = settings.master_key {
+        (bytes, "the one in the settings (master-key)".to_owned())
+    } else {
+        let path = &settings.master_key_file;
+        (master_key_from_file(path, true, &mut |_| Ok(()))?, path.display().to_string())
+    };
+    proof.map_or(Ok(()), |proof| verify_master_key(&MasterKey::from_bytes(bytes), proof, origin))
 }
 
 fn master_key_from_file(path: &Path, was_used: bool, observer: Observer<'_>) -> Result<[u8; 32]> {

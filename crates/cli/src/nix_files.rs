@@ -57,6 +57,13 @@ impl MarkedFile {
             .collect()
     }
 
+    /// The lines of a block, without its marks; none if it is not there.
+    pub(crate) fn lines_of(&self, name: &str) -> Vec<&str> {
+        let block = self.find(name).map(|range| &self.text[range]);
+        let lines: Vec<&str> = block.unwrap_or_default().lines().collect();
+        lines.get(1..lines.len().saturating_sub(1)).unwrap_or_default().to_vec()
+    }
+
     /// The lines that are not ours.
     pub(crate) fn foreign_lines(&self) -> Vec<&str> {
         let blocks: Vec<Range<usize>> = self.names().into_iter().filter_map(|name| self.find(name)).collect();
@@ -123,6 +130,28 @@ pub(crate) fn netrc_has_machine(file: &MarkedFile, host: &str) -> bool {
         .flat_map(str::split_whitespace)
         .collect();
     words.windows(2).any(|pair| pair == ["machine", host])
+}
+
+/// The password that a netrc file has for a host: the first entry that fits counts, as for curl.
+pub(crate) fn netrc_password<'a>(text: &'a str, host: &str) -> Option<&'a str> {
+    let mut words =
+        text.lines().filter(|line| !line.trim_start().starts_with('#')).flat_map(str::split_whitespace);
+    let mut fits = false;
+    while let Some(word) = words.next() {
+        match word {
+            "machine" => fits = words.next() == Some(host),
+            "default" => fits = true,
+            "password" => {
+                let password = words.next();
+                if fits {
+                    return password;
+                }
+            }
+            "login" | "account" => drop(words.next()),
+            _ => {}
+        }
+    }
+    None
 }
 
 /// One line of a change.
@@ -216,6 +245,24 @@ mod tests {
         let file = MarkedFile::new("machine a login x password y\nmachine\n  b\n login z\n# machine c\n");
         assert!(netrc_has_machine(&file, "a") && netrc_has_machine(&file, "b"));
         assert!(!netrc_has_machine(&file, "c") && !netrc_has_machine(&file, "x"));
+    }
+
+    #[test]
+    fn the_first_password_for_a_host_is_found() {
+        let text = "# machine a login x password no\nmachine a login password password one\nmachine\n  b\n password two\n\
+                    machine a password three\n";
+        assert_eq!(netrc_password(text, "a"), Some("one"));
+        assert_eq!(netrc_password(text, "b"), Some("two"));
+        assert_eq!(netrc_password(text, "c"), None);
+        assert_eq!(netrc_password("machine a\ndefault password all", "c"), Some("all"));
+    }
+
+    #[test]
+    fn the_lines_of_a_block_are_those_that_were_set() {
+        let mut file = MarkedFile::new("a = 1\n");
+        file.set("lab:main", &lines(&["x = 1", "y = 2"]));
+        assert_eq!(file.lines_of("lab:main"), ["x = 1", "y = 2"]);
+        assert!(file.lines_of("lab:other").is_empty());
     }
 
     #[test]

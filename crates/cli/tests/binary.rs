@@ -4,109 +4,14 @@
 
 #![expect(clippy::unwrap_used, reason = "helpers of tests: a panic is the failure")]
 
-use std::fmt::Write as _;
+mod place;
+
 use std::fs;
 use std::io::{BufRead as _, BufReader};
-use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Output, Stdio};
+use std::path::Path;
+use std::process::Stdio;
 
-use tempfile::TempDir;
-
-/// A home folder of its own, and perhaps a server in it.
-struct Place {
-    folder: TempDir,
-    server: Option<Child>,
-    port: String,
-}
-
-impl Place {
-    fn new() -> Self {
-        Self { folder: tempfile::tempdir().unwrap(), server: None, port: String::new() }
-    }
-
-    fn path(&self, name: &str) -> PathBuf {
-        self.folder.path().join(name)
-    }
-
-    fn command(&self, arguments: &[&str]) -> Command {
-        let mut command = Command::new(env!("CARGO_BIN_EXE_dormer"));
-        command.args(arguments).env_clear().env("HOME", self.folder.path()).env("PATH", "/usr/bin:/bin");
-        command.env("COLUMNS", "100").current_dir(self.folder.path()).stdin(Stdio::null());
-        command
-    }
-
-    /// Runs a command and shows all that it did, filtered.
-    fn run(&self, arguments: &[&str]) -> String {
-        self.shown(&self.command(arguments).output().unwrap())
-    }
-
-    fn shown(&self, output: &Output) -> String {
-        let mut shown = format!("exit code: {}\n", output.status.code().unwrap());
-        for (name, bytes) in [("stdout", &output.stdout), ("stderr", &output.stderr)] {
-            if !bytes.is_empty() {
-                let _ = write!(shown, "--- {name}\n{}", String::from_utf8_lossy(bytes));
-            }
-        }
-        self.filtered(&shown)
-    }
-
-    fn filtered(&self, text: &str) -> String {
-        let mut text = text.replace(&self.folder.path().display().to_string(), "HOME");
-        if !self.port.is_empty() {
-            text = text.replace(&self.port, "PORT");
-        }
-        // A public key is 44 characters of base64 behind a colon, the last of them `=`.
-        for name in ["main:", "team:"] {
-            while let Some(start) = text.match_indices(name).map(|(at, _)| at + name.len()).find(|start| {
-                text.get(*start..start + 44).is_some_and(|key| key.ends_with('=') && !key.contains(' '))
-            }) {
-                text.replace_range(start..start + 44, "KEY");
-            }
-        }
-        text
-    }
-
-    /// Starts a server; all that it says up to the line with its address. Nobody listens to what it says afterwards, which
-    /// must not trouble it.
-    fn serve(&mut self) -> String {
-        let mut command = self.command(&["serve", "--listen", "127.0.0.1:0"]);
-        let mut server = command.stderr(Stdio::piped()).spawn().unwrap();
-        let mut said = String::new();
-        for line in BufReader::new(server.stderr.take().unwrap()).lines() {
-            let line = line.unwrap();
-            let _ = writeln!(said, "{line}");
-            if let Some(address) = line.strip_prefix("listening on http://127.0.0.1:") {
-                address.clone_into(&mut self.port);
-                break;
-            }
-        }
-        self.server = Some(server);
-        self.filtered(&said)
-    }
-
-    /// Asks the server to stop, as systemd and Kubernetes do; its exit code.
-    fn stop(&mut self) -> Option<i32> {
-        let mut server = self.server.take().unwrap();
-        assert!(Command::new("kill").arg(server.id().to_string()).status().unwrap().success());
-        server.wait().unwrap().code()
-    }
-
-    fn login(&self) {
-        let url = format!("http://127.0.0.1:{}", self.port);
-        let token = self.path(".local/share/dormer/admin-token");
-        let login = self.run(&["login", "lab", &url, "--token-file", token.to_str().unwrap()]);
-        assert!(login.starts_with("exit code: 0"), "{login}");
-    }
-}
-
-impl Drop for Place {
-    fn drop(&mut self) {
-        if let Some(server) = &mut self.server {
-            let _ = server.kill();
-            let _ = server.wait();
-        }
-    }
-}
+use place::Place;
 
 #[test]
 fn help_teaches() {

@@ -211,8 +211,10 @@ pub enum Error {
         source: io::Error,
     },
     /// `nix` ran and failed.
-    #[error("`nix path-info` failed ({status}): {stderr}")]
+    #[error("`{command}` failed ({status}): {stderr}")]
     NixFailed {
+        /// What was run.
+        command: &'static str,
         /// How it ended.
         status: String,
         /// The end of what it said.
@@ -221,6 +223,9 @@ pub enum Error {
     /// `nix` printed something that is not path information.
     #[error("reading the output of `nix path-info`")]
     PathInfoJson(#[source] serde_json::Error),
+    /// `nix` printed something that is not its settings.
+    #[error("reading the output of `nix config show`")]
+    NixConfigJson(#[source] serde_json::Error),
     /// A field of the path information.
     #[error("reading the output of `nix path-info`: {field} of {path}: {reason}")]
     PathInfoField {

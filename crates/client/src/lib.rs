@@ -19,6 +19,8 @@
 mod api;
 mod dump;
 mod error;
+mod look;
+mod nix_config;
 mod nix_store;
 mod path_info;
 mod push;
@@ -29,6 +31,8 @@ mod settings;
 pub use api::{ApiClient, Endpoint, HttpSettings, Uploaded};
 pub use dump::{CaseHack, DumpError, NAR_STREAM_BYTES_MAX, NarSource, dump_nar};
 pub use error::{Error, Result};
+pub use look::{Seen, look};
+pub use nix_config::NixConfig;
 pub use nix_store::NixStore;
 pub use path_info::PathInfo;
 pub use push::{

@@ -135,7 +135,11 @@ impl NixStore {
             if let Some(path) = invalid_path(&stderr) {
                 return Err(Error::InvalidPath { path: path.to_owned() });
             }
-            return Err(Error::NixFailed { status: output.status.to_string(), stderr });
+            return Err(Error::NixFailed {
+                command: "nix path-info",
+                status: output.status.to_string(),
+                stderr,
+            });
         }
         PathInfo::parse_all(&output.stdout)
     }

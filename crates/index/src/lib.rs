@@ -11,10 +11,12 @@ mod columns;
 pub mod conformance;
 mod contract;
 mod error;
+mod examination;
 mod key_filter;
 mod merge;
 mod sqlite;
 
 pub use contract::*;
 pub use error::{Error, Result};
+pub use examination::Examination;
 pub use sqlite::{Audit, SqliteIndex, SqliteOptions};

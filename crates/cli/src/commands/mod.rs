@@ -2,6 +2,7 @@
 
 mod cache;
 mod config_show;
+mod doctor;
 mod login;
 mod push;
 mod serve;
@@ -98,6 +99,7 @@ pub(crate) enum Command {
     /// Look at the server's settings
     #[command(subcommand)]
     Config(ConfigCommand),
+    Doctor(doctor::DoctorArgs),
 }
 
 #[derive(Debug, Subcommand)]
@@ -209,6 +211,7 @@ pub(crate) async fn run(command: Command, context: &Context) -> Result<ExitCode>
         Command::Serve(args) => serve::run(args, context).await?,
         Command::Login(args) => login::run(args, context).await?,
         Command::Push(args) => return push::run(args, context).await,
+        Command::Doctor(args) => return doctor::run(args, context).await,
         Command::Use(args) => use_cache::run_use(args, context).await?,
         Command::Unuse(args) => use_cache::run_unuse(&args, context)?,
         Command::Cache(command) => cache::run(command, context).await?,

@@ -109,7 +109,7 @@ fn server_settings(settings: &Settings) -> ServerSettings {
     }
 }
 
-fn authenticator(settings: &Settings, key: &SigningKey) -> Result<Authenticator> {
+pub(super) fn authenticator(settings: &Settings, key: &SigningKey) -> Result<Authenticator> {
     let key = match key.clone() {
         SigningKey::Hs256(secret) => TokenKey::Hs256(secret),
         SigningKey::Rs256Secret(pem) => TokenKey::Rs256Secret(pem),
@@ -254,7 +254,7 @@ or without this program, in nix.conf of whoever shall fetch:
 }
 
 /// The address for people on this machine, or the one that the settings give.
-fn own_url(settings: &Settings, address: SocketAddr) -> String {
+pub(super) fn own_url(settings: &Settings, address: SocketAddr) -> String {
     if let Some(url) = &settings.api_endpoint {
         return url.trim_end_matches('/').to_owned();
     }

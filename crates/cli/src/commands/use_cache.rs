@@ -166,11 +166,11 @@ fn find_block(conf: &MarkedFile, cache: &CacheRef) -> Result<(String, String)> {
 }
 
 /// The files of a user or of the machine, before and after.
-struct NixFiles {
-    conf_path: PathBuf,
+pub(super) struct NixFiles {
+    pub(super) conf_path: PathBuf,
     conf_before: Option<String>,
-    conf: MarkedFile,
-    netrc_path: PathBuf,
+    pub(super) conf: MarkedFile,
+    pub(super) netrc_path: PathBuf,
     /// Whether `netrc_path` is where Nix looks by itself.
     netrc_is_default: bool,
     netrc_before: Option<String>,
@@ -178,7 +178,7 @@ struct NixFiles {
 }
 
 impl NixFiles {
-    fn read(context: &Context, system: bool) -> Result<Self> {
+    pub(super) fn read(context: &Context, system: bool) -> Result<Self> {
         let environment = &context.environment;
         let system_folder = environment.path("NIX_CONF_DIR").unwrap_or(Path::new("/etc/nix")).to_owned();
         let folder = if system {
@@ -350,7 +350,7 @@ fn is_plain_url(url: &str) -> bool {
 }
 
 /// The host as netrc files name it: without user, port and brackets.
-fn host_of(url: &str) -> &str {
+pub(super) fn host_of(url: &str) -> &str {
     let rest = url.split_once("://").map_or(url, |(_, rest)| rest);
     let authority = rest.split(['/', '?']).next().unwrap_or_default();
     let host = authority.rsplit_once('@').map_or(authority, |(_, host)| host);
@@ -360,11 +360,11 @@ fn host_of(url: &str) -> &str {
     }
 }
 
-fn has_daemon() -> bool {
+pub(super) fn has_daemon() -> bool {
     Path::new("/nix/var/nix/daemon-socket/socket").exists()
 }
 
-fn is_root() -> bool {
+pub(super) fn is_root() -> bool {
     // Without libc: whose are the files that this process makes?
     #[cfg(target_os = "linux")]
     {

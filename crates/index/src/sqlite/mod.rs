@@ -7,6 +7,7 @@
 
 mod audit;
 mod caches;
+mod examine;
 mod nars;
 mod objects;
 mod open;

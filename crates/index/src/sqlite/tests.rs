@@ -178,6 +178,31 @@ async fn a_second_process_is_kept_out() {
 }
 
 #[tokio::test]
+async fn looking_at_a_database_finds_what_is_there_and_changes_nothing() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("index.sqlite");
+    let files = || std::fs::read_dir(folder.path()).unwrap().count();
+    let nothing = SqliteIndex::examine(&path, "s").await.unwrap();
+    assert_eq!((nothing.schema, nothing.in_use, files()), (None, false, 0));
+
+    let index = open(&path).await;
+    index.create_setting("s", b"v").await.unwrap();
+    let used = SqliteIndex::examine(&path, "s").await.unwrap();
+    assert!(used.in_use && used.schema == Some(used.schema_known), "{used:?}");
+    assert_eq!(used.setting.as_deref(), Some(&b"v"[..]), "also what is in the log only");
+    // Still ours to write, and after an orderly end nothing is left beside the file.
+    index.create_setting("t", b"w").await.unwrap();
+    index.close().await.unwrap();
+    drop(index);
+    let count = files();
+    let found = SqliteIndex::examine(&path, "t").await.unwrap();
+    assert_eq!((found.in_use, found.setting.as_deref()), (false, Some(&b"w"[..])));
+    assert!(found.program.starts_with("SQLite 3."), "{found:?}");
+    assert_eq!(files(), count);
+    assert_eq!(SqliteIndex::examine(&path, "u").await.unwrap().setting, None);
+}
+
+#[tokio::test]
 async fn a_newer_schema_is_refused() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("index.sqlite");
@@ -190,6 +215,8 @@ async fn a_newer_schema_is_refused() {
     .await;
     let refused = SqliteIndex::open(&path, SqliteOptions::default()).await;
     assert!(matches!(refused, Err(Error::SchemaTooNew { found: 7777, known: 1 })), "{refused:?}");
+    let looked_at = SqliteIndex::examine(&path, "").await;
+    assert!(matches!(looked_at, Err(Error::SchemaTooNew { found: 7777, known: 1 })), "{looked_at:?}");
 }
 
 #[tokio::test]

@@ -1,0 +1,267 @@
+//! The caches that this machine uses: what Nix makes of nix.conf, whether each answers, and what it signs with.
+
+use std::fs;
+
+use dormer_api::{CacheConfig, Secret};
+use dormer_client::{NixConfig, ServerName};
+use dormer_nix::{NarInfo, PublicKey, Signature, StoreDir, StorePath};
+
+use super::LOOK_TIMEOUT;
+use super::finding::Finding;
+use super::nix::Files;
+use crate::commands::Context;
+use crate::commands::use_cache::host_of;
+use crate::error::{Error, Result};
+use crate::nix_files::netrc_password;
+
+const CACHE: &str = "cache";
+const SERVER: &str = "server";
+/// Paths of the local store that are asked for until one is there whose signature can be checked.
+const PATHS_TRIED_MAX: usize = 64;
+
+/// Something to ask.
+pub(super) enum Known {
+    /// What `dormer use` wrote.
+    Cache { name: String, url: String, key: PublicKey },
+    /// What `dormer login` wrote.
+    Server(Box<dormer_client::ResolvedServer>),
+    /// What stands there and makes no sense, and what to do.
+    Broken(Finding),
+}
+
+/// Everything that this machine uses, by its files.
+pub(super) fn known(files: &Files, _context: &Context) -> Result<Vec<Known>> {
+    let mut known = Vec::new();
+    let settings = Context::client_settings()?;
+    let servers: Vec<&ServerName> = settings.settings.servers.keys().collect();
+    for name in servers {
+        known.push(match settings.resolve_server(Some(name), &dormer_client::process_variables) {
+            Ok(server) => Known::Server(Box::new(server)),
+            Err(error) => Known::Broken(Finding::error(SERVER, &Error::from(error))),
+        });
+    }
+    for place in &files.all {
+        for name in place.conf.names() {
+            let lines = place.conf.lines_of(name);
+            let value = |key: &str| {
+                lines
+                    .iter()
+                    .find_map(|line| line.split_once(" = ").filter(|(name, _)| *name == key))
+                    .map(|(_, value)| value)
+            };
+            let url = value("extra-substituters");
+            let key = value("extra-trusted-public-keys").and_then(|key| key.parse().ok());
+            known.push(match (url, key) {
+                (Some(url), Some(key)) => Known::Cache { name: name.to_owned(), url: url.to_owned(), key },
+                _ => Known::Broken(Finding::fail(
+                    CACHE,
+                    format!("the lines of {name} in {} were changed", place.conf_path.display()),
+                    ["take them out and make them anew: dormer unuse CACHE, dormer use CACHE"],
+                )),
+            });
+        }
+    }
+    if known.is_empty() {
+        known.push(Known::Broken(Finding::warn(
+            CACHE,
+            "this machine uses no cache of Dormer's",
+            ["dormer login NAME URL TOKEN, then dormer use CACHE"],
+        )));
+    }
+    Ok(known)
+}
+
+/// Asks one of them.
+pub(super) async fn check(known: &Known, files: &Files, nix: Option<&NixConfig>) -> Vec<Finding> {
+    match known {
+        Known::Broken(finding) => vec![finding.clone()],
+        Known::Server(server) => vec![check_server(server).await],
+        Known::Cache { name, url, key } => {
+            let mut findings: Vec<Finding> =
+                nix.map(|nix| check_settings(nix, name, url, key)).into_iter().collect();
+            let host = host_of(url);
+            let netrc = fs::read_to_string(files.netrc_path(nix)).unwrap_or_default();
+            let password = netrc_password(&netrc, host).map(Secret::new);
+            match check_address(name, url, password.as_ref()).await {
+                Ok(finding) => findings.push(finding),
+                Err(finding) => {
+                    findings.push(finding);
+                    return findings;
+                }
+            }
+            findings.extend(check_key(name, url, key, password.as_ref()).await);
+            findings.push(check_signature(name, url, key, nix, password.as_ref()).await);
+            findings
+        }
+    }
+}
+
+async fn check_server(server: &dormer_client::ResolvedServer) -> Finding {
+    let patience = dormer_client::HttpSettings {
+        connect_timeout: LOOK_TIMEOUT,
+        idle_timeout: LOOK_TIMEOUT,
+        retry: dormer_client::RetryPolicy { tries_max: 1, ..dormer_client::RetryPolicy::default() },
+    };
+    let asked = async {
+        dormer_client::ApiClient::new(server.endpoint.clone(), server.token.as_ref(), patience)?
+            .list_caches()
+            .await
+    };
+    let name = &server.name;
+    match asked.await {
+        Ok(answer) => {
+            let count = answer.caches.len();
+            let caches = if count == 1 { "1 cache".to_owned() } else { format!("{count} caches") };
+            if count == 0 && server.token.is_some() {
+                return Finding::warn(
+                    SERVER,
+                    format!("{name} answers, but shows no cache to this token"),
+                    ["the token may have expired: log in with a new one (dormer login)"],
+                );
+            }
+            Finding::ok(SERVER, format!("{name} answers, with {caches}"))
+        }
+        Err(error) => Finding::error(SERVER, &Error::from(error)),
+    }
+}
+
+/// Whether Nix has in force what stands in nix.conf: a later line of a setting undoes an earlier one.
+fn check_settings(nix: &NixConfig, name: &str, url: &str, key: &PublicKey) -> Finding {
+    let has_url =
+        nix.list("substituters").iter().any(|one| one.trim_end_matches('/') == url.trim_end_matches('/'));
+    let has_key = nix.list("trusted-public-keys").contains(&key.to_string().as_str());
+    let lost = match (has_url, has_key) {
+        (true, true) => return Finding::ok(CACHE, format!("{name}: Nix has its address and its key")),
+        (false, _) => "substituters",
+        (true, false) => "trusted-public-keys",
+    };
+    Finding::fail(
+        CACHE,
+        format!("{name}: it stands in nix.conf, but not in Nix's {lost}"),
+        [
+            "a line behind it sets the list anew: make that an `extra-` line or move it up (`nix config show` tells)",
+        ],
+    )
+}
+
+/// The cache as Nix asks it. `Err`: nothing more can be asked.
+async fn check_address(name: &str, url: &str, password: Option<&Secret>) -> Result<Finding, Finding> {
+    let seen = dormer_client::look(&format!("{url}/nix-cache-info"), password, LOOK_TIMEOUT).await;
+    let seen = seen.map_err(|error| Finding::error(CACHE, &Error::from(error)))?;
+    match (seen.status, password) {
+        (200, _) => {}
+        (401 | 403, None) => {
+            return Err(Finding::fail(
+                CACHE,
+                format!("{name} wants a token, and Nix has none for {}", host_of(url)),
+                ["run `dormer use` again: it puts the token into the netrc file"],
+            ));
+        }
+        (401 | 403, Some(_)) => {
+            return Err(Finding::fail(
+                CACHE,
+                format!("{name} does not accept the token in the netrc file"),
+                [
+                    "it may have expired: log in with a new one (dormer login), then dormer unuse and dormer use",
+                ],
+            ));
+        }
+        (status, _) => {
+            return Err(Finding::fail(
+                CACHE,
+                format!("{name}: {url}/nix-cache-info answers {status}"),
+                ["does the cache still exist? dormer cache list"],
+            ));
+        }
+    }
+    let text = String::from_utf8_lossy(&seen.body).into_owned();
+    let store = text.lines().find_map(|line| line.strip_prefix("StoreDir: ")).map(str::trim);
+    let own = std::env::var("NIX_STORE_DIR").unwrap_or_else(|_| StoreDir::default().to_string());
+    match store {
+        Some(store) if store == own => Ok(Finding::ok(CACHE, format!("{name} answers at {url}"))),
+        Some(store) => Err(Finding::fail(
+            CACHE,
+            format!("{name} is for the store {store}, and this machine's is {own}"),
+            ["Nix ignores it here; make a cache for this store"],
+        )),
+        None => Err(Finding::fail(
+            CACHE,
+            format!("what answers at {url} is no binary cache"),
+            ["is there another program at this address, or a proxy's login page?"],
+        )),
+    }
+}
+
+/// Whether the cache still has the key that this machine trusts. Not every host of a cache can say.
+async fn check_key(name: &str, url: &str, key: &PublicKey, password: Option<&Secret>) -> Option<Finding> {
+    let seen = dormer_client::look(&format!("{url}/attic-cache-info"), password, LOOK_TIMEOUT).await.ok()?;
+    let config: CacheConfig = serde_json::from_slice(&seen.body).ok()?;
+    let theirs = config.public_key?;
+    (theirs != key.to_string()).then(|| {
+        Finding::warn(
+            CACHE,
+            format!("{name} has another signing key now: {theirs}"),
+            ["after making sure that this was meant: dormer unuse CACHE, dormer use CACHE"],
+        )
+    })
+}
+
+/// The signature of any path that both this machine and the cache have.
+async fn check_signature(
+    name: &str,
+    url: &str,
+    key: &PublicKey,
+    nix: Option<&NixConfig>,
+    password: Option<&Secret>,
+) -> Finding {
+    let store_dir: StoreDir =
+        std::env::var("NIX_STORE_DIR").ok().and_then(|dir| dir.parse().ok()).unwrap_or_default();
+    let paths = local_paths(&store_dir);
+    for path in &paths {
+        let narinfo = format!("{url}/{}.narinfo", path.hash());
+        let Ok(seen) = dormer_client::look(&narinfo, password, LOOK_TIMEOUT).await else { break };
+        if seen.status != 200 {
+            continue;
+        }
+        let text = String::from_utf8_lossy(&seen.body).into_owned();
+        let info = match NarInfo::parse(&text, &store_dir) {
+            Ok(info) => info,
+            Err(error) => {
+                return Finding::fail(
+                    CACHE,
+                    format!("{name}: {narinfo}: {error}"),
+                    ["what answers there is damaged"],
+                );
+            }
+        };
+        let trusted: Vec<PublicKey> = nix
+            .map(|nix| nix.list("trusted-public-keys").iter().filter_map(|key| key.parse().ok()).collect())
+            .unwrap_or_default();
+        let message = info.fingerprint(&store_dir);
+        // Signatures in forms that we do not know count for nothing, as they do for Nix.
+        let signatures: Vec<Signature> = info.sigs.iter().filter_map(|text| text.parse().ok()).collect();
+        let verifies = |key: &PublicKey| signatures.iter().any(|one| key.verify(&message, one).is_ok());
+        if verifies(key) || trusted.iter().any(verifies) {
+            return Finding::ok(CACHE, format!("{name}: the signature of {path} verifies"));
+        }
+        return Finding::fail(
+            CACHE,
+            format!("{name}: no trusted key has signed {path}"),
+            [
+                "Nix refuses such paths; was the cache's signing key changed? dormer unuse CACHE, dormer use CACHE",
+            ],
+        );
+    }
+    Finding::ok(
+        CACHE,
+        format!("{name}: it has none of {} paths of this machine, so no signature was tried", paths.len()),
+    )
+}
+
+fn local_paths(store_dir: &StoreDir) -> Vec<StorePath> {
+    let entries = fs::read_dir(store_dir.as_str()).into_iter().flatten().flatten();
+    let mut names: Vec<String> = entries.filter_map(|entry| entry.file_name().into_string().ok()).collect();
+    // By hash, so that it is the same sample each time.
+    names.sort_unstable();
+    names.iter().filter_map(|name| name.parse().ok()).take(PATHS_TRIED_MAX).collect()
+}

@@ -1,0 +1,86 @@
+//! The database: whose it is, which schema it has, whether it keeps what it acknowledged, and whether the master key is its own.
+
+use dormer_index::{Examination, SqliteIndex};
+
+use super::clock::Clocks;
+use super::finding::Finding;
+use super::keys;
+use crate::error::Error;
+use crate::installation::MASTER_KEY_SETTING;
+use crate::settings::Settings;
+
+const SUBJECT: &str = "database";
+
+/// Checks the database, and the master key against it.
+pub(super) async fn check(settings: &Settings, clocks: &mut Clocks) -> Vec<Finding> {
+    let found = match SqliteIndex::examine(&settings.database_path, MASTER_KEY_SETTING).await {
+        Ok(found) => found,
+        Err(error) => return vec![Finding::error(SUBJECT, &Error::from(error))],
+    };
+    if let Some(time) = found.time {
+        clocks.saw("the database", time);
+    }
+    let mut findings = describe(&settings.database_path.display().to_string(), &found);
+    findings.extend(keys::check_master_key(settings, &found));
+    findings
+}
+
+fn describe(place: &str, found: &Examination) -> Vec<Finding> {
+    let mut findings = Vec::new();
+    for setting in &found.unsafe_settings {
+        findings.push(Finding::fail(
+            SUBJECT,
+            format!("{setting}: a crash would lose what was acknowledged"),
+            ["switch it on in postgresql.conf, or for this role and database, and reload"],
+        ));
+    }
+    for right in &found.missing_rights {
+        findings.push(Finding::fail(
+            SUBJECT,
+            format!("the role lacks the right {right}"),
+            ["make the role the owner of the database: ALTER DATABASE … OWNER TO …"],
+        ));
+    }
+    let program = &found.program;
+    findings.push(match found.schema {
+        None => {
+            Finding::ok(SUBJECT, format!("{program}, {place} is empty: the first start makes the schema"))
+        }
+        Some(schema) if schema < found.schema_known => Finding::warn(
+            SUBJECT,
+            format!(
+                "{program}, {place} has schema {schema}; the next start brings it to {}",
+                found.schema_known
+            ),
+            ["back it up before that start"],
+        ),
+        Some(schema) if found.in_use => {
+            Finding::ok(SUBJECT, format!("{program}, {place} has schema {schema}; a server runs on it"))
+        }
+        Some(schema) => Finding::ok(SUBJECT, format!("{program}, {place} has schema {schema}")),
+    });
+    findings
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::finding::Status;
+    use super::*;
+
+    #[test]
+    fn what_is_unsafe_or_missing_fails_one_by_one() {
+        let found = Examination {
+            program: "PostgreSQL 17".to_owned(),
+            schema: Some(1),
+            schema_known: 2,
+            in_use: false,
+            time: None,
+            unsafe_settings: vec!["fsync = off".to_owned()],
+            missing_rights: vec!["CREATE on schema public".to_owned()],
+            setting: None,
+        };
+        let statuses: Vec<Status> =
+            describe("db/dormer", &found).iter().map(|finding| finding.status).collect();
+        assert_eq!(statuses, [Status::Fail, Status::Fail, Status::Warn]);
+    }
+}

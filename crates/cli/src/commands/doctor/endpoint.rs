@@ -1,0 +1,103 @@
+//! The server's own address: whether something answers there, and whether it is a server with our key.
+
+use std::time::{Duration, SystemTime};
+
+use dormer_api::{CacheName, Permission};
+use dormer_client::{ApiClient, Endpoint, HttpSettings, RetryPolicy};
+
+use super::LOOK_TIMEOUT;
+use super::clock::Clocks;
+use super::finding::Finding;
+use crate::commands::serve;
+use crate::error::Error;
+use crate::settings::{Settings, SigningKey};
+use crate::tokens;
+
+const SUBJECT: &str = "endpoint";
+
+/// Asks `api-endpoint`, or without one the address that the server listens on.
+pub(super) async fn check(settings: &Settings, clocks: &mut Clocks) -> Vec<Finding> {
+    let url = serve::own_url(settings, settings.listen);
+    let is_public = settings.api_endpoint.is_some();
+    let seen = match dormer_client::look(&format!("{url}/healthz"), None, LOOK_TIMEOUT).await {
+        Ok(seen) => seen,
+        Err(error) if is_public => {
+            return vec![Finding::fail(
+                SUBJECT,
+                Error::from(error).chain(),
+                [
+                    "does the server run, does the name lead here, is the certificate valid? Try it: curl -v URL/healthz",
+                ],
+            )];
+        }
+        // Without api-endpoint nobody was promised that it runs.
+        Err(_) => {
+            return vec![Finding::warn(
+                SUBJECT,
+                format!("no server answers at {url}"),
+                [
+                    "start it: dormer serve; behind a proxy, set api-endpoint to the address that its users see",
+                ],
+            )];
+        }
+    };
+    if let Some(date) = seen.date.filter(|_| is_public) {
+        clocks.saw("api-endpoint", date);
+    }
+    if seen.status != 200 {
+        return vec![Finding::fail(
+            SUBJECT,
+            format!("{url}/healthz answers {}", seen.status),
+            ["is it the proxy that answers? It must pass all paths on, and the Host header"],
+        )];
+    }
+    vec![ask_as_ourselves(settings, &url).await]
+}
+
+/// A token of our own for a cache that does not exist: who knows our key says that there is no such cache, anybody else
+/// that the token counts for nothing.
+async fn ask_as_ourselves(settings: &Settings, url: &str) -> Finding {
+    let answers = format!("{url} answers");
+    let Ok(key) = tokens::signing_key(settings) else {
+        return Finding::warn(SUBJECT, format!("{answers}, but there is no key here to know it by"), []);
+    };
+    if matches!(key, SigningKey::Rs256Public(_)) {
+        return Finding::ok(
+            SUBJECT,
+            format!("{answers}; tokens are made elsewhere, so its key was not tried"),
+        );
+    }
+    let name = format!("doctor-{:016x}", rand::random::<u64>());
+    let cache: CacheName = name.parse().expect("letters, digits and a dash");
+    let asked = async {
+        let wish = tokens::Wish {
+            subject: "doctor".to_owned(),
+            validity: Duration::from_mins(5),
+            grants: vec![(name.parse().expect("a name is a pattern"), Permission::Pull)],
+        };
+        let token = tokens::sign(&key, &tokens::claims(&wish, &settings.jwt, SystemTime::now()))?;
+        let endpoint: Endpoint = url.parse()?;
+        let patience = HttpSettings {
+            connect_timeout: LOOK_TIMEOUT,
+            idle_timeout: LOOK_TIMEOUT,
+            retry: RetryPolicy { tries_max: 1, ..RetryPolicy::default() },
+        };
+        ApiClient::new(endpoint, Some(&token), patience)?.get_cache_config(&cache).await.map_err(Error::from)
+    };
+    match asked.await {
+        Err(Error::Client(dormer_client::Error::NoSuchCache { .. })) => {
+            Finding::ok(SUBJECT, format!("{answers}, and knows our tokens"))
+        }
+        Err(Error::Client(dormer_client::Error::Unauthorized { .. })) => Finding::fail(
+            SUBJECT,
+            format!("{answers}, but does not know a token made here"),
+            ["another server answers there, or this one runs with another token secret, issuer or audience"],
+        ),
+        Ok(_) => Finding::fail(
+            SUBJECT,
+            format!("{answers}, but gives what it cannot have: it is no server of Dormer's"),
+            ["what listens at this address?"],
+        ),
+        Err(error) => Finding::error(SUBJECT, &error),
+    }
+}

@@ -1,0 +1,199 @@
+//! `dormer doctor`: one file per subject. A check looks and says what to do; it repairs nothing.
+//!
+//! - Every check ends within [`CHECK_TIMEOUT`]; one that does not is a failure by itself.
+//! - Nothing is left behind: what a check writes has a name of its own and is removed again.
+//! - No finding shows a secret.
+
+mod caches;
+mod clock;
+mod database;
+mod endpoint;
+mod finding;
+mod folder;
+mod keys;
+mod nix;
+mod store;
+
+use std::process::ExitCode;
+use std::time::Duration;
+
+use clap::Args;
+use serde_json::json;
+
+use self::finding::{Finding, Status};
+use super::{Context, SettingsArgs};
+use crate::error::{EXIT_FAILURE, Result};
+use crate::settings::keys::{CONFIG_VARIABLE, KEYS};
+use crate::settings::{Environment, Settings};
+
+/// Longest a check may take. Longer than any single answer that a healthy part gives.
+const CHECK_TIMEOUT: Duration = Duration::from_secs(20);
+/// Longest a look at one address may take.
+const LOOK_TIMEOUT: Duration = Duration::from_secs(8);
+
+/// Check an installation and say what to do
+///
+/// Where a server's settings are: its keys, folders, database, store and clock, and whether the
+/// server answers at its address. The server may run meanwhile; nothing is changed but for a probe
+/// in the store, which is removed again.
+///
+/// With --client, or where no server's settings are: this machine's Nix. Whether nix.conf and netrc
+/// say what `dormer use` made of them, and whether each cache answers and signs with the trusted key.
+///
+/// Ends with 1 if a check failed; warnings do not count.
+///
+/// Examples:
+///   dormer doctor --config /etc/dormer.toml
+///   kubectl -n dormer exec deploy/dormer -- /bin/dormer doctor --config /etc/dormer/dormer.toml
+///   dormer doctor --client
+#[derive(Debug, Args)]
+#[command(verbatim_doc_comment)]
+pub(crate) struct DoctorArgs {
+    /// Check this machine as a client, whatever settings of a server there are
+    #[arg(long, conflicts_with_all = ["config", "data_dir"])]
+    client: bool,
+    #[command(flatten)]
+    settings: SettingsArgs,
+}
+
+pub(super) async fn run(args: DoctorArgs, context: &Context) -> Result<ExitCode> {
+    let mut doctor = Doctor::new(context);
+    if args.client || !has_server(&args.settings, &context.environment) {
+        check_client(&mut doctor).await?;
+    } else {
+        check_server(&mut doctor, &args.settings).await?;
+    }
+    doctor.conclude()
+}
+
+/// Whether anything here says that a server is meant: a flag, a variable, or the folder that a first start made.
+fn has_server(args: &SettingsArgs, environment: &Environment) -> bool {
+    if args.config.is_some() || args.data_dir.is_some() || environment.path(CONFIG_VARIABLE).is_some() {
+        return true;
+    }
+    for key in KEYS {
+        let attic = key.attic_variable.unwrap_or_default();
+        if environment.path(&key.variable()).is_some() || environment.path(attic).is_some() {
+            return true;
+        }
+    }
+    // No home, no folder: then there is nothing of a server here.
+    Settings::load(environment, &args.to_flags()).is_ok_and(|(settings, _)| settings.data_dir.exists())
+}
+
+async fn check_server(doctor: &mut Doctor<'_>, args: &SettingsArgs) -> Result<()> {
+    let (settings, _) = Settings::load(&doctor.context.environment, &args.to_flags())?;
+    doctor.tell_all(check_settings(&settings))?;
+    doctor.within("folders", async { folder::check_all(&settings) }).await?;
+    doctor.within("tokens", async { keys::check_token_key(&settings) }).await?;
+    let mut clocks = clock::Clocks::default();
+    doctor.within("database", database::check(&settings, &mut clocks)).await?;
+    doctor.within("store", store::check(&settings, &mut clocks)).await?;
+    doctor.within("endpoint", endpoint::check(&settings, &mut clocks)).await?;
+    doctor.tell_all(clocks.check())
+}
+
+fn check_settings(settings: &Settings) -> Vec<Finding> {
+    const SUBJECT: &str = "settings";
+    let mut findings: Vec<Finding> =
+        settings.notes.iter().map(|note| Finding::warn(SUBJECT, note.clone(), [])).collect();
+    let is_plain = settings.api_endpoint.as_ref().is_none_or(|url| url.starts_with("http:"));
+    if is_plain && !settings.listen.ip().is_loopback() {
+        findings.push(Finding::warn(
+            SUBJECT,
+            format!("others reach {} without TLS: tokens travel unencrypted", settings.listen),
+            ["put a proxy with TLS in front, and set api-endpoint to its https:// address"],
+        ));
+    }
+    if findings.is_empty() {
+        findings.push(Finding::ok(SUBJECT, "they are read without complaint"));
+    }
+    findings
+}
+
+async fn check_client(doctor: &mut Doctor<'_>) -> Result<()> {
+    let context = doctor.context;
+    let mut nix = None;
+    doctor.within("nix", nix::check(context, &mut nix)).await?;
+    let files = nix::Files::read(context)?;
+    doctor.within("netrc", async { files.check_netrc(nix.as_ref()) }).await?;
+    for cache in caches::known(&files, context)? {
+        doctor.within("cache", caches::check(&cache, &files, nix.as_ref())).await?;
+    }
+    Ok(())
+}
+
+/// Tells findings as they come, and counts them.
+struct Doctor<'a> {
+    context: &'a Context,
+    ok: usize,
+    warnings: usize,
+    failures: usize,
+}
+
+impl<'a> Doctor<'a> {
+    fn new(context: &'a Context) -> Self {
+        Self { context, ok: 0, warnings: 0, failures: 0 }
+    }
+
+    async fn within(
+        &mut self,
+        subject: &'static str,
+        check: impl Future<Output = Vec<Finding>>,
+    ) -> Result<()> {
+        let findings = tokio::time::timeout(CHECK_TIMEOUT, check).await.unwrap_or_else(|_| {
+            vec![Finding::fail(
+                subject,
+                format!("no answer within {} s", CHECK_TIMEOUT.as_secs()),
+                ["is the other side overloaded, or does a firewall drop what is sent there?"],
+            )]
+        });
+        self.tell_all(findings)
+    }
+
+    fn tell_all(&mut self, findings: Vec<Finding>) -> Result<()> {
+        findings.into_iter().try_for_each(|finding| self.tell(&finding))
+    }
+
+    fn tell(&mut self, finding: &Finding) -> Result<()> {
+        match finding.status {
+            Status::Ok => self.ok += 1,
+            Status::Warn => self.warnings += 1,
+            Status::Fail => self.failures += 1,
+        }
+        let printer = &self.context.printer;
+        if printer.json {
+            return printer.message(&json!({
+                "message_type": "check",
+                "subject": finding.subject,
+                "status": finding.status.word(),
+                "message": finding.message,
+                "hints": finding.advice,
+            }));
+        }
+        let colour = match finding.status {
+            Status::Ok => "32",
+            Status::Warn => "33",
+            Status::Fail => "31;1",
+        };
+        let word = printer.painted(colour, &format!("{:<5}", finding.status.word()));
+        printer.data(&format!("{word} {}: {}", finding.subject, finding.message))?;
+        finding.advice.iter().try_for_each(|advice| printer.data(&format!("      -> {advice}")))
+    }
+
+    fn conclude(self) -> Result<ExitCode> {
+        let printer = &self.context.printer;
+        printer.message(&json!({
+            "message_type": "doctor", "ok": self.ok, "warnings": self.warnings, "failures": self.failures,
+        }))?;
+        let count =
+            |number: usize, word: &str| format!("{number} {word}{}", if number == 1 { "" } else { "s" });
+        printer.conclude(&format!(
+            "{} ok, {}, {}",
+            self.ok,
+            count(self.warnings, "warning"),
+            count(self.failures, "failure")
+        ));
+        Ok(if self.failures == 0 { ExitCode::SUCCESS } else { ExitCode::from(EXIT_FAILURE) })
+    }
+}

@@ -1,0 +1,173 @@
+//! This machine's Nix: the program, its files, and what of them its daemon listens to.
+
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use dormer_client::NixConfig;
+
+use super::finding::Finding;
+use crate::commands::Context;
+use crate::commands::use_cache::{NixFiles, has_daemon, is_root};
+use crate::error::{Error, Result};
+use crate::secret_file;
+
+const NIX: &str = "nix";
+const NETRC: &str = "netrc";
+
+/// The oldest Nix that Dormer is tested with.
+const OLDEST: (u32, u32) = (2, 8);
+
+/// Asks `nix` for its version and settings, and keeps them for the checks that follow.
+pub(super) async fn check(context: &Context, config: &mut Option<NixConfig>) -> Vec<Finding> {
+    let read = match NixConfig::read("nix").await {
+        Ok(read) => read,
+        Err(error) => return vec![Finding::error(NIX, &Error::from(error))],
+    };
+    let version = read.version().to_owned();
+    let finding = match parse_version(&version) {
+        Some(number) if number < OLDEST => Finding::warn(
+            NIX,
+            format!("{version} is older than {}.{}, the oldest that is tested", OLDEST.0, OLDEST.1),
+            ["upgrade it"],
+        ),
+        _ => Finding::ok(NIX, format!("{version}{}", if has_daemon() { ", with a daemon" } else { "" })),
+    };
+    let mut findings = vec![finding];
+    if let Some(user) = ignored_user(&read)
+        && NixFiles::read(context, false).is_ok_and(|files| !files.conf.names().is_empty())
+    {
+        findings.push(Finding::fail(
+            NIX,
+            format!(
+                "the daemon ignores the caches in this user's nix.conf: {user} is not among trusted-users"
+            ),
+            ["use them for the whole machine, as root: dormer use CACHE --system"],
+        ));
+    }
+    *config = Some(read);
+    findings
+}
+
+/// The first two numbers of `nix (Nix) 2.26.3`.
+fn parse_version(text: &str) -> Option<(u32, u32)> {
+    let mut numbers = text.rsplit(' ').next()?.split(|c: char| !c.is_ascii_digit());
+    Some((numbers.next()?.parse().ok()?, numbers.next()?.parse().ok()?))
+}
+
+/// This user's name, if there is a daemon that does not listen to him.
+fn ignored_user(config: &NixConfig) -> Option<String> {
+    if !has_daemon() || is_root() {
+        return None;
+    }
+    let words = |option: &str| -> Vec<String> {
+        let output = Command::new("id").arg(option).output();
+        let text = output.map(|output| String::from_utf8_lossy(&output.stdout).into_owned());
+        text.unwrap_or_default().split_whitespace().map(str::to_owned).collect()
+    };
+    let user = words("-un").pop()?;
+    (!is_trusted(&config.list("trusted-users"), &user, &words("-Gn"))).then_some(user)
+}
+
+fn is_trusted(trusted: &[&str], user: &str, groups: &[String]) -> bool {
+    trusted.iter().any(|entry| match entry.strip_prefix('@') {
+        Some(group) => groups.iter().any(|own| own == group),
+        None => *entry == "*" || *entry == user,
+    })
+}
+
+/// The files that `dormer use` writes: the user's, if he has a home, and the machine's.
+pub(super) struct Files {
+    pub(super) all: Vec<NixFiles>,
+}
+
+impl Files {
+    pub(super) fn read(context: &Context) -> Result<Self> {
+        let user = NixFiles::read(context, false).ok();
+        let system = NixFiles::read(context, true)?;
+        // With NIX_USER_CONF_FILES both may be one.
+        let user = user.filter(|user| user.conf_path != system.conf_path);
+        Ok(Self { all: user.into_iter().chain([system]).collect() })
+    }
+
+    /// Where Nix looks for passwords, as it says itself, else as its files say.
+    pub(super) fn netrc_path(&self, config: Option<&NixConfig>) -> PathBuf {
+        match config.and_then(|config| config.text("netrc-file")) {
+            Some(path) if !path.is_empty() => PathBuf::from(path),
+            _ => self.all[0].netrc_path.clone(),
+        }
+    }
+
+    /// Who can read the tokens there.
+    pub(super) fn check_netrc(&self, config: Option<&NixConfig>) -> Vec<Finding> {
+        let path = self.netrc_path(config);
+        let is_wanted = self.all.iter().any(|files| {
+            let lines = files.conf.names().into_iter().flat_map(|name| files.conf.lines_of(name));
+            lines.into_iter().any(|line| line.starts_with("netrc-file = "))
+        });
+        let name = path.display();
+        match fs::File::open(&path) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound && !is_wanted => {
+                vec![Finding::ok(NETRC, "there is none, which is right where all caches are public")]
+            }
+            Err(error) if error.kind() == io::ErrorKind::PermissionDenied && has_daemon() => {
+                vec![Finding::ok(NETRC, format!("{name} is for the daemon alone"))]
+            }
+            Err(error) => vec![Finding::fail(
+                NETRC,
+                format!("{name} cannot be read: {error}"),
+                ["run `dormer use` again for each private cache, as the user that fetches"],
+            )],
+            Ok(_) => vec![self.describe_netrc(&path, config)],
+        }
+    }
+
+    fn describe_netrc(&self, path: &Path, config: Option<&NixConfig>) -> Finding {
+        let name = path.display();
+        if secret_file::is_readable_by_others(path) {
+            return Finding::fail(
+                NETRC,
+                format!("{name}: other users of this machine can read the tokens in it"),
+                ["chmod 600 it"],
+            );
+        }
+        let system = &self.all[self.all.len() - 1].netrc_path;
+        if path != system && config.and_then(ignored_user).is_some() {
+            return Finding::fail(
+                NETRC,
+                format!("the daemon reads {}, not {name}", system.display()),
+                ["use private caches for the whole machine, as root: dormer use CACHE --system"],
+            );
+        }
+        Finding::ok(
+            NETRC,
+            format!(
+                "{name} can be read by this user{}, and by nobody else",
+                if has_daemon() { " and the daemon" } else { "" }
+            ),
+        )
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn versions_are_read_however_they_end() {
+        assert_eq!(parse_version("nix (Nix) 2.8.0"), Some((2, 8)));
+        assert_eq!(parse_version("nix (Nix) 2.36pre20260101_abc"), Some((2, 36)));
+        assert_eq!(parse_version("nix (Lix, like Nix) 2.93.0"), Some((2, 93)));
+        assert_eq!(parse_version("something else"), None);
+    }
+
+    #[test]
+    fn users_are_trusted_by_name_by_group_or_all() {
+        let groups = ["users".to_owned(), "wheel".to_owned()];
+        assert!(is_trusted(&["root", "ada"], "ada", &groups));
+        assert!(is_trusted(&["root", "@wheel"], "ada", &groups));
+        assert!(is_trusted(&["*"], "ada", &groups));
+        assert!(!is_trusted(&["root", "@admin", "wheel"], "ada", &groups));
+    }
+}

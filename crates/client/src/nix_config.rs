@@ -1,0 +1,100 @@
+//! What `nix` on this machine says of itself: its version, and the settings in force.
+
+use std::ffi::OsStr;
+use std::io;
+use std::process::{Output, Stdio};
+
+use serde_json::Value;
+
+use crate::error::{Error, Result};
+
+/// Kept from what a failed `nix` said: its last words say why.
+const STDERR_BYTES_MAX: usize = 4096;
+
+/// Nix's settings in force, for the user who asks.
+#[derive(Debug, Clone, PartialEq)]
+pub struct NixConfig {
+    version: String,
+    settings: Value,
+}
+
+impl NixConfig {
+    /// Asks `program`, usually `nix`.
+    pub async fn read(program: impl AsRef<OsStr>) -> Result<Self> {
+        let program = program.as_ref();
+        let version = checked("nix --version", run(program, &["--version"]).await?)?;
+        let version = String::from_utf8_lossy(&version.stdout).trim().to_owned();
+        // `config show` since 2.20; `show-config` before, and no longer for ever.
+        let mut output = run(program, &["config", "show", "--json"]).await?;
+        if !output.status.success() {
+            output = run(program, &["show-config", "--json"]).await?;
+        }
+        let output = checked("nix config show", output)?;
+        let settings = serde_json::from_slice(&output.stdout).map_err(Error::NixConfigJson)?;
+        Ok(Self { version, settings })
+    }
+
+    /// `nix (Nix) 2.26.3`: as it names itself.
+    pub fn version(&self) -> &str {
+        &self.version
+    }
+
+    /// The words of a list, such as `substituters`; none if there is no such setting.
+    pub fn list(&self, name: &str) -> Vec<&str> {
+        match self.value(name) {
+            Some(Value::Array(items)) => items.iter().filter_map(Value::as_str).collect(),
+            Some(Value::String(text)) => text.split_whitespace().collect(),
+            _ => Vec::new(),
+        }
+    }
+
+    /// A text, such as `netrc-file`.
+    pub fn text(&self, name: &str) -> Option<&str> {
+        self.value(name).and_then(Value::as_str)
+    }
+
+    fn value(&self, name: &str) -> Option<&Value> {
+        self.settings.get(name)?.get("value")
+    }
+}
+
+async fn run(program: &OsStr, arguments: &[&str]) -> Result<Output> {
+    let mut command = tokio::process::Command::new(program);
+    command.args(["--extra-experimental-features", "nix-command"]).args(arguments);
+    command.stdin(Stdio::null()).kill_on_drop(true);
+    command.output().await.map_err(|source| {
+        let program = program.to_string_lossy().into_owned();
+        match source.kind() {
+            io::ErrorKind::NotFound => Error::NixMissing { program },
+            _ => Error::NixRun { program, source },
+        }
+    })
+}
+
+fn checked(command: &'static str, output: Output) -> Result<Output> {
+    if output.status.success() {
+        return Ok(output);
+    }
+    let start = output.stderr.len().saturating_sub(STDERR_BYTES_MAX);
+    let stderr = String::from_utf8_lossy(&output.stderr[start..]).trim().to_owned();
+    Err(Error::NixFailed { command, status: output.status.to_string(), stderr })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn settings_are_read_in_the_form_that_nix_prints() {
+        let settings = serde_json::json!({
+            "substituters": {"aliases": [], "value": ["https://a", "https://b"]},
+            "netrc-file": {"value": "/etc/nix/netrc"},
+            "trusted-users": {"value": "root @wheel"},
+        });
+        let config = NixConfig { version: "nix (Nix) 2.8.0".to_owned(), settings };
+        assert_eq!(config.list("substituters"), ["https://a", "https://b"]);
+        assert_eq!(config.list("trusted-users"), ["root", "@wheel"]);
+        assert_eq!(config.text("netrc-file"), Some("/etc/nix/netrc"));
+        assert!(config.list("nothing").is_empty());
+    }
+}
