@@ -48,6 +48,10 @@ pub(crate) enum Error {
     PathsLost { lost: usize, tried: usize },
     #[error("{} is a folder of {owner}", path.display())]
     ForeignFolder { path: PathBuf, owner: &'static str },
+    #[error(transparent)]
+    OpenStore(#[from] dormer_blobs::remote::OpenError),
+    #[error("{store} holds chunks of {owner}")]
+    ForeignBucket { store: String, owner: &'static str },
     #[error("the database was made with another master key than {origin}")]
     WrongMasterKey { origin: String },
     #[error("the master key of this database is missing: {}", path.display())]
@@ -142,6 +146,10 @@ impl Error {
             Self::ForeignFolder { .. } => hint(
                 "Dormer stores differently and has left it alone; give it a folder of its own (--data-dir, or path under \
                  [storage])",
+            ),
+            Self::ForeignBucket { .. } => hint("Dormer stores differently and has left it alone; give it a bucket of its own"),
+            Self::Blobs(dormer_blobs::Error::Refused { .. }) => hint(
+                "the keys under [storage] say which store it is; rights to put, get, list and delete objects are needed",
             ),
             Self::WrongMasterKey { .. } | Self::NoMasterKey { .. } => hint(
                 "restore the master key from its backup (file master-key of the data folder, or DORMER_MASTER_KEY); without \

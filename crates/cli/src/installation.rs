@@ -15,7 +15,7 @@ use std::time::{Duration, SystemTime};
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use dormer_api::Permission;
-use dormer_blobs::LocalBlobs;
+use dormer_blobs::{Blobs, Limited, LocalBlobs, RemoteBlobs, Retrying};
 use dormer_engine::{CreateCache, Engine, MasterKey, SystemClock};
 use dormer_index::{Index as _, SqliteIndex, SqliteOptions};
 use dormer_nix::StoreDir;
@@ -76,7 +76,7 @@ pub(crate) async fn prepare(settings: &Settings, observer: Observer<'_>) -> Resu
     let mut warnings = Vec::new();
 
     let index_is_new = !settings.database_path.exists();
-    let has_packs = settings.storage_path.join("packs").exists();
+    let has_packs = settings.remote_storage.is_none() && settings.storage_path.join("packs").exists();
     let index = Arc::new(SqliteIndex::open(&settings.database_path, SqliteOptions::default()).await?);
     if index_is_new {
         observer(&Made::Index(settings.database_path.clone()))?;
@@ -87,7 +87,7 @@ pub(crate) async fn prepare(settings: &Settings, observer: Observer<'_>) -> Resu
             ));
         }
     }
-    let blobs = Arc::new(LocalBlobs::open(&settings.storage_path)?);
+    let blobs = open_store(settings, &mut warnings).await?;
     let master_key = master_key(settings, &index, observer).await?;
     let (token_key, made) = tokens::signing_key_or_new(settings)?;
     if made {
@@ -112,6 +112,27 @@ pub(crate) async fn prepare(settings: &Settings, observer: Observer<'_>) -> Resu
     let main_public_key = main
         .and_then(|cache| cache.keys.iter().rev().find(|key| key.active).map(|key| key.public_key.clone()));
     Ok(Installation { engine, index, token_key, main_public_key, warnings })
+}
+
+/// The store that the settings name. One over a network is asked once: who mistyped a key learns it now and not from the first
+/// push. One that does not answer may do so later, which is no reason not to start.
+async fn open_store(settings: &Settings, warnings: &mut Vec<String>) -> Result<Arc<dyn Blobs>> {
+    let Some(remote) = &settings.remote_storage else {
+        return Ok(Arc::new(LocalBlobs::open(&settings.storage_path)?));
+    };
+    let store = RemoteBlobs::open(&remote.store)?;
+    match store.holds_attic_chunks().await {
+        Ok(false) => {}
+        Ok(true) => return Err(Error::ForeignBucket { store: store.name().to_owned(), owner: "Attic" }),
+        Err(error @ dormer_blobs::Error::Refused { .. }) => return Err(error.into()),
+        Err(error) => warnings.push(format!(
+            "{} does not answer yet ({}); pushes and reads wait for it",
+            store.name(),
+            Error::chain_of(&error)
+        )),
+    }
+    let wait = remote.retries.time_max;
+    Ok(Arc::new(Retrying::new(Limited::new(store, remote.requests_max, wait), remote.retries.clone())))
 }
 
 /// Attic's folders look like ours from the outside: one with a database, one with many files.
@@ -173,7 +194,7 @@ fn make_folders(settings: &Settings, observer: Observer<'_>) -> Result<()> {
             make_private_folder(folder)?;
         }
     }
-    if make_private_folder(&settings.storage_path)? {
+    if settings.remote_storage.is_none() && make_private_folder(&settings.storage_path)? {
         observer(&Made::Storage(settings.storage_path.clone()))?;
     }
     Ok(())

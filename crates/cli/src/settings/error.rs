@@ -39,9 +39,6 @@ impl Error {
                 Some("`dormer config reference` explains every key".to_owned())
             }
             Self::NoDataDir => Some("say where to keep data: --data-dir DIR".to_owned()),
-            Self::Later { key: "storage.type", .. } => {
-                Some("use type = \"local\" and a path under [storage]".to_owned())
-            }
             Self::Later { key: "database.url", .. } => {
                 Some("leave database.url out: the default is an SQLite file in the data folder".to_owned())
             }

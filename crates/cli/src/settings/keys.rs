@@ -33,8 +33,6 @@ pub(crate) enum Standing {
     Used,
     /// Attic's; read without complaint and without effect, and the reason is said once at start.
     Ignored(&'static str),
-    /// Known, but of a part that this version lacks: an error.
-    Later(&'static str),
 }
 
 /// One setting.
@@ -102,10 +100,6 @@ impl Key {
         Self { standing: Standing::Ignored(why), ..self }
     }
 
-    const fn later(self, why: &'static str) -> Self {
-        Self { standing: Standing::Later(why), ..self }
-    }
-
     /// Its variable: `chunks.zstd-level` is `DORMER_CHUNKS_ZSTD_LEVEL`.
     pub(crate) fn variable(&self) -> String {
         format!("{VARIABLE_PREFIX}{}", self.path.replace(['.', '-'], "_").to_ascii_uppercase())
@@ -128,7 +122,6 @@ const KIB: u64 = 1 << 10;
 const MIB: u64 = 1 << 20;
 const GIB: u64 = 1 << 30;
 const DAY: u64 = 86_400;
-const NO_S3_YET: &str = "object stores come with a later release; this one stores packs in a local folder";
 const CHUNKS_ARE_OURS: &str = "Dormer cuts by its own rule; see [chunks]";
 const COMPRESSION_IS_OURS: &str =
     "Dormer stores zstd, which is served as it is; its level is chunks.zstd-level";
@@ -179,17 +172,41 @@ keys! {
     DATABASE_HEARTBEAT = Key::new("database.heartbeat", Kind::Bool, "Attic sends a query every few seconds when it is set.")
         .attic().ignored("SQLite needs none");
 
-    STORAGE_TYPE = Key::new("storage.type", Kind::Choice(&["local", "s3"]), "Where packs are stored: `local`.")
+    STORAGE_TYPE = Key::new("storage.type", Kind::Choice(&["local", "s3", "gcs", "azure"]),
+        "Where packs are stored: `local`, a folder; `s3`, Amazon S3 or what speaks like it (MinIO, Ceph RGW, SeaweedFS, Garage, \
+         R2); `gcs`, Google Cloud Storage; `azure`, Azure Blob Storage.")
         .default("local").attic();
     STORAGE_PATH = Key::new("storage.path", Kind::Path, "Folder of the packs. Not one that Attic filled.")
         .default_note("`<data-dir>/storage`").attic();
-    STORAGE_REGION = Key::new("storage.region", Kind::Text, "For S3.").attic().later(NO_S3_YET);
-    STORAGE_BUCKET = Key::new("storage.bucket", Kind::Text, "For S3.").attic().later(NO_S3_YET);
-    STORAGE_ENDPOINT = Key::new("storage.endpoint", Kind::HttpUrl, "For S3.").attic().later(NO_S3_YET);
-    STORAGE_ACCESS_KEY_ID = Key::new("storage.credentials.access_key_id", Kind::Text, "For S3.")
-        .secret().attic().later(NO_S3_YET);
-    STORAGE_SECRET_ACCESS_KEY = Key::new("storage.credentials.secret_access_key", Kind::Text, "For S3.")
-        .secret().attic().later(NO_S3_YET);
+    STORAGE_REGION = Key::new("storage.region", Kind::Text, "S3's region.")
+        .default_note("`AWS_REGION`, or `us-east-1`").attic();
+    STORAGE_BUCKET = Key::new("storage.bucket", Kind::Text,
+        "Bucket, or Azure's container. It must exist. Not one that Attic filled.").attic();
+    STORAGE_ENDPOINT = Key::new("storage.endpoint", Kind::HttpUrl, "Address of the store.")
+        .default_note("the provider's own").attic();
+    STORAGE_PREFIX = Key::new("storage.prefix", Kind::Text,
+        "Goes before the name of every object, with a `/` between, so that one bucket serves several uses.").default_note("none");
+    STORAGE_PATH_STYLE = Key::new("storage.path-style", Kind::Bool,
+        "Whether the bucket stands in the path of a request (`https://endpoint/bucket/…`) or in its host name \
+         (`https://bucket.endpoint/…`).").default_note("`true` if `storage.endpoint` is set");
+    STORAGE_CA_FILE = Key::new("storage.ca-file", Kind::Path,
+        "PEM file with certificates to trust beside the system's, for stores with a CA of their own.");
+    STORAGE_REQUESTS = Key::new("storage.requests", Kind::Integer(1, 10_000),
+        "Most requests to the store at once. When it says that it is busy, there are fewer for a while.").default("64");
+    STORAGE_CONNECT_TIMEOUT = Key::new("storage.connect-timeout", Kind::Duration(1, 3_600),
+        "How long to wait for a connection to the store.").default("5s");
+    STORAGE_TIMEOUT = Key::new("storage.timeout", Kind::Duration(1, 3_600),
+        "How long a request to the store may take in all: 32 MiB over its slowest link.").default("60s");
+    STORAGE_RETRY_TIME = Key::new("storage.retry-time", Kind::Duration(0, 3_600),
+        "How long a request is tried again when the store is busy or does not answer. Then the client is told to come back.")
+        .default("45s");
+    STORAGE_ACCESS_KEY_ID = Key::new("storage.credentials.access_key_id", Kind::Text,
+        "Access key (S3), or name of the account (Azure).")
+        .default_note("the provider's environment variables, such as `AWS_ACCESS_KEY_ID`, its files, or the role of the instance \
+         or pod").secret().attic();
+    STORAGE_SECRET_ACCESS_KEY = Key::new("storage.credentials.secret_access_key", Kind::Text,
+        "The key's secret half, or the account's key.")
+        .default_note("as above, such as `AWS_SECRET_ACCESS_KEY`").secret().attic();
 
     CHUNKS_MIN = Key::new("chunks.min", Kind::Size(KIB, 16 * MIB),
         "Smallest chunk. The three sizes decide where NARs are cut: changing them later costs deduplication against what \

@@ -10,6 +10,7 @@ pub(crate) mod raw;
 pub(crate) mod reference;
 mod resolve;
 pub(crate) mod show;
+mod storage;
 #[cfg(test)]
 mod tests;
 pub(crate) mod units;

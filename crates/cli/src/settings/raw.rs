@@ -225,16 +225,15 @@ impl Raw {
         Ok(())
     }
 
-    /// Attic's keys without a meaning here become one note a reason; keys of parts that are not there yet are errors.
+    /// Attic's keys without a meaning here become one note a reason.
     fn check_standing(&mut self) -> Result<()> {
         let mut ignored: Vec<(&'static str, Vec<&'static str>)> = Vec::new();
         for key in KEYS {
-            let Some(setting) = self.settings.get(key.path) else { continue };
+            if !self.settings.contains_key(key.path) {
+                continue;
+            }
             match key.standing {
                 Standing::Used => {}
-                Standing::Later(why) => {
-                    return Err(Error::Later { key: key.path, origin: setting.origin.clone(), why });
-                }
                 Standing::Ignored(why) => match ignored.iter_mut().find(|(other, _)| *other == why) {
                     Some((_, paths)) => paths.push(key.path),
                     None => ignored.push((why, vec![key.path])),

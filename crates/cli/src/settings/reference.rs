@@ -30,9 +30,6 @@ fn write_key(page: &mut String, key: &Key) {
         Standing::Ignored(why) => {
             let _ = write!(page, " *Accepted and ignored: {why}.*");
         }
-        Standing::Later(why) => {
-            let _ = write!(page, " *Refused: {why}.*");
-        }
     }
     let mut facts = vec![format!("`{}`", key.variable())];
     facts.extend(key.flag.map(|flag| format!("`{flag}`")));

@@ -13,6 +13,7 @@ use dormer_format::ChunkParams;
 use super::error::{Error, Result};
 use super::keys::{self, Key};
 use super::raw::{Environment, Flags, Origin, Raw, Value};
+use super::storage::{RemoteStorage, remote_storage};
 
 // What was read was checked against its key's kind, so a value of another kind is a defect of the table.
 macro_rules! value_of {
@@ -30,7 +31,9 @@ pub(crate) struct Settings {
     pub(crate) listen: SocketAddr,
     pub(crate) data_dir: PathBuf,
     pub(crate) database_path: PathBuf,
+    /// Folder of the packs, if no other store is named.
     pub(crate) storage_path: PathBuf,
+    pub(crate) remote_storage: Option<RemoteStorage>,
     pub(crate) master_key: Option<[u8; 32]>,
     pub(crate) master_key_file: PathBuf,
     pub(crate) api_endpoint: Option<String>,
@@ -126,10 +129,8 @@ fn fill_paths(raw: &mut Raw, environment: &Environment) -> Result<()> {
 }
 
 fn resolve(raw: &Raw) -> Result<Settings> {
-    let storage_type = text(raw, &keys::STORAGE_TYPE);
-    if storage_type != "local" {
-        return Err(later(raw, &keys::STORAGE_TYPE, "object stores come with a later release"));
-    }
+    let mut notes = raw.notes.clone();
+    let remote_storage = remote_storage(raw, &mut notes)?;
     let signing = [
         (&keys::JWT_HS256_SECRET, SigningKey::Hs256 as fn(Vec<u8>) -> SigningKey),
         (&keys::JWT_RS256_SECRET, SigningKey::Rs256Secret),
@@ -158,6 +159,7 @@ fn resolve(raw: &Raw) -> Result<Settings> {
         data_dir: path(raw, &keys::DATA_DIR),
         database_path: sqlite_path(raw)?,
         storage_path: path(raw, &keys::STORAGE_PATH),
+        remote_storage,
         master_key,
         master_key_file: path(raw, &keys::MASTER_KEY_FILE),
         api_endpoint: optional_text(raw, &keys::API_ENDPOINT),
@@ -171,7 +173,7 @@ fn resolve(raw: &Raw) -> Result<Settings> {
         upload_timeout: duration(raw, &keys::LIMIT_UPLOAD_TIMEOUT),
         shutdown_timeout: duration(raw, &keys::LIMIT_SHUTDOWN_TIMEOUT),
         reencodings_max: count(integer(raw, &keys::LIMIT_REENCODINGS).unsigned_abs()),
-        stats: *value_of!(raw, &keys::STATS, Value::Bool),
+        stats: boolean(raw, &keys::STATS),
         engine: engine_settings(raw)?,
         jwt: JwtSettings {
             bound_issuer: optional_text(raw, &keys::JWT_BOUND_ISSUER),
@@ -182,7 +184,7 @@ fn resolve(raw: &Raw) -> Result<Settings> {
             json: text(raw, &keys::LOG_FORMAT) == "json",
             filter: text(raw, &keys::LOG_FILTER).to_owned(),
         },
-        notes: raw.notes.clone(),
+        notes,
     })
 }
 
@@ -242,7 +244,7 @@ fn origin(raw: &Raw, key: &Key) -> Origin {
     raw.find(key).map_or(Origin::Default, |setting| setting.origin.clone())
 }
 
-fn wrong(raw: &Raw, key: &Key, problem: String) -> Error {
+pub(super) fn wrong(raw: &Raw, key: &Key, problem: String) -> Error {
     Error::Value { key: key.path, origin: origin(raw, key), problem }
 }
 
@@ -258,15 +260,15 @@ fn base64(raw: &Raw, key: &Key) -> Result<Option<Vec<u8>>> {
     bytes.map(Some).map_err(|_| wrong(raw, key, "is not base64".to_owned()))
 }
 
-fn text<'a>(raw: &'a Raw, key: &Key) -> &'a str {
+pub(super) fn text<'a>(raw: &'a Raw, key: &Key) -> &'a str {
     value_of!(raw, key, Value::Text)
 }
 
-fn optional_text(raw: &Raw, key: &Key) -> Option<String> {
+pub(super) fn optional_text(raw: &Raw, key: &Key) -> Option<String> {
     raw.find(key).map(|_| text(raw, key).to_owned())
 }
 
-fn path(raw: &Raw, key: &Key) -> PathBuf {
+pub(super) fn path(raw: &Raw, key: &Key) -> PathBuf {
     PathBuf::from(text(raw, key))
 }
 
@@ -278,15 +280,19 @@ fn size(raw: &Raw, key: &Key) -> u64 {
     *value_of!(raw, key, Value::Size)
 }
 
-fn integer(raw: &Raw, key: &Key) -> i64 {
+pub(super) fn boolean(raw: &Raw, key: &Key) -> bool {
+    *value_of!(raw, key, Value::Bool)
+}
+
+pub(super) fn integer(raw: &Raw, key: &Key) -> i64 {
     *value_of!(raw, key, Value::Integer)
 }
 
-fn duration(raw: &Raw, key: &Key) -> Duration {
+pub(super) fn duration(raw: &Raw, key: &Key) -> Duration {
     *value_of!(raw, key, Value::Duration)
 }
 
 /// Numbers of the table are far below the word size of any machine that this runs on.
-fn count(number: u64) -> usize {
+pub(super) fn count(number: u64) -> usize {
     usize::try_from(number).unwrap_or(usize::MAX)
 }

@@ -125,10 +125,28 @@ fn wrong_values_are_named_with_their_key_and_place() {
 
 #[test]
 fn what_comes_with_a_later_release_is_refused_and_says_so() {
-    insta::assert_snapshot!(message("[storage]\ntype = \"s3\"\nbucket = \"b\"\nregion = \"r\""), @"storage.region (file dormer.toml): object stores come with a later release; this one stores packs in a local folder");
-    insta::assert_snapshot!(message("[storage]\ntype = \"s3\""), @r#"storage.type (file dormer.toml): object stores come with a later release | use type = "local" and a path under [storage]"#);
     insta::assert_snapshot!(message("[database]\nurl = \"postgresql://ada:hunter2@db/x\""), @"database.url (file dormer.toml): PostgreSQL comes with a later release; this one keeps its index in SQLite | leave database.url out: the default is an SQLite file in the data folder");
     insta::assert_snapshot!(message("[database]\nurl = \"mysql://ada:hunter2@db/x\""), @r#"database.url (file dormer.toml): is not of the form "sqlite:///path/to/index.sqlite""#);
+}
+
+#[test]
+fn a_store_over_a_network_wants_what_it_needs() {
+    insta::assert_snapshot!(message("[storage]\ntype = \"s3\""), @"storage.type (file dormer.toml): needs storage.bucket beside it");
+    insta::assert_snapshot!(message("[storage]\ntype = \"s3\"\nbucket = \"b\"\ncredentials = { access_key_id = \"a\" }"), @"storage.credentials.access_key_id (file dormer.toml): needs storage.credentials.secret_access_key beside it");
+    let toml = "[storage]\ntype = \"s3\"\nbucket = \"b\"\nregion = \"r\"\nendpoint = \"http://minio:9000/\"\n[storage.credentials]\n\
+                access_key_id = \"a\"\nsecret_access_key = \"hunter2\"\n";
+    let settings = load(toml, &[HOME].into(), &[]).unwrap();
+    let store = settings.remote_storage.as_ref().unwrap().store.clone();
+    assert_eq!(
+        (store.bucket.as_str(), store.endpoint.as_deref(), store.path_style),
+        ("b", Some("http://minio:9000"), true)
+    );
+    assert!(!format!("{settings:?}").contains("hunter2"), "secrets are not printed");
+    let aws = load("[storage]\ntype = \"s3\"\nbucket = \"b\"\n", &[HOME].into(), &[]).unwrap();
+    assert!(!aws.remote_storage.unwrap().store.path_style);
+    let local = load("[storage]\nbucket = \"b\"\n", &[HOME].into(), &[]).unwrap();
+    assert!(local.remote_storage.is_none());
+    assert_eq!(local.notes, ["without effect: storage.bucket (storage.type is \"local\")"]);
 }
 
 #[test]
