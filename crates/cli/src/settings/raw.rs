@@ -157,7 +157,7 @@ impl Raw {
             let flag = key.flag.expect("only keys with a flag come from flags");
             raw.set_text(key, text, &Origin::Flag(flag))?;
         }
-        raw.check_standing()?;
+        raw.note_ignored_keys();
         Ok(raw)
     }
 
@@ -226,23 +226,17 @@ impl Raw {
     }
 
     /// Attic's keys without a meaning here become one note a reason.
-    fn check_standing(&mut self) -> Result<()> {
+    fn note_ignored_keys(&mut self) {
         let mut ignored: Vec<(&'static str, Vec<&'static str>)> = Vec::new();
-        for key in KEYS {
-            if !self.settings.contains_key(key.path) {
-                continue;
-            }
-            match key.standing {
-                Standing::Used => {}
-                Standing::Ignored(why) => match ignored.iter_mut().find(|(other, _)| *other == why) {
-                    Some((_, paths)) => paths.push(key.path),
-                    None => ignored.push((why, vec![key.path])),
-                },
+        for key in KEYS.iter().filter(|key| self.settings.contains_key(key.path)) {
+            let Standing::Ignored(why) = key.standing else { continue };
+            match ignored.iter_mut().find(|(other, _)| *other == why) {
+                Some((_, paths)) => paths.push(key.path),
+                None => ignored.push((why, vec![key.path])),
             }
         }
         self.notes
             .extend(ignored.into_iter().map(|(why, paths)| format!("ignored: {} ({why})", paths.join(", "))));
-        Ok(())
     }
 
     /// An error would be too strong: anybody may set a variable that begins with our name.
