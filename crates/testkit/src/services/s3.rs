@@ -1,0 +1,126 @@
+//! What both S3 servers share: access, and the few requests that tests make behind Dormer's back.
+
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use futures::TryStreamExt as _;
+use object_store::aws::{AwsAuthorizer, AwsCredential};
+use object_store::client::{HttpConnector as _, HttpRequest, ReqwestConnector};
+use object_store::{ClientOptions, HeaderMap};
+use rand::random;
+
+/// How long a server may take until it stores an object.
+const READY_LIMIT: Duration = Duration::from_mins(2);
+
+/// Access to one S3 server.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct S3Access {
+    /// `http://127.0.0.1:port`.
+    pub endpoint: String,
+    /// Region that it signs for.
+    pub region: String,
+    /// Of a user who may do everything.
+    pub access_key_id: String,
+    /// Of the same user.
+    pub secret_access_key: String,
+}
+
+impl S3Access {
+    pub(super) fn new(port: u16) -> Self {
+        Self {
+            endpoint: format!("http://127.0.0.1:{port}"),
+            region: "us-east-1".to_owned(),
+            access_key_id: "testaccess".to_owned(),
+            secret_access_key: "testsecret1234567890".to_owned(),
+        }
+    }
+
+    /// Makes an empty bucket with a name of its own.
+    pub fn new_bucket(&self) -> String {
+        let bucket = format!("test-{:016x}", random::<u64>());
+        self.expect("PUT", &bucket, &Bytes::new());
+        bucket
+    }
+
+    /// Stores an object that Dormer did not write.
+    pub fn put_object(&self, bucket: &str, name: &str, bytes: impl Into<Bytes>) {
+        self.expect("PUT", &format!("{bucket}/{name}"), &bytes.into());
+    }
+
+    /// Deletes a bucket, which must be empty.
+    pub fn delete_bucket(&self, bucket: &str) {
+        self.expect("DELETE", bucket, &Bytes::new());
+    }
+
+    /// Waits until an object can really be stored: servers listen long before that. `gone` says why it never will.
+    pub(super) fn wait_until_ready(&self, mut gone: impl FnMut() -> Option<String>) {
+        let begin = Instant::now();
+        let bucket = format!("ready-{:016x}", random::<u64>());
+        let mut last = String::new();
+        while begin.elapsed() < READY_LIMIT {
+            if let Some(why) = gone() {
+                panic!("the S3 server ended: {why}");
+            }
+            let stored = self
+                .send("PUT", &bucket, Bytes::new())
+                .and_then(|()| self.send("PUT", &format!("{bucket}/object"), Bytes::from_static(b"ready")));
+            match stored {
+                Ok(()) => return,
+                Err(why) => last = why,
+            }
+            std::thread::sleep(Duration::from_millis(200));
+        }
+        panic!("no object can be stored within {READY_LIMIT:?}: {last}");
+    }
+
+    fn expect(&self, method: &str, path: &str, body: &Bytes) {
+        // A server with load on both its cores may answer 503 to the first try.
+        let mut last = String::new();
+        for _ in 0..20 {
+            match self.send(method, path, body.clone()) {
+                Ok(()) => return,
+                Err(why) => last = why,
+            }
+            std::thread::sleep(Duration::from_millis(200));
+        }
+        panic!("{method} {path}: {last}");
+    }
+
+    /// One signed request on a thread of its own, since callers are inside of a run time or not.
+    fn send(&self, method: &str, path: &str, body: Bytes) -> Result<(), String> {
+        let access = self.clone();
+        let (method, path) = (method.to_owned(), path.to_owned());
+        let work = move || {
+            let runtime = tokio::runtime::Builder::new_current_thread()
+                .enable_all()
+                .build()
+                .map_err(|error| error.to_string())?;
+            runtime.block_on(access.send_now(&method, &path, body))
+        };
+        std::thread::spawn(work).join().expect("no panic while sending")
+    }
+
+    async fn send_now(&self, method: &str, path: &str, body: Bytes) -> Result<(), String> {
+        let credential = AwsCredential {
+            key_id: self.access_key_id.clone(),
+            secret_key: self.secret_access_key.clone(),
+            token: None,
+        };
+        let mut request = HttpRequest::new(body.into());
+        *request.method_mut() = method.parse().expect("a method");
+        *request.uri_mut() = format!("{}/{path}", self.endpoint).parse().expect("an address");
+        *request.headers_mut() = HeaderMap::new();
+        AwsAuthorizer::new(&credential, "s3", &self.region)
+            .try_authorize(&mut request, None)
+            .map_err(|error| error.to_string())?;
+        let options = ClientOptions::new().with_allow_http(true).with_timeout(Duration::from_secs(10));
+        let client = ReqwestConnector::default().connect(&options).map_err(|error| error.to_string())?;
+        let response = client.execute(request).await.map_err(|error| error.to_string())?;
+        if response.status().is_success() {
+            return Ok(());
+        }
+        let status = response.status();
+        let pieces: Vec<Bytes> = response.into_body().bytes_stream().try_collect().await.unwrap_or_default();
+        Err(format!("{status}: {}", String::from_utf8_lossy(&pieces.concat())))
+    }
+}

@@ -1,0 +1,113 @@
+//! SeaweedFS: one process that is master, volume server, filer and S3 gateway.
+
+use std::fs;
+use std::path::Path;
+
+use tempfile::TempDir;
+
+use super::daemon::{Daemon, free_port};
+use super::parts::part;
+use super::s3::S3Access;
+
+/// A SeaweedFS server with an empty folder of its own. Dropped, it is killed and its folder removed.
+#[derive(Debug)]
+pub struct SeaweedFs {
+    folder: TempDir,
+    ports: Ports,
+    daemon: Option<Daemon>,
+    access: S3Access,
+}
+
+/// Each part listens for HTTP and for gRPC.
+#[derive(Debug)]
+struct Ports([u16; 8]);
+
+impl SeaweedFs {
+    /// Starts one and waits until it stores objects.
+    pub fn start() -> Self {
+        let folder = TempDir::new().expect("a temporary folder");
+        let ports = Ports(std::array::from_fn(|_| free_port()));
+        let access = S3Access::new(ports.0[6]);
+        fs::create_dir(folder.path().join("data")).expect("the folder is new");
+        let identities = format!(
+            r#"{{"identities":[{{"name":"admin","credentials":[{{"accessKey":"{}","secretKey":"{}"}}],
+               "actions":["Admin","Read","Write","List","Tagging"]}}]}}"#,
+            access.access_key_id, access.secret_access_key
+        );
+        fs::write(folder.path().join("s3.json"), identities).expect("the folder is writable");
+        let mut server = Self { folder, ports, daemon: None, access };
+        server.restart();
+        server
+    }
+
+    /// `http://127.0.0.1:port`.
+    pub fn endpoint(&self) -> &str {
+        &self.access.endpoint
+    }
+
+    /// How to reach it, as a user who may do everything.
+    pub fn access(&self) -> &S3Access {
+        &self.access
+    }
+
+    /// Makes an empty bucket with a name of its own.
+    pub fn new_bucket(&self) -> String {
+        self.access.new_bucket()
+    }
+
+    /// Ends it in an orderly way, which takes it a quarter of a minute.
+    pub fn stop(&mut self) {
+        if let Some(mut daemon) = self.daemon.take() {
+            daemon.terminate();
+        }
+    }
+
+    /// Ends it at once, as a crash would.
+    pub fn kill(&mut self) {
+        self.daemon = None;
+    }
+
+    /// Starts it on the same ports and data, and waits until it stores objects.
+    pub fn restart(&mut self) {
+        self.kill();
+        let daemon = self.daemon.insert(spawn(self.folder.path(), &self.ports));
+        self.access.wait_until_ready(|| (!daemon.is_running()).then(|| daemon.log_tail()));
+    }
+}
+
+fn spawn(
+    folder: &Path,
+    Ports([master, master_grpc, volume, volume_grpc, filer, filer_grpc, s3, s3_grpc]): &Ports,
+) -> Daemon {
+    let arguments = [
+        "-logtostderr=true".to_owned(),
+        "server".to_owned(),
+        format!("-dir={}", folder.join("data").display()),
+        "-ip=127.0.0.1".to_owned(),
+        "-ip.bind=127.0.0.1".to_owned(),
+        "-master.telemetry=false".to_owned(),
+        format!("-master.port={master}"),
+        format!("-master.port.grpc={master_grpc}"),
+        // One master needs no other's vote: by default it waits ten seconds for one when it comes back.
+        "-master.electionTimeout=1s".to_owned(),
+        "-master.heartbeatInterval=200ms".to_owned(),
+        // A bucket takes seven volumes; without room for them its PUTs fail with 500.
+        "-volume.max=700".to_owned(),
+        "-master.volumeSizeLimitMB=64".to_owned(),
+        "-volume.preStopSeconds=0".to_owned(),
+        format!("-volume.port={volume}"),
+        format!("-volume.port.grpc={volume_grpc}"),
+        "-filer".to_owned(),
+        format!("-filer.port={filer}"),
+        format!("-filer.port.grpc={filer_grpc}"),
+        "-s3".to_owned(),
+        format!("-s3.port={s3}"),
+        format!("-s3.port.grpc={s3_grpc}"),
+        format!("-s3.config={}", folder.join("s3.json").display()),
+        "-s3.iam=false".to_owned(),
+        "-s3.port.iceberg=0".to_owned(),
+        "-s3.port.lance=0".to_owned(),
+    ];
+    let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
+    Daemon::spawn(&[], &part("seaweedfs/bin/weed"), &arguments, &folder.join("log"))
+}
