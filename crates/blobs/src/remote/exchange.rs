@@ -5,7 +5,7 @@
 use std::cell::Cell;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use async_trait::async_trait;
 use object_store::ClientOptions;
@@ -24,6 +24,8 @@ pub(super) struct Exchange {
     pub(super) status: Option<u16>,
     /// How long the store wants to be left alone.
     pub(super) retry_after: Option<Duration>,
+    /// The store's clock.
+    pub(super) date: Option<SystemTime>,
 }
 
 /// Runs a call and tells its last exchange.
@@ -148,6 +150,10 @@ impl HttpService for Watcher {
                     .get("retry-after")
                     .and_then(|value| value.to_str().ok()?.parse().ok())
                     .map(Duration::from_secs),
+                date: response
+                    .headers()
+                    .get("date")
+                    .and_then(|value| httpdate::parse_http_date(value.to_str().ok()?).ok()),
             },
             Err(_) => Exchange::default(),
         };

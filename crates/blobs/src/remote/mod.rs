@@ -10,6 +10,7 @@
 
 mod exchange;
 mod open;
+mod probe;
 
 use std::fmt;
 use std::ops::Range;
@@ -26,6 +27,7 @@ use object_store::{
 pub use self::exchange::{Counters, Method};
 use self::exchange::{Exchange, watched};
 pub use self::open::{Credentials, OpenError, RemoteKind, RemoteSettings};
+pub use self::probe::{Probe, Right};
 use crate::contract::{BlobKey, Blobs};
 use crate::{Error, Result};
 

@@ -1,0 +1,150 @@
+//! Trying out what may be done in a bucket: for people who ask what is wrong, not for the server.
+
+use std::time::SystemTime;
+
+use bytes::Bytes;
+use futures::TryStreamExt as _;
+use object_store::path::Path;
+use object_store::{Error as StoreError, ObjectStoreExt as _, PutMode, PutOptions, PutPayload};
+use rand::random;
+
+use super::exchange::{Exchange, watched};
+use super::{Attempt, RemoteBlobs};
+use crate::{Error, Result};
+
+/// Where probes lie, apart from everything else.
+const FOLDER: &str = "doctor";
+
+/// What is written.
+const CONTENT: &[u8] = b"dormer doctor: an object to try things out with; it may be deleted";
+
+/// What the server does in a bucket.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Right {
+    /// Storing an object.
+    Put,
+    /// Reading a part of one.
+    GetRange,
+    /// Finding it in a listing.
+    List,
+    /// Deleting it.
+    Delete,
+}
+
+impl Right {
+    /// A verb.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Put => "put",
+            Self::GetRange => "get a range",
+            Self::List => "list",
+            Self::Delete => "delete",
+        }
+    }
+}
+
+/// What a probe found.
+#[derive(Debug)]
+pub struct Probe {
+    /// What was tried, in this order, and what came of it. What needs an object is not tried without one.
+    pub rights: Vec<(Right, Result<()>)>,
+    /// Whether a PUT on condition that there is no such object is refused when there is one. Nothing here relies on it.
+    pub refuses_conditional_put: Option<bool>,
+    /// The store's clock, to the second.
+    pub date: Option<SystemTime>,
+}
+
+impl RemoteBlobs {
+    /// Tries out what the server does in a bucket, on an object under a name of its own, which is deleted again.
+    pub async fn probe(&self) -> Probe {
+        let folder = self.prefix.clone().join(FOLDER);
+        let path = folder.clone().join(format!("{:032x}", random::<u128>()));
+        let mut probe = Probe { rights: Vec::new(), refuses_conditional_put: None, date: None };
+        let stored = self.try_put(&path, &mut probe).await;
+        if stored {
+            self.try_get(&path, &mut probe).await;
+        }
+        self.try_list(&folder, stored.then_some(&path), &mut probe).await;
+        if stored {
+            let again = PutOptions { mode: PutMode::Create, ..PutOptions::default() };
+            let again = self.store.put_opts(&path, PutPayload::from_static(CONTENT), again).await;
+            probe.refuses_conditional_put = match again {
+                Ok(_) => Some(false),
+                Err(StoreError::AlreadyExists { .. } | StoreError::Precondition { .. }) => Some(true),
+                Err(_) => None,
+            };
+            self.try_delete(&path, &mut probe).await;
+        }
+        probe
+    }
+
+    async fn try_put(&self, path: &Path, probe: &mut Probe) -> bool {
+        let payload = PutPayload::from_static(CONTENT);
+        let (outcome, exchange) = watched(self.store.put_opts(path, payload, PutOptions::default())).await;
+        probe.date = exchange.date;
+        let outcome = outcome.map(drop).map_err(|error| self.failed("store", path, error, &exchange));
+        let is_stored = outcome.is_ok();
+        probe.rights.push((Right::Put, outcome));
+        is_stored
+    }
+
+    async fn try_get(&self, path: &Path, probe: &mut Probe) {
+        let (read, exchange) = watched(self.store.get_range(path, 7..13)).await;
+        let outcome = match read {
+            Ok(bytes) if bytes == Bytes::from_static(&CONTENT[7..13]) => Ok(()),
+            Ok(_) => Err(Error::Truncated { key: path.to_string() }),
+            Err(error) => Err(self.failed("read", path, error, &exchange)),
+        };
+        probe.rights.push((Right::GetRange, outcome));
+    }
+
+    /// Only our own folder is listed, so that a full bucket costs no more than an empty one.
+    async fn try_list(&self, folder: &Path, wanted: Option<&Path>, probe: &mut Probe) {
+        let listing = self.store.list(Some(folder)).map_ok(|entry| entry.location).try_collect::<Vec<_>>();
+        let (listed, exchange) = watched(listing).await;
+        let outcome = match listed {
+            Ok(paths) if wanted.is_none_or(|path| paths.contains(path)) => Ok(()),
+            Ok(_) => Err(Error::NotFound { key: folder.to_string() }),
+            Err(error) => Err(self.failed("list", folder, error, &exchange)),
+        };
+        probe.rights.push((Right::List, outcome));
+    }
+
+    async fn try_delete(&self, path: &Path, probe: &mut Probe) {
+        let (deleted, exchange) = watched(self.store.delete(path)).await;
+        let outcome = deleted.map_err(|error| self.failed("delete", path, error, &exchange));
+        probe.rights.push((Right::Delete, outcome));
+    }
+
+    fn failed(&self, verb: &'static str, path: &Path, error: StoreError, exchange: &Exchange) -> Error {
+        Attempt { verb, key: path.to_string(), name: &self.name }.failed(error, exchange)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use object_store::ObjectStore;
+    use object_store::memory::InMemory;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn a_probe_tries_everything_and_leaves_nothing() {
+        let store: Arc<dyn ObjectStore> = Arc::new(InMemory::new());
+        let blobs = RemoteBlobs {
+            store: Arc::clone(&store),
+            prefix: Path::from("some/prefix"),
+            name: "memory".into(),
+            counters: Arc::default(),
+        };
+        let probe = blobs.probe().await;
+        let tried: Vec<Right> = probe.rights.iter().map(|(right, _)| *right).collect();
+        assert_eq!(tried, [Right::Put, Right::GetRange, Right::List, Right::Delete]);
+        assert!(probe.rights.iter().all(|(_, outcome)| outcome.is_ok()), "{probe:?}");
+        assert_eq!(probe.refuses_conditional_put, Some(true));
+        let left: Vec<_> = store.list(None).try_collect().await.unwrap();
+        assert!(left.is_empty(), "{left:?}");
+    }
+}
