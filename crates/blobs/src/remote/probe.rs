@@ -46,7 +46,8 @@ impl Right {
 /// What a probe found.
 #[derive(Debug)]
 pub struct Probe {
-    /// What was tried, in this order, and what came of it. What needs an object is not tried without one.
+    /// What was tried, in this order, and what came of it. What needs an object is not tried without one, and nothing more
+    /// of a store that does not answer.
     pub rights: Vec<(Right, Result<()>)>,
     /// Whether a PUT on condition that there is no such object is refused when there is one. Nothing here relies on it.
     pub refuses_conditional_put: Option<bool>,
@@ -61,6 +62,11 @@ impl RemoteBlobs {
         let path = folder.clone().join(format!("{:032x}", random::<u128>()));
         let mut probe = Probe { rights: Vec::new(), refuses_conditional_put: None, date: None };
         let stored = self.try_put(&path, &mut probe).await;
+        if let [(_, Err(error))] = &probe.rights[..]
+            && !matches!(error, Error::Refused { .. })
+        {
+            return probe;
+        }
         if stored {
             self.try_get(&path, &mut probe).await;
         }

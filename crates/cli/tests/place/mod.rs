@@ -7,6 +7,7 @@ use std::io::{BufRead as _, BufReader};
 use std::path::PathBuf;
 use std::process::{Child, Command, Output, Stdio};
 
+use serde_json::Value;
 use tempfile::TempDir;
 
 /// A home folder of its own, and perhaps a server in it.
@@ -102,5 +103,47 @@ impl Drop for Place {
             let _ = server.kill();
             let _ = server.wait();
         }
+    }
+}
+
+/// What a run of the doctor said.
+#[derive(Debug)]
+pub struct Report {
+    pub code: Option<i32>,
+    pub checks: Vec<Value>,
+}
+
+impl Report {
+    pub fn of(command: &mut Command) -> Self {
+        let output = command.arg("--json").output().unwrap();
+        let text = String::from_utf8(output.stdout).unwrap();
+        let checks = text.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+        Self { code: output.status.code(), checks }
+    }
+
+    /// Subjects and messages of what has this status.
+    pub fn with(&self, status: &str) -> Vec<String> {
+        let wanted = self.checks.iter().filter(|check| check["status"] == status);
+        wanted
+            .map(|check| {
+                format!("{}: {}", check["subject"].as_str().unwrap(), check["message"].as_str().unwrap())
+            })
+            .collect()
+    }
+
+    /// The only failure is this one, it has advice, and the exit code says so.
+    #[track_caller]
+    pub fn fails_only(&self, words: &str) {
+        let failures = self.with("fail");
+        assert!(failures.len() == 1 && failures[0].contains(words), "{words}: {self:#?}");
+        let failure = self.checks.iter().find(|check| check["status"] == "fail").unwrap();
+        assert!(!failure["hints"].as_array().unwrap().is_empty(), "{failure}");
+        assert_eq!(self.code, Some(1));
+    }
+
+    #[track_caller]
+    pub fn is_healthy(&self) {
+        assert!(self.with("fail").is_empty() && self.code == Some(0), "{self:#?}");
+        assert!(!self.with("ok").is_empty());
     }
 }

@@ -18,8 +18,10 @@ const FREE_BYTES_LOW: u64 = 4 << 30;
 /// All folders that these settings write to, each once.
 pub(super) fn check_all(settings: &Settings) -> Vec<Finding> {
     let parent = |file: &Path| file.parent().unwrap_or(Path::new("/")).to_owned();
-    let mut folders: Vec<PathBuf> =
-        vec![settings.data_dir.clone(), parent(&settings.database_path), settings.storage_path.clone()];
+    let mut folders: Vec<PathBuf> = vec![settings.data_dir.clone(), parent(&settings.database_path)];
+    if settings.remote_storage.is_none() {
+        folders.push(settings.storage_path.clone());
+    }
     let mut seen = Vec::new();
     folders.retain(|folder| {
         // What lies in a folder that is not there is made with it.

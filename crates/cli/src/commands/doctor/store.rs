@@ -1,5 +1,11 @@
 //! The object store: that it is ours, and that all that the server does there can be done.
 
+use std::time::Duration;
+
+use dormer_blobs::remote::{Probe, Right};
+use dormer_blobs::{RemoteBlobs, RemoteSettings};
+
+use super::LOOK_TIMEOUT;
 use super::clock::Clocks;
 use super::finding::Finding;
 use crate::error::Error;
@@ -8,15 +14,113 @@ use crate::settings::Settings;
 
 const SUBJECT: &str = "store";
 
+/// A doctor does not wait as long as a server does.
+const REQUEST_TIMEOUT: Duration = LOOK_TIMEOUT;
+
 /// Checks the store. A local one is a folder like the others, which [`super::folder`] checked: opening it here would clear
 /// away what a running server writes.
-#[expect(clippy::unused_async, reason = "remote stores are asked over the network")]
-pub(super) async fn check(settings: &Settings, _clocks: &mut Clocks) -> Vec<Finding> {
+pub(super) async fn check(settings: &Settings, clocks: &mut Clocks) -> Vec<Finding> {
+    if let Some(remote) = &settings.remote_storage {
+        return check_remote(&remote.store, clocks).await;
+    }
     let place = settings.storage_path.display();
     match installation::refuse_foreign_folders(settings) {
         Ok(()) => vec![Finding::ok(SUBJECT, format!("packs are kept in {place}"))],
         Err(error @ Error::ForeignFolder { .. }) => vec![Finding::error(SUBJECT, &error)],
         // A folder that cannot be read was told of already.
         Err(_) => Vec::new(),
+    }
+}
+
+async fn check_remote(remote: &RemoteSettings, clocks: &mut Clocks) -> Vec<Finding> {
+    let remote = RemoteSettings {
+        connect_timeout: remote.connect_timeout.min(REQUEST_TIMEOUT),
+        request_timeout: remote.request_timeout.min(REQUEST_TIMEOUT),
+        ..remote.clone()
+    };
+    let store = match RemoteBlobs::open(&remote) {
+        Ok(store) => store,
+        Err(error) => return vec![Finding::error(SUBJECT, &error.into())],
+    };
+    // Not being allowed to list shows below, with the other rights.
+    if let Ok(true) = store.holds_attic_chunks().await {
+        let error = Error::ForeignBucket { store: store.name().to_owned(), owner: "Attic" };
+        return vec![Finding::error(SUBJECT, &error)];
+    }
+    let probe = store.probe().await;
+    if let Some(date) = probe.date {
+        clocks.saw("the store", date);
+    }
+    describe(store.name(), probe)
+}
+
+fn describe(name: &str, probe: Probe) -> Vec<Finding> {
+    let mut works = Vec::new();
+    let mut findings = Vec::new();
+    for (right, outcome) in probe.rights {
+        match outcome {
+            Ok(()) => works.push(right.name()),
+            Err(error) => findings.push(failure(right, error)),
+        }
+    }
+    if !works.is_empty() {
+        let conditional = match probe.refuses_conditional_put {
+            Some(true) => "; conditional PUTs are honoured (nothing relies on them)",
+            Some(false) => "; conditional PUTs are ignored (nothing relies on them)",
+            None => "",
+        };
+        findings.insert(0, Finding::ok(SUBJECT, format!("{name}: {} work{conditional}", works.join(", "))));
+    }
+    findings
+}
+
+fn failure(right: Right, error: dormer_blobs::Error) -> Finding {
+    let is_refused = matches!(error, dormer_blobs::Error::Refused { .. });
+    let finding = Finding::error(SUBJECT, &Error::from(error));
+    let advice = match right {
+        _ if !is_refused => "is the store running, and are storage.endpoint and storage.path-style right?",
+        Right::Put => "allow the key s3:PutObject (or what the store calls it)",
+        Right::GetRange => "allow the key s3:GetObject (or what the store calls it)",
+        Right::List => "allow the key s3:ListBucket (or what the store calls it)",
+        Right::Delete => {
+            "allow the key s3:DeleteObject (or what the store calls it); without it, nothing is ever freed"
+        }
+    };
+    let mut finding = Finding { message: format!("{}: {}", right.name(), finding.message), ..finding };
+    finding.advice.push(advice.to_owned());
+    finding
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::finding::Status;
+    use super::*;
+
+    #[test]
+    fn each_right_that_is_missing_is_told_with_its_name() {
+        let refused = || dormer_blobs::Error::Refused {
+            attempt: "delete",
+            key: "k".to_owned(),
+            store: "s3://b".to_owned(),
+            source: "403 Forbidden".into(),
+        };
+        let probe = Probe {
+            rights: vec![
+                (Right::Put, Ok(())),
+                (Right::List, Err(refused())),
+                (Right::Delete, Err(refused())),
+            ],
+            refuses_conditional_put: Some(false),
+            date: None,
+        };
+        let findings = describe("s3://b", probe);
+        let statuses: Vec<Status> = findings.iter().map(|finding| finding.status).collect();
+        assert_eq!(statuses, [Status::Ok, Status::Fail, Status::Fail]);
+        assert_eq!(
+            findings[0].message,
+            "s3://b: put work; conditional PUTs are ignored (nothing relies on them)"
+        );
+        assert!(findings[1].advice.concat().contains("s3:ListBucket"));
+        assert!(findings[2].message.starts_with("delete: "), "{}", findings[2].message);
     }
 }
