@@ -10,8 +10,10 @@ mod commit;
 mod cpu;
 mod error;
 mod ingest;
+mod ingest_listing;
 mod listing;
 mod master_key;
+mod memory;
 mod narinfo;
 mod packer;
 mod read;
@@ -32,6 +34,7 @@ use tokio::sync::Semaphore;
 use crate::caches::REMEMBERED;
 use crate::chunk_sink::Workshop;
 use crate::cpu::CpuPool;
+use crate::memory::Account;
 use crate::narinfo::NarinfoKey;
 use crate::packer::Packer;
 use crate::read::{Plan, PlanKey};
@@ -40,12 +43,13 @@ pub use caches::{CreateCache, KeyChange, UpdateCache};
 pub use clock::{Clock, SystemClock};
 pub use error::{Error, ErrorClass, Result};
 pub use ingest::{Ingest, IngestRequest, Ingested};
+pub use listing::ListingStream;
 pub use master_key::MasterKey;
 pub use read::{NarStream, OpenNar};
 pub use settings::{EngineSettings, UPLOAD_BYTES};
 
 /// Memory for remembered narinfos, and for remembered read plans, in bytes each.
-const REMEMBERED_BYTES: u64 = 16 * 1024 * 1024;
+const REMEMBERED_BYTES: u64 = 4 * 1024 * 1024;
 
 /// How long a pack counts as there after it was seen.
 const PACK_PROOF: Duration = Duration::from_mins(1);
@@ -63,10 +67,12 @@ struct Inner {
     blobs: Arc<dyn Blobs>,
     master_key: MasterKey,
     workshop: Workshop,
-    upload_memory_kib: Arc<Semaphore>,
+    upload_memory: Account,
     uploads_begun: AtomicU64,
     active_reads: Arc<AtomicUsize>,
     read_turns: Arc<Semaphore>,
+    read_memory: Account,
+    stream_memory: Account,
     caches: Remembered<String, Arc<Cache>>,
     unsealed_keys: Remembered<String, Arc<SecretKey>>,
     narinfos: Remembered<NarinfoKey, Bytes>,
@@ -91,15 +97,17 @@ impl Engine {
             settings.pack_wait,
             settings.chunk_params.max,
         );
-        let upload_memory_kib =
-            usize::try_from(settings.upload_memory_bytes_max / 1024).unwrap_or(usize::MAX);
+        let reads = |bytes| Account::new(bytes, settings.read_wait, "downloads");
+        let stream_memory_bytes = settings.read_memory_bytes / 4;
         let inner = Inner {
-            upload_memory_kib: Arc::new(Semaphore::new(upload_memory_kib.min(Semaphore::MAX_PERMITS))),
+            upload_memory: Account::new(settings.upload_memory_bytes_max, settings.upload_wait, "uploads"),
             uploads_begun: AtomicU64::new(0),
             active_reads: Arc::default(),
             read_turns: Arc::new(Semaphore::new(settings.reads_max)),
-            caches: Remembered::builder().max_capacity(10_000).time_to_live(REMEMBERED).build(),
-            unsealed_keys: Remembered::builder().max_capacity(10_000).build(),
+            read_memory: reads(settings.read_memory_bytes - stream_memory_bytes),
+            stream_memory: reads(stream_memory_bytes),
+            caches: Remembered::builder().max_capacity(4_096).time_to_live(REMEMBERED).build(),
+            unsealed_keys: Remembered::builder().max_capacity(4_096).build(),
             narinfos: Remembered::builder()
                 .max_capacity(REMEMBERED_BYTES)
                 .weigher(|_, text: &Bytes| u32::try_from(text.len() + 128).unwrap_or(u32::MAX))
@@ -110,7 +118,7 @@ impl Engine {
                 .weigher(|_, plan: &Arc<Plan>| plan.weight())
                 .time_to_live(REMEMBERED)
                 .build(),
-            proven_packs: Remembered::builder().max_capacity(100_000).time_to_live(PACK_PROOF).build(),
+            proven_packs: Remembered::builder().max_capacity(16_384).time_to_live(PACK_PROOF).build(),
             workshop: Workshop { index, cpu, packer },
             settings,
             clock,
@@ -158,8 +166,18 @@ impl Engine {
         &self.inner.workshop
     }
 
-    fn upload_memory_kib(&self) -> &Arc<Semaphore> {
-        &self.inner.upload_memory_kib
+    fn upload_memory(&self) -> &Account {
+        &self.inner.upload_memory
+    }
+
+    /// For bytes under way to readers.
+    fn read_memory(&self) -> &Account {
+        &self.inner.read_memory
+    }
+
+    /// For what a stream holds from its beginning to its end.
+    fn stream_memory(&self) -> &Account {
+        &self.inner.stream_memory
     }
 
     fn uploads_begun(&self) -> &AtomicU64 {

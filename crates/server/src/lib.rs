@@ -17,6 +17,7 @@ mod body;
 mod call;
 mod codec;
 mod conditions;
+mod exact;
 mod failure;
 mod handlers;
 mod request_body;
