@@ -7,8 +7,10 @@ mod daemon;
 mod parts;
 mod s3;
 mod seaweedfs;
+mod postgres;
 
 pub use ceph::CephRgw;
 pub use daemon::{Daemon, free_port, wait_until};
 pub use s3::S3Access;
 pub use seaweedfs::SeaweedFs;
+pub use postgres::Postgres;
