@@ -1,6 +1,6 @@
 //! A load balancer as simple as they come: each connection goes to the next server, with no memory of who came before.
 
-use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
+use std::net::{Shutdown, TcpListener, TcpStream};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::{io, thread};
@@ -8,7 +8,7 @@ use std::{io, thread};
 /// Listens until it is dropped. Its threads end with their connections.
 #[derive(Debug)]
 pub struct Balancer {
-    address: SocketAddr,
+    address: String,
     stopped: Arc<AtomicBool>,
 }
 
@@ -16,7 +16,7 @@ impl Balancer {
     /// Spreads connections over these servers. One that refuses a connection is passed over.
     pub fn new(servers: Vec<String>) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").expect("a free port");
-        let address = listener.local_addr().expect("the listener is bound");
+        let address = listener.local_addr().expect("the listener is bound").to_string();
         let stopped = Arc::new(AtomicBool::new(false));
         let flag = Arc::clone(&stopped);
         thread::spawn(move || {
@@ -36,8 +36,8 @@ impl Balancer {
     }
 
     /// Host and port.
-    pub fn address(&self) -> String {
-        self.address.to_string()
+    pub fn address(&self) -> &str {
+        &self.address
     }
 }
 
@@ -45,7 +45,7 @@ impl Drop for Balancer {
     fn drop(&mut self) {
         self.stopped.store(true, Ordering::SeqCst);
         // Wakes the accepting thread, which then sees the flag.
-        let _ = TcpStream::connect(self.address);
+        let _ = TcpStream::connect(&self.address);
     }
 }
 

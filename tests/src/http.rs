@@ -1,6 +1,6 @@
 //! HTTP as bytes on a socket: what a test sends is what stands in it.
 
-use std::io::{Read as _, Write as _};
+use std::io::{self, BufRead as _, BufReader, Read as _, Write as _};
 use std::net::TcpStream;
 use std::time::Duration;
 
@@ -83,6 +83,49 @@ pub fn request(address: &str, method: &str, path: &str, headers: &[(&str, &str)]
     bytes.extend_from_slice(b"\r\n");
     bytes.extend_from_slice(body);
     exchange(address, &bytes)
+}
+
+/// A connection that is kept from one request to the next, as Nix and Attic's client keep theirs. Answers must say their length.
+#[derive(Debug)]
+pub struct Connection {
+    stream: BufReader<TcpStream>,
+    is_closed: bool,
+}
+
+impl Connection {
+    /// Connects.
+    pub fn open(address: &str) -> io::Result<Self> {
+        let stream = TcpStream::connect(address)?;
+        stream.set_nodelay(true)?;
+        stream.set_read_timeout(Some(TIMEOUT))?;
+        stream.set_write_timeout(Some(TIMEOUT))?;
+        Ok(Self { stream: BufReader::with_capacity(256 * 1024, stream), is_closed: false })
+    }
+
+    /// Whether the server said that no further request fits on this connection.
+    pub fn is_closed(&self) -> bool {
+        self.is_closed
+    }
+
+    /// Sends these very bytes and reads one answer. An error leaves the connection useless.
+    pub fn exchange(&mut self, request: &[u8]) -> io::Result<Reply> {
+        self.stream.get_mut().write_all(request)?;
+        let mut head = Vec::new();
+        while !head.ends_with(b"\r\n\r\n") {
+            if self.stream.read_until(b'\n', &mut head)? == 0 {
+                return Err(io::ErrorKind::UnexpectedEof.into());
+            }
+        }
+        let mut reply = parse(&head, true);
+        self.is_closed = reply.header("connection").is_some_and(|value| value.eq_ignore_ascii_case("close"));
+        let length = reply.header("content-length").and_then(|length| length.parse().ok());
+        let length: usize = length.unwrap_or_else(|| panic!("an answer without a length: {reply:?}"));
+        if !request.starts_with(b"HEAD ") {
+            reply.body = vec![0; length];
+            self.stream.read_exact(&mut reply.body)?;
+        }
+        Ok(reply)
+    }
 }
 
 /// A GET, with or without a token.

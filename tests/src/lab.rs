@@ -1,22 +1,32 @@
-//! A running server, with a data folder of its own.
+//! A running lab: the embedded default, or, under `DORMER_TEST_LAB=production`, two replicas over PostgreSQL and S3.
+//!
+//! The same tests run on both. In production they talk to a [`Balancer`], which gives each connection to the next replica:
+//! a client's requests are spread over both, and nothing may depend on which one answers.
 
+use std::env;
 use std::fs::{self, File};
 use std::io::{Read as _, Seek as _, SeekFrom};
 use std::net::TcpStream;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
+use std::sync::OnceLock;
 use std::thread;
 use std::time::{Duration, Instant};
 
+use dormer_testkit::services::{Postgres, SeaweedFs};
 use serde_json::Value;
 use tempfile::TempDir;
 
+use crate::balancer::Balancer;
 use crate::http::{self, Reply};
 use crate::machine::{Machine, Run};
 use crate::{Nix, parts};
 
 /// A start in an empty folder makes keys and a database; on a busy two-core machine that was seen to take a second.
 const READY_TIMEOUT: Duration = Duration::from_secs(30);
+
+/// Replicas of a lab in production.
+const REPLICAS: usize = 2;
 
 /// How a lab differs from the default one.
 #[derive(Debug, Clone, Default)]
@@ -27,24 +37,50 @@ pub struct LabOptions {
     pub memory_bytes_max: Option<u64>,
 }
 
-/// A running `dormer serve`.
+/// A running `dormer serve`, or several.
 #[derive(Debug)]
 pub struct Lab {
     folder: TempDir,
-    options: LabOptions,
-    server: Option<Child>,
-    address: String,
+    environment: Vec<(String, String)>,
+    /// Whether it keeps everything in its data folder.
+    embedded: bool,
+    servers: Vec<Server>,
+    balancer: Option<Balancer>,
+    admin_token: OnceLock<String>,
     control_group: Option<PathBuf>,
 }
 
+/// One replica. Its log is in the lab's folder.
+#[derive(Debug)]
+struct Server {
+    name: String,
+    /// Port 0 before the first start; later the one that was given.
+    address: String,
+    process: Option<Child>,
+}
+
 impl Lab {
-    /// Starts a server on the embedded default, in an empty folder, on a free port.
+    /// Starts a lab that holds nothing yet, on free ports.
     pub fn start() -> Self {
         Self::start_with(LabOptions::default())
     }
 
-    /// Starts a server that differs from the default in `options`.
+    /// Starts two replicas over PostgreSQL and S3, whatever the environment says.
+    pub fn start_production() -> Self {
+        Self::start_as(false, LabOptions::default())
+    }
+
+    /// Starts a lab that differs from the default in `options`.
     pub fn start_with(options: LabOptions) -> Self {
+        let embedded = match env::var("DORMER_TEST_LAB").as_deref() {
+            Err(_) | Ok("embedded") => true,
+            Ok("production") => false,
+            Ok(other) => panic!("DORMER_TEST_LAB is `embedded` or `production`, not `{other}`"),
+        };
+        Self::start_as(embedded, options)
+    }
+
+    fn start_as(embedded: bool, options: LabOptions) -> Self {
         let folder =
             tempfile::Builder::new().prefix("lab-").tempdir_in(parts::scratch_folder()).expect("a folder");
         for name in ["bin", "home", "machines"] {
@@ -57,17 +93,49 @@ impl Lab {
         }
         let control_group =
             options.memory_bytes_max.and_then(|limit| make_control_group(folder.path(), limit));
-        let mut lab =
-            Self { folder, options, server: None, address: "127.0.0.1:0".to_owned(), control_group };
+        let mut environment = if embedded { Vec::new() } else { production_environment() };
+        environment.extend(options.environment);
+        let replicas = if embedded { 1 } else { REPLICAS };
+        let servers = (1..=replicas)
+            .map(|number| Server {
+                name: format!("server-{number}"),
+                address: "127.0.0.1:0".to_owned(),
+                process: None,
+            })
+            .collect();
+        let mut lab = Self {
+            folder,
+            environment,
+            embedded,
+            servers,
+            balancer: None,
+            admin_token: OnceLock::new(),
+            control_group,
+        };
         lab.restart();
+        if !embedded {
+            lab.balancer =
+                Some(Balancer::new(lab.servers.iter().map(|server| server.address.clone()).collect()));
+        }
         lab
     }
 
-    /// Starts the server again, on the address it had, after [`Lab::kill`].
+    /// Starts every server that does not run, on the address it had.
     pub fn restart(&mut self) {
-        assert!(self.server.is_none(), "the server runs already");
-        let log_path = self.log_path();
-        let log = File::options().create(true).append(true).open(&log_path).expect("the log can be written");
+        assert!(self.servers.iter().any(|server| server.process.is_none()), "all servers run already");
+        // All at once: a first start must bear company.
+        let stopped: Vec<usize> =
+            (0..self.servers.len()).filter(|&number| self.servers[number].process.is_none()).collect();
+        let log_ends: Vec<u64> = stopped.iter().map(|&number| self.spawn(number)).collect();
+        for (number, log_end) in stopped.into_iter().zip(log_ends) {
+            self.servers[number].address = self.wait_until_ready(number, log_end);
+        }
+    }
+
+    /// Starts a server and returns where its log ended before.
+    fn spawn(&mut self, number: usize) -> u64 {
+        let log = File::options().create(true).append(true).open(self.log_path(&self.servers[number]));
+        let log = log.expect("the log can be written");
         let old_log_len = log.metadata().expect("the log is a file").len();
         let mut command = match &self.control_group {
             // The shell joins the group before it becomes the server, so that no byte escapes the limit.
@@ -79,32 +147,33 @@ impl Lab {
             }
             None => Command::new(self.binary()),
         };
+        command.arg("serve").args(["--listen", &self.servers[number].address]);
+        if self.embedded {
+            command.arg("--data-dir").arg(self.data_folder());
+        }
         command
-            .arg("serve")
-            .arg("--data-dir")
-            .arg(self.data_folder())
-            .args(["--listen", &self.address])
             .env_clear()
             .env("HOME", self.folder.path().join("home"))
             .env("PATH", "/usr/local/bin:/usr/bin:/bin")
-            .envs(self.options.environment.iter().cloned())
+            .envs(self.environment.iter().cloned())
             .stdin(Stdio::null())
             .stdout(log.try_clone().expect("a file handle can be cloned"))
             .stderr(log);
-        self.server = Some(command.spawn().expect("the binary under test starts"));
-        self.address = self.wait_until_ready(old_log_len);
+        self.servers[number].process = Some(command.spawn().expect("the binary under test starts"));
+        old_log_len
     }
 
     /// Waits for the line with the address, and for the port to answer.
-    fn wait_until_ready(&mut self, log_offset: u64) -> String {
+    fn wait_until_ready(&mut self, number: usize, log_offset: u64) -> String {
         let start = Instant::now();
+        let log_path = self.log_path(&self.servers[number]);
         loop {
-            let server = self.server.as_mut().expect("the server was started");
+            let server = self.servers[number].process.as_mut().expect("the server was started");
             if let Some(status) = server.try_wait().expect("our own child can be waited for") {
                 panic!("the server ended with {status} before it listened:\n{}", self.log());
             }
             assert!(start.elapsed() < READY_TIMEOUT, "the server does not listen:\n{}", self.log());
-            let mut log = File::open(self.log_path()).expect("the log exists");
+            let mut log = File::open(&log_path).expect("the log exists");
             log.seek(SeekFrom::Start(log_offset)).expect("the log only grows");
             let mut text = Vec::new();
             log.read_to_end(&mut text).expect("the log can be read");
@@ -117,54 +186,83 @@ impl Lab {
         }
     }
 
-    /// Kills the server as a power cut would, as far as a process can be: no signal handler runs.
+    /// Kills every server as a power cut would, as far as a process can be: no signal handler runs.
     pub fn kill(&mut self) {
-        let mut server = self.server.take().expect("the server runs");
-        server.kill().expect("our own child can be killed");
-        server.wait().expect("our own child can be waited for");
+        for server in &mut self.servers {
+            let mut process = server.process.take().expect("the server runs");
+            process.kill().expect("our own child can be killed");
+            process.wait().expect("our own child can be waited for");
+        }
     }
 
-    /// Whether the server still runs.
+    /// Whether every server still runs.
     pub fn is_alive(&mut self) -> bool {
-        let server = self.server.as_mut().expect("the server was started");
-        server.try_wait().expect("our own child can be waited for").is_none()
+        self.servers.iter_mut().all(|server| {
+            let process = server.process.as_mut().expect("the server was started");
+            process.try_wait().expect("our own child can be waited for").is_none()
+        })
     }
 
-    /// Host and port of the server.
+    /// Addresses of the servers themselves.
+    pub fn replicas(&self) -> Vec<&str> {
+        self.servers.iter().map(|server| server.address.as_str()).collect()
+    }
+
+    /// Host and port that clients use.
     pub fn address(&self) -> &str {
-        &self.address
+        self.balancer.as_ref().map_or(self.servers[0].address.as_str(), Balancer::address)
     }
 
-    /// The server's URL, without a slash at the end.
+    /// The lab's URL, without a slash at the end.
     pub fn url(&self) -> String {
-        format!("http://{}", self.address)
+        format!("http://{}", self.address())
     }
 
     /// A cache's URL, as it stands in nix.conf.
     pub fn cache_url(&self, cache: &str) -> String {
-        format!("http://{}/{cache}", self.address)
+        format!("{}/{cache}", self.url())
     }
 
-    /// A token that may do everything, as the first start wrote it.
+    /// A token that may do everything: the one that the first start wrote, or, where nothing is written to a disk, one made
+    /// as its hint says.
     pub fn admin_token(&self) -> String {
-        let path = self.data_folder().join("admin-token");
-        fs::read_to_string(&path)
-            .unwrap_or_else(|error| panic!("no admin token at {}: {error}", path.display()))
-            .trim()
-            .to_owned()
+        let token = self.admin_token.get_or_init(|| {
+            let path = self.data_folder().join("admin-token");
+            if self.embedded {
+                return fs::read_to_string(&path)
+                    .unwrap_or_else(|error| panic!("no admin token at {}: {error}", path.display()))
+                    .trim()
+                    .to_owned();
+            }
+            let everything = ["pull", "push", "delete", "create-cache", "configure-cache"];
+            let more = ["configure-cache-retention", "destroy-cache"];
+            let flags: Vec<String> =
+                everything.iter().chain(&more).map(|what| format!("--{what}=*")).collect();
+            self.token(&flags.iter().map(String::as_str).collect::<Vec<_>>())
+        });
+        token.clone()
     }
 
     /// A token made offline by `dormer token create` with these further arguments.
     pub fn token(&self, arguments: &[&str]) -> String {
         let data_folder = self.data_folder();
         let data_folder = data_folder.to_str().expect("our folders are UTF-8");
-        let mut all = vec!["token", "create", "--data-dir", data_folder, "--sub", "test", "--validity", "1d"];
+        let mut all = vec!["token", "create", "--sub", "test", "--validity", "1d"];
+        if self.embedded {
+            all.extend(["--data-dir", data_folder]);
+        }
         all.extend(arguments);
-        self.dormer(&all).succeeds().trim().to_owned()
+        let mut command = self.command(&all);
+        command.envs(self.environment.iter().cloned());
+        Run::of(&mut command).succeeds().trim().to_owned()
     }
 
     /// Runs the client outside of all machines, with a home of its own.
     pub fn dormer(&self, arguments: &[&str]) -> Run {
+        Run::of(&mut self.command(arguments))
+    }
+
+    fn command(&self, arguments: &[&str]) -> Command {
         let home = self.folder.path().join("home");
         let mut command = Command::new(self.binary());
         command
@@ -173,7 +271,7 @@ impl Lab {
             .env("HOME", &home)
             .env("PATH", "/usr/bin:/bin")
             .env("NO_COLOR", "1");
-        Run::of(&mut command)
+        command
     }
 
     /// Logs the client in as the administrator, outside of all machines.
@@ -196,7 +294,7 @@ impl Lab {
 
     /// A GET with the administrator's token.
     pub fn get(&self, path: &str) -> Reply {
-        http::get(&self.address, path, Some(&self.admin_token()))
+        http::get(self.address(), path, Some(&self.admin_token()))
     }
 
     /// What `GET cache-config` says of a cache.
@@ -211,28 +309,40 @@ impl Lab {
         self.cache_config(cache)["public_key"].as_str().expect("a cache has a public key").to_owned()
     }
 
-    /// The most memory that the server had at once, in bytes, as the kernel counts it.
+    /// The most memory that a server had at once, in bytes, as the kernel counts it.
     pub fn peak_memory_bytes(&self) -> u64 {
-        let server = self.server.as_ref().expect("the server runs");
-        let status = fs::read_to_string(format!("/proc/{}/status", server.id())).expect("the server runs");
-        let line = status.lines().find(|line| line.starts_with("VmHWM:")).expect("Linux counts it");
-        let kib: u64 =
-            line.split_whitespace().nth(1).and_then(|text| text.parse().ok()).expect("a number of KiB");
-        kib * 1024
+        self.servers.iter().map(Server::peak_memory_bytes).max().expect("a lab has a server")
     }
 
-    /// Where the server keeps everything.
+    /// Where an embedded lab keeps everything.
     pub fn data_folder(&self) -> PathBuf {
         self.folder.path().join("data")
     }
 
-    /// What the server said so far.
-    pub fn log(&self) -> String {
-        String::from_utf8_lossy(&fs::read(self.log_path()).unwrap_or_default()).into_owned()
+    /// Bytes of all packs.
+    pub fn stored_bytes(&self) -> u64 {
+        if self.embedded {
+            return pack_bytes(&self.data_folder());
+        }
+        let (_, url) =
+            self.environment.iter().find(|(name, _)| name == "DORMER_DATABASE_URL").expect("it is set");
+        let mut command = Command::new("psql");
+        command.args([url, "-X", "-A", "-t", "-c", "SELECT COALESCE(SUM(size), 0) FROM packs"]);
+        Run::of(&mut command).succeeds().trim().parse().expect("a number")
     }
 
-    fn log_path(&self) -> PathBuf {
-        self.folder.path().join("server.log")
+    /// What the servers said so far, one after the other.
+    pub fn log(&self) -> String {
+        self.servers
+            .iter()
+            .map(|server| {
+                String::from_utf8_lossy(&fs::read(self.log_path(server)).unwrap_or_default()).into_owned()
+            })
+            .collect()
+    }
+
+    fn log_path(&self, server: &Server) -> PathBuf {
+        self.folder.path().join(format!("{}.log", server.name))
     }
 
     fn binary(&self) -> PathBuf {
@@ -240,12 +350,23 @@ impl Lab {
     }
 }
 
+impl Server {
+    fn peak_memory_bytes(&self) -> u64 {
+        let process = self.process.as_ref().expect("the server runs");
+        let status = fs::read_to_string(format!("/proc/{}/status", process.id())).expect("the server runs");
+        let line = status.lines().find(|line| line.starts_with("VmHWM:")).expect("Linux counts it");
+        let kib: u64 =
+            line.split_whitespace().nth(1).and_then(|text| text.parse().ok()).expect("a number of KiB");
+        kib * 1024
+    }
+}
+
 impl Drop for Lab {
     fn drop(&mut self) {
-        if let Some(server) = &mut self.server {
+        for process in self.servers.iter_mut().filter_map(|server| server.process.as_mut()) {
             // It may be dead already, which is what the test then reports.
-            let _ = server.kill();
-            let _ = server.wait();
+            let _ = process.kill();
+            let _ = process.wait();
         }
         if thread::panicking() {
             show_log_end(&self.log());
@@ -263,6 +384,41 @@ fn show_log_end(log: &str) {
     let lines: Vec<&str> = log.lines().collect();
     let end = lines[lines.len().saturating_sub(40)..].join("\n");
     eprintln!("--- end of the server's log\n{end}\n---");
+}
+
+/// The size of all packs below a folder.
+fn pack_bytes(folder: &Path) -> u64 {
+    fs::read_dir(folder)
+        .expect("the folder can be read")
+        .map(|entry| entry.expect("the folder can be read").path())
+        .map(|path| match path.extension() {
+            _ if path.is_dir() => pack_bytes(&path),
+            Some(extension) if extension == "pack" => path.metadata().expect("the pack is there").len(),
+            _ => 0,
+        })
+        .sum()
+}
+
+/// A database and a bucket of their own, in services that the test program's labs share, and the keys that replicas share.
+fn production_environment() -> Vec<(String, String)> {
+    static STORE: OnceLock<SeaweedFs> = OnceLock::new();
+    let store = STORE.get_or_init(SeaweedFs::start);
+    [
+        ("DORMER_DATABASE_URL", Postgres::shared().create_database()),
+        ("DORMER_STORAGE_TYPE", "s3".to_owned()),
+        ("DORMER_STORAGE_ENDPOINT", store.endpoint().to_owned()),
+        ("DORMER_STORAGE_BUCKET", store.new_bucket()),
+        ("DORMER_STORAGE_REGION", "us-east-1".to_owned()),
+        ("DORMER_STORAGE_CREDENTIALS_ACCESS_KEY_ID", store.access().access_key_id.clone()),
+        ("DORMER_STORAGE_CREDENTIALS_SECRET_ACCESS_KEY", store.access().secret_access_key.clone()),
+        ("DORMER_MASTER_KEY", "AQEBAQEBAQEBAQEBAQEBAQEBAQEBAQEBAQEBAQEBAQE=".to_owned()),
+        (
+            "DORMER_JWT_SIGNING_TOKEN_HS256_SECRET_BASE64",
+            "AgICAgICAgICAgICAgICAgICAgICAgICAgICAgICAgI=".to_owned(),
+        ),
+    ]
+    .map(|(name, value)| (name.to_owned(), value))
+    .to_vec()
 }
 
 /// The address in a line such as `listening on http://127.0.0.1:41234`.

@@ -1,8 +1,8 @@
 //! The parts of which the end-to-end tests are made: the real server, machines with real nix, literal HTTP, a proxy that
 //! cuts connections.
 //!
-//! - [`Lab`]: a running `dormer serve` with a data folder of its own; it is killed, and the folder removed, on drop. After a
-//!   failed test it shows the end of the server's log.
+//! - [`Lab`]: a running `dormer serve` with a data folder of its own, or two replicas over PostgreSQL and S3 behind a
+//!   [`Balancer`]; it is killed, and the folder removed, on drop. After a failed test it shows the end of the servers' logs.
 //! - [`Machine`]: a `/nix`, a home and a Nix version; nothing is shared between machines but the network.
 //! - [`http`]: requests as bytes on a socket, for whoever is not a Nix.
 //! - [`manifests`]: checks of what is applied to a Kubernetes.
@@ -10,6 +10,7 @@
 //!
 //! Nothing is skipped when a part is missing: the test fails and names the command that brings the part.
 
+mod balancer;
 pub mod http;
 mod lab;
 mod machine;
@@ -18,6 +19,7 @@ pub mod nars;
 mod parts;
 mod proxy;
 
+pub use balancer::Balancer;
 pub use lab::{Lab, LabOptions};
 pub use machine::{Machine, Run};
 pub use parts::{Nix, part, times, workspace_root};

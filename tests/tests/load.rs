@@ -1,0 +1,206 @@
+//! Many clients at once, for a minute (ten under `./test --long`): no error but "come back later", and memory that stays flat.
+//!
+//! What is counted is asserted, what is timed is only printed: machines are noisy.
+
+#![expect(clippy::unwrap_used, reason = "a failed unwrap fails the test, as it should")]
+
+use std::collections::BTreeMap;
+use std::sync::Mutex;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use dormer_nix::NarHash;
+use dormer_tests::http::{Connection, Reply};
+use dormer_tests::{Lab, http, nars, times};
+use rand::{RngExt as _, SeedableRng as _};
+
+const CLIENTS: usize = 200;
+/// Largest NAR; the mean is half of it.
+const NAR_BYTES_MAX: usize = 2_000_000;
+/// What a replica may take in all.
+const MEMORY_BYTES_MAX: u64 = 384 * 1024 * 1024;
+
+/// A path that was pushed and acknowledged.
+#[derive(Debug, Clone)]
+struct Pushed {
+    path_hash: String,
+    nar_hash: NarHash,
+    url: String,
+}
+
+#[derive(Debug, Default)]
+struct Tally {
+    /// Answers by what was asked and their status.
+    answers: BTreeMap<(&'static str, u16), usize>,
+    /// Seconds of the narinfo hits.
+    hits: Vec<f64>,
+    failures: Vec<String>,
+}
+
+struct Client<'a> {
+    lab: &'a Lab,
+    token: &'a str,
+    random: rand::rngs::SmallRng,
+    connection: Option<Connection>,
+    tally: Tally,
+}
+
+impl Client<'_> {
+    fn new<'a>(lab: &'a Lab, token: &'a str, seed: u64) -> Client<'a> {
+        let random = rand::rngs::SmallRng::seed_from_u64(seed);
+        Client { lab, token, random, connection: None, tally: Tally::default() }
+    }
+
+    /// One request; what must not happen is noted, and `None` returned.
+    fn ask(&mut self, what: &'static str, expected: u16, request: &[u8]) -> Option<Reply> {
+        let mut connection = match self.connection.take() {
+            Some(connection) => connection,
+            None => match Connection::open(self.lab.address()) {
+                Ok(connection) => connection,
+                Err(error) => return self.fail(format!("{what}: connect: {error}")),
+            },
+        };
+        let reply = match connection.exchange(request) {
+            Ok(reply) => reply,
+            Err(error) => return self.fail(format!("{what}: {error}")),
+        };
+        if !connection.is_closed() {
+            self.connection = Some(connection);
+        }
+        *self.tally.answers.entry((what, reply.status)).or_default() += 1;
+        match reply.status {
+            429 | 503 => {
+                let wait = reply.header("retry-after").and_then(|text| text.parse::<u64>().ok());
+                match wait {
+                    Some(seconds) => thread::sleep(Duration::from_secs(seconds.min(2))),
+                    None => return self.fail(format!("{what}: no Retry-After: {reply:?}")),
+                }
+                None
+            }
+            status if status == expected => Some(reply),
+            _ => self.fail(format!("{what}: {reply:?}")),
+        }
+    }
+
+    fn fail(&mut self, failure: String) -> Option<Reply> {
+        self.tally.failures.push(failure);
+        None
+    }
+
+    fn get(&mut self, what: &'static str, expected: u16, path: &str) -> Option<Reply> {
+        let request = format!("GET {path} HTTP/1.1\r\nHost: {}\r\n\r\n", self.lab.address());
+        self.ask(what, expected, request.as_bytes())
+    }
+
+    fn hit(&mut self, pushed: &Pushed) {
+        let begin = Instant::now();
+        if self.get("hit", 200, &format!("/main/{}.narinfo", pushed.path_hash)).is_some() {
+            self.tally.hits.push(begin.elapsed().as_secs_f64());
+        }
+    }
+
+    fn miss(&mut self) {
+        let nobody = nars::path_hash(&self.random.random::<[u8; 16]>());
+        self.get("miss", 404, &format!("/main/{nobody}.narinfo"));
+    }
+
+    fn read(&mut self, pushed: &Pushed) {
+        let Some(reply) = self.get("nar", 200, &format!("/main/{}", pushed.url)) else { return };
+        let nar = zstd::decode_all(reply.body.as_slice());
+        if !nar.as_ref().is_ok_and(|nar| NarHash::digest(nar) == pushed.nar_hash) {
+            self.fail(format!("other bytes than were pushed: {pushed:?}"));
+        }
+    }
+
+    fn push(&mut self) -> Option<Pushed> {
+        // Half of it is in every NAR.
+        let size = self.random.random_range(1..NAR_BYTES_MAX / 2);
+        let mut contents: Vec<u8> = (0_u32..).flat_map(u32::to_le_bytes).take(size).collect();
+        let mut own = vec![0; size];
+        self.random.fill(&mut own[..]);
+        contents.append(&mut own);
+        let nar = nars::file(&contents);
+        let head = format!(
+            "PUT /_api/v1/upload-path HTTP/1.1\r\nHost: {}\r\nAuthorization: Bearer {}\r\nX-Attic-Nar-Info: {}\r\n\
+             Content-Length: {}\r\n\r\n",
+            self.lab.address(),
+            self.token,
+            nars::attic_info("main", &nar, "load"),
+            nar.len()
+        );
+        self.ask("push", 200, &[head.as_bytes(), &nar].concat())?;
+        let path_hash = nars::path_hash(&nar);
+        let narinfo = self.get("hit", 200, &format!("/main/{path_hash}.narinfo"))?.text();
+        let url = narinfo.lines().find_map(|line| line.strip_prefix("URL: ")).unwrap().to_owned();
+        Some(Pushed { path_hash, nar_hash: NarHash::digest(&nar), url })
+    }
+}
+
+#[test]
+fn two_hundred_clients_see_no_error_and_memory_stays_flat() {
+    let lab = Lab::start();
+    let token = lab.admin_token();
+    let seed = rand::random::<u64>();
+    println!("seed {seed}");
+    let mut first = Client::new(&lab, &token, seed);
+    let pushed: Mutex<Vec<Pushed>> = Mutex::new((0..40).filter_map(|_| first.push()).collect());
+    assert_eq!(first.tally.failures, [] as [String; 0]);
+
+    let end = Instant::now() + Duration::from_secs(60) * u32::try_from(times(1)).unwrap();
+    let tallies: Vec<Tally> = thread::scope(|scope| {
+        let clients: Vec<_> = (1..=CLIENTS as u64)
+            .map(|number| {
+                let (lab, token, pushed) = (&lab, token.as_str(), &pushed);
+                scope.spawn(move || {
+                    let mut client = Client::new(lab, token, seed.wrapping_add(number));
+                    while Instant::now() < end {
+                        let known = {
+                            let pushed = pushed.lock().unwrap();
+                            pushed[client.random.random_range(0..pushed.len())].clone()
+                        };
+                        match client.random.random_range(0..100) {
+                            0..60 => client.hit(&known),
+                            60..85 => client.miss(),
+                            85..97 => client.read(&known),
+                            _ => {
+                                if let Some(new) = client.push() {
+                                    pushed.lock().unwrap().push(new);
+                                }
+                            }
+                        }
+                    }
+                    client.tally
+                })
+            })
+            .collect();
+        clients.into_iter().map(|client| client.join().unwrap()).collect()
+    });
+
+    let mut answers: BTreeMap<(&str, u16), usize> = BTreeMap::new();
+    let (mut hits, mut failures) = (Vec::new(), Vec::new());
+    for tally in tallies {
+        for (key, count) in tally.answers {
+            *answers.entry(key).or_default() += count;
+        }
+        hits.extend(tally.hits);
+        failures.extend(tally.failures);
+    }
+    hits.sort_by(f64::total_cmp);
+    let percentile = |part: usize| hits[(hits.len() - 1) * part / 100] * 1000.0;
+    println!(
+        "answers: {answers:?}; a hit took {:.1} / {:.1} ms (p50 / p99, at saturation); peak memory {} MiB",
+        percentile(50),
+        percentile(99),
+        lab.peak_memory_bytes() >> 20
+    );
+    assert!(failures.is_empty(), "{} failures: {:#?}", failures.len(), &failures[..failures.len().min(5)]);
+    for what in ["hit", "nar", "push"] {
+        assert!(answers.contains_key(&(what, 200)), "no {what} was answered: {answers:?}");
+    }
+    assert!(lab.peak_memory_bytes() <= MEMORY_BYTES_MAX, "{} bytes", lab.peak_memory_bytes());
+    // What was acknowledged under load is there after it.
+    for pushed in pushed.into_inner().unwrap() {
+        let narinfo = http::get(lab.address(), &format!("/main/{}.narinfo", pushed.path_hash), None);
+        assert_eq!(narinfo.status, 200, "{pushed:?}");
+    }
+}
