@@ -15,6 +15,7 @@ use dormer_nix::{NarHash, NarHasher};
 use tokio::sync::OwnedSemaphorePermit;
 
 use crate::chunk_sink::{ChunkSink, StoredStream, Workshop};
+use crate::metrics::{Deduplicated, Waiting};
 use crate::packer::Upload;
 use crate::settings::UPLOAD_BYTES;
 use crate::{Engine, Error, Result};
@@ -141,6 +142,7 @@ impl Engine {
         let kib = (needed + request.extra_memory_bytes).min(self.settings().upload_memory_bytes_max) / 1024;
         let kib = u32::try_from(kib).unwrap_or(u32::MAX);
         let memory = Arc::clone(self.upload_memory_kib()).acquire_many_owned(kib);
+        let _waiting = Waiting::new(&self.metrics().uploads_waiting);
         match tokio::time::timeout(self.settings().upload_wait, memory).await {
             Ok(permit) => Ok(permit.expect("the semaphore is never closed")),
             Err(_) => Err(Error::Busy { what: "uploads" }),
@@ -172,10 +174,20 @@ impl Ingest {
 
     /// Ends the upload: checks it and waits until its bytes are durable.
     pub async fn finish(self) -> Result<Ingested> {
+        let metrics = Arc::clone(&self.workshop.metrics);
+        let ingested = self.finish_uncounted().await?;
+        metrics.nars.with_label_values(&[if ingested.known { "true" } else { "false" }]).inc();
+        metrics.nar_bytes.inc_by(ingested.nar_size);
+        Ok(ingested)
+    }
+
+    async fn finish_uncounted(self) -> Result<Ingested> {
         let (nar_hash, nar_size) = self.hasher.finish();
         let Storing { reader, mut sink, listing_params, mut upload } = match self.work {
             Work::Verify { id, file_size } => {
                 check_expected(self.request.expected, nar_hash, nar_size)?;
+                // (A known NAR that was not announced, below, was counted chunk by chunk.)
+                self.workshop.metrics.count_deduplicated(Deduplicated::Nar, nar_size);
                 return Ok(Ingested::known(nar_hash, nar_size, file_size, id, self.memory));
             }
             Work::Store(storing) => *storing,

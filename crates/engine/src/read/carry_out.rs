@@ -35,6 +35,7 @@ impl Engine {
                     ReadFailure::Unavailable(error) => error.into(),
                 });
             }
+            self.metrics().read_retries.inc();
             tokio::time::sleep(Duration::from_millis(20 * 4u64.pow(attempt))).await;
             attempt += 1;
         }

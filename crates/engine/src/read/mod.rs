@@ -32,6 +32,7 @@ use tokio::sync::OwnedSemaphorePermit;
 
 pub(crate) use self::open::{Plan, PlanKey};
 use self::plan::{Next, ReadSource};
+use crate::metrics::Waiting;
 use crate::{Engine, Error, Result};
 
 /// Largest single read. Past 1 MiB a local read gains nothing and falls out of the second-level cache.
@@ -193,6 +194,7 @@ impl Engine {
 
     async fn read_turn(&self) -> Result<OwnedSemaphorePermit> {
         let turn = Arc::clone(self.read_turns()).acquire_owned();
+        let _waiting = Waiting::new(&self.metrics().reads_waiting);
         match tokio::time::timeout(self.settings().read_wait, turn).await {
             Ok(permit) => Ok(permit.expect("the semaphore is never closed")),
             Err(_) => Err(Error::Busy { what: "downloads" }),
