@@ -74,7 +74,7 @@ impl Server {
         &self.app.metrics
     }
 
-    /// Serves until `shutdown` is ready; then stops: says that it is not ready and goes on for `readiness_delay`, takes no
+    /// Serves until `shutdown` is ready; then stops: says that it is not ready and goes on for `drain_delay`, takes no
     /// more connections, and lets requests in flight finish within `shutdown_timeout`.
     pub async fn run(self, listener: TcpListener, shutdown: impl Future<Output = ()>) -> Result<(), Error> {
         let settings = &self.app.settings;
@@ -84,10 +84,10 @@ impl Server {
             shutdown.await;
             self.app.health.begin_stopping();
             tracing::info!(
-                seconds = settings.readiness_delay.as_secs(),
+                seconds = settings.drain_delay.as_secs(),
                 "stopping: not ready any more, connections are taken until load balancers know"
             );
-            tokio::time::sleep(settings.readiness_delay).await;
+            tokio::time::sleep(settings.drain_delay).await;
         });
         loop {
             let accepted = tokio::select! {

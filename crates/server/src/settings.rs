@@ -44,7 +44,7 @@ pub struct ServerSettings {
     pub upload_timeout: Duration,
     /// How long the server goes on as before when it was asked to stop, but for `/readyz`, which says no, and connections,
     /// which are closed after their next answer: load balancers need as long to notice. 0 where there are none.
-    pub readiness_delay: Duration,
+    pub drain_delay: Duration,
     /// How long requests in flight may then take to finish.
     pub shutdown_timeout: Duration,
     /// What `Retry-After` says on a 503, in seconds, rounded up.
@@ -78,7 +78,7 @@ impl Default for ServerSettings {
             // Nix pauses a download while it unpacks; nginx allows 60 s between two writes.
             write_idle_timeout: Duration::from_mins(2),
             upload_timeout: Duration::from_hours(24),
-            readiness_delay: Duration::ZERO,
+            drain_delay: Duration::ZERO,
             shutdown_timeout: Duration::from_secs(30),
             retry_after: Duration::from_secs(5),
             reencodings_max: 8,
