@@ -43,8 +43,8 @@ fn the_first_start_says_what_it_made_and_the_second_that_it_is_there() {
     let mut place = Place::new();
     insta::assert_snapshot!(place.serve(), @"
     made in HOME/.local/share/dormer:
-      storage/       the stored bytes, in packs
-      index.sqlite   the index (SQLite)
+      index.sqlite   what the caches hold (SQLite)
+      storage/       their contents, in packs
       master-key     seals the signing keys in the index; keep a copy apart from the index's backup
       token-secret   signs tokens
       cache main     public, with a signing key of its own
@@ -85,6 +85,7 @@ fn log_lines_for_collectors_are_json_throughout() {
     let place = Place::new();
     let mut server = place
         .command(&["serve", "--listen", "127.0.0.1:0", "--log-format", "json"])
+        .env("DORMER_METRICS_LISTEN", "off")
         .stderr(Stdio::piped())
         .spawn()
         .unwrap();

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use dormer_api::headers::{CACHE_VISIBILITY, CACHE_VISIBILITY_PUBLIC};
 use dormer_engine::Engine;
@@ -205,7 +205,8 @@ impl App {
     /// Counts a push, if its token may push so fast.
     pub(crate) fn admit_push(&self, call: &Call, body: &mut RequestBody) -> Result<(), Failure> {
         let claims = self.claims(call).unwrap_or_default();
-        let pusher = self.push_rates.admit(&claims).map_err(|TooFast(wait)| Failure::TooFast(wait))?;
+        let admitted = self.push_rates.admit(&claims, Instant::now());
+        let pusher = admitted.map_err(|TooFast(wait)| Failure::TooFast(wait))?;
         if let Some(pusher) = pusher {
             body.count_for(pusher);
         }

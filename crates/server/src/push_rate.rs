@@ -4,11 +4,10 @@
 //! well and the next one waits: an upload cannot be judged by its size before it was received.
 
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use dormer_api::TokenClaims;
 use moka::sync::Cache as Remembered;
-use tokio::time::Instant;
 
 /// What may come at once after a pause: as much as in this time at the allowed rate.
 const BURST: Duration = Duration::from_secs(10);
@@ -47,18 +46,20 @@ impl PushRates {
     }
 
     /// Counts a push, if it may begin. `None`: nothing is limited.
-    pub(crate) fn admit(&self, claims: &TokenClaims) -> Result<Option<Arc<Pusher>>, TooFast> {
+    pub(crate) fn admit(
+        &self,
+        claims: &TokenClaims,
+        now: Instant,
+    ) -> Result<Option<Arc<Pusher>>, TooFast> {
         if self.requests_per_second == 0 && self.bytes_per_second == 0 {
             return Ok(None);
         }
         let pusher = self.pushers.get_with(pusher_name(claims), || {
-            let now = Instant::now();
             Arc::new(Pusher {
                 requests: Bucket::new(self.requests_per_second, now),
                 bytes: Bucket::new(self.bytes_per_second, now),
             })
         });
-        let now = Instant::now();
         pusher.bytes.wait_for(0, now)?;
         pusher.requests.wait_for(1, now)?;
         pusher.requests.take(1, now);
@@ -68,8 +69,8 @@ impl PushRates {
 
 impl Pusher {
     /// Counts bytes that came in.
-    pub(crate) fn count_bytes(&self, bytes: u64) {
-        self.bytes.take(bytes, Instant::now());
+    pub(crate) fn count_bytes(&self, bytes: u64, now: Instant) {
+        self.bytes.take(bytes, now);
     }
 }
 
@@ -131,43 +132,46 @@ mod tests {
         TokenClaims { sub: text(sub), jti: text(jti), ..TokenClaims::default() }
     }
 
-    #[tokio::test(start_paused = true)]
-    async fn requests_beyond_the_burst_wait_for_the_rate() {
+    #[test]
+    fn requests_beyond_the_burst_wait_for_the_rate() {
         let rates = PushRates::new(2, 0);
         let ada = claims(Some("ada"), None);
+        let now = Instant::now();
         for _ in 0..20 {
-            rates.admit(&ada).unwrap();
+            rates.admit(&ada, now).unwrap();
         }
-        assert_eq!(rates.admit(&ada).unwrap_err(), TooFast(Duration::from_millis(500)));
-        assert!(rates.admit(&claims(Some("bob"), None)).is_ok(), "another pusher has another bucket");
-        tokio::time::advance(Duration::from_millis(500)).await;
-        rates.admit(&ada).unwrap();
-        assert!(rates.admit(&ada).is_err());
-        tokio::time::advance(Duration::from_mins(10)).await;
+        assert_eq!(rates.admit(&ada, now).unwrap_err(), TooFast(Duration::from_millis(500)));
+        assert!(rates.admit(&claims(Some("bob"), None), now).is_ok(), "another pusher has another bucket");
+        let later = now + Duration::from_millis(500);
+        rates.admit(&ada, later).unwrap();
+        assert!(rates.admit(&ada, later).is_err());
+        let much_later = now + Duration::from_mins(10);
         for _ in 0..20 {
-            rates.admit(&ada).unwrap();
+            rates.admit(&ada, much_later).unwrap();
         }
-        assert!(rates.admit(&ada).is_err(), "a pause earns no more than the burst");
+        assert!(rates.admit(&ada, much_later).is_err(), "a pause earns no more than the burst");
+        assert!(rates.admit(&ada, now).is_err(), "a time before the last one is none");
     }
 
-    #[tokio::test(start_paused = true)]
-    async fn bytes_are_paid_after_they_came() {
+    #[test]
+    fn bytes_are_paid_after_they_came() {
         let rates = PushRates::new(0, 1000);
         let ada = claims(None, Some("id-1"));
-        let pusher = rates.admit(&ada).unwrap().unwrap();
-        pusher.count_bytes(15_000);
-        assert_eq!(rates.admit(&ada).unwrap_err(), TooFast(Duration::from_secs(5)));
-        tokio::time::advance(Duration::from_secs(5)).await;
-        rates.admit(&ada).unwrap();
-        pusher.count_bytes(u64::MAX);
-        assert_eq!(rates.admit(&ada).unwrap_err(), TooFast(RETRY_MAX));
+        let now = Instant::now();
+        let pusher = rates.admit(&ada, now).unwrap().unwrap();
+        pusher.count_bytes(15_000, now);
+        assert_eq!(rates.admit(&ada, now).unwrap_err(), TooFast(Duration::from_secs(5)));
+        let later = now + Duration::from_secs(5);
+        rates.admit(&ada, later).unwrap();
+        pusher.count_bytes(u64::MAX, later);
+        assert_eq!(rates.admit(&ada, later).unwrap_err(), TooFast(RETRY_MAX));
     }
 
     #[test]
     fn without_limits_nobody_is_remembered() {
         let rates = PushRates::new(0, 0);
         for _ in 0..1000 {
-            assert!(rates.admit(&claims(None, None)).unwrap().is_none());
+            assert!(rates.admit(&claims(None, None), Instant::now()).unwrap().is_none());
         }
         assert_eq!(rates.pushers.iter().count(), 0);
     }

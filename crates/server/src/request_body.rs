@@ -124,7 +124,7 @@ impl RequestBody {
         self.received += bytes;
         self.metrics.http.received_bytes.inc_by(bytes);
         if let Some(pusher) = &self.pusher {
-            pusher.count_bytes(bytes);
+            pusher.count_bytes(bytes, std::time::Instant::now());
         }
     }
 
