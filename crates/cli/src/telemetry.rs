@@ -55,15 +55,23 @@ pub(crate) fn start(log: &LogSettings, context: &Context) -> Result<Traces> {
         .log_internal_errors(false);
     let lines = if log.json {
         // The span of a request has its id; `span` alone would hide it behind an inner one.
-        lines.json().flatten_event(true).with_current_span(false).with_span_list(true).with_filter(filter).boxed()
+        lines
+            .json()
+            .flatten_event(true)
+            .with_current_span(false)
+            .with_span_list(true)
+            .with_filter(filter)
+            .boxed()
     } else {
         lines.with_target(false).with_filter(filter).boxed()
     };
-    let provider = if wants_traces(&context.environment)? { Some(tracer_provider(&context.environment)?) } else { None };
+    let provider =
+        if wants_traces(&context.environment)? { Some(tracer_provider(&context.environment)?) } else { None };
     let spans = provider.as_ref().map(|provider| {
         opentelemetry::global::set_text_map_propagator(TraceContextPropagator::new());
         // Ours only: those of the exporter's own HTTP client would never end.
-        let ours = filter::filter_fn(|metadata| metadata.is_span() && metadata.target().starts_with("dormer"));
+        let ours =
+            filter::filter_fn(|metadata| metadata.is_span() && metadata.target().starts_with("dormer"));
         tracing_opentelemetry::layer()
             .with_tracer(provider.tracer("dormer"))
             .with_location(false)
@@ -88,7 +96,8 @@ fn log_filter(log: &LogSettings, environment: &Environment) -> Result<EnvFilter>
 }
 
 fn wants_traces(environment: &Environment) -> Result<bool> {
-    let is_disabled = environment.text("OTEL_SDK_DISABLED")?.is_some_and(|text| text.eq_ignore_ascii_case("true"));
+    let is_disabled =
+        environment.text("OTEL_SDK_DISABLED")?.is_some_and(|text| text.eq_ignore_ascii_case("true"));
     let has_endpoint = environment.text("OTEL_EXPORTER_OTLP_ENDPOINT")?.is_some()
         || environment.text("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT")?.is_some();
     let wanted = match environment.text("OTEL_TRACES_EXPORTER")? {
@@ -131,7 +140,10 @@ fn tracer_provider(environment: &Environment) -> Result<SdkTracerProvider> {
         exporter = exporter.with_http_client(plain_client().map_err(|error| failed(&error))?);
     }
     let exporter = exporter.build().map_err(|error| failed(&error))?;
-    Ok(SdkTracerProvider::builder().with_batch_exporter(exporter).with_resource(resource(environment)?).build())
+    Ok(SdkTracerProvider::builder()
+        .with_batch_exporter(exporter)
+        .with_resource(resource(environment)?)
+        .build())
 }
 
 /// Built on a thread of its own: it has a run time inside, and none may be made within another.
@@ -147,7 +159,8 @@ fn plain_client() -> reqwest::Result<reqwest::blocking::Client> {
 fn resource(environment: &Environment) -> Result<Resource> {
     let attributes = environment.text("OTEL_RESOURCE_ATTRIBUTES")?.unwrap_or_default();
     let is_named = environment.text("OTEL_SERVICE_NAME")?.is_some() || attributes.contains("service.name=");
-    let resource = Resource::builder().with_attribute(KeyValue::new("service.version", env!("CARGO_PKG_VERSION")));
+    let resource =
+        Resource::builder().with_attribute(KeyValue::new("service.version", env!("CARGO_PKG_VERSION")));
     Ok(if is_named { resource.build() } else { resource.with_service_name("dormer").build() })
 }
 

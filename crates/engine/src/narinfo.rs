@@ -35,9 +35,7 @@ impl Engine {
 
     /// The narinfo, if it is remembered: answers without waiting, for the hottest path of the server.
     pub fn remembered_narinfo(&self, cache: &Cache, hash: &StorePathHash) -> Option<Bytes> {
-        self.remembered_narinfos()
-            .get(&(cache.id, *hash))
-            .inspect(|_| self.count_narinfo("memory"))
+        self.remembered_narinfos().get(&(cache.id, *hash)).inspect(|_| self.count_narinfo("memory"))
     }
 
     fn count_narinfo(&self, from: &str) {

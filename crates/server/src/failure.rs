@@ -122,7 +122,9 @@ impl Failure {
             Self::RangeOutside { .. } => of(StatusCode::RANGE_NOT_SATISFIABLE, Name::RequestError),
             Self::RangeOfOldName => of(StatusCode::PRECONDITION_FAILED, Name::RequestError),
             Self::NotKept(_) => of(StatusCode::NOT_IMPLEMENTED, Name::RequestError),
-            Self::Busy(_) | Self::NotReady(_) => of(StatusCode::SERVICE_UNAVAILABLE, Name::ServiceUnavailable),
+            Self::Busy(_) | Self::NotReady(_) => {
+                of(StatusCode::SERVICE_UNAVAILABLE, Name::ServiceUnavailable)
+            }
             Self::TooLong { .. }
             | Self::Body(BodyError::TooLong { .. })
             | Self::Engine(

@@ -74,19 +74,20 @@ impl Health {
 }
 
 async fn ask(engine: &Engine) -> Result<(), NotReady> {
-    let in_time = async |what, check: &mut (dyn Future<Output = dormer_engine::Result<()>> + Send + Unpin)| {
-        match tokio::time::timeout(CHECK_TIMEOUT, check).await {
-            Ok(Ok(())) => true,
-            Ok(Err(error)) => {
-                tracing::warn!(error = crate::failure::with_causes(&error), "the {what} does not answer");
-                false
+    let in_time =
+        async |what, check: &mut (dyn Future<Output = dormer_engine::Result<()>> + Send + Unpin)| {
+            match tokio::time::timeout(CHECK_TIMEOUT, check).await {
+                Ok(Ok(())) => true,
+                Ok(Err(error)) => {
+                    tracing::warn!(error = crate::failure::with_causes(&error), "the {what} does not answer");
+                    false
+                }
+                Err(_) => {
+                    tracing::warn!("the {what} does not answer within {} s", CHECK_TIMEOUT.as_secs());
+                    false
+                }
             }
-            Err(_) => {
-                tracing::warn!("the {what} does not answer within {} s", CHECK_TIMEOUT.as_secs());
-                false
-            }
-        }
-    };
+        };
     let mut index = Box::pin(engine.check_index());
     let mut store = Box::pin(engine.check_store());
     let (index, store) = tokio::join!(in_time("database", &mut index), in_time("object store", &mut store));

@@ -22,14 +22,18 @@ pub(crate) struct Process {
 impl Process {
     pub(crate) fn new() -> Self {
         let gauge = |name, help| IntGauge::new(name, help).expect("well-formed names");
-        let start = Gauge::new("process_start_time_seconds", "When the process started, in seconds since 1970")
-            .expect("a well-formed name");
+        let start =
+            Gauge::new("process_start_time_seconds", "When the process started, in seconds since 1970")
+                .expect("a well-formed name");
         let now = SystemTime::UNIX_EPOCH.elapsed().unwrap_or_default();
         start.set(now.as_secs_f64());
         Self {
             memory: gauge("process_resident_memory_bytes", "Memory that the process has now"),
             open_files: gauge("process_open_fds", "Open files and connections now"),
-            open_files_max: gauge("process_max_fds", "Most open files and connections that the system allows"),
+            open_files_max: gauge(
+                "process_max_fds",
+                "Most open files and connections that the system allows",
+            ),
             threads: gauge("process_threads", "Threads now"),
             start,
         }

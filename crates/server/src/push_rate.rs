@@ -46,11 +46,7 @@ impl PushRates {
     }
 
     /// Counts a push, if it may begin. `None`: nothing is limited.
-    pub(crate) fn admit(
-        &self,
-        claims: &TokenClaims,
-        now: Instant,
-    ) -> Result<Option<Arc<Pusher>>, TooFast> {
+    pub(crate) fn admit(&self, claims: &TokenClaims, now: Instant) -> Result<Option<Arc<Pusher>>, TooFast> {
         if self.requests_per_second == 0 && self.bytes_per_second == 0 {
             return Ok(None);
         }

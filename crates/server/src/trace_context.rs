@@ -10,7 +10,8 @@ pub(crate) fn adopt(span: &Span, headers: &HeaderMap) {
     if !headers.contains_key("traceparent") {
         return;
     }
-    let parent = opentelemetry::global::get_text_map_propagator(|propagator| propagator.extract(&Headers(headers)));
+    let parent =
+        opentelemetry::global::get_text_map_propagator(|propagator| propagator.extract(&Headers(headers)));
     if let Err(error) = span.set_parent(parent) {
         tracing::debug!(?error, "failed to join a trace");
     }

@@ -24,12 +24,15 @@ fn requests_are_counted_by_route_and_status_and_not_by_path() {
     let requests = |method: &str, route: &str, status: &str| {
         let labels = format!("method=\"{method}\",route=\"{route}\",status=\"{status}\"");
         common::until("answers are counted when they are sent", || {
-            Some(server.metric(&format!("dormer_http_requests_total{{{labels}}}"))).filter(|count| *count > 0.0)
+            Some(server.metric(&format!("dormer_http_requests_total{{{labels}}}")))
+                .filter(|count| *count > 0.0)
         })
     };
     assert!(requests("PUT", "/_api/v1/upload-path", "200") >= 1.0);
     assert!(requests("GET", "/{cache}/nar/{hash}-{tag}.nar.zst", "200") >= 1.0);
-    common::until("all are counted", || (requests("GET", "/{cache}/{hash}.narinfo", "404") >= 18.0).then_some(()));
+    common::until("all are counted", || {
+        (requests("GET", "/{cache}/{hash}.narinfo", "404") >= 18.0).then_some(())
+    });
     common::until("all are counted", || (requests("OTHER", "/", "405") >= 18.0).then_some(()));
     assert!(requests("GET", "none", "404") >= 1.0);
     assert!(server.metric("dormer_http_sent_bytes_total") >= size as f64);

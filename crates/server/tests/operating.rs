@@ -57,7 +57,8 @@ fn requests_in_flight_end_well_when_a_server_stops() {
 
 #[test]
 fn requests_that_never_end_are_cut_when_a_server_stops() {
-    let mut server = Server::start_with(|options| options.server.shutdown_timeout = Duration::from_millis(200));
+    let mut server =
+        Server::start_with(|options| options.server.shutdown_timeout = Duration::from_millis(200));
     let mut upload = server.connect();
     let head = format!(
         "PUT /main/nar/1.nar HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {}\r\nContent-Length: 900000\r\n\r\n",
@@ -65,9 +66,7 @@ fn requests_that_never_end_are_cut_when_a_server_stops() {
     );
     upload.write_all(head.as_bytes()).unwrap();
     upload.write_all(&sized_nar(1, 900_000)[..100_000]).unwrap();
-    common::until("the upload has begun", || {
-        (server.metric("dormer_uploads_streaming") > 0.0).then_some(())
-    });
+    common::until("the upload has begun", || (server.metric("dormer_uploads_streaming") > 0.0).then_some(()));
     server.stop();
     let error = server.stopped().unwrap_err();
     assert_eq!(error.to_string(), "cut 1 connections whose requests did not end in time");
@@ -135,7 +134,12 @@ fn a_request_is_found_again_by_its_id_in_every_line_and_no_line_has_a_secret() {
     assert!(!cut.complete);
     let bad_token = format!("Bearer {token}x");
     server.request("PUT", "/main/nar/x.nar", &[("Authorization", &bad_token)], &nar(1));
-    server.request("POST", "/_api/v1/cache-config/new", &[("Authorization", &bearer)], br#"{"keypair": {"Keypair": "a:c2VjcmV0"}}"#);
+    server.request(
+        "POST",
+        "/_api/v1/cache-config/new",
+        &[("Authorization", &bearer)],
+        br#"{"keypair": {"Keypair": "a:c2VjcmV0"}}"#,
+    );
 
     let lines = common::until("what follows an answer is written, too", || {
         let lines = log.lines();
@@ -160,7 +164,11 @@ struct Log(Arc<Mutex<Vec<u8>>>);
 impl Log {
     fn start() -> Self {
         let log = Self::default();
-        tracing_subscriber::fmt().with_max_level(tracing::Level::TRACE).with_ansi(false).with_writer(log.clone()).init();
+        tracing_subscriber::fmt()
+            .with_max_level(tracing::Level::TRACE)
+            .with_ansi(false)
+            .with_writer(log.clone())
+            .init();
         log
     }
 

@@ -285,10 +285,15 @@ fn too_long_headers_are_431() {
 fn a_token_that_pushes_too_fast_is_429() {
     let server = Server::start_with(|options| options.server.push_requests_per_second = 1);
     let push = |seed: u64| server.call(&admin(), "PUT", &format!("/main/nar/{seed}.nar"), &nar(seed));
-    let refused = (0..100).map(push).find(|reply| reply.status != 200).expect("10 at once, then one a second");
+    let refused =
+        (0..100).map(push).find(|reply| reply.status != 200).expect("10 at once, then one a second");
     assert_eq!((refused.status, refused.header("retry-after")), (429, Some("1")), "{refused:?}");
     let other = common::token_of("another", &json!({"*": {"w": 1}}));
-    assert_eq!(server.call(&other, "PUT", "/main/nar/x.nar", &nar(1)).status, 200, "it has a rate of its own");
+    assert_eq!(
+        server.call(&other, "PUT", "/main/nar/x.nar", &nar(1)).status,
+        200,
+        "it has a rate of its own"
+    );
     assert_eq!(server.get("/main/nix-cache-info").status, 200, "reading is not pushing");
 
     let server = Server::start_with(|options| options.server.push_bytes_per_second = 1_000);
@@ -364,7 +369,8 @@ fn no_place_for_another_upload_is_503() {
     );
     first.write_all(head.as_bytes()).unwrap();
     let push = || server.call(&admin(), "PUT", "/main/nar/2.nar", &nar(2));
-    let refused = common::until("the first upload has its turn", || Some(push()).filter(|reply| reply.status != 200));
+    let refused =
+        common::until("the first upload has its turn", || Some(push()).filter(|reply| reply.status != 200));
     assert_eq!((refused.status, refused.header("retry-after")), (503, Some("5")), "{refused:?}");
     drop(first);
     common::until("its turn is free", || Some(push()).filter(|reply| reply.status == 200));
@@ -392,7 +398,8 @@ fn a_server_that_is_stopping_is_not_ready() {
     let mut server = Server::start_with(|options| options.server.drain_delay = Duration::from_mins(1));
     assert_eq!(server.get("/readyz").status, 200);
     server.stop();
-    let reply = common::until("it heard of it", || Some(server.get("/readyz")).filter(|reply| reply.status != 200));
+    let reply =
+        common::until("it heard of it", || Some(server.get("/readyz")).filter(|reply| reply.status != 200));
     assert_eq!((reply.status, reply.text().as_str()), (503, "not ready: the server is stopping\n"));
     assert_eq!(reply.header("retry-after"), Some("5"));
     assert_eq!(server.get("/main/nix-cache-info").status, 200, "whoever has not noticed yet is served");

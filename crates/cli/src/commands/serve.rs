@@ -122,7 +122,10 @@ async fn listen_for_metrics(settings: &Settings, voice: &Voice<'_>) -> Result<Op
         Ok(listener) => Ok(Some(listener)),
         Err(error) if settings.metrics_listen_was_set => Err(error),
         Err(error) => {
-            voice.warn(&format!("no metrics: {}; metrics.listen takes another address, or off", error.chain()));
+            voice.warn(&format!(
+                "no metrics: {}; metrics.listen takes another address, or off",
+                error.chain()
+            ));
             Ok(None)
         }
     }

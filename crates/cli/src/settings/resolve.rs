@@ -140,7 +140,8 @@ fn fill_paths(raw: &mut Raw, environment: &Environment) -> Result<()> {
     raw.set_default(&keys::DATABASE_URL, Value::Text(format!("sqlite://{}", below("index.sqlite"))));
     raw.set_default(&keys::STORAGE_PATH, Value::Text(below("storage")));
     let threads = EngineSettings::default().cpu_threads;
-    let is_loopback = text(raw, &keys::LISTEN).parse().is_ok_and(|address: SocketAddr| address.ip().is_loopback());
+    let is_loopback =
+        text(raw, &keys::LISTEN).parse().is_ok_and(|address: SocketAddr| address.ip().is_loopback());
     let drain_delay = if is_loopback { Duration::ZERO } else { DRAIN_DELAY };
     raw.set_default(&keys::LIMIT_DRAIN_DELAY, Value::Duration(drain_delay));
     raw.set_default(&keys::LIMIT_CPU_THREADS, Value::Integer(i64::try_from(threads).unwrap_or(1)));

@@ -132,7 +132,17 @@ impl Server {
         });
         let serving = Some(runtime.spawn(serving));
         drop(in_runtime);
-        Self { address, folder, engine, store, index, metrics, serving, stop: Some(stop), runtime: Some(runtime) }
+        Self {
+            address,
+            folder,
+            engine,
+            store,
+            index,
+            metrics,
+            serving,
+            stop: Some(stop),
+            runtime: Some(runtime),
+        }
     }
 
     pub fn block_on<T>(&self, future: impl Future<Output = T>) -> T {
