@@ -175,7 +175,8 @@ impl Ingest {
     /// Ends the upload: checks it and waits until its bytes are durable.
     pub async fn finish(self) -> Result<Ingested> {
         let metrics = Arc::clone(&self.workshop.metrics);
-        let ingested = self.finish_uncounted().await?;
+        // Boxed, because it is large and every upload would carry it from its first byte on.
+        let ingested = Box::pin(self.finish_uncounted()).await?;
         metrics.nars.with_label_values(&[if ingested.known { "true" } else { "false" }]).inc();
         metrics.nar_bytes.inc_by(ingested.nar_size);
         Ok(ingested)

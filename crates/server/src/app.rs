@@ -172,7 +172,9 @@ impl App {
                 upload::put_narinfo(self, call, body, &cache, &hash).await
             }
             (&Method::PUT, Route::Listing(cache, _)) => upload::put_listing(self, call, body, &cache).await,
-            (&Method::PUT, Route::Nar(cache, file)) => upload::put_nar(self, call, body, &cache, file).await,
+            (&Method::PUT, Route::Nar(cache, file)) => {
+                Box::pin(upload::put_nar(self, call, body, &cache, file)).await
+            }
             (&Method::PUT, Route::NotKept(cache, kind)) => upload::refuse(self, call, &cache, kind).await,
 
             (&Method::GET, Route::CacheConfig(cache) | Route::AtticCacheInfo(cache)) => {
@@ -184,7 +186,7 @@ impl App {
             }
             (&Method::DELETE, Route::CacheConfig(cache)) => attic::destroy_cache(self, call, &cache).await,
             (&Method::POST, Route::GetMissingPaths) => attic::get_missing_paths(self, call, body).await,
-            (&Method::PUT, Route::UploadPath) => attic::upload_path(self, call, body).await,
+            (&Method::PUT, Route::UploadPath) => Box::pin(attic::upload_path(self, call, body)).await,
 
             (&Method::GET, Route::Caches) => caches::list_caches(self, call).await,
             (&Method::DELETE, Route::Object(cache, hash)) => {

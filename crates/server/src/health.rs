@@ -36,7 +36,13 @@ pub(crate) enum NotReady {
 #[derive(Debug, Default)]
 pub(crate) struct Health {
     is_stopping: AtomicBool,
-    last: Arc<Mutex<Option<(Instant, Result<(), NotReady>)>>>,
+    last: Arc<Mutex<Option<Answer>>>,
+}
+
+#[derive(Debug, Clone, Copy)]
+struct Answer {
+    at: Instant,
+    outcome: Result<(), NotReady>,
 }
 
 impl Health {
@@ -56,16 +62,16 @@ impl Health {
         }
         // Whoever comes while a check is under way waits for its outcome here, at most as long as a check may take.
         let mut last = Arc::clone(&self.last).lock_owned().await;
-        if let Some((at, outcome)) = *last
-            && at.elapsed() < REMEMBERED
+        if let Some(answer) = *last
+            && answer.at.elapsed() < REMEMBERED
         {
-            return outcome;
+            return answer.outcome;
         }
         let engine = engine.clone();
         // A task of its own: a client that leaves does not make the next one ask anew.
         let check = tokio::spawn(async move {
             let outcome = ask(&engine).await;
-            *last = Some((Instant::now(), outcome));
+            *last = Some(Answer { at: Instant::now(), outcome });
             outcome
         });
         // It neither panics nor is it aborted, unless the run time ends.

@@ -1,4 +1,5 @@
 //! What an operator relies on: health, an orderly end, ids that find a request again, limits of patience.
+#![expect(clippy::unwrap_used, reason = "helpers of tests: a panic is the failure")]
 
 mod common;
 
@@ -17,8 +18,7 @@ fn readiness_costs_a_server_nothing_however_often_it_is_asked() {
         assert_eq!(server.get("/readyz").status, 200);
     }
     let statements = server.metric("dormer_index_statements_total") - before;
-    let seconds_at_most = 60.0;
-    assert!(statements <= 10.0 * seconds_at_most && statements < 200.0, "{statements} statements");
+    assert!(statements < 100, "{statements} statements");
 }
 
 #[test]
@@ -43,7 +43,7 @@ fn requests_in_flight_end_well_when_a_server_stops() {
     );
     upload.write_all(head.as_bytes()).unwrap();
     upload.write_all(&nar[..1_000_000]).unwrap();
-    let streaming = || (server.metric("dormer_uploads_streaming") > 0.0).then_some(());
+    let streaming = || (server.metric("dormer_uploads_streaming") > 0).then_some(());
     common::until("the upload has begun", streaming);
     server.stop();
     common::until("nobody else comes in", || std::net::TcpStream::connect(server.address).err());
@@ -66,7 +66,7 @@ fn requests_that_never_end_are_cut_when_a_server_stops() {
     );
     upload.write_all(head.as_bytes()).unwrap();
     upload.write_all(&sized_nar(1, 900_000)[..100_000]).unwrap();
-    common::until("the upload has begun", || (server.metric("dormer_uploads_streaming") > 0.0).then_some(()));
+    common::until("the upload has begun", || (server.metric("dormer_uploads_streaming") > 0).then_some(()));
     server.stop();
     let error = server.stopped().unwrap_err();
     assert_eq!(error.to_string(), "cut 1 connections whose requests did not end in time");
@@ -102,7 +102,7 @@ fn a_reader_who_takes_nothing_loses_its_turn() {
     let mut sleeper = server.connect();
     let ask = format!("GET {} HTTP/1.1\r\nHost: x\r\n\r\n", server.nar_url("main", &path(1)));
     sleeper.write_all(ask.as_bytes()).unwrap();
-    common::until("the reader has the only turn", || (server.metric("dormer_reads") > 0.0).then_some(()));
+    common::until("the reader has the only turn", || (server.metric("dormer_reads") > 0).then_some(()));
     // Waits for the turn, which the sleeper loses.
     assert_eq!(server.get(&server.nar_url("main", &path(2))).status, 200);
     let mut rest = Vec::new();

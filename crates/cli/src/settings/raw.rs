@@ -323,12 +323,8 @@ fn parse_text(key: &Key, text: &str, origin: &Origin) -> Result<Value> {
         Kind::Text => Ok(Value::Text(trimmed.to_owned())),
         Kind::Path if trimmed.is_empty() => Err(wrong(not())),
         Kind::Path => Ok(Value::Text(text.to_owned())),
-        Kind::Address => match parse_address(trimmed) {
-            Some(address) => Ok(Value::Text(address.to_string())),
-            None => Err(wrong(not())),
-        },
         Kind::AddressOrOff if trimmed == OFF => Ok(Value::Text(trimmed.to_owned())),
-        Kind::AddressOrOff => match parse_address(trimmed) {
+        Kind::Address | Kind::AddressOrOff => match parse_address(trimmed) {
             Some(address) => Ok(Value::Text(address.to_string())),
             None => Err(wrong(not())),
         },

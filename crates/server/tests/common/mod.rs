@@ -160,9 +160,9 @@ impl Server {
         self.block_on(async { tokio::time::timeout(Duration::from_mins(1), serving).await.unwrap().unwrap() })
     }
 
-    /// The value of a metric, with its labels as they are written: `name{label="x"}`.
+    /// The value of a counter or gauge, with its labels as they are written: `name{label="x"}`.
     #[track_caller]
-    pub fn metric(&self, series: &str) -> f64 {
+    pub fn metric(&self, series: &str) -> usize {
         let page = String::from_utf8(self.metrics.render().unwrap()).unwrap();
         let line = page.lines().find_map(|line| line.strip_prefix(series)?.strip_prefix(' '));
         line.unwrap_or_else(|| panic!("{series} is not in\n{page}")).parse().unwrap()
