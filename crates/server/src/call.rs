@@ -8,7 +8,7 @@ use http::request::Parts;
 use http::{HeaderMap, HeaderValue, Method};
 
 /// The header that a request's id stands in, both ways.
-pub(crate) static REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
+pub(crate) static REQUEST_ID: HeaderName = HeaderName::from_static(dormer_api::headers::REQUEST_ID);
 
 /// Names a request in its answer, in each of its log lines and in its trace.
 #[derive(Debug, Clone)]
