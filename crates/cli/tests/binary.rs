@@ -178,7 +178,7 @@ fn caches_are_created_changed_listed_and_destroyed() {
     insta::assert_snapshot!(place.run(&["cache", "create", "team"]), @"
     exit code: 1
     --- stderr
-    error: creating cache team: the cache exists already: cache 'team' exists already
+    error: creating cache team: the cache exists already: cache 'team' exists already (request ID)
     hint: `dormer cache configure` changes it
     ");
     insta::assert_snapshot!(
@@ -264,7 +264,7 @@ fn a_token_permits_what_it_says_and_no_more() {
     insta::assert_snapshot!(with_token(&["cache", "configure", "team", "--public"]), @"
     exit code: 4
     --- stderr
-    error: configuring cache team: the token does not permit this: the token does not allow to configure-cache here
+    error: configuring cache team: the token does not permit this: the token does not allow to configure-cache here (request ID)
     hint: ask for a token with this permission: dormer token create, on the server
     ");
     // A variable beats the settings, even with nonsense.

@@ -73,7 +73,7 @@ fn collector() -> (String, mpsc::Receiver<(String, Vec<u8>)>) {
             let mut line = String::new();
             while reader.read_line(&mut line).unwrap() > 2 {
                 if first.is_empty() {
-                    first = line.split(' ').nth(1).unwrap().to_owned();
+                    line.split(' ').nth(1).unwrap().clone_into(&mut first);
                 }
                 if let Some(value) = line.to_ascii_lowercase().strip_prefix("content-length:") {
                     length = value.trim().parse().unwrap();
@@ -97,8 +97,11 @@ fn attribute<'a>(attributes: &'a [KeyValue], key: &str) -> Option<&'a Value> {
     attribute.value.as_ref().and_then(|AnyValue { value }| value.as_ref())
 }
 
-fn text(value: &str) -> Option<Value> {
-    Some(Value::StringValue(value.to_owned()))
+fn text<'a>(attributes: &'a [KeyValue], key: &str) -> Option<&'a str> {
+    match attribute(attributes, key) {
+        Some(Value::StringValue(text)) => Some(text),
+        _ => None,
+    }
 }
 
 /// The span of a route, and the name of the service that sent it.
@@ -110,12 +113,10 @@ fn span_of(received: &mpsc::Receiver<(String, Vec<u8>)>, route: &str) -> (Span, 
         let request = ExportTraceServiceRequest::decode(body.as_slice()).unwrap();
         for resource in request.resource_spans {
             let of = resource.resource.unwrap();
-            let Some(Value::StringValue(service)) = attribute(&of.attributes, "service.name") else {
-                panic!("no service.name: {of:?}");
-            };
+            let service = text(&of.attributes, "service.name").expect("the sender says who it is");
             for span in resource.scope_spans.into_iter().flat_map(|scope| scope.spans) {
-                if attribute(&span.attributes, "http.route").cloned() == text(route) {
-                    return (span, service.clone());
+                if text(&span.attributes, "http.route") == Some(route) {
+                    return (span, service.to_owned());
                 }
             }
         }
@@ -138,11 +139,10 @@ fn a_request_becomes_a_span_with_its_route_and_status_in_the_trace_that_it_came_
     assert_eq!(span.name, "GET /{cache}/nix-cache-info");
     assert_eq!(span.kind, SpanKind::Server as i32);
     assert_eq!(attribute(&span.attributes, "http.response.status_code"), Some(&Value::IntValue(200)));
-    assert_eq!(attribute(&span.attributes, "http.request.method").cloned(), text("GET"));
-    assert_eq!(attribute(&span.attributes, "request.id").cloned(), text("job-7"));
-    let hex = |bytes: &[u8]| bytes.iter().map(|byte| format!("{byte:02x}")).collect::<String>();
-    assert_eq!(hex(&span.trace_id), "0af7651916cd43dd8448eb211c80319c");
-    assert_eq!(hex(&span.parent_span_id), "b7ad6b7169203331");
+    assert_eq!(text(&span.attributes, "http.request.method"), Some("GET"));
+    assert_eq!(text(&span.attributes, "request.id"), Some("job-7"));
+    assert_eq!(span.trace_id, 0x0af7_6519_16cd_43dd_8448_eb21_1c80_319c_u128.to_be_bytes());
+    assert_eq!(span.parent_span_id, 0xb7ad_6b71_6920_3331_u64.to_be_bytes());
     assert!(span.end_time_unix_nano > span.start_time_unix_nano);
     assert_ne!(span.status.unwrap_or_default().code, StatusCode::Error as i32);
 

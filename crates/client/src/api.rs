@@ -23,7 +23,7 @@ use dormer_api::{
 };
 use dormer_nix::StorePathHash;
 use futures::{Stream, StreamExt as _, stream};
-use reqwest::header::{AUTHORIZATION, CONTENT_TYPE, HeaderValue, LOCATION, RETRY_AFTER};
+use reqwest::header::{AUTHORIZATION, CONTENT_TYPE, HeaderName, HeaderValue, LOCATION, RETRY_AFTER};
 use reqwest::{Method, RequestBuilder, Response, StatusCode, Url};
 use serde::de::DeserializeOwned;
 use tokio::time::Instant;
@@ -444,7 +444,8 @@ impl ApiClient {
         }
         let header = |name| response.headers().get(name).and_then(|value: &HeaderValue| value.to_str().ok());
         let retry_after = header(RETRY_AFTER).and_then(|value| parse_retry_after(value, SystemTime::now()));
-        let request_id = header(headers::REQUEST_ID).map(|id| format!(" (request {})", printable(id)));
+        let request_id = header(HeaderName::from_static(headers::REQUEST_ID))
+            .map(|id| format!(" (request {})", printable(id)));
         let location = header(LOCATION).map(|location| format!("it redirects to {}", printable(location)));
         let body = read_up_to(&mut response, ERROR_BYTES_MAX).await.unwrap_or_default();
         let (name, message) = describe(status, &body);
