@@ -18,8 +18,8 @@ const CLASS_BYTES_MAX: usize = 1024 * 1024;
 /// 64, 128, 256, 512 KiB and 1 MiB.
 const CLASSES: usize = (CLASS_BYTES_MAX / CLASS_BYTES_MIN).ilog2() as usize + 1;
 
-/// Idle memory kept: what about 16 readers hold between two reads.
-const FREE_BYTES_MAX: usize = 16 * 1024 * 1024;
+/// Idle memory kept: what about 8 readers hold between two reads.
+pub const FREE_BYTES_MAX: usize = 8 * 1024 * 1024;
 
 /// A pool of buffers; clones share it.
 #[derive(Debug, Clone, Default)]

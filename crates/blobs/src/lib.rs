@@ -20,6 +20,7 @@ mod memory;
 pub mod remote;
 mod retrying;
 
+pub use buffer_pool::FREE_BYTES_MAX as IDLE_BUFFER_BYTES_MAX;
 pub use contract::{BlobKey, Blobs};
 pub use error::{Cause, Error, Result};
 pub use limited::Limited;

@@ -19,9 +19,16 @@ use crate::cpu::CpuPool;
 use crate::metrics::{Deduplicated, EngineMetrics};
 use crate::packer::{Packer, Pending, Place, Reservation, Reserved};
 
-/// Raw bytes looked up at once: one statement for up to 96 chunks of 32 KiB. Two batches are the largest part of an upload's
-/// memory.
-const BATCH_BYTES: usize = 3 * 1024 * 1024;
+/// Raw bytes of a NAR looked up at once: one statement for up to 96 chunks of 32 KiB. Two batches are the largest part of an
+/// upload's memory.
+pub(crate) const BATCH_BYTES: usize = 3 * 1024 * 1024;
+
+/// Memory for what is known of chunks whose places in the recipe are not reached yet. A known chunk waits there while one
+/// before it is on its way into a pack; when this is full, the upload waits for that pack.
+const SLOT_BYTES_MAX: usize = 512 * 1024;
+
+/// What one chunk takes there beside its fills: its row and the places that hold it.
+const SLOT_BYTES: usize = 256;
 
 /// Chunks looked up at once, for settings that make them much smaller: the index takes 16,384 in one call.
 const BATCH_CHUNKS: usize = 4_096;
@@ -61,6 +68,12 @@ struct Slot {
     fills: Vec<HoleFill>,
 }
 
+impl Slot {
+    fn memory_bytes(&self) -> usize {
+        SLOT_BYTES + self.fills.len() * size_of::<HoleFill>()
+    }
+}
+
 /// A chunk that nobody has, and this upload's right to store it.
 struct NewChunk {
     place: Place,
@@ -76,7 +89,10 @@ pub(crate) struct ChunkSink {
     chunker: Option<Chunker>,
     batch: Vec<RawChunk>,
     batch_bytes: usize,
+    /// A batch is looked up when it has so many raw bytes.
+    batch_bytes_max: usize,
     slots: VecDeque<Slot>,
+    slot_bytes: usize,
     jobs: JoinSet<()>,
     recipe: RecipeBuilder,
     tag: TagBuilder,
@@ -92,7 +108,13 @@ struct StoredCounts {
 }
 
 impl ChunkSink {
-    pub(crate) fn new(workshop: Workshop, upload: u64, params: ChunkParams, store_dir: &str) -> Self {
+    pub(crate) fn new(
+        workshop: Workshop,
+        upload: u64,
+        params: ChunkParams,
+        store_dir: &str,
+        batch_bytes_max: usize,
+    ) -> Self {
         Self {
             workshop,
             upload,
@@ -100,7 +122,9 @@ impl ChunkSink {
             chunker: Some(Chunker::new(params, store_dir)),
             batch: Vec::new(),
             batch_bytes: 0,
+            batch_bytes_max,
             slots: VecDeque::new(),
+            slot_bytes: 0,
             jobs: JoinSet::new(),
             recipe: RecipeBuilder::new(),
             tag: TagBuilder::new(),
@@ -114,7 +138,7 @@ impl ChunkSink {
         let before = self.batch.len();
         chunker.push(bytes, &mut self.batch);
         self.batch_bytes += self.batch[before..].iter().map(|chunk| chunk.bytes.len()).sum::<usize>();
-        if self.batch_bytes >= BATCH_BYTES || self.batch.len() >= BATCH_CHUNKS {
+        if self.batch_bytes >= self.batch_bytes_max || self.batch.len() >= BATCH_CHUNKS {
             self.flush().await
         } else {
             Ok(())
@@ -203,10 +227,26 @@ impl ChunkSink {
             if self.stored.new_chunk_bytes == new_before {
                 self.workshop.metrics.count_deduplicated(by, bytes);
             }
-            self.slots.push_back(Slot { source, fills });
+            let slot = Slot { source, fills };
+            self.slot_bytes += slot.memory_bytes();
+            self.slots.push_back(slot);
         }
         self.encode(new);
-        self.drain_settled()
+        self.drain_settled()?;
+        self.wait_for_room().await
+    }
+
+    /// Waits for the packs of the first chunks until what is known of the others fits its memory.
+    async fn wait_for_room(&mut self) -> Result<()> {
+        while self.slot_bytes > SLOT_BYTES_MAX {
+            let Some(Slot { source: Source::Pending(first), .. }) = self.slots.front() else { break };
+            let first = Arc::clone(first);
+            // What this upload reserved has to reach the packer before it can wait for it.
+            self.finish_jobs().await;
+            self.workshop.packer.wait_for([&first].into_iter()).await;
+            self.drain_settled()?;
+        }
+        Ok(())
     }
 
     async fn hash(&self, chunks: Vec<RawChunk>) -> Vec<(ChunkId, RawChunk)> {
@@ -268,6 +308,7 @@ impl ChunkSink {
             }
             self.stored.file_size += row.layout.spliced_len();
             self.stored.packs.insert(row.pack);
+            self.slot_bytes -= slot.memory_bytes();
             self.slots.pop_front();
         }
         Ok(())

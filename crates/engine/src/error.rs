@@ -58,6 +58,17 @@ pub enum Error {
         /// What there are too many of.
         what: &'static str,
     },
+    /// The upload's decoder needs more memory than all uploads may have.
+    #[error(
+        "taking this upload needs {needed} bytes of memory, more than the {limit} that uploads may have: \
+         compress it with a smaller window, or raise limits.upload-memory"
+    )]
+    DecoderTooLarge {
+        /// What it needs, in bytes.
+        needed: u64,
+        /// What there is, in bytes.
+        limit: u64,
+    },
     /// A narinfo names a file that was not uploaded to this cache.
     #[error("no NAR was uploaded as '{file_name}'")]
     NoAlias {
@@ -75,6 +86,12 @@ pub enum Error {
     /// Stored bytes are missing or changed. The path is treated as missing until it is pushed again.
     #[error("stored bytes of NAR {nar} are damaged")]
     Damaged {
+        /// The NAR.
+        nar: NarHash,
+    },
+    /// A chunk got other frames while the NAR was being read; its bytes can be read under another tag.
+    #[error("NAR {nar} was encoded anew while it was being read")]
+    Reencoded {
         /// The NAR.
         nar: NarHash,
     },
@@ -126,12 +143,13 @@ impl Error {
             | Self::HashMismatch { .. }
             | Self::SizeMismatch { .. }
             | Self::NarTooLarge { .. }
+            | Self::DecoderTooLarge { .. }
             | Self::NoAlias { .. }
             | Self::NarMismatch { .. }
             | Self::RangeOutside { .. } => ErrorClass::BadInput,
             Self::Busy { .. } => ErrorClass::Busy,
             Self::Damaged { .. } => ErrorClass::Missing,
-            Self::PackLost(_) | Self::Blobs(_) => ErrorClass::Unavailable,
+            Self::PackLost(_) | Self::Reencoded { .. } | Self::Blobs(_) => ErrorClass::Unavailable,
             Self::Index(error) => match error {
                 Index::CacheExists { .. } => ErrorClass::Conflict,
                 Index::CacheGone => ErrorClass::Missing,

@@ -8,23 +8,29 @@
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
-use dormer_format::ChunkParams;
 use dormer_index::{NarId, NarSource, NewNar, StoredListing};
 use dormer_nix::nar::{Listing, NarLimits, NarReader};
 use dormer_nix::{NarHash, NarHasher};
-use tokio::sync::OwnedSemaphorePermit;
 
-use crate::chunk_sink::{ChunkSink, StoredStream, Workshop};
-use crate::metrics::{Deduplicated, Waiting};
+use crate::chunk_sink::{BATCH_BYTES, ChunkSink, StoredStream, Workshop};
+use crate::ingest_listing::{ListingSink, PendingListing};
+use crate::memory::Reservation;
+use crate::metrics::Deduplicated;
 use crate::packer::Upload;
 use crate::settings::UPLOAD_BYTES;
 use crate::{Engine, Error, Result};
 
-/// Largest compressed listing kept in a row; larger ones are stored as chunks.
-const LISTING_INLINE_BYTES_MAX: usize = 64 * 1024;
+/// Bytes of a NAR parsed between two looks at its listing, so that little of it gathers.
+const PIECE_BYTES: usize = 64 * 1024;
 
-/// Listings compress well at any level; 3 costs a tenth of the time of the rest of an upload's work at most.
-const LISTING_ZSTD_LEVEL: i32 = 3;
+/// Bytes of a listing handed on at once.
+const LISTING_PIECE_BYTES: usize = 64 * 1024;
+
+/// Longest name and longest target of a link in a NAR, in bytes. Linux allows 255 and 4,095.
+const NAME_BYTES_MAX: usize = 16 * 1024;
+
+/// Longest path in a NAR, in bytes. Linux allows 4,095.
+const PATH_BYTES_MAX: usize = 64 * 1024;
 
 /// What an upload says of itself.
 #[derive(Debug, Clone)]
@@ -54,7 +60,7 @@ pub struct Ingested {
     pub known: bool,
     pub(crate) source: NarSource,
     /// Held until the commit, so that memory and packs in flight stay accounted for.
-    _memory: OwnedSemaphorePermit,
+    _memory: Reservation,
 }
 
 /// An upload under way.
@@ -65,7 +71,7 @@ pub struct Ingest {
     hasher: NarHasher,
     received: u64,
     work: Work,
-    memory: OwnedSemaphorePermit,
+    memory: Reservation,
 }
 
 enum Work {
@@ -80,13 +86,8 @@ enum Work {
 struct Storing {
     reader: NarReader,
     sink: ChunkSink,
-    listing_params: ListingParams,
+    listing: ListingSink,
     upload: Upload,
-}
-
-struct ListingParams {
-    upload: u64,
-    chunk_params: ChunkParams,
 }
 
 impl Engine {
@@ -125,28 +126,31 @@ impl Engine {
         let limits = NarLimits {
             listing_bytes_max: settings.listing_bytes_max,
             nar_bytes_max: request.expected.map_or(settings.nar_bytes_max, |(_, size)| size),
+            name_bytes_max: NAME_BYTES_MAX,
+            target_bytes_max: NAME_BYTES_MAX,
+            path_bytes_max: PATH_BYTES_MAX,
             ..NarLimits::default()
         };
-        let sink = ChunkSink::new(self.workshop().clone(), upload, settings.chunk_params, &request.store_dir);
+        let (params, store_dir) = (settings.chunk_params, &request.store_dir);
         Work::Store(Box::new(Storing {
             reader: NarReader::new(limits),
-            sink,
-            listing_params: ListingParams { upload: upload + 1, chunk_params: settings.chunk_params },
+            sink: ChunkSink::new(self.workshop().clone(), upload, params, store_dir, BATCH_BYTES),
+            listing: ListingSink::new(self.workshop().clone(), upload + 1, params, store_dir),
             upload: self.workshop().packer.begin(),
         }))
     }
 
-    async fn reserve_upload_memory(&self, request: &IngestRequest) -> Result<OwnedSemaphorePermit> {
+    async fn reserve_upload_memory(&self, request: &IngestRequest) -> Result<Reservation> {
         // Small NARs need little beside a MiB of overhead, so many of them go at once.
-        let needed = request.expected.map_or(UPLOAD_BYTES, |(_, size)| UPLOAD_BYTES.min(size + 1024 * 1024));
-        let kib = (needed + request.extra_memory_bytes).min(self.settings().upload_memory_bytes_max) / 1024;
-        let kib = u32::try_from(kib).unwrap_or(u32::MAX);
-        let memory = Arc::clone(self.upload_memory_kib()).acquire_many_owned(kib);
-        let _waiting = Waiting::new(&self.metrics().uploads_waiting);
-        match tokio::time::timeout(self.settings().upload_wait, memory).await {
-            Ok(permit) => Ok(permit.expect("the semaphore is never closed")),
-            Err(_) => Err(Error::Busy { what: "uploads" }),
+        let needed = request.expected.map_or(UPLOAD_BYTES, |(_, size)| {
+            UPLOAD_BYTES.min(size.saturating_add(size / 2).saturating_add(1024 * 1024))
+        });
+        let limit = self.settings().upload_memory_bytes_max;
+        let bytes = needed.saturating_add(request.extra_memory_bytes);
+        if bytes > limit.max(UPLOAD_BYTES) {
+            return Err(Error::DecoderTooLarge { needed: bytes, limit });
         }
+        self.upload_memory().reserve(bytes).await
     }
 }
 
@@ -166,7 +170,12 @@ impl Ingest {
         match &mut self.work {
             Work::Verify { .. } => Ok(()),
             Work::Store(storing) => {
-                storing.reader.feed(bytes).map_err(Error::MalformedNar)?;
+                for piece in bytes.chunks(PIECE_BYTES) {
+                    storing.reader.feed(piece).map_err(Error::MalformedNar)?;
+                    if let Some(json) = storing.reader.take_listing(LISTING_PIECE_BYTES) {
+                        storing.listing.write(&json).await?;
+                    }
+                }
                 storing.sink.write(bytes).await
             }
         }
@@ -184,7 +193,7 @@ impl Ingest {
 
     async fn finish_uncounted(self) -> Result<Ingested> {
         let (nar_hash, nar_size) = self.hasher.finish();
-        let Storing { reader, mut sink, listing_params, mut upload } = match self.work {
+        let Storing { reader, mut sink, listing, mut upload } = match self.work {
             Work::Verify { id, file_size } => {
                 check_expected(self.request.expected, nar_hash, nar_size)?;
                 // (A known NAR that was not announced, below, was counted chunk by chunk.)
@@ -193,7 +202,7 @@ impl Ingest {
             }
             Work::Store(storing) => *storing,
         };
-        let listing = reader.finish().map_err(Error::MalformedNar)?;
+        let rest = reader.finish().map_err(Error::MalformedNar)?;
         check_expected(self.request.expected, nar_hash, nar_size)?;
         if self.request.expected.is_none()
             && let Some(nar) = self.workshop.index.find_nar(&nar_hash).await?.filter(|nar| !nar.damaged)
@@ -201,7 +210,10 @@ impl Ingest {
             return Ok(Ingested::known(nar_hash, nar_size, nar.file_size, nar.id, self.memory));
         }
         sink.finish_chunks().await?;
-        let listing = store_listing(&self.workshop, listing, listing_params, &self.request.store_dir).await?;
+        let listing = match rest {
+            Listing::Json(rest) => listing.finish_chunks(&rest).await?,
+            Listing::TooLarge => PendingListing::none(),
+        };
         upload.end_stream();
 
         let mut stored = sink.finish().await?;
@@ -235,7 +247,7 @@ impl Ingest {
 }
 
 impl Ingested {
-    fn known(hash: NarHash, size: u64, file_size: u64, id: NarId, memory: OwnedSemaphorePermit) -> Self {
+    fn known(hash: NarHash, size: u64, file_size: u64, id: NarId, memory: Reservation) -> Self {
         Self {
             nar_hash: hash,
             nar_size: size,
@@ -255,35 +267,4 @@ fn check_expected(expected: Option<(NarHash, u64)>, hash: NarHash, size: u64) ->
         Some((expected, _)) if expected != hash => Err(Error::HashMismatch { expected, got: hash }),
         _ => Ok(()),
     }
-}
-
-enum PendingListing {
-    Inline(Vec<u8>),
-    Chunks { sink: Box<ChunkSink>, size: u64 },
-}
-
-async fn store_listing(
-    workshop: &Workshop,
-    listing: Listing,
-    params: ListingParams,
-    store_dir: &str,
-) -> Result<PendingListing> {
-    let Listing::Json(json) = listing else {
-        return Ok(PendingListing::Inline(Vec::new()));
-    };
-    let (json, compressed) = workshop
-        .cpu
-        .run(move || {
-            let compressed = zstd::bulk::compress(&json, LISTING_ZSTD_LEVEL);
-            (json, compressed)
-        })
-        .await;
-    let compressed = compressed.map_err(Error::CompressListing)?;
-    if compressed.len() <= LISTING_INLINE_BYTES_MAX {
-        return Ok(PendingListing::Inline(compressed));
-    }
-    let mut sink = ChunkSink::new(workshop.clone(), params.upload, params.chunk_params, store_dir);
-    sink.write(&json).await?;
-    sink.finish_chunks().await?;
-    Ok(PendingListing::Chunks { sink: Box::new(sink), size: json.len() as u64 })
 }

@@ -10,8 +10,10 @@ mod commit;
 mod cpu;
 mod error;
 mod ingest;
+mod ingest_listing;
 mod listing;
 mod master_key;
+mod memory;
 mod metrics;
 mod narinfo;
 mod packer;
@@ -33,6 +35,7 @@ use tokio::sync::Semaphore;
 use crate::caches::REMEMBERED;
 use crate::chunk_sink::Workshop;
 use crate::cpu::CpuPool;
+use crate::memory::Account;
 use crate::metrics::EngineMetrics;
 use crate::narinfo::NarinfoKey;
 use crate::packer::Packer;
@@ -42,12 +45,13 @@ pub use caches::{CreateCache, KeyChange, UpdateCache};
 pub use clock::{Clock, SystemClock};
 pub use error::{Error, ErrorClass, Result};
 pub use ingest::{Ingest, IngestRequest, Ingested};
+pub use listing::ListingStream;
 pub use master_key::MasterKey;
 pub use read::{NarStream, OpenNar};
 pub use settings::{EngineSettings, UPLOAD_BYTES};
 
 /// Memory for remembered narinfos, and for remembered read plans, in bytes each.
-const REMEMBERED_BYTES: u64 = 16 * 1024 * 1024;
+const REMEMBERED_BYTES: u64 = 4 * 1024 * 1024;
 
 /// How long a pack counts as there after it was seen.
 const PACK_PROOF: Duration = Duration::from_mins(1);
@@ -66,10 +70,12 @@ struct Inner {
     master_key: MasterKey,
     metrics: Arc<EngineMetrics>,
     workshop: Workshop,
-    upload_memory_kib: Arc<Semaphore>,
+    upload_memory: Account,
     uploads_begun: AtomicU64,
     active_reads: Arc<AtomicUsize>,
     read_turns: Arc<Semaphore>,
+    read_memory: Account,
+    stream_memory: Account,
     caches: Remembered<String, Arc<Cache>>,
     unsealed_keys: Remembered<String, Arc<SecretKey>>,
     narinfos: Remembered<NarinfoKey, Bytes>,
@@ -96,15 +102,17 @@ impl Engine {
             settings.chunk_params.max,
             Arc::clone(&metrics),
         );
-        let upload_memory_kib =
-            usize::try_from(settings.upload_memory_bytes_max / 1024).unwrap_or(usize::MAX);
+        let reads = |bytes| Account::new(bytes, settings.read_wait, "downloads");
+        let stream_memory_bytes = settings.read_memory_bytes / 4;
         let inner = Inner {
-            upload_memory_kib: Arc::new(Semaphore::new(upload_memory_kib.min(Semaphore::MAX_PERMITS))),
+            upload_memory: Account::new(settings.upload_memory_bytes_max, settings.upload_wait, "uploads"),
             uploads_begun: AtomicU64::new(0),
             active_reads: Arc::default(),
             read_turns: Arc::new(Semaphore::new(settings.reads_max)),
-            caches: Remembered::builder().max_capacity(10_000).time_to_live(REMEMBERED).build(),
-            unsealed_keys: Remembered::builder().max_capacity(10_000).build(),
+            read_memory: reads(settings.read_memory_bytes - stream_memory_bytes),
+            stream_memory: reads(stream_memory_bytes),
+            caches: Remembered::builder().max_capacity(4_096).time_to_live(REMEMBERED).build(),
+            unsealed_keys: Remembered::builder().max_capacity(4_096).build(),
             narinfos: Remembered::builder()
                 .max_capacity(REMEMBERED_BYTES)
                 .weigher(|_, text: &Bytes| u32::try_from(text.len() + 128).unwrap_or(u32::MAX))
@@ -115,7 +123,7 @@ impl Engine {
                 .weigher(|_, plan: &Arc<Plan>| plan.weight())
                 .time_to_live(REMEMBERED)
                 .build(),
-            proven_packs: Remembered::builder().max_capacity(100_000).time_to_live(PACK_PROOF).build(),
+            proven_packs: Remembered::builder().max_capacity(16_384).time_to_live(PACK_PROOF).build(),
             workshop: Workshop { index, cpu, packer, metrics: Arc::clone(&metrics) },
             metrics,
             settings,
@@ -164,10 +172,16 @@ impl Engine {
     fn write_gauges(&self) {
         let (metrics, inner) = (self.metrics(), &self.inner);
         let gauge = |count: u64| i64::try_from(count).unwrap_or(i64::MAX);
-        let memory_max = inner.settings.upload_memory_bytes_max;
-        let memory_free = inner.upload_memory_kib.available_permits() as u64 * 1024;
-        metrics.upload_memory_max.set(gauge(memory_max));
-        metrics.upload_memory.set(gauge(memory_max.saturating_sub(memory_free)));
+        for (label, account) in [
+            ("uploads", &inner.upload_memory),
+            ("reads", &inner.read_memory),
+            ("streams", &inner.stream_memory),
+        ] {
+            let standing = account.standing();
+            metrics.memory.with_label_values(&[label]).set(gauge(standing.reserved));
+            metrics.memory_max.with_label_values(&[label]).set(gauge(standing.max));
+            metrics.memory_waiting.with_label_values(&[label]).set(gauge(standing.waiting as u64));
+        }
         metrics.reads.set(gauge(inner.active_reads.load(Ordering::Relaxed) as u64));
         let (streaming, queued) = inner.workshop.packer.depths();
         metrics.uploads_streaming.set(gauge(streaming as u64));
@@ -188,8 +202,18 @@ impl Engine {
         &self.inner.workshop
     }
 
-    fn upload_memory_kib(&self) -> &Arc<Semaphore> {
-        &self.inner.upload_memory_kib
+    fn upload_memory(&self) -> &Account {
+        &self.inner.upload_memory
+    }
+
+    /// For bytes under way to readers.
+    fn read_memory(&self) -> &Account {
+        &self.inner.read_memory
+    }
+
+    /// For what a stream holds from its beginning to its end.
+    fn stream_memory(&self) -> &Account {
+        &self.inner.stream_memory
     }
 
     fn uploads_begun(&self) -> &AtomicU64 {

@@ -1,47 +1,184 @@
 //! Listings: read back as JSON.
+//!
+//! A small one comes from its row in one piece; a large one chunk by chunk, within the memory for reads. Unlike NARs they are
+//! decompressed here: clients ask for them rarely, and as JSON.
+//!
+//! A listing that cannot be read takes nothing away but itself: it is forgotten, its NAR stays readable, and the next push
+//! of a path with this NAR brings it back.
 
-use dormer_blobs::BlobKey;
-use dormer_format::{Decoder, HoleFill, Recipe, checksum};
-use dormer_index::{Cache, StoredListing};
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+
+use bytes::Bytes;
+use dormer_format::{ChunkRun, Decoder, HoleFill, PackId, Recipe};
+use dormer_index::{Cache, ChunkRow, NarSummary, StoredListing};
 use dormer_nix::StorePathHash;
+use futures::stream::{BoxStream, Stream};
+use futures::{StreamExt, TryStreamExt};
 
+use crate::ingest_listing::GATHERED_BYTES_MAX;
+use crate::memory::{Reservation, hold};
+use crate::read::{ReadFailure, windows};
 use crate::{Engine, Error, Result};
 
+/// A listing as JSON in Nix's `.ls` form, piece by piece. An error means that the answer must be cut off.
+pub struct ListingStream {
+    /// Bytes in all.
+    pub size: u64,
+    pieces: BoxStream<'static, Result<Bytes>>,
+}
+
+impl Stream for ListingStream {
+    type Item = Result<Bytes>;
+
+    fn poll_next(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<Self::Item>> {
+        self.pieces.poll_next_unpin(context)
+    }
+}
+
 impl Engine {
-    /// The listing of a path's NAR, as JSON in Nix's `.ls` form. `None` when the cache lacks the path, or when its listing
-    /// was larger than the server keeps.
-    pub async fn listing(&self, cache: &Cache, hash: &StorePathHash) -> Result<Option<Vec<u8>>> {
+    /// The listing of a path's NAR. `None` when the cache lacks the path, or when its listing was larger than the server
+    /// keeps. What is returned begins with bytes that were verified.
+    pub async fn listing(&self, cache: &Cache, hash: &StorePathHash) -> Result<Option<ListingStream>> {
         let Some(found) = self.index().find_object(cache.id, hash).await? else { return Ok(None) };
+        let reservation = self.read_memory().reserve(2 * GATHERED_BYTES_MAX as u64).await?;
         match self.index().find_listing(found.nar.id).await? {
             None => Ok(None),
             Some(StoredListing::Inline(bytes)) if bytes.is_empty() => Ok(None),
             Some(StoredListing::Inline(bytes)) => {
-                let limit = self.settings().listing_bytes_max;
-                zstd::bulk::decompress(&bytes, limit).map(Some).map_err(Error::CompressListing)
+                let Ok(json) = zstd::bulk::decompress(&bytes, GATHERED_BYTES_MAX) else {
+                    self.forget_listing(&found.nar, &[]).await;
+                    return Err(Error::Damaged { nar: found.nar.hash });
+                };
+                let size = json.len() as u64;
+                let json = hold(json.into(), &Arc::new(reservation));
+                Ok(Some(ListingStream { size, pieces: futures::stream::iter([Ok(json)]).boxed() }))
             }
             Some(StoredListing::Chunks { recipe, size }) => {
-                let damaged = || Error::Damaged { nar: found.nar.hash };
-                self.read_listing(&recipe, size).await?.map(Some).ok_or_else(damaged)
+                drop(reservation);
+                self.chunked_listing(found.nar, recipe, size).await.map(Some)
             }
         }
     }
 
-    /// `None` if the stored bytes are damaged.
-    async fn read_listing(&self, recipe: &Recipe, size: u64) -> Result<Option<Vec<u8>>> {
-        let mut json =
-            Vec::with_capacity(usize::try_from(size).unwrap_or(0).min(self.settings().listing_bytes_max));
-        let mut decoder = Decoder::new().map_err(Error::Encode)?;
-        let mut fills = recipe.hole_fills();
-        for row in self.index().load_chunks(&recipe.runs).await? {
-            let end = row.offset + u64::from(row.layout.stored_len());
-            let stored = self.blobs().get_range(&BlobKey::Pack(row.pack_id), row.offset..end).await?;
-            let own: Vec<HoleFill> = fills.by_ref().take(row.layout.holes.len()).copied().collect();
-            if checksum(&stored) != row.checksum {
-                return Ok(None);
-            }
-            let Ok(raw) = decoder.decode(&stored, &row.layout, &own) else { return Ok(None) };
-            json.extend_from_slice(&raw);
+    async fn chunked_listing(&self, nar: NarSummary, recipe: Recipe, size: u64) -> Result<ListingStream> {
+        let recipe_bytes = recipe.runs.len() * 16 + recipe.hashes.len() * 32 + recipe.fills.len() * 8;
+        let memory = self.stream_memory().reserve(ROWS_BYTES + recipe_bytes as u64).await?;
+        let mut groups = windows(&recipe.runs);
+        groups.reverse();
+        let state = Reading {
+            engine: self.clone(),
+            nar,
+            recipe,
+            groups,
+            rows: Vec::new().into_iter(),
+            holes_done: 0,
+            decoder: Decoder::new().map_err(Error::Encode)?,
+            left: size,
+            _memory: memory,
+        };
+        let mut pieces = futures::stream::try_unfold(state, async |mut state| match state.next().await? {
+            Some(piece) => Ok(Some((piece, state))),
+            None => Ok(None),
+        })
+        .boxed();
+        let first = pieces.try_next().await?;
+        let pieces = futures::stream::iter(first.map(Ok)).chain(pieces).boxed();
+        Ok(ListingStream { size, pieces })
+    }
+
+    /// Failing to do so is logged only: the caller already answers with an error, and the next read finds it again.
+    async fn forget_listing(&self, nar: &NarSummary, chunks: &[u64]) {
+        tracing::error!(nar.hash = %nar.hash, chunk.numbers = ?chunks, "a NAR's listing is damaged");
+        if let Err(error) = self.index().mark_listing_lost(nar.id, chunks, self.now()).await {
+            tracing::error!(nar.hash = %nar.hash, %error, "failed to forget a damaged listing");
         }
-        Ok((json.len() as u64 == size).then_some(json))
+    }
+}
+
+/// Memory for a window of rows, in bytes.
+const ROWS_BYTES: u64 = 256 * 1024;
+
+/// A listing that is being read.
+struct Reading {
+    engine: Engine,
+    nar: NarSummary,
+    recipe: Recipe,
+    /// Runs whose rows are still to be loaded, the next ones last.
+    groups: Vec<Vec<ChunkRun>>,
+    rows: std::vec::IntoIter<ChunkRow>,
+    holes_done: usize,
+    decoder: Decoder,
+    /// Bytes of JSON still to come.
+    left: u64,
+    _memory: Reservation,
+}
+
+impl Reading {
+    /// The next chunk.
+    async fn next(&mut self) -> Result<Option<Bytes>> {
+        let row = loop {
+            if let Some(row) = self.rows.next() {
+                break row;
+            }
+            match self.groups.pop() {
+                Some(runs) => self.rows = self.engine.index().load_chunks(&runs).await?.into_iter(),
+                None if self.left == 0 => return Ok(None),
+                None => return Err(self.damaged(&[]).await),
+            }
+        };
+        let bytes = u64::from(row.layout.stored_len()).next_power_of_two() + u64::from(row.layout.raw_len);
+        let reservation = Arc::new(self.engine.read_memory().reserve(bytes).await?);
+        let seen = std::slice::from_ref(&row);
+        let failure = match self.engine.fetch_verified(seen).await {
+            Ok(stored) => return self.decode(&row, &stored, &reservation).await.map(Some),
+            Err(failure) => failure,
+        };
+        let lost = match failure {
+            ReadFailure::Unavailable(error) => return Err(error.into()),
+            ReadFailure::Damaged(chunks) => self.engine.still_there(seen, chunks).await,
+            ReadFailure::PackLost(pack) => self.chunks_in(pack).await?,
+        };
+        if lost.is_empty() {
+            // It was healed meanwhile: the same request works again.
+            return Err(Error::Reencoded { nar: self.nar.hash });
+        }
+        Err(self.damaged(&lost).await)
+    }
+
+    /// The listing's chunks that lie in this pack, or in others that are not there, by now.
+    async fn chunks_in(&self, pack: PackId) -> Result<Vec<u64>> {
+        let mut lost = self.engine.lost_packs(&self.recipe).await?;
+        lost.insert(pack);
+        let mut chunks = Vec::new();
+        for runs in windows(&self.recipe.runs) {
+            let rows = self.engine.index().load_chunks(&runs).await?;
+            chunks.extend(rows.iter().filter(|row| lost.contains(&row.pack_id)).map(|row| row.number));
+        }
+        Ok(chunks)
+    }
+
+    async fn decode(
+        &mut self,
+        row: &ChunkRow,
+        stored: &[u8],
+        reservation: &Arc<Reservation>,
+    ) -> Result<Bytes> {
+        let holes = row.layout.holes.len();
+        let fills: Vec<HoleFill> =
+            self.recipe.hole_fills().skip(self.holes_done).take(holes).copied().collect();
+        self.holes_done += holes;
+        let raw = self.decoder.decode(stored, &row.layout, &fills).ok();
+        let Some(raw) = raw.filter(|raw| raw.len() as u64 <= self.left) else {
+            return Err(self.damaged(&[row.number]).await);
+        };
+        self.left -= raw.len() as u64;
+        Ok(hold(raw.into(), reservation))
+    }
+
+    async fn damaged(&self, chunks: &[u64]) -> Error {
+        self.engine.forget_listing(&self.nar, chunks).await;
+        Error::Damaged { nar: self.nar.hash }
     }
 }

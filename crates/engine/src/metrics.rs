@@ -7,7 +7,7 @@
 
 use prometheus::core::{Collector, Desc};
 use prometheus::proto::MetricFamily;
-use prometheus::{Histogram, HistogramOpts, IntCounter, IntCounterVec, IntGauge, Opts};
+use prometheus::{Histogram, HistogramOpts, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts};
 
 /// Pack sizes, in bytes: 64 KiB to 32 MiB, the largest there are.
 const PACK_BYTES: &[f64] =
@@ -40,9 +40,9 @@ pub(crate) struct EngineMetrics {
     pub(crate) read_retries: IntCounter,
     pub(crate) index_statements: IntCounter,
     pub(crate) uploads_streaming: IntGauge,
-    pub(crate) uploads_waiting: IntGauge,
-    pub(crate) upload_memory: IntGauge,
-    pub(crate) upload_memory_max: IntGauge,
+    pub(crate) memory: IntGaugeVec,
+    pub(crate) memory_max: IntGaugeVec,
+    pub(crate) memory_waiting: IntGaugeVec,
     pub(crate) reads: IntGauge,
     pub(crate) reads_waiting: IntGauge,
     pub(crate) cpu_jobs: IntGauge,
@@ -123,9 +123,21 @@ impl EngineMetrics {
                 "dormer_uploads_streaming",
                 "Uploads that are being received and stored now",
             ),
-            uploads_waiting: gauge("dormer_uploads_waiting", "Uploads that wait for memory now"),
-            upload_memory: gauge("dormer_upload_memory_bytes", "Memory that uploads have taken now"),
-            upload_memory_max: gauge("dormer_upload_memory_limit_bytes", "Memory for all uploads together"),
+            memory: gauges(
+                "dormer_memory_reserved_bytes",
+                "Memory that is reserved now for uploads, for reads of stored bytes, for streams of NARs",
+                "for",
+            ),
+            memory_max: gauges(
+                "dormer_memory_limit_bytes",
+                "Most memory that may be reserved for each",
+                "for",
+            ),
+            memory_waiting: gauges(
+                "dormer_memory_waiting",
+                "Those who wait for memory now, by what for",
+                "for",
+            ),
             reads: gauge("dormer_reads", "NARs being read now"),
             reads_waiting: gauge("dormer_reads_waiting", "Reads that wait for their turn now"),
             cpu_jobs: gauge("dormer_cpu_jobs", "Jobs of hashing and compression that run now"),
@@ -174,9 +186,9 @@ impl EngineMetrics {
             &self.read_retries,
             &self.index_statements,
             &self.uploads_streaming,
-            &self.uploads_waiting,
-            &self.upload_memory,
-            &self.upload_memory_max,
+            &self.memory,
+            &self.memory_max,
+            &self.memory_waiting,
             &self.reads,
             &self.reads_waiting,
             &self.cpu_jobs,
@@ -226,6 +238,10 @@ fn counters(name: &str, help: &str, label: &str) -> IntCounterVec {
 
 fn gauge(name: &str, help: &str) -> IntGauge {
     IntGauge::new(name, help).expect(WELL_FORMED)
+}
+
+fn gauges(name: &str, help: &str, label: &str) -> IntGaugeVec {
+    IntGaugeVec::new(Opts::new(name, help), &[label]).expect(WELL_FORMED)
 }
 
 fn histogram(name: &str, help: &str, buckets: &[f64]) -> Histogram {

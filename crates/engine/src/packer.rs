@@ -31,8 +31,7 @@ use crate::clock::Clock;
 use crate::metrics::EngineMetrics;
 use crate::{Error, Result};
 
-/// Packs being stored at once. Two keep the store busy while the next one fills; with the open one they bound the
-/// packer's memory to 96 MiB.
+/// Packs being stored at once. Two keep the store busy while the next one fills.
 const STORING_MAX: usize = 2;
 
 /// Encoded chunks on their way to the packer: at most 8 × 0.5 MiB.
@@ -41,6 +40,13 @@ const QUEUE_CHUNKS: usize = 8;
 /// The part of a `pack_wait` that an early pack waits for uploads to come back: 10 ms by default. A client that pushes one
 /// path at a time never waits for it.
 const RETURN_SHARE: u32 = 5;
+
+/// A pack is full at this size. Larger ones, up to the format's limit, would save few requests and cost memory three times.
+const PACK_BYTES: u64 = 24 * 1024 * 1024;
+const _: () = assert!(PACK_BYTES <= PACK_BYTES_MAX);
+
+/// Most memory of the packer, in bytes: the open pack, those being stored, and the queue.
+pub(crate) const PACKER_BYTES_MAX: u64 = (1 + STORING_MAX as u64) * PACK_BYTES + 4 * 1024 * 1024;
 
 /// How many uploads in flight lengthen the wait for an early pack: 8 × 50 ms by default.
 const WAIT_SHARES_MAX: u32 = 8;
@@ -352,7 +358,7 @@ impl Task {
     }
 
     fn is_full(&self) -> bool {
-        self.open.bytes + TABLE_BYTES + self.chunk_bytes_max > PACK_BYTES_MAX
+        self.open.bytes + TABLE_BYTES + self.chunk_bytes_max > PACK_BYTES
             || self.open.chunks.len() >= PACK_CHUNKS_MAX
     }
 

@@ -32,7 +32,8 @@ pub struct EngineSettings {
     pub grace_seconds: i64,
     /// A use is written down before the answer when the stored time is older than this.
     pub touch_after_seconds: i64,
-    /// Memory for reads in all, in bytes: many readers at once read in smaller pieces.
+    /// Memory for reads in all, in bytes. Three quarters are for bytes under way (many readers at once read in smaller
+    /// pieces), one quarter for what streams hold all the time: which chunks they read.
     pub read_memory_bytes: u64,
     /// Most NARs being read at once; more wait, up to `read_wait`.
     pub reads_max: usize,
@@ -41,8 +42,19 @@ pub struct EngineSettings {
 }
 
 /// Memory that one upload of a large NAR takes: a batch of chunks being gathered and one being compressed (3 MiB each),
-/// the chunker's buffer (1.1 MiB), and the body's frames in flight.
-pub const UPLOAD_BYTES: u64 = 8 * MIB;
+/// the chunker's buffer (1.1 MiB), as much again for its listing (a chunker and two batches of 0.5 MiB), what is known of
+/// chunks on their way (0.5 MiB), and the body's frames in flight.
+pub const UPLOAD_BYTES: u64 = 10 * MIB;
+
+impl EngineSettings {
+    /// Most memory for all that is done at once, in bytes: the sum in docs/ARCHITECTURE.md, without the process itself.
+    pub fn memory_bytes_max(&self) -> u64 {
+        self.upload_memory_bytes_max
+            + crate::packer::PACKER_BYTES_MAX
+            + self.read_memory_bytes
+            + 2 * crate::REMEMBERED_BYTES
+    }
+}
 
 impl Default for EngineSettings {
     fn default() -> Self {
@@ -50,7 +62,8 @@ impl Default for EngineSettings {
             chunk_params: ChunkParams::default(),
             zstd_level: 6,
             cpu_threads: std::thread::available_parallelism().map_or(2, usize::from),
-            upload_memory_bytes_max: 128 * MIB,
+            // Eight large NARs at once, or one that takes the decoder of `xz -9`.
+            upload_memory_bytes_max: 8 * UPLOAD_BYTES,
             upload_wait: Duration::from_mins(1),
             nar_bytes_max: 64 * 1024 * MIB,
             listing_bytes_max: 64 * 1024 * 1024,
@@ -59,7 +72,7 @@ impl Default for EngineSettings {
             alias_seconds: 30 * 86_400,
             grace_seconds: 30 * 86_400,
             touch_after_seconds: 3_600,
-            read_memory_bytes: 48 * MIB,
+            read_memory_bytes: 32 * MIB,
             reads_max: 512,
             read_wait: Duration::from_secs(30),
         }

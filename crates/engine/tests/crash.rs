@@ -6,7 +6,6 @@ mod common;
 use std::sync::Arc;
 
 use common::{Installation, create_main, engine_over, hash_of, path, push, served, settings};
-use dormer_engine::EngineSettings;
 use dormer_nix::NarHash;
 use dormer_testkit::{
     FaultBlobs, FaultIndex, Faults, Lie, Random, Violation, check_invariants, package_nar, rebuilt,
@@ -119,13 +118,4 @@ async fn a_pack_deleted_before_its_rows_is_caught() {
 #[tokio::test]
 async fn an_acknowledged_commit_that_was_not_made_is_caught() {
     is_caught(Lie::CommitLost, &[5]).await;
-}
-
-#[test]
-fn the_limits_add_up_to_the_documented_memory() {
-    let settings = EngineSettings::default();
-    // Uploads, three packs, reads, and what is remembered: the figure in docs/ARCHITECTURE.md.
-    let bytes =
-        settings.upload_memory_bytes_max + 3 * dormer_format::PACK_BYTES_MAX + settings.read_memory_bytes;
-    assert!(bytes <= 288 * 1024 * 1024, "{bytes}");
 }

@@ -6,8 +6,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use common::{
-    Installation, create_cache, create_main, decompress, engine_over, hash_of, ingest, path, push, served,
-    settings,
+    Installation, create_cache, create_main, decompress, engine_over, hash_of, ingest, listing, path, push,
+    served, settings,
 };
 use dormer_engine::{Engine, EngineSettings, Error, IngestRequest};
 use dormer_index::{Index, NarKey};
@@ -103,7 +103,7 @@ async fn a_farm_of_thousands_of_symlinks_reads_back_with_its_listing() {
     let nar = farm_nar(&targets);
     push(&engine, &cache, &path(1), &nar).await.unwrap();
     assert_eq!(decompress(&served(&engine, &cache, &nar, None).await.unwrap().unwrap()), nar);
-    let listing = engine.listing(&cache, &path(1).hash()).await.unwrap().expect("a listing was kept");
+    let listing = listing(&engine, &cache, &path(1)).await.unwrap().expect("a listing was kept");
     let listing = String::from_utf8(listing).unwrap();
     assert!(listing.starts_with(r#"{"version":1,"root":{"type":"directory""#), "{}", &listing[..80]);
     assert_eq!(listing.matches("symlink").count(), 6_000);

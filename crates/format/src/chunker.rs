@@ -16,7 +16,7 @@ use memchr::memmem;
 
 use crate::error::{Error, Result};
 use crate::ids::{ChunkId, HOLE_BYTES, HoleFill};
-use crate::layout::{CHUNK_PARAM_MAX, HOLES_MAX};
+use crate::layout::{CHUNK_PARAM_MAX, HOLES_MAX, STREAM_HOLES_MAX};
 
 /// What a blanked hole is filled with: `e` is no nix-base32 character, so no hash looks like it.
 pub const BLANK: u8 = b'e';
@@ -122,6 +122,8 @@ pub struct Chunker {
     /// Holes in the buffer, ascending; those before `next_hole` are in chunks already.
     holes: Vec<FoundHole>,
     next_hole: usize,
+    /// Holes that the stream's chunks may still have.
+    holes_left: usize,
 }
 
 impl Chunker {
@@ -143,6 +145,7 @@ impl Chunker {
             decided: 0,
             holes: Vec::new(),
             next_hole: 0,
+            holes_left: STREAM_HOLES_MAX,
         }
     }
 
@@ -207,11 +210,10 @@ impl Chunker {
             end = end.max(hole.start + HOLE_BYTES);
             self.next_hole += 1;
         }
-        out.push(raw_chunk(
-            &self.buffer[self.start..end],
-            self.start,
-            &self.holes[first_hole..self.next_hole],
-        ));
+        let found = &self.holes[first_hole..self.next_hole];
+        let chunk = raw_chunk(&self.buffer[self.start..end], self.start, found, self.holes_left);
+        self.holes_left -= chunk.holes.len();
+        out.push(chunk);
         self.start = end;
     }
 
@@ -232,13 +234,15 @@ impl Chunker {
     }
 }
 
-/// Makes a chunk of bytes that begin at `start` in the buffer, where the holes have their places.
-fn raw_chunk(bytes: &[u8], start: usize, found: &[FoundHole]) -> RawChunk {
+/// Makes a chunk of bytes that begin at `start` in the buffer, where the holes have their places; it is literal if it would
+/// have more than `holes_left`.
+fn raw_chunk(bytes: &[u8], start: usize, found: &[FoundHole], holes_left: usize) -> RawChunk {
     let holes =
         found.iter().map(|hole| u32::try_from(hole.start - start).expect("a chunk has at most 4 MiB"));
     let fills = found.iter().map(|hole| hole.fill);
     // A chunk that is one hole and nothing else would have no stored bytes at all: it is literal too.
-    if found.len() > HOLES_MAX || bytes.len() == found.len() * HOLE_BYTES {
+    let too_many = found.len() > HOLES_MAX || found.len() > holes_left;
+    if too_many || bytes.len() == found.len() * HOLE_BYTES {
         let mut bytes = bytes.to_vec();
         for (hole, fill) in holes.zip(fills) {
             bytes[hole as usize..][..HOLE_BYTES].copy_from_slice(fill.as_bytes());
@@ -361,6 +365,18 @@ mod tests {
             assert_eq!(chunk.fills.len(), expected);
             assert_eq!(chunk.restore(), text.into_bytes());
         }
+    }
+
+    #[test]
+    fn a_stream_with_too_many_holes_goes_on_literally() {
+        let params = ChunkParams::new(64, 256, 1024).unwrap();
+        // Some bytes between two paths, so that a chunk stays below its own limit.
+        let text = format!("/s/{HASH}{}", "\0".repeat(40)).repeat(STREAM_HOLES_MAX + 500);
+        let chunks = chunks(params, "/s", text.as_bytes());
+        let holes: usize = chunks.iter().map(|chunk| chunk.holes.len()).sum();
+        assert!((STREAM_HOLES_MAX - HOLES_MAX..=STREAM_HOLES_MAX).contains(&holes), "{holes}");
+        assert!(chunks.last().unwrap().holes.is_empty());
+        assert_eq!(chunks.iter().flat_map(RawChunk::restore).collect::<Vec<_>>(), text.into_bytes());
     }
 
     #[test]

@@ -17,6 +17,11 @@ use crate::wire::{Reader, put_varint};
 /// Most holes in a chunk; a chunk with more is stored literally, because frames would cost more than they save.
 pub const HOLES_MAX: usize = 64;
 
+/// Most holes in all chunks of one NAR; chunks that would bring more are literal. It bounds what a recipe takes: about 1 MiB
+/// at rest and 4 MiB while it is built, if every hole has another fill. Real packages stay far below: a chunk has one or two
+/// holes on average, so it takes gigabytes to come near.
+pub const STREAM_HOLES_MAX: usize = 32_768;
+
 /// Largest maximum that chunk sizes may be set to.
 pub(crate) const CHUNK_PARAM_MAX: u32 = 4 * 1024 * 1024;
 

@@ -28,7 +28,7 @@ pub use codec::{Decoder, Encoder, StoredChunk, checksum};
 pub use error::{Error, Malformed, Result};
 pub use frame::{HOLE_FRAME_BYTES, hole_frame, splice, validate_frame};
 pub use ids::{ChunkId, EncodingTag, HOLE_BYTES, HoleFill, PackId};
-pub use layout::{CHUNK_BYTES_MAX, ChunkLayout, HOLES_MAX};
+pub use layout::{CHUNK_BYTES_MAX, ChunkLayout, HOLES_MAX, STREAM_HOLES_MAX};
 pub use pack::{
     PACK_BYTES_MAX, PACK_CHUNKS_MAX, PACK_HEADER_BYTES, PACK_TRAILER_BYTES, Pack, PackBuilder, PackEntry,
     PackTrailer, read_header, read_pack, read_table, read_trailer,

@@ -19,6 +19,7 @@ mod body;
 mod call;
 mod codec;
 mod conditions;
+mod exact;
 mod exchange;
 mod failure;
 mod handlers;

@@ -22,7 +22,8 @@ pub struct ServerSettings {
     pub json_bytes_max: usize,
     /// Longest narinfo taken, in bytes: 1 MiB holds some 20,000 references.
     pub narinfo_bytes_max: usize,
-    /// Memory for bodies that are read whole before they are acted on, in bytes, all requests together.
+    /// Memory for bodies that are read whole before they are acted on, and for what is made of them, in bytes, all requests
+    /// together.
     pub buffered_bytes_max: usize,
     /// Longest request line and headers together, in bytes. Attic's metadata header takes up to 4 KiB of it.
     pub header_bytes_max: usize,
@@ -49,12 +50,23 @@ pub struct ServerSettings {
     pub shutdown_timeout: Duration,
     /// What `Retry-After` says on a 503, in seconds, rounded up.
     pub retry_after: Duration,
-    /// Most uploads being read back in the compression they came with at once: each takes a CPU and up to 8 MiB.
+    /// Most uploads being read back in the compression they came with at once: each takes a CPU, and up to 4 MiB beside what
+    /// is read.
     pub reencodings_max: usize,
     /// Whether `/_dormer/stats` is answered.
     pub stats: bool,
     /// Whether somebody takes the spans of requests, so that it is worth saying more in them.
     pub traces: bool,
+}
+
+/// Memory that re-encoding one answer takes, in bytes, beside what is read for it.
+const REENCODING_BYTES: u64 = 4 * MIB as u64;
+
+impl ServerSettings {
+    /// Most memory for all that is done at once, in bytes: a part of the sum in docs/ARCHITECTURE.md.
+    pub fn memory_bytes_max(&self) -> u64 {
+        self.buffered_bytes_max as u64 + self.reencodings_max as u64 * REENCODING_BYTES
+    }
 }
 
 impl Default for ServerSettings {
@@ -66,7 +78,7 @@ impl Default for ServerSettings {
             nar_info_preamble_bytes_max: MIB,
             json_bytes_max: 4 * MIB,
             narinfo_bytes_max: MIB,
-            buffered_bytes_max: 32 * MIB,
+            buffered_bytes_max: 16 * MIB,
             header_bytes_max: 64 * KIB,
             connections_max: 1024,
             uploads_max: 256,
@@ -81,7 +93,7 @@ impl Default for ServerSettings {
             drain_delay: Duration::ZERO,
             shutdown_timeout: Duration::from_secs(30),
             retry_after: Duration::from_secs(5),
-            reencodings_max: 8,
+            reencodings_max: 4,
             stats: false,
             traces: false,
         }

@@ -337,7 +337,7 @@ fn what_is_not_kept_is_501() {
 #[test]
 fn no_turn_in_time_is_503() {
     let server = Server::start_with(|options| {
-        options.engine.upload_memory_bytes_max = 8 << 20;
+        options.engine.upload_memory_bytes_max = dormer_engine::UPLOAD_BYTES + (1 << 20);
         options.engine.upload_wait = Duration::from_millis(100);
         options.server.retry_after = Duration::from_secs(7);
     });

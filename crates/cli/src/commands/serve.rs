@@ -311,6 +311,19 @@ mod tests {
     }
 
     #[test]
+    fn the_limits_add_up_to_the_documented_memory() {
+        const MIB: u64 = 1024 * 1024;
+        // docs/ARCHITECTURE.md, "Memory", has the same rows; the last is the process itself.
+        let rows = [
+            dormer_engine::EngineSettings::default().memory_bytes_max(),
+            ServerSettings::default().memory_bytes_max(),
+            dormer_blobs::IDLE_BUFFER_BYTES_MAX as u64,
+            20 * MIB,
+        ];
+        assert!(rows.iter().sum::<u64>() <= 256 * MIB, "{rows:?}");
+    }
+
+    #[test]
     fn addresses_for_people_are_ones_that_they_can_go_to() {
         let environment = crate::settings::Environment::from([("HOME", "/home/ada")]);
         let (mut settings, _) = Settings::load(&environment, &crate::settings::Flags::default()).unwrap();

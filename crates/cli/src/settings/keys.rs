@@ -219,14 +219,16 @@ keys! {
         "zstd level of new chunks. Costs CPU at pushes only: reading decompresses nothing.").default("6");
 
     LIMIT_UPLOAD_MEMORY = Key::new("limits.upload-memory", Kind::Size(16 * MIB, 1024 * GIB),
-        "Memory for all uploads together. One of a large NAR takes 8 MiB, more if it comes compressed; when there is not \
-         enough, uploads wait their turn.").default("128 MiB");
+        "Memory for all uploads together. One of a large NAR takes 10 MiB, more if it comes compressed (`xz`: 9 MiB, `xz -9`: \
+         65 MiB); when there is not enough, uploads wait their turn, and one that would need more than all of it is refused.")
+        .default("80 MiB");
     LIMIT_UPLOAD_WAIT = Key::new("limits.upload-wait", Kind::Duration(0, 3_600),
         "How long an upload waits for its turn before it is told to come back (503, Retry-After).").default("60s");
     LIMIT_NAR_SIZE = Key::new("limits.nar-size", Kind::Size(MIB, 1024 * 1024 * GIB),
         "Largest NAR taken, uncompressed.").default("64 GiB");
     LIMIT_READ_MEMORY = Key::new("limits.read-memory", Kind::Size(8 * MIB, 1024 * GIB),
-        "Memory for all NARs being read: many readers at once read in smaller pieces.").default("48 MiB");
+        "Memory for all NARs and listings being read: many readers at once read in smaller pieces, and wait their turn when \
+         there is not enough.").default("32 MiB");
     LIMIT_READS = Key::new("limits.reads", Kind::Integer(1, 100_000), "Most NARs being read at once; more wait.")
         .default("512");
     LIMIT_READ_WAIT = Key::new("limits.read-wait", Kind::Duration(0, 3_600),
@@ -254,7 +256,7 @@ keys! {
         "Longest narinfo taken (413). 1 MiB holds some 20,000 references.").default("1 MiB");
     LIMIT_BODY_MEMORY = Key::new("limits.body-memory", Kind::Size(MIB, 1024 * GIB),
         "Memory for all bodies that are read whole before they are acted on: JSON, narinfos, metadata. More wait up to 30 s.")
-        .default("32 MiB");
+        .default("16 MiB");
     LIMIT_RETRY_AFTER = Key::new("limits.retry-after", Kind::Duration(1, 3_600),
         "What `Retry-After` says on a 503.").default("5s");
     LIMIT_HEADER_TIMEOUT = Key::new("limits.header-timeout", Kind::Duration(1, 3_600),
@@ -271,8 +273,9 @@ keys! {
     LIMIT_SHUTDOWN_TIMEOUT = Key::new("limits.shutdown-timeout", Kind::Duration(0, 3_600),
         "How long requests in flight may then take to finish.").default("30s");
     LIMIT_REENCODINGS = Key::new("limits.reencodings", Kind::Integer(1, 1_024),
-        "Most NARs being read back at once in the compression that `nix copy` sent them in: the only reads that take CPU.")
-        .default("8");
+        "Most NARs being read back at once in the compression that `nix copy` sent them in: the only reads that take CPU. \
+         Each takes up to 4 MiB.")
+        .default("4");
     LIMIT_CPU_THREADS = Key::new("limits.cpu-threads", Kind::Integer(1, 1_024),
         "Threads that hash and compress at the same time.").default_note("number of CPUs");
 

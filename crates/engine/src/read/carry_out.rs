@@ -1,17 +1,18 @@
 //! Carrying out a read: bytes are fetched, verified and spliced; what cannot be read is marked.
 
-use std::collections::VecDeque;
+use std::collections::{HashMap, HashSet, VecDeque};
 use std::ops::Range;
 use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
 use dormer_blobs::BlobKey;
-use dormer_format::{ChunkRun, checksum, splice};
-use dormer_index::ChunkRow;
+use dormer_format::{ChunkRun, PackId, checksum, splice};
+use dormer_index::{ChunkRow, PackNumber};
 
 use super::open::Plan;
 use super::plan::{Read, end_of};
+use crate::memory::{Reservation, hold};
 use crate::{Engine, Error, Result};
 
 /// Tries of one read before it counts as damaged or unavailable.
@@ -20,20 +21,62 @@ const TRIES: u32 = 3;
 impl Engine {
     /// Reads, verifies and splices.
     pub(super) async fn read(self, plan: Arc<Plan>, read: Read) -> Result<VecDeque<Bytes>> {
+        let reservation = Arc::new(self.read_memory().reserve(read.memory_bytes()).await?);
+        let rows = &read.rows[read.chunks.clone()];
+        let failure = match self.fetch_verified(rows).await {
+            Ok(stored) => match splice_read(&read, &hold(stored, &reservation), &reservation) {
+                Ok(pieces) => return Ok(pieces),
+                Err(number) => ReadFailure::Damaged(vec![number]),
+            },
+            Err(failure) => failure,
+        };
+        let is_damaged = match failure {
+            ReadFailure::Unavailable(error) => return Err(error.into()),
+            ReadFailure::PackLost(pack) => {
+                // A truncated pack is there, and lost all the same.
+                let mut lost = self.lost_packs(&plan.recipe).await?;
+                lost.insert(pack);
+                self.mark_lost_packs(plan.nar, &plan.hash, &plan.recipe, &lost).await
+            }
+            ReadFailure::Damaged(chunks) => {
+                let damaged = self.still_there(&read.rows, chunks).await;
+                if !damaged.is_empty() {
+                    self.mark_damaged(plan.nar, &plan.hash, &damaged).await;
+                }
+                !damaged.is_empty()
+            }
+        };
+        if !is_damaged {
+            self.remembered_plans().invalidate_all();
+        }
+        Err(Error::Damaged { nar: plan.hash })
+    }
+
+    /// Those of the damaged chunks that still lie where a read looked for them. A slow reader may hold places from before a
+    /// healing push, and must not take back what that push was acknowledged for.
+    pub(crate) async fn still_there(&self, seen: &[ChunkRow], mut chunks: Vec<u64>) -> Vec<u64> {
+        let runs: Vec<ChunkRun> = chunks.iter().map(|number| ChunkRun { first: *number, count: 1 }).collect();
+        if let Ok(present) = self.index().load_chunks(&runs).await {
+            let places: HashMap<u64, (PackNumber, u64)> =
+                seen.iter().map(|row| (row.number, (row.pack, row.offset))).collect();
+            let moved: HashSet<u64> = present
+                .iter()
+                .filter(|row| places.get(&row.number) != Some(&(row.pack, row.offset)))
+                .map(|row| row.number)
+                .collect();
+            chunks.retain(|number| !moved.contains(number));
+        }
+        chunks
+    }
+
+    /// Stored bytes of neighbours in a pack, from the first one's first to the last one's last, each chunk equal to its
+    /// checksum.
+    pub(crate) async fn fetch_verified(&self, rows: &[ChunkRow]) -> Result<Bytes, ReadFailure> {
         let mut attempt = 1;
         loop {
-            let failure = match self.read_once(&read).await {
-                Ok(pieces) => return Ok(pieces),
-                Err(failure) => failure,
-            };
-            if attempt == TRIES {
-                return Err(match failure {
-                    ReadFailure::Damaged(chunks) => {
-                        self.mark_if_still_there(&plan, &read, chunks).await;
-                        Error::Damaged { nar: plan.hash }
-                    }
-                    ReadFailure::Unavailable(error) => error.into(),
-                });
+            match self.fetch_once(rows).await {
+                Err(_) if attempt < TRIES => {}
+                outcome => return outcome,
             }
             self.metrics().read_retries.inc();
             tokio::time::sleep(Duration::from_millis(20 * 4u64.pow(attempt))).await;
@@ -41,39 +84,14 @@ impl Engine {
         }
     }
 
-    /// Marks those of the damaged chunks that still lie where this read looked for them. A slow reader may hold places from
-    /// before a healing push, and must not take back what that push was acknowledged for.
-    async fn mark_if_still_there(&self, plan: &Plan, read: &Read, mut chunks: Vec<u64>) {
-        let runs: Vec<ChunkRun> = chunks.iter().map(|number| ChunkRun { first: *number, count: 1 }).collect();
-        if let Ok(present) = self.index().load_chunks(&runs).await {
-            chunks.retain(|number| {
-                let moved = |row: &&ChunkRow| {
-                    row.number == *number
-                        && !read.rows.iter().any(|seen| {
-                            seen.number == row.number && seen.pack == row.pack && seen.offset == row.offset
-                        })
-                };
-                !present.iter().any(|row| moved(&row))
-            });
-        }
-        if chunks.is_empty() {
-            self.remembered_plans().invalidate_all();
-        } else {
-            self.mark_damaged(plan.nar, &plan.hash, &chunks).await;
-        }
-    }
-
-    async fn read_once(&self, read: &Read) -> Result<VecDeque<Bytes>, ReadFailure> {
-        let rows = &read.rows[read.chunks.clone()];
+    async fn fetch_once(&self, rows: &[ChunkRow]) -> Result<Bytes, ReadFailure> {
         let (first, last) = (&rows[0], &rows[rows.len() - 1]);
         let start = first.offset;
         let stored = match self.blobs().get_range(&BlobKey::Pack(first.pack_id), start..end_of(last)).await {
             Ok(stored) => stored,
             Err(dormer_blobs::Error::NotFound { .. } | dormer_blobs::Error::Truncated { .. }) => {
                 self.proven_packs().invalidate(&first.pack_id);
-                // All that lies in the same pack is gone with it: one push heals the whole NAR.
-                let lost = read.rows.iter().filter(|row| row.pack == first.pack);
-                return Err(ReadFailure::Damaged(lost.map(|row| row.number).collect()));
+                return Err(ReadFailure::PackLost(first.pack_id));
             }
             Err(error) => return Err(ReadFailure::Unavailable(error)),
         };
@@ -82,13 +100,17 @@ impl Engine {
             .filter(|row| checksum(&stored[within(row, start)]) != row.checksum)
             .map(|row| row.number)
             .collect();
-        if damaged.is_empty() { splice_read(read, &stored) } else { Err(ReadFailure::Damaged(damaged)) }
+        if damaged.is_empty() { Ok(stored) } else { Err(ReadFailure::Damaged(damaged)) }
     }
 }
 
-enum ReadFailure {
-    /// These chunks are missing or changed.
+/// Why stored bytes could not be read.
+pub(crate) enum ReadFailure {
+    /// These chunks are changed.
     Damaged(Vec<u64>),
+    /// The pack is not there, or cut short.
+    PackLost(PackId),
+    /// The store cannot be reached: nothing is known of the bytes.
     Unavailable(dormer_blobs::Error),
 }
 
@@ -98,7 +120,8 @@ fn within(row: &ChunkRow, start: u64) -> Range<usize> {
     offset..offset + row.layout.stored_len() as usize
 }
 
-fn splice_read(read: &Read, stored: &Bytes) -> Result<VecDeque<Bytes>, ReadFailure> {
+/// The pieces to send. An error is the number of a chunk whose layout or fills do not fit: its row is what is damaged.
+fn splice_read(read: &Read, stored: &Bytes, reservation: &Arc<Reservation>) -> Result<VecDeque<Bytes>, u64> {
     let rows = &read.rows[read.chunks.clone()];
     let start = rows[0].offset;
     let mut pieces = VecDeque::new();
@@ -117,19 +140,17 @@ fn splice_read(read: &Read, stored: &Bytes) -> Result<VecDeque<Bytes>, ReadFailu
             continue;
         }
         push_piece(&mut pieces, stored.slice(std::mem::take(&mut plain)));
-        // Sound bytes with a layout or fills that do not fit: the row is what is damaged.
-        let damaged = || ReadFailure::Damaged(vec![row.number]);
-        let (own, rest) = fills.split_at_checked(row.layout.holes.len()).ok_or_else(damaged)?;
+        let (own, rest) = fills.split_at_checked(row.layout.holes.len()).ok_or(row.number)?;
         fills = rest;
         // Frames between holes are small; sending them one by one costs more than copying them together.
         parts.clear();
-        splice(&stored.slice(place), &row.layout, own, &mut parts).map_err(|_| damaged())?;
+        splice(&stored.slice(place), &row.layout, own, &mut parts).map_err(|_| row.number)?;
         let length = parts.iter().map(Bytes::len).sum();
         let mut joined = BytesMut::with_capacity(length);
         for part in &parts {
             joined.extend_from_slice(part);
         }
-        push_piece(&mut pieces, joined.freeze());
+        push_piece(&mut pieces, hold(joined.freeze(), reservation));
     }
     push_piece(&mut pieces, stored.slice(plain));
     trim(&mut pieces, read.skip, read.take);

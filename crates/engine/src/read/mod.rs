@@ -1,11 +1,14 @@
 //! Reading: a NAR is served by splicing stored frames and hole frames. No codec runs here.
 //!
-//! Algorithm: the recipe's chunk rows are loaded (16,384 at a time for a large NAR), neighbours in a pack are read
+//! Algorithm: the recipe's chunk rows are loaded (1,024 at a time for a large NAR), neighbours in a pack are read
 //! together, one read ahead; every chunk is checked against its XXH3-64 before any of its bytes leave.
 //!
 //! Invariants
 //! - Before the caller gets a stream, every pack it needs is known to exist and the first read is verified.
-//! - Bytes under a tag never change: the tag is recomputed from the rows that are served. When healing re-encoded a chunk,
+//! - Memory is reserved before it is used: what a stream holds all the time when it begins, each read before it is carried
+//!   out, until its last byte is sent. Reading ahead is left out while memory is scarce, so it never keeps others waiting.
+//! - Bytes under a tag never change: the tag is recomputed from the rows that are served, and rows that are loaded later have
+//!   to be the same still. When healing re-encoded a chunk,
 //!   the NAR gets its new tag here, and callers that ask by the old one are told so by [`OpenNar::tag`].
 //! - A stream ends early only with an error; the NAR is then marked damaged if bytes are missing or changed, and is
 //!   missing to everybody until it is pushed again. A store that is merely unreachable marks nothing.
@@ -30,8 +33,11 @@ use futures::stream::{FuturesOrdered, Stream};
 use futures::{FutureExt, StreamExt};
 use tokio::sync::OwnedSemaphorePermit;
 
+pub(crate) use self::carry_out::ReadFailure;
 pub(crate) use self::open::{Plan, PlanKey};
+pub(crate) use self::plan::windows;
 use self::plan::{Next, ReadSource};
+use crate::memory::Reservation;
 use crate::metrics::Waiting;
 use crate::{Engine, Error, Result};
 
@@ -80,6 +86,7 @@ impl OpenNar {
             return Err(Error::RangeOutside { start: range.start, end: range.end, size });
         }
         let turn = self.engine.read_turn().await?;
+        let memory = self.engine.stream_memory().reserve(self.plan.stream_bytes()).await?;
         let mut stream = NarStream {
             source: ReadSource::new(&self.plan, range),
             reading: FuturesOrdered::new(),
@@ -90,6 +97,7 @@ impl OpenNar {
             engine: self.engine,
             plan: self.plan,
             _turn: turn,
+            _memory: memory,
         };
         if let Some(first) = stream.next().await {
             stream.ready.push_front(first?);
@@ -98,7 +106,8 @@ impl OpenNar {
     }
 }
 
-/// The bytes of a NAR as they are served. An error means that the answer must be cut off, never ended cleanly.
+/// The bytes of a NAR as they are served. An error means that the answer must be cut off, never ended cleanly. Who keeps the
+/// pieces keeps their share of the memory for reads.
 pub struct NarStream {
     engine: Engine,
     plan: Arc<Plan>,
@@ -111,6 +120,7 @@ pub struct NarStream {
     ended: bool,
     _active: Active,
     _turn: OwnedSemaphorePermit,
+    _memory: Reservation,
 }
 
 /// Counts a stream among those that share the memory for reads.
@@ -142,15 +152,14 @@ impl Stream for NarStream {
             if this.ended {
                 return Poll::Ready(None);
             }
-            while this.reading.len() < READS_AHEAD {
+            while this.may_begin_read() {
                 match this.source.next_read(this.engine.read_bytes()) {
                     Next::Read(read) => {
                         let read = this.engine.clone().read(Arc::clone(&this.plan), read);
                         this.reading.push_back(read.boxed());
                     }
                     Next::NeedsRows(window) => {
-                        let index = Arc::clone(this.engine.index());
-                        let load = async move { Ok(index.load_chunks(&window).await?) };
+                        let load = this.engine.clone().load_window(Arc::clone(&this.plan), window);
                         this.loading = Some(load.boxed());
                     }
                     Next::Loading | Next::End => break,
@@ -178,6 +187,14 @@ impl Stream for NarStream {
 }
 
 impl NarStream {
+    /// The read that is needed next always begins; others only while there is memory enough for everybody.
+    fn may_begin_read(&self) -> bool {
+        match self.reading.len() {
+            0 => true,
+            count => count < READS_AHEAD && self.engine.read_memory().is_half_free(),
+        }
+    }
+
     fn fail(&mut self, error: Error) -> Poll<Option<Result<Bytes>>> {
         self.ended = true;
         Poll::Ready(Some(Err(error)))
@@ -188,7 +205,9 @@ impl Engine {
     /// How much one read may take at present.
     fn read_bytes(&self) -> u64 {
         let readers = self.active_reads().load(Ordering::Relaxed).max(1) as u64;
-        let share = self.settings().read_memory_bytes / readers / (READS_AHEAD as u64 + 1);
+        // A quarter of it is what streams hold all the time.
+        let bytes = self.settings().read_memory_bytes / 4 * 3;
+        let share = bytes / readers / (READS_AHEAD as u64 + 1);
         share.clamp(READ_BYTES_MIN, READ_BYTES_MAX)
     }
 

@@ -9,8 +9,14 @@ use dormer_index::{Cache, ChunkRow, Nar, NarId, NarKey};
 use dormer_nix::NarHash;
 
 use super::OpenNar;
-use super::plan::windows;
-use crate::{Engine, Result};
+use super::plan::{ROWS_MAX, Window, windows};
+use crate::{Engine, Error, Result};
+
+/// About what one chunk's row takes in memory, in bytes.
+const ROW_BYTES: usize = 192;
+
+/// Memory for opening a NAR: a window of rows, and its recipe as most are. What a larger one takes is reserved with its stream.
+const OPENING_BYTES: u64 = 512 * 1024;
 
 /// What is remembered of a NAR between reads.
 #[derive(Debug)]
@@ -21,17 +27,38 @@ pub(crate) struct Plan {
     pub(super) file_size: u64,
     pub(super) tag: EncodingTag,
     pub(super) recipe: Recipe,
-    /// All rows, if they are few.
-    pub(super) rows: Option<Arc<[ChunkRow]>>,
+    pub(super) chunks: Chunks,
+}
+
+/// Which chunks a NAR has.
+#[derive(Debug)]
+pub(super) enum Chunks {
+    /// The rows themselves, if they are few.
+    Rows(Arc<[ChunkRow]>),
+    /// Where they are loaded from, and what they have to be then.
+    Windows(Vec<Window>),
 }
 
 impl Plan {
     /// About how many bytes this plan takes, for the bound on those remembered.
     pub(crate) fn weight(&self) -> u32 {
-        let rows = self.rows.as_ref().map_or(0, |rows| rows.len() * 192);
         let recipe =
             self.recipe.runs.len() * 16 + self.recipe.hashes.len() * 32 + self.recipe.fills.len() * 8;
-        u32::try_from(256 + rows + recipe).unwrap_or(u32::MAX)
+        let chunks = match &self.chunks {
+            Chunks::Rows(rows) => rows.len() * ROW_BYTES,
+            Chunks::Windows(windows) => windows.len() * 64 + self.recipe.runs.len() * 16,
+        };
+        u32::try_from(256 + recipe + chunks).unwrap_or(u32::MAX)
+    }
+
+    /// What a stream holds from beginning to end, in bytes: the plan, and the rows that it loads: a window that is being
+    /// read and the next one.
+    pub(super) fn stream_bytes(&self) -> u64 {
+        let loaded = match &self.chunks {
+            Chunks::Rows(_) => 0,
+            Chunks::Windows(_) => 2 * ROWS_MAX * ROW_BYTES,
+        };
+        u64::from(self.weight()) + loaded as u64
     }
 }
 
@@ -45,6 +72,7 @@ impl Engine {
         if let Some(plan) = self.remembered_plans().get(&plan_key) {
             return Ok(Some(OpenNar { engine: self.clone(), plan }));
         }
+        let _memory = self.stream_memory().reserve(OPENING_BYTES).await?;
         let Some(nar) = self.index().find_nar_in_cache(cache.id, key, self.now()).await? else {
             return Ok(None);
         };
@@ -66,21 +94,25 @@ impl Engine {
             return Ok(None);
         }
         let mut proof = Proof::default();
-        let windows = windows(&nar.recipe.runs);
-        let mut kept = None;
         let mut fills = nar.recipe.hole_fills();
-        let only_one = windows.len() <= 1;
-        for window in windows {
-            let rows = self.index().load_chunks(&window).await?;
+        let mut groups = windows(&nar.recipe.runs);
+        let chunks = if groups.len() <= 1 {
+            let rows = self.index().load_chunks(&groups.pop().unwrap_or_default()).await?;
             proof.add(&rows, &mut fills);
-            if only_one {
-                kept = Some(Arc::from(rows));
+            Chunks::Rows(rows.into())
+        } else {
+            let mut windows = Vec::with_capacity(groups.len());
+            for runs in groups {
+                let rows = self.index().load_chunks(&runs).await?;
+                proof.add(&rows, &mut fills);
+                windows.push(Window::new(runs, &rows));
             }
-        }
+            Chunks::Windows(windows)
+        };
         let missing = self.missing_packs(&proof.packs).await?;
         if !missing.is_empty() {
             tracing::error!(nar.hash = %nar.hash, pack.count = missing.len(), "packs of a NAR are missing");
-            self.mark_lost_packs(&nar, &missing).await;
+            self.mark_lost_packs(nar.id, &nar.hash, &nar.recipe, &missing).await;
             return Ok(None);
         }
         let tag = proof.tag.finish();
@@ -95,7 +127,7 @@ impl Engine {
             file_size: proof.file_size,
             tag,
             recipe: nar.recipe,
-            rows: kept,
+            chunks,
         };
         Ok(Some(OpenNar { engine: self.clone(), plan: Arc::new(plan) }))
     }
@@ -117,20 +149,55 @@ impl Engine {
         Ok(missing)
     }
 
-    async fn mark_lost_packs(&self, nar: &Nar, missing: &BTreeSet<PackId>) {
-        for window in windows(&nar.recipe.runs) {
-            match self.index().load_chunks(&window).await {
+    /// Loads the rows of a window, which must be those that the tag was computed from.
+    pub(super) async fn load_window(self, plan: Arc<Plan>, number: usize) -> Result<Vec<ChunkRow>> {
+        let Chunks::Windows(windows) = &plan.chunks else { return Ok(Vec::new()) };
+        let window = &windows[number];
+        let rows = self.index().load_chunks(&window.runs).await?;
+        if window.is_of(&rows) {
+            return Ok(rows);
+        }
+        // Healing gave some chunk other frames: these bytes are not those of the tag any more.
+        self.remembered_plans().invalidate_all();
+        Err(Error::Reencoded { nar: plan.hash })
+    }
+
+    /// Marks a NAR and all of its chunks that lie in lost packs by now, so that one push heals all of it. `false` if none
+    /// does: a healing push was faster.
+    pub(super) async fn mark_lost_packs(
+        &self,
+        nar: NarId,
+        hash: &NarHash,
+        recipe: &Recipe,
+        lost: &BTreeSet<PackId>,
+    ) -> bool {
+        let mut any = false;
+        for runs in windows(&recipe.runs) {
+            match self.index().load_chunks(&runs).await {
                 Ok(rows) => {
-                    let lost: Vec<u64> = rows
-                        .iter()
-                        .filter(|row| missing.contains(&row.pack_id))
-                        .map(|row| row.number)
-                        .collect();
-                    self.mark_damaged(nar.id, &nar.hash, &lost).await;
+                    let rows = rows.iter().filter(|row| lost.contains(&row.pack_id));
+                    let chunks: Vec<u64> = rows.map(|row| row.number).collect();
+                    if !chunks.is_empty() {
+                        any = true;
+                        self.mark_damaged(nar, hash, &chunks).await;
+                    }
                 }
-                Err(error) => tracing::error!(nar.hash = %nar.hash, %error, "failed to mark a NAR damaged"),
+                Err(error) => tracing::error!(nar.hash = %hash, %error, "failed to mark a NAR damaged"),
             }
         }
+        any
+    }
+
+    /// Packs of a recipe that are not there: looked up anew, because one of them turned out to be lost a moment ago.
+    pub(crate) async fn lost_packs(&self, recipe: &Recipe) -> Result<BTreeSet<PackId>> {
+        let mut packs = BTreeSet::new();
+        for runs in windows(&recipe.runs) {
+            packs.extend(self.index().load_chunks(&runs).await?.iter().map(|row| row.pack_id));
+        }
+        for pack in &packs {
+            self.proven_packs().invalidate(pack);
+        }
+        self.missing_packs(&packs).await
     }
 
     /// Marks damage. Failing to do so is logged only: the caller already answers with an error, and the next read finds it again.

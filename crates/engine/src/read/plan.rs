@@ -1,23 +1,57 @@
 //! Planning reads: which chunks are read together, one read at a time. Pure; nothing is waited for here.
 
-use std::collections::VecDeque;
 use std::ops::Range;
 use std::sync::Arc;
 
-use dormer_format::{ChunkRun, HoleFill};
+use dormer_format::{ChunkRun, EncodingTag, HoleFill, TagBuilder};
 use dormer_index::ChunkRow;
 
-use super::open::Plan;
+use super::open::{Chunks, Plan};
 
-/// Chunk rows loaded at once: 2 GiB of NAR at 128 KiB a chunk, about 2 MiB of memory.
-const ROWS_MAX: usize = 16_384;
+/// Chunk rows loaded at once: 128 MiB of NAR at 128 KiB a chunk, about 200 KiB of memory.
+pub(super) const ROWS_MAX: usize = 1_024;
 
 /// Unused bytes between two chunks that are read over rather than read apart.
 const GAP_BYTES_MAX: u64 = 64 * 1024;
 
+/// Chunks whose rows are loaded together, and what has to be known of them without the rows.
+#[derive(Debug)]
+pub(super) struct Window {
+    pub(super) runs: Vec<ChunkRun>,
+    /// Digest of the rows, as far as they decide the bytes that are served.
+    digest: EncodingTag,
+    served_bytes: u64,
+    holes: usize,
+}
+
+impl Window {
+    /// A window as its rows are now.
+    pub(super) fn new(runs: Vec<ChunkRun>, rows: &[ChunkRow]) -> Self {
+        Self {
+            runs,
+            digest: digest(rows),
+            served_bytes: rows.iter().map(|row| row.layout.spliced_len()).sum(),
+            holes: rows.iter().map(|row| row.layout.holes.len()).sum(),
+        }
+    }
+
+    /// Whether these rows serve the same bytes.
+    pub(super) fn is_of(&self, rows: &[ChunkRow]) -> bool {
+        self.digest == digest(rows)
+    }
+}
+
+fn digest(rows: &[ChunkRow]) -> EncodingTag {
+    let mut tag = TagBuilder::new();
+    for row in rows {
+        tag.push_chunk(&row.id, row.checksum, &row.layout);
+    }
+    tag.finish()
+}
+
 /// Cuts runs into groups of at most [`ROWS_MAX`] chunks.
-pub(super) fn windows(runs: &[ChunkRun]) -> VecDeque<Vec<ChunkRun>> {
-    let mut windows = VecDeque::new();
+pub(crate) fn windows(runs: &[ChunkRun]) -> Vec<Vec<ChunkRun>> {
+    let mut windows = Vec::new();
     let mut window = Vec::new();
     let mut room = ROWS_MAX;
     for run in runs {
@@ -28,20 +62,21 @@ pub(super) fn windows(runs: &[ChunkRun]) -> VecDeque<Vec<ChunkRun>> {
             rest = ChunkRun { first: rest.first + u64::from(count), count: rest.count - count };
             room -= count as usize;
             if room == 0 {
-                windows.push_back(std::mem::take(&mut window));
+                windows.push(std::mem::take(&mut window));
                 room = ROWS_MAX;
             }
         }
     }
     if !window.is_empty() {
-        windows.push_back(window);
+        windows.push(window);
     }
     windows
 }
 
 pub(super) enum Next {
     Read(Read),
-    NeedsRows(Vec<ChunkRun>),
+    /// The rows of this window of the plan have to be loaded and added.
+    NeedsRows(usize),
     Loading,
     End,
 }
@@ -57,9 +92,21 @@ pub(super) struct Read {
     pub(super) take: u64,
 }
 
+impl Read {
+    /// Memory that carrying it out takes, in bytes: what is read, in buffers that are powers of two, and copies of chunks
+    /// with holes.
+    pub(super) fn memory_bytes(&self) -> u64 {
+        let rows = &self.rows[self.chunks.clone()];
+        let stored = rows.last().map_or(0, end_of) - rows.first().map_or(0, |row| row.offset);
+        let copied = rows.iter().filter(|row| !row.layout.holes.is_empty());
+        stored.next_power_of_two() + copied.map(|row| row.layout.spliced_len()).sum::<u64>()
+    }
+}
+
 /// Plans the reads of a stream, one at a time.
 pub(super) struct ReadSource {
-    windows: VecDeque<Vec<ChunkRun>>,
+    /// The window that is loaded next.
+    window: usize,
     waiting_for_rows: bool,
     rows: Arc<[ChunkRow]>,
     row: usize,
@@ -74,17 +121,36 @@ pub(super) struct ReadSource {
 
 impl ReadSource {
     pub(super) fn new(plan: &Arc<Plan>, range: Range<u64>) -> Self {
-        let windows = if plan.rows.is_some() { VecDeque::new() } else { windows(&plan.recipe.runs) };
-        Self {
-            windows,
+        let rows = match &plan.chunks {
+            Chunks::Rows(rows) => Arc::clone(rows),
+            Chunks::Windows(_) => Arc::from([]),
+        };
+        let mut source = Self {
+            window: 0,
             waiting_for_rows: false,
-            rows: plan.rows.clone().unwrap_or_else(|| Arc::from([])),
+            rows,
             row: 0,
             plan: Arc::clone(plan),
             fill_run: 0,
             fill_done: 0,
             skip: range.start,
             take: range.end - range.start,
+        };
+        source.skip_windows();
+        source
+    }
+
+    /// Windows before the range are not loaded; only their fills count.
+    fn skip_windows(&mut self) {
+        let plan = Arc::clone(&self.plan);
+        let Chunks::Windows(windows) = &plan.chunks else { return };
+        for window in windows {
+            if self.skip < window.served_bytes {
+                return;
+            }
+            self.skip -= window.served_bytes;
+            self.window += 1;
+            self.take_fills(window.holes, None);
         }
     }
 
@@ -111,13 +177,13 @@ impl ReadSource {
             self.take_fills(holes, None);
         }
         if self.row == self.rows.len() {
-            return match self.windows.pop_front() {
-                Some(window) => {
-                    self.waiting_for_rows = true;
-                    Next::NeedsRows(window)
-                }
-                None => Next::End,
-            };
+            let Chunks::Windows(windows) = &self.plan.chunks else { return Next::End };
+            if self.window == windows.len() {
+                return Next::End;
+            }
+            self.window += 1;
+            self.waiting_for_rows = true;
+            return Next::NeedsRows(self.window - 1);
         }
         let first = self.row;
         let mut fills = Vec::new();

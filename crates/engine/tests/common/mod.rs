@@ -116,6 +116,16 @@ pub(crate) async fn served(
     Ok(Some(pieces.concat()))
 }
 
+/// The listing of a path, whole.
+pub(crate) async fn listing(engine: &Engine, cache: &Cache, path: &StorePath) -> Result<Option<Vec<u8>>> {
+    let Some(stream) = engine.listing(cache, &path.hash()).await? else { return Ok(None) };
+    let size = stream.size;
+    let pieces: Vec<Bytes> = stream.try_collect().await?;
+    let json = pieces.concat();
+    assert_eq!(json.len() as u64, size, "as long as announced");
+    Ok(Some(json))
+}
+
 /// What any zstd decoder makes of served bytes.
 pub(crate) fn decompress(served: &[u8]) -> Vec<u8> {
     let mut nar = Vec::new();

@@ -15,7 +15,7 @@
 /// The listing of one NAR.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Listing {
-    /// The whole listing, as JSON.
+    /// The whole listing, as JSON; what was taken out before with [`super::NarReader::take_listing`] is not in it.
     Json(Vec<u8>),
     /// It would be over [`super::NarLimits::listing_bytes_max`]. The NAR is valid all the same.
     TooLarge,
@@ -44,12 +44,14 @@ impl Listing {
 pub(super) struct ListingWriter {
     /// `None` once it grew over the limit.
     json: Option<Vec<u8>>,
+    /// Bytes that were taken out already.
+    taken: usize,
     bytes_max: usize,
 }
 
 impl ListingWriter {
     pub(super) fn new(bytes_max: usize) -> Self {
-        let mut writer = Self { json: (bytes_max > 0).then(Vec::new), bytes_max };
+        let mut writer = Self { json: (bytes_max > 0).then(Vec::new), taken: 0, bytes_max };
         writer.write(|json| json.extend_from_slice(br#"{"version":1,"root":"#));
         writer
     }
@@ -93,6 +95,13 @@ impl ListingWriter {
         self.write(|json| json.extend_from_slice(b"}}"));
     }
 
+    /// Takes out what is written by now, if it is at least `bytes_min` bytes.
+    pub(super) fn take(&mut self, bytes_min: usize) -> Option<Vec<u8>> {
+        let json = self.json.as_mut().filter(|json| json.len() >= bytes_min.max(1))?;
+        self.taken += json.len();
+        Some(std::mem::take(json))
+    }
+
     pub(super) fn finish(mut self) -> Listing {
         self.write(|json| json.push(b'}'));
         self.json.map_or(Listing::TooLarge, Listing::Json)
@@ -102,7 +111,7 @@ impl ListingWriter {
     fn write(&mut self, fact: impl FnOnce(&mut Vec<u8>)) {
         if let Some(json) = &mut self.json {
             fact(json);
-            if json.len() > self.bytes_max {
+            if self.taken + json.len() > self.bytes_max {
                 self.json = None;
             }
         }

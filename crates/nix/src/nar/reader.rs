@@ -167,6 +167,12 @@ impl NarReader {
         self.offset
     }
 
+    /// Takes out the listing as far as it is written, if that is at least `bytes_min` bytes: for callers that cannot keep
+    /// the whole of a large one. [`finish`](Self::finish) returns the rest.
+    pub fn take_listing(&mut self, bytes_min: usize) -> Option<Vec<u8>> {
+        self.listing.take(bytes_min)
+    }
+
     /// Says that no more bytes come, and takes the listing.
     pub fn finish(self) -> Result<Listing, NarError> {
         if self.is_complete() {

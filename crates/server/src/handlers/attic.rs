@@ -16,7 +16,7 @@ use crate::body::{self, Body};
 use crate::call::Call;
 use crate::codec::Compression;
 use crate::failure::Failure;
-use crate::handlers::small_body;
+use crate::handlers::small_body::{self, Buffered};
 use crate::handlers::upload::{bad_request, store_dir};
 use crate::request_body::{BodyError, RequestBody};
 
@@ -70,7 +70,8 @@ pub(crate) async fn create_cache(
     if !permissions.allows(Permission::CreateCache) {
         return Err(Failure::Forbidden(Permission::CreateCache));
     }
-    let request: CreateCacheRequest = small_body::read_json(app, call, body).await?;
+    let Buffered::<CreateCacheRequest> { value: request, memory: _memory } =
+        small_body::read_json(app, call, body).await?;
     let secret_key = match &request.keypair {
         Keypair::Generate => None,
         Keypair::Keypair(secret) => Some(parse_secret_key(secret)?),
@@ -100,7 +101,8 @@ pub(crate) async fn configure_cache(
     if !config.iter().any(|one| permissions.allows(*one)) {
         return Err(Failure::Forbidden(Permission::ConfigureCache));
     }
-    let patch: CacheConfig = small_body::read_json(app, call, body).await?;
+    let Buffered::<CacheConfig> { value: patch, memory: _memory } =
+        small_body::read_json(app, call, body).await?;
     if patch.is_empty_patch() {
         return Err(Failure::BadRequest("no field was set that can be changed".to_owned()));
     }
@@ -156,7 +158,8 @@ pub(crate) async fn get_missing_paths(
     body: &mut RequestBody,
 ) -> Result<Response<Body>, Failure> {
     app.require_token(call)?;
-    let request: GetMissingPathsRequest = small_body::read_json(app, call, body).await?;
+    let Buffered::<GetMissingPathsRequest> { value: request, memory: _memory } =
+        small_body::read_json(app, call, body).await?;
     let cache = app.open_cache(call, &request.cache, Permission::Push).await?;
     let missing_paths = app.engine.missing_paths(&cache, &request.store_path_hashes).await?;
     Ok(body::json(StatusCode::OK, &GetMissingPathsResponse { missing_paths }))

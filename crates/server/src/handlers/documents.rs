@@ -1,9 +1,10 @@
 //! The small documents of the binary-cache protocol: what a cache is, narinfos, listings.
 
-use bytes::Bytes;
+use std::io;
+
 use dormer_api::{CacheName, Permission};
 use dormer_nix::StorePathHash;
-use futures::StreamExt;
+use futures::TryStreamExt;
 use http::header::{CONTENT_LENGTH, CONTENT_TYPE};
 use http::{HeaderValue, Response};
 
@@ -43,16 +44,14 @@ pub(crate) async fn find_listing(
     hash: &StorePathHash,
 ) -> Result<Response<Body>, Failure> {
     let cache = app.open_cache(call, name, Permission::Pull).await?;
-    // Up to tens of MiB for packages of a million files, so the memory is accounted for until the answer is sent.
-    let turn = app.reencoding_turn().await?;
-    let json = app.engine.listing(&cache, hash).await?.ok_or(Failure::NoSuchObject)?;
-    let length = json.len() as u64;
-    let once = futures::stream::once(async move { Ok(Bytes::from(json)) });
-    let held = once.chain(futures::stream::poll_fn(move |_| {
-        let _ = &turn;
-        std::task::Poll::Ready(None)
-    }));
-    let body = if call.is_head() { Body::Unknown } else { Body::Stream(Box::pin(held)) };
+    let listing = app.engine.listing(&cache, hash).await?.ok_or(Failure::NoSuchObject)?;
+    let length = listing.size;
+    let path = *hash;
+    let log = move |error: &dormer_engine::Error| {
+        tracing::error!(path = %path, error = %error, "cut a listing short");
+    };
+    let pieces = listing.inspect_err(log).map_err(io::Error::other);
+    let body = if call.is_head() { Body::Unknown } else { Body::Stream(Box::pin(pieces)) };
     let mut response = Response::new(body);
     response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
     response.headers_mut().insert(CONTENT_LENGTH, HeaderValue::from(length));

@@ -20,6 +20,7 @@ use crate::body::{Body, NarBody};
 use crate::call::Call;
 use crate::codec::Compression;
 use crate::conditions::{self, Wanted};
+use crate::exact::Exact;
 use crate::failure::Failure;
 use crate::route::NarFile;
 
@@ -122,7 +123,8 @@ async fn get_upload(
     let frames = open.stream(None).await?.inspect_err(log).map_err(io::Error::other);
     let frames = Box::pin(StreamReader::new(frames));
     let limit = Compression::Zstd.decoder_bytes(&[])?;
-    let nar = Compression::Zstd.decode(frames, limit);
+    // An answer without a length must not end as if it were whole when it is not.
+    let nar = Exact::new(Compression::Zstd.decode(frames, limit), size);
     let encoded = compression.encode(BufReader::with_capacity(PIECE_BYTES, nar));
     let pieces = ReaderStream::with_capacity(encoded, PIECE_BYTES).inspect_ok(move |_| {
         // The turn lasts as long as the answer.

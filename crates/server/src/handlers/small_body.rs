@@ -5,6 +5,7 @@ use std::io;
 use http::header::{CONTENT_ENCODING, CONTENT_LENGTH};
 use serde::de::DeserializeOwned;
 use tokio::io::{AsyncBufReadExt, AsyncReadExt};
+use tokio::sync::OwnedSemaphorePermit;
 use tokio_util::io::StreamReader;
 
 use crate::app::App;
@@ -15,6 +16,15 @@ use crate::request_body::{BodyError, RequestBody};
 
 /// Most memory for decoding a `Content-Encoding`, in bytes: more than any encoder's default needs.
 pub(crate) const CONTENT_DECODER_BYTES_MAX: u64 = 16 * 1024 * 1024;
+
+/// Memory that acting on a body takes, in its own length: the body, what is read from it, and what is answered.
+const COPIES: u64 = 4;
+
+/// What was read from a body, with the memory that it may take while it is acted on.
+pub(crate) struct Buffered<T> {
+    pub(crate) value: T,
+    pub(crate) memory: OwnedSemaphorePermit,
+}
 
 /// The compression that `Content-Encoding` names.
 pub(crate) fn content_encoding(call: &Call) -> Result<Compression, Failure> {
@@ -41,7 +51,7 @@ pub(crate) async fn read(
     body: &mut RequestBody,
     what: &'static str,
     max: usize,
-) -> Result<Vec<u8>, Failure> {
+) -> Result<Buffered<Vec<u8>>, Failure> {
     let max = max as u64;
     let too_long = Failure::TooLong { what, max };
     let coding = content_encoding(call)?;
@@ -54,7 +64,7 @@ pub(crate) async fn read(
     let (head, input) = codec::peek(input).await.map_err(fail)?;
     let decoder_bytes = content_decoder_bytes(coding, &head)?;
     let expected = if coding == Compression::None { declared.unwrap_or(max) } else { max };
-    let _memory = app.reserve_buffer(expected + decoder_bytes).await?;
+    let memory = app.reserve_buffer(COPIES * expected + decoder_bytes).await?;
     let mut decoder = coding.decode(input, decoder_bytes);
     let mut bytes = Vec::new();
     // One byte more than allowed tells a body that is just long enough from one that is longer.
@@ -65,7 +75,7 @@ pub(crate) async fn read(
     if !decoder.input().fill_buf().await.map_err(fail)?.is_empty() {
         return Err(fail(trailing_bytes()));
     }
-    Ok(bytes)
+    Ok(Buffered { value: bytes, memory })
 }
 
 /// The body as a JSON document.
@@ -73,10 +83,12 @@ pub(crate) async fn read_json<T: DeserializeOwned>(
     app: &App,
     call: &Call,
     body: &mut RequestBody,
-) -> Result<T, Failure> {
-    let bytes = read(app, call, body, "the JSON body", app.settings.json_bytes_max).await?;
-    serde_json::from_slice(&bytes)
-        .map_err(|error| Failure::BadRequest(format!("reading the JSON body: {error}")))
+) -> Result<Buffered<T>, Failure> {
+    let Buffered { value: bytes, memory } =
+        read(app, call, body, "the JSON body", app.settings.json_bytes_max).await?;
+    let value = serde_json::from_slice(&bytes)
+        .map_err(|error| Failure::BadRequest(format!("reading the JSON body: {error}")))?;
+    Ok(Buffered { value, memory })
 }
 
 /// The body as text.
@@ -85,9 +97,11 @@ pub(crate) async fn read_text(
     call: &Call,
     body: &mut RequestBody,
     what: &'static str,
-) -> Result<String, Failure> {
-    let bytes = read(app, call, body, what, app.settings.narinfo_bytes_max).await?;
-    String::from_utf8(bytes).map_err(|_| Failure::BadRequest(format!("{what} is not text")))
+) -> Result<Buffered<String>, Failure> {
+    let Buffered { value: bytes, memory } =
+        read(app, call, body, what, app.settings.narinfo_bytes_max).await?;
+    let value = String::from_utf8(bytes).map_err(|_| Failure::BadRequest(format!("{what} is not text")))?;
+    Ok(Buffered { value, memory })
 }
 
 /// What an error of a decoder is: the client's connection, or the client's bytes.

@@ -13,7 +13,7 @@ use crate::body::{self, Body};
 use crate::call::Call;
 use crate::codec::{self, Compression, Input};
 use crate::failure::Failure;
-use crate::handlers::small_body::{self, decoding_failure, trailing_bytes};
+use crate::handlers::small_body::{self, Buffered, decoding_failure, trailing_bytes};
 use crate::request_body::RequestBody;
 use crate::route::NarFile;
 
@@ -28,7 +28,8 @@ pub(crate) async fn put_cache_info(
     name: &CacheName,
 ) -> Result<Response<Body>, Failure> {
     let cache = app.open_cache(call, name, Permission::Push).await?;
-    let text = small_body::read_text(app, call, body, "nix-cache-info").await?;
+    let Buffered { value: text, memory: _memory } =
+        small_body::read_text(app, call, body, "nix-cache-info").await?;
     let said = text.lines().find_map(|line| line.strip_prefix("StoreDir:")).map(str::trim);
     match said {
         Some(store_dir) if store_dir == cache.store_dir => Ok(body::empty()),
@@ -112,7 +113,8 @@ pub(crate) async fn put_narinfo(
 ) -> Result<Response<Body>, Failure> {
     let cache = app.open_cache(call, name, Permission::Push).await?;
     app.admit_push(call, body)?;
-    let text = small_body::read_text(app, call, body, "the narinfo").await?;
+    let Buffered { value: text, memory: _memory } =
+        small_body::read_text(app, call, body, "the narinfo").await?;
     let narinfo = NarInfo::parse(&text, &store_dir(&cache)?).map_err(bad_request)?;
     if narinfo.store_path.hash() != *hash {
         return Err(Failure::BadRequest(format!(
