@@ -19,9 +19,15 @@ need ceph-mon /usr/bin/ceph-mon
 need ceph-osd /usr/bin/ceph-osd
 need ceph-common /usr/bin/ceph
 need radosgw /usr/bin/radosgw
+need postgresql /usr/lib/postgresql/*/bin/postgres
+need pgbouncer /usr/sbin/pgbouncer
 if [ -n "$packages" ]; then
     echo "installing$packages" >&2
     # A packaged service must not start by itself: it would take ports and memory.
+    if [ ! -e /etc/postgresql-common/createcluster.conf ]; then
+        $as_root mkdir -p /etc/postgresql-common
+        echo 'create_main_cluster = false' | $as_root tee /etc/postgresql-common/createcluster.conf > /dev/null
+    fi
     $as_root env DEBIAN_FRONTEND=noninteractive apt-get -o DPkg::Lock::Timeout=600 update -qq
     # shellcheck disable=SC2086 # one word a package
     $as_root env DEBIAN_FRONTEND=noninteractive apt-get -o DPkg::Lock::Timeout=600 install -y -qq \

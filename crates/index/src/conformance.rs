@@ -8,6 +8,7 @@ mod commits;
 mod fixtures;
 mod names;
 mod races;
+mod replicas;
 
 use std::sync::Arc;
 
@@ -52,6 +53,27 @@ where
         races: racing_packs_agree_on_every_chunk, racing_commits_of_one_nar_agree, racing_objects_leave_one_of_them,
             racing_settings_agree, racing_creations_of_a_cache_leave_one, commits_racing_a_deletion_leave_nothing,
             readers_see_whole_commits_only, a_dropped_call_harms_nobody;
+    }
+}
+
+/// Runs every case of two replicas; `make` opens an empty index twice each time it is called.
+pub async fn run_replicas<F, Fut>(make: F)
+where
+    F: Fn() -> Fut,
+    Fut: Future<Output = [Arc<dyn Index>; 2]>,
+{
+    macro_rules! cases {
+        ($($case:ident),+ $(,)?) => {
+            $({
+                let [a, b] = make().await;
+                check(stringify!($case), replicas::$case(a, b)).await;
+            })+
+        };
+    }
+    cases! {
+        what_one_writes_the_other_reads_at_once, changes_are_told_to_the_other, new_objects_are_no_news,
+        racing_packs_of_two_replicas_agree, racing_commits_of_two_replicas_agree,
+        signatures_of_racing_pushes_are_all_kept, racing_first_starts_agree, a_follower_misses_nothing,
     }
 }
 

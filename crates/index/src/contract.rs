@@ -9,11 +9,14 @@
 //! - Time is an argument (`UnixSeconds`), so that tests own the clock.
 //! - Look-ups of something that is not there are `Ok(None)`, never an error.
 
+use std::time::Duration;
+
 use async_trait::async_trait;
 use dormer_format::{ChunkId, ChunkLayout, ChunkRun, EncodingTag, PackId, Recipe};
 use dormer_nix::{NarHash, StorePath, StorePathHash};
 
 use crate::Result;
+use crate::changes::Changes;
 
 /// Seconds since 1970-01-01 UTC.
 pub type UnixSeconds = i64;
@@ -324,11 +327,25 @@ pub struct FoundObject {
     pub last_used_at: UnixSeconds,
 }
 
+/// A place in the outbox. Places ascend; what a follower has not seen lies behind the last one that it has.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
+pub struct OutboxPosition {
+    /// Transaction that wrote the row, where several write at once: their numbers become visible out of order.
+    pub transaction: i64,
+    /// Number of the row.
+    pub number: i64,
+}
+
+impl OutboxPosition {
+    /// Before the first row.
+    pub const START: Self = Self { transaction: 0, number: 0 };
+}
+
 /// A row of the outbox: which object changed, never how.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct OutboxRow {
-    /// Its number, ascending.
-    pub number: i64,
+    /// Its place, ascending.
+    pub position: OutboxPosition,
     /// The cache.
     pub cache: CacheId,
     /// The object, or `None` when the cache itself changed.
@@ -355,6 +372,9 @@ pub struct CacheVisibility {
     /// Whether anybody may read it, or might when it was deleted.
     pub is_public: bool,
 }
+
+/// Longest that a ping waits.
+pub const PING_MAX: Duration = Duration::from_secs(5);
 
 /// Totals for people.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -415,8 +435,14 @@ pub trait Index: Send + Sync + std::fmt::Debug + 'static {
     /// `present_objects` and [`NarSource::New`].
     async fn mark_listing_lost(&self, nar: NarId, chunks: &[u64], at: UnixSeconds) -> Result<()>;
     /// Corrects tag and size of a NAR whose chunks were re-encoded by healing, with an outbox row for every object that has
-    /// it (dated like the newest row there is). [`Error::NarGone`](crate::Error::NarGone) if it is not there.
-    async fn update_encoding(&self, nar: NarId, tag: &EncodingTag, file_size: u64) -> Result<()>;
+    /// it. [`Error::NarGone`](crate::Error::NarGone) if it is not there.
+    async fn update_encoding(
+        &self,
+        nar: NarId,
+        tag: &EncodingTag,
+        file_size: u64,
+        at: UnixSeconds,
+    ) -> Result<()>;
 
     // --- NARs and objects -------------------------------------------------------------------------------------------
 
@@ -457,11 +483,20 @@ pub trait Index: Send + Sync + std::fmt::Debug + 'static {
 
     // --- outbox -----------------------------------------------------------------------------------------------------
 
-    /// Rows after a number, in order.
-    async fn outbox_after(&self, number: i64, limit: u32) -> Result<Vec<OutboxRow>>;
+    /// Rows after a place, in order. No row ever shows up before one that was returned; so a row may show up a moment
+    /// after its commit: not before every older transaction has ended.
+    async fn outbox_after(&self, position: OutboxPosition, limit: u32) -> Result<Vec<OutboxRow>>;
+
+    // --- other replicas ---------------------------------------------------------------------------------------------
+
+    /// Changes from now on that make a remembered hit stale, whoever made them. They are a courtesy: one may be lost, so
+    /// nothing may be remembered for long without asking again.
+    fn changes(&self) -> Changes;
 
     // --- the installation -------------------------------------------------------------------------------------------
 
+    /// Answers when the database is reachable, within [`PING_MAX`]; it writes nothing.
+    async fn ping(&self) -> Result<()>;
     /// Answers when the database is reachable and writable.
     async fn check_ready(&self) -> Result<()>;
     /// Statements sent since the start, transaction control included (for metrics and benchmarks).

@@ -52,6 +52,12 @@ pub enum Error {
         /// Whose.
         owner: String,
     },
+    /// The database server must not be used as it is set up.
+    #[error("the PostgreSQL server cannot be used: {what}")]
+    ServerUnfit {
+        /// What is wrong with it.
+        what: String,
+    },
     /// Another process holds the data folder.
     #[error("{path} is in use by another process")]
     Locked {

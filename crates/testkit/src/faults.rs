@@ -15,9 +15,9 @@ use bytes::Bytes;
 use dormer_blobs::{BlobKey, Blobs};
 use dormer_format::{ChunkId, ChunkRun, EncodingTag};
 use dormer_index::{
-    Alias, Cache, CacheId, CachePatch, CacheTotals, CacheVisibility, ChunkRow, CommitOutcome,
+    Alias, Cache, CacheId, CachePatch, CacheTotals, CacheVisibility, Changes, ChunkRow, CommitOutcome,
     Error as IndexError, FoundObject, Index, Nar, NarCommit, NarId, NarKey, NarSource, NarSummary, NewCache,
-    NewPack, OutboxRow, PackNumber, Removal, StoredListing, UnixSeconds,
+    NewPack, OutboxPosition, OutboxRow, PackNumber, Removal, StoredListing, UnixSeconds,
 };
 use dormer_nix::{NarHash, StorePathHash};
 
@@ -292,8 +292,14 @@ impl Index for FaultIndex {
     async fn mark_listing_lost(&self, nar: NarId, chunks: &[u64], at: UnixSeconds) -> Outcome<()> {
         write_step!(self, self.inner.mark_listing_lost(nar, chunks, at))
     }
-    async fn update_encoding(&self, nar: NarId, tag: &EncodingTag, file_size: u64) -> Outcome<()> {
-        write_step!(self, self.inner.update_encoding(nar, tag, file_size))
+    async fn update_encoding(
+        &self,
+        nar: NarId,
+        tag: &EncodingTag,
+        file_size: u64,
+        at: UnixSeconds,
+    ) -> Outcome<()> {
+        write_step!(self, self.inner.update_encoding(nar, tag, file_size, at))
     }
     async fn find_nar(&self, hash: &NarHash) -> Outcome<Option<NarSummary>> {
         read_step!(self, self.inner.find_nar(hash))
@@ -368,8 +374,14 @@ impl Index for FaultIndex {
     ) -> Outcome<Option<Alias>> {
         read_step!(self, self.inner.find_alias(cache, file_name, since))
     }
-    async fn outbox_after(&self, number: i64, limit: u32) -> Outcome<Vec<OutboxRow>> {
-        read_step!(self, self.inner.outbox_after(number, limit))
+    async fn outbox_after(&self, position: OutboxPosition, limit: u32) -> Outcome<Vec<OutboxRow>> {
+        read_step!(self, self.inner.outbox_after(position, limit))
+    }
+    fn changes(&self) -> Changes {
+        self.inner.changes()
+    }
+    async fn ping(&self) -> Outcome<()> {
+        read_step!(self, self.inner.ping())
     }
     async fn check_ready(&self) -> Outcome<()> {
         read_step!(self, self.inner.check_ready())

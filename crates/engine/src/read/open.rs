@@ -117,7 +117,7 @@ impl Engine {
         }
         let tag = proof.tag.finish();
         if tag != nar.tag || proof.file_size != nar.file_size {
-            self.index().update_encoding(nar.id, &tag, proof.file_size).await?;
+            self.index().update_encoding(nar.id, &tag, proof.file_size, self.now()).await?;
             self.forget_narinfos();
         }
         let plan = Plan {

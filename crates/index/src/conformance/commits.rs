@@ -1,8 +1,8 @@
 //! Commits of NARs.
 
 use super::fixtures::{
-    NOW, Subject, alias, cache, changes, commit, committed, nar_hash, new_nar, object, outbox, pack, path,
-    path_hash, push, push_object, recipe, signed_object, tag,
+    NOW, Subject, alias, cache, changes, commit, committed, nar_hash, new_nar, object, outbox, outbox_since,
+    pack, path, path_hash, push, push_object, recipe, signed_object, tag,
 };
 use crate::{
     CacheId, ChunkRow, CommitOutcome, CommitTarget, Error, NarCommit, NarId, NarKey, NarSource, NewNar,
@@ -157,15 +157,11 @@ pub(super) async fn healing_is_told_to_every_cache(index: Subject) -> Result<()>
     let nar = push_object(&index, a, 1).await?;
     commit(&index, b, NarSource::Known(nar), CommitTarget::Object(object(7))).await?;
     index.mark_damaged(nar, &[], NOW).await?;
-    let before = outbox(&index).await?.last().expect("two commits").number;
+    let before = outbox(&index).await?.last().expect("two commits").position;
     let again = source(new_nar(1, &rows_of(&index, 2).await?));
     commit(&index, a, again, alias("f")).await?;
-    let mut rows: Vec<_> = index
-        .outbox_after(before, 100)
-        .await?
-        .into_iter()
-        .map(|row| (row.cache, row.store_path_hash))
-        .collect();
+    let mut rows: Vec<_> =
+        outbox_since(&index, before).await?.into_iter().map(|row| (row.cache, row.store_path_hash)).collect();
     rows.sort_unstable();
     assert_eq!(rows, [(a, Some(path_hash(1))), (b, Some(path_hash(7)))]);
     Ok(())
@@ -352,14 +348,14 @@ pub(super) async fn a_corrected_encoding_is_told_to_every_cache(index: Subject) 
     let (a, b) = (cache(&index, "a").await?, cache(&index, "b").await?);
     let nar = push_object(&index, a, 1).await?;
     commit(&index, b, NarSource::Known(nar), CommitTarget::Object(object(2))).await?;
-    let before = outbox(&index).await?.last().expect("two commits").number;
-    index.update_encoding(nar, &tag(9), 4321).await?;
+    let before = outbox(&index).await?.last().expect("two commits").position;
+    index.update_encoding(nar, &tag(9), 4321, NOW).await?;
     let found = index.find_object(b, &path_hash(2)).await?.expect("there").nar;
     assert_eq!((found.tag, found.file_size, found.size), (tag(9), 4321, 10_001));
-    let told = index.outbox_after(before, 100).await?;
+    let told = outbox_since(&index, before).await?;
     assert_eq!(told.len(), 2);
     assert!(told.iter().all(|row| row.at == NOW));
-    assert!(matches!(index.update_encoding(NarId(9999), &tag(9), 1).await, Err(Error::NarGone)));
+    assert!(matches!(index.update_encoding(NarId(9999), &tag(9), 1, NOW).await, Err(Error::NarGone)));
     Ok(())
 }
 

@@ -1,13 +1,15 @@
 //! Small values to commit. Ids are made from numbers, so that a case reads like its sentence.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use dormer_format::{ChunkId, ChunkLayout, ChunkRun, EncodingTag, HoleFill, PackId, Recipe, RecipeBuilder};
 use dormer_nix::{NarHash, StorePath, StorePathHash};
 
 use crate::{
-    CacheId, CacheKey, ChunkRow, CommitOutcome, CommitTarget, Index, NarCommit, NarId, NarSource, NewCache,
-    NewChunk, NewNar, NewPack, Object, OutboxRow, Result, StoredListing, UnixSeconds,
+    CacheId, CacheKey, CachePatch, ChunkRow, CommitOutcome, CommitTarget, Index, NarCommit, NarId, NarSource,
+    NewCache, NewChunk, NewNar, NewPack, Object, OutboxPosition, OutboxRow, Result, StoredListing,
+    UnixSeconds,
 };
 
 /// What every case works on.
@@ -15,6 +17,9 @@ pub(super) type Subject = Arc<dyn Index>;
 
 /// When things happen, unless the case is about time.
 pub(super) const NOW: UnixSeconds = 1_800_000_000;
+
+/// When marks are set in the outbox; no case uses it.
+const MARK_TIME: UnixSeconds = 7;
 
 /// Spreads a number over `N` bytes, as a hash would.
 fn bytes<const N: usize>(kind: u8, number: u32) -> [u8; N] {
@@ -170,8 +175,27 @@ pub(super) fn alias(file_name: &str) -> CommitTarget {
     CommitTarget::Alias { file_name: file_name.to_owned(), compression: "xz".to_owned() }
 }
 
+/// The whole outbox. Rows may show up a moment after their commit, so a mark is set behind them and waited for.
 pub(super) async fn outbox(index: &Subject) -> Result<Vec<OutboxRow>> {
-    index.outbox_after(0, 1000).await
+    let mark = cache(index, "mark-in-the-outbox").await?;
+    let patch = CachePatch { priority: Some(0), ..CachePatch::default() };
+    index.update_cache(mark, &patch, MARK_TIME).await?;
+    index.delete_cache(mark, MARK_TIME).await?;
+    for _ in 0..1000 {
+        let mut rows = index.outbox_after(OutboxPosition::START, 1000).await?;
+        if rows.iter().any(|row| row.cache == mark) {
+            rows.retain(|row| row.at != MARK_TIME);
+            return Ok(rows);
+        }
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    panic!("a row of the outbox never showed up");
+}
+
+/// What came into the outbox after a place.
+pub(super) async fn outbox_since(index: &Subject, position: OutboxPosition) -> Result<Vec<OutboxRow>> {
+    let rows = outbox(index).await?;
+    Ok(rows.into_iter().filter(|row| row.position > position).collect())
 }
 
 /// The hashes in the outbox, in order, of one cache.

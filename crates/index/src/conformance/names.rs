@@ -4,7 +4,10 @@ use super::fixtures::{
     NOW, Subject, alias, cache, changes, chunk_id, commit, nar_hash, object, outbox, path, path_hash, push,
     push_object,
 };
-use crate::{CacheId, CacheVisibility, CommitTarget, NarCommit, NarKey, NarSource, Object, Removal, Result};
+use crate::{
+    CacheId, CacheVisibility, CommitTarget, NarCommit, NarKey, NarSource, Object, OutboxPosition, Removal,
+    Result,
+};
 
 async fn reads(index: &Subject, cache: CacheId, number: u32, now: i64) -> Result<bool> {
     Ok(index.find_nar_in_cache(cache, &NarKey::Hash(nar_hash(number)), now).await?.is_some())
@@ -246,18 +249,21 @@ pub(super) async fn the_outbox_is_ordered_and_resumable(index: Subject) -> Resul
     }
     let all = outbox(&index).await?;
     assert_eq!(all.len(), 5);
-    assert!(all.iter().zip(&all[1..]).all(|(row, next)| row.number < next.number));
+    assert!(all.iter().zip(&all[1..]).all(|(row, next)| row.position < next.position));
     let expected: Vec<_> = (1..=5).map(|number| Some(path_hash(number))).collect();
     assert_eq!(all.iter().map(|row| row.store_path_hash).collect::<Vec<_>>(), expected);
-    assert_eq!(index.outbox_after(0, 2).await?, all[..2]);
-    assert_eq!(index.outbox_after(all[1].number, 2).await?, all[2..4]);
-    assert_eq!(index.outbox_after(all[4].number, 100).await?, []);
+    assert_eq!(index.outbox_after(OutboxPosition::START, 2).await?, all[..2]);
+    assert_eq!(index.outbox_after(all[1].position, 2).await?, all[2..4]);
+    let rest = index.outbox_after(all[4].position, 100).await?;
+    assert!(rest.iter().all(|row| row.cache != cache), "{rest:?}");
     Ok(())
 }
 
 pub(super) async fn the_index_is_ready(index: Subject) -> Result<()> {
+    index.ping().await?;
     index.check_ready().await?;
     index.check_ready().await?;
+    index.ping().await?;
     assert!(index.statement_count() > 0);
     Ok(())
 }

@@ -2,9 +2,9 @@
 
 use sqlx::query;
 
-use super::{SqliteIndex, nars, packs};
-use crate::Result;
-use crate::contract::{ChunkRow, Nar};
+use super::SqliteIndex;
+use crate::rows::{read_chunk, read_nar};
+use crate::{Audit, Result};
 
 const CHUNKS: &str = "
     SELECT 0, c.number, c.id, c.pack, p.id, c.start, c.checksum, c.layout
@@ -12,21 +12,12 @@ const CHUNKS: &str = "
 
 const NARS: &str = "SELECT id, hash, size, file_size, tag, damaged_at, recipe FROM nars ORDER BY id";
 
-/// All chunks and all NARs.
-#[derive(Debug, Clone, PartialEq)]
-pub struct Audit {
-    /// Every chunk row, by number.
-    pub chunks: Vec<ChunkRow>,
-    /// Every NAR row, by number.
-    pub nars: Vec<Nar>,
-}
-
 impl SqliteIndex {
     /// Reads all chunks and NARs. For checks and tests: it needs memory for all of them.
     pub async fn audit(&self) -> Result<Audit> {
         let mut read = self.read("read everything").await?;
-        let chunks = read.all(query(CHUNKS)).await?.iter().map(packs::read_chunk).collect::<Result<_>>()?;
-        let nars = read.all(query(NARS)).await?.iter().map(nars::read_nar).collect::<Result<_>>()?;
+        let chunks = read.all(query(CHUNKS)).await?.iter().map(read_chunk).collect::<Result<_>>()?;
+        let nars = read.all(query(NARS)).await?.iter().map(read_nar).collect::<Result<_>>()?;
         Ok(Audit { chunks, nars })
     }
 }

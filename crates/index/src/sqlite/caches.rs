@@ -1,14 +1,14 @@
 //! Caches, their keys, and the settings of the installation.
 
 use sqlx::query;
-use sqlx::sqlite::SqliteRow;
 
 use super::SqliteIndex;
 use super::outbox;
-use crate::columns::{corrupt, unsigned};
 use crate::contract::{
-    Cache, CacheId, CacheKey, CachePatch, CacheTotals, CacheVisibility, NarId, NewCache, UnixSeconds,
+    Cache, CacheId, CacheKey, CachePatch, CacheTotals, CacheVisibility, NarId, NewCache, PING_MAX,
+    UnixSeconds,
 };
+use crate::rows::{Row as _, names_column, read_caches, read_totals, read_visibilities};
 use crate::{Error, Result};
 
 const FIND_SETTING: &str = "SELECT value FROM settings WHERE name = $1";
@@ -89,12 +89,12 @@ impl SqliteIndex {
     pub(super) async fn find_setting_row(&self, name: &str) -> Result<Option<Vec<u8>>> {
         let mut read = self.read("find a setting").await?;
         let row = read.optional(query(FIND_SETTING).bind(name)).await?;
-        row.map(|row| get(&row, 0)).transpose()
+        row.map(|row| row.column(0, "settings")).transpose()
     }
 
     pub(super) async fn create_setting_row(&self, name: &str, value: &[u8]) -> Result<Vec<u8>> {
         let mut write = self.write("create a setting").await?;
-        get(&write.one(query(CREATE_SETTING).bind(name).bind(value)).await?, 0)
+        write.one(query(CREATE_SETTING).bind(name).bind(value)).await?.column(0, "settings")
     }
 
     pub(super) async fn create_cache_row(&self, cache: &NewCache) -> Result<CacheId> {
@@ -110,7 +110,7 @@ impl SqliteIndex {
         let Some(row) = write.optional(insert).await? else {
             return Err(Error::CacheExists { name: cache.name.clone() });
         };
-        let id: i64 = get(&row, 0)?;
+        let id: i64 = row.column(0, "caches")?;
         write.execute(insert_key(id, &cache.key)).await?;
         write.commit().await?;
         Ok(CacheId(id))
@@ -143,11 +143,7 @@ impl SqliteIndex {
 
     pub(super) async fn cache_totals_row(&self, cache: CacheId) -> Result<CacheTotals> {
         let mut read = self.read("sum up a cache").await?;
-        let row = read.one(query(CACHE_TOTALS).bind(cache.0)).await?;
-        Ok(CacheTotals {
-            object_count: unsigned("objects", get(&row, 0)?)?,
-            nar_bytes: unsigned("nars", get(&row, 1)?)?,
-        })
+        read_totals(&read.one(query(CACHE_TOTALS).bind(cache.0)).await?)
     }
 
     pub(super) async fn update_cache_row(
@@ -190,6 +186,13 @@ impl SqliteIndex {
         write.commit().await
     }
 
+    pub(super) async fn ping_database(&self) -> Result<()> {
+        const ATTEMPT: &str = "ask the database for a sign of life";
+        let ping = async { self.read(ATTEMPT).await?.one(query("SELECT 1")).await.map(drop) };
+        let timed_out = |_| super::failed(ATTEMPT, sqlx::Error::PoolTimedOut);
+        tokio::time::timeout(PING_MAX, ping).await.map_err(timed_out)?
+    }
+
     pub(super) async fn check_writable(&self) -> Result<()> {
         let mut write = self.write("check that the database is writable").await?;
         write.execute(query(CHECK_READY)).await.map(drop)
@@ -198,50 +201,4 @@ impl SqliteIndex {
 
 fn insert_key(cache: i64, key: &CacheKey) -> super::session::Statement<'_> {
     query(INSERT_KEY).bind(cache).bind(&key.public_key).bind(key.sealed_secret.as_slice()).bind(key.active)
-}
-
-fn names_column(names: &[String]) -> String {
-    serde_json::to_string(names).expect("strings are JSON")
-}
-
-fn read_visibilities(rows: &[SqliteRow]) -> Result<Vec<CacheVisibility>> {
-    rows.iter().map(|row| Ok(CacheVisibility { name: get(row, 0)?, is_public: get(row, 1)? })).collect()
-}
-
-/// Rows of [`FIND_CACHE`] and [`LIST_CACHES`]; those of one cache are neighbours.
-fn read_caches(rows: &[SqliteRow]) -> Result<Vec<Cache>> {
-    let mut caches: Vec<Cache> = Vec::new();
-    for row in rows {
-        let id = CacheId(get(row, 0)?);
-        if caches.last().is_none_or(|last| last.id != id) {
-            caches.push(read_cache(id, row)?);
-        }
-        let public_key: Option<String> = get(row, 8)?;
-        if let (Some(public_key), Some(cache)) = (public_key, caches.last_mut()) {
-            cache.keys.push(CacheKey { public_key, sealed_secret: get(row, 9)?, active: get(row, 10)? });
-        }
-    }
-    Ok(caches)
-}
-
-fn read_cache(id: CacheId, row: &SqliteRow) -> Result<Cache> {
-    let names: &str = get(row, 5)?;
-    Ok(Cache {
-        id,
-        name: get(row, 1)?,
-        is_public: get(row, 2)?,
-        store_dir: get(row, 3)?,
-        priority: get(row, 4)?,
-        upstream_cache_key_names: serde_json::from_str(names).map_err(|error| corrupt("caches", error))?,
-        retention_seconds: get(row, 6)?,
-        keys: Vec::new(),
-        created_at: get(row, 7)?,
-    })
-}
-
-fn get<'r, T: sqlx::Decode<'r, sqlx::Sqlite> + sqlx::Type<sqlx::Sqlite>>(
-    row: &'r SqliteRow,
-    column: usize,
-) -> Result<T> {
-    super::get(row, column, "caches")
 }

@@ -25,19 +25,20 @@ use std::time::Duration;
 use async_trait::async_trait;
 use dormer_format::{ChunkId, ChunkRun, EncodingTag};
 use dormer_nix::{NarHash, StorePathHash};
+use sqlx::query;
 use sqlx::sqlite::{SqliteConnection, SqliteRow};
-use sqlx::{Decode, Row as _, Sqlite, Type, query};
 
-pub use self::audit::Audit;
 use self::session::{Connections, Loan, Meter, Session, failed};
-use crate::Result;
-use crate::columns::{array, corrupt};
+use crate::changes::Changes;
+use crate::columns::array;
 use crate::contract::{
     Alias, Cache, CacheId, CachePatch, CacheTotals, CacheVisibility, ChunkRow, CommitOutcome, FoundObject,
-    Index, Nar, NarCommit, NarId, NarKey, NarSummary, NewCache, NewPack, OutboxRow, Removal, StoredListing,
-    UnixSeconds,
+    Index, Nar, NarCommit, NarId, NarKey, NarSummary, NewCache, NewPack, OutboxPosition, OutboxRow, Removal,
+    StoredListing, UnixSeconds,
 };
 use crate::key_filter::{Key, KeyFilter, id_key, object_key};
+use crate::rows::{Row as _, Value};
+use crate::{MigrationPlan, Result};
 
 /// Most keys in one call.
 const KEYS_MAX: usize = 16_384;
@@ -103,6 +104,11 @@ impl SqliteIndex {
             object_filter,
             _lock: lock,
         })
+    }
+
+    /// What [`open`](Self::open) would do to the schema of a file, or of a new one. Writes nothing and makes nothing.
+    pub async fn plan_migration(path: impl AsRef<Path>) -> Result<MigrationPlan> {
+        open::plan(path.as_ref()).await
     }
 
     /// Waits for what runs, then closes the database and folds its log into the main file. Later calls fail.
@@ -183,12 +189,8 @@ async fn load_filter(connection: &mut SqliteConnection, keys: &Keys) -> Result<K
 }
 
 /// A column's value.
-fn get<'r, T: Decode<'r, Sqlite> + Type<Sqlite>>(
-    row: &'r SqliteRow,
-    column: usize,
-    table: &'static str,
-) -> Result<T> {
-    row.try_get(column).map_err(|error| corrupt(table, error))
+fn get<'r, T: Value<'r>>(row: &'r SqliteRow, column: usize, table: &'static str) -> Result<T> {
+    row.column(column, table)
 }
 
 /// `["hex", …]`: many keys as one parameter.
@@ -246,8 +248,14 @@ impl Index for SqliteIndex {
     async fn mark_listing_lost(&self, nar: NarId, chunks: &[u64], at: UnixSeconds) -> Result<()> {
         self.forget_listing_row(nar, chunks, at).await
     }
-    async fn update_encoding(&self, nar: NarId, tag: &EncodingTag, file_size: u64) -> Result<()> {
-        self.update_encoding_row(nar, tag.as_bytes(), file_size).await
+    async fn update_encoding(
+        &self,
+        nar: NarId,
+        tag: &EncodingTag,
+        file_size: u64,
+        at: UnixSeconds,
+    ) -> Result<()> {
+        self.update_encoding_row(nar, tag.as_bytes(), file_size, at).await
     }
     async fn find_nar(&self, hash: &NarHash) -> Result<Option<NarSummary>> {
         self.find_nar_row(hash).await
@@ -289,8 +297,15 @@ impl Index for SqliteIndex {
     async fn find_alias(&self, cache: CacheId, file_name: &str, since: UnixSeconds) -> Result<Option<Alias>> {
         self.find_alias_row(cache, file_name, since).await
     }
-    async fn outbox_after(&self, number: i64, limit: u32) -> Result<Vec<OutboxRow>> {
-        self.outbox_rows_after(number, limit).await
+    async fn outbox_after(&self, position: OutboxPosition, limit: u32) -> Result<Vec<OutboxRow>> {
+        self.outbox_rows_after(position, limit).await
+    }
+    fn changes(&self) -> Changes {
+        // No other process writes, and whoever writes through this one knows what it did.
+        Changes::none()
+    }
+    async fn ping(&self) -> Result<()> {
+        self.ping_database().await
     }
     async fn check_ready(&self) -> Result<()> {
         self.check_writable().await

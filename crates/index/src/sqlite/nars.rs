@@ -5,17 +5,17 @@
 
 use dormer_nix::NarHash;
 use sqlx::query;
-use sqlx::sqlite::SqliteRow;
 
 use super::session::Write;
 use super::{SqliteIndex, get, objects, outbox, packs};
-use crate::columns::{listing_columns, nar_hash, read_listing, recipe, signed, tag, unsigned};
+use crate::columns::{listing_columns, read_listing, signed};
 use crate::contract::{
     CacheId, CommitOutcome, CommitTarget, Nar, NarCommit, NarId, NarKey, NarSource, NarSummary, NewNar,
     StoredListing, UnixSeconds,
 };
 use crate::key_filter::{id_key, object_key};
 use crate::merge::{GRACE_SECONDS, ObjectChange, change_object};
+use crate::rows::{read_look, read_nar, read_present, read_summary};
 use crate::{Error, Result};
 
 // Without its listing a NAR counts as damaged for those who could store it again.
@@ -75,13 +75,6 @@ const WRITE_ALIAS: &str = "
     ON CONFLICT (cache, file_name) DO UPDATE SET
         compression = excluded.compression, nar = excluded.nar, used_at = excluded.used_at";
 
-/// What a commit found before it wrote anything.
-struct Look {
-    cache_exists: bool,
-    /// The NAR's row, and whether it is damaged.
-    nar: Option<(NarId, bool)>,
-}
-
 impl SqliteIndex {
     pub(super) async fn find_nar_row(&self, hash: &NarHash) -> Result<Option<NarSummary>> {
         if !self.nar_filter.may_contain(id_key(hash.as_bytes())) {
@@ -89,7 +82,7 @@ impl SqliteIndex {
         }
         let mut read = self.read("find a NAR").await?;
         let row = read.optional(query(FIND_NAR).bind(hash.as_bytes().as_slice())).await?;
-        row.map(|row| read_summary(&row, 0)).transpose()
+        row.map(|row| read_summary(&row)).transpose()
     }
 
     pub(super) async fn find_nar_row_in_cache(
@@ -140,7 +133,7 @@ impl SqliteIndex {
         if !look.cache_exists {
             return Err(Error::CacheGone);
         }
-        let change = change_object(&commit.target, objects::read_present(&row)?, look.nar.map(|(id, _)| id));
+        let change = change_object(&commit.target, read_present(&row)?, look.nar.map(|(id, _)| id));
         if matches!(change, Some(ObjectChange::Keep)) {
             return Ok(CommitOutcome::Kept);
         }
@@ -168,7 +161,7 @@ impl SqliteIndex {
             write.execute(alias).await?;
         }
         if healed {
-            write.execute(outbox::insert_for_nar(nar, Some(commit.at))).await?;
+            write.execute(outbox::insert_for_nar(nar, commit.at)).await?;
         } else if changed {
             write.execute(outbox::insert(commit.cache, path_hash.as_ref(), commit.at)).await?;
         }
@@ -206,32 +199,4 @@ impl SqliteIndex {
 /// The end of a grace that begins now.
 pub(super) fn grace_end(at: UnixSeconds) -> UnixSeconds {
     at.saturating_add(GRACE_SECONDS)
-}
-
-fn read_look(row: &SqliteRow) -> Result<Look> {
-    let cache: Option<i64> = get(row, 0, "caches")?;
-    let nar: Option<i64> = get(row, 1, "nars")?;
-    let damaged_at: Option<i64> = get(row, 2, "nars")?;
-    Ok(Look { cache_exists: cache.is_some(), nar: nar.map(|id| (NarId(id), damaged_at.is_some())) })
-}
-
-/// The six columns of a summary, from `first` on.
-pub(super) fn read_summary(row: &SqliteRow, first: usize) -> Result<NarSummary> {
-    let table = "nars";
-    let damaged_at: Option<i64> = get(row, first + 5, table)?;
-    Ok(NarSummary {
-        id: NarId(get(row, first, table)?),
-        hash: nar_hash(get(row, first + 1, table)?)?,
-        size: unsigned(table, get(row, first + 2, table)?)?,
-        file_size: unsigned(table, get(row, first + 3, table)?)?,
-        tag: tag(get(row, first + 4, table)?)?,
-        damaged: damaged_at.is_some(),
-    })
-}
-
-/// A summary and the recipe.
-pub(super) fn read_nar(row: &SqliteRow) -> Result<Nar> {
-    let NarSummary { id, hash, size, file_size, tag, damaged } = read_summary(row, 0)?;
-    let recipe = recipe("nars", get(row, 6, "nars")?)?;
-    Ok(Nar { id, hash, size, file_size, tag, recipe, damaged })
 }

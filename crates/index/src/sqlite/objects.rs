@@ -2,17 +2,15 @@
 
 use dormer_nix::StorePathHash;
 use sqlx::query;
-use sqlx::sqlite::SqliteRow;
 
 use super::session::Write;
 use super::{KEYS_MAX, SqliteIndex, get, hex_array, nars, outbox};
 use crate::Result;
-use crate::columns::{
-    array, pack_references, pack_signatures, store_path, unpack_references, unpack_signatures,
-};
-use crate::contract::{Alias, CacheId, FoundObject, NarCommit, NarId, Object, Removal, UnixSeconds};
+use crate::columns::{pack_references, pack_signatures};
+use crate::contract::{Alias, CacheId, FoundObject, NarCommit, NarId, Removal, UnixSeconds};
 use crate::key_filter::object_key;
-use crate::merge::{ObjectChange, Present};
+use crate::merge::ObjectChange;
+use crate::rows::{read_alias, read_found, read_use};
 
 const TABLE: &str = "objects";
 
@@ -76,12 +74,7 @@ impl SqliteIndex {
         }
         let mut read = self.read("find an object").await?;
         let row = read.optional(query(FIND_OBJECT).bind(cache.0).bind(hash.as_bytes().as_slice())).await?;
-        let Some(row) = row else { return Ok(None) };
-        Ok(Some(FoundObject {
-            nar: nars::read_summary(&row, 0)?,
-            last_used_at: get(&row, 6, TABLE)?,
-            object: read_object(&row, 7)?,
-        }))
+        row.map(|row| read_found(&row)).transpose()
     }
 
     pub(super) async fn present_object_rows(
@@ -101,12 +94,7 @@ impl SqliteIndex {
         let mut read = self.read("look which objects are present").await?;
         let keys = hex_array(perhaps.into_iter());
         let rows = read.all(query(PRESENT_OBJECTS).bind(cache.0).bind(keys)).await?;
-        rows.iter()
-            .map(|row| {
-                let hash = StorePathHash::from_bytes(array(TABLE, get(row, 0, TABLE)?)?);
-                Ok((hash, get(row, 1, TABLE)?))
-            })
-            .collect()
+        rows.iter().map(read_use).collect()
     }
 
     pub(super) async fn touch_object_rows(
@@ -162,8 +150,7 @@ impl SqliteIndex {
     ) -> Result<Option<Alias>> {
         let mut read = self.read("find an upload alias").await?;
         let row = read.optional(query(FIND_ALIAS).bind(cache.0).bind(file_name).bind(since)).await?;
-        let Some(row) = row else { return Ok(None) };
-        Ok(Some(Alias { compression: get(&row, 6, "aliases")?, nar: nars::read_summary(&row, 0)? }))
+        row.map(|row| read_alias(&row)).transpose()
     }
 }
 
@@ -210,24 +197,4 @@ fn write_grace(
     ends_at: UnixSeconds,
 ) -> super::session::Statement<'_> {
     query(WRITE_GRACE).bind(cache.0).bind(hash.as_bytes().as_slice()).bind(nar.0).bind(ends_at)
-}
-
-/// The object in a row of the commit's first look.
-pub(super) fn read_present(row: &SqliteRow) -> Result<Option<Present>> {
-    let Some(nar) = get::<Option<i64>>(row, 4, TABLE)? else { return Ok(None) };
-    let nar_damaged_at: Option<i64> = get(row, 3, "nars")?;
-    Ok(Some(Present { object: read_object(row, 5)?, nar: NarId(nar), nar_damaged: nar_damaged_at.is_some() }))
-}
-
-/// The seven columns of an object, from `first` on: hash, name, refs, deriver, ca, sigs, system.
-fn read_object(row: &SqliteRow, first: usize) -> Result<Object> {
-    let path = store_path(get(row, first, TABLE)?, get(row, first + 1, TABLE)?)?;
-    Ok(Object {
-        references: unpack_references(&path, get(row, first + 2, TABLE)?)?,
-        deriver: get(row, first + 3, TABLE)?,
-        ca: get(row, first + 4, TABLE)?,
-        sigs: unpack_signatures(get(row, first + 5, TABLE)?)?,
-        system: get(row, first + 6, TABLE)?,
-        path,
-    })
 }

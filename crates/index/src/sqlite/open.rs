@@ -17,6 +17,7 @@ use sqlx::sqlite::{SqliteConnectOptions, SqliteConnection, SqliteJournalMode, Sq
 use sqlx::{ConnectOptions as _, Connection as _, Row as _};
 
 use super::session::failed;
+use crate::migrations::MigrationPlan;
 use crate::{Error, Result};
 
 /// `DORM`, in the header of every database of ours.
@@ -132,25 +133,42 @@ pub(super) async fn connect(path: &Path, busy_timeout: Duration, writes: bool) -
     options.disable_statement_logging().connect().await.map_err(|error| failed(OPEN, error))
 }
 
+/// What an opening would do to the schema. Writes nothing and makes nothing.
+pub(super) async fn plan(path: &Path) -> Result<MigrationPlan> {
+    if inspect(path).await? {
+        return Ok(MigrationPlan::new(0, &MIGRATIONS));
+    }
+    let options = SqliteConnectOptions::new().filename(path).read_only(true).disable_statement_logging();
+    let mut connection = options.connect().await.map_err(|error| failed(OPEN, error))?;
+    let found = found_version(&mut connection).await?;
+    connection.close().await.map_err(|error| failed(OPEN, error))?;
+    Ok(MigrationPlan::new(found, &MIGRATIONS))
+}
+
 /// Brings the schema up to date; refuses one that is newer than we know.
 pub(super) async fn migrate(connection: &mut SqliteConnection) -> Result<()> {
+    found_version(connection).await?;
+    MIGRATIONS
+        .run_direct(None, connection, false)
+        .await
+        .map_err(|error| failed("migrate the schema", sqlx::Error::Migrate(Box::new(error))))
+}
+
+/// Newest schema that was applied, 0 for an empty database. Refuses one that is newer than we know.
+async fn found_version(connection: &mut SqliteConnection) -> Result<i64> {
     const ATTEMPT: &str = "read the schema version";
     let exists = sqlx::query("SELECT 1 FROM sqlite_schema WHERE name = '_sqlx_migrations'")
         .fetch_optional(&mut *connection)
         .await
         .map_err(|error| failed(ATTEMPT, error))?;
-    if exists.is_some() {
-        let found = sqlx::query("SELECT coalesce(max(version), 0) FROM _sqlx_migrations")
-            .fetch_one(&mut *connection)
-            .await
-            .and_then(|row| row.try_get::<i64, _>(0))
-            .map_err(|error| failed(ATTEMPT, error))?;
-        if found > schema_version() {
-            return Err(Error::SchemaTooNew { found, known: schema_version() });
-        }
+    if exists.is_none() {
+        return Ok(0);
     }
-    MIGRATIONS
-        .run_direct(None, connection, false)
+    let found = sqlx::query("SELECT coalesce(max(version), 0) FROM _sqlx_migrations")
+        .fetch_one(&mut *connection)
         .await
-        .map_err(|error| failed("migrate the schema", sqlx::Error::Migrate(Box::new(error))))
+        .and_then(|row| row.try_get::<i64, _>(0))
+        .map_err(|error| failed(ATTEMPT, error))?;
+    let known = schema_version();
+    if found > known { Err(Error::SchemaTooNew { found, known }) } else { Ok(found) }
 }

@@ -13,9 +13,10 @@ use sqlx::sqlite::SqliteRow;
 
 use super::session::Statement;
 use super::{KEYS_MAX, SqliteIndex, get, hex_array, outbox};
-use crate::columns::{ChunkColumns, corrupt, signed};
+use crate::columns::{corrupt, signed};
 use crate::contract::{ChunkRow, NarId, NewPack, PackNumber, UnixSeconds};
 use crate::key_filter::id_key;
+use crate::rows::{read_chunk, read_position};
 use crate::{Error, Result};
 
 /// Chunks that a pack's numbers have room for.
@@ -82,7 +83,7 @@ impl SqliteIndex {
         let keys = hex_array(perhaps.iter().map(|n| ids[*n].as_bytes().as_slice()));
         let mut read = self.read("find chunks").await?;
         for row in read.all(query(FIND_CHUNKS).bind(keys)).await? {
-            found[perhaps[position(&row)?]] = Some(read_chunk(&row)?);
+            found[perhaps[read_position(&row)?]] = Some(read_chunk(&row)?);
         }
         Ok(found)
     }
@@ -121,7 +122,7 @@ impl SqliteIndex {
         if !lost.is_empty() {
             let keys = hex_array(lost.iter().map(|n| pack.chunks[*n].id.as_bytes().as_slice()));
             for row in write.all(query(FIND_CHUNKS).bind(keys)).await? {
-                rows[lost[position(&row)?]] = Some(read_chunk(&row)?);
+                rows[lost[read_position(&row)?]] = Some(read_chunk(&row)?);
             }
         }
         for chunk in &pack.chunks {
@@ -151,14 +152,20 @@ impl SqliteIndex {
         write.commit().await
     }
 
-    pub(super) async fn update_encoding_row(&self, nar: NarId, tag: &[u8], file_size: u64) -> Result<()> {
+    pub(super) async fn update_encoding_row(
+        &self,
+        nar: NarId,
+        tag: &[u8],
+        file_size: u64,
+        at: UnixSeconds,
+    ) -> Result<()> {
         let mut write = self.write("correct a NAR's encoding").await?;
         let mut write = write.begin().await?;
         let update = query(UPDATE_ENCODING).bind(nar.0).bind(tag).bind(signed(file_size));
         if write.execute(update).await? == 0 {
             return Err(Error::NarGone);
         }
-        write.execute(outbox::insert_for_nar(nar, None)).await?;
+        write.execute(outbox::insert_for_nar(nar, at)).await?;
         write.commit().await
     }
 }
@@ -182,27 +189,6 @@ fn own_rows(pack: &NewPack, number: i64, inserted: &[SqliteRow]) -> Result<Vec<O
         })
     };
     Ok(pack.chunks.iter().map(row).collect())
-}
-
-/// The place of a row's key among those asked for.
-fn position(row: &SqliteRow) -> Result<usize> {
-    let key: i64 = get(row, 0, "chunks")?;
-    usize::try_from(key).map_err(|_| corrupt("chunks", "a negative key"))
-}
-
-/// A row of [`FIND_CHUNKS`], [`LOAD_CHUNKS`] or the audit.
-pub(super) fn read_chunk(row: &SqliteRow) -> Result<ChunkRow> {
-    let table = "chunks";
-    ChunkColumns {
-        number: get(row, 1, table)?,
-        id: get(row, 2, table)?,
-        pack: get(row, 3, table)?,
-        pack_id: get(row, 4, table)?,
-        start: get(row, 5, table)?,
-        checksum: get(row, 6, table)?,
-        layout: get(row, 7, table)?,
-    }
-    .read()
 }
 
 fn number_array(numbers: &[i64]) -> String {

@@ -5,10 +5,12 @@
 mod ceph;
 mod daemon;
 mod parts;
+mod postgres;
 mod s3;
 mod seaweedfs;
 
 pub use ceph::CephRgw;
 pub use daemon::{Daemon, free_port, wait_until};
+pub use postgres::Postgres;
 pub use s3::S3Access;
 pub use seaweedfs::SeaweedFs;

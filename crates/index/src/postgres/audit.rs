@@ -1,0 +1,24 @@
+//! Everything that claims bytes, for checks of a whole installation. Not part of the contract: it reads it all at once.
+
+use sqlx::query;
+
+use super::PostgresIndex;
+use crate::rows::{read_chunk, read_nar};
+use crate::{Audit, Result};
+
+const CHUNKS: &str = "
+    SELECT 0::bigint, c.number, c.id, c.pack, p.id, c.start, c.checksum, c.layout
+    FROM chunks AS c JOIN packs AS p ON p.number = c.pack ORDER BY c.number";
+
+const NARS: &str = "SELECT id, hash, size, file_size, tag, damaged_at, recipe FROM nars ORDER BY id";
+
+impl PostgresIndex {
+    /// Reads all chunks and NARs. For checks and tests: it needs memory for all of them.
+    pub async fn audit(&self) -> Result<Audit> {
+        let mut read = self.read("read everything").await?;
+        let chunks = read.all(query(CHUNKS)).await?.iter().map(read_chunk).collect::<Result<_>>()?;
+        let nars = read.all(query(NARS)).await?.iter().map(read_nar).collect::<Result<_>>()?;
+        read.end().await?;
+        Ok(Audit { chunks, nars })
+    }
+}

@@ -1,0 +1,212 @@
+//! Opening a database: whether the server can be relied on, whose the database is, and which schema it has.
+//!
+//! Invariants
+//! - A database that is not ours is only looked at.
+//! - The schema is brought up to date in one transaction under a lock that ends with it: replicas that start at once wait
+//!   for each other, and a crash leaves the old schema. Locks of a session would be lost behind a pooler.
+//! - Every connection, not only the first, is checked for settings that would lose acknowledged commits.
+
+use std::str::FromStr as _;
+use std::time::Duration;
+
+use sqlx::migrate::Migrator;
+use sqlx::postgres::{PgConnectOptions, PgConnection, PgPoolOptions};
+use sqlx::{AssertSqlSafe, ConnectOptions as _, Connection as _, Executor as _, Row as _};
+
+use super::session::{Meter, failed};
+use super::{PostgresOptions, outbox};
+use crate::migrations::MigrationPlan;
+use crate::{Error, Result};
+
+const OPEN: &str = "open the database";
+const MIGRATE: &str = "migrate the schema";
+
+/// Key of the lock for migrations.
+const MIGRATION_LOCK: i64 = 0x444f_524d_4552_0001;
+
+/// Longest wait for another replica's migration.
+const MIGRATION_WAIT: Duration = Duration::from_mins(10);
+
+/// Oldest server that knows what we use: 64-bit transaction ids and their snapshots.
+const SERVER_VERSION_MIN: i32 = 130_000;
+
+/// The tables that make a database ours.
+const OUR_TABLES: [&str; 5] = ["_sqlx_migrations", "settings", "packs", "chunks", "outbox"];
+
+const OTHER_TABLES: &str = "
+    SELECT c.relname::text FROM pg_class AS c JOIN pg_namespace AS n ON n.oid = c.relnamespace
+    WHERE n.nspname = current_schema() AND c.relkind IN ('r', 'p')
+        AND NOT EXISTS (SELECT 1 FROM pg_depend AS d WHERE d.objid = c.oid AND d.deptype = 'e')";
+
+/// What the server is asked about itself.
+const SERVER: &str = "
+    SELECT current_setting('server_version_num')::int, current_setting('fsync'),
+        current_setting('synchronous_commit'), current_setting('server_encoding'), pg_is_in_recovery(),
+        current_database()::text";
+
+fn migrations() -> Migrator {
+    let mut migrations = sqlx::migrate!("migrations/postgres");
+    // The lock is ours, and ends with the transaction.
+    migrations.set_locking(false);
+    migrations
+}
+
+/// Where and how to connect. The URL may hold a password: it is in no message.
+pub(super) fn connect_options(url: &str, options: &PostgresOptions) -> Result<PgConnectOptions> {
+    let connect =
+        PgConnectOptions::from_str(url).map_err(|error| failed("read the database's URL", error))?;
+    let connect = connect.application_name("dormer").disable_statement_logging();
+    if options.transaction_pooler {
+        // Poolers refuse settings that they do not know at the start of a session.
+        return Ok(connect.extra_float_digits(None).statement_cache_capacity(0));
+    }
+    let settings = session_settings(options);
+    Ok(connect.options(settings.iter().map(|(name, value)| (*name, value.as_str()))))
+}
+
+/// What holds in every session of ours.
+///
+/// Look-ups go by an index, key by key. A young database has no statistics, and plans are kept: the planner would choose to
+/// read a small table whole, and still do so when it has a million rows. So whole-table joins are forbidden; the tests read
+/// the plans.
+fn session_settings(options: &PostgresOptions) -> Vec<(&'static str, String)> {
+    let milliseconds = |duration: Duration| duration.as_millis().max(1).to_string();
+    let off = || "off".to_owned();
+    vec![
+        ("statement_timeout", milliseconds(options.statement_timeout)),
+        ("lock_timeout", milliseconds(options.lock_timeout)),
+        ("idle_in_transaction_session_timeout", milliseconds(options.statement_timeout)),
+        ("plan_cache_mode", "force_generic_plan".to_owned()),
+        ("enable_seqscan", off()),
+        ("enable_hashjoin", off()),
+        ("enable_mergejoin", off()),
+        ("jit", off()),
+    ]
+}
+
+/// The same for one transaction: `;SET LOCAL …` for each.
+pub(super) fn transaction_settings(options: &PostgresOptions) -> String {
+    let settings = session_settings(options);
+    let each: Vec<String> =
+        settings.iter().map(|(name, value)| format!(";SET LOCAL {name} = '{value}'")).collect();
+    each.concat()
+}
+
+/// How connections are kept.
+pub(super) fn pool_options(options: &PostgresOptions, meter: &std::sync::Arc<Meter>) -> PgPoolOptions {
+    let meter = std::sync::Arc::clone(meter);
+    PgPoolOptions::new()
+        .max_connections(options.connections_max)
+        .acquire_timeout(options.acquire_timeout)
+        .idle_timeout(Duration::from_mins(10))
+        .max_lifetime(Duration::from_mins(30))
+        // Ours asks only when there is doubt.
+        .test_before_acquire(false)
+        .before_acquire(move |connection, state| {
+            let doubts = meter.doubts(&state);
+            Box::pin(async move {
+                if doubts {
+                    connection.ping().await?;
+                }
+                Ok(true)
+            })
+        })
+        .after_connect(|connection, _| {
+            Box::pin(async move {
+                match check_server(connection).await {
+                    Ok(_) => Ok(()),
+                    Err(Error::Unavailable { source, .. } | Error::Database { source, .. }) => Err(source),
+                    Err(unfit) => Err(sqlx::Error::Configuration(unfit.into())),
+                }
+            })
+        })
+}
+
+/// Looks at the server and the database before anything is written, and brings the schema up to date.
+pub(super) async fn prepare(connect: &PgConnectOptions, options: &PostgresOptions) -> Result<()> {
+    let mut connection = first_connection(connect, options).await?;
+    let database = check_server(&mut connection).await?;
+    migrate(&mut connection, &database).await?;
+    connection.close().await.map_err(|error| failed(OPEN, error))
+}
+
+/// What [`prepare`] would do to the schema.
+pub(super) async fn plan(connect: &PgConnectOptions, options: &PostgresOptions) -> Result<MigrationPlan> {
+    let mut connection = first_connection(connect, options).await?;
+    let database = check_server(&mut connection).await?;
+    let found = schema_version(&mut connection, &database).await?;
+    connection.close().await.map_err(|error| failed(OPEN, error))?;
+    Ok(MigrationPlan::new(found, &migrations()))
+}
+
+async fn first_connection(connect: &PgConnectOptions, options: &PostgresOptions) -> Result<PgConnection> {
+    let connected = tokio::time::timeout(options.acquire_timeout, connect.connect()).await;
+    connected
+        .unwrap_or(Err(sqlx::Error::PoolTimedOut))
+        .map_err(|error| failed("connect to the database", error))
+}
+
+/// Refuses a server that would lose acknowledged commits, or cannot do what we need. Returns the database's name.
+async fn check_server(connection: &mut PgConnection) -> Result<String> {
+    let row = connection.fetch_one(SERVER).await.map_err(|error| failed(OPEN, error))?;
+    let text = |column: usize| row.try_get::<String, _>(column).map_err(|error| failed(OPEN, error));
+    let version: i32 = row.try_get(0).map_err(|error| failed(OPEN, error))?;
+    let is_standby: bool = row.try_get(4).map_err(|error| failed(OPEN, error))?;
+    let unfit = |what: String| Err(Error::ServerUnfit { what });
+    if version < SERVER_VERSION_MIN {
+        return unfit(format!("it is version {}; Dormer needs 13 or newer", version / 10_000));
+    }
+    for (column, setting) in [(1, "fsync"), (2, "synchronous_commit")] {
+        if text(column)? == "off" {
+            return unfit(format!(
+                "it runs with {setting} = off: uploads that were acknowledged could be lost"
+            ));
+        }
+    }
+    let encoding = text(3)?;
+    if encoding != "UTF8" {
+        return unfit(format!("the database's encoding is {encoding}; Dormer needs UTF8"));
+    }
+    if is_standby {
+        return unfit("it is a standby, which takes no writes; name the primary".to_owned());
+    }
+    text(5)
+}
+
+/// Newest schema that was applied, 0 for an empty database. Refuses databases of others and newer schemas.
+async fn schema_version(connection: &mut PgConnection, database: &str) -> Result<i64> {
+    const ATTEMPT: &str = "read the schema version";
+    let rows = connection.fetch_all(OTHER_TABLES).await.map_err(|error| failed(ATTEMPT, error))?;
+    let tables = rows.iter().map(|row| row.try_get(0)).collect::<sqlx::Result<Vec<String>>>();
+    let tables = tables.map_err(|error| failed(ATTEMPT, error))?;
+    if tables.is_empty() {
+        return Ok(0);
+    }
+    let has = |name: &str| tables.iter().any(|table| table == name);
+    if !OUR_TABLES.into_iter().all(has) {
+        // "nar" and "chunkref" are together in Attic's schema only; the third is its migration tool's.
+        let attic = has("chunkref") && has("nar") || has("seaql_migrations");
+        let owner = if attic { "Attic" } else { "another program" }.to_owned();
+        return Err(Error::ForeignDatabase { path: format!("PostgreSQL database '{database}'"), owner });
+    }
+    let row = connection.fetch_one("SELECT coalesce(max(version), 0) FROM _sqlx_migrations").await;
+    let found: i64 = row.and_then(|row| row.try_get(0)).map_err(|error| failed(ATTEMPT, error))?;
+    let known = migrations().iter().map(|migration| migration.version).max().expect("there is a migration");
+    if found > known { Err(Error::SchemaTooNew { found, known }) } else { Ok(found) }
+}
+
+async fn migrate(connection: &mut PgConnection, database: &str) -> Result<()> {
+    let wait = MIGRATION_WAIT.as_millis();
+    let lock = format!(
+        "SET LOCAL lock_timeout = {wait}; SET LOCAL statement_timeout = 0;
+         SET LOCAL idle_in_transaction_session_timeout = {wait}; SELECT pg_advisory_xact_lock({MIGRATION_LOCK})"
+    );
+    let failed = |error| failed(MIGRATE, error);
+    let mut transaction = connection.begin().await.map_err(failed)?;
+    sqlx::raw_sql(AssertSqlSafe(lock)).execute(&mut *transaction).await.map_err(failed)?;
+    schema_version(&mut transaction, database).await?;
+    let migrated = migrations().run_direct(None, &mut *transaction, false).await;
+    migrated.map_err(|error| failed(sqlx::Error::Migrate(Box::new(error))))?;
+    transaction.execute(outbox::LIFT_BASE).await.map_err(failed)?;
+    transaction.commit().await.map_err(failed)
+}

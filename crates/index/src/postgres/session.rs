@@ -1,0 +1,330 @@
+//! Connections and the statements that run on them: every statement is counted, bounded in time and its failure named.
+//!
+//! Invariants
+//! - A connection whose transaction did not end, or whose answer was not waited for, is closed and never used again.
+//! - What may work later is told from what is a defect in one place ([`failed`]), and what may be repeated in another
+//!   ([`may_repeat`]).
+
+use std::io;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+use sqlx::pool::{PoolConnection, PoolConnectionMetadata};
+use sqlx::postgres::{PgArguments, PgPool, PgRow};
+use sqlx::{AssertSqlSafe, Postgres};
+
+use crate::{Error, Result};
+
+/// A statement with its parameters.
+pub(super) type Statement<'q> = sqlx::query::Query<'q, Postgres, PgArguments>;
+
+/// Longer idle connections are asked for a sign of life: firewalls and poolers forget them.
+const IDLE_TRUSTED: Duration = Duration::from_secs(30);
+
+/// What all sessions share.
+#[derive(Debug)]
+pub(super) struct Meter {
+    statements: AtomicU64,
+    /// Longest wait for an answer. The server ends a statement before that; this is for a server that went silent.
+    answer_max: Duration,
+    begun: Instant,
+    /// When a connection was last found lost, in milliseconds since `begun`.
+    lost_at_ms: AtomicU64,
+    /// Whether a pooler between us and the server gives every transaction another connection.
+    pooled: bool,
+    /// What a pooled transaction sets for itself.
+    transaction_settings: String,
+}
+
+impl Meter {
+    pub(super) fn new(answer_max: Duration, pooled: bool, transaction_settings: String) -> Self {
+        Self {
+            statements: AtomicU64::new(0),
+            answer_max,
+            begun: Instant::now(),
+            lost_at_ms: AtomicU64::new(0),
+            pooled,
+            transaction_settings,
+        }
+    }
+
+    pub(super) fn statement_count(&self) -> u64 {
+        self.statements.load(Ordering::Relaxed)
+    }
+
+    /// Notes that a connection was lost: the others may be too.
+    pub(super) fn note_loss(&self) {
+        let now = u64::try_from(self.begun.elapsed().as_millis()).unwrap_or(u64::MAX);
+        self.lost_at_ms.fetch_max(now, Ordering::Relaxed);
+    }
+
+    /// Whether an idle connection has to show that it still works before it is used. Asking each one every time would
+    /// double the latency of a look-up.
+    pub(super) fn doubts(&self, connection: &PoolConnectionMetadata) -> bool {
+        let lost = Duration::from_millis(self.lost_at_ms.load(Ordering::Relaxed));
+        let made = self.begun.elapsed().saturating_sub(connection.age);
+        made <= lost || connection.idle_for > IDLE_TRUSTED
+    }
+
+    async fn statement<T>(
+        &self,
+        attempt: &'static str,
+        work: impl Future<Output = sqlx::Result<T>>,
+    ) -> Result<T> {
+        self.statements.fetch_add(1, Ordering::Relaxed);
+        let done = tokio::time::timeout(self.answer_max, work).await;
+        let silent = || sqlx::Error::Io(io::Error::new(io::ErrorKind::TimedOut, SILENT));
+        done.unwrap_or_else(|_| Err(silent())).map_err(|source| failed(attempt, source))
+    }
+}
+
+const SILENT: &str = "the server does not answer";
+
+/// A connection for one attempt, in or outside of a transaction.
+#[derive(Debug)]
+pub(super) struct Session<'a> {
+    connection: PoolConnection<Postgres>,
+    meter: &'a Meter,
+    attempt: &'static str,
+    in_transaction: bool,
+    /// An answer was not waited for.
+    broken: bool,
+}
+
+impl<'a> Session<'a> {
+    /// Takes a connection for look-ups. `attempt` ends "failed to …".
+    pub(super) async fn read(pool: &PgPool, meter: &'a Meter, attempt: &'static str) -> Result<Self> {
+        let mut session = Self::acquire(pool, meter, attempt).await?;
+        if meter.pooled {
+            session.begin("READ ONLY", &[]).await?;
+        }
+        Ok(session)
+    }
+
+    /// Takes a connection and begins a transaction, with these locks held until it ends. What is looked up later was
+    /// committed before the locks were granted, or after: nothing changes in between that takes the same locks.
+    pub(super) async fn write(
+        pool: &PgPool,
+        meter: &'a Meter,
+        attempt: &'static str,
+        locks: &[Lock],
+    ) -> Result<Self> {
+        let mut session = Self::acquire(pool, meter, attempt).await?;
+        session.begin("READ WRITE", locks).await?;
+        Ok(session)
+    }
+
+    async fn acquire(pool: &PgPool, meter: &'a Meter, attempt: &'static str) -> Result<Self> {
+        let connection = pool.acquire().await.map_err(|source| failed(attempt, source))?;
+        Ok(Self { connection, meter, attempt, in_transaction: false, broken: false })
+    }
+
+    /// One round trip for all of it. "Read committed" is said, not assumed: a snapshot for the whole transaction would be
+    /// taken before the locks are granted, and show what was there before.
+    async fn begin(&mut self, access: &str, locks: &[Lock]) -> Result<()> {
+        let mut sql = format!("BEGIN ISOLATION LEVEL READ COMMITTED {access}");
+        if self.meter.pooled {
+            sql.push_str(&self.meter.transaction_settings);
+        }
+        for (n, lock) in locks.iter().enumerate() {
+            sql.push_str(if n == 0 { ";SELECT " } else { "," });
+            sql.push_str(&lock.sql());
+        }
+        if !locks.is_empty() {
+            // Counted as two: so does the server.
+            self.meter.statements.fetch_add(1, Ordering::Relaxed);
+        }
+        self.in_transaction = true;
+        self.control(sql).await
+    }
+
+    /// Makes it durable.
+    pub(super) async fn commit(mut self) -> Result<()> {
+        let done = self.control("COMMIT".to_owned()).await;
+        self.in_transaction = done.is_err();
+        done.map_err(answer_lost)
+    }
+
+    /// Ends look-ups.
+    pub(super) async fn end(self) -> Result<()> {
+        if self.in_transaction { self.commit().await } else { Ok(()) }
+    }
+
+    /// Undoes everything and passes the reason on.
+    pub(super) async fn give_up(mut self, reason: Error) -> Error {
+        // Otherwise the connection is closed, which does the same.
+        self.in_transaction = self.control("ROLLBACK".to_owned()).await.is_err();
+        reason
+    }
+
+    async fn control(&mut self, sql: String) -> Result<()> {
+        self.broken = true;
+        let control = sqlx::raw_sql(AssertSqlSafe(sql)).execute(&mut *self.connection);
+        let done = self.meter.statement(self.attempt, control).await;
+        self.broken = done.is_err();
+        done.map(drop)
+    }
+
+    /// Runs a statement; returns how many rows it changed.
+    pub(super) async fn execute(&mut self, statement: Statement<'_>) -> Result<u64> {
+        let statement = statement.persistent(!self.meter.pooled);
+        let work = statement.execute(&mut *self.connection);
+        let done = self.meter.statement(self.attempt, work).await;
+        self.broken = done.as_ref().is_err_and(is_lost);
+        Ok(done?.rows_affected())
+    }
+
+    /// Runs a statement that gives at most one row.
+    pub(super) async fn optional(&mut self, statement: Statement<'_>) -> Result<Option<PgRow>> {
+        Ok(self.all(statement).await?.pop())
+    }
+
+    /// Runs a statement that gives exactly one row.
+    pub(super) async fn one(&mut self, statement: Statement<'_>) -> Result<PgRow> {
+        let row = self.optional(statement).await?;
+        row.ok_or_else(|| failed(self.attempt, sqlx::Error::RowNotFound))
+    }
+
+    /// Runs a statement that gives rows.
+    pub(super) async fn all(&mut self, statement: Statement<'_>) -> Result<Vec<PgRow>> {
+        let statement = statement.persistent(!self.meter.pooled);
+        let work = statement.fetch_all(&mut *self.connection);
+        let done = self.meter.statement(self.attempt, work).await;
+        self.broken = done.as_ref().is_err_and(is_lost);
+        done
+    }
+}
+
+impl Drop for Session<'_> {
+    fn drop(&mut self) {
+        if self.in_transaction || self.broken {
+            self.connection.close_on_drop();
+        }
+    }
+}
+
+/// What a transaction holds until it ends, so that two of them agree on what they found. Taken in this order.
+#[derive(Debug, Clone, Copy)]
+pub(super) enum Lock {
+    /// A cache stays; many may hold it.
+    CacheShared(i64),
+    /// A cache goes.
+    Cache(i64),
+    /// A NAR's row, there or not: the first bytes of its hash. Two NARs may share a lock; that costs a wait.
+    Nar(i64),
+    /// An object's row, there or not: the first bytes of its hash, mixed with its cache.
+    Object(i64),
+}
+
+/// First half of the key of a cache's lock, so that locks of other programs in the same database are others.
+const CACHE_LOCKS: i32 = 0x444f_5243;
+
+impl Lock {
+    pub(super) fn nar(hash: &[u8; 32]) -> Self {
+        Self::Nar(first_number(hash))
+    }
+
+    pub(super) fn object(cache: i64, hash: &[u8; 20]) -> Self {
+        Self::Object(first_number(hash) ^ cache.rotate_right(16))
+    }
+
+    fn sql(self) -> String {
+        // The lower half of a cache's number tells apart 4 billion caches; two that share a lock would only wait.
+        let half = |number: i64| i32::from_le_bytes(*number.to_le_bytes().first_chunk().expect("8 bytes"));
+        match self {
+            Self::CacheShared(cache) => {
+                format!("pg_advisory_xact_lock_shared({CACHE_LOCKS},{})", half(cache))
+            }
+            Self::Cache(cache) => format!("pg_advisory_xact_lock({CACHE_LOCKS},{})", half(cache)),
+            Self::Nar(key) | Self::Object(key) => format!("pg_advisory_xact_lock({key})"),
+        }
+    }
+}
+
+fn first_number(hash: &[u8]) -> i64 {
+    i64::from_le_bytes(*hash.first_chunk().expect("hashes are long enough"))
+}
+
+/// The answer to a COMMIT was lost: it may have been carried out.
+#[derive(Debug, thiserror::Error)]
+#[error("the answer to a commit was lost")]
+struct AnswerLost(#[source] sqlx::Error);
+
+fn answer_lost(error: Error) -> Error {
+    match error {
+        Error::Unavailable { attempt, source } if source_is_lost(&source) => {
+            Error::Unavailable { attempt, source: sqlx::Error::Io(io::Error::other(AnswerLost(source))) }
+        }
+        error => error,
+    }
+}
+
+/// Whether a call may be repeated at once, because it had no effect.
+pub(super) fn may_repeat(error: &Error) -> bool {
+    !may_be_done(error) && (is_lost(error) || is_conflict(error))
+}
+
+/// Whether a failed call may have had its whole effect.
+pub(super) fn may_be_done(error: &Error) -> bool {
+    let Error::Unavailable { source: sqlx::Error::Io(error), .. } = error else { return false };
+    error.get_ref().and_then(|inner| inner.downcast_ref::<AnswerLost>()).is_some()
+}
+
+/// Whether the connection is gone.
+pub(super) fn is_lost(error: &Error) -> bool {
+    match error {
+        Error::Unavailable { source, .. } | Error::Database { source, .. } => source_is_lost(source),
+        _ => false,
+    }
+}
+
+fn source_is_lost(source: &sqlx::Error) -> bool {
+    match source {
+        sqlx::Error::Io(_) | sqlx::Error::Protocol(_) => true,
+        // Connection exceptions; and the server is shut down, crashed, or starts.
+        sqlx::Error::Database(_) => {
+            code(source).starts_with("08")
+                || ["57P01", "57P02", "57P03", "57P05", "25P03"].contains(&&*code(source))
+        }
+        _ => false,
+    }
+}
+
+/// Whether another transaction was in the way: a deadlock, a serialization failure, a row that came or went meanwhile.
+fn is_conflict(error: &Error) -> bool {
+    match error {
+        Error::Unavailable { source, .. } | Error::Database { source, .. } => {
+            ["40001", "40P01", "23503", "23505"].contains(&&*code(source))
+        }
+        _ => false,
+    }
+}
+
+/// The server's five characters for what went wrong, or nothing.
+fn code(source: &sqlx::Error) -> String {
+    source.as_database_error().and_then(sqlx::error::DatabaseError::code).unwrap_or_default().into_owned()
+}
+
+/// Tells what may work later from what is a defect.
+pub(super) fn failed(attempt: &'static str, source: sqlx::Error) -> Error {
+    /// Connection exceptions, transactions rolled back, insufficient resources (disk full, too many connections), operator
+    /// intervention (time-out, shut down), system errors; a wrong password or a database that went: both change without us.
+    const UNAVAILABLE_CLASSES: [&str; 7] = ["08", "28", "3D", "40", "53", "57", "58"];
+    /// A lock was not granted in time; the server is a standby; a pooler's own errors have no code of their own.
+    const UNAVAILABLE: [&str; 4] = ["55P03", "25006", "25P03", "55006"];
+    let unavailable = match &source {
+        sqlx::Error::Database(_) => {
+            let code = code(&source);
+            UNAVAILABLE_CLASSES.iter().any(|class| code.starts_with(class))
+                || UNAVAILABLE.contains(&code.as_str())
+        }
+        sqlx::Error::Io(_)
+        | sqlx::Error::Tls(_)
+        | sqlx::Error::Protocol(_)
+        | sqlx::Error::PoolTimedOut
+        | sqlx::Error::PoolClosed
+        | sqlx::Error::WorkerCrashed => true,
+        _ => false,
+    };
+    if unavailable { Error::Unavailable { attempt, source } } else { Error::Database { attempt, source } }
+}

@@ -1,0 +1,257 @@
+//! A real PostgreSQL of our own: a fresh data folder, a free port, durability on as in production.
+//!
+//! Folders of test programs that were killed are removed by the next one that starts a server.
+
+use std::fs;
+use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _};
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
+use std::thread;
+use std::time::Duration;
+
+use super::daemon::{Daemon, free_port, wait_until};
+
+/// Name of the superuser; connections from 127.0.0.1 need no password.
+const USER: &str = "dormer";
+
+/// How long starting and stopping may take on a busy machine.
+const PATIENCE: Duration = Duration::from_mins(2);
+
+/// Begins the names of data folders, before the number of the process that owns them.
+const FOLDER_PREFIX: &str = "dormer-postgres-";
+
+/// A running server; its data goes with the value.
+#[derive(Debug)]
+pub struct Postgres {
+    programs: PathBuf,
+    folder: PathBuf,
+    port: u16,
+    settings: Vec<String>,
+    daemon: Mutex<Option<Daemon>>,
+    databases: AtomicU32,
+}
+
+impl Postgres {
+    /// Starts a server with an empty data folder.
+    pub fn start() -> Self {
+        Self::start_with(&[])
+    }
+
+    /// The same, with settings of its own, such as `fsync=off`.
+    pub fn start_with(settings: &[&str]) -> Self {
+        static COUNT: AtomicU32 = AtomicU32::new(0);
+        remove_abandoned_folders();
+        let number = COUNT.fetch_add(1, Ordering::Relaxed);
+        let name = format!("{FOLDER_PREFIX}{}-{number}", std::process::id());
+        let folder = std::env::temp_dir().join(name);
+        fs::create_dir(&folder).expect("the folder is new");
+        fs::set_permissions(&folder, fs::Permissions::from_mode(0o700)).expect("it is ours");
+        let server = Self {
+            programs: programs(),
+            folder,
+            port: free_port(),
+            settings: settings.iter().map(|setting| (*setting).to_owned()).collect(),
+            daemon: Mutex::new(None),
+            databases: AtomicU32::new(0),
+        };
+        server.make_cluster();
+        server.launch();
+        server
+    }
+
+    /// One server for all tests of this program. Each test makes a database of its own.
+    pub fn shared() -> &'static Self {
+        static SHARED: OnceLock<Postgres> = OnceLock::new();
+        SHARED.get_or_init(Self::start)
+    }
+
+    /// How a client names a database here.
+    pub fn url(&self, database: &str) -> String {
+        format!("postgresql://{USER}@127.0.0.1:{}/{database}", self.port)
+    }
+
+    /// The port that it listens on.
+    pub fn port(&self) -> u16 {
+        self.port
+    }
+
+    /// A new, empty database; returns its URL.
+    pub fn create_database(&self) -> String {
+        let name = format!("test_{}", self.databases.fetch_add(1, Ordering::Relaxed));
+        self.sql("postgres", &format!("CREATE DATABASE {name}"));
+        self.url(&name)
+    }
+
+    /// Runs SQL as the superuser, and returns the rows as lines with `|` between columns. `database` is a name or a URL.
+    pub fn sql(&self, database: &str, statements: &str) -> String {
+        let url = if database.contains("://") { database.to_owned() } else { self.url(database) };
+        let output = Command::new(self.programs.join("psql"))
+            .args(["-X", "-A", "-t", "-q", "-v", "ON_ERROR_STOP=1", "-d", &url, "-c", statements])
+            .output()
+            .expect("psql starts");
+        let errors = String::from_utf8_lossy(&output.stderr);
+        assert!(output.status.success(), "{statements}: {errors}\n{}", self.log_tail());
+        String::from_utf8(output.stdout).expect("psql prints UTF-8").trim_end().to_owned()
+    }
+
+    /// Stops it as an administrator would: connections are closed, everything is written. Its data stays.
+    pub fn stop(&self) {
+        let mut daemon = self.daemon();
+        let Some(running) = daemon.as_mut() else { return };
+        // "Fast shutdown".
+        signal(running.id(), "INT");
+        wait_until("PostgreSQL stops", PATIENCE, || !running.is_running());
+        *daemon = None;
+    }
+
+    /// Ends it at once, as a crash would. Its data stays.
+    pub fn kill(&self) {
+        if let Some(mut running) = self.daemon().take() {
+            running.kill();
+        }
+    }
+
+    /// Starts it again on the same data and port, after [`stop`](Self::stop), [`kill`](Self::kill) or while it runs.
+    pub fn restart(&self) {
+        self.stop();
+        self.launch();
+    }
+
+    fn make_cluster(&self) {
+        let data = self.data();
+        let arguments =
+            ["--auth=trust", "--encoding=UTF8", "--locale=C.UTF-8", "--no-sync", "--username", USER];
+        if !user_options().is_empty() {
+            let status = Command::new("chown").arg("postgres:postgres").arg(&self.folder).status();
+            assert!(status.expect("chown starts").success(), "root may give files away");
+        }
+        let mut command = Command::new("setpriv");
+        command.args(user_options()).arg("--").arg(self.programs.join("initdb"));
+        // Root's home may not be entered by others.
+        command.args(arguments).arg("-D").arg(&data).current_dir("/");
+        let output = command.stdin(Stdio::null()).output().expect("setpriv starts");
+        assert!(output.status.success(), "initdb: {}", String::from_utf8_lossy(&output.stderr));
+    }
+
+    fn launch(&self) {
+        let data = self.data().display().to_string();
+        let port = self.port.to_string();
+        let sockets = format!("unix_socket_directories={}", self.folder.display());
+        let mut arguments =
+            vec!["-D", &data, "-p", &port, "-c", "listen_addresses=127.0.0.1", "-c", &sockets];
+        // Small: several servers run beside the tests. No shared setting touches durability.
+        arguments.extend(["-c", "max_connections=200", "-c", "shared_buffers=32MB"]);
+        for setting in &self.settings {
+            arguments.extend(["-c", setting]);
+        }
+        let options = user_options();
+        let mut daemon = self.daemon();
+        let log = self.folder.join("log");
+        wait_until("PostgreSQL accepts connections", PATIENCE, || {
+            // After a crash, processes of the server before may hold its memory for a moment: it is started again.
+            let running = daemon.as_mut().is_some_and(Daemon::is_running);
+            if !running {
+                *daemon = Some(Daemon::spawn(&options, &self.programs.join("postgres"), &arguments, &log));
+            }
+            self.accepts_connections()
+        });
+    }
+
+    fn accepts_connections(&self) -> bool {
+        let mut command = Command::new(self.programs.join("pg_isready"));
+        command.args(["-q", "-h", "127.0.0.1", "-p", &self.port.to_string()]);
+        command.status().expect("pg_isready starts").success()
+    }
+
+    fn data(&self) -> PathBuf {
+        self.folder.join("data")
+    }
+
+    fn log_tail(&self) -> String {
+        self.daemon().as_ref().map(Daemon::log_tail).unwrap_or_default()
+    }
+
+    fn daemon(&self) -> MutexGuard<'_, Option<Daemon>> {
+        self.daemon.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Drop for Postgres {
+    fn drop(&mut self) {
+        if let Some(mut running) = self.daemon().take() {
+            // "Immediate shutdown": without a checkpoint, but it waits for its processes, which write into the folder.
+            let _ = Command::new("kill").args(["-s", "QUIT", &running.id().to_string()]).status();
+            for _ in 0..100 {
+                if !running.is_running() {
+                    break;
+                }
+                thread::sleep(Duration::from_millis(50));
+            }
+        }
+        // What is left all the same, the next server's start removes.
+        let _ = fs::remove_dir_all(&self.folder);
+    }
+}
+
+/// Where Debian keeps the newest server that is installed.
+fn programs() -> PathBuf {
+    let versions = fs::read_dir("/usr/lib/postgresql").into_iter().flatten().flatten();
+    let mut versions: Vec<(u32, PathBuf)> = versions
+        .filter_map(|version| Some((version.file_name().to_str()?.parse().ok()?, version.path().join("bin"))))
+        .filter(|(_, programs)| programs.join("postgres").exists())
+        .collect();
+    versions.sort();
+    versions.pop().expect("PostgreSQL is installed: scripts/get-services.sh brings it").1
+}
+
+/// Removes the folders of processes that are no more.
+fn remove_abandoned_folders() {
+    let Ok(entries) = fs::read_dir(std::env::temp_dir()) else { return };
+    for entry in entries.flatten() {
+        let name = entry.file_name();
+        let owner = name.to_str().and_then(|name| name.strip_prefix(FOLDER_PREFIX));
+        let owner = owner.and_then(|rest| rest.split('-').next()?.parse::<u32>().ok());
+        if owner.is_some_and(|owner| !Path::new(&format!("/proc/{owner}")).exists()) {
+            // Somebody else's, or another process is removing it.
+            let _ = fs::remove_dir_all(entry.path());
+        }
+    }
+}
+
+/// Options of `setpriv`: the server refuses to run as root.
+fn user_options() -> Vec<&'static str> {
+    let own = fs::metadata("/proc/self").expect("there is a /proc").uid();
+    if own != 0 {
+        return Vec::new();
+    }
+    vec!["--reuid=postgres", "--regid=postgres", "--init-groups"]
+}
+
+fn signal(process: u32, signal: &str) {
+    let status = Command::new("kill").args(["-s", signal, &process.to_string()]).status();
+    assert!(status.expect("kill starts").success(), "the process is there");
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn data_survives_stopping_and_crashing() {
+        let server = Postgres::start();
+        let url = server.create_database();
+        assert_eq!(server.sql(&url, "SHOW fsync"), "on");
+        server.sql(&url, "CREATE TABLE t (n INTEGER); INSERT INTO t VALUES (1)");
+        server.restart();
+        server.sql(&url, "INSERT INTO t VALUES (2)");
+        server.kill();
+        server.restart();
+        assert_eq!(server.sql(&url, "SELECT n FROM t ORDER BY n"), "1\n2");
+        assert_ne!(server.create_database(), url);
+        let folder = server.folder.clone();
+        drop(server);
+        assert!(!folder.join("data").exists());
+    }
+}
