@@ -34,6 +34,17 @@ if [ -n "$packages" ]; then
         --no-install-recommends $packages > /dev/null
 fi
 
+# promtool checks metrics and rules. Only unpacked: installed, its package would start a Prometheus.
+if [ ! -x "$parts/prometheus/usr/bin/promtool" ]; then
+    echo "unpacking Debian's prometheus in $parts/prometheus" >&2
+    folder=$(mktemp -d)
+    # Where nothing was ever installed there are no lists of packages yet.
+    (cd "$folder" && { apt-get download -qq prometheus || { $as_root apt-get update -qq && apt-get download -qq prometheus; }; })
+    rm -rf "$parts/prometheus"
+    dpkg-deb -x "$folder"/prometheus_*.deb "$parts/prometheus"
+    rm -rf "$folder"
+fi
+
 # venv NAME PROGRAM PACKAGE...: PyPI's packages in a folder of their own, pinned. Another pin brings another folder's content.
 venv() {
     folder=$parts/$1 program=$2

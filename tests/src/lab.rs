@@ -155,6 +155,8 @@ impl Lab {
             .env_clear()
             .env("HOME", self.folder.path().join("home"))
             .env("PATH", "/usr/local/bin:/usr/bin:/bin")
+            // The default address is for one server on a machine.
+            .env("DORMER_METRICS_LISTEN", "off")
             .envs(self.environment.iter().cloned())
             .stdin(Stdio::null())
             .stdout(log.try_clone().expect("a file handle can be cloned"))

@@ -7,8 +7,12 @@ use std::path::Path;
 
 use dormer_api::fuzz_targets;
 
-/// Mutations of each file of the corpus: a few thousand in all, well under a second.
-const MUTATIONS_PER_FILE: u64 = 2_000;
+/// Mutations of a target's corpus, well under a second. `DORMER_FUZZ_ROUNDS` says otherwise.
+const ROUNDS: u64 = 20_000;
+
+fn rounds() -> u64 {
+    std::env::var("DORMER_FUZZ_ROUNDS").map_or(ROUNDS, |rounds| rounds.parse().expect("a number"))
+}
 
 /// SplitMix64: enough randomness to mutate bytes, and the same on every machine.
 struct Random(u64);
@@ -69,7 +73,7 @@ fn run(corpus: &str, target: fn(&[u8])) {
     let mut random = Random(0xd0_4e_e4);
     for (index, file) in files.iter().enumerate() {
         target(file);
-        for _ in 0..MUTATIONS_PER_FILE {
+        for _ in 0..rounds().div_ceil(files.len() as u64) {
             let other = &files[(index + 1) % files.len()];
             target(&mutate(file, other, &mut random));
         }

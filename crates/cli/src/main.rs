@@ -4,6 +4,7 @@
 //! - `commands`: one file per command: its options, its run, what it says.
 //! - `settings`: the server's settings, from one table of keys.
 //! - `installation`: what `dormer serve` finds or makes before it listens.
+//! - `telemetry`: log lines and traces; `open_files`: the limit that they share with connections.
 //! - `printer`: decides what is printed; `progress` draws a push.
 //! - `error`: exit codes and hints.
 
@@ -17,10 +18,12 @@ mod commands;
 mod error;
 mod installation;
 mod nix_files;
+mod open_files;
 mod printer;
 mod progress;
 mod secret_file;
 mod settings;
+mod telemetry;
 mod tokens;
 
 use std::process::ExitCode;

@@ -43,8 +43,8 @@ fn the_first_start_says_what_it_made_and_the_second_that_it_is_there() {
     let mut place = Place::new();
     insta::assert_snapshot!(place.serve(), @"
     made in HOME/.local/share/dormer:
-      storage/       the stored bytes, in packs
-      index.sqlite   the index (SQLite)
+      index.sqlite   what the caches hold (SQLite)
+      storage/       their contents, in packs
       master-key     seals the signing keys in the index; keep a copy apart from the index's backup
       token-secret   signs tokens
       cache main     public, with a signing key of its own
@@ -85,6 +85,7 @@ fn log_lines_for_collectors_are_json_throughout() {
     let place = Place::new();
     let mut server = place
         .command(&["serve", "--listen", "127.0.0.1:0", "--log-format", "json"])
+        .env("DORMER_METRICS_LISTEN", "off")
         .stderr(Stdio::piped())
         .spawn()
         .unwrap();
@@ -177,7 +178,7 @@ fn caches_are_created_changed_listed_and_destroyed() {
     insta::assert_snapshot!(place.run(&["cache", "create", "team"]), @"
     exit code: 1
     --- stderr
-    error: creating cache team: the cache exists already: cache 'team' exists already
+    error: creating cache team: the cache exists already: cache 'team' exists already (request ID)
     hint: `dormer cache configure` changes it
     ");
     insta::assert_snapshot!(
@@ -263,7 +264,7 @@ fn a_token_permits_what_it_says_and_no_more() {
     insta::assert_snapshot!(with_token(&["cache", "configure", "team", "--public"]), @"
     exit code: 4
     --- stderr
-    error: configuring cache team: the token does not permit this: the token does not allow to configure-cache here
+    error: configuring cache team: the token does not permit this: the token does not allow to configure-cache here (request ID)
     hint: ask for a token with this permission: dormer token create, on the server
     ");
     // A variable beats the settings, even with nonsense.

@@ -23,7 +23,7 @@ use dormer_api::{
 };
 use dormer_nix::StorePathHash;
 use futures::{Stream, StreamExt as _, stream};
-use reqwest::header::{AUTHORIZATION, CONTENT_TYPE, HeaderValue, LOCATION, RETRY_AFTER};
+use reqwest::header::{AUTHORIZATION, CONTENT_TYPE, HeaderName, HeaderValue, LOCATION, RETRY_AFTER};
 use reqwest::{Method, RequestBuilder, Response, StatusCode, Url};
 use serde::de::DeserializeOwned;
 use tokio::time::Instant;
@@ -444,10 +444,13 @@ impl ApiClient {
         }
         let header = |name| response.headers().get(name).and_then(|value: &HeaderValue| value.to_str().ok());
         let retry_after = header(RETRY_AFTER).and_then(|value| parse_retry_after(value, SystemTime::now()));
+        let request_id = header(HeaderName::from_static(headers::REQUEST_ID))
+            .map(|id| format!(" (request {})", printable(id)));
         let location = header(LOCATION).map(|location| format!("it redirects to {}", printable(location)));
         let body = read_up_to(&mut response, ERROR_BYTES_MAX).await.unwrap_or_default();
         let (name, message) = describe(status, &body);
-        let message = location.unwrap_or(message);
+        // Under this id the server's log has more than the server tells.
+        let message = location.unwrap_or(message) + request_id.as_deref().unwrap_or_default();
         let passing = match status.as_u16() {
             429 | 503 => Some(Passing::Busy { retry_after }),
             408 | 500 | 502 | 504 => Some(Passing::Broken),

@@ -16,6 +16,7 @@ use tokio::task::JoinSet;
 
 use crate::Result;
 use crate::cpu::CpuPool;
+use crate::metrics::{Deduplicated, EngineMetrics};
 use crate::packer::{Packer, Pending, Place, Reservation, Reserved};
 
 /// Raw bytes of a NAR looked up at once: one statement for up to 96 chunks of 32 KiB. Two batches are the largest part of an
@@ -41,6 +42,7 @@ pub(crate) struct Workshop {
     pub(crate) index: Arc<dyn Index>,
     pub(crate) cpu: CpuPool,
     pub(crate) packer: Packer,
+    pub(crate) metrics: Arc<EngineMetrics>,
 }
 
 /// A stored stream of bytes: all of its packs are durable and known to the index.
@@ -213,6 +215,8 @@ impl ChunkSink {
             self.position += 1;
             self.stored.chunk_bytes += chunk.bytes.len() as u64;
             let fills = std::mem::take(&mut chunk.fills);
+            let (bytes, by) = (chunk.bytes.len() as u64, deduplicated_by(&fills));
+            let new_before = self.stored.new_chunk_bytes;
             let source = match pending.take() {
                 Some(pending) => Source::Pending(pending),
                 None => match rows.next().flatten() {
@@ -220,6 +224,9 @@ impl ChunkSink {
                     None => Source::Pending(self.reserve(id, chunk, &mut new)),
                 },
             };
+            if self.stored.new_chunk_bytes == new_before {
+                self.workshop.metrics.count_deduplicated(by, bytes);
+            }
             let slot = Slot { source, fills };
             self.slot_bytes += slot.memory_bytes();
             self.slots.push_back(slot);
@@ -252,6 +259,7 @@ impl ChunkSink {
             Reservation::Yours(reserved) => reserved,
         };
         self.stored.new_chunk_bytes += chunk.bytes.len() as u64;
+        self.workshop.metrics.new_chunk_bytes.inc_by(chunk.bytes.len() as u64);
         let pending = Arc::clone(reserved.pending());
         new.push(NewChunk { place: (self.upload, self.position), chunk, reserved });
         pending
@@ -305,6 +313,10 @@ impl ChunkSink {
         }
         Ok(())
     }
+}
+
+fn deduplicated_by(fills: &[HoleFill]) -> Deduplicated {
+    if fills.is_empty() { Deduplicated::PlainChunk } else { Deduplicated::ChunkWithHoles }
 }
 
 async fn encode_and_add(workshop: Workshop, new: Vec<NewChunk>) {

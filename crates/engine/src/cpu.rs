@@ -8,6 +8,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use dormer_format::{ChunkId, Encoder, RawChunk, StoredChunk};
 use tokio::sync::Semaphore;
 
+use crate::metrics::{EngineMetrics, Waiting};
 use crate::{Error, Result};
 
 #[derive(Debug, Clone)]
@@ -20,6 +21,7 @@ struct Shared {
     turns: Semaphore,
     encoders: Mutex<Vec<Encoder>>,
     zstd_level: i32,
+    metrics: Arc<EngineMetrics>,
 }
 
 impl std::fmt::Debug for Shared {
@@ -32,10 +34,10 @@ impl std::fmt::Debug for Shared {
 }
 
 impl CpuPool {
-    pub(crate) fn new(threads: usize, zstd_level: i32) -> Self {
+    pub(crate) fn new(threads: usize, zstd_level: i32, metrics: Arc<EngineMetrics>) -> Self {
         let threads = threads.max(1);
         let turns = Semaphore::new(threads);
-        Self { shared: Arc::new(Shared { threads, turns, encoders: Mutex::default(), zstd_level }) }
+        Self { shared: Arc::new(Shared { threads, turns, encoders: Mutex::default(), zstd_level, metrics }) }
     }
 
     /// Jobs that run at once.
@@ -45,7 +47,10 @@ impl CpuPool {
 
     /// Runs CPU work when its turn comes. The work itself is never cancelled half-way.
     pub(crate) async fn run<T: Send + 'static>(&self, work: impl FnOnce() -> T + Send + 'static) -> T {
+        let waiting = Waiting::new(&self.shared.metrics.cpu_jobs_waiting);
         let _turn = self.shared.turns.acquire().await.expect("the semaphore is never closed");
+        drop(waiting);
+        let _running = Waiting::new(&self.shared.metrics.cpu_jobs);
         match tokio::task::spawn_blocking(work).await {
             Ok(value) => value,
             Err(error) => match error.try_into_panic() {

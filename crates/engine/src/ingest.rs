@@ -5,6 +5,7 @@
 //! - A known NAR is still read and hashed: only who has the bytes may name them.
 //! - An [`Ingest`] that is dropped leaves at most chunks behind, which are valid on their own and deduplicated against.
 
+use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use dormer_index::{NarId, NarSource, NewNar, StoredListing};
@@ -14,6 +15,7 @@ use dormer_nix::{NarHash, NarHasher};
 use crate::chunk_sink::{BATCH_BYTES, ChunkSink, StoredStream, Workshop};
 use crate::ingest_listing::{ListingSink, PendingListing};
 use crate::memory::Reservation;
+use crate::metrics::Deduplicated;
 use crate::packer::Upload;
 use crate::settings::UPLOAD_BYTES;
 use crate::{Engine, Error, Result};
@@ -181,10 +183,21 @@ impl Ingest {
 
     /// Ends the upload: checks it and waits until its bytes are durable.
     pub async fn finish(self) -> Result<Ingested> {
+        let metrics = Arc::clone(&self.workshop.metrics);
+        // Boxed, because it is large and every upload would carry it from its first byte on.
+        let ingested = Box::pin(self.finish_uncounted()).await?;
+        metrics.nars.with_label_values(&[if ingested.known { "true" } else { "false" }]).inc();
+        metrics.nar_bytes.inc_by(ingested.nar_size);
+        Ok(ingested)
+    }
+
+    async fn finish_uncounted(self) -> Result<Ingested> {
         let (nar_hash, nar_size) = self.hasher.finish();
         let Storing { reader, mut sink, listing, mut upload } = match self.work {
             Work::Verify { id, file_size } => {
                 check_expected(self.request.expected, nar_hash, nar_size)?;
+                // (A known NAR that was not announced, below, was counted chunk by chunk.)
+                self.workshop.metrics.count_deduplicated(Deduplicated::Nar, nar_size);
                 return Ok(Ingested::known(nar_hash, nar_size, file_size, id, self.memory));
             }
             Work::Store(storing) => *storing,

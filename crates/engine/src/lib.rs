@@ -14,13 +14,14 @@ mod ingest_listing;
 mod listing;
 mod master_key;
 mod memory;
+mod metrics;
 mod narinfo;
 mod packer;
 mod read;
 mod settings;
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, AtomicUsize};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -35,6 +36,7 @@ use crate::caches::REMEMBERED;
 use crate::chunk_sink::Workshop;
 use crate::cpu::CpuPool;
 use crate::memory::Account;
+use crate::metrics::EngineMetrics;
 use crate::narinfo::NarinfoKey;
 use crate::packer::Packer;
 use crate::read::{Plan, PlanKey};
@@ -66,6 +68,7 @@ struct Inner {
     clock: Arc<dyn Clock>,
     blobs: Arc<dyn Blobs>,
     master_key: MasterKey,
+    metrics: Arc<EngineMetrics>,
     workshop: Workshop,
     upload_memory: Account,
     uploads_begun: AtomicU64,
@@ -89,13 +92,15 @@ impl Engine {
         settings: EngineSettings,
         clock: Arc<dyn Clock>,
     ) -> Self {
-        let cpu = CpuPool::new(settings.cpu_threads, settings.zstd_level);
+        let metrics = Arc::new(EngineMetrics::new());
+        let cpu = CpuPool::new(settings.cpu_threads, settings.zstd_level, Arc::clone(&metrics));
         let packer = Packer::start(
             Arc::clone(&index),
             Arc::clone(&blobs),
             Arc::clone(&clock),
             settings.pack_wait,
             settings.chunk_params.max,
+            Arc::clone(&metrics),
         );
         let reads = |bytes| Account::new(bytes, settings.read_wait, "downloads");
         let stream_memory_bytes = settings.read_memory_bytes / 4;
@@ -119,7 +124,8 @@ impl Engine {
                 .time_to_live(REMEMBERED)
                 .build(),
             proven_packs: Remembered::builder().max_capacity(16_384).time_to_live(PACK_PROOF).build(),
-            workshop: Workshop { index, cpu, packer },
+            workshop: Workshop { index, cpu, packer, metrics: Arc::clone(&metrics) },
+            metrics,
             settings,
             clock,
             blobs,
@@ -143,15 +149,45 @@ impl Engine {
         self.inner.clock.now()
     }
 
-    /// Answers when index and store can be used.
-    pub async fn check_ready(&self) -> Result<()> {
-        self.index().check_ready().await?;
+    /// Answers when the index can be reached.
+    pub async fn check_index(&self) -> Result<()> {
+        Ok(self.index().check_ready().await?)
+    }
+
+    /// Answers when the object store can be reached.
+    pub async fn check_store(&self) -> Result<()> {
         // Any name will do: that the store can say "not there" shows that it is reachable.
         let probe = dormer_blobs::BlobKey::Pack(PackId::from_bytes([0; 16]));
         match self.blobs().head(&probe).await {
             Ok(_) | Err(dormer_blobs::Error::NotFound { .. }) => Ok(()),
             Err(error) => Err(error.into()),
         }
+    }
+
+    fn metrics(&self) -> &Arc<EngineMetrics> {
+        &self.inner.metrics
+    }
+
+    /// Brings those counters up to date that are read elsewhere.
+    fn write_gauges(&self) {
+        let (metrics, inner) = (self.metrics(), &self.inner);
+        let gauge = |count: u64| i64::try_from(count).unwrap_or(i64::MAX);
+        for (label, account) in [
+            ("uploads", &inner.upload_memory),
+            ("reads", &inner.read_memory),
+            ("streams", &inner.stream_memory),
+        ] {
+            let standing = account.standing();
+            metrics.memory.with_label_values(&[label]).set(gauge(standing.reserved));
+            metrics.memory_max.with_label_values(&[label]).set(gauge(standing.max));
+            metrics.memory_waiting.with_label_values(&[label]).set(gauge(standing.waiting as u64));
+        }
+        metrics.reads.set(gauge(inner.active_reads.load(Ordering::Relaxed) as u64));
+        let (streaming, queued) = inner.workshop.packer.depths();
+        metrics.uploads_streaming.set(gauge(streaming as u64));
+        metrics.packer_queue.set(gauge(queued as u64));
+        let statements = self.index().statement_count();
+        metrics.index_statements.inc_by(statements.saturating_sub(metrics.index_statements.get()));
     }
 
     fn blobs(&self) -> &Arc<dyn Blobs> {

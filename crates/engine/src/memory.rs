@@ -8,6 +8,7 @@
 //! docs/ARCHITECTURE.md, "Memory", has the sum over all accounts.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -23,6 +24,26 @@ pub(crate) struct Account {
     wait: Duration,
     /// What there are too many of when no turn comes.
     what: &'static str,
+    waiting: Arc<AtomicUsize>,
+}
+
+/// How an account stands.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Standing {
+    /// Bytes reserved now, and at most.
+    pub(crate) reserved: u64,
+    pub(crate) max: u64,
+    /// Those who wait for a turn now.
+    pub(crate) waiting: usize,
+}
+
+/// Counts one who waits, while it lives.
+struct Waiting<'a>(&'a AtomicUsize);
+
+impl Drop for Waiting<'_> {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::Relaxed);
+    }
 }
 
 /// A part of an account; given back when it is dropped.
@@ -36,17 +57,27 @@ impl Account {
     pub(crate) fn new(bytes_max: u64, wait: Duration, what: &'static str) -> Self {
         let kib_max = u32::try_from(bytes_max / 1024).unwrap_or(u32::MAX).max(1);
         let permits = usize::try_from(kib_max).unwrap_or(usize::MAX).min(Semaphore::MAX_PERMITS);
-        Self { kib: Arc::new(Semaphore::new(permits)), kib_max, wait, what }
+        Self { kib: Arc::new(Semaphore::new(permits)), kib_max, wait, what, waiting: Arc::default() }
     }
 
     /// Reserves when the turn for it comes; first come, first served.
     pub(crate) async fn reserve(&self, bytes: u64) -> Result<Reservation> {
         let kib = u32::try_from(bytes.div_ceil(1024)).unwrap_or(u32::MAX).min(self.kib_max);
         let turn = Arc::clone(&self.kib).acquire_many_owned(kib);
+        self.waiting.fetch_add(1, Ordering::Relaxed);
+        let _waiting = Waiting(&self.waiting);
         match tokio::time::timeout(self.wait, turn).await {
             Ok(permit) => Ok(Reservation { _kib: permit.expect("the semaphore is never closed") }),
             Err(_) => Err(Error::Busy { what: self.what }),
         }
+    }
+
+    /// How it stands now.
+    pub(crate) fn standing(&self) -> Standing {
+        let free = u64::try_from(self.kib.available_permits()).unwrap_or(u64::MAX);
+        let max = u64::from(self.kib_max);
+        let waiting = self.waiting.load(Ordering::Relaxed);
+        Standing { reserved: max.saturating_sub(free) * 1024, max: max * 1024, waiting }
     }
 
     /// Whether more than half of it is free: enough for what is useful but not needed.
@@ -80,6 +111,7 @@ mod tests {
         assert!(matches!(account.reserve(1).await, Err(Error::Busy { what: "tests" })));
         drop(all);
         let _half = account.reserve(5 * 1024).await.unwrap();
+        assert_eq!(account.standing(), Standing { reserved: 5 * 1024, max: 10 * 1024, waiting: 0 });
         assert!(!account.is_half_free());
         account.reserve(5 * 1024).await.unwrap();
     }

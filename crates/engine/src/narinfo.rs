@@ -21,10 +21,12 @@ impl Engine {
         if let Some(text) = self.remembered_narinfo(cache, hash) {
             return Ok(Some(text));
         }
-        let Some(found) = self.index().find_object(cache.id, hash).await? else { return Ok(None) };
-        if found.nar.damaged {
+        let found = self.index().find_object(cache.id, hash).await?.filter(|found| !found.nar.damaged);
+        let Some(found) = found else {
+            self.count_narinfo("missing");
             return Ok(None);
-        }
+        };
+        self.count_narinfo("index");
         self.touch_if_old(cache, &[(*hash, found.last_used_at)]).await?;
         let text = Bytes::from(self.render_narinfo(cache, found)?);
         self.remembered_narinfos().insert(key, text.clone());
@@ -33,7 +35,11 @@ impl Engine {
 
     /// The narinfo, if it is remembered: answers without waiting, for the hottest path of the server.
     pub fn remembered_narinfo(&self, cache: &Cache, hash: &StorePathHash) -> Option<Bytes> {
-        self.remembered_narinfos().get(&(cache.id, *hash))
+        self.remembered_narinfos().get(&(cache.id, *hash)).inspect(|_| self.count_narinfo("memory"))
+    }
+
+    fn count_narinfo(&self, from: &str) {
+        self.metrics().narinfos.with_label_values(&[from]).inc();
     }
 
     /// Which of these paths the cache lacks. Those it has are marked as used before this returns, so that a client that is

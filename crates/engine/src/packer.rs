@@ -28,6 +28,7 @@ use tokio::task::JoinSet;
 use tokio::time::Instant;
 
 use crate::clock::Clock;
+use crate::metrics::EngineMetrics;
 use crate::{Error, Result};
 
 /// Packs being stored at once. Two keep the store busy while the next one fills.
@@ -174,6 +175,7 @@ impl Packer {
         clock: Arc<dyn Clock>,
         pack_wait: Duration,
         chunk_bytes_max: u32,
+        metrics: Arc<EngineMetrics>,
     ) -> Self {
         let (queue, receiver) = mpsc::channel(QUEUE_CHUNKS);
         let shared = Arc::new(Shared {
@@ -186,7 +188,7 @@ impl Packer {
         });
         let task = Task {
             shared: Arc::clone(&shared),
-            storage: Storage { index, blobs, clock },
+            storage: Storage { index, blobs, clock, metrics },
             open: OpenPack::default(),
             storing: JoinSet::new(),
             partial_packs: 0,
@@ -204,6 +206,11 @@ impl Packer {
         let in_flight = self.shared.in_flight.fetch_add(1, Ordering::AcqRel) + 1;
         self.shared.in_flight_peak.fetch_max(in_flight, Ordering::AcqRel);
         Upload { shared: Arc::clone(&self.shared), streams: true }
+    }
+
+    /// Uploads that may still add chunks, and chunks in the queue.
+    pub(crate) fn depths(&self) -> (usize, usize) {
+        (self.shared.streaming.load(Ordering::Relaxed), QUEUE_CHUNKS - self.queue.capacity())
     }
 
     /// The chunk, if somebody is storing it right now.
@@ -385,6 +392,11 @@ impl Task {
             waited = ?waited_for_since.map(|since| since.elapsed()),
             "pack sealed"
         );
+        if let Some(since) = waited_for_since {
+            self.storage.metrics.pack_wait.observe(since.elapsed().as_secs_f64());
+        }
+        #[expect(clippy::cast_precision_loss, reason = "a few at most")]
+        self.storage.metrics.pack_uploads.observe(uploads.len() as f64);
         if partial {
             let in_flight = self.shared.in_flight.load(Ordering::Acquire);
             self.company = self.shared.in_flight_peak.swap(in_flight, Ordering::AcqRel);
@@ -395,6 +407,7 @@ impl Task {
         chunks.sort_by_key(|(place, ..)| *place);
         self.partial_packs += usize::from(partial);
         let (shared, storage) = (Arc::clone(&self.shared), self.storage.clone());
+        let metrics = Arc::clone(&storage.metrics);
         self.storing.spawn(async move {
             let (stored, pending): (Vec<_>, Vec<_>) =
                 chunks.into_iter().map(|(_, chunk, pending)| (chunk, pending)).unzip();
@@ -405,6 +418,9 @@ impl Task {
                 Ok(Err(error)) => Err(describe(&error)),
                 Err(panic) => Err(panic.to_string()),
             };
+            if outcome.is_err() {
+                metrics.packs_lost.inc();
+            }
             match outcome {
                 Ok(rows) => shared.settle(
                     ids.iter()
@@ -442,11 +458,13 @@ struct Storage {
     index: Arc<dyn Index>,
     blobs: Arc<dyn Blobs>,
     clock: Arc<dyn Clock>,
+    metrics: Arc<EngineMetrics>,
 }
 
 impl Storage {
     /// Bytes first, rows second. One row for each chunk, in order.
     async fn store(&self, chunks: &[StoredChunk]) -> Result<Vec<ChunkRow>> {
+        let timer = self.metrics.pack_store.start_timer();
         let mut attempt = 1;
         let (id, size, entries) = loop {
             // A new name for each attempt: one that failed may still have left its object, and names are never used twice.
@@ -458,7 +476,10 @@ impl Storage {
             let pack = builder.finish();
             match self.blobs.put(&BlobKey::Pack(id), &pack.parts).await {
                 Ok(()) => break (id, pack.size, pack.entries),
-                Err(error) if attempt < TRIES => back_off("pack", id, &error, attempt).await,
+                Err(error) if attempt < TRIES => {
+                    self.metrics.pack_retries.with_label_values(&["object"]).inc();
+                    back_off("pack", id, &error, attempt).await;
+                }
                 Err(error) => return Err(error.into()),
             }
             attempt += 1;
@@ -468,8 +489,14 @@ impl Storage {
         let mut attempt = 1;
         loop {
             match self.index.commit_pack(&pack).await {
-                Ok(rows) => return Ok(rows),
+                Ok(rows) => {
+                    timer.observe_duration();
+                    #[expect(clippy::cast_precision_loss, reason = "at most 32 MiB")]
+                    self.metrics.pack_bytes.observe(size as f64);
+                    return Ok(rows);
+                }
                 Err(error @ dormer_index::Error::Unavailable { .. }) if attempt < TRIES => {
+                    self.metrics.pack_retries.with_label_values(&["rows"]).inc();
                     back_off("pack row", id, &error, attempt).await;
                 }
                 Err(error) => return Err(error.into()),

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use dormer_api::headers::{CACHE_VISIBILITY, CACHE_VISIBILITY_PUBLIC};
 use dormer_engine::Engine;
@@ -10,17 +10,21 @@ use http::header::{CONNECTION, HeaderName};
 use http::{HeaderValue, Method, Request, Response};
 use hyper::body::Incoming;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tracing::Instrument as _;
 
 use crate::auth::Authenticator;
 use crate::body::Body;
-use crate::call::{Call, RequestId};
+use crate::call::{Call, REQUEST_ID, RequestId};
+use crate::exchange::{Exchange, Watched};
 use crate::failure::Failure;
 use crate::handlers::{attic, caches, documents, nar, pages, upload};
+use crate::health::Health;
+use crate::metrics::{Metrics, Waiting};
+use crate::push_rate::{PushRates, TooFast};
 use crate::request_body::RequestBody;
 use crate::route::Route;
 use crate::settings::ServerSettings;
 
-static REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 static VISIBILITY: HeaderName = HeaderName::from_static(CACHE_VISIBILITY);
 
 /// How long a request waits for memory to read its body into, or for its turn to be re-encoded.
@@ -32,6 +36,10 @@ pub(crate) struct App {
     pub(crate) engine: Engine,
     pub(crate) authenticator: Authenticator,
     pub(crate) settings: ServerSettings,
+    pub(crate) metrics: Arc<Metrics>,
+    pub(crate) health: Health,
+    push_rates: PushRates,
+    uploads: Arc<Semaphore>,
     buffered_kib: Arc<Semaphore>,
     reencodings: Arc<Semaphore>,
     next_request: AtomicU64,
@@ -39,9 +47,15 @@ pub(crate) struct App {
 
 impl App {
     pub(crate) fn new(engine: Engine, authenticator: Authenticator, settings: ServerSettings) -> Self {
+        let metrics = Metrics::new();
+        metrics.register(Box::new(engine.clone())).expect("the engine's names differ from the server's");
         Self {
-            buffered_kib: Arc::new(Semaphore::new((settings.buffered_bytes_max / 1024).max(1))),
-            reencodings: Arc::new(Semaphore::new(settings.reencodings_max.max(1))),
+            metrics: Arc::new(metrics),
+            health: Health::default(),
+            push_rates: PushRates::new(settings.push_requests_per_second, settings.push_bytes_per_second),
+            uploads: semaphore(settings.uploads_max),
+            buffered_kib: semaphore(settings.buffered_bytes_max / 1024),
+            reencodings: semaphore(settings.reencodings_max),
             // A random start, so that ids of two runs or replicas do not meet in the same log.
             next_request: AtomicU64::new(rand::random()),
             engine,
@@ -51,32 +65,74 @@ impl App {
     }
 
     /// Answers a request. Failures are answers, too: this never fails.
-    pub(crate) async fn respond(self: Arc<Self>, request: Request<Incoming>) -> Response<Body> {
-        let (parts, incoming) = request.into_parts();
-        let id = RequestId(self.next_request.fetch_add(1, Ordering::Relaxed));
-        let mut body = RequestBody::new(incoming, &parts.headers, &self.settings);
-        let call = Call::new(id, parts);
-        let mut response = match self.dispatch(&call, &mut body).await {
-            Ok(response) => response,
-            Err(failure) => failure.answer(&call, &self.settings),
+    pub(crate) async fn respond(self: Arc<Self>, request: Request<Incoming>) -> Response<Watched> {
+        self.watched(request, async |call, body, route| self.dispatch(call, body, route).await).await
+    }
+
+    /// Answers a request that came when all connections were taken.
+    pub(crate) async fn turn_away(self: Arc<Self>, request: Request<Incoming>) -> Response<Watched> {
+        let answer = async |_: &Call, _: &mut RequestBody, route: Option<Route<'_>>| match route {
+            // Who restarts what does not answer here would take the others' connections with it.
+            Some(Route::Alive) => Ok(pages::alive()),
+            _ => Err(Failure::Busy("connections")),
         };
-        let headers = response.headers_mut();
-        headers.insert(&REQUEST_ID, id.header_value());
-        if call.is_about_public_cache() {
-            headers.insert(&VISIBILITY, HeaderValue::from_static(CACHE_VISIBILITY_PUBLIC));
-        }
-        if body.is_unread() {
-            headers.insert(CONNECTION, HeaderValue::from_static("close"));
-            body.linger();
-        }
-        tracing::debug!(
-            request.id = %id, method = %call.method(), path = call.path(), status = response.status().as_u16(), "answered"
-        );
+        let mut response = self.watched(request, answer).await;
+        response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
         response
     }
 
-    async fn dispatch(&self, call: &Call, body: &mut RequestBody) -> Result<Response<Body>, Failure> {
-        let route = Route::parse(call.path()).ok_or(Failure::NoRoute)?;
+    /// Lets a request be answered, and sees to what all answers have in common.
+    async fn watched(
+        &self,
+        request: Request<Incoming>,
+        answer: impl AsyncFnOnce(&Call, &mut RequestBody, Option<Route<'_>>) -> Result<Response<Body>, Failure>,
+    ) -> Response<Watched> {
+        let (parts, incoming) = request.into_parts();
+        let id = RequestId::given(&parts.headers)
+            .unwrap_or_else(|| RequestId::new(self.next_request.fetch_add(1, Ordering::Relaxed)));
+        let mut body = RequestBody::new(incoming, &parts.headers, &self.settings, &self.metrics);
+        let call = Call::new(parts);
+        let route = Route::parse(call.path());
+        let template = route.as_ref().map_or("none", Route::template);
+        let mut exchange = Exchange::begin(&self.metrics, &call, &id, template, self.settings.traces);
+        let span = exchange.span().clone();
+        let answered = async {
+            let mut response = match answer(&call, &mut body, route).await {
+                Ok(response) => response,
+                Err(failure) => {
+                    if let Some(limit) = failure.limit() {
+                        self.metrics.http.refused.with_label_values(&[limit]).inc();
+                    }
+                    failure.answer(&call, &self.settings)
+                }
+            };
+            let headers = response.headers_mut();
+            headers.insert(&REQUEST_ID, id.header_value());
+            if call.is_about_public_cache() {
+                headers.insert(&VISIBILITY, HeaderValue::from_static(CACHE_VISIBILITY_PUBLIC));
+            }
+            if body.is_unread() {
+                headers.insert(CONNECTION, HeaderValue::from_static("close"));
+                body.linger();
+            } else if self.health.is_stopping() {
+                headers.insert(CONNECTION, HeaderValue::from_static("close"));
+            }
+            let status = response.status().as_u16();
+            tracing::debug!(method = %call.method(), path = call.path(), status, "answered");
+            response
+        };
+        let response = answered.instrument(span).await;
+        exchange.answered(response.status());
+        response.map(|body| Watched::new(body, exchange))
+    }
+
+    async fn dispatch(
+        &self,
+        call: &Call,
+        body: &mut RequestBody,
+        route: Option<Route<'_>>,
+    ) -> Result<Response<Body>, Failure> {
+        let route = route.ok_or(Failure::NoRoute)?;
         if !matches!(route, Route::Alive | Route::Ready) {
             self.check_host(call)?;
         }
@@ -116,7 +172,9 @@ impl App {
                 upload::put_narinfo(self, call, body, &cache, &hash).await
             }
             (&Method::PUT, Route::Listing(cache, _)) => upload::put_listing(self, call, body, &cache).await,
-            (&Method::PUT, Route::Nar(cache, file)) => upload::put_nar(self, call, body, &cache, file).await,
+            (&Method::PUT, Route::Nar(cache, file)) => {
+                Box::pin(upload::put_nar(self, call, body, &cache, file)).await
+            }
             (&Method::PUT, Route::NotKept(cache, kind)) => upload::refuse(self, call, &cache, kind).await,
 
             (&Method::GET, Route::CacheConfig(cache) | Route::AtticCacheInfo(cache)) => {
@@ -128,7 +186,7 @@ impl App {
             }
             (&Method::DELETE, Route::CacheConfig(cache)) => attic::destroy_cache(self, call, &cache).await,
             (&Method::POST, Route::GetMissingPaths) => attic::get_missing_paths(self, call, body).await,
-            (&Method::PUT, Route::UploadPath) => attic::upload_path(self, call, body).await,
+            (&Method::PUT, Route::UploadPath) => Box::pin(attic::upload_path(self, call, body)).await,
 
             (&Method::GET, Route::Caches) => caches::list_caches(self, call).await,
             (&Method::DELETE, Route::Object(cache, hash)) => {
@@ -146,26 +204,59 @@ impl App {
         if is_allowed { Ok(()) } else { Err(Failure::BadHost) }
     }
 
+    /// Counts a push, if its token may push so fast.
+    pub(crate) fn admit_push(&self, call: &Call, body: &mut RequestBody) -> Result<(), Failure> {
+        let claims = self.claims(call).unwrap_or_default();
+        let admitted = self.push_rates.admit(&claims, Instant::now());
+        let pusher = admitted.map_err(|TooFast(wait)| Failure::TooFast(wait))?;
+        if let Some(pusher) = pusher {
+            body.count_for(pusher);
+        }
+        Ok(())
+    }
+
+    /// Counts an upload, and waits for its turn. The turn lasts as long as what is returned.
+    pub(crate) async fn admit_upload(
+        &self,
+        call: &Call,
+        body: &mut RequestBody,
+    ) -> Result<OwnedSemaphorePermit, Failure> {
+        self.admit_push(call, body)?;
+        let turn = Arc::clone(&self.uploads).acquire_owned();
+        self.in_time("uploads", self.engine.settings().upload_wait, turn).await
+    }
+
     /// Memory to read a body into.
     pub(crate) async fn reserve_buffer(&self, bytes: u64) -> Result<OwnedSemaphorePermit, Failure> {
         let all = (self.settings.buffered_bytes_max / 1024).max(1);
         let kib = usize::try_from(bytes / 1024 + 1).unwrap_or(usize::MAX).min(all);
         let kib = u32::try_from(kib).unwrap_or(u32::MAX);
         let turn = Arc::clone(&self.buffered_kib).acquire_many_owned(kib);
-        in_time(turn).await.ok_or(Failure::Busy("requests"))
+        self.in_time("requests", TURN_TIMEOUT, turn).await
     }
 
     /// A turn to compress an answer.
     pub(crate) async fn reencoding_turn(&self) -> Result<OwnedSemaphorePermit, Failure> {
-        in_time(Arc::clone(&self.reencodings).acquire_owned()).await.ok_or(Failure::Busy("re-encodings"))
+        let turn = Arc::clone(&self.reencodings).acquire_owned();
+        self.in_time("re-encodings", TURN_TIMEOUT, turn).await
+    }
+
+    async fn in_time(
+        &self,
+        what: &'static str,
+        limit: Duration,
+        turn: impl Future<Output = Result<OwnedSemaphorePermit, tokio::sync::AcquireError>>,
+    ) -> Result<OwnedSemaphorePermit, Failure> {
+        let _waiting = Waiting::new(&self.metrics, what);
+        match tokio::time::timeout(limit, turn).await {
+            Ok(turn) => Ok(turn.expect("the semaphores are never closed")),
+            Err(_) => Err(Failure::Busy(what)),
+        }
     }
 }
 
-async fn in_time(
-    turn: impl Future<Output = Result<OwnedSemaphorePermit, tokio::sync::AcquireError>>,
-) -> Option<OwnedSemaphorePermit> {
-    let turn = tokio::time::timeout(TURN_TIMEOUT, turn).await.ok()?;
-    Some(turn.expect("the semaphores are never closed"))
+fn semaphore(permits: usize) -> Arc<Semaphore> {
+    Arc::new(Semaphore::new(permits.clamp(1, Semaphore::MAX_PERMITS)))
 }
 
 fn allowed_methods(route: &Route<'_>) -> &'static str {

@@ -14,8 +14,6 @@ use http::{HeaderValue, Response, StatusCode};
 use http_body::{Frame, SizeHint};
 use serde::Serialize;
 
-use crate::call::RequestId;
-
 /// An answer's body.
 pub(crate) enum Body {
     /// Nothing, or what is sent in one piece.
@@ -34,7 +32,6 @@ pub(crate) struct NarBody {
     /// Bytes still to come.
     pub(crate) left: u64,
     pub(crate) nar_hash: NarHash,
-    pub(crate) request: RequestId,
 }
 
 impl fmt::Debug for Body {
@@ -97,8 +94,7 @@ impl NarBody {
             Poll::Ready(None) => "the stored bytes ended early".to_owned(),
             Poll::Ready(Some(Err(error))) => error.to_string(),
         };
-        let request = self.request;
-        tracing::error!(request.id = %request, nar.hash = %self.nar_hash, error = failure, "cut an answer short");
+        tracing::error!(nar.hash = %self.nar_hash, error = failure, "cut an answer short");
         Poll::Ready(Some(Err(io::Error::other(failure))))
     }
 }

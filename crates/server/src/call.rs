@@ -3,43 +3,61 @@
 use std::fmt;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use http::header::{AsHeaderName, HOST};
+use http::header::{AsHeaderName, HOST, HeaderName};
 use http::request::Parts;
 use http::{HeaderMap, HeaderValue, Method};
 
-/// Names a request in its answer and in the log.
-#[derive(Debug, Clone, Copy)]
-pub(crate) struct RequestId(pub(crate) u64);
+/// The header that a request's id stands in, both ways.
+pub(crate) static REQUEST_ID: HeaderName = HeaderName::from_static(dormer_api::headers::REQUEST_ID);
+
+/// Names a request in its answer, in each of its log lines and in its trace.
+#[derive(Debug, Clone)]
+pub(crate) struct RequestId(HeaderValue);
+
+/// Longest id that is taken over from a client or a proxy, in bytes.
+const GIVEN_ID_BYTES_MAX: usize = 128;
 
 impl fmt::Display for RequestId {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{:016x}", self.0)
+        f.write_str(self.0.to_str().expect("ids are letters, digits and a few signs"))
     }
 }
 
 impl RequestId {
-    /// As a header's value. By hand: it is on every answer, and formatting costs three times as much.
-    pub(crate) fn header_value(self) -> HeaderValue {
+    /// One of our own. By hand: most requests have one, and formatting costs three times as much.
+    pub(crate) fn new(number: u64) -> Self {
         const DIGITS: &[u8; 16] = b"0123456789abcdef";
         let mut text = [0; 16];
-        for (digit, byte) in text.chunks_exact_mut(2).zip(self.0.to_be_bytes()) {
+        for (digit, byte) in text.chunks_exact_mut(2).zip(number.to_be_bytes()) {
             digit[0] = DIGITS[usize::from(byte >> 4)];
             digit[1] = DIGITS[usize::from(byte & 15)];
         }
-        HeaderValue::from_bytes(&text).expect("hexadecimal digits are fit for a header")
+        Self(HeaderValue::from_bytes(&text).expect("hexadecimal digits are fit for a header"))
+    }
+
+    /// The one that a request brings, if it can stand in a log: whoever sends it wants to find the request again.
+    pub(crate) fn given(headers: &HeaderMap) -> Option<Self> {
+        let value = headers.get(&REQUEST_ID)?;
+        let allowed = |byte: &u8| byte.is_ascii_alphanumeric() || b"-_.:/+=@".contains(byte);
+        let is_sane = (1..=GIVEN_ID_BYTES_MAX).contains(&value.len()) && value.as_bytes().iter().all(allowed);
+        is_sane.then(|| Self(value.clone()))
+    }
+
+    /// As a header's value.
+    pub(crate) fn header_value(&self) -> HeaderValue {
+        self.0.clone()
     }
 }
 
 /// A request without its body.
 pub(crate) struct Call {
-    pub(crate) id: RequestId,
     parts: Parts,
     is_about_public_cache: AtomicBool,
 }
 
 impl Call {
-    pub(crate) fn new(id: RequestId, parts: Parts) -> Self {
-        Self { id, parts, is_about_public_cache: AtomicBool::new(false) }
+    pub(crate) fn new(parts: Parts) -> Self {
+        Self { parts, is_about_public_cache: AtomicBool::new(false) }
     }
 
     pub(crate) fn method(&self) -> &Method {
@@ -96,8 +114,24 @@ mod tests {
 
     #[test]
     fn a_request_id_reads_the_same_in_header_and_log() {
-        for id in [RequestId(0), RequestId(0x0123_4567_89ab_cdef), RequestId(u64::MAX)] {
+        for number in [0, 0x0123_4567_89ab_cdef, u64::MAX] {
+            let id = RequestId::new(number);
             assert_eq!(id.header_value().to_str().unwrap(), id.to_string());
+            assert_eq!(id.to_string(), format!("{number:016x}"));
+        }
+    }
+
+    #[test]
+    fn a_given_id_is_taken_if_it_is_fit_for_a_log() {
+        let given = |value: &[u8]| {
+            let value = HeaderValue::from_bytes(value).unwrap();
+            RequestId::given(&HeaderMap::from_iter([(REQUEST_ID.clone(), value)])).map(|id| id.to_string())
+        };
+        for sane in ["x", "0af7651916cd43dd8448eb211c80319c", "Root=1-67891233-abcdef012345678912345678"] {
+            assert_eq!(given(sane.as_bytes()).as_deref(), Some(sane));
+        }
+        for other in [&b""[..], b"a b", b"a\"b", b"\xff", b"a\tb", &[b'x'; GIVEN_ID_BYTES_MAX + 1]] {
+            assert_eq!(given(other), None, "{other:?}");
         }
     }
 }

@@ -4,6 +4,7 @@
 //! that is down must never look like one. There is no wildcard in the table: a new failure needs a decision.
 
 use std::error::Error as StdError;
+use std::time::Duration;
 
 use bytes::Bytes;
 use dormer_api::{ErrorBody, ErrorName, Permission};
@@ -15,6 +16,7 @@ use http::{HeaderValue, Response, StatusCode};
 use crate::body::{self, Body};
 use crate::call::Call;
 use crate::codec::{SUPPORTED, WindowTooLarge};
+use crate::health::NotReady;
 use crate::request_body::BodyError;
 use crate::route::Route;
 use crate::settings::ServerSettings;
@@ -60,6 +62,10 @@ pub(crate) enum Failure {
     NotKept(&'static str),
     #[error("too many {0} at once")]
     Busy(&'static str),
+    #[error("this token pushes faster than allowed: try again in {} s", .0.as_secs_f64().ceil())]
+    TooFast(Duration),
+    #[error(transparent)]
+    NotReady(NotReady),
     #[error(transparent)]
     Engine(#[from] EngineError),
 }
@@ -109,14 +115,18 @@ impl Failure {
             | Self::Body(BodyError::Incomplete) => of(StatusCode::BAD_REQUEST, Name::RequestError),
             Self::UnknownCompression { .. } => of(StatusCode::BAD_REQUEST, Name::InvalidCompressionType),
             Self::ContentEncoding(_) => of(StatusCode::UNSUPPORTED_MEDIA_TYPE, Name::InvalidCompressionType),
-            Self::Body(BodyError::Idle | BodyError::TooLong) => {
+            Self::Body(BodyError::Idle | BodyError::TooSlow) => {
                 of(StatusCode::REQUEST_TIMEOUT, Name::RequestError)
             }
+            Self::TooFast(_) => of(StatusCode::TOO_MANY_REQUESTS, Name::TooManyRequests),
             Self::RangeOutside { .. } => of(StatusCode::RANGE_NOT_SATISFIABLE, Name::RequestError),
             Self::RangeOfOldName => of(StatusCode::PRECONDITION_FAILED, Name::RequestError),
             Self::NotKept(_) => of(StatusCode::NOT_IMPLEMENTED, Name::RequestError),
-            Self::Busy(_) => of(StatusCode::SERVICE_UNAVAILABLE, Name::ServiceUnavailable),
+            Self::Busy(_) | Self::NotReady(_) => {
+                of(StatusCode::SERVICE_UNAVAILABLE, Name::ServiceUnavailable)
+            }
             Self::TooLong { .. }
+            | Self::Body(BodyError::TooLong { .. })
             | Self::Engine(
                 EngineError::NarTooLarge { .. } | EngineError::MalformedNar(NarError::TooLarge { .. }),
             ) => of(StatusCode::PAYLOAD_TOO_LARGE, Name::RequestError),
@@ -161,25 +171,44 @@ impl Failure {
             }
             _ => {}
         }
-        if status == StatusCode::SERVICE_UNAVAILABLE {
-            headers.insert(RETRY_AFTER, HeaderValue::from(settings.retry_after.as_secs().max(1)));
+        if let Self::TooFast(wait) = self {
+            headers.insert(RETRY_AFTER, HeaderValue::from(whole_seconds(wait)));
+        } else if status == StatusCode::SERVICE_UNAVAILABLE {
+            headers.insert(RETRY_AFTER, HeaderValue::from(whole_seconds(settings.retry_after)));
         }
         response
     }
 
-    fn log(&self, call: &Call, status: StatusCode, detail: &str) {
-        let (request, method, path) = (call.id, call.method(), call.path());
-        if status == StatusCode::SERVICE_UNAVAILABLE {
-            tracing::warn!(request.id = %request, %method, path, status = status.as_u16(), error = detail, "request failed");
-        } else if status.is_server_error() && !matches!(self, Self::NotKept(_)) {
-            tracing::error!(request.id = %request, %method, path, status = status.as_u16(), error = detail, "request failed");
-        } else if call.is_read() {
-            // Misses, scans and forgotten tokens are everyday.
-            tracing::debug!(request.id = %request, %method, path, status = status.as_u16(), error = detail, "request refused");
-        } else {
-            tracing::info!(request.id = %request, %method, path, status = status.as_u16(), error = detail, "request refused");
+    /// The limit that the request ran into, for counting.
+    pub(crate) fn limit(&self) -> Option<&'static str> {
+        match self {
+            Self::Busy(what) | Self::Engine(EngineError::Busy { what }) => Some(what),
+            Self::TooFast(_) => Some("push rate"),
+            _ => None,
         }
     }
+
+    fn log(&self, call: &Call, status: StatusCode, detail: &str) {
+        let (method, path) = (call.method(), call.path());
+        if matches!(self, Self::NotReady(_)) {
+            // Asked every few seconds; what does not answer was logged when it was found out.
+            tracing::debug!(%method, path, status = status.as_u16(), error = detail, "request refused");
+        } else if status == StatusCode::SERVICE_UNAVAILABLE {
+            tracing::warn!(%method, path, status = status.as_u16(), error = detail, "request failed");
+        } else if status.is_server_error() && !matches!(self, Self::NotKept(_)) {
+            tracing::error!(%method, path, status = status.as_u16(), error = detail, "request failed");
+        } else if call.is_read() {
+            // Misses, scans and forgotten tokens are everyday.
+            tracing::debug!(%method, path, status = status.as_u16(), error = detail, "request refused");
+        } else {
+            tracing::info!(%method, path, status = status.as_u16(), error = detail, "request refused");
+        }
+    }
+}
+
+/// Rounded up: who comes back a moment too early has come in vain.
+fn whole_seconds(wait: Duration) -> u64 {
+    (wait.as_secs() + u64::from(wait.subsec_nanos() > 0)).max(1)
 }
 
 fn engine_verdict(class: ErrorClass) -> Verdict {

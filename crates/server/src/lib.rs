@@ -4,7 +4,9 @@
 //! answer; it decides nothing. docs/HTTP-API.md is the contract; the tests hold each row of its status table.
 //!
 //! Where to look
-//! - [`serve`]: connections, time-outs, shutdown; `app` sends a request to its handler and logs the outcome once.
+//! - [`Server`]: connections, time-outs, shutdown; `app` sends a request to its handler and logs the outcome once.
+//! - `exchange`: one request watched to the last byte of its answer; [`Metrics`] is what is counted, [`serve_metrics`] where
+//!   it is read; `health` says whether to send requests here.
 //! - `route`: from a path to a typed route; there is no other place that reads paths.
 //! - `failure`: the one table from an error to its status.
 //! - `auth` and `access`: tokens, and the rule that a caller without permissions learns nothing.
@@ -18,14 +20,23 @@ mod call;
 mod codec;
 mod conditions;
 mod exact;
+mod exchange;
 mod failure;
 mod handlers;
+mod health;
+mod metrics;
+mod process;
+mod push_rate;
 mod request_body;
 mod route;
+mod scrape;
 mod serve;
 mod settings;
 mod socket;
+mod trace_context;
 
 pub use auth::{Authenticator, KeyError, TokenKey};
-pub use serve::{Error, serve};
+pub use metrics::{Described, Metrics, RegisterError};
+pub use scrape::serve_metrics;
+pub use serve::{Error, Server, TURNED_AWAY_MAX, serve};
 pub use settings::ServerSettings;

@@ -3,6 +3,7 @@
 use std::future::Future as _;
 use std::io;
 use std::pin::Pin;
+use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
@@ -14,6 +15,8 @@ use http_body::Body as _;
 use hyper::body::Incoming;
 use tokio::time::{Instant, Sleep, sleep};
 
+use crate::metrics::Metrics;
+use crate::push_rate::Pusher;
 use crate::settings::ServerSettings;
 
 /// How much of a refused body is read and thrown away, and how long, so that the client sees the answer: if we closed at
@@ -28,8 +31,10 @@ pub(crate) enum BodyError {
     Incomplete,
     #[error("nothing of the body came for too long")]
     Idle,
-    #[error("the body took too long")]
-    TooLong,
+    #[error("the body took too long to come")]
+    TooSlow,
+    #[error("the body is longer than {max} bytes, the limit")]
+    TooLong { max: u64 },
 }
 
 impl From<BodyError> for io::Error {
@@ -43,6 +48,11 @@ pub(crate) struct RequestBody {
     incoming: Incoming,
     idle_timeout: Duration,
     deadline: Instant,
+    /// Most bytes taken, and bytes that came.
+    max: u64,
+    received: u64,
+    metrics: Arc<Metrics>,
+    pusher: Option<Arc<Pusher>>,
     pause: Option<Pin<Box<Sleep>>>,
     was_polled: bool,
     ended: bool,
@@ -50,16 +60,36 @@ pub(crate) struct RequestBody {
 }
 
 impl RequestBody {
-    pub(crate) fn new(incoming: Incoming, headers: &HeaderMap, settings: &ServerSettings) -> Self {
+    pub(crate) fn new(
+        incoming: Incoming,
+        headers: &HeaderMap,
+        settings: &ServerSettings,
+        metrics: &Arc<Metrics>,
+    ) -> Self {
         Self {
             ended: incoming.is_end_stream(),
             incoming,
             idle_timeout: settings.body_idle_timeout,
             deadline: Instant::now() + settings.upload_timeout,
+            max: u64::MAX,
+            received: 0,
+            metrics: Arc::clone(metrics),
+            pusher: None,
             pause: None,
             was_polled: false,
             expects_continue: headers.contains_key(EXPECT),
         }
+    }
+
+    /// Refuses a body that is longer than this: at once if its length is known, else when more has come.
+    pub(crate) fn limit(&mut self, max: u64) -> Result<(), BodyError> {
+        self.max = max;
+        if self.incoming.size_hint().lower() > max { Err(BodyError::TooLong { max }) } else { Ok(()) }
+    }
+
+    /// Counts what comes as pushed by this one.
+    pub(crate) fn count_for(&mut self, pusher: Arc<Pusher>) {
+        self.pusher = Some(pusher);
     }
 
     /// The next bytes, as they came; `None` at the end.
@@ -78,6 +108,7 @@ impl RequestBody {
         if self.expects_continue && !self.was_polled {
             return;
         }
+        self.max = u64::MAX;
         tokio::spawn(tokio::time::timeout(LINGER_TIME, async move {
             let mut read = 0;
             while let Ok(Some(bytes)) = self.next().await {
@@ -87,6 +118,14 @@ impl RequestBody {
                 }
             }
         }));
+    }
+
+    fn count(&mut self, bytes: u64) {
+        self.received += bytes;
+        self.metrics.http.received_bytes.inc_by(bytes);
+        if let Some(pusher) = &self.pusher {
+            pusher.count_bytes(bytes, std::time::Instant::now());
+        }
     }
 
     fn fail(&mut self, error: BodyError) -> Poll<Option<Result<Bytes, BodyError>>> {
@@ -106,10 +145,15 @@ impl Stream for RequestBody {
                 Poll::Ready(Some(Ok(frame))) => {
                     this.pause = None;
                     if Instant::now() > this.deadline {
-                        return this.fail(BodyError::TooLong);
+                        return this.fail(BodyError::TooSlow);
                     }
                     // Trailers are nothing that we asked for.
                     if let Ok(bytes) = frame.into_data() {
+                        this.count(bytes.len() as u64);
+                        if this.received > this.max {
+                            let max = this.max;
+                            return this.fail(BodyError::TooLong { max });
+                        }
                         return Poll::Ready(Some(Ok(bytes)));
                     }
                 }

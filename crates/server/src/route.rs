@@ -110,6 +110,29 @@ impl<'a> Route<'a> {
         }
     }
 
+    /// The route without what varies in it: a word for metrics and traces, of which there are few.
+    pub(crate) fn template(&self) -> &'static str {
+        match self {
+            Self::Home => "/",
+            Self::Alive => "/healthz",
+            Self::Ready => "/readyz",
+            Self::Stats => "/_dormer/stats",
+            Self::CacheConfig(_) => "/_api/v1/cache-config/{cache}",
+            Self::GetMissingPaths => "/_api/v1/get-missing-paths",
+            Self::UploadPath => "/_api/v1/upload-path",
+            Self::Caches => "/_api/v2/caches",
+            Self::Object(..) => "/_api/v2/caches/{cache}/objects/{hash}",
+            Self::AtticCacheInfo(_) => "/{cache}/attic-cache-info",
+            Self::NixCacheInfo(_) => "/{cache}/nix-cache-info",
+            Self::Narinfo(..) => "/{cache}/{hash}.narinfo",
+            Self::Listing(..) => "/{cache}/{hash}.ls",
+            Self::Nar(_, NarFile::Encoded(..)) => "/{cache}/nar/{hash}-{tag}.nar.zst",
+            Self::Nar(_, NarFile::StorePath(_)) => "/{cache}/nar/{hash}.nar",
+            Self::Nar(_, NarFile::Upload(_)) => "/{cache}/nar/{file}",
+            Self::NotKept(..) => "/{cache}/{kind}/{document}",
+        }
+    }
+
     /// Whether errors are answered as JSON, with Attic's names.
     pub(crate) fn is_api(path: &str) -> bool {
         path.starts_with("/_api/") || path.ends_with("/attic-cache-info")

@@ -1,4 +1,7 @@
 //! Connections: accepted within a bound, served until they end or the server is asked to stop.
+//!
+//! Stopping is in three steps, so that no request fails of it: readiness goes down first, while everything is still served;
+//! then no more connections are taken; then requests in flight finish.
 
 use std::convert::Infallible;
 use std::pin::pin;
@@ -6,15 +9,17 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use dormer_engine::Engine;
+use futures::FutureExt as _;
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
-use hyper_util::server::graceful::GracefulShutdown;
+use hyper_util::server::graceful::{GracefulConnection, GracefulShutdown};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::Semaphore;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use crate::app::App;
 use crate::auth::Authenticator;
+use crate::metrics::Metrics;
 use crate::settings::ServerSettings;
 use crate::socket::Socket;
 
@@ -23,6 +28,12 @@ const WRITE_BUFFER_BYTES: usize = 256 * 1024;
 
 /// Pause after an accept that failed for want of file descriptors: connections must end before there are more.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+
+/// Connections beyond the most allowed that are being told so; more wait in the kernel's queue. Each ends with its answer.
+pub const TURNED_AWAY_MAX: usize = 64;
+
+/// How long one that is turned away may take to say what it wants.
+const TURN_AWAY_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// Why serving did not end well.
 #[derive(Debug, thiserror::Error)]
@@ -35,7 +46,13 @@ pub enum Error {
     },
 }
 
-/// Serves until `shutdown` is ready; then takes no more connections and lets requests in flight finish.
+/// A server that is ready to run.
+#[derive(Debug)]
+pub struct Server {
+    app: Arc<App>,
+}
+
+/// Serves until `shutdown` is ready; see [`Server::run`].
 pub async fn serve(
     listener: TcpListener,
     engine: Engine,
@@ -43,50 +60,119 @@ pub async fn serve(
     settings: ServerSettings,
     shutdown: impl Future<Output = ()>,
 ) -> Result<(), Error> {
-    let connections_max = settings.connections_max.clamp(1, Semaphore::MAX_PERMITS);
-    let places = Arc::new(Semaphore::new(connections_max));
-    let shutdown_timeout = settings.shutdown_timeout;
-    let app = Arc::new(App::new(engine, authenticator, settings));
-    let graceful = GracefulShutdown::new();
-    let mut shutdown = pin!(shutdown);
-    loop {
-        let next = async {
-            let place = Arc::clone(&places).acquire_owned().await.expect("the semaphore is never closed");
-            (listener.accept().await, place)
-        };
-        let (accepted, place) = tokio::select! {
-            next = next => next,
-            () = &mut shutdown => break,
-        };
-        let stream = match accepted {
-            Ok((stream, _)) => stream,
-            Err(error) => {
-                pause_after(&error).await;
-                continue;
+    Server::new(engine, authenticator, settings).run(listener, shutdown).await
+}
+
+impl Server {
+    /// Sets up what all requests share.
+    pub fn new(engine: Engine, authenticator: Authenticator, settings: ServerSettings) -> Self {
+        Self { app: Arc::new(App::new(engine, authenticator, settings)) }
+    }
+
+    /// What it counts; other parts may add what they count.
+    pub fn metrics(&self) -> &Arc<Metrics> {
+        &self.app.metrics
+    }
+
+    /// Serves until `shutdown` is ready; then stops: says that it is not ready and goes on for `drain_delay`, takes no
+    /// more connections, and lets requests in flight finish within `shutdown_timeout`.
+    pub async fn run(self, listener: TcpListener, shutdown: impl Future<Output = ()>) -> Result<(), Error> {
+        let settings = &self.app.settings;
+        let doors = Doors::new(settings.connections_max);
+        let graceful = GracefulShutdown::new();
+        let mut stop = pin!(async {
+            shutdown.await;
+            self.app.health.begin_stopping();
+            tracing::info!(
+                seconds = settings.drain_delay.as_secs(),
+                "stopping: not ready any more, connections are taken until load balancers know"
+            );
+            tokio::time::sleep(settings.drain_delay).await;
+        });
+        loop {
+            let accepted = tokio::select! {
+                accepted = doors.accept(&listener) => accepted,
+                () = &mut stop => break,
+            };
+            match accepted {
+                Ok((stream, place)) => self.spawn_connection(&graceful, stream, place),
+                Err(error) => pause_after(&error).await,
             }
-        };
-        let connection = graceful.watch(connection(&app, stream));
+        }
+        // What is in the kernel's queue would be reset with the listener.
+        while let Some(Ok((stream, place))) = doors.accept(&listener).now_or_never() {
+            self.spawn_connection(&graceful, stream, place);
+        }
+        drop(listener);
+        tracing::info!(connections = graceful.count(), "taking no more connections");
+        match tokio::time::timeout(settings.shutdown_timeout, graceful.shutdown()).await {
+            Ok(()) => Ok(()),
+            Err(_) => Err(Error::Cut { connections: doors.taken() }),
+        }
+    }
+
+    fn spawn_connection(&self, graceful: &GracefulShutdown, stream: TcpStream, place: Place) {
+        let connections = self.app.metrics.http.connections.clone();
+        connections.inc();
+        let is_turned_away = matches!(place, Place::TurnedAway(_));
+        let connection = graceful.watch(connection(&self.app, stream, is_turned_away));
         tokio::spawn(async move {
             if let Err(error) = connection.await {
                 // Clients leave as they like; what matters was logged with its request.
                 tracing::debug!(%error, "connection ended");
             }
+            connections.dec();
             drop(place);
         });
     }
-    drop(listener);
-    let open = graceful.count();
-    tracing::info!(connections = open, "stopping");
-    match tokio::time::timeout(shutdown_timeout, graceful.shutdown()).await {
-        Ok(()) => Ok(()),
-        Err(_) => Err(Error::Cut { connections: connections_max - places.available_permits() }),
+}
+
+/// Who may come in.
+struct Doors {
+    places_max: usize,
+    places: Arc<Semaphore>,
+    turned_away: Arc<Semaphore>,
+}
+
+/// Held by a connection while it lives.
+enum Place {
+    Served(#[expect(dead_code, reason = "held")] OwnedSemaphorePermit),
+    TurnedAway(#[expect(dead_code, reason = "held")] OwnedSemaphorePermit),
+}
+
+impl Doors {
+    fn new(connections_max: usize) -> Self {
+        let places_max = connections_max.clamp(1, Semaphore::MAX_PERMITS);
+        Self {
+            places_max,
+            places: Arc::new(Semaphore::new(places_max)),
+            turned_away: Arc::new(Semaphore::new(TURNED_AWAY_MAX)),
+        }
+    }
+
+    /// The next connection, with a place if there is one.
+    async fn accept(&self, listener: &TcpListener) -> std::io::Result<(TcpStream, Place)> {
+        let away = Arc::clone(&self.turned_away).acquire_owned().await;
+        let away = away.expect("the semaphore is never closed");
+        let (stream, _) = listener.accept().await?;
+        let place = match Arc::clone(&self.places).try_acquire_owned() {
+            Ok(place) => Place::Served(place),
+            Err(_) => Place::TurnedAway(away),
+        };
+        Ok((stream, place))
+    }
+
+    fn taken(&self) -> usize {
+        let away = TURNED_AWAY_MAX - self.turned_away.available_permits();
+        self.places_max - self.places.available_permits() + away
     }
 }
 
 fn connection(
     app: &Arc<App>,
     stream: TcpStream,
-) -> impl hyper_util::server::graceful::GracefulConnection<Error = hyper::Error> + 'static {
+    is_turned_away: bool,
+) -> impl GracefulConnection<Error = hyper::Error> + 'static {
     // Without it, the last part of an answer waits up to 40 ms for the client's acknowledgement of the first.
     if let Err(error) = stream.set_nodelay(true) {
         tracing::debug!(%error, "failed to set TCP_NODELAY");
@@ -96,11 +182,17 @@ fn connection(
     let app_of_connection = Arc::clone(app);
     let service = service_fn(move |request| {
         let app = Arc::clone(&app_of_connection);
-        async move { Ok::<_, Infallible>(app.respond(request).await) }
+        async move {
+            let response =
+                if is_turned_away { app.turn_away(request).await } else { app.respond(request).await };
+            Ok::<_, Infallible>(response)
+        }
     });
+    let header_timeout =
+        if is_turned_away { TURN_AWAY_TIMEOUT.min(settings.header_timeout) } else { settings.header_timeout };
     http1::Builder::new()
         .timer(TokioTimer::new())
-        .header_read_timeout(settings.header_timeout)
+        .header_read_timeout(header_timeout)
         .max_header_size(settings.header_bytes_max)
         .max_buf_size(WRITE_BUFFER_BYTES.max(settings.header_bytes_max))
         .serve_connection(socket, service)

@@ -27,8 +27,14 @@ pub struct ServerSettings {
     pub buffered_bytes_max: usize,
     /// Longest request line and headers together, in bytes. Attic's metadata header takes up to 4 KiB of it.
     pub header_bytes_max: usize,
-    /// Most connections at once; more wait in the kernel's queue.
+    /// Most connections at once; whoever comes then is answered 503.
     pub connections_max: usize,
+    /// Most uploads at once, those included that wait for memory; more wait as long as the engine's `upload_wait`.
+    pub uploads_max: usize,
+    /// Pushes a second that a token may begin, on average of 10 s; 0 means as many as it likes.
+    pub push_requests_per_second: u64,
+    /// Bytes a second that a token may push, on average of 10 s; 0 means as many as it likes.
+    pub push_bytes_per_second: u64,
     /// How long a connection may take to send the head of a request, waiting between two requests included.
     pub header_timeout: Duration,
     /// How long a request body may pause. An upload that waits for its turn does not pause: it is not being read.
@@ -37,15 +43,20 @@ pub struct ServerSettings {
     pub write_idle_timeout: Duration,
     /// Longest upload. Whatever deletes packs must spare those younger than this.
     pub upload_timeout: Duration,
-    /// How long requests in flight may take to finish once the server was asked to stop.
+    /// How long the server goes on as before when it was asked to stop, but for `/readyz`, which says no, and connections,
+    /// which are closed after their next answer: load balancers need as long to notice. 0 where there are none.
+    pub drain_delay: Duration,
+    /// How long requests in flight may then take to finish.
     pub shutdown_timeout: Duration,
-    /// What `Retry-After` says on a 503, in whole seconds.
+    /// What `Retry-After` says on a 503, in seconds, rounded up.
     pub retry_after: Duration,
     /// Most uploads being read back in the compression they came with at once: each takes a CPU, and up to 4 MiB beside what
     /// is read.
     pub reencodings_max: usize,
     /// Whether `/_dormer/stats` is answered.
     pub stats: bool,
+    /// Whether somebody takes the spans of requests, so that it is worth saying more in them.
+    pub traces: bool,
 }
 
 /// Memory that re-encoding one answer takes, in bytes, beside what is read for it.
@@ -70,16 +81,21 @@ impl Default for ServerSettings {
             buffered_bytes_max: 16 * MIB,
             header_bytes_max: 64 * KIB,
             connections_max: 1024,
+            uploads_max: 256,
+            push_requests_per_second: 0,
+            push_bytes_per_second: 0,
             // Longer than a client thinks between two requests, short enough that idle connections do not pile up.
             header_timeout: Duration::from_secs(75),
             body_idle_timeout: Duration::from_mins(1),
             // Nix pauses a download while it unpacks; nginx allows 60 s between two writes.
             write_idle_timeout: Duration::from_mins(2),
             upload_timeout: Duration::from_hours(24),
+            drain_delay: Duration::ZERO,
             shutdown_timeout: Duration::from_secs(30),
             retry_after: Duration::from_secs(5),
             reencodings_max: 4,
             stats: false,
+            traces: false,
         }
     }
 }

@@ -230,11 +230,14 @@ fn a_range_of_an_old_name_is_412() {
 fn too_long_is_413() {
     let server = Server::start_with(|options| {
         options.engine.nar_bytes_max = 10_000;
+        options.engine.listing_bytes_max = 10_000;
         options.server.json_bytes_max = 10_000;
     });
     assert_eq!(server.call(&admin(), "PUT", "/main/nar/x.nar", &nar(1)).status, 413);
     let narinfo = format!("/main/{}.narinfo", path(1).hash());
     assert_eq!(server.call(&admin(), "PUT", &narinfo, &vec![b'x'; (1 << 20) + 1]).status, 413);
+    let listing = format!("/main/{}.ls", path(1).hash());
+    assert_eq!(server.call(&admin(), "PUT", &listing, &[b' '; 10_001]).status, 413);
     let reply = server.call(&admin(), "POST", "/_api/v1/get-missing-paths", &[b' '; 10_001]);
     assert_eq!((reply.status, reply.json()["code"].as_u64()), (413, Some(413)));
 }
@@ -276,6 +279,34 @@ fn too_long_headers_are_431() {
         server.request("GET", "/main/nix-cache-info", &[("X-Long", &"x".repeat(30_000))], b"").status,
         200
     );
+}
+
+#[test]
+fn a_token_that_pushes_too_fast_is_429() {
+    let server = Server::start_with(|options| options.server.push_requests_per_second = 1);
+    let push = |seed: u64| server.call(&admin(), "PUT", &format!("/main/nar/{seed}.nar"), &nar(seed));
+    let refused =
+        (0..100).map(push).find(|reply| reply.status != 200).expect("10 at once, then one a second");
+    assert_eq!((refused.status, refused.header("retry-after")), (429, Some("1")), "{refused:?}");
+    let other = common::token_of("another", &json!({"*": {"w": 1}}));
+    assert_eq!(
+        server.call(&other, "PUT", "/main/nar/x.nar", &nar(1)).status,
+        200,
+        "it has a rate of its own"
+    );
+    assert_eq!(server.get("/main/nix-cache-info").status, 200, "reading is not pushing");
+
+    let server = Server::start_with(|options| options.server.push_bytes_per_second = 1_000);
+    let info = common::nar_info("main", &path(1), &nar(1), &json!({})).to_string();
+    let bearer = format!("Bearer {}", admin());
+    let upload = [("Authorization", bearer.as_str()), ("X-Attic-Nar-Info", &info)];
+    let push = || server.request("PUT", "/_api/v1/upload-path", &upload, &nar(1));
+    assert_eq!(push().status, 200, "the upload that goes over the limit ends well");
+    let refused = push();
+    assert_eq!((refused.status, refused.json()["error"].as_str()), (429, Some("TooManyRequests")));
+    let seconds: u64 = refused.header("retry-after").unwrap().parse().unwrap();
+    // 40 kB and some were pushed where 10 kB may come at once.
+    assert!((20..=40).contains(&seconds), "{seconds}");
 }
 
 #[test]
@@ -326,6 +357,56 @@ fn no_turn_in_time_is_503() {
 }
 
 #[test]
+fn no_place_for_another_upload_is_503() {
+    let server = Server::start_with(|options| {
+        options.server.uploads_max = 1;
+        options.engine.upload_wait = Duration::from_millis(100);
+    });
+    let mut first = server.connect();
+    let head = format!(
+        "PUT /main/nar/1.nar HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {}\r\nContent-Length: 900000\r\n\r\nstart",
+        admin()
+    );
+    first.write_all(head.as_bytes()).unwrap();
+    let push = || server.call(&admin(), "PUT", "/main/nar/2.nar", &nar(2));
+    let refused =
+        common::until("the first upload has its turn", || Some(push()).filter(|reply| reply.status != 200));
+    assert_eq!((refused.status, refused.header("retry-after")), (503, Some("5")), "{refused:?}");
+    drop(first);
+    common::until("its turn is free", || Some(push()).filter(|reply| reply.status == 200));
+}
+
+#[test]
+fn no_place_for_another_connection_is_503() {
+    let server = Server::start_with(|options| options.server.connections_max = 2);
+    let taken = [server.connect(), server.connect()];
+    for mut stream in &taken {
+        stream.write_all(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n").unwrap();
+        assert_eq!(stream.read(&mut [0; 1024]).unwrap().min(1), 1, "it is served, and stays open");
+    }
+    for _ in 0..100 {
+        let refused = server.get("/main/nix-cache-info");
+        assert_eq!((refused.status, refused.header("retry-after")), (503, Some("5")), "{refused:?}");
+    }
+    assert_eq!(server.get("/healthz").status, 200, "a full server is no dead one");
+    drop(taken);
+    common::until("a place is free", || Some(server.get("/")).filter(|reply| reply.status == 200));
+}
+
+#[test]
+fn a_server_that_is_stopping_is_not_ready() {
+    let mut server = Server::start_with(|options| options.server.drain_delay = Duration::from_mins(1));
+    assert_eq!(server.get("/readyz").status, 200);
+    server.stop();
+    let reply =
+        common::until("it heard of it", || Some(server.get("/readyz")).filter(|reply| reply.status != 200));
+    assert_eq!((reply.status, reply.text().as_str()), (503, "not ready: the server is stopping\n"));
+    assert_eq!(reply.header("retry-after"), Some("5"));
+    assert_eq!(server.get("/main/nix-cache-info").status, 200, "whoever has not noticed yet is served");
+    assert_eq!(server.get("/healthz").status, 200);
+}
+
+#[test]
 fn an_unreachable_store_is_503_and_says_nothing() {
     let server = Server::start();
     server.push("main", &path(1), &nar(1));
@@ -336,7 +417,6 @@ fn an_unreachable_store_is_503_and_says_nothing() {
     let upload = [("Authorization", bearer.as_str()), ("X-Attic-Nar-Info", &info)];
     for reply in [
         server.get(&url),
-        server.get("/readyz"),
         server.call(&admin(), "PUT", "/main/nar/2.nar", &nar(2)),
         server.request("PUT", "/_api/v1/upload-path", &upload, &nar(2)),
     ] {
@@ -347,9 +427,11 @@ fn an_unreachable_store_is_503_and_says_nothing() {
         );
     }
     assert_eq!(server.get("/healthz").status, 200);
+    let ready = server.get("/readyz");
+    assert_eq!((ready.status, ready.text().as_str()), (503, "not ready: the object store does not answer\n"));
     server.store.set_down(false);
     assert_eq!(server.get(&url).status, 200, "an outage is no damage");
-    assert_eq!(server.get("/readyz").status, 200);
+    common::until("it is asked again", || Some(server.get("/readyz")).filter(|reply| reply.status == 200));
 }
 
 #[test]

@@ -1,20 +1,20 @@
 //! `dormer serve`.
 
 use std::fmt::Write as _;
-use std::io::{self, IsTerminal as _};
 use std::net::SocketAddr;
 use std::path::Path;
+use std::sync::Arc;
 
 use clap::Args;
-use dormer_server::{Authenticator, ServerSettings, TokenKey};
+use dormer_server::{Authenticator, Server, ServerSettings, TokenKey};
 use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
-use tracing_subscriber::EnvFilter;
 
 use super::{Context, SettingsArgs};
 use crate::error::{Error, Result};
 use crate::installation::{FIRST_CACHE, Installation, Made, prepare};
-use crate::settings::{LogSettings, Settings, SigningKey, keys};
+use crate::settings::{Settings, SigningKey, keys};
+use crate::{open_files, telemetry};
 
 /// Run the server
 ///
@@ -24,7 +24,8 @@ use crate::settings::{LogSettings, Settings, SigningKey, keys};
 /// Settings come from flags, environment variables and a file, in this order; `dormer config show`
 /// prints them and docs/SETTINGS.md explains them. Attic's server.toml works as it is.
 ///
-/// SIGTERM or Ctrl-C lets requests in flight finish; a second one does not.
+/// SIGTERM or Ctrl-C lets requests in flight finish; a second one does not. /metrics has an address
+/// of its own, 127.0.0.1:9464. Traces are sent if OTEL_EXPORTER_OTLP_ENDPOINT says where to.
 ///
 /// Examples:
 ///   dormer serve
@@ -48,7 +49,7 @@ pub(super) async fn run(args: ServeArgs, context: &Context) -> Result<()> {
     flags.values.extend(args.listen.map(|text| (keys::LISTEN, text)));
     flags.values.extend(args.log_format.map(|text| (keys::LOG_FORMAT, text)));
     let (settings, _) = Settings::load(&context.environment, &flags)?;
-    start_log(&settings.log, context)?;
+    let traces = telemetry::start(&settings.log, context)?;
     let voice = Voice { context, json: settings.log.json };
     for note in &settings.notes {
         voice.warn(note);
@@ -64,11 +65,17 @@ pub(super) async fn run(args: ServeArgs, context: &Context) -> Result<()> {
         voice.warn(warning);
     }
     let authenticator = authenticator(&settings, &installation.token_key)?;
-    let listener = TcpListener::bind(settings.listen).await;
-    let listener =
-        listener.map_err(|source| Error::Io { attempt: format!("listen on {}", settings.listen), source })?;
-    let address = listener.local_addr();
-    let address = address.map_err(|source| Error::Io { attempt: "find the port".to_owned(), source })?;
+    let listener = listen(settings.listen).await?;
+    let address = local_address(&listener)?;
+    let metrics_listener = listen_for_metrics(&settings, &voice).await?;
+    let connections_max = open_files::connections_within_limit(settings.connections_max);
+    if connections_max < settings.connections_max {
+        voice.warn(&format!(
+            "limits.connections is {}, but only {connections_max} are taken: the limit of open files (ulimit -n, \
+             LimitNOFILE) is too low for more",
+            settings.connections_max
+        ));
+    }
     let shutdown = stop_signal()?;
 
     voice.say(&introduction(&settings, &installation, &made, address));
@@ -77,18 +84,51 @@ pub(super) async fn run(args: ServeArgs, context: &Context) -> Result<()> {
     {
         voice.hint("without TLS, tokens travel unencrypted; put a proxy with TLS in front and set api-endpoint to its https:// address");
     }
-    voice.say(&format!("listening on http://{address}"));
 
     let Installation { engine, index, .. } = installation;
-    let served =
-        dormer_server::serve(listener, engine, authenticator, server_settings(&settings), shutdown).await;
+    let server_settings =
+        ServerSettings { connections_max, traces: traces.is_on(), ..server_settings(&settings) };
+    let server = Server::new(engine, authenticator, server_settings);
+    if let Some(listener) = metrics_listener {
+        voice.say(&format!("metrics on http://{}/metrics", local_address(&listener)?));
+        tokio::spawn(dormer_server::serve_metrics(listener, Arc::clone(server.metrics())));
+    }
+    voice.say(&format!("listening on http://{address}"));
+    let served = server.run(listener, shutdown).await;
     if let Err(error) = served {
         // The end was asked for and came: what was cut was not acknowledged.
         voice.warn(&error.to_string());
     }
     index.close().await?;
+    traces.finish().await;
     voice.say("stopped");
     Ok(())
+}
+
+async fn listen(address: SocketAddr) -> Result<TcpListener> {
+    let failed = |source| Error::Io { attempt: format!("listen on {address}"), source };
+    TcpListener::bind(address).await.map_err(failed)
+}
+
+fn local_address(listener: &TcpListener) -> Result<SocketAddr> {
+    let failed = |source| Error::Io { attempt: "find the port".to_owned(), source };
+    listener.local_addr().map_err(failed)
+}
+
+/// An address that nobody chose is not worth failing for: two servers on one machine would fight over it.
+async fn listen_for_metrics(settings: &Settings, voice: &Voice<'_>) -> Result<Option<TcpListener>> {
+    let Some(address) = settings.metrics_listen else { return Ok(None) };
+    match listen(address).await {
+        Ok(listener) => Ok(Some(listener)),
+        Err(error) if settings.metrics_listen_was_set => Err(error),
+        Err(error) => {
+            voice.warn(&format!(
+                "no metrics: {}; metrics.listen takes another address, or off",
+                error.chain()
+            ));
+            Ok(None)
+        }
+    }
 }
 
 fn server_settings(settings: &Settings) -> ServerSettings {
@@ -98,6 +138,15 @@ fn server_settings(settings: &Settings) -> ServerSettings {
         allowed_hosts: settings.allowed_hosts.clone(),
         nar_info_preamble_bytes_max: settings.max_nar_info_bytes,
         connections_max: settings.connections_max,
+        uploads_max: settings.uploads_max,
+        push_requests_per_second: settings.push_requests_per_second,
+        push_bytes_per_second: settings.push_bytes_per_second,
+        header_bytes_max: settings.header_bytes_max,
+        json_bytes_max: settings.json_bytes_max,
+        narinfo_bytes_max: settings.narinfo_bytes_max,
+        buffered_bytes_max: settings.buffered_bytes_max,
+        retry_after: settings.retry_after,
+        drain_delay: settings.drain_delay,
         header_timeout: settings.header_timeout,
         body_idle_timeout: settings.body_idle_timeout,
         write_idle_timeout: settings.write_idle_timeout,
@@ -147,31 +196,6 @@ fn stop_signal() -> Result<impl Future<Output = ()> + Send + 'static> {
     })
 }
 
-fn start_log(log: &LogSettings, context: &Context) -> Result<()> {
-    let from_variable = context.environment.text("RUST_LOG")?;
-    let text = from_variable.unwrap_or(&log.filter);
-    let filter = EnvFilter::try_new(text).map_err(|error| {
-        let name = if from_variable.is_some() { "RUST_LOG" } else { "log.filter" };
-        Error::usage(
-            format!("{name}: '{text}' is not a filter: {error}"),
-            "such as `info` or `warn,dormer_engine=debug`",
-        )
-    })?;
-    let colours = io::stderr().is_terminal() && context.environment.text("NO_COLOR")?.is_none();
-    let builder = tracing_subscriber::fmt()
-        .with_env_filter(filter)
-        .with_writer(io::stderr)
-        .with_ansi(colours)
-        // It would complain about a closed standard error on standard error, and panic.
-        .log_internal_errors(false);
-    if log.json {
-        builder.json().flatten_event(true).init();
-    } else {
-        builder.with_target(false).init();
-    }
-    Ok(())
-}
-
 /// Conversation: as text beside the log lines, or as log lines where those are JSON for a collector.
 struct Voice<'a> {
     context: &'a Context,
@@ -208,12 +232,15 @@ fn introduction(
         return format!("using {data_dir}");
     }
     let mut text = format!("made in {data_dir}:\n");
+    let mut made: Vec<&Made> = made.iter().collect();
+    // What was made first to work comes after what it is for.
+    made.sort_by_key(|item| !matches!(item, Made::Index(_)));
     let below = |path: &Path| path.strip_prefix(&settings.data_dir).unwrap_or(path).display().to_string();
     for item in made {
         let (name, what) = match item {
             Made::DataFolder(_) | Made::FirstStart => continue,
-            Made::Index(path) => (below(path), "the index (SQLite)"),
-            Made::Storage(path) => (format!("{}/", below(path)), "the stored bytes, in packs"),
+            Made::Index(path) => (below(path), "what the caches hold (SQLite)"),
+            Made::Storage(path) => (format!("{}/", below(path)), "their contents, in packs"),
             Made::MasterKey(path) => (
                 below(path),
                 "seals the signing keys in the index; keep a copy apart from the index's backup",

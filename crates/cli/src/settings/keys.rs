@@ -8,6 +8,8 @@ pub(crate) enum Kind {
     Text,
     /// `address:port`.
     Address,
+    /// `address:port`, or `off`.
+    AddressOrOff,
     /// `http://…` or `https://…`.
     HttpUrl,
     /// A path; a relative one counts from the current folder.
@@ -232,7 +234,31 @@ keys! {
     LIMIT_READ_WAIT = Key::new("limits.read-wait", Kind::Duration(0, 3_600),
         "How long a read waits for its turn before it is told to come back.").default("30s");
     LIMIT_CONNECTIONS = Key::new("limits.connections", Kind::Integer(1, 1_000_000),
-        "Most connections at once; more wait in the kernel's queue.").default("1024");
+        "Most connections at once. Whoever comes then is told to come back (503, Retry-After). The limit of open files \
+         (`ulimit -n`) must be twice as high; the soft one is raised to the hard one at start, and when that is too low, so is \
+         this number.").default("1024");
+    LIMIT_UPLOADS = Key::new("limits.uploads", Kind::Integer(1, 1_000_000),
+        "Most uploads at once, those included that wait for memory. More wait as long as `limits.upload-wait` says.")
+        .default("256");
+    LIMIT_PUSH_REQUESTS = Key::new("limits.push-requests-per-second", Kind::Integer(0, 1_000_000),
+        "Pushes (NARs, narinfos, store paths) a second that one token may begin; 0 means as many as it likes. What was not \
+         used in the last 10 seconds may come at once; then the answer is 429 with Retry-After. Tokens with the same `sub` \
+         count as one. Each replica counts for itself.").default("0");
+    LIMIT_PUSH_BYTES = Key::new("limits.push-bytes-per-second", Kind::Size(0, 1024 * GIB),
+        "Bytes a second that one token may push, counted in the same way; 0 means as many as it likes. An upload that has \
+         begun is not slowed down; the next one waits.").default("0");
+    LIMIT_HEADER_SIZE = Key::new("limits.header-size", Kind::Size(8 * KIB, MIB),
+        "Longest request line and headers together (431). Attic's clients send up to 4 KiB of metadata in a header, and \
+         tokens of OIDC issuers take some KiB.").default("64 KiB");
+    LIMIT_JSON_SIZE = Key::new("limits.json-size", Kind::Size(KIB, GIB),
+        "Longest JSON body (413). 4 MiB hold a question after 119,000 paths.").default("4 MiB");
+    LIMIT_NARINFO_SIZE = Key::new("limits.narinfo-size", Kind::Size(KIB, 64 * MIB),
+        "Longest narinfo taken (413). 1 MiB holds some 20,000 references.").default("1 MiB");
+    LIMIT_BODY_MEMORY = Key::new("limits.body-memory", Kind::Size(MIB, 1024 * GIB),
+        "Memory for all bodies that are read whole before they are acted on: JSON, narinfos, metadata. More wait up to 30 s.")
+        .default("16 MiB");
+    LIMIT_RETRY_AFTER = Key::new("limits.retry-after", Kind::Duration(1, 3_600),
+        "What `Retry-After` says on a 503.").default("5s");
     LIMIT_HEADER_TIMEOUT = Key::new("limits.header-timeout", Kind::Duration(1, 3_600),
         "How long a connection may take to send the head of a request, waiting between two requests included.").default("75s");
     LIMIT_BODY_IDLE_TIMEOUT = Key::new("limits.body-idle-timeout", Kind::Duration(1, 3_600),
@@ -240,8 +266,12 @@ keys! {
     LIMIT_WRITE_IDLE_TIMEOUT = Key::new("limits.write-idle-timeout", Kind::Duration(1, 3_600),
         "How long a reader may take nothing of an answer.").default("120s");
     LIMIT_UPLOAD_TIMEOUT = Key::new("limits.upload-timeout", Kind::Duration(60, 7 * DAY), "Longest upload.").default("24h");
+    LIMIT_DRAIN_DELAY = Key::new("limits.drain-delay", Kind::Duration(0, 3_600),
+        "How long the server goes on as before after SIGTERM, but for `/readyz`, which says 503, and connections, which are \
+         closed after their next answer. Load balancers need as long to look elsewhere.")
+        .default_note("5s, or 0 when it listens on the loopback address only");
     LIMIT_SHUTDOWN_TIMEOUT = Key::new("limits.shutdown-timeout", Kind::Duration(0, 3_600),
-        "How long requests in flight may take to finish once the server was asked to stop.").default("30s");
+        "How long requests in flight may then take to finish.").default("30s");
     LIMIT_REENCODINGS = Key::new("limits.reencodings", Kind::Integer(1, 1_024),
         "Most NARs being read back at once in the compression that `nix copy` sent them in: the only reads that take CPU. \
          Each takes up to 4 MiB.")
@@ -274,6 +304,11 @@ keys! {
         .default("text").flag("--log-format");
     LOG_FILTER = Key::new("log.filter", Kind::Text,
         "Which log lines are written, as in `RUST_LOG` (which wins): `info`, `warn,dormer_engine=debug`.").default("info");
+
+    METRICS_LISTEN = Key::new("metrics.listen", Kind::AddressOrOff,
+        "Where `/metrics` is answered, in Prometheus' format and to anybody who asks: an address of its own, or `off`. If \
+         the default one is taken, the server says so and goes on without. docs/METRICS.md explains what is counted.")
+        .default("127.0.0.1:9464");
 
     CHUNKING_THRESHOLD = Key::new("chunking.nar-size-threshold", Kind::Size(0, u64::MAX), "Attic's.")
         .attic().ignored(CHUNKS_ARE_OURS);

@@ -323,7 +323,8 @@ fn parse_text(key: &Key, text: &str, origin: &Origin) -> Result<Value> {
         Kind::Text => Ok(Value::Text(trimmed.to_owned())),
         Kind::Path if trimmed.is_empty() => Err(wrong(not())),
         Kind::Path => Ok(Value::Text(text.to_owned())),
-        Kind::Address => match parse_address(trimmed) {
+        Kind::AddressOrOff if trimmed == OFF => Ok(Value::Text(trimmed.to_owned())),
+        Kind::Address | Kind::AddressOrOff => match parse_address(trimmed) {
             Some(address) => Ok(Value::Text(address.to_string())),
             None => Err(wrong(not())),
         },
@@ -378,6 +379,9 @@ fn parse_text(key: &Key, text: &str, origin: &Origin) -> Result<Value> {
     }
 }
 
+/// The word for nowhere.
+const OFF: &str = "off";
+
 fn parse_address(text: &str) -> Option<SocketAddr> {
     let numeric = text.strip_prefix("localhost:").map(|port| format!("127.0.0.1:{port}"));
     numeric.as_deref().unwrap_or(text).parse().ok()
@@ -388,6 +392,7 @@ pub(crate) fn wanted(kind: Kind) -> String {
     match kind {
         Kind::Text => "a text".to_owned(),
         Kind::Address => "an address such as \"127.0.0.1:8080\" or \"[::]:8080\"".to_owned(),
+        Kind::AddressOrOff => "an address such as \"127.0.0.1:9464\", or \"off\"".to_owned(),
         Kind::HttpUrl => "an address such as \"https://cache.example.org/\"".to_owned(),
         Kind::Path => "a path".to_owned(),
         Kind::Size(..) => "a size such as \"64 MiB\"".to_owned(),

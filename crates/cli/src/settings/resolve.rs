@@ -25,6 +25,9 @@ macro_rules! value_of {
     };
 }
 
+/// By when load balancers have noticed: most look every second or two, and believe the second no.
+const DRAIN_DELAY: Duration = Duration::from_secs(5);
+
 /// Settings of this process, checked.
 #[derive(Debug, Clone)]
 pub(crate) struct Settings {
@@ -40,7 +43,20 @@ pub(crate) struct Settings {
     pub(crate) substituter_endpoint: Option<String>,
     pub(crate) allowed_hosts: Vec<String>,
     pub(crate) max_nar_info_bytes: usize,
+    /// `None`: metrics are off.
+    pub(crate) metrics_listen: Option<SocketAddr>,
+    /// Whether somebody chose that address, so that it must not be taken by another.
+    pub(crate) metrics_listen_was_set: bool,
     pub(crate) connections_max: usize,
+    pub(crate) uploads_max: usize,
+    pub(crate) push_requests_per_second: u64,
+    pub(crate) push_bytes_per_second: u64,
+    pub(crate) header_bytes_max: usize,
+    pub(crate) json_bytes_max: usize,
+    pub(crate) narinfo_bytes_max: usize,
+    pub(crate) buffered_bytes_max: usize,
+    pub(crate) retry_after: Duration,
+    pub(crate) drain_delay: Duration,
     pub(crate) header_timeout: Duration,
     pub(crate) body_idle_timeout: Duration,
     pub(crate) write_idle_timeout: Duration,
@@ -124,6 +140,10 @@ fn fill_paths(raw: &mut Raw, environment: &Environment) -> Result<()> {
     raw.set_default(&keys::DATABASE_URL, Value::Text(format!("sqlite://{}", below("index.sqlite"))));
     raw.set_default(&keys::STORAGE_PATH, Value::Text(below("storage")));
     let threads = EngineSettings::default().cpu_threads;
+    let is_loopback =
+        text(raw, &keys::LISTEN).parse().is_ok_and(|address: SocketAddr| address.ip().is_loopback());
+    let drain_delay = if is_loopback { Duration::ZERO } else { DRAIN_DELAY };
+    raw.set_default(&keys::LIMIT_DRAIN_DELAY, Value::Duration(drain_delay));
     raw.set_default(&keys::LIMIT_CPU_THREADS, Value::Integer(i64::try_from(threads).unwrap_or(1)));
     Ok(())
 }
@@ -166,7 +186,19 @@ fn resolve(raw: &Raw) -> Result<Settings> {
         substituter_endpoint: optional_text(raw, &keys::SUBSTITUTER_ENDPOINT),
         allowed_hosts: list(raw, &keys::ALLOWED_HOSTS),
         max_nar_info_bytes: count(size(raw, &keys::MAX_NAR_INFO_SIZE)),
+        // "off" is no address.
+        metrics_listen: text(raw, &keys::METRICS_LISTEN).parse().ok(),
+        metrics_listen_was_set: origin(raw, &keys::METRICS_LISTEN) != Origin::Default,
         connections_max: count(integer(raw, &keys::LIMIT_CONNECTIONS).unsigned_abs()),
+        uploads_max: count(integer(raw, &keys::LIMIT_UPLOADS).unsigned_abs()),
+        push_requests_per_second: integer(raw, &keys::LIMIT_PUSH_REQUESTS).unsigned_abs(),
+        push_bytes_per_second: size(raw, &keys::LIMIT_PUSH_BYTES),
+        header_bytes_max: count(size(raw, &keys::LIMIT_HEADER_SIZE)),
+        json_bytes_max: count(size(raw, &keys::LIMIT_JSON_SIZE)),
+        narinfo_bytes_max: count(size(raw, &keys::LIMIT_NARINFO_SIZE)),
+        buffered_bytes_max: count(size(raw, &keys::LIMIT_BODY_MEMORY)),
+        retry_after: duration(raw, &keys::LIMIT_RETRY_AFTER),
+        drain_delay: duration(raw, &keys::LIMIT_DRAIN_DELAY),
         header_timeout: duration(raw, &keys::LIMIT_HEADER_TIMEOUT),
         body_idle_timeout: duration(raw, &keys::LIMIT_BODY_IDLE_TIMEOUT),
         write_idle_timeout: duration(raw, &keys::LIMIT_WRITE_IDLE_TIMEOUT),

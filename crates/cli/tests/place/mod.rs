@@ -53,6 +53,13 @@ impl Place {
         if !self.port.is_empty() {
             text = text.replace(&self.port, "PORT");
         }
+        // Each request has another id.
+        let mut from = 0;
+        while let Some(start) = text[from..].find("(request ").map(|at| from + at) {
+            let end = start + text[start..].find(')').expect("the id ends");
+            text.replace_range(start..=end, "(request ID)");
+            from = start + 1;
+        }
         // A public key is 44 characters of base64 behind a colon, the last of them `=`.
         for name in ["main:", "team:"] {
             while let Some(start) = text.match_indices(name).map(|(at, _)| at + name.len()).find(|start| {
@@ -68,6 +75,8 @@ impl Place {
     /// must not trouble it.
     pub fn serve(&mut self) -> String {
         let mut command = self.command(&["serve", "--listen", "127.0.0.1:0"]);
+        // Other tests' servers want the default one, too.
+        command.env("DORMER_METRICS_LISTEN", "off");
         let mut server = command.stderr(Stdio::piped()).spawn().unwrap();
         let mut said = String::new();
         for line in BufReader::new(server.stderr.take().unwrap()).lines() {

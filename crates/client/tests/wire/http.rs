@@ -411,3 +411,11 @@ async fn a_connection_on_which_nothing_moves_is_given_up() {
     assert!(started.elapsed() < Duration::from_secs(20));
     assert_eq!(server.requests().len(), 4);
 }
+
+#[tokio::test]
+async fn a_refusal_names_the_request_for_whoever_reads_the_servers_log() {
+    let refusal = Step::Answer(400, "X-Request-Id: 0123456789abcdef\r\n", "words of the server".to_owned());
+    let server = Server::scripted([refusal]).await;
+    let error = client(&server).get_cache_config(&main_cache()).await.unwrap_err();
+    assert!(error.to_string().ends_with("words of the server (request 0123456789abcdef)"), "{error}");
+}

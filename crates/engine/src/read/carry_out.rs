@@ -78,6 +78,7 @@ impl Engine {
                 Err(_) if attempt < TRIES => {}
                 outcome => return outcome,
             }
+            self.metrics().read_retries.inc();
             tokio::time::sleep(Duration::from_millis(20 * 4u64.pow(attempt))).await;
             attempt += 1;
         }

@@ -38,6 +38,7 @@ pub(crate) use self::open::{Plan, PlanKey};
 pub(crate) use self::plan::windows;
 use self::plan::{Next, ReadSource};
 use crate::memory::Reservation;
+use crate::metrics::Waiting;
 use crate::{Engine, Error, Result};
 
 /// Largest single read. Past 1 MiB a local read gains nothing and falls out of the second-level cache.
@@ -212,6 +213,7 @@ impl Engine {
 
     async fn read_turn(&self) -> Result<OwnedSemaphorePermit> {
         let turn = Arc::clone(self.read_turns()).acquire_owned();
+        let _waiting = Waiting::new(&self.metrics().reads_waiting);
         match tokio::time::timeout(self.settings().read_wait, turn).await {
             Ok(permit) => Ok(permit.expect("the semaphore is never closed")),
             Err(_) => Err(Error::Busy { what: "downloads" }),

@@ -203,6 +203,7 @@ impl Engine {
     /// Marks damage. Failing to do so is logged only: the caller already answers with an error, and the next read finds it again.
     pub(super) async fn mark_damaged(&self, nar: NarId, hash: &NarHash, chunks: &[u64]) {
         tracing::error!(nar.hash = %hash, chunk.numbers = ?chunks, "stored bytes are damaged");
+        self.metrics().nars_damaged.inc();
         if let Err(error) = self.index().mark_damaged(nar, chunks, self.now()).await {
             tracing::error!(nar.hash = %hash, %error, "failed to mark a NAR damaged");
         }

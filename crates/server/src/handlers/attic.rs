@@ -85,7 +85,7 @@ pub(crate) async fn create_cache(
         secret_key,
     };
     app.engine.create_cache(new).await?;
-    tracing::info!(request.id = %call.id, cache.name = %name, "created a cache");
+    tracing::info!(cache.name = %name, "created a cache");
     Ok(body::empty())
 }
 
@@ -130,7 +130,7 @@ pub(crate) async fn configure_cache(
         new_key,
     };
     app.engine.update_cache(&cache, update).await?;
-    tracing::info!(request.id = %call.id, cache.name = %name, "changed a cache's settings");
+    tracing::info!(cache.name = %name, "changed a cache's settings");
     Ok(body::empty())
 }
 
@@ -147,7 +147,7 @@ pub(crate) async fn destroy_cache(
 ) -> Result<Response<Body>, Failure> {
     let cache = app.open_cache(call, name, Permission::DestroyCache).await?;
     app.engine.delete_cache(&cache).await?;
-    tracing::info!(request.id = %call.id, cache.name = %name, "destroyed a cache");
+    tracing::info!(cache.name = %name, "destroyed a cache");
     Ok(body::empty())
 }
 
@@ -175,6 +175,7 @@ pub(crate) async fn upload_path(
     if small_body::content_encoding(call)? != Compression::None {
         return Err(Failure::ContentEncoding("upload-path takes the NAR as it is".to_owned()));
     }
+    let _turn = app.admit_upload(call, body).await?;
     let mut upload = Upload::begin(app, call, body).await?;
     let info = &upload.info;
     let cache = app.open_cache(call, &info.cache, Permission::Push).await?;
@@ -191,7 +192,7 @@ pub(crate) async fn upload_path(
     let ingested = ingest.finish().await?;
     let result = describe(app, call, &cache, &ingested).await?;
     tracing::info!(
-        request.id = %call.id, cache.name = cache.name, path = %object.path, size_bytes = ingested.nar_size,
+        cache.name = cache.name, path = %object.path, size_bytes = ingested.nar_size,
         new_bytes = ingested.new_chunk_bytes, "took a store path"
     );
     app.engine.commit_object(&cache, ingested, object).await?;

@@ -49,7 +49,7 @@ pub(crate) async fn remove_object(
     let cache = app.open_cache(call, name, Permission::Delete).await?;
     let removed = app.engine.remove_object(&cache, hash).await?;
     if removed {
-        tracing::info!(request.id = %call.id, cache.name = %name, object.hash = %hash, "removed a store path");
+        tracing::info!(cache.name = %name, object.hash = %hash, "removed a store path");
     }
     Ok(body::json(StatusCode::OK, &RemovePathResponse { removed }))
 }

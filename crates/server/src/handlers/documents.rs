@@ -46,9 +46,9 @@ pub(crate) async fn find_listing(
     let cache = app.open_cache(call, name, Permission::Pull).await?;
     let listing = app.engine.listing(&cache, hash).await?.ok_or(Failure::NoSuchObject)?;
     let length = listing.size;
-    let (request, path) = (call.id, *hash);
+    let path = *hash;
     let log = move |error: &dormer_engine::Error| {
-        tracing::error!(request.id = %request, path = %path, error = %error, "cut a listing short");
+        tracing::error!(path = %path, error = %error, "cut a listing short");
     };
     let pieces = listing.inspect_err(log).map_err(io::Error::other);
     let body = if call.is_head() { Body::Unknown } else { Body::Stream(Box::pin(pieces)) };

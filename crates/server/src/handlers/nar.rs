@@ -74,7 +74,7 @@ async fn stored(call: &Call, open: OpenNar, named: Option<EncodingTag>) -> Resul
         Body::Unknown
     } else {
         let stream = open.stream(part.clone()).await?;
-        Body::Nar(Box::new(NarBody { stream, left: length, nar_hash, request: call.id }))
+        Body::Nar(Box::new(NarBody { stream, left: length, nar_hash }))
     };
     let mut response = Response::new(body);
     let headers = response.headers_mut();
@@ -116,9 +116,9 @@ async fn get_upload(
     }
     let size = open.size();
     let turn = app.reencoding_turn().await?;
-    let (request, nar_hash) = (call.id, open.hash());
+    let nar_hash = open.hash();
     let log = move |error: &dormer_engine::Error| {
-        tracing::error!(request.id = %request, nar.hash = %nar_hash, error = %error, "cut an answer short");
+        tracing::error!(nar.hash = %nar_hash, error = %error, "cut an answer short");
     };
     let frames = open.stream(None).await?.inspect_err(log).map_err(io::Error::other);
     let frames = Box::pin(StreamReader::new(frames));

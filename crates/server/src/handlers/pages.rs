@@ -18,9 +18,9 @@ pub(crate) fn alive() -> Response<Body> {
     body::text(StatusCode::OK, "ok\n")
 }
 
-/// Database and store answer, too.
+/// Database and store answer, too, and nobody asked the server to stop.
 pub(crate) async fn ready(app: &App) -> Result<Response<Body>, Failure> {
-    app.engine.check_ready().await?;
+    app.health.check(&app.engine).await.map_err(Failure::NotReady)?;
     Ok(body::text(StatusCode::OK, "ready\n"))
 }
 

@@ -56,6 +56,10 @@ pub(crate) async fn put_nar(
         ));
     };
     let coding = small_body::content_encoding(call)?;
+    let _turn = app.admit_upload(call, body).await?;
+    // What does not compress grows by less than a sixteenth in any of the formats; what decodes to nothing ends here, too.
+    let nar_bytes_max = app.engine.settings().nar_bytes_max;
+    body.limit(nar_bytes_max.saturating_add(nar_bytes_max / 16 + 1024 * 1024))?;
     let input: Input<'_> = Box::pin(StreamReader::new(body));
     let (input, _memory) = if coding == Compression::None {
         (input, None)
@@ -92,7 +96,7 @@ pub(crate) async fn put_nar(
     }
     let ingested = ingest.finish().await?;
     tracing::info!(
-        request.id = %call.id, cache.name = cache.name, nar.hash = %ingested.nar_hash, size_bytes = ingested.nar_size,
+        cache.name = cache.name, nar.hash = %ingested.nar_hash, size_bytes = ingested.nar_size,
         new_bytes = ingested.new_chunk_bytes, "took a NAR"
     );
     app.engine.commit_alias(&cache, ingested, file_name, compression.name()).await?;
@@ -108,6 +112,7 @@ pub(crate) async fn put_narinfo(
     hash: &StorePathHash,
 ) -> Result<Response<Body>, Failure> {
     let cache = app.open_cache(call, name, Permission::Push).await?;
+    app.admit_push(call, body)?;
     let Buffered { value: text, memory: _memory } =
         small_body::read_text(app, call, body, "the narinfo").await?;
     let narinfo = NarInfo::parse(&text, &store_dir(&cache)?).map_err(bad_request)?;
@@ -145,10 +150,10 @@ pub(crate) async fn put_narinfo(
     let path = &narinfo.store_path;
     match outcome {
         CommitOutcome::Committed(_) => {
-            tracing::info!(request.id = %call.id, cache.name = cache.name, path = %path, "took a store path");
+            tracing::info!(cache.name = cache.name, path = %path, "took a store path");
         }
         CommitOutcome::Kept => tracing::warn!(
-            request.id = %call.id, cache.name = cache.name, path = %path, nar.hash = %narinfo.nar_hash,
+            cache.name = cache.name, path = %path, nar.hash = %narinfo.nar_hash,
             "kept the store path that was here first: the new narinfo has another NAR or other references"
         ),
     }
@@ -163,6 +168,8 @@ pub(crate) async fn put_listing(
     name: &CacheName,
 ) -> Result<Response<Body>, Failure> {
     app.open_cache(call, name, Permission::Push).await?;
+    app.admit_push(call, body)?;
+    body.limit(app.engine.settings().listing_bytes_max as u64)?;
     while body.next().await?.is_some() {}
     Ok(body::empty())
 }

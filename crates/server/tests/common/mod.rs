@@ -20,7 +20,7 @@ use dormer_blobs::{BlobKey, Blobs, LocalBlobs};
 use dormer_engine::{CreateCache, Engine, EngineSettings, MasterKey, SystemClock};
 use dormer_index::{Index, SqliteIndex, SqliteOptions};
 use dormer_nix::{NarHash, StorePath};
-use dormer_server::{Authenticator, ServerSettings, TokenKey, serve};
+use dormer_server::{Authenticator, Metrics, ServerSettings, TokenKey};
 use jsonwebtoken::{Algorithm, EncodingKey, Header};
 use serde_json::{Value, json};
 use tempfile::TempDir;
@@ -62,7 +62,9 @@ pub struct Server {
     pub folder: TempDir,
     pub engine: Engine,
     pub store: Arc<Unreliable>,
+    pub metrics: Arc<Metrics>,
     index: Arc<dyn Index>,
+    serving: Option<tokio::task::JoinHandle<Result<(), dormer_server::Error>>>,
     stop: Option<oneshot::Sender<()>>,
     runtime: Option<Runtime>,
 }
@@ -82,6 +84,7 @@ impl Server {
         let store = Arc::new(Unreliable {
             inner: LocalBlobs::open(&packs).unwrap(),
             is_down: AtomicBool::new(false),
+            is_hanging: AtomicBool::new(false),
         });
         let index = runtime
             .block_on(SqliteIndex::open(&folder.path().join("index.sqlite"), SqliteOptions::default()))
@@ -122,12 +125,24 @@ impl Server {
         let listener = runtime.block_on(tokio::net::TcpListener::bind("127.0.0.1:0")).unwrap();
         let address = listener.local_addr().unwrap();
         let (stop, stopped) = oneshot::channel::<()>();
-        let serving = serve(listener, served, options.authenticator, options.server, async {
+        let server = dormer_server::Server::new(served, options.authenticator, options.server);
+        let metrics = Arc::clone(server.metrics());
+        let serving = server.run(listener, async {
             stopped.await.ok();
         });
-        runtime.spawn(serving);
+        let serving = Some(runtime.spawn(serving));
         drop(in_runtime);
-        Self { address, folder, engine, store, index, stop: Some(stop), runtime: Some(runtime) }
+        Self {
+            address,
+            folder,
+            engine,
+            store,
+            index,
+            metrics,
+            serving,
+            stop: Some(stop),
+            runtime: Some(runtime),
+        }
     }
 
     pub fn block_on<T>(&self, future: impl Future<Output = T>) -> T {
@@ -137,6 +152,29 @@ impl Server {
     /// Asks the server to stop, without waiting.
     pub fn stop(&mut self) {
         drop(self.stop.take());
+    }
+
+    /// Waits until the server has stopped.
+    pub fn stopped(&mut self) -> Result<(), dormer_server::Error> {
+        let serving = self.serving.take().expect("it is waited for once");
+        self.block_on(async { tokio::time::timeout(Duration::from_mins(1), serving).await.unwrap().unwrap() })
+    }
+
+    /// The value of a counter or gauge, with its labels as they are written: `name{label="x"}`.
+    #[track_caller]
+    pub fn metric(&self, series: &str) -> usize {
+        let page = String::from_utf8(self.metrics.render().unwrap()).unwrap();
+        let line = page.lines().find_map(|line| line.strip_prefix(series)?.strip_prefix(' '));
+        line.unwrap_or_else(|| panic!("{series} is not in\n{page}")).parse().unwrap()
+    }
+
+    /// Serves the metrics; where.
+    pub fn serve_metrics(&self) -> SocketAddr {
+        let listener = self.block_on(tokio::net::TcpListener::bind("127.0.0.1:0")).unwrap();
+        let address = listener.local_addr().unwrap();
+        let serving = dormer_server::serve_metrics(listener, Arc::clone(&self.metrics));
+        self.runtime.as_ref().unwrap().spawn(serving);
+        address
     }
 
     /// Sends these bytes on a connection of their own and reads until the server closes.
@@ -239,11 +277,17 @@ impl Drop for Server {
 pub struct Unreliable {
     inner: LocalBlobs,
     is_down: AtomicBool,
+    is_hanging: AtomicBool,
 }
 
 impl Unreliable {
     pub fn set_down(&self, is_down: bool) {
         self.is_down.store(is_down, Ordering::SeqCst);
+    }
+
+    /// From now on, the store answers no question after an object.
+    pub fn set_hanging(&self, is_hanging: bool) {
+        self.is_hanging.store(is_hanging, Ordering::SeqCst);
     }
 
     fn check(&self, attempt: &'static str) -> dormer_blobs::Result<()> {
@@ -270,6 +314,9 @@ impl Blobs for Unreliable {
     }
     async fn head(&self, key: &BlobKey) -> dormer_blobs::Result<u64> {
         self.check("look for")?;
+        if self.is_hanging.load(Ordering::SeqCst) {
+            std::future::pending::<()>().await;
+        }
         self.inner.head(key).await
     }
     async fn delete(&self, key: &BlobKey) -> dormer_blobs::Result<()> {
@@ -278,6 +325,16 @@ impl Blobs for Unreliable {
     async fn list(&self) -> dormer_blobs::Result<Vec<BlobKey>> {
         self.inner.list().await
     }
+}
+
+/// Sends these bytes and reads until the other side closes.
+pub fn ask(address: SocketAddr, request: &[u8]) -> Vec<u8> {
+    let mut stream = TcpStream::connect(address).unwrap();
+    stream.set_read_timeout(Some(Duration::from_mins(1))).unwrap();
+    stream.write_all(request).unwrap();
+    let mut answer = Vec::new();
+    let _ = stream.read_to_end(&mut answer);
+    answer
 }
 
 /// An answer.
@@ -375,6 +432,19 @@ pub fn chunked(body: &[u8]) -> Vec<u8> {
     bytes
 }
 
+/// Looks every 20 ms until there is something; fails after a minute.
+#[track_caller]
+pub fn until<T>(what: &str, mut look: impl FnMut() -> Option<T>) -> T {
+    let begin = std::time::Instant::now();
+    loop {
+        if let Some(found) = look() {
+            return found;
+        }
+        assert!(begin.elapsed() < Duration::from_mins(1), "not within a minute: {what}");
+        std::thread::sleep(Duration::from_millis(20));
+    }
+}
+
 /// Seconds since 1970.
 pub fn now() -> i64 {
     i64::try_from(std::time::SystemTime::UNIX_EPOCH.elapsed().unwrap().as_secs()).unwrap()
@@ -387,7 +457,12 @@ pub fn sign(algorithm: Algorithm, key: &EncodingKey, claims: &Value) -> String {
 
 /// A token that is valid for an hour and gives these permissions.
 pub fn token(caches: &Value) -> String {
-    let claims = json!({"sub": "test", "exp": now() + 3600, "https://jwt.attic.rs/v1": {"caches": caches}});
+    token_of("test", caches)
+}
+
+/// The same, made for somebody.
+pub fn token_of(sub: &str, caches: &Value) -> String {
+    let claims = json!({"sub": sub, "exp": now() + 3600, "https://jwt.attic.rs/v1": {"caches": caches}});
     sign(Algorithm::HS256, &EncodingKey::from_secret(SECRET), &claims)
 }
 

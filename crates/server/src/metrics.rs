@@ -1,0 +1,185 @@
+//! What the server counts, and the page on which everything that is counted can be read.
+//!
+//! Names, help texts and buckets of HTTP stand here, those of the engine in the engine; docs/METRICS.md is made from both.
+//!
+//! Cardinality is bounded: a label is a route's template, a method that we know, a status, a limit's name. No path, cache,
+//! token or host becomes one.
+
+use std::sync::{Mutex, PoisonError};
+
+use prometheus::core::Collector;
+use prometheus::{
+    Encoder as _, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts,
+    Registry, TextEncoder,
+};
+
+use crate::process::Process;
+
+/// Latencies, in seconds: a narinfo from memory takes 0.1 ms, a large upload minutes.
+const SECONDS: &[f64] = &[
+    0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0,
+];
+
+/// Everything that is counted, by whomever.
+#[derive(Debug)]
+pub struct Metrics {
+    registry: Registry,
+    described: Mutex<Vec<Described>>,
+    pub(crate) http: HttpMetrics,
+}
+
+/// One row of docs/METRICS.md.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Described {
+    /// Its name; a counter's ends in `_total`.
+    pub name: String,
+    /// Its labels.
+    pub labels: Vec<String>,
+    /// What it means, with its unit.
+    pub help: String,
+}
+
+/// A collector whose names are taken: a defect of the program.
+#[derive(Debug, thiserror::Error)]
+#[error("failed to register metrics")]
+pub struct RegisterError(#[from] prometheus::Error);
+
+/// The counters of connections and requests.
+#[derive(Debug)]
+pub(crate) struct HttpMetrics {
+    pub(crate) requests: IntCounterVec,
+    pub(crate) seconds: HistogramVec,
+    pub(crate) in_flight: IntGauge,
+    pub(crate) connections: IntGauge,
+    pub(crate) received_bytes: IntCounter,
+    pub(crate) sent_bytes: IntCounter,
+    pub(crate) cut: IntCounter,
+    pub(crate) refused: IntCounterVec,
+    pub(crate) waiting: IntGaugeVec,
+}
+
+impl Metrics {
+    pub(crate) fn new() -> Self {
+        let http = HttpMetrics {
+            requests: counters(
+                "dormer_http_requests_total",
+                "Requests that were answered",
+                &["method", "route", "status"],
+            ),
+            seconds: HistogramVec::new(
+                HistogramOpts::new(
+                    "dormer_http_request_duration_seconds",
+                    "Time from a request's head to the last byte of its answer being handed to the connection",
+                )
+                .buckets(SECONDS.to_vec()),
+                &["method", "route"],
+            )
+            .expect(WELL_FORMED),
+            in_flight: gauge("dormer_http_requests_in_flight", "Requests being answered now"),
+            connections: gauge("dormer_http_connections", "Open connections now"),
+            received_bytes: counter("dormer_http_received_bytes_total", "Bytes of requests' bodies"),
+            sent_bytes: counter("dormer_http_sent_bytes_total", "Bytes of answers' bodies"),
+            cut: counter(
+                "dormer_http_answers_cut_total",
+                "Answers cut short because their bytes turned out bad or unreachable after the 200",
+            ),
+            refused: counters(
+                "dormer_http_refused_total",
+                "Requests refused with 429 or 503 because of a limit, by the limit",
+                &["limit"],
+            ),
+            waiting: IntGaugeVec::new(
+                Opts::new("dormer_http_waiting", "Requests that wait for their turn now, by what for"),
+                &["for"],
+            )
+            .expect(WELL_FORMED),
+        };
+        let build = IntGaugeVec::new(
+            Opts::new("dormer_build_info", "1; the label says which version runs"),
+            &["version"],
+        )
+        .expect(WELL_FORMED);
+        build.with_label_values(&[env!("CARGO_PKG_VERSION")]).set(1);
+        let metrics = Self { registry: Registry::new(), described: Mutex::default(), http };
+        for collector in metrics.http.collectors() {
+            metrics.register(collector).expect(WELL_FORMED);
+        }
+        metrics.register(Box::new(build)).expect(WELL_FORMED);
+        metrics.register(Box::new(Process::new())).expect(WELL_FORMED);
+        metrics
+    }
+
+    /// Adds what another part counts: the object store, the database's connections.
+    pub fn register(&self, collector: Box<dyn Collector>) -> Result<(), RegisterError> {
+        let described = collector.desc().into_iter().map(|desc| Described {
+            name: desc.fq_name.clone(),
+            labels: desc.variable_labels.clone(),
+            help: desc.help.clone(),
+        });
+        let described: Vec<Described> = described.collect();
+        self.registry.register(collector)?;
+        self.described.lock().unwrap_or_else(PoisonError::into_inner).extend(described);
+        Ok(())
+    }
+
+    /// All names, with their labels and meanings, in order.
+    pub fn described(&self) -> Vec<Described> {
+        let mut described = self.described.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        described.sort();
+        described
+    }
+
+    /// The page, in Prometheus' text format.
+    pub fn render(&self) -> Result<Vec<u8>, RegisterError> {
+        let mut page = Vec::new();
+        TextEncoder::new().encode(&self.registry.gather(), &mut page)?;
+        Ok(page)
+    }
+}
+
+/// Counts a request that waits, for as long as it lives.
+pub(crate) struct Waiting(IntGauge);
+
+impl Waiting {
+    pub(crate) fn new(metrics: &Metrics, what: &'static str) -> Self {
+        let gauge = metrics.http.waiting.with_label_values(&[what]);
+        gauge.inc();
+        Self(gauge)
+    }
+}
+
+impl Drop for Waiting {
+    fn drop(&mut self) {
+        self.0.dec();
+    }
+}
+
+impl HttpMetrics {
+    fn collectors(&self) -> [Box<dyn Collector>; 9] {
+        [
+            Box::new(self.requests.clone()),
+            Box::new(self.seconds.clone()),
+            Box::new(self.in_flight.clone()),
+            Box::new(self.connections.clone()),
+            Box::new(self.received_bytes.clone()),
+            Box::new(self.sent_bytes.clone()),
+            Box::new(self.cut.clone()),
+            Box::new(self.refused.clone()),
+            Box::new(self.waiting.clone()),
+        ]
+    }
+}
+
+const WELL_FORMED: &str = "names, labels and buckets are written in this file, are well formed and differ";
+
+fn counter(name: &str, help: &str) -> IntCounter {
+    IntCounter::new(name, help).expect(WELL_FORMED)
+}
+
+fn counters(name: &str, help: &str, labels: &[&str]) -> IntCounterVec {
+    IntCounterVec::new(Opts::new(name, help), labels).expect(WELL_FORMED)
+}
+
+fn gauge(name: &str, help: &str) -> IntGauge {
+    IntGauge::new(name, help).expect(WELL_FORMED)
+}

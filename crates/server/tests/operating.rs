@@ -1,0 +1,195 @@
+//! What an operator relies on: health, an orderly end, ids that find a request again, limits of patience.
+#![expect(clippy::unwrap_used, reason = "helpers of tests: a panic is the failure")]
+
+mod common;
+
+use std::io::{Read as _, Write as _};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use common::{Reply, Server, admin, nar, path, sized_nar};
+use tracing_subscriber::fmt::MakeWriter;
+
+#[test]
+fn readiness_costs_a_server_nothing_however_often_it_is_asked() {
+    let server = Server::start();
+    let before = server.metric("dormer_index_statements_total");
+    for _ in 0..200 {
+        assert_eq!(server.get("/readyz").status, 200);
+    }
+    let statements = server.metric("dormer_index_statements_total") - before;
+    assert!(statements < 100, "{statements} statements");
+}
+
+#[test]
+fn a_store_that_hangs_makes_a_server_not_ready_in_time() {
+    let server = Server::start();
+    server.store.set_hanging(true);
+    let reply = server.get("/readyz");
+    assert_eq!((reply.status, reply.text().as_str()), (503, "not ready: the object store does not answer\n"));
+    server.store.set_hanging(false);
+    common::until("it is asked again", || Some(server.get("/readyz")).filter(|reply| reply.status == 200));
+}
+
+#[test]
+fn requests_in_flight_end_well_when_a_server_stops() {
+    let mut server = Server::start();
+    let nar = sized_nar(1, 3_000_000);
+    let mut upload = server.connect();
+    let head = format!(
+        "PUT /main/nar/1.nar HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {}\r\nContent-Length: {}\r\n\r\n",
+        admin(),
+        nar.len()
+    );
+    upload.write_all(head.as_bytes()).unwrap();
+    upload.write_all(&nar[..1_000_000]).unwrap();
+    let streaming = || (server.metric("dormer_uploads_streaming") > 0).then_some(());
+    common::until("the upload has begun", streaming);
+    server.stop();
+    common::until("nobody else comes in", || std::net::TcpStream::connect(server.address).err());
+    upload.write_all(&nar[1_000_000..]).unwrap();
+    let mut answer = Vec::new();
+    upload.read_to_end(&mut answer).unwrap();
+    let reply = Reply::parse(&answer, false);
+    assert_eq!((reply.status, reply.header("connection")), (200, Some("close")), "{reply:?}");
+    server.stopped().unwrap();
+}
+
+#[test]
+fn requests_that_never_end_are_cut_when_a_server_stops() {
+    let mut server =
+        Server::start_with(|options| options.server.shutdown_timeout = Duration::from_millis(200));
+    let mut upload = server.connect();
+    let head = format!(
+        "PUT /main/nar/1.nar HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {}\r\nContent-Length: 900000\r\n\r\n",
+        admin()
+    );
+    upload.write_all(head.as_bytes()).unwrap();
+    upload.write_all(&sized_nar(1, 900_000)[..100_000]).unwrap();
+    common::until("the upload has begun", || (server.metric("dormer_uploads_streaming") > 0).then_some(()));
+    server.stop();
+    let error = server.stopped().unwrap_err();
+    assert_eq!(error.to_string(), "cut 1 connections whose requests did not end in time");
+}
+
+#[test]
+fn a_connection_is_given_up_after_its_next_answer_when_a_server_stops() {
+    let mut server = Server::start_with(|options| options.server.drain_delay = Duration::from_mins(1));
+    let mut kept = server.connect();
+    let ask = b"GET /main/nix-cache-info HTTP/1.1\r\nHost: x\r\n\r\n";
+    kept.write_all(ask).unwrap();
+    let mut piece = [0; 4096];
+    let length = kept.read(&mut piece).unwrap();
+    assert_eq!(Reply::parse(&piece[..length], false).header("connection"), None);
+    server.stop();
+    common::until("it heard of it", || Some(server.get("/readyz")).filter(|reply| reply.status == 503));
+    kept.write_all(ask).unwrap();
+    let mut answer = Vec::new();
+    kept.read_to_end(&mut answer).unwrap();
+    let reply = Reply::parse(&answer, false);
+    assert_eq!((reply.status, reply.header("connection")), (200, Some("close")));
+}
+
+#[test]
+fn a_reader_who_takes_nothing_loses_its_turn() {
+    let server = Server::start_with(|options| {
+        options.engine.reads_max = 1;
+        options.server.write_idle_timeout = Duration::from_millis(200);
+    });
+    // More than the kernel takes in for a reader who sleeps.
+    server.push("main", &path(1), &sized_nar(1, 24_000_000));
+    server.push("main", &path(2), &nar(2));
+    let mut sleeper = server.connect();
+    let ask = format!("GET {} HTTP/1.1\r\nHost: x\r\n\r\n", server.nar_url("main", &path(1)));
+    sleeper.write_all(ask.as_bytes()).unwrap();
+    common::until("the reader has the only turn", || (server.metric("dormer_reads") > 0).then_some(()));
+    // Waits for the turn, which the sleeper loses.
+    assert_eq!(server.get(&server.nar_url("main", &path(2))).status, 200);
+    let mut rest = Vec::new();
+    let _ = sleeper.read_to_end(&mut rest);
+    assert!(rest.len() < 24_000_000, "the rest was not sent");
+}
+
+#[test]
+fn a_request_is_found_again_by_its_id_in_every_line_and_no_line_has_a_secret() {
+    let log = Log::start();
+    let server = Server::start();
+    let own = server.get("/main/nix-cache-info");
+    assert_eq!(own.header("x-request-id").unwrap().len(), 16);
+    let strange = server.request("GET", "/", &[("X-Request-Id", "a b")], b"");
+    assert_ne!(strange.header("x-request-id"), Some("a b"));
+
+    let token = admin();
+    let bearer = format!("Bearer {token}");
+    let headers = [("Authorization", bearer.as_str()), ("X-Request-Id", "build-7/job-3")];
+    let reply = server.request("PUT", "/main/nar/x.nar", &headers, &nar(1));
+    assert_eq!((reply.status, reply.header("x-request-id")), (200, Some("build-7/job-3")));
+    server.push("main", &path(1), &sized_nar(2, 12_000_000));
+    let url = server.nar_url("main", &path(1));
+    let mut bytes = std::fs::read(&server.packs()[0]).unwrap();
+    let end = bytes.len() * 8 / 10;
+    bytes[end..end + 10_000].fill(0);
+    std::fs::write(&server.packs()[0], bytes).unwrap();
+    let cut = server.request("GET", &url, &[("X-Request-Id", "reader-1")], b"");
+    assert!(!cut.complete);
+    let bad_token = format!("Bearer {token}x");
+    server.request("PUT", "/main/nar/x.nar", &[("Authorization", &bad_token)], &nar(1));
+    server.request(
+        "POST",
+        "/_api/v1/cache-config/new",
+        &[("Authorization", &bearer)],
+        br#"{"keypair": {"Keypair": "a:c2VjcmV0"}}"#,
+    );
+
+    let lines = common::until("what follows an answer is written, too", || {
+        let lines = log.lines();
+        lines.iter().any(|line| line.contains("cut an answer short")).then_some(lines)
+    });
+    let of = |id: &str, text: &str| {
+        lines.iter().any(|line| line.contains(&format!("request.id={id}}}")) && line.contains(text))
+    };
+    assert!(of("build-7/job-3", "took a NAR"), "{lines:#?}");
+    assert!(of("reader-1", "stored bytes are damaged"), "a line of the engine: {lines:#?}");
+    assert!(of("reader-1", "cut an answer short"), "a line after the head was sent: {lines:#?}");
+    let (_, secret_part) = token.split_once('.').unwrap();
+    for secret in [secret_part, "c2VjcmV0", "Bearer", "Authorization"] {
+        assert!(!lines.iter().any(|line| line.contains(secret)), "{secret}: {lines:#?}");
+    }
+}
+
+/// All that is logged in this process, down to the smallest detail.
+#[derive(Clone, Default)]
+struct Log(Arc<Mutex<Vec<u8>>>);
+
+impl Log {
+    fn start() -> Self {
+        let log = Self::default();
+        tracing_subscriber::fmt()
+            .with_max_level(tracing::Level::TRACE)
+            .with_ansi(false)
+            .with_writer(log.clone())
+            .init();
+        log
+    }
+
+    fn lines(&self) -> Vec<String> {
+        String::from_utf8_lossy(&self.0.lock().unwrap()).lines().map(str::to_owned).collect()
+    }
+}
+
+impl std::io::Write for Log {
+    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+        self.0.lock().unwrap().extend_from_slice(bytes);
+        Ok(bytes.len())
+    }
+    fn flush(&mut self) -> std::io::Result<()> {
+        Ok(())
+    }
+}
+
+impl<'a> MakeWriter<'a> for Log {
+    type Writer = Self;
+    fn make_writer(&'a self) -> Self {
+        self.clone()
+    }
+}
