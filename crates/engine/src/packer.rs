@@ -458,7 +458,9 @@ impl Storage {
             let pack = builder.finish();
             match self.blobs.put(&BlobKey::Pack(id), &pack.parts).await {
                 Ok(()) => break (id, pack.size, pack.entries),
-                Err(error) if attempt < TRIES => back_off("pack", id, &error, attempt).await,
+                Err(error) if error.is_worth_a_retry() && attempt < TRIES => {
+                    back_off("pack", id, &error, attempt).await;
+                }
                 Err(error) => return Err(error.into()),
             }
             attempt += 1;
