@@ -86,3 +86,11 @@ pub enum Error {
         source: std::io::Error,
     },
 }
+
+impl Error {
+    /// Whether a caller has reason to make the call again himself. Not what a remote store failed at:
+    /// [`Retrying`](crate::Retrying) has done so for as long as was wanted.
+    pub fn is_worth_a_retry(&self) -> bool {
+        matches!(self, Self::Io { .. })
+    }
+}

@@ -13,6 +13,7 @@
 mod buffer_pool;
 pub mod conformance;
 mod contract;
+mod counters;
 mod error;
 mod limited;
 mod local;
@@ -22,6 +23,7 @@ mod retrying;
 
 pub use buffer_pool::FREE_BYTES_MAX as IDLE_BUFFER_BYTES_MAX;
 pub use contract::{BlobKey, Blobs};
+pub use counters::{Counters, Failure, LATENCY_BOUNDS, Method};
 pub use error::{Cause, Error, Result};
 pub use limited::Limited;
 pub use local::LocalBlobs;

@@ -1,10 +1,11 @@
 //! A store that is asked no more at once than it bears.
 //!
-//! Algorithm: additive increase, multiplicative decrease, as TCP does it. When the store says that it is busy, the limit is halved,
-//! at most once in as many calls as it allows; when that many went well, it grows by one.
+//! Algorithm: additive increase, multiplicative decrease, as TCP does it. When the store says that it is busy, or does not answer
+//! in time, the limit is halved, once for all calls that were under way at that moment; when as many calls as it allows went
+//! well, it grows by one.
 
 use std::ops::Range;
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -12,6 +13,7 @@ use bytes::Bytes;
 use tokio::sync::{Semaphore, SemaphorePermit};
 
 use crate::contract::{BlobKey, Blobs};
+use crate::counters::Counters;
 use crate::{Error, Result};
 
 /// A store that is asked no more at once than it bears.
@@ -22,6 +24,7 @@ pub struct Limited<B> {
     limit: Mutex<Limit>,
     max: usize,
     wait: Duration,
+    counters: Arc<Counters>,
 }
 
 #[derive(Debug)]
@@ -32,16 +35,17 @@ struct Limit {
     owed: usize,
     /// Calls that went well since the limit changed last.
     successes: usize,
-    /// Calls that ended since the limit was halved last.
-    since_halved: usize,
+    /// How often it was halved.
+    halvings: u64,
 }
 
 impl<B> Limited<B> {
     /// Wraps a store: at most `max` calls at once (at least one), each of which waits no longer than `wait` for its turn.
-    pub fn new(blobs: B, max: usize, wait: Duration) -> Self {
+    pub fn new(blobs: B, max: usize, wait: Duration, counters: Arc<Counters>) -> Self {
         let max = max.clamp(1, Semaphore::MAX_PERMITS);
-        let limit = Limit { now: max, owed: 0, successes: 0, since_halved: max };
-        Self { blobs, turns: Semaphore::new(max), limit: Mutex::new(limit), max, wait }
+        counters.limited(max);
+        let limit = Limit { now: max, owed: 0, successes: 0, halvings: 0 };
+        Self { blobs, turns: Semaphore::new(max), limit: Mutex::new(limit), max, wait, counters }
     }
 
     /// Calls that may run at once now.
@@ -68,22 +72,23 @@ impl<B> Limited<B> {
             });
         };
         let turn = turn.expect("the semaphore is never closed");
+        let halvings = self.lock().halvings;
         let outcome = call.await;
-        self.learn(turn, matches!(outcome, Err(Error::Busy { .. })));
+        self.learn(turn, matches!(outcome, Err(Error::Busy { .. })), halvings);
         outcome
     }
 
-    fn learn(&self, turn: SemaphorePermit<'_>, was_busy: bool) {
+    /// Learns from a call that began after so many halvings.
+    fn learn(&self, turn: SemaphorePermit<'_>, was_busy: bool, halvings: u64) {
         let mut limit = self.lock();
-        limit.since_halved += 1;
         if was_busy {
             limit.successes = 0;
             // Calls that were under way together all hear of the same trouble.
-            if limit.since_halved >= limit.now && limit.now > 1 {
+            if limit.halvings == halvings && limit.now > 1 {
                 let halved = limit.now / 2;
                 limit.owed += limit.now - halved;
                 limit.now = halved;
-                limit.since_halved = 0;
+                limit.halvings += 1;
             }
         } else {
             limit.successes += 1;
@@ -97,6 +102,7 @@ impl<B> Limited<B> {
                 }
             }
         }
+        self.counters.limited(limit.now);
         if limit.owed > 0 {
             limit.owed -= 1;
             turn.forget();
@@ -105,6 +111,7 @@ impl<B> Limited<B> {
 }
 
 #[async_trait]
+#[deny(clippy::missing_trait_methods)]
 impl<B: Blobs> Blobs for Limited<B> {
     async fn put(&self, key: &BlobKey, parts: &[Bytes]) -> Result<()> {
         self.run("store", &key.to_string(), self.blobs.put(key, parts)).await

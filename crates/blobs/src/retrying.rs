@@ -2,9 +2,11 @@
 //!
 //! Only failures that may pass are: a store that is busy or does not answer. Each pause is random between nothing and twice the
 //! last one's bound ("full jitter"), so that many servers do not come back in step; a store that says when to come back is
-//! believed, up to a bound. Every call of the contract may be repeated: objects never change.
+//! believed, up to a bound. The turn at the store is given back meanwhile, and a read that was cut is made again as a whole: it is a
+//! few MiB at most. Every call of the contract may be repeated: objects never change.
 
 use std::ops::Range;
+use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -12,6 +14,7 @@ use bytes::Bytes;
 use tokio::time::Instant;
 
 use crate::contract::{BlobKey, Blobs};
+use crate::counters::{Counters, Method};
 use crate::{Error, Result};
 
 /// How often and how long a call is tried.
@@ -28,10 +31,10 @@ pub struct RetryPolicy {
 }
 
 impl Default for RetryPolicy {
-    /// Rides out 20 s without a store, with about eight tries.
+    /// Rides out 20 s without a store: the time counts, the tries are a bound for stores that fail at once.
     fn default() -> Self {
         Self {
-            tries_max: 12,
+            tries_max: 40,
             time_max: Duration::from_secs(45),
             first_pause: Duration::from_millis(100),
             pause_max: Duration::from_secs(8),
@@ -44,16 +47,18 @@ impl Default for RetryPolicy {
 pub struct Retrying<B> {
     blobs: B,
     policy: RetryPolicy,
+    counters: Arc<Counters>,
 }
 
 impl<B> Retrying<B> {
     /// Wraps a store.
-    pub fn new(blobs: B, policy: RetryPolicy) -> Self {
-        Self { blobs, policy }
+    pub fn new(blobs: B, policy: RetryPolicy, counters: Arc<Counters>) -> Self {
+        Self { blobs, policy, counters }
     }
 
     async fn retry<T, F: Future<Output = Result<T>> + Send>(
         &self,
+        method: Method,
         call: impl Fn() -> F + Send + Sync,
     ) -> Result<T> {
         let begin = Instant::now();
@@ -68,14 +73,14 @@ impl<B> Retrying<B> {
                 Error::Unavailable { .. } => None,
                 _ => return Err(error),
             };
-            // Half of the bound at least: a pause of nothing would be a try wasted.
-            let jitter = bound.mul_f64(rand::random_range(0.5..1.0));
+            let jitter = bound.mul_f64(rand::random_range(0.0..1.0));
             let pause = asked_for.unwrap_or_default().min(self.policy.pause_max).max(jitter);
             if attempt >= self.policy.tries_max || begin.elapsed() + pause > self.policy.time_max {
                 return Err(error);
             }
-            tracing::debug!(attempt, ?pause, error = %error, "trying again");
+            tracing::warn!(store.method = method.name(), attempt, ?pause, error = %error, "a request to the store failed, trying again");
             tokio::time::sleep(pause).await;
+            self.counters.retried(method);
             bound = (bound * 2).min(self.policy.pause_max);
         }
         unreachable!("the loop ends by returning");
@@ -83,25 +88,26 @@ impl<B> Retrying<B> {
 }
 
 #[async_trait]
+#[deny(clippy::missing_trait_methods)]
 impl<B: Blobs> Blobs for Retrying<B> {
     async fn put(&self, key: &BlobKey, parts: &[Bytes]) -> Result<()> {
-        self.retry(|| self.blobs.put(key, parts)).await
+        self.retry(Method::Put, || self.blobs.put(key, parts)).await
     }
 
     async fn get_range(&self, key: &BlobKey, range: Range<u64>) -> Result<Bytes> {
-        self.retry(|| self.blobs.get_range(key, range.clone())).await
+        self.retry(Method::Get, || self.blobs.get_range(key, range.clone())).await
     }
 
     async fn head(&self, key: &BlobKey) -> Result<u64> {
-        self.retry(|| self.blobs.head(key)).await
+        self.retry(Method::Head, || self.blobs.head(key)).await
     }
 
     async fn delete(&self, key: &BlobKey) -> Result<()> {
-        self.retry(|| self.blobs.delete(key)).await
+        self.retry(Method::Delete, || self.blobs.delete(key)).await
     }
 
     async fn list(&self) -> Result<Vec<BlobKey>> {
-        self.retry(|| self.blobs.list()).await
+        self.retry(Method::Get, || self.blobs.list()).await
     }
 
     fn is_remote(&self) -> bool {

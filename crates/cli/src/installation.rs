@@ -132,7 +132,9 @@ async fn open_store(settings: &Settings, warnings: &mut Vec<String>) -> Result<A
         )),
     }
     let wait = remote.retries.time_max;
-    Ok(Arc::new(Retrying::new(Limited::new(store, remote.requests_max, wait), remote.retries.clone())))
+    let counters = Arc::clone(store.counters());
+    let limited = Limited::new(store, remote.requests_max, wait, Arc::clone(&counters));
+    Ok(Arc::new(Retrying::new(limited, remote.retries.clone(), counters)))
 }
 
 /// Attic's folders look like ours from the outside: one with a database, one with many files.

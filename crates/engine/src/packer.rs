@@ -476,7 +476,7 @@ impl Storage {
             let pack = builder.finish();
             match self.blobs.put(&BlobKey::Pack(id), &pack.parts).await {
                 Ok(()) => break (id, pack.size, pack.entries),
-                Err(error) if attempt < TRIES => {
+                Err(error) if error.is_worth_a_retry() && attempt < TRIES => {
                     self.metrics.pack_retries.with_label_values(&["object"]).inc();
                     back_off("pack", id, &error, attempt).await;
                 }

@@ -4,14 +4,15 @@
 
 use std::cell::Cell;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::{Duration, SystemTime};
+use std::time::{Duration, Instant, SystemTime};
 
 use async_trait::async_trait;
 use object_store::ClientOptions;
 use object_store::client::{
     HttpClient, HttpConnector, HttpError, HttpRequest, HttpResponse, HttpService, ReqwestConnector,
 };
+
+use crate::counters::{Counters, Method};
 
 tokio::task_local! {
     static LAST: Cell<Exchange>;
@@ -37,88 +38,6 @@ pub(super) async fn watched<T>(call: impl Future<Output = T>) -> (T, Exchange) {
     .await
 }
 
-/// A kind of request.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Method {
-    /// GET of an object or a part of it, and of listings.
-    Get,
-    /// HEAD.
-    Head,
-    /// PUT.
-    Put,
-    /// DELETE, and POST where a store deletes by it.
-    Delete,
-}
-
-impl Method {
-    /// All of them.
-    pub const ALL: [Self; 4] = [Self::Get, Self::Head, Self::Put, Self::Delete];
-
-    /// In lower case, as a metric's label.
-    pub fn name(self) -> &'static str {
-        match self {
-            Method::Get => "get",
-            Method::Head => "head",
-            Method::Put => "put",
-            Method::Delete => "delete",
-        }
-    }
-
-    fn of(request: &HttpRequest) -> Self {
-        match request.method().as_str() {
-            "HEAD" => Method::Head,
-            "PUT" => Method::Put,
-            "GET" => Method::Get,
-            _ => Method::Delete,
-        }
-    }
-}
-
-/// Requests to a store, from the start of the program on.
-#[derive(Debug, Default)]
-pub struct Counters {
-    requests: [AtomicU64; 4],
-    failures: [AtomicU64; 4],
-    throttled: AtomicU64,
-    bytes_sent: AtomicU64,
-    bytes_received: AtomicU64,
-}
-
-impl Counters {
-    /// Requests of a kind, whatever came of them.
-    pub fn requests(&self, method: Method) -> u64 {
-        self.requests[method as usize].load(Ordering::Relaxed)
-    }
-
-    /// Requests of a kind that had no answer, or one of 5xx, 408 or 429.
-    pub fn failures(&self, method: Method) -> u64 {
-        self.failures[method as usize].load(Ordering::Relaxed)
-    }
-
-    /// Answers of 429 and 503.
-    pub fn throttled(&self) -> u64 {
-        self.throttled.load(Ordering::Relaxed)
-    }
-
-    /// Bytes of objects that were stored.
-    pub fn bytes_sent(&self) -> u64 {
-        self.bytes_sent.load(Ordering::Relaxed)
-    }
-
-    /// Bytes of objects that were read.
-    pub fn bytes_received(&self) -> u64 {
-        self.bytes_received.load(Ordering::Relaxed)
-    }
-
-    pub(super) fn sent(&self, bytes: usize) {
-        self.bytes_sent.fetch_add(bytes as u64, Ordering::Relaxed);
-    }
-
-    pub(super) fn received(&self, bytes: usize) {
-        self.bytes_received.fetch_add(bytes as u64, Ordering::Relaxed);
-    }
-}
-
 /// Makes clients that count.
 #[derive(Debug)]
 pub(super) struct Connector(pub(super) Arc<Counters>);
@@ -139,8 +58,7 @@ struct Watcher {
 #[async_trait]
 impl HttpService for Watcher {
     async fn call(&self, request: HttpRequest) -> Result<HttpResponse, HttpError> {
-        let method = Method::of(&request);
-        self.counters.requests[method as usize].fetch_add(1, Ordering::Relaxed);
+        let (method, begin) = (method_of(&request), Instant::now());
         let answer = self.client.execute(request).await;
         let exchange = match &answer {
             Ok(response) => Exchange {
@@ -157,14 +75,18 @@ impl HttpService for Watcher {
             },
             Err(_) => Exchange::default(),
         };
-        if exchange.status.is_none_or(|status| matches!(status, 408 | 429 | 500..)) {
-            self.counters.failures[method as usize].fetch_add(1, Ordering::Relaxed);
-        }
-        if matches!(exchange.status, Some(429 | 503)) {
-            self.counters.throttled.fetch_add(1, Ordering::Relaxed);
-        }
+        self.counters.requested(method, begin.elapsed(), exchange.status);
         // Requests for credentials may come from a task of the library's own.
         let _ = LAST.try_with(|last| last.set(exchange));
         answer
+    }
+}
+
+fn method_of(request: &HttpRequest) -> Method {
+    match request.method().as_str() {
+        "HEAD" => Method::Head,
+        "PUT" => Method::Put,
+        "GET" => Method::Get,
+        _ => Method::Delete,
     }
 }

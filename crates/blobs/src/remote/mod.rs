@@ -13,22 +13,24 @@ mod open;
 mod probe;
 
 use std::fmt;
+use std::io;
 use std::ops::Range;
 use std::sync::Arc;
 
 use async_trait::async_trait;
 use bytes::{Bytes, BytesMut};
 use futures::TryStreamExt as _;
+use object_store::client::{HttpError, HttpErrorKind};
 use object_store::path::Path;
 use object_store::{
     Error as StoreError, GetOptions, GetRange, ObjectStore, ObjectStoreExt as _, PutOptions, PutPayload,
 };
 
-pub use self::exchange::{Counters, Method};
 use self::exchange::{Exchange, watched};
 pub use self::open::{Credentials, OpenError, RemoteKind, RemoteSettings};
 pub use self::probe::{Probe, Right};
 use crate::contract::{BlobKey, Blobs};
+use crate::counters::Counters;
 use crate::{Error, Result};
 
 /// An object store over HTTP.
@@ -61,11 +63,11 @@ impl RemoteBlobs {
         &self.name
     }
 
-    /// Whether the bucket holds what Attic left there: `<uuid>.chunk` objects at its top. One page of a listing is looked at.
+    /// Whether Attic left something below the prefix: `<uuid>.chunk` objects. One page of a listing is looked at.
     pub async fn holds_attic_chunks(&self) -> Result<bool> {
         let attempt = Attempt { verb: "list", key: String::new(), name: &self.name };
         let (found, exchange) = watched(async {
-            let mut entries = self.store.list(None);
+            let mut entries = self.store.list(self.list_prefix());
             for _ in 0..ENTRIES_SEARCHED_MAX {
                 match entries.try_next().await? {
                     Some(entry) if entry.location.extension() == Some("chunk") => return Ok(true),
@@ -84,24 +86,34 @@ impl RemoteBlobs {
         key.split('/').fold(self.prefix.clone(), Path::join)
     }
 
+    fn list_prefix(&self) -> Option<&Path> {
+        Some(&self.prefix).filter(|prefix| !prefix.as_ref().is_empty())
+    }
+
     fn attempt(&self, verb: &'static str, key: &BlobKey) -> Attempt<'_> {
         Attempt { verb, key: key.to_string(), name: &self.name }
     }
 
-    /// A range, which may come out shorter when the object ends early.
-    async fn get(&self, key: &BlobKey, range: Range<u64>) -> (Result<Bytes, StoreError>, Exchange) {
+    /// A range, and the one that the store announced: it is shorter when the object ends early.
+    async fn get(
+        &self,
+        key: &BlobKey,
+        range: Range<u64>,
+    ) -> (Result<(Bytes, Range<u64>), StoreError>, Exchange) {
         let path = self.path(key);
         watched(async {
             let options =
                 GetOptions { range: Some(GetRange::Bounded(range.clone())), ..GetOptions::default() };
-            let mut stream = self.store.get_opts(&path, options).await?.into_stream();
+            let answer = self.store.get_opts(&path, options).await?;
+            let announced = answer.range.clone();
+            let mut stream = answer.into_stream();
             // Usually the body comes in many pieces; the range is bounded by what the caller has memory for.
             let mut bytes = BytesMut::with_capacity(usize::try_from(range.end - range.start).unwrap_or(0));
             while let Some(piece) = stream.try_next().await? {
                 self.counters.received(piece.len());
                 bytes.extend_from_slice(&piece);
             }
-            Ok(bytes.freeze())
+            Ok((bytes.freeze(), announced))
         })
         .await
     }
@@ -111,6 +123,7 @@ impl RemoteBlobs {
 const ENTRIES_SEARCHED_MAX: usize = 1_000;
 
 #[async_trait]
+#[deny(clippy::missing_trait_methods)]
 impl Blobs for RemoteBlobs {
     async fn put(&self, key: &BlobKey, parts: &[Bytes]) -> Result<()> {
         let attempt = self.attempt("store", key);
@@ -125,12 +138,27 @@ impl Blobs for RemoteBlobs {
 
     async fn get_range(&self, key: &BlobKey, range: Range<u64>) -> Result<Bytes> {
         let attempt = self.attempt("read", key);
-        let (bytes, exchange) = self.get(key, range.clone()).await;
-        match bytes {
-            Ok(bytes) if bytes.len() as u64 == range.end - range.start => Ok(bytes),
+        let (got, exchange) = self.get(key, range.clone()).await;
+        match got {
+            Ok((bytes, announced)) if announced == range && bytes.len() as u64 == range.end - range.start => {
+                Ok(bytes)
+            }
+            // Announced in full and not sent: that is the connection, and not the object.
+            Ok((bytes, announced)) if announced == range => {
+                let error = StoreError::Generic {
+                    store: "store",
+                    source: format!("{} bytes came", bytes.len()).into(),
+                };
+                Err(attempt.failed(error, &exchange))
+            }
             Ok(_) => Err(Error::Truncated { key: attempt.key }),
             // The range begins behind the end.
             Err(_) if exchange.status == Some(416) => Err(Error::Truncated { key: attempt.key }),
+            // Of an empty object some servers send all of it instead of a range, which the library takes for a defect.
+            Err(error) if exchange.status == Some(200) => match self.head(key).await {
+                Ok(size) if size < range.end => Err(Error::Truncated { key: attempt.key }),
+                _ => Err(attempt.failed(error, &exchange)),
+            },
             Err(error) => Err(attempt.failed(error, &exchange)),
         }
     }
@@ -143,7 +171,11 @@ impl Blobs for RemoteBlobs {
             Ok(meta) => Ok(meta.size),
             // An answer to HEAD has no body, so a missing bucket looks like a missing object. A GET's answer tells.
             Err(StoreError::NotFound { .. }) => match self.get(key, 0..1).await {
-                (Ok(_), _) => Err(attempt.failed(contradiction(), &exchange)),
+                // It came in between.
+                (Ok(_), _) | (Err(_), Exchange { status: Some(416), .. }) => {
+                    let (found, exchange) = watched(self.store.head(&path)).await;
+                    found.map(|meta| meta.size).map_err(|error| attempt.failed(error, &exchange))
+                }
                 (Err(error), exchange) => Err(attempt.failed(error, &exchange)),
             },
             Err(error) => Err(attempt.failed(error, &exchange)),
@@ -164,7 +196,7 @@ impl Blobs for RemoteBlobs {
         let attempt = Attempt { verb: "list", key: String::new(), name: &self.name };
         let (listed, exchange) = watched(async {
             let mut keys = Vec::new();
-            let mut entries = self.store.list(Some(&self.prefix));
+            let mut entries = self.store.list(self.list_prefix());
             while let Some(entry) = entries.try_next().await? {
                 let name = entry
                     .location
@@ -181,10 +213,6 @@ impl Blobs for RemoteBlobs {
     fn is_remote(&self) -> bool {
         true
     }
-}
-
-fn contradiction() -> StoreError {
-    StoreError::Generic { store: "store", source: "an object was not there, and then it was".into() }
 }
 
 /// What was tried, for the message of its failure.
@@ -206,6 +234,13 @@ impl Attempt<'_> {
         match exchange.status {
             Some(404) if no_bucket() => Error::Refused { attempt, key, store, source: Box::new(error) },
             Some(404) if !key.is_empty() => Error::NotFound { key },
+            _ if is_full(exchange.status, &error) => {
+                Error::NoSpace { attempt, key, source: io::Error::new(io::ErrorKind::StorageFull, error) }
+            }
+            // A store that does not answer in time has too much to do, too.
+            None if is_timeout(&error) => {
+                Error::Busy { attempt, key, retry_after: None, source: Box::new(error) }
+            }
             Some(429 | 503) => {
                 Error::Busy { attempt, key, retry_after: exchange.retry_after, source: Box::new(error) }
             }
@@ -224,4 +259,23 @@ impl Attempt<'_> {
             },
         }
     }
+}
+
+/// A quota or a disk that is full: waiting does not mend that. Stores disagree on the status, so the code counts.
+fn is_full(status: Option<u16>, error: &StoreError) -> bool {
+    let text = || error.to_string();
+    status == Some(507)
+        || (matches!(status, Some(400..=599))
+            && ["<Code>QuotaExceeded<", "<Code>XMinioStorageFull<"].iter().any(|code| text().contains(code)))
+}
+
+fn is_timeout(error: &StoreError) -> bool {
+    let mut cause: Option<&(dyn std::error::Error + 'static)> = Some(error);
+    while let Some(error) = cause {
+        if let Some(http) = error.downcast_ref::<HttpError>() {
+            return http.kind() == HttpErrorKind::Timeout;
+        }
+        cause = error.source();
+    }
+    false
 }

@@ -4,14 +4,15 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-use object_store::aws::AmazonS3Builder;
+use object_store::aws::{AmazonS3Builder, AmazonS3ConfigKey};
 use object_store::azure::MicrosoftAzureBuilder;
 use object_store::gcp::GoogleCloudStorageBuilder;
 use object_store::path::Path;
 use object_store::{Certificate, ClientOptions, ObjectStore, RetryConfig};
 
 use super::RemoteBlobs;
-use super::exchange::{Connector, Counters};
+use super::exchange::Connector;
+use crate::counters::Counters;
 
 /// Which protocol a store speaks.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -152,7 +153,7 @@ fn build(
     }
     match settings.kind {
         RemoteKind::S3 => {
-            let mut builder = AmazonS3Builder::from_env()
+            let mut builder = s3_from_env(settings.credentials.is_some())
                 .with_bucket_name(&settings.bucket)
                 .with_virtual_hosted_style_request(!settings.path_style)
                 .with_client_options(client)
@@ -199,6 +200,28 @@ fn build(
             Ok(Arc::new(builder.build().map_err(wrong)?))
         }
     }
+}
+
+/// What the environment says of S3. Its keys and its session token belong together, so none of them stands beside a key from the
+/// settings.
+fn s3_from_env(has_own_key: bool) -> AmazonS3Builder {
+    let environment = std::env::vars_os()
+        .filter_map(|(name, value)| Some((name.into_string().ok()?, value.into_string().ok()?)))
+        .filter(|(name, value)| name.starts_with("AWS_") && !value.is_empty());
+    let mut builder = AmazonS3Builder::new();
+    for (name, value) in environment {
+        let Ok(key) = name.to_ascii_lowercase().parse() else { continue };
+        let is_key = matches!(
+            key,
+            AmazonS3ConfigKey::AccessKeyId | AmazonS3ConfigKey::SecretAccessKey | AmazonS3ConfigKey::Token
+        );
+        if !(has_own_key && is_key) {
+            builder = builder.with_config(key, value);
+        }
+    }
+    builder
+        // One DELETE for each object: the request that deletes many carries a checksum header, which some servers reject.
+        .with_disable_bulk_delete(true)
 }
 
 /// With the bucket in the host name, the library wants it in the endpoint.

@@ -75,6 +75,10 @@ impl Engine {
         let mut attempt = 1;
         loop {
             match self.fetch_once(rows).await {
+                // A store that is away was waited for already.
+                Err(ReadFailure::Unavailable(error)) if !error.is_worth_a_retry() => {
+                    return Err(ReadFailure::Unavailable(error));
+                }
                 Err(_) if attempt < TRIES => {}
                 outcome => return outcome,
             }

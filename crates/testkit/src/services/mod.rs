@@ -4,6 +4,7 @@
 
 mod ceph;
 mod daemon;
+mod fault_proxy;
 mod parts;
 mod postgres;
 mod s3;
@@ -11,6 +12,7 @@ mod seaweedfs;
 
 pub use ceph::CephRgw;
 pub use daemon::{Daemon, free_port, wait_until};
+pub use fault_proxy::{Fate, FaultProxy};
 pub use postgres::Postgres;
 pub use s3::S3Access;
 pub use seaweedfs::SeaweedFs;

@@ -105,6 +105,8 @@ fn spawn(
         format!("-s3.port.grpc={s3_grpc}"),
         format!("-s3.config={}", folder.join("s3.json").display()),
         "-s3.iam=false".to_owned(),
+        // By default it makes every bucket that somebody names.
+        "-s3.autoCreateBucket=false".to_owned(),
         "-s3.port.iceberg=0".to_owned(),
         "-s3.port.lance=0".to_owned(),
     ];
