@@ -22,5 +22,5 @@ mod proxy;
 pub use balancer::Balancer;
 pub use lab::{Lab, LabOptions};
 pub use machine::{Machine, Run};
-pub use parts::{Nix, part, times, workspace_root};
+pub use parts::{Nix, binary, part, times, workspace_root};
 pub use proxy::{Proxy, Seen};

@@ -67,7 +67,7 @@ fn parts_folder() -> PathBuf {
 }
 
 /// The binary under test: `$DORMER_BIN`, else built here, so that it is never older than its sources.
-pub(crate) fn binary() -> &'static Path {
+pub fn binary() -> &'static Path {
     static BINARY: OnceLock<PathBuf> = OnceLock::new();
     BINARY.get_or_init(|| {
         if let Some(path) = env::var_os("DORMER_BIN") {

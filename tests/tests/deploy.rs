@@ -5,13 +5,14 @@
 
 #![expect(clippy::unwrap_used, reason = "a failed unwrap fails the test, as it should")]
 
+use std::collections::BTreeMap;
 use std::fs;
 use std::io::Write as _;
 use std::path::PathBuf;
 use std::process::{Command, Stdio};
 
 use dormer_tests::manifests::{containers, find, items, pod_template, problems, quantity, text, title};
-use dormer_tests::{part, workspace_root};
+use dormer_tests::{binary, part, workspace_root};
 use serde_json::{Value, json};
 
 /// Everything that can be applied by itself.
@@ -242,6 +243,68 @@ fn settings_file(resources: &[Value]) -> (String, String) {
         find(resources, "ConfigMap", text(pod, "/spec/volumes/0/configMap/name"), deployment(resources))
             .unwrap();
     (file.to_owned(), map["data"][file].as_str().unwrap().to_owned())
+}
+
+/// The environment that the server has there: the image's, and what the Deployment adds, with secrets that look like real ones.
+fn environment(resources: &[Value]) -> BTreeMap<String, String> {
+    let recipe = fs::read_to_string(workspace_root().join("deploy/Containerfile")).unwrap();
+    let (_, image) = recipe.split_once("\nENV ").unwrap();
+    let image = image.lines().map_while(|line| line.trim().trim_end_matches(" \\").split_once('='));
+    let mut environment: BTreeMap<String, String> =
+        image.map(|(name, value)| (name.to_owned(), value.to_owned())).collect();
+    assert_eq!(environment.len(), 3, "{environment:?}");
+    for variable in items(server(resources), "/env") {
+        let value = match text(variable, "/valueFrom/secretKeyRef/key") {
+            "database-url" => "postgresql://dormer:secret@postgres/dormer",
+            "master-key" => "MDEyMzQ1Njc4OWFiY2RlZmdoaWprbG1ub3BxcnN0dXY=",
+            "token-secret" => {
+                "MDEyMzQ1Njc4OWFiY2RlZmdoaWprbG1ub3BxcnN0dXZ3eHl6QUJDREVGR0hJSktMTU5PUFFSU1RVVldYWVotKw=="
+            }
+            "s3-access-key-id" | "s3-secret-access-key" => "secret",
+            other => panic!("what does {other} look like?"),
+        };
+        environment.insert(text(variable, "/name").to_owned(), value.to_owned());
+    }
+    environment
+}
+
+#[test]
+fn the_settings_of_every_place_are_ones_that_the_binary_takes() {
+    for name in KUSTOMIZATIONS {
+        let resources = applied(name);
+        let (_, settings) = settings_file(&resources);
+        let file = tempfile::NamedTempFile::new().unwrap();
+        fs::write(file.path(), settings).unwrap();
+        let mut command = Command::new(binary());
+        command.args(["config", "show", "--json", "--config"]).arg(file.path());
+        let output = command.env_clear().envs(environment(&resources)).output().unwrap();
+        let said = String::from_utf8_lossy(&output.stderr);
+        assert!(output.status.success() && said.is_empty(), "{name}: {said}");
+        let shown = String::from_utf8(output.stdout).unwrap();
+        assert!(!shown.contains("secret@"), "{shown}");
+        let shown: Value = serde_json::from_str(&shown).unwrap();
+        let value = |key: &str| &shown[key]["value"];
+
+        // Kubernetes kills later than the server gives up waiting.
+        let pod = pod_template(deployment(&resources)).unwrap();
+        let grace = pod["spec"]["terminationGracePeriodSeconds"].as_f64().unwrap();
+        let needed = value("limits.drain-delay").as_f64().unwrap()
+            + value("limits.shutdown-timeout").as_f64().unwrap();
+        assert!(needed + 10.0 <= grace, "{name}: {needed} s are needed and {grace} s are given");
+        // The ports of the pod are those that the server listens on.
+        for (port, key) in [("http", "listen"), ("metrics", "metrics.listen")] {
+            let port = items(server(&resources), "/ports").find(|one| text(one, "/name") == port).unwrap();
+            let address = value(key).as_str().unwrap();
+            assert!(address.ends_with(&format!(":{}", port["containerPort"])), "{name}: {key} is {address}");
+            assert!(!address.starts_with("127."), "{name}: {key} is {address}");
+        }
+        let metrics = &pod["metadata"]["annotations"]["prometheus.io/port"];
+        assert!(value("metrics.listen").as_str().unwrap().ends_with(metrics.as_str().unwrap()));
+        assert!(
+            ["s3", "gcs", "azure"].contains(&value("storage.type").as_str().unwrap()),
+            "replicas share no folder"
+        );
+    }
 }
 
 #[test]

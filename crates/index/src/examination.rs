@@ -15,8 +15,6 @@ pub struct Examination {
     pub in_use: bool,
     /// The time on the database's machine, if that may be another one.
     pub time: Option<SystemTime>,
-    /// What puts acknowledged data at risk, as the database would write it: `fsync = off`.
-    pub unsafe_settings: Vec<String>,
     /// What we are not allowed to do and have to: `CREATE on schema public`.
     pub missing_rights: Vec<String>,
     /// The named value of the installation that was asked for.

@@ -11,6 +11,7 @@ mod audit;
 mod backoff;
 mod caches;
 mod changes;
+mod examine;
 mod nars;
 mod objects;
 mod open;

@@ -122,6 +122,11 @@ pub(super) fn pool_options(options: &PostgresOptions, meter: &std::sync::Arc<Met
         })
 }
 
+/// Newest schema that is known.
+pub(super) fn schema_known() -> i64 {
+    migrations().iter().map(|migration| migration.version).max().expect("there is a migration")
+}
+
 /// Looks at the server and the database before anything is written, and brings the schema up to date.
 pub(super) async fn prepare(connect: &PgConnectOptions, options: &PostgresOptions) -> Result<()> {
     let mut connection = first_connection(connect, options).await?;
@@ -139,7 +144,10 @@ pub(super) async fn plan(connect: &PgConnectOptions, options: &PostgresOptions) 
     Ok(MigrationPlan::new(found, &migrations()))
 }
 
-async fn first_connection(connect: &PgConnectOptions, options: &PostgresOptions) -> Result<PgConnection> {
+pub(super) async fn first_connection(
+    connect: &PgConnectOptions,
+    options: &PostgresOptions,
+) -> Result<PgConnection> {
     let connected = tokio::time::timeout(options.acquire_timeout, connect.connect()).await;
     connected
         .unwrap_or(Err(sqlx::Error::PoolTimedOut))
@@ -147,7 +155,7 @@ async fn first_connection(connect: &PgConnectOptions, options: &PostgresOptions)
 }
 
 /// Refuses a server that would lose acknowledged commits, or cannot do what we need. Returns the database's name.
-async fn check_server(connection: &mut PgConnection) -> Result<String> {
+pub(super) async fn check_server(connection: &mut PgConnection) -> Result<String> {
     let row = connection.fetch_one(SERVER).await.map_err(|error| failed(OPEN, error))?;
     let text = |column: usize| row.try_get::<String, _>(column).map_err(|error| failed(OPEN, error));
     let version: i32 = row.try_get(0).map_err(|error| failed(OPEN, error))?;
@@ -174,7 +182,7 @@ async fn check_server(connection: &mut PgConnection) -> Result<String> {
 }
 
 /// Newest schema that was applied, 0 for an empty database. Refuses databases of others and newer schemas.
-async fn schema_version(connection: &mut PgConnection, database: &str) -> Result<i64> {
+pub(super) async fn schema_version(connection: &mut PgConnection, database: &str) -> Result<i64> {
     const ATTEMPT: &str = "read the schema version";
     let rows = connection.fetch_all(OTHER_TABLES).await.map_err(|error| failed(ATTEMPT, error))?;
     let tables = rows.iter().map(|row| row.try_get(0)).collect::<sqlx::Result<Vec<String>>>();
@@ -191,7 +199,7 @@ async fn schema_version(connection: &mut PgConnection, database: &str) -> Result
     }
     let row = connection.fetch_one("SELECT coalesce(max(version), 0) FROM _sqlx_migrations").await;
     let found: i64 = row.and_then(|row| row.try_get(0)).map_err(|error| failed(ATTEMPT, error))?;
-    let known = migrations().iter().map(|migration| migration.version).max().expect("there is a migration");
+    let known = schema_known();
     if found > known { Err(Error::SchemaTooNew { found, known }) } else { Ok(found) }
 }
 

@@ -135,6 +135,39 @@ async fn a_newer_schema_is_refused() {
 }
 
 #[tokio::test]
+async fn looking_at_a_database_finds_what_is_there_and_changes_nothing() {
+    let server = Postgres::shared();
+    let url = server.create_database();
+    let examine = async |url: &str| PostgresIndex::examine(url, &options(), "s").await.unwrap();
+    let empty = examine(&url).await;
+    assert_eq!((empty.schema, empty.setting.as_ref(), &empty.missing_rights[..]), (None, None, &[][..]));
+    assert!(empty.program.starts_with("PostgreSQL 1"), "{empty:?}");
+    let skew = empty.time.unwrap().elapsed().unwrap_or_default();
+    assert!(skew < Duration::from_mins(10), "{skew:?}: both clocks are this machine's");
+    let tables = "SELECT count(*) FROM pg_class WHERE relnamespace = 'public'::regnamespace";
+    assert_eq!(server.sql(&url, tables), "0", "looking makes nothing");
+
+    let index = open(&url).await;
+    index.create_setting("s", b"v").await.unwrap();
+    let used = examine(&url).await;
+    assert_eq!((used.schema, used.setting.as_deref()), (Some(used.schema_known), Some(&b"v"[..])));
+    assert_eq!(used.missing_rights, [""; 0]);
+
+    // A role that may look, but neither write objects nor change the schema.
+    let role = format!("reader_{:016x}", rand::random::<u64>());
+    let grants = format!(
+        "CREATE ROLE {role} LOGIN; GRANT SELECT, INSERT, UPDATE, DELETE ON ALL TABLES IN SCHEMA public TO {role};
+         REVOKE INSERT ON objects FROM {role}; REVOKE CREATE ON SCHEMA public FROM PUBLIC"
+    );
+    server.sql(&url, &grants);
+    let (scheme, rest) = url.split_once("://").unwrap();
+    let (_, place) = rest.split_once('@').unwrap();
+    let limited = examine(&format!("{scheme}://{role}@{place}")).await;
+    assert_eq!(limited.missing_rights, ["CREATE on schema public", "INSERT on table objects"]);
+    assert_eq!(limited.setting.as_deref(), Some(&b"v"[..]));
+}
+
+#[tokio::test]
 async fn databases_of_others_are_refused_and_not_touched() {
     let server = Postgres::shared();
     for (tables, expected) in [

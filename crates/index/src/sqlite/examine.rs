@@ -24,7 +24,6 @@ impl SqliteIndex {
             schema_known: open::schema_version(),
             in_use: false,
             time: None,
-            unsafe_settings: Vec::new(),
             missing_rights: Vec::new(),
             setting: None,
         };

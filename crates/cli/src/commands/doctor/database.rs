@@ -27,13 +27,6 @@ pub(super) async fn check(settings: &Settings, clocks: &mut Clocks) -> Vec<Findi
 
 fn describe(place: &str, found: &Examination) -> Vec<Finding> {
     let mut findings = Vec::new();
-    for setting in &found.unsafe_settings {
-        findings.push(Finding::fail(
-            SUBJECT,
-            format!("{setting}: a crash would lose what was acknowledged"),
-            ["switch it on in postgresql.conf, or for this role and database, and reload"],
-        ));
-    }
     for right in &found.missing_rights {
         findings.push(Finding::fail(
             SUBJECT,
@@ -68,19 +61,18 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_is_unsafe_or_missing_fails_one_by_one() {
+    fn rights_that_are_missing_fail_one_by_one() {
         let found = Examination {
             program: "PostgreSQL 17".to_owned(),
             schema: Some(1),
             schema_known: 2,
             in_use: false,
             time: None,
-            unsafe_settings: vec!["fsync = off".to_owned()],
             missing_rights: vec!["CREATE on schema public".to_owned()],
             setting: None,
         };
         let statuses: Vec<Status> =
             describe("db/dormer", &found).iter().map(|finding| finding.status).collect();
-        assert_eq!(statuses, [Status::Fail, Status::Fail, Status::Warn]);
+        assert_eq!(statuses, [Status::Fail, Status::Warn]);
     }
 }
