@@ -21,13 +21,16 @@ impl Engine {
         if let Some(text) = self.remembered_narinfo(cache, hash) {
             return Ok(Some(text));
         }
+        let look = self.look();
         let Some(found) = self.index().find_object(cache.id, hash).await? else { return Ok(None) };
         if found.nar.damaged {
             return Ok(None);
         }
         self.touch_if_old(cache, &[(*hash, found.last_used_at)]).await?;
         let text = Bytes::from(self.render_narinfo(cache, found)?);
-        self.remembered_narinfos().insert(key, text.clone());
+        if look.is_fresh(self) {
+            self.remembered_narinfos().insert(key, text.clone());
+        }
         Ok(Some(text))
     }
 

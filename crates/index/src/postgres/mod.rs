@@ -11,6 +11,7 @@ mod audit;
 mod backoff;
 mod caches;
 mod changes;
+mod examine;
 mod nars;
 mod objects;
 mod open;
@@ -37,7 +38,7 @@ use crate::contract::{
     Index, Nar, NarCommit, NarId, NarKey, NarSummary, NewCache, NewPack, OutboxPosition, OutboxRow, PING_MAX,
     Removal, StoredListing, UnixSeconds,
 };
-use crate::{MigrationPlan, Result};
+use crate::{Examination, MigrationPlan, Result};
 
 /// Most keys in one call.
 const KEYS_MAX: usize = 16_384;
@@ -110,10 +111,16 @@ impl PostgresIndex {
         open::plan(&open::connect_options(url, options)?, options).await
     }
 
-    /// Waits for what runs, then closes all connections. Later calls fail.
-    pub async fn close(&self) {
-        self.stop_listening();
-        self.pool.close().await;
+    /// Where a URL leads, for people: without user and password. Fails if it is none.
+    pub fn name_of(url: &str) -> Result<String> {
+        open::name_of(url)
+    }
+
+    /// Looks at a database, and reads the named value `setting`. Writes nothing.
+    /// [`Error::ForeignDatabase`](crate::Error::ForeignDatabase) if it is not ours,
+    /// [`Error::SchemaTooNew`](crate::Error::SchemaTooNew) if we are older than it.
+    pub async fn examine(url: &str, options: &PostgresOptions, setting: &str) -> Result<Examination> {
+        examine::examine(&open::connect_options(url, options)?, options, setting).await
     }
 
     fn stop_listening(&self) {
@@ -283,6 +290,12 @@ impl Index for PostgresIndex {
     }
     async fn check_ready(&self) -> Result<()> {
         self.again(|| self.check_writable()).await
+    }
+    async fn close(&self) -> Result<()> {
+        self.stop_listening();
+        // What runs ends by its own time-outs.
+        self.pool.close().await;
+        Ok(())
     }
     fn statement_count(&self) -> u64 {
         self.meter.statement_count()

@@ -197,6 +197,34 @@ async fn what_cannot_be_reached_is_unavailable_and_tells_no_password() {
     assert!(!format!("{wrong:?} {wrong}").contains("hunter2"), "{wrong:?}");
 }
 
+#[tokio::test]
+async fn a_look_finds_what_is_wrong_and_changes_nothing() {
+    let server = Postgres::shared();
+    let url = server.create_database();
+    let look = async |url: &str| PostgresIndex::examine(url, &options(), "key").await;
+    let empty = look(&url).await.unwrap();
+    assert_eq!((empty.schema, empty.schema_known, &empty.setting), (None, 1, &None));
+    assert!(empty.program.starts_with("PostgreSQL 1"), "{}", empty.program);
+    assert!(empty.time.is_some() && empty.unsafe_settings.is_empty() && empty.missing_rights.is_empty());
+    assert_eq!(server.sql(&url, "SELECT count(*) FROM pg_tables WHERE schemaname = 'public'"), "0");
+
+    open(&url).await.create_setting("key", b"value").await.unwrap();
+    let name = url.rsplit('/').next().unwrap();
+    server.sql("postgres", &format!("ALTER DATABASE {name} SET synchronous_commit = off"));
+    server.sql(&url, "CREATE ROLE reader LOGIN; GRANT SELECT ON ALL TABLES IN SCHEMA public TO reader");
+    let found = look(&url).await.unwrap();
+    assert_eq!((found.schema, found.setting.as_deref()), (Some(1), Some(&b"value"[..])));
+    assert_eq!(found.unsafe_settings, ["synchronous_commit = off"]);
+    let found = look(&url.replace("//dormer@", "//reader@")).await.unwrap();
+    assert!(
+        found.missing_rights.contains(&"CREATE on schema public".to_owned()),
+        "{:?}",
+        found.missing_rights
+    );
+    let packs = "SELECT, INSERT, UPDATE, DELETE on table packs".to_owned();
+    assert!(found.missing_rights.contains(&packs), "{:?}", found.missing_rights);
+}
+
 /// Calls go on through a restart: none of them is wrong, and nothing that was acknowledged is lost.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_restart_in_the_middle_is_survived() {
@@ -358,7 +386,7 @@ async fn followers_miss_nothing_after_a_move_to_another_server() {
     let index = open(&url).await;
     let cache = cache(&index, "main").await;
     index.update_cache(cache, &CachePatch::default(), NOW).await.unwrap();
-    index.close().await;
+    index.close().await.unwrap();
     Postgres::shared().sql(&url, "UPDATE outbox SET transaction = transaction + 1000000000");
     let index = open(&url).await;
     index.update_cache(cache, &CachePatch::default(), NOW + 1).await.unwrap();
