@@ -56,6 +56,8 @@ pub(crate) enum Error {
     WrongMasterKey { origin: String },
     #[error("the master key of this database is missing: {}", path.display())]
     NoMasterKey { path: PathBuf },
+    #[error("there is no master key: PostgreSQL may serve several replicas, which must share one ({} is not there)", path.display())]
+    NoSharedMasterKey { path: PathBuf },
     #[error("{} does not hold {what}", path.display())]
     UnreadableSecret { path: PathBuf, what: &'static str },
     #[error("the server has no key to sign tokens with: jwt.signing.token-rs256-pubkey-base64 only verifies")]
@@ -155,6 +157,10 @@ impl Error {
                 "restore the master key from its backup (file master-key of the data folder, or DORMER_MASTER_KEY); without \
                  it the caches' signing keys cannot be read",
             ),
+            Self::NoSharedMasterKey { .. } => vec![
+                "make one, keep a copy apart from the database's backup, and give it to every replica:".to_owned(),
+                "  DORMER_MASTER_KEY=$(openssl rand -base64 32)    or the file that master-key-file names".to_owned(),
+            ],
             Self::NoTokenSecret { .. } => vec![
                 "start `dormer serve` once with the same settings, or set jwt.signing.token-hs256-secret-base64".to_owned(),
                 "`dormer token create` runs where the server's settings are, not on its clients".to_owned(),
@@ -226,11 +232,17 @@ fn index_hints(error: &dormer_index::Error) -> Vec<String> {
     match error {
         Index::ForeignDatabase { .. } => hint(
             "Dormer has not touched it; give it a database of its own: DORMER_DATABASE_URL=sqlite:///path/to/index.sqlite, \
-             or url under [database]",
+             or CREATE DATABASE dormer and DORMER_DATABASE_URL=postgresql://user:password@host/dormer (url under [database])",
         ),
         Index::Locked { .. } => {
             hint("another `dormer serve` is running on this data folder; choose another --data-dir")
         }
+        Index::ServerUnfit { .. } => hint(
+            "change it in postgresql.conf (or ALTER DATABASE … RESET …) and reload; `dormer doctor` checks it again",
+        ),
+        Index::Unavailable { attempt: "connect to the database", .. } => hint(
+            "is the server running, and are host, user, password and database of database.url right? `dormer doctor` tries it",
+        ),
         Index::SchemaTooNew { .. } => hint("a newer Dormer has used this database; upgrade this one"),
         _ => Vec::new(),
     }

@@ -17,7 +17,7 @@ use base64::engine::general_purpose::STANDARD;
 use dormer_api::Permission;
 use dormer_blobs::{Blobs, Limited, LocalBlobs, RemoteBlobs, Retrying};
 use dormer_engine::{CreateCache, Engine, MasterKey, SystemClock};
-use dormer_index::{Index as _, SqliteIndex, SqliteOptions};
+use dormer_index::{Index, PostgresIndex, SqliteIndex, SqliteOptions};
 use dormer_nix::StoreDir;
 
 use crate::error::{Error, Result};
@@ -43,6 +43,10 @@ const MASTER_KEY_PROOF: &[u8] = b"dormer";
 pub(crate) enum Made {
     DataFolder(PathBuf),
     Index(PathBuf),
+    /// The tables of the index, in a server's database.
+    Schema {
+        database: String,
+    },
     Storage(PathBuf),
     MasterKey(PathBuf),
     TokenSecret(PathBuf),
@@ -61,7 +65,7 @@ pub(crate) type Observer<'a> = &'a mut (dyn FnMut(&Made) -> Result<()> + Send);
 #[derive(Debug)]
 pub(crate) struct Installation {
     pub(crate) engine: Engine,
-    pub(crate) index: Arc<SqliteIndex>,
+    pub(crate) index: Arc<dyn Index>,
     pub(crate) token_key: SigningKey,
     /// Public key of the cache `main`, if it is there and public.
     pub(crate) main_public_key: Option<String>,
@@ -71,15 +75,23 @@ pub(crate) struct Installation {
 
 /// Finds or makes everything.
 pub(crate) async fn prepare(settings: &Settings, observer: Observer<'_>) -> Result<Installation> {
-    refuse_foreign_folders(settings)?;
-    make_folders(settings, observer)?;
+    if settings.postgres.is_some() && settings.master_key.is_none() && !settings.master_key_file.exists() {
+        return Err(Error::NoSharedMasterKey { path: settings.master_key_file.clone() });
+    }
+    if settings.uses_data_dir() {
+        refuse_foreign_folders(settings)?;
+        make_folders(settings, observer)?;
+    }
     let mut warnings = Vec::new();
 
-    let index_is_new = !settings.database_path.exists();
+    let index_is_new = index_is_new(settings).await?;
     let has_packs = settings.remote_storage.is_none() && settings.storage_path.join("packs").exists();
-    let index = Arc::new(SqliteIndex::open(&settings.database_path, SqliteOptions::default()).await?);
+    let index = open_index(settings).await?;
     if index_is_new {
-        observer(&Made::Index(settings.database_path.clone()))?;
+        observer(&match &settings.postgres {
+            Some(server) => Made::Schema { database: server.name.clone() },
+            None => Made::Index(settings.database_path.clone()),
+        })?;
         if has_packs {
             warnings.push(format!(
                 "{} holds packs that the new index does not know; was the database lost?",
@@ -88,12 +100,18 @@ pub(crate) async fn prepare(settings: &Settings, observer: Observer<'_>) -> Resu
         }
     }
     let blobs = open_store(settings, &mut warnings).await?;
-    let master_key = master_key(settings, &index, observer).await?;
+    let master_key = master_key(settings, &*index, observer).await?;
     let (token_key, made) = tokens::signing_key_or_new(settings)?;
     if made {
         observer(&Made::TokenSecret(settings.token_secret_file()))?;
     }
     if settings.jwt.signing.is_none() {
+        if settings.postgres.is_some() && settings.remote_storage.is_some() {
+            warnings.push(format!(
+                "tokens are signed with {}; replicas without the same secret refuse them (set one of jwt.signing)",
+                settings.token_secret_file().display()
+            ));
+        }
         warn_if_readable(&settings.token_secret_file(), &mut warnings);
     }
     if settings.master_key.is_none() {
@@ -101,7 +119,7 @@ pub(crate) async fn prepare(settings: &Settings, observer: Observer<'_>) -> Resu
     }
 
     let engine =
-        Engine::new(index.clone(), blobs, master_key, settings.engine.clone(), Arc::new(SystemClock));
+        Engine::new(Arc::clone(&index), blobs, master_key, settings.engine.clone(), Arc::new(SystemClock));
     if index.find_setting(FIRST_START_SETTING).await?.is_none() {
         make_first_cache(&engine, observer).await?;
         make_admin_token(settings, &token_key, observer)?;
@@ -112,6 +130,20 @@ pub(crate) async fn prepare(settings: &Settings, observer: Observer<'_>) -> Resu
     let main_public_key = main
         .and_then(|cache| cache.keys.iter().rev().find(|key| key.active).map(|key| key.public_key.clone()));
     Ok(Installation { engine, index, token_key, main_public_key, warnings })
+}
+
+/// The index that the settings name, with its schema up to date.
+pub(crate) async fn open_index(settings: &Settings) -> Result<Arc<dyn Index>> {
+    Ok(match &settings.postgres {
+        Some(server) => Arc::new(PostgresIndex::open(server.url.expose(), server.options.clone()).await?),
+        None => Arc::new(SqliteIndex::open(&settings.database_path, SqliteOptions::default()).await?),
+    })
+}
+
+/// Another replica may make it meanwhile; then both say so.
+async fn index_is_new(settings: &Settings) -> Result<bool> {
+    let Some(server) = &settings.postgres else { return Ok(!settings.database_path.exists()) };
+    Ok(PostgresIndex::plan_migration(server.url.expose(), &server.options).await?.found == 0)
 }
 
 /// The store that the settings name. One over a network is asked once: who mistyped a key learns it now and not from the first
@@ -191,7 +223,14 @@ fn make_folders(settings: &Settings, observer: Observer<'_>) -> Result<()> {
     if make_private_folder(&settings.data_dir)? {
         observer(&Made::DataFolder(settings.data_dir.clone()))?;
     }
-    for file in [&settings.database_path, &settings.master_key_file] {
+    let mut files = Vec::new();
+    if settings.postgres.is_none() {
+        files.push(&settings.database_path);
+    }
+    if settings.master_key.is_none() {
+        files.push(&settings.master_key_file);
+    }
+    for file in files {
         if let Some(folder) = file.parent().filter(|folder| !folder.as_os_str().is_empty()) {
             make_private_folder(folder)?;
         }
@@ -222,7 +261,7 @@ fn warn_if_readable(path: &Path, warnings: &mut Vec<String>) {
 
 /// The key from the settings or its file. It is only made for a database that was never used with another: the database
 /// holds a sealed proof, so a lost or wrong key shows at the start and not at the first signature.
-async fn master_key(settings: &Settings, index: &SqliteIndex, observer: Observer<'_>) -> Result<MasterKey> {
+async fn master_key(settings: &Settings, index: &dyn Index, observer: Observer<'_>) -> Result<MasterKey> {
     let proof = index.find_setting(MASTER_KEY_SETTING).await?;
     let path = &settings.master_key_file;
     let (bytes, origin) = if let Some(bytes) = settings.master_key {
@@ -295,8 +334,8 @@ async fn make_first_cache(engine: &Engine, observer: Observer<'_>) -> Result<()>
 }
 
 fn make_admin_token(settings: &Settings, key: &SigningKey, observer: Observer<'_>) -> Result<()> {
-    // Whoever brings a public key only makes tokens elsewhere.
-    if matches!(key, SigningKey::Rs256Public(_)) {
+    // Whoever brings a public key only makes tokens elsewhere. Without a folder there is no place that others cannot read.
+    if matches!(key, SigningKey::Rs256Public(_)) || !settings.uses_data_dir() {
         return Ok(());
     }
     let everything = "*".parse().expect("a star is a pattern");
@@ -316,6 +355,8 @@ fn make_admin_token(settings: &Settings, key: &SigningKey, observer: Observer<'_
 
 #[cfg(test)]
 mod tests {
+    use dormer_testkit::services::Postgres;
+
     use crate::settings::{Environment, Flags, keys};
 
     use super::*;
@@ -457,6 +498,100 @@ mod tests {
             !settings.data_dir.join("master-key").exists()
                 && !settings.data_dir.join("token-secret").exists()
         );
+    }
+
+    /// Settings of a replica on a server, with a folder of its own.
+    fn replica(folder: &Path, database: &str) -> Settings {
+        let secret = ("ATTIC_SERVER_TOKEN_HS256_SECRET_BASE64", "c2VjcmV0");
+        settings(folder, &[("DORMER_MASTER_KEY", ZEROS), secret, ("DORMER_DATABASE_URL", database)])
+    }
+
+    #[test]
+    fn replicas_that_start_first_at_once_agree_on_one_cache_and_one_master_key() {
+        let database = Postgres::shared().create_database();
+        let homes =
+            [tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap()];
+        let runtime = tokio::runtime::Runtime::new().unwrap();
+        let starts: Vec<_> = homes
+            .iter()
+            .map(|home| {
+                let settings = replica(home.path(), &database);
+                runtime.spawn(async move {
+                    let mut made = Vec::new();
+                    let mut observer = |item: &Made| {
+                        made.push(item.clone());
+                        Ok(())
+                    };
+                    let key = prepare(&settings, &mut observer).await.unwrap().main_public_key;
+                    (key, made)
+                })
+            })
+            .collect();
+        let mut keys = Vec::new();
+        let mut caches = 0;
+        for start in starts {
+            let (key, made) = runtime.block_on(start).unwrap();
+            keys.push(key.expect("the cache main is there"));
+            caches += made.iter().filter(|item| matches!(item, Made::Cache { .. })).count();
+        }
+        assert_eq!(caches, 1);
+        keys.dedup();
+        assert_eq!(keys.len(), 1, "all sign with the same key");
+        let later = replica(homes[0].path(), &database);
+        let (again, made) = start(&later, usize::MAX, async |second| second.main_public_key);
+        assert_eq!((again.unwrap().as_ref(), made), (keys.first(), vec![]));
+        let other = ("DORMER_MASTER_KEY", "AQAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA=");
+        let other = settings(homes[0].path(), &[other, ("DORMER_DATABASE_URL", &database)]);
+        assert!(matches!(key_after_start(&other), Err(Error::WrongMasterKey { .. })));
+    }
+
+    #[test]
+    fn a_replica_without_a_master_key_is_refused_before_anything_is_made() {
+        let home = tempfile::tempdir().unwrap();
+        let database = Postgres::shared().create_database();
+        let without = settings(home.path(), &[("DORMER_DATABASE_URL", &database)]);
+        let (refused, made) = start(&without, usize::MAX, async |_| ());
+        let refused = refused.unwrap_err();
+        assert!(matches!(refused, Error::NoSharedMasterKey { .. }), "{refused}");
+        assert!(refused.hints().concat().contains("openssl rand"));
+        assert_eq!(made, []);
+        assert_eq!(fs::read_dir(home.path()).unwrap().count(), 0);
+        let tables = "SELECT count(*) FROM pg_tables WHERE schemaname = 'public'";
+        assert_eq!(Postgres::shared().sql(&database, tables), "0");
+
+        let file = home.path().join("mounted");
+        fs::write(&file, format!("{ZEROS}\n")).unwrap();
+        let file = file.display().to_string();
+        let mounted = [("DORMER_DATABASE_URL", database.as_str()), ("DORMER_MASTER_KEY_FILE", &file)];
+        key_after_start(&settings(home.path(), &mounted)).unwrap();
+    }
+
+    #[test]
+    fn where_everything_is_elsewhere_nothing_is_made_on_disk() {
+        let home = tempfile::tempdir().unwrap();
+        let database = Postgres::shared().create_database();
+        // Nobody listens there: the store may come later.
+        let endpoint = format!("http://127.0.0.1:{}", dormer_testkit::services::free_port());
+        let settings = settings(
+            home.path(),
+            &[
+                ("DORMER_DATABASE_URL", &database),
+                ("DORMER_MASTER_KEY", ZEROS),
+                ("ATTIC_SERVER_TOKEN_HS256_SECRET_BASE64", "c2VjcmV0"),
+                ("DORMER_STORAGE_TYPE", "s3"),
+                ("DORMER_STORAGE_BUCKET", "packs"),
+                ("DORMER_STORAGE_ENDPOINT", &endpoint),
+                ("DORMER_STORAGE_CREDENTIALS_ACCESS_KEY_ID", "a"),
+                ("DORMER_STORAGE_CREDENTIALS_SECRET_ACCESS_KEY", "b"),
+            ],
+        );
+        let (key, made) = start(&settings, usize::MAX, async |first| first.main_public_key);
+        assert!(key.unwrap().is_some());
+        assert!(
+            matches!(made.as_slice(), [Made::Schema { .. }, Made::Cache { .. }, Made::FirstStart]),
+            "{made:?}"
+        );
+        assert_eq!(fs::read_dir(home.path()).unwrap().count(), 0, "no folder, no token");
     }
 
     #[test]

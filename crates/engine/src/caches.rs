@@ -1,18 +1,15 @@
 //! Caches and their signing keys.
 //!
-//! Settings of a cache are remembered for [`REMEMBERED`], so a change made through another replica shows within that time;
-//! a change made through this engine shows at once. That a cache does not exist is never remembered.
+//! Settings of a cache are remembered for a moment. A change made through this engine shows at once, one made through
+//! another replica when its notice comes, and in any case within 5 s ([`crate::coherence`]). That a cache does not exist is
+//! never remembered.
 
 use std::sync::Arc;
-use std::time::Duration;
 
 use dormer_index::{Cache, CacheKey, CachePatch, NewCache};
 use dormer_nix::SecretKey;
 
 use crate::{Engine, Error, Result};
-
-/// How long settings and answers are remembered without notice of a change.
-pub(crate) const REMEMBERED: Duration = Duration::from_secs(5);
 
 /// A cache to create.
 #[derive(Debug, Clone)]
@@ -63,9 +60,12 @@ impl Engine {
         if let Some(cache) = self.remembered_caches().get(name) {
             return Ok(Some(cache));
         }
+        let look = self.look();
         let Some(cache) = self.index().find_cache(name).await? else { return Ok(None) };
         let cache = Arc::new(cache);
-        self.remembered_caches().insert(name.to_owned(), Arc::clone(&cache));
+        if look.is_fresh(self) {
+            self.remembered_caches().insert(name.to_owned(), Arc::clone(&cache));
+        }
         Ok(Some(cache))
     }
 

@@ -6,6 +6,7 @@
 mod caches;
 mod chunk_sink;
 mod clock;
+mod coherence;
 mod commit;
 mod cpu;
 mod error;
@@ -28,12 +29,12 @@ use bytes::Bytes;
 use dormer_blobs::Blobs;
 use dormer_format::PackId;
 use dormer_index::{Cache, Index, UnixSeconds};
-use dormer_nix::{SecretKey, StorePathHash};
+use dormer_nix::SecretKey;
 use moka::sync::Cache as Remembered;
 use tokio::sync::Semaphore;
 
-use crate::caches::REMEMBERED;
 use crate::chunk_sink::Workshop;
+use crate::coherence::REMEMBERED;
 use crate::cpu::CpuPool;
 use crate::memory::Account;
 use crate::metrics::EngineMetrics;
@@ -81,6 +82,8 @@ struct Inner {
     narinfos: Remembered<NarinfoKey, Bytes>,
     plans: Remembered<PlanKey, Arc<Plan>>,
     proven_packs: Remembered<PackId, ()>,
+    /// Counts what was forgotten because of changes.
+    changes_seen: AtomicU64,
 }
 
 impl Engine {
@@ -126,12 +129,15 @@ impl Engine {
             proven_packs: Remembered::builder().max_capacity(16_384).time_to_live(PACK_PROOF).build(),
             workshop: Workshop { index, cpu, packer, metrics: Arc::clone(&metrics) },
             metrics,
+            changes_seen: AtomicU64::new(0),
             settings,
             clock,
             blobs,
             master_key,
         };
-        Self { inner: Arc::new(inner) }
+        let engine = Self { inner: Arc::new(inner) };
+        engine.follow_changes();
+        engine
     }
 
     /// The index, for plain look-ups.
@@ -246,22 +252,5 @@ impl Engine {
 
     fn proven_packs(&self) -> &Remembered<PackId, ()> {
         &self.inner.proven_packs
-    }
-
-    /// Forgets what was remembered about a path of a cache, after a change to it.
-    fn forget_answers(&self, cache: &Cache, hash: &StorePathHash) {
-        self.remembered_narinfos().invalidate(&(cache.id, *hash));
-        // Plans are found by several keys; changes to objects that are being read are rare enough to forget them all.
-        self.remembered_plans().invalidate_all();
-    }
-
-    fn forget_narinfos(&self) {
-        self.remembered_narinfos().invalidate_all();
-    }
-
-    fn forget_cache(&self, cache: &Cache) {
-        self.remembered_caches().invalidate(&cache.name);
-        self.forget_narinfos();
-        self.remembered_plans().invalidate_all();
     }
 }

@@ -21,6 +21,7 @@ impl Engine {
         if let Some(text) = self.remembered_narinfo(cache, hash) {
             return Ok(Some(text));
         }
+        let look = self.look();
         let found = self.index().find_object(cache.id, hash).await?.filter(|found| !found.nar.damaged);
         let Some(found) = found else {
             self.count_narinfo("missing");
@@ -29,7 +30,9 @@ impl Engine {
         self.count_narinfo("index");
         self.touch_if_old(cache, &[(*hash, found.last_used_at)]).await?;
         let text = Bytes::from(self.render_narinfo(cache, found)?);
-        self.remembered_narinfos().insert(key, text.clone());
+        if look.is_fresh(self) {
+            self.remembered_narinfos().insert(key, text.clone());
+        }
         Ok(Some(text))
     }
 

@@ -499,6 +499,8 @@ pub trait Index: Send + Sync + std::fmt::Debug + 'static {
     async fn ping(&self) -> Result<()>;
     /// Answers when the database is reachable and writable.
     async fn check_ready(&self) -> Result<()>;
+    /// Waits for what runs, then closes the database. Later calls fail.
+    async fn close(&self) -> Result<()>;
     /// Statements sent since the start, transaction control included (for metrics and benchmarks).
     fn statement_count(&self) -> u64;
 }

@@ -383,6 +383,9 @@ impl Index for FaultIndex {
     async fn ping(&self) -> Outcome<()> {
         read_step!(self, self.inner.ping())
     }
+    async fn close(&self) -> Outcome<()> {
+        self.inner.close().await
+    }
     async fn check_ready(&self) -> Outcome<()> {
         read_step!(self, self.inner.check_ready())
     }

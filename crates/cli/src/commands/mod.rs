@@ -4,6 +4,7 @@ mod cache;
 mod config_show;
 mod doctor;
 mod login;
+mod migrate;
 mod push;
 mod serve;
 mod token_create;
@@ -100,6 +101,7 @@ pub(crate) enum Command {
     #[command(subcommand)]
     Config(ConfigCommand),
     Doctor(doctor::DoctorArgs),
+    Migrate(migrate::MigrateArgs),
 }
 
 #[derive(Debug, Subcommand)]
@@ -212,6 +214,7 @@ pub(crate) async fn run(command: Command, context: &Context) -> Result<ExitCode>
         Command::Login(args) => login::run(args, context).await?,
         Command::Push(args) => return push::run(args, context).await,
         Command::Doctor(args) => return doctor::run(args, context).await,
+        Command::Migrate(args) => migrate::run(args, context).await?,
         Command::Use(args) => use_cache::run_use(args, context).await?,
         Command::Unuse(args) => use_cache::run_unuse(&args, context)?,
         Command::Cache(command) => cache::run(command, context).await?,

@@ -220,6 +220,11 @@ impl Voice<'_> {
     }
 }
 
+/// Where there is no folder for an admin token, its owner makes it.
+const ADMIN_TOKEN_COMMAND: &str = "dormer token create --sub admin --validity 2y --pull '*' --push '*' --delete '*' \
+                                   --create-cache '*' --configure-cache '*' --configure-cache-retention '*' \
+                                   --destroy-cache '*'";
+
 /// What was made and what to do next; at later starts one line.
 fn introduction(
     settings: &Settings,
@@ -228,18 +233,27 @@ fn introduction(
     address: SocketAddr,
 ) -> String {
     let data_dir = settings.data_dir.display();
+    let uses_data_dir = settings.uses_data_dir();
     if made.is_empty() {
-        return format!("using {data_dir}");
+        return match (&settings.postgres, uses_data_dir) {
+            (None, _) => format!("using {data_dir}"),
+            (Some(server), true) => format!("using {data_dir} and {}", server.name),
+            (Some(server), false) => format!("using {}", server.name),
+        };
     }
-    let mut text = format!("made in {data_dir}:\n");
+    let mut text = if uses_data_dir { format!("made in {data_dir}:\n") } else { "made:\n".to_owned() };
     let mut made: Vec<&Made> = made.iter().collect();
     // What was made first to work comes after what it is for.
-    made.sort_by_key(|item| !matches!(item, Made::Index(_)));
+    made.sort_by_key(|item| !matches!(item, Made::Index(_) | Made::Schema { .. }));
     let below = |path: &Path| path.strip_prefix(&settings.data_dir).unwrap_or(path).display().to_string();
     for item in made {
         let (name, what) = match item {
             Made::DataFolder(_) | Made::FirstStart => continue,
             Made::Index(path) => (below(path), "what the caches hold (SQLite)"),
+            Made::Schema { database } => {
+                let _ = writeln!(text, "  {:<14} what the caches hold: tables in {database}", "the index");
+                continue;
+            }
             Made::Storage(path) => (format!("{}/", below(path)), "their contents, in packs"),
             Made::MasterKey(path) => (
                 below(path),
@@ -261,10 +275,15 @@ fn next_steps(settings: &Settings, key: &str, address: SocketAddr) -> String {
     let url = own_url(settings, address);
     let substituter = settings.substituter_endpoint.as_deref().unwrap_or(&url).trim_end_matches('/');
     let token = shell_word(&settings.admin_token_file().display().to_string());
-    let login = if settings.admin_token_file().exists() {
+    let login = if settings.uses_data_dir() && settings.admin_token_file().exists() {
         format!("dormer login lab {url} --token-file {token}")
-    } else {
+    } else if settings.uses_data_dir() {
         format!("dormer login lab {url} TOKEN")
+    } else {
+        // With the same settings, so that it finds the secret.
+        format!(
+            "{ADMIN_TOKEN_COMMAND}   # where these settings are; prints TOKEN\n  dormer login lab {url} TOKEN"
+        )
     };
     format!(
         "

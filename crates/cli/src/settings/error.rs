@@ -24,8 +24,6 @@ pub(crate) enum Error {
     Value { key: &'static str, origin: Origin, problem: String },
     #[error("{first} and {second} are both set ({origin}); only one key can sign tokens")]
     SeveralSigningKeys { first: &'static str, second: &'static str, origin: Origin },
-    #[error("{key} ({origin}): {why}")]
-    Later { key: &'static str, origin: Origin, why: &'static str },
     #[error("no folder for data: neither XDG_DATA_HOME nor HOME is set")]
     NoDataDir,
 }
@@ -39,9 +37,6 @@ impl Error {
                 Some("`dormer config reference` explains every key".to_owned())
             }
             Self::NoDataDir => Some("say where to keep data: --data-dir DIR".to_owned()),
-            Self::Later { key: "database.url", .. } => {
-                Some("leave database.url out: the default is an SQLite file in the data folder".to_owned())
-            }
             _ => None,
         }
     }

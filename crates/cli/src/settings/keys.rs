@@ -169,10 +169,25 @@ keys! {
         .attic().ignored("Dormer always wants the whole NAR and verifies it");
 
     DATABASE_URL = Key::new("database.url", Kind::Text,
-        "The index: `sqlite:///absolute/path` or `sqlite://relative/path`. PostgreSQL comes with a later release.")
+        "The index: `sqlite:///absolute/path`, `sqlite://relative/path` or `postgresql://user:password@host:5432/database` \
+         (13 or newer; parameters of libpq such as `?sslmode=verify-full&sslrootcert=/path` may follow). A database of its \
+         own, not one that Attic filled.")
         .default_note("`sqlite://<data-dir>/index.sqlite`").attic().attic_variable("ATTIC_SERVER_DATABASE_URL");
     DATABASE_HEARTBEAT = Key::new("database.heartbeat", Kind::Bool, "Attic sends a query every few seconds when it is set.")
-        .attic().ignored("SQLite needs none");
+        .attic().ignored("connections are checked when they are needed");
+    DATABASE_CONNECTIONS = Key::new("database.max-connections", Kind::Integer(1, 1_000),
+        "Most connections of this process to PostgreSQL; one more listens for changes. The server's `max_connections` must \
+         have room for those of all replicas.").default("16");
+    DATABASE_ACQUIRE_TIMEOUT = Key::new("database.acquire-timeout", Kind::Duration(1, 600),
+        "How long a request waits for a connection to PostgreSQL, also while the server restarts. Then the client is told to \
+         come back.").default("10s");
+    DATABASE_STATEMENT_TIMEOUT = Key::new("database.statement-timeout", Kind::Duration(1, 3_600),
+        "Longest run of a statement on PostgreSQL.").default("30s");
+    DATABASE_LOCK_TIMEOUT = Key::new("database.lock-timeout", Kind::Duration(1, 3_600),
+        "How long a statement waits for what another one holds.").default("10s");
+    DATABASE_TRANSACTION_POOLER = Key::new("database.transaction-pooler", Kind::Bool,
+        "Say `true` when PgBouncer or the like stands between, with `pool_mode = transaction`. Then nothing is prepared, every \
+         look-up is a transaction, and changes by other replicas show after up to 5 s instead of at once.").default("false");
 
     STORAGE_TYPE = Key::new("storage.type", Kind::Choice(&["local", "s3", "gcs", "azure"]),
         "Where packs are stored: `local`, a folder; `s3`, Amazon S3 or what speaks like it (MinIO, Ceph RGW, SeaweedFS, Garage, \

@@ -3,6 +3,7 @@
 //! [`raw`] gathers what was set and where (defaults, variables, file, flags) and checks each value by itself;
 //! [`resolve`] turns that into [`Settings`] and checks what belongs together. Secrets stay out of every message.
 
+mod database;
 mod error;
 pub(crate) mod keys;
 mod nearest;

@@ -10,6 +10,7 @@ use dormer_api::Secret;
 use dormer_engine::EngineSettings;
 use dormer_format::ChunkParams;
 
+use super::database::{PostgresDatabase, is_postgres, postgres, sqlite_path};
 use super::error::{Error, Result};
 use super::keys::{self, Key};
 use super::raw::{Environment, Flags, Origin, Raw, Value};
@@ -33,7 +34,9 @@ const DRAIN_DELAY: Duration = Duration::from_secs(5);
 pub(crate) struct Settings {
     pub(crate) listen: SocketAddr,
     pub(crate) data_dir: PathBuf,
+    /// File of the index, if no server is named.
     pub(crate) database_path: PathBuf,
+    pub(crate) postgres: Option<PostgresDatabase>,
     /// Folder of the packs, if no other store is named.
     pub(crate) storage_path: PathBuf,
     pub(crate) remote_storage: Option<RemoteStorage>,
@@ -114,6 +117,22 @@ impl Settings {
         Ok((settings, raw))
     }
 
+    /// Whether anything of this installation lies in the data folder. Where it all is elsewhere, no folder is made.
+    pub(crate) fn uses_data_dir(&self) -> bool {
+        self.postgres.is_none()
+            || self.remote_storage.is_none()
+            || self.jwt.signing.is_none()
+            || (self.master_key.is_none() && self.master_key_file.starts_with(&self.data_dir))
+    }
+
+    /// The index, for people.
+    pub(crate) fn database_name(&self) -> String {
+        match &self.postgres {
+            Some(server) => server.name.clone(),
+            None => self.database_path.display().to_string(),
+        }
+    }
+
     /// The file that holds the token secret when no setting gives one.
     pub(crate) fn token_secret_file(&self) -> PathBuf {
         self.data_dir.join("token-secret")
@@ -131,7 +150,12 @@ fn fill_paths(raw: &mut Raw, environment: &Environment) -> Result<()> {
         let home = || environment.path("HOME").map(|home| home.join(".local/share"));
         // The XDG specification wants a relative path ignored.
         let base = environment.path("XDG_DATA_HOME").filter(|path| path.is_absolute()).map(Path::to_owned);
-        let base = base.or_else(home).ok_or(Error::NoDataDir)?;
+        let base = match base.or_else(home) {
+            Some(base) => base,
+            // Never made: see `Settings::uses_data_dir`.
+            None if needs_no_folder(raw) => PathBuf::from("/nonexistent"),
+            None => return Err(Error::NoDataDir),
+        };
         raw.set_default(&keys::DATA_DIR, Value::Text(base.join("dormer").display().to_string()));
     }
     let data_dir = path(raw, &keys::DATA_DIR);
@@ -148,9 +172,19 @@ fn fill_paths(raw: &mut Raw, environment: &Environment) -> Result<()> {
     Ok(())
 }
 
+/// Whether everything that could lie in the data folder is said to be elsewhere.
+fn needs_no_folder(raw: &Raw) -> bool {
+    let set = |key: &Key| raw.find(key).is_some();
+    raw.find(&keys::DATABASE_URL).is_some_and(|_| is_postgres(text(raw, &keys::DATABASE_URL)))
+        && text(raw, &keys::STORAGE_TYPE) != "local"
+        && (set(&keys::MASTER_KEY) || set(&keys::MASTER_KEY_FILE))
+        && keys::SIGNING_KEYS.iter().any(set)
+}
+
 fn resolve(raw: &Raw) -> Result<Settings> {
     let mut notes = raw.notes.clone();
     let remote_storage = remote_storage(raw, &mut notes)?;
+    let postgres = postgres(raw, &mut notes)?;
     let signing = [
         (&keys::JWT_HS256_SECRET, SigningKey::Hs256 as fn(Vec<u8>) -> SigningKey),
         (&keys::JWT_RS256_SECRET, SigningKey::Rs256Secret),
@@ -178,6 +212,7 @@ fn resolve(raw: &Raw) -> Result<Settings> {
         listen: text(raw, &keys::LISTEN).parse().expect("addresses were checked when they were read"),
         data_dir: path(raw, &keys::DATA_DIR),
         database_path: sqlite_path(raw)?,
+        postgres,
         storage_path: path(raw, &keys::STORAGE_PATH),
         remote_storage,
         master_key,
@@ -248,40 +283,12 @@ fn engine_settings(raw: &Raw) -> Result<EngineSettings> {
     })
 }
 
-fn sqlite_path(raw: &Raw) -> Result<PathBuf> {
-    let url = text(raw, &keys::DATABASE_URL);
-    if url.starts_with("postgres://") || url.starts_with("postgresql://") {
-        return Err(later(
-            raw,
-            &keys::DATABASE_URL,
-            "PostgreSQL comes with a later release; this one keeps its index in SQLite",
-        ));
-    }
-    let rest = url.strip_prefix("sqlite:").map(|rest| rest.strip_prefix("//").unwrap_or(rest));
-    // Attic's examples end in `?mode=rwc`; the file is always made if it is not there.
-    let file = rest.map(|rest| rest.split('?').next().unwrap_or_default());
-    match file {
-        Some(file) if !file.is_empty() && file != ":memory:" => Ok(PathBuf::from(file)),
-        Some(_) => Err(wrong(raw, &keys::DATABASE_URL, "names no file".to_owned())),
-        // Not shown: it may hold a password.
-        None => Err(wrong(
-            raw,
-            &keys::DATABASE_URL,
-            "is not of the form \"sqlite:///path/to/index.sqlite\"".to_owned(),
-        )),
-    }
-}
-
 fn origin(raw: &Raw, key: &Key) -> Origin {
     raw.find(key).map_or(Origin::Default, |setting| setting.origin.clone())
 }
 
 pub(super) fn wrong(raw: &Raw, key: &Key, problem: String) -> Error {
     Error::Value { key: key.path, origin: origin(raw, key), problem }
-}
-
-fn later(raw: &Raw, key: &Key, why: &'static str) -> Error {
-    Error::Later { key: key.path, origin: origin(raw, key), why }
 }
 
 fn base64(raw: &Raw, key: &Key) -> Result<Option<Vec<u8>>> {

@@ -124,9 +124,42 @@ fn wrong_values_are_named_with_their_key_and_place() {
 }
 
 #[test]
-fn what_comes_with_a_later_release_is_refused_and_says_so() {
-    insta::assert_snapshot!(message("[database]\nurl = \"postgresql://ada:hunter2@db/x\""), @"database.url (file dormer.toml): PostgreSQL comes with a later release; this one keeps its index in SQLite | leave database.url out: the default is an SQLite file in the data folder");
-    insta::assert_snapshot!(message("[database]\nurl = \"mysql://ada:hunter2@db/x\""), @r#"database.url (file dormer.toml): is not of the form "sqlite:///path/to/index.sqlite""#);
+fn a_database_on_a_server_has_a_name_without_its_password() {
+    for scheme in ["postgres", "postgresql"] {
+        let toml = format!("[database]\nurl = \"{scheme}://ada:hunter2@db.lab:6432/x?sslmode=require\"");
+        let settings = load(&toml, &[HOME].into(), &[]).unwrap();
+        assert_eq!(settings.database_name(), "PostgreSQL database 'x' on db.lab:6432");
+        let server = settings.postgres.as_ref().unwrap();
+        assert!(server.url.expose().contains("hunter2"));
+        assert_eq!(
+            format!("{:?}", server.options),
+            format!("{:?}", dormer_index::PostgresOptions::default())
+        );
+        assert!(!format!("{settings:?}").contains("hunter2"));
+    }
+    let toml = "[database]\nurl = \"postgres://db/x\"\nmax-connections = 3\ntransaction-pooler = true\nlock-timeout = \"1s\"";
+    let options = load(toml, &[HOME].into(), &[]).unwrap().postgres.unwrap().options;
+    assert_eq!((options.connections_max, options.transaction_pooler), (3, true));
+    assert_eq!(options.lock_timeout, std::time::Duration::from_secs(1));
+    insta::assert_snapshot!(message("[database]\nurl = \"postgresql://ada:hunter2@db:x/x\""), @r#"database.url (file dormer.toml): is not of the form "postgresql://user:password@host:5432/database""#);
+    insta::assert_snapshot!(message("[database]\nurl = \"mysql://ada:hunter2@db/x\""), @r#"database.url (file dormer.toml): is neither "sqlite:///path/to/index.sqlite" nor "postgresql://user:password@host/database""#);
+    let file = load("[database]\nmax-connections = 3\n", &[HOME].into(), &[]).unwrap();
+    assert_eq!(file.notes, ["without effect: database.max-connections (the index is an SQLite file)"]);
+}
+
+#[test]
+fn where_everything_is_elsewhere_no_folder_is_needed() {
+    let toml = "master-key = \"AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA=\"\n[database]\nurl = \"postgresql://db/x\"\n\
+                [storage]\ntype = \"s3\"\nbucket = \"b\"\n[jwt.signing]\ntoken-hs256-secret-base64 = \"c2VjcmV0\"\n";
+    let nowhere = Environment::default();
+    assert!(!load(toml, &nowhere, &[]).unwrap().uses_data_dir());
+    for part in ["master-key", "url", "type = \"s3\"", "token-hs256"] {
+        let less: String =
+            toml.lines().filter(|line| !line.starts_with(part)).map(|line| format!("{line}\n")).collect();
+        assert!(load(&less, &[HOME].into(), &[]).unwrap().uses_data_dir(), "{part}");
+        let less = load(&less, &nowhere, &[]).unwrap_err();
+        assert!(less.hint().unwrap().contains("--data-dir"), "{part}");
+    }
 }
 
 #[test]
@@ -165,7 +198,7 @@ fn attics_server_toml_is_accepted_whole() {
     insta::assert_snapshot!(settings.notes.join("\n"), @r"
     ignored: soft-delete-caches (a destroyed cache's name is free at once, its bytes go later)
     ignored: require-proof-of-possession (Dormer always wants the whole NAR and verifies it)
-    ignored: database.heartbeat (SQLite needs none)
+    ignored: database.heartbeat (connections are checked when they are needed)
     ignored: garbage-collection.interval, garbage-collection.default-retention-period (this release does not collect garbage yet; nothing expires)
     ignored: chunking.nar-size-threshold, chunking.min-size, chunking.avg-size, chunking.max-size (Dormer cuts by its own rule; see [chunks])
     ignored: compression.type, compression.level (Dormer stores zstd, which is served as it is; its level is chunks.zstd-level)
@@ -225,7 +258,6 @@ fn every_key_can_be_set_by_its_variable() {
             Ok((_, raw)) => {
                 assert_eq!(raw.find(key).unwrap().origin.to_string(), format!("env {}", key.variable()));
             }
-            Err(Error::Later { key: named, .. }) => assert_eq!(named, key.path),
             Err(error) => panic!("{}: {error}", key.path),
         }
     }

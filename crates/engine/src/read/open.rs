@@ -73,11 +73,14 @@ impl Engine {
             return Ok(Some(OpenNar { engine: self.clone(), plan }));
         }
         let _memory = self.stream_memory().reserve(OPENING_BYTES).await?;
+        let look = self.look();
         let Some(nar) = self.index().find_nar_in_cache(cache.id, key, self.now()).await? else {
             return Ok(None);
         };
         let Some(open) = self.open(nar).await? else { return Ok(None) };
-        self.remembered_plans().insert(plan_key, Arc::clone(&open.plan));
+        if look.is_fresh(self) {
+            self.remembered_plans().insert(plan_key, Arc::clone(&open.plan));
+        }
         Ok(Some(open))
     }
 

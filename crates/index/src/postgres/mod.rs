@@ -111,10 +111,9 @@ impl PostgresIndex {
         open::plan(&open::connect_options(url, options)?, options).await
     }
 
-    /// Waits for what runs, then closes all connections. Later calls fail.
-    pub async fn close(&self) {
-        self.stop_listening();
-        self.pool.close().await;
+    /// Where a URL leads, for people: without user and password. Fails if it is none.
+    pub fn name_of(url: &str) -> Result<String> {
+        open::name_of(url)
     }
 
     fn stop_listening(&self) {
@@ -284,6 +283,12 @@ impl Index for PostgresIndex {
     }
     async fn check_ready(&self) -> Result<()> {
         self.again(|| self.check_writable()).await
+    }
+    async fn close(&self) -> Result<()> {
+        self.stop_listening();
+        // What runs ends by its own time-outs.
+        self.pool.close().await;
+        Ok(())
     }
     fn statement_count(&self) -> u64 {
         self.meter.statement_count()

@@ -19,6 +19,7 @@ use crate::migrations::MigrationPlan;
 use crate::{Error, Result};
 
 const OPEN: &str = "open the database";
+const READ_URL: &str = "read the database's URL";
 const MIGRATE: &str = "migrate the schema";
 
 /// Key of the lock for migrations.
@@ -44,17 +45,27 @@ const SERVER: &str = "
         current_setting('synchronous_commit'), current_setting('server_encoding'), pg_is_in_recovery(),
         current_database()::text";
 
-fn migrations() -> Migrator {
+pub(super) fn migrations() -> Migrator {
     let mut migrations = sqlx::migrate!("migrations/postgres");
     // The lock is ours, and ends with the transaction.
     migrations.set_locking(false);
     migrations
 }
 
+/// Where a URL leads, for people.
+pub(super) fn name_of(url: &str) -> Result<String> {
+    let connect = PgConnectOptions::from_str(url).map_err(|error| failed(READ_URL, error))?;
+    let place = match connect.get_socket() {
+        Some(socket) => socket.display().to_string(),
+        None => format!("{}:{}", connect.get_host(), connect.get_port()),
+    };
+    let database = connect.get_database().unwrap_or_else(|| connect.get_username());
+    Ok(format!("PostgreSQL database '{database}' on {place}"))
+}
+
 /// Where and how to connect. The URL may hold a password: it is in no message.
 pub(super) fn connect_options(url: &str, options: &PostgresOptions) -> Result<PgConnectOptions> {
-    let connect =
-        PgConnectOptions::from_str(url).map_err(|error| failed("read the database's URL", error))?;
+    let connect = PgConnectOptions::from_str(url).map_err(|error| failed(READ_URL, error))?;
     let connect = connect.application_name("dormer").disable_statement_logging();
     if options.transaction_pooler {
         // Poolers refuse settings that they do not know at the start of a session.

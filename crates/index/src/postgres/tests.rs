@@ -391,7 +391,7 @@ async fn followers_miss_nothing_after_a_move_to_another_server() {
     let index = open(&url).await;
     let cache = cache(&index, "main").await;
     index.update_cache(cache, &CachePatch::default(), NOW).await.unwrap();
-    index.close().await;
+    index.close().await.unwrap();
     Postgres::shared().sql(&url, "UPDATE outbox SET transaction = transaction + 1000000000");
     let index = open(&url).await;
     index.update_cache(cache, &CachePatch::default(), NOW + 1).await.unwrap();

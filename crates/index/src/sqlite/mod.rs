@@ -111,12 +111,6 @@ impl SqliteIndex {
         open::plan(path.as_ref()).await
     }
 
-    /// Waits for what runs, then closes the database and folds its log into the main file. Later calls fail.
-    pub async fn close(&self) -> Result<()> {
-        self.readers.close(&self.meter).await?;
-        self.writer.close(&self.meter).await
-    }
-
     async fn read(&self, attempt: &'static str) -> Result<Session<'_, Loan<'_>>> {
         self.readers.session(&self.meter, attempt).await
     }
@@ -309,6 +303,11 @@ impl Index for SqliteIndex {
     }
     async fn check_ready(&self) -> Result<()> {
         self.check_writable().await
+    }
+    /// Also folds the log into the main file.
+    async fn close(&self) -> Result<()> {
+        self.readers.close(&self.meter).await?;
+        self.writer.close(&self.meter).await
     }
     fn statement_count(&self) -> u64 {
         self.meter.statements.load(Ordering::Relaxed)

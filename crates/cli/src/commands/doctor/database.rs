@@ -1,6 +1,6 @@
 //! The database: whose it is, which schema it has, whether it keeps what it acknowledged, and whether the master key is its own.
 
-use dormer_index::{Examination, SqliteIndex};
+use dormer_index::{Examination, PostgresIndex, SqliteIndex};
 
 use super::clock::Clocks;
 use super::finding::Finding;
@@ -13,14 +13,20 @@ const SUBJECT: &str = "database";
 
 /// Checks the database, and the master key against it.
 pub(super) async fn check(settings: &Settings, clocks: &mut Clocks) -> Vec<Finding> {
-    let found = match SqliteIndex::examine(&settings.database_path, MASTER_KEY_SETTING).await {
+    let examined = match &settings.postgres {
+        Some(server) => {
+            PostgresIndex::examine(server.url.expose(), &server.options, MASTER_KEY_SETTING).await
+        }
+        None => SqliteIndex::examine(&settings.database_path, MASTER_KEY_SETTING).await,
+    };
+    let found = match examined {
         Ok(found) => found,
         Err(error) => return vec![Finding::error(SUBJECT, &Error::from(error))],
     };
     if let Some(time) = found.time {
         clocks.saw("the database", time);
     }
-    let mut findings = describe(&settings.database_path.display().to_string(), &found);
+    let mut findings = describe(&settings.database_name(), &found);
     findings.extend(keys::check_master_key(settings, &found));
     findings
 }

@@ -18,7 +18,13 @@ const FREE_BYTES_LOW: u64 = 4 << 30;
 /// All folders that these settings write to, each once.
 pub(super) fn check_all(settings: &Settings) -> Vec<Finding> {
     let parent = |file: &Path| file.parent().unwrap_or(Path::new("/")).to_owned();
-    let mut folders: Vec<PathBuf> = vec![settings.data_dir.clone(), parent(&settings.database_path)];
+    let mut folders: Vec<PathBuf> = Vec::new();
+    if settings.uses_data_dir() {
+        folders.push(settings.data_dir.clone());
+    }
+    if settings.postgres.is_none() {
+        folders.push(parent(&settings.database_path));
+    }
     if settings.remote_storage.is_none() {
         folders.push(settings.storage_path.clone());
     }

@@ -83,6 +83,9 @@ pub(super) fn check_master_key(settings: &Settings, database: &Examination) -> V
     let was_used = database.setting.is_some();
     let path = &settings.master_key_file;
     if settings.master_key.is_none() && !was_used && !path.exists() {
+        if settings.postgres.is_some() {
+            return vec![Finding::error(MASTER_KEY, &Error::NoSharedMasterKey { path: path.clone() })];
+        }
         return vec![Finding::ok(MASTER_KEY, "there is none yet: the first start makes one")];
     }
     let mut findings = Vec::new();
