@@ -24,6 +24,17 @@ pub enum Error {
         /// Its name.
         key: String,
     },
+    /// The folder of a local store is not there, or is not the one that was opened: an unmounted file system, most likely.
+    /// Nothing is known of any object.
+    #[error(
+        "the folder of the packs, {path}, is not there or is another one: it lacks its file {marker}. Is its file system mounted?"
+    )]
+    StoreGone {
+        /// The folder.
+        path: String,
+        /// Name of the file that marks it.
+        marker: &'static str,
+    },
     /// The store is out of space.
     #[error("no space left while trying to {attempt} {key}")]
     NoSpace {

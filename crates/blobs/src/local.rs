@@ -4,6 +4,8 @@
 //! - An object is written under a temporary name in the same file system, synced, renamed, and the folders that gained an
 //!   entry are synced: only then does `put` return. A crash leaves the whole object or a temporary file.
 //! - Temporary files are locked while they are written; `open` deletes those that nobody holds.
+//! - A file at its root marks the folder as a store of ours. What is missing is missing only while that file is there: an
+//!   unmounted file system loses nothing, and nothing is made where it was.
 //! - A kept file handle is dropped when its object is deleted, so that the space comes back.
 
 use std::fs::{self, File, OpenOptions, TryLockError};
@@ -29,6 +31,9 @@ const TEMPORARY: &str = "tmp";
 /// Folder of packs, as in their names.
 const PACKS: &str = "packs";
 
+/// File that marks a store, below its folder. It is made last when a store is made.
+const MARKER: &str = "dormer-store";
+
 /// File handles kept open. 512 packs of 32 MiB are 16 GiB of hot data; most systems allow 1,024 handles to a process.
 const HANDLES_MAX: u64 = 512;
 
@@ -42,6 +47,8 @@ const SLICES_MAX: usize = 1024;
 #[derive(Debug, Clone)]
 pub struct LocalBlobs {
     root: Arc<Path>,
+    /// What the marker says: other bytes are another store.
+    marker: Arc<[u8]>,
     handles: moka::sync::Cache<BlobKey, Arc<File>>,
     buffers: BufferPool,
 }
@@ -50,12 +57,45 @@ impl LocalBlobs {
     /// Opens a folder, makes it if it is not there, and clears away what a crash left.
     pub fn open(dir: impl AsRef<Path>) -> Result<Self> {
         let root: Arc<Path> = dir.as_ref().into();
-        prepare(&root).map_err(|source| failed("open", &root.display(), source))?;
-        Ok(Self {
+        let marker = prepare(&root).map_err(|source| failed("open", &root.display(), source))?;
+        Ok(Self::with_marker(root, marker))
+    }
+
+    /// Opens a folder that was made before: [`Error::StoreGone`] when it is not there any more.
+    pub fn open_existing(dir: impl AsRef<Path>) -> Result<Self> {
+        let root = dir.as_ref();
+        let exists =
+            root.join(MARKER).exists() || list_packs(&root.join(PACKS)).is_ok_and(|packs| !packs.is_empty());
+        if exists { Self::open(root) } else { Err(gone(root)) }
+    }
+
+    fn with_marker(root: Arc<Path>, marker: Arc<[u8]>) -> Self {
+        Self {
             root,
+            marker,
             handles: moka::sync::Cache::builder().max_capacity(HANDLES_MAX).time_to_idle(HANDLE_IDLE).build(),
             buffers: BufferPool::default(),
-        })
+        }
+    }
+
+    /// Fails if the folder is not the one that was opened.
+    fn check_there(&self) -> Result<()> {
+        match fs::read(self.root.join(MARKER)) {
+            Ok(marker) if *marker == *self.marker => Ok(()),
+            Ok(_) => Err(gone(&self.root)),
+            Err(error) if matches!(error.kind(), ErrorKind::NotFound | ErrorKind::NotADirectory) => {
+                Err(gone(&self.root))
+            }
+            Err(error) => Err(failed("look at", &self.root.join(MARKER).display(), error)),
+        }
+    }
+
+    /// Tells a missing object from a missing store.
+    fn failed(&self, attempt: &'static str, key: &BlobKey, source: io::Error) -> Error {
+        match failed(attempt, key, source) {
+            missing @ Error::NotFound { .. } => self.check_there().err().unwrap_or(missing),
+            other => other,
+        }
     }
 
     fn path(&self, key: &BlobKey) -> PathBuf {
@@ -80,13 +120,14 @@ impl LocalBlobs {
         if let Some(handle) = self.handles.get(key) {
             return Ok(handle);
         }
-        let file = File::open(self.path(key)).map_err(|source| failed("open", key, source))?;
+        let file = File::open(self.path(key)).map_err(|source| self.failed("open", key, source))?;
         let handle = Arc::new(file);
         self.handles.insert(*key, Arc::clone(&handle));
         Ok(handle)
     }
 
     fn put_blocking(&self, key: &BlobKey, parts: &[Bytes]) -> Result<()> {
+        self.check_there()?;
         let path = self.path(key);
         let temporary = self.root.join(TEMPORARY).join(format!("{:032x}.tmp", random::<u128>()));
         let written = write_object(&temporary, &path, parts);
@@ -98,6 +139,7 @@ impl LocalBlobs {
     }
 
     fn list_blocking(&self) -> Result<Vec<BlobKey>> {
+        self.check_there()?;
         let packs = self.root.join(PACKS);
         list_packs(&packs).map_err(|source| failed("list", &packs.display(), source))
     }
@@ -142,7 +184,8 @@ impl Blobs for LocalBlobs {
         let key = *key;
         // By name and not by a kept handle, which would outlive the object.
         self.blocking(move |this| {
-            let metadata = fs::metadata(this.path(&key)).map_err(|source| failed("look up", &key, source))?;
+            let metadata =
+                fs::metadata(this.path(&key)).map_err(|source| this.failed("look up", &key, source))?;
             Ok(metadata.len())
         })
         .await
@@ -154,8 +197,9 @@ impl Blobs for LocalBlobs {
             let deleted = fs::remove_file(this.path(&key));
             this.handles.invalidate(&key);
             match deleted {
-                Err(error) if error.kind() != ErrorKind::NotFound => Err(failed("delete", &key, error)),
-                _ => Ok(()),
+                Err(error) if error.kind() == ErrorKind::NotFound => this.check_there(),
+                Err(error) => Err(failed("delete", &key, error)),
+                Ok(()) => Ok(()),
             }
         })
         .await
@@ -166,11 +210,12 @@ impl Blobs for LocalBlobs {
     }
 }
 
-/// Makes the folders durable and deletes temporary files that no process is writing.
-fn prepare(root: &Path) -> io::Result<()> {
+/// Makes the folders durable and deletes temporary files that no process is writing. Returns what the marker says.
+fn prepare(root: &Path) -> io::Result<Arc<[u8]>> {
     create_folders(&root.join(PACKS))?;
     let temporary = root.join(TEMPORARY);
     create_folders(&temporary)?;
+    let marker = read_or_make_marker(root)?;
     for entry in fs::read_dir(&temporary)? {
         let path = entry?.path();
         let orphan = match File::open(&path) {
@@ -186,13 +231,36 @@ fn prepare(root: &Path) -> io::Result<()> {
             }
         }
     }
-    Ok(())
+    Ok(marker)
+}
+
+fn read_or_make_marker(root: &Path) -> io::Result<Arc<[u8]>> {
+    let path = root.join(MARKER);
+    let text = format!(
+        "Dormer keeps packs in this folder. Without this file it takes the folder for unmounted.\n{:032x}\n",
+        random::<u128>()
+    );
+    match OpenOptions::new().write(true).create_new(true).open(&path) {
+        Ok(mut file) => {
+            file.write_all(text.as_bytes())?;
+            file.sync_all()?;
+            sync_folder(root)?;
+        }
+        Err(error) if error.kind() == ErrorKind::AlreadyExists => {}
+        Err(error) => return Err(error),
+    }
+    // As it reads back: another process may have made it at the same time.
+    Ok(fs::read(&path)?.into())
+}
+
+fn gone(root: &Path) -> Error {
+    Error::StoreGone { path: root.display().to_string(), marker: MARKER }
 }
 
 /// Writes, syncs, renames and syncs the folder; see the module's invariants for the order.
 fn write_object(temporary: &Path, path: &Path, parts: &[Bytes]) -> io::Result<()> {
     let folder = path.parent().expect("an object lies in a folder");
-    create_folders(folder)?;
+    make_shard(folder)?;
     let mut file = OpenOptions::new().write(true).create_new(true).open(temporary)?;
     file.lock()?;
     write_parts(&mut file, parts)?;
@@ -217,6 +285,17 @@ fn write_parts(file: &mut File, parts: &[Bytes]) -> io::Result<()> {
         }
     }
     Ok(())
+}
+
+/// Makes one of the folders that packs lie in, and nothing above it: where the store was, nothing grows in its absence.
+fn make_shard(folder: &Path) -> io::Result<()> {
+    match fs::create_dir(folder) {
+        Ok(()) => {}
+        // Made by another thread a moment ago, perhaps: its entry must be durable before ours counts.
+        Err(error) if error.kind() == ErrorKind::AlreadyExists && folder.is_dir() => {}
+        Err(error) => return Err(error),
+    }
+    sync_folder(folder.parent().expect("it lies below the store"))
 }
 
 /// Makes a folder and its missing parents, and syncs each folder that gained an entry.
@@ -349,6 +428,55 @@ mod tests {
         assert!(matches!(error, Error::Io { attempt: "store", .. }), "{error:?}");
         assert!(files(&folder.path().join("tmp")).is_empty());
         assert!(blobs.list().await.unwrap().is_empty());
+    }
+
+    #[tokio::test]
+    async fn a_store_that_is_not_there_loses_nothing_and_nothing_is_made_in_its_place() {
+        let folder = tempfile::tempdir().unwrap();
+        let (root, away) = (folder.path().join("store"), folder.path().join("away"));
+        let blobs = LocalBlobs::open(&root).unwrap();
+        blobs.put(&key(1), &["x".into()]).await.unwrap();
+        fs::rename(&root, &away).unwrap();
+        // As an unmounted file system leaves it, as if it had never been, and with another one in its place.
+        let other = folder.path().join("other");
+        drop(LocalBlobs::open(&other).unwrap());
+        for place in ["empty", "none", "other"] {
+            match place {
+                "empty" => fs::create_dir(&root).unwrap(),
+                "none" => fs::remove_dir(&root).unwrap(),
+                _ => fs::rename(&other, &root).unwrap(),
+            }
+            let errors = [
+                blobs.get_range(&key(1), 0..1).await.map(drop),
+                blobs.head(&key(1)).await.map(drop),
+                blobs.put(&key(2), &["y".into()]).await,
+                blobs.delete(&key(1)).await,
+                blobs.list().await.map(drop),
+            ];
+            for error in errors {
+                assert!(matches!(error, Err(Error::StoreGone { .. })), "{place}: {error:?}");
+            }
+            if place == "empty" {
+                assert!(files(&root).is_empty());
+                assert!(matches!(LocalBlobs::open_existing(&root), Err(Error::StoreGone { .. })));
+            }
+        }
+        fs::remove_dir_all(&root).unwrap();
+        fs::rename(&away, &root).unwrap();
+        assert_eq!(blobs.get_range(&key(1), 0..1).await.unwrap(), "x");
+        blobs.put(&key(2), &["y".into()]).await.unwrap();
+        assert_eq!(LocalBlobs::open_existing(&root).unwrap().head(&key(2)).await.unwrap(), 1);
+    }
+
+    #[tokio::test]
+    async fn a_store_from_before_there_were_markers_gets_one() {
+        let folder = tempfile::tempdir().unwrap();
+        let blobs = LocalBlobs::open(folder.path()).unwrap();
+        blobs.put(&key(1), &["x".into()]).await.unwrap();
+        fs::remove_file(folder.path().join(MARKER)).unwrap();
+        let blobs = LocalBlobs::open_existing(folder.path()).unwrap();
+        assert_eq!(blobs.head(&key(1)).await.unwrap(), 1);
+        assert!(matches!(blobs.head(&key(2)).await, Err(Error::NotFound { .. })));
     }
 
     #[tokio::test]

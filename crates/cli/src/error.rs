@@ -150,6 +150,9 @@ impl Error {
                  [storage])",
             ),
             Self::ForeignBucket { .. } => hint("Dormer stores differently and has left it alone; give it a bucket of its own"),
+            Self::Blobs(dormer_blobs::Error::StoreGone { .. }) => hint(
+                "mount it, or correct storage.path; to begin with an empty store, remove the index too: it knows packs that are gone",
+            ),
             Self::Blobs(dormer_blobs::Error::Refused { .. }) => hint(
                 "the keys under [storage] say which store it is; rights to put, get, list and delete objects are needed",
             ),

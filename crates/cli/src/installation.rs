@@ -99,7 +99,8 @@ pub(crate) async fn prepare(settings: &Settings, observer: Observer<'_>) -> Resu
             ));
         }
     }
-    let blobs = open_store(settings, &mut warnings).await?;
+    let was_started = index.find_setting(FIRST_START_SETTING).await?.is_some();
+    let blobs = open_store(settings, was_started, &mut warnings).await?;
     let master_key = master_key(settings, &*index, observer).await?;
     let (token_key, made) = tokens::signing_key_or_new(settings)?;
     if made {
@@ -120,7 +121,7 @@ pub(crate) async fn prepare(settings: &Settings, observer: Observer<'_>) -> Resu
 
     let engine =
         Engine::new(Arc::clone(&index), blobs, master_key, settings.engine.clone(), Arc::new(SystemClock));
-    if index.find_setting(FIRST_START_SETTING).await?.is_none() {
+    if !was_started {
         make_first_cache(&engine, observer).await?;
         make_admin_token(settings, &token_key, observer)?;
         index.create_setting(FIRST_START_SETTING, b"done").await?;
@@ -148,9 +149,15 @@ async fn index_is_new(settings: &Settings) -> Result<bool> {
 
 /// The store that the settings name. One over a network is asked once: who mistyped a key learns it now and not from the first
 /// push. One that does not answer may do so later, which is no reason not to start.
-async fn open_store(settings: &Settings, warnings: &mut Vec<String>) -> Result<Arc<dyn Blobs>> {
+async fn open_store(
+    settings: &Settings,
+    was_started: bool,
+    warnings: &mut Vec<String>,
+) -> Result<Arc<dyn Blobs>> {
     let Some(remote) = &settings.remote_storage else {
-        return Ok(Arc::new(LocalBlobs::open(&settings.storage_path)?));
+        let path = &settings.storage_path;
+        let store = if was_started { LocalBlobs::open_existing(path) } else { LocalBlobs::open(path) };
+        return Ok(Arc::new(store?));
     };
     let store = RemoteBlobs::open(&remote.store)?;
     match store.holds_attic_chunks().await {
@@ -235,7 +242,9 @@ fn make_folders(settings: &Settings, observer: Observer<'_>) -> Result<()> {
             make_private_folder(folder)?;
         }
     }
-    if settings.remote_storage.is_none() && make_private_folder(&settings.storage_path)? {
+    // Where there is a database there was a store: if it is not there, it must not be made anew.
+    let is_new = settings.remote_storage.is_none() && !settings.database_path.exists();
+    if is_new && make_private_folder(&settings.storage_path)? {
         observer(&Made::Storage(settings.storage_path.clone()))?;
     }
     Ok(())

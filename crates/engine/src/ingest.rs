@@ -8,7 +8,7 @@
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
-use dormer_index::{NarId, NarSource, NewNar, StoredListing};
+use dormer_index::{CacheVisibility, NarId, NarSource, NewNar, StoredListing};
 use dormer_nix::nar::{Listing, NarLimits, NarReader};
 use dormer_nix::{NarHash, NarHasher};
 
@@ -246,7 +246,52 @@ impl Ingest {
     }
 }
 
+/// What an upload brought that was there before.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub enum Deduplication {
+    /// The whole NAR was in a cache that the pusher may read.
+    Whole,
+    /// This part of its bytes, 0 to 1, was in chunks that the server had; the pusher may read whatever it has.
+    Part(f64),
+    /// The pusher may not be told: what was there may be what he may not read.
+    Untold,
+}
+
+impl Engine {
+    /// What a pusher may be told of deduplication, who may read the caches that `may_read` says.
+    ///
+    /// The NAR as a whole counts if one of these caches has it. Of parts of it nobody knows in which caches they are, so they
+    /// are told only to who may read every cache that there is or was.
+    pub async fn deduplication(
+        &self,
+        ingested: &Ingested,
+        may_read: impl Fn(&CacheVisibility) -> bool + Send,
+    ) -> Result<Deduplication> {
+        if let NarSource::Known(nar) = ingested.source {
+            let caches = self.index().list_caches_of_nar(nar, self.now()).await?;
+            if caches.iter().any(&may_read) {
+                return Ok(Deduplication::Whole);
+            }
+        }
+        let may_read_all = self.index().list_visibilities().await?.iter().all(may_read);
+        Ok(if may_read_all { ingested.deduplication() } else { Deduplication::Untold })
+    }
+}
+
 impl Ingested {
+    /// What was there before, for who may read all of it.
+    pub fn deduplication(&self) -> Deduplication {
+        if self.known {
+            return Deduplication::Whole;
+        }
+        if self.chunk_bytes == 0 {
+            return Deduplication::Part(0.0);
+        }
+        #[expect(clippy::cast_precision_loss, reason = "a fraction for people")]
+        let new = self.new_chunk_bytes as f64 / self.chunk_bytes as f64;
+        Deduplication::Part((1.0 - new).clamp(0.0, 1.0))
+    }
+
     fn known(hash: NarHash, size: u64, file_size: u64, id: NarId, memory: Reservation) -> Self {
         Self {
             nar_hash: hash,

@@ -45,7 +45,7 @@ use crate::read::{Plan, PlanKey};
 pub use caches::{CreateCache, KeyChange, UpdateCache};
 pub use clock::{Clock, SystemClock};
 pub use error::{Error, ErrorClass, Result};
-pub use ingest::{Ingest, IngestRequest, Ingested};
+pub use ingest::{Deduplication, Ingest, IngestRequest, Ingested};
 pub use listing::ListingStream;
 pub use master_key::MasterKey;
 pub use read::{NarStream, OpenNar};

@@ -117,6 +117,46 @@ async fn a_store_that_is_unreachable_for_a_moment_damages_nothing() {
 }
 
 #[tokio::test]
+async fn an_unmounted_store_is_unavailable_and_nothing_is_damaged() {
+    let installation = Installation::new();
+    let root = installation.folder.path().join("store");
+    let away = installation.folder.path().join("away");
+    let open = async || {
+        let blobs = Arc::new(dormer_blobs::LocalBlobs::open_existing(&root).unwrap());
+        engine_over(Arc::new(installation.index().await), blobs, settings())
+    };
+    drop(dormer_blobs::LocalBlobs::open(&root).unwrap());
+    let nar = package_nar(&mut Random::new(6), 100_000, &[path(2)]);
+    {
+        let engine = open().await;
+        let cache = create_main(&engine).await;
+        push(&engine, &cache, &path(1), &nar).await.unwrap();
+    }
+    // A new engine: nothing of the store is remembered.
+    let engine = open().await;
+    let cache = engine.find_cache("main").await.unwrap().unwrap();
+    std::fs::rename(&root, &away).unwrap();
+    std::fs::create_dir(&root).unwrap();
+    for _ in 0..2 {
+        let error = served(&engine, &cache, &nar, None).await.unwrap_err();
+        assert!(matches!(error, Error::Blobs(dormer_blobs::Error::StoreGone { .. })), "{error:?}");
+        assert_eq!(error.class(), dormer_engine::ErrorClass::Unavailable);
+    }
+    assert!(engine.check_ready().await.is_err());
+    let other = package_nar(&mut Random::new(7), 10_000, &[]);
+    assert!(push(&engine, &cache, &path(2), &other).await.is_err(), "and nothing is taken");
+    assert_eq!(std::fs::read_dir(&root).unwrap().count(), 0, "nothing is made in its place");
+    assert!(engine.narinfo(&cache, &path(1).hash()).await.unwrap().is_some());
+    assert!(engine.missing_paths(&cache, &[path(1).hash()]).await.unwrap().is_empty());
+
+    std::fs::remove_dir(&root).unwrap();
+    std::fs::rename(&away, &root).unwrap();
+    engine.check_ready().await.unwrap();
+    assert_eq!(decompress(&served(&engine, &cache, &nar, None).await.unwrap().unwrap()), nar);
+    push(&engine, &cache, &path(2), &other).await.unwrap();
+}
+
+#[tokio::test]
 async fn a_chunk_healed_at_another_level_changes_the_tag_of_the_other_nars_that_use_it() {
     let installation = Installation::new();
     let index: Arc<dyn Index> = Arc::new(installation.index().await);

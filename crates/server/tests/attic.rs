@@ -24,7 +24,7 @@ fn json_request(server: &Server, token: &str, line: &str, body: &str) -> common:
 /// Metadata as Attic's client writes it: compact, fields in this order, what is unknown as null.
 fn info(cache: &str, path: &dormer_nix::StorePath, nar: &[u8], references: &str) -> String {
     format!(
-        r#"{{"cache":"{cache}","store_path_hash":"{}","store_path":"/nix/store/{path}","references":[{references}],"system":null,"deriver":"{}-package.drv","sigs":["cache.nixos.org-1:AAAA"],"ca":null,"nar_hash":"sha256:{}","nar_size":{}}}"#,
+        r#"{{"cache":"{cache}","store_path_hash":"{}","store_path":"/nix/store/{path}","references":[{references}],"system":null,"deriver":"{}-package.drv","sigs":["cache.nixos.org-1:AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA=="],"ca":null,"nar_hash":"sha256:{}","nar_size":{}}}"#,
         path.hash(),
         common::path(99).hash(),
         NarHash::digest(nar).to_hex(),
@@ -231,7 +231,10 @@ fn an_upload_in_header_form_is_served_with_all_it_said() {
     assert_eq!(parsed.references, [path.clone(), common::path(2)]);
     assert_eq!(parsed.deriver.unwrap().name(), "package.drv");
     assert_eq!(parsed.file_size, result["file_size"].as_u64());
-    assert_eq!(parsed.sigs[0], "cache.nixos.org-1:AAAA");
+    assert_eq!(
+        parsed.sigs[0],
+        "cache.nixos.org-1:AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA=="
+    );
 
     let key: dormer_nix::PublicKey =
         server.get("/main/attic-cache-info").json()["public_key"].as_str().unwrap().parse().unwrap();
@@ -306,11 +309,26 @@ fn uploads_that_are_wrong_change_nothing() {
         ("a reference that is none", with("\"references\":[]", "\"references\":[\"x\"]"), nar.clone()),
         (
             "a second line in a signature",
-            with("cache.nixos.org-1:AAAA", "a:b\\nURL: http://elsewhere"),
+            with(
+                "cache.nixos.org-1:AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA==",
+                "a:b\\nURL: http://elsewhere",
+            ),
             nar.clone(),
         ),
         ("a second line in the content address", with("\"ca\":null", "\"ca\":\"x\\nSig: y\""), nar.clone()),
-        ("a field missing", with("\"sigs\":[\"cache.nixos.org-1:AAAA\"],", ""), nar.clone()),
+        (
+            "a signature that is none",
+            with("\"sigs\":[\"cache.nixos.org-1:", "\"sigs\":[\"no signature\",\"cache.nixos.org-1:"),
+            nar.clone(),
+        ),
+        (
+            "a field missing",
+            with(
+                "\"sigs\":[\"cache.nixos.org-1:AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA==\"],",
+                "",
+            ),
+            nar.clone(),
+        ),
         ("no JSON", "{".to_owned(), nar.clone()),
         ("a cache's name that is none", with("\"main\"", "\"../main\""), nar.clone()),
     ] {
@@ -396,6 +414,30 @@ fn deduplication_is_told_only_of_what_the_token_may_pull() {
     let again = upload_with_header(&server, &pusher, &info("team-a", &path(4), &nar, ""), &nar).json();
     assert_eq!(fields(&again), fields(&fresh));
     assert_eq!(again["kind"], "Uploaded");
+    // What any cache has that he may pull, counts: by his token, or by anybody.
+    let reader = token(&json!({"main": {"w": 1, "r": 1}, "team-a": {"r": 1}}));
+    let elsewhere = common::nar(7);
+    upload_with_header(&server, &admin(), &info("team-a", &path(6), &elsewhere, ""), &elsewhere);
+    let known =
+        upload_with_header(&server, &reader, &info("main", &path(6), &elsewhere, ""), &elsewhere).json();
+    assert_eq!(
+        (known["kind"].as_str(), known["frac_deduplicated"].as_f64()),
+        (Some("Deduplicated"), Some(1.0))
+    );
+    let stranger = token(&json!({"team-b": {"w": 1}}));
+    let new = r#"{"keypair":"Generate","is_public":false,"store_dir":"/nix/store","priority":41,"upstream_cache_key_names":[]}"#;
+    json_request(&server, &admin(), "POST /_api/v1/cache-config/team-b", new);
+    let public =
+        upload_with_header(&server, &stranger, &info("team-b", &path(6), &elsewhere, ""), &elsewhere);
+    assert_eq!(public.json()["kind"], "Deduplicated", "it is in main, which is public");
+    // Of parts of a NAR, only who may pull all caches is told.
+    let part = common::nar(8);
+    let told = upload_with_header(&server, &reader, &info("main", &path(7), &part, ""), &part).json();
+    assert_eq!(fields(&told), fields(&fresh), "team-b is not his to read");
+    let all_of_them = token(&json!({"main": {"w": 1, "r": 1}, "team-*": {"r": 1}}));
+    let part = common::nar(9);
+    let told = upload_with_header(&server, &all_of_them, &info("main", &path(8), &part, ""), &part).json();
+    assert!(told["frac_deduplicated"].is_f64(), "{told}");
     // Who may pull everything hears the truth.
     let all = upload_with_header(&server, &admin(), &info("team-a", &path(5), &nar, ""), &nar).json();
     assert_eq!((all["kind"].as_str(), all["frac_deduplicated"].as_f64()), (Some("Deduplicated"), Some(1.0)));

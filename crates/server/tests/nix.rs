@@ -5,7 +5,7 @@ mod common;
 use std::io::{Read as _, Write as _};
 
 use async_compression::tokio::bufread as codecs;
-use common::{Reply, Server, admin, nar, narinfo, path, sized_nar, token, unzstd};
+use common::{Reply, Server, admin, nar, narinfo, path, signature, sized_nar, token, unzstd};
 use serde_json::json;
 use tokio::io::AsyncReadExt as _;
 
@@ -82,14 +82,25 @@ fn nix_copy_in_every_compression_is_served_and_given_back_as_it_was_sent() {
         let narinfo_url = format!("/main/{}.narinfo", path.hash());
         assert_eq!(server.get(&narinfo_url).status, 404, "{file}: a NAR alone is no store path");
 
-        let text = narinfo(&path, &nar, file, compression, "Sig: upstream-1:AAAA\nSig: upstream-2:BBBB\n");
+        let (first, second) = (signature("upstream-1", "A"), signature("upstream-2", "B"));
+        let text = narinfo(
+            &path,
+            &nar,
+            file,
+            compression,
+            &format!(
+                "Sig: {first}
+Sig: {second}
+"
+            ),
+        );
         let reply = put(&server, &narinfo_url, text.as_bytes());
         assert_eq!((reply.status, reply.body.len()), (200, 0), "{file}: {reply:?}");
         assert_eq!(put(&server, &narinfo_url, text.as_bytes()).status, 200, "a second time changes nothing");
 
         let served = server.get(&narinfo_url).text();
         assert!(
-            served.contains("Compression: zstd\n") && served.contains("Sig: upstream-2:BBBB\nSig: main:"),
+            served.contains("Compression: zstd\n") && served.contains(&format!("Sig: {second}\nSig: main:")),
             "{served}"
         );
         assert_eq!(unzstd(&server.get(&server.nar_url("main", &path)).body), nar, "{file}");
@@ -161,12 +172,19 @@ fn signatures_of_a_second_narinfo_are_added_and_another_nar_is_not_taken() {
     let url = format!("/main/{}.narinfo", path.hash());
     put(&server, "/main/nar/1.nar", &nar(1));
     put(&server, "/main/nar/2.nar", &nar(2));
-    put(&server, &url, narinfo(&path, &nar(1), "1.nar", "none", "Sig: a:AA\n").as_bytes());
-    put(&server, &url, narinfo(&path, &nar(1), "1.nar", "none", "Sig: b:BB\n").as_bytes());
-    let other = put(&server, &url, narinfo(&path, &nar(2), "2.nar", "none", "Sig: c:CC\n").as_bytes());
+    let (a, b, c) = (signature("a", "A"), signature("b", "B"), signature("c", "C"));
+    let put_signed = |number, sig: &str| {
+        let file = format!("{number}.nar");
+        let text = narinfo(&path, &nar(number), &file, "none", &format!("Sig: {sig}\n"));
+        put(&server, &url, text.as_bytes())
+    };
+    put_signed(1, &a);
+    put_signed(1, &b);
+    let other = put_signed(2, &c);
     assert_eq!(other.status, 200, "the first stays, and a race of two builders is no error");
     let served = server.get(&url).text();
-    assert!(served.contains("Sig: a:AA\nSig: b:BB\n") && !served.contains("Sig: c:CC"), "{served}");
+    assert!(served.contains(&format!("Sig: {a}\nSig: {b}\n")) && !served.contains(&c), "{served}");
+    assert_eq!(put_signed(1, "no signature").status, 400, "nobody could use it");
     assert_eq!(unzstd(&server.get(&server.nar_url("main", &path)).body), nar(1));
 }
 

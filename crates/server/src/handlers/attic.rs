@@ -6,9 +6,9 @@ use dormer_api::{
     Permission, RetentionPeriod, Secret, TokenClaims, UploadPathNarInfo, UploadPathResult,
     UploadPathResultKind,
 };
-use dormer_engine::{CreateCache, IngestRequest, Ingested, KeyChange, UpdateCache};
-use dormer_index::{Cache, NarKey, Object};
-use dormer_nix::{NarInfo, SecretKey};
+use dormer_engine::{CreateCache, Deduplication, IngestRequest, Ingested, KeyChange, UpdateCache};
+use dormer_index::{Cache, CacheVisibility, Object};
+use dormer_nix::{NarInfo, SecretKey, Signature};
 use http::{Response, StatusCode};
 
 use crate::app::App;
@@ -190,7 +190,7 @@ pub(crate) async fn upload_path(
         ingest.write(&bytes).await?;
     }
     let ingested = ingest.finish().await?;
-    let result = describe(app, call, &cache, &ingested).await?;
+    let result = describe(app, call, &ingested).await?;
     tracing::info!(
         cache.name = cache.name, path = %object.path, size_bytes = ingested.nar_size,
         new_bytes = ingested.new_chunk_bytes, "took a store path"
@@ -278,6 +278,7 @@ fn object(cache: &Cache, info: &UploadPathNarInfo) -> Result<Object, Failure> {
         sigs: info.sigs.clone(),
     };
     narinfo.check().map_err(bad_request)?;
+    check_signatures(&narinfo.sigs)?;
     Ok(Object {
         path: narinfo.store_path,
         references: narinfo.references,
@@ -288,52 +289,36 @@ fn object(cache: &Cache, info: &UploadPathNarInfo) -> Result<Object, Failure> {
     })
 }
 
+/// A text that is no signature would stand in the narinfo, where no client can do anything with it.
+pub(crate) fn check_signatures(signatures: &[String]) -> Result<(), Failure> {
+    signatures.iter().try_for_each(|signature| signature.parse::<Signature>().map(drop)).map_err(bad_request)
+}
+
 /// What the client is told of deduplication: nothing that tells one tenant what another has.
-///
-/// A token that may pull every cache there is, was, or will be hears the truth. Others hear of it only if this very cache,
-/// which they may pull, had the NAR already.
-async fn describe(
-    app: &App,
-    call: &Call,
-    cache: &Cache,
-    ingested: &Ingested,
-) -> Result<UploadPathResult, Failure> {
+async fn describe(app: &App, call: &Call, ingested: &Ingested) -> Result<UploadPathResult, Failure> {
     let claims = app.claims(call);
-    let is_told_all = claims.as_deref().is_some_and(may_pull_everything);
-    let is_told_of_nar = is_told_all
-        || ingested.known && {
-            let name = cache.name.parse().map_err(bad_request)?;
-            let may_pull = cache.is_public
-                || claims.is_some_and(|claims| claims.permissions_for(&name).allows(Permission::Pull));
-            let key = NarKey::Hash(ingested.nar_hash);
-            may_pull
-                && app
-                    .engine
-                    .index()
-                    .find_nar_in_cache(cache.id, &key, app.engine.now())
-                    .await
-                    .map_err(dormer_engine::Error::from)?
-                    .is_some()
+    let may_read = |cache: &CacheVisibility| {
+        let may_pull = |claims: &TokenClaims| {
+            cache.name.parse().is_ok_and(|name| claims.permissions_for(&name).allows(Permission::Pull))
         };
-    let (kind, frac_deduplicated) = match (is_told_all, is_told_of_nar && ingested.known) {
-        (_, true) => (UploadPathResultKind::Deduplicated, Some(1.0)),
-        (true, false) => (UploadPathResultKind::Uploaded, Some(fraction_deduplicated(ingested))),
-        (false, false) => (UploadPathResultKind::Uploaded, None),
+        cache.is_public || claims.as_deref().is_some_and(may_pull)
+    };
+    let deduplication = if claims.as_deref().is_some_and(may_pull_everything) {
+        ingested.deduplication()
+    } else {
+        app.engine.deduplication(ingested, may_read).await?
+    };
+    let (kind, frac_deduplicated) = match deduplication {
+        Deduplication::Whole => (UploadPathResultKind::Deduplicated, Some(1.0)),
+        Deduplication::Part(part) => (UploadPathResultKind::Uploaded, Some(part)),
+        Deduplication::Untold => (UploadPathResultKind::Uploaded, None),
     };
     Ok(UploadPathResult { kind, file_size: Some(ingested.file_size), frac_deduplicated })
 }
 
+/// Whether the token reads every cache that there is, was, or will be: then nothing needs to be looked up.
 fn may_pull_everything(claims: &TokenClaims) -> bool {
     let caches = &claims.access.caches;
     caches.iter().any(|(pattern, _)| pattern.as_str() == "*")
         && caches.iter().all(|(_, permissions)| permissions.allows(Permission::Pull))
-}
-
-fn fraction_deduplicated(ingested: &Ingested) -> f64 {
-    if ingested.chunk_bytes == 0 {
-        return 0.0;
-    }
-    #[expect(clippy::cast_precision_loss, reason = "a fraction for people")]
-    let new = ingested.new_chunk_bytes as f64 / ingested.chunk_bytes as f64;
-    (1.0 - new).clamp(0.0, 1.0)
 }

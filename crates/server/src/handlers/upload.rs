@@ -13,6 +13,7 @@ use crate::body::{self, Body};
 use crate::call::Call;
 use crate::codec::{self, Compression, Input};
 use crate::failure::Failure;
+use crate::handlers::attic::check_signatures;
 use crate::handlers::small_body::{self, Buffered, decoding_failure, trailing_bytes};
 use crate::request_body::RequestBody;
 use crate::route::NarFile;
@@ -137,6 +138,7 @@ pub(crate) async fn put_narinfo(
             narinfo.compression, alias.compression
         )));
     }
+    check_signatures(&narinfo.sigs)?;
     let object = Object {
         path: narinfo.store_path.clone(),
         references: narinfo.references,
