@@ -157,7 +157,7 @@ impl Engine {
 
     /// Answers when the index can be reached.
     pub async fn check_index(&self) -> Result<()> {
-        Ok(self.index().check_ready().await?)
+        Ok(self.index().ping().await?)
     }
 
     /// Answers when the object store can be reached.

@@ -142,7 +142,7 @@ async fn an_unmounted_store_is_unavailable_and_nothing_is_damaged() {
         assert!(matches!(error, Error::Blobs(dormer_blobs::Error::StoreGone { .. })), "{error:?}");
         assert_eq!(error.class(), dormer_engine::ErrorClass::Unavailable);
     }
-    assert!(engine.check_ready().await.is_err());
+    assert!(engine.check_store().await.is_err());
     let other = package_nar(&mut Random::new(7), 10_000, &[]);
     assert!(push(&engine, &cache, &path(2), &other).await.is_err(), "and nothing is taken");
     assert_eq!(std::fs::read_dir(&root).unwrap().count(), 0, "nothing is made in its place");
@@ -151,7 +151,7 @@ async fn an_unmounted_store_is_unavailable_and_nothing_is_damaged() {
 
     std::fs::remove_dir(&root).unwrap();
     std::fs::rename(&away, &root).unwrap();
-    engine.check_ready().await.unwrap();
+    engine.check_store().await.unwrap();
     assert_eq!(decompress(&served(&engine, &cache, &nar, None).await.unwrap().unwrap()), nar);
     push(&engine, &cache, &path(2), &other).await.unwrap();
 }

@@ -155,10 +155,7 @@ fn where_everything_is_elsewhere_no_folder_is_needed() {
     assert!(!load(toml, &nowhere, &[]).unwrap().uses_data_dir());
     for part in ["master-key", "url", "type = \"s3\"", "token-hs256"] {
         let less: Vec<&str> = toml.lines().filter(|line| !line.starts_with(part)).collect();
-        let less = less.join(
-            "
-",
-        );
+        let less = less.join("\n");
         assert!(load(&less, &[HOME].into(), &[]).unwrap().uses_data_dir(), "{part}");
         let less = load(&less, &nowhere, &[]).unwrap_err();
         assert!(less.hint().unwrap().contains("--data-dir"), "{part}");
