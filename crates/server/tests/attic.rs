@@ -411,7 +411,9 @@ fn deduplication_is_told_only_of_what_the_token_may_pull() {
     );
     // Who may push but not pull is not.
     let pusher = token(&json!({"team-a": {"w": 1}}));
-    let again = upload_with_header(&server, &pusher, &info("team-a", &path(4), &nar, ""), &nar).json();
+    let hidden = common::nar(18);
+    upload_with_header(&server, &admin(), &info("team-a", &path(5), &hidden, ""), &hidden);
+    let again = upload_with_header(&server, &pusher, &info("team-a", &path(4), &hidden, ""), &hidden).json();
     assert_eq!(fields(&again), fields(&fresh));
     assert_eq!(again["kind"], "Uploaded");
     // What any cache has that he may pull, counts: by his token, or by anybody.
