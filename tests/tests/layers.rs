@@ -41,7 +41,7 @@ const ARROWS: [(&str, &[&str]); 12] = [
     ),
     // Development only: no shipped crate may depend on these.
     ("dormer-testkit", &["dormer-nix", "dormer-format", "dormer-blobs", "dormer-index", "dormer-engine"]),
-    ("dormer-tests", &["dormer-nix"]),
+    ("dormer-tests", &["dormer-nix", "dormer-testkit"]),
     ("dormer-bench", &["dormer-nix", "dormer-format"]),
 ];
 
