@@ -1,7 +1,7 @@
 //! The arrows between crates, checked by machine.
 //!
-//! nix ← format ← {blobs, index} ← engine ← server; nix ← api ← {server, client}; everything ← cli. The pure crates (nix,
-//! format, api) do no I/O and know no runtime: their dependencies are searched for one, and their clippy.toml must ban the
+//! nix ← format ← {blobs, index} ← engine ← server; nix ← api ← {edge, server, client};
+//! everything ← cli. The pure crates (nix, format, api, edge) do no I/O and know no runtime: their dependencies are searched for one, and their clippy.toml must ban the
 //! parts of std that would still compile.
 
 #![expect(clippy::unwrap_used, reason = "a failed unwrap fails the test, as it should")]
@@ -14,10 +14,11 @@ use dormer_tests::workspace_root;
 use serde_json::Value;
 
 /// What each crate may use of the others outside of its tests. A new crate must take its place here.
-const ARROWS: [(&str, &[&str]); 12] = [
+const ARROWS: [(&str, &[&str]); 13] = [
     ("dormer-nix", &[]),
     ("dormer-format", &["dormer-nix"]),
     ("dormer-api", &["dormer-nix"]),
+    ("dormer-edge", &["dormer-nix", "dormer-api"]),
     ("dormer-blobs", &["dormer-nix", "dormer-format"]),
     ("dormer-index", &["dormer-nix", "dormer-format"]),
     ("dormer-engine", &["dormer-nix", "dormer-format", "dormer-blobs", "dormer-index"]),
@@ -37,6 +38,7 @@ const ARROWS: [(&str, &[&str]); 12] = [
             "dormer-engine",
             "dormer-server",
             "dormer-client",
+            "dormer-edge",
         ],
     ),
     // Development only: no shipped crate may depend on these.
@@ -46,8 +48,12 @@ const ARROWS: [(&str, &[&str]); 12] = [
 ];
 
 /// Crates without I/O, and the folders they live in.
-const PURE: [(&str, &str); 3] =
-    [("dormer-nix", "crates/nix"), ("dormer-format", "crates/format"), ("dormer-api", "crates/api")];
+const PURE: [(&str, &str); 4] = [
+    ("dormer-nix", "crates/nix"),
+    ("dormer-format", "crates/format"),
+    ("dormer-api", "crates/api"),
+    ("dormer-edge", "crates/edge"),
+];
 
 /// Crates that bring a runtime, a socket or HTTP. None may stand anywhere below a pure crate.
 const IMPURE: [&str; 16] = [

@@ -1,0 +1,31 @@
+//! The edge, without I/O: how published caches lie in a bucket, and what is answered from there.
+//!
+//! Layer: pure. The publisher writes this layout, the Worker and `dormer edge serve` answer from it; all three take names,
+//! content types, lives and rules from here, so they cannot disagree. Nothing here knows a socket, a clock or a runtime,
+//! and nothing needs C: the crate also builds for wasm32.
+//!
+//! A host answers a request in four steps, of which only the second and the last do I/O:
+//!
+//! 1. [`plan`]: method and path. What is not exactly the protocol's is answered here, and nothing is read for it.
+//! 2. Read the cache's state document (hosts keep it for [`STATE_SECONDS`]) and verify the signature of [`Visit::token`],
+//!    if there is one and [`Visit::needs_token`] says so.
+//! 3. [`Visit::admit`]: who may read. Only behind it may anything be looked up, in a bucket or in any cache.
+//! 4. Look for [`Read::key`] and send what [`Read::respond`] says of what was found.
+//!
+//! A cache that is private, one that is not there and a name that cannot be one get the same answer, byte for byte.
+
+mod conditions;
+mod error;
+mod layout;
+mod page;
+mod route;
+mod rules;
+mod state;
+mod token;
+
+pub use error::{Error, Result};
+pub use layout::{EdgeKey, Life, MISS_SECONDS, NarFile, STATE_SECONDS};
+pub use page::home;
+pub use rules::{Admission, Answer, Body, ObjectMeta, Plan, Read, Request, Visit, plan};
+pub use state::{CacheState, Catalog, STATE_BYTES_MAX};
+pub use token::{Algorithm, SignedToken, may_read, presented_token};

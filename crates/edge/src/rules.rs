@@ -1,0 +1,486 @@
+//! The request rules: from a request to what is read, and from what was found to the answer.
+//!
+//! Invariants
+//! - GET and HEAD, nothing else: whatever the path, another method is 405 and reads nothing.
+//! - Nothing of a cache is looked up before [`Visit::admit`]: there is no other way to an [`EdgeKey`].
+//! - Every "not here" is the same answer, byte for byte: of a cache that is private, of one that is not there, of a name
+//!   that cannot be one, of an object that is missing. Nix then asks the next cache.
+//! - Lives of private objects are for the client alone (`private`), and hosts key their own caches by [`EdgeKey`], never by
+//!   a request's address, so that a query or a header cannot make or find another entry.
+
+use std::ops::Range;
+
+use dormer_api::{CacheName, TokenClaims};
+
+use crate::conditions::{self, Wanted};
+use crate::layout::{EdgeKey, Life, MISS_SECONDS};
+use crate::page;
+use crate::route::Route;
+use crate::state::CacheState;
+use crate::token::{may_read, presented_token};
+
+/// What of a request decides its answer. Other headers do not.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Request<'a> {
+    /// `GET`, `HEAD`, …
+    pub method: &'a str,
+    /// The path as it came, not decoded, without the query.
+    pub path: &'a str,
+    /// Header `Authorization`.
+    pub authorization: Option<&'a str>,
+    /// Header `Range`.
+    pub range: Option<&'a str>,
+    /// Header `If-Range`.
+    pub if_range: Option<&'a str>,
+    /// Header `If-None-Match`.
+    pub if_none_match: Option<&'a str>,
+}
+
+/// What a request comes to before anything was read.
+#[derive(Debug)]
+pub enum Plan {
+    /// It is answered without reading anything.
+    Answer(Answer),
+    /// The page at `/`: [`home`](crate::home) makes it of the catalogue, if that is there.
+    Home,
+    /// Something of a cache: its state document decides.
+    Visit(Box<Visit>),
+}
+
+/// What to send.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Answer {
+    /// HTTP status.
+    pub status: u16,
+    /// Headers, names in lower case; `content-length` is among them wherever it is known.
+    pub headers: Vec<(&'static str, String)>,
+    /// Body. Empty for HEAD, whatever the headers say.
+    pub body: Body,
+    /// Seconds for which a host may remember this answer by its key, where it has one.
+    pub edge_seconds: u32,
+}
+
+/// A body.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Body {
+    /// None.
+    Empty,
+    /// This text.
+    Text(String),
+    /// These bytes of the object that was found.
+    Object(Range<u64>),
+}
+
+impl Answer {
+    /// A text. Of HEAD the headers alone are sent.
+    pub(crate) fn text(status: u16, content_type: &str, text: String, is_head: bool) -> Self {
+        let headers = vec![
+            ("content-type", content_type.to_owned()),
+            ("content-length", text.len().to_string()),
+            ("x-content-type-options", "nosniff".to_owned()),
+        ];
+        let body = if is_head { Body::Empty } else { Body::Text(text) };
+        Self { status, headers, body, edge_seconds: 0 }
+    }
+
+    pub(crate) fn with(mut self, name: &'static str, value: impl Into<String>) -> Self {
+        self.headers.push((name, value.into()));
+        self
+    }
+
+    /// "Not here": the one answer to everything that is not there, or not for this caller.
+    pub fn not_found(is_head: bool) -> Self {
+        Self::text(404, "text/plain", "not found\n".to_owned(), is_head).with("cache-control", "no-store")
+    }
+
+    /// The bucket does not answer: never taken for "not here".
+    pub fn unavailable(is_head: bool) -> Self {
+        Self::text(503, "text/plain", "the store of this cache does not answer\n".to_owned(), is_head)
+            .with("cache-control", "no-store")
+            .with("retry-after", "5")
+    }
+}
+
+/// Reads a request.
+pub fn plan(request: &Request<'_>) -> Plan {
+    let is_head = match request.method {
+        "GET" => false,
+        "HEAD" => true,
+        _ => {
+            let refused = Answer::text(405, "text/plain", "read only\n".to_owned(), false);
+            return Plan::Answer(refused.with("allow", "GET, HEAD").with("cache-control", "no-store"));
+        }
+    };
+    let owned = |text: Option<&str>| text.filter(|text| text.len() <= CONDITION_BYTES_MAX).map(str::to_owned);
+    let (cache, target) = match Route::parse(request.path) {
+        None => return Plan::Answer(Answer::not_found(is_head)),
+        Some(Route::Health) => {
+            let alive = Answer::text(200, "text/plain", "alive\n".to_owned(), is_head);
+            return Plan::Answer(alive.with("cache-control", "no-store"));
+        }
+        Some(Route::Home) => return Plan::Home,
+        Some(Route::Page(cache)) => (cache, None),
+        Some(Route::Object(cache, key)) => (cache, Some(key)),
+    };
+    Plan::Visit(Box::new(Visit {
+        cache,
+        target,
+        is_head,
+        token: request.authorization.and_then(presented_token),
+        range: owned(request.range),
+        if_range: owned(request.if_range),
+        if_none_match: owned(request.if_none_match),
+    }))
+}
+
+/// Longest conditional header that is looked at, in bytes; a longer one counts as none, which is always allowed.
+const CONDITION_BYTES_MAX: usize = 1024;
+
+/// A request for something of a cache, before it is known who may read it.
+#[derive(Debug)]
+pub struct Visit {
+    cache: CacheName,
+    /// `None`: the cache's page.
+    target: Option<EdgeKey>,
+    is_head: bool,
+    token: Option<String>,
+    range: Option<String>,
+    if_range: Option<String>,
+    if_none_match: Option<String>,
+}
+
+/// What becomes of a visit.
+#[derive(Debug)]
+pub enum Admission {
+    /// Nothing is to be read.
+    Answer(Answer),
+    /// This may be read.
+    Read(Box<Read>),
+}
+
+impl Visit {
+    /// Whose state document has to be read: [`EdgeKey::State`] of it.
+    pub fn cache(&self) -> &CacheName {
+        &self.cache
+    }
+
+    /// Whether it was a HEAD.
+    pub fn is_head(&self) -> bool {
+        self.is_head
+    }
+
+    /// The token that was presented.
+    pub fn token(&self) -> Option<&str> {
+        self.token.as_deref()
+    }
+
+    /// Whether a token decides. Also when there is no such cache, so that the time an answer takes does not tell.
+    pub fn needs_token(&self, state: Option<&CacheState>) -> bool {
+        state.is_none_or(|state| !state.public)
+    }
+
+    /// Decides. `claims` are those of the token, if its signature holds; `now` is in seconds since 1970 UTC.
+    pub fn admit(self, state: Option<&CacheState>, claims: Option<&TokenClaims>, now: i64) -> Admission {
+        let Some(state) = state.filter(|state| state.cache == self.cache) else {
+            return Admission::Answer(Answer::not_found(self.is_head));
+        };
+        let may = state.public || claims.is_some_and(|claims| may_read(claims, &self.cache, state, now));
+        if !may {
+            return Admission::Answer(Answer::not_found(self.is_head));
+        }
+        match self.target {
+            None => Admission::Answer(page::of_cache(state, self.is_head)),
+            Some(key) => Admission::Read(Box::new(Read {
+                key,
+                is_head: self.is_head,
+                is_public: state.public,
+                range: self.range.filter(|_| !self.is_head),
+                if_range: self.if_range,
+                if_none_match: self.if_none_match,
+            })),
+        }
+    }
+}
+
+/// An object that may be read.
+#[derive(Debug)]
+pub struct Read {
+    key: EdgeKey,
+    is_head: bool,
+    is_public: bool,
+    range: Option<String>,
+    if_range: Option<String>,
+    if_none_match: Option<String>,
+}
+
+/// What a store says of an object that it has.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ObjectMeta {
+    /// Its size in bytes.
+    pub size: u64,
+    /// The store's own tag of its content, quoted, if it has one.
+    pub etag: Option<String>,
+}
+
+impl Read {
+    /// What to look for.
+    pub fn key(&self) -> &EdgeKey {
+        &self.key
+    }
+
+    /// Whether only its size and tag are wanted.
+    pub fn is_head(&self) -> bool {
+        self.is_head
+    }
+
+    /// Whether a part is wanted: then its size has to be known before the part can be read.
+    pub fn wants_part(&self) -> bool {
+        self.range.is_some()
+    }
+
+    /// Whether anybody may read it.
+    pub fn is_public(&self) -> bool {
+        self.is_public
+    }
+
+    /// How long it may be kept.
+    pub fn life(&self) -> Life {
+        self.key.life()
+    }
+
+    /// The answer, given what was found. With [`Body::Object`] the host sends these bytes of the object.
+    pub fn respond(&self, found: Option<&ObjectMeta>) -> Answer {
+        let Some(meta) = found else {
+            return Answer { edge_seconds: MISS_SECONDS, ..Answer::not_found(self.is_head) };
+        };
+        let life = self.life();
+        // A NAR's name says what its bytes are; stores differ in what they make of an upload in parts.
+        let etag = match &self.key {
+            EdgeKey::Nar(_, file) => Some(format!("\"{}\"", file.tag_text())),
+            _ => meta.etag.clone(),
+        };
+        let mut headers = vec![("cache-control", life.cache_control(self.is_public))];
+        headers.extend(etag.clone().map(|etag| ("etag", etag)));
+        if !self.is_public {
+            headers.push(("vary", "authorization".to_owned()));
+        }
+        let known = etag
+            .as_deref()
+            .is_some_and(|etag| conditions::has_it_already(self.if_none_match.as_deref(), etag));
+        if known {
+            return Answer { status: 304, headers, body: Body::Empty, edge_seconds: 0 };
+        }
+        headers.push(("accept-ranges", "bytes".to_owned()));
+        headers.push(("x-content-type-options", "nosniff".to_owned()));
+        let size = meta.size;
+        let wanted =
+            conditions::wanted(self.range.as_deref(), self.if_range.as_deref(), etag.as_deref(), size);
+        let (status, part) = match wanted {
+            Wanted::Whole => (200, 0..size),
+            Wanted::Part(part) => {
+                headers.push(("content-range", format!("bytes {}-{}/{size}", part.start, part.end - 1)));
+                (206, part)
+            }
+            Wanted::Outside => {
+                headers.retain(|(name, _)| *name != "cache-control");
+                headers.push(("cache-control", "no-store".to_owned()));
+                headers.push(("content-range", format!("bytes */{size}")));
+                headers.push(("content-length", "0".to_owned()));
+                return Answer { status: 416, headers, body: Body::Empty, edge_seconds: 0 };
+            }
+        };
+        headers.push(("content-type", self.key.content_type().to_owned()));
+        headers.push(("content-length", (part.end - part.start).to_string()));
+        let body = if self.is_head { Body::Empty } else { Body::Object(part) };
+        Answer { status, headers, body, edge_seconds: life.edge_seconds }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use dormer_nix::nix32;
+
+    use super::*;
+
+    const HASH: &str = "1k8c1hiysz6aaks2mpfc5k7xbbjpw5z5";
+    const NOW: i64 = 1_800_000_000;
+
+    fn state(cache: &str, public: bool) -> CacheState {
+        CacheState {
+            version: 1,
+            cache: cache.parse().unwrap(),
+            public,
+            store_dir: "/nix/store".to_owned(),
+            priority: 41,
+            public_keys: vec!["main:AAAA".to_owned()],
+            object_count: 1,
+            file_bytes: 1,
+            published_at: NOW,
+            revoked: vec!["stolen".to_owned()],
+        }
+    }
+
+    fn claims(json: &str) -> TokenClaims {
+        TokenClaims::parse(json.as_bytes()).unwrap()
+    }
+
+    fn pull(cache: &str, more: &str) -> TokenClaims {
+        claims(&format!(r#"{{"https://jwt.attic.rs/v1":{{"caches":{{"{cache}":{{"r":1}}}}}}{more}}}"#))
+    }
+
+    fn request<'a>(method: &'a str, path: &'a str) -> Request<'a> {
+        Request { method, path, ..Request::default() }
+    }
+
+    fn visit(request: &Request<'_>) -> Visit {
+        match plan(request) {
+            Plan::Visit(visit) => *visit,
+            other => panic!("{other:?}"),
+        }
+    }
+
+    fn read(request: &Request<'_>) -> Read {
+        match visit(request).admit(Some(&state("main", true)), None, NOW) {
+            Admission::Read(read) => *read,
+            Admission::Answer(answer) => panic!("{answer:?}"),
+        }
+    }
+
+    fn header<'a>(answer: &'a Answer, name: &str) -> Option<&'a str> {
+        answer.headers.iter().find(|(known, _)| *known == name).map(|(_, value)| value.as_str())
+    }
+
+    fn refused(visit: Visit, state: Option<&CacheState>, claims: Option<&TokenClaims>) -> Answer {
+        match visit.admit(state, claims, NOW) {
+            Admission::Answer(answer) => answer,
+            Admission::Read(read) => panic!("{read:?}"),
+        }
+    }
+
+    #[test]
+    fn other_methods_than_get_and_head_read_nothing_whatever_the_path() {
+        for method in ["PUT", "POST", "DELETE", "PATCH", "OPTIONS", "TRACE", "CONNECT", "get", "", "PROPFIND"]
+        {
+            for path in ["/", "/main/nix-cache-info", "/../x", ""] {
+                let Plan::Answer(answer) = plan(&request(method, path)) else { panic!("{method} {path}") };
+                assert_eq!((answer.status, header(&answer, "allow")), (405, Some("GET, HEAD")));
+            }
+        }
+    }
+
+    #[test]
+    fn every_kind_of_not_here_is_the_same_answer() {
+        let expected = Answer::not_found(false);
+        let path = format!("/secret/{HASH}.narinfo");
+        let get = || visit(&request("GET", &path));
+        let private = state("secret", false);
+        let mut answers = vec![
+            refused(get(), None, None),
+            refused(get(), Some(&private), None),
+            refused(get(), Some(&private), Some(&pull("other", ""))),
+            refused(get(), Some(&private), Some(&pull("secret", &format!(r#","exp":{NOW}"#)))),
+            refused(get(), Some(&private), Some(&pull("secret", &format!(r#","nbf":{}"#, NOW + 61)))),
+            refused(get(), Some(&private), Some(&pull("secret", r#","jti":"stolen""#))),
+            refused(
+                get(),
+                Some(&private),
+                Some(&claims(r#"{"https://jwt.attic.rs/v1":{"caches":{"secret":{"w":1}}}}"#)),
+            ),
+            // Another cache's document in this one's place.
+            refused(get(), Some(&state("main", true)), None),
+            refused(visit(&request("GET", "/secret")), Some(&private), None),
+        ];
+        for path in ["/-bad/nix-cache-info", "/secret/other", "/secret/dormer-state.json"] {
+            let Plan::Answer(answer) = plan(&request("GET", path)) else { panic!("{path}") };
+            answers.push(answer);
+        }
+        for answer in answers {
+            assert_eq!(answer, expected);
+        }
+        // And of an object that is missing: what is sent is the same, too.
+        let missing = read(&request("GET", &format!("/main/{HASH}.narinfo"))).respond(None);
+        assert_eq!(
+            (missing.status, &missing.headers, &missing.body),
+            (404, &expected.headers, &expected.body)
+        );
+        assert_eq!(missing.edge_seconds, MISS_SECONDS);
+    }
+
+    #[test]
+    fn a_token_opens_a_private_cache_and_keeps_it_out_of_shared_caches() {
+        let path = format!("/secret/{HASH}.narinfo");
+        let request = Request { authorization: Some("Bearer x.y.z"), ..request("GET", &path) };
+        let visit = visit(&request);
+        let private = state("secret", false);
+        assert_eq!(visit.token(), Some("x.y.z"));
+        assert!(visit.needs_token(Some(&private)) && visit.needs_token(None));
+        assert!(!visit.needs_token(Some(&state("secret", true))));
+        let claims = pull("sec*", &format!(r#","exp":{},"nbf":{},"jti":"sound""#, NOW + 1, NOW + 59));
+        let Admission::Read(read) = visit.admit(Some(&private), Some(&claims), NOW) else {
+            panic!("refused")
+        };
+        let answer = read.respond(Some(&ObjectMeta { size: 9, etag: Some("\"e\"".to_owned()) }));
+        assert_eq!(answer.status, 200);
+        assert!(header(&answer, "cache-control").unwrap().starts_with("private"));
+        assert_eq!(header(&answer, "vary"), Some("authorization"));
+    }
+
+    #[test]
+    fn a_nar_is_answered_whole_in_part_and_not_again() {
+        let tag = nix32::encode(&[7; 16]);
+        let path = format!("/main/nar/0mdqa9w1p6cmli6976v4wi0sw9r4p5prkj7lzfd1877wk11c9c73-{tag}.nar.zst");
+        let meta = ObjectMeta { size: 100, etag: Some("\"of the store\"".to_owned()) };
+        let ask = |change: fn(&mut Request<'_>)| {
+            let mut asked = request("GET", &path);
+            change(&mut asked);
+            read(&asked).respond(Some(&meta))
+        };
+        let whole = ask(|_| ());
+        assert_eq!((whole.status, whole.body.clone()), (200, Body::Object(0..100)));
+        let etag = format!("\"{tag}\"");
+        for (name, value) in [
+            ("etag", etag.as_str()),
+            ("content-length", "100"),
+            ("accept-ranges", "bytes"),
+            ("content-type", "application/x-nix-nar"),
+            ("cache-control", "public, max-age=31536000, immutable"),
+        ] {
+            assert_eq!(header(&whole, name), Some(value), "{name}");
+        }
+        let part = ask(|asked| asked.range = Some("bytes=40-"));
+        assert_eq!((part.status, part.body.clone()), (206, Body::Object(40..100)));
+        assert_eq!(header(&part, "content-range"), Some("bytes 40-99/100"));
+        assert_eq!(header(&part, "content-length"), Some("60"));
+        let outside = ask(|asked| asked.range = Some("bytes=100-"));
+        assert_eq!((outside.status, header(&outside, "content-range")), (416, Some("bytes */100")));
+        for range in ["bytes=0-1,5-6", "bytes=x", "items=1-2"] {
+            let asked = Request { range: Some(range), ..request("GET", &path) };
+            assert_eq!(read(&asked).respond(Some(&meta)).status, 200, "{range}");
+        }
+        let long = format!("bytes=0-0{}", ",1-1".repeat(1000));
+        let asked = Request { range: Some(&long), ..request("GET", &path) };
+        assert!(!read(&asked).wants_part());
+
+        let asked = Request { if_none_match: Some(&etag), ..request("GET", &path) };
+        let known = read(&asked).respond(Some(&meta));
+        assert_eq!((known.status, known.body), (304, Body::Empty));
+
+        let asked = Request { range: Some("bytes=1-2"), ..request("HEAD", &path) };
+        let head = read(&asked).respond(Some(&meta));
+        assert_eq!(
+            (head.status, head.body.clone(), header(&head, "content-length")),
+            (200, Body::Empty, Some("100"))
+        );
+    }
+
+    #[test]
+    fn health_and_pages_are_answered_without_an_object() {
+        let Plan::Answer(health) = plan(&request("GET", "/_dormer/health")) else { panic!("no answer") };
+        assert_eq!(health.status, 200);
+        assert!(matches!(plan(&request("GET", "/")), Plan::Home));
+        let page = refused(visit(&request("GET", "/main")), Some(&state("main", true)), None);
+        assert_eq!(page.status, 200);
+        let Body::Text(html) = page.body else { panic!("no page") };
+        assert!(html.contains("main:AAAA"), "{html}");
+    }
+}
