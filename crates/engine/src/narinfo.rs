@@ -24,10 +24,10 @@ impl Engine {
         let look = self.look();
         let found = self.index().find_object(cache.id, hash).await?.filter(|found| !found.nar.damaged);
         let Some(found) = found else {
-            self.count_narinfo("missing");
+            self.metrics().narinfos.missing.inc();
             return Ok(None);
         };
-        self.count_narinfo("index");
+        self.metrics().narinfos.index.inc();
         self.touch_if_old(cache, &[(*hash, found.last_used_at)]).await?;
         let text = Bytes::from(self.render_narinfo(cache, found)?);
         if look.is_fresh(self) {
@@ -38,11 +38,7 @@ impl Engine {
 
     /// The narinfo, if it is remembered: answers without waiting, for the hottest path of the server.
     pub fn remembered_narinfo(&self, cache: &Cache, hash: &StorePathHash) -> Option<Bytes> {
-        self.remembered_narinfos().get(&(cache.id, *hash)).inspect(|_| self.count_narinfo("memory"))
-    }
-
-    fn count_narinfo(&self, from: &str) {
-        self.metrics().narinfos.with_label_values(&[from]).inc();
+        self.remembered_narinfos().get(&(cache.id, *hash)).inspect(|_| self.metrics().narinfos.memory.inc())
     }
 
     /// Which of these paths the cache lacks. Those it has are marked as used before this returns, so that a client that is

@@ -10,7 +10,6 @@ use http::header::{CONNECTION, HeaderName};
 use http::{HeaderValue, Method, Request, Response};
 use hyper::body::Incoming;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
-use tracing::Instrument as _;
 
 use crate::auth::Authenticator;
 use crate::body::Body;
@@ -94,35 +93,35 @@ impl App {
         let call = Call::new(parts);
         let route = Route::parse(call.path());
         let template = route.as_ref().map_or("none", Route::template);
-        let mut exchange = Exchange::begin(&self.metrics, &call, &id, template, self.settings.traces);
-        let span = exchange.span().clone();
-        let answered = async {
-            let mut response = match answer(&call, &mut body, route).await {
-                Ok(response) => response,
-                Err(failure) => {
-                    if let Some(limit) = failure.limit() {
-                        self.metrics.http.refused.with_label_values(&[limit]).inc();
-                    }
-                    failure.answer(&call, &self.settings)
+        let mut exchange = Exchange::begin(&self.metrics, &call, id, template, self.settings.traces);
+        let mut response = match exchange.hold(answer(&call, &mut body, route)).await {
+            Ok(response) => response,
+            Err(failure) => {
+                if let Some(limit) = failure.limit() {
+                    self.metrics.http.refused.with_label_values(&[limit]).inc();
                 }
-            };
-            let headers = response.headers_mut();
-            headers.insert(&REQUEST_ID, id.header_value());
-            if call.is_about_public_cache() {
-                headers.insert(&VISIBILITY, HeaderValue::from_static(CACHE_VISIBILITY_PUBLIC));
+                if !failure.is_everyday_miss(&call) {
+                    exchange.open_span();
+                }
+                exchange.span().in_scope(|| failure.answer(&call, &self.settings))
             }
-            if body.is_unread() {
-                headers.insert(CONNECTION, HeaderValue::from_static("close"));
-                body.linger();
-            } else if self.health.is_stopping() {
-                headers.insert(CONNECTION, HeaderValue::from_static("close"));
-            }
-            let status = response.status().as_u16();
-            tracing::debug!(method = %call.method(), path = call.path(), status, "answered");
-            response
         };
-        let response = answered.instrument(span).await;
-        exchange.answered(response.status());
+        let headers = response.headers_mut();
+        headers.insert(&REQUEST_ID, exchange.id().header_value());
+        if call.is_about_public_cache() {
+            headers.insert(&VISIBILITY, HeaderValue::from_static(CACHE_VISIBILITY_PUBLIC));
+        }
+        if body.is_unread() {
+            headers.insert(CONNECTION, HeaderValue::from_static("close"));
+            body.linger();
+        } else if self.health.is_stopping() {
+            headers.insert(CONNECTION, HeaderValue::from_static("close"));
+        }
+        let status = response.status();
+        exchange.span().in_scope(|| {
+            tracing::debug!(method = %call.method(), path = call.path(), status = status.as_u16(), "answered");
+        });
+        exchange.answered(status);
         response.map(|body| Watched::new(body, exchange))
     }
 

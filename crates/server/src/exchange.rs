@@ -3,8 +3,12 @@
 //!
 //! What happens after the handler returned (a NAR being sent, a cut) still belongs to the request, so the watch travels in
 //! the answer's body and ends with it.
+//!
+//! A narinfo that is answered from memory writes no line, and watching it must not cost as much as finding it: half of all
+//! requests are misses of narinfos. It gets a span only when it has to wait for something or fails, and its counters are
+//! looked up once.
 
-use std::pin::Pin;
+use std::pin::{Pin, pin};
 use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Instant;
@@ -13,20 +17,23 @@ use bytes::Bytes;
 use http::{Method, StatusCode};
 use http_body::{Frame, SizeHint};
 use opentelemetry::trace::Status;
-use tracing::Span;
 use tracing::field::Empty;
+use tracing::{Instrument as _, Span};
 use tracing_opentelemetry::OpenTelemetrySpanExt as _;
 
 use crate::body::Body;
 use crate::call::{Call, RequestId};
 use crate::metrics::Metrics;
+use crate::route::NARINFO;
 use crate::trace_context;
 
 /// A request being answered.
 #[derive(Debug)]
 pub(crate) struct Exchange {
     metrics: Arc<Metrics>,
+    /// None until something may be logged.
     span: Span,
+    id: RequestId,
     is_traced: bool,
     method: &'static str,
     route: &'static str,
@@ -41,36 +48,66 @@ impl Exchange {
     pub(crate) fn begin(
         metrics: &Arc<Metrics>,
         call: &Call,
-        id: &RequestId,
+        id: RequestId,
         route: &'static str,
         is_traced: bool,
     ) -> Self {
         let method = known_method(call.method());
-        // As important as the most important line inside of it, so that no filter takes the id from that line.
-        let span = tracing::error_span!("request", request.id = %id, otel.name = Empty, otel.kind = Empty);
-        if is_traced {
-            span.record("otel.name", format!("{method} {route}"));
-            span.record("otel.kind", "server");
-            span.set_attribute("http.request.method", method);
-            span.set_attribute("http.route", route);
-            span.set_attribute("url.path", call.path().to_owned());
-            span.set_attribute("request.id", id.to_string());
-            trace_context::adopt(&span, call.headers());
-        }
         metrics.http.in_flight.inc();
-        Self {
+        let mut exchange = Self {
             metrics: Arc::clone(metrics),
-            span,
+            span: Span::none(),
+            id,
             is_traced,
             method,
             route,
             status: 0,
             begin: Instant::now(),
             sent_bytes: 0,
+        };
+        let may_come_from_memory = method == "GET" && route == NARINFO;
+        if is_traced || !may_come_from_memory || tracing::enabled!(tracing::Level::DEBUG) {
+            let span = exchange.open_span();
+            if is_traced {
+                span.record("otel.name", format!("{method} {route}"));
+                span.record("otel.kind", "server");
+                span.set_attribute("http.request.method", method);
+                span.set_attribute("http.route", route);
+                span.set_attribute("url.path", call.path().to_owned());
+                span.set_attribute("request.id", exchange.id.to_string());
+                trace_context::adopt(&span, call.headers());
+            }
         }
+        exchange
     }
 
-    /// What log lines of this request are written in.
+    /// The request's id.
+    pub(crate) fn id(&self) -> &RequestId {
+        &self.id
+    }
+
+    /// What log lines of this request are written in, from now on.
+    pub(crate) fn open_span(&mut self) -> Span {
+        if self.span.is_none() {
+            // As important as the most important line inside of it, so that no filter takes the id from that line.
+            self.span =
+                tracing::error_span!("request", request.id = %self.id, otel.name = Empty, otel.kind = Empty);
+        }
+        self.span.clone()
+    }
+
+    /// Waits for the handler, in the request's span: opened only if there is something to wait for.
+    pub(crate) async fn hold<T>(&mut self, handler: impl Future<Output = T>) -> T {
+        let mut handler = pin!(handler);
+        if self.span.is_none()
+            && let Poll::Ready(answer) = futures::poll!(handler.as_mut())
+        {
+            return answer;
+        }
+        handler.instrument(self.open_span()).await
+    }
+
+    /// What log lines of this request are written in; none if it is not open.
     pub(crate) fn span(&self) -> &Span {
         &self.span
     }
@@ -86,12 +123,18 @@ impl Drop for Exchange {
         let http = &self.metrics.http;
         http.in_flight.dec();
         http.sent_bytes.inc_by(self.sent_bytes);
-        let mut digits = [0; 3];
-        http.requests
-            .with_label_values(&[self.method, self.route, status_label(self.status, &mut digits)])
-            .inc();
         let seconds = self.begin.elapsed().as_secs_f64();
-        http.seconds.with_label_values(&[self.method, self.route]).observe(seconds);
+        match (self.method, self.route, self.status) {
+            ("GET", NARINFO, 200) => http.narinfos.hits.inc(),
+            ("GET", NARINFO, 404) => http.narinfos.misses.inc(),
+            (method, route, status) => {
+                http.requests.with_label_values(&[method, route, status_label(status, &mut [0; 3])]).inc();
+            }
+        }
+        match (self.method, self.route) {
+            ("GET", NARINFO) => http.narinfos.seconds.observe(seconds),
+            (method, route) => http.seconds.with_label_values(&[method, route]).observe(seconds),
+        }
         if self.is_traced {
             self.span.set_attribute("http.response.status_code", i64::from(self.status));
             let sent = i64::try_from(self.sent_bytes).unwrap_or(i64::MAX);

@@ -141,7 +141,7 @@ impl Failure {
     pub(crate) fn answer(self, call: &Call, settings: &ServerSettings) -> Response<Body> {
         let Verdict { status, name, tell } = self.verdict();
         let is_api = Route::is_api(call.path());
-        if matches!(self, Self::NoSuchObject) && !is_api {
+        if self.is_everyday_miss(call) {
             // Half of all requests of a Nix client are misses of narinfos: they are worth no allocation.
             return body::text(status, Bytes::from_static(b"the cache does not have this\n"));
         }
@@ -177,6 +177,11 @@ impl Failure {
             headers.insert(RETRY_AFTER, HeaderValue::from(whole_seconds(settings.retry_after)));
         }
         response
+    }
+
+    /// Whether it is a plain "not here", which is not worth a log line.
+    pub(crate) fn is_everyday_miss(&self, call: &Call) -> bool {
+        matches!(self, Self::NoSuchObject) && !Route::is_api(call.path())
     }
 
     /// The limit that the request ran into, for counting.

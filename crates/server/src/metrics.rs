@@ -9,11 +9,12 @@ use std::sync::{Mutex, PoisonError};
 
 use prometheus::core::Collector;
 use prometheus::{
-    Encoder as _, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts,
-    Registry, TextEncoder,
+    Encoder as _, Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec,
+    Opts, Registry, TextEncoder,
 };
 
 use crate::process::Process;
+use crate::route::NARINFO;
 
 /// Latencies, in seconds: a narinfo from memory takes 0.1 ms, a large upload minutes.
 const SECONDS: &[f64] = &[
@@ -56,25 +57,41 @@ pub(crate) struct HttpMetrics {
     pub(crate) cut: IntCounter,
     pub(crate) refused: IntCounterVec,
     pub(crate) waiting: IntGaugeVec,
+    pub(crate) narinfos: NarinfoMetrics,
+}
+
+/// The members of `requests` and `seconds` for the route that is asked most, so that they are not looked up each time.
+#[derive(Debug)]
+pub(crate) struct NarinfoMetrics {
+    pub(crate) hits: IntCounter,
+    pub(crate) misses: IntCounter,
+    pub(crate) seconds: Histogram,
 }
 
 impl Metrics {
     pub(crate) fn new() -> Self {
-        let http = HttpMetrics {
-            requests: counters(
-                "dormer_http_requests_total",
-                "Requests that were answered",
-                &["method", "route", "status"],
-            ),
-            seconds: HistogramVec::new(
-                HistogramOpts::new(
-                    "dormer_http_request_duration_seconds",
-                    "Time from a request's head to the last byte of its answer being handed to the connection",
-                )
-                .buckets(SECONDS.to_vec()),
-                &["method", "route"],
+        let requests = counters(
+            "dormer_http_requests_total",
+            "Requests that were answered",
+            &["method", "route", "status"],
+        );
+        let seconds = HistogramVec::new(
+            HistogramOpts::new(
+                "dormer_http_request_duration_seconds",
+                "Time from a request's head to the last byte of its answer being handed to the connection",
             )
-            .expect(WELL_FORMED),
+            .buckets(SECONDS.to_vec()),
+            &["method", "route"],
+        )
+        .expect(WELL_FORMED);
+        let http = HttpMetrics {
+            narinfos: NarinfoMetrics {
+                hits: requests.with_label_values(&["GET", NARINFO, "200"]),
+                misses: requests.with_label_values(&["GET", NARINFO, "404"]),
+                seconds: seconds.with_label_values(&["GET", NARINFO]),
+            },
+            requests,
+            seconds,
             in_flight: gauge("dormer_http_requests_in_flight", "Requests being answered now"),
             connections: gauge("dormer_http_connections", "Open connections now"),
             received_bytes: counter("dormer_http_received_bytes_total", "Bytes of requests' bodies"),

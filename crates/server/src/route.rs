@@ -7,6 +7,9 @@ use dormer_api::CacheName;
 use dormer_format::EncodingTag;
 use dormer_nix::{NarHash, StorePathHash};
 
+/// The template of the route that is asked most.
+pub(crate) const NARINFO: &str = "/{cache}/{hash}.narinfo";
+
 /// Longest name of an uploaded NAR. Nix's are 52 characters and a suffix.
 const UPLOAD_NAME_BYTES_MAX: usize = 200;
 
@@ -124,7 +127,7 @@ impl<'a> Route<'a> {
             Self::Object(..) => "/_api/v2/caches/{cache}/objects/{hash}",
             Self::AtticCacheInfo(_) => "/{cache}/attic-cache-info",
             Self::NixCacheInfo(_) => "/{cache}/nix-cache-info",
-            Self::Narinfo(..) => "/{cache}/{hash}.narinfo",
+            Self::Narinfo(..) => NARINFO,
             Self::Listing(..) => "/{cache}/{hash}.ls",
             Self::Nar(_, NarFile::Encoded(..)) => "/{cache}/nar/{hash}-{tag}.nar.zst",
             Self::Nar(_, NarFile::StorePath(_)) => "/{cache}/nar/{hash}.nar",
