@@ -17,6 +17,7 @@ pub async fn run(blobs: &dyn Blobs) {
     case("parts are stored one after the other", parts_are_stored_in_order(blobs)).await;
     case("every range is exact", every_range_is_exact(blobs)).await;
     case("a range past the end is truncated", a_range_past_the_end_is_truncated(blobs)).await;
+    case("a read up to a place ends with the object", a_read_up_to_a_place_ends_with_the_object(blobs)).await;
     case("what is not there is not found", what_is_not_there_is_not_found(blobs)).await;
     case("an empty object exists", an_empty_object_exists(blobs)).await;
     case("a repeated put changes nothing", a_repeated_put_changes_nothing(blobs)).await;
@@ -96,6 +97,20 @@ async fn a_range_past_the_end_is_truncated(blobs: &dyn Blobs) -> Result<()> {
             assert!(matches!(got, Err(Error::Truncated { .. })), "{range:?}: {got:?}");
         }
     }
+    Ok(())
+}
+
+async fn a_read_up_to_a_place_ends_with_the_object(blobs: &dyn Blobs) -> Result<()> {
+    let key = fresh_key();
+    let whole = pattern(100_000);
+    blobs.put(&key, std::slice::from_ref(&whole)).await?;
+    for (start, end) in [(0, 10), (0, 100_000), (0, 131_072), (99_999, 5_000_000), (70_000, 100_001)] {
+        let got = blobs.get_up_to(&key, start as u64..end as u64).await?;
+        assert!(got == whole[start..end.min(100_000)], "range {start}..{end} has other bytes");
+    }
+    let behind = blobs.get_up_to(&key, 100_000..100_001).await;
+    assert!(matches!(behind, Err(Error::Truncated { .. })), "{behind:?}");
+    assert!(matches!(blobs.get_up_to(&fresh_key(), 0..1).await, Err(Error::NotFound { .. })));
     Ok(())
 }
 

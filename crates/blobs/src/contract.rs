@@ -12,7 +12,7 @@ use async_trait::async_trait;
 use bytes::Bytes;
 use dormer_format::PackId;
 
-use crate::Result;
+use crate::{Counters, Error, Result};
 
 /// Every kind of object that Dormer stores. Nobody else formats a name.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -48,6 +48,15 @@ pub trait Blobs: Send + Sync + fmt::Debug + 'static {
     async fn put(&self, key: &BlobKey, parts: &[Bytes]) -> Result<()>;
     /// Reads a non-empty range, exactly. `NotFound` without the object, `Truncated` if it ends before the range does.
     async fn get_range(&self, key: &BlobKey, range: Range<u64>) -> Result<Bytes>;
+    /// Reads a non-empty range, or what there is of it: less if the object ends before the range does. `NotFound` without the
+    /// object, `Truncated` if it ends before the range begins.
+    async fn get_up_to(&self, key: &BlobKey, range: Range<u64>) -> Result<Bytes> {
+        let size = self.head(key).await?;
+        if size <= range.start {
+            return Err(Error::Truncated { key: key.to_string() });
+        }
+        self.get_range(key, range.start..range.end.min(size)).await
+    }
     /// Size of an object. `NotFound` without it.
     async fn head(&self, key: &BlobKey) -> Result<u64>;
     /// Deletes an object. Deleting what is not there is `Ok`.
@@ -59,5 +68,10 @@ pub trait Blobs: Send + Sync + fmt::Debug + 'static {
     /// some bytes in vain.
     fn is_remote(&self) -> bool {
         false
+    }
+
+    /// What was asked of it so far, if calls are requests over a network.
+    fn counters(&self) -> Option<&Counters> {
+        None
     }
 }

@@ -121,6 +121,10 @@ impl<B: Blobs> Blobs for Limited<B> {
         self.run("read", &key.to_string(), self.blobs.get_range(key, range)).await
     }
 
+    async fn get_up_to(&self, key: &BlobKey, range: Range<u64>) -> Result<Bytes> {
+        self.run("read", &key.to_string(), self.blobs.get_up_to(key, range)).await
+    }
+
     async fn head(&self, key: &BlobKey) -> Result<u64> {
         self.run("find", &key.to_string(), self.blobs.head(key)).await
     }
@@ -135,5 +139,9 @@ impl<B: Blobs> Blobs for Limited<B> {
 
     fn is_remote(&self) -> bool {
         self.blobs.is_remote()
+    }
+
+    fn counters(&self) -> Option<&Counters> {
+        self.blobs.counters()
     }
 }

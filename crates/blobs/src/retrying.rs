@@ -98,6 +98,10 @@ impl<B: Blobs> Blobs for Retrying<B> {
         self.retry(Method::Get, || self.blobs.get_range(key, range.clone())).await
     }
 
+    async fn get_up_to(&self, key: &BlobKey, range: Range<u64>) -> Result<Bytes> {
+        self.retry(Method::Get, || self.blobs.get_up_to(key, range.clone())).await
+    }
+
     async fn head(&self, key: &BlobKey) -> Result<u64> {
         self.retry(Method::Head, || self.blobs.head(key)).await
     }
@@ -112,5 +116,9 @@ impl<B: Blobs> Blobs for Retrying<B> {
 
     fn is_remote(&self) -> bool {
         self.blobs.is_remote()
+    }
+
+    fn counters(&self) -> Option<&Counters> {
+        self.blobs.counters()
     }
 }

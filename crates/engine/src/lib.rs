@@ -20,6 +20,7 @@ mod narinfo;
 mod packer;
 mod read;
 mod settings;
+mod store_metrics;
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
@@ -39,8 +40,8 @@ use crate::cpu::CpuPool;
 use crate::memory::Account;
 use crate::metrics::EngineMetrics;
 use crate::narinfo::NarinfoKey;
-use crate::packer::Packer;
-use crate::read::{Plan, PlanKey};
+use crate::packer::{Packer, Storage};
+use crate::read::{Plan, PlanKey, SmallReads};
 
 pub use caches::{CreateCache, KeyChange, UpdateCache};
 pub use clock::{Clock, SystemClock};
@@ -82,6 +83,7 @@ struct Inner {
     narinfos: Remembered<NarinfoKey, Bytes>,
     plans: Remembered<PlanKey, Arc<Plan>>,
     proven_packs: Remembered<PackId, ()>,
+    small_reads: SmallReads,
     /// Counts what was forgotten because of changes.
     changes_seen: AtomicU64,
 }
@@ -97,14 +99,15 @@ impl Engine {
     ) -> Self {
         let metrics = Arc::new(EngineMetrics::new());
         let cpu = CpuPool::new(settings.cpu_threads, settings.zstd_level, Arc::clone(&metrics));
-        let packer = Packer::start(
-            Arc::clone(&index),
-            Arc::clone(&blobs),
-            Arc::clone(&clock),
-            settings.pack_wait,
-            settings.chunk_params.max,
-            Arc::clone(&metrics),
-        );
+        let proven_packs = Remembered::builder().max_capacity(16_384).time_to_live(PACK_PROOF).build();
+        let storage = Storage {
+            index: Arc::clone(&index),
+            blobs: Arc::clone(&blobs),
+            clock: Arc::clone(&clock),
+            metrics: Arc::clone(&metrics),
+            proven_packs: proven_packs.clone(),
+        };
+        let packer = Packer::start(storage, settings.pack_wait, settings.chunk_params.max);
         let reads = |bytes| Account::new(bytes, settings.read_wait, "downloads");
         let stream_memory_bytes = settings.read_memory_bytes / 4;
         let inner = Inner {
@@ -126,7 +129,8 @@ impl Engine {
                 .weigher(|_, plan: &Arc<Plan>| plan.weight())
                 .time_to_live(REMEMBERED)
                 .build(),
-            proven_packs: Remembered::builder().max_capacity(16_384).time_to_live(PACK_PROOF).build(),
+            proven_packs,
+            small_reads: SmallReads::new(),
             workshop: Workshop { index, cpu, packer, metrics: Arc::clone(&metrics) },
             metrics,
             changes_seen: AtomicU64::new(0),
@@ -192,6 +196,11 @@ impl Engine {
         let (streaming, queued) = inner.workshop.packer.depths();
         metrics.uploads_streaming.set(gauge(streaming as u64));
         metrics.packer_queue.set(gauge(queued as u64));
+        let pool = self.index().pool_use();
+        metrics.index_connections.with_label_values(&["used"]).set(gauge((pool.open - pool.idle) as u64));
+        metrics.index_connections.with_label_values(&["idle"]).set(gauge(pool.idle as u64));
+        metrics.index_connections_max.set(gauge(pool.max as u64));
+        metrics.index_waiting.set(gauge(pool.waiting as u64));
         let statements = self.index().statement_count();
         metrics.index_statements.inc_by(statements.saturating_sub(metrics.index_statements.get()));
     }
@@ -252,5 +261,9 @@ impl Engine {
 
     fn proven_packs(&self) -> &Remembered<PackId, ()> {
         &self.inner.proven_packs
+    }
+
+    fn small_reads(&self) -> &SmallReads {
+        &self.inner.small_reads
     }
 }

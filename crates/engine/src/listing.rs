@@ -131,7 +131,7 @@ impl Reading {
         let bytes = u64::from(row.layout.stored_len()).next_power_of_two() + u64::from(row.layout.raw_len);
         let reservation = Arc::new(self.engine.read_memory().reserve(bytes).await?);
         let seen = std::slice::from_ref(&row);
-        let failure = match self.engine.fetch_verified(seen).await {
+        let failure = match self.engine.fetch_chunk(&row).await {
             Ok(stored) => return self.decode(&row, &stored, &reservation).await.map(Some),
             Err(failure) => failure,
         };

@@ -49,7 +49,15 @@ impl Drop for Waiting<'_> {
 /// A part of an account; given back when it is dropped.
 #[derive(Debug)]
 pub(crate) struct Reservation {
-    _kib: OwnedSemaphorePermit,
+    kib: OwnedSemaphorePermit,
+}
+
+impl Reservation {
+    /// Gives back what is not needed any more.
+    pub(crate) fn shrink_to(&mut self, bytes: u64) {
+        let needed = usize::try_from(bytes.div_ceil(1024)).unwrap_or(usize::MAX);
+        drop(self.kib.split(self.kib.num_permits().saturating_sub(needed)));
+    }
 }
 
 impl Account {
@@ -67,17 +75,21 @@ impl Account {
         self.waiting.fetch_add(1, Ordering::Relaxed);
         let _waiting = Waiting(&self.waiting);
         match tokio::time::timeout(self.wait, turn).await {
-            Ok(permit) => Ok(Reservation { _kib: permit.expect("the semaphore is never closed") }),
+            Ok(permit) => Ok(Reservation { kib: permit.expect("the semaphore is never closed") }),
             Err(_) => Err(Error::Busy { what: self.what }),
         }
     }
 
     /// How it stands now.
     pub(crate) fn standing(&self) -> Standing {
-        let free = u64::try_from(self.kib.available_permits()).unwrap_or(u64::MAX);
-        let max = u64::from(self.kib_max);
+        let max = u64::from(self.kib_max) * 1024;
         let waiting = self.waiting.load(Ordering::Relaxed);
-        Standing { reserved: max.saturating_sub(free) * 1024, max: max * 1024, waiting }
+        Standing { reserved: max.saturating_sub(self.free_bytes()), max, waiting }
+    }
+
+    /// Bytes that are free.
+    pub(crate) fn free_bytes(&self) -> u64 {
+        u64::try_from(self.kib.available_permits()).unwrap_or(u64::MAX).saturating_mul(1024)
     }
 
     /// Whether more than half of it is free: enough for what is useful but not needed.
@@ -113,7 +125,11 @@ mod tests {
         let _half = account.reserve(5 * 1024).await.unwrap();
         assert_eq!(account.standing(), Standing { reserved: 5 * 1024, max: 10 * 1024, waiting: 0 });
         assert!(!account.is_half_free());
-        account.reserve(5 * 1024).await.unwrap();
+        let mut rest = account.reserve(5 * 1024).await.unwrap();
+        rest.shrink_to(1024);
+        assert_eq!(account.free_bytes(), 4 * 1024);
+        rest.shrink_to(9 * 1024);
+        assert_eq!(account.free_bytes(), 4 * 1024, "it never grows");
     }
 
     #[tokio::test]

@@ -9,6 +9,8 @@ use prometheus::core::{Collector, Desc};
 use prometheus::proto::MetricFamily;
 use prometheus::{Histogram, HistogramOpts, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts};
 
+use crate::store_metrics::StoreMetrics;
+
 /// Pack sizes, in bytes: 64 KiB to 32 MiB, the largest there are.
 const PACK_BYTES: &[f64] =
     &[65_536.0, 262_144.0, 1_048_576.0, 2_097_152.0, 4_194_304.0, 8_388_608.0, 16_777_216.0, 33_554_432.0];
@@ -39,6 +41,9 @@ pub(crate) struct EngineMetrics {
     pub(crate) nars_damaged: IntCounter,
     pub(crate) read_retries: IntCounter,
     pub(crate) index_statements: IntCounter,
+    pub(crate) index_connections: IntGaugeVec,
+    pub(crate) index_connections_max: IntGauge,
+    pub(crate) index_waiting: IntGauge,
     pub(crate) uploads_streaming: IntGauge,
     pub(crate) memory: IntGaugeVec,
     pub(crate) memory_max: IntGaugeVec,
@@ -48,6 +53,7 @@ pub(crate) struct EngineMetrics {
     pub(crate) cpu_jobs: IntGauge,
     pub(crate) cpu_jobs_waiting: IntGauge,
     pub(crate) packer_queue: IntGauge,
+    store: StoreMetrics,
 }
 
 /// Where narinfos came from. Each counter is looked up once: they are counted a hundred thousand times a second.
@@ -134,6 +140,19 @@ impl EngineMetrics {
                 "Reads of stored bytes that failed and were tried again",
             ),
             index_statements: counter("dormer_index_statements_total", "SQL statements sent"),
+            index_connections: gauges(
+                "dormer_index_connections",
+                "Connections to the database now, used or idle",
+                "state",
+            ),
+            index_connections_max: gauge(
+                "dormer_index_connections_limit",
+                "Most connections to the database at once",
+            ),
+            index_waiting: gauge(
+                "dormer_index_waiting",
+                "Calls that wait for a connection to the database now",
+            ),
             uploads_streaming: gauge(
                 "dormer_uploads_streaming",
                 "Uploads that are being received and stored now",
@@ -158,6 +177,7 @@ impl EngineMetrics {
             cpu_jobs: gauge("dormer_cpu_jobs", "Jobs of hashing and compression that run now"),
             cpu_jobs_waiting: gauge("dormer_cpu_jobs_waiting", "Jobs that wait for a CPU now"),
             packer_queue: gauge("dormer_packer_queue_chunks", "Chunks on their way to the open pack now"),
+            store: StoreMetrics::new(),
         };
         // Shown as zero before they happen: a rate over a series that begins with its first event misses that event.
         for (counters, labels) in
@@ -182,7 +202,7 @@ impl EngineMetrics {
         self.deduplicated.with_label_values(&[label]).inc_by(bytes);
     }
 
-    fn all(&self) -> [&dyn Collector; 23] {
+    fn all(&self) -> [&dyn Collector; 26] {
         [
             &self.nars,
             &self.nar_bytes,
@@ -198,6 +218,9 @@ impl EngineMetrics {
             &self.nars_damaged,
             &self.read_retries,
             &self.index_statements,
+            &self.index_connections,
+            &self.index_connections_max,
+            &self.index_waiting,
             &self.uploads_streaming,
             &self.memory,
             &self.memory_max,
@@ -214,12 +237,14 @@ impl EngineMetrics {
 // The gauges among these are written when somebody looks.
 impl Collector for crate::Engine {
     fn desc(&self) -> Vec<&Desc> {
-        self.metrics().all().into_iter().flat_map(Collector::desc).collect()
+        let own = self.metrics().all().into_iter().flat_map(Collector::desc);
+        own.chain(self.metrics().store.desc()).collect()
     }
 
     fn collect(&self) -> Vec<MetricFamily> {
         self.write_gauges();
-        self.metrics().all().into_iter().flat_map(Collector::collect).collect()
+        let own = self.metrics().all().into_iter().flat_map(Collector::collect);
+        own.chain(self.metrics().store.collect(self.blobs().counters())).collect()
     }
 }
 

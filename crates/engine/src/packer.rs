@@ -23,6 +23,7 @@ use std::time::Duration;
 use dormer_blobs::{BlobKey, Blobs};
 use dormer_format::{ChunkId, PACK_BYTES_MAX, PACK_CHUNKS_MAX, PackBuilder, PackEntry, PackId, StoredChunk};
 use dormer_index::{ChunkRow, Index, NewChunk, NewPack};
+use moka::sync::Cache as Remembered;
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
 use tokio::time::Instant;
@@ -169,14 +170,7 @@ impl Drop for Upload {
 
 impl Packer {
     /// Starts the packing task on the current run time. It ends when the last handle is dropped and its packs are stored.
-    pub(crate) fn start(
-        index: Arc<dyn Index>,
-        blobs: Arc<dyn Blobs>,
-        clock: Arc<dyn Clock>,
-        pack_wait: Duration,
-        chunk_bytes_max: u32,
-        metrics: Arc<EngineMetrics>,
-    ) -> Self {
+    pub(crate) fn start(storage: Storage, pack_wait: Duration, chunk_bytes_max: u32) -> Self {
         let (queue, receiver) = mpsc::channel(QUEUE_CHUNKS);
         let shared = Arc::new(Shared {
             pending: Mutex::default(),
@@ -188,7 +182,7 @@ impl Packer {
         });
         let task = Task {
             shared: Arc::clone(&shared),
-            storage: Storage { index, blobs, clock, metrics },
+            storage,
             open: OpenPack::default(),
             storing: JoinSet::new(),
             partial_packs: 0,
@@ -454,11 +448,13 @@ fn describe(error: &(dyn std::error::Error + Send + Sync + 'static)) -> String {
 
 /// Makes packs durable and known.
 #[derive(Clone)]
-struct Storage {
-    index: Arc<dyn Index>,
-    blobs: Arc<dyn Blobs>,
-    clock: Arc<dyn Clock>,
-    metrics: Arc<EngineMetrics>,
+pub(crate) struct Storage {
+    pub(crate) index: Arc<dyn Index>,
+    pub(crate) blobs: Arc<dyn Blobs>,
+    pub(crate) clock: Arc<dyn Clock>,
+    pub(crate) metrics: Arc<EngineMetrics>,
+    /// Packs that are known to be there.
+    pub(crate) proven_packs: Remembered<PackId, ()>,
 }
 
 impl Storage {
@@ -475,7 +471,13 @@ impl Storage {
             }
             let pack = builder.finish();
             match self.blobs.put(&BlobKey::Pack(id), &pack.parts).await {
-                Ok(()) => break (id, pack.size, pack.entries),
+                Ok(()) => {
+                    // Locally nothing is known without looking; see `Engine::note_proof`.
+                    if self.blobs.is_remote() {
+                        self.proven_packs.insert(id, ());
+                    }
+                    break (id, pack.size, pack.entries);
+                }
                 Err(error) if error.is_worth_a_retry() && attempt < TRIES => {
                     self.metrics.pack_retries.with_label_values(&["object"]).inc();
                     back_off("pack", id, &error, attempt).await;

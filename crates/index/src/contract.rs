@@ -385,6 +385,19 @@ pub struct CacheTotals {
     pub nar_bytes: u64,
 }
 
+/// How a database's connections are used now.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct PoolUse {
+    /// Open ones.
+    pub open: usize,
+    /// Those of them that nobody uses.
+    pub idle: usize,
+    /// Most that may be open.
+    pub max: usize,
+    /// Calls that wait for one.
+    pub waiting: usize,
+}
+
 /// The index.
 #[async_trait]
 pub trait Index: Send + Sync + std::fmt::Debug + 'static {
@@ -503,4 +516,6 @@ pub trait Index: Send + Sync + std::fmt::Debug + 'static {
     async fn close(&self) -> Result<()>;
     /// Statements sent since the start, transaction control included (for metrics and benchmarks).
     fn statement_count(&self) -> u64;
+    /// How its connections are used now (for metrics).
+    fn pool_use(&self) -> PoolUse;
 }

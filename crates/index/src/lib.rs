@@ -21,6 +21,7 @@ mod migrations;
 mod postgres;
 mod rows;
 mod sqlite;
+mod waiting;
 
 pub use audit::Audit;
 pub use changes::{Change, Changes};

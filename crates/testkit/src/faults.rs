@@ -17,7 +17,7 @@ use dormer_format::{ChunkId, ChunkRun, EncodingTag};
 use dormer_index::{
     Alias, Cache, CacheId, CachePatch, CacheTotals, CacheVisibility, Changes, ChunkRow, CommitOutcome,
     Error as IndexError, FoundObject, Index, Nar, NarCommit, NarId, NarKey, NarSource, NarSummary, NewCache,
-    NewPack, OutboxPosition, OutboxRow, PackNumber, Removal, StoredListing, UnixSeconds,
+    NewPack, OutboxPosition, OutboxRow, PackNumber, PoolUse, Removal, StoredListing, UnixSeconds,
 };
 use dormer_nix::{NarHash, StorePathHash};
 
@@ -391,5 +391,8 @@ impl Index for FaultIndex {
     }
     fn statement_count(&self) -> u64 {
         self.inner.statement_count()
+    }
+    fn pool_use(&self) -> PoolUse {
+        self.inner.pool_use()
     }
 }

@@ -117,6 +117,32 @@ impl RemoteBlobs {
         })
         .await
     }
+
+    /// A range, or what there is of it.
+    async fn read(&self, key: &BlobKey, range: Range<u64>) -> Result<Bytes> {
+        let attempt = self.attempt("read", key);
+        let (got, exchange) = self.get(key, range.clone()).await;
+        match got {
+            Ok((_, announced)) if announced.start != range.start || announced.end > range.end => {
+                let source = format!("bytes {}..{} came", announced.start, announced.end).into();
+                Err(attempt.failed(StoreError::Generic { store: "store", source }, &exchange))
+            }
+            Ok((bytes, announced)) if bytes.len() as u64 == announced.end - announced.start => Ok(bytes),
+            // Announced and not sent: that is the connection, and not the object.
+            Ok((bytes, _)) => {
+                let source = format!("{} bytes came", bytes.len()).into();
+                Err(attempt.failed(StoreError::Generic { store: "store", source }, &exchange))
+            }
+            // The range begins behind the end.
+            Err(_) if exchange.status == Some(416) => Err(Error::Truncated { key: attempt.key }),
+            // Of an empty object some servers send all of it instead of a range, which the library takes for a defect.
+            Err(error) if exchange.status == Some(200) => match self.head(key).await {
+                Ok(size) if size < range.end => Err(Error::Truncated { key: attempt.key }),
+                _ => Err(attempt.failed(error, &exchange)),
+            },
+            Err(error) => Err(attempt.failed(error, &exchange)),
+        }
+    }
 }
 
 /// One page of a listing.
@@ -137,30 +163,13 @@ impl Blobs for RemoteBlobs {
     }
 
     async fn get_range(&self, key: &BlobKey, range: Range<u64>) -> Result<Bytes> {
-        let attempt = self.attempt("read", key);
-        let (got, exchange) = self.get(key, range.clone()).await;
-        match got {
-            Ok((bytes, announced)) if announced == range && bytes.len() as u64 == range.end - range.start => {
-                Ok(bytes)
-            }
-            // Announced in full and not sent: that is the connection, and not the object.
-            Ok((bytes, announced)) if announced == range => {
-                let error = StoreError::Generic {
-                    store: "store",
-                    source: format!("{} bytes came", bytes.len()).into(),
-                };
-                Err(attempt.failed(error, &exchange))
-            }
-            Ok(_) => Err(Error::Truncated { key: attempt.key }),
-            // The range begins behind the end.
-            Err(_) if exchange.status == Some(416) => Err(Error::Truncated { key: attempt.key }),
-            // Of an empty object some servers send all of it instead of a range, which the library takes for a defect.
-            Err(error) if exchange.status == Some(200) => match self.head(key).await {
-                Ok(size) if size < range.end => Err(Error::Truncated { key: attempt.key }),
-                _ => Err(attempt.failed(error, &exchange)),
-            },
-            Err(error) => Err(attempt.failed(error, &exchange)),
-        }
+        let size = range.end - range.start;
+        let bytes = self.read(key, range).await?;
+        if bytes.len() as u64 == size { Ok(bytes) } else { Err(Error::Truncated { key: key.to_string() }) }
+    }
+
+    async fn get_up_to(&self, key: &BlobKey, range: Range<u64>) -> Result<Bytes> {
+        self.read(key, range).await
     }
 
     async fn head(&self, key: &BlobKey) -> Result<u64> {
@@ -212,6 +221,10 @@ impl Blobs for RemoteBlobs {
 
     fn is_remote(&self) -> bool {
         true
+    }
+
+    fn counters(&self) -> Option<&Counters> {
+        Some(&*self.counters)
     }
 }
 

@@ -9,9 +9,11 @@ use bytes::{Bytes, BytesMut};
 use dormer_blobs::BlobKey;
 use dormer_format::{ChunkRun, PackId, checksum, splice};
 use dormer_index::{ChunkRow, PackNumber};
+use futures::future::try_join_all;
 
 use super::open::Plan;
-use super::plan::{Read, end_of};
+use super::plan::{Fetch, Read};
+use super::small;
 use crate::memory::{Reservation, hold};
 use crate::{Engine, Error, Result};
 
@@ -21,13 +23,25 @@ const TRIES: u32 = 3;
 impl Engine {
     /// Reads, verifies and splices.
     pub(super) async fn read(self, plan: Arc<Plan>, read: Read) -> Result<VecDeque<Bytes>> {
-        let reservation = Arc::new(self.read_memory().reserve(read.memory_bytes()).await?);
         let rows = &read.rows[read.chunks.clone()];
-        let failure = match self.fetch_verified(rows).await {
-            Ok(stored) => match splice_read(&read, &hold(stored, &reservation), &reservation) {
-                Ok(pieces) => return Ok(pieces),
-                Err(number) => ReadFailure::Damaged(vec![number]),
-            },
+        let fetched_bytes: u64 = read.fetches.iter().map(|fetch| self.fetch_memory_bytes(fetch)).sum();
+        let mut reservation = self.read_memory().reserve(fetched_bytes + read.copied_bytes).await?;
+        let engine = &self;
+        let fetches = read.fetches.iter().map(|fetch| {
+            let rows = rows.iter().filter(|row| fetch.holds(row)).collect::<Vec<_>>();
+            async move { engine.fetch(fetch, &rows).await }
+        });
+        let failure = match try_join_all(fetches).await {
+            Ok(stored) => {
+                let kept_bytes: u64 = read.fetches.iter().map(|fetch| self.kept_bytes(fetch)).sum();
+                reservation.shrink_to(kept_bytes + read.copied_bytes);
+                let reservation = Arc::new(reservation);
+                let stored: Vec<Bytes> = stored.into_iter().map(|bytes| hold(bytes, &reservation)).collect();
+                match splice_read(&read, &stored, &reservation) {
+                    Ok(pieces) => return Ok(pieces),
+                    Err(number) => ReadFailure::Damaged(vec![number]),
+                }
+            }
             Err(failure) => failure,
         };
         let is_damaged = match failure {
@@ -69,12 +83,16 @@ impl Engine {
         chunks
     }
 
-    /// Stored bytes of neighbours in a pack, from the first one's first to the last one's last, each chunk equal to its
-    /// checksum.
-    pub(crate) async fn fetch_verified(&self, rows: &[ChunkRow]) -> Result<Bytes, ReadFailure> {
+    /// Stored bytes of a chunk, equal to its checksum.
+    pub(crate) async fn fetch_chunk(&self, row: &ChunkRow) -> Result<Bytes, ReadFailure> {
+        self.fetch(&Fetch::of(row), &[row]).await
+    }
+
+    /// Part of a pack, in which each of these chunks is equal to its checksum.
+    async fn fetch(&self, fetch: &Fetch, rows: &[&ChunkRow]) -> Result<Bytes, ReadFailure> {
         let mut attempt = 1;
         loop {
-            match self.fetch_once(rows).await {
+            match self.fetch_once(fetch, rows, attempt == 1).await {
                 // A store that is away was waited for already.
                 Err(ReadFailure::Unavailable(error)) if !error.is_worth_a_retry() => {
                     return Err(ReadFailure::Unavailable(error));
@@ -88,23 +106,58 @@ impl Engine {
         }
     }
 
-    async fn fetch_once(&self, rows: &[ChunkRow]) -> Result<Bytes, ReadFailure> {
-        let (first, last) = (&rows[0], &rows[rows.len() - 1]);
-        let start = first.offset;
-        let stored = match self.blobs().get_range(&BlobKey::Pack(first.pack_id), start..end_of(last)).await {
+    /// Bytes that were kept from a read before are as good as those from the store, as long as their checksums are.
+    async fn fetch_once(
+        &self,
+        fetch: &Fetch,
+        rows: &[&ChunkRow],
+        from_memory: bool,
+    ) -> Result<Bytes, ReadFailure> {
+        let got = if from_memory && self.is_small(fetch) {
+            self.small_reads().read(&**self.blobs(), fetch.pack_id, fetch.bytes.clone()).await
+        } else {
+            self.blobs().get_range(&BlobKey::Pack(fetch.pack_id), fetch.bytes.clone()).await
+        };
+        let stored = match got {
             Ok(stored) => stored,
             Err(dormer_blobs::Error::NotFound { .. } | dormer_blobs::Error::Truncated { .. }) => {
-                self.proven_packs().invalidate(&first.pack_id);
-                return Err(ReadFailure::PackLost(first.pack_id));
+                self.proven_packs().invalidate(&fetch.pack_id);
+                return Err(ReadFailure::PackLost(fetch.pack_id));
             }
             Err(error) => return Err(ReadFailure::Unavailable(error)),
         };
+        self.note_proof(fetch.pack_id);
         let damaged: Vec<u64> = rows
             .iter()
-            .filter(|row| checksum(&stored[within(row, start)]) != row.checksum)
+            .filter(|row| checksum(&stored[within(row, fetch.bytes.start)]) != row.checksum)
             .map(|row| row.number)
             .collect();
-        if damaged.is_empty() { Ok(stored) } else { Err(ReadFailure::Damaged(damaged)) }
+        if damaged.is_empty() {
+            return Ok(stored);
+        }
+        if self.is_small(fetch) {
+            self.small_reads().forget(fetch.pack_id, &fetch.bytes).await;
+        }
+        Err(ReadFailure::Damaged(damaged))
+    }
+
+    fn is_small(&self, fetch: &Fetch) -> bool {
+        self.blobs().is_remote() && small::is_small(&fetch.bytes)
+    }
+
+    /// Memory that a fetch takes while it is under way, in bytes.
+    fn fetch_memory_bytes(&self, fetch: &Fetch) -> u64 {
+        match self.blobs().is_remote() {
+            true if small::is_small(&fetch.bytes) => small::BLOCK_BYTES + fetch.len(),
+            true => fetch.len(),
+            // Local reads come in buffers that are powers of two.
+            false => fetch.len().next_power_of_two(),
+        }
+    }
+
+    /// Memory that what was fetched takes, in bytes.
+    fn kept_bytes(&self, fetch: &Fetch) -> u64 {
+        if self.is_small(fetch) { fetch.len() } else { self.fetch_memory_bytes(fetch) }
     }
 }
 
@@ -124,31 +177,35 @@ fn within(row: &ChunkRow, start: u64) -> Range<usize> {
     offset..offset + row.layout.stored_len() as usize
 }
 
-/// The pieces to send. An error is the number of a chunk whose layout or fills do not fit: its row is what is damaged.
-fn splice_read(read: &Read, stored: &Bytes, reservation: &Arc<Reservation>) -> Result<VecDeque<Bytes>, u64> {
-    let rows = &read.rows[read.chunks.clone()];
-    let start = rows[0].offset;
+/// The pieces to send, from the bytes of the read's fetches. An error is the number of a chunk whose layout or fills do not
+/// fit: its row is what is damaged.
+fn splice_read(
+    read: &Read,
+    stored: &[Bytes],
+    reservation: &Arc<Reservation>,
+) -> Result<VecDeque<Bytes>, u64> {
     let mut pieces = VecDeque::new();
     // Neighbours without holes leave as one piece, straight from what was read.
-    let mut plain: Range<usize> = 0..0;
+    let mut plain = Plain { fetch: 0, bytes: 0..0 };
     let mut fills = read.fills.as_slice();
     let mut parts = Vec::new();
-    for row in rows {
-        let place = within(row, start);
+    for row in &read.rows[read.chunks.clone()] {
+        let number = read.fetches.iter().position(|fetch| fetch.holds(row)).ok_or(row.number)?;
+        let place = within(row, read.fetches[number].bytes.start);
         if row.layout.holes.is_empty() {
-            if plain.end != place.start {
-                push_piece(&mut pieces, stored.slice(plain));
-                plain = place.start..place.start;
+            if plain.fetch != number || plain.bytes.end != place.start {
+                push_piece(&mut pieces, plain.take(stored));
+                plain = Plain { fetch: number, bytes: place.start..place.start };
             }
-            plain.end = place.end;
+            plain.bytes.end = place.end;
             continue;
         }
-        push_piece(&mut pieces, stored.slice(std::mem::take(&mut plain)));
+        push_piece(&mut pieces, plain.take(stored));
         let (own, rest) = fills.split_at_checked(row.layout.holes.len()).ok_or(row.number)?;
         fills = rest;
         // Frames between holes are small; sending them one by one costs more than copying them together.
         parts.clear();
-        splice(&stored.slice(place), &row.layout, own, &mut parts).map_err(|_| row.number)?;
+        splice(&stored[number].slice(place), &row.layout, own, &mut parts).map_err(|_| row.number)?;
         let length = parts.iter().map(Bytes::len).sum();
         let mut joined = BytesMut::with_capacity(length);
         for part in &parts {
@@ -156,9 +213,21 @@ fn splice_read(read: &Read, stored: &Bytes, reservation: &Arc<Reservation>) -> R
         }
         push_piece(&mut pieces, hold(joined.freeze(), reservation));
     }
-    push_piece(&mut pieces, stored.slice(plain));
+    push_piece(&mut pieces, plain.take(stored));
     trim(&mut pieces, read.skip, read.take);
     Ok(pieces)
+}
+
+/// Chunks without holes that lie behind each other in a fetch.
+struct Plain {
+    fetch: usize,
+    bytes: Range<usize>,
+}
+
+impl Plain {
+    fn take(&mut self, stored: &[Bytes]) -> Bytes {
+        stored[self.fetch].slice(std::mem::take(&mut self.bytes))
+    }
 }
 
 fn push_piece(pieces: &mut VecDeque<Bytes>, piece: Bytes) {

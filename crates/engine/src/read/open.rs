@@ -7,6 +7,7 @@ use dormer_blobs::BlobKey;
 use dormer_format::{EncodingTag, HoleFill, PackId, Recipe, TagBuilder};
 use dormer_index::{Cache, ChunkRow, Nar, NarId, NarKey};
 use dormer_nix::NarHash;
+use futures::{StreamExt as _, TryStreamExt as _};
 
 use super::OpenNar;
 use super::plan::{ROWS_MAX, Window, windows};
@@ -14,6 +15,12 @@ use crate::{Engine, Error, Result};
 
 /// About what one chunk's row takes in memory, in bytes.
 const ROW_BYTES: usize = 192;
+
+/// About what one pack's id takes in a set, in bytes.
+const PACK_BYTES: usize = 32;
+
+/// Packs that are looked up at once: a NAR of 64 GiB has 2,700.
+const LOOKUPS: usize = 16;
 
 /// Memory for opening a NAR: a window of rows, and its recipe as most are. What a larger one takes is reserved with its stream.
 const OPENING_BYTES: u64 = 512 * 1024;
@@ -27,6 +34,7 @@ pub(crate) struct Plan {
     pub(super) file_size: u64,
     pub(super) tag: EncodingTag,
     pub(super) recipe: Recipe,
+    pub(super) packs: BTreeSet<PackId>,
     pub(super) chunks: Chunks,
 }
 
@@ -48,7 +56,7 @@ impl Plan {
             Chunks::Rows(rows) => rows.len() * ROW_BYTES,
             Chunks::Windows(windows) => windows.len() * 64 + self.recipe.runs.len() * 16,
         };
-        u32::try_from(256 + recipe + chunks).unwrap_or(u32::MAX)
+        u32::try_from(256 + recipe + chunks + self.packs.len() * PACK_BYTES).unwrap_or(u32::MAX)
     }
 
     /// What a stream holds from beginning to end, in bytes: the plan, and the rows that it loads: a window that is being
@@ -91,7 +99,7 @@ impl Engine {
         Ok(self.open_nar(cache, &key).await?.map(|open| (alias.compression, open)))
     }
 
-    /// Proves the packs and recomputes the tag.
+    /// Recomputes the tag, and proves the packs if that costs no requests.
     async fn open(&self, nar: Nar) -> Result<Option<OpenNar>> {
         if nar.damaged {
             return Ok(None);
@@ -112,12 +120,6 @@ impl Engine {
             }
             Chunks::Windows(windows)
         };
-        let missing = self.missing_packs(&proof.packs).await?;
-        if !missing.is_empty() {
-            tracing::error!(nar.hash = %nar.hash, pack.count = missing.len(), "packs of a NAR are missing");
-            self.mark_lost_packs(nar.id, &nar.hash, &nar.recipe, &missing).await;
-            return Ok(None);
-        }
         let tag = proof.tag.finish();
         if tag != nar.tag || proof.file_size != nar.file_size {
             self.index().update_encoding(nar.id, &tag, proof.file_size, self.now()).await?;
@@ -130,26 +132,58 @@ impl Engine {
             file_size: proof.file_size,
             tag,
             recipe: nar.recipe,
+            packs: proof.packs,
             chunks,
         };
+        // Over a network the first read proves most packs, so who reads asks for the others when that is done.
+        if !self.blobs().is_remote() {
+            match self.prove_packs(&plan).await {
+                Err(Error::Damaged { .. }) => return Ok(None),
+                proven => proven?,
+            }
+        }
         Ok(Some(OpenNar { engine: self.clone(), plan: Arc::new(plan) }))
     }
 
-    async fn missing_packs(&self, packs: &BTreeSet<PackId>) -> Result<BTreeSet<PackId>> {
-        let mut missing = BTreeSet::new();
-        for pack in packs {
-            if self.proven_packs().contains_key(pack) {
-                continue;
-            }
-            match self.blobs().head(&BlobKey::Pack(*pack)).await {
-                Ok(_) => self.proven_packs().insert(*pack, ()),
-                Err(dormer_blobs::Error::NotFound { .. }) => {
-                    missing.insert(*pack);
-                }
-                Err(error) => return Err(error.into()),
-            }
+    /// Makes sure that all packs of a NAR are there, or were within a minute. If one is not, the NAR is marked.
+    pub(super) async fn prove_packs(&self, plan: &Plan) -> Result<()> {
+        let missing = self.missing_packs(&plan.packs).await?;
+        if missing.is_empty() {
+            return Ok(());
         }
-        Ok(missing)
+        tracing::error!(nar.hash = %plan.hash, pack.count = missing.len(), "packs of a NAR are missing");
+        if !self.mark_lost_packs(plan.nar, &plan.hash, &plan.recipe, &missing).await {
+            self.remembered_plans().invalidate_all();
+        }
+        Err(Error::Damaged { nar: plan.hash })
+    }
+
+    /// Over a network, what was just stored or read is there. A local store reads from files that it has open, which may be
+    /// gone from their folder.
+    pub(super) fn note_proof(&self, pack: PackId) {
+        if self.blobs().is_remote() && !self.proven_packs().contains_key(&pack) {
+            self.proven_packs().insert(pack, ());
+        }
+    }
+
+    async fn missing_packs(&self, packs: &BTreeSet<PackId>) -> Result<BTreeSet<PackId>> {
+        let unproven = packs.iter().copied().filter(|pack| !self.proven_packs().contains_key(pack));
+        let unproven: Vec<PackId> = unproven.collect();
+        let looks = futures::stream::iter(unproven.into_iter().map(|pack| self.is_lost(pack)));
+        let looks: Vec<Option<PackId>> = looks.buffer_unordered(LOOKUPS).try_collect().await?;
+        Ok(looks.into_iter().flatten().collect())
+    }
+
+    /// The pack, if it is not there.
+    async fn is_lost(&self, pack: PackId) -> Result<Option<PackId>> {
+        match self.blobs().head(&BlobKey::Pack(pack)).await {
+            Ok(_) => {
+                self.proven_packs().insert(pack, ());
+                Ok(None)
+            }
+            Err(dormer_blobs::Error::NotFound { .. }) => Ok(Some(pack)),
+            Err(error) => Err(error.into()),
+        }
     }
 
     /// Loads the rows of a window, which must be those that the tag was computed from.

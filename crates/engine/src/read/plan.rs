@@ -3,16 +3,101 @@
 use std::ops::Range;
 use std::sync::Arc;
 
-use dormer_format::{ChunkRun, EncodingTag, HoleFill, TagBuilder};
-use dormer_index::ChunkRow;
+use dormer_format::{ChunkRun, EncodingTag, HoleFill, PackId, TagBuilder};
+use dormer_index::{ChunkRow, PackNumber};
 
 use super::open::{Chunks, Plan};
 
 /// Chunk rows loaded at once: 128 MiB of NAR at 128 KiB a chunk, about 200 KiB of memory.
 pub(super) const ROWS_MAX: usize = 1_024;
 
-/// Unused bytes between two chunks that are read over rather than read apart.
-const GAP_BYTES_MAX: u64 = 64 * 1024;
+/// The most that one read may be.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Limits {
+    /// Stored bytes.
+    pub(super) bytes: u64,
+    /// The same with copies of chunks with holes.
+    pub(super) memory_bytes: u64,
+    /// Unused bytes between two chunks that are read over rather than read apart.
+    pub(super) gap_bytes: u64,
+    /// Parts of packs.
+    pub(super) fetches: usize,
+}
+
+/// A part of one pack that is fetched in one call.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Fetch {
+    pub(super) pack: PackNumber,
+    pub(super) pack_id: PackId,
+    pub(super) bytes: Range<u64>,
+}
+
+impl Fetch {
+    /// From the first chunk's first byte to the last one's last; they lie in one pack.
+    pub(super) fn of(row: &ChunkRow) -> Self {
+        Self { pack: row.pack, pack_id: row.pack_id, bytes: row.offset..end_of(row) }
+    }
+
+    /// How many bytes there are.
+    pub(super) fn len(&self) -> u64 {
+        self.bytes.end - self.bytes.start
+    }
+
+    pub(super) fn holds(&self, row: &ChunkRow) -> bool {
+        self.pack == row.pack && self.bytes.start <= row.offset && end_of(row) <= self.bytes.end
+    }
+
+    /// Grown to hold a chunk, if that is near enough.
+    fn grown(&self, row: &ChunkRow, gap_bytes_max: u64) -> Option<Range<u64>> {
+        let is_near = row.offset <= self.bytes.end.saturating_add(gap_bytes_max)
+            && self.bytes.start <= end_of(row).saturating_add(gap_bytes_max);
+        (self.pack == row.pack && is_near)
+            .then(|| self.bytes.start.min(row.offset)..self.bytes.end.max(end_of(row)))
+    }
+}
+
+/// What one read fetches so far.
+#[derive(Default)]
+struct Gathered {
+    fetches: Vec<Fetch>,
+    fetched_bytes: u64,
+    copied_bytes: u64,
+}
+
+impl Gathered {
+    /// Takes a chunk in, if it fits; the first one always does.
+    fn add(&mut self, row: &ChunkRow, limits: &Limits) -> bool {
+        let near = self
+            .fetches
+            .iter()
+            .enumerate()
+            .find_map(|(number, fetch)| Some((number, fetch.grown(row, limits.gap_bytes)?)));
+        let fetched_bytes = match &near {
+            Some((number, grown)) => {
+                self.fetched_bytes - self.fetches[*number].len() + (grown.end - grown.start)
+            }
+            None => self.fetched_bytes + Fetch::of(row).len(),
+        };
+        let copied_bytes = self.copied_bytes + copied_bytes(row);
+        let fits = fetched_bytes <= limits.bytes
+            && fetched_bytes + copied_bytes <= limits.memory_bytes
+            && (near.is_some() || self.fetches.len() < limits.fetches);
+        if !fits && !self.fetches.is_empty() {
+            return false;
+        }
+        match near {
+            Some((number, grown)) => self.fetches[number].bytes = grown,
+            None => self.fetches.push(Fetch::of(row)),
+        }
+        (self.fetched_bytes, self.copied_bytes) = (fetched_bytes, copied_bytes);
+        true
+    }
+}
+
+/// A chunk with holes leaves as a copy.
+fn copied_bytes(row: &ChunkRow) -> u64 {
+    if row.layout.holes.is_empty() { 0 } else { row.layout.spliced_len() }
+}
 
 /// Chunks whose rows are loaded together, and what has to be known of them without the rows.
 #[derive(Debug)]
@@ -81,26 +166,19 @@ pub(super) enum Next {
     End,
 }
 
-/// Chunks that are read together.
+/// Chunks that are read together: neighbours in the NAR, in one part of a pack or in several.
 pub(super) struct Read {
     pub(super) rows: Arc<[ChunkRow]>,
     /// Which of the rows.
     pub(super) chunks: Range<usize>,
+    /// What is fetched for them; each chunk lies in one of these.
+    pub(super) fetches: Vec<Fetch>,
+    /// Memory for copies of chunks with holes; what is fetched comes on top.
+    pub(super) copied_bytes: u64,
     pub(super) fills: Vec<HoleFill>,
     /// Bytes to leave out at the front and at the end of what these chunks splice to.
     pub(super) skip: u64,
     pub(super) take: u64,
-}
-
-impl Read {
-    /// Memory that carrying it out takes, in bytes: what is read, in buffers that are powers of two, and copies of chunks
-    /// with holes.
-    pub(super) fn memory_bytes(&self) -> u64 {
-        let rows = &self.rows[self.chunks.clone()];
-        let stored = rows.last().map_or(0, end_of) - rows.first().map_or(0, |row| row.offset);
-        let copied = rows.iter().filter(|row| !row.layout.holes.is_empty());
-        stored.next_power_of_two() + copied.map(|row| row.layout.spliced_len()).sum::<u64>()
-    }
 }
 
 /// Plans the reads of a stream, one at a time.
@@ -160,7 +238,7 @@ impl ReadSource {
         self.row = 0;
     }
 
-    pub(super) fn next_read(&mut self, bytes_max: u64) -> Next {
+    pub(super) fn next_read(&mut self, limits: &Limits) -> Next {
         if self.take == 0 {
             return Next::End;
         }
@@ -187,28 +265,23 @@ impl ReadSource {
         }
         let first = self.row;
         let mut fills = Vec::new();
+        let mut gathered = Gathered::default();
         let mut spliced = 0;
-        let start = self.rows[first].offset;
-        loop {
-            let row = &self.rows[self.row];
+        while spliced < self.skip + self.take
+            && let Some(row) = self.rows.get(self.row)
+            && gathered.add(row, limits)
+        {
             spliced += row.layout.spliced_len();
-            let (end, pack, holes) = (end_of(row), row.pack, row.layout.holes.len());
+            let holes = row.layout.holes.len();
             self.take_fills(holes, Some(&mut fills));
             self.row += 1;
-            let neighbour = self.rows.get(self.row).is_some_and(|next| {
-                next.pack == pack
-                    && next.offset >= end
-                    && next.offset - end <= GAP_BYTES_MAX
-                    && end_of(next) - start <= bytes_max
-            });
-            if !neighbour || spliced >= self.skip + self.take {
-                break;
-            }
         }
         let skip = std::mem::take(&mut self.skip);
         let take = (spliced - skip).min(self.take);
         self.take -= take;
-        Next::Read(Read { rows: Arc::clone(&self.rows), chunks: first..self.row, fills, skip, take })
+        let Gathered { fetches, copied_bytes, .. } = gathered;
+        let (rows, chunks) = (Arc::clone(&self.rows), first..self.row);
+        Next::Read(Read { rows, chunks, fetches, copied_bytes, fills, skip, take })
     }
 
     fn take_fills(&mut self, count: usize, mut into: Option<&mut Vec<HoleFill>>) {
@@ -227,6 +300,88 @@ impl ReadSource {
     }
 }
 
-pub(super) fn end_of(row: &ChunkRow) -> u64 {
+fn end_of(row: &ChunkRow) -> u64 {
     row.offset + u64::from(row.layout.stored_len())
+}
+
+#[cfg(test)]
+mod tests {
+    use dormer_format::{ChunkId, ChunkLayout};
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn row(pack: u8, offset: u64, len: u32, hole_count: u32) -> ChunkRow {
+        let holes: Vec<u32> = (0..hole_count).map(|hole| hole * 40).collect();
+        let frames = vec![len / (hole_count + 1); hole_count as usize + 1];
+        ChunkRow {
+            number: 1,
+            id: ChunkId::from_bytes([0; 32]),
+            pack: PackNumber(i64::from(pack)),
+            pack_id: PackId::from_bytes([pack; 16]),
+            offset,
+            layout: ChunkLayout { raw_len: len, holes, frames },
+            checksum: 0,
+        }
+    }
+
+    const DISK: Limits = Limits { bytes: 1000, memory_bytes: 2000, gap_bytes: 50, fetches: 1 };
+    const NETWORK: Limits = Limits { bytes: 1000, memory_bytes: 1000, gap_bytes: 100, fetches: 3 };
+
+    /// What one read fetches of these rows, and how many of them it takes in.
+    fn gather(rows: &[ChunkRow], limits: &Limits) -> (Vec<(i64, Range<u64>)>, usize) {
+        let mut gathered = Gathered::default();
+        let count = rows.iter().take_while(|row| gathered.add(row, limits)).count();
+        (gathered.fetches.iter().map(|fetch| (fetch.pack.0, fetch.bytes.clone())).collect(), count)
+    }
+
+    #[test]
+    fn neighbours_and_near_ones_are_fetched_together() {
+        let rows = [row(1, 0, 100, 0), row(1, 100, 100, 0), row(1, 240, 100, 0), row(1, 400, 100, 0)];
+        assert_eq!(gather(&rows, &DISK), (vec![(1, 0..340)], 3));
+        assert_eq!(gather(&rows, &NETWORK), (vec![(1, 0..500)], 4));
+    }
+
+    #[test]
+    fn packs_in_turns_are_one_request_each_over_a_network() {
+        let rows = [row(1, 0, 100, 0), row(2, 500, 100, 0), row(1, 100, 100, 0), row(2, 450, 50, 0)];
+        assert_eq!(gather(&rows, &DISK), (vec![(1, 0..100)], 1));
+        assert_eq!(gather(&rows, &NETWORK), (vec![(1, 0..200), (2, 450..600)], 4));
+        let far = [row(1, 0, 10, 0), row(1, 5000, 10, 0), row(2, 0, 10, 0), row(3, 0, 10, 0)];
+        assert_eq!(gather(&far, &NETWORK).1, 3, "at most three requests");
+    }
+
+    #[test]
+    fn the_first_chunk_is_always_taken_and_copies_count() {
+        assert_eq!(gather(&[row(1, 0, 5000, 2), row(1, 5000, 1, 0)], &NETWORK).1, 1);
+        let holey = vec![row(1, 0, 400, 1); 9];
+        assert_eq!(gather(&holey, &DISK).1, 3, "the same bytes, and a copy each time");
+        let plain = vec![row(1, 0, 400, 0); 9];
+        assert_eq!(gather(&plain, &DISK).1, 9);
+    }
+
+    proptest! {
+        #[test]
+        fn every_chunk_lies_in_a_fetch_and_limits_hold(
+            rows in prop::collection::vec((1..4_u8, 0..3000_u64, 1..400_u32, 0..3_u32), 1..40),
+            network in any::<bool>(),
+        ) {
+            let limits = if network { NETWORK } else { DISK };
+            let rows: Vec<ChunkRow> =
+                rows.into_iter().map(|(pack, offset, len, holes)| row(pack, offset, len + 8, holes)).collect();
+            let mut gathered = Gathered::default();
+            let count = rows.iter().take_while(|row| gathered.add(row, &limits)).count();
+            prop_assert!(count >= 1);
+            for row in &rows[..count] {
+                prop_assert!(gathered.fetches.iter().any(|fetch| fetch.holds(row)));
+            }
+            let fetched: u64 = gathered.fetches.iter().map(Fetch::len).sum();
+            prop_assert_eq!(fetched, gathered.fetched_bytes);
+            prop_assert!(gathered.fetches.len() <= limits.fetches);
+            if count > 1 {
+                prop_assert!(fetched <= limits.bytes);
+                prop_assert!(fetched + gathered.copied_bytes <= limits.memory_bytes);
+            }
+        }
+    }
 }

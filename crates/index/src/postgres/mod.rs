@@ -36,7 +36,7 @@ use crate::changes::{ChangeSender, Changes};
 use crate::contract::{
     Alias, Cache, CacheId, CachePatch, CacheTotals, CacheVisibility, ChunkRow, CommitOutcome, FoundObject,
     Index, Nar, NarCommit, NarId, NarKey, NarSummary, NewCache, NewPack, OutboxPosition, OutboxRow, PING_MAX,
-    Removal, StoredListing, UnixSeconds,
+    PoolUse, Removal, StoredListing, UnixSeconds,
 };
 use crate::{MigrationPlan, Result};
 
@@ -292,5 +292,11 @@ impl Index for PostgresIndex {
     }
     fn statement_count(&self) -> u64 {
         self.meter.statement_count()
+    }
+    fn pool_use(&self) -> PoolUse {
+        let (open, idle) = (self.pool.size() as usize, self.pool.num_idle());
+        let max = self.pool.options().get_max_connections() as usize;
+        // Two numbers, read one after the other.
+        PoolUse { open, idle: idle.min(open), max, waiting: self.meter.waiting() }
     }
 }

@@ -6,13 +6,14 @@
 //!   ([`may_repeat`]).
 
 use std::io;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use sqlx::pool::{PoolConnection, PoolConnectionMetadata};
 use sqlx::postgres::{PgArguments, PgPool, PgRow};
 use sqlx::{AssertSqlSafe, Postgres};
 
+use crate::waiting::Waiting;
 use crate::{Error, Result};
 
 /// A statement with its parameters.
@@ -25,6 +26,8 @@ const IDLE_TRUSTED: Duration = Duration::from_secs(30);
 #[derive(Debug)]
 pub(super) struct Meter {
     statements: AtomicU64,
+    /// Calls that wait for a connection.
+    waiting: AtomicUsize,
     /// Longest wait for an answer. The server ends a statement before that; this is for a server that went silent.
     answer_max: Duration,
     begun: Instant,
@@ -40,6 +43,7 @@ impl Meter {
     pub(super) fn new(answer_max: Duration, pooled: bool, transaction_settings: String) -> Self {
         Self {
             statements: AtomicU64::new(0),
+            waiting: AtomicUsize::new(0),
             answer_max,
             begun: Instant::now(),
             lost_at_ms: AtomicU64::new(0),
@@ -50,6 +54,10 @@ impl Meter {
 
     pub(super) fn statement_count(&self) -> u64 {
         self.statements.load(Ordering::Relaxed)
+    }
+
+    pub(super) fn waiting(&self) -> usize {
+        self.waiting.load(Ordering::Relaxed)
     }
 
     /// Notes that a connection was lost: the others may be too.
@@ -115,7 +123,9 @@ impl<'a> Session<'a> {
     }
 
     async fn acquire(pool: &PgPool, meter: &'a Meter, attempt: &'static str) -> Result<Self> {
+        let waiting = Waiting::new(&meter.waiting);
         let connection = pool.acquire().await.map_err(|source| failed(attempt, source))?;
+        drop(waiting);
         Ok(Self { connection, meter, attempt, in_transaction: false, broken: false })
     }
 

@@ -33,8 +33,8 @@ use crate::changes::Changes;
 use crate::columns::array;
 use crate::contract::{
     Alias, Cache, CacheId, CachePatch, CacheTotals, CacheVisibility, ChunkRow, CommitOutcome, FoundObject,
-    Index, Nar, NarCommit, NarId, NarKey, NarSummary, NewCache, NewPack, OutboxPosition, OutboxRow, Removal,
-    StoredListing, UnixSeconds,
+    Index, Nar, NarCommit, NarId, NarKey, NarSummary, NewCache, NewPack, OutboxPosition, OutboxRow, PoolUse,
+    Removal, StoredListing, UnixSeconds,
 };
 use crate::key_filter::{Key, KeyFilter, id_key, object_key};
 use crate::rows::{Row as _, Value};
@@ -311,5 +311,14 @@ impl Index for SqliteIndex {
     }
     fn statement_count(&self) -> u64 {
         self.meter.statements.load(Ordering::Relaxed)
+    }
+    fn pool_use(&self) -> PoolUse {
+        let (write, read) = (self.writer.pool_use(), self.readers.pool_use());
+        PoolUse {
+            open: write.open + read.open,
+            idle: write.idle + read.idle,
+            max: write.max + read.max,
+            waiting: write.waiting + read.waiting,
+        }
     }
 }

@@ -1,7 +1,7 @@
 //! Connections and the statements that run on them: every statement is counted, bounded in time and its failure named.
 
 use std::ops::{Deref, DerefMut};
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
@@ -9,6 +9,8 @@ use sqlx::sqlite::{SqliteArguments, SqliteConnection, SqliteRow};
 use sqlx::{Connection as _, Sqlite, Transaction};
 use tokio::sync::{Semaphore, SemaphorePermit};
 
+use crate::contract::PoolUse;
+use crate::waiting::Waiting;
 use crate::{Error, Result};
 
 /// A statement with its parameters.
@@ -50,12 +52,14 @@ pub(super) struct Connections {
     idle: Mutex<Vec<SqliteConnection>>,
     turns: Semaphore,
     count: u32,
+    waiting: AtomicUsize,
 }
 
 impl Connections {
     pub(super) fn new(connections: Vec<SqliteConnection>) -> Self {
         let count = u32::try_from(connections.len()).expect("a handful");
-        Self { turns: Semaphore::new(connections.len()), idle: Mutex::new(connections), count }
+        let turns = Semaphore::new(connections.len());
+        Self { turns, idle: Mutex::new(connections), count, waiting: AtomicUsize::new(0) }
     }
 
     /// The next free connection; whoever waits longest gets it. `attempt` ends "failed to …".
@@ -64,12 +68,21 @@ impl Connections {
         meter: &'a Meter,
         attempt: &'static str,
     ) -> Result<Session<'a, Loan<'a>>> {
+        let waiting = Waiting::new(&self.waiting);
         let turn = async { self.turns.acquire().await.map_err(|_| sqlx::Error::PoolClosed) };
         let turn = meter.bounded(attempt, turn).await?;
+        drop(waiting);
         let connection = self.idle.lock().unwrap_or_else(PoisonError::into_inner).pop();
         let connection = connection.expect("there is a connection for each turn");
         let loan = Loan { connection: Some(connection), home: self, _turn: turn };
         Ok(Session { connection: loan, meter, attempt })
+    }
+
+    /// How they are used now. All of them are open until they are closed.
+    pub(super) fn pool_use(&self) -> PoolUse {
+        let max = self.count as usize;
+        let waiting = self.waiting.load(Ordering::Relaxed);
+        PoolUse { open: max, idle: self.turns.available_permits(), max, waiting }
     }
 
     /// Closes all connections, waiting for those in use; later sessions fail.

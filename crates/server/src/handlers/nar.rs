@@ -71,6 +71,7 @@ async fn stored(call: &Call, open: OpenNar, named: Option<EncodingTag>) -> Resul
     let length = part.as_ref().map_or(size, |part| part.end - part.start);
     let nar_hash = open.hash();
     let body = if call.is_head() {
+        open.prove().await?;
         Body::Unknown
     } else {
         let stream = open.stream(part.clone()).await?;

@@ -77,6 +77,11 @@ impl Postgres {
         self.port
     }
 
+    /// Number of its first process, the parent of all others. Panics if it does not run.
+    pub fn process_id(&self) -> u32 {
+        self.daemon().as_ref().expect("it runs").id()
+    }
+
     /// A new, empty database; returns its URL.
     pub fn create_database(&self) -> String {
         let name = format!("test_{}", self.databases.fetch_add(1, Ordering::Relaxed));

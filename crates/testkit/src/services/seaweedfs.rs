@@ -50,6 +50,11 @@ impl SeaweedFs {
         &self.access
     }
 
+    /// Number of its process. Panics if it does not run.
+    pub fn process_id(&self) -> u32 {
+        self.daemon.as_ref().expect("it runs").id()
+    }
+
     /// Makes an empty bucket with a name of its own.
     pub fn new_bucket(&self) -> String {
         self.access.new_bucket()
