@@ -18,10 +18,8 @@
 use std::io;
 use std::pin::Pin;
 
-use async_compression::Level;
 use async_compression::tokio::bufread::{
-    BrotliDecoder, BrotliEncoder, BzDecoder, BzEncoder, GzipDecoder, GzipEncoder, Lz4Decoder, Lz4Encoder,
-    XzDecoder, XzEncoder, ZstdDecoder,
+    BrotliDecoder, BzDecoder, GzipDecoder, Lz4Decoder, XzDecoder, ZstdDecoder,
 };
 use async_compression::zstd::DParameter;
 use tokio::io::{AsyncBufRead, AsyncRead, AsyncReadExt};
@@ -165,23 +163,6 @@ impl Compression {
             Self::Lz4 => of_several_members!(Lz4Decoder::new(input)),
         }
     }
-
-    /// Compresses, as fast as the format allows: the answer is read once, by the machine that sent the same NAR.
-    pub(crate) fn encode(
-        self,
-        input: impl AsyncBufRead + Send + 'static,
-    ) -> Pin<Box<dyn AsyncRead + Send + 'static>> {
-        const FAST: Level = Level::Precise(1);
-        match self {
-            // Never asked for: a zstd alias is served as it is stored.
-            Self::None | Self::Zstd => Box::pin(input),
-            Self::Xz => Box::pin(XzEncoder::with_quality(input, Level::Precise(0))),
-            Self::Bzip2 => Box::pin(BzEncoder::with_quality(input, FAST)),
-            Self::Gzip => Box::pin(GzipEncoder::with_quality(input, FAST)),
-            Self::Brotli => Box::pin(BrotliEncoder::with_quality(input, FAST)),
-            Self::Lz4 => Box::pin(Lz4Encoder::with_quality(input, FAST)),
-        }
-    }
 }
 
 /// Reads what is needed to know a stream, and puts it back.
@@ -300,9 +281,11 @@ fn brotli_window(head: &[u8]) -> Result<u64, WindowTooLarge> {
 
 #[cfg(test)]
 mod tests {
+    use futures::TryStreamExt as _;
     use tokio::io::AsyncBufReadExt;
 
     use super::*;
+    use crate::reencode::reencode;
 
     async fn encoded(compression: Compression, plain: &'static [u8]) -> Vec<u8> {
         if compression == Compression::Zstd {
@@ -311,9 +294,8 @@ mod tests {
             encoder.read_to_end(&mut bytes).await.unwrap();
             return bytes;
         }
-        let mut bytes = Vec::new();
-        compression.encode(plain).read_to_end(&mut bytes).await.unwrap();
-        bytes
+        let pieces: Vec<bytes::Bytes> = reencode(plain, compression).try_collect().await.unwrap();
+        pieces.concat()
     }
 
     /// Bytes that come in the given pieces.

@@ -27,6 +27,7 @@ mod health;
 mod metrics;
 mod process;
 mod push_rate;
+mod reencode;
 mod request_body;
 mod route;
 mod scrape;

@@ -12,8 +12,7 @@ use dormer_index::{Cache, NarKey};
 use futures::TryStreamExt;
 use http::header::{ACCEPT_RANGES, CONTENT_LENGTH, CONTENT_RANGE, CONTENT_TYPE, ETAG};
 use http::{HeaderValue, Response, StatusCode};
-use tokio::io::BufReader;
-use tokio_util::io::{ReaderStream, StreamReader};
+use tokio_util::io::StreamReader;
 
 use crate::app::App;
 use crate::body::{Body, NarBody};
@@ -22,12 +21,10 @@ use crate::codec::Compression;
 use crate::conditions::{self, Wanted};
 use crate::exact::Exact;
 use crate::failure::Failure;
+use crate::reencode::reencode;
 use crate::route::NarFile;
 
 const NAR_TYPE: HeaderValue = HeaderValue::from_static("application/x-nix-nar");
-
-/// Piece of a re-encoded answer, in bytes.
-const PIECE_BYTES: usize = 64 * 1024;
 
 /// A NAR by any of its names.
 pub(crate) async fn get_nar(
@@ -126,8 +123,7 @@ async fn get_upload(
     let limit = Compression::Zstd.decoder_bytes(&[])?;
     // An answer without a length must not end as if it were whole when it is not.
     let nar = Exact::new(Compression::Zstd.decode(frames, limit), size);
-    let encoded = compression.encode(BufReader::with_capacity(PIECE_BYTES, nar));
-    let pieces = ReaderStream::with_capacity(encoded, PIECE_BYTES).inspect_ok(move |_| {
+    let pieces = reencode(nar, compression).inspect_ok(move |_| {
         // The turn lasts as long as the answer.
         let _ = &turn;
     });
