@@ -83,10 +83,15 @@ impl Drop for Daemon {
     }
 }
 
-/// A port that nobody listens on now.
+/// A port that nobody listens on now. Below those that connections are given (from 32,768 on): until the server listens,
+/// one of those could be taken by any client on this machine.
 pub fn free_port() -> u16 {
-    let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).expect("127.0.0.1 has a free port");
-    listener.local_addr().expect("it has an address").port()
+    const TRIES: usize = 100;
+    let is_free = |port: &u16| TcpListener::bind((Ipv4Addr::LOCALHOST, *port)).is_ok();
+    std::iter::repeat_with(|| rand::random_range(10_000..32_768))
+        .take(TRIES)
+        .find(is_free)
+        .expect("127.0.0.1 has a free port")
 }
 
 /// Asks every 50 ms until the answer is yes; panics with `what` after `limit`.
