@@ -21,6 +21,8 @@ mod migrations;
 mod postgres;
 mod rows;
 mod sqlite;
+#[cfg(test)]
+mod synthetic;
 mod waiting;
 
 pub use audit::Audit;

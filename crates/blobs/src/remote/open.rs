@@ -88,8 +88,14 @@ pub enum OpenError {
         #[source]
         source: std::io::Error,
     },
-    /// The file holds no certificates in PEM.
+    /// The file holds no certificates: a private key, or something else altogether.
     #[error("{path} holds no certificates in PEM")]
+    NoCertificates {
+        /// The file.
+        path: PathBuf,
+    },
+    /// The file holds certificates that cannot be read.
+    #[error("failed to read the certificates in {path} as PEM")]
     ParseCertificates {
         /// The file.
         path: PathBuf,
@@ -236,6 +242,10 @@ fn certificates(settings: &RemoteSettings) -> Result<Vec<Certificate>, OpenError
     let Some(path) = &settings.ca_file else { return Ok(Vec::new()) };
     let pem =
         std::fs::read(path).map_err(|source| OpenError::ReadCertificates { path: path.clone(), source })?;
-    Certificate::from_pem_bundle(&pem)
-        .map_err(|source| OpenError::ParseCertificates { path: path.clone(), source })
+    let certificates = Certificate::from_pem_bundle(&pem)
+        .map_err(|source| OpenError::ParseCertificates { path: path.clone(), source })?;
+    if certificates.is_empty() {
+        return Err(OpenError::NoCertificates { path: path.clone() });
+    }
+    Ok(certificates)
 }

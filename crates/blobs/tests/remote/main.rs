@@ -2,6 +2,7 @@
 
 #![expect(clippy::unwrap_used, reason = "a failed unwrap fails the test, as it should")]
 
+mod addresses;
 mod bad_days;
 mod conformance;
 mod outages;

@@ -12,6 +12,8 @@ mod backoff;
 mod caches;
 mod changes;
 mod examine;
+#[cfg(test)]
+mod large_tests;
 mod nars;
 mod objects;
 mod open;

@@ -9,7 +9,7 @@ use sqlx::{AssertSqlSafe, Row as _, query};
 use super::*;
 use crate::{CacheKey, Change, CommitTarget, Error, NarSource, NewNar, Object};
 
-const NOW: UnixSeconds = 1_800_000_000;
+pub(super) const NOW: UnixSeconds = 1_800_000_000;
 
 fn options() -> PostgresOptions {
     PostgresOptions {
@@ -19,7 +19,7 @@ fn options() -> PostgresOptions {
     }
 }
 
-async fn open(url: &str) -> PostgresIndex {
+pub(super) async fn open(url: &str) -> PostgresIndex {
     PostgresIndex::open(url, options()).await.unwrap()
 }
 
@@ -62,7 +62,7 @@ async fn push(index: &PostgresIndex, cache: CacheId) -> Result<StorePathHash> {
     Ok(hash)
 }
 
-async fn cache(index: &PostgresIndex, name: &str) -> CacheId {
+pub(super) async fn cache(index: &PostgresIndex, name: &str) -> CacheId {
     let cache = NewCache {
         name: name.to_owned(),
         is_public: true,
@@ -418,7 +418,14 @@ async fn plan(index: &PostgresIndex, sql: &str, parameters: &str) -> String {
 #[tokio::test]
 async fn every_look_up_searches_an_index_and_scans_no_table() {
     let url = Postgres::shared().create_database();
-    let index = open(&url).await;
+    look_ups_search_indexes(&open(&url).await, true).await;
+}
+
+/// However many rows there are, and whether the server has counted them or not. But removals for cause may look through a cache's
+/// aliases and graces: they are made by hand.
+pub(super) async fn look_ups_search_indexes(index: &PostgresIndex, with_removals: bool) {
+    let is_removal =
+        |sql| sql == objects::DELETE_ALIASES_FOR_CAUSE || sql == objects::DELETE_GRACES_FOR_CAUSE;
     let (bytes, array) = ("'\\x00'", "ARRAY['\\x00'::bytea]");
     for (sql, parameters, indexes) in [
         (packs::FIND_CHUNKS, array.to_owned(), ["chunks_id_key", "packs_pkey"].as_slice()),
@@ -446,7 +453,10 @@ async fn every_look_up_searches_an_index_and_scans_no_table() {
         ),
         (outbox::AFTER, "1, 2, 3".to_owned(), &["outbox_pkey"]),
     ] {
-        let plan = plan(&index, sql, &parameters).await;
+        if is_removal(sql) && !with_removals {
+            continue;
+        }
+        let plan = plan(index, sql, &parameters).await;
         for name in indexes {
             assert!(plan.contains(name), "{name} is not in the plan of {sql}:\n{plan}");
         }

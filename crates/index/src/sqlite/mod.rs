@@ -8,6 +8,8 @@
 mod audit;
 mod caches;
 mod examine;
+#[cfg(test)]
+mod large_tests;
 mod nars;
 mod objects;
 mod open;

@@ -3,6 +3,7 @@
 //! A service lives as long as its value; [`Daemon`] sees to it that none outlives the test program, however it ends.
 
 mod ceph;
+mod certificates;
 mod daemon;
 mod fault_proxy;
 mod parts;
@@ -11,6 +12,7 @@ mod s3;
 mod seaweedfs;
 
 pub use ceph::CephRgw;
+pub use certificates::Certificates;
 pub use daemon::{Daemon, free_port, wait_until};
 pub use fault_proxy::{Fate, FaultProxy};
 pub use postgres::Postgres;

@@ -5,6 +5,7 @@ use std::path::Path;
 
 use tempfile::TempDir;
 
+use super::certificates::Certificates;
 use super::daemon::{Daemon, free_port};
 use super::parts::part;
 use super::s3::S3Access;
@@ -16,6 +17,8 @@ pub struct SeaweedFs {
     ports: Ports,
     daemon: Option<Daemon>,
     access: S3Access,
+    /// Arguments beside those that every server gets.
+    more: Vec<String>,
 }
 
 /// Each part listens for HTTP and for gRPC.
@@ -23,8 +26,26 @@ pub struct SeaweedFs {
 struct Ports([u16; 8]);
 
 impl SeaweedFs {
+    /// Below this name, `bucket.DOMAIN` in a request's `Host` is a bucket. No resolver knows it.
+    pub const DOMAIN: &str = "s3.test";
+
     /// Starts one and waits until it stores objects.
     pub fn start() -> Self {
+        Self::start_with(Vec::new())
+    }
+
+    /// The same, which speaks TLS, too; returns `https://127.0.0.1:port`.
+    pub fn start_with_tls(certificates: &Certificates) -> (Self, String) {
+        let port = free_port();
+        let server = Self::start_with(vec![
+            format!("-s3.port.https={port}"),
+            format!("-s3.cert.file={}", certificates.certificate().display()),
+            format!("-s3.key.file={}", certificates.key().display()),
+        ]);
+        (server, format!("https://127.0.0.1:{port}"))
+    }
+
+    fn start_with(more: Vec<String>) -> Self {
         let folder = TempDir::new().expect("a temporary folder");
         let ports = Ports(std::array::from_fn(|_| free_port()));
         let access = S3Access::new(ports.0[6]);
@@ -35,7 +56,7 @@ impl SeaweedFs {
             access.access_key_id, access.secret_access_key
         );
         fs::write(folder.path().join("s3.json"), identities).expect("the folder is writable");
-        let mut server = Self { folder, ports, daemon: None, access };
+        let mut server = Self { folder, ports, daemon: None, access, more };
         server.restart();
         server
     }
@@ -75,7 +96,7 @@ impl SeaweedFs {
     /// Starts it on the same ports and data, and waits until it stores objects.
     pub fn restart(&mut self) {
         self.kill();
-        let daemon = self.daemon.insert(spawn(self.folder.path(), &self.ports));
+        let daemon = self.daemon.insert(spawn(self.folder.path(), &self.ports, &self.more));
         self.access.wait_until_ready(|| (!daemon.is_running()).then(|| daemon.log_tail()));
     }
 }
@@ -83,6 +104,7 @@ impl SeaweedFs {
 fn spawn(
     folder: &Path,
     Ports([master, master_grpc, volume, volume_grpc, filer, filer_grpc, s3, s3_grpc]): &Ports,
+    more: &[String],
 ) -> Daemon {
     let arguments = [
         "-logtostderr=true".to_owned(),
@@ -112,9 +134,10 @@ fn spawn(
         "-s3.iam=false".to_owned(),
         // By default it makes every bucket that somebody names.
         "-s3.autoCreateBucket=false".to_owned(),
+        format!("-s3.domainName={}", SeaweedFs::DOMAIN),
         "-s3.port.iceberg=0".to_owned(),
         "-s3.port.lance=0".to_owned(),
     ];
-    let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
+    let arguments: Vec<&str> = arguments.iter().chain(more).map(String::as_str).collect();
     Daemon::spawn(&[], &part("seaweedfs/bin/weed"), &arguments, &folder.join("log"))
 }
