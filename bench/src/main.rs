@@ -13,8 +13,10 @@ mod levels;
 mod measure;
 mod memory;
 mod nginx;
+mod production;
 mod push;
 mod reads;
+mod replicas;
 mod report;
 mod server;
 mod tables;
@@ -105,6 +107,15 @@ enum Command {
         #[arg(long, default_value_t = 1024)]
         mebibytes: u64,
     },
+    /// Pushes and pulls over PostgreSQL and S3: requests, CPU of every part, bytes in the database; rclone beside.
+    Production {
+        /// Connections to compare; reads are measured after the first.
+        #[arg(long, value_delimiter = ',', default_value = "5,32")]
+        connections: Vec<usize>,
+        /// Servers.
+        #[arg(long, default_value_t = 1)]
+        replicas: usize,
+    },
     /// All tables of the results, as Markdown.
     Report,
 }
@@ -140,6 +151,21 @@ fn run(cli: &Cli) -> Result<()> {
             let memory = memory::measure(&common.dormer, &common.work(), *pushes, mebibytes)?;
             save(&common.results(), "memory", &memory)?;
             print(&memory.markdown())
+        }
+        Command::Production { connections, replicas } => {
+            let mut generations = Generation::load_all(&common.corpus(), common.quick)?;
+            generations.truncate(2);
+            let work = common.work();
+            let production = production::measure(
+                &common.dormer,
+                &work,
+                &generations,
+                connections,
+                *replicas,
+                common.runs,
+            )?;
+            save(&common.results(), "production", &production)?;
+            print(&production.markdown())
         }
         Command::Report => print(&tables::all(&common.results())?),
     }

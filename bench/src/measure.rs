@@ -13,15 +13,44 @@ use crate::error::{Context, Error, Result};
 /// `USER_HZ`: the unit of CPU time in /proc/PID/stat, 100 on every Linux that Rust runs on.
 const TICKS_PER_SECOND: f64 = 100.0;
 
-/// CPU seconds of a process since it started, user and system, with those of its children that have ended.
-pub(crate) fn process_cpu_seconds(pid: u32) -> Result<f64> {
-    let path = format!("/proc/{pid}/stat");
-    let stat = fs::read_to_string(&path).context(|| format!("read {path}"))?;
+/// What the kernel says of a process.
+#[derive(Debug, Clone, Copy)]
+struct Stat {
+    parent: u32,
+    /// User and system, with those of its children that have ended.
+    cpu_seconds: f64,
+}
+
+fn stat(path: &str) -> Result<Stat> {
+    let stat = fs::read_to_string(path).context(|| format!("read {path}"))?;
     // The second field is the program's name in brackets and may hold anything: count from behind it.
     let (_, fields) = stat.rsplit_once(')').ok_or_else(|| Error::new(format!("{path} has no name")))?;
-    let ticks: u64 =
-        fields.split_ascii_whitespace().skip(11).take(4).filter_map(|field| field.parse::<u64>().ok()).sum();
-    Ok(ticks as f64 / TICKS_PER_SECOND)
+    let fields: Vec<&str> = fields.split_ascii_whitespace().collect();
+    let number = |place: usize| fields.get(place).and_then(|field| field.parse::<u64>().ok()).unwrap_or(0);
+    let ticks: u64 = (11..15).map(number).sum();
+    let parent = u32::try_from(number(1)).unwrap_or(0);
+    Ok(Stat { parent, cpu_seconds: ticks as f64 / TICKS_PER_SECOND })
+}
+
+/// CPU seconds of a process since it started, user and system, with those of its children that have ended.
+pub(crate) fn process_cpu_seconds(pid: u32) -> Result<f64> {
+    Ok(stat(&format!("/proc/{pid}/stat"))?.cpu_seconds)
+}
+
+/// CPU seconds of a process and of all its children and theirs.
+pub(crate) fn tree_cpu_seconds(root: u32) -> Result<f64> {
+    let entries = fs::read_dir("/proc").context(|| "list /proc".to_owned())?;
+    let pids = entries.flatten().filter_map(|entry| entry.file_name().to_str()?.parse::<u32>().ok());
+    // One that ends meanwhile counts at its parent.
+    let all: Vec<(u32, Stat)> =
+        pids.filter_map(|pid| Some((pid, stat(&format!("/proc/{pid}/stat")).ok()?))).collect();
+    let mut tree = vec![root];
+    let mut seconds = 0.0;
+    while let Some(pid) = tree.pop() {
+        seconds += all.iter().find(|(one, _)| *one == pid).map_or(0.0, |(_, stat)| stat.cpu_seconds);
+        tree.extend(all.iter().filter(|(_, stat)| stat.parent == pid).map(|(child, _)| *child));
+    }
+    Ok(seconds)
 }
 
 /// CPU seconds of this thread, in nanosecond steps.

@@ -60,18 +60,27 @@ pub(crate) fn upload(connection: &mut Connection, entry: &Entry, nar: &mut dyn R
 
 /// Pushes a whole generation over `connections` connections.
 pub(crate) fn generation(server: &Server, generation: &Generation, connections: usize) -> Result<()> {
+    generation_over(&|_| server.connect(), generation, connections)
+}
+
+/// Pushes a whole generation over `connections` connections, which are opened by their numbers.
+pub(crate) fn generation_over(
+    connect: &(dyn Fn(usize) -> Result<Connection> + Sync),
+    generation: &Generation,
+    connections: usize,
+) -> Result<()> {
     let question = serde_json::to_vec(&serde_json::json!({
         "cache": CACHE,
         "store_path_hashes": generation.entries.iter().map(|entry| &entry.hash).collect::<Vec<_>>(),
     }))
     .context(|| "ask what is missing".to_owned())?;
-    let (status, _) = server.connect()?.post_json("/_api/v1/get-missing-paths", &question)?;
+    let (status, _) = connect(0)?.post_json("/_api/v1/get-missing-paths", &question)?;
     if status != 200 {
         return Err(Error::new(format!("get-missing-paths was answered {status}")));
     }
     let next = AtomicUsize::new(0);
-    in_parallel(connections, |_| {
-        let mut connection = server.connect()?;
+    in_parallel(connections, |number| {
+        let mut connection = connect(number)?;
         while let Some(entry) = generation.entries.get(next.fetch_add(1, Ordering::Relaxed)) {
             upload(&mut connection, entry, &mut generation.open(entry)?)?;
         }

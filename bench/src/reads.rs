@@ -82,10 +82,7 @@ impl Pair {
             let narinfo_url = format!("/{CACHE}/{}.narinfo", entry.hash);
             let narinfo = fetch(&mut connection, &narinfo_url)?;
             write_below(&root, &narinfo_url, &narinfo)?;
-            let text = String::from_utf8_lossy(&narinfo);
-            let url = text.lines().find_map(|line| line.strip_prefix("URL: "));
-            let url = url.ok_or_else(|| Error::new(format!("{narinfo_url} has no URL")))?;
-            let nar_url = format!("/{CACHE}/{url}");
+            let nar_url = nar_url(&narinfo_url, &narinfo)?;
             let nar = fetch(&mut connection, &nar_url)?;
             check_nar(entry, &nar)?;
             write_below(&root, &nar_url, &nar)?;
@@ -106,8 +103,13 @@ impl Pair {
                 format!("pull of all, {connections} connection{}", if connections == 1 { "" } else { "s" });
             let wire_bytes = self.wire_bytes * PASSES as u64;
             comparisons.push(self.compare(name, runs, |address| {
-                let (wall, ()) = wall_of(|| pull(address, &self.nar_urls, wire_bytes, connections))?;
-                Ok(wall)
+                let connect = |_| Connection::open(address, None);
+                let (wall, bytes) = wall_of(|| pull(&connect, &self.nar_urls, PASSES, connections))?;
+                if bytes == wire_bytes {
+                    Ok(wall)
+                } else {
+                    Err(Error::new(format!("{bytes} bytes came, {wire_bytes} were expected")))
+                }
             })?);
         }
         Ok(Reads {
@@ -208,7 +210,15 @@ end
     SCRIPT.replace("LIST", &list.display().to_string())
 }
 
-fn fetch(connection: &mut Connection, url: &str) -> Result<Vec<u8>> {
+/// Where a narinfo says that its NAR is.
+pub(crate) fn nar_url(narinfo_url: &str, narinfo: &[u8]) -> Result<String> {
+    let text = String::from_utf8_lossy(narinfo);
+    let url = text.lines().find_map(|line| line.strip_prefix("URL: "));
+    let url = url.ok_or_else(|| Error::new(format!("{narinfo_url} has no URL")))?;
+    Ok(format!("/{CACHE}/{url}"))
+}
+
+pub(crate) fn fetch(connection: &mut Connection, url: &str) -> Result<Vec<u8>> {
     let (status, body) = connection.get(url)?;
     if status == 200 { Ok(body) } else { Err(Error::new(format!("GET {url} was answered {status}"))) }
 }
@@ -219,7 +229,7 @@ fn write_below(root: &Path, url: &str, bytes: &[u8]) -> Result<()> {
 }
 
 /// What is served must be the NAR: a fast wrong answer is no figure.
-fn check_nar(entry: &Entry, compressed: &[u8]) -> Result<()> {
+pub(crate) fn check_nar(entry: &Entry, compressed: &[u8]) -> Result<()> {
     let nar = zstd::decode_all(compressed).context(|| format!("decompress {}", entry.store_path))?;
     if hex::encode(Sha256::digest(&nar)) == entry.nar_hash_hex {
         Ok(())
@@ -228,15 +238,20 @@ fn check_nar(entry: &Entry, compressed: &[u8]) -> Result<()> {
     }
 }
 
-/// Pulls all URLs `PASSES` times, each connection taking the next one that nobody has.
-fn pull(address: SocketAddr, urls: &[String], wire_bytes: u64, connections: usize) -> Result<()> {
+/// Pulls all URLs `passes` times, each connection taking the next one that nobody has; returns the bytes that came.
+pub(crate) fn pull(
+    connect: &(dyn Fn(usize) -> Result<Connection> + Sync),
+    urls: &[String],
+    passes: usize,
+    connections: usize,
+) -> Result<u64> {
     let next = AtomicUsize::new(0);
     let read = AtomicU64::new(0);
-    in_parallel(connections, |_| {
-        let mut connection = Connection::open(address, None)?;
+    in_parallel(connections, |number| {
+        let mut connection = connect(number)?;
         loop {
             let number = next.fetch_add(1, Ordering::Relaxed);
-            if number >= urls.len() * PASSES {
+            if number >= urls.len() * passes {
                 return Ok(());
             }
             let url = &urls[number % urls.len()];
@@ -247,10 +262,5 @@ fn pull(address: SocketAddr, urls: &[String], wire_bytes: u64, connections: usiz
             read.fetch_add(bytes, Ordering::Relaxed);
         }
     })?;
-    let read = read.into_inner();
-    if read == wire_bytes {
-        Ok(())
-    } else {
-        Err(Error::new(format!("{read} bytes came, {wire_bytes} were expected")))
-    }
+    Ok(read.into_inner())
 }

@@ -11,6 +11,7 @@ use crate::ingest::{Configuration, Ingest, Push};
 use crate::levels::Row;
 use crate::measure::Samples;
 use crate::memory::Memory;
+use crate::production::{Production, Pull, Push as ProductionPush};
 use crate::reads::Reads;
 use crate::report::{Table, load, megabytes};
 
@@ -32,6 +33,10 @@ pub(crate) fn all(results: &Path) -> Result<String> {
     if let Some(reads) = load::<Reads>(results, "narinfo")? {
         text += "## Narinfos\n\n";
         text += &reads.narinfo_markdown();
+    }
+    if let Some(production) = load::<Production>(results, "production")? {
+        text += "## PostgreSQL and S3\n\n";
+        text += &production.markdown();
     }
     if let Some(memory) = load::<Memory>(results, "memory")? {
         text += "## Memory\n\n";
@@ -240,6 +245,111 @@ impl Reads {
         }
         table.finish()
     }
+}
+
+impl Production {
+    pub(crate) fn markdown(&self) -> String {
+        let mut table = Table::new(&[
+            "pushed",
+            "connections",
+            "NAR MB",
+            "PUTs",
+            "… per GB",
+            "other requests",
+            "server CPU s",
+            "database CPU s",
+            "both per GB",
+            "store CPU s",
+            "wall s",
+            "database MB after it",
+            "… without listings",
+            "statements a NAR",
+        ]);
+        for (number, push) in self.pushes.iter().enumerate() {
+            let before = number.checked_sub(1).map(|number| &self.pushes[number]);
+            let before = before.filter(|before| before.connections == push.connections);
+            table.row(&production_push_row(push, before));
+        }
+        let mut text = format!("Servers: {}.\n\n", self.replicas);
+        text += &table.finish();
+        let mut table = Table::new(&[
+            "read back",
+            "GETs",
+            "HEADs",
+            "MB served",
+            "MB read",
+            "wall s",
+            "MB/s",
+            "server CPU s",
+            "database CPU s",
+            "store CPU s",
+            "statements",
+        ]);
+        for pull in &self.pulls {
+            table.row(&pull_row(pull));
+        }
+        let rclone = &self.rclone;
+        let speed = rclone.bytes.median() / 1e6 / rclone.wall.median();
+        table.row(&[
+            "rclone, all packs, 8 connections".to_owned(),
+            String::new(),
+            String::new(),
+            String::new(),
+            format!("{:.1}", rclone.bytes.median() / 1e6),
+            rclone.wall.spread(2),
+            format!("{speed:.0}"),
+            String::new(),
+            String::new(),
+            format!("{:.2}", rclone.cpu_store.median()),
+            String::new(),
+        ]);
+        text += &table.finish();
+        let _ = writeln!(text, "Peak memory of a server: {} MiB.\n", mebibytes(self.peak_memory.median()));
+        text
+    }
+}
+
+fn production_push_row(push: &ProductionPush, before: Option<&ProductionPush>) -> Vec<String> {
+    let gigabytes = push.nar_bytes as f64 / 1e9;
+    let both = push.cpu.servers.median() + push.cpu.database.median();
+    let grown = push.database_bytes.median() - before.map_or(0.0, |before| before.database_bytes.median());
+    let listings = push.listing_bytes.median() - before.map_or(0.0, |before| before.listing_bytes.median());
+    vec![
+        push.name.clone(),
+        push.connections.to_string(),
+        megabytes(push.nar_bytes),
+        push.puts.spread(0),
+        format!("{:.0}", push.puts.median() / gigabytes),
+        format!("{:.0}", push.other_requests.median()),
+        push.cpu.servers.spread(1),
+        push.cpu.database.spread(1),
+        format!("{:.1}", both / gigabytes),
+        push.cpu.store.spread(1),
+        push.wall.spread(1),
+        format!("{:.2} (+ {:.2} per GB)", push.database_bytes.median() / 1e6, grown / 1e6 / gigabytes),
+        format!(
+            "{:.2} (+ {:.2} per GB)",
+            (push.database_bytes.median() - push.listing_bytes.median()) / 1e6,
+            (grown - listings) / 1e6 / gigabytes
+        ),
+        format!("{:.1}", push.statements.median() / push.nars as f64),
+    ]
+}
+
+fn pull_row(pull: &Pull) -> Vec<String> {
+    vec![
+        format!("{} connection{}", pull.connections, if pull.connections == 1 { "" } else { "s" }),
+        pull.gets.spread(0),
+        pull.heads.spread(0),
+        format!("{:.1}", pull.wire_bytes.median() / 1e6),
+        format!("{:.1}", pull.received_bytes.median() / 1e6),
+        pull.wall.spread(2),
+        format!("{:.0}", pull.wire_bytes.median() / 1e6 / pull.wall.median()),
+        pull.cpu.servers.spread(2),
+        pull.cpu.database.spread(2),
+        pull.cpu.store.spread(2),
+        format!("{:.0}", pull.statements.median()),
+    ]
 }
 
 impl Memory {

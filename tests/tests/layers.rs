@@ -44,7 +44,7 @@ const ARROWS: [(&str, &[&str]); 13] = [
     // Development only: no shipped crate may depend on these.
     ("dormer-testkit", &["dormer-nix", "dormer-format", "dormer-blobs", "dormer-index", "dormer-engine"]),
     ("dormer-tests", &["dormer-nix", "dormer-testkit"]),
-    ("dormer-bench", &["dormer-nix", "dormer-format"]),
+    ("dormer-bench", &["dormer-nix", "dormer-format", "dormer-testkit"]),
 ];
 
 /// Crates without I/O, and the folders they live in.
