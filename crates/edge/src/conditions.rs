@@ -4,43 +4,50 @@
 
 use std::ops::Range;
 
-/// What is wanted.
-#[derive(Debug, PartialEq, Eq)]
-pub(crate) enum Wanted {
-    /// All of it.
-    Whole,
-    /// These bytes, which are there.
-    Part(Range<u64>),
-    /// Bytes that are not there.
-    Outside,
+/// A part of an object, asked for before its size is known.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Part {
+    /// From this byte to the end.
+    From(u64),
+    /// From the first to the last, both included. The object may end before.
+    Between(u64, u64),
+    /// This many at the end, or all if there are fewer.
+    Last(u64),
 }
 
-/// Reads the range that a GET asks for. A range of another representation (`If-Range`) and what is no range at all count
-/// as none.
-pub(crate) fn wanted(range: Option<&str>, if_range: Option<&str>, etag: Option<&str>, size: u64) -> Wanted {
-    let Some(range) = range else { return Wanted::Whole };
-    let same = if_range.is_none_or(|value| Some(value) == etag);
-    if same { parse_range(range, size).unwrap_or(Wanted::Whole) } else { Wanted::Whole }
-}
-
-fn parse_range(value: &str, size: u64) -> Option<Wanted> {
-    let (unit, spec) = value.split_once('=')?;
-    if !unit.trim().eq_ignore_ascii_case("bytes") {
-        return None;
-    }
-    let (first, last) = spec.trim().split_once('-')?;
-    let range = match (first, last) {
-        ("", suffix) => size.saturating_sub(number(suffix)?)..size,
-        (first, "") => number(first)?..size,
-        (first, last) => {
-            let (first, last) = (number(first)?, number(last)?);
-            if last < first {
-                return None;
-            }
-            first..last.saturating_add(1).min(size)
+impl Part {
+    /// Reads `Range`; `None` for what is no single range of bytes.
+    pub(crate) fn parse(value: &str) -> Option<Self> {
+        let (unit, spec) = value.split_once('=')?;
+        if !unit.trim().eq_ignore_ascii_case("bytes") {
+            return None;
         }
-    };
-    Some(if range.start < range.end { Wanted::Part(range) } else { Wanted::Outside })
+        match spec.trim().split_once('-')? {
+            ("", suffix) => Some(Self::Last(number(suffix)?)),
+            (first, "") => Some(Self::From(number(first)?)),
+            (first, last) => {
+                let (first, last) = (number(first)?, number(last)?);
+                (first <= last).then_some(Self::Between(first, last))
+            }
+        }
+    }
+
+    /// The bytes of an object of this size; `None` if it has none of them.
+    pub fn of(self, size: u64) -> Option<Range<u64>> {
+        let range = match self {
+            Self::From(first) => first..size,
+            Self::Between(first, last) => first..last.saturating_add(1).min(size),
+            Self::Last(count) => size.saturating_sub(count)..size,
+        };
+        (range.start < range.end).then_some(range)
+    }
+}
+
+/// The part that a GET asks for, of an object whose tag is known from its name. A part of another representation
+/// (`If-Range`) and what is no range at all count as none.
+pub(crate) fn wanted(range: Option<&str>, if_range: Option<&str>, etag: &str) -> Option<Part> {
+    let same = if_range.is_none_or(|value| value == etag);
+    range.filter(|_| same).and_then(Part::parse)
 }
 
 /// A decimal number; one too large for 64 bits is no less too large for us.
@@ -61,8 +68,10 @@ pub(crate) fn has_it_already(if_none_match: Option<&str>, etag: &str) -> bool {
 mod tests {
     use super::*;
 
-    fn of(range: &str) -> Wanted {
-        wanted(Some(range), None, Some("\"x\""), 100)
+    const TAG: &str = "\"x\"";
+
+    fn of(range: &str) -> Option<Range<u64>> {
+        wanted(Some(range), None, TAG).expect("a range").of(100)
     }
 
     #[test]
@@ -78,10 +87,10 @@ mod tests {
             ("bytes=-1000", 0..100),
             ("Bytes = 5-6", 5..7),
         ] {
-            assert_eq!(of(range), Wanted::Part(part), "{range}");
+            assert_eq!(of(range), Some(part), "{range}");
         }
         for range in ["bytes=100-", "bytes=100-200", "bytes=-0", "bytes=99999999999999999999999-"] {
-            assert_eq!(of(range), Wanted::Outside, "{range}");
+            assert_eq!(of(range), None, "{range}");
         }
     }
 
@@ -98,13 +107,12 @@ mod tests {
             "lines=0-1",
             "bytes=+1-2",
         ] {
-            assert_eq!(of(range), Wanted::Whole, "{range}");
+            assert_eq!(wanted(Some(range), None, TAG), None, "{range}");
         }
-        let other = |if_range| wanted(Some("bytes=1-2"), Some(if_range), Some("\"x\""), 100);
-        assert_eq!(other("\"x\""), Wanted::Part(1..3));
-        assert_eq!(other("\"y\""), Wanted::Whole);
-        assert_eq!(other("Sun, 06 Nov 1994 08:49:37 GMT"), Wanted::Whole);
-        assert_eq!(wanted(Some("bytes=1-2"), Some("\"x\""), None, 100), Wanted::Whole);
+        let other = |if_range| wanted(Some("bytes=1-2"), Some(if_range), TAG);
+        assert_eq!(other(TAG), Some(Part::Between(1, 2)));
+        assert_eq!(other("\"y\""), None);
+        assert_eq!(other("Sun, 06 Nov 1994 08:49:37 GMT"), None);
     }
 
     #[test]

@@ -23,9 +23,10 @@ mod rules;
 mod state;
 mod token;
 
+pub use conditions::Part;
 pub use error::{Error, Result};
 pub use layout::{EdgeKey, Life, MISS_SECONDS, NarFile, STATE_SECONDS};
 pub use page::home;
 pub use rules::{Admission, Answer, Body, ObjectMeta, Plan, Read, Request, Visit, plan};
 pub use state::{CacheState, Catalog, STATE_BYTES_MAX};
-pub use token::{Algorithm, SignedToken, may_read, presented_token};
+pub use token::{Algorithm, SignedToken, TokenBounds, may_read, presented_token};

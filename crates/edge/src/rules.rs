@@ -12,7 +12,7 @@ use std::ops::Range;
 
 use dormer_api::{CacheName, TokenClaims};
 
-use crate::conditions::{self, Wanted};
+use crate::conditions::{self, Part};
 use crate::layout::{EdgeKey, Life, MISS_SECONDS};
 use crate::page;
 use crate::route::Route;
@@ -190,15 +190,29 @@ impl Visit {
         }
         match self.target {
             None => Admission::Answer(page::of_cache(state, self.is_head)),
-            Some(key) => Admission::Read(Box::new(Read {
-                key,
-                is_head: self.is_head,
-                is_public: state.public,
-                range: self.range.filter(|_| !self.is_head),
-                if_range: self.if_range,
-                if_none_match: self.if_none_match,
-            })),
+            Some(key) => {
+                // Only NARs are worth resuming, and only their tags are known before they are found.
+                let part = tag_of(&key).filter(|_| !self.is_head).and_then(|tag| {
+                    conditions::wanted(self.range.as_deref(), self.if_range.as_deref(), &tag)
+                });
+                Admission::Read(Box::new(Read {
+                    key,
+                    is_head: self.is_head,
+                    is_public: state.public,
+                    part,
+                    if_none_match: self.if_none_match,
+                }))
+            }
         }
+    }
+}
+
+/// The tag that follows from a name: a NAR's says what its bytes are, while stores differ in what they make of an upload in
+/// parts.
+fn tag_of(key: &EdgeKey) -> Option<String> {
+    match key {
+        EdgeKey::Nar(_, file) => Some(format!("\"{}\"", file.tag_text())),
+        _ => None,
     }
 }
 
@@ -208,8 +222,7 @@ pub struct Read {
     key: EdgeKey,
     is_head: bool,
     is_public: bool,
-    range: Option<String>,
-    if_range: Option<String>,
+    part: Option<Part>,
     if_none_match: Option<String>,
 }
 
@@ -233,9 +246,11 @@ impl Read {
         self.is_head
     }
 
-    /// Whether a part is wanted: then its size has to be known before the part can be read.
-    pub fn wants_part(&self) -> bool {
-        self.range.is_some()
+    /// The part that is wanted, if it is not all. A host asks its store for it at once; the store then says how large the
+    /// whole is. For a part that the store has not, it either learns the size for [`Read::respond`], or answers
+    /// [`Read::outside`].
+    pub fn part(&self) -> Option<Part> {
+        self.part
     }
 
     /// Whether anybody may read it.
@@ -254,11 +269,7 @@ impl Read {
             return Answer { edge_seconds: MISS_SECONDS, ..Answer::not_found(self.is_head) };
         };
         let life = self.life();
-        // A NAR's name says what its bytes are; stores differ in what they make of an upload in parts.
-        let etag = match &self.key {
-            EdgeKey::Nar(_, file) => Some(format!("\"{}\"", file.tag_text())),
-            _ => meta.etag.clone(),
-        };
+        let etag = tag_of(&self.key).or_else(|| meta.etag.clone());
         let mut headers = vec![("cache-control", life.cache_control(self.is_public))];
         headers.extend(etag.clone().map(|etag| ("etag", etag)));
         if !self.is_public {
@@ -270,29 +281,28 @@ impl Read {
         if known {
             return Answer { status: 304, headers, body: Body::Empty, edge_seconds: 0 };
         }
-        headers.push(("accept-ranges", "bytes".to_owned()));
-        headers.push(("x-content-type-options", "nosniff".to_owned()));
         let size = meta.size;
-        let wanted =
-            conditions::wanted(self.range.as_deref(), self.if_range.as_deref(), etag.as_deref(), size);
-        let (status, part) = match wanted {
-            Wanted::Whole => (200, 0..size),
-            Wanted::Part(part) => {
-                headers.push(("content-range", format!("bytes {}-{}/{size}", part.start, part.end - 1)));
-                (206, part)
+        let (status, range) = match self.part.map(|part| part.of(size)) {
+            None => (200, 0..size),
+            Some(Some(range)) => {
+                headers.push(("content-range", format!("bytes {}-{}/{size}", range.start, range.end - 1)));
+                (206, range)
             }
-            Wanted::Outside => {
-                headers.retain(|(name, _)| *name != "cache-control");
-                headers.push(("cache-control", "no-store".to_owned()));
-                headers.push(("content-range", format!("bytes */{size}")));
-                headers.push(("content-length", "0".to_owned()));
-                return Answer { status: 416, headers, body: Body::Empty, edge_seconds: 0 };
-            }
+            Some(None) => return self.outside().with("content-range", format!("bytes */{size}")),
         };
+        if matches!(self.key, EdgeKey::Nar(..)) {
+            headers.push(("accept-ranges", "bytes".to_owned()));
+        }
+        headers.push(("x-content-type-options", "nosniff".to_owned()));
         headers.push(("content-type", self.key.content_type().to_owned()));
-        headers.push(("content-length", (part.end - part.start).to_string()));
-        let body = if self.is_head { Body::Empty } else { Body::Object(part) };
+        headers.push(("content-length", (range.end - range.start).to_string()));
+        let body = if self.is_head { Body::Empty } else { Body::Object(range) };
         Answer { status, headers, body, edge_seconds: life.edge_seconds }
+    }
+
+    /// The answer to [`Read::part`] when the object has no such bytes.
+    pub fn outside(&self) -> Answer {
+        Answer::text(416, "text/plain", String::new(), self.is_head).with("cache-control", "no-store")
     }
 }
 
@@ -459,7 +469,12 @@ mod tests {
         }
         let long = format!("bytes=0-0{}", ",1-1".repeat(1000));
         let asked = Request { range: Some(&long), ..request("GET", &path) };
-        assert!(!read(&asked).wants_part());
+        assert_eq!(read(&asked).part(), None);
+        let asked = Request { range: Some("bytes=5-6"), if_range: Some(&etag), ..request("GET", &path) };
+        assert_eq!(read(&asked).part(), Some(Part::Between(5, 6)));
+        let asked =
+            Request { range: Some("bytes=5-6"), if_range: Some("\"other\""), ..request("GET", &path) };
+        assert_eq!(read(&asked).respond(Some(&meta)).status, 200);
 
         let asked = Request { if_none_match: Some(&etag), ..request("GET", &path) };
         let known = read(&asked).respond(Some(&meta));

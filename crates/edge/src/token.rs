@@ -5,7 +5,7 @@
 
 use base64::Engine as _;
 use base64::engine::general_purpose::{STANDARD, URL_SAFE_NO_PAD};
-use dormer_api::{CacheName, Permission, TokenClaims};
+use dormer_api::{Audience, CacheName, Permission, TokenClaims};
 use serde::Deserialize;
 
 use crate::state::CacheState;
@@ -65,6 +65,18 @@ struct Header {
     alg: String,
     #[serde(default)]
     kid: Option<String>,
+    /// Extensions that whoever verifies has to understand. We know none.
+    #[serde(default)]
+    crit: Option<serde::de::IgnoredAny>,
+}
+
+/// Who has to have made a token, and for whom. Nothing set: anybody, for anybody, as long as the signature holds.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct TokenBounds {
+    /// Only tokens with this `iss` count.
+    pub issuer: Option<String>,
+    /// Only tokens with one of these in `aud` count; empty: `aud` is not looked at.
+    pub audiences: Vec<String>,
 }
 
 impl SignedToken {
@@ -73,6 +85,9 @@ impl SignedToken {
         let (message, signature) = token.rsplit_once('.')?;
         let (header, claims) = message.split_once('.')?;
         let header: Header = serde_json::from_slice(&URL_SAFE_NO_PAD.decode(header).ok()?).ok()?;
+        if header.crit.is_some() {
+            return None;
+        }
         let algorithm = match header.alg.as_str() {
             "HS256" => Algorithm::Hs256,
             "RS256" => Algorithm::Rs256,
@@ -88,9 +103,14 @@ impl SignedToken {
         })
     }
 
-    /// The claims, for a host that has verified the signature. `None` if they are not of our form.
-    pub fn verified_claims(&self) -> Option<TokenClaims> {
-        TokenClaims::parse(&self.claims).ok()
+    /// The claims, for a host that has verified the signature. `None` if they are not of our form or out of bounds.
+    pub fn verified_claims(&self, bounds: &TokenBounds) -> Option<TokenClaims> {
+        let claims = TokenClaims::parse(&self.claims).ok()?;
+        let by_right = bounds.issuer.is_none() || claims.iss == bounds.issuer;
+        let named = claims.aud.as_ref().map_or(&[][..], Audience::names);
+        let for_us =
+            bounds.audiences.is_empty() || named.iter().any(|audience| bounds.audiences.contains(audience));
+        (by_right && for_us).then_some(claims)
     }
 }
 
@@ -136,12 +156,31 @@ mod tests {
         let parsed = SignedToken::parse(&token(r#"{"alg":"RS256","kid":"k"}"#)).unwrap();
         assert_eq!((parsed.algorithm, parsed.key_id.as_deref()), (Algorithm::Rs256, Some("k")));
         assert_eq!(parsed.signature, b"signature");
-        assert!(parsed.verified_claims().is_some());
-        for header in [r#"{"alg":"none"}"#, r#"{"alg":"hs256"}"#, r#"{"alg":"HS512"}"#, "{}", "x"] {
+        assert!(parsed.verified_claims(&TokenBounds::default()).is_some());
+        for header in [
+            r#"{"alg":"none"}"#,
+            r#"{"alg":"hs256"}"#,
+            r#"{"alg":"HS512"}"#,
+            "{}",
+            "x",
+            r#"{"alg":"HS256","crit":[]}"#,
+        ] {
             assert_eq!(SignedToken::parse(&token(header)), None, "{header}");
         }
         for text in ["", ".", "..", "a.b", "a.b.c.d"] {
             assert_eq!(SignedToken::parse(text), None, "{text}");
         }
+    }
+
+    #[test]
+    fn a_token_counts_within_its_bounds_only() {
+        let claims = encode(r#"{"iss":"lab","aud":["edge","other"]}"#);
+        let token = SignedToken::parse(&format!("{}.{claims}.AA", encode(r#"{"alg":"HS256"}"#))).unwrap();
+        let counts = |issuer: Option<&str>, audiences: &[&str]| {
+            let audiences = audiences.iter().map(|&name| name.to_owned()).collect();
+            token.verified_claims(&TokenBounds { issuer: issuer.map(str::to_owned), audiences }).is_some()
+        };
+        assert!(counts(None, &[]) && counts(Some("lab"), &["edge"]) && counts(None, &["x", "other"]));
+        assert!(!counts(Some("x"), &[]) && !counts(None, &["x"]) && !counts(Some("lab"), &["labs"]));
     }
 }

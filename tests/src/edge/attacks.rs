@@ -1,0 +1,258 @@
+//! One table of attacks for all hosts of the published layout: what must hold of the Worker must hold of `dormer edge serve`.
+
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
+use serde_json::{Value, json};
+
+use super::Published;
+use crate::http::{self, Reply};
+
+/// A host of a layout with the public cache `main` and the private caches `secret` and `other`, in which the token `stolen` is
+/// revoked.
+pub struct Attacked<'a> {
+    /// Host and port.
+    pub address: &'a str,
+    /// What it serves.
+    pub published: &'a Published,
+    /// Signs claims as the host believes them.
+    pub sign: &'a dyn Fn(&Value) -> String,
+    /// Tokens with believable claims that are signed in ways that the host must not believe.
+    pub forged: Vec<String>,
+    /// Names of what the host has read since the last call, if that can be told: checks that nothing is read in vain.
+    pub reads: &'a dyn Fn() -> Option<Vec<String>>,
+}
+
+impl std::fmt::Debug for Attacked<'_> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "attacked {}", self.address)
+    }
+}
+
+/// Claims that allow to pull these caches.
+pub(crate) fn pull(caches: &str, expires: i64) -> Value {
+    json!({ "exp": expires, "https://jwt.attic.rs/v1": { "caches": { caches: { "r": 1 } } } })
+}
+
+/// Runs the whole table. Panics where an attack succeeds.
+pub fn attack(host: &Attacked<'_>) {
+    let reads = || (host.reads)().unwrap_or_default();
+    reads();
+    methods(host);
+    assert_eq!(reads(), Vec::<String>::new(), "something was read for a method that is none");
+    paths(host);
+    assert_eq!(reads(), Vec::<String>::new(), "something was read for a path that is none");
+    ranges(host);
+    tokens(host);
+    headers(host);
+}
+
+fn now() -> i64 {
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).expect("it is after 1970");
+    i64::try_from(now.as_secs()).expect("it is before the end of time")
+}
+
+fn get(host: &Attacked<'_>, path: &str, headers: &[(&str, &str)]) -> Reply {
+    http::request(host.address, "GET", path, headers, b"")
+}
+
+/// What a client can tell one "not here" from another by.
+fn told(reply: &Reply) -> (u16, Vec<(String, String)>, Vec<u8>) {
+    let mut headers = reply.headers.clone();
+    headers.retain(|(name, _)| name != "date");
+    headers.sort();
+    (reply.status, headers, reply.body.clone())
+}
+
+fn methods(host: &Attacked<'_>) {
+    let nar = format!("/main/{}", host.published.some_nar("main"));
+    for method in ["PUT", "POST", "DELETE", "PATCH", "OPTIONS", "PROPFIND", "MKCOL", "COPY"] {
+        for path in ["/", "/main/nix-cache-info", &nar, "/_api/v1/upload-path", "/secret/nix-cache-info"] {
+            let reply = http::request(host.address, method, path, &[], b"x");
+            assert!(matches!(reply.status, 405 | 501 | 400), "{method} {path}: {reply:?}");
+            if reply.status == 405 {
+                assert_eq!(reply.header("allow"), Some("GET, HEAD"), "{method} {path}");
+            }
+        }
+    }
+    for (name, path) in host.published.files() {
+        let before = path.metadata().expect("it is there").len();
+        let reply = http::request(host.address, "PUT", &format!("/{name}"), &[], b"owned");
+        assert_eq!(reply.status, 405, "{name}");
+        assert_eq!(path.metadata().expect("it is still there").len(), before);
+    }
+}
+
+fn paths(host: &Attacked<'_>) {
+    let missing = told(&get(host, "/main/no-such-document", &[]));
+    assert_eq!(missing.0, 404);
+    for path in [
+        "/main/",
+        "//main/nix-cache-info",
+        "/main//nix-cache-info",
+        "/main/nix-cache-info/",
+        "/main/%6eix-cache-info",
+        "/m%61in/nix-cache-info",
+        "/main%2fnix-cache-info",
+        "/main%252fnix-cache-info",
+        "/main/../secret/dormer-state.json",
+        "/main/%2e%2e/secret/dormer-state.json",
+        "/main/%252e%252e/secret/dormer-state.json",
+        "/main/..%2fsecret%2fdormer-state.json",
+        "/main/nar/..%2f..%2f..%2f..%2fetc%2fpasswd",
+        "/main/nar/../../../../etc/passwd",
+        "/../../etc/passwd",
+        "/%2e%2e/%2e%2e/etc/passwd",
+        "/etc/passwd",
+        "/main/..\\secret\\nix-cache-info",
+        "/main/nix-cache-info%00.narinfo",
+        "/main/dormer-state.json",
+        "/secret/dormer-state.json",
+        "/dormer-caches.json",
+        "/dormer-caches.json?x",
+        "/main/nar/",
+        "/main/nar/secret.nar.zst",
+        "/main/1K8C1HIYSZ6AAKS2MPFC5K7XBBJPW5Z5.narinfo",
+        "/_dormer/",
+        "/_dormer/metrics",
+        "/_api/v1/cache-config/main",
+        "/main;x/nix-cache-info",
+        "/main/nix-cache-info.",
+        "/.git/config",
+    ] {
+        assert_eq!(told(&get(host, path, &[])), missing, "{path}");
+    }
+}
+
+fn ranges(host: &Attacked<'_>) {
+    let name = host.published.some_nar("main");
+    let path = format!("/main/{name}");
+    let bytes = std::fs::read(host.published.path().join("main").join(&name)).expect("it is there");
+    let size = bytes.len();
+    let whole = get(host, &path, &[]);
+    assert_eq!((whole.status, whole.body == bytes, whole.complete), (200, true, true), "{whole:?}");
+    assert_eq!(whole.header("accept-ranges"), Some("bytes"));
+    assert_eq!(whole.header("content-length"), Some(size.to_string().as_str()));
+    let etag = whole.header("etag").expect("a NAR has a tag").to_owned();
+    // Twice, for what the first may have left in a cache.
+    for _ in 0..2 {
+        for (range, wanted) in [
+            ("bytes=0-".to_owned(), 0..size),
+            ("bytes=0-0".to_owned(), 0..1),
+            (format!("bytes={}-", size - 1), size - 1..size),
+            (format!("bytes=7-{}", size * 2), 7..size),
+            ("bytes=5-99999999999999999999999999".to_owned(), 5..size),
+            ("bytes=-3".to_owned(), size - 3..size),
+            (format!("bytes=-{}", size * 2), 0..size),
+        ] {
+            let part = get(host, &path, &[("Range", &range), ("If-Range", &etag)]);
+            assert_eq!((part.status, part.complete), (206, true), "{range}: {part:?}");
+            assert_eq!(part.body, bytes[wanted.clone()], "{range}");
+            let expected = format!("bytes {}-{}/{size}", wanted.start, wanted.end - 1);
+            assert_eq!(part.header("content-range"), Some(expected.as_str()), "{range}");
+        }
+        for range in [
+            "bytes=0-1,4-5".to_owned(),
+            format!("bytes=0-0{}", ",2-3".repeat(500)),
+            "bytes=5-4".to_owned(),
+            "bytes=a-b".to_owned(),
+            "bytes=-".to_owned(),
+            "bytes".to_owned(),
+            "lines=1-2".to_owned(),
+            "bytes=+1-2".to_owned(),
+        ] {
+            let reply = get(host, &path, &[("Range", &range)]);
+            assert_eq!((reply.status, reply.body == bytes), (200, true), "{range}");
+        }
+        for range in
+            [format!("bytes={size}-"), "bytes=99999999999999999999999-".to_owned(), "bytes=-0".to_owned()]
+        {
+            let reply = get(host, &path, &[("Range", &range)]);
+            assert_eq!((reply.status, reply.body.len()), (416, 0), "{range}: {reply:?}");
+        }
+        let stale = get(host, &path, &[("Range", "bytes=1-"), ("If-Range", "\"stale\"")]);
+        assert_eq!((stale.status, stale.body == bytes), (200, true));
+        let known = get(host, &path, &[("If-None-Match", &etag)]);
+        assert_eq!((known.status, known.body.len()), (304, 0), "{known:?}");
+        let head = http::request(host.address, "HEAD", &path, &[("Range", "bytes=1-2")], b"");
+        assert_eq!(
+            (head.status, head.header("content-length")),
+            (200, Some(size.to_string().as_str())),
+            "{head:?}"
+        );
+    }
+    let absent = path.replace(".nar.zst", "x.nar.zst");
+    assert_eq!(get(host, &absent, &[("Range", "bytes=0-")]).status, 404);
+}
+
+fn tokens(host: &Attacked<'_>) {
+    let cache_info = "/secret/nix-cache-info";
+    let narinfo = host.published.files().into_iter().find_map(|(name, _)| {
+        (name.starts_with("secret/") && name.ends_with(".narinfo")).then(|| format!("/{name}"))
+    });
+    let narinfo = narinfo.expect("a path was published");
+    let nar = format!("/secret/{}", host.published.some_nar("secret"));
+    let absent = told(&get(host, "/absent/nix-cache-info", &[]));
+    assert_eq!(absent.0, 404);
+    let good = (host.sign)(&pull("secret", now() + 600));
+    let bearer = |token: &str| format!("Bearer {token}");
+    let basic = |token: &str| format!("Basic {}", STANDARD.encode(format!("any:{token}")));
+    // Read by those who may, so that whatever is remembered is remembered before the others ask.
+    for path in [cache_info, &narinfo, &nar, "/secret"] {
+        for authorization in [bearer(&good), basic(&good)] {
+            let reply = get(host, path, &[("Authorization", &authorization)]);
+            assert_eq!(reply.status, 200, "{path}: {reply:?}");
+            let control = reply.header("cache-control").unwrap_or_default();
+            assert!(control.starts_with("private"), "{path} may be kept by anybody: {control}");
+        }
+    }
+    let mut bad = host.forged.clone();
+    bad.extend([
+        (host.sign)(&pull("secret", now() - 1)),
+        (host.sign)(&pull("other", now() + 600)),
+        (host.sign)(&json!({ "exp": now() + 600 })),
+        (host.sign)(&json!({ "exp": now() + 600, "nbf": now() + 300, "https://jwt.attic.rs/v1": { "caches": { "*": { "r": 1 } } } })),
+        (host.sign)(&json!({ "exp": now() + 600, "jti": "stolen", "https://jwt.attic.rs/v1": { "caches": { "*": { "r": 1 } } } })),
+        (host.sign)(&json!({ "exp": now() + 600, "https://jwt.attic.rs/v1": { "caches": { "*": { "r": 1 }, "secret": { "w": 1 } } } })),
+        format!("{good}x"),
+        good[..good.len() - 4].to_owned(),
+        good.replacen('.', "..", 1),
+        good.rsplit_once('.').expect("a token has a signature").0.to_owned() + ".",
+        String::from("x"),
+        "a".repeat(20_000),
+    ]);
+    for path in [cache_info, &narinfo, &nar, "/secret"] {
+        assert_eq!(told(&get(host, path, &[])), absent, "{path} without a token");
+        for token in &bad {
+            for authorization in [bearer(token), basic(token)] {
+                let reply = get(host, path, &[("Authorization", &authorization)]);
+                assert_eq!(told(&reply), absent, "{path} with {token}");
+            }
+        }
+        // A private cache's parts, conditions and queries are no other way in.
+        for more in [("Range", "bytes=0-1"), ("If-None-Match", "*"), ("X-Forwarded-Authorization", &good)] {
+            assert_eq!(told(&get(host, path, &[more])), absent, "{path} with {more:?}");
+        }
+        assert_eq!(told(&get(host, &format!("{path}?token={good}"), &[])), absent);
+    }
+    // A NAR is there through its own cache only.
+    let stranger = nar.replace("/secret/", "/main/");
+    assert_eq!(get(host, &stranger, &[]).status, 404);
+    let home = get(host, "/", &[]);
+    assert!(home.text().contains("main") && !home.text().contains("secret"), "{home:?}");
+}
+
+fn headers(host: &Attacked<'_>) {
+    let huge = "a".repeat(48 * 1024);
+    for name in ["Authorization", "If-None-Match", "Range", "If-Range", "X-Anything", "Cookie"] {
+        let reply = get(host, "/secret/nix-cache-info", &[(name, &huge)]);
+        assert!(matches!(reply.status, 404 | 400 | 413 | 431), "{name}: {reply:?}");
+        let reply = get(host, "/main/nix-cache-info", &[(name, &huge)]);
+        assert!(matches!(reply.status, 200 | 400 | 413 | 431), "{name}: {reply:?}");
+    }
+    let many: Vec<(String, String)> = (0..60).map(|number| (format!("X-{number}"), "x".to_owned())).collect();
+    let many: Vec<(&str, &str)> = many.iter().map(|(name, value)| (name.as_str(), value.as_str())).collect();
+    assert_eq!(get(host, "/main/nix-cache-info", &many).status, 200);
+    assert_eq!(get(host, "/_dormer/health", &[]).status, 200);
+}

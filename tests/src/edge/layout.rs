@@ -1,0 +1,113 @@
+//! A published layout in a folder, taken from a lab path by path as any client could: for tests of those who read it.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use serde_json::json;
+use tempfile::TempDir;
+
+use crate::{Lab, parts};
+
+/// A folder with published caches.
+#[derive(Debug)]
+pub struct Published {
+    folder: TempDir,
+}
+
+impl Default for Published {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl Published {
+    /// An empty one.
+    pub fn new() -> Self {
+        let folder = tempfile::Builder::new().prefix("edge-").tempdir_in(parts::scratch_folder());
+        Self { folder: folder.expect("a folder") }
+    }
+
+    /// Where it is.
+    pub fn path(&self) -> &Path {
+        self.folder.path()
+    }
+
+    /// Brings these store paths of a lab's cache, and the documents beside them. Returns how many NARs it has.
+    pub fn add(&self, lab: &Lab, cache: &str, public: bool, paths: &[String]) -> usize {
+        let mut nars = 0;
+        for path in paths {
+            let hash = &path.strip_prefix("/nix/store/").expect("a store path")[..32];
+            let narinfo = self.fetch(lab, &format!("{cache}/{hash}.narinfo"));
+            let url =
+                narinfo.lines().find_map(|line| line.strip_prefix("URL: ")).expect("a narinfo has a URL");
+            self.fetch(lab, &format!("{cache}/{url}"));
+            self.fetch(lab, &format!("{cache}/{hash}.ls"));
+            nars += 1;
+        }
+        self.fetch(lab, &format!("{cache}/nix-cache-info"));
+        self.describe(cache, public, &[lab.public_key(cache)], &[]);
+        nars
+    }
+
+    /// Writes a cache's state document.
+    pub fn describe(&self, cache: &str, public: bool, keys: &[String], revoked: &[&str]) {
+        let state = json!({
+            "version": 1, "cache": cache, "public": public, "store_dir": "/nix/store", "priority": 41,
+            "public_keys": keys, "object_count": 3, "file_bytes": 4_096, "published_at": 1_800_000_000,
+            "revoked": revoked,
+        });
+        self.write(&format!("{cache}/dormer-state.json"), state.to_string().as_bytes());
+    }
+
+    /// Names public caches.
+    pub fn catalog(&self, caches: &[&str]) {
+        let catalog = json!({ "version": 1, "caches": caches });
+        self.write("dormer-caches.json", catalog.to_string().as_bytes());
+    }
+
+    /// Writes any file.
+    pub fn write(&self, name: &str, content: &[u8]) {
+        let path = self.path().join(name);
+        fs::create_dir_all(path.parent().expect("names have a folder")).expect("a folder");
+        fs::write(path, content).expect("a file can be written");
+    }
+
+    /// Names of all files, and where they are.
+    pub fn files(&self) -> Vec<(String, PathBuf)> {
+        let mut found = Vec::new();
+        let mut folders = vec![self.path().to_path_buf()];
+        while let Some(folder) = folders.pop() {
+            for entry in fs::read_dir(&folder).expect("our own folder can be read") {
+                let path = entry.expect("our own folder can be read").path();
+                if path.is_dir() {
+                    folders.push(path);
+                } else {
+                    let name =
+                        path.strip_prefix(self.path()).expect("it lies below").to_str().expect("UTF-8");
+                    found.push((name.to_owned(), path.clone()));
+                }
+            }
+        }
+        found.sort();
+        found
+    }
+
+    /// The name of some NAR of a cache, below the cache.
+    pub fn some_nar(&self, cache: &str) -> String {
+        let prefix = format!("{cache}/nar/");
+        let files = self.files();
+        let (name, _) = files
+            .iter()
+            .filter(|(name, _)| name.starts_with(&prefix))
+            .max_by_key(|(_, path)| fs::metadata(path).expect("it is there").len())
+            .expect("a NAR was published");
+        name[cache.len() + 1..].to_owned()
+    }
+
+    fn fetch(&self, lab: &Lab, name: &str) -> String {
+        let reply = lab.get(&format!("/{name}"));
+        assert_eq!(reply.status, 200, "{name}: {reply:?}");
+        self.write(name, &reply.body);
+        reply.text()
+    }
+}

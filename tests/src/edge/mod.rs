@@ -1,0 +1,10 @@
+//! The edge under test: published layouts in a folder, the real Worker in the real workerd, and the attacks that every host
+//! of the layout has to stand.
+
+mod attacks;
+mod layout;
+mod workerd;
+
+pub use attacks::{Attacked, attack};
+pub use layout::Published;
+pub use workerd::{Script, Workerd, WorkerdOptions};

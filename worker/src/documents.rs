@@ -1,0 +1,82 @@
+//! The publisher's small documents, remembered by the isolate.
+//!
+//! Invariants
+//! - What is answered from memory is at most [`STATE_SECONDS`] old: by then a revoked token stops working.
+//! - What is not there is remembered for [`MISS_SECONDS`] only: a cache appears as soon as a path does.
+//! - A bucket that does not answer is an error and never "not there".
+//! - Memory is bounded whatever names are asked for.
+
+use std::cell::RefCell;
+use std::collections::HashMap;
+use std::rc::Rc;
+
+use dormer_edge::{CacheState, Catalog, MISS_SECONDS, STATE_BYTES_MAX, STATE_SECONDS};
+use wasm_bindgen::JsValue;
+
+use crate::runtime::{self, R2Bucket};
+
+/// Documents that an isolate remembers. They are small as a rule, and 64 of the largest fit into its 128 MB.
+const DOCUMENTS_MAX: usize = 64;
+
+struct Remembered<T> {
+    value: Option<Rc<T>>,
+    until_ms: f64,
+}
+
+thread_local! {
+    static STATES: RefCell<HashMap<String, Remembered<CacheState>>> = RefCell::new(HashMap::new());
+    static CATALOGS: RefCell<HashMap<String, Remembered<Catalog>>> = RefCell::new(HashMap::new());
+}
+
+/// The state document under this name; `None`: there is none.
+pub(crate) async fn state(bucket: &R2Bucket, name: &str) -> Result<Option<Rc<CacheState>>, String> {
+    if let Some(known) = STATES.with_borrow(|known| recall(known, name)) {
+        return Ok(known);
+    }
+    let value = read(bucket, name, |json| CacheState::parse(json)).await?;
+    STATES.with_borrow_mut(|known| remember(known, name, value.clone()));
+    Ok(value)
+}
+
+/// The catalogue; `None`: there is none.
+pub(crate) async fn catalog(bucket: &R2Bucket, name: &str) -> Result<Option<Rc<Catalog>>, String> {
+    if let Some(known) = CATALOGS.with_borrow(|known| recall(known, name)) {
+        return Ok(known);
+    }
+    let value = read(bucket, name, |json| Catalog::parse(json)).await?;
+    CATALOGS.with_borrow_mut(|known| remember(known, name, value.clone()));
+    Ok(value)
+}
+
+fn recall<T>(known: &HashMap<String, Remembered<T>>, name: &str) -> Option<Option<Rc<T>>> {
+    known.get(name).filter(|entry| runtime::now_ms() < entry.until_ms).map(|entry| entry.value.clone())
+}
+
+fn remember<T>(known: &mut HashMap<String, Remembered<T>>, name: &str, value: Option<Rc<T>>) {
+    let now_ms = runtime::now_ms();
+    if known.len() >= DOCUMENTS_MAX && !known.contains_key(name) {
+        known.retain(|_, entry| now_ms < entry.until_ms && entry.value.is_some());
+        // Still full of what is there and fresh: rather read it again than grow.
+        if known.len() >= DOCUMENTS_MAX {
+            known.clear();
+        }
+    }
+    let seconds = if value.is_some() { STATE_SECONDS } else { MISS_SECONDS };
+    known.insert(name.to_owned(), Remembered { value, until_ms: now_ms + f64::from(seconds) * 1000.0 });
+}
+
+async fn read<T, E: std::fmt::Display>(
+    bucket: &R2Bucket,
+    name: &str,
+    parse: impl Fn(&[u8]) -> Result<T, E>,
+) -> Result<Option<Rc<T>>, String> {
+    let failed = |error: JsValue| format!("{name} cannot be read: {error:?}");
+    let promise = bucket.get(name, &JsValue::UNDEFINED).map_err(failed)?;
+    let Some(object) = runtime::found(promise).await.map_err(failed)? else { return Ok(None) };
+    #[expect(clippy::cast_precision_loss, reason = "a small constant")]
+    if object.size() > STATE_BYTES_MAX as f64 {
+        return Err(format!("{name} is larger than any that is published"));
+    }
+    let bytes = runtime::read_all(&object).await.map_err(failed)?;
+    parse(&bytes).map(|value| Some(Rc::new(value))).map_err(|error| format!("{name}: {error}"))
+}

@@ -1,0 +1,108 @@
+//! Verifying tokens with WebCrypto.
+//!
+//! Invariants
+//! - The Worker holds one key, and the key fixes the algorithm: a token that says another one does not count.
+//! - The key cannot make a token that the lab would take: a public key, or a secret of the edge's own.
+//! - Settings that are there but cannot be read let nobody in, and say so in the log.
+
+use std::cell::RefCell;
+
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
+use dormer_api::TokenClaims;
+use dormer_edge::{Algorithm, SignedToken, TokenBounds};
+use wasm_bindgen::JsValue;
+
+use crate::runtime::{self, CryptoKey};
+
+/// Variables that hold a key, of which one is set; all are base64, of a PEM or of the secret's bytes, as the lab's are.
+const KEYS: [(&str, Algorithm); 3] = [
+    ("TOKEN_ED25519_PUBKEY_BASE64", Algorithm::EdDsa),
+    ("TOKEN_RS256_PUBKEY_BASE64", Algorithm::Rs256),
+    ("TOKEN_HS256_SECRET_BASE64", Algorithm::Hs256),
+];
+
+/// What RFC 7518 wants at least of a secret for HS256, in bytes.
+const SECRET_BYTES_MIN: usize = 32;
+
+/// A key that was imported, and the text it was made of: a new deployment may reuse an isolate.
+#[derive(Clone)]
+struct Verifier {
+    text: String,
+    algorithm: Algorithm,
+    key: CryptoKey,
+}
+
+thread_local! {
+    static VERIFIER: RefCell<Option<Verifier>> = const { RefCell::new(None) };
+}
+
+/// The claims of a token whose signature holds.
+pub(crate) async fn verified(environment: &JsValue, token: &str) -> Option<TokenClaims> {
+    let token = SignedToken::parse(token)?;
+    let verifier = match verifier(environment).await {
+        Ok(verifier) => verifier?,
+        Err(reason) => {
+            runtime::log_error(&reason);
+            return None;
+        }
+    };
+    if token.algorithm != verifier.algorithm {
+        return None;
+    }
+    let message = token.message.as_bytes();
+    if !runtime::holds(&parameters(verifier.algorithm), &verifier.key, &token.signature, message).await {
+        return None;
+    }
+    let audiences = runtime::variable(environment, "TOKEN_AUDIENCES").unwrap_or_default();
+    let bounds = TokenBounds {
+        issuer: runtime::variable(environment, "TOKEN_ISSUER"),
+        audiences: audiences.split([',', ' ']).filter(|name| !name.is_empty()).map(str::to_owned).collect(),
+    };
+    token.verified_claims(&bounds)
+}
+
+async fn verifier(environment: &JsValue) -> Result<Option<Verifier>, String> {
+    let mut set = KEYS
+        .iter()
+        .filter_map(|&(name, algorithm)| Some((name, algorithm, runtime::variable(environment, name)?)));
+    let Some((name, algorithm, text)) = set.next() else { return Ok(None) };
+    if let Some((other, ..)) = set.next() {
+        return Err(format!("{name} and {other} are both set: tokens count only when one of them is"));
+    }
+    let known = VERIFIER.with_borrow(Clone::clone);
+    if let Some(known) = known.filter(|known| known.text == text && known.algorithm == algorithm) {
+        return Ok(Some(known));
+    }
+    let unreadable = || format!("{name} is not what it should be: no token counts");
+    let bytes = STANDARD.decode(text.trim()).map_err(|_| unreadable())?;
+    let (format, bytes) = match algorithm {
+        Algorithm::Hs256 if bytes.len() < SECRET_BYTES_MIN => {
+            return Err(format!("{name} has fewer than {SECRET_BYTES_MIN} bytes: no token counts"));
+        }
+        Algorithm::Hs256 => ("raw", bytes),
+        Algorithm::Rs256 | Algorithm::EdDsa => ("spki", from_pem(&bytes).ok_or_else(unreadable)?),
+    };
+    let key = runtime::verifying_key(format, &bytes, &parameters(algorithm)).await.map_err(|_| unreadable())?;
+    let verifier = Verifier { text, algorithm, key };
+    VERIFIER.set(Some(verifier.clone()));
+    Ok(Some(verifier))
+}
+
+/// What WebCrypto wants to know of an algorithm.
+fn parameters(algorithm: Algorithm) -> JsValue {
+    match algorithm {
+        Algorithm::Hs256 => runtime::object(&[("name", "HMAC".into()), ("hash", "SHA-256".into())]),
+        Algorithm::Rs256 => runtime::object(&[("name", "RSASSA-PKCS1-v1_5".into()), ("hash", "SHA-256".into())]),
+        Algorithm::EdDsa => runtime::object(&[("name", "Ed25519".into())]),
+    }
+}
+
+/// The DER in a PEM of a public key.
+fn from_pem(pem: &[u8]) -> Option<Vec<u8>> {
+    let text = std::str::from_utf8(pem).ok()?;
+    let (_, rest) = text.split_once("-----BEGIN PUBLIC KEY-----")?;
+    let (body, _) = rest.split_once("-----END PUBLIC KEY-----")?;
+    let body: String = body.split_ascii_whitespace().collect();
+    STANDARD.decode(body).ok()
+}
