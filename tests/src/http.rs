@@ -59,6 +59,37 @@ pub fn exchange(address: &str, request: &[u8]) -> Reply {
     parse(&answer, request.starts_with(b"HEAD "))
 }
 
+/// Like [`request`], but leaves as soon as the answer is whole: workerd closes a connection only seconds later.
+#[track_caller]
+pub fn ask(address: &str, method: &str, path: &str, headers: &[(&str, &str)], body: &[u8]) -> Reply {
+    let mut stream = connect(address);
+    let _ = stream.write_all(&request_bytes(address, method, path, headers, body));
+    let mut answer = Vec::new();
+    let mut buffer = vec![0; 64 * 1024];
+    while !is_whole(&answer, method == "HEAD") {
+        match stream.read(&mut buffer) {
+            Ok(0) | Err(_) => break,
+            Ok(count) => answer.extend_from_slice(&buffer[..count]),
+        }
+    }
+    parse(&answer, method == "HEAD")
+}
+
+/// Whether an answer that says its length has come to its end.
+fn is_whole(answer: &[u8], is_head: bool) -> bool {
+    let Some(end) = answer.windows(4).position(|window| window == b"\r\n\r\n") else { return false };
+    let head = String::from_utf8_lossy(&answer[..end]).to_ascii_lowercase();
+    if head.starts_with("http/1.1 100") {
+        return false;
+    }
+    if is_head || head.starts_with("http/1.1 304") {
+        return true;
+    }
+    let length =
+        head.lines().find_map(|line| line.strip_prefix("content-length:")?.trim().parse::<usize>().ok());
+    length.is_some_and(|length| answer.len() >= end + 4 + length)
+}
+
 /// A connection with a time limit on each read and write.
 #[track_caller]
 pub fn connect(address: &str) -> TcpStream {
@@ -72,6 +103,10 @@ pub fn connect(address: &str) -> TcpStream {
 /// A request with these header lines and a body of known length.
 #[track_caller]
 pub fn request(address: &str, method: &str, path: &str, headers: &[(&str, &str)], body: &[u8]) -> Reply {
+    exchange(address, &request_bytes(address, method, path, headers, body))
+}
+
+fn request_bytes(address: &str, method: &str, path: &str, headers: &[(&str, &str)], body: &[u8]) -> Vec<u8> {
     let mut bytes =
         format!("{method} {path} HTTP/1.1\r\nHost: {address}\r\nConnection: close\r\n").into_bytes();
     for (name, value) in headers {
@@ -82,7 +117,7 @@ pub fn request(address: &str, method: &str, path: &str, headers: &[(&str, &str)]
     }
     bytes.extend_from_slice(b"\r\n");
     bytes.extend_from_slice(body);
-    exchange(address, &bytes)
+    bytes
 }
 
 /// A connection that is kept from one request to the next, as Nix and Attic's client keep theirs. Answers must say their length.

@@ -11,7 +11,8 @@ use std::time::{Duration, Instant};
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use dormer_tests::edge::{Attacked, Published, Workerd, WorkerdOptions, attack};
-use dormer_tests::{Lab, Nix, http, workspace_root};
+use dormer_tests::http::{self, Reply};
+use dormer_tests::{Lab, Nix, workspace_root};
 use jsonwebtoken::{Algorithm, EncodingKey, Header, encode};
 use serde_json::{Value, json};
 
@@ -42,6 +43,12 @@ fn unsigned(claims: &Value) -> String {
     format!("{}.{}.", part(&json!({ "alg": "none" })), part(claims))
 }
 
+fn get(address: &str, path: &str, token: Option<&str>) -> Reply {
+    let bearer = token.map(|token| format!("Bearer {token}"));
+    let headers: Vec<(&str, &str)> = bearer.iter().map(|value| ("Authorization", value.as_str())).collect();
+    http::ask(address, "GET", path, &headers, b"")
+}
+
 /// Waits for what a published change shows within seconds, and longer for what was remembered.
 fn eventually(what: &str, mut holds: impl FnMut() -> bool) {
     let begin = Instant::now();
@@ -54,7 +61,6 @@ fn eventually(what: &str, mut holds: impl FnMut() -> bool) {
 /// A lab with a public and two private caches, published.
 fn published(lab: &Lab) -> (Published, Vec<String>) {
     let published = Published::new();
-    lab.create_cache("main", &["--public"]);
     lab.create_cache("secret", &[]);
     let builder = lab.machine("builder", Nix::NEWEST);
     builder.login(lab);
@@ -102,21 +108,20 @@ fn three_nix_versions_substitute_from_the_worker_and_changes_reach_them() {
     builder.login(&lab);
     let late = builder.build("library", &[("salt", "late")]);
     let narinfo = format!("/main/{}.narinfo", &late["/nix/store/".len()..][..32]);
-    assert_eq!(http::get(worker.address(), &narinfo, None).status, 404);
+    assert_eq!(get(worker.address(), &narinfo, None).status, 404);
     builder.dormer(&["push", "main", &late]).succeeds();
     published.add(&lab, "main", true, std::slice::from_ref(&late));
     for (name, path) in published.files() {
         worker.put(&name, &path);
     }
-    eventually("the update", || http::get(worker.address(), &narinfo, None).status == 200);
+    eventually("the update", || get(worker.address(), &narinfo, None).status == 200);
     let reader = lab.machine("reader-of-late", Nix::MIDDLE);
     reader.configure(&[lab.public_key("main")]);
     reader.substitute(&url("main"), &late).succeeds();
-    // A fresh data centre, whose memory does not answer for the bucket.
+    // What is removed is forgotten with the data centre's memory: another address of this Worker has one of its own.
     worker.delete(&narinfo[1..]);
-    let elsewhere = format!("{narinfo}?");
-    let reply = http::request(worker.address(), "GET", &elsewhere, &[("Host", "elsewhere.example")], b"");
-    assert!(matches!(reply.status, 200 | 404), "{reply:?}");
+    let elsewhere = worker.address().replace("127.0.0.1", "localhost");
+    assert_eq!(get(&elsewhere, &narinfo, None).status, 404);
 }
 
 #[test]
@@ -178,7 +183,7 @@ fn a_request_is_two_calls_to_r2_at_most_and_a_remembered_one_none() {
     let (published, _) = published(&lab);
     let worker = Workerd::start(&published, &WorkerdOptions::default());
     let nar = format!("/main/{}", published.some_nar("main"));
-    let get = |path: &str| http::get(worker.address(), path, None);
+    let get = |path: &str| get(worker.address(), path, None);
     let mut most = 0;
     for path in [
         "/",
@@ -219,7 +224,7 @@ fn a_token_that_is_revoked_stops_working() {
     let mut claims = pull_everything();
     claims["jti"] = "lost".into();
     let token = sign(&claims, Algorithm::HS256, &EncodingKey::from_secret(&SECRET));
-    let get = || http::get(worker.address(), "/secret/nix-cache-info", Some(&token)).status;
+    let get = || get(worker.address(), "/secret/nix-cache-info", Some(&token)).status;
     assert_eq!(get(), 200);
     published.describe("secret", false, &[], &["stolen", "lost"]);
     worker.put("secret/dormer-state.json", &published.path().join("secret/dormer-state.json"));
@@ -249,9 +254,8 @@ fn a_worker_with_unreadable_or_several_keys_lets_nobody_into_private_caches() {
             &published,
             &WorkerdOptions { variables: variables.clone(), ..WorkerdOptions::default() },
         );
-        let get = |cache: &str| {
-            http::get(worker.address(), &format!("/{cache}/nix-cache-info"), Some(&token)).status
-        };
+        let get =
+            |cache: &str| get(worker.address(), &format!("/{cache}/nix-cache-info"), Some(&token)).status;
         assert_eq!((get("main"), get("secret")), (200, 404), "{variables:?}");
     }
 }

@@ -92,7 +92,8 @@ impl<'a> Host<'a> {
     }
 
     fn bucket(&self) -> Result<R2Bucket, String> {
-        runtime::bucket(self.environment).ok_or_else(|| "no R2 bucket is bound as BUCKET: see wrangler.toml".to_owned())
+        runtime::bucket(self.environment)
+            .ok_or_else(|| "no R2 bucket is bound as BUCKET: see wrangler.toml".to_owned())
     }
 
     async fn answer(&self, request: &Request) -> Result<Answered, Failure> {
@@ -159,7 +160,8 @@ impl<'a> Host<'a> {
         }
         let name = self.name_of(read.key());
         let failed = |error: JsValue| format!("{name} cannot be read: {error:?}");
-        let promise = if read.is_head() { bucket.head(&name) } else { bucket.get(&name, &JsValue::UNDEFINED) };
+        let promise =
+            if read.is_head() { bucket.head(&name) } else { bucket.get(&name, &JsValue::UNDEFINED) };
         let object = runtime::found(promise.map_err(failed)?).await.map_err(failed)?;
         let meta = object.as_ref().map(meta_of);
         let answer = read.respond(meta.as_ref());
@@ -207,7 +209,10 @@ impl<'a> Host<'a> {
 
     /// A part of a NAR comes from R2 itself: whoever resumes is rare, and R2 knows the size and has the part in one request.
     async fn read_part(&self, bucket: &R2Bucket, read: &Read, part: Part) -> Result<Answered, String> {
-        #[expect(clippy::cast_precision_loss, reason = "no object has 2^53 bytes, and beyond it there is nothing to find")]
+        #[expect(
+            clippy::cast_precision_loss,
+            reason = "no object has 2^53 bytes, and beyond it there is nothing to find"
+        )]
         let number = |value: u64| JsValue::from_f64(value.min(1 << 53) as f64);
         let range = match part {
             Part::From(first) => runtime::object(&[("offset", number(first))]),
@@ -246,13 +251,18 @@ impl<'a> Host<'a> {
             _ => "other",
         };
         #[expect(clippy::cast_precision_loss, reason = "a statistic")]
-        let bytes = if let Body::Object(range) = &answer.body { (range.end - range.start) as f64 } else { 0.0 };
+        let bytes =
+            if let Body::Object(range) = &answer.body { (range.end - range.start) as f64 } else { 0.0 };
         runtime::count(self.environment, cache, &[kind], &[f64::from(answer.status), bytes]);
     }
 }
 
 fn meta_of(object: &R2Object) -> ObjectMeta {
-    #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "a size is a whole number below 2^53")]
+    #[expect(
+        clippy::cast_possible_truncation,
+        clippy::cast_sign_loss,
+        reason = "a size is a whole number below 2^53"
+    )]
     let size = object.size() as u64;
     ObjectMeta { size, etag: Some(object.http_etag()) }
 }
@@ -271,7 +281,11 @@ fn halves(stream: &ReadableStream) -> Option<(ReadableStream, ReadableStream)> {
 }
 
 /// An answer as the data centre's cache keeps it, without what is for one client only.
-fn remembered(answer: &Answer, meta: Option<&ObjectMeta>, body: Option<&ReadableStream>) -> Result<Response, JsValue> {
+fn remembered(
+    answer: &Answer,
+    meta: Option<&ObjectMeta>,
+    body: Option<&ReadableStream>,
+) -> Result<Response, JsValue> {
     let headers = Headers::new()?;
     headers.set("cache-control", &format!("public, max-age={}", answer.edge_seconds))?;
     if let Some(meta) = meta {

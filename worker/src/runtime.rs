@@ -65,10 +65,21 @@ extern "C" {
     pub(crate) type CryptoKey;
 
     #[wasm_bindgen(js_namespace = ["crypto", "subtle"], js_name = importKey)]
-    fn import_key(format: &str, key: &Uint8Array, algorithm: &JsValue, extractable: bool, uses: &JsValue) -> Promise;
+    fn import_key(
+        format: &str,
+        key: &Uint8Array,
+        algorithm: &JsValue,
+        extractable: bool,
+        uses: &JsValue,
+    ) -> Promise;
 
     #[wasm_bindgen(js_namespace = ["crypto", "subtle"], js_name = verify)]
-    fn verify_signature(algorithm: &JsValue, key: &CryptoKey, signature: &Uint8Array, data: &Uint8Array) -> Promise;
+    fn verify_signature(
+        algorithm: &JsValue,
+        key: &CryptoKey,
+        signature: &Uint8Array,
+        data: &Uint8Array,
+    ) -> Promise;
 
     /// Writes to the Worker's log.
     #[wasm_bindgen(js_namespace = console, js_name = error)]
@@ -149,7 +160,11 @@ impl Cache {
 }
 
 /// Imports a key that may only verify.
-pub(crate) async fn verifying_key(format: &str, bytes: &[u8], algorithm: &JsValue) -> Result<CryptoKey, JsValue> {
+pub(crate) async fn verifying_key(
+    format: &str,
+    bytes: &[u8],
+    algorithm: &JsValue,
+) -> Result<CryptoKey, JsValue> {
     let uses: js_sys::Array = std::iter::once(JsValue::from_str("verify")).collect();
     let promise = import_key(format, &Uint8Array::from(bytes), algorithm, false, &uses);
     Ok(JsFuture::from(promise).await?.unchecked_into())

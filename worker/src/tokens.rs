@@ -83,7 +83,8 @@ async fn verifier(environment: &JsValue) -> Result<Option<Verifier>, String> {
         Algorithm::Hs256 => ("raw", bytes),
         Algorithm::Rs256 | Algorithm::EdDsa => ("spki", from_pem(&bytes).ok_or_else(unreadable)?),
     };
-    let key = runtime::verifying_key(format, &bytes, &parameters(algorithm)).await.map_err(|_| unreadable())?;
+    let key =
+        runtime::verifying_key(format, &bytes, &parameters(algorithm)).await.map_err(|_| unreadable())?;
     let verifier = Verifier { text, algorithm, key };
     VERIFIER.set(Some(verifier.clone()));
     Ok(Some(verifier))
@@ -93,7 +94,9 @@ async fn verifier(environment: &JsValue) -> Result<Option<Verifier>, String> {
 fn parameters(algorithm: Algorithm) -> JsValue {
     match algorithm {
         Algorithm::Hs256 => runtime::object(&[("name", "HMAC".into()), ("hash", "SHA-256".into())]),
-        Algorithm::Rs256 => runtime::object(&[("name", "RSASSA-PKCS1-v1_5".into()), ("hash", "SHA-256".into())]),
+        Algorithm::Rs256 => {
+            runtime::object(&[("name", "RSASSA-PKCS1-v1_5".into()), ("hash", "SHA-256".into())])
+        }
         Algorithm::EdDsa => runtime::object(&[("name", "Ed25519".into())]),
     }
 }
