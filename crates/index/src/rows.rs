@@ -141,6 +141,11 @@ pub(crate) fn read_chunk(row: &impl Row) -> Result<ChunkRow> {
     .read()
 }
 
+/// A chunk's number alone.
+pub(crate) fn read_chunk_number(row: &impl Row) -> Result<u64> {
+    unsigned("chunks", row.column(0, "chunks")?)
+}
+
 /// Rows of caches with their keys; those of one cache are neighbours.
 pub(crate) fn read_caches(rows: &[impl Row]) -> Result<Vec<Cache>> {
     let mut caches: Vec<Cache> = Vec::new();

@@ -43,6 +43,7 @@ pub struct Faults {
     crash_at: u64,
     effect_kept: bool,
     crashed: AtomicBool,
+    deleted: Mutex<Vec<BlobKey>>,
     lie: Option<Lie>,
 }
 
@@ -58,24 +59,29 @@ enum Fate {
 impl Faults {
     /// Dies at a step (the first is 0), with that call's effect kept or dropped.
     pub fn crash_at(step: u64, effect_kept: bool) -> Arc<Self> {
-        Arc::new(Self {
-            steps: AtomicU64::new(0),
-            crash_at: step,
-            effect_kept,
-            crashed: AtomicBool::new(false),
-            lie: None,
-        })
+        Self::new(step, effect_kept, None)
     }
 
     /// As [`crash_at`](Self::crash_at), with a planted defect.
     pub fn crash_at_with(step: u64, effect_kept: bool, lie: Lie) -> Arc<Self> {
+        Self::new(step, effect_kept, Some(lie))
+    }
+
+    fn new(crash_at: u64, effect_kept: bool, lie: Option<Lie>) -> Arc<Self> {
+        let crashed = AtomicBool::new(false);
         Arc::new(Self {
             steps: AtomicU64::new(0),
-            crash_at: step,
+            crash_at,
             effect_kept,
-            crashed: AtomicBool::new(false),
-            lie: Some(lie),
+            crashed,
+            deleted: Mutex::default(),
+            lie,
         })
+    }
+
+    /// The objects that the process deleted.
+    pub fn deleted(&self) -> Vec<BlobKey> {
+        self.deleted.lock().expect("no test panics with it held").clone()
     }
 
     /// Whether the step was reached.
@@ -118,6 +124,11 @@ impl FaultBlobs {
         Self { inner, faults, unwritten: Mutex::new(None) }
     }
 
+    async fn delete_now(&self, key: &BlobKey) -> dormer_blobs::Result<()> {
+        self.faults.deleted.lock().expect("no test panics with it held").push(*key);
+        self.inner.delete(key).await
+    }
+
     async fn put_late(&self, key: &BlobKey, parts: &[Bytes]) -> dormer_blobs::Result<()> {
         let before =
             self.unwritten.lock().expect("no test panics with it held").replace((*key, parts.to_vec()));
@@ -144,7 +155,7 @@ impl Blobs for FaultBlobs {
             Fate::Run => {
                 self.inner.put(key, parts).await?;
                 if self.faults.lies(Lie::DeleteBeforeUnreference) {
-                    self.inner.delete(key).await?;
+                    self.delete_now(key).await?;
                 }
                 Ok(())
             }
@@ -168,10 +179,10 @@ impl Blobs for FaultBlobs {
 
     async fn delete(&self, key: &BlobKey) -> dormer_blobs::Result<()> {
         match self.faults.step() {
-            Fate::Run => self.inner.delete(key).await,
+            Fate::Run => self.delete_now(key).await,
             Fate::Die { effect_kept } => {
                 if effect_kept {
-                    self.inner.delete(key).await?;
+                    self.delete_now(key).await?;
                 }
                 Err(dead_store())
             }

@@ -5,7 +5,7 @@ use std::fmt;
 
 use dormer_blobs::{BlobKey, Blobs};
 use dormer_format::{Decoder, HoleFill, checksum};
-use dormer_index::{ChunkRow, SqliteIndex};
+use dormer_index::{Audit, ChunkRow};
 use dormer_nix::{NarHash, NarHasher};
 
 /// A broken invariant.
@@ -23,40 +23,41 @@ impl fmt::Display for Violation {
     }
 }
 
-/// Checks invariants 1 to 5 over everything that is stored. `acknowledged` are the NARs whose commits were answered with
-/// success: all of them must be committed and read back.
+/// Checks invariants 1 to 5 over everything that is stored.
+///
+/// `acknowledged` are the NARs whose commits were answered with success: all of them must be committed and read back.
+/// `deleted` are the objects that the process deleted itself. What a read found damaged, by no fault of the writer, is
+/// missing to everybody until a push heals it, and is no violation.
 pub async fn check_invariants(
-    index: &SqliteIndex,
+    audit: Audit,
     blobs: &dyn Blobs,
     acknowledged: &[NarHash],
+    deleted: &[BlobKey],
 ) -> Vec<Violation> {
     let mut violations = Vec::new();
     let mut broken = |invariant, what: String| violations.push(Violation { invariant, what });
-    let audit = index.audit().await.expect("a reopened index can be read");
 
-    // 1. A chunk row exists only if its pack is durably stored. 4. No pack that is needed was deleted: both show as a row
-    // whose bytes cannot be read back.
+    // 1. A chunk row exists only if its pack is durably stored. 4. A pack's object is deleted only after its row is gone.
+    let damaged: HashSet<u64> = audit.damaged_chunks.into_iter().collect();
     let mut chunks: HashMap<u64, (ChunkRow, Option<Vec<u8>>)> = HashMap::new();
     for row in audit.chunks {
         let end = row.offset + u64::from(row.layout.stored_len());
-        let stored = match blobs.get_range(&BlobKey::Pack(row.pack_id), row.offset..end).await {
-            Ok(stored) if checksum(&stored) == row.checksum => Some(stored.to_vec()),
-            Ok(_) => {
-                broken(1, format!("chunk {} differs from its checksum", row.number));
-                None
-            }
-            Err(error) => {
-                broken(1, format!("chunk {} has a row but no bytes: {error}", row.number));
-                None
-            }
-        };
-        chunks.insert(row.number, (row, stored));
+        let key = BlobKey::Pack(row.pack_id);
+        let stored = blobs.get_range(&key, row.offset..end).await;
+        let sound = stored.as_ref().is_ok_and(|stored| checksum(stored) == row.checksum);
+        if deleted.contains(&key) {
+            broken(4, format!("chunk {} has a row, and its pack was deleted", row.number));
+        } else if !sound && !damaged.contains(&row.number) {
+            let what = stored.as_ref().map_or_else(ToString::to_string, |_| "other bytes".to_owned());
+            broken(1, format!("chunk {} has a row and no sound bytes: {what}", row.number));
+        }
+        chunks.insert(row.number, (row, stored.ok().filter(|_| sound).map(|stored| stored.to_vec())));
     }
 
     // 2. A NAR row exists only if all its chunks do. 3. Nothing is visible before the whole NAR was verified.
     let mut sound = HashSet::new();
     let mut decoder = Decoder::new().expect("zstd sets up");
-    'nars: for nar in audit.nars {
+    'nars: for nar in audit.nars.into_iter().filter(|nar| !nar.damaged) {
         let mut hasher = NarHasher::new();
         let mut fills = nar.recipe.hole_fills();
         for run in &nar.recipe.runs {

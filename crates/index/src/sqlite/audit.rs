@@ -3,12 +3,14 @@
 use sqlx::query;
 
 use super::SqliteIndex;
-use crate::rows::{read_chunk, read_nar};
+use crate::rows::{read_chunk, read_chunk_number, read_nar};
 use crate::{Audit, Result};
 
 const CHUNKS: &str = "
     SELECT 0, c.number, c.id, c.pack, p.id, c.start, c.checksum, c.layout
     FROM chunks AS c JOIN packs AS p ON p.number = c.pack ORDER BY c.number";
+
+const DAMAGED_CHUNKS: &str = "SELECT number FROM chunks WHERE damaged_at IS NOT NULL ORDER BY number";
 
 const NARS: &str = "SELECT id, hash, size, file_size, tag, damaged_at, recipe FROM nars ORDER BY id";
 
@@ -17,7 +19,9 @@ impl SqliteIndex {
     pub async fn audit(&self) -> Result<Audit> {
         let mut read = self.read("read everything").await?;
         let chunks = read.all(query(CHUNKS)).await?.iter().map(read_chunk).collect::<Result<_>>()?;
+        let damaged = read.all(query(DAMAGED_CHUNKS)).await?;
+        let damaged_chunks = damaged.iter().map(read_chunk_number).collect::<Result<_>>()?;
         let nars = read.all(query(NARS)).await?.iter().map(read_nar).collect::<Result<_>>()?;
-        Ok(Audit { chunks, nars })
+        Ok(Audit { chunks, damaged_chunks, nars })
     }
 }
