@@ -29,7 +29,7 @@ fn fill(server: &Postgres, url: &str, cache: CacheId, objects: u64) {
          INSERT INTO packs (id, size, created_at, used_at)
              SELECT {pack_id}, 16000000, {NOW}, {NOW} FROM generate_series(1, {packs}) AS i;
          INSERT INTO chunks (number, pack, start, checksum, id, layout)
-             SELECT p * 65536 + i, p, 32 + i * 60000, i, {chunk_id}, '\\x{layout}'
+             SELECT p::bigint * 65536 + i, p, 32 + i * 60000, i, {chunk_id}, '\\x{layout}'
              FROM generate_series(1, {packs}) AS p, generate_series(0, {PACK_CHUNKS} - 1) AS i;
          ALTER TABLE chunks ADD CONSTRAINT chunks_id_key UNIQUE (id);
          INSERT INTO nars (size, file_size, hash, tag, recipe)
@@ -84,7 +84,8 @@ async fn look_ups_are_as_cheap_in_a_large_index() {
         let pages = pages(&index, cache).await;
         // Beside the tests' own output, which hides what a test prints that passes.
         let _ = writeln!(std::io::stderr(), "PostgreSQL, {line} {pages} pages for an object");
-        assert!(pages <= 12, "{pages} pages for one object of {count}");
+        // Each index grows by a level when there are some hundred times as many rows.
+        assert!(pages <= 16, "{pages} pages for one object of {count}");
         index.close().await.unwrap();
         server.sql("postgres", &format!("DROP DATABASE {}", url.rsplit('/').next().unwrap()));
     }
