@@ -7,12 +7,13 @@ mod chunks;
 mod commits;
 mod fixtures;
 mod names;
+mod publish;
 mod races;
 mod replicas;
 
 use std::sync::Arc;
 
-use crate::{Index, Result};
+use crate::{Index, PublishIndex, Result};
 
 /// Runs every case; `make` opens an empty index each time it is called.
 pub async fn run<F, Fut>(make: F)
@@ -74,6 +75,32 @@ where
         what_one_writes_the_other_reads_at_once, changes_are_told_to_the_other, new_objects_are_no_news,
         racing_packs_of_two_replicas_agree, racing_commits_of_two_replicas_agree,
         signatures_of_racing_pushes_are_all_kept, racing_first_starts_agree, a_follower_misses_nothing,
+    }
+}
+
+/// Runs every case of publishing; `make` opens an empty index each time it is called.
+pub async fn run_publish<F, Fut, I>(make: F)
+where
+    F: Fn() -> Fut,
+    Fut: Future<Output = Arc<I>>,
+    I: Index + PublishIndex,
+{
+    macro_rules! cases {
+        ($($case:ident),+ $(,)?) => {
+            $({
+                let index = make().await;
+                let both = publish::Both { index: Arc::clone(&index) as Arc<dyn Index>, publish: index };
+                check(stringify!($case), publish::$case(both)).await;
+            })+
+        };
+    }
+    cases! {
+        a_target_is_made_once_and_stays_where_it_is, a_lease_is_given_to_one_at_a_time, whoever_lost_the_lease_writes_nothing,
+        pending_objects_come_oldest_first_and_once, a_whole_cache_can_be_noted, an_object_is_there_when_it_is_finished,
+        a_nar_that_nothing_names_may_go, an_intent_that_came_to_nothing_leaves_nothing,
+        referrers_are_removed_first_and_know_what_they_lost, what_an_upstream_key_signed_takes_nothing_along,
+        a_circle_can_be_removed, new_references_replace_the_old_ones, drift_is_looked_at_again,
+        a_cache_is_remembered_and_forgotten,
     }
 }
 

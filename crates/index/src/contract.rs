@@ -483,7 +483,7 @@ pub trait Index: Send + Sync + std::fmt::Debug + 'static {
     ) -> Result<Vec<(StorePathHash, UnixSeconds)>>;
     /// Writes down that objects were used. Never moves a time backwards.
     async fn touch_objects(&self, cache: CacheId, hashes: &[StorePathHash], at: UnixSeconds) -> Result<()>;
-    /// Removes an object, with its outbox row. `false` if it was not there.
+    /// Removes an object, with its outbox row. `false` if it was not there; for cause there is an outbox row then, too.
     async fn remove_object(
         &self,
         cache: CacheId,

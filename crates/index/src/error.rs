@@ -22,6 +22,9 @@ pub enum Error {
     /// A NAR that a commit reuses was removed or damaged meanwhile; storing it again heals it.
     #[error("a reused NAR is gone")]
     NarGone,
+    /// Another program may write to the target now.
+    #[error("the lease of the target was lost to another program")]
+    LeaseLost,
     /// A recipe names a chunk that has no row.
     #[error("chunk {number} has no row")]
     ChunkGone {
@@ -42,6 +45,14 @@ pub enum Error {
         /// Version found.
         found: i64,
         /// Newest known.
+        known: i64,
+    },
+    /// The database is in use by an older Dormer.
+    #[error("database has schema version {found} and is in use; this binary needs {known}")]
+    SchemaTooOld {
+        /// Version found.
+        found: i64,
+        /// What is needed.
         known: i64,
     },
     /// The file is a database of another program (Attic's, for one).

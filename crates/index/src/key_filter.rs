@@ -40,6 +40,13 @@ impl KeyFilter {
         Self { layers: RwLock::new(vec![Layer::new((expected * 2).max(CAPACITY_MIN))]) }
     }
 
+    /// For a process that is not the only one to add keys: calls nothing absent.
+    pub(crate) fn everything() -> Self {
+        let full =
+            Layer { words: [AtomicU64::new(u64::MAX)].into(), capacity: usize::MAX, count: AtomicU64::new(0) };
+        Self { layers: RwLock::new(vec![full]) }
+    }
+
     /// Whether the key may be there; `false` is certain.
     pub(crate) fn may_contain(&self, key: Key) -> bool {
         self.layers.read().unwrap_or_else(PoisonError::into_inner).iter().any(|layer| layer.may_contain(key))

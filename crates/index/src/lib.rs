@@ -19,6 +19,7 @@ mod key_filter;
 mod merge;
 mod migrations;
 mod postgres;
+mod publish;
 mod rows;
 mod sqlite;
 #[cfg(test)]
@@ -32,4 +33,8 @@ pub use error::{Error, Result};
 pub use examination::Examination;
 pub use migrations::{Migration, MigrationPlan};
 pub use postgres::{PostgresIndex, PostgresOptions};
+pub use publish::{
+    Lease, PendingObject, PublishCounts, PublishDone, PublishIndex, PublishIntent, PublishState, PublishTarget,
+    PublishedCache, PublishedNar, PublishedObject, TargetId,
+};
 pub use sqlite::{SqliteIndex, SqliteOptions};

@@ -150,6 +150,8 @@ pub(super) async fn removal_for_cause_ends_a_grace_that_began_before(index: Subj
     assert!(!index.remove_object(cache, &path_hash(1), Removal::ForCause, NOW).await?);
     assert!(!reads(&index, cache, 1, NOW).await?);
     assert_eq!(index.find_alias(cache, "f", 0).await?, None);
+    let hash = Some(path_hash(1));
+    assert_eq!(changes(&index, cache).await?, [hash, hash, hash], "pushed, removed, and removed for cause");
     Ok(())
 }
 

@@ -19,6 +19,7 @@ mod objects;
 mod open;
 mod outbox;
 mod packs;
+mod publish;
 mod session;
 #[cfg(test)]
 mod tests;

@@ -131,10 +131,9 @@ impl PostgresIndex {
                 }
             }
         }
-        if nar.is_some() {
-            write.execute(outbox::insert(cache, Some(hash), at)).await?;
-        }
+        // Also when the object went before: followers have to know that its grace is over.
         if nar.is_some() || removal == Removal::ForCause {
+            write.execute(outbox::insert(cache, Some(hash), at)).await?;
             write.execute(changes::tell(Change::Object(cache, *hash))).await?;
         }
         write.commit().await?;

@@ -15,6 +15,7 @@ mod objects;
 mod open;
 mod outbox;
 mod packs;
+mod publish;
 mod session;
 #[cfg(test)]
 mod tests;
@@ -71,8 +72,9 @@ pub struct SqliteIndex {
     chunk_filter: KeyFilter,
     nar_filter: KeyFilter,
     object_filter: KeyFilter,
-    /// Held for as long as the database is open. Last, so that it outlives the connections.
-    _lock: File,
+    /// Held for as long as the database is open, unless it was opened beside another process. Last, so that it outlives the
+    /// connections.
+    _lock: Option<File>,
 }
 
 impl SqliteIndex {
@@ -93,6 +95,38 @@ impl SqliteIndex {
         let nar_filter = load_filter(&mut writer, &NAR_KEYS).await?;
         let object_filter = load_filter(&mut writer, &OBJECT_KEYS).await?;
         end_loading(&mut writer).await?;
+        Self::with(path, &options, writer, [chunk_filter, nar_filter, object_filter], Some(lock)).await
+    }
+
+    /// Opens a database beside a process that may have it open, or open it later, in full. For followers: they may write what
+    /// they alone know (publishing's rows) and correct rows, but must not add chunks, NARs, objects or caches, which the other
+    /// process would call absent. Fails with [`Error::SchemaTooOld`](crate::Error::SchemaTooOld) if the schema is older than
+    /// ours and the other process is there, so that it cannot be changed.
+    pub async fn open_beside(path: impl AsRef<Path>, options: SqliteOptions) -> Result<Self> {
+        let path = path.as_ref();
+        if open::inspect(path).await? {
+            return Err(failed("open the database", std::io::Error::from(std::io::ErrorKind::NotFound).into()));
+        }
+        let mut writer = open::connect(path, options.busy_timeout, true).await?;
+        // The lock is only taken when it is needed: a server that starts at this moment would be refused.
+        if let Err(too_old) = open::check_schema(&mut writer).await {
+            match open::lock(path) {
+                Ok(_lock) => open::migrate(&mut writer).await?,
+                Err(crate::Error::Locked { .. }) => return Err(too_old),
+                Err(error) => return Err(error),
+            }
+        }
+        let filters = [KeyFilter::everything(), KeyFilter::everything(), KeyFilter::everything()];
+        Self::with(path, &options, writer, filters, None).await
+    }
+
+    async fn with(
+        path: &Path,
+        options: &SqliteOptions,
+        writer: SqliteConnection,
+        [chunk_filter, nar_filter, object_filter]: [KeyFilter; 3],
+        lock: Option<File>,
+    ) -> Result<Self> {
         let mut readers = Vec::with_capacity(options.readers.max(1));
         for _ in 0..options.readers.max(1) {
             readers.push(open::connect(path, options.busy_timeout, false).await?);

@@ -135,7 +135,8 @@ impl SqliteIndex {
                 }
             }
         }
-        if nar.is_some() {
+        // Also when the object went before: followers have to know that its grace is over.
+        if nar.is_some() || removal == Removal::ForCause {
             write.execute(outbox::insert(cache, Some(hash), at)).await?;
         }
         write.commit().await?;

@@ -154,6 +154,12 @@ pub(super) async fn migrate(connection: &mut SqliteConnection) -> Result<()> {
         .map_err(|error| failed("migrate the schema", sqlx::Error::Migrate(Box::new(error))))
 }
 
+/// Refuses a schema that is not exactly ours: somebody else uses it, and it cannot be changed under them.
+pub(super) async fn check_schema(connection: &mut SqliteConnection) -> Result<()> {
+    let (found, known) = (found_version(connection).await?, schema_version());
+    if found == known { Ok(()) } else { Err(Error::SchemaTooOld { found, known }) }
+}
+
 /// Newest schema that was applied, 0 for an empty database. Refuses one that is newer than we know.
 async fn found_version(connection: &mut SqliteConnection) -> Result<i64> {
     const ATTEMPT: &str = "read the schema version";

@@ -107,6 +107,43 @@ async fn sqlite_meets_the_contract() {
     .await;
 }
 
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn sqlite_remembers_what_is_published() {
+    let folder = tempfile::tempdir().unwrap();
+    let number = AtomicU32::new(0);
+    crate::conformance::run_publish(|| {
+        let path = folder.path().join(format!("{}.sqlite", number.fetch_add(1, Ordering::Relaxed)));
+        async move { Arc::new(open(&path).await) }
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_follower_opens_it_beside_another_process() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("index.sqlite");
+    let beside = || SqliteIndex::open_beside(&path, SqliteOptions::default());
+    assert!(beside().await.is_err(), "it makes none");
+    let server = open(&path).await;
+    let cache = server.create_cache(&new_cache("main")).await.unwrap();
+    let follower = beside().await.unwrap();
+    let object = new_object("hello", 3);
+    let rows = server.commit_pack(&new_pack(3)).await.unwrap();
+    server.commit_nar(&commit(cache, new_nar(&rows, 10), &object)).await.unwrap();
+    let found = follower.find_object(cache, &object.path.hash()).await.unwrap();
+    assert_eq!(found.unwrap().object, object, "what another process adds is found");
+    let target = crate::PublishIndex::open_target(&follower, "edge", "there").await.unwrap();
+    assert_eq!(crate::PublishIndex::list_targets(&server).await.unwrap(), [target]);
+    server.close().await.unwrap();
+    drop(server);
+    // And the other way round.
+    let server = open(&path).await;
+    assert!(server.find_cache("main").await.unwrap().is_some());
+    execute(&path, "DELETE FROM _sqlx_migrations WHERE version = 2").await;
+    let refused = beside().await;
+    assert!(matches!(refused, Err(Error::SchemaTooOld { found: 1, known: 2 })), "{refused:?}");
+}
+
 #[tokio::test]
 async fn durability_is_on_in_every_connection() {
     let folder = tempfile::tempdir().unwrap();
@@ -214,9 +251,9 @@ async fn a_newer_schema_is_refused() {
     )
     .await;
     let refused = SqliteIndex::open(&path, SqliteOptions::default()).await;
-    assert!(matches!(refused, Err(Error::SchemaTooNew { found: 7777, known: 1 })), "{refused:?}");
+    assert!(matches!(refused, Err(Error::SchemaTooNew { found: 7777, known: 2 })), "{refused:?}");
     let looked_at = SqliteIndex::examine(&path, "").await;
-    assert!(matches!(looked_at, Err(Error::SchemaTooNew { found: 7777, known: 1 })), "{looked_at:?}");
+    assert!(matches!(looked_at, Err(Error::SchemaTooNew { found: 7777, known: 2 })), "{looked_at:?}");
 }
 
 #[tokio::test]

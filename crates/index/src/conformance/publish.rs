@@ -1,0 +1,379 @@
+//! What publishing remembers: leases, what is pending, what lies in a target.
+
+use std::sync::Arc;
+
+use dormer_format::EncodingTag;
+use dormer_nix::{NarHash, StorePathHash};
+
+use super::fixtures::{NOW, cache, nar_hash, path_hash, push_object, tag};
+use crate::{
+    CacheId, Error, Index, Lease, OutboxPosition, PublishDone, PublishIndex, PublishIntent, PublishState,
+    PublishTarget, PublishedCache, PublishedNar, Removal, Result,
+};
+
+/// What every case works on: both contracts of one adapter.
+pub(super) struct Both {
+    pub(super) index: Arc<dyn Index>,
+    pub(super) publish: Arc<dyn PublishIndex>,
+}
+
+const HOUR: i64 = 3_600;
+
+async fn target(both: &Both) -> Result<(PublishTarget, Lease)> {
+    let target = both.publish.open_target("edge", "s3://bucket").await?;
+    let lease = both.publish.acquire_lease(target.id, "me", NOW, NOW + HOUR).await?.expect("nobody holds it");
+    Ok((target, lease))
+}
+
+fn nar(number: u32) -> (NarHash, EncodingTag) {
+    (nar_hash(number), tag(number))
+}
+
+fn intent(number: u32, references: &[u32]) -> PublishIntent {
+    PublishIntent {
+        hash: path_hash(number),
+        nar: nar(number),
+        file_size: 100 + u64::from(number),
+        references: references.iter().map(|number| path_hash(*number)).collect(),
+    }
+}
+
+fn done(number: u32, references: &[u32]) -> PublishDone {
+    PublishDone {
+        hash: path_hash(number),
+        nar: nar(number),
+        digest: vec![7; 32],
+        etag: Some("\"e\"".to_owned()),
+        upstream: false,
+        references: references.iter().map(|number| path_hash(*number)).collect(),
+    }
+}
+
+fn uploaded(number: u32) -> PublishedNar {
+    PublishedNar {
+        nar: nar(number),
+        uploaded: true,
+        file_size: 100 + u64::from(number),
+        file_hash: Some(nar_hash(1_000 + number)),
+        etag: None,
+        delete_after: None,
+    }
+}
+
+async fn publish(both: &Both, lease: &Lease, cache: CacheId, number: u32, references: &[u32]) -> Result<()> {
+    both.publish.begin_publishing(lease, cache, &[intent(number, references)]).await?;
+    both.publish.note_uploaded(lease, cache, &[uploaded(number)]).await?;
+    both.publish.finish_publishing(lease, cache, &[done(number, references)], NOW + HOUR).await
+}
+
+fn hashes(numbers: &[u32]) -> Vec<StorePathHash> {
+    let mut hashes: Vec<_> = numbers.iter().map(|number| path_hash(*number)).collect();
+    hashes.sort();
+    hashes
+}
+
+async fn pending(both: &Both, lease: &Lease, cache: CacheId) -> Result<Vec<StorePathHash>> {
+    let rows = both.publish.pending_objects(lease.target, cache, None, 100).await?;
+    let mut found: Vec<_> = rows.into_iter().map(|row| row.hash).collect();
+    found.sort();
+    Ok(found)
+}
+
+async fn state(both: &Both, lease: &Lease, cache: CacheId, number: u32) -> Result<Option<PublishState>> {
+    let found = both.publish.find_published(lease.target, cache, &[path_hash(number)]).await?;
+    Ok(found.first().map(|object| object.state))
+}
+
+pub(super) async fn a_target_is_made_once_and_stays_where_it_is(both: Both) -> Result<()> {
+    let first = both.publish.open_target("edge", "s3://bucket").await?;
+    assert_eq!((first.cursor, first.holder.clone(), first.ran_at), (OutboxPosition::START, None, None));
+    let again = both.publish.open_target("edge", "s3://other").await?;
+    assert_eq!(again, first);
+    let other = both.publish.open_target("other", "folder").await?;
+    assert_eq!(both.publish.list_targets().await?, [first.clone(), other]);
+    let (_, lease) = target(&both).await?;
+    both.publish.move_target(&lease, "s3://other").await?;
+    both.publish.release_lease(&lease, NOW + 1, Some("it broke")).await?;
+    let moved = both.publish.open_target("edge", "").await?;
+    assert_eq!(moved.location, "s3://other");
+    assert_eq!((moved.ran_at, moved.error), (Some(NOW + 1), Some(("it broke".to_owned(), NOW + 1))));
+    Ok(())
+}
+
+pub(super) async fn a_lease_is_given_to_one_at_a_time(both: Both) -> Result<()> {
+    let (target, lease) = target(&both).await?;
+    assert!(lease.was_released);
+    let acquire = |holder, now| both.publish.acquire_lease(target.id, holder, now, now + HOUR);
+    assert_eq!(acquire("you", NOW + 1).await?, None);
+    assert_eq!(acquire("me", NOW + 1).await?, None, "two programs may have one name");
+    both.publish.renew_lease(&lease, NOW + 2 * HOUR).await?;
+    assert_eq!(acquire("you", NOW + HOUR).await?, None);
+    let next = acquire("you", NOW + 2 * HOUR).await?.expect("the lease has ended");
+    assert!(next.fence > lease.fence && !next.was_released);
+    assert!(matches!(both.publish.renew_lease(&lease, NOW + 9 * HOUR).await, Err(Error::LeaseLost)));
+    assert!(matches!(both.publish.release_lease(&lease, NOW, None).await, Err(Error::LeaseLost)));
+    both.publish.release_lease(&next, NOW, None).await?;
+    assert!(matches!(both.publish.renew_lease(&next, NOW).await, Err(Error::LeaseLost)), "given back is lost");
+    let last = acquire("me", NOW).await?.expect("it was given back");
+    assert!(last.was_released && last.fence > next.fence);
+    Ok(())
+}
+
+pub(super) async fn whoever_lost_the_lease_writes_nothing(both: Both) -> Result<()> {
+    let id = cache(&both.index, "main").await?;
+    let (target, old) = target(&both).await?;
+    both.publish.acquire_lease(target.id, "you", NOW + HOUR, NOW + 2 * HOUR).await?.expect("it has ended");
+    let (one, key) = (hashes(&[1]), [nar(1)]);
+    let position = OutboxPosition { transaction: 1, number: 1 };
+    let outcomes = [
+        both.publish.note_pending(&old, &[(id, path_hash(1), NOW)], Some(position)).await,
+        both.publish.note_all_pending(&old, id, NOW).await,
+        both.publish.note_waiting(&old, id, &[(path_hash(1), "x".to_owned())]).await,
+        both.publish.drop_pending(&old, id, &one).await,
+        both.publish.forget_published_cache(&old, id).await,
+        publish(&both, &old, id, 1, &[]).await,
+        both.publish.note_uploaded(&old, id, &[uploaded(1)]).await,
+        both.publish.finish_publishing(&old, id, &[done(1, &[])], NOW).await,
+        both.publish.begin_removing(&old, id, &one, NOW).await.map(drop),
+        both.publish.finish_removing(&old, id, &[(path_hash(1), NOW)]).await,
+        both.publish.set_nar_deadline(&old, id, &key, NOW).await,
+        both.publish.begin_deleting_nars(&old, id, &key).await,
+        both.publish.forget_nars(&old, id, &key).await,
+        both.publish.note_drift(&old, id, &one, &key, NOW).await,
+        both.publish.move_target(&old, "elsewhere").await,
+    ];
+    for outcome in outcomes {
+        assert!(matches!(outcome, Err(Error::LeaseLost)), "{outcome:?}");
+    }
+    let target = both.publish.open_target("edge", "").await?;
+    assert_eq!((target.cursor, target.location.as_str()), (OutboxPosition::START, "s3://bucket"));
+    assert_eq!(state(&both, &old, id, 1).await?, None);
+    Ok(())
+}
+
+pub(super) async fn pending_objects_come_oldest_first_and_once(both: Both) -> Result<()> {
+    let id = cache(&both.index, "main").await?;
+    let (_, lease) = target(&both).await?;
+    let position = OutboxPosition { transaction: 3, number: 4 };
+    let noted = [(id, path_hash(1), NOW + 2), (id, path_hash(2), NOW + 1), (id, path_hash(1), NOW)];
+    both.publish.note_pending(&lease, &noted, Some(position)).await?;
+    assert_eq!(both.publish.open_target("edge", "").await?.cursor, position);
+    both.publish.note_waiting(&lease, id, &[(path_hash(2), "it rains".to_owned())]).await?;
+    let rows = both.publish.pending_objects(lease.target, id, None, 100).await?;
+    let seen: Vec<_> = rows.iter().map(|row| (row.hash, row.since, row.reason.as_deref())).collect();
+    assert_eq!(seen, [(path_hash(2), NOW + 1, Some("it rains")), (path_hash(1), NOW + 2, None)]);
+    let rest = both.publish.pending_objects(lease.target, id, Some((NOW + 1, path_hash(2))), 100).await?;
+    assert_eq!(rest.len(), 1);
+    assert_eq!(both.publish.pending_objects(lease.target, id, None, 1).await?.len(), 1);
+    let counts = both.publish.publish_counts(lease.target, id).await?;
+    assert_eq!((counts.pending, counts.pending_since, counts.published), (2, Some(NOW + 1), 0));
+    both.publish.drop_pending(&lease, id, &hashes(&[1, 2])).await?;
+    assert_eq!(pending(&both, &lease, id).await?, []);
+    Ok(())
+}
+
+pub(super) async fn a_whole_cache_can_be_noted(both: Both) -> Result<()> {
+    let (id, other) = (cache(&both.index, "main").await?, cache(&both.index, "other").await?);
+    for number in 1..=3 {
+        push_object(&both.index, id, number).await?;
+    }
+    push_object(&both.index, other, 4).await?;
+    let (_, lease) = target(&both).await?;
+    publish(&both, &lease, id, 9, &[]).await?;
+    both.publish.note_all_pending(&lease, id, NOW).await?;
+    assert_eq!(pending(&both, &lease, id).await?, hashes(&[1, 2, 3, 9]));
+    assert_eq!(both.publish.pending_absent(lease.target, id, None, 10).await?, hashes(&[9]));
+    assert_eq!(both.publish.pending_absent(lease.target, id, Some(path_hash(9)), 10).await?, []);
+    let found = both.publish.find_objects(id, &hashes(&[1, 2, 9])).await?;
+    assert_eq!(found.len(), 2);
+    Ok(())
+}
+
+pub(super) async fn an_object_is_there_when_it_is_finished(both: Both) -> Result<()> {
+    let id = cache(&both.index, "main").await?;
+    let (_, lease) = target(&both).await?;
+    both.publish.note_pending(&lease, &[(id, path_hash(1), NOW)], None).await?;
+    both.publish.begin_publishing(&lease, id, &[intent(1, &[2])]).await?;
+    assert_eq!(state(&both, &lease, id, 1).await?, Some(PublishState::Writing));
+    let nars = both.publish.find_published_nars(lease.target, id, &[nar_hash(1), nar_hash(2)]).await?;
+    assert_eq!(nars.len(), 1);
+    assert!(!nars[0].uploaded && nars[0].file_hash.is_none());
+    assert_eq!(pending(&both, &lease, id).await?, hashes(&[1]));
+    both.publish.note_uploaded(&lease, id, &[uploaded(1)]).await?;
+    assert_eq!(both.publish.find_published_nars(lease.target, id, &[nar_hash(1)]).await?, [uploaded(1)]);
+    both.publish.finish_publishing(&lease, id, &[done(1, &[2])], NOW).await?;
+    let found = both.publish.find_published(lease.target, id, &hashes(&[1])).await?.remove(0);
+    assert_eq!((found.state, found.nar, found.digest.len()), (PublishState::Published, nar(1), 32));
+    assert_eq!(found.etag.as_deref(), Some("\"e\""));
+    assert_eq!(pending(&both, &lease, id).await?, []);
+    // Written anew, it stays there meanwhile, and an uploaded NAR stays uploaded.
+    both.publish.begin_publishing(&lease, id, &[intent(1, &[2])]).await?;
+    assert_eq!(state(&both, &lease, id, 1).await?, Some(PublishState::Published));
+    assert_eq!(both.publish.find_published_nars(lease.target, id, &[nar_hash(1)]).await?, [uploaded(1)]);
+    let listed = both.publish.list_published(lease.target, id, None, 10).await?;
+    assert_eq!(listed.len(), 1);
+    assert_eq!(both.publish.list_published(lease.target, id, Some(path_hash(1)), 10).await?, []);
+    let counts = both.publish.publish_counts(lease.target, id).await?;
+    assert_eq!((counts.published, counts.nars, counts.file_bytes), (1, 1, 101));
+    Ok(())
+}
+
+pub(super) async fn a_nar_that_nothing_names_may_go(both: Both) -> Result<()> {
+    let id = cache(&both.index, "main").await?;
+    let (_, lease) = target(&both).await?;
+    publish(&both, &lease, id, 1, &[]).await?;
+    // The object gets another NAR.
+    let other = PublishIntent { nar: nar(5), ..intent(1, &[]) };
+    both.publish.begin_publishing(&lease, id, &[other]).await?;
+    both.publish.finish_publishing(&lease, id, &[PublishDone { nar: nar(5), ..done(1, &[]) }], NOW + 10).await?;
+    let due = |now| both.publish.due_nars(lease.target, id, now, 10);
+    assert_eq!(due(NOW + 9).await?, []);
+    assert_eq!(due(NOW + 10).await?.iter().map(|due| due.nar).collect::<Vec<_>>(), [nar(1)]);
+    assert_eq!(both.publish.nars_left_by(lease.target, id, &path_hash(1)).await?.len(), 1);
+    // Named again before it went.
+    both.publish.begin_publishing(&lease, id, &[PublishIntent { nar: nar(1), ..intent(2, &[]) }]).await?;
+    assert_eq!(due(NOW + 99).await?, []);
+    both.publish.finish_publishing(&lease, id, &[PublishDone { nar: nar(1), ..done(2, &[]) }], NOW).await?;
+    // Two objects with one NAR: it stays until both are gone.
+    both.publish.begin_publishing(&lease, id, &[PublishIntent { nar: nar(1), ..intent(3, &[]) }]).await?;
+    both.publish.finish_publishing(&lease, id, &[PublishDone { nar: nar(1), ..done(3, &[]) }], NOW).await?;
+    both.publish.begin_removing(&lease, id, &hashes(&[2]), NOW).await?;
+    both.publish.finish_removing(&lease, id, &[(path_hash(2), NOW)]).await?;
+    assert_eq!(due(NOW + 99).await?, []);
+    both.publish.begin_removing(&lease, id, &hashes(&[3]), NOW).await?;
+    both.publish.finish_removing(&lease, id, &[(path_hash(3), NOW + 20)]).await?;
+    assert_eq!(due(NOW + 19).await?, []);
+    both.publish.set_nar_deadline(&lease, id, &[nar(1), nar(5)], NOW).await?;
+    assert_eq!(due(NOW).await?.len(), 1, "what something names has no deadline");
+    both.publish.begin_deleting_nars(&lease, id, &[nar(1)]).await?;
+    assert!(!due(NOW).await?[0].uploaded);
+    both.publish.forget_nars(&lease, id, &[nar(1), nar(5)]).await?;
+    assert_eq!(due(NOW).await?, []);
+    assert_eq!(both.publish.find_published_nars(lease.target, id, &[nar_hash(5)]).await?.len(), 1);
+    Ok(())
+}
+
+pub(super) async fn an_intent_that_came_to_nothing_leaves_nothing(both: Both) -> Result<()> {
+    let id = cache(&both.index, "main").await?;
+    let (_, lease) = target(&both).await?;
+    both.publish.begin_publishing(&lease, id, &[intent(1, &[])]).await?;
+    both.publish.begin_publishing(&lease, id, &[PublishIntent { nar: nar(5), ..intent(1, &[]) }]).await?;
+    both.publish.begin_removing(&lease, id, &hashes(&[1]), NOW).await?;
+    both.publish.finish_removing(&lease, id, &[(path_hash(1), NOW)]).await?;
+    assert_eq!(both.publish.due_nars(lease.target, id, NOW, 10).await?.len(), 2);
+    assert_eq!(state(&both, &lease, id, 1).await?, None);
+    Ok(())
+}
+
+pub(super) async fn referrers_are_removed_first_and_know_what_they_lost(both: Both) -> Result<()> {
+    let id = cache(&both.index, "main").await?;
+    let (_, lease) = target(&both).await?;
+    // 3 → 2 → 1, 4 → 1, 5 alone.
+    for (number, references) in [(1, vec![]), (2, vec![1]), (3, vec![2]), (4, vec![1]), (5, vec![])] {
+        publish(&both, &lease, id, number, &references).await?;
+    }
+    let removable = |any| both.publish.removable(lease.target, id, any, 10);
+    assert_eq!(both.publish.begin_removing(&lease, id, &hashes(&[1]), NOW + 5).await?, 3);
+    assert_eq!(both.publish.begin_removing(&lease, id, &hashes(&[1]), NOW + 5).await?, 0);
+    let rows = both.publish.pending_objects(lease.target, id, None, 10).await?;
+    let mut lost: Vec<_> = rows.iter().map(|row| (row.hash, row.since, row.lost)).collect();
+    lost.sort();
+    let mut expected = vec![
+        (path_hash(2), NOW + 5, Some(path_hash(1))),
+        (path_hash(3), NOW + 5, Some(path_hash(2))),
+        (path_hash(4), NOW + 5, Some(path_hash(1))),
+    ];
+    expected.sort();
+    assert_eq!(lost, expected);
+    let mut order = Vec::new();
+    loop {
+        let mut next = removable(false).await?;
+        if next.is_empty() {
+            break;
+        }
+        next.sort();
+        order.push(next.clone());
+        let removed: Vec<_> = next.into_iter().map(|hash| (hash, NOW)).collect();
+        both.publish.finish_removing(&lease, id, &removed).await?;
+    }
+    assert_eq!(order, [hashes(&[3, 4]), hashes(&[2]), hashes(&[1])]);
+    assert_eq!(state(&both, &lease, id, 5).await?, Some(PublishState::Published));
+    Ok(())
+}
+
+pub(super) async fn what_an_upstream_key_signed_takes_nothing_along(both: Both) -> Result<()> {
+    let id = cache(&both.index, "main").await?;
+    let (_, lease) = target(&both).await?;
+    publish(&both, &lease, id, 1, &[]).await?;
+    both.publish.finish_publishing(&lease, id, &[PublishDone { upstream: true, ..done(1, &[]) }], NOW).await?;
+    publish(&both, &lease, id, 2, &[1]).await?;
+    assert_eq!(both.publish.begin_removing(&lease, id, &hashes(&[1]), NOW).await?, 0);
+    assert_eq!(both.publish.removable(lease.target, id, false, 10).await?, hashes(&[1]));
+    assert_eq!(state(&both, &lease, id, 2).await?, Some(PublishState::Published));
+    Ok(())
+}
+
+pub(super) async fn a_circle_can_be_removed(both: Both) -> Result<()> {
+    let id = cache(&both.index, "main").await?;
+    let (_, lease) = target(&both).await?;
+    publish(&both, &lease, id, 1, &[2]).await?;
+    publish(&both, &lease, id, 2, &[1]).await?;
+    assert_eq!(both.publish.begin_removing(&lease, id, &hashes(&[1]), NOW).await?, 1);
+    assert_eq!(both.publish.removable(lease.target, id, false, 10).await?, []);
+    let mut any = both.publish.removable(lease.target, id, true, 10).await?;
+    any.sort();
+    assert_eq!(any, hashes(&[1, 2]));
+    Ok(())
+}
+
+pub(super) async fn new_references_replace_the_old_ones(both: Both) -> Result<()> {
+    let id = cache(&both.index, "main").await?;
+    let (_, lease) = target(&both).await?;
+    for (number, references) in [(1, vec![]), (2, vec![]), (3, vec![1])] {
+        publish(&both, &lease, id, number, &references).await?;
+    }
+    both.publish.begin_publishing(&lease, id, &[intent(3, &[2])]).await?;
+    // While it is written anew, both count.
+    assert_eq!(both.publish.begin_removing(&lease, id, &hashes(&[1]), NOW).await?, 1);
+    publish(&both, &lease, id, 3, &[2]).await?;
+    assert_eq!(both.publish.begin_removing(&lease, id, &hashes(&[1]), NOW).await?, 0);
+    assert_eq!(both.publish.begin_removing(&lease, id, &hashes(&[2]), NOW).await?, 1);
+    Ok(())
+}
+
+pub(super) async fn drift_is_looked_at_again(both: Both) -> Result<()> {
+    let id = cache(&both.index, "main").await?;
+    let (_, lease) = target(&both).await?;
+    for number in 1..=3 {
+        publish(&both, &lease, id, number, &[]).await?;
+    }
+    both.publish.note_drift(&lease, id, &hashes(&[1]), &[nar(2)], NOW).await?;
+    assert_eq!(pending(&both, &lease, id).await?, hashes(&[1, 2]));
+    assert_eq!(state(&both, &lease, id, 1).await?, Some(PublishState::Writing));
+    assert_eq!(state(&both, &lease, id, 2).await?, Some(PublishState::Writing));
+    assert_eq!(state(&both, &lease, id, 3).await?, Some(PublishState::Published));
+    assert!(!both.publish.find_published_nars(lease.target, id, &[nar_hash(2)]).await?[0].uploaded);
+    Ok(())
+}
+
+pub(super) async fn a_cache_is_remembered_and_forgotten(both: Both) -> Result<()> {
+    let id = cache(&both.index, "main").await?;
+    let (_, lease) = target(&both).await?;
+    let mut published = PublishedCache {
+        cache: id,
+        name: "main".to_owned(),
+        basis: vec![1],
+        document: vec![],
+        published_at: NOW,
+    };
+    both.publish.write_published_cache(&lease, &published).await?;
+    published.document = vec![2, 3];
+    both.publish.write_published_cache(&lease, &published).await?;
+    assert_eq!(both.publish.published_caches(lease.target).await?, [published]);
+    publish(&both, &lease, id, 1, &[]).await?;
+    both.index.remove_object(id, &path_hash(1), Removal::ForCause, NOW).await?;
+    both.publish.forget_published_cache(&lease, id).await?;
+    assert_eq!(both.publish.published_caches(lease.target).await?, []);
+    assert_eq!(both.publish.publish_counts(lease.target, id).await?, crate::PublishCounts::default());
+    Ok(())
+}
