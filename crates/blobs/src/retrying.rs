@@ -56,7 +56,7 @@ impl<B> Retrying<B> {
         Self { blobs, policy, counters }
     }
 
-    async fn retry<T, F: Future<Output = Result<T>> + Send>(
+    pub(crate) async fn retry<T, F: Future<Output = Result<T>> + Send>(
         &self,
         method: Method,
         call: impl Fn() -> F + Send + Sync,

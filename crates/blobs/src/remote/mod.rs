@@ -9,6 +9,7 @@
 //! - Payloads are signed with their SHA-256, so a store never keeps a body that changed on its way.
 
 mod exchange;
+mod files;
 mod open;
 mod probe;
 
@@ -27,6 +28,7 @@ use object_store::{
 };
 
 use self::exchange::{Exchange, watched};
+pub use self::files::RemoteFiles;
 pub use self::open::{Credentials, OpenError, RemoteKind, RemoteSettings};
 pub use self::probe::{Probe, Right};
 use crate::contract::{BlobKey, Blobs};

@@ -208,6 +208,66 @@ fn build(
     }
 }
 
+/// The same store without credentials: to see whether anybody can read what is in it. `None` where that cannot be asked.
+pub(super) fn build_anonymous(settings: &RemoteSettings) -> Result<Option<Arc<dyn ObjectStore>>, OpenError> {
+    let wrong = |source| OpenError::Settings { store: settings.bucket.clone(), source };
+    let connector = || Connector(Arc::default());
+    let retries = || RetryConfig { max_retries: 2, ..RetryConfig::default() };
+    let is_http = settings.endpoint.as_ref().is_some_and(|endpoint| endpoint.starts_with("http:"));
+    let mut client = ClientOptions::new()
+        .with_allow_http(is_http)
+        .with_connect_timeout(settings.connect_timeout)
+        .with_timeout(settings.request_timeout);
+    for certificate in certificates(settings)? {
+        client = client.with_root_certificate(certificate);
+    }
+    let store: Arc<dyn ObjectStore> = match settings.kind {
+        RemoteKind::S3 => {
+            let mut builder = AmazonS3Builder::new()
+                .with_bucket_name(&settings.bucket)
+                .with_virtual_hosted_style_request(!settings.path_style)
+                .with_client_options(client)
+                .with_retry(retries())
+                .with_http_connector(connector())
+                .with_skip_signature(true);
+            if let Some(region) = &settings.region {
+                builder = builder.with_region(region);
+            }
+            if let Some(endpoint) = &settings.endpoint {
+                builder = builder.with_endpoint(bucket_endpoint(settings, endpoint)).with_allow_http(is_http);
+            }
+            Arc::new(builder.build().map_err(wrong)?)
+        }
+        RemoteKind::Gcs => {
+            let mut builder = GoogleCloudStorageBuilder::new()
+                .with_bucket_name(&settings.bucket)
+                .with_client_options(client)
+                .with_retry(retries())
+                .with_http_connector(connector())
+                .with_skip_signature(true);
+            if let Some(endpoint) = &settings.endpoint {
+                builder = builder.with_base_url(endpoint);
+            }
+            Arc::new(builder.build().map_err(wrong)?)
+        }
+        RemoteKind::Azure => {
+            let Some(credentials) = &settings.credentials else { return Ok(None) };
+            let mut builder = MicrosoftAzureBuilder::new()
+                .with_account(&credentials.access_key_id)
+                .with_container_name(&settings.bucket)
+                .with_client_options(client)
+                .with_retry(retries())
+                .with_http_connector(connector())
+                .with_skip_signature(true);
+            if let Some(endpoint) = &settings.endpoint {
+                builder = builder.with_endpoint(endpoint.clone()).with_allow_http(is_http);
+            }
+            Arc::new(builder.build().map_err(wrong)?)
+        }
+    };
+    Ok(Some(store))
+}
+
 /// What the environment says of S3. Its keys and its session token belong together, so none of them stands beside a key from the
 /// settings.
 fn s3_from_env(has_own_key: bool) -> AmazonS3Builder {
