@@ -33,6 +33,8 @@ const REPLICAS: usize = 2;
 pub struct LabOptions {
     /// Environment of the server.
     pub environment: Vec<(String, String)>,
+    /// Its settings file; `LAB` in it stands for the lab's folder, which machines see too.
+    pub settings: Option<String>,
     /// Memory that the server may use in all, enforced by a control group where this machine lets us make one.
     pub memory_bytes_max: Option<u64>,
 }
@@ -99,6 +101,12 @@ impl Lab {
             environment.retain(|(name, _)| !name.contains("TOKEN_"));
         }
         environment.extend(options.environment);
+        if let Some(text) = options.settings {
+            let path = folder.path().join("dormer.toml");
+            let lab = folder.path().to_str().expect("our folders are UTF-8");
+            fs::write(&path, text.replace("LAB", lab)).expect("the folder is new");
+            environment.push(("DORMER_CONFIG".to_owned(), path.display().to_string()));
+        }
         let replicas = if embedded { 1 } else { REPLICAS };
         let servers = (1..=replicas)
             .map(|number| Server {
@@ -268,6 +276,21 @@ impl Lab {
         Run::of(&mut self.command(arguments))
     }
 
+    /// Runs a command that reads the server's settings, such as `publish`, with those that the servers were started with.
+    pub fn server_command(&self, arguments: &[&str]) -> Run {
+        Run::of(&mut self.server_process(arguments))
+    }
+
+    /// The same, not started yet.
+    pub fn server_process(&self, arguments: &[&str]) -> Command {
+        let mut command = self.command(arguments);
+        if self.embedded {
+            command.env("DORMER_DATA_DIR", self.data_folder());
+        }
+        command.envs(self.environment.iter().cloned());
+        command
+    }
+
     fn command(&self, arguments: &[&str]) -> Command {
         let home = self.folder.path().join("home");
         let mut command = Command::new(self.binary());
@@ -318,6 +341,11 @@ impl Lab {
     /// The most memory that a server had at once, in bytes, as the kernel counts it.
     pub fn peak_memory_bytes(&self) -> u64 {
         self.servers.iter().map(Server::peak_memory_bytes).max().expect("a lab has a server")
+    }
+
+    /// The lab's folder, which machines see too.
+    pub fn folder(&self) -> &Path {
+        self.folder.path()
     }
 
     /// Where an embedded lab keeps everything.

@@ -13,6 +13,7 @@
 
 mod balancer;
 pub mod edge;
+mod files;
 pub mod http;
 mod lab;
 mod machine;
@@ -22,6 +23,7 @@ mod parts;
 mod proxy;
 
 pub use balancer::Balancer;
+pub use files::StaticServer;
 pub use lab::{Lab, LabOptions};
 pub use machine::{Machine, Run};
 pub use parts::{Nix, binary, part, times, workspace_root};

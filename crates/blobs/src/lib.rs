@@ -32,5 +32,5 @@ pub use files::{FileEntry, FileEvent, FileKind, FileUpload, Files, FolderFiles, 
 pub use limited::Limited;
 pub use local::LocalBlobs;
 pub use memory::MemoryBlobs;
-pub use remote::{RemoteBlobs, RemoteSettings};
+pub use remote::{RemoteBlobs, RemoteFiles, RemoteSettings};
 pub use retrying::{RetryPolicy, Retrying};

@@ -37,6 +37,12 @@ pub(crate) enum Error {
     #[error(transparent)]
     Blobs(#[from] dormer_blobs::Error),
     #[error(transparent)]
+    Publish(#[from] dormer_publish::Error),
+    #[error("there is no installation here: {} was never made by a server", path.display())]
+    NoInstallation { path: PathBuf },
+    #[error("{caches} of the caches could not be published")]
+    NotPublished { caches: usize },
+    #[error(transparent)]
     TokenVerifier(#[from] dormer_server::KeyError),
     #[error("{problem}")]
     Usage { problem: String, hint: Option<String> },
@@ -143,6 +149,10 @@ impl Error {
             Self::Settings(error) => error.hint().into_iter().collect(),
             Self::Client(error) => client_hints(error),
             Self::Index(error) | Self::Engine(dormer_engine::Error::Index(error)) => index_hints(error),
+            Self::Publish(error) => publish_hints(error),
+            Self::NotPublished { .. } => hint(
+                "a private cache wants a bucket without a public domain, served by the Worker or `dormer edge serve`, which check tokens",
+            ),
             Self::Usage { hint, .. } => hint.iter().cloned().collect(),
             Self::PathsLost { .. } => hint("what was pushed is in the cache; the same command again pushes the rest"),
             Self::ForeignFolder { .. } => hint(
@@ -164,6 +174,9 @@ impl Error {
                 "make one, keep a copy apart from the database's backup, and give it to every replica:".to_owned(),
                 "  DORMER_MASTER_KEY=$(openssl rand -base64 32)    or the file that master-key-file names".to_owned(),
             ],
+            Self::NoInstallation { .. } => {
+                hint("start `dormer serve` once with the same settings (--data-dir, --config, DORMER_…)")
+            }
             Self::NoTokenSecret { .. } => vec![
                 "start `dormer serve` once with the same settings, or set jwt.signing.token-hs256-secret-base64".to_owned(),
                 "`dormer token create` runs where the server's settings are, not on its clients".to_owned(),
@@ -229,6 +242,21 @@ fn client_hints(error: &dormer_client::Error) -> Vec<String> {
     }
 }
 
+fn publish_hints(error: &dormer_publish::Error) -> Vec<String> {
+    use dormer_publish::Error as Publish;
+    let hint = |text: &str| vec![text.to_owned()];
+    match error {
+        Publish::Index(error) | Publish::Engine(dormer_engine::Error::Index(error)) => index_hints(error),
+        Publish::Moved { .. } => hint(
+            "to go on at the new place: dormer publish TARGET --reconcile; to publish to both, give the new one a name of its own",
+        ),
+        Publish::Target(dormer_blobs::Error::Refused { .. }) => hint(
+            "the keys under [[edge]] say which store it is; rights to put, get, list and delete objects are needed",
+        ),
+        _ => Vec::new(),
+    }
+}
+
 fn index_hints(error: &dormer_index::Error) -> Vec<String> {
     use dormer_index::Error as Index;
     let hint = |text: &str| vec![text.to_owned()];
@@ -245,6 +273,9 @@ fn index_hints(error: &dormer_index::Error) -> Vec<String> {
         ),
         Index::Unavailable { attempt: "connect to the database", .. } => hint(
             "is the server running, and are host, user, password and database of database.url right? `dormer doctor` tries it",
+        ),
+        Index::SchemaTooOld { .. } => hint(
+            "restart the running `dormer serve` with this version first: it brings the schema up to date",
         ),
         Index::SchemaTooNew { .. } => hint("a newer Dormer has used this database; upgrade this one"),
         _ => Vec::new(),

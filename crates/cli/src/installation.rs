@@ -17,7 +17,7 @@ use base64::engine::general_purpose::STANDARD;
 use dormer_api::Permission;
 use dormer_blobs::{Blobs, Limited, LocalBlobs, RemoteBlobs, Retrying};
 use dormer_engine::{CreateCache, Engine, MasterKey, SystemClock};
-use dormer_index::{Index, PostgresIndex, SqliteIndex, SqliteOptions};
+use dormer_index::{Index, PostgresIndex, PublishIndex, SqliteIndex, SqliteOptions};
 use dormer_nix::StoreDir;
 
 use crate::error::{Error, Result};
@@ -131,6 +131,40 @@ pub(crate) async fn prepare(settings: &Settings, observer: Observer<'_>) -> Resu
     let main_public_key = main
         .and_then(|cache| cache.keys.iter().rev().find(|key| key.active).map(|key| key.public_key.clone()));
     Ok(Installation { engine, index, token_key, main_public_key, warnings })
+}
+
+/// What a follower needs of an installation that another process may be serving.
+pub(crate) struct Follower {
+    pub(crate) engine: Engine,
+    pub(crate) index: Arc<dyn Index>,
+    /// The same index.
+    pub(crate) publish: Arc<dyn PublishIndex>,
+}
+
+/// Opens what a server has made, beside it or without it. Makes nothing.
+pub(crate) async fn open_beside(settings: &Settings) -> Result<Follower> {
+    let (index, publish): (Arc<dyn Index>, Arc<dyn PublishIndex>) = match &settings.postgres {
+        Some(server) => {
+            let index = Arc::new(PostgresIndex::open(server.url.expose(), server.options.clone()).await?);
+            (Arc::clone(&index) as Arc<dyn Index>, index)
+        }
+        None if !settings.database_path.exists() => {
+            return Err(Error::NoInstallation { path: settings.database_path.clone() });
+        }
+        None => {
+            let index =
+                Arc::new(SqliteIndex::open_beside(&settings.database_path, SqliteOptions::default()).await?);
+            (Arc::clone(&index) as Arc<dyn Index>, index)
+        }
+    };
+    let blobs = open_store(settings, true, &mut Vec::new()).await?;
+    let proof = index.find_setting(MASTER_KEY_SETTING).await?;
+    let Some(proof) = proof else {
+        return Err(Error::NoInstallation { path: settings.database_path.clone() });
+    };
+    let key = read_master_key(settings, Some(&proof))?;
+    let engine = Engine::new(Arc::clone(&index), blobs, key, settings.engine.clone(), Arc::new(SystemClock));
+    Ok(Follower { engine, index, publish })
 }
 
 /// The index that the settings name, with its schema up to date.
@@ -298,13 +332,19 @@ fn verify_master_key(key: &MasterKey, proof: &[u8], origin: String) -> Result<()
 
 /// Whether the master key is there and is the one of the database's `proof`. Makes nothing.
 pub(crate) fn check_master_key(settings: &Settings, proof: Option<&[u8]>) -> Result<()> {
+    read_master_key(settings, proof).map(drop)
+}
+
+fn read_master_key(settings: &Settings, proof: Option<&[u8]>) -> Result<MasterKey> {
     let (bytes, origin) = if let Some(bytes) = settings.master_key {
         (bytes, "the one in the settings (master-key)".to_owned())
     } else {
         let path = &settings.master_key_file;
         (master_key_from_file(path, true, &mut |_| Ok(()))?, path.display().to_string())
     };
-    proof.map_or(Ok(()), |proof| verify_master_key(&MasterKey::from_bytes(bytes), proof, origin))
+    let key = MasterKey::from_bytes(bytes);
+    proof.map_or(Ok(()), |proof| verify_master_key(&key, proof, origin))?;
+    Ok(key)
 }
 
 fn master_key_from_file(path: &Path, was_used: bool, observer: Observer<'_>) -> Result<[u8; 32]> {

@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use dormer_index::{Cache, CacheId, FoundObject};
-use dormer_nix::{NarInfo, StoreDir, StorePathHash, fingerprint};
+use dormer_nix::{NarHash, NarInfo, StoreDir, StorePathHash, fingerprint};
 
 use crate::{Engine, Error, Result};
 
@@ -29,7 +29,7 @@ impl Engine {
         };
         self.metrics().narinfos.index.inc();
         self.touch_if_old(cache, &[(*hash, found.last_used_at)]).await?;
-        let text = Bytes::from(self.render_narinfo(cache, found)?);
+        let text = Bytes::from(self.render_narinfo(cache, found, None)?);
         if look.is_fresh(self) {
             self.remembered_narinfos().insert(key, text.clone());
         }
@@ -63,7 +63,17 @@ impl Engine {
         if old.is_empty() { Ok(()) } else { Ok(self.index().touch_objects(cache.id, &old, now).await?) }
     }
 
-    fn render_narinfo(&self, cache: &Cache, found: FoundObject) -> Result<String> {
+    /// The narinfo of an object whose file was written somewhere in full, so that its hash is known.
+    pub fn published_narinfo(&self, cache: &Cache, found: FoundObject, file_hash: NarHash) -> Result<String> {
+        self.render_narinfo(cache, found, Some(file_hash))
+    }
+
+    fn render_narinfo(
+        &self,
+        cache: &Cache,
+        found: FoundObject,
+        file_hash: Option<NarHash>,
+    ) -> Result<String> {
         let store_dir: StoreDir = cache.store_dir.parse().map_err(|_| {
             Error::Index(dormer_index::Error::Corrupt { table: "caches", what: "store folder".to_owned() })
         })?;
@@ -77,8 +87,8 @@ impl Engine {
             store_path: object.path,
             url: format!("nar/{}-{}.nar.zst", nar.hash.to_nix32(), nar.tag),
             compression: "zstd".to_owned(),
-            // It would cost a hash of the spliced stream; clients check the NarHash.
-            file_hash: None,
+            // Served from here it would cost a hash of the spliced stream; clients check the NarHash.
+            file_hash,
             file_size: Some(nar.file_size),
             nar_hash: nar.hash,
             nar_size: nar.size,

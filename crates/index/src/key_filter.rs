@@ -42,8 +42,11 @@ impl KeyFilter {
 
     /// For a process that is not the only one to add keys: calls nothing absent.
     pub(crate) fn everything() -> Self {
-        let full =
-            Layer { words: [AtomicU64::new(u64::MAX)].into(), capacity: usize::MAX, count: AtomicU64::new(0) };
+        let full = Layer {
+            words: [AtomicU64::new(u64::MAX)].into(),
+            capacity: usize::MAX,
+            count: AtomicU64::new(0),
+        };
         Self { layers: RwLock::new(vec![full]) }
     }
 

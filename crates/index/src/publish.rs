@@ -5,8 +5,8 @@ mod sql;
 pub(crate) mod work;
 
 pub use contract::{
-    Lease, PendingObject, PublishCounts, PublishDone, PublishIndex, PublishIntent, PublishState, PublishTarget,
-    PublishedCache, PublishedNar, PublishedObject, TargetId,
+    Lease, PendingObject, PublishCounts, PublishDone, PublishIndex, PublishIntent, PublishState,
+    PublishTarget, PublishedCache, PublishedNar, PublishedObject, TargetId,
 };
 pub(crate) use sql::{Argument, Sql, Transaction};
 
@@ -29,7 +29,9 @@ macro_rules! implement_publish_index {
                 now: UnixSeconds,
                 ends_at: UnixSeconds,
             ) -> Result<Option<crate::Lease>> {
-                $write!(self, "take a target's lease", |tx| work::acquire_lease(tx, target, holder, now, ends_at))
+                $write!(self, "take a target's lease", |tx| work::acquire_lease(
+                    tx, target, holder, now, ends_at
+                ))
             }
             async fn renew_lease(&self, lease: &crate::Lease, ends_at: UnixSeconds) -> Result<()> {
                 $write!(self, "renew a target's lease", |tx| work::renew_lease(tx, lease, ends_at))
@@ -68,7 +70,9 @@ macro_rules! implement_publish_index {
                 after: Option<(UnixSeconds, StorePathHash)>,
                 limit: u32,
             ) -> Result<Vec<crate::PendingObject>> {
-                $read!(self, "list what to publish", |tx| work::pending_objects(tx, target, cache, after, limit))
+                $read!(self, "list what to publish", |tx| work::pending_objects(
+                    tx, target, cache, after, limit
+                ))
             }
             async fn pending_absent(
                 &self,
@@ -77,7 +81,9 @@ macro_rules! implement_publish_index {
                 after: Option<StorePathHash>,
                 limit: u32,
             ) -> Result<Vec<StorePathHash>> {
-                $read!(self, "list what to remove", |tx| work::pending_absent(tx, target, cache, after, limit))
+                $read!(self, "list what to remove", |tx| work::pending_absent(
+                    tx, target, cache, after, limit
+                ))
             }
             async fn note_waiting(
                 &self,
@@ -137,7 +143,9 @@ macro_rules! implement_publish_index {
                 after: Option<StorePathHash>,
                 limit: u32,
             ) -> Result<Vec<crate::PublishedObject>> {
-                $read!(self, "list published objects", |tx| work::list_published(tx, target, cache, after, limit))
+                $read!(self, "list published objects", |tx| work::list_published(
+                    tx, target, cache, after, limit
+                ))
             }
             async fn find_published_nars(
                 &self,
@@ -254,7 +262,9 @@ macro_rules! implement_publish_index {
                 nars: &[(NarHash, EncodingTag)],
                 at: UnixSeconds,
             ) -> Result<()> {
-                $write!(self, "note what is missing", |tx| work::note_drift(tx, lease, cache, objects, nars, at))
+                $write!(self, "note what is missing", |tx| work::note_drift(
+                    tx, lease, cache, objects, nars, at
+                ))
             }
         }
     };

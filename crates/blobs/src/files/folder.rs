@@ -165,7 +165,8 @@ impl FileUpload for FolderUpload {
 
     async fn put_part(&mut self, part: Vec<Bytes>) -> Result<()> {
         let file = Arc::clone(&self.file);
-        blocking("write", &self.name, move || part.iter().try_for_each(|bytes| (&*file).write_all(bytes))).await
+        blocking("write", &self.name, move || part.iter().try_for_each(|bytes| (&*file).write_all(bytes)))
+            .await
     }
 
     async fn finish(self: Box<Self>) -> Result<Stored> {

@@ -60,9 +60,11 @@ impl MemoryFiles {
 }
 
 fn etag(content: &Bytes) -> String {
-    format!("\"{:x}-{:x}\"", content.len(), content.iter().fold(5_381_u64, |hash, byte| {
-        hash.wrapping_mul(33) ^ u64::from(*byte)
-    }))
+    format!(
+        "\"{:x}-{:x}\"",
+        content.len(),
+        content.iter().fold(5_381_u64, |hash, byte| { hash.wrapping_mul(33) ^ u64::from(*byte) })
+    )
 }
 
 #[async_trait]

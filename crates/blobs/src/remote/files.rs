@@ -122,7 +122,8 @@ impl Files for RemoteFiles {
         let part_bytes = PART_BYTES.max(size.div_ceil(PARTS_MAX));
         let path = self.path(name);
         let begin = || async {
-            let options = PutMultipartOptions { attributes: attributes(kind), ..PutMultipartOptions::default() };
+            let options =
+                PutMultipartOptions { attributes: attributes(kind), ..PutMultipartOptions::default() };
             let (begun, exchange) = watched(self.blobs.store.put_multipart_opts(&path, options)).await;
             begun.map_err(|error| self.failed("write", name, error, &exchange))
         };

@@ -5,6 +5,7 @@ mod config_show;
 mod doctor;
 mod login;
 mod migrate;
+mod publish;
 mod push;
 mod serve;
 mod token_create;
@@ -100,6 +101,7 @@ pub(crate) enum Command {
     /// Look at the server's settings
     #[command(subcommand)]
     Config(ConfigCommand),
+    Publish(publish::PublishArgs),
     Doctor(doctor::DoctorArgs),
     Migrate(migrate::MigrateArgs),
 }
@@ -213,6 +215,7 @@ pub(crate) async fn run(command: Command, context: &Context) -> Result<ExitCode>
         Command::Serve(args) => serve::run(args, context).await?,
         Command::Login(args) => login::run(args, context).await?,
         Command::Push(args) => return push::run(args, context).await,
+        Command::Publish(args) => return publish::run(args, context).await,
         Command::Doctor(args) => return doctor::run(args, context).await,
         Command::Migrate(args) => migrate::run(args, context).await?,
         Command::Use(args) => use_cache::run_use(args, context).await?,

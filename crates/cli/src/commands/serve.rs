@@ -172,7 +172,7 @@ pub(super) fn authenticator(settings: &Settings, key: &SigningKey) -> Result<Aut
 }
 
 /// Resolves at the first SIGTERM or SIGINT. The second one ends the process at once: who asks twice means it.
-fn stop_signal() -> Result<impl Future<Output = ()> + Send + 'static> {
+pub(super) fn stop_signal() -> Result<impl Future<Output = ()> + Send + 'static> {
     let failed = |source| Error::Io { attempt: "wait for signals".to_owned(), source };
     let mut terminate = signal(SignalKind::terminate()).map_err(failed)?;
     let mut interrupt = signal(SignalKind::interrupt()).map_err(failed)?;

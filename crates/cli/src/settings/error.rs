@@ -24,6 +24,8 @@ pub(crate) enum Error {
     Value { key: &'static str, origin: Origin, problem: String },
     #[error("{first} and {second} are both set ({origin}); only one key can sign tokens")]
     SeveralSigningKeys { first: &'static str, second: &'static str, origin: Origin },
+    #[error("edge target '{name}': {source}")]
+    EdgeTarget { name: String, source: Box<Error> },
     #[error("no folder for data: neither XDG_DATA_HOME nor HOME is set")]
     NoDataDir,
 }
@@ -37,6 +39,7 @@ impl Error {
                 Some("`dormer config reference` explains every key".to_owned())
             }
             Self::NoDataDir => Some("say where to keep data: --data-dir DIR".to_owned()),
+            Self::EdgeTarget { source, .. } => source.hint(),
             _ => None,
         }
     }

@@ -130,14 +130,14 @@ const COMPRESSION_IS_OURS: &str =
 const GC_IS_LATER: &str = "this release does not collect garbage yet; nothing expires";
 
 macro_rules! keys {
-    ($($name:ident = $key:expr;)*) => {
+    ($all:ident: $($name:ident = $key:expr;)*) => {
         $(pub(crate) const $name: Key = $key;)*
         /// All of them, in the order of the reference.
-        pub(crate) static KEYS: &[Key] = &[$($name),*];
+        pub(crate) static $all: &[Key] = &[$($name),*];
     };
 }
 
-keys! {
+keys! { KEYS:
     LISTEN = Key::new("listen", Kind::Address, "Where to listen. Port 0 takes a free one; the line `listening on …` says which.")
         .default("127.0.0.1:8080").flag("--listen").attic();
     DATA_DIR = Key::new("data-dir", Kind::Path,
@@ -337,3 +337,48 @@ keys! {
 
 /// The `jwt.signing` keys: one layer of settings may set one of them.
 pub(crate) const SIGNING_KEYS: [Key; 3] = [JWT_HS256_SECRET, JWT_RS256_SECRET, JWT_RS256_PUBKEY];
+
+keys! { EDGE_KEYS:
+    EDGE_NAME = Key::new("edge.name", Kind::Text,
+        "Name of the target, for `dormer publish NAME`. What was published is remembered by it.");
+    EDGE_CACHES = Key::new("edge.caches", Kind::List,
+        "Which caches are published: names, or patterns such as `team-*`. A private cache is published only if it is named \
+         exactly, and never to a bucket that anybody can read.");
+    EDGE_TYPE = Key::new("edge.type", Kind::Choice(&["local", "s3", "gcs", "azure"]),
+        "Where it is: `local`, a folder; `s3` (also R2), `gcs` or `azure`, a bucket.").default("s3");
+    EDGE_PATH = Key::new("edge.path", Kind::Path, "The folder, if it is one.");
+    EDGE_BUCKET = Key::new("edge.bucket", Kind::Text,
+        "Bucket, or Azure's container. It must exist, and should hold nothing else below the prefix.");
+    EDGE_PREFIX = Key::new("edge.prefix", Kind::Text, "Goes before the name of every object, with a `/` between.")
+        .default_note("none");
+    EDGE_REGION = Key::new("edge.region", Kind::Text, "S3's region; `auto` for R2.").default_note("`AWS_REGION`, or `us-east-1`");
+    EDGE_ENDPOINT = Key::new("edge.endpoint", Kind::HttpUrl, "Address of the store.").default_note("the provider's own");
+    EDGE_PATH_STYLE = Key::new("edge.path-style", Kind::Bool,
+        "Whether the bucket stands in the path of a request or in its host name.").default_note("`true` if `edge.endpoint` is set");
+    EDGE_CA_FILE = Key::new("edge.ca-file", Kind::Path, "PEM file with certificates to trust beside the system's.");
+    EDGE_ACCESS_KEY_ID = Key::new("edge.credentials.access_key_id", Kind::Text,
+        "Access key (S3), or name of the account (Azure). It needs to put, get, list and delete objects.")
+        .default_note("the provider's environment variables, such as `AWS_ACCESS_KEY_ID`, its files, or the role of the instance \
+         or pod").secret();
+    EDGE_SECRET_ACCESS_KEY = Key::new("edge.credentials.secret_access_key", Kind::Text, "The key's secret half, or the account's key.")
+        .default_note("as above, such as `AWS_SECRET_ACCESS_KEY`").secret();
+    EDGE_CONNECT_TIMEOUT = Key::new("edge.connect-timeout", Kind::Duration(1, 3_600), "How long to wait for a connection.")
+        .default("5s");
+    EDGE_TIMEOUT = Key::new("edge.timeout", Kind::Duration(1, 3_600),
+        "How long a request may take in all: 16 MiB over its slowest link. A run that follows one which was killed waits as long \
+         before it writes.").default("60s");
+    EDGE_RETRY_TIME = Key::new("edge.retry-time", Kind::Duration(0, 3_600),
+        "How long a request is tried again when the store is busy or does not answer.").default("45s");
+    EDGE_LISTINGS = Key::new("edge.listings", Kind::Bool,
+        "Whether listings (`.ls`) are published too: one more request for each path.").default("false");
+    EDGE_NAR_GRACE = Key::new("edge.nar-grace", Kind::Duration(DAY, 3_650 * DAY),
+        "How long a NAR stays after its last narinfo went, for clients that remember the narinfo. Not after a removal for cause.")
+        .default("30d");
+    EDGE_SETTLE_TIME = Key::new("edge.settle-time", Kind::Duration(0, 30 * DAY),
+        "How long a path waits for a reference that the cache lacks: it may be on its way. Then it counts as one that another \
+         cache has, such as cache.nixos.org.").default("5m");
+    EDGE_CONCURRENCY = Key::new("edge.concurrency", Kind::Integer(1, 1_000), "Files that are written at once.").default("8");
+    EDGE_BANDWIDTH = Key::new("edge.bandwidth", Kind::Size(0, 1024 * GIB),
+        "Bytes a second that are sent at most; 0 means as many as there may be.").default("0");
+    EDGE_MEMORY = Key::new("edge.memory", Kind::Size(16 * MIB, 1024 * GIB), "Memory for what is being sent.").default("64 MiB");
+}

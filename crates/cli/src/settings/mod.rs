@@ -4,6 +4,7 @@
 //! [`resolve`] turns that into [`Settings`] and checks what belongs together. Secrets stay out of every message.
 
 mod database;
+mod edge;
 mod error;
 pub(crate) mod keys;
 mod nearest;
@@ -16,6 +17,7 @@ mod storage;
 mod tests;
 pub(crate) mod units;
 
+pub(crate) use edge::{EdgePlace, EdgeTarget};
 pub(crate) use error::Error;
 pub(crate) use raw::{Environment, Flags};
 pub(crate) use resolve::{JwtSettings, LogSettings, Settings, SigningKey};

@@ -12,6 +12,7 @@ use std::time::Duration;
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 
+use super::edge;
 use super::error::{Error, Result};
 use super::keys::{
     ATTIC_CONFIG_VARIABLE, CONFIG_VARIABLE, KEYS, Key, Kind, SIGNING_KEYS, Standing, VARIABLE_PREFIX,
@@ -116,6 +117,8 @@ impl<const N: usize> From<[(&str, &str); N]> for Environment {
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Raw {
     settings: BTreeMap<&'static str, Setting>,
+    /// Targets under `[[edge]]`, each with settings of its own.
+    pub(crate) edges: Vec<Raw>,
     /// What the user should know but that stops nothing; one line each.
     pub(crate) notes: Vec<String>,
 }
@@ -128,20 +131,39 @@ pub(crate) struct Flags {
 }
 
 impl Raw {
-    /// Reads all layers.
-    pub(crate) fn read(environment: &Environment, flags: &Flags) -> Result<Self> {
+    /// The defaults of these keys.
+    pub(super) fn with_defaults(keys: &[Key]) -> Result<Self> {
         let mut raw = Self::default();
-        for key in KEYS {
+        for key in keys {
             if let Some(text) = key.default {
                 raw.set_text(key, text, &Origin::Default)?;
             }
         }
+        Ok(raw)
+    }
+
+    /// Reads a table whose keys stand below `section`.
+    pub(super) fn read_section(
+        &mut self,
+        section: &str,
+        table: &toml::Table,
+        origin: &Origin,
+        keys: &[Key],
+    ) -> Result<()> {
+        let mut layer = Vec::new();
+        read_table(section, table, origin, keys, &mut layer)?;
+        self.set_layer(layer)
+    }
+
+    /// Reads all layers.
+    pub(crate) fn read(environment: &Environment, flags: &Flags) -> Result<Self> {
+        let mut raw = Self::with_defaults(KEYS)?;
         raw.read_variables(environment, |key| key.attic_variable.map(str::to_owned))?;
         let file = flags.config.as_deref().or_else(|| environment.path(CONFIG_VARIABLE));
         if let Some(path) = file {
             let text = std::fs::read_to_string(path)
                 .map_err(|source| Error::ReadFile { path: path.to_owned(), source })?;
-            raw.read_toml(&text, &Origin::File(path.to_owned()))?;
+            raw.read_toml(&text, &Origin::File(path.to_owned()), environment)?;
         } else if let Some(encoded) = environment.text(ATTIC_CONFIG_VARIABLE)? {
             let origin = Origin::Variable(ATTIC_CONFIG_VARIABLE.to_owned());
             let bytes = STANDARD
@@ -149,7 +171,7 @@ impl Raw {
                 .map_err(|source| Error::NotBase64 { variable: ATTIC_CONFIG_VARIABLE, source })?;
             let text = String::from_utf8(bytes)
                 .map_err(|_| Error::NotText { variable: ATTIC_CONFIG_VARIABLE.to_owned() })?;
-            raw.read_toml(&text, &origin)?;
+            raw.read_toml(&text, &origin, environment)?;
         }
         raw.read_variables(environment, |key| Some(key.variable()))?;
         raw.note_unknown_variables(environment);
@@ -187,8 +209,8 @@ impl Raw {
         self.set_layer(layer)
     }
 
-    fn read_toml(&mut self, text: &str, origin: &Origin) -> Result<()> {
-        let table: toml::Table = text.parse().map_err(|error: toml::de::Error| {
+    fn read_toml(&mut self, text: &str, origin: &Origin, environment: &Environment) -> Result<()> {
+        let mut table: toml::Table = text.parse().map_err(|error: toml::de::Error| {
             let start = error.span().map_or(0, |span| span.start.min(text.len()));
             Error::Syntax {
                 place: place(origin),
@@ -196,12 +218,13 @@ impl Raw {
                 message: error.message().to_owned(),
             }
         })?;
-        let mut layer = Vec::new();
-        read_table("", &table, origin, &mut layer)?;
-        self.set_layer(layer)
+        if let Some(targets) = table.remove("edge") {
+            self.edges = edge::read_targets(&targets, origin, environment)?;
+        }
+        self.read_section("", &table, origin, KEYS)
     }
 
-    fn set_text(&mut self, key: &Key, text: &str, origin: &Origin) -> Result<()> {
+    pub(super) fn set_text(&mut self, key: &Key, text: &str, origin: &Origin) -> Result<()> {
         let value = parse_text(key, text, origin)?;
         self.set_layer(vec![(*key, value, origin.clone())])
     }
@@ -241,7 +264,8 @@ impl Raw {
 
     /// An error would be too strong: anybody may set a variable that begins with our name.
     fn note_unknown_variables(&mut self, environment: &Environment) {
-        let known: Vec<String> = KEYS.iter().map(Key::variable).chain([CONFIG_VARIABLE.to_owned()]).collect();
+        let ours = KEYS.iter().map(Key::variable).chain([CONFIG_VARIABLE.to_owned()]);
+        let known: Vec<String> = ours.chain(edge::variables(&self.edges)).collect();
         for name in environment.0.keys().filter(|name| name.starts_with(VARIABLE_PREFIX)) {
             if known.contains(name) || OTHER_VARIABLES.iter().any(|prefix| name.starts_with(prefix)) {
                 continue;
@@ -264,22 +288,23 @@ fn read_table(
     prefix: &str,
     table: &toml::Table,
     origin: &Origin,
+    keys: &[Key],
     layer: &mut Vec<(Key, Value, Origin)>,
 ) -> Result<()> {
     for (name, value) in table {
         let path = if prefix.is_empty() { name.clone() } else { format!("{prefix}.{name}") };
-        if let Some(key) = KEYS.iter().find(|key| key.path == path) {
+        if let Some(key) = keys.iter().find(|key| key.path == path) {
             layer.push((*key, parse_toml(key, value, origin)?, origin.clone()));
             continue;
         }
         let is_section =
-            KEYS.iter().any(|key| key.path.strip_prefix(&path).is_some_and(|rest| rest.starts_with('.')));
+            keys.iter().any(|key| key.path.strip_prefix(&path).is_some_and(|rest| rest.starts_with('.')));
         match value {
-            toml::Value::Table(inner) if is_section => read_table(&path, inner, origin, layer)?,
+            toml::Value::Table(inner) if is_section => read_table(&path, inner, origin, keys, layer)?,
             // A mistyped section is best explained by its first key.
-            toml::Value::Table(inner) if !inner.is_empty() => read_table(&path, inner, origin, layer)?,
+            toml::Value::Table(inner) if !inner.is_empty() => read_table(&path, inner, origin, keys, layer)?,
             _ => {
-                let nearest = nearest(&path, KEYS.iter().map(|key| key.path)).map(str::to_owned);
+                let nearest = nearest(&path, keys.iter().map(|key| key.path)).map(str::to_owned);
                 return Err(Error::UnknownKey { path, place: place(origin), nearest });
             }
         }

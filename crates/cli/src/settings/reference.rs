@@ -2,7 +2,7 @@
 
 use std::fmt::Write as _;
 
-use super::keys::{KEYS, Key, Kind, Standing};
+use super::keys::{EDGE_KEYS, KEYS, Key, Kind, Standing};
 use super::{raw, units};
 
 const INTRODUCTION: &str = include_str!("reference_introduction.md");
@@ -18,12 +18,25 @@ pub(crate) fn to_markdown() -> String {
             let title = if table.is_empty() { "Top level".to_owned() } else { format!("`[{table}]`") };
             let _ = writeln!(page, "\n## {title}\n");
         }
-        write_key(&mut page, key);
+        write_key(&mut page, key, &key.variable());
+    }
+    page.push_str(EDGE_INTRODUCTION);
+    for key in EDGE_KEYS {
+        let rest = key.path.trim_start_matches("edge.").replace(['.', '-'], "_").to_ascii_uppercase();
+        write_key(&mut page, key, &format!("DORMER_EDGE_<NAME>_{rest}"));
     }
     page
 }
 
-fn write_key(page: &mut String, key: &Key) {
+const EDGE_INTRODUCTION: &str = "
+## `[[edge]]`
+
+Where `dormer publish` brings caches to ([EDGE.md](EDGE.md)); any number of targets, each a table of its own. They are named in the
+file; the keys of each can be set by variables too, with the target's name in capitals between.
+
+";
+
+fn write_key(page: &mut String, key: &Key, variable: &str) {
     let _ = write!(page, "- **`{}`** — {}", key.path, key.docs);
     match key.standing {
         Standing::Used => {}
@@ -31,7 +44,7 @@ fn write_key(page: &mut String, key: &Key) {
             let _ = write!(page, " *Accepted and ignored: {why}.*");
         }
     }
-    let mut facts = vec![format!("`{}`", key.variable())];
+    let mut facts = vec![format!("`{variable}`")];
     facts.extend(key.flag.map(|flag| format!("`{flag}`")));
     facts.extend(key.attic_variable.map(|name| format!("`{name}`")));
     facts.push(match key.kind {

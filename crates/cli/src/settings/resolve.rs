@@ -11,6 +11,7 @@ use dormer_engine::EngineSettings;
 use dormer_format::ChunkParams;
 
 use super::database::{PostgresDatabase, is_postgres, postgres, sqlite_path};
+use super::edge::{EdgeTarget, resolve_targets};
 use super::error::{Error, Result};
 use super::keys::{self, Key};
 use super::raw::{Environment, Flags, Origin, Raw, Value};
@@ -68,6 +69,7 @@ pub(crate) struct Settings {
     pub(crate) reencodings_max: usize,
     pub(crate) stats: bool,
     pub(crate) engine: EngineSettings,
+    pub(crate) edges: Vec<EdgeTarget>,
     pub(crate) jwt: JwtSettings,
     pub(crate) log: LogSettings,
     /// What the user should know but that stops nothing.
@@ -185,6 +187,7 @@ fn resolve(raw: &Raw) -> Result<Settings> {
     let mut notes = raw.notes.clone();
     let remote_storage = remote_storage(raw, &mut notes)?;
     let postgres = postgres(raw, &mut notes)?;
+    let edges = resolve_targets(&raw.edges, &mut notes)?;
     let signing = [
         (&keys::JWT_HS256_SECRET, SigningKey::Hs256 as fn(Vec<u8>) -> SigningKey),
         (&keys::JWT_RS256_SECRET, SigningKey::Rs256Secret),
@@ -242,6 +245,7 @@ fn resolve(raw: &Raw) -> Result<Settings> {
         reencodings_max: count(integer(raw, &keys::LIMIT_REENCODINGS).unsigned_abs()),
         stats: boolean(raw, &keys::STATS),
         engine: engine_settings(raw)?,
+        edges,
         jwt: JwtSettings {
             bound_issuer: optional_text(raw, &keys::JWT_BOUND_ISSUER),
             bound_audiences: list(raw, &keys::JWT_BOUND_AUDIENCES),
@@ -311,11 +315,11 @@ pub(super) fn path(raw: &Raw, key: &Key) -> PathBuf {
     PathBuf::from(text(raw, key))
 }
 
-fn list(raw: &Raw, key: &Key) -> Vec<String> {
+pub(super) fn list(raw: &Raw, key: &Key) -> Vec<String> {
     value_of!(raw, key, Value::List).clone()
 }
 
-fn size(raw: &Raw, key: &Key) -> u64 {
+pub(super) fn size(raw: &Raw, key: &Key) -> u64 {
     *value_of!(raw, key, Value::Size)
 }
 

@@ -2,7 +2,7 @@
 
 use std::fmt::Write as _;
 
-use super::keys::{KEYS, Key, Kind, Standing};
+use super::keys::{EDGE_KEYS, KEYS, Key, Kind, Standing};
 use super::raw::{Raw, Value};
 use super::units;
 
@@ -35,6 +35,17 @@ pub(crate) fn to_toml(raw: &Raw) -> String {
             None => lines.push((format!("# {name} is not set"), String::new())),
         }
     }
+    for target in &raw.edges {
+        lines.push((String::new(), String::new()));
+        lines.push(("[[edge]]".to_owned(), String::new()));
+        for key in EDGE_KEYS {
+            let name = key.path.trim_start_matches("edge.");
+            if let Some(setting) = target.find(key) {
+                lines
+                    .push((format!("{name} = {}", literal(key, &setting.value)), setting.origin.to_string()));
+            }
+        }
+    }
     let width =
         lines.iter().filter(|(_, origin)| !origin.is_empty()).map(|(line, _)| line.chars().count()).max();
     // A long path does not push every comment to the right edge.
@@ -52,7 +63,17 @@ pub(crate) fn to_toml(raw: &Raw) -> String {
 
 /// One JSON object: key → value and origin.
 pub(crate) fn to_json(raw: &Raw) -> serde_json::Value {
-    let entries = KEYS.iter().filter_map(|key| {
+    let mut all = to_json_of(raw, KEYS);
+    if let (Some(all), false) = (all.as_object_mut(), raw.edges.is_empty()) {
+        let targets: Vec<serde_json::Value> =
+            raw.edges.iter().map(|target| to_json_of(target, EDGE_KEYS)).collect();
+        all.insert("edge".to_owned(), targets.into());
+    }
+    all
+}
+
+fn to_json_of(raw: &Raw, keys: &[Key]) -> serde_json::Value {
+    let entries = keys.iter().filter_map(|key| {
         let setting = raw.find(key)?;
         let value: serde_json::Value = match redacted(key, &setting.value) {
             Value::Text(text) => text.into(),

@@ -16,79 +16,124 @@ pub(crate) struct RemoteStorage {
     pub(crate) retries: RetryPolicy,
 }
 
-/// Keys that mean nothing for a folder.
-const REMOTE_KEYS: [&Key; 8] = [
-    &keys::STORAGE_REGION,
-    &keys::STORAGE_BUCKET,
-    &keys::STORAGE_ENDPOINT,
-    &keys::STORAGE_PREFIX,
-    &keys::STORAGE_PATH_STYLE,
-    &keys::STORAGE_CA_FILE,
-    &keys::STORAGE_ACCESS_KEY_ID,
-    &keys::STORAGE_SECRET_ACCESS_KEY,
-];
+/// The keys that describe a store: `[storage]`'s, or those of an edge target.
+pub(super) struct StoreKeys {
+    pub(super) section: &'static str,
+    pub(super) kind: Key,
+    pub(super) region: Key,
+    pub(super) bucket: Key,
+    pub(super) endpoint: Key,
+    pub(super) prefix: Key,
+    pub(super) path_style: Key,
+    pub(super) ca_file: Key,
+    pub(super) access_key_id: Key,
+    pub(super) secret_access_key: Key,
+    pub(super) connect_timeout: Key,
+    pub(super) timeout: Key,
+    pub(super) retry_time: Key,
+}
+
+const STORAGE: StoreKeys = StoreKeys {
+    section: "storage",
+    kind: keys::STORAGE_TYPE,
+    region: keys::STORAGE_REGION,
+    bucket: keys::STORAGE_BUCKET,
+    endpoint: keys::STORAGE_ENDPOINT,
+    prefix: keys::STORAGE_PREFIX,
+    path_style: keys::STORAGE_PATH_STYLE,
+    ca_file: keys::STORAGE_CA_FILE,
+    access_key_id: keys::STORAGE_ACCESS_KEY_ID,
+    secret_access_key: keys::STORAGE_SECRET_ACCESS_KEY,
+    connect_timeout: keys::STORAGE_CONNECT_TIMEOUT,
+    timeout: keys::STORAGE_TIMEOUT,
+    retry_time: keys::STORAGE_RETRY_TIME,
+};
+
+impl StoreKeys {
+    /// Keys that mean nothing for a folder.
+    fn remote(&self) -> [&Key; 8] {
+        [
+            &self.region,
+            &self.bucket,
+            &self.endpoint,
+            &self.prefix,
+            &self.path_style,
+            &self.ca_file,
+            &self.access_key_id,
+            &self.secret_access_key,
+        ]
+    }
+}
 
 /// `None`: packs are kept in a folder.
 pub(super) fn remote_storage(raw: &Raw, notes: &mut Vec<String>) -> Result<Option<RemoteStorage>> {
-    let kind = match text(raw, &keys::STORAGE_TYPE) {
+    let Some((store, retries)) = remote_store(raw, &STORAGE, notes)? else { return Ok(None) };
+    let requests_max = count(integer(raw, &keys::STORAGE_REQUESTS).unsigned_abs());
+    Ok(Some(RemoteStorage { store, requests_max, retries }))
+}
+
+/// The store that these keys describe; `None` for a folder.
+pub(super) fn remote_store(
+    raw: &Raw,
+    keys: &StoreKeys,
+    notes: &mut Vec<String>,
+) -> Result<Option<(RemoteSettings, RetryPolicy)>> {
+    let kind = match text(raw, &keys.kind) {
         "s3" => RemoteKind::S3,
         "gcs" => RemoteKind::Gcs,
         "azure" => RemoteKind::Azure,
         _ => {
-            note_keys_without_effect(raw, notes);
+            note_keys_without_effect(raw, keys, notes);
             return Ok(None);
         }
     };
-    let Some(bucket) = optional_text(raw, &keys::STORAGE_BUCKET).filter(|bucket| !bucket.is_empty()) else {
-        return Err(wrong(raw, &keys::STORAGE_TYPE, "needs storage.bucket beside it".to_owned()));
+    let Some(bucket) = optional_text(raw, &keys.bucket).filter(|bucket| !bucket.is_empty()) else {
+        return Err(wrong(raw, &keys.kind, format!("needs {} beside it", keys.bucket.path)));
     };
-    let access_key_id = optional_text(raw, &keys::STORAGE_ACCESS_KEY_ID);
-    let secret_access_key = optional_text(raw, &keys::STORAGE_SECRET_ACCESS_KEY);
+    let access_key_id = optional_text(raw, &keys.access_key_id);
+    let secret_access_key = optional_text(raw, &keys.secret_access_key);
     let credentials = match (access_key_id, secret_access_key) {
         (Some(access_key_id), Some(secret_access_key)) => {
             Some(Credentials { access_key_id, secret_access_key })
         }
         (None, None) => None,
         (Some(_), None) => {
-            let problem = "needs storage.credentials.secret_access_key beside it".to_owned();
-            return Err(wrong(raw, &keys::STORAGE_ACCESS_KEY_ID, problem));
+            let problem = format!("needs {} beside it", keys.secret_access_key.path);
+            return Err(wrong(raw, &keys.access_key_id, problem));
         }
         (None, Some(_)) => {
-            let problem = "needs storage.credentials.access_key_id beside it".to_owned();
-            return Err(wrong(raw, &keys::STORAGE_SECRET_ACCESS_KEY, problem));
+            let problem = format!("needs {} beside it", keys.access_key_id.path);
+            return Err(wrong(raw, &keys.secret_access_key, problem));
         }
     };
-    let endpoint =
-        optional_text(raw, &keys::STORAGE_ENDPOINT).map(|url| url.trim_end_matches('/').to_owned());
+    let endpoint = optional_text(raw, &keys.endpoint).map(|url| url.trim_end_matches('/').to_owned());
     // Servers of one's own rarely have a wildcard in their DNS.
-    let path_style = raw
-        .find(&keys::STORAGE_PATH_STYLE)
-        .map_or(endpoint.is_some(), |_| boolean(raw, &keys::STORAGE_PATH_STYLE));
-    Ok(Some(RemoteStorage {
-        store: RemoteSettings {
-            kind,
-            bucket,
-            prefix: optional_text(raw, &keys::STORAGE_PREFIX).unwrap_or_default(),
-            endpoint,
-            region: optional_text(raw, &keys::STORAGE_REGION),
-            credentials,
-            path_style,
-            ca_file: raw.find(&keys::STORAGE_CA_FILE).map(|_| path(raw, &keys::STORAGE_CA_FILE)),
-            connect_timeout: duration(raw, &keys::STORAGE_CONNECT_TIMEOUT),
-            request_timeout: duration(raw, &keys::STORAGE_TIMEOUT),
-        },
-        requests_max: count(integer(raw, &keys::STORAGE_REQUESTS).unsigned_abs()),
-        retries: RetryPolicy { time_max: duration(raw, &keys::STORAGE_RETRY_TIME), ..RetryPolicy::default() },
-    }))
+    let path_style =
+        raw.find(&keys.path_style).map_or(endpoint.is_some(), |_| boolean(raw, &keys.path_style));
+    let store = RemoteSettings {
+        kind,
+        bucket,
+        prefix: optional_text(raw, &keys.prefix).unwrap_or_default(),
+        endpoint,
+        region: optional_text(raw, &keys.region),
+        credentials,
+        path_style,
+        ca_file: raw.find(&keys.ca_file).map(|_| path(raw, &keys.ca_file)),
+        connect_timeout: duration(raw, &keys.connect_timeout),
+        request_timeout: duration(raw, &keys.timeout),
+    };
+    let retries = RetryPolicy { time_max: duration(raw, &keys.retry_time), ..RetryPolicy::default() };
+    Ok(Some((store, retries)))
 }
 
-fn note_keys_without_effect(raw: &Raw, notes: &mut Vec<String>) {
-    let set: Vec<&str> = REMOTE_KEYS
-        .iter()
+fn note_keys_without_effect(raw: &Raw, keys: &StoreKeys, notes: &mut Vec<String>) {
+    let set: Vec<&str> = keys
+        .remote()
+        .into_iter()
         .filter(|key| raw.find(key).is_some_and(|setting| setting.origin != Origin::Default))
         .map(|key| key.path)
         .collect();
     if !set.is_empty() {
-        notes.push(format!("without effect: {} (storage.type is \"local\")", set.join(", ")));
+        notes.push(format!("without effect: {} ({}.type is \"local\")", set.join(", "), keys.section));
     }
 }

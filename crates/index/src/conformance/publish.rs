@@ -113,7 +113,10 @@ pub(super) async fn a_lease_is_given_to_one_at_a_time(both: Both) -> Result<()> 
     assert!(matches!(both.publish.renew_lease(&lease, NOW + 9 * HOUR).await, Err(Error::LeaseLost)));
     assert!(matches!(both.publish.release_lease(&lease, NOW, None).await, Err(Error::LeaseLost)));
     both.publish.release_lease(&next, NOW, None).await?;
-    assert!(matches!(both.publish.renew_lease(&next, NOW).await, Err(Error::LeaseLost)), "given back is lost");
+    assert!(
+        matches!(both.publish.renew_lease(&next, NOW).await, Err(Error::LeaseLost)),
+        "given back is lost"
+    );
     let last = acquire("me", NOW).await?.expect("it was given back");
     assert!(last.was_released && last.fence > next.fence);
     Ok(())
@@ -225,7 +228,9 @@ pub(super) async fn a_nar_that_nothing_names_may_go(both: Both) -> Result<()> {
     // The object gets another NAR.
     let other = PublishIntent { nar: nar(5), ..intent(1, &[]) };
     both.publish.begin_publishing(&lease, id, &[other]).await?;
-    both.publish.finish_publishing(&lease, id, &[PublishDone { nar: nar(5), ..done(1, &[]) }], NOW + 10).await?;
+    both.publish
+        .finish_publishing(&lease, id, &[PublishDone { nar: nar(5), ..done(1, &[]) }], NOW + 10)
+        .await?;
     let due = |now| both.publish.due_nars(lease.target, id, now, 10);
     assert_eq!(due(NOW + 9).await?, []);
     assert_eq!(due(NOW + 10).await?.iter().map(|due| due.nar).collect::<Vec<_>>(), [nar(1)]);
@@ -305,7 +310,9 @@ pub(super) async fn what_an_upstream_key_signed_takes_nothing_along(both: Both) 
     let id = cache(&both.index, "main").await?;
     let (_, lease) = target(&both).await?;
     publish(&both, &lease, id, 1, &[]).await?;
-    both.publish.finish_publishing(&lease, id, &[PublishDone { upstream: true, ..done(1, &[]) }], NOW).await?;
+    both.publish
+        .finish_publishing(&lease, id, &[PublishDone { upstream: true, ..done(1, &[]) }], NOW)
+        .await?;
     publish(&both, &lease, id, 2, &[1]).await?;
     assert_eq!(both.publish.begin_removing(&lease, id, &hashes(&[1]), NOW).await?, 0);
     assert_eq!(both.publish.removable(lease.target, id, false, 10).await?, hashes(&[1]));

@@ -122,7 +122,11 @@ async fn replicas_that_start_at_once_migrate_once() {
     for opened in opens {
         opened.await.unwrap().check_ready().await.unwrap();
     }
-    assert_eq!(Postgres::shared().sql(&url, "SELECT max(version), bool_and(success), count(*) FROM _sqlx_migrations"), "2|t|2");
+    assert_eq!(
+        Postgres::shared()
+            .sql(&url, "SELECT max(version), bool_and(success), count(*) FROM _sqlx_migrations"),
+        "2|t|2"
+    );
     let plan = PostgresIndex::plan_migration(&url, &options()).await.unwrap();
     assert_eq!((plan.found, plan.pending.len()), (1, 0));
 }

@@ -218,7 +218,12 @@ pub trait PublishIndex: Send + Sync + std::fmt::Debug + 'static {
         limit: u32,
     ) -> Result<Vec<StorePathHash>>;
     /// Writes down why objects wait.
-    async fn note_waiting(&self, lease: &Lease, cache: CacheId, reasons: &[(StorePathHash, String)]) -> Result<()>;
+    async fn note_waiting(
+        &self,
+        lease: &Lease,
+        cache: CacheId,
+        reasons: &[(StorePathHash, String)],
+    ) -> Result<()>;
     /// These need not be looked at any more.
     async fn drop_pending(&self, lease: &Lease, cache: CacheId, hashes: &[StorePathHash]) -> Result<()>;
 
@@ -304,7 +309,8 @@ pub trait PublishIndex: Send + Sync + std::fmt::Debug + 'static {
         hashes: &[StorePathHash],
         at: UnixSeconds,
     ) -> Result<u64>;
-    /// Objects being removed to which nothing refers any more: they are the next. With `any`, whatever refers to them.
+    /// Objects being removed to which nothing refers any more: they are the next. With `any`, those too to which only others
+    /// refer that are being removed: when nothing else is left, they refer to each other.
     async fn removable(
         &self,
         target: TargetId,
@@ -336,7 +342,8 @@ pub trait PublishIndex: Send + Sync + std::fmt::Debug + 'static {
         nars: &[(NarHash, EncodingTag)],
     ) -> Result<()>;
     /// Forgets NAR files that were deleted.
-    async fn forget_nars(&self, lease: &Lease, cache: CacheId, nars: &[(NarHash, EncodingTag)]) -> Result<()>;
+    async fn forget_nars(&self, lease: &Lease, cache: CacheId, nars: &[(NarHash, EncodingTag)])
+    -> Result<()>;
     /// Writes down that narinfos (by object) and NAR files are not there, or not as they were written: found by a listing.
     /// What named them has to be looked at again.
     async fn note_drift(

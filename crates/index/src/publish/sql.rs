@@ -30,7 +30,11 @@ pub(crate) trait Transaction: Send {
     /// Runs a statement; returns how many rows it changed.
     fn run(&mut self, sql: Sql, arguments: &[Argument<'_>]) -> impl Future<Output = Result<u64>> + Send;
     /// Runs a statement that gives rows.
-    fn rows(&mut self, sql: Sql, arguments: &[Argument<'_>]) -> impl Future<Output = Result<Vec<Self::Row>>> + Send;
+    fn rows(
+        &mut self,
+        sql: Sql,
+        arguments: &[Argument<'_>],
+    ) -> impl Future<Output = Result<Vec<Self::Row>>> + Send;
 }
 
 /// The same in both dialects.
@@ -41,8 +45,20 @@ macro_rules! both {
     // Text, number of a parameter that is a list, text: the list stands between as a table with the column `item`.
     ($before:expr, list $number:literal, $after:expr) => {
         crate::publish::Sql {
-            sqlite: concat!($before, " (SELECT unhex(value) AS item FROM json_each($", $number, ")) ", $after),
-            postgres: concat!($before, " (SELECT item FROM unnest($", $number, "::bytea[]) AS l (item)) ", $after),
+            sqlite: concat!(
+                $before,
+                " (SELECT unhex(value) AS item FROM json_each($",
+                $number,
+                ")) ",
+                $after
+            ),
+            postgres: concat!(
+                $before,
+                " (SELECT item FROM unnest($",
+                $number,
+                "::bytea[]) AS l (item)) ",
+                $after
+            ),
         }
     };
 }

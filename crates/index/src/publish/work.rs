@@ -9,8 +9,8 @@ use dormer_format::EncodingTag;
 use dormer_nix::{NarHash, StorePathHash};
 
 use super::contract::{
-    Lease, PendingObject, PublishCounts, PublishDone, PublishIntent, PublishState, PublishTarget, PublishedCache,
-    PublishedNar, PublishedObject, TargetId,
+    Lease, PendingObject, PublishCounts, PublishDone, PublishIntent, PublishState, PublishTarget,
+    PublishedCache, PublishedNar, PublishedObject, TargetId,
 };
 use super::sql::{Argument, Sql, Transaction, both};
 use crate::columns::{array, corrupt, nar_hash, signed, tag, unsigned};
@@ -44,7 +44,8 @@ const ACQUIRE: Sql = both!(
     "UPDATE publish_targets SET holder = $2, fence = fence + 1, lease_ends_at = $4
      WHERE id = $1 AND (holder IS NULL OR lease_ends_at <= $3) RETURNING fence"
 );
-const HOLD: Sql = both!("UPDATE publish_targets SET fence = fence WHERE id = $1 AND fence = $2 AND holder IS NOT NULL");
+const HOLD: Sql =
+    both!("UPDATE publish_targets SET fence = fence WHERE id = $1 AND fence = $2 AND holder IS NOT NULL");
 const RENEW: Sql = both!("UPDATE publish_targets SET lease_ends_at = $2 WHERE id = $1");
 const RELEASE: Sql = both!(
     "UPDATE publish_targets SET holder = NULL, lease_ends_at = 0, ran_at = $2, error = $3, error_at = $4 WHERE id = $1"
@@ -180,8 +181,7 @@ const DROP_OLD_REFS: Sql = both!(
     list 4,
     ""
 );
-const DELETE_REFS: Sql =
-    both!("DELETE FROM publish_refs WHERE target = $1 AND cache = $2 AND referrer = $3");
+const DELETE_REFS: Sql = both!("DELETE FROM publish_refs WHERE target = $1 AND cache = $2 AND referrer = $3");
 const DELETE_OBJECT: Sql =
     both!("DELETE FROM publish_objects WHERE target = $1 AND cache = $2 AND hash = $3");
 // By the NAR itself, or by the object that named it last: an intent may never have become more.
@@ -211,19 +211,18 @@ const FIND_REFERRERS: Sql = both!(
 );
 const REMOVABLE: Sql = both!(
     "SELECT x.hash FROM publish_objects AS x
-     WHERE x.target = $1 AND x.cache = $2 AND x.state = 2 AND (x.upstream = 1 OR $3 = 1 OR NOT EXISTS (
+     WHERE x.target = $1 AND x.cache = $2 AND x.state = 2 AND (x.upstream = 1 OR NOT EXISTS (
          SELECT 1 FROM publish_refs AS r JOIN publish_objects AS u
              ON u.target = r.target AND u.cache = r.cache AND u.hash = r.referrer
-         WHERE r.target = x.target AND r.cache = x.cache AND r.reference = x.hash))
+         WHERE r.target = x.target AND r.cache = x.cache AND r.reference = x.hash AND (u.state <> 2 OR $3 = 0)))
      LIMIT $4"
 );
 const SET_DEADLINE: Sql = both!(
     "UPDATE publish_nars SET delete_after = $5
      WHERE target = $1 AND cache = $2 AND nar = $3 AND tag = $4 AND delete_after IS NOT NULL"
 );
-const BEGIN_DELETING: Sql = both!(
-    "UPDATE publish_nars SET uploaded = 0 WHERE target = $1 AND cache = $2 AND nar = $3 AND tag = $4"
-);
+const BEGIN_DELETING: Sql =
+    both!("UPDATE publish_nars SET uploaded = 0 WHERE target = $1 AND cache = $2 AND nar = $3 AND tag = $4");
 const FORGET_NAR: Sql = both!(
     "DELETE FROM publish_nars WHERE target = $1 AND cache = $2 AND nar = $3 AND tag = $4 AND delete_after IS NOT NULL"
 );
@@ -251,7 +250,11 @@ async fn hold_lease(tx: &mut impl Transaction, lease: &Lease) -> Result<()> {
 
 // --- targets and leases ---------------------------------------------------------------------------------------------
 
-pub(crate) async fn open_target(tx: &mut impl Transaction, name: &str, location: &str) -> Result<PublishTarget> {
+pub(crate) async fn open_target(
+    tx: &mut impl Transaction,
+    name: &str,
+    location: &str,
+) -> Result<PublishTarget> {
     tx.run(CREATE_TARGET, &[Text(name), Text(location)]).await?;
     let rows = tx.rows(FIND_TARGET, &[Text(name)]).await?;
     read_target(rows.first().ok_or_else(|| corrupt("publish_targets", "a row that was just made is gone"))?)
@@ -278,7 +281,11 @@ pub(crate) async fn acquire_lease(
     Ok(Some(Lease { target, fence: row.column(0, "publish_targets")?, was_released: before.is_none() }))
 }
 
-pub(crate) async fn renew_lease(tx: &mut impl Transaction, lease: &Lease, ends_at: UnixSeconds) -> Result<()> {
+pub(crate) async fn renew_lease(
+    tx: &mut impl Transaction,
+    lease: &Lease,
+    ends_at: UnixSeconds,
+) -> Result<()> {
     hold_lease(tx, lease).await?;
     tx.run(RENEW, &[Number(lease.target.0), Number(ends_at)]).await.map(drop)
 }
@@ -343,8 +350,7 @@ pub(crate) async fn pending_objects(
         Some((since, hash)) => (*since, hash.as_bytes().as_slice()),
         None => (i64::MIN, [].as_slice()),
     };
-    let arguments =
-        [Number(target.0), Number(cache.0), Number(since), Bytes(hash), Number(i64::from(limit))];
+    let arguments = [Number(target.0), Number(cache.0), Number(since), Bytes(hash), Number(i64::from(limit))];
     let rows = tx.rows(PENDING, &arguments).await?;
     rows.iter()
         .map(|row| {
@@ -367,7 +373,8 @@ pub(crate) async fn pending_absent(
     after: Option<StorePathHash>,
     limit: u32,
 ) -> Result<Vec<StorePathHash>> {
-    let arguments = [Number(target.0), Number(cache.0), Bytes(after_bytes(&after)), Number(i64::from(limit))];
+    let arguments =
+        [Number(target.0), Number(cache.0), Bytes(after_bytes(after.as_ref())), Number(i64::from(limit))];
     let rows = tx.rows(PENDING_ABSENT, &arguments).await?;
     rows.iter().map(|row| read_hash(row, 0, "publish_pending")).collect()
 }
@@ -503,7 +510,8 @@ pub(crate) async fn list_published(
     after: Option<StorePathHash>,
     limit: u32,
 ) -> Result<Vec<PublishedObject>> {
-    let arguments = [Number(target.0), Number(cache.0), Bytes(after_bytes(&after)), Number(i64::from(limit))];
+    let arguments =
+        [Number(target.0), Number(cache.0), Bytes(after_bytes(after.as_ref())), Number(i64::from(limit))];
     tx.rows(LIST_PUBLISHED, &arguments).await?.iter().map(read_published).collect()
 }
 
@@ -663,8 +671,7 @@ pub(crate) async fn removable(
     any: bool,
     limit: u32,
 ) -> Result<Vec<StorePathHash>> {
-    let arguments =
-        [Number(target.0), Number(cache.0), Number(i64::from(any)), Number(i64::from(limit))];
+    let arguments = [Number(target.0), Number(cache.0), Number(i64::from(any)), Number(i64::from(limit))];
     let rows = tx.rows(REMOVABLE, &arguments).await?;
     rows.iter().map(|row| read_hash(row, 0, "publish_objects")).collect()
 }
@@ -792,8 +799,8 @@ fn keys(hashes: &[StorePathHash]) -> Vec<&[u8]> {
 }
 
 /// Before all hashes, if there is none.
-fn after_bytes(after: &Option<StorePathHash>) -> &[u8] {
-    after.as_ref().map_or(&[], |hash| hash.as_bytes().as_slice())
+fn after_bytes(after: Option<&StorePathHash>) -> &[u8] {
+    after.map_or(&[], |hash| hash.as_bytes().as_slice())
 }
 
 fn read_hash(row: &impl crate::rows::Row, column: usize, table: &'static str) -> Result<StorePathHash> {

@@ -105,7 +105,10 @@ impl SqliteIndex {
     pub async fn open_beside(path: impl AsRef<Path>, options: SqliteOptions) -> Result<Self> {
         let path = path.as_ref();
         if open::inspect(path).await? {
-            return Err(failed("open the database", std::io::Error::from(std::io::ErrorKind::NotFound).into()));
+            return Err(failed(
+                "open the database",
+                std::io::Error::from(std::io::ErrorKind::NotFound).into(),
+            ));
         }
         let mut writer = open::connect(path, options.busy_timeout, true).await?;
         // The lock is only taken when it is needed: a server that starts at this moment would be refused.

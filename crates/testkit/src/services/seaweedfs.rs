@@ -31,28 +31,36 @@ impl SeaweedFs {
 
     /// Starts one and waits until it stores objects.
     pub fn start() -> Self {
-        Self::start_with(Vec::new())
+        Self::start_with(Vec::new(), "")
+    }
+
+    /// The same; whoever asks without credentials may read.
+    pub fn start_readable_by_anybody() -> Self {
+        Self::start_with(Vec::new(), r#",{"name":"anonymous","actions":["Read"]}"#)
     }
 
     /// The same, which speaks TLS, too; returns `https://127.0.0.1:port`.
     pub fn start_with_tls(certificates: &Certificates) -> (Self, String) {
         let port = free_port();
-        let server = Self::start_with(vec![
-            format!("-s3.port.https={port}"),
-            format!("-s3.cert.file={}", certificates.certificate().display()),
-            format!("-s3.key.file={}", certificates.key().display()),
-        ]);
+        let server = Self::start_with(
+            vec![
+                format!("-s3.port.https={port}"),
+                format!("-s3.cert.file={}", certificates.certificate().display()),
+                format!("-s3.key.file={}", certificates.key().display()),
+            ],
+            "",
+        );
         (server, format!("https://127.0.0.1:{port}"))
     }
 
-    fn start_with(more: Vec<String>) -> Self {
+    fn start_with(more: Vec<String>, more_identities: &str) -> Self {
         let folder = TempDir::new().expect("a temporary folder");
         let ports = Ports(std::array::from_fn(|_| free_port()));
         let access = S3Access::new(ports.0[6]);
         fs::create_dir(folder.path().join("data")).expect("the folder is new");
         let identities = format!(
             r#"{{"identities":[{{"name":"admin","credentials":[{{"accessKey":"{}","secretKey":"{}"}}],
-               "actions":["Admin","Read","Write","List","Tagging"]}}]}}"#,
+               "actions":["Admin","Read","Write","List","Tagging"]}}{more_identities}]}}"#,
             access.access_key_id, access.secret_access_key
         );
         fs::write(folder.path().join("s3.json"), identities).expect("the folder is writable");

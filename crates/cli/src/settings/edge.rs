@@ -1,0 +1,184 @@
+//! Edge targets: `[[edge]]` in the settings file, each read as a set of settings of its own.
+//!
+//! A target's keys can be set by variables too, with its name between: `DORMER_EDGE_R2_CREDENTIALS_SECRET_ACCESS_KEY` is that
+//! key of the target `r2`. The targets themselves are named in the file.
+
+use std::path::PathBuf;
+
+use dormer_blobs::{RemoteSettings, RetryPolicy};
+use dormer_publish::TargetSettings;
+
+use super::error::{Error, Result};
+use super::keys::{self, EDGE_KEYS};
+use super::raw::{Environment, Origin, Raw};
+use super::resolve::{boolean, count, duration, integer, list, path, size, text, wrong};
+use super::storage::{StoreKeys, remote_store};
+
+/// A target: what to publish there, and where it is.
+#[derive(Debug, Clone)]
+pub(crate) struct EdgeTarget {
+    pub(crate) target: TargetSettings,
+    pub(crate) place: EdgePlace,
+}
+
+/// Where a target is.
+#[derive(Debug, Clone)]
+pub(crate) enum EdgePlace {
+    Folder(PathBuf),
+    Bucket(Box<RemoteSettings>, RetryPolicy),
+}
+
+const EDGE: StoreKeys = StoreKeys {
+    section: "edge",
+    kind: keys::EDGE_TYPE,
+    region: keys::EDGE_REGION,
+    bucket: keys::EDGE_BUCKET,
+    endpoint: keys::EDGE_ENDPOINT,
+    prefix: keys::EDGE_PREFIX,
+    path_style: keys::EDGE_PATH_STYLE,
+    ca_file: keys::EDGE_CA_FILE,
+    access_key_id: keys::EDGE_ACCESS_KEY_ID,
+    secret_access_key: keys::EDGE_SECRET_ACCESS_KEY,
+    connect_timeout: keys::EDGE_CONNECT_TIMEOUT,
+    timeout: keys::EDGE_TIMEOUT,
+    retry_time: keys::EDGE_RETRY_TIME,
+};
+
+/// Reads the tables of `[[edge]]`, with the variables of each.
+pub(super) fn read_targets(
+    value: &toml::Value,
+    origin: &Origin,
+    environment: &Environment,
+) -> Result<Vec<Raw>> {
+    let not_tables = || Error::Value {
+        key: "edge",
+        origin: origin.clone(),
+        problem: "wants tables, each under [[edge]]".to_owned(),
+    };
+    let tables = value.as_array().ok_or_else(not_tables)?;
+    let mut targets: Vec<Raw> = Vec::new();
+    for table in tables {
+        let table = table.as_table().ok_or_else(not_tables)?;
+        let name = table.get("name").and_then(toml::Value::as_str).unwrap_or_default().to_owned();
+        let target = read_target(table, &name, origin, environment)
+            .map_err(|source| Error::EdgeTarget { name: name.clone(), source: Box::new(source) })?;
+        if targets.iter().any(|other| text(other, &keys::EDGE_NAME) == name) {
+            let problem = format!("two targets are named '{name}'");
+            return Err(wrong(&target, &keys::EDGE_NAME, problem));
+        }
+        targets.push(target);
+    }
+    Ok(targets)
+}
+
+fn read_target(table: &toml::Table, name: &str, origin: &Origin, environment: &Environment) -> Result<Raw> {
+    if !is_name(name) {
+        let problem = "wants a name: letters, digits and dashes, 50 at most".to_owned();
+        return Err(Error::Value { key: keys::EDGE_NAME.path, origin: origin.clone(), problem });
+    }
+    let mut target = Raw::with_defaults(EDGE_KEYS)?;
+    target.read_section("edge", table, origin, EDGE_KEYS)?;
+    for key in EDGE_KEYS {
+        let variable = variable(name, key);
+        if let Some(value) = environment.text(&variable)? {
+            target.set_text(key, value, &Origin::Variable(variable))?;
+        }
+    }
+    Ok(target)
+}
+
+fn is_name(name: &str) -> bool {
+    let allowed = |byte: u8| byte.is_ascii_alphanumeric() || byte == b'-';
+    (1..=50).contains(&name.len()) && name.bytes().all(allowed) && !name.starts_with('-')
+}
+
+/// The variable of a target's key.
+fn variable(name: &str, key: &keys::Key) -> String {
+    let rest = key.path.strip_prefix("edge.").unwrap_or(key.path);
+    format!("{}EDGE_{name}_{rest}", keys::VARIABLE_PREFIX).replace(['.', '-'], "_").to_ascii_uppercase()
+}
+
+/// Names of all variables that these targets know.
+pub(super) fn variables(targets: &[Raw]) -> Vec<String> {
+    let of = |target: &Raw| {
+        let name = text(target, &keys::EDGE_NAME).to_owned();
+        EDGE_KEYS.iter().map(move |key| variable(&name, key)).collect::<Vec<_>>()
+    };
+    targets.iter().flat_map(of).collect()
+}
+
+/// Checks what belongs together.
+pub(super) fn resolve_targets(targets: &[Raw], notes: &mut Vec<String>) -> Result<Vec<EdgeTarget>> {
+    targets
+        .iter()
+        .map(|raw| {
+            let name = text(raw, &keys::EDGE_NAME).to_owned();
+            resolve_target(raw, notes).map_err(|source| Error::EdgeTarget { name, source: Box::new(source) })
+        })
+        .collect()
+}
+
+fn resolve_target(raw: &Raw, notes: &mut Vec<String>) -> Result<EdgeTarget> {
+    let place = match remote_store(raw, &EDGE, notes)? {
+        Some((store, retries)) => EdgePlace::Bucket(Box::new(store), retries),
+        None if raw.find(&keys::EDGE_PATH).is_some() => EdgePlace::Folder(path(raw, &keys::EDGE_PATH)),
+        None => return Err(wrong(raw, &keys::EDGE_TYPE, "needs edge.path beside it".to_owned())),
+    };
+    let caches = match raw.find(&keys::EDGE_CACHES) {
+        Some(_) => list(raw, &keys::EDGE_CACHES),
+        None => Vec::new(),
+    };
+    if caches.is_empty() {
+        let problem = "wants the caches to publish, such as [\"main\", \"team-*\"]".to_owned();
+        return Err(wrong(raw, &keys::EDGE_CACHES, problem));
+    }
+    let caches = caches
+        .iter()
+        .map(|name| {
+            name.parse().map_err(|_| {
+                wrong(raw, &keys::EDGE_CACHES, format!("'{name}' is no name of a cache or pattern"))
+            })
+        })
+        .collect::<Result<Vec<_>>>()?;
+    let target = TargetSettings {
+        name: text(raw, &keys::EDGE_NAME).to_owned(),
+        caches,
+        listings: boolean(raw, &keys::EDGE_LISTINGS),
+        nar_grace: duration(raw, &keys::EDGE_NAR_GRACE),
+        settle: duration(raw, &keys::EDGE_SETTLE_TIME),
+        concurrency: count(integer(raw, &keys::EDGE_CONCURRENCY).unsigned_abs()),
+        bandwidth: size(raw, &keys::EDGE_BANDWIDTH),
+        memory_bytes: size(raw, &keys::EDGE_MEMORY),
+        request_timeout: duration(raw, &keys::EDGE_TIMEOUT),
+        ..TargetSettings::default()
+    };
+    Ok(EdgeTarget { target, place })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_defaults_written_in_the_table_are_those_of_the_publisher() {
+        let table: toml::Table =
+            "name = 'x'\ntype = 'local'\npath = '/x'\ncaches = ['main']".parse().unwrap();
+        let raw = read_target(&table, "x", &Origin::Default, &Environment::default()).unwrap();
+        let ours = resolve_target(&raw, &mut Vec::new()).unwrap().target;
+        let theirs = TargetSettings {
+            name: ours.name.clone(),
+            caches: ours.caches.clone(),
+            ..TargetSettings::default()
+        };
+        assert_eq!(format!("{ours:?}"), format!("{theirs:?}"));
+    }
+
+    #[test]
+    fn a_targets_keys_have_variables_with_its_name() {
+        assert_eq!(
+            variable("my-r2", &keys::EDGE_SECRET_ACCESS_KEY),
+            "DORMER_EDGE_MY_R2_CREDENTIALS_SECRET_ACCESS_KEY"
+        );
+        assert_eq!(variable("a", &keys::EDGE_NAR_GRACE), "DORMER_EDGE_A_NAR_GRACE");
+    }
+}

@@ -1,0 +1,117 @@
+//! The small documents about caches: `nix-cache-info`, the state document, the catalogue.
+//!
+//! Who may read a cache is written before its contents are, how much there is after; a document that says what the last one
+//! said is not written again.
+
+use dormer_api::CacheName;
+use dormer_edge::{CacheState, Catalog, EdgeKey};
+use dormer_index::{Cache, PublishedCache};
+use dormer_nix::NarHash;
+
+use crate::Result;
+use crate::publisher::Run;
+use crate::report::CacheOutcome;
+use crate::upload::put_small;
+
+/// Digest of what every narinfo of a cache depends on: when it changes, all of them are written anew.
+pub(crate) fn basis(cache: &Cache) -> Vec<u8> {
+    let mut text = format!("1\n{}\n", cache.store_dir);
+    for key in cache.keys.iter().filter(|key| key.active) {
+        text.push_str(&key.public_key);
+        text.push('\n');
+    }
+    NarHash::digest(text.as_bytes()).as_bytes().to_vec()
+}
+
+fn describe(cache: &Cache, name: &CacheName, before: Option<&CacheState>) -> CacheState {
+    CacheState {
+        version: CacheState::VERSION,
+        cache: name.clone(),
+        public: cache.is_public,
+        store_dir: cache.store_dir.clone(),
+        priority: cache.priority,
+        public_keys: cache.keys.iter().filter(|key| key.active).map(|key| key.public_key.clone()).collect(),
+        object_count: before.map_or(0, |before| before.object_count),
+        file_bytes: before.map_or(0, |before| before.file_bytes),
+        published_at: before.map_or(0, |before| before.published_at),
+        revoked: Vec::new(),
+    }
+}
+
+/// Writes what has to be known before anything is read: who may, and where the store is.
+pub(crate) async fn write_before(
+    run: &Run<'_>,
+    cache: &Cache,
+    name: &CacheName,
+    row: &mut PublishedCache,
+) -> Result<()> {
+    let before = CacheState::parse(&row.document).ok();
+    let state = describe(cache, name, before.as_ref());
+    let same_info = before.as_ref().is_some_and(|before| {
+        before.store_dir == state.store_dir
+            && before.priority == state.priority
+            && before.public == state.public
+    });
+    if !same_info {
+        let text = format!("WantMassQuery: 1\nStoreDir: {}\nPriority: {}\n", cache.store_dir, cache.priority);
+        put_small(run.files(), &EdgeKey::CacheInfo(name.clone()), cache.is_public, text.into_bytes()).await?;
+    }
+    if before.as_ref() != Some(&state) {
+        write_state(run, name, row, &state).await?;
+    }
+    Ok(())
+}
+
+/// Writes what there is now, if it changed.
+pub(crate) async fn write_after(
+    run: &Run<'_>,
+    cache: &Cache,
+    name: &CacheName,
+    row: &mut PublishedCache,
+    outcome: &CacheOutcome,
+) -> Result<()> {
+    if !outcome.changed() {
+        return Ok(());
+    }
+    let before = CacheState::parse(&row.document).ok();
+    let counts = run.state().publish_counts(run.target(), cache.id).await?;
+    let mut state = describe(cache, name, before.as_ref());
+    state.object_count = counts.published;
+    state.file_bytes = counts.file_bytes;
+    state.published_at = run.now();
+    row.published_at = run.now();
+    write_state(run, name, row, &state).await
+}
+
+async fn write_state(
+    run: &Run<'_>,
+    name: &CacheName,
+    row: &mut PublishedCache,
+    state: &CacheState,
+) -> Result<()> {
+    let json = state.to_json();
+    put_small(run.files(), &EdgeKey::State(name.clone()), state.public, json.clone()).await?;
+    row.document = json;
+    Ok(run.state().write_published_cache(&run.lease, row).await?)
+}
+
+/// Writes the catalogue of public caches, if it says something else than the one that is there. One read.
+pub(crate) async fn write_catalog(run: &Run<'_>, names: Vec<CacheName>) -> Result<bool> {
+    let json = Catalog::new(names).to_json();
+    let there = run.files().get(&EdgeKey::Catalog.to_string()).await?;
+    if there.as_deref() == Some(json.as_slice()) {
+        return Ok(false);
+    }
+    put_small(run.files(), &EdgeKey::Catalog, true, json).await?;
+    Ok(true)
+}
+
+/// Removes a cache's state document.
+pub(crate) async fn remove_state(run: &Run<'_>, name: &CacheName) -> Result<()> {
+    Ok(run.files().delete(&EdgeKey::State(name.clone()).to_string()).await?)
+}
+
+/// Removes what makes a folder a cache to Nix.
+pub(crate) async fn remove_cache_info(run: &Run<'_>, name: &CacheName) -> Result<()> {
+    Ok(run.files().delete(&EdgeKey::CacheInfo(name.clone()).to_string()).await?)
+}

@@ -1,0 +1,345 @@
+//! A page of paths: what is known of them and of what they refer to, and then the plan, carried out.
+
+use std::collections::{HashMap, HashSet};
+
+use dormer_api::CacheName;
+use dormer_edge::EdgeKey;
+use dormer_format::EncodingTag;
+use dormer_index::{
+    Cache, FoundObject, PendingObject, PublishDone, PublishIntent, PublishState, PublishedNar,
+    PublishedObject,
+};
+use dormer_nix::{NarHash, StorePath, StorePathHash};
+use futures::{StreamExt as _, TryStreamExt as _};
+
+use crate::Result;
+use crate::plan::{Candidate, PagePlan, Reference, Wait, plan_page};
+use crate::publisher::Run;
+use crate::report::CacheOutcome;
+use crate::settings::seconds;
+use crate::upload::{Sent, nar_file, put_small};
+
+/// Paths looked at together. What is held of each is its row: about a KiB.
+pub(crate) const PAGE_OBJECTS: u32 = 1_024;
+
+/// References looked up together.
+const REFERENCES_PAGE: usize = 4_096;
+
+/// NARs written down together: what a crash makes to be sent again, at most.
+const NARS_NOTED: usize = 32;
+
+/// Largest listing that is published, in bytes.
+const LISTING_BYTES_MAX: u64 = 16 * 1024 * 1024;
+
+/// What a page came to.
+#[derive(Debug, Default)]
+pub(crate) struct PageOutcome {
+    /// Paths that need not be looked at any more.
+    pub(crate) done: u64,
+    /// Paths that wait.
+    pub(crate) waiting: u64,
+}
+
+type NarKey = (NarHash, EncodingTag);
+
+/// What is known of a page.
+struct Page {
+    candidates: Vec<Candidate>,
+    found: Vec<FoundObject>,
+    published: HashMap<StorePathHash, PublishedObject>,
+    known: HashMap<StorePathHash, Reference>,
+    /// Damaged ones, which cannot be sent.
+    damaged: Vec<StorePathHash>,
+}
+
+impl Run<'_> {
+    pub(crate) async fn publish_page(
+        &mut self,
+        cache: &Cache,
+        name: &CacheName,
+        pending: &[PendingObject],
+        outcome: &mut CacheOutcome,
+    ) -> Result<PageOutcome> {
+        let page = self.look_at(cache, pending).await?;
+        let mut done = PageOutcome::default();
+        let mut waits: Vec<(StorePathHash, Wait)> = Vec::new();
+        // What is damaged in the lab stays in the target as it was; when it is healed, the outbox tells.
+        let (kept, lost): (Vec<_>, Vec<_>) =
+            page.damaged.iter().partition(|hash| is_published(page.published.get(*hash)));
+        self.state().drop_pending(&self.lease, cache.id, &kept).await?;
+        done.done += kept.len() as u64;
+        waits.extend(lost.into_iter().map(|hash| (hash, Wait::Unreadable)));
+
+        let settle = seconds(self.publisher.settings.settle);
+        let plan = plan_page(&page.candidates, &page.known, self.now(), settle);
+        waits.extend(plan.waiting.iter().map(|(place, wait)| (page.candidates[*place].hash, wait.clone())));
+        if !plan.awaited.is_empty() {
+            let now = self.now();
+            let marks: Vec<_> = plan.awaited.iter().map(|hash| (cache.id, *hash, now)).collect();
+            self.state().note_pending(&self.lease, &marks, None).await?;
+        }
+        self.carry_out(cache, name, &page, &plan, &mut waits, &mut done, outcome).await?;
+
+        done.waiting = waits.len() as u64;
+        let before: HashMap<StorePathHash, Option<&str>> =
+            pending.iter().map(|pending| (pending.hash, pending.reason.as_deref())).collect();
+        let reasons: Vec<(StorePathHash, String)> = waits
+            .into_iter()
+            .map(|(hash, wait)| (hash, wait.to_string()))
+            .filter(|(hash, reason)| before.get(hash).copied().flatten() != Some(reason))
+            .collect();
+        if !reasons.is_empty() {
+            self.state().note_waiting(&self.lease, cache.id, &reasons).await?;
+        }
+        Ok(done)
+    }
+
+    /// Loads what the plan needs to know.
+    async fn look_at(&self, cache: &Cache, pending: &[PendingObject]) -> Result<Page> {
+        let hashes: Vec<StorePathHash> = pending.iter().map(|pending| pending.hash).collect();
+        let mut by_hash: HashMap<StorePathHash, FoundObject> = self
+            .state()
+            .find_objects(cache.id, &hashes)
+            .await?
+            .into_iter()
+            .map(|found| (found.object.path.hash(), found))
+            .collect();
+        let (mut candidates, mut found, mut damaged) = (Vec::new(), Vec::new(), Vec::new());
+        let mut wanted: HashSet<StorePathHash> = HashSet::new();
+        // What is not there was taken care of, or will be: see `begin_removals`.
+        for pending in pending {
+            let Some(object) = by_hash.remove(&pending.hash) else { continue };
+            if object.nar.damaged {
+                damaged.push(pending.hash);
+                continue;
+            }
+            let own = pending.hash;
+            let mut references: Vec<StorePathHash> =
+                object.object.references.iter().map(StorePath::hash).filter(|hash| *hash != own).collect();
+            references.sort_unstable();
+            references.dedup();
+            wanted.extend(&references);
+            candidates.push(Candidate { hash: own, references, since: pending.since, lost: pending.lost });
+            found.push(object);
+        }
+        let mut published = HashMap::new();
+        for page in hashes.chunks(REFERENCES_PAGE) {
+            let rows = self.state().find_published(self.target(), cache.id, page).await?;
+            published.extend(rows.into_iter().map(|row| (row.hash, row)));
+        }
+        let mut known = HashMap::new();
+        let wanted: Vec<StorePathHash> = wanted.into_iter().collect();
+        for page in wanted.chunks(REFERENCES_PAGE) {
+            for found in self.state().find_objects(cache.id, page).await? {
+                let kind = if found.nar.damaged { Reference::Damaged } else { Reference::Present };
+                known.insert(found.object.path.hash(), kind);
+            }
+            for row in self.state().find_published(self.target(), cache.id, page).await? {
+                let there = row.state == PublishState::Published;
+                match known.get(&row.hash) {
+                    Some(_) if there => known.insert(row.hash, Reference::Published),
+                    Some(_) => None,
+                    // An upstream has it, or it is about to go: either way it is no longer ours.
+                    None if row.upstream => None,
+                    None => known.insert(row.hash, Reference::Removed),
+                };
+            }
+        }
+        Ok(Page { candidates, found, published, known, damaged })
+    }
+
+    /// Carries a plan out: intents, NARs, narinfos level by level, and what was done.
+    #[expect(clippy::too_many_arguments, reason = "one step of a page, with what it adds to")]
+    async fn carry_out(
+        &mut self,
+        cache: &Cache,
+        name: &CacheName,
+        page: &Page,
+        plan: &PagePlan,
+        waits: &mut Vec<(StorePathHash, Wait)>,
+        done: &mut PageOutcome,
+        outcome: &mut CacheOutcome,
+    ) -> Result<()> {
+        let places: Vec<usize> = plan.levels.concat();
+        if places.is_empty() {
+            return Ok(());
+        }
+        let nar_of = |place: usize| -> NarKey { (page.found[place].nar.hash, page.found[place].nar.tag) };
+        let intents: Vec<PublishIntent> = places
+            .iter()
+            .map(|place| PublishIntent {
+                hash: page.candidates[*place].hash,
+                nar: nar_of(*place),
+                file_size: page.found[*place].nar.file_size,
+                references: page.candidates[*place].references.clone(),
+            })
+            .collect();
+        self.state().begin_publishing(&self.lease, cache.id, &intents).await?;
+
+        let nars = self
+            .send_nars(cache, name, &places.iter().map(|place| nar_of(*place)).collect::<Vec<_>>(), outcome)
+            .await?;
+        let mut gone: HashSet<StorePathHash> = HashSet::new();
+        for level in &plan.levels {
+            let mut ready = Vec::new();
+            for &place in level {
+                let candidate = &page.candidates[place];
+                let Some(nar) = nars.get(&nar_of(place)) else {
+                    gone.insert(candidate.hash);
+                    if !self.publisher.is_stopping() {
+                        waits.push((candidate.hash, Wait::Unreadable));
+                    }
+                    continue;
+                };
+                // Only what counts on being published with this page has to wait for it.
+                let missing = candidate.references.iter().find(|reference| {
+                    gone.contains(reference) && page.known.get(reference) != Some(&Reference::Published)
+                });
+                if let Some(missing) = missing {
+                    gone.insert(candidate.hash);
+                    waits.push((candidate.hash, Wait::Behind(*missing)));
+                    continue;
+                }
+                ready.push((place, nar));
+            }
+            let concurrency = self.publisher.settings.concurrency;
+            let run = &*self;
+            let written: Vec<(PublishDone, bool)> = futures::stream::iter(ready)
+                .map(|(place, nar)| async move {
+                    let row = page.published.get(&page.candidates[place].hash);
+                    run.write_narinfo(cache, name, &page.candidates[place], &page.found[place], nar, row)
+                        .await
+                })
+                .buffer_unordered(concurrency)
+                .try_collect()
+                .await?;
+            let finished: Vec<PublishDone> = written.iter().map(|(finished, _)| finished.clone()).collect();
+            self.state().finish_publishing(&self.lease, cache.id, &finished, self.grace_end()).await?;
+            let wrote = written.iter().filter(|(_, wrote)| *wrote).count() as u64;
+            done.done += finished.len() as u64;
+            outcome.published += wrote;
+            outcome.unchanged += finished.len() as u64 - wrote;
+        }
+        Ok(())
+    }
+
+    /// Sends those of these NARs that are not there. What is missing in the answer could not be read.
+    async fn send_nars(
+        &self,
+        cache: &Cache,
+        name: &CacheName,
+        wanted: &[NarKey],
+        outcome: &mut CacheOutcome,
+    ) -> Result<HashMap<NarKey, PublishedNar>> {
+        let hashes: Vec<NarHash> = wanted.iter().map(|(hash, _)| *hash).collect();
+        let mut there: HashMap<NarKey, PublishedNar> = self
+            .state()
+            .find_published_nars(self.target(), cache.id, &hashes)
+            .await?
+            .into_iter()
+            .filter(|nar| nar.uploaded && nar.file_hash.is_some())
+            .map(|nar| (nar.nar, nar))
+            .collect();
+        let mut asked = HashSet::new();
+        let missing: Vec<NarKey> =
+            wanted.iter().filter(|nar| !there.contains_key(*nar) && asked.insert(**nar)).copied().collect();
+        let publisher = self.publisher;
+        let mut sending = futures::stream::iter(missing)
+            .map(|nar| async move {
+                // Asked to stop: what is under way is finished, nothing more begins.
+                if publisher.is_stopping() {
+                    return Ok(Sent::Unreadable);
+                }
+                let key = EdgeKey::Nar(name.clone(), nar_file(nar));
+                publisher.sender.send_nar(&publisher.engine, &*publisher.files, cache, &key, nar).await
+            })
+            .buffer_unordered(publisher.settings.concurrency);
+        let mut sent = Vec::new();
+        let mut failure = None;
+        while let Some(outcome_of_one) = sending.next().await {
+            match outcome_of_one {
+                Ok(Sent::Done(nar)) => {
+                    publisher.reporter.nar_uploaded(&cache.name, nar.file_size);
+                    outcome.nars_uploaded += 1;
+                    outcome.bytes_uploaded += nar.file_size;
+                    sent.push(nar);
+                }
+                Ok(Sent::Unreadable) => {}
+                Err(error) => {
+                    failure = Some(error);
+                    break;
+                }
+            }
+            if sent.len() >= NARS_NOTED {
+                self.state().note_uploaded(&self.lease, cache.id, &sent).await?;
+                there.extend(sent.drain(..).map(|nar| (nar.nar, nar)));
+            }
+        }
+        drop(sending);
+        self.state().note_uploaded(&self.lease, cache.id, &sent).await?;
+        there.extend(sent.into_iter().map(|nar| (nar.nar, nar)));
+        failure.map_or(Ok(there), Err)
+    }
+
+    /// Writes a narinfo, unless the same one is there. Returns whether it did.
+    async fn write_narinfo(
+        &self,
+        cache: &Cache,
+        name: &CacheName,
+        candidate: &Candidate,
+        found: &FoundObject,
+        nar: &PublishedNar,
+        row: Option<&PublishedObject>,
+    ) -> Result<(PublishDone, bool)> {
+        let file_hash = nar.file_hash.expect("an uploaded NAR has one");
+        let text = self.publisher.engine.published_narinfo(cache, found.clone(), file_hash)?;
+        let digest = NarHash::digest(text.as_bytes()).as_bytes().to_vec();
+        let upstream = found.object.sigs.iter().any(|sig| {
+            let key = sig.split(':').next().unwrap_or_default();
+            cache.upstream_cache_key_names.iter().any(|name| name == key)
+        });
+        let mut done = PublishDone {
+            hash: candidate.hash,
+            nar: nar.nar,
+            digest,
+            etag: None,
+            upstream,
+            references: candidate.references.clone(),
+        };
+        if let Some(row) = row.filter(|row| row.state == PublishState::Published && row.digest == done.digest)
+        {
+            done.etag.clone_from(&row.etag);
+            return Ok((done, false));
+        }
+        if self.publisher.settings.listings {
+            self.write_listing(cache, name, &candidate.hash).await?;
+        }
+        let key = EdgeKey::Narinfo(name.clone(), candidate.hash);
+        let stored = put_small(self.files(), &key, cache.is_public, text.into_bytes()).await?;
+        done.etag = stored.etag;
+        self.publisher.reporter.path_published(&cache.name, &found.object.path);
+        Ok((done, true))
+    }
+
+    /// Before the narinfo, as Nix does it. A listing that cannot be read is left out: it is a convenience.
+    async fn write_listing(&self, cache: &Cache, name: &CacheName, hash: &StorePathHash) -> Result<()> {
+        let listing = match self.publisher.engine.listing(cache, hash).await {
+            Ok(Some(listing)) if listing.size <= LISTING_BYTES_MAX => listing,
+            Ok(_) => return Ok(()),
+            Err(error) => {
+                tracing::warn!(path = %hash, %error, "a listing cannot be read");
+                return Ok(());
+            }
+        };
+        let mut json = Vec::with_capacity(usize::try_from(listing.size).unwrap_or_default());
+        let mut pieces = listing;
+        while let Some(piece) = pieces.next().await {
+            json.extend_from_slice(&piece?);
+        }
+        put_small(self.files(), &EdgeKey::Listing(name.clone(), *hash), cache.is_public, json).await.map(drop)
+    }
+}
+
+fn is_published(row: Option<&PublishedObject>) -> bool {
+    row.is_some_and(|row| row.state == PublishState::Published)
+}

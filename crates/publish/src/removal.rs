@@ -1,0 +1,172 @@
+//! Taking back: referrers first, a narinfo before its NAR, the NAR after its grace, or at once where the lab itself does not
+//! serve it any more.
+
+use dormer_api::CacheName;
+use dormer_edge::EdgeKey;
+use dormer_format::EncodingTag;
+use dormer_index::{Cache, CacheId, NarKey, PublishedCache};
+use dormer_nix::{NarHash, StorePathHash};
+use futures::{StreamExt as _, TryStreamExt as _};
+
+use crate::publisher::Run;
+use crate::report::CacheOutcome;
+use crate::upload::nar_file;
+use crate::{Error, Result, documents};
+
+/// Rows taken back together.
+const PAGE: u32 = 512;
+
+impl Run<'_> {
+    /// Notes what the cache has no more. Returns whether some of it was removed for cause: the lab serves its NAR no more, and so
+    /// it must go from the target at once.
+    pub(crate) async fn begin_removals(&mut self, cache: &Cache) -> Result<bool> {
+        let mut urgent = false;
+        let mut after = None;
+        loop {
+            let absent = self.state().pending_absent(self.target(), cache.id, after, PAGE).await?;
+            let Some(last) = absent.last() else { return Ok(urgent) };
+            after = Some(*last);
+            let there = self.state().find_published(self.target(), cache.id, &absent).await?;
+            for row in &there {
+                urgent |= !self.lab_serves(cache, &row.nar.0).await?;
+            }
+            let gone: Vec<StorePathHash> = there.iter().map(|row| row.hash).collect();
+            if !gone.is_empty() {
+                self.state().begin_removing(&self.lease, cache.id, &gone, self.now()).await?;
+            }
+            // What went before: its NAR may be in grace here, and in the lab no longer.
+            for hash in &absent {
+                let left = self.state().nars_left_by(self.target(), cache.id, hash).await?;
+                let mut ended: Vec<(NarHash, EncodingTag)> = Vec::new();
+                for nar in left {
+                    if !self.lab_serves(cache, &nar.nar.0).await? {
+                        ended.push(nar.nar);
+                    }
+                }
+                if !ended.is_empty() {
+                    self.state().set_nar_deadline(&self.lease, cache.id, &ended, self.now()).await?;
+                    urgent = true;
+                }
+            }
+            let settled: Vec<StorePathHash> =
+                absent.iter().filter(|hash| !gone.contains(hash)).copied().collect();
+            self.state().drop_pending(&self.lease, cache.id, &settled).await?;
+        }
+    }
+
+    async fn lab_serves(&self, cache: &Cache, nar: &NarHash) -> Result<bool> {
+        let found =
+            self.publisher.index().find_nar_in_cache(cache.id, &NarKey::Hash(*nar), self.now()).await?;
+        Ok(found.is_some())
+    }
+
+    /// Removes narinfos that are to go, referrers first. Without a `cache` it is gone as a whole, and so are its NARs.
+    pub(crate) async fn remove_all(
+        &mut self,
+        cache_id: CacheId,
+        name: &CacheName,
+        cache: Option<&Cache>,
+        outcome: &mut CacheOutcome,
+    ) -> Result<()> {
+        // Also what was about to be written anew, and was not: its old narinfo may still be there.
+        self.state().begin_removing(&self.lease, cache_id, &[], self.now()).await?;
+        loop {
+            let mut next = self.state().removable(self.target(), cache_id, false, PAGE).await?;
+            if next.is_empty() {
+                // Those in a circle refer to each other only, so in any order.
+                next = self.state().removable(self.target(), cache_id, true, PAGE).await?;
+            }
+            if next.is_empty() {
+                break;
+            }
+            let rows = self.state().find_published(self.target(), cache_id, &next).await?;
+            let run = &*self;
+            let listings = self.publisher.settings.listings;
+            futures::stream::iter(&next)
+                .map(|hash| async move {
+                    run.files().delete(&EdgeKey::Narinfo(name.clone(), *hash).to_string()).await?;
+                    if listings {
+                        run.files().delete(&EdgeKey::Listing(name.clone(), *hash).to_string()).await?;
+                    }
+                    Ok::<_, Error>(())
+                })
+                .buffer_unordered(self.publisher.settings.concurrency)
+                .try_collect::<()>()
+                .await?;
+            let mut removed = Vec::with_capacity(rows.len());
+            for row in &rows {
+                let in_grace = match cache {
+                    Some(cache) => self.lab_serves(cache, &row.nar.0).await?,
+                    None => false,
+                };
+                removed.push((row.hash, if in_grace { self.grace_end() } else { self.now() }));
+            }
+            self.state().finish_removing(&self.lease, cache_id, &removed).await?;
+            for hash in &next {
+                self.publisher.reporter.path_removed(&outcome.cache, hash);
+            }
+            outcome.removed += next.len() as u64;
+            // Those that are gone for good; those that were taken along are looked at again.
+            let present = self.state().find_objects(cache_id, &next).await?;
+            let absent: Vec<StorePathHash> = next
+                .into_iter()
+                .filter(|hash| !present.iter().any(|found| found.object.path.hash() == *hash))
+                .collect();
+            self.state().drop_pending(&self.lease, cache_id, &absent).await?;
+        }
+        self.delete_due_nars(cache_id, name, self.now(), outcome).await
+    }
+
+    /// Deletes NARs whose grace is over at this time.
+    pub(crate) async fn delete_due_nars(
+        &mut self,
+        cache: CacheId,
+        name: &CacheName,
+        now: i64,
+        outcome: &mut CacheOutcome,
+    ) -> Result<()> {
+        loop {
+            let due = self.state().due_nars(self.target(), cache, now, PAGE).await?;
+            if due.is_empty() {
+                return Ok(());
+            }
+            let keys: Vec<(NarHash, EncodingTag)> = due.iter().map(|nar| nar.nar).collect();
+            self.state().begin_deleting_nars(&self.lease, cache, &keys).await?;
+            let run = &*self;
+            futures::stream::iter(&keys)
+                .map(|nar| async move {
+                    Ok::<_, Error>(
+                        run.files().delete(&EdgeKey::Nar(name.clone(), nar_file(*nar)).to_string()).await?,
+                    )
+                })
+                .buffer_unordered(self.publisher.settings.concurrency)
+                .try_collect::<()>()
+                .await?;
+            self.state().forget_nars(&self.lease, cache, &keys).await?;
+            outcome.nars_deleted += keys.len() as u64;
+        }
+    }
+
+    /// Takes a whole cache back: its state document first, so that the edge knows it no more; then everything in it.
+    pub(crate) async fn withdraw(&mut self, published: &PublishedCache) -> Result<CacheOutcome> {
+        let mut outcome = CacheOutcome { cache: published.name.clone(), ..CacheOutcome::default() };
+        let name: CacheName =
+            published.name.parse().map_err(|_| Error::CacheName { name: published.name.clone() })?;
+        documents::remove_state(self, &name).await?;
+        let mut after = None;
+        loop {
+            let rows = self.state().list_published(self.target(), published.cache, after, PAGE).await?;
+            let Some(last) = rows.last() else { break };
+            after = Some(last.hash);
+            let hashes: Vec<StorePathHash> = rows.iter().map(|row| row.hash).collect();
+            self.state().begin_removing(&self.lease, published.cache, &hashes, self.now()).await?;
+        }
+        self.remove_all(published.cache, &name, None, &mut outcome).await?;
+        // Also those that were in grace.
+        self.delete_due_nars(published.cache, &name, i64::MAX, &mut outcome).await?;
+        documents::remove_cache_info(self, &name).await?;
+        self.state().forget_published_cache(&self.lease, published.cache).await?;
+        outcome.note = Some("was taken away".to_owned());
+        Ok(outcome)
+    }
+}

@@ -1,0 +1,75 @@
+//! What a target is and how it is published to.
+
+use std::time::Duration;
+
+use dormer_api::{CacheName, CacheNamePattern};
+
+/// A target, apart from where it is.
+#[derive(Debug, Clone)]
+pub struct TargetSettings {
+    /// Its name.
+    pub name: String,
+    /// Which caches: names or patterns. A private cache is published only if it is named exactly.
+    pub caches: Vec<CacheNamePattern>,
+    /// Whether listings (`.ls`) are published: one more request for each path.
+    pub listings: bool,
+    /// How long a NAR stays after the last narinfo that named it went, for clients that remember the narinfo.
+    pub nar_grace: Duration,
+    /// How long a path waits for a reference that the cache lacks, before that counts as upstream's.
+    pub settle: Duration,
+    /// NARs and narinfos that are written at once.
+    pub concurrency: usize,
+    /// Bytes a second that are sent at most; 0 for as many as there may be.
+    pub bandwidth: u64,
+    /// Memory for what is being sent, in bytes.
+    pub memory_bytes: u64,
+    /// Longest that a request may be under way, its retries left out: what a successor waits for.
+    pub request_timeout: Duration,
+    /// How long a lease lasts without being renewed.
+    pub lease: Duration,
+}
+
+impl Default for TargetSettings {
+    fn default() -> Self {
+        Self {
+            name: String::new(),
+            caches: Vec::new(),
+            listings: false,
+            nar_grace: Duration::from_hours(30 * 24),
+            settle: Duration::from_mins(5),
+            concurrency: 8,
+            bandwidth: 0,
+            memory_bytes: 64 * 1024 * 1024,
+            request_timeout: Duration::from_mins(1),
+            lease: Duration::from_secs(30),
+        }
+    }
+}
+
+impl TargetSettings {
+    /// Whether a cache is to be published: by any pattern if it is public, by its name alone if it is not.
+    pub fn selects(&self, cache: &CacheName, is_public: bool) -> bool {
+        self.caches.iter().any(|pattern| (is_public || pattern.is_exact()) && pattern.matches(cache))
+    }
+}
+
+/// Seconds of a duration that is set to seconds.
+pub(crate) fn seconds(duration: Duration) -> i64 {
+    i64::try_from(duration.as_secs()).unwrap_or(i64::MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn private_caches_are_published_only_when_they_are_named() {
+        let settings = TargetSettings {
+            caches: vec!["team-*".parse().unwrap(), "secret".parse().unwrap()],
+            ..TargetSettings::default()
+        };
+        let selects = |name: &str, public| settings.selects(&name.parse().unwrap(), public);
+        assert!(selects("team-a", true) && selects("secret", true) && selects("secret", false));
+        assert!(!selects("team-a", false) && !selects("other", true));
+    }
+}

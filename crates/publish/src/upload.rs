@@ -1,0 +1,206 @@
+//! Sending NARs: spliced by the engine, hashed on the way, in one PUT or in parts, within a bound of memory and bandwidth.
+
+use std::sync::Mutex;
+use std::time::Duration;
+
+use bytes::{Bytes, BytesMut};
+use dormer_blobs::{FileKind, Files, Stored};
+use dormer_edge::{EdgeKey, NarFile};
+use dormer_engine::{Engine, ErrorClass};
+use dormer_format::EncodingTag;
+use dormer_index::{Cache, NarKey, PublishedNar};
+use dormer_nix::{NarHash, NarHasher};
+use futures::StreamExt as _;
+use tokio::sync::Semaphore;
+use tokio::time::{Instant, sleep_until};
+
+use crate::Result;
+use crate::settings::TargetSettings;
+
+/// Unit of the account of memory.
+const PERMIT_BYTES: u64 = 64 * 1024;
+
+/// Tries of a large upload, which fails as a whole.
+const UPLOAD_TRIES: u32 = 3;
+
+/// What sending a NAR came to.
+pub(crate) enum Sent {
+    /// It is there.
+    Done(PublishedNar),
+    /// It cannot be read, or is another one by now: what to say of the paths that have it.
+    Unreadable,
+}
+
+/// What all uploads of a target share.
+#[derive(Debug)]
+pub(crate) struct Sender {
+    memory: Semaphore,
+    permits: u32,
+    bandwidth: u64,
+    /// When the next byte may be sent.
+    free_at: Mutex<Instant>,
+}
+
+impl Sender {
+    pub(crate) fn new(settings: &TargetSettings) -> Self {
+        let permits = settings.memory_bytes.div_ceil(PERMIT_BYTES).clamp(1, u64::from(u32::MAX >> 4));
+        let permits = u32::try_from(permits).expect("clamped");
+        Self {
+            memory: Semaphore::new(permits as usize),
+            permits,
+            bandwidth: settings.bandwidth,
+            free_at: Mutex::new(Instant::now()),
+        }
+    }
+
+    /// Sends a NAR.
+    pub(crate) async fn send_nar(
+        &self,
+        engine: &Engine,
+        files: &dyn Files,
+        cache: &Cache,
+        key: &EdgeKey,
+        (hash, tag): (NarHash, EncodingTag),
+    ) -> Result<Sent> {
+        for attempt in 1.. {
+            let outcome = self.send_once(engine, files, cache, key, (hash, tag)).await;
+            match outcome {
+                Err(crate::Error::Target(error)) if attempt < UPLOAD_TRIES && is_passing(&error) => {
+                    tracing::warn!(file.name = %key, attempt, %error, "failed to send a NAR, trying again");
+                    let pause = Duration::from_millis(500 << attempt).mul_f64(rand::random_range(0.5..1.5));
+                    tokio::time::sleep(pause).await;
+                }
+                // The lab's bytes are gone or damaged: that is about this path, and not about the target.
+                Err(crate::Error::Engine(error)) if error.class() == ErrorClass::Missing => {
+                    return Ok(Sent::Unreadable);
+                }
+                outcome => return outcome,
+            }
+        }
+        unreachable!("the loop ends by returning");
+    }
+
+    async fn send_once(
+        &self,
+        engine: &Engine,
+        files: &dyn Files,
+        cache: &Cache,
+        key: &EdgeKey,
+        (hash, tag): (NarHash, EncodingTag),
+    ) -> Result<Sent> {
+        let Some(open) = engine.open_nar(cache, &NarKey::Hash(hash)).await? else {
+            return Ok(Sent::Unreadable);
+        };
+        if open.tag() != tag {
+            return Ok(Sent::Unreadable);
+        }
+        let size = open.file_size();
+        let single = size <= files.single_put_max();
+        let mut upload = if single {
+            None
+        } else {
+            Some(files.begin_upload(&key.to_string(), &kind(key, cache.is_public), size).await?)
+        };
+        let piece_bytes = upload.as_ref().map_or(size, |upload| upload.part_bytes() as u64);
+        let _memory = self.reserve(piece_bytes).await;
+        let capacity = usize::try_from(piece_bytes).unwrap_or(usize::MAX);
+        let mut stream = open.stream(None).await?;
+        let mut hasher = NarHasher::new();
+        let mut buffer = BytesMut::with_capacity(capacity);
+        let outcome = async {
+            while let Some(bytes) = stream.next().await {
+                // Copied: who keeps the engine's pieces keeps their share of its memory for reads.
+                let mut bytes = bytes?;
+                hasher.update(&bytes);
+                while let Some(upload) = &mut upload
+                    && buffer.len() + bytes.len() >= capacity
+                {
+                    buffer.extend_from_slice(&bytes.split_to(capacity - buffer.len()));
+                    let part = std::mem::replace(&mut buffer, BytesMut::with_capacity(capacity)).freeze();
+                    self.throttle(part.len() as u64).await;
+                    upload.put_part(vec![part]).await?;
+                }
+                buffer.extend_from_slice(&bytes);
+            }
+            Ok::<_, crate::Error>(())
+        }
+        .await;
+        let (file_hash, sent) = hasher.finish();
+        let outcome = match (outcome, &mut upload) {
+            (Ok(()), Some(upload)) if !buffer.is_empty() => {
+                self.throttle(buffer.len() as u64).await;
+                Ok(upload.put_part(vec![buffer.split().freeze()]).await?)
+            }
+            (outcome, _) => outcome,
+        };
+        let stored: Stored = match (outcome, upload) {
+            (Ok(()), Some(upload)) => upload.finish().await?,
+            (Ok(()), None) => {
+                self.throttle(size).await;
+                files.put(&key.to_string(), &kind(key, cache.is_public), vec![buffer.freeze()]).await?
+            }
+            (Err(error), upload) => {
+                if let Some(upload) = upload {
+                    upload.abort().await;
+                }
+                return Err(error);
+            }
+        };
+        debug_assert_eq!(sent, size, "the engine sends what it announced or fails");
+        Ok(Sent::Done(PublishedNar {
+            nar: (hash, tag),
+            uploaded: true,
+            file_size: size,
+            file_hash: Some(file_hash),
+            etag: stored.etag,
+            delete_after: None,
+        }))
+    }
+
+    /// Waits until there is memory. One that needs more than all of it gets all of it.
+    async fn reserve(&self, bytes: u64) -> tokio::sync::SemaphorePermit<'_> {
+        let wanted = u32::try_from(bytes.div_ceil(PERMIT_BYTES)).unwrap_or(u32::MAX).clamp(1, self.permits);
+        self.memory.acquire_many(wanted).await.expect("the semaphore is never closed")
+    }
+
+    /// Waits until so many bytes may be sent.
+    pub(crate) async fn throttle(&self, bytes: u64) {
+        if self.bandwidth == 0 {
+            return;
+        }
+        let turn = {
+            let mut free_at = self.free_at.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+            let turn = (*free_at).max(Instant::now());
+            let nanos = u128::from(bytes) * 1_000_000_000 / u128::from(self.bandwidth);
+            *free_at = turn + Duration::from_nanos(u64::try_from(nanos).unwrap_or(u64::MAX));
+            turn
+        };
+        sleep_until(turn).await;
+    }
+}
+
+/// Whether the same upload may work in a moment.
+fn is_passing(error: &dormer_blobs::Error) -> bool {
+    use dormer_blobs::Error as Blobs;
+    matches!(error, Blobs::Busy { .. } | Blobs::Unavailable { .. } | Blobs::Io { .. })
+}
+
+/// What a file of the layout is, for those who serve it. Proxies before a plain bucket see it, so what is private says so.
+pub(crate) fn kind(key: &EdgeKey, is_public: bool) -> FileKind {
+    FileKind { content_type: key.content_type(), cache_control: key.life().cache_control(is_public) }
+}
+
+/// The name of a NAR's file.
+pub(crate) fn nar_file((hash, tag): (NarHash, EncodingTag)) -> NarFile {
+    NarFile { hash, tag: *tag.as_bytes() }
+}
+
+/// A small file.
+pub(crate) async fn put_small(
+    files: &dyn Files,
+    key: &EdgeKey,
+    is_public: bool,
+    content: Vec<u8>,
+) -> Result<Stored> {
+    Ok(files.put(&key.to_string(), &kind(key, is_public), vec![Bytes::from(content)]).await?)
+}

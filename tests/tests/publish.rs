@@ -1,0 +1,231 @@
+//! Publishing, followed to its end: what `dormer publish` brings to a folder or a bucket, real Nix substitutes from there
+//! without any program of ours.
+
+#![expect(clippy::unwrap_used, reason = "a failed unwrap fails the test, as it should")]
+
+use std::fs;
+use std::path::PathBuf;
+
+use dormer_testkit::services::SeaweedFs;
+use dormer_tests::{Lab, LabOptions, Machine, Nix, Run, StaticServer};
+use serde_json::Value;
+
+/// A lab with one edge target.
+struct Published {
+    lab: Lab,
+}
+
+impl Published {
+    /// `target` are the lines of `[[edge]]` behind its name.
+    fn start(target: &str) -> Self {
+        let settings = format!("[[edge]]\nname = \"edge\"\nsettle-time = \"0s\"\n{target}\n");
+        Self { lab: Lab::start_with(LabOptions { settings: Some(settings), ..LabOptions::default() }) }
+    }
+
+    fn in_folder(caches: &str) -> Self {
+        Self::start(&format!("type = \"local\"\npath = \"LAB/edge\"\ncaches = {caches}"))
+    }
+
+    fn edge(&self) -> PathBuf {
+        self.lab.folder().join("edge")
+    }
+
+    fn publish(&self, arguments: &[&str]) -> Run {
+        let mut all = vec!["publish"];
+        all.extend(arguments);
+        self.lab.server_command(&all)
+    }
+
+    fn status(&self) -> Value {
+        let said = self.publish(&["status", "--json"]).succeeds();
+        serde_json::from_str(said.lines().next().unwrap()).unwrap()
+    }
+}
+
+fn hash_of(path: &str) -> &str {
+    &path["/nix/store/".len()..][..32]
+}
+
+/// Substitutes into an empty store, with signatures required, and verifies everything.
+fn fetches(machine: &Machine, url: &str, path: &str) {
+    machine.substitute(url, path).succeeds();
+    machine.verify_all();
+}
+
+#[test]
+fn a_published_folder_is_a_cache_to_every_nix() {
+    let published = Published::in_folder("[\"main\"]");
+    let lab = &published.lab;
+    let builder = lab.machine("builder", Nix::NEWEST);
+    builder.login(lab);
+    let all = builder.build("all", &[("salt", "edge")]);
+    builder.dormer(&["push", "main", &all]).succeeds();
+
+    let dry = published.publish(&["--dry-run"]).succeeds();
+    assert!(dry.contains("6 paths"), "{dry}");
+    assert!(!published.edge().join("main").exists());
+    let first = published.publish(&["edge"]);
+    first.succeeds();
+    assert!(first.stderr().contains("published 6 paths"), "{first}");
+    let narinfo =
+        fs::read_to_string(published.edge().join(format!("main/{}.narinfo", hash_of(&all)))).unwrap();
+    for field in ["FileHash: sha256:", "FileSize: ", "URL: nar/", "Compression: zstd", "Sig: main:"] {
+        assert!(narinfo.contains(field), "{narinfo}");
+    }
+
+    // While the server runs and after it: nothing of ours is needed to read.
+    let server = StaticServer::start(&published.edge());
+    let key = lab.public_key("main");
+    for nix in Nix::ALL {
+        let urls = [format!("file://{}/main", published.edge().display()), server.url("main")];
+        for (number, url) in urls.iter().enumerate() {
+            let machine = lab.machine(&format!("puller-{}-{number}", nix.name()), nix);
+            machine.configure(std::slice::from_ref(&key));
+            fetches(&machine, url, &all);
+            assert_eq!(machine.closure(&all).len(), 6);
+        }
+    }
+
+    let again = published.publish(&["edge"]);
+    again.succeeds();
+    assert!(again.stderr().contains("published 0 paths"), "{again}");
+    let status = published.status();
+    assert_eq!(status["caches"][0]["published"], 6, "{status}");
+    assert_eq!(status["caches"][0]["pending"], 0, "{status}");
+}
+
+#[test]
+fn updates_and_removals_come_to_the_edge_and_drift_is_repaired() {
+    let published = Published::in_folder("[\"*\"]");
+    let lab = &published.lab;
+    lab.login();
+    let builder = lab.machine("builder", Nix::NEWEST);
+    builder.login(lab);
+    let first = builder.build("all", &[("salt", "one")]);
+    builder.dormer(&["push", "main", &first]).succeeds();
+    published.publish(&["--once"]).succeeds();
+    let narinfo = |path: &str| published.edge().join(format!("main/{}.narinfo", hash_of(path)));
+    assert!(narinfo(&first).exists());
+
+    let second = builder.build("all", &[("salt", "two")]);
+    builder.dormer(&["push", "main", &second]).succeeds();
+    lab.dormer(&["cache", "remove-path", "main", &first]).succeeds();
+    published.publish(&[]).succeeds();
+    assert!(narinfo(&second).exists() && !narinfo(&first).exists());
+    let gone = fs::read_dir(published.edge().join("main/nar")).unwrap().count();
+    published.publish(&[]).succeeds();
+    assert_eq!(fs::read_dir(published.edge().join("main/nar")).unwrap().count(), gone, "nothing more to do");
+
+    // A new signing key signs what is published.
+    let before = fs::read_to_string(narinfo(&second)).unwrap();
+    lab.dormer(&["cache", "configure", "main", "--regenerate-keypair"]).succeeds();
+    published.publish(&[]).succeeds();
+    assert_ne!(fs::read_to_string(narinfo(&second)).unwrap(), before);
+
+    // Missing, damaged, extra.
+    let nar = fs::read_dir(published.edge().join("main/nar")).unwrap().next().unwrap().unwrap().path();
+    let whole = fs::read(&nar).unwrap();
+    fs::write(&nar, &whole[..whole.len() / 2]).unwrap();
+    fs::write(narinfo(&second), "StorePath: damaged\n").unwrap();
+    let stranger = published.edge().join("main/1k8c1hiysz6aaks2mpfc5k7xbbjpw5z5.narinfo");
+    fs::write(&stranger, "not ours").unwrap();
+    let repaired = published.publish(&["--reconcile"]);
+    repaired.succeeds();
+    assert_eq!(fs::read(&nar).unwrap(), whole, "{repaired}");
+    assert!(!stranger.exists(), "{repaired}");
+    let machine = lab.machine("puller", Nix::NEWEST);
+    machine.configure(&[lab.public_key("main")]);
+    fetches(&machine, &format!("file://{}/main", published.edge().display()), &second);
+}
+
+/// A lab whose target is a bucket of this server.
+fn in_bucket(s3: &SeaweedFs, bucket: &str) -> Published {
+    let access = s3.access();
+    Published::start(&format!(
+        "type = \"s3\"\nbucket = {bucket:?}\nregion = {:?}\nendpoint = {:?}\nprefix = \"caches\"\n\
+         caches = [\"main\", \"secret\"]\n\
+         [edge.credentials]\naccess_key_id = {:?}\nsecret_access_key = {:?}",
+        access.region, access.endpoint, access.access_key_id, access.secret_access_key
+    ))
+}
+
+/// What `publish --json` said of a cache, and of the target.
+fn said_of(run: &Run, cache: &str) -> (Value, Value) {
+    let lines: Vec<Value> = run.stdout().lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    let of = |kind: &str, cache: Option<&str>| {
+        let found = lines
+            .iter()
+            .find(|line| line["message_type"] == kind && cache.is_none_or(|name| line["cache"] == name));
+        found.unwrap_or_else(|| panic!("{run}")).clone()
+    };
+    (of("publish_cache", Some(cache)), of("publish", None))
+}
+
+#[test]
+fn a_public_bucket_is_a_cache_to_nix_by_s3_and_by_http_and_takes_no_private_cache() {
+    let s3 = SeaweedFs::start_readable_by_anybody();
+    let bucket = s3.new_bucket();
+    let published = in_bucket(&s3, &bucket);
+    let lab = &published.lab;
+    lab.create_cache("secret", &[]);
+    let builder = lab.machine("builder", Nix::NEWEST);
+    builder.login(lab);
+    let all = builder.build("all", &[("salt", "s3")]);
+    for cache in ["main", "secret"] {
+        builder.dormer(&["push", cache, &all]).succeeds();
+    }
+    let run = published.publish(&["--json"]);
+    assert!(run.fails().contains("is private, but anybody can read"), "{run}");
+    let (main, target) = said_of(&run, "main");
+    assert_eq!((main["published"].as_u64(), main["error"].as_str()), (Some(6), None), "{run}");
+    // Six narinfos, six NARs, two documents of the cache of which one is written twice, and the catalogue.
+    assert!(target["writes"].as_u64().unwrap() <= 16, "{run}");
+    let (secret, _) = said_of(&run, "secret");
+    assert_eq!(secret["published"], 0, "{run}");
+
+    let (endpoint, region) = (s3.endpoint(), &s3.access().region);
+    let by_s3 =
+        format!("s3://{bucket}/caches/main?endpoint={endpoint}&region={region}&addressing-style=path");
+    let by_http = format!("{endpoint}/{bucket}/caches/main");
+    let key = lab.public_key("main");
+    for nix in Nix::ALL {
+        let machine = lab.machine(&format!("by-http-{}", nix.name()), nix);
+        machine.configure(std::slice::from_ref(&key));
+        fetches(&machine, &by_http, &all);
+    }
+    // Older ones of Debian were built without S3.
+    let machine = lab.machine("by-s3", Nix::NEWEST);
+    machine.configure(std::slice::from_ref(&key));
+    fetches(&machine, &by_s3, &all);
+    let secret = format!("{endpoint}/{bucket}/caches/secret");
+    let machine = lab.machine("curious", Nix::NEWEST);
+    machine.configure(&[lab.public_key("secret")]);
+    machine.substitute(&secret, &all).fails();
+}
+
+#[test]
+fn a_bucket_that_nobody_else_can_read_takes_private_caches_too() {
+    let s3 = SeaweedFs::start();
+    let bucket = s3.new_bucket();
+    let published = in_bucket(&s3, &bucket);
+    let lab = &published.lab;
+    lab.create_cache("secret", &[]);
+    let builder = lab.machine("builder", Nix::NEWEST);
+    builder.login(lab);
+    let all = builder.build("all", &[("salt", "private")]);
+    builder.dormer(&["push", "secret", &all]).succeeds();
+    let run = published.publish(&["--json"]);
+    run.succeeds();
+    assert_eq!(said_of(&run, "secret").0["published"], 6, "{run}");
+    // A change costs what changed, and nothing is listed.
+    let more = builder.build("empty", &[("salt", "more")]);
+    builder.dormer(&["push", "secret", &more]).succeeds();
+    let run = published.publish(&["--json"]);
+    run.succeeds();
+    let (secret, target) = said_of(&run, "secret");
+    assert_eq!(secret["published"], 1, "{run}");
+    assert!(target["writes"].as_u64().unwrap() <= 3, "narinfo, NAR, state: {run}");
+    let run = published.publish(&["--json"]);
+    run.succeeds();
+    assert_eq!(said_of(&run, "secret").1["writes"], 0, "{run}");
+}
