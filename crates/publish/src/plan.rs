@@ -212,7 +212,7 @@ mod tests {
     #[test]
     fn a_reference_that_was_removed_never_does() {
         let lost = Candidate { lost: Some(hash(9)), ..candidate(1, &[9]) };
-        assert_eq!(plan(&[lost.clone()], &[], 10_000).waiting, [(0, Wait::Removed(hash(9)))]);
+        assert_eq!(plan(std::slice::from_ref(&lost), &[], 10_000).waiting, [(0, Wait::Removed(hash(9)))]);
         assert_eq!(plan(&[lost], &[(9, Reference::Published)], 100).levels, [vec![0]]);
         let still_there = plan(&[candidate(1, &[9])], &[(9, Reference::Removed)], 10_000);
         assert_eq!(still_there.waiting, [(0, Wait::Removed(hash(9)))]);

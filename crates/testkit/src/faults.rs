@@ -47,7 +47,7 @@ pub struct Faults {
     lie: Option<Lie>,
 }
 
-enum Fate {
+pub(crate) enum Fate {
     Run,
     /// The last call of this process.
     Die {
@@ -94,7 +94,7 @@ impl Faults {
         self.steps.load(Ordering::SeqCst)
     }
 
-    fn step(&self) -> Fate {
+    pub(crate) fn step(&self) -> Fate {
         if self.crashed() {
             return Fate::Dead;
         }

@@ -3,10 +3,12 @@
 //! Layer: development only; no shipped crate depends on it.
 
 mod faults;
+mod faults_publish;
 mod invariants;
 mod nars;
 pub mod services;
 
 pub use faults::{FaultBlobs, FaultIndex, Faults, Lie};
+pub use faults_publish::{FaultFiles, FaultPublish};
 pub use invariants::{Violation, check_invariants};
 pub use nars::{Random, farm_nar, object_for, package_nar, rebuilt};

@@ -1,0 +1,174 @@
+//! A target and publishing's memory that crash, by the same script as the store and the index of [`faults`](crate::faults).
+
+use std::sync::Arc;
+
+use async_trait::async_trait;
+use bytes::Bytes;
+use dormer_blobs::{FileEntry, FileKind, FileUpload, Files, Stored};
+use dormer_format::EncodingTag;
+use dormer_index::{
+    CacheId, Error as IndexError, FoundObject, Lease, OutboxPosition, PendingObject, PublishCounts,
+    PublishDone, PublishIndex, PublishIntent, PublishTarget, PublishedCache, PublishedNar, PublishedObject,
+    TargetId, UnixSeconds,
+};
+use dormer_nix::{NarHash, StorePathHash};
+
+use crate::faults::{Fate, Faults};
+
+/// A tree of files that crashes.
+#[derive(Debug)]
+pub struct FaultFiles {
+    inner: Arc<dyn Files>,
+    faults: Arc<Faults>,
+}
+
+impl FaultFiles {
+    /// Wraps a tree.
+    pub fn new(inner: Arc<dyn Files>, faults: Arc<Faults>) -> Self {
+        Self { inner, faults }
+    }
+}
+
+fn dead_files() -> dormer_blobs::Error {
+    // Of a kind that nobody tries again.
+    dormer_blobs::Error::NotFound { key: "anything: the process has crashed".to_owned() }
+}
+
+fn dead_index() -> IndexError {
+    IndexError::Corrupt { table: "all", what: "the process has crashed".to_owned() }
+}
+
+macro_rules! write_step {
+    ($self:ident, $dead:ident, $call:expr) => {
+        match $self.faults.step() {
+            Fate::Run => $call.await,
+            Fate::Die { effect_kept } => {
+                if effect_kept {
+                    let _ = $call.await;
+                }
+                Err($dead())
+            }
+            Fate::Dead => Err($dead()),
+        }
+    };
+}
+
+macro_rules! read_step {
+    ($self:ident, $dead:ident, $call:expr) => {
+        if $self.faults.crashed() { Err($dead()) } else { $call.await }
+    };
+}
+
+#[async_trait]
+impl Files for FaultFiles {
+    fn location(&self) -> String {
+        self.inner.location()
+    }
+    fn single_put_max(&self) -> u64 {
+        self.inner.single_put_max()
+    }
+    async fn put(&self, name: &str, kind: &FileKind, parts: Vec<Bytes>) -> dormer_blobs::Result<Stored> {
+        write_step!(self, dead_files, self.inner.put(name, kind, parts.clone()))
+    }
+    async fn begin_upload(
+        &self,
+        name: &str,
+        kind: &FileKind,
+        size: u64,
+    ) -> dormer_blobs::Result<Box<dyn FileUpload>> {
+        write_step!(self, dead_files, self.inner.begin_upload(name, kind, size))
+    }
+    async fn get(&self, name: &str) -> dormer_blobs::Result<Option<Bytes>> {
+        read_step!(self, dead_files, self.inner.get(name))
+    }
+    async fn delete(&self, name: &str) -> dormer_blobs::Result<()> {
+        write_step!(self, dead_files, self.inner.delete(name))
+    }
+    async fn list(
+        &self,
+        folder: &str,
+        found: &mut (dyn FnMut(FileEntry) + Send),
+    ) -> dormer_blobs::Result<()> {
+        read_step!(self, dead_files, self.inner.list(folder, found))
+    }
+    async fn is_public(&self, name: &str) -> dormer_blobs::Result<Option<bool>> {
+        read_step!(self, dead_files, self.inner.is_public(name))
+    }
+    fn requests(&self) -> (u64, u64) {
+        self.inner.requests()
+    }
+}
+
+/// Publishing's memory that crashes.
+#[derive(Debug)]
+pub struct FaultPublish {
+    inner: Arc<dyn PublishIndex>,
+    faults: Arc<Faults>,
+}
+
+impl FaultPublish {
+    /// Wraps it.
+    pub fn new(inner: Arc<dyn PublishIndex>, faults: Arc<Faults>) -> Self {
+        Self { inner, faults }
+    }
+}
+
+type Outcome<T> = dormer_index::Result<T>;
+type Nar = (NarHash, EncodingTag);
+
+macro_rules! publish_calls {
+    (
+        read { $(fn $read:ident($($read_arg:ident: $read_type:ty),*) -> $read_out:ty;)* }
+        write { $(fn $write:ident($($write_arg:ident: $write_type:ty),*) -> $write_out:ty;)* }
+    ) => {
+        #[async_trait]
+        #[deny(clippy::missing_trait_methods)]
+        impl PublishIndex for FaultPublish {
+            $(async fn $read(&self, $($read_arg: $read_type),*) -> Outcome<$read_out> {
+                read_step!(self, dead_index, self.inner.$read($($read_arg),*))
+            })*
+            $(async fn $write(&self, $($write_arg: $write_type),*) -> Outcome<$write_out> {
+                write_step!(self, dead_index, self.inner.$write($($write_arg),*))
+            })*
+        }
+    };
+}
+
+publish_calls! {
+    read {
+        fn list_targets() -> Vec<PublishTarget>;
+        fn pending_objects(target: TargetId, cache: CacheId, after: Option<(UnixSeconds, StorePathHash)>, limit: u32) -> Vec<PendingObject>;
+        fn pending_absent(target: TargetId, cache: CacheId, after: Option<StorePathHash>, limit: u32) -> Vec<StorePathHash>;
+        fn published_caches(target: TargetId) -> Vec<PublishedCache>;
+        fn publish_counts(target: TargetId, cache: CacheId) -> PublishCounts;
+        fn find_objects(cache: CacheId, hashes: &[StorePathHash]) -> Vec<FoundObject>;
+        fn find_published(target: TargetId, cache: CacheId, hashes: &[StorePathHash]) -> Vec<PublishedObject>;
+        fn list_published(target: TargetId, cache: CacheId, after: Option<StorePathHash>, limit: u32) -> Vec<PublishedObject>;
+        fn find_published_nars(target: TargetId, cache: CacheId, nars: &[NarHash]) -> Vec<PublishedNar>;
+        fn nars_left_by(target: TargetId, cache: CacheId, hash: &StorePathHash) -> Vec<PublishedNar>;
+        fn due_nars(target: TargetId, cache: CacheId, now: UnixSeconds, limit: u32) -> Vec<PublishedNar>;
+        fn removable(target: TargetId, cache: CacheId, any: bool, limit: u32) -> Vec<StorePathHash>;
+    }
+    write {
+        fn open_target(name: &str, location: &str) -> PublishTarget;
+        fn acquire_lease(target: TargetId, holder: &str, now: UnixSeconds, ends_at: UnixSeconds) -> Option<Lease>;
+        fn renew_lease(lease: &Lease, ends_at: UnixSeconds) -> ();
+        fn release_lease(lease: &Lease, at: UnixSeconds, error: Option<&str>) -> ();
+        fn move_target(lease: &Lease, location: &str) -> ();
+        fn note_pending(lease: &Lease, objects: &[(CacheId, StorePathHash, UnixSeconds)], cursor: Option<OutboxPosition>) -> ();
+        fn note_all_pending(lease: &Lease, cache: CacheId, at: UnixSeconds) -> ();
+        fn note_waiting(lease: &Lease, cache: CacheId, reasons: &[(StorePathHash, String)]) -> ();
+        fn drop_pending(lease: &Lease, cache: CacheId, hashes: &[StorePathHash]) -> ();
+        fn write_published_cache(lease: &Lease, cache: &PublishedCache) -> ();
+        fn forget_published_cache(lease: &Lease, cache: CacheId) -> ();
+        fn begin_publishing(lease: &Lease, cache: CacheId, intents: &[PublishIntent]) -> ();
+        fn note_uploaded(lease: &Lease, cache: CacheId, nars: &[PublishedNar]) -> ();
+        fn finish_publishing(lease: &Lease, cache: CacheId, done: &[PublishDone], delete_after: UnixSeconds) -> ();
+        fn begin_removing(lease: &Lease, cache: CacheId, hashes: &[StorePathHash], at: UnixSeconds) -> u64;
+        fn finish_removing(lease: &Lease, cache: CacheId, removed: &[(StorePathHash, UnixSeconds)]) -> ();
+        fn set_nar_deadline(lease: &Lease, cache: CacheId, nars: &[Nar], at: UnixSeconds) -> ();
+        fn begin_deleting_nars(lease: &Lease, cache: CacheId, nars: &[Nar]) -> ();
+        fn forget_nars(lease: &Lease, cache: CacheId, nars: &[Nar]) -> ();
+        fn note_drift(lease: &Lease, cache: CacheId, objects: &[StorePathHash], nars: &[Nar], at: UnixSeconds) -> ();
+    }
+}
