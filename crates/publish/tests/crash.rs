@@ -13,7 +13,7 @@ async fn prepare(later: bool) -> Lab {
         lab.push(number, number.into(), &references).await;
     }
     if later {
-        lab.publish().await.unwrap();
+        lab.publish().await.expect("nothing is in the way");
         lab.push(6, 6, &[3]).await;
         // Another NAR, other references; an orderly removal; one for cause that takes a referrer along.
         lab.push(3, 33, &[1]).await;
