@@ -69,7 +69,12 @@ impl Lab {
 
     /// Starts two replicas over PostgreSQL and S3, whatever the environment says.
     pub fn start_production() -> Self {
-        Self::start_as(false, LabOptions::default())
+        Self::start_production_with(LabOptions::default())
+    }
+
+    /// The same, with `options`: an environment that names another database or store replaces the shared one.
+    pub fn start_production_with(options: LabOptions) -> Self {
+        Self::start_as(false, options)
     }
 
     /// Starts a lab that differs from the default in `options`.
