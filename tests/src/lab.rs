@@ -7,6 +7,7 @@ use std::env;
 use std::fs::{self, File};
 use std::io::{Read as _, Seek as _, SeekFrom};
 use std::net::TcpStream;
+use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::OnceLock;
@@ -37,6 +38,8 @@ pub struct LabOptions {
     pub settings: Option<String>,
     /// Memory that the server may use in all, enforced by a control group where this machine lets us make one.
     pub memory_bytes_max: Option<u64>,
+    /// The data folder of the embedded default is a disk of this size, which is empty again after a restart.
+    pub disk_bytes: Option<u64>,
 }
 
 /// A running `dormer serve`, or several.
@@ -50,6 +53,7 @@ pub struct Lab {
     balancer: Option<Balancer>,
     admin_token: OnceLock<String>,
     control_group: Option<PathBuf>,
+    disk_bytes: Option<u64>,
 }
 
 /// One replica. Its log is in the lab's folder.
@@ -128,6 +132,7 @@ impl Lab {
             balancer: None,
             admin_token: OnceLock::new(),
             control_group,
+            disk_bytes: options.disk_bytes,
         };
         lab.restart();
         if !embedded {
@@ -162,11 +167,14 @@ impl Lab {
                 command.arg(self.binary());
                 command
             }
-            None => Command::new(self.binary()),
+            None => match self.disk_bytes {
+                Some(bytes) => self.command_with_a_disk(bytes),
+                None => Command::new(self.binary()),
+            },
         };
         command.arg("serve").args(["--listen", &self.servers[number].address]);
         if self.embedded {
-            command.arg("--data-dir").arg(self.data_folder());
+            command.arg("--data-dir").arg(self.folder.path().join("data"));
         }
         command
             .env_clear()
@@ -180,6 +188,21 @@ impl Lab {
             .stderr(log);
         self.servers[number].process = Some(command.spawn().expect("the binary under test starts"));
         old_log_len
+    }
+
+    /// The server with a file system of its own where its data folder is, which ends with it.
+    fn command_with_a_disk(&self, bytes: u64) -> Command {
+        let data = self.folder.path().join("data");
+        fs::create_dir_all(&data).expect("a folder");
+        let mut command = Command::new("unshare");
+        // Who is root here needs no other name space of users.
+        if fs::metadata("/proc/self").is_ok_and(|process| process.uid() != 0) {
+            command.arg("--map-root-user");
+        }
+        command.args(["--mount", "--propagation", "private", "sh", "-euc"]);
+        command.arg(r#"mount -t tmpfs -o "size=$0" tmpfs "$1"; shift; exec "$@""#);
+        command.arg(bytes.to_string()).arg(data).arg(self.binary());
+        command
     }
 
     /// Waits for the line with the address, and for the port to answer.
@@ -355,7 +378,15 @@ impl Lab {
 
     /// Where an embedded lab keeps everything.
     pub fn data_folder(&self) -> PathBuf {
-        self.folder.path().join("data")
+        let folder = self.folder.path().join("data");
+        match (&self.servers[0].process, self.disk_bytes) {
+            // Only the server sees its disk.
+            (Some(server), Some(_)) => {
+                let root = PathBuf::from(format!("/proc/{}/root", server.id()));
+                root.join(folder.strip_prefix("/").expect("it is absolute"))
+            }
+            _ => folder,
+        }
     }
 
     /// Bytes of all packs.
