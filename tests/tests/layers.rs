@@ -24,7 +24,15 @@ const ARROWS: [(&str, &[&str]); 14] = [
     ("dormer-engine", &["dormer-nix", "dormer-format", "dormer-blobs", "dormer-index"]),
     (
         "dormer-server",
-        &["dormer-nix", "dormer-format", "dormer-api", "dormer-blobs", "dormer-index", "dormer-engine"],
+        &[
+            "dormer-nix",
+            "dormer-format",
+            "dormer-api",
+            "dormer-blobs",
+            "dormer-index",
+            "dormer-engine",
+            "dormer-edge",
+        ],
     ),
     ("dormer-client", &["dormer-nix", "dormer-api"]),
     (

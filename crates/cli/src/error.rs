@@ -44,6 +44,10 @@ pub(crate) enum Error {
     NotPublished { caches: usize },
     #[error(transparent)]
     TokenVerifier(#[from] dormer_server::KeyError),
+    #[error(transparent)]
+    EdgeSource(#[from] dormer_server::edge::SourceError),
+    #[error(transparent)]
+    EdgeDisk(#[from] dormer_server::edge::DiskCacheError),
     #[error("{problem}")]
     Usage { problem: String, hint: Option<String> },
     #[error("failed to {attempt}")]

@@ -147,7 +147,7 @@ impl Authenticator {
     }
 
     /// Everything about a token that does not change with time.
-    fn verify(&self, token: &str) -> Option<TokenClaims> {
+    pub(crate) fn verify(&self, token: &str) -> Option<TokenClaims> {
         // Extensions marked critical must be understood by whoever verifies; we know none.
         if decode_header(token).ok()?.crit.is_some() {
             return None;

@@ -10,6 +10,7 @@
 //! - `route`: from a path to a typed route; there is no other place that reads paths.
 //! - `failure`: the one table from an error to its status.
 //! - `auth` and `access`: tokens, and the rule that a caller without permissions learns nothing.
+//! - [`edge`]: the other server, of a published layout, which knows no engine.
 //! - `codec`: the compressions of uploads, with the memory each may take.
 
 mod access;
@@ -19,6 +20,7 @@ mod body;
 mod call;
 mod codec;
 mod conditions;
+pub mod edge;
 mod exact;
 mod exchange;
 mod failure;

@@ -199,7 +199,7 @@ fn connection(
 }
 
 /// Errors of one connection are its own business; others mean that the process is out of something.
-async fn pause_after(error: &std::io::Error) {
+pub(crate) async fn pause_after(error: &std::io::Error) {
     use std::io::ErrorKind;
     let of_one_connection = matches!(
         error.kind(),

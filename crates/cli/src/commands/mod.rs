@@ -3,6 +3,7 @@
 mod cache;
 mod config_show;
 mod doctor;
+mod edge_serve;
 mod login;
 mod migrate;
 mod publish;
@@ -102,8 +103,16 @@ pub(crate) enum Command {
     #[command(subcommand)]
     Config(ConfigCommand),
     Publish(publish::PublishArgs),
+    /// Serve what was published
+    #[command(subcommand)]
+    Edge(EdgeCommand),
     Doctor(doctor::DoctorArgs),
     Migrate(migrate::MigrateArgs),
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum EdgeCommand {
+    Serve(edge_serve::EdgeServeArgs),
 }
 
 #[derive(Debug, Subcommand)]
@@ -216,6 +225,7 @@ pub(crate) async fn run(command: Command, context: &Context) -> Result<ExitCode>
         Command::Login(args) => login::run(args, context).await?,
         Command::Push(args) => return push::run(args, context).await,
         Command::Publish(args) => return publish::run(args, context).await,
+        Command::Edge(EdgeCommand::Serve(args)) => edge_serve::run(args, context).await?,
         Command::Doctor(args) => return doctor::run(args, context).await,
         Command::Migrate(args) => migrate::run(args, context).await?,
         Command::Use(args) => use_cache::run_use(args, context).await?,

@@ -105,12 +105,12 @@ pub(super) async fn run(args: ServeArgs, context: &Context) -> Result<()> {
     Ok(())
 }
 
-async fn listen(address: SocketAddr) -> Result<TcpListener> {
+pub(super) async fn listen(address: SocketAddr) -> Result<TcpListener> {
     let failed = |source| Error::Io { attempt: format!("listen on {address}"), source };
     TcpListener::bind(address).await.map_err(failed)
 }
 
-fn local_address(listener: &TcpListener) -> Result<SocketAddr> {
+pub(super) fn local_address(listener: &TcpListener) -> Result<SocketAddr> {
     let failed = |source| Error::Io { attempt: "find the port".to_owned(), source };
     listener.local_addr().map_err(failed)
 }

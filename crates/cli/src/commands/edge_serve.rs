@@ -1,0 +1,96 @@
+//! `dormer edge serve`.
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
+use clap::{ArgGroup, Args};
+use dormer_server::edge::{DiskCache, EdgeServer, EdgeSettings, Source};
+use dormer_server::{Authenticator, TokenKey};
+
+use super::Context;
+use super::serve::{listen, local_address, stop_signal};
+use crate::error::{Error, Result};
+use crate::settings::units::parse_size;
+
+/// Serve published caches, read-only, from a folder or a bucket
+///
+/// The same answers as the Cloudflare Worker's, for those without Cloudflare; needs nothing of the
+/// lab. A bucket's credentials come as its own tools take them: AWS_ACCESS_KEY_ID,
+/// AWS_SECRET_ACCESS_KEY, AWS_REGION, AWS_ENDPOINT, GOOGLE_SERVICE_ACCOUNT, AZURE_STORAGE_….
+///
+/// Private caches want one of DORMER_EDGE_TOKEN_RS256_PUBKEY_BASE64,
+/// DORMER_EDGE_TOKEN_ED25519_PUBKEY_BASE64 and DORMER_EDGE_TOKEN_HS256_SECRET_BASE64: a public key (PEM) or
+/// a secret of the edge's own, in base64. Without any, no token counts.
+///
+/// Examples:
+///   dormer edge serve --dir /srv/nix-caches
+///   dormer edge serve --bucket s3://nix-cache/edge --cache-dir /var/cache/dormer --cache-size '50 GiB'
+#[derive(Debug, Args)]
+#[command(verbatim_doc_comment, group(ArgGroup::new("source").required(true)))]
+pub(crate) struct EdgeServeArgs {
+    /// Folder that was published to
+    #[arg(long, value_name = "FOLDER", group = "source")]
+    dir: Option<PathBuf>,
+    /// Bucket and prefix that were published to, such as s3://bucket/prefix
+    #[arg(long, value_name = "URL", group = "source")]
+    bucket: Option<String>,
+    /// Where to listen; port 0 takes a free one
+    #[arg(long, value_name = "ADDRESS", default_value = "127.0.0.1:8081")]
+    listen: SocketAddr,
+    /// Folder that keeps NARs of a bucket; none: nothing is kept
+    #[arg(long, value_name = "FOLDER", requires = "bucket")]
+    cache_dir: Option<PathBuf>,
+    /// Bytes that it may keep there
+    #[arg(long, value_name = "SIZE", default_value = "10 GiB", value_parser = size)]
+    cache_size: u64,
+}
+
+fn size(text: &str) -> std::result::Result<u64, String> {
+    parse_size(text).ok_or_else(|| format!("'{text}' is not a size such as 500 MiB or 10 GiB"))
+}
+
+pub(super) async fn run(args: EdgeServeArgs, context: &Context) -> Result<()> {
+    let source = match (&args.dir, &args.bucket) {
+        (Some(folder), _) => Source::folder(folder)?,
+        (None, Some(url)) => Source::bucket(url, std::env::vars())?,
+        (None, None) => return Err(Error::usage("no source", "give --dir or --bucket")),
+    };
+    let disk =
+        args.cache_dir.as_deref().map(|folder| DiskCache::open(folder, args.cache_size)).transpose()?;
+    let server = EdgeServer::new(source, disk, authenticator()?, EdgeSettings::default());
+    let listener = listen(args.listen).await?;
+    let address = local_address(&listener)?;
+    let shutdown = stop_signal()?;
+    context.printer.say(&format!("listening on http://{address}"));
+    if let Err(error) = server.run(listener, shutdown).await {
+        context.printer.warn(&error.to_string());
+    }
+    context.printer.say("stopped");
+    Ok(())
+}
+
+fn authenticator() -> Result<Option<Authenticator>> {
+    const HINT: &str = "base64 of a PEM file: base64 -w0 key.pem; of a secret: openssl rand -base64 32";
+    type Make = fn(Vec<u8>) -> TokenKey;
+    let keys: [(&str, Make); 3] = [
+        ("DORMER_EDGE_TOKEN_RS256_PUBKEY_BASE64", TokenKey::Rs256Public),
+        ("DORMER_EDGE_TOKEN_ED25519_PUBKEY_BASE64", TokenKey::EdDsaPublic),
+        ("DORMER_EDGE_TOKEN_HS256_SECRET_BASE64", TokenKey::Hs256),
+    ];
+    let mut found = None;
+    for (name, make) in keys {
+        let Some(text) = std::env::var(name).ok().filter(|text| !text.is_empty()) else { continue };
+        if found.is_some() {
+            return Err(Error::usage(format!("{name} is set beside another key"), "set one of them"));
+        }
+        let bytes =
+            STANDARD.decode(text.trim()).map_err(|_| Error::usage(format!("{name} is not base64"), HINT))?;
+        if name.contains("HS256") && bytes.len() < 32 {
+            return Err(Error::usage(format!("{name} has fewer than 32 bytes"), HINT));
+        }
+        found = Some(Authenticator::new(&make(bytes))?);
+    }
+    Ok(found)
+}

@@ -1,0 +1,312 @@
+//! NARs of a remote bucket, kept on this machine's disk within a bound; who was not read for longest goes first.
+//!
+//! Invariants
+//! - A file under its name is whole: it is written under another one and renamed when its last byte is there.
+//! - What is being written counts as if it were there, so the bound holds at every moment.
+//! - A cache that fails costs a request to the bucket, and nothing else.
+
+use std::collections::{BTreeMap, HashMap};
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use bytes::Bytes;
+use dormer_edge::{EdgeKey, Part};
+use futures::{StreamExt as _, stream};
+use tokio::fs::File;
+use tokio::io::AsyncWriteExt as _;
+
+use super::source::{ByteStream, Opened, open_in_folder};
+
+/// Marks what is not whole.
+const PARTIAL: &str = ".partial";
+
+/// The folder cannot be used.
+#[derive(Debug, thiserror::Error)]
+#[error("failed to use {} as a cache", path.display())]
+pub struct DiskCacheError {
+    path: PathBuf,
+    source: io::Error,
+}
+
+/// A folder with NARs. Clones are one cache.
+#[derive(Debug, Clone)]
+pub struct DiskCache {
+    folder: Arc<Path>,
+    bytes_max: u64,
+    known: Arc<Mutex<Known>>,
+}
+
+#[derive(Debug, Default)]
+struct Known {
+    /// Size and age of each file.
+    files: HashMap<String, (u64, u64)>,
+    /// Names by age, the one that was not read for longest first.
+    ages: BTreeMap<u64, String>,
+    clock: u64,
+    /// Bytes of all files, those included that are being written.
+    bytes: u64,
+}
+
+impl DiskCache {
+    /// Opens a folder, makes it if it is not there, and finds what an earlier run has left.
+    pub fn open(folder: &Path, bytes_max: u64) -> Result<Self, DiskCacheError> {
+        let cache = Self { folder: folder.into(), bytes_max, known: Arc::default() };
+        cache.find().map_err(|source| DiskCacheError { path: folder.to_path_buf(), source })?;
+        Ok(cache)
+    }
+
+    fn find(&self) -> io::Result<()> {
+        std::fs::create_dir_all(&self.folder)?;
+        let mut found = Vec::new();
+        for entry in std::fs::read_dir(&self.folder)? {
+            let entry = entry?;
+            let meta = entry.metadata()?;
+            let Ok(name) = entry.file_name().into_string() else { continue };
+            // Whatever else lies there is not ours to delete.
+            if name.ends_with(PARTIAL) {
+                std::fs::remove_file(entry.path())?;
+            } else if meta.is_file() && name.ends_with(".nar.zst") {
+                found.push((meta.modified()?, name, meta.len()));
+            }
+        }
+        found.sort();
+        let mut known = self.lock();
+        for (_, name, size) in found {
+            known.bytes += size;
+            known.touch(&name, size);
+        }
+        self.make_room(&mut known, 0);
+        Ok(())
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Known> {
+        // No code panics half-way through a change.
+        self.known.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// A file of ours for a NAR of a cache: two caches' NARs are apart, as who may read them is.
+    fn name_of(key: &EdgeKey) -> Option<String> {
+        matches!(key, EdgeKey::Nar(..)).then(|| key.to_string().replace('/', "_"))
+    }
+
+    /// The NAR, or a part of it, if it is here.
+    pub(super) async fn open_nar(&self, key: &EdgeKey, part: Option<Part>) -> Option<Opened> {
+        let name = Self::name_of(key)?;
+        {
+            let mut known = self.lock();
+            let (size, _) = *known.files.get(&name)?;
+            known.touch(&name, size);
+        }
+        match open_in_folder(&self.folder, &name, part).await {
+            Ok(Opened::Missing) => {
+                self.lock().forget(&name);
+                None
+            }
+            Ok(opened) => Some(opened),
+            Err(error) => {
+                tracing::warn!(%error, name, "failed to read a kept NAR");
+                None
+            }
+        }
+    }
+
+    /// Keeps a NAR while it passes.
+    pub(super) async fn keep(&self, key: &EdgeKey, size: u64, bytes: ByteStream) -> ByteStream {
+        let Some(writing) = self.begin(key, size).await else { return bytes };
+        let pieces = stream::unfold((bytes, Some(writing)), |(mut bytes, mut writing)| async move {
+            let piece = bytes.next().await?;
+            if let Some(one) = writing.take()
+                && let Ok(piece) = &piece
+            {
+                writing = one.write(piece).await;
+            }
+            Some((piece, (bytes, writing)))
+        });
+        Box::pin(pieces)
+    }
+
+    async fn begin(&self, key: &EdgeKey, size: u64) -> Option<Writing> {
+        let name = Self::name_of(key)?;
+        // One that would drive out half of all others is not worth it.
+        if size == 0 || size > self.bytes_max / 2 {
+            return None;
+        }
+        let number = {
+            let mut known = self.lock();
+            self.make_room(&mut known, size);
+            if known.bytes + size > self.bytes_max {
+                return None;
+            }
+            known.bytes += size;
+            known.clock += 1;
+            known.clock
+        };
+        let partial = self.folder.join(format!("{name}.{number}{PARTIAL}"));
+        let reserved = Reserved { cache: self.clone(), name, size, partial: partial.clone(), is_kept: false };
+        match File::create_new(&partial).await {
+            Ok(file) => Some(Writing { file, reserved, left: size }),
+            Err(error) => {
+                tracing::warn!(%error, path = %partial.display(), "failed to keep a NAR");
+                None
+            }
+        }
+    }
+
+    /// Deletes until so many bytes fit.
+    fn make_room(&self, known: &mut Known, bytes: u64) {
+        while known.bytes + bytes > self.bytes_max {
+            let Some((_, name)) = known.ages.pop_first() else { return };
+            if let Some((size, _)) = known.files.remove(&name) {
+                known.bytes -= size;
+            }
+            // Who is reading it reads on.
+            if let Err(error) = std::fs::remove_file(self.folder.join(&name)) {
+                tracing::warn!(%error, name, "failed to delete a kept NAR");
+            }
+        }
+    }
+}
+
+impl Known {
+    fn touch(&mut self, name: &str, size: u64) {
+        self.clock += 1;
+        if let Some((_, age)) = self.files.insert(name.to_owned(), (size, self.clock)) {
+            self.ages.remove(&age);
+        }
+        self.ages.insert(self.clock, name.to_owned());
+    }
+
+    fn forget(&mut self, name: &str) {
+        if let Some((size, age)) = self.files.remove(name) {
+            self.ages.remove(&age);
+            self.bytes -= size;
+        }
+    }
+}
+
+/// Room that was taken, given back unless the file becomes whole.
+struct Reserved {
+    cache: DiskCache,
+    name: String,
+    size: u64,
+    partial: PathBuf,
+    is_kept: bool,
+}
+
+impl Drop for Reserved {
+    fn drop(&mut self) {
+        if !self.is_kept {
+            self.cache.lock().bytes -= self.size;
+            // Nothing is there if it could not be made.
+            let _ = std::fs::remove_file(&self.partial);
+        }
+    }
+}
+
+struct Writing {
+    file: File,
+    reserved: Reserved,
+    left: u64,
+}
+
+impl Writing {
+    /// Goes on until the last byte. `None`: nothing more is to be written.
+    async fn write(mut self, piece: &Bytes) -> Option<Self> {
+        let written = self.file.write_all(piece).await;
+        self.left = self.left.checked_sub(piece.len() as u64)?;
+        match written {
+            Ok(()) if self.left > 0 => return Some(self),
+            Ok(()) => {
+                if let Err(error) = self.finish().await {
+                    tracing::warn!(%error, "failed to keep a NAR");
+                }
+            }
+            Err(error) => tracing::warn!(%error, "failed to keep a NAR"),
+        }
+        None
+    }
+
+    /// The last byte is there, and on the disk before the name is: a power cut leaves no file that is whole by name only.
+    async fn finish(mut self) -> io::Result<()> {
+        self.file.flush().await?;
+        self.file.sync_data().await?;
+        let reserved = &mut self.reserved;
+        tokio::fs::rename(&reserved.partial, reserved.cache.folder.join(&reserved.name)).await?;
+        reserved.is_kept = true;
+        let mut known = reserved.cache.lock();
+        // Another request was faster: the same bytes, once.
+        if known.files.contains_key(&reserved.name) {
+            known.bytes -= reserved.size;
+        }
+        known.touch(&reserved.name, reserved.size);
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use dormer_edge::EdgeKey;
+
+    use super::*;
+
+    fn key(number: u8) -> EdgeKey {
+        let hash = "0mdqa9w1p6cmli6976v4wi0sw9r4p5prkj7lzfd1877wk11c9c73";
+        EdgeKey::parse(&format!("c{number}/nar/{hash}-00000000000000000000000000.nar.zst")).unwrap()
+    }
+
+    async fn pass(cache: &DiskCache, number: u8, pieces: &[usize], size: u64) {
+        let pieces: Vec<_> = pieces.iter().map(|&len| Ok(Bytes::from(vec![number; len]))).collect();
+        let mut kept = cache.keep(&key(number), size, Box::pin(stream::iter(pieces))).await;
+        while let Some(piece) = kept.next().await {
+            piece.unwrap();
+        }
+    }
+
+    async fn has(cache: &DiskCache, number: u8) -> bool {
+        matches!(cache.open_nar(&key(number), None).await, Some(Opened::Found(..)))
+    }
+
+    #[tokio::test]
+    async fn what_was_not_read_for_longest_goes_and_the_bound_holds() {
+        let folder = tempfile::tempdir().unwrap();
+        let cache = DiskCache::open(folder.path(), 100).unwrap();
+        for number in [1, 2] {
+            pass(&cache, number, &[20, 20], 40).await;
+        }
+        assert!(has(&cache, 1).await);
+        pass(&cache, 3, &[40], 40).await;
+        assert_eq!((has(&cache, 1).await, has(&cache, 2).await, has(&cache, 3).await), (true, false, true));
+        // Too large, too short, too long: none is kept.
+        pass(&cache, 4, &[60], 60).await;
+        pass(&cache, 5, &[3], 10).await;
+        pass(&cache, 6, &[30], 10).await;
+        assert_eq!((has(&cache, 4).await, has(&cache, 5).await, has(&cache, 6).await), (false, false, false));
+        assert_eq!(cache.lock().bytes, 80);
+        assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 2);
+
+        // The next run finds them, and what was left half-written is gone.
+        std::fs::write(folder.path().join("x.nar.zst.7.partial"), "half").unwrap();
+        std::fs::write(folder.path().join("README"), "not ours").unwrap();
+        let again = DiskCache::open(folder.path(), 100).unwrap();
+        assert!(has(&again, 1).await && has(&again, 3).await);
+        assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 3);
+        let smaller = DiskCache::open(folder.path(), 50).unwrap();
+        assert_eq!(smaller.lock().bytes, 40);
+    }
+
+    #[tokio::test]
+    async fn two_that_bring_the_same_count_once() {
+        let folder = tempfile::tempdir().unwrap();
+        let cache = DiskCache::open(folder.path(), 100).unwrap();
+        tokio::join!(pass(&cache, 1, &[10, 10], 20), pass(&cache, 1, &[10, 10], 20));
+        assert_eq!(cache.lock().bytes, 20);
+        let Some(Opened::Found(meta, _)) = cache.open_nar(&key(1), Some(Part::From(5))).await else {
+            panic!("not kept")
+        };
+        assert_eq!(meta.size, 20);
+        std::fs::remove_file(folder.path().join(DiskCache::name_of(&key(1)).unwrap())).unwrap();
+        assert!(!has(&cache, 1).await);
+        assert_eq!(cache.lock().bytes, 0);
+    }
+}

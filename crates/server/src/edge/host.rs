@@ -1,0 +1,369 @@
+//! Connections and requests of a host of a published layout.
+
+use std::convert::Infallible;
+use std::io;
+use std::pin::pin;
+use std::sync::Arc;
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+
+use bytes::Bytes;
+use dormer_api::CacheName;
+use dormer_edge::{
+    Admission, Answer, Body as EdgeBody, CacheState, Catalog, EdgeKey, MISS_SECONDS, ObjectMeta, Plan, Read,
+    Request as EdgeRequest, STATE_BYTES_MAX, STATE_SECONDS, Visit, home, plan,
+};
+use futures::StreamExt as _;
+use http_body_util::combinators::UnsyncBoxBody;
+use http_body_util::{BodyExt as _, Full, StreamBody};
+use hyper::body::{Frame, Incoming};
+use hyper::header::{AUTHORIZATION, HeaderName, HeaderValue, IF_NONE_MATCH, IF_RANGE, RANGE};
+use hyper::server::conn::http1;
+use hyper::service::service_fn;
+use hyper::{Request, Response, StatusCode};
+use hyper_util::rt::{TokioIo, TokioTimer};
+use hyper_util::server::graceful::GracefulShutdown;
+use moka::sync::Cache as Memory;
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::Semaphore;
+
+use super::disk::DiskCache;
+use super::source::{ByteStream, Opened, Source, SourceError};
+use crate::auth::Authenticator;
+use crate::serve::{Error, pause_after};
+use crate::socket::Socket;
+
+/// Largest document that is remembered, in bytes. Nearly all narinfos and most listings are far smaller.
+const DOCUMENT_BYTES_MAX: u64 = 256 * 1024;
+
+/// Limits of a host. The defaults fit a small machine.
+#[derive(Debug, Clone)]
+pub struct EdgeSettings {
+    /// Most connections at once; more wait in the kernel's queue.
+    pub connections_max: usize,
+    /// Longest request line and headers together, in bytes; a token of an OIDC issuer takes some KiB of it.
+    pub header_bytes_max: usize,
+    /// How long a connection may take to send the head of a request, waiting between two requests included.
+    pub header_timeout: Duration,
+    /// How long the store may take to begin to answer, and between two pieces of an object.
+    pub store_timeout: Duration,
+    /// How long a reader may take nothing of an answer.
+    pub write_idle_timeout: Duration,
+    /// How long requests in flight may take to finish when the host stops.
+    pub shutdown_timeout: Duration,
+    /// Memory for remembered documents of a remote bucket, in bytes.
+    pub document_bytes_max: u64,
+}
+
+impl Default for EdgeSettings {
+    fn default() -> Self {
+        Self {
+            connections_max: 1_024,
+            header_bytes_max: 64 * 1024,
+            header_timeout: Duration::from_mins(1),
+            store_timeout: Duration::from_secs(30),
+            write_idle_timeout: Duration::from_mins(1),
+            shutdown_timeout: Duration::from_secs(30),
+            document_bytes_max: 32 * 1024 * 1024,
+        }
+    }
+}
+
+/// Something remembered until then.
+#[derive(Clone)]
+struct Until<T> {
+    value: T,
+    end: Instant,
+}
+
+impl<T: Clone> Until<T> {
+    fn seconds(value: T, seconds: u32) -> Self {
+        Self { value, end: Instant::now() + Duration::from_secs(seconds.into()) }
+    }
+}
+
+fn recall<K, Q, T>(memory: &Memory<K, Until<T>>, key: &Q) -> Option<T>
+where
+    K: std::hash::Hash + Eq + Send + Sync + 'static + std::borrow::Borrow<Q>,
+    Q: std::hash::Hash + Eq + ?Sized,
+    T: Clone + Send + Sync + 'static,
+{
+    memory.get(key).filter(|known| Instant::now() < known.end).map(|known| known.value)
+}
+
+type Document = Option<(ObjectMeta, Bytes)>;
+
+/// A host of a published layout.
+pub struct EdgeServer {
+    source: Source,
+    disk: Option<DiskCache>,
+    authenticator: Option<Authenticator>,
+    settings: EdgeSettings,
+    states: Memory<CacheName, Until<Option<Arc<CacheState>>>>,
+    documents: Memory<EdgeKey, Until<Document>>,
+}
+
+impl std::fmt::Debug for EdgeServer {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("EdgeServer").field("source", &self.source).finish_non_exhaustive()
+    }
+}
+
+type Body = UnsyncBoxBody<Bytes, io::Error>;
+
+impl EdgeServer {
+    /// A host. Without an authenticator no token counts, and private caches are there for nobody; `disk` keeps NARs of a
+    /// remote bucket.
+    pub fn new(
+        source: Source,
+        disk: Option<DiskCache>,
+        authenticator: Option<Authenticator>,
+        settings: EdgeSettings,
+    ) -> Self {
+        let documents = Memory::builder()
+            .max_capacity(settings.document_bytes_max)
+            .weigher(|_: &EdgeKey, known: &Until<Document>| {
+                let bytes = known.value.as_ref().map_or(0, |(_, bytes)| bytes.len());
+                u32::try_from(bytes + 256).unwrap_or(u32::MAX)
+            })
+            .build();
+        // A state document may have 1 MiB of revoked tokens; names that are none take as good as nothing.
+        let states = Memory::builder()
+            .max_capacity(settings.document_bytes_max)
+            .weigher(|_: &CacheName, known: &Until<Option<Arc<CacheState>>>| {
+                let revoked = known.value.as_ref().map_or(0, |state| state.revoked.len());
+                u32::try_from(512 + revoked * 64).unwrap_or(u32::MAX)
+            })
+            .build();
+        Self { source, disk, authenticator, settings, states, documents }
+    }
+
+    /// Serves until `shutdown` is ready; then takes no more connections and lets requests in flight finish.
+    pub async fn run(self, listener: TcpListener, shutdown: impl Future<Output = ()>) -> Result<(), Error> {
+        let host = Arc::new(self);
+        let places_max = host.settings.connections_max.clamp(1, Semaphore::MAX_PERMITS);
+        let places = Arc::new(Semaphore::new(places_max));
+        let graceful = GracefulShutdown::new();
+        let mut shutdown = pin!(shutdown);
+        loop {
+            let next = async {
+                let place = Arc::clone(&places).acquire_owned().await.expect("the semaphore is never closed");
+                listener.accept().await.map(|(stream, _)| (stream, place))
+            };
+            let accepted = tokio::select! {
+                accepted = next => accepted,
+                () = &mut shutdown => break,
+            };
+            match accepted {
+                Ok((stream, place)) => {
+                    let connection = graceful.watch(host.connection(stream));
+                    tokio::spawn(async move {
+                        if let Err(error) = connection.await {
+                            tracing::debug!(%error, "connection ended");
+                        }
+                        drop(place);
+                    });
+                }
+                Err(error) => pause_after(&error).await,
+            }
+        }
+        drop(listener);
+        match tokio::time::timeout(host.settings.shutdown_timeout, graceful.shutdown()).await {
+            Ok(()) => Ok(()),
+            Err(_) => Err(Error::Cut { connections: places_max - places.available_permits() }),
+        }
+    }
+
+    fn connection(
+        self: &Arc<Self>,
+        stream: TcpStream,
+    ) -> impl hyper_util::server::graceful::GracefulConnection<Error = hyper::Error> + 'static {
+        if let Err(error) = stream.set_nodelay(true) {
+            tracing::debug!(%error, "failed to set TCP_NODELAY");
+        }
+        let host = Arc::clone(self);
+        let service = service_fn(move |request: Request<Incoming>| {
+            let host = Arc::clone(&host);
+            async move { Ok::<_, Infallible>(host.respond(&request).await) }
+        });
+        http1::Builder::new()
+            .timer(TokioTimer::new())
+            .header_read_timeout(self.settings.header_timeout)
+            .max_header_size(self.settings.header_bytes_max)
+            .max_buf_size(self.settings.header_bytes_max.max(256 * 1024))
+            .serve_connection(TokioIo::new(Socket::new(stream, self.settings.write_idle_timeout)), service)
+    }
+
+    async fn respond(&self, request: &Request<Incoming>) -> Response<Body> {
+        let begin = Instant::now();
+        let header = |name: HeaderName| request.headers().get(name).and_then(|value| value.to_str().ok());
+        let planned = plan(&EdgeRequest {
+            method: request.method().as_str(),
+            path: request.uri().path(),
+            authorization: header(AUTHORIZATION),
+            range: header(RANGE),
+            if_range: header(IF_RANGE),
+            if_none_match: header(IF_NONE_MATCH),
+        });
+        let is_head = request.method() == hyper::Method::HEAD;
+        let answered = match planned {
+            Plan::Answer(answer) => Ok((answer, None)),
+            Plan::Home => self.home(is_head).await,
+            Plan::Visit(visit) => self.visit(*visit).await,
+        };
+        let (answer, bytes) = answered.unwrap_or_else(|error| {
+            tracing::error!(error = &error as &dyn std::error::Error, "the store does not answer");
+            (Answer::unavailable(is_head), None)
+        });
+        tracing::debug!(
+            method = %request.method(),
+            path = request.uri().path(),
+            status = answer.status,
+            milliseconds = begin.elapsed().as_secs_f64() * 1e3,
+            "answered"
+        );
+        to_response(answer, bytes)
+    }
+
+    async fn home(&self, is_head: bool) -> Result<Answered, SourceError> {
+        let found = self.document(&EdgeKey::Catalog).await?;
+        let catalog =
+            found.map(|(_, json)| Catalog::parse(&json)).transpose().map_err(damaged("catalogue"))?;
+        Ok((home(catalog.as_ref(), is_head), None))
+    }
+
+    async fn visit(&self, visit: Visit) -> Result<Answered, SourceError> {
+        let state = self.state(visit.cache()).await?;
+        let state = state.as_deref();
+        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
+        let token = visit.token().filter(|_| visit.needs_token(state));
+        let claims =
+            token.zip(self.authenticator.as_ref()).and_then(|(token, verifier)| verifier.verify(token));
+        let now = i64::try_from(now).unwrap_or(i64::MAX);
+        match visit.admit(state, claims.as_ref(), now) {
+            Admission::Answer(answer) => Ok((answer, None)),
+            Admission::Read(read) => self.read(&read).await,
+        }
+    }
+
+    async fn state(&self, cache: &CacheName) -> Result<Option<Arc<CacheState>>, SourceError> {
+        if let Some(known) = recall(&self.states, cache) {
+            return Ok(known);
+        }
+        let name = EdgeKey::State(cache.clone()).to_string();
+        let found = self.within(self.source.read(&name, STATE_BYTES_MAX)).await?;
+        let state = found.map(|(_, json)| CacheState::parse(&json)).transpose().map_err(damaged(&name))?;
+        let state = state.map(Arc::new);
+        let seconds = if state.is_some() { STATE_SECONDS } else { MISS_SECONDS };
+        self.states.insert(cache.clone(), Until::seconds(state.clone(), seconds));
+        Ok(state)
+    }
+
+    /// A small document, remembered if the store is far away; `None` also if it is large.
+    async fn document(&self, key: &EdgeKey) -> Result<Document, SourceError> {
+        if let Some(known) = recall(&self.documents, key) {
+            return Ok(known);
+        }
+        let bytes_max = usize::try_from(DOCUMENT_BYTES_MAX).unwrap_or(usize::MAX);
+        let found = self.within(self.source.read(&key.to_string(), bytes_max)).await?;
+        if self.source.is_remote() {
+            let seconds = if found.is_some() { key.life().edge_seconds } else { MISS_SECONDS };
+            self.documents.insert(key.clone(), Until::seconds(found.clone(), seconds));
+        }
+        Ok(found)
+    }
+
+    /// Reads what its caller may read.
+    async fn read(&self, read: &Read) -> Result<Answered, SourceError> {
+        let key = read.key();
+        let is_nar = matches!(key, EdgeKey::Nar(..));
+        if let Some(disk) = self.disk.as_ref().filter(|_| is_nar)
+            && let Some(opened) = disk.open_nar(key, read.part()).await
+        {
+            return Ok(answer_to(read, opened));
+        }
+        let name = key.to_string();
+        if read.is_head() {
+            let meta = self.within(self.source.head(&name)).await?;
+            return Ok((read.respond(meta.as_ref()), None));
+        }
+        if self.source.is_remote() && matches!(key, EdgeKey::Narinfo(..) | EdgeKey::CacheInfo(_)) {
+            // A narinfo of more than a quarter of a MiB is none that anything ever wrote.
+            let found = self.document(key).await?;
+            let answer = read.respond(found.as_ref().map(|(meta, _)| meta));
+            let bytes = found.map(|(_, bytes)| futures::stream::iter([Ok(bytes)]).boxed());
+            return Ok((answer, bytes));
+        }
+        let opened = self.within(self.source.open(&name, read.part())).await?;
+        let (answer, bytes) = answer_to(read, opened);
+        let bytes = bytes.map(|bytes| with_timeout(bytes, self.settings.store_timeout));
+        match (&self.disk, &answer.body, bytes) {
+            (Some(disk), EdgeBody::Object(range), Some(bytes))
+                if is_nar && read.part().is_none() && self.source.is_remote() =>
+            {
+                let kept = disk.keep(key, range.end, bytes).await;
+                Ok((answer, Some(kept)))
+            }
+            (_, _, bytes) => Ok((answer, bytes)),
+        }
+    }
+
+    async fn within<T>(&self, work: impl Future<Output = Result<T, SourceError>>) -> Result<T, SourceError> {
+        let late =
+            |_| SourceError::File { name: "the store".to_owned(), source: io::ErrorKind::TimedOut.into() };
+        tokio::time::timeout(self.settings.store_timeout, work).await.map_err(late)?
+    }
+}
+
+/// An answer, and where the bytes of its body come from.
+type Answered = (Answer, Option<ByteStream>);
+
+fn answer_to(read: &Read, opened: Opened) -> Answered {
+    match opened {
+        Opened::Missing => (read.respond(None), None),
+        Opened::Outside(meta) => (read.respond(Some(&meta)), None),
+        Opened::Found(meta, bytes) => (read.respond(Some(&meta)), Some(bytes)),
+    }
+}
+
+fn damaged(name: &str) -> impl FnOnce(dormer_edge::Error) -> SourceError {
+    let name = name.to_owned();
+    move |error| SourceError::File { name, source: io::Error::new(io::ErrorKind::InvalidData, error) }
+}
+
+/// Ends when the store pauses for too long; the connection is then cut short of its Content-Length.
+fn with_timeout(bytes: ByteStream, limit: Duration) -> ByteStream {
+    let pieces = futures::stream::unfold(Some(bytes), move |bytes| async move {
+        let mut bytes = bytes?;
+        match tokio::time::timeout(limit, bytes.next()).await {
+            Ok(piece) => Some((piece?, Some(bytes))),
+            Err(_) => Some((Err(io::ErrorKind::TimedOut.into()), None)),
+        }
+    });
+    Box::pin(pieces)
+}
+
+fn to_response(answer: Answer, bytes: Option<ByteStream>) -> Response<Body> {
+    let body = match (answer.body, bytes) {
+        (EdgeBody::Object(_), Some(bytes)) => {
+            StreamBody::new(bytes.map(|piece| piece.map(Frame::data))).boxed_unsync()
+        }
+        (EdgeBody::Text(text), _) => {
+            Full::from(text).map_err(|never: Infallible| match never {}).boxed_unsync()
+        }
+        (EdgeBody::Empty | EdgeBody::Object(_), _) => {
+            Full::default().map_err(|never: Infallible| match never {}).boxed_unsync()
+        }
+    };
+    let mut response = Response::new(body);
+    *response.status_mut() = StatusCode::from_u16(answer.status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
+    for (name, value) in answer.headers {
+        match HeaderValue::try_from(value) {
+            Ok(value) => {
+                response.headers_mut().append(HeaderName::from_static(name), value);
+            }
+            // A store's tag with a line break in it.
+            Err(error) => tracing::warn!(%error, name, "left out a header"),
+        }
+    }
+    response
+}
