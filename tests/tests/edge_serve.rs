@@ -1,7 +1,5 @@
 //! `dormer edge serve` on a published folder: the same table of attacks as the Worker's, and real nix.
 
-#![expect(clippy::unwrap_used, reason = "a failed unwrap fails the test, as it should")]
-
 use std::io::{BufRead as _, BufReader};
 use std::process::{Command, Stdio};
 
