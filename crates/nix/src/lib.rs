@@ -23,5 +23,5 @@ mod text;
 pub use error::{Error, Result};
 pub use hash::{NarHash, NarHasher};
 pub use narinfo::{NARINFO_BYTES_MAX, NarInfo};
-pub use signature::{PublicKey, SecretKey, Signature, fingerprint};
+pub use signature::{PublicKey, SecretKey, Signature, check_key_name, fingerprint};
 pub use store_path::{STORE_PATH_NAME_BYTES_MAX, StoreDir, StorePath, StorePathHash};

@@ -69,9 +69,7 @@ pub struct SecretKey {
 impl SecretKey {
     /// Makes a key from 32 random bytes. Fails on a name that Nix could not read back.
     pub fn generate(name: &str, seed: [u8; 32]) -> Result<Self> {
-        if !is_key_name(name) {
-            return Err(Error::key_name(name));
-        }
+        check_key_name(name)?;
         Ok(Self { name: name.to_owned(), key: SigningKey::from_bytes(&seed) })
     }
 
@@ -200,6 +198,11 @@ fn split_key<const N: usize>(text: &str) -> Option<(&str, [u8; N])> {
     let (name, base64) = text.split_once(':')?;
     let bytes = STANDARD.decode(base64).ok()?;
     Some((name, bytes.try_into().ok()?)).filter(|_| is_key_name(name))
+}
+
+/// Whether this can be the name of a key, such as `cache.nixos.org-1`.
+pub fn check_key_name(name: &str) -> Result<()> {
+    if is_key_name(name) { Ok(()) } else { Err(Error::key_name(name)) }
 }
 
 /// Lists of keys are separated by white space, and a key's name from the rest by a colon.

@@ -141,6 +141,22 @@ fn a_patch_changes_what_it_names_and_nothing_else() {
 }
 
 #[test]
+fn names_that_no_key_can_have_are_refused() {
+    let server = Server::start();
+    let admin = admin();
+    for name in ["", "a b", "a:b", "a\\u0000b", "a\\nb"] {
+        let patch = format!(r#"{{"upstream_cache_key_names":["{name}"]}}"#);
+        let reply = json_request(&server, &admin, "PATCH /_api/v1/cache-config/team-a", &patch);
+        assert_error(&reply, 400, "RequestError");
+        let create = format!(
+            r#"{{"keypair":"Generate","is_public":false,"store_dir":"/nix/store","priority":41,"upstream_cache_key_names":["{name}"]}}"#
+        );
+        let reply = json_request(&server, &admin, "POST /_api/v1/cache-config/team-n", &create);
+        assert_error(&reply, 400, "RequestError");
+    }
+}
+
+#[test]
 fn a_patch_that_cannot_be_read_changes_nothing_and_repeats_no_secret() {
     let server = Server::start();
     let admin = admin();

@@ -8,7 +8,7 @@ use dormer_api::{
 };
 use dormer_engine::{CreateCache, Deduplication, IngestRequest, Ingested, KeyChange, UpdateCache};
 use dormer_index::{Cache, CacheVisibility, Object};
-use dormer_nix::{NarInfo, SecretKey, Signature};
+use dormer_nix::{NarInfo, SecretKey, Signature, check_key_name};
 use http::{Response, StatusCode};
 
 use crate::app::App;
@@ -76,6 +76,7 @@ pub(crate) async fn create_cache(
         Keypair::Generate => None,
         Keypair::Keypair(secret) => Some(parse_secret_key(secret)?),
     };
+    check_key_names(&request.upstream_cache_key_names)?;
     let new = CreateCache {
         name: name.to_string(),
         is_public: request.is_public,
@@ -118,6 +119,7 @@ pub(crate) async fn configure_cache(
         Some(Keypair::Generate) => Some(KeyChange::Generate),
         Some(Keypair::Keypair(secret)) => Some(KeyChange::Given(Box::new(parse_secret_key(secret)?))),
     };
+    check_key_names(patch.upstream_cache_key_names.as_deref().unwrap_or_default())?;
     let update = UpdateCache {
         is_public: patch.is_public,
         store_dir: patch.store_dir.map(|store_dir| store_dir.to_string()),
@@ -257,6 +259,11 @@ impl<'a> Upload<'a> {
             None => self.body.next().await,
         }
     }
+}
+
+/// A name that no key can have would match nothing, and not every database takes every text.
+fn check_key_names(names: &[String]) -> Result<(), Failure> {
+    names.iter().try_for_each(|name| check_key_name(name)).map_err(bad_request)
 }
 
 /// The object that the metadata describes, if all of it can stand in a narinfo.
