@@ -10,11 +10,16 @@ use std::{io, thread};
 pub struct Balancer {
     address: String,
     stopped: Arc<AtomicBool>,
+    /// Which servers get connections only when no other takes them.
+    resting: Arc<Vec<AtomicBool>>,
 }
 
 impl Balancer {
     /// Spreads connections over these servers. One that refuses a connection is passed over.
     pub fn new(servers: Vec<String>) -> Self {
+        let resting: Arc<Vec<AtomicBool>> =
+            Arc::new(servers.iter().map(|_| AtomicBool::new(false)).collect());
+        let rests = Arc::clone(&resting);
         let listener = TcpListener::bind("127.0.0.1:0").expect("a free port");
         let address = listener.local_addr().expect("the listener is bound").to_string();
         let stopped = Arc::new(AtomicBool::new(false));
@@ -25,14 +30,22 @@ impl Balancer {
                     break;
                 }
                 let Ok(client) = client else { continue };
-                let turns = (0..servers.len()).map(|turn| &servers[(number + turn) % servers.len()]);
+                let mut turns: Vec<usize> =
+                    (0..servers.len()).map(|turn| (number + turn) % servers.len()).collect();
+                turns.sort_by_key(|&turn| rests[turn].load(Ordering::SeqCst));
+                let turns = turns.into_iter().map(|turn| &servers[turn]);
                 if let Some(server) = turns.map(TcpStream::connect).find_map(Result::ok) {
                     // Whoever fails here sees a closed connection, as from any balancer.
                     let _ = join(client, server);
                 }
             }
         });
-        Self { address, stopped }
+        Self { address, stopped, resting }
+    }
+
+    /// Whether a server is to be spared, as balancers do with one that says that it is not ready.
+    pub fn set_resting(&self, server: usize, rests: bool) {
+        self.resting[server].store(rests, Ordering::SeqCst);
     }
 
     /// Host and port.

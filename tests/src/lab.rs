@@ -26,6 +26,9 @@ use crate::{Nix, parts};
 /// A start in an empty folder makes keys and a database; on a busy two-core machine that was seen to take a second.
 const READY_TIMEOUT: Duration = Duration::from_secs(30);
 
+/// How long a server that is asked to stop may take: longer than its own limits for it.
+const STOP_TIMEOUT: Duration = Duration::from_mins(10);
+
 /// Replicas of a lab in production.
 const REPLICAS: usize = 2;
 
@@ -234,6 +237,34 @@ impl Lab {
             let mut process = server.process.take().expect("the server runs");
             process.kill().expect("our own child can be killed");
             process.wait().expect("our own child can be waited for");
+        }
+    }
+
+    /// Restarts one replica after the other as an update does: asked to stop, it says that it is not ready, the balancer
+    /// spares it, it ends by itself and well, and comes back. Panics if a replica does not do its part.
+    pub fn restart_in_turn(&mut self) {
+        for number in 0..self.servers.len() {
+            let address = self.servers[number].address.clone();
+            let balancer = self.balancer.as_ref().expect("a lab in production");
+            let process = self.servers[number].process.as_mut().expect("the server runs");
+            Run::of(Command::new("kill").args(["-TERM", &process.id().to_string()])).succeeds();
+            let begin = Instant::now();
+            while http::get(&address, "/readyz", None).status != 503 {
+                assert!(begin.elapsed() < READY_TIMEOUT, "asked to stop, it says that it is ready");
+                thread::sleep(Duration::from_millis(20));
+            }
+            balancer.set_resting(number, true);
+            let status = loop {
+                if let Some(status) = process.try_wait().expect("our own child can be waited for") {
+                    break status;
+                }
+                assert!(begin.elapsed() < STOP_TIMEOUT, "asked to stop, it runs on");
+                thread::sleep(Duration::from_millis(20));
+            };
+            assert!(status.success(), "asked to stop, it ended with {status}");
+            self.servers[number].process = None;
+            self.restart();
+            self.balancer.as_ref().expect("a lab in production").set_resting(number, false);
         }
     }
 

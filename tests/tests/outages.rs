@@ -16,7 +16,7 @@ use std::time::{Duration, Instant};
 
 use dormer_nix::NarHash;
 use dormer_testkit::services::{Fate, FaultProxy, Postgres, SeaweedFs};
-use dormer_tests::http::{Connection, Reply};
+use dormer_tests::http::{self, Connection, Reply};
 use dormer_tests::{Lab, LabOptions, nars, times};
 use rand::rngs::SmallRng;
 use rand::{RngExt as _, SeedableRng as _};
@@ -45,6 +45,7 @@ impl Site {
             ("DORMER_DATABASE_URL", database.create_database()),
             ("DORMER_STORAGE_ENDPOINT", network.endpoint()),
             ("DORMER_STORAGE_BUCKET", store.new_bucket()),
+            ("DORMER_LIMITS_DRAIN_DELAY", "2s".to_owned()),
         ]
         .map(|(name, value)| (name.to_owned(), value))
         .to_vec();
@@ -157,6 +158,8 @@ fn survives(name: &str, site: &mut Site, fault: impl FnOnce(&mut Site, &Seen)) {
     assert_eq!(seen.safe().len(), 1, "well before the fault: {seen:?}");
     let done = AtomicBool::new(false);
     thread::scope(|scope| {
+        // Set also when the fault panics: the test would otherwise wait for its pushers for ever.
+        let _end = SetOnDrop(&done);
         let (seen, done) = (&seen, &done);
         for number in 1..=PUSHERS {
             scope.spawn(move || {
@@ -180,7 +183,6 @@ fn survives(name: &str, site: &mut Site, fault: impl FnOnce(&mut Site, &Seen)) {
         thread::sleep(Duration::from_secs(1));
         fault(site, seen);
         thread::sleep(Duration::from_secs(1));
-        done.store(true, Ordering::SeqCst);
     });
     let before = seen.safe().len();
     let begin = Instant::now();
@@ -203,6 +205,14 @@ fn survives(name: &str, site: &mut Site, fault: impl FnOnce(&mut Site, &Seen)) {
         write!(report, " {what} × {count};").unwrap();
     }
     println!("{report}");
+}
+
+struct SetOnDrop<'a>(&'a AtomicBool);
+
+impl Drop for SetOnDrop<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::SeqCst);
+    }
 }
 
 /// Longer under `./test --long`.
@@ -272,6 +282,31 @@ fn replicas_are_killed_in_mid_push() {
             thread::sleep(wait);
             site.lab.kill();
             site.lab.restart();
+        });
+    }
+}
+
+#[test]
+fn replicas_restart_in_turn_and_no_request_fails() {
+    let mut site = Site::start();
+    for round in 0..times(1) {
+        survives(&format!("replicas restarted in turn, round {round}"), &mut site, |site, seen| {
+            // Whoever holds a connection and asks nothing holds nobody up: a replica that had to cut it would end badly.
+            let held: Vec<_> = site
+                .lab
+                .replicas()
+                .into_iter()
+                .map(|replica| {
+                    let mut kept = Connection::open(replica).unwrap();
+                    let ask = b"GET /main/nix-cache-info HTTP/1.1\r\nHost: x\r\n\r\n";
+                    assert_eq!(kept.exchange(ask).unwrap().status, 200);
+                    (http::connect(replica), kept)
+                })
+                .collect();
+            site.lab.restart_in_turn();
+            drop(held);
+            let answers = seen.answers.lock().unwrap();
+            assert!(answers.keys().all(|what| what.ends_with(": 200")), "{answers:?}");
         });
     }
 }
