@@ -1,15 +1,45 @@
-//! `dormer edge serve` on a published folder: the same table of attacks as the Worker's, and real nix.
+//! `dormer edge serve` on a published folder or bucket: the same table of attacks as the Worker's, and real nix.
 
+use std::fs;
 use std::io::{BufRead as _, BufReader};
-use std::process::{Command, Stdio};
+use std::path::Path;
+use std::process::{Child, Command, Stdio};
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
+use dormer_testkit::services::SeaweedFs;
 use dormer_tests::edge::{Attacked, Published, attack};
-use dormer_tests::{Lab, Nix, binary};
+use dormer_tests::{Lab, Nix, binary, http};
 use jsonwebtoken::{Algorithm, EncodingKey, Header, encode};
 
 const SECRET: [u8; 32] = [9; 32];
+
+/// A running `dormer edge serve`. Dropped, it is killed.
+struct Host {
+    process: Child,
+    address: String,
+}
+
+impl Host {
+    fn start(command: &mut Command) -> Self {
+        let command = command.args(["--listen", "127.0.0.1:0"]).stderr(Stdio::piped());
+        let mut process = command.spawn().expect("the binary under test starts");
+        let mut line = String::new();
+        let said = process.stderr.take().expect("it is a pipe");
+        BufReader::new(said).read_line(&mut line).expect("it says where it listens");
+        let address = line.trim().strip_prefix("listening on http://");
+        let address = address.unwrap_or_else(|| panic!("{line}")).to_owned();
+        Self { process, address }
+    }
+}
+
+impl Drop for Host {
+    fn drop(&mut self) {
+        // It may be dead already, which is what the test then reports.
+        let _ = self.process.kill();
+        let _ = self.process.wait();
+    }
+}
 
 #[test]
 fn a_folder_is_served_to_nix_and_attacks_fail() {
@@ -28,38 +58,71 @@ fn a_folder_is_served_to_nix_and_attacks_fail() {
     published.describe("other", false, &[], &[]);
     published.catalog(&["main"]);
 
-    let mut process = Command::new(binary())
-        .args(["edge", "serve", "--listen", "127.0.0.1:0", "--dir"])
-        .arg(published.path())
-        .env("DORMER_EDGE_TOKEN_HS256_SECRET_BASE64", STANDARD.encode(SECRET))
-        .stderr(Stdio::piped())
-        .spawn()
-        .unwrap();
-    let mut line = String::new();
-    BufReader::new(process.stderr.take().unwrap()).read_line(&mut line).unwrap();
-    let address =
-        line.trim().strip_prefix("listening on http://").unwrap_or_else(|| panic!("{line}")).to_owned();
+    let mut command = Command::new(binary());
+    command.arg("edge").arg("serve").arg("--dir").arg(published.path());
+    let host = Host::start(command.env("DORMER_EDGE_TOKEN_HS256_SECRET_BASE64", STANDARD.encode(SECRET)));
+    let address = &host.address;
     let key = EncodingKey::from_secret(&SECRET);
-    let tried = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
-        for nix in Nix::ALL {
-            let reader = lab.machine(nix.name(), nix);
-            reader.configure(&[lab.public_key("main")]);
-            reader.substitute(&format!("http://{address}/main"), &root).succeeds();
-            reader.verify_all();
-        }
-        let forged = EncodingKey::from_secret(&[1; 32]);
-        let claims = serde_json::json!({ "https://jwt.attic.rs/v1": { "caches": { "*": { "r": 1 } } } });
-        attack(&Attacked {
-            address: &address,
-            published: &published,
-            sign: &|claims| encode(&Header::new(Algorithm::HS256), claims, &key).unwrap(),
-            forged: vec![encode(&Header::new(Algorithm::HS256), &claims, &forged).unwrap()],
-            reads: &|| None,
-        });
-    }));
-    process.kill().unwrap();
-    process.wait().unwrap();
-    if let Err(panic) = tried {
-        std::panic::resume_unwind(panic);
+    for nix in Nix::ALL {
+        let reader = lab.machine(nix.name(), nix);
+        reader.configure(&[lab.public_key("main")]);
+        reader.substitute(&format!("http://{address}/main"), &root).succeeds();
+        reader.verify_all();
     }
+    let forged = EncodingKey::from_secret(&[1; 32]);
+    let claims = serde_json::json!({ "https://jwt.attic.rs/v1": { "caches": { "*": { "r": 1 } } } });
+    attack(&Attacked {
+        address,
+        published: &published,
+        sign: &|claims| encode(&Header::new(Algorithm::HS256), claims, &key).unwrap(),
+        forged: vec![encode(&Header::new(Algorithm::HS256), &claims, &forged).unwrap()],
+        reads: &|| None,
+    });
+}
+
+#[test]
+fn a_bucket_is_served_to_nix_and_its_nars_are_kept_on_disk() {
+    let lab = Lab::start();
+    let published = Published::new();
+    let builder = lab.machine("builder", Nix::NEWEST);
+    builder.login(&lab);
+    let root = builder.build("all", &[("salt", "edge-bucket")]);
+    builder.dormer(&["push", "main", &root]).succeeds();
+    let nars = published.add(&lab, "main", true, &builder.closure(&root));
+    published.catalog(&["main"]);
+    let store = SeaweedFs::start();
+    let bucket = store.new_bucket();
+    for (name, file) in published.files() {
+        store.access().put_object(
+            &bucket,
+            &format!("edge/{name}"),
+            fs::read(file).expect("it was just written"),
+        );
+    }
+
+    let kept = tempfile::tempdir().expect("a folder");
+    let mut command = Command::new(binary());
+    command
+        .args(["edge", "serve", "--bucket", &format!("s3://{bucket}/edge"), "--cache-dir"])
+        .arg(kept.path());
+    command
+        .env("AWS_ACCESS_KEY_ID", &store.access().access_key_id)
+        .env("AWS_SECRET_ACCESS_KEY", &store.access().secret_access_key)
+        .env("AWS_REGION", &store.access().region)
+        .env("AWS_ENDPOINT", store.endpoint());
+    let host = Host::start(&mut command);
+    for nix in Nix::ALL {
+        let reader = lab.machine(nix.name(), nix);
+        reader.configure(&[lab.public_key("main")]);
+        reader.substitute(&format!("http://{}/main", host.address), &root).succeeds();
+        reader.verify_all();
+    }
+    assert!(count_files(kept.path()) >= nars, "{nars} NARs were read three times");
+    let missing = http::get(&host.address, "/main/0000000000000000000000000000000z.narinfo", None);
+    assert_eq!(missing.status, 404);
+}
+
+fn count_files(folder: &Path) -> usize {
+    let entries = fs::read_dir(folder).expect("a folder").map(|entry| entry.expect("an entry").path());
+    entries.map(|path| if path.is_dir() { count_files(&path) } else { 1 }).sum()
 }

@@ -100,6 +100,11 @@ impl Source {
         let invalid = |error| object_store::Error::Generic { store: "address", source: Box::new(error) };
         let parsed = url::Url::parse(url).map_err(|error| failed(invalid(error)))?;
         let settings = settings.into_iter().map(|(name, value)| (name.to_ascii_lowercase(), value));
+        let mut settings: Vec<(String, String)> = settings.collect();
+        // Who names an address without TLS means it; the library wants to be told twice.
+        if settings.iter().any(|(name, value)| name.contains("endpoint") && value.starts_with("http://")) {
+            settings.push(("allow_http".to_owned(), "true".to_owned()));
+        }
         let (store, prefix) = object_store::parse_url_opts(&parsed, settings).map_err(failed)?;
         Ok(Self::Bucket { store: Arc::from(store), prefix })
     }
