@@ -24,6 +24,7 @@ mod progress;
 mod secret_file;
 mod settings;
 mod telemetry;
+mod terminal;
 mod tokens;
 
 use std::process::ExitCode;

@@ -16,6 +16,7 @@ use crate::commands::short_name;
 use crate::error::Error;
 use crate::printer::Printer;
 use crate::settings::units::human_size;
+use crate::terminal::SilentKeys;
 
 /// From this size on a transfer is shown by itself.
 const LARGE_BYTES: u64 = 8 * 1024 * 1024;
@@ -43,6 +44,8 @@ struct Screen {
 struct Drawn {
     all: MultiProgress,
     status: ProgressBar,
+    /// Until the end: keys would move the cursor away from where the bars believe it to be.
+    silent_keys: Option<SilentKeys>,
 }
 
 #[derive(Debug, Default)]
@@ -54,6 +57,7 @@ struct Transfer {
 impl PushProgress {
     pub(crate) fn new(printer: Printer, store_dir: StoreDir, plan: &PushPlan) -> Self {
         let drawn = printer.progress_target().filter(|_| !plan.missing.is_empty()).map(|target| {
+            let silent_keys = SilentKeys::on_stderr();
             let all = MultiProgress::with_draw_target(target);
             let status = all.add(ProgressBar::new(plan.missing_bytes()));
             status.set_style(style(
@@ -61,7 +65,7 @@ impl PushProgress {
             ));
             status.set_prefix(format!("0/{} paths", plan.missing.len()));
             status.enable_steady_tick(Duration::from_millis(200));
-            Drawn { all, status }
+            Drawn { all, status, silent_keys }
         });
         let screen = Screen { drawn, transfers: HashMap::new(), bytes_saved: 0, finished: false };
         let path_count = plan.missing.len();
@@ -77,11 +81,12 @@ impl PushProgress {
     pub(crate) fn finish(&self) {
         self.on_screen(|screen| {
             screen.finished = true;
-            if let Some(drawn) = &screen.drawn {
+            if let Some(drawn) = &mut screen.drawn {
                 drawn.status.disable_steady_tick();
                 // Best effort: the terminal may be gone.
                 let _ = drawn.all.clear();
                 drawn.all.set_draw_target(ProgressDrawTarget::hidden());
+                drawn.silent_keys = None;
             }
         });
     }

@@ -10,6 +10,7 @@ use clap::Args;
 use dormer_client::{CacheRef, NixStore, PushOptions, PushPlan, PushSummary, execute_push, plan_push};
 use dormer_nix::{StoreDir, StorePath};
 use serde_json::json;
+use tokio::signal::unix::{SignalKind, signal};
 
 use super::Context;
 use crate::error::{self, Error, Result};
@@ -92,11 +93,14 @@ pub(super) async fn run(args: PushArgs, context: &Context) -> Result<ExitCode> {
     }
 
     let (planned, missing) = (plan.path_count(), plan.missing.len());
+    // Before anything is drawn: whoever interrupts must not find the bars without somebody to clear them.
+    let mut interrupts = signal(SignalKind::interrupt())
+        .map_err(|source| Error::Io { attempt: "listen for Ctrl-C".to_owned(), source })?;
     let progress = Arc::new(PushProgress::new(context.printer.clone(), store.store_dir().clone(), &plan));
     let push = execute_push(&api, plan, &options, progress.clone());
     let summary = tokio::select! {
         summary = push => summary,
-        _ = tokio::signal::ctrl_c() => {
+        _ = interrupts.recv() => {
             progress.finish();
             let pushed = progress.pushed();
             context.printer.conclude(&format!(
