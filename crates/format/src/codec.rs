@@ -9,7 +9,7 @@
 use std::io::Cursor;
 
 use bytes::Bytes;
-use xxhash_rust::xxh3::xxh3_64;
+use twox_hash::XxHash3_64;
 use zstd::bulk::{Compressor, Decompressor};
 use zstd::zstd_safe::{CParameter, compress_bound};
 
@@ -25,7 +25,7 @@ const WINDOW_LOG: u32 = 23;
 
 /// XXH3-64 of stored bytes: what no chunk leaves the server without matching.
 pub fn checksum(stored: &[u8]) -> u64 {
-    xxh3_64(stored)
+    XxHash3_64::oneshot(stored)
 }
 
 /// A chunk as it is stored.
