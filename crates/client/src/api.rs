@@ -10,7 +10,6 @@
 
 use std::fmt;
 use std::io;
-use std::str::FromStr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, SystemTime};
@@ -24,12 +23,13 @@ use dormer_api::{
 use dormer_nix::StorePathHash;
 use futures::{Stream, StreamExt as _, stream};
 use reqwest::header::{AUTHORIZATION, CONTENT_TYPE, HeaderName, HeaderValue, LOCATION, RETRY_AFTER};
-use reqwest::{Method, RequestBuilder, Response, StatusCode, Url};
+use reqwest::{Method, RequestBuilder, Response, StatusCode};
 use serde::de::DeserializeOwned;
 use tokio::time::Instant;
 
-use crate::dump::NarSource;
+use crate::endpoint::Endpoint;
 use crate::error::{Error, Result};
+use crate::nar_stream::NarSource;
 use crate::reporter::{Retry, RetryReporter, Silent, UploadReporter};
 use crate::retry::{Passing, RetryPolicy, parse_retry_after};
 
@@ -41,56 +41,6 @@ const ERROR_BYTES_MAX: usize = 64 * 1024;
 
 /// Shown of an error answer that is not JSON, such as a proxy's page.
 const ERROR_CHARS_MAX: usize = 200;
-
-/// The address of a server: an HTTP or HTTPS URL, perhaps with a path below which the server lives.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Endpoint(Url);
-
-impl Endpoint {
-    /// Whether tokens would travel unprotected: plain HTTP to another machine.
-    pub fn is_plain_text(&self) -> bool {
-        let here = self.0.host_str().is_some_and(|host| {
-            let host = host.trim_matches(['[', ']']);
-            host == "localhost" || host.parse().is_ok_and(|address: std::net::IpAddr| address.is_loopback())
-        });
-        self.0.scheme() == "http" && !here
-    }
-
-    /// The address of a route, which begins with a slash.
-    fn join(&self, route: &str) -> String {
-        format!("{}{}", self.0, route.trim_start_matches('/'))
-    }
-}
-
-impl FromStr for Endpoint {
-    type Err = Error;
-
-    fn from_str(text: &str) -> Result<Self> {
-        let wrong =
-            |text: &str, reason: &str| Error::Endpoint { text: text.to_owned(), reason: reason.to_owned() };
-        let mut url: Url = text.trim().parse().map_err(|_| wrong(text, "it is not a URL"))?;
-        if !url.username().is_empty() || url.password().is_some() {
-            // Not repeated: it may be a password.
-            return Err(wrong("…@…", "log in with a token instead of a user name in the address"));
-        }
-        if !matches!(url.scheme(), "http" | "https") {
-            return Err(wrong(text, "it must begin with http:// or https://"));
-        }
-        if url.query().is_some() || url.fragment().is_some() {
-            return Err(wrong(text, "it must not have a ? or a # in it"));
-        }
-        if !url.path().ends_with('/') {
-            url.set_path(&format!("{}/", url.path()));
-        }
-        Ok(Self(url))
-    }
-}
-
-impl fmt::Display for Endpoint {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        self.0.fmt(f)
-    }
-}
 
 /// Patience.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -167,7 +117,7 @@ impl ApiClient {
         let builder = builder.tcp_user_timeout(settings.idle_timeout * 2);
         // A minimal container has no root certificates, and then no client can be built with the system's. Where nothing
         // is encrypted none are needed.
-        let builder = if endpoint.0.scheme() == "http" { builder.tls_certs_only([]) } else { builder };
+        let builder = if endpoint.is_encrypted() { builder } else { builder.tls_certs_only([]) };
         let http = builder.build().map_err(Error::HttpClient)?;
         Ok(Self { http, endpoint, authorization, settings: Arc::new(settings), reporter: Arc::new(Silent) })
     }
@@ -547,39 +497,6 @@ fn printable(text: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn endpoints_are_http_addresses_with_a_slash_at_the_end() {
-        let read = |text: &str| text.parse::<Endpoint>().map(|endpoint| endpoint.to_string());
-        assert_eq!(read("http://localhost:8080").unwrap(), "http://localhost:8080/");
-        assert_eq!(read(" https://Example.org/attic \n").unwrap(), "https://example.org/attic/");
-        assert_eq!(read("https://example.org/attic/").unwrap(), "https://example.org/attic/");
-        for text in ["", "localhost:8080", "example.org", "ftp://a", "http://", "http://a/?q", "http://a/#f"]
-        {
-            assert!(matches!(read(text), Err(Error::Endpoint { .. })), "{text:?}");
-        }
-        let error = read("https://user:hunter2@example.org").unwrap_err();
-        assert!(!format!("{error} {error:?}").contains("hunter2"));
-    }
-
-    #[test]
-    fn routes_are_joined_below_the_endpoints_path() {
-        let endpoint: Endpoint = "https://example.org/attic".parse().unwrap();
-        assert_eq!(
-            endpoint.join(&routes::cache_config(&"a+b".parse().unwrap())),
-            "https://example.org/attic/_api/v1/cache-config/a+b"
-        );
-    }
-
-    #[test]
-    fn plain_text_is_what_others_can_read() {
-        let plain = |text: &str| text.parse::<Endpoint>().unwrap().is_plain_text();
-        assert!(
-            plain("http://example.org") && plain("http://10.0.0.1:8080") && plain("http://[2001:db8::1]/")
-        );
-        assert!(!plain("https://example.org"));
-        assert!(!plain("http://localhost:8080") && !plain("http://127.0.0.1") && !plain("http://[::1]:8080"));
-    }
 
     #[test]
     fn tokens_that_cannot_be_sent_are_refused_and_not_shown() {

@@ -18,8 +18,10 @@
 
 mod api;
 mod dump;
+mod endpoint;
 mod error;
 mod look;
+mod nar_stream;
 mod nix_config;
 mod nix_store;
 mod path_info;
@@ -28,10 +30,12 @@ mod reporter;
 mod retry;
 mod settings;
 
-pub use api::{ApiClient, Endpoint, HttpSettings, Uploaded};
-pub use dump::{CaseHack, DumpError, NAR_STREAM_BYTES_MAX, NarSource, dump_nar};
+pub use api::{ApiClient, HttpSettings, Uploaded};
+pub use dump::{CaseHack, DumpError, dump_nar};
+pub use endpoint::Endpoint;
 pub use error::{Error, Result};
 pub use look::{Seen, look};
+pub use nar_stream::{NAR_STREAM_BYTES_MAX, NarSource};
 pub use nix_config::NixConfig;
 pub use nix_store::NixStore;
 pub use path_info::PathInfo;

@@ -17,8 +17,9 @@ use dormer_nix::{StorePath, StorePathHash};
 use tokio::task::JoinSet;
 
 use crate::api::{ApiClient, Uploaded};
-use crate::dump::{CaseHack, NarSource};
+use crate::dump::CaseHack;
 use crate::error::{Error, Result};
+use crate::nar_stream::NarSource;
 use crate::nix_store::NixStore;
 use crate::path_info::PathInfo;
 use crate::reporter::{PathDone, PushReporter, Retry, TransferId, UploadReporter};

@@ -24,7 +24,7 @@ use std::str::FromStr;
 use dormer_api::{CacheName, Secret};
 use serde::{Deserialize, Serialize};
 
-use crate::api::Endpoint;
+use crate::endpoint::Endpoint;
 use crate::error::{Error, Result};
 
 /// Looks up an environment variable; a function, so that tests own the environment.

@@ -1,0 +1,103 @@
+//! Where a server is.
+
+use std::fmt;
+use std::str::FromStr;
+
+use reqwest::Url;
+
+use crate::error::{Error, Result};
+
+/// The address of a server: an HTTP or HTTPS URL, perhaps with a path below which the server lives.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Endpoint(Url);
+
+impl Endpoint {
+    /// Whether tokens would travel unprotected: plain HTTP to another machine.
+    pub fn is_plain_text(&self) -> bool {
+        let here = self.0.host_str().is_some_and(|host| {
+            let host = host.trim_matches(['[', ']']);
+            host == "localhost" || host.parse().is_ok_and(|address: std::net::IpAddr| address.is_loopback())
+        });
+        self.0.scheme() == "http" && !here
+    }
+
+    /// Whether certificates are needed.
+    pub(crate) fn is_encrypted(&self) -> bool {
+        self.0.scheme() == "https"
+    }
+
+    /// The address of a route, which begins with a slash.
+    pub(crate) fn join(&self, route: &str) -> String {
+        format!("{}{}", self.0, route.trim_start_matches('/'))
+    }
+}
+
+impl FromStr for Endpoint {
+    type Err = Error;
+
+    fn from_str(text: &str) -> Result<Self> {
+        let wrong =
+            |text: &str, reason: &str| Error::Endpoint { text: text.to_owned(), reason: reason.to_owned() };
+        let mut url: Url = text.trim().parse().map_err(|_| wrong(text, "it is not a URL"))?;
+        if !url.username().is_empty() || url.password().is_some() {
+            // Not repeated: it may be a password.
+            return Err(wrong("…@…", "log in with a token instead of a user name in the address"));
+        }
+        if !matches!(url.scheme(), "http" | "https") {
+            return Err(wrong(text, "it must begin with http:// or https://"));
+        }
+        if url.query().is_some() || url.fragment().is_some() {
+            return Err(wrong(text, "it must not have a ? or a # in it"));
+        }
+        if !url.path().ends_with('/') {
+            url.set_path(&format!("{}/", url.path()));
+        }
+        Ok(Self(url))
+    }
+}
+
+impl fmt::Display for Endpoint {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.fmt(f)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use dormer_api::routes;
+
+    use super::*;
+
+    #[test]
+    fn endpoints_are_http_addresses_with_a_slash_at_the_end() {
+        let read = |text: &str| text.parse::<Endpoint>().map(|endpoint| endpoint.to_string());
+        assert_eq!(read("http://localhost:8080").unwrap(), "http://localhost:8080/");
+        assert_eq!(read(" https://Example.org/attic \n").unwrap(), "https://example.org/attic/");
+        assert_eq!(read("https://example.org/attic/").unwrap(), "https://example.org/attic/");
+        for text in ["", "localhost:8080", "example.org", "ftp://a", "http://", "http://a/?q", "http://a/#f"]
+        {
+            assert!(matches!(read(text), Err(Error::Endpoint { .. })), "{text:?}");
+        }
+        let error = read("https://user:hunter2@example.org").unwrap_err();
+        assert!(!format!("{error} {error:?}").contains("hunter2"));
+    }
+
+    #[test]
+    fn routes_are_joined_below_the_endpoints_path() {
+        let endpoint: Endpoint = "https://example.org/attic".parse().unwrap();
+        assert_eq!(
+            endpoint.join(&routes::cache_config(&"a+b".parse().unwrap())),
+            "https://example.org/attic/_api/v1/cache-config/a+b"
+        );
+    }
+
+    #[test]
+    fn plain_text_is_what_others_can_read() {
+        let plain = |text: &str| text.parse::<Endpoint>().unwrap().is_plain_text();
+        assert!(
+            plain("http://example.org") && plain("http://10.0.0.1:8080") && plain("http://[2001:db8::1]/")
+        );
+        assert!(!plain("https://example.org"));
+        assert!(!plain("http://localhost:8080") && !plain("http://127.0.0.1") && !plain("http://[::1]:8080"));
+    }
+}

@@ -1,0 +1,246 @@
+//! A NAR on its way to the network: read by a blocking thread, checked while it reads, handed over in pieces.
+//!
+//! Invariants
+//! - A NAR that ends without an error has exactly the expected hash and size; its last piece is held back until that is
+//!   known.
+//! - Between the reading thread and the network lie at most [`NAR_STREAM_BYTES_MAX`] bytes.
+
+use std::io;
+use std::path::PathBuf;
+use std::pin::Pin;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::task::{Context, Poll};
+
+use bytes::Bytes;
+use dormer_nix::{NarHash, NarHasher};
+use futures::Stream;
+use tokio::sync::mpsc;
+use tokio::task::JoinHandle;
+
+use crate::dump::{CaseHack, DumpError, PIECE_BYTES, ReaderGone, dump_nar};
+
+/// Pieces that wait for the network.
+const PIECES_WAITING: usize = 4;
+
+/// Most bytes of one NAR in memory, 2.25 MiB: the pieces that wait, the read buffer, one piece being filled, one held back,
+/// one that finds no room and one being sent.
+pub const NAR_STREAM_BYTES_MAX: usize = (PIECES_WAITING + 5) * PIECE_BYTES;
+
+/// A NAR to be read from the disk, as often as it takes.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct NarSource {
+    /// The full path.
+    pub path: PathBuf,
+    /// Hash that it must have.
+    pub nar_hash: NarHash,
+    /// Size that it must have, in bytes.
+    pub nar_size: u64,
+    /// How names are read.
+    pub case_hack: CaseHack,
+}
+
+impl NarSource {
+    /// Starts a thread that reads the NAR. It ends by itself when the outcome is asked for or dropped, even if the stream
+    /// is still held by a connection that does not move.
+    pub(crate) fn open(&self) -> (NarStream, NarOutcome) {
+        let (sender, receiver) = mpsc::channel(PIECES_WAITING);
+        let source = self.clone();
+        let thread = tokio::task::spawn_blocking(move || source.read_into(&sender));
+        let pieces: Pieces = Arc::new(Mutex::new(Some(receiver)));
+        (NarStream { pieces: Arc::clone(&pieces) }, NarOutcome { thread, closer: Closer(pieces) })
+    }
+
+    fn read_into(&self, sender: &mpsc::Sender<io::Result<Bytes>>) -> Result<(), DumpError> {
+        let outcome = self.read_pieces(|piece| sender.blocking_send(Ok(piece)).map_err(|_| ReaderGone));
+        if let Err(error) = &outcome {
+            // Breaks the request off instead of ending it; if nobody listens, it is broken already.
+            let _ = sender.blocking_send(Err(io::Error::other(error.to_string())));
+        }
+        outcome
+    }
+
+    fn read_pieces(&self, mut send: impl FnMut(Bytes) -> Result<(), ReaderGone>) -> Result<(), DumpError> {
+        let mut hasher = NarHasher::new();
+        let mut piece = Vec::with_capacity(PIECE_BYTES);
+        let mut held_back: Option<Bytes> = None;
+        dump_nar(&self.path, self.case_hack, |mut bytes| {
+            hasher.update(bytes);
+            while !bytes.is_empty() {
+                let (now, later) = bytes.split_at(bytes.len().min(PIECE_BYTES - piece.len()));
+                piece.extend_from_slice(now);
+                bytes = later;
+                if piece.len() == PIECE_BYTES {
+                    let full = std::mem::replace(&mut piece, Vec::with_capacity(PIECE_BYTES));
+                    if let Some(previous) = held_back.replace(full.into()) {
+                        send(previous)?;
+                    }
+                }
+            }
+            Ok(())
+        })?;
+        let (actual, actual_size) = hasher.finish();
+        if (actual, actual_size) != (self.nar_hash, self.nar_size) {
+            return Err(DumpError::Damaged {
+                expected: self.nar_hash,
+                expected_size: self.nar_size,
+                actual,
+                actual_size,
+            });
+        }
+        for last in held_back.into_iter().chain(Some(piece.into())) {
+            if !last.is_empty() {
+                send(last).map_err(|ReaderGone| DumpError::ReaderGone)?;
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Where the pieces come from, until it is closed.
+type Pieces = Arc<Mutex<Option<mpsc::Receiver<io::Result<Bytes>>>>>;
+
+/// The pieces of a NAR as they are read. Ends with an error if the NAR is not what it should be, or was given up.
+pub(crate) struct NarStream {
+    pieces: Pieces,
+}
+
+impl Stream for NarStream {
+    type Item = io::Result<Bytes>;
+
+    fn poll_next(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<Self::Item>> {
+        match &mut *lock(&self.pieces) {
+            Some(receiver) => receiver.poll_recv(context),
+            // Never a clean end: that would make a whole body of a part.
+            None => Poll::Ready(Some(Err(io::ErrorKind::BrokenPipe.into()))),
+        }
+    }
+}
+
+/// How the reading ended; to be asked for when nobody wants the stream any more.
+pub(crate) struct NarOutcome {
+    thread: JoinHandle<Result<(), DumpError>>,
+    closer: Closer,
+}
+
+impl NarOutcome {
+    /// The error that is the disk's fault; that the reader went away is not.
+    pub(crate) async fn failure(self) -> Option<DumpError> {
+        drop(self.closer);
+        match self.thread.await {
+            Ok(Ok(()) | Err(DumpError::ReaderGone)) => None,
+            Ok(Err(error)) => Some(error),
+            Err(error) => Some(DumpError::Thread(error)),
+        }
+    }
+}
+
+/// Takes the pieces away from the stream. An HTTP connection whose peer stopped reading keeps its body, and a thread that
+/// waits for room in the channel would keep the process from ending.
+struct Closer(Pieces);
+
+impl Drop for Closer {
+    fn drop(&mut self) {
+        *lock(&self.0) = None;
+    }
+}
+
+fn lock(pieces: &Pieces) -> MutexGuard<'_, Option<mpsc::Receiver<io::Result<Bytes>>>> {
+    // Nothing in here panics half-way.
+    pieces.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs::{self, File};
+    use std::path::Path;
+
+    use dormer_nix::nar::{Node, encode_tree};
+    use futures::StreamExt as _;
+
+    use super::*;
+
+    fn nar_of(contents: &[u8]) -> Vec<u8> {
+        encode_tree(&Node::File { executable: false, contents: contents.to_vec() })
+    }
+
+    fn source(path: &Path, nar: &[u8]) -> NarSource {
+        NarSource {
+            path: path.to_owned(),
+            nar_hash: NarHash::digest(nar),
+            nar_size: nar.len() as u64,
+            case_hack: CaseHack::Keep,
+        }
+    }
+
+    async fn collect(source: &NarSource) -> (Vec<u8>, Option<io::Error>, Option<DumpError>) {
+        let (mut stream, outcome) = source.open();
+        let (mut nar, mut broken) = (Vec::new(), None);
+        while let Some(piece) = stream.next().await {
+            match piece {
+                Ok(piece) => nar.extend_from_slice(&piece),
+                Err(error) => broken = Some(error),
+            }
+        }
+        (nar, broken, outcome.failure().await)
+    }
+
+    #[tokio::test]
+    async fn a_stream_has_the_whole_nar_whatever_its_size() {
+        let folder = tempfile::tempdir().unwrap();
+        // Around the limits of pieces; a NAR of one file has 112 bytes around it, and padding.
+        for length in [0, 1, PIECE_BYTES - 113, PIECE_BYTES - 112, PIECE_BYTES, PIECE_BYTES * 5 + 3] {
+            let path = folder.path().join(length.to_string());
+            fs::write(&path, vec![3; length]).unwrap();
+            let nar = nar_of(&vec![3; length]);
+            let (got, broken, failure) = collect(&source(&path, &nar)).await;
+            assert!(got == nar && broken.is_none() && failure.is_none(), "{length}: {broken:?} {failure:?}");
+        }
+    }
+
+    #[tokio::test]
+    async fn a_damaged_path_is_named_and_never_arrives_whole() {
+        let folder = tempfile::tempdir().unwrap();
+        for length in [10, PIECE_BYTES - 112, PIECE_BYTES * 3] {
+            let path = folder.path().join(length.to_string());
+            let mut contents = vec![3; length];
+            let nar = nar_of(&contents);
+            contents[length / 2] ^= 1;
+            fs::write(&path, &contents).unwrap();
+            let (got, broken, failure) = collect(&source(&path, &nar)).await;
+            assert!(got.len() < nar.len(), "{length}: all bytes were sent");
+            assert!(broken.is_some());
+            let expected = NarHash::digest(&nar);
+            assert!(
+                matches!(failure, Some(DumpError::Damaged { expected: e, .. }) if e == expected),
+                "{failure:?}"
+            );
+        }
+    }
+
+    #[tokio::test]
+    async fn a_dropped_stream_ends_the_thread_without_an_error() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("large");
+        let large = File::create(&path).unwrap();
+        large.set_len(1 << 40).unwrap();
+        let source =
+            NarSource { path, nar_hash: NarHash::digest(b""), nar_size: 0, case_hack: CaseHack::Keep };
+        let (mut stream, outcome) = source.open();
+        assert!(stream.next().await.unwrap().is_ok());
+        drop(stream);
+        assert!(outcome.failure().await.is_none());
+    }
+
+    #[tokio::test]
+    async fn a_stream_that_is_given_up_ends_the_thread_and_not_cleanly() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("large");
+        File::create(&path).unwrap().set_len(1 << 40).unwrap();
+        let source =
+            NarSource { path, nar_hash: NarHash::digest(b""), nar_size: 0, case_hack: CaseHack::Keep };
+        let (mut stream, outcome) = source.open();
+        assert!(stream.next().await.unwrap().is_ok());
+        assert!(outcome.failure().await.is_none());
+        assert!(stream.next().await.unwrap().is_err());
+    }
+}
