@@ -1,12 +1,13 @@
 #!/usr/bin/env bash
 # get-worker-tools.sh DIR: brings what the Worker is built and tested with, and leaves alone what is there:
 #
+#   DIR/node          Node, from npm's package of it, only where this machine has none, or one before 20 (Debian 12 has 18)
 #   DIR/worker-node   npm's packages of worker/package-lock.json: workerd, miniflare, wrangler
 #   DIR/worker-rust   Debian's Rust with its standard library for wasm32, only where this machine's Rust has none
 #                     (`rustup target add wasm32-unknown-unknown` is the short way to it)
 #
-# From nothing about two minutes on two cores, nearly all of it the standard library. Wants Debian 12 for the second part, and
-# Node 20 or newer.
+# From nothing about two minutes on two cores, nearly all of it the standard library. Wants Debian 12 for the last part, and
+# root or sudo for apt where npm is missing.
 set -euo pipefail
 parts=${1:?usage: get-worker-tools.sh DIR}
 mkdir -p "$parts"
@@ -15,8 +16,33 @@ root=$(cd "$(dirname "$0")/.." && pwd)
 as_root=()
 if [ "$(id -u)" -ne 0 ]; then as_root=(sudo); fi
 
-command -v node >/dev/null && command -v npm >/dev/null || { echo "no node: install Node 20 or newer, https://nodejs.org" >&2 && exit 1; }
-node -e 'process.exit(parseInt(process.versions.node) >= 20 ? 0 : 1)' || { echo "node is too old: Node 20 or newer is needed" >&2 && exit 1; }
+# Whoever runs what is in DIR/worker-node puts DIR/node/node_modules/.bin before the PATH, as here.
+PATH=$parts/node/node_modules/.bin:$PATH
+
+node_is_new() {
+  command -v node >/dev/null && node -e 'process.exit(parseInt(process.versions.node) >= 20 ? 0 : 1)'
+}
+
+node_runtime() {
+  local architecture
+  if ! command -v npm >/dev/null; then
+    echo "installing npm" >&2
+    "${as_root[@]}" env DEBIAN_FRONTEND=noninteractive apt-get -o DPkg::Lock::Timeout=600 update -qq
+    "${as_root[@]}" env DEBIAN_FRONTEND=noninteractive apt-get -o DPkg::Lock::Timeout=600 install -y -qq \
+      --no-install-recommends npm >/dev/null
+  fi
+  node_is_new && return
+  case $(uname -m) in
+    x86_64) architecture=x64 ;;
+    aarch64) architecture=arm64 ;;
+    *) echo "no Node for $(uname -m): install Node 20 or newer, https://nodejs.org" >&2 && exit 1 ;;
+  esac
+  echo "installing Node in $parts/node" >&2
+  npm install --prefix "$parts/node" --ignore-scripts --no-fund --no-audit --loglevel=error \
+    "node-linux-$architecture@22.23.3" >/dev/null
+  hash -r
+  node_is_new || { echo "Node did not come: install Node 20 or newer, https://nodejs.org" >&2 && exit 1; }
+}
 
 npm_packages() {
   local folder=$parts/worker-node want
@@ -80,6 +106,7 @@ debian_rust() {
   mv "$partial" "$folder"
 }
 
+node_runtime
 npm_packages &
 npm=$!
 debian_rust
