@@ -1,11 +1,13 @@
 //! Connections: accepted within a bound, served until they end or the server is asked to stop.
 //!
 //! Stopping is in three steps, so that no request fails of it: readiness goes down first, while everything is still served;
-//! then no more connections are taken; then requests in flight finish.
+//! then no more connections are taken; then requests in flight finish. Connections without a request end at once, those that
+//! have sent a part of their first one's head get [`HEAD_WAIT_STOPPING`], and `shutdown_timeout` is the limit for all.
 
 use std::convert::Infallible;
 use std::pin::pin;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use dormer_engine::Engine;
@@ -15,7 +17,7 @@ use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::server::graceful::{GracefulConnection, GracefulShutdown};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 
 use crate::app::App;
 use crate::auth::Authenticator;
@@ -34,6 +36,10 @@ pub const TURNED_AWAY_MAX: usize = 64;
 
 /// How long one that is turned away may take to say what it wants.
 const TURN_AWAY_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// How long a client that has sent a part of its first head may take for the rest, once no more connections are taken: a head
+/// is one packet, or two on a slow line. Without this limit, whoever sends half a head holds up the end for `header_timeout`.
+const HEAD_WAIT_STOPPING: Duration = Duration::from_secs(5);
 
 /// Why serving did not end well.
 #[derive(Debug, thiserror::Error)]
@@ -80,6 +86,7 @@ impl Server {
         let settings = &self.app.settings;
         let doors = Doors::new(settings.connections_max);
         let graceful = GracefulShutdown::new();
+        let (stopping, _) = watch::channel(false);
         let mut stop = pin!(async {
             shutdown.await;
             self.app.health.begin_stopping();
@@ -95,35 +102,61 @@ impl Server {
                 () = &mut stop => break,
             };
             match accepted {
-                Ok((stream, place)) => self.spawn_connection(&graceful, stream, place),
+                Ok((stream, place)) => self.spawn_connection(&graceful, &stopping, stream, place),
                 Err(error) => pause_after(&error).await,
             }
         }
         // What is in the kernel's queue would be reset with the listener.
         while let Some(Ok((stream, place))) = doors.accept(&listener).now_or_never() {
-            self.spawn_connection(&graceful, stream, place);
+            self.spawn_connection(&graceful, &stopping, stream, place);
         }
         drop(listener);
         tracing::info!(connections = graceful.count(), "taking no more connections");
+        stopping.send_replace(true);
         match tokio::time::timeout(settings.shutdown_timeout, graceful.shutdown()).await {
             Ok(()) => Ok(()),
             Err(_) => Err(Error::Cut { connections: doors.taken() }),
         }
     }
 
-    fn spawn_connection(&self, graceful: &GracefulShutdown, stream: TcpStream, place: Place) {
+    fn spawn_connection(
+        &self,
+        graceful: &GracefulShutdown,
+        stopping: &watch::Sender<bool>,
+        stream: TcpStream,
+        place: Place,
+    ) {
         let connections = self.app.metrics.http.connections.clone();
         connections.inc();
         let is_turned_away = matches!(place, Place::TurnedAway(_));
-        let connection = graceful.watch(connection(&self.app, stream, is_turned_away));
+        let has_asked = Arc::new(AtomicBool::new(false));
+        let connection =
+            graceful.watch(connection(&self.app, stream, is_turned_away, Arc::clone(&has_asked)));
+        let stopping = stopping.subscribe();
         tokio::spawn(async move {
-            if let Err(error) = connection.await {
-                // Clients leave as they like; what matters was logged with its request.
-                tracing::debug!(%error, "connection ended");
+            tokio::select! {
+                ended = connection => if let Err(error) = ended {
+                    // Clients leave as they like; what matters was logged with its request.
+                    tracing::debug!(%error, "connection ended");
+                },
+                () = head_is_late(stopping, &has_asked) => {
+                    tracing::debug!("cut a connection that had sent half a head when the server stopped");
+                }
             }
             connections.dec();
             drop(place);
         });
+    }
+}
+
+/// Ready when the server has been stopping for so long that a head which was begun before is not waited for any more. Never for
+/// a connection that has sent a whole head: its request is in flight, or hyper has closed it.
+async fn head_is_late(mut stopping: watch::Receiver<bool>, has_asked: &AtomicBool) {
+    // An error means that the server itself is gone, and with it who would wait.
+    let _ = stopping.wait_for(|stopping| *stopping).await;
+    tokio::time::sleep(HEAD_WAIT_STOPPING).await;
+    if has_asked.load(Ordering::SeqCst) {
+        std::future::pending::<()>().await;
     }
 }
 
@@ -172,6 +205,7 @@ fn connection(
     app: &Arc<App>,
     stream: TcpStream,
     is_turned_away: bool,
+    has_asked: Arc<AtomicBool>,
 ) -> impl GracefulConnection<Error = hyper::Error> + 'static {
     // Without it, the last part of an answer waits up to 40 ms for the client's acknowledgement of the first.
     if let Err(error) = stream.set_nodelay(true) {
@@ -182,6 +216,7 @@ fn connection(
     let app_of_connection = Arc::clone(app);
     let service = service_fn(move |request| {
         let app = Arc::clone(&app_of_connection);
+        has_asked.store(true, Ordering::SeqCst);
         async move {
             let response =
                 if is_turned_away { app.turn_away(request).await } else { app.respond(request).await };

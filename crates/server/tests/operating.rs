@@ -73,6 +73,33 @@ fn requests_that_never_end_are_cut_when_a_server_stops() {
 }
 
 #[test]
+fn half_a_head_does_not_hold_up_a_server_that_stops() {
+    // Much longer than the test would wait.
+    let hour = Duration::from_hours(1);
+    let mut server = Server::start_with(|options| {
+        options.server.header_timeout = hour;
+        options.server.shutdown_timeout = hour;
+    });
+    let half = b"GET /main/nix-cache-info HTTP/1.1\r\nHost: x\r\nX-Never: end";
+    let mut first = server.connect();
+    first.write_all(half).unwrap();
+    let mut second = server.connect();
+    second.write_all(b"GET /main/nix-cache-info HTTP/1.1\r\nHost: x\r\n\r\n").unwrap();
+    assert!(second.read(&mut [0; 4096]).unwrap() > 0);
+    second.write_all(half).unwrap();
+    let silent = server.connect();
+    common::until("all are taken", || (server.metric("dormer_http_connections") >= 3).then_some(()));
+    server.stop();
+    server.stopped().unwrap();
+    for mut held in [first, second, silent] {
+        let mut rest = Vec::new();
+        // Closed or reset, but not held.
+        let _ = held.read_to_end(&mut rest);
+        assert_eq!(rest, b"", "nobody was answered");
+    }
+}
+
+#[test]
 fn a_connection_is_given_up_after_its_next_answer_when_a_server_stops() {
     let mut server = Server::start_with(|options| options.server.drain_delay = Duration::from_mins(1));
     let mut kept = server.connect();
