@@ -93,10 +93,7 @@ pub(crate) async fn prepare(settings: &Settings, observer: Observer<'_>) -> Resu
             None => Made::Index(settings.database_path.clone()),
         })?;
         if has_packs {
-            warnings.push(format!(
-                "{} holds packs that the new index does not know; was the database lost?",
-                settings.storage_path.display()
-            ));
+            warnings.push(packs_without_index(&settings.storage_path.display()));
         }
     }
     let was_started = index.find_setting(FIRST_START_SETTING).await?.is_some();
@@ -195,6 +192,10 @@ async fn open_store(
     };
     let store = RemoteBlobs::open(&remote.store)?;
     match store.holds_attic_chunks().await {
+        // Whoever was never started has stored nothing. A listing that fails is told of by the one before.
+        Ok(false) if !was_started && store.holds_packs().await.unwrap_or(false) => {
+            warnings.push(packs_without_index(&store.name()));
+        }
         Ok(false) => {}
         Ok(true) => return Err(Error::ForeignBucket { store: store.name().to_owned(), owner: "Attic" }),
         Err(error @ dormer_blobs::Error::Refused { .. }) => return Err(error.into()),
@@ -208,6 +209,10 @@ async fn open_store(
     let counters = Arc::clone(store.counters());
     let limited = Limited::new(store, remote.requests_max, wait, Arc::clone(&counters));
     Ok(Arc::new(Retrying::new(limited, remote.retries.clone(), counters)))
+}
+
+fn packs_without_index(store: &dyn std::fmt::Display) -> String {
+    format!("{store} holds packs that the new index does not know; was the database lost?")
 }
 
 /// Attic's folders look like ours from the outside: one with a database, one with many files.
@@ -404,7 +409,7 @@ fn make_admin_token(settings: &Settings, key: &SigningKey, observer: Observer<'_
 
 #[cfg(test)]
 mod tests {
-    use dormer_testkit::services::Postgres;
+    use dormer_testkit::services::{Postgres, SeaweedFs};
 
     use crate::settings::{Environment, Flags, keys};
 
@@ -650,6 +655,41 @@ mod tests {
         fs::create_dir_all(settings.storage_path.join("packs")).unwrap();
         let (warnings, _) = start(&settings, usize::MAX, async |first| first.warnings);
         assert!(warnings.unwrap()[0].contains("was the database lost?"));
+    }
+
+    #[test]
+    fn packs_in_a_bucket_without_their_index_are_pointed_out() {
+        let home = tempfile::tempdir().unwrap();
+        let server = SeaweedFs::start();
+        let access = server.access();
+        let warnings = |database: &str, bucket: &str| {
+            let settings = settings(
+                home.path(),
+                &[
+                    ("DORMER_DATABASE_URL", database),
+                    ("DORMER_MASTER_KEY", ZEROS),
+                    ("ATTIC_SERVER_TOKEN_HS256_SECRET_BASE64", "c2VjcmV0"),
+                    ("DORMER_STORAGE_TYPE", "s3"),
+                    ("DORMER_STORAGE_BUCKET", bucket),
+                    ("DORMER_STORAGE_PREFIX", "lab"),
+                    ("DORMER_STORAGE_ENDPOINT", &access.endpoint),
+                    ("DORMER_STORAGE_CREDENTIALS_ACCESS_KEY_ID", &access.access_key_id),
+                    ("DORMER_STORAGE_CREDENTIALS_SECRET_ACCESS_KEY", &access.secret_access_key),
+                ],
+            );
+            start(&settings, usize::MAX, async |first| first.warnings).0.unwrap()
+        };
+        let [lost, used, other] = [(); 3].map(|()| Postgres::shared().create_database());
+        let bucket = access.new_bucket();
+        assert_eq!(warnings(&used, &bucket), [""; 0], "an empty bucket");
+        // Another installation's, beside ours.
+        access.put_object(&bucket, "packs/00/00000000000000000000000000000000.pack", &b"x"[..]);
+        assert_eq!(warnings(&other, &bucket), [""; 0]);
+        access.put_object(&bucket, "lab/packs/00/00000000000000000000000000000000.pack", &b"x"[..]);
+        assert_eq!(warnings(&used, &bucket), [""; 0], "the database that was there all the time");
+        let warned = warnings(&lost, &bucket);
+        assert!(matches!(&warned[..], [one] if one.contains("was the database lost?")), "{warned:?}");
+        assert!(warned[0].contains(&bucket), "{warned:?}");
     }
 
     #[test]

@@ -67,12 +67,22 @@ impl RemoteBlobs {
 
     /// Whether Attic left something below the prefix: `<uuid>.chunk` objects. One page of a listing is looked at.
     pub async fn holds_attic_chunks(&self) -> Result<bool> {
+        self.first_page_has(self.list_prefix(), |name| name.extension() == Some("chunk")).await
+    }
+
+    /// Whether there are packs below the prefix, whoever wrote them. One page of a listing is looked at.
+    pub async fn holds_packs(&self) -> Result<bool> {
+        let packs = self.prefix.clone().join(PACKS);
+        self.first_page_has(Some(&packs), |name| name.extension() == Some("pack")).await
+    }
+
+    async fn first_page_has(&self, prefix: Option<&Path>, is_one: impl Fn(&Path) -> bool) -> Result<bool> {
         let attempt = Attempt { verb: "list", key: String::new(), name: &self.name };
         let (found, exchange) = watched(async {
-            let mut entries = self.store.list(self.list_prefix());
+            let mut entries = self.store.list(prefix);
             for _ in 0..ENTRIES_SEARCHED_MAX {
                 match entries.try_next().await? {
-                    Some(entry) if entry.location.extension() == Some("chunk") => return Ok(true),
+                    Some(entry) if is_one(&entry.location) => return Ok(true),
                     Some(_) => {}
                     None => break,
                 }
@@ -146,6 +156,9 @@ impl RemoteBlobs {
         }
     }
 }
+
+/// Where names of packs begin.
+const PACKS: &str = "packs";
 
 /// One page of a listing.
 const ENTRIES_SEARCHED_MAX: usize = 1_000;
