@@ -14,7 +14,8 @@ use std::sync::OnceLock;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use dormer_testkit::services::{Postgres, SeaweedFs};
+use dormer_testkit::Inspection;
+use dormer_testkit::services::{Postgres, S3Access, SeaweedFs};
 use serde_json::Value;
 use tempfile::TempDir;
 
@@ -430,6 +431,25 @@ impl Lab {
         let mut command = Command::new("psql");
         command.args([url, "-X", "-A", "-t", "-c", "SELECT COALESCE(SUM(size), 0) FROM packs"]);
         Run::of(&mut command).succeeds().trim().parse().expect("a number")
+    }
+
+    /// Its database and its store, behind the servers' back.
+    pub fn inspection(&self) -> Inspection {
+        if self.embedded {
+            return Inspection::of_folder(&self.data_folder());
+        }
+        // What a test set itself stands behind what it replaces.
+        let value = |wanted: &str| {
+            let found = self.environment.iter().rev().find(|(name, _)| name == wanted);
+            found.unwrap_or_else(|| panic!("{wanted} is set")).1.clone()
+        };
+        let access = S3Access {
+            endpoint: value("DORMER_STORAGE_ENDPOINT"),
+            region: value("DORMER_STORAGE_REGION"),
+            access_key_id: value("DORMER_STORAGE_CREDENTIALS_ACCESS_KEY_ID"),
+            secret_access_key: value("DORMER_STORAGE_CREDENTIALS_SECRET_ACCESS_KEY"),
+        };
+        Inspection::of_services(&value("DORMER_DATABASE_URL"), &access, &value("DORMER_STORAGE_BUCKET"))
     }
 
     /// What the servers said so far, one after the other.

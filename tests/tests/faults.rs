@@ -157,7 +157,11 @@ fn what_was_acknowledged_before_a_kill_is_there_after_it() {
             let bytes = zstd::decode_all(nar.body.as_slice()).unwrap();
             assert_eq!(NarHash::digest(&bytes), acknowledged.nar_hash, "{acknowledged:?}");
         }
-        println!("round {round}: {} paths were acknowledged and are there", safe.len());
+        // The same asked of the database and the store themselves.
+        let hashes: Vec<NarHash> = safe.iter().map(|acknowledged| acknowledged.nar_hash).collect();
+        let leaks = lab.inspection().check(&hashes);
+        assert_eq!(leaks.nars, 0, "a NAR's row and its name are one commit");
+        println!("round {round}: {} paths were acknowledged and are there; {leaks}", safe.len());
     }
 }
 

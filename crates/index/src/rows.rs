@@ -1,6 +1,7 @@
 //! Rows read back, whichever database they come from: both adapters select the same columns in the same order.
 
-use dormer_nix::StorePathHash;
+use dormer_format::PackId;
+use dormer_nix::{NarHash, StorePathHash};
 use sqlx::postgres::{PgRow, Postgres};
 use sqlx::sqlite::{Sqlite, SqliteRow};
 use sqlx::{Decode, Row as _, Type};
@@ -144,6 +145,16 @@ pub(crate) fn read_chunk(row: &impl Row) -> Result<ChunkRow> {
 /// A chunk's number alone.
 pub(crate) fn read_chunk_number(row: &impl Row) -> Result<u64> {
     unsigned("chunks", row.column(0, "chunks")?)
+}
+
+/// A pack's id alone.
+pub(crate) fn read_pack_id(row: &impl Row) -> Result<PackId> {
+    Ok(PackId::from_bytes(array("packs", row.column(0, "packs")?)?))
+}
+
+/// A NAR's hash alone.
+pub(crate) fn read_nar_hash(row: &impl Row) -> Result<NarHash> {
+    nar_hash(row.column(0, "nars")?)
 }
 
 /// Rows of caches with their keys; those of one cache are neighbours.

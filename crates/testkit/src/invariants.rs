@@ -23,6 +23,43 @@ impl fmt::Display for Violation {
     }
 }
 
+/// What a crash may leave behind: room, to which nothing refers.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Leaks {
+    /// Objects in the store that the index does not know: the crash came between a pack's PUT and its rows.
+    pub packs: usize,
+    /// Chunks that no NAR uses: it came between a pack's rows and those of the NAR. The next push of the same bytes uses them.
+    /// Chunks of large listings count, too.
+    pub chunks: usize,
+    /// NARs that nothing names. A commit never leaves any, only removals for cause do.
+    pub nars: usize,
+}
+
+impl fmt::Display for Leaks {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { packs, chunks, nars } = self;
+        write!(f, "{packs} packs without a row, {chunks} chunks without a NAR, {nars} NARs without a name")
+    }
+}
+
+/// Counts what nothing refers to. Packs that the store should have and lacks are a violation of invariant 1.
+pub async fn find_leaks(audit: &Audit, blobs: &dyn Blobs) -> Result<Leaks, Violation> {
+    let violated = |what| Violation { invariant: 1, what };
+    let stored = blobs.list().await.map_err(|error| violated(error.to_string()))?;
+    let stored: HashSet<BlobKey> = stored.into_iter().collect();
+    let known: HashSet<BlobKey> = audit.packs.iter().copied().map(BlobKey::Pack).collect();
+    if let Some(lost) = known.difference(&stored).next() {
+        return Err(violated(format!("{lost} has a row and is not stored")));
+    }
+    let runs = audit.nars.iter().flat_map(|nar| &nar.recipe.runs);
+    let used: HashSet<u64> = runs.flat_map(|run| run.first..run.first + u64::from(run.count)).collect();
+    Ok(Leaks {
+        packs: stored.difference(&known).count(),
+        chunks: audit.chunks.iter().filter(|row| !used.contains(&row.number)).count(),
+        nars: audit.unnamed_nars.len(),
+    })
+}
+
 /// Checks invariants 1 to 5 over everything that is stored.
 ///
 /// `acknowledged` are the NARs whose commits were answered with success: all of them must be committed and read back.

@@ -4,11 +4,13 @@
 
 mod faults;
 mod faults_publish;
+mod inspection;
 mod invariants;
 mod nars;
 pub mod services;
 
 pub use faults::{FaultBlobs, FaultIndex, Faults, Lie};
 pub use faults_publish::{FaultFiles, FaultPublish};
-pub use invariants::{Violation, check_invariants};
+pub use inspection::Inspection;
+pub use invariants::{Leaks, Violation, check_invariants, find_leaks};
 pub use nars::{Random, farm_nar, object_for, package_nar, rebuilt};

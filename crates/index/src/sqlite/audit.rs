@@ -3,7 +3,8 @@
 use sqlx::query;
 
 use super::SqliteIndex;
-use crate::rows::{read_chunk, read_chunk_number, read_nar};
+use crate::audit::{PACKS, UNNAMED_NARS};
+use crate::rows::{read_chunk, read_chunk_number, read_nar, read_nar_hash, read_pack_id};
 use crate::{Audit, Result};
 
 const CHUNKS: &str = "
@@ -15,13 +16,16 @@ const DAMAGED_CHUNKS: &str = "SELECT number FROM chunks WHERE damaged_at IS NOT 
 const NARS: &str = "SELECT id, hash, size, file_size, tag, damaged_at, recipe FROM nars ORDER BY id";
 
 impl SqliteIndex {
-    /// Reads all chunks and NARs. For checks and tests: it needs memory for all of them.
+    /// Reads all packs, chunks and NARs. For checks and tests: it needs memory for all of them.
     pub async fn audit(&self) -> Result<Audit> {
         let mut read = self.read("read everything").await?;
         let chunks = read.all(query(CHUNKS)).await?.iter().map(read_chunk).collect::<Result<_>>()?;
         let damaged = read.all(query(DAMAGED_CHUNKS)).await?;
         let damaged_chunks = damaged.iter().map(read_chunk_number).collect::<Result<_>>()?;
         let nars = read.all(query(NARS)).await?.iter().map(read_nar).collect::<Result<_>>()?;
-        Ok(Audit { chunks, damaged_chunks, nars })
+        let packs = read.all(query(PACKS)).await?.iter().map(read_pack_id).collect::<Result<_>>()?;
+        let unnamed = read.all(query(UNNAMED_NARS)).await?;
+        let unnamed_nars = unnamed.iter().map(read_nar_hash).collect::<Result<_>>()?;
+        Ok(Audit { packs, chunks, damaged_chunks, nars, unnamed_nars })
     }
 }

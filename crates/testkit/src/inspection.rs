@@ -1,0 +1,124 @@
+//! A look behind a running server's back: its own database and its own store, read as they are.
+//!
+//! Calls block. They are for moments when the server has nothing to do: what is written meanwhile may be seen in part.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use dormer_blobs::remote::{Credentials, RemoteKind};
+use dormer_blobs::{BlobKey, Blobs, LocalBlobs, RemoteBlobs, RemoteSettings};
+use dormer_index::{Audit, PostgresIndex, PostgresOptions, SqliteIndex, SqliteOptions};
+use dormer_nix::NarHash;
+use tokio::runtime::Runtime;
+
+use crate::invariants::{Leaks, check_invariants, find_leaks};
+use crate::services::S3Access;
+
+/// A database and a store.
+#[derive(Debug)]
+pub struct Inspection {
+    database: Database,
+    blobs: Arc<dyn Blobs>,
+    runtime: Runtime,
+}
+
+#[derive(Debug)]
+enum Database {
+    Postgres(String),
+    Sqlite(PathBuf),
+}
+
+impl Inspection {
+    /// Of an installation on PostgreSQL and S3.
+    pub fn of_services(database_url: &str, access: &S3Access, bucket: &str) -> Self {
+        let settings = RemoteSettings {
+            kind: RemoteKind::S3,
+            bucket: bucket.to_owned(),
+            prefix: String::new(),
+            endpoint: Some(access.endpoint.clone()),
+            region: Some(access.region.clone()),
+            credentials: Some(Credentials {
+                access_key_id: access.access_key_id.clone(),
+                secret_access_key: access.secret_access_key.clone(),
+            }),
+            path_style: true,
+            ca_file: None,
+            connect_timeout: Duration::from_secs(10),
+            request_timeout: Duration::from_mins(1),
+        };
+        let blobs = RemoteBlobs::open(&settings).expect("the settings are whole");
+        Self::new(Database::Postgres(database_url.to_owned()), Arc::new(blobs))
+    }
+
+    /// Of the embedded default in this data folder.
+    pub fn of_folder(data_folder: &Path) -> Self {
+        let blobs = LocalBlobs::open_existing(data_folder.join("storage")).expect("there is a store");
+        Self::new(Database::Sqlite(data_folder.join("index.sqlite")), Arc::new(blobs))
+    }
+
+    fn new(database: Database, blobs: Arc<dyn Blobs>) -> Self {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+        Self { database, blobs, runtime: runtime.expect("a runtime starts") }
+    }
+
+    /// Checks invariants 1 to 5 of docs/STORAGE.md over everything that is stored, reads back and verifies every NAR, and counts
+    /// what a crash left. Panics with what is broken.
+    pub fn check(&self, acknowledged: &[NarHash]) -> Leaks {
+        self.runtime.block_on(async {
+            let audit = self.audit().await;
+            let leaks = find_leaks(&audit, &*self.blobs).await.unwrap_or_else(|broken| panic!("{broken}"));
+            let broken = check_invariants(audit, &*self.blobs, acknowledged, &[]).await;
+            let lines: Vec<String> = broken.iter().map(ToString::to_string).collect();
+            assert!(lines.is_empty(), "{}", lines.join("\n"));
+            leaks
+        })
+    }
+
+    /// Every object in the store, the largest first.
+    pub fn packs(&self) -> Vec<(BlobKey, u64)> {
+        self.runtime.block_on(async {
+            let mut packs = Vec::new();
+            for key in self.blobs.list().await.expect("the store lists") {
+                packs.push((key, self.blobs.head(&key).await.expect("it is there")));
+            }
+            packs.sort_by_key(|(_, size)| std::cmp::Reverse(*size));
+            packs
+        })
+    }
+
+    /// An object's bytes.
+    pub fn read(&self, key: &BlobKey) -> Vec<u8> {
+        self.runtime.block_on(async {
+            let size = self.blobs.head(key).await.expect("it is there");
+            self.blobs.get_range(key, 0..size).await.expect("it can be read").to_vec()
+        })
+    }
+
+    /// Puts other bytes in an object's place, as nothing of Dormer's ever does.
+    pub fn overwrite(&self, key: &BlobKey, bytes: Vec<u8>) {
+        let parts = [Bytes::from(bytes)];
+        self.runtime.block_on(self.blobs.put(key, &parts)).expect("it can be stored");
+    }
+
+    /// Deletes an object.
+    pub fn delete(&self, key: &BlobKey) {
+        self.runtime.block_on(self.blobs.delete(key)).expect("it can be deleted");
+    }
+
+    async fn audit(&self) -> Audit {
+        match &self.database {
+            Database::Postgres(url) => {
+                let options = PostgresOptions { connections_max: 2, ..PostgresOptions::default() };
+                let index = PostgresIndex::open(url, options).await.expect("the database answers");
+                index.audit().await
+            }
+            Database::Sqlite(path) => {
+                let index = SqliteIndex::open_beside(path, SqliteOptions::default()).await;
+                index.expect("the database opens").audit().await
+            }
+        }
+        .expect("every row can be read")
+    }
+}
