@@ -179,7 +179,8 @@ pub struct Run {
 }
 
 impl Run {
-    pub(crate) fn of(command: &mut Command) -> Self {
+    /// Runs a command to its end.
+    pub fn of(command: &mut Command) -> Self {
         let words: Vec<_> = command.get_args().map(|word| word.to_string_lossy().into_owned()).collect();
         let output = command.stdin(Stdio::null()).output().expect("the program starts");
         Self { command: words.join(" "), output }

@@ -275,6 +275,14 @@ fn index_hints(error: &dormer_index::Error) -> Vec<String> {
         Index::ServerUnfit { .. } => hint(
             "change it in postgresql.conf (or ALTER DATABASE … RESET …) and reload; `dormer doctor` checks it again",
         ),
+        Index::UnsaidPooler => hint(
+            "say database.transaction-pooler = true (DORMER_DATABASE_TRANSACTION_POOLER=true), or pool_mode = session for this \
+             database in the pooler's settings",
+        ),
+        Index::Untrusted { .. } => hint(
+            "sslmode in database.url says what is asked for: verify-full wants a certificate for the very host of the URL from \
+             the authority in sslrootcert=/path/to/ca.pem, or from a public one; require wants TLS only",
+        ),
         Index::Unavailable { attempt: "connect to the database", .. } => hint(
             "is the server running, and are host, user, password and database of database.url right? `dormer doctor` tries it",
         ),

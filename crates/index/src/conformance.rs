@@ -71,10 +71,28 @@ where
             })+
         };
     }
+    cases! { changes_are_told_to_the_other, new_objects_are_no_news }
+    run_silent_replicas(make).await;
+}
+
+/// The same for replicas that cannot tell each other of changes: what one asks the index is right all the same.
+pub async fn run_silent_replicas<F, Fut>(make: F)
+where
+    F: Fn() -> Fut,
+    Fut: Future<Output = [Arc<dyn Index>; 2]>,
+{
+    macro_rules! cases {
+        ($($case:ident),+ $(,)?) => {
+            $({
+                let [a, b] = make().await;
+                check(stringify!($case), replicas::$case(a, b)).await;
+            })+
+        };
+    }
     cases! {
-        what_one_writes_the_other_reads_at_once, changes_are_told_to_the_other, new_objects_are_no_news,
-        racing_packs_of_two_replicas_agree, racing_commits_of_two_replicas_agree,
-        signatures_of_racing_pushes_are_all_kept, racing_first_starts_agree, a_follower_misses_nothing,
+        what_one_writes_the_other_reads_at_once, racing_packs_of_two_replicas_agree,
+        racing_commits_of_two_replicas_agree, signatures_of_racing_pushes_are_all_kept, racing_first_starts_agree,
+        a_follower_misses_nothing,
     }
 }
 

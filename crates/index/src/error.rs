@@ -69,6 +69,16 @@ pub enum Error {
         /// What is wrong with it.
         what: String,
     },
+    /// A pooler gives every transaction another connection, and the settings say that there is none.
+    #[error("a pooler between here and PostgreSQL gives every transaction another connection")]
+    UnsaidPooler,
+    /// No connection to the database server that its URL allows: its certificate, or that it has none.
+    #[error("the database server is not to be trusted")]
+    Untrusted {
+        /// Why.
+        #[source]
+        source: sqlx::Error,
+    },
     /// Another process holds the data folder.
     #[error("{path} is in use by another process")]
     Locked {

@@ -4,6 +4,7 @@ use std::fmt::Write as _;
 use std::net::SocketAddr;
 use std::path::Path;
 use std::sync::Arc;
+use std::time::Duration;
 
 use clap::Args;
 use dormer_server::{Authenticator, Server, ServerSettings, TokenKey};
@@ -43,6 +44,9 @@ pub(crate) struct ServeArgs {
     #[command(flatten)]
     settings: SettingsArgs,
 }
+
+/// How long the database may take to end statements of requests that were cut: none of them was acknowledged.
+const CLOSE_TIMEOUT: Duration = Duration::from_secs(10);
 
 pub(super) async fn run(args: ServeArgs, context: &Context) -> Result<()> {
     let mut flags = args.settings.to_flags();
@@ -99,7 +103,10 @@ pub(super) async fn run(args: ServeArgs, context: &Context) -> Result<()> {
         // The end was asked for and came: what was cut was not acknowledged.
         voice.warn(&error.to_string());
     }
-    index.close().await?;
+    match tokio::time::timeout(CLOSE_TIMEOUT, index.close()).await {
+        Ok(closed) => closed?,
+        Err(_) => voice.warn("statements of cut requests still run in the database; it ends them by itself"),
+    }
     traces.finish().await;
     voice.say("stopped");
     Ok(())

@@ -187,7 +187,8 @@ keys! { KEYS:
         "How long a statement waits for what another one holds.").default("10s");
     DATABASE_TRANSACTION_POOLER = Key::new("database.transaction-pooler", Kind::Bool,
         "Say `true` when PgBouncer or the like stands between, with `pool_mode = transaction`. Then nothing is prepared, every \
-         look-up is a transaction, and changes by other replicas show after up to 5 s instead of at once.").default("false");
+         look-up is a transaction, and changes by other replicas show after up to 5 s instead of at once. Such a pooler that this \
+         does not speak of is refused.").default("false");
 
     STORAGE_TYPE = Key::new("storage.type", Kind::Choice(&["local", "s3", "gcs", "azure"]),
         "Where packs are stored: `local`, a folder; `s3`, Amazon S3 or what speaks like it (MinIO, Ceph RGW, SeaweedFS, Garage, \
@@ -286,7 +287,8 @@ keys! { KEYS:
          closed after their next answer. Load balancers need as long to look elsewhere.")
         .default_note("5s, or 0 when it listens on the loopback address only");
     LIMIT_SHUTDOWN_TIMEOUT = Key::new("limits.shutdown-timeout", Kind::Duration(0, 3_600),
-        "How long requests in flight may then take to finish.").default("30s");
+        "How long requests in flight may then take to finish: what still runs is cut. Connections without a request are closed \
+         at once, those that have sent half a head after 5 s.").default("30s");
     LIMIT_REENCODINGS = Key::new("limits.reencodings", Kind::Integer(1, 1_024),
         "Most NARs being read back at once in the compression that `nix copy` sent them in: the only reads that take CPU. \
          Each takes up to 4 MiB.")

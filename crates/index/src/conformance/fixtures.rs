@@ -207,3 +207,12 @@ pub(super) async fn changes(index: &Subject, cache: CacheId) -> Result<Vec<Optio
 pub(super) fn run(first: u64, count: u32) -> ChunkRun {
     ChunkRun { first, count }
 }
+
+/// Statements that one look-up takes: one, and `BEGIN` and `COMMIT` around it where a pooler stands between.
+pub(super) async fn look_up_statements(index: &Subject) -> Result<u64> {
+    let before = index.statement_count();
+    assert_eq!(index.find_setting("nobody's").await?, None);
+    let count = index.statement_count() - before;
+    assert!([1, 3].contains(&count), "{count} statements");
+    Ok(count)
+}

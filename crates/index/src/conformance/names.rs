@@ -1,8 +1,8 @@
 //! What names a NAR in a cache: objects, graces, aliases; and the outbox.
 
 use super::fixtures::{
-    NOW, Subject, alias, cache, changes, chunk_id, commit, nar_hash, object, outbox, path, path_hash, push,
-    push_object,
+    NOW, Subject, alias, cache, changes, chunk_id, commit, look_up_statements, nar_hash, object, outbox,
+    path, path_hash, push, push_object,
 };
 use crate::{
     CacheId, CacheVisibility, CommitTarget, NarCommit, NarKey, NarSource, Object, OutboxPosition, Removal,
@@ -188,9 +188,10 @@ pub(super) async fn present_objects_leaves_out_the_damaged_and_the_absent(index:
     index.mark_damaged(damaged, &[], NOW).await?;
     index.touch_objects(cache, &[path_hash(3)], NOW + 60).await?;
     let asked: Vec<_> = (0..16_384).map(path_hash).collect();
+    let one = look_up_statements(&index).await?;
     let before = index.statement_count();
     let mut present = index.present_objects(cache, &asked).await?;
-    assert_eq!(index.statement_count() - before, 1);
+    assert_eq!(index.statement_count() - before, one);
     present.sort_unstable();
     let mut expected = [(path_hash(1), NOW), (path_hash(3), NOW + 60)];
     expected.sort_unstable();
@@ -217,13 +218,14 @@ pub(super) async fn touching_never_goes_back_in_time(index: Subject) -> Result<(
 pub(super) async fn what_is_absent_costs_no_statement_or_one(index: Subject) -> Result<()> {
     let cache = cache(&index, "main").await?;
     push_object(&index, cache, 1).await?;
+    let one = look_up_statements(&index).await?;
     let before = index.statement_count();
     for number in 100..200 {
         assert_eq!(index.find_object(cache, &path_hash(number)).await?, None);
         assert_eq!(index.find_chunks(&[chunk_id(number)]).await?, [None]);
         assert_eq!(index.find_nar(&nar_hash(number)).await?, None);
     }
-    assert!(index.statement_count() - before <= 300);
+    assert!(index.statement_count() - before <= 300 * one);
     Ok(())
 }
 

@@ -7,7 +7,7 @@ use sqlx::{Connection as _, Executor as _, Row as _};
 
 use super::session::failed;
 use super::{PostgresIndex, PostgresOptions, open};
-use crate::{Examination, Result};
+use crate::{Error, Examination, Result};
 
 const ATTEMPT: &str = "look at the database";
 
@@ -27,8 +27,9 @@ const MISSING_RIGHTS: &str = "
 
 impl PostgresIndex {
     /// Looks at a database and reads the named value `setting`. [`Error::ServerUnfit`](crate::Error::ServerUnfit),
-    /// [`Error::ForeignDatabase`](crate::Error::ForeignDatabase) and [`Error::SchemaTooNew`](crate::Error::SchemaTooNew) as
-    /// for [`open`](Self::open).
+    /// [`Error::ForeignDatabase`](crate::Error::ForeignDatabase), [`Error::SchemaTooNew`](crate::Error::SchemaTooNew),
+    /// [`Error::UnsaidPooler`](crate::Error::UnsaidPooler) and [`Error::Untrusted`](crate::Error::Untrusted) as for
+    /// [`open`](Self::open).
     pub async fn examine(url: &str, options: &PostgresOptions, setting: &str) -> Result<Examination> {
         let connect = open::connect_options(url, options)?;
         let mut connection = open::first_connection(&connect, options).await?;
@@ -40,9 +41,13 @@ impl PostgresIndex {
             schema_known: open::schema_known(),
             in_use: false,
             time: None,
+            pooled: open::sees_pooler(&mut connection, &connect, options).await?,
             missing_rights: Vec::new(),
             setting: None,
         };
+        if examination.pooled && !options.transaction_pooler {
+            return Err(Error::UnsaidPooler);
+        }
         let read = read(&mut connection, setting, &mut examination).await;
         read.map_err(|error| failed(ATTEMPT, error))?;
         connection.close().await.map_err(|error| failed(ATTEMPT, error))?;
@@ -72,10 +77,12 @@ async fn read(
     if examination.missing_rights.iter().any(|right| right == "SELECT on table settings") {
         return Ok(());
     }
-    let value = sqlx::query("SELECT value FROM settings WHERE name = $1").bind(setting);
-    examination.setting = match value.fetch_optional(connection).await? {
+    // A statement with a parameter is sent in two steps, between which a pooler must not change the connection.
+    let mut transaction = connection.begin().await?;
+    let value = sqlx::query("SELECT value FROM settings WHERE name = $1").persistent(false).bind(setting);
+    examination.setting = match value.fetch_optional(&mut *transaction).await? {
         Some(row) => Some(row.try_get(0)?),
         None => None,
     };
-    Ok(())
+    transaction.commit().await
 }

@@ -19,10 +19,14 @@ mod objects;
 mod open;
 mod outbox;
 mod packs;
+#[cfg(test)]
+mod pooler_tests;
 mod publish;
 mod session;
 #[cfg(test)]
 mod tests;
+#[cfg(test)]
+mod tls_tests;
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};

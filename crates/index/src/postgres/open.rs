@@ -6,10 +6,11 @@
 //!   for each other, and a crash leaves the old schema. Locks of a session would be lost behind a pooler.
 //! - Every connection, not only the first, is checked for settings that would lose acknowledged commits.
 
+use std::collections::HashMap;
 use std::str::FromStr as _;
 use std::time::Duration;
 
-use sqlx::migrate::Migrator;
+use sqlx::migrate::{MigrateError, Migrator};
 use sqlx::postgres::{PgConnectOptions, PgConnection, PgPoolOptions};
 use sqlx::{AssertSqlSafe, ConnectOptions as _, Connection as _, Executor as _, Row as _};
 
@@ -46,10 +47,7 @@ const SERVER: &str = "
         current_database()::text";
 
 pub(super) fn migrations() -> Migrator {
-    let mut migrations = sqlx::migrate!("migrations/postgres");
-    // The lock is ours, and ends with the transaction.
-    migrations.set_locking(false);
-    migrations
+    sqlx::migrate!("migrations/postgres")
 }
 
 /// Where a URL leads, for people.
@@ -64,15 +62,12 @@ pub(super) fn name_of(url: &str) -> Result<String> {
 }
 
 /// Where and how to connect. The URL may hold a password: it is in no message.
+///
+/// Nothing is asked for at the start of a session that PgBouncer does not know: it refuses the rest, in every mode.
 pub(super) fn connect_options(url: &str, options: &PostgresOptions) -> Result<PgConnectOptions> {
     let connect = PgConnectOptions::from_str(url).map_err(|error| failed(READ_URL, error))?;
-    let connect = connect.application_name("dormer").disable_statement_logging();
-    if options.transaction_pooler {
-        // Poolers refuse settings that they do not know at the start of a session.
-        return Ok(connect.extra_float_digits(None).statement_cache_capacity(0));
-    }
-    let settings = session_settings(options);
-    Ok(connect.options(settings.iter().map(|(name, value)| (*name, value.as_str()))))
+    let connect = connect.application_name("dormer").disable_statement_logging().extra_float_digits(None);
+    Ok(if options.transaction_pooler { connect.statement_cache_capacity(0) } else { connect })
 }
 
 /// What holds in every session of ours.
@@ -95,6 +90,16 @@ fn session_settings(options: &PostgresOptions) -> Vec<(&'static str, String)> {
     ]
 }
 
+/// Makes them hold in a session. Through a pooler by transactions they would hold in somebody else's.
+async fn begin_session(connection: &mut PgConnection, options: &PostgresOptions) -> sqlx::Result<()> {
+    if options.transaction_pooler {
+        return Ok(());
+    }
+    let settings = session_settings(options);
+    let each: Vec<String> = settings.iter().map(|(name, value)| format!("SET {name} = '{value}';")).collect();
+    sqlx::raw_sql(AssertSqlSafe(each.concat())).execute(connection).await.map(drop)
+}
+
 /// The same for one transaction: `;SET LOCAL …` for each.
 pub(super) fn transaction_settings(options: &PostgresOptions) -> String {
     let settings = session_settings(options);
@@ -106,6 +111,7 @@ pub(super) fn transaction_settings(options: &PostgresOptions) -> String {
 /// How connections are kept.
 pub(super) fn pool_options(options: &PostgresOptions, meter: &std::sync::Arc<Meter>) -> PgPoolOptions {
     let meter = std::sync::Arc::clone(meter);
+    let own_options = options.clone();
     PgPoolOptions::new()
         .max_connections(options.connections_max)
         .acquire_timeout(options.acquire_timeout)
@@ -122,8 +128,10 @@ pub(super) fn pool_options(options: &PostgresOptions, meter: &std::sync::Arc<Met
                 Ok(true)
             })
         })
-        .after_connect(|connection, _| {
+        .after_connect(move |connection, _| {
+            let options = own_options.clone();
             Box::pin(async move {
+                begin_session(connection, &options).await?;
                 match check_server(connection).await {
                     Ok(_) => Ok(()),
                     Err(Error::Unavailable { source, .. } | Error::Database { source, .. }) => Err(source),
@@ -142,6 +150,8 @@ pub(super) fn schema_known() -> i64 {
 pub(super) async fn prepare(connect: &PgConnectOptions, options: &PostgresOptions) -> Result<()> {
     let mut connection = first_connection(connect, options).await?;
     let database = check_server(&mut connection).await?;
+    refuse_unsaid_pooler(&mut connection, connect, options).await?;
+    begin_session(&mut connection, options).await.map_err(|error| failed(OPEN, error))?;
     migrate(&mut connection, &database).await?;
     connection.close().await.map_err(|error| failed(OPEN, error))
 }
@@ -150,6 +160,7 @@ pub(super) async fn prepare(connect: &PgConnectOptions, options: &PostgresOption
 pub(super) async fn plan(connect: &PgConnectOptions, options: &PostgresOptions) -> Result<MigrationPlan> {
     let mut connection = first_connection(connect, options).await?;
     let database = check_server(&mut connection).await?;
+    begin_session(&mut connection, options).await.map_err(|error| failed(OPEN, error))?;
     let found = schema_version(&mut connection, &database).await?;
     connection.close().await.map_err(|error| failed(OPEN, error))?;
     Ok(MigrationPlan::new(found, &migrations()))
@@ -160,9 +171,59 @@ pub(super) async fn first_connection(
     options: &PostgresOptions,
 ) -> Result<PgConnection> {
     let connected = tokio::time::timeout(options.acquire_timeout, connect.connect()).await;
-    connected
-        .unwrap_or(Err(sqlx::Error::PoolTimedOut))
-        .map_err(|error| failed("connect to the database", error))
+    connected.unwrap_or(Err(sqlx::Error::PoolTimedOut)).map_err(|source| {
+        if is_of_tls(&source) {
+            Error::Untrusted { source }
+        } else {
+            failed("connect to the database", source)
+        }
+    })
+}
+
+/// Whether the two sides could not agree on a connection that nobody else reads: what comes of the certificate, or of a server
+/// that has none.
+fn is_of_tls(error: &sqlx::Error) -> bool {
+    match error {
+        sqlx::Error::Tls(_) => true,
+        // What TLS makes of another side that it does not trust, or that does not speak it.
+        sqlx::Error::Io(error) => error.kind() == std::io::ErrorKind::InvalidData,
+        _ => false,
+    }
+}
+
+async fn refuse_unsaid_pooler(
+    connection: &mut PgConnection,
+    connect: &PgConnectOptions,
+    options: &PostgresOptions,
+) -> Result<()> {
+    if !options.transaction_pooler && sees_pooler(connection, connect, options).await? {
+        return Err(Error::UnsaidPooler);
+    }
+    Ok(())
+}
+
+/// Whether a pooler between us and the server gives every transaction another connection. Two clients that are connected at the
+/// same time have a process of the server each, unless such a pooler gives both the same, one after the other. A busy one may
+/// do so late or never, so "no" is no proof.
+pub(super) async fn sees_pooler(
+    connection: &mut PgConnection,
+    connect: &PgConnectOptions,
+    options: &PostgresOptions,
+) -> Result<bool> {
+    const PROCESS: &str = "SELECT concat(pg_backend_pid(), ' since ', pg_postmaster_start_time())";
+    const TRIES: usize = 4;
+    // A server that has no room for a second one, or a pooler that has none, will say so when it is needed.
+    let Ok(mut other) = first_connection(connect, options).await else { return Ok(false) };
+    let process = async |connection: &mut PgConnection| {
+        let row = connection.fetch_one(PROCESS).await;
+        row.and_then(|row| row.try_get::<String, _>(0)).map_err(|error| failed(OPEN, error))
+    };
+    let mut is_shared = false;
+    for _ in 0..TRIES {
+        is_shared = is_shared || process(connection).await? == process(&mut other).await?;
+    }
+    other.close().await.map_err(|error| failed(OPEN, error))?;
+    Ok(is_shared)
 }
 
 /// Refuses a server that would lose acknowledged commits, or cannot do what we need. Returns the database's name.
@@ -224,8 +285,45 @@ async fn migrate(connection: &mut PgConnection, database: &str) -> Result<()> {
     let mut transaction = connection.begin().await.map_err(failed)?;
     sqlx::raw_sql(AssertSqlSafe(lock)).execute(&mut *transaction).await.map_err(failed)?;
     schema_version(&mut transaction, database).await?;
-    let migrated = migrations().run_direct(None, &mut *transaction, false).await;
-    migrated.map_err(|error| failed(sqlx::Error::Migrate(Box::new(error))))?;
+    apply_migrations(&mut transaction).await.map_err(failed)?;
     transaction.execute(outbox::LIFT_BASE).await.map_err(failed)?;
     transaction.commit().await.map_err(failed)
+}
+
+/// Takes the steps that were not taken yet, as the library would, but without its prepared statements: through a pooler by
+/// transactions their names stay behind on a connection of the server, where the next replica's meet them.
+async fn apply_migrations(connection: &mut PgConnection) -> sqlx::Result<()> {
+    const TABLE: &str = "
+        CREATE TABLE IF NOT EXISTS _sqlx_migrations (
+            version BIGINT PRIMARY KEY, description TEXT NOT NULL, installed_on TIMESTAMPTZ NOT NULL DEFAULT now(),
+            success BOOLEAN NOT NULL, checksum BYTEA NOT NULL, execution_time BIGINT NOT NULL)";
+    let refused = |error| Err(sqlx::Error::Migrate(Box::new(error)));
+    connection.execute(TABLE).await?;
+    let rows = connection.fetch_all("SELECT version, checksum, success FROM _sqlx_migrations").await?;
+    let mut applied = HashMap::new();
+    for row in rows {
+        let version: i64 = row.try_get(0)?;
+        if !row.try_get::<bool, _>(2)? {
+            return refused(MigrateError::Dirty(version));
+        }
+        applied.insert(version, row.try_get::<Vec<u8>, _>(1)?);
+    }
+    for migration in migrations().iter() {
+        match applied.get(&migration.version) {
+            Some(checksum) if *checksum == *migration.checksum => {}
+            Some(_) => return refused(MigrateError::VersionMismatch(migration.version)),
+            None => {
+                sqlx::raw_sql(migration.sql.clone()).execute(&mut *connection).await?;
+                let note = format!(
+                    "INSERT INTO _sqlx_migrations (version, description, success, checksum, execution_time)
+                     VALUES ({}, '{}', true, '\\x{}', 0)",
+                    migration.version,
+                    migration.description.replace('\'', "''"),
+                    hex::encode(&migration.checksum)
+                );
+                sqlx::raw_sql(AssertSqlSafe(note)).execute(&mut *connection).await?;
+            }
+        }
+    }
+    Ok(())
 }

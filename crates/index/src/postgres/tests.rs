@@ -11,7 +11,7 @@ use crate::{CacheKey, Change, CommitTarget, Error, NarSource, NewNar, Object};
 
 pub(super) const NOW: UnixSeconds = 1_800_000_000;
 
-fn options() -> PostgresOptions {
+pub(super) fn options() -> PostgresOptions {
     PostgresOptions {
         connections_max: 8,
         acquire_timeout: Duration::from_mins(1),
@@ -243,12 +243,32 @@ async fn what_cannot_be_reached_is_unavailable_and_tells_no_password() {
     assert!(!format!("{wrong:?} {wrong}").contains("hunter2"), "{wrong:?}");
 }
 
-/// Calls go on through a restart: none of them is wrong, and nothing that was acknowledged is lost.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_restart_in_the_middle_is_survived() {
-    let server = Arc::new(Postgres::start());
-    let url = server.create_database();
-    let index = Arc::new(open(&url).await);
+    let server = Postgres::start();
+    let index = open(&server.create_database()).await;
+    calls_go_on(index, move || {
+        for crash in [false, true, false] {
+            std::thread::sleep(Duration::from_millis(700));
+            if crash {
+                server.kill();
+            } else {
+                server.stop();
+            }
+            server.restart();
+        }
+        server
+    })
+    .await;
+}
+
+/// Pushes and looks things up while `faults` happen: no answer is wrong, and nothing that was acknowledged is lost. What `faults`
+/// returns is kept until the end.
+pub(super) async fn calls_go_on<T: Send + 'static>(
+    index: PostgresIndex,
+    faults: impl FnOnce() -> T + Send + 'static,
+) {
+    let index = Arc::new(index);
     let cache = cache(&index, "main").await;
     let done = Arc::new(AtomicBool::new(false));
     let workers: Vec<_> = (0..4)
@@ -273,22 +293,12 @@ async fn a_restart_in_the_middle_is_survived() {
             })
         })
         .collect();
-    let restarts = {
-        let server = Arc::clone(&server);
-        tokio::task::spawn_blocking(move || {
-            for crash in [false, true, false] {
-                std::thread::sleep(Duration::from_millis(700));
-                if crash {
-                    server.kill();
-                } else {
-                    server.stop();
-                }
-                server.restart();
-            }
-            std::thread::sleep(Duration::from_millis(700));
-        })
-    };
-    restarts.await.unwrap();
+    let faults = tokio::task::spawn_blocking(move || {
+        let kept = faults();
+        std::thread::sleep(Duration::from_millis(700));
+        kept
+    });
+    let _kept = faults.await.unwrap();
     done.store(true, Ordering::SeqCst);
     let mut count = 0;
     for worker in workers {

@@ -24,6 +24,7 @@ impl SqliteIndex {
             schema_known: open::schema_version(),
             in_use: false,
             time: None,
+            pooled: false,
             missing_rights: Vec::new(),
             setting: None,
         };

@@ -15,6 +15,11 @@ pub struct Certificates {
 impl Certificates {
     /// Makes an authority and a certificate for `127.0.0.1` and `localhost`.
     pub fn new() -> Self {
+        Self::for_names("IP:127.0.0.1,DNS:localhost")
+    }
+
+    /// The same for other names, such as `DNS:db.example.org`.
+    pub fn for_names(names: &str) -> Self {
         let folder = TempDir::new().expect("a temporary folder");
         let at = folder.path();
         let key = ["-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes"];
@@ -27,7 +32,8 @@ impl Certificates {
             vec!["req", "-subj", "/CN=127.0.0.1", "-keyout", "server.key", "-out", "server.csr"];
         request.extend(key);
         openssl(at, &request);
-        let extensions = "subjectAltName=IP:127.0.0.1,DNS:localhost\nbasicConstraints=CA:FALSE\nextendedKeyUsage=serverAuth\n";
+        let extensions =
+            format!("subjectAltName={names}\nbasicConstraints=CA:FALSE\nextendedKeyUsage=serverAuth\n");
         fs::write(at.join("server.ext"), extensions).expect("the folder is writable");
         let mut sign = vec!["x509", "-req", "-in", "server.csr", "-CA", "ca.pem", "-CAkey", "ca.key"];
         sign.extend(["-CAcreateserial", "-days", "2", "-extfile", "server.ext", "-out", "server.pem"]);

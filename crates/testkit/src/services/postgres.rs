@@ -11,10 +11,11 @@ use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
 use std::thread;
 use std::time::Duration;
 
+use super::certificates::Certificates;
 use super::daemon::{Daemon, free_port, wait_until};
 
 /// Name of the superuser; connections from 127.0.0.1 need no password.
-const USER: &str = "dormer";
+pub(super) const USER: &str = "dormer";
 
 /// How long starting and stopping may take on a busy machine.
 const PATIENCE: Duration = Duration::from_mins(2);
@@ -41,6 +42,12 @@ impl Postgres {
 
     /// The same, with settings of its own, such as `fsync=off`.
     pub fn start_with(settings: &[&str]) -> Self {
+        let server = Self::prepare(settings);
+        server.launch(&[]);
+        server
+    }
+
+    fn prepare(settings: &[&str]) -> Self {
         static COUNT: AtomicU32 = AtomicU32::new(0);
         remove_abandoned_folders();
         let number = COUNT.fetch_add(1, Ordering::Relaxed);
@@ -57,7 +64,6 @@ impl Postgres {
             databases: AtomicU32::new(0),
         };
         server.make_cluster();
-        server.launch();
         server
     }
 
@@ -120,18 +126,40 @@ impl Postgres {
 
     /// Starts it again on the same data and port, after [`stop`](Self::stop), [`kill`](Self::kill) or while it runs.
     pub fn restart(&self) {
+        self.restart_with(&[]);
+    }
+
+    /// The same, with settings that hold until the next restart.
+    pub fn restart_with(&self, settings: &[&str]) {
         self.stop();
-        self.launch();
+        self.launch(settings);
+    }
+
+    /// Starts a server with an empty data folder that speaks TLS with this certificate, and plainly with whoever asks plainly.
+    pub fn start_with_tls(certificates: &Certificates) -> Self {
+        let mut server = Self::prepare(&[]);
+        let hand_over = |from: PathBuf, name: &str| {
+            let to = server.folder.join(name);
+            fs::copy(from, &to).expect("the folder is ours");
+            // The server refuses a key that others may read.
+            fs::set_permissions(&to, fs::Permissions::from_mode(0o600)).expect("it is ours");
+            give_away(&to);
+            to.display().to_string()
+        };
+        let certificate = hand_over(certificates.certificate(), "server.pem");
+        let key = hand_over(certificates.key(), "server.key");
+        server.settings.push("ssl=on".to_owned());
+        server.settings.push(format!("ssl_cert_file={certificate}"));
+        server.settings.push(format!("ssl_key_file={key}"));
+        server.launch(&[]);
+        server
     }
 
     fn make_cluster(&self) {
         let data = self.data();
         let arguments =
             ["--auth=trust", "--encoding=UTF8", "--locale=C.UTF-8", "--no-sync", "--username", USER];
-        if !user_options().is_empty() {
-            let status = Command::new("chown").arg("postgres:postgres").arg(&self.folder).status();
-            assert!(status.expect("chown starts").success(), "root may give files away");
-        }
+        give_away(&self.folder);
         let mut command = Command::new("setpriv");
         command.args(user_options()).arg("--").arg(self.programs.join("initdb"));
         // Root's home may not be entered by others.
@@ -140,7 +168,7 @@ impl Postgres {
         assert!(output.status.success(), "initdb: {}", String::from_utf8_lossy(&output.stderr));
     }
 
-    fn launch(&self) {
+    fn launch(&self, more: &[&str]) {
         let data = self.data().display().to_string();
         let port = self.port.to_string();
         let sockets = format!("unix_socket_directories={}", self.folder.display());
@@ -148,7 +176,7 @@ impl Postgres {
             vec!["-D", &data, "-p", &port, "-c", "listen_addresses=127.0.0.1", "-c", &sockets];
         // Small: several servers run beside the tests. No shared setting touches durability.
         arguments.extend(["-c", "max_connections=200", "-c", "shared_buffers=32MB"]);
-        for setting in &self.settings {
+        for setting in self.settings.iter().map(String::as_str).chain(more.iter().copied()) {
             arguments.extend(["-c", setting]);
         }
         let options = user_options();
@@ -225,8 +253,16 @@ fn remove_abandoned_folders() {
     }
 }
 
-/// Options of `setpriv`: the server refuses to run as root.
-fn user_options() -> Vec<&'static str> {
+/// Makes the server the owner of a file or folder, if it runs as somebody else.
+pub(super) fn give_away(path: &Path) {
+    if !user_options().is_empty() {
+        let status = Command::new("chown").arg("postgres:postgres").arg(path).status();
+        assert!(status.expect("chown starts").success(), "root may give files away");
+    }
+}
+
+/// Options of `setpriv`: neither the server nor its pooler run as root.
+pub(super) fn user_options() -> Vec<&'static str> {
     let own = fs::metadata("/proc/self").expect("there is a /proc").uid();
     if own != 0 {
         return Vec::new();

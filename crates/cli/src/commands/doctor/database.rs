@@ -27,6 +27,9 @@ pub(super) async fn check(settings: &Settings, clocks: &mut Clocks) -> Vec<Findi
         clocks.saw("the database", time);
     }
     let mut findings = describe(&settings.database_name(), &found);
+    if settings.postgres.as_ref().is_some_and(|server| server.options.transaction_pooler) {
+        findings.push(describe_pooler(found.pooled));
+    }
     findings.extend(keys::check_master_key(settings, &found));
     findings
 }
@@ -61,6 +64,23 @@ fn describe(place: &str, found: &Examination) -> Vec<Finding> {
     findings
 }
 
+/// What `database.transaction-pooler = true` costs, and whether it is needed.
+fn describe_pooler(was_seen: bool) -> Finding {
+    if was_seen {
+        let what = "a pooler gives every transaction another connection: what another replica removes or changes shows after up \
+                    to 5 s";
+        return Finding::ok(SUBJECT, what);
+    }
+    Finding::warn(
+        SUBJECT,
+        "database.transaction-pooler is set, and no such pooler was seen",
+        [
+            "set it only behind PgBouncer or the like with pool_mode = transaction: without it, changes show at once and \
+          statements are prepared",
+        ],
+    )
+}
+
 #[cfg(test)]
 mod tests {
     use super::super::finding::Status;
@@ -74,6 +94,7 @@ mod tests {
             schema_known: 2,
             in_use: false,
             time: None,
+            pooled: false,
             missing_rights: vec!["CREATE on schema public".to_owned()],
             setting: None,
         };
