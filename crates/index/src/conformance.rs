@@ -114,7 +114,7 @@ where
     }
     cases! {
         a_target_is_made_once_and_stays_where_it_is, a_lease_is_given_to_one_at_a_time, whoever_lost_the_lease_writes_nothing,
-        pending_objects_come_oldest_first_and_once, a_whole_cache_can_be_noted, an_object_is_there_when_it_is_finished,
+        pending_objects_come_oldest_first_and_once, a_whole_cache_can_be_noted, what_was_removed_is_remembered_for_a_while, an_object_is_there_when_it_is_finished,
         a_nar_that_nothing_names_may_go, an_intent_that_came_to_nothing_leaves_nothing,
         referrers_are_removed_first_and_know_what_they_lost, what_an_upstream_key_signed_takes_nothing_along,
         a_circle_can_be_removed, new_references_replace_the_old_ones, drift_is_looked_at_again,

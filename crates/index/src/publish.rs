@@ -93,6 +93,41 @@ macro_rules! implement_publish_index {
             ) -> Result<()> {
                 $write!(self, "note why objects wait", |tx| work::note_waiting(tx, lease, cache, reasons))
             }
+            async fn note_lost(
+                &self,
+                lease: &crate::Lease,
+                cache: CacheId,
+                lost: &[(StorePathHash, StorePathHash)],
+            ) -> Result<()> {
+                $write!(self, "note what was removed under objects", |tx| work::note_lost(
+                    tx, lease, cache, lost
+                ))
+            }
+            async fn note_removed(
+                &self,
+                lease: &crate::Lease,
+                cache: CacheId,
+                hashes: &[StorePathHash],
+                at: UnixSeconds,
+            ) -> Result<()> {
+                $write!(self, "note what was removed", |tx| work::note_removed(tx, lease, cache, hashes, at))
+            }
+            async fn find_removed(
+                &self,
+                target: crate::TargetId,
+                cache: CacheId,
+                hashes: &[StorePathHash],
+            ) -> Result<Vec<StorePathHash>> {
+                $read!(self, "find what was removed", |tx| work::find_removed(tx, target, cache, hashes))
+            }
+            async fn forget_removed(
+                &self,
+                lease: &crate::Lease,
+                cache: CacheId,
+                before: UnixSeconds,
+            ) -> Result<()> {
+                $write!(self, "forget what was removed", |tx| work::forget_removed(tx, lease, cache, before))
+            }
             async fn drop_pending(
                 &self,
                 lease: &crate::Lease,

@@ -73,6 +73,20 @@ impl Run<'_> {
         let settle = seconds(self.publisher.settings.settle);
         let plan = plan_page(&page.candidates, &page.known, self.now(), settle);
         waits.extend(plan.waiting.iter().map(|(place, wait)| (page.candidates[*place].hash, wait.clone())));
+        // Written down with who waits, before it is forgotten that the reference was ever there.
+        let lost: Vec<(StorePathHash, StorePathHash)> = plan
+            .waiting
+            .iter()
+            .filter_map(|(place, wait)| match wait {
+                Wait::Removed(reference) => Some((&page.candidates[*place], *reference)),
+                _ => None,
+            })
+            .filter(|(candidate, reference)| candidate.lost != Some(*reference))
+            .map(|(candidate, reference)| (candidate.hash, reference))
+            .collect();
+        if !lost.is_empty() {
+            self.state().note_lost(&self.lease, cache.id, &lost).await?;
+        }
         if !plan.awaited.is_empty() {
             let now = self.now();
             let marks: Vec<_> = plan.awaited.iter().map(|hash| (cache.id, *hash, now)).collect();
@@ -143,6 +157,12 @@ impl Run<'_> {
                     None if row.upstream => None,
                     None => known.insert(row.hash, Reference::Removed),
                 };
+            }
+            let lacking: Vec<StorePathHash> =
+                page.iter().filter(|hash| !known.contains_key(hash)).copied().collect();
+            if !lacking.is_empty() {
+                let removed = self.state().find_removed(self.target(), cache.id, &lacking).await?;
+                known.extend(removed.into_iter().map(|hash| (hash, Reference::Removed)));
             }
         }
         Ok(Page { candidates, found, published, known, damaged })

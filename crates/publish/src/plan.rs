@@ -29,7 +29,7 @@ pub(crate) enum Reference {
     Present,
     /// It is in the cache, but its NAR is damaged there.
     Damaged,
-    /// The cache does not have it, but the target still does: it was removed.
+    /// The cache had it, and has it no more.
     Removed,
     /// The cache does not have it.
     Lacking,
@@ -127,7 +127,10 @@ pub(crate) fn plan_page(
                     Wait::Settling(*reference, until)
                 }
             };
-            waits[place].get_or_insert(wait);
+            // What was removed is told first: the others pass by themselves.
+            if waits[place].is_none() || matches!(wait, Wait::Removed(_)) {
+                waits[place] = Some(wait);
+            }
         }
     }
     // Whoever waits holds up those behind it, through all generations.

@@ -399,6 +399,25 @@ impl Run<'_> {
         }
     }
 
+    /// Notes what a cache that is new here had before, so that what was removed from it is known.
+    async fn note_past(&self, cache: CacheId) -> Result<()> {
+        let mut position = OutboxPosition::START;
+        while position < self.cursor {
+            let rows = self.publisher.index().outbox_after(position, OUTBOX_PAGE).await?;
+            let Some(last) = rows.last() else { break };
+            position = last.position;
+            let mut noted = HashSet::new();
+            let marks: Vec<_> = rows
+                .iter()
+                .filter(|row| row.cache == cache)
+                .filter_map(|row| Some((cache, row.store_path_hash?, row.at)))
+                .filter(|(_, hash, _)| noted.insert(*hash))
+                .collect();
+            self.state().note_pending(&self.lease, &marks, None).await?;
+        }
+        Ok(())
+    }
+
     async fn cache(
         &mut self,
         cache: &Cache,
@@ -412,6 +431,9 @@ impl Run<'_> {
             // New here, or its keys are others: all of it has to be looked at.
             known => {
                 self.state().note_all_pending(&self.lease, cache.id, self.now()).await?;
+                if known.is_none() {
+                    self.note_past(cache.id).await?;
+                }
                 let row = PublishedCache {
                     cache: cache.id,
                     name: cache.name.clone(),
@@ -440,6 +462,7 @@ impl Run<'_> {
         name: &CacheName,
         outcome: &mut CacheOutcome,
     ) -> Result<()> {
+        self.forget_old_removals(cache).await?;
         loop {
             let urgent = self.begin_removals(cache).await?;
             if urgent {

@@ -16,6 +16,10 @@ use crate::{Error, Result, documents};
 /// Rows taken back together.
 const PAGE: u32 = 512;
 
+/// How long it is remembered that a cache had a path once. A push takes hours at most; who waits for the path by then knows by
+/// itself that it was lost.
+const REMOVED_KEPT_SECONDS: i64 = 30 * 86_400;
+
 impl Run<'_> {
     /// Notes what the cache has no more. Returns whether some of it was removed for cause: the lab serves its NAR no more, and so
     /// it must go from the target at once.
@@ -50,8 +54,13 @@ impl Run<'_> {
             }
             let settled: Vec<StorePathHash> =
                 absent.iter().filter(|hash| !gone.contains(hash)).copied().collect();
-            self.state().drop_pending(&self.lease, cache.id, &settled).await?;
+            self.state().note_removed(&self.lease, cache.id, &settled, self.now()).await?;
         }
+    }
+
+    /// Forgets what was removed so long ago that no push under way can have counted on it.
+    pub(crate) async fn forget_old_removals(&self, cache: &Cache) -> Result<()> {
+        Ok(self.state().forget_removed(&self.lease, cache.id, self.now() - REMOVED_KEPT_SECONDS).await?)
     }
 
     async fn lab_serves(&self, cache: &Cache, nar: &NarHash) -> Result<bool> {
@@ -108,11 +117,13 @@ impl Run<'_> {
             outcome.removed += next.len() as u64;
             // Those that are gone for good; those that were taken along are looked at again.
             let present = self.state().find_objects(cache_id, &next).await?;
-            let absent: Vec<StorePathHash> = next
+            let (upstream, absent): (Vec<StorePathHash>, Vec<StorePathHash>) = next
                 .into_iter()
                 .filter(|hash| !present.iter().any(|found| found.object.path.hash() == *hash))
-                .collect();
-            self.state().drop_pending(&self.lease, cache_id, &absent).await?;
+                .partition(|hash| rows.iter().any(|row| row.hash == *hash && row.upstream));
+            self.state().note_removed(&self.lease, cache_id, &absent, self.now()).await?;
+            // Found elsewhere by whoever refers to it.
+            self.state().drop_pending(&self.lease, cache_id, &upstream).await?;
         }
         self.delete_due_nars(cache_id, name, self.now(), outcome).await
     }

@@ -139,6 +139,7 @@ publish_calls! {
         fn list_targets() -> Vec<PublishTarget>;
         fn pending_objects(target: TargetId, cache: CacheId, after: Option<(UnixSeconds, StorePathHash)>, limit: u32) -> Vec<PendingObject>;
         fn pending_absent(target: TargetId, cache: CacheId, after: Option<StorePathHash>, limit: u32) -> Vec<StorePathHash>;
+        fn find_removed(target: TargetId, cache: CacheId, hashes: &[StorePathHash]) -> Vec<StorePathHash>;
         fn published_caches(target: TargetId) -> Vec<PublishedCache>;
         fn publish_counts(target: TargetId, cache: CacheId) -> PublishCounts;
         fn find_objects(cache: CacheId, hashes: &[StorePathHash]) -> Vec<FoundObject>;
@@ -157,6 +158,9 @@ publish_calls! {
         fn move_target(lease: &Lease, location: &str) -> ();
         fn note_pending(lease: &Lease, objects: &[(CacheId, StorePathHash, UnixSeconds)], cursor: Option<OutboxPosition>) -> ();
         fn note_all_pending(lease: &Lease, cache: CacheId, at: UnixSeconds) -> ();
+        fn note_lost(lease: &Lease, cache: CacheId, lost: &[(StorePathHash, StorePathHash)]) -> ();
+        fn note_removed(lease: &Lease, cache: CacheId, hashes: &[StorePathHash], at: UnixSeconds) -> ();
+        fn forget_removed(lease: &Lease, cache: CacheId, before: UnixSeconds) -> ();
         fn note_waiting(lease: &Lease, cache: CacheId, reasons: &[(StorePathHash, String)]) -> ();
         fn drop_pending(lease: &Lease, cache: CacheId, hashes: &[StorePathHash]) -> ();
         fn write_published_cache(lease: &Lease, cache: &PublishedCache) -> ();

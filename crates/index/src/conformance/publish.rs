@@ -192,6 +192,39 @@ pub(super) async fn a_whole_cache_can_be_noted(both: Both) -> Result<()> {
     Ok(())
 }
 
+pub(super) async fn what_was_removed_is_remembered_for_a_while(both: Both) -> Result<()> {
+    let (id, other) = (cache(&both.index, "main").await?, cache(&both.index, "other").await?);
+    let (_, lease) = target(&both).await?;
+    both.publish.note_pending(&lease, &[(id, path_hash(1), NOW), (id, path_hash(4), NOW)], None).await?;
+    both.publish.note_removed(&lease, id, &hashes(&[1, 2]), NOW).await?;
+    assert_eq!(pending(&both, &lease, id).await?, hashes(&[4]));
+    let find = async |numbers: &[u32]| -> Result<Vec<StorePathHash>> {
+        let mut found = both.publish.find_removed(lease.target, id, &hashes(numbers)).await?;
+        found.sort_unstable();
+        Ok(found)
+    };
+    let mut both_of_them = hashes(&[1, 2]);
+    both_of_them.sort_unstable();
+    assert_eq!(find(&[1, 2, 3]).await?, both_of_them);
+    assert_eq!(both.publish.find_removed(lease.target, other, &hashes(&[1])).await?, []);
+    // Who waits for one knows by itself from then on.
+    both.publish.note_lost(&lease, id, &[(path_hash(4), path_hash(1))]).await?;
+    let waiting = both.publish.pending_objects(lease.target, id, None, 10).await?;
+    assert_eq!(waiting.iter().map(|row| row.lost).collect::<Vec<_>>(), [Some(path_hash(1))]);
+    // Published again, or long ago.
+    publish(&both, &lease, id, 2, &[]).await?;
+    both.publish.note_removed(&lease, id, &hashes(&[3]), NOW + 10).await?;
+    assert_eq!(find(&[1, 2, 3]).await?.len(), 2);
+    both.publish.forget_removed(&lease, id, NOW + 10).await?;
+    assert_eq!(find(&[1, 2, 3]).await?, hashes(&[3]));
+    both.publish.note_removed(&lease, id, &hashes(&[3]), NOW + 20).await?;
+    both.publish.forget_removed(&lease, id, NOW + 20).await?;
+    assert_eq!(find(&[3]).await?, hashes(&[3]));
+    both.publish.forget_published_cache(&lease, id).await?;
+    assert_eq!(find(&[3]).await?, []);
+    Ok(())
+}
+
 pub(super) async fn an_object_is_there_when_it_is_finished(both: Both) -> Result<()> {
     let id = cache(&both.index, "main").await?;
     let (_, lease) = target(&both).await?;

@@ -224,6 +224,30 @@ pub trait PublishIndex: Send + Sync + std::fmt::Debug + 'static {
         cache: CacheId,
         reasons: &[(StorePathHash, String)],
     ) -> Result<()>;
+    /// Writes down which reference objects wait for that was removed under them: it never counts as upstream's for them.
+    async fn note_lost(
+        &self,
+        lease: &Lease,
+        cache: CacheId,
+        lost: &[(StorePathHash, StorePathHash)],
+    ) -> Result<()>;
+    /// Writes down that the cache has these no more, and that they need not be looked at.
+    async fn note_removed(
+        &self,
+        lease: &Lease,
+        cache: CacheId,
+        hashes: &[StorePathHash],
+        at: UnixSeconds,
+    ) -> Result<()>;
+    /// Those of these that were written down as removed, and not published since. At most 16,384; one statement.
+    async fn find_removed(
+        &self,
+        target: TargetId,
+        cache: CacheId,
+        hashes: &[StorePathHash],
+    ) -> Result<Vec<StorePathHash>>;
+    /// Forgets what was removed before this time.
+    async fn forget_removed(&self, lease: &Lease, cache: CacheId, before: UnixSeconds) -> Result<()>;
     /// These need not be looked at any more.
     async fn drop_pending(&self, lease: &Lease, cache: CacheId, hashes: &[StorePathHash]) -> Result<()>;
 

@@ -1,0 +1,10 @@
+-- What a published cache had and has no more: it never counts as an upstream's path, so nothing that refers to it is published
+-- without it. Kept for a while only; who waits for it by then knows by itself (publish_pending.lost).
+CREATE TABLE publish_removed (
+    target INTEGER NOT NULL,
+    cache INTEGER NOT NULL,
+    hash BLOB NOT NULL,
+    at INTEGER NOT NULL,
+    PRIMARY KEY (target, cache, hash)
+) STRICT, WITHOUT ROWID;
+CREATE INDEX publish_removed_by_age ON publish_removed (target, cache, at);

@@ -1,0 +1,120 @@
+//! What is written down of objects and of NAR files.
+
+use dormer_nix::{NarHash, StorePathHash};
+
+use super::{KEYS_MAX, after_bytes, keys, read_published, read_published_nar};
+use crate::Result;
+use crate::contract::{CacheId, FoundObject, UnixSeconds};
+use crate::publish::contract::{PublishedNar, PublishedObject, TargetId};
+use crate::publish::sql::{Argument, Sql, Transaction, both};
+use crate::rows::read_found;
+
+use Argument::{Bytes, List, Number};
+
+// CROSS JOIN: from the keys to their rows, never the other way round.
+const FIND_OBJECTS: Sql = both!(
+    "SELECT n.id, n.hash, n.size, n.file_size, n.tag, n.damaged_at, o.last_used_at,
+        o.hash, o.name, o.refs, o.deriver, o.ca, o.sigs, o.system
+     FROM", list 2, "AS k CROSS JOIN objects AS o CROSS JOIN nars AS n
+     WHERE o.cache = $1 AND o.hash = k.item AND n.id = o.nar"
+);
+const FIND_PUBLISHED: Sql = both!(
+    "SELECT o.hash, o.state, o.nar, o.tag, o.digest, o.etag, o.upstream FROM", list 3, "AS k CROSS JOIN publish_objects AS o
+     WHERE o.target = $1 AND o.cache = $2 AND o.hash = k.item"
+);
+const LIST_PUBLISHED: Sql = both!(
+    "SELECT o.hash, o.state, o.nar, o.tag, o.digest, o.etag, o.upstream FROM publish_objects AS o
+     WHERE o.target = $1 AND o.cache = $2 AND o.hash > $3 ORDER BY o.hash LIMIT $4"
+);
+const FIND_NARS: Sql = both!(
+    "SELECT n.nar, n.tag, n.uploaded, n.file_size, n.file_hash, n.etag, n.delete_after
+     FROM", list 3, "AS k CROSS JOIN publish_nars AS n WHERE n.target = $1 AND n.cache = $2 AND n.nar = k.item"
+);
+const NARS_LEFT: Sql = both!(
+    "SELECT n.nar, n.tag, n.uploaded, n.file_size, n.file_hash, n.etag, n.delete_after FROM publish_nars AS n
+     WHERE n.target = $1 AND n.cache = $2 AND n.path = $3 AND n.delete_after IS NOT NULL"
+);
+const DUE_NARS: Sql = both!(
+    "SELECT n.nar, n.tag, n.uploaded, n.file_size, n.file_hash, n.etag, n.delete_after FROM publish_nars AS n
+     WHERE n.target = $1 AND n.cache = $2 AND n.delete_after <= $3
+         AND NOT EXISTS (SELECT 1 FROM publish_objects AS o
+             WHERE o.target = n.target AND o.cache = n.cache AND o.nar = n.nar AND o.tag = n.tag)
+     ORDER BY n.delete_after LIMIT $4"
+);
+
+pub(crate) async fn find_objects(
+    tx: &mut impl Transaction,
+    cache: CacheId,
+    hashes: &[StorePathHash],
+) -> Result<Vec<FoundObject>> {
+    assert!(hashes.len() <= KEYS_MAX, "too many objects in one look-up");
+    if hashes.is_empty() {
+        return Ok(Vec::new());
+    }
+    let rows = tx.rows(FIND_OBJECTS, &[Number(cache.0), List(&keys(hashes))]).await?;
+    rows.iter().map(read_found).collect()
+}
+
+pub(crate) async fn find_published(
+    tx: &mut impl Transaction,
+    target: TargetId,
+    cache: CacheId,
+    hashes: &[StorePathHash],
+) -> Result<Vec<PublishedObject>> {
+    assert!(hashes.len() <= KEYS_MAX, "too many objects in one look-up");
+    if hashes.is_empty() {
+        return Ok(Vec::new());
+    }
+    let rows = tx.rows(FIND_PUBLISHED, &[Number(target.0), Number(cache.0), List(&keys(hashes))]).await?;
+    rows.iter().map(read_published).collect()
+}
+
+pub(crate) async fn list_published(
+    tx: &mut impl Transaction,
+    target: TargetId,
+    cache: CacheId,
+    after: Option<StorePathHash>,
+    limit: u32,
+) -> Result<Vec<PublishedObject>> {
+    let arguments =
+        [Number(target.0), Number(cache.0), Bytes(after_bytes(after.as_ref())), Number(i64::from(limit))];
+    tx.rows(LIST_PUBLISHED, &arguments).await?.iter().map(read_published).collect()
+}
+
+pub(crate) async fn find_published_nars(
+    tx: &mut impl Transaction,
+    target: TargetId,
+    cache: CacheId,
+    nars: &[NarHash],
+) -> Result<Vec<PublishedNar>> {
+    assert!(nars.len() <= KEYS_MAX, "too many NARs in one look-up");
+    if nars.is_empty() {
+        return Ok(Vec::new());
+    }
+    let mut keys: Vec<&[u8]> = nars.iter().map(|nar| nar.as_bytes().as_slice()).collect();
+    keys.sort_unstable();
+    keys.dedup();
+    let rows = tx.rows(FIND_NARS, &[Number(target.0), Number(cache.0), List(&keys)]).await?;
+    rows.iter().map(read_published_nar).collect()
+}
+
+pub(crate) async fn nars_left_by(
+    tx: &mut impl Transaction,
+    target: TargetId,
+    cache: CacheId,
+    hash: &StorePathHash,
+) -> Result<Vec<PublishedNar>> {
+    let rows = tx.rows(NARS_LEFT, &[Number(target.0), Number(cache.0), Bytes(hash.as_bytes())]).await?;
+    rows.iter().map(read_published_nar).collect()
+}
+
+pub(crate) async fn due_nars(
+    tx: &mut impl Transaction,
+    target: TargetId,
+    cache: CacheId,
+    now: UnixSeconds,
+    limit: u32,
+) -> Result<Vec<PublishedNar>> {
+    let arguments = [Number(target.0), Number(cache.0), Number(now), Number(i64::from(limit))];
+    tx.rows(DUE_NARS, &arguments).await?.iter().map(read_published_nar).collect()
+}

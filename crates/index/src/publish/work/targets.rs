@@ -1,0 +1,92 @@
+//! Targets, and the right to write to one.
+
+use super::{hold_lease, read_target};
+use crate::columns::corrupt;
+use crate::contract::UnixSeconds;
+use crate::publish::contract::{Lease, PublishTarget, TargetId};
+use crate::publish::sql::{Argument, Sql, Transaction, both};
+use crate::rows::Row as _;
+use crate::{Error, Result};
+
+use Argument::{Number, OptionalNumber, OptionalText, Text};
+
+const FIND_TARGET: Sql = both!(
+    "SELECT id, name, location, cursor_transaction, cursor_number, holder, lease_ends_at, ran_at, error, error_at
+     FROM publish_targets WHERE name = $1"
+);
+const LIST_TARGETS: Sql = both!(
+    "SELECT id, name, location, cursor_transaction, cursor_number, holder, lease_ends_at, ran_at, error, error_at
+     FROM publish_targets ORDER BY name"
+);
+const CREATE_TARGET: Sql = both!(
+    "INSERT INTO publish_targets (name, location, fence, lease_ends_at, cursor_transaction, cursor_number)
+     VALUES ($1, $2, 0, 0, 0, 0) ON CONFLICT (name) DO NOTHING"
+);
+const FIND_HOLDER: Sql = both!("SELECT holder FROM publish_targets WHERE id = $1");
+// Looks again at what the row says by now: another one may have been faster.
+const ACQUIRE: Sql = both!(
+    "UPDATE publish_targets SET holder = $2, fence = fence + 1, lease_ends_at = $4
+     WHERE id = $1 AND (holder IS NULL OR lease_ends_at <= $3) RETURNING fence"
+);
+const RENEW: Sql = both!("UPDATE publish_targets SET lease_ends_at = $2 WHERE id = $1");
+const RELEASE: Sql = both!(
+    "UPDATE publish_targets SET holder = NULL, lease_ends_at = 0, ran_at = $2, error = $3, error_at = $4 WHERE id = $1"
+);
+const MOVE: Sql = both!("UPDATE publish_targets SET location = $2 WHERE id = $1");
+
+pub(crate) async fn open_target(
+    tx: &mut impl Transaction,
+    name: &str,
+    location: &str,
+) -> Result<PublishTarget> {
+    tx.run(CREATE_TARGET, &[Text(name), Text(location)]).await?;
+    let rows = tx.rows(FIND_TARGET, &[Text(name)]).await?;
+    read_target(rows.first().ok_or_else(|| corrupt("publish_targets", "a row that was just made is gone"))?)
+}
+
+pub(crate) async fn list_targets(tx: &mut impl Transaction) -> Result<Vec<PublishTarget>> {
+    tx.rows(LIST_TARGETS, &[]).await?.iter().map(read_target).collect()
+}
+
+pub(crate) async fn acquire_lease(
+    tx: &mut impl Transaction,
+    target: TargetId,
+    holder: &str,
+    now: UnixSeconds,
+    ends_at: UnixSeconds,
+) -> Result<Option<Lease>> {
+    let rows = tx.rows(FIND_HOLDER, &[Number(target.0)]).await?;
+    let before: Option<String> = match rows.first() {
+        Some(row) => row.column(0, "publish_targets")?,
+        None => return Err(Error::LeaseLost),
+    };
+    let taken = tx.rows(ACQUIRE, &[Number(target.0), Text(holder), Number(now), Number(ends_at)]).await?;
+    let Some(row) = taken.first() else { return Ok(None) };
+    Ok(Some(Lease { target, fence: row.column(0, "publish_targets")?, was_released: before.is_none() }))
+}
+
+pub(crate) async fn renew_lease(
+    tx: &mut impl Transaction,
+    lease: &Lease,
+    ends_at: UnixSeconds,
+) -> Result<()> {
+    hold_lease(tx, lease).await?;
+    tx.run(RENEW, &[Number(lease.target.0), Number(ends_at)]).await.map(drop)
+}
+
+pub(crate) async fn release_lease(
+    tx: &mut impl Transaction,
+    lease: &Lease,
+    at: UnixSeconds,
+    error: Option<&str>,
+) -> Result<()> {
+    hold_lease(tx, lease).await?;
+    let arguments =
+        [Number(lease.target.0), Number(at), OptionalText(error), OptionalNumber(error.map(|_| at))];
+    tx.run(RELEASE, &arguments).await.map(drop)
+}
+
+pub(crate) async fn move_target(tx: &mut impl Transaction, lease: &Lease, location: &str) -> Result<()> {
+    hold_lease(tx, lease).await?;
+    tx.run(MOVE, &[Number(lease.target.0), Text(location)]).await.map(drop)
+}
