@@ -1,4 +1,5 @@
-//! Many clients at once, for a minute (ten under `./test --long`): no error but "come back later", and memory that stays flat.
+//! Many clients at once, for a minute (ten under `./test --long`): no error but "come back later", and memory that stays flat. Then
+//! the same clients at half the rate that this was, each request at its own time whatever became of the one before.
 //!
 //! What is counted is asserted, what is timed is only printed: machines are noisy.
 
@@ -14,7 +15,7 @@ use dormer_tests::http::{Connection, Reply};
 use dormer_tests::{Lab, http, nars, times};
 use rand::{RngExt as _, SeedableRng as _};
 
-const CLIENTS: usize = 200;
+const CLIENTS: u32 = 200;
 /// Largest NAR; the mean is half of it.
 const NAR_BYTES_MAX: usize = 2_000_000;
 /// What a replica may take in all.
@@ -92,8 +93,8 @@ impl Client<'_> {
         self.ask(what, expected, request.as_bytes())
     }
 
-    fn hit(&mut self, pushed: &Pushed) {
-        let begin = Instant::now();
+    /// `begin` is when it should have begun: whoever waits for a request before it waits for this one.
+    fn hit(&mut self, pushed: &Pushed, begin: Instant) {
         if self.get("hit", 200, &format!("/main/{}.narinfo", pushed.path_hash)).is_some() {
             self.tally.hits.push(begin.elapsed().as_secs_f64());
         }
@@ -109,6 +110,24 @@ impl Client<'_> {
         let nar = zstd::decode_all(reply.body.as_slice());
         if !nar.as_ref().is_ok_and(|nar| NarHash::digest(nar) == pushed.nar_hash) {
             self.fail(format!("other bytes than were pushed: {pushed:?}"));
+        }
+    }
+
+    /// One request of the mix, or a push and a look at what it made.
+    fn act(&mut self, pushed: &Mutex<Vec<Pushed>>, begin: Instant) {
+        let known = {
+            let pushed = pushed.lock().unwrap();
+            pushed[self.random.random_range(0..pushed.len())].clone()
+        };
+        match self.random.random_range(0..100) {
+            0..60 => self.hit(&known, begin),
+            60..85 => self.miss(),
+            85..97 => self.read(&known),
+            _ => {
+                if let Some(new) = self.push() {
+                    pushed.lock().unwrap().push(new);
+                }
+            }
         }
     }
 
@@ -136,6 +155,90 @@ impl Client<'_> {
     }
 }
 
+/// How requests follow each other.
+#[derive(Debug, Clone, Copy)]
+enum Pace {
+    /// Each client asks as soon as it was answered.
+    Saturation,
+    /// So many requests a second of all clients together, at random times that no answer moves.
+    PerSecond(f64),
+}
+
+/// All clients at work for a while; what they saw, together.
+fn at_work(lab: &Lab, pushed: &Mutex<Vec<Pushed>>, seed: u64, time: Duration, pace: Pace) -> Tally {
+    let token = lab.admin_token();
+    let begin = Instant::now();
+    let tallies: Vec<Tally> = thread::scope(|scope| {
+        let clients: Vec<_> = (1..=CLIENTS)
+            .map(|number| {
+                let token = token.as_str();
+                scope.spawn(move || {
+                    let mut client = Client::new(lab, token, seed.wrapping_add(number.into()));
+                    let mut due = begin;
+                    while begin.elapsed() < time {
+                        if let Pace::PerSecond(rate) = pace {
+                            // Exponential pauses: arrivals of clients who know nothing of each other.
+                            let pause = -client.random.random_range(f64::EPSILON..1.0).ln()
+                                * f64::from(CLIENTS)
+                                / rate;
+                            due += Duration::from_secs_f64(pause);
+                            if due.duration_since(begin) >= time {
+                                break;
+                            }
+                            thread::sleep(due.saturating_duration_since(Instant::now()));
+                        } else {
+                            due = Instant::now();
+                        }
+                        client.act(pushed, due);
+                    }
+                    client.tally
+                })
+            })
+            .collect();
+        clients.into_iter().map(|client| client.join().unwrap()).collect()
+    });
+    let mut all = Tally::default();
+    for tally in tallies {
+        for (key, count) in tally.answers {
+            *all.answers.entry(key).or_default() += count;
+        }
+        all.hits.extend(tally.hits);
+        all.failures.extend(tally.failures);
+    }
+    all.hits.sort_by(f64::total_cmp);
+    all
+}
+
+impl Tally {
+    /// Requests a second.
+    fn rate(&self, time: Duration) -> f64 {
+        let requests: usize = self.answers.values().sum();
+        f64::from(u32::try_from(requests).unwrap()) / time.as_secs_f64()
+    }
+
+    /// Prints the figures and fails on what must not be.
+    #[expect(clippy::print_stdout, reason = "figures")]
+    fn conclude(&self, name: &str, time: Duration) {
+        let percentile = |part: usize| {
+            self.hits.get(self.hits.len().saturating_sub(1) * part / 100).map_or(0.0, |took| took * 1000.0)
+        };
+        println!(
+            "{name}: {:.0} requests a second; a narinfo hit took {:.1} / {:.1} ms (p50 / p99); {:?}",
+            self.rate(time),
+            percentile(50),
+            percentile(99),
+            self.answers
+        );
+        let failures = &self.failures;
+        assert!(
+            failures.is_empty(),
+            "{} failures: {:#?}",
+            failures.len(),
+            &failures[..failures.len().min(5)]
+        );
+    }
+}
+
 #[test]
 fn two_hundred_clients_see_no_error_and_memory_stays_flat() {
     let lab = Lab::start();
@@ -146,57 +249,19 @@ fn two_hundred_clients_see_no_error_and_memory_stays_flat() {
     let pushed: Mutex<Vec<Pushed>> = Mutex::new((0..40).filter_map(|_| first.push()).collect());
     assert_eq!(first.tally.failures, [] as [String; 0]);
 
-    let end = Instant::now() + Duration::from_mins(1) * u32::try_from(times(1)).unwrap();
-    let tallies: Vec<Tally> = thread::scope(|scope| {
-        let clients: Vec<_> = (1..=CLIENTS as u64)
-            .map(|number| {
-                let (lab, token, pushed) = (&lab, token.as_str(), &pushed);
-                scope.spawn(move || {
-                    let mut client = Client::new(lab, token, seed.wrapping_add(number));
-                    while Instant::now() < end {
-                        let known = {
-                            let pushed = pushed.lock().unwrap();
-                            pushed[client.random.random_range(0..pushed.len())].clone()
-                        };
-                        match client.random.random_range(0..100) {
-                            0..60 => client.hit(&known),
-                            60..85 => client.miss(),
-                            85..97 => client.read(&known),
-                            _ => {
-                                if let Some(new) = client.push() {
-                                    pushed.lock().unwrap().push(new);
-                                }
-                            }
-                        }
-                    }
-                    client.tally
-                })
-            })
-            .collect();
-        clients.into_iter().map(|client| client.join().unwrap()).collect()
-    });
-
-    let mut answers: BTreeMap<(&str, u16), usize> = BTreeMap::new();
-    let (mut hits, mut failures) = (Vec::new(), Vec::new());
-    for tally in tallies {
-        for (key, count) in tally.answers {
-            *answers.entry(key).or_default() += count;
-        }
-        hits.extend(tally.hits);
-        failures.extend(tally.failures);
-    }
-    hits.sort_by(f64::total_cmp);
-    let percentile = |part: usize| hits[(hits.len() - 1) * part / 100] * 1000.0;
-    println!(
-        "answers: {answers:?}; a hit took {:.1} / {:.1} ms (p50 / p99, at saturation); peak memory {} MiB",
-        percentile(50),
-        percentile(99),
-        lab.peak_memory_bytes() >> 20
-    );
-    assert!(failures.is_empty(), "{} failures: {:#?}", failures.len(), &failures[..failures.len().min(5)]);
+    let long = u32::try_from(times(1)).unwrap();
+    let time = Duration::from_mins(1) * long;
+    let saturated = at_work(&lab, &pushed, seed, time, Pace::Saturation);
+    saturated.conclude("at saturation", time);
     for what in ["hit", "nar", "push"] {
-        assert!(answers.contains_key(&(what, 200)), "no {what} was answered: {answers:?}");
+        assert!(saturated.answers.contains_key(&(what, 200)), "no {what}: {:?}", saturated.answers);
     }
+    let half = saturated.rate(time) / 2.0;
+    let time = Duration::from_secs(6) * long;
+    let paced = at_work(&lab, &pushed, !seed, time, Pace::PerSecond(half));
+    paced.conclude("at half of saturation", time);
+
+    println!("peak memory {} MiB", lab.peak_memory_bytes() >> 20);
     assert!(lab.peak_memory_bytes() <= MEMORY_BYTES_MAX, "{} bytes", lab.peak_memory_bytes());
     // What was acknowledged under load is there after it.
     for pushed in pushed.into_inner().unwrap() {
