@@ -361,7 +361,10 @@ async fn whatever_happens_in_the_lab_a_reader_always_finds_whole_closures() {
         assert!(published.iter().all(|number| graph.contains_key(number)), "seed {seed}: {published:?}");
         // ... or lean on an earlier form of another one.
         let waiting = usize::try_from(last.waiting()).unwrap();
-        assert!((graph.len() - published.len()..=graph.len() - whole.len()).contains(&waiting), "seed {seed}");
+        assert!(
+            (graph.len() - published.len()..=graph.len() - whole.len()).contains(&waiting),
+            "seed {seed}"
+        );
         // With everything back that was removed, nothing waits any more.
         for references in graph.values() {
             for lost in references.iter().filter(|reference| !graph.contains_key(reference)) {
