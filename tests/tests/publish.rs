@@ -5,9 +5,13 @@
 
 use std::fs;
 use std::path::PathBuf;
+use std::process::Stdio;
+use std::thread;
+use std::time::Duration;
 
+use dormer_nix::NarHash;
 use dormer_testkit::services::SeaweedFs;
-use dormer_tests::{Lab, LabOptions, Machine, Nix, Run, StaticServer};
+use dormer_tests::{Lab, LabOptions, Machine, Nix, Run, StaticServer, http, nars};
 use serde_json::Value;
 
 /// A lab with one edge target.
@@ -228,4 +232,57 @@ fn a_bucket_that_nobody_else_can_read_takes_private_caches_too() {
     let run = published.publish(&["--json"]);
     run.succeeds();
     assert_eq!(said_of(&run, "secret").1["writes"], 0, "{run}");
+}
+
+#[test]
+fn a_large_nar_goes_in_parts_and_a_run_that_is_killed_in_the_middle_is_done_again() {
+    let s3 = SeaweedFs::start_readable_by_anybody();
+    let (bucket, access) = (s3.new_bucket(), s3.access());
+    let published = Published::start(&format!(
+        "type = \"s3\"\nbucket = {bucket:?}\nregion = {:?}\nendpoint = {:?}\ncaches = [\"main\"]\n\
+         lease = \"3s\"\ntimeout = \"5s\"\nbandwidth = \"8 MiB\"\n\
+         [edge.credentials]\naccess_key_id = {:?}\nsecret_access_key = {:?}",
+        access.region, access.endpoint, access.access_key_id, access.secret_access_key
+    ));
+    let lab = &published.lab;
+    // Four parts, and nothing to compress.
+    let mut state = 1_u64;
+    let noise: Vec<u8> = std::iter::repeat_with(|| {
+        state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
+        state.to_be_bytes()
+    })
+    .flat_map(|bytes| [bytes[0], bytes[1], bytes[2], bytes[3]])
+    .take(56 * 1024 * 1024)
+    .collect();
+    let nar = nars::file(&noise);
+    let authorization = format!("Bearer {}", lab.admin_token());
+    let info = nars::attic_info("main", &nar, "large");
+    let headers = [("Authorization", authorization.as_str()), ("X-Attic-Nar-Info", info.as_str())];
+    let reply = http::request(lab.address(), "PUT", "/_api/v1/upload-path", &headers, &nar);
+    assert_eq!(reply.status, 200, "{reply:?}");
+
+    let narinfo = format!("/{bucket}/main/{}.narinfo", nars::path_hash(&nar));
+    let endpoint = s3.endpoint().trim_start_matches("http://");
+    let mut command = lab.server_process(&["publish", "edge"]);
+    let mut killed = command.stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
+    // At that rate all of it takes seven seconds.
+    thread::sleep(Duration::from_secs(3));
+    assert!(killed.try_wait().unwrap().is_none(), "it had time enough");
+    killed.kill().unwrap();
+    killed.wait().unwrap();
+    assert_eq!(http::get(endpoint, &narinfo, None).status, 404);
+
+    let mut command = lab.server_process(&["publish", "edge", "--json"]);
+    let run = Run::of(command.env("DORMER_EDGE_EDGE_BANDWIDTH", "0"));
+    run.succeeds();
+    let (main, target) = said_of(&run, "main");
+    assert_eq!((main["published"].as_u64(), main["nars_uploaded"].as_u64()), (Some(1), Some(1)), "{run}");
+    // Begin, four parts, end; the narinfo; documents.
+    assert!((7..=12).contains(&target["writes"].as_u64().unwrap()), "{run}");
+    let text = http::get(endpoint, &narinfo, None).text();
+    let url = text.lines().find_map(|line| line.strip_prefix("URL: ")).unwrap();
+    let file = http::get(endpoint, &format!("/{bucket}/main/{url}"), None);
+    assert_eq!((file.status, file.complete), (200, true), "{:?}", file.headers);
+    let read = zstd::decode_all(file.body.as_slice()).unwrap();
+    assert!(NarHash::digest(&read) == NarHash::digest(&nar));
 }

@@ -150,7 +150,7 @@ fn resolve_target(raw: &Raw, notes: &mut Vec<String>) -> Result<EdgeTarget> {
         bandwidth: size(raw, &keys::EDGE_BANDWIDTH),
         memory_bytes: size(raw, &keys::EDGE_MEMORY),
         request_timeout: duration(raw, &keys::EDGE_TIMEOUT),
-        ..TargetSettings::default()
+        lease: duration(raw, &keys::EDGE_LEASE),
     };
     Ok(EdgeTarget { target, place })
 }

@@ -369,6 +369,8 @@ keys! { EDGE_KEYS:
     EDGE_TIMEOUT = Key::new("edge.timeout", Kind::Duration(1, 3_600),
         "How long a request may take in all: 16 MiB over its slowest link. A run that follows one which was killed waits as long \
          before it writes.").default("60s");
+    EDGE_LEASE = Key::new("edge.lease", Kind::Duration(3, 3_600),
+        "How long a run that was killed keeps the next one waiting. A run that lives says so three times in that time.").default("30s");
     EDGE_RETRY_TIME = Key::new("edge.retry-time", Kind::Duration(0, 3_600),
         "How long a request is tried again when the store is busy or does not answer.").default("45s");
     EDGE_LISTINGS = Key::new("edge.listings", Kind::Bool,
