@@ -6,6 +6,7 @@
 #![expect(clippy::unwrap_used, reason = "a failed unwrap fails the test, as it should")]
 
 use std::collections::BTreeMap;
+use std::ops::Range;
 use std::sync::Mutex;
 use std::thread;
 use std::time::{Duration, Instant};
@@ -16,6 +17,8 @@ use dormer_tests::{Lab, http, nars, times};
 use rand::{RngExt as _, SeedableRng as _};
 
 const CLIENTS: u32 = 200;
+/// Of a hundred requests, so many are for narinfos; the others read NARs or push.
+const SMALL: u32 = 85;
 /// Largest NAR; the mean is half of it.
 const NAR_BYTES_MAX: usize = 2_000_000;
 /// What a replica may take in all.
@@ -113,16 +116,16 @@ impl Client<'_> {
         }
     }
 
-    /// One request of the mix, or a push and a look at what it made.
-    fn act(&mut self, pushed: &Mutex<Vec<Pushed>>, begin: Instant) {
+    /// One request of the mix, a range of 0 to 100, or a push and a look at what it made.
+    fn act(&mut self, pushed: &Mutex<Vec<Pushed>>, mix: Range<u32>, begin: Instant) {
         let known = {
             let pushed = pushed.lock().unwrap();
             pushed[self.random.random_range(0..pushed.len())].clone()
         };
-        match self.random.random_range(0..100) {
+        match self.random.random_range(mix) {
             0..60 => self.hit(&known, begin),
-            60..85 => self.miss(),
-            85..97 => self.read(&known),
+            60..SMALL => self.miss(),
+            SMALL..97 => self.read(&known),
             _ => {
                 if let Some(new) = self.push() {
                     pushed.lock().unwrap().push(new);
@@ -175,6 +178,13 @@ fn at_work(lab: &Lab, pushed: &Mutex<Vec<Pushed>>, seed: u64, time: Duration, pa
                 scope.spawn(move || {
                     let mut client = Client::new(lab, token, seed.wrapping_add(number.into()));
                     let mut due = begin;
+                    // At their own pace, those who ask for narinfos wait for nothing else: a push of their own would delay them.
+                    let asks_small = number <= CLIENTS * SMALL / 100;
+                    let mix = match pace {
+                        Pace::Saturation => 0..100,
+                        Pace::PerSecond(_) if asks_small => 0..SMALL,
+                        Pace::PerSecond(_) => SMALL..100,
+                    };
                     while begin.elapsed() < time {
                         if let Pace::PerSecond(rate) = pace {
                             // Exponential pauses: arrivals of clients who know nothing of each other.
@@ -189,7 +199,7 @@ fn at_work(lab: &Lab, pushed: &Mutex<Vec<Pushed>>, seed: u64, time: Duration, pa
                         } else {
                             due = Instant::now();
                         }
-                        client.act(pushed, due);
+                        client.act(pushed, mix.clone(), due);
                     }
                     client.tally
                 })
@@ -257,7 +267,7 @@ fn two_hundred_clients_see_no_error_and_memory_stays_flat() {
         assert!(saturated.answers.contains_key(&(what, 200)), "no {what}: {:?}", saturated.answers);
     }
     let half = saturated.rate(time) / 2.0;
-    let time = Duration::from_secs(6) * long;
+    let time = Duration::from_secs(10) * long;
     let paced = at_work(&lab, &pushed, !seed, time, Pace::PerSecond(half));
     paced.conclude("at half of saturation", time);
 
