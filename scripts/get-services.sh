@@ -34,16 +34,20 @@ if [ -n "$packages" ]; then
         --no-install-recommends $packages > /dev/null
 fi
 
-# promtool checks metrics and rules. Only unpacked: installed, its package would start a Prometheus.
-if [ ! -x "$parts/prometheus/usr/bin/promtool" ]; then
-    echo "unpacking Debian's prometheus in $parts/prometheus" >&2
+# unpacked PACKAGE PROGRAM: only unpacked; installed, these packages would start their services.
+unpacked() {
+    [ -x "$parts/$1/$2" ] && return
+    echo "unpacking Debian's $1 in $parts/$1" >&2
     folder=$(mktemp -d)
     # Where nothing was ever installed there are no lists of packages yet.
-    (cd "$folder" && { apt-get download -qq prometheus || { $as_root apt-get update -qq && apt-get download -qq prometheus; }; })
-    rm -rf "$parts/prometheus"
-    dpkg-deb -x "$folder"/prometheus_*.deb "$parts/prometheus"
+    (cd "$folder" && { apt-get download -qq "$1" || { $as_root apt-get update -qq && apt-get download -qq "$1"; }; })
+    rm -rf "${parts:?}/$1"
+    dpkg-deb -x "$folder/$1"_*.deb "$parts/$1"
     rm -rf "$folder"
-fi
+}
+# promtool checks metrics and rules; nginx serves what was published to a folder.
+unpacked prometheus usr/bin/promtool
+unpacked nginx usr/sbin/nginx
 
 # venv NAME PROGRAM PACKAGE...: PyPI's packages in a folder of their own, pinned. Another pin brings another folder's content.
 venv() {

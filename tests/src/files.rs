@@ -1,30 +1,60 @@
-//! A plain static file server: what any bucket host, CDN or nginx does with a published folder, and nothing more.
+//! A real nginx before a published folder: a plain static file server, and nothing of ours.
 
 use std::fs;
-use std::io::{BufRead as _, BufReader, Write as _};
-use std::net::{TcpListener, TcpStream};
-use std::path::{Path, PathBuf};
+use std::net::TcpStream;
+use std::path::Path;
+use std::process::{Child, Command, Stdio};
 use std::thread;
+use std::time::{Duration, Instant};
 
-/// Serves a folder until the process ends.
+use dormer_testkit::services::free_port;
+use tempfile::TempDir;
+
+use crate::{part, parts};
+
+/// It starts in milliseconds.
+const READY_TIMEOUT: Duration = Duration::from_secs(30);
+
+/// A running nginx. It ends on drop.
 #[derive(Debug)]
 pub struct StaticServer {
     address: String,
+    process: Child,
+    _folder: TempDir,
 }
 
 impl StaticServer {
-    /// Starts one on a free port.
-    pub fn start(folder: &Path) -> Self {
-        let listener = TcpListener::bind("127.0.0.1:0").expect("a free port");
-        let address = listener.local_addr().expect("a bound listener has one").to_string();
-        let folder = folder.to_owned();
-        thread::spawn(move || {
-            for connection in listener.incoming().flatten() {
-                let folder = folder.clone();
-                thread::spawn(move || answer_all(&connection, &folder));
-            }
-        });
-        Self { address }
+    /// Serves a folder on a free port.
+    pub fn start(root: &Path) -> Self {
+        let folder = tempfile::Builder::new().prefix("nginx-").tempdir_in(parts::scratch_folder());
+        let folder = folder.expect("a folder");
+        let address = format!("127.0.0.1:{}", free_port());
+        let configuration = format!(
+            "error_log error.log;\npid nginx.pid;\nevents {{}}\nhttp {{\n  access_log off;\n  \
+             server {{ listen {address}; root {}; }}\n  client_body_temp_path body; proxy_temp_path proxy;\n  \
+             fastcgi_temp_path fastcgi; uwsgi_temp_path uwsgi; scgi_temp_path scgi;\n}}\n",
+            root.display()
+        );
+        let path = folder.path().join("nginx.conf");
+        fs::write(&path, configuration).expect("the folder is new");
+        let mut process = Command::new(part("nginx/usr/sbin/nginx"))
+            .arg("-p")
+            .arg(folder.path())
+            .arg("-c")
+            .arg(&path)
+            // One process, which may read what we may read.
+            .args(["-g", "daemon off; master_process off;"])
+            .args(["-e", "error.log"])
+            .stdin(Stdio::null())
+            .spawn()
+            .expect("nginx starts");
+        let begin = Instant::now();
+        while TcpStream::connect(&address).is_err() {
+            let ended = process.try_wait().expect("our own child can be waited for");
+            assert!(ended.is_none() && begin.elapsed() < READY_TIMEOUT, "nginx does not listen: {ended:?}");
+            thread::sleep(Duration::from_millis(20));
+        }
+        Self { address, process, _folder: folder }
     }
 
     /// `http://127.0.0.1:port/<folder>`.
@@ -33,37 +63,10 @@ impl StaticServer {
     }
 }
 
-/// Whoever goes away in mid-answer ends his connection only.
-fn answer_all(connection: &TcpStream, folder: &Path) {
-    let mut reader = BufReader::new(connection);
-    loop {
-        let mut line = String::new();
-        if reader.read_line(&mut line).unwrap_or(0) == 0 {
-            return;
-        }
-        loop {
-            let mut header = String::new();
-            match reader.read_line(&mut header) {
-                Ok(read) if read > 2 => {}
-                Ok(2) => break,
-                _ => return,
-            }
-        }
-        let mut words = line.split(' ');
-        let (method, path) = (words.next().unwrap_or_default(), words.next().unwrap_or_default());
-        if answer(connection, folder, method, path).is_err() {
-            return;
-        }
-    }
-}
-
-fn answer(mut connection: &TcpStream, folder: &Path, method: &str, path: &str) -> std::io::Result<()> {
-    let path: PathBuf = path.split('/').filter(|part| !part.is_empty() && *part != "..").collect();
-    match fs::read(folder.join(path)) {
-        Ok(content) => {
-            write!(connection, "HTTP/1.1 200 OK\r\nContent-Length: {}\r\n\r\n", content.len())?;
-            if method == "GET" { connection.write_all(&content) } else { Ok(()) }
-        }
-        Err(_) => write!(connection, "HTTP/1.1 404 Not Found\r\nContent-Length: 0\r\n\r\n"),
+impl Drop for StaticServer {
+    fn drop(&mut self) {
+        // It may be dead already, which is what the test then reports.
+        let _ = self.process.kill();
+        let _ = self.process.wait();
     }
 }

@@ -1,45 +1,17 @@
 //! `dormer edge serve` on a published folder or bucket: the same table of attacks as the Worker's, and real nix.
 
 use std::fs;
-use std::io::{BufRead as _, BufReader};
 use std::path::Path;
-use std::process::{Child, Command, Stdio};
+use std::process::Command;
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use dormer_testkit::services::SeaweedFs;
-use dormer_tests::edge::{Attacked, Published, attack};
+use dormer_tests::edge::{Attacked, Host, Published, attack};
 use dormer_tests::{Lab, Nix, binary, http};
 use jsonwebtoken::{Algorithm, EncodingKey, Header, encode};
 
 const SECRET: [u8; 32] = [9; 32];
-
-/// A running `dormer edge serve`. Dropped, it is killed.
-struct Host {
-    process: Child,
-    address: String,
-}
-
-impl Host {
-    fn start(command: &mut Command) -> Self {
-        let command = command.args(["--listen", "127.0.0.1:0"]).stderr(Stdio::piped());
-        let mut process = command.spawn().expect("the binary under test starts");
-        let mut line = String::new();
-        let said = process.stderr.take().expect("it is a pipe");
-        BufReader::new(said).read_line(&mut line).expect("it says where it listens");
-        let address = line.trim().strip_prefix("listening on http://");
-        let address = address.unwrap_or_else(|| panic!("{line}")).to_owned();
-        Self { process, address }
-    }
-}
-
-impl Drop for Host {
-    fn drop(&mut self) {
-        // It may be dead already, which is what the test then reports.
-        let _ = self.process.kill();
-        let _ = self.process.wait();
-    }
-}
 
 #[test]
 fn a_folder_is_served_to_nix_and_attacks_fail() {
@@ -61,7 +33,7 @@ fn a_folder_is_served_to_nix_and_attacks_fail() {
     let mut command = Command::new(binary());
     command.arg("edge").arg("serve").arg("--dir").arg(published.path());
     let host = Host::start(command.env("DORMER_EDGE_TOKEN_HS256_SECRET_BASE64", STANDARD.encode(SECRET)));
-    let address = &host.address;
+    let address = host.address();
     let key = EncodingKey::from_secret(&SECRET);
     for nix in Nix::ALL {
         let reader = lab.machine(nix.name(), nix);
@@ -114,11 +86,11 @@ fn a_bucket_is_served_to_nix_and_its_nars_are_kept_on_disk() {
     for nix in Nix::ALL {
         let reader = lab.machine(nix.name(), nix);
         reader.configure(&[lab.public_key("main")]);
-        reader.substitute(&format!("http://{}/main", host.address), &root).succeeds();
+        reader.substitute(&format!("http://{}/main", host.address()), &root).succeeds();
         reader.verify_all();
     }
     assert!(count_files(kept.path()) >= nars, "{nars} NARs were read three times");
-    let missing = http::get(&host.address, "/main/0000000000000000000000000000000z.narinfo", None);
+    let missing = http::get(host.address(), "/main/0000000000000000000000000000000z.narinfo", None);
     assert_eq!(missing.status, 404);
 }
 

@@ -2,9 +2,11 @@
 //! of the layout has to stand.
 
 mod attacks;
+mod host;
 mod layout;
 mod workerd;
 
 pub use attacks::{Attacked, attack};
+pub use host::Host;
 pub use layout::Published;
 pub use workerd::{Script, Workerd, WorkerdOptions};

@@ -6,6 +6,7 @@ mod doctor;
 mod edge_serve;
 mod login;
 mod migrate;
+mod nix_settings;
 mod publish;
 mod push;
 mod serve;

@@ -1,17 +1,21 @@
 //! `dormer use` and `dormer unuse`: this machine's `nix.conf` and `netrc`.
 
 use std::fs;
-use std::io::{self, Write as _};
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use clap::Args;
-use dormer_client::{CacheRef, ServerName};
+use dormer_api::Secret;
+use dormer_client::{CacheRef, Endpoint, ResolvedServer, ServerName};
 use dormer_nix::PublicKey;
-use serde_json::json;
 
+use super::nix_settings::{EDGE_NETRC, NixFiles};
 use super::{Context, EXIT_CODES_OF_CLIENT};
 use crate::error::{Error, Result};
-use crate::nix_files::{Change, MarkedFile, changes, find_nix_setting, netrc_has_machine, nix_list_contains};
+use crate::nix_files::{MarkedFile, netrc_has_machine, nix_list_contains};
+
+/// How long an edge may take to answer one small request.
+const LOOK_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// Let this machine's Nix fetch from a cache
 ///
@@ -23,11 +27,26 @@ use crate::nix_files::{Change, MarkedFile, changes, find_nix_setting, netrc_has_
 ///   dormer use main                       # for this user
 ///   sudo dormer use lab:main --system     # for everybody on this machine
 ///   dormer use main --dry-run             # only show what would change
+///
+/// With --edge, Nix fetches from the copy that `dormer publish` keeps at that address, instead of
+/// from the lab. The lab is asked for the key; who cannot reach it gives the key himself:
+///
+///   dormer use main --edge https://cache.example.org
+///   dormer use main --edge https://cache.example.org --public-key main:…
 #[derive(Debug, Args)]
 #[command(verbatim_doc_comment, after_long_help = EXIT_CODES_OF_CLIENT)]
 pub(crate) struct UseArgs {
     /// [SERVER:]CACHE
     cache: CacheRef,
+    /// Address of the edge, without the cache's name
+    #[arg(long, value_name = "URL")]
+    edge: Option<Endpoint>,
+    /// The cache's public key, from somebody you trust: the lab is not asked
+    #[arg(long, value_name = "KEY", requires = "edge")]
+    public_key: Option<PublicKey>,
+    /// File with the token that a private cache wants at the edge, if not that of the server
+    #[arg(long, value_name = "FILE", requires = "edge")]
+    token_file: Option<PathBuf>,
     #[command(flatten)]
     place: PlaceArgs,
 }
@@ -53,39 +72,35 @@ struct PlaceArgs {
     dry_run: bool,
 }
 
-pub(super) async fn run_use(args: UseArgs, context: &Context) -> Result<()> {
-    let (server, api) = context.connect_to_cache(&args.cache)?;
-    let cache = &args.cache.cache;
-    let config = api.get_cache_config(cache).await?;
-    let incomplete = |what| Error::IncompleteAnswer { cache: cache.to_string(), what };
-    // They go into a file where a line break would be a new setting: believe no server.
-    let url = config
-        .substituter_endpoint
-        .filter(|url| is_plain_url(url))
-        .ok_or_else(|| incomplete("usable address"))?;
-    let key = config
-        .public_key
-        .and_then(|key| key.parse::<PublicKey>().ok())
-        .ok_or_else(|| incomplete("usable public key"))?;
-    let is_public = config.is_public.unwrap_or(true);
+/// What Nix is to use, and how it finds and trusts it.
+struct Source {
+    /// Names the lines in nix.conf.
+    name: String,
+    url: String,
+    key: PublicKey,
+    /// For a private cache.
+    token: Option<Secret>,
+    /// Names the entry in the netrc file.
+    netrc_name: String,
+}
 
+pub(super) async fn run_use(args: UseArgs, context: &Context) -> Result<()> {
+    let source = match &args.edge {
+        Some(edge) => at_edge(edge, &args, context).await?,
+        None => at_lab(&args, context).await?,
+    };
+    let Source { name, url, key, token, netrc_name } = source;
     let mut files = NixFiles::read(context, args.place.system)?;
-    let name = block_name(&server.name, &args.cache);
     let mut lines = vec![format!("extra-substituters = {url}"), format!("extra-trusted-public-keys = {key}")];
-    if is_public
+    if token.is_none()
         && nix_list_contains(&files.conf, "substituters", &url)
         && nix_list_contains(&files.conf, "trusted-public-keys", &key.to_string())
     {
+        let cache = &args.cache.cache;
         context.printer.conclude(&format!("{} names {cache} already", files.conf_path.display()));
         return Ok(());
     }
-    if !is_public {
-        let token = server.token.as_ref().ok_or_else(|| {
-            Error::usage(
-                format!("{cache} is private and there is no token for {}", server.name),
-                "log in with a token first",
-            )
-        })?;
+    if let Some(token) = token {
         if let Some(line) = files.netrc_line() {
             lines.push(line);
         }
@@ -100,10 +115,11 @@ pub(super) async fn run_use(args: UseArgs, context: &Context) -> Result<()> {
         } else {
             // Nix shows the password as Basic; the user name does not matter to the server.
             let entry = format!("machine {host} login dormer password {}", token.expose());
-            netrc.set(server.name.as_str(), &[entry]);
+            netrc.set(&netrc_name, &[entry]);
         }
     }
     files.conf.set(&name, &lines);
+    files.forget_edges()?;
     let changed = files.finish(context, args.place.dry_run)?;
     let place = files.conf_path.display();
     context.printer.conclude(&match (changed, args.place.dry_run) {
@@ -115,6 +131,95 @@ pub(super) async fn run_use(args: UseArgs, context: &Context) -> Result<()> {
         context.printer.hint("Nix believes a user's own settings only if he is among trusted-users; else use --system, as root");
     }
     Ok(())
+}
+
+/// The cache as the lab itself serves it.
+async fn at_lab(args: &UseArgs, context: &Context) -> Result<Source> {
+    let (server, api) = context.connect_to_cache(&args.cache)?;
+    let cache = &args.cache.cache;
+    let config = api.get_cache_config(cache).await?;
+    let incomplete = |what| Error::IncompleteAnswer { cache: cache.to_string(), what };
+    // They go into a file where a line break would be a new setting: believe no server.
+    let url = config
+        .substituter_endpoint
+        .filter(|url| is_plain_url(url))
+        .ok_or_else(|| incomplete("usable address"))?;
+    let key = config
+        .public_key
+        .and_then(|key| key.parse::<PublicKey>().ok())
+        .ok_or_else(|| incomplete("usable public key"))?;
+    let is_public = config.is_public.unwrap_or(true);
+    let token = if is_public { None } else { Some(token_of(&server, &args.cache)?) };
+    let name = block_name(&server.name, &args.cache);
+    Ok(Source { name, url, key, token, netrc_name: server.name.to_string() })
+}
+
+/// The copy at an edge. It is only ever a file host, so whom to trust is the lab's or the user's word.
+async fn at_edge(edge: &Endpoint, args: &UseArgs, context: &Context) -> Result<Source> {
+    let cache = &args.cache.cache;
+    let base = edge.to_string();
+    let base = base.trim_end_matches('/');
+    let url = match base.rsplit_once('/') {
+        Some((_, last)) if last == cache.as_str() => base.to_owned(),
+        _ => format!("{base}/{cache}"),
+    };
+    if !is_plain_url(&url) {
+        return Err(Error::usage(
+            format!("{url} cannot stand in nix.conf"),
+            "give the address without spaces and #",
+        ));
+    }
+    let own_token = args.token_file.as_deref().map(read_token_file).transpose()?;
+    let (server, key, token) = if let Some(key) = &args.public_key {
+        (args.cache.server.as_ref().map(ToString::to_string), key.clone(), own_token)
+    } else {
+        let (server, api) = context.connect_to_cache(&args.cache)?;
+        let config = api.get_cache_config(cache).await?;
+        let incomplete = || Error::IncompleteAnswer { cache: cache.to_string(), what: "usable public key" };
+        let key = config.public_key.and_then(|key| key.parse().ok()).ok_or_else(incomplete)?;
+        let token = match (own_token, config.is_public.unwrap_or(true)) {
+            (None, false) => Some(token_of(&server, &args.cache)?),
+            (own, _) => own,
+        };
+        (Some(server.name.to_string()), key, token)
+    };
+    let info = format!("{url}/nix-cache-info");
+    match dormer_client::look(&info, token.as_ref(), LOOK_TIMEOUT).await {
+        Ok(seen) if seen.status == 200 => {}
+        Ok(seen) => context.printer.warn(&format!(
+            "{info} answers {}: is {cache} published there, and may this token read it?",
+            seen.status
+        )),
+        Err(error) => context.printer.warn(&format!("the edge does not answer yet: {error}")),
+    }
+    let server = server.unwrap_or_else(|| "edge".to_owned());
+    let netrc_name = format!("{EDGE_NETRC}{}", host_of(&url));
+    Ok(Source { name: format!("{server}:{cache}"), url, key, token, netrc_name })
+}
+
+fn token_of(server: &ResolvedServer, cache: &CacheRef) -> Result<Secret> {
+    server.token.clone().ok_or_else(|| {
+        Error::usage(
+            format!("{} is private and there is no token for {}", cache.cache, server.name),
+            "log in with a token first",
+        )
+    })
+}
+
+fn read_token_file(path: &Path) -> Result<Secret> {
+    let text = fs::read_to_string(path).map_err(Error::io("read", path))?;
+    match text.trim() {
+        "" => Err(Error::usage(
+            format!("{} is empty", path.display()),
+            "it should hold a token and nothing else",
+        )),
+        // It goes into a file where a blank would begin another word.
+        token if token.bytes().any(|byte| !byte.is_ascii_graphic()) => Err(Error::usage(
+            format!("{} holds more than a token", path.display()),
+            "one line, without blanks",
+        )),
+        token => Ok(Secret::new(token)),
+    }
 }
 
 pub(super) fn run_unuse(args: &UnuseArgs, context: &Context) -> Result<()> {
@@ -132,6 +237,7 @@ pub(super) fn run_unuse(args: &UnuseArgs, context: &Context) -> Result<()> {
             netrc.remove(&server);
         }
     }
+    files.forget_edges()?;
     let changed = files.finish(context, args.place.dry_run)?;
     let place = files.conf_path.display();
     context.printer.conclude(&match (was_there || changed, args.place.dry_run) {
@@ -163,184 +269,6 @@ fn find_block(conf: &MarkedFile, cache: &CacheRef) -> Result<(String, String)> {
             .to_string(),
     };
     Ok((format!("{server}:{}", cache.cache), server))
-}
-
-/// The files of a user or of the machine, before and after.
-pub(super) struct NixFiles {
-    pub(super) conf_path: PathBuf,
-    conf_before: Option<String>,
-    pub(super) conf: MarkedFile,
-    pub(super) netrc_path: PathBuf,
-    /// Whether `netrc_path` is where Nix looks by itself.
-    netrc_is_default: bool,
-    netrc_before: Option<String>,
-    netrc: Option<MarkedFile>,
-}
-
-impl NixFiles {
-    pub(super) fn read(context: &Context, system: bool) -> Result<Self> {
-        let environment = &context.environment;
-        let system_folder = environment.path("NIX_CONF_DIR").unwrap_or(Path::new("/etc/nix")).to_owned();
-        let folder = if system {
-            system_folder.clone()
-        } else {
-            let home = || environment.path("HOME").map(|home| home.join(".config"));
-            let base =
-                environment.path("XDG_CONFIG_HOME").filter(|path| path.is_absolute()).map(Path::to_owned);
-            let hint = "set HOME, or use --system";
-            base.or_else(home)
-                .ok_or_else(|| Error::usage("no folder for nix.conf: HOME is not set", hint))?
-                .join("nix")
-        };
-        // The first of them has the last word.
-        let listed = environment.text("NIX_USER_CONF_FILES")?.filter(|_| !system);
-        let listed = listed.and_then(|files| files.split(':').find(|file| !file.is_empty()));
-        let conf_path = listed.map_or_else(|| folder.join("nix.conf"), PathBuf::from);
-        let conf_before = read_if_there(&conf_path)?;
-        let conf = MarkedFile::new(conf_before.clone().unwrap_or_default());
-        let netrc_default = system_folder.join("netrc");
-        let netrc_path = match find_nix_setting(&conf, "netrc-file") {
-            Some(path) => PathBuf::from(path),
-            None => folder.join("netrc"),
-        };
-        let netrc_is_default = netrc_path == netrc_default || find_nix_setting(&conf, "netrc-file").is_some();
-        Ok(Self {
-            conf_path,
-            conf_before,
-            conf,
-            netrc_path,
-            netrc_is_default,
-            netrc_before: None,
-            netrc: None,
-        })
-    }
-
-    fn netrc_line(&self) -> Option<String> {
-        (!self.netrc_is_default).then(|| format!("netrc-file = {}", self.netrc_path.display()))
-    }
-
-    fn load_netrc(&mut self) -> Result<()> {
-        self.netrc_before = read_if_there(&self.netrc_path)?;
-        self.netrc = Some(MarkedFile::new(self.netrc_before.clone().unwrap_or_default()));
-        Ok(())
-    }
-
-    /// Shows what changes and writes it. The token's file first: Nix must not meet the cache before it knows the token.
-    fn finish(&self, context: &Context, dry_run: bool) -> Result<bool> {
-        let netrc = self.netrc.as_ref().map(|netrc| (&self.netrc_path, &self.netrc_before, netrc, 0o600));
-        let conf = Some((&self.conf_path, &self.conf_before, &self.conf, 0o644));
-        let mut changed = false;
-        for (path, before, after, mode) in [netrc, conf].into_iter().flatten() {
-            let before = before.as_deref().unwrap_or_default();
-            if before == after.text() {
-                continue;
-            }
-            changed = true;
-            show(context, path, before, after.text())?;
-            if !dry_run {
-                refuse_managed(path, before, after.text())?;
-                write_whole(path, after.text(), mode).map_err(Error::io("write", path))?;
-            }
-        }
-        Ok(changed)
-    }
-}
-
-fn read_if_there(path: &Path) -> Result<Option<String>> {
-    match fs::read_to_string(path) {
-        Ok(text) => Ok(Some(text)),
-        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
-        Err(source) => Err(Error::Io { attempt: format!("read {}", path.display()), source }),
-    }
-}
-
-fn show(context: &Context, path: &Path, before: &str, after: &str) -> Result<()> {
-    let changes = changes(before, after);
-    let printer = &context.printer;
-    if printer.json {
-        let lines = |wanted: fn(&Change<'_>) -> bool| -> Vec<String> {
-            changes
-                .iter()
-                .filter(|change| wanted(change))
-                .map(|change| without_password(line_of(change)))
-                .collect()
-        };
-        return printer.message(&json!({
-            "message_type": "file_change", "path": path.display().to_string(),
-            "removed": lines(|change| matches!(change, Change::Removed(_))),
-            "added": lines(|change| matches!(change, Change::Added(_))),
-        }));
-    }
-    printer.data(&format!("{}:", path.display()))?;
-    for change in &changes {
-        let sign = if matches!(change, Change::Removed(_)) { '-' } else { '+' };
-        printer.data(&format!("{sign} {}", without_password(line_of(change))))?;
-    }
-    Ok(())
-}
-
-fn line_of<'a>(change: &Change<'a>) -> &'a str {
-    match change {
-        Change::Removed(line) | Change::Added(line) => line,
-    }
-}
-
-/// Lines of a netrc file, fit to be shown.
-fn without_password(line: &str) -> String {
-    match line.split_once(" password ") {
-        Some((before, _)) if line.starts_with("machine ") => format!("{before} password [redacted]"),
-        _ => line.to_owned(),
-    }
-}
-
-/// NixOS and home-manager link these files into the store, where they are read-only.
-fn refuse_managed(path: &Path, before: &str, after: &str) -> Result<()> {
-    let Ok(target) = fs::canonicalize(path) else { return Ok(()) };
-    if !target.starts_with("/nix/store") {
-        return Ok(());
-    }
-    let lines = changes(before, after)
-        .into_iter()
-        .filter_map(|change| match change {
-            Change::Added(line) if !line.starts_with('#') => Some(without_password(line)),
-            _ => None,
-        })
-        .collect();
-    Err(Error::ManagedFile { path: path.to_owned(), managed: "NixOS or home-manager", lines })
-}
-
-/// Replaces a file by a whole one with the same mode, or makes it; a link stays a link. What becomes empty goes.
-fn write_whole(path: &Path, text: &str, mode: u32) -> io::Result<()> {
-    if text.is_empty() && !path.is_symlink() {
-        return fs::remove_file(path);
-    }
-    let path = match fs::canonicalize(path) {
-        Ok(target) => target,
-        Err(error) if error.kind() == io::ErrorKind::NotFound => path.to_owned(),
-        Err(error) => return Err(error),
-    };
-    let folder = path.parent().ok_or(io::ErrorKind::InvalidInput)?;
-    fs::create_dir_all(folder)?;
-    let temporary = folder.join(format!(".dormer.{:016x}", rand::random::<u64>()));
-    let written = write_new(&temporary, text, &path, mode).and_then(|()| fs::rename(&temporary, &path));
-    if written.is_err() {
-        // Best effort: the error that matters is the first one.
-        let _ = fs::remove_file(&temporary);
-    }
-    written
-}
-
-fn write_new(temporary: &Path, text: &str, model: &Path, mode: u32) -> io::Result<()> {
-    let mut options = fs::OpenOptions::new();
-    options.write(true).create_new(true);
-    #[cfg(unix)]
-    std::os::unix::fs::OpenOptionsExt::mode(&mut options, mode);
-    let mut file = options.open(temporary)?;
-    if let Ok(metadata) = fs::metadata(model) {
-        file.set_permissions(metadata.permissions())?;
-    }
-    file.write_all(text.as_bytes())?;
-    file.sync_all()
 }
 
 /// An address that is one word, so that it is one item in `nix.conf`.
@@ -399,36 +327,5 @@ mod tests {
         for url in ["https://a b", "https://a\nextra-x = y", "ftp://a", "https://a#b", "https://ä"] {
             assert!(!is_plain_url(url), "{url}");
         }
-    }
-
-    #[test]
-    fn passwords_are_not_shown() {
-        assert_eq!(
-            without_password("machine h login dormer password eyJ"),
-            "machine h login dormer password [redacted]"
-        );
-        assert_eq!(without_password("extra-substituters = x"), "extra-substituters = x");
-    }
-
-    #[test]
-    fn files_are_replaced_whole_keep_their_mode_and_go_when_empty() {
-        let folder = tempfile::tempdir().unwrap();
-        let path = folder.path().join("nix/nix.conf");
-        write_whole(&path, "a\n", 0o600).unwrap();
-        write_whole(&path, "b\n", 0o644).unwrap();
-        assert_eq!(fs::read_to_string(&path).unwrap(), "b\n");
-        #[cfg(unix)]
-        {
-            use std::os::unix::fs::PermissionsExt as _;
-            assert_eq!(fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o600);
-            let link = folder.path().join("link");
-            std::os::unix::fs::symlink(&path, &link).unwrap();
-            write_whole(&link, "c\n", 0o644).unwrap();
-            assert!(link.is_symlink());
-            assert_eq!(fs::read_to_string(&path).unwrap(), "c\n");
-        }
-        write_whole(&path, "", 0o644).unwrap();
-        assert!(!path.exists());
-        assert_eq!(fs::read_dir(path.parent().unwrap()).unwrap().count(), 0);
     }
 }

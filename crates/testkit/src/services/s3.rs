@@ -1,12 +1,13 @@
 //! What both S3 servers share: access, and the few requests that tests make behind Dormer's back.
 
+use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use futures::TryStreamExt as _;
-use object_store::aws::{AwsAuthorizer, AwsCredential};
+use futures::{StreamExt as _, TryStreamExt as _};
+use object_store::aws::{AmazonS3Builder, AwsAuthorizer, AwsCredential};
 use object_store::client::{HttpConnector as _, HttpRequest, ReqwestConnector};
-use object_store::{ClientOptions, HeaderMap};
+use object_store::{ClientOptions, HeaderMap, ObjectStore as _, ObjectStoreExt as _};
 use rand::random;
 
 /// How long a server may take until it stores an object.
@@ -45,6 +46,34 @@ impl S3Access {
     /// Stores an object that Dormer did not write.
     pub fn put_object(&self, bucket: &str, name: &str, bytes: impl Into<Bytes>) {
         self.expect("PUT", &format!("{bucket}/{name}"), &bytes.into());
+    }
+
+    /// Everything in a bucket: names and bytes.
+    pub fn objects(&self, bucket: &str) -> BTreeMap<String, Bytes> {
+        let store = AmazonS3Builder::new()
+            .with_endpoint(&self.endpoint)
+            .with_allow_http(true)
+            .with_region(&self.region)
+            .with_bucket_name(bucket)
+            .with_access_key_id(&self.access_key_id)
+            .with_secret_access_key(&self.secret_access_key)
+            .build()
+            .expect("a store");
+        let work = async move {
+            let mut objects = BTreeMap::new();
+            let mut listing = store.list(None);
+            while let Some(found) = listing.next().await {
+                let name = found.expect("a listing").location;
+                let bytes = store.get(&name).await.expect("an object").bytes().await.expect("its bytes");
+                objects.insert(name.to_string(), bytes);
+            }
+            objects
+        };
+        let work = move || {
+            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+            runtime.expect("a run time").block_on(work)
+        };
+        std::thread::spawn(work).join().expect("no panic while reading")
     }
 
     /// Deletes a bucket, which must be empty.

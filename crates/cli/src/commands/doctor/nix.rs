@@ -9,7 +9,8 @@ use dormer_client::NixConfig;
 
 use super::finding::Finding;
 use crate::commands::Context;
-use crate::commands::use_cache::{NixFiles, has_daemon, is_root};
+use crate::commands::nix_settings::NixFiles;
+use crate::commands::use_cache::{has_daemon, is_root};
 use crate::error::{Error, Result};
 use crate::secret_file;
 
