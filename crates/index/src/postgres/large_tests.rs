@@ -72,7 +72,7 @@ async fn pages(index: &PostgresIndex, cache: CacheId) -> u64 {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn look_ups_are_as_cheap_in_a_large_index() {
     // Its own server, so that millions of rows go with it.
-    let server = Postgres::start_with(&["shared_buffers=256MB", "max_wal_size=8GB"]);
+    let server = Postgres::start_with(&["shared_buffers=256MB", "max_wal_size=2GB"]);
     let objects = object_count();
     for count in [objects / 10, objects] {
         let url = server.create_database();

@@ -9,6 +9,7 @@ use rand::random;
 use tempfile::TempDir;
 
 use super::daemon::{Daemon, free_port, wait_until};
+use super::folder::own_folder;
 use super::s3::S3Access;
 
 /// Ceph's own commands answer within seconds, or never if the monitor is not there.
@@ -30,7 +31,7 @@ pub struct CephRgw {
 impl CephRgw {
     /// Starts one and waits until it stores objects.
     pub fn start() -> Self {
-        let folder = TempDir::new().expect("a temporary folder");
+        let folder = own_folder("ceph");
         let root = folder.path();
         let access = S3Access::new(free_port());
         for name in ["run", "mon", "osd", "log"] {

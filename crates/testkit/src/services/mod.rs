@@ -6,6 +6,7 @@ mod ceph;
 mod certificates;
 mod daemon;
 mod fault_proxy;
+mod folder;
 mod parts;
 mod pgbouncer;
 mod postgres;

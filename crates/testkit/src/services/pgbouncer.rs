@@ -8,6 +8,7 @@ use std::time::Duration;
 use tempfile::TempDir;
 
 use super::daemon::{Daemon, free_port, wait_until};
+use super::folder::own_folder;
 use super::postgres::{Postgres, USER, give_away, user_options};
 
 /// How long starting may take on a busy machine.
@@ -25,15 +26,16 @@ pub enum PoolMode {
 /// A running pooler. Dropped, it is killed.
 #[derive(Debug)]
 pub struct PgBouncer {
+    // Goes before its folder.
+    daemon: Option<Daemon>,
     folder: TempDir,
     port: u16,
-    daemon: Option<Daemon>,
 }
 
 impl PgBouncer {
     /// Starts one before a server. By transaction, four connections a database are shared by all; by session, everybody gets one.
     pub fn start(server: &Postgres, mode: PoolMode) -> Self {
-        let folder = TempDir::new().expect("a temporary folder");
+        let folder = own_folder("pgbouncer");
         let port = free_port();
         let (mode, size) = match mode {
             PoolMode::Session => ("session", 60),

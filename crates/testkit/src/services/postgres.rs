@@ -1,6 +1,5 @@
 //! A real PostgreSQL of our own: a fresh data folder, a free port, durability on as in production.
 //!
-//! Folders of test programs that were killed are removed by the next one that starts a server.
 
 use std::fs;
 use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _};
@@ -13,15 +12,13 @@ use std::time::Duration;
 
 use super::certificates::Certificates;
 use super::daemon::{Daemon, free_port, wait_until};
+use super::folder::own_folder;
 
 /// Name of the superuser; connections from 127.0.0.1 need no password.
 pub(super) const USER: &str = "dormer";
 
 /// How long starting and stopping may take on a busy machine.
 const PATIENCE: Duration = Duration::from_mins(2);
-
-/// Begins the names of data folders, before the number of the process that owns them.
-const FOLDER_PREFIX: &str = "dormer-postgres-";
 
 /// A running server; its data goes with the value.
 #[derive(Debug)]
@@ -48,13 +45,7 @@ impl Postgres {
     }
 
     fn prepare(settings: &[&str]) -> Self {
-        static COUNT: AtomicU32 = AtomicU32::new(0);
-        remove_abandoned_folders();
-        let number = COUNT.fetch_add(1, Ordering::Relaxed);
-        let name = format!("{FOLDER_PREFIX}{}-{number}", std::process::id());
-        let folder = std::env::temp_dir().join(name);
-        fs::create_dir(&folder).expect("the folder is new");
-        fs::set_permissions(&folder, fs::Permissions::from_mode(0o700)).expect("it is ours");
+        let folder = own_folder("postgres").keep();
         let server = Self {
             programs: programs(),
             folder,
@@ -237,20 +228,6 @@ fn programs() -> PathBuf {
         .collect();
     versions.sort();
     versions.pop().expect("PostgreSQL is installed: scripts/get-services.sh brings it").1
-}
-
-/// Removes the folders of processes that are no more.
-fn remove_abandoned_folders() {
-    let Ok(entries) = fs::read_dir(std::env::temp_dir()) else { return };
-    for entry in entries.flatten() {
-        let name = entry.file_name();
-        let owner = name.to_str().and_then(|name| name.strip_prefix(FOLDER_PREFIX));
-        let owner = owner.and_then(|rest| rest.split('-').next()?.parse::<u32>().ok());
-        if owner.is_some_and(|owner| !Path::new(&format!("/proc/{owner}")).exists()) {
-            // Somebody else's, or another process is removing it.
-            let _ = fs::remove_dir_all(entry.path());
-        }
-    }
 }
 
 /// Makes the server the owner of a file or folder, if it runs as somebody else.

@@ -7,15 +7,17 @@ use tempfile::TempDir;
 
 use super::certificates::Certificates;
 use super::daemon::{Daemon, free_port};
+use super::folder::own_folder;
 use super::parts::part;
 use super::s3::S3Access;
 
 /// A SeaweedFS server with an empty folder of its own. Dropped, it is killed and its folder removed.
 #[derive(Debug)]
 pub struct SeaweedFs {
+    // Goes before its folder.
+    daemon: Option<Daemon>,
     folder: TempDir,
     ports: Ports,
-    daemon: Option<Daemon>,
     access: S3Access,
     /// Arguments beside those that every server gets.
     more: Vec<String>,
@@ -54,7 +56,7 @@ impl SeaweedFs {
     }
 
     fn start_with(more: Vec<String>, more_identities: &str) -> Self {
-        let folder = TempDir::new().expect("a temporary folder");
+        let folder = own_folder("seaweedfs");
         let ports = Ports(std::array::from_fn(|_| free_port()));
         let access = S3Access::new(ports.0[6]);
         fs::create_dir(folder.path().join("data")).expect("the folder is new");
