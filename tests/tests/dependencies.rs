@@ -23,14 +23,15 @@ fn texts<'a>(rules: &'a toml::Table, section: &str, key: &str) -> Vec<&'a str> {
     rules[section][key].as_array().unwrap().iter().map(|value| value.as_str().unwrap()).collect()
 }
 
-/// Every package of the lock file that a platform of the rules compiles.
+/// Every package of the lock files that a platform of the rules compiles; the Worker has a lock file of its own.
 fn packages(rules: &toml::Table) -> Vec<Value> {
     let mut packages = Vec::new();
     let mut seen = BTreeSet::new();
-    for platform in texts(rules, "graph", "targets") {
+    let platforms = texts(rules, "graph", "targets").into_iter().map(|platform| (platform, "."));
+    for (platform, folder) in platforms.chain([("wasm32-unknown-unknown", "worker")]) {
         let output = Command::new(env!("CARGO"))
             .args(["metadata", "--format-version", "1", "--locked", "--filter-platform", platform])
-            .current_dir(workspace_root())
+            .current_dir(workspace_root().join(folder))
             .output()
             .unwrap();
         assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));

@@ -12,7 +12,7 @@ use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use dormer_tests::edge::{Attacked, Published, Workerd, WorkerdOptions, attack};
 use dormer_tests::http::{self, Reply};
-use dormer_tests::{Lab, Nix, workspace_root};
+use dormer_tests::{Lab, Nix, Run, part, workspace_root};
 use jsonwebtoken::{Algorithm, EncodingKey, Header, encode};
 use serde_json::{Value, json};
 
@@ -270,4 +270,23 @@ fn the_module_is_small() {
     let packed = gzip.wait_with_output().unwrap().stdout.len();
     writer.join().unwrap();
     assert!(packed > 1_000 && packed <= MODULE_BYTES_MAX, "the module has {packed} bytes, gzipped");
+}
+
+#[test]
+fn wrangler_takes_the_worker_as_it_is_configured() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut wrangler = Command::new(part("worker-node/node_modules/.bin/wrangler"));
+    wrangler
+        .args(["deploy", "--dry-run", "--outdir"])
+        .arg(folder.path().join("out"))
+        .current_dir(workspace_root().join("worker"))
+        .env("HOME", folder.path())
+        .env("CI", "1")
+        .env("WRANGLER_SEND_METRICS", "false");
+    let said = Run::of(&mut wrangler);
+    let text = said.succeeds() + &said.stderr();
+    for name in ["dormer_worker_bg.wasm", "env.BUCKET (nix-cache)", "--dry-run: exiting now"] {
+        assert!(text.contains(name), "{said}");
+    }
+    assert!(!text.contains("WARNING"), "{said}");
 }

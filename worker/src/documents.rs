@@ -33,7 +33,7 @@ pub(crate) async fn state(bucket: &R2Bucket, name: &str) -> Result<Option<Rc<Cac
     if let Some(known) = STATES.with_borrow(|known| recall(known, name)) {
         return Ok(known);
     }
-    let value = read(bucket, name, |json| CacheState::parse(json)).await?;
+    let value = read(bucket, name, CacheState::parse).await?;
     STATES.with_borrow_mut(|known| remember(known, name, value.clone()));
     Ok(value)
 }
@@ -43,11 +43,12 @@ pub(crate) async fn catalog(bucket: &R2Bucket, name: &str) -> Result<Option<Rc<C
     if let Some(known) = CATALOGS.with_borrow(|known| recall(known, name)) {
         return Ok(known);
     }
-    let value = read(bucket, name, |json| Catalog::parse(json)).await?;
+    let value = read(bucket, name, Catalog::parse).await?;
     CATALOGS.with_borrow_mut(|known| remember(known, name, value.clone()));
     Ok(value)
 }
 
+#[expect(clippy::option_option, reason = "nothing is remembered, or that nothing is there")]
 fn recall<T>(known: &HashMap<String, Remembered<T>>, name: &str) -> Option<Option<Rc<T>>> {
     known.get(name).filter(|entry| runtime::now_ms() < entry.until_ms).map(|entry| entry.value.clone())
 }
