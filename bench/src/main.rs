@@ -20,8 +20,9 @@ mod replicas;
 mod report;
 mod server;
 mod tables;
+mod worker;
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use clap::{Args, Parser, Subcommand};
@@ -116,6 +117,8 @@ enum Command {
         #[arg(long, default_value_t = 1)]
         replicas: usize,
     },
+    /// The Worker in workerd, beside a passthrough in JavaScript. Run from the repository's root, after scripts/build-worker.sh.
+    Worker,
     /// All tables of the results, as Markdown.
     Report,
 }
@@ -166,6 +169,11 @@ fn run(cli: &Cli) -> Result<()> {
             )?;
             save(&common.results(), "production", &production)?;
             print(&production.markdown())
+        }
+        Command::Worker => {
+            let cpu = worker::measure(Path::new("."), &common.work(), common.runs)?;
+            save(&common.results(), "worker", &cpu)?;
+            print(&cpu.markdown())
         }
         Command::Report => print(&tables::all(&common.results())?),
     }

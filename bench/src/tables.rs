@@ -14,6 +14,7 @@ use crate::memory::Memory;
 use crate::production::{Production, Pull, Push as ProductionPush};
 use crate::reads::Reads;
 use crate::report::{Table, load, megabytes};
+use crate::worker::WorkerCpu;
 
 /// Every table that there are results for.
 pub(crate) fn all(results: &Path) -> Result<String> {
@@ -37,6 +38,10 @@ pub(crate) fn all(results: &Path) -> Result<String> {
     if let Some(production) = load::<Production>(results, "production")? {
         text += "## PostgreSQL and S3\n\n";
         text += &production.markdown();
+    }
+    if let Some(worker) = load::<WorkerCpu>(results, "worker")? {
+        text += "## The edge\n\n";
+        text += &worker.markdown();
     }
     if let Some(memory) = load::<Memory>(results, "memory")? {
         text += "## Memory\n\n";

@@ -111,6 +111,7 @@ impl<'a> Host<'a> {
             range: range.as_deref(),
             if_range: if_range.as_deref(),
             if_none_match: if_none_match.as_deref(),
+            origin: Some(&self.origin),
         });
         match planned {
             Plan::Answer(answer) => Ok((answer, None)),

@@ -6,7 +6,7 @@ use crate::rules::Answer;
 use crate::state::{CacheState, Catalog};
 
 const STYLE: &str = "body{font:16px/1.5 system-ui,sans-serif;max-width:44rem;margin:2rem auto;padding:0 1rem;color:#222;background:#fff}\
-pre{background:#f4f4f4;padding:.8rem;overflow-x:auto;border-radius:.3rem}dt{font-weight:600}dd{margin:0 0 .6rem}\
+pre{background:#f4f4f4;padding:.8rem;white-space:pre-wrap;overflow-wrap:anywhere;border-radius:.3rem}h1,li,dd{overflow-wrap:anywhere}dt{font-weight:600}dd{margin:0 0 .6rem}\
 @media(prefers-color-scheme:dark){body{color:#ddd;background:#181818}pre{background:#262626}a{color:#8ab4f8}}";
 
 /// No page needs more than its style.
@@ -33,10 +33,13 @@ pub fn home(catalog: Option<&Catalog>, is_head: bool) -> Answer {
 }
 
 /// The page of a cache, for those who may read it.
-pub(crate) fn of_cache(state: &CacheState, is_head: bool) -> Answer {
+pub(crate) fn of_cache(state: &CacheState, origin: Option<&str>, is_head: bool) -> Answer {
     let cache = &state.cache;
     let mut html = format!("<h1>{cache}</h1>\n<p>A Nix binary cache. In <code>nix.conf</code>:</p>\n<pre>");
-    let _ = writeln!(html, "extra-substituters = <em>address of this page</em>");
+    let _ = match origin {
+        Some(origin) => writeln!(html, "extra-substituters = {}/{cache}", escape(origin)),
+        None => writeln!(html, "extra-substituters = <em>address of this page</em>"),
+    };
     let _ =
         write!(html, "extra-trusted-public-keys = {}</pre>\n<dl>\n", escape(&state.public_keys.join(" ")));
     let mut row = |name: &str, value: &str| {
@@ -66,6 +69,13 @@ fn page(title: &str, body: &str, is_public: bool, is_head: bool) -> Answer {
         .with("cache-control", format!("{who}, max-age={PAGE_SECONDS}"))
         .with("content-security-policy", POLICY)
         .with("referrer-policy", "no-referrer")
+}
+
+/// Whether this can be shown as an address to paste: a scheme and a host, and nothing that would be another word.
+pub(crate) fn is_plain_origin(origin: &str) -> bool {
+    let host = origin.strip_prefix("https://").or_else(|| origin.strip_prefix("http://"));
+    let plain = |byte: u8| byte.is_ascii_alphanumeric() || b".-_:[]".contains(&byte);
+    host.is_some_and(|host| (1..=255).contains(&host.len()) && host.bytes().all(plain))
 }
 
 fn escape(text: &str) -> String {
@@ -128,6 +138,19 @@ mod tests {
     }
 
     #[test]
+    fn only_what_is_a_host_is_shown_as_an_address() {
+        for origin in ["https://cache.example.org", "http://127.0.0.1:8080", "http://[::1]:8080"] {
+            assert!(is_plain_origin(origin), "{origin}");
+        }
+        for origin in ["", "https://", "https://a b", "https://a/b", "https://<b>", "ftp://a", "https://a\nb"]
+        {
+            assert!(!is_plain_origin(origin), "{origin}");
+        }
+        let long = format!("https://{}", "a".repeat(256));
+        assert!(!is_plain_origin(&long));
+    }
+
+    #[test]
     fn what_a_document_says_is_text_and_no_markup() {
         let state = CacheState {
             version: 1,
@@ -141,9 +164,12 @@ mod tests {
             published_at: 0,
             revoked: vec![],
         };
-        let Body::Text(html) = of_cache(&state, false).body else { panic!("no page") };
+        let Body::Text(html) = of_cache(&state, Some("https://c.org"), false).body else { panic!("no page") };
         assert!(!html.contains("<script>") && !html.contains("<b>:"), "{html}");
         assert!(html.contains("&lt;script&gt;&quot;&#39;&amp;"));
+        assert!(html.contains("extra-substituters = https://c.org/main\n"), "{html}");
+        let Body::Text(html) = of_cache(&state, None, false).body else { panic!("no page") };
+        assert!(html.contains("address of this page"), "{html}");
     }
 
     #[test]

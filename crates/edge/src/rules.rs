@@ -34,6 +34,8 @@ pub struct Request<'a> {
     pub if_range: Option<&'a str>,
     /// Header `If-None-Match`.
     pub if_none_match: Option<&'a str>,
+    /// Scheme and host that were asked, as in `https://cache.example.org`, if that is known. Shown on pages; nothing else depends on it.
+    pub origin: Option<&'a str>,
 }
 
 /// What a request comes to before anything was read.
@@ -127,6 +129,7 @@ pub fn plan(request: &Request<'_>) -> Plan {
         target,
         is_head,
         token: request.authorization.and_then(presented_token),
+        origin: request.origin.filter(|origin| page::is_plain_origin(origin)).map(str::to_owned),
         range: owned(request.range),
         if_range: owned(request.if_range),
         if_none_match: owned(request.if_none_match),
@@ -144,6 +147,7 @@ pub struct Visit {
     target: Option<EdgeKey>,
     is_head: bool,
     token: Option<String>,
+    origin: Option<String>,
     range: Option<String>,
     if_range: Option<String>,
     if_none_match: Option<String>,
@@ -189,7 +193,7 @@ impl Visit {
             return Admission::Answer(Answer::not_found(self.is_head));
         }
         match self.target {
-            None => Admission::Answer(page::of_cache(state, self.is_head)),
+            None => Admission::Answer(page::of_cache(state, self.origin.as_deref(), self.is_head)),
             Some(key) => {
                 // Only NARs are worth resuming, and only their tags are known before they are found.
                 let part = tag_of(&key).filter(|_| !self.is_head).and_then(|tag| {

@@ -16,7 +16,7 @@ use futures::StreamExt as _;
 use http_body_util::combinators::UnsyncBoxBody;
 use http_body_util::{BodyExt as _, Full, StreamBody};
 use hyper::body::{Frame, Incoming};
-use hyper::header::{AUTHORIZATION, HeaderName, HeaderValue, IF_NONE_MATCH, IF_RANGE, RANGE};
+use hyper::header::{AUTHORIZATION, HOST, HeaderName, HeaderValue, IF_NONE_MATCH, IF_RANGE, RANGE};
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper::{Request, Response, StatusCode};
@@ -31,6 +31,8 @@ use super::source::{ByteStream, Opened, Source, SourceError};
 use crate::auth::Authenticator;
 use crate::serve::{Error, pause_after};
 use crate::socket::Socket;
+
+const FORWARDED_PROTO: HeaderName = HeaderName::from_static("x-forwarded-proto");
 
 /// Largest document that is remembered, in bytes. Nearly all narinfos and most listings are far smaller.
 const DOCUMENT_BYTES_MAX: u64 = 256 * 1024;
@@ -196,7 +198,13 @@ impl EdgeServer {
     async fn respond(&self, request: &Request<Incoming>) -> Response<Body> {
         let begin = Instant::now();
         let header = |name: HeaderName| request.headers().get(name).and_then(|value| value.to_str().ok());
+        let origin = header(HOST).map(|host| {
+            // Whoever stands before this program speaks TLS, and says so.
+            let scheme = if header(FORWARDED_PROTO) == Some("https") { "https" } else { "http" };
+            format!("{scheme}://{host}")
+        });
         let planned = plan(&EdgeRequest {
+            origin: origin.as_deref(),
             method: request.method().as_str(),
             path: request.uri().path(),
             authorization: header(AUTHORIZATION),
