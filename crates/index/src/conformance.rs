@@ -37,7 +37,7 @@ where
             a_damaged_chunk_heals_in_place, large_look_ups_are_one_statement, every_bit_of_a_chunk_row_survives;
         commits: a_commit_makes_the_object_visible, a_nar_is_shared_between_caches, a_known_nar_is_named_without_its_bytes,
             a_nar_that_is_gone_or_damaged_cannot_be_named, a_deleted_cache_takes_no_commit, a_missing_pack_fails_the_commit,
-            a_failed_commit_leaves_nothing, a_sound_row_wins_over_a_second_upload, a_damaged_nar_heals_in_place,
+            a_chunk_found_damaged_since_its_look_up_fails_the_commit, a_failed_commit_leaves_nothing, a_sound_row_wins_over_a_second_upload, a_damaged_nar_heals_in_place,
             healing_is_told_to_every_cache, an_object_replaces_what_was_there, a_replaced_nar_stays_readable_for_30_days,
             signatures_are_merged_old_ones_first, other_references_drop_old_signatures, the_first_narinfo_stays,
             a_damaged_first_narinfo_gives_way, the_same_narinfo_adds_its_signatures, a_repeated_commit_changes_nothing,

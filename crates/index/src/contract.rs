@@ -216,8 +216,30 @@ pub struct NewNar {
     /// Its listing.
     pub listing: StoredListing,
     /// The packs that hold its chunks (and its listing's). The commit locks and stamps them, and fails with
-    /// [`Error::PackGone`](crate::Error::PackGone) when one is condemned or deleted.
+    /// [`Error::PackGone`](crate::Error::PackGone) when one is condemned or deleted, or when one of the chunks is marked damaged.
     pub packs: Vec<PackNumber>,
+}
+
+impl NewNar {
+    /// The numbers of the packs, each once, in order.
+    pub(crate) fn pack_numbers(&self) -> Vec<i64> {
+        let mut numbers: Vec<i64> = self.packs.iter().map(|pack| pack.0).collect();
+        numbers.sort_unstable();
+        numbers.dedup();
+        numbers
+    }
+
+    /// Whether the NAR or its listing is made of one of these chunks.
+    pub(crate) fn needs_any(&self, chunks: &[u64]) -> bool {
+        let listing = match &self.listing {
+            StoredListing::Inline(_) => [].as_slice(),
+            StoredListing::Chunks { recipe, .. } => &recipe.runs,
+        };
+        chunks.iter().any(|chunk| {
+            let has = |run: &ChunkRun| chunk.checked_sub(run.first).is_some_and(|n| n < u64::from(run.count));
+            self.recipe.runs.iter().chain(listing).any(has)
+        })
+    }
 }
 
 /// The NAR half of a commit.

@@ -16,8 +16,9 @@ pub enum Error {
     /// The cache was deleted.
     #[error("cache is gone")]
     CacheGone,
-    /// A pack that a commit reuses was condemned or deleted meanwhile; storing the chunks again heals it.
-    #[error("a reused pack is gone")]
+    /// A pack that a commit reuses was condemned or deleted meanwhile, or a chunk in it was found damaged; storing the chunks
+    /// again heals it.
+    #[error("a reused pack is gone or damaged")]
     PackGone,
     /// A NAR that a commit reuses was removed or damaged meanwhile; storing it again heals it.
     #[error("a reused NAR is gone")]

@@ -106,6 +106,31 @@ pub(super) async fn a_missing_pack_fails_the_commit(index: Subject) -> Result<()
     Ok(())
 }
 
+pub(super) async fn a_chunk_found_damaged_since_its_look_up_fails_the_commit(index: Subject) -> Result<()> {
+    let cache = cache(&index, "main").await?;
+    let reader = push_object(&index, cache, 1).await?;
+    let rows = index.commit_pack(&pack(20, 20..24)).await?;
+    let (whole, first, second) = (new_nar(2, &rows), new_nar(3, &rows[..2]), new_nar(4, &rows[2..]));
+    let mut listing = new_nar(5, &rows[..1]);
+    listing.listing = StoredListing::Chunks { recipe: recipe(&rows[2..3]), size: 9 };
+    // Somebody reads it between the look-up and the commit.
+    index.mark_damaged(reader, &[rows[2].number], NOW).await?;
+    for (number, nar) in [(2, &whole), (4, &second), (5, &listing)] {
+        let target = CommitTarget::Object(object(number));
+        let outcome = commit(&index, cache, source(nar.clone()), target).await;
+        assert!(matches!(outcome, Err(Error::PackGone)), "{number}: {outcome:?}");
+        assert_eq!(index.find_object(cache, &path_hash(number)).await?, None);
+    }
+    let outcome = commit(&index, cache, source(first), CommitTarget::Object(object(3))).await?;
+    committed(&outcome);
+    // Stored again, all of it can be named.
+    index.commit_pack(&pack(21, [22])).await?;
+    for (number, nar) in [(2, whole), (4, second), (5, listing)] {
+        committed(&commit(&index, cache, source(nar), CommitTarget::Object(object(number))).await?);
+    }
+    Ok(())
+}
+
 pub(super) async fn a_failed_commit_leaves_nothing(index: Subject) -> Result<()> {
     let cache = cache(&index, "main").await?;
     let mut nar = new_nar(1, &rows_of(&index, 1).await?);
@@ -336,6 +361,7 @@ pub(super) async fn a_lost_listing_makes_the_next_push_store_the_nar_again(index
     let again = commit(&index, cache, NarSource::Known(nar), alias("f")).await?;
     assert_eq!(again, CommitOutcome::Committed(nar), "it can still be named");
 
+    index.commit_pack(&pack(2, [3])).await?;
     let healed = commit(&index, cache, source(chunked.clone()), CommitTarget::Object(object(1))).await?;
     assert_eq!(healed, CommitOutcome::Committed(nar));
     assert_eq!(index.find_listing(nar).await?, Some(chunked.listing));

@@ -181,13 +181,7 @@ fn locks(commit: &NarCommit) -> Vec<Lock> {
 }
 
 async fn write_nar(write: &mut Session<'_>, nar: &NewNar, at: UnixSeconds) -> Result<NarId> {
-    let mut packs: Vec<i64> = nar.packs.iter().map(|pack| pack.0).collect();
-    packs.sort_unstable();
-    packs.dedup();
-    let stamped: i64 = write.one(packs::stamp(&packs, at)).await?.column(0, "packs")?;
-    if usize::try_from(stamped).ok() != Some(packs.len()) {
-        return Err(Error::PackGone);
-    }
+    packs::stamp(write, nar, at).await?;
     let (size, body) = listing_columns(&nar.listing);
     let statement = query(WRITE_NAR)
         .bind(nar.hash.as_bytes().as_slice())

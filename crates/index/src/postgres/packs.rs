@@ -12,7 +12,7 @@ use sqlx::query;
 use super::session::{Session, Statement};
 use super::{KEYS_MAX, PostgresIndex, changes, outbox};
 use crate::columns::{corrupt, signed, unsigned};
-use crate::contract::{ChunkRow, NarId, NewPack, PackNumber, UnixSeconds};
+use crate::contract::{ChunkRow, NarId, NewNar, NewPack, PackNumber, UnixSeconds};
 use crate::rows::{Row as _, read_chunk, read_position};
 use crate::{Error, Result};
 
@@ -60,7 +60,7 @@ const INSERT_CHUNKS: &str = "
         OR EXISTS (SELECT 1 FROM packs AS p WHERE p.number = chunks.pack AND p.condemned_at IS NOT NULL)
     RETURNING number, id";
 
-// Counts those that are there; locked in order, and stamped only where the stamp is older.
+// Counts those that are there; locked in order, and stamped only where the stamp is older. And the damaged chunks in them.
 pub(super) const STAMP_PACKS: &str = "
     WITH held AS MATERIALIZED (
         SELECT p.number, p.used_at FROM packs AS p
@@ -69,7 +69,9 @@ pub(super) const STAMP_PACKS: &str = "
     stamped AS (
         UPDATE packs SET used_at = $1 FROM held
         WHERE packs.number = held.number AND held.used_at < $1)
-    SELECT count(*) FROM held";
+    SELECT count(*), ARRAY(
+        SELECT c.number FROM held JOIN chunks AS c ON c.pack = held.number WHERE c.damaged_at IS NOT NULL)
+    FROM held";
 
 const MARK_NAR_DAMAGED: &str = "UPDATE nars SET damaged_at = $2 WHERE id = $1 AND damaged_at IS NULL";
 
@@ -84,9 +86,15 @@ const FORGET_LISTING: &str = "DELETE FROM listings WHERE nar = $1";
 
 const UPDATE_ENCODING: &str = "UPDATE nars SET tag = $2, file_size = $3 WHERE id = $1";
 
-/// A statement that stamps packs and says how many of them there are.
-pub(super) fn stamp(packs: &[i64], at: UnixSeconds) -> Statement<'_> {
-    query(STAMP_PACKS).bind(at).bind(packs)
+/// Stamps a new NAR's packs; fails with [`Error::PackGone`] if one of them, or a chunk that the NAR needs, may no longer be reused.
+pub(super) async fn stamp(write: &mut Session<'_>, nar: &NewNar, at: UnixSeconds) -> Result<()> {
+    let packs = nar.pack_numbers();
+    let row = write.one(query(STAMP_PACKS).bind(at).bind(&packs)).await?;
+    let stamped: i64 = row.column(0, "packs")?;
+    let numbers: Vec<i64> = sqlx::Row::try_get(&row, 1).map_err(|error| corrupt("chunks", error))?;
+    let damaged = numbers.into_iter().map(|number| unsigned("chunks", number)).collect::<Result<Vec<_>>>()?;
+    let all = usize::try_from(stamped).ok() == Some(packs.len());
+    if !all || nar.needs_any(&damaged) { Err(Error::PackGone) } else { Ok(()) }
 }
 
 impl PostgresIndex {

@@ -106,7 +106,7 @@ async fn two_replicas_meet_the_contract() {
 async fn replicas_that_start_at_once_migrate_once() {
     let url = Postgres::shared().create_database();
     let plan = PostgresIndex::plan_migration(&url, &options()).await.unwrap();
-    assert_eq!((plan.found, plan.pending.len()), (0, 3));
+    assert_eq!((plan.found, plan.pending.len()), (0, 4));
     assert_eq!(
         Postgres::shared().sql(&url, "SELECT count(*) FROM pg_tables WHERE schemaname = 'public'"),
         "0"
@@ -125,10 +125,10 @@ async fn replicas_that_start_at_once_migrate_once() {
     assert_eq!(
         Postgres::shared()
             .sql(&url, "SELECT max(version), bool_and(success), count(*) FROM _sqlx_migrations"),
-        "3|t|3"
+        "4|t|4"
     );
     let plan = PostgresIndex::plan_migration(&url, &options()).await.unwrap();
-    assert_eq!((plan.found, plan.pending.len()), (3, 0));
+    assert_eq!((plan.found, plan.pending.len()), (4, 0));
 }
 
 #[tokio::test]
@@ -141,7 +141,7 @@ async fn a_newer_schema_is_refused() {
          VALUES (7777, 'later', true, '', 0)",
     );
     let refused = PostgresIndex::open(&url, options()).await;
-    assert!(matches!(refused, Err(Error::SchemaTooNew { found: 7777, known: 3 })), "{refused:?}");
+    assert!(matches!(refused, Err(Error::SchemaTooNew { found: 7777, known: 4 })), "{refused:?}");
     let refused = PostgresIndex::plan_migration(&url, &options()).await;
     assert!(matches!(refused, Err(Error::SchemaTooNew { .. })), "{refused:?}");
     running.check_ready().await.unwrap();
@@ -454,7 +454,7 @@ pub(super) async fn look_ups_search_indexes(index: &PostgresIndex, with_removals
         (packs::FIND_CHUNKS, array.to_owned(), ["chunks_id_key", "packs_pkey"].as_slice()),
         (packs::FIND_WINNERS, array.to_owned(), &["chunks_id_key", "packs_pkey"]),
         (packs::LOAD_CHUNKS, "ARRAY[1], ARRAY[2]".to_owned(), &["chunks_pkey", "packs_pkey"]),
-        (packs::STAMP_PACKS, "1, ARRAY[1]".to_owned(), &["packs_pkey"]),
+        (packs::STAMP_PACKS, "1, ARRAY[1]".to_owned(), &["packs_pkey", "chunks_damaged"]),
         (packs::MARK_CHUNKS_DAMAGED, "ARRAY[1], 2".to_owned(), &["chunks_pkey"]),
         (nars::FIND_NAR, bytes.to_owned(), &["nars_hash_key", "listings_pkey"]),
         (nars::FIND_NAR_BY_HASH, format!("1, {bytes}, 2"), &["nars_hash_key", "objects_by_nar"]),

@@ -176,12 +176,7 @@ impl SqliteIndex {
         heal: bool,
         at: UnixSeconds,
     ) -> Result<NarId> {
-        let mut packs: Vec<i64> = nar.packs.iter().map(|pack| pack.0).collect();
-        packs.sort_unstable();
-        packs.dedup();
-        if write.execute(packs::stamp(&packs, at)).await? != packs.len() as u64 {
-            return Err(Error::PackGone);
-        }
+        packs::stamp(write, nar, at).await?;
         let statement = query(if heal { HEAL_NAR } else { INSERT_NAR })
             .bind(nar.hash.as_bytes().as_slice())
             .bind(signed(nar.size))

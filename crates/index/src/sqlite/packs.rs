@@ -11,10 +11,10 @@ use dormer_format::{ChunkId, ChunkRun};
 use sqlx::query;
 use sqlx::sqlite::SqliteRow;
 
-use super::session::Statement;
+use super::session::{Statement, Write};
 use super::{KEYS_MAX, SqliteIndex, get, hex_array, outbox};
 use crate::columns::{corrupt, signed};
-use crate::contract::{ChunkRow, NarId, NewPack, PackNumber, UnixSeconds};
+use crate::contract::{ChunkRow, NarId, NewNar, NewPack, PackNumber, UnixSeconds};
 use crate::key_filter::id_key;
 use crate::rows::{read_chunk, read_position};
 use crate::{Error, Result};
@@ -52,9 +52,12 @@ pub(super) const INSERT_CHUNKS: &str = "
         OR chunks.pack IN (SELECT p.number FROM packs AS p WHERE p.condemned_at IS NOT NULL)
     RETURNING number, id";
 
+// A row for each pack that is there, with the numbers of its damaged chunks.
 pub(super) const STAMP_PACKS: &str = "
     UPDATE packs SET used_at = CASE WHEN used_at < $1 THEN $1 ELSE used_at END
-    WHERE number IN (SELECT value FROM json_each($2)) AND condemned_at IS NULL";
+    WHERE number IN (SELECT value FROM json_each($2)) AND condemned_at IS NULL
+    RETURNING (SELECT json_group_array(c.number) FROM chunks AS c
+        WHERE c.pack = packs.number AND c.damaged_at IS NOT NULL)";
 
 const MARK_NAR_DAMAGED: &str = "UPDATE nars SET damaged_at = $2 WHERE id = $1 AND damaged_at IS NULL";
 
@@ -66,9 +69,16 @@ const FORGET_LISTING: &str = "DELETE FROM listings WHERE nar = $1";
 
 const UPDATE_ENCODING: &str = "UPDATE nars SET tag = $2, file_size = $3 WHERE id = $1";
 
-/// A statement that stamps packs.
-pub(super) fn stamp(packs: &[i64], at: UnixSeconds) -> Statement<'static> {
-    query(STAMP_PACKS).bind(at).bind(number_array(packs))
+/// Stamps a new NAR's packs; fails with [`Error::PackGone`] if one of them, or a chunk that the NAR needs, may no longer be reused.
+pub(super) async fn stamp(write: &mut Write<'_>, nar: &NewNar, at: UnixSeconds) -> Result<()> {
+    let packs = nar.pack_numbers();
+    let rows = write.all(query(STAMP_PACKS).bind(at).bind(number_array(&packs))).await?;
+    let mut damaged: Vec<u64> = Vec::new();
+    for row in &rows {
+        let numbers: String = get(row, 0, "chunks")?;
+        damaged.extend(serde_json::from_str::<Vec<u64>>(&numbers).map_err(|error| corrupt("chunks", error))?);
+    }
+    if rows.len() != packs.len() || nar.needs_any(&damaged) { Err(Error::PackGone) } else { Ok(()) }
 }
 
 impl SqliteIndex {
