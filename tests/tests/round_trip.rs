@@ -135,3 +135,23 @@ fn dormer_use_is_all_that_a_machine_needs_and_unuse_takes_it_back() {
     let text = std::fs::read_to_string(&conf).unwrap_or_default();
     assert!(!text.contains(&lab.cache_url("main")) && !text.contains(&lab.public_key("main")), "{text}");
 }
+
+#[test]
+fn two_servers_on_one_host_and_tokens_that_do_not_count_are_pointed_out() {
+    let (one, two) = (Lab::start(), Lab::start());
+    let user = one.machine("user", Nix::NEWEST);
+    for (name, lab) in [("one", &one), ("two", &two)] {
+        user.dormer(&["login", name, &lab.url(), &lab.admin_token()]).succeeds();
+        user.dormer(&["cache", "create", &format!("{name}:secret")]).succeeds();
+    }
+    user.dormer(&["use", "one:secret"]).succeeds();
+    let second = user.dormer(&["use", "two:secret"]);
+    second.succeeds();
+    let said = second.stderr();
+    assert!(said.contains("one is on 127.0.0.1 too: netrc files know no ports"), "{said}");
+
+    let said = user.dormer(&["login", "three", &one.url(), "no.such.token"]).fails();
+    assert!(said.contains("has expired, or is another server's"), "{said}");
+    let said = user.dormer(&["cache", "list", "three"]).fails();
+    assert!(said.contains("three"), "nothing was remembered: {said}");
+}

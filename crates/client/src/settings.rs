@@ -118,6 +118,18 @@ pub struct Settings {
     other: toml::Table,
 }
 
+impl Settings {
+    /// Makes the paths of token files absolute: they are relative to the file that was read, and another may be written.
+    fn find_token_files(&mut self, read_from: &Path) {
+        let folder = read_from.parent().unwrap_or(Path::new(""));
+        for server in self.servers.values_mut() {
+            if let Some(file) = &mut server.token_file {
+                *file = folder.join(&*file);
+            }
+        }
+    }
+}
+
 /// One server.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
@@ -127,7 +139,7 @@ pub struct ServerSettings {
     /// The token itself.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub token: Option<Secret>,
-    /// A file that holds the token; relative to the folder of the settings. Used when `token` is not set.
+    /// A file that holds the token; written by hand, relative to the folder of the settings. Used when `token` is not set.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub token_file: Option<PathBuf>,
     #[serde(flatten)]
@@ -183,7 +195,8 @@ impl LoadedSettings {
         for path in [&paths.dormer, &paths.attic] {
             match std::fs::read_to_string(path) {
                 Ok(text) => {
-                    let settings = parse(path, &text)?;
+                    let mut settings = parse(path, &text)?;
+                    settings.find_token_files(path);
                     return Ok(Self { settings, read_from: Some(path.clone()), path: paths.dormer.clone() });
                 }
                 Err(error) if error.kind() == io::ErrorKind::NotFound => {}
@@ -219,19 +232,17 @@ impl LoadedSettings {
         let token = match (from_variables, &server.token, &server.token_file) {
             (Some(token), ..) => Some(Secret::new(token.trim())),
             (None, Some(token), _) => Some(token.clone()),
-            (None, None, Some(file)) => Some(self.read_token_file(name, file)?),
+            (None, None, Some(file)) => Some(read_token_file(name, file)?),
             (None, None, None) => None,
         };
         Ok(ResolvedServer { name: name.clone(), endpoint: server.endpoint.parse()?, token })
     }
+}
 
-    fn read_token_file(&self, server: &ServerName, file: &Path) -> Result<Secret> {
-        let folder = self.read_from.as_ref().unwrap_or(&self.path).parent().unwrap_or(Path::new(""));
-        let path = folder.join(file);
-        match std::fs::read_to_string(&path) {
-            Ok(text) => Ok(Secret::new(text.trim())),
-            Err(source) => Err(Error::ReadTokenFile { server: server.clone(), path, source }),
-        }
+fn read_token_file(server: &ServerName, path: &Path) -> Result<Secret> {
+    match std::fs::read_to_string(path) {
+        Ok(text) => Ok(Secret::new(text.trim())),
+        Err(source) => Err(Error::ReadTokenFile { server: server.clone(), path: path.to_owned(), source }),
     }
 }
 
@@ -349,6 +360,8 @@ mod tests {
         assert_eq!(again.read_from.as_deref(), Some(paths.dormer.as_path()));
         assert_eq!(again.settings, loaded.settings);
         assert_eq!(again.settings.servers.len(), 3);
+        let other = again.resolve_server(Some(&"other".parse().unwrap()), &no_variables).unwrap();
+        assert_eq!(other.token.unwrap().expose(), "from-file", "the file is where Attic's settings said");
     }
 
     #[test]

@@ -83,6 +83,18 @@ pub enum Error {
         /// Hash and size of the NAR.
         has: String,
     },
+    /// The cache holds paths of its store folder, and would hold paths of another.
+    #[error(
+        "cache '{cache}' holds store paths of {store_dir}, so its store folder cannot change: create another cache for {wanted}"
+    )]
+    StoreDirInUse {
+        /// The cache.
+        cache: String,
+        /// Its store folder.
+        store_dir: String,
+        /// The store folder that was asked for.
+        wanted: String,
+    },
     /// Stored bytes are missing or changed. The path is treated as missing until it is pushed again.
     #[error("stored bytes of NAR {nar} are damaged")]
     Damaged {
@@ -146,6 +158,7 @@ impl Error {
             | Self::DecoderTooLarge { .. }
             | Self::NoAlias { .. }
             | Self::NarMismatch { .. }
+            | Self::StoreDirInUse { .. }
             | Self::RangeOutside { .. } => ErrorClass::BadInput,
             Self::Busy { .. } => ErrorClass::Busy,
             Self::Damaged { .. } => ErrorClass::Missing,

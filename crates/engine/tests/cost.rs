@@ -93,6 +93,24 @@ async fn costs_do_not_grow(index: Arc<dyn Index>) {
     assert!(many.push <= 14, "{many:?}");
     assert!(many.pull <= 2 && many.narinfo <= 1 && many.miss <= 1, "{many:?}");
     assert_eq!(many.question, 1, "10,000 paths are one question");
+    large_nars_cost_by_their_bytes(&engine, &cache).await;
+}
+
+/// ADR 11: 14 statements, one for every 3 MiB looked up, and at most six for every pack.
+async fn large_nars_cost_by_their_bytes(engine: &Engine, cache: &Arc<Cache>) {
+    const SIZE: usize = 20_000_000;
+    let most = 14 + SIZE.div_ceil(3 << 20) as u64 + 6 * (SIZE.div_ceil(24 << 20) as u64 + 1);
+    let first = package_nar(&mut Random::new(4), SIZE, &[path(4)]);
+    // Another build: every chunk with a reference has other fills, and some bytes are new.
+    let mut second = package_nar(&mut Random::new(4), SIZE, &[path(5)]);
+    let quarter = second.len() / 4;
+    second[quarter..quarter + 64].fill(b'x');
+    for (number, nar) in [(4, &first), (5, &second)] {
+        let statements =
+            counted(engine, async { push(engine, cache, &path(number), nar).await.unwrap() }).await;
+        println!("a NAR of {} bytes: {statements} statements, at most {most}", nar.len());
+        assert!(statements <= most, "{statements} > {most}");
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]

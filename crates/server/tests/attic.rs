@@ -128,6 +128,15 @@ fn a_patch_changes_what_it_names_and_nothing_else() {
     changed("retention_period", json!("Global"));
     assert_eq!(patch(r#"{"store_dir":"/gnu/store"}"#).status, 200);
     changed("store_dir", json!("/gnu/store"));
+    assert_eq!(patch(r#"{"store_dir":"/nix/store"}"#).status, 200);
+    changed("store_dir", json!("/nix/store"));
+    // Paths of one store folder are none of another.
+    server.push("team-a", &path(1), &nar(1));
+    let refused = patch(r#"{"store_dir":"/gnu/store"}"#);
+    assert_error(&refused, 400, "RequestError");
+    assert!(refused.text().contains("create another cache for /gnu/store"), "{refused:?}");
+    assert_eq!(patch(r#"{"store_dir":"/nix/store"}"#).status, 200, "that is what it has");
+    changed("store_dir", json!("/nix/store"));
 
     let old_key = show()["public_key"].clone();
     assert_eq!(patch(r#"{"keypair":"Generate"}"#).status, 200);
@@ -490,6 +499,7 @@ fn caches_are_listed_and_paths_removed_by_the_second_version() {
     };
     assert_eq!(list(None), ["main"]);
     assert_eq!(list(Some(&token(&json!({"team-*": {"w": 1}})))), ["main", "team-a"]);
+    assert_error(&server.call("no.such.token", "GET", "/_api/v2/caches", b""), 401, "Unauthorized");
 
     let narinfo = format!("/team-a/{}.narinfo", path(1).hash());
     let nar_url = server.nar_url("team-a", &path(1));

@@ -12,7 +12,7 @@ use dormer_nix::PublicKey;
 use super::nix_settings::{EDGE_NETRC, NixFiles};
 use super::{Context, EXIT_CODES_OF_CLIENT};
 use crate::error::{Error, Result};
-use crate::nix_files::{MarkedFile, netrc_has_machine, nix_list_contains};
+use crate::nix_files::{MarkedFile, netrc_has_machine, netrc_password, nix_list_contains};
 
 /// How long an edge may take to answer one small request.
 const LOOK_TIMEOUT: Duration = Duration::from_secs(10);
@@ -115,6 +115,15 @@ pub(super) async fn run_use(args: UseArgs, context: &Context) -> Result<()> {
         } else {
             // Nix shows the password as Basic; the user name does not matter to the server.
             let entry = format!("machine {host} login dormer password {}", token.expose());
+            for other in netrc.names().into_iter().filter(|name| *name != netrc_name) {
+                let lines = netrc.lines_of(other).join("\n");
+                if netrc_password(&lines, &host).is_some_and(|password| password != token.expose()) {
+                    context.printer.warn(&format!(
+                        "{other} is on {host} too: netrc files know no ports, and Nix shows both the token of the first; let both \
+                         servers accept one token, or give one of them another name"
+                    ));
+                }
+            }
             netrc.set(&netrc_name, &[entry]);
         }
     }

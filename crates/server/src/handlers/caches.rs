@@ -4,6 +4,7 @@ use dormer_api::v2::{CacheEntry, ListCachesResponse, RemovePathResponse};
 use dormer_api::{CacheName, Permission, Permissions};
 use dormer_index::Cache;
 use dormer_nix::StorePathHash;
+use http::header::AUTHORIZATION;
 use http::{Response, StatusCode};
 
 use crate::app::App;
@@ -13,9 +14,13 @@ use crate::failure::Failure;
 use crate::handlers::attic::retention_period;
 use crate::handlers::upload::{bad_request, store_dir};
 
-/// The caches that the caller may know of: public ones, and those on which the token has any permission.
+/// The caches that the caller may know of: public ones, and those on which the token has any permission. A token that does not
+/// count is refused, although none is needed: who shows one wants to know, and `dormer login` asks here.
 pub(crate) async fn list_caches(app: &App, call: &Call) -> Result<Response<Body>, Failure> {
     let claims = app.claims(call);
+    if claims.is_none() && call.headers().contains_key(AUTHORIZATION) {
+        return Err(Failure::Unauthorized);
+    }
     let mut caches = Vec::new();
     for cache in app.engine.list_caches().await? {
         let name: CacheName = cache.name.parse().map_err(bad_request)?;
