@@ -1,6 +1,5 @@
 //! What examples/ holds is fit to be pasted: workflows pass actionlint, nix.conf passes Nix.
 
-#![expect(clippy::unwrap_used, reason = "a failed unwrap fails the test, as it should")]
 
 use std::fs;
 use std::path::Path;
