@@ -1,6 +1,5 @@
 //! What examples/ holds is fit to be pasted: workflows pass actionlint, nix.conf passes Nix.
 
-
 use std::fs;
 use std::path::Path;
 use std::process::Command;

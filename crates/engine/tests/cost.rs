@@ -108,7 +108,6 @@ async fn large_nars_cost_by_their_bytes(engine: &Engine, cache: &Arc<Cache>) {
     for (number, nar) in [(4, &first), (5, &second)] {
         let statements =
             counted(engine, async { push(engine, cache, &path(number), nar).await.unwrap() }).await;
-        println!("a NAR of {} bytes: {statements} statements, at most {most}", nar.len());
         assert!(statements <= most, "{statements} > {most}");
     }
 }
