@@ -1,11 +1,13 @@
 //! A request's way: route, handler, answer.
 
+use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use dormer_api::headers::{CACHE_VISIBILITY, CACHE_VISIBILITY_PUBLIC};
 use dormer_engine::Engine;
+use futures::FutureExt as _;
 use http::header::{CONNECTION, HeaderName};
 use http::{HeaderValue, Method, Request, Response};
 use hyper::body::Incoming;
@@ -94,7 +96,9 @@ impl App {
         let route = Route::parse(call.path());
         let template = route.as_ref().map_or("none", Route::template);
         let mut exchange = Exchange::begin(&self.metrics, &call, id, template, self.settings.traces);
-        let mut response = match exchange.hold(answer(&call, &mut body, route)).await {
+        // What a handler shares is behind locks that no panic leaves half done, or the index's; the request is what fails.
+        let answer = AssertUnwindSafe(answer(&call, &mut body, route)).catch_unwind();
+        let mut response = match exchange.hold(answer).await.unwrap_or(Err(Failure::Panicked)) {
             Ok(response) => response,
             Err(failure) => {
                 if let Some(limit) = failure.limit() {

@@ -5,7 +5,7 @@
 //! |---|---|---|---|
 //! | none | `.nar` | a NAR's | – |
 //! | xz | `.xz` | `fd 37 7a 58 5a 00` | dictionary of the first block, 8 to 127 MiB |
-//! | zstd | `.zst` | `28 b5 2f fd` | window of the first frame, 8 to 128 MiB |
+//! | zstd | `.zst` | `28 b5 2f fd` | window of the first frame, rounded up to a power of two, 8 to 128 MiB |
 //! | bzip2 | `.bz2` | `BZh` | 5 MiB |
 //! | gzip | `.gz` | `1f 8b` | 1 MiB |
 //! | brotli | `.br` | – | window, up to 16 MiB, and 8 MiB |
@@ -26,7 +26,7 @@ use tokio::io::{AsyncBufRead, AsyncRead, AsyncReadExt};
 
 const MIB: u64 = 1024 * 1024;
 
-/// Largest window or dictionary of a decoder: `zstd --long` and `xz -9` and a factor of two.
+/// Largest window or dictionary of a decoder: that of `zstd --long` (27 bits), and twice that of `xz -9`.
 const WINDOW_BYTES_MAX: u64 = 128 * MIB;
 
 /// Windows are charged with at least this, so that later frames may differ: it is what `xz -6` and `zstd -19` use.
@@ -133,9 +133,13 @@ impl Compression {
             Self::Xz => xz_dictionary(head).unwrap_or(WINDOW_BYTES_MIN),
             Self::Zstd => zstd_window(head).unwrap_or(WINDOW_BYTES_MIN),
         };
+        if window > WINDOW_BYTES_MAX {
+            return Err(WindowTooLarge(window));
+        }
+        // zstd can only be told a power of two: a later frame may take all of it.
+        let window = if self == Self::Zstd { window.next_power_of_two() } else { window };
         // One MiB for what a decoder needs beside its window.
-        let needed = window.max(WINDOW_BYTES_MIN) + MIB;
-        if needed > WINDOW_BYTES_MAX + MIB { Err(WindowTooLarge(window)) } else { Ok(needed) }
+        Ok(window.max(WINDOW_BYTES_MIN) + MIB)
     }
 
     /// Decodes, within the memory that [`decoder_bytes`](Self::decoder_bytes) named.
@@ -151,7 +155,7 @@ impl Compression {
             Self::None => Box::new(Plain(input)),
             Self::Xz => of_several_members!(XzDecoder::with_mem_limit(input, decoder_bytes)),
             Self::Zstd => {
-                let window_log = (decoder_bytes - MIB).next_power_of_two().ilog2().max(23);
+                let window_log = (decoder_bytes - MIB).ilog2();
                 of_several_members!(ZstdDecoder::with_params(
                     input,
                     &[DParameter::window_log_max(window_log)]
@@ -382,6 +386,29 @@ mod tests {
         }
     }
 
+    #[tokio::test]
+    async fn a_later_frame_takes_what_the_first_announced_and_not_more() {
+        use async_compression::zstd::CParameter;
+        let frame = async |window_log| {
+            let parameters = [CParameter::window_log(window_log)];
+            let mut encoder = async_compression::tokio::bufread::ZstdEncoder::with_quality_and_params(
+                PLAIN,
+                async_compression::Level::Fastest,
+                &parameters,
+            );
+            let mut bytes = Vec::new();
+            encoder.read_to_end(&mut bytes).await.unwrap();
+            bytes
+        };
+        let (small, large, larger) = (frame(10).await, frame(24).await, frame(25).await);
+        assert!(decoded(Compression::Zstd, &[small.as_slice(), &large].concat(), 4096).await.is_err());
+        assert!(decoded(Compression::Zstd, &[large.as_slice(), &larger].concat(), 4096).await.is_err());
+        for frames in [[&large, &small], [&large, &large], [&larger, &large]] {
+            let plain = decoded(Compression::Zstd, &frames.map(Vec::as_slice).concat(), 4096).await;
+            assert_eq!(plain.unwrap(), [PLAIN, PLAIN].concat());
+        }
+    }
+
     #[test]
     fn suffixes_and_magics_tell_the_compression() {
         let nar = b"\x0d\0\0\0\0\0\0\0nix-archive-1\0\0\0";
@@ -417,6 +444,10 @@ mod tests {
         // Single segment, content size of 8 bytes.
         let huge = [b"\x28\xb5\x2f\xfd\xe0".as_slice(), &(1u64 << 40).to_le_bytes()].concat();
         assert_eq!(Compression::Zstd.decoder_bytes(&huge), Err(WindowTooLarge(1 << 40)));
+        let endless = [b"\x28\xb5\x2f\xfd\xe0".as_slice(), &u64::MAX.to_le_bytes()].concat();
+        assert_eq!(Compression::Zstd.decoder_bytes(&endless), Err(WindowTooLarge(u64::MAX)));
+        // A window of 9 MiB (exponent 13, mantissa 1): the decoder will allow the next power of two, so that is charged.
+        assert_eq!(Compression::Zstd.decoder_bytes(b"\x28\xb5\x2f\xfd\x00\x69"), Ok(17 * MIB));
         assert_eq!(Compression::Zstd.decoder_bytes(b"\x28\xb5\x2f\xfd\x20\x01"), Ok(9 * MIB));
         // Preset 6 has a dictionary of 8 MiB (bits 22), preset 9 one of 64 MiB (bits 28), 30 is 128 MiB, 40 is 4 GiB.
         let xz = |bits: u8| [b"\xfd7zXZ\0\0\0\0\0\0\0\x02\0\x21\x01".as_slice(), &[bits]].concat();

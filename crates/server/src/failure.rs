@@ -66,6 +66,8 @@ pub(crate) enum Failure {
     TooFast(Duration),
     #[error(transparent)]
     NotReady(NotReady),
+    #[error("a defect: the handler panicked")]
+    Panicked,
     #[error(transparent)]
     Engine(#[from] EngineError),
 }
@@ -133,6 +135,7 @@ impl Failure {
             Self::Engine(EngineError::Index(dormer_index::Error::CacheGone)) => {
                 of(StatusCode::NOT_FOUND, Name::NoSuchCache)
             }
+            Self::Panicked => engine_verdict(ErrorClass::Internal),
             Self::Engine(error) => engine_verdict(error.class()),
         }
     }

@@ -16,6 +16,7 @@ use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::server::graceful::{GracefulConnection, GracefulShutdown};
+use prometheus::IntGauge;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 
@@ -126,8 +127,7 @@ impl Server {
         stream: TcpStream,
         place: Place,
     ) {
-        let connections = self.app.metrics.http.connections.clone();
-        connections.inc();
+        let counted = Counted::new(&self.app.metrics.http.connections);
         let is_turned_away = matches!(place, Place::TurnedAway(_));
         let has_asked = Arc::new(AtomicBool::new(false));
         let connection =
@@ -143,9 +143,24 @@ impl Server {
                     tracing::debug!("cut a connection that had sent half a head when the server stopped");
                 }
             }
-            connections.dec();
-            drop(place);
+            drop((counted, place));
         });
+    }
+}
+
+/// One in a gauge for as long as it lives, also if its task panics.
+struct Counted(IntGauge);
+
+impl Counted {
+    fn new(gauge: &IntGauge) -> Self {
+        gauge.inc();
+        Self(gauge.clone())
+    }
+}
+
+impl Drop for Counted {
+    fn drop(&mut self) {
+        self.0.dec();
     }
 }
 

@@ -90,6 +90,7 @@ impl Server {
             inner: LocalBlobs::open(&packs).unwrap(),
             is_down: AtomicBool::new(false),
             is_hanging: AtomicBool::new(false),
+            is_defective: AtomicBool::new(false),
         });
         let index = runtime
             .block_on(SqliteIndex::open(&folder.path().join("index.sqlite"), SqliteOptions::default()))
@@ -283,9 +284,15 @@ pub struct Unreliable {
     inner: LocalBlobs,
     is_down: AtomicBool,
     is_hanging: AtomicBool,
+    is_defective: AtomicBool,
 }
 
 impl Unreliable {
+    /// From now on, reading panics.
+    pub fn set_defective(&self, is_defective: bool) {
+        self.is_defective.store(is_defective, Ordering::SeqCst);
+    }
+
     pub fn set_down(&self, is_down: bool) {
         self.is_down.store(is_down, Ordering::SeqCst);
     }
@@ -315,6 +322,7 @@ impl Blobs for Unreliable {
     }
     async fn get_range(&self, key: &BlobKey, range: Range<u64>) -> dormer_blobs::Result<Bytes> {
         self.check("read")?;
+        assert!(!self.is_defective.load(Ordering::SeqCst), "planted");
         self.inner.get_range(key, range).await
     }
     async fn head(&self, key: &BlobKey) -> dormer_blobs::Result<u64> {
