@@ -496,3 +496,12 @@ fn health_and_counters_are_answered() {
     let server = Server::start_with(|options| options.server.stats = true);
     assert!(server.get("/_dormer/stats").json()["index_statements"].as_u64().unwrap() > 0);
 }
+
+#[test]
+fn windows_without_end_are_refused() {
+    let server = Server::start();
+    let bomb = [b"\x28\xb5\x2f\xfd\xe0".as_slice(), &u64::MAX.to_le_bytes(), b"more"].concat();
+    let reply = server.call(&admin(), "PUT", "/main/nar/x.nar.zst", &bomb);
+    assert_eq!(reply.status, 400, "{reply:?}");
+    assert!(reply.text().contains("18446744073709551615 bytes to be decoded"), "{reply:?}");
+}

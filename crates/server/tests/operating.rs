@@ -184,6 +184,23 @@ fn a_request_is_found_again_by_its_id_in_every_line_and_no_line_has_a_secret() {
     }
 }
 
+#[test]
+fn a_defect_fails_its_request_and_nothing_else() {
+    let server = Server::start();
+    server.push("main", &path(1), &nar(1));
+    let url = server.nar_url("main", &path(1));
+    server.store.set_defective(true);
+    let reply = server.get(&url);
+    assert_eq!(reply.status, 500, "{reply:?}");
+    assert!(
+        reply.text().contains("under this request's id") && !reply.text().contains("planted"),
+        "{reply:?}"
+    );
+    assert!(reply.header("x-request-id").is_some());
+    server.store.set_defective(false);
+    assert_eq!(server.get(&url).status, 200);
+}
+
 /// All that is logged in this process, down to the smallest detail.
 #[derive(Clone, Default)]
 struct Log(Arc<Mutex<Vec<u8>>>);

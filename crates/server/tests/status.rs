@@ -435,32 +435,6 @@ fn an_unreachable_store_is_503_and_says_nothing() {
 }
 
 #[test]
-fn a_defect_fails_its_request_and_nothing_else() {
-    let server = Server::start();
-    server.push("main", &path(1), &nar(1));
-    let url = server.nar_url("main", &path(1));
-    server.store.set_defective(true);
-    let reply = server.get(&url);
-    assert_eq!(reply.status, 500, "{reply:?}");
-    assert!(
-        reply.text().contains("under this request's id") && !reply.text().contains("planted"),
-        "{reply:?}"
-    );
-    assert!(reply.header("x-request-id").is_some());
-    server.store.set_defective(false);
-    assert_eq!(server.get(&url).status, 200);
-}
-
-#[test]
-fn windows_without_end_are_refused() {
-    let server = Server::start();
-    let bomb = [b"\x28\xb5\x2f\xfd\xe0".as_slice(), &u64::MAX.to_le_bytes(), b"more"].concat();
-    let reply = server.call(&admin(), "PUT", "/main/nar/x.nar.zst", &bomb);
-    assert_eq!(reply.status, 400, "{reply:?}");
-    assert!(reply.text().contains("18446744073709551615 bytes to be decoded"), "{reply:?}");
-}
-
-#[test]
 fn bytes_that_turn_out_bad_cut_the_connection() {
     let server = Server::start();
     let nar = sized_nar(1, 12_000_000);
