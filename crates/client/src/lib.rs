@@ -20,6 +20,7 @@ mod api;
 mod dump;
 mod endpoint;
 mod error;
+pub mod fuzz_targets;
 mod look;
 mod nar_stream;
 mod nix_config;

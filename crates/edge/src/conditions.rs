@@ -17,7 +17,7 @@ pub enum Part {
 
 impl Part {
     /// Reads `Range`; `None` for what is no single range of bytes.
-    pub(crate) fn parse(value: &str) -> Option<Self> {
+    pub fn parse(value: &str) -> Option<Self> {
         let (unit, spec) = value.split_once('=')?;
         if !unit.trim().eq_ignore_ascii_case("bytes") {
             return None;

@@ -16,6 +16,7 @@
 
 mod conditions;
 mod error;
+pub mod fuzz_targets;
 mod layout;
 mod page;
 mod route;

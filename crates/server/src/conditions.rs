@@ -1,9 +1,10 @@
 //! `Range`, `If-Range` and `If-None-Match`: what part of a representation a request wants, if any.
 //!
-//! Single ranges only: a request for several gets the whole, which RFC 9110 allows and no Nix ever asks for.
+//! Single ranges only, read as at the edge: a request for several gets the whole, which RFC 9110 allows and no Nix ever asks for.
 
 use std::ops::Range;
 
+use dormer_edge::Part;
 use http::HeaderMap;
 use http::header::{IF_NONE_MATCH, IF_RANGE, RANGE};
 
@@ -23,33 +24,10 @@ pub(crate) enum Wanted {
 pub(crate) fn wanted(headers: &HeaderMap, etag: &str, size: u64) -> Wanted {
     let Some(range) = headers.get(RANGE).and_then(|value| value.to_str().ok()) else { return Wanted::Whole };
     let same = headers.get(IF_RANGE).is_none_or(|value| value.as_bytes() == etag.as_bytes());
-    if same { parse_range(range, size).unwrap_or(Wanted::Whole) } else { Wanted::Whole }
-}
-
-fn parse_range(value: &str, size: u64) -> Option<Wanted> {
-    let (unit, spec) = value.split_once('=')?;
-    if !unit.trim().eq_ignore_ascii_case("bytes") {
-        return None;
+    match Part::parse(range).filter(|_| same) {
+        None => Wanted::Whole,
+        Some(part) => part.of(size).map_or(Wanted::Outside, Wanted::Part),
     }
-    let (first, last) = spec.trim().split_once('-')?;
-    let range = match (first, last) {
-        ("", suffix) => size.saturating_sub(number(suffix)?)..size,
-        (first, "") => number(first)?..size,
-        (first, last) => {
-            let (first, last) = (number(first)?, number(last)?);
-            if last < first {
-                return None;
-            }
-            first..last.saturating_add(1).min(size)
-        }
-    };
-    Some(if range.start < range.end { Wanted::Part(range) } else { Wanted::Outside })
-}
-
-/// A decimal number; one too large for 64 bits is no less too large for us.
-fn number(text: &str) -> Option<u64> {
-    let digits = !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit());
-    digits.then(|| text.parse().unwrap_or(u64::MAX))
 }
 
 /// Whether the client has this representation already.

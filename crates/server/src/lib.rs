@@ -24,6 +24,7 @@ pub mod edge;
 mod exact;
 mod exchange;
 mod failure;
+pub mod fuzz_targets;
 mod handlers;
 mod health;
 mod metrics;

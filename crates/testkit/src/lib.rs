@@ -4,6 +4,7 @@
 
 mod faults;
 mod faults_publish;
+mod fuzz;
 mod inspection;
 mod invariants;
 mod nars;
@@ -11,6 +12,7 @@ pub mod services;
 
 pub use faults::{FaultBlobs, FaultIndex, Faults, Lie};
 pub use faults_publish::{FaultFiles, FaultPublish};
+pub use fuzz::run_over_corpus;
 pub use inspection::Inspection;
 pub use invariants::{Leaks, Violation, check_invariants, find_leaks};
 pub use nars::{Random, farm_nar, object_for, package_nar, rebuilt};

@@ -1,0 +1,5 @@
+//! What `nix path-info --json` prints.
+
+#![no_main]
+
+libfuzzer_sys::fuzz_target!(|data: &[u8]| dormer_client::fuzz_targets::fuzz_path_info(data));

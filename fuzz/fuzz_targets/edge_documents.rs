@@ -1,0 +1,5 @@
+//! Documents that the publisher writes.
+
+#![no_main]
+
+libfuzzer_sys::fuzz_target!(|data: &[u8]| dormer_edge::fuzz_targets::fuzz_documents(data));
