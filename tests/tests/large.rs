@@ -1,6 +1,7 @@
 //! Large paths, one and many at once, through a server that may use a quarter of a gigabyte.
 
 use std::io::{BufRead as _, BufReader, Read as _, Write as _};
+use std::sync::LazyLock;
 use std::thread;
 
 use dormer_nix::{NarHash, NarHasher};
@@ -46,8 +47,11 @@ fn a_path_of_more_than_a_gigabyte_goes_both_ways_in_bounded_memory() {
 /// Pushed, and pulled, at the same time.
 const PATHS_AT_ONCE: u64 = 8;
 
-/// Bytes in the one large file of each: long enough that all of them are in the middle of it at once.
-const FILE_BYTES: u64 = 64 * 1024 * 1024;
+/// Bytes in the one large file of each: long enough that all of them are in the middle of it at once. A GiB in the long run.
+static FILE_BYTES: LazyLock<u64> = LazyLock::new(|| {
+    let long = std::env::var_os("DORMER_TEST_LONG").is_some();
+    1024 * 1024 * if long { 1024 } else { 64 }
+});
 
 /// Small files of each: their listing takes megabytes.
 const SMALL_FILES: u64 = 30_000;
@@ -124,7 +128,7 @@ impl Noise {
         out(&nars::words([b"entry", b"(", b"name", b"a", b"node", b"(", b"type", b"regular", b"contents"]));
         out(&FILE_BYTES.to_le_bytes());
         let mut piece = vec![0; 1024 * 1024];
-        for _ in 0..FILE_BYTES / piece.len() as u64 {
+        for _ in 0..*FILE_BYTES / piece.len() as u64 {
             for word in piece.chunks_exact_mut(8) {
                 word.copy_from_slice(&next().to_le_bytes());
             }

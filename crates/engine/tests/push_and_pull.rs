@@ -5,12 +5,19 @@ mod common;
 use std::sync::Arc;
 use std::time::Duration;
 
+use bytes::Bytes;
 use common::{
     Installation, create_cache, create_main, decompress, engine_over, hash_of, ingest, listing, path, push,
     served, settings,
 };
+use dormer_blobs::BlobKey;
 use dormer_engine::{Engine, EngineSettings, Error, IngestRequest};
-use dormer_index::{Index, NarKey};
+use dormer_format::{
+    ChunkId, ChunkLayout, HoleFill, PackId, RecipeBuilder, TagBuilder, checksum, hole_frame,
+};
+use dormer_index::{
+    CommitTarget, Index, NarCommit, NarKey, NarSource, NewChunk, NewNar, NewPack, StoredListing,
+};
 use dormer_nix::{NarInfo, PublicKey, StoreDir, StorePath, fingerprint};
 use dormer_testkit::{Random, farm_nar, object_for, package_nar, rebuilt};
 
@@ -38,6 +45,59 @@ async fn a_pushed_nar_is_served_as_one_zstd_stream_of_the_announced_size() {
         fingerprint(&StoreDir::default(), &path(1), &narinfo.nar_hash, narinfo.nar_size, &narinfo.references);
     let key: PublicKey = cache.keys[0].public_key.parse().unwrap();
     key.verify(&message, &narinfo.sigs[0].parse().unwrap()).unwrap();
+}
+
+/// Neither zstd's frames nor anything else that a codec could read: what is not spliced as it lies there cannot be served.
+#[tokio::test]
+async fn stored_bytes_are_served_as_they_are_and_no_codec_sees_them() {
+    let installation = Installation::new();
+    let engine = installation.engine().await;
+    let cache = create_main(&engine).await;
+    let pack = PackId::from_bytes([5; 16]);
+    let bytes: Vec<Bytes> = (1..=3).map(|n| Random::new(n).bytes(50_000).into()).collect();
+    installation.blobs.put(&BlobKey::Pack(pack), &bytes).await.unwrap();
+    let chunks = bytes.iter().enumerate().map(|(n, bytes)| NewChunk {
+        id: ChunkId::from_bytes([u8::try_from(n).unwrap(); 32]),
+        offset: 50_000 * n as u64,
+        // A hole in the middle of what would be 60,032 bytes.
+        layout: ChunkLayout { raw_len: 60_032, holes: vec![30_000], frames: vec![20_000, 30_000] },
+        checksum: checksum(bytes),
+    });
+    let pack = NewPack { id: pack, size: 150_000, chunks: chunks.collect(), created_at: engine.now() };
+    let rows = engine.index().commit_pack(&pack).await.unwrap();
+    let fill = HoleFill::from_bytes(*b"0123456789abcdfghijklmnpqrsvwxyz").unwrap();
+    let (mut recipe, mut tag) = (RecipeBuilder::new(), TagBuilder::new());
+    for row in &rows {
+        recipe.push_chunk(row.number);
+        tag.push_chunk(&row.id, row.checksum, &row.layout);
+        recipe.push_fill(&fill);
+        tag.push_fill(&fill);
+    }
+    let file_size = rows.iter().map(|row| row.layout.spliced_len()).sum();
+    let nar = NewNar {
+        hash: hash_of(b"no archive"),
+        size: 180_096,
+        file_size,
+        tag: tag.finish(),
+        recipe: recipe.finish(),
+        listing: StoredListing::Inline(Vec::new()),
+        packs: rows.iter().map(|row| row.pack).collect(),
+    };
+    let commit = NarCommit {
+        cache: cache.id,
+        nar: NarSource::New(Box::new(nar)),
+        target: CommitTarget::Object(object_for(&path(1), &[])),
+        at: engine.now(),
+    };
+    engine.index().commit_nar(&commit).await.unwrap();
+
+    let whole = served(&engine, &cache, b"no archive", None).await.unwrap().expect("it is there");
+    let hole = hole_frame(&fill);
+    let expected: Vec<u8> =
+        bytes.iter().flat_map(|bytes| [&bytes[..20_000], &hole, &bytes[20_000..]].concat()).collect();
+    assert!(whole == expected, "{} bytes as they are stored", expected.len());
+    let part = served(&engine, &cache, b"no archive", Some(19_990..20_100)).await.unwrap().unwrap();
+    assert_eq!(part, expected[19_990..20_100]);
 }
 
 #[tokio::test]
