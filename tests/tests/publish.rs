@@ -99,6 +99,34 @@ fn a_published_folder_is_a_cache_to_every_nix() {
 }
 
 #[test]
+fn recompressed_nars_are_smaller_and_as_good() {
+    let published =
+        Published::start("type = \"local\"\npath = \"LAB/edge\"\ncaches = [\"main\"]\nrecompress-level = 19");
+    let lab = &published.lab;
+    let builder = lab.machine("builder", Nix::NEWEST);
+    builder.login(lab);
+    let all = builder.build("all", &[("salt", "recompressed")]);
+    // Large enough to go in parts.
+    let noise = builder.build("noise", &[("salt", "recompressed"), ("megabytes", "20")]);
+    builder.dormer(&["push", "main", &all, &noise]).succeeds();
+    published.publish(&["edge"]).succeeds();
+    for path in [&all, &noise] {
+        let narinfo = format!("main/{}.narinfo", hash_of(path));
+        let in_lab = lab.get(&format!("/{narinfo}")).text();
+        let at_edge = fs::read_to_string(published.edge().join(narinfo)).unwrap();
+        let url = |narinfo: &str| narinfo.lines().find(|line| line.starts_with("URL: ")).map(str::to_owned);
+        assert_ne!(url(&in_lab), url(&at_edge), "other bytes have another name");
+        let machine = lab.machine(&format!("puller-{}", hash_of(path)), Nix::NEWEST);
+        machine.configure(&[lab.public_key("main")]);
+        fetches(&machine, &format!("file://{}/main", published.edge().display()), path);
+    }
+    let again = published.publish(&["edge"]);
+    again.succeeds();
+    assert!(again.stderr().contains("published 0 paths"), "{again}");
+    assert!(published.publish(&["edge", "--reconcile"]).succeeds().is_empty(), "nothing drifted");
+}
+
+#[test]
 fn updates_and_removals_come_to_the_edge_and_drift_is_repaired() {
     let published = Published::in_folder("[\"*\"]");
     let lab = &published.lab;

@@ -43,6 +43,9 @@ pub enum Error {
         /// The name.
         name: String,
     },
+    /// A NAR cannot be recompressed: a defect, since its frames were verified.
+    #[error("failed to recompress a NAR")]
+    Recompress(#[source] std::io::Error),
     /// The engine failed.
     #[error(transparent)]
     Engine(#[from] dormer_engine::Error),

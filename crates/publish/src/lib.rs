@@ -19,6 +19,7 @@ mod error;
 mod page;
 mod plan;
 mod publisher;
+mod recompress;
 mod reconcile;
 mod removal;
 mod report;

@@ -17,7 +17,7 @@ use crate::plan::{Candidate, PagePlan, Reference, Wait, plan_page};
 use crate::publisher::Run;
 use crate::report::CacheOutcome;
 use crate::settings::seconds;
-use crate::upload::{Sent, nar_file, put_small};
+use crate::upload::{NarToSend, Sent, nar_file, put_small};
 
 /// Paths looked at together. What is held of each is its row: about a KiB.
 pub(crate) const PAGE_OBJECTS: u32 = 1_024;
@@ -184,7 +184,13 @@ impl Run<'_> {
         if places.is_empty() {
             return Ok(());
         }
-        let nar_of = |place: usize| -> NarKey { (page.found[place].nar.hash, page.found[place].nar.tag) };
+        let settings = &self.publisher.settings;
+        let to_send = |place: usize| {
+            let nar = &page.found[place].nar;
+            let published_tag = settings.published_tag(nar.tag);
+            NarToSend { nar: (nar.hash, nar.tag), size: nar.size, published_tag }
+        };
+        let nar_of = |place: usize| -> NarKey { to_send(place).published() };
         let intents: Vec<PublishIntent> = places
             .iter()
             .map(|place| PublishIntent {
@@ -197,7 +203,7 @@ impl Run<'_> {
         self.state().begin_publishing(&self.lease, cache.id, &intents).await?;
 
         let nars = self
-            .send_nars(cache, name, &places.iter().map(|place| nar_of(*place)).collect::<Vec<_>>(), outcome)
+            .send_nars(cache, name, &places.iter().map(|place| to_send(*place)).collect::<Vec<_>>(), outcome)
             .await?;
         let mut gone: HashSet<StorePathHash> = HashSet::new();
         for level in &plan.levels {
@@ -248,10 +254,10 @@ impl Run<'_> {
         &self,
         cache: &Cache,
         name: &CacheName,
-        wanted: &[NarKey],
+        wanted: &[NarToSend],
         outcome: &mut CacheOutcome,
     ) -> Result<HashMap<NarKey, PublishedNar>> {
-        let hashes: Vec<NarHash> = wanted.iter().map(|(hash, _)| *hash).collect();
+        let hashes: Vec<NarHash> = wanted.iter().map(|wanted| wanted.nar.0).collect();
         let mut there: HashMap<NarKey, PublishedNar> = self
             .state()
             .find_published_nars(self.target(), cache.id, &hashes)
@@ -261,8 +267,11 @@ impl Run<'_> {
             .map(|nar| (nar.nar, nar))
             .collect();
         let mut asked = HashSet::new();
-        let missing: Vec<NarKey> =
-            wanted.iter().filter(|nar| !there.contains_key(*nar) && asked.insert(**nar)).copied().collect();
+        let missing: Vec<NarToSend> = wanted
+            .iter()
+            .filter(|nar| !there.contains_key(&nar.published()) && asked.insert(nar.published()))
+            .copied()
+            .collect();
         let publisher = self.publisher;
         let mut sending = futures::stream::iter(missing)
             .map(|nar| async move {
@@ -270,7 +279,7 @@ impl Run<'_> {
                 if publisher.is_stopping() {
                     return Ok(Sent::Unreadable);
                 }
-                let key = EdgeKey::Nar(name.clone(), nar_file(nar));
+                let key = EdgeKey::Nar(name.clone(), nar_file(nar.published()));
                 publisher.sender.send_nar(&publisher.engine, &*publisher.files, cache, &key, nar).await
             })
             .buffer_unordered(publisher.settings.concurrency);
@@ -312,7 +321,9 @@ impl Run<'_> {
         row: Option<&PublishedObject>,
     ) -> Result<(PublishDone, bool)> {
         let file_hash = nar.file_hash.expect("an uploaded NAR has one");
-        let text = self.publisher.engine.published_narinfo(cache, found.clone(), file_hash)?;
+        let mut as_published = found.clone();
+        (as_published.nar.tag, as_published.nar.file_size) = (nar.nar.1, nar.file_size);
+        let text = self.publisher.engine.published_narinfo(cache, as_published, file_hash)?;
         let digest = NarHash::digest(text.as_bytes()).as_bytes().to_vec();
         let upstream = found.object.sigs.iter().any(|sig| {
             let key = sig.split(':').next().unwrap_or_default();

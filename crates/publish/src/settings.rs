@@ -3,6 +3,9 @@
 use std::time::Duration;
 
 use dormer_api::{CacheName, CacheNamePattern};
+use dormer_format::EncodingTag;
+
+use crate::recompress::recompressed_tag;
 
 /// A target, apart from where it is.
 #[derive(Debug, Clone)]
@@ -13,6 +16,8 @@ pub struct TargetSettings {
     pub caches: Vec<CacheNamePattern>,
     /// Whether listings (`.ls`) are published: one more request for each path.
     pub listings: bool,
+    /// zstd level (1 to 19) that NARs are recompressed at; `None` sends them as the lab has them.
+    pub recompress_level: Option<i32>,
     /// How long a NAR stays after the last narinfo that named it went, for clients that remember the narinfo.
     pub nar_grace: Duration,
     /// How long a path waits for a reference that the cache lacks, before that counts as upstream's.
@@ -35,6 +40,7 @@ impl Default for TargetSettings {
             name: String::new(),
             caches: Vec::new(),
             listings: false,
+            recompress_level: None,
             nar_grace: Duration::from_hours(30 * 24),
             settle: Duration::from_mins(5),
             concurrency: 8,
@@ -47,6 +53,11 @@ impl Default for TargetSettings {
 }
 
 impl TargetSettings {
+    /// The tag under which a NAR that has this one in the lab is published.
+    pub(crate) fn published_tag(&self, tag: EncodingTag) -> EncodingTag {
+        self.recompress_level.map_or(tag, |level| recompressed_tag(tag, level))
+    }
+
     /// Whether a cache is to be published: by any pattern if it is public, by its name alone if it is not.
     pub fn selects(&self, cache: &CacheName, is_public: bool) -> bool {
         self.caches.iter().any(|pattern| (is_public || pattern.is_exact()) && pattern.matches(cache))

@@ -15,6 +15,7 @@ use tokio::sync::Semaphore;
 use tokio::time::{Instant, sleep_until};
 
 use crate::Result;
+use crate::recompress::{self, Pieces};
 use crate::settings::TargetSettings;
 
 /// Unit of the account of memory.
@@ -22,6 +23,24 @@ const PERMIT_BYTES: u64 = 64 * 1024;
 
 /// Tries of a large upload, which fails as a whole.
 const UPLOAD_TRIES: u32 = 3;
+
+/// A NAR to be sent.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct NarToSend {
+    /// Its hash, and the tag that it has in the lab.
+    pub(crate) nar: (NarHash, EncodingTag),
+    /// Bytes of the archive.
+    pub(crate) size: u64,
+    /// The tag that it is published under.
+    pub(crate) published_tag: EncodingTag,
+}
+
+impl NarToSend {
+    /// What names it in the target.
+    pub(crate) fn published(&self) -> (NarHash, EncodingTag) {
+        (self.nar.0, self.published_tag)
+    }
+}
 
 /// What sending a NAR came to.
 pub(crate) enum Sent {
@@ -37,6 +56,7 @@ pub(crate) struct Sender {
     memory: Semaphore,
     permits: u32,
     bandwidth: u64,
+    recompress_level: Option<i32>,
     /// When the next byte may be sent.
     free_at: Mutex<Instant>,
 }
@@ -49,6 +69,7 @@ impl Sender {
             memory: Semaphore::new(permits as usize),
             permits,
             bandwidth: settings.bandwidth,
+            recompress_level: settings.recompress_level,
             free_at: Mutex::new(Instant::now()),
         }
     }
@@ -60,10 +81,10 @@ impl Sender {
         files: &dyn Files,
         cache: &Cache,
         key: &EdgeKey,
-        (hash, tag): (NarHash, EncodingTag),
+        nar: NarToSend,
     ) -> Result<Sent> {
         for attempt in 1.. {
-            let outcome = self.send_once(engine, files, cache, key, (hash, tag)).await;
+            let outcome = self.send_once(engine, files, cache, key, nar).await;
             match outcome {
                 Err(crate::Error::Target(error)) if attempt < UPLOAD_TRIES && is_passing(&error) => {
                     tracing::warn!(file.name = %key, attempt, %error, "failed to send a NAR, trying again");
@@ -86,15 +107,20 @@ impl Sender {
         files: &dyn Files,
         cache: &Cache,
         key: &EdgeKey,
-        (hash, tag): (NarHash, EncodingTag),
+        nar: NarToSend,
     ) -> Result<Sent> {
+        let (hash, tag) = nar.nar;
         let Some(open) = engine.open_nar(cache, &NarKey::Hash(hash)).await? else {
             return Ok(Sent::Unreadable);
         };
         if open.tag() != tag {
             return Ok(Sent::Unreadable);
         }
-        let size = open.file_size();
+        // Recompressed, its size is known when it was sent.
+        let (size, extra) = match self.recompress_level {
+            None => (open.file_size(), 0),
+            Some(_) => (recompress::size_max(nar.size), recompress::memory_bytes(nar.size)),
+        };
         let single = size <= files.single_put_max();
         let mut upload = if single {
             None
@@ -102,9 +128,13 @@ impl Sender {
             Some(files.begin_upload(&key.to_string(), &kind(key, cache.is_public), size).await?)
         };
         let piece_bytes = upload.as_ref().map_or(size, |upload| upload.part_bytes() as u64);
-        let _memory = self.reserve(piece_bytes).await;
+        let _memory = self.reserve(piece_bytes + extra).await;
         let capacity = usize::try_from(piece_bytes).unwrap_or(usize::MAX);
-        let mut stream = open.stream(None).await?;
+        let frames = open.stream(None).await?;
+        let mut stream: Pieces = match self.recompress_level {
+            None => frames.map(|bytes| Ok(bytes?)).boxed(),
+            Some(level) => recompress::recompress(frames, level, nar.size),
+        };
         let mut hasher = NarHasher::new();
         let mut buffer = BytesMut::with_capacity(capacity);
         let outcome = async {
@@ -136,7 +166,7 @@ impl Sender {
         let stored: Stored = match (outcome, upload) {
             (Ok(()), Some(upload)) => upload.finish().await?,
             (Ok(()), None) => {
-                self.throttle(size).await;
+                self.throttle(sent).await;
                 files.put(&key.to_string(), &kind(key, cache.is_public), vec![buffer.freeze()]).await?
             }
             (Err(error), upload) => {
@@ -146,11 +176,11 @@ impl Sender {
                 return Err(error);
             }
         };
-        debug_assert_eq!(sent, size, "the engine sends what it announced or fails");
+        debug_assert!(sent == size || extra > 0, "the engine sends what it announced or fails");
         Ok(Sent::Done(PublishedNar {
-            nar: (hash, tag),
+            nar: (hash, nar.published_tag),
             uploaded: true,
-            file_size: size,
+            file_size: sent,
             file_hash: Some(file_hash),
             etag: stored.etag,
             delete_after: None,

@@ -10,6 +10,7 @@ use dormer_blobs::MemoryFiles;
 use dormer_edge::CacheState;
 use dormer_engine::{Clock as _, UpdateCache};
 use dormer_index::PublishIndex as _;
+use dormer_nix::{NarHash, NarInfo, StoreDir};
 use dormer_publish::{Error, Mode};
 use dormer_testkit::{Random, package_nar};
 
@@ -377,4 +378,42 @@ async fn whatever_happens_in_the_lab_a_reader_always_finds_whole_closures() {
         assert_eq!(lab.publish().await.unwrap().waiting(), 0, "seed {seed}");
         lab.check_every_moment(&[UPSTREAM], &format!("seed {seed}, healed"));
     }
+}
+
+#[tokio::test]
+async fn recompressed_nars_are_other_files_of_the_same_archives() {
+    let mut lab = Lab::new().await;
+    lab.push(1, 1, &[]).await;
+    lab.push(2, 2, &[1]).await;
+    lab.publish().await.unwrap();
+    let as_stored = lab.files.files();
+    lab.settings.recompress_level = Some(19);
+    assert_eq!(lab.publish().await.unwrap().writes, 0, "what is there stays as it is");
+    lab.push(3, 3, &[2]).await;
+    let outcome = lab.publish().await.unwrap();
+    assert_eq!((outcome.caches[0].published, outcome.caches[0].nars_uploaded), (1, 1));
+    assert_eq!(lab.publish().await.unwrap().writes, 0);
+    lab.check_every_moment(&[], "recompressed");
+
+    let files = lab.files.files();
+    let narinfo = String::from_utf8(files[&format!("main/{}.narinfo", path(3).hash())].to_vec()).unwrap();
+    let narinfo = NarInfo::parse(&narinfo, &StoreDir::default()).unwrap();
+    let nar = &files[&format!("main/{}", narinfo.url)];
+    assert!(!as_stored.contains_key(&format!("main/{}", narinfo.url)));
+    assert_eq!(narinfo.file_size, Some(nar.len() as u64));
+    assert_eq!(narinfo.file_hash, Some(NarHash::digest(nar)));
+    let archive = zstd::bulk::decompress(nar, 1 << 20).unwrap();
+    assert_eq!((NarHash::digest(&archive), archive.len() as u64), (narinfo.nar_hash, narinfo.nar_size));
+
+    // A new key has every narinfo written anew, with its NAR as the settings are by now; the one before stays for its grace.
+    lab.settings.recompress_level = None;
+    let update = UpdateCache { new_key: Some(dormer_engine::KeyChange::Generate), ..UpdateCache::default() };
+    lab.engine.update_cache(&lab.cache, update).await.unwrap();
+    let outcome = lab.publish().await.unwrap();
+    assert_eq!((outcome.caches[0].published, outcome.caches[0].nars_uploaded), (3, 1));
+    lab.check_every_moment(&[], "as stored");
+    assert_eq!(lab.nar_count(), 4);
+    lab.clock.advance(GRACE);
+    lab.publish().await.unwrap();
+    assert_eq!(lab.nar_count(), 3);
 }

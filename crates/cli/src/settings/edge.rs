@@ -144,6 +144,10 @@ fn resolve_target(raw: &Raw, notes: &mut Vec<String>) -> Result<EdgeTarget> {
         name: text(raw, &keys::EDGE_NAME).to_owned(),
         caches,
         listings: boolean(raw, &keys::EDGE_LISTINGS),
+        recompress_level: match integer(raw, &keys::EDGE_RECOMPRESS_LEVEL) {
+            0 => None,
+            level => Some(i32::try_from(level).expect("at most 19")),
+        },
         nar_grace: duration(raw, &keys::EDGE_NAR_GRACE),
         settle: duration(raw, &keys::EDGE_SETTLE_TIME),
         concurrency: count(integer(raw, &keys::EDGE_CONCURRENCY).unsigned_abs()),

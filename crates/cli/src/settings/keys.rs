@@ -375,6 +375,9 @@ keys! { EDGE_KEYS:
         "How long a request is tried again when the store is busy or does not answer.").default("45s");
     EDGE_LISTINGS = Key::new("edge.listings", Kind::Bool,
         "Whether listings (`.ls`) are published too: one more request for each path.").default("false");
+    EDGE_RECOMPRESS_LEVEL = Key::new("edge.recompress-level", Kind::Integer(0, 19),
+        "zstd level that NARs are recompressed at on their way: 19 makes them a tenth smaller than the default of `chunks.zstd-level`, for a second of CPU \
+         for each 2 MB, once. 0 sends them as they are stored, which costs next to none. A change counts for what is sent from then on.").default("0");
     EDGE_NAR_GRACE = Key::new("edge.nar-grace", Kind::Duration(DAY, 3_650 * DAY),
         "How long a NAR stays after its last narinfo went, for clients that remember the narinfo. Not after a removal for cause.")
         .default("30d");
