@@ -5,6 +5,7 @@
 #![expect(clippy::cast_precision_loss, reason = "counts become figures in tables; 2^53 is far away")]
 
 mod corpus;
+mod edge;
 mod error;
 mod floors;
 mod http;
@@ -117,6 +118,8 @@ enum Command {
         #[arg(long, default_value_t = 1)]
         replicas: usize,
     },
+    /// Publishing to a bucket, beside rclone syncing the same files: requests, wall time, CPU.
+    Edge,
     /// The Worker in workerd, beside a passthrough in JavaScript. Run from the repository's root, after scripts/build-worker.sh.
     Worker,
     /// All tables of the results, as Markdown.
@@ -169,6 +172,12 @@ fn run(cli: &Cli) -> Result<()> {
             )?;
             save(&common.results(), "production", &production)?;
             print(&production.markdown())
+        }
+        Command::Edge => {
+            let generation = Generation::load(&common.corpus(), "gen1", common.quick)?;
+            let edge = edge::measure(&common.dormer, &common.work(), &generation, common.quick, common.runs)?;
+            save(&common.results(), "edge", &edge)?;
+            print(&edge.markdown())
         }
         Command::Worker => {
             let cpu = worker::measure(Path::new("."), &common.work(), common.runs)?;

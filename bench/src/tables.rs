@@ -5,6 +5,7 @@ use std::path::Path;
 
 use serde::{Deserialize, Serialize};
 
+use crate::edge::Edge;
 use crate::error::Result;
 use crate::floors::{Floors, REFERENCE_LEVEL};
 use crate::ingest::{Configuration, Ingest, Push};
@@ -39,8 +40,12 @@ pub(crate) fn all(results: &Path) -> Result<String> {
         text += "## PostgreSQL and S3\n\n";
         text += &production.markdown();
     }
+    if let Some(edge) = load::<Edge>(results, "edge")? {
+        text += "## Publishing\n\n";
+        text += &edge.markdown();
+    }
     if let Some(worker) = load::<WorkerCpu>(results, "worker")? {
-        text += "## The edge\n\n";
+        text += "## The Worker\n\n";
         text += &worker.markdown();
     }
     if let Some(memory) = load::<Memory>(results, "memory")? {

@@ -1,6 +1,7 @@
 //! SeaweedFS: one process that is master, volume server, filer and S3 gateway.
 
 use std::fs;
+use std::net::SocketAddr;
 use std::path::Path;
 
 use tempfile::TempDir;
@@ -25,7 +26,7 @@ pub struct SeaweedFs {
 
 /// Each part listens for HTTP and for gRPC.
 #[derive(Debug)]
-struct Ports([u16; 8]);
+struct Ports([u16; 9]);
 
 impl SeaweedFs {
     /// Below this name, `bucket.DOMAIN` in a request's `Host` is a bucket. No resolver knows it.
@@ -81,6 +82,11 @@ impl SeaweedFs {
         &self.access
     }
 
+    /// Where it says what it counted, at `/metrics`.
+    pub fn metrics_address(&self) -> SocketAddr {
+        SocketAddr::from(([127, 0, 0, 1], self.ports.0[8]))
+    }
+
     /// Number of its process. Panics if it does not run.
     pub fn process_id(&self) -> u32 {
         self.daemon.as_ref().expect("it runs").id()
@@ -113,7 +119,7 @@ impl SeaweedFs {
 
 fn spawn(
     folder: &Path,
-    Ports([master, master_grpc, volume, volume_grpc, filer, filer_grpc, s3, s3_grpc]): &Ports,
+    Ports([master, master_grpc, volume, volume_grpc, filer, filer_grpc, s3, s3_grpc, metrics]): &Ports,
     more: &[String],
 ) -> Daemon {
     let arguments = [
@@ -145,6 +151,7 @@ fn spawn(
         // By default it makes every bucket that somebody names.
         "-s3.autoCreateBucket=false".to_owned(),
         format!("-s3.domainName={}", SeaweedFs::DOMAIN),
+        format!("-metricsPort={metrics}"),
         "-s3.port.iceberg=0".to_owned(),
         "-s3.port.lance=0".to_owned(),
     ];
