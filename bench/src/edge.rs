@@ -127,7 +127,7 @@ impl<'a> Lab<'a> {
         let text = format!(
             "[[edge]]\nname = \"folder\"\ntype = \"local\"\npath = \"{}\"\ncaches = [\"main\"]\nsettle-time = \"0s\"\n\
              [[edge]]\nname = \"bucket\"\ntype = \"s3\"\nbucket = {bucket:?}\nregion = {:?}\nendpoint = {:?}\ncaches = [\"main\"]\n\
-             settle-time = \"0s\"\ncredentials.access-key-id = {:?}\ncredentials.secret-access-key = {:?}\n",
+             settle-time = \"0s\"\ncredentials.access_key_id = {:?}\ncredentials.secret_access_key = {:?}\n",
             folder.display(),
             access.region,
             access.endpoint,

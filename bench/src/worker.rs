@@ -1,7 +1,8 @@
 //! The Worker in workerd, beside a passthrough written by hand in JavaScript in another workerd of the same version.
 //!
 //! CPU is that of the whole process tree: Node, which starts workerd, workerd, and the R2 that miniflare simulates in it. Both
-//! sides have the same of that. Nothing is remembered (no Cache API), so that every answer comes from R2.
+//! sides have the same of that. Every answer comes from R2: miniflare's cache keeps nothing here. Both are measured with it switched off, and
+//! filling it in vain, as they do for what a data centre sees for the first time.
 
 use std::fs;
 use std::io::{BufRead as _, BufReader, Write as _};
@@ -30,6 +31,14 @@ const NARINFO: &str = "main/11111111111111111111111111111111.narinfo";
 /// Results of `worker`.
 #[derive(Debug, Default, Serialize, Deserialize)]
 pub(crate) struct WorkerCpu {
+    /// Without the data centre's cache.
+    plain: Pair,
+    /// Filling it.
+    caching: Pair,
+}
+
+#[derive(Debug, Default, Serialize, Deserialize)]
+struct Pair {
     worker: Side,
     script: Side,
 }
@@ -45,14 +54,19 @@ struct Side {
 /// Measures both in turns. `root` is the repository, where the Worker was built.
 pub(crate) fn measure(root: &Path, work: &Path, runs: usize) -> Result<WorkerCpu> {
     let nar = format!("main/nar/{}-{}.nar.zst", "1".repeat(52), "1".repeat(26));
-    let entry = root.join("worker/dist/index.js");
-    if !entry.exists() {
-        return Err(Error::new(format!("no {}: run scripts/build-worker.sh", entry.display())));
-    }
+    // Miniflare compares paths as text.
+    let entry = root.join("worker/dist/index.js").canonicalize();
+    let entry = entry.context(|| "find worker/dist/index.js: run scripts/build-worker.sh".to_owned())?;
+    fs::create_dir_all(work).context(|| format!("make {}", work.display()))?;
+    let work = &work.canonicalize().context(|| format!("find {}", work.display()))?;
     let script = work.join("passthrough/index.js");
     write(&script, include_bytes!("passthrough.js"))?;
-    let mut worker = Workerd::start(root, work, &entry)?;
-    let mut passthrough = Workerd::start(root, work, &script)?;
+    let mut all = Vec::new();
+    for switch in ["off", "on"] {
+        for script in [&entry, &script] {
+            all.push(Workerd::start(root, work, script, switch)?);
+        }
+    }
     let file = work.join("object");
     let state = json!({
         "version": 1, "cache": "main", "public": true, "store_dir": "/nix/store", "priority": 41, "public_keys": [],
@@ -70,13 +84,14 @@ pub(crate) fn measure(root: &Path, work: &Path, runs: usize) -> Result<WorkerCpu
         (nar.as_str(), noise.as_slice()),
     ] {
         write(&file, bytes)?;
-        worker.put(name, &file)?;
-        passthrough.put(name, &file)?;
+        all.iter_mut().try_for_each(|one| one.put(name, &file))?;
     }
     let mut result = WorkerCpu::default();
     // The first round warms both up: isolates, the compiled module, connections.
     for run in 0..=runs {
-        for (workerd, side) in [(&worker, &mut result.worker), (&passthrough, &mut result.script)] {
+        let (plain, caching) = (&mut result.plain, &mut result.caching);
+        let sides = [&mut plain.worker, &mut plain.script, &mut caching.worker, &mut caching.script];
+        for (workerd, side) in all.iter().zip(sides) {
             let nar_seconds = workerd.cpu_of(&nar, NARS, NAR_BYTES)?;
             let narinfo_seconds = workerd.cpu_of(NARINFO, NARINFOS, 700)?;
             if run > 0 {
@@ -92,12 +107,15 @@ pub(crate) fn measure(root: &Path, work: &Path, runs: usize) -> Result<WorkerCpu
 impl WorkerCpu {
     pub(crate) fn markdown(&self) -> String {
         let mut table = Table::new(&["", "Worker", "JavaScript", "Worker ÷ JavaScript"]);
-        for (name, ours, theirs, digits) in [
-            ("CPU s for a GB of NARs (20 MB each)", &self.worker.nar, &self.script.nar, 3),
-            ("CPU µs for a narinfo", &self.worker.narinfo, &self.script.narinfo, 0),
-        ] {
-            let ratio = format!("{:.2}", ours.median() / theirs.median());
-            table.row(&[name.to_owned(), ours.spread(digits), theirs.spread(digits), ratio]);
+        for (how, pair) in [("", &self.plain), (", filling the cache", &self.caching)] {
+            for (name, of, digits) in [
+                ("CPU s for a GB of NARs (20 MB each)", (|side| &side.nar) as fn(&Side) -> &Samples, 3),
+                ("CPU µs for a narinfo", |side| &side.narinfo, 0),
+            ] {
+                let (ours, theirs) = (of(&pair.worker), of(&pair.script));
+                let ratio = format!("{:.2}", ours.median() / theirs.median());
+                table.row(&[format!("{name}{how}"), ours.spread(digits), theirs.spread(digits), ratio]);
+            }
         }
         table.finish()
     }
@@ -119,9 +137,9 @@ struct Workerd {
 }
 
 impl Workerd {
-    fn start(root: &Path, work: &Path, entry: &Path) -> Result<Self> {
+    fn start(root: &Path, work: &Path, entry: &Path, edge_cache: &str) -> Result<Self> {
         let settings = work.join("workerd.json");
-        let text = json!({ "script": entry, "variables": {}, "cache": false, "count": false }).to_string();
+        let text = json!({ "script": entry, "variables": { "EDGE_CACHE": edge_cache }, "cache": false, "count": false }).to_string();
         write(&settings, text.as_bytes())?;
         let parts = std::env::var_os("DORMER_PARTS").map_or_else(|| root.join("target/parts"), PathBuf::from);
         let mut process = Command::new("node")
