@@ -2,7 +2,8 @@
 //!
 //! Invariants
 //! - What is answered from memory is at most [`STATE_SECONDS`] old: by then a revoked token stops working.
-//! - What is not there is remembered for [`MISS_SECONDS`] only: a cache appears as soon as a path does.
+//! - What is not there is remembered for as long: by what is read anew, and by what fails while the bucket does, nobody can tell a private
+//!   cache from one that is not there. A new cache appears after that time at the latest, a new path in it much sooner.
 //! - A bucket that does not answer is an error and never "not there".
 //! - Memory is bounded whatever names are asked for.
 
@@ -10,7 +11,7 @@ use std::cell::RefCell;
 use std::collections::HashMap;
 use std::rc::Rc;
 
-use dormer_edge::{CacheState, Catalog, MISS_SECONDS, STATE_BYTES_MAX, STATE_SECONDS};
+use dormer_edge::{CacheState, Catalog, STATE_BYTES_MAX, STATE_SECONDS};
 use wasm_bindgen::JsValue;
 
 use crate::runtime::{self, R2Bucket};
@@ -62,8 +63,7 @@ fn remember<T>(known: &mut HashMap<String, Remembered<T>>, name: &str, value: Op
             known.clear();
         }
     }
-    let seconds = if value.is_some() { STATE_SECONDS } else { MISS_SECONDS };
-    known.insert(name.to_owned(), Remembered { value, until_ms: now_ms + f64::from(seconds) * 1000.0 });
+    known.insert(name.to_owned(), Remembered { value, until_ms: now_ms + f64::from(STATE_SECONDS) * 1000.0 });
 }
 
 async fn read<T, E: std::fmt::Display>(

@@ -190,6 +190,17 @@ macro_rules! implement_publish_index {
             ) -> Result<Vec<crate::PublishedNar>> {
                 $read!(self, "find published NARs", |tx| work::find_published_nars(tx, target, cache, nars))
             }
+            async fn list_published_nars(
+                &self,
+                target: crate::TargetId,
+                cache: CacheId,
+                after: Option<(NarHash, dormer_format::EncodingTag)>,
+                limit: u32,
+            ) -> Result<Vec<crate::PublishedNar>> {
+                $read!(self, "list published NARs", |tx| {
+                    work::list_published_nars(tx, target, cache, after, limit)
+                })
+            }
             async fn nars_left_by(
                 &self,
                 target: crate::TargetId,

@@ -23,7 +23,7 @@ pub(crate) fn basis(cache: &Cache) -> Vec<u8> {
     NarHash::digest(text.as_bytes()).as_bytes().to_vec()
 }
 
-fn describe(cache: &Cache, name: &CacheName, before: Option<&CacheState>) -> CacheState {
+fn describe(run: &Run<'_>, cache: &Cache, name: &CacheName, before: Option<&CacheState>) -> CacheState {
     CacheState {
         version: CacheState::VERSION,
         cache: name.clone(),
@@ -34,29 +34,31 @@ fn describe(cache: &Cache, name: &CacheName, before: Option<&CacheState>) -> Cac
         object_count: before.map_or(0, |before| before.object_count),
         file_bytes: before.map_or(0, |before| before.file_bytes),
         published_at: before.map_or(0, |before| before.published_at),
-        revoked: Vec::new(),
+        revoked: run.publisher.settings.revoked_tokens.clone(),
     }
 }
 
-/// Writes what has to be known before anything is read: who may, and where the store is.
+/// Writes what has to be known before anything is read: who may, and where the store is. `anew`: also if it is what was written before,
+/// which may not be there any more.
 pub(crate) async fn write_before(
     run: &Run<'_>,
     cache: &Cache,
     name: &CacheName,
     row: &mut PublishedCache,
+    anew: bool,
 ) -> Result<()> {
     let before = CacheState::parse(&row.document).ok();
-    let state = describe(cache, name, before.as_ref());
+    let state = describe(run, cache, name, before.as_ref());
     let same_info = before.as_ref().is_some_and(|before| {
         before.store_dir == state.store_dir
             && before.priority == state.priority
             && before.public == state.public
     });
-    if !same_info {
+    if anew || !same_info {
         let text = format!("WantMassQuery: 1\nStoreDir: {}\nPriority: {}\n", cache.store_dir, cache.priority);
         put_small(run.files(), &EdgeKey::CacheInfo(name.clone()), cache.is_public, text.into_bytes()).await?;
     }
-    if before.as_ref() != Some(&state) {
+    if anew || before.as_ref() != Some(&state) {
         write_state(run, name, row, &state).await?;
     }
     Ok(())
@@ -75,7 +77,7 @@ pub(crate) async fn write_after(
     }
     let before = CacheState::parse(&row.document).ok();
     let counts = run.state().publish_counts(run.target(), cache.id).await?;
-    let mut state = describe(cache, name, before.as_ref());
+    let mut state = describe(run, cache, name, before.as_ref());
     state.object_count = counts.published;
     state.file_bytes = counts.file_bytes;
     state.published_at = run.now();
@@ -96,14 +98,13 @@ async fn write_state(
 }
 
 /// Writes the catalogue of public caches, if it says something else than the one that is there. One read.
-pub(crate) async fn write_catalog(run: &Run<'_>, names: Vec<CacheName>) -> Result<bool> {
+pub(crate) async fn write_catalog(run: &Run<'_>, names: Vec<CacheName>) -> Result<()> {
     let json = Catalog::new(names).to_json();
     let there = run.files().get(&EdgeKey::Catalog.to_string()).await?;
     if there.as_deref() == Some(json.as_slice()) {
-        return Ok(false);
+        return Ok(());
     }
-    put_small(run.files(), &EdgeKey::Catalog, true, json).await?;
-    Ok(true)
+    put_small(run.files(), &EdgeKey::Catalog, true, json).await.map(drop)
 }
 
 /// Removes a cache's state document.

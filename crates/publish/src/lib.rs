@@ -14,6 +14,7 @@
 //! - The cost is that of what changed: one request for each NAR and each narinfo, a few for each cache. Nothing is listed but by
 //!   a reconciliation.
 
+mod all_of;
 mod documents;
 mod error;
 mod page;

@@ -1,6 +1,7 @@
 //! A page of paths: what is known of them and of what they refer to, and then the plan, carried out.
 
 use std::collections::{HashMap, HashSet};
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use dormer_api::CacheName;
 use dormer_edge::EdgeKey;
@@ -10,9 +11,10 @@ use dormer_index::{
     PublishedObject,
 };
 use dormer_nix::{NarHash, StorePath, StorePathHash};
-use futures::{StreamExt as _, TryStreamExt as _};
+use futures::StreamExt as _;
 
 use crate::Result;
+use crate::all_of::all_of;
 use crate::plan::{Candidate, PagePlan, Reference, Wait, plan_page};
 use crate::publisher::Run;
 use crate::report::CacheOutcome;
@@ -230,15 +232,11 @@ impl Run<'_> {
             }
             let concurrency = self.publisher.settings.concurrency;
             let run = &*self;
-            let written: Vec<(PublishDone, bool)> = futures::stream::iter(ready)
-                .map(|(place, nar)| async move {
-                    let row = page.published.get(&page.candidates[place].hash);
-                    run.write_narinfo(cache, name, &page.candidates[place], &page.found[place], nar, row)
-                        .await
-                })
-                .buffer_unordered(concurrency)
-                .try_collect()
-                .await?;
+            let writing = ready.into_iter().map(|(place, nar)| async move {
+                let row = page.published.get(&page.candidates[place].hash);
+                run.write_narinfo(cache, name, &page.candidates[place], &page.found[place], nar, row).await
+            });
+            let written: Vec<(PublishDone, bool)> = all_of(writing, concurrency).await?;
             let finished: Vec<PublishDone> = written.iter().map(|(finished, _)| finished.clone()).collect();
             self.state().finish_publishing(&self.lease, cache.id, &finished, self.grace_end()).await?;
             let wrote = written.iter().filter(|(_, wrote)| *wrote).count() as u64;
@@ -273,10 +271,12 @@ impl Run<'_> {
             .copied()
             .collect();
         let publisher = self.publisher;
+        let failed = AtomicBool::new(false);
+        let failed = &failed;
         let mut sending = futures::stream::iter(missing)
             .map(|nar| async move {
-                // Asked to stop: what is under way is finished, nothing more begins.
-                if publisher.is_stopping() {
+                // Asked to stop, or something failed: what is under way is finished, nothing more begins.
+                if publisher.is_stopping() || failed.load(Ordering::Relaxed) {
                     return Ok(Sent::Unreadable);
                 }
                 let key = EdgeKey::Nar(name.clone(), nar_file(nar.published()));
@@ -295,8 +295,8 @@ impl Run<'_> {
                 }
                 Ok(Sent::Unreadable) => {}
                 Err(error) => {
-                    failure = Some(error);
-                    break;
+                    failed.store(true, Ordering::Relaxed);
+                    failure.get_or_insert(error);
                 }
             }
             if sent.len() >= NARS_NOTED {
@@ -365,7 +365,13 @@ impl Run<'_> {
         let mut json = Vec::with_capacity(usize::try_from(listing.size).unwrap_or_default());
         let mut pieces = listing;
         while let Some(piece) = pieces.next().await {
-            json.extend_from_slice(&piece?);
+            match piece {
+                Ok(piece) => json.extend_from_slice(&piece),
+                Err(error) => {
+                    tracing::warn!(path = %hash, %error, "a listing cannot be read to its end");
+                    return Ok(());
+                }
+            }
         }
         put_small(self.files(), &EdgeKey::Listing(name.clone(), *hash), cache.is_public, json).await.map(drop)
     }

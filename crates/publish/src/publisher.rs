@@ -23,6 +23,9 @@ use crate::{Error, Result};
 /// Outbox rows followed at once.
 const OUTBOX_PAGE: u32 = 1_000;
 
+/// Waiting paths that are looked at to see whether there is anything to do.
+const PENDING_LOOKED_AT: u32 = 256;
+
 /// How a run looks at the target.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Mode {
@@ -99,7 +102,8 @@ impl Publisher {
         };
         let outcome = tokio::select! {
             outcome = work => outcome,
-            error = self.keep_lease(&lease) => Err(error),
+            // Not given back: what is under way was not waited for, so whoever comes next has to.
+            error = self.keep_lease(&lease) => return Err(error),
         };
         let error = outcome.as_ref().err().map(chain);
         let released = self.state.release_lease(&lease, self.engine.now(), error.as_deref()).await;
@@ -119,14 +123,25 @@ impl Publisher {
         if !self.index().outbox_after(target.cursor, 1).await?.is_empty() {
             return Ok(true);
         }
+        let now = self.engine.now();
+        let look_again = target.ran_at.is_none_or(|ran_at| ran_at + self.look_again_seconds() <= now);
         for cache in published {
-            if !self.state.pending_objects(target.id, cache.cache, None, 1).await?.is_empty()
+            let pending = self.state.pending_objects(target.id, cache.cache, None, PENDING_LOOKED_AT).await?;
+            // What waits for something was looked at; now and then its time may have come.
+            if pending.iter().any(|pending| pending.reason.is_none())
+                || (look_again && !pending.is_empty())
                 || !self.state.due_nars(target.id, cache.cache, self.engine.now(), 1).await?.is_empty()
             {
                 return Ok(true);
             }
         }
         Ok(false)
+    }
+
+    /// How often waiting paths are looked at when nothing else changes, in seconds: a tenth of the time that they wait for an
+    /// upstream's.
+    fn look_again_seconds(&self) -> i64 {
+        (seconds(self.settings.settle) / 10).clamp(1, 60)
     }
 
     /// What a run would do, without doing anything. Needs memory for the hashes of what changed.
@@ -243,16 +258,21 @@ impl Publisher {
         Ok(())
     }
 
-    /// Keeps the lease alive; returns only when it is lost.
+    /// Keeps the lease alive; returns only when it is lost, or so near to its end that it counts as lost.
     async fn keep_lease(&self, lease: &Lease) -> Error {
-        let mut failures = 0;
+        let pause = self.settings.lease / 3;
+        let mut good_until = tokio::time::Instant::now() + self.settings.lease;
         loop {
-            tokio::time::sleep(self.settings.lease / 3).await;
-            match self.state.renew_lease(lease, self.engine.now() + seconds(self.settings.lease)).await {
-                Ok(()) => failures = 0,
-                // The database may be away for a moment; two thirds of the lease are left at the first failure.
-                Err(dormer_index::Error::Unavailable { .. }) if failures == 0 => failures += 1,
-                Err(error) => return error.into(),
+            tokio::time::sleep(pause).await;
+            let asked = tokio::time::Instant::now();
+            let renewal = self.state.renew_lease(lease, self.engine.now() + seconds(self.settings.lease));
+            match tokio::time::timeout_at(good_until, renewal).await {
+                Ok(Ok(())) => good_until = asked + self.settings.lease,
+                // The database may be away for a moment.
+                Ok(Err(dormer_index::Error::Unavailable { .. }))
+                    if tokio::time::Instant::now() + pause < good_until => {}
+                Ok(Err(error)) => return error.into(),
+                Err(_) => return dormer_index::Error::LeaseLost.into(),
             }
         }
     }
@@ -319,8 +339,8 @@ impl Run<'_> {
         }
         let names: Vec<CacheName> =
             selected.iter().filter(|(cache, _)| cache.is_public).map(|(_, name)| name.clone()).collect();
-        let changed = documents::write_catalog(self, names).await?;
-        let readable = self.readable_by_anybody(&selected, changed).await?;
+        documents::write_catalog(self, names).await?;
+        let readable = self.readable_by_anybody(&selected).await?;
         for (cache, name) in &selected {
             if self.publisher.is_stopping() {
                 break;
@@ -346,7 +366,7 @@ impl Run<'_> {
     }
 
     /// Whether private caches must not be published here.
-    async fn readable_by_anybody(&self, selected: &[(Cache, CacheName)], _changed: bool) -> Result<bool> {
+    async fn readable_by_anybody(&self, selected: &[(Cache, CacheName)]) -> Result<bool> {
         if selected.iter().all(|(cache, _)| cache.is_public) {
             return Ok(false);
         }
@@ -447,7 +467,8 @@ impl Run<'_> {
             }
         };
         // Who may read it counts before what there is to read.
-        documents::write_before(self, cache, name, &mut row).await?;
+        let anew = self.mode == Mode::Reconcile;
+        documents::write_before(self, cache, name, &mut row, anew).await?;
         if self.mode == Mode::Reconcile {
             self.reconcile(cache, name, &mut outcome).await?;
         }

@@ -12,12 +12,12 @@ use dormer_edge::EdgeKey;
 use dormer_format::EncodingTag;
 use dormer_index::{Cache, PublishState};
 use dormer_nix::{NarHash, StorePathHash};
-use futures::{StreamExt as _, TryStreamExt as _};
 
+use crate::Result;
+use crate::all_of::all_of;
 use crate::publisher::Run;
 use crate::report::CacheOutcome;
 use crate::upload::nar_file;
-use crate::{Error, Result};
 
 /// Rows compared together.
 const PAGE: u32 = 2_048;
@@ -47,17 +47,6 @@ impl Run<'_> {
             let rows = self.state().list_published(self.target(), cache.id, after, PAGE).await?;
             let Some(last) = rows.last() else { break };
             after = Some(last.hash);
-            let hashes: Vec<NarHash> = rows.iter().map(|row| row.nar.0).collect();
-            for nar in self.state().find_published_nars(self.target(), cache.id, &hashes).await? {
-                let key = EdgeKey::Nar(name.clone(), nar_file(nar.nar));
-                let sound = there.get(&key).is_some_and(|entry| {
-                    entry.size == nar.file_size && same_etag(entry.etag.as_deref(), nar.etag.as_deref())
-                });
-                if nar.uploaded && !sound {
-                    nars.push(nar.nar);
-                }
-                known.insert(key);
-            }
             for row in &rows {
                 let key = EdgeKey::Narinfo(name.clone(), row.hash);
                 let mut sound = there
@@ -74,9 +63,22 @@ impl Run<'_> {
                 known.insert(key);
             }
         }
-        // In grace, or left by what was never finished: they are ours and go when their time has come.
-        for nar in self.state().due_nars(self.target(), cache.id, i64::MAX, u32::MAX >> 1).await? {
-            known.insert(EdgeKey::Nar(name.clone(), nar_file(nar.nar)));
+        // Those in grace, too, and those that were never finished: a push may name them again.
+        let mut after = None;
+        loop {
+            let rows = self.state().list_published_nars(self.target(), cache.id, after, PAGE).await?;
+            let Some(last) = rows.last() else { break };
+            after = Some(last.nar);
+            for nar in rows {
+                let key = EdgeKey::Nar(name.clone(), nar_file(nar.nar));
+                let sound = there.get(&key).is_some_and(|entry| {
+                    entry.size == nar.file_size && same_etag(entry.etag.as_deref(), nar.etag.as_deref())
+                });
+                if nar.uploaded && !sound {
+                    nars.push(nar.nar);
+                }
+                known.insert(key);
+            }
         }
         outcome.repaired += (objects.len() + nars.len()) as u64;
         self.state().note_drift(&self.lease, cache.id, &objects, &nars, self.now()).await?;
@@ -91,11 +93,9 @@ impl Run<'_> {
         for group in [narinfos, files] {
             outcome.repaired += group.len() as u64;
             let run = &*self;
-            futures::stream::iter(group)
-                .map(|key| async move { Ok::<_, Error>(run.files().delete(&key.to_string()).await?) })
-                .buffer_unordered(self.publisher.settings.concurrency)
-                .try_collect::<()>()
-                .await?;
+            let deletions =
+                group.into_iter().map(|key| async move { Ok(run.files().delete(&key.to_string()).await?) });
+            all_of(deletions, self.publisher.settings.concurrency).await?;
         }
         Ok(())
     }

@@ -6,8 +6,8 @@ use dormer_edge::EdgeKey;
 use dormer_format::EncodingTag;
 use dormer_index::{Cache, CacheId, NarKey, PublishedCache};
 use dormer_nix::{NarHash, StorePathHash};
-use futures::{StreamExt as _, TryStreamExt as _};
 
+use crate::all_of::all_of;
 use crate::publisher::Run;
 use crate::report::CacheOutcome;
 use crate::upload::nar_file;
@@ -90,18 +90,12 @@ impl Run<'_> {
             }
             let rows = self.state().find_published(self.target(), cache_id, &next).await?;
             let run = &*self;
-            let listings = self.publisher.settings.listings;
-            futures::stream::iter(&next)
-                .map(|hash| async move {
-                    run.files().delete(&EdgeKey::Narinfo(name.clone(), *hash).to_string()).await?;
-                    if listings {
-                        run.files().delete(&EdgeKey::Listing(name.clone(), *hash).to_string()).await?;
-                    }
-                    Ok::<_, Error>(())
-                })
-                .buffer_unordered(self.publisher.settings.concurrency)
-                .try_collect::<()>()
-                .await?;
+            // Listings also where none are published now: they may have been.
+            let deletions = next.iter().map(|hash| async move {
+                run.files().delete(&EdgeKey::Narinfo(name.clone(), *hash).to_string()).await?;
+                Ok(run.files().delete(&EdgeKey::Listing(name.clone(), *hash).to_string()).await?)
+            });
+            all_of(deletions, self.publisher.settings.concurrency).await?;
             let mut removed = Vec::with_capacity(rows.len());
             for row in &rows {
                 let in_grace = match cache {
@@ -144,15 +138,10 @@ impl Run<'_> {
             let keys: Vec<(NarHash, EncodingTag)> = due.iter().map(|nar| nar.nar).collect();
             self.state().begin_deleting_nars(&self.lease, cache, &keys).await?;
             let run = &*self;
-            futures::stream::iter(&keys)
-                .map(|nar| async move {
-                    Ok::<_, Error>(
-                        run.files().delete(&EdgeKey::Nar(name.clone(), nar_file(*nar)).to_string()).await?,
-                    )
-                })
-                .buffer_unordered(self.publisher.settings.concurrency)
-                .try_collect::<()>()
-                .await?;
+            let deletions = keys.iter().map(|nar| async move {
+                Ok(run.files().delete(&EdgeKey::Nar(name.clone(), nar_file(*nar)).to_string()).await?)
+            });
+            all_of(deletions, self.publisher.settings.concurrency).await?;
             self.state().forget_nars(&self.lease, cache, &keys).await?;
             outcome.nars_deleted += keys.len() as u64;
         }

@@ -22,6 +22,8 @@ pub struct TargetSettings {
     pub nar_grace: Duration,
     /// How long a path waits for a reference that the cache lacks, before that counts as upstream's.
     pub settle: Duration,
+    /// Ids (`jti`) of tokens that count no more, for the state documents.
+    pub revoked_tokens: Vec<String>,
     /// NARs and narinfos that are written at once.
     pub concurrency: usize,
     /// Bytes a second that are sent at most; 0 for as many as there may be.
@@ -43,6 +45,7 @@ impl Default for TargetSettings {
             recompress_level: None,
             nar_grace: Duration::from_hours(30 * 24),
             settle: Duration::from_mins(5),
+            revoked_tokens: Vec::new(),
             concurrency: 8,
             bandwidth: 0,
             memory_bytes: 64 * 1024 * 1024,

@@ -130,14 +130,14 @@ impl Sender {
         let piece_bytes = upload.as_ref().map_or(size, |upload| upload.part_bytes() as u64);
         let _memory = self.reserve(piece_bytes + extra).await;
         let capacity = usize::try_from(piece_bytes).unwrap_or(usize::MAX);
-        let frames = open.stream(None).await?;
-        let mut stream: Pieces = match self.recompress_level {
-            None => frames.map(|bytes| Ok(bytes?)).boxed(),
-            Some(level) => recompress::recompress(frames, level, nar.size),
-        };
         let mut hasher = NarHasher::new();
         let mut buffer = BytesMut::with_capacity(capacity);
         let outcome = async {
+            let frames = open.stream(None).await?;
+            let mut stream: Pieces = match self.recompress_level {
+                None => frames.map(|bytes| Ok(bytes?)).boxed(),
+                Some(level) => recompress::recompress(frames, level, nar.size),
+            };
             while let Some(bytes) = stream.next().await {
                 // Copied: who keeps the engine's pieces keeps their share of its memory for reads.
                 let mut bytes = bytes?;

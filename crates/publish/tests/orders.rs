@@ -417,3 +417,60 @@ async fn recompressed_nars_are_other_files_of_the_same_archives() {
     lab.publish().await.unwrap();
     assert_eq!(lab.nar_count(), 3);
 }
+
+#[tokio::test]
+async fn an_emptied_target_is_filled_again_with_everything() {
+    let mut lab = Lab::new().await;
+    for (number, references) in [(1, vec![]), (2, vec![1]), (3, vec![])] {
+        lab.push(number, number.into(), &references).await;
+    }
+    lab.publish().await.unwrap();
+    // In grace: its NAR is written down, and what nobody sees missing would not be sent again.
+    lab.remove(3).await;
+    lab.publish().await.unwrap();
+    lab.files = Arc::new(MemoryFiles::new());
+    lab.publisher().run(Mode::Reconcile).await.unwrap();
+    lab.push(3, 3, &[]).await;
+    lab.publish().await.unwrap();
+    lab.check_every_moment(&[], "filled again");
+    assert_eq!(numbers(lab.published()), [1, 2, 3]);
+    let files = lab.files.files();
+    for name in ["main/nix-cache-info", "main/dormer-state.json", "dormer-caches.json"] {
+        assert!(files.contains_key(name), "{name}");
+    }
+}
+
+#[tokio::test]
+async fn listings_go_with_their_paths_whatever_the_settings_are_by_then() {
+    let mut lab = Lab::new().await;
+    lab.settings.listings = true;
+    lab.push(1, 1, &[]).await;
+    lab.push(2, 2, &[]).await;
+    lab.publish().await.unwrap();
+    let listings = |lab: &Lab| lab.files.files().keys().filter(|name| name.ends_with(".ls")).count();
+    assert_eq!(listings(&lab), 2);
+    lab.settings.listings = false;
+    lab.remove(1).await;
+    lab.publish().await.unwrap();
+    assert_eq!(listings(&lab), 1);
+    let update = UpdateCache { is_public: Some(false), ..UpdateCache::default() };
+    lab.engine.update_cache(&lab.cache, update).await.unwrap();
+    lab.publish().await.unwrap();
+    assert_eq!(listings(&lab), 0, "the names of files are as private as the files");
+}
+
+#[tokio::test]
+async fn revoked_tokens_are_told_to_the_edge() {
+    let mut lab = Lab::new().await;
+    lab.push(1, 1, &[]).await;
+    lab.publish().await.unwrap();
+    lab.settings.revoked_tokens = vec!["leaked".to_owned()];
+    assert_eq!(lab.publish().await.unwrap().writes, 1);
+    let state = CacheState::parse(&lab.files.files()["main/dormer-state.json"]).unwrap();
+    assert_eq!(state.revoked, ["leaked"]);
+    assert_eq!(lab.publish().await.unwrap().writes, 0);
+    lab.push(2, 2, &[]).await;
+    lab.publish().await.unwrap();
+    let state = CacheState::parse(&lab.files.files()["main/dormer-state.json"]).unwrap();
+    assert_eq!(state.revoked, ["leaked"], "also after other changes");
+}

@@ -146,7 +146,7 @@ async fn publish(
         return Ok(ExitCode::SUCCESS);
     }
     let mode = if args.reconcile { Mode::Reconcile } else { Mode::Follow };
-    let mut refused = 0;
+    let (mut refused, mut failure) = (0, None);
     for (publisher, progress, name) in publishers {
         if *stopping.borrow_and_update() {
             break;
@@ -154,7 +154,18 @@ async fn publish(
         let begin = Instant::now();
         let outcome = publisher.run(mode).await;
         progress.finish();
-        refused += report(&outcome?, &name, begin.elapsed(), printer)?;
+        match outcome {
+            Ok(outcome) => refused += report(&outcome, &name, begin.elapsed(), printer)?,
+            // The others get theirs all the same.
+            Err(error) => {
+                if let Some(earlier) = failure.replace((name, error)) {
+                    printer.error(&format!("{}: {}", earlier.0, Error::chain_of(&earlier.1)));
+                }
+            }
+        }
+    }
+    if let Some((_, error)) = failure {
+        return Err(error.into());
     }
     if refused > 0 { Err(Error::NotPublished { caches: refused }) } else { Ok(ExitCode::SUCCESS) }
 }
@@ -169,16 +180,20 @@ async fn watch(
 ) -> Result<()> {
     let mut pause = WATCH_PAUSE;
     let mut noted: HashMap<String, String> = HashMap::new();
+    // The settings may be others than the last run's.
+    let mut is_first = true;
     printer.say(&format!("{name}: watching for changes"));
     loop {
         let begin = Instant::now();
-        let outcome = match publisher.has_work().await {
+        let has_work = if is_first { Ok(true) } else { publisher.has_work().await };
+        let outcome = match has_work {
             Ok(true) => publisher.run(Mode::Follow).await.map(Some),
             Ok(false) => Ok(None),
             Err(error) => Err(error),
         };
         match outcome {
             Ok(outcome) => {
+                is_first = false;
                 pause = WATCH_PAUSE;
                 if let Some(mut outcome) = outcome {
                     // What was refused once is not said every few seconds.

@@ -150,6 +150,7 @@ fn resolve_target(raw: &Raw, notes: &mut Vec<String>) -> Result<EdgeTarget> {
         },
         nar_grace: duration(raw, &keys::EDGE_NAR_GRACE),
         settle: duration(raw, &keys::EDGE_SETTLE_TIME),
+        revoked_tokens: list(raw, &keys::EDGE_REVOKED_TOKENS),
         concurrency: count(integer(raw, &keys::EDGE_CONCURRENCY).unsigned_abs()),
         bandwidth: size(raw, &keys::EDGE_BANDWIDTH),
         memory_bytes: size(raw, &keys::EDGE_MEMORY),

@@ -346,6 +346,8 @@ keys! { EDGE_KEYS:
     EDGE_CACHES = Key::new("edge.caches", Kind::List,
         "Which caches are published: names, or patterns such as `team-*`. A private cache is published only if it is named \
          exactly, and never to a bucket that anybody can read.");
+    EDGE_REVOKED_TOKENS = Key::new("edge.revoked-tokens", Kind::List,
+        "Ids (`jti`) of tokens that count no more at this edge: `dormer token create --json` says a token's.").default("");
     EDGE_TYPE = Key::new("edge.type", Kind::Choice(&["local", "s3", "gcs", "azure"]),
         "Where it is: `local`, a folder; `s3` (also R2), `gcs` or `azure`, a bucket.").default("s3");
     EDGE_PATH = Key::new("edge.path", Kind::Path, "The folder, if it is one.");

@@ -265,6 +265,16 @@ pub(super) async fn a_nar_that_nothing_names_may_go(both: Both) -> Result<()> {
         .finish_publishing(&lease, id, &[PublishDone { nar: nar(5), ..done(1, &[]) }], NOW + 10)
         .await?;
     let due = |now| both.publish.due_nars(lease.target, id, now, 10);
+    // All of them, page by page.
+    let mut listed = Vec::new();
+    let mut after = None;
+    while let [one] = &both.publish.list_published_nars(lease.target, id, after, 1).await?[..] {
+        after = Some(one.nar);
+        listed.push(one.nar);
+    }
+    let mut all = [nar(1), nar(5)];
+    all.sort_by_key(|(hash, tag)| (*hash.as_bytes(), *tag.as_bytes()));
+    assert_eq!(listed, all);
     assert_eq!(due(NOW + 9).await?, []);
     assert_eq!(due(NOW + 10).await?.iter().map(|due| due.nar).collect::<Vec<_>>(), [nar(1)]);
     assert_eq!(both.publish.nars_left_by(lease.target, id, &path_hash(1)).await?.len(), 1);

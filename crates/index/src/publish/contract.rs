@@ -288,6 +288,14 @@ pub trait PublishIndex: Send + Sync + std::fmt::Debug + 'static {
         cache: CacheId,
         nars: &[NarHash],
     ) -> Result<Vec<PublishedNar>>;
+    /// A page of all NAR files that a row is written of, after one, in the order of hashes and tags.
+    async fn list_published_nars(
+        &self,
+        target: TargetId,
+        cache: CacheId,
+        after: Option<(NarHash, EncodingTag)>,
+        limit: u32,
+    ) -> Result<Vec<PublishedNar>>;
     /// NAR files that this object named last and that nothing names any more.
     async fn nars_left_by(
         &self,

@@ -1,5 +1,6 @@
 //! What is written down of objects and of NAR files.
 
+use dormer_format::EncodingTag;
 use dormer_nix::{NarHash, StorePathHash};
 
 use super::{KEYS_MAX, after_bytes, keys, read_published, read_published_nar};
@@ -29,6 +30,10 @@ const LIST_PUBLISHED: Sql = both!(
 const FIND_NARS: Sql = both!(
     "SELECT n.nar, n.tag, n.uploaded, n.file_size, n.file_hash, n.etag, n.delete_after
      FROM", list 3, "AS k CROSS JOIN publish_nars AS n WHERE n.target = $1 AND n.cache = $2 AND n.nar = k.item"
+);
+const LIST_NARS: Sql = both!(
+    "SELECT n.nar, n.tag, n.uploaded, n.file_size, n.file_hash, n.etag, n.delete_after FROM publish_nars AS n
+     WHERE n.target = $1 AND n.cache = $2 AND (n.nar, n.tag) > ($3, $4) ORDER BY n.nar, n.tag LIMIT $5"
 );
 const NARS_LEFT: Sql = both!(
     "SELECT n.nar, n.tag, n.uploaded, n.file_size, n.file_hash, n.etag, n.delete_after FROM publish_nars AS n
@@ -96,6 +101,21 @@ pub(crate) async fn find_published_nars(
     keys.dedup();
     let rows = tx.rows(FIND_NARS, &[Number(target.0), Number(cache.0), List(&keys)]).await?;
     rows.iter().map(read_published_nar).collect()
+}
+
+pub(crate) async fn list_published_nars(
+    tx: &mut impl Transaction,
+    target: TargetId,
+    cache: CacheId,
+    after: Option<(NarHash, EncodingTag)>,
+    limit: u32,
+) -> Result<Vec<PublishedNar>> {
+    let (nar, tag): (&[u8], &[u8]) = match &after {
+        Some((nar, tag)) => (nar.as_bytes(), tag.as_bytes()),
+        None => (&[], &[]),
+    };
+    let arguments = [Number(target.0), Number(cache.0), Bytes(nar), Bytes(tag), Number(i64::from(limit))];
+    tx.rows(LIST_NARS, &arguments).await?.iter().map(read_published_nar).collect()
 }
 
 pub(crate) async fn nars_left_by(

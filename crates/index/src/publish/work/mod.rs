@@ -19,7 +19,8 @@ pub(crate) use self::caches::{
     forget_published_cache, publish_counts, published_caches, write_published_cache,
 };
 pub(crate) use self::look_ups::{
-    due_nars, find_objects, find_published, find_published_nars, list_published, nars_left_by,
+    due_nars, find_objects, find_published, find_published_nars, list_published, list_published_nars,
+    nars_left_by,
 };
 pub(crate) use self::pending::{
     drop_pending, find_removed, forget_removed, note_all_pending, note_lost, note_pending, note_removed,
