@@ -23,7 +23,9 @@ impl Published {
     /// `target` are the lines of `[[edge]]` behind its name.
     fn start(target: &str) -> Self {
         let settings = format!("[[edge]]\nname = \"edge\"\nsettle-time = \"0s\"\n{target}\n");
-        Self { lab: Lab::start_with(LabOptions { settings: Some(settings), ..LabOptions::default() }) }
+        let environment = vec![("DORMER_METRICS_LISTEN".to_owned(), "127.0.0.1:0".to_owned())];
+        let settings = Some(settings);
+        Self { lab: Lab::start_with(LabOptions { settings, environment, ..LabOptions::default() }) }
     }
 
     fn in_folder(caches: &str) -> Self {
@@ -38,6 +40,16 @@ impl Published {
         let mut all = vec!["publish"];
         all.extend(arguments);
         self.lab.server_command(&all)
+    }
+
+    /// What each replica's page of metrics says of publishing.
+    fn metrics(&self) -> Vec<String> {
+        let log = self.lab.log();
+        let found =
+            log.lines().filter_map(|line| line.split_once("metrics on http://")?.1.strip_suffix("/metrics"));
+        let pages: Vec<String> = found.map(|address| http::get(address, "/metrics", None).text()).collect();
+        assert!(!pages.is_empty(), "{log}");
+        pages
     }
 
     fn status(&self) -> Value {
@@ -96,6 +108,16 @@ fn a_published_folder_is_a_cache_to_every_nix() {
     let status = published.status();
     assert_eq!(status["caches"][0]["published"], 6, "{status}");
     assert_eq!(status["caches"][0]["pending"], 0, "{status}");
+    let place = "{cache=\"main\",target=\"edge\"}";
+    for page in published.metrics() {
+        for line in [
+            format!("dormer_publish_published_paths{place} 6"),
+            format!("dormer_publish_pending_paths{place} 0"),
+            "dormer_publish_lag_seconds{target=\"edge\"} 0".to_owned(),
+        ] {
+            assert!(page.lines().any(|shown| shown == line), "{line} is not in\n{page}");
+        }
+    }
 }
 
 #[test]

@@ -66,6 +66,8 @@ pub(crate) type Observer<'a> = &'a mut (dyn FnMut(&Made) -> Result<()> + Send);
 pub(crate) struct Installation {
     pub(crate) engine: Engine,
     pub(crate) index: Arc<dyn Index>,
+    /// The same index.
+    pub(crate) publish: Arc<dyn PublishIndex>,
     pub(crate) token_key: SigningKey,
     /// Public key of the cache `main`, if it is there and public.
     pub(crate) main_public_key: Option<String>,
@@ -86,7 +88,7 @@ pub(crate) async fn prepare(settings: &Settings, observer: Observer<'_>) -> Resu
 
     let index_is_new = index_is_new(settings).await?;
     let has_packs = settings.remote_storage.is_none() && settings.storage_path.join("packs").exists();
-    let index = open_index(settings).await?;
+    let (index, publish) = open_index(settings).await?;
     if index_is_new {
         observer(&match &settings.postgres {
             Some(server) => Made::Schema { database: server.name.clone() },
@@ -127,7 +129,7 @@ pub(crate) async fn prepare(settings: &Settings, observer: Observer<'_>) -> Resu
     let main = engine.find_cache(FIRST_CACHE).await?.filter(|cache| cache.is_public);
     let main_public_key = main
         .and_then(|cache| cache.keys.iter().rev().find(|key| key.active).map(|key| key.public_key.clone()));
-    Ok(Installation { engine, index, token_key, main_public_key, warnings })
+    Ok(Installation { engine, index, publish, token_key, main_public_key, warnings })
 }
 
 /// What a follower needs of an installation that another process may be serving.
@@ -164,11 +166,14 @@ pub(crate) async fn open_beside(settings: &Settings) -> Result<Follower> {
     Ok(Follower { engine, index, publish })
 }
 
-/// The index that the settings name, with its schema up to date.
-pub(crate) async fn open_index(settings: &Settings) -> Result<Arc<dyn Index>> {
-    Ok(match &settings.postgres {
-        Some(server) => Arc::new(PostgresIndex::open(server.url.expose(), server.options.clone()).await?),
-        None => Arc::new(SqliteIndex::open(&settings.database_path, SqliteOptions::default()).await?),
+/// The index that the settings name, with its schema up to date, by both of its contracts.
+pub(crate) async fn open_index(settings: &Settings) -> Result<(Arc<dyn Index>, Arc<dyn PublishIndex>)> {
+    Ok(if let Some(server) = &settings.postgres {
+        let index = Arc::new(PostgresIndex::open(server.url.expose(), server.options.clone()).await?);
+        (Arc::clone(&index) as Arc<dyn Index>, index)
+    } else {
+        let index = Arc::new(SqliteIndex::open(&settings.database_path, SqliteOptions::default()).await?);
+        (Arc::clone(&index) as Arc<dyn Index>, index)
     })
 }
 

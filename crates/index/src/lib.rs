@@ -34,7 +34,7 @@ pub use examination::Examination;
 pub use migrations::{Migration, MigrationPlan};
 pub use postgres::{PostgresIndex, PostgresOptions};
 pub use publish::{
-    Lease, PendingObject, PublishCounts, PublishDone, PublishIndex, PublishIntent, PublishState,
-    PublishTarget, PublishedCache, PublishedNar, PublishedObject, TargetId,
+    Lease, PendingObject, PublishBacklog, PublishCounts, PublishDone, PublishIndex, PublishIntent,
+    PublishState, PublishTarget, PublishedCache, PublishedNar, PublishedObject, TargetId,
 };
 pub use sqlite::{SqliteIndex, SqliteOptions};

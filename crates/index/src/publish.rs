@@ -5,8 +5,8 @@ mod sql;
 pub(crate) mod work;
 
 pub use contract::{
-    Lease, PendingObject, PublishCounts, PublishDone, PublishIndex, PublishIntent, PublishState,
-    PublishTarget, PublishedCache, PublishedNar, PublishedObject, TargetId,
+    Lease, PendingObject, PublishBacklog, PublishCounts, PublishDone, PublishIndex, PublishIntent,
+    PublishState, PublishTarget, PublishedCache, PublishedNar, PublishedObject, TargetId,
 };
 pub(crate) use sql::{Argument, Sql, Transaction};
 
@@ -155,6 +155,9 @@ macro_rules! implement_publish_index {
                 cache: CacheId,
             ) -> Result<crate::PublishCounts> {
                 $read!(self, "count what is published", |tx| work::publish_counts(tx, target, cache))
+            }
+            async fn publish_backlog(&self, limit: u32) -> Result<Vec<crate::PublishBacklog>> {
+                $read!(self, "count what waits to be published", |tx| work::publish_backlog(tx, limit))
             }
             async fn find_objects(
                 &self,

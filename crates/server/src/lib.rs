@@ -6,7 +6,7 @@
 //! Where to look
 //! - [`Server`]: connections, time-outs, shutdown; `app` sends a request to its handler and logs the outcome once.
 //! - `exchange`: one request watched to the last byte of its answer; [`Metrics`] is what is counted, [`serve_metrics`] where
-//!   it is read; `health` says whether to send requests here.
+//!   it is read, `publish_metrics` what it shows of publishing; `health` says whether to send requests here.
 //! - `route`: from a path to a typed route; there is no other place that reads paths.
 //! - `failure`: the one table from an error to its status.
 //! - `auth` and `access`: tokens, and the rule that a caller without permissions learns nothing.
@@ -29,6 +29,7 @@ mod handlers;
 mod health;
 mod metrics;
 mod process;
+mod publish_metrics;
 mod push_rate;
 mod reencode;
 mod request_body;

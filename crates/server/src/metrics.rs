@@ -2,10 +2,10 @@
 //!
 //! Names, help texts and buckets of HTTP stand here, those of the engine in the engine; docs/METRICS.md is made from both.
 //!
-//! Cardinality is bounded: a label is a route's template, a method that we know, a status, a limit's name. No path, cache,
-//! token or host becomes one.
+//! Cardinality is bounded: a label is a route's template, a method that we know, a status, a limit's name. No path, token or
+//! host becomes one, and a cache only where it is published, up to a limit.
 
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Mutex, OnceLock, PoisonError};
 
 use prometheus::core::Collector;
 use prometheus::{
@@ -14,6 +14,7 @@ use prometheus::{
 };
 
 use crate::process::Process;
+use crate::publish_metrics::PublishMetrics;
 use crate::route::NARINFO;
 
 /// Latencies, in seconds: a narinfo from memory takes 0.1 ms, a large upload minutes.
@@ -27,6 +28,7 @@ pub struct Metrics {
     registry: Registry,
     described: Mutex<Vec<Described>>,
     pub(crate) http: HttpMetrics,
+    publishing: OnceLock<PublishMetrics>,
 }
 
 /// One row of docs/METRICS.md.
@@ -117,7 +119,12 @@ impl Metrics {
         )
         .expect(WELL_FORMED);
         build.with_label_values(&[env!("CARGO_PKG_VERSION")]).set(1);
-        let metrics = Self { registry: Registry::new(), described: Mutex::default(), http };
+        let metrics = Self {
+            registry: Registry::new(),
+            described: Mutex::default(),
+            http,
+            publishing: OnceLock::new(),
+        };
         for collector in metrics.http.collectors() {
             metrics.register(collector).expect(WELL_FORMED);
         }
@@ -137,6 +144,21 @@ impl Metrics {
         self.registry.register(collector)?;
         self.described.lock().unwrap_or_else(PoisonError::into_inner).extend(described);
         Ok(())
+    }
+
+    /// Adds how far edge targets are behind; the page shows it once.
+    pub(crate) fn register_publishing(&self, publishing: PublishMetrics) -> Result<(), RegisterError> {
+        self.register(Box::new(publishing.clone()))?;
+        // Were there one already, its names would be taken.
+        let _ = self.publishing.set(publishing);
+        Ok(())
+    }
+
+    /// Asks for what only the database knows, for the page that is rendered next. Never takes long.
+    pub(crate) async fn refresh(&self) {
+        if let Some(publishing) = self.publishing.get() {
+            publishing.refresh().await;
+        }
     }
 
     /// All names, with their labels and meanings, in order.

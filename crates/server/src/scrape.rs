@@ -38,8 +38,8 @@ pub async fn serve_metrics(listener: TcpListener, metrics: Arc<Metrics>) -> Infa
         let metrics = Arc::clone(&metrics);
         tokio::spawn(async move {
             let service = service_fn(move |request| {
-                let response = answer(&metrics, &request);
-                async move { Ok::<_, Infallible>(response) }
+                let metrics = Arc::clone(&metrics);
+                async move { Ok::<_, Infallible>(answer(&metrics, &request).await) }
             });
             let connection = http1::Builder::new()
                 .timer(TokioTimer::new())
@@ -52,7 +52,7 @@ pub async fn serve_metrics(listener: TcpListener, metrics: Arc<Metrics>) -> Infa
     }
 }
 
-fn answer(metrics: &Metrics, request: &Request<Incoming>) -> Response<Body> {
+async fn answer(metrics: &Metrics, request: &Request<Incoming>) -> Response<Body> {
     if request.uri().path() != "/metrics" {
         return body::text(StatusCode::NOT_FOUND, "there is only /metrics here\n");
     }
@@ -61,6 +61,7 @@ fn answer(metrics: &Metrics, request: &Request<Incoming>) -> Response<Body> {
         response.headers_mut().insert(ALLOW, HeaderValue::from_static("GET, HEAD"));
         return response;
     }
+    metrics.refresh().await;
     match metrics.render() {
         Ok(page) => {
             let mut response = body::text(StatusCode::OK, page);

@@ -11,6 +11,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use dormer_engine::Engine;
+use dormer_index::{Index, PublishIndex};
 use futures::FutureExt as _;
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
@@ -22,7 +23,8 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 
 use crate::app::App;
 use crate::auth::Authenticator;
-use crate::metrics::Metrics;
+use crate::metrics::{Metrics, RegisterError};
+use crate::publish_metrics::PublishMetrics;
 use crate::settings::ServerSettings;
 use crate::socket::Socket;
 
@@ -79,6 +81,17 @@ impl Server {
     /// What it counts; other parts may add what they count.
     pub fn metrics(&self) -> &Arc<Metrics> {
         &self.app.metrics
+    }
+
+    /// Shows at [`serve_metrics`](crate::serve_metrics) how far edge targets are behind, as the index knows it. Fails the
+    /// second time.
+    pub fn watch_publishing(
+        &self,
+        index: Arc<dyn Index>,
+        state: Arc<dyn PublishIndex>,
+    ) -> Result<(), RegisterError> {
+        let publishing = PublishMetrics::new(self.app.engine.clone(), index, state);
+        self.app.metrics.register_publishing(publishing)
     }
 
     /// Serves until `shutdown` is ready; then stops: says that it is not ready and goes on for `drain_delay`, takes no

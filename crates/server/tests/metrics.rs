@@ -8,6 +8,8 @@ use std::process::{Command, Stdio};
 use std::sync::Arc;
 
 use common::{Server, admin, nar, path};
+use dormer_index::{OutboxPosition, PublishDone, PublishIndex as _, PublishIntent, PublishedCache};
+use dormer_nix::NarHash;
 
 #[test]
 fn requests_are_counted_by_route_and_status_and_not_by_path() {
@@ -109,6 +111,74 @@ fn the_page_has_an_address_of_its_own_and_prometheus_likes_it() {
     let output = promtool.wait_with_output().unwrap();
     let said = String::from_utf8_lossy(&output.stderr);
     assert!(output.status.success() && said.is_empty(), "{said}\n{}", page.text());
+}
+
+#[test]
+fn how_far_edge_targets_are_behind_is_on_the_page() {
+    const LAG: &str = "dormer_publish_lag_seconds{target=\"edge\"} ";
+    const PLACE: &str = "{cache=\"main\",target=\"edge\"}";
+
+    let server = Server::start();
+    let address = server.serve_metrics();
+    let publishing = || {
+        let answer = common::ask(address, b"GET /metrics HTTP/1.1\r\nHost: x\r\n\r\n");
+        let page = common::Reply::parse(&answer, false).text();
+        let lines = page.lines().filter(|line| line.starts_with("dormer_publish_"));
+        lines.map(str::to_owned).collect::<Vec<_>>()
+    };
+    let shows = |what: &str, lines: &[&str]| {
+        common::until(what, || lines.iter().all(|line| publishing().iter().any(|l| l == line)).then_some(()));
+    };
+    let lag = || publishing().iter().find_map(|line| line.strip_prefix(LAG)?.parse::<i64>().ok());
+    let pending = |count| format!("dormer_publish_pending_paths{PLACE} {count}");
+    let published = |count| format!("dormer_publish_published_paths{PLACE} {count}");
+
+    assert_eq!(publishing(), [""; 0], "there is no target");
+    server.push("main", &path(1), &nar(1));
+    let (state, now) = (&server.publish, common::now());
+    let end = server.block_on(server.index.outbox_after(OutboxPosition::START, 1_000)).unwrap();
+    let end = end.last().unwrap().position;
+    let cache = server.block_on(server.engine.find_cache("main")).unwrap().unwrap().id;
+    let hash = path(1).hash();
+    let lease = server.block_on(async {
+        let target = state.open_target("edge", "s3://bucket").await.unwrap();
+        let lease = state.acquire_lease(target.id, "me", now, now + 3_600).await.unwrap().unwrap();
+        let main = PublishedCache {
+            cache,
+            name: "main".to_owned(),
+            basis: Vec::new(),
+            document: Vec::new(),
+            published_at: now,
+        };
+        state.write_published_cache(&lease, &main).await.unwrap();
+        state.note_pending(&lease, &[(cache, hash, now - 5_000)], Some(end)).await.unwrap();
+        lease
+    });
+    shows("a path waits", &[&pending(1), &published(0)]);
+    assert!((5_000..6_000).contains(&lag().unwrap()), "since then it waits");
+
+    let nar_name = (NarHash::digest(b"any"), dormer_format::EncodingTag::from_bytes([1; 16]));
+    server.block_on(async {
+        let intent = PublishIntent { hash, nar: nar_name, file_size: 1, references: Vec::new() };
+        state.begin_publishing(&lease, cache, &[intent]).await.unwrap();
+        let done = PublishDone {
+            hash,
+            nar: nar_name,
+            digest: vec![1; 32],
+            etag: None,
+            upstream: false,
+            references: Vec::new(),
+        };
+        state.finish_publishing(&lease, cache, &[done], now).await.unwrap();
+    });
+    shows("nothing waits", &[&pending(0), &published(1), &format!("{LAG}0")]);
+
+    server.push("main", &path(2), &nar(2));
+    common::until("a change that nobody looked at counts", || lag().filter(|seconds| *seconds > 0));
+    shows("it is not in the target's own list yet", &[&pending(0), &published(1)]);
+
+    server.block_on(server.index.close()).unwrap();
+    common::until("what cannot be asked for is not shown", || publishing().is_empty().then_some(()));
 }
 
 /// Renew with `DORMER_RENEW=1 cargo test -p dormer-server --test metrics`.

@@ -7,9 +7,9 @@ use bytes::Bytes;
 use dormer_blobs::{FileEntry, FileKind, FileUpload, Files, Stored};
 use dormer_format::EncodingTag;
 use dormer_index::{
-    CacheId, Error as IndexError, FoundObject, Lease, OutboxPosition, PendingObject, PublishCounts,
-    PublishDone, PublishIndex, PublishIntent, PublishTarget, PublishedCache, PublishedNar, PublishedObject,
-    TargetId, UnixSeconds,
+    CacheId, Error as IndexError, FoundObject, Lease, OutboxPosition, PendingObject, PublishBacklog,
+    PublishCounts, PublishDone, PublishIndex, PublishIntent, PublishTarget, PublishedCache, PublishedNar,
+    PublishedObject, TargetId, UnixSeconds,
 };
 use dormer_nix::{NarHash, StorePathHash};
 
@@ -142,6 +142,7 @@ publish_calls! {
         fn find_removed(target: TargetId, cache: CacheId, hashes: &[StorePathHash]) -> Vec<StorePathHash>;
         fn published_caches(target: TargetId) -> Vec<PublishedCache>;
         fn publish_counts(target: TargetId, cache: CacheId) -> PublishCounts;
+        fn publish_backlog(limit: u32) -> Vec<PublishBacklog>;
         fn find_objects(cache: CacheId, hashes: &[StorePathHash]) -> Vec<FoundObject>;
         fn find_published(target: TargetId, cache: CacheId, hashes: &[StorePathHash]) -> Vec<PublishedObject>;
         fn list_published(target: TargetId, cache: CacheId, after: Option<StorePathHash>, limit: u32) -> Vec<PublishedObject>;

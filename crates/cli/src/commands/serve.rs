@@ -89,11 +89,12 @@ pub(super) async fn run(args: ServeArgs, context: &Context) -> Result<()> {
         voice.hint("without TLS, tokens travel unencrypted; put a proxy with TLS in front and set api-endpoint to its https:// address");
     }
 
-    let Installation { engine, index, .. } = installation;
+    let Installation { engine, index, publish, .. } = installation;
     let server_settings =
         ServerSettings { connections_max, traces: traces.is_on(), ..server_settings(&settings) };
     let server = Server::new(engine, authenticator, server_settings);
     if let Some(listener) = metrics_listener {
+        server.watch_publishing(Arc::clone(&index), publish).expect("nobody else has counted publishing");
         voice.say(&format!("metrics on http://{}/metrics", local_address(&listener)?));
         tokio::spawn(dormer_server::serve_metrics(listener, Arc::clone(server.metrics())));
     }

@@ -7,8 +7,8 @@ use dormer_nix::{NarHash, StorePathHash};
 
 use super::fixtures::{NOW, cache, nar_hash, path_hash, push_object, tag};
 use crate::{
-    CacheId, Error, Index, Lease, OutboxPosition, PublishDone, PublishIndex, PublishIntent, PublishState,
-    PublishTarget, PublishedCache, PublishedNar, Removal, Result,
+    CacheId, Error, Index, Lease, OutboxPosition, PublishBacklog, PublishDone, PublishIndex, PublishIntent,
+    PublishState, PublishTarget, PublishedCache, PublishedNar, Removal, Result,
 };
 
 /// What every case works on: both contracts of one adapter.
@@ -425,5 +425,44 @@ pub(super) async fn a_cache_is_remembered_and_forgotten(both: Both) -> Result<()
     both.publish.forget_published_cache(&lease, id).await?;
     assert_eq!(both.publish.published_caches(lease.target).await?, []);
     assert_eq!(both.publish.publish_counts(lease.target, id).await?, crate::PublishCounts::default());
+    Ok(())
+}
+
+pub(super) async fn what_waits_is_counted_for_all_targets_at_once(both: Both) -> Result<()> {
+    assert_eq!(both.publish.publish_backlog(10).await?, []);
+    let ids = [cache(&both.index, "main").await?, cache(&both.index, "other").await?];
+    let (first, lease) = target(&both).await?;
+    let second = both.publish.open_target("another", "s3://bucket/another").await?;
+    let elsewhere = both.publish.acquire_lease(second.id, "me", NOW, NOW + HOUR).await?.expect("it is new");
+    let published = |cache, name: &str| PublishedCache {
+        cache,
+        name: name.to_owned(),
+        basis: vec![],
+        document: vec![],
+        published_at: NOW,
+    };
+    for (lease, cache, name) in
+        [(&lease, ids[0], "main"), (&lease, ids[1], "other"), (&elsewhere, ids[0], "main")]
+    {
+        both.publish.write_published_cache(lease, &published(cache, name)).await?;
+    }
+    publish(&both, &lease, ids[0], 1, &[]).await?;
+    both.publish.begin_publishing(&lease, ids[0], &[intent(2, &[])]).await?;
+    let noted = [(ids[1], path_hash(3), NOW + 2), (ids[1], path_hash(4), NOW + 1)];
+    both.publish.note_pending(&lease, &noted, None).await?;
+    let row = |target: &PublishTarget, cache: &str, published, pending, pending_since| PublishBacklog {
+        target: target.id,
+        cache: cache.to_owned(),
+        published,
+        pending,
+        pending_since,
+    };
+    let all = [
+        row(&first, "main", 1, 0, None),
+        row(&first, "other", 0, 2, Some(NOW + 1)),
+        row(&second, "main", 0, 0, None),
+    ];
+    assert_eq!(both.publish.publish_backlog(10).await?, all);
+    assert_eq!(both.publish.publish_backlog(1).await?, all[..1]);
     Ok(())
 }

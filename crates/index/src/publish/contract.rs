@@ -166,6 +166,21 @@ pub struct PublishCounts {
     pub file_bytes: u64,
 }
 
+/// How much of a cache is in a target and how much waits, for those who only watch.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct PublishBacklog {
+    /// The target.
+    pub target: TargetId,
+    /// The cache's name in the target; two rows have the same one while what is left of a deleted cache is taken away.
+    pub cache: String,
+    /// Objects that are there.
+    pub published: u64,
+    /// Objects to look at.
+    pub pending: u64,
+    /// Since when the oldest of them waits.
+    pub pending_since: Option<UnixSeconds>,
+}
+
 /// What publishing remembers.
 #[async_trait]
 pub trait PublishIndex: Send + Sync + std::fmt::Debug + 'static {
@@ -261,6 +276,9 @@ pub trait PublishIndex: Send + Sync + std::fmt::Debug + 'static {
     async fn forget_published_cache(&self, lease: &Lease, cache: CacheId) -> Result<()>;
     /// What a target holds of a cache.
     async fn publish_counts(&self, target: TargetId, cache: CacheId) -> Result<PublishCounts>;
+    /// How much of each cache is in each target and how much waits, by target and name, at most `limit` rows; one statement,
+    /// which reads an entry of an index for each object that is published.
+    async fn publish_backlog(&self, limit: u32) -> Result<Vec<PublishBacklog>>;
 
     // --- look-ups ---------------------------------------------------------------------------------------------------
 

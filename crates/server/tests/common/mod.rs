@@ -68,7 +68,8 @@ pub struct Server {
     pub engine: Engine,
     pub store: Arc<Unreliable>,
     pub metrics: Arc<Metrics>,
-    index: Arc<dyn Index>,
+    pub index: Arc<dyn Index>,
+    pub publish: Arc<SqliteIndex>,
     serving: Option<tokio::task::JoinHandle<Result<(), dormer_server::Error>>>,
     stop: Option<oneshot::Sender<()>>,
     runtime: Option<Runtime>,
@@ -95,7 +96,8 @@ impl Server {
         let index = runtime
             .block_on(SqliteIndex::open(&folder.path().join("index.sqlite"), SqliteOptions::default()))
             .unwrap();
-        let index: Arc<dyn Index> = Arc::new(index);
+        let publish = Arc::new(index);
+        let index: Arc<dyn Index> = publish.clone();
         let blobs: Arc<dyn Blobs> = store.clone();
         let in_runtime = runtime.enter();
         let engine = Engine::new(
@@ -132,6 +134,7 @@ impl Server {
         let address = listener.local_addr().unwrap();
         let (stop, stopped) = oneshot::channel::<()>();
         let server = dormer_server::Server::new(served, options.authenticator, options.server);
+        server.watch_publishing(Arc::clone(&index), publish.clone()).unwrap();
         let metrics = Arc::clone(server.metrics());
         let serving = server.run(listener, async {
             stopped.await.ok();
@@ -144,6 +147,7 @@ impl Server {
             engine,
             store,
             index,
+            publish,
             metrics,
             serving,
             stop: Some(stop),

@@ -4,7 +4,7 @@ use super::{hold_lease, one};
 use crate::Result;
 use crate::columns::unsigned;
 use crate::contract::CacheId;
-use crate::publish::contract::{Lease, PublishCounts, PublishedCache, TargetId};
+use crate::publish::contract::{Lease, PublishBacklog, PublishCounts, PublishedCache, TargetId};
 use crate::publish::sql::{Argument, Sql, Transaction, both};
 use crate::rows::Row as _;
 
@@ -37,6 +37,13 @@ const COUNT_NARS: Sql = Sql {
     postgres: "SELECT count(*), coalesce(sum(file_size), 0)::bigint FROM publish_nars
         WHERE target = $1 AND cache = $2 AND uploaded = 1",
 };
+const LIST_BACKLOG: Sql = both!(
+    "SELECT c.target, c.name,
+        (SELECT count(*) FROM publish_objects o WHERE o.target = c.target AND o.cache = c.cache AND o.state = 1),
+        (SELECT count(*) FROM publish_pending p WHERE p.target = c.target AND p.cache = c.cache),
+        (SELECT min(since) FROM publish_pending p WHERE p.target = c.target AND p.cache = c.cache)
+     FROM publish_caches c ORDER BY c.target, c.name, c.cache LIMIT $1"
+);
 
 pub(crate) async fn published_caches(
     tx: &mut impl Transaction,
@@ -102,4 +109,19 @@ pub(crate) async fn publish_counts(
         nars: unsigned("publish_nars", nars.column(0, "publish_nars")?)?,
         file_bytes: unsigned("publish_nars", nars.column(1, "publish_nars")?)?,
     })
+}
+
+pub(crate) async fn publish_backlog(tx: &mut impl Transaction, limit: u32) -> Result<Vec<PublishBacklog>> {
+    let rows = tx.rows(LIST_BACKLOG, &[Number(i64::from(limit))]).await?;
+    rows.iter()
+        .map(|row| {
+            Ok(PublishBacklog {
+                target: TargetId(row.column(0, "publish_caches")?),
+                cache: row.column(1, "publish_caches")?,
+                published: unsigned("publish_objects", row.column(2, "publish_objects")?)?,
+                pending: unsigned("publish_pending", row.column(3, "publish_pending")?)?,
+                pending_since: row.column(4, "publish_pending")?,
+            })
+        })
+        .collect()
 }

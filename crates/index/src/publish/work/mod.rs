@@ -16,7 +16,7 @@ use dormer_format::EncodingTag;
 use dormer_nix::{NarHash, StorePathHash};
 
 pub(crate) use self::caches::{
-    forget_published_cache, publish_counts, published_caches, write_published_cache,
+    forget_published_cache, publish_backlog, publish_counts, published_caches, write_published_cache,
 };
 pub(crate) use self::look_ups::{
     due_nars, find_objects, find_published, find_published_nars, list_published, list_published_nars,

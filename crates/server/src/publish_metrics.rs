@@ -1,0 +1,190 @@
+//! How far edge targets are behind the lab, as the index knows it: `dormer publish` is another process, and gone most of the time.
+//!
+//! Invariants
+//! - However many read the page, the database is asked by one question at a time, and for a twentieth of the time at most: it
+//!   counts what is published, which takes as long as there is much of it.
+//! - The page waits for it no longer than [`ASK_TIMEOUT`]. What could not be asked for is not shown: an old lag would look like
+//!   a small one.
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use dormer_engine::Engine;
+use dormer_index::{Index, PublishBacklog, PublishIndex, PublishTarget};
+use prometheus::core::{Collector, Desc};
+use prometheus::proto::MetricFamily;
+use prometheus::{IntGaugeVec, Opts};
+use tokio::time::Instant;
+
+/// How long the database may take for all questions: Prometheus gives up after 10 s by default.
+const ASK_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// An answer is remembered for this long at least.
+const REMEMBERED_MIN: Duration = Duration::from_secs(2);
+
+/// And for this many times as long as it took.
+const REMEMBERED_FACTOR: u32 = 20;
+
+/// Most targets that are shown, by name.
+const TARGETS_MAX: usize = 50;
+
+/// Most caches in targets that are shown: there are two series for each.
+const CACHES_MAX: u32 = 1_000;
+
+/// Lag and backlog of publishing.
+#[derive(Debug, Clone)]
+pub(crate) struct PublishMetrics {
+    inner: Arc<Inner>,
+    /// Held while the database is asked.
+    last: Arc<tokio::sync::Mutex<Option<Answer>>>,
+}
+
+#[derive(Debug)]
+struct Inner {
+    engine: Engine,
+    index: Arc<dyn Index>,
+    state: Arc<dyn PublishIndex>,
+    lag: IntGaugeVec,
+    pending: IntGaugeVec,
+    published: IntGaugeVec,
+    /// Held while the gauges are written or read, so that nobody sees half of them.
+    gauges: Mutex<()>,
+}
+
+#[derive(Debug, Clone, Copy)]
+struct Answer {
+    at: Instant,
+    remembered: Duration,
+}
+
+impl PublishMetrics {
+    pub(crate) fn new(engine: Engine, index: Arc<dyn Index>, state: Arc<dyn PublishIndex>) -> Self {
+        let gauge = |name, help, labels: &[&str]| {
+            IntGaugeVec::new(Opts::new(name, help), labels).expect("well-formed names")
+        };
+        let inner = Inner {
+            engine,
+            index,
+            state,
+            lag: gauge(
+                "dormer_publish_lag_seconds",
+                "Age of the oldest change that an edge target does not have yet, whether it was not looked at or waits",
+                &["target"],
+            ),
+            pending: gauge(
+                "dormer_publish_pending_paths",
+                "Paths of which a change is not in an edge target yet, or that wait for another path",
+                &["target", "cache"],
+            ),
+            published: gauge(
+                "dormer_publish_published_paths",
+                "Paths that are in an edge target",
+                &["target", "cache"],
+            ),
+            gauges: Mutex::new(()),
+        };
+        Self { inner: Arc::new(inner), last: Arc::default() }
+    }
+
+    /// Brings the gauges up to date, unless they are still remembered.
+    pub(crate) async fn refresh(&self) {
+        // Whoever comes while the database is asked waits for its answer here, at most as long as that may take.
+        let mut last = Arc::clone(&self.last).lock_owned().await;
+        if last.is_some_and(|answer| answer.at.elapsed() < answer.remembered) {
+            return;
+        }
+        let inner = Arc::clone(&self.inner);
+        // A task of its own: a reader that leaves does not make the next one ask anew.
+        let asked = tokio::spawn(async move {
+            let begin = Instant::now();
+            inner.ask().await;
+            let remembered = (begin.elapsed() * REMEMBERED_FACTOR).max(REMEMBERED_MIN);
+            *last = Some(Answer { at: Instant::now(), remembered });
+        });
+        // It neither panics nor is it aborted, unless the run time ends.
+        let _ = asked.await;
+    }
+}
+
+impl Inner {
+    async fn ask(&self) {
+        match tokio::time::timeout(ASK_TIMEOUT, self.read()).await {
+            Ok(Ok((lags, backlogs))) => self.write(&lags, &backlogs),
+            Ok(Err(error)) => {
+                tracing::warn!(
+                    error = crate::failure::with_causes(&error),
+                    "failed to read how far edge targets are behind"
+                );
+                self.write(&[], &[]);
+            }
+            Err(_) => {
+                tracing::warn!(
+                    "the database does not say within {} s how far edge targets are behind",
+                    ASK_TIMEOUT.as_secs()
+                );
+                self.write(&[], &[]);
+            }
+        }
+    }
+
+    /// Seconds of lag by target, and the backlog with the name of its target.
+    async fn read(&self) -> dormer_index::Result<(Vec<(String, i64)>, Vec<(String, PublishBacklog)>)> {
+        let targets: Vec<PublishTarget> =
+            self.state.list_targets().await?.into_iter().take(TARGETS_MAX).collect();
+        if targets.is_empty() {
+            return Ok((Vec::new(), Vec::new()));
+        }
+        let backlogs = self.state.publish_backlog(CACHES_MAX).await?;
+        let names: HashMap<_, _> = targets.iter().map(|target| (target.id, &target.name)).collect();
+        let now = self.engine.now();
+        let mut lags = Vec::new();
+        for target in &targets {
+            let unseen = self.index.outbox_after(target.cursor, 1).await?;
+            let of_target = backlogs.iter().filter(|backlog| backlog.target == target.id);
+            let waiting = of_target.filter_map(|backlog| backlog.pending_since);
+            let oldest = unseen.first().map(|row| row.at).into_iter().chain(waiting).min();
+            lags.push((target.name.clone(), oldest.map_or(0, |oldest| (now - oldest).max(0))));
+        }
+        let named =
+            |backlog: &PublishBacklog| Some(((*names.get(&backlog.target)?).clone(), backlog.clone()));
+        let backlogs = backlogs.iter().filter_map(named).collect();
+        Ok((lags, backlogs))
+    }
+
+    fn write(&self, lags: &[(String, i64)], backlogs: &[(String, PublishBacklog)]) {
+        let _held = self.hold_gauges();
+        for gauge in self.all() {
+            gauge.reset();
+        }
+        for (target, seconds) in lags {
+            self.lag.with_label_values(&[target]).set(*seconds);
+        }
+        let count = |count: u64| i64::try_from(count).unwrap_or(i64::MAX);
+        for (target, backlog) in backlogs {
+            // Added, since what is left of a deleted cache has its name too.
+            let labels = [target.as_str(), backlog.cache.as_str()];
+            self.pending.with_label_values(&labels).add(count(backlog.pending));
+            self.published.with_label_values(&labels).add(count(backlog.published));
+        }
+    }
+
+    fn hold_gauges(&self) -> MutexGuard<'_, ()> {
+        self.gauges.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn all(&self) -> [&IntGaugeVec; 3] {
+        [&self.lag, &self.pending, &self.published]
+    }
+}
+
+impl Collector for PublishMetrics {
+    fn desc(&self) -> Vec<&Desc> {
+        self.inner.all().into_iter().flat_map(Collector::desc).collect()
+    }
+
+    fn collect(&self) -> Vec<MetricFamily> {
+        let _held = self.inner.hold_gauges();
+        self.inner.all().into_iter().flat_map(Collector::collect).collect()
+    }
+}
