@@ -447,7 +447,13 @@ async fn listings_go_with_their_paths_whatever_the_settings_are_by_then() {
     lab.push(1, 1, &[]).await;
     lab.push(2, 2, &[]).await;
     lab.publish().await.unwrap();
-    let listings = |lab: &Lab| lab.files.files().keys().filter(|name| name.ends_with(".ls")).count();
+    let listings = |lab: &Lab| {
+        lab.files
+            .files()
+            .keys()
+            .filter(|name| name.rsplit_once('.').is_some_and(|(_, end)| end == "ls"))
+            .count()
+    };
     assert_eq!(listings(&lab), 2);
     lab.settings.listings = false;
     lab.remove(1).await;
