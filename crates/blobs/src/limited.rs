@@ -39,6 +39,14 @@ struct Limit {
     halvings: u64,
 }
 
+/// What a call says of the load that the store can bear.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Load {
+    Fine,
+    TooMuch,
+    Unknown,
+}
+
 impl<B> Limited<B> {
     /// Wraps a store: at most `max` calls at once (at least one), each of which waits no longer than `wait` for its turn.
     pub fn new(blobs: B, max: usize, wait: Duration, counters: Arc<Counters>) -> Self {
@@ -74,14 +82,20 @@ impl<B> Limited<B> {
         let turn = turn.expect("the semaphore is never closed");
         let halvings = self.lock().halvings;
         let outcome = call.await;
-        self.learn(turn, matches!(outcome, Err(Error::Busy { .. })), halvings);
+        let load = match &outcome {
+            Err(Error::Busy { .. }) => Load::TooMuch,
+            Ok(_) | Err(Error::NotFound { .. } | Error::Truncated { .. }) => Load::Fine,
+            // A refusal or a cut line says nothing of how much the store can bear.
+            Err(_) => Load::Unknown,
+        };
+        self.learn(turn, load, halvings);
         outcome
     }
 
     /// Learns from a call that began after so many halvings.
-    fn learn(&self, turn: SemaphorePermit<'_>, was_busy: bool, halvings: u64) {
+    fn learn(&self, turn: SemaphorePermit<'_>, load: Load, halvings: u64) {
         let mut limit = self.lock();
-        if was_busy {
+        if load == Load::TooMuch {
             limit.successes = 0;
             // Calls that were under way together all hear of the same trouble.
             if limit.halvings == halvings && limit.now > 1 {
@@ -90,7 +104,7 @@ impl<B> Limited<B> {
                 limit.now = halved;
                 limit.halvings += 1;
             }
-        } else {
+        } else if load == Load::Fine {
             limit.successes += 1;
             if limit.successes >= limit.now && limit.now < self.max {
                 limit.now += 1;

@@ -22,7 +22,7 @@ use crate::{Error, Result};
 pub struct RetryPolicy {
     /// Tries of one call, the first included.
     pub tries_max: u32,
-    /// No try begins later than this after the first one did.
+    /// No try begins later than this after the first one did, but for a second one; zero means that nothing is tried again.
     pub time_max: Duration,
     /// Bound of the first pause; it doubles from pause to pause.
     pub first_pause: Duration,
@@ -75,7 +75,10 @@ impl<B> Retrying<B> {
             };
             let jitter = bound.mul_f64(rand::random_range(0.0..1.0));
             let pause = asked_for.unwrap_or_default().min(self.policy.pause_max).max(jitter);
-            if attempt >= self.policy.tries_max || begin.elapsed() + pause > self.policy.time_max {
+            // One that ran into its time-out may have used up all the time there is: it is tried once more all the same.
+            let is_late = begin.elapsed() + pause > self.policy.time_max;
+            let is_last = is_late && (attempt > 1 || self.policy.time_max.is_zero());
+            if attempt >= self.policy.tries_max || is_last {
                 return Err(error);
             }
             tracing::warn!(store.method = method.name(), attempt, ?pause, error = %error, "a request to the store failed, trying again");

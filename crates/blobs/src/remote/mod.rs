@@ -261,7 +261,9 @@ impl Attempt<'_> {
         };
         match exchange.status {
             Some(404) if no_bucket() => Error::Refused { attempt, key, store, source: Box::new(error) },
-            Some(404) if !key.is_empty() => Error::NotFound { key },
+            Some(404) if !key.is_empty() && is_missing(&error) => Error::NotFound { key },
+            // Of something else on the way: a proxy without a backend, a service that gives credentials. That says nothing of the object.
+            Some(404) => Error::Unavailable { attempt, key, source: Box::new(error) },
             _ if is_full(exchange.status, &error) => {
                 Error::NoSpace { attempt, key, source: io::Error::new(io::ErrorKind::StorageFull, error) }
             }
@@ -272,13 +274,14 @@ impl Attempt<'_> {
             Some(429 | 503) => {
                 Error::Busy { attempt, key, retry_after: exchange.retry_after, source: Box::new(error) }
             }
+            // A body that came too slowly, or not whole: AWS says so with a 400.
+            Some(400) if is_cut(&error) => Error::Unavailable { attempt, key, source: Box::new(error) },
             // 408 is a time-out; 409 is a race that the store lost with itself.
             Some(408 | 409) => Error::Unavailable { attempt, key, source: Box::new(error) },
             Some(301 | 307 | 308 | 400..=499) => {
                 Error::Refused { attempt, key, store, source: Box::new(error) }
             }
             _ => match error {
-                StoreError::NotFound { .. } if !key.is_empty() => Error::NotFound { key },
                 // No credentials to be had, or none that could be read.
                 error @ (StoreError::PermissionDenied { .. } | StoreError::Unauthenticated { .. }) => {
                     Error::Refused { attempt, key, store, source: Box::new(error) }
@@ -287,6 +290,19 @@ impl Attempt<'_> {
             },
         }
     }
+}
+
+/// Whether the store itself says that the object is not there. Only that may make a pack count as lost.
+fn is_missing(error: &StoreError) -> bool {
+    // S3 and Google's XML; Azure; Google's JSON.
+    const CODES: [&str; 4] = ["NoSuchKey", "BlobNotFound", "No such object", "NoSuchObject"];
+    let text = error.to_string();
+    matches!(error, StoreError::NotFound { .. }) && CODES.iter().any(|code| text.contains(code))
+}
+
+fn is_cut(error: &StoreError) -> bool {
+    let text = error.to_string();
+    ["<Code>RequestTimeout<", "<Code>IncompleteBody<"].iter().any(|code| text.contains(code))
 }
 
 /// A quota or a disk that is full: waiting does not mend that. Stores disagree on the status, so the code counts.

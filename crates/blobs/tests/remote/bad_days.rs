@@ -1,9 +1,11 @@
 //! Faults between us and a real server: 503, cut answers, lost answers, silence. What is acknowledged is there, what is read is
 //! right, and the rest is an error in the end.
 
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use dormer_blobs::{Blobs as _, Error, Failure, Method, RemoteBlobs, conformance};
+use dormer_blobs::{Blobs as _, Error, Failure, Method, RemoteBlobs, RetryPolicy, Retrying, conformance};
 use dormer_testkit::services::{Fate, FaultProxy};
 use rand::rngs::SmallRng;
 use rand::{RngExt as _, SeedableRng as _};
@@ -73,6 +75,44 @@ async fn a_store_that_says_when_to_come_back_is_believed() {
         matches!(error, Error::Busy { retry_after: Some(after), .. } if after == Duration::from_secs(7)),
         "{error:?}"
     );
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_404_that_is_not_the_stores_own_says_nothing_of_the_object() {
+    let (proxy, own) = behind_a_proxy();
+    let store = RemoteBlobs::open(&own).unwrap();
+    let key = fresh_key();
+    store.put(&key, &[pattern(1_000)]).await.unwrap();
+    assert!(matches!(store.get_range(&fresh_key(), 0..10).await, Err(Error::NotFound { .. })));
+    assert!(matches!(store.head(&fresh_key()).await, Err(Error::NotFound { .. })));
+    // As a proxy answers whose backend is away.
+    proxy.set_plan(|_, _| Fate::Answer { status: 404, retry_after: None });
+    for error in [
+        store.get_range(&key, 0..10).await.unwrap_err(),
+        store.head(&key).await.unwrap_err(),
+        store.delete(&key).await.unwrap_err(),
+    ] {
+        assert!(matches!(error, Error::Unavailable { .. }), "{error:?}");
+    }
+    proxy.set_plan(|_, _| Fate::Pass);
+    assert_eq!(store.head(&key).await.unwrap(), 1_000);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_request_that_used_up_all_the_time_is_tried_once_more() {
+    let (proxy, mut own) = behind_a_proxy();
+    own.request_timeout = Duration::from_secs(1);
+    let store = RemoteBlobs::open(&own).unwrap();
+    let counters = Arc::clone(store.counters());
+    let policy = RetryPolicy { time_max: Duration::from_millis(100), ..RetryPolicy::default() };
+    let retrying = Retrying::new(store, policy, counters);
+    let key = fresh_key();
+    retrying.put(&key, &[pattern(1_000)]).await.unwrap();
+    let hung = AtomicBool::new(false);
+    proxy.set_plan(move |_, _| {
+        if hung.swap(true, Ordering::Relaxed) { Fate::Pass } else { Fate::Hang(Duration::from_secs(20)) }
+    });
+    assert_eq!(retrying.get_range(&key, 0..1_000).await.unwrap(), pattern(1_000));
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -59,12 +59,20 @@ pub(super) async fn run(args: ServeArgs, context: &Context) -> Result<()> {
         voice.warn(note);
     }
 
+    // Also while it waits for another replica that brings the schema up to date; as the first process of a container nobody else ends it.
+    let mut shutdown = Box::pin(stop_signal()?);
     let mut made = Vec::new();
-    let installation = prepare(&settings, &mut |item| {
+    let mut observer = |item: &Made| {
         made.push(item.clone());
         Ok(())
-    })
-    .await?;
+    };
+    let installation = tokio::select! {
+        installation = prepare(&settings, &mut observer) => installation?,
+        () = &mut shutdown => {
+            voice.say("stopped before it was ready");
+            return Ok(());
+        }
+    };
     for warning in &installation.warnings {
         voice.warn(warning);
     }
@@ -80,8 +88,6 @@ pub(super) async fn run(args: ServeArgs, context: &Context) -> Result<()> {
             settings.connections_max
         ));
     }
-    let shutdown = stop_signal()?;
-
     voice.say(&introduction(&settings, &installation, &made, address));
     if !address.ip().is_loopback()
         && settings.api_endpoint.as_ref().is_none_or(|url| url.starts_with("http:"))

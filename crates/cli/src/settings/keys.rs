@@ -216,11 +216,12 @@ keys! { KEYS:
     STORAGE_TIMEOUT = Key::new("storage.timeout", Kind::Duration(1, 3_600),
         "How long a request to the store may take in all: 32 MiB over its slowest link.").default("60s");
     STORAGE_RETRY_TIME = Key::new("storage.retry-time", Kind::Duration(0, 3_600),
-        "How long a request is tried again when the store is busy or does not answer. Then the client is told to come back.")
+        "How long a request is tried again when the store is busy or does not answer; at least once, unless this is 0. Then the client is \
+         told to come back.")
         .default("45s");
     STORAGE_ACCESS_KEY_ID = Key::new("storage.credentials.access_key_id", Kind::Text,
         "Access key (S3), or name of the account (Azure).")
-        .default_note("the provider's environment variables, such as `AWS_ACCESS_KEY_ID`, its files, or the role of the instance \
+        .default_note("the provider's environment variables, such as `AWS_ACCESS_KEY_ID` (not `~/.aws`), Google's files, or the role of the instance \
          or pod").secret().attic();
     STORAGE_SECRET_ACCESS_KEY = Key::new("storage.credentials.secret_access_key", Kind::Text,
         "The key's secret half, or the account's key.")
@@ -362,7 +363,7 @@ keys! { EDGE_KEYS:
     EDGE_CA_FILE = Key::new("edge.ca-file", Kind::Path, "PEM file with certificates to trust beside the system's.");
     EDGE_ACCESS_KEY_ID = Key::new("edge.credentials.access_key_id", Kind::Text,
         "Access key (S3), or name of the account (Azure). It needs to put, get, list and delete objects.")
-        .default_note("the provider's environment variables, such as `AWS_ACCESS_KEY_ID`, its files, or the role of the instance \
+        .default_note("the provider's environment variables, such as `AWS_ACCESS_KEY_ID` (not `~/.aws`), Google's files, or the role of the instance \
          or pod").secret();
     EDGE_SECRET_ACCESS_KEY = Key::new("edge.credentials.secret_access_key", Kind::Text, "The key's secret half, or the account's key.")
         .default_note("as above, such as `AWS_SECRET_ACCESS_KEY`").secret();

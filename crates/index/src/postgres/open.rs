@@ -284,6 +284,9 @@ async fn migrate(connection: &mut PgConnection, database: &str) -> Result<()> {
     let failed = |error| failed(MIGRATE, error);
     let mut transaction = connection.begin().await.map_err(failed)?;
     sqlx::raw_sql(AssertSqlSafe(lock)).execute(&mut *transaction).await.map_err(failed)?;
+    // Whoever waits longer for a table than this keeps everybody behind it waiting, too: rather fail, and try again at the next start.
+    let impatient = sqlx::raw_sql("SET LOCAL lock_timeout = 10000").execute(&mut *transaction).await;
+    impatient.map_err(failed)?;
     schema_version(&mut transaction, database).await?;
     apply_migrations(&mut transaction).await.map_err(failed)?;
     transaction.execute(outbox::LIFT_BASE).await.map_err(failed)?;
