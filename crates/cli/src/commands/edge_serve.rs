@@ -1,5 +1,6 @@
 //! `dormer edge serve`.
 
+use std::ffi::OsString;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 
@@ -22,7 +23,8 @@ use crate::settings::units::parse_size;
 ///
 /// Private caches want one of DORMER_EDGE_TOKEN_RS256_PUBKEY_BASE64,
 /// DORMER_EDGE_TOKEN_ED25519_PUBKEY_BASE64 and DORMER_EDGE_TOKEN_HS256_SECRET_BASE64: a public key (PEM) or
-/// a secret of the edge's own, in base64. Without any, no token counts.
+/// a secret of the edge's own, in base64. Without any, no token counts. DORMER_EDGE_TOKEN_ISSUER and
+/// DORMER_EDGE_TOKEN_AUDIENCES (separated by commas): only tokens with this `iss`, or one of these in `aud`, count.
 ///
 /// Examples:
 ///   dormer edge serve --dir /srv/nix-caches
@@ -54,7 +56,12 @@ fn size(text: &str) -> std::result::Result<u64, String> {
 pub(super) async fn run(args: EdgeServeArgs, context: &Context) -> Result<()> {
     let source = match (&args.dir, &args.bucket) {
         (Some(folder), _) => Source::folder(folder)?,
-        (None, Some(url)) => Source::bucket(url, std::env::vars())?,
+        (None, Some(url)) => {
+            let text = |(name, value): (OsString, OsString)| {
+                Some((name.into_string().ok()?, value.into_string().ok()?))
+            };
+            Source::bucket(url, std::env::vars_os().filter_map(text))?
+        }
         (None, None) => return Err(Error::usage("no source", "give --dir or --bucket")),
     };
     let disk =
@@ -91,6 +98,14 @@ fn authenticator() -> Result<Option<Authenticator>> {
             return Err(Error::usage(format!("{name} has fewer than 32 bytes"), HINT));
         }
         found = Some(Authenticator::new(&make(bytes))?);
+    }
+    let setting = |name| std::env::var(name).ok().filter(|text: &String| !text.is_empty());
+    if let Some(issuer) = setting("DORMER_EDGE_TOKEN_ISSUER") {
+        found = found.map(|own| own.with_bound_issuer(issuer));
+    }
+    if let Some(audiences) = setting("DORMER_EDGE_TOKEN_AUDIENCES") {
+        let audiences: Vec<String> = audiences.split(',').map(|one| one.trim().to_owned()).collect();
+        found = found.map(|own| own.with_bound_audiences(audiences));
     }
     Ok(found)
 }

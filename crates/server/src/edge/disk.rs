@@ -98,6 +98,12 @@ impl DiskCache {
             let (size, _) = *known.files.get(&name)?;
             known.touch(&name, size);
         }
+        if self.is_old(key, &name).await {
+            // Who reads it now goes on reading it.
+            let _ = tokio::fs::remove_file(self.folder.join(&name)).await;
+            self.lock().forget(&name);
+            return None;
+        }
         match open_in_folder(&self.folder, &name, part).await {
             Ok(Opened::Missing) => {
                 self.lock().forget(&name);
@@ -109,6 +115,13 @@ impl DiskCache {
                 None
             }
         }
+    }
+
+    /// Whether a NAR was kept for as long as an edge may: something that was removed for cause must not stay for ever.
+    async fn is_old(&self, key: &EdgeKey, name: &str) -> bool {
+        let Ok(meta) = tokio::fs::metadata(self.folder.join(name)).await else { return false };
+        let age = meta.modified().ok().and_then(|kept| kept.elapsed().ok());
+        age.is_some_and(|age| age.as_secs() > u64::from(key.life().edge_seconds))
     }
 
     /// Keeps a NAR while it passes.
@@ -265,6 +278,21 @@ mod tests {
 
     async fn has(cache: &DiskCache, number: u8) -> bool {
         matches!(cache.open_nar(&key(number), None).await, Some(Opened::Found(..)))
+    }
+
+    #[tokio::test]
+    async fn nothing_is_kept_for_longer_than_an_edge_may() {
+        let folder = tempfile::tempdir().unwrap();
+        let cache = DiskCache::open(folder.path(), 100).unwrap();
+        pass(&cache, 1, &[10], 10).await;
+        assert!(has(&cache, 1).await);
+        let file = std::fs::read_dir(folder.path()).unwrap().next().unwrap().unwrap().path();
+        let old = std::time::SystemTime::now()
+            - std::time::Duration::from_secs(u64::from(key(1).life().edge_seconds) + 60);
+        std::fs::File::options().write(true).open(&file).unwrap().set_modified(old).unwrap();
+        assert!(!has(&cache, 1).await && !file.exists());
+        pass(&cache, 1, &[10], 10).await;
+        assert!(has(&cache, 1).await, "it can be kept again");
     }
 
     #[tokio::test]

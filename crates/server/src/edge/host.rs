@@ -37,6 +37,9 @@ const FORWARDED_PROTO: HeaderName = HeaderName::from_static("x-forwarded-proto")
 /// Largest document that is remembered, in bytes. Nearly all narinfos and most listings are far smaller.
 const DOCUMENT_BYTES_MAX: u64 = 256 * 1024;
 
+/// Largest narinfo that is read, in bytes: what the lab takes of a path's metadata is a quarter of it.
+const NARINFO_BYTES_MAX: usize = 4 * 1024 * 1024;
+
 /// Limits of a host. The defaults fit a small machine.
 #[derive(Debug, Clone)]
 pub struct EdgeSettings {
@@ -266,14 +269,14 @@ impl EdgeServer {
         Ok(state)
     }
 
-    /// A small document, remembered if the store is far away; `None` also if it is large.
+    /// A small document, remembered if the store is far away and it is not large.
     async fn document(&self, key: &EdgeKey) -> Result<Document, SourceError> {
         if let Some(known) = recall(&self.documents, key) {
             return Ok(known);
         }
-        let bytes_max = usize::try_from(DOCUMENT_BYTES_MAX).unwrap_or(usize::MAX);
-        let found = self.within(self.source.read(&key.to_string(), bytes_max)).await?;
-        if self.source.is_remote() {
+        let found = self.within(self.source.read(&key.to_string(), NARINFO_BYTES_MAX)).await?;
+        let fits = found.as_ref().is_none_or(|(meta, _)| meta.size <= DOCUMENT_BYTES_MAX);
+        if self.source.is_remote() && fits {
             let seconds = if found.is_some() { key.life().edge_seconds } else { MISS_SECONDS };
             self.documents.insert(key.clone(), Until::seconds(found.clone(), seconds));
         }
@@ -295,7 +298,6 @@ impl EdgeServer {
             return Ok((read.respond(meta.as_ref()), None));
         }
         if self.source.is_remote() && matches!(key, EdgeKey::Narinfo(..) | EdgeKey::CacheInfo(_)) {
-            // A narinfo of more than a quarter of a MiB is none that anything ever wrote.
             let found = self.document(key).await?;
             let answer = read.respond(found.as_ref().map(|(meta, _)| meta));
             let bytes = found.map(|(_, bytes)| futures::stream::iter([Ok(bytes)]).boxed());

@@ -37,6 +37,16 @@ pub enum SourceError {
         /// Why.
         source: object_store::Error,
     },
+    /// A small document that is larger than any that is published: never taken for "not there".
+    #[error("{name} has {size} bytes, more than the {max} of any that is published")]
+    TooLarge {
+        /// Its name in the layout.
+        name: String,
+        /// Bytes.
+        size: u64,
+        /// The most.
+        max: usize,
+    },
     /// The bucket's address or its settings are none.
     #[error("'{url}' is not a bucket that can be opened")]
     Address {
@@ -99,8 +109,14 @@ impl Source {
         let failed = |source| SourceError::Address { url: url.to_owned(), source };
         let invalid = |error| object_store::Error::Generic { store: "address", source: Box::new(error) };
         let parsed = url::Url::parse(url).map_err(|error| failed(invalid(error)))?;
-        let settings = settings.into_iter().map(|(name, value)| (name.to_ascii_lowercase(), value));
-        let mut settings: Vec<(String, String)> = settings.collect();
+        // The library knows bare names as well, such as `token` and `endpoint`, that mean anything in an environment.
+        let is_a_stores =
+            |name: &str| ["AWS_", "GOOGLE_", "AZURE_"].iter().any(|prefix| name.starts_with(prefix));
+        let settings = settings.into_iter().filter(|(name, _)| is_a_stores(name));
+        let mut settings: Vec<(String, String)> =
+            settings.map(|(name, value)| (name.to_ascii_lowercase(), value)).collect();
+        // Of a whole request, with its body: a slow reader of a large NAR takes hours. Whoever serves it bounds every wait.
+        settings.push(("timeout".to_owned(), "86400s".to_owned()));
         // Who names an address without TLS means it; the library wants to be told twice.
         if settings.iter().any(|(name, value)| name.contains("endpoint") && value.starts_with("http://")) {
             settings.push(("allow_http".to_owned(), "true".to_owned()));
@@ -165,7 +181,7 @@ impl Source {
 }
 
 impl Source {
-    /// Reads a small object whole; `None`: there is none, or it has more than `bytes_max`.
+    /// Reads a small object whole; `None`: there is none. One of more than `bytes_max` is an error.
     pub(super) async fn read(
         &self,
         name: &str,
@@ -173,7 +189,7 @@ impl Source {
     ) -> Result<Option<(ObjectMeta, Bytes)>, SourceError> {
         let Opened::Found(meta, mut bytes) = self.open(name, None).await? else { return Ok(None) };
         if meta.size > bytes_max as u64 {
-            return Ok(None);
+            return Err(SourceError::TooLarge { name: name.to_owned(), size: meta.size, max: bytes_max });
         }
         let mut all = Vec::new();
         while let Some(piece) = bytes.next().await {
@@ -227,4 +243,31 @@ pub(super) async fn open_in_folder(root: &Path, name: &str, part: Option<Part>) 
     file.seek(SeekFrom::Start(range.start)).await?;
     let bytes = ReaderStream::with_capacity(file.take(range.end - range.start), READ_BYTES);
     Ok(Opened::Found(meta, Box::pin(bytes)))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn what_is_too_large_is_not_what_is_not_there() {
+        let folder = tempfile::tempdir().unwrap();
+        std::fs::write(folder.path().join("x"), [0; 100]).unwrap();
+        let source = Source::folder(folder.path()).unwrap();
+        assert!(source.read("x", 100).await.unwrap().is_some());
+        assert!(source.read("y", 100).await.unwrap().is_none());
+        assert!(matches!(source.read("x", 99).await, Err(SourceError::TooLarge { size: 100, .. })));
+    }
+
+    #[test]
+    fn only_a_stores_own_variables_are_its_settings() {
+        let open = |settings: &[(&str, &str)]| {
+            let settings = settings.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned()));
+            Source::bucket("s3://bucket/prefix", settings).map(|source| format!("{source:?}"))
+        };
+        let own = [("AWS_REGION", "r"), ("AWS_ACCESS_KEY_ID", "id"), ("AWS_SECRET_ACCESS_KEY", "secret")];
+        let stray = [("TOKEN", "stray-value"), ("region", "stray-value"), ("OTEL_ENDPOINT", "http://x")];
+        let said = open(&[own.as_slice(), &stray].concat()).unwrap();
+        assert!(!said.contains("stray-value"), "{said}");
+    }
 }
