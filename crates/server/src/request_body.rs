@@ -87,6 +87,18 @@ impl RequestBody {
         if self.incoming.size_hint().lower() > max { Err(BodyError::TooLong { max }) } else { Ok(()) }
     }
 
+    /// Gives what comes next no more than this time, for parts that hold memory or a turn and are small. Returns what
+    /// [`RequestBody::allow_until`] wants afterwards.
+    pub(crate) fn hurry(&mut self, time: Duration) -> Instant {
+        let hurried = self.deadline.min(Instant::now() + time);
+        std::mem::replace(&mut self.deadline, hurried)
+    }
+
+    /// Ends the hurry.
+    pub(crate) fn allow_until(&mut self, deadline: Instant) {
+        self.deadline = deadline;
+    }
+
     /// Counts what comes as pushed by this one.
     pub(crate) fn count_for(&mut self, pusher: Arc<Pusher>) {
         self.pusher = Some(pusher);

@@ -236,6 +236,7 @@ impl<'a> Upload<'a> {
             return Err(too_long());
         }
         let _memory = app.reserve_buffer(size as u64).await?;
+        let all = body.hurry(small_body::WHOLE_BODY_TIMEOUT);
         let mut json = Vec::new();
         let mut first = None;
         while json.len() < size {
@@ -249,6 +250,7 @@ impl<'a> Upload<'a> {
             json.extend_from_slice(&piece);
             first = Some(rest).filter(|rest| !rest.is_empty());
         }
+        body.allow_until(all);
         let info = UploadPathNarInfo::parse(&json).map_err(bad_request)?;
         Ok(Self { info, first, body })
     }

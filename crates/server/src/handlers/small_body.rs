@@ -1,6 +1,7 @@
 //! Bodies that are read whole before they are acted on: JSON, narinfos, `nix-cache-info`.
 
 use std::io;
+use std::time::Duration;
 
 use http::header::{CONTENT_ENCODING, CONTENT_LENGTH};
 use serde::de::DeserializeOwned;
@@ -19,6 +20,10 @@ pub(crate) const CONTENT_DECODER_BYTES_MAX: u64 = 16 * 1024 * 1024;
 
 /// Memory that acting on a body takes, in its own length: the body, what is read from it, and what is answered.
 const COPIES: u64 = 4;
+
+/// How long a body that is read whole, or the metadata before a NAR, may take to come: 4 MiB over half a Mbit/s. While it comes, others
+/// wait for the memory that it has.
+pub(crate) const WHOLE_BODY_TIMEOUT: Duration = Duration::from_mins(1);
 
 /// What was read from a body, with the memory that it may take while it is acted on.
 pub(crate) struct Buffered<T> {
@@ -59,6 +64,7 @@ pub(crate) async fn read(
     if declared.is_some_and(|length| length > max) {
         return Err(too_long);
     }
+    body.hurry(WHOLE_BODY_TIMEOUT);
     let fail = |error| decoding_failure(coding, error);
     let input: Input<'_> = Box::pin(StreamReader::new(body));
     let (head, input) = codec::peek(input).await.map_err(fail)?;
