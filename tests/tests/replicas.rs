@@ -53,6 +53,25 @@ fn what_one_replica_acknowledged_the_other_serves_at_once() {
 }
 
 #[test]
+fn settings_changed_at_one_replica_are_shown_by_the_other_at_once() {
+    let lab = Lab::start_production();
+    let bearer = format!("Bearer {}", lab.admin_token());
+    let config = "/_api/v1/cache-config/main";
+    let ask = |replica: &str, method: &str, path: &str, body: &str| {
+        http::request(replica, method, path, &[("Authorization", &bearer)], body.as_bytes())
+    };
+    for round in 0..times(100) {
+        let replicas = lab.replicas();
+        let (changed, shown) = (replicas[round % 2], replicas[(round + 1) % 2]);
+        // Now it remembers the settings as they were.
+        assert_eq!(ask(shown, "GET", "/main/nix-cache-info", "").status, 200);
+        let priority = 20 + round;
+        assert_eq!(ask(changed, "PATCH", config, &format!(r#"{{"priority":{priority}}}"#)).status, 200);
+        assert_eq!(ask(shown, "GET", config, "").json()["priority"], priority, "round {round}");
+    }
+}
+
+#[test]
 fn what_was_removed_at_one_replica_is_forgotten_by_the_other() {
     let lab = Lab::start_production();
     let token = lab.admin_token();

@@ -57,9 +57,15 @@ pub struct UpdateCache {
 impl Engine {
     /// A cache by name, as it was at most 5 s ago.
     pub async fn find_cache(&self, name: &str) -> Result<Option<Arc<Cache>>> {
-        if let Some(cache) = self.remembered_caches().get(name) {
-            return Ok(Some(cache));
+        match self.remembered_caches().get(name) {
+            Some(cache) => Ok(Some(cache)),
+            None => self.current_cache(name).await,
         }
+    }
+
+    /// A cache by name, as it is now: for who changes its settings or looks at them to see what a change did, maybe one that
+    /// another replica made a moment ago.
+    pub async fn current_cache(&self, name: &str) -> Result<Option<Arc<Cache>>> {
         let look = self.look();
         let Some(cache) = self.index().find_cache(name).await? else { return Ok(None) };
         let cache = Arc::new(cache);
@@ -90,8 +96,7 @@ impl Engine {
             created_at: self.now(),
         };
         self.index().create_cache(&cache).await?;
-        self.remembered_caches().invalidate(&new.name);
-        self.find_cache(&new.name).await?.ok_or(Error::Index(dormer_index::Error::CacheGone))
+        self.current_cache(&new.name).await?.ok_or(Error::Index(dormer_index::Error::CacheGone))
     }
 
     /// Changes a cache. A new key replaces the active ones; they stay listed as retired. The store folder of a cache that holds

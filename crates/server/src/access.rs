@@ -10,6 +10,15 @@ use crate::app::App;
 use crate::call::Call;
 use crate::failure::Failure;
 
+/// How old the settings of a cache may be that a request goes by.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Settings {
+    /// Some seconds at most, whatever another replica changed; costs nothing.
+    Remembered,
+    /// As they stand in the index.
+    Current,
+}
+
 impl App {
     /// The cache of this name, for a caller who may do `needed` with it.
     pub(crate) async fn open_cache(
@@ -28,7 +37,29 @@ impl App {
         name: &CacheName,
         needed: &[Permission],
     ) -> Result<Arc<Cache>, Failure> {
-        let (cache, permissions) = self.find_cache(call, name, needed.contains(&Permission::Pull)).await?;
+        self.open(call, name, needed, Settings::Remembered).await
+    }
+
+    /// The cache of this name with its settings as they stand, for a caller who may do `needed` with it: what one replica has
+    /// acknowledged, the next one shows.
+    pub(crate) async fn open_current_cache(
+        &self,
+        call: &Call,
+        name: &CacheName,
+        needed: Permission,
+    ) -> Result<Arc<Cache>, Failure> {
+        self.open(call, name, &[needed], Settings::Current).await
+    }
+
+    async fn open(
+        &self,
+        call: &Call,
+        name: &CacheName,
+        needed: &[Permission],
+        settings: Settings,
+    ) -> Result<Arc<Cache>, Failure> {
+        let pulling_suffices = needed.contains(&Permission::Pull);
+        let (cache, permissions) = self.find_cache(call, name, pulling_suffices, settings).await?;
         match cache {
             Some(cache) if needed.iter().any(|one| permissions.allows(*one)) => Ok(cache),
             Some(_) | None if permissions.is_empty() => Err(Failure::Unauthorized),
@@ -37,13 +68,13 @@ impl App {
         }
     }
 
-    /// The cache, if it exists, with all that the caller may do with it.
+    /// The cache as it stands, if it exists, with all that the caller may do with it.
     pub(crate) async fn open_cache_to_configure(
         &self,
         call: &Call,
         name: &CacheName,
     ) -> Result<(Arc<Cache>, Permissions), Failure> {
-        let (cache, permissions) = self.find_cache(call, name, false).await?;
+        let (cache, permissions) = self.find_cache(call, name, false, Settings::Current).await?;
         match cache {
             _ if permissions.is_empty() => Err(Failure::Unauthorized),
             Some(cache) => Ok((cache, permissions)),
@@ -56,8 +87,12 @@ impl App {
         call: &Call,
         name: &CacheName,
         pulling_suffices: bool,
+        settings: Settings,
     ) -> Result<(Option<Arc<Cache>>, Permissions), Failure> {
-        let cache = self.engine.find_cache(name.as_str()).await?;
+        let cache = match settings {
+            Settings::Remembered => self.engine.find_cache(name.as_str()).await?,
+            Settings::Current => self.engine.current_cache(name.as_str()).await?,
+        };
         let is_public = cache.as_ref().is_some_and(|cache| cache.is_public);
         if is_public {
             call.set_about_public_cache();

@@ -22,7 +22,7 @@ use crate::request_body::{BodyError, RequestBody};
 
 /// A cache's settings, for clients that pull from it.
 pub(crate) async fn show_cache(app: &App, call: &Call, name: &CacheName) -> Result<Response<Body>, Failure> {
-    let cache = app.open_cache(call, name, Permission::Pull).await?;
+    let cache = app.open_current_cache(call, name, Permission::Pull).await?;
     let api_endpoint = if let Some(endpoint) = &app.settings.api_endpoint {
         with_slash(endpoint)
     } else {
@@ -147,7 +147,7 @@ pub(crate) async fn destroy_cache(
     call: &Call,
     name: &CacheName,
 ) -> Result<Response<Body>, Failure> {
-    let cache = app.open_cache(call, name, Permission::DestroyCache).await?;
+    let cache = app.open_current_cache(call, name, Permission::DestroyCache).await?;
     app.engine.delete_cache(&cache).await?;
     tracing::info!(cache.name = %name, "destroyed a cache");
     Ok(body::empty())
