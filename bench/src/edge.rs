@@ -54,6 +54,7 @@ pub(crate) struct Edge {
     steps: Vec<Step>,
     /// The corpus' first generation, as it is stored.
     corpus: Way,
+    corpus_rclone: Way,
     corpus_paths: usize,
     corpus_nar_bytes: u64,
     corpus_file_bytes: Samples,
@@ -100,7 +101,16 @@ pub(crate) fn measure(
         let lab = Lab::start(binary, work, &store)?;
         push::generation(&lab.server, generation, 5)?;
         let mut bytes = 0;
-        lab.measured(&mut result.corpus, || lab.publish("bucket").map(|sent| bytes = sent))?;
+        lab.publish("folder")?;
+        let mut publish =
+            || lab.measured(&mut result.corpus, || lab.publish("bucket").map(|sent| bytes = sent));
+        if run % 2 == 0 {
+            publish()?;
+        }
+        lab.measured(&mut result.corpus_rclone, || lab.rclone())?;
+        if run % 2 == 1 {
+            publish()?;
+        }
         result.corpus_file_bytes.push(bytes as f64);
         note(&format!("run {} of {runs} is done", run + 1));
     }
@@ -259,15 +269,22 @@ impl Edge {
             }
         }
         let gigabytes = self.corpus_file_bytes.median() / 1e9;
-        table.row(&[
-            format!("the corpus, {} paths, {gigabytes:.2} GB sent: dormer publish", self.corpus_paths),
-            self.corpus.requests.spread(0),
-            format!("{:.2}", self.corpus.requests.median() / self.corpus_paths as f64),
-            self.corpus.wall.spread(2),
-            self.corpus.cpu.spread(2),
-        ]);
-        let per_nar = self.corpus.cpu.median() / (self.corpus_nar_bytes as f64 / 1e9);
-        let per_sent = self.corpus.cpu.median() / gigabytes;
-        table.finish() + &format!("CPU for a GB of NARs: {per_nar:.2} s; for a GB sent: {per_sent:.2} s.\n\n")
+        let (mut per_nar, mut per_sent) = (Vec::new(), Vec::new());
+        for (who, way) in [("dormer publish", &self.corpus), ("rclone sync", &self.corpus_rclone)] {
+            table.row(&[
+                format!("the corpus, {} paths, {gigabytes:.2} GB sent: {who}", self.corpus_paths),
+                way.requests.spread(0),
+                format!("{:.2}", way.requests.median() / self.corpus_paths as f64),
+                way.wall.spread(2),
+                way.cpu.spread(2),
+            ]);
+            per_nar.push(format!("{:.2}", way.cpu.median() / (self.corpus_nar_bytes as f64 / 1e9)));
+            per_sent.push(format!("{:.2}", way.cpu.median() / gigabytes));
+        }
+        let (per_nar, per_sent) = (per_nar.join(" / "), per_sent.join(" / "));
+        table.finish()
+            + &format!(
+                "CPU for a GB of NARs: {per_nar} s; for a GB sent: {per_sent} s (publish / rclone).\n\n"
+            )
     }
 }

@@ -125,6 +125,15 @@ impl Counters {
         read(&self.of(method).failures[failure as usize])
     }
 
+    /// Requests of all kinds that were answered, and not by a failure.
+    pub fn answers(&self) -> u64 {
+        let of = |counts: &OfMethod| {
+            let failures: u64 = counts.failures.iter().map(read).sum();
+            read(&counts.requests).saturating_sub(failures)
+        };
+        self.methods.iter().map(of).sum()
+    }
+
     /// Requests by the time until the head of their answer was there, in the buckets of [`LATENCY_BOUNDS`] and one for what took
     /// longer. Not cumulative.
     pub fn latencies(&self, method: Method) -> [u64; LATENCY_BOUNDS.len() + 1] {

@@ -141,6 +141,12 @@ pub enum Error {
     /// The index failed.
     #[error(transparent)]
     Index(#[from] dormer_index::Error),
+    /// The object store answered nobody for so long.
+    #[error("the object store has not answered for {} s", patience.as_secs_f64())]
+    StoreSilent {
+        /// How long it was waited for.
+        patience: std::time::Duration,
+    },
     /// The object store failed.
     #[error(transparent)]
     Blobs(#[from] dormer_blobs::Error),
@@ -162,7 +168,9 @@ impl Error {
             | Self::RangeOutside { .. } => ErrorClass::BadInput,
             Self::Busy { .. } => ErrorClass::Busy,
             Self::Damaged { .. } => ErrorClass::Missing,
-            Self::PackLost(_) | Self::Reencoded { .. } | Self::Blobs(_) => ErrorClass::Unavailable,
+            Self::PackLost(_) | Self::Reencoded { .. } | Self::StoreSilent { .. } | Self::Blobs(_) => {
+                ErrorClass::Unavailable
+            }
             Self::Index(error) => match error {
                 Index::CacheExists { .. } => ErrorClass::Conflict,
                 Index::CacheGone => ErrorClass::Missing,

@@ -164,13 +164,18 @@ impl Engine {
         Ok(self.index().ping().await?)
     }
 
-    /// Answers when the object store can be reached.
-    pub async fn check_store(&self) -> Result<()> {
+    /// Answers when the object store can be reached, within `patience`. One that answers others meanwhile can be, though it is
+    /// too busy for this question.
+    pub async fn check_store(&self, patience: Duration) -> Result<()> {
         // Any name will do: that the store can say "not there" shows that it is reachable.
         let probe = dormer_blobs::BlobKey::Pack(PackId::from_bytes([0; 16]));
-        match self.blobs().head(&probe).await {
-            Ok(_) | Err(dormer_blobs::Error::NotFound { .. }) => Ok(()),
-            Err(error) => Err(error.into()),
+        let answers = || self.blobs().counters().map_or(0, dormer_blobs::Counters::answers);
+        let before = answers();
+        match tokio::time::timeout(patience, self.blobs().head(&probe)).await {
+            Ok(Ok(_) | Err(dormer_blobs::Error::NotFound { .. })) => Ok(()),
+            Ok(Err(error)) => Err(error.into()),
+            Err(_) if answers() > before => Ok(()),
+            Err(_) => Err(Error::StoreSilent { patience }),
         }
     }
 

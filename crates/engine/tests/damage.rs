@@ -5,6 +5,7 @@ mod common;
 use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::time::Duration;
 
 use async_trait::async_trait;
 use bytes::Bytes;
@@ -13,6 +14,9 @@ use dormer_blobs::{BlobKey, Blobs};
 use dormer_engine::{EngineSettings, Error};
 use dormer_index::Index;
 use dormer_testkit::{Random, object_for, package_nar};
+
+/// For a store that answers at once.
+const PATIENCE: Duration = Duration::from_secs(30);
 
 /// A real store whose reads can be made wrong.
 #[derive(Debug)]
@@ -142,7 +146,7 @@ async fn an_unmounted_store_is_unavailable_and_nothing_is_damaged() {
         assert!(matches!(error, Error::Blobs(dormer_blobs::Error::StoreGone { .. })), "{error:?}");
         assert_eq!(error.class(), dormer_engine::ErrorClass::Unavailable);
     }
-    assert!(engine.check_store().await.is_err());
+    assert!(engine.check_store(PATIENCE).await.is_err());
     let other = package_nar(&mut Random::new(7), 10_000, &[]);
     assert!(push(&engine, &cache, &path(2), &other).await.is_err(), "and nothing is taken");
     assert_eq!(std::fs::read_dir(&root).unwrap().count(), 0, "nothing is made in its place");
@@ -151,7 +155,7 @@ async fn an_unmounted_store_is_unavailable_and_nothing_is_damaged() {
 
     std::fs::remove_dir(&root).unwrap();
     std::fs::rename(&away, &root).unwrap();
-    engine.check_store().await.unwrap();
+    engine.check_store(PATIENCE).await.unwrap();
     assert_eq!(decompress(&served(&engine, &cache, &nar, None).await.unwrap().unwrap()), nar);
     push(&engine, &cache, &path(2), &other).await.unwrap();
 }

@@ -396,7 +396,7 @@ pub struct CacheVisibility {
 }
 
 /// Longest that a ping waits.
-pub const PING_MAX: Duration = Duration::from_secs(5);
+pub const PING_MAX: Duration = Duration::from_secs(3);
 
 /// Totals for people.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -530,7 +530,8 @@ pub trait Index: Send + Sync + std::fmt::Debug + 'static {
 
     // --- the installation -------------------------------------------------------------------------------------------
 
-    /// Answers when the database is reachable, within [`PING_MAX`]; it writes nothing.
+    /// Answers when the database is reachable, within [`PING_MAX`]; it writes nothing. One that answers others meanwhile is
+    /// reachable, though it is too busy for this question.
     async fn ping(&self) -> Result<()>;
     /// Answers when the database is reachable and writable.
     async fn check_ready(&self) -> Result<()>;

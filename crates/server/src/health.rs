@@ -1,6 +1,8 @@
 //! Whether this process can serve: asked by load balancers, often and by anybody.
 //!
 //! Invariants
+//! - Being busy is not being away: while database and store answer others, the server is ready, though the question itself waits.
+//!   Otherwise all replicas would go out of service at once, when they are needed most.
 //! - However many ask, database and store are asked at most once a second, by one question at a time.
 //! - The answer comes within [`CHECK_TIMEOUT`], also when database or store hang.
 //! - From the moment the server was asked to stop the answer is "no".
@@ -10,14 +12,20 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use dormer_engine::Engine;
+use dormer_index::PING_MAX;
 use tokio::sync::Mutex;
 use tokio::time::Instant;
 
 /// How long an answer is remembered.
 const REMEMBERED: Duration = Duration::from_secs(1);
 
-/// How long database and store have to answer, both at the same time.
-const CHECK_TIMEOUT: Duration = Duration::from_secs(3);
+/// How long the store has to answer somebody, as the database has.
+const STORE_PATIENCE: Duration = PING_MAX;
+
+/// Longest check, both at the same time; whatever they wait in.
+const CHECK_TIMEOUT: Duration = Duration::from_secs(4);
+
+const _: () = assert!(PING_MAX.as_millis() < CHECK_TIMEOUT.as_millis());
 
 /// What is not ready.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
@@ -95,7 +103,7 @@ async fn ask(engine: &Engine) -> Result<(), NotReady> {
             }
         };
     let mut index = Box::pin(engine.check_index());
-    let mut store = Box::pin(engine.check_store());
+    let mut store = Box::pin(engine.check_store(STORE_PATIENCE));
     let (index, store) = tokio::join!(in_time("database", &mut index), in_time("object store", &mut store));
     match (index, store) {
         (true, true) => Ok(()),

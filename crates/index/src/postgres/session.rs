@@ -26,6 +26,8 @@ const IDLE_TRUSTED: Duration = Duration::from_secs(30);
 #[derive(Debug)]
 pub(super) struct Meter {
     statements: AtomicU64,
+    /// Statements that the server carried out.
+    answers: AtomicU64,
     /// Calls that wait for a connection.
     waiting: AtomicUsize,
     /// Longest wait for an answer. The server ends a statement before that; this is for a server that went silent.
@@ -43,6 +45,7 @@ impl Meter {
     pub(super) fn new(answer_max: Duration, pooled: bool, transaction_settings: String) -> Self {
         Self {
             statements: AtomicU64::new(0),
+            answers: AtomicU64::new(0),
             waiting: AtomicUsize::new(0),
             answer_max,
             begun: Instant::now(),
@@ -54,6 +57,10 @@ impl Meter {
 
     pub(super) fn statement_count(&self) -> u64 {
         self.statements.load(Ordering::Relaxed)
+    }
+
+    pub(super) fn answer_count(&self) -> u64 {
+        self.answers.load(Ordering::Relaxed)
     }
 
     pub(super) fn waiting(&self) -> usize {
@@ -82,6 +89,9 @@ impl Meter {
         self.statements.fetch_add(1, Ordering::Relaxed);
         let done = tokio::time::timeout(self.answer_max, work).await;
         let silent = || sqlx::Error::Io(io::Error::new(io::ErrorKind::TimedOut, SILENT));
+        if matches!(done, Ok(Ok(_))) {
+            self.answers.fetch_add(1, Ordering::Relaxed);
+        }
         done.unwrap_or_else(|_| Err(silent())).map_err(|source| failed(attempt, source))
     }
 }

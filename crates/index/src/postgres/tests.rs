@@ -7,7 +7,7 @@ use dormer_testkit::services::Postgres;
 use sqlx::{AssertSqlSafe, Row as _, query};
 
 use super::*;
-use crate::{CacheKey, Change, CommitTarget, Error, NarSource, NewNar, Object};
+use crate::{CacheKey, Change, CommitTarget, NarSource, NewNar, Object};
 
 pub(super) const NOW: UnixSeconds = 1_800_000_000;
 
@@ -313,6 +313,42 @@ pub(super) async fn calls_go_on<T: Send + 'static>(
     }
     assert!(count > 0);
     index.check_ready().await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_server_that_answers_others_is_there_though_a_ping_finds_no_connection() {
+    let server = Postgres::start();
+    let few = PostgresOptions { connections_max: 2, ..options() };
+    let index = Arc::new(PostgresIndex::open(&server.create_database(), few).await.unwrap());
+    let statement = async |index: &PostgresIndex, seconds: f64| {
+        let mut read = index.read("sleep").await?;
+        read.one(query("SELECT pg_sleep($1)").bind(seconds)).await?;
+        read.end().await
+    };
+    let sleep = |seconds: f64| {
+        let index = Arc::clone(&index);
+        tokio::spawn(async move { statement(&index, seconds).await.unwrap() })
+    };
+    // Each waits its turn: the ping's would come in 10 s.
+    let crowd: Vec<_> = (0..100).map(|_| sleep(0.2)).collect();
+    while index.pool_use().waiting < 80 {
+        tokio::task::yield_now().await;
+    }
+    index.ping().await.unwrap();
+    assert!(index.pool_use().waiting > 10, "it was not its turn yet");
+    for one in crowd {
+        one.await.unwrap();
+    }
+    // All connections are taken, and nobody is answered.
+    let before = index.statement_count();
+    let silent = [sleep(6.0), sleep(6.0)];
+    while index.statement_count() < before + 2 {
+        tokio::task::yield_now().await;
+    }
+    assert!(matches!(index.ping().await, Err(Error::Unavailable { .. })));
+    for one in silent {
+        one.await.unwrap();
+    }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

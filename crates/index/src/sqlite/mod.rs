@@ -137,7 +137,11 @@ impl SqliteIndex {
         Ok(Self {
             writer: Connections::new(vec![writer]),
             readers: Connections::new(readers),
-            meter: Meter { statements: AtomicU64::new(0), wait_max: options.wait_max },
+            meter: Meter {
+                statements: AtomicU64::new(0),
+                answers: AtomicU64::new(0),
+                wait_max: options.wait_max,
+            },
             chunk_filter,
             nar_filter,
             object_filter,

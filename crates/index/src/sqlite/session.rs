@@ -20,6 +20,8 @@ pub(super) type Statement<'q> = sqlx::query::Query<'q, Sqlite, SqliteArguments>;
 #[derive(Debug)]
 pub(super) struct Meter {
     pub(super) statements: AtomicU64,
+    /// Statements that were carried out.
+    pub(super) answers: AtomicU64,
     /// Longest wait for a connection, and longest run of a statement.
     pub(super) wait_max: Duration,
 }
@@ -41,7 +43,11 @@ impl Meter {
         work: impl Future<Output = sqlx::Result<T>>,
     ) -> Result<T> {
         self.statements.fetch_add(1, Ordering::Relaxed);
-        self.bounded(attempt, work).await
+        let done = self.bounded(attempt, work).await;
+        if done.is_ok() {
+            self.answers.fetch_add(1, Ordering::Relaxed);
+        }
+        done
     }
 }
 
