@@ -155,6 +155,9 @@ impl Lab {
         let log_ends: Vec<u64> = stopped.iter().map(|&number| self.spawn(number)).collect();
         for (number, log_end) in stopped.into_iter().zip(log_ends) {
             self.servers[number].address = self.wait_until_ready(number, log_end);
+            if let Some(balancer) = &self.balancer {
+                balancer.set_resting(number, false);
+            }
         }
     }
 
@@ -241,6 +244,14 @@ impl Lab {
         }
     }
 
+    /// Kills one replica (SIGKILL); the balancer spares it until [`restart`](Self::restart).
+    pub fn kill_one(&mut self, number: usize) {
+        let mut process = self.servers[number].process.take().expect("the server runs");
+        process.kill().expect("our own child can be killed");
+        process.wait().expect("our own child can be waited for");
+        self.balancer.as_ref().expect("a lab in production").set_resting(number, true);
+    }
+
     /// Restarts one replica after the other as an update does: asked to stop, it says that it is not ready, the balancer
     /// spares it, it ends by itself and well, and comes back. Panics if a replica does not do its part.
     pub fn restart_in_turn(&mut self) {
@@ -265,7 +276,6 @@ impl Lab {
             assert!(status.success(), "asked to stop, it ended with {status}");
             self.servers[number].process = None;
             self.restart();
-            self.balancer.as_ref().expect("a lab in production").set_resting(number, false);
         }
     }
 

@@ -284,9 +284,20 @@ fn replicas_are_killed_in_mid_push() {
     let mut all: Vec<Safe> = Vec::new();
     for round in 0..times(3) {
         let wait = Duration::from_millis(random.random_range(0..1500));
-        all.extend(survives(&format!("replicas killed, round {round}"), &mut site, |site, _| {
+        // All of them, and every other time one of the two: the other goes on.
+        let name = if round % 2 == 0 { "replicas killed" } else { "one replica killed" };
+        all.extend(survives(&format!("{name}, round {round}"), &mut site, |site, seen| {
             thread::sleep(wait);
-            site.lab.kill();
+            if round % 2 == 0 {
+                site.lab.kill();
+            } else {
+                site.lab.kill_one(random.random_range(0..2));
+                let (before, begin) = (seen.safe().len(), Instant::now());
+                while seen.safe().len() < before + PUSHERS_USIZE {
+                    assert!(begin.elapsed() < PATIENCE, "the other replica takes no pushes");
+                    thread::sleep(Duration::from_millis(20));
+                }
+            }
             site.lab.restart();
         }));
         let acknowledged: Vec<NarHash> = all.iter().map(|safe| safe.nar_hash).collect();
