@@ -6,8 +6,9 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use dormer_nix::NarHash;
+use dormer_testkit::services::SeaweedFs;
 use dormer_tests::http::{self, Connection, Reply};
-use dormer_tests::{Lab, Nix, nars};
+use dormer_tests::{Lab, LabOptions, Nix, nars};
 use rand::rngs::SmallRng;
 use rand::{RngExt as _, SeedableRng as _};
 
@@ -63,6 +64,27 @@ fn harmed(lab: &Lab, harm: Harm) {
         Harm::Deleted => return inspection.delete(&pack),
     }
     inspection.overwrite(&pack, bytes);
+}
+
+#[test]
+fn where_the_store_is_may_stand_in_amazons_variables() {
+    let store = SeaweedFs::start();
+    let access = store.access();
+    let environment = [
+        ("DORMER_STORAGE_TYPE", "s3"),
+        ("DORMER_STORAGE_BUCKET", &store.new_bucket()),
+        ("AWS_ENDPOINT_URL", store.endpoint()),
+        ("AWS_REGION", &access.region),
+        ("AWS_ACCESS_KEY_ID", &access.access_key_id),
+        ("AWS_SECRET_ACCESS_KEY", &access.secret_access_key),
+    ]
+    .map(|(name, value)| (name.to_owned(), value.to_owned()));
+    let lab = Lab::start_with(LabOptions { environment: environment.to_vec(), ..LabOptions::default() });
+    let nar = nars::file(b"by Amazon's variables");
+    push(&lab, &nar);
+    let url = url(lab.address(), &format!("/main/{}.narinfo", nars::path_hash(&nar)));
+    let reply = read(lab.address(), &url).unwrap();
+    assert_eq!(zstd::decode_all(reply.body.as_slice()).unwrap(), nar);
 }
 
 #[test]

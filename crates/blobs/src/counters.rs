@@ -32,13 +32,15 @@ pub enum Method {
     Head,
     /// PUT.
     Put,
-    /// DELETE, and POST where a store deletes by it.
+    /// DELETE.
     Delete,
+    /// POST: uploads in parts begin and end by it, and some give out credentials.
+    Post,
 }
 
 impl Method {
     /// All of them.
-    pub const ALL: [Self; 4] = [Self::Get, Self::Head, Self::Put, Self::Delete];
+    pub const ALL: [Self; 5] = [Self::Get, Self::Head, Self::Put, Self::Delete, Self::Post];
 
     /// In lower case, as a metric's label.
     pub fn name(self) -> &'static str {
@@ -47,6 +49,7 @@ impl Method {
             Method::Head => "head",
             Method::Put => "put",
             Method::Delete => "delete",
+            Method::Post => "post",
         }
     }
 }

@@ -9,7 +9,7 @@
 //! - A kept file handle is dropped when its object is deleted, so that the space comes back.
 
 use std::fs::{self, File, OpenOptions, TryLockError};
-use std::io::{self, ErrorKind, IoSlice, Write};
+use std::io::{self, ErrorKind, IoSlice, Read, Write};
 use std::ops::Range;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
@@ -240,17 +240,18 @@ fn read_or_make_marker(root: &Path) -> io::Result<Arc<[u8]>> {
         "Dormer keeps packs in this folder. Without this file it takes the folder for unmounted.\n{:032x}\n",
         random::<u128>()
     );
-    match OpenOptions::new().write(true).create_new(true).open(&path) {
-        Ok(mut file) => {
-            file.write_all(text.as_bytes())?;
-            file.sync_all()?;
-            sync_folder(root)?;
-        }
-        Err(error) if error.kind() == ErrorKind::AlreadyExists => {}
-        Err(error) => return Err(error),
+    let mut file = OpenOptions::new().read(true).write(true).create(true).truncate(false).open(&path)?;
+    // Another process may be making it: what it says is read when it is whole.
+    file.lock()?;
+    let mut marker = Vec::new();
+    file.read_to_end(&mut marker)?;
+    if marker.is_empty() {
+        file.write_all(text.as_bytes())?;
+        file.sync_all()?;
+        sync_folder(root)?;
+        marker = text.into_bytes();
     }
-    // As it reads back: another process may have made it at the same time.
-    Ok(fs::read(&path)?.into())
+    Ok(marker.into())
 }
 
 fn gone(root: &Path) -> Error {

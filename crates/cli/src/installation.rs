@@ -559,10 +559,19 @@ mod tests {
         );
     }
 
-    /// Settings of a replica on a server, with a folder of its own.
-    fn replica(folder: &Path, database: &str) -> Settings {
+    /// Settings of a replica on a server, with a folder of its own and packs in one that all share.
+    fn replica(folder: &Path, packs: &Path, database: &str) -> Settings {
         let secret = ("ATTIC_SERVER_TOKEN_HS256_SECRET_BASE64", "c2VjcmV0");
-        settings(folder, &[("DORMER_MASTER_KEY", ZEROS), secret, ("DORMER_DATABASE_URL", database)])
+        let packs = packs.display().to_string();
+        settings(
+            folder,
+            &[
+                ("DORMER_MASTER_KEY", ZEROS),
+                secret,
+                ("DORMER_DATABASE_URL", database),
+                ("DORMER_STORAGE_PATH", &packs),
+            ],
+        )
     }
 
     #[test]
@@ -570,11 +579,12 @@ mod tests {
         let database = Postgres::shared().create_database();
         let homes =
             [tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap()];
+        let packs = tempfile::tempdir().unwrap();
         let runtime = tokio::runtime::Runtime::new().unwrap();
         let starts: Vec<_> = homes
             .iter()
             .map(|home| {
-                let settings = replica(home.path(), &database);
+                let settings = replica(home.path(), packs.path(), &database);
                 runtime.spawn(async move {
                     let mut made = Vec::new();
                     let mut observer = |item: &Made| {
@@ -596,11 +606,13 @@ mod tests {
         assert_eq!(caches, 1);
         keys.dedup();
         assert_eq!(keys.len(), 1, "all sign with the same key");
-        let later = replica(homes[0].path(), &database);
+        let later = replica(homes[0].path(), packs.path(), &database);
         let (again, made) = start(&later, usize::MAX, async |second| second.main_public_key);
         assert_eq!((again.unwrap().as_ref(), made), (keys.first(), vec![]));
         let other = ("DORMER_MASTER_KEY", "AQAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA=");
-        let other = settings(homes[0].path(), &[other, ("DORMER_DATABASE_URL", &database)]);
+        let packs = packs.path().display().to_string();
+        let shared = [("DORMER_DATABASE_URL", database.as_str()), ("DORMER_STORAGE_PATH", &packs)];
+        let other = settings(homes[0].path(), &[other, shared[0], shared[1]]);
         assert!(matches!(key_after_start(&other), Err(Error::WrongMasterKey { .. })));
     }
 

@@ -87,6 +87,7 @@ fn method_of(request: &HttpRequest) -> Method {
         "HEAD" => Method::Head,
         "PUT" => Method::Put,
         "GET" => Method::Get,
-        _ => Method::Delete,
+        "DELETE" => Method::Delete,
+        _ => Method::Post,
     }
 }

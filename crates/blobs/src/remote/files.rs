@@ -177,7 +177,8 @@ impl Files for RemoteFiles {
 
     fn requests(&self) -> (u64, u64) {
         let counters = self.blobs.counters();
-        (counters.requests(Method::Put) + counters.requests(Method::Delete), counters.requests(Method::Get))
+        let writes = [Method::Put, Method::Delete, Method::Post].map(|method| counters.requests(method));
+        (writes.iter().sum(), counters.requests(Method::Get))
     }
 }
 

@@ -75,6 +75,26 @@ pub struct RemoteSettings {
     pub request_timeout: Duration,
 }
 
+impl RemoteSettings {
+    /// S3's endpoint may stand in the environment, by the names that Amazon's tools and libraries give it. Such a server has the
+    /// bucket in the path, as one from the settings has by default.
+    fn with_endpoint_of_environment(self) -> Self {
+        if self.kind != RemoteKind::S3 || self.endpoint.is_some() {
+            return self;
+        }
+        let variable = |name| std::env::var(name).ok().filter(|value: &String| !value.is_empty());
+        match ENDPOINT_VARIABLES.into_iter().find_map(variable) {
+            Some(endpoint) => {
+                Self { endpoint: Some(endpoint.trim_end_matches('/').to_owned()), path_style: true, ..self }
+            }
+            None => self,
+        }
+    }
+}
+
+/// The first that is set counts.
+const ENDPOINT_VARIABLES: [&str; 3] = ["AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL", "AWS_ENDPOINT"];
+
 /// Why a store could not be set up. Nothing was sent to it yet.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
@@ -123,6 +143,7 @@ const IDLE_TIMEOUT: Duration = Duration::from_secs(10);
 impl RemoteBlobs {
     /// Sets a store up. Nothing is sent to it yet.
     pub fn open(settings: &RemoteSettings) -> Result<Self, OpenError> {
+        let settings = &settings.clone().with_endpoint_of_environment();
         let bucket = &settings.bucket;
         let mut name = format!("{}://{bucket}", settings.kind.scheme());
         let prefix = settings.prefix.trim_matches('/');
@@ -210,6 +231,7 @@ fn build(
 
 /// The same store without credentials: to see whether anybody can read what is in it. `None` where that cannot be asked.
 pub(super) fn build_anonymous(settings: &RemoteSettings) -> Result<Option<Arc<dyn ObjectStore>>, OpenError> {
+    let settings = &settings.clone().with_endpoint_of_environment();
     let wrong = |source| OpenError::Settings { store: settings.bucket.clone(), source };
     let connector = || Connector(Arc::default());
     let retries = || RetryConfig { max_retries: 2, ..RetryConfig::default() };

@@ -201,12 +201,12 @@ keys! { KEYS:
     STORAGE_BUCKET = Key::new("storage.bucket", Kind::Text,
         "Bucket, or Azure's container. It must exist. Not one that Attic filled.").attic();
     STORAGE_ENDPOINT = Key::new("storage.endpoint", Kind::HttpUrl, "Address of the store.")
-        .default_note("the provider's own").attic();
+        .default_note("`AWS_ENDPOINT_URL` for S3, or the provider's own").attic();
     STORAGE_PREFIX = Key::new("storage.prefix", Kind::Text,
         "Goes before the name of every object, with a `/` between, so that one bucket serves several uses.").default_note("none");
     STORAGE_PATH_STYLE = Key::new("storage.path-style", Kind::Bool,
         "Whether the bucket stands in the path of a request (`https://endpoint/bucket/…`) or in its host name \
-         (`https://bucket.endpoint/…`).").default_note("`true` if `storage.endpoint` is set");
+         (`https://bucket.endpoint/…`).").default_note("`true` if there is an endpoint");
     STORAGE_CA_FILE = Key::new("storage.ca-file", Kind::Path,
         "PEM file with certificates to trust beside the system's, for stores with a CA of their own.");
     STORAGE_REQUESTS = Key::new("storage.requests", Kind::Integer(1, 10_000),
@@ -357,9 +357,9 @@ keys! { EDGE_KEYS:
     EDGE_PREFIX = Key::new("edge.prefix", Kind::Text, "Goes before the name of every object, with a `/` between.")
         .default_note("none");
     EDGE_REGION = Key::new("edge.region", Kind::Text, "S3's region; `auto` for R2.").default_note("`AWS_REGION`, or `us-east-1`");
-    EDGE_ENDPOINT = Key::new("edge.endpoint", Kind::HttpUrl, "Address of the store.").default_note("the provider's own");
+    EDGE_ENDPOINT = Key::new("edge.endpoint", Kind::HttpUrl, "Address of the store.").default_note("`AWS_ENDPOINT_URL` for S3, or the provider's own");
     EDGE_PATH_STYLE = Key::new("edge.path-style", Kind::Bool,
-        "Whether the bucket stands in the path of a request or in its host name.").default_note("`true` if `edge.endpoint` is set");
+        "Whether the bucket stands in the path of a request or in its host name.").default_note("`true` if there is an endpoint");
     EDGE_CA_FILE = Key::new("edge.ca-file", Kind::Path, "PEM file with certificates to trust beside the system's.");
     EDGE_ACCESS_KEY_ID = Key::new("edge.credentials.access_key_id", Kind::Text,
         "Access key (S3), or name of the account (Azure). It needs to put, get, list and delete objects.")

@@ -14,7 +14,7 @@ use sqlx::migrate::{MigrateError, Migrator};
 use sqlx::postgres::{PgConnectOptions, PgConnection, PgPoolOptions};
 use sqlx::{AssertSqlSafe, ConnectOptions as _, Connection as _, Executor as _, Row as _};
 
-use super::session::{Meter, failed};
+use super::session::{Meter, SILENT, failed};
 use super::{PostgresOptions, outbox};
 use crate::migrations::MigrationPlan;
 use crate::{Error, Result};
@@ -148,22 +148,37 @@ pub(super) fn schema_known() -> i64 {
 
 /// Looks at the server and the database before anything is written, and brings the schema up to date.
 pub(super) async fn prepare(connect: &PgConnectOptions, options: &PostgresOptions) -> Result<()> {
-    let mut connection = first_connection(connect, options).await?;
-    let database = check_server(&mut connection).await?;
-    refuse_unsaid_pooler(&mut connection, connect, options).await?;
-    begin_session(&mut connection, options).await.map_err(|error| failed(OPEN, error))?;
+    let look = async {
+        let mut connection = first_connection(connect, options).await?;
+        let database = check_server(&mut connection).await?;
+        refuse_unsaid_pooler(&mut connection, connect, options).await?;
+        begin_session(&mut connection, options).await.map_err(|error| failed(OPEN, error))?;
+        Ok((connection, database))
+    };
+    let (mut connection, database) = in_time(options, look).await?;
     migrate(&mut connection, &database).await?;
     connection.close().await.map_err(|error| failed(OPEN, error))
 }
 
 /// What [`prepare`] would do to the schema.
 pub(super) async fn plan(connect: &PgConnectOptions, options: &PostgresOptions) -> Result<MigrationPlan> {
-    let mut connection = first_connection(connect, options).await?;
-    let database = check_server(&mut connection).await?;
-    begin_session(&mut connection, options).await.map_err(|error| failed(OPEN, error))?;
-    let found = schema_version(&mut connection, &database).await?;
-    connection.close().await.map_err(|error| failed(OPEN, error))?;
-    Ok(MigrationPlan::new(found, &migrations()))
+    let look = async {
+        let mut connection = first_connection(connect, options).await?;
+        let database = check_server(&mut connection).await?;
+        begin_session(&mut connection, options).await.map_err(|error| failed(OPEN, error))?;
+        let found = schema_version(&mut connection, &database).await?;
+        connection.close().await.map_err(|error| failed(OPEN, error))?;
+        Ok(MigrationPlan::new(found, &migrations()))
+    };
+    in_time(options, look).await
+}
+
+/// Bounds a first look at a server, which may take connections and fall silent: its own time-outs are not set yet.
+async fn in_time<T>(options: &PostgresOptions, look: impl Future<Output = Result<T>>) -> Result<T> {
+    // Twice: a second connection is made to see whether there is a pooler.
+    let patience = 2 * options.acquire_timeout + options.statement_timeout;
+    let silent = || sqlx::Error::Io(std::io::Error::new(std::io::ErrorKind::TimedOut, SILENT));
+    tokio::time::timeout(patience, look).await.unwrap_or_else(|_| Err(failed(OPEN, silent())))
 }
 
 pub(super) async fn first_connection(

@@ -96,7 +96,7 @@ impl Meter {
     }
 }
 
-const SILENT: &str = "the server does not answer";
+pub(super) const SILENT: &str = "the server does not answer";
 
 /// A connection for one attempt, in or outside of a transaction.
 #[derive(Debug)]

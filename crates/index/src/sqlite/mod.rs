@@ -83,7 +83,7 @@ impl SqliteIndex {
         let path = path.as_ref();
         // Before the lock: nothing is made beside a file that is not ours.
         open::inspect(path).await?;
-        let lock = open::lock(path)?;
+        let lock = open::lock_soon(path).await?;
         if open::inspect(path).await? {
             open::create(path).await?;
         }

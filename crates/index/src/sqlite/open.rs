@@ -10,7 +10,7 @@
 use std::fs::{File, OpenOptions, TryLockError};
 use std::io::{self, ErrorKind, Read};
 use std::path::{Path, PathBuf};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use sqlx::migrate::Migrator;
 use sqlx::sqlite::{SqliteConnectOptions, SqliteConnection, SqliteJournalMode, SqliteSynchronous};
@@ -93,6 +93,20 @@ pub(super) fn lock(path: &Path) -> Result<File> {
         Err(TryLockError::Error(error)) => Err(failed("lock the database", error.into())),
     }
 }
+
+/// The same, for who means to keep it: a server that is about to end, or a follower that migrates, has it for a moment more.
+pub(super) async fn lock_soon(path: &Path) -> Result<File> {
+    let begin = Instant::now();
+    loop {
+        match lock(path) {
+            Err(Error::Locked { .. }) if begin.elapsed() < LOCK_WAIT => tokio::time::sleep(LOCK_PAUSE).await,
+            outcome => return outcome,
+        }
+    }
+}
+
+const LOCK_WAIT: Duration = Duration::from_secs(2);
+const LOCK_PAUSE: Duration = Duration::from_millis(50);
 
 pub(super) fn beside(path: &Path, suffix: &str) -> PathBuf {
     let mut name = path.as_os_str().to_owned();
