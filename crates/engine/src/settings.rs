@@ -72,7 +72,7 @@ impl Default for EngineSettings {
             alias_seconds: 30 * 86_400,
             grace_seconds: 30 * 86_400,
             touch_after_seconds: 3_600,
-            read_memory_bytes: 32 * MIB,
+            read_memory_bytes: 64 * MIB,
             reads_max: 512,
             read_wait: Duration::from_secs(30),
         }

@@ -1,7 +1,7 @@
 //! A tree of files in a bucket: S3 and what speaks like it, Google Cloud Storage, Azure Blob Storage.
 //!
-//! Requests are counted where all of the store's are. Small files are tried again here, as [`Retrying`] does it; a large one
-//! fails as a whole, and whoever uploads it begins anew.
+//! Requests are counted where all of the store's are. Small files are tried again here, as [`Retrying`] does it; the parts of a
+//! large one by the library, and if one is given up, whoever uploads it begins anew.
 
 use std::fmt;
 use std::sync::Arc;
@@ -16,7 +16,7 @@ use object_store::{
 };
 
 use super::exchange::{Exchange, watched};
-use super::open::{OpenError, RemoteSettings, build_anonymous};
+use super::open::{OpenError, RemoteSettings, build_anonymous, build_for_uploads};
 use super::{Attempt, RemoteBlobs};
 use crate::counters::Method;
 use crate::files::{FileEntry, FileKind, FileUpload, Files, Stored};
@@ -36,6 +36,8 @@ const PARTS_MAX: u64 = 9_000;
 #[derive(Clone)]
 pub struct RemoteFiles {
     blobs: RemoteBlobs,
+    /// The same store, for uploads in parts.
+    uploads: Arc<dyn ObjectStore>,
     anonymous: Option<Arc<dyn ObjectStore>>,
     retry: Arc<Retrying<()>>,
 }
@@ -50,8 +52,9 @@ impl RemoteFiles {
     /// Sets a store up. Nothing is sent to it yet.
     pub fn open(settings: &RemoteSettings, policy: RetryPolicy) -> std::result::Result<Self, OpenError> {
         let blobs = RemoteBlobs::open(settings)?;
+        let uploads = build_for_uploads(settings, &policy, &blobs)?;
         let retry = Arc::new(Retrying::new((), policy, Arc::clone(blobs.counters())));
-        Ok(Self { blobs, anonymous: build_anonymous(settings)?, retry })
+        Ok(Self { blobs, uploads, anonymous: build_anonymous(settings)?, retry })
     }
 
     fn path(&self, name: &str) -> Path {
@@ -121,13 +124,9 @@ impl Files for RemoteFiles {
     async fn begin_upload(&self, name: &str, kind: &FileKind, size: u64) -> Result<Box<dyn FileUpload>> {
         let part_bytes = PART_BYTES.max(size.div_ceil(PARTS_MAX));
         let path = self.path(name);
-        let begin = || async {
-            let options =
-                PutMultipartOptions { attributes: attributes(kind), ..PutMultipartOptions::default() };
-            let (begun, exchange) = watched(self.blobs.store.put_multipart_opts(&path, options)).await;
-            begun.map_err(|error| self.failed("write", name, error, &exchange))
-        };
-        let upload = self.retry.retry(Method::Put, begin).await?;
+        let options = PutMultipartOptions { attributes: attributes(kind), ..PutMultipartOptions::default() };
+        let (begun, exchange) = watched(self.uploads.put_multipart_opts(&path, options)).await;
+        let upload = begun.map_err(|error| self.failed("write", name, error, &exchange))?;
         Ok(Box::new(RemoteUpload {
             files: self.clone(),
             name: name.to_owned(),

@@ -8,11 +8,12 @@ use object_store::aws::{AmazonS3Builder, AmazonS3ConfigKey};
 use object_store::azure::MicrosoftAzureBuilder;
 use object_store::gcp::GoogleCloudStorageBuilder;
 use object_store::path::Path;
-use object_store::{Certificate, ClientOptions, ObjectStore, RetryConfig};
+use object_store::{BackoffConfig, Certificate, ClientOptions, ObjectStore, RetryConfig};
 
 use super::RemoteBlobs;
 use super::exchange::Connector;
 use crate::counters::Counters;
+use crate::retrying::RetryPolicy;
 
 /// Which protocol a store speaks.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -154,18 +155,37 @@ impl RemoteBlobs {
             name = format!("{name} at {endpoint}");
         }
         let counters = Arc::new(Counters::default());
-        let store = build(settings, Connector(Arc::clone(&counters)), &name)?;
+        let store = build(settings, Connector(Arc::clone(&counters)), &name, no_retries())?;
         Ok(Self { store, prefix: Path::from(prefix), name: name.into(), counters })
     }
+}
+
+/// The same store for uploads in parts. A part keeps its place while it is tried again, which only the library can do.
+pub(super) fn build_for_uploads(
+    settings: &RemoteSettings,
+    policy: &RetryPolicy,
+    of: &RemoteBlobs,
+) -> Result<Arc<dyn ObjectStore>, OpenError> {
+    let settings = &settings.clone().with_endpoint_of_environment();
+    let retries = RetryConfig {
+        backoff: BackoffConfig { init_backoff: policy.first_pause, max_backoff: policy.pause_max, base: 2.0 },
+        max_retries: policy.tries_max.saturating_sub(1) as usize,
+        retry_timeout: policy.time_max,
+    };
+    build(settings, Connector(Arc::clone(&of.counters)), &of.name, retries)
+}
+
+fn no_retries() -> RetryConfig {
+    RetryConfig { max_retries: 0, ..RetryConfig::default() }
 }
 
 fn build(
     settings: &RemoteSettings,
     connector: Connector,
     name: &str,
+    retries: RetryConfig,
 ) -> Result<Arc<dyn ObjectStore>, OpenError> {
     let wrong = |source| OpenError::Settings { store: name.to_owned(), source };
-    let no_retries = RetryConfig { max_retries: 0, ..RetryConfig::default() };
     let is_http = settings.endpoint.as_ref().is_some_and(|endpoint| endpoint.starts_with("http:"));
     let mut client = ClientOptions::new()
         .with_allow_http(is_http)
@@ -184,7 +204,7 @@ fn build(
                 .with_bucket_name(&settings.bucket)
                 .with_virtual_hosted_style_request(!settings.path_style)
                 .with_client_options(client)
-                .with_retry(no_retries)
+                .with_retry(retries)
                 .with_http_connector(connector);
             if let Some(region) = &settings.region {
                 builder = builder.with_region(region);
@@ -203,7 +223,7 @@ fn build(
             let mut builder = GoogleCloudStorageBuilder::from_env()
                 .with_bucket_name(&settings.bucket)
                 .with_client_options(client)
-                .with_retry(no_retries)
+                .with_retry(retries)
                 .with_http_connector(connector);
             if let Some(endpoint) = &settings.endpoint {
                 builder = builder.with_base_url(endpoint);
@@ -214,7 +234,7 @@ fn build(
             let mut builder = MicrosoftAzureBuilder::from_env()
                 .with_container_name(&settings.bucket)
                 .with_client_options(client)
-                .with_retry(no_retries)
+                .with_retry(retries)
                 .with_http_connector(connector);
             if let Some(endpoint) = &settings.endpoint {
                 builder = builder.with_endpoint(endpoint.clone()).with_allow_http(is_http);

@@ -5,7 +5,10 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use dormer_blobs::{Blobs as _, Error, Failure, Method, RemoteBlobs, RetryPolicy, Retrying, conformance};
+use dormer_blobs::{
+    Blobs as _, Error, Failure, FileKind, Files as _, Method, RemoteBlobs, RemoteFiles, RetryPolicy,
+    Retrying, conformance,
+};
 use dormer_testkit::services::{Fate, FaultProxy};
 use rand::rngs::SmallRng;
 use rand::{RngExt as _, SeedableRng as _};
@@ -63,6 +66,29 @@ async fn a_cut_answer_is_neither_damage_nor_bytes() {
         let error = store.get_range(&key, 100_000..1_000_000).await.unwrap_err();
         assert!(matches!(error, Error::Unavailable { .. }), "after {bytes}: {error:?}");
     }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_file_in_parts_arrives_whole_though_parts_fail() {
+    let (proxy, own) = behind_a_proxy();
+    let files = RemoteFiles::open(&own, RetryPolicy::default()).unwrap();
+    let kind = FileKind { content_type: "application/zstd", cache_control: "public".to_owned() };
+    let whole = pattern(40_000_000);
+    let mut upload = files.begin_upload("main/large", &kind, whole.len() as u64).await.unwrap();
+    // Every part's first try, in turns another way.
+    proxy.set_plan(|line, number| match number {
+        _ if !line.starts_with("PUT") => Fate::Pass,
+        0 => Fate::Answer { status: 503, retry_after: None },
+        2 => Fate::Drop,
+        4 => Fate::LoseAnswer,
+        _ => Fate::Pass,
+    });
+    for part in whole.chunks(upload.part_bytes()) {
+        upload.put_part(vec![part.to_vec().into()]).await.unwrap();
+    }
+    upload.finish().await.unwrap();
+    proxy.set_plan(|_, _| Fate::Pass);
+    assert!(files.get("main/large").await.unwrap().unwrap() == whole, "other bytes");
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -245,7 +245,7 @@ keys! { KEYS:
         "Largest NAR taken, uncompressed.").default("64 GiB");
     LIMIT_READ_MEMORY = Key::new("limits.read-memory", Kind::Size(8 * MIB, 1024 * GIB),
         "Memory for all NARs and listings being read: many readers at once read in smaller pieces, and wait their turn when \
-         there is not enough.").default("32 MiB");
+         there is not enough.").default("64 MiB");
     LIMIT_READS = Key::new("limits.reads", Kind::Integer(1, 100_000), "Most NARs being read at once; more wait.")
         .default("512");
     LIMIT_READ_WAIT = Key::new("limits.read-wait", Kind::Duration(0, 3_600),

@@ -264,8 +264,8 @@ impl EdgeServer {
         let found = self.within(self.source.read(&name, STATE_BYTES_MAX)).await?;
         let state = found.map(|(_, json)| CacheState::parse(&json)).transpose().map_err(damaged(&name))?;
         let state = state.map(Arc::new);
-        let seconds = if state.is_some() { STATE_SECONDS } else { MISS_SECONDS };
-        self.states.insert(cache.clone(), Until::seconds(state.clone(), seconds));
+        // As long whether it is there or not, so that how often the store is asked tells nobody.
+        self.states.insert(cache.clone(), Until::seconds(state.clone(), STATE_SECONDS));
         Ok(state)
     }
 
