@@ -34,13 +34,16 @@ pub struct FolderFiles {
 }
 
 impl FolderFiles {
-    /// Opens a folder, makes it if it is not there, and clears away what a crash left.
+    /// Opens a folder and clears away what a crash left. One that is not there is made when something is written.
     pub fn open(root: impl AsRef<Path>) -> Result<Self> {
         let root = root.as_ref();
         let prepare = || -> io::Result<()> {
-            let partial = root.join(PARTIAL);
-            fs::create_dir_all(&partial)?;
-            for entry in fs::read_dir(&partial)? {
+            let left = match fs::read_dir(root.join(PARTIAL)) {
+                Ok(left) => left,
+                Err(error) if error.kind() == ErrorKind::NotFound => return Ok(()),
+                Err(error) => return Err(error),
+            };
+            for entry in left {
                 let entry = entry?;
                 // What another run is still writing is younger.
                 let age = entry.metadata()?.modified()?.elapsed().unwrap_or_default();
@@ -84,7 +87,7 @@ impl Files for FolderFiles {
         self.count();
         let (partial, path) = (self.partial(), self.path(name));
         blocking("write", name, move || {
-            let mut file = File::create_new(&partial)?;
+            let mut file = create(&partial)?;
             for part in &parts {
                 file.write_all(part)?;
             }
@@ -99,7 +102,7 @@ impl Files for FolderFiles {
         let name = name.to_owned();
         let file = blocking("write", &name, {
             let partial = partial.clone();
-            move || File::create_new(&partial)
+            move || create(&partial)
         })
         .await?;
         Ok(Box::new(FolderUpload { name, file: Arc::new(file), partial, path }))
@@ -177,6 +180,17 @@ impl FileUpload for FolderUpload {
     async fn abort(self: Box<Self>) {
         // Best effort: what stays is cleared away a day later.
         let _ = fs::remove_file(&self.partial);
+    }
+}
+
+/// A new temporary file.
+fn create(partial: &Path) -> io::Result<File> {
+    match File::create_new(partial) {
+        Err(error) if error.kind() == ErrorKind::NotFound => {
+            fs::create_dir_all(partial.parent().expect("it lies in a folder"))?;
+            File::create_new(partial)
+        }
+        outcome => outcome,
     }
 }
 

@@ -107,12 +107,20 @@ async fn publish(
     printer: &Printer,
 ) -> Result<ExitCode> {
     let mut publishers = Vec::new();
+    let mut failures = Failures { printer, last: None };
     for target in targets {
+        let files = match open_place(&target.place) {
+            Ok(files) => files,
+            Err(error) => {
+                failures.add(&target.target.name, error);
+                continue;
+            }
+        };
         let progress = Arc::new(Progress::new(printer, &target.target.name));
         let publisher = Publisher::new(
             follower.engine.clone(),
             Arc::clone(&follower.publish),
-            open_place(&target.place)?,
+            files,
             target.target.clone(),
             holder(),
             Arc::clone(&progress) as Arc<dyn Reporter>,
@@ -123,6 +131,7 @@ async fn publish(
         for (publisher, _, name) in &publishers {
             preview(publisher, name, printer).await?;
         }
+        failures.conclude()?;
         return Ok(ExitCode::SUCCESS);
     }
     let stop = stop_signal()?;
@@ -139,14 +148,16 @@ async fn publish(
         let _ = stopped.send(true);
     });
     if args.watch {
+        failures.say_last();
         let watches = publishers
             .iter()
             .map(|(publisher, progress, name)| watch(publisher, progress, name, printer, stopping.clone()));
         futures::future::try_join_all(watches).await?;
+        failures.conclude()?;
         return Ok(ExitCode::SUCCESS);
     }
     let mode = if args.reconcile { Mode::Reconcile } else { Mode::Follow };
-    let (mut refused, mut failure) = (0, None);
+    let mut refused = 0;
     for (publisher, progress, name) in publishers {
         if *stopping.borrow_and_update() {
             break;
@@ -156,18 +167,34 @@ async fn publish(
         progress.finish();
         match outcome {
             Ok(outcome) => refused += report(&outcome, &name, begin.elapsed(), printer)?,
-            // The others get theirs all the same.
-            Err(error) => {
-                if let Some(earlier) = failure.replace((name, error)) {
-                    printer.error(&format!("{}: {}", earlier.0, Error::chain_of(&earlier.1)));
-                }
-            }
+            Err(error) => failures.add(&name, error.into()),
         }
     }
-    if let Some((_, error)) = failure {
-        return Err(error.into());
-    }
+    failures.conclude()?;
     if refused > 0 { Err(Error::NotPublished { caches: refused }) } else { Ok(ExitCode::SUCCESS) }
+}
+
+/// Targets that failed; the others get theirs all the same. The last one's error is the command's.
+struct Failures<'a> {
+    printer: &'a Printer,
+    last: Option<(String, Error)>,
+}
+
+impl Failures<'_> {
+    fn add(&mut self, target: &str, error: Error) {
+        self.say_last();
+        self.last = Some((target.to_owned(), error));
+    }
+
+    fn say_last(&self) {
+        if let Some((target, error)) = &self.last {
+            self.printer.error(&format!("{target}: {}", Error::chain_of(error)));
+        }
+    }
+
+    fn conclude(self) -> Result<()> {
+        self.last.map_or(Ok(()), |(_, error)| Err(error))
+    }
 }
 
 /// Runs again and again. What fails is said and tried again, with growing pauses.
