@@ -178,6 +178,11 @@ impl Error {
                 "make one, keep a copy apart from the database's backup, and give it to every replica:".to_owned(),
                 "  DORMER_MASTER_KEY=$(openssl rand -base64 32)    or the file that master-key-file names".to_owned(),
             ],
+            Self::Io { attempt, source }
+                if source.kind() == std::io::ErrorKind::AddrInUse && attempt.starts_with("listen") =>
+            {
+                hint("something else listens there: another `dormer serve`? Choose another address (--listen, metrics.listen)")
+            }
             Self::NoInstallation { .. } => {
                 hint("start `dormer serve` once with the same settings (--data-dir, --config, DORMER_…)")
             }

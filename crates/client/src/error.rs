@@ -138,8 +138,8 @@ pub enum Error {
         /// The server's words.
         message: String,
     },
-    /// The cache does not exist.
-    #[error("{action}: no such cache: {message}")]
+    /// The cache does not exist. The server says so.
+    #[error("{action}: {message}")]
     NoSuchCache {
         /// What was attempted.
         action: String,
@@ -147,7 +147,7 @@ pub enum Error {
         message: String,
     },
     /// A cache of that name exists.
-    #[error("{action}: the cache exists already: {message}")]
+    #[error("{action}: {message}")]
     CacheExists {
         /// What was attempted.
         action: String,
