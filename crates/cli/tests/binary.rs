@@ -178,7 +178,7 @@ fn caches_are_created_changed_listed_and_destroyed() {
     insta::assert_snapshot!(place.run(&["cache", "create", "team"]), @"
     exit code: 1
     --- stderr
-    error: creating cache team: the cache exists already: cache 'team' exists already (request ID)
+    error: creating cache team: cache 'team' exists already (request ID)
     hint: `dormer cache configure` changes it
     ");
     insta::assert_snapshot!(
