@@ -89,13 +89,18 @@ pub(super) async fn run(args: PublishArgs, context: &Context) -> Result<ExitCode
         status(args, context).await?;
         return Ok(ExitCode::SUCCESS);
     }
+    // First of all: whoever is asked to stop while it begins ends as well as later.
+    let mut stop = Box::pin(stop_signal()?);
     let (settings, _) = Settings::load(&context.environment, &args.settings.to_flags())?;
     for note in &settings.notes {
         context.printer.warn(note);
     }
     let targets = chosen(&settings, args.target.as_deref())?;
-    let follower = open_beside(&settings).await?;
-    let done = publish(&args, &targets, &follower, &context.printer).await;
+    let follower = tokio::select! {
+        follower = open_beside(&settings) => follower?,
+        () = &mut stop => return Ok(ExitCode::SUCCESS),
+    };
+    let done = publish(&args, &targets, &follower, stop, &context.printer).await;
     follower.index.close().await?;
     done
 }
@@ -104,6 +109,7 @@ async fn publish(
     args: &PublishArgs,
     targets: &[&EdgeTarget],
     follower: &Follower,
+    mut stop: impl Future<Output = ()> + Send + Unpin + 'static,
     printer: &Printer,
 ) -> Result<ExitCode> {
     let mut publishers = Vec::new();
@@ -129,12 +135,14 @@ async fn publish(
     }
     if args.dry_run {
         for (publisher, _, name) in &publishers {
-            preview(publisher, name, printer).await?;
+            tokio::select! {
+                previewed = preview(publisher, name, printer) => previewed?,
+                () = &mut stop => break,
+            }
         }
         failures.conclude()?;
         return Ok(ExitCode::SUCCESS);
     }
-    let stop = stop_signal()?;
     let all: Vec<Arc<Publisher>> = publishers.iter().map(|(publisher, ..)| Arc::clone(publisher)).collect();
     let (stopped, mut stopping) = tokio::sync::watch::channel(false);
     let voice = printer.clone();
