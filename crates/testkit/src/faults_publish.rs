@@ -1,6 +1,9 @@
-//! A target and publishing's memory that crash, by the same script as the store and the index of [`faults`](crate::faults).
+//! A target and publishing's memory that crash, by the same script as the store and the index of [`faults`](crate::faults), and a
+//! memory between whose calls the lab changes.
 
+use std::fmt;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use async_trait::async_trait;
 use bytes::Bytes;
@@ -12,6 +15,7 @@ use dormer_index::{
     PublishedObject, TargetId, UnixSeconds,
 };
 use dormer_nix::{NarHash, StorePathHash};
+use futures::future::BoxFuture;
 
 use crate::faults::{Fate, Faults};
 
@@ -116,6 +120,34 @@ impl FaultPublish {
 type Outcome<T> = dormer_index::Result<T>;
 type Nar = (NarHash, EncodingTag);
 
+/// What happens in the lab just before a call; told the call's number, from 0.
+pub type Meanwhile = Box<dyn Fn(u64) -> BoxFuture<'static, ()> + Send + Sync>;
+
+/// Publishing's memory, while others are at work: something happens before each of its calls, as it may between any two.
+pub struct BusyPublish {
+    inner: Arc<dyn PublishIndex>,
+    calls: AtomicU64,
+    meanwhile: Meanwhile,
+}
+
+impl BusyPublish {
+    /// Wraps it.
+    pub fn new(inner: Arc<dyn PublishIndex>, meanwhile: Meanwhile) -> Self {
+        Self { inner, calls: AtomicU64::new(0), meanwhile }
+    }
+
+    /// Calls so far.
+    pub fn calls(&self) -> u64 {
+        self.calls.load(Ordering::SeqCst)
+    }
+}
+
+impl fmt::Debug for BusyPublish {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("BusyPublish").field("inner", &self.inner).finish_non_exhaustive()
+    }
+}
+
 macro_rules! publish_calls {
     (
         read { $(fn $read:ident($($read_arg:ident: $read_type:ty),*) -> $read_out:ty;)* }
@@ -129,6 +161,19 @@ macro_rules! publish_calls {
             })*
             $(async fn $write(&self, $($write_arg: $write_type),*) -> Outcome<$write_out> {
                 write_step!(self, dead_index, self.inner.$write($($write_arg),*))
+            })*
+        }
+
+        #[async_trait]
+        #[deny(clippy::missing_trait_methods)]
+        impl PublishIndex for BusyPublish {
+            $(async fn $read(&self, $($read_arg: $read_type),*) -> Outcome<$read_out> {
+                (self.meanwhile)(self.calls.fetch_add(1, Ordering::SeqCst)).await;
+                self.inner.$read($($read_arg),*).await
+            })*
+            $(async fn $write(&self, $($write_arg: $write_type),*) -> Outcome<$write_out> {
+                (self.meanwhile)(self.calls.fetch_add(1, Ordering::SeqCst)).await;
+                self.inner.$write($($write_arg),*).await
             })*
         }
     };

@@ -206,6 +206,7 @@ pub(super) async fn what_was_removed_is_remembered_for_a_while(both: Both) -> Re
     let mut both_of_them = hashes(&[1, 2]);
     both_of_them.sort_unstable();
     assert_eq!(find(&[1, 2, 3]).await?, both_of_them);
+    assert_eq!(find(&[4]).await?, hashes(&[4]), "it was there, and nobody has looked since");
     assert_eq!(both.publish.find_removed(lease.target, other, &hashes(&[1])).await?, []);
     // Who waits for one knows by itself from then on.
     both.publish.note_lost(&lease, id, &[(path_hash(4), path_hash(1))]).await?;

@@ -254,7 +254,8 @@ pub trait PublishIndex: Send + Sync + std::fmt::Debug + 'static {
         hashes: &[StorePathHash],
         at: UnixSeconds,
     ) -> Result<()>;
-    /// Those of these that were written down as removed, and not published since. At most 16,384; one statement.
+    /// Those of these that the cache once had, if it has them no more: written down as removed and not published since, or still
+    /// to be looked at, for one that was removed a moment ago is not written down yet. At most 16,384; one statement.
     async fn find_removed(
         &self,
         target: TargetId,

@@ -13,7 +13,9 @@ use dormer_engine::{Clock, CreateCache, Engine, EngineSettings, IngestRequest, M
 use dormer_index::{Cache, Index, PublishIndex, Removal, SqliteIndex, SqliteOptions};
 use dormer_nix::{NarHash, NarInfo, StoreDir, StorePath, StorePathHash};
 use dormer_publish::{Mode, Outcome, Publisher, Result, Silent, TargetSettings};
-use dormer_testkit::{FaultFiles, FaultPublish, Faults, Random, object_for, package_nar};
+use dormer_testkit::{
+    BusyPublish, FaultFiles, FaultPublish, Faults, Meanwhile, Random, object_for, package_nar,
+};
 use tempfile::TempDir;
 
 /// A clock that stands until it is moved.
@@ -87,6 +89,17 @@ impl Lab {
         let index = FaultPublish::new(Arc::clone(&self.index) as Arc<dyn PublishIndex>, Arc::clone(faults));
         let files = FaultFiles::new(Arc::clone(&self.files) as Arc<dyn Files>, Arc::clone(faults));
         self.publisher_over(Arc::new(index), Arc::new(files))
+    }
+
+    /// A publisher in a lab where something happens before each call of publishing's memory.
+    pub(crate) fn publisher_meanwhile(&self, meanwhile: Meanwhile) -> (Publisher, Arc<BusyPublish>) {
+        let index = BusyPublish::new(Arc::clone(&self.index) as Arc<dyn PublishIndex>, meanwhile);
+        let index = Arc::new(index);
+        let publisher = self.publisher_over(
+            Arc::clone(&index) as Arc<dyn PublishIndex>,
+            Arc::clone(&self.files) as Arc<dyn Files>,
+        );
+        (publisher, index)
     }
 
     fn publisher_over(&self, index: Arc<dyn PublishIndex>, files: Arc<dyn Files>) -> Publisher {

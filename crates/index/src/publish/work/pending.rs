@@ -46,8 +46,9 @@ const NOTE_REMOVED: Sql = both!(
      ON CONFLICT (target, cache, hash) DO UPDATE SET at = excluded.at"
 );
 const FIND_REMOVED: Sql = both!(
-    "SELECT r.hash FROM", list 3, "AS k CROSS JOIN publish_removed AS r
-     WHERE r.target = $1 AND r.cache = $2 AND r.hash = k.item"
+    "SELECT k.item FROM", list 3, "AS k
+     WHERE EXISTS (SELECT 1 FROM publish_removed AS r WHERE r.target = $1 AND r.cache = $2 AND r.hash = k.item)
+         OR EXISTS (SELECT 1 FROM publish_pending AS p WHERE p.target = $1 AND p.cache = $2 AND p.hash = k.item)"
 );
 const FORGET_REMOVED: Sql = both!("DELETE FROM publish_removed WHERE target = $1 AND cache = $2 AND at < $3");
 
