@@ -1,6 +1,9 @@
 //! What the contract promises, as code: every adapter and every wrapper runs it on an empty store.
 //!
-//! Each case panics with what is wrong. The store is left as the last case leaves it.
+//! Each case panics with what is wrong. The store is left as the last case leaves it. What trees of files promise is in
+//! [`files`].
+
+pub mod files;
 
 use std::collections::HashSet;
 use std::future::Future;

@@ -206,7 +206,7 @@ fn settle(file: &File, partial: &Path, path: &Path) -> io::Result<Stored> {
     }
     fs::rename(partial, path)?;
     sync_folder(path)?;
-    Ok(Stored { etag: None })
+    Ok(Stored::default())
 }
 
 /// Syncs the folder that an entry lies in.

@@ -79,7 +79,7 @@ impl Files for MemoryFiles {
 
     async fn put(&self, name: &str, _kind: &FileKind, parts: Vec<Bytes>) -> Result<Stored> {
         let content = Bytes::from(parts.concat());
-        let stored = Stored { etag: Some(etag(&content)) };
+        let stored = Stored { etag: Some(etag(&content)), sha256: None };
         let mut inner = self.lock();
         inner.events.push(FileEvent::Put(name.to_owned(), content.clone()));
         inner.files.insert(name.to_owned(), content);

@@ -44,6 +44,8 @@ pub struct FileEntry {
 pub struct Stored {
     /// The store's tag of its content.
     pub etag: Option<String>,
+    /// SHA-256 of the whole file, where the request was signed over it. Whoever wants it anyway need not hash again.
+    pub sha256: Option<[u8; 32]>,
 }
 
 /// A tree of files.
@@ -80,4 +82,17 @@ pub trait FileUpload: Send + fmt::Debug {
     async fn finish(self: Box<Self>) -> Result<Stored>;
     /// Gives up; what was uploaded goes.
     async fn abort(self: Box<Self>);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::conformance;
+
+    #[tokio::test]
+    async fn trees_meet_the_contract() {
+        conformance::files::run(&MemoryFiles::new()).await;
+        let folder = tempfile::tempdir().unwrap();
+        conformance::files::run(&FolderFiles::open(folder.path().join("a/b")).unwrap()).await;
+    }
 }

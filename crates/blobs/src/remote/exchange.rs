@@ -27,6 +27,8 @@ pub(super) struct Exchange {
     pub(super) retry_after: Option<Duration>,
     /// The store's clock.
     pub(super) date: Option<SystemTime>,
+    /// SHA-256 of the request's body, if it was signed over it.
+    pub(super) body_sha256: Option<[u8; 32]>,
 }
 
 /// Runs a call and tells its last exchange.
@@ -59,6 +61,11 @@ struct Watcher {
 impl HttpService for Watcher {
     async fn call(&self, request: HttpRequest) -> Result<HttpResponse, HttpError> {
         let (method, begin) = (method_of(&request), Instant::now());
+        let body_sha256 = request.headers().get("x-amz-content-sha256").and_then(|value| {
+            let mut digest = [0; 32];
+            // Where bodies are not signed a word stands here.
+            hex::decode_to_slice(value.as_bytes(), &mut digest).ok().map(|()| digest)
+        });
         let answer = self.client.execute(request).await;
         let exchange = match &answer {
             Ok(response) => Exchange {
@@ -72,6 +79,7 @@ impl HttpService for Watcher {
                     .headers()
                     .get("date")
                     .and_then(|value| httpdate::parse_http_date(value.to_str().ok()?).ok()),
+                body_sha256,
             },
             Err(_) => Exchange::default(),
         };

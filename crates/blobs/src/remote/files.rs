@@ -72,7 +72,7 @@ impl RemoteFiles {
         let (stored, exchange) = watched(self.blobs.store.put_opts(&path, payload, options)).await;
         let stored = stored.map_err(|error| self.failed("write", name, error, &exchange))?;
         self.blobs.counters.sent(length);
-        Ok(stored_as(stored))
+        Ok(Stored { etag: told(stored), sha256: exchange.body_sha256 })
     }
 
     async fn get_once(&self, name: &str) -> Result<Option<Bytes>> {
@@ -102,8 +102,9 @@ fn attributes(kind: &FileKind) -> Attributes {
     ])
 }
 
-fn stored_as(result: PutResult) -> Stored {
-    Stored { etag: result.e_tag }
+/// Ceph says nothing of a file in parts when it is finished, in as many letters.
+fn told(stored: PutResult) -> Option<String> {
+    stored.e_tag.filter(|etag| !etag.is_empty())
 }
 
 #[async_trait]
@@ -211,7 +212,10 @@ impl FileUpload for RemoteUpload {
 
     async fn finish(mut self: Box<Self>) -> Result<Stored> {
         let (finished, exchange) = watched(self.upload.complete()).await;
-        finished.map(stored_as).map_err(|error| self.files.failed("write", &self.name, error, &exchange))
+        // Each part was signed by itself.
+        finished
+            .map(|stored| Stored { etag: told(stored), sha256: None })
+            .map_err(|error| self.files.failed("write", &self.name, error, &exchange))
     }
 
     async fn abort(mut self: Box<Self>) {

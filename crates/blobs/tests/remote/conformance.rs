@@ -1,7 +1,10 @@
 //! What the contract promises, on two real servers, bare and wrapped, with and without a prefix; and what goes over the wire.
 
-use dormer_blobs::{Blobs as _, RemoteBlobs, RemoteSettings, conformance};
-use dormer_testkit::services::{FaultProxy, S3Access};
+use dormer_blobs::{
+    Blobs as _, FileKind, Files as _, RemoteBlobs, RemoteFiles, RemoteSettings, RetryPolicy, conformance,
+};
+use dormer_testkit::services::{Fate, FaultProxy, S3Access};
+use sha2::{Digest as _, Sha256};
 
 use crate::support::{ceph, fresh_key, pattern, reliable, seaweedfs, settings};
 
@@ -15,6 +18,16 @@ async fn meets_the_contract(access: &S3Access) {
     access.put_object(&shared.bucket, "other/packs/00/00000000000000000000000000000000.pack", "not ours");
     let (store, _) = reliable(&shared);
     conformance::run(&*store).await;
+
+    for prefix in ["", "team/edge"] {
+        let own = RemoteSettings { prefix: prefix.to_owned(), ..settings(access, &access.new_bucket()) };
+        access.put_object(&own.bucket, "folder/not/ours", "not ours");
+        let files = RemoteFiles::open(&own, RetryPolicy::default()).unwrap();
+        if prefix.is_empty() {
+            files.delete("folder/not/ours").await.unwrap();
+        }
+        conformance::files::run(&files).await;
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -39,6 +52,26 @@ async fn listings_of_many_pages_are_whole() {
     }
     let listed: std::collections::HashSet<_> = store.list().await.unwrap().into_iter().collect();
     assert_eq!(listed, keys.into_iter().collect());
+}
+
+/// Who publishes a file wants its SHA-256, and need not compute it again.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_put_tells_the_hash_that_it_was_signed_over() {
+    let proxy = FaultProxy::start(seaweedfs().endpoint());
+    let own = RemoteSettings {
+        endpoint: Some(proxy.endpoint()),
+        ..settings(seaweedfs().access(), &seaweedfs().new_bucket())
+    };
+    let files = RemoteFiles::open(&own, RetryPolicy::default()).unwrap();
+    // Tried again too.
+    proxy.set_plan(|_, number| if number % 2 == 0 { Fate::LoseAnswer } else { Fate::Pass });
+    let kind = FileKind { content_type: "application/zstd", cache_control: "public".to_owned() };
+    for size in [0, 1, 1_000_000] {
+        let content = pattern(size);
+        let parts = vec![content.slice(..size / 3), content.slice(size / 3..)];
+        let stored = files.put("main/nar/a.nar.zst", &kind, parts).await.unwrap();
+        assert_eq!(stored.sha256, Some(Sha256::digest(&content).into()), "{size} bytes");
+    }
 }
 
 /// What some servers reject: checksum headers, streaming signatures, conditions.
