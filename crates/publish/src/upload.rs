@@ -130,7 +130,8 @@ impl Sender {
         let piece_bytes = upload.as_ref().map_or(size, |upload| upload.part_bytes() as u64);
         let _memory = self.reserve(piece_bytes + extra).await;
         let capacity = usize::try_from(piece_bytes).unwrap_or(usize::MAX);
-        let mut hasher = NarHasher::new();
+        // One PUT is signed over its body, so its hash is known by then; parts are signed one by one.
+        let mut hasher = upload.is_some().then(NarHasher::new);
         let mut buffer = BytesMut::with_capacity(capacity);
         let outcome = async {
             let frames = open.stream(None).await?;
@@ -141,7 +142,9 @@ impl Sender {
             while let Some(bytes) = stream.next().await {
                 // Copied: who keeps the engine's pieces keeps their share of its memory for reads.
                 let mut bytes = bytes?;
-                hasher.update(&bytes);
+                if let Some(hasher) = &mut hasher {
+                    hasher.update(&bytes);
+                }
                 while let Some(upload) = &mut upload
                     && buffer.len() + bytes.len() >= capacity
                 {
@@ -155,7 +158,6 @@ impl Sender {
             Ok::<_, crate::Error>(())
         }
         .await;
-        let (file_hash, sent) = hasher.finish();
         let outcome = match (outcome, &mut upload) {
             (Ok(()), Some(upload)) if !buffer.is_empty() => {
                 self.throttle(buffer.len() as u64).await;
@@ -163,11 +165,19 @@ impl Sender {
             }
             (outcome, _) => outcome,
         };
-        let stored: Stored = match (outcome, upload) {
-            (Ok(()), Some(upload)) => upload.finish().await?,
+        let (stored, (file_hash, sent)): (Stored, (NarHash, u64)) = match (outcome, upload) {
+            (Ok(()), Some(upload)) => {
+                let hashed = hasher.expect("an upload in parts is hashed on the way").finish();
+                (upload.finish().await?, hashed)
+            }
             (Ok(()), None) => {
+                let content = buffer.freeze();
+                let sent = content.len() as u64;
                 self.throttle(sent).await;
-                files.put(&key.to_string(), &kind(key, cache.is_public), vec![buffer.freeze()]).await?
+                let kind = kind(key, cache.is_public);
+                let stored = files.put(&key.to_string(), &kind, vec![content.clone()]).await?;
+                let hash = stored.sha256.map_or_else(|| NarHash::digest(&content), NarHash::from_bytes);
+                (stored, (hash, sent))
             }
             (Err(error), upload) => {
                 if let Some(upload) = upload {
