@@ -57,8 +57,9 @@ fn recall<T>(known: &HashMap<String, Remembered<T>>, name: &str) -> Option<Optio
 fn remember<T>(known: &mut HashMap<String, Remembered<T>>, name: &str, value: Option<Rc<T>>) {
     let now_ms = runtime::now_ms();
     if known.len() >= DOCUMENTS_MAX && !known.contains_key(name) {
-        known.retain(|_, entry| now_ms < entry.until_ms && entry.value.is_some());
-        // Still full of what is there and fresh: rather read it again than grow.
+        known.retain(|_, entry| now_ms < entry.until_ms);
+        // Still full of what is fresh: rather read all of it again than grow. Not first what is not there: then who fills this could
+        // tell from the time of an answer whether a private cache is.
         if known.len() >= DOCUMENTS_MAX {
             known.clear();
         }

@@ -256,7 +256,7 @@ fn publish_hints(error: &dormer_publish::Error) -> Vec<String> {
     let hint = |text: &str| vec![text.to_owned()];
     match error {
         Publish::Index(error) | Publish::Engine(dormer_engine::Error::Index(error)) => index_hints(error),
-        Publish::Moved { .. } => hint(
+        Publish::Moved { .. } | Publish::Moving { .. } => hint(
             "to go on at the new place: dormer publish TARGET --reconcile; to publish to both, give the new one a name of its own",
         ),
         Publish::Target(dormer_blobs::Error::Refused { .. }) => hint(

@@ -208,9 +208,9 @@ macro_rules! implement_publish_index {
                 &self,
                 target: crate::TargetId,
                 cache: CacheId,
-                hash: &StorePathHash,
+                hashes: &[StorePathHash],
             ) -> Result<Vec<crate::PublishedNar>> {
-                $read!(self, "find published NARs", |tx| work::nars_left_by(tx, target, cache, hash))
+                $read!(self, "find published NARs", |tx| work::nars_left_by(tx, target, cache, hashes))
             }
             async fn due_nars(
                 &self,

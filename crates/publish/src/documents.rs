@@ -64,7 +64,7 @@ pub(crate) async fn write_before(
     Ok(())
 }
 
-/// Writes what there is now, if it changed.
+/// Writes what there is now, if it changed; also if a run changed it that did not come to this.
 pub(crate) async fn write_after(
     run: &Run<'_>,
     cache: &Cache,
@@ -72,16 +72,18 @@ pub(crate) async fn write_after(
     row: &mut PublishedCache,
     outcome: &CacheOutcome,
 ) -> Result<()> {
-    if !outcome.changed() {
+    let before = CacheState::parse(&row.document).ok();
+    let told = before.as_ref().is_some_and(|before| before.published_at == row.published_at);
+    if !outcome.changed() && told {
         return Ok(());
     }
-    let before = CacheState::parse(&row.document).ok();
     let counts = run.state().publish_counts(run.target(), cache.id).await?;
     let mut state = describe(run, cache, name, before.as_ref());
     state.object_count = counts.published;
     state.file_bytes = counts.file_bytes;
-    state.published_at = run.now();
-    row.published_at = run.now();
+    // Not the time that a run gave which was under way, or the clock stood for.
+    state.published_at = run.now().max(row.published_at);
+    row.published_at = state.published_at;
     write_state(run, name, row, &state).await
 }
 

@@ -29,6 +29,14 @@ pub enum Error {
         /// Where it is.
         now: String,
     },
+    /// A run that was to compare everything with what is at the target's new place did not end.
+    #[error("target '{target}' is {now} now, and what is there was not compared to its end")]
+    Moving {
+        /// The target.
+        target: String,
+        /// Where it is.
+        now: String,
+    },
     /// A private cache would be readable by anybody.
     #[error("cache '{cache}' is private, but anybody can read {location}: nothing of it is published")]
     PublicTarget {

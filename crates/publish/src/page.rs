@@ -50,6 +50,8 @@ struct Page {
     found: Vec<FoundObject>,
     published: HashMap<StorePathHash, PublishedObject>,
     known: HashMap<StorePathHash, Reference>,
+    /// The NAR of each that is in the cache.
+    present: HashMap<StorePathHash, NarHash>,
     /// Damaged ones, which cannot be sent.
     damaged: Vec<StorePathHash>,
 }
@@ -62,7 +64,11 @@ impl Run<'_> {
         pending: &[PendingObject],
         outcome: &mut CacheOutcome,
     ) -> Result<PageOutcome> {
-        let page = self.look_at(cache, pending).await?;
+        let mut page = self.look_at(cache, pending).await?;
+        if self.begin_replacements(cache, &page.present, &page.published).await? {
+            self.remove_all(cache.id, name, Some(cache), outcome).await?;
+            page = self.look_at(cache, pending).await?;
+        }
         let mut done = PageOutcome::default();
         let mut waits: Vec<(StorePathHash, Wait)> = Vec::new();
         // What is damaged in the lab stays in the target as it was; when it is healed, the outbox tells.
@@ -120,6 +126,7 @@ impl Run<'_> {
             .into_iter()
             .map(|found| (found.object.path.hash(), found))
             .collect();
+        let present = by_hash.iter().map(|(hash, found)| (*hash, found.nar.hash)).collect();
         let (mut candidates, mut found, mut damaged) = (Vec::new(), Vec::new(), Vec::new());
         let mut wanted: HashSet<StorePathHash> = HashSet::new();
         // What is not there was taken care of, or will be: see `begin_removals`.
@@ -144,6 +151,7 @@ impl Run<'_> {
             published.extend(rows.into_iter().map(|row| (row.hash, row)));
         }
         let mut known = HashMap::new();
+        let mut upstream: HashSet<StorePathHash> = HashSet::new();
         let wanted: Vec<StorePathHash> = wanted.into_iter().collect();
         for page in wanted.chunks(REFERENCES_PAGE) {
             for found in self.state().find_objects(cache.id, page).await? {
@@ -156,18 +164,24 @@ impl Run<'_> {
                     Some(_) if there => known.insert(row.hash, Reference::Published),
                     Some(_) => None,
                     // An upstream has it, or it is about to go: either way it is no longer ours.
-                    None if row.upstream => None,
+                    None if row.upstream => {
+                        upstream.insert(row.hash);
+                        None
+                    }
                     None => known.insert(row.hash, Reference::Removed),
                 };
             }
-            let lacking: Vec<StorePathHash> =
-                page.iter().filter(|hash| !known.contains_key(hash)).copied().collect();
+            let lacking: Vec<StorePathHash> = page
+                .iter()
+                .filter(|hash| !known.contains_key(hash) && !upstream.contains(hash))
+                .copied()
+                .collect();
             if !lacking.is_empty() {
                 let removed = self.state().find_removed(self.target(), cache.id, &lacking).await?;
                 known.extend(removed.into_iter().map(|hash| (hash, Reference::Removed)));
             }
         }
-        Ok(Page { candidates, found, published, known, damaged })
+        Ok(Page { candidates, found, published, known, present, damaged })
     }
 
     /// Carries a plan out: intents, NARs, narinfos level by level, and what was done.
@@ -229,6 +243,9 @@ impl Run<'_> {
                     continue;
                 }
                 ready.push((place, nar));
+            }
+            if !ready.is_empty() {
+                self.touch().await?;
             }
             let concurrency = self.publisher.settings.concurrency;
             let run = &*self;
@@ -362,6 +379,7 @@ impl Run<'_> {
                 return Ok(());
             }
         };
+        let _memory = self.publisher.sender.reserve(listing.size).await;
         let mut json = Vec::with_capacity(usize::try_from(listing.size).unwrap_or_default());
         let mut pieces = listing;
         while let Some(piece) = pieces.next().await {
@@ -373,6 +391,7 @@ impl Run<'_> {
                 }
             }
         }
+        self.publisher.sender.throttle(json.len() as u64).await;
         put_small(self.files(), &EdgeKey::Listing(name.clone(), *hash), cache.is_public, json).await.map(drop)
     }
 }

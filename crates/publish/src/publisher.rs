@@ -23,6 +23,9 @@ use crate::{Error, Result};
 /// Outbox rows followed at once.
 const OUTBOX_PAGE: u32 = 1_000;
 
+/// Stands before the place of a target that moved, until all that is written down was compared with what is there.
+const BETWEEN_PLACES: &str = "not yet compared: ";
+
 /// Waiting paths that are looked at to see whether there is anything to do.
 const PENDING_LOOKED_AT: u32 = 256;
 
@@ -87,18 +90,28 @@ impl Publisher {
         let target = self.state.open_target(&self.settings.name, &location).await?;
         let moved = target.location != location;
         if moved && mode != Mode::Reconcile {
-            return Err(Error::Moved { target: target.name, before: target.location, now: location });
+            let before = target.location.trim_start_matches(BETWEEN_PLACES).to_owned();
+            return Err(match before == location {
+                true => Error::Moving { target: target.name, now: location },
+                false => Error::Moved { target: target.name, before, now: location },
+            });
         }
         let requests = self.files.requests();
         let lease = self.take_lease(&target).await?;
         let work = async {
             if moved {
-                self.state.move_target(&lease, &location).await?;
+                // What is written down is of the other place. Until all of it was compared with this one, it is of neither.
+                self.state.move_target(&lease, &format!("{BETWEEN_PLACES}{location}")).await?;
             }
             // Read again: another run may have moved it before the lease was ours.
             let cursor = self.state.open_target(&self.settings.name, &location).await?.cursor;
-            let mut run = Run { publisher: self, lease, cursor, followed: HashSet::new(), mode };
-            run.all_caches().await
+            let mut run =
+                Run { publisher: self, lease, cursor, followed: HashSet::new(), untouched: None, mode };
+            let outcomes = run.all_caches().await?;
+            if moved && !self.is_stopping() {
+                self.state.move_target(&lease, &location).await?;
+            }
+            Ok(outcomes)
         };
         let outcome = tokio::select! {
             outcome = work => outcome,
@@ -300,10 +313,22 @@ pub(crate) struct Run<'a> {
     cursor: OutboxPosition,
     /// Caches whose changes are noted.
     followed: HashSet<CacheId>,
+    /// The row of the cache at hand, until something of it is changed in the target.
+    untouched: Option<PublishedCache>,
     mode: Mode,
 }
 
 impl Run<'_> {
+    /// Before anything of the cache at hand is changed in the target: its row says so, until its state document does.
+    pub(crate) async fn touch(&mut self) -> Result<()> {
+        if let Some(mut row) = self.untouched.take() {
+            // Never the time that the document gives, whatever the clock does.
+            row.published_at = self.now().max(row.published_at.saturating_add(1));
+            self.state().write_published_cache(&self.lease, &row).await?;
+        }
+        Ok(())
+    }
+
     pub(crate) fn target(&self) -> TargetId {
         self.lease.target
     }
@@ -469,6 +494,7 @@ impl Run<'_> {
         // Who may read it counts before what there is to read.
         let anew = self.mode == Mode::Reconcile;
         documents::write_before(self, cache, name, &mut row, anew).await?;
+        self.untouched = Some(row.clone());
         if self.mode == Mode::Reconcile {
             self.reconcile(cache, name, &mut outcome).await?;
         }

@@ -1,10 +1,12 @@
 //! Taking back: referrers first, a narinfo before its NAR, the NAR after its grace, or at once where the lab itself does not
 //! serve it any more.
 
+use std::collections::HashMap;
+
 use dormer_api::CacheName;
 use dormer_edge::EdgeKey;
 use dormer_format::EncodingTag;
-use dormer_index::{Cache, CacheId, NarKey, PublishedCache};
+use dormer_index::{Cache, CacheId, NarKey, PublishedCache, PublishedObject};
 use dormer_nix::{NarHash, StorePathHash};
 
 use crate::all_of::all_of;
@@ -38,24 +40,47 @@ impl Run<'_> {
             if !gone.is_empty() {
                 self.state().begin_removing(&self.lease, cache.id, &gone, self.now()).await?;
             }
-            // What went before: its NAR may be in grace here, and in the lab no longer.
-            for hash in &absent {
-                let left = self.state().nars_left_by(self.target(), cache.id, hash).await?;
-                let mut ended: Vec<(NarHash, EncodingTag)> = Vec::new();
-                for nar in left {
-                    if !self.lab_serves(cache, &nar.nar.0).await? {
-                        ended.push(nar.nar);
-                    }
-                }
-                if !ended.is_empty() {
-                    self.state().set_nar_deadline(&self.lease, cache.id, &ended, self.now()).await?;
-                    urgent = true;
-                }
-            }
+            urgent |= self.end_graces(cache, &absent).await?;
             let settled: Vec<StorePathHash> =
                 absent.iter().filter(|hash| !gone.contains(hash)).copied().collect();
             self.state().note_removed(&self.lease, cache.id, &settled, self.now()).await?;
         }
+    }
+
+    /// Begins to take back what is in the cache as another NAR by now, where the lab serves the published one no more: it was
+    /// removed for cause, and pushed again since. Returns whether there is such.
+    pub(crate) async fn begin_replacements(
+        &mut self,
+        cache: &Cache,
+        present: &HashMap<StorePathHash, NarHash>,
+        published: &HashMap<StorePathHash, PublishedObject>,
+    ) -> Result<bool> {
+        let mut gone = Vec::new();
+        for row in published.values() {
+            let replaced = present.get(&row.hash).is_some_and(|nar| *nar != row.nar.0);
+            if replaced && !self.lab_serves(cache, &row.nar.0).await? {
+                gone.push(row.hash);
+            }
+        }
+        if !gone.is_empty() {
+            self.state().begin_removing(&self.lease, cache.id, &gone, self.now()).await?;
+        }
+        let present: Vec<StorePathHash> = present.keys().copied().collect();
+        Ok(self.end_graces(cache, &present).await? || !gone.is_empty())
+    }
+
+    /// What these paths had before may be in grace here, and in the lab no longer: that ends now. Returns whether there is such.
+    async fn end_graces(&mut self, cache: &Cache, hashes: &[StorePathHash]) -> Result<bool> {
+        let mut ended: Vec<(NarHash, EncodingTag)> = Vec::new();
+        for nar in self.state().nars_left_by(self.target(), cache.id, hashes).await? {
+            if !self.lab_serves(cache, &nar.nar.0).await? {
+                ended.push(nar.nar);
+            }
+        }
+        if !ended.is_empty() {
+            self.state().set_nar_deadline(&self.lease, cache.id, &ended, self.now()).await?;
+        }
+        Ok(!ended.is_empty())
     }
 
     /// Forgets what was removed so long ago that no push under way can have counted on it.
@@ -88,6 +113,7 @@ impl Run<'_> {
             if next.is_empty() {
                 break;
             }
+            self.touch().await?;
             let rows = self.state().find_published(self.target(), cache_id, &next).await?;
             let run = &*self;
             // Listings also where none are published now: they may have been.
@@ -152,6 +178,9 @@ impl Run<'_> {
         let mut outcome = CacheOutcome { cache: published.name.clone(), ..CacheOutcome::default() };
         let name: CacheName =
             published.name.parse().map_err(|_| Error::CacheName { name: published.name.clone() })?;
+        // Should it be published again before all of this is done, nothing counts as written.
+        let unknown = PublishedCache { basis: Vec::new(), document: Vec::new(), ..published.clone() };
+        self.state().write_published_cache(&self.lease, &unknown).await?;
         documents::remove_state(self, &name).await?;
         let mut after = None;
         loop {

@@ -198,7 +198,7 @@ impl Sender {
     }
 
     /// Waits until there is memory. One that needs more than all of it gets all of it.
-    async fn reserve(&self, bytes: u64) -> tokio::sync::SemaphorePermit<'_> {
+    pub(crate) async fn reserve(&self, bytes: u64) -> tokio::sync::SemaphorePermit<'_> {
         let wanted = u32::try_from(bytes.div_ceil(PERMIT_BYTES)).unwrap_or(u32::MAX).clamp(1, self.permits);
         self.memory.acquire_many(wanted).await.expect("the semaphore is never closed")
     }

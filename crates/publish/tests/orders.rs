@@ -4,6 +4,7 @@ mod common;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
+use std::time::Duration;
 
 use common::{GRACE, Lab, SETTLE, create_cache, path};
 use dormer_blobs::MemoryFiles;
@@ -120,6 +121,48 @@ async fn what_is_removed_for_cause_goes_at_once_with_its_nar_and_takes_its_refer
 }
 
 #[tokio::test]
+async fn what_is_removed_for_cause_goes_at_once_though_it_was_pushed_again_before_anybody_looked() {
+    for waits in [false, true] {
+        let lab = Lab::new().await;
+        lab.push(1, 1, &[]).await;
+        lab.push(2, 2, &[1]).await;
+        lab.publish().await.unwrap();
+        // Its first NAR is in grace, here and in the lab.
+        lab.push(1, 11, &[]).await;
+        lab.publish().await.unwrap();
+        assert_eq!(lab.nar_count(), 3);
+        lab.remove_for_cause(1).await;
+        lab.push(1, 111, if waits { &[9] } else { &[] }).await;
+        lab.publish().await.unwrap();
+        let (published, nars): (&[u8], usize) = if waits { (&[], 1) } else { (&[1, 2], 2) };
+        assert_eq!((numbers(lab.published()).as_slice(), lab.nar_count()), (published, nars), "{waits}");
+        lab.clock.advance(SETTLE);
+        lab.publish().await.unwrap();
+        assert_eq!((numbers(lab.published()), lab.nar_count()), (vec![1, 2], 2), "{waits}");
+        lab.check_every_moment(&[9], "pushed again");
+    }
+}
+
+#[tokio::test]
+async fn what_changed_while_it_waited_waits_for_its_new_references_too() {
+    let lab = Lab::new().await;
+    lab.push(1, 1, &[]).await;
+    lab.push(2, 2, &[1, 9]).await;
+    lab.publish().await.unwrap();
+    lab.remove_for_cause(1).await;
+    lab.publish().await.unwrap();
+    lab.clock.advance(10 * SETTLE);
+    assert_eq!(lab.publish().await.unwrap().waiting(), 1);
+    // Built anew, and pushed before what it refers to now.
+    lab.push(2, 22, &[3]).await;
+    assert_eq!(lab.publish().await.unwrap().waiting(), 1);
+    lab.push(3, 3, &[]).await;
+    assert_eq!(lab.publish().await.unwrap().waiting(), 0);
+    assert_eq!(numbers(lab.published()), [2, 3]);
+    lab.check_every_moment(&[], "built anew");
+}
+
+#[tokio::test]
 async fn a_reference_that_is_removed_while_its_referrer_waits_never_counts_as_upstreams() {
     let lab = Lab::new().await;
     lab.push(1, 1, &[]).await;
@@ -176,6 +219,16 @@ async fn an_upstream_path_that_is_removed_takes_nothing_along() {
     lab.remove_for_cause(1).await;
     lab.publish().await.unwrap();
     assert_eq!(numbers(lab.published()), [2]);
+
+    // Nor anything that was pushed before it went: it is found elsewhere.
+    lab.push_nar(1, &nar, &[], &["upstream-1:AAAA"]).await;
+    lab.publish().await.unwrap();
+    lab.push(3, 3, &[1]).await;
+    lab.remove(1).await;
+    assert_eq!(lab.publish().await.unwrap().waiting(), 1);
+    lab.clock.advance(SETTLE);
+    assert_eq!(lab.publish().await.unwrap().waiting(), 0);
+    assert_eq!(numbers(lab.published()), [2, 3]);
     lab.check_every_moment(&[1], "an upstream path");
 }
 
@@ -271,6 +324,66 @@ async fn a_target_that_moved_is_refused_until_it_is_reconciled() {
     lab.publisher().run(Mode::Reconcile).await.unwrap();
     assert_eq!(numbers(lab.published()), [1]);
     lab.publish().await.unwrap();
+}
+
+/// A second program takes over at any moment of a run, as if that one had been away for longer than its lease.
+#[tokio::test]
+async fn a_run_that_is_overtaken_ends_and_leaves_the_target_to_the_other() {
+    for moment in (0..).step_by(6) {
+        let mut lab = Lab::new().await;
+        lab.settings.lease = Duration::from_secs(1);
+        for (number, references) in [(1, vec![]), (2, vec![1]), (3, vec![2])] {
+            lab.push(number, number.into(), &references).await;
+        }
+        lab.publish().await.unwrap();
+        lab.push(4, 4, &[3]).await;
+        lab.push(3, 33, &[1]).await;
+        lab.remove(2).await;
+        let lab = Arc::new(lab);
+        let other = Arc::clone(&lab);
+        let (first, calls) = lab.publisher_meanwhile(Box::new(move |call| {
+            let lab = Arc::clone(&other);
+            Box::pin(async move {
+                if call == moment {
+                    lab.clock.advance(60);
+                    lab.publish_beside().await.unwrap();
+                    // Far longer than it takes to find out.
+                    tokio::time::sleep(Duration::from_secs(30)).await;
+                }
+            })
+        }));
+        let outcome = first.run(Mode::Follow).await;
+        lab.check_every_moment(&[], &format!("overtaken before call {moment}"));
+        assert_eq!(numbers(lab.published()), [1, 3, 4]);
+        if moment >= calls.calls() {
+            outcome.unwrap();
+            break;
+        }
+        // Before it has the lease it waits for it, and has nothing to do then.
+        let lost = matches!(outcome, Err(Error::Index(dormer_index::Error::LeaseLost)));
+        assert!(lost || moment < 3, "before call {moment}: {outcome:?}");
+        assert_eq!(lab.publish().await.unwrap().writes, 0);
+    }
+}
+
+#[tokio::test]
+async fn a_run_beside_one_that_lives_is_refused() {
+    let mut lab = Lab::new().await;
+    lab.settings.lease = Duration::from_secs(1);
+    lab.push(1, 1, &[]).await;
+    let lab = Arc::new(lab);
+    let other = Arc::clone(&lab);
+    let (first, calls) = lab.publisher_meanwhile(Box::new(move |call| {
+        let lab = Arc::clone(&other);
+        Box::pin(async move {
+            if call == 10 {
+                assert!(matches!(lab.publish_beside().await, Err(Error::Busy { .. })));
+            }
+        })
+    }));
+    first.run(Mode::Follow).await.unwrap();
+    assert!(calls.calls() > 10);
+    assert_eq!(numbers(lab.published()), [1]);
 }
 
 #[tokio::test]

@@ -193,7 +193,7 @@ publish_calls! {
         fn list_published(target: TargetId, cache: CacheId, after: Option<StorePathHash>, limit: u32) -> Vec<PublishedObject>;
         fn find_published_nars(target: TargetId, cache: CacheId, nars: &[NarHash]) -> Vec<PublishedNar>;
         fn list_published_nars(target: TargetId, cache: CacheId, after: Option<(NarHash, EncodingTag)>, limit: u32) -> Vec<PublishedNar>;
-        fn nars_left_by(target: TargetId, cache: CacheId, hash: &StorePathHash) -> Vec<PublishedNar>;
+        fn nars_left_by(target: TargetId, cache: CacheId, hashes: &[StorePathHash]) -> Vec<PublishedNar>;
         fn due_nars(target: TargetId, cache: CacheId, now: UnixSeconds, limit: u32) -> Vec<PublishedNar>;
         fn removable(target: TargetId, cache: CacheId, any: bool, limit: u32) -> Vec<StorePathHash>;
     }

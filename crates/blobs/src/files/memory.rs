@@ -19,10 +19,17 @@ pub enum FileEvent {
 }
 
 /// A tree of files in memory.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct MemoryFiles {
+    location: String,
     inner: Mutex<Inner>,
     public: bool,
+}
+
+impl Default for MemoryFiles {
+    fn default() -> Self {
+        Self::at("memory")
+    }
 }
 
 #[derive(Debug, Default)]
@@ -36,6 +43,11 @@ impl MemoryFiles {
     /// An empty tree that nobody else can read.
     pub fn new() -> Self {
         Self::default()
+    }
+
+    /// An empty tree that says that it is there.
+    pub fn at(location: &str) -> Self {
+        Self { location: location.to_owned(), inner: Mutex::default(), public: false }
     }
 
     /// An empty tree that anybody can read.
@@ -70,7 +82,7 @@ fn etag(content: &Bytes) -> String {
 #[async_trait]
 impl Files for MemoryFiles {
     fn location(&self) -> String {
-        "memory".to_owned()
+        self.location.clone()
     }
 
     fn single_put_max(&self) -> u64 {

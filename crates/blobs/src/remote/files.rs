@@ -169,8 +169,9 @@ impl Files for RemoteFiles {
         let (read, exchange) = watched(anonymous.get(&path)).await;
         match read {
             Ok(_) => Ok(Some(true)),
-            // Refused in any way; 404 is how some hide what is private.
-            Err(_) if matches!(exchange.status, Some(400..=499)) => Ok(Some(false)),
+            // R2 says 400, Azure 409, and 404 is how some hide what is private. Any other word is about something else: too many
+            // requests say nothing of what one more would be told.
+            Err(_) if matches!(exchange.status, Some(400 | 401 | 403 | 404 | 409)) => Ok(Some(false)),
             Err(error) => Err(self.failed("read without credentials", name, error, &exchange)),
         }
     }

@@ -315,12 +315,12 @@ pub trait PublishIndex: Send + Sync + std::fmt::Debug + 'static {
         after: Option<(NarHash, EncodingTag)>,
         limit: u32,
     ) -> Result<Vec<PublishedNar>>;
-    /// NAR files that this object named last and that nothing names any more.
+    /// NAR files that one of these objects named last and that nothing names any more. At most 16,384 objects; one statement.
     async fn nars_left_by(
         &self,
         target: TargetId,
         cache: CacheId,
-        hash: &StorePathHash,
+        hashes: &[StorePathHash],
     ) -> Result<Vec<PublishedNar>>;
     /// NAR files that may be deleted at this time.
     async fn due_nars(

@@ -9,7 +9,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use dormer_blobs::{Blobs, FileEvent, Files, MemoryBlobs, MemoryFiles};
 use dormer_edge::EdgeKey;
-use dormer_engine::{Clock, CreateCache, Engine, EngineSettings, IngestRequest, MasterKey};
+use dormer_engine::{Clock, CreateCache, Engine, EngineSettings, IngestRequest, MasterKey, UpdateCache};
 use dormer_index::{Cache, Index, PublishIndex, Removal, SqliteIndex, SqliteOptions};
 use dormer_nix::{NarHash, NarInfo, StoreDir, StorePath, StorePathHash};
 use dormer_publish::{Mode, Outcome, Publisher, Result, Silent, TargetSettings};
@@ -102,6 +102,16 @@ impl Lab {
         (publisher, index)
     }
 
+    /// A run of another program, beside one that is under way.
+    pub(crate) async fn publish_beside(self: Arc<Self>) -> Result<Outcome> {
+        let (done, outcome) = tokio::sync::oneshot::channel();
+        std::thread::spawn(move || {
+            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+            let _ = done.send(runtime.expect("a runtime").block_on(self.publish()));
+        });
+        outcome.await.expect("the other program ends")
+    }
+
     fn publisher_over(&self, index: Arc<dyn PublishIndex>, files: Arc<dyn Files>) -> Publisher {
         let engine = self.engine.clone();
         Publisher::new(engine, index, files, self.settings.clone(), "test".to_owned(), Arc::new(Silent))
@@ -143,6 +153,19 @@ impl Lab {
 
     pub(crate) async fn remove_for_cause(&self, number: u8) {
         self.engine.remove_object(&self.cache, &path(number).hash()).await.expect("a removal");
+    }
+
+    pub(crate) async fn set_public(&self, is_public: bool) {
+        let update = UpdateCache { is_public: Some(is_public), ..UpdateCache::default() };
+        self.engine.update_cache(&self.cache, update).await.expect("an update");
+    }
+
+    /// Fails if a reader can see a narinfo without its closure now.
+    #[track_caller]
+    pub(crate) fn check_now(&self, what: &str) {
+        if let Err(why) = check(&self.files.files(), &BTreeSet::new()) {
+            panic!("{what}: {why}");
+        }
     }
 
     /// Numbers of the paths that are published now.

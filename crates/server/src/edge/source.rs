@@ -165,15 +165,19 @@ impl Source {
                         Ok(Opened::Found(meta, Box::pin(bytes)))
                     }
                     Err(object_store::Error::NotFound { .. }) => Ok(Opened::Missing),
-                    // Stores say in many ways that there is no such part: the size decides.
-                    Err(source) => match part {
-                        Some(part) => match self.head(name).await? {
-                            Some(meta) if part.of(meta.size).is_none() => Ok(Opened::Outside(meta)),
-                            None => Ok(Opened::Missing),
-                            Some(_) => Err(SourceError::Object { name: name.to_owned(), source }),
-                        },
-                        None => Err(SourceError::Object { name: name.to_owned(), source }),
-                    },
+                    // Stores say in many ways that there is no such part, and some know no last bytes or no end past the last
+                    // one: the size decides.
+                    Err(source) => {
+                        let failed = || SourceError::Object { name: name.to_owned(), source };
+                        let Some(part) = part else { return Err(failed()) };
+                        let Some(meta) = self.head(name).await? else { return Ok(Opened::Missing) };
+                        let Some(range) = part.of(meta.size) else { return Ok(Opened::Outside(meta)) };
+                        let exact = Part::Between(range.start, range.end - 1);
+                        if exact == part {
+                            return Err(failed());
+                        }
+                        Box::pin(self.open(name, Some(exact))).await
+                    }
                 }
             }
         }

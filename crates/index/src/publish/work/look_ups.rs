@@ -37,7 +37,9 @@ const LIST_NARS: Sql = both!(
 );
 const NARS_LEFT: Sql = both!(
     "SELECT n.nar, n.tag, n.uploaded, n.file_size, n.file_hash, n.etag, n.delete_after FROM publish_nars AS n
-     WHERE n.target = $1 AND n.cache = $2 AND n.path = $3 AND n.delete_after IS NOT NULL"
+     WHERE n.target = $1 AND n.cache = $2 AND n.delete_after IS NOT NULL AND n.path IN",
+    list 3,
+    ""
 );
 const DUE_NARS: Sql = both!(
     "SELECT n.nar, n.tag, n.uploaded, n.file_size, n.file_hash, n.etag, n.delete_after FROM publish_nars AS n
@@ -122,9 +124,9 @@ pub(crate) async fn nars_left_by(
     tx: &mut impl Transaction,
     target: TargetId,
     cache: CacheId,
-    hash: &StorePathHash,
+    hashes: &[StorePathHash],
 ) -> Result<Vec<PublishedNar>> {
-    let rows = tx.rows(NARS_LEFT, &[Number(target.0), Number(cache.0), Bytes(hash.as_bytes())]).await?;
+    let rows = tx.rows(NARS_LEFT, &[Number(target.0), Number(cache.0), List(&keys(hashes))]).await?;
     rows.iter().map(read_published_nar).collect()
 }
 

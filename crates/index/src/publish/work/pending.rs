@@ -36,6 +36,12 @@ const PENDING_ABSENT: Sql = both!(
          AND NOT EXISTS (SELECT 1 FROM objects AS o WHERE o.cache = p.cache AND o.hash = p.hash)
      ORDER BY p.hash LIMIT $4"
 );
+// What changed may have other references now, which are to be waited for anew.
+const NOTE_CHANGED: Sql = both!(
+    "INSERT INTO publish_pending (target, cache, hash, since) VALUES ($1, $2, $3, $4)
+     ON CONFLICT (target, cache, hash) DO UPDATE SET
+         since = CASE WHEN excluded.since > publish_pending.since THEN excluded.since ELSE publish_pending.since END"
+);
 const NOTE_WAITING: Sql =
     both!("UPDATE publish_pending SET reason = $4 WHERE target = $1 AND cache = $2 AND hash = $3");
 const SET_LOST: Sql =
@@ -59,9 +65,10 @@ pub(crate) async fn note_pending(
     cursor: Option<OutboxPosition>,
 ) -> Result<()> {
     hold_lease(tx, lease).await?;
+    let note = if cursor.is_some() { NOTE_CHANGED } else { NOTE_PENDING };
     for (cache, hash, since) in objects {
         let arguments = [Number(lease.target.0), Number(cache.0), Bytes(hash.as_bytes()), Number(*since)];
-        tx.run(NOTE_PENDING, &arguments).await?;
+        tx.run(note, &arguments).await?;
     }
     if let Some(cursor) = cursor {
         let arguments = [Number(lease.target.0), Number(cursor.transaction), Number(cursor.number)];
