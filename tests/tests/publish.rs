@@ -5,9 +5,9 @@
 
 use std::fs;
 use std::path::PathBuf;
-use std::process::Stdio;
+use std::process::{Command, Stdio};
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use dormer_nix::NarHash;
 use dormer_testkit::services::SeaweedFs;
@@ -166,6 +166,11 @@ fn updates_and_removals_come_to_the_edge_and_drift_is_repaired() {
     lab.dormer(&["cache", "remove-path", "main", &first]).succeeds();
     published.publish(&[]).succeeds();
     assert!(narinfo(&second).exists() && !narinfo(&first).exists());
+    let server = StaticServer::start(&published.edge());
+    let machine = lab.machine("by-http", Nix::NEWEST);
+    machine.configure(&[lab.public_key("main")]);
+    machine.substitute(&server.url("main"), &first).fails();
+    fetches(&machine, &server.url("main"), &second);
     let gone = fs::read_dir(published.edge().join("main/nar")).unwrap().count();
     published.publish(&[]).succeeds();
     assert_eq!(fs::read_dir(published.edge().join("main/nar")).unwrap().count(), gone, "nothing more to do");
@@ -190,6 +195,47 @@ fn updates_and_removals_come_to_the_edge_and_drift_is_repaired() {
     let machine = lab.machine("puller", Nix::NEWEST);
     machine.configure(&[lab.public_key("main")]);
     fetches(&machine, &format!("file://{}/main", published.edge().display()), &second);
+}
+
+/// Waits until something is so.
+fn comes(what: &str, is_so: impl Fn() -> bool) {
+    let begin = Instant::now();
+    while !is_so() {
+        assert!(begin.elapsed() < Duration::from_mins(1), "not within a minute: {what}");
+        thread::sleep(Duration::from_millis(100));
+    }
+}
+
+#[test]
+fn what_changes_while_it_watches_comes_by_itself() {
+    let published = Published::in_folder("[\"main\"]");
+    let lab = &published.lab;
+    lab.login();
+    let builder = lab.machine("builder", Nix::NEWEST);
+    builder.login(lab);
+    let first = builder.build("all", &[("salt", "first")]);
+    builder.dormer(&["push", "main", &first]).succeeds();
+    let mut command = lab.server_process(&["publish", "--watch"]);
+    let watching =
+        command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    let is_there = |path: &str| published.edge().join(format!("main/{}.narinfo", hash_of(path))).exists();
+    let count = || state_of_main(&published).map(|state| state["object_count"].as_u64().unwrap());
+    comes("a first run", || count() == Some(6));
+    assert!(is_there(&first));
+
+    let second = builder.build("all", &[("salt", "second")]);
+    builder.dormer(&["push", "main", &second]).succeeds();
+    comes("a push", || is_there(&second));
+    lab.dormer(&["cache", "remove-path", "main", &first]).succeeds();
+    comes("a removal", || !is_there(&first));
+    Run::of(Command::new("kill").args(["-TERM", &watching.id().to_string()])).succeeds();
+    Run::wait_for(watching).succeeds();
+}
+
+/// What the target says of the cache `main`.
+fn state_of_main(published: &Published) -> Option<Value> {
+    let json = fs::read(published.edge().join("main/dormer-state.json")).ok()?;
+    Some(serde_json::from_slice(&json).unwrap())
 }
 
 /// A lab whose target is a bucket of this server.
@@ -251,6 +297,19 @@ fn a_public_bucket_is_a_cache_to_nix_by_s3_and_by_http_and_takes_no_private_cach
     let machine = lab.machine("by-s3", Nix::NEWEST);
     machine.configure(std::slice::from_ref(&key));
     fetches(&machine, &by_s3, &all);
+
+    // An update and a removal.
+    let next = builder.build("all", &[("salt", "s3-later")]);
+    builder.dormer(&["push", "main", &next]).succeeds();
+    lab.login();
+    lab.dormer(&["cache", "remove-path", "main", &all]).succeeds();
+    published.publish(&[]).fails();
+    for (name, url) in [("by-http", &by_http), ("by-s3", &by_s3)] {
+        let machine = lab.machine(&format!("{name}-later"), Nix::NEWEST);
+        machine.configure(std::slice::from_ref(&key));
+        machine.substitute(url, &all).fails();
+        fetches(&machine, url, &next);
+    }
     let secret = format!("{endpoint}/{bucket}/caches/secret");
     let machine = lab.machine("curious", Nix::NEWEST);
     machine.configure(&[lab.public_key("secret")]);

@@ -91,6 +91,31 @@ async fn a_file_in_parts_arrives_whole_though_parts_fail() {
     assert!(files.get("main/large").await.unwrap().unwrap() == whole, "other bytes");
 }
 
+/// Else a private cache would be published for all to see, on a day when the store is busy.
+#[tokio::test(flavor = "multi_thread")]
+async fn only_a_refusal_says_that_nobody_else_can_read() {
+    let (proxy, own) = behind_a_proxy();
+    let files = RemoteFiles::open(&own, RetryPolicy::default()).unwrap();
+    let kind = FileKind { content_type: "text/plain", cache_control: "public".to_owned() };
+    files.put("a", &kind, vec!["a".into()]).await.unwrap();
+    for (status, told) in [
+        (403, true),
+        (401, true),
+        (404, true),
+        (400, true),
+        (429, false),
+        (408, false),
+        (410, false),
+        (503, false),
+    ] {
+        proxy.set_plan(move |_, _| Fate::Answer { status, retry_after: None });
+        match files.is_public("a").await {
+            Ok(public) => assert_eq!((public, told), (Some(false), true), "{status}"),
+            Err(error) => assert!(!told, "{status}: {error}"),
+        }
+    }
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_store_that_says_when_to_come_back_is_believed() {
     let (proxy, own) = behind_a_proxy();

@@ -158,8 +158,10 @@ pub(super) async fn pending_objects_come_oldest_first_and_once(both: Both) -> Re
     let id = cache(&both.index, "main").await?;
     let (_, lease) = target(&both).await?;
     let position = OutboxPosition { transaction: 3, number: 4 };
-    let noted = [(id, path_hash(1), NOW + 2), (id, path_hash(2), NOW + 1), (id, path_hash(1), NOW)];
+    let noted = [(id, path_hash(1), NOW + 2), (id, path_hash(2), NOW - 1), (id, path_hash(1), NOW)];
     both.publish.note_pending(&lease, &noted, Some(position)).await?;
+    both.publish.note_pending(&lease, &[(id, path_hash(2), NOW + 7)], None).await?;
+    both.publish.note_pending(&lease, &[(id, path_hash(2), NOW + 1)], Some(position)).await?;
     assert_eq!(both.publish.open_target("edge", "").await?.cursor, position);
     both.publish.note_waiting(&lease, id, &[(path_hash(2), "it rains".to_owned())]).await?;
     let rows = both.publish.pending_objects(lease.target, id, None, 100).await?;

@@ -207,7 +207,8 @@ pub trait PublishIndex: Send + Sync + std::fmt::Debug + 'static {
 
     // --- changes to look at -----------------------------------------------------------------------------------------
 
-    /// Notes objects to look at, those that are noted already staying as they are, and moves the cursor if there is one.
+    /// Notes objects to look at, those that are noted already staying as they are, and moves the cursor if there is one: then they are
+    /// changes, and what changed again since it was noted is noted since then.
     async fn note_pending(
         &self,
         lease: &Lease,
