@@ -47,8 +47,8 @@ fn attacks_fail(address: &str, published: &Published) {
     attack(&Attacked {
         address,
         published,
-        sign: &|claims| encode(&Header::new(Algorithm::HS256), claims, &key).unwrap(),
-        forged: vec![encode(&Header::new(Algorithm::HS256), &claims, &forged).unwrap()],
+        sign: &|claims| encode(&Header::new(Algorithm::HS256), claims, &key).expect("claims can be signed"),
+        forged: vec![encode(&Header::new(Algorithm::HS256), &claims, &forged).expect("claims can be signed")],
         reads: &|| None,
     });
 }

@@ -91,9 +91,10 @@ impl Publisher {
         let moved = target.location != location;
         if moved && mode != Mode::Reconcile {
             let before = target.location.trim_start_matches(BETWEEN_PLACES).to_owned();
-            return Err(match before == location {
-                true => Error::Moving { target: target.name, now: location },
-                false => Error::Moved { target: target.name, before, now: location },
+            return Err(if before == location {
+                Error::Moving { target: target.name, now: location }
+            } else {
+                Error::Moved { target: target.name, before, now: location }
             });
         }
         let requests = self.files.requests();
@@ -525,6 +526,10 @@ impl Run<'_> {
                     .pending_objects(self.target(), cache.id, after, crate::page::PAGE_OBJECTS)
                     .await?;
                 let Some(last) = pending.last() else { break };
+                if after.is_none() && pending.len() == crate::page::PAGE_OBJECTS as usize {
+                    let counts = self.state().publish_counts(self.target(), cache.id).await?;
+                    self.publisher.reporter.backlog(&cache.name, counts.pending);
+                }
                 after = Some((last.since, last.hash));
                 let page = self.publish_page(cache, name, &pending, outcome).await?;
                 progress += page.done;

@@ -10,7 +10,7 @@ pub trait Reporter: Send + Sync {
     fn path_published(&self, _cache: &str, _path: &StorePath) {}
     /// A path is not in the target any more.
     fn path_removed(&self, _cache: &str, _hash: &StorePathHash) {}
-    /// So many paths of a cache are still to be looked at.
+    /// So many paths of a cache are to be looked at: told of what takes a while.
     fn backlog(&self, _cache: &str, _pending: u64) {}
 }
 

@@ -462,6 +462,8 @@ struct Progress {
     printer: Printer,
     target: String,
     bar: Mutex<Option<ProgressBar>>,
+    /// To be looked at in the caches so far, where that takes a while; nothing is known of those behind them.
+    backlog: AtomicU64,
     published: AtomicU64,
     removed: AtomicU64,
     bytes: AtomicU64,
@@ -473,6 +475,7 @@ impl Progress {
             printer: printer.clone(),
             target: target.to_owned(),
             bar: Mutex::new(None),
+            backlog: AtomicU64::new(0),
             published: AtomicU64::new(0),
             removed: AtomicU64::new(0),
             bytes: AtomicU64::new(0),
@@ -492,9 +495,13 @@ impl Progress {
             });
         }
         if let Some(bar) = &*bar {
+            let published = self.published.load(Ordering::Relaxed);
+            let of = match self.backlog.load(Ordering::Relaxed) {
+                backlog if backlog > published => format!(" of {backlog}"),
+                _ => String::new(),
+            };
             bar.set_message(format!(
-                "{} published, {} removed, {} sent",
-                self.published.load(Ordering::Relaxed),
+                "{published}{of} published, {} removed, {} sent",
                 self.removed.load(Ordering::Relaxed),
                 human_size(self.bytes.load(Ordering::Relaxed))
             ));
@@ -514,6 +521,11 @@ impl Progress {
 }
 
 impl Reporter for Progress {
+    fn backlog(&self, _cache: &str, pending: u64) {
+        self.backlog.store(self.published.load(Ordering::Relaxed) + pending, Ordering::Relaxed);
+        self.draw();
+    }
+
     fn nar_uploaded(&self, _cache: &str, bytes: u64) {
         self.bytes.fetch_add(bytes, Ordering::Relaxed);
         self.draw();
