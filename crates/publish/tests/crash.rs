@@ -17,6 +17,8 @@ use dormer_testkit::Faults;
 enum Before {
     /// Nothing is published.
     Nothing,
+    /// As before, and every NAR goes in parts.
+    NothingInParts,
     /// Much is, and was then changed in every way.
     Changes,
     /// Much is, and a new key signs it.
@@ -35,12 +37,15 @@ impl Before {
         for (number, references) in [(1, vec![]), (2, vec![1]), (3, vec![2]), (4, vec![]), (5, vec![4])] {
             lab.push(number, number.into(), &references).await;
         }
-        if self == Self::Nothing {
+        if self == Self::NothingInParts {
+            lab.files = Arc::new(MemoryFiles::in_parts_of(1_000));
+        }
+        if matches!(self, Self::Nothing | Self::NothingInParts) {
             return lab;
         }
         lab.publish().await.expect("nothing is in the way");
         match self {
-            Self::Nothing => {}
+            Self::Nothing | Self::NothingInParts => {}
             Self::Changes => {
                 lab.push(6, 6, &[3]).await;
                 // Another NAR, other references; an orderly removal; one for cause that takes a referrer along, and one of
@@ -142,6 +147,11 @@ async fn survives(before: Before, published: &[u8], nars: usize) {
 #[tokio::test]
 async fn a_first_run_survives_a_crash_at_any_step() {
     survives(Before::Nothing, &[1, 2, 3, 4, 5], 5).await;
+}
+
+#[tokio::test]
+async fn nars_in_parts_survive_a_crash_at_any_step() {
+    survives(Before::NothingInParts, &[1, 2, 3, 4, 5], 5).await;
 }
 
 #[tokio::test]

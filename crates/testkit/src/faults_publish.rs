@@ -80,7 +80,8 @@ impl Files for FaultFiles {
         kind: &FileKind,
         size: u64,
     ) -> dormer_blobs::Result<Box<dyn FileUpload>> {
-        write_step!(self, dead_files, self.inner.begin_upload(name, kind, size))
+        let upload = write_step!(self, dead_files, self.inner.begin_upload(name, kind, size))?;
+        Ok(Box::new(FaultUpload { upload: Some(upload), faults: Arc::clone(&self.faults) }))
     }
     async fn get(&self, name: &str) -> dormer_blobs::Result<Option<Bytes>> {
         read_step!(self, dead_files, self.inner.get(name))
@@ -100,6 +101,39 @@ impl Files for FaultFiles {
     }
     fn requests(&self) -> (u64, u64) {
         self.inner.requests()
+    }
+}
+
+#[derive(Debug)]
+struct FaultUpload {
+    /// Until it is finished or given up.
+    upload: Option<Box<dyn FileUpload>>,
+    faults: Arc<Faults>,
+}
+
+impl FaultUpload {
+    fn inner(&mut self) -> &mut Box<dyn FileUpload> {
+        self.upload.as_mut().expect("it is not finished yet")
+    }
+}
+
+#[async_trait]
+impl FileUpload for FaultUpload {
+    fn part_bytes(&self) -> usize {
+        self.upload.as_ref().expect("it is not finished yet").part_bytes()
+    }
+    async fn put_part(&mut self, part: Vec<Bytes>) -> dormer_blobs::Result<()> {
+        write_step!(self, dead_files, self.inner().put_part(part.clone()))
+    }
+    async fn finish(mut self: Box<Self>) -> dormer_blobs::Result<Stored> {
+        let upload = self.upload.take().expect("it is not finished yet");
+        write_step!(self, dead_files, upload.finish())
+    }
+    async fn abort(mut self: Box<Self>) {
+        // The dead give nothing up.
+        if let Some(upload) = self.upload.take().filter(|_| !self.faults.crashed()) {
+            upload.abort().await;
+        }
     }
 }
 

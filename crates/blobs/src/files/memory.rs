@@ -1,7 +1,7 @@
 //! A tree of files in memory, which remembers what was done to it in order: for tests of orders.
 
 use std::collections::BTreeMap;
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use async_trait::async_trait;
 use bytes::Bytes;
@@ -22,7 +22,8 @@ pub enum FileEvent {
 #[derive(Debug)]
 pub struct MemoryFiles {
     location: String,
-    inner: Mutex<Inner>,
+    single_put_max: u64,
+    inner: Arc<Mutex<Inner>>,
     public: bool,
 }
 
@@ -47,7 +48,13 @@ impl MemoryFiles {
 
     /// An empty tree that says that it is there.
     pub fn at(location: &str) -> Self {
-        Self { location: location.to_owned(), inner: Mutex::default(), public: false }
+        let location = location.to_owned();
+        Self { location, single_put_max: u64::MAX, inner: Arc::default(), public: false }
+    }
+
+    /// An empty tree that takes files over so many bytes in parts of as many.
+    pub fn in_parts_of(bytes: u64) -> Self {
+        Self { single_put_max: bytes, ..Self::default() }
     }
 
     /// An empty tree that anybody can read.
@@ -66,8 +73,21 @@ impl MemoryFiles {
     }
 
     fn lock(&self) -> MutexGuard<'_, Inner> {
-        // No code panics half-way through a change, so a poisoned map is whole.
-        self.inner.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.inner)
+    }
+}
+
+fn lock(inner: &Mutex<Inner>) -> MutexGuard<'_, Inner> {
+    // No code panics half-way through a change, so a poisoned map is whole.
+    inner.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl Inner {
+    fn put(&mut self, name: &str, content: Bytes) -> Stored {
+        let stored = Stored { etag: Some(etag(&content)), sha256: None };
+        self.events.push(FileEvent::Put(name.to_owned(), content.clone()));
+        self.files.insert(name.to_owned(), content);
+        stored
     }
 }
 
@@ -86,20 +106,17 @@ impl Files for MemoryFiles {
     }
 
     fn single_put_max(&self) -> u64 {
-        u64::MAX
+        self.single_put_max
     }
 
     async fn put(&self, name: &str, _kind: &FileKind, parts: Vec<Bytes>) -> Result<Stored> {
-        let content = Bytes::from(parts.concat());
-        let stored = Stored { etag: Some(etag(&content)), sha256: None };
-        let mut inner = self.lock();
-        inner.events.push(FileEvent::Put(name.to_owned(), content.clone()));
-        inner.files.insert(name.to_owned(), content);
-        Ok(stored)
+        Ok(self.lock().put(name, Bytes::from(parts.concat())))
     }
 
     async fn begin_upload(&self, name: &str, _kind: &FileKind, _size: u64) -> Result<Box<dyn FileUpload>> {
-        unreachable!("every file fits into one put, {name} too")
+        let part_bytes = usize::try_from(self.single_put_max).unwrap_or(usize::MAX);
+        let inner = Arc::clone(&self.inner);
+        Ok(Box::new(MemoryUpload { inner, name: name.to_owned(), part_bytes, parts: Vec::new() }))
     }
 
     async fn get(&self, name: &str) -> Result<Option<Bytes>> {
@@ -131,4 +148,30 @@ impl Files for MemoryFiles {
         let inner = self.lock();
         (inner.events.len() as u64, inner.listings)
     }
+}
+
+#[derive(Debug)]
+struct MemoryUpload {
+    inner: Arc<Mutex<Inner>>,
+    name: String,
+    part_bytes: usize,
+    parts: Vec<Bytes>,
+}
+
+#[async_trait]
+impl FileUpload for MemoryUpload {
+    fn part_bytes(&self) -> usize {
+        self.part_bytes
+    }
+
+    async fn put_part(&mut self, part: Vec<Bytes>) -> Result<()> {
+        self.parts.extend(part);
+        Ok(())
+    }
+
+    async fn finish(self: Box<Self>) -> Result<Stored> {
+        Ok(lock(&self.inner).put(&self.name, Bytes::from(self.parts.concat())))
+    }
+
+    async fn abort(self: Box<Self>) {}
 }

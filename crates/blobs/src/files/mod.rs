@@ -92,6 +92,7 @@ mod tests {
     #[tokio::test]
     async fn trees_meet_the_contract() {
         conformance::files::run(&MemoryFiles::new()).await;
+        conformance::files::run(&MemoryFiles::in_parts_of(1024 * 1024)).await;
         let folder = tempfile::tempdir().unwrap();
         conformance::files::run(&FolderFiles::open(folder.path().join("a/b")).unwrap()).await;
     }
