@@ -144,7 +144,8 @@ impl CephRgw {
 
     fn wait_until_ready(&mut self) {
         let gateway = self.gateway.as_mut().expect("it was started");
-        self.access.wait_until_ready(|| (!gateway.is_running()).then(|| gateway.log_tail()));
+        let ready = self.access.wait_until_ready(|| (!gateway.is_running()).then(|| gateway.log_tail()));
+        ready.unwrap_or_else(|why| panic!("{why}"));
     }
 }
 

@@ -1,10 +1,11 @@
 //! A child process that ends with the test program, even if that is killed.
 
+use std::collections::BTreeSet;
 use std::fs::File;
 use std::net::{Ipv4Addr, TcpListener};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
-use std::sync::mpsc;
+use std::sync::{Mutex, PoisonError, mpsc};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -87,11 +88,15 @@ impl Drop for Daemon {
 /// one of those could be taken by any client on this machine.
 pub fn free_port() -> u16 {
     const TRIES: usize = 100;
-    let is_free = |port: &u16| TcpListener::bind((Ipv4Addr::LOCALHOST, *port)).is_ok();
-    std::iter::repeat_with(|| rand::random_range(10_000..32_768))
-        .take(TRIES)
-        .find(is_free)
-        .expect("127.0.0.1 has a free port")
+    // Whoever was given one listens on it later: nine of a server's would meet by chance once in 600 starts.
+    static GIVEN: Mutex<BTreeSet<u16>> = Mutex::new(BTreeSet::new());
+    let mut given = GIVEN.lock().unwrap_or_else(PoisonError::into_inner);
+    let is_free =
+        |port: &u16| !given.contains(port) && TcpListener::bind((Ipv4Addr::LOCALHOST, *port)).is_ok();
+    let port = std::iter::repeat_with(|| rand::random_range(10_000..32_768)).take(TRIES).find(is_free);
+    let port = port.expect("127.0.0.1 has a free port");
+    given.insert(port);
+    port
 }
 
 /// Asks every 50 ms until the answer is yes; panics with `what` after `limit`.

@@ -81,20 +81,21 @@ impl S3Access {
         self.expect("DELETE", bucket, &Bytes::new());
     }
 
-    /// Waits until an object can really be stored: servers listen long before that. `gone` says why it never will.
-    pub(super) fn wait_until_ready(&self, mut gone: impl FnMut() -> Option<String>) {
+    /// Waits until an object can really be stored: servers listen long before that. `gone` says why it never will, and so does the
+    /// error.
+    pub(super) fn wait_until_ready(&self, mut gone: impl FnMut() -> Option<String>) -> Result<(), String> {
         let begin = Instant::now();
         let bucket = format!("ready-{:016x}", random::<u64>());
         let mut last = String::new();
         while begin.elapsed() < READY_LIMIT {
             if let Some(why) = gone() {
-                panic!("the S3 server ended: {why}");
+                return Err(format!("the S3 server ended: {why}"));
             }
             let stored = self
                 .send("PUT", &bucket, Bytes::new())
                 .and_then(|()| self.send("PUT", &format!("{bucket}/object"), Bytes::from_static(b"ready")));
             match stored {
-                Ok(()) => return,
+                Ok(()) => return Ok(()),
                 Err(why) => last = why,
             }
             std::thread::sleep(Duration::from_millis(200));

@@ -57,6 +57,18 @@ impl SeaweedFs {
     }
 
     fn start_with(more: Vec<String>, more_identities: &str) -> Self {
+        // Somebody else may take one of its ports before it does.
+        let mut last = String::new();
+        for _ in 0..3 {
+            match Self::try_to_start(more.clone(), more_identities) {
+                Ok(server) => return server,
+                Err(why) => last = why,
+            }
+        }
+        panic!("{last}");
+    }
+
+    fn try_to_start(more: Vec<String>, more_identities: &str) -> Result<Self, String> {
         let folder = own_folder("seaweedfs");
         let ports = Ports(std::array::from_fn(|_| free_port()));
         let access = S3Access::new(ports.0[6]);
@@ -68,8 +80,7 @@ impl SeaweedFs {
         );
         fs::write(folder.path().join("s3.json"), identities).expect("the folder is writable");
         let mut server = Self { folder, ports, daemon: None, access, more };
-        server.restart();
-        server
+        server.try_to_run().map(|()| server)
     }
 
     /// `http://127.0.0.1:port`.
@@ -112,8 +123,12 @@ impl SeaweedFs {
     /// Starts it on the same ports and data, and waits until it stores objects.
     pub fn restart(&mut self) {
         self.kill();
+        self.try_to_run().unwrap_or_else(|why| panic!("{why}"));
+    }
+
+    fn try_to_run(&mut self) -> Result<(), String> {
         let daemon = self.daemon.insert(spawn(self.folder.path(), &self.ports, &self.more));
-        self.access.wait_until_ready(|| (!daemon.is_running()).then(|| daemon.log_tail()));
+        self.access.wait_until_ready(|| (!daemon.is_running()).then(|| daemon.log_tail()))
     }
 }
 
