@@ -34,19 +34,19 @@ impl SeaweedFs {
 
     /// Starts one and waits until it stores objects.
     pub fn start() -> Self {
-        Self::start_with(Vec::new(), "")
+        Self::start_with(&[], "")
     }
 
     /// The same; whoever asks without credentials may read.
     pub fn start_readable_by_anybody() -> Self {
-        Self::start_with(Vec::new(), r#",{"name":"anonymous","actions":["Read"]}"#)
+        Self::start_with(&[], r#",{"name":"anonymous","actions":["Read"]}"#)
     }
 
     /// The same, which speaks TLS, too; returns `https://127.0.0.1:port`.
     pub fn start_with_tls(certificates: &Certificates) -> (Self, String) {
         let port = free_port();
         let server = Self::start_with(
-            vec![
+            &[
                 format!("-s3.port.https={port}"),
                 format!("-s3.cert.file={}", certificates.certificate().display()),
                 format!("-s3.key.file={}", certificates.key().display()),
@@ -56,11 +56,11 @@ impl SeaweedFs {
         (server, format!("https://127.0.0.1:{port}"))
     }
 
-    fn start_with(more: Vec<String>, more_identities: &str) -> Self {
+    fn start_with(more: &[String], more_identities: &str) -> Self {
         // Somebody else may take one of its ports before it does.
         let mut last = String::new();
         for _ in 0..3 {
-            match Self::try_to_start(more.clone(), more_identities) {
+            match Self::try_to_start(more.to_owned(), more_identities) {
                 Ok(server) => return server,
                 Err(why) => last = why,
             }
