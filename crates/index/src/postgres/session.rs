@@ -188,6 +188,8 @@ impl<'a> Session<'a> {
     /// Runs a statement; returns how many rows it changed.
     pub(super) async fn execute(&mut self, statement: Statement<'_>) -> Result<u64> {
         let statement = statement.persistent(!self.meter.pooled);
+        // Until it is answered: who gives up waiting must not put the connection back, where the pool would wait instead.
+        self.broken = true;
         let work = statement.execute(&mut *self.connection);
         let done = self.meter.statement(self.attempt, work).await;
         self.broken = done.as_ref().is_err_and(is_lost);
@@ -208,6 +210,7 @@ impl<'a> Session<'a> {
     /// Runs a statement that gives rows.
     pub(super) async fn all(&mut self, statement: Statement<'_>) -> Result<Vec<PgRow>> {
         let statement = statement.persistent(!self.meter.pooled);
+        self.broken = true;
         let work = statement.fetch_all(&mut *self.connection);
         let done = self.meter.statement(self.attempt, work).await;
         self.broken = done.as_ref().is_err_and(is_lost);

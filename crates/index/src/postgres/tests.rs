@@ -351,6 +351,83 @@ async fn a_server_that_answers_others_is_there_though_a_ping_finds_no_connection
     }
 }
 
+/// A way to a server that can vanish: connections stay, and nothing comes of them any more.
+struct Way {
+    port: u16,
+    /// How often it vanished.
+    age: tokio::sync::watch::Sender<u32>,
+    open: Arc<AtomicBool>,
+}
+
+impl Way {
+    async fn to(server: String) -> Self {
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let port = listener.local_addr().unwrap().port();
+        let (age, watched) = tokio::sync::watch::channel(0);
+        let open = Arc::new(AtomicBool::new(true));
+        let is_open = Arc::clone(&open);
+        tokio::spawn(async move {
+            let mut vanished = Vec::new();
+            while let Ok((mut client, _)) = listener.accept().await {
+                if !is_open.load(Ordering::SeqCst) {
+                    vanished.push(client);
+                    continue;
+                }
+                let (server, mut watched) = (server.clone(), watched.clone());
+                tokio::spawn(async move {
+                    let mut there = tokio::net::TcpStream::connect(server).await.unwrap();
+                    watched.mark_unchanged();
+                    tokio::select! {
+                        _ = tokio::io::copy_bidirectional(&mut client, &mut there) => {}
+                        _ = watched.changed() => {
+                            // Neither closed nor answered, for as long as the test runs.
+                            std::future::pending::<()>().await;
+                        }
+                    }
+                });
+            }
+        });
+        Self { port, age, open }
+    }
+
+    fn vanish(&self) {
+        self.open.store(false, Ordering::SeqCst);
+        self.age.send_modify(|age| *age += 1);
+    }
+
+    fn come_back(&self) {
+        self.open.store(true, Ordering::SeqCst);
+    }
+}
+
+/// As when the machine of the server is lost, and its address is another one's a moment later.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn connections_to_a_server_that_vanished_are_given_up() {
+    let url = Postgres::shared().create_database();
+    let (before, rest) = url.split_once("127.0.0.1:").unwrap();
+    let (port, rest) = rest.split_once('/').unwrap();
+    let way = Way::to(format!("127.0.0.1:{port}")).await;
+    let few = PostgresOptions { connections_max: 2, acquire_timeout: Duration::from_secs(10), ..options() };
+    let index = PostgresIndex::open(&format!("{before}127.0.0.1:{}/{rest}", way.port), few).await.unwrap();
+    let cache = cache(&index, "main").await;
+    let hash = StorePathHash::from_bytes([1; 20]);
+    assert!(index.find_object(cache, &hash).await.unwrap().is_none());
+    way.vanish();
+    for _ in 0..3 {
+        assert!(matches!(index.ping().await, Err(Error::Unavailable { .. })));
+        // A client that goes away does not wait for the end either.
+        let gone = tokio::time::timeout(Duration::from_millis(100), index.find_object(cache, &hash)).await;
+        assert!(gone.is_err());
+    }
+    way.come_back();
+    let back = async {
+        while index.find_object(cache, &hash).await.is_err() {
+            tokio::time::sleep(Duration::from_millis(100)).await;
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(45), back).await.expect("new connections are made");
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_server_that_is_down_is_unavailable_until_it_is_back() {
     let server = Postgres::start();
