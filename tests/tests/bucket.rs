@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use dormer_nix::NarHash;
 use dormer_testkit::services::SeaweedFs;
 use dormer_tests::http::{self, Connection, Reply};
-use dormer_tests::{Lab, LabOptions, Nix, nars};
+use dormer_tests::{Lab, LabOptions, Nix, Run, nars};
 use rand::rngs::SmallRng;
 use rand::{RngExt as _, SeedableRng as _};
 
@@ -147,4 +147,17 @@ fn nix_gets_a_path_whose_pack_was_deleted_after_the_next_push() {
     puller.configure(&[lab.public_key("main")]);
     puller.substitute(&lab.cache_url("main"), &noise).succeeds();
     puller.verify_all();
+}
+
+/// Else every path that is asked for would be marked as damaged, for the replicas with the right bucket too.
+#[test]
+fn a_replica_with_a_mistyped_prefix_does_not_start() {
+    let lab = Lab::start_production();
+    push(&lab, &nars::file(b"in the right place"));
+    let mut mistyped = lab.server_process(&["serve", "--listen", "127.0.0.1:0"]);
+    let run = Run::of(mistyped.env("DORMER_STORAGE_PREFIX", "pakcs-of-the-lab"));
+    let said = run.fails();
+    assert!(said.contains("holds no packs, and the database names some"), "{run}");
+    assert!(said.contains("storage.prefix"), "{run}");
+    push(&lab, &nars::file(b"and another"));
 }

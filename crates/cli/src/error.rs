@@ -62,6 +62,8 @@ pub(crate) enum Error {
     OpenStore(#[from] dormer_blobs::remote::OpenError),
     #[error("{store} holds chunks of {owner}")]
     ForeignBucket { store: String, owner: &'static str },
+    #[error("{store} holds no packs, and the database names some")]
+    EmptyBucket { store: String },
     #[error("the database was made with another master key than {origin}")]
     WrongMasterKey { origin: String },
     #[error("the master key of this database is missing: {}", path.display())]
@@ -164,6 +166,9 @@ impl Error {
                  [storage])",
             ),
             Self::ForeignBucket { .. } => hint("Dormer stores differently and has left it alone; give it a bucket of its own"),
+            Self::EmptyBucket { .. } => hint(
+                "correct storage.bucket, storage.prefix or storage.endpoint; to begin with an empty store, take a new database too",
+            ),
             Self::Blobs(dormer_blobs::Error::StoreGone { .. }) => hint(
                 "mount it, or correct storage.path; to begin with an empty store, remove the index too: it knows packs that are gone",
             ),

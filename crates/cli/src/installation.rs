@@ -6,6 +6,7 @@
 //!
 //! What another program filled is refused before anything is made.
 
+use std::collections::BTreeMap;
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
@@ -17,8 +18,8 @@ use base64::engine::general_purpose::STANDARD;
 use dormer_api::Permission;
 use dormer_blobs::{Blobs, Limited, LocalBlobs, RemoteBlobs, Retrying};
 use dormer_engine::{CreateCache, Engine, MasterKey, SystemClock};
-use dormer_index::{Index, PostgresIndex, PublishIndex, SqliteIndex, SqliteOptions};
-use dormer_nix::StoreDir;
+use dormer_index::{CacheId, Index, OutboxPosition, PostgresIndex, PublishIndex, SqliteIndex, SqliteOptions};
+use dormer_nix::{StoreDir, StorePathHash};
 
 use crate::error::{Error, Result};
 use crate::settings::{Settings, SigningKey};
@@ -99,7 +100,7 @@ pub(crate) async fn prepare(settings: &Settings, observer: Observer<'_>) -> Resu
         }
     }
     let was_started = index.find_setting(FIRST_START_SETTING).await?.is_some();
-    let blobs = open_store(settings, was_started, &mut warnings).await?;
+    let blobs = open_store(settings, &*index, was_started, &mut warnings).await?;
     let master_key = master_key(settings, &*index, observer).await?;
     let (token_key, made) = tokens::signing_key_or_new(settings)?;
     if made {
@@ -156,7 +157,7 @@ pub(crate) async fn open_beside(settings: &Settings) -> Result<Follower> {
             (Arc::clone(&index) as Arc<dyn Index>, index)
         }
     };
-    let blobs = open_store(settings, true, &mut Vec::new()).await?;
+    let blobs = open_store(settings, &*index, true, &mut Vec::new()).await?;
     let proof = index.find_setting(MASTER_KEY_SETTING).await?;
     let Some(proof) = proof else {
         return Err(Error::NoInstallation { path: settings.database_path.clone() });
@@ -187,6 +188,7 @@ async fn index_is_new(settings: &Settings) -> Result<bool> {
 /// push. One that does not answer may do so later, which is no reason not to start.
 async fn open_store(
     settings: &Settings,
+    index: &dyn Index,
     was_started: bool,
     warnings: &mut Vec<String>,
 ) -> Result<Arc<dyn Blobs>> {
@@ -201,6 +203,12 @@ async fn open_store(
         Ok(false) if !was_started && store.holds_packs().await.unwrap_or(false) => {
             warnings.push(packs_without_index(&store.name()));
         }
+        // A bucket or prefix that was mistyped. Every NAR that is asked for would be marked as damaged, for all replicas.
+        Ok(false)
+            if was_started && !store.holds_packs().await.unwrap_or(true) && holds_objects(index).await? =>
+        {
+            return Err(Error::EmptyBucket { store: store.name().to_owned() });
+        }
         Ok(false) => {}
         Ok(true) => return Err(Error::ForeignBucket { store: store.name().to_owned(), owner: "Attic" }),
         Err(error @ dormer_blobs::Error::Refused { .. }) => return Err(error.into()),
@@ -214,6 +222,27 @@ async fn open_store(
     let counters = Arc::clone(store.counters());
     let limited = Limited::new(store, remote.requests_max, wait, Arc::clone(&counters));
     Ok(Arc::new(Retrying::new(limited, remote.retries.clone(), counters)))
+}
+
+/// Whether there are sound objects: then there are packs. Looks for those that were pushed first.
+async fn holds_objects(index: &dyn Index) -> Result<bool> {
+    const PAGES: usize = 10;
+    let mut position = OutboxPosition::START;
+    for _ in 0..PAGES {
+        let rows = index.outbox_after(position, 1_000).await?;
+        let Some(last) = rows.last() else { break };
+        position = last.position;
+        let mut pushed: BTreeMap<CacheId, Vec<StorePathHash>> = BTreeMap::new();
+        for row in &rows {
+            pushed.entry(row.cache).or_default().extend(row.store_path_hash);
+        }
+        for (cache, hashes) in pushed {
+            if !index.present_objects(cache, &hashes).await?.is_empty() {
+                return Ok(true);
+            }
+        }
+    }
+    Ok(false)
 }
 
 fn packs_without_index(store: &dyn std::fmt::Display) -> String {
