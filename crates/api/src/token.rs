@@ -9,7 +9,7 @@ use serde::de::{Error as _, MapAccess, Visitor};
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 use crate::error::{Error, Result};
-use crate::{CacheName, CacheNamePattern, Permissions};
+use crate::{CacheName, CacheNamePattern, Permission, Permissions};
 
 /// Name of the claim that holds the permissions; Attic's, so that its tokens work unchanged.
 pub const CLAIM_NAMESPACE: &str = "https://jwt.attic.rs/v1";
@@ -53,6 +53,11 @@ impl TokenClaims {
         let exact = caches.iter().find(|(pattern, _)| pattern.as_str() == cache.as_str());
         let entry = exact.or_else(|| caches.iter().find(|(pattern, _)| pattern.matches(cache)));
         entry.map_or(Permissions::NONE, |(_, permissions)| *permissions)
+    }
+
+    /// Whether there is any name of a cache with which the token might have this permission. Without it there is none.
+    pub fn may_somewhere(&self, permission: Permission) -> bool {
+        self.access.caches.iter().any(|(_, permissions)| permissions.allows(permission))
     }
 }
 

@@ -8,6 +8,7 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use common::{Reply, Server, admin, nar, path, sized_nar};
+use serde_json::json;
 use tracing_subscriber::fmt::MakeWriter;
 
 #[test]
@@ -236,4 +237,25 @@ impl<'a> MakeWriter<'a> for Log {
     fn make_writer(&'a self) -> Self {
         self.clone()
     }
+}
+
+#[test]
+fn who_may_only_pull_takes_no_place_of_an_upload() {
+    let server = Server::start_with(|options| {
+        options.server.uploads_max = 1;
+        options.engine.upload_wait = Duration::from_millis(100);
+    });
+    let reader = common::token(&json!({ "*": { "r": 1 } }));
+    let mut slow = server.connect();
+    let head = format!(
+        "PUT /_api/v1/upload-path HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {reader}\r\n\
+         X-Attic-Nar-Info-Preamble-Size: 500\r\nContent-Length: 900000\r\n\r\n{{"
+    );
+    slow.write_all(head.as_bytes()).unwrap();
+    std::thread::sleep(Duration::from_millis(200));
+    assert_eq!(server.call(&admin(), "PUT", "/main/nar/2.nar", &nar(2)).status, 200);
+    let info = common::nar_info("main", &path(1), &nar(1), &json!({})).to_string();
+    let bearer = format!("Bearer {reader}");
+    let headers = [("Authorization", bearer.as_str()), ("X-Attic-Nar-Info", info.as_str())];
+    assert_eq!(server.request("PUT", "/_api/v1/upload-path", &headers, &nar(1)).status, 403);
 }

@@ -173,11 +173,13 @@ pub(crate) async fn upload_path(
     call: &Call,
     body: &mut RequestBody,
 ) -> Result<Response<Body>, Failure> {
-    app.require_token(call)?;
+    let claims = app.claims(call).ok_or(Failure::Unauthorized)?;
     if small_body::content_encoding(call)? != Compression::None {
         return Err(Failure::ContentEncoding("upload-path takes the NAR as it is".to_owned()));
     }
-    let _turn = app.admit_upload(call, body).await?;
+    // Who may push nowhere is refused below, as soon as it is read for which cache, and takes nobody's turn meanwhile.
+    let _turn =
+        if claims.may_somewhere(Permission::Push) { Some(app.admit_upload(call, body).await?) } else { None };
     let mut upload = Upload::begin(app, call, body).await?;
     let info = &upload.info;
     let cache = app.open_cache(call, &info.cache, Permission::Push).await?;
