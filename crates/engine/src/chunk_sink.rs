@@ -16,6 +16,7 @@ use tokio::task::JoinSet;
 
 use crate::Result;
 use crate::cpu::CpuPool;
+use crate::memory;
 use crate::metrics::{Deduplicated, EngineMetrics};
 use crate::packer::{Packer, Pending, Place, Reservation, Reserved};
 
@@ -94,6 +95,8 @@ pub(crate) struct ChunkSink {
     slots: VecDeque<Slot>,
     slot_bytes: usize,
     jobs: JoinSet<()>,
+    /// Held by every job, too: an upload that is given up leaves them behind.
+    memory: Arc<memory::Reservation>,
     recipe: RecipeBuilder,
     tag: TagBuilder,
     stored: StoredCounts,
@@ -114,6 +117,7 @@ impl ChunkSink {
         params: ChunkParams,
         store_dir: &str,
         batch_bytes_max: usize,
+        memory: &Arc<memory::Reservation>,
     ) -> Self {
         Self {
             workshop,
@@ -126,6 +130,7 @@ impl ChunkSink {
             slots: VecDeque::new(),
             slot_bytes: 0,
             jobs: JoinSet::new(),
+            memory: Arc::clone(memory),
             recipe: RecipeBuilder::new(),
             tag: TagBuilder::new(),
             stored: StoredCounts::default(),
@@ -278,7 +283,9 @@ impl ChunkSink {
                 bytes = 0;
                 // A task of its own: the packer counts on reserved chunks even when this upload is abandoned, and JoinSet
                 // would abort what it holds.
-                let work = tokio::spawn(encode_and_add(self.workshop.clone(), std::mem::take(&mut job)));
+                let memory = Arc::clone(&self.memory);
+                let work =
+                    tokio::spawn(encode_and_add(self.workshop.clone(), std::mem::take(&mut job), memory));
                 self.jobs.spawn(async move {
                     if let Err(error) = work.await
                         && let Ok(panic) = error.try_into_panic()
@@ -319,7 +326,7 @@ fn deduplicated_by(fills: &[HoleFill]) -> Deduplicated {
     if fills.is_empty() { Deduplicated::PlainChunk } else { Deduplicated::ChunkWithHoles }
 }
 
-async fn encode_and_add(workshop: Workshop, new: Vec<NewChunk>) {
+async fn encode_and_add(workshop: Workshop, new: Vec<NewChunk>, _memory: Arc<memory::Reservation>) {
     let mut chunks = Vec::with_capacity(new.len());
     let mut reservations = Vec::with_capacity(new.len());
     for NewChunk { place, chunk, reserved } in new {

@@ -60,7 +60,7 @@ pub struct Ingested {
     pub known: bool,
     pub(crate) source: NarSource,
     /// Held until the commit, so that memory and packs in flight stay accounted for.
-    _memory: Reservation,
+    _memory: Arc<Reservation>,
 }
 
 /// An upload under way.
@@ -71,7 +71,7 @@ pub struct Ingest {
     hasher: NarHasher,
     received: u64,
     work: Work,
-    memory: Reservation,
+    memory: Arc<Reservation>,
 }
 
 enum Work {
@@ -99,14 +99,14 @@ impl Engine {
         {
             return Err(Error::NarTooLarge { limit: settings.nar_bytes_max });
         }
-        let memory = self.reserve_upload_memory(&request).await?;
+        let memory = Arc::new(self.reserve_upload_memory(&request).await?);
         let known = match &request.expected {
             Some((hash, _)) => self.index().find_nar(hash).await?.filter(|nar| !nar.damaged),
             None => None,
         };
         let work = match known {
             Some(nar) => Work::Verify { id: nar.id, file_size: nar.file_size },
-            None => self.begin_storing(&request),
+            None => self.begin_storing(&request, &memory),
         };
         Ok(Ingest {
             workshop: self.workshop().clone(),
@@ -119,7 +119,7 @@ impl Engine {
         })
     }
 
-    fn begin_storing(&self, request: &IngestRequest) -> Work {
+    fn begin_storing(&self, request: &IngestRequest, memory: &Arc<Reservation>) -> Work {
         let settings = self.settings();
         // Two places in the order of packs: the NAR's chunks, then its listing's.
         let upload = self.uploads_begun().fetch_add(2, Ordering::Relaxed);
@@ -134,8 +134,8 @@ impl Engine {
         let (params, store_dir) = (settings.chunk_params, &request.store_dir);
         Work::Store(Box::new(Storing {
             reader: NarReader::new(limits),
-            sink: ChunkSink::new(self.workshop().clone(), upload, params, store_dir, BATCH_BYTES),
-            listing: ListingSink::new(self.workshop().clone(), upload + 1, params, store_dir),
+            sink: ChunkSink::new(self.workshop().clone(), upload, params, store_dir, BATCH_BYTES, memory),
+            listing: ListingSink::new(self.workshop().clone(), upload + 1, params, store_dir, memory),
             upload: self.workshop().packer.begin(),
         }))
     }
@@ -292,7 +292,7 @@ impl Ingested {
         Deduplication::Part((1.0 - new).clamp(0.0, 1.0))
     }
 
-    fn known(hash: NarHash, size: u64, file_size: u64, id: NarId, memory: Reservation) -> Self {
+    fn known(hash: NarHash, size: u64, file_size: u64, id: NarId, memory: Arc<Reservation>) -> Self {
         Self {
             nar_hash: hash,
             nar_size: size,

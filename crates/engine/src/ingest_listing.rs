@@ -2,9 +2,12 @@
 //!
 //! Memory: at most [`GATHERED_BYTES_MAX`] of JSON, or a chunker and two small batches; whatever the NAR holds.
 
+use std::sync::Arc;
+
 use dormer_format::ChunkParams;
 
 use crate::chunk_sink::{ChunkSink, Workshop};
+use crate::memory::Reservation;
 use crate::{Error, Result};
 
 /// Most JSON that is gathered to be compressed at once. 1 MiB lists some 10,000 files.
@@ -25,6 +28,7 @@ pub(crate) struct ListingSink {
     upload: u64,
     chunk_params: ChunkParams,
     store_dir: String,
+    memory: Arc<Reservation>,
     gathered: Vec<u8>,
     /// Bytes that went into `chunks`, if it is being stored as such.
     size: u64,
@@ -45,9 +49,24 @@ impl PendingListing {
 }
 
 impl ListingSink {
-    pub(crate) fn new(workshop: Workshop, upload: u64, chunk_params: ChunkParams, store_dir: &str) -> Self {
-        let store_dir = store_dir.to_owned();
-        Self { workshop, upload, chunk_params, store_dir, gathered: Vec::new(), size: 0, chunks: None }
+    pub(crate) fn new(
+        workshop: Workshop,
+        upload: u64,
+        chunk_params: ChunkParams,
+        store_dir: &str,
+        memory: &Arc<Reservation>,
+    ) -> Self {
+        let (store_dir, memory) = (store_dir.to_owned(), Arc::clone(memory));
+        Self {
+            workshop,
+            upload,
+            chunk_params,
+            store_dir,
+            memory,
+            gathered: Vec::new(),
+            size: 0,
+            chunks: None,
+        }
     }
 
     /// Takes the next bytes; waits while too much is being compressed or stored.
@@ -83,7 +102,7 @@ impl ListingSink {
 
     async fn store_gathered(&mut self) -> Result<()> {
         let (workshop, params) = (self.workshop.clone(), self.chunk_params);
-        let sink = ChunkSink::new(workshop, self.upload, params, &self.store_dir, BATCH_BYTES);
+        let sink = ChunkSink::new(workshop, self.upload, params, &self.store_dir, BATCH_BYTES, &self.memory);
         self.chunks = Some(Box::new(sink));
         let gathered = std::mem::take(&mut self.gathered);
         self.store(&gathered).await

@@ -13,7 +13,7 @@ use bytes::Bytes;
 use common::{
     Installation, create_main, decompress, engine_over, hash_of, listing, path, push, served, settings,
 };
-use dormer_blobs::{BlobKey, Blobs};
+use dormer_blobs::{BlobKey, Blobs, Counters, Limited};
 use dormer_engine::{EngineSettings, Error, IngestRequest};
 use dormer_index::{Index, NarKey, StoredListing};
 use dormer_nix::nar::{NarLimits, NarReader, Node, encode_tree};
@@ -242,6 +242,57 @@ async fn many_readers_share_little_memory_and_stalled_ones_keep_nobody_waiting()
     let sizes = sizes.expect("nobody waits for ever");
     assert!(sizes.iter().all(|size| *size == open.file_size()));
     drop((stalled, piece));
+}
+
+/// A real store that takes its time.
+#[derive(Debug)]
+struct Slow(Arc<dyn Blobs>);
+
+#[async_trait]
+impl Blobs for Slow {
+    async fn put(&self, key: &BlobKey, parts: &[Bytes]) -> dormer_blobs::Result<()> {
+        self.0.put(key, parts).await
+    }
+    async fn get_range(&self, key: &BlobKey, range: Range<u64>) -> dormer_blobs::Result<Bytes> {
+        tokio::time::sleep(Duration::from_millis(50)).await;
+        self.0.get_range(key, range).await
+    }
+    async fn head(&self, key: &BlobKey) -> dormer_blobs::Result<u64> {
+        self.0.head(key).await
+    }
+    async fn delete(&self, key: &BlobKey) -> dormer_blobs::Result<()> {
+        self.0.delete(key).await
+    }
+    async fn list(&self) -> dormer_blobs::Result<Vec<BlobKey>> {
+        self.0.list().await
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_reader_who_takes_nothing_keeps_no_turn_at_the_store() {
+    let installation = Installation::new();
+    let index: Arc<dyn Index> = Arc::new(installation.index().await);
+    let slow = Slow(Arc::clone(&installation.blobs));
+    let one_at_a_time = Limited::new(slow, 1, Duration::from_secs(10), Arc::new(Counters::default()));
+    let settings = EngineSettings { chunk_params: dormer_format::ChunkParams::default(), ..settings() };
+    let engine = engine_over(index, Arc::new(one_at_a_time), settings);
+    let cache = create_main(&engine).await;
+    let nar = package_nar(&mut Random::new(9), 8_000_000, &[]);
+    push(&engine, &cache, &path(1), &nar).await.unwrap();
+    let open = engine.open_nar(&cache, &NarKey::Hash(hash_of(&nar))).await.unwrap().unwrap();
+    // Each takes its first piece, whose read had another one begin behind it, and then nothing more.
+    let mut stalled = Vec::new();
+    for _ in 0..3 {
+        let mut stream = open.clone().stream(None).await.unwrap();
+        stream.next().await.unwrap().unwrap();
+        stalled.push(stream);
+    }
+    let pieces: Vec<_> = open.clone().stream(None).await.unwrap().collect().await;
+    assert!(pieces.iter().all(Result::is_ok));
+    // And those that had stopped go on.
+    for stream in stalled {
+        assert!(stream.collect::<Vec<_>>().await.iter().all(Result::is_ok));
+    }
 }
 
 /// A real store that stores nothing until it is let.

@@ -60,10 +60,12 @@ impl Engine {
                 !damaged.is_empty()
             }
         };
-        if !is_damaged {
-            self.remembered_plans().invalidate_all();
+        if is_damaged {
+            return Err(Error::Damaged { nar: plan.hash });
         }
-        Err(Error::Damaged { nar: plan.hash })
+        // It is there, somewhere else by now, or nobody can tell: that is no "not here".
+        self.remembered_plans().invalidate_all();
+        Err(Error::Reencoded { nar: plan.hash })
     }
 
     /// Those of the damaged chunks that still lie where a read looked for them. A slow reader may hold places from before a

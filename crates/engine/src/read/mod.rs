@@ -32,10 +32,12 @@ use bytes::Bytes;
 use dormer_format::EncodingTag;
 use dormer_index::ChunkRow;
 use dormer_nix::NarHash;
-use futures::future::BoxFuture;
+use futures::StreamExt;
 use futures::stream::{FuturesOrdered, Stream};
-use futures::{FutureExt, StreamExt};
 use tokio::sync::OwnedSemaphorePermit;
+use tokio::task::JoinError;
+use tokio_util::task::AbortOnDropHandle;
+use tracing::Instrument as _;
 
 pub(crate) use self::carry_out::ReadFailure;
 pub(crate) use self::open::{Plan, PlanKey};
@@ -137,14 +139,31 @@ pub struct NarStream {
     plan: Arc<Plan>,
     source: ReadSource,
     /// Reads under way, in order.
-    reading: FuturesOrdered<BoxFuture<'static, Result<VecDeque<Bytes>>>>,
+    reading: FuturesOrdered<Task<VecDeque<Bytes>>>,
     /// The next window of rows under way.
-    loading: Option<BoxFuture<'static, Result<Vec<ChunkRow>>>>,
+    loading: Option<Task<Vec<ChunkRow>>>,
     ready: VecDeque<Bytes>,
     ended: bool,
     _active: Active,
     _turn: OwnedSemaphorePermit,
     _memory: Reservation,
+}
+
+/// Work that goes on while nobody asks for the stream's next bytes, and ends with the stream: a reader who takes nothing would
+/// stop it anywhere, with a connection to the database or a turn at the store in its hands.
+type Task<T> = AbortOnDropHandle<Result<T>>;
+
+fn begin<T: Send + 'static>(work: impl Future<Output = Result<T>> + Send + 'static) -> Task<T> {
+    AbortOnDropHandle::new(tokio::spawn(work.in_current_span()))
+}
+
+fn ended<T>(outcome: Result<Result<T>, JoinError>) -> Result<T> {
+    match outcome.map_err(JoinError::try_into_panic) {
+        Ok(outcome) => outcome,
+        Err(Ok(panic)) => std::panic::resume_unwind(panic),
+        // Only a runtime that ends aborts what is still asked for.
+        Err(Err(_)) => Err(Error::Busy { what: "downloads" }),
+    }
 }
 
 /// Counts a stream among those that share the memory for reads.
@@ -180,26 +199,26 @@ impl Stream for NarStream {
                 match this.source.next_read(&this.engine.read_limits()) {
                     Next::Read(read) => {
                         let read = this.engine.clone().read(Arc::clone(&this.plan), read);
-                        this.reading.push_back(read.boxed());
+                        this.reading.push_back(begin(read));
                     }
                     Next::NeedsRows(window) => {
                         let load = this.engine.clone().load_window(Arc::clone(&this.plan), window);
-                        this.loading = Some(load.boxed());
+                        this.loading = Some(begin(load));
                     }
                     Next::Loading | Next::End => break,
                 }
             }
             if let Some(loading) = &mut this.loading
-                && let Poll::Ready(rows) = loading.as_mut().poll(context)
+                && let Poll::Ready(rows) = Pin::new(loading).poll(context)
             {
                 this.loading = None;
-                match rows {
+                match ended(rows) {
                     Ok(rows) => this.source.add_rows(rows.into()),
                     Err(error) => return this.fail(error),
                 }
                 continue;
             }
-            match this.reading.poll_next_unpin(context) {
+            match this.reading.poll_next_unpin(context).map(|read| read.map(ended)) {
                 Poll::Ready(Some(Ok(pieces))) => this.ready = pieces,
                 Poll::Ready(Some(Err(error))) => return this.fail(error),
                 Poll::Ready(None) if this.loading.is_some() => return Poll::Pending,

@@ -152,10 +152,12 @@ impl Engine {
             return Ok(());
         }
         tracing::error!(nar.hash = %plan.hash, pack.count = missing.len(), "packs of a NAR are missing");
-        if !self.mark_lost_packs(plan.nar, &plan.hash, &plan.recipe, &missing).await {
-            self.remembered_plans().invalidate_all();
+        if self.mark_lost_packs(plan.nar, &plan.hash, &plan.recipe, &missing).await {
+            return Err(Error::Damaged { nar: plan.hash });
         }
-        Err(Error::Damaged { nar: plan.hash })
+        // Healed meanwhile, and somewhere else by now.
+        self.remembered_plans().invalidate_all();
+        Err(Error::Reencoded { nar: plan.hash })
     }
 
     /// Over a network, what was just stored or read is there. A local store reads from files that it has open, which may be
