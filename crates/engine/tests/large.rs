@@ -250,6 +250,9 @@ struct Slow(Arc<dyn Blobs>);
 
 #[async_trait]
 impl Blobs for Slow {
+    fn is_remote(&self) -> bool {
+        true
+    }
     async fn put(&self, key: &BlobKey, parts: &[Bytes]) -> dormer_blobs::Result<()> {
         self.0.put(key, parts).await
     }

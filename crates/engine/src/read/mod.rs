@@ -32,8 +32,9 @@ use bytes::Bytes;
 use dormer_format::EncodingTag;
 use dormer_index::ChunkRow;
 use dormer_nix::NarHash;
-use futures::StreamExt;
+use futures::future::BoxFuture;
 use futures::stream::{FuturesOrdered, Stream};
+use futures::{FutureExt, StreamExt};
 use tokio::sync::OwnedSemaphorePermit;
 use tokio::task::JoinError;
 use tokio_util::task::AbortOnDropHandle;
@@ -139,7 +140,7 @@ pub struct NarStream {
     plan: Arc<Plan>,
     source: ReadSource,
     /// Reads under way, in order.
-    reading: FuturesOrdered<Task<VecDeque<Bytes>>>,
+    reading: FuturesOrdered<BoxFuture<'static, Result<VecDeque<Bytes>>>>,
     /// The next window of rows under way.
     loading: Option<Task<Vec<ChunkRow>>>,
     ready: VecDeque<Bytes>,
@@ -199,7 +200,13 @@ impl Stream for NarStream {
                 match this.source.next_read(&this.engine.read_limits()) {
                     Next::Read(read) => {
                         let read = this.engine.clone().read(Arc::clone(&this.plan), read);
-                        this.reading.push_back(begin(read));
+                        // A disk has no turns to keep, and a task would cost a reader alone a tenth of its rate.
+                        let is_remote = this.engine.blobs().is_remote();
+                        this.reading.push_back(if is_remote {
+                            begin(read).map(ended).boxed()
+                        } else {
+                            read.boxed()
+                        });
                     }
                     Next::NeedsRows(window) => {
                         let load = this.engine.clone().load_window(Arc::clone(&this.plan), window);
@@ -218,7 +225,7 @@ impl Stream for NarStream {
                 }
                 continue;
             }
-            match this.reading.poll_next_unpin(context).map(|read| read.map(ended)) {
+            match this.reading.poll_next_unpin(context) {
                 Poll::Ready(Some(Ok(pieces))) => this.ready = pieces,
                 Poll::Ready(Some(Err(error))) => return this.fail(error),
                 Poll::Ready(None) if this.loading.is_some() => return Poll::Pending,
