@@ -81,7 +81,7 @@ pub(crate) async fn write_after(
     let mut state = describe(run, cache, name, before.as_ref());
     state.object_count = counts.published;
     state.file_bytes = counts.file_bytes;
-    // Not the time that a run gave which was under way, or the clock stood for.
+    // The row may have been touched by a run that ended too early, within this second or by a clock that was ahead.
     state.published_at = run.now().max(row.published_at);
     row.published_at = state.published_at;
     write_state(run, name, row, &state).await

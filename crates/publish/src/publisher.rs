@@ -90,7 +90,7 @@ impl Publisher {
         let target = self.state.open_target(&self.settings.name, &location).await?;
         let moved = target.location != location;
         if moved && mode != Mode::Reconcile {
-            let before = target.location.trim_start_matches(BETWEEN_PLACES).to_owned();
+            let before = target.location.strip_prefix(BETWEEN_PLACES).unwrap_or(&target.location).to_owned();
             return Err(if before == location {
                 Error::Moving { target: target.name, now: location }
             } else {
@@ -500,6 +500,8 @@ impl Run<'_> {
             self.reconcile(cache, name, &mut outcome).await?;
         }
         self.bring_up_to_date(cache, name, &mut outcome).await?;
+        // What is taken away after this is another cache's.
+        self.untouched = None;
         documents::write_after(self, cache, name, &mut row, &outcome).await?;
         Ok(outcome)
     }
