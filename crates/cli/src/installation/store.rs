@@ -1,0 +1,129 @@
+//! The store that the settings name, opened: is it the one that this database's packs are in, and nobody else's?
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::io;
+use std::path::Path;
+use std::sync::Arc;
+
+use dormer_blobs::{Blobs, Limited, LocalBlobs, RemoteBlobs, Retrying};
+use dormer_index::{CacheId, Index, OutboxPosition};
+use dormer_nix::StorePathHash;
+
+use crate::error::{Error, Result};
+use crate::settings::Settings;
+
+/// The store that the settings name. One over a network is asked once: who mistyped a key learns it now and not from the first
+/// push. One that does not answer may do so later, which is no reason not to start.
+pub(super) async fn open_store(
+    settings: &Settings,
+    index: &dyn Index,
+    was_started: bool,
+    warnings: &mut Vec<String>,
+) -> Result<Arc<dyn Blobs>> {
+    let Some(remote) = &settings.remote_storage else {
+        let path = &settings.storage_path;
+        let store = if was_started { LocalBlobs::open_existing(path) } else { LocalBlobs::open(path) };
+        return Ok(Arc::new(store?));
+    };
+    let store = RemoteBlobs::open(&remote.store)?;
+    match store.holds_attic_chunks().await {
+        // Whoever was never started has stored nothing. A listing that fails is told of by the one before.
+        Ok(false) if !was_started && store.holds_packs().await.unwrap_or(false) => {
+            warnings.push(packs_without_index(&store.name()));
+        }
+        // A bucket or prefix that was mistyped. Every NAR that is asked for would be marked as damaged, for all replicas.
+        Ok(false)
+            if was_started && !store.holds_packs().await.unwrap_or(true) && holds_objects(index).await? =>
+        {
+            return Err(Error::EmptyBucket { store: store.name().to_owned() });
+        }
+        Ok(false) => {}
+        Ok(true) => return Err(Error::ForeignBucket { store: store.name().to_owned(), owner: "Attic" }),
+        Err(error @ dormer_blobs::Error::Refused { .. }) => return Err(error.into()),
+        Err(error) => warnings.push(format!(
+            "{} does not answer yet ({}); pushes and reads wait for it",
+            store.name(),
+            Error::chain_of(&error)
+        )),
+    }
+    let wait = remote.retries.time_max;
+    let counters = Arc::clone(store.counters());
+    let limited = Limited::new(store, remote.requests_max, wait, Arc::clone(&counters));
+    Ok(Arc::new(Retrying::new(limited, remote.retries.clone(), counters)))
+}
+
+/// Whether there are sound objects: then there are packs. Looks for those that were pushed first.
+async fn holds_objects(index: &dyn Index) -> Result<bool> {
+    const PAGES: usize = 10;
+    let mut position = OutboxPosition::START;
+    for _ in 0..PAGES {
+        let rows = index.outbox_after(position, 1_000).await?;
+        let Some(last) = rows.last() else { break };
+        position = last.position;
+        let mut pushed: BTreeMap<CacheId, Vec<StorePathHash>> = BTreeMap::new();
+        for row in &rows {
+            pushed.entry(row.cache).or_default().extend(row.store_path_hash);
+        }
+        for (cache, hashes) in pushed {
+            if !index.present_objects(cache, &hashes).await?.is_empty() {
+                return Ok(true);
+            }
+        }
+    }
+    Ok(false)
+}
+
+pub(super) fn packs_without_index(store: &dyn std::fmt::Display) -> String {
+    format!("{store} holds packs that the new index does not know; was the database lost?")
+}
+
+/// Attic's folders look like ours from the outside: one with a database, one with many files.
+pub(crate) fn refuse_foreign_folders(settings: &Settings) -> Result<()> {
+    let owner = "Attic";
+    // What `atticd` makes when it is started without settings.
+    if settings.data_dir.join("server.db").exists() {
+        return Err(Error::ForeignFolder { path: settings.data_dir.clone(), owner });
+    }
+    // `storage` of a data folder and `storage.path` are the same by default.
+    for path in [settings.storage_path.clone(), settings.data_dir.clone()] {
+        if holds_chunk_files(&path, 3).map_err(Error::io("look into", &path))? {
+            return Err(Error::ForeignFolder { path, owner });
+        }
+    }
+    Ok(())
+}
+
+/// A store of Attic's shows itself early; a folder of millions of other files must not hold up the start.
+const ENTRIES_MAX: usize = 1_000;
+
+/// Attic's store holds `<uuid>.chunk` files, in older versions at its top, in newer ones two folders down.
+fn holds_chunk_files(folder: &Path, depth: usize) -> io::Result<bool> {
+    let entries = match fs::read_dir(folder) {
+        Ok(entries) => entries,
+        Err(error) if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::PermissionDenied) => {
+            return Ok(false);
+        }
+        Err(error) => return Err(error),
+    };
+    let mut subfolders = Vec::new();
+    for entry in entries.take(ENTRIES_MAX) {
+        let entry = entry?;
+        let path = entry.path();
+        if path.extension().is_some_and(|extension| extension == "chunk") {
+            return Ok(true);
+        }
+        // Ours are not searched: they hold nothing but packs, in at most 256 folders.
+        let is_ours = entry.file_name() == "packs";
+        if !is_ours && depth > 1 && entry.file_type()?.is_dir() {
+            subfolders.push(path);
+        }
+    }
+    // Chunks fill all folders of a level evenly, so a few tell.
+    for subfolder in subfolders.into_iter().take(16) {
+        if holds_chunk_files(&subfolder, depth - 1)? {
+            return Ok(true);
+        }
+    }
+    Ok(false)
+}
