@@ -1,7 +1,8 @@
-//! How fast bytes go through the layers of this crate, on one core.
+//! Measures how fast bytes pass through the layers of this crate, on one core.
 //!
-//! `cargo run --release -p dormer-format --example throughput -- FILE [min avg max, in KiB]`, with a NAR, or a tar, of
-//! some hundred megabytes. Each line is the median CPU time of three runs; with `QUICK` set, level 3 alone.
+//! `cargo run --release -p dormer-format --example throughput -- FILE [min avg max, in KiB]`, where
+//! FILE is a NAR or a tar of some hundred megabytes. Each line is the median CPU time of three
+//! runs. With `QUICK` set, only level 3 runs.
 #![expect(clippy::disallowed_methods, reason = "only the crate itself is pure; its benchmark reads files")]
 #![expect(clippy::print_stdout, reason = "a benchmark's figures are its output")]
 #![expect(clippy::cast_precision_loss, reason = "figures are printed with a few digits")]
@@ -10,7 +11,7 @@ use std::time::Duration;
 
 use dormer_format::{ChunkParams, Chunker, Encoder, PackBuilder, PackId, RawChunk};
 
-/// What a server hands to the chunker: a network read of the usual size.
+/// The piece that a server hands to the chunker: one network read of the usual size.
 const PIECE_BYTES: usize = 64 * 1024;
 const RUNS: usize = 3;
 
@@ -65,7 +66,8 @@ fn median(mut run: impl FnMut()) -> Duration {
     times[RUNS / 2]
 }
 
-/// What this process has cost so far. Unlike a clock on the wall it does not count what other processes do meanwhile.
+/// CPU time of this process so far. Unlike a wall clock, it excludes what other processes do
+/// meanwhile.
 fn cpu_time() -> Duration {
     let text = std::fs::read_to_string("/proc/self/schedstat").expect("this benchmark wants Linux");
     Duration::from_nanos(
@@ -81,14 +83,14 @@ fn chunk(input: &[u8], params: ChunkParams) -> Vec<RawChunk> {
     chunks
 }
 
-/// The dearest chunks: as many holes as there may be, close together.
+/// The most expensive chunks: as many holes as allowed, close together.
 fn small_segments(input: &[u8]) -> Vec<RawChunk> {
     let holes: Vec<u32> = (0..64).map(|hole| 80 + hole * 112).collect();
     let chunk = |bytes: &[u8]| RawChunk { bytes: bytes.to_vec(), holes: holes.clone(), fills: Vec::new() };
     input.chunks_exact(64 * 112 + 80).take(2000).map(chunk).collect()
 }
 
-/// As a server does: chunks are used and freed as they come.
+/// Works like a server: uses and frees each chunk as it is cut.
 fn chunk_and_drop(input: &[u8], params: ChunkParams, mut each: impl FnMut(&RawChunk)) {
     let mut chunks = Vec::new();
     let mut chunker = Chunker::new(params, "/nix/store");
@@ -110,7 +112,7 @@ fn store(chunks: &[RawChunk], level: i32) -> usize {
     let mut builder = PackBuilder::new(PackId::from_bytes([0; 16]));
     let mut bytes = 0;
     for chunk in chunks {
-        // The id is known from the look-up; hashing it again would measure BLAKE3 twice.
+        // The id is known from the look-up. Hashing again would measure BLAKE3 twice.
         let stored =
             encoder.encode_as(dormer_format::ChunkId::from_bytes([0; 32]), chunk).expect("chunks are sound");
         if !builder.has_room_for(&stored) {
@@ -122,7 +124,8 @@ fn store(chunks: &[RawChunk], level: i32) -> usize {
     bytes + usize::try_from(builder.finish().size).expect("32 MiB")
 }
 
-/// The floor: each chunk as one frame, with a context that is reused.
+/// The floor: each chunk as one frame, with one reused context.
+///
 fn plain_zstd(chunks: &[RawChunk], level: i32) -> usize {
     let mut compressor = zstd::bulk::Compressor::new(level).expect("levels 1 to 9 exist");
     let mut buffer = Vec::with_capacity(1024 * 1024);

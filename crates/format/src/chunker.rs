@@ -1,15 +1,17 @@
-//! From a stream of bytes to chunks: holes are blanked, then FastCDC cuts.
+//! Turns a stream of bytes into chunks: blanks the holes, then cuts with FastCDC.
 //!
 //! Layer: format (pure). Spec: docs/STORAGE.md, "Holes" and "Chunks".
 //!
 //! Invariants
-//! - Chunks depend on the stream, the chunk sizes and the store folder only, never on how the stream arrives in pieces.
-//! - A hole never lies across two chunks: a cut that falls into one moves to its end.
-//! - What is kept between two calls is at most `BUFFER_CHUNKS` times the largest chunk (1 MiB by default), and 40 bytes
-//!   for each hole in it.
+//! - Chunks depend only on the stream, the chunk sizes and the store folder, never on how the
+//!   stream arrives in pieces.
+//! - A hole never spans two chunks: a cut that falls into a hole moves to the end of the hole.
+//! - Between two calls, the chunker keeps at most `BUFFER_CHUNKS` times the largest chunk (1 MiB by
+//!   default), and 40 bytes for each hole in these bytes.
 //!
-//! A byte is copied into the buffer once and out of it, into its chunk, once; what is left over is moved to the front
-//! when the buffer is full. There is no work per byte of our own: `memchr` looks for store paths, FastCDC for cuts.
+//! The chunker copies each byte once into the buffer, and once from the buffer into its chunk. When
+//! the buffer is full, the remaining bytes move to the front. This module has no loop over single
+//! bytes: `memchr` finds store paths, and FastCDC finds cuts.
 
 use fastcdc::v2020::{self, Normalization};
 use memchr::memmem;
@@ -18,21 +20,23 @@ use crate::error::{Error, Result};
 use crate::ids::{ChunkId, HOLE_BYTES, HoleFill};
 use crate::layout::{CHUNK_PARAM_MAX, HOLES_MAX, STREAM_HOLES_MAX};
 
-/// What a blanked hole is filled with: `e` is no nix-base32 character, so no hash looks like it.
+/// The byte that blanks a hole. `e` is not a nix-base32 character, so no hash contains it.
 pub const BLANK: u8 = b'e';
 
-/// The buffer's size in largest chunks. With two, at most one byte is moved to the front for each byte that leaves;
-/// more would cost memory in every upload and the cache of the processor.
+/// Size of the buffer, in largest chunks. With two, at most one byte moves to the front for each
+/// byte that leaves. A larger buffer would cost memory in every upload, and space in the
+/// processor's cache.
 const BUFFER_CHUNKS: usize = 2;
 
-/// Sizes that chunks are cut to, in bytes. All even: FastCDC rolls two bytes at a time.
+/// The sizes for cutting chunks, in bytes. All are even, because FastCDC advances by two bytes at a
+/// time.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct ChunkParams {
-    /// No cut before this many bytes; only the last chunk of a stream is smaller.
+    /// No cut before this many bytes. Only the last chunk of a stream is smaller.
     pub min: u32,
-    /// The size that most chunks come near to.
+    /// The size that most chunks come close to.
     pub avg: u32,
-    /// A cut is forced here.
+    /// FastCDC forces a cut here.
     pub max: u32,
 }
 
@@ -43,18 +47,19 @@ impl Default for ChunkParams {
 }
 
 impl ChunkParams {
-    /// Takes sizes that FastCDC can work with.
+    /// Takes sizes, and refuses those that FastCDC cannot work with.
     pub fn new(min: u32, avg: u32, max: u32) -> Result<Self> {
         let params = Self { min, avg, max };
         params.validate()?;
         Ok(params)
     }
 
-    /// Checks sizes that were filled in by hand.
+    /// Checks sizes that the caller filled in directly.
     pub fn validate(&self) -> Result<()> {
         let Self { min, avg, max } = *self;
         let even = [min, avg, max].iter().all(|size| size % 2 == 0);
-        // Below are fastcdc's own bounds; above it would take more, but a chunk must stay small beside a pack.
+        // The lower bounds are those of fastcdc. It would accept larger maxima, but a chunk must
+        // stay small compared to a pack.
         let bounded = (64..=1024 * 1024).contains(&min)
             && (256..=2 * 1024 * 1024).contains(&avg)
             && (1024..=CHUNK_PARAM_MAX).contains(&max);
@@ -66,14 +71,14 @@ impl ChunkParams {
     }
 }
 
-/// A chunk as it is cut: blanked bytes, and what was in the holes.
+/// A chunk as cut: its blanked bytes, and the former contents of its holes.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct RawChunk {
-    /// The bytes, blanked (`e`) where the holes are. Literal chunks have no holes and are not blanked.
+    /// The bytes, with `e` in the holes. A literal chunk has no holes and is not blanked.
     pub bytes: Vec<u8>,
     /// Offsets of the holes, ascending.
     pub holes: Vec<u32>,
-    /// What was in the holes, in the same order.
+    /// The former contents of the holes, in the same order.
     pub fills: Vec<HoleFill>,
 }
 
@@ -83,7 +88,7 @@ impl RawChunk {
         ChunkId::compute(&self.bytes, &self.holes)
     }
 
-    /// The bytes as they were in the stream.
+    /// The original bytes of the stream.
     pub fn restore(&self) -> Vec<u8> {
         let mut bytes = self.bytes.clone();
         fill_holes(&mut bytes, &self.holes, &self.fills);
@@ -91,17 +96,17 @@ impl RawChunk {
     }
 }
 
-/// Writes fills into holes, which lie inside `bytes`.
+/// Writes the fills into the holes, which lie inside `bytes`.
 pub(crate) fn fill_holes(bytes: &mut [u8], holes: &[u32], fills: &[HoleFill]) {
     for (&hole, fill) in holes.iter().zip(fills) {
         bytes[hole as usize..][..HOLE_BYTES].copy_from_slice(fill.as_bytes());
     }
 }
 
-/// A hole that was found in the buffer.
+/// A hole in the buffer.
 #[derive(Debug)]
 struct FoundHole {
-    /// Where it starts in the buffer.
+    /// Where the hole starts in the buffer.
     start: usize,
     fill: HoleFill,
 }
@@ -111,30 +116,32 @@ struct FoundHole {
 pub struct Chunker {
     cutter: Cutter,
     finder: memmem::Finder<'static>,
-    /// Bytes of the stream, blanked up to `searched`. Never grows over its first capacity.
+    /// Bytes of the stream, blanked up to `searched`. The buffer never grows over its first
+    /// capacity.
     buffer: Vec<u8>,
-    /// Start of the chunk that is cut next.
+    /// Start of the next chunk to cut.
     start: usize,
-    /// No hole starts before this and is not in `holes` yet.
+    /// All holes that start before this position are in `holes`.
     searched: usize,
-    /// Whether a store path may start in the buffer is known for all bytes before this: they will not be blanked later.
+    /// Bytes before this position are final: later input cannot turn them into a hole.
     decided: usize,
-    /// Holes in the buffer, ascending; those before `next_hole` are in chunks already.
+    /// Holes in the buffer, ascending. Those before `next_hole` are already in chunks.
     holes: Vec<FoundHole>,
     next_hole: usize,
-    /// Holes that the stream's chunks may still have.
+    /// Number of holes that the stream may still have.
     holes_left: usize,
 }
 
 impl Chunker {
-    /// Makes a chunker for one stream; store paths are recognised below `store_dir`, which has no trailing slash.
+    /// Makes a chunker for one stream. It looks for store paths below `store_dir`, which has no
+    /// slash at the end.
     ///
     /// # Panics
-    /// If the sizes are not valid: they come from settings, which are checked when they are read.
+    /// If the sizes are not valid. Sizes come from settings, which are checked when they are read.
     pub fn new(params: ChunkParams, store_dir: &str) -> Self {
         params.validate().expect("chunk sizes are checked where they are set");
         let prefix = format!("{store_dir}/");
-        // Room for the largest chunk, a store path that lies across its end, and something to cut.
+        // Room for the largest chunk, for a store path across its end, and for more bytes to cut.
         let capacity = BUFFER_CHUNKS * params.max as usize + prefix.len() + HOLE_BYTES;
         Self {
             cutter: Cutter::new(params),
@@ -149,14 +156,14 @@ impl Chunker {
         }
     }
 
-    /// Takes the next bytes of the stream and appends the chunks that are complete with them.
+    /// Takes the next bytes of the stream, and appends the chunks that they complete.
     pub fn push(&mut self, mut input: &[u8], out: &mut Vec<RawChunk>) {
         while !input.is_empty() {
             let room = self.buffer.capacity() - self.buffer.len();
             let (now, later) = input.split_at(room.min(input.len()));
             self.buffer.extend_from_slice(now);
             input = later;
-            // Only a full buffer is searched and cut: that is cheap for a stream that comes in small pieces too.
+            // Searches and cuts only a full buffer, so that a stream in small pieces is cheap too.
             if self.buffer.len() == self.buffer.capacity() {
                 self.find_holes();
                 while self.decided - self.start >= self.cutter.params.max as usize {
@@ -167,7 +174,7 @@ impl Chunker {
         }
     }
 
-    /// Ends the stream and appends its last chunks.
+    /// Ends the stream, and appends its last chunks.
     pub fn finish(mut self, out: &mut Vec<RawChunk>) {
         self.find_holes();
         self.decided = self.buffer.len();
@@ -176,14 +183,15 @@ impl Chunker {
         }
     }
 
-    /// Blanks the holes in what is not searched yet.
+    /// Blanks the holes in the bytes that are not searched yet.
     fn find_holes(&mut self) {
         let prefix_len = self.finder.needle().len();
         while let Some(found) = self.finder.find(&self.buffer[self.searched..]) {
             let prefix_start = self.searched + found;
             let hole_start = prefix_start + prefix_len;
             let Some(hole) = self.buffer[hole_start..].first_chunk_mut::<HOLE_BYTES>() else {
-                // The next bytes will tell; until then nothing from here on is certain.
+                // The next bytes decide whether this is a hole. Until then, bytes from here on are
+                // not final.
                 self.searched = prefix_start;
                 self.decided = hole_start;
                 return;
@@ -197,12 +205,13 @@ impl Chunker {
                 None => self.searched = prefix_start + 1,
             }
         }
-        // A prefix that begins in the last bytes has its hole beyond them.
+        // A prefix that begins in the last bytes has its hole after them.
         self.searched = self.searched.max(self.buffer.len().saturating_sub(prefix_len - 1));
         self.decided = self.buffer.len();
     }
 
-    /// Cuts one chunk off the decided bytes: at least a largest chunk of them, or all that the stream still has.
+    /// Cuts one chunk off the final bytes. They hold a largest chunk, or all that remains of the
+    /// stream.
     fn cut(&mut self, out: &mut Vec<RawChunk>) {
         let mut end = self.start + self.cutter.cut(&self.buffer[self.start..self.decided]);
         let first_hole = self.next_hole;
@@ -217,9 +226,9 @@ impl Chunker {
         self.start = end;
     }
 
-    /// Makes room for more bytes.
+    /// Moves the remaining bytes to the front, to make room for more.
     fn move_to_front(&mut self) {
-        // A store path may begin in bytes that are in a chunk already, with its hole beyond them.
+        // A store path may begin in bytes that are already in a chunk, with its hole after them.
         let moved = self.start.min(self.searched);
         self.buffer.copy_within(moved.., 0);
         self.buffer.truncate(self.buffer.len() - moved);
@@ -234,13 +243,13 @@ impl Chunker {
     }
 }
 
-/// Makes a chunk of bytes that begin at `start` in the buffer, where the holes have their places; it is literal if it would
-/// have more than `holes_left`.
+/// Makes a chunk of bytes that begin at `start` in the buffer; the positions of the holes count
+/// from the buffer's start. The chunk is literal if it would have more than `holes_left` holes.
 fn raw_chunk(bytes: &[u8], start: usize, found: &[FoundHole], holes_left: usize) -> RawChunk {
     let holes =
         found.iter().map(|hole| u32::try_from(hole.start - start).expect("a chunk has at most 4 MiB"));
     let fills = found.iter().map(|hole| hole.fill);
-    // A chunk that is one hole and nothing else would have no stored bytes at all: it is literal too.
+    // A chunk that consists of one hole would have no stored bytes, so it is literal too.
     let too_many = found.len() > HOLES_MAX || found.len() > holes_left;
     if too_many || bytes.len() == found.len() * HOLE_BYTES {
         let mut bytes = bytes.to_vec();
@@ -266,7 +275,8 @@ impl Cutter {
         Self { params, mask_small, mask_large }
     }
 
-    /// Length of the first chunk of `bytes`, which hold a largest chunk or end with the stream.
+    /// Length of the first chunk of `bytes`. They hold at least a largest chunk, or the end of the
+    /// stream.
     fn cut(&self, bytes: &[u8]) -> usize {
         let ChunkParams { min, avg, max } = self.params;
         let (_, length) = v2020::cut(
@@ -330,7 +340,7 @@ mod tests {
 
     #[test]
     fn a_store_path_right_behind_a_false_one_is_found() {
-        // The prefix "/a/a/" overlaps itself, so the search may only advance by one byte.
+        // The prefix "/a/a/" overlaps itself, so the search may advance by one byte only.
         let chunk = one("/a/a", &format!("/a/a/a/{HASH}"));
         assert_eq!(chunk.holes, [7]);
         let chunk = one("/nix/store", &format!("/nix/store/nix/store/{HASH}/nix/store/{HASH}"));
@@ -370,7 +380,7 @@ mod tests {
     #[test]
     fn a_stream_with_too_many_holes_goes_on_literally() {
         let params = ChunkParams::new(64, 256, 1024).unwrap();
-        // Some bytes between two paths, so that a chunk stays below its own limit.
+        // Some bytes between two paths keep each chunk below the limit of a chunk.
         let text = format!("/s/{HASH}{}", "\0".repeat(40)).repeat(STREAM_HOLES_MAX + 500);
         let chunks = chunks(params, "/s", text.as_bytes());
         let holes: usize = chunks.iter().map(|chunk| chunk.holes.len()).sum();
@@ -381,7 +391,8 @@ mod tests {
 
     #[test]
     fn a_cut_in_a_hole_moves_to_its_end_and_nothing_is_ever_empty() {
-        // An average so large that nothing but the maximum cuts here, and a store path at all distances from it.
+        // With such a large average, only the maximum cuts. A store path lies at every distance
+        // from it.
         const MAX: usize = 65_536;
         let params = ChunkParams::new(64, 32_768, 65_536).unwrap();
         for lead in MAX - 80..MAX + 20 {
@@ -397,7 +408,7 @@ mod tests {
 
     #[test]
     fn a_chunk_of_nothing_but_a_hole_is_literal() {
-        // The cut at the maximum falls right before the hole, and the stream ends behind it.
+        // The cut at the maximum falls right before the hole, and the stream ends right after it.
         let params = ChunkParams::new(64, 256, 1024).unwrap();
         let text = format!("{}/s/{HASH}", "\0".repeat(1021));
         let chunks = chunks(params, "/s", text.as_bytes());

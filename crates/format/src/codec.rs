@@ -1,10 +1,13 @@
-//! From raw chunks to stored frames and back.
+//! Turns raw chunks into stored frames and back.
 //!
-//! Layer: format (pure). The only code that calls zstd: writes encode, scrub and healing decode, and reads do neither.
+//! Layer: format (pure). Only this module calls zstd: writes encode, scrub and healing decode, and
+//! reads do neither.
 //!
 //! Invariants
-//! - What `Encoder` makes passes `validate_frame`, at every size and level, compressible or not.
-//! - A context and its buffer serve one chunk after the other: a fresh zstd context costs more than a small segment.
+//! - Everything that `Encoder` makes passes `validate_frame`, at every size and level, compressible
+//!   or not.
+//! - One context and its buffer serve many chunks in turn: a new zstd context costs more than a
+//!   small segment.
 
 use std::io::Cursor;
 
@@ -19,32 +22,33 @@ use crate::frame::{check_frame, check_stored};
 use crate::ids::{ChunkId, HoleFill};
 use crate::layout::{ChunkLayout, check_holes, segments};
 
-/// Base-2 logarithm of the window we allow: over the largest chunk (4 MiB and a bit), so that every frame can be single
-/// segment. zstd shrinks it to the segment, so it costs nothing.
+/// Base-2 logarithm of the largest zstd window. The window exceeds the largest chunk (slightly over
+/// 4 MiB), so that every frame can be single segment. zstd shrinks the window to the segment, so
+/// the size costs nothing.
 const WINDOW_LOG: u32 = 23;
 
-/// XXH3-64 of stored bytes: what no chunk leaves the server without matching.
+/// XXH3-64 of stored bytes. The server sends no chunk before its XXH3-64 matches.
 pub fn checksum(stored: &[u8]) -> u64 {
     XxHash3_64::oneshot(stored)
 }
 
-/// A chunk as it is stored.
+/// A chunk in its stored form.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct StoredChunk {
-    /// Its identity.
+    /// The id of the chunk.
     pub id: ChunkId,
     /// How the stored bytes divide into frames.
     pub layout: ChunkLayout,
     /// XXH3-64 of the stored bytes.
     pub checksum: u64,
-    /// The stored bytes: its frames back to back, never empty.
+    /// The stored bytes: the frames of the chunk back to back, never empty.
     pub bytes: Bytes,
 }
 
-/// Compresses chunks, one after the other, with one context.
+/// Compresses chunks one after another with one context.
 pub struct Encoder {
     compressor: Compressor<'static>,
-    /// Frames of the chunk at hand; only its capacity outlives a chunk.
+    /// Frames of the current chunk. The buffer keeps its capacity for the next one.
     scratch: Vec<u8>,
 }
 
@@ -69,12 +73,13 @@ impl Encoder {
         Ok(Self { compressor, scratch: Vec::new() })
     }
 
-    /// Compresses a chunk, and computes its id. Use [`encode_as`](Self::encode_as) where the id is known already.
+    /// Compresses a chunk and computes its id. Use [`encode_as`](Self::encode_as) if you know the
+    /// id.
     pub fn encode(&mut self, chunk: &RawChunk) -> Result<StoredChunk> {
         self.encode_as(chunk.id(), chunk)
     }
 
-    /// Compresses a chunk whose id was computed before (for the look-up that found it missing).
+    /// Compresses a chunk with a known id, from the look-up that found the chunk missing.
     pub fn encode_as(&mut self, id: ChunkId, chunk: &RawChunk) -> Result<StoredChunk> {
         check_holes(chunk.bytes.len(), &chunk.holes).map_err(|source| Error::EncodeChunk { source })?;
         let raw_len = u32::try_from(chunk.bytes.len()).expect("checked to be 4 MiB and a bit at most");
@@ -89,13 +94,14 @@ impl Encoder {
                 source: Malformed::OutOfBounds { what: "the count of frames" },
             });
         }
-        // The copy makes stored bytes exactly as large as they are: they wait in memory until their pack is full.
+        // The copy is exactly as large as the stored bytes. They wait in memory until their pack is
+        // full.
         let bytes = Bytes::copy_from_slice(&self.scratch);
         let layout = ChunkLayout { raw_len, holes: chunk.holes.clone(), frames };
         Ok(StoredChunk { id, layout, checksum: checksum(&bytes), bytes })
     }
 
-    /// Compresses a segment behind what is in `scratch`; returns the length of its frame.
+    /// Compresses a segment and appends its frame to `scratch`. Returns the length of the frame.
     fn append_frame(&mut self, segment: &[u8]) -> Result<usize> {
         let start = self.scratch.len();
         self.scratch.reserve(compress_bound(segment.len()));
@@ -107,7 +113,7 @@ impl Encoder {
     }
 }
 
-/// Decompresses chunks, one after the other, with one context: for scrub, healing and tests.
+/// Decompresses chunks one after another with one context, for scrub, healing and tests.
 pub struct Decoder {
     decompressor: Decompressor<'static>,
 }
@@ -125,7 +131,7 @@ impl Decoder {
         Ok(Self { decompressor })
     }
 
-    /// Gives back the bytes of a chunk as they were in its NAR.
+    /// Returns the bytes of a chunk as they are in its NAR.
     pub fn decode(&mut self, stored: &[u8], layout: &ChunkLayout, fills: &[HoleFill]) -> Result<Vec<u8>> {
         if fills.len() != layout.holes.len() {
             return Err(Error::Chunk { source: Malformed::Mismatch { what: "the count of fills" } });
@@ -135,11 +141,11 @@ impl Decoder {
         Ok(bytes)
     }
 
-    /// Gives back the blanked bytes of a chunk: what [`ChunkId::compute`] takes.
+    /// Returns the blanked bytes of a chunk, as [`ChunkId::compute`] takes them.
     pub fn decode_blanked(&mut self, stored: &[u8], layout: &ChunkLayout) -> Result<Vec<u8>> {
         layout.validate()?;
         check_stored(stored, layout).map_err(|source| Error::Chunk { source })?;
-        // Blanked to begin with: what lies between the segments are the holes.
+        // Starts blanked, because the bytes between the segments are holes.
         let mut bytes = vec![crate::chunker::BLANK; layout.raw_len as usize];
         let mut rest = stored;
         for (frame, (segment, &frame_len)) in layout.segments().zip(&layout.frames).enumerate() {
@@ -150,7 +156,7 @@ impl Decoder {
         Ok(bytes)
     }
 
-    /// Decompresses one frame into a segment that it must fill exactly.
+    /// Decompresses one frame into a segment. The content must fill the segment exactly.
     pub fn decode_frame(&mut self, frame: &[u8], segment: &mut [u8]) -> Result<()> {
         check_frame(frame, segment.len()).map_err(|source| Error::Frame { source })?;
         self.decompress(frame, segment, 0)
@@ -174,7 +180,7 @@ mod tests {
     use super::*;
     use crate::frame::{frame_bytes_max, validate_frame};
 
-    /// Bytes that no compressor makes smaller.
+    /// Bytes that no compressor can shrink.
     fn noise(len: usize) -> Vec<u8> {
         let mut bytes = vec![0; len];
         blake3::Hasher::new().finalize_xof().fill(&mut bytes);
@@ -200,7 +206,8 @@ mod tests {
         for size in sizes {
             for bytes in [noise(size), text(size), vec![0; size]] {
                 let chunk = literal(bytes);
-                // The slow levels once at each end of the scale: this is a test of headers, not of zstd.
+                // The slow levels run once at each end of the scale: this is a test of headers, not
+                // of zstd.
                 let levels = if size > 600_000 { 3 } else { encoders.len() };
                 for encoder in &mut encoders[..levels] {
                     let stored = encoder.encode(&chunk).unwrap();
@@ -228,7 +235,7 @@ mod tests {
         ] {
             assert!(encoder.encode(&chunk).is_err(), "{what}");
         }
-        // The encoder is usable afterwards.
+        // The encoder still works after an error.
         encoder.encode(&literal(text(100))).unwrap();
     }
 
@@ -249,7 +256,7 @@ mod tests {
             ..stored.layout.clone()
         };
         assert!(decoder.decode(&stored.bytes, &swapped, &[fill; 2]).is_err());
-        // A flipped bit is refused or changes the bytes; it never passes as something else of the same checksum.
+        // A flipped bit is refused or changes the bytes. Other bytes never have the same checksum.
         for bit in 0..stored.bytes.len() * 8 {
             let mut bytes = stored.bytes.to_vec();
             bytes[bit / 8] ^= 1 << (bit % 8);

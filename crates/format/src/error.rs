@@ -1,8 +1,8 @@
-//! What can go wrong with bytes at rest.
+//! Errors about bytes at rest.
 
 use std::io;
 
-/// A failed attempt, with what is known about it.
+/// A failed attempt and its context.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
@@ -14,23 +14,23 @@ pub enum Error {
     ChunkParams {
         /// Smallest chunk, in bytes.
         min: u32,
-        /// Aimed-at chunk, in bytes.
+        /// Average chunk, in bytes.
         avg: u32,
         /// Largest chunk, in bytes.
         max: u32,
     },
-    /// The compressor refused its settings.
+    /// zstd refused the settings of the compressor.
     #[error("could not set up a zstd compressor at level {level}")]
     SetUpCompressor {
-        /// The level asked for.
+        /// The requested level.
         level: i32,
-        /// What zstd says.
+        /// The error of zstd.
         source: io::Error,
     },
-    /// The decompressor could not be made.
+    /// zstd could not make a decompressor.
     #[error("could not set up a zstd decompressor")]
     SetUpDecompressor {
-        /// What zstd says.
+        /// The error of zstd.
         source: io::Error,
     },
     /// Compressing a segment failed.
@@ -38,94 +38,94 @@ pub enum Error {
     Compress {
         /// Length of the segment.
         segment_bytes: usize,
-        /// What zstd says.
+        /// The error of zstd.
         source: io::Error,
     },
-    /// A chunk that cannot be stored: empty, too large, or with holes that lie wrong.
+    /// The chunk cannot be stored: it is empty, too large, or has invalid holes.
     #[error("could not encode a chunk")]
     EncodeChunk {
-        /// What is wrong with it.
+        /// What is wrong with the chunk.
         source: Malformed,
     },
-    /// A frame's content is not valid zstd, or not of the length that its segment has.
+    /// The content of a frame is not valid zstd, or does not have the length of its segment.
     #[error("could not decompress frame {frame}")]
     Decompress {
-        /// Which frame of the chunk, from zero.
+        /// Position of the frame in the chunk, from zero.
         frame: usize,
-        /// What zstd says.
+        /// The error of zstd.
         source: io::Error,
     },
-    /// Stored bytes, layout and fills of a chunk do not belong together.
+    /// The stored bytes, the layout and the fills of a chunk do not fit together.
     #[error("could not put a chunk together")]
     Chunk {
         /// What does not fit.
         source: Malformed,
     },
-    /// A zstd frame is not of the one form that is stored.
+    /// A zstd frame does not have the one form that Dormer stores.
     #[error("could not accept a zstd frame")]
     Frame {
-        /// What is wrong with it.
+        /// What is wrong with the frame.
         source: Malformed,
     },
-    /// A chunk's layout could not be read.
+    /// A chunk layout cannot be read.
     #[error("could not decode a chunk layout")]
     Layout {
-        /// What is wrong with it.
+        /// What is wrong with the layout.
         source: Malformed,
     },
-    /// A recipe could not be read.
+    /// A recipe cannot be read.
     #[error("could not decode a recipe")]
     Recipe {
-        /// What is wrong with it.
+        /// What is wrong with the recipe.
         source: Malformed,
     },
-    /// A pack, or a part of one, could not be read.
+    /// A pack, or a part of a pack, cannot be read.
     #[error("could not read a pack")]
     Pack {
-        /// What is wrong with it.
+        /// What is wrong with the pack.
         source: Malformed,
     },
-    /// A chunk in a pack is not of the form its table entry says.
+    /// A chunk in a pack does not match its table entry.
     #[error("could not read chunk {position} of a pack")]
     PackChunk {
-        /// Its position in the pack, from zero.
+        /// Position of the chunk in the pack, from zero.
         position: usize,
-        /// What is wrong with it.
+        /// What is wrong with the chunk.
         source: Malformed,
     },
-    /// A text is not the id it should be.
+    /// A text is not a valid id.
     #[error("could not parse {what}: expected {expected}")]
     ParseId {
-        /// Which kind of id.
+        /// The kind of id.
         what: &'static str,
-        /// How one looks.
+        /// The form of such an id.
         expected: &'static str,
     },
 }
 
-/// Why bytes are refused.
+/// Why bytes were refused.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum Malformed {
-    /// They end too early.
+    /// The bytes end too early.
     #[error("the bytes end too early")]
     UnexpectedEnd,
-    /// Something follows the end.
+    /// Bytes follow the end.
     #[error("{bytes} bytes follow the end")]
     TrailingBytes {
-        /// How many.
+        /// Number of these bytes.
         bytes: usize,
     },
-    /// A number is written with more bytes than it needs, or is too large.
+    /// A number is too large, or is written with more bytes than it needs.
     #[error("a variable-length number is not in its shortest form or too large")]
     Varint,
-    /// A magic number is another.
+    /// A magic number is wrong.
     #[error("the {part} magic is wrong")]
     Magic {
-        /// Which part of the file.
+        /// The part of the file.
         part: &'static str,
     },
-    /// A version that this code does not read.
+    /// This code does not read the version.
     #[error("format version {version} is not known")]
     Version {
         /// The version found.
@@ -134,25 +134,25 @@ pub enum Malformed {
     /// Bytes that must be zero are not.
     #[error("reserved bits are set")]
     Reserved,
-    /// A value lies outside what is allowed.
+    /// A value lies outside its bounds.
     #[error("{what} is out of bounds")]
     OutOfBounds {
-        /// Which value.
+        /// The value.
         what: &'static str,
     },
-    /// Two things that must agree do not.
+    /// Two values that must agree do not agree.
     #[error("{what} does not match")]
     Mismatch {
-        /// Which two.
+        /// The two values.
         what: &'static str,
     },
     /// A hash or checksum does not match its bytes.
     #[error("the {what} does not match its bytes")]
     Checksum {
-        /// Which one.
+        /// The kind of hash or checksum.
         what: &'static str,
     },
 }
 
-/// Shorthand for results of this crate.
+/// The result type of this crate.
 pub type Result<T, E = Error> = std::result::Result<T, E>;

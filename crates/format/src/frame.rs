@@ -1,11 +1,14 @@
 //! zstd frames: the one form in which bytes are stored and served.
 //!
-//! Layer: format (pure). Byte tables: docs/STORAGE.md, "Frame" and "Hole frame". The zstd format itself is RFC 8878.
+//! Layer: format (pure). Byte tables: docs/STORAGE.md, "Frame" and "Hole frame". The zstd format
+//! itself is RFC 8878.
 //!
 //! Invariants
-//! - A stored frame is single segment (so no window is needed), gives its content size, has no dictionary and no
-//!   checksum, and nothing behind it. Decoders read such frames one after the other as one stream.
-//! - `validate_frame` walks a frame without decompressing it, and never trusts a length before checking it.
+//! - A stored frame is single segment (so it needs no window), states its content size, and has no
+//!   dictionary, no checksum and nothing after it. Decoders read a sequence of such frames as one
+//!   stream.
+//! - `validate_frame` walks a frame without decompressing it, and never trusts a length before
+//!   checking it.
 
 use bytes::Bytes;
 
@@ -14,30 +17,33 @@ use crate::ids::HoleFill;
 use crate::layout::ChunkLayout;
 use crate::wire::Reader;
 
-/// First bytes of every zstd frame.
+/// The first bytes of every zstd frame.
 const MAGIC: [u8; 4] = [0x28, 0xb5, 0x2f, 0xfd];
-/// The descriptor bit that says: no window, the content is one segment.
+/// The descriptor bit of a frame with one segment and no window.
 const SINGLE_SEGMENT: u8 = 1 << 5;
-/// The only descriptor bits that a stored frame may set: how wide the content size is, and the one above.
+/// The only descriptor bits that a stored frame may set: the width of the content size, and the bit
+/// above.
 const DESCRIPTOR_ALLOWED: u8 = 0b1110_0000;
-/// zstd's largest block.
+/// The largest block of zstd.
 const BLOCK_BYTES_MAX: usize = 128 * 1024;
 
 /// Bytes of a hole's frame: magic, descriptor, content size, block header, and the 32 characters.
 pub const HOLE_FRAME_BYTES: usize = 41;
 
-/// Shortest possible frame: magic, descriptor, content size, block header, one byte.
+/// The shortest possible frame: magic, descriptor, content size, block header, one byte.
 pub(crate) const FRAME_BYTES_MIN: usize = 10;
 
-/// Longest frame that is accepted for a segment: zstd's own bound on what it writes (`ZSTD_COMPRESSBOUND`).
+/// The longest accepted frame for a segment: zstd's own bound for what it writes
+/// (`ZSTD_COMPRESSBOUND`).
 pub(crate) const fn frame_bytes_max(segment_bytes: usize) -> usize {
     let small = if segment_bytes < BLOCK_BYTES_MAX { (BLOCK_BYTES_MAX - segment_bytes) >> 11 } else { 0 };
     segment_bytes + (segment_bytes >> 8) + small
 }
 
-/// The frame a hole is served as: one raw block of its 32 characters.
+/// The served form of a hole: a frame with one raw block of the 32 characters.
 pub fn hole_frame(fill: &HoleFill) -> [u8; HOLE_FRAME_BYTES] {
-    // Magic, descriptor, content size 32, and a block header of 24 bits: last block (1), raw (0 << 1), 32 bytes (<< 3).
+    // Magic, descriptor, content size 32, and a block header of 24 bits: last block (1), raw (0 <<
+    // 1), 32 bytes (<< 3).
     const HEADER: [u8; 9] = [MAGIC[0], MAGIC[1], MAGIC[2], MAGIC[3], SINGLE_SEGMENT, 32, 0x01, 0x01, 0x00];
     let mut frame = [0; HOLE_FRAME_BYTES];
     frame[..HEADER.len()].copy_from_slice(&HEADER);
@@ -45,9 +51,10 @@ pub fn hole_frame(fill: &HoleFill) -> [u8; HOLE_FRAME_BYTES] {
     frame
 }
 
-/// Checks that `frame` is one frame of the stored form for a segment of `segment_bytes`, without decompressing it.
+/// Checks that `frame` is one frame of the stored form for a segment of `segment_bytes`, without
+/// decompressing it.
 ///
-/// What the blocks hold is only known when they are decompressed: see [`Decoder`](crate::Decoder).
+/// Only decompression shows what the blocks contain: see [`Decoder`](crate::Decoder).
 pub fn validate_frame(frame: &[u8], segment_bytes: usize) -> Result<()> {
     check_frame(frame, segment_bytes).map_err(|source| Error::Frame { source })
 }
@@ -61,7 +68,8 @@ pub(crate) fn check_frame(frame: &[u8], segment_bytes: usize) -> Result<(), Malf
         return Err(Malformed::Magic { part: "frame" });
     }
     let descriptor = reader.u8()?;
-    // Window, checksum, dictionary and reserved bits would each need something that is not stored.
+    // A window, a checksum, a dictionary and the reserved bits would each need data that is not
+    // stored.
     if descriptor & !DESCRIPTOR_ALLOWED != 0 || descriptor & SINGLE_SEGMENT == 0 {
         return Err(Malformed::OutOfBounds { what: "the frame header descriptor" });
     }
@@ -78,10 +86,11 @@ pub(crate) fn check_frame(frame: &[u8], segment_bytes: usize) -> Result<(), Malf
     reader.finish()
 }
 
-/// Walks the blocks up to the last one.
+/// Walks over the blocks up to the last one.
 fn check_blocks(reader: &mut Reader<'_>, segment_bytes: usize) -> Result<(), Malformed> {
     let block_bytes_max = segment_bytes.min(BLOCK_BYTES_MAX);
-    // What compressed blocks become is not known here; plain ones alone must not exceed the segment.
+    // The size of compressed blocks' content is unknown here. The plain blocks alone must not
+    // exceed the segment.
     let mut plain_bytes = 0;
     loop {
         let [low, middle, high] = reader.array()?;
@@ -113,7 +122,7 @@ fn check_blocks(reader: &mut Reader<'_>, segment_bytes: usize) -> Result<(), Mal
     }
 }
 
-/// Checks stored bytes against their layout: lengths, and the form of every frame.
+/// Checks stored bytes against their layout: the lengths, and the form of every frame.
 pub(crate) fn check_stored(stored: &[u8], layout: &ChunkLayout) -> Result<(), Malformed> {
     if stored.len() != layout.stored_len() as usize {
         return Err(Malformed::Mismatch { what: "the length of the stored bytes" });
@@ -127,10 +136,10 @@ pub(crate) fn check_stored(stored: &[u8], layout: &ChunkLayout) -> Result<(), Ma
     Ok(())
 }
 
-/// Appends what is served for a chunk: its stored frames as they are, and a frame for each hole.
+/// Appends the served form of a chunk: its stored frames unchanged, and a frame for each hole.
 ///
-/// Nothing is copied but the fills. The parts together are [`ChunkLayout::spliced_len`] bytes. On an error nothing is
-/// appended.
+/// Only the fills are copied. The parts together have [`ChunkLayout::spliced_len`] bytes. On an
+/// error, nothing is appended.
 pub fn splice(stored: &Bytes, layout: &ChunkLayout, fills: &[HoleFill], out: &mut Vec<Bytes>) -> Result<()> {
     if stored.len() != layout.stored_len() as usize {
         return Err(Error::Chunk { source: Malformed::Mismatch { what: "the length of the stored bytes" } });
@@ -198,7 +207,8 @@ mod tests {
             frame[position] = to;
             frame
         };
-        // Magic, descriptor (content size in two bytes), window of 1 KiB, content size - 256, one raw block of 320 bytes.
+        // Magic, descriptor (content size in two bytes), window of 1 KiB, content size - 256, one
+        // raw block of 320 bytes.
         let header = [0x28, 0xb5, 0x2f, 0xfd, 0x40, 0x00, 64, 0, 0x01, 0x0a, 0];
         let windowed = [&header[..], &segment].concat();
         assert_eq!(zstd::decode_all(&windowed[..]).unwrap(), segment, "the row below is sound zstd");

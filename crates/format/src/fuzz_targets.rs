@@ -1,16 +1,17 @@
-//! One checked property per parser of foreign bytes, as plain functions: whatever the bytes are, they return, or panic
-//! because a property is broken.
+//! One checked property per parser of foreign bytes, as plain functions. For any input, a target
+//! returns, or panics because a property is broken.
 //!
-//! The tests run them on every build over `fuzz/corpus/format_<target>/` and over mutations of it; cargo-fuzz runs the
-//! same functions for as long as one likes.
+//! The tests of every build run the targets over `fuzz/corpus/format_<target>/` and over mutations
+//! of it. cargo-fuzz runs the same functions for as long as you like.
 //!
 //! Properties
-//! - `layout`, `recipe`: what is accepted is written back as the same bytes (there is one spelling), keeps the rules of
-//!   its module, and takes memory in proportion to its bytes.
-//! - `table`, `pack`: what is accepted covers its bytes without gap or overlap, and a pack built from its chunks has the
-//!   same bytes again.
-//! - `frame`: the form check never accepts what zstd reads as something else than one frame of the stated size, or what
-//!   it reads as more than that frame.
+//! - `layout`, `recipe`: an accepted input is written back as the same bytes, because there is one
+//!   spelling. The value keeps the rules of its module, and takes memory in proportion to its
+//!   bytes.
+//! - `table`, `pack`: the entries of an accepted input cover its bytes without gap or overlap. A
+//!   pack built from its chunks has the same bytes.
+//! - `frame`: the form check accepts a frame only if zstd reads exactly one frame of the stated
+//!   size, and nothing after it.
 
 use bytes::Bytes;
 
@@ -24,10 +25,10 @@ use crate::pack::{
 };
 use crate::recipe::{Recipe, RecipeBuilder};
 
-/// Chunk numbers and fills that are walked one by one; runs may stand for billions.
+/// How many chunk numbers and fills a target walks one by one; runs may stand for billions.
 const WALK_MAX: usize = 10_000;
 
-/// A whole pack: as it is, and with hashes that fit whatever the rest of it says.
+/// A whole pack: unchanged, and with hashes recomputed to match the rest.
 pub fn fuzz_pack(data: &[u8]) {
     check_pack(data);
     if let Some(resealed) = resealed(data) {
@@ -39,11 +40,11 @@ fn check_pack(data: &[u8]) {
     let Ok((id, entries)) = read_pack(data) else { return };
     let header = data.first_chunk().expect("a pack has a header");
     let trailer = data.last_chunk().expect("a pack has a trailer");
-    assert_eq!(read_header(header).expect("it was read before"), id);
-    let trailer = read_trailer(trailer, data.len() as u64).expect("it was read before");
+    assert_eq!(read_header(header).expect("the whole pack was read"), id);
+    let trailer = read_trailer(trailer, data.len() as u64).expect("the whole pack was read");
     let table = &data[to_usize(trailer.table_offset)..data.len() - PACK_TRAILER_BYTES];
     assert_eq!(
-        read_table(&trailer, table).expect("it was read before"),
+        read_table(&trailer, table).expect("the whole pack was read"),
         entries,
         "the table alone says the same"
     );
@@ -57,8 +58,8 @@ fn check_pack(data: &[u8]) {
     assert_eq!(pack.parts.concat(), data, "the same chunks make the same pack");
 }
 
-/// A table, as ranged reading sees it: the table's bytes, with a trailer that is right about everything but, perhaps,
-/// where it lies. The first four bytes say that.
+/// A table, as a ranged read sees it: the bytes of the table, and a trailer that is correct except,
+/// perhaps, for the table's position. The first four bytes give that position.
 pub fn fuzz_table(data: &[u8]) {
     let Some((offset, table)) = data.split_first_chunk() else { return };
     let trailer = PackTrailer {
@@ -121,7 +122,7 @@ pub fn fuzz_layout(data: &[u8]) {
     );
 }
 
-/// A frame from a client, for a segment whose length the first four bytes say.
+/// A frame from a client, for a segment. The first four bytes give the segment's length.
 pub fn fuzz_frame(data: &[u8]) {
     let Some((segment_bytes, frame)) = data.split_first_chunk() else { return };
     let segment_bytes = u32::from_le_bytes(*segment_bytes).min(CHUNK_BYTES_MAX) as usize;
@@ -147,7 +148,7 @@ fn stored_chunk(pack: &[u8], entry: &PackEntry) -> StoredChunk {
     StoredChunk { id: entry.id, layout: entry.layout.clone(), checksum: entry.checksum, bytes }
 }
 
-/// The table of a pack with these chunks.
+/// The table of a pack of these chunks.
 fn written_table(entries: &[PackEntry]) -> Vec<u8> {
     let count = u32::try_from(entries.len()).expect("a table that was read has at most 65,536 entries");
     let mut table = count.to_le_bytes().to_vec();
@@ -157,7 +158,8 @@ fn written_table(entries: &[PackEntry]) -> Vec<u8> {
     table
 }
 
-/// The same bytes with the trailer's checksum and hash recomputed: mutations get past the hashes.
+/// The same bytes with the trailer's checksum and hash recomputed, so that mutations get past the
+/// hashes.
 fn resealed(data: &[u8]) -> Option<Vec<u8>> {
     let body_len = data.len().checked_sub(PACK_TRAILER_BYTES)?;
     let (body, trailer) = data.split_at(body_len);
@@ -172,5 +174,5 @@ fn resealed(data: &[u8]) -> Option<Vec<u8>> {
 }
 
 fn to_usize(value: u64) -> usize {
-    usize::try_from(value).expect("it was checked against bytes in memory")
+    usize::try_from(value).expect("checked against bytes in memory")
 }

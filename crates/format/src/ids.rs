@@ -1,4 +1,5 @@
-//! Identities: what names a chunk, a pack and the exact bytes of a served NAR, and what fills a hole.
+//! Identities: the names of a chunk, of a pack and of the exact bytes of a served NAR; and hole
+//! fills.
 //!
 //! Layer: format (pure). Byte tables: docs/STORAGE.md, "Chunk id", "Encoding tag".
 
@@ -9,21 +10,21 @@ use dormer_nix::nix32;
 
 use crate::error::{Error, Result};
 
-/// Bytes in a hole: the nix-base32 hash part of a store path.
+/// Bytes in a hole: the hash part of a store path in nix-base32.
 pub const HOLE_BYTES: usize = 32;
 
-/// The same, where offsets are 32 bits wide.
+/// The same number, for 32-bit offsets.
 pub(crate) const HOLE_LEN: u32 = 32;
 
-/// Bytes of a hole's fill when packed (5 bits a character).
+/// Bytes of a packed hole fill (5 bits a character).
 pub(crate) const FILL_PACKED_BYTES: usize = 20;
 
-/// Identity of a chunk: BLAKE3 over its blanked bytes and the places of its holes.
+/// Identity of a chunk: BLAKE3 over its blanked bytes and the offsets of its holes.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct ChunkId([u8; 32]);
 
 impl ChunkId {
-    /// Wraps 32 bytes that were an id before.
+    /// Wraps the 32 bytes of an existing id.
     pub const fn from_bytes(bytes: [u8; 32]) -> Self {
         Self(bytes)
     }
@@ -35,8 +36,9 @@ impl ChunkId {
 
     /// Computes the id of a chunk from its blanked bytes and the offsets of its holes.
     ///
-    /// BLAKE3(bytes || each offset as u32 LE || their count as u32 LE). Read from the end the input parses in one way
-    /// only, so a hole and a literal run of `e` never give the same id.
+    /// BLAKE3(bytes || each offset as u32 LE || their count as u32 LE). Read from the end, the
+    /// input parses in only one way. A hole and a literal run of `e` therefore never give the same
+    /// id.
     pub fn compute(blanked: &[u8], holes: &[u32]) -> Self {
         let mut hasher = blake3::Hasher::new();
         hasher.update(blanked);
@@ -71,12 +73,13 @@ impl FromStr for ChunkId {
     }
 }
 
-/// Identity of a pack: 16 random bytes, never used twice, so that a delayed delete can never hit a later upload.
+/// Identity of a pack: 16 random bytes that are never used twice, so that a delayed delete can
+/// never hit a later upload.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct PackId([u8; 16]);
 
 impl PackId {
-    /// Wraps 16 bytes: fresh random ones for a new pack.
+    /// Wraps 16 bytes. For a new pack, they must be fresh and random.
     pub const fn from_bytes(bytes: [u8; 16]) -> Self {
         Self(bytes)
     }
@@ -109,12 +112,13 @@ impl FromStr for PackId {
     }
 }
 
-/// Names the exact bytes that are served for a NAR: a digest over its stored frames and its fills.
+/// The name of the exact bytes that are served for a NAR: a digest over its stored frames and its
+/// fills.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct EncodingTag([u8; 16]);
 
 impl EncodingTag {
-    /// Wraps 16 bytes that were a tag before.
+    /// Wraps the 16 bytes of an existing tag.
     pub const fn from_bytes(bytes: [u8; 16]) -> Self {
         Self(bytes)
     }
@@ -142,7 +146,8 @@ impl FromStr for EncodingTag {
 
     fn from_str(text: &str) -> Result<Self> {
         let problem = Error::ParseId { what: "an encoding tag", expected: "26 nix-base32 characters" };
-        // 16 bytes are 26 characters; the length is checked first, so that nothing large is decoded.
+        // 16 bytes are 26 characters. The length is checked first, so that no large text is
+        // decoded.
         if text.len() != 26 {
             return Err(problem);
         }
@@ -153,7 +158,7 @@ impl FromStr for EncodingTag {
     }
 }
 
-/// The 32 characters that a hole held: always nix-base32.
+/// The former 32 characters of a hole, always nix-base32.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct HoleFill([u8; HOLE_BYTES]);
 
@@ -168,7 +173,8 @@ impl HoleFill {
         &self.0
     }
 
-    /// 5 bits a character, first character lowest, bits in ascending order: 20 bytes, each of which stands for a fill.
+    /// Packs the fill into 20 bytes: 5 bits a character, the first character lowest, bits in
+    /// ascending order. Every value of the 20 bytes stands for a fill.
     pub(crate) fn pack(&self) -> [u8; FILL_PACKED_BYTES] {
         let mut packed = [0; FILL_PACKED_BYTES];
         for (group, characters) in packed.chunks_exact_mut(5).zip(self.0.chunks_exact(8)) {
@@ -181,7 +187,7 @@ impl HoleFill {
         packed
     }
 
-    /// The reverse of [`pack`](Self::pack).
+    /// The inverse of [`pack`](Self::pack).
     pub(crate) fn unpack(packed: [u8; FILL_PACKED_BYTES]) -> Self {
         let mut fill = [0; HOLE_BYTES];
         for (group, characters) in packed.chunks_exact(5).zip(fill.chunks_exact_mut(8)) {
@@ -219,7 +225,7 @@ fn write_hex(bytes: &[u8], f: &mut fmt::Formatter<'_>) -> fmt::Result {
     bytes.iter().try_for_each(|byte| write!(f, "{byte:02x}"))
 }
 
-/// Lower case only: an id has one spelling, because object names are compared as text.
+/// Accepts lower case only: an id has one spelling, because object names are compared as text.
 fn parse_hex<const N: usize>(text: &str) -> Option<[u8; N]> {
     let digits = text.as_bytes();
     if digits.len() != 2 * N {

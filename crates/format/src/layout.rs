@@ -1,11 +1,13 @@
-//! Chunk layouts: how a chunk's raw bytes divide into holes and segments, and how long each segment's frame is.
+//! Chunk layouts: how a chunk's raw bytes divide into holes and segments, and the length of each
+//! segment's frame.
 //!
 //! Layer: format (pure). Byte table: docs/STORAGE.md, "Chunk layout".
 //!
 //! Invariants (of every layout that `decode` returns)
 //! - Holes ascend, do not overlap and lie inside the raw bytes; there are at most `HOLES_MAX`.
 //! - There is one frame for each non-empty segment, and at least one: stored bytes are never empty.
-//! - A frame is never longer than zstd's bound for its segment, so a hostile layout cannot claim large stored bytes.
+//! - A frame is never longer than zstd's bound for its segment, so a hostile layout cannot claim
+//!   large stored bytes.
 
 use std::ops::Range;
 
@@ -14,24 +16,25 @@ use crate::frame::{FRAME_BYTES_MIN, HOLE_FRAME_BYTES, frame_bytes_max};
 use crate::ids::{HOLE_BYTES, HOLE_LEN};
 use crate::wire::{Reader, put_varint};
 
-/// Most holes in a chunk; a chunk with more is stored literally, because frames would cost more than they save.
+/// Most holes in a chunk. A chunk with more is stored literally, because frames would cost more
+/// than they save.
 pub const HOLES_MAX: usize = 64;
 
-/// Most holes in all chunks of one NAR; chunks that would bring more are literal. It bounds what a recipe takes: about 1 MiB
-/// at rest and 4 MiB while it is built, if every hole has another fill. Real packages stay far below: a chunk has one or two
-/// holes on average, so it takes gigabytes to come near.
+/// Most holes in all chunks of one NAR; further chunks with holes are literal. This bounds a recipe
+/// to about 1 MiB at rest, and 4 MiB while it is built, if every hole has a different fill. Real
+/// packages stay far below: a chunk has one or two holes on average, so only gigabytes come close.
 pub const STREAM_HOLES_MAX: usize = 32_768;
 
-/// Largest maximum that chunk sizes may be set to.
+/// Upper bound for the largest chunk size in the settings.
 pub(crate) const CHUNK_PARAM_MAX: u32 = 4 * 1024 * 1024;
 
-/// Most raw bytes of any chunk: the largest maximum, and the rest of a hole that a cut fell into.
+/// Most raw bytes of any chunk: the upper bound, and the rest of a hole at the cut.
 pub const CHUNK_BYTES_MAX: u32 = CHUNK_PARAM_MAX + HOLE_LEN - 1;
 
-/// How a chunk is cut into frames.
+/// How a chunk divides into frames.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct ChunkLayout {
-    /// Bytes of the chunk in its NAR, holes included.
+    /// Bytes of the chunk in its NAR, including holes.
     pub raw_len: u32,
     /// Offsets of the holes in the raw bytes, ascending.
     pub holes: Vec<u32>,
@@ -40,12 +43,12 @@ pub struct ChunkLayout {
 }
 
 impl ChunkLayout {
-    /// Stored bytes: all frames.
+    /// Number of stored bytes: all frames.
     pub fn stored_len(&self) -> u32 {
         self.frames.iter().sum()
     }
 
-    /// Bytes served: all frames, and a frame for each hole.
+    /// Number of served bytes: all frames, and a frame for each hole.
     pub fn spliced_len(&self) -> u64 {
         u64::from(self.stored_len()) + (self.holes.len() * HOLE_FRAME_BYTES) as u64
     }
@@ -55,20 +58,20 @@ impl ChunkLayout {
         segments(self.raw_len as usize, &self.holes).filter(|segment| !segment.is_empty())
     }
 
-    /// Checks what this module's head promises.
+    /// Checks the invariants in this module's head.
     pub fn validate(&self) -> Result<()> {
         self.check().map_err(|source| Error::Layout { source })
     }
 
-    /// Writes the layout in its one compact spelling.
+    /// Encodes the layout in its one compact spelling.
     pub fn encode(&self) -> Vec<u8> {
-        // Three bytes for each length is nearly always enough: frames of up to 2 MiB.
+        // Three bytes per length are nearly always enough: they hold lengths of up to 2 MiB.
         let mut out = Vec::with_capacity(4 + 3 * (self.holes.len() + self.frames.len() + 1));
         self.encode_to(&mut out);
         out
     }
 
-    /// Appends [`encode`](Self::encode)'s bytes; they say themselves where they end.
+    /// Appends the bytes of [`encode`](Self::encode). The encoding marks its own end.
     pub(crate) fn encode_to(&self, out: &mut Vec<u8>) {
         put_varint(out, self.raw_len.into());
         put_varint(out, self.holes.len() as u64);
@@ -82,7 +85,7 @@ impl ChunkLayout {
         }
     }
 
-    /// Reads a layout that is all of `bytes`.
+    /// Reads a layout that fills all of `bytes`.
     pub fn decode(bytes: &[u8]) -> Result<Self> {
         let mut reader = Reader::new(bytes);
         Self::decode_from(&mut reader)
@@ -90,7 +93,7 @@ impl ChunkLayout {
             .map_err(|source| Error::Layout { source })
     }
 
-    /// Reads a layout from the front of what is left.
+    /// Reads a layout from the front of the remaining bytes.
     pub(crate) fn decode_from(reader: &mut Reader<'_>) -> Result<Self, Malformed> {
         let raw_len = reader.varint_u32()?;
         let hole_count = reader.count(1)?;
@@ -132,7 +135,7 @@ impl ChunkLayout {
     }
 }
 
-/// Checks that holes ascend, do not overlap and lie inside.
+/// Checks that holes ascend, do not overlap and lie inside the raw bytes.
 pub(crate) fn check_holes(raw_len: usize, holes: &[u32]) -> Result<(), Malformed> {
     if raw_len == 0 || raw_len > CHUNK_BYTES_MAX as usize {
         return Err(Malformed::OutOfBounds { what: "the raw length" });
@@ -150,7 +153,8 @@ pub(crate) fn check_holes(raw_len: usize, holes: &[u32]) -> Result<(), Malformed
     Ok(())
 }
 
-/// The segments before, between and after the holes, the empty ones too: always one more than there are holes.
+/// The segments before, between and after the holes, including empty ones. There is always one
+/// segment more than holes.
 pub(crate) fn segments(raw_len: usize, holes: &[u32]) -> impl Iterator<Item = Range<usize>> + '_ {
     let starts = std::iter::once(0).chain(holes.iter().map(|&hole| hole as usize + HOLE_BYTES));
     let ends = holes.iter().map(|&hole| hole as usize).chain(std::iter::once(raw_len));

@@ -1,6 +1,6 @@
 //! Bytes at rest: holes, chunks, frames, packs, recipes and the splicer. Pure.
 //!
-//! The contract is docs/STORAGE.md; code follows it. What travels through here:
+//! The contract is docs/STORAGE.md; code follows it. The flow of data through this crate:
 //!
 //! ```text
 //! NAR bytes ─ Chunker ─► RawChunk ─ Encoder ─► StoredChunk ─ PackBuilder ─► Pack
@@ -36,5 +36,6 @@ pub use pack::{
 pub use recipe::{ChunkRun, FillRun, HoleFills, Recipe, RecipeBuilder};
 pub use tag::TagBuilder;
 
-/// Version of everything here: cuts, ids, frames, packs, recipes, tags. Same version, same bytes, everywhere.
+/// Version of everything here: cuts, ids, frames, packs, recipes, tags. The same version gives the
+/// same bytes everywhere.
 pub const FORMAT_VERSION: u16 = 1;

@@ -3,9 +3,11 @@
 //! Layer: format (pure). Byte tables: docs/STORAGE.md, "Pack".
 //!
 //! Invariants
-//! - A pack is written in one pass: header, frames back to back, table, trailer. It never changes afterwards.
-//! - The table names every byte between header and table exactly once, so the index can be rebuilt from packs alone.
-//! - Nothing is believed before it was checked against the bytes: counts, lengths, checksums.
+//! - The packer writes a pack in one pass: header, frames back to back, table, trailer. The pack
+//!   never changes afterwards.
+//! - The table names every byte between header and table exactly once, so the index can be rebuilt
+//!   from packs alone.
+//! - The reader checks counts, lengths and checksums against the bytes before it uses them.
 
 use std::ops::Range;
 
@@ -19,10 +21,10 @@ use crate::ids::{ChunkId, PackId};
 use crate::layout::ChunkLayout;
 use crate::wire::Reader;
 
-/// A pack is sealed before it would be larger than this: 25 to 40 packs hold a gigabyte of software, and one open pack
-/// and one in flight stay well below a quarter of the memory that ingest may use.
+/// Size limit of a pack in bytes. 25 to 40 packs hold a gigabyte of software. One open pack and one
+/// in flight stay well below a quarter of the memory that ingest may use.
 pub const PACK_BYTES_MAX: u64 = 32 * 1024 * 1024;
-/// A pack is sealed when it holds this many chunks: bounds the table and the transaction that makes it known.
+/// Most chunks in a pack. Bounds the table, and the transaction that records the pack.
 pub const PACK_CHUNKS_MAX: usize = 65_536;
 
 /// Bytes of the header: magic, version, reserved, pack id.
@@ -33,26 +35,26 @@ pub const PACK_TRAILER_BYTES: usize = 64;
 const HEADER_MAGIC: [u8; 8] = *b"DORMPACK";
 const TRAILER_MAGIC: [u8; 8] = *b"KCAPMROD";
 
-/// Bytes of the trailer that its hash covers: all in front of the hash.
+/// Bytes of the trailer that its hash covers: everything before the hash.
 pub(crate) const TRAILER_HASHED_BYTES: usize = 24;
-/// Shortest table entry: id, checksum, and a layout of three numbers.
+/// The shortest table entry: id, checksum, and a layout of three numbers.
 const ENTRY_BYTES_MIN: usize = 32 + 8 + 3;
 
-/// Where a chunk lies in a pack.
+/// The place of a chunk in a pack.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct PackEntry {
-    /// Its identity.
+    /// The id of the chunk.
     pub id: ChunkId,
-    /// First byte of its frames in the pack.
+    /// Position of the chunk's first frame in the pack.
     pub offset: u64,
-    /// How its frames divide.
+    /// How the stored bytes divide into frames.
     pub layout: ChunkLayout,
-    /// XXH3-64 of its stored bytes.
+    /// XXH3-64 of the stored bytes.
     pub checksum: u64,
 }
 
 impl PackEntry {
-    /// Its stored bytes in the pack.
+    /// The range of the stored bytes in the pack.
     pub fn range(&self) -> Range<u64> {
         self.offset..self.offset + u64::from(self.layout.stored_len())
     }
@@ -61,13 +63,13 @@ impl PackEntry {
 /// A finished pack.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Pack {
-    /// Its id, from which its object's name follows.
+    /// The pack's id, which determines the name of its object.
     pub id: PackId,
-    /// Its bytes, part by part.
+    /// The pack's bytes, in parts.
     pub parts: Vec<Bytes>,
-    /// How many bytes they are together.
+    /// Number of bytes in all parts.
     pub size: u64,
-    /// Its chunks, in the order in which they lie in it.
+    /// The pack's chunks, in the order of their offsets.
     pub entries: Vec<PackEntry>,
 }
 
@@ -79,13 +81,13 @@ pub struct PackBuilder {
     entries: Vec<PackEntry>,
     /// The table without its count.
     table: Vec<u8>,
-    /// Where the next chunk goes.
+    /// Offset of the next chunk.
     offset: u64,
     hasher: blake3::Hasher,
 }
 
 impl PackBuilder {
-    /// Starts a pack; the id must never have been used before.
+    /// Starts a pack. The id must never have been used before.
     pub fn new(id: PackId) -> Self {
         let mut header = Vec::with_capacity(PACK_HEADER_BYTES);
         header.extend_from_slice(&HEADER_MAGIC);
@@ -98,9 +100,10 @@ impl PackBuilder {
         Self { id, parts: vec![header.into()], entries: Vec::new(), table: Vec::new(), offset, hasher }
     }
 
-    /// Whether the pack stays within its limits with this chunk in it. An empty pack takes every chunk.
+    /// Whether the pack stays within its limits after adding this chunk. An empty pack accepts
+    /// every chunk.
     pub fn has_room_for(&self, chunk: &StoredChunk) -> bool {
-        // An entry's layout takes at most five bytes a number.
+        // The layout of an entry takes at most five bytes a number.
         let numbers = 2 + chunk.layout.holes.len() + chunk.layout.frames.len();
         let entry_bytes_max = 40 + 5 * numbers;
         self.is_empty()
@@ -108,7 +111,7 @@ impl PackBuilder {
                 && self.bytes() + (chunk.bytes.len() + entry_bytes_max) as u64 <= PACK_BYTES_MAX
     }
 
-    /// Adds a chunk and returns its position. Ask [`has_room_for`](Self::has_room_for) before.
+    /// Adds a chunk and returns its position. Call [`has_room_for`](Self::has_room_for) first.
     pub fn add(&mut self, chunk: StoredChunk) -> u32 {
         debug_assert!(self.has_room_for(&chunk), "a full pack must be sealed before the next chunk");
         debug_assert_eq!(chunk.bytes.len(), chunk.layout.stored_len() as usize, "layout of another chunk");
@@ -127,12 +130,12 @@ impl PackBuilder {
         self.id
     }
 
-    /// Chunks so far.
+    /// Number of chunks so far.
     pub fn len(&self) -> usize {
         self.entries.len()
     }
 
-    /// Whether there are none yet.
+    /// Whether the pack has no chunks yet.
     pub fn is_empty(&self) -> bool {
         self.entries.is_empty()
     }
@@ -171,21 +174,21 @@ pub(crate) fn put_entry(table: &mut Vec<u8>, id: &ChunkId, checksum: u64, layout
     layout.encode_to(table);
 }
 
-/// The last bytes of a pack: where its table is.
+/// The last bytes of a pack; they locate the table.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct PackTrailer {
-    /// First byte of the table.
+    /// Position of the table in the pack.
     pub table_offset: u64,
-    /// Bytes of the table.
+    /// Number of bytes in the table.
     pub table_len: u32,
-    /// XXH3-64 of the table, so that it can be believed without reading the whole pack.
+    /// XXH3-64 of the table, so that the table can be verified without reading the whole pack.
     pub table_checksum: u64,
-    /// BLAKE3 of all bytes before it.
+    /// BLAKE3 of all bytes of the pack before this digest.
     pub hash: [u8; 32],
 }
 
 impl PackTrailer {
-    /// The table's bytes in the pack.
+    /// The range of the table in the pack.
     pub fn table_range(&self) -> Range<u64> {
         self.table_offset..self.table_offset + u64::from(self.table_len)
     }
@@ -196,18 +199,19 @@ pub fn read_header(header: &[u8; PACK_HEADER_BYTES]) -> Result<PackId> {
     check_header(header).map_err(|source| Error::Pack { source })
 }
 
-/// Reads the last [`PACK_TRAILER_BYTES`] of a pack of `pack_size` bytes, for reading its table alone.
+/// Reads the last [`PACK_TRAILER_BYTES`] of a pack of `pack_size` bytes. Needed to read the table
+/// alone.
 pub fn read_trailer(trailer: &[u8; PACK_TRAILER_BYTES], pack_size: u64) -> Result<PackTrailer> {
     check_trailer(trailer, pack_size).map_err(|source| Error::Pack { source })
 }
 
-/// Reads the table that a trailer points at; `table` holds [`PackTrailer::table_range`].
+/// Reads the table that a trailer locates. `table` holds [`PackTrailer::table_range`].
 pub fn read_table(trailer: &PackTrailer, table: &[u8]) -> Result<Vec<PackEntry>> {
     check_table(trailer, table).map_err(|source| Error::Pack { source })
 }
 
-/// Reads a whole pack and verifies all of it: hash, table, checksum and form of every chunk's frames. Only what the
-/// frames decompress to is left to the caller.
+/// Reads a whole pack and verifies its hash, its table, and the checksum and frame form of every
+/// chunk. The caller must verify the decompressed content.
 pub fn read_pack(pack: &[u8]) -> Result<(PackId, Vec<PackEntry>)> {
     let (id, entries) = check_pack(pack).map_err(|source| Error::Pack { source })?;
     for (position, entry) in entries.iter().enumerate() {
@@ -226,7 +230,7 @@ fn check_pack(pack: &[u8]) -> Result<(PackId, Vec<PackEntry>), Malformed> {
     if hasher.finalize() != trailer.hash {
         return Err(Malformed::Checksum { what: "hash of a pack" });
     }
-    // The trailer was checked to point at what lies between the header and itself.
+    // The trailer check ensured that the table lies between the header and the trailer.
     let table_offset = usize::try_from(trailer.table_offset).map_err(|_| Malformed::UnexpectedEnd)?;
     let table = body.get(table_offset..).ok_or(Malformed::UnexpectedEnd)?;
     Ok((id, check_table(&trailer, table)?))
@@ -269,7 +273,7 @@ fn check_trailer(trailer: &[u8; PACK_TRAILER_BYTES], pack_size: u64) -> Result<P
     let reserved = reader.u16()?;
     let table_checksum = reader.u64()?;
     let hash = reader.array()?;
-    // Magic first: what is no trailer at all should be called that.
+    // Checks the magic first: bytes that are not a trailer should be reported as such.
     if reader.array()? != TRAILER_MAGIC {
         return Err(Malformed::Magic { part: "trailer" });
     }

@@ -1,11 +1,13 @@
-//! Recipes: how to rebuild a NAR from chunks and fills.
+//! Recipes: how to rebuild a NAR from its chunks and fills.
 //!
 //! Layer: format (pure). Byte table: docs/STORAGE.md, "Recipe".
 //!
 //! Invariants (of every recipe that `decode` returns)
-//! - No run is empty, no chunk number exceeds 2^63 - 1 (what a database column holds), counts do not overflow.
-//! - Every fill run names a hash that is there.
-//! - Its memory is at most 8 times the bytes it was decoded from (a run of chunks: 16 bytes from at least two).
+//! - No run is empty. No chunk number exceeds 2^63 - 1, the limit of a database column. Counts do
+//!   not overflow.
+//! - Every fill run refers to a hash in the recipe.
+//! - Its memory is at most 8 times its encoded bytes (a run of chunks takes 16 bytes, and at least
+//!   two encoded).
 
 use std::collections::HashMap;
 
@@ -22,37 +24,37 @@ const NUMBER_MAX: u64 = i64::MAX as u64;
 pub struct ChunkRun {
     /// First number.
     pub first: u64,
-    /// How many, at least one.
+    /// How many numbers, at least one.
     pub count: u32,
 }
 
-/// Holes in a row that have the same fill.
+/// Consecutive holes with the same fill.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct FillRun {
-    /// Which of the recipe's hashes.
+    /// Index into the recipe's hashes.
     pub hash: u32,
     /// How many holes, at least one.
     pub count: u32,
 }
 
-/// How to rebuild a NAR: its chunks in order, and what fills their holes, in order.
+/// How to rebuild a NAR: its chunks in order, and the fills of their holes in order.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Recipe {
     /// The chunks.
     pub runs: Vec<ChunkRun>,
     /// The distinct fills.
     pub hashes: Vec<HoleFill>,
-    /// Which of them fills which hole.
+    /// Which hash fills which hole.
     pub fills: Vec<FillRun>,
 }
 
 impl Recipe {
-    /// Chunks in all.
+    /// Number of all chunks.
     pub fn chunk_count(&self) -> u64 {
         self.runs.iter().map(|run| u64::from(run.count)).sum()
     }
 
-    /// Holes in all.
+    /// Number of all holes.
     pub fn hole_count(&self) -> u64 {
         self.fills.iter().map(|run| u64::from(run.count)).sum()
     }
@@ -62,12 +64,13 @@ impl Recipe {
         self.runs.iter().flat_map(|run| run.first..run.first.saturating_add(run.count.into()))
     }
 
-    /// What fills the holes, one after the other. `nth` and `skip` jump over whole runs.
+    /// The fills of the holes, in order. `nth` and `skip` jump over whole runs.
     pub fn hole_fills(&self) -> HoleFills<'_> {
         HoleFills { hashes: &self.hashes, runs: self.fills.iter(), current: None }
     }
 
-    /// Writes the recipe in its compact form.
+    /// Encodes the recipe in its compact form.
+    ///
     pub fn encode(&self) -> Vec<u8> {
         let hash_bytes = self.hashes.len() * FILL_PACKED_BYTES;
         let mut out = Vec::with_capacity(8 + 5 * self.runs.len() + hash_bytes + 2 * self.fills.len());
@@ -75,7 +78,7 @@ impl Recipe {
         put_varint(&mut out, self.runs.len() as u64);
         let mut expected = 0_u64;
         for run in &self.runs {
-            // Runs mostly begin near the end of the one before: the difference is short.
+            // Most runs begin near the end of the previous run, so the difference is short.
             put_varint(&mut out, zigzag(run.first.wrapping_sub(expected).cast_signed()));
             put_varint(&mut out, run.count.into());
             expected = run.first.wrapping_add(run.count.into());
@@ -86,7 +89,7 @@ impl Recipe {
         }
         put_varint(&mut out, self.fills.len() as u64);
         for run in &self.fills {
-            // Most runs are one hole long: the lowest bit says that a count follows.
+            // Most runs are one hole long. The lowest bit says whether a count follows.
             put_varint(&mut out, u64::from(run.hash) << 1 | u64::from(run.count != 1));
             if run.count != 1 {
                 put_varint(&mut out, run.count.into());
@@ -95,7 +98,7 @@ impl Recipe {
         out
     }
 
-    /// Reads a recipe that is all of `bytes`.
+    /// Reads a recipe that fills all of `bytes`.
     pub fn decode(bytes: &[u8]) -> Result<Self> {
         Self::read(bytes).map_err(|source| Error::Recipe { source })
     }
@@ -124,7 +127,7 @@ fn read_runs(reader: &mut Reader<'_>) -> Result<Vec<ChunkRun>, Malformed> {
     for _ in 0..run_count {
         let first = expected.checked_add_signed(unzigzag(reader.varint()?)).ok_or(out_of_bounds)?;
         let count = reader.varint_u32()?;
-        // `first + count` may be one past the largest number, and fits 64 bits whatever the two are.
+        // `first + count` may be one past the largest number. The sum always fits 64 bits.
         expected = first.checked_add(count.into()).ok_or(out_of_bounds)?;
         if count == 0 || expected > NUMBER_MAX + 1 {
             return Err(out_of_bounds);
@@ -141,7 +144,7 @@ fn read_fills(reader: &mut Reader<'_>, hashes: &[HoleFill]) -> Result<Vec<FillRu
     for _ in 0..run_count {
         let head = reader.varint()?;
         let hash = u32::try_from(head >> 1).map_err(|_| out_of_bounds)?;
-        // A written count of one would be a second spelling of none.
+        // An explicit count of one would be a second spelling of no count.
         let count = if head & 1 == 0 { 1 } else { reader.varint_u32()? };
         if hash as usize >= hashes.len() || count == 0 || (head & 1 == 1 && count == 1) {
             return Err(out_of_bounds);
@@ -156,7 +159,7 @@ fn read_fills(reader: &mut Reader<'_>, hashes: &[HoleFill]) -> Result<Vec<FillRu
 pub struct HoleFills<'a> {
     hashes: &'a [HoleFill],
     runs: std::slice::Iter<'a, FillRun>,
-    /// The run at hand, with the holes left in it.
+    /// The current run, with its remaining holes.
     current: Option<FillRun>,
 }
 
@@ -184,7 +187,7 @@ impl<'a> Iterator for HoleFills<'a> {
     }
 }
 
-/// Collects a recipe; chunks and fills may be pushed in any order between each other.
+/// Builds a recipe. Chunks and fills may be pushed in any interleaving.
 #[derive(Debug, Clone, Default)]
 pub struct RecipeBuilder {
     recipe: Recipe,
@@ -192,7 +195,7 @@ pub struct RecipeBuilder {
 }
 
 impl RecipeBuilder {
-    /// Starts a NAR.
+    /// Starts the recipe of one NAR.
     pub fn new() -> Self {
         Self::default()
     }
@@ -226,7 +229,7 @@ impl RecipeBuilder {
         self.recipe.fills.push(FillRun { hash, count: 1 });
     }
 
-    /// Ends the NAR.
+    /// Finishes the recipe.
     pub fn finish(self) -> Recipe {
         self.recipe
     }

@@ -3,15 +3,15 @@
 //! Layer: format (pure). Byte table: docs/STORAGE.md, "Encoding tag".
 //!
 //! Invariants
-//! - Equal tags mean equal served bytes: chunk ids fix what is in the frames, layouts their lengths, checksums the
-//!   compressed bytes themselves, and fills the holes.
-//! - Chunks and fills are hashed apart, because ingest knows fills before it knows checksums; only the order within
-//!   each of the two matters.
+//! - Equal tags mean equal served bytes: chunk ids fix the contents of the frames, layouts their
+//!   lengths, checksums the compressed bytes themselves, and fills the holes.
+//! - Chunks and fills are hashed separately, because ingest knows fills before it knows checksums.
+//!   Only the order within each of the two matters.
 
 use crate::ids::{ChunkId, EncodingTag, HoleFill};
 use crate::layout::ChunkLayout;
 
-/// BLAKE3 contexts: no other use of BLAKE3 gives these digests.
+/// BLAKE3 contexts. No other use of BLAKE3 gives these digests.
 const CONTEXT_CHUNKS: &str = "dormer 2026 encoding tag v1, chunks";
 const CONTEXT_FILLS: &str = "dormer 2026 encoding tag v1, fills";
 const CONTEXT_TAG: &str = "dormer 2026 encoding tag v1, tag";
@@ -21,7 +21,7 @@ const CONTEXT_TAG: &str = "dormer 2026 encoding tag v1, tag";
 pub struct TagBuilder {
     chunks: blake3::Hasher,
     fills: blake3::Hasher,
-    /// Layout bytes of the chunk at hand; kept for its capacity.
+    /// Layout bytes of the current chunk. The buffer keeps its capacity.
     scratch: Vec<u8>,
 }
 
@@ -32,7 +32,7 @@ impl Default for TagBuilder {
 }
 
 impl TagBuilder {
-    /// Starts a NAR.
+    /// Starts the tag of one NAR.
     pub fn new() -> Self {
         Self {
             chunks: blake3::Hasher::new_derive_key(CONTEXT_CHUNKS),
@@ -43,7 +43,7 @@ impl TagBuilder {
 
     /// Adds the next chunk of the NAR.
     pub fn push_chunk(&mut self, id: &ChunkId, checksum: u64, layout: &ChunkLayout) {
-        // A layout says itself where it ends, so no two sequences of chunks give the same input.
+        // A layout marks its own end, so no two sequences of chunks give the same input.
         self.scratch.clear();
         self.scratch.extend_from_slice(id.as_bytes());
         self.scratch.extend_from_slice(&checksum.to_le_bytes());
@@ -56,7 +56,7 @@ impl TagBuilder {
         self.fills.update(fill.as_bytes());
     }
 
-    /// Ends the NAR.
+    /// Finishes the tag.
     pub fn finish(self) -> EncodingTag {
         let mut hasher = blake3::Hasher::new_derive_key(CONTEXT_TAG);
         hasher.update(self.chunks.finalize().as_bytes());

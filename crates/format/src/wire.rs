@@ -1,12 +1,12 @@
-//! Numbers on disk: little-endian fixed ones, and variable-length ones in exactly one spelling.
+//! Encoded numbers: fixed-length in little endian, and variable-length in exactly one spelling.
 //!
 //! Invariants
-//! - A reader never takes a length on trust: every take is checked against the bytes that are there.
-//! - A number has one spelling (shortest form only), so equal values are equal bytes.
+//! - A reader never trusts a length: each read is checked against the remaining bytes.
+//! - A number has one spelling (the shortest), so equal values are equal bytes.
 
 use crate::error::Malformed;
 
-/// Appends a number, seven bits a byte, lowest first; the top bit says that more follow.
+/// Appends a number with seven bits a byte, lowest first. The top bit says that more bytes follow.
 pub(crate) fn put_varint(out: &mut Vec<u8>, mut value: u64) {
     while value >= 0x80 {
         out.push(value.to_le_bytes()[0] | 0x80);
@@ -15,12 +15,12 @@ pub(crate) fn put_varint(out: &mut Vec<u8>, mut value: u64) {
     out.push(value.to_le_bytes()[0]);
 }
 
-/// Maps a signed difference onto small unsigned numbers: 0, -1, 1, -2, … become 0, 1, 2, 3, …
+/// Maps a signed difference to a small unsigned number: 0, -1, 1, -2, … become 0, 1, 2, 3, …
 pub(crate) fn zigzag(value: i64) -> u64 {
     (value << 1 ^ value >> 63).cast_unsigned()
 }
 
-/// The reverse of [`zigzag`].
+/// The inverse of [`zigzag`].
 pub(crate) fn unzigzag(value: u64) -> i64 {
     (value >> 1).cast_signed() ^ -(value & 1).cast_signed()
 }
@@ -70,7 +70,8 @@ impl<'a> Reader<'a> {
         for shift in (0..64).step_by(7) {
             let byte = self.u8()?;
             let bits = u64::from(byte & 0x7f);
-            // The tenth byte has room for one bit; a last byte of zero would be a longer spelling of a shorter number.
+            // The tenth byte has room for one bit. A last byte of zero would be a longer spelling
+            // of the number.
             if (shift == 63 && bits > 1) || (byte == 0 && shift > 0) {
                 return Err(Malformed::Varint);
             }
@@ -86,7 +87,8 @@ impl<'a> Reader<'a> {
         u32::try_from(self.varint()?).map_err(|_| Malformed::Varint)
     }
 
-    /// A count of things that take at least `bytes_each` bytes each: never more than the bytes left can hold.
+    /// Reads a count of items of at least `bytes_each` bytes, and refuses more than the remaining
+    /// bytes can hold.
     pub(crate) fn count(&mut self, bytes_each: usize) -> Result<usize, Malformed> {
         let count = usize::try_from(self.varint()?).map_err(|_| Malformed::Varint)?;
         if count > self.remaining() / bytes_each { Err(Malformed::UnexpectedEnd) } else { Ok(count) }

@@ -1,7 +1,8 @@
 //! Runs every fuzz target over its corpus and over deterministic mutations of it.
 //!
-//! `DORMER_FUZZ_ROUNDS` says how many inputs a target gets (default 4,000). A round that fails is named in the message,
-//! and the same round makes the same input again. `DORMER_WRITE_CORPUS=1` writes the seeds made here into the corpora.
+//! `DORMER_FUZZ_ROUNDS` sets the number of inputs per target (default 4,000). A failure names its
+//! round, and the same round makes the same input again. `DORMER_WRITE_CORPUS=1` writes the seeds
+//! of this file into the corpora.
 
 #![expect(clippy::disallowed_methods, reason = "only the crate itself is pure; its test reads files")]
 #![expect(clippy::unwrap_used, reason = "a failed unwrap fails the test")]
@@ -36,7 +37,7 @@ fn corpus(target: &str, seeds: &[Vec<u8>]) -> Vec<Vec<u8>> {
         .unwrap_or_else(|error| panic!("reading the corpus {}: {error}", folder.display()))
         .map(|entry| entry.expect("the folder can be read").path())
         .collect();
-    // The order of a folder is not the same everywhere.
+    // The order of a folder's entries differs between machines.
     files.sort();
     files.iter().map(|file| std::fs::read(file).expect("the file can be read")).collect()
 }
@@ -103,7 +104,7 @@ fn recipe_holds_its_properties() {
             builder.finish().encode()
         })
         .collect();
-    // Counts that the bytes behind them cannot hold.
+    // Counts that the following bytes cannot hold.
     seeds.push(vec![1, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0x7f]);
     seeds.push(vec![1, 1, 0, 0xff, 0xff, 0xff, 0xff, 0x0f, 0, 0]);
     run("recipe", &seeds, fuzz_targets::fuzz_recipe);

@@ -1,9 +1,10 @@
-//! Golden files pin version 1 of every format at rest: what was written once is read for ever, and cuts, ids, layouts,
-//! recipes and tags come out the same everywhere.
+//! Golden files pin version 1 of every format at rest: every released version stays readable, and
+//! cuts, ids, layouts, recipes and tags are the same on every machine.
 //!
-//! Frames are the exception: another zstd may compress better, so the golden pack is read and verified, and only what is
-//! ours in it (header, table, trailer) is written again and compared. `DORMER_WRITE_GOLDEN=1` writes the files, which
-//! is right for a new format version only.
+//! Frames are the exception, because another version of zstd may compress better. The test
+//! therefore reads and verifies the golden pack, but writes and compares only our parts of it:
+//! header, table and trailer. `DORMER_WRITE_GOLDEN=1` writes the files, which is right only for a
+//! new format version.
 
 #![expect(clippy::disallowed_methods, reason = "only the crate itself is pure; its test reads files")]
 #![expect(clippy::unwrap_used, reason = "a failed unwrap fails the test")]
@@ -27,7 +28,7 @@ fn golden(name: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden").join(name)
 }
 
-/// Compares with a golden file, or writes it when asked to.
+/// Compares with a golden file, or writes the file when asked to.
 fn check(name: &str, bytes: &[u8]) {
     let path = golden(name);
     if std::env::var_os("DORMER_WRITE_GOLDEN").is_some() {
@@ -37,7 +38,7 @@ fn check(name: &str, bytes: &[u8]) {
     assert!(expected == bytes, "{name} differs: {} bytes there, {} here", expected.len(), bytes.len());
 }
 
-/// The chunks that the golden pack holds: small ones, some with holes, some literal.
+/// The chunks of the golden pack: small ones, some with holes, some literal.
 fn pack_chunks() -> Vec<RawChunk> {
     chunks(ChunkParams::new(1024, 4096, 16_384).unwrap(), &dense_sample(SEED, 60_000))
 }
@@ -126,7 +127,7 @@ fn a_recipe_of_version_1_does_not_change() {
     check("v1.recipe", &recipe.encode());
     assert_eq!(Recipe::decode(&std::fs::read(golden("v1.recipe")).unwrap()).unwrap(), recipe);
 
-    // By hand, as the byte table of docs/STORAGE.md says.
+    // Written by hand, after the byte table of docs/STORAGE.md.
     let by_hand = [&[1, 2, 14, 1, 0x86, 0x02, 2, 1][..], &[0; 20], &[2, 0, 1, 3]];
     let recipe = Recipe::decode(&by_hand.concat()).unwrap();
     assert_eq!(
@@ -148,6 +149,6 @@ fn a_layout_of_version_1_does_not_change() {
     for (line, layout) in std::fs::read_to_string(golden("v1.layouts")).unwrap().lines().zip(layouts) {
         assert_eq!(ChunkLayout::decode(&hex::decode(line).unwrap()).unwrap(), layout);
     }
-    // By hand: raw length 300, three holes with gaps 0, 68 and 0, two frames.
+    // Written by hand: raw length 300, three holes with gaps 0, 68 and 0, two frames.
     assert_eq!(ChunkLayout::decode(&[0xac, 0x02, 3, 0, 68, 0, 50, 40]).unwrap().holes, [0, 100, 132]);
 }

@@ -1,4 +1,4 @@
-//! Properties of the whole way, from bytes to packs and back, and of every format at rest.
+//! Properties of the whole way from bytes to packs and back, and of every format at rest.
 
 #![expect(clippy::unwrap_used, reason = "a failed unwrap fails the test")]
 
@@ -17,12 +17,12 @@ use proptest::prelude::*;
 
 const HOLE: usize = 32;
 
-/// Small chunks, so that small inputs have many.
+/// Small chunk sizes, so that small inputs have many chunks.
 fn small() -> ChunkParams {
     ChunkParams::new(64, 256, 1024).unwrap()
 }
 
-/// Pieces of which inputs are made: store paths, what resembles them, and everything else.
+/// The pieces of inputs: store paths, texts that resemble store paths, and other bytes.
 fn piece() -> impl Strategy<Value = Vec<u8>> {
     let path = "[0-9a-df-np-sv-z]{32}".prop_map(|hash| format!("{STORE_DIR}/{hash}").into_bytes());
     prop_oneof![
@@ -41,7 +41,7 @@ fn input() -> impl Strategy<Value = Vec<u8>> {
     vec(piece(), 0..40).prop_map(|pieces| pieces.concat())
 }
 
-/// The specification, said as simply as it can be: all bytes in memory, one after the other.
+/// The specification in its simplest form: all bytes in memory, one step after another.
 fn naive_chunks(params: ChunkParams, bytes: &[u8]) -> Vec<(Range<usize>, Vec<usize>)> {
     let prefix = format!("{STORE_DIR}/").into_bytes();
     let is_digit = |byte: &u8| b"0123456789abcdfghijklmnpqrsvwxyz".contains(byte);
@@ -115,7 +115,7 @@ fn store(chunks: &[RawChunk], level: i32) -> Stored {
     Stored { pack: builder.finish().parts.concat(), recipe: recipe.finish().encode() }
 }
 
-/// What is served for it.
+/// The bytes that are served for the NAR.
 fn serve(stored: &Stored) -> Vec<u8> {
     let pack = Bytes::from(stored.pack.clone());
     let (_, entries) = read_pack(&pack).unwrap();
@@ -142,7 +142,7 @@ fn arbitrary_layout() -> impl Strategy<Value = ChunkLayout> {
     (gaps, 0..100_000_u32, 0..1000_u32).prop_filter_map(
         "stored bytes are never empty",
         |(gaps, last, extra)| {
-            // A frame of every length that zstd may make of its segment.
+            // A frame of any length that zstd may make of its segment.
             let frame = |segment: u32, extra: u32| 10 + extra % (segment + (segment >> 8) + 30);
             let mut layout = ChunkLayout { raw_len: 0, holes: Vec::new(), frames: Vec::new() };
             for (gap, extra) in gaps {
@@ -179,7 +179,8 @@ fn arbitrary_recipe() -> impl Strategy<Value = Recipe> {
 }
 
 proptest! {
-    // Inputs are a few kilobytes and chunks a few hundred bytes, so each case cuts dozens of chunks.
+    // Inputs have a few kilobytes and chunks a few hundred bytes, so each case cuts dozens of
+    // chunks.
     #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::default() })]
 
     #[test]
@@ -198,7 +199,8 @@ proptest! {
     fn what_is_served_decompresses_to_what_was_stored(bytes in input(), level in 1..=4_i32) {
         let stored = store(&chunks(small(), &bytes), level);
         let served = serve(&stored);
-        // The ordinary streaming decoder, as Nix uses it. No NAR is empty: it would have no frame at all.
+        // The ordinary streaming decoder, as in Nix. No NAR is empty: an empty one would have no
+        // frame.
         if bytes.is_empty() {
             prop_assert!(served.is_empty());
         } else {
@@ -283,7 +285,8 @@ proptest! {
         stored.pack[place] ^= 1 << bit;
         prop_assert!(read_pack(&stored.pack).is_err());
         stored.pack[place] ^= 1 << bit;
-        // Recipes have no checksum of their own (the database keeps them): a changed one is refused or is another one.
+        // Recipes have no checksum of their own, because the database keeps them. A changed recipe
+        // is refused or decodes to another recipe.
         let place = at.index(stored.recipe.len());
         let before = Recipe::decode(&stored.recipe).unwrap();
         stored.recipe[place] ^= 1 << bit;
@@ -334,7 +337,7 @@ fn a_rebuild_with_other_hashes_has_the_same_chunks() {
     let params = ChunkParams::default();
     let before = sample(2, 3_000_000);
     let chunks_before = chunks(params, &before);
-    // Every hash in a hole becomes another one of the same place; literal chunks keep theirs.
+    // Replaces every hash in a hole with another hash. Literal chunks keep their hashes.
     let after: Vec<u8> = chunks_before
         .iter()
         .flat_map(|chunk| {

@@ -1,18 +1,21 @@
-//! Why a text of Nix's formats was refused. Errors of the NAR parser are [`crate::nar::NarError`]: they carry positions.
+//! Why a text in one of Nix's formats was refused. The NAR parser has its own errors, with
+//! positions: [`crate::nar::NarError`].
 
 use crate::text::excerpt;
 
-/// A text that is not what it was read as. Each variant keeps the (shortened) text, so that a log line explains itself.
+/// A text that does not parse as the expected type. Each variant keeps the shortened text, so that
+/// a log line explains itself.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
-    /// A character outside nix-base32's alphabet, a length no number of bytes encodes to, or stray bits at the end.
+    /// A character outside the alphabet of nix-base32, an impossible length, or stray bits at the
+    /// end.
     #[error("{text:?} is not nix-base32")]
     Nix32 {
         /// What was read.
         text: String,
     },
-    /// Not a sha256 in one of the accepted forms.
+    /// The text is not a sha256 hash in one of the accepted forms.
     #[error(
         "{text:?} is not a sha256 hash: expected `sha256:` and nix-base32 or hex, or `sha256-` and base64"
     )]
@@ -20,25 +23,26 @@ pub enum Error {
         /// What was read.
         text: String,
     },
-    /// The folder of a store: absolute, without `.`, `..`, empty components or a slash at the end.
+    /// The folder of a store must be absolute, without `.`, `..`, empty components or a slash at
+    /// the end.
     #[error("{text:?} is not a store folder")]
     StoreDir {
         /// What was read.
         text: String,
     },
-    /// The hash part of a store path: exactly 32 characters of nix-base32.
+    /// The hash part of a store path must be exactly 32 characters of nix-base32.
     #[error("{text:?} is not the hash of a store path: expected 32 characters of nix-base32")]
     StorePathHash {
         /// What was read.
         text: String,
     },
-    /// A store path's base name: hash, dash, name.
+    /// The base name of a store path must be a hash, a dash and a name.
     #[error("{text:?} is not a store path: expected a hash, a dash and a name")]
     StorePath {
         /// What was read.
         text: String,
     },
-    /// The name part of a store path.
+    /// The name part of a store path is empty, too long or has a bad character.
     #[error("{text:?} is not the name of a store path: expected 1 to 211 of 0-9 a-z A-Z + - . _ ? =")]
     StorePathName {
         /// What was read.
@@ -49,7 +53,7 @@ pub enum Error {
     ForeignStoreDir {
         /// What was read.
         text: String,
-        /// The folder it should be in.
+        /// The folder that the path should be in.
         store_dir: String,
     },
     /// A signature: `name:base64 of 64 bytes`.
@@ -64,7 +68,8 @@ pub enum Error {
         /// What was read.
         text: String,
     },
-    /// A secret key. The text is not kept: it may be one, save for a typing error.
+    /// A bad secret key. The error does not keep the text, because a mistyped key is still nearly a
+    /// secret.
     #[error(
         "not an ed25519 secret key: expected a name, a colon and 64 bytes in base64 (the seed, then its public key)"
     )]
@@ -78,18 +83,18 @@ pub enum Error {
     /// A signature that does not fit the message and the key.
     #[error("the signature by {key_name:?} does not verify")]
     SignatureMismatch {
-        /// Name of the key that was to have signed.
+        /// Name of the key that the signature claims.
         key_name: String,
     },
-    /// A narinfo longer than we read.
+    /// The narinfo is longer than the limit.
     #[error("a narinfo of {bytes} bytes is over the limit of {max}")]
     NarInfoTooLarge {
-        /// Its size in bytes.
+        /// The size in bytes.
         bytes: usize,
         /// The limit in bytes.
         max: usize,
     },
-    /// A narinfo that does not end with a line feed: it was cut, perhaps in the middle of its references.
+    /// The narinfo does not end with a line feed. It was cut, perhaps within its references.
     #[error("the narinfo ends in the middle of a line")]
     NarInfoTruncated,
     /// A line without a colon, or with control characters.
@@ -100,37 +105,37 @@ pub enum Error {
         /// The line.
         text: String,
     },
-    /// A field that may stand only once stands twice.
+    /// A field that may appear only once appears twice.
     #[error("the narinfo has two fields {field}")]
     NarInfoDuplicate {
         /// Name of the field.
         field: &'static str,
     },
-    /// A field that must be there is not.
+    /// A required field is missing.
     #[error("the narinfo has no field {field}")]
     NarInfoMissing {
         /// Name of the field.
         field: &'static str,
     },
-    /// A field's value is not a positive number, a line, or whatever else the field asks for.
-    #[error("{value:?} is no value for the narinfo field {field}")]
+    /// The value of a field is not what the field requires, such as a positive number or one line.
+    #[error("{value:?} is not a valid value for the narinfo field {field}")]
     NarInfoValue {
         /// Name of the field.
         field: &'static str,
-        /// Its value.
+        /// The value.
         value: String,
     },
-    /// A field's value did not parse as the type it must have.
+    /// The value of a field does not parse as the type of the field.
     #[error("reading the narinfo field {field}")]
     NarInfoField {
         /// Name of the field.
         field: &'static str,
-        /// What was wrong with it.
+        /// Why the value does not parse.
         source: Box<Error>,
     },
 }
 
-/// What this crate's text parsers return.
+/// The result type of this crate's text parsers.
 pub type Result<T, E = Error> = std::result::Result<T, E>;
 
 macro_rules! text_errors {

@@ -1,15 +1,17 @@
-//! One checked property per parser of foreign bytes, as plain functions: whatever the bytes are, they return, or panic
-//! because a property is broken.
+//! One checked property per parser of foreign bytes, as plain functions. For any input, a target
+//! returns, or panics because a property is broken.
 //!
-//! The tests run them on every build over `fuzz/corpus/<target>/` and over mutations of it ([`mutated`]); cargo-fuzz runs
-//! the same functions for as long as one likes (`fuzz/README.md`).
+//! The tests of every build run the targets over `fuzz/corpus/<target>/` and over mutations of it
+//! ([`mutated`]). cargo-fuzz runs the same functions for as long as you like (`fuzz/README.md`).
 //!
 //! Properties
-//! - `nar`: how a NAR is cut does not matter; what is accepted is, byte by byte, what the writer makes of its listing and
-//!   contents; a limit equal to its size changes nothing.
-//! - `narinfo`: what is accepted is written and read back as the same, and passes `check`.
-//! - `store_path`, `hash`, `signature`: what is accepted is written and read back as the same; texts with only one
-//!   spelling are written as they were read; a key that was accepted signs what its public key verifies.
+//! - `nar`: the result does not depend on how the NAR is cut. The writer turns the listing and the
+//!   contents of an accepted NAR into the same bytes again. A limit equal to the NAR's size changes
+//!   nothing.
+//! - `narinfo`: an accepted narinfo is written and read back as the same value, and passes `check`.
+//! - `store_path`, `hash`, `signature`: an accepted text is written and read back as the same
+//!   value. A text with only one spelling is written exactly as it was read. An accepted secret key
+//!   signs what its public key verifies.
 
 use std::collections::BTreeMap;
 
@@ -18,7 +20,7 @@ use serde_json::Value;
 use crate::nar::{Listing, NarError, NarLimits, NarReader, Node, encode_tree};
 use crate::{NarHash, NarInfo, PublicKey, SecretKey, Signature, StoreDir, StorePath, StorePathHash, nix32};
 
-/// Longest input that is also fed byte by byte.
+/// Longest input that the targets also feed byte by byte.
 const BYTEWISE_BYTES_MAX: usize = 64 * 1024;
 
 /// Deepest listing that `serde_json` reads: its limit is 128, and a directory takes two levels.
@@ -102,8 +104,8 @@ pub fn fuzz_signature(data: &[u8]) {
     }
 }
 
-/// A mutation of a corpus: the same for the same `round`, mostly near to one of its members. Rounds below the corpus's
-/// length give its members as they are.
+/// A mutation of a corpus. The same `round` always gives the same mutation, and most mutations are
+/// close to a member of the corpus. Rounds below the corpus's length give its members unchanged.
 pub fn mutated(corpus: &[Vec<u8>], round: u64) -> Vec<u8> {
     if let Some(member) = usize::try_from(round).ok().and_then(|round| corpus.get(round)) {
         return member.clone();
@@ -116,7 +118,7 @@ pub fn mutated(corpus: &[Vec<u8>], round: u64) -> Vec<u8> {
     bytes
 }
 
-/// Numbers that length fields and counters break on.
+/// Numbers that often break length fields and counters.
 const NUMBERS: [u64; 12] = [0, 1, 7, 8, 9, 255, 256, 0xffff, 0xffff_ffff, 1 << 63, (1 << 63) - 1, u64::MAX];
 
 fn mutate(bytes: &mut Vec<u8>, corpus: &[Vec<u8>], dice: &mut Dice) {
@@ -132,7 +134,7 @@ fn mutate(bytes: &mut Vec<u8>, corpus: &[Vec<u8>], dice: &mut Dice) {
             bytes.splice(at..at, copy);
         }
         5 => {
-            // Aligned, as the length fields of a NAR are.
+            // Aligned, like the length fields of a NAR.
             let at = at / 8 * 8;
             let number = dice.pick(&NUMBERS).copied().unwrap_or_default().to_le_bytes();
             let end = bytes.len().min(at + 8);
@@ -148,7 +150,7 @@ fn mutate(bytes: &mut Vec<u8>, corpus: &[Vec<u8>], dice: &mut Dice) {
     }
 }
 
-/// xorshift64: good enough to wander through inputs, and the same everywhere.
+/// xorshift64: good enough to vary inputs, and the same on every machine.
 struct Dice(u64);
 
 impl Dice {
@@ -178,7 +180,8 @@ fn read<'a>(pieces: impl IntoIterator<Item = &'a [u8]>, limits: NarLimits) -> Re
     reader.finish()
 }
 
-/// The tree of a NAR, by its listing. `None` if the listing cannot say: names that are not UTF-8, or nested too deeply.
+/// Rebuilds the tree of a NAR from its listing. `None` if the listing cannot describe the tree:
+/// names that are not UTF-8, or directories nested too deeply.
 pub(crate) fn rebuild(nar: &[u8], json: &[u8]) -> Option<Node> {
     let text = std::str::from_utf8(json).expect("a listing is UTF-8");
     if text.contains(char::REPLACEMENT_CHARACTER) {
@@ -192,7 +195,7 @@ pub(crate) fn rebuild(nar: &[u8], json: &[u8]) -> Option<Node> {
         Err(error) => {
             assert!(
                 text.matches("\"entries\":").count() > LISTING_DEPTH_MAX,
-                "the listing is no JSON: {error}"
+                "the listing is not JSON: {error}"
             );
             None
         }
@@ -201,12 +204,14 @@ pub(crate) fn rebuild(nar: &[u8], json: &[u8]) -> Option<Node> {
 
 fn rebuild_node(nar: &[u8], node: &Value) -> Node {
     let number = |key: &str| {
-        let number = node[key].as_u64().expect("a file has a size and a place");
-        usize::try_from(number).expect("it lies within the NAR")
+        let number = node[key].as_u64().expect("a file has a size and an offset");
+        usize::try_from(number).expect("the NAR is in memory, so a position in it fits")
     };
     match node["type"].as_str() {
         Some("regular") => Node::File {
-            executable: node.get("executable").is_some_and(|value| value.as_bool().expect("a truth value")),
+            executable: node
+                .get("executable")
+                .is_some_and(|value| value.as_bool().expect("`executable` is a boolean")),
             contents: nar[number("narOffset")..][..number("size")].to_vec(),
         },
         Some("symlink") => Node::symlink(node["target"].as_str().expect("a link has a target")),

@@ -1,4 +1,4 @@
-//! sha256 as Nix writes it, and the hash and size of a NAR as it streams by.
+//! sha256 as Nix writes it, and a hasher for a NAR that streams by.
 
 use std::fmt;
 use std::str::FromStr;
@@ -11,15 +11,15 @@ use crate::error::{Error, Result};
 use crate::nix32;
 use crate::text::serde_as_string;
 
-/// The sha256 of a NAR, or of a file that holds one: `sha256:` and 52 characters of nix-base32.
+/// The sha256 of a NAR, or of a file that holds a NAR: `sha256:` and 52 characters of nix-base32.
 ///
-/// Reads nix-base32, hex and base64 after `sha256:`, and base64 after `sha256-` (the form of web pages); writes the
-/// first.
+/// Parsing accepts nix-base32, hex and base64 after `sha256:`, and base64 after `sha256-` (the form
+/// that web pages use). Printing always uses nix-base32.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct NarHash([u8; 32]);
 
 impl NarHash {
-    /// Takes the digest's bytes.
+    /// Makes a hash from the bytes of the digest.
     pub const fn from_bytes(bytes: [u8; 32]) -> Self {
         Self(bytes)
     }
@@ -29,17 +29,17 @@ impl NarHash {
         &self.0
     }
 
-    /// The sha256 of bytes in memory.
+    /// Hashes bytes in memory.
     pub fn digest(bytes: &[u8]) -> Self {
         Self(Sha256::digest(bytes).into())
     }
 
-    /// 52 characters without the `sha256:`, as in the names of NAR files.
+    /// 52 characters of nix-base32 without the `sha256:`, as in the names of NAR files.
     pub fn to_nix32(&self) -> String {
         nix32::encode(&self.0)
     }
 
-    /// Reads 52 characters without the `sha256:`.
+    /// Reads 52 characters of nix-base32 without the `sha256:`.
     pub fn from_nix32(text: &str) -> Result<Self> {
         nix32::decode_array(text).map(Self).map_err(|_| Error::hash(text))
     }
@@ -51,7 +51,7 @@ impl NarHash {
         self.0.iter().flat_map(|byte| [digit(byte >> 4), digit(byte & 15)]).collect()
     }
 
-    /// Reads 64 hex digits without the `sha256:`, of either case.
+    /// Reads 64 hex digits of either case, without the `sha256:`.
     pub fn from_hex(text: &str) -> Result<Self> {
         let digits = text.as_bytes();
         if digits.len() != 64 {
@@ -116,12 +116,12 @@ pub struct NarHasher {
 }
 
 impl NarHasher {
-    /// Starts with nothing hashed.
+    /// Starts with no bytes hashed.
     pub fn new() -> Self {
         Self::default()
     }
 
-    /// Takes the next bytes, cut anywhere.
+    /// Takes the next piece of the NAR; pieces can have any size.
     pub fn update(&mut self, bytes: &[u8]) {
         self.sha256.update(bytes);
         self.size += bytes.len() as u64;
@@ -132,7 +132,7 @@ impl NarHasher {
         self.size
     }
 
-    /// The hash and the number of bytes it covers.
+    /// The hash, and the number of bytes that it covers.
     pub fn finish(self) -> (NarHash, u64) {
         (NarHash(self.sha256.finalize().into()), self.size)
     }
@@ -151,7 +151,8 @@ mod tests {
     use super::*;
     use crate::strategies;
 
-    /// The sha256 of nothing, in the four forms that `nix hash to-base16|to-base32|to-base64|to-sri` prints.
+    /// The sha256 of nothing, in the four forms that `nix hash
+    /// to-base16|to-base32|to-base64|to-sri` prints.
     const EMPTY: [&str; 4] = [
         "sha256:0mdqa9w1p6cmli6976v4wi0sw9r4p5prkj7lzfd1877wk11c9c73",
         "sha256:e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855",

@@ -1,12 +1,15 @@
-//! Nix's own formats, without I/O: store paths, hashes, nix-base32, narinfo, signatures, NAR reader, writer and listing.
+//! Nix's own formats, without I/O: store paths, hashes, nix-base32, narinfo, signatures, and the
+//! NAR reader, writer and listing.
 //!
-//! Layer: pure. Nothing here opens a file, a socket or a clock, and nothing needs C, so the crate also builds for wasm32.
+//! Layer: pure. The crate opens no file, no socket and no clock, and needs no C code, so it also
+//! builds for wasm32.
 //!
 //! Rules
-//! - Parse once at the edge: every identity is a type whose values are valid by construction.
-//! - `parse(display(x)) = x` for every type here; the properties are checked in each module's tests.
-//! - Foreign bytes never panic and never make us allocate more than a stated bound; [`fuzz_targets`] holds one checked
-//!   property per parser.
+//! - Parse once, at the boundary: every identity is a type with values that are valid by
+//!   construction.
+//! - `parse(display(x)) = x` for every type here. Each module's tests check this property.
+//! - Foreign bytes never cause a panic, and never an allocation beyond a stated bound.
+//!   [`fuzz_targets`] holds one checked property per parser.
 
 mod error;
 pub mod fuzz_targets;

@@ -1,8 +1,8 @@
-//! narinfo: the text a binary cache answers with when asked for a store path.
+//! narinfo: the text with which a binary cache describes a store path.
 //!
-//! Reading is strict where a mistake would hurt: a cut text (it might have lost references), a field twice, a path that
-//! is none. Unknown fields are ignored, for Nix adds some over time. Writing gives the fields in Nix's order; values can
-//! never add a line of their own.
+//! Reading is strict where a mistake would hurt: it refuses a cut text (references may be missing),
+//! a repeated field and an invalid path. It ignores unknown fields, because Nix adds fields over
+//! time. Writing keeps Nix's order of fields. A value can never add a line of its own.
 
 use std::fmt::Write as _;
 
@@ -12,46 +12,49 @@ use crate::signature::{fingerprint, sorted};
 use crate::store_path::{StoreDir, StorePath};
 use crate::text::{excerpt, is_line};
 
-/// Longest narinfo we read, in bytes. At about 60 bytes a reference, 4 MiB hold 65,000 of them.
+/// Longest narinfo that the parser reads, in bytes. At about 60 bytes a reference, 4 MiB hold
+/// 65,000 references.
 pub const NARINFO_BYTES_MAX: usize = 4 * 1024 * 1024;
 
-/// What Nix takes for the compression if none is named.
+/// The compression that Nix assumes if the narinfo names none.
 const COMPRESSION_DEFAULT: &str = "bzip2";
 
-/// What Nix has written for a path whose derivation it did not know.
+/// What Nix wrote as the deriver if it did not know the derivation.
 const DERIVER_UNKNOWN: &str = "unknown-deriver";
 
-/// A store path, where its NAR is, and what is known of it.
+/// A store path, the place of its NAR, and what is known about both.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct NarInfo {
-    /// The path.
+    /// The store path.
     pub store_path: StorePath,
-    /// Where the file is, relative to the cache.
+    /// URL of the file, relative to the cache.
     pub url: String,
     /// How the file is compressed: `none`, `zstd`, `xz`, …
     pub compression: String,
-    /// Hash of the file as it is served, compressed.
+    /// Hash of the compressed file, as served.
     pub file_hash: Option<NarHash>,
-    /// Its size in bytes.
+    /// Size of the compressed file in bytes.
     pub file_size: Option<u64>,
     /// Hash of the NAR.
     pub nar_hash: NarHash,
     /// Size of the NAR in bytes; never 0.
     pub nar_size: u64,
-    /// The paths it refers to, maybe itself among them: a set. Parsing gives them sorted, writing sorts them.
+    /// The set of paths that the path refers to, perhaps including itself. Parsing and writing sort
+    /// the set.
     pub references: Vec<StorePath>,
-    /// The derivation that built it.
+    /// The derivation that built the path.
     pub deriver: Option<StorePath>,
-    /// The kind of machine it was built on; written by old Nix only.
+    /// The kind of machine that built the path; only old versions of Nix write this field.
     pub system: Option<String>,
-    /// What its path is computed from, if that is its content.
+    /// For a content-addressed path, the content that determines the path.
     pub ca: Option<String>,
-    /// Signatures, in the order they were given. Texts, so that a form we do not know is passed on.
+    /// Signatures in their original order. They are texts, so that a signature of an unknown form
+    /// is passed on.
     pub sigs: Vec<String>,
 }
 
 impl NarInfo {
-    /// Reads a narinfo of a cache for `store_dir`.
+    /// Reads the narinfo of a cache for `store_dir`.
     pub fn parse(text: &str, store_dir: &StoreDir) -> Result<Self> {
         if text.len() > NARINFO_BYTES_MAX {
             return Err(Error::NarInfoTooLarge { bytes: text.len(), max: NARINFO_BYTES_MAX });
@@ -72,7 +75,8 @@ impl NarInfo {
         fields.finish()
     }
 
-    /// Writes it for a cache of `store_dir`. Control characters in values are left out; [`NarInfo::check`] refuses them.
+    /// Writes the narinfo for a cache of `store_dir`. Writing drops control characters in values;
+    /// [`NarInfo::check`] refuses them.
     pub fn to_text(&self, store_dir: &StoreDir) -> String {
         let mut text = String::with_capacity(512 + 64 * (self.references.len() + 2 * self.sigs.len()));
         let mut line = |name: &str, value: &dyn std::fmt::Display| {
@@ -106,8 +110,8 @@ impl NarInfo {
         text
     }
 
-    /// Whether every value that is free text can be written and read back: for values that came from elsewhere than
-    /// [`NarInfo::parse`].
+    /// Checks that every free-text value can be written and read back. Needed for values that do
+    /// not come from [`NarInfo::parse`].
     pub fn check(&self) -> Result<()> {
         let required = [("URL", &self.url), ("Compression", &self.compression)];
         let optional = [("System", &self.system), ("CA", &self.ca)];
@@ -124,7 +128,7 @@ impl NarInfo {
         Ok(())
     }
 
-    /// What a signature of it signs.
+    /// The text that a signature of this path signs.
     pub fn fingerprint(&self, store_dir: &StoreDir) -> String {
         fingerprint(store_dir, &self.store_path, &self.nar_hash, self.nar_size, &self.references)
     }
@@ -136,7 +140,7 @@ enum Deriver {
     Known(StorePath),
 }
 
-/// The fields seen so far.
+/// The fields read so far.
 #[derive(Default)]
 struct Fields {
     store_path: Option<StorePath>,
@@ -221,13 +225,13 @@ fn hash(field: &'static str, value: &str) -> Result<NarHash> {
     value.parse().map_err(|source| in_field(field, source))
 }
 
-/// Digits only: `parse` alone would take a sign.
+/// Reads digits only; `parse` alone would accept a sign.
 fn number(field: &'static str, value: &str) -> Result<u64> {
     let digits = !value.is_empty() && value.bytes().all(|byte| byte.is_ascii_digit());
     value.parse().ok().filter(|_| digits).ok_or_else(|| Error::NarInfoValue { field, value: excerpt(value) })
 }
 
-/// A text that is not empty and fits on a line.
+/// A text that is not empty and fits on one line.
 fn line_value(field: &'static str, value: &str) -> Result<String> {
     if value.is_empty() || !is_line(value) {
         return Err(Error::NarInfoValue { field, value: excerpt(value) });
@@ -246,7 +250,7 @@ fn references(value: &str) -> Result<Vec<StorePath>> {
     Ok(paths)
 }
 
-/// A value without control characters; nearly always the value itself.
+/// A value without its control characters. Nearly every value has none and is borrowed.
 fn plain(value: &str) -> std::borrow::Cow<'_, str> {
     if is_line(value) { value.into() } else { value.chars().filter(|char| !char.is_control()).collect() }
 }
@@ -258,7 +262,7 @@ mod tests {
     use super::*;
     use crate::strategies;
 
-    /// As `nix copy --to file://…` of Nix 2.8.0 wrote it.
+    /// As `nix copy --to file://…` of Nix 2.8.0 writes it.
     const OF_NIX: &str = include_str!("../tests/data/with-references.narinfo");
 
     const MINIMAL: &str = "StorePath: /nix/store/1k8c1hiysz6aaks2mpfc5k7xbbjpw5z5-a\n\
@@ -277,7 +281,7 @@ mod tests {
         }
         let info = parse(OF_NIX).unwrap();
         assert!(info.references.len() >= 2);
-        assert!(info.references.contains(&info.store_path), "it refers to itself");
+        assert!(info.references.contains(&info.store_path), "the path refers to itself");
         assert!(info.file_hash.is_some() && info.file_size.is_some() && info.deriver.is_some());
     }
 

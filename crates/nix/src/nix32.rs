@@ -1,15 +1,16 @@
-//! nix-base32: Nix's own base 32, with its own alphabet and the digits in reverse order.
+//! nix-base32: Nix's own base 32, with its own alphabet and with the digits in reverse order.
 //!
-//! The bytes are read as one little-endian number and its digits written most significant first, so the *last*
-//! character holds the first five bits. A text is valid only if encoding gives it back: the length must be one that a
-//! whole number of bytes encodes to, and the unused top bits must be zero.
+//! The encoder reads the bytes as one little-endian number and writes the most significant digit
+//! first. The *last* character therefore holds the first five bits. A text is valid only if
+//! encoding its bytes gives the same text: its length must be one that a whole number of bytes
+//! encodes to, and the unused top bits must be zero.
 
 use crate::error::{Error, Result};
 
 /// The digits: `0-9a-z` without `e`, `o`, `u` and `t`.
 pub const ALPHABET: &[u8; 32] = b"0123456789abcdfghijklmnpqrsvwxyz";
 
-/// Marks the bytes that are no digit in [`DIGITS`].
+/// Marks bytes that are not digits in [`DIGITS`].
 const NO_DIGIT: u8 = 0xff;
 
 /// Value of each digit.
@@ -23,12 +24,12 @@ const DIGITS: [u8; 256] = {
     digits
 };
 
-/// Whether a byte is a digit of nix-base32. Upper case is not.
+/// Whether a byte is a digit of nix-base32. Upper-case letters are not.
 pub const fn is_char(byte: u8) -> bool {
     DIGITS[byte as usize] != NO_DIGIT
 }
 
-/// How many characters `bytes` bytes encode to: 20 to 32, 32 to 52.
+/// Number of characters that `bytes` bytes encode to: 20 bytes to 32, 32 bytes to 52.
 pub const fn encoded_len(bytes: usize) -> usize {
     (bytes * 8).div_ceil(5)
 }
@@ -60,7 +61,7 @@ pub fn decode_array<const N: usize>(text: &str) -> Result<[u8; N]> {
     Ok(bytes)
 }
 
-/// Decodes into zeroed `bytes`, whose number the text's length must match.
+/// Decodes into zeroed `bytes`. The length of the text must match their number.
 fn decode_into(text: &str, bytes: &mut [u8]) -> Result<()> {
     if text.len() != encoded_len(bytes.len()) {
         return Err(Error::nix32(text));

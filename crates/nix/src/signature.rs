@@ -1,6 +1,8 @@
-//! Signatures of store paths: ed25519 keys and signatures as Nix writes them, and the text that is signed.
+//! Signatures of store paths: ed25519 keys and signatures as Nix writes them, and the text that a
+//! signature covers.
 //!
-//! Everything is `name:base64`. The name says which key is meant, and is not signed itself.
+//! Keys and signatures have the form `name:base64`. The name says which key is meant; the signature
+//! does not cover the name.
 
 use std::fmt;
 use std::str::FromStr;
@@ -14,7 +16,8 @@ use crate::hash::NarHash;
 use crate::store_path::{StoreDir, StorePath};
 use crate::text::serde_as_string;
 
-/// Longest name of a key in bytes: a host name and some. A signature is a line of every narinfo.
+/// Longest name of a key in bytes: room for a host name and more. Every narinfo repeats the name in
+/// its signature.
 const KEY_NAME_BYTES_MAX: usize = 512;
 
 /// A signature and the name of the key that made it.
@@ -59,7 +62,8 @@ impl fmt::Debug for Signature {
 
 serde_as_string!(Signature, "a signature");
 
-/// A key that signs. Neither printed nor serialised but by [`SecretKey::expose`], and wiped from memory when dropped.
+/// A key that signs. [`SecretKey::expose`] is the only way to print or serialise the key. Its
+/// memory is wiped on drop.
 #[derive(Clone)]
 pub struct SecretKey {
     name: String,
@@ -67,7 +71,7 @@ pub struct SecretKey {
 }
 
 impl SecretKey {
-    /// Makes a key from 32 random bytes. Fails on a name that Nix could not read back.
+    /// Makes a key from 32 random bytes. Fails if Nix could not read the name back.
     pub fn generate(name: &str, seed: [u8; 32]) -> Result<Self> {
         check_key_name(name)?;
         Ok(Self { name: name.to_owned(), key: SigningKey::from_bytes(&seed) })
@@ -78,17 +82,18 @@ impl SecretKey {
         &self.name
     }
 
-    /// The secret in clear: `name:base64` of the seed and the public key, as `nix key generate-secret` prints it.
+    /// The secret in clear: `name:base64` of the seed and the public key, in the form of `nix key
+    /// generate-secret`.
     pub fn expose(&self) -> String {
         format!("{}:{}", self.name, STANDARD.encode(self.key.to_keypair_bytes()))
     }
 
-    /// Signs a text, which for a store path is its [`fingerprint`].
+    /// Signs a text. For a store path, the text is its [`fingerprint`].
     pub fn sign(&self, message: &str) -> Signature {
         Signature { key_name: self.name.clone(), bytes: self.key.sign(message.as_bytes()).to_bytes() }
     }
 
-    /// The key that verifies what this one signs.
+    /// The public key that verifies this key's signatures.
     pub fn public_key(&self) -> PublicKey {
         PublicKey { name: self.name.clone(), key: self.key.verifying_key() }
     }
@@ -110,7 +115,7 @@ impl fmt::Debug for SecretKey {
     }
 }
 
-/// A key that verifies.
+/// A public key, which verifies signatures.
 #[derive(Clone, PartialEq, Eq)]
 pub struct PublicKey {
     name: String,
@@ -128,10 +133,10 @@ impl PublicKey {
         self.key.as_bytes()
     }
 
-    /// Whether `signature` is this key's for `message`. The names must match too, as in Nix.
+    /// Verifies that this key made `signature` for `message`. The names must match too, as in Nix.
     pub fn verify(&self, message: &str, signature: &Signature) -> Result<()> {
         let bytes = ed25519_dalek::Signature::from_bytes(&signature.bytes);
-        // Strict, as libsodium is, on which Nix relies: keys and points of small order verify nothing.
+        // Strict, like libsodium, which Nix uses: keys and points of small order verify nothing.
         let verified = self.key.verify_strict(message.as_bytes(), &bytes).is_ok();
         if verified && self.name == signature.key_name {
             return Ok(());
@@ -164,8 +169,8 @@ impl fmt::Debug for PublicKey {
 
 serde_as_string!(PublicKey, "a public key");
 
-/// What is signed about a store path: `1;<path>;sha256:<hash>;<size>;<references>`, full paths, references sorted and
-/// joined by commas.
+/// The text that a signature of a store path covers: `1;<path>;sha256:<hash>;<size>;<references>`,
+/// with full paths, and with references sorted and joined by commas.
 pub fn fingerprint(
     store_dir: &StoreDir,
     path: &StorePath,
@@ -183,7 +188,7 @@ pub fn fingerprint(
     text
 }
 
-/// References as the set they are in Nix: ascending, each once.
+/// References as the set that they are in Nix: ascending, each once.
 pub(crate) fn sorted(references: &[StorePath]) -> Vec<&StorePath> {
     let mut sorted: Vec<&StorePath> = references.iter().collect();
     if !references.is_sorted_by(|a, b| a < b) {
@@ -193,19 +198,19 @@ pub(crate) fn sorted(references: &[StorePath]) -> Vec<&StorePath> {
     sorted
 }
 
-/// Splits `name:base64`; `None` if either part is not what it must be.
+/// Splits `name:base64`. `None` if either part is not valid.
 fn split_key<const N: usize>(text: &str) -> Option<(&str, [u8; N])> {
     let (name, base64) = text.split_once(':')?;
     let bytes = STANDARD.decode(base64).ok()?;
     Some((name, bytes.try_into().ok()?)).filter(|_| is_key_name(name))
 }
 
-/// Whether this can be the name of a key, such as `cache.nixos.org-1`.
+/// Checks that a text can be the name of a key, such as `cache.nixos.org-1`.
 pub fn check_key_name(name: &str) -> Result<()> {
     if is_key_name(name) { Ok(()) } else { Err(Error::key_name(name)) }
 }
 
-/// Lists of keys are separated by white space, and a key's name from the rest by a colon.
+/// White space separates keys in lists, and a colon separates a key's name from the key.
 fn is_key_name(name: &str) -> bool {
     let plain = |char: char| !char.is_whitespace() && !char.is_control() && char != ':';
     !name.is_empty() && name.len() <= KEY_NAME_BYTES_MAX && name.chars().all(plain)
@@ -267,7 +272,8 @@ mod tests {
 
     #[test]
     fn a_key_of_small_order_verifies_nothing() {
-        // The identity point as the key, and as R with s = 0: a plain check accepts this for every message.
+        // The identity point as the key, and as R with s = 0: a plain check accepts this for every
+        // message.
         let mut identity = [0; 32];
         identity[0] = 1;
         let public: PublicKey = format!("a:{}", STANDARD.encode(identity)).parse().unwrap();
@@ -298,7 +304,7 @@ mod tests {
             assert!(text.parse::<SecretKey>().is_err(), "{text:?}");
             assert!(text.parse::<PublicKey>().is_err(), "{text:?}");
         }
-        // A seed with another key's public half would leak the seed when signing.
+        // A seed with the public half of another key would leak the seed when signing.
         let other = SecretKey::generate("a", [2; 32]).unwrap();
         let mixed = [good.key.to_bytes(), *other.public_key().as_bytes()].concat();
         assert!(matches!(

@@ -1,9 +1,11 @@
 //! Store paths: the folder, the hash part, and the base name.
 //!
 //! Invariants
-//! - A [`StorePath`]'s name has 1 to 211 characters of `0-9a-zA-Z+-._?=`, and its first dash-separated part is neither
-//!   `.` nor `..`: what the newest Nix accepts. So a base name is safe as a file name, a URL segment and a line.
-//! - A [`StoreDir`] is absolute and normal, so that `dir + "/" + base name` is a path's only spelling.
+//! - The name of a [`StorePath`] has 1 to 211 characters of `0-9a-zA-Z+-._?=`, and its first
+//!   dash-separated part is neither `.` nor `..`. The newest Nix accepts exactly these names. A
+//!   base name is therefore safe as a file name, as a URL segment and as a line.
+//! - A [`StoreDir`] is absolute and normal, so `dir + "/" + base name` is the only spelling of a
+//!   path.
 
 use std::fmt;
 use std::str::FromStr;
@@ -12,7 +14,8 @@ use crate::error::{Error, Result};
 use crate::nix32;
 use crate::text::{is_line, serde_as_string};
 
-/// Longest name of a store path in bytes. Nix: 255 of a file name, less the hash, the dash and a suffix such as `.drv.chroot`.
+/// Longest name of a store path in bytes. Nix computes this from the 255 bytes of a file name, less
+/// the hash, the dash and a suffix such as `.drv.chroot`.
 pub const STORE_PATH_NAME_BYTES_MAX: usize = 211;
 
 /// Characters of the hash part.
@@ -21,7 +24,7 @@ const HASH_CHARS: usize = 32;
 /// Longest store folder in bytes; real ones are about ten.
 const STORE_DIR_BYTES_MAX: usize = 1024;
 
-/// The folder that a store's paths lie in: `/nix/store` nearly always.
+/// The folder that contains a store's paths, nearly always `/nix/store`.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct StoreDir(String);
 
@@ -62,14 +65,15 @@ impl fmt::Display for StoreDir {
 
 serde_as_string!(StoreDir, "an absolute folder");
 
-/// The hash part of a store path: 20 bytes, written as 32 characters of nix-base32. Names an object within a cache.
+/// The hash part of a store path: 20 bytes, written as 32 characters of nix-base32. The hash
+/// identifies an object within a cache.
 ///
-/// Ordered by bytes, which is not the order of the texts.
+/// The order is that of the bytes, which differs from the order of the texts.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct StorePathHash([u8; 20]);
 
 impl StorePathHash {
-    /// Takes the decoded bytes.
+    /// Makes a hash part from the decoded bytes.
     pub const fn from_bytes(bytes: [u8; 20]) -> Self {
         Self(bytes)
     }
@@ -102,15 +106,17 @@ impl fmt::Debug for StorePathHash {
 
 serde_as_string!(StorePathHash, "the hash of a store path");
 
-/// A store path without its folder: `<hash>-<name>`. Ordered as these texts are, which is Nix's order of references.
+/// A store path without its folder: `<hash>-<name>`. The order is that of the texts, as in Nix's
+/// lists of references.
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct StorePath {
-    /// The text is what is compared, printed and served, millions of times more often than it is read.
+    /// The whole text, because comparing, printing and serving a path happen millions of times more
+    /// often than reading its parts.
     base_name: Box<str>,
 }
 
 impl StorePath {
-    /// Puts a path together; fails on a bad name.
+    /// Joins a hash and a name. Fails on a bad name.
     pub fn new(hash: StorePathHash, name: &str) -> Result<Self> {
         check_name(name)?;
         Ok(Self { base_name: format!("{hash}-{name}").into() })
@@ -177,8 +183,8 @@ impl fmt::Debug for StorePath {
 
 serde_as_string!(StorePath, "a store path without its folder");
 
-/// Nix's rules for names. Nix before 2.20 took any name that does not start with a dot, then any; the newest refuses the
-/// names that begin like the folders `.` and `..` do.
+/// Nix's rules for names. Nix before 2.20 accepted any name that does not start with a dot, and
+/// later any name. The newest Nix refuses names that begin like the folders `.` and `..`.
 fn check_name(name: &str) -> Result<()> {
     let known = |byte: u8| byte.is_ascii_alphanumeric() || b"+-._?=".contains(&byte);
     let first = name.split('-').next().unwrap_or_default();

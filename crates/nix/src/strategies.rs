@@ -1,4 +1,5 @@
-//! Arbitrary values for property tests, here and in the crates above (feature `strategies`).
+//! Arbitrary values for property tests, for this crate and for the crates above (feature
+//! `strategies`).
 
 use std::collections::BTreeMap;
 
@@ -21,7 +22,7 @@ pub fn store_path_hash() -> impl Strategy<Value = StorePathHash> {
     any::<[u8; 20]>().prop_map(StorePathHash::from_bytes)
 }
 
-/// Any path, with names of all lengths and characters that Nix allows.
+/// Any path, with names of every length and every character that Nix allows.
 pub fn store_path() -> impl Strategy<Value = StorePath> {
     let name = prop_oneof![
         9 => "[0-9a-zA-Z+_?=-][0-9a-zA-Z+._?=-]{0,30}",
@@ -38,7 +39,7 @@ pub fn store_dir() -> impl Strategy<Value = StoreDir> {
         .prop_map(|text| text.parse().expect("the patterns only make valid folders"))
 }
 
-/// Any bytes under a valid key's name; verifies with no key.
+/// Any bytes under a valid key's name. The signature verifies with no key.
 pub fn signature() -> impl Strategy<Value = Signature> {
     (key_name(), vec(any::<u8>(), 64)).prop_map(|(name, bytes)| {
         format!("{name}:{}", STANDARD.encode(bytes)).parse().expect("64 bytes under a valid name")
@@ -56,7 +57,7 @@ fn key_name() -> impl Strategy<Value = String> {
     "[a-zA-Z0-9.@_-]{1,20}"
 }
 
-/// Any narinfo, with its references as parsing gives them: sorted, each once.
+/// Any narinfo. Its references are sorted and unique, as after parsing.
 pub fn nar_info() -> impl Strategy<Value = NarInfo> {
     let line = || "[!-~][ -~é]{0,40}";
     let file = (line(), line(), option::of(nar_hash()), option::of(any::<u64>()));
@@ -83,7 +84,8 @@ pub fn nar_info() -> impl Strategy<Value = NarInfo> {
     })
 }
 
-/// Names of directory entries: UTF-8 and not, short and long, some that differ only in their last byte.
+/// Names of directory entries: UTF-8 and not, short and long, some that differ only in the last
+/// byte.
 pub fn entry_name() -> impl Strategy<Value = Vec<u8>> {
     prop_oneof![
         6 => "[a-zA-Z0-9_.+ -]{1,12}".prop_map(String::into_bytes),
@@ -98,7 +100,8 @@ pub fn entry_name() -> impl Strategy<Value = Vec<u8>> {
     })
 }
 
-/// Trees of up to about 40 nodes and five levels, with files around the multiples of 8, of all kinds.
+/// Trees of up to about 40 nodes and five levels, with nodes of all kinds. File sizes lie around
+/// multiples of 8.
 pub fn node() -> impl Strategy<Value = Node> {
     let contents = prop_oneof![4 => vec(any::<u8>(), 0..40), 1 => vec(any::<u8>(), 1000..1032)];
     let leaf = prop_oneof![

@@ -1,6 +1,6 @@
-//! What the textual types share: serde as strings, and the shape of a line.
+//! What the textual types share: serde as strings, and the check that a text is one line.
 
-/// Serialises a type by its `Display` and reads it back by its `FromStr`.
+/// Serialises a type with its `Display` and reads it back with its `FromStr`.
 macro_rules! serde_as_string {
     ($name:ty, $expecting:literal) => {
         impl serde::Serialize for $name {
@@ -30,8 +30,8 @@ macro_rules! serde_as_string {
 }
 pub(crate) use serde_as_string;
 
-/// Whether `text` can stand on a line of its own: no line feed, and no other control character that a reader may treat
-/// as one.
+/// Whether `text` can stand on a line of its own. The text then has no line feed, and no other
+/// control character that a reader may treat as one.
 pub(crate) fn is_line(text: &str) -> bool {
     !text.chars().any(char::is_control)
 }

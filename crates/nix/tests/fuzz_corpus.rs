@@ -1,7 +1,7 @@
 //! Runs every fuzz target over its corpus and over deterministic mutations of it.
 //!
-//! `DORMER_FUZZ_ROUNDS` says how many inputs a target gets (default 4,000). A round that fails is named in the message,
-//! and the same round makes the same input again.
+//! `DORMER_FUZZ_ROUNDS` sets the number of inputs per target (default 4,000). A failure names its
+//! round, and the same round makes the same input again.
 
 #![expect(clippy::disallowed_methods, reason = "only the crate itself is pure; its test reads files")]
 
@@ -18,7 +18,8 @@ fn corpus(target: &str) -> Vec<Vec<u8>> {
         .unwrap_or_else(|error| panic!("reading the corpus {}: {error}", folder.display()))
         .map(|entry| entry.expect("the folder can be read").path())
         .collect();
-    // The order of a folder is not the same everywhere.
+    // The order of a folder's entries differs between machines.
+    //
     files.sort();
     files.iter().map(|file| std::fs::read(file).expect("the file can be read")).collect()
 }

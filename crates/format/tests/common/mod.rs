@@ -1,15 +1,15 @@
-//! What several tests share: a deterministic input rich in everything that chunking has to tell apart.
+//! What several tests share: a deterministic input with everything that chunking must distinguish.
 
-#![allow(dead_code, reason = "each test uses another part of this")]
+#![allow(dead_code, reason = "each test uses a different part")]
 
 use dormer_format::{ChunkParams, Chunker, RawChunk};
 
-/// Store folder of all inputs here.
+/// The store folder of all inputs here.
 pub(crate) const STORE_DIR: &str = "/nix/store";
 
 const ALPHABET: &[u8; 32] = b"0123456789abcdfghijklmnpqrsvwxyz";
 
-/// SplitMix64: the same numbers everywhere, from a few lines that never change.
+/// SplitMix64: the same numbers on every machine, from a few lines that never change.
 pub(crate) struct Dice(u64);
 
 impl Dice {
@@ -34,7 +34,8 @@ impl Dice {
     }
 }
 
-/// About `len` bytes: noise, text, zeros, store paths of a few hashes, lists of paths, and what only looks like a path.
+/// About `len` bytes: noise, text, zeros, store paths with a few hashes, lists of paths, and texts
+/// that only resemble a path.
 pub(crate) fn sample(seed: u64, len: usize) -> Vec<u8> {
     let mut dice = Dice::new(seed);
     let hashes: Vec<[u8; 32]> = (0..7).map(|_| dice.hash()).collect();
@@ -63,7 +64,8 @@ pub(crate) fn sample(seed: u64, len: usize) -> Vec<u8> {
     out
 }
 
-/// About `len` bytes with a store path every few hundred, as in shell scripts and run-time search paths.
+/// About `len` bytes with a store path every few hundred bytes, as in shell scripts and run-time
+/// search paths.
 pub(crate) fn dense_sample(seed: u64, len: usize) -> Vec<u8> {
     let mut dice = Dice::new(seed);
     let hashes: Vec<[u8; 32]> = (0..5).map(|_| dice.hash()).collect();
@@ -79,7 +81,7 @@ pub(crate) fn dense_sample(seed: u64, len: usize) -> Vec<u8> {
     out
 }
 
-/// All chunks of an input that comes in pieces of the given sizes, in turn.
+/// All chunks of an input that arrives in pieces of the given sizes, in turn.
 pub(crate) fn chunks_in_pieces(params: ChunkParams, bytes: &[u8], sizes: &[usize]) -> Vec<RawChunk> {
     let mut out = Vec::new();
     let mut chunker = Chunker::new(params, STORE_DIR);
@@ -96,7 +98,7 @@ pub(crate) fn chunks_in_pieces(params: ChunkParams, bytes: &[u8], sizes: &[usize
     out
 }
 
-/// All chunks of an input that comes at once.
+/// All chunks of an input that arrives at once.
 pub(crate) fn chunks(params: ChunkParams, bytes: &[u8]) -> Vec<RawChunk> {
     chunks_in_pieces(params, bytes, &[bytes.len().max(1)])
 }

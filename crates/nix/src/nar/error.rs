@@ -1,108 +1,110 @@
-//! Why a NAR was refused, and where.
+//! Why a NAR was refused, and at which byte.
 
-/// Longest piece of a name in a message, in bytes.
+/// Longest part of a name that a message shows, in bytes.
 const EXCERPT_BYTES: usize = 80;
 
-/// A NAR that breaks the format or a limit. `offset` is the position of the string (its length field) or of the byte.
+/// A NAR that breaks the format or a limit. `offset` is the position of the byte, or of the
+/// string's length field.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum NarError {
-    /// It does not begin as a NAR does.
+    /// The NAR does not begin with the magic.
     #[error("not a NAR: the magic is missing")]
     BadMagic,
-    /// It ends before its tree does.
+    /// The NAR ends before its tree does.
     #[error("the NAR ends at byte {offset}, before its tree does")]
     Truncated {
-        /// Bytes there were.
+        /// Number of bytes in the NAR.
         offset: u64,
     },
     /// Bytes follow the tree.
     #[error("bytes follow the end of the NAR at byte {offset}")]
     TrailingBytes {
-        /// Where the NAR ends.
+        /// The end of the NAR.
         offset: u64,
     },
-    /// A string is not followed by zeros.
+    /// The padding of a string is not zero.
     #[error("nonzero padding at byte {offset} of the NAR")]
     BadPadding {
         /// Position of the byte.
         offset: u64,
     },
-    /// The format has another word here.
+    /// The format requires another word here.
     #[error("expected {expected} at byte {offset} of the NAR, found {found:?}")]
     UnexpectedToken {
-        /// Where.
+        /// Position of the word.
         offset: u64,
-        /// What the format has here.
+        /// What the format requires here.
         expected: &'static str,
-        /// What stands here.
+        /// What the NAR has here.
         found: String,
     },
-    /// A length that no string may have here.
+    /// A length that exceeds the limit for a string here.
     #[error("a string of {len} bytes at byte {offset} of the NAR, where {expected} has at most {max}")]
     TokenTooLong {
-        /// Where.
+        /// Position of the string.
         offset: u64,
-        /// What the format has here.
+        /// What the format requires here.
         expected: &'static str,
         /// The length.
         len: u64,
         /// The limit in bytes.
         max: u64,
     },
-    /// A file, or the whole, is longer than a NAR may be.
-    #[error("the NAR is longer than {max} bytes, as byte {offset} shows")]
+    /// A file, or the whole NAR, is longer than the limit.
+    #[error("the NAR is longer than {max} bytes: found at byte {offset}")]
     TooLarge {
-        /// Where this became clear.
+        /// Position at which this became clear.
         offset: u64,
         /// The limit in bytes.
         max: u64,
     },
-    /// An entry called `.` or `..`, with a slash or NUL in it, or nothing.
-    #[error("{name:?} at byte {offset} of the NAR is no name for a directory entry")]
+    /// The name of an entry is empty, is `.` or `..`, or contains a slash or NUL.
+    #[error("{name:?} at byte {offset} of the NAR is not a valid name for a directory entry")]
     BadName {
-        /// Where.
+        /// Position of the name.
         offset: u64,
         /// The name.
         name: String,
     },
-    /// An entry that is not behind the one before it: unsorted, or there twice.
+    /// The name of an entry does not come after the previous name: the entries are unsorted, or an
+    /// entry appears twice.
     #[error("the entry {name:?} at byte {offset} of the NAR follows {previous:?}: names must ascend")]
     NameNotAscending {
-        /// Where.
+        /// Position of the name.
         offset: u64,
-        /// The entry before it.
+        /// The previous entry's name.
         previous: String,
         /// The name.
         name: String,
     },
-    /// A symbolic link to nothing, or with NUL in its target.
-    #[error("{target:?} at byte {offset} of the NAR is no target for a symbolic link")]
+    /// The target of a symbolic link is empty or contains NUL.
+    #[error("{target:?} at byte {offset} of the NAR is not a valid target for a symbolic link")]
     BadTarget {
-        /// Where.
+        /// Position of the target.
         offset: u64,
         /// The target.
         target: String,
     },
-    /// Directories nested too deeply.
+    /// Directories are nested too deeply.
     #[error("directories are nested deeper than {max} at byte {offset} of the NAR")]
     TooDeep {
-        /// Where.
+        /// Position of the directory.
         offset: u64,
         /// The limit in levels.
         max: usize,
     },
-    /// A path that is too long as a whole.
+    /// A path is too long as a whole.
     #[error("a path of more than {max} bytes at byte {offset} of the NAR")]
     PathTooLong {
-        /// Where.
+        /// Position of the path's last name.
         offset: u64,
         /// The limit in bytes.
         max: usize,
     },
 }
 
-/// A name for a message: made text, and cut short.
+/// A name for a message, as text and shortened.
 pub(super) fn excerpt(bytes: &[u8]) -> String {
     match bytes.get(..EXCERPT_BYTES) {
         Some(start) if bytes.len() > EXCERPT_BYTES => format!("{}…", String::from_utf8_lossy(start)),

@@ -1,4 +1,5 @@
-//! The listing of a NAR, as Nix serves it beside the narinfo (`<hash>.ls`), written while the NAR streams by.
+//! The listing of a NAR, as Nix serves it beside the narinfo (`<hash>.ls`). The reader writes the
+//! listing while the NAR streams by.
 //!
 //! ```json
 //! {"version":1,"root":{"type":"directory","entries":{
@@ -6,23 +7,24 @@
 //!   "lib":{"type":"symlink","target":"/nix/store/…"}}}}
 //! ```
 //!
-//! `narOffset` is the position of the file's first byte in the NAR; `executable` is only there when true. Bytes go
-//! straight from the parser to the text, no tree is kept.
+//! `narOffset` is the position of the file's first byte in the NAR. `executable` appears only when
+//! true. Bytes go straight from the parser to the text; no tree is kept.
 //!
-//! File names are bytes, JSON is text. What is not UTF-8 is written with U+FFFD in place of each bad sequence, as newer
-//! Nix fails to write such a listing at all; two names may then look alike. The NAR itself is not touched by this.
+//! File names are bytes, but JSON is text. The writer replaces each sequence that is not UTF-8 with
+//! U+FFFD, because newer versions of Nix fail on such a listing. Two names may then look alike. The
+//! NAR itself stays as it is.
 
 /// The listing of one NAR.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Listing {
-    /// The whole listing, as JSON; what was taken out before with [`super::NarReader::take_listing`] is not in it.
+    /// The listing as JSON, without the parts that [`super::NarReader::take_listing`] already took.
     Json(Vec<u8>),
-    /// It would be over [`super::NarLimits::listing_bytes_max`]. The NAR is valid all the same.
+    /// The listing would exceed [`super::NarLimits::listing_bytes_max`]. The NAR is still valid.
     TooLarge,
 }
 
 impl Listing {
-    /// The JSON, if it was kept.
+    /// The JSON, if the listing was kept.
     pub fn json(&self) -> Option<&[u8]> {
         match self {
             Self::Json(json) => Some(json),
@@ -30,7 +32,7 @@ impl Listing {
         }
     }
 
-    /// The JSON, if it was kept.
+    /// The JSON, if the listing was kept.
     pub fn into_json(self) -> Option<Vec<u8>> {
         match self {
             Self::Json(json) => Some(json),
@@ -39,12 +41,13 @@ impl Listing {
     }
 }
 
-/// Writes a listing, one call per fact, in the order of the NAR. The caller keeps the nesting right.
+/// Writes a listing with one call per fact, in the order of the NAR. The caller ensures correct
+/// nesting.
 #[derive(Debug)]
 pub(super) struct ListingWriter {
-    /// `None` once it grew over the limit.
+    /// `None` after the listing grew over the limit.
     json: Option<Vec<u8>>,
-    /// Bytes that were taken out already.
+    /// Number of bytes that were already taken.
     taken: usize,
     bytes_max: usize,
 }
@@ -95,7 +98,7 @@ impl ListingWriter {
         self.write(|json| json.extend_from_slice(b"}}"));
     }
 
-    /// Takes out what is written by now, if it is at least `bytes_min` bytes.
+    /// Takes the part that is written so far, if it has at least `bytes_min` bytes.
     pub(super) fn take(&mut self, bytes_min: usize) -> Option<Vec<u8>> {
         let json = self.json.as_mut().filter(|json| json.len() >= bytes_min.max(1))?;
         self.taken += json.len();
@@ -107,7 +110,8 @@ impl ListingWriter {
         self.json.map_or(Listing::TooLarge, Listing::Json)
     }
 
-    /// Every fact passes here, so that the limit is overrun by one name at most before the text is dropped.
+    /// Every fact goes through here. The text exceeds the limit by one name at most before it is
+    /// dropped.
     fn write(&mut self, fact: impl FnOnce(&mut Vec<u8>)) {
         if let Some(json) = &mut self.json {
             fact(json);
@@ -120,5 +124,5 @@ impl ListingWriter {
 
 fn push_string(json: &mut Vec<u8>, bytes: &[u8]) {
     serde_json::to_writer(json, &String::from_utf8_lossy(bytes))
-        .expect("a string is valid JSON and a vector takes it");
+        .expect("a string is valid JSON, and writing to a vector cannot fail");
 }

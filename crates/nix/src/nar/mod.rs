@@ -1,6 +1,8 @@
-//! NAR, Nix's archive format: a reader that checks every byte and keeps none, a listing, a writer.
+//! NAR, Nix's archive format: a reader that checks every byte and keeps almost none, a listing, and
+//! a writer.
 //!
-//! A NAR is a sequence of strings, each a length (u64, little endian), the bytes, and zeros up to a multiple of 8:
+//! A NAR is a sequence of strings, each a length (u64, little endian), the bytes, and zeros up to a
+//! multiple of 8:
 //!
 //! ```text
 //! nar       = "nix-archive-1" node
@@ -10,8 +12,8 @@
 //! directory = "directory" { "entry" "(" "name" bytes "node" node ")" }
 //! ```
 //!
-//! One tree has one NAR: names ascend strictly by their bytes, and there is one spelling of everything. So what
-//! [`NarReader`] accepts is exactly what [`NarWriter`] can write.
+//! One tree has exactly one NAR: names ascend strictly by their bytes, and everything has one
+//! spelling. Therefore [`NarReader`] accepts exactly what [`NarWriter`] can write.
 
 mod error;
 mod listing;
@@ -25,42 +27,44 @@ pub use reader::NarReader;
 pub use tree::{Node, encode_tree};
 pub use writer::{NarWriteError, NarWriter};
 
-/// What a NAR begins with.
+/// The first string of every NAR.
 const MAGIC: &[u8] = b"nix-archive-1";
 
-/// Longest name of a directory entry in bytes. The format has no limit and Linux one of 255 bytes; this one only keeps a
-/// length field from making us allocate.
+/// Longest name of a directory entry in bytes. The format has no limit; Linux has 255 bytes. This
+/// limit only keeps a length field from causing a large allocation.
 pub const NAME_BYTES_MAX: usize = 1024 * 1024;
 
-/// Longest target of a symbolic link in bytes; Linux has a limit of 4,095.
+/// Longest target of a symbolic link in bytes. The limit of Linux is 4,095.
 pub const TARGET_BYTES_MAX: usize = 1024 * 1024;
 
-/// Longest path inside a NAR in bytes: the names of a path's components together.
+/// Longest path inside a NAR in bytes: the sum of the lengths of its components' names.
 pub const PATH_BYTES_MAX: usize = 1024 * 1024;
 
-/// How deep directories may be nested. Linux stops at paths of 4,096 bytes, which is 2,048 levels of one letter; real
-/// packages stay below 40.
+/// Deepest nesting of directories. Linux limits a path to 4,096 bytes, which is 2,048 levels of one
+/// letter. Real packages stay below 40 levels.
 pub const DEPTH_MAX: usize = 1024;
 
-/// Largest listing we keep. At about 90 bytes an entry, 16 MiB cover 180,000 files; the whole of TeX Live has 150,000.
+/// Largest listing that the reader keeps. At about 90 bytes an entry, 16 MiB cover 180,000 files;
+/// all of TeX Live has 150,000.
 pub const LISTING_BYTES_MAX: usize = 16 * 1024 * 1024;
 
-/// What a [`NarReader`] accepts. Its memory is bounded by `name_bytes_max` or `target_bytes_max`, plus `path_bytes_max`,
-/// plus `listing_bytes_max`, plus 8 bytes for each of `depth_max`; growing vectors may double that.
+/// The limits of a [`NarReader`]. Its memory is at most the larger of `name_bytes_max` and
+/// `target_bytes_max`, plus `path_bytes_max`, plus `listing_bytes_max`, plus 8 bytes for each level
+/// of `depth_max`. Growing vectors may double that.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct NarLimits {
     /// Longest NAR in bytes.
     pub nar_bytes_max: u64,
-    /// How deep directories may be nested.
+    /// Deepest nesting of directories.
     pub depth_max: usize,
     /// Longest name of a directory entry in bytes.
     pub name_bytes_max: usize,
     /// Longest target of a symbolic link in bytes.
     pub target_bytes_max: usize,
-    /// Longest sum of a path's names in bytes.
+    /// Longest sum of the names in a path, in bytes.
     pub path_bytes_max: usize,
-    /// Largest listing in bytes. A NAR with a larger one is valid, its listing is [`Listing::TooLarge`]. 0 turns the
-    /// listing off.
+    /// Largest listing in bytes. A NAR with a larger listing is valid, and its listing is
+    /// [`Listing::TooLarge`]. 0 turns the listing off.
     pub listing_bytes_max: usize,
 }
 
@@ -77,7 +81,8 @@ impl Default for NarLimits {
     }
 }
 
-/// Whether a directory entry may be called so: a single component of a path that does not lead upwards.
+/// Whether a directory entry can have this name: one component of a path, which does not lead
+/// upwards.
 fn is_entry_name(name: &[u8]) -> bool {
     !matches!(name, b"" | b"." | b"..") && !name.iter().any(|byte| matches!(byte, b'/' | 0))
 }
@@ -87,7 +92,7 @@ fn is_target(target: &[u8]) -> bool {
     !target.is_empty() && !target.contains(&0)
 }
 
-/// Zeros that follow a string of `len` bytes.
+/// Number of zeros after a string of `len` bytes.
 fn padding(len: u64) -> usize {
     // The remainder is below 8.
     ((8 - len % 8) % 8) as usize

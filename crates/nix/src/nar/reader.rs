@@ -1,28 +1,31 @@
-//! The push parser: fed with pieces of a NAR as they arrive, it checks every byte and keeps almost none.
+//! The push parser. The caller feeds pieces of a NAR as they arrive; the parser checks every byte
+//! and keeps almost none.
 //!
 //! Invariants
-//! - The result does not depend on how the NAR is cut into pieces, errors and their positions included.
-//! - Memory is bounded by [`NarLimits`], whatever the NAR says of itself: a length is compared with its limit before
-//!   anything is kept, and vectors grow with the bytes that came, never with a length field.
-//! - The bytes of files are skipped, not looked at: their cost is that of one subtraction per piece.
-//! - After an error the reader only repeats it.
+//! - The result does not depend on how the NAR is cut into pieces. This includes errors and their
+//!   positions.
+//! - [`NarLimits`] bounds the memory, whatever lengths the NAR claims. The parser compares a length
+//!   with its limit before it keeps anything, and vectors grow with the bytes that arrived.
+//! - The parser skips the bytes of files. They cost one subtraction per piece.
+//! - After an error, the reader only repeats the error.
 
 use super::error::excerpt;
 use super::listing::{Listing, ListingWriter};
 use super::{MAGIC, NarError, NarLimits, is_entry_name, is_target, padding};
 
-/// Longest word of the format itself is `nix-archive-1`; a longer string is no word of it.
+/// The longest word of the format is `nix-archive-1`, so a longer string is not a word.
 const WORD_BYTES_MAX: u64 = 16;
 
-/// Words that stand in a row for nearly every entry of a directory. A row that lies whole in the bytes at hand is taken
-/// in one comparison: an entry then costs three of them instead of thirteen strings: with its listing 0.4 µs instead of 0.7.
+/// Words that follow each other in nearly every entry of a directory. If the bytes at hand hold a
+/// whole row, one comparison takes the row. An entry then costs three comparisons instead of
+/// thirteen strings: 0.4 µs instead of 0.7, with its listing.
 const ROWS: [(Expect, &[u8], Expect); 3] = [
     (Expect::EntryOrClose, &words::<48>(&[b"entry", b"(", b"name"]), Expect::Name),
     (Expect::NodeKey, &words::<80>(&[b"node", b"(", b"type", b"regular", b"contents"]), Expect::Contents),
     (Expect::NodeClose, &words::<32>(&[b")", b")"]), Expect::EntryOrClose),
 ];
 
-/// Words as a NAR has them: length, bytes, padding.
+/// Words in the form of a NAR: length, bytes, padding.
 const fn words<const N: usize>(words: &[&[u8]]) -> [u8; N] {
     let mut bytes = [0; N];
     let (mut start, mut index) = (0, 0);
@@ -42,20 +45,20 @@ const fn words<const N: usize>(words: &[&[u8]]) -> [u8; N] {
     bytes
 }
 
-/// What the bytes to come belong to.
+/// What the next bytes belong to.
 #[derive(Debug, Clone, Copy)]
 enum Phase {
-    /// The length field of the next string, of which this many bytes are in `length`.
+    /// The length field of the next string. `length` already holds this many of its bytes.
     Length { filled: usize },
-    /// A string that is kept until it is whole.
+    /// A string that the reader keeps until it is complete.
     Token { left: usize, padding: usize },
-    /// The bytes of a file, which are not.
+    /// The bytes of a file, which the reader skips.
     Contents { left: u64, padding: usize },
-    /// Zeros behind either.
+    /// The zeros after a token or a file.
     Padding { left: usize },
 }
 
-/// Which string the grammar has next.
+/// The string that the grammar has next.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Expect {
     Magic,
@@ -80,7 +83,7 @@ enum Expect {
 }
 
 impl Expect {
-    /// For messages.
+    /// The name of this string in error messages.
     fn describe(self) -> &'static str {
         match self {
             Self::Magic => "the magic",
@@ -103,7 +106,7 @@ impl Expect {
     }
 }
 
-/// Reads one NAR. See the module's head for what it promises.
+/// Reads one NAR. The head of this module lists the guarantees.
 #[derive(Debug)]
 pub struct NarReader {
     limits: NarLimits,
@@ -111,16 +114,17 @@ pub struct NarReader {
     offset: u64,
     phase: Phase,
     expect: Expect,
-    /// The length field that is being read.
+    /// The length field that the reader is reading.
     length: [u8; 8],
     /// Position of the current string's length field.
     token_offset: u64,
     token: Vec<u8>,
     executable: bool,
-    /// The last names of the open directories, one after another, from the root.
+    /// The latest name in each open directory, from the root, without separators.
     path: Vec<u8>,
-    /// Where each open directory's last name begins in `path`; it ends where the next one begins. An empty name says
-    /// that there was no entry yet: names are never empty, and any name is greater.
+    /// Where the name of each open directory begins in `path`; the name ends where the next one
+    /// begins. An empty name means that the directory has no entry yet: every real name is longer
+    /// and sorts after it.
     levels: Vec<usize>,
     listing: ListingWriter,
     failed: Option<NarError>,
@@ -145,7 +149,7 @@ impl NarReader {
         }
     }
 
-    /// Takes the next bytes, cut anywhere.
+    /// Takes the next piece of the NAR; pieces can have any size.
     pub fn feed(&mut self, bytes: &[u8]) -> Result<(), NarError> {
         if let Some(error) = &self.failed {
             return Err(error.clone());
@@ -157,7 +161,7 @@ impl NarReader {
         result
     }
 
-    /// Whether the NAR is whole: nothing is missing and nothing more may come.
+    /// Whether the NAR is complete: nothing is missing, and no byte may follow.
     pub fn is_complete(&self) -> bool {
         self.failed.is_none() && self.expect == Expect::End && matches!(self.phase, Phase::Length { .. })
     }
@@ -167,13 +171,14 @@ impl NarReader {
         self.offset
     }
 
-    /// Takes out the listing as far as it is written, if that is at least `bytes_min` bytes: for callers that cannot keep
-    /// the whole of a large one. [`finish`](Self::finish) returns the rest.
+    /// Takes the part of the listing that is written so far, if it has at least `bytes_min` bytes.
+    /// For callers that cannot keep a large listing as a whole. [`finish`](Self::finish) returns
+    /// the rest.
     pub fn take_listing(&mut self, bytes_min: usize) -> Option<Vec<u8>> {
         self.listing.take(bytes_min)
     }
 
-    /// Says that no more bytes come, and takes the listing.
+    /// Ends the NAR: no more bytes come. Returns the listing.
     pub fn finish(self) -> Result<Listing, NarError> {
         if self.is_complete() {
             return Ok(self.listing.finish());
@@ -197,7 +202,7 @@ impl NarReader {
         Ok(())
     }
 
-    /// Takes bytes as far as one phase goes, at least one, and says how many.
+    /// Takes bytes up to the end of one phase, at least one, and returns their number.
     fn step(&mut self, bytes: &[u8]) -> Result<usize, NarError> {
         if let Some(taken) = self.take_row(bytes) {
             return Ok(taken);
@@ -245,7 +250,7 @@ impl NarReader {
         }
     }
 
-    /// Takes one of [`ROWS`], with the same outcome as its words one by one.
+    /// Takes one of [`ROWS`], with the same result as taking its words one by one.
     fn take_row(&mut self, bytes: &[u8]) -> Option<usize> {
         if !matches!(self.phase, Phase::Length { filled: 0 }) {
             return None;
@@ -263,7 +268,7 @@ impl NarReader {
         Some(row.len())
     }
 
-    /// A length field is whole: checks it against what the grammar has here.
+    /// Called when a length field is complete: checks the length against the grammar.
     fn start_string(&mut self, len: u64) -> Result<(), NarError> {
         match self.expect {
             Expect::Contents => return self.start_contents(len),
@@ -317,7 +322,7 @@ impl NarReader {
         self.phase = if left == 0 { Phase::Length { filled: 0 } } else { Phase::Padding { left } };
     }
 
-    /// Acts on a whole string and says which one comes next.
+    /// Acts on a complete string and returns which string comes next.
     fn take_token(&mut self) -> Result<Expect, NarError> {
         let next = match (self.expect, self.token.as_slice()) {
             (Expect::Magic, MAGIC) | (Expect::NodeKey, b"node") => Expect::NodeOpen,

@@ -1,4 +1,5 @@
-//! The reader against NARs of Nix, against the writer, and against everything a NAR must not be.
+//! Tests the reader against NARs of Nix, against the writer, and against everything that a NAR must
+//! not be.
 
 use proptest::prelude::*;
 
@@ -7,8 +8,8 @@ use crate::fuzz_targets::rebuild;
 use crate::nar::{Node, encode_tree};
 use crate::{NarHash, NarInfo, StoreDir, strategies};
 
-/// NARs, listings and narinfos as Nix 2.8.0 made them of tests/data/tree.nix: `nix-store --dump`, and `nix copy` with
-/// `write-nar-listing=true`.
+/// NARs, listings and narinfos that Nix 2.8.0 made of tests/data/tree.nix, with `nix-store --dump`
+/// and with `nix copy` and `write-nar-listing=true`.
 macro_rules! of_nix {
     ($($name:literal),*) => {
         [$((
@@ -30,7 +31,7 @@ fn read_with(nar: &[u8], limits: NarLimits) -> Result<Listing, NarError> {
     reader.finish()
 }
 
-/// Strings, one after another, as a NAR has them.
+/// Strings in the form of a NAR, one after another.
 fn strings(strings: &[&[u8]]) -> Vec<u8> {
     let mut nar = Vec::new();
     for string in strings {
@@ -268,7 +269,7 @@ fn a_file_cannot_be_longer_than_a_nar() {
         let expected = NarError::TooLarge { offset: before.len() as u64, max: i64::MAX as u64 };
         assert_eq!(read(&nar), Err(expected), "{len}");
     }
-    // 1 EiB is a matter of patience only.
+    // A file of 1 EiB would be allowed; it would only take long.
     let nar = [before.as_slice(), &(1u64 << 60).to_le_bytes(), b"..."].concat();
     assert_eq!(read(&nar), Err(NarError::Truncated { offset: nar.len() as u64 }));
 }
@@ -344,7 +345,7 @@ fn the_names_of_a_path_are_bounded_together() {
         read_with(&nested(12, b"0123456789"), limits),
         Err(NarError::PathTooLong { max: 100, .. })
     ));
-    // Neighbours do not add up.
+    // The names of neighbours do not add up.
     let names: Vec<Vec<u8>> = (0..50).map(|number| format!("name-{number:03}").into_bytes()).collect();
     assert!(read_with(&directory_of(&names.iter().map(Vec::as_slice).collect::<Vec<_>>()), limits).is_ok());
 }
@@ -422,7 +423,7 @@ proptest! {
             let mut reader = NarReader::new(NarLimits::default());
             let mut start = 0;
             for end in pieces {
-                // Errors repeat, so going on after one changes nothing.
+                // Errors repeat, so feeding more after an error changes nothing.
                 let _ = reader.feed(&nar[start..end]);
                 start = end;
             }

@@ -5,19 +5,19 @@ use std::convert::Infallible;
 
 use super::{NarWriteError, NarWriter};
 
-/// A file, a link, or a directory of them.
+/// A file, a symbolic link or a directory.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Node {
     /// A regular file.
     File {
-        /// Whether it may be executed.
+        /// Whether the file is executable.
         executable: bool,
-        /// Its bytes.
+        /// The bytes of the file.
         contents: Vec<u8>,
     },
     /// A symbolic link to this target.
     Symlink(Vec<u8>),
-    /// A directory: names and what they name.
+    /// A directory: its entries by name.
     Directory(BTreeMap<Vec<u8>, Node>),
 }
 
@@ -43,7 +43,8 @@ impl Node {
     }
 }
 
-/// The NAR of a tree. Panics on names and targets that no file system has: trees are the caller's own.
+/// The NAR of a tree. Panics on names and targets that no file system has, because the caller makes
+/// the tree.
 pub fn encode_tree(root: &Node) -> Vec<u8> {
     let mut nar = Vec::new();
     let mut writer = NarWriter::new(|bytes: &[u8]| {
@@ -51,7 +52,7 @@ pub fn encode_tree(root: &Node) -> Vec<u8> {
         Ok(())
     });
     write_node(&mut writer, root).expect("the names and targets of the tree are valid");
-    writer.finish().expect("a node is a whole NAR");
+    writer.finish().expect("the root node was written");
     nar
 }
 

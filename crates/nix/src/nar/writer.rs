@@ -1,7 +1,8 @@
-//! The writer: emits a NAR piece by piece into whatever takes bytes, and refuses to write one that is not valid.
+//! The writer: emits a NAR piece by piece into a sink, and refuses to write an invalid NAR.
 //!
-//! It checks what its caller may get wrong because the world changed underneath: a file that is longer or shorter than
-//! it was when it was listed, names out of order. So a NAR that was finished is one that [`super::NarReader`] accepts.
+//! The writer checks what can go wrong when the file system changes between listing and reading: a
+//! file with another length, names out of order. Therefore [`super::NarReader`] accepts every
+//! finished NAR.
 
 use super::error::excerpt;
 use super::{MAGIC, is_entry_name, is_target, padding};
@@ -10,41 +11,41 @@ use super::{MAGIC, is_entry_name, is_target, padding};
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum NarWriteError<E> {
-    /// Whoever takes the bytes failed.
+    /// The sink failed.
     #[error("writing the NAR")]
     Sink(#[source] E),
-    /// A file does not have the length that was announced for it.
-    #[error("the file was to have {announced} bytes, but has {}", if *.longer { "more" } else { "fewer" })]
+    /// The length of a file differs from the announced length.
+    #[error("the file was announced with {announced} bytes, but has {}", if *.longer { "more" } else { "fewer" })]
     FileLength {
         /// The announced length in bytes.
         announced: u64,
-        /// Whether there are more bytes than that, and not fewer.
+        /// Whether the file has more bytes than announced; otherwise it has fewer.
         longer: bool,
     },
-    /// An entry called `.` or `..`, with a slash or NUL in it, or nothing.
-    #[error("{name:?} is no name for a directory entry")]
+    /// The name of an entry is empty, is `.` or `..`, or contains a slash or NUL.
+    #[error("{name:?} is not a valid name for a directory entry")]
     BadName {
         /// The name.
         name: String,
     },
-    /// Entries out of order, or one of them twice.
+    /// The entries are out of order, or one appears twice.
     #[error("the entry {name:?} follows {previous:?}: names must ascend")]
     NameNotAscending {
-        /// The entry before it.
+        /// The previous entry's name.
         previous: String,
         /// The name.
         name: String,
     },
-    /// A symbolic link to nothing, or with NUL in its target.
-    #[error("{target:?} is no target for a symbolic link")]
+    /// The target of a symbolic link is empty or contains NUL.
+    #[error("{target:?} is not a valid target for a symbolic link")]
     BadTarget {
         /// The target.
         target: String,
     },
-    /// The grammar has no such thing here: a mistake of the caller.
+    /// The grammar does not allow this call here: the caller has a bug.
     #[error("{call} does not fit here in a NAR")]
     OutOfPlace {
-        /// The call that was made.
+        /// The call.
         call: &'static str,
     },
 }
@@ -52,17 +53,17 @@ pub enum NarWriteError<E> {
 /// What may be written next.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum State {
-    /// A file, a link or a directory: the root, or what an entry's name was given for.
+    /// A file, a link or a directory: the root, or the node of a named entry.
     Node,
     /// The rest of a file's bytes.
     File { announced: u64, left: u64 },
     /// Another entry of the innermost directory, or its end.
     Directory,
-    /// Nothing: the root is whole.
+    /// Nothing: the root is complete.
     End,
 }
 
-/// Writes one NAR into `sink`, which is called with each piece in turn.
+/// Writes one NAR into `sink`. The writer calls the sink with each piece in turn.
 ///
 /// ```
 /// # use dormer_nix::nar::NarWriter;
@@ -87,9 +88,10 @@ enum State {
 pub struct NarWriter<F> {
     sink: F,
     state: State,
-    /// The last name of each open directory, from the root; empty before its first entry.
+    /// The latest name in each open directory, from the root; empty before the directory's first
+    /// entry.
     levels: Vec<Vec<u8>>,
-    /// The strings of one call, so that the sink is called once for all of them.
+    /// The strings of one call. The sink gets all of them at once.
     pending: Vec<u8>,
     size: u64,
 }
@@ -98,7 +100,7 @@ impl<F, E> NarWriter<F>
 where
     F: FnMut(&[u8]) -> Result<(), E>,
 {
-    /// Starts a NAR; the first bytes are written with its root.
+    /// Starts a NAR. The first bytes are written together with the root.
     pub fn new(sink: F) -> Self {
         let mut writer = Self { sink, state: State::Node, levels: Vec::new(), pending: Vec::new(), size: 0 };
         writer.string(MAGIC);
@@ -119,7 +121,7 @@ where
         self.flush()
     }
 
-    /// The next bytes of the file.
+    /// Writes the next bytes of the file.
     pub fn contents(&mut self, bytes: &[u8]) -> Result<(), NarWriteError<E>> {
         let State::File { announced, left } = self.state else {
             return Err(NarWriteError::OutOfPlace { call: "contents" });
@@ -131,7 +133,7 @@ where
         self.put(bytes)
     }
 
-    /// Ends the file, which must have all its bytes.
+    /// Ends the file. All its bytes must have been written.
     pub fn end_file(&mut self) -> Result<(), NarWriteError<E>> {
         match self.state {
             State::File { announced, left: 0 } => {
@@ -166,7 +168,8 @@ where
         self.flush()
     }
 
-    /// Names the directory's next entry; the entry itself is the next call. Names ascend by their bytes.
+    /// Names the directory's next entry. The next call writes the entry itself. Names ascend by
+    /// their bytes.
     pub fn entry(&mut self, name: &[u8]) -> Result<(), NarWriteError<E>> {
         self.expect(State::Directory, "entry")?;
         if !is_entry_name(name) {
@@ -193,7 +196,7 @@ where
         self.flush()
     }
 
-    /// Ends the NAR, which must have a whole root, and says how many bytes it has.
+    /// Ends the NAR and returns its number of bytes. The root must be complete.
     pub fn finish(self) -> Result<u64, NarWriteError<E>> {
         self.expect(State::End, "finish")?;
         Ok(self.size)
@@ -209,7 +212,7 @@ where
         self.string(kind);
     }
 
-    /// Closes a node, and the entry that it belongs to.
+    /// Closes a node, and the entry that contains the node.
     fn end_node(&mut self) {
         self.string(b")");
         if self.levels.is_empty() {
