@@ -1,7 +1,7 @@
 //! The arrows between crates, checked by machine.
 //!
-//! nix ← format ← {blobs, index} ← engine ← {publish, server}; nix ← api ← {edge, server, client}; edge ← publish;
-//! everything ← cli. The pure crates (nix, format, api, edge) do no I/O and know no runtime: their dependencies are searched for one, and their clippy.toml must ban the
+//! nix ← format ← {blobs, index} ← engine ← {publish, server}; nix ← api ← edge ← {server, edge-host, publish};
+//! http-host ← {server, edge-host}; api ← client; everything ← cli. The pure crates (nix, format, api, edge) do no I/O and know no runtime: their dependencies are searched for one, and their clippy.toml must ban the
 //! parts of std that would still compile.
 
 #![expect(clippy::unwrap_used, reason = "a failed unwrap fails the test, as it should")]
@@ -14,7 +14,7 @@ use dormer_tests::workspace_root;
 use serde_json::Value;
 
 /// What each crate may use of the others outside of its tests. A new crate must take its place here.
-const ARROWS: [(&str, &[&str]); 14] = [
+const ARROWS: [(&str, &[&str]); 16] = [
     ("dormer-nix", &[]),
     ("dormer-format", &["dormer-nix"]),
     ("dormer-api", &["dormer-nix"]),
@@ -32,8 +32,11 @@ const ARROWS: [(&str, &[&str]); 14] = [
             "dormer-index",
             "dormer-engine",
             "dormer-edge",
+            "dormer-http-host",
         ],
     ),
+    ("dormer-http-host", &[]),
+    ("dormer-edge-host", &["dormer-nix", "dormer-api", "dormer-edge", "dormer-http-host"]),
     ("dormer-client", &["dormer-nix", "dormer-api"]),
     (
         "dormer-publish",
@@ -57,6 +60,7 @@ const ARROWS: [(&str, &[&str]); 14] = [
             "dormer-index",
             "dormer-engine",
             "dormer-server",
+            "dormer-edge-host",
             "dormer-client",
             "dormer-edge",
             "dormer-publish",

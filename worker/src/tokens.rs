@@ -1,31 +1,28 @@
 //! Verifying tokens with WebCrypto.
 //!
 //! Invariants
-//! - The Worker holds one key, and the key fixes the algorithm: a token that says another one does not count.
-//! - The key cannot make a token that the lab would take: a public key, or a secret of the edge's own.
-//! - Settings that are there but cannot be read let nobody in, and say so in the log.
+//! - The Worker holds one key, and the key fixes the algorithm: a token that names another one does not count.
+//! - The key cannot make a token that the lab would take: it is a public key, or a secret of the edge's own.
+//! - Settings that are set but unreadable let nobody in, and the log says so.
 
 use std::cell::RefCell;
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
-use dormer_api::TokenClaims;
-use dormer_edge::{Algorithm, SignedToken, TokenBounds};
+use dormer_api::{TokenBounds, TokenClaims};
+use dormer_edge::{Algorithm, HS256_SECRET_BYTES_MIN, SignedToken};
 use wasm_bindgen::JsValue;
 
 use crate::runtime::{self, CryptoKey};
 
-/// Variables that hold a key, of which one is set; all are base64, of a PEM or of the secret's bytes, as the lab's are.
+/// Variables that hold a key. One of them is set. Each is base64, of a PEM or of the secret's bytes, as in the lab.
 const KEYS: [(&str, Algorithm); 3] = [
     ("TOKEN_ED25519_PUBKEY_BASE64", Algorithm::EdDsa),
     ("TOKEN_RS256_PUBKEY_BASE64", Algorithm::Rs256),
     ("TOKEN_HS256_SECRET_BASE64", Algorithm::Hs256),
 ];
 
-/// What RFC 7518 wants at least of a secret for HS256, in bytes.
-const SECRET_BYTES_MIN: usize = 32;
-
-/// A key that was imported, and the text it was made of: a new deployment may reuse an isolate.
+/// An imported key, and the text that it comes from: a new deployment may reuse an isolate.
 #[derive(Clone)]
 struct Verifier {
     text: String,
@@ -77,8 +74,8 @@ async fn verifier(environment: &JsValue) -> Result<Option<Verifier>, String> {
     let unreadable = || format!("{name} is not what it should be: no token counts");
     let bytes = STANDARD.decode(text.trim()).map_err(|_| unreadable())?;
     let (format, bytes) = match algorithm {
-        Algorithm::Hs256 if bytes.len() < SECRET_BYTES_MIN => {
-            return Err(format!("{name} has fewer than {SECRET_BYTES_MIN} bytes: no token counts"));
+        Algorithm::Hs256 if bytes.len() < HS256_SECRET_BYTES_MIN => {
+            return Err(format!("{name} has fewer than {HS256_SECRET_BYTES_MIN} bytes: no token counts"));
         }
         Algorithm::Hs256 => ("raw", bytes),
         Algorithm::Rs256 | Algorithm::EdDsa => ("spki", from_pem(&bytes).ok_or_else(unreadable)?),
@@ -90,7 +87,7 @@ async fn verifier(environment: &JsValue) -> Result<Option<Verifier>, String> {
     Ok(Some(verifier))
 }
 
-/// What WebCrypto wants to know of an algorithm.
+/// The parameters of an algorithm for WebCrypto.
 fn parameters(algorithm: Algorithm) -> JsValue {
     match algorithm {
         Algorithm::Hs256 => runtime::object(&[("name", "HMAC".into()), ("hash", "SHA-256".into())]),

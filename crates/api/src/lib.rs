@@ -1,9 +1,9 @@
-//! What travels between Dormer's server and its clients: wire types, route and header names, error names, tokens.
+//! The wire between Dormer's server and its clients: types, route and header names, error names, tokens.
 //!
 //! Layer: pure. Shared by the server, the client and the edge; nothing here knows a socket, a clock or a runtime.
 //!
-//! `/_api/v1/` and the tokens are Attic's, byte for byte, so that `attic` and tokens made for `atticd` work unchanged;
-//! the golden texts in `tests/golden.rs` hold us to it. `/_api/v2/` is ours. docs/HTTP-API.md describes both.
+//! `/_api/v1/` and the tokens are Attic's, byte for byte, so that `attic` and tokens made for `atticd` work unchanged.
+//! The golden texts in `tests/golden.rs` check this. `/_api/v2/` is ours. docs/HTTP-API.md describes both.
 
 mod error;
 pub mod fuzz_targets;
@@ -21,7 +21,10 @@ pub use error::{Error, Result};
 pub use names::{CACHE_NAME_BYTES_MAX, CacheName, CacheNamePattern};
 pub use permissions::{Permission, Permissions};
 pub use secret::Secret;
-pub use token::{AccessClaim, Audience, CLAIM_NAMESPACE, TokenClaims};
+pub use token::{
+    AccessClaim, Audience, CLAIM_NAMESPACE, CLOCK_LEEWAY_SECONDS, TOKEN_BYTES_MAX, TokenBounds, TokenClaims,
+    presented_token,
+};
 pub use v1::{
     CacheConfig, CreateCacheRequest, GetMissingPathsRequest, GetMissingPathsResponse, Keypair,
     NAR_INFO_BYTES_MAX, NAR_INFO_PREAMBLE_THRESHOLD_BYTES, NarInfoForm, ResolvedNarInfo, RetentionPeriod,

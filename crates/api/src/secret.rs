@@ -3,9 +3,12 @@
 use std::fmt;
 
 use serde::{Deserialize, Serialize};
+use zeroize::{Zeroize as _, ZeroizeOnDrop};
 
-/// A token or a secret key. `Debug` and `Display` say only that there is one; `expose` gives it away, on purpose and
-/// easy to search for. Serialising writes the secret: it is only done where the wire or a settings file needs it.
+/// A token or a secret key. `Debug` and `Display` show only that there is one. `expose` returns the text, and callers of
+/// `expose` are easy to find. Serialising writes the secret: do so only where the wire or a settings file needs it.
+///
+/// The memory is zeroed on drop, so that the secret does not stay in memory that is used again.
 #[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(transparent)]
 pub struct Secret(String);
@@ -22,6 +25,14 @@ impl Secret {
     }
 }
 
+impl Drop for Secret {
+    fn drop(&mut self) {
+        self.0.zeroize();
+    }
+}
+
+impl ZeroizeOnDrop for Secret {}
+
 impl fmt::Debug for Secret {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("[redacted]")
@@ -37,6 +48,13 @@ impl fmt::Display for Secret {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_secret_is_zeroed_on_drop() {
+        // Memory that was given back cannot be read in safe code, so the test asks for the type's promise.
+        fn is_zeroed<T: ZeroizeOnDrop>(_: &T) {}
+        is_zeroed(&Secret::new("hunter2"));
+    }
 
     #[test]
     fn a_secret_does_not_print() {

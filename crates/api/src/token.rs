@@ -1,10 +1,14 @@
-//! The claims of a token, after its signature was checked.
+//! Tokens: where a request carries one, and what its claims say once the signature is verified.
 //!
-//! Whoever verifies tokens (the server, the edge) also checks `exp`, `nbf`, `iss` and `aud`; here they are only read.
-//! The order of the patterns in the JSON decides which of several wins, so it is kept: no map type in between.
+//! The server, `dormer edge serve` and the Worker share these rules and limits, so a token that counts for one of them
+//! counts for all. Verifying the signature needs cryptography, which each host has in its own form.
+//!
+//! The order of the patterns in the JSON decides which of several wins. The order is kept: no map type in between.
 
 use std::fmt;
 
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
 use serde::de::{Error as _, MapAccess, Visitor};
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
@@ -14,10 +18,39 @@ use crate::{CacheName, CacheNamePattern, Permission, Permissions};
 /// Name of the claim that holds the permissions; Attic's, so that its tokens work unchanged.
 pub const CLAIM_NAMESPACE: &str = "https://jwt.attic.rs/v1";
 
-/// A token's claims. Others than these are ignored.
+/// Longest token that is looked at, in bytes. Tokens of OIDC issuers take some KiB.
+pub const TOKEN_BYTES_MAX: usize = 32 * 1024;
+
+/// Longest `Authorization` that is looked at, in bytes: the longest token as the password of `Basic`, with 1 KiB for
+/// the user name.
+const AUTHORIZATION_BYTES_MAX: usize = (TOKEN_BYTES_MAX + 1024) / 3 * 4 + 64;
+
+/// How far the clock of a token's issuer may be ahead of ours, in seconds.
+pub const CLOCK_LEEWAY_SECONDS: i64 = 60;
+
+/// The token that a request presents in `Authorization`: after `Bearer`, or as the password of `Basic` with any user
+/// name, as Nix sends the password in netrc.
+pub fn presented_token(authorization: &str) -> Option<String> {
+    if authorization.len() > AUTHORIZATION_BYTES_MAX {
+        return None;
+    }
+    let (scheme, value) = authorization.trim().split_once(' ')?;
+    let value = value.trim();
+    let token = if scheme.eq_ignore_ascii_case("bearer") {
+        value.to_owned()
+    } else if scheme.eq_ignore_ascii_case("basic") {
+        let pair = String::from_utf8(STANDARD.decode(value).ok()?).ok()?;
+        pair.split_once(':')?.1.to_owned()
+    } else {
+        return None;
+    };
+    (1..=TOKEN_BYTES_MAX).contains(&token.len()).then_some(token)
+}
+
+/// A token's claims. Other claims are ignored.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
 pub struct TokenClaims {
-    /// Whom the token was made for; shown in logs.
+    /// The user of the token; shown in logs.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub sub: Option<String>,
     /// End of validity, in seconds since 1970; fractions are cut off.
@@ -26,16 +59,16 @@ pub struct TokenClaims {
     /// Start of validity, in seconds since 1970; fractions are cut off.
     #[serde(skip_serializing_if = "Option::is_none", default, deserialize_with = "numeric_date")]
     pub nbf: Option<i64>,
-    /// Who made it.
+    /// The issuer.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub iss: Option<String>,
-    /// Which servers it is for.
+    /// The servers that the token is for.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub aud: Option<Audience>,
-    /// Its own name, by which it can be revoked.
+    /// The name of the token, by which it can be revoked.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub jti: Option<String>,
-    /// The permissions. A token without them may do what anybody may.
+    /// The permissions. Without any, the bearer may do what anybody may.
     #[serde(rename = "https://jwt.attic.rs/v1", default)]
     pub access: AccessClaim,
 }
@@ -46,8 +79,8 @@ impl TokenClaims {
         serde_json::from_slice(json).map_err(Error::TokenClaims)
     }
 
-    /// What the token may do with `cache`: an entry of exactly that name decides; else the first pattern that matches;
-    /// else nothing. Entries are never added up.
+    /// What the token may do with `cache`. An entry of exactly that name decides. Otherwise the first pattern that
+    /// matches decides. Otherwise the token may do nothing. Entries are never added up.
     pub fn permissions_for(&self, cache: &CacheName) -> Permissions {
         let caches = &self.access.caches;
         let exact = caches.iter().find(|(pattern, _)| pattern.as_str() == cache.as_str());
@@ -55,9 +88,33 @@ impl TokenClaims {
         entry.map_or(Permissions::NONE, |(_, permissions)| *permissions)
     }
 
-    /// Whether there is any name of a cache with which the token might have this permission. Without it there is none.
+    /// Whether the token is valid at this time, in seconds since 1970 UTC.
+    pub fn is_valid_at(&self, now: i64) -> bool {
+        let latest_begin = now.saturating_add(CLOCK_LEEWAY_SECONDS);
+        self.exp.is_none_or(|end| now < end) && self.nbf.is_none_or(|begin| begin <= latest_begin)
+    }
+
+    /// Whether any cache name exists for which the token has this permission.
     pub fn may_somewhere(&self, permission: Permission) -> bool {
         self.access.caches.iter().any(|(_, permissions)| permissions.allows(permission))
+    }
+}
+
+/// The issuer and the audiences whose tokens count. Nothing set: every token with a valid signature counts.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct TokenBounds {
+    /// Only tokens with this `iss` count.
+    pub issuer: Option<String>,
+    /// Only tokens with one of these in `aud` count. Empty: `aud` does not matter.
+    pub audiences: Vec<String>,
+}
+
+impl TokenBounds {
+    /// Whether tokens with these claims count.
+    pub fn admit(&self, claims: &TokenClaims) -> bool {
+        let named = claims.aud.as_ref().map_or(&[][..], Audience::names);
+        (self.issuer.is_none() || claims.iss == self.issuer)
+            && (self.audiences.is_empty() || named.iter().any(|name| self.audiences.contains(name)))
     }
 }
 
@@ -153,7 +210,64 @@ mod ordered_entries {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::Permission;
+
+    #[test]
+    fn a_token_comes_as_bearer_or_as_the_password_of_basic() {
+        let basic = |pair: &str| format!("Basic {}", STANDARD.encode(pair));
+        for (header, token) in [
+            ("Bearer a.b.c", "a.b.c"),
+            ("bearer  a.b.c ", "a.b.c"),
+            (&basic("any:a.b.c"), "a.b.c"),
+            (&basic(":a:b"), "a:b"),
+        ] {
+            assert_eq!(presented_token(header).as_deref(), Some(token), "{header}");
+        }
+        for header in [
+            "",
+            "Bearer",
+            "Bearer ",
+            "a.b.c",
+            "Digest a.b.c",
+            "Basic a.b.c",
+            "Basic %%%",
+            &basic("a.b.c"),
+            &basic("x:"),
+        ] {
+            assert_eq!(presented_token(header), None, "{header}");
+        }
+    }
+
+    #[test]
+    fn the_longest_token_counts_in_both_forms_and_a_longer_one_in_none() {
+        for (length, counts) in [(TOKEN_BYTES_MAX, true), (TOKEN_BYTES_MAX + 1, false)] {
+            let token = "a".repeat(length);
+            let basic = STANDARD.encode(format!("{}:{token}", "u".repeat(1000)));
+            for header in [format!("Bearer {token}"), format!("Basic {basic}")] {
+                assert_eq!(presented_token(&header).is_some(), counts, "{length}");
+            }
+        }
+        assert_eq!(presented_token(&format!("Basic {}", "a".repeat(AUTHORIZATION_BYTES_MAX))), None);
+    }
+
+    #[test]
+    fn dates_are_compared_with_a_leeway_for_the_issuers_clock() {
+        let claims = TokenClaims { exp: Some(200), nbf: Some(100), ..TokenClaims::default() };
+        for (now, is_valid) in [(39, false), (40, true), (100, true), (199, true), (200, false)] {
+            assert_eq!(claims.is_valid_at(now), is_valid, "{now}");
+        }
+        assert!(TokenClaims::default().is_valid_at(0) && TokenClaims::default().is_valid_at(i64::MAX));
+    }
+
+    #[test]
+    fn a_token_counts_within_its_bounds_only() {
+        let claims = TokenClaims::parse(br#"{"iss":"lab","aud":["edge","other"]}"#).unwrap();
+        let counts = |issuer: Option<&str>, audiences: &[&str]| {
+            let audiences = audiences.iter().map(|&name| name.to_owned()).collect();
+            TokenBounds { issuer: issuer.map(str::to_owned), audiences }.admit(&claims)
+        };
+        assert!(counts(None, &[]) && counts(Some("lab"), &["edge"]) && counts(None, &["x", "other"]));
+        assert!(!counts(Some("x"), &[]) && !counts(None, &["x"]) && !counts(Some("lab"), &["labs"]));
+    }
 
     fn claims(caches: &str) -> TokenClaims {
         TokenClaims::parse(format!(r#"{{"{CLAIM_NAMESPACE}":{{"caches":{caches}}}}}"#).as_bytes()).unwrap()

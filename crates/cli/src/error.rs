@@ -43,11 +43,11 @@ pub(crate) enum Error {
     #[error("{caches} of the caches could not be published")]
     NotPublished { caches: usize },
     #[error(transparent)]
-    TokenVerifier(#[from] dormer_server::KeyError),
+    TokenVerifier(#[from] dormer_edge_host::KeyError),
     #[error(transparent)]
-    EdgeSource(#[from] dormer_server::edge::SourceError),
+    EdgeSource(#[from] dormer_edge_host::SourceError),
     #[error(transparent)]
-    EdgeDisk(#[from] dormer_server::edge::DiskCacheError),
+    EdgeDisk(#[from] dormer_edge_host::DiskCacheError),
     #[error("{problem}")]
     Usage { problem: String, hint: Option<String> },
     #[error("failed to {attempt}")]

@@ -3,7 +3,7 @@
 use rustix::process::{Resource, getrlimit, setrlimit};
 
 /// Files that are open besides connections and what they read: index, logs, listeners, those being turned away.
-const OTHERS: u64 = 64 + dormer_server::TURNED_AWAY_MAX as u64;
+const OTHERS: u64 = 64 + dormer_server::REFUSED_MAX as u64;
 
 /// Files for each connection: its socket, and a pack that it reads from or writes to.
 const PER_CONNECTION: u64 = 2;

@@ -43,11 +43,11 @@ impl Part {
     }
 }
 
-/// The part that a GET asks for, of an object whose tag is known from its name. A part of another representation
-/// (`If-Range`) and what is no range at all count as none.
-pub(crate) fn wanted(range: Option<&str>, if_range: Option<&str>, etag: &str) -> Option<Part> {
-    let same = if_range.is_none_or(|value| value == etag);
-    range.filter(|_| same).and_then(Part::parse)
+/// The part that a GET asks for, of a representation whose tag is known. A range of another representation (`If-Range`)
+/// and what is no single range count as none.
+pub fn wanted_part(range: Option<&str>, if_range: Option<&str>, etag: &str) -> Option<Part> {
+    let is_same = if_range.is_none_or(|value| value == etag);
+    range.filter(|_| is_same).and_then(Part::parse)
 }
 
 /// A decimal number; one too large for 64 bits is no less too large for us.
@@ -56,12 +56,12 @@ fn number(text: &str) -> Option<u64> {
     digits.then(|| text.parse().unwrap_or(u64::MAX))
 }
 
-/// Whether the client has this representation already.
-pub(crate) fn has_it_already(if_none_match: Option<&str>, etag: &str) -> bool {
-    let strong = |tag: &str| tag.strip_prefix("W/").unwrap_or(tag).to_owned();
-    let etag = strong(etag);
-    if_none_match
-        .is_some_and(|value| value.split(',').map(str::trim).any(|one| one == "*" || strong(one) == etag))
+/// Whether the client has this representation already. `if_none_match` holds the values of all such headers.
+pub fn client_has<'a>(if_none_match: impl IntoIterator<Item = &'a str>, etag: &str) -> bool {
+    let without_weakness = |tag: &'a str| tag.strip_prefix("W/").unwrap_or(tag);
+    let etag = etag.strip_prefix("W/").unwrap_or(etag);
+    let mut tags = if_none_match.into_iter().flat_map(|value| value.split(',')).map(str::trim);
+    tags.any(|tag| tag == "*" || without_weakness(tag) == etag)
 }
 
 #[cfg(test)]
@@ -71,7 +71,7 @@ mod tests {
     const TAG: &str = "\"x\"";
 
     fn of(range: &str) -> Option<Range<u64>> {
-        wanted(Some(range), None, TAG).expect("a range").of(100)
+        wanted_part(Some(range), None, TAG).expect("a range").of(100)
     }
 
     #[test]
@@ -107,18 +107,20 @@ mod tests {
             "lines=0-1",
             "bytes=+1-2",
         ] {
-            assert_eq!(wanted(Some(range), None, TAG), None, "{range}");
+            assert_eq!(wanted_part(Some(range), None, TAG), None, "{range}");
         }
-        let other = |if_range| wanted(Some("bytes=1-2"), Some(if_range), TAG);
+        let other = |if_range| wanted_part(Some("bytes=1-2"), Some(if_range), TAG);
         assert_eq!(other(TAG), Some(Part::Between(1, 2)));
-        assert_eq!(other("\"y\""), None);
-        assert_eq!(other("Sun, 06 Nov 1994 08:49:37 GMT"), None);
+        for if_range in ["\"y\"", "W/\"x\"", "Sun, 06 Nov 1994 08:49:37 GMT", ""] {
+            assert_eq!(other(if_range), None, "{if_range}");
+        }
     }
 
     #[test]
     fn any_of_several_tags_may_match() {
-        let has = |value: &str| has_it_already(Some(value), "\"x\"");
+        let has = |value: &str| client_has([value], "\"x\"");
         assert!(has("\"x\"") && has("W/\"x\"") && has("\"a\", \"x\"") && has("*"));
-        assert!(!has("\"y\"") && !has("x") && !has("") && !has_it_already(None, "\"x\""));
+        assert!(client_has(["\"a\"", "\"x\""], "\"x\"") && client_has(["\"x\""], "W/\"x\""));
+        assert!(!has("\"y\"") && !has("x") && !has("") && !client_has(None, "\"x\""));
     }
 }

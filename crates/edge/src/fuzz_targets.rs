@@ -2,11 +2,10 @@
 //!
 //! Tests run them over `fuzz/corpus/edge_*` and mutations of it; a fuzzer can run them for longer (`fuzz/README.md`).
 
-use dormer_api::TokenClaims;
+use dormer_api::{TokenBounds, TokenClaims, presented_token};
 
 use crate::{
-    Admission, Answer, Body, CacheState, Catalog, EdgeKey, ObjectMeta, Plan, Request, SignedToken,
-    TokenBounds, plan, presented_token,
+    Admission, Answer, Body, CacheState, Catalog, EdgeKey, ObjectMeta, Plan, Request, SignedToken, plan,
 };
 
 /// Bytes of the object that is found.

@@ -2,7 +2,8 @@
 //!
 //! Layer: pure. The publisher writes this layout, the Worker and `dormer edge serve` answer from it; all three take names,
 //! content types, lives and rules from here, so they cannot disagree. Nothing here knows a socket, a clock or a runtime,
-//! and nothing needs C: the crate also builds for wasm32.
+//! and nothing needs C: the crate also builds for wasm32. Only the feature `verify`, which the Worker leaves off, adds
+//! the cryptography that verifies tokens.
 //!
 //! A host answers a request in four steps, of which only the second and the last do I/O:
 //!
@@ -23,11 +24,15 @@ mod route;
 mod rules;
 mod state;
 mod token;
+#[cfg(feature = "verify")]
+mod verify;
 
-pub use conditions::Part;
+pub use conditions::{Part, client_has, wanted_part};
 pub use error::{Error, Result};
 pub use layout::{EdgeKey, Life, MISS_SECONDS, NarFile, STATE_SECONDS};
 pub use page::home;
 pub use rules::{Admission, Answer, Body, ObjectMeta, Plan, Read, Request, Visit, plan};
 pub use state::{CacheState, Catalog, STATE_BYTES_MAX};
-pub use token::{Algorithm, SignedToken, TokenBounds, may_read, presented_token};
+pub use token::{Algorithm, HS256_SECRET_BYTES_MIN, SignedToken, may_read};
+#[cfg(feature = "verify")]
+pub use verify::{KeyError, TokenKey, TokenVerifier};

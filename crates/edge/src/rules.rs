@@ -10,14 +10,14 @@
 
 use std::ops::Range;
 
-use dormer_api::{CacheName, TokenClaims};
+use dormer_api::{CacheName, TokenClaims, presented_token};
 
 use crate::conditions::{self, Part};
 use crate::layout::{EdgeKey, Life, MISS_SECONDS};
 use crate::page;
 use crate::route::Route;
 use crate::state::CacheState;
-use crate::token::{may_read, presented_token};
+use crate::token::may_read;
 
 /// What of a request decides its answer. Other headers do not.
 #[derive(Debug, Clone, Copy, Default)]
@@ -197,7 +197,7 @@ impl Visit {
             Some(key) => {
                 // Only NARs are worth resuming, and only their tags are known before they are found.
                 let part = tag_of(&key).filter(|_| !self.is_head).and_then(|tag| {
-                    conditions::wanted(self.range.as_deref(), self.if_range.as_deref(), &tag)
+                    conditions::wanted_part(self.range.as_deref(), self.if_range.as_deref(), &tag)
                 });
                 Admission::Read(Box::new(Read {
                     key,
@@ -279,9 +279,8 @@ impl Read {
         if !self.is_public {
             headers.push(("vary", "authorization".to_owned()));
         }
-        let known = etag
-            .as_deref()
-            .is_some_and(|etag| conditions::has_it_already(self.if_none_match.as_deref(), etag));
+        let known =
+            etag.as_deref().is_some_and(|etag| conditions::client_has(self.if_none_match.as_deref(), etag));
         if known {
             return Answer { status: 304, headers, body: Body::Empty, edge_seconds: 0 };
         }

@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 
 use dormer_api::headers::{CACHE_VISIBILITY, CACHE_VISIBILITY_PUBLIC};
 use dormer_engine::Engine;
+use dormer_http_host::Probes;
 use futures::FutureExt as _;
 use http::header::{CONNECTION, HeaderName};
 use http::{HeaderValue, Method, Request, Response};
@@ -19,7 +20,7 @@ use crate::call::{Call, REQUEST_ID, RequestId};
 use crate::exchange::{Exchange, Watched};
 use crate::failure::Failure;
 use crate::handlers::{attic, caches, documents, nar, pages, upload};
-use crate::health::Health;
+use crate::health;
 use crate::metrics::{Metrics, Waiting};
 use crate::push_rate::{PushRates, TooFast};
 use crate::request_body::RequestBody;
@@ -38,7 +39,7 @@ pub(crate) struct App {
     pub(crate) authenticator: Authenticator,
     pub(crate) settings: ServerSettings,
     pub(crate) metrics: Arc<Metrics>,
-    pub(crate) health: Health,
+    pub(crate) probes: Probes,
     push_rates: PushRates,
     uploads: Arc<Semaphore>,
     buffered_kib: Arc<Semaphore>,
@@ -50,9 +51,10 @@ impl App {
     pub(crate) fn new(engine: Engine, authenticator: Authenticator, settings: ServerSettings) -> Self {
         let metrics = Metrics::new();
         metrics.register(Box::new(engine.clone())).expect("the engine's names differ from the server's");
+        let asked = engine.clone();
         Self {
             metrics: Arc::new(metrics),
-            health: Health::default(),
+            probes: Probes::new(move || Box::pin(health::check(asked.clone()))),
             push_rates: PushRates::new(settings.push_requests_per_second, settings.push_bytes_per_second),
             uploads: semaphore(settings.uploads_max),
             buffered_kib: semaphore(settings.buffered_bytes_max / 1024),
@@ -70,16 +72,14 @@ impl App {
         self.watched(request, async |call, body, route| self.dispatch(call, body, route).await).await
     }
 
-    /// Answers a request that came when all connections were taken.
+    /// Answers a request that came when all connections were taken. The host closes the connection.
     pub(crate) async fn turn_away(self: Arc<Self>, request: Request<Incoming>) -> Response<Watched> {
         let answer = async |_: &Call, _: &mut RequestBody, route: Option<Route<'_>>| match route {
-            // Who restarts what does not answer here would take the others' connections with it.
+            // An orchestrator that restarts a busy process would take the others' connections with it.
             Some(Route::Alive) => Ok(pages::alive()),
             _ => Err(Failure::Busy("connections")),
         };
-        let mut response = self.watched(request, answer).await;
-        response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
-        response
+        self.watched(request, answer).await
     }
 
     /// Lets a request be answered, and sees to what all answers have in common.
@@ -118,7 +118,7 @@ impl App {
         if body.is_unread() {
             headers.insert(CONNECTION, HeaderValue::from_static("close"));
             body.linger();
-        } else if self.health.is_stopping() {
+        } else if self.probes.is_stopping() {
             headers.insert(CONNECTION, HeaderValue::from_static("close"));
         }
         let status = response.status();

@@ -2,6 +2,8 @@
 
 use std::time::Duration;
 
+use dormer_http_host::HostSettings;
+
 const KIB: usize = 1024;
 const MIB: usize = 1024 * KIB;
 
@@ -63,6 +65,18 @@ pub struct ServerSettings {
 const REENCODING_BYTES: u64 = 4 * MIB as u64;
 
 impl ServerSettings {
+    /// The limits of the clients' listener.
+    pub(crate) fn host(&self) -> HostSettings {
+        HostSettings {
+            connections_max: self.connections_max,
+            header_bytes_max: self.header_bytes_max,
+            header_timeout: self.header_timeout,
+            write_idle_timeout: self.write_idle_timeout,
+            drain_delay: self.drain_delay,
+            shutdown_timeout: self.shutdown_timeout,
+        }
+    }
+
     /// Most memory for all that is done at once, in bytes: a part of the sum in docs/ARCHITECTURE.md.
     pub fn memory_bytes_max(&self) -> u64 {
         self.buffered_bytes_max as u64 + self.reencodings_max as u64 * REENCODING_BYTES

@@ -6,10 +6,29 @@ use std::fmt::Write as _;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::sync::Arc;
+use std::time::Duration;
 
 use common::{Server, admin, nar, path};
 use dormer_index::{OutboxPosition, PublishDone, PublishIndex as _, PublishIntent, PublishedCache};
 use dormer_nix::NarHash;
+
+#[test]
+fn probes_are_answered_beside_the_metrics_too() {
+    let mut server = Server::start_with(|options| options.server.drain_delay = Duration::from_mins(1));
+    let address = server.serve_metrics();
+    let get = |path: &str| {
+        let answer = common::ask(address, format!("GET {path} HTTP/1.1\r\nHost: x\r\n\r\n").as_bytes());
+        let reply = common::Reply::parse(&answer, false);
+        (reply.status, reply.text())
+    };
+    assert_eq!(get("/healthz"), (200, "ok\n".to_owned()));
+    assert_eq!(get("/readyz"), (200, "ready\n".to_owned()));
+    assert_eq!(get("/main/nix-cache-info").0, 404);
+    server.stop();
+    common::until("it is not ready any more", || (get("/readyz").0 == 503).then_some(()));
+    assert_eq!(get("/readyz"), (503, "not ready: the server is stopping\n".to_owned()));
+    assert_eq!(get("/healthz").0, 200);
+}
 
 #[test]
 fn requests_are_counted_by_route_and_status_and_not_by_path() {

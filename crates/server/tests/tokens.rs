@@ -5,7 +5,7 @@ mod common;
 use base64::Engine as _;
 use base64::engine::general_purpose::{STANDARD, URL_SAFE_NO_PAD};
 use common::{SECRET, Server, nar, now, path, sign, token};
-use dormer_server::{Authenticator, TokenKey};
+use dormer_server::{TokenBounds, TokenKey};
 use jsonwebtoken::{Algorithm, EncodingKey};
 use serde_json::{Value, json};
 
@@ -138,7 +138,9 @@ fn another_permission_than_reading_does_not_read() {
 fn rs256_tokens_are_verified_with_either_half_of_the_key() {
     let secret = EncodingKey::from_rsa_pem(RSA_SECRET).unwrap();
     for key in [TokenKey::Rs256Public(RSA_PUBLIC.to_vec()), TokenKey::Rs256Secret(RSA_SECRET.to_vec())] {
-        let server = Server::start_with(|options| options.authenticator = Authenticator::new(&key).unwrap());
+        let server = Server::start_with(|options| {
+            options.authenticator = common::authenticator(&key, TokenBounds::default());
+        });
         assert_eq!(status_of_token(&server, &sign(Algorithm::RS256, &secret, &claims(&json!({})))), 200);
         let expired = claims(&json!({"exp": now() - 1}));
         assert_eq!(status_of_token(&server, &sign(Algorithm::RS256, &secret, &expired)), 401);
@@ -166,7 +168,8 @@ fn rs256_tokens_are_verified_with_either_half_of_the_key() {
 
 #[test]
 fn eddsa_tokens_are_verified() {
-    let authenticator = Authenticator::new(&TokenKey::EdDsaPublic(ED_PUBLIC.to_vec())).unwrap();
+    let key = TokenKey::EdDsaPublic(ED_PUBLIC.to_vec());
+    let authenticator = common::authenticator(&key, TokenBounds::default());
     let server = Server::start_with(|options| options.authenticator = authenticator);
     let secret = EncodingKey::from_ed_pem(ED_SECRET).unwrap();
     assert_eq!(status_of_token(&server, &sign(Algorithm::EdDSA, &secret, &claims(&json!({})))), 200);
@@ -177,10 +180,9 @@ fn eddsa_tokens_are_verified() {
 #[test]
 fn bound_issuer_and_audiences_must_match() {
     let server = Server::start_with(|options| {
-        options.authenticator = Authenticator::new(&TokenKey::Hs256(SECRET.to_vec()))
-            .unwrap()
-            .with_bound_issuer("ours")
-            .with_bound_audiences(["a".to_owned(), "b".to_owned()]);
+        let bounds =
+            TokenBounds { issuer: Some("ours".to_owned()), audiences: vec!["a".to_owned(), "b".to_owned()] };
+        options.authenticator = common::authenticator(&TokenKey::Hs256(SECRET.to_vec()), bounds);
     });
     for (expected, other) in [
         (200, json!({"iss": "ours", "aud": "a"})),

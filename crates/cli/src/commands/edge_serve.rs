@@ -7,8 +7,9 @@ use std::path::PathBuf;
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use clap::{ArgGroup, Args};
-use dormer_server::edge::{DiskCache, EdgeServer, EdgeSettings, Source};
-use dormer_server::{Authenticator, TokenKey};
+use dormer_edge_host::{
+    DiskCache, EdgeServer, EdgeSettings, HS256_SECRET_BYTES_MIN, Source, TokenBounds, TokenKey, TokenVerifier,
+};
 
 use super::Context;
 use super::serve::{listen, local_address, stop_signal};
@@ -66,7 +67,7 @@ pub(super) async fn run(args: EdgeServeArgs, context: &Context) -> Result<()> {
     };
     let disk =
         args.cache_dir.as_deref().map(|folder| DiskCache::open(folder, args.cache_size)).transpose()?;
-    let server = EdgeServer::new(source, disk, authenticator()?, EdgeSettings::default());
+    let server = EdgeServer::new(source, disk, verifier()?, EdgeSettings::default());
     let listener = listen(args.listen).await?;
     let address = local_address(&listener)?;
     let shutdown = stop_signal()?;
@@ -78,7 +79,7 @@ pub(super) async fn run(args: EdgeServeArgs, context: &Context) -> Result<()> {
     Ok(())
 }
 
-fn authenticator() -> Result<Option<Authenticator>> {
+fn verifier() -> Result<Option<TokenVerifier>> {
     const HINT: &str = "base64 of a PEM file: base64 -w0 key.pem; of a secret: openssl rand -base64 32";
     type Make = fn(Vec<u8>) -> TokenKey;
     let keys: [(&str, Make); 3] = [
@@ -86,26 +87,30 @@ fn authenticator() -> Result<Option<Authenticator>> {
         ("DORMER_EDGE_TOKEN_ED25519_PUBKEY_BASE64", TokenKey::EdDsaPublic),
         ("DORMER_EDGE_TOKEN_HS256_SECRET_BASE64", TokenKey::Hs256),
     ];
+    let setting = |name: &str| std::env::var(name).ok().filter(|text| !text.is_empty());
     let mut found = None;
     for (name, make) in keys {
-        let Some(text) = std::env::var(name).ok().filter(|text| !text.is_empty()) else { continue };
+        let Some(text) = setting(name) else { continue };
         if found.is_some() {
             return Err(Error::usage(format!("{name} is set beside another key"), "set one of them"));
         }
         let bytes =
             STANDARD.decode(text.trim()).map_err(|_| Error::usage(format!("{name} is not base64"), HINT))?;
-        if name.contains("HS256") && bytes.len() < 32 {
-            return Err(Error::usage(format!("{name} has fewer than 32 bytes"), HINT));
+        if name.contains("HS256") && bytes.len() < HS256_SECRET_BYTES_MIN {
+            let problem = format!("{name} has fewer than {HS256_SECRET_BYTES_MIN} bytes");
+            return Err(Error::usage(problem, HINT));
         }
-        found = Some(Authenticator::new(&make(bytes))?);
+        found = Some(make(bytes));
     }
-    let setting = |name| std::env::var(name).ok().filter(|text: &String| !text.is_empty());
-    if let Some(issuer) = setting("DORMER_EDGE_TOKEN_ISSUER") {
-        found = found.map(|own| own.with_bound_issuer(issuer));
-    }
-    if let Some(audiences) = setting("DORMER_EDGE_TOKEN_AUDIENCES") {
-        let audiences: Vec<String> = audiences.split(',').map(|one| one.trim().to_owned()).collect();
-        found = found.map(|own| own.with_bound_audiences(audiences));
-    }
-    Ok(found)
+    let audiences = setting("DORMER_EDGE_TOKEN_AUDIENCES").unwrap_or_default();
+    let bounds = TokenBounds {
+        issuer: setting("DORMER_EDGE_TOKEN_ISSUER"),
+        audiences: audiences
+            .split(',')
+            .map(str::trim)
+            .filter(|one| !one.is_empty())
+            .map(str::to_owned)
+            .collect(),
+    };
+    Ok(found.map(|key| TokenVerifier::new(&key, bounds)).transpose()?)
 }

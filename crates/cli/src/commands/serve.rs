@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use clap::Args;
-use dormer_server::{Authenticator, Server, ServerSettings, TokenKey};
+use dormer_server::{Authenticator, Server, ServerSettings, TokenBounds, TokenKey, TokenVerifier};
 use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
 
@@ -102,7 +102,7 @@ pub(super) async fn run(args: ServeArgs, context: &Context) -> Result<()> {
     if let Some(listener) = metrics_listener {
         server.watch_publishing(Arc::clone(&index), publish).expect("nobody else has counted publishing");
         voice.say(&format!("metrics on http://{}/metrics", local_address(&listener)?));
-        tokio::spawn(dormer_server::serve_metrics(listener, Arc::clone(server.metrics())));
+        tokio::spawn(server.serve_metrics(listener));
     }
     voice.say(&format!("listening on http://{address}"));
     let served = server.run(listener, shutdown).await;
@@ -178,11 +178,11 @@ pub(super) fn authenticator(settings: &Settings, key: &SigningKey) -> Result<Aut
         SigningKey::Rs256Secret(pem) => TokenKey::Rs256Secret(pem),
         SigningKey::Rs256Public(pem) => TokenKey::Rs256Public(pem),
     };
-    let mut authenticator = Authenticator::new(&key)?;
-    if let Some(issuer) = &settings.jwt.bound_issuer {
-        authenticator = authenticator.with_bound_issuer(issuer);
-    }
-    Ok(authenticator.with_bound_audiences(settings.jwt.bound_audiences.iter().cloned()))
+    let bounds = TokenBounds {
+        issuer: settings.jwt.bound_issuer.clone(),
+        audiences: settings.jwt.bound_audiences.clone(),
+    };
+    Ok(Authenticator::new(TokenVerifier::new(&key, bounds)?))
 }
 
 /// Resolves at the first SIGTERM or SIGINT. The second one ends the process at once: who asks twice means it.

@@ -20,7 +20,7 @@ pub(crate) fn alive() -> Response<Body> {
 
 /// Database and store answer, too, and nobody asked the server to stop.
 pub(crate) async fn ready(app: &App) -> Result<Response<Body>, Failure> {
-    app.health.check(&app.engine).await.map_err(Failure::NotReady)?;
+    app.probes.check().await.map_err(Failure::NotReady)?;
     Ok(body::text(StatusCode::OK, "ready\n"))
 }
 

@@ -20,7 +20,7 @@ use dormer_blobs::{BlobKey, Blobs, LocalBlobs};
 use dormer_engine::{CreateCache, Engine, EngineSettings, MasterKey, SystemClock};
 use dormer_index::{Index, SqliteIndex, SqliteOptions};
 use dormer_nix::{NarHash, StorePath};
-use dormer_server::{Authenticator, Metrics, ServerSettings, TokenKey};
+use dormer_server::{Authenticator, Metrics, ServerSettings, TokenBounds, TokenKey, TokenVerifier};
 use jsonwebtoken::{Algorithm, EncodingKey, Header};
 use serde_json::{Value, json};
 use tempfile::TempDir;
@@ -50,7 +50,7 @@ impl Default for Options {
         Self {
             engine,
             server: ServerSettings::default(),
-            authenticator: Authenticator::new(&TokenKey::Hs256(SECRET.to_vec())).unwrap(),
+            authenticator: authenticator(&TokenKey::Hs256(SECRET.to_vec()), TokenBounds::default()),
             master_key: [9; 32],
         }
     }
@@ -61,6 +61,11 @@ pub fn signature(key: &str, letter: &str) -> String {
     format!("{key}:{}A==", letter.repeat(85))
 }
 
+/// Takes tokens that this key verifies.
+pub fn authenticator(key: &TokenKey, bounds: TokenBounds) -> Authenticator {
+    Authenticator::new(TokenVerifier::new(key, bounds).unwrap())
+}
+
 /// A running server with a public cache `main` and a private one `team-a`.
 pub struct Server {
     pub address: SocketAddr,
@@ -68,6 +73,7 @@ pub struct Server {
     pub engine: Engine,
     pub store: Arc<Unreliable>,
     pub metrics: Arc<Metrics>,
+    served: dormer_server::Server,
     pub index: Arc<dyn Index>,
     pub publish: Arc<SqliteIndex>,
     serving: Option<tokio::task::JoinHandle<Result<(), dormer_server::Error>>>,
@@ -136,7 +142,7 @@ impl Server {
         let server = dormer_server::Server::new(served, options.authenticator, options.server);
         server.watch_publishing(Arc::clone(&index), publish.clone()).unwrap();
         let metrics = Arc::clone(server.metrics());
-        let serving = server.run(listener, async {
+        let serving = server.clone().run(listener, async {
             stopped.await.ok();
         });
         let serving = Some(runtime.spawn(serving));
@@ -149,6 +155,7 @@ impl Server {
             index,
             publish,
             metrics,
+            served: server,
             serving,
             stop: Some(stop),
             runtime: Some(runtime),
@@ -182,8 +189,7 @@ impl Server {
     pub fn serve_metrics(&self) -> SocketAddr {
         let listener = self.block_on(tokio::net::TcpListener::bind("127.0.0.1:0")).unwrap();
         let address = listener.local_addr().unwrap();
-        let serving = dormer_server::serve_metrics(listener, Arc::clone(&self.metrics));
-        self.runtime.as_ref().unwrap().spawn(serving);
+        self.runtime.as_ref().unwrap().spawn(self.served.serve_metrics(listener));
         address
     }
 

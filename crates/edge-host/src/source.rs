@@ -66,10 +66,10 @@ pub enum SourceError {
 }
 
 /// Bytes on their way.
-pub(super) type ByteStream = Pin<Box<dyn Stream<Item = io::Result<Bytes>> + Send>>;
+pub(crate) type ByteStream = Pin<Box<dyn Stream<Item = io::Result<Bytes>> + Send>>;
 
 /// What a store said to a request for bytes.
-pub(super) enum Opened {
+pub(crate) enum Opened {
     /// There is no such object.
     Missing,
     /// There is one, but not the part of it.
@@ -126,12 +126,12 @@ impl Source {
     }
 
     /// Whether reading it goes over a network, so that remembering it pays.
-    pub(super) fn is_remote(&self) -> bool {
+    pub(crate) fn is_remote(&self) -> bool {
         matches!(self, Self::Bucket { .. })
     }
 
     /// Size and tag of an object.
-    pub(super) async fn head(&self, name: &str) -> Result<Option<ObjectMeta>, SourceError> {
+    pub(crate) async fn head(&self, name: &str) -> Result<Option<ObjectMeta>, SourceError> {
         match self {
             Self::Folder(root) => {
                 Ok(open_file(root, name).await.map_err(file_error(name))?.map(|(_, meta)| meta))
@@ -148,7 +148,7 @@ impl Source {
     }
 
     /// Opens an object, or a part of it.
-    pub(super) async fn open(&self, name: &str, part: Option<Part>) -> Result<Opened, SourceError> {
+    pub(crate) async fn open(&self, name: &str, part: Option<Part>) -> Result<Opened, SourceError> {
         match self {
             Self::Folder(root) => open_in_folder(root, name, part).await.map_err(file_error(name)),
             Self::Bucket { store, prefix } => {
@@ -186,7 +186,7 @@ impl Source {
 
 impl Source {
     /// Reads a small object whole; `None`: there is none. One of more than `bytes_max` is an error.
-    pub(super) async fn read(
+    pub(crate) async fn read(
         &self,
         name: &str,
         bytes_max: usize,
@@ -217,7 +217,7 @@ fn file_error(name: &str) -> impl FnOnce(io::Error) -> SourceError {
 }
 
 /// Opens a file. Names of the layout have neither dots nor an empty part between slashes, so they stay in the folder.
-pub(super) async fn open_file(root: &Path, name: &str) -> io::Result<Option<(File, ObjectMeta)>> {
+pub(crate) async fn open_file(root: &Path, name: &str) -> io::Result<Option<(File, ObjectMeta)>> {
     let file = match File::open(root.join(name)).await {
         Ok(file) => file,
         Err(error) if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory) => {
@@ -235,7 +235,7 @@ pub(super) async fn open_file(root: &Path, name: &str) -> io::Result<Option<(Fil
 }
 
 /// The bytes of a file, or of a part of it.
-pub(super) async fn open_in_folder(root: &Path, name: &str, part: Option<Part>) -> io::Result<Opened> {
+pub(crate) async fn open_in_folder(root: &Path, name: &str, part: Option<Part>) -> io::Result<Opened> {
     let Some((mut file, meta)) = open_file(root, name).await? else { return Ok(Opened::Missing) };
     let range = match part {
         None => 0..meta.size,

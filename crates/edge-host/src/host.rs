@@ -1,8 +1,7 @@
-//! Connections and requests of a host of a published layout.
+//! Requests to a host of a published layout.
 
 use std::convert::Infallible;
 use std::io;
-use std::pin::pin;
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
@@ -10,51 +9,36 @@ use bytes::Bytes;
 use dormer_api::CacheName;
 use dormer_edge::{
     Admission, Answer, Body as EdgeBody, CacheState, Catalog, EdgeKey, MISS_SECONDS, ObjectMeta, Plan, Read,
-    Request as EdgeRequest, STATE_BYTES_MAX, STATE_SECONDS, Visit, home, plan,
+    Request as EdgeRequest, STATE_BYTES_MAX, STATE_SECONDS, TokenVerifier, Visit, home, plan,
 };
+use dormer_http_host::{Error, HostSettings, NotReady, Probe, Probes, Service, serve};
 use futures::StreamExt as _;
 use http_body_util::combinators::UnsyncBoxBody;
 use http_body_util::{BodyExt as _, Full, StreamBody};
 use hyper::body::{Frame, Incoming};
 use hyper::header::{AUTHORIZATION, HOST, HeaderName, HeaderValue, IF_NONE_MATCH, IF_RANGE, RANGE};
-use hyper::server::conn::http1;
-use hyper::service::service_fn;
-use hyper::{Request, Response, StatusCode};
-use hyper_util::rt::{TokioIo, TokioTimer};
-use hyper_util::server::graceful::GracefulShutdown;
+use hyper::{Method, Request, Response, StatusCode};
 use moka::sync::Cache as Memory;
-use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::Semaphore;
+use tokio::net::TcpListener;
 
-use super::disk::DiskCache;
-use super::source::{ByteStream, Opened, Source, SourceError};
-use crate::auth::Authenticator;
-use crate::serve::{Error, pause_after};
-use crate::socket::Socket;
+use crate::disk::DiskCache;
+use crate::source::{ByteStream, Opened, Source, SourceError};
 
 const FORWARDED_PROTO: HeaderName = HeaderName::from_static("x-forwarded-proto");
 
 /// Largest document that is remembered, in bytes. Nearly all narinfos and most listings are far smaller.
 const DOCUMENT_BYTES_MAX: u64 = 256 * 1024;
 
-/// Largest narinfo that is read, in bytes: what the lab takes of a path's metadata is a quarter of it.
+/// Largest narinfo that is read, in bytes: four times the most that the lab takes of a path's metadata.
 const NARINFO_BYTES_MAX: usize = 4 * 1024 * 1024;
 
 /// Limits of a host. The defaults fit a small machine.
 #[derive(Debug, Clone)]
 pub struct EdgeSettings {
-    /// Most connections at once; more wait in the kernel's queue.
-    pub connections_max: usize,
-    /// Longest request line and headers together, in bytes; a token of an OIDC issuer takes some KiB of it.
-    pub header_bytes_max: usize,
-    /// How long a connection may take to send the head of a request, waiting between two requests included.
-    pub header_timeout: Duration,
+    /// Limits of connections. A token of an OIDC issuer takes some KiB of a head.
+    pub host: HostSettings,
     /// How long the store may take to begin to answer, and between two pieces of an object.
     pub store_timeout: Duration,
-    /// How long a reader may take nothing of an answer.
-    pub write_idle_timeout: Duration,
-    /// How long requests in flight may take to finish when the host stops.
-    pub shutdown_timeout: Duration,
     /// Memory for remembered documents of a remote bucket, in bytes.
     pub document_bytes_max: u64,
 }
@@ -62,18 +46,24 @@ pub struct EdgeSettings {
 impl Default for EdgeSettings {
     fn default() -> Self {
         Self {
-            connections_max: 1_024,
-            header_bytes_max: 64 * 1024,
-            header_timeout: Duration::from_mins(1),
+            host: HostSettings {
+                connections_max: 1_024,
+                header_bytes_max: 64 * 1024,
+                header_timeout: Duration::from_mins(1),
+                write_idle_timeout: Duration::from_mins(1),
+                drain_delay: Duration::ZERO,
+                shutdown_timeout: Duration::from_secs(30),
+            },
             store_timeout: Duration::from_secs(30),
-            write_idle_timeout: Duration::from_mins(1),
-            shutdown_timeout: Duration::from_secs(30),
             document_bytes_max: 32 * 1024 * 1024,
         }
     }
 }
 
-/// Something remembered until then.
+/// How long a readiness check may take.
+const CHECK_TIMEOUT: Duration = Duration::from_secs(4);
+
+/// A value that is remembered until `end`.
 #[derive(Clone)]
 struct Until<T> {
     value: T,
@@ -101,8 +91,9 @@ type Document = Option<(ObjectMeta, Bytes)>;
 pub struct EdgeServer {
     source: Source,
     disk: Option<DiskCache>,
-    authenticator: Option<Authenticator>,
+    verifier: Option<TokenVerifier>,
     settings: EdgeSettings,
+    probes: Probes,
     states: Memory<CacheName, Until<Option<Arc<CacheState>>>>,
     documents: Memory<EdgeKey, Until<Document>>,
 }
@@ -116,12 +107,12 @@ impl std::fmt::Debug for EdgeServer {
 type Body = UnsyncBoxBody<Bytes, io::Error>;
 
 impl EdgeServer {
-    /// A host. Without an authenticator no token counts, and private caches are there for nobody; `disk` keeps NARs of a
-    /// remote bucket.
+    /// A host. Without a verifier no token counts, so nobody may read private caches. `disk` keeps NARs of a remote
+    /// bucket.
     pub fn new(
         source: Source,
         disk: Option<DiskCache>,
-        authenticator: Option<Authenticator>,
+        verifier: Option<TokenVerifier>,
         settings: EdgeSettings,
     ) -> Self {
         let documents = Memory::builder()
@@ -131,7 +122,7 @@ impl EdgeServer {
                 u32::try_from(bytes + 256).unwrap_or(u32::MAX)
             })
             .build();
-        // A state document may have 1 MiB of revoked tokens; names that are none take as good as nothing.
+        // A state document may hold 1 MiB of revoked tokens. Names of no cache take next to nothing.
         let states = Memory::builder()
             .max_capacity(settings.document_bytes_max)
             .weigher(|_: &CacheName, known: &Until<Option<Arc<CacheState>>>| {
@@ -139,70 +130,22 @@ impl EdgeServer {
                 u32::try_from(512 + revoked * 64).unwrap_or(u32::MAX)
             })
             .build();
-        Self { source, disk, authenticator, settings, states, documents }
+        let asked = source.clone();
+        let probes = Probes::new(move || Box::pin(check(asked.clone())));
+        Self { source, disk, verifier, settings, probes, states, documents }
     }
 
     /// Serves until `shutdown` is ready; then takes no more connections and lets requests in flight finish.
     pub async fn run(self, listener: TcpListener, shutdown: impl Future<Output = ()>) -> Result<(), Error> {
-        let host = Arc::new(self);
-        let places_max = host.settings.connections_max.clamp(1, Semaphore::MAX_PERMITS);
-        let places = Arc::new(Semaphore::new(places_max));
-        let graceful = GracefulShutdown::new();
-        let mut shutdown = pin!(shutdown);
-        loop {
-            let next = async {
-                let place = Arc::clone(&places).acquire_owned().await.expect("the semaphore is never closed");
-                listener.accept().await.map(|(stream, _)| (stream, place))
-            };
-            let accepted = tokio::select! {
-                accepted = next => accepted,
-                () = &mut shutdown => break,
-            };
-            match accepted {
-                Ok((stream, place)) => {
-                    let connection = graceful.watch(host.connection(stream));
-                    tokio::spawn(async move {
-                        if let Err(error) = connection.await {
-                            tracing::debug!(%error, "connection ended");
-                        }
-                        drop(place);
-                    });
-                }
-                Err(error) => pause_after(&error).await,
-            }
-        }
-        drop(listener);
-        match tokio::time::timeout(host.settings.shutdown_timeout, graceful.shutdown()).await {
-            Ok(()) => Ok(()),
-            Err(_) => Err(Error::Cut { connections: places_max - places.available_permits() }),
-        }
-    }
-
-    fn connection(
-        self: &Arc<Self>,
-        stream: TcpStream,
-    ) -> impl hyper_util::server::graceful::GracefulConnection<Error = hyper::Error> + 'static {
-        if let Err(error) = stream.set_nodelay(true) {
-            tracing::debug!(%error, "failed to set TCP_NODELAY");
-        }
-        let host = Arc::clone(self);
-        let service = service_fn(move |request: Request<Incoming>| {
-            let host = Arc::clone(&host);
-            async move { Ok::<_, Infallible>(host.respond(&request).await) }
-        });
-        http1::Builder::new()
-            .timer(TokioTimer::new())
-            .header_read_timeout(self.settings.header_timeout)
-            .max_header_size(self.settings.header_bytes_max)
-            .max_buf_size(self.settings.header_bytes_max.max(256 * 1024))
-            .serve_connection(TokioIo::new(Socket::new(stream, self.settings.write_idle_timeout)), service)
+        let settings = self.settings.host.clone();
+        serve(listener, Arc::new(self), settings, shutdown).await
     }
 
     async fn respond(&self, request: &Request<Incoming>) -> Response<Body> {
         let begin = Instant::now();
         let header = |name: HeaderName| request.headers().get(name).and_then(|value| value.to_str().ok());
         let origin = header(HOST).map(|host| {
-            // Whoever stands before this program speaks TLS, and says so.
+            // A proxy in front of this program speaks TLS, and says so.
             let scheme = if header(FORWARDED_PROTO) == Some("https") { "https" } else { "http" };
             format!("{scheme}://{host}")
         });
@@ -215,7 +158,7 @@ impl EdgeServer {
             if_range: header(IF_RANGE),
             if_none_match: header(IF_NONE_MATCH),
         });
-        let is_head = request.method() == hyper::Method::HEAD;
+        let is_head = request.method() == Method::HEAD;
         let answered = match planned {
             Plan::Answer(answer) => Ok((answer, None)),
             Plan::Home => self.home(is_head).await,
@@ -247,8 +190,7 @@ impl EdgeServer {
         let state = state.as_deref();
         let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
         let token = visit.token().filter(|_| visit.needs_token(state));
-        let claims =
-            token.zip(self.authenticator.as_ref()).and_then(|(token, verifier)| verifier.verify(token));
+        let claims = token.zip(self.verifier.as_ref()).and_then(|(token, verifier)| verifier.verify(token));
         let now = i64::try_from(now).unwrap_or(i64::MAX);
         match visit.admit(state, claims.as_ref(), now) {
             Admission::Answer(answer) => Ok((answer, None)),
@@ -264,12 +206,13 @@ impl EdgeServer {
         let found = self.within(self.source.read(&name, STATE_BYTES_MAX)).await?;
         let state = found.map(|(_, json)| CacheState::parse(&json)).transpose().map_err(damaged(&name))?;
         let state = state.map(Arc::new);
-        // As long whether it is there or not, so that how often the store is asked tells nobody.
+        // Present and absent documents are remembered equally long, so that the number of requests to the store tells
+        // nobody whether a private cache exists.
         self.states.insert(cache.clone(), Until::seconds(state.clone(), STATE_SECONDS));
         Ok(state)
     }
 
-    /// A small document, remembered if the store is far away and it is not large.
+    /// A small document, remembered if it comes over a network and is not large.
     async fn document(&self, key: &EdgeKey) -> Result<Document, SourceError> {
         if let Some(known) = recall(&self.documents, key) {
             return Ok(known);
@@ -283,7 +226,7 @@ impl EdgeServer {
         Ok(found)
     }
 
-    /// Reads what its caller may read.
+    /// Reads an object that the caller may read.
     async fn read(&self, read: &Read) -> Result<Answered, SourceError> {
         let key = read.key();
         let is_nar = matches!(key, EdgeKey::Nar(..));
@@ -322,6 +265,46 @@ impl EdgeServer {
             |_| SourceError::File { name: "the store".to_owned(), source: io::ErrorKind::TimedOut.into() };
         tokio::time::timeout(self.settings.store_timeout, work).await.map_err(late)?
     }
+}
+
+impl Service for EdgeServer {
+    type Body = Body;
+
+    async fn answer(self: Arc<Self>, request: Request<Incoming>) -> Response<Body> {
+        match probe(&request) {
+            Some(probe) => self.probes.answer(probe).await,
+            None => self.respond(&request).await,
+        }
+    }
+
+    async fn refuse(self: Arc<Self>, request: Request<Incoming>) -> Response<Body> {
+        Probes::refuse(request.uri().path())
+    }
+
+    fn probes(&self) -> &Probes {
+        &self.probes
+    }
+}
+
+/// The edge's rules refuse other methods than these, whatever the path.
+fn probe(request: &Request<Incoming>) -> Option<Probe> {
+    let is_read = matches!(*request.method(), Method::GET | Method::HEAD);
+    Probe::parse(request.uri().path()).filter(|_| is_read)
+}
+
+/// Whether the store answers. The catalogue is asked for because each publisher writes one; the answer that there is
+/// none is an answer, too.
+async fn check(source: Source) -> Result<(), NotReady> {
+    let name = EdgeKey::Catalog.to_string();
+    let found = tokio::time::timeout(CHECK_TIMEOUT, source.head(&name)).await;
+    match found {
+        Ok(Ok(_)) => return Ok(()),
+        Ok(Err(error)) => {
+            tracing::warn!(error = &error as &dyn std::error::Error, "the store does not answer");
+        }
+        Err(_) => tracing::warn!("the store does not answer within {} s", CHECK_TIMEOUT.as_secs()),
+    }
+    Err(NotReady("the store does not answer"))
 }
 
 /// An answer, and where the bytes of its body come from.

@@ -1,4 +1,4 @@
-//! A connection that does not wait for ever for a reader who takes nothing.
+//! A connection with a limit on how long one write may make no progress.
 
 use std::io;
 use std::pin::Pin;
@@ -9,8 +9,8 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
 use tokio::time::{Sleep, sleep};
 
-/// A TCP connection with a limit on how long one write may make no progress. Without it, readers who stop reading would
-/// hold their turns, and others would wait for them.
+/// A TCP connection with this limit. Without it, a reader that stops reading would hold its slot, and others would wait
+/// for it.
 pub(crate) struct Socket {
     stream: TcpStream,
     write_timeout: Duration,

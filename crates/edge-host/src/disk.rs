@@ -1,8 +1,11 @@
-//! NARs of a remote bucket, kept on this machine's disk within a bound; who was not read for longest goes first.
+//! NARs of a remote bucket, kept on this machine's disk within a bound. The NAR that nobody has read for longest goes
+//! first.
 //!
 //! Invariants
-//! - A file under its name is whole: it is written under another one and renamed when its last byte is there.
-//! - What is being written counts as if it were there, so the bound holds at every moment.
+//! - A file under its final name is whole: it is written under another name, and renamed after its last byte.
+//! - A NAR counts from the moment that its writing begins, and its file is made after those that it displaces are
+//!   deleted. So the bound holds at every moment.
+//! - No file is touched while the lock is held, and none on a thread of the runtime.
 //! - A cache that fails costs a request to the bucket, and nothing else.
 
 use std::collections::{BTreeMap, HashMap};
@@ -16,9 +19,9 @@ use futures::{StreamExt as _, stream};
 use tokio::fs::File;
 use tokio::io::AsyncWriteExt as _;
 
-use super::source::{ByteStream, Opened, open_in_folder};
+use crate::source::{ByteStream, Opened, open_in_folder};
 
-/// Marks what is not whole.
+/// Marks a file that is not whole.
 const PARTIAL: &str = ".partial";
 
 /// The folder cannot be used.
@@ -41,15 +44,17 @@ pub struct DiskCache {
 struct Known {
     /// Size and age of each file.
     files: HashMap<String, (u64, u64)>,
-    /// Names by age, the one that was not read for longest first.
+    /// Names by age, the one that nobody has read for longest first.
     ages: BTreeMap<u64, String>,
+    /// Sizes of files that are being deleted. Nothing is kept under such a name until its file is gone.
+    leaving: HashMap<String, u64>,
     clock: u64,
-    /// Bytes of all files, those included that are being written.
+    /// Bytes of all files, those that are being written included, those that are being deleted excluded.
     bytes: u64,
 }
 
 impl DiskCache {
-    /// Opens a folder, makes it if it is not there, and finds what an earlier run has left.
+    /// Opens a folder, makes it if it does not exist, and finds the files of earlier runs.
     pub fn open(folder: &Path, bytes_max: u64) -> Result<Self, DiskCacheError> {
         let cache = Self { folder: folder.into(), bytes_max, known: Arc::default() };
         cache.find().map_err(|source| DiskCacheError { path: folder.to_path_buf(), source })?;
@@ -63,7 +68,7 @@ impl DiskCache {
             let entry = entry?;
             let meta = entry.metadata()?;
             let Ok(name) = entry.file_name().into_string() else { continue };
-            // Whatever else lies there is not ours to delete.
+            // Other files are not ours to delete.
             if name.ends_with(PARTIAL) {
                 std::fs::remove_file(entry.path())?;
             } else if meta.is_file() && name.ends_with(".nar.zst") {
@@ -71,12 +76,15 @@ impl DiskCache {
             }
         }
         found.sort();
-        let mut known = self.lock();
-        for (_, name, size) in found {
-            known.bytes += size;
-            known.touch(&name, size);
-        }
-        self.make_room(&mut known, 0);
+        let leaving = {
+            let mut known = self.lock();
+            for (_, name, size) in found {
+                known.bytes += size;
+                known.touch(&name, size);
+            }
+            known.displace(self.bytes_max, 0)
+        };
+        self.delete(&leaving);
         Ok(())
     }
 
@@ -85,13 +93,13 @@ impl DiskCache {
         self.known.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// A file of ours for a NAR of a cache: two caches' NARs are apart, as who may read them is.
+    /// The file of a NAR of a cache. Two caches never share a file, because their readers differ.
     fn name_of(key: &EdgeKey) -> Option<String> {
         matches!(key, EdgeKey::Nar(..)).then(|| key.to_string().replace('/', "_"))
     }
 
-    /// The NAR, or a part of it, if it is here.
-    pub(super) async fn open_nar(&self, key: &EdgeKey, part: Option<Part>) -> Option<Opened> {
+    /// The NAR, or a part of it, if it is kept.
+    pub(crate) async fn open_nar(&self, key: &EdgeKey, part: Option<Part>) -> Option<Opened> {
         let name = Self::name_of(key)?;
         {
             let mut known = self.lock();
@@ -99,7 +107,7 @@ impl DiskCache {
             known.touch(&name, size);
         }
         if self.is_old(key, &name).await {
-            // Who reads it now goes on reading it.
+            // Readers that have the file open read on.
             let _ = tokio::fs::remove_file(self.folder.join(&name)).await;
             self.lock().forget(&name);
             return None;
@@ -117,7 +125,7 @@ impl DiskCache {
         }
     }
 
-    /// Whether a NAR was kept for as long as an edge may: something that was removed for cause must not stay for ever.
+    /// Whether a NAR was kept for as long as an edge may: a NAR that was removed for cause must not stay for ever.
     async fn is_old(&self, key: &EdgeKey, name: &str) -> bool {
         let Ok(meta) = tokio::fs::metadata(self.folder.join(name)).await else { return false };
         let age = meta.modified().ok().and_then(|kept| kept.elapsed().ok());
@@ -125,7 +133,7 @@ impl DiskCache {
     }
 
     /// Keeps a NAR while it passes.
-    pub(super) async fn keep(&self, key: &EdgeKey, size: u64, bytes: ByteStream) -> ByteStream {
+    pub(crate) async fn keep(&self, key: &EdgeKey, size: u64, bytes: ByteStream) -> ByteStream {
         let Some(writing) = self.begin(key, size).await else { return bytes };
         let pieces = stream::unfold((bytes, Some(writing)), |(mut bytes, mut writing)| async move {
             let piece = bytes.next().await?;
@@ -141,22 +149,33 @@ impl DiskCache {
 
     async fn begin(&self, key: &EdgeKey, size: u64) -> Option<Writing> {
         let name = Self::name_of(key)?;
-        // One that would drive out half of all others is not worth it.
+        // A NAR that would displace half of all others is not worth it.
         if size == 0 || size > self.bytes_max / 2 {
             return None;
         }
-        let number = {
+        let (number, leaving) = {
             let mut known = self.lock();
-            self.make_room(&mut known, size);
-            if known.bytes + size > self.bytes_max {
+            if known.leaving.contains_key(&name) {
                 return None;
             }
-            known.bytes += size;
+            let elsewhere = known.leaving.values().sum::<u64>();
+            let leaving = known.displace(self.bytes_max, size + elsewhere);
+            let fits = known.bytes + elsewhere + size <= self.bytes_max;
+            known.bytes += if fits { size } else { 0 };
             known.clock += 1;
-            known.clock
+            (fits.then_some(known.clock), leaving)
         };
-        let partial = self.folder.join(format!("{name}.{number}{PARTIAL}"));
-        let reserved = Reserved { cache: self.clone(), name, size, partial: partial.clone(), is_kept: false };
+        let reserved = number.map(|number| {
+            let partial = self.folder.join(format!("{name}.{number}{PARTIAL}"));
+            Reserved { cache: self.clone(), name, size, partial, is_kept: false }
+        });
+        if !leaving.is_empty() {
+            let cache = self.clone();
+            // The job runs to its end even if the reader leaves, and so does the accounting.
+            tokio::task::spawn_blocking(move || cache.delete(&leaving)).await.ok()?;
+        }
+        let reserved = reserved?;
+        let partial = reserved.partial.clone();
         match File::create_new(&partial).await {
             Ok(file) => Some(Writing { file, reserved, left: size }),
             Err(error) => {
@@ -166,17 +185,14 @@ impl DiskCache {
         }
     }
 
-    /// Deletes until so many bytes fit.
-    fn make_room(&self, known: &mut Known, bytes: u64) {
-        while known.bytes + bytes > self.bytes_max {
-            let Some((_, name)) = known.ages.pop_first() else { return };
-            if let Some((size, _)) = known.files.remove(&name) {
-                known.bytes -= size;
-            }
-            // Who is reading it reads on.
-            if let Err(error) = std::fs::remove_file(self.folder.join(&name)) {
+    /// Deletes files that were displaced. Blocks.
+    fn delete(&self, leaving: &[String]) {
+        for name in leaving {
+            // Readers that have the file open read on.
+            if let Err(error) = std::fs::remove_file(self.folder.join(name)) {
                 tracing::warn!(%error, name, "failed to delete a kept NAR");
             }
+            self.lock().leaving.remove(name);
         }
     }
 }
@@ -190,6 +206,20 @@ impl Known {
         self.ages.insert(self.clock, name.to_owned());
     }
 
+    /// Takes out files until so many bytes fit below the bound. The caller deletes them.
+    fn displace(&mut self, bytes_max: u64, bytes: u64) -> Vec<String> {
+        let mut leaving = Vec::new();
+        while self.bytes + bytes > bytes_max
+            && let Some((_, name)) = self.ages.pop_first()
+        {
+            let (size, _) = self.files.remove(&name).unwrap_or_default();
+            self.bytes -= size;
+            self.leaving.insert(name.clone(), size);
+            leaving.push(name);
+        }
+        leaving
+    }
+
     fn forget(&mut self, name: &str) {
         if let Some((size, age)) = self.files.remove(name) {
             self.ages.remove(&age);
@@ -198,7 +228,7 @@ impl Known {
     }
 }
 
-/// Room that was taken, given back unless the file becomes whole.
+/// Bytes that a file will take, given back unless the file becomes whole.
 struct Reserved {
     cache: DiskCache,
     name: String,
@@ -209,10 +239,18 @@ struct Reserved {
 
 impl Drop for Reserved {
     fn drop(&mut self) {
-        if !self.is_kept {
-            self.cache.lock().bytes -= self.size;
-            // Nothing is there if it could not be made.
-            let _ = std::fs::remove_file(&self.partial);
+        if self.is_kept {
+            return;
+        }
+        let (cache, size, partial) = (self.cache.clone(), self.size, std::mem::take(&mut self.partial));
+        let give_back = move || {
+            // The file may not exist, because it could not be made.
+            let _ = std::fs::remove_file(partial);
+            cache.lock().bytes -= size;
+        };
+        match tokio::runtime::Handle::try_current() {
+            Ok(runtime) => drop(runtime.spawn_blocking(give_back)),
+            Err(_) => give_back(),
         }
     }
 }
@@ -224,7 +262,7 @@ struct Writing {
 }
 
 impl Writing {
-    /// Goes on until the last byte. `None`: nothing more is to be written.
+    /// Writes a piece. `None` after the last byte, or once writing has failed.
     async fn write(mut self, piece: &Bytes) -> Option<Self> {
         let written = self.file.write_all(piece).await;
         self.left = self.left.checked_sub(piece.len() as u64)?;
@@ -240,7 +278,7 @@ impl Writing {
         None
     }
 
-    /// The last byte is there, and on the disk before the name is: a power cut leaves no file that is whole by name only.
+    /// Renames the file after its last byte is on the disk, so that a power cut leaves no file that is whole in name only.
     async fn finish(mut self) -> io::Result<()> {
         self.file.flush().await?;
         self.file.sync_data().await?;
@@ -248,7 +286,7 @@ impl Writing {
         tokio::fs::rename(&reserved.partial, reserved.cache.folder.join(&reserved.name)).await?;
         reserved.is_kept = true;
         let mut known = reserved.cache.lock();
-        // Another request was faster: the same bytes, once.
+        // If another request was faster, the same bytes count once.
         if known.files.contains_key(&reserved.name) {
             known.bytes -= reserved.size;
         }
@@ -276,8 +314,56 @@ mod tests {
         }
     }
 
+    /// Waits until so many files are left: partial ones are deleted in the background.
+    async fn settle(cache: &DiskCache, folder: &Path, files: usize) {
+        let end = std::time::Instant::now() + std::time::Duration::from_secs(10);
+        let partial = || {
+            let known = cache.lock();
+            known.bytes != known.files.values().map(|(size, _)| size).sum::<u64>()
+        };
+        while std::fs::read_dir(folder).unwrap().count() != files || partial() {
+            assert!(std::time::Instant::now() < end, "files are left over");
+            tokio::time::sleep(std::time::Duration::from_millis(5)).await;
+        }
+    }
+
     async fn has(cache: &DiskCache, number: u8) -> bool {
         matches!(cache.open_nar(&key(number), None).await, Some(Opened::Found(..)))
+    }
+
+    #[test]
+    fn files_are_deleted_on_a_blocking_thread_outside_of_the_lock() {
+        let runtime = tokio::runtime::Builder::new_current_thread().max_blocking_threads(1).build().unwrap();
+        runtime.block_on(async {
+            let folder = tempfile::tempdir().unwrap();
+            let cache = DiskCache::open(folder.path(), 100).unwrap();
+            for number in [1, 2] {
+                pass(&cache, number, &[40], 40).await;
+            }
+            let first = folder.path().join(DiskCache::name_of(&key(1)).unwrap());
+            assert!(first.exists());
+
+            // The only blocking thread is taken: nothing can be deleted yet, and nothing may wait with the lock.
+            let (release, held) = std::sync::mpsc::channel::<()>();
+            let taken = tokio::task::spawn_blocking(move || held.recv());
+            let mut third = std::pin::pin!(pass(&cache, 3, &[40], 40));
+            assert!(futures::poll!(third.as_mut()).is_pending());
+            assert!(first.exists(), "deleted on a thread of the runtime");
+            assert!(cache.known.try_lock().is_ok(), "the lock is held");
+            assert_eq!(cache.lock().bytes, 80, "the displaced NAR gives its bytes to the new one");
+
+            // The displaced NAR cannot come back before its file is gone.
+            let displaced = cache.keep(&key(1), 10, Box::pin(stream::empty())).await;
+            drop(displaced);
+            assert_eq!(cache.lock().bytes, 80);
+
+            release.send(()).unwrap();
+            taken.await.unwrap().unwrap();
+            third.await;
+            assert!(!first.exists() && has(&cache, 3).await);
+            pass(&cache, 1, &[10], 10).await;
+            assert!(has(&cache, 1).await, "and then it can");
+        });
     }
 
     #[tokio::test]
@@ -305,10 +391,11 @@ mod tests {
         assert!(has(&cache, 1).await);
         pass(&cache, 3, &[40], 40).await;
         assert_eq!((has(&cache, 1).await, has(&cache, 2).await, has(&cache, 3).await), (true, false, true));
-        // Too large, too short, too long: none is kept.
+        // A NAR that is too large is not kept, nor one with fewer or more bytes than announced.
         pass(&cache, 4, &[60], 60).await;
         pass(&cache, 5, &[3], 10).await;
         pass(&cache, 6, &[30], 10).await;
+        settle(&cache, folder.path(), 2).await;
         assert_eq!((has(&cache, 4).await, has(&cache, 5).await, has(&cache, 6).await), (false, false, false));
         assert_eq!(cache.lock().bytes, 80);
         assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 2);
@@ -328,6 +415,7 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let cache = DiskCache::open(folder.path(), 100).unwrap();
         tokio::join!(pass(&cache, 1, &[10, 10], 20), pass(&cache, 1, &[10, 10], 20));
+        settle(&cache, folder.path(), 1).await;
         assert_eq!(cache.lock().bytes, 20);
         let Some(Opened::Found(meta, _)) = cache.open_nar(&key(1), Some(Part::From(5))).await else {
             panic!("not kept")

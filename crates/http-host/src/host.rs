@@ -1,0 +1,468 @@
+//! Connections: accepted within a limit, served until they end or until the host is asked to stop.
+//!
+//! A stop takes three steps, so that no request fails because of it. First, readiness ends while everything is still
+//! served. Then the host takes no more connections. Then the requests in flight finish. Connections without a request
+//! end at once. Connections that have sent a part of their first head get [`HEAD_WAIT_STOPPING`]. `shutdown_timeout`
+//! limits all of them.
+
+use std::convert::Infallible;
+use std::io;
+use std::pin::pin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use bytes::Bytes;
+use futures::FutureExt as _;
+use http::header::CONNECTION;
+use http::{HeaderValue, Request, Response};
+use hyper::body::Incoming;
+use hyper::server::conn::http1;
+use hyper::service::service_fn;
+use hyper_util::rt::{TokioIo, TokioTimer};
+use hyper_util::server::graceful::{GracefulConnection, GracefulShutdown};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
+
+use crate::probes::Probes;
+use crate::socket::Socket;
+
+/// Bytes that a connection gathers before it writes. Some chunks between holes are small; one system call takes several.
+const WRITE_BUFFER_BYTES: usize = 256 * 1024;
+
+/// Pause after an accept that failed for want of file descriptors: connections must end before there are more.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+
+/// Connections beyond the limit that are refused at the same time. More wait in the kernel's queue. Each refused
+/// connection ends with its answer.
+pub const REFUSED_MAX: usize = 64;
+
+/// How long a refused client may take to send its head.
+const REFUSED_HEAD_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// How long a client that has sent a part of its first head may take for the rest once the host takes no more
+/// connections. A head is one packet, or two on a slow line. Without this limit, a client that sends half a head delays
+/// the stop by `header_timeout`.
+const HEAD_WAIT_STOPPING: Duration = Duration::from_secs(5);
+
+/// Limits of a host.
+#[derive(Debug, Clone)]
+pub struct HostSettings {
+    /// Most connections at once. Later clients are answered 503.
+    pub connections_max: usize,
+    /// Longest request line and headers together, in bytes.
+    pub header_bytes_max: usize,
+    /// How long a connection may take to send the head of a request, the wait between two requests included.
+    pub header_timeout: Duration,
+    /// How long a reader may take nothing of an answer.
+    pub write_idle_timeout: Duration,
+    /// How long the host goes on after it was asked to stop. Only `/readyz` changes, to "no", and each connection is
+    /// closed after its next answer. Load balancers need this long to notice; 0 fits where there are none.
+    pub drain_delay: Duration,
+    /// How long requests in flight may then take to finish.
+    pub shutdown_timeout: Duration,
+}
+
+/// What a host serves.
+pub trait Service: Send + Sync + 'static {
+    /// The body of an answer. An error in the body cuts the connection.
+    type Body: http_body::Body<Data = Bytes, Error = io::Error> + Send + 'static;
+
+    /// Answers a request. Failures are answers, too.
+    fn answer(
+        self: Arc<Self>,
+        request: Request<Incoming>,
+    ) -> impl Future<Output = Response<Self::Body>> + Send;
+
+    /// Answers a request that came when all connections were taken: 503, but 200 for `/healthz`. An orchestrator that
+    /// restarts a busy process would take the connections of all others with it. The host closes the connection.
+    fn refuse(
+        self: Arc<Self>,
+        request: Request<Incoming>,
+    ) -> impl Future<Output = Response<Self::Body>> + Send;
+
+    /// Whether the process is ready; the host sets it to "no" when it begins to stop.
+    fn probes(&self) -> &Probes;
+
+    /// A connection begins.
+    fn connection_opened(&self) {}
+
+    /// A connection has ended.
+    fn connection_closed(&self) {}
+}
+
+/// Why serving did not end well.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// Requests in flight did not finish within `shutdown_timeout` and were cut. No acknowledged data is lost.
+    #[error("cut {connections} connections whose requests did not end in time")]
+    Cut {
+        /// How many.
+        connections: usize,
+    },
+}
+
+/// Serves until `shutdown` is ready, then stops: says that it is not ready and goes on for `drain_delay`, takes no more
+/// connections, and lets requests in flight finish within `shutdown_timeout`.
+pub async fn serve<S: Service>(
+    listener: TcpListener,
+    service: Arc<S>,
+    settings: HostSettings,
+    shutdown: impl Future<Output = ()>,
+) -> Result<(), Error> {
+    let slots = ConnectionSlots::new(settings.connections_max);
+    let host =
+        Host { service, settings, graceful: GracefulShutdown::new(), stopping: watch::channel(false).0 };
+    let mut stop = pin!(async {
+        shutdown.await;
+        host.service.probes().begin_stopping();
+        let drain_delay = host.settings.drain_delay;
+        tracing::info!(
+            seconds = drain_delay.as_secs(),
+            "stopping: not ready any more, connections are taken until load balancers know"
+        );
+        tokio::time::sleep(drain_delay).await;
+    });
+    loop {
+        let accepted = tokio::select! {
+            accepted = slots.accept(&listener) => accepted,
+            () = &mut stop => break,
+        };
+        match accepted {
+            Ok((stream, slot)) => host.spawn_connection(stream, slot),
+            Err(error) => pause_after(&error).await,
+        }
+    }
+    // Connections in the kernel's queue would be reset with the listener.
+    while let Some(Ok((stream, slot))) = slots.accept(&listener).now_or_never() {
+        host.spawn_connection(stream, slot);
+    }
+    drop(listener);
+    tracing::info!(connections = host.graceful.count(), "taking no more connections");
+    host.stopping.send_replace(true);
+    match tokio::time::timeout(host.settings.shutdown_timeout, host.graceful.shutdown()).await {
+        Ok(()) => Ok(()),
+        Err(_) => Err(Error::Cut { connections: slots.taken() }),
+    }
+}
+
+/// What all connections share.
+struct Host<S> {
+    service: Arc<S>,
+    settings: HostSettings,
+    graceful: GracefulShutdown,
+    /// True once no more connections are taken.
+    stopping: watch::Sender<bool>,
+}
+
+impl<S: Service> Host<S> {
+    fn spawn_connection(&self, stream: TcpStream, slot: Slot) {
+        let counted = Counted::new(Arc::clone(&self.service));
+        let has_asked = Arc::new(AtomicBool::new(false));
+        let connection =
+            self.graceful.watch(self.connection(stream, slot.is_refused(), Arc::clone(&has_asked)));
+        let stopping = self.stopping.subscribe();
+        tokio::spawn(async move {
+            tokio::select! {
+                ended = connection => if let Err(error) = ended {
+                    // Clients leave as they like; failures are logged with their request.
+                    tracing::debug!(%error, "connection ended");
+                },
+                () = head_is_late(stopping, &has_asked) => {
+                    tracing::debug!("cut a connection that had sent half a head when the host stopped");
+                }
+            }
+            drop((counted, slot));
+        });
+    }
+
+    fn connection(
+        &self,
+        stream: TcpStream,
+        is_refused: bool,
+        has_asked: Arc<AtomicBool>,
+    ) -> impl GracefulConnection<Error = hyper::Error> + use<S> {
+        // Without it, the last part of an answer waits up to 40 ms for the client's acknowledgement of the first.
+        if let Err(error) = stream.set_nodelay(true) {
+            tracing::debug!(%error, "failed to set TCP_NODELAY");
+        }
+        let settings = &self.settings;
+        let service = Arc::clone(&self.service);
+        let answer = service_fn(move |request| {
+            let service = Arc::clone(&service);
+            has_asked.store(true, Ordering::SeqCst);
+            async move {
+                if !is_refused {
+                    return Ok::<_, Infallible>(service.answer(request).await);
+                }
+                let mut response = service.refuse(request).await;
+                response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
+                Ok(response)
+            }
+        });
+        let header_timeout = if is_refused {
+            REFUSED_HEAD_TIMEOUT.min(settings.header_timeout)
+        } else {
+            settings.header_timeout
+        };
+        http1::Builder::new()
+            .timer(TokioTimer::new())
+            .header_read_timeout(header_timeout)
+            .max_header_size(settings.header_bytes_max)
+            .max_buf_size(WRITE_BUFFER_BYTES.max(settings.header_bytes_max))
+            .serve_connection(TokioIo::new(Socket::new(stream, settings.write_idle_timeout)), answer)
+    }
+}
+
+/// Counts a connection for as long as it lives, also if its task panics.
+struct Counted<S: Service>(Arc<S>);
+
+impl<S: Service> Counted<S> {
+    fn new(service: Arc<S>) -> Self {
+        service.connection_opened();
+        Self(service)
+    }
+}
+
+impl<S: Service> Drop for Counted<S> {
+    fn drop(&mut self) {
+        self.0.connection_closed();
+    }
+}
+
+/// Ready when the host has been stopping for so long that it waits no longer for a head that began before. Never ready
+/// for a connection that has sent a whole head: its request is in flight, or hyper has closed it.
+async fn head_is_late(mut stopping: watch::Receiver<bool>, has_asked: &AtomicBool) {
+    // An error means that the host itself is gone, and nothing waits for this connection.
+    let _ = stopping.wait_for(|stopping| *stopping).await;
+    tokio::time::sleep(HEAD_WAIT_STOPPING).await;
+    if has_asked.load(Ordering::SeqCst) {
+        std::future::pending::<()>().await;
+    }
+}
+
+/// Limits how many connections are open.
+struct ConnectionSlots {
+    served_max: usize,
+    served: Arc<Semaphore>,
+    refused: Arc<Semaphore>,
+}
+
+/// Held by a connection while it lives.
+enum Slot {
+    Served(#[expect(dead_code, reason = "held")] OwnedSemaphorePermit),
+    Refused(#[expect(dead_code, reason = "held")] OwnedSemaphorePermit),
+}
+
+impl Slot {
+    fn is_refused(&self) -> bool {
+        matches!(self, Self::Refused(_))
+    }
+}
+
+impl ConnectionSlots {
+    fn new(connections_max: usize) -> Self {
+        let served_max = connections_max.clamp(1, Semaphore::MAX_PERMITS);
+        Self {
+            served_max,
+            served: Arc::new(Semaphore::new(served_max)),
+            refused: Arc::new(Semaphore::new(REFUSED_MAX)),
+        }
+    }
+
+    /// The next connection. It is refused if no slot to serve it is free.
+    async fn accept(&self, listener: &TcpListener) -> io::Result<(TcpStream, Slot)> {
+        let refused = Arc::clone(&self.refused).acquire_owned().await;
+        let refused = refused.expect("the semaphore is never closed");
+        let (stream, _) = listener.accept().await?;
+        let slot = match Arc::clone(&self.served).try_acquire_owned() {
+            Ok(served) => Slot::Served(served),
+            Err(_) => Slot::Refused(refused),
+        };
+        Ok((stream, slot))
+    }
+
+    fn taken(&self) -> usize {
+        let refused = REFUSED_MAX - self.refused.available_permits();
+        self.served_max - self.served.available_permits() + refused
+    }
+}
+
+/// An error of one connection concerns nobody else. Other errors mean that the process has run out of something.
+async fn pause_after(error: &io::Error) {
+    use io::ErrorKind;
+    let is_of_one_connection = matches!(
+        error.kind(),
+        ErrorKind::ConnectionAborted | ErrorKind::ConnectionReset | ErrorKind::ConnectionRefused
+    );
+    if !is_of_one_connection {
+        tracing::warn!(%error, "failed to accept a connection");
+        tokio::time::sleep(ACCEPT_PAUSE).await;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::AtomicUsize;
+
+    use http::StatusCode;
+    use http_body_util::combinators::UnsyncBoxBody;
+    use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+    use tokio::sync::{Notify, oneshot};
+
+    use super::*;
+    use crate::probes::{Probe, text};
+
+    /// Answers probes, and everything else once `go` says so.
+    struct Gate {
+        probes: Probes,
+        go: Notify,
+        open: AtomicUsize,
+    }
+
+    impl Service for Gate {
+        type Body = UnsyncBoxBody<Bytes, io::Error>;
+
+        async fn answer(self: Arc<Self>, request: Request<Incoming>) -> Response<Self::Body> {
+            if let Some(probe) = Probe::parse(request.uri().path()) {
+                return self.probes.answer(probe).await;
+            }
+            self.go.notified().await;
+            text(StatusCode::OK, "answered\n")
+        }
+
+        async fn refuse(self: Arc<Self>, request: Request<Incoming>) -> Response<Self::Body> {
+            Probes::refuse(request.uri().path())
+        }
+
+        fn probes(&self) -> &Probes {
+            &self.probes
+        }
+
+        fn connection_opened(&self) {
+            self.open.fetch_add(1, Ordering::SeqCst);
+        }
+
+        fn connection_closed(&self) {
+            self.open.fetch_sub(1, Ordering::SeqCst);
+        }
+    }
+
+    struct Running {
+        gate: Arc<Gate>,
+        address: std::net::SocketAddr,
+        stop: oneshot::Sender<()>,
+        serving: tokio::task::JoinHandle<Result<(), Error>>,
+    }
+
+    async fn start(change: impl FnOnce(&mut HostSettings)) -> Running {
+        let mut settings = HostSettings {
+            connections_max: 1,
+            header_bytes_max: 16 * 1024,
+            header_timeout: Duration::from_mins(1),
+            write_idle_timeout: Duration::from_mins(1),
+            drain_delay: Duration::ZERO,
+            shutdown_timeout: Duration::from_mins(1),
+        };
+        change(&mut settings);
+        let probes = Probes::new(|| Box::pin(async { Ok(()) }));
+        let gate = Arc::new(Gate { probes, go: Notify::new(), open: AtomicUsize::new(0) });
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let (stop, stopped) = oneshot::channel::<()>();
+        let serving = serve(listener, Arc::clone(&gate), settings, async {
+            let _ = stopped.await;
+        });
+        Running { gate, address, stop, serving: tokio::spawn(serving) }
+    }
+
+    impl Running {
+        async fn connect(&self) -> TcpStream {
+            TcpStream::connect(self.address).await.unwrap()
+        }
+
+        async fn ask(&self, path: &str) -> String {
+            let mut stream = self.connect().await;
+            send(&mut stream, path).await;
+            rest(stream).await
+        }
+    }
+
+    async fn send(stream: &mut TcpStream, path: &str) {
+        let head = format!("GET {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n");
+        stream.write_all(head.as_bytes()).await.unwrap();
+    }
+
+    async fn rest(mut stream: TcpStream) -> String {
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).await.unwrap();
+        answer
+    }
+
+    #[tokio::test]
+    async fn a_full_host_refuses_but_says_that_it_is_alive() {
+        let running = start(|_| ()).await;
+        let mut first = running.connect().await;
+        send(&mut first, "/").await;
+        let refused = running.ask("/").await;
+        assert!(refused.starts_with("HTTP/1.1 503 ") && refused.contains("retry-after: "), "{refused}");
+        assert!(refused.contains("connection: close"), "{refused}");
+        assert!(running.ask("/readyz").await.starts_with("HTTP/1.1 503 "));
+        assert!(running.ask("/healthz").await.starts_with("HTTP/1.1 200 "));
+        running.gate.go.notify_one();
+        assert!(rest(first).await.ends_with("answered\n"));
+    }
+
+    #[tokio::test]
+    async fn a_stop_ends_readiness_then_connections_and_no_request() {
+        let running = start(|settings| {
+            settings.connections_max = 8;
+            settings.drain_delay = Duration::from_millis(300);
+        })
+        .await;
+        assert!(running.ask("/readyz").await.ends_with("ready\n"));
+        let mut in_flight = running.connect().await;
+        send(&mut in_flight, "/").await;
+        assert!(running.ask("/healthz").await.starts_with("HTTP/1.1 200 "));
+        running.stop.send(()).unwrap();
+        while !running.gate.probes.is_stopping() {
+            tokio::task::yield_now().await;
+        }
+        let address = running.address;
+        let mut late = TcpStream::connect(address).await.unwrap();
+        send(&mut late, "/readyz").await;
+        let late = rest(late).await;
+        assert!(
+            late.starts_with("HTTP/1.1 503 ") && late.ends_with("not ready: the server is stopping\n"),
+            "{late}"
+        );
+        while TcpStream::connect(address).await.is_ok() {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+        assert!(!running.serving.is_finished());
+        running.gate.go.notify_one();
+        assert!(rest(in_flight).await.ends_with("answered\n"));
+        running.serving.await.unwrap().unwrap();
+        assert_eq!(running.gate.open.load(Ordering::SeqCst), 0);
+    }
+
+    #[tokio::test]
+    async fn requests_that_never_end_are_cut_and_counted() {
+        let running = start(|settings| settings.shutdown_timeout = Duration::from_millis(50)).await;
+        let mut stuck = running.connect().await;
+        send(&mut stuck, "/").await;
+        assert!(running.ask("/healthz").await.starts_with("HTTP/1.1 200 "));
+        running.stop.send(()).unwrap();
+        let error = running.serving.await.unwrap().unwrap_err();
+        assert!(matches!(error, Error::Cut { connections: 1 }), "{error}");
+    }
+
+    #[tokio::test]
+    async fn a_client_that_sends_no_head_is_cut() {
+        let running = start(|settings| settings.header_timeout = Duration::from_millis(50)).await;
+        let mut slow = running.connect().await;
+        slow.write_all(b"GET / HTTP/1.1\r\n").await.unwrap();
+        let answer = rest(slow).await;
+        assert!(!answer.contains("200"), "{answer}");
+    }
+}
