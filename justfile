@@ -9,15 +9,16 @@ check:
     cargo clippy --workspace --all-targets -- --deny warnings
     RUSTDOCFLAGS="--deny warnings" cargo doc --workspace --no-deps
     cargo test --workspace --exclude dormer-tests
-    cargo test --package dormer-tests --test layers --test dependencies
+    cargo test --package dormer-tests layers::
+    cargo test --package dormer-tests dependencies::
 
 # Everything, as CI does it.
 test *arguments:
     ./test {{arguments}}
 
-# One story against real nix: `just story round_trip`.
-story name *filter:
-    ./test -- --package dormer-tests --test {{name}} -- {{filter}}
+# One file of stories against real Nix: `just story round_trip`.
+story name:
+    ./test -- --package dormer-tests {{name}}::
 
 # A server on a data folder of its own, built for debugging.
 dev:

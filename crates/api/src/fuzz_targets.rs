@@ -1,6 +1,6 @@
 //! One checked property per parser of foreign bytes: a plain function that panics when the property fails.
 //!
-//! `tests/fuzz.rs` runs them over `fuzz/corpus/api_*` and mutations of it; a fuzzer can run them for longer.
+//! `tests/it/fuzz.rs` runs them over `fuzz/corpus/api_*` and mutations of it; a fuzzer can run them for longer.
 
 use dormer_nix::StoreDir;
 

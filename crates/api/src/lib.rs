@@ -3,7 +3,7 @@
 //! Layer: pure. Shared by the server, the client and the edge; nothing here knows a socket, a clock or a runtime.
 //!
 //! `/_api/v1/` and the tokens are Attic's, byte for byte, so that `attic` and tokens made for `atticd` work unchanged.
-//! The golden texts in `tests/golden.rs` check this. `/_api/v2/` is ours. docs/HTTP-API.md describes both.
+//! The golden texts in `tests/it/golden.rs` check this. `/_api/v2/` is ours. docs/HTTP-API.md describes both.
 
 mod error;
 pub mod fuzz_targets;

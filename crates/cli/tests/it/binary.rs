@@ -1,0 +1,523 @@
+//! What the real binary says: exit code, standard output and standard error, with ports, keys and paths filtered.
+//!
+//! The stories with a real Nix are in the workspace's `tests/`; here a server runs, and a script stands in for `nix`.
+
+#![expect(clippy::unwrap_used, reason = "helpers of tests: a panic is the failure")]
+
+use std::fs;
+use std::io::{BufRead as _, BufReader};
+use std::path::Path;
+use std::process::Stdio;
+
+use crate::place::Place;
+
+#[test]
+fn help_teaches() {
+    let place = Place::new();
+    insta::assert_snapshot!("help", place.run(&["--help"]));
+    insta::assert_snapshot!("help_serve", place.run(&["serve", "--help"]));
+    insta::assert_snapshot!("help_push", place.run(&["push", "--help"]));
+    // Every command has an example or is one line of words.
+    for command in [
+        "login",
+        "push",
+        "use",
+        "unuse",
+        "cache create",
+        "cache configure",
+        "cache remove-path",
+        "token create",
+        "config show",
+    ] {
+        let words: Vec<&str> = command.split(' ').chain(["--help"]).collect();
+        let help = place.run(&words);
+        assert!(help.starts_with("exit code: 0"), "{help}");
+        assert!(help.contains("Examples:") || command == "unuse", "{help}");
+    }
+}
+
+#[test]
+fn the_first_start_says_what_it_made_and_the_second_that_it_is_there() {
+    let mut place = Place::new();
+    insta::assert_snapshot!(place.serve(), @"
+    made in HOME/.local/share/dormer:
+      index.sqlite   what the caches hold (SQLite)
+      storage/       their contents, in packs
+      master-key     seals the signing keys in the index; keep a copy apart from the index's backup
+      token-secret   signs tokens
+      cache main     public, with a signing key of its own
+      admin-token    a token that may do everything, valid for 2 years
+
+    next, in another terminal:
+      dormer login lab http://127.0.0.1:PORT --token-file HOME/.local/share/dormer/admin-token
+      dormer push main ./result
+      dormer use main
+
+    or without this program, in nix.conf of whoever shall fetch:
+      extra-substituters = http://127.0.0.1:PORT/main
+      extra-trusted-public-keys = main:KEY
+
+    listening on http://127.0.0.1:PORT
+    ");
+    // The commands that it named work.
+    place.login();
+    assert!(place.run(&["use", "main"]).starts_with("exit code: 0"));
+    insta::assert_snapshot!(place.run(&["serve"]), @"
+    exit code: 1
+    --- stderr
+    error: HOME/.local/share/dormer/index.sqlite is in use by another process
+    hint: another `dormer serve` is running on this data folder; choose another --data-dir
+    ");
+    assert_eq!(place.stop(), Some(0), "SIGTERM is an orderly end");
+    insta::assert_snapshot!(place.serve(), @"
+    using HOME/.local/share/dormer
+    listening on http://127.0.0.1:PORT
+    ");
+    // The token of the first start still opens the second.
+    place.login();
+    assert_eq!(place.stop(), Some(0));
+}
+
+#[test]
+fn log_lines_for_collectors_are_json_throughout() {
+    let place = Place::new();
+    let mut server = place
+        .command(&["serve", "--listen", "127.0.0.1:0", "--log-format", "json"])
+        .env("DORMER_METRICS_LISTEN", "off")
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut lines = BufReader::new(server.stderr.take().unwrap()).lines();
+    let listening = lines.any(|line| {
+        let value: serde_json::Value = serde_json::from_str(&line.unwrap()).unwrap();
+        value["message"].as_str().unwrap().starts_with("listening on http://127.0.0.1:")
+    });
+    server.kill().unwrap();
+    server.wait().unwrap();
+    assert!(listening);
+}
+
+#[test]
+fn mistakes_are_explained() {
+    let place = Place::new();
+    fs::write(place.path("dormer.toml"), "[chunks]\nagv = \"64 KiB\"\n").unwrap();
+    insta::assert_snapshot!(place.run(&["serve", "--config", "dormer.toml"]), @"
+    exit code: 2
+    --- stderr
+    error: unknown key 'chunks.agv' in dormer.toml
+    hint: did you mean 'chunks.avg'?
+    ");
+    insta::assert_snapshot!(place.run(&["serve", "--config", "nowhere.toml"]), @"
+    exit code: 2
+    --- stderr
+    error: failed to read settings file nowhere.toml: No such file or directory (os error 2)
+    ");
+    insta::assert_snapshot!(place.run(&["cache", "list"]), @"
+    exit code: 2
+    --- stderr
+    error: no server is named and no default server is set
+    hint: log in first: dormer login NAME URL TOKEN; with several servers write SERVER:CACHE, or set a default with --set-default
+    ");
+    insta::assert_snapshot!(place.run(&["cache", "list", "--json"]), @r#"
+    exit code: 2
+    --- stderr
+    {"exit_code":2,"hints":["log in first: dormer login NAME URL TOKEN; with several servers write SERVER:CACHE, or set a default with --set-default"],"message":"no server is named and no default server is set","message_type":"error"}
+    "#);
+    insta::assert_snapshot!(place.run(&["cache", "list", "-qq"]), @"exit code: 2");
+    insta::assert_snapshot!(place.run(&["token", "create", "--sub", "ci", "--validity", "1d", "--pull", "*"]), @"
+    exit code: 1
+    --- stderr
+    error: no token secret in HOME/.local/share/dormer/token-secret: the server was never started with these settings
+    hint: start `dormer serve` once with the same settings, or set jwt.signing.token-hs256-secret-base64
+    hint: `dormer token create` runs where the server's settings are, not on its clients
+    ");
+    insta::assert_snapshot!(place.run(&["login", "lab", "ftp://x", "t"]), @"
+    exit code: 2
+    --- stderr
+    error: invalid value 'ftp://x' for '<URL>': \"ftp://x\" is not the address of a server: it must begin with http:// or https://
+
+    For more information, try '--help'.
+    ");
+    // Nobody listens on port 1.
+    let away = place.run(&["login", "lab", "http://127.0.0.1:1", "t"]);
+    assert!(away.starts_with("exit code: 5") && away.contains("hint: is the server running"), "{away}");
+    assert!(
+        !place.path(".config/dormer/config.toml").exists(),
+        "nothing is stored before the server answered"
+    );
+}
+
+#[test]
+fn a_folder_of_attics_is_refused_with_advice() {
+    let place = Place::new();
+    let chunk = place.path("theirs/a/b/2b9d04a6-9b2b-4a4b-8a3f-0c1d2e3f4a5b.chunk");
+    fs::create_dir_all(chunk.parent().unwrap()).unwrap();
+    fs::write(&chunk, "theirs").unwrap();
+    fs::write(place.path("server.toml"), "[storage]\ntype = \"local\"\npath = \"theirs\"\n").unwrap();
+    insta::assert_snapshot!(place.run(&["serve", "--config", "server.toml"]), @"
+    exit code: 1
+    --- stderr
+    error: theirs is a folder of Attic
+    hint: Dormer stores differently and has left it alone; give it a folder of its own (--data-dir, or path under [storage])
+    ");
+    assert!(!place.path(".local/share/dormer").exists());
+}
+
+#[test]
+fn caches_are_created_changed_listed_and_destroyed() {
+    let mut place = Place::new();
+    place.serve();
+    place.login();
+    insta::assert_snapshot!(place.run(&["cache", "create", "team", "--priority", "30"]), @"
+    exit code: 0
+    --- stderr
+    created the private cache team on lab
+    ");
+    insta::assert_snapshot!(place.run(&["cache", "create", "team"]), @"
+    exit code: 1
+    --- stderr
+    error: creating cache team: cache 'team' exists already (request ID)
+    hint: `dormer cache configure` changes it
+    ");
+    insta::assert_snapshot!(
+        place.run(&["cache", "configure", "lab:team", "--retention-period", "3 months", "--upstream-cache-key-name", "a-1"]), @"
+    exit code: 0
+    --- stderr
+    configured the cache team on lab
+    ");
+    insta::assert_snapshot!(place.run(&["cache", "info", "team"]), @"
+    exit code: 0
+    --- stdout
+    cache          lab:team
+    visibility     private
+    public key     team:KEY
+    substituter    http://127.0.0.1:PORT/team
+    api            http://127.0.0.1:PORT/
+    store folder   /nix/store
+    priority       30
+    upstream keys  a-1
+    retention      3 months
+    ");
+    insta::assert_snapshot!(place.run(&["cache", "list"]), @"
+    exit code: 0
+    --- stdout
+    main  public   priority 41   main:KEY
+    team  private  priority 30   team:KEY
+    ");
+    insta::assert_snapshot!(place.run(&["cache", "configure", "team"]), @"
+    exit code: 2
+    --- stderr
+    error: nothing to change
+    hint: `dormer cache configure --help` lists what can be changed
+    ");
+    insta::assert_snapshot!(place.run(&["cache", "destroy", "team"]), @"
+    exit code: 2
+    --- stderr
+    error: there is nobody to ask whether to destroy the cache
+    hint: --no-confirm destroys it without asking
+    ");
+    insta::assert_snapshot!(place.run(&["cache", "destroy", "team", "--no-confirm"]), @"
+    exit code: 0
+    --- stderr
+    destroyed the cache team on lab
+    ");
+    insta::assert_snapshot!(place.run(&["cache", "remove-path", "main", "1k8c1hiysz6aaks2mpfc5k7xbbjpw5z5"]), @"
+    exit code: 0
+    --- stderr
+    warning: 1k8c1hiysz6aaks2mpfc5k7xbbjpw5z5 was not in main
+    removed 0 of 1 path from main
+    ");
+}
+
+#[test]
+fn a_key_brought_along_is_the_one_that_signs() {
+    let mut place = Place::new();
+    place.serve();
+    place.login();
+    let secret = concat!(env!("CARGO_MANIFEST_DIR"), "/../nix/tests/data/signing-key.secret");
+    let public =
+        fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/../nix/tests/data/signing-key.public"))
+            .unwrap();
+    let created = place.run(&["cache", "create", "moved", "--keypair-file", secret]);
+    assert!(created.starts_with("exit code: 0"), "{created}");
+    assert!(place.run(&["cache", "info", "moved"]).contains(public.trim()));
+}
+
+#[test]
+fn a_token_permits_what_it_says_and_no_more() {
+    let mut place = Place::new();
+    place.serve();
+    place.login();
+    place.run(&["cache", "create", "team"]);
+    let created = place
+        .command(&["token", "create", "--sub", "ci", "--validity", "1d", "--pull", "*", "--push", "main"])
+        .output()
+        .unwrap();
+    assert!(created.status.success() && created.stderr.is_empty(), "{}", place.shown(&created));
+    let token = String::from_utf8(created.stdout).unwrap();
+    let with_token = |arguments: &[&str]| {
+        place.shown(&place.command(arguments).env("DORMER_TOKEN_LAB", token.trim()).output().unwrap())
+    };
+    assert!(with_token(&["cache", "info", "team"]).starts_with("exit code: 0"));
+    insta::assert_snapshot!(with_token(&["cache", "configure", "team", "--public"]), @"
+    exit code: 4
+    --- stderr
+    error: configuring cache team: the token does not permit this: the token does not allow to configure-cache here (request ID)
+    hint: ask for a token with this permission: dormer token create, on the server
+    ");
+    // A variable beats the settings, even with nonsense.
+    let nonsense =
+        place.command(&["cache", "info", "team"]).env("DORMER_TOKEN", "nonsense").output().unwrap();
+    assert_eq!(nonsense.status.code(), Some(4));
+}
+
+#[test]
+fn use_and_unuse_leave_the_files_as_they_were() {
+    let mut place = Place::new();
+    place.serve();
+    place.login();
+    place.run(&["cache", "create", "team"]);
+    let conf = place.path(".config/nix/nix.conf");
+    let netrc = place.path(".config/nix/netrc");
+    fs::create_dir_all(conf.parent().unwrap()).unwrap();
+    let before = "# mine\nsubstituters = https://cache.nixos.org\nmax-jobs = 4";
+    fs::write(&conf, before).unwrap();
+
+    let dry = place.run(&["use", "team", "--dry-run"]);
+    assert_eq!(fs::read_to_string(&conf).unwrap(), before);
+    insta::assert_snapshot!(dry, @"
+    exit code: 0
+    --- stdout
+    HOME/.config/nix/netrc:
+    + # >>> dormer use lab
+    + machine 127.0.0.1 login dormer password [redacted]
+    + # <<< dormer use lab
+    HOME/.config/nix/nix.conf:
+    + # >>> dormer use lab:team
+    + extra-substituters = http://127.0.0.1:PORT/team
+    + extra-trusted-public-keys = team:KEY
+    + netrc-file = HOME/.config/nix/netrc
+    + # <<< dormer use lab:team
+    --- stderr
+    would let Nix use lab:team (http://127.0.0.1:PORT/team)
+    ");
+    place.run(&["use", "team"]);
+    place.run(&["use", "main"]);
+    let used = fs::read_to_string(&conf).unwrap();
+    let token = fs::read_to_string(place.path(".local/share/dormer/admin-token")).unwrap();
+    assert!(fs::read_to_string(&netrc).unwrap().contains(token.trim()));
+    #[cfg(unix)]
+    {
+        use std::os::unix::fs::PermissionsExt as _;
+        assert_eq!(fs::metadata(&netrc).unwrap().permissions().mode() & 0o777, 0o600);
+    }
+    insta::assert_snapshot!(place.run(&["use", "main"]), @"
+    exit code: 0
+    --- stderr
+    nothing to do: HOME/.config/nix/nix.conf uses lab:main already
+    ");
+    assert_eq!(fs::read_to_string(&conf).unwrap(), used);
+
+    // Taking back needs no server.
+    assert_eq!(place.stop(), Some(0));
+    insta::assert_snapshot!(place.run(&["unuse", "main"]), @"
+    exit code: 0
+    --- stdout
+    HOME/.config/nix/nix.conf:
+    - # >>> dormer use lab:main
+    - extra-substituters = http://127.0.0.1:PORT/main
+    - extra-trusted-public-keys = main:KEY
+    - # <<< dormer use lab:main
+    --- stderr
+    Nix does not use lab:main any more
+    ");
+    assert!(netrc.exists(), "another cache of the server needs it");
+    place.run(&["unuse", "team"]);
+    assert_eq!(fs::read_to_string(&conf).unwrap(), before);
+    assert!(!netrc.exists());
+    insta::assert_snapshot!(place.run(&["unuse", "team"]), @"
+    exit code: 0
+    --- stderr
+    nothing to do: HOME/.config/nix/nix.conf has nothing from `dormer use lab:team`
+    ");
+}
+
+#[test]
+fn a_password_that_somebody_else_wrote_is_left_alone() {
+    let mut place = Place::new();
+    place.serve();
+    place.login();
+    place.run(&["cache", "create", "team"]);
+    let netrc = place.path("my-netrc");
+    fs::write(&netrc, "machine 127.0.0.1 login me password mine\n").unwrap();
+    let conf = place.path(".config/nix/nix.conf");
+    fs::create_dir_all(conf.parent().unwrap()).unwrap();
+    fs::write(&conf, format!("netrc-file = {}\n", netrc.display())).unwrap();
+    let used = place.run(&["use", "team"]);
+    assert!(used.contains("warning: HOME/my-netrc has an entry for 127.0.0.1 already"), "{used}");
+    assert_eq!(fs::read_to_string(&netrc).unwrap(), "machine 127.0.0.1 login me password mine\n");
+    assert!(!used.contains("+ netrc-file"), "{used}");
+}
+
+/// A store folder of our own with one file in it, and a program that tells of it as `nix path-info` does.
+fn fake_store(place: &Place, contents: &str) -> String {
+    let store = place.path("store");
+    let path = store.join("f22352qy5d2vfxv22w7q3n7gz1ia47nx-hello");
+    fs::create_dir_all(&store).unwrap();
+    fs::write(&path, contents).unwrap();
+    let nar = dormer_nix::nar::encode_tree(&dormer_nix::nar::Node::File {
+        executable: false,
+        contents: contents.as_bytes().to_vec(),
+    });
+    let mut hasher = dormer_nix::NarHasher::new();
+    hasher.update(&nar);
+    let (hash, size) = hasher.finish();
+    let info = serde_json::json!([{
+        "path": path.display().to_string(), "narHash": hash.to_string(), "narSize": size, "references": [], "valid": true,
+    }]);
+    let nix = place.path("bin/nix");
+    fs::create_dir_all(nix.parent().unwrap()).unwrap();
+    fs::write(&nix, format!("#!/bin/sh\ncat <<'END'\n{info}\nEND\n")).unwrap();
+    #[cfg(unix)]
+    {
+        use std::os::unix::fs::PermissionsExt as _;
+        fs::set_permissions(&nix, fs::Permissions::from_mode(0o755)).unwrap();
+    }
+    path.display().to_string()
+}
+
+fn push(place: &Place, arguments: &[&str]) -> String {
+    let path = format!("{}:/usr/bin:/bin", place.path("bin").display());
+    let mut command = place.command(&["push", "local"]);
+    command.args(arguments).env("PATH", path).env("NIX_STORE_DIR", place.path("store"));
+    // Times differ: the last item of the last line, and a field of the summary.
+    let shown = place.shown(&command.output().unwrap());
+    let timeless = |line: &str| match (line.starts_with("pushed "), line.split_once("\"seconds\":")) {
+        (true, _) => format!("{}, N s", line.rsplit_once(", ").unwrap().0),
+        (false, Some((before, after))) => {
+            format!("{before}\"seconds\":N,{}", after.split_once(',').unwrap().1)
+        }
+        (false, None) => line.to_owned(),
+    };
+    shown.lines().map(timeless).collect::<Vec<_>>().join("\n")
+}
+
+#[test]
+fn a_push_ends_with_a_line_that_stands_alone() {
+    let mut place = Place::new();
+    place.serve();
+    place.login();
+    let hello = fake_store(&place, "hello, world\n");
+    let store = place.path("store").display().to_string();
+    assert!(place.run(&["cache", "create", "local", "--store-dir", &store]).starts_with("exit code: 0"));
+    std::os::unix::fs::symlink(&hello, place.path("result")).unwrap();
+
+    insta::assert_snapshot!(push(&place, &["./result", "--dry-run"]), @"
+    exit code: 0
+    --- stdout
+    HOME/store/f22352qy5d2vfxv22w7q3n7gz1ia47nx-hello
+    --- stderr
+    would push 1 of 1 path, 128 B
+    ");
+    insta::assert_snapshot!(push(&place, &["./result"]), @"
+    exit code: 0
+    --- stderr
+    pushed 1 of 1 path, 128 B read, 128 B sent, 0 B deduplicated, N s
+    ");
+    insta::assert_snapshot!(push(&place, &["./result", "-v"]), @"
+    exit code: 0
+    --- stderr
+    asking lab what local lacks
+    already there: HOME/store/f22352qy5d2vfxv22w7q3n7gz1ia47nx-hello
+    pushed 0 of 1 path (1 already there), 0 B read, 0 B sent, 0 B deduplicated, N s
+    ");
+    insta::assert_snapshot!(push(&place, &["./result", "--json", "-q"]), @r#"
+    exit code: 0
+    --- stdout
+    {"cache":"local","message_type":"plan","missing":0,"missing_bytes":0,"paths":1,"present":1,"upstream":0}
+    {"message_type":"path","path":"HOME/store/f22352qy5d2vfxv22w7q3n7gz1ia47nx-hello","state":"present"}
+    {"bytes_read":0,"bytes_saved":0,"bytes_sent":0,"failed":0,"message_type":"summary","not_tried":0,"paths":1,"present":1,"pushed":0,"seconds":N,"upstream":0}
+    "#);
+    insta::assert_snapshot!(place.run(&["cache", "remove-path", "local", "f22352qy5d2vfxv22w7q3n7gz1ia47nx-hello"]), @"
+    exit code: 0
+    --- stderr
+    removed 1 of 1 path from local
+    ");
+}
+
+#[test]
+fn a_lost_path_is_named_and_counted() {
+    let mut place = Place::new();
+    place.serve();
+    place.login();
+    let hello = fake_store(&place, "hello, world\n");
+    let store = place.path("store").display().to_string();
+    place.run(&["cache", "create", "local", "--store-dir", &store]);
+    // The disk does not hold what Nix says.
+    fs::write(&hello, "jello, world\n").unwrap();
+    let lost = push(&place, &[&hello]);
+    assert!(lost.starts_with("exit code: 3"), "{lost}");
+    assert!(lost.contains("error: HOME/store/f22352qy5d2vfxv22w7q3n7gz1ia47nx-hello: "), "{lost}");
+    assert!(lost.contains("pushed 0 of 1 path (1 lost)"), "{lost}");
+    assert!(lost.contains("error: 1 path of 1 path could not be pushed"), "{lost}");
+}
+
+#[test]
+fn a_reader_that_goes_away_is_a_success() {
+    let place = Place::new();
+    let mut shown = place
+        .command(&["config", "reference"])
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    drop(shown.stdout.take());
+    let output = shown.wait_with_output().unwrap();
+    assert_eq!((output.status.code(), String::from_utf8_lossy(&output.stderr).as_ref()), (Some(0), ""));
+}
+
+#[test]
+fn settings_are_shown_with_their_origin() {
+    let place = Place::new();
+    let mut command = place.command(&["config", "show", "--data-dir", "/srv/dormer"]);
+    command
+        .env("DORMER_CHUNKS_ZSTD_LEVEL", "9")
+        .env("ATTIC_SERVER_TOKEN_HS256_SECRET_BASE64", "aHVudGVyMg==");
+    let shown = place.shown(&command.output().unwrap());
+    for line in [
+        "data-dir = \"/srv/dormer\"  # flag --data-dir",
+        "zstd-level = 9  # env DORMER_CHUNKS_ZSTD_LEVEL",
+        "token-hs256-secret-base64 = \"[redacted]\"  # env ATTIC_SERVER_TOKEN_HS256_SECRET_BASE64",
+    ] {
+        let (setting, origin) = line.split_once("  # ").unwrap();
+        let found = shown.lines().any(|line| line.starts_with(setting) && line.ends_with(origin));
+        assert!(found, "{line} is not in\n{shown}");
+    }
+    assert!(!shown.contains("aHVudGVy"));
+}
+
+#[test]
+fn the_pages_of_the_reference_are_there() {
+    let docs = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../docs");
+    let page = fs::read_to_string(docs.join("SETTINGS.md")).unwrap();
+    let place = Place::new();
+    let printed = place.command(&["config", "reference"]).output().unwrap();
+    assert_eq!(String::from_utf8(printed.stdout).unwrap().trim_end(), page.trim_end());
+    // Every message type that the program prints is in the contract.
+    let contract = fs::read_to_string(docs.join("CLI.md")).unwrap();
+    let sources = Path::new(env!("CARGO_MANIFEST_DIR")).join("src");
+    for file in [
+        "commands/push.rs",
+        "commands/cache.rs",
+        "commands/login.rs",
+        "commands/use_cache.rs",
+        "commands/token_create.rs",
+        "main.rs",
+    ] {
+        let source = fs::read_to_string(sources.join(file)).unwrap();
+        for piece in source.split("\"message_type\": \"").skip(1) {
+            let name = piece.split('"').next().unwrap();
+            assert!(contract.contains(&format!("`{name}`")), "{name} is not in docs/CLI.md");
+        }
+    }
+}

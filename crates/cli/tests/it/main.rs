@@ -1,0 +1,7 @@
+//! Every integration test of the `dormer` binary: one program, because each program costs a link.
+
+mod binary;
+mod doctor;
+mod doctor_services;
+mod place;
+mod traces;

@@ -1,0 +1,354 @@
+//! A push from arguments to summary, against a scripted server and a program that stands in for `nix`.
+
+use std::os::unix::fs::PermissionsExt as _;
+use std::path::Path;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use super::support::{Request, Server, Step};
+use dormer_api::{CacheConfig, UploadPathNarInfo};
+use dormer_client::{
+    ApiClient, CaseHack, Error, HttpSettings, NixStore, PathDone, PushOptions, PushPlan, PushReporter,
+    RetryPolicy, Silent, TransferId, dump_nar, execute_push, plan_push,
+};
+use dormer_nix::{NarHasher, StorePath};
+
+/// A store folder with files of some sizes, and a `nix` that knows them.
+struct Store {
+    folder: tempfile::TempDir,
+    nix: NixStore,
+    paths: Vec<StorePath>,
+}
+
+impl Store {
+    /// One path for each `(name, bytes, signing key)`, in that order.
+    fn new(contents: &[(&str, usize, Option<&str>)]) -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        let root = folder.path().canonicalize().unwrap();
+        let store_dir = root.join("store");
+        std::fs::create_dir(&store_dir).unwrap();
+        let (mut paths, mut entries) = (Vec::new(), Vec::new());
+        for (number, (name, size, key)) in contents.iter().enumerate() {
+            let path: StorePath = format!("{number:032}-{name}").parse().unwrap();
+            let file = store_dir.join(path.to_string());
+            std::fs::write(&file, vec![u8::try_from(number).unwrap(); *size]).unwrap();
+            let mut hasher = NarHasher::new();
+            dump_nar(&file, CaseHack::Keep, |bytes| {
+                hasher.update(bytes);
+                Ok(())
+            })
+            .unwrap();
+            let (nar_hash, nar_size) = hasher.finish();
+            let signatures = key.map_or(String::new(), |key| format!("\"{key}:AAAA\""));
+            entries.push(format!(
+                r#""{}":{{"narHash":"{nar_hash}","narSize":{nar_size},"references":[],"signatures":[{signatures}]}}"#,
+                file.display()
+            ));
+            paths.push(path);
+        }
+        std::fs::write(root.join("infos.json"), format!("{{{}}}", entries.join(","))).unwrap();
+        let program = root.join("nix");
+        std::fs::write(
+            &program,
+            format!("#!/bin/sh\necho \"$*\" >> {0}/calls\ncat {0}/infos.json\n", root.display()),
+        )
+        .unwrap();
+        std::fs::set_permissions(&program, std::fs::Permissions::from_mode(0o755)).unwrap();
+        let nix = NixStore::new(program, store_dir.to_str().unwrap().parse().unwrap());
+        Self { folder, nix, paths }
+    }
+
+    fn config(&self) -> CacheConfig {
+        CacheConfig {
+            store_dir: Some(self.nix.store_dir().clone()),
+            upstream_cache_key_names: Some(vec!["cache.nixos.org-1".to_owned()]),
+            ..CacheConfig::default()
+        }
+    }
+
+    fn calls(&self) -> String {
+        std::fs::read_to_string(self.folder.path().join("calls")).unwrap()
+    }
+}
+
+/// A server that has every path but those whose hash ends with one of `missing`, and answers uploads with `upload`.
+async fn server(missing: &[usize], upload: impl Fn(usize) -> Step + Send + Sync + 'static) -> Server {
+    let hashes: Vec<String> = missing.iter().map(|number| format!("\"{number:032}\"")).collect();
+    let missing = format!("{{\"missing_paths\":[{}]}}", hashes.join(","));
+    let uploads = AtomicUsize::new(0);
+    Server::answering(move |_, line| {
+        if line.starts_with("POST /_api/v1/get-missing-paths") {
+            Step::Answer(200, "", missing.clone())
+        } else {
+            upload(uploads.fetch_add(1, Ordering::Relaxed))
+        }
+    })
+    .await
+}
+
+fn uploaded(_: usize) -> Step {
+    Step::Answer(200, "", r#"{"kind":"Uploaded","file_size":10,"frac_deduplicated":0.25}"#.to_owned())
+}
+
+fn api(server: &Server) -> ApiClient {
+    let retry = RetryPolicy {
+        tries_max: 2,
+        wait_first: Duration::from_millis(10),
+        wait_first_busy: Duration::from_millis(10),
+        ..RetryPolicy::default()
+    };
+    let settings = HttpSettings { retry, ..HttpSettings::default() };
+    ApiClient::new(server.address.parse().unwrap(), None, settings).unwrap()
+}
+
+async fn plan(store: &Store, server: &Server, options: &PushOptions) -> Result<PushPlan, Error> {
+    let cache = "main".parse().unwrap();
+    plan_push(&api(server), &store.nix, &cache, &store.config(), &store.paths, options).await
+}
+
+fn uploads(server: &Server) -> Vec<(Request, UploadPathNarInfo)> {
+    let requests = server.requests().into_iter().filter(|request| request.line.starts_with("PUT "));
+    let read = |request: Request| {
+        let info = UploadPathNarInfo::parse(request.header("x-attic-nar-info").unwrap().as_bytes()).unwrap();
+        (request, info)
+    };
+    requests.map(read).collect()
+}
+
+fn names(paths: &[StorePath]) -> Vec<&str> {
+    paths.iter().map(StorePath::name).collect()
+}
+
+/// Writes down what it is told.
+#[derive(Default)]
+struct Log(Mutex<Vec<String>>);
+
+impl Log {
+    fn write(&self, line: String) {
+        self.0.lock().unwrap().push(line);
+    }
+}
+
+impl PushReporter for Log {
+    fn plan_made(&self, plan: &PushPlan) {
+        self.write(format!("plan {} of {}", plan.missing.len(), plan.path_count()));
+    }
+
+    fn path_started(&self, id: TransferId, path: &StorePath, _nar_size: u64) {
+        self.write(format!("start {id} {}", path.name()));
+    }
+
+    fn path_progress(&self, id: TransferId, bytes: u64) {
+        self.write(format!("progress {id} {bytes}"));
+    }
+
+    fn path_done(&self, id: TransferId, done: &PathDone) {
+        self.write(format!("done {id} {}", done.path.name()));
+    }
+
+    fn path_failed(&self, id: TransferId, path: &StorePath, _error: &Error) {
+        self.write(format!("failed {id} {}", path.name()));
+    }
+}
+
+#[tokio::test]
+async fn a_push_sends_what_is_missing_and_accounts_for_every_path() {
+    let store = Store::new(&[
+        ("small", 10, None),
+        ("upstream", 10, Some("cache.nixos.org-1")),
+        ("large", 100_000, Some("other-1")),
+        ("present", 10, None),
+    ]);
+    let server = server(&[0, 2], uploaded).await;
+    let options = PushOptions { jobs: 1, ..PushOptions::default() };
+    let plan = plan(&store, &server, &options).await.unwrap();
+    assert_eq!(plan.missing.iter().map(|info| info.path.name()).collect::<Vec<_>>(), ["large", "small"]);
+    assert_eq!((names(&plan.present), names(&plan.upstream)), (vec!["present"], vec!["upstream"]));
+    assert_eq!(plan.missing_bytes(), 100_112 + 128);
+    assert!(store.calls().contains("path-info --json --option substitute false --recursive -- "));
+    // A dry run ends here: nothing was sent.
+    assert!(uploads(&server).is_empty());
+    let asked = String::from_utf8(server.requests()[0].body.clone()).unwrap();
+    assert_eq!(
+        asked,
+        format!(r#"{{"cache":"main","store_path_hashes":["{:032}","{:032}","{:032}"]}}"#, 0, 2, 3)
+    );
+
+    let log = Arc::new(Log::default());
+    let summary = execute_push(&api(&server), plan, &options, log.clone()).await;
+    assert!(summary.is_complete());
+    assert_eq!(summary.pushed.iter().map(|done| done.path.name()).collect::<Vec<_>>(), ["large", "small"]);
+    assert_eq!((names(&summary.present), names(&summary.upstream)), (vec!["present"], vec!["upstream"]));
+    assert_eq!((summary.bytes_read, summary.bytes_sent), (100_240, 100_240));
+    assert_eq!(summary.bytes_saved, 25_028 + 32);
+    assert_eq!(
+        *log.0.lock().unwrap(),
+        [
+            "plan 2 of 4",
+            "start 0 large",
+            "progress 0 100112",
+            "done 0 large",
+            "start 1 small",
+            "progress 1 128",
+            "done 1 small"
+        ]
+    );
+    for (request, info) in uploads(&server) {
+        assert_eq!(request.body.len() as u64, info.nar_size);
+        assert_eq!(
+            Path::new(&info.store_path).parent().unwrap().to_str(),
+            Some(store.nix.store_dir().as_str())
+        );
+    }
+}
+
+#[tokio::test]
+async fn upstream_paths_are_sent_when_asked_for_and_a_closure_only_if_wanted() {
+    let store = Store::new(&[("upstream", 10, Some("cache.nixos.org-1"))]);
+    let server = server(&[0], uploaded).await;
+    let options = PushOptions { ignore_upstream: true, closure: false, ..PushOptions::default() };
+    let plan = plan(&store, &server, &options).await.unwrap();
+    assert_eq!((plan.missing.len(), plan.upstream.len()), (1, 0));
+    assert!(!store.calls().contains("--recursive"));
+}
+
+#[tokio::test]
+async fn a_path_named_twice_is_asked_for_and_sent_once() {
+    let mut store = Store::new(&[("a", 10, None)]);
+    store.paths = vec![store.paths[0].clone(); 3];
+    let server = server(&[0], uploaded).await;
+    let plan = plan(&store, &server, &PushOptions::default()).await.unwrap();
+    assert_eq!(plan.missing.len(), 1);
+    assert_eq!(store.calls().matches("-a").count(), 1);
+}
+
+#[tokio::test]
+async fn many_paths_are_asked_for_in_batches() {
+    let contents: Vec<(&str, usize, Option<&str>)> = vec![("p", 0, None); 200];
+    let store = Store::new(&contents);
+    let infos = store.nix.path_infos(&store.paths, false).await.unwrap();
+    assert_eq!(infos.len(), 200);
+    // 5,000 is the limit: 12,001 paths are three questions.
+    let entry = |number: usize| {
+        format!(
+            r#""{}/{number:032}-p":{{"narHash":"{}","narSize":112,"references":[]}}"#,
+            store.nix.store_dir(),
+            infos[0].nar_hash
+        )
+    };
+    let entries: Vec<String> = (0..12_001).map(entry).collect();
+    std::fs::write(store.folder.path().join("infos.json"), format!("{{{}}}", entries.join(","))).unwrap();
+    let server = server(&[12_000], uploaded).await;
+    let plan = plan(&store, &server, &PushOptions::default()).await.unwrap();
+    assert_eq!((plan.missing.len(), plan.present.len()), (1, 12_000));
+    let sizes: Vec<usize> = server
+        .requests()
+        .iter()
+        .map(|request| String::from_utf8_lossy(&request.body).matches("\"0000").count())
+        .collect();
+    assert_eq!(sizes, [5_000, 5_000, 2_001]);
+}
+
+#[tokio::test]
+async fn one_bad_path_does_not_stop_the_others_and_is_in_the_summary() {
+    let store = Store::new(&[("a", 3_000_000, None), ("b", 2_000_000, None), ("c", 10, None)]);
+    let server = server(&[0, 1, 2], uploaded).await;
+    let options = PushOptions { jobs: 2, ..PushOptions::default() };
+    let plan = plan(&store, &server, &options).await.unwrap();
+    // Damaged between the plan and its execution.
+    std::fs::write(store.folder.path().join("store").join(store.paths[0].to_string()), vec![9; 3_000_000])
+        .unwrap();
+    let log = Arc::new(Log::default());
+    let summary = execute_push(&api(&server), plan, &options, log.clone()).await;
+    assert!(!summary.is_complete());
+    assert_eq!(summary.pushed.len(), 2);
+    assert_eq!(summary.failed.len(), 1);
+    assert_eq!(summary.failed[0].path, store.paths[0]);
+    assert!(matches!(summary.failed[0].error, Error::Dump { .. }));
+    assert!(summary.not_tried.is_empty());
+    assert!(log.0.lock().unwrap().contains(&"failed 0 a".to_owned()));
+}
+
+#[tokio::test]
+async fn a_server_that_does_not_want_us_is_not_asked_again_for_every_path() {
+    let contents: Vec<(&str, usize, Option<&str>)> = vec![("p", 10, None); 50];
+    let store = Store::new(&contents);
+    let all: Vec<usize> = (0..50).collect();
+    let server = server(&all, |number| {
+        if number == 0 {
+            uploaded(0)
+        } else {
+            Step::Answer(401, "", r#"{"code":401,"error":"Unauthorized","message":"expired"}"#.to_owned())
+        }
+    })
+    .await;
+    let options = PushOptions { jobs: 3, ..PushOptions::default() };
+    let plan = plan(&store, &server, &options).await.unwrap();
+    let summary = execute_push(&api(&server), plan, &options, Arc::new(Silent)).await;
+    assert_eq!(summary.pushed.len(), 1);
+    assert!((1..=4).contains(&summary.failed.len()), "{}", summary.failed.len());
+    assert_eq!(summary.pushed.len() + summary.failed.len() + summary.not_tried.len(), 50);
+    assert!(!summary.is_complete());
+}
+
+/// Counts the uploads between start and end.
+#[derive(Default)]
+struct Running(AtomicUsize, AtomicUsize);
+impl PushReporter for Running {
+    fn path_started(&self, _: TransferId, _: &StorePath, _: u64) {
+        let now = self.0.fetch_add(1, Ordering::SeqCst) + 1;
+        self.1.fetch_max(now, Ordering::SeqCst);
+    }
+
+    fn path_done(&self, _: TransferId, _: &PathDone) {
+        self.0.fetch_sub(1, Ordering::SeqCst);
+    }
+}
+
+#[tokio::test]
+async fn uploads_run_side_by_side_up_to_the_limit() {
+    let contents: Vec<(&str, usize, Option<&str>)> = vec![("p", 10, None); 12];
+    let store = Store::new(&contents);
+    let all: Vec<usize> = (0..12).collect();
+    let server = server(&all, uploaded).await;
+    for jobs in [1, 4] {
+        let options = PushOptions { jobs, ..PushOptions::default() };
+        let plan = plan(&store, &server, &options).await.unwrap();
+        let running = Arc::new(Running::default());
+        let summary = execute_push(&api(&server), plan, &options, running.clone()).await;
+        assert!(summary.is_complete());
+        assert_eq!(running.1.load(Ordering::SeqCst), jobs);
+    }
+}
+
+#[tokio::test]
+async fn a_cache_for_another_store_is_refused_before_anything_is_asked() {
+    let store = Store::new(&[("a", 10, None)]);
+    let server = server(&[0], uploaded).await;
+    let config = CacheConfig { store_dir: Some("/nix/store".parse().unwrap()), ..store.config() };
+    let error = plan_push(
+        &api(&server),
+        &store.nix,
+        &"main".parse().unwrap(),
+        &config,
+        &store.paths,
+        &PushOptions::default(),
+    )
+    .await
+    .unwrap_err();
+    assert!(matches!(error, Error::StoreDirMismatch { .. }));
+    assert!(server.requests().is_empty());
+}
+
+#[tokio::test]
+async fn a_push_that_is_dropped_leaves_nothing_running() {
+    let store = Store::new(&[("a", 30_000_000, None)]);
+    let server = server(&[0], |_| Step::Stall).await;
+    let plan = plan(&store, &server, &PushOptions::default()).await.unwrap();
+    let api = api(&server);
+    let options = PushOptions::default();
+    let push = execute_push(&api, plan, &options, Arc::new(Silent));
+    assert!(tokio::time::timeout(Duration::from_millis(500), push).await.is_err());
+    // The test's runtime ends only when the thread that reads the disk has: a thread left waiting would hang here.
+}

@@ -1,0 +1,11 @@
+//! Every integration test of `dormer-engine`: one program, because each program costs a link.
+
+mod at_rest;
+mod common;
+mod cost;
+mod crash;
+mod damage;
+mod large;
+mod push_and_pull;
+mod remote;
+mod replicas;

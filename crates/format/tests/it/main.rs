@@ -1,0 +1,6 @@
+//! Every integration test of `dormer-format`: one program, because each program costs a link.
+
+mod common;
+mod fuzz_corpus;
+mod golden;
+mod properties;

@@ -1,0 +1,253 @@
+//! A lab in this process, a target in memory, and the reader's eye on it.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicI64, Ordering};
+use std::time::Duration;
+
+use bytes::Bytes;
+use dormer_blobs::{Blobs, FileEvent, Files, MemoryBlobs, MemoryFiles};
+use dormer_edge::EdgeKey;
+use dormer_engine::{Clock, CreateCache, Engine, EngineSettings, IngestRequest, MasterKey, UpdateCache};
+use dormer_index::{Cache, Index, PublishIndex, Removal, SqliteIndex, SqliteOptions};
+use dormer_nix::{NarHash, NarInfo, StoreDir, StorePath, StorePathHash};
+use dormer_publish::{Mode, Outcome, Publisher, Result, Silent, TargetSettings};
+use dormer_testkit::{
+    BusyPublish, FaultFiles, FaultPublish, Faults, Meanwhile, Random, object_for, package_nar,
+};
+use tempfile::TempDir;
+
+/// A clock that stands until it is moved.
+#[derive(Debug, Default)]
+pub(crate) struct HandClock(AtomicI64);
+
+impl HandClock {
+    pub(crate) fn advance(&self, seconds: i64) {
+        self.0.fetch_add(seconds, Ordering::SeqCst);
+    }
+}
+
+impl Clock for HandClock {
+    fn now(&self) -> i64 {
+        1_800_000_000 + self.0.load(Ordering::SeqCst)
+    }
+}
+
+pub(crate) const SETTLE: i64 = 300;
+pub(crate) const GRACE: i64 = 30 * 86_400;
+
+/// A lab with a cache `main`, and a target.
+pub(crate) struct Lab {
+    _folder: TempDir,
+    pub(crate) clock: Arc<HandClock>,
+    pub(crate) index: Arc<SqliteIndex>,
+    pub(crate) engine: Engine,
+    pub(crate) cache: Arc<Cache>,
+    pub(crate) files: Arc<MemoryFiles>,
+    pub(crate) settings: TargetSettings,
+}
+
+impl Lab {
+    pub(crate) async fn new() -> Self {
+        let folder = TempDir::new().expect("a temporary folder");
+        let index = SqliteIndex::open(folder.path().join("index.sqlite"), SqliteOptions::default()).await;
+        let index = Arc::new(index.expect("a new index opens"));
+        let clock = Arc::new(HandClock::default());
+        let settings = EngineSettings {
+            chunk_params: dormer_format::ChunkParams { min: 1024, avg: 4096, max: 16 * 1024 },
+            zstd_level: 1,
+            cpu_threads: 1,
+            pack_wait: Duration::from_millis(1),
+            ..EngineSettings::default()
+        };
+        let engine = Engine::new(
+            Arc::clone(&index) as Arc<dyn Index>,
+            Arc::new(MemoryBlobs::new()) as Arc<dyn Blobs>,
+            MasterKey::from_bytes([9; 32]),
+            settings,
+            Arc::clone(&clock) as Arc<dyn Clock>,
+        );
+        let cache = create_cache(&engine, "main", true).await;
+        let settings = TargetSettings {
+            name: "edge".to_owned(),
+            caches: vec!["*".parse().expect("a pattern")],
+            request_timeout: Duration::ZERO,
+            ..TargetSettings::default()
+        };
+        Self { _folder: folder, clock, index, engine, cache, files: Arc::new(MemoryFiles::new()), settings }
+    }
+
+    pub(crate) fn publisher(&self) -> Publisher {
+        self.publisher_over(
+            Arc::clone(&self.index) as Arc<dyn PublishIndex>,
+            Arc::clone(&self.files) as Arc<dyn Files>,
+        )
+    }
+
+    pub(crate) fn crashing(&self, faults: &Arc<Faults>) -> Publisher {
+        let index = FaultPublish::new(Arc::clone(&self.index) as Arc<dyn PublishIndex>, Arc::clone(faults));
+        let files = FaultFiles::new(Arc::clone(&self.files) as Arc<dyn Files>, Arc::clone(faults));
+        self.publisher_over(Arc::new(index), Arc::new(files))
+    }
+
+    /// A publisher in a lab where something happens before each call of publishing's memory.
+    pub(crate) fn publisher_meanwhile(&self, meanwhile: Meanwhile) -> (Publisher, Arc<BusyPublish>) {
+        let index = BusyPublish::new(Arc::clone(&self.index) as Arc<dyn PublishIndex>, meanwhile);
+        let index = Arc::new(index);
+        let publisher = self.publisher_over(
+            Arc::clone(&index) as Arc<dyn PublishIndex>,
+            Arc::clone(&self.files) as Arc<dyn Files>,
+        );
+        (publisher, index)
+    }
+
+    /// A run of another program, beside one that is under way.
+    pub(crate) async fn publish_beside(self: Arc<Self>) -> Result<Outcome> {
+        let (done, outcome) = tokio::sync::oneshot::channel();
+        std::thread::spawn(move || {
+            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+            let _ = done.send(runtime.expect("a runtime").block_on(self.publish()));
+        });
+        outcome.await.expect("the other program ends")
+    }
+
+    fn publisher_over(&self, index: Arc<dyn PublishIndex>, files: Arc<dyn Files>) -> Publisher {
+        let engine = self.engine.clone();
+        Publisher::new(engine, index, files, self.settings.clone(), "test".to_owned(), Arc::new(Silent))
+    }
+
+    pub(crate) async fn publish(&self) -> Result<Outcome> {
+        self.publisher().run(Mode::Follow).await
+    }
+
+    /// Pushes package `number`, whose contents are those of `seed`, with references.
+    pub(crate) async fn push(&self, number: u8, seed: u64, references: &[u8]) {
+        let references: Vec<StorePath> = references.iter().map(|number| path(*number)).collect();
+        let nar = package_nar(&mut Random::new(seed), 3_000, &references);
+        self.push_nar(number, &nar, &references, &[]).await;
+    }
+
+    pub(crate) async fn push_nar(&self, number: u8, nar: &[u8], references: &[StorePath], sigs: &[&str]) {
+        let request = IngestRequest {
+            store_dir: "/nix/store".to_owned(),
+            expected: Some((NarHash::digest(nar), nar.len() as u64)),
+            extra_memory_bytes: 0,
+        };
+        let mut ingest = self.engine.begin_ingest(request).await.expect("there is memory");
+        ingest.write(nar).await.expect("a good NAR");
+        let ingested = ingest.finish().await.expect("a whole NAR");
+        let mut object = object_for(&path(number), references);
+        object.sigs = sigs.iter().map(|sig| (*sig).to_owned()).collect();
+        self.engine.commit_object(&self.cache, ingested, object).await.expect("a commit");
+    }
+
+    pub(crate) async fn remove(&self, number: u8) {
+        let until = self.clock.now() + GRACE;
+        let hash = path(number).hash();
+        self.index
+            .remove_object(self.cache.id, &hash, Removal::WithGraceUntil(until), self.clock.now())
+            .await
+            .expect("a removal");
+    }
+
+    pub(crate) async fn remove_for_cause(&self, number: u8) {
+        self.engine.remove_object(&self.cache, &path(number).hash()).await.expect("a removal");
+    }
+
+    pub(crate) async fn set_public(&self, is_public: bool) {
+        let update = UpdateCache { is_public: Some(is_public), ..UpdateCache::default() };
+        self.engine.update_cache(&self.cache, update).await.expect("an update");
+    }
+
+    /// Fails if a reader can see a narinfo without its closure now.
+    #[track_caller]
+    pub(crate) fn check_now(&self, what: &str) {
+        if let Err(why) = check(&self.files.files(), &BTreeSet::new()) {
+            panic!("{what}: {why}");
+        }
+    }
+
+    /// Numbers of the paths that are published now.
+    pub(crate) fn published(&self) -> BTreeSet<u8> {
+        published_in(&self.files.files()).keys().map(|hash| hash.as_bytes()[0]).collect()
+    }
+
+    pub(crate) fn nar_count(&self) -> usize {
+        self.files.files().keys().filter(|name| name.contains("/nar/")).count()
+    }
+
+    /// Fails if a reader could ever have seen a narinfo without its closure. `upstream`: what another cache has.
+    #[track_caller]
+    pub(crate) fn check_every_moment(&self, upstream: &[u8], what: &str) {
+        let upstream: BTreeSet<StorePathHash> = upstream.iter().map(|number| path(*number).hash()).collect();
+        let mut files = BTreeMap::new();
+        for (number, event) in self.files.events().into_iter().enumerate() {
+            let name = match event {
+                FileEvent::Put(name, content) => {
+                    files.insert(name.clone(), content);
+                    name
+                }
+                FileEvent::Delete(name) => {
+                    files.remove(&name);
+                    name
+                }
+            };
+            if let Err(why) = check(&files, &upstream) {
+                panic!("{what}: after event {number} ({name}): {why}");
+            }
+        }
+    }
+}
+
+pub(crate) async fn create_cache(engine: &Engine, name: &str, is_public: bool) -> Arc<Cache> {
+    let new = CreateCache {
+        name: name.to_owned(),
+        is_public,
+        store_dir: "/nix/store".to_owned(),
+        priority: 41,
+        upstream_cache_key_names: vec!["upstream-1".to_owned()],
+        secret_key: None,
+    };
+    engine.create_cache(new).await.expect("a new cache")
+}
+
+pub(crate) fn path(number: u8) -> StorePath {
+    let hash = dormer_nix::nix32::encode(&[number; 20]);
+    format!("{hash}-package-{number}").parse().expect("a store path")
+}
+
+fn published_in(files: &BTreeMap<String, Bytes>) -> BTreeMap<StorePathHash, NarInfo> {
+    files
+        .iter()
+        .filter_map(|(name, content)| match EdgeKey::parse(name) {
+            Ok(EdgeKey::Narinfo(_, hash)) => {
+                let text = std::str::from_utf8(content).expect("a narinfo is text");
+                Some((hash, NarInfo::parse(text, &StoreDir::default()).expect("a good narinfo")))
+            }
+            _ => None,
+        })
+        .collect()
+}
+
+/// As Nix reads: every narinfo's NAR is there as it says, and everything it refers to.
+fn check(
+    files: &BTreeMap<String, Bytes>,
+    upstream: &BTreeSet<StorePathHash>,
+) -> std::result::Result<(), String> {
+    let narinfos = published_in(files);
+    for (hash, narinfo) in &narinfos {
+        let Some(nar) = files.get(&format!("main/{}", narinfo.url)) else {
+            return Err(format!("{hash} names {}, which is not there", narinfo.url));
+        };
+        if narinfo.file_size != Some(nar.len() as u64) || narinfo.file_hash != Some(NarHash::digest(nar)) {
+            return Err(format!("{hash} says another size or hash than {} has", narinfo.url));
+        }
+        for reference in &narinfo.references {
+            let reference = reference.hash();
+            if !narinfos.contains_key(&reference) && !upstream.contains(&reference) {
+                return Err(format!("{hash} refers to {reference}, which is not there"));
+            }
+        }
+    }
+    Ok(())
+}

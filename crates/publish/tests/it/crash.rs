@@ -1,0 +1,179 @@
+//! Crash at every step of a run, with the lost call's effect kept and dropped: a reader sees whole closures all the way, and
+//! the next run finishes what was begun and leaves nothing behind.
+
+use std::sync::Arc;
+
+use crate::common::Lab;
+use dormer_blobs::{FileKind, Files as _, MemoryFiles};
+use dormer_edge::CacheState;
+use dormer_engine::{KeyChange, UpdateCache};
+use dormer_publish::{Error, Mode};
+use dormer_testkit::Faults;
+
+/// What the run that crashes finds.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Before {
+    /// Nothing is published.
+    Nothing,
+    /// As before, and every NAR goes in parts.
+    NothingInParts,
+    /// Much is, and was then changed in every way.
+    Changes,
+    /// Much is, and a new key signs it.
+    NewKey,
+    /// Much is, and the cache is private by now and named by a pattern only.
+    Private,
+    /// Much is, and some of it was lost or damaged in the target; the run compares.
+    Damage,
+    /// Much is, somewhere else; the run compares with the new place, which is empty.
+    AnotherPlace,
+}
+
+impl Before {
+    async fn prepare(self) -> Lab {
+        let mut lab = Lab::new().await;
+        for (number, references) in [(1, vec![]), (2, vec![1]), (3, vec![2]), (4, vec![]), (5, vec![4])] {
+            lab.push(number, number.into(), &references).await;
+        }
+        if self == Self::NothingInParts {
+            lab.files = Arc::new(MemoryFiles::in_parts_of(1_000));
+        }
+        if matches!(self, Self::Nothing | Self::NothingInParts) {
+            return lab;
+        }
+        lab.publish().await.expect("nothing is in the way");
+        match self {
+            Self::Nothing | Self::NothingInParts => {}
+            Self::Changes => {
+                lab.push(6, 6, &[3]).await;
+                // Another NAR, other references; an orderly removal; one for cause that takes a referrer along, and one of
+                // what was pushed again since.
+                lab.push(3, 33, &[1]).await;
+                lab.remove(2).await;
+                lab.remove_for_cause(4).await;
+                lab.push(7, 7, &[]).await;
+                lab.remove_for_cause(1).await;
+                lab.push(1, 11, &[]).await;
+            }
+            Self::NewKey => {
+                let update = UpdateCache { new_key: Some(KeyChange::Generate), ..UpdateCache::default() };
+                lab.engine.update_cache(&lab.cache, update).await.expect("a new key");
+                lab.push(6, 6, &[3]).await;
+            }
+            Self::Private => lab.set_public(false).await,
+            Self::Damage => {
+                let names: Vec<String> = lab.files.files().into_keys().collect();
+                let is_nar = |name: &&String| name.contains("/nar/");
+                let nars: Vec<&String> = names.iter().filter(is_nar).collect();
+                let narinfos: Vec<&String> = names.iter().filter(|name| name.ends_with(".narinfo")).collect();
+                let kind = FileKind { content_type: "x", cache_control: String::new() };
+                lab.files.delete(narinfos[2]).await.expect("memory");
+                lab.files.delete(nars[1]).await.expect("memory");
+                lab.files.put(nars[2], &kind, vec!["short".into()]).await.expect("memory");
+                let flipped =
+                    if nars[0].contains("/nar/0") { ("/nar/0", "/nar/1") } else { ("/nar/1", "/nar/0") };
+                let stranger = nars[0].replace(flipped.0, flipped.1);
+                lab.files.put(&stranger, &kind, vec!["not ours".into()]).await.expect("memory");
+            }
+            Self::AnotherPlace => lab.files = Arc::new(MemoryFiles::at("elsewhere")),
+        }
+        lab
+    }
+
+    fn mode(self) -> Mode {
+        match self {
+            Self::Damage | Self::AnotherPlace => Mode::Reconcile,
+            _ => Mode::Follow,
+        }
+    }
+
+    /// After the crash, until everything is done.
+    async fn recover(self, lab: &Lab, what: &str) {
+        if self == Self::AnotherPlace {
+            // A run that follows counts on what was written down, which may be of the other place.
+            lab.push(6, 6, &[3]).await;
+            match lab.publish().await {
+                Ok(_) | Err(Error::Moved { .. } | Error::Moving { .. }) => {}
+                Err(error) => panic!("{what}: {error}"),
+            }
+            lab.check_every_moment(&[], &format!("{what}, and a run that follows after it"));
+        }
+        if self == Self::Private {
+            // Also if it was changed back before the next run.
+            lab.set_public(true).await;
+        }
+        lab.publisher().run(self.mode()).await.unwrap_or_else(|error| panic!("{what}: {error}"));
+        if self.mode() == Mode::Reconcile {
+            lab.publish().await.unwrap_or_else(|error| panic!("{what}: {error}"));
+        }
+    }
+}
+
+async fn survives(before: Before, published: &[u8], nars: usize) {
+    for effect_kept in [false, true] {
+        for step in 0.. {
+            let lab = before.prepare().await;
+            let faults = Faults::crash_at(step, effect_kept);
+            let outcome = lab.crashing(&faults).run(before.mode()).await;
+            let crashed = faults.crashed();
+            assert!(crashed || outcome.is_ok(), "{outcome:?}");
+            let what = format!("{before:?}, crash at step {step}, effect kept: {effect_kept}");
+            if before != Before::Damage {
+                lab.check_every_moment(&[], &what);
+            }
+            // The lease of the dead has to run out.
+            lab.clock.advance(60);
+            before.recover(&lab, &what).await;
+            if before != Before::Damage {
+                lab.check_every_moment(&[], &format!("{what}, and a run after it"));
+            }
+            lab.check_now(&what);
+            assert_eq!(lab.published().into_iter().collect::<Vec<_>>(), published, "{what}");
+            assert_eq!(lab.nar_count(), nars, "{what}: NARs");
+            let files = lab.files.files();
+            assert!(files.contains_key("main/nix-cache-info"), "{what}");
+            let state = CacheState::parse(&files["main/dormer-state.json"]).expect("a good state document");
+            assert_eq!(state.object_count, published.len() as u64, "{what}");
+            if !crashed {
+                assert!(step > 10, "only {step} steps: the test no longer sees the writes");
+                break;
+            }
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_first_run_survives_a_crash_at_any_step() {
+    survives(Before::Nothing, &[1, 2, 3, 4, 5], 5).await;
+}
+
+#[tokio::test]
+async fn nars_in_parts_survive_a_crash_at_any_step() {
+    survives(Before::NothingInParts, &[1, 2, 3, 4, 5], 5).await;
+}
+
+#[tokio::test]
+async fn a_run_that_updates_and_removes_survives_a_crash_at_any_step() {
+    // 5 waits for 4, which was removed for cause, as the old 1. In grace: 2, the old 3, and 5.
+    survives(Before::Changes, &[1, 3, 6, 7], 4 + 3).await;
+}
+
+#[tokio::test]
+async fn a_run_with_a_new_key_survives_a_crash_at_any_step() {
+    survives(Before::NewKey, &[1, 2, 3, 4, 5, 6], 6).await;
+}
+
+#[tokio::test]
+async fn taking_a_cache_away_survives_a_crash_at_any_step_and_a_change_of_mind() {
+    survives(Before::Private, &[1, 2, 3, 4, 5], 5).await;
+}
+
+#[tokio::test]
+async fn reconciling_survives_a_crash_at_any_step() {
+    survives(Before::Damage, &[1, 2, 3, 4, 5], 5).await;
+}
+
+#[tokio::test]
+async fn a_move_survives_a_crash_at_any_step() {
+    survives(Before::AnotherPlace, &[1, 2, 3, 4, 5, 6], 6).await;
+}

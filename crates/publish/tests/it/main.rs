@@ -1,0 +1,6 @@
+//! Every integration test of `dormer-publish`: one program, because each program costs a link.
+
+mod common;
+mod crash;
+mod meanwhile;
+mod orders;

@@ -1,0 +1,10 @@
+//! Every integration test of `dormer-server`: one program, because each program costs a link.
+
+mod attic;
+mod common;
+mod fuzz_corpus;
+mod metrics;
+mod nix;
+mod operating;
+mod status;
+mod tokens;

@@ -1,0 +1,95 @@
+//! What the server logs. A program of its own, because the log of a process is global.
+
+#![expect(clippy::unwrap_used, reason = "helpers of tests: a panic is the failure")]
+
+#[path = "it/common.rs"]
+mod common;
+
+use std::sync::{Arc, Mutex};
+
+use common::{Server, admin, nar, path, sized_nar};
+use tracing_subscriber::fmt::MakeWriter;
+
+#[test]
+fn a_request_is_found_again_by_its_id_in_every_line_and_no_line_has_a_secret() {
+    let log = Log::start();
+    let server = Server::start();
+    let own = server.get("/main/nix-cache-info");
+    assert_eq!(own.header("x-request-id").unwrap().len(), 16);
+    let strange = server.request("GET", "/", &[("X-Request-Id", "a b")], b"");
+    assert_ne!(strange.header("x-request-id"), Some("a b"));
+
+    let token = admin();
+    let bearer = format!("Bearer {token}");
+    let headers = [("Authorization", bearer.as_str()), ("X-Request-Id", "build-7/job-3")];
+    let reply = server.request("PUT", "/main/nar/x.nar", &headers, &nar(1));
+    assert_eq!((reply.status, reply.header("x-request-id")), (200, Some("build-7/job-3")));
+    server.push("main", &path(1), &sized_nar(2, 12_000_000));
+    let url = server.nar_url("main", &path(1));
+    let mut bytes = std::fs::read(&server.packs()[0]).unwrap();
+    let end = bytes.len() * 8 / 10;
+    bytes[end..end + 10_000].fill(0);
+    std::fs::write(&server.packs()[0], bytes).unwrap();
+    let cut = server.request("GET", &url, &[("X-Request-Id", "reader-1")], b"");
+    assert!(!cut.complete);
+    let bad_token = format!("Bearer {token}x");
+    server.request("PUT", "/main/nar/x.nar", &[("Authorization", &bad_token)], &nar(1));
+    server.request(
+        "POST",
+        "/_api/v1/cache-config/new",
+        &[("Authorization", &bearer)],
+        br#"{"keypair": {"Keypair": "a:c2VjcmV0"}}"#,
+    );
+
+    let lines = common::until("what follows an answer is written, too", || {
+        let lines = log.lines();
+        lines.iter().any(|line| line.contains("cut an answer short")).then_some(lines)
+    });
+    let of = |id: &str, text: &str| {
+        lines.iter().any(|line| line.contains(&format!("request.id={id}}}")) && line.contains(text))
+    };
+    assert!(of("build-7/job-3", "took a NAR"), "{lines:#?}");
+    assert!(of("reader-1", "stored bytes are damaged"), "a line of the engine: {lines:#?}");
+    assert!(of("reader-1", "cut an answer short"), "a line after the head was sent: {lines:#?}");
+    let (_, secret_part) = token.split_once('.').unwrap();
+    for secret in [secret_part, "c2VjcmV0", "Bearer", "Authorization"] {
+        assert!(!lines.iter().any(|line| line.contains(secret)), "{secret}: {lines:#?}");
+    }
+}
+
+/// All that is logged in this process, down to the smallest detail.
+#[derive(Clone, Default)]
+struct Log(Arc<Mutex<Vec<u8>>>);
+
+impl Log {
+    fn start() -> Self {
+        let log = Self::default();
+        tracing_subscriber::fmt()
+            .with_max_level(tracing::Level::TRACE)
+            .with_ansi(false)
+            .with_writer(log.clone())
+            .init();
+        log
+    }
+
+    fn lines(&self) -> Vec<String> {
+        String::from_utf8_lossy(&self.0.lock().unwrap()).lines().map(str::to_owned).collect()
+    }
+}
+
+impl std::io::Write for Log {
+    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+        self.0.lock().unwrap().extend_from_slice(bytes);
+        Ok(bytes.len())
+    }
+    fn flush(&mut self) -> std::io::Result<()> {
+        Ok(())
+    }
+}
+
+impl<'a> MakeWriter<'a> for Log {
+    type Writer = Self;
+    fn make_writer(&'a self) -> Self {
+        self.clone()
+    }
+}

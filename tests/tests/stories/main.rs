@@ -1,0 +1,23 @@
+//! End-to-end tests that may run side by side. One program, because each program costs a link.
+//! Tests that load the whole machine are in `alone`.
+
+mod access;
+mod attic_wire;
+mod bad_input;
+mod bucket;
+mod dependencies;
+mod deploy;
+mod disk;
+mod doctor;
+mod edge_serve;
+mod edge_story;
+mod examples;
+mod faults;
+mod layers;
+mod nix_copy;
+mod pooler;
+mod publish;
+mod replicas;
+mod round_trip;
+mod terminal;
+mod worker;
