@@ -1,6 +1,7 @@
 //! What an opening would do to a database's schema, for people who want to know first.
 
-use sqlx::migrate::Migrator;
+use sqlx::SqlStr;
+use sqlx::migrate::{MigrationType, Migrator};
 
 /// A step of the schema.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -28,4 +29,22 @@ impl MigrationPlan {
         });
         Self { found, pending: pending.collect() }
     }
+}
+
+/// The steps for SQLite, as build.rs found them in `migrations/sqlite`.
+pub(crate) fn sqlite() -> Migrator {
+    migrator(&include!(concat!(env!("OUT_DIR"), "/sqlite.rs")))
+}
+
+/// The steps for PostgreSQL, as build.rs found them in `migrations/postgres`.
+pub(crate) fn postgres() -> Migrator {
+    migrator(&include!(concat!(env!("OUT_DIR"), "/postgres.rs")))
+}
+
+fn migrator(steps: &[(i64, &'static str, &'static str)]) -> Migrator {
+    let steps = steps.iter().map(|&(version, description, sql)| {
+        let sql = SqlStr::from_static(sql);
+        sqlx::migrate::Migration::new(version, description.into(), MigrationType::Simple, sql, false)
+    });
+    Migrator::with_migrations(steps.collect())
 }

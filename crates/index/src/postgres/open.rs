@@ -16,7 +16,7 @@ use sqlx::{AssertSqlSafe, ConnectOptions as _, Connection as _, Executor as _, R
 
 use super::session::{Meter, SILENT, failed};
 use super::{PostgresOptions, outbox};
-use crate::migrations::MigrationPlan;
+use crate::migrations::{self, MigrationPlan};
 use crate::{Error, Result};
 
 const OPEN: &str = "open the database";
@@ -47,7 +47,7 @@ const SERVER: &str = "
         current_database()::text";
 
 pub(super) fn migrations() -> Migrator {
-    sqlx::migrate!("migrations/postgres")
+    migrations::postgres()
 }
 
 /// Where a URL leads, for people.

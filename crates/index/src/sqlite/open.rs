@@ -10,6 +10,7 @@
 use std::fs::{File, OpenOptions, TryLockError};
 use std::io::{self, ErrorKind, Read};
 use std::path::{Path, PathBuf};
+use std::sync::LazyLock;
 use std::time::{Duration, Instant};
 
 use sqlx::migrate::Migrator;
@@ -17,7 +18,7 @@ use sqlx::sqlite::{SqliteConnectOptions, SqliteConnection, SqliteJournalMode, Sq
 use sqlx::{ConnectOptions as _, Connection as _, Row as _};
 
 use super::session::failed;
-use crate::migrations::MigrationPlan;
+use crate::migrations::{self, MigrationPlan};
 use crate::{Error, Result};
 
 /// `DORM`, in the header of every database of ours.
@@ -34,7 +35,7 @@ const LOG_BYTES_KEPT: u32 = 4 * 1024 * 1024;
 
 const OPEN: &str = "open the database";
 
-static MIGRATIONS: Migrator = sqlx::migrate!("migrations/sqlite");
+static MIGRATIONS: LazyLock<Migrator> = LazyLock::new(migrations::sqlite);
 
 /// Newest schema known.
 pub(super) fn schema_version() -> i64 {
