@@ -1,12 +1,14 @@
 //! The server's API over HTTP: requests with time-outs, retries and clear errors.
 //!
-//! Two kinds of time-out: small requests must be answered within [`HttpSettings::idle_timeout`] as a whole; an upload may
-//! take as long as it moves, and fails when for that long neither a byte was taken nor an answer came. So a server may
-//! take its time over a NAR, or let an upload wait its turn, but a dead connection is noticed.
+//! There are two kinds of time-out. The server must answer a small request within
+//! [`HttpSettings::idle_timeout`]. An upload may take as long as it makes progress: it fails when
+//! the connection took no byte and gave no answer for that time. So a server may work long on a
+//! NAR, or let an upload wait its turn, and the client still notices a dead connection.
 //!
-//! Retries: everything that may have no effect or the same effect when repeated is repeated after a broken connection.
-//! Creating and destroying a cache are repeated only if the request was not sent, or was answered by 429 or 503: after a
-//! lost answer, a repetition would report the success of the first try as a failure.
+//! After a broken connection, the client repeats every request that has no effect, or the same
+//! effect, when repeated. It repeats creating and destroying a cache only if the request was not
+//! sent, or was answered by 429 or 503. After a lost answer, a repetition could report a success as
+//! a failure.
 
 use std::fmt;
 use std::io;
@@ -33,23 +35,24 @@ use crate::nar_stream::NarSource;
 use crate::reporter::{Retry, RetryReporter, Silent, UploadReporter};
 use crate::retry::{Passing, RetryPolicy, parse_retry_after};
 
-/// Longest answer that is read: a list of some 50,000 caches, or of 400,000 missing paths.
+/// Longest answer that the client reads: a list of some 50,000 caches, or of 400,000 missing paths.
 const ANSWER_BYTES_MAX: usize = 16 * 1024 * 1024;
 
-/// Longest error answer that is read; what is longer is no error body of ours.
+/// Longest error answer that the client reads. A longer one is not an error body of Dormer.
 const ERROR_BYTES_MAX: usize = 64 * 1024;
 
-/// Shown of an error answer that is not JSON, such as a proxy's page.
+/// Longest excerpt from an error answer that is not JSON, such as the page of a proxy.
 const ERROR_CHARS_MAX: usize = 200;
 
-/// Patience.
+/// Time-outs and retries.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct HttpSettings {
-    /// For a connection to come about, TLS included.
+    /// Time limit for opening a connection, including TLS.
     pub connect_timeout: Duration,
-    /// For anything to move on a connection. Longer than a server lets an upload wait its turn.
+    /// Longest time without progress on a connection. Longer than a server lets an upload wait its
+    /// turn.
     pub idle_timeout: Duration,
-    /// How often requests are repeated.
+    /// How often the client repeats requests.
     pub retry: RetryPolicy,
 }
 
@@ -63,16 +66,16 @@ impl Default for HttpSettings {
     }
 }
 
-/// An upload that was acknowledged.
+/// An upload that the server acknowledged.
 #[derive(Debug, Clone, PartialEq)]
-pub struct Uploaded {
+pub struct AcknowledgedUpload {
     /// The server's answer.
     pub result: UploadPathResult,
-    /// Bytes of the NAR that were handed to the connection, in all tries.
+    /// Bytes of the NAR that the connection took, in all tries.
     pub bytes_sent: u64,
 }
 
-/// Talks to one server. Cheap to clone; clones share their connections.
+/// A client of one server. Cloning is cheap; clones share their connections.
 #[derive(Clone)]
 pub struct ApiClient {
     http: reqwest::Client,
@@ -91,38 +94,39 @@ impl fmt::Debug for ApiClient {
     }
 }
 
-/// When a request may be repeated after its connection broke.
+/// When the client may repeat a request after its connection broke.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Repeat {
     Always,
     IfNotSent,
 }
 
-/// One failed try: the error if it stays so, and what may be hoped for.
+/// One failed try.
 struct Failure {
     error: Error,
     passing: Option<Passing>,
 }
 
 impl ApiClient {
-    /// A client for the server at `endpoint`, showing `token` with every request.
+    /// A client for the server at `endpoint`. It sends `token` with every request.
     pub fn new(endpoint: Endpoint, token: Option<&Secret>, settings: HttpSettings) -> Result<Self> {
         let authorization = token.map(bearer).transpose()?;
         let builder = reqwest::Client::builder()
             .user_agent(concat!("dormer/", env!("CARGO_PKG_VERSION")))
             .connect_timeout(settings.connect_timeout);
-        // An upload that was given up leaves its connection to the kernel, which would try for a quarter of an hour. Twice
-        // our own time-out, so that this one never comes first and with fewer words.
+        // An upload that was given up leaves its connection to the kernel, which would keep trying
+        // for a quarter of an hour. This limit is twice our own time-out, so that our clearer error
+        // comes first.
         #[cfg(target_os = "linux")]
         let builder = builder.tcp_user_timeout(settings.idle_timeout * 2);
-        // A minimal container has no root certificates, and then no client can be built with the system's. Where nothing
-        // is encrypted none are needed.
+        // In a minimal container without root certificates, a client with the system's certificates
+        // cannot be built. An unencrypted connection needs none.
         let builder = if endpoint.is_encrypted() { builder } else { builder.tls_certs_only([]) };
         let http = builder.build().map_err(Error::HttpClient)?;
         Ok(Self { http, endpoint, authorization, settings: Arc::new(settings), reporter: Arc::new(Silent) })
     }
 
-    /// Tells `reporter` of requests that are tried again; uploads have their own.
+    /// Tells `reporter` about requests that are tried again. Each upload has its own reporter.
     pub fn with_retry_reporter(mut self, reporter: Arc<dyn RetryReporter>) -> Self {
         self.reporter = reporter;
         self
@@ -147,7 +151,7 @@ impl ApiClient {
         self.tell(&action, Repeat::IfNotSent, || self.request(Method::POST, &route).json(request)).await
     }
 
-    /// Changes a cache's settings: those that are `Some`.
+    /// Changes those settings of a cache that are `Some`.
     pub async fn configure_cache(&self, cache: &CacheName, patch: &CacheConfig) -> Result<()> {
         let action = format!("configuring cache {cache}");
         let route = routes::cache_config(cache);
@@ -161,7 +165,8 @@ impl ApiClient {
         self.tell(&action, Repeat::IfNotSent, || self.request(Method::DELETE, &route)).await
     }
 
-    /// Which of `hashes` the cache lacks. At most a few thousand at once: servers bound the body.
+    /// Returns those of `hashes` that the cache lacks. Ask for at most a few thousand at once,
+    /// because servers limit the body.
     pub async fn get_missing_paths(
         &self,
         cache: &CacheName,
@@ -174,25 +179,25 @@ impl ApiClient {
         Ok(answer.missing_paths)
     }
 
-    /// The caches that this token may know of.
+    /// The caches that this token may see.
     pub async fn list_caches(&self) -> Result<ListCachesResponse> {
         self.ask("listing the caches", Repeat::Always, || self.request(Method::GET, routes::V2_CACHES)).await
     }
 
-    /// Takes a path out of a cache at once; `removed` says whether it was there.
+    /// Removes a path from a cache at once. `removed` says whether the path was there.
     pub async fn remove_path(&self, cache: &CacheName, hash: &StorePathHash) -> Result<RemovePathResponse> {
         let action = format!("removing {hash} from cache {cache}");
         let route = routes::v2_object(cache, hash);
         self.ask(&action, Repeat::Always, || self.request(Method::DELETE, &route)).await
     }
 
-    /// Uploads one NAR, reading it from the disk again for each try.
+    /// Uploads one NAR. Each try reads the NAR from the disk again.
     pub async fn upload_path(
         &self,
         info: &UploadPathNarInfo,
         source: &NarSource,
         reporter: &dyn UploadReporter,
-    ) -> Result<Uploaded> {
+    ) -> Result<AcknowledgedUpload> {
         let action = format!("uploading {}", info.store_path);
         let form = info.encode().map_err(|source| {
             match info.store_path.rsplit('/').next().unwrap_or("").parse() {
@@ -205,7 +210,7 @@ impl ApiClient {
         loop {
             tries += 1;
             let failure = match self.try_upload(&action, &form, source, reporter, &bytes_sent).await {
-                Ok(result) => return Ok(Uploaded { result, bytes_sent: bytes_sent.into_inner() }),
+                Ok(result) => return Ok(AcknowledgedUpload { result, bytes_sent: bytes_sent.into_inner() }),
                 Err(failure) => failure,
             };
             self.pause(&action, tries, failure, |retry| reporter.retrying(retry)).await?;
@@ -243,8 +248,9 @@ impl ApiClient {
             self.read(action, response).await
         };
         let answer = self.watch(action, exchange, &taken, reporter, bytes_sent).await;
-        // A connection that stalled keeps its body; asking for the outcome takes the NAR away from it.
-        // A broken disk or a damaged path shows as a broken request, too; it is the better explanation.
+        // A stalled connection keeps its body. Asking for the outcome takes the NAR away from the
+        // connection. A broken disk or a damaged path also breaks the request, and is the better
+        // explanation.
         match (answer, outcome.failure().await) {
             (Ok(result), _) => Ok(result),
             (Err(_), Some(dump)) => {
@@ -255,7 +261,7 @@ impl ApiClient {
         }
     }
 
-    /// Lets an exchange run for as long as bytes are taken, and reports them.
+    /// Runs an exchange as long as the connection takes bytes, and reports these bytes.
     async fn watch<T>(
         &self,
         action: &str,
@@ -295,7 +301,7 @@ impl ApiClient {
         }
     }
 
-    /// Sends a request whose answer has a body that matters.
+    /// Sends a request and reads the body of the answer.
     async fn ask<T: DeserializeOwned>(
         &self,
         action: &str,
@@ -309,7 +315,7 @@ impl ApiClient {
         .await
     }
 
-    /// Sends a request whose answer is only yes or no.
+    /// Sends a request and ignores the body of the answer.
     async fn tell(&self, action: &str, repeat: Repeat, request: impl Fn() -> RequestBuilder) -> Result<()> {
         self.with_retries(action, async || self.send(action, repeat, request()).await.map(drop)).await
     }
@@ -331,7 +337,7 @@ impl ApiClient {
         }
     }
 
-    /// Waits before the next try, or returns the error if there is to be none.
+    /// Waits before the next try, or returns the error if no try is left.
     async fn pause(
         &self,
         action: &str,
@@ -369,7 +375,7 @@ impl ApiClient {
         let response = request.send().await.map_err(|error| self.broken(action, repeat, error))?;
         let response = self.check(action, response).await;
         response.map_err(|failure| match (repeat, failure.passing) {
-            // 500, 502 and the like may come after the deed was done.
+            // 500, 502 and similar answers may come after the request took effect.
             (Repeat::IfNotSent, Some(Passing::Broken)) => Failure { passing: None, ..failure },
             _ => failure,
         })
@@ -377,16 +383,16 @@ impl ApiClient {
 
     fn broken(&self, action: &str, repeat: Repeat, source: reqwest::Error) -> Failure {
         let sent = !source.is_connect();
-        // A malformed request will not get better.
+        // A malformed request stays malformed.
         let hopeless = source.is_builder() || (sent && repeat == Repeat::IfNotSent);
         let endpoint = self.endpoint.to_string();
-        // Without the URL: the action says it in better words.
+        // Drops the URL, because the action describes the request better.
         let source = source.without_url();
         let error = Error::Unreachable { action: action.to_owned(), endpoint, tries: 1, source };
         Failure { error, passing: (!hopeless).then_some(Passing::Broken) }
     }
 
-    /// Turns every answer but a success into an error.
+    /// Turns every answer that is not a success into an error.
     async fn check(&self, action: &str, mut response: Response) -> Result<Response, Failure> {
         let status = response.status();
         if status.is_success() {
@@ -399,7 +405,7 @@ impl ApiClient {
         let location = header(LOCATION).map(|location| format!("it redirects to {}", printable(location)));
         let body = read_up_to(&mut response, ERROR_BYTES_MAX).await.unwrap_or_default();
         let (name, message) = describe(status, &body);
-        // Under this id the server's log has more than the server tells.
+        // The server's log says more about the request under this id.
         let message = location.unwrap_or(message) + request_id.as_deref().unwrap_or_default();
         let passing = match status.as_u16() {
             429 | 503 => Some(Passing::Busy { retry_after }),
@@ -432,7 +438,7 @@ impl ApiClient {
 }
 
 impl Error {
-    /// Says how often it was tried.
+    /// Records the number of tries.
     fn after(mut self, done: u32) -> Self {
         if let Self::Unreachable { tries, .. } | Self::Unavailable { tries, .. } = &mut self {
             *tries = done;
@@ -442,7 +448,7 @@ impl Error {
 }
 
 fn bearer(token: &Secret) -> Result<HeaderValue> {
-    // A token is base64 and dots; anything else is a mistake, and could end the header early.
+    // A token is base64 and dots. Any other byte is a mistake, and could end the header early.
     let valid = |byte: u8| byte.is_ascii_graphic();
     if token.expose().is_empty() || !token.expose().bytes().all(valid) {
         return Err(Error::MalformedToken);
@@ -477,7 +483,7 @@ async fn read_up_to(response: &mut Response, max: usize) -> reqwest::Result<Vec<
     Ok(body)
 }
 
-/// The error's name and words, from our own body or whatever else came.
+/// The name and the message of an error, from Dormer's error body or from any other body.
 fn describe(status: StatusCode, body: &[u8]) -> (Option<ErrorName>, String) {
     if let Ok(body) = serde_json::from_slice::<ErrorBody>(body) {
         let message = if body.message.is_empty() { body.error.clone() } else { printable(&body.message) };
@@ -488,7 +494,7 @@ fn describe(status: StatusCode, body: &[u8]) -> (Option<ErrorName>, String) {
     (None, if text.is_empty() || text.starts_with('<') { reason.to_owned() } else { text })
 }
 
-/// Foreign words on one line, without anything that a terminal would obey.
+/// Foreign text on one line, without control characters that a terminal would obey.
 fn printable(text: &str) -> String {
     let clean = |c: char| if c.is_control() { ' ' } else { c };
     text.trim().chars().take(ERROR_CHARS_MAX).map(clean).collect()

@@ -1,6 +1,8 @@
-//! From the file system to NAR bytes, as `nix-store --dump` would, without its process and its pipe for each path.
+//! Turns the file system into NAR bytes, like `nix-store --dump`, but without a process and a pipe
+//! for each path.
 //!
-//! Invariant: an archive that ends without an error is that of one tree; a file that changes while it is read is an error.
+//! Invariant: an archive that ends without an error describes one tree. A file that changes during
+//! reading causes an error.
 
 use std::ffi::OsString;
 use std::fs::{self, File, Metadata};
@@ -10,23 +12,24 @@ use std::path::{Path, PathBuf};
 use dormer_nix::NarHash;
 use dormer_nix::nar::{NarWriteError, NarWriter};
 
-/// Bytes in one piece: large enough that a piece's overhead (a wake-up, a chunk header) does not count.
+/// Bytes in one piece. The overhead of such a large piece (a wake-up, a chunk header) does not
+/// matter.
 pub(crate) const PIECE_BYTES: usize = 256 * 1024;
 
-/// What Nix on macOS appends to names that differ from another only in case.
+/// The suffix that Nix on macOS appends to names that differ from another name only in case.
 const CASE_HACK_SUFFIX: &[u8] = b"~nix~case~hack~";
 
-/// Whether the store's file system holds Nix's case hack.
+/// Whether the store's file system uses Nix's case hack.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum CaseHack {
-    /// Names are what they are.
+    /// Names stay as they are.
     Keep,
-    /// `~nix~case~hack~N` at the end of a name is Nix's own and not part of the NAR.
+    /// Nix added `~nix~case~hack~N` at the end of a name. It is not part of the NAR.
     Strip,
 }
 
 impl Default for CaseHack {
-    /// What Nix does by itself on this system.
+    /// The default of Nix on this system.
     fn default() -> Self {
         if cfg!(target_os = "macos") { Self::Strip } else { Self::Keep }
     }
@@ -41,30 +44,30 @@ pub enum DumpError {
     Read {
         /// The file or folder.
         path: PathBuf,
-        /// What the system said.
+        /// The error of the system.
         source: io::Error,
     },
-    /// A device, a socket or a pipe.
+    /// The path is a device, a socket or a pipe.
     #[error("{} is neither a file, a folder nor a symbolic link", path.display())]
     FileType {
-        /// What it is.
+        /// The path.
         path: PathBuf,
     },
-    /// Two names are the same once the case hack is taken off.
+    /// Two names are the same without the case hack.
     #[error("{} and another name are the same without the case hack", path.display())]
     CaseHackCollision {
-        /// One of the two.
+        /// One of the two paths.
         path: PathBuf,
     },
-    /// A file changed its size while it was read, or a name or a target is impossible.
+    /// A file changed its size during reading, or a name or a target is impossible.
     #[error("packing {}", path.display())]
     Pack {
         /// The file or folder.
         path: PathBuf,
-        /// What is wrong with it.
+        /// The reason.
         source: NarWriteError<ReaderGone>,
     },
-    /// What is on the disk is not what the store's database says: the path is damaged.
+    /// The contents on the disk differ from the store's database: the path is damaged.
     #[error(
         "the path is damaged: it should have hash {expected} and {expected_size} bytes, but has {actual} and {actual_size}"
     )]
@@ -73,12 +76,12 @@ pub enum DumpError {
         expected: NarHash,
         /// Size in the database.
         expected_size: u64,
-        /// Hash of what was read.
+        /// Hash of the contents.
         actual: NarHash,
-        /// Size of what was read.
+        /// Size of the contents.
         actual_size: u64,
     },
-    /// Whoever took the bytes does not want any more.
+    /// The receiver of the bytes takes no more of them.
     #[error("the reader went away")]
     ReaderGone,
     /// The reading thread panicked.
@@ -86,12 +89,12 @@ pub enum DumpError {
     Thread(#[source] tokio::task::JoinError),
 }
 
-/// The sink does not take more.
+/// The sink takes no more bytes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error("the reader went away")]
 pub struct ReaderGone;
 
-/// Writes the NAR of `path` into `sink`, piece by piece, and says how many bytes it has.
+/// Writes the NAR of `path` into `sink`, piece by piece, and returns its number of bytes.
 pub fn dump_nar(
     path: &Path,
     case_hack: CaseHack,
@@ -111,13 +114,14 @@ pub fn dump_nar(
 struct Dump<F> {
     writer: NarWriter<F>,
     case_hack: CaseHack,
-    /// What is being read; names are pushed and popped as the walk goes.
+    /// The current path. The walk pushes and pops names.
     path: PathBuf,
     buffer: Box<[u8]>,
 }
 
 impl<F: FnMut(&[u8]) -> Result<(), ReaderGone>> Dump<F> {
-    /// Recursion is bounded: the system refuses paths of more than 4,096 bytes, which is 2,048 folders.
+    /// The recursion is bounded: the system refuses paths of more than 4,096 bytes, which are 2,048
+    /// folders.
     fn node(&mut self) -> Result<(), DumpError> {
         let metadata = fs::symlink_metadata(&self.path).map_err(|source| self.reading(source))?;
         let file_type = metadata.file_type();
@@ -149,7 +153,7 @@ impl<F: FnMut(&[u8]) -> Result<(), ReaderGone>> Dump<F> {
         self.pack(written)
     }
 
-    /// Names in the NAR and names on the disk, in the order of the former.
+    /// Names in the NAR with their names on the disk, in the order of the NAR.
     fn names(&self) -> Result<Vec<(Vec<u8>, OsString)>, DumpError> {
         let mut names = Vec::new();
         for entry in fs::read_dir(&self.path).map_err(|source| self.reading(source))? {
@@ -163,7 +167,7 @@ impl<F: FnMut(&[u8]) -> Result<(), ReaderGone>> Dump<F> {
         }
     }
 
-    /// Nix cuts a name at the first occurrence of the suffix, whatever follows it.
+    /// Nix cuts a name at the first occurrence of the suffix, whatever follows.
     fn entry_name<'n>(&self, file_name: &'n [u8]) -> &'n [u8] {
         let hack = match self.case_hack {
             CaseHack::Keep => None,
@@ -176,11 +180,12 @@ impl<F: FnMut(&[u8]) -> Result<(), ReaderGone>> Dump<F> {
 
     fn file(&mut self) -> Result<(), DumpError> {
         let mut file = File::open(&self.path).map_err(|source| self.reading(source))?;
-        // Of the opened file: the name may lead elsewhere by now.
+        // Asks the open file, because the name may lead elsewhere by now.
         let metadata = file.metadata().map_err(|source| self.reading(source))?;
         let written = self.writer.start_file(metadata.len(), is_executable(&metadata));
         self.pack(written)?;
-        // To the end of the file, not to its announced size: the writer notices one that grew or shrank.
+        // Reads to the end of the file instead of to the announced size. The writer notices if the
+        // file grew or shrank.
         loop {
             match file.read(&mut self.buffer) {
                 Ok(0) => break,
@@ -214,7 +219,7 @@ fn packing(path: &Path, source: NarWriteError<ReaderGone>) -> DumpError {
 
 #[cfg(unix)]
 fn is_executable(metadata: &Metadata) -> bool {
-    // As Nix: the owner's bit alone.
+    // Like Nix, checks only the owner's bit.
     std::os::unix::fs::PermissionsExt::mode(&metadata.permissions()) & 0o100 != 0
 }
 
@@ -267,7 +272,7 @@ mod tests {
         let root = folder.path().join("root");
         fs::create_dir_all(root.join("bin/empty")).unwrap();
         write(&root.join("bin/run"), b"#!/bin/sh\n", 0o555);
-        // The group's bit alone makes nothing executable.
+        // The group's bit alone does not make a file executable.
         write(&root.join("bin/data"), &vec![7; 300_000], 0o454);
         write(&root.join("zero"), b"", 0o444);
         symlink("../nowhere", root.join("dangling")).unwrap();
@@ -289,7 +294,7 @@ mod tests {
         ]);
         let nar = dump(&root, CaseHack::Keep).unwrap();
         assert_eq!(nar, encode_tree(&expected));
-        // What `nix-store --dump` of Nix 2.8 makes of the same tree.
+        // The size of `nix-store --dump` of Nix 2.8 for the same tree.
         assert_eq!(nar.len(), 301_616);
         assert_eq!(
             NarHash::digest(&nar).to_hex(),
@@ -350,7 +355,7 @@ mod tests {
             write(&path, &vec![1; PIECE_BYTES * 2], 0o644);
             let mut changed = false;
             let outcome = dump_nar(&path, CaseHack::Keep, |bytes| {
-                // The first contents come after the size was announced.
+                // The first contents come after the announcement of the size.
                 if !changed && bytes.len() == PIECE_BYTES {
                     changed = true;
                     let length = i64::try_from(PIECE_BYTES).unwrap() * 2 + change;

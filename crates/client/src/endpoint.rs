@@ -1,4 +1,4 @@
-//! Where a server is.
+//! The address of a server.
 
 use std::fmt;
 use std::str::FromStr;
@@ -7,12 +7,12 @@ use reqwest::Url;
 
 use crate::error::{Error, Result};
 
-/// The address of a server: an HTTP or HTTPS URL, perhaps with a path below which the server lives.
+/// The address of a server: an HTTP or HTTPS URL, perhaps with a base path.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Endpoint(Url);
 
 impl Endpoint {
-    /// Whether tokens would travel unprotected: plain HTTP to another machine.
+    /// Whether tokens would travel unprotected: over plain HTTP to another machine.
     pub fn is_plain_text(&self) -> bool {
         let here = self.0.host_str().is_some_and(|host| {
             let host = host.trim_matches(['[', ']']);
@@ -21,12 +21,12 @@ impl Endpoint {
         self.0.scheme() == "http" && !here
     }
 
-    /// Whether certificates are needed.
+    /// Whether the connection needs certificates.
     pub(crate) fn is_encrypted(&self) -> bool {
         self.0.scheme() == "https"
     }
 
-    /// The address of a route, which begins with a slash.
+    /// The address of a route. The route begins with a slash.
     pub(crate) fn join(&self, route: &str) -> String {
         format!("{}{}", self.0, route.trim_start_matches('/'))
     }
@@ -40,7 +40,7 @@ impl FromStr for Endpoint {
             |text: &str, reason: &str| Error::Endpoint { text: text.to_owned(), reason: reason.to_owned() };
         let mut url: Url = text.trim().parse().map_err(|_| wrong(text, "it is not a URL"))?;
         if !url.username().is_empty() || url.password().is_some() {
-            // Not repeated: it may be a password.
+            // Does not repeat the text, because it may contain a password.
             return Err(wrong("…@…", "log in with a token instead of a user name in the address"));
         }
         if !matches!(url.scheme(), "http" | "https") {

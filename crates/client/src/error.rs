@@ -1,5 +1,5 @@
-//! Why something the client attempted did not work. Advice is the command line's business; the variants tell it what
-//! happened precisely enough to give some.
+//! Why an attempt of the client failed. The command line gives advice; the variants are precise
+//! enough for that.
 
 use std::io;
 use std::path::PathBuf;
@@ -8,17 +8,16 @@ use dormer_api::{CacheName, ErrorName};
 use dormer_nix::{StoreDir, StorePath};
 
 use crate::dump::DumpError;
-use crate::settings::ServerName;
 
-/// What this crate's functions return.
+/// The result type of this crate.
 pub type Result<T, E = Error> = std::result::Result<T, E>;
 
-/// Everything that can go wrong on the client's side, and what the server said went wrong on its own.
+/// Everything that can fail in the client, and every failure that the server reports.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
     // Settings
-    /// Neither `XDG_CONFIG_HOME` nor `HOME` says where settings live.
+    /// Neither `XDG_CONFIG_HOME` nor `HOME` gives a place for settings.
     #[error("neither XDG_CONFIG_HOME nor HOME is set, so there is no place for settings")]
     NoSettingsFolder,
     /// The settings exist but cannot be read.
@@ -26,198 +25,200 @@ pub enum Error {
     ReadSettings {
         /// The file.
         path: PathBuf,
-        /// What the system said.
+        /// The error of the system.
         source: io::Error,
     },
-    /// The settings are not what they should be. The text is not repeated: it may hold a token.
+    /// The settings are not valid. The error does not repeat their text, because it may contain a
+    /// token.
     #[error("reading settings from {}: line {line}: {message}", path.display())]
     ParseSettings {
         /// The file.
         path: PathBuf,
-        /// Line of the mistake, from 1.
+        /// Line of the mistake, counted from 1.
         line: usize,
-        /// What is wrong there.
+        /// What is wrong on this line.
         message: String,
     },
     /// The settings cannot be written as TOML.
-    #[error("putting settings into words")]
+    #[error("encoding the settings")]
     EncodeSettings(#[source] toml::ser::Error),
-    /// The settings could not be stored.
+    /// The settings could not be written.
     #[error("writing settings to {}", path.display())]
     WriteSettings {
         /// The file.
         path: PathBuf,
-        /// What the system said.
+        /// The error of the system.
         source: io::Error,
     },
     /// A `token-file` cannot be read.
     #[error("reading the token of server {server} from {}", path.display())]
     ReadTokenFile {
         /// The server.
-        server: ServerName,
+        server: String,
         /// The file.
         path: PathBuf,
-        /// What the system said.
+        /// The error of the system.
         source: io::Error,
     },
-    /// A token with line breaks or other bytes that no header can hold.
-    #[error("the token holds characters that no token has")]
+    /// The token has line breaks or other bytes that no header can hold.
+    #[error("the token has characters that no token can have")]
     MalformedToken,
-    /// A server that the settings do not know.
+    /// The settings do not have this server.
     #[error("there is no server {name} in the settings")]
     UnknownServer {
         /// The name.
-        name: ServerName,
+        name: String,
     },
-    /// No server was named, and the settings do not name a default one.
+    /// The command named no server, and the settings have no default server.
     #[error("no server is named and no default server is set")]
     NoDefaultServer,
-    /// Not `cache` or `server:cache`.
+    /// The text is not `cache` or `server:cache`.
     #[error("{text:?} is not a cache: expected its name, or a server's name, a colon and the cache's name")]
     CacheRef {
-        /// What was read.
+        /// The text.
         text: String,
     },
-    /// Not a server's name.
+    /// The text is not the name of a server.
     #[error(
         "{text:?} is not the name of a server: expected 1 to 50 of A-Z a-z 0-9 - _ +, first a letter or digit"
     )]
     ServerName {
-        /// What was read.
+        /// The text.
         text: String,
     },
-    /// Not the address of a server.
+    /// The text is not the address of a server.
     #[error("{text:?} is not the address of a server: {reason}")]
     Endpoint {
-        /// What was read, without a password.
+        /// The text, without a password.
         text: String,
-        /// What is wrong with it.
+        /// Why it is not an address.
         reason: String,
     },
 
     // The server
-    /// The HTTP client could not be set up, for example because the system's certificates are unreadable.
+    /// The HTTP client could not be set up, for example because the system's certificates are
+    /// unreadable.
     #[error("setting up the HTTP client")]
     HttpClient(#[source] reqwest::Error),
-    /// No answer, also not after several tries.
+    /// The server did not answer in any try.
     #[error("{action}: no answer from {endpoint} after {tries} {}", if *tries == 1 { "try" } else { "tries" })]
     Unreachable {
-        /// What was attempted.
+        /// The attempted action.
         action: String,
         /// The server.
         endpoint: String,
-        /// How many times.
+        /// Number of tries.
         tries: u32,
-        /// What happened the last time.
+        /// The error of the last try.
         source: reqwest::Error,
     },
-    /// Neither was anything sent nor did anything come for this long.
+    /// Nothing was sent or received for this long.
     #[error("{action}: nothing moved for {seconds} seconds")]
     Stalled {
-        /// What was attempted.
+        /// The attempted action.
         action: String,
         /// The time-out.
         seconds: u64,
     },
-    /// 401: no token, one that is expired or not from here, or one without any permission on the cache, which may not
-    /// even exist.
+    /// 401: no token, an expired or foreign token, or a token without any permission on the cache.
+    /// The cache may not even exist.
     #[error("{action}: the server does not accept {}: {message}", if *with_token { "the token for this" } else { "this without a token" })]
     Unauthorized {
-        /// What was attempted.
+        /// The attempted action.
         action: String,
         /// Whether a token was sent.
         with_token: bool,
-        /// The server's words.
+        /// The message of the server.
         message: String,
     },
     /// 403: the token lacks a permission.
     #[error("{action}: the token does not permit this: {message}")]
     Forbidden {
-        /// What was attempted.
+        /// The attempted action.
         action: String,
-        /// The server's words.
+        /// The message of the server.
         message: String,
     },
-    /// The cache does not exist. The server says so.
+    /// The server says that the cache does not exist.
     #[error("{action}: {message}")]
     NoSuchCache {
-        /// What was attempted.
+        /// The attempted action.
         action: String,
-        /// The server's words.
+        /// The message of the server.
         message: String,
     },
     /// A cache of that name exists.
     #[error("{action}: {message}")]
     CacheExists {
-        /// What was attempted.
+        /// The attempted action.
         action: String,
-        /// The server's words.
+        /// The message of the server.
         message: String,
     },
     /// Any other answer that is not a success.
     #[error("{action}: the server answered {status}: {message}")]
     Refused {
-        /// What was attempted.
+        /// The attempted action.
         action: String,
         /// The HTTP status.
         status: u16,
-        /// The error's name, if it is one we know.
+        /// The error's name, if the client knows it.
         name: Option<ErrorName>,
-        /// The server's words.
+        /// The message of the server.
         message: String,
     },
-    /// 429, 503 and other passing states, to the last try.
+    /// Every try was answered by 429, 503 or another temporary failure.
     #[error("{action}: the server answered {status} {tries} times: {message}")]
     Unavailable {
-        /// What was attempted.
+        /// The attempted action.
         action: String,
         /// The last HTTP status.
         status: u16,
-        /// How many times it was tried.
+        /// Number of tries.
         tries: u32,
-        /// The server's words.
+        /// The message of the server.
         message: String,
     },
-    /// A success whose body is not what it should be: there is another program at that address.
-    #[error("{action}: the answer is not what a binary cache server says")]
+    /// A success with an unexpected body: another program answers at that address.
+    #[error("{action}: the answer does not come from a binary cache server")]
     Answer {
-        /// What was attempted.
+        /// The attempted action.
         action: String,
-        /// What was wrong with it.
+        /// Why the body cannot be read.
         source: serde_json::Error,
     },
-    /// A success whose body is longer than any such answer.
+    /// A success with a body that is longer than any such answer.
     #[error("{action}: the answer is longer than {max} bytes")]
     AnswerTooLarge {
-        /// What was attempted.
+        /// The attempted action.
         action: String,
         /// The limit in bytes.
         max: usize,
     },
 
     // The local store
-    /// There is no `nix` to ask.
+    /// The program `nix` is missing.
     #[error("{program:?} was not found: it is needed to read the local store")]
     NixMissing {
-        /// What was run.
+        /// The program.
         program: String,
     },
     /// `nix` could not be run.
     #[error("running {program:?}")]
     NixRun {
-        /// What was run.
+        /// The program.
         program: String,
-        /// What the system said.
+        /// The error of the system.
         source: io::Error,
     },
     /// `nix` ran and failed.
     #[error("`{command}` failed ({status}): {stderr}")]
     NixFailed {
-        /// What was run.
+        /// The command.
         command: &'static str,
-        /// How it ended.
+        /// The exit status.
         status: String,
-        /// The end of what it said.
+        /// The end of the error output.
         stderr: String,
     },
     /// `nix` printed something that is not path information.
@@ -226,31 +227,31 @@ pub enum Error {
     /// `nix` printed something that is not its settings.
     #[error("reading the output of `nix config show`")]
     NixConfigJson(#[source] serde_json::Error),
-    /// A field of the path information.
+    /// `nix` printed a field of the path information that cannot be read.
     #[error("reading the output of `nix path-info`: {field} of {path}: {reason}")]
     PathInfoField {
-        /// The path it is about.
+        /// The path.
         path: String,
         /// The field.
         field: &'static str,
-        /// What is wrong with it.
+        /// Why the field cannot be read.
         reason: String,
     },
-    /// A path that is not in the store, though its name looks so.
+    /// A path with a valid name that is not in the store.
     #[error("{path} is not valid in the local store")]
     InvalidPath {
         /// The path.
         path: String,
     },
-    /// An argument that leads nowhere.
+    /// An argument that does not lead to an existing path.
     #[error("looking up {}", path.display())]
     ResolvePath {
         /// The argument.
         path: PathBuf,
-        /// What the system said.
+        /// The error of the system.
         source: io::Error,
     },
-    /// An argument that leads to something outside of the store.
+    /// An argument that leads out of the store.
     #[error("{} is not in the store {store_dir}", path.display())]
     NotInStore {
         /// The argument.
@@ -258,49 +259,49 @@ pub enum Error {
         /// The store.
         store_dir: StoreDir,
     },
-    /// A name in the store that is no store path.
+    /// A name in the store that is not a store path.
     #[error("{} is not a store path", path.display())]
     NotAStorePath {
         /// The argument.
         path: PathBuf,
-        /// What is wrong with it.
+        /// Why the name is not a store path.
         source: dormer_nix::Error,
     },
-    /// Reading a store path from the disk failed, or what was read is damaged.
+    /// A store path could not be read from the disk, or is damaged.
     #[error("reading {path}")]
     Dump {
         /// The full path.
         path: String,
-        /// What happened.
+        /// The reason.
         source: DumpError,
     },
 
     // Pushing
-    /// The cache holds paths of another store.
+    /// The cache is for another store.
     #[error("cache {cache} is for the store {cache_store_dir}, but {path} is from {store_dir}")]
     StoreDirMismatch {
         /// The cache.
         cache: CacheName,
-        /// Its store.
+        /// The store of the cache.
         cache_store_dir: StoreDir,
         /// The path.
         path: StorePath,
         /// The local store.
         store_dir: StoreDir,
     },
-    /// The metadata of a path cannot be sent.
+    /// The client cannot send the metadata of a path.
     #[error("describing {path}")]
     Describe {
         /// The path.
         path: StorePath,
-        /// Why not.
+        /// The reason.
         source: dormer_api::Error,
     },
 }
 
 impl Error {
-    /// Whether what follows would fail in the same way, so that it is better not tried: the server is not there, or does
-    /// not want us.
+    /// Whether all further uploads would fail in the same way. Then the client does not try them:
+    /// the server is unreachable, or refuses this client.
     pub fn is_fatal_for_push(&self) -> bool {
         match self {
             Self::Unreachable { .. }
@@ -308,7 +309,7 @@ impl Error {
             | Self::Unauthorized { .. }
             | Self::Forbidden { .. }
             | Self::NoSuchCache { .. } => true,
-            // A 500 may be about one path; the others say that nobody is at home.
+            // A 500 may concern one path. The other states mean that the server is not working.
             Self::Unavailable { status, .. } => *status != 500,
             _ => false,
         }

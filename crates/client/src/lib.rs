@@ -1,4 +1,5 @@
-//! The client: settings, the local Nix store, push planning, transfers. Reports events, never prints.
+//! The client: settings, the local Nix store, push planning, transfers. It reports events and never
+//! prints.
 //!
 //! ```text
 //! arguments ─ NixStore::resolve ─► store paths ─ NixStore::path_infos ─► PathInfo…
@@ -11,39 +12,42 @@
 //! ```
 //!
 //! Rules
-//! - A NAR is never held in memory: at most [`NAR_STREAM_BYTES_MAX`] of one, whatever its size.
-//! - A NAR is hashed while it is read, and its last piece is sent only when the hash is right: a damaged store path
-//!   never arrives whole.
-//! - Dropping any future here is safe: what the server was told completely, it has, and of the rest nothing is visible.
+//! - The client never holds a whole NAR in memory: at most [`NAR_STREAM_BYTES_MAX`] of one,
+//!   whatever its size.
+//! - The client hashes a NAR during reading and sends the last piece only if the hash is right. A
+//!   damaged store path therefore never arrives complete.
+//! - Dropping any future here is safe: the server keeps complete requests, and shows nothing of an
+//!   incomplete one.
 
 mod api;
 mod dump;
 mod endpoint;
 mod error;
 pub mod fuzz_targets;
-mod look;
 mod nar_stream;
 mod nix_config;
 mod nix_store;
 mod path_info;
+mod probe;
 mod push;
+mod push_plan;
 mod reporter;
 mod retry;
 mod settings;
 
-pub use api::{ApiClient, HttpSettings, Uploaded};
+pub use api::{AcknowledgedUpload, ApiClient, HttpSettings};
 pub use dump::{CaseHack, DumpError, dump_nar};
 pub use endpoint::Endpoint;
 pub use error::{Error, Result};
-pub use look::{Seen, look};
 pub use nar_stream::{NAR_STREAM_BYTES_MAX, NarSource};
 pub use nix_config::NixConfig;
 pub use nix_store::NixStore;
 pub use path_info::PathInfo;
+pub use probe::{ProbeAnswer, probe};
 pub use push::{
-    FailedPath, MISSING_PATHS_BATCH_MAX, PushOptions, PushPlan, PushSummary, execute_push, plan_push,
-    split_upstream,
+    FailedPath, MISSING_PATHS_BATCH_MAX, PushOptions, PushSummary, execute_push, plan_push, split_upstream,
 };
+pub use push_plan::PushPlan;
 pub use reporter::{PathDone, PushReporter, Retry, RetryReporter, Silent, TransferId, UploadReporter};
 pub use retry::RetryPolicy;
 pub use settings::{

@@ -1,9 +1,10 @@
-//! A NAR on its way to the network: read by a blocking thread, checked while it reads, handed over in pieces.
+//! A NAR on its way to the network: a blocking thread reads and checks it, and hands it over in
+//! pieces.
 //!
 //! Invariants
-//! - A NAR that ends without an error has exactly the expected hash and size; its last piece is held back until that is
-//!   known.
-//! - Between the reading thread and the network lie at most [`NAR_STREAM_BYTES_MAX`] bytes.
+//! - A NAR that ends without an error has exactly the expected hash and size. The stream holds the
+//!   last piece back until both are known.
+//! - At most [`NAR_STREAM_BYTES_MAX`] bytes lie between the reading thread and the network.
 
 use std::io;
 use std::path::PathBuf;
@@ -19,29 +20,29 @@ use tokio::task::JoinHandle;
 
 use crate::dump::{CaseHack, DumpError, PIECE_BYTES, ReaderGone, dump_nar};
 
-/// Pieces that wait for the network.
+/// Number of pieces that wait for the network.
 const PIECES_WAITING: usize = 4;
 
-/// Most bytes of one NAR in memory, 2.25 MiB: the pieces that wait, the read buffer, one piece being filled, one held back,
-/// one that finds no room and one being sent.
+/// Most bytes of one NAR in memory, 2.25 MiB: the waiting pieces, the read buffer, one piece being
+/// filled, one held back, one without room in the channel and one being sent.
 pub const NAR_STREAM_BYTES_MAX: usize = (PIECES_WAITING + 5) * PIECE_BYTES;
 
-/// A NAR to be read from the disk, as often as it takes.
+/// A NAR on the disk, which can be read repeatedly.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct NarSource {
     /// The full path.
     pub path: PathBuf,
-    /// Hash that it must have.
+    /// The expected hash.
     pub nar_hash: NarHash,
-    /// Size that it must have, in bytes.
+    /// The expected size in bytes.
     pub nar_size: u64,
-    /// How names are read.
+    /// How the file names are read.
     pub case_hack: CaseHack,
 }
 
 impl NarSource {
-    /// Starts a thread that reads the NAR. It ends by itself when the outcome is asked for or dropped, even if the stream
-    /// is still held by a connection that does not move.
+    /// Starts a thread that reads the NAR. The thread ends when the caller awaits or drops the
+    /// outcome, even if a stalled connection still holds the stream.
     pub(crate) fn open(&self) -> (NarStream, NarOutcome) {
         let (sender, receiver) = mpsc::channel(PIECES_WAITING);
         let source = self.clone();
@@ -53,7 +54,8 @@ impl NarSource {
     fn read_into(&self, sender: &mpsc::Sender<io::Result<Bytes>>) -> Result<(), DumpError> {
         let outcome = self.read_pieces(|piece| sender.blocking_send(Ok(piece)).map_err(|_| ReaderGone));
         if let Err(error) = &outcome {
-            // Breaks the request off instead of ending it; if nobody listens, it is broken already.
+            // Breaks the request off instead of ending it. If nobody listens, the request is
+            // already broken.
             let _ = sender.blocking_send(Err(io::Error::other(error.to_string())));
         }
         outcome
@@ -96,10 +98,11 @@ impl NarSource {
     }
 }
 
-/// Where the pieces come from, until it is closed.
+/// The source of the pieces, until it is closed.
 type Pieces = Arc<Mutex<Option<mpsc::Receiver<io::Result<Bytes>>>>>;
 
-/// The pieces of a NAR as they are read. Ends with an error if the NAR is not what it should be, or was given up.
+/// The pieces of a NAR, as they are read. Ends with an error if the NAR is not the expected one, or
+/// if it was given up.
 pub(crate) struct NarStream {
     pieces: Pieces,
 }
@@ -110,20 +113,20 @@ impl Stream for NarStream {
     fn poll_next(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<Self::Item>> {
         match &mut *lock(&self.pieces) {
             Some(receiver) => receiver.poll_recv(context),
-            // Never a clean end: that would make a whole body of a part.
+            // Never a clean end, which would turn a part into a whole body.
             None => Poll::Ready(Some(Err(io::ErrorKind::BrokenPipe.into()))),
         }
     }
 }
 
-/// How the reading ended; to be asked for when nobody wants the stream any more.
+/// The outcome of the reading. Await it when nobody needs the stream any more.
 pub(crate) struct NarOutcome {
     thread: JoinHandle<Result<(), DumpError>>,
     closer: Closer,
 }
 
 impl NarOutcome {
-    /// The error that is the disk's fault; that the reader went away is not.
+    /// The error of the disk. A reader that went away is not an error.
     pub(crate) async fn failure(self) -> Option<DumpError> {
         drop(self.closer);
         match self.thread.await {
@@ -134,8 +137,8 @@ impl NarOutcome {
     }
 }
 
-/// Takes the pieces away from the stream. An HTTP connection whose peer stopped reading keeps its body, and a thread that
-/// waits for room in the channel would keep the process from ending.
+/// Takes the pieces away from the stream. If the peer stops reading, an HTTP connection keeps its
+/// body. The thread would then wait for room in the channel, and the process could not end.
 struct Closer(Pieces);
 
 impl Drop for Closer {
@@ -145,7 +148,7 @@ impl Drop for Closer {
 }
 
 fn lock(pieces: &Pieces) -> MutexGuard<'_, Option<mpsc::Receiver<io::Result<Bytes>>>> {
-    // Nothing in here panics half-way.
+    // No code in here panics half-way.
     pieces.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
@@ -187,7 +190,7 @@ mod tests {
     #[tokio::test]
     async fn a_stream_has_the_whole_nar_whatever_its_size() {
         let folder = tempfile::tempdir().unwrap();
-        // Around the limits of pieces; a NAR of one file has 112 bytes around it, and padding.
+        // Lengths around the limits of pieces. A NAR of one file adds 112 bytes and padding.
         for length in [0, 1, PIECE_BYTES - 113, PIECE_BYTES - 112, PIECE_BYTES, PIECE_BYTES * 5 + 3] {
             let path = folder.path().join(length.to_string());
             fs::write(&path, vec![3; length]).unwrap();

@@ -1,4 +1,4 @@
-//! What `nix` on this machine says of itself: its version, and the settings in force.
+//! What `nix` on this machine says about itself: its version and its settings.
 
 use std::ffi::OsStr;
 use std::io;
@@ -8,10 +8,10 @@ use serde_json::Value;
 
 use crate::error::{Error, Result};
 
-/// Kept from what a failed `nix` said: its last words say why.
+/// Longest kept end of the error output of `nix`. The last words give the reason.
 const STDERR_BYTES_MAX: usize = 4096;
 
-/// Nix's settings in force, for the user who asks.
+/// The settings of Nix that apply to the current user.
 #[derive(Debug, Clone, PartialEq)]
 pub struct NixConfig {
     version: String,
@@ -24,7 +24,8 @@ impl NixConfig {
         let program = program.as_ref();
         let version = checked("nix --version", run(program, &["--version"]).await?)?;
         let version = String::from_utf8_lossy(&version.stdout).trim().to_owned();
-        // `config show` since 2.20; `show-config` before, and no longer for ever.
+        // `config show` exists since 2.20. Older versions have `show-config`, which newer ones will
+        // drop.
         let mut output = run(program, &["config", "show", "--json"]).await?;
         if !output.status.success() {
             output = run(program, &["show-config", "--json"]).await?;
@@ -34,12 +35,12 @@ impl NixConfig {
         Ok(Self { version, settings })
     }
 
-    /// `nix (Nix) 2.26.3`: as it names itself.
+    /// The version as Nix prints it: `nix (Nix) 2.26.3`.
     pub fn version(&self) -> &str {
         &self.version
     }
 
-    /// The words of a list, such as `substituters`; none if there is no such setting.
+    /// The words of a list setting, such as `substituters`. Empty if there is no such setting.
     pub fn list(&self, name: &str) -> Vec<&str> {
         match self.value(name) {
             Some(Value::Array(items)) => items.iter().filter_map(Value::as_str).collect(),
@@ -48,7 +49,7 @@ impl NixConfig {
         }
     }
 
-    /// A text, such as `netrc-file`.
+    /// A text setting, such as `netrc-file`.
     pub fn text(&self, name: &str) -> Option<&str> {
         self.value(name).and_then(Value::as_str)
     }

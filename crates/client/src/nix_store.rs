@@ -1,4 +1,4 @@
-//! The local Nix store: which paths arguments mean, and what `nix` knows about them.
+//! The local Nix store: resolves arguments to paths, and asks `nix` about paths.
 
 use std::ffi::OsString;
 use std::io;
@@ -11,16 +11,16 @@ use crate::error::{Error, Result};
 use crate::path_info::PathInfo;
 use crate::settings::Variables;
 
-/// Paths in one call of `nix`: at most some 500 KB of arguments, a quarter of what Linux takes.
+/// Paths in one call of `nix`: some 500 KB of arguments at most, a quarter of the limit of Linux.
 const PATHS_PER_CALL: usize = 2_000;
 
-/// Symbolic links followed for one argument; Linux follows 40.
+/// Most symbolic links followed for one argument. Linux follows 40.
 const LINKS_MAX: usize = 40;
 
-/// Kept from what a failed `nix` said: its last words say why.
+/// Longest kept end of the error output of `nix`. The last words give the reason.
 const STDERR_BYTES_MAX: usize = 4096;
 
-/// The store that `nix` on this machine works with.
+/// The store of `nix` on this machine.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct NixStore {
     program: OsString,
@@ -34,12 +34,13 @@ impl Default for NixStore {
 }
 
 impl NixStore {
-    /// Asks `program`; arguments are looked for in `store_dir`.
+    /// A store that asks `program` and looks for arguments in `store_dir`.
     pub fn new(program: impl Into<OsString>, store_dir: StoreDir) -> Self {
         Self { program: program.into(), store_dir }
     }
 
-    /// `nix` from the search path, and the store folder that `NIX_STORE_DIR` (or `NIX_STORE`) sets, as Nix reads them.
+    /// The `nix` on the search path, with the store folder from `NIX_STORE_DIR` (or `NIX_STORE`),
+    /// which Nix reads too.
     pub fn from_variables(variables: Variables<'_>) -> Result<Self> {
         let store_dir = variables("NIX_STORE_DIR").or_else(|| variables("NIX_STORE"));
         let store_dir = match store_dir {
@@ -56,9 +57,10 @@ impl NixStore {
         &self.store_dir
     }
 
-    /// The store path that an argument means: itself, what it links to (`./result`), or the store path that holds it
-    /// (`./result/bin/hello`). Links are followed only until they enter the store: a store path that is itself a link
-    /// stands for itself. The path need not be valid; [`NixStore::path_infos`] finds out.
+    /// The store path of an argument: the argument itself, its target (`./result`), or the store
+    /// path that contains it (`./result/bin/hello`). Follows links only until they enter the store;
+    /// a store path that is a link stands for itself. The path need not be valid:
+    /// [`NixStore::path_infos`] checks that.
     pub fn resolve(&self, argument: &Path) -> Result<StorePath> {
         let unresolved = |source| Error::ResolvePath { path: argument.to_owned(), source };
         let mut path = std::path::absolute(argument).map_err(unresolved)?;
@@ -82,14 +84,15 @@ impl NixStore {
         Err(unresolved(io::Error::other("too many symbolic links")))
     }
 
-    /// Walks down an absolute path until it enters the store, or to its first symbolic link, which it replaces.
+    /// Walks down an absolute path until it enters the store, or to its first symbolic link, which
+    /// the result replaces.
     fn step(&self, path: &Path) -> io::Result<Step> {
         let mut walked = PathBuf::new();
         let mut components = path.components();
         while let Some(component) = components.next() {
             match component {
                 Component::CurDir => continue,
-                // What was walked has no links in it, so the parent is the parent.
+                // The walked part has no links in it, so `..` is its parent.
                 Component::ParentDir => {
                     walked.pop();
                     continue;
@@ -97,7 +100,7 @@ impl NixStore {
                 other => walked.push(other),
             }
             if walked.as_os_str() == self.store_dir.as_str() {
-                // `..` right behind the store leads out of it again.
+                // `..` right after the store leads out of it again.
                 if let Some(Component::Normal(base_name)) = components.clone().next() {
                     let leaves = leaves(components.as_path());
                     return Ok(if leaves { Step::Outside } else { Step::InStore(base_name.to_owned()) });
@@ -112,7 +115,8 @@ impl NixStore {
         Ok(Step::Outside)
     }
 
-    /// What `nix` knows about `paths`, and with `closure` about all they need. Ordered by path, none twice.
+    /// What `nix` knows about `paths`, and with `closure` about their closure. Ordered by path,
+    /// without duplicates.
     pub async fn path_infos(&self, paths: &[StorePath], closure: bool) -> Result<Vec<PathInfo>> {
         let mut infos = Vec::new();
         for batch in paths.chunks(PATHS_PER_CALL) {
@@ -125,7 +129,8 @@ impl NixStore {
 
     async fn path_info_batch(&self, paths: &[StorePath], closure: bool) -> Result<Vec<PathInfo>> {
         let mut output = self.run_path_info(paths, closure, &[]).await?;
-        // Old versions do not know `--json-format`; new ones say that they will insist on it.
+        // Old versions do not know `--json-format`, and new versions announce that they will
+        // require it.
         if !output.status.success() && String::from_utf8_lossy(&output.stderr).contains("--json-format") {
             output = self.run_path_info(paths, closure, &["--json-format", "1"]).await?;
         }
@@ -152,7 +157,7 @@ impl NixStore {
     ) -> Result<std::process::Output> {
         let mut command = tokio::process::Command::new(&self.program);
         command.args(["--extra-experimental-features", "nix-command", "path-info", "--json"]).args(format);
-        // A path that is not here is not to be fetched only to be pushed.
+        // A path that is not here must not be fetched only to be pushed.
         command.args(["--option", "substitute", "false"]);
         if closure {
             command.arg("--recursive");
@@ -169,7 +174,7 @@ impl NixStore {
     }
 }
 
-/// The path in `error: path '/nix/store/…' is not valid`, which is how Nix ends when a closure is asked for.
+/// The path in `error: path '/nix/store/…' is not valid`, the error of Nix for a closure.
 fn invalid_path(stderr: &str) -> Option<&str> {
     let (before, _) = stderr.split_once("' is not valid")?;
     before.rsplit_once("path '").map(|(_, path)| path)
@@ -204,7 +209,7 @@ mod tests {
     const C: &str = "f22352qy5d2vfxv22w7q3n7gz1ia47nx-c";
     const B: &str = "az2abhwyv78n2ax1c04abka45ygrwfgh-b";
 
-    /// A store folder in a temporary folder, with a package and a path that links to it.
+    /// A store folder in a temporary folder, with a package and a path that links to the package.
     fn store() -> (tempfile::TempDir, NixStore, PathBuf) {
         let folder = tempfile::tempdir().unwrap();
         let root = folder.path().canonicalize().unwrap();
@@ -242,7 +247,7 @@ mod tests {
         assert_eq!(resolve(&root.join("store").join(B)).unwrap(), B);
         symlink(root.join("store").join(B), root.join("to-b")).unwrap();
         assert_eq!(resolve(&root.join("to-b")).unwrap(), B);
-        // Whether it exists is for Nix to say.
+        // Nix decides whether the path exists.
         assert_eq!(resolve(&root.join("store").join(B.replace('b', "c"))).unwrap(), B.replace('b', "c"));
     }
 
@@ -262,7 +267,7 @@ mod tests {
         assert!(matches!(resolve("nixpkgs#hello"), Err(Error::ResolvePath { .. })));
     }
 
-    /// A program that stands in for `nix`: it prints how it was called to a file, then does as told.
+    /// A program in place of `nix`: it writes its arguments to a file, then runs the script.
     fn fake_nix(folder: &Path, script: &str) -> NixStore {
         let program = folder.join("fake-nix");
         let calls = folder.join("calls");

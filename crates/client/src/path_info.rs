@@ -1,4 +1,4 @@
-//! What `nix path-info --json` says about a path, in all the shapes it has had.
+//! The output of `nix path-info --json` in all the forms that Nix has used.
 //!
 //! | Nix | top level | paths | hashes |
 //! |---|---|---|---|
@@ -7,8 +7,8 @@
 //! | `--json-format 2` | `{"info": object, "storeDir", "version"}` | base names | text; `ca` is an object |
 //! | later formats | the same | base names | objects `{"algorithm", "format", "hash"}` |
 //!
-//! Reading is lenient: each field is taken in whichever form it comes, unknown fields are ignored. What would make a wrong
-//! upload (no hash, no size, a reference that is no store path) is an error.
+//! Reading is lenient: the parser accepts each field in any form and ignores unknown fields.
+//! Anything that would make a wrong upload (no hash, no size, an invalid reference) is an error.
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
@@ -26,17 +26,17 @@ pub struct PathInfo {
     pub store_dir: StoreDir,
     /// The path.
     pub path: StorePath,
-    /// Of the NAR.
+    /// Hash of the NAR.
     pub nar_hash: NarHash,
-    /// Of the NAR, in bytes.
+    /// Size of the NAR in bytes.
     pub nar_size: u64,
-    /// What it refers to, itself included if it does.
+    /// The paths that this path refers to, perhaps including itself.
     pub references: Vec<StorePath>,
-    /// What built it, if known.
+    /// The derivation that built the path, if known.
     pub deriver: Option<StorePath>,
-    /// `name:base64`, each.
+    /// Signatures, each `name:base64`.
     pub signatures: Vec<String>,
-    /// Content address as narinfos write it, if it has one.
+    /// Content address in the form of narinfos, if the path has one.
     pub ca: Option<String>,
 }
 
@@ -46,7 +46,7 @@ impl PathInfo {
         self.path.to_absolute(&self.store_dir)
     }
 
-    /// Whether one of the keys in `key_names` signed it.
+    /// Whether one of the keys in `key_names` signed the path.
     pub fn is_signed_by(&self, key_names: &[String]) -> bool {
         self.signatures
             .iter()
@@ -54,7 +54,7 @@ impl PathInfo {
             .any(|(key_name, _)| key_names.iter().any(|name| name == key_name))
     }
 
-    /// The metadata of its upload into `cache`.
+    /// The metadata for uploading the path into `cache`.
     pub fn upload_info(&self, cache: &CacheName) -> UploadPathNarInfo {
         UploadPathNarInfo {
             cache: cache.clone(),
@@ -70,7 +70,8 @@ impl PathInfo {
         }
     }
 
-    /// Reads all of the output of `nix path-info --json`. A path that is not valid is an error. Ordered by path.
+    /// Reads the whole output of `nix path-info --json`. An invalid path is an error. Ordered by
+    /// path.
     pub fn parse_all(json: &[u8]) -> Result<Vec<Self>> {
         let entries = match serde_json::from_slice(json).map_err(Error::PathInfoJson)? {
             Value::Array(entries) => entries.into_iter().map(|entry| (None, entry)).collect(),
@@ -157,7 +158,7 @@ fn read_entry(key: Option<String>, entry: Value) -> Result<PathInfo> {
         }
         None => StoreDir::default(),
     };
-    // Base names in new formats, full paths in old ones.
+    // New formats have base names, old formats full paths.
     let store_path = |field, text: &str| {
         let parsed =
             if text.starts_with('/') { StorePath::parse_absolute(&store_dir, text) } else { text.parse() };
@@ -193,7 +194,7 @@ fn read_entry(key: Option<String>, entry: Value) -> Result<PathInfo> {
     Ok(PathInfo { store_dir, path, nar_hash, nar_size, references, deriver, signatures, ca })
 }
 
-/// The form of narinfos, which is what signatures and servers know.
+/// The form of narinfos, which signatures and servers use.
 fn render_ca(method: &str, hash: &str) -> Option<String> {
     let prefix = match method {
         "text" => "text:",
@@ -215,8 +216,8 @@ impl RawSignature {
 }
 
 impl RawHash {
-    /// `algorithm:nix-base32`, from any spelling: `sha256-base64`, `sha256:` with base64, hex or nix-base32, or the parts,
-    /// whose `hash` may hold the algorithm again.
+    /// `algorithm:nix-base32`, from any spelling: `sha256-base64`; `sha256:` with base64, hex or
+    /// nix-base32; or separate parts, in which `hash` may repeat the algorithm.
     fn to_typed_nix32(&self) -> Result<String, String> {
         let (algorithm, digest) = match self {
             Self::Text(text) => text.split_once([':', '-']).ok_or("a hash without an algorithm")?,
@@ -240,7 +241,7 @@ impl RawHash {
         };
         match decoded {
             Some(decoded) if decoded.len() == bytes => Ok(format!("{algorithm}:{}", nix32::encode(&decoded))),
-            _ => Err(format!("{digest:?} is no {algorithm} hash")),
+            _ => Err(format!("{digest:?} is not a {algorithm} hash")),
         }
     }
 }
@@ -254,7 +255,7 @@ fn decode_hex(text: &str) -> Option<Vec<u8>> {
 mod tests {
     use super::*;
 
-    /// The same three paths, as the real versions of Nix print them.
+    /// The same three paths, as four real versions of Nix print them.
     const OUTPUTS: [(&str, &[u8]); 4] = [
         ("2.8", include_bytes!("../tests/data/path-info-2.8.json")),
         ("2.26", include_bytes!("../tests/data/path-info-2.26.json")),
@@ -368,7 +369,7 @@ mod tests {
     }
 
     proptest::proptest! {
-        /// Whatever Nix may print one day: an error at worst.
+        /// Anything that Nix may print one day gives an error at worst.
         #[test]
         fn reading_never_panics(
             output in 0..4_usize, at in proptest::prelude::any::<proptest::sample::Index>(), piece in "[\\PC\"{}:,0-9é-]{0,6}",

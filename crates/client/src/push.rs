@@ -1,11 +1,11 @@
 //! Pushing: from store paths to a plan, from the plan to uploads and a summary.
 //!
-//! A plan is a value that a dry run prints. Paths are left out that an upstream cache has signed (clients find them
-//! there) and that the cache has already. Large uploads start first: the last one to start should be a short one, or
-//! everybody waits for it alone.
+//! A plan is a value that a dry run prints. A plan leaves out paths that an upstream cache has
+//! signed, because clients find them there, and paths that the cache already has. Large uploads
+//! start first. If a large upload started last, everybody would wait for it alone.
 //!
-//! The server does not ask for an order, and each upload is visible for itself as soon as it is acknowledged; pushing the
-//! same paths again completes what was broken off.
+//! The server does not require an order. Each upload becomes visible when the server acknowledges
+//! it. Pushing the same paths again completes an interrupted push.
 
 use std::collections::BTreeSet;
 use std::path::PathBuf;
@@ -16,27 +16,28 @@ use dormer_api::{CacheConfig, CacheName, UploadPathResultKind};
 use dormer_nix::{StorePath, StorePathHash};
 use tokio::task::JoinSet;
 
-use crate::api::{ApiClient, Uploaded};
+use crate::api::{AcknowledgedUpload, ApiClient};
 use crate::dump::CaseHack;
 use crate::error::{Error, Result};
 use crate::nar_stream::NarSource;
 use crate::nix_store::NixStore;
 use crate::path_info::PathInfo;
+use crate::push_plan::PushPlan;
 use crate::reporter::{PathDone, PushReporter, Retry, TransferId, UploadReporter};
 
-/// Hashes in one question to the server: 175 KB of JSON.
+/// Hashes in one request to the server: 175 KB of JSON.
 pub const MISSING_PATHS_BATCH_MAX: usize = 5_000;
 
 /// What to push, and how.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct PushOptions {
-    /// Also what the paths need.
+    /// Also push the closure of the paths.
     pub closure: bool,
-    /// Push also what an upstream cache has signed.
+    /// Also push paths that an upstream cache has signed.
     pub ignore_upstream: bool,
-    /// Uploads at once; at least one.
+    /// Number of concurrent uploads, at least one.
     pub jobs: usize,
-    /// How names in the store are read.
+    /// How file names in the store are read.
     pub case_hack: CaseHack,
 }
 
@@ -46,71 +47,46 @@ impl Default for PushOptions {
     }
 }
 
-/// What a push will do.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct PushPlan {
-    /// The cache.
-    pub cache: CacheName,
-    /// To be uploaded, largest first.
-    pub missing: Vec<PathInfo>,
-    /// In the cache already.
-    pub present: Vec<StorePath>,
-    /// Signed by an upstream key, and so left out.
-    pub upstream: Vec<StorePath>,
-}
-
-impl PushPlan {
-    /// Sizes of the NARs to upload, in bytes.
-    pub fn missing_bytes(&self) -> u64 {
-        self.missing.iter().map(|info| info.nar_size).sum()
-    }
-
-    /// All paths that were considered.
-    pub fn path_count(&self) -> usize {
-        self.missing.len() + self.present.len() + self.upstream.len()
-    }
-}
-
 /// A path that could not be pushed.
 #[derive(Debug)]
 pub struct FailedPath {
     /// The path.
     pub path: StorePath,
-    /// Why.
+    /// The reason.
     pub error: Error,
 }
 
 /// What a push did.
 #[derive(Debug, Default)]
 pub struct PushSummary {
-    /// Uploaded, in the order in which they were acknowledged.
+    /// Uploaded paths, in the order of their acknowledgements.
     pub pushed: Vec<PathDone>,
-    /// Not uploaded because of an error.
+    /// Paths that were not uploaded because of an error.
     pub failed: Vec<FailedPath>,
-    /// Not tried, because an earlier error would have met them too.
+    /// Paths that were not tried, because an earlier error would affect them too.
     pub not_tried: Vec<StorePath>,
-    /// In the cache already.
+    /// Paths that the cache already had.
     pub present: Vec<StorePath>,
-    /// Signed by an upstream key.
+    /// Paths that an upstream key signed.
     pub upstream: Vec<StorePath>,
-    /// NAR bytes of what was pushed, as read from the disk.
+    /// NAR bytes of the pushed paths, as read from the disk.
     pub bytes_read: u64,
-    /// NAR bytes that went over the wire, repeated tries included.
+    /// NAR bytes that were sent, including repeated tries.
     pub bytes_sent: u64,
-    /// NAR bytes of what was pushed that the server had already, as far as it said so.
+    /// NAR bytes of the pushed paths that the server already had, as far as the server says so.
     pub bytes_saved: u64,
-    /// How long it took.
+    /// Duration of the push.
     pub elapsed: Duration,
 }
 
 impl PushSummary {
-    /// Whether every path of the plan is in the cache now.
+    /// Whether the cache now has every path of the plan.
     pub fn is_complete(&self) -> bool {
         self.failed.is_empty() && self.not_tried.is_empty()
     }
 }
 
-/// Finds out what pushing `roots` means. `config` is the cache's, as the server gave it.
+/// Finds out what pushing `roots` means. `config` is the cache's configuration from the server.
 pub async fn plan_push(
     api: &ApiClient,
     store: &NixStore,
@@ -156,8 +132,8 @@ fn names(infos: Vec<PathInfo>) -> Vec<StorePath> {
     infos.into_iter().map(|info| info.path).collect()
 }
 
-/// Uploads what the plan says is missing. Errors of single paths do not stop the others, unless they would meet them too;
-/// all of them are in the summary.
+/// Uploads the missing paths of the plan. The error of one path does not stop the others, unless it
+/// would affect them too. The summary contains all errors.
 pub async fn execute_push(
     api: &ApiClient,
     plan: PushPlan,
@@ -170,13 +146,13 @@ pub async fn execute_push(
     let mut summary = PushSummary { present, upstream, ..PushSummary::default() };
     let mut waiting = missing.into_iter().enumerate();
     let mut stop = false;
-    // Tasks, so that uploads share the cores; dropping the set aborts them.
+    // Each upload is a task, so that uploads share the cores. Dropping the set aborts the tasks.
     let mut running = JoinSet::new();
     loop {
         while !stop && running.len() < options.jobs.max(1) {
             let Some((id, info)) = waiting.next() else { break };
             reporter.path_started(id, &info.path, info.nar_size);
-            let upload = Upload {
+            let upload = PathUpload {
                 api: api.clone(),
                 cache: cache.clone(),
                 case_hack: options.case_hack,
@@ -186,7 +162,7 @@ pub async fn execute_push(
             running.spawn(upload.run(info));
         }
         let Some(ended) = running.join_next().await else { break };
-        // Nobody aborts single tasks, so this is a panic: one of our mistakes, to be passed on.
+        // Nothing aborts single tasks, so this is a panic in our code. It is passed on.
         let (id, info, uploaded) =
             ended.unwrap_or_else(|error| std::panic::resume_unwind(error.into_panic()));
         match uploaded {
@@ -208,7 +184,7 @@ pub async fn execute_push(
 }
 
 impl PushSummary {
-    fn count(&mut self, info: PathInfo, uploaded: &Uploaded) -> PathDone {
+    fn count(&mut self, info: PathInfo, uploaded: &AcknowledgedUpload) -> PathDone {
         let result = &uploaded.result;
         let known = match (result.frac_deduplicated, result.kind) {
             (Some(fraction), _) => fraction.clamp(0.0, 1.0),
@@ -228,7 +204,8 @@ impl PushSummary {
     }
 }
 
-/// `fraction` is in 0 to 1, so the product fits; a figure for people, so rounding does not matter.
+/// `fraction` is in 0 to 1, so the product fits. The figure is for people, so rounding does not
+/// matter.
 #[expect(
     clippy::cast_precision_loss,
     clippy::cast_possible_truncation,
@@ -239,8 +216,8 @@ fn fraction_of(bytes: u64, fraction: f64) -> u64 {
     (bytes as f64 * fraction).round() as u64
 }
 
-/// One upload on its own task.
-struct Upload {
+/// One upload in its own task.
+struct PathUpload {
     api: ApiClient,
     cache: CacheName,
     case_hack: CaseHack,
@@ -248,8 +225,8 @@ struct Upload {
     id: TransferId,
 }
 
-impl Upload {
-    async fn run(self, info: PathInfo) -> (TransferId, PathInfo, Result<Uploaded>) {
+impl PathUpload {
+    async fn run(self, info: PathInfo) -> (TransferId, PathInfo, Result<AcknowledgedUpload>) {
         let source = NarSource {
             path: PathBuf::from(info.absolute_path()),
             nar_hash: info.nar_hash,
@@ -261,7 +238,7 @@ impl Upload {
     }
 }
 
-impl UploadReporter for Upload {
+impl UploadReporter for PathUpload {
     fn progress(&self, bytes: u64) {
         self.reporter.path_progress(self.id, bytes);
     }

@@ -1,37 +1,38 @@
-//! What happens, told to whoever draws it. Every method has an empty default; none may block for long.
+//! The events of requests and pushes, for a caller that draws them. Every method has an empty
+//! default, and must not block for long.
 
 use std::time::Duration;
 
 use dormer_api::UploadPathResultKind;
 use dormer_nix::StorePath;
 
-use crate::Error;
-use crate::push::PushPlan;
+use crate::error::Error;
+use crate::push_plan::PushPlan;
 
 /// A request that failed and is tried again after a pause.
 #[derive(Debug)]
 pub struct Retry<'a> {
-    /// What was attempted.
+    /// The attempted action.
     pub action: &'a str,
     /// Tries so far.
     pub tries: u32,
-    /// Tries in all, at most.
+    /// Most tries in all.
     pub tries_max: u32,
-    /// The pause before the next one.
+    /// The pause before the next try.
     pub wait: Duration,
-    /// Why the last one failed.
+    /// The error of the last try.
     pub error: &'a Error,
 }
 
-/// Told of requests that are tried again.
+/// Receives the requests that are tried again.
 pub trait RetryReporter: Send + Sync {
     /// A pause begins.
     fn retrying(&self, _retry: &Retry<'_>) {}
 }
 
-/// Told how one upload goes.
+/// Receives the events of one upload.
 pub trait UploadReporter: Send + Sync {
-    /// So many more bytes of the NAR were handed to the connection.
+    /// The connection took this many more bytes of the NAR.
     fn progress(&self, _bytes: u64) {}
     /// The upload failed and starts again from its first byte after a pause.
     fn retrying(&self, _retry: &Retry<'_>) {}
@@ -45,33 +46,34 @@ pub type TransferId = usize;
 pub struct PathDone {
     /// The path.
     pub path: StorePath,
-    /// Size of its NAR in bytes.
+    /// Size of the path's NAR in bytes.
     pub nar_size: u64,
-    /// What the server did with it.
+    /// What the server did with the NAR.
     pub kind: UploadPathResultKind,
-    /// Bytes the NAR takes on the server as it is served, if it said so.
+    /// Size of the NAR on the server as it is served, if the server said so.
     pub file_size: Option<u64>,
-    /// Part of the NAR, 0 to 1, that the server had already, if it said so.
+    /// Part of the NAR, 0 to 1, that the server already had, if the server said so.
     pub frac_deduplicated: Option<f64>,
 }
 
-/// Told how a push goes. Calls come from several threads; those of one transfer come in order.
+/// Receives the events of a push. Calls come from several threads; the calls of one transfer come
+/// in order.
 pub trait PushReporter: Send + Sync {
-    /// The plan is made; nothing was sent yet.
+    /// The plan is complete. Nothing was sent yet.
     fn plan_made(&self, _plan: &PushPlan) {}
     /// An upload begins.
     fn path_started(&self, _id: TransferId, _path: &StorePath, _nar_size: u64) {}
-    /// So many more bytes of the NAR were handed to the connection.
+    /// The connection took this many more bytes of the NAR.
     fn path_progress(&self, _id: TransferId, _bytes: u64) {}
     /// The upload starts again from its first byte after a pause.
     fn path_retrying(&self, _id: TransferId, _retry: &Retry<'_>) {}
-    /// An upload was acknowledged.
+    /// The server acknowledged an upload.
     fn path_done(&self, _id: TransferId, _done: &PathDone) {}
     /// An upload failed for good.
     fn path_failed(&self, _id: TransferId, _path: &StorePath, _error: &Error) {}
 }
 
-/// Draws nothing.
+/// Ignores all events.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct Silent;
 

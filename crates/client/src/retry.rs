@@ -1,30 +1,32 @@
 //! When to try again, and after how long.
 //!
-//! Exponential back-off with jitter, so that clients that failed together do not come back together. A server that says
-//! `Retry-After` is obeyed; one that answers 429 or 503 without saying when is given longer than a broken connection.
+//! Exponential back-off with jitter, so that clients that failed together do not come back
+//! together. The client obeys `Retry-After`. After a 429 or 503 without it, the client waits longer
+//! than after a broken connection.
 
 use std::time::{Duration, SystemTime};
 
 use rand::RngExt as _;
 
-/// How often and how patiently requests are tried again.
+/// How often and how patiently the client repeats requests.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct RetryPolicy {
-    /// Tries in all, the first included.
+    /// Most tries, including the first.
     pub tries_max: u32,
-    /// Pause after the first failure; doubled after each further one.
+    /// Pause after the first failure. Each further failure doubles the pause.
     pub wait_first: Duration,
-    /// Pause after the first 429 or 503 without `Retry-After`; doubled after each further one.
+    /// Pause after the first 429 or 503 without `Retry-After`. Each further one doubles the pause.
     pub wait_first_busy: Duration,
-    /// Longest pause of our own choosing.
+    /// Longest pause that the client chooses itself.
     pub wait_max: Duration,
-    /// Longest `Retry-After` that is waited for; when the server asks for more, we give up instead of coming early.
+    /// Longest `Retry-After` that the client obeys. If the server asks for more, the client gives
+    /// up instead of coming early.
     pub retry_after_max: Duration,
 }
 
 impl Default for RetryPolicy {
-    /// Six tries over about 10 to 20 seconds, or up to 2 minutes when the server says that it is busy: long enough for a
-    /// restart of the server, short enough for a person to wait.
+    /// Six tries over about 10 to 20 seconds, or up to 2 minutes if the server says that it is
+    /// busy. Long enough for a restart of the server, and short enough for a person to wait.
     fn default() -> Self {
         Self {
             tries_max: 6,
@@ -36,12 +38,12 @@ impl Default for RetryPolicy {
     }
 }
 
-/// What is known about a failure that may pass.
+/// What is known about a temporary failure.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Passing {
     /// The connection broke, or the server made a mistake.
     Broken,
-    /// The server said that it has too much to do, and perhaps when to come back.
+    /// The server is overloaded, and perhaps said when to come back.
     Busy { retry_after: Option<Duration> },
 }
 
@@ -58,13 +60,13 @@ impl RetryPolicy {
         }
         let doubled = |first: Duration| {
             let factor = 1u32.checked_shl(tries.saturating_sub(1)).unwrap_or(u32::MAX);
-            // Between half and the whole: the average is still exponential.
+            // Between half and the whole, so the average still grows exponentially.
             first.saturating_mul(factor).min(self.wait_max).mul_f64(0.5 + jitter / 2.0)
         };
         match passing {
             Passing::Broken => Some(doubled(self.wait_first)),
             Passing::Busy { retry_after: None } => Some(doubled(self.wait_first_busy)),
-            // Never earlier than asked; up to a tenth later.
+            // Never earlier than asked, and up to a tenth later.
             Passing::Busy { retry_after: Some(wait) } if wait <= self.retry_after_max => {
                 Some(wait.mul_f64(1.0 + jitter / 10.0))
             }

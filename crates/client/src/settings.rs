@@ -1,4 +1,4 @@
-//! The client's settings: which servers there are, which is the default one, and their tokens.
+//! The client's settings: the servers, the default server, and the tokens.
 //!
 //! The file is `$XDG_CONFIG_HOME/dormer/config.toml`, in the form of Attic's client:
 //!
@@ -9,11 +9,13 @@
 //! token = "…"              # or token-file = "/run/secrets/token"
 //! ```
 //!
-//! If there is none, Attic's `$XDG_CONFIG_HOME/attic/config.toml` is read in its place; it is never written. The first
-//! save carries what was read from it into our own file, so that no server is lost.
+//! If there is no such file, the client reads Attic's `$XDG_CONFIG_HOME/attic/config.toml` instead.
+//! The client never writes to Attic's file. The first save copies its contents into Dormer's own
+//! file, so that no server is lost.
 //!
-//! A token comes from `DORMER_TOKEN_<SERVER>` (the server's name in capitals, with `_` for other signs), else
-//! `DORMER_TOKEN`, else the file: a pipeline's variable beats what a machine happens to have.
+//! A token comes from `DORMER_TOKEN_<SERVER>` (the server's name in capitals, with `_` for other
+//! signs), else from `DORMER_TOKEN`, else from the file. The variable of a pipeline therefore
+//! overrides the settings of the machine.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -27,7 +29,7 @@ use serde::{Deserialize, Serialize};
 use crate::endpoint::Endpoint;
 use crate::error::{Error, Result};
 
-/// Looks up an environment variable; a function, so that tests own the environment.
+/// Looks up an environment variable. A function, so that tests control the environment.
 pub type Variables<'a> = &'a dyn Fn(&str) -> Option<String>;
 
 /// The environment of this process. Empty variables count as unset.
@@ -35,7 +37,7 @@ pub fn process_variables(name: &str) -> Option<String> {
     std::env::var(name).ok().filter(|value| !value.is_empty())
 }
 
-/// The name that a user gave a server. The same characters as in a cache's name.
+/// The user's name for a server. It has the same characters as the name of a cache.
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(transparent)]
 pub struct ServerName(CacheName);
@@ -46,7 +48,7 @@ impl ServerName {
         self.0.as_str()
     }
 
-    /// The environment variable that holds a token for this server only.
+    /// The environment variable with a token for this server only.
     pub fn token_variable(&self) -> String {
         let sign = |c: char| if c.is_ascii_alphanumeric() { c.to_ascii_uppercase() } else { '_' };
         format!("DORMER_TOKEN_{}", self.as_str().chars().map(sign).collect::<String>())
@@ -104,11 +106,11 @@ impl fmt::Display for CacheRef {
     }
 }
 
-/// The settings file. Keys that we do not know are kept when it is written again; comments are not.
+/// The settings file. Writing the file again keeps unknown keys but drops comments.
 #[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub struct Settings {
-    /// The server that is meant when none is named.
+    /// The server of commands that name none.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub default_server: Option<ServerName>,
     /// The servers by name.
@@ -119,7 +121,8 @@ pub struct Settings {
 }
 
 impl Settings {
-    /// Makes the paths of token files absolute: they are relative to the file that was read, and another may be written.
+    /// Makes the paths of token files absolute. They are relative to the file that was read, and
+    /// the client may write another file.
     fn find_token_files(&mut self, read_from: &Path) {
         let folder = read_from.parent().unwrap_or(Path::new(""));
         for server in self.servers.values_mut() {
@@ -134,12 +137,13 @@ impl Settings {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub struct ServerSettings {
-    /// Its address: `https://…`.
+    /// The server's address: `https://…`.
     pub endpoint: String,
     /// The token itself.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub token: Option<Secret>,
-    /// A file that holds the token; written by hand, relative to the folder of the settings. Used when `token` is not set.
+    /// A file with the token, set by hand, relative to the folder of the settings. Used when
+    /// `token` is not set.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub token_file: Option<PathBuf>,
     #[serde(flatten)]
@@ -153,18 +157,18 @@ impl ServerSettings {
     }
 }
 
-/// Where settings are looked for.
+/// Where the client looks for settings.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct SettingsPaths {
-    /// Ours: read first, and the only one that is written.
+    /// Dormer's file: read first, and the only file that the client writes.
     pub dormer: PathBuf,
-    /// Attic's: read if ours does not exist.
+    /// Attic's file: read if Dormer's file does not exist.
     pub attic: PathBuf,
 }
 
 impl SettingsPaths {
-    /// The places that the XDG base directory specification says: `$XDG_CONFIG_HOME`, if it is absolute, else
-    /// `$HOME/.config`.
+    /// The paths of the XDG base directory specification: `$XDG_CONFIG_HOME`, if it is absolute,
+    /// else `$HOME/.config`.
     pub fn from_variables(variables: Variables<'_>) -> Result<Self> {
         let absolute = |path: &PathBuf| path.is_absolute();
         let folder = variables("XDG_CONFIG_HOME")
@@ -178,19 +182,19 @@ impl SettingsPaths {
     }
 }
 
-/// Settings together with the file they came from and the one they go to.
+/// Settings, with the file that they came from and the file to write.
 #[derive(Debug, Clone, PartialEq)]
 pub struct LoadedSettings {
     /// The settings; change them and [`LoadedSettings::save`].
     pub settings: Settings,
-    /// The file they were read from, if there was any.
+    /// The file that was read, if any.
     pub read_from: Option<PathBuf>,
-    /// The file they are written to.
+    /// The file to write.
     pub path: PathBuf,
 }
 
 impl LoadedSettings {
-    /// Reads our settings, else Attic's, else starts with none.
+    /// Reads Dormer's settings, else Attic's, else starts with none.
     pub fn load(paths: &SettingsPaths) -> Result<Self> {
         for path in [&paths.dormer, &paths.attic] {
             match std::fs::read_to_string(path) {
@@ -206,16 +210,18 @@ impl LoadedSettings {
         Ok(Self { settings: Settings::default(), read_from: None, path: paths.dormer.clone() })
     }
 
-    /// Writes our settings file: whole or not at all, and readable by its owner only, since it may hold tokens.
+    /// Writes Dormer's settings file: completely or not at all, and readable by its owner only,
+    /// because it may contain tokens.
     pub fn save(&self) -> Result<()> {
-        // By way of a table, whose writer puts plain values before the tables as TOML wants them.
+        // The table's writer puts plain values before tables, as TOML requires.
         let table = toml::Table::try_from(&self.settings).map_err(Error::EncodeSettings)?;
         let text = toml::to_string_pretty(&table).map_err(Error::EncodeSettings)?;
         write_private(&self.path, text.as_bytes())
             .map_err(|source| Error::WriteSettings { path: self.path.clone(), source })
     }
 
-    /// The server to talk to: the named one, else the default one, else the only one; with the token that counts.
+    /// The server to talk to: the named one, else the default one, else the only one. The result
+    /// includes the token that applies.
     pub fn resolve_server(
         &self,
         name: Option<&ServerName>,
@@ -227,7 +233,8 @@ impl LoadedSettings {
             names.next().filter(|_| names.next().is_none())
         };
         let name = name.or(settings.default_server.as_ref()).or_else(only).ok_or(Error::NoDefaultServer)?;
-        let server = settings.servers.get(name).ok_or_else(|| Error::UnknownServer { name: name.clone() })?;
+        let server =
+            settings.servers.get(name).ok_or_else(|| Error::UnknownServer { name: name.to_string() })?;
         let from_variables = variables(&name.token_variable()).or_else(|| variables("DORMER_TOKEN"));
         let token = match (from_variables, &server.token, &server.token_file) {
             (Some(token), ..) => Some(Secret::new(token.trim())),
@@ -242,18 +249,20 @@ impl LoadedSettings {
 fn read_token_file(server: &ServerName, path: &Path) -> Result<Secret> {
     match std::fs::read_to_string(path) {
         Ok(text) => Ok(Secret::new(text.trim())),
-        Err(source) => Err(Error::ReadTokenFile { server: server.clone(), path: path.to_owned(), source }),
+        Err(source) => {
+            Err(Error::ReadTokenFile { server: server.to_string(), path: path.to_owned(), source })
+        }
     }
 }
 
-/// A server with everything that is needed to talk to it.
+/// A server with everything needed to talk to it.
 #[derive(Debug, Clone)]
 pub struct ResolvedServer {
-    /// Its name in the settings.
+    /// The server's name in the settings.
     pub name: ServerName,
-    /// Its address.
+    /// The server's address.
     pub endpoint: Endpoint,
-    /// The token to show, if there is any.
+    /// The token to send, if any.
     pub token: Option<Secret>,
 }
 
@@ -266,7 +275,8 @@ fn parse(path: &Path, text: &str) -> Result<Settings> {
 }
 
 fn write_private(path: &Path, bytes: &[u8]) -> io::Result<()> {
-    // A settings file may be a link into a folder of dotfiles: what it leads to is replaced, not the link.
+    // A settings file may be a link into a folder of dotfiles. Writing replaces the link's target,
+    // not the link.
     let path = match std::fs::canonicalize(path) {
         Ok(target) => target,
         Err(error) if error.kind() == io::ErrorKind::NotFound => path.to_owned(),
@@ -277,7 +287,7 @@ fn write_private(path: &Path, bytes: &[u8]) -> io::Result<()> {
     let temporary = folder.join(format!(".config.toml.{:016x}", rand::random::<u64>()));
     let written = write_new(&temporary, bytes).and_then(|()| std::fs::rename(&temporary, &path));
     if written.is_err() {
-        // Best effort: the error that matters is the first one.
+        // Best effort, because the first error matters.
         let _ = std::fs::remove_file(&temporary);
     }
     written
@@ -370,7 +380,7 @@ mod tests {
         write(&paths.attic, ATTIC);
         write(&paths.dormer, "[servers.mine]\nendpoint = \"http://a\"\n");
         let loaded = LoadedSettings::load(&paths).unwrap();
-        // The only server is the default one.
+        // The only server is the default server.
         let server = loaded.resolve_server(None, &no_variables).unwrap();
         assert_eq!((server.name.as_str(), server.token), ("mine", None));
     }

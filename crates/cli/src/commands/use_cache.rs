@@ -15,7 +15,7 @@ use crate::error::{Error, Result};
 use crate::nix_files::{MarkedFile, netrc_has_machine, netrc_password, nix_list_contains};
 
 /// How long an edge may take to answer one small request.
-const LOOK_TIMEOUT: Duration = Duration::from_secs(10);
+const PROBE_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// Let this machine's Nix fetch from a cache
 ///
@@ -193,7 +193,7 @@ async fn at_edge(edge: &Endpoint, args: &UseArgs, context: &Context) -> Result<S
         (Some(server.name.to_string()), key, token)
     };
     let info = format!("{url}/nix-cache-info");
-    match dormer_client::look(&info, token.as_ref(), LOOK_TIMEOUT).await {
+    match dormer_client::probe(&info, token.as_ref(), PROBE_TIMEOUT).await {
         Ok(seen) if seen.status == 200 => {}
         Ok(seen) => context.printer.warn(&format!(
             "{info} answers {}: is {cache} published there, and may this token read it?",

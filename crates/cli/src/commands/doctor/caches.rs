@@ -6,7 +6,7 @@ use dormer_api::{CacheConfig, Secret};
 use dormer_client::{NixConfig, ServerName};
 use dormer_nix::{NarInfo, PublicKey, Signature, StoreDir, StorePath};
 
-use super::LOOK_TIMEOUT;
+use super::PROBE_TIMEOUT;
 use super::finding::Finding;
 use super::nix::Files;
 use crate::commands::Context;
@@ -98,8 +98,8 @@ pub(super) async fn check(known: &Known, files: &Files, nix: Option<&NixConfig>)
 
 async fn check_server(server: &dormer_client::ResolvedServer) -> Finding {
     let patience = dormer_client::HttpSettings {
-        connect_timeout: LOOK_TIMEOUT,
-        idle_timeout: LOOK_TIMEOUT,
+        connect_timeout: PROBE_TIMEOUT,
+        idle_timeout: PROBE_TIMEOUT,
         retry: dormer_client::RetryPolicy { tries_max: 1, ..dormer_client::RetryPolicy::default() },
     };
     let asked = async {
@@ -146,7 +146,7 @@ fn check_settings(nix: &NixConfig, name: &str, url: &str, key: &PublicKey) -> Fi
 
 /// The cache as Nix asks it. `Err`: nothing more can be asked.
 async fn check_address(name: &str, url: &str, password: Option<&Secret>) -> Result<Finding, Finding> {
-    let seen = dormer_client::look(&format!("{url}/nix-cache-info"), password, LOOK_TIMEOUT).await;
+    let seen = dormer_client::probe(&format!("{url}/nix-cache-info"), password, PROBE_TIMEOUT).await;
     let seen = seen.map_err(|error| Finding::error(CACHE, &Error::from(error)))?;
     match (seen.status, password) {
         (200, _) => {}
@@ -194,7 +194,8 @@ async fn check_address(name: &str, url: &str, password: Option<&Secret>) -> Resu
 
 /// Whether the cache still has the key that this machine trusts. Not every host of a cache can say.
 async fn check_key(name: &str, url: &str, key: &PublicKey, password: Option<&Secret>) -> Option<Finding> {
-    let seen = dormer_client::look(&format!("{url}/attic-cache-info"), password, LOOK_TIMEOUT).await.ok()?;
+    let seen =
+        dormer_client::probe(&format!("{url}/attic-cache-info"), password, PROBE_TIMEOUT).await.ok()?;
     let config: CacheConfig = serde_json::from_slice(&seen.body).ok()?;
     let theirs = config.public_key?;
     (theirs != key.to_string()).then(|| {
@@ -219,7 +220,7 @@ async fn check_signature(
     let paths = local_paths(&store_dir);
     for path in &paths {
         let narinfo = format!("{url}/{}.narinfo", path.hash());
-        let Ok(seen) = dormer_client::look(&narinfo, password, LOOK_TIMEOUT).await else { break };
+        let Ok(seen) = dormer_client::probe(&narinfo, password, PROBE_TIMEOUT).await else { break };
         if seen.status != 200 {
             continue;
         }

@@ -5,7 +5,7 @@ use std::time::{Duration, SystemTime};
 use dormer_api::{CacheName, Permission};
 use dormer_client::{ApiClient, Endpoint, HttpSettings, RetryPolicy};
 
-use super::LOOK_TIMEOUT;
+use super::PROBE_TIMEOUT;
 use super::clock::Clocks;
 use super::finding::Finding;
 use crate::commands::serve;
@@ -19,7 +19,7 @@ const SUBJECT: &str = "endpoint";
 pub(super) async fn check(settings: &Settings, clocks: &mut Clocks) -> Vec<Finding> {
     let url = serve::own_url(settings, settings.listen);
     let is_public = settings.api_endpoint.is_some();
-    let seen = match dormer_client::look(&format!("{url}/healthz"), None, LOOK_TIMEOUT).await {
+    let seen = match dormer_client::probe(&format!("{url}/healthz"), None, PROBE_TIMEOUT).await {
         Ok(seen) => seen,
         Err(error) if is_public => {
             return vec![Finding::fail(
@@ -78,8 +78,8 @@ async fn ask_as_ourselves(settings: &Settings, url: &str) -> Finding {
         let token = tokens::sign(&key, &tokens::claims(&wish, &settings.jwt, SystemTime::now()))?;
         let endpoint: Endpoint = url.parse()?;
         let patience = HttpSettings {
-            connect_timeout: LOOK_TIMEOUT,
-            idle_timeout: LOOK_TIMEOUT,
+            connect_timeout: PROBE_TIMEOUT,
+            idle_timeout: PROBE_TIMEOUT,
             retry: RetryPolicy { tries_max: 1, ..RetryPolicy::default() },
         };
         ApiClient::new(endpoint, Some(&token), patience)?.get_cache_config(&cache).await.map_err(Error::from)

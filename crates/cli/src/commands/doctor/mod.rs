@@ -29,7 +29,7 @@ use crate::settings::{Environment, Settings};
 /// Longest a check may take. Longer than any single answer that a healthy part gives.
 const CHECK_TIMEOUT: Duration = Duration::from_secs(20);
 /// Longest a look at one address may take.
-const LOOK_TIMEOUT: Duration = Duration::from_secs(8);
+const PROBE_TIMEOUT: Duration = Duration::from_secs(8);
 
 /// Check an installation and say what to do
 ///

@@ -5,7 +5,7 @@ use std::time::Duration;
 use dormer_blobs::remote::{Probe, Right};
 use dormer_blobs::{RemoteBlobs, RemoteSettings};
 
-use super::LOOK_TIMEOUT;
+use super::PROBE_TIMEOUT;
 use super::clock::Clocks;
 use super::finding::Finding;
 use crate::error::Error;
@@ -15,7 +15,7 @@ use crate::settings::Settings;
 const SUBJECT: &str = "store";
 
 /// A doctor does not wait as long as a server does.
-const REQUEST_TIMEOUT: Duration = LOOK_TIMEOUT;
+const REQUEST_TIMEOUT: Duration = PROBE_TIMEOUT;
 
 /// Checks the store. A local one is a folder like the others, which [`super::folder`] checked: opening it here would clear
 /// away what a running server writes.

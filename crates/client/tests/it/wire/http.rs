@@ -1,4 +1,4 @@
-//! What the client sends, and what it does when the other side misbehaves.
+//! What the client sends, and what it does when the server misbehaves.
 
 use std::sync::Arc;
 use std::sync::Mutex;
@@ -118,7 +118,7 @@ async fn requests_look_as_attics_client_sends_them() {
     }
 }
 
-/// What a server answers, and which error that must become.
+/// The answer of a server, and the error that it must become.
 type Case = (Step, fn(&Error) -> bool);
 
 #[tokio::test]
@@ -155,7 +155,7 @@ async fn an_answer_from_something_else_is_an_error() {
     assert!(matches!(error, Error::Answer { .. }));
 }
 
-/// Keeps what was reported.
+/// Keeps the reported events.
 #[derive(Default)]
 struct Log {
     waits: Mutex<Vec<(u32, Duration)>>,
@@ -205,7 +205,7 @@ async fn tries_come_to_an_end() {
     assert!(matches!(error, Error::Unavailable { status: 503, tries: 4, .. }), "{error:?}");
     assert_eq!(server.requests().len(), 4);
 
-    // Nobody listens there: the port was free a moment ago.
+    // Nobody listens on this port: it was free a moment ago.
     let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = format!("http://{}", listener.local_addr().unwrap());
     drop(listener);
@@ -228,7 +228,7 @@ async fn retry_after_is_obeyed() {
         let pause = requests[1].at.duration_since(requests[0].at);
         assert!(pause >= Duration::from_secs(1), "came back to a {status} after {pause:?}");
     }
-    // Longer than we are willing to wait: give up at once instead of coming early.
+    // Longer than the client is willing to wait, so it gives up at once instead of coming early.
     let server = Server::scripted([Step::Answer(503, "Retry-After: 3600\r\n", String::new())]).await;
     let started = Instant::now();
     assert!(matches!(client(&server).list_caches().await, Err(Error::Unavailable { tries: 1, .. })));
@@ -386,7 +386,7 @@ async fn a_damaged_path_is_named_and_never_sent_whole() {
     assert!(matches!(&error, Error::Dump { source: DumpError::Damaged { .. }, .. }), "{error:?}");
     assert!(error.to_string().contains(package.source.path.to_str().unwrap()));
     assert!(!error.is_fatal_for_push());
-    // The server notices the hang-up a moment later; it must not have seen a proper end.
+    // The server notices the hang-up a moment later. It must not have seen a proper end.
     tokio::time::sleep(Duration::from_millis(100)).await;
     let requests = server.requests();
     assert_eq!(requests.len(), 1);
@@ -400,7 +400,7 @@ async fn a_connection_on_which_nothing_moves_is_given_up() {
         retry: RetryPolicy { tries_max: 2, ..quick().retry },
         ..quick()
     };
-    // Larger than what socket buffers swallow.
+    // Larger than what socket buffers hold.
     let package = package(40_000_000);
     let server = Server::scripted([Step::Stall]).await;
     let api = ApiClient::new(server.address.parse().unwrap(), None, settings).unwrap();
@@ -413,7 +413,7 @@ async fn a_connection_on_which_nothing_moves_is_given_up() {
 }
 
 #[tokio::test]
-async fn a_refusal_names_the_request_for_whoever_reads_the_servers_log() {
+async fn a_refusal_names_the_request_so_that_the_servers_log_can_be_searched() {
     let refusal = Step::Answer(400, "X-Request-Id: 0123456789abcdef\r\n", "words of the server".to_owned());
     let server = Server::scripted([refusal]).await;
     let error = client(&server).get_cache_config(&main_cache()).await.unwrap_err();

@@ -1,4 +1,5 @@
-//! The client against a server that misbehaves on purpose. What a real server says to it is tested end to end, elsewhere.
+//! The client against a server that misbehaves on purpose. End-to-end tests check the client
+//! against a real server.
 
 #![expect(clippy::unwrap_used, reason = "a failed unwrap fails the test, as it should")]
 

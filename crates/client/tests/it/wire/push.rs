@@ -1,4 +1,4 @@
-//! A push from arguments to summary, against a scripted server and a program that stands in for `nix`.
+//! A push from arguments to summary, against a scripted server and a program in place of `nix`.
 
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::Path;
@@ -72,7 +72,8 @@ impl Store {
     }
 }
 
-/// A server that has every path but those whose hash ends with one of `missing`, and answers uploads with `upload`.
+/// A server with every path, except paths with a hash that ends with one of `missing`. It answers
+/// uploads with `upload`.
 async fn server(missing: &[usize], upload: impl Fn(usize) -> Step + Send + Sync + 'static) -> Server {
     let hashes: Vec<String> = missing.iter().map(|number| format!("\"{number:032}\"")).collect();
     let missing = format!("{{\"missing_paths\":[{}]}}", hashes.join(","));
@@ -120,7 +121,7 @@ fn names(paths: &[StorePath]) -> Vec<&str> {
     paths.iter().map(StorePath::name).collect()
 }
 
-/// Writes down what it is told.
+/// Records the reported events.
 #[derive(Default)]
 struct Log(Mutex<Vec<String>>);
 
@@ -229,7 +230,7 @@ async fn many_paths_are_asked_for_in_batches() {
     let store = Store::new(&contents);
     let infos = store.nix.path_infos(&store.paths, false).await.unwrap();
     assert_eq!(infos.len(), 200);
-    // 5,000 is the limit: 12,001 paths are three questions.
+    // 5,000 is the limit, so 12,001 paths are three requests.
     let entry = |number: usize| {
         format!(
             r#""{}/{number:032}-p":{{"narHash":"{}","narSize":112,"references":[]}}"#,
@@ -256,7 +257,7 @@ async fn one_bad_path_does_not_stop_the_others_and_is_in_the_summary() {
     let server = server(&[0, 1, 2], uploaded).await;
     let options = PushOptions { jobs: 2, ..PushOptions::default() };
     let plan = plan(&store, &server, &options).await.unwrap();
-    // Damaged between the plan and its execution.
+    // Damages the path between the plan and its execution.
     std::fs::write(store.folder.path().join("store").join(store.paths[0].to_string()), vec![9; 3_000_000])
         .unwrap();
     let log = Arc::new(Log::default());
@@ -350,5 +351,6 @@ async fn a_push_that_is_dropped_leaves_nothing_running() {
     let options = PushOptions::default();
     let push = execute_push(&api, plan, &options, Arc::new(Silent));
     assert!(tokio::time::timeout(Duration::from_millis(500), push).await.is_err());
-    // The test's runtime ends only when the thread that reads the disk has: a thread left waiting would hang here.
+    // The test's runtime ends only after the thread that reads the disk. A waiting thread would
+    // hang here.
 }

@@ -1,5 +1,6 @@
-//! A server that does as a script says, one step a connection: it answers, lies, stalls or hangs up. It speaks just enough
-//! HTTP to read what a client really sent, byte for byte, and shares no code with the client.
+//! A server that follows a script, one step per connection: it answers, lies, stalls or hangs up.
+//! It speaks just enough HTTP to read the exact bytes of a client, and shares no code with the
+//! client.
 
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
@@ -10,30 +11,31 @@ use tokio::net::{TcpListener, TcpStream};
 /// What the server does with one request.
 #[derive(Debug, Clone)]
 pub(crate) enum Step {
-    /// Reads the whole request, then answers with this status, these extra header lines and this body.
+    /// Reads the whole request, then answers with this status, these extra header lines and this
+    /// body.
     Answer(u16, &'static str, String),
     /// Reads the head of the request only, answers, and hangs up.
     AnswerEarly(u16, String),
-    /// Reads the whole request and hangs up without a word.
+    /// Reads the whole request and hangs up without an answer.
     HangUp,
     /// Reads this many bytes of the body and hangs up.
     HangUpAfter(usize),
-    /// Reads the head, then nothing, and says nothing.
+    /// Reads the head, then reads nothing and answers nothing.
     Stall,
 }
 
-/// One request as it came.
+/// One request as received.
 #[derive(Debug, Clone)]
 pub(crate) struct Request {
     /// `GET /path HTTP/1.1`
     pub(crate) line: String,
-    /// Names in lower case, in the order in which they came.
+    /// Names in lower case, in the order of arrival.
     pub(crate) headers: Vec<(String, String)>,
-    /// Decoded from its chunks, if it came in chunks.
+    /// The body, decoded if it came in chunks.
     pub(crate) body: Vec<u8>,
-    /// Whether the body came to its proper end.
+    /// Whether the body was complete.
     pub(crate) is_whole: bool,
-    /// When the head was read.
+    /// When the server had read the head.
     pub(crate) at: Instant,
 }
 
@@ -44,7 +46,7 @@ impl Request {
     }
 }
 
-/// A running server; it ends with the test.
+/// A running server, which ends with the test.
 pub(crate) struct Server {
     /// `http://127.0.0.1:PORT`
     pub(crate) address: String,
@@ -52,7 +54,7 @@ pub(crate) struct Server {
 }
 
 impl Server {
-    /// A server that takes `steps` one after the other, and the last one for ever.
+    /// A server that follows `steps` in order, and repeats the last one for ever.
     pub(crate) async fn scripted(steps: impl IntoIterator<Item = Step>) -> Self {
         let steps: Vec<Step> = steps.into_iter().collect();
         Self::answering(move |number, _| steps[number.min(steps.len() - 1)].clone()).await
@@ -67,20 +69,21 @@ impl Server {
         tokio::spawn(async move {
             while let Ok((stream, _)) = listener.accept().await {
                 let (decide, seen) = (Arc::clone(&decide), Arc::clone(&seen));
-                // A client may go away at any time: that ends the connection, not the test.
+                // A client may go away at any time. That ends the connection, not the test.
                 tokio::spawn(async move { serve(stream, &*decide, &seen).await.ok() });
             }
         });
         Self { address, requests }
     }
 
-    /// The requests so far, in the order in which their heads came.
+    /// The requests so far, in the order in which their heads arrived.
     pub(crate) fn requests(&self) -> Vec<Request> {
         self.requests.lock().expect("not poisoned").clone()
     }
 }
 
-/// One request a connection: every answer closes it, so that steps and connections are the same thing.
+/// Serves one request per connection. Every answer closes the connection, so that each step is one
+/// connection.
 async fn serve(
     mut stream: TcpStream,
     decide: &(dyn Fn(usize, &str) -> Step + Send + Sync),
@@ -128,7 +131,8 @@ async fn serve(
         }
         Step::AnswerEarly(status, body) => {
             answer(&mut stream, status, "", &body).await?;
-            // Closing with unread input resets the connection, which could overtake the answer.
+            // Closing with unread input resets the connection, and the reset could overtake the
+            // answer.
             tokio::time::sleep(Duration::from_millis(300)).await;
         }
         Step::HangUp | Step::HangUpAfter(_) => {}
@@ -145,7 +149,7 @@ async fn answer(stream: &mut TcpStream, status: u16, headers: &str, body: &str) 
     stream.write_all(text.as_bytes()).await
 }
 
-/// At least up to `max` bytes of the body, or all of it; and whether it ended properly.
+/// Reads at least `max` bytes of the body, or all of it, and says whether it was complete.
 async fn read_body(
     stream: &mut TcpStream,
     mut input: Vec<u8>,
@@ -170,7 +174,8 @@ async fn read_body(
     }
 }
 
-/// What the chunks so far hold, and whether the last one was there.
+/// The contents of the chunks so far, and whether the last chunk has arrived.
+///
 fn dechunk(mut input: &[u8]) -> (Vec<u8>, bool) {
     let mut body = Vec::new();
     while let Some(line_end) = input.windows(2).position(|window| window == b"\r\n") {

@@ -1,4 +1,5 @@
-//! One look at an address, as any client on this machine sees it: one request, no retries, no token of ours.
+//! One request to an address, as any client on this machine would send it: without retries and
+//! without Dormer's token.
 
 use std::time::{Duration, SystemTime};
 
@@ -12,21 +13,21 @@ use crate::error::{Error, Result};
 /// Longest part of an answer that is kept.
 const BODY_BYTES_MAX: usize = 1024 * 1024;
 
-/// What came back.
+/// The answer.
 #[derive(Debug, Clone)]
-pub struct Seen {
+pub struct ProbeAnswer {
     /// The HTTP status.
     pub status: u16,
     /// The server's clock, to the second.
     pub date: Option<SystemTime>,
-    /// The body, at most a mebibyte of it.
+    /// The body, at most one mebibyte of it.
     pub body: Bytes,
 }
 
-/// Sends a GET, with `password` as Basic if there is one (as Nix sends what stands in a netrc file), and reads the answer,
-/// whatever its status. Everything together may take `timeout`.
-pub async fn look(url: &str, password: Option<&Secret>, timeout: Duration) -> Result<Seen> {
-    let action = "looking there".to_owned();
+/// Sends a GET and reads the answer, whatever its status. Sends `password` with Basic, if there is
+/// one, as Nix does with the password of a netrc file. The whole request may take `timeout`.
+pub async fn probe(url: &str, password: Option<&Secret>, timeout: Duration) -> Result<ProbeAnswer> {
+    let action = "probing the address".to_owned();
     let builder = reqwest::Client::builder()
         .user_agent(concat!("dormer/", env!("CARGO_PKG_VERSION")))
         .redirect(reqwest::redirect::Policy::limited(3))
@@ -52,5 +53,5 @@ pub async fn look(url: &str, password: Option<&Secret>, timeout: Duration) -> Re
             break;
         }
     }
-    Ok(Seen { status, date, body: body.into() })
+    Ok(ProbeAnswer { status, date, body: body.into() })
 }

@@ -1,0 +1,31 @@
+//! The plan of a push: a value that a dry run prints and that `execute_push` carries out.
+
+use dormer_api::CacheName;
+use dormer_nix::StorePath;
+
+use crate::path_info::PathInfo;
+
+/// What a push will do.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct PushPlan {
+    /// The cache.
+    pub cache: CacheName,
+    /// Paths to upload, largest first.
+    pub missing: Vec<PathInfo>,
+    /// Paths that the cache already has.
+    pub present: Vec<StorePath>,
+    /// Paths left out because an upstream key signed them.
+    pub upstream: Vec<StorePath>,
+}
+
+impl PushPlan {
+    /// Total size of the NARs to upload, in bytes.
+    pub fn missing_bytes(&self) -> u64 {
+        self.missing.iter().map(|info| info.nar_size).sum()
+    }
+
+    /// Number of all paths in the plan.
+    pub fn path_count(&self) -> usize {
+        self.missing.len() + self.present.len() + self.upstream.len()
+    }
+}
