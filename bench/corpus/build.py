@@ -23,7 +23,8 @@ from store import STORE, nar, nix32, path_hash
 
 DEPENDENCIES = ("libc6", "bash", "perl-base", "python3.11-minimal")
 REFERENCE = re.compile(rb"/nix/store/([0-9a-z]{32})-")
-# What stores hold a lot of beside packages: unit files, patches, wrappers, generated configuration.
+# Small files that stores hold besides packages: unit files, patches, wrappers, generated
+# configuration.
 SMALL_SUFFIXES = (".service", ".conf", ".sh", ".desktop", ".patch", ".cmake", ".pc", ".py", ".pm")
 SMALL_PER_PACKAGE = 3
 

@@ -12,9 +12,11 @@ import re
 import subprocess
 import sys
 
-# Every path refers to these, so they change their hash and nothing else: a new libc version would be another corpus.
+# Every path refers to these packages, so they change only their hash: a new libc version would make
+# a different corpus.
 ALWAYS_REBUILT = ("libc6", "bash", "perl-base", "python3.11-minimal")
-# Of 256 hash values: below the first, the package gets a small edit; from there to the second, Debian 13's version.
+# Of 256 hash values: below the first number, the package gets a small edit; from there to the
+# second, Debian 13's version.
 EDITED_BELOW, UPDATED_BELOW = 26, 170
 
 

@@ -13,7 +13,7 @@ use crate::error::{Context, Result};
 pub(crate) struct Entry {
     /// Absolute store path.
     pub(crate) store_path: String,
-    /// Its 32-character hash part.
+    /// The hash part of the path, 32 characters.
     pub(crate) hash: String,
     /// File of the NAR, relative to the corpus.
     pub(crate) nar: String,
@@ -25,7 +25,7 @@ pub(crate) struct Entry {
     pub(crate) references: Vec<String>,
 }
 
-/// All paths that are pushed in one go.
+/// All paths of one push.
 #[derive(Debug, Clone)]
 pub(crate) struct Generation {
     pub(crate) name: String,
@@ -34,7 +34,8 @@ pub(crate) struct Generation {
 }
 
 impl Generation {
-    /// Loads `NAME.json`. `quick` keeps every twelfth path: enough for a smoke run, useless as a figure.
+    /// Loads `NAME.json`. `quick` keeps every twelfth path: enough for a smoke run, but useless as
+    /// a figure.
     pub(crate) fn load(folder: &Path, name: &str, quick: bool) -> Result<Self> {
         let path = folder.join(format!("{name}.json"));
         let text =
@@ -46,7 +47,8 @@ impl Generation {
         Ok(Self { name: name.to_owned(), folder: folder.to_owned(), entries })
     }
 
-    /// The three generations in the order in which they are pushed: each later one meets the chunks of those before.
+    /// Loads the three generations in the order of their pushes. Each later generation meets the
+    /// chunks of the earlier ones.
     pub(crate) fn load_all(folder: &Path, quick: bool) -> Result<Vec<Self>> {
         ["gen1", "gen2", "rebuild"].iter().map(|name| Self::load(folder, name, quick)).collect()
     }
@@ -62,14 +64,14 @@ impl Generation {
         File::open(&path).context(|| format!("open {}", path.display()))
     }
 
-    /// Reads a path's NAR into `buffer`, replacing what was in it.
+    /// Reads a path's NAR into `buffer`, replacing its contents.
     pub(crate) fn read(&self, entry: &Entry, buffer: &mut Vec<u8>) -> Result<()> {
         buffer.clear();
         self.open(entry)?.read_to_end(buffer).context(|| format!("read {}", entry.nar))?;
         Ok(())
     }
 
-    /// Reads everything once, so that what is timed comes from the page cache.
+    /// Reads everything once, so that timed reads come from the page cache.
     pub(crate) fn warm(&self) -> Result<()> {
         let mut buffer = Vec::new();
         self.entries.iter().try_for_each(|entry| self.read(entry, &mut buffer))

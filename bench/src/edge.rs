@@ -1,8 +1,10 @@
-//! Publishing: requests, wall time and CPU of `dormer publish`, beside rclone syncing the same files.
+//! Publishing: requests, wall time and CPU of `dormer publish`, compared with rclone syncing the
+//! same files.
 //!
-//! What is compared is the way to keep a bucket up to date: `dormer publish` follows the outbox; rclone compares a folder, to which the same
-//! paths were published, with a listing of its bucket (`--checksum`, so that it asks for nothing but the listing). Both write to buckets of
-//! one SeaweedFS, and requests are those that it counts.
+//! This compares two ways to keep a bucket up to date. `dormer publish` follows the outbox. rclone
+//! compares a folder, to which the same paths were published, with a listing of its bucket
+//! (`--checksum`, so that it requests only the listing). Both write to buckets of one SeaweedFS,
+//! which counts the requests.
 
 use std::fs;
 use std::path::Path;
@@ -20,16 +22,16 @@ use crate::push::{self, in_parallel};
 use crate::report::{Table, note};
 use crate::server::Server;
 
-/// Paths in the cache that is kept up to date. Each is a file of some bytes: requests are what counts.
+/// Paths in the published cache. Each is a file of some bytes, because requests matter here.
 const PATHS: usize = 20_000;
 const PATHS_QUICK: usize = 400;
 
-/// One in so many is new in the last step.
+/// One path in this many is new in the last step.
 const NEW_SHARE: usize = 100;
 
 const CONNECTIONS: usize = 16;
 
-/// What one way of keeping a bucket up to date took.
+/// The cost of one way to keep a bucket up to date.
 #[derive(Debug, Default, Clone, Serialize, Deserialize)]
 pub(crate) struct Way {
     requests: Samples,
@@ -37,11 +39,11 @@ pub(crate) struct Way {
     cpu: Samples,
 }
 
-/// One step, by both.
+/// One step, done in both ways.
 #[derive(Debug, Default, Clone, Serialize, Deserialize)]
 pub(crate) struct Step {
     name: String,
-    /// Paths that are new in it.
+    /// Number of new paths.
     paths: usize,
     publish: Way,
     rclone: Way,
@@ -52,7 +54,7 @@ pub(crate) struct Step {
 pub(crate) struct Edge {
     paths: usize,
     steps: Vec<Step>,
-    /// The corpus' first generation, as it is stored.
+    /// The first generation of the corpus, as stored.
     corpus: Way,
     corpus_rclone: Way,
     corpus_paths: usize,
@@ -60,7 +62,7 @@ pub(crate) struct Edge {
     corpus_file_bytes: Samples,
 }
 
-/// Takes all steps, so many times.
+/// Takes all steps, `runs` times.
 pub(crate) fn measure(
     binary: &Path,
     work: &Path,
@@ -86,7 +88,7 @@ pub(crate) fn measure(
         for (place, range) in [(0, 0..paths), (1, 0..0), (2, paths..paths + new)] {
             push_small(&lab.server, range)?;
             let step = &mut result.steps[place];
-            // In turns, so that neither always finds the store as the other left it.
+            // In turns, so that neither way always finds the store as the other left it.
             let publish = |way: &mut Way| lab.measured(way, || lab.publish("bucket").map(drop));
             if run % 2 == 0 {
                 publish(&mut step.publish)?;
@@ -151,7 +153,7 @@ impl<'a> Lab<'a> {
         Ok(Self { binary, store, server, settings, folder, rclone_bucket: store.new_bucket() })
     }
 
-    /// Publishes to a target once; returns the bytes of the NARs that were sent.
+    /// Publishes to a target once. Returns the bytes of the sent NARs.
     fn publish(&self, target: &str) -> Result<u64> {
         let output = Command::new(self.binary)
             .args(["publish", target, "--json", "--data-dir"])
@@ -179,7 +181,7 @@ impl<'a> Lab<'a> {
             .args(["--s3-secret-access-key", &access.secret_access_key])
             .arg(&self.folder)
             .arg(format!(":s3:{}", self.rclone_bucket))
-            // With it, its S3 library ends at once.
+            // With this variable, rclone's S3 library ends at once.
             .env_remove("AWS_CA_BUNDLE")
             .output()
             .context(|| "run rclone".to_owned())?;
@@ -190,9 +192,9 @@ impl<'a> Lab<'a> {
         Err(Error::new(format!("rclone ended with {}: {said}", output.status)))
     }
 
-    /// Runs a program and takes down what it cost.
+    /// Runs a program and records its cost.
     fn measured(&self, way: &mut Way, work: impl FnOnce() -> Result<()>) -> Result<()> {
-        // A child's CPU is its parent's once it was waited for; this process itself waits.
+        // A parent gets the CPU time of a child after waiting for it. This process waits.
         let (cpu, requests) = (process_cpu_seconds(std::process::id())?, self.requests()?);
         let (wall, ()) = wall_of(work)?;
         way.wall.push(wall);
@@ -201,7 +203,7 @@ impl<'a> Lab<'a> {
         Ok(())
     }
 
-    /// Requests that the store has answered by S3 so far.
+    /// Requests that the store has answered over S3 so far.
     fn requests(&self) -> Result<f64> {
         let (status, page) = Connection::open(self.store.metrics_address(), None)?.get("/metrics")?;
         if status != 200 {
@@ -213,7 +215,7 @@ impl<'a> Lab<'a> {
     }
 }
 
-/// Pushes paths that hold a file of a few bytes each.
+/// Pushes paths of a few bytes each.
 fn push_small(server: &Server, numbers: std::ops::Range<usize>) -> Result<()> {
     let next = std::sync::atomic::AtomicUsize::new(numbers.start);
     in_parallel(CONNECTIONS, |_| {
@@ -238,7 +240,7 @@ fn push_small(server: &Server, numbers: std::ops::Range<usize>) -> Result<()> {
     })
 }
 
-/// A NAR of one file, with this number in it.
+/// A NAR of one file that contains this number.
 fn small_nar(number: usize) -> Vec<u8> {
     let contents = format!("small file number {number}, which nobody else has\n").repeat(8);
     let mut nar = Vec::new();

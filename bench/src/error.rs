@@ -1,11 +1,12 @@
-//! One error for the whole program: a benchmark that cannot run says where it stopped, and nobody handles it further.
+//! One error for the whole program. A benchmark that cannot run says where it stopped, and no code
+//! handles the error further.
 
 use std::error::Error as StdError;
 
-/// What every fallible function here returns.
+/// The result of every fallible function here.
 pub(crate) type Result<T> = std::result::Result<T, Error>;
 
-/// A failed attempt and what made it fail.
+/// A failed attempt and its cause.
 #[derive(Debug)]
 pub(crate) struct Error {
     attempt: String,
@@ -35,7 +36,7 @@ impl StdError for Error {
     }
 }
 
-/// Names the attempt where an error passes by.
+/// Names the attempt when an error passes through.
 pub(crate) trait Context<T> {
     fn context(self, attempt: impl FnOnce() -> String) -> Result<T>;
 }

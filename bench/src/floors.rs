@@ -1,4 +1,5 @@
-//! Floors: the work that no server that verifies, deduplicates and compresses can avoid, on the same bytes.
+//! Floors: the work on the same bytes that no server can avoid if it verifies, deduplicates and
+//! compresses.
 
 use std::collections::BTreeMap;
 
@@ -9,18 +10,19 @@ use crate::corpus::Generation;
 use crate::error::{Context, Result};
 use crate::measure::{Samples, cpu_of};
 
-/// The level whose whole-NAR output is the yardstick for bytes: what a plain cache of `.nar.zst` files would hold.
+/// The reference level for bytes: a plain cache of `.nar.zst` files would hold its whole-NAR
+/// output.
 pub(crate) const REFERENCE_LEVEL: i32 = 3;
 
-/// CPU seconds of the unavoidable, for one generation.
+/// CPU seconds of the unavoidable work for one generation.
 #[derive(Debug, Default, Serialize, Deserialize)]
 pub(crate) struct Floors {
     pub(crate) nar_bytes: u64,
     pub(crate) sha256: Samples,
     pub(crate) blake3: Samples,
-    /// By level: each NAR as one frame, the context reused.
+    /// By level: each NAR as one frame, with a reused context.
     pub(crate) zstd: BTreeMap<i32, Samples>,
-    /// Bytes that came out, by level.
+    /// Compressed bytes, by level.
     pub(crate) zstd_bytes: BTreeMap<i32, u64>,
 }
 

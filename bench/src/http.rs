@@ -1,7 +1,8 @@
-//! A blocking HTTP/1.1 client over one socket, as small as can be.
+//! A blocking HTTP/1.1 client over one socket, as small as possible.
 //!
-//! The reader must cost less than the servers it measures, and the pusher must send what Attic's client sends: chunked
-//! bodies over a kept connection. A general client would do both, with costs of its own in every figure.
+//! The reader must cost less than the measured servers, and the pusher must send the same as
+//! Attic's client: chunked bodies over a kept connection. A general client would do both, but its
+//! own costs would be in every figure.
 
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpStream};
@@ -9,11 +10,11 @@ use std::time::Duration;
 
 use crate::error::{Context, Error, Result};
 
-/// Read at once, so that a NAR costs few system calls.
+/// Bytes to read at once, so that a NAR costs few system calls.
 const BUFFER_BYTES: usize = 256 * 1024;
 /// One piece of a chunked body.
 const PIECE_BYTES: usize = 64 * 1024;
-/// A server that is silent for so long has failed the benchmark.
+/// Time limit for a silent server. After it, the benchmark fails.
 const SILENCE_MAX: Duration = Duration::from_mins(2);
 
 /// A kept connection.
@@ -27,7 +28,7 @@ pub(crate) struct Connection {
     end: usize,
 }
 
-/// How an answer began.
+/// The start of an answer.
 #[derive(Debug, Clone, Copy)]
 struct Head {
     status: u16,
@@ -41,7 +42,7 @@ enum Body {
 }
 
 impl Connection {
-    /// Connects; `bearer` goes out with every request.
+    /// Connects. Every request sends `bearer`.
     pub(crate) fn open(address: SocketAddr, bearer: Option<&str>) -> Result<Self> {
         let stream = TcpStream::connect(address).context(|| format!("connect to {address}"))?;
         stream
@@ -69,7 +70,7 @@ impl Connection {
         self.stream.write_all(bytes).context(|| "send".to_owned())
     }
 
-    /// GET; the body is counted and thrown away. Returns status and body bytes.
+    /// GET; counts and discards the body. Returns status and body bytes.
     pub(crate) fn get_discarding(&mut self, path: &str) -> Result<(u16, u64)> {
         let head = self.head("GET", path, "");
         self.write(head.as_bytes())?;
@@ -94,7 +95,7 @@ impl Connection {
         self.collect()
     }
 
-    /// PUT with a chunked body: `preamble`, then everything that `body` yields.
+    /// PUT with a chunked body: `preamble`, then all bytes of `body`.
     pub(crate) fn put_chunked(
         &mut self,
         path: &str,
@@ -106,7 +107,8 @@ impl Connection {
         let sent = self.write(head.as_bytes()).and_then(|()| self.send_chunks(preamble, body));
         match sent {
             Ok(()) => self.collect(),
-            // A server may refuse before it has read everything; its answer says more than the broken pipe.
+            // A server may refuse before it has read everything. Its answer says more than the
+            // broken pipe.
             Err(error) => self.collect().map_err(|_| error),
         }
     }

@@ -1,4 +1,4 @@
-//! Ingest: what the real server pays to take the corpus over HTTP, and what it keeps.
+//! Ingest: the cost for the real server to receive the corpus over HTTP, and the stored bytes.
 
 use std::path::Path;
 use std::thread::sleep;
@@ -14,10 +14,11 @@ use crate::push;
 use crate::report::note;
 use crate::server::Server;
 
-/// After the last answer, what the server still does in the background belongs to the push too.
+/// Background work of the server after the last answer belongs to the push too.
 const SETTLE: Duration = Duration::from_millis(500);
 
-/// One generation's push in one configuration. Stored figures are totals after it, not differences.
+/// One generation's push in one configuration. Stored figures are totals after the push, not
+/// differences.
 #[derive(Debug, Default, Clone, Serialize, Deserialize)]
 pub(crate) struct Push {
     pub(crate) name: String,
@@ -30,7 +31,7 @@ pub(crate) struct Push {
     pub(crate) chunks: Samples,
     pub(crate) database_bytes: Samples,
     pub(crate) listing_bytes: Samples,
-    /// Empty if the server does not count them.
+    /// Empty if the server does not count statements.
     pub(crate) statements: Samples,
 }
 
@@ -47,18 +48,19 @@ pub(crate) struct Configuration {
 /// Results of `ingest`.
 #[derive(Debug, Default, Serialize, Deserialize)]
 pub(crate) struct Ingest {
-    /// Of the first generation.
+    /// Floors of the first generation.
     pub(crate) floors: Floors,
     pub(crate) default_level: i32,
     pub(crate) configurations: Vec<Configuration>,
 }
 
-/// The environment that sets a server's level.
+/// The environment variable for a server's level.
 pub(crate) fn level_setting(level: i32) -> (&'static str, String) {
     ("DORMER_CHUNKS_ZSTD_LEVEL", level.to_string())
 }
 
-/// Pushes all generations one after the other, in every configuration, `runs` times in turns with the floors.
+/// Pushes all generations one after another, in every configuration, `runs` times in turns with the
+/// floors.
 pub(crate) fn measure(
     binary: &Path,
     work: &Path,

@@ -1,7 +1,8 @@
-//! zstd levels and chunk sizes: CPU against bytes, in process, with the code that the server runs.
+//! zstd levels and chunk sizes: CPU against bytes, in this process, with the code of the server.
 //!
-//! The generations go through one after the other, and only chunks that no earlier one had are compressed. Packs are
-//! really assembled, so the bytes are those that would lie on disk. CPU is of this thread alone.
+//! The generations run one after another, and only chunks that no earlier generation had are
+//! compressed. Packs are really assembled, so the bytes are those on disk. CPU is that of this
+//! thread only.
 
 use std::collections::HashSet;
 
@@ -12,10 +13,10 @@ use crate::corpus::Generation;
 use crate::error::{Context, Result};
 use crate::measure::{Samples, cpu_of};
 
-/// Bytes handed to the chunker at once, as a body's pieces would be.
+/// Bytes for the chunker at once, like the pieces of a body.
 const FEED_BYTES: usize = 64 * 1024;
 
-/// What one generation costs on top of those before it.
+/// The cost of one generation on top of the earlier ones.
 #[derive(Debug, Default, Clone, Serialize, Deserialize)]
 pub(crate) struct GenerationCost {
     pub(crate) name: String,
@@ -27,9 +28,9 @@ pub(crate) struct GenerationCost {
     pub(crate) chunking: Samples,
     /// CPU seconds to hash all chunks.
     pub(crate) ids: Samples,
-    /// CPU seconds to compress the new ones.
+    /// CPU seconds to compress the new chunks.
     pub(crate) encoding: Samples,
-    /// Packs of the new ones.
+    /// Bytes of the packs with the new chunks.
     pub(crate) pack_bytes: u64,
     pub(crate) packs: u64,
 }
@@ -49,13 +50,14 @@ impl Row {
     }
 }
 
-/// The chunk sizes compared: quarter, average, four times.
+/// The chunk sizes to compare: a quarter of the average, the average, four times the average.
 pub(crate) fn params(avg_kib: u32) -> Result<ChunkParams> {
     let avg = avg_kib * 1024;
     ChunkParams::new(avg / 4, avg, avg * 4).context(|| format!("cut to {avg_kib} KiB"))
 }
 
-/// The new chunks of a generation, kept in memory (up to 1 GB) so that levels differ in nothing but the level.
+/// The new chunks of a generation, kept in memory (up to 1 GB) so that levels differ only in the
+/// level.
 struct Cut {
     cost: GenerationCost,
     new: Vec<(ChunkId, RawChunk)>,
@@ -96,7 +98,7 @@ fn cut(generation: &Generation, params: ChunkParams, seen: &mut HashSet<ChunkId>
     Ok(Cut { cost, new })
 }
 
-/// Compresses the new chunks at `level`; the time of assembling packs does not count as encoding.
+/// Compresses the new chunks at `level`. The time for assembling packs does not count as encoding.
 fn encode(cut: &Cut, level: i32, pack_number: &mut u128) -> Result<GenerationCost> {
     let mut encoder = Encoder::new(level).context(|| format!("make an encoder of level {level}"))?;
     let (seconds, stored) = cpu_of(|| {
@@ -128,7 +130,8 @@ fn encode(cut: &Cut, level: i32, pack_number: &mut u128) -> Result<GenerationCos
     Ok(cost)
 }
 
-/// Measures every level at every chunk size, `runs` times in turns; `done` hears of each finished row.
+/// Measures every level at every chunk size, `runs` times in turns. Calls `done` with each finished
+/// row.
 pub(crate) fn measure(
     generations: &[Generation],
     sizes: &[u32],
@@ -172,7 +175,7 @@ pub(crate) fn measure(
     Ok(rows)
 }
 
-/// Times cutting and naming once more.
+/// Measures cutting and hashing once more.
 fn recut(generations: &[Generation], params: ChunkParams, cuts: &mut [Cut]) -> Result<()> {
     let mut seen = HashSet::new();
     for (generation, known) in generations.iter().zip(cuts) {

@@ -1,7 +1,9 @@
-//! dormer-bench: what Dormer costs on a realistic corpus, beside the floors of the same work.
+//! dormer-bench: what Dormer costs on a realistic corpus, compared with the floors of the same
+//! work.
 //!
-//! Each subcommand measures one thing, writes its samples to RESULTS/NAME.json and its table to stdout; `report` prints
-//! all tables of a results folder as Markdown. `bench/run` calls them in order. Method: docs/PERFORMANCE.md.
+//! Each subcommand measures one thing, writes its samples to RESULTS/NAME.json and its table to
+//! stdout. `report` prints all tables of a results folder as Markdown. `bench/run` calls the
+//! subcommands in order. Method: docs/PERFORMANCE.md.
 #![expect(clippy::cast_precision_loss, reason = "counts become figures in tables; 2^53 is far away")]
 
 mod corpus;
@@ -43,10 +45,11 @@ struct Cli {
 
 #[derive(Debug, Args)]
 struct Common {
-    /// Folder for the corpus, scratch data and results; holds about 20 GB. Outside the repository.
+    /// Folder for the corpus, scratch data and results; needs about 20 GB. Outside the repository.
     #[arg(long, env = "DORMER_BENCH_DIR", global = true, default_value = "/var/tmp/dormer-bench")]
     dir: PathBuf,
-    /// Every twelfth path and little else: checks that the benchmarks work; the figures mean nothing.
+    /// Every twelfth path and little else: checks that the benchmarks work. The figures mean
+    /// nothing.
     #[arg(long, global = true)]
     quick: bool,
     /// Runs of each measurement, taken in turns.
@@ -55,7 +58,7 @@ struct Common {
     /// The program to measure, a release build.
     #[arg(long, global = true, default_value = "target/release/dormer")]
     dormer: PathBuf,
-    /// The server's default level of zstd.
+    /// The server's default zstd level.
     #[arg(long, global = true, default_value_t = 6)]
     default_level: i32,
 }
@@ -65,7 +68,8 @@ impl Common {
         self.dir.join("corpus")
     }
 
-    /// Scratch data: data folders, static copies. Results stay elsewhere, so it may be deleted at any time.
+    /// Scratch data: data folders, static copies. Results are elsewhere, so this folder may be
+    /// deleted at any time.
     fn work(&self) -> PathBuf {
         self.dir.join("work")
     }
@@ -82,19 +86,20 @@ enum Command {
         /// zstd levels.
         #[arg(long, value_delimiter = ',', default_value = "1,2,3,4,5,6,7,8,9")]
         levels: Vec<i32>,
-        /// Average chunk sizes in KiB; smallest and largest are a quarter and four times of it.
+        /// Average chunk sizes in KiB. The smallest chunk is a quarter, the largest four times the
+        /// average.
         #[arg(long, value_delimiter = ',', default_value = "128,256")]
         sizes: Vec<u32>,
     },
-    /// Pushes of all generations to a real server, by Attic's API.
+    /// Pushes of all generations to a real server, over Attic's API.
     Ingest {
         /// Connections to compare.
         #[arg(long, value_delimiter = ',', default_value = "5,32")]
         connections: Vec<usize>,
     },
-    /// Everything pulled by a reader that discards, beside nginx.
+    /// Pulls of everything by a reader that discards the bytes, compared with nginx.
     Pull,
-    /// Narinfos asked for by wrk, beside nginx.
+    /// Narinfo requests by wrk, compared with nginx.
     Narinfo {
         /// Seconds of one run.
         #[arg(long, default_value_t = 4)]
@@ -102,25 +107,28 @@ enum Command {
     },
     /// Many large pushes at once: the server's peak memory.
     Memory {
-        /// How many at once.
+        /// Number of concurrent pushes.
         #[arg(long, default_value_t = 8)]
         pushes: usize,
-        /// MiB each.
+        /// Size of each push in MiB.
         #[arg(long, default_value_t = 1024)]
         mebibytes: u64,
     },
-    /// Pushes and pulls over PostgreSQL and S3: requests, CPU of every part, bytes in the database; rclone beside.
+    /// Pushes and pulls over PostgreSQL and S3, compared with rclone: requests, CPU of every part,
+    /// bytes in the database.
     Production {
         /// Connections to compare; reads are measured after the first.
         #[arg(long, value_delimiter = ',', default_value = "5,32")]
         connections: Vec<usize>,
-        /// Servers.
+        /// Number of servers.
         #[arg(long, default_value_t = 1)]
         replicas: usize,
     },
-    /// Publishing to a bucket, beside rclone syncing the same files: requests, wall time, CPU.
+    /// Publishing to a bucket, compared with rclone syncing the same files: requests, wall time,
+    /// CPU.
     Edge,
-    /// The Worker in workerd, beside a passthrough in JavaScript. Run from the repository's root, after scripts/build-worker.sh.
+    /// The Worker in workerd, compared with a passthrough in JavaScript. Run from the repository's
+    /// root, after scripts/build-worker.sh.
     Worker,
     /// All tables of the results, as Markdown.
     Report,

@@ -1,7 +1,7 @@
-//! What is measured and how: CPU seconds and peak memory from /proc, medians of repeated runs.
+//! What is measured, and how: CPU seconds and peak memory from /proc, medians of repeated runs.
 //!
-//! CPU seconds are the figure to trust on a machine that does other things too; wall time is only ever compared with
-//! something measured in turns with it.
+//! On a machine that does other work too, CPU seconds are the reliable figure. Wall time is only
+//! compared with a measurement taken in turns with it.
 
 use std::fs;
 use std::time::Instant;
@@ -10,20 +10,21 @@ use serde::{Deserialize, Serialize};
 
 use crate::error::{Context, Error, Result};
 
-/// `USER_HZ`: the unit of CPU time in /proc/PID/stat, 100 on every Linux that Rust runs on.
+/// `USER_HZ`: the unit of CPU time in /proc/PID/stat, 100 on every Linux that Rust supports.
 const TICKS_PER_SECOND: f64 = 100.0;
 
-/// What the kernel says of a process.
+/// The kernel's figures of a process.
 #[derive(Debug, Clone, Copy)]
 struct Stat {
     parent: u32,
-    /// User and system, with those of its children that have ended.
+    /// User and system time, including children that have ended.
     cpu_seconds: f64,
 }
 
 fn stat(path: &str) -> Result<Stat> {
     let stat = fs::read_to_string(path).context(|| format!("read {path}"))?;
-    // The second field is the program's name in brackets and may hold anything: count from behind it.
+    // The second field is the program's name in brackets and may contain anything, so counting
+    // starts after it.
     let (_, fields) = stat.rsplit_once(')').ok_or_else(|| Error::new(format!("{path} has no name")))?;
     let fields: Vec<&str> = fields.split_ascii_whitespace().collect();
     let number = |place: usize| fields.get(place).and_then(|field| field.parse::<u64>().ok()).unwrap_or(0);
@@ -32,16 +33,16 @@ fn stat(path: &str) -> Result<Stat> {
     Ok(Stat { parent, cpu_seconds: ticks as f64 / TICKS_PER_SECOND })
 }
 
-/// CPU seconds of a process since it started, user and system, with those of its children that have ended.
+/// CPU seconds of a process since its start, user and system, including children that have ended.
 pub(crate) fn process_cpu_seconds(pid: u32) -> Result<f64> {
     Ok(stat(&format!("/proc/{pid}/stat"))?.cpu_seconds)
 }
 
-/// CPU seconds of a process and of all its children and theirs.
+/// CPU seconds of a process and of all its descendants.
 pub(crate) fn tree_cpu_seconds(root: u32) -> Result<f64> {
     let entries = fs::read_dir("/proc").context(|| "list /proc".to_owned())?;
     let pids = entries.flatten().filter_map(|entry| entry.file_name().to_str()?.parse::<u32>().ok());
-    // One that ends meanwhile counts at its parent.
+    // The time of a process that ends meanwhile counts for its parent.
     let all: Vec<(u32, Stat)> =
         pids.filter_map(|pid| Some((pid, stat(&format!("/proc/{pid}/stat")).ok()?))).collect();
     let mut tree = vec![root];
@@ -63,14 +64,14 @@ pub(crate) fn thread_cpu_seconds() -> Result<f64> {
         .ok_or_else(|| Error::new(format!("{path} is empty")))
 }
 
-/// Runs `work` on this thread; returns its CPU seconds and what it made.
+/// Runs `work` on this thread. Returns its CPU seconds and its result.
 pub(crate) fn cpu_of<T>(work: impl FnOnce() -> Result<T>) -> Result<(f64, T)> {
     let before = thread_cpu_seconds()?;
     let made = work()?;
     Ok((thread_cpu_seconds()? - before, made))
 }
 
-/// Runs `work`; returns its wall seconds and what it made.
+/// Runs `work`. Returns its wall seconds and its result.
 pub(crate) fn wall_of<T>(work: impl FnOnce() -> Result<T>) -> Result<(f64, T)> {
     let before = Instant::now();
     let made = work()?;
@@ -88,7 +89,7 @@ pub(crate) fn peak_memory_bytes(pid: u32) -> Result<u64> {
     kib.map(|kib| kib * 1024).ok_or_else(|| Error::new(format!("{path} has no VmHWM")))
 }
 
-/// Samples of one quantity, one a run.
+/// Samples of one quantity, one for each run.
 #[derive(Debug, Clone, Default, Serialize, Deserialize)]
 pub(crate) struct Samples(Vec<f64>);
 
@@ -101,7 +102,7 @@ impl Samples {
         self.0.len()
     }
 
-    /// The middle one, or the mean of the two in the middle; NaN without any.
+    /// The middle sample, or the mean of the two in the middle; NaN without samples.
     pub(crate) fn median(&self) -> f64 {
         let mut sorted = self.0.clone();
         sorted.sort_by(f64::total_cmp);

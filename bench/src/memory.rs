@@ -1,4 +1,5 @@
-//! Memory: many large pushes at once, made up on the fly so that neither disk nor page cache takes part.
+//! Memory: many large concurrent pushes of generated data, so that neither disk nor page cache
+//! takes part.
 
 use std::io::Read;
 use std::path::Path;
@@ -13,9 +14,10 @@ use crate::push::{in_parallel, upload};
 use crate::report::note;
 use crate::server::Server;
 
-/// Noise and text alternate in blocks of this size: half of the bytes compress well, half not at all.
+/// Noise and text alternate in blocks of this size: half of the bytes compress well, half not at
+/// all.
 const BLOCK_BYTES: usize = 64 * 1024;
-/// What the compressible blocks are made of.
+/// The words of the compressible blocks.
 const WORDS: [&[u8]; 8] = [
     b"cache ",
     b"narinfo ",
@@ -37,7 +39,7 @@ pub(crate) struct Memory {
     pub(crate) cpu_seconds: f64,
 }
 
-/// The NAR of one file of pseudo-random content; the same seed yields the same bytes.
+/// The NAR of one file with pseudo-random content. The same seed gives the same bytes.
 #[derive(Debug)]
 struct Generated {
     state: u64,
@@ -66,7 +68,7 @@ impl Generated {
         Self { state: seed | 1, block: head, position: 0, blocks_left: blocks, noise: false, tail }
     }
 
-    /// xorshift64*: fast, and far beyond what zstd can see through.
+    /// xorshift64*: fast, and zstd finds no pattern in it.
     fn next_number(&mut self) -> u64 {
         self.state ^= self.state >> 12;
         self.state ^= self.state << 25;
@@ -138,7 +140,7 @@ fn seed(number: usize) -> u64 {
     0x9E37_79B9_7F4A_7C15_u64.wrapping_mul(number as u64 + 1)
 }
 
-/// Pushes `pushes` NARs of `mebibytes` each, all at once, to a fresh server.
+/// Pushes `pushes` NARs of `mebibytes` each to a fresh server, all at once.
 pub(crate) fn measure(binary: &Path, work: &Path, pushes: usize, mebibytes: u64) -> Result<Memory> {
     let blocks = mebibytes * 1024 * 1024 / BLOCK_BYTES as u64;
     let entries = (0..pushes).map(|number| describe(number, blocks)).collect::<Result<Vec<_>>>()?;

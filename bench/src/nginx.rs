@@ -1,4 +1,4 @@
-//! nginx with static files: what reads are compared with.
+//! nginx with static files, the comparison for reads.
 
 use std::fs;
 use std::net::SocketAddr;
@@ -12,14 +12,15 @@ use crate::http::Connection;
 use crate::measure::process_cpu_seconds;
 use crate::server::{free_address, terminate};
 
-/// A running nginx; it ends when this value does.
+/// A running nginx. Dropping the value ends it.
 #[derive(Debug)]
 pub(crate) struct Nginx {
     child: Child,
     pub(crate) address: SocketAddr,
 }
 
-/// As fast as nginx serves files: sendfile, kept connections, no logs, metadata of open files cached.
+/// nginx at its fastest for files: sendfile, kept connections, no logs, cached metadata of open
+/// files.
 fn configuration(root: &Path, address: SocketAddr) -> String {
     format!(
         "worker_processes 2;
@@ -46,7 +47,7 @@ http {{
 }
 
 impl Nginx {
-    /// Serves `root`; `folder` holds its configuration and logs.
+    /// Serves `root`. `folder` holds nginx's configuration and logs.
     pub(crate) fn start(folder: &Path, root: &Path) -> Result<Self> {
         fs::create_dir_all(folder).context(|| format!("make {}", folder.display()))?;
         let address = free_address()?;
@@ -57,7 +58,8 @@ impl Nginx {
             .arg(folder)
             .arg("-c")
             .arg(&path)
-            // Its workers drop to another user, who may not be allowed into the folder.
+            // Its workers would switch to another user, which might not be allowed to enter the
+            // folder.
             .args(["-g", "daemon off; user root;"])
             .stdin(Stdio::null())
             .stdout(Stdio::null())
@@ -75,7 +77,7 @@ impl Nginx {
         Err(Error::new(format!("nginx does not answer; see {}", folder.display())))
     }
 
-    /// CPU seconds of its workers so far.
+    /// CPU seconds of nginx's workers so far.
     pub(crate) fn cpu_seconds(&self) -> Result<f64> {
         let path = format!("/proc/{0}/task/{0}/children", self.child.id());
         let children = fs::read_to_string(&path).context(|| format!("read {path}"))?;

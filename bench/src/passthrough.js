@@ -1,5 +1,6 @@
-// What anybody would write first: whatever lies in the bucket, by its name. No tokens, no ranges, no rules. The floor of the Worker.
-// Unless EDGE_CACHE is "off" it keeps what it sends in the data centre's cache, as everybody is told to do.
+// The simplest Worker, and the floor of ours: it serves every object in the bucket by its name,
+// without tokens, ranges or rules. Unless EDGE_CACHE is "off", it keeps what it sends in the data
+// centre's cache, as is usual.
 export default {
   async fetch(request, environment, context) {
     const cache = environment.EDGE_CACHE === "off" ? null : await caches.open("passthrough");

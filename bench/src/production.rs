@@ -1,8 +1,9 @@
-//! Production: the corpus pushed to servers over PostgreSQL and S3, and read back beside rclone.
+//! Production: pushes the corpus to servers over PostgreSQL and S3, and reads it back, compared
+//! with rclone.
 //!
-//! What counts is what operators pay for: requests to the object store, CPU of every part, bytes in the database. Requests are
-//! those that the server counts itself, where each is made. The database and the store are real and run on this machine, so
-//! their CPU is measured too.
+//! This measures what operators pay for: requests to the object store, CPU of every part, bytes in
+//! the database. The server itself counts its requests. The database and the store are real and run
+//! on this machine, so their CPU is measured too.
 
 use std::fs;
 use std::path::Path;
@@ -22,10 +23,11 @@ use crate::replicas::{Replicas, Scrape};
 use crate::report::note;
 use crate::server::CACHE;
 
-/// After the last answer, what the parts still do in the background belongs to the push too.
+/// Background work of the parts after the last answer belongs to the push too.
 const SETTLE: Duration = Duration::from_secs(2);
 
-/// Where rclone puts what it fetches: memory, as the readers of the server throw away what they read.
+/// The folder for rclone's downloads. It is in memory, because the server's readers discard what
+/// they read.
 const RCLONE_FOLDER: &str = "/dev/shm/dormer-bench-rclone";
 
 /// CPU seconds of every part.
@@ -36,7 +38,8 @@ pub(crate) struct Cpu {
     pub(crate) store: Samples,
 }
 
-/// One generation's push by so many connections. Stored figures are totals after it, not differences.
+/// One generation's push over this many connections. Stored figures are totals after the push, not
+/// differences.
 #[derive(Debug, Default, Clone, Serialize, Deserialize)]
 pub(crate) struct Push {
     pub(crate) name: String,
@@ -47,17 +50,17 @@ pub(crate) struct Push {
     pub(crate) cpu: Cpu,
     pub(crate) puts: Samples,
     pub(crate) put_bytes: Samples,
-    /// GET, HEAD and DELETE together: a push should make none.
+    /// GET, HEAD and DELETE together. A push should make none.
     pub(crate) other_requests: Samples,
     pub(crate) retries: Samples,
     pub(crate) statements: Samples,
-    /// What the database grew by since its schema was made.
+    /// Growth of the database since the creation of its schema.
     pub(crate) database_bytes: Samples,
-    /// What the listings take of that.
+    /// The part of that growth for listings.
     pub(crate) listing_bytes: Samples,
 }
 
-/// Everything of the first generation read back, by a server that was just started.
+/// A pull of the first generation from a server that has just started.
 #[derive(Debug, Default, Clone, Serialize, Deserialize)]
 pub(crate) struct Pull {
     pub(crate) connections: usize,
@@ -70,7 +73,7 @@ pub(crate) struct Pull {
     pub(crate) statements: Samples,
 }
 
-/// The packs fetched by rclone.
+/// The download of the packs by rclone.
 #[derive(Debug, Default, Clone, Serialize, Deserialize)]
 pub(crate) struct Rclone {
     pub(crate) bytes: Samples,
@@ -99,7 +102,8 @@ struct Services {
 /// Connections of the pulls.
 const PULL_CONNECTIONS: [usize; 2] = [1, 8];
 
-/// Pushes all generations by so many connections, and pulls the first one, `runs` times, each in a database and a bucket of its own.
+/// Pushes all generations over this many connections, and pulls the first one. Does this `runs`
+/// times, each time in a new database and a new bucket.
 pub(crate) fn measure(
     binary: &Path,
     work: &Path,
@@ -146,12 +150,12 @@ pub(crate) fn measure(
     Ok(result)
 }
 
-/// Servers over a database and a bucket of their own.
+/// Servers with their own database and bucket.
 struct Lab<'a> {
     services: &'a Services,
     database_url: String,
     bucket: String,
-    /// The database with its schema and nothing in it.
+    /// Size of the database with only its schema.
     database_bytes_empty: f64,
     replicas: Replicas,
 }
@@ -210,7 +214,8 @@ impl<'a> Lab<'a> {
         push.other_requests.push(["get", "head", "delete"].iter().map(|method| made.requests(method)).sum());
         push.retries.push(made.sum("dormer_store_retries_total"));
         push.statements.push(made.of("dormer_index_statements_total"));
-        // What a later vacuum and checkpoint would do anyway: its size does not depend on when they come.
+        // A later vacuum and checkpoint would do the same. The size must not depend on when they
+        // come.
         self.services.database.sql(&self.database_url, "VACUUM ANALYZE");
         self.services.database.sql(&self.database_url, "CHECKPOINT");
         let size = self.sql_number("SELECT pg_database_size(current_database())")?;
@@ -219,7 +224,7 @@ impl<'a> Lab<'a> {
         Ok(())
     }
 
-    /// Reads the generation back, rclone and the servers in turns.
+    /// Reads the generation back with rclone and the servers in turns.
     fn read_back(
         &mut self,
         generation: &Generation,
@@ -228,7 +233,7 @@ impl<'a> Lab<'a> {
         verify: bool,
     ) -> Result<()> {
         let urls = self.nar_urls(generation)?;
-        // The store's own page cache holds what was just written; this makes sure that it does for both.
+        // The store's page cache holds what was just written. This ensures the same state for both.
         self.rclone()?;
         for one in pulls {
             let before = tree_cpu_seconds(self.services.store.process_id())?;
@@ -272,7 +277,7 @@ impl<'a> Lab<'a> {
         Ok(())
     }
 
-    /// What was read must be the NARs: a fast wrong answer is no figure.
+    /// Verifies the NARs that were read, because a fast wrong answer is not a figure.
     fn verify(&self, generation: &Generation, urls: &[String]) -> Result<()> {
         let next = std::sync::atomic::AtomicUsize::new(0);
         in_parallel(2, |number| {
@@ -287,7 +292,7 @@ impl<'a> Lab<'a> {
         })
     }
 
-    /// Fetches the bucket by 8 connections; returns wall seconds and bytes.
+    /// Downloads the bucket over 8 connections. Returns wall seconds and bytes.
     fn rclone(&self) -> Result<(f64, u64)> {
         let folder = Path::new(RCLONE_FOLDER);
         if folder.exists() {
@@ -297,13 +302,13 @@ impl<'a> Lab<'a> {
         let mut command = Command::new("rclone");
         command
             .args(["copy", "-q", "--config", "/dev/null", "--transfers", "8", "--checkers", "8"])
-            // Its checksums would only cost it time; the server's are XXH3.
+            // Checksums would only cost rclone time; those of the server are XXH3.
             .args(["--ignore-checksum", "--s3-provider", "Other", "--s3-endpoint", &access.endpoint])
             .args(["--s3-access-key-id", &access.access_key_id])
             .args(["--s3-secret-access-key", &access.secret_access_key])
             .arg(format!(":s3:{}", self.bucket))
             .arg(folder)
-            // With it, its S3 library ends at once.
+            // With this variable, rclone's S3 library ends at once.
             .env_remove("AWS_CA_BUNDLE");
         let (wall, status) = wall_of(|| command.status().context(|| "run rclone".to_owned()))?;
         if !status.success() {

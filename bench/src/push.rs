@@ -1,5 +1,6 @@
-//! A pusher that speaks Attic's API as Attic's client does: one question for what is missing, then one PUT a path, the
-//! NAR as a chunked body, its metadata in a header or, from 4 KiB on, before the NAR.
+//! A pusher that speaks Attic's API like Attic's client: one request for the missing paths, then
+//! one PUT for each path. The NAR is a chunked body. The metadata is in a header or, from 4 KiB on,
+//! before the NAR.
 
 use std::io::Read;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -11,7 +12,7 @@ use crate::error::{Context, Error, Result};
 use crate::http::Connection;
 use crate::server::{CACHE, Server};
 
-/// From this many bytes on, Attic's client sends the metadata in the body.
+/// From this size on, Attic's client sends the metadata in the body.
 const PREAMBLE_FROM_BYTES: usize = 4096;
 
 #[derive(Serialize)]
@@ -63,7 +64,7 @@ pub(crate) fn generation(server: &Server, generation: &Generation, connections: 
     generation_over(&|_| server.connect(), generation, connections)
 }
 
-/// Pushes a whole generation over `connections` connections, which are opened by their numbers.
+/// Pushes a whole generation over `connections` connections. `open` opens each one by its number.
 pub(crate) fn generation_over(
     connect: &(dyn Fn(usize) -> Result<Connection> + Sync),
     generation: &Generation,

@@ -1,5 +1,5 @@
-//! Reads: everything pulled by a reader that discards, and narinfos asked for by wrk, each in turns with nginx serving
-//! the very same bytes as files.
+//! Reads: pulls of everything by a reader that discards the bytes, and narinfo requests by wrk.
+//! Both run in turns with nginx, which serves the same bytes as files.
 
 use std::fs;
 use std::net::SocketAddr;
@@ -20,7 +20,7 @@ use crate::push::{self, in_parallel};
 use crate::report::note;
 use crate::server::{CACHE, Server};
 
-/// Times that everything is pulled in one run: once takes nginx a fraction of a second.
+/// How often one run pulls everything: a single pass takes nginx a fraction of a second.
 const PASSES: usize = 3;
 /// Connections of wrk.
 const WRK_CONNECTIONS: usize = 16;
@@ -28,13 +28,13 @@ const WRK_CONNECTIONS: usize = 16;
 /// One side of a comparison.
 #[derive(Debug, Default, Clone, Serialize, Deserialize)]
 pub(crate) struct Side {
-    /// Wall seconds (pull) or answers a second (narinfos).
+    /// Wall seconds (pull) or answers per second (narinfos).
     pub(crate) figure: Samples,
     /// CPU seconds of the server, over the whole run.
     pub(crate) cpu: Samples,
 }
 
-/// Dormer beside nginx.
+/// Dormer compared with nginx.
 #[derive(Debug, Default, Clone, Serialize, Deserialize)]
 pub(crate) struct Comparison {
     pub(crate) name: String,
@@ -48,12 +48,12 @@ pub(crate) struct Reads {
     pub(crate) nars: usize,
     /// Bytes on the wire in one run.
     pub(crate) wire_bytes: u64,
-    /// Bytes of NAR that they make.
+    /// Bytes of the NARs in these bytes.
     pub(crate) nar_bytes: u64,
     pub(crate) comparisons: Vec<Comparison>,
 }
 
-/// A filled server, and nginx over a copy of all it serves.
+/// A filled server, and nginx over a copy of everything that it serves.
 #[derive(Debug)]
 pub(crate) struct Pair {
     dormer: Server,
@@ -66,7 +66,7 @@ pub(crate) struct Pair {
 }
 
 impl Pair {
-    /// Pushes the generation and copies everything that its narinfos name; each NAR is checked against its hash.
+    /// Pushes the generation and copies everything that its narinfos name. Verifies each NAR.
     pub(crate) fn start(binary: &Path, work: &Path, generation: &Generation, level: i32) -> Result<Self> {
         let dormer = Server::start(binary, &work.join("reads"), true, &[level_setting(level)])?;
         push::generation(&dormer, generation, 5)?;
@@ -95,7 +95,7 @@ impl Pair {
         Ok(Self { dormer, nginx, folder: work.to_owned(), nar_urls, narinfo_urls, wire_bytes, nar_bytes })
     }
 
-    /// Pulls everything by 1 and by 8 connections.
+    /// Pulls everything over 1 and over 8 connections.
     pub(crate) fn pull(&self, runs: usize) -> Result<Reads> {
         let mut comparisons = Vec::new();
         for connections in [1, 8] {
@@ -120,9 +120,9 @@ impl Pair {
         })
     }
 
-    /// Asks for narinfos that are there, and for ones that are not.
+    /// Requests existing and missing narinfos.
     pub(crate) fn narinfos(&self, runs: usize, seconds: u32) -> Result<Reads> {
-        // Numbers instead of hashes: no path has these, and wrk's count of errors proves it.
+        // Numbers instead of hashes: no path has these hashes, and wrk's count of errors proves it.
         let misses: Vec<String> =
             (0..self.narinfo_urls.len()).map(|n| format!("/{CACHE}/{n:0>31}z.narinfo")).collect();
         let mut comparisons = Vec::new();
@@ -162,7 +162,7 @@ impl Pair {
         Ok(comparison)
     }
 
-    /// Answers a second, as wrk counts them.
+    /// Answers per second, as counted by wrk.
     fn wrk(&self, address: SocketAddr, list: &Path, hit: bool, seconds: u32) -> Result<f64> {
         let script = self.folder.join("wrk.lua");
         fs::write(&script, wrk_script(list)).context(|| "write wrk's script".to_owned())?;
@@ -191,7 +191,7 @@ impl Pair {
     }
 }
 
-/// Walks through the paths, and reports in a form that needs no guessing.
+/// Walks through the paths, and reports in a form that is easy to parse.
 fn wrk_script(list: &Path) -> String {
     const SCRIPT: &str = "local requests, next_one = {}, 0
 init = function()
@@ -210,7 +210,7 @@ end
     SCRIPT.replace("LIST", &list.display().to_string())
 }
 
-/// Where a narinfo says that its NAR is.
+/// The URL of the NAR in a narinfo.
 pub(crate) fn nar_url(narinfo_url: &str, narinfo: &[u8]) -> Result<String> {
     let text = String::from_utf8_lossy(narinfo);
     let url = text.lines().find_map(|line| line.strip_prefix("URL: "));
@@ -228,7 +228,7 @@ fn write_below(root: &Path, url: &str, bytes: &[u8]) -> Result<()> {
     fs::write(&path, bytes).context(|| format!("write {}", path.display()))
 }
 
-/// What is served must be the NAR: a fast wrong answer is no figure.
+/// Verifies the served NAR, because a fast wrong answer is not a figure.
 pub(crate) fn check_nar(entry: &Entry, compressed: &[u8]) -> Result<()> {
     let nar = zstd::decode_all(compressed).context(|| format!("decompress {}", entry.store_path))?;
     if hex::encode(Sha256::digest(&nar)) == entry.nar_hash_hex {
@@ -238,7 +238,8 @@ pub(crate) fn check_nar(entry: &Entry, compressed: &[u8]) -> Result<()> {
     }
 }
 
-/// Pulls all URLs `passes` times, each connection taking the next one that nobody has; returns the bytes that came.
+/// Pulls all URLs `passes` times. Each connection takes the next free URL. Returns the received
+/// bytes.
 pub(crate) fn pull(
     connect: &(dyn Fn(usize) -> Result<Connection> + Sync),
     urls: &[String],

@@ -1,4 +1,4 @@
-//! Real `dormer serve` processes that share a database and a bucket, and what they count.
+//! Real `dormer serve` processes that share a database and a bucket, and their counters.
 
 use std::collections::HashMap;
 use std::fs::{self, File};
@@ -13,16 +13,16 @@ use crate::http::Connection;
 use crate::measure::{peak_memory_bytes, process_cpu_seconds};
 use crate::server::{CACHE, free_address, terminate};
 
-/// A server that is not up after so long has failed the benchmark.
+/// Time limit for a server to start. After it, the benchmark fails.
 const PATIENCE: Duration = Duration::from_mins(1);
 
-/// What replicas share beside database and bucket; nothing here outlives the benchmark.
+/// The shared secrets of the replicas. They do not outlive the benchmark.
 const SHARED: [(&str, &str); 2] = [
     ("DORMER_MASTER_KEY", "AQEBAQEBAQEBAQEBAQEBAQEBAQEBAQEBAQEBAQEBAQE="),
     ("DORMER_JWT_SIGNING_TOKEN_HS256_SECRET_BASE64", "AgICAgICAgICAgICAgICAgICAgICAgICAgICAgICAgI="),
 ];
 
-/// Running servers; they end when this value does.
+/// Running servers. Dropping the value ends them.
 #[derive(Debug)]
 pub(crate) struct Replicas {
     binary: PathBuf,
@@ -44,7 +44,7 @@ struct Replica {
 pub(crate) struct Scrape(HashMap<String, f64>);
 
 impl Replicas {
-    /// Starts so many servers; `folder` holds their logs.
+    /// Starts this many servers. `folder` holds their logs.
     pub(crate) fn start(
         binary: &Path,
         folder: &Path,
@@ -59,7 +59,7 @@ impl Replicas {
         Ok(all)
     }
 
-    /// Ends all of them and starts as many new ones.
+    /// Ends all servers and starts the same number of new ones.
     pub(crate) fn restart(&mut self) -> Result<()> {
         let count = self.running.len();
         self.running.clear();
@@ -121,24 +121,24 @@ impl Replicas {
         Ok(String::from_utf8_lossy(&output.stdout).trim().to_owned())
     }
 
-    /// A connection; by their numbers they go to one replica after the other.
+    /// Opens a connection. Consecutive numbers go to the replicas in turn.
     pub(crate) fn connect(&self, number: usize) -> Result<Connection> {
         let replica = &self.running[number % self.running.len()];
         Connection::open(replica.address, Some(&self.token))
     }
 
-    /// CPU seconds of all of them so far.
+    /// CPU seconds of all replicas so far.
     pub(crate) fn cpu_seconds(&self) -> Result<f64> {
         self.running.iter().map(|replica| process_cpu_seconds(replica.child.id())).sum()
     }
 
-    /// Memory of the one that had most.
+    /// The largest memory of any replica.
     pub(crate) fn peak_memory_bytes(&self) -> Result<u64> {
         let peaks = self.running.iter().map(|replica| peak_memory_bytes(replica.child.id()));
         Ok(peaks.collect::<Result<Vec<u64>>>()?.into_iter().max().unwrap_or(0))
     }
 
-    /// What they counted so far.
+    /// The counters so far.
     pub(crate) fn scrape(&self) -> Result<Scrape> {
         let mut all = Scrape::default();
         for replica in &self.running {
@@ -165,7 +165,7 @@ impl Drop for Replica {
 }
 
 impl Scrape {
-    /// What was counted since then.
+    /// The counts since `before`.
     pub(crate) fn since(mut self, before: &Self) -> Self {
         for (name, value) in &mut self.0 {
             *value -= before.0.get(name).copied().unwrap_or(0.0);
@@ -173,12 +173,12 @@ impl Scrape {
         self
     }
 
-    /// One series; 0 if it is not there.
+    /// One series; 0 if it does not exist.
     pub(crate) fn of(&self, series: &str) -> f64 {
         self.0.get(series).copied().unwrap_or(0.0)
     }
 
-    /// All series of a name.
+    /// The sum of all series with a name.
     pub(crate) fn sum(&self, name: &str) -> f64 {
         let is_of = |series: &str| {
             series == name || series.strip_prefix(name).is_some_and(|rest| rest.starts_with('{'))

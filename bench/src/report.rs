@@ -1,4 +1,5 @@
-//! Results on disk: one JSON file a benchmark (for machines), and the Markdown tables made of them (for docs).
+//! Results on disk: one JSON file per benchmark (for machines), and Markdown tables from these
+//! files (for docs).
 
 use std::fs;
 use std::io::Write;
@@ -27,15 +28,15 @@ pub(crate) fn load<T: DeserializeOwned>(results: &Path, name: &str) -> Result<Op
     serde_json::from_slice(&text).context(|| format!("parse {}", path.display())).map(Some)
 }
 
-/// Prints to stdout: results are this program's data.
+/// Prints to stdout, because results are this program's data.
 pub(crate) fn print(text: &str) -> Result<()> {
     let mut out = std::io::stdout().lock();
     out.write_all(text.as_bytes()).and_then(|()| out.flush()).context(|| "write to stdout".to_owned())
 }
 
-/// Says on stderr what is going on.
+/// Prints progress to stderr.
 pub(crate) fn note(text: &str) {
-    // A lost progress line is no reason to stop measuring.
+    // A lost progress line is not a reason to stop measuring.
     let _ = writeln!(std::io::stderr().lock(), "{text}");
 }
 

@@ -1,4 +1,4 @@
-//! A real `dormer serve` of the release build, on a data folder of its own.
+//! A real `dormer serve` of the release build, with its own data folder.
 
 use std::fs::{self, File};
 use std::net::{SocketAddr, TcpListener};
@@ -13,12 +13,12 @@ use crate::error::{Context, Error, Result};
 use crate::http::Connection;
 use crate::measure::{peak_memory_bytes, process_cpu_seconds};
 
-/// The cache that every installation begins with.
+/// The first cache of every installation.
 pub(crate) const CACHE: &str = "main";
-/// A server that is not up, or not gone, after so long has failed the benchmark.
+/// Time limit for a server to start or to end. After it, the benchmark fails.
 const PATIENCE: Duration = Duration::from_mins(1);
 
-/// A running server; it ends when this value does.
+/// A running server. Dropping the value ends it.
 #[derive(Debug)]
 pub(crate) struct Server {
     child: Child,
@@ -27,15 +27,15 @@ pub(crate) struct Server {
     pub(crate) token: String,
 }
 
-/// What lies in a data folder.
+/// The contents of a data folder.
 #[derive(Debug, Clone, Copy, Default)]
 pub(crate) struct Stored {
     pub(crate) packs: u64,
     pub(crate) pack_bytes: u64,
     pub(crate) chunks: u64,
-    /// The database file with its WAL folded in.
+    /// The database file, including its WAL.
     pub(crate) database_bytes: u64,
-    /// What the listings take of that, with their indexes.
+    /// The part of the database for listings, including their indexes.
     pub(crate) listing_bytes: u64,
 }
 
@@ -56,13 +56,14 @@ pub(crate) fn terminate(child: &mut Child) {
         }
         sleep(Duration::from_millis(20));
     }
-    // Nothing more to do if even that fails: the benchmark is over.
+    // If even that fails, nothing is left to do: the benchmark is over.
     let _ = child.kill();
     let _ = child.wait();
 }
 
 impl Server {
-    /// Starts a server on `data`, which is emptied first when `fresh`; `environment` are its settings.
+    /// Starts a server on `data`, which is emptied first if `fresh`. `environment` holds its
+    /// settings.
     pub(crate) fn start(
         binary: &Path,
         data: &Path,
@@ -144,7 +145,8 @@ impl Server {
         Ok(Some(stats.index_statements))
     }
 
-    /// What is stored now. The server must be idle: its write-ahead log is folded into the database first.
+    /// The stored bytes now. The server must be idle, because this first writes its write-ahead log
+    /// into the database.
     pub(crate) fn stored(&self) -> Result<Stored> {
         let mut stored = Stored::default();
         let mut database = None;
@@ -190,7 +192,8 @@ fn is_database(path: &Path) -> bool {
     read.is_ok() && &magic == b"SQLite format 3\0"
 }
 
-/// Runs SQL with the `sqlite3` shell and returns the number at the start of its last line (0 if there is none).
+/// Runs SQL with the `sqlite3` shell and returns the number at the start of its last line (0 if
+/// there is none).
 fn sqlite(database: &Path, sql: &str) -> Result<u64> {
     let output = Command::new("sqlite3")
         .arg("-cmd")

@@ -17,7 +17,7 @@ use crate::reads::Reads;
 use crate::report::{Table, load, megabytes};
 use crate::worker::WorkerCpu;
 
-/// Every table that there are results for.
+/// All tables with results.
 pub(crate) fn all(results: &Path) -> Result<String> {
     let mut text = String::new();
     if let Some(levels) = load::<Levels>(results, "levels")? {

@@ -1,8 +1,10 @@
-//! The Worker in workerd, beside a passthrough written by hand in JavaScript in another workerd of the same version.
+//! The Worker in workerd, compared with a handwritten passthrough in JavaScript in another workerd
+//! of the same version.
 //!
-//! CPU is that of the whole process tree: Node, which starts workerd, workerd, and the R2 that miniflare simulates in it. Both
-//! sides have the same of that. Every answer comes from R2: miniflare's cache keeps nothing here. Both are measured with it switched off, and
-//! filling it in vain, as they do for what a data centre sees for the first time.
+//! CPU is that of the whole process tree: Node, which starts workerd; workerd; and the R2 that
+//! miniflare simulates in it. This part is the same for both. Every answer comes from R2, because
+//! miniflare's cache keeps nothing here. Both are measured with the cache off, and with a cache
+//! that is filled in vain, as for requests that a data centre sees for the first time.
 
 use std::fs;
 use std::io::{BufRead as _, BufReader, Write as _};
@@ -18,14 +20,14 @@ use crate::http::Connection;
 use crate::measure::{Samples, tree_cpu_seconds};
 use crate::report::{Table, note};
 
-/// One NAR. Large enough for its bytes to count, small enough for the simulated R2.
+/// Size of one NAR. Large enough for its bytes to count, small enough for the simulated R2.
 const NAR_BYTES: usize = 20_000_000;
 
 /// Requests of one run.
 const NARS: usize = 20;
 const NARINFOS: usize = 3_000;
 
-/// Names that the Worker's rules take: a store hash, and a NAR's hash and tag.
+/// Names that the Worker's rules accept: a store hash, and a NAR's hash and tag.
 const NARINFO: &str = "main/11111111111111111111111111111111.narinfo";
 
 /// Results of `worker`.
@@ -33,7 +35,7 @@ const NARINFO: &str = "main/11111111111111111111111111111111.narinfo";
 pub(crate) struct WorkerCpu {
     /// Without the data centre's cache.
     plain: Pair,
-    /// Filling it.
+    /// Filling the data centre's cache.
     caching: Pair,
 }
 
@@ -45,13 +47,13 @@ struct Pair {
 
 #[derive(Debug, Default, Serialize, Deserialize)]
 struct Side {
-    /// CPU seconds for a GB of NARs.
+    /// CPU seconds per GB of NARs.
     nar: Samples,
-    /// CPU microseconds for a narinfo.
+    /// CPU microseconds per narinfo.
     narinfo: Samples,
 }
 
-/// Measures both in turns. `root` is the repository, where the Worker was built.
+/// Measures both in turns. `root` is the repository with the built Worker.
 pub(crate) fn measure(root: &Path, work: &Path, runs: usize) -> Result<WorkerCpu> {
     let nar = format!("main/nar/{}-{}.nar.zst", "1".repeat(52), "1".repeat(26));
     // Miniflare compares paths as text.
@@ -127,7 +129,7 @@ fn write(path: &Path, bytes: &[u8]) -> Result<()> {
     fs::write(path, bytes).context(|| format!("write {}", path.display()))
 }
 
-/// A workerd with a bucket, as the tests start it.
+/// A workerd with a bucket, started like in the tests.
 #[derive(Debug)]
 struct Workerd {
     address: SocketAddr,
@@ -166,7 +168,7 @@ impl Workerd {
         if answer["error"].is_null() { Ok(()) } else { Err(Error::new(format!("{name}: {answer}"))) }
     }
 
-    /// CPU seconds that it takes to answer so many requests, one after the other.
+    /// CPU seconds for answering this many requests, one after another.
     fn cpu_of(&self, name: &str, count: usize, bytes: usize) -> Result<f64> {
         let mut connection = Connection::open(self.address, None)?;
         let before = tree_cpu_seconds(self.process.id())?;
@@ -182,7 +184,7 @@ impl Workerd {
 
 impl Drop for Workerd {
     fn drop(&mut self) {
-        // It ends with its input; what is left of it is not this program's to repair.
+        // workerd ends with its input. This program need not repair what remains.
         self.stdin.take();
         let _ = self.process.wait();
     }

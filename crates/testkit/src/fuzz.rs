@@ -1,24 +1,26 @@
-//! Runs fuzz targets on stable Rust: over their corpus, and over mutations of it that are the same on every machine.
+//! Runs fuzz targets on stable Rust: over their corpus, and over mutations that are the same on
+//! every machine.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
 
 use dormer_nix::fuzz_targets::mutated;
 
-/// Inputs for each target, a second or two; `DORMER_FUZZ_ROUNDS` says otherwise.
+/// Inputs for each target, which take a second or two. `DORMER_FUZZ_ROUNDS` overrides the number.
 const ROUNDS: u64 = 4_000;
 
-/// Fewer inputs than these are no corpus.
+/// A corpus has at least this many inputs.
 const CORPUS_MIN: usize = 5;
 
-/// Gives a target its corpus (`fuzz/corpus/<target>/`) and mutations of it; panics with the input that breaks its property.
+/// Runs a target over its corpus (`fuzz/corpus/<target>/`) and over mutations of it. Panics with
+/// the input that breaks the target's property.
 pub fn run_over_corpus(target: &str, check: fn(&[u8])) {
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../fuzz/corpus").join(target);
     let mut files: Vec<_> = std::fs::read_dir(&folder)
         .unwrap_or_else(|error| panic!("reading the corpus {}: {error}", folder.display()))
         .map(|entry| entry.expect("the folder can be read").path())
         .collect();
-    // The order of a folder is not the same everywhere.
+    // The order of a folder's entries differs between machines.
     files.sort();
     let corpus: Vec<Vec<u8>> =
         files.iter().map(|file| std::fs::read(file).expect("the file can be read")).collect();

@@ -1,6 +1,6 @@
-//! A look behind a running server's back: its own database and its own store, read as they are.
+//! Inspects a running server from outside: reads its database and its store directly.
 //!
-//! Calls block. They are for moments when the server has nothing to do: what is written meanwhile may be seen in part.
+//! Calls block. Use them while the server is idle, because they may see a part of a running change.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -31,7 +31,7 @@ enum Database {
 }
 
 impl Inspection {
-    /// Of an installation on PostgreSQL and S3.
+    /// Inspects an installation on PostgreSQL and S3.
     pub fn of_services(database_url: &str, access: &S3Access, bucket: &str) -> Self {
         let settings = RemoteSettings {
             kind: RemoteKind::S3,
@@ -52,7 +52,7 @@ impl Inspection {
         Self::new(Database::Postgres(database_url.to_owned()), Arc::new(blobs))
     }
 
-    /// Of the embedded default in this data folder.
+    /// Inspects the embedded default in this data folder.
     pub fn of_folder(data_folder: &Path) -> Self {
         let blobs = LocalBlobs::open_existing(data_folder.join("storage")).expect("there is a store");
         Self::new(Database::Sqlite(data_folder.join("index.sqlite")), Arc::new(blobs))
@@ -63,8 +63,8 @@ impl Inspection {
         Self { database, blobs, runtime: runtime.expect("a runtime starts") }
     }
 
-    /// Checks invariants 1 to 5 of docs/STORAGE.md over everything that is stored, reads back and verifies every NAR, and counts
-    /// what a crash left. Panics with what is broken.
+    /// Checks invariants 1 to 5 of docs/STORAGE.md over the whole store, reads back and verifies
+    /// every NAR, and counts what a crash left. Panics with the broken invariant.
     pub fn check(&self, acknowledged: &[NarHash]) -> Leaks {
         self.runtime.block_on(async {
             let audit = self.audit().await;
@@ -76,35 +76,35 @@ impl Inspection {
         })
     }
 
-    /// Every object in the store, the largest first.
+    /// Every object in the store, largest first.
     pub fn packs(&self) -> Vec<(BlobKey, u64)> {
         self.runtime.block_on(async {
             let mut packs = Vec::new();
             for key in self.blobs.list().await.expect("the store lists") {
-                packs.push((key, self.blobs.head(&key).await.expect("it is there")));
+                packs.push((key, self.blobs.head(&key).await.expect("the object exists")));
             }
             packs.sort_by_key(|(_, size)| std::cmp::Reverse(*size));
             packs
         })
     }
 
-    /// An object's bytes.
+    /// The bytes of an object.
     pub fn read(&self, key: &BlobKey) -> Vec<u8> {
         self.runtime.block_on(async {
-            let size = self.blobs.head(key).await.expect("it is there");
-            self.blobs.get_range(key, 0..size).await.expect("it can be read").to_vec()
+            let size = self.blobs.head(key).await.expect("the object exists");
+            self.blobs.get_range(key, 0..size).await.expect("the object can be read").to_vec()
         })
     }
 
-    /// Puts other bytes in an object's place, as nothing of Dormer's ever does.
+    /// Replaces the bytes of an object, which no part of Dormer ever does.
     pub fn overwrite(&self, key: &BlobKey, bytes: Vec<u8>) {
         let parts = [Bytes::from(bytes)];
-        self.runtime.block_on(self.blobs.put(key, &parts)).expect("it can be stored");
+        self.runtime.block_on(self.blobs.put(key, &parts)).expect("the object can be stored");
     }
 
     /// Deletes an object.
     pub fn delete(&self, key: &BlobKey) {
-        self.runtime.block_on(self.blobs.delete(key)).expect("it can be deleted");
+        self.runtime.block_on(self.blobs.delete(key)).expect("the object can be deleted");
     }
 
     async fn audit(&self) -> Audit {

@@ -1,4 +1,4 @@
-//! The invariants of docs/STORAGE.md, in its order, as a check over a whole installation.
+//! The invariants of docs/STORAGE.md, in the same order, as a check over a whole installation.
 
 use std::collections::{HashMap, HashSet};
 use std::fmt;
@@ -11,9 +11,9 @@ use dormer_nix::{NarHash, NarHasher};
 /// A broken invariant.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Violation {
-    /// Its number in docs/STORAGE.md.
+    /// Number of the invariant in docs/STORAGE.md.
     pub invariant: u8,
-    /// What was found.
+    /// What the check found.
     pub what: String,
 }
 
@@ -23,15 +23,16 @@ impl fmt::Display for Violation {
     }
 }
 
-/// What a crash may leave behind: room, to which nothing refers.
+/// What a crash may leave behind: stored bytes without a reference.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Leaks {
-    /// Objects in the store that the index does not know: the crash came between a pack's PUT and its rows.
+    /// Objects in the store that the index does not know. The crash came between a pack's PUT and
+    /// its rows.
     pub packs: usize,
-    /// Chunks that no NAR uses: it came between a pack's rows and those of the NAR. The next push of the same bytes uses them.
-    /// Chunks of large listings count, too.
+    /// Chunks that no NAR uses. The crash came between a pack's rows and those of the NAR. The next
+    /// push of the same bytes uses the chunks. Chunks of large listings count, too.
     pub chunks: usize,
-    /// NARs that nothing names. A commit never leaves any, only removals for cause do.
+    /// NARs that nothing names. Only removals for cause leave them; commits never do.
     pub nars: usize,
 }
 
@@ -42,7 +43,7 @@ impl fmt::Display for Leaks {
     }
 }
 
-/// Counts what nothing refers to. Packs that the store should have and lacks are a violation of invariant 1.
+/// Counts what nothing refers to. A pack that the store lacks is a violation of invariant 1.
 pub async fn find_leaks(audit: &Audit, blobs: &dyn Blobs) -> Result<Leaks, Violation> {
     let violated = |what| Violation { invariant: 1, what };
     let stored = blobs.list().await.map_err(|error| violated(error.to_string()))?;
@@ -62,9 +63,10 @@ pub async fn find_leaks(audit: &Audit, blobs: &dyn Blobs) -> Result<Leaks, Viola
 
 /// Checks invariants 1 to 5 over everything that is stored.
 ///
-/// `acknowledged` are the NARs whose commits were answered with success: all of them must be committed and read back.
-/// `deleted` are the objects that the process deleted itself. What a read found damaged, by no fault of the writer, is
-/// missing to everybody until a push heals it, and is no violation.
+/// `acknowledged` are the NARs with a successful commit: all of them must be committed and read
+/// back. `deleted` are the objects that the process itself deleted. A chunk that a read found
+/// damaged, through no fault of the writer, is missing for everybody until a push heals it. It is
+/// not a violation.
 pub async fn check_invariants(
     audit: Audit,
     blobs: &dyn Blobs,
@@ -74,7 +76,8 @@ pub async fn check_invariants(
     let mut violations = Vec::new();
     let mut broken = |invariant, what: String| violations.push(Violation { invariant, what });
 
-    // 1. A chunk row exists only if its pack is durably stored. 4. A pack's object is deleted only after its row is gone.
+    // 1. A chunk row exists only if its pack is durably stored. 4. A pack's object is deleted only
+    //    after its row is gone.
     let damaged: HashSet<u64> = audit.damaged_chunks.into_iter().collect();
     let mut chunks: HashMap<u64, (ChunkRow, Option<Vec<u8>>)> = HashMap::new();
     for row in audit.chunks {
@@ -91,7 +94,8 @@ pub async fn check_invariants(
         chunks.insert(row.number, (row, stored.ok().filter(|_| sound).map(|stored| stored.to_vec())));
     }
 
-    // 2. A NAR row exists only if all its chunks do. 3. Nothing is visible before the whole NAR was verified.
+    // 2. A NAR row exists only if all its chunks do. 3. Nothing is visible before the whole NAR was
+    //    verified.
     let mut sound = HashSet::new();
     let mut decoder = Decoder::new().expect("zstd sets up");
     'nars: for nar in audit.nars.into_iter().filter(|nar| !nar.damaged) {
@@ -122,7 +126,7 @@ pub async fn check_invariants(
         }
     }
 
-    // 5. Nothing that was acknowledged is ever lost.
+    // 5. Acknowledged NARs are never lost.
     for hash in acknowledged {
         if !sound.contains(hash) {
             broken(5, format!("NAR {hash} was acknowledged and cannot be read back"));

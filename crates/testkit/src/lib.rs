@@ -1,4 +1,5 @@
-//! Test parts shared by the workspace: faults round real stores, NARs to push, and the invariants as code.
+//! Test parts that the workspace shares: faults around real stores, NARs to push, and the
+//! invariants as code.
 //!
 //! Layer: development only; no shipped crate depends on it.
 

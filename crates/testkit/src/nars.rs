@@ -25,7 +25,7 @@ impl Random {
         z ^ (z >> 31)
     }
 
-    /// Bytes that compress about by half, as programs do.
+    /// Bytes that compress to about half, like programs.
     pub fn bytes(&mut self, length: usize) -> Vec<u8> {
         let mut bytes = Vec::with_capacity(length + 16);
         while bytes.len() < length {
@@ -54,14 +54,14 @@ pub fn package_nar(random: &mut Random, content_bytes: usize, references: &[Stor
     encode_tree(&Node::Directory(entries))
 }
 
-/// A farm of symlinks into the store, one a path.
+/// A farm of symlinks into the store, one for each path.
 pub fn farm_nar(targets: &[StorePath]) -> Vec<u8> {
     let link = |target: &StorePath| Node::Symlink(format!("/nix/store/{target}/bin/x").into_bytes());
     let entries = targets.iter().map(|target| (target.to_string().into_bytes(), link(target))).collect();
     encode_tree(&Node::Directory(entries))
 }
 
-/// The same archive after a mass rebuild: only the hash parts of one store path differ.
+/// The same archive after a mass rebuild: only the hash part of one store path differs.
 pub fn rebuilt(nar: &[u8], from: &StorePath, to: &StorePath) -> Vec<u8> {
     let (from, to) = (from.hash().to_string(), to.hash().to_string());
     let mut nar = nar.to_vec();

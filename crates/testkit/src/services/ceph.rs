@@ -12,15 +12,16 @@ use super::daemon::{Daemon, free_port, wait_until};
 use super::folder::own_folder;
 use super::s3::S3Access;
 
-/// Ceph's own commands answer within seconds, or never if the monitor is not there.
+/// Ceph's own commands answer within seconds, or never if the monitor is missing.
 const COMMAND_LIMIT_SECONDS: &str = "60";
 
-/// A Ceph cluster of one. Dropped, it is killed and its folder removed.
+/// A Ceph cluster with one node. Dropping the value kills the cluster and removes its folder.
 ///
-/// Its objects live in the memory of the OSD: [`kill`](Self::kill) and [`restart`](Self::restart) are those of the gateway.
+/// The objects live in the memory of the OSD. [`kill`](Self::kill) and [`restart`](Self::restart)
+/// act on the gateway only.
 #[derive(Debug)]
 pub struct CephRgw {
-    // In the order in which they must go: the gateway waits for the others.
+    // In the order of dropping: the gateway waits for the others.
     gateway: Option<Daemon>,
     _osd: Daemon,
     _monitor: Daemon,
@@ -29,7 +30,7 @@ pub struct CephRgw {
 }
 
 impl CephRgw {
-    /// Starts one and waits until it stores objects.
+    /// Starts a cluster and waits until it stores objects.
     pub fn start() -> Self {
         let folder = own_folder("ceph");
         let root = folder.path();
@@ -75,7 +76,7 @@ impl CephRgw {
         let conf = root.join("ceph.conf").display().to_string();
         run("ceph-mon", &["-c", &conf, "-i", "a", "--mkfs", "--monmap", &map, "--keyring", &keyring]);
         let daemon = |program: &str, arguments: &[&str]| {
-            // `-d`: in the foreground, and the log to standard error.
+            // `-d`: runs in the foreground and logs to standard error.
             let arguments = [&["-d", "-c", conf.as_str()], arguments].concat();
             Daemon::spawn(&[], &find(program), &arguments, &root.join(format!("log/{program}")))
         };
@@ -106,29 +107,29 @@ impl CephRgw {
         &self.access.endpoint
     }
 
-    /// How to reach it, as a user who may do everything.
+    /// Access as a user with all permissions.
     pub fn access(&self) -> &S3Access {
         &self.access
     }
 
-    /// Makes an empty bucket with a name of its own.
+    /// Makes an empty bucket with a unique name.
     pub fn new_bucket(&self) -> String {
         self.access.new_bucket()
     }
 
-    /// Ends the gateway in an orderly way.
+    /// Stops the gateway in an orderly way.
     pub fn stop(&mut self) {
         if let Some(mut gateway) = self.gateway.take() {
             gateway.terminate();
         }
     }
 
-    /// Ends the gateway at once, as a crash would.
+    /// Kills the gateway at once, like a crash.
     pub fn kill(&mut self) {
         self.gateway = None;
     }
 
-    /// Starts the gateway anew, and waits until it stores objects.
+    /// Starts the gateway again, and waits until it stores objects.
     pub fn restart(&mut self) {
         self.kill();
         self.start_gateway();
@@ -143,7 +144,7 @@ impl CephRgw {
     }
 
     fn wait_until_ready(&mut self) {
-        let gateway = self.gateway.as_mut().expect("it was started");
+        let gateway = self.gateway.as_mut().expect("the gateway was started");
         let ready = self.access.wait_until_ready(|| (!gateway.is_running()).then(|| gateway.log_tail()));
         ready.unwrap_or_else(|why| panic!("{why}"));
     }
@@ -161,13 +162,13 @@ fn uuid() -> String {
     )
 }
 
-/// Debian has some of them in `/usr/sbin`, which is not everybody's path.
+/// Debian installs some of the programs in `/usr/sbin`, which is not in every search path.
 fn find(program: &str) -> PathBuf {
     ["/usr/bin", "/usr/sbin", "/usr/local/bin"]
         .iter()
         .map(|folder| Path::new(folder).join(program))
         .find(|path| path.exists())
-        .unwrap_or_else(|| panic!("{program} is not there: run scripts/get-services.sh"))
+        .unwrap_or_else(|| panic!("{program} is missing: run scripts/get-services.sh"))
 }
 
 fn run(program: &str, arguments: &[&str]) {
@@ -181,7 +182,7 @@ fn run(program: &str, arguments: &[&str]) {
     assert!(output.status.success(), "{program} {arguments:?}: {said}");
 }
 
-/// The smallest cluster that is healthy enough to store.
+/// The smallest cluster that is healthy enough to store objects.
 fn configuration(root: &Path, cluster: &str, monitor_port: u16, gateway_port: &str) -> String {
     let root = root.display();
     format!(

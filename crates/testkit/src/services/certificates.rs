@@ -1,4 +1,5 @@
-//! A certification authority of a test's own, and a certificate of it for servers on this machine. Made by `openssl`.
+//! A certification authority for one test, and its certificate for servers on this machine. Made by
+//! `openssl`.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -6,7 +7,7 @@ use std::process::{Command, Stdio};
 
 use tempfile::TempDir;
 
-/// Certificates in a folder of their own, valid for two days.
+/// Certificates in a temporary folder, valid for two days.
 #[derive(Debug)]
 pub struct Certificates {
     folder: TempDir,
@@ -18,7 +19,7 @@ impl Certificates {
         Self::for_names("IP:127.0.0.1,DNS:localhost")
     }
 
-    /// The same for other names, such as `DNS:db.example.org`.
+    /// Makes an authority and a certificate for other names, such as `DNS:db.example.org`.
     pub fn for_names(names: &str) -> Self {
         let folder = TempDir::new().expect("a temporary folder");
         let at = folder.path();
@@ -41,7 +42,7 @@ impl Certificates {
         Self { folder }
     }
 
-    /// The authority's certificate: what clients are told to trust.
+    /// The authority's certificate, which clients must trust.
     pub fn authority(&self) -> PathBuf {
         self.folder.path().join("ca.pem")
     }

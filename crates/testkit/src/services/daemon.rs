@@ -1,4 +1,4 @@
-//! A child process that ends with the test program, even if that is killed.
+//! A child process that ends with the test program, even if the test program is killed.
 
 use std::collections::BTreeSet;
 use std::fs::File;
@@ -9,21 +9,23 @@ use std::sync::{Mutex, PoisonError, mpsc};
 use std::thread;
 use std::time::{Duration, Instant};
 
-/// A running program, killed when the value is dropped.
+/// A running program. Dropping the value kills the program.
 #[derive(Debug)]
 pub struct Daemon {
     child: Child,
     log: PathBuf,
-    // Dropping it lets the thread end that started the child; see `spawn`.
+    // Dropping this ends the thread that started the child; see `spawn`.
     _keep_thread: mpsc::Sender<()>,
 }
 
 impl Daemon {
-    /// Starts a program in the foreground; what it prints goes to `log`. `setpriv` takes more options if it must not run
-    /// as root: `["--reuid=postgres", "--regid=postgres", "--init-groups"]`.
+    /// Starts a program in the foreground. Its output goes to `log`. `setpriv` takes more options
+    /// if the program must not run as root: `["--reuid=postgres", "--regid=postgres",
+    /// "--init-groups"]`.
     ///
-    /// The kernel kills the child when the *thread* that started it ends, so it is started by a thread that lives as long
-    /// as the value: a test's own thread ends before its program does.
+    /// The kernel kills the child when the *thread* that started it ends. Therefore a thread that
+    /// lives as long as the value starts the child: a test's own thread ends before its program
+    /// does.
     pub fn spawn(setpriv: &[&str], program: &Path, arguments: &[&str], log: &Path) -> Self {
         let output = File::options().create(true).append(true).open(log).expect("the log can be written");
         let mut command = Command::new("setpriv");
@@ -41,26 +43,26 @@ impl Daemon {
         Self { child, log: log.to_owned(), _keep_thread: keep_thread }
     }
 
-    /// Process number; the program itself, since `setpriv` becomes it.
+    /// Number of the process. It is the program itself, because `setpriv` becomes the program.
     pub fn id(&self) -> u32 {
         self.child.id()
     }
 
-    /// Whether it still runs.
+    /// Whether the program still runs.
     pub fn is_running(&mut self) -> bool {
         matches!(self.child.try_wait(), Ok(None))
     }
 
-    /// Ends it at once, as a crash would.
+    /// Kills the program at once, like a crash.
     pub fn kill(&mut self) {
-        // Both fail only if it is gone already.
+        // Both fail only if the program has already ended.
         let _ = self.child.kill();
         let _ = self.child.wait();
     }
 
-    /// Asks it to end and waits for that, for 20 seconds; then it is killed.
+    /// Asks the program to end, waits for at most 20 seconds, and then kills it.
     pub fn terminate(&mut self) {
-        // Fails only if it is gone already.
+        // Fails only if the program has already ended.
         let _ = Command::new("kill").args(["-TERM", &self.id().to_string()]).stderr(Stdio::null()).status();
         let begin = Instant::now();
         while self.is_running() && begin.elapsed() < Duration::from_secs(20) {
@@ -69,7 +71,7 @@ impl Daemon {
         self.kill();
     }
 
-    /// The end of what it printed, for a failure's message.
+    /// The end of the program's output, for the message of a failure.
     pub fn log_tail(&self) -> String {
         let text = std::fs::read(&self.log).unwrap_or_default();
         let text = String::from_utf8_lossy(&text);
@@ -84,11 +86,12 @@ impl Drop for Daemon {
     }
 }
 
-/// A port that nobody listens on now. Below those that connections are given (from 32,768 on): until the server listens,
-/// one of those could be taken by any client on this machine.
+/// A port that nobody listens on now. Lies below the ports for outgoing connections (from 32,768
+/// on): any client on this machine could take one of those before the server listens.
 pub fn free_port() -> u16 {
     const TRIES: usize = 100;
-    // Whoever was given one listens on it later: nine of a server's would meet by chance once in 600 starts.
+    // Ports given out so far. A caller listens on its port only later, and nine ports of a server
+    // would otherwise collide once in 600 starts.
     static GIVEN: Mutex<BTreeSet<u16>> = Mutex::new(BTreeSet::new());
     let mut given = GIVEN.lock().unwrap_or_else(PoisonError::into_inner);
     let is_free =
@@ -99,7 +102,7 @@ pub fn free_port() -> u16 {
     port
 }
 
-/// Asks every 50 ms until the answer is yes; panics with `what` after `limit`.
+/// Checks every 50 ms until the answer is yes. Panics with `what` after `limit`.
 pub fn wait_until(what: &str, limit: Duration, mut is_so: impl FnMut() -> bool) {
     let begin = Instant::now();
     while !is_so() {

@@ -1,7 +1,8 @@
-//! An HTTP proxy in front of a real server that does to requests what a bad day does.
+//! An HTTP proxy in front of a real server that makes requests fail on purpose.
 //!
-//! One request a connection: the proxy says `Connection: close` to both sides, so an answer ends where its connection does and a
-//! cut is a cut. Everything else passes as it came, so signatures stay valid.
+//! The proxy handles one request per connection: it sends `Connection: close` to both sides. An
+//! answer therefore ends with its connection, and a cut stays a cut. Everything else passes
+//! unchanged, so signatures stay valid.
 
 use std::io::{Read as _, Write as _};
 use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
@@ -13,46 +14,47 @@ use std::time::Duration;
 /// Longest wait on a connection, so that no thread stays for ever.
 const IDLE_LIMIT: Duration = Duration::from_mins(2);
 
-/// What becomes of one request.
+/// What happens to one request.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Fate {
-    /// Nothing special.
+    /// The request and its answer pass.
     Pass,
-    /// It is answered with this status, and the server never sees it.
+    /// The proxy answers with this status. The server never sees the request.
     Answer {
         /// Such as 503.
         status: u16,
         /// Seconds in `Retry-After`.
         retry_after: Option<u32>,
     },
-    /// The server's answer is cut off after so many bytes of its body.
+    /// The proxy cuts the server's answer off after this many bytes of its body.
     CutAnswer(usize),
-    /// The server carries it out, and the answer is lost.
+    /// The server carries the request out, and the answer is lost.
     LoseAnswer,
-    /// The connection is closed unanswered, and the server never sees it.
+    /// The proxy closes the connection without an answer. The server never sees the request.
     Drop,
-    /// Nobody answers, for so long; then the connection is closed.
+    /// The proxy waits this long without an answer, and then closes the connection.
     Hang(Duration),
 }
 
-type Plan = Box<dyn Fn(&str, u64) -> Fate + Send + Sync>;
+/// Chooses the fate of a request by its first line and its number.
+type FateRule = Box<dyn Fn(&str, u64) -> Fate + Send + Sync>;
 
 struct Shared {
     server: String,
-    plan: Mutex<Plan>,
+    plan: Mutex<FateRule>,
     count: AtomicU64,
     heads: Mutex<Vec<String>>,
     stopped: AtomicBool,
 }
 
-/// The proxy. Dropped, it takes no more connections.
+/// The proxy. Dropping the value stops it from accepting connections.
 pub struct FaultProxy {
     address: SocketAddr,
     shared: Arc<Shared>,
 }
 
 impl FaultProxy {
-    /// A proxy in front of `http://host:port` that lets everything pass.
+    /// A proxy in front of `http://host:port` that passes everything.
     pub fn start(endpoint: &str) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").expect("a free port");
         let address = listener.local_addr().expect("the listener is bound");
@@ -71,7 +73,7 @@ impl FaultProxy {
                 }
                 let serving = Arc::clone(&accepting);
                 if let Ok(client) = client {
-                    // Whatever breaks is a connection that broke.
+                    // Every error here is a broken connection.
                     thread::spawn(move || serve(client, &serving).unwrap_or_default());
                 }
             }
@@ -84,14 +86,14 @@ impl FaultProxy {
         format!("http://{}", self.address)
     }
 
-    /// From now on, each request's fate is what the plan says of its first line (`GET /bucket/name HTTP/1.1`) and its number,
-    /// counted from 0 from now on.
+    /// Sets the fate of each request from now on. The function gets the request's first line (`GET
+    /// /bucket/name HTTP/1.1`) and its number, which starts again at 0.
     pub fn set_plan(&self, plan: impl Fn(&str, u64) -> Fate + Send + Sync + 'static) {
         *self.shared.plan.lock().unwrap_or_else(PoisonError::into_inner) = Box::new(plan);
         self.shared.count.store(0, Ordering::SeqCst);
     }
 
-    /// The heads of all requests since they were asked for last: first line and headers.
+    /// The heads of all requests since the last call: first line and headers.
     pub fn take_heads(&self) -> Vec<String> {
         std::mem::take(&mut *self.shared.heads.lock().unwrap_or_else(PoisonError::into_inner))
     }
@@ -129,7 +131,7 @@ fn serve(mut client: TcpStream, shared: &Shared) -> std::io::Result<()> {
             return client.shutdown(Shutdown::Both);
         }
         Fate::Answer { status, retry_after } => {
-            // Clients that are cut off while they send see a broken connection and no answer.
+            // A client that is cut off while it sends would see a broken connection and no answer.
             copy(&mut client, &mut std::io::sink(), body_bytes - begun.len() as u64)?;
             let retry_after =
                 retry_after.map(|seconds| format!("Retry-After: {seconds}\r\n")).unwrap_or_default();
@@ -139,7 +141,7 @@ fn serve(mut client: TcpStream, shared: &Shared) -> std::io::Result<()> {
                 "HTTP/1.1 {status} By The Test\r\nConnection: close\r\n{retry_after}Content-Length: {length}\r\n\r\n"
             );
             client.write_all(answer.as_bytes())?;
-            // No body in an answer to HEAD.
+            // An answer to HEAD has no body.
             if !line.starts_with("HEAD ") {
                 client.write_all(text.as_bytes())?;
             }
@@ -170,7 +172,8 @@ fn serve(mut client: TcpStream, shared: &Shared) -> std::io::Result<()> {
     client.shutdown(Shutdown::Both)
 }
 
-/// The head of a message with its empty line, and what of its body came along.
+/// Reads the head of a message with its empty line. Returns the head, and the part of the body that
+/// arrived with it.
 fn read_head(stream: &mut TcpStream) -> std::io::Result<Option<(String, Vec<u8>)>> {
     let mut bytes = Vec::new();
     let mut buffer = [0; 16 * 1024];
@@ -187,13 +190,13 @@ fn read_head(stream: &mut TcpStream) -> std::io::Result<Option<(String, Vec<u8>)
     }
 }
 
-/// Value of a header of a head.
+/// The value of a header in a head.
 fn header<'a>(head: &'a str, name: &str) -> Option<&'a str> {
     let mut lines = head.lines().filter_map(|line| line.split_once(':'));
     lines.find(|(key, _)| key.eq_ignore_ascii_case(name)).map(|(_, value)| value.trim())
 }
 
-/// Copies so many bytes, or what comes until the end.
+/// Copies this many bytes, or fewer if the input ends.
 fn copy(from: &mut TcpStream, to: &mut impl std::io::Write, bytes: u64) -> std::io::Result<()> {
     let mut buffer = vec![0; 64 * 1024];
     let mut left = bytes;

@@ -1,7 +1,7 @@
 //! Folders of services, named after the test program that owns them.
 //!
-//! A value that lives as long as its program is never dropped, and a program that is killed drops nothing: what it leaves, the next
-//! program that starts a service removes.
+//! A static value is never dropped, and a killed program drops nothing. The next program that
+//! starts a service removes the folders that they leave.
 
 use std::fs;
 use std::path::Path;
@@ -11,10 +11,10 @@ use tempfile::TempDir;
 /// Begins every name.
 const PREFIX: &str = "dormer-";
 
-/// Services that have folders.
+/// Services with folders.
 const KINDS: [&str; 4] = ["postgres", "pgbouncer", "seaweedfs", "ceph"];
 
-/// A new, empty folder that nobody else may enter, for a service of one of the [`KINDS`].
+/// A new, empty folder for a service of one of the [`KINDS`], closed to other users.
 pub(super) fn own_folder(kind: &str) -> TempDir {
     assert!(KINDS.contains(&kind), "{kind} is not in the list");
     remove_abandoned();
@@ -22,7 +22,7 @@ pub(super) fn own_folder(kind: &str) -> TempDir {
     tempfile::Builder::new().prefix(&prefix).tempdir().expect("a temporary folder")
 }
 
-/// Removes the folders of processes that are no more.
+/// Removes the folders of processes that no longer exist.
 fn remove_abandoned() {
     let Ok(entries) = fs::read_dir(std::env::temp_dir()) else { return };
     for entry in entries.flatten() {
@@ -32,7 +32,7 @@ fn remove_abandoned() {
             rest.split('-').next()?.parse::<u32>().ok()
         });
         if owner.is_some_and(|owner| !Path::new(&format!("/proc/{owner}")).exists()) {
-            // Somebody else's, or another process is removing it.
+            // The folder belongs to another user, or another process is removing it.
             let _ = fs::remove_dir_all(entry.path());
         }
     }

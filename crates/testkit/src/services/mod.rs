@@ -1,6 +1,8 @@
-//! Real services for tests, each on free ports of 127.0.0.1, from the packages that `scripts/get-services.sh` installs.
+//! Real services for tests, each on free ports of 127.0.0.1, from the packages that
+//! `scripts/get-services.sh` installs.
 //!
-//! A service lives as long as its value; [`Daemon`] sees to it that none outlives the test program, however it ends.
+//! A service lives as long as its value. [`Daemon`] ensures that no service outlives the test
+//! program, however the program ends.
 
 mod ceph;
 mod certificates;

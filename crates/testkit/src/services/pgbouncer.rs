@@ -1,4 +1,4 @@
-//! PgBouncer before a real PostgreSQL: what most managed databases put between a server and its users.
+//! PgBouncer in front of a real PostgreSQL, as in most managed databases.
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt as _;
@@ -11,29 +11,31 @@ use super::daemon::{Daemon, free_port, wait_until};
 use super::folder::own_folder;
 use super::postgres::{Postgres, USER, give_away, user_options};
 
-/// How long starting may take on a busy machine.
+/// Time limit for starting on a busy machine.
 const PATIENCE: Duration = Duration::from_mins(1);
 
-/// For how long a client has a connection of the server for itself.
+/// How long a client has a connection to the server for itself.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum PoolMode {
-    /// As long as it is connected.
+    /// As long as the client is connected.
     Session,
-    /// From `BEGIN` to `COMMIT`; what was set or listened to before belongs to somebody else afterwards.
+    /// From `BEGIN` to `COMMIT`. Another client then gets the connection, with its settings and
+    /// listeners.
     Transaction,
 }
 
-/// A running pooler. Dropped, it is killed.
+/// A running pooler. Dropping the value kills it.
 #[derive(Debug)]
 pub struct PgBouncer {
-    // Goes before its folder.
+    // Dropped before its folder.
     daemon: Option<Daemon>,
     folder: TempDir,
     port: u16,
 }
 
 impl PgBouncer {
-    /// Starts one before a server. By transaction, four connections a database are shared by all; by session, everybody gets one.
+    /// Starts a pooler in front of a server. By transaction, all clients share four connections per
+    /// database. By session, each client gets its own.
     pub fn start(server: &Postgres, mode: PoolMode) -> Self {
         let folder = own_folder("pgbouncer");
         let port = free_port();
@@ -43,7 +45,7 @@ impl PgBouncer {
         };
         let users = folder.path().join("users");
         fs::write(&users, format!("\"{USER}\" \"\"\n")).expect("the folder is writable");
-        // Connections of databases that nobody uses any more go after a second: tests make many.
+        // Idle connections of a database end after a second, because tests make many databases.
         let settings = format!(
             "[databases]\n* = host=127.0.0.1 port={}\n[pgbouncer]\nlisten_addr = 127.0.0.1\nlisten_port = {port}\n\
              unix_socket_dir =\nauth_type = trust\nauth_file = {}\npool_mode = {mode}\ndefault_pool_size = {size}\n\
@@ -52,30 +54,30 @@ impl PgBouncer {
             users.display(),
         );
         fs::write(folder.path().join("settings"), settings).expect("the folder is writable");
-        fs::set_permissions(folder.path(), fs::Permissions::from_mode(0o755)).expect("it is ours");
+        fs::set_permissions(folder.path(), fs::Permissions::from_mode(0o755)).expect("the folder is ours");
         give_away(&users);
         let mut pooler = Self { folder, port, daemon: None };
         pooler.restart();
         pooler
     }
 
-    /// How a client names a database here. `url` is what [`Postgres`] calls it.
+    /// The URL of a database through the pooler. `url` is the URL from [`Postgres`].
     pub fn url(&self, url: &str) -> String {
         let (_, database) = url.rsplit_once('/').expect("a URL with a database");
         format!("postgresql://{USER}@127.0.0.1:{}/{database}", self.port)
     }
 
-    /// Ends it at once, with all connections through it.
+    /// Kills the pooler at once, with all connections through it.
     pub fn kill(&mut self) {
         self.daemon = None;
     }
 
-    /// Starts it again on the same port, and waits until it takes connections.
+    /// Starts the pooler again on the same port, and waits until it accepts connections.
     pub fn restart(&mut self) {
         self.kill();
         let settings = self.folder.path().join("settings").display().to_string();
         let program = Path::new("/usr/sbin/pgbouncer");
-        assert!(program.exists(), "PgBouncer is installed: scripts/get-services.sh brings it");
+        assert!(program.exists(), "PgBouncer is missing: run scripts/get-services.sh");
         let log = self.folder.path().join("log");
         let daemon = self.daemon.insert(Daemon::spawn(&user_options(), program, &[&settings], &log));
         wait_until("PgBouncer takes connections", PATIENCE, || {

@@ -1,4 +1,4 @@
-//! A real PostgreSQL of our own: a fresh data folder, a free port, durability on as in production.
+//! A real PostgreSQL with a fresh data folder, a free port, and durability on as in production.
 //!
 
 use std::fs;
@@ -17,10 +17,10 @@ use super::folder::own_folder;
 /// Name of the superuser; connections from 127.0.0.1 need no password.
 pub(super) const USER: &str = "dormer";
 
-/// How long starting and stopping may take on a busy machine.
+/// Time limit for starting and stopping on a busy machine.
 const PATIENCE: Duration = Duration::from_mins(2);
 
-/// A running server; its data goes with the value.
+/// A running server. Dropping the value removes its data.
 #[derive(Debug)]
 pub struct Postgres {
     programs: PathBuf,
@@ -37,7 +37,7 @@ impl Postgres {
         Self::start_with(&[])
     }
 
-    /// The same, with settings of its own, such as `fsync=off`.
+    /// Starts a server with additional settings, such as `fsync=off`.
     pub fn start_with(settings: &[&str]) -> Self {
         let server = Self::prepare(settings);
         server.launch(&[]);
@@ -58,23 +58,24 @@ impl Postgres {
         server
     }
 
-    /// One server for all tests of this program. Each test makes a database of its own.
+    /// One server for all tests of this program. Each test makes its own database.
     pub fn shared() -> &'static Self {
         static SHARED: OnceLock<Postgres> = OnceLock::new();
         SHARED.get_or_init(Self::start)
     }
 
-    /// How a client names a database here.
+    /// The URL of a database on this server.
     pub fn url(&self, database: &str) -> String {
         format!("postgresql://{USER}@127.0.0.1:{}/{database}", self.port)
     }
 
-    /// The port that it listens on.
+    /// The port of the server.
     pub fn port(&self) -> u16 {
         self.port
     }
 
-    /// Number of its first process, the parent of all others. Panics if it does not run.
+    /// Number of the server's first process, the parent of all others. Panics if the server does
+    /// not run.
     pub fn process_id(&self) -> u32 {
         self.daemon().as_ref().expect("it runs").id()
     }
@@ -86,7 +87,8 @@ impl Postgres {
         self.url(&name)
     }
 
-    /// Runs SQL as the superuser, and returns the rows as lines with `|` between columns. `database` is a name or a URL.
+    /// Runs SQL as the superuser, and returns the rows as lines with `|` between columns.
+    /// `database` is a name or a URL.
     pub fn sql(&self, database: &str, statements: &str) -> String {
         let url = if database.contains("://") { database.to_owned() } else { self.url(database) };
         let output = Command::new(self.programs.join("psql"))
@@ -98,7 +100,8 @@ impl Postgres {
         String::from_utf8(output.stdout).expect("psql prints UTF-8").trim_end().to_owned()
     }
 
-    /// Stops it as an administrator would: connections are closed, everything is written. Its data stays.
+    /// Stops the server in an orderly way: it closes connections and writes everything. Its data
+    /// stays.
     pub fn stop(&self) {
         let mut daemon = self.daemon();
         let Some(running) = daemon.as_mut() else { return };
@@ -108,32 +111,34 @@ impl Postgres {
         *daemon = None;
     }
 
-    /// Ends it at once, as a crash would. Its data stays.
+    /// Kills the server at once, like a crash. Its data stays.
     pub fn kill(&self) {
         if let Some(mut running) = self.daemon().take() {
             running.kill();
         }
     }
 
-    /// Starts it again on the same data and port, after [`stop`](Self::stop), [`kill`](Self::kill) or while it runs.
+    /// Starts the server again with the same data and port, after [`stop`](Self::stop),
+    /// [`kill`](Self::kill) or while it runs.
     pub fn restart(&self) {
         self.restart_with(&[]);
     }
 
-    /// The same, with settings that hold until the next restart.
+    /// Restarts with settings that hold until the next restart.
     pub fn restart_with(&self, settings: &[&str]) {
         self.stop();
         self.launch(settings);
     }
 
-    /// Starts a server with an empty data folder that speaks TLS with this certificate, and plainly with whoever asks plainly.
+    /// Starts a server with an empty data folder that offers TLS with this certificate, and also
+    /// accepts connections without TLS.
     pub fn start_with_tls(certificates: &Certificates) -> Self {
         let mut server = Self::prepare(&[]);
         let hand_over = |from: PathBuf, name: &str| {
             let to = server.folder.join(name);
             fs::copy(from, &to).expect("the folder is ours");
-            // The server refuses a key that others may read.
-            fs::set_permissions(&to, fs::Permissions::from_mode(0o600)).expect("it is ours");
+            // The server refuses a key that other users may read.
+            fs::set_permissions(&to, fs::Permissions::from_mode(0o600)).expect("the file is ours");
             give_away(&to);
             to.display().to_string()
         };
@@ -153,7 +158,7 @@ impl Postgres {
         give_away(&self.folder);
         let mut command = Command::new("setpriv");
         command.args(user_options()).arg("--").arg(self.programs.join("initdb"));
-        // Root's home may not be entered by others.
+        // Other users may not enter root's home.
         command.args(arguments).arg("-D").arg(&data).current_dir("/");
         let output = command.stdin(Stdio::null()).output().expect("setpriv starts");
         assert!(output.status.success(), "initdb: {}", String::from_utf8_lossy(&output.stderr));
@@ -165,7 +170,8 @@ impl Postgres {
         let sockets = format!("unix_socket_directories={}", self.folder.display());
         let mut arguments =
             vec!["-D", &data, "-p", &port, "-c", "listen_addresses=127.0.0.1", "-c", &sockets];
-        // Small: several servers run beside the tests. No shared setting touches durability.
+        // Small, because several servers run beside the tests. No shared setting affects
+        // durability.
         arguments.extend(["-c", "max_connections=200", "-c", "shared_buffers=32MB"]);
         for setting in self.settings.iter().map(String::as_str).chain(more.iter().copied()) {
             arguments.extend(["-c", setting]);
@@ -174,7 +180,8 @@ impl Postgres {
         let mut daemon = self.daemon();
         let log = self.folder.join("log");
         wait_until("PostgreSQL accepts connections", PATIENCE, || {
-            // After a crash, processes of the server before may hold its memory for a moment: it is started again.
+            // After a crash, processes of the previous server may hold its memory for a moment, so
+            // this starts it again.
             let running = daemon.as_mut().is_some_and(Daemon::is_running);
             if !running {
                 *daemon = Some(Daemon::spawn(&options, &self.programs.join("postgres"), &arguments, &log));
@@ -205,7 +212,8 @@ impl Postgres {
 impl Drop for Postgres {
     fn drop(&mut self) {
         if let Some(mut running) = self.daemon().take() {
-            // "Immediate shutdown": without a checkpoint, but it waits for its processes, which write into the folder.
+            // "Immediate shutdown": makes no checkpoint, but waits for its processes, which write
+            // into the folder.
             let _ = Command::new("kill").args(["-s", "QUIT", &running.id().to_string()]).status();
             for _ in 0..100 {
                 if !running.is_running() {
@@ -214,12 +222,12 @@ impl Drop for Postgres {
                 thread::sleep(Duration::from_millis(50));
             }
         }
-        // What is left all the same, the next server's start removes.
+        // If files remain, the start of the next server removes them.
         let _ = fs::remove_dir_all(&self.folder);
     }
 }
 
-/// Where Debian keeps the newest server that is installed.
+/// The folder of the newest PostgreSQL that Debian installed.
 fn programs() -> PathBuf {
     let versions = fs::read_dir("/usr/lib/postgresql").into_iter().flatten().flatten();
     let mut versions: Vec<(u32, PathBuf)> = versions
@@ -227,10 +235,10 @@ fn programs() -> PathBuf {
         .filter(|(_, programs)| programs.join("postgres").exists())
         .collect();
     versions.sort();
-    versions.pop().expect("PostgreSQL is installed: scripts/get-services.sh brings it").1
+    versions.pop().expect("PostgreSQL must be installed: run scripts/get-services.sh").1
 }
 
-/// Makes the server the owner of a file or folder, if it runs as somebody else.
+/// Makes the server's user the owner of a file or folder, if the server runs as another user.
 pub(super) fn give_away(path: &Path) {
     if !user_options().is_empty() {
         let status = Command::new("chown").arg("postgres:postgres").arg(path).status();
@@ -238,7 +246,7 @@ pub(super) fn give_away(path: &Path) {
     }
 }
 
-/// Options of `setpriv`: neither the server nor its pooler run as root.
+/// Options of `setpriv`, because neither the server nor its pooler runs as root.
 pub(super) fn user_options() -> Vec<&'static str> {
     let own = fs::metadata("/proc/self").expect("there is a /proc").uid();
     if own != 0 {

@@ -1,4 +1,4 @@
-//! What both S3 servers share: access, and the few requests that tests make behind Dormer's back.
+//! What both S3 servers share: access, and the few requests that tests send themselves.
 
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
@@ -10,7 +10,7 @@ use object_store::client::{HttpConnector as _, HttpRequest, ReqwestConnector};
 use object_store::{ClientOptions, HeaderMap, ObjectStore as _, ObjectStoreExt as _};
 use rand::random;
 
-/// How long a server may take until it stores an object.
+/// Time limit until a server stores an object.
 const READY_LIMIT: Duration = Duration::from_mins(2);
 
 /// Access to one S3 server.
@@ -18,11 +18,11 @@ const READY_LIMIT: Duration = Duration::from_mins(2);
 pub struct S3Access {
     /// `http://127.0.0.1:port`.
     pub endpoint: String,
-    /// Region that it signs for.
+    /// The region for signatures.
     pub region: String,
-    /// Of a user who may do everything.
+    /// The key of a user with all permissions.
     pub access_key_id: String,
-    /// Of the same user.
+    /// The secret of the same user.
     pub secret_access_key: String,
 }
 
@@ -36,7 +36,7 @@ impl S3Access {
         }
     }
 
-    /// Makes an empty bucket with a name of its own.
+    /// Makes an empty bucket with a unique name.
     pub fn new_bucket(&self) -> String {
         let bucket = format!("test-{:016x}", random::<u64>());
         self.expect("PUT", &bucket, &Bytes::new());
@@ -48,7 +48,7 @@ impl S3Access {
         self.expect("PUT", &format!("{bucket}/{name}"), &bytes.into());
     }
 
-    /// Everything in a bucket: names and bytes.
+    /// All objects in a bucket: names and bytes.
     pub fn objects(&self, bucket: &str) -> BTreeMap<String, Bytes> {
         let store = AmazonS3Builder::new()
             .with_endpoint(&self.endpoint)
@@ -81,8 +81,8 @@ impl S3Access {
         self.expect("DELETE", bucket, &Bytes::new());
     }
 
-    /// Waits until an object can really be stored: servers listen long before that. `gone` says why it never will, and so does the
-    /// error.
+    /// Waits until the server really stores an object: servers listen long before that. `gone`
+    /// returns a reason if the server can no longer start. That reason becomes the error.
     pub(super) fn wait_until_ready(&self, mut gone: impl FnMut() -> Option<String>) -> Result<(), String> {
         let begin = Instant::now();
         let bucket = format!("ready-{:016x}", random::<u64>());
@@ -104,7 +104,7 @@ impl S3Access {
     }
 
     fn expect(&self, method: &str, path: &str, body: &Bytes) {
-        // A server with load on both its cores may answer 503 to the first try.
+        // A server on a busy machine may answer the first try with 503.
         let mut last = String::new();
         for _ in 0..20 {
             match self.send(method, path, body.clone()) {
@@ -116,7 +116,7 @@ impl S3Access {
         panic!("{method} {path}: {last}");
     }
 
-    /// One signed request on a thread of its own, since callers are inside of a run time or not.
+    /// Sends one signed request from a new thread, because callers may be inside a runtime.
     fn send(&self, method: &str, path: &str, body: Bytes) -> Result<(), String> {
         let access = self.clone();
         let (method, path) = (method.to_owned(), path.to_owned());

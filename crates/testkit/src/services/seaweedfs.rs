@@ -1,4 +1,4 @@
-//! SeaweedFS: one process that is master, volume server, filer and S3 gateway.
+//! SeaweedFS: one process with master, volume server, filer and S3 gateway.
 
 use std::fs;
 use std::net::SocketAddr;
@@ -12,15 +12,16 @@ use super::folder::own_folder;
 use super::parts::part;
 use super::s3::S3Access;
 
-/// A SeaweedFS server with an empty folder of its own. Dropped, it is killed and its folder removed.
+/// A SeaweedFS server with an empty folder. Dropping the value kills the server and removes the
+/// folder.
 #[derive(Debug)]
 pub struct SeaweedFs {
-    // Goes before its folder.
+    // Dropped before its folder.
     daemon: Option<Daemon>,
     folder: TempDir,
     ports: Ports,
     access: S3Access,
-    /// Arguments beside those that every server gets.
+    /// Additional arguments.
     more: Vec<String>,
 }
 
@@ -29,20 +30,20 @@ pub struct SeaweedFs {
 struct Ports([u16; 9]);
 
 impl SeaweedFs {
-    /// Below this name, `bucket.DOMAIN` in a request's `Host` is a bucket. No resolver knows it.
+    /// In a request's `Host`, `bucket.DOMAIN` names a bucket. No resolver knows this domain.
     pub const DOMAIN: &str = "s3.test";
 
-    /// Starts one and waits until it stores objects.
+    /// Starts a server and waits until it stores objects.
     pub fn start() -> Self {
         Self::start_with(&[], "")
     }
 
-    /// The same; whoever asks without credentials may read.
+    /// Starts a server that lets anybody read without credentials.
     pub fn start_readable_by_anybody() -> Self {
         Self::start_with(&[], r#",{"name":"anonymous","actions":["Read"]}"#)
     }
 
-    /// The same, which speaks TLS, too; returns `https://127.0.0.1:port`.
+    /// Starts a server that also offers TLS. Returns `https://127.0.0.1:port`, too.
     pub fn start_with_tls(certificates: &Certificates) -> (Self, String) {
         let port = free_port();
         let server = Self::start_with(
@@ -57,7 +58,7 @@ impl SeaweedFs {
     }
 
     fn start_with(more: &[String], more_identities: &str) -> Self {
-        // Somebody else may take one of its ports before it does.
+        // Another program may take one of the ports before the server does.
         let mut last = String::new();
         for _ in 0..3 {
             match Self::try_to_start(more.to_owned(), more_identities) {
@@ -88,39 +89,39 @@ impl SeaweedFs {
         &self.access.endpoint
     }
 
-    /// How to reach it, as a user who may do everything.
+    /// Access as a user with all permissions.
     pub fn access(&self) -> &S3Access {
         &self.access
     }
 
-    /// Where it says what it counted, at `/metrics`.
+    /// The address of the server's own `/metrics`.
     pub fn metrics_address(&self) -> SocketAddr {
         SocketAddr::from(([127, 0, 0, 1], self.ports.0[8]))
     }
 
-    /// Number of its process. Panics if it does not run.
+    /// Number of the server's process. Panics if the server does not run.
     pub fn process_id(&self) -> u32 {
         self.daemon.as_ref().expect("it runs").id()
     }
 
-    /// Makes an empty bucket with a name of its own.
+    /// Makes an empty bucket with a unique name.
     pub fn new_bucket(&self) -> String {
         self.access.new_bucket()
     }
 
-    /// Ends it in an orderly way, which takes it a quarter of a minute.
+    /// Stops the server in an orderly way, which takes a quarter of a minute.
     pub fn stop(&mut self) {
         if let Some(mut daemon) = self.daemon.take() {
             daemon.terminate();
         }
     }
 
-    /// Ends it at once, as a crash would.
+    /// Kills the server at once, like a crash.
     pub fn kill(&mut self) {
         self.daemon = None;
     }
 
-    /// Starts it on the same ports and data, and waits until it stores objects.
+    /// Starts the server again with the same ports and data, and waits until it stores objects.
     pub fn restart(&mut self) {
         self.kill();
         self.try_to_run().unwrap_or_else(|why| panic!("{why}"));
@@ -146,10 +147,11 @@ fn spawn(
         "-master.telemetry=false".to_owned(),
         format!("-master.port={master}"),
         format!("-master.port.grpc={master_grpc}"),
-        // One master needs no other's vote: by default it waits ten seconds for one when it comes back.
+        // A single master needs no other's vote. By default, it waits ten seconds for one after a
+        // restart.
         "-master.electionTimeout=1s".to_owned(),
         "-master.heartbeatInterval=200ms".to_owned(),
-        // A bucket takes seven volumes; without room for them its PUTs fail with 500.
+        // A bucket takes seven volumes. Without room for them, its PUTs fail with 500.
         "-volume.max=700".to_owned(),
         "-master.volumeSizeLimitMB=64".to_owned(),
         "-volume.preStopSeconds=0".to_owned(),
@@ -163,7 +165,8 @@ fn spawn(
         format!("-s3.port.grpc={s3_grpc}"),
         format!("-s3.config={}", folder.join("s3.json").display()),
         "-s3.iam=false".to_owned(),
-        // By default it makes every bucket that somebody names.
+        // By default, the server creates every bucket that a request names.
+        //
         "-s3.autoCreateBucket=false".to_owned(),
         format!("-s3.domainName={}", SeaweedFs::DOMAIN),
         format!("-metricsPort={metrics}"),
