@@ -21,6 +21,7 @@ mod packer;
 mod read;
 mod settings;
 mod store_metrics;
+mod use_recorder;
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
@@ -41,7 +42,8 @@ use crate::memory::Account;
 use crate::metrics::EngineMetrics;
 use crate::narinfo::NarinfoKey;
 use crate::packer::{Packer, Storage};
-use crate::read::{Plan, PlanKey, SmallReads};
+use crate::read::{ENCODING_UPDATES_MAX, Plan, PlanKey, SmallReads};
+use crate::use_recorder::UseRecorder;
 
 pub use caches::{CreateCache, KeyChange, UpdateCache};
 pub use clock::{Clock, SystemClock};
@@ -84,6 +86,8 @@ struct Inner {
     plans: Remembered<PlanKey, Arc<Plan>>,
     proven_packs: Remembered<PackId, ()>,
     small_reads: SmallReads,
+    uses: UseRecorder,
+    encoding_updates: Arc<Semaphore>,
     /// Counts what was forgotten because of changes.
     changes_seen: AtomicU64,
 }
@@ -131,6 +135,8 @@ impl Engine {
                 .build(),
             proven_packs,
             small_reads: SmallReads::new(),
+            encoding_updates: Arc::new(Semaphore::new(ENCODING_UPDATES_MAX)),
+            uses: UseRecorder::start(Arc::clone(&index), Arc::clone(&clock), Arc::clone(&metrics)),
             workshop: Workshop { index, cpu, packer, metrics: Arc::clone(&metrics) },
             metrics,
             changes_seen: AtomicU64::new(0),
@@ -266,6 +272,14 @@ impl Engine {
 
     fn proven_packs(&self) -> &Remembered<PackId, ()> {
         &self.inner.proven_packs
+    }
+
+    fn encoding_updates(&self) -> &Arc<Semaphore> {
+        &self.inner.encoding_updates
+    }
+
+    fn uses(&self) -> &UseRecorder {
+        &self.inner.uses
     }
 
     fn small_reads(&self) -> &SmallReads {

@@ -38,6 +38,8 @@ pub(crate) struct EngineMetrics {
     pub(crate) pack_retries: IntCounterVec,
     pub(crate) packs_lost: IntCounter,
     pub(crate) narinfos: Narinfos,
+    pub(crate) uses: Uses,
+    pub(crate) encoding_failures: IntCounter,
     pub(crate) nars_damaged: IntCounter,
     pub(crate) read_retries: IntCounter,
     pub(crate) index_statements: IntCounter,
@@ -65,6 +67,14 @@ pub(crate) struct Narinfos {
     all: IntCounterVec,
 }
 
+/// What became of uses that pulls reported.
+#[derive(Debug)]
+pub(crate) struct Uses {
+    pub(crate) written: IntCounter,
+    pub(crate) lost: IntCounter,
+    all: IntCounterVec,
+}
+
 /// Why bytes were not stored again.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Deduplicated {
@@ -83,7 +93,18 @@ impl EngineMetrics {
             "Narinfos asked for, by where the answer came from: memory, the index, or missing",
             "from",
         );
+        let uses = counters(
+            "dormer_uses_total",
+            "Times of last use that pulls reported, by outcome: written, or lost because the database did not take them; \
+             pulls are answered either way",
+            "outcome",
+        );
         let metrics = Self {
+            uses: Uses {
+                written: uses.with_label_values(&["written"]),
+                lost: uses.with_label_values(&["lost"]),
+                all: uses,
+            },
             nars: counters(
                 "dormer_nars_received_total",
                 "NARs that were received whole and verified, by whether they were new",
@@ -131,6 +152,10 @@ impl EngineMetrics {
                 missing: narinfos.with_label_values(&["missing"]),
                 all: narinfos,
             },
+            encoding_failures: counter(
+                "dormer_encoding_update_failures_total",
+                "New encoding tags of healed NARs that the database did not take; the NARs are served all the same",
+            ),
             nars_damaged: counter(
                 "dormer_nars_damaged_total",
                 "NARs found damaged by a read; the next push of each heals it",
@@ -202,7 +227,7 @@ impl EngineMetrics {
         self.deduplicated.with_label_values(&[label]).inc_by(bytes);
     }
 
-    fn all(&self) -> [&dyn Collector; 26] {
+    fn all(&self) -> [&dyn Collector; 28] {
         [
             &self.nars,
             &self.nar_bytes,
@@ -215,6 +240,8 @@ impl EngineMetrics {
             &self.pack_retries,
             &self.packs_lost,
             &self.narinfos.all,
+            &self.uses.all,
+            &self.encoding_failures,
             &self.nars_damaged,
             &self.read_retries,
             &self.index_statements,

@@ -5,7 +5,7 @@
 use std::sync::Arc;
 
 use bytes::Bytes;
-use dormer_index::{Cache, CacheId, FoundObject};
+use dormer_index::{Cache, CacheId, FoundObject, UnixSeconds};
 use dormer_nix::{NarHash, NarInfo, StoreDir, StorePathHash, fingerprint};
 
 use crate::{Engine, Error, Result};
@@ -15,7 +15,7 @@ pub(crate) type NarinfoKey = (CacheId, StorePathHash);
 
 impl Engine {
     /// The narinfo of a path, as text: every signature it came with and one for each active key of the cache. `None` when
-    /// the cache does not have it, or has it with a damaged NAR. Marks the object as used.
+    /// the cache does not have it, or has it with a damaged NAR. The use of the object is written down in the background.
     pub async fn narinfo(&self, cache: &Arc<Cache>, hash: &StorePathHash) -> Result<Option<Bytes>> {
         let key = (cache.id, *hash);
         if let Some(text) = self.remembered_narinfo(cache, hash) {
@@ -28,7 +28,9 @@ impl Engine {
             return Ok(None);
         };
         self.metrics().narinfos.index.inc();
-        self.touch_if_old(cache, &[(*hash, found.last_used_at)]).await?;
+        if self.is_old(found.last_used_at, self.now()) {
+            self.uses().record(cache.id, *hash);
+        }
         let text = Bytes::from(self.render_narinfo(cache, found, None)?);
         if look.is_fresh(self) {
             self.remembered_narinfos().insert(key, text.clone());
@@ -47,20 +49,23 @@ impl Engine {
         let mut present = std::collections::HashSet::new();
         for batch in hashes.chunks(16_384) {
             let found = self.index().present_objects(cache.id, batch).await?;
-            self.touch_if_old(cache, &found).await?;
+            self.record_uses(cache, &found).await?;
             present.extend(found.into_iter().map(|(hash, _)| hash));
         }
         Ok(hashes.iter().filter(|hash| !present.contains(hash)).copied().collect())
     }
 
-    async fn touch_if_old(&self, cache: &Cache, used: &[(StorePathHash, i64)]) -> Result<()> {
+    /// Writes the present time as the last use of those objects whose stored time is old.
+    async fn record_uses(&self, cache: &Cache, used: &[(StorePathHash, UnixSeconds)]) -> Result<()> {
         let now = self.now();
-        let old: Vec<StorePathHash> = used
-            .iter()
-            .filter(|(_, last)| now - last > self.settings().touch_after_seconds)
-            .map(|(hash, _)| *hash)
-            .collect();
+        let old: Vec<StorePathHash> =
+            used.iter().filter(|(_, last)| self.is_old(*last, now)).map(|(hash, _)| *hash).collect();
         if old.is_empty() { Ok(()) } else { Ok(self.index().touch_objects(cache.id, &old, now).await?) }
+    }
+
+    /// Whether a stored time of last use has to be written anew.
+    fn is_old(&self, last_used_at: UnixSeconds, now: UnixSeconds) -> bool {
+        now - last_used_at > self.settings().touch_after_seconds
     }
 
     /// The narinfo of an object whose file was written somewhere in full, so that its hash is known.

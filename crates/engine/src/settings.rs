@@ -30,7 +30,8 @@ pub struct EngineSettings {
     pub alias_seconds: i64,
     /// Seconds for which a removed object's NAR stays readable.
     pub grace_seconds: i64,
-    /// A use is written down before the answer when the stored time is older than this.
+    /// A use is written down when the stored time is older than this, in seconds. `missing_paths` writes the use before
+    /// the answer; a pull leaves that to a background task.
     pub touch_after_seconds: i64,
     /// Memory for reads in all, in bytes. Three quarters are for bytes under way (many readers at once read in smaller
     /// pieces), one quarter for what streams hold all the time: which chunks they read.

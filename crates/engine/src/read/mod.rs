@@ -41,7 +41,7 @@ use tokio_util::task::AbortOnDropHandle;
 use tracing::Instrument as _;
 
 pub(crate) use self::carry_out::ReadFailure;
-pub(crate) use self::open::{Plan, PlanKey};
+pub(crate) use self::open::{ENCODING_UPDATES_MAX, Plan, PlanKey};
 pub(crate) use self::plan::windows;
 use self::plan::{Limits, Next, ReadSource};
 pub(crate) use self::small::SmallReads;

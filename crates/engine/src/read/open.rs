@@ -2,6 +2,7 @@
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
+use std::time::Duration;
 
 use dormer_blobs::BlobKey;
 use dormer_format::{EncodingTag, HoleFill, PackId, Recipe, TagBuilder};
@@ -24,6 +25,13 @@ const LOOKUPS: usize = 16;
 
 /// Memory for opening a NAR: a window of rows, and its recipe as most are. What a larger one takes is reserved with its stream.
 const OPENING_BYTES: u64 = 512 * 1024;
+
+/// How long opening a healed NAR waits until its new tag is written. The usual write takes some milliseconds; after it no
+/// narinfo names the old tag any more.
+const ENCODING_WAIT: Duration = Duration::from_millis(500);
+
+/// New tags that are being written at once. When there are more, the next opening of the NAR writes the tag.
+pub(crate) const ENCODING_UPDATES_MAX: usize = 8;
 
 /// What is remembered of a NAR between reads.
 #[derive(Debug)]
@@ -122,8 +130,7 @@ impl Engine {
         };
         let tag = proof.tag.finish();
         if tag != nar.tag || proof.file_size != nar.file_size {
-            self.index().update_encoding(nar.id, &tag, proof.file_size, self.now()).await?;
-            self.forget_narinfos();
+            self.update_encoding(&nar, tag, proof.file_size).await;
         }
         let plan = Plan {
             nar: nar.id,
@@ -143,6 +150,28 @@ impl Engine {
             }
         }
         Ok(Some(OpenNar { engine: self.clone(), plan: Arc::new(plan) }))
+    }
+
+    /// Writes the tag that healing gave to a NAR, so that narinfos name it from now on. Waits for the write only for
+    /// [`ENCODING_WAIT`] and succeeds always: these bytes can be served under their new tag whether the database takes the
+    /// update or not, and the next opening of the NAR tries again.
+    async fn update_encoding(&self, nar: &Nar, tag: EncodingTag, file_size: u64) {
+        let Ok(turn) = Arc::clone(self.encoding_updates()).try_acquire_owned() else {
+            self.metrics().encoding_failures.inc();
+            return;
+        };
+        let (engine, id, hash) = (self.clone(), nar.id, nar.hash);
+        let update = tokio::spawn(async move {
+            let _turn = turn;
+            match engine.index().update_encoding(id, &tag, file_size, engine.now()).await {
+                Ok(()) => engine.forget_narinfos(),
+                Err(error) => {
+                    engine.metrics().encoding_failures.inc();
+                    tracing::warn!(nar.hash = %hash, %error, "failed to record the new tag of a healed NAR");
+                }
+            }
+        });
+        let _ = tokio::time::timeout(ENCODING_WAIT, update).await;
     }
 
     /// Makes sure that all packs of a NAR are there, or were within a minute. If one is not, the NAR is marked.
