@@ -7,5 +7,6 @@ mod crash;
 mod damage;
 mod large;
 mod push_and_pull;
+mod read_only;
 mod remote;
 mod replicas;

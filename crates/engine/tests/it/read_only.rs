@@ -2,12 +2,12 @@
 
 #![expect(clippy::unwrap_used, reason = "a failed unwrap fails the test, as it should")]
 
-mod common;
-
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use common::{create_main, decompress, engine_over, hash_of, ingest, listing, path, push, served, settings};
+use crate::common::{
+    create_main, decompress, engine_over, hash_of, ingest, listing, path, push, served, settings,
+};
 use dormer_blobs::{Blobs, MemoryBlobs};
 use dormer_engine::{Clock, Engine, EngineSettings, MasterKey, SystemClock};
 use dormer_index::{Index, NarKey, PostgresIndex, PostgresOptions};
