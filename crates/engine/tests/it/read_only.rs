@@ -101,14 +101,14 @@ async fn a_read_only_database_serves_paths_that_were_used_long_ago() {
     }
     assert!(engine.open_alias(&cache, "file.nar.zst").await.unwrap().is_some());
     becomes(async || uses(&engine, "lost") >= 1.0).await;
-    assert_eq!(uses(&engine, "written"), 0.0);
+    assert!(uses(&engine, "written") < 1.0);
     // A pusher relies on "present", so this answer is not given without the write.
     assert!(engine.missing_paths(&cache, &[path(1).hash()]).await.is_err());
 
     Postgres::shared().sql(&url, "DROP FUNCTION refuse CASCADE");
     let engine = later(index, &blobs);
     assert!(engine.narinfo(&cache, &path(1).hash()).await.unwrap().is_some());
-    becomes(async || uses(&engine, "written") == 1.0).await;
+    becomes(async || uses(&engine, "written") >= 1.0).await;
     let found = engine.index().find_object(cache.id, &path(1).hash()).await.unwrap().unwrap();
     assert!(found.last_used_at > SystemClock.now() + 3_600, "the use is written in the background");
     assert!(engine.missing_paths(&cache, &[path(1).hash()]).await.unwrap().is_empty());
@@ -142,7 +142,7 @@ async fn pulls_do_not_wait_for_a_locked_table() {
     let open = engine.open_nar(&cache, &NarKey::Hash(hash_of(&nar))).await.unwrap();
     assert!(open.is_some());
     assert!(begun.elapsed() < Duration::from_secs(4), "{:?}", begun.elapsed());
-    assert_eq!(uses(&engine, "written"), 0.0);
+    assert!(uses(&engine, "written") < 1.0);
     lock.join().unwrap();
-    becomes(async || uses(&engine, "written") == 50.0).await;
+    becomes(async || uses(&engine, "written") >= 50.0).await;
 }
