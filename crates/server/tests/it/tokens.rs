@@ -1,6 +1,6 @@
 //! Tokens: what counts as one, and what does not.
 
-use crate::common::{SECRET, Server, nar, now, path, sign, token};
+use crate::common::{self, SECRET, Server, nar, now, path, sign, token};
 use base64::Engine as _;
 use base64::engine::general_purpose::{STANDARD, URL_SAFE_NO_PAD};
 use dormer_server::{TokenBounds, TokenKey};
