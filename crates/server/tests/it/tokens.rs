@@ -137,7 +137,7 @@ fn rs256_tokens_are_verified_with_either_half_of_the_key() {
     let secret = EncodingKey::from_rsa_pem(RSA_SECRET).unwrap();
     for key in [TokenKey::Rs256Public(RSA_PUBLIC.to_vec()), TokenKey::Rs256Secret(RSA_SECRET.to_vec())] {
         let server = Server::start_with(|options| {
-            options.authenticator = crate::common::authenticator(&key, TokenBounds::default());
+            options.authenticator = common::authenticator(&key, TokenBounds::default());
         });
         assert_eq!(status_of_token(&server, &sign(Algorithm::RS256, &secret, &claims(&json!({})))), 200);
         let expired = claims(&json!({"exp": now() - 1}));
@@ -167,7 +167,7 @@ fn rs256_tokens_are_verified_with_either_half_of_the_key() {
 #[test]
 fn eddsa_tokens_are_verified() {
     let key = TokenKey::EdDsaPublic(ED_PUBLIC.to_vec());
-    let authenticator = crate::common::authenticator(&key, TokenBounds::default());
+    let authenticator = common::authenticator(&key, TokenBounds::default());
     let server = Server::start_with(|options| options.authenticator = authenticator);
     let secret = EncodingKey::from_ed_pem(ED_SECRET).unwrap();
     assert_eq!(status_of_token(&server, &sign(Algorithm::EdDSA, &secret, &claims(&json!({})))), 200);
@@ -180,7 +180,7 @@ fn bound_issuer_and_audiences_must_match() {
     let server = Server::start_with(|options| {
         let bounds =
             TokenBounds { issuer: Some("ours".to_owned()), audiences: vec!["a".to_owned(), "b".to_owned()] };
-        options.authenticator = crate::common::authenticator(&TokenKey::Hs256(SECRET.to_vec()), bounds);
+        options.authenticator = common::authenticator(&TokenKey::Hs256(SECRET.to_vec()), bounds);
     });
     for (expected, other) in [
         (200, json!({"iss": "ours", "aud": "a"})),
