@@ -102,15 +102,6 @@ impl Engine {
     /// Changes a cache. A new key replaces the active ones; they stay listed as retired. The store folder of a cache that holds
     /// objects cannot change ([`Error::StoreDirInUse`]): their names and their holes are of the old one.
     pub async fn update_cache(&self, cache: &Cache, update: UpdateCache) -> Result<()> {
-        if let Some(wanted) = update.store_dir.as_ref().filter(|wanted| **wanted != cache.store_dir)
-            && self.index().cache_totals(cache.id).await?.object_count > 0
-        {
-            return Err(Error::StoreDirInUse {
-                cache: cache.name.clone(),
-                store_dir: cache.store_dir.clone(),
-                wanted: wanted.clone(),
-            });
-        }
         let secret = match update.new_key {
             None => None,
             Some(KeyChange::Generate) => Some(generate_key(&cache.name)?),
@@ -126,7 +117,14 @@ impl Engine {
         };
         let updated = self.index().update_cache(cache.id, &patch, self.now()).await;
         self.forget_cache(cache);
-        Ok(updated?)
+        match (updated, patch.store_dir) {
+            (Err(dormer_index::Error::CacheNotEmpty), Some(wanted)) => Err(Error::StoreDirInUse {
+                cache: cache.name.clone(),
+                store_dir: cache.store_dir.clone(),
+                wanted,
+            }),
+            (updated, _) => Ok(updated?),
+        }
     }
 
     /// Deletes a cache with all its objects; its name is free at once.

@@ -72,7 +72,8 @@ impl Engine {
             CommitTarget::Object(object) | CommitTarget::ObjectIfSame(object) => Some(object.path.hash()),
             CommitTarget::Alias { .. } => None,
         };
-        let commit = NarCommit { cache: cache.id, nar, target, at: self.now() };
+        let grace_seconds = self.settings().grace_seconds;
+        let commit = NarCommit { cache: cache.id, nar, target, at: self.now(), grace_seconds };
         let outcome = self.index().commit_nar(&commit).await;
         // Also after an error: the commit may have taken effect.
         if let Some(hash) = hash {

@@ -29,7 +29,7 @@ where
     cases! {
         caches: a_setting_is_created_once, a_cache_comes_back_as_it_was_created, a_name_is_taken_until_its_cache_is_deleted,
             caches_are_listed_by_name, a_patch_changes_what_it_names_and_nothing_else, replaced_keys_stay_listed,
-            a_cache_that_is_gone_takes_no_change, deleting_a_cache_takes_its_contents, a_cache_created_again_is_empty,
+            a_cache_that_is_gone_takes_no_change, a_cache_with_objects_keeps_its_store_folder, deleting_a_cache_takes_its_contents, a_cache_created_again_is_empty,
             totals_count_the_objects_of_one_cache, visibilities_outlive_their_caches, changes_of_a_cache_are_in_the_outbox;
         chunks: unknown_chunks_are_not_found, chunks_of_a_pack_come_back_as_committed, numbers_follow_the_order_given,
             the_first_pack_of_a_chunk_wins, a_chunk_given_twice_has_one_row, a_repeated_pack_commit_returns_the_same_rows,
@@ -38,7 +38,7 @@ where
         commits: a_commit_makes_the_object_visible, a_nar_is_shared_between_caches, a_known_nar_is_named_without_its_bytes,
             a_nar_that_is_gone_or_damaged_cannot_be_named, a_deleted_cache_takes_no_commit, a_missing_pack_fails_the_commit,
             a_chunk_found_damaged_since_its_look_up_fails_the_commit, a_failed_commit_leaves_nothing, a_sound_row_wins_over_a_second_upload, a_damaged_nar_heals_in_place,
-            healing_is_told_to_every_cache, an_object_replaces_what_was_there, a_replaced_nar_stays_readable_for_30_days,
+            healing_is_told_to_every_cache, an_object_replaces_what_was_there, a_replaced_nar_stays_readable_for_the_grace_of_the_commit,
             signatures_are_merged_old_ones_first, other_references_drop_old_signatures, the_first_narinfo_stays,
             a_damaged_first_narinfo_gives_way, the_same_narinfo_adds_its_signatures, a_repeated_commit_changes_nothing,
             every_kind_of_listing_comes_back, a_healed_nar_has_the_new_listing,

@@ -273,7 +273,8 @@ pub struct Object {
 #[derive(Debug, Clone)]
 pub enum CommitTarget {
     /// An object: visible at once. Replaces what the cache had under this store hash; signatures of the same path with
-    /// the same NAR and references are merged (at most 16, old ones first). A replaced NAR stays readable for 30 days.
+    /// the same NAR and references are merged (at most 16, old ones first). A replaced NAR stays readable for
+    /// [`NarCommit::grace_seconds`].
     Object(Object),
     /// An object from a narinfo's PUT: like `Object`, but when the cache has this store hash with another NAR or other
     /// references, the first stays and [`CommitOutcome::Kept`] is returned, unless the first one's NAR is damaged. Of the
@@ -309,6 +310,8 @@ pub struct NarCommit {
     pub target: CommitTarget,
     /// Now.
     pub at: UnixSeconds,
+    /// How long a NAR that the object had before stays readable.
+    pub grace_seconds: i64,
 }
 
 /// What a commit did.
@@ -407,6 +410,15 @@ pub struct CacheTotals {
     pub nar_bytes: u64,
 }
 
+/// What became of calls that the database was in the way of.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct CallCounts {
+    /// Tries that failed and were followed by another.
+    pub repeats: u64,
+    /// Calls that failed after all their tries.
+    pub failures: u64,
+}
+
 /// How a database's connections are used now.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct PoolUse {
@@ -420,38 +432,44 @@ pub struct PoolUse {
     pub waiting: usize,
 }
 
-/// The index.
+/// Named values of the installation.
 #[async_trait]
-pub trait Index: Send + Sync + std::fmt::Debug + 'static {
-    // --- secrets and settings of the installation -------------------------------------------------------------------
-
-    /// A named value of the installation (sealed by the caller if secret).
+pub trait SettingIndex: Send + Sync + std::fmt::Debug + 'static {
+    /// A named value of the installation (sealed by the caller if it is secret).
     async fn find_setting(&self, name: &str) -> Result<Option<Vec<u8>>>;
     /// Stores a named value unless there is one; returns the one that is there now.
     async fn create_setting(&self, name: &str, value: &[u8]) -> Result<Vec<u8>>;
+}
 
-    // --- caches -----------------------------------------------------------------------------------------------------
-
+/// Caches and their keys.
+#[async_trait]
+pub trait CacheIndex: Send + Sync + std::fmt::Debug + 'static {
     /// Creates a cache. [`Error::CacheExists`](crate::Error::CacheExists) if the name is taken.
     async fn create_cache(&self, cache: &NewCache) -> Result<CacheId>;
     /// Finds a cache that is not deleted.
     async fn find_cache(&self, name: &str) -> Result<Option<Cache>>;
     /// All caches that are not deleted, by name.
     async fn list_caches(&self) -> Result<Vec<Cache>>;
-    /// Every cache that may have left bytes behind, deleted ones too, each once, by name: who may read all of these may be
-    /// told what is stored.
+    /// Every cache that may have left bytes behind, deleted ones too, each once, by name. A token that may read all of these
+    /// may be told what is stored.
     async fn list_visibilities(&self) -> Result<Vec<CacheVisibility>>;
+    /// The caches that are not deleted and have this NAR through an object, a grace row that has not ended or an alias, by
+    /// name.
+    async fn list_caches_of_nar(&self, nar: NarId, now: UnixSeconds) -> Result<Vec<CacheVisibility>>;
     /// Objects and bytes of a cache.
     async fn cache_totals(&self, cache: CacheId) -> Result<CacheTotals>;
-    /// Changes a cache, with an outbox row. [`Error::CacheGone`](crate::Error::CacheGone) if it is not there.
+    /// Changes a cache, with an outbox row. [`Error::CacheGone`](crate::Error::CacheGone) if it is not there;
+    /// [`Error::CacheNotEmpty`](crate::Error::CacheNotEmpty) if the patch names another store folder and the cache has
+    /// objects, whose names and holes are of the old folder.
     async fn update_cache(&self, cache: CacheId, patch: &CachePatch, at: UnixSeconds) -> Result<()>;
     /// Deletes a cache: its name is free and its objects, graces and aliases are gone at once, with an outbox row.
-    /// Deleting what is not there is `Ok`.
-    /// Nothing happens if it is not there.
+    /// Deleting a cache that is not there is `Ok` and changes nothing.
     async fn delete_cache(&self, cache: CacheId, at: UnixSeconds) -> Result<()>;
+}
 
-    // --- chunks and packs -------------------------------------------------------------------------------------------
-
+/// Chunks and packs.
+#[async_trait]
+pub trait ChunkIndex: Send + Sync + std::fmt::Debug + 'static {
     /// Finds chunks that may be reused: known, not damaged, in no condemned pack. One answer for each id, in order.
     /// At most 16,384 ids a call; at most one statement (none when an in-memory filter rules all of them out).
     async fn find_chunks(&self, ids: &[ChunkId]) -> Result<Vec<Option<ChunkRow>>>;
@@ -465,10 +483,25 @@ pub trait Index: Send + Sync + std::fmt::Debug + 'static {
     async fn commit_pack(&self, pack: &NewPack) -> Result<Vec<ChunkRow>>;
     /// Marks a NAR damaged, and those of its chunks that could not be read, so that neither is reused.
     async fn mark_damaged(&self, nar: NarId, chunks: &[u64], at: UnixSeconds) -> Result<()>;
-    /// Forgets a NAR's listing that cannot be read, and marks those of its chunks that could not, so that they are not
-    /// reused. The NAR itself stays readable, but counts as one that has to be stored again: see `find_nar`,
+    /// Forgets a NAR's listing that cannot be read, and marks those of its chunks that could not be read, so that they are
+    /// not reused. The NAR itself stays readable, but counts as one that has to be stored again: see `find_nar`,
     /// `present_objects` and [`NarSource::New`].
     async fn mark_listing_lost(&self, nar: NarId, chunks: &[u64], at: UnixSeconds) -> Result<()>;
+}
+
+/// NARs, and the commit that makes one visible.
+#[async_trait]
+pub trait NarIndex: Send + Sync + std::fmt::Debug + 'static {
+    /// Finds a NAR by its hash, in any cache (for the engine's own use: never answer a client with it). Here `damaged` says
+    /// that it has to be stored again: also when only its listing is lost.
+    async fn find_nar(&self, hash: &NarHash) -> Result<Option<NarSummary>>;
+    /// Finds a NAR with its recipe through an object, a grace row that has not ended, or an alias of this cache.
+    async fn find_nar_in_cache(&self, cache: CacheId, key: &NarKey, now: UnixSeconds) -> Result<Option<Nar>>;
+    /// A NAR's listing.
+    async fn find_listing(&self, nar: NarId) -> Result<Option<StoredListing>>;
+    /// Commits a NAR under a name; see [`NarCommit`]. Writes an outbox row for the object unless nothing about it changed;
+    /// if a damaged NAR was replaced, one for every object that has it, in all caches: their tag is another one now.
+    async fn commit_nar(&self, commit: &NarCommit) -> Result<CommitOutcome>;
     /// Corrects tag and size of a NAR whose chunks were re-encoded by healing, with an outbox row for every object that has
     /// it. [`Error::NarGone`](crate::Error::NarGone) if it is not there.
     async fn update_encoding(
@@ -478,22 +511,11 @@ pub trait Index: Send + Sync + std::fmt::Debug + 'static {
         file_size: u64,
         at: UnixSeconds,
     ) -> Result<()>;
+}
 
-    // --- NARs and objects -------------------------------------------------------------------------------------------
-
-    /// Finds a NAR by its hash, in any cache (for the engine's own use: never answer a client with it). Here `damaged` says
-    /// that it has to be stored again: also when only its listing is lost.
-    async fn find_nar(&self, hash: &NarHash) -> Result<Option<NarSummary>>;
-    /// The caches that are not deleted and have this NAR through an object, a grace row that has not ended or an alias, by
-    /// name.
-    async fn list_caches_of_nar(&self, nar: NarId, now: UnixSeconds) -> Result<Vec<CacheVisibility>>;
-    /// Finds a NAR with its recipe through an object, a grace row that has not ended, or an alias of this cache.
-    async fn find_nar_in_cache(&self, cache: CacheId, key: &NarKey, now: UnixSeconds) -> Result<Option<Nar>>;
-    /// A NAR's listing.
-    async fn find_listing(&self, nar: NarId) -> Result<Option<StoredListing>>;
-    /// Commits a NAR under a name; see [`NarCommit`]. Writes an outbox row for the object unless nothing about it changed;
-    /// if a damaged NAR was replaced, one for every object that has it, in all caches: their tag is another one now.
-    async fn commit_nar(&self, commit: &NarCommit) -> Result<CommitOutcome>;
+/// Objects and upload aliases: what names a NAR in a cache.
+#[async_trait]
+pub trait ObjectIndex: Send + Sync + std::fmt::Debug + 'static {
     /// Finds an object by its store hash. Damaged NARs are returned too, marked.
     async fn find_object(&self, cache: CacheId, hash: &StorePathHash) -> Result<Option<FoundObject>>;
     /// Which of these objects the cache has with a sound NAR and its listing, with the time of their last use. One
@@ -503,7 +525,7 @@ pub trait Index: Send + Sync + std::fmt::Debug + 'static {
         cache: CacheId,
         hashes: &[StorePathHash],
     ) -> Result<Vec<(StorePathHash, UnixSeconds)>>;
-    /// Writes down that objects were used. Never moves a time backwards.
+    /// Records that objects were used. Never moves a time backwards.
     async fn touch_objects(&self, cache: CacheId, hashes: &[StorePathHash], at: UnixSeconds) -> Result<()>;
     /// Removes an object, with its outbox row. `false` if it was not there; for cause there is an outbox row then, too.
     async fn remove_object(
@@ -515,30 +537,33 @@ pub trait Index: Send + Sync + std::fmt::Debug + 'static {
     ) -> Result<bool>;
     /// Finds an upload alias of this cache made or used after `since`.
     async fn find_alias(&self, cache: CacheId, file_name: &str, since: UnixSeconds) -> Result<Option<Alias>>;
+}
 
-    // --- outbox -----------------------------------------------------------------------------------------------------
-
+/// The log of what changed, and notices to other replicas.
+#[async_trait]
+pub trait OutboxIndex: Send + Sync + std::fmt::Debug + 'static {
     /// Rows after a place, in order. No row ever shows up before one that was returned; so a row may show up a moment
     /// after its commit: not before every older transaction has ended.
     async fn outbox_after(&self, position: OutboxPosition, limit: u32) -> Result<Vec<OutboxRow>>;
-
-    // --- other replicas ---------------------------------------------------------------------------------------------
-
-    /// Changes from now on that make a remembered hit stale, whoever made them. They are a courtesy: one may be lost, so
-    /// nothing may be remembered for long without asking again.
+    /// Changes from now on that make a remembered hit stale, whichever replica made them. A notice may be lost, so nothing
+    /// may be remembered for long without asking again.
     fn changes(&self) -> Changes;
+}
 
-    // --- the installation -------------------------------------------------------------------------------------------
-
-    /// Answers when the database is reachable, within [`PING_MAX`]; it writes nothing. One that answers others meanwhile is
-    /// reachable, though it is too busy for this question.
+/// The index: all topics, and the database as a whole. A `dyn Index` has the methods of every topic.
+#[async_trait]
+pub trait Index: SettingIndex + CacheIndex + ChunkIndex + NarIndex + ObjectIndex + OutboxIndex {
+    /// Answers when the database is reachable, within [`PING_MAX`]; it writes nothing. A database that answers other calls
+    /// meanwhile is reachable, though it is too busy for this question.
     async fn ping(&self) -> Result<()>;
     /// Answers when the database is reachable and writable.
     async fn check_ready(&self) -> Result<()>;
-    /// Waits for what runs, then closes the database. Later calls fail.
+    /// Waits for running calls, then closes the database. Later calls fail.
     async fn close(&self) -> Result<()>;
     /// Statements sent since the start, transaction control included (for metrics and benchmarks).
     fn statement_count(&self) -> u64;
+    /// Calls that were repeated and given up since the start (for metrics).
+    fn call_counts(&self) -> CallCounts;
     /// How its connections are used now (for metrics).
     fn pool_use(&self) -> PoolUse;
 }

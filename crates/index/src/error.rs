@@ -16,6 +16,9 @@ pub enum Error {
     /// The cache was deleted.
     #[error("cache is gone")]
     CacheGone,
+    /// The cache has objects, so its store folder cannot change.
+    #[error("cache has objects of its present store folder")]
+    CacheNotEmpty,
     /// A pack that a commit reuses was condemned or deleted meanwhile, or a chunk in it was found damaged; storing the chunks
     /// again heals it.
     #[error("a reused pack is gone or damaged")]

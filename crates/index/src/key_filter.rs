@@ -1,9 +1,8 @@
-//! A filter of known keys (Bloom): most look-ups of a first push ask for what nobody has, and need no statement.
+//! A Bloom filter of keys.
 //!
 //! Invariants
-//! - Never a false "absent": a key is inserted before the transaction that stores it commits, and nothing is ever taken
-//!   out. So the filter is only for a process that is the only one to add keys.
-//! - A false "perhaps" costs a statement and nothing else: about 1 key in 200 when a layer is full.
+//! - "Absent" is certain: nothing is ever taken out.
+//! - "Maybe" is wrong for about 1 key in 200 when a layer is full.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{PoisonError, RwLock};
@@ -20,7 +19,7 @@ const CAPACITY_MIN: usize = 65_536;
 /// A key: 128 bits that are spread well.
 pub(crate) type Key = [u64; 2];
 
-/// A set of keys that answers "absent" or "perhaps". Grows by layers, each twice the one before, so no key is ever
+/// A set of keys that answers "absent" or "maybe". Grows by layers, each twice the one before, so no key is ever
 /// hashed twice and nothing is read again.
 #[derive(Debug)]
 pub(crate) struct KeyFilter {
@@ -40,14 +39,11 @@ impl KeyFilter {
         Self { layers: RwLock::new(vec![Layer::new((expected * 2).max(CAPACITY_MIN))]) }
     }
 
-    /// For a process that is not the only one to add keys: calls nothing absent.
-    pub(crate) fn everything() -> Self {
-        let full = Layer {
-            words: [AtomicU64::new(u64::MAX)].into(),
-            capacity: usize::MAX,
-            count: AtomicU64::new(0),
-        };
-        Self { layers: RwLock::new(vec![full]) }
+    /// Makes room for twice `expected` more keys in one layer.
+    pub(crate) fn reserve(&self, expected: usize) {
+        if expected * 2 > CAPACITY_MIN {
+            self.layers.write().unwrap_or_else(PoisonError::into_inner).push(Layer::new(expected * 2));
+        }
     }
 
     /// Whether the key may be there; `false` is certain.

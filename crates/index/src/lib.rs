@@ -1,40 +1,45 @@
 //! The index: what the cache knows, in SQL. Layer: port.
 //!
 //! ```text
-//! Index ◄── SqliteIndex     one file, one process that writes
-//!       ◄── PostgresIndex   a server, any number of replicas
+//! Index ◄── SqlIndex<Sqlite>     SqliteIndex: one file, one process that writes
+//!       ◄── SqlIndex<Postgres>   PostgresIndex: a server, any number of replicas
 //! ```
 //!
-//! [`conformance`] states what the contract promises as code; every adapter runs it. What adapters share: how values are
-//! packed into columns (`columns`) and what a commit changes, given what is there (`merge`).
+//! The contract has one trait for each topic, and [`Index`] bundles them. `topics` holds each statement once, with both
+//! dialects' text side by side where they differ; [`SqlIndex`] begins, repeats and ends every call; `dialects` hold only what
+//! truly differs. [`conformance`] states what the contract promises as code; every dialect runs it.
 
-mod audit;
+mod backoff;
 mod changes;
 mod columns;
 pub mod conformance;
 mod contract;
+mod dialects;
 mod error;
 mod examination;
 mod key_filter;
-mod merge;
+mod known_keys;
 mod migrations;
-mod postgres;
+mod object_conflict;
 mod publish;
 mod rows;
-mod sqlite;
+mod sql;
+mod sql_index;
 #[cfg(test)]
 mod synthetic;
-mod waiting;
+mod topics;
+mod waiting_count;
 
-pub use audit::Audit;
 pub use changes::{Change, Changes};
 pub use contract::*;
+pub use dialects::postgres::{Postgres, PostgresIndex, PostgresOptions};
+pub use dialects::sqlite::{Sqlite, SqliteIndex, SqliteOptions};
 pub use error::{Error, Result};
 pub use examination::Examination;
 pub use migrations::{Migration, MigrationPlan};
-pub use postgres::{PostgresIndex, PostgresOptions};
 pub use publish::{
     Lease, PendingObject, PublishBacklog, PublishCounts, PublishDone, PublishIndex, PublishIntent,
     PublishState, PublishTarget, PublishedCache, PublishedNar, PublishedObject, TargetId,
 };
-pub use sqlite::{SqliteIndex, SqliteOptions};
+pub use sql_index::SqlIndex;
+pub use topics::audit::Audit;

@@ -1,4 +1,4 @@
-//! Rows read back, whichever database they come from: both adapters select the same columns in the same order.
+//! Rows read back, whichever database they come from: both dialects select the same columns in the same order.
 
 use dormer_format::PackId;
 use dormer_nix::{NarHash, StorePathHash};
@@ -15,7 +15,7 @@ use crate::contract::{
     Alias, Cache, CacheId, CacheKey, CacheTotals, CacheVisibility, ChunkRow, FoundObject, Nar, NarId,
     NarSummary, Object, OutboxPosition, OutboxRow, UnixSeconds,
 };
-use crate::merge::Present;
+use crate::object_conflict::Present;
 
 /// A value that both databases can give.
 pub(crate) trait Value<'r>:

@@ -15,9 +15,10 @@ use bytes::Bytes;
 use dormer_blobs::{BlobKey, Blobs};
 use dormer_format::{ChunkId, ChunkRun, EncodingTag};
 use dormer_index::{
-    Alias, Cache, CacheId, CachePatch, CacheTotals, CacheVisibility, Changes, ChunkRow, CommitOutcome,
-    Error as IndexError, FoundObject, Index, Nar, NarCommit, NarId, NarKey, NarSource, NarSummary, NewCache,
-    NewPack, OutboxPosition, OutboxRow, PackNumber, PoolUse, Removal, StoredListing, UnixSeconds,
+    Alias, Cache, CacheId, CacheIndex, CachePatch, CacheTotals, CacheVisibility, CallCounts, Changes,
+    ChunkIndex, ChunkRow, CommitOutcome, Error as IndexError, FoundObject, Index, Nar, NarCommit, NarId,
+    NarIndex, NarKey, NarSource, NarSummary, NewCache, NewPack, ObjectIndex, OutboxIndex, OutboxPosition,
+    OutboxRow, PackNumber, PoolUse, Removal, SettingIndex, StoredListing, UnixSeconds,
 };
 use dormer_nix::{NarHash, StorePathHash};
 
@@ -256,13 +257,18 @@ type Outcome<T> = dormer_index::Result<T>;
 
 #[async_trait]
 #[deny(clippy::missing_trait_methods)]
-impl Index for FaultIndex {
+impl SettingIndex for FaultIndex {
     async fn find_setting(&self, name: &str) -> Outcome<Option<Vec<u8>>> {
         read_step!(self, self.inner.find_setting(name))
     }
     async fn create_setting(&self, name: &str, value: &[u8]) -> Outcome<Vec<u8>> {
         write_step!(self, self.inner.create_setting(name, value))
     }
+}
+
+#[async_trait]
+#[deny(clippy::missing_trait_methods)]
+impl CacheIndex for FaultIndex {
     async fn create_cache(&self, cache: &NewCache) -> Outcome<CacheId> {
         write_step!(self, self.inner.create_cache(cache))
     }
@@ -275,6 +281,9 @@ impl Index for FaultIndex {
     async fn list_visibilities(&self) -> Outcome<Vec<CacheVisibility>> {
         read_step!(self, self.inner.list_visibilities())
     }
+    async fn list_caches_of_nar(&self, nar: NarId, now: UnixSeconds) -> Outcome<Vec<CacheVisibility>> {
+        read_step!(self, self.inner.list_caches_of_nar(nar, now))
+    }
     async fn cache_totals(&self, cache: CacheId) -> Outcome<CacheTotals> {
         read_step!(self, self.inner.cache_totals(cache))
     }
@@ -284,6 +293,11 @@ impl Index for FaultIndex {
     async fn delete_cache(&self, cache: CacheId, at: UnixSeconds) -> Outcome<()> {
         write_step!(self, self.inner.delete_cache(cache, at))
     }
+}
+
+#[async_trait]
+#[deny(clippy::missing_trait_methods)]
+impl ChunkIndex for FaultIndex {
     async fn find_chunks(&self, ids: &[ChunkId]) -> Outcome<Vec<Option<ChunkRow>>> {
         read_step!(self, self.inner.find_chunks(ids))
     }
@@ -303,20 +317,13 @@ impl Index for FaultIndex {
     async fn mark_listing_lost(&self, nar: NarId, chunks: &[u64], at: UnixSeconds) -> Outcome<()> {
         write_step!(self, self.inner.mark_listing_lost(nar, chunks, at))
     }
-    async fn update_encoding(
-        &self,
-        nar: NarId,
-        tag: &EncodingTag,
-        file_size: u64,
-        at: UnixSeconds,
-    ) -> Outcome<()> {
-        write_step!(self, self.inner.update_encoding(nar, tag, file_size, at))
-    }
+}
+
+#[async_trait]
+#[deny(clippy::missing_trait_methods)]
+impl NarIndex for FaultIndex {
     async fn find_nar(&self, hash: &NarHash) -> Outcome<Option<NarSummary>> {
         read_step!(self, self.inner.find_nar(hash))
-    }
-    async fn list_caches_of_nar(&self, nar: NarId, now: UnixSeconds) -> Outcome<Vec<CacheVisibility>> {
-        read_step!(self, self.inner.list_caches_of_nar(nar, now))
     }
     async fn find_nar_in_cache(
         &self,
@@ -355,6 +362,20 @@ impl Index for FaultIndex {
         }
         outcome
     }
+    async fn update_encoding(
+        &self,
+        nar: NarId,
+        tag: &EncodingTag,
+        file_size: u64,
+        at: UnixSeconds,
+    ) -> Outcome<()> {
+        write_step!(self, self.inner.update_encoding(nar, tag, file_size, at))
+    }
+}
+
+#[async_trait]
+#[deny(clippy::missing_trait_methods)]
+impl ObjectIndex for FaultIndex {
     async fn find_object(&self, cache: CacheId, hash: &StorePathHash) -> Outcome<Option<FoundObject>> {
         read_step!(self, self.inner.find_object(cache, hash))
     }
@@ -385,23 +406,36 @@ impl Index for FaultIndex {
     ) -> Outcome<Option<Alias>> {
         read_step!(self, self.inner.find_alias(cache, file_name, since))
     }
+}
+
+#[async_trait]
+#[deny(clippy::missing_trait_methods)]
+impl OutboxIndex for FaultIndex {
     async fn outbox_after(&self, position: OutboxPosition, limit: u32) -> Outcome<Vec<OutboxRow>> {
         read_step!(self, self.inner.outbox_after(position, limit))
     }
     fn changes(&self) -> Changes {
         self.inner.changes()
     }
+}
+
+#[async_trait]
+#[deny(clippy::missing_trait_methods)]
+impl Index for FaultIndex {
     async fn ping(&self) -> Outcome<()> {
         read_step!(self, self.inner.ping())
-    }
-    async fn close(&self) -> Outcome<()> {
-        self.inner.close().await
     }
     async fn check_ready(&self) -> Outcome<()> {
         read_step!(self, self.inner.check_ready())
     }
+    async fn close(&self) -> Outcome<()> {
+        self.inner.close().await
+    }
     fn statement_count(&self) -> u64 {
         self.inner.statement_count()
+    }
+    fn call_counts(&self) -> CallCounts {
+        self.inner.call_counts()
     }
     fn pool_use(&self) -> PoolUse {
         self.inner.pool_use()

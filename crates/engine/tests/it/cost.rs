@@ -71,7 +71,7 @@ async fn add_objects(engine: &Engine, cache: &Cache, count: u64) {
         let nar = NarSource::Known(found.nar.id);
         engine
             .index()
-            .commit_nar(&NarCommit { cache: cache.id, nar, target, at: engine.now() })
+            .commit_nar(&NarCommit { cache: cache.id, nar, target, at: engine.now(), grace_seconds: 60 })
             .await
             .unwrap();
     }

@@ -86,6 +86,7 @@ async fn stored_bytes_are_served_as_they_are_and_no_codec_sees_them() {
         nar: NarSource::New(Box::new(nar)),
         target: CommitTarget::Object(object_for(&path(1), &[])),
         at: engine.now(),
+        grace_seconds: 60,
     };
     engine.index().commit_nar(&commit).await.unwrap();
 

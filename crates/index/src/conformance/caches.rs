@@ -5,7 +5,8 @@ use super::fixtures::{
     push_object,
 };
 use crate::{
-    CacheId, CachePatch, CacheTotals, CacheVisibility, CommitTarget, Error, NarKey, NarSource, Result,
+    CacheId, CachePatch, CacheTotals, CacheVisibility, CommitTarget, Error, NarKey, NarSource, Removal,
+    Result,
 };
 
 pub(super) async fn a_setting_is_created_once(index: Subject) -> Result<()> {
@@ -120,6 +121,27 @@ pub(super) async fn a_cache_that_is_gone_takes_no_change(index: Subject) -> Resu
     }
     assert_eq!(outbox(&index).await?.len(), written, "nothing changed");
     Ok(())
+}
+
+pub(super) async fn a_cache_with_objects_keeps_its_store_folder(index: Subject) -> Result<()> {
+    let id = cache(&index, "main").await?;
+    let store_dir = |store_dir: &str| CachePatch {
+        store_dir: Some(store_dir.to_owned()),
+        priority: Some(7),
+        ..CachePatch::default()
+    };
+    index.update_cache(id, &store_dir("/gnu/store"), NOW).await?;
+    push_object(&index, id, 1).await?;
+    let written = outbox(&index).await?.len();
+    let patch = CachePatch { priority: Some(8), ..store_dir("/nix/store") };
+    assert!(matches!(index.update_cache(id, &patch, NOW).await, Err(Error::CacheNotEmpty)));
+    let found = index.find_cache("main").await?.expect("there");
+    assert_eq!((found.store_dir.as_str(), found.priority), ("/gnu/store", 7), "nothing of it changed");
+    assert_eq!(outbox(&index).await?.len(), written);
+    let same = CachePatch { priority: Some(8), ..store_dir("/gnu/store") };
+    index.update_cache(id, &same, NOW).await?;
+    index.remove_object(id, &path_hash(1), Removal::ForCause, NOW).await?;
+    index.update_cache(id, &store_dir("/nix/store"), NOW).await
 }
 
 pub(super) async fn deleting_a_cache_takes_its_contents(index: Subject) -> Result<()> {

@@ -1,12 +1,12 @@
 //! Commits of NARs.
 
 use super::fixtures::{
-    NOW, Subject, alias, cache, changes, commit, committed, nar_hash, new_nar, object, outbox, outbox_since,
-    pack, path, path_hash, push, push_object, recipe, signed_object, tag,
+    GRACE_SECONDS, NOW, Subject, alias, cache, changes, commit, committed, nar_hash, new_nar, object, outbox,
+    outbox_since, pack, path, path_hash, push, push_object, recipe, signed_object, tag,
 };
 use crate::{
     CacheId, ChunkRow, CommitOutcome, CommitTarget, Error, NarCommit, NarId, NarKey, NarSource, NewNar,
-    Object, PackNumber, Result, StoredListing,
+    Object, PackNumber, Removal, Result, StoredListing,
 };
 
 const DAY: i64 = 24 * 60 * 60;
@@ -22,7 +22,7 @@ async fn commit_at(
     target: CommitTarget,
     at: i64,
 ) -> Result<CommitOutcome> {
-    index.commit_nar(&NarCommit { cache, nar, target, at }).await
+    index.commit_nar(&NarCommit { cache, nar, target, at, grace_seconds: GRACE_SECONDS }).await
 }
 
 async fn rows_of(index: &Subject, number: u32) -> Result<Vec<ChunkRow>> {
@@ -208,13 +208,22 @@ pub(super) async fn an_object_replaces_what_was_there(index: Subject) -> Result<
     Ok(())
 }
 
-pub(super) async fn a_replaced_nar_stays_readable_for_30_days(index: Subject) -> Result<()> {
+pub(super) async fn a_replaced_nar_stays_readable_for_the_grace_of_the_commit(index: Subject) -> Result<()> {
     let cache = cache(&index, "main").await?;
-    push_object(&index, cache, 1).await?;
-    push(&index, cache, 2, CommitTarget::Object(object(1))).await?;
-    let key = NarKey::Hash(nar_hash(1));
-    assert!(index.find_nar_in_cache(cache, &key, NOW + 30 * DAY - 1).await?.is_some());
-    assert_eq!(index.find_nar_in_cache(cache, &key, NOW + 30 * DAY).await?, None);
+    let object = || CommitTarget::Object(object(1));
+    for number in [1, 2, 3] {
+        push_object(&index, cache, number).await?;
+    }
+    for (number, grace_seconds) in [(2, 30 * DAY), (3, 60)] {
+        let nar = NarSource::Known(index.find_nar(&nar_hash(number)).await?.expect("there").id);
+        index.commit_nar(&NarCommit { cache, nar, target: object(), at: NOW, grace_seconds }).await?;
+        index.remove_object(cache, &path_hash(number), Removal::WithGraceUntil(NOW), NOW).await?;
+    }
+    for (number, grace_seconds) in [(1, 30 * DAY), (2, 60)] {
+        let key = NarKey::Hash(nar_hash(number));
+        assert!(index.find_nar_in_cache(cache, &key, NOW + grace_seconds - 1).await?.is_some());
+        assert_eq!(index.find_nar_in_cache(cache, &key, NOW + grace_seconds).await?, None);
+    }
     Ok(())
 }
 

@@ -161,8 +161,11 @@ pub(super) async fn commit(
     nar: NarSource,
     target: CommitTarget,
 ) -> Result<CommitOutcome> {
-    index.commit_nar(&NarCommit { cache, nar, target, at: NOW }).await
+    index.commit_nar(&NarCommit { cache, nar, target, at: NOW, grace_seconds: GRACE_SECONDS }).await
 }
+
+/// How long a replaced NAR stays readable.
+pub(super) const GRACE_SECONDS: i64 = 30 * 86_400;
 
 pub(super) fn committed(outcome: &CommitOutcome) -> NarId {
     match outcome {

@@ -1,8 +1,8 @@
 //! What names a NAR in a cache: objects, graces, aliases; and the outbox.
 
 use super::fixtures::{
-    NOW, Subject, alias, cache, changes, chunk_id, commit, look_up_statements, nar_hash, object, outbox,
-    path, path_hash, push, push_object,
+    GRACE_SECONDS, NOW, Subject, alias, cache, changes, chunk_id, commit, look_up_statements, nar_hash,
+    object, outbox, path, path_hash, push, push_object,
 };
 use crate::{
     CacheId, CacheVisibility, CommitTarget, NarCommit, NarKey, NarSource, Object, OutboxPosition, Removal,
@@ -93,7 +93,8 @@ pub(super) async fn old_aliases_are_not_found(index: Subject) -> Result<()> {
     let nar = push(&index, cache, 1, alias("f")).await?;
     assert!(index.find_alias(cache, "f", NOW - 1).await?.is_some());
     assert_eq!(index.find_alias(cache, "f", NOW).await?, None);
-    let again = NarCommit { cache, nar: NarSource::Known(nar), target: alias("f"), at: NOW + 10 };
+    let nar = NarSource::Known(nar);
+    let again = NarCommit { cache, nar, target: alias("f"), at: NOW + 10, grace_seconds: GRACE_SECONDS };
     index.commit_nar(&again).await?;
     assert!(index.find_alias(cache, "f", NOW + 9).await?.is_some());
     Ok(())

@@ -9,7 +9,7 @@ use bytes::Bytes;
 use dormer_blobs::{Blobs, FileEvent, Files, MemoryBlobs, MemoryFiles};
 use dormer_edge::EdgeKey;
 use dormer_engine::{Clock, CreateCache, Engine, EngineSettings, IngestRequest, MasterKey, UpdateCache};
-use dormer_index::{Cache, Index, PublishIndex, Removal, SqliteIndex, SqliteOptions};
+use dormer_index::{Cache, Index, ObjectIndex as _, PublishIndex, Removal, SqliteIndex, SqliteOptions};
 use dormer_nix::{NarHash, NarInfo, StoreDir, StorePath, StorePathHash};
 use dormer_publish::{Mode, Outcome, Publisher, Result, Silent, TargetSettings};
 use dormer_testkit::{

@@ -1,0 +1,177 @@
+//! The PostgreSQL dialect: a server, any number of replicas.
+//!
+//! Invariants
+//! - What two transactions have to agree on is locked before it is looked at; rows are locked in one order everywhere.
+//! - A call that another transaction was in the way of is repeated, with growing random pauses; so is one whose connection
+//!   was lost, unless it may have been carried out and a second time would not be the same.
+//! - Every wait is bounded: for a connection, a lock, a statement, an idle transaction, and for a server that went silent.
+//! - Nothing is remembered between calls: other replicas write too.
+
+mod examine;
+#[cfg(test)]
+mod large_tests;
+mod notices;
+mod open;
+#[cfg(test)]
+mod pooler_tests;
+mod session;
+#[cfg(test)]
+mod tests;
+#[cfg(test)]
+mod tls_tests;
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use sqlx::postgres::{PgPool, PgPoolOptions};
+use tokio::task::AbortHandle;
+
+use self::session::{Session, Shared};
+use crate::changes::{ChangeSender, Changes};
+use crate::contract::PoolUse;
+use crate::known_keys::KnownKeys;
+use crate::sql_index::{Access, Dialect, Effect, SqlIndex};
+use crate::{Error, MigrationPlan, Result};
+
+/// An index in a PostgreSQL database.
+pub type PostgresIndex = SqlIndex<Postgres>;
+
+/// The server has this long to end a statement that ran out of time, before the connection is given up.
+const SILENCE_MAX: Duration = Duration::from_secs(5);
+
+/// How to use the server.
+#[derive(Debug, Clone)]
+pub struct PostgresOptions {
+    /// Most connections of this process; one more listens for changes.
+    pub connections_max: u32,
+    /// Longest wait for a free connection, and for a server that does not accept any.
+    pub acquire_timeout: Duration,
+    /// Longest run of a statement, and longest pause within a transaction.
+    pub statement_timeout: Duration,
+    /// Longest wait for what another transaction holds.
+    pub lock_timeout: Duration,
+    /// Whether a pooler gives every transaction another connection (PgBouncer's `pool_mode = transaction`). Then no
+    /// process can listen for changes, nothing is prepared, and every look-up is a transaction.
+    pub transaction_pooler: bool,
+}
+
+impl Default for PostgresOptions {
+    fn default() -> Self {
+        Self {
+            connections_max: 16,
+            acquire_timeout: Duration::from_secs(10),
+            statement_timeout: Duration::from_secs(30),
+            lock_timeout: Duration::from_secs(10),
+            transaction_pooler: false,
+        }
+    }
+}
+
+/// A PostgreSQL database and the connections to it.
+#[derive(Debug)]
+pub struct Postgres {
+    pool: PgPool,
+    shared: Arc<Shared>,
+    changes: ChangeSender,
+    listener: Option<AbortHandle>,
+    patience: Duration,
+}
+
+impl SqlIndex<Postgres> {
+    /// Opens a database and brings its schema up to date. `url` is `postgresql://user:password@host:port/database`, with
+    /// `sslmode` and the other parameters of libpq behind a `?`.
+    pub async fn open(url: &str, options: PostgresOptions) -> Result<Self> {
+        let connect = open::connect_options(url, &options)?;
+        open::prepare(&connect, &options).await?;
+        let settings = open::transaction_settings(&options);
+        let answer_max = options.statement_timeout + SILENCE_MAX;
+        let shared = Arc::new(Shared::new(answer_max, options.transaction_pooler, settings));
+        let pool = open::pool_options(&options, &shared).connect_lazy_with(connect.clone());
+        let changes = ChangeSender::new();
+        let listener = (!options.transaction_pooler).then(|| {
+            let one = PgPoolOptions::new().max_connections(1).acquire_timeout(options.acquire_timeout);
+            let one = one.max_lifetime(None).idle_timeout(None).connect_lazy_with(connect);
+            tokio::spawn(notices::listen(one, changes.clone())).abort_handle()
+        });
+        let database = Postgres { pool, shared, changes, listener, patience: options.acquire_timeout };
+        // Other replicas add keys, too.
+        Ok(Self::over(database, KnownKeys::unknown()))
+    }
+
+    /// What [`open`](Self::open) would do to the schema. Writes nothing.
+    pub async fn plan_migration(url: &str, options: &PostgresOptions) -> Result<MigrationPlan> {
+        open::plan(&open::connect_options(url, options)?, options).await
+    }
+
+    /// Where a URL leads, for people: without user and password. Fails if it is none.
+    pub fn name_of(url: &str) -> Result<String> {
+        open::name_of(url)
+    }
+}
+
+impl Postgres {
+    fn stop_listening(&self) {
+        if let Some(listener) = &self.listener {
+            listener.abort();
+        }
+    }
+}
+
+impl Drop for Postgres {
+    fn drop(&mut self) {
+        self.stop_listening();
+    }
+}
+
+impl Dialect for Postgres {
+    type Session = Session;
+
+    async fn begin(&self, attempt: &'static str, access: Access<'_>) -> Result<Session> {
+        Session::begin(&self.pool, &self.shared, attempt, access).await
+    }
+
+    async fn commit(&self, session: Session) -> Result<()> {
+        session.commit().await
+    }
+
+    async fn roll_back(&self, session: Session) {
+        session.roll_back().await;
+    }
+
+    fn effect(&self, error: &Error) -> Effect {
+        if session::is_lost(error) {
+            self.shared.note_loss();
+        }
+        session::effect(error)
+    }
+
+    fn patience(&self) -> Duration {
+        self.patience
+    }
+
+    async fn close(&self) -> Result<()> {
+        self.stop_listening();
+        // Running calls end by their own time-outs.
+        self.pool.close().await;
+        Ok(())
+    }
+
+    fn changes(&self) -> Changes {
+        self.changes.subscribe()
+    }
+
+    fn statement_count(&self) -> u64 {
+        self.shared.statement_count()
+    }
+
+    fn answer_count(&self) -> u64 {
+        self.shared.answer_count()
+    }
+
+    fn pool_use(&self) -> PoolUse {
+        let (open, idle) = (self.pool.size() as usize, self.pool.num_idle());
+        let max = self.pool.options().get_max_connections() as usize;
+        // Two numbers, read one after the other.
+        PoolUse { open, idle: idle.min(open), max, waiting: self.shared.waiting() }
+    }
+}

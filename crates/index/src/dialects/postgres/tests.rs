@@ -1,0 +1,640 @@
+//! Tests of what is PostgreSQL's own: the server, its settings, its plans, its failures, and several processes.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+
+use dormer_format::{ChunkId, EncodingTag};
+use dormer_nix::{NarHash, StorePathHash};
+use dormer_testkit::services::Postgres as Server;
+use sqlx::{AssertSqlSafe, Row as _, query};
+
+use super::*;
+use crate::sql::Sql;
+use crate::sql_index::Lock;
+use crate::topics::{caches, chunks, nars, objects, outbox};
+use crate::*;
+
+pub(super) const NOW: UnixSeconds = 1_800_000_000;
+
+pub(super) fn options() -> PostgresOptions {
+    PostgresOptions {
+        connections_max: 8,
+        acquire_timeout: Duration::from_mins(1),
+        ..PostgresOptions::default()
+    }
+}
+
+pub(super) async fn open(url: &str) -> PostgresIndex {
+    PostgresIndex::open(url, options()).await.unwrap()
+}
+
+/// Pushes an object with one new chunk.
+async fn push(index: &PostgresIndex, cache: CacheId) -> Result<StorePathHash> {
+    let pack = NewPack {
+        id: dormer_format::PackId::from_bytes(rand::random()),
+        size: 1000,
+        created_at: NOW,
+        chunks: vec![crate::NewChunk {
+            id: ChunkId::from_bytes(rand::random()),
+            offset: 32,
+            layout: dormer_format::ChunkLayout { raw_len: 1000, holes: vec![], frames: vec![500] },
+            checksum: rand::random(),
+        }],
+    };
+    let rows = index.commit_pack(&pack).await?;
+    let mut recipe = dormer_format::RecipeBuilder::new();
+    recipe.push_chunk(rows[0].number);
+    let nar = NewNar {
+        hash: NarHash::from_bytes(rand::random()),
+        size: 1000,
+        file_size: 500,
+        tag: EncodingTag::from_bytes(rand::random()),
+        recipe: recipe.finish(),
+        listing: StoredListing::Inline(vec![7; 100]),
+        packs: vec![rows[0].pack],
+    };
+    let hash = StorePathHash::from_bytes(rand::random());
+    let object = Object {
+        path: dormer_nix::StorePath::new(hash, "package").unwrap(),
+        references: Vec::new(),
+        deriver: None,
+        ca: None,
+        sigs: Vec::new(),
+        system: None,
+    };
+    let target = CommitTarget::Object(object);
+    index
+        .commit_nar(&NarCommit {
+            cache,
+            nar: NarSource::New(Box::new(nar)),
+            target,
+            at: NOW,
+            grace_seconds: 60,
+        })
+        .await?;
+    Ok(hash)
+}
+
+pub(super) async fn cache(index: &PostgresIndex, name: &str) -> CacheId {
+    let cache = NewCache {
+        name: name.to_owned(),
+        is_public: true,
+        store_dir: "/nix/store".to_owned(),
+        priority: 40,
+        upstream_cache_key_names: Vec::new(),
+        key: CacheKey { public_key: "k:p".to_owned(), sealed_secret: vec![0; 60], active: true },
+        created_at: NOW,
+    };
+    index.create_cache(&cache).await.unwrap()
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn postgresql_meets_the_contract() {
+    crate::conformance::run(|| async {
+        let url = Server::shared().create_database();
+        Arc::new(open(&url).await) as Arc<dyn Index>
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn postgresql_remembers_what_is_published() {
+    crate::conformance::run_publish(|| async {
+        let url = Server::shared().create_database();
+        Arc::new(open(&url).await)
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn two_replicas_meet_the_contract() {
+    crate::conformance::run_replicas(|| async {
+        let url = Server::shared().create_database();
+        [Arc::new(open(&url).await) as Arc<dyn Index>, Arc::new(open(&url).await)]
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn replicas_that_start_at_once_migrate_once() {
+    let url = Server::shared().create_database();
+    let plan = PostgresIndex::plan_migration(&url, &options()).await.unwrap();
+    assert_eq!((plan.found, plan.pending.len()), (0, open::migrations().iter().count()));
+    assert_eq!(Server::shared().sql(&url, "SELECT count(*) FROM pg_tables WHERE schemaname = 'public'"), "0");
+    let opens: Vec<_> = (0..6)
+        .map(|_| {
+            tokio::spawn({
+                let url = url.clone();
+                async move { open(&url).await }
+            })
+        })
+        .collect();
+    for opened in opens {
+        opened.await.unwrap().check_ready().await.unwrap();
+    }
+    assert_eq!(
+        Server::shared().sql(&url, "SELECT max(version), bool_and(success), count(*) FROM _sqlx_migrations"),
+        format!("{}|t|{}", open::schema_known(), open::migrations().iter().count())
+    );
+    let plan = PostgresIndex::plan_migration(&url, &options()).await.unwrap();
+    assert_eq!((plan.found, plan.pending.len()), (open::schema_known(), 0));
+}
+
+#[tokio::test]
+async fn a_newer_schema_is_refused() {
+    let url = Server::shared().create_database();
+    let running = open(&url).await;
+    Server::shared().sql(
+        &url,
+        "INSERT INTO _sqlx_migrations (version, description, success, checksum, execution_time)
+         VALUES (7777, 'later', true, '', 0)",
+    );
+    let refused = PostgresIndex::open(&url, options()).await;
+    assert!(
+        matches!(refused, Err(Error::SchemaTooNew { found: 7777, known }) if known == open::schema_known()),
+        "{refused:?}"
+    );
+    let refused = PostgresIndex::plan_migration(&url, &options()).await;
+    assert!(matches!(refused, Err(Error::SchemaTooNew { .. })), "{refused:?}");
+    running.check_ready().await.unwrap();
+}
+
+#[tokio::test]
+async fn looking_at_a_database_finds_what_is_there_and_changes_nothing() {
+    let server = Server::shared();
+    let url = server.create_database();
+    let examine = async |url: &str| PostgresIndex::examine(url, &options(), "s").await.unwrap();
+    let empty = examine(&url).await;
+    assert_eq!((empty.schema, empty.setting.as_ref(), &empty.missing_rights[..]), (None, None, &[][..]));
+    assert!(empty.program.starts_with("PostgreSQL 1"), "{empty:?}");
+    let skew = empty.time.unwrap().elapsed().unwrap_or_default();
+    assert!(skew < Duration::from_mins(10), "{skew:?}: both clocks are this machine's");
+    let tables = "SELECT count(*) FROM pg_class WHERE relnamespace = 'public'::regnamespace";
+    assert_eq!(server.sql(&url, tables), "0", "looking makes nothing");
+
+    let index = open(&url).await;
+    index.create_setting("s", b"v").await.unwrap();
+    let used = examine(&url).await;
+    assert_eq!((used.schema, used.setting.as_deref()), (Some(used.schema_known), Some(&b"v"[..])));
+    assert_eq!(used.missing_rights, [""; 0]);
+
+    // A role that may look, but neither write objects nor change the schema.
+    let role = format!("reader_{:016x}", rand::random::<u64>());
+    let grants = format!(
+        "CREATE ROLE {role} LOGIN; GRANT SELECT, INSERT, UPDATE, DELETE ON ALL TABLES IN SCHEMA public TO {role};
+         REVOKE INSERT ON objects FROM {role}; REVOKE CREATE ON SCHEMA public FROM PUBLIC"
+    );
+    server.sql(&url, &grants);
+    let (scheme, rest) = url.split_once("://").unwrap();
+    let (_, place) = rest.split_once('@').unwrap();
+    let limited = examine(&format!("{scheme}://{role}@{place}")).await;
+    assert_eq!(limited.missing_rights, ["CREATE on schema public", "INSERT on table objects"]);
+    assert_eq!(limited.setting.as_deref(), Some(&b"v"[..]));
+}
+
+#[tokio::test]
+async fn databases_of_others_are_refused_and_not_touched() {
+    let server = Server::shared();
+    for (tables, expected) in [
+        ("cache nar object chunk chunkref seaql_migrations", "Attic"),
+        ("chunkref nar", "Attic"),
+        ("packs chunks settings", "another program"),
+        ("users", "another program"),
+    ] {
+        let url = server.create_database();
+        for table in tables.split(' ') {
+            server.sql(&url, &format!("CREATE TABLE {table} (id INTEGER)"));
+        }
+        let refused = PostgresIndex::open(&url, options()).await;
+        assert!(
+            matches!(&refused, Err(Error::ForeignDatabase { owner, .. }) if owner == expected),
+            "{tables}: {refused:?}"
+        );
+        let left = server.sql(&url, "SELECT count(*) FROM pg_tables WHERE schemaname = 'public'");
+        assert_eq!(left, tables.split(' ').count().to_string());
+    }
+}
+
+#[tokio::test]
+async fn a_server_that_loses_commits_is_refused() {
+    let server = Server::start_with(&["fsync=off"]);
+    let refused = PostgresIndex::open(&server.create_database(), options()).await;
+    assert!(matches!(&refused, Err(Error::ServerUnfit { what }) if what.contains("fsync")), "{refused:?}");
+
+    let server = Server::shared();
+    let url = server.create_database();
+    let index = open(&url).await;
+    index.check_ready().await.unwrap();
+    let name = url.rsplit('/').next().unwrap();
+    server.sql("postgres", &format!("ALTER DATABASE {name} SET synchronous_commit = off"));
+    let refused = PostgresIndex::open(&url, options()).await;
+    let unfit = |what: &str| what.contains("synchronous_commit");
+    assert!(matches!(&refused, Err(Error::ServerUnfit { what }) if unfit(what)), "{refused:?}");
+    server.sql("postgres", &format!("ALTER DATABASE {name} SET synchronous_commit = remote_apply"));
+    open(&url).await;
+    server.sql(
+        "postgres",
+        &format!("CREATE DATABASE {name}_latin ENCODING 'LATIN1' LOCALE 'C' TEMPLATE template0"),
+    );
+    let refused = PostgresIndex::open(&format!("{url}_latin"), options()).await;
+    assert!(matches!(&refused, Err(Error::ServerUnfit { what }) if what.contains("LATIN1")), "{refused:?}");
+}
+
+#[tokio::test]
+async fn what_cannot_be_reached_is_unavailable_and_tells_no_password() {
+    let short = PostgresOptions { acquire_timeout: Duration::from_secs(2), ..options() };
+    let port = dormer_testkit::services::free_port();
+    let nobody = format!("postgresql://dormer:hunter2@127.0.0.1:{port}/dormer");
+    let nothing = Server::shared().url("no_such_database");
+    for url in [nobody, nothing] {
+        let refused = PostgresIndex::open(&url, short.clone()).await.unwrap_err();
+        assert!(matches!(refused, Error::Unavailable { .. }), "{refused:?}");
+        assert!(!format!("{refused:?} {refused}").contains("hunter2"));
+    }
+    let wrong = PostgresIndex::open("postgresql://:hunter2@/%zz?port=x", short).await.unwrap_err();
+    assert!(!format!("{wrong:?} {wrong}").contains("hunter2"), "{wrong:?}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_restart_in_the_middle_is_survived() {
+    let server = Server::start();
+    let index = open(&server.create_database()).await;
+    calls_go_on(index, move || {
+        for crash in [false, true, false] {
+            std::thread::sleep(Duration::from_millis(700));
+            if crash {
+                server.kill();
+            } else {
+                server.stop();
+            }
+            server.restart();
+        }
+        server
+    })
+    .await;
+}
+
+/// Pushes and looks things up while `faults` happen: no answer is wrong, and nothing that was acknowledged is lost. What `faults`
+/// returns is kept until the end.
+pub(super) async fn calls_go_on<T: Send + 'static>(
+    index: PostgresIndex,
+    faults: impl FnOnce() -> T + Send + 'static,
+) {
+    let index = Arc::new(index);
+    let cache = cache(&index, "main").await;
+    let done = Arc::new(AtomicBool::new(false));
+    let workers: Vec<_> = (0..4)
+        .map(|_| {
+            let (index, done) = (Arc::clone(&index), Arc::clone(&done));
+            tokio::spawn(async move {
+                let mut acknowledged = Vec::new();
+                let mut errors = Vec::new();
+                while !done.load(Ordering::SeqCst) {
+                    match push(&index, cache).await {
+                        Ok(hash) => acknowledged.push(hash),
+                        Err(error) => errors.push(error),
+                    }
+                    if let Some(last) = acknowledged.last() {
+                        match index.find_object(cache, last).await {
+                            Ok(found) => assert!(found.is_some(), "an acknowledged object is missing"),
+                            Err(error) => errors.push(error),
+                        }
+                    }
+                }
+                (acknowledged, errors)
+            })
+        })
+        .collect();
+    let faults = tokio::task::spawn_blocking(move || {
+        let kept = faults();
+        std::thread::sleep(Duration::from_millis(700));
+        kept
+    });
+    let _kept = faults.await.unwrap();
+    done.store(true, Ordering::SeqCst);
+    let mut count = 0;
+    for worker in workers {
+        let (acknowledged, errors) = worker.await.unwrap();
+        for error in errors {
+            assert!(matches!(error, Error::Unavailable { .. }), "{error:?}");
+        }
+        for hash in acknowledged {
+            assert!(index.find_object(cache, &hash).await.unwrap().is_some(), "nothing is lost");
+            count += 1;
+        }
+    }
+    assert!(count > 0);
+    index.check_ready().await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_server_that_answers_others_is_there_though_a_ping_finds_no_connection() {
+    let server = Server::start();
+    let few = PostgresOptions { connections_max: 2, ..options() };
+    let index = Arc::new(PostgresIndex::open(&server.create_database(), few).await.unwrap());
+    let statement = async |index: &PostgresIndex, seconds: f64| {
+        let mut read = index.database.begin("sleep", Access::Read).await?;
+        read.all(query("SELECT pg_sleep($1)").bind(seconds)).await?;
+        index.database.commit(read).await
+    };
+    let sleep = |seconds: f64| {
+        let index = Arc::clone(&index);
+        tokio::spawn(async move { statement(&index, seconds).await.unwrap() })
+    };
+    // Each waits its turn: the ping's would come in 10 s.
+    let crowd: Vec<_> = (0..100).map(|_| sleep(0.2)).collect();
+    while index.pool_use().waiting < 80 {
+        tokio::task::yield_now().await;
+    }
+    index.ping().await.unwrap();
+    assert!(index.pool_use().waiting > 10, "it was not its turn yet");
+    for one in crowd {
+        one.await.unwrap();
+    }
+    // All connections are taken, and nobody is answered.
+    let before = index.statement_count();
+    let silent = [sleep(6.0), sleep(6.0)];
+    while index.statement_count() < before + 2 {
+        tokio::task::yield_now().await;
+    }
+    assert!(matches!(index.ping().await, Err(Error::Unavailable { .. })));
+    for one in silent {
+        one.await.unwrap();
+    }
+}
+
+/// A way to a server that can vanish: connections stay, and nothing comes of them any more.
+struct Way {
+    port: u16,
+    /// How often it vanished.
+    age: tokio::sync::watch::Sender<u32>,
+    open: Arc<AtomicBool>,
+}
+
+impl Way {
+    async fn to(server: String) -> Self {
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let port = listener.local_addr().unwrap().port();
+        let (age, watched) = tokio::sync::watch::channel(0);
+        let open = Arc::new(AtomicBool::new(true));
+        let is_open = Arc::clone(&open);
+        tokio::spawn(async move {
+            let mut vanished = Vec::new();
+            while let Ok((mut client, _)) = listener.accept().await {
+                if !is_open.load(Ordering::SeqCst) {
+                    vanished.push(client);
+                    continue;
+                }
+                let (server, mut watched) = (server.clone(), watched.clone());
+                tokio::spawn(async move {
+                    let mut there = tokio::net::TcpStream::connect(server).await.unwrap();
+                    watched.mark_unchanged();
+                    tokio::select! {
+                        _ = tokio::io::copy_bidirectional(&mut client, &mut there) => {}
+                        _ = watched.changed() => {
+                            // Neither closed nor answered, for as long as the test runs.
+                            std::future::pending::<()>().await;
+                        }
+                    }
+                });
+            }
+        });
+        Self { port, age, open }
+    }
+
+    fn vanish(&self) {
+        self.open.store(false, Ordering::SeqCst);
+        self.age.send_modify(|age| *age += 1);
+    }
+
+    fn come_back(&self) {
+        self.open.store(true, Ordering::SeqCst);
+    }
+}
+
+/// As when the machine of the server is lost, and its address is another one's a moment later.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn connections_to_a_server_that_vanished_are_given_up() {
+    let url = Server::shared().create_database();
+    let (before, rest) = url.split_once("127.0.0.1:").unwrap();
+    let (port, rest) = rest.split_once('/').unwrap();
+    let way = Way::to(format!("127.0.0.1:{port}")).await;
+    let few = PostgresOptions { connections_max: 2, acquire_timeout: Duration::from_secs(10), ..options() };
+    let index = PostgresIndex::open(&format!("{before}127.0.0.1:{}/{rest}", way.port), few).await.unwrap();
+    let cache = cache(&index, "main").await;
+    let hash = StorePathHash::from_bytes([1; 20]);
+    assert!(index.find_object(cache, &hash).await.unwrap().is_none());
+    way.vanish();
+    for _ in 0..3 {
+        assert!(matches!(index.ping().await, Err(Error::Unavailable { .. })));
+        // A client that goes away does not wait for the end either.
+        let gone = tokio::time::timeout(Duration::from_millis(100), index.find_object(cache, &hash)).await;
+        assert!(gone.is_err());
+    }
+    way.come_back();
+    let back = async {
+        while index.find_object(cache, &hash).await.is_err() {
+            tokio::time::sleep(Duration::from_millis(100)).await;
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(45), back).await.expect("new connections are made");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_server_that_is_down_is_unavailable_until_it_is_back() {
+    let server = Server::start();
+    let short = PostgresOptions { acquire_timeout: Duration::from_millis(300), ..options() };
+    let index = PostgresIndex::open(&server.create_database(), short).await.unwrap();
+    let cache = cache(&index, "main").await;
+    let mut changes = index.changes();
+    server.stop();
+    for _ in 0..3 {
+        let down = index.find_object(cache, &StorePathHash::from_bytes([1; 20])).await;
+        assert!(matches!(down, Err(Error::Unavailable { .. })), "never \"not here\": {down:?}");
+    }
+    assert!(matches!(index.ping().await, Err(Error::Unavailable { .. })));
+    server.restart();
+    // A connection may need longer than this test's short patience on a busy machine.
+    for _ in 0..100 {
+        if index.ping().await.is_ok() {
+            break;
+        }
+    }
+    index.ping().await.unwrap();
+    let told = async { while changes.next().await != Some(Change::Everything) {} };
+    tokio::time::timeout(Duration::from_mins(1), told)
+        .await
+        .expect("a listener that lost its connection comes back");
+}
+
+#[tokio::test]
+async fn cut_connections_are_replaced_within_the_call() {
+    let server = Server::shared();
+    let url = server.create_database();
+    let index = open(&url).await;
+    let cache = cache(&index, "main").await;
+    for _ in 0..5 {
+        server.sql(
+            "postgres",
+            &format!(
+                "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = '{}'",
+                url.rsplit('/').next().unwrap()
+            ),
+        );
+        push(&index, cache).await.unwrap();
+        index.update_cache(cache, &CachePatch::default(), NOW).await.unwrap();
+    }
+}
+
+#[tokio::test]
+async fn waiting_for_a_lock_ends() {
+    let url = Server::shared().create_database();
+    let index = open(&url).await;
+    let cache = cache(&index, "main").await;
+    let short = PostgresOptions { lock_timeout: Duration::from_millis(100), ..options() };
+    let hasty = PostgresIndex::open(&url, short).await.unwrap();
+    let held = index.session(Access::Write(&[Lock::Cache(cache.0)])).await;
+    let waited = hasty.delete_cache(cache, NOW).await;
+    assert!(matches!(waited, Err(Error::Unavailable { .. })), "{waited:?}");
+    let waited = push(&hasty, cache).await;
+    assert!(matches!(waited, Err(Error::Unavailable { .. })), "{waited:?}");
+    drop(held);
+    push(&index, cache).await.unwrap();
+    hasty.delete_cache(cache, NOW).await.unwrap();
+}
+
+/// A session that is dropped in the middle of its transaction leaves nothing behind, and its connection is not used again.
+#[tokio::test]
+async fn dropped_transactions_are_undone() {
+    let url = Server::shared().create_database();
+    let one = PostgresOptions { connections_max: 1, ..options() };
+    let index = PostgresIndex::open(&url, one).await.unwrap();
+    let mut write = index.session(Access::Write(&[])).await;
+    write.execute(query("INSERT INTO settings (name, value) VALUES ('half', '')")).await.unwrap();
+    drop(write);
+    assert_eq!(index.find_setting("half").await.unwrap(), None);
+    let mut read = index.session(Access::Read).await;
+    let state = read.all(query("SELECT pg_current_xact_id_if_assigned() IS NULL")).await.unwrap();
+    assert!(state[0].get::<bool, _>(0), "no transaction is open");
+}
+
+#[tokio::test]
+async fn corrupt_rows_and_defects_are_told_apart() {
+    let url = Server::shared().create_database();
+    let index = open(&url).await;
+    let cache = cache(&index, "main").await;
+    let hash = push(&index, cache).await.unwrap();
+    Server::shared().sql(&url, "UPDATE objects SET refs = '\\x05'");
+    let found = index.find_object(cache, &hash).await;
+    assert!(matches!(found, Err(Error::Corrupt { table: "objects", .. })), "{found:?}");
+    let mut read = index.session(Access::Read).await;
+    let defect = read.all(query("SELECT nonsense")).await;
+    assert!(matches!(defect, Err(Error::Database { .. })), "{defect:?}");
+}
+
+/// Transaction ids begin anew when a dump is restored into another server.
+#[tokio::test]
+async fn followers_miss_nothing_after_a_move_to_another_server() {
+    let url = Server::shared().create_database();
+    let index = open(&url).await;
+    let cache = cache(&index, "main").await;
+    index.update_cache(cache, &CachePatch::default(), NOW).await.unwrap();
+    index.close().await.unwrap();
+    Server::shared().sql(&url, "UPDATE outbox SET transaction = transaction + 1000000000");
+    let index = open(&url).await;
+    index.update_cache(cache, &CachePatch::default(), NOW + 1).await.unwrap();
+    let rows = loop {
+        let rows = index.outbox_after(OutboxPosition::START, 10).await.unwrap();
+        if rows.len() == 2 {
+            break rows;
+        }
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    };
+    assert_eq!(rows.iter().map(|row| row.at).collect::<Vec<_>>(), [NOW, NOW + 1]);
+    assert!(rows[0].position < rows[1].position);
+}
+
+/// The plan of a statement in a database without statistics, as prepared: without a look at the parameters.
+async fn plan(index: &PostgresIndex, sql: Sql, parameters: &str) -> String {
+    let mut write = index.session(Access::Write(&[])).await;
+    write.execute(query(AssertSqlSafe(format!("PREPARE looked_at AS {}", sql.postgres)))).await.unwrap();
+    let explain = format!("EXPLAIN (COSTS OFF) EXECUTE looked_at ({parameters})");
+    let rows = write.all(query(AssertSqlSafe(explain))).await.unwrap();
+    rows.iter().map(|row| row.get::<String, _>(0)).collect::<Vec<_>>().join("\n")
+}
+
+#[tokio::test]
+async fn every_look_up_searches_an_index_and_scans_no_table() {
+    let url = Server::shared().create_database();
+    look_ups_search_indexes(&open(&url).await, true).await;
+}
+
+/// However many rows there are, and whether the server has counted them or not. But removals for cause may look through a cache's
+/// aliases and graces: they are made by hand.
+pub(super) async fn look_ups_search_indexes(index: &PostgresIndex, with_removals: bool) {
+    let is_removal =
+        |sql| [objects::DELETE_ALIASES_FOR_CAUSE, objects::DELETE_GRACES_FOR_CAUSE].contains(&sql);
+    let (bytes, array) = ("'\\x00'", "ARRAY['\\x00'::bytea]");
+    for (sql, parameters, indexes) in [
+        (chunks::FIND_CHUNKS, array.to_owned(), ["chunks_id_key", "packs_pkey"].as_slice()),
+        (chunks::FIND_WINNERS, array.to_owned(), &["chunks_id_key", "packs_pkey"]),
+        (chunks::LOAD_CHUNKS, "ARRAY[1], ARRAY[2]".to_owned(), &["chunks_pkey", "packs_pkey"]),
+        (chunks::STAMP_PACKS, "1, ARRAY[1]".to_owned(), &["packs_pkey", "chunks_damaged"]),
+        (chunks::MARK_CHUNKS_DAMAGED, "ARRAY[1], 2".to_owned(), &["chunks_pkey"]),
+        (nars::FIND_NAR, bytes.to_owned(), &["nars_hash_key", "listings_pkey"]),
+        (nars::FIND_NAR_BY_HASH, format!("1, {bytes}, 2"), &["nars_hash_key", "objects_by_nar"]),
+        (nars::FIND_NAR_BY_PATH, format!("1, {bytes}"), &["objects_cache_hash_key", "nars_pkey"]),
+        (nars::FIND_LISTING, "1".to_owned(), &["listings_pkey"]),
+        (nars::LOOK_BY_HASH, format!("1, {bytes}, {bytes}"), &["nars_hash_key", "objects_cache_hash_key"]),
+        (nars::LOOK_BY_ID, format!("1, 2, {bytes}"), &["nars_pkey", "objects_cache_hash_key"]),
+        (objects::FIND_OBJECT, format!("1, {bytes}"), &["objects_cache_hash_key", "nars_pkey"]),
+        (objects::PRESENT_OBJECTS, format!("1, {array}"), &["objects_cache_hash_key", "nars_pkey"]),
+        (objects::TOUCH_OBJECTS, format!("1, {array}, 2"), &["objects_cache_hash_key", "objects_pkey"]),
+        (objects::FIND_ALIAS, "1, 'x', 2".to_owned(), &["aliases_pkey", "nars_pkey"]),
+        (objects::DELETE_ALIASES_FOR_CAUSE, format!("1, {bytes}, 2"), &["aliases_pkey", "graces_pkey"]),
+        (objects::DELETE_GRACES_FOR_CAUSE, format!("1, {bytes}, 2"), &["graces_pkey"]),
+        (caches::FIND_CACHE, "'x'".to_owned(), &["caches_by_name", "cache_keys_pkey"]),
+        (
+            caches::LIST_CACHES_OF_NAR,
+            "1, 2".to_owned(),
+            &["objects_by_nar", "graces_by_nar", "aliases_by_nar"],
+        ),
+        (outbox::AFTER, "1, 2, 3".to_owned(), &["outbox_pkey"]),
+    ] {
+        if is_removal(sql) && !with_removals {
+            continue;
+        }
+        let plan = plan(index, sql, &parameters).await;
+        for name in indexes {
+            assert!(plan.contains(name), "{name} is not in the plan of {sql:?}:\n{plan}");
+        }
+        // What does not depend on the rows looked at may be gathered first.
+        let gathers = sql != objects::DELETE_ALIASES_FOR_CAUSE && sql != caches::LIST_CACHES_OF_NAR;
+        assert!(!(gathers && plan.contains("hashed SubPlan")), "{sql:?}:\n{plan}");
+        let scans: Vec<&str> = plan.lines().filter(|line| line.contains("Seq Scan")).collect();
+        assert!(scans.iter().all(|scan| scan.contains("outbox_base")), "{sql:?}:\n{plan}");
+    }
+}
+
+/// What a process that begins when another writes can count on: the same answers from several pools at once.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn connections_stay_within_their_bound() {
+    let url = Server::shared().create_database();
+    let few = PostgresOptions { connections_max: 3, ..options() };
+    let index = Arc::new(PostgresIndex::open(&url, few).await.unwrap());
+    let cache = cache(&index, "main").await;
+    let most = Arc::new(AtomicU32::new(0));
+    let calls: Vec<_> = (0..30)
+        .map(|_| {
+            let (index, most) = (Arc::clone(&index), Arc::clone(&most));
+            tokio::spawn(async move {
+                push(&index, cache).await.unwrap();
+                most.fetch_max(index.database.pool.size(), Ordering::Relaxed);
+            })
+        })
+        .collect();
+    for call in calls {
+        call.await.unwrap();
+    }
+    assert!(most.load(Ordering::Relaxed) <= 3);
+}

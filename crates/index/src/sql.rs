@@ -1,0 +1,111 @@
+//! A statement in both dialects, its arguments, and what a session of either database can do with it.
+
+use crate::changes::Change;
+use crate::rows::Row;
+use crate::{Error, Result};
+
+/// A statement in both dialects.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Sql {
+    pub(crate) sqlite: &'static str,
+    pub(crate) postgres: &'static str,
+}
+
+impl Sql {
+    /// For a dialect whose statement before this one does all of the work. It is not sent.
+    pub(crate) const NOTHING: &'static str = "";
+}
+
+/// A parameter.
+#[derive(Debug, Clone, Copy)]
+pub(crate) enum Argument<'a> {
+    Flag(bool),
+    OptionalFlag(Option<bool>),
+    Number(i64),
+    OptionalNumber(Option<i64>),
+    Bytes(&'a [u8]),
+    OptionalBytes(Option<&'a [u8]>),
+    Text(&'a str),
+    OptionalText(Option<&'a str>),
+    /// Many keys. PostgreSQL takes an array, SQLite a JSON array of hexadecimal texts.
+    List(&'a [&'a [u8]]),
+    /// Many numbers. PostgreSQL takes an array, SQLite a JSON array.
+    Numbers(&'a [i64]),
+    /// Many rows of several columns. It must be the last argument: PostgreSQL takes one array for each column, SQLite one
+    /// JSON array of rows.
+    Table(&'a [Column<'a>]),
+}
+
+/// A column of [`Argument::Table`]. All columns of a table have the same length.
+#[derive(Debug)]
+pub(crate) enum Column<'a> {
+    Numbers(Vec<i64>),
+    Bytes(Vec<&'a [u8]>),
+}
+
+/// What a session of either database can do.
+pub(crate) trait Transaction: Send {
+    /// A row of the database.
+    type Row: Row + Send + Sync;
+    /// What the session is for; it ends the sentence "failed to …".
+    fn attempt(&self) -> &'static str;
+    /// Runs a statement and returns how many rows it changed.
+    fn run(&mut self, sql: Sql, arguments: &[Argument<'_>]) -> impl Future<Output = Result<u64>> + Send;
+    /// Runs a statement that gives rows.
+    fn rows(
+        &mut self,
+        sql: Sql,
+        arguments: &[Argument<'_>],
+    ) -> impl Future<Output = Result<Vec<Self::Row>>> + Send;
+    /// Tells other replicas of a change when the transaction commits. SQLite has no other replicas.
+    fn announce(&mut self, change: Change) -> impl Future<Output = Result<()>> + Send;
+
+    /// Runs a statement that gives at most one row. All rows are read, so that a statement which also writes runs to its end.
+    fn optional(
+        &mut self,
+        sql: Sql,
+        arguments: &[Argument<'_>],
+    ) -> impl Future<Output = Result<Option<Self::Row>>> + Send {
+        async move { Ok(self.rows(sql, arguments).await?.pop()) }
+    }
+
+    /// Runs a statement that gives exactly one row.
+    fn one(
+        &mut self,
+        sql: Sql,
+        arguments: &[Argument<'_>],
+    ) -> impl Future<Output = Result<Self::Row>> + Send {
+        async move {
+            let row = self.optional(sql, arguments).await?;
+            let source = sqlx::Error::RowNotFound;
+            row.ok_or_else(|| Error::Database { attempt: self.attempt(), source })
+        }
+    }
+}
+
+/// Writes one text for both dialects.
+macro_rules! both {
+    ($text:expr) => {
+        crate::sql::Sql { sqlite: $text, postgres: $text }
+    };
+    // Text, the number of a parameter that is a list of keys, text. The list stands between as a table with the column `item`.
+    ($before:expr, list $number:literal, $after:expr) => {
+        crate::sql::Sql {
+            sqlite: concat!(
+                $before,
+                " (SELECT unhex(value) AS item FROM json_each($",
+                $number,
+                ")) ",
+                $after
+            ),
+            postgres: concat!(
+                $before,
+                " (SELECT item FROM unnest($",
+                $number,
+                "::bytea[]) AS l (item)) ",
+                $after
+            ),
+        }
+    };
+}
+pub(crate) use both;

@@ -1,0 +1,59 @@
+//! Everything that claims bytes, for checks of a whole installation. Not part of the contract: it reads all rows at once.
+
+use dormer_format::PackId;
+use dormer_nix::NarHash;
+
+use crate::Result;
+use crate::contract::{ChunkRow, Nar};
+use crate::rows::{read_chunk, read_chunk_number, read_nar, read_nar_hash, read_pack_id};
+use crate::sql::{Sql, Transaction as _, both};
+use crate::sql_index::{Dialect, SqlIndex};
+
+const CHUNKS: Sql = both!(
+    "SELECT CAST(0 AS BIGINT), c.number, c.id, c.pack, p.id, c.start, c.checksum, c.layout
+     FROM chunks AS c JOIN packs AS p ON p.number = c.pack ORDER BY c.number"
+);
+const DAMAGED_CHUNKS: Sql = both!("SELECT number FROM chunks WHERE damaged_at IS NOT NULL ORDER BY number");
+const NARS: Sql = both!("SELECT id, hash, size, file_size, tag, damaged_at, recipe FROM nars ORDER BY id");
+const PACKS: Sql = both!("SELECT id FROM packs ORDER BY number");
+
+/// NARs that are in no cache, neither as an object, nor in its grace, nor as an alias.
+const UNNAMED_NARS: Sql = both!(
+    "SELECT n.hash FROM nars AS n
+     WHERE NOT EXISTS (SELECT 1 FROM objects AS o WHERE o.nar = n.id)
+         AND NOT EXISTS (SELECT 1 FROM graces AS g WHERE g.nar = n.id)
+         AND NOT EXISTS (SELECT 1 FROM aliases AS a WHERE a.nar = n.id)"
+);
+
+/// All packs, chunks and NARs.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Audit {
+    /// Every pack row, by number.
+    pub packs: Vec<PackId>,
+    /// Every chunk row, by number.
+    pub chunks: Vec<ChunkRow>,
+    /// Numbers of the chunks that a read found damaged and no push has healed yet, in order.
+    pub damaged_chunks: Vec<u64>,
+    /// Every NAR row, by number.
+    pub nars: Vec<Nar>,
+    /// NARs that nothing names any more, or yet.
+    pub unnamed_nars: Vec<NarHash>,
+}
+
+#[expect(private_bounds, reason = "the dialects are sealed: callers name SqliteIndex and PostgresIndex")]
+impl<D: Dialect> SqlIndex<D> {
+    /// Reads all packs, chunks and NARs. For checks and tests: it needs memory for all of them.
+    pub async fn audit(&self) -> Result<Audit> {
+        self.read("read everything", async |mut tx| {
+            let chunks = tx.rows(CHUNKS, &[]).await?.iter().map(read_chunk).collect::<Result<_>>()?;
+            let damaged = tx.rows(DAMAGED_CHUNKS, &[]).await?;
+            let damaged_chunks = damaged.iter().map(read_chunk_number).collect::<Result<_>>()?;
+            let nars = tx.rows(NARS, &[]).await?.iter().map(read_nar).collect::<Result<_>>()?;
+            let packs = tx.rows(PACKS, &[]).await?.iter().map(read_pack_id).collect::<Result<_>>()?;
+            let unnamed = tx.rows(UNNAMED_NARS, &[]).await?;
+            let unnamed_nars = unnamed.iter().map(read_nar_hash).collect::<Result<_>>()?;
+            Ok(Audit { packs, chunks, damaged_chunks, nars, unnamed_nars })
+        })
+        .await
+    }
+}

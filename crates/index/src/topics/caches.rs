@@ -1,0 +1,190 @@
+//! Caches and their keys.
+
+use async_trait::async_trait;
+
+use super::outbox;
+use crate::changes::Change;
+use crate::contract::{
+    Cache, CacheId, CacheIndex, CacheKey, CachePatch, CacheTotals, CacheVisibility, NarId, NewCache,
+    UnixSeconds,
+};
+use crate::rows::{Row as _, names_column, read_caches, read_totals, read_visibilities};
+use crate::sql::Argument::{Bytes, Flag, Number, OptionalFlag, OptionalNumber, OptionalText, Text};
+use crate::sql::{Sql, Transaction, both};
+use crate::sql_index::{Dialect, Lock, SqlIndex, Write};
+use crate::{Error, Result};
+
+const INSERT_CACHE: Sql = both!(
+    "INSERT INTO caches (name, is_public, store_dir, priority, upstream_cache_key_names, created_at)
+     VALUES ($1, $2, $3, $4, $5, $6)
+     ON CONFLICT (name) WHERE deleted_at IS NULL DO NOTHING
+     RETURNING id"
+);
+
+const INSERT_KEY: Sql = both!(
+    "INSERT INTO cache_keys (cache, position, public_key, sealed_secret, active)
+     VALUES ($1, (SELECT coalesce(max(position), 0) + 1 FROM cache_keys WHERE cache = $1), $2, $3, $4)"
+);
+
+// One row for each key, so that a cache and its keys are read in one statement and agree.
+pub(crate) const FIND_CACHE: Sql = both!(
+    "SELECT c.id, c.name, c.is_public, c.store_dir, c.priority, c.upstream_cache_key_names, c.retention_seconds,
+         c.created_at, k.public_key, k.sealed_secret, k.active
+     FROM caches AS c LEFT JOIN cache_keys AS k ON k.cache = c.id
+     WHERE c.name = $1 AND c.deleted_at IS NULL
+     ORDER BY k.position"
+);
+
+const LIST_CACHES: Sql = both!(
+    "SELECT c.id, c.name, c.is_public, c.store_dir, c.priority, c.upstream_cache_key_names, c.retention_seconds,
+         c.created_at, k.public_key, k.sealed_secret, k.active
+     FROM caches AS c LEFT JOIN cache_keys AS k ON k.cache = c.id
+     WHERE c.deleted_at IS NULL
+     ORDER BY c.name, k.position"
+);
+
+const LIST_VISIBILITIES: Sql = both!("SELECT DISTINCT name, is_public FROM caches ORDER BY name, is_public");
+
+pub(crate) const LIST_CACHES_OF_NAR: Sql = both!(
+    "SELECT c.name, c.is_public FROM caches AS c
+     WHERE c.deleted_at IS NULL AND c.id IN (
+         SELECT o.cache FROM objects AS o WHERE o.nar = $1
+         UNION SELECT g.cache FROM graces AS g WHERE g.nar = $1 AND g.ends_at > $2
+         UNION SELECT a.cache FROM aliases AS a WHERE a.nar = $1)
+     ORDER BY c.name"
+);
+
+// A sum of BIGINT is NUMERIC on PostgreSQL.
+const CACHE_TOTALS: Sql = both!(
+    "SELECT count(*), CAST(coalesce(sum(n.size), 0) AS BIGINT)
+     FROM objects AS o JOIN nars AS n ON n.id = o.nar
+     WHERE o.cache = $1"
+);
+
+// The condition and the change are one statement, under the cache's lock: no commit comes between them.
+pub(crate) const UPDATE_CACHE: Sql = both!(
+    "UPDATE caches SET
+         is_public = coalesce($2, is_public),
+         store_dir = coalesce($3, store_dir),
+         priority = coalesce($4, priority),
+         upstream_cache_key_names = coalesce($5, upstream_cache_key_names),
+         retention_seconds = CASE WHEN $6 THEN $7 ELSE retention_seconds END
+     WHERE id = $1 AND deleted_at IS NULL AND (coalesce($3, store_dir) = store_dir
+         OR NOT EXISTS (SELECT 1 FROM objects AS o WHERE o.cache = $1))"
+);
+
+const CACHE_EXISTS: Sql = both!("SELECT id FROM caches WHERE id = $1 AND deleted_at IS NULL");
+
+const RETIRE_KEYS: Sql = both!("UPDATE cache_keys SET active = $2 WHERE cache = $1");
+
+const DELETE_CACHE: Sql = both!("UPDATE caches SET deleted_at = $2 WHERE id = $1 AND deleted_at IS NULL");
+
+/// What goes with a cache.
+const DELETE_CONTENTS: [Sql; 4] = [
+    both!("DELETE FROM objects WHERE cache = $1"),
+    both!("DELETE FROM graces WHERE cache = $1"),
+    both!("DELETE FROM aliases WHERE cache = $1"),
+    both!("DELETE FROM cache_keys WHERE cache = $1"),
+];
+
+#[async_trait]
+impl<D: Dialect> CacheIndex for SqlIndex<D> {
+    async fn create_cache(&self, cache: &NewCache) -> Result<CacheId> {
+        let names = names_column(&cache.upstream_cache_key_names);
+        let row = [
+            Text(&cache.name),
+            Flag(cache.is_public),
+            Text(&cache.store_dir),
+            Number(cache.priority.into()),
+            Text(&names),
+            Number(cache.created_at),
+        ];
+        self.write(Write::from("create a cache").unless_done(), async |mut tx| {
+            let inserted = tx.optional(INSERT_CACHE, &row).await?;
+            let inserted = inserted.ok_or_else(|| Error::CacheExists { name: cache.name.clone() })?;
+            let id = CacheId(inserted.column(0, "caches")?);
+            insert_key(&mut tx, id, &cache.key).await?;
+            Ok(id)
+        })
+        .await
+    }
+
+    async fn find_cache(&self, name: &str) -> Result<Option<Cache>> {
+        self.read("find a cache", async |mut tx| {
+            Ok(read_caches(&tx.rows(FIND_CACHE, &[Text(name)]).await?)?.pop())
+        })
+        .await
+    }
+
+    async fn list_caches(&self) -> Result<Vec<Cache>> {
+        self.read("list caches", async |mut tx| read_caches(&tx.rows(LIST_CACHES, &[]).await?)).await
+    }
+
+    async fn list_visibilities(&self) -> Result<Vec<CacheVisibility>> {
+        self.read("list what is public", async |mut tx| {
+            read_visibilities(&tx.rows(LIST_VISIBILITIES, &[]).await?)
+        })
+        .await
+    }
+
+    async fn list_caches_of_nar(&self, nar: NarId, now: UnixSeconds) -> Result<Vec<CacheVisibility>> {
+        self.read("list the caches of a NAR", async |mut tx| {
+            read_visibilities(&tx.rows(LIST_CACHES_OF_NAR, &[Number(nar.0), Number(now)]).await?)
+        })
+        .await
+    }
+
+    async fn cache_totals(&self, cache: CacheId) -> Result<CacheTotals> {
+        self.read("sum up a cache", async |mut tx| {
+            read_totals(&tx.one(CACHE_TOTALS, &[Number(cache.0)]).await?)
+        })
+        .await
+    }
+
+    async fn update_cache(&self, cache: CacheId, patch: &CachePatch, at: UnixSeconds) -> Result<()> {
+        let names = patch.upstream_cache_key_names.as_deref().map(names_column);
+        let change = [
+            Number(cache.0),
+            OptionalFlag(patch.is_public),
+            OptionalText(patch.store_dir.as_deref()),
+            OptionalNumber(patch.priority.map(Into::into)),
+            OptionalText(names.as_deref()),
+            Flag(patch.retention_seconds.is_some()),
+            OptionalNumber(patch.retention_seconds.flatten()),
+        ];
+        let write = Write::from("change a cache").unless_done();
+        self.write(write.with_locks(&[Lock::Cache(cache.0)]), async |mut tx| {
+            if tx.run(UPDATE_CACHE, &change).await? == 0 {
+                let exists = tx.optional(CACHE_EXISTS, &[Number(cache.0)]).await?.is_some();
+                return Err(if exists { Error::CacheNotEmpty } else { Error::CacheGone });
+            }
+            if let Some(key) = &patch.replace_keys {
+                tx.run(RETIRE_KEYS, &[Number(cache.0), Flag(false)]).await?;
+                insert_key(&mut tx, cache, key).await?;
+            }
+            outbox::note_change(&mut tx, cache, None, at).await?;
+            tx.announce(Change::Cache(cache)).await
+        })
+        .await
+    }
+
+    async fn delete_cache(&self, cache: CacheId, at: UnixSeconds) -> Result<()> {
+        let write = Write::from("delete a cache");
+        self.write(write.with_locks(&[Lock::Cache(cache.0)]), async |mut tx| {
+            if tx.run(DELETE_CACHE, &[Number(cache.0), Number(at)]).await? == 0 {
+                return Ok(());
+            }
+            for sql in DELETE_CONTENTS {
+                tx.run(sql, &[Number(cache.0)]).await?;
+            }
+            outbox::note_change(&mut tx, cache, None, at).await?;
+            tx.announce(Change::Cache(cache)).await
+        })
+        .await
+    }
+}
+
+async fn insert_key(tx: &mut impl Transaction, cache: CacheId, key: &CacheKey) -> Result<()> {
+    let row = [Number(cache.0), Text(&key.public_key), Bytes(&key.sealed_secret), Flag(key.active)];
+    tx.run(INSERT_KEY, &row).await.map(drop)
+}

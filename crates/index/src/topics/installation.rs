@@ -1,0 +1,72 @@
+//! The database as a whole: whether it answers and takes writes, and how it is used.
+
+use std::io;
+
+use async_trait::async_trait;
+use tokio::time::timeout;
+
+use crate::contract::{CallCounts, Index, PING_MAX, PoolUse};
+use crate::rows::Row as _;
+use crate::sql::Argument::Bytes;
+use crate::sql::{Sql, Transaction as _, both};
+use crate::sql_index::{Dialect, SqlIndex};
+use crate::{Error, Result};
+
+const PING: &str = "ask the database for a sign of life";
+
+/// 1 if the server is a standby.
+const IS_STANDBY: Sql =
+    Sql { sqlite: "SELECT 0", postgres: "SELECT CASE WHEN pg_is_in_recovery() THEN 1 ELSE 0 END::bigint" };
+
+// A write of its own: on SQLite, beginning a transaction alone does not notice a full disk.
+const CHECK_READY: Sql = both!(
+    "INSERT INTO settings (name, value) VALUES ('index.ready-check', $1)
+     ON CONFLICT (name) DO UPDATE SET value = excluded.value"
+);
+
+#[async_trait]
+impl<D: Dialect> Index for SqlIndex<D> {
+    async fn ping(&self) -> Result<()> {
+        let before = self.database.answer_count();
+        let ask = self.read(PING, async |mut tx| tx.one(IS_STANDBY, &[]).await?.column::<i64>(0, "settings"));
+        let timed_out = |_| Err(Error::Unavailable { attempt: PING, source: sqlx::Error::PoolTimedOut });
+        match timeout(PING_MAX, ask).await.unwrap_or_else(timed_out) {
+            Ok(0) => Ok(()),
+            Ok(_) => {
+                let standby = io::Error::other("the server is a standby: it takes no writes");
+                Err(Error::Unavailable { attempt: PING, source: sqlx::Error::Io(standby) })
+            }
+            // All connections are taken, by calls that are answered.
+            Err(Error::Unavailable { source: sqlx::Error::PoolTimedOut, .. })
+                if self.database.answer_count() > before =>
+            {
+                Ok(())
+            }
+            Err(error) => Err(error),
+        }
+    }
+
+    async fn check_ready(&self) -> Result<()> {
+        self.write("check that the database is writable", async |mut tx| {
+            tx.run(CHECK_READY, &[Bytes(&[])]).await.map(drop)
+        })
+        .await
+    }
+
+    async fn close(&self) -> Result<()> {
+        self.known.stop_loading().await;
+        self.database.close().await
+    }
+
+    fn statement_count(&self) -> u64 {
+        self.database.statement_count()
+    }
+
+    fn call_counts(&self) -> CallCounts {
+        self.counts()
+    }
+
+    fn pool_use(&self) -> PoolUse {
+        self.database.pool_use()
+    }
+}

@@ -1,0 +1,14 @@
+//! The contract over SQL, topic by topic. Each statement stands once; where the dialects differ, both texts stand side by
+//! side.
+
+pub(crate) mod audit;
+pub(crate) mod caches;
+pub(crate) mod chunks;
+mod installation;
+pub(crate) mod nars;
+pub(crate) mod objects;
+pub(crate) mod outbox;
+mod settings;
+
+/// Most keys in one call.
+const KEYS_MAX: usize = 16_384;

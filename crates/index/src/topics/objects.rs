@@ -1,0 +1,215 @@
+//! Objects, graces and upload aliases: what names a NAR in a cache.
+
+use async_trait::async_trait;
+use dormer_nix::StorePathHash;
+
+use super::{KEYS_MAX, outbox};
+use crate::Result;
+use crate::changes::Change;
+use crate::columns::{pack_references, pack_signatures};
+use crate::contract::{Alias, CacheId, FoundObject, NarCommit, NarId, ObjectIndex, Removal, UnixSeconds};
+use crate::object_conflict::ObjectChange;
+use crate::rows::{Row as _, read_alias, read_found, read_use};
+use crate::sql::Argument::{Bytes, List, Number, OptionalNumber, OptionalText, Text};
+use crate::sql::{Sql, Transaction, both};
+use crate::sql_index::{Dialect, Lock, SqlIndex, Write};
+
+pub(crate) const FIND_OBJECT: Sql = both!(
+    "SELECT n.id, n.hash, n.size, n.file_size, n.tag, n.damaged_at, o.last_used_at,
+         o.hash, o.name, o.refs, o.deriver, o.ca, o.sigs, o.system
+     FROM objects AS o JOIN nars AS n ON n.id = o.nar
+     WHERE o.cache = $1 AND o.hash = $2"
+);
+
+// CROSS JOIN: from the keys to their rows, never the other way round.
+pub(crate) const PRESENT_OBJECTS: Sql = both!(
+    "SELECT o.hash, o.last_used_at FROM", list 2, "AS k CROSS JOIN objects AS o CROSS JOIN nars AS n
+     WHERE o.cache = $1 AND o.hash = k.item AND n.id = o.nar AND n.damaged_at IS NULL
+         AND EXISTS (SELECT 1 FROM listings AS l WHERE l.nar = n.id)"
+);
+
+// On PostgreSQL locked in the order of their hashes: replicas record the same uses at the same time.
+pub(crate) const TOUCH_OBJECTS: Sql = Sql {
+    sqlite: "
+        UPDATE objects SET last_used_at = $3
+        WHERE cache = $1 AND hash IN (SELECT unhex(value) FROM json_each($2)) AND last_used_at < $3",
+    postgres: "
+        WITH held AS MATERIALIZED (
+            SELECT o.id FROM objects AS o
+            WHERE o.cache = $1 AND o.hash = ANY ($2) AND o.last_used_at < $3
+            ORDER BY o.hash FOR NO KEY UPDATE)
+        UPDATE objects SET last_used_at = $3 FROM held WHERE objects.id = held.id AND objects.last_used_at < $3",
+};
+
+const TOUCH_OBJECT: Sql =
+    both!("UPDATE objects SET last_used_at = $3 WHERE cache = $1 AND hash = $2 AND last_used_at < $3");
+
+const WRITE_OBJECT: Sql = both!(
+    "INSERT INTO objects (cache, hash, nar, created_at, last_used_at, name, deriver, ca, system, sigs, refs)
+     VALUES ($1, $2, $3, $4, $4, $5, $6, $7, $8, $9, $10)
+     ON CONFLICT (cache, hash) DO UPDATE SET
+         created_at = CASE WHEN objects.nar = excluded.nar THEN objects.created_at ELSE excluded.created_at END,
+         last_used_at = CASE WHEN objects.last_used_at < excluded.last_used_at
+             THEN excluded.last_used_at ELSE objects.last_used_at END,
+         nar = excluded.nar, name = excluded.name, deriver = excluded.deriver, ca = excluded.ca,
+         system = excluded.system, sigs = excluded.sigs, refs = excluded.refs"
+);
+
+const DELETE_OBJECT: Sql = both!("DELETE FROM objects WHERE cache = $1 AND hash = $2 RETURNING nar");
+
+const WRITE_GRACE: Sql = both!(
+    "INSERT INTO graces (cache, hash, nar, ends_at) VALUES ($1, $2, $3, $4)
+     ON CONFLICT (cache, hash, nar) DO UPDATE SET
+         ends_at = CASE WHEN graces.ends_at < excluded.ends_at THEN excluded.ends_at ELSE graces.ends_at END"
+);
+
+// The NAR of the object ($3), and those that the path had before.
+pub(crate) const DELETE_ALIASES_FOR_CAUSE: Sql = both!(
+    "DELETE FROM aliases WHERE cache = $1 AND (nar = $3
+         OR nar IN (SELECT g.nar FROM graces AS g WHERE g.cache = $1 AND g.hash = $2))"
+);
+
+pub(crate) const DELETE_GRACES_FOR_CAUSE: Sql =
+    both!("DELETE FROM graces WHERE cache = $1 AND (hash = $2 OR nar = $3)");
+
+pub(crate) const FIND_ALIAS: Sql = both!(
+    "SELECT n.id, n.hash, n.size, n.file_size, n.tag, n.damaged_at, a.compression
+     FROM aliases AS a JOIN nars AS n ON n.id = a.nar
+     WHERE a.cache = $1 AND a.file_name = $2 AND a.used_at > $3"
+);
+
+#[async_trait]
+impl<D: Dialect> ObjectIndex for SqlIndex<D> {
+    async fn find_object(&self, cache: CacheId, hash: &StorePathHash) -> Result<Option<FoundObject>> {
+        if !self.known.may_have_object(cache, hash) {
+            return Ok(None);
+        }
+        self.read("find an object", async |mut tx| {
+            let row = tx.optional(FIND_OBJECT, &[Number(cache.0), Bytes(hash.as_bytes())]).await?;
+            row.map(|row| read_found(&row)).transpose()
+        })
+        .await
+    }
+
+    async fn present_objects(
+        &self,
+        cache: CacheId,
+        hashes: &[StorePathHash],
+    ) -> Result<Vec<(StorePathHash, UnixSeconds)>> {
+        assert!(hashes.len() <= KEYS_MAX, "too many objects in one look-up");
+        let possible = hashes.iter().filter(|hash| self.known.may_have_object(cache, hash));
+        let mut keys: Vec<&[u8]> = possible.map(|hash| hash.as_bytes().as_slice()).collect();
+        if keys.is_empty() {
+            return Ok(Vec::new());
+        }
+        keys.sort_unstable();
+        keys.dedup();
+        self.read("look which objects are present", async |mut tx| {
+            tx.rows(PRESENT_OBJECTS, &[Number(cache.0), List(&keys)]).await?.iter().map(read_use).collect()
+        })
+        .await
+    }
+
+    async fn touch_objects(&self, cache: CacheId, hashes: &[StorePathHash], at: UnixSeconds) -> Result<()> {
+        if hashes.is_empty() {
+            return Ok(());
+        }
+        let keys: Vec<&[u8]> = hashes.iter().map(|hash| hash.as_bytes().as_slice()).collect();
+        self.write("record uses", async |mut tx| {
+            tx.run(TOUCH_OBJECTS, &[Number(cache.0), List(&keys), Number(at)]).await.map(drop)
+        })
+        .await
+    }
+
+    async fn remove_object(
+        &self,
+        cache: CacheId,
+        hash: &StorePathHash,
+        removal: Removal,
+        at: UnixSeconds,
+    ) -> Result<bool> {
+        let locks = [Lock::CacheShared(cache.0), Lock::object(cache.0, hash.as_bytes())];
+        let write = Write::from("remove an object").unless_done().with_locks(&locks);
+        self.write(write, async |mut tx| {
+            let path = [Number(cache.0), Bytes(hash.as_bytes())];
+            let removed = tx.optional(DELETE_OBJECT, &path).await?;
+            let nar: Option<i64> = removed.map(|row| row.column(0, "objects")).transpose()?;
+            match (removal, nar) {
+                (Removal::WithGraceUntil(ends_at), Some(nar)) => {
+                    write_grace(&mut tx, cache, hash, NarId(nar), ends_at).await?;
+                }
+                (Removal::WithGraceUntil(_), None) => {}
+                // Also when the object went before: its grace ends now.
+                (Removal::ForCause, nar) => {
+                    for sql in [DELETE_ALIASES_FOR_CAUSE, DELETE_GRACES_FOR_CAUSE] {
+                        tx.run(sql, &[path[0], path[1], OptionalNumber(nar)]).await?;
+                    }
+                }
+            }
+            // Also when the object went before: followers have to know that its grace is over.
+            if nar.is_some() || removal == Removal::ForCause {
+                outbox::note_change(&mut tx, cache, Some(hash), at).await?;
+                tx.announce(Change::Object(cache, *hash)).await?;
+            }
+            Ok(nar.is_some())
+        })
+        .await
+    }
+
+    async fn find_alias(&self, cache: CacheId, file_name: &str, since: UnixSeconds) -> Result<Option<Alias>> {
+        self.read("find an upload alias", async |mut tx| {
+            let row = tx.optional(FIND_ALIAS, &[Number(cache.0), Text(file_name), Number(since)]).await?;
+            row.map(|row| read_alias(&row)).transpose()
+        })
+        .await
+    }
+}
+
+/// Carries out a change; returns whether a reader can see it.
+pub(crate) async fn write(
+    tx: &mut impl Transaction,
+    commit: &NarCommit,
+    nar: NarId,
+    change: ObjectChange,
+) -> Result<bool> {
+    let cache = Number(commit.cache.0);
+    let (object, replaced) = match change {
+        ObjectChange::Keep => return Ok(false),
+        ObjectChange::Touch(hash) => {
+            tx.run(TOUCH_OBJECT, &[cache, Bytes(hash.as_bytes()), Number(commit.at)]).await?;
+            return Ok(false);
+        }
+        ObjectChange::Write { object, replaced } => (object, replaced),
+    };
+    let hash = object.path.hash();
+    let (sigs, refs) = (pack_signatures(&object.sigs), pack_references(&object.path, &object.references));
+    let row = [
+        cache,
+        Bytes(hash.as_bytes()),
+        Number(nar.0),
+        Number(commit.at),
+        Text(object.path.name()),
+        OptionalText(object.deriver.as_deref()),
+        OptionalText(object.ca.as_deref()),
+        OptionalText(object.system.as_deref()),
+        Bytes(&sigs),
+        Bytes(&refs),
+    ];
+    tx.run(WRITE_OBJECT, &row).await?;
+    if let Some(replaced) = replaced {
+        let ends_at = commit.at.saturating_add(commit.grace_seconds);
+        write_grace(tx, commit.cache, &hash, replaced, ends_at).await?;
+    }
+    Ok(true)
+}
+
+async fn write_grace(
+    tx: &mut impl Transaction,
+    cache: CacheId,
+    hash: &StorePathHash,
+    nar: NarId,
+    ends_at: UnixSeconds,
+) -> Result<()> {
+    let row = [Number(cache.0), Bytes(hash.as_bytes()), Number(nar.0), Number(ends_at)];
+    tx.run(WRITE_GRACE, &row).await.map(drop)
+}

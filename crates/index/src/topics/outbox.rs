@@ -1,0 +1,73 @@
+//! The outbox: which objects changed, in an order that followers can rely on.
+//!
+//! On PostgreSQL transactions end in another order than they draw numbers in. A follower that only remembered the highest
+//! number would miss rows that become visible later. So a row carries its transaction's id, rows are read in the order
+//! (transaction, number), and only those of transactions that are older than every running one: below them nothing can
+//! show up any more. On SQLite one connection writes, so numbers alone are in order.
+
+use async_trait::async_trait;
+use dormer_nix::StorePathHash;
+
+use crate::Result;
+use crate::changes::Changes;
+use crate::contract::{CacheId, NarId, OutboxIndex, OutboxPosition, OutboxRow, UnixSeconds};
+use crate::rows::read_outbox;
+use crate::sql::Argument::{Number, OptionalBytes};
+use crate::sql::{Sql, Transaction};
+use crate::sql_index::{Dialect, SqlIndex};
+
+const INSERT: Sql = Sql {
+    sqlite: "INSERT INTO outbox (cache, hash, at) VALUES ($1, $2, $3)",
+    postgres: "
+        INSERT INTO outbox (transaction, cache, hash, at)
+        SELECT b.base + pg_current_xact_id()::text::bigint, $1, $2, $3 FROM outbox_base AS b",
+};
+
+const INSERT_FOR_NAR: Sql = Sql {
+    sqlite: "INSERT INTO outbox (cache, hash, at) SELECT cache, hash, $2 FROM objects WHERE nar = $1",
+    postgres: "
+        INSERT INTO outbox (transaction, cache, hash, at)
+        SELECT b.base + pg_current_xact_id()::text::bigint, o.cache, o.hash, $2
+        FROM objects AS o CROSS JOIN outbox_base AS b WHERE o.nar = $1",
+};
+
+pub(crate) const AFTER: Sql = Sql {
+    sqlite: "SELECT $1, number, cache, hash, at FROM outbox WHERE number > $2 ORDER BY number LIMIT $3",
+    postgres: "
+        SELECT o.transaction, o.number, o.cache, o.hash, o.at FROM outbox AS o
+        WHERE (o.transaction, o.number) > ($1, $2)
+            AND o.transaction < (SELECT base FROM outbox_base)
+                + pg_snapshot_xmin(pg_current_snapshot())::text::bigint
+        ORDER BY o.transaction, o.number LIMIT $3",
+};
+
+/// Notes that an object changed, or with `None` the cache itself.
+pub(crate) async fn note_change(
+    tx: &mut impl Transaction,
+    cache: CacheId,
+    hash: Option<&StorePathHash>,
+    at: UnixSeconds,
+) -> Result<()> {
+    let hash = OptionalBytes(hash.map(|hash| hash.as_bytes().as_slice()));
+    tx.run(INSERT, &[Number(cache.0), hash, Number(at)]).await.map(drop)
+}
+
+/// Notes that all objects with a NAR changed, in every cache: their narinfos name its new tag.
+pub(crate) async fn note_new_tag(tx: &mut impl Transaction, nar: NarId, at: UnixSeconds) -> Result<()> {
+    tx.run(INSERT_FOR_NAR, &[Number(nar.0), Number(at)]).await.map(drop)
+}
+
+#[async_trait]
+impl<D: Dialect> OutboxIndex for SqlIndex<D> {
+    async fn outbox_after(&self, position: OutboxPosition, limit: u32) -> Result<Vec<OutboxRow>> {
+        self.read("read the outbox", async |mut tx| {
+            let after = [Number(position.transaction), Number(position.number), Number(limit.into())];
+            tx.rows(AFTER, &after).await?.iter().map(read_outbox).collect()
+        })
+        .await
+    }
+
+    fn changes(&self) -> Changes {
+        self.database.changes()
+    }
+}
