@@ -2,6 +2,8 @@
 //!
 //! Each case gets an empty index of its own and panics with what is wrong.
 
+#[cfg(test)]
+pub(crate) mod bulk;
 mod caches;
 mod chunks;
 mod commits;

@@ -481,6 +481,9 @@ pub trait ChunkIndex: Send + Sync + std::fmt::Debug + 'static {
     /// marked damaged, or lies in a condemned pack, is pointed at this pack and is sound again. Numbers of new rows follow the
     /// order given and are consecutive. Repeating a commit whose answer was lost returns the same rows.
     async fn commit_pack(&self, pack: &NewPack) -> Result<Vec<ChunkRow>>;
+    /// How often packs took over chunks that were stored before, which may change their frames. While the number stays, so do
+    /// the frames and the encoding tags of all NARs.
+    async fn count_healings(&self) -> Result<u64>;
     /// Marks a NAR damaged, and those of its chunks that could not be read, so that neither is reused.
     async fn mark_damaged(&self, nar: NarId, chunks: &[u64], at: UnixSeconds) -> Result<()>;
     /// Forgets a NAR's listing that cannot be read, and marks those of its chunks that could not be read, so that they are

@@ -7,11 +7,13 @@
 //!
 //! The contract has one trait for each topic, and [`Index`] bundles them. `topics` holds each statement once, with both
 //! dialects' text side by side where they differ; [`SqlIndex`] begins, repeats and ends every call; `dialects` hold only what
-//! truly differs. [`conformance`] states what the contract promises as code; every dialect runs it.
+//! truly differs. `conformance` states what the contract promises as code; every dialect runs it. It is
+//! there with the feature `conformance`.
 
 mod backoff;
 mod changes;
 mod columns;
+#[cfg(any(test, feature = "conformance"))]
 pub mod conformance;
 mod contract;
 mod dialects;

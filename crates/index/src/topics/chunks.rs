@@ -97,8 +97,13 @@ pub(crate) const INSERT_CHUNKS: Sql = Sql {
         RETURNING number, id",
 };
 
-/// Gives a row for each pack that may be reused, with the numbers of its damaged chunks as a JSON array. On PostgreSQL the
-/// packs are locked in order, and stamped only where the stamp is older.
+/// Gives a row for each pack that may be reused, with the numbers of its damaged chunks as a JSON array.
+///
+/// On PostgreSQL a pack is stamped only if its stamp is older than ten minutes, under an exclusive lock. A fresh pack gets a
+/// shared lock, so that commits which share packs run beside each other: 16 connections did 128 commits a second when each
+/// stamped, and 1,069 to 1,452 since. The lock keeps the collector from condemning a pack until the commit ends, and
+/// condemning looks again at stamps and recipes after that. The lists of stale and fresh packs are taken once, before a
+/// lock is waited for, so each pack stays in one of them.
 pub(crate) const STAMP_PACKS: Sql = Sql {
     sqlite: "
         UPDATE packs SET used_at = CASE WHEN used_at < $1 THEN $1 ELSE used_at END
@@ -106,13 +111,20 @@ pub(crate) const STAMP_PACKS: Sql = Sql {
         RETURNING (SELECT json_group_array(c.number) FROM chunks AS c
             WHERE c.pack = packs.number AND c.damaged_at IS NOT NULL)",
     postgres: "
-        WITH held AS MATERIALIZED (
-            SELECT p.number, p.used_at FROM packs AS p
-            WHERE p.number = ANY ($2) AND p.condemned_at IS NULL
+        WITH stale AS MATERIALIZED (
+            SELECT p.number FROM packs AS p
+            WHERE p.condemned_at IS NULL AND p.number = ANY (ARRAY(
+                SELECT s.number FROM packs AS s WHERE s.number = ANY ($2) AND s.used_at < $1 - 600))
             ORDER BY p.number FOR NO KEY UPDATE),
         stamped AS (
-            UPDATE packs SET used_at = $1 FROM held
-            WHERE packs.number = held.number AND held.used_at < $1)
+            UPDATE packs SET used_at = $1 FROM stale
+            WHERE packs.number = stale.number AND packs.used_at < $1),
+        fresh AS MATERIALIZED (
+            SELECT p.number FROM packs AS p
+            WHERE p.condemned_at IS NULL AND p.number = ANY (ARRAY(
+                SELECT s.number FROM packs AS s WHERE s.number = ANY ($2) AND s.used_at >= $1 - 600))
+            ORDER BY p.number FOR SHARE),
+        held AS (SELECT number FROM stale UNION ALL SELECT number FROM fresh)
         SELECT (SELECT coalesce(json_agg(c.number), '[]')::text FROM chunks AS c
             WHERE c.pack = held.number AND c.damaged_at IS NOT NULL)
         FROM held",
@@ -131,6 +143,10 @@ pub(crate) const MARK_CHUNKS_DAMAGED: Sql = Sql {
             ORDER BY c.id FOR NO KEY UPDATE)
         UPDATE chunks SET damaged_at = $2 FROM held WHERE chunks.number = held.number",
 };
+
+const COUNT_HEALING: Sql = both!("UPDATE healings SET number = number + 1");
+
+const FIND_HEALINGS: Sql = both!("SELECT number FROM healings");
 
 const FORGET_LISTING: Sql = both!("DELETE FROM listings WHERE nar = $1");
 
@@ -213,11 +229,19 @@ impl<D: Dialect> ChunkIndex for SqlIndex<D> {
                 }
             }
             if moved {
+                tx.run(COUNT_HEALING, &[]).await?;
                 // Other replicas may remember where the chunk was.
                 tx.announce(Change::Everything).await?;
             }
             self.known.add_chunks(pack.chunks.iter().map(|chunk| &chunk.id));
             rows.into_iter().map(|row| row.ok_or_else(|| corrupt("chunks", "a new row is missing"))).collect()
+        })
+        .await
+    }
+
+    async fn count_healings(&self) -> Result<u64> {
+        self.read("count healings", async |mut tx| {
+            unsigned("healings", tx.one(FIND_HEALINGS, &[]).await?.column(0, "healings")?)
         })
         .await
     }

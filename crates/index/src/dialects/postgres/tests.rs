@@ -9,7 +9,7 @@ use dormer_testkit::services::Postgres as Server;
 use sqlx::{AssertSqlSafe, Row as _, query};
 
 use super::*;
-use crate::sql::Sql;
+use crate::sql::{Sql, Transaction as _};
 use crate::sql_index::Lock;
 use crate::topics::{caches, chunks, nars, objects, outbox};
 use crate::*;
@@ -104,6 +104,50 @@ async fn postgresql_remembers_what_is_published() {
         Arc::new(open(&url).await)
     })
     .await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn postgresql_answers_in_time_in_a_large_cache() {
+    let url = Server::shared().create_database();
+    let limit = PostgresOptions { statement_timeout: crate::conformance::bulk::CALL_MAX, ..options() };
+    let index = PostgresIndex::open(&url, limit).await.unwrap();
+    crate::conformance::bulk::run_bulk(&index).await.unwrap();
+}
+
+/// Commits that share a pack run beside each other: one that is not finished does not keep the next one waiting.
+#[tokio::test]
+async fn commits_that_share_a_fresh_pack_do_not_wait_for_each_other() {
+    let url = Server::shared().create_database();
+    let index = open(&url).await;
+    let cache = cache(&index, "main").await;
+    push(&index, cache).await.unwrap();
+    let stamp = [crate::sql::Argument::Number(NOW + 1), crate::sql::Argument::Numbers(&[1])];
+    let mut unfinished = index.session(Access::Write(&[])).await;
+    assert_eq!(unfinished.rows(chunks::STAMP_PACKS, &stamp).await.unwrap().len(), 1);
+    let mut next = index.session(Access::Write(&[])).await;
+    let beside = tokio::time::timeout(Duration::from_secs(5), next.rows(chunks::STAMP_PACKS, &stamp)).await;
+    assert_eq!(beside.expect("it does not wait").unwrap().len(), 1);
+    index.database.commit(next).await.unwrap();
+
+    // A collector waits until the commit has ended.
+    let mut collector = index.session(Access::Write(&[])).await;
+    let condemn = collector.execute(query("UPDATE packs SET condemned_at = 1 WHERE number = 1"));
+    assert!(tokio::time::timeout(Duration::from_millis(300), condemn).await.is_err(), "it waits");
+    index.database.commit(unfinished).await.unwrap();
+
+    // A stale stamp is renewed, and a stamp that another commit renewed meanwhile still counts.
+    let later = [crate::sql::Argument::Number(NOW + 10_000), crate::sql::Argument::Numbers(&[1])];
+    let mut first = index.session(Access::Write(&[])).await;
+    assert_eq!(first.rows(chunks::STAMP_PACKS, &later).await.unwrap().len(), 1);
+    let mut second = index.session(Access::Write(&[])).await;
+    let waiting = async { second.rows(chunks::STAMP_PACKS, &later).await.unwrap().len() };
+    let ends = async {
+        tokio::time::sleep(Duration::from_millis(200)).await;
+        index.database.commit(first).await.unwrap();
+    };
+    assert_eq!(tokio::join!(waiting, ends).0, 1);
+    drop(second);
+    assert_eq!(Server::shared().sql(&url, "SELECT used_at FROM packs"), (NOW + 10_000).to_string());
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

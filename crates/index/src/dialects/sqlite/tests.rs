@@ -130,6 +130,50 @@ async fn sqlite_remembers_what_is_published() {
     .await;
 }
 
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn sqlite_answers_in_time_in_a_large_cache() {
+    let folder = tempfile::tempdir().unwrap();
+    let options = SqliteOptions { wait_max: crate::conformance::bulk::CALL_MAX, ..SqliteOptions::default() };
+    let index = SqliteIndex::open(folder.path().join("index.sqlite"), options).await.unwrap();
+    crate::conformance::bulk::run_bulk(&index).await.unwrap();
+    index.close().await.unwrap();
+}
+
+/// While the keys load every answer is "maybe", and nothing that is stored meanwhile is missed; the same when they are loaded
+/// again.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn keys_load_beside_writes_and_again() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("index.sqlite");
+    let index = open(&path).await;
+    let mut rows = index.commit_pack(&new_pack(30_000)).await.unwrap();
+    index.close().await.unwrap();
+    drop(index);
+    let index = Arc::new(SqliteIndex::open(&path, SqliteOptions::default()).await.unwrap());
+    let reload = async {
+        for _ in 0..3 {
+            index.reload_keys(&path, Duration::from_secs(10)).await.unwrap();
+        }
+    };
+    let write = async {
+        let mut rows = Vec::new();
+        for _ in 0..50 {
+            rows.extend(index.commit_pack(&new_pack(20)).await.unwrap());
+        }
+        rows
+    };
+    let ((), new) = tokio::join!(reload, write);
+    rows.extend(new);
+    index.keys_loaded().await;
+    for rows in rows.chunks(10_000) {
+        let ids: Vec<ChunkId> = rows.iter().map(|row| row.id).collect();
+        assert!(index.find_chunks(&ids).await.unwrap().iter().all(Option::is_some), "none is called absent");
+    }
+    let before = index.statement_count();
+    index.find_chunks(&[ChunkId::from_bytes(rand::random())]).await.unwrap();
+    assert_eq!(index.statement_count(), before, "an unknown key costs no statement");
+}
+
 #[tokio::test]
 async fn a_follower_opens_it_beside_another_process() {
     let folder = tempfile::tempdir().unwrap();
