@@ -1,9 +1,10 @@
 //! The publisher's small documents, remembered by the isolate.
 //!
 //! Invariants
-//! - What is answered from memory is at most [`STATE_SECONDS`] old: by then a revoked token stops working.
-//! - What is not there is remembered for as long: by what is read anew, and by what fails while the bucket does, nobody can tell a private
-//!   cache from one that is not there. A new cache appears after that time at the latest, a new path in it much sooner.
+//! - An answer from memory is at most [`STATE_SECONDS`] old: by then a revoked token stops working.
+//! - A missing document is remembered for as long. So nobody can tell a private cache from a missing one by the reads that
+//!   a request causes, or by the requests that fail while the bucket does. A new cache appears after that time at the
+//!   latest, a new path in it much sooner.
 //! - A bucket that does not answer is an error and never "not there".
 //! - Memory is bounded whatever names are asked for.
 
@@ -16,7 +17,7 @@ use wasm_bindgen::JsValue;
 
 use crate::runtime::{self, R2Bucket};
 
-/// Documents that an isolate remembers. They are small as a rule, and 64 of the largest fit into its 128 MB.
+/// Documents that an isolate remembers. Most are small, and 64 of the largest fit into its 128 MB.
 const DOCUMENTS_MAX: usize = 64;
 
 struct Remembered<T> {
@@ -29,7 +30,7 @@ thread_local! {
     static CATALOGS: RefCell<HashMap<String, Remembered<Catalog>>> = RefCell::new(HashMap::new());
 }
 
-/// The state document under this name; `None`: there is none.
+/// The state document of this name, if it exists.
 pub(crate) async fn state(bucket: &R2Bucket, name: &str) -> Result<Option<Rc<CacheState>>, String> {
     if let Some(known) = STATES.with_borrow(|known| recall(known, name)) {
         return Ok(known);
@@ -39,7 +40,7 @@ pub(crate) async fn state(bucket: &R2Bucket, name: &str) -> Result<Option<Rc<Cac
     Ok(value)
 }
 
-/// The catalogue; `None`: there is none.
+/// The catalogue, if it exists.
 pub(crate) async fn catalog(bucket: &R2Bucket, name: &str) -> Result<Option<Rc<Catalog>>, String> {
     if let Some(known) = CATALOGS.with_borrow(|known| recall(known, name)) {
         return Ok(known);
@@ -58,8 +59,8 @@ fn remember<T>(known: &mut HashMap<String, Remembered<T>>, name: &str, value: Op
     let now_ms = runtime::now_ms();
     if known.len() >= DOCUMENTS_MAX && !known.contains_key(name) {
         known.retain(|_, entry| now_ms < entry.until_ms);
-        // Still full of what is fresh: rather read all of it again than grow. Not first what is not there: then who fills this could
-        // tell from the time of an answer whether a private cache is.
+        // Still full of fresh documents: read all of them again rather than grow. Dropping missing documents first would
+        // let a client that fills the memory tell from the time of an answer whether a private cache exists.
         if known.len() >= DOCUMENTS_MAX {
             known.clear();
         }

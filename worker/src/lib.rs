@@ -1,20 +1,21 @@
 //! The Cloudflare Worker: published caches from R2, read-only.
 //!
-//! What is answered is decided by `dormer-edge`, which `dormer edge serve` shares; here are only the runtime's own forms of
-//! reading a bucket, of remembering, and of verifying a signature.
+//! `dormer-edge`, which `dormer edge serve` shares, decides every answer. This crate only reads a bucket, remembers, and
+//! verifies signatures, each with the runtime's own means.
 //!
 //! Invariants
 //! - Nothing of a cache is looked up, in R2 or in the data centre's cache, before the caller may read it.
 //! - At most two requests to R2: the cache's state document (remembered for seconds) and the object.
 //! - Bodies are streams that pass from R2 to the client; no byte of one is copied into the module.
-//! - Nothing is ever written but the data centre's cache.
+//! - The Worker writes only to the data centre's cache.
 
 mod documents;
 mod runtime;
 mod tokens;
 
 use dormer_edge::{
-    Admission, Answer, Body, EdgeKey, ObjectMeta, Part, Plan, Read, Request as EdgeRequest, Visit, home, plan,
+    Admission, Answer, Body, EdgeKey, ObjectMeta, Part, Read, Request as EdgeRequest, RequestPlan, Visit,
+    home, plan,
 };
 use js_sys::Promise;
 use wasm_bindgen::prelude::*;
@@ -26,10 +27,11 @@ use crate::runtime::{Cache, Context, R2Bucket, R2Object};
 /// Largest answer that the data centre's cache takes, in bytes.
 const CACHEABLE_BYTES_MAX: u64 = 512 * 1024 * 1024;
 
-/// Holds the store's tag of what is remembered: `ETag` itself would make the cache answer conditional requests by its own rules.
+/// Holds the store's tag of a remembered object. `ETag` itself would make the cache answer conditional requests by its own
+/// rules.
 const STORE_ETAG: &str = "x-dormer-store-etag";
 
-/// Holds the size of what is remembered.
+/// Holds the size of a remembered object.
 const STORE_SIZE: &str = "x-dormer-store-size";
 
 /// Answers a request. Called by `index.js`.
@@ -114,14 +116,14 @@ impl<'a> Host<'a> {
             origin: Some(&self.origin),
         });
         match planned {
-            Plan::Answer(answer) => Ok((answer, None)),
-            Plan::Home => {
+            RequestPlan::Answer(answer) => Ok((answer, None)),
+            RequestPlan::Home => {
                 let bucket = self.bucket().map_err(failed)?;
                 let name = self.name_of(&EdgeKey::Catalog);
                 let catalog = documents::catalog(&bucket, &name).await.map_err(failed)?;
                 Ok((home(catalog.as_deref(), is_head), None))
             }
-            Plan::Visit(visit) => self.visit(*visit).await.map_err(failed),
+            RequestPlan::Visit(visit) => self.visit(*visit).await.map_err(failed),
         }
     }
 
@@ -146,14 +148,14 @@ impl<'a> Host<'a> {
         }
     }
 
-    /// Whether answers are kept in the data centre's cache. Keeping one splits its body in two, which costs CPU for every byte: in
-    /// vain on workers.dev, where that cache keeps nothing.
+    /// Whether answers are kept in the data centre's cache. Keeping an answer splits its body in two, which costs CPU for
+    /// every byte. On workers.dev that cost would be in vain, because the cache keeps nothing there.
     fn remembers(&self) -> bool {
         let is_off = runtime::variable(self.environment, "EDGE_CACHE").is_some_and(|value| value == "off");
         !is_off && !self.origin.ends_with(".workers.dev")
     }
 
-    /// Reads what its caller may read.
+    /// Reads an object that the caller may read.
     async fn read(&self, bucket: &R2Bucket, read: &Read) -> Result<Answered, String> {
         if let Some(part) = read.part() {
             return self.read_part(bucket, read, part).await;

@@ -8,8 +8,8 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use bytes::Bytes;
 use dormer_api::CacheName;
 use dormer_edge::{
-    Admission, Answer, Body as EdgeBody, CacheState, Catalog, EdgeKey, MISS_SECONDS, ObjectMeta, Plan, Read,
-    Request as EdgeRequest, STATE_BYTES_MAX, STATE_SECONDS, TokenVerifier, Visit, home, plan,
+    Admission, Answer, Body as EdgeBody, CacheState, Catalog, EdgeKey, MISS_SECONDS, ObjectMeta, Read,
+    Request as EdgeRequest, RequestPlan, STATE_BYTES_MAX, STATE_SECONDS, TokenVerifier, Visit, home, plan,
 };
 use dormer_http_host::{Error, HostSettings, NotReady, Probe, Probes, Service, serve};
 use futures::StreamExt as _;
@@ -155,14 +155,15 @@ impl EdgeServer {
             path: request.uri().path(),
             authorization: header(AUTHORIZATION),
             range: header(RANGE),
-            if_range: header(IF_RANGE),
+            // A value that is no text is no tag of ours.
+            if_range: request.headers().get(IF_RANGE).map(|value| value.to_str().unwrap_or_default()),
             if_none_match: header(IF_NONE_MATCH),
         });
         let is_head = request.method() == Method::HEAD;
         let answered = match planned {
-            Plan::Answer(answer) => Ok((answer, None)),
-            Plan::Home => self.home(is_head).await,
-            Plan::Visit(visit) => self.visit(*visit).await,
+            RequestPlan::Answer(answer) => Ok((answer, None)),
+            RequestPlan::Home => self.home(is_head).await,
+            RequestPlan::Visit(visit) => self.visit(*visit).await,
         };
         let (answer, bytes) = answered.unwrap_or_else(|error| {
             tracing::error!(error = &error as &dyn std::error::Error, "the store does not answer");

@@ -1,4 +1,4 @@
-//! Where a published layout lies: a folder, or a bucket.
+//! The place of a published layout: a folder, or a bucket.
 
 use std::io::{self, SeekFrom};
 use std::path::{Path, PathBuf};
@@ -15,7 +15,7 @@ use tokio::fs::File;
 use tokio::io::{AsyncReadExt as _, AsyncSeekExt as _};
 use tokio_util::io::ReaderStream;
 
-/// Bytes that are read from a file at once.
+/// Bytes that are read from a file at a time.
 const READ_BYTES: usize = 256 * 1024;
 
 /// Why a store has no answer.
@@ -37,7 +37,7 @@ pub enum SourceError {
         /// Why.
         source: object_store::Error,
     },
-    /// A small document that is larger than any that is published: never taken for "not there".
+    /// A small document that is larger than any published one. Never taken for "not here".
     #[error("{name} has {size} bytes, more than the {max} of any that is published")]
     TooLarge {
         /// Its name in the layout.
@@ -47,7 +47,7 @@ pub enum SourceError {
         /// The most.
         max: usize,
     },
-    /// The bucket's address or its settings are none.
+    /// The bucket's address or its settings are invalid.
     #[error("'{url}' is not a bucket that can be opened")]
     Address {
         /// What was given.
@@ -55,7 +55,7 @@ pub enum SourceError {
         /// Why.
         source: object_store::Error,
     },
-    /// The folder is not there.
+    /// The folder does not exist or cannot be read.
     #[error("{} is not a folder that can be read", path.display())]
     Folder {
         /// What was given.
@@ -68,13 +68,13 @@ pub enum SourceError {
 /// Bytes on their way.
 pub(crate) type ByteStream = Pin<Box<dyn Stream<Item = io::Result<Bytes>> + Send>>;
 
-/// What a store said to a request for bytes.
+/// A store's answer to a request for bytes.
 pub(crate) enum Opened {
-    /// There is no such object.
+    /// The object does not exist.
     Missing,
-    /// There is one, but not the part of it.
+    /// The object exists, but not the part of it.
     Outside(ObjectMeta),
-    /// There is one, and here are the bytes that were asked for.
+    /// The object exists, and these are the requested bytes.
     Found(ObjectMeta, ByteStream),
 }
 
@@ -93,7 +93,7 @@ pub enum Source {
 }
 
 impl Source {
-    /// A folder, which has to be there.
+    /// A folder, which must exist.
     pub fn folder(path: &Path) -> Result<Self, SourceError> {
         let failed = |source| SourceError::Folder { path: path.to_path_buf(), source };
         std::fs::read_dir(path).map_err(failed)?;
@@ -115,9 +115,9 @@ impl Source {
         let settings = settings.into_iter().filter(|(name, _)| is_a_stores(name));
         let mut settings: Vec<(String, String)> =
             settings.map(|(name, value)| (name.to_ascii_lowercase(), value)).collect();
-        // Of a whole request, with its body: a slow reader of a large NAR takes hours. Whoever serves it bounds every wait.
+        // The limit of a whole request, with its body: a slow reader of a large NAR takes hours. The host bounds every wait.
         settings.push(("timeout".to_owned(), "86400s".to_owned()));
-        // Who names an address without TLS means it; the library wants to be told twice.
+        // An operator that names an address without TLS means it; the library wants to be told twice.
         if settings.iter().any(|(name, value)| name.contains("endpoint") && value.starts_with("http://")) {
             settings.push(("allow_http".to_owned(), "true".to_owned()));
         }

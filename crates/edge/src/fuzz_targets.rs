@@ -5,15 +5,16 @@
 use dormer_api::{TokenBounds, TokenClaims, presented_token};
 
 use crate::{
-    Admission, Answer, Body, CacheState, Catalog, EdgeKey, ObjectMeta, Plan, Request, SignedToken, plan,
+    Admission, Answer, Body, CacheState, Catalog, EdgeKey, ObjectMeta, Request, RequestPlan, SignedToken,
+    plan,
 };
 
 /// Bytes of the object that is found.
 const SIZE: u64 = 1_000;
 
-/// A request: a line each for method, path, `Authorization`, `Range`, `If-Range` and `If-None-Match`. What is not exactly the
-/// protocol's reads nothing; a private cache is nothing to who has no token; parts lie within what is there, and lengths are those
-/// of the parts.
+/// A request: a line each for method, path, `Authorization`, `Range`, `If-Range` and `If-None-Match`. A request outside of
+/// the protocol reads nothing. Without a token, a private cache looks like none. Parts lie within the object, and lengths
+/// are those of the parts.
 pub fn fuzz_request(data: &[u8]) {
     let Ok(text) = std::str::from_utf8(data) else { return };
     let mut lines = text.split('\n');
@@ -31,12 +32,12 @@ pub fn fuzz_request(data: &[u8]) {
     };
     let is_head = method == "HEAD";
     let visit = || match plan(&request) {
-        Plan::Visit(visit) => Some(visit),
-        Plan::Home => {
+        RequestPlan::Visit(visit) => Some(visit),
+        RequestPlan::Home => {
             assert_eq!(path, "/");
             None
         }
-        Plan::Answer(answer) => {
+        RequestPlan::Answer(answer) => {
             assert!(matches!(answer.status, 200 | 404 | 405), "{answer:?}");
             assert!(answer.status != 200 || path == "/_dormer/health");
             None

@@ -12,7 +12,7 @@
 //! Invariants
 //! - Below a cache lies a standard static binary cache: any file server, CDN or Nix itself can serve it.
 //! - A NAR's name names its exact bytes, so they never change; everything else may be overwritten.
-//! - Names parse back from what they print, and from nothing else.
+//! - A name parses back from its printed form, and from nothing else.
 
 use std::fmt;
 use std::str::FromStr;
@@ -95,7 +95,7 @@ pub enum EdgeKey {
     Nar(CacheName, NarFile),
 }
 
-/// How long an object may be kept, and by whom.
+/// How long clients and the edge may keep an object.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Life {
     /// Seconds that clients may keep it.
@@ -116,7 +116,7 @@ impl Life {
 }
 
 impl EdgeKey {
-    /// Reads a name back; an error for what is no name of the layout.
+    /// Reads a name back. An error for a text that is no name of the layout.
     pub fn parse(name: &str) -> Result<Self> {
         if name == CATALOG {
             return Ok(Self::Catalog);
@@ -163,8 +163,8 @@ impl EdgeKey {
         }
     }
 
-    /// How long it may be kept. A narinfo's life is far below the least grace of a NAR (a day), so whoever has one from a cache
-    /// still finds its NAR.
+    /// How long the object may be kept. A narinfo's life is far below the shortest grace of a NAR (a day), so a client with a
+    /// narinfo from a cache still finds its NAR.
     pub fn life(&self) -> Life {
         const MINUTE: u32 = 60;
         const DAY: u32 = 24 * 60 * MINUTE;

@@ -7,14 +7,15 @@
 //!
 //! A host answers a request in four steps, of which only the second and the last do I/O:
 //!
-//! 1. [`plan`]: method and path. What is not exactly the protocol's is answered here, and nothing is read for it.
+//! 1. [`plan`]: method and path. A request outside of the protocol is answered here, and nothing is read for it.
 //! 2. Read the cache's state document (hosts keep it for [`STATE_SECONDS`]) and verify the signature of [`Visit::token`],
 //!    if there is one and [`Visit::needs_token`] says so.
-//! 3. [`Visit::admit`]: who may read. Only behind it may anything be looked up, in a bucket or in any cache.
-//! 4. Look for [`Read::key`] and send what [`Read::respond`] says of what was found.
+//! 3. [`Visit::admit`]: whether the caller may read. Only then may anything be looked up, in a bucket or in any cache.
+//! 4. Look for [`Read::key`] and send the answer of [`Read::respond`].
 //!
-//! A cache that is private, one that is not there and a name that cannot be one get the same answer, byte for byte.
+//! A private cache, a cache that does not exist and a name that no cache can have get the same answer, byte for byte.
 
+mod answer;
 mod conditions;
 mod error;
 pub mod fuzz_targets;
@@ -27,11 +28,12 @@ mod token;
 #[cfg(feature = "verify")]
 mod verify;
 
+pub use answer::{Answer, Body};
 pub use conditions::{Part, client_has, wanted_part};
 pub use error::{Error, Result};
 pub use layout::{EdgeKey, Life, MISS_SECONDS, NarFile, STATE_SECONDS};
 pub use page::home;
-pub use rules::{Admission, Answer, Body, ObjectMeta, Plan, Read, Request, Visit, plan};
+pub use rules::{Admission, ObjectMeta, Read, Request, RequestPlan, Visit, plan};
 pub use state::{CacheState, Catalog, STATE_BYTES_MAX};
 pub use token::{Algorithm, HS256_SECRET_BYTES_MIN, SignedToken, may_read};
 #[cfg(feature = "verify")]

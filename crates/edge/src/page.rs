@@ -2,7 +2,7 @@
 
 use std::fmt::Write as _;
 
-use crate::rules::Answer;
+use crate::answer::Answer;
 use crate::state::{CacheState, Catalog};
 
 const STYLE: &str = "body{font:16px/1.5 system-ui,sans-serif;max-width:44rem;margin:2rem auto;padding:0 1rem;color:#222;background:#fff}\
@@ -125,7 +125,7 @@ fn date(seconds: i64) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::rules::Body;
+    use crate::answer::Body;
 
     #[test]
     fn dates_and_sizes_are_for_people() {

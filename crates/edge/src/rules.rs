@@ -3,15 +3,14 @@
 //! Invariants
 //! - GET and HEAD, nothing else: whatever the path, another method is 405 and reads nothing.
 //! - Nothing of a cache is looked up before [`Visit::admit`]: there is no other way to an [`EdgeKey`].
-//! - Every "not here" is the same answer, byte for byte: of a cache that is private, of one that is not there, of a name
-//!   that cannot be one, of an object that is missing. Nix then asks the next cache.
+//! - Every "not here" is the same answer, byte for byte: for a private cache, for a cache that does not exist, for a name
+//!   that no cache can have, for a missing object. Nix then asks the next cache.
 //! - Lives of private objects are for the client alone (`private`), and hosts key their own caches by [`EdgeKey`], never by
 //!   a request's address, so that a query or a header cannot make or find another entry.
 
-use std::ops::Range;
-
 use dormer_api::{CacheName, TokenClaims, presented_token};
 
+use crate::answer::{Answer, Body};
 use crate::conditions::{self, Part};
 use crate::layout::{EdgeKey, Life, MISS_SECONDS};
 use crate::page;
@@ -19,7 +18,7 @@ use crate::route::Route;
 use crate::state::CacheState;
 use crate::token::may_read;
 
-/// What of a request decides its answer. Other headers do not.
+/// The parts of a request that decide its answer.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct Request<'a> {
     /// `GET`, `HEAD`, …
@@ -34,109 +33,58 @@ pub struct Request<'a> {
     pub if_range: Option<&'a str>,
     /// Header `If-None-Match`.
     pub if_none_match: Option<&'a str>,
-    /// Scheme and host that were asked, as in `https://cache.example.org`, if that is known. Shown on pages; nothing else depends on it.
+    /// Scheme and host of the request, as in `https://cache.example.org`, if known. Only pages show it.
     pub origin: Option<&'a str>,
 }
 
-/// What a request comes to before anything was read.
+/// The next step of a request, before anything is read.
 #[derive(Debug)]
-pub enum Plan {
-    /// It is answered without reading anything.
+pub enum RequestPlan {
+    /// Answer without reading anything.
     Answer(Answer),
-    /// The page at `/`: [`home`](crate::home) makes it of the catalogue, if that is there.
+    /// The page at `/`: [`home`](crate::home) makes it of the catalogue, if the catalogue exists.
     Home,
-    /// Something of a cache: its state document decides.
+    /// A page or an object of a cache: the cache's state document decides.
     Visit(Box<Visit>),
 }
 
-/// What to send.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Answer {
-    /// HTTP status.
-    pub status: u16,
-    /// Headers, names in lower case; `content-length` is among them wherever it is known.
-    pub headers: Vec<(&'static str, String)>,
-    /// Body. Empty for HEAD, whatever the headers say.
-    pub body: Body,
-    /// Seconds for which a host may remember this answer by its key, where it has one.
-    pub edge_seconds: u32,
-}
-
-/// A body.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Body {
-    /// None.
-    Empty,
-    /// This text.
-    Text(String),
-    /// These bytes of the object that was found.
-    Object(Range<u64>),
-}
-
-impl Answer {
-    /// A text. Of HEAD the headers alone are sent.
-    pub(crate) fn text(status: u16, content_type: &str, text: String, is_head: bool) -> Self {
-        let headers = vec![
-            ("content-type", content_type.to_owned()),
-            ("content-length", text.len().to_string()),
-            ("x-content-type-options", "nosniff".to_owned()),
-        ];
-        let body = if is_head { Body::Empty } else { Body::Text(text) };
-        Self { status, headers, body, edge_seconds: 0 }
-    }
-
-    pub(crate) fn with(mut self, name: &'static str, value: impl Into<String>) -> Self {
-        self.headers.push((name, value.into()));
-        self
-    }
-
-    /// "Not here": the one answer to everything that is not there, or not for this caller.
-    pub fn not_found(is_head: bool) -> Self {
-        Self::text(404, "text/plain", "not found\n".to_owned(), is_head).with("cache-control", "no-store")
-    }
-
-    /// The bucket does not answer: never taken for "not here".
-    pub fn unavailable(is_head: bool) -> Self {
-        Self::text(503, "text/plain", "the store of this cache does not answer\n".to_owned(), is_head)
-            .with("cache-control", "no-store")
-            .with("retry-after", "5")
-    }
-}
-
 /// Reads a request.
-pub fn plan(request: &Request<'_>) -> Plan {
+pub fn plan(request: &Request<'_>) -> RequestPlan {
     let is_head = match request.method {
         "GET" => false,
         "HEAD" => true,
         _ => {
             let refused = Answer::text(405, "text/plain", "read only\n".to_owned(), false);
-            return Plan::Answer(refused.with("allow", "GET, HEAD").with("cache-control", "no-store"));
+            return RequestPlan::Answer(refused.with("allow", "GET, HEAD").with("cache-control", "no-store"));
         }
     };
     let owned = |text: Option<&str>| text.filter(|text| text.len() <= CONDITION_BYTES_MAX).map(str::to_owned);
+    // An over-long tag is no tag of ours, so the client has another representation.
+    let if_range = request.if_range.map(|text| if text.len() <= CONDITION_BYTES_MAX { text } else { "" });
     let (cache, target) = match Route::parse(request.path) {
-        None => return Plan::Answer(Answer::not_found(is_head)),
+        None => return RequestPlan::Answer(Answer::not_found(is_head)),
         Some(Route::Health) => {
             let alive = Answer::text(200, "text/plain", "alive\n".to_owned(), is_head);
-            return Plan::Answer(alive.with("cache-control", "no-store"));
+            return RequestPlan::Answer(alive.with("cache-control", "no-store"));
         }
-        Some(Route::Home) => return Plan::Home,
+        Some(Route::Home) => return RequestPlan::Home,
         Some(Route::Page(cache)) => (cache, None),
         Some(Route::Object(cache, key)) => (cache, Some(key)),
     };
-    Plan::Visit(Box::new(Visit {
+    RequestPlan::Visit(Box::new(Visit {
         cache,
         target,
         is_head,
         token: request.authorization.and_then(presented_token),
         origin: request.origin.filter(|origin| page::is_plain_origin(origin)).map(str::to_owned),
         range: owned(request.range),
-        if_range: owned(request.if_range),
+        if_range: if_range.map(str::to_owned),
         if_none_match: owned(request.if_none_match),
     }))
 }
 
-/// Longest conditional header that is looked at, in bytes; a longer one counts as none, which is always allowed.
+/// Longest conditional header that is looked at, in bytes. A longer `Range` or `If-None-Match` counts as none, and a longer
+/// `If-Range` as that of another representation. Both are always allowed.
 const CONDITION_BYTES_MAX: usize = 1024;
 
 /// A request for something of a cache, before it is known who may read it.
@@ -153,17 +101,17 @@ pub struct Visit {
     if_none_match: Option<String>,
 }
 
-/// What becomes of a visit.
+/// The decision about a visit.
 #[derive(Debug)]
 pub enum Admission {
-    /// Nothing is to be read.
+    /// Answer without reading anything more.
     Answer(Answer),
-    /// This may be read.
+    /// The caller may read this.
     Read(Box<Read>),
 }
 
 impl Visit {
-    /// Whose state document has to be read: [`EdgeKey::State`] of it.
+    /// The cache whose state document has to be read ([`EdgeKey::State`]).
     pub fn cache(&self) -> &CacheName {
         &self.cache
     }
@@ -178,7 +126,8 @@ impl Visit {
         self.token.as_deref()
     }
 
-    /// Whether a token decides. Also when there is no such cache, so that the time an answer takes does not tell.
+    /// Whether a token decides. Also for a cache that does not exist, so that the time of an answer does not tell whether a
+    /// private cache exists.
     pub fn needs_token(&self, state: Option<&CacheState>) -> bool {
         state.is_none_or(|state| !state.public)
     }
@@ -211,7 +160,7 @@ impl Visit {
     }
 }
 
-/// The tag that follows from a name: a NAR's says what its bytes are, while stores differ in what they make of an upload in
+/// The tag that follows from a name. A NAR's name identifies its bytes, while stores differ in the tags of uploads in
 /// parts.
 fn tag_of(key: &EdgeKey) -> Option<String> {
     match key {
@@ -230,7 +179,7 @@ pub struct Read {
     if_none_match: Option<String>,
 }
 
-/// What a store says of an object that it has.
+/// A store's description of an object.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ObjectMeta {
     /// Its size in bytes.
@@ -240,18 +189,18 @@ pub struct ObjectMeta {
 }
 
 impl Read {
-    /// What to look for.
+    /// The object to look for.
     pub fn key(&self) -> &EdgeKey {
         &self.key
     }
 
-    /// Whether only its size and tag are wanted.
+    /// Whether the client wants only size and tag.
     pub fn is_head(&self) -> bool {
         self.is_head
     }
 
-    /// The part that is wanted, if it is not all. A host asks its store for it at once; the store then says how large the
-    /// whole is. For a part that the store has not, it either learns the size for [`Read::respond`], or answers
+    /// The part that the client wants, if not all. A host asks its store for the part at once, and the store also tells the
+    /// size of the whole. If the object has no such part, the host either learns the size for [`Read::respond`], or answers
     /// [`Read::outside`].
     pub fn part(&self) -> Option<Part> {
         self.part
@@ -347,7 +296,7 @@ mod tests {
 
     fn visit(request: &Request<'_>) -> Visit {
         match plan(request) {
-            Plan::Visit(visit) => *visit,
+            RequestPlan::Visit(visit) => *visit,
             other => panic!("{other:?}"),
         }
     }
@@ -375,7 +324,9 @@ mod tests {
         for method in ["PUT", "POST", "DELETE", "PATCH", "OPTIONS", "TRACE", "CONNECT", "get", "", "PROPFIND"]
         {
             for path in ["/", "/main/nix-cache-info", "/../x", ""] {
-                let Plan::Answer(answer) = plan(&request(method, path)) else { panic!("{method} {path}") };
+                let RequestPlan::Answer(answer) = plan(&request(method, path)) else {
+                    panic!("{method} {path}")
+                };
                 assert_eq!((answer.status, header(&answer, "allow")), (405, Some("GET, HEAD")));
             }
         }
@@ -404,7 +355,7 @@ mod tests {
             refused(visit(&request("GET", "/secret")), Some(&private), None),
         ];
         for path in ["/-bad/nix-cache-info", "/secret/other", "/secret/dormer-state.json"] {
-            let Plan::Answer(answer) = plan(&request("GET", path)) else { panic!("{path}") };
+            let RequestPlan::Answer(answer) = plan(&request("GET", path)) else { panic!("{path}") };
             answers.push(answer);
         }
         for answer in answers {
@@ -479,6 +430,10 @@ mod tests {
             Request { range: Some("bytes=5-6"), if_range: Some("\"other\""), ..request("GET", &path) };
         assert_eq!(read(&asked).respond(Some(&meta)).status, 200);
 
+        let long = "x".repeat(CONDITION_BYTES_MAX + 1);
+        let asked = Request { range: Some("bytes=5-6"), if_range: Some(&long), ..request("GET", &path) };
+        assert_eq!(read(&asked).part(), None, "another representation");
+
         let asked = Request { if_none_match: Some(&etag), ..request("GET", &path) };
         let known = read(&asked).respond(Some(&meta));
         assert_eq!((known.status, known.body), (304, Body::Empty));
@@ -493,9 +448,11 @@ mod tests {
 
     #[test]
     fn health_and_pages_are_answered_without_an_object() {
-        let Plan::Answer(health) = plan(&request("GET", "/_dormer/health")) else { panic!("no answer") };
+        let RequestPlan::Answer(health) = plan(&request("GET", "/_dormer/health")) else {
+            panic!("no answer")
+        };
         assert_eq!(health.status, 200);
-        assert!(matches!(plan(&request("GET", "/")), Plan::Home));
+        assert!(matches!(plan(&request("GET", "/")), RequestPlan::Home));
         let page = refused(visit(&request("GET", "/main")), Some(&state("main", true)), None);
         assert_eq!(page.status, 200);
         let Body::Text(html) = page.body else { panic!("no page") };

@@ -12,6 +12,7 @@
 //!   [`fuzz_targets`] holds one checked property per parser.
 
 mod error;
+mod error_causes;
 pub mod fuzz_targets;
 mod hash;
 pub mod nar;
@@ -24,6 +25,7 @@ pub mod strategies;
 mod text;
 
 pub use error::{Error, Result};
+pub use error_causes::with_causes;
 pub use hash::{NarHash, NarHasher};
 pub use narinfo::{NARINFO_BYTES_MAX, NarInfo};
 pub use signature::{PublicKey, SecretKey, Signature, check_key_name, fingerprint};

@@ -1,5 +1,5 @@
-//! Who may do what with a cache. Attic's rule: a caller without any permission on a cache gets the same 401 whether the
-//! cache exists or not; only who may do something with it learns what is missing.
+//! The permissions of callers on caches. Attic's rule: a caller without any permission on a cache gets the same 401
+//! whether the cache exists or not. Only a caller with some permission learns what is missing.
 
 use std::sync::Arc;
 
@@ -10,17 +10,17 @@ use crate::app::App;
 use crate::call::Call;
 use crate::failure::Failure;
 
-/// How old the settings of a cache may be that a request goes by.
+/// How old the settings of a cache may be for a request.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Settings {
-    /// Some seconds at most, whatever another replica changed; costs nothing.
+    /// At most some seconds, whatever another replica changes. Costs nothing.
     Remembered,
-    /// As they stand in the index.
+    /// The settings in the index now.
     Current,
 }
 
 impl App {
-    /// The cache of this name, for a caller who may do `needed` with it.
+    /// The cache of this name, for a caller that may do `needed` with it.
     pub(crate) async fn open_cache(
         &self,
         call: &Call,
@@ -30,7 +30,7 @@ impl App {
         self.open_cache_for_any(call, name, &[needed]).await
     }
 
-    /// The cache of this name, for a caller who may do at least one of these with it.
+    /// The cache of this name, for a caller that may do at least one of these with it.
     pub(crate) async fn open_cache_for_any(
         &self,
         call: &Call,
@@ -40,8 +40,8 @@ impl App {
         self.open(call, name, needed, Settings::Remembered).await
     }
 
-    /// The cache of this name with its settings as they stand, for a caller who may do `needed` with it: what one replica has
-    /// acknowledged, the next one shows.
+    /// The cache of this name with its present settings, for a caller that may do `needed` with it. A change that one
+    /// replica has acknowledged shows on every replica.
     pub(crate) async fn open_current_cache(
         &self,
         call: &Call,
@@ -68,7 +68,7 @@ impl App {
         }
     }
 
-    /// The cache as it stands, if it exists, with all that the caller may do with it.
+    /// The cache with its present settings, if it exists, and the caller's permissions on it.
     pub(crate) async fn open_cache_to_configure(
         &self,
         call: &Call,
@@ -97,7 +97,7 @@ impl App {
         if is_public {
             call.set_about_public_cache();
             if pulling_suffices {
-                // Anybody may: no token needs to be looked at on the hottest path.
+                // Anybody may pull: the hottest path looks at no token.
                 return Ok((cache, Permissions::NONE.with(Permission::Pull)));
             }
         }
@@ -106,7 +106,7 @@ impl App {
         Ok((cache, permissions))
     }
 
-    /// What the caller's token gives on a cache that may or may not exist; nothing is looked up.
+    /// The permissions of the caller's token on a cache, whether the cache exists or not. Looks nothing up.
     pub(crate) fn permissions(&self, call: &Call, name: &CacheName) -> Permissions {
         self.claims(call).map_or(Permissions::NONE, |claims| claims.permissions_for(name))
     }
@@ -116,7 +116,7 @@ impl App {
         self.authenticator.authenticate(call.headers(), self.engine.now())
     }
 
-    /// Refuses who has no token that counts, before a body is read to find out what it is about.
+    /// Refuses a caller without a valid token, before the body is read to find the cache that the request is about.
     pub(crate) fn require_token(&self, call: &Call) -> Result<(), Failure> {
         if self.claims(call).is_some() { Ok(()) } else { Err(Failure::Unauthorized) }
     }

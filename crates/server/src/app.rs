@@ -1,38 +1,26 @@
-//! A request's way: route, handler, answer.
+//! The parts that all requests share, and their turns at what is scarce.
 
-use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::AtomicU64;
 use std::time::{Duration, Instant};
 
-use dormer_api::headers::{CACHE_VISIBILITY, CACHE_VISIBILITY_PUBLIC};
 use dormer_engine::Engine;
 use dormer_http_host::Probes;
-use futures::FutureExt as _;
-use http::header::{CONNECTION, HeaderName};
-use http::{HeaderValue, Method, Request, Response};
-use hyper::body::Incoming;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use crate::auth::Authenticator;
-use crate::body::Body;
-use crate::call::{Call, REQUEST_ID, RequestId};
-use crate::exchange::{Exchange, Watched};
+use crate::call::Call;
 use crate::failure::Failure;
-use crate::handlers::{attic, caches, documents, nar, pages, upload};
 use crate::health;
-use crate::metrics::{Metrics, Waiting};
+use crate::metrics::{Metrics, QueuedRequest};
 use crate::push_rate::{PushRates, TooFast};
 use crate::request_body::RequestBody;
-use crate::route::Route;
 use crate::settings::ServerSettings;
-
-static VISIBILITY: HeaderName = HeaderName::from_static(CACHE_VISIBILITY);
 
 /// How long a request waits for memory to read its body into, or for its turn to be re-encoded.
 const TURN_TIMEOUT: Duration = Duration::from_secs(30);
 
-/// What all requests share.
+/// The parts that all requests share.
 #[derive(Debug)]
 pub(crate) struct App {
     pub(crate) engine: Engine,
@@ -44,7 +32,7 @@ pub(crate) struct App {
     uploads: Arc<Semaphore>,
     buffered_kib: Arc<Semaphore>,
     reencodings: Arc<Semaphore>,
-    next_request: AtomicU64,
+    pub(crate) next_request: AtomicU64,
 }
 
 impl App {
@@ -59,152 +47,12 @@ impl App {
             uploads: semaphore(settings.uploads_max),
             buffered_kib: semaphore(settings.buffered_bytes_max / 1024),
             reencodings: semaphore(settings.reencodings_max),
-            // A random start, so that ids of two runs or replicas do not meet in the same log.
+            // A random start, so that the ids of two runs or replicas differ in a shared log.
             next_request: AtomicU64::new(rand::random()),
             engine,
             authenticator,
             settings,
         }
-    }
-
-    /// Answers a request. Failures are answers, too: this never fails.
-    pub(crate) async fn respond(self: Arc<Self>, request: Request<Incoming>) -> Response<Watched> {
-        self.watched(request, async |call, body, route| self.dispatch(call, body, route).await).await
-    }
-
-    /// Answers a request that came when all connections were taken. The host closes the connection.
-    pub(crate) async fn turn_away(self: Arc<Self>, request: Request<Incoming>) -> Response<Watched> {
-        let answer = async |_: &Call, _: &mut RequestBody, route: Option<Route<'_>>| match route {
-            // An orchestrator that restarts a busy process would take the others' connections with it.
-            Some(Route::Alive) => Ok(pages::alive()),
-            _ => Err(Failure::Busy("connections")),
-        };
-        self.watched(request, answer).await
-    }
-
-    /// Lets a request be answered, and sees to what all answers have in common.
-    async fn watched(
-        &self,
-        request: Request<Incoming>,
-        answer: impl AsyncFnOnce(&Call, &mut RequestBody, Option<Route<'_>>) -> Result<Response<Body>, Failure>,
-    ) -> Response<Watched> {
-        let (parts, incoming) = request.into_parts();
-        let id = RequestId::given(&parts.headers)
-            .unwrap_or_else(|| RequestId::new(self.next_request.fetch_add(1, Ordering::Relaxed)));
-        let mut body = RequestBody::new(incoming, &parts.headers, &self.settings, &self.metrics);
-        let call = Call::new(parts);
-        let route = Route::parse(call.path());
-        let template = route.as_ref().map_or("none", Route::template);
-        let mut exchange = Exchange::begin(&self.metrics, &call, id, template, self.settings.traces);
-        // What a handler shares is behind locks that no panic leaves half done, or the index's; the request is what fails.
-        let answer = AssertUnwindSafe(answer(&call, &mut body, route)).catch_unwind();
-        let mut response = match exchange.hold(answer).await.unwrap_or(Err(Failure::Panicked)) {
-            Ok(response) => response,
-            Err(failure) => {
-                if let Some(limit) = failure.limit() {
-                    self.metrics.http.refused.with_label_values(&[limit]).inc();
-                }
-                if !failure.is_everyday_miss(&call) {
-                    exchange.open_span();
-                }
-                exchange.span().in_scope(|| failure.answer(&call, &self.settings))
-            }
-        };
-        let headers = response.headers_mut();
-        headers.insert(&REQUEST_ID, exchange.id().header_value());
-        if call.is_about_public_cache() {
-            headers.insert(&VISIBILITY, HeaderValue::from_static(CACHE_VISIBILITY_PUBLIC));
-        }
-        if body.is_unread() {
-            headers.insert(CONNECTION, HeaderValue::from_static("close"));
-            body.linger();
-        } else if self.probes.is_stopping() {
-            headers.insert(CONNECTION, HeaderValue::from_static("close"));
-        }
-        let status = response.status();
-        exchange.span().in_scope(|| {
-            tracing::debug!(method = %call.method(), path = call.path(), status = status.as_u16(), "answered");
-        });
-        exchange.answered(status);
-        response.map(|body| Watched::new(body, exchange))
-    }
-
-    async fn dispatch(
-        &self,
-        call: &Call,
-        body: &mut RequestBody,
-        route: Option<Route<'_>>,
-    ) -> Result<Response<Body>, Failure> {
-        let route = route.ok_or(Failure::NoRoute)?;
-        if !matches!(route, Route::Alive | Route::Ready) {
-            self.check_host(call)?;
-        }
-        match route {
-            // First and unboxed: nearly all requests are these.
-            Route::Narinfo(cache, hash) if call.is_read() => {
-                documents::find_narinfo(self, call, &cache, &hash).await
-            }
-            route => Box::pin(self.dispatch_others(call, body, route)).await,
-        }
-    }
-
-    async fn dispatch_others(
-        &self,
-        call: &Call,
-        body: &mut RequestBody,
-        route: Route<'_>,
-    ) -> Result<Response<Body>, Failure> {
-        let method = if call.is_head() { &Method::GET } else { call.method() };
-        match (method, route) {
-            (&Method::GET, Route::Home) => Ok(pages::home()),
-            (&Method::GET, Route::Alive) => Ok(pages::alive()),
-            (&Method::GET, Route::Ready) => pages::ready(self).await,
-            (&Method::GET, Route::Stats) => pages::stats(self),
-
-            (&Method::GET, Route::NixCacheInfo(cache)) => documents::nix_cache_info(self, call, &cache).await,
-            (&Method::GET, Route::Listing(cache, hash)) => {
-                documents::find_listing(self, call, &cache, &hash).await
-            }
-            (&Method::GET, Route::Nar(cache, file)) => nar::get_nar(self, call, &cache, file).await,
-            (&Method::GET, Route::NotKept(cache, _)) => documents::miss(self, call, &cache).await,
-
-            (&Method::PUT, Route::NixCacheInfo(cache)) => {
-                upload::put_cache_info(self, call, body, &cache).await
-            }
-            (&Method::PUT, Route::Narinfo(cache, hash)) => {
-                upload::put_narinfo(self, call, body, &cache, &hash).await
-            }
-            (&Method::PUT, Route::Listing(cache, _)) => upload::put_listing(self, call, body, &cache).await,
-            (&Method::PUT, Route::Nar(cache, file)) => {
-                Box::pin(upload::put_nar(self, call, body, &cache, file)).await
-            }
-            (&Method::PUT, Route::NotKept(cache, kind)) => upload::refuse(self, call, &cache, kind).await,
-
-            (&Method::GET, Route::CacheConfig(cache) | Route::AtticCacheInfo(cache)) => {
-                attic::show_cache(self, call, &cache).await
-            }
-            (&Method::POST, Route::CacheConfig(cache)) => attic::create_cache(self, call, body, &cache).await,
-            (&Method::PATCH, Route::CacheConfig(cache)) => {
-                attic::configure_cache(self, call, body, &cache).await
-            }
-            (&Method::DELETE, Route::CacheConfig(cache)) => attic::destroy_cache(self, call, &cache).await,
-            (&Method::POST, Route::GetMissingPaths) => attic::get_missing_paths(self, call, body).await,
-            (&Method::PUT, Route::UploadPath) => Box::pin(attic::upload_path(self, call, body)).await,
-
-            (&Method::GET, Route::Caches) => caches::list_caches(self, call).await,
-            (&Method::DELETE, Route::Object(cache, hash)) => {
-                caches::remove_object(self, call, &cache, &hash).await
-            }
-
-            (_, route) => Err(Failure::MethodNotAllowed { allow: allowed_methods(&route) }),
-        }
-    }
-
-    fn check_host(&self, call: &Call) -> Result<(), Failure> {
-        let allowed = &self.settings.allowed_hosts;
-        let is_allowed = allowed.is_empty()
-            || call.host().is_some_and(|host| allowed.iter().any(|one| one.eq_ignore_ascii_case(host)));
-        if is_allowed { Ok(()) } else { Err(Failure::BadHost) }
     }
 
     /// Counts a push, if its token may push so fast.
@@ -250,7 +98,7 @@ impl App {
         limit: Duration,
         turn: impl Future<Output = Result<OwnedSemaphorePermit, tokio::sync::AcquireError>>,
     ) -> Result<OwnedSemaphorePermit, Failure> {
-        let _waiting = Waiting::new(&self.metrics, what);
+        let _queued = QueuedRequest::new(&self.metrics, what);
         match tokio::time::timeout(limit, turn).await {
             Ok(turn) => Ok(turn.expect("the semaphores are never closed")),
             Err(_) => Err(Failure::Busy(what)),
@@ -260,24 +108,4 @@ impl App {
 
 fn semaphore(permits: usize) -> Arc<Semaphore> {
     Arc::new(Semaphore::new(permits.clamp(1, Semaphore::MAX_PERMITS)))
-}
-
-fn allowed_methods(route: &Route<'_>) -> &'static str {
-    match route {
-        Route::Home
-        | Route::Alive
-        | Route::Ready
-        | Route::Stats
-        | Route::Caches
-        | Route::AtticCacheInfo(_) => "GET, HEAD",
-        Route::NixCacheInfo(_)
-        | Route::Narinfo(..)
-        | Route::Listing(..)
-        | Route::Nar(..)
-        | Route::NotKept(..) => "GET, HEAD, PUT",
-        Route::CacheConfig(_) => "GET, HEAD, POST, PATCH, DELETE",
-        Route::GetMissingPaths => "POST",
-        Route::UploadPath => "PUT",
-        Route::Object(..) => "DELETE",
-    }
 }

@@ -16,13 +16,13 @@ use serde::Serialize;
 
 /// An answer's body.
 pub(crate) enum Body {
-    /// Nothing, or what is sent in one piece.
+    /// Nothing, or one piece.
     Full(Option<Bytes>),
     /// A NAR, or a part of it, as it is stored: pieces go from the store to the socket uncopied.
     Nar(Box<NarBody>),
-    /// Bytes whose number is not known before.
+    /// Bytes whose number is not known in advance.
     Stream(Pin<Box<dyn Stream<Item = io::Result<Bytes>> + Send>>),
-    /// For HEAD: nothing, and nothing is said of how much it would have been.
+    /// For HEAD: nothing, without a length.
     Unknown,
 }
 
@@ -81,8 +81,8 @@ impl http_body::Body for Body {
 }
 
 impl NarBody {
-    /// An error cuts the connection short of the promised length: the client resumes or reports, but never takes a part
-    /// for the whole.
+    /// An error cuts the connection short of the promised length. The client resumes or reports, but never takes a part for
+    /// the whole.
     fn poll(&mut self, context: &mut Context<'_>) -> Poll<Option<io::Result<Bytes>>> {
         let failure = match self.stream.poll_next_unpin(context) {
             Poll::Pending => return Poll::Pending,

@@ -7,14 +7,14 @@ use http::header::{AsHeaderName, HOST, HeaderName};
 use http::request::Parts;
 use http::{HeaderMap, HeaderValue, Method};
 
-/// The header that a request's id stands in, both ways.
+/// The header of a request's id, in requests and answers.
 pub(crate) static REQUEST_ID: HeaderName = HeaderName::from_static(dormer_api::headers::REQUEST_ID);
 
 /// Names a request in its answer, in each of its log lines and in its trace.
 #[derive(Debug, Clone)]
 pub(crate) struct RequestId(HeaderValue);
 
-/// Longest id that is taken over from a client or a proxy, in bytes.
+/// Longest id that the server takes from a client or a proxy, in bytes.
 const GIVEN_ID_BYTES_MAX: usize = 128;
 
 impl fmt::Display for RequestId {
@@ -24,7 +24,7 @@ impl fmt::Display for RequestId {
 }
 
 impl RequestId {
-    /// One of our own. By hand: most requests have one, and formatting costs three times as much.
+    /// An id of our own. Written by hand: most requests get one, and formatting costs three times as much.
     pub(crate) fn new(number: u64) -> Self {
         const DIGITS: &[u8; 16] = b"0123456789abcdef";
         let mut text = [0; 16];
@@ -35,7 +35,7 @@ impl RequestId {
         Self(HeaderValue::from_bytes(&text).expect("hexadecimal digits are fit for a header"))
     }
 
-    /// The one that a request brings, if it can stand in a log: whoever sends it wants to find the request again.
+    /// The id that a request brings, if it is fit for a log. Its sender wants to find the request again.
     pub(crate) fn given(headers: &HeaderMap) -> Option<Self> {
         let value = headers.get(&REQUEST_ID)?;
         let allowed = |byte: &u8| byte.is_ascii_alphanumeric() || b"-_.:/+=@".contains(byte);
@@ -86,13 +86,13 @@ impl Call {
         self.parts.headers.get(name)?.to_str().ok()
     }
 
-    /// Host and port that the client asked for.
+    /// The host and port of the request.
     pub(crate) fn host(&self) -> Option<&str> {
         // A request that names an absolute address ignores the header (RFC 9112, 3.2.2).
         self.parts.uri.authority().map(http::uri::Authority::as_str).or_else(|| self.header(HOST))
     }
 
-    /// Whether a proxy says that the client came by TLS.
+    /// Whether a proxy reports that the client uses TLS.
     pub(crate) fn is_https(&self) -> bool {
         self.header("x-forwarded-proto").is_some_and(|proto| proto.eq_ignore_ascii_case("https"))
     }
@@ -102,7 +102,7 @@ impl Call {
         self.is_about_public_cache.load(Ordering::Relaxed)
     }
 
-    /// Notes that the answer is about a public cache, which its headers then say.
+    /// Notes that the answer is about a public cache. Its headers then say so.
     pub(crate) fn set_about_public_cache(&self) {
         self.is_about_public_cache.store(true, Ordering::Relaxed);
     }

@@ -1,4 +1,4 @@
-//! A stream that has to have a known length.
+//! A stream that must have a known length.
 
 use std::io;
 use std::pin::Pin;
@@ -6,7 +6,7 @@ use std::task::{Context, Poll, ready};
 
 use tokio::io::{AsyncRead, ReadBuf};
 
-/// Fails, rather than end, when the bytes are not as many as they have to be.
+/// Fails if the stream has fewer or more bytes than its length.
 pub(crate) struct Exact<R> {
     inner: R,
     left: u64,
@@ -38,7 +38,7 @@ impl<R: AsyncRead + Unpin> AsyncRead for Exact<R> {
             Some(_) => "there are fewer bytes than there should be",
             None => "there are more bytes than there should be",
         };
-        // Who fails has read nothing.
+        // A read that fails has read nothing.
         buffer.set_filled(before);
         Poll::Ready(Err(io::Error::new(io::ErrorKind::InvalidData, what)))
     }

@@ -1,12 +1,10 @@
-//! One request and its answer, watched from the head to the last byte: metrics, the span that its log lines and its trace
-//! hang on.
+//! One request and its answer, watched from the head to the last byte: metrics, and the span of its log lines and its trace.
 //!
-//! What happens after the handler returned (a NAR being sent, a cut) still belongs to the request, so the watch travels in
-//! the answer's body and ends with it.
+//! Events after the handler returns (sending a NAR, a cut) still belong to the request. So the watch is a part of the
+//! answer's body, and ends with it.
 //!
-//! A narinfo that is answered from memory writes no line, and watching it must not cost as much as finding it: half of all
-//! requests are misses of narinfos. It gets a span only when it has to wait for something or fails, and its counters are
-//! looked up once.
+//! A narinfo from memory writes no log line, and the watch must cost less than finding the narinfo: half of all requests are
+//! misses of narinfos. Such a request gets a span only when it has to wait or fails, and its counters are looked up once.
 
 use std::pin::{Pin, pin};
 use std::sync::Arc;
@@ -37,7 +35,7 @@ pub(crate) struct Exchange {
     is_traced: bool,
     method: &'static str,
     route: &'static str,
-    /// 0 until there is an answer: a client that leaves before is counted so, too.
+    /// 0 until the answer begins, and so for a client that leaves before.
     status: u16,
     begin: Instant,
     sent_bytes: u64,
@@ -86,7 +84,7 @@ impl Exchange {
         &self.id
     }
 
-    /// What log lines of this request are written in, from now on.
+    /// Opens the span of this request's log lines.
     pub(crate) fn open_span(&mut self) -> Span {
         if self.span.is_none() {
             // As important as the most important line inside of it, so that no filter takes the id from that line.
@@ -96,7 +94,7 @@ impl Exchange {
         self.span.clone()
     }
 
-    /// Waits for the handler, in the request's span: opened only if there is something to wait for.
+    /// Waits for the handler, in the request's span. The span is opened only if the handler has to wait.
     pub(crate) async fn hold<T>(&mut self, handler: impl Future<Output = T>) -> T {
         let mut handler = pin!(handler);
         if self.span.is_none()
@@ -107,7 +105,7 @@ impl Exchange {
         handler.instrument(self.open_span()).await
     }
 
-    /// What log lines of this request are written in; none if it is not open.
+    /// The span of this request's log lines; none if it is not open.
     pub(crate) fn span(&self) -> &Span {
         &self.span
     }
@@ -146,7 +144,7 @@ impl Drop for Exchange {
     }
 }
 
-/// A method as a label: there is no end to those that a client could make up.
+/// A method as a label. Clients can make up any number of methods, so others share one label.
 fn known_method(method: &Method) -> &'static str {
     match *method {
         Method::GET => "GET",

@@ -1,9 +1,8 @@
-//! Why a request is not answered with what it asked for, and the one table from that to a status.
+//! Why a request fails, and the one table from failures to status codes.
 //!
-//! Status codes are part of the contract, because Nix acts on them: 404 means "not here, ask the next cache", so a database
-//! that is down must never look like one. There is no wildcard in the table: a new failure needs a decision.
+//! Status codes are part of the contract, because Nix acts on them. 404 means "not here, ask the next cache", so a database
+//! that is down must never look like 404. The table has no wildcard: a new failure needs a decision.
 
-use std::error::Error as StdError;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -11,6 +10,7 @@ use dormer_api::{ErrorBody, ErrorName, Permission};
 use dormer_engine::{Error as EngineError, ErrorClass};
 use dormer_http_host::NotReady;
 use dormer_nix::nar::NarError;
+use dormer_nix::with_causes;
 use http::header::{ALLOW, CONTENT_RANGE, RETRY_AFTER, WWW_AUTHENTICATE};
 use http::{HeaderValue, Response, StatusCode};
 
@@ -78,21 +78,21 @@ impl From<WindowTooLarge> for Failure {
     }
 }
 
-/// What a failure is answered with.
+/// The answer to a failure.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 struct Verdict {
     status: StatusCode,
     name: ErrorName,
-    /// What the client is told.
+    /// How much the client learns.
     tell: Tell,
 }
 
-/// How much the client is told.
+/// How much the client learns.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Tell {
-    /// What was wrong with the request, with all causes.
+    /// The failure with all its causes.
     Everything,
-    /// A phrase; the log has the rest.
+    /// This phrase; the log has the rest.
     Phrase(&'static str),
 }
 
@@ -145,7 +145,7 @@ impl Failure {
         let Verdict { status, name, tell } = self.verdict();
         let is_api = Route::is_api(call.path());
         if self.is_everyday_miss(call) {
-            // Half of all requests of a Nix client are misses of narinfos: they are worth no allocation.
+            // Half of all requests of a Nix client are misses of narinfos, so they cost no allocation.
             return body::text(status, Bytes::from_static(b"the cache does not have this\n"));
         }
         let detail = with_causes(&self);
@@ -182,7 +182,7 @@ impl Failure {
         response
     }
 
-    /// Whether it is a plain "not here", which is not worth a log line.
+    /// Whether the failure is a plain "not here", which gets no log line.
     pub(crate) fn is_everyday_miss(&self, call: &Call) -> bool {
         matches!(self, Self::NoSuchObject) && !Route::is_api(call.path())
     }
@@ -199,14 +199,14 @@ impl Failure {
     fn log(&self, call: &Call, status: StatusCode, detail: &str) {
         let (method, path) = (call.method(), call.path());
         if matches!(self, Self::NotReady(_)) {
-            // Asked every few seconds; what does not answer was logged when it was found out.
+            // Probes come every few seconds. The check itself logs which part does not answer.
             tracing::debug!(%method, path, status = status.as_u16(), error = detail, "request refused");
         } else if status == StatusCode::SERVICE_UNAVAILABLE {
             tracing::warn!(%method, path, status = status.as_u16(), error = detail, "request failed");
         } else if status.is_server_error() && !matches!(self, Self::NotKept(_)) {
             tracing::error!(%method, path, status = status.as_u16(), error = detail, "request failed");
         } else if call.is_read() {
-            // Misses, scans and forgotten tokens are everyday.
+            // Misses, scans and forgotten tokens happen every day.
             tracing::debug!(%method, path, status = status.as_u16(), error = detail, "request refused");
         } else {
             tracing::info!(%method, path, status = status.as_u16(), error = detail, "request refused");
@@ -214,7 +214,7 @@ impl Failure {
     }
 }
 
-/// Rounded up: who comes back a moment too early has come in vain.
+/// Rounded up: a client that returns a moment too early fails again.
 fn whole_seconds(wait: Duration) -> u64 {
     (wait.as_secs() + u64::from(wait.subsec_nanos() > 0)).max(1)
 }
@@ -234,18 +234,4 @@ fn engine_verdict(class: ErrorClass) -> Verdict {
         ErrorClass::Internal => (StatusCode::INTERNAL_SERVER_ERROR, Name::InternalServerError, INTERNAL),
     };
     Verdict { status, name, tell }
-}
-
-/// An error and its causes in one line. A cause that its parent repeats is left out.
-pub(crate) fn with_causes(error: &(dyn StdError + 'static)) -> String {
-    let mut text = error.to_string();
-    let mut cause = error.source();
-    while let Some(error) = cause {
-        let next = error.to_string();
-        if !text.ends_with(&next) {
-            text = format!("{text}: {next}");
-        }
-        cause = error.source();
-    }
-    text
 }

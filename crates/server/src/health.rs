@@ -22,7 +22,7 @@ pub(crate) async fn check(engine: Engine) -> Result<(), NotReady> {
             match tokio::time::timeout(CHECK_TIMEOUT, check).await {
                 Ok(Ok(())) => true,
                 Ok(Err(error)) => {
-                    tracing::warn!(error = crate::failure::with_causes(&error), "the {what} does not answer");
+                    tracing::warn!(error = dormer_nix::with_causes(&error), "the {what} does not answer");
                     false
                 }
                 Err(_) => {

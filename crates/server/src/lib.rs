@@ -5,7 +5,7 @@
 //!
 //! Where to look
 //! - [`Server`]: a server over one engine; `dormer-http-host` owns its connections, time-outs and shutdown.
-//! - `app`: sends a request to its handler and logs the outcome once.
+//! - `dispatch`: sends a request to its handler and logs the outcome once; `app` is what all requests share.
 //! - `exchange`: one request watched to the last byte of its answer.
 //! - [`Metrics`]: everything that is counted; `metrics_page` is the listener that shows it, and `publish_metrics` its part
 //!   about publishing. `health` asks the database and the store for `/readyz`.
@@ -21,6 +21,7 @@ mod body;
 mod call;
 mod codec;
 mod conditions;
+mod dispatch;
 mod exact;
 mod exchange;
 mod failure;

@@ -1,9 +1,9 @@
-//! What the server counts, and the page on which everything that is counted can be read.
+//! The server's counters, and the page that shows all counters of the process.
 //!
-//! Names, help texts and buckets of HTTP stand here, those of the engine in the engine; docs/METRICS.md is made from both.
+//! Names, help texts and buckets of HTTP are here, those of the engine in the engine. docs/METRICS.md is made from both.
 //!
-//! Cardinality is bounded: a label is a route's template, a method that we know, a status, a limit's name. No path, token or
-//! host becomes one, and a cache only where it is published, up to a limit.
+//! Cardinality is bounded: a label is a route's template, a known method, a status or the name of a limit. No path, token
+//! or host becomes a label. A cache becomes one only where it is published, up to a limit.
 
 use std::sync::{Mutex, OnceLock, PoisonError};
 
@@ -22,7 +22,7 @@ const SECONDS: &[f64] = &[
     0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0,
 ];
 
-/// Everything that is counted, by whomever.
+/// All counters of the process.
 #[derive(Debug)]
 pub struct Metrics {
     registry: Registry,
@@ -42,7 +42,7 @@ pub struct Described {
     pub help: String,
 }
 
-/// A collector whose names are taken: a defect of the program.
+/// A collector has names that are taken already: a defect of the program.
 #[derive(Debug, thiserror::Error)]
 #[error("failed to register metrics")]
 pub struct RegisterError(#[from] prometheus::Error);
@@ -62,7 +62,7 @@ pub(crate) struct HttpMetrics {
     pub(crate) narinfos: NarinfoMetrics,
 }
 
-/// The members of `requests` and `seconds` for the route that is asked most, so that they are not looked up each time.
+/// The members of `requests` and `seconds` for the busiest route, so that they are not looked up each time.
 #[derive(Debug)]
 pub(crate) struct NarinfoMetrics {
     pub(crate) hits: IntCounter,
@@ -133,7 +133,7 @@ impl Metrics {
         metrics
     }
 
-    /// Adds what another part counts: the object store, the database's connections.
+    /// Adds the counters of another part: the object store, the database's connections.
     pub fn register(&self, collector: Box<dyn Collector>) -> Result<(), RegisterError> {
         let described = collector.desc().into_iter().map(|desc| Described {
             name: desc.fq_name.clone(),
@@ -146,15 +146,15 @@ impl Metrics {
         Ok(())
     }
 
-    /// Adds how far edge targets are behind; the page shows it once.
+    /// Adds the gauges of edge targets.
     pub(crate) fn register_publishing(&self, publishing: PublishMetrics) -> Result<(), RegisterError> {
         self.register(Box::new(publishing.clone()))?;
-        // Were there one already, its names would be taken.
+        // A second one fails above, because its names are taken.
         let _ = self.publishing.set(publishing);
         Ok(())
     }
 
-    /// Asks for what only the database knows, for the page that is rendered next. Never takes long.
+    /// Refreshes the gauges that come from the database, before a page is rendered. Never takes long.
     pub(crate) async fn refresh(&self) {
         if let Some(publishing) = self.publishing.get() {
             publishing.refresh().await;
@@ -176,10 +176,10 @@ impl Metrics {
     }
 }
 
-/// Counts a request that waits, for as long as it lives.
-pub(crate) struct Waiting(IntGauge);
+/// Counts a request that waits for its turn, for as long as it lives.
+pub(crate) struct QueuedRequest(IntGauge);
 
-impl Waiting {
+impl QueuedRequest {
     pub(crate) fn new(metrics: &Metrics, what: &'static str) -> Self {
         let gauge = metrics.http.waiting.with_label_values(&[what]);
         gauge.inc();
@@ -187,7 +187,7 @@ impl Waiting {
     }
 }
 
-impl Drop for Waiting {
+impl Drop for QueuedRequest {
     fn drop(&mut self) {
         self.0.dec();
     }

@@ -72,7 +72,7 @@ impl MetricsPage {
                 response
             }
             Err(error) => {
-                tracing::error!(error = crate::failure::with_causes(&error), "failed to write the metrics");
+                tracing::error!(error = dormer_nix::with_causes(&error), "failed to write the metrics");
                 text(StatusCode::INTERNAL_SERVER_ERROR, "internal error: the server's log has more\n")
             }
         }

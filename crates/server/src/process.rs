@@ -1,5 +1,4 @@
-//! What the kernel says of this process: memory, open files, CPU time, start. The names are those that every Prometheus
-//! client uses.
+//! The kernel's figures about this process: memory, open files, CPU time, start. Every Prometheus client uses these names.
 //!
 //! The `prometheus` crate's own collector would bring a second `rustix`; these are three small files.
 

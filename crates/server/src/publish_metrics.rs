@@ -113,7 +113,7 @@ impl Inner {
             Ok(Ok((lags, backlogs))) => self.write(&lags, &backlogs),
             Ok(Err(error)) => {
                 tracing::warn!(
-                    error = crate::failure::with_causes(&error),
+                    error = dormer_nix::with_causes(&error),
                     "failed to read how far edge targets are behind"
                 );
                 self.write(&[], &[]);

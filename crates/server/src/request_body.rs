@@ -1,4 +1,4 @@
-//! A request's body, with the patience that we have for it.
+//! A request's body, with its time limits.
 
 use std::future::Future as _;
 use std::io;
@@ -19,12 +19,12 @@ use crate::metrics::Metrics;
 use crate::push_rate::Pusher;
 use crate::settings::ServerSettings;
 
-/// How much of a refused body is read and thrown away, and how long, so that the client sees the answer: if we closed at
-/// once, the unread bytes would turn into a reset that can overtake it.
+/// How much of a refused body is read and dropped, and for how long, so that the client sees the answer. If the server
+/// closed at once, the unread bytes would cause a reset, which can overtake the answer.
 const LINGER_BYTES: u64 = 64 * 1024 * 1024;
 const LINGER_TIME: Duration = Duration::from_secs(10);
 
-/// Why a body did not come to its end.
+/// Why a body was not read to its end.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub(crate) enum BodyError {
     #[error("the body ended before it was complete")]
@@ -48,7 +48,7 @@ pub(crate) struct RequestBody {
     incoming: Incoming,
     idle_timeout: Duration,
     deadline: Instant,
-    /// Most bytes taken, and bytes that came.
+    /// Most bytes that are taken, and the bytes that have come.
     max: u64,
     received: u64,
     metrics: Arc<Metrics>,
@@ -81,25 +81,25 @@ impl RequestBody {
         }
     }
 
-    /// Refuses a body that is longer than this: at once if its length is known, else when more has come.
+    /// Refuses a body that is longer than this: at once if its length is known, otherwise when more bytes come.
     pub(crate) fn limit(&mut self, max: u64) -> Result<(), BodyError> {
         self.max = max;
         if self.incoming.size_hint().lower() > max { Err(BodyError::TooLong { max }) } else { Ok(()) }
     }
 
-    /// Gives what comes next no more than this time, for parts that hold memory or a turn and are small. Returns what
-    /// [`RequestBody::allow_until`] wants afterwards.
+    /// Limits the time of the next part of the body, for small parts during which the request holds memory or a turn.
+    /// Returns the argument for [`RequestBody::allow_until`] afterwards.
     pub(crate) fn hurry(&mut self, time: Duration) -> Instant {
         let hurried = self.deadline.min(Instant::now() + time);
         std::mem::replace(&mut self.deadline, hurried)
     }
 
-    /// Ends the hurry.
+    /// Ends the limit of [`RequestBody::hurry`].
     pub(crate) fn allow_until(&mut self, deadline: Instant) {
         self.deadline = deadline;
     }
 
-    /// Counts what comes as pushed by this one.
+    /// Counts the bytes from now on as pushed by this token.
     pub(crate) fn count_for(&mut self, pusher: Arc<Pusher>) {
         self.pusher = Some(pusher);
     }

@@ -1,13 +1,13 @@
 //! From a path to a typed route.
 //!
-//! A path is one of ours byte for byte or it is none: nothing is percent-decoded, no empty or dotted segment is skipped,
-//! so there is no second spelling of anything and no way out of a cache.
+//! A path matches a route byte for byte or not at all. Nothing is percent-decoded and no empty or dotted segment is
+//! skipped, so nothing has a second spelling and no path leads out of a cache.
 
 use dormer_api::CacheName;
 use dormer_format::EncodingTag;
 use dormer_nix::{NarHash, StorePathHash};
 
-/// The template of the route that is asked most.
+/// The template of the busiest route.
 pub(crate) const NARINFO: &str = "/{cache}/{hash}.narinfo";
 
 /// Longest name of an uploaded NAR. Nix's are 52 characters and a suffix.
@@ -44,11 +44,11 @@ pub(crate) enum Route<'a> {
     Listing(CacheName, StorePathHash),
     /// `/{cache}/nar/…`
     Nar(CacheName, NarFile<'a>),
-    /// Documents of the protocol that this server does not keep yet; what kind.
+    /// A kind of documents of the protocol that this server does not keep yet.
     NotKept(CacheName, &'static str),
 }
 
-/// What stands below `nar/`.
+/// A name below `nar/`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum NarFile<'a> {
     /// `<NarHash>-<tag>.nar.zst`, as our narinfos name it.
@@ -60,7 +60,7 @@ pub(crate) enum NarFile<'a> {
 }
 
 impl<'a> Route<'a> {
-    /// Reads a path. `None` if nothing of ours is called so.
+    /// Reads a path. `None` if it matches no route.
     pub(crate) fn parse(path: &'a str) -> Option<Self> {
         let mut segments = path.strip_prefix('/')?.split('/');
         let first = segments.next()?;
@@ -113,7 +113,7 @@ impl<'a> Route<'a> {
         }
     }
 
-    /// The route without what varies in it: a word for metrics and traces, of which there are few.
+    /// The route as a template, for metrics and traces: there are few templates.
     pub(crate) fn template(&self) -> &'static str {
         match self {
             Self::Home => "/",
@@ -155,8 +155,8 @@ impl<'a> NarFile<'a> {
     }
 
     fn parse_encoded(file: &str) -> Option<Self> {
-        let (hash, tag) = file.strip_suffix(".nar.zst")?.split_once('-')?;
-        Some(Self::Encoded(NarHash::from_nix32(hash).ok()?, tag.parse().ok()?))
+        let name: dormer_edge::NarFile = file.parse().ok()?;
+        Some(Self::Encoded(name.hash, EncodingTag::from_bytes(name.tag)))
     }
 
     fn parse_store_path(file: &str) -> Option<Self> {

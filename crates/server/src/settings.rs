@@ -10,54 +10,53 @@ const MIB: usize = 1024 * KIB;
 /// Limits and choices of a server.
 #[derive(Debug, Clone)]
 pub struct ServerSettings {
-    /// The server's address as its users see it. Without it, each request's `Host` is believed (and `https` taken from
-    /// `X-Forwarded-Proto`), which is right behind a proxy that sets both.
+    /// The server's address as its users see it. Without an address, the server believes each request's `Host` (and
+    /// `X-Forwarded-Proto` for `https`), which is right behind a proxy that sets both.
     pub api_endpoint: Option<String>,
-    /// The address below which Nix finds the caches, if it is another one than `api_endpoint`.
+    /// The address below which Nix finds the caches, if it differs from `api_endpoint`.
     pub substituter_endpoint: Option<String>,
-    /// `Host` headers that are answered, compared without regard to case; empty means all of them. Health checks are
-    /// always answered, because probes come by address.
+    /// `Host` headers that the server answers, compared without regard to case; empty means all of them. The server always
+    /// answers probes, because they come by address.
     pub allowed_hosts: Vec<String>,
     /// Longest metadata of an upload, in bytes, whether in a header or before the NAR.
     pub nar_info_preamble_bytes_max: usize,
-    /// Longest JSON body, in bytes: 4 MiB hold a question after 119,000 paths.
+    /// Longest JSON body, in bytes: 4 MiB hold a question about 119,000 paths.
     pub json_bytes_max: usize,
     /// Longest narinfo taken, in bytes: 1 MiB holds some 20,000 references.
     pub narinfo_bytes_max: usize,
-    /// Memory for bodies that are read whole before they are acted on, and for what is made of them, in bytes, all requests
-    /// together.
+    /// Memory for bodies that are read whole, and for their parsed form, in bytes, all requests together.
     pub buffered_bytes_max: usize,
     /// Longest request line and headers together, in bytes. Attic's metadata header takes up to 4 KiB of it.
     pub header_bytes_max: usize,
-    /// Most connections at once; whoever comes then is answered 503.
+    /// Most connections at once. Later clients are answered 503.
     pub connections_max: usize,
-    /// Most uploads at once, those included that wait for memory; more wait as long as the engine's `upload_wait`.
+    /// Most uploads at once, uploads that wait for memory included. More wait as long as the engine's `upload_wait`.
     pub uploads_max: usize,
     /// Pushes a second that a token may begin, on average of 10 s; 0 means as many as it likes.
     pub push_requests_per_second: u64,
     /// Bytes a second that a token may push, on average of 10 s; 0 means as many as it likes.
     pub push_bytes_per_second: u64,
-    /// How long a connection may take to send the head of a request, waiting between two requests included.
+    /// How long a connection may take to send the head of a request, the wait between two requests included.
     pub header_timeout: Duration,
-    /// How long a request body may pause. An upload that waits for its turn does not pause: it is not being read.
+    /// How long a request body may pause. An upload that waits for its turn does not pause, because nobody reads it.
     pub body_idle_timeout: Duration,
     /// How long a reader may take nothing of an answer.
     pub write_idle_timeout: Duration,
-    /// Longest upload. Whatever deletes packs must spare those younger than this.
+    /// Longest upload. Code that deletes packs must spare packs that are younger than this.
     pub upload_timeout: Duration,
-    /// How long the server goes on as before when it was asked to stop, but for `/readyz`, which says no, and connections,
-    /// which are closed after their next answer: load balancers need as long to notice. 0 where there are none.
+    /// How long the server goes on after it was asked to stop. Only `/readyz` changes, to "no", and each connection is closed
+    /// after its next answer. Load balancers need this long to notice; 0 fits where there are none.
     pub drain_delay: Duration,
     /// How long requests in flight may then take to finish.
     pub shutdown_timeout: Duration,
     /// What `Retry-After` says on a 503, in seconds, rounded up.
     pub retry_after: Duration,
-    /// Most uploads being read back in the compression they came with at once: each takes a CPU, and up to 4 MiB beside what
-    /// is read.
+    /// Most uploads that are read back in their own compression at once. Each takes a CPU, and up to 4 MiB beside the bytes
+    /// that are read.
     pub reencodings_max: usize,
     /// Whether `/_dormer/stats` is answered.
     pub stats: bool,
-    /// Whether somebody takes the spans of requests, so that it is worth saying more in them.
+    /// Whether spans of requests are exported, so that more detail in them is worth its cost.
     pub traces: bool,
 }
 
@@ -77,7 +76,7 @@ impl ServerSettings {
         }
     }
 
-    /// Most memory for all that is done at once, in bytes: a part of the sum in docs/ARCHITECTURE.md.
+    /// Most memory that requests take together, in bytes: a part of the sum in docs/ARCHITECTURE.md.
     pub fn memory_bytes_max(&self) -> u64 {
         self.buffered_bytes_max as u64 + self.reencodings_max as u64 * REENCODING_BYTES
     }

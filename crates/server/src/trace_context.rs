@@ -5,7 +5,7 @@ use opentelemetry::propagation::Extractor;
 use tracing::Span;
 use tracing_opentelemetry::OpenTelemetrySpanExt as _;
 
-/// Makes the span a part of the trace that the request belongs to, if it says so.
+/// Makes the span a part of the request's trace, if the request names one.
 pub(crate) fn adopt(span: &Span, headers: &HeaderMap) {
     if !headers.contains_key("traceparent") {
         return;

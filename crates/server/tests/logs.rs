@@ -5,9 +5,11 @@
 #[path = "it/common.rs"]
 mod common;
 
+use std::io::{Read as _, Write as _};
 use std::sync::{Arc, Mutex};
 
-use common::{Server, admin, nar, path, sized_nar};
+use common::{Reply, Server, admin, nar, path, sized_nar};
+use serde_json::json;
 use tracing_subscriber::fmt::MakeWriter;
 
 #[test]
@@ -41,6 +43,36 @@ fn a_request_is_found_again_by_its_id_in_every_line_and_no_line_has_a_secret() {
         br#"{"keypair": {"Keypair": "a:c2VjcmV0"}}"#,
     );
 
+    // A cache that is deleted during an upload: the commit fails, so nothing was taken.
+    let create = br#"{"keypair": "Generate", "is_public": true, "store_dir": "/nix/store", "priority": 41, "upstream_cache_key_names": []}"#;
+    let created = server.call(&token, "POST", "/_api/v1/cache-config/gone", create);
+    assert_eq!(created.status, 200, "{created:?}");
+    let info = common::nar_info("gone", &path(3), &sized_nar(3, 300_000), &json!({})).to_string();
+    let body = sized_nar(3, 300_000);
+    let mut uploads = [
+        ("upload-1", "/_api/v1/upload-path", format!("X-Attic-Nar-Info: {info}\r\n")),
+        ("upload-2", "/gone/nar/x.nar", String::new()),
+    ]
+    .map(|(id, path, more)| {
+        let mut upload = server.connect();
+        let head = format!(
+            "PUT {path} HTTP/1.1\r\nHost: x\r\nAuthorization: {bearer}\r\nX-Request-Id: {id}\r\n{more}\
+             Connection: close\r\nContent-Length: {}\r\n\r\n",
+            body.len()
+        );
+        upload.write_all(head.as_bytes()).unwrap();
+        upload.write_all(&body[..100_000]).unwrap();
+        upload
+    });
+    common::until("both have begun", || (server.metric("dormer_uploads_streaming") == 2).then_some(()));
+    assert_eq!(server.call(&token, "DELETE", "/_api/v1/cache-config/gone", b"").status, 200);
+    for upload in &mut uploads {
+        upload.write_all(&body[100_000..]).unwrap();
+        let mut answer = Vec::new();
+        upload.read_to_end(&mut answer).unwrap();
+        assert_eq!(Reply::parse(&answer, false).status, 404);
+    }
+
     let lines = common::until("what follows an answer is written, too", || {
         let lines = log.lines();
         lines.iter().any(|line| line.contains("cut an answer short")).then_some(lines)
@@ -49,6 +81,8 @@ fn a_request_is_found_again_by_its_id_in_every_line_and_no_line_has_a_secret() {
         lines.iter().any(|line| line.contains(&format!("request.id={id}}}")) && line.contains(text))
     };
     assert!(of("build-7/job-3", "took a NAR"), "{lines:#?}");
+    assert!(!of("upload-1", "took a") && !of("upload-2", "took a"), "logged before the commit: {lines:#?}");
+    assert!(of("upload-1", "request refused") && of("upload-2", "request refused"), "{lines:#?}");
     assert!(of("reader-1", "stored bytes are damaged"), "a line of the engine: {lines:#?}");
     assert!(of("reader-1", "cut an answer short"), "a line after the head was sent: {lines:#?}");
     let (_, secret_part) = token.split_once('.').unwrap();

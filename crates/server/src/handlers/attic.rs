@@ -8,7 +8,7 @@ use dormer_api::{
 };
 use dormer_engine::{CreateCache, Deduplication, IngestRequest, Ingested, KeyChange, UpdateCache};
 use dormer_index::{Cache, CacheVisibility, Object};
-use dormer_nix::{NarInfo, SecretKey, Signature, check_key_name};
+use dormer_nix::{NarInfo, SecretKey, check_key_name};
 use http::{Response, StatusCode};
 
 use crate::app::App;
@@ -16,8 +16,8 @@ use crate::body::{self, Body};
 use crate::call::Call;
 use crate::codec::Compression;
 use crate::failure::Failure;
+use crate::handlers::checks::{bad_request, check_signatures, retention_period, store_dir};
 use crate::handlers::small_body::{self, Buffered};
-use crate::handlers::upload::{bad_request, store_dir};
 use crate::request_body::{BodyError, RequestBody};
 
 /// A cache's settings, for clients that pull from it.
@@ -33,7 +33,7 @@ pub(crate) async fn show_cache(app: &App, call: &Call, name: &CacheName) -> Resu
     let config = CacheConfig {
         substituter_endpoint: Some(format!("{}{name}", substituters.as_ref().unwrap_or(&api_endpoint))),
         api_endpoint: Some(api_endpoint),
-        // The newest: every narinfo carries a signature of each active key, and this one will be the last to go.
+        // The newest key: each narinfo carries a signature of every active key, and the newest key retires last.
         public_key: cache.keys.iter().rev().find(|key| key.active).map(|key| key.public_key.clone()),
         is_public: Some(cache.is_public),
         store_dir: Some(store_dir(&cache)?),
@@ -47,12 +47,6 @@ pub(crate) async fn show_cache(app: &App, call: &Call, name: &CacheName) -> Resu
 
 fn with_slash(endpoint: &str) -> String {
     format!("{}/", endpoint.trim_end_matches('/'))
-}
-
-pub(crate) fn retention_period(cache: &Cache) -> RetentionPeriod {
-    cache.retention_seconds.map_or(RetentionPeriod::Global, |seconds| {
-        RetentionPeriod::Period(u32::try_from(seconds.max(0)).unwrap_or(u32::MAX))
-    })
 }
 
 /// Creates a cache.
@@ -153,7 +147,7 @@ pub(crate) async fn destroy_cache(
     Ok(body::empty())
 }
 
-/// Which of these paths does the cache lack?
+/// Tells which of these paths the cache lacks.
 pub(crate) async fn get_missing_paths(
     app: &App,
     call: &Call,
@@ -167,7 +161,7 @@ pub(crate) async fn get_missing_paths(
     Ok(body::json(StatusCode::OK, &GetMissingPathsResponse { missing_paths }))
 }
 
-/// Takes a store path: its metadata in a header or before the NAR, then the NAR as it is.
+/// Takes a store path: its metadata in a header or before the NAR, then the uncompressed NAR.
 pub(crate) async fn upload_path(
     app: &App,
     call: &Call,
@@ -177,10 +171,10 @@ pub(crate) async fn upload_path(
     if small_body::content_encoding(call)? != Compression::None {
         return Err(Failure::ContentEncoding("upload-path takes the NAR as it is".to_owned()));
     }
-    // Who may push nowhere is refused below, as soon as it is read for which cache, and takes nobody's turn meanwhile.
+    // A client that may push nowhere is refused below, once the metadata names the cache. Meanwhile it takes nobody's turn.
     let _turn =
         if claims.may_somewhere(Permission::Push) { Some(app.admit_upload(call, body).await?) } else { None };
-    let mut upload = Upload::begin(app, call, body).await?;
+    let mut upload = StorePathUpload::begin(app, call, body).await?;
     let info = &upload.info;
     let cache = app.open_cache(call, &info.cache, Permission::Push).await?;
     let object = object(&cache, info)?;
@@ -195,23 +189,22 @@ pub(crate) async fn upload_path(
     }
     let ingested = ingest.finish().await?;
     let result = describe(app, call, &ingested).await?;
-    tracing::info!(
-        cache.name = cache.name, path = %object.path, size_bytes = ingested.nar_size,
-        new_bytes = ingested.new_chunk_bytes, "took a store path"
-    );
+    let path = object.path.clone();
+    let (size_bytes, new_bytes) = (ingested.nar_size, ingested.new_chunk_bytes);
     app.engine.commit_object(&cache, ingested, object).await?;
+    tracing::info!(cache.name = cache.name, %path, size_bytes, new_bytes, "took a store path");
     Ok(body::json(StatusCode::OK, &result))
 }
 
-/// Metadata, and the NAR behind it.
-struct Upload<'a> {
+/// The body of `upload-path`: metadata, then the NAR.
+struct StorePathUpload<'a> {
     info: UploadPathNarInfo,
-    /// What came in the same piece as the end of the preamble.
+    /// The bytes of the NAR that came in the same piece as the end of the metadata.
     first: Option<bytes::Bytes>,
     body: &'a mut RequestBody,
 }
 
-impl<'a> Upload<'a> {
+impl<'a> StorePathUpload<'a> {
     async fn begin(app: &App, call: &Call, body: &'a mut RequestBody) -> Result<Self, Failure> {
         let max = app.settings.nar_info_preamble_bytes_max;
         let too_long = || Failure::TooLong { what: "the metadata", max: max as u64 };
@@ -265,12 +258,12 @@ impl<'a> Upload<'a> {
     }
 }
 
-/// A name that no key can have would match nothing, and not every database takes every text.
+/// Refuses names that no key can have: they would match nothing, and not every database takes every text.
 fn check_key_names(names: &[String]) -> Result<(), Failure> {
     names.iter().try_for_each(|name| check_key_name(name)).map_err(bad_request)
 }
 
-/// The object that the metadata describes, if all of it can stand in a narinfo.
+/// The object that the metadata describes, if a narinfo can hold all of it.
 fn object(cache: &Cache, info: &UploadPathNarInfo) -> Result<Object, Failure> {
     let resolved = info.resolve(&store_dir(cache)?).map_err(bad_request)?;
     let narinfo = NarInfo {
@@ -283,7 +276,7 @@ fn object(cache: &Cache, info: &UploadPathNarInfo) -> Result<Object, Failure> {
         nar_size: info.nar_size,
         references: resolved.references,
         deriver: resolved.deriver,
-        // Clients write what they do not know as nothing or as an empty text.
+        // Clients leave out unknown fields, or send an empty text.
         system: info.system.clone().filter(|text| !text.is_empty()),
         ca: info.ca.clone().filter(|text| !text.is_empty()),
         sigs: info.sigs.clone(),
@@ -300,12 +293,7 @@ fn object(cache: &Cache, info: &UploadPathNarInfo) -> Result<Object, Failure> {
     })
 }
 
-/// A text that is no signature would stand in the narinfo, where no client can do anything with it.
-pub(crate) fn check_signatures(signatures: &[String]) -> Result<(), Failure> {
-    signatures.iter().try_for_each(|signature| signature.parse::<Signature>().map(drop)).map_err(bad_request)
-}
-
-/// What the client is told of deduplication: nothing that tells one tenant what another has.
+/// The answer about deduplication. It tells a tenant nothing about the paths of other tenants.
 async fn describe(app: &App, call: &Call, ingested: &Ingested) -> Result<UploadPathResult, Failure> {
     let claims = app.claims(call);
     let may_read = |cache: &CacheVisibility| {
@@ -327,7 +315,7 @@ async fn describe(app: &App, call: &Call, ingested: &Ingested) -> Result<UploadP
     Ok(UploadPathResult { kind, file_size: Some(ingested.file_size), frac_deduplicated })
 }
 
-/// Whether the token reads every cache that there is, was, or will be: then nothing needs to be looked up.
+/// Whether the token reads every cache that exists, existed or will exist. Then nothing needs to be looked up.
 fn may_pull_everything(claims: &TokenClaims) -> bool {
     let caches = &claims.access.caches;
     caches.iter().any(|(pattern, _)| pattern.as_str() == "*")

@@ -1,4 +1,4 @@
-//! `/_api/v2/`: what Attic's API lacks.
+//! `/_api/v2/`: requests that Attic's API lacks.
 
 use dormer_api::v2::{CacheEntry, ListCachesResponse, RemovePathResponse};
 use dormer_api::{CacheName, Permission, Permissions};
@@ -11,8 +11,7 @@ use crate::app::App;
 use crate::body::{self, Body};
 use crate::call::Call;
 use crate::failure::Failure;
-use crate::handlers::attic::retention_period;
-use crate::handlers::upload::{bad_request, store_dir};
+use crate::handlers::checks::{bad_request, retention_period, store_dir};
 
 /// The caches that the caller may know of: public ones, and those on which the token has any permission. A token that does not
 /// count is refused, although none is needed: who shows one wants to know, and `dormer login` asks here.
@@ -44,7 +43,7 @@ fn entry(name: CacheName, cache: Cache) -> Result<CacheEntry, Failure> {
     })
 }
 
-/// Takes one store path out of a cache at once.
+/// Removes one store path from a cache at once.
 pub(crate) async fn remove_object(
     app: &App,
     call: &Call,

@@ -1,4 +1,4 @@
-//! The small documents of the binary-cache protocol: what a cache is, narinfos, listings.
+//! The small documents of the binary-cache protocol: cache descriptions, narinfos, listings.
 
 use std::io;
 
@@ -58,7 +58,7 @@ pub(crate) async fn find_listing(
     Ok(response)
 }
 
-/// Documents that nobody could have put here.
+/// Documents of kinds that this server does not keep.
 pub(crate) async fn miss(app: &App, call: &Call, name: &CacheName) -> Result<Response<Body>, Failure> {
     app.open_cache(call, name, Permission::Pull).await?;
     Err(Failure::NoSuchObject)

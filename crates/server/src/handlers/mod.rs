@@ -2,6 +2,7 @@
 
 pub(crate) mod attic;
 pub(crate) mod caches;
+mod checks;
 pub(crate) mod documents;
 pub(crate) mod nar;
 pub(crate) mod pages;

@@ -18,7 +18,7 @@ pub(crate) fn alive() -> Response<Body> {
     body::text(StatusCode::OK, "ok\n")
 }
 
-/// Database and store answer, too, and nobody asked the server to stop.
+/// Database and store answer, and the server is not stopping.
 pub(crate) async fn ready(app: &App) -> Result<Response<Body>, Failure> {
     app.probes.check().await.map_err(Failure::NotReady)?;
     Ok(body::text(StatusCode::OK, "ready\n"))

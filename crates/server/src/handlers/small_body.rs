@@ -1,4 +1,4 @@
-//! Bodies that are read whole before they are acted on: JSON, narinfos, `nix-cache-info`.
+//! Bodies that are read whole: JSON, narinfos, `nix-cache-info`.
 
 use std::io;
 use std::time::Duration;
@@ -25,7 +25,7 @@ const COPIES: u64 = 4;
 /// wait for the memory that it has.
 pub(crate) const WHOLE_BODY_TIMEOUT: Duration = Duration::from_mins(1);
 
-/// What was read from a body, with the memory that it may take while it is acted on.
+/// The contents of a body, with the memory that handling it may take.
 pub(crate) struct Buffered<T> {
     pub(crate) value: T,
     pub(crate) memory: OwnedSemaphorePermit,

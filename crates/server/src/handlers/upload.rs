@@ -1,9 +1,9 @@
-//! The write half of the binary-cache protocol: what `nix copy --to http://…` sends.
+//! The write half of the binary-cache protocol, as `nix copy --to http://…` speaks it.
 
 use dormer_api::{CacheName, Permission};
 use dormer_engine::IngestRequest;
-use dormer_index::{Cache, CommitOutcome, Object};
-use dormer_nix::{NarInfo, StoreDir, StorePathHash};
+use dormer_index::{CommitOutcome, Object};
+use dormer_nix::{NarInfo, StorePathHash};
 use http::Response;
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, BufReader};
 use tokio_util::io::StreamReader;
@@ -13,7 +13,7 @@ use crate::body::{self, Body};
 use crate::call::Call;
 use crate::codec::{self, Compression, Input};
 use crate::failure::Failure;
-use crate::handlers::attic::check_signatures;
+use crate::handlers::checks::{bad_request, check_signatures, store_dir};
 use crate::handlers::small_body::{self, Buffered, decoding_failure, trailing_bytes};
 use crate::request_body::RequestBody;
 use crate::route::NarFile;
@@ -21,7 +21,7 @@ use crate::route::NarFile;
 /// Decoded bytes handed to the engine at once.
 const PIECE_BYTES: usize = 64 * 1024;
 
-/// `nix-cache-info` is ours to write; a client that agrees with it is told that all is well.
+/// The server writes `nix-cache-info` itself. A client that agrees with it gets 200.
 pub(crate) async fn put_cache_info(
     app: &App,
     call: &Call,
@@ -58,7 +58,8 @@ pub(crate) async fn put_nar(
     };
     let coding = small_body::content_encoding(call)?;
     let _turn = app.admit_upload(call, body).await?;
-    // What does not compress grows by less than a sixteenth in any of the formats; what decodes to nothing ends here, too.
+    // Bytes that do not compress grow by less than a sixteenth in any of the formats. The limit also ends bodies that
+    // decode to nothing.
     let nar_bytes_max = app.engine.settings().nar_bytes_max;
     body.limit(nar_bytes_max.saturating_add(nar_bytes_max / 16 + 1024 * 1024))?;
     let input: Input<'_> = Box::pin(StreamReader::new(body));
@@ -96,11 +97,10 @@ pub(crate) async fn put_nar(
         return Err(fail(trailing_bytes()));
     }
     let ingested = ingest.finish().await?;
-    tracing::info!(
-        cache.name = cache.name, nar.hash = %ingested.nar_hash, size_bytes = ingested.nar_size,
-        new_bytes = ingested.new_chunk_bytes, "took a NAR"
-    );
+    let nar_hash = ingested.nar_hash;
+    let (size_bytes, new_bytes) = (ingested.nar_size, ingested.new_chunk_bytes);
     app.engine.commit_alias(&cache, ingested, file_name, compression.name()).await?;
+    tracing::info!(cache.name = cache.name, nar.hash = %nar_hash, size_bytes, new_bytes, "took a NAR");
     Ok(body::empty())
 }
 
@@ -162,7 +162,7 @@ pub(crate) async fn put_narinfo(
     Ok(body::empty())
 }
 
-/// The cache writes a NAR's listing itself, from the NAR; the client's is read and dropped.
+/// Reads and drops a listing: the server writes each NAR's listing itself, from the NAR.
 pub(crate) async fn put_listing(
     app: &App,
     call: &Call,
@@ -176,7 +176,7 @@ pub(crate) async fn put_listing(
     Ok(body::empty())
 }
 
-/// To take what is not kept would be a lie that shows when it is needed.
+/// Refuses documents that the server does not keep: a 200 would turn out to be a lie when somebody needs the document.
 pub(crate) async fn refuse(
     app: &App,
     call: &Call,
@@ -185,15 +185,4 @@ pub(crate) async fn refuse(
 ) -> Result<Response<Body>, Failure> {
     app.open_cache(call, name, Permission::Push).await?;
     Err(Failure::NotKept(kind))
-}
-
-/// The store folder of a cache.
-pub(crate) fn store_dir(cache: &Cache) -> Result<StoreDir, Failure> {
-    let corrupt = dormer_index::Error::Corrupt { table: "caches", what: "store folder".to_owned() };
-    cache.store_dir.parse().map_err(|_| Failure::Engine(corrupt.into()))
-}
-
-/// An error about the client's text, with its cause.
-pub(crate) fn bad_request(error: impl std::error::Error + 'static) -> Failure {
-    Failure::BadRequest(crate::failure::with_causes(&error))
 }
