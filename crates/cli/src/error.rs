@@ -1,6 +1,7 @@
-//! Why a command failed, what its exit code is, and what the user can do about it.
+//! Why a command failed, its exit code, and what the user can do about it.
 //!
-//! Advice lives here and nowhere below: the crates say what happened, this file knows the commands that help.
+//! Only this file gives advice. The other crates say what happened; this file knows the commands
+//! that help.
 
 use std::io;
 use std::path::{Path, PathBuf};
@@ -10,17 +11,17 @@ use crate::settings;
 /// Result of a command.
 pub(crate) type Result<T, E = Error> = std::result::Result<T, E>;
 
-/// Everything worked.
+/// Success.
 pub(crate) const EXIT_OK: u8 = 0;
-/// Something failed.
+/// A failure.
 pub(crate) const EXIT_FAILURE: u8 = 1;
-/// The command line or the settings are wrong; nothing was tried.
+/// The command line or the settings are wrong. Nothing was tried.
 pub(crate) const EXIT_USAGE: u8 = 2;
-/// Some paths could not be pushed; the others were.
+/// Some paths could not be pushed. The others were pushed.
 pub(crate) const EXIT_PATHS_LOST: u8 = 3;
-/// The server does not accept the token, or there is none.
+/// The server refuses the token, or there is no token.
 pub(crate) const EXIT_UNAUTHORIZED: u8 = 4;
-/// The server does not answer, or keeps saying that it is busy: try later.
+/// The server does not answer, or stays busy. Trying later may help.
 pub(crate) const EXIT_UNAVAILABLE: u8 = 5;
 
 /// Why a command failed.
@@ -38,7 +39,7 @@ pub(crate) enum Error {
     Blobs(#[from] dormer_blobs::Error),
     #[error(transparent)]
     Publish(#[from] dormer_publish::Error),
-    #[error("there is no installation here: {} was never made by a server", path.display())]
+    #[error("there is no installation here: no server ever made {}", path.display())]
     NoInstallation { path: PathBuf },
     #[error("{caches} of the caches could not be published")]
     NotPublished { caches: usize },
@@ -64,7 +65,7 @@ pub(crate) enum Error {
     ForeignBucket { store: String, owner: &'static str },
     #[error("{store} holds no packs, and the database names some")]
     EmptyBucket { store: String },
-    #[error("the database was made with another master key than {origin}")]
+    #[error("the database was made with a different master key than {origin}")]
     WrongMasterKey { origin: String },
     #[error("the master key of this database is missing: {}", path.display())]
     NoMasterKey { path: PathBuf },
@@ -89,28 +90,28 @@ pub(crate) enum Error {
 }
 
 impl Error {
-    /// Wrong use, with advice.
+    /// A usage error with advice.
     pub(crate) fn usage(problem: impl Into<String>, hint: impl Into<String>) -> Self {
         Self::Usage { problem: problem.into(), hint: Some(hint.into()) }
     }
 
-    /// Reading or writing `path`.
+    /// An I/O error about `path`.
     pub(crate) fn io(attempt: &str, path: &Path) -> impl FnOnce(io::Error) -> Self {
         let attempt = format!("{attempt} {}", path.display());
         move |source| Self::Io { attempt, source }
     }
 
-    /// A reader that went away had enough.
+    /// Whether the reader of the output went away, because it had read enough.
     pub(crate) fn is_broken_pipe(&self) -> bool {
         matches!(self, Self::Output(error) if error.kind() == io::ErrorKind::BrokenPipe)
     }
 
-    /// The whole chain in one line. Causes that only repeat what was said are left out.
+    /// The error and its causes in one line. Omits causes that only repeat the line so far.
     pub(crate) fn chain(&self) -> String {
         Self::chain_of(self)
     }
 
-    /// The same for an error that is reported on the way.
+    /// The same line for an error that is reported on the way.
     pub(crate) fn chain_of(error: &dyn std::error::Error) -> String {
         let mut line = error.to_string();
         let mut cause = error.source();
@@ -125,7 +126,7 @@ impl Error {
         line.replace('\n', " ")
     }
 
-    /// What the shell gets.
+    /// The exit code for the shell.
     pub(crate) fn exit_code(&self) -> u8 {
         use dormer_client::Error as Client;
         match self {
@@ -148,7 +149,7 @@ impl Error {
         }
     }
 
-    /// What the user can do about it; a line each.
+    /// What the user can do about the error, one line each.
     pub(crate) fn hints(&self) -> Vec<String> {
         let hint = |text: &str| vec![text.to_owned()];
         match self {
@@ -157,23 +158,23 @@ impl Error {
             Self::Index(error) | Self::Engine(dormer_engine::Error::Index(error)) => index_hints(error),
             Self::Publish(error) => publish_hints(error),
             Self::NotPublished { .. } => hint(
-                "a private cache wants a bucket without a public domain, served by the Worker or `dormer edge serve`, which check tokens",
+                "a private cache needs a bucket without a public domain, served by the Worker or `dormer edge serve`, which check tokens",
             ),
             Self::Usage { hint, .. } => hint.iter().cloned().collect(),
-            Self::PathsLost { .. } => hint("what was pushed is in the cache; the same command again pushes the rest"),
+            Self::PathsLost { .. } => hint("the pushed paths are in the cache; run the same command again to push the rest"),
             Self::ForeignFolder { .. } => hint(
-                "Dormer stores differently and has left it alone; give it a folder of its own (--data-dir, or path under \
+                "Dormer uses another format and changed nothing there; give Dormer its own folder (--data-dir, or path under \
                  [storage])",
             ),
-            Self::ForeignBucket { .. } => hint("Dormer stores differently and has left it alone; give it a bucket of its own"),
+            Self::ForeignBucket { .. } => hint("Dormer uses another format and changed nothing there; give Dormer its own bucket"),
             Self::EmptyBucket { .. } => hint(
-                "correct storage.bucket, storage.prefix or storage.endpoint; to begin with an empty store, take a new database too",
+                "correct storage.bucket, storage.prefix or storage.endpoint; to start with an empty store, use a new database too",
             ),
             Self::Blobs(dormer_blobs::Error::StoreGone { .. }) => hint(
-                "mount it, or correct storage.path; to begin with an empty store, remove the index too: it knows packs that are gone",
+                "mount it, or correct storage.path; to start with an empty store, remove the index too, because it names packs that are gone",
             ),
             Self::Blobs(dormer_blobs::Error::Refused { .. }) => hint(
-                "the keys under [storage] say which store it is; rights to put, get, list and delete objects are needed",
+                "the keys under [storage] describe the store; the server must be allowed to put, get, list and delete objects",
             ),
             Self::WrongMasterKey { .. } | Self::NoMasterKey { .. } => hint(
                 "restore the master key from its backup (file master-key of the data folder, or DORMER_MASTER_KEY); without \
@@ -196,11 +197,11 @@ impl Error {
                 "`dormer token create` runs where the server's settings are, not on its clients".to_owned(),
             ],
             Self::TokenKey { .. } | Self::TokenVerifier(_) => {
-                hint("it is PEM, encoded in base64 as a whole; make a key with: openssl genrsa -traditional 2048 | base64 -w0")
+                hint("it must be a PEM file, encoded in base64 as a whole; make a key with: openssl genrsa -traditional 2048 | base64 -w0")
             }
-            Self::CannotSignTokens => hint("make tokens where the RSA private key is"),
+            Self::CannotSignTokens => hint("make tokens on a machine with the RSA private key"),
             Self::ManagedFile { lines, .. } => {
-                let mut hints = hint("add these lines where that tool takes its settings from:");
+                let mut hints = hint("add these lines to the settings of that tool:");
                 hints.extend(lines.iter().map(|line| format!("  {line}")));
                 hints
             }
@@ -223,13 +224,13 @@ fn client_hints(error: &dormer_client::Error) -> Vec<String> {
             hint("log in with a token: dormer login NAME URL TOKEN; or set DORMER_TOKEN")
         }
         Client::Unauthorized { with_token: true, .. } => hint(
-            "the token has no permission on this cache (which may not exist), has expired, or is another server's",
+            "the token has no permission on this cache (which may not exist), has expired, or belongs to another server",
         ),
         Client::Forbidden { .. } => {
             hint("ask for a token with this permission: dormer token create, on the server")
         }
         Client::NoSuchCache { .. } => {
-            hint("`dormer cache list` shows what there is; `dormer cache create` makes one")
+            hint("`dormer cache list` lists the caches; `dormer cache create` makes one")
         }
         Client::CacheExists { .. } => hint("`dormer cache configure` changes it"),
         Client::Unreachable { .. } | Client::Stalled { .. } => {
@@ -243,7 +244,7 @@ fn client_hints(error: &dormer_client::Error) -> Vec<String> {
             hint("build or fetch it first: only what is in the local store can be pushed")
         }
         Client::NotInStore { .. } => hint(
-            "give a store path, or a link to one such as ./result; `nix copy` and `nix store add-path` bring things in",
+            "give a store path, or a link to one such as ./result; `nix copy` and `nix store add-path` add paths to the store",
         ),
         Client::StoreDirMismatch { .. } => {
             hint("a cache serves one store folder; make another cache for this one")
@@ -251,7 +252,7 @@ fn client_hints(error: &dormer_client::Error) -> Vec<String> {
         Client::HttpClient(_) => hint(
             "install the system's certificates (ca-certificates), or name a file with them in SSL_CERT_FILE",
         ),
-        Client::MalformedToken => hint("was the token copied whole, and only the token?"),
+        Client::MalformedToken => hint("check that the token was copied completely, without other text"),
         _ => Vec::new(),
     }
 }
@@ -262,10 +263,10 @@ fn publish_hints(error: &dormer_publish::Error) -> Vec<String> {
     match error {
         Publish::Index(error) | Publish::Engine(dormer_engine::Error::Index(error)) => index_hints(error),
         Publish::Moved { .. } | Publish::Moving { .. } => hint(
-            "to go on at the new place: dormer publish TARGET --reconcile; to publish to both, give the new one a name of its own",
+            "to continue at the new place: dormer publish TARGET --reconcile; to publish to both, give the new one its own name",
         ),
         Publish::Target(dormer_blobs::Error::Refused { .. }) => hint(
-            "the keys under [[edge]] say which store it is; rights to put, get, list and delete objects are needed",
+            "the keys under [[edge]] describe the store; the publisher must be allowed to put, get, list and delete objects",
         ),
         _ => Vec::new(),
     }
@@ -296,9 +297,9 @@ fn index_hints(error: &dormer_index::Error) -> Vec<String> {
         Index::Unavailable { attempt: "connect to the database", .. } => hint(
             "is the server running, and are host, user, password and database of database.url right? `dormer doctor` tries it",
         ),
-        Index::SchemaTooOld { .. } => hint(
-            "restart the running `dormer serve` with this version first: it brings the schema up to date",
-        ),
+        Index::SchemaTooOld { .. } => {
+            hint("restart the running `dormer serve` with this version first: it upgrades the schema")
+        }
         Index::SchemaTooNew { .. } => hint("a newer Dormer has used this database; upgrade this one"),
         _ => Vec::new(),
     }

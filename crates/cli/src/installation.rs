@@ -1,10 +1,12 @@
-//! What `dormer serve` finds or makes before it listens: data folder, index, store, keys, first cache, first token.
+//! What `dormer serve` finds or makes before it listens: data folder, index, store, keys, first
+//! cache, first token.
 //!
-//! Every step is idempotent, and a step that is done is found by the next start, so a crash between any two heals by
-//! starting again. The last step notes in the index that the first start is over: who then destroys the cache `main` or
-//! throws the admin token away does not find them back.
+//! Every step is idempotent, and the next start recognises a finished step. A crash between any two
+//! steps therefore heals at the next start. The last step records in the index that the first start
+//! is over. After that, later starts never recreate a destroyed cache `main` or a deleted admin
+//! token.
 //!
-//! What another program filled is refused before anything is made.
+//! The start refuses data of another program before it makes anything.
 
 mod store;
 
@@ -30,22 +32,22 @@ use crate::{secret_file, tokens};
 pub(crate) const FIRST_CACHE: &str = "main";
 /// Attic announces 41 for a new cache: after cache.nixos.org's 40.
 pub(crate) const DEFAULT_PRIORITY: i32 = 41;
-/// Whose paths are not pushed unless asked for.
+/// The upstream key of a new cache: `push` skips paths with its signature.
 pub(crate) const DEFAULT_UPSTREAM_KEY: &str = "cache.nixos.org-1";
-/// How long the admin token lives, as Attic's first one does.
+/// Validity of the admin token, the same as for Attic's first token.
 const ADMIN_TOKEN_VALIDITY: Duration = Duration::from_hours(2 * 8_766);
 
 const FIRST_START_SETTING: &str = "first-start";
-/// Under this name, the database holds a proof of the master key.
+/// The database keeps a proof of the master key under this name.
 pub(crate) const MASTER_KEY_SETTING: &str = "master-key-check";
 const MASTER_KEY_PROOF: &[u8] = b"dormer";
 
-/// Something that was not there before.
+/// Something that a start made.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Made {
     DataFolder(PathBuf),
     Index(PathBuf),
-    /// The tables of the index, in a server's database.
+    /// The tables of the index, in the database of a server.
     Schema {
         database: String,
     },
@@ -56,24 +58,24 @@ pub(crate) enum Made {
         name: String,
     },
     AdminToken(PathBuf),
-    /// The note that the first start is over.
+    /// The record that the first start is over.
     FirstStart,
 }
 
-/// Told of everything that was made, as soon as it is; an error stops the start there.
+/// Called with everything that a start makes, immediately afterwards. An error stops the start.
 pub(crate) type Observer<'a> = &'a mut (dyn FnMut(&Made) -> Result<()> + Send);
 
-/// Everything a server needs.
+/// Everything that a server needs.
 #[derive(Debug)]
 pub(crate) struct Installation {
     pub(crate) engine: Engine,
     pub(crate) index: Arc<dyn Index>,
-    /// The same index.
+    /// The same index, by its other contract.
     pub(crate) publish: Arc<dyn PublishIndex>,
     pub(crate) token_key: SigningKey,
-    /// Public key of the cache `main`, if it is there and public.
+    /// Public key of the cache `main`, if the cache exists and is public.
     pub(crate) main_public_key: Option<String>,
-    /// What looks wrong but stops nothing.
+    /// What looks wrong but does not stop the start.
     pub(crate) warnings: Vec<String>,
 }
 
@@ -134,15 +136,15 @@ pub(crate) async fn prepare(settings: &Settings, observer: Observer<'_>) -> Resu
     Ok(Installation { engine, index, publish, token_key, main_public_key, warnings })
 }
 
-/// What a follower needs of an installation that another process may be serving.
+/// What a follower needs of an installation. Another process may be serving this installation.
 pub(crate) struct Follower {
     pub(crate) engine: Engine,
     pub(crate) index: Arc<dyn Index>,
-    /// The same index.
+    /// The same index, by its other contract.
     pub(crate) publish: Arc<dyn PublishIndex>,
 }
 
-/// Opens what a server has made, beside it or without it. Makes nothing.
+/// Opens an existing installation, beside its server or without one. Makes nothing.
 pub(crate) async fn open_beside(settings: &Settings) -> Result<Follower> {
     let (index, publish): (Arc<dyn Index>, Arc<dyn PublishIndex>) = match &settings.postgres {
         Some(server) => {
@@ -168,7 +170,7 @@ pub(crate) async fn open_beside(settings: &Settings) -> Result<Follower> {
     Ok(Follower { engine, index, publish })
 }
 
-/// The index that the settings name, with its schema up to date, by both of its contracts.
+/// Opens the index of the settings, upgrades its schema, and returns both contracts of the index.
 pub(crate) async fn open_index(settings: &Settings) -> Result<(Arc<dyn Index>, Arc<dyn PublishIndex>)> {
     Ok(if let Some(server) = &settings.postgres {
         let index = Arc::new(PostgresIndex::open(server.url.expose(), server.options.clone()).await?);
@@ -179,7 +181,7 @@ pub(crate) async fn open_index(settings: &Settings) -> Result<(Arc<dyn Index>, A
     })
 }
 
-/// Another replica may make it meanwhile; then both say so.
+/// Another replica may make the index at the same time. Then both report that they made it.
 async fn index_is_new(settings: &Settings) -> Result<bool> {
     let Some(server) = &settings.postgres else { return Ok(!settings.database_path.exists()) };
     Ok(PostgresIndex::plan_migration(server.url.expose(), &server.options).await?.found == 0)
@@ -201,7 +203,7 @@ fn make_folders(settings: &Settings, observer: Observer<'_>) -> Result<()> {
             make_private_folder(folder)?;
         }
     }
-    // Where there is a database there was a store: if it is not there, it must not be made anew.
+    // A database implies a store. If the store is missing then, the start must not make a new one.
     let is_new = settings.remote_storage.is_none() && !settings.database_path.exists();
     if is_new && make_private_folder(&settings.storage_path)? {
         observer(&Made::Storage(settings.storage_path.clone()))?;
@@ -227,8 +229,9 @@ fn warn_if_readable(path: &Path, warnings: &mut Vec<String>) {
     }
 }
 
-/// The key from the settings or its file. It is only made for a database that was never used with another: the database
-/// holds a sealed proof, so a lost or wrong key shows at the start and not at the first signature.
+/// The key from the settings or from its file. A key is made only for a database that never had
+/// one. The database holds a sealed proof, so a start detects a lost or wrong key, long before the
+/// first signature.
 async fn master_key(settings: &Settings, index: &dyn Index, observer: Observer<'_>) -> Result<MasterKey> {
     let proof = index.find_setting(MASTER_KEY_SETTING).await?;
     let path = &settings.master_key_file;
@@ -255,7 +258,7 @@ fn verify_master_key(key: &MasterKey, proof: &[u8], origin: String) -> Result<()
     }
 }
 
-/// Whether the master key is there and is the one of the database's `proof`. Makes nothing.
+/// Checks that the master key exists and matches the database's `proof`. Makes nothing.
 pub(crate) fn check_master_key(settings: &Settings, proof: Option<&[u8]>) -> Result<()> {
     read_master_key(settings, proof).map(drop)
 }
@@ -285,7 +288,7 @@ fn master_key_from_file(path: &Path, was_used: bool, observer: Observer<'_>) -> 
             text
         }
     };
-    let bytes = STANDARD.decode(&text).ok().and_then(|bytes| <[u8; 32]>::try_from(bytes).ok());
+    let bytes = STANDARD.decode(text.expose()).ok().and_then(|bytes| <[u8; 32]>::try_from(bytes).ok());
     let what = "a master key: 32 bytes in base64";
     bytes.ok_or_else(|| Error::UnreadableSecret { path: path.to_owned(), what })
 }
@@ -301,14 +304,15 @@ async fn make_first_cache(engine: &Engine, observer: Observer<'_>) -> Result<()>
     };
     match engine.create_cache(new).await {
         Ok(cache) => observer(&Made::Cache { name: cache.name.clone() }),
-        // An earlier first start came this far.
+        // An earlier first start already made the cache.
         Err(dormer_engine::Error::Index(dormer_index::Error::CacheExists { .. })) => Ok(()),
         Err(error) => Err(error.into()),
     }
 }
 
 fn make_admin_token(settings: &Settings, key: &SigningKey, observer: Observer<'_>) -> Result<()> {
-    // Whoever brings a public key only makes tokens elsewhere. Without a folder there is no place that others cannot read.
+    // With only a public key, tokens are made elsewhere. Without a folder, there is no place that
+    // other users cannot read.
     if matches!(key, SigningKey::Rs256Public(_)) || !settings.uses_data_dir() {
         return Ok(());
     }
@@ -345,8 +349,8 @@ mod tests {
         Settings::load(&Environment::from(variables.as_slice()), &Flags::default()).unwrap().0
     }
 
-    /// One life of a server up to where it would listen: `then` runs in it, and its end takes all tasks with it, as a
-    /// crash does.
+    /// Runs a server up to the point where it would listen. `then` runs in it. Its end takes all
+    /// tasks with it, like a crash.
     fn start<T>(
         settings: &Settings,
         steps_max: usize,
@@ -369,7 +373,7 @@ mod tests {
         start(settings, usize::MAX, async |installation| installation.main_public_key).0
     }
 
-    /// The three secret files.
+    /// The contents of the three secret files.
     fn secrets(settings: &Settings) -> Vec<String> {
         ["master-key", "token-secret", "admin-token"]
             .map(|file| fs::read_to_string(settings.data_dir.join(file)).unwrap())
@@ -425,7 +429,7 @@ mod tests {
             let SigningKey::Hs256(secret) = &token_key else { panic!("{token_key:?}") };
             let validation = jsonwebtoken::Validation::new(jsonwebtoken::Algorithm::HS256);
             let key = jsonwebtoken::DecodingKey::from_secret(secret);
-            jsonwebtoken::decode::<dormer_api::TokenClaims>(&token, &key, &validation).unwrap();
+            jsonwebtoken::decode::<dormer_api::TokenClaims>(token.expose(), &key, &validation).unwrap();
             if crashed.is_ok() {
                 break;
             }
@@ -474,7 +478,8 @@ mod tests {
         );
     }
 
-    /// Settings of a replica on a server, with a folder of its own and packs in one that all share.
+    /// Settings of a replica on a database server, with its own folder and with packs in a shared
+    /// one.
     fn replica(folder: &Path, packs: &Path, database: &str) -> Settings {
         let secret = ("ATTIC_SERVER_TOKEN_HS256_SECRET_BASE64", "c2VjcmV0");
         let packs = packs.display().to_string();
@@ -556,7 +561,7 @@ mod tests {
     fn where_everything_is_elsewhere_nothing_is_made_on_disk() {
         let home = tempfile::tempdir().unwrap();
         let database = Postgres::shared().create_database();
-        // Nobody listens there: the store may come later.
+        // Nobody listens at this address: the store may come later.
         let endpoint = format!("http://127.0.0.1:{}", dormer_testkit::services::free_port());
         let settings = settings(
             home.path(),
@@ -614,7 +619,7 @@ mod tests {
         let [lost, used, other] = [(); 3].map(|()| Postgres::shared().create_database());
         let bucket = access.new_bucket();
         assert_eq!(warnings(&used, &bucket), [""; 0], "an empty bucket");
-        // Another installation's, beside ours.
+        // A pack of another installation, beside ours.
         access.put_object(&bucket, "packs/00/00000000000000000000000000000000.pack", &b"x"[..]);
         assert_eq!(warnings(&other, &bucket), [""; 0]);
         access.put_object(&bucket, "lab/packs/00/00000000000000000000000000000000.pack", &b"x"[..]);
@@ -641,7 +646,7 @@ mod tests {
             assert_eq!(fs::read(&path).unwrap(), b"theirs");
             assert!(!settings.database_path.exists());
         }
-        // A server.toml of Attic's, used unchanged.
+        // A server.toml of Attic, used unchanged.
         let theirs = tempfile::tempdir().unwrap();
         fs::write(theirs.path().join(chunk), "theirs").unwrap();
         let home = tempfile::tempdir().unwrap();
@@ -655,7 +660,7 @@ mod tests {
     fn a_database_that_attic_filled_is_refused_and_not_touched() {
         let home = tempfile::tempdir().unwrap();
         let path = home.path().join("theirs.db");
-        // A header of SQLite without our mark is all it takes.
+        // A header of SQLite without Dormer's mark is enough.
         let mut theirs = b"SQLite format 3\0".to_vec();
         theirs.resize(4096, 0);
         fs::write(&path, &theirs).unwrap();

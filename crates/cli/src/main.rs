@@ -1,11 +1,12 @@
 //! The `dormer` binary: server, client and admin tool in one.
 //!
-//! Layer: everything below. Where to look
-//! - `commands`: one file per command: its options, its run, what it says.
+//! Layer: the top; everything else is below. Where to look
+//! - `commands`: one file per command, with its options, its run and its output.
+//! - `context`: what every command needs.
 //! - `settings`: the server's settings, from one table of keys.
 //! - `installation`: what `dormer serve` finds or makes before it listens.
-//! - `telemetry`: log lines and traces; `open_files`: the limit that they share with connections.
-//! - `printer`: decides what is printed; `progress` draws a push.
+//! - `telemetry`: log lines and traces. `open_files`: the limit of open files.
+//! - `printer`: decides what is printed. `progress`: draws a push.
 //! - `error`: exit codes and hints.
 
 #![allow(
@@ -15,6 +16,7 @@
 )]
 
 mod commands;
+mod context;
 mod error;
 mod installation;
 mod nix_files;
@@ -31,11 +33,12 @@ use std::process::ExitCode;
 
 use clap::Parser as _;
 
-use crate::commands::{CommandLine, Context};
+use crate::commands::CommandLine;
+use crate::context::Context;
 use crate::printer::Printer;
 
 fn main() -> ExitCode {
-    // Wrong use ends here, with clap's words and exit code 2.
+    // A usage error ends here, with clap's message and exit code 2.
     let command_line = CommandLine::parse();
     let printer = command_line.printer();
     let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
@@ -47,7 +50,7 @@ fn main() -> ExitCode {
     };
     let context = Context::new(printer.clone());
     let result = runtime.block_on(commands::run(command_line.command, &context));
-    // Reads of the local store that nobody waits for any more must not hold up the end.
+    // Reads of the local store that nobody needs any more must not delay the end.
     runtime.shutdown_background();
     match result {
         Ok(code) => code,

@@ -1,11 +1,11 @@
-//! `nix.conf` and `netrc`, edited so that every edit can be taken back.
+//! Edits `nix.conf` and `netrc` so that every edit can be undone.
 //!
-//! What is added stands between two comment lines that name the cache; nothing outside of them is ever changed, down to
-//! the missing line break at a file's end. Pure: texts in, texts out.
+//! The added lines stand between two comment lines that name the cache. Nothing outside of them
+//! ever changes, not even a missing line break at the end of a file. Pure: texts in, texts out.
 
 use std::ops::Range;
 
-/// Lines between our marks, in a file of somebody else.
+/// A file of the user, with marked blocks of ours.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct MarkedFile {
     text: String,
@@ -20,8 +20,9 @@ impl MarkedFile {
         &self.text
     }
 
-    /// Puts `lines` under `name`: in place of what stood there, else at the end. At the end, because in `nix.conf` a later
-    /// `substituters =` would undo an earlier `extra-substituters =`.
+    /// Sets the lines of the block `name`: in place of an existing block, else at the end. In
+    /// `nix.conf`, a later `substituters =` would undo an earlier `extra-substituters =`, so a new
+    /// block goes to the end.
     pub(crate) fn set(&mut self, name: &str, lines: &[String]) {
         let block = format!("{}\n{}\n{}", begin(name), lines.join("\n"), end(name));
         if let Some(range) = self.find(name) {
@@ -30,13 +31,13 @@ impl MarkedFile {
             self.text.push_str(&block);
             self.text.push('\n');
         } else {
-            // A file without a last line break stays one.
+            // A file without a final line break stays like that.
             self.text.push('\n');
             self.text.push_str(&block);
         }
     }
 
-    /// Takes `name` and its lines out; `false` if it is not there.
+    /// Removes `name` and its lines. Returns `false` if there is no such block.
     pub(crate) fn remove(&mut self, name: &str) -> bool {
         let Some(Range { mut start, mut end }) = self.find(name) else { return false };
         if self.text[end..].starts_with('\n') {
@@ -57,21 +58,21 @@ impl MarkedFile {
             .collect()
     }
 
-    /// The lines of a block, without its marks; none if it is not there.
+    /// The lines of a block without its marks. Empty if there is no such block.
     pub(crate) fn lines_of(&self, name: &str) -> Vec<&str> {
         let block = self.find(name).map(|range| &self.text[range]);
         let lines: Vec<&str> = block.unwrap_or_default().lines().collect();
         lines.get(1..lines.len().saturating_sub(1)).unwrap_or_default().to_vec()
     }
 
-    /// The lines that are not ours.
+    /// The lines outside of our blocks.
     pub(crate) fn foreign_lines(&self) -> Vec<&str> {
         let blocks: Vec<Range<usize>> = self.names().into_iter().filter_map(|name| self.find(name)).collect();
         let offset = |line: &str| line.as_ptr() as usize - self.text.as_ptr() as usize;
         self.text.lines().filter(|line| !blocks.iter().any(|block| block.contains(&offset(line)))).collect()
     }
 
-    /// From the first byte of the first mark to the last byte of the second.
+    /// The range from the first byte of the first mark to the last byte of the second.
     fn find(&self, name: &str) -> Option<Range<usize>> {
         let mut start = None;
         let mut offset = 0;
@@ -101,7 +102,7 @@ fn end(name: &str) -> String {
     format!("{END}{name}")
 }
 
-/// What `nix.conf` says for a setting outside of our blocks: the last line counts.
+/// The value of a setting of `nix.conf` outside of our blocks. The last line counts.
 pub(crate) fn find_nix_setting<'a>(file: &'a MarkedFile, name: &str) -> Option<&'a str> {
     file.foreign_lines().into_iter().rev().find_map(|line| {
         let line = line.split('#').next().unwrap_or_default();
@@ -121,7 +122,7 @@ pub(crate) fn nix_list_contains(file: &MarkedFile, name: &str, word: &str) -> bo
     })
 }
 
-/// Whether somebody else's line gives a password for this host. curl takes the first entry that fits.
+/// Whether a line of the user gives a password for this host. curl takes the first matching entry.
 pub(crate) fn netrc_has_machine(file: &MarkedFile, host: &str) -> bool {
     let lines = file.foreign_lines();
     let words: Vec<&str> = lines
@@ -132,7 +133,7 @@ pub(crate) fn netrc_has_machine(file: &MarkedFile, host: &str) -> bool {
     words.windows(2).any(|pair| pair == ["machine", host])
 }
 
-/// The password that a netrc file has for a host: the first entry that fits counts, as for curl.
+/// The password of a netrc file for a host. The first matching entry counts, as in curl.
 pub(crate) fn netrc_password<'a>(text: &'a str, host: &str) -> Option<&'a str> {
     let mut words =
         text.lines().filter(|line| !line.trim_start().starts_with('#')).flat_map(str::split_whitespace);
@@ -154,6 +155,17 @@ pub(crate) fn netrc_password<'a>(text: &'a str, host: &str) -> Option<&'a str> {
     None
 }
 
+/// The host in the form of netrc files: without user, port and brackets.
+pub(crate) fn host_of(url: &str) -> &str {
+    let rest = url.split_once("://").map_or(url, |(_, rest)| rest);
+    let authority = rest.split(['/', '?']).next().unwrap_or_default();
+    let host = authority.rsplit_once('@').map_or(authority, |(_, host)| host);
+    match host.strip_prefix('[').and_then(|host| host.split_once(']')) {
+        Some((address, _)) => address,
+        None => host.split_once(':').map_or(host, |(host, _)| host),
+    }
+}
+
 /// One line of a change.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Change<'a> {
@@ -161,7 +173,8 @@ pub(crate) enum Change<'a> {
     Added(&'a str),
 }
 
-/// What changed, line by line. Our edits touch one run of lines, so common beginnings and ends are all there is to find.
+/// The changed lines. Our edits change one run of lines, so comparing common beginnings and ends is
+/// enough.
 pub(crate) fn changes<'a>(before: &'a str, after: &'a str) -> Vec<Change<'a>> {
     let before: Vec<&str> = before.lines().collect();
     let after: Vec<&str> = after.lines().collect();
@@ -263,6 +276,18 @@ mod tests {
         file.set("lab:main", &lines(&["x = 1", "y = 2"]));
         assert_eq!(file.lines_of("lab:main"), ["x = 1", "y = 2"]);
         assert!(file.lines_of("lab:other").is_empty());
+    }
+
+    #[test]
+    fn hosts_are_named_as_netrc_files_name_them() {
+        for (url, host) in [
+            ("https://cache.example.org/main", "cache.example.org"),
+            ("http://127.0.0.1:8080/main", "127.0.0.1"),
+            ("http://[::1]:8080/main", "::1"),
+            ("https://ada:x@example.org", "example.org"),
+        ] {
+            assert_eq!(host_of(url), host);
+        }
     }
 
     #[test]

@@ -1,17 +1,19 @@
-//! The limit of open files. Debian's soft limit is 1,024, from the days of `select`; the hard one is a thousand times that.
+//! The limit of open files. Debian's soft limit is 1,024, which dates from `select`; the hard limit
+//! is a thousand times that.
 
 use rustix::process::{Resource, getrlimit, setrlimit};
 
-/// Files that are open besides connections and what they read: index, logs, listeners, those being turned away.
+/// Open files other than connections and what they read: index, logs, listeners, and connections
+/// that are being refused.
 const OTHERS: u64 = 64 + dormer_server::REFUSED_MAX as u64;
 
-/// Files for each connection: its socket, and a pack that it reads from or writes to.
+/// Files for each connection: its socket, and a pack that the connection reads or writes.
 const PER_CONNECTION: u64 = 2;
 
-/// Fewer connections than this are of no use to anybody.
+/// Fewer connections than this are of no use.
 const CONNECTIONS_MIN: usize = 16;
 
-/// Raises the soft limit to the hard one, and returns how many of `wanted` connections it then allows.
+/// Raises the soft limit to the hard limit. Returns how many of `wanted` connections it allows.
 pub(crate) fn connections_within_limit(wanted: usize) -> usize {
     let mut limit = getrlimit(Resource::Nofile);
     let hard = limit.maximum;

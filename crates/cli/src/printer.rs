@@ -1,8 +1,8 @@
-//! The printer decides what may be printed: nothing else in this program writes to standard output or standard error,
-//! except log lines of `serve`.
+//! The printer decides what is printed. Nothing else in this program writes to standard output or
+//! standard error, except the log lines of `serve`.
 //!
-//! Standard output is data, standard error is conversation. Both may be closed at any time: a reader that had enough
-//! (`dormer cache list | head -1`) is no failure.
+//! Standard output is data, and standard error is conversation. Both may close at any time: a
+//! reader that has read enough (`dormer cache list | head -1`) is not a failure.
 
 use std::io::{self, IsTerminal as _, Write as _};
 
@@ -11,19 +11,19 @@ use serde::Serialize;
 
 use crate::error::{Error, Result};
 
-/// How much is said.
+/// How much the program prints.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) enum Level {
-    /// Nothing, not even errors: the exit code says it all.
+    /// Nothing, not even errors. The exit code is the only answer.
     Silent,
     /// Data and errors.
     Quiet,
     Default,
-    /// Also what was left out and why.
+    /// Also what was skipped, and why.
     Verbose,
 }
 
-/// Says things.
+/// Prints data and messages.
 #[derive(Debug, Clone)]
 pub(crate) struct Printer {
     pub(crate) level: Level,
@@ -36,7 +36,7 @@ pub(crate) struct Printer {
 impl Printer {
     pub(crate) fn new(level: Level, json: bool, progress: bool) -> Self {
         let terminal = io::stderr().is_terminal();
-        // https://no-color.org: set to anything but the empty text.
+        // https://no-color.org: set, and not to the empty text.
         let no_color = std::env::var_os("NO_COLOR").is_some_and(|value| !value.is_empty());
         let dumb = std::env::var_os("TERM").is_some_and(|value| value == "dumb");
         Self {
@@ -56,7 +56,7 @@ impl Printer {
         writeln!(out, "{line}").and_then(|()| out.flush()).map_err(Error::Output)
     }
 
-    /// A line of JSON, on standard output, if JSON was asked for.
+    /// A line of JSON on standard output, if JSON was requested.
     pub(crate) fn message<T: Serialize>(&self, message: &T) -> Result<()> {
         if !self.json {
             return Ok(());
@@ -64,21 +64,21 @@ impl Printer {
         self.data(&serde_json::to_string(message).expect("our messages have text keys only"))
     }
 
-    /// What went well, on standard error.
+    /// A normal message on standard error.
     pub(crate) fn say(&self, line: &str) {
         if self.level >= Level::Default {
             to_stderr(line);
         }
     }
 
-    /// What only those want to know who ask.
+    /// A message for `--verbose` only.
     pub(crate) fn detail(&self, line: &str) {
         if self.level >= Level::Verbose {
             to_stderr(line);
         }
     }
 
-    /// What may be a mistake.
+    /// A warning about a possible mistake.
     pub(crate) fn warn(&self, line: &str) {
         if self.level >= Level::Default {
             to_stderr(&format!("{} {line}", self.painted("33", "warning:")));
@@ -92,21 +92,21 @@ impl Printer {
         }
     }
 
-    /// What stopped us: one line, whatever the chain of causes.
+    /// The error that ends the program, as one line with its causes.
     pub(crate) fn error(&self, line: &str) {
         if self.level >= Level::Quiet {
             to_stderr(&format!("{} {line}", self.painted("31;1", "error:")));
         }
     }
 
-    /// The end of an action, which stands alone.
+    /// The last message of an action, which is complete by itself.
     pub(crate) fn conclude(&self, line: &str) {
         if self.level >= Level::Default {
             to_stderr(&self.painted("1", line));
         }
     }
 
-    /// Where progress is drawn; `None` means lines for large transfers instead.
+    /// The target for progress bars. `None` means lines for large transfers instead.
     pub(crate) fn progress_target(&self) -> Option<ProgressDrawTarget> {
         (self.progress && !self.json).then(ProgressDrawTarget::stderr)
     }
@@ -116,7 +116,7 @@ impl Printer {
     }
 }
 
-/// Nobody is left to be told when standard error is closed.
+/// Ignores failures: if standard error is closed, nobody reads the message.
 pub(crate) fn to_stderr(line: &str) {
     let _ = writeln!(io::stderr().lock(), "{line}");
 }

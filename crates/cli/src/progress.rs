@@ -1,6 +1,7 @@
-//! Progress of a push: on a terminal one status line and a bar per large transfer, else a line per large transfer.
+//! Progress of a push. On a terminal: one status line, and a bar per large transfer. Elsewhere: one
+//! line per large transfer.
 //!
-//! A transfer below [`LARGE_BYTES`] is over before a bar for it could be read.
+//! A transfer below [`LARGE_BYTES`] ends before anybody could read its bar.
 
 use std::collections::HashMap;
 use std::sync::Mutex;
@@ -11,14 +12,13 @@ use dormer_client::{Error as ClientError, PathDone, PushPlan, PushReporter, Retr
 use dormer_nix::{StoreDir, StorePath};
 use indicatif::{MultiProgress, ProgressBar, ProgressDrawTarget, ProgressStyle};
 
-use crate::commands::retry_line;
-use crate::commands::short_name;
+use crate::context::retry_line;
 use crate::error::Error;
 use crate::printer::Printer;
 use crate::settings::units::human_size;
 use crate::terminal::SilentKeys;
 
-/// From this size on a transfer is shown by itself.
+/// A transfer of at least this size gets its own bar or line.
 const LARGE_BYTES: u64 = 8 * 1024 * 1024;
 
 /// Draws a push.
@@ -28,7 +28,7 @@ pub(crate) struct PushProgress {
     store_dir: StoreDir,
     path_count: usize,
     pushed: AtomicUsize,
-    /// Everything that touches the terminal happens under this lock, so that nothing is drawn after the end.
+    /// This lock guards everything on the terminal, so that nothing is drawn after the end.
     screen: Mutex<Screen>,
 }
 
@@ -44,7 +44,7 @@ struct Screen {
 struct Drawn {
     all: MultiProgress,
     status: ProgressBar,
-    /// Until the end: keys would move the cursor away from where the bars believe it to be.
+    /// Active until the end, because a key would move the cursor away from the expected position.
     silent_keys: Option<SilentKeys>,
 }
 
@@ -72,18 +72,18 @@ impl PushProgress {
         Self { printer, store_dir, path_count, pushed: AtomicUsize::new(0), screen: Mutex::new(screen) }
     }
 
-    /// Paths that were acknowledged.
+    /// Number of acknowledged paths.
     pub(crate) fn pushed(&self) -> usize {
         self.pushed.load(Ordering::Relaxed)
     }
 
-    /// Clears what was drawn; what transfers that were broken off still report is not shown.
+    /// Clears the screen. Later reports of aborted transfers are not shown.
     pub(crate) fn finish(&self) {
         self.on_screen(|screen| {
             screen.finished = true;
             if let Some(drawn) = &mut screen.drawn {
                 drawn.status.disable_steady_tick();
-                // Best effort: the terminal may be gone.
+                // Best effort, because the terminal may be gone.
                 let _ = drawn.all.clear();
                 drawn.all.set_draw_target(ProgressDrawTarget::hidden());
                 drawn.silent_keys = None;
@@ -92,7 +92,7 @@ impl PushProgress {
     }
 
     fn on_screen(&self, draw: impl FnOnce(&mut Screen)) {
-        // Whoever panicked under the lock left at worst a bar in a wrong place.
+        // A panic under the lock leaves at worst a bar in a wrong place.
         let mut screen = self.screen.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
         if !screen.finished {
             draw(&mut screen);
@@ -101,7 +101,7 @@ impl PushProgress {
 }
 
 impl Screen {
-    /// Says something above the bars.
+    /// Prints a message above the bars.
     fn above(&self, say: impl FnOnce()) {
         match &self.drawn {
             Some(drawn) => drawn.all.suspend(say),
@@ -109,7 +109,7 @@ impl Screen {
         }
     }
 
-    /// Counts a transfer's bytes up, or back to zero.
+    /// Adds to a transfer's bytes, or resets them to zero.
     fn count(&mut self, id: TransferId, bytes: Option<u64>) {
         let transfer = self.transfers.entry(id).or_default();
         match (bytes, &self.drawn) {
@@ -186,7 +186,7 @@ impl PushReporter for PushProgress {
     }
 }
 
-/// As the summary counts it: what the server says it had already.
+/// Computed like the summary: the part that the server says it already had.
 #[expect(
     clippy::cast_precision_loss,
     clippy::cast_possible_truncation,
@@ -202,4 +202,10 @@ fn saved_bytes(done: &PathDone) -> u64 {
 
 fn style(template: &str) -> ProgressStyle {
     ProgressStyle::with_template(template).expect("our templates are well formed").progress_chars("━╸─")
+}
+
+/// The name of a path without its hash, for people.
+fn short_name(path: &StorePath) -> String {
+    let text = path.to_string();
+    text.split_once('-').map_or(text.as_str(), |(_, name)| name).to_owned()
 }

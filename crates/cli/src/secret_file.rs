@@ -1,36 +1,39 @@
-//! Small secret files: made once, whole, readable by their owner only.
+//! Small secret files: made once, complete, and readable by their owner only.
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Write as _};
 use std::path::Path;
 
+use dormer_api::Secret;
+
 use crate::error::{Error, Result};
 
-/// Writes a secret unless the file exists; returns what is in the file now and whether this call made it. A crash leaves
-/// either the whole file or none, and of two racing starts one wins for both.
-pub(crate) fn create_or_read(path: &Path, make: impl FnOnce() -> String) -> Result<(String, bool)> {
+/// Writes a secret, unless the file exists. Returns the contents of the file, and whether this call
+/// made it. A crash leaves either the complete file or none. If two starts race, both get the
+/// secret of the winner.
+pub(crate) fn create_or_read(path: &Path, make: impl FnOnce() -> String) -> Result<(Secret, bool)> {
     if let Some(text) = read(path)? {
         return Ok((text, false));
     }
-    let text = make();
+    let text = Secret::new(make());
     let failed = |source| Error::Io { attempt: format!("write {}", path.display()), source };
-    if link_new(path, &text).map_err(failed)? {
+    if link_new(path, text.expose()).map_err(failed)? {
         return Ok((text, true));
     }
     let theirs = read(path)?.ok_or_else(|| failed(io::ErrorKind::NotFound.into()))?;
     Ok((theirs, false))
 }
 
-/// The secret in a file, without the white space around it.
-pub(crate) fn read(path: &Path) -> Result<Option<String>> {
-    match fs::read_to_string(path) {
-        Ok(text) => Ok(Some(text.trim().to_owned())),
+/// Reads the secret in a file, without the white space around it.
+pub(crate) fn read(path: &Path) -> Result<Option<Secret>> {
+    match fs::read_to_string(path).map(Secret::new) {
+        Ok(text) => Ok(Some(Secret::new(text.expose().trim()))),
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
         Err(source) => Err(Error::Io { attempt: format!("read {}", path.display()), source }),
     }
 }
 
-/// Whether others than the owner may read it.
+/// Whether users other than the owner may read the file.
 pub(crate) fn is_readable_by_others(path: &Path) -> bool {
     #[cfg(unix)]
     {
@@ -44,7 +47,8 @@ pub(crate) fn is_readable_by_others(path: &Path) -> bool {
     }
 }
 
-/// A hard link, unlike a rename, fails when the name is taken.
+/// Creates the file with a hard link, which fails if the name exists. A rename would replace the
+/// file.
 fn link_new(path: &Path, text: &str) -> io::Result<bool> {
     let folder = path.parent().ok_or(io::ErrorKind::InvalidInput)?;
     let temporary = folder.join(format!(".new-secret.{:016x}", rand::random::<u64>()));
@@ -53,7 +57,7 @@ fn link_new(path: &Path, text: &str) -> io::Result<bool> {
         Err(error) if error.kind() == io::ErrorKind::AlreadyExists => Ok(false),
         Err(error) => Err(error),
     });
-    // Best effort: a crash here leaves a file that nobody reads.
+    // Best effort. A crash here leaves a file that nobody reads.
     let _ = fs::remove_file(&temporary);
     let linked = linked?;
     File::open(folder)?.sync_all()?;
@@ -78,8 +82,8 @@ mod tests {
     fn a_secret_is_made_once_and_is_private() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("key");
-        assert_eq!(create_or_read(&path, || "one".to_owned()).unwrap(), ("one".to_owned(), true));
-        assert_eq!(create_or_read(&path, || "two".to_owned()).unwrap(), ("one".to_owned(), false));
+        assert_eq!(create_or_read(&path, || "one".to_owned()).unwrap(), (Secret::new("one"), true));
+        assert_eq!(create_or_read(&path, || "two".to_owned()).unwrap(), (Secret::new("one"), false));
         assert!(!is_readable_by_others(&path));
         assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 1, "a temporary file was left behind");
     }
@@ -88,7 +92,7 @@ mod tests {
     fn of_two_racing_starts_both_get_the_same_secret() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("key");
-        let secrets: Vec<String> = std::thread::scope(|scope| {
+        let secrets: Vec<Secret> = std::thread::scope(|scope| {
             let starts: Vec<_> = (0..8)
                 .map(|n| {
                     scope.spawn({
@@ -99,6 +103,6 @@ mod tests {
                 .collect();
             starts.into_iter().map(|start| start.join().unwrap()).collect()
         });
-        assert!(secrets.windows(2).all(|pair| pair[0] == pair[1]), "{secrets:?}");
+        assert!(secrets.windows(2).all(|pair| pair[0] == pair[1]), "the starts got different secrets");
     }
 }

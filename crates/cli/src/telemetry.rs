@@ -1,9 +1,11 @@
-//! What the server tells of itself while it runs: log lines on standard error, and traces for whoever collects them.
+//! What the server reports about itself while it runs: log lines on standard error, and traces for
+//! a collector.
 //!
-//! Traces follow OpenTelemetry's variables and nothing else: they are sent, as OTLP over HTTP, if
-//! `OTEL_EXPORTER_OTLP_ENDPOINT` or `OTEL_EXPORTER_OTLP_TRACES_ENDPOINT` says where to, or `OTEL_TRACES_EXPORTER` is
-//! `otlp`. Spans wait in a bounded queue (`OTEL_BSP_MAX_QUEUE_SIZE`, 2,048) for a thread of their own; when it is full they
-//! are dropped, so that a collector that is slow or gone costs no request anything.
+//! Only OpenTelemetry's variables control traces. The server sends traces, as OTLP over HTTP, if
+//! `OTEL_EXPORTER_OTLP_ENDPOINT` or `OTEL_EXPORTER_OTLP_TRACES_ENDPOINT` gives an address, or if
+//! `OTEL_TRACES_EXPORTER` is `otlp`. Spans wait in a bounded queue (`OTEL_BSP_MAX_QUEUE_SIZE`,
+//! 2,048) for their own thread. A full queue drops spans, so that a slow or missing collector costs
+//! requests nothing.
 
 use std::io::{self, IsTerminal as _};
 use std::time::Duration;
@@ -18,23 +20,23 @@ use tracing_subscriber::layer::{Layer as _, SubscriberExt as _};
 use tracing_subscriber::util::SubscriberInitExt as _;
 use tracing_subscriber::{EnvFilter, filter};
 
-use crate::commands::Context;
+use crate::context::Context;
 use crate::error::{Error, Result};
 use crate::settings::{Environment, LogSettings};
 
-/// How long the last spans have to be sent at the end.
+/// Time limit for sending the last spans at the end.
 const FINISH_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// What must be ended when the server ends.
+/// The trace exporter, which must end with the server.
 pub(crate) struct Traces(Option<SdkTracerProvider>);
 
 impl Traces {
-    /// Whether spans go anywhere.
+    /// Whether spans are sent.
     pub(crate) fn is_on(&self) -> bool {
         self.0.is_some()
     }
 
-    /// Sends what still waits.
+    /// Sends the waiting spans.
     pub(crate) async fn finish(self) {
         let Some(provider) = self.0 else { return };
         let finish = tokio::task::spawn_blocking(move || provider.shutdown_with_timeout(FINISH_TIMEOUT));
@@ -44,17 +46,17 @@ impl Traces {
     }
 }
 
-/// Starts log lines, and traces if the environment wants them.
+/// Starts log lines, and starts traces if the environment asks for them.
 pub(crate) fn start(log: &LogSettings, context: &Context) -> Result<Traces> {
     let filter = log_filter(log, &context.environment)?;
     let colours = io::stderr().is_terminal() && context.environment.text("NO_COLOR")?.is_none();
     let lines = tracing_subscriber::fmt::layer()
         .with_writer(io::stderr)
         .with_ansi(colours)
-        // It would complain about a closed standard error on standard error, and panic.
+        // The layer would report a closed standard error on standard error, and panic.
         .log_internal_errors(false);
     let lines = if log.json {
-        // The span of a request has its id; `span` alone would hide it behind an inner one.
+        // The span of a request has its id. `span` alone would hide this span behind an inner one.
         lines
             .json()
             .flatten_event(true)
@@ -69,7 +71,7 @@ pub(crate) fn start(log: &LogSettings, context: &Context) -> Result<Traces> {
         if wants_traces(&context.environment)? { Some(tracer_provider(&context.environment)?) } else { None };
     let spans = provider.as_ref().map(|provider| {
         opentelemetry::global::set_text_map_propagator(TraceContextPropagator::new());
-        // Ours only: those of the exporter's own HTTP client would never end.
+        // Only our spans: those of the exporter's own HTTP client would never end.
         let ours =
             filter::filter_fn(|metadata| metadata.is_span() && metadata.target().starts_with("dormer"));
         tracing_opentelemetry::layer()
@@ -106,7 +108,7 @@ fn wants_traces(environment: &Environment) -> Result<bool> {
         Some("none") => false,
         Some(other) => {
             let problem = format!("OTEL_TRACES_EXPORTER: '{other}' is not known");
-            return Err(Error::usage(problem, "traces are sent by `otlp`, or not at all with `none`"));
+            return Err(Error::usage(problem, "use `otlp`, or `none` for no traces"));
         }
     };
     if !wanted || is_disabled {
@@ -116,8 +118,11 @@ fn wants_traces(environment: &Environment) -> Result<bool> {
         if let Some(protocol) = environment.text(name)?
             && protocol != "http/protobuf"
         {
-            let problem = format!("{name}: '{protocol}' is not spoken here");
-            return Err(Error::usage(problem, "use http/protobuf, which every collector takes on port 4318"));
+            let problem = format!("{name}: '{protocol}' is not supported");
+            return Err(Error::usage(
+                problem,
+                "use http/protobuf, which every collector accepts on port 4318",
+            ));
         }
     }
     Ok(true)
@@ -136,7 +141,8 @@ fn tracer_provider(environment: &Environment) -> Result<SdkTracerProvider> {
         .or(environment.text("OTEL_EXPORTER_OTLP_ENDPOINT")?)
         .unwrap_or("http://localhost:4318");
     if endpoint.starts_with("http:") {
-        // A minimal container has no root certificates, and then no client can be built that would use them.
+        // In a minimal container without root certificates, a client that uses them cannot be
+        // built.
         exporter = exporter.with_http_client(plain_client().map_err(|error| failed(&error))?);
     }
     let exporter = exporter.build().map_err(|error| failed(&error))?;
@@ -146,7 +152,8 @@ fn tracer_provider(environment: &Environment) -> Result<SdkTracerProvider> {
         .build())
 }
 
-/// Built on a thread of its own: it has a run time inside, and none may be made within another.
+/// Built on its own thread: the client contains a runtime, which must not be made within another
+/// runtime.
 fn plain_client() -> reqwest::Result<reqwest::blocking::Client> {
     let build = || {
         let limit = opentelemetry_otlp::OTEL_EXPORTER_OTLP_TIMEOUT_DEFAULT;
@@ -155,7 +162,8 @@ fn plain_client() -> reqwest::Result<reqwest::blocking::Client> {
     std::thread::scope(|scope| scope.spawn(build).join()).expect("building a client does not panic")
 }
 
-/// Who sends these spans; `OTEL_SERVICE_NAME` and `OTEL_RESOURCE_ATTRIBUTES` say more, or otherwise.
+/// The sender of these spans. `OTEL_SERVICE_NAME` and `OTEL_RESOURCE_ATTRIBUTES` can add to it or
+/// override it.
 fn resource(environment: &Environment) -> Result<Resource> {
     let attributes = environment.text("OTEL_RESOURCE_ATTRIBUTES")?.unwrap_or_default();
     let is_named = environment.text("OTEL_SERVICE_NAME")?.is_some() || attributes.contains("service.name=");
@@ -183,6 +191,10 @@ mod tests {
         assert_eq!(wants(&[endpoint, ("OTEL_SDK_DISABLED", "TRUE")]), Ok(false));
         assert!(wants(&[endpoint, ("OTEL_TRACES_EXPORTER", "zipkin")]).is_err());
         assert!(wants(&[endpoint, ("OTEL_EXPORTER_OTLP_PROTOCOL", "grpc")]).is_err());
-        assert_eq!(wants(&[("OTEL_EXPORTER_OTLP_PROTOCOL", "grpc")]), Ok(false), "said to others");
+        assert_eq!(
+            wants(&[("OTEL_EXPORTER_OTLP_PROTOCOL", "grpc")]),
+            Ok(false),
+            "the variable is for other signals"
+        );
     }
 }

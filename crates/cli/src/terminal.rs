@@ -1,14 +1,14 @@
-//! The terminal that progress is drawn on.
+//! Settings of the terminal for drawing progress.
 
 use std::io;
 
 use rustix::process::getpgrp;
 use rustix::termios::{LocalModes, OptionalActions, Termios, tcgetattr, tcgetpgrp, tcsetattr};
 
-/// While it lives, Ctrl-C and its like leave no `^C` on the screen.
+/// While this exists, Ctrl-C and similar keys print no `^C` on the screen.
 ///
-/// Bars reach to the right edge, so that a `^C` which the terminal writes behind them lands on the next line. The bars do
-/// not know: they clear from there upwards, and the first of them stays.
+/// Bars reach to the right edge, so a `^C` after them would land on the next line. The bars would
+/// not know that: they would clear from there upwards, and the first bar would stay.
 #[derive(Debug)]
 pub(crate) struct SilentKeys(());
 
@@ -28,13 +28,14 @@ impl Drop for SilentKeys {
     fn drop(&mut self) {
         if let Some(mut modes) = foreground_modes() {
             modes.local_modes.insert(LocalModes::ECHOCTL);
-            // Best effort: the terminal may be gone.
+            // Best effort, because the terminal may be gone.
             let _ = tcsetattr(io::stderr(), OptionalActions::Now, &modes);
         }
     }
 }
 
-/// The terminal's modes, if they are ours to change: a background job would be stopped for it, and a shell sets its own.
+/// The terminal's modes, if this process may change them. Changing them would stop a background
+/// job, and a shell sets its own modes.
 fn foreground_modes() -> Option<Termios> {
     let is_ours = tcgetpgrp(io::stderr()).is_ok_and(|group| group == getpgrp());
     if is_ours { tcgetattr(io::stderr()).ok() } else { None }

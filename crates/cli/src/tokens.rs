@@ -1,4 +1,4 @@
-//! Making tokens, from the server's own settings and without the server.
+//! Makes tokens from the server's settings, without contacting the server.
 
 use std::collections::BTreeMap;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
@@ -12,27 +12,28 @@ use crate::error::{Error, Result};
 use crate::secret_file;
 use crate::settings::{JwtSettings, Settings, SigningKey};
 
-/// The key that this server's tokens are signed and verified with: from the settings, else from the data folder.
+/// The key that signs and verifies this server's tokens: from the settings, else from the data
+/// folder.
 pub(crate) fn signing_key(settings: &Settings) -> Result<SigningKey> {
     if let Some(key) = &settings.jwt.signing {
         return Ok(key.clone());
     }
     let path = settings.token_secret_file();
     match secret_file::read(&path)? {
-        Some(text) => parse_secret(settings, &text),
+        Some(text) => parse_secret(settings, text.expose()),
         None => Err(Error::NoTokenSecret { path }),
     }
 }
 
-/// The same, but made if it is not there. Says whether it was made.
+/// The same key, which is made if there is none. The result says whether it was made.
 pub(crate) fn signing_key_or_new(settings: &Settings) -> Result<(SigningKey, bool)> {
     if let Some(key) = &settings.jwt.signing {
         return Ok((key.clone(), false));
     }
-    // 64 bytes, as RFC 7518 wants at least 32 for HS256 and Attic's guide makes 64.
+    // 64 bytes: RFC 7518 requires at least 32 for HS256, and Attic's guide makes 64.
     let make = || STANDARD.encode([rand::random::<[u8; 32]>(), rand::random()].concat());
     let (text, made) = secret_file::create_or_read(&settings.token_secret_file(), make)?;
-    Ok((parse_secret(settings, &text)?, made))
+    Ok((parse_secret(settings, text.expose())?, made))
 }
 
 fn parse_secret(settings: &Settings, text: &str) -> Result<SigningKey> {
@@ -61,19 +62,20 @@ pub(crate) fn sign(key: &SigningKey, claims: &TokenClaims) -> Result<Secret> {
     jsonwebtoken::encode(&Header::new(algorithm), claims, &key).map(Secret::new).map_err(Error::SignToken)
 }
 
-/// What a token shall say.
+/// The requested contents of a token.
 #[derive(Debug, Clone)]
 pub(crate) struct Wish {
     pub(crate) subject: String,
     pub(crate) validity: Duration,
-    /// In the order of the command line.
+    /// Permissions, in the order of the command line.
     pub(crate) grants: Vec<(CacheNamePattern, Permission)>,
 }
 
-/// Claims for a wish. Its own random name (`jti`) lets a token be revoked later.
+/// The claims of a requested token. Their random name (`jti`) makes it possible to revoke the token
+/// later.
 pub(crate) fn claims(wish: &Wish, jwt: &JwtSettings, now: SystemTime) -> TokenClaims {
     let now = now.duration_since(UNIX_EPOCH).unwrap_or_default();
-    // A token for longer than 250 million years is one for ever.
+    // A validity of more than 250 million years counts as for ever.
     let exp = i64::try_from(now.saturating_add(wish.validity).as_secs()).unwrap_or(i64::MAX).min(1 << 52);
     TokenClaims {
         sub: Some(wish.subject.clone()),
@@ -86,8 +88,9 @@ pub(crate) fn claims(wish: &Wish, jwt: &JwtSettings, now: SystemTime) -> TokenCl
     }
 }
 
-/// Verifiers take one entry only, the exact or else the first that fits. So that `--pull '*' --push 'team-*'` allows both
-/// on `team-a`, each entry gets what wider patterns grant too, and narrower patterns come first.
+/// Verifiers use only one entry: the exact name, or else the first match. `--pull '*' --push
+/// 'team-*'` must allow both on `team-a`. Each entry therefore includes the permissions of wider
+/// patterns, and narrower patterns come first.
 fn entries(grants: &[(CacheNamePattern, Permission)]) -> Vec<(CacheNamePattern, Permissions)> {
     let mut own: BTreeMap<&CacheNamePattern, Permissions> = BTreeMap::new();
     for (pattern, permission) in grants {
@@ -107,10 +110,12 @@ fn entries(grants: &[(CacheNamePattern, Permission)]) -> Vec<(CacheNamePattern, 
     entries
 }
 
-/// Whether every name that fits `narrow` fits `wide`: a star of `narrow` must fall under a star of `wide`.
+/// Whether every name that matches `narrow` matches `wide`: a star of `narrow` must fall under a
+/// star of `wide`.
 fn covers(wide: &str, narrow: &str) -> bool {
     let (wide, narrow) = (wide.as_bytes(), narrow.as_bytes());
-    // fits[j]: the part of `wide` seen so far covers the first j characters of `narrow`. At most 50 × 50 steps.
+    // fits[j]: the part of `wide` so far covers the first j characters of `narrow`. At most 50 × 50
+    // steps.
     let mut fits = vec![false; narrow.len() + 1];
     fits[0] = true;
     for &sign in wide {

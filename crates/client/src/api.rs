@@ -453,8 +453,8 @@ fn bearer(token: &Secret) -> Result<HeaderValue> {
     if token.expose().is_empty() || !token.expose().bytes().all(valid) {
         return Err(Error::MalformedToken);
     }
-    let mut value =
-        HeaderValue::from_str(&format!("Bearer {}", token.expose())).map_err(|_| Error::MalformedToken)?;
+    let text = Secret::new(format!("Bearer {}", token.expose()));
+    let mut value = HeaderValue::from_str(text.expose()).map_err(|_| Error::MalformedToken)?;
     value.set_sensitive(true);
     Ok(value)
 }

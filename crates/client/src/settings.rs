@@ -197,9 +197,10 @@ impl LoadedSettings {
     /// Reads Dormer's settings, else Attic's, else starts with none.
     pub fn load(paths: &SettingsPaths) -> Result<Self> {
         for path in [&paths.dormer, &paths.attic] {
-            match std::fs::read_to_string(path) {
+            // The text may hold tokens, so its memory is zeroed too.
+            match std::fs::read_to_string(path).map(Secret::new) {
                 Ok(text) => {
-                    let mut settings = parse(path, &text)?;
+                    let mut settings = parse(path, text.expose())?;
                     settings.find_token_files(path);
                     return Ok(Self { settings, read_from: Some(path.clone()), path: paths.dormer.clone() });
                 }
@@ -215,8 +216,8 @@ impl LoadedSettings {
     pub fn save(&self) -> Result<()> {
         // The table's writer puts plain values before tables, as TOML requires.
         let table = toml::Table::try_from(&self.settings).map_err(Error::EncodeSettings)?;
-        let text = toml::to_string_pretty(&table).map_err(Error::EncodeSettings)?;
-        write_private(&self.path, text.as_bytes())
+        let text = toml::to_string_pretty(&table).map(Secret::new).map_err(Error::EncodeSettings)?;
+        write_private(&self.path, text.expose().as_bytes())
             .map_err(|source| Error::WriteSettings { path: self.path.clone(), source })
     }
 
@@ -247,8 +248,8 @@ impl LoadedSettings {
 }
 
 fn read_token_file(server: &ServerName, path: &Path) -> Result<Secret> {
-    match std::fs::read_to_string(path) {
-        Ok(text) => Ok(Secret::new(text.trim())),
+    match std::fs::read_to_string(path).map(Secret::new) {
+        Ok(text) => Ok(Secret::new(text.expose().trim())),
         Err(source) => {
             Err(Error::ReadTokenFile { server: server.to_string(), path: path.to_owned(), source })
         }

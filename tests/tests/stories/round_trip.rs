@@ -163,7 +163,7 @@ fn two_servers_on_one_host_and_tokens_that_do_not_count_are_pointed_out() {
     assert!(said.contains("one is on 127.0.0.1 too: netrc files know no ports"), "{said}");
 
     let said = user.dormer(&["login", "three", &one.url(), "no.such.token"]).fails();
-    assert!(said.contains("has expired, or is another server's"), "{said}");
+    assert!(said.contains("has expired, or belongs to another server"), "{said}");
     let said = user.dormer(&["cache", "list", "three"]).fails();
     assert!(said.contains("three"), "nothing was remembered: {said}");
 }

@@ -11,7 +11,7 @@ use dormer_nix::{StoreDir, StorePathHash};
 use serde_json::json;
 
 use super::token_create::parse_period;
-use super::{Context, EXIT_CODES_OF_CLIENT};
+use crate::context::{Context, EXIT_CODES_OF_CLIENT};
 use crate::error::{Error, Result};
 use crate::installation::{DEFAULT_PRIORITY, DEFAULT_UPSTREAM_KEY};
 use crate::settings::units;
@@ -32,25 +32,26 @@ pub(crate) enum CacheCommand {
 ///
 /// Examples:
 ///   dormer cache create main --public
-///   dormer cache create lab:team --upstream-cache-key-name cache.nixos.org-1 --upstream-cache-key-name main
+///   dormer cache create lab:team --upstream-cache-key-name cache.nixos.org-1
 #[derive(Debug, Args)]
 #[command(verbatim_doc_comment, after_long_help = EXIT_CODES_OF_CLIENT)]
 pub(crate) struct CreateArgs {
     /// [SERVER:]CACHE
     cache: CacheRef,
-    /// Let anybody read it
+    /// Let anybody read the cache
     #[arg(long)]
     public: bool,
-    /// The folder that its paths live in
+    /// The store folder of the cache's paths
     #[arg(long, value_name = "DIR", default_value_t)]
     store_dir: StoreDir,
-    /// Caches with lower numbers are asked first (cache.nixos.org has 40)
+    /// Nix asks caches with lower numbers first (cache.nixos.org has 40)
     #[arg(long, value_name = "NUMBER", default_value_t = DEFAULT_PRIORITY)]
     priority: i32,
-    /// Key whose paths need not be pushed; may be repeated
+    /// Name of an upstream key: its paths need not be pushed; may be repeated
     #[arg(long = "upstream-cache-key-name", value_name = "NAME", default_value = DEFAULT_UPSTREAM_KEY)]
     upstream_cache_key_names: Vec<String>,
-    /// File with the secret key to sign with (as `nix key generate-secret` writes it), instead of a new one
+    /// File with the secret key to sign with (in the form of `nix key generate-secret`), instead of
+    /// a new key
     #[arg(long, value_name = "FILE")]
     keypair_file: Option<PathBuf>,
 }
@@ -62,7 +63,7 @@ pub(crate) struct InfoArgs {
     cache: CacheRef,
 }
 
-/// Change a cache's settings; those not named stay as they are
+/// Change a cache's settings; the others stay as they are
 ///
 /// Examples:
 ///   dormer cache configure main --private
@@ -73,56 +74,56 @@ pub(crate) struct InfoArgs {
 pub(crate) struct ConfigureArgs {
     /// [SERVER:]CACHE
     cache: CacheRef,
-    /// Sign with a new key from now on; every client must learn its public half
+    /// Sign with a new key from now on; every client must learn its public key
     #[arg(long)]
     regenerate_keypair: bool,
     /// Sign with the secret key in this file from now on
     #[arg(long, value_name = "FILE", conflicts_with = "regenerate_keypair")]
     keypair_file: Option<PathBuf>,
-    /// Let anybody read it
+    /// Let anybody read the cache
     #[arg(long, conflicts_with = "private")]
     public: bool,
-    /// Let only those read it who have a token
+    /// Let only holders of a token read the cache
     #[arg(long)]
     private: bool,
-    /// The folder that its paths live in
+    /// The store folder of the cache's paths
     #[arg(long, value_name = "DIR")]
     store_dir: Option<StoreDir>,
-    /// Caches with lower numbers are asked first
+    /// Nix asks caches with lower numbers first
     #[arg(long, value_name = "NUMBER")]
     priority: Option<i32>,
-    /// Keys whose paths need not be pushed: these replace all that were set; may be repeated
+    /// Names of upstream keys: these replace all earlier ones; may be repeated
     #[arg(long = "upstream-cache-key-name", value_name = "NAME")]
     upstream_cache_key_names: Vec<String>,
-    /// How long unused objects are kept: `3 months`
+    /// How long the cache keeps unused objects: `3 months`
     #[arg(long, value_name = "PERIOD", value_parser = parse_period)]
     retention_period: Option<Duration>,
-    /// Keep objects as long as the server says for all caches
+    /// Keep objects as long as the server's default
     #[arg(long, conflicts_with = "retention_period")]
     reset_retention_period: bool,
 }
 
-/// List the caches that you may know of
+/// List the caches that you may see
 #[derive(Debug, Args)]
 pub(crate) struct ListArgs {
-    /// The server; the default one if none is named
+    /// The server; without it, the default one
     server: Option<ServerName>,
 }
 
-/// Destroy a cache: its objects are gone at once and its name is free
+/// Destroy a cache: its objects disappear at once and its name becomes free
 #[derive(Debug, Args)]
 pub(crate) struct DestroyArgs {
     /// [SERVER:]CACHE
     cache: CacheRef,
-    /// Do not ask
+    /// Destroy without asking
     #[arg(long)]
     no_confirm: bool,
 }
 
-/// Take store paths out of a cache at once
+/// Remove store paths from a cache at once
 ///
-/// Clients that remember a path's narinfo may find it gone. The bytes stay until garbage is
-/// collected, and other caches keep the path.
+/// Clients that remember a path's narinfo may find the path missing. The bytes stay until garbage
+/// collection, and other caches keep the path.
 ///
 /// Examples:
 ///   dormer cache remove-path main /nix/store/3n58xw4373jp0ljirf06d8077j15pc4j-leaked-secret
@@ -207,7 +208,7 @@ async fn configure(args: ConfigureArgs, context: &Context) -> Result<()> {
         Some(period) => Some(RetentionPeriod::Period(u32::try_from(period.as_secs()).map_err(|_| {
             Error::usage(
                 "--retention-period is longer than 136 years",
-                "--reset-retention-period leaves it to the server",
+                "--reset-retention-period applies the server's default",
             )
         })?)),
         None => args.reset_retention_period.then_some(RetentionPeriod::Global),
@@ -281,7 +282,7 @@ async fn destroy(args: &DestroyArgs, context: &Context) -> Result<()> {
     Ok(())
 }
 
-/// What cannot be undone is asked for by name.
+/// An action that cannot be undone asks for the cache's name.
 fn confirm(context: &Context, cache: &str, server: &str) -> Result<()> {
     let stdin = std::io::stdin();
     if !stdin.is_terminal() {
@@ -321,7 +322,8 @@ async fn remove_paths(args: &RemovePathArgs, context: &Context) -> Result<()> {
     Ok(())
 }
 
-/// A bare hash, `<hash>-<name>`, a store path that is not valid here any more, or anything that leads to a valid one.
+/// Accepts a bare hash, `<hash>-<name>`, a store path that is no longer valid here, or anything
+/// that leads to a valid store path.
 fn hash_of(store: &NixStore, path: &Path) -> Result<StorePathHash> {
     let text = path.to_str().unwrap_or_default();
     if let Ok(hash) = text.parse() {
@@ -338,12 +340,12 @@ fn hash_of(store: &NixStore, path: &Path) -> Result<StorePathHash> {
 
 fn read_keypair(file: &Path) -> Result<Keypair> {
     let text = std::fs::read_to_string(file).map_err(Error::io("read", file))?;
-    // Read as a key here too: a mistaken file must not be sent to a server.
+    // Parses the key here too: a wrong file must not go to a server.
     match text.trim().parse::<dormer_nix::SecretKey>() {
         Ok(_) => Ok(Keypair::Keypair(Secret::new(text.trim()))),
         Err(_) => Err(Error::UnreadableSecret {
             path: file.to_owned(),
-            what: "a secret key as Nix writes it: name:base64",
+            what: "a secret key in the form of Nix: name:base64",
         }),
     }
 }
@@ -354,7 +356,7 @@ fn visibility(public: bool) -> &'static str {
 
 fn retention(period: RetentionPeriod) -> String {
     match period {
-        RetentionPeriod::Global => "as the server says".to_owned(),
+        RetentionPeriod::Global => "the server's default".to_owned(),
         RetentionPeriod::Period(seconds) => units::write_duration(Duration::from_secs(seconds.into())),
     }
 }

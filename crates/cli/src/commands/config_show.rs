@@ -2,14 +2,14 @@
 
 use clap::Args;
 
-use super::{Context, SettingsArgs};
+use crate::context::{Context, SettingsArgs};
 use crate::error::Result;
 use crate::settings::{Settings, show};
 
-/// Print the server's settings in force and where each comes from
+/// Print the server's settings and where each comes from
 ///
-/// Secrets are redacted. The output is a settings file itself; keys without a value stand in it as
-/// comments. With --json it is one object, sizes in bytes and times in seconds.
+/// Secrets are redacted. The output is itself a settings file, in which keys without a value are
+/// comments. With --json, the output is one object, with sizes in bytes and times in seconds.
 ///
 /// Examples:
 ///   dormer config show

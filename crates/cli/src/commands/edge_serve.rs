@@ -11,41 +11,42 @@ use dormer_edge_host::{
     DiskCache, EdgeServer, EdgeSettings, HS256_SECRET_BYTES_MIN, Source, TokenBounds, TokenKey, TokenVerifier,
 };
 
-use super::Context;
 use super::serve::{listen, local_address, stop_signal};
+use crate::context::Context;
 use crate::error::{Error, Result};
 use crate::settings::units::parse_size;
 
 /// Serve published caches, read-only, from a folder or a bucket
 ///
-/// The same answers as the Cloudflare Worker's, for those without Cloudflare; needs nothing of the
-/// lab. A bucket's credentials come as its own tools take them: AWS_ACCESS_KEY_ID,
+/// Answers like the Cloudflare Worker, for operators without Cloudflare, and does not depend on the
+/// lab. A bucket's credentials come from the usual variables: AWS_ACCESS_KEY_ID,
 /// AWS_SECRET_ACCESS_KEY, AWS_REGION, AWS_ENDPOINT, GOOGLE_SERVICE_ACCOUNT, AZURE_STORAGE_….
 ///
-/// Private caches want one of DORMER_EDGE_TOKEN_RS256_PUBKEY_BASE64,
-/// DORMER_EDGE_TOKEN_ED25519_PUBKEY_BASE64 and DORMER_EDGE_TOKEN_HS256_SECRET_BASE64: a public key (PEM) or
-/// a secret of the edge's own, in base64. Without any, no token counts. DORMER_EDGE_TOKEN_ISSUER and
-/// DORMER_EDGE_TOKEN_AUDIENCES (separated by commas): only tokens with this `iss`, or one of these in `aud`, count.
+/// Private caches need one of DORMER_EDGE_TOKEN_RS256_PUBKEY_BASE64,
+/// DORMER_EDGE_TOKEN_ED25519_PUBKEY_BASE64 and DORMER_EDGE_TOKEN_HS256_SECRET_BASE64: a public key
+/// (PEM) or a secret of the edge, in base64. Without any, no token is valid.
+/// DORMER_EDGE_TOKEN_ISSUER and DORMER_EDGE_TOKEN_AUDIENCES (separated by commas) accept only
+/// tokens with this `iss`, or with one of these in `aud`.
 ///
 /// Examples:
 ///   dormer edge serve --dir /srv/nix-caches
-///   dormer edge serve --bucket s3://nix-cache/edge --cache-dir /var/cache/dormer --cache-size '50 GiB'
+///   dormer edge serve --bucket s3://nix-cache/edge --cache-dir /var/cache/dormer
 #[derive(Debug, Args)]
 #[command(verbatim_doc_comment, group(ArgGroup::new("source").required(true)))]
 pub(crate) struct EdgeServeArgs {
-    /// Folder that was published to
+    /// Folder with the published caches
     #[arg(long, value_name = "FOLDER", group = "source")]
     dir: Option<PathBuf>,
-    /// Bucket and prefix that were published to, such as s3://bucket/prefix
+    /// Bucket and prefix with the published caches, such as s3://bucket/prefix
     #[arg(long, value_name = "URL", group = "source")]
     bucket: Option<String>,
-    /// Where to listen; port 0 takes a free one
+    /// Address to listen on; port 0 takes a free port
     #[arg(long, value_name = "ADDRESS", default_value = "127.0.0.1:8081")]
     listen: SocketAddr,
-    /// Folder that keeps NARs of a bucket; none: nothing is kept
+    /// Folder for a disk cache of NARs from the bucket; without it, there is no disk cache
     #[arg(long, value_name = "FOLDER", requires = "bucket")]
     cache_dir: Option<PathBuf>,
-    /// Bytes that it may keep there
+    /// Largest size of the disk cache
     #[arg(long, value_name = "SIZE", default_value = "10 GiB", value_parser = size)]
     cache_size: u64,
 }

@@ -7,12 +7,12 @@ use dormer_api::Secret;
 use dormer_client::{Endpoint, ResolvedServer, ServerName, ServerSettings};
 use serde_json::json;
 
-use super::{Context, EXIT_CODES_OF_CLIENT};
+use crate::context::{Context, EXIT_CODES_OF_CLIENT};
 use crate::error::{Error, Result};
 
-/// Remember a server and the token for it
+/// Remember a server and its token
 ///
-/// The server is asked for its caches before anything is stored. The settings go to
+/// The command asks the server for its caches before it stores anything. The settings go to
 /// ~/.config/dormer/config.toml, mode 0600. The first server becomes the default one.
 ///
 /// Examples:
@@ -21,9 +21,9 @@ use crate::error::{Error, Result};
 #[derive(Debug, Args)]
 #[command(verbatim_doc_comment, after_long_help = EXIT_CODES_OF_CLIENT)]
 pub(crate) struct LoginArgs {
-    /// What to call the server
+    /// Your name for the server
     name: ServerName,
-    /// Its address
+    /// The server's address
     #[arg(value_name = "URL")]
     endpoint: Endpoint,
     /// The token; other users of this machine can see it while the command runs
@@ -35,7 +35,7 @@ pub(crate) struct LoginArgs {
     /// Read the token from standard input
     #[arg(long, conflicts_with_all = ["token", "token_file"])]
     token_stdin: bool,
-    /// Make it the server that is meant when none is named
+    /// Make this server the default for commands that name no server
     #[arg(long)]
     set_default: bool,
 }
@@ -44,7 +44,7 @@ pub(super) async fn run(args: LoginArgs, context: &Context) -> Result<()> {
     let mut loaded = Context::client_settings()?;
     let old = loaded.settings.servers.get(&args.name);
     let had_token = old.is_some_and(|old| old.token.is_some() || old.token_file.is_some());
-    // Another address is another server, which must not get this one's token.
+    // Another address is another server, which must not get the token of the first.
     let known =
         old.filter(|known| known.endpoint.parse().is_ok_and(|endpoint: Endpoint| endpoint == args.endpoint));
     let mut server = known.cloned().unwrap_or_else(|| ServerSettings::new(&args.endpoint));
@@ -69,7 +69,9 @@ pub(super) async fn run(args: LoginArgs, context: &Context) -> Result<()> {
     }
     if resolved.token.is_none() {
         if had_token {
-            printer.warn("the token for the former address was dropped: another address is another server");
+            printer.warn(
+                "the token for the former address was dropped, because another address is another server",
+            );
         }
         printer.say("no token: public caches can be read, nothing can be pushed");
     }
@@ -88,7 +90,8 @@ pub(super) async fn run(args: LoginArgs, context: &Context) -> Result<()> {
     Ok(())
 }
 
-/// Asks for the caches, to see that a server is there. Attic's has no such list; its 404 is an answer, too.
+/// Asks for the caches, to check that a server answers. Attic's server has no such list; its 404 is
+/// an answer, too.
 async fn check(context: &Context, server: &ResolvedServer) -> Result<Option<Vec<String>>> {
     match context.impatient_client_for(server)?.list_caches().await {
         Ok(list) => Ok(Some(list.caches.into_iter().map(|cache| cache.name.to_string()).collect())),
@@ -105,8 +108,9 @@ fn read_token(from_stdin: bool) -> Result<Option<Secret>> {
         return Ok(None);
     }
     let text = std::io::read_to_string(std::io::stdin())
+        .map(Secret::new)
         .map_err(|source| Error::Io { attempt: "read the token from standard input".to_owned(), source })?;
-    match text.trim() {
+    match text.expose().trim() {
         "" => Err(Error::usage(
             "no token came on standard input",
             "pass show cache-token | dormer login … --token-stdin",

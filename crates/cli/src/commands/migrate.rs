@@ -4,15 +4,15 @@ use clap::Args;
 use dormer_index::{MigrationPlan, PostgresIndex, SqliteIndex};
 use serde_json::json;
 
-use super::{Context, SettingsArgs};
+use crate::context::{Context, SettingsArgs};
 use crate::error::Result;
 use crate::installation::open_index;
 use crate::settings::Settings;
 
-/// Bring the index's schema up to date, without starting the server
+/// Upgrade the index's schema without starting the server
 ///
-/// `dormer serve` does the same at its start. On PostgreSQL, replicas and this command wait for each
-/// other, and running replicas go on working. An SQLite file must not be in use by a server.
+/// `dormer serve` does the same when it starts. On PostgreSQL, replicas and this command wait for
+/// each other, and running replicas continue to work. No server may use an SQLite file meanwhile.
 ///
 /// Examples:
 ///   dormer migrate --dry-run
@@ -20,7 +20,7 @@ use crate::settings::Settings;
 #[derive(Debug, Args)]
 #[command(verbatim_doc_comment)]
 pub(crate) struct MigrateArgs {
-    /// Say what would be done, and do nothing
+    /// Print what would be done, and do nothing
     #[arg(short = 'n', long)]
     dry_run: bool,
     #[command(flatten)]

@@ -13,45 +13,35 @@ mod serve;
 mod token_create;
 mod use_cache;
 
-use std::path::PathBuf;
 use std::process::ExitCode;
-use std::sync::Arc;
 
 use clap::{ArgAction, Args, Parser, Subcommand};
-use dormer_client::{
-    ApiClient, CacheRef, HttpSettings, LoadedSettings, ResolvedServer, Retry, RetryPolicy, RetryReporter,
-    ServerName, SettingsPaths,
-};
 
+use crate::context::Context;
 use crate::error::Result;
 use crate::printer::{Level, Printer};
-use crate::settings::{self, Environment, Flags, keys};
+use crate::settings;
 
 const EXIT_CODES: &str = "\
 Exit codes:
-  0  everything worked (also when the reader of the output goes away)
+  0  success (also when the reader of the output goes away)
   1  something failed
   2  the command line or the settings are wrong; nothing was tried
   3  push: some paths could not be pushed, the others were
-  4  the server does not accept the token, or wants one
+  4  the server refuses the token, or requires one
   5  the server does not answer, or stays busy
-  130  interrupted; what was acknowledged stays
+  130  interrupted; acknowledged paths stay in the cache
 
 Environment:
-  DORMER_TOKEN, DORMER_TOKEN_<SERVER>  token for the client, before any in its settings
+  DORMER_TOKEN, DORMER_TOKEN_<SERVER>  token for the client; overrides its settings
   DORMER_CONFIG, DORMER_<KEY>          settings of the server; `dormer config show` lists them
   NO_COLOR                             no colours";
-
-const EXIT_CODES_OF_CLIENT: &str = "\
-Exit codes:
-  0  done; 1  failed; 2  wrong usage, nothing was tried
-  4  the server does not accept the token, or wants one; 5  it does not answer";
 
 const OVERVIEW: &str = "\
 Run a Nix binary cache, or use one.
 
 A first cache in two terminals:
-  dormer serve                                     # makes everything it needs, says what it made
+  dormer serve                                     # makes everything it needs, and prints what it made
   dormer login lab http://127.0.0.1:8080 --token-file ~/.local/share/dormer/admin-token
   dormer push main ./result                        # push a build with its closure
   dormer use main                                  # let this machine's Nix fetch from it";
@@ -70,7 +60,7 @@ pub(crate) struct CommandLine {
 #[derive(Debug, Args)]
 #[command(next_help_heading = "Output")]
 struct OutputArgs {
-    /// Say what was left out, and why
+    /// Print what was skipped, and why
     #[arg(short, long, global = true, conflicts_with = "quiet")]
     verbose: bool,
     /// Print data and errors only; twice: nothing at all
@@ -79,7 +69,7 @@ struct OutputArgs {
     /// Print data as JSON lines (docs/CLI.md)
     #[arg(long, global = true)]
     json: bool,
-    /// Draw no progress
+    /// Show no progress
     #[arg(long, global = true)]
     no_progress: bool,
 }
@@ -91,20 +81,20 @@ pub(crate) enum Command {
     Push(push::PushArgs),
     Use(use_cache::UseArgs),
     Unuse(use_cache::UnuseArgs),
-    /// Create, look at, change and destroy caches
+    /// Create, show, change and destroy caches
     #[command(subcommand)]
     Cache(cache::CacheCommand),
     /// Make tokens
     #[command(subcommand)]
     Token(TokenCommand),
-    /// Another name for `token create`, as Attic's admin tool calls it
+    /// The name of `token create` in Attic's admin tool
     #[command(hide = true)]
     MakeToken(token_create::TokenCreateArgs),
-    /// Look at the server's settings
+    /// Show the server's settings
     #[command(subcommand)]
     Config(ConfigCommand),
     Publish(publish::PublishArgs),
-    /// Serve what was published
+    /// Serve published caches
     #[command(subcommand)]
     Edge(EdgeCommand),
     Doctor(doctor::DoctorArgs),
@@ -128,24 +118,6 @@ pub(crate) enum ConfigCommand {
     Reference,
 }
 
-/// Where the server's settings come from; shared by all commands that read them.
-#[derive(Debug, Clone, Default, Args)]
-pub(crate) struct SettingsArgs {
-    /// Settings file (TOML; Attic's server.toml works too) [env: DORMER_CONFIG]
-    #[arg(short = 'f', long, value_name = "FILE")]
-    config: Option<PathBuf>,
-    /// Folder for everything the server keeps [env: DORMER_DATA_DIR] [default: ~/.local/share/dormer]
-    #[arg(long, value_name = "DIR")]
-    data_dir: Option<PathBuf>,
-}
-
-impl SettingsArgs {
-    fn to_flags(&self) -> Flags {
-        let data_dir = self.data_dir.iter().map(|path| (keys::DATA_DIR, path.display().to_string()));
-        Flags { config: self.config.clone(), values: data_dir.collect() }
-    }
-}
-
 impl CommandLine {
     pub(crate) fn printer(&self) -> Printer {
         let level = match (self.output.quiet, self.output.verbose) {
@@ -156,67 +128,6 @@ impl CommandLine {
         };
         Printer::new(level, self.output.json, !self.output.no_progress)
     }
-}
-
-pub(crate) use push::short_name;
-
-/// What every command needs.
-#[derive(Debug)]
-pub(crate) struct Context {
-    pub(crate) printer: Printer,
-    pub(crate) environment: Environment,
-}
-
-impl Context {
-    pub(crate) fn new(printer: Printer) -> Self {
-        Self { printer, environment: Environment::of_process() }
-    }
-
-    /// The client's settings.
-    fn client_settings() -> Result<LoadedSettings> {
-        let paths = SettingsPaths::from_variables(&dormer_client::process_variables)?;
-        Ok(LoadedSettings::load(&paths)?)
-    }
-
-    /// A server by name, or the default one, and a client for it.
-    fn connect(&self, server: Option<&ServerName>) -> Result<(ResolvedServer, ApiClient)> {
-        let server = Self::client_settings()?.resolve_server(server, &dormer_client::process_variables)?;
-        let api = self.client_for(&server)?;
-        Ok((server, api))
-    }
-
-    fn connect_to_cache(&self, cache: &CacheRef) -> Result<(ResolvedServer, ApiClient)> {
-        self.connect(cache.server.as_ref())
-    }
-
-    fn client_for(&self, server: &ResolvedServer) -> Result<ApiClient> {
-        self.client_with(server, HttpSettings::default())
-    }
-
-    /// For the first word with a server: if nobody answers, a mistyped address is likelier than a restart.
-    fn impatient_client_for(&self, server: &ResolvedServer) -> Result<ApiClient> {
-        let retry = RetryPolicy { tries_max: 2, ..RetryPolicy::default() };
-        self.client_with(server, HttpSettings { retry, ..HttpSettings::default() })
-    }
-
-    fn client_with(&self, server: &ResolvedServer, settings: HttpSettings) -> Result<ApiClient> {
-        let api = ApiClient::new(server.endpoint.clone(), server.token.as_ref(), settings)?;
-        Ok(api.with_retry_reporter(Arc::new(RetryPrinter(self.printer.clone()))))
-    }
-}
-
-struct RetryPrinter(Printer);
-
-impl RetryReporter for RetryPrinter {
-    fn retrying(&self, retry: &Retry<'_>) {
-        self.0.warn(&retry_line(retry));
-    }
-}
-
-/// Why it takes longer.
-pub(crate) fn retry_line(retry: &Retry<'_>) -> String {
-    let seconds = retry.wait.as_secs_f64();
-    format!("try {} of {} failed, next in {seconds:.1} s: {}", retry.tries, retry.tries_max, retry.error)
 }
 
 /// Runs a command.

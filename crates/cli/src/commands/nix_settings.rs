@@ -1,4 +1,5 @@
-//! `nix.conf` and the netrc file as they are and as they are to be: shown, and replaced whole.
+//! `nix.conf` and the netrc file before and after a change: shows the change and replaces the whole
+//! files.
 
 use std::fs;
 use std::io::{self, Write as _};
@@ -6,21 +7,21 @@ use std::path::{Path, PathBuf};
 
 use serde_json::json;
 
-use super::Context;
-use super::use_cache::host_of;
+use crate::context::Context;
 use crate::error::{Error, Result};
-use crate::nix_files::{Change, MarkedFile, changes, find_nix_setting};
+use crate::nix_files::{Change, MarkedFile, changes, find_nix_setting, host_of};
 
-/// Begins the names of entries for edges in the netrc file; the host follows. No server's name has a blank in it.
+/// Begins the names of netrc entries for edges; the host follows. The name of a server never
+/// contains a blank.
 pub(super) const EDGE_NETRC: &str = "edge ";
 
-/// The files of a user or of the machine, before and after.
+/// The files of a user or of the machine, before and after the change.
 pub(super) struct NixFiles {
     pub(super) conf_path: PathBuf,
     conf_before: Option<String>,
     pub(super) conf: MarkedFile,
     pub(super) netrc_path: PathBuf,
-    /// Whether `netrc_path` is where Nix looks by itself.
+    /// Whether Nix reads `netrc_path` without a setting.
     netrc_is_default: bool,
     netrc_before: Option<String>,
     pub(super) netrc: Option<MarkedFile>,
@@ -41,7 +42,7 @@ impl NixFiles {
                 .ok_or_else(|| Error::usage("no folder for nix.conf: HOME is not set", hint))?
                 .join("nix")
         };
-        // The first of them has the last word.
+        // The first of them has precedence.
         let listed = environment.text("NIX_USER_CONF_FILES")?.filter(|_| !system);
         let listed = listed.and_then(|files| files.split(':').find(|file| !file.is_empty()));
         let conf_path = listed.map_or_else(|| folder.join("nix.conf"), PathBuf::from);
@@ -74,7 +75,7 @@ impl NixFiles {
         Ok(())
     }
 
-    /// Takes those edges out of the netrc file that nix.conf does not name any more.
+    /// Removes edges from the netrc file that nix.conf no longer names.
     pub(super) fn forget_edges(&mut self) -> Result<()> {
         if self.netrc.is_none() {
             self.load_netrc()?;
@@ -96,7 +97,8 @@ impl NixFiles {
         Ok(())
     }
 
-    /// Shows what changes and writes it. The token's file first: Nix must not meet the cache before it knows the token.
+    /// Shows the change and writes it. The netrc file comes first: Nix must know the token before
+    /// it uses the cache.
     pub(super) fn finish(&self, context: &Context, dry_run: bool) -> Result<bool> {
         let netrc = self.netrc.as_ref().map(|netrc| (&self.netrc_path, &self.netrc_before, netrc, 0o600));
         let conf = Some((&self.conf_path, &self.conf_before, &self.conf, 0o644));
@@ -156,7 +158,7 @@ fn line_of<'a>(change: &Change<'a>) -> &'a str {
     }
 }
 
-/// Lines of a netrc file, fit to be shown.
+/// A line of a netrc file without its password, fit to be shown.
 fn without_password(line: &str) -> String {
     match line.split_once(" password ") {
         Some((before, _)) if line.starts_with("machine ") => format!("{before} password [redacted]"),
@@ -180,7 +182,8 @@ fn refuse_managed(path: &Path, before: &str, after: &str) -> Result<()> {
     Err(Error::ManagedFile { path: path.to_owned(), managed: "NixOS or home-manager", lines })
 }
 
-/// Replaces a file by a whole one with the same mode, or makes it; a link stays a link. What becomes empty goes.
+/// Replaces a whole file and keeps its mode, or creates it. A link stays a link. An empty result
+/// removes the file.
 fn write_whole(path: &Path, text: &str, mode: u32) -> io::Result<()> {
     if text.is_empty() && !path.is_symlink() {
         return fs::remove_file(path);
@@ -195,7 +198,7 @@ fn write_whole(path: &Path, text: &str, mode: u32) -> io::Result<()> {
     let temporary = folder.join(format!(".dormer.{:016x}", rand::random::<u64>()));
     let written = write_new(&temporary, text, &path, mode).and_then(|()| fs::rename(&temporary, &path));
     if written.is_err() {
-        // Best effort: the error that matters is the first one.
+        // Best effort, because the first error matters.
         let _ = fs::remove_file(&temporary);
     }
     written

@@ -15,7 +15,7 @@ use indicatif::{ProgressBar, ProgressStyle};
 use serde_json::json;
 
 use super::serve::stop_signal;
-use super::{Context, SettingsArgs};
+use crate::context::{Context, SettingsArgs};
 use crate::error::{self, Error, Result};
 use crate::installation::{Follower, open_beside};
 use crate::printer::Printer;

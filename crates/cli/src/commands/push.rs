@@ -12,7 +12,7 @@ use dormer_nix::{StoreDir, StorePath};
 use serde_json::json;
 use tokio::signal::unix::{SignalKind, signal};
 
-use super::Context;
+use crate::context::Context;
 use crate::error::{self, Error, Result};
 use crate::printer::Printer;
 use crate::progress::PushProgress;
@@ -20,20 +20,20 @@ use crate::settings::units::{human_duration, human_size};
 
 const EXIT_CODES: &str = "\
 Exit codes:
-  0  every path is in the cache now, or upstream
+  0  every path is now in the cache, or upstream
   2  wrong usage; nothing was tried
   3  some paths could not be pushed, the others were
-  4  the server does not accept the token, or wants one; 5  it does not answer
-  1  anything else that failed; 130  interrupted, what was acknowledged stays";
+  4  the server refuses the token, or requires one; 5  it does not answer
+  1  any other failure; 130  interrupted, acknowledged paths stay in the cache";
 
-/// What a shell says of a program that was interrupted: 128 + SIGINT.
+/// The shell's exit code for an interrupted program: 128 + SIGINT.
 const EXIT_INTERRUPTED: u8 = 130;
 
-/// Push store paths with all they need
+/// Push store paths with their closures
 ///
-/// Left out is what the cache has already and what an upstream cache has signed (-v names each
-/// path). A PATH may be a link such as ./result, or lie inside of a store path. The same command
-/// again completes what was broken off.
+/// Skips paths that the cache already has or that an upstream cache has signed (-v names each one).
+/// A PATH may be a link such as ./result, or lie inside a store path. Run the same command again to
+/// complete an interrupted push.
 ///
 /// Examples:
 ///   dormer push main ./result
@@ -45,19 +45,19 @@ const EXIT_INTERRUPTED: u8 = 130;
 pub(crate) struct PushArgs {
     /// [SERVER:]CACHE
     cache: CacheRef,
-    /// What to push
+    /// The paths to push
     #[arg(value_name = "PATH", required_unless_present = "stdin")]
     paths: Vec<PathBuf>,
-    /// Read paths from standard input too, one a line
+    /// Also read paths from standard input, one a line
     #[arg(long)]
     stdin: bool,
-    /// Push the given paths only, without what they need
+    /// Push only the given paths, without their closures
     #[arg(long)]
     no_closure: bool,
-    /// Push also what an upstream cache has signed
+    /// Also push paths that an upstream cache has signed
     #[arg(long)]
     ignore_upstream_cache_filter: bool,
-    /// Uploads at once
+    /// Number of concurrent uploads
     #[arg(short, long, value_name = "NUMBER", default_value_t = 5, value_parser = clap::value_parser!(u16).range(1..=256))]
     jobs: u16,
     /// Print what would be pushed, and push nothing
@@ -83,7 +83,7 @@ pub(super) async fn run(args: PushArgs, context: &Context) -> Result<ExitCode> {
         jobs: args.jobs.into(),
         ..PushOptions::default()
     };
-    context.printer.detail(&format!("asking {} what {cache} lacks", server.name));
+    context.printer.detail(&format!("asking {} which paths {cache} lacks", server.name));
     let plan = plan_push(&api, &store, cache, &config, &roots, &options).await?;
     let said = Said { printer: &context.printer, store_dir: store.store_dir() };
     said.plan(&plan)?;
@@ -93,7 +93,8 @@ pub(super) async fn run(args: PushArgs, context: &Context) -> Result<ExitCode> {
     }
 
     let (planned, missing) = (plan.path_count(), plan.missing.len());
-    // Before anything is drawn: whoever interrupts must not find the bars without somebody to clear them.
+    // Listens before anything is drawn. Otherwise an early interrupt would leave the bars on the
+    // screen.
     let mut interrupts = signal(SignalKind::interrupt())
         .map_err(|source| Error::Io { attempt: "listen for Ctrl-C".to_owned(), source })?;
     let progress = Arc::new(PushProgress::new(context.printer.clone(), store.store_dir().clone(), &plan));
@@ -104,7 +105,7 @@ pub(super) async fn run(args: PushArgs, context: &Context) -> Result<ExitCode> {
             progress.finish();
             let pushed = progress.pushed();
             context.printer.conclude(&format!(
-                "interrupted: {pushed} of {} pushed; they stay, and the same command again pushes the rest",
+                "interrupted: {pushed} of {} pushed; they stay; run the same command again to push the rest",
                 error::paths(missing)
             ));
             return Ok(ExitCode::from(EXIT_INTERRUPTED));
@@ -130,7 +131,8 @@ fn read_paths() -> Result<Vec<PathBuf>> {
     Ok(paths)
 }
 
-/// If nothing came through, the first reason is the better explanation, with its own exit code and hints.
+/// If every path failed, the first reason is the best explanation, with its own exit code and
+/// hints.
 fn outcome(mut summary: PushSummary, tried: usize) -> Option<Error> {
     if summary.is_complete() {
         return None;
@@ -144,7 +146,7 @@ fn outcome(mut summary: PushSummary, tried: usize) -> Option<Error> {
     Some(Error::PathsLost { lost, tried })
 }
 
-/// What a push says, apart from its progress.
+/// Prints what a push reports, apart from its progress.
 struct Said<'a> {
     printer: &'a Printer,
     store_dir: &'a StoreDir,
@@ -225,7 +227,7 @@ impl Said<'_> {
     }
 }
 
-/// ` (400 already there, 19 upstream)`, without what there is none of.
+/// ` (400 already there, 19 upstream)`, without zero counts.
 fn others(counts: &[(usize, &str)]) -> String {
     let said: Vec<String> = counts
         .iter()
@@ -235,7 +237,7 @@ fn others(counts: &[(usize, &str)]) -> String {
     if said.is_empty() { String::new() } else { format!(" ({})", said.join(", ")) }
 }
 
-/// One line that stands alone.
+/// The last line, which is complete by itself.
 fn last_line(summary: &PushSummary, planned: usize, elapsed: Duration) -> String {
     let lost = summary.failed.len() + summary.not_tried.len();
     format!(
@@ -252,12 +254,6 @@ fn last_line(summary: &PushSummary, planned: usize, elapsed: Duration) -> String
         human_size(summary.bytes_saved),
         human_duration(elapsed),
     )
-}
-
-/// The name of a path without its hash, for people.
-pub(crate) fn short_name(path: &StorePath) -> String {
-    let text = path.to_string();
-    text.split_once('-').map_or(text.as_str(), |(_, name)| name).to_owned()
 }
 
 #[cfg(test)]

@@ -11,7 +11,7 @@ use dormer_server::{Authenticator, Server, ServerSettings, TokenBounds, TokenKey
 use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
 
-use super::{Context, SettingsArgs};
+use crate::context::{Context, SettingsArgs};
 use crate::error::{Error, Result};
 use crate::installation::{FIRST_CACHE, Installation, Made, prepare};
 use crate::settings::{Settings, SigningKey, keys};
@@ -19,14 +19,14 @@ use crate::{open_files, telemetry};
 
 /// Run the server
 ///
-/// Needs no arguments and no file: the first start makes a data folder with everything in it
-/// and says what to do next; later starts find it. Listens on 127.0.0.1:8080.
+/// Needs no arguments and no file. The first start makes a data folder with everything in it and
+/// says what to do next; later starts use this folder. Listens on 127.0.0.1:8080.
 ///
 /// Settings come from flags, environment variables and a file, in this order; `dormer config show`
 /// prints them and docs/SETTINGS.md explains them. Attic's server.toml works as it is.
 ///
-/// SIGTERM or Ctrl-C lets requests in flight finish; a second one does not. /metrics has an address
-/// of its own, 127.0.0.1:9464. Traces are sent if OTEL_EXPORTER_OTLP_ENDPOINT says where to.
+/// SIGTERM or Ctrl-C lets running requests finish; a second one does not. /metrics has its own
+/// address, 127.0.0.1:9464. The server sends traces if OTEL_EXPORTER_OTLP_ENDPOINT is set.
 ///
 /// Examples:
 ///   dormer serve
@@ -35,17 +35,19 @@ use crate::{open_files, telemetry};
 #[derive(Debug, Args)]
 #[command(verbatim_doc_comment)]
 pub(crate) struct ServeArgs {
-    /// Where to listen; port 0 takes a free one [env: DORMER_LISTEN] [default: 127.0.0.1:8080]
+    /// Address to listen on; port 0 takes a free port [env: DORMER_LISTEN] [default:
+    /// 127.0.0.1:8080]
     #[arg(long, value_name = "ADDRESS")]
     listen: Option<String>,
-    /// How log lines look: text or json [env: DORMER_LOG_FORMAT] [default: text]
+    /// Format of log lines: text or json [env: DORMER_LOG_FORMAT] [default: text]
     #[arg(long, value_name = "FORMAT")]
     log_format: Option<String>,
     #[command(flatten)]
     settings: SettingsArgs,
 }
 
-/// How long the database may take to end statements of requests that were cut: none of them was acknowledged.
+/// Time for the database to end statements of aborted requests. None of these requests was
+/// acknowledged.
 const CLOSE_TIMEOUT: Duration = Duration::from_secs(10);
 
 pub(super) async fn run(args: ServeArgs, context: &Context) -> Result<()> {
@@ -59,7 +61,8 @@ pub(super) async fn run(args: ServeArgs, context: &Context) -> Result<()> {
         voice.warn(note);
     }
 
-    // Also while it waits for another replica that brings the schema up to date; as the first process of a container nobody else ends it.
+    // Stops also while the server waits for another replica that upgrades the schema. As the first
+    // process of a container, nothing else would end it.
     let mut shutdown = Box::pin(stop_signal()?);
     let mut made = Vec::new();
     let mut observer = |item: &Made| {
@@ -100,19 +103,19 @@ pub(super) async fn run(args: ServeArgs, context: &Context) -> Result<()> {
         ServerSettings { connections_max, traces: traces.is_on(), ..server_settings(&settings) };
     let server = Server::new(engine, authenticator, server_settings);
     if let Some(listener) = metrics_listener {
-        server.watch_publishing(Arc::clone(&index), publish).expect("nobody else has counted publishing");
+        server.watch_publishing(Arc::clone(&index), publish).expect("publishing is counted only once");
         voice.say(&format!("metrics on http://{}/metrics", local_address(&listener)?));
         tokio::spawn(server.serve_metrics(listener));
     }
     voice.say(&format!("listening on http://{address}"));
     let served = server.run(listener, shutdown).await;
     if let Err(error) = served {
-        // The end was asked for and came: what was cut was not acknowledged.
+        // The end was requested. The aborted requests were not acknowledged.
         voice.warn(&error.to_string());
     }
     match tokio::time::timeout(CLOSE_TIMEOUT, index.close()).await {
         Ok(closed) => closed?,
-        Err(_) => voice.warn("statements of cut requests still run in the database; it ends them by itself"),
+        Err(_) => voice.warn("statements of aborted requests still run in the database, which will end them"),
     }
     traces.finish().await;
     voice.say("stopped");
@@ -129,7 +132,7 @@ pub(super) fn local_address(listener: &TcpListener) -> Result<SocketAddr> {
     listener.local_addr().map_err(failed)
 }
 
-/// An address that nobody chose is not worth failing for: two servers on one machine would fight over it.
+/// A default address is not worth failing for: two servers on one machine would compete for it.
 async fn listen_for_metrics(settings: &Settings, voice: &Voice<'_>) -> Result<Option<TcpListener>> {
     let Some(address) = settings.metrics_listen else { return Ok(None) };
     match listen(address).await {
@@ -185,7 +188,7 @@ pub(super) fn authenticator(settings: &Settings, key: &SigningKey) -> Result<Aut
     Ok(Authenticator::new(TokenVerifier::new(&key, bounds)?))
 }
 
-/// Resolves at the first SIGTERM or SIGINT. The second one ends the process at once: who asks twice means it.
+/// Resolves at the first SIGTERM or SIGINT. The second one ends the process at once.
 pub(super) fn stop_signal() -> Result<impl Future<Output = ()> + Send + 'static> {
     let failed = |source| Error::Io { attempt: "wait for signals".to_owned(), source };
     let mut terminate = signal(SignalKind::terminate()).map_err(failed)?;
@@ -199,18 +202,18 @@ pub(super) fn stop_signal() -> Result<impl Future<Output = ()> + Send + 'static>
     let (stop, stopped) = tokio::sync::oneshot::channel();
     tokio::spawn(async move {
         next().await;
-        // Whoever waited is gone only if the server is.
+        // The receiver is gone only if the server is gone.
         let _ = stop.send(());
         next().await;
         std::process::exit(130);
     });
     Ok(async move {
-        // An error would mean that the task above ended, which is as good a reason to stop.
+        // An error means that the task above ended, which is also a reason to stop.
         let _ = stopped.await;
     })
 }
 
-/// Conversation: as text beside the log lines, or as log lines where those are JSON for a collector.
+/// Messages to people: text beside text log lines, or log lines if those are JSON for a collector.
 struct Voice<'a> {
     context: &'a Context,
     json: bool,
@@ -234,12 +237,12 @@ impl Voice<'_> {
     }
 }
 
-/// Where there is no folder for an admin token, its owner makes it.
+/// The command that makes an admin token if there is no folder for one.
 const ADMIN_TOKEN_COMMAND: &str = "dormer token create --sub admin --validity 2y --pull '*' --push '*' --delete '*' \
                                    --create-cache '*' --configure-cache '*' --configure-cache-retention '*' \
                                    --destroy-cache '*'";
 
-/// What was made and what to do next; at later starts one line.
+/// What the first start made, and what to do next. Later starts print one line.
 fn introduction(
     settings: &Settings,
     installation: &Installation,
@@ -257,7 +260,7 @@ fn introduction(
     }
     let mut text = if uses_data_dir { format!("made in {data_dir}:\n") } else { "made:\n".to_owned() };
     let mut made: Vec<&Made> = made.iter().collect();
-    // What was made first to work comes after what it is for.
+    // Lists the things with a purpose for the user before those that make them work.
     made.sort_by_key(|item| !matches!(item, Made::Index(_) | Made::Schema { .. }));
     let below = |path: &Path| path.strip_prefix(&settings.data_dir).unwrap_or(path).display().to_string();
     for item in made {
@@ -294,7 +297,7 @@ fn next_steps(settings: &Settings, key: &str, address: SocketAddr) -> String {
     } else if settings.uses_data_dir() {
         format!("dormer login lab {url} TOKEN")
     } else {
-        // With the same settings, so that it finds the secret.
+        // Runs with the same settings, so that the command finds the secret.
         format!(
             "{ADMIN_TOKEN_COMMAND}   # where these settings are; prints TOKEN\n  dormer login lab {url} TOKEN"
         )
@@ -306,27 +309,27 @@ next, in another terminal:
   dormer push {FIRST_CACHE} ./result
   dormer use {FIRST_CACHE}
 
-or without this program, in nix.conf of whoever shall fetch:
+or without this program, in the nix.conf of each client:
   extra-substituters = {substituter}/{FIRST_CACHE}
   extra-trusted-public-keys = {key}
 "
     )
 }
 
-/// The address for people on this machine, or the one that the settings give.
+/// The address for people on this machine, or the address in the settings.
 pub(super) fn own_url(settings: &Settings, address: SocketAddr) -> String {
     if let Some(url) = &settings.api_endpoint {
         return url.trim_end_matches('/').to_owned();
     }
     let mut address = address;
     if address.ip().is_unspecified() {
-        // "Everywhere" is no address to go to.
+        // "Everywhere" is not an address that a client can connect to.
         address.set_ip(std::net::Ipv4Addr::LOCALHOST.into());
     }
     format!("http://{address}")
 }
 
-/// Quoted if a shell would take it apart.
+/// Quoted if a shell would split the text.
 fn shell_word(text: &str) -> String {
     let plain = |c: char| c.is_ascii_alphanumeric() || "/._-+:@%,=".contains(c);
     if text.chars().all(plain) { text.to_owned() } else { format!("'{}'", text.replace('\'', r"'\''")) }
@@ -346,7 +349,7 @@ mod tests {
     #[test]
     fn the_limits_add_up_to_the_documented_memory() {
         const MIB: u64 = 1024 * 1024;
-        // docs/ARCHITECTURE.md, "Memory", has the same rows; the last is the process itself.
+        // docs/ARCHITECTURE.md, "Memory", has the same rows. The last row is the process itself.
         let rows = [
             dormer_engine::EngineSettings::default().memory_bytes_max(),
             ServerSettings::default().memory_bytes_max(),

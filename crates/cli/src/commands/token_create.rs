@@ -6,16 +6,16 @@ use clap::Args;
 use dormer_api::{CacheNamePattern, Permission};
 use serde_json::json;
 
-use super::{Context, SettingsArgs};
+use crate::context::{Context, SettingsArgs};
 use crate::error::Result;
 use crate::settings::{Settings, units};
 use crate::tokens;
 
-/// Make a token, from the server's own settings and without the server
+/// Make a token from the server's settings, without contacting the server
 ///
-/// Run it where the server runs, as the same user. PATTERN is a cache's name, in which * stands
-/// for any characters; options may be repeated, and what they grant adds up. The token is the only
-/// thing on standard output.
+/// Run it on the server's machine, as the same user. PATTERN is the name of a cache, in which *
+/// stands for any characters. Options may be repeated, and their permissions add up. Standard
+/// output contains only the token.
 ///
 /// Examples:
 ///   dormer token create --sub alice --validity 2y --pull '*' --push 'team-*'
@@ -23,41 +23,41 @@ use crate::tokens;
 #[derive(Debug, Args)]
 #[command(verbatim_doc_comment)]
 pub(crate) struct TokenCreateArgs {
-    /// Whom it is for; shown in logs
+    /// The token's owner, shown in logs
     #[arg(long, value_name = "SUBJECT")]
     sub: String,
     /// How long it is valid: `2y`, `3 months`, `12h`
     #[arg(long, value_name = "PERIOD", value_parser = parse_period)]
     validity: Duration,
-    /// Read narinfos and NARs
+    /// Let the token read narinfos and NARs
     #[arg(long, value_name = "PATTERN")]
     pull: Vec<CacheNamePattern>,
-    /// Upload
+    /// Let the token upload
     #[arg(long, value_name = "PATTERN")]
     push: Vec<CacheNamePattern>,
-    /// Remove paths
+    /// Let the token remove paths
     #[arg(long, value_name = "PATTERN")]
     delete: Vec<CacheNamePattern>,
-    /// Create caches
+    /// Let the token create caches
     #[arg(long, value_name = "PATTERN")]
     create_cache: Vec<CacheNamePattern>,
-    /// Change a cache's settings
+    /// Let the token change a cache's settings
     #[arg(long, value_name = "PATTERN")]
     configure_cache: Vec<CacheNamePattern>,
-    /// Change how long a cache keeps things
+    /// Let the token change how long a cache keeps objects
     #[arg(long, value_name = "PATTERN")]
     configure_cache_retention: Vec<CacheNamePattern>,
-    /// Destroy caches
+    /// Let the token destroy caches
     #[arg(long, value_name = "PATTERN")]
     destroy_cache: Vec<CacheNamePattern>,
-    /// Print what the token would say, unsigned, as JSON
+    /// Print the token's claims as JSON, unsigned
     #[arg(long)]
     dump_claims: bool,
     #[command(flatten)]
     settings: SettingsArgs,
 }
 
-/// Reads a period for clap.
+/// Parses a period for clap.
 pub(super) fn parse_period(text: &str) -> Result<Duration, String> {
     units::parse_duration(text).ok_or_else(|| "not a period such as `2y`, `3 months` or `12h`".to_owned())
 }
@@ -78,7 +78,9 @@ pub(super) fn run(args: TokenCreateArgs, context: &Context) -> Result<()> {
         .flat_map(|(patterns, permission)| patterns.into_iter().map(move |pattern| (pattern, permission)))
         .collect();
     if grants.is_empty() {
-        context.printer.warn("this token permits nothing; --pull, --push and others say what it may do");
+        context
+            .printer
+            .warn("this token permits nothing; --pull, --push and other options grant permissions");
     }
     let wish = tokens::Wish { subject: args.sub, validity: args.validity, grants };
     let claims = tokens::claims(&wish, &settings.jwt, SystemTime::now());

@@ -10,18 +10,18 @@ use dormer_client::{CacheRef, Endpoint, ResolvedServer, ServerName};
 use dormer_nix::PublicKey;
 
 use super::nix_settings::{EDGE_NETRC, NixFiles};
-use super::{Context, EXIT_CODES_OF_CLIENT};
+use crate::context::{Context, EXIT_CODES_OF_CLIENT};
 use crate::error::{Error, Result};
-use crate::nix_files::{MarkedFile, netrc_has_machine, netrc_password, nix_list_contains};
+use crate::nix_files::{MarkedFile, host_of, netrc_has_machine, netrc_password, nix_list_contains};
 
-/// How long an edge may take to answer one small request.
+/// Time limit for an edge to answer one small request.
 const PROBE_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// Let this machine's Nix fetch from a cache
+/// Set up this machine's Nix to fetch from a cache
 ///
 /// Adds the cache and its public key to nix.conf and, for a private cache, the token to the netrc
-/// file. What is added stands between comment lines, shows on standard output, and is all that
-/// `dormer unuse` removes.
+/// file. The added lines stand between comment lines and appear on standard output. `dormer unuse`
+/// removes exactly these lines.
 ///
 /// Examples:
 ///   dormer use main                       # for this user
@@ -29,7 +29,7 @@ const PROBE_TIMEOUT: Duration = Duration::from_secs(10);
 ///   dormer use main --dry-run             # only show what would change
 ///
 /// With --edge, Nix fetches from the copy that `dormer publish` keeps at that address, instead of
-/// from the lab. The lab is asked for the key; who cannot reach it gives the key himself:
+/// from the lab. The command asks the lab for the key; without access to the lab, give the key:
 ///
 ///   dormer use main --edge https://cache.example.org
 ///   dormer use main --edge https://cache.example.org --public-key main:…
@@ -41,29 +41,29 @@ pub(crate) struct UseArgs {
     /// Address of the edge, without the cache's name
     #[arg(long, value_name = "URL")]
     edge: Option<Endpoint>,
-    /// The cache's public key, from somebody you trust: the lab is not asked
+    /// The cache's public key, from somebody you trust; then the command does not ask the lab
     #[arg(long, value_name = "KEY", requires = "edge")]
     public_key: Option<PublicKey>,
-    /// File with the token that a private cache wants at the edge, if not that of the server
+    /// File with the token for a private cache at the edge, if it differs from the server's token
     #[arg(long, value_name = "FILE", requires = "edge")]
     token_file: Option<PathBuf>,
     #[command(flatten)]
-    place: PlaceArgs,
+    nix_files: NixFilesArgs,
 }
 
-/// Take back what `dormer use` added
+/// Undo `dormer use`
 ///
-/// Works without the server. Nothing else in the files is touched.
+/// Works without the server, and changes nothing else in the files.
 #[derive(Debug, Args)]
 pub(crate) struct UnuseArgs {
     /// [SERVER:]CACHE
     cache: CacheRef,
     #[command(flatten)]
-    place: PlaceArgs,
+    nix_files: NixFilesArgs,
 }
 
 #[derive(Debug, Args)]
-struct PlaceArgs {
+struct NixFilesArgs {
     /// Change /etc/nix instead of ~/.config/nix
     #[arg(long)]
     system: bool,
@@ -72,15 +72,15 @@ struct PlaceArgs {
     dry_run: bool,
 }
 
-/// What Nix is to use, and how it finds and trusts it.
+/// A cache, with everything that Nix needs to use and trust it.
 struct Source {
-    /// Names the lines in nix.conf.
+    /// Name of the lines in nix.conf.
     name: String,
     url: String,
     key: PublicKey,
-    /// For a private cache.
+    /// The token of a private cache.
     token: Option<Secret>,
-    /// Names the entry in the netrc file.
+    /// Name of the entry in the netrc file.
     netrc_name: String,
 }
 
@@ -90,7 +90,7 @@ pub(super) async fn run_use(args: UseArgs, context: &Context) -> Result<()> {
         None => at_lab(&args, context).await?,
     };
     let Source { name, url, key, token, netrc_name } = source;
-    let mut files = NixFiles::read(context, args.place.system)?;
+    let mut files = NixFiles::read(context, args.nix_files.system)?;
     let mut lines = vec![format!("extra-substituters = {url}"), format!("extra-trusted-public-keys = {key}")];
     if token.is_none()
         && nix_list_contains(&files.conf, "substituters", &url)
@@ -109,11 +109,11 @@ pub(super) async fn run_use(args: UseArgs, context: &Context) -> Result<()> {
         let netrc = files.netrc.as_mut().expect("just loaded");
         if netrc_has_machine(netrc, &host) {
             context.printer.warn(&format!(
-                "{} has an entry for {host} already; it is left as it is",
+                "{} already has an entry for {host}, which stays as it is",
                 files.netrc_path.display()
             ));
         } else {
-            // Nix shows the password as Basic; the user name does not matter to the server.
+            // Nix sends the password with Basic. The server ignores the user name.
             let entry = format!("machine {host} login dormer password {}", token.expose());
             for other in netrc.names().into_iter().filter(|name| *name != netrc_name) {
                 let lines = netrc.lines_of(other).join("\n");
@@ -129,26 +129,27 @@ pub(super) async fn run_use(args: UseArgs, context: &Context) -> Result<()> {
     }
     files.conf.set(&name, &lines);
     files.forget_edges()?;
-    let changed = files.finish(context, args.place.dry_run)?;
-    let place = files.conf_path.display();
-    context.printer.conclude(&match (changed, args.place.dry_run) {
-        (false, _) => format!("nothing to do: {place} uses {name} already"),
+    let changed = files.finish(context, args.nix_files.dry_run)?;
+    let conf = files.conf_path.display();
+    context.printer.conclude(&match (changed, args.nix_files.dry_run) {
+        (false, _) => format!("nothing to do: {conf} uses {name} already"),
         (true, true) => format!("would let Nix use {name} ({url})"),
         (true, false) => format!("Nix uses {name} ({url}) from now on; undo it with: dormer unuse {name}"),
     });
-    if changed && !args.place.system && has_daemon() && !is_root() {
-        context.printer.hint("Nix believes a user's own settings only if he is among trusted-users; else use --system, as root");
+    if changed && !args.nix_files.system && has_daemon() && !is_root() {
+        context.printer.hint("Nix obeys a user's own settings only if the user is in trusted-users; otherwise use --system, as root");
     }
     Ok(())
 }
 
-/// The cache as the lab itself serves it.
+/// The cache as the lab serves it.
 async fn at_lab(args: &UseArgs, context: &Context) -> Result<Source> {
     let (server, api) = context.connect_to_cache(&args.cache)?;
     let cache = &args.cache.cache;
     let config = api.get_cache_config(cache).await?;
     let incomplete = |what| Error::IncompleteAnswer { cache: cache.to_string(), what };
-    // They go into a file where a line break would be a new setting: believe no server.
+    // The values go into a file in which a line break would begin a new setting, so no server is
+    // trusted.
     let url = config
         .substituter_endpoint
         .filter(|url| is_plain_url(url))
@@ -163,7 +164,8 @@ async fn at_lab(args: &UseArgs, context: &Context) -> Result<Source> {
     Ok(Source { name, url, key, token, netrc_name: server.name.to_string() })
 }
 
-/// The copy at an edge. It is only ever a file host, so whom to trust is the lab's or the user's word.
+/// The copy at an edge. An edge is only a file host, so the lab or the user decides which key to
+/// trust.
 async fn at_edge(edge: &Endpoint, args: &UseArgs, context: &Context) -> Result<Source> {
     let cache = &args.cache.cache;
     let base = edge.to_string();
@@ -174,7 +176,7 @@ async fn at_edge(edge: &Endpoint, args: &UseArgs, context: &Context) -> Result<S
     };
     if !is_plain_url(&url) {
         return Err(Error::usage(
-            format!("{url} cannot stand in nix.conf"),
+            format!("{url} cannot be written to nix.conf"),
             "give the address without spaces and #",
         ));
     }
@@ -216,15 +218,12 @@ fn token_of(server: &ResolvedServer, cache: &CacheRef) -> Result<Secret> {
 }
 
 fn read_token_file(path: &Path) -> Result<Secret> {
-    let text = fs::read_to_string(path).map_err(Error::io("read", path))?;
-    match text.trim() {
-        "" => Err(Error::usage(
-            format!("{} is empty", path.display()),
-            "it should hold a token and nothing else",
-        )),
-        // It goes into a file where a blank would begin another word.
+    let text = fs::read_to_string(path).map(Secret::new).map_err(Error::io("read", path))?;
+    match text.expose().trim() {
+        "" => Err(Error::usage(format!("{} is empty", path.display()), "the file must contain only a token")),
+        // The token goes into a file in which a blank would begin another word.
         token if token.bytes().any(|byte| !byte.is_ascii_graphic()) => Err(Error::usage(
-            format!("{} holds more than a token", path.display()),
+            format!("{} contains more than a token", path.display()),
             "one line, without blanks",
         )),
         token => Ok(Secret::new(token)),
@@ -232,7 +231,7 @@ fn read_token_file(path: &Path) -> Result<Secret> {
 }
 
 pub(super) fn run_unuse(args: &UnuseArgs, context: &Context) -> Result<()> {
-    let mut files = NixFiles::read(context, args.place.system)?;
+    let mut files = NixFiles::read(context, args.nix_files.system)?;
     let (name, server) = match &args.cache.server {
         Some(server) => (args.cache.to_string(), server.as_str().to_owned()),
         None => find_block(&files.conf, &args.cache)?,
@@ -247,11 +246,11 @@ pub(super) fn run_unuse(args: &UnuseArgs, context: &Context) -> Result<()> {
         }
     }
     files.forget_edges()?;
-    let changed = files.finish(context, args.place.dry_run)?;
-    let place = files.conf_path.display();
-    context.printer.conclude(&match (was_there || changed, args.place.dry_run) {
-        (false, _) => format!("nothing to do: {place} has nothing from `dormer use {name}`"),
-        (true, true) => format!("would take {name} out of Nix's settings"),
+    let changed = files.finish(context, args.nix_files.dry_run)?;
+    let conf = files.conf_path.display();
+    context.printer.conclude(&match (was_there || changed, args.nix_files.dry_run) {
+        (false, _) => format!("nothing to do: {conf} has nothing from `dormer use {name}`"),
+        (true, true) => format!("would remove {name} from Nix's settings"),
         (true, false) => format!("Nix does not use {name} any more"),
     });
     Ok(())
@@ -261,7 +260,8 @@ fn block_name(server: &ServerName, cache: &CacheRef) -> String {
     format!("{server}:{}", cache.cache)
 }
 
-/// A cache without its server: the only one of that name in the file, else that of the default server.
+/// Finds a cache named without its server: the only one of that name in the file, else that of the
+/// default server.
 fn find_block(conf: &MarkedFile, cache: &CacheRef) -> Result<(String, String)> {
     let fits: Vec<&str> = conf
         .names()
@@ -280,21 +280,10 @@ fn find_block(conf: &MarkedFile, cache: &CacheRef) -> Result<(String, String)> {
     Ok((format!("{server}:{}", cache.cache), server))
 }
 
-/// An address that is one word, so that it is one item in `nix.conf`.
+/// Whether the address is one word, and so one item in `nix.conf`.
 fn is_plain_url(url: &str) -> bool {
     (url.starts_with("http://") || url.starts_with("https://"))
         && url.bytes().all(|byte| byte.is_ascii_graphic() && byte != b'#')
-}
-
-/// The host as netrc files name it: without user, port and brackets.
-pub(super) fn host_of(url: &str) -> &str {
-    let rest = url.split_once("://").map_or(url, |(_, rest)| rest);
-    let authority = rest.split(['/', '?']).next().unwrap_or_default();
-    let host = authority.rsplit_once('@').map_or(authority, |(_, host)| host);
-    match host.strip_prefix('[').and_then(|host| host.split_once(']')) {
-        Some((address, _)) => address,
-        None => host.split_once(':').map_or(host, |(host, _)| host),
-    }
 }
 
 pub(super) fn has_daemon() -> bool {
@@ -302,7 +291,8 @@ pub(super) fn has_daemon() -> bool {
 }
 
 pub(super) fn is_root() -> bool {
-    // Without libc: whose are the files that this process makes?
+    // Works without libc: checks the owner of the files that this process makes.
+    //
     #[cfg(target_os = "linux")]
     {
         use std::os::unix::fs::MetadataExt as _;
@@ -317,18 +307,6 @@ pub(super) fn is_root() -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn hosts_are_named_as_netrc_files_name_them() {
-        for (url, host) in [
-            ("https://cache.example.org/main", "cache.example.org"),
-            ("http://127.0.0.1:8080/main", "127.0.0.1"),
-            ("http://[::1]:8080/main", "::1"),
-            ("https://ada:x@example.org", "example.org"),
-        ] {
-            assert_eq!(host_of(url), host);
-        }
-    }
 
     #[test]
     fn addresses_that_would_be_several_settings_are_refused() {

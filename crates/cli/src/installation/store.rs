@@ -1,4 +1,5 @@
-//! The store that the settings name, opened: is it the one that this database's packs are in, and nobody else's?
+//! Opens the store of the settings. Checks that the store has this database's packs, and no data of
+//! another program.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -13,8 +14,9 @@ use dormer_nix::StorePathHash;
 use crate::error::{Error, Result};
 use crate::settings::Settings;
 
-/// The store that the settings name. One over a network is asked once: who mistyped a key learns it now and not from the first
-/// push. One that does not answer may do so later, which is no reason not to start.
+/// Opens the store of the settings. Asks a remote store once, so that a mistyped key shows at the
+/// start instead of at the first push. A store that does not answer may answer later, so that does
+/// not stop the start.
 pub(super) async fn open_store(
     settings: &Settings,
     index: &dyn Index,
@@ -28,11 +30,13 @@ pub(super) async fn open_store(
     };
     let store = RemoteBlobs::open(&remote.store)?;
     match store.holds_attic_chunks().await {
-        // Whoever was never started has stored nothing. A listing that fails is told of by the one before.
+        // A server that never ran has stored nothing. If this listing fails, the listing before has
+        // already reported it.
         Ok(false) if !was_started && store.holds_packs().await.unwrap_or(false) => {
             warnings.push(packs_without_index(&store.name()));
         }
-        // A bucket or prefix that was mistyped. Every NAR that is asked for would be marked as damaged, for all replicas.
+        // The bucket or prefix was mistyped. If the server started, it would mark every requested
+        // NAR as damaged, for all replicas.
         Ok(false)
             if was_started && !store.holds_packs().await.unwrap_or(true) && holds_objects(index).await? =>
         {
@@ -53,7 +57,8 @@ pub(super) async fn open_store(
     Ok(Arc::new(Retrying::new(limited, remote.retries.clone(), counters)))
 }
 
-/// Whether there are sound objects: then there are packs. Looks for those that were pushed first.
+/// Whether there are sound objects, and therefore packs. Looks at the objects that were pushed
+/// first.
 async fn holds_objects(index: &dyn Index) -> Result<bool> {
     const PAGES: usize = 10;
     let mut position = OutboxPosition::START;
@@ -78,14 +83,14 @@ pub(super) fn packs_without_index(store: &dyn std::fmt::Display) -> String {
     format!("{store} holds packs that the new index does not know; was the database lost?")
 }
 
-/// Attic's folders look like ours from the outside: one with a database, one with many files.
+/// Attic's folders resemble ours: one with a database, one with many files.
 pub(crate) fn refuse_foreign_folders(settings: &Settings) -> Result<()> {
     let owner = "Attic";
-    // What `atticd` makes when it is started without settings.
+    // `atticd` makes this file when it runs without settings.
     if settings.data_dir.join("server.db").exists() {
         return Err(Error::ForeignFolder { path: settings.data_dir.clone(), owner });
     }
-    // `storage` of a data folder and `storage.path` are the same by default.
+    // By default, `storage` of a data folder and `storage.path` are the same.
     for path in [settings.storage_path.clone(), settings.data_dir.clone()] {
         if holds_chunk_files(&path, 3).map_err(Error::io("look into", &path))? {
             return Err(Error::ForeignFolder { path, owner });
@@ -94,10 +99,12 @@ pub(crate) fn refuse_foreign_folders(settings: &Settings) -> Result<()> {
     Ok(())
 }
 
-/// A store of Attic's shows itself early; a folder of millions of other files must not hold up the start.
+/// Most entries to inspect. A store of Attic is recognisable early, and a folder of millions of
+/// other files must not delay the start.
 const ENTRIES_MAX: usize = 1_000;
 
-/// Attic's store holds `<uuid>.chunk` files, in older versions at its top, in newer ones two folders down.
+/// Attic's store has `<uuid>.chunk` files: at its top in older versions, two folders down in newer
+/// ones.
 fn holds_chunk_files(folder: &Path, depth: usize) -> io::Result<bool> {
     let entries = match fs::read_dir(folder) {
         Ok(entries) => entries,
@@ -113,13 +120,13 @@ fn holds_chunk_files(folder: &Path, depth: usize) -> io::Result<bool> {
         if path.extension().is_some_and(|extension| extension == "chunk") {
             return Ok(true);
         }
-        // Ours are not searched: they hold nothing but packs, in at most 256 folders.
+        // Skips Dormer's packs: at most 256 folders with nothing but packs.
         let is_ours = entry.file_name() == "packs";
         if !is_ours && depth > 1 && entry.file_type()?.is_dir() {
             subfolders.push(path);
         }
     }
-    // Chunks fill all folders of a level evenly, so a few tell.
+    // Chunks fill all folders of a level evenly, so a few folders are enough.
     for subfolder in subfolders.into_iter().take(16) {
         if holds_chunk_files(&subfolder, depth - 1)? {
             return Ok(true);

@@ -1,7 +1,8 @@
-//! Edge targets: `[[edge]]` in the settings file, each read as a set of settings of its own.
+//! Edge targets: each `[[edge]]` table in the settings file is its own set of settings.
 //!
-//! A target's keys can be set by variables too, with its name between: `DORMER_EDGE_R2_CREDENTIALS_SECRET_ACCESS_KEY` is that
-//! key of the target `r2`. The targets themselves are named in the file.
+//! Variables can set a target's keys too, with the target's name in the middle:
+//! `DORMER_EDGE_R2_CREDENTIALS_SECRET_ACCESS_KEY` sets that key of the target `r2`. Only the file
+//! names the targets.
 
 use std::path::PathBuf;
 
@@ -10,18 +11,19 @@ use dormer_publish::TargetSettings;
 
 use super::error::{Error, Result};
 use super::keys::{self, EDGE_KEYS};
-use super::raw::{Environment, Origin, Raw};
-use super::resolve::{boolean, count, duration, integer, list, path, size, text, wrong};
+use super::origin::Origin;
+use super::raw::{Environment, Raw};
 use super::storage::{StoreKeys, remote_store};
+use super::values::{boolean, count, duration, integer, list, path, size, text, wrong};
 
-/// A target: what to publish there, and where it is.
+/// A target: what to publish, and where.
 #[derive(Debug, Clone)]
 pub(crate) struct EdgeTarget {
     pub(crate) target: TargetSettings,
     pub(crate) place: EdgePlace,
 }
 
-/// Where a target is.
+/// The place of a target.
 #[derive(Debug, Clone)]
 pub(crate) enum EdgePlace {
     Folder(PathBuf),
@@ -44,7 +46,7 @@ const EDGE: StoreKeys = StoreKeys {
     retry_time: keys::EDGE_RETRY_TIME,
 };
 
-/// Reads the tables of `[[edge]]`, with the variables of each.
+/// Reads the `[[edge]]` tables and the variables of each.
 pub(super) fn read_targets(
     value: &toml::Value,
     origin: &Origin,
@@ -53,7 +55,7 @@ pub(super) fn read_targets(
     let not_tables = || Error::Value {
         key: "edge",
         origin: origin.clone(),
-        problem: "wants tables, each under [[edge]]".to_owned(),
+        problem: "expects tables, each under [[edge]]".to_owned(),
     };
     let tables = value.as_array().ok_or_else(not_tables)?;
     let mut targets: Vec<Raw> = Vec::new();
@@ -73,7 +75,7 @@ pub(super) fn read_targets(
 
 fn read_target(table: &toml::Table, name: &str, origin: &Origin, environment: &Environment) -> Result<Raw> {
     if !is_name(name) {
-        let problem = "wants a name: letters, digits and dashes, 50 at most".to_owned();
+        let problem = "expects a name: letters, digits and dashes, 50 at most".to_owned();
         return Err(Error::Value { key: keys::EDGE_NAME.path, origin: origin.clone(), problem });
     }
     let mut target = Raw::with_defaults(EDGE_KEYS)?;
@@ -92,13 +94,13 @@ fn is_name(name: &str) -> bool {
     (1..=50).contains(&name.len()) && name.bytes().all(allowed) && !name.starts_with('-')
 }
 
-/// The variable of a target's key.
+/// The variable for a target's key.
 fn variable(name: &str, key: &keys::Key) -> String {
     let rest = key.path.strip_prefix("edge.").unwrap_or(key.path);
     format!("{}EDGE_{name}_{rest}", keys::VARIABLE_PREFIX).replace(['.', '-'], "_").to_ascii_uppercase()
 }
 
-/// Names of all variables that these targets know.
+/// Names of all variables for these targets.
 pub(super) fn variables(targets: &[Raw]) -> Vec<String> {
     let of = |target: &Raw| {
         let name = text(target, &keys::EDGE_NAME).to_owned();
@@ -107,7 +109,7 @@ pub(super) fn variables(targets: &[Raw]) -> Vec<String> {
     targets.iter().flat_map(of).collect()
 }
 
-/// Checks what belongs together.
+/// Checks settings that depend on each other.
 pub(super) fn resolve_targets(targets: &[Raw], notes: &mut Vec<String>) -> Result<Vec<EdgeTarget>> {
     targets
         .iter()
@@ -122,21 +124,21 @@ fn resolve_target(raw: &Raw, notes: &mut Vec<String>) -> Result<EdgeTarget> {
     let place = match remote_store(raw, &EDGE, notes)? {
         Some((store, retries)) => EdgePlace::Bucket(Box::new(store), retries),
         None if raw.find(&keys::EDGE_PATH).is_some() => EdgePlace::Folder(path(raw, &keys::EDGE_PATH)),
-        None => return Err(wrong(raw, &keys::EDGE_TYPE, "needs edge.path beside it".to_owned())),
+        None => return Err(wrong(raw, &keys::EDGE_TYPE, "needs edge.path too".to_owned())),
     };
     let caches = match raw.find(&keys::EDGE_CACHES) {
         Some(_) => list(raw, &keys::EDGE_CACHES),
         None => Vec::new(),
     };
     if caches.is_empty() {
-        let problem = "wants the caches to publish, such as [\"main\", \"team-*\"]".to_owned();
+        let problem = "expects the caches to publish, such as [\"main\", \"team-*\"]".to_owned();
         return Err(wrong(raw, &keys::EDGE_CACHES, problem));
     }
     let caches = caches
         .iter()
         .map(|name| {
             name.parse().map_err(|_| {
-                wrong(raw, &keys::EDGE_CACHES, format!("'{name}' is no name of a cache or pattern"))
+                wrong(raw, &keys::EDGE_CACHES, format!("'{name}' is not the name of a cache or a pattern"))
             })
         })
         .collect::<Result<Vec<_>>>()?;

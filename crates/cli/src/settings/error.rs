@@ -1,8 +1,9 @@
-//! Why settings cannot be used. Every message names the key and the place it was set in; none shows a secret's value.
+//! Why settings cannot be used. Every message names the key and the place that set it. No message
+//! shows a secret's value.
 
 use std::path::PathBuf;
 
-use super::raw::Origin;
+use super::origin::Origin;
 
 /// Result of reading settings.
 pub(crate) type Result<T, E = Error> = std::result::Result<T, E>;
@@ -31,7 +32,7 @@ pub(crate) enum Error {
 }
 
 impl Error {
-    /// What the user can do about it.
+    /// What the user can do about the error.
     pub(crate) fn hint(&self) -> Option<String> {
         match self {
             Self::UnknownKey { nearest: Some(nearest), .. } => Some(format!("did you mean '{nearest}'?")),

@@ -1,56 +1,16 @@
-//! First step: gather what was set, where, and check each value by itself.
-//!
-//! Layers, weakest first: defaults, Attic's variables, the file, our variables, flags. Attic's variables stand below the
-//! file because `atticd` reads them only where its file is silent.
+//! First step: the values and their origins, each value checked by itself. [`super::sources`] reads
+//! them from all sources.
 
 use std::collections::BTreeMap;
-use std::fmt;
 use std::net::SocketAddr;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::time::Duration;
 
-use base64::Engine as _;
-use base64::engine::general_purpose::STANDARD;
-
-use super::edge;
 use super::error::{Error, Result};
-use super::keys::{
-    ATTIC_CONFIG_VARIABLE, CONFIG_VARIABLE, KEYS, Key, Kind, SIGNING_KEYS, Standing, VARIABLE_PREFIX,
-};
+use super::keys::{KEYS, Key, Kind, SIGNING_KEYS, Standing};
 use super::nearest::nearest;
+use super::origin::{Origin, place};
 use super::units;
-
-/// Variables that begin like ours but are set or read elsewhere.
-const OTHER_VARIABLES: &[&str] = &[
-    // Kubernetes sets these in every container when a Service is named `dormer`.
-    "DORMER_SERVICE_",
-    "DORMER_PORT",
-    // The client's.
-    "DORMER_TOKEN",
-    "DORMER_SERVER",
-    "DORMER_ENDPOINT",
-    "DORMER_CLIENT_",
-];
-
-/// Where a value comes from.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) enum Origin {
-    Default,
-    File(PathBuf),
-    Variable(String),
-    Flag(&'static str),
-}
-
-impl fmt::Display for Origin {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Default => f.write_str("default"),
-            Self::File(path) => write!(f, "file {}", path.display()),
-            Self::Variable(name) => write!(f, "env {name}"),
-            Self::Flag(flag) => write!(f, "flag {flag}"),
-        }
-    }
-}
 
 /// A checked value.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -70,19 +30,19 @@ pub(crate) struct Setting {
     pub(crate) origin: Origin,
 }
 
-/// The process's environment, as a value, so that tests can make one up.
+/// The process's environment as a value, so that tests can make one.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Environment(BTreeMap<String, std::ffi::OsString>);
 
 impl Environment {
-    /// The real one.
+    /// The environment of this process.
     pub(crate) fn of_process() -> Self {
         Self(
             std::env::vars_os().filter_map(|(name, value)| Some((name.into_string().ok()?, value))).collect(),
         )
     }
 
-    /// A variable that is set to something; one that is empty counts as not set, as in most container tools.
+    /// The text of a variable. An empty variable counts as unset, as in most container tools.
     pub(crate) fn text(&self, name: &str) -> Result<Option<&str>> {
         match self.0.get(name) {
             Some(value) => match value.to_str() {
@@ -93,7 +53,12 @@ impl Environment {
         }
     }
 
-    /// A variable that holds a path.
+    /// The names of all variables.
+    pub(super) fn names(&self) -> impl Iterator<Item = &String> {
+        self.0.keys()
+    }
+
+    /// A variable with a path.
     pub(crate) fn path(&self, name: &str) -> Option<&Path> {
         self.0.get(name).map(Path::new).filter(|path| !path.as_os_str().is_empty())
     }
@@ -113,25 +78,18 @@ impl<const N: usize> From<[(&str, &str); N]> for Environment {
     }
 }
 
-/// Everything that was set, by key.
+/// All values, by key.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Raw {
     settings: BTreeMap<&'static str, Setting>,
-    /// Targets under `[[edge]]`, each with settings of its own.
+    /// Targets under `[[edge]]`, each with its own settings.
     pub(crate) edges: Vec<Raw>,
-    /// What the user should know but that stops nothing; one line each.
+    /// Notes for the user that do not stop the start; one line each.
     pub(crate) notes: Vec<String>,
 }
 
-/// What the command line says about settings.
-#[derive(Debug, Clone, Default)]
-pub(crate) struct Flags {
-    pub(crate) config: Option<PathBuf>,
-    pub(crate) values: Vec<(Key, String)>,
-}
-
 impl Raw {
-    /// The defaults of these keys.
+    /// Starts with the defaults of these keys.
     pub(super) fn with_defaults(keys: &[Key]) -> Result<Self> {
         let mut raw = Self::default();
         for key in keys {
@@ -142,7 +100,7 @@ impl Raw {
         Ok(raw)
     }
 
-    /// Reads a table whose keys stand below `section`.
+    /// Reads a table with keys below `section`.
     pub(super) fn read_section(
         &mut self,
         section: &str,
@@ -155,45 +113,17 @@ impl Raw {
         self.set_layer(layer)
     }
 
-    /// Reads all layers.
-    pub(crate) fn read(environment: &Environment, flags: &Flags) -> Result<Self> {
-        let mut raw = Self::with_defaults(KEYS)?;
-        raw.read_variables(environment, |key| key.attic_variable.map(str::to_owned))?;
-        let file = flags.config.as_deref().or_else(|| environment.path(CONFIG_VARIABLE));
-        if let Some(path) = file {
-            let text = std::fs::read_to_string(path)
-                .map_err(|source| Error::ReadFile { path: path.to_owned(), source })?;
-            raw.read_toml(&text, &Origin::File(path.to_owned()), environment)?;
-        } else if let Some(encoded) = environment.text(ATTIC_CONFIG_VARIABLE)? {
-            let origin = Origin::Variable(ATTIC_CONFIG_VARIABLE.to_owned());
-            let bytes = STANDARD
-                .decode(encoded.trim())
-                .map_err(|source| Error::NotBase64 { variable: ATTIC_CONFIG_VARIABLE, source })?;
-            let text = String::from_utf8(bytes)
-                .map_err(|_| Error::NotText { variable: ATTIC_CONFIG_VARIABLE.to_owned() })?;
-            raw.read_toml(&text, &origin, environment)?;
-        }
-        raw.read_variables(environment, |key| Some(key.variable()))?;
-        raw.note_unknown_variables(environment);
-        for (key, text) in &flags.values {
-            let flag = key.flag.expect("only keys with a flag come from flags");
-            raw.set_text(key, text, &Origin::Flag(flag))?;
-        }
-        raw.note_ignored_keys();
-        Ok(raw)
-    }
-
-    /// What is set for a key.
+    /// The setting of a key.
     pub(crate) fn find(&self, key: &Key) -> Option<&Setting> {
         self.settings.get(key.path)
     }
 
-    /// Fills in a default that had to be computed.
+    /// Sets a default that was computed.
     pub(crate) fn set_default(&mut self, key: &Key, value: Value) {
         self.settings.entry(key.path).or_insert(Setting { value, origin: Origin::Default });
     }
 
-    fn read_variables(
+    pub(super) fn read_variables(
         &mut self,
         environment: &Environment,
         name: impl Fn(&Key) -> Option<String>,
@@ -209,27 +139,13 @@ impl Raw {
         self.set_layer(layer)
     }
 
-    fn read_toml(&mut self, text: &str, origin: &Origin, environment: &Environment) -> Result<()> {
-        let mut table: toml::Table = text.parse().map_err(|error: toml::de::Error| {
-            let start = error.span().map_or(0, |span| span.start.min(text.len()));
-            Error::Syntax {
-                place: place(origin),
-                line: text.get(..start).unwrap_or_default().matches('\n').count() + 1,
-                message: error.message().to_owned(),
-            }
-        })?;
-        if let Some(targets) = table.remove("edge") {
-            self.edges = edge::read_targets(&targets, origin, environment)?;
-        }
-        self.read_section("", &table, origin, KEYS)
-    }
-
     pub(super) fn set_text(&mut self, key: &Key, text: &str, origin: &Origin) -> Result<()> {
         let value = parse_text(key, text, origin)?;
         self.set_layer(vec![(*key, value, origin.clone())])
     }
 
-    /// A layer covers those below it, key by key; the `jwt.signing` keys exclude each other and are covered together.
+    /// A layer overrides the layers below it, key by key. The `jwt.signing` keys exclude each
+    /// other, so a layer overrides all of them together.
     fn set_layer(&mut self, layer: Vec<(Key, Value, Origin)>) -> Result<()> {
         let signs = |key: &Key| SIGNING_KEYS.iter().any(|signing| signing.path == key.path);
         let mut signing = layer.iter().filter(|(key, ..)| signs(key));
@@ -248,8 +164,8 @@ impl Raw {
         Ok(())
     }
 
-    /// Attic's keys without a meaning here become one note a reason.
-    fn note_ignored_keys(&mut self) {
+    /// Adds one note per reason for Attic's keys that have no effect.
+    pub(super) fn note_ignored_keys(&mut self) {
         let mut ignored: Vec<(&'static str, Vec<&'static str>)> = Vec::new();
         for key in KEYS.iter().filter(|key| self.settings.contains_key(key.path)) {
             let Standing::Ignored(why) = key.standing else { continue };
@@ -260,27 +176,6 @@ impl Raw {
         }
         self.notes
             .extend(ignored.into_iter().map(|(why, paths)| format!("ignored: {} ({why})", paths.join(", "))));
-    }
-
-    /// An error would be too strong: anybody may set a variable that begins with our name.
-    fn note_unknown_variables(&mut self, environment: &Environment) {
-        let ours = KEYS.iter().map(Key::variable).chain([CONFIG_VARIABLE.to_owned()]);
-        let known: Vec<String> = ours.chain(edge::variables(&self.edges)).collect();
-        for name in environment.0.keys().filter(|name| name.starts_with(VARIABLE_PREFIX)) {
-            if known.contains(name) || OTHER_VARIABLES.iter().any(|prefix| name.starts_with(prefix)) {
-                continue;
-            }
-            let hint = nearest(name, known.iter().map(String::as_str))
-                .map_or(String::new(), |nearest| format!(", did you mean {nearest}?"));
-            self.notes.push(format!("unknown variable {name}{hint}"));
-        }
-    }
-}
-
-fn place(origin: &Origin) -> String {
-    match origin {
-        Origin::File(path) => path.display().to_string(),
-        other => other.to_string(),
     }
 }
 
@@ -301,7 +196,7 @@ fn read_table(
             keys.iter().any(|key| key.path.strip_prefix(&path).is_some_and(|rest| rest.starts_with('.')));
         match value {
             toml::Value::Table(inner) if is_section => read_table(&path, inner, origin, keys, layer)?,
-            // A mistyped section is best explained by its first key.
+            // The first key of a mistyped section gives the best explanation.
             toml::Value::Table(inner) if !inner.is_empty() => read_table(&path, inner, origin, keys, layer)?,
             _ => {
                 let nearest = nearest(&path, keys.iter().map(|key| key.path)).map(str::to_owned);
@@ -318,24 +213,24 @@ fn parse_toml(key: &Key, value: &toml::Value, origin: &Origin) -> Result<Value> 
         (Kind::List, toml::Value::Array(items)) => {
             let texts: Option<Vec<String>> =
                 items.iter().map(|item| item.as_str().map(str::to_owned)).collect();
-            texts.map(Value::List).ok_or_else(|| wrong("wants a list of texts".to_owned()))
+            texts.map(Value::List).ok_or_else(|| wrong("expects a list of texts".to_owned()))
         }
-        (Kind::List, _) => Err(wrong("wants a list of texts, such as [\"a\", \"b\"]".to_owned())),
+        (Kind::List, _) => Err(wrong("expects a list of texts, such as [\"a\", \"b\"]".to_owned())),
         (Kind::Integer(..) | Kind::Size(..) | Kind::Duration(..), toml::Value::Integer(number)) => {
             parse_text(key, &number.to_string(), origin)
         }
         (Kind::Bool, toml::Value::Boolean(flag)) => Ok(Value::Bool(*flag)),
         (Kind::Integer(..) | Kind::Bool, toml::Value::String(_)) => {
-            Err(wrong(format!("wants {}, without quotes", wanted(key.kind))))
+            Err(wrong(format!("expects {}, without quotes", wanted(key.kind))))
         }
         (_, toml::Value::String(text)) => parse_text(key, text, origin),
-        (kind, other) => Err(wrong(format!("wants {}, not a {}", wanted(kind), other.type_str()))),
+        (kind, other) => Err(wrong(format!("expects {}, not a {}", wanted(kind), other.type_str()))),
     }
 }
 
 fn parse_text(key: &Key, text: &str, origin: &Origin) -> Result<Value> {
     let wrong = |problem: String| Error::Value { key: key.path, origin: origin.clone(), problem };
-    // The value of a secret is not shown, however wrong it is.
+    // Never shows the value of a secret, however wrong.
     let not = || {
         if key.secret {
             format!("is not {}", wanted(key.kind))
@@ -404,7 +299,7 @@ fn parse_text(key: &Key, text: &str, origin: &Origin) -> Result<Value> {
     }
 }
 
-/// The word for nowhere.
+/// The value for "no address".
 const OFF: &str = "off";
 
 fn parse_address(text: &str) -> Option<SocketAddr> {
@@ -412,7 +307,7 @@ fn parse_address(text: &str) -> Option<SocketAddr> {
     numeric.as_deref().unwrap_or(text).parse().ok()
 }
 
-/// What a kind wants, for messages and for the reference.
+/// What a kind expects, for messages and for the reference.
 pub(crate) fn wanted(kind: Kind) -> String {
     match kind {
         Kind::Text => "a text".to_owned(),

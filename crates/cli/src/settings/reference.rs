@@ -1,4 +1,4 @@
-//! docs/SETTINGS.md, made from the table of keys; a test compares it with the file.
+//! docs/SETTINGS.md, generated from the table of keys. A test compares it with the file.
 
 use std::fmt::Write as _;
 

@@ -1,12 +1,10 @@
-//! Second step: from what was set to what the server is started with, checking what belongs together.
+//! Second step: turns the gathered values into the settings of the server, and checks values that
+//! depend on each other.
 
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use base64::Engine as _;
-use base64::engine::general_purpose::STANDARD;
-use dormer_api::Secret;
 use dormer_engine::EngineSettings;
 use dormer_format::ChunkParams;
 
@@ -14,31 +12,27 @@ use super::database::{PostgresDatabase, is_postgres, postgres, sqlite_path};
 use super::edge::{EdgeTarget, resolve_targets};
 use super::error::{Error, Result};
 use super::keys::{self, Key};
-use super::raw::{Environment, Flags, Origin, Raw, Value};
+use super::origin::Origin;
+use super::raw::{Environment, Raw, Value};
+use super::sources::{self, Flags};
 use super::storage::{RemoteStorage, remote_storage};
+use super::values::{
+    base64, boolean, count, duration, integer, list, optional_text, origin, path, size, text, wrong,
+};
 
-// What was read was checked against its key's kind, so a value of another kind is a defect of the table.
-macro_rules! value_of {
-    ($raw:expr, $key:expr, $variant:path) => {
-        match $raw.find($key).map(|setting| &setting.value) {
-            Some($variant(value)) => value,
-            other => unreachable!("{} is {other:?}", $key.path),
-        }
-    };
-}
-
-/// By when load balancers have noticed: most look every second or two, and believe the second no.
+/// Load balancers notice within this time: most check every second or two, and act at the second
+/// refusal.
 const DRAIN_DELAY: Duration = Duration::from_secs(5);
 
-/// Settings of this process, checked.
+/// The checked settings of this process.
 #[derive(Debug, Clone)]
 pub(crate) struct Settings {
     pub(crate) listen: SocketAddr,
     pub(crate) data_dir: PathBuf,
-    /// File of the index, if no server is named.
+    /// File of the index, unless the index is on a server.
     pub(crate) database_path: PathBuf,
     pub(crate) postgres: Option<PostgresDatabase>,
-    /// Folder of the packs, if no other store is named.
+    /// Folder of the packs, unless they are in a bucket.
     pub(crate) storage_path: PathBuf,
     pub(crate) remote_storage: Option<RemoteStorage>,
     pub(crate) master_key: Option<[u8; 32]>,
@@ -47,9 +41,9 @@ pub(crate) struct Settings {
     pub(crate) substituter_endpoint: Option<String>,
     pub(crate) allowed_hosts: Vec<String>,
     pub(crate) max_nar_info_bytes: usize,
-    /// `None`: metrics are off.
+    /// `None` turns metrics off.
     pub(crate) metrics_listen: Option<SocketAddr>,
-    /// Whether somebody chose that address, so that it must not be taken by another.
+    /// Whether the user chose that address. Then a failure to listen there is an error.
     pub(crate) metrics_listen_was_set: bool,
     pub(crate) connections_max: usize,
     pub(crate) uploads_max: usize,
@@ -72,20 +66,20 @@ pub(crate) struct Settings {
     pub(crate) edges: Vec<EdgeTarget>,
     pub(crate) jwt: JwtSettings,
     pub(crate) log: LogSettings,
-    /// What the user should know but that stops nothing.
+    /// Notes for the user that do not stop the start.
     pub(crate) notes: Vec<String>,
 }
 
-/// Tokens: what they are signed with, and what they must say.
+/// Tokens: the key that signs them, and the required claims.
 #[derive(Debug, Clone)]
 pub(crate) struct JwtSettings {
     pub(crate) bound_issuer: Option<String>,
     pub(crate) bound_audiences: Vec<String>,
-    /// `None`: the file in the data folder.
+    /// `None` means the key in the data folder.
     pub(crate) signing: Option<SigningKey>,
 }
 
-/// The key that tokens are signed or verified with, decoded from base64.
+/// The key that signs or verifies tokens, decoded from base64.
 #[derive(Clone)]
 pub(crate) enum SigningKey {
     Hs256(Vec<u8>),
@@ -113,13 +107,13 @@ pub(crate) struct LogSettings {
 impl Settings {
     /// Reads and checks everything.
     pub(crate) fn load(environment: &Environment, flags: &Flags) -> Result<(Self, Raw)> {
-        let mut raw = Raw::read(environment, flags)?;
+        let mut raw = sources::read_all(environment, flags)?;
         fill_paths(&mut raw, environment)?;
         let settings = resolve(&raw)?;
         Ok((settings, raw))
     }
 
-    /// Whether anything of this installation lies in the data folder. Where it all is elsewhere, no folder is made.
+    /// Whether this installation keeps anything in the data folder. If not, no folder is made.
     pub(crate) fn uses_data_dir(&self) -> bool {
         self.postgres.is_none()
             || self.remote_storage.is_none()
@@ -127,7 +121,7 @@ impl Settings {
             || (self.master_key.is_none() && self.master_key_file.starts_with(&self.data_dir))
     }
 
-    /// The index, for people.
+    /// The name of the index, for people.
     pub(crate) fn database_name(&self) -> String {
         match &self.postgres {
             Some(server) => server.name.clone(),
@@ -135,26 +129,26 @@ impl Settings {
         }
     }
 
-    /// The file that holds the token secret when no setting gives one.
+    /// The file with the token secret, if no setting gives one.
     pub(crate) fn token_secret_file(&self) -> PathBuf {
         self.data_dir.join("token-secret")
     }
 
-    /// The file that the first start leaves a token with all permissions in.
+    /// The file in which the first start leaves a token with all permissions.
     pub(crate) fn admin_token_file(&self) -> PathBuf {
         self.data_dir.join("admin-token")
     }
 }
 
-/// Defaults that depend on the environment or on other settings.
+/// Fills in defaults that depend on the environment or on other settings.
 fn fill_paths(raw: &mut Raw, environment: &Environment) -> Result<()> {
     if raw.find(&keys::DATA_DIR).is_none() {
         let home = || environment.path("HOME").map(|home| home.join(".local/share"));
-        // The XDG specification wants a relative path ignored.
+        // The XDG specification says to ignore a relative path.
         let base = environment.path("XDG_DATA_HOME").filter(|path| path.is_absolute()).map(Path::to_owned);
         let base = match base.or_else(home) {
             Some(base) => base,
-            // Never made: see `Settings::uses_data_dir`.
+            // Never created: see `Settings::uses_data_dir`.
             None if needs_no_folder(raw) => PathBuf::from("/nonexistent"),
             None => return Err(Error::NoDataDir),
         };
@@ -174,7 +168,7 @@ fn fill_paths(raw: &mut Raw, environment: &Environment) -> Result<()> {
     Ok(())
 }
 
-/// Whether everything that could lie in the data folder is said to be elsewhere.
+/// Whether the settings put everything outside of the data folder.
 fn needs_no_folder(raw: &Raw) -> bool {
     let set = |key: &Key| raw.find(key).is_some();
     raw.find(&keys::DATABASE_URL).is_some_and(|_| is_postgres(text(raw, &keys::DATABASE_URL)))
@@ -224,7 +218,7 @@ fn resolve(raw: &Raw) -> Result<Settings> {
         substituter_endpoint: optional_text(raw, &keys::SUBSTITUTER_ENDPOINT),
         allowed_hosts: list(raw, &keys::ALLOWED_HOSTS),
         max_nar_info_bytes: count(size(raw, &keys::MAX_NAR_INFO_SIZE)),
-        // "off" is no address.
+        // "off" is not an address.
         metrics_listen: text(raw, &keys::METRICS_LISTEN).parse().ok(),
         metrics_listen_was_set: origin(raw, &keys::METRICS_LISTEN) != Origin::Default,
         connections_max: count(integer(raw, &keys::LIMIT_CONNECTIONS).unsigned_abs()),
@@ -267,7 +261,7 @@ fn engine_settings(raw: &Raw) -> Result<EngineSettings> {
         let problem = format!(
             "chunks.min < chunks.avg < chunks.max must hold, all even, but they are {min}, {avg}, {max} bytes"
         );
-        // Named is the one that was set, not a default that it collides with.
+        // Names the key that was set, instead of a default that conflicts with it.
         let key = [keys::CHUNKS_MIN, keys::CHUNKS_MAX, keys::CHUNKS_AVG]
             .into_iter()
             .find(|key| raw.find(key).is_some_and(|setting| setting.origin != Origin::Default));
@@ -285,57 +279,4 @@ fn engine_settings(raw: &Raw) -> Result<EngineSettings> {
         read_wait: duration(raw, &keys::LIMIT_READ_WAIT),
         ..EngineSettings::default()
     })
-}
-
-fn origin(raw: &Raw, key: &Key) -> Origin {
-    raw.find(key).map_or(Origin::Default, |setting| setting.origin.clone())
-}
-
-pub(super) fn wrong(raw: &Raw, key: &Key, problem: String) -> Error {
-    Error::Value { key: key.path, origin: origin(raw, key), problem }
-}
-
-fn base64(raw: &Raw, key: &Key) -> Result<Option<Vec<u8>>> {
-    let Some(text) = optional_text(raw, key) else { return Ok(None) };
-    // Wrapped secrets are common: `base64` breaks lines after 76 characters.
-    let joined = Secret::new(text.split_ascii_whitespace().collect::<String>());
-    let bytes = STANDARD.decode(joined.expose());
-    bytes.map(Some).map_err(|_| wrong(raw, key, "is not base64".to_owned()))
-}
-
-pub(super) fn text<'a>(raw: &'a Raw, key: &Key) -> &'a str {
-    value_of!(raw, key, Value::Text)
-}
-
-pub(super) fn optional_text(raw: &Raw, key: &Key) -> Option<String> {
-    raw.find(key).map(|_| text(raw, key).to_owned())
-}
-
-pub(super) fn path(raw: &Raw, key: &Key) -> PathBuf {
-    PathBuf::from(text(raw, key))
-}
-
-pub(super) fn list(raw: &Raw, key: &Key) -> Vec<String> {
-    value_of!(raw, key, Value::List).clone()
-}
-
-pub(super) fn size(raw: &Raw, key: &Key) -> u64 {
-    *value_of!(raw, key, Value::Size)
-}
-
-pub(super) fn boolean(raw: &Raw, key: &Key) -> bool {
-    *value_of!(raw, key, Value::Bool)
-}
-
-pub(super) fn integer(raw: &Raw, key: &Key) -> i64 {
-    *value_of!(raw, key, Value::Integer)
-}
-
-pub(super) fn duration(raw: &Raw, key: &Key) -> Duration {
-    *value_of!(raw, key, Value::Duration)
-}
-
-/// Numbers of the table are far below the word size of any machine that this runs on.
-pub(super) fn count(number: u64) -> usize {
-    usize::try_from(number).unwrap_or(usize::MAX)
 }

@@ -1,4 +1,5 @@
-//! `dormer config show`: the settings in force, as a TOML file with the origin of each value, or as JSON.
+//! `dormer config show`: the current settings, as a TOML file with the origin of each value, or as
+//! JSON.
 
 use std::fmt::Write as _;
 
@@ -8,14 +9,14 @@ use super::units;
 
 const REDACTED: &str = "[redacted]";
 
-/// TOML; keys without a value stand as comments, so that the output is a template too.
+/// Settings as TOML. Keys without a value are comments, so that the output is a template too.
 pub(crate) fn to_toml(raw: &Raw) -> String {
     let mut lines: Vec<(String, String)> = Vec::new();
     let mut section = "";
     for key in KEYS {
         let (table, name) = key.section_and_name();
         let setting = raw.find(key);
-        // What has no effect is only shown to those who set it.
+        // Shows a key without effect only if the user set it.
         if setting.is_none() && key.standing != Standing::Used {
             continue;
         }
@@ -48,7 +49,7 @@ pub(crate) fn to_toml(raw: &Raw) -> String {
     }
     let width =
         lines.iter().filter(|(_, origin)| !origin.is_empty()).map(|(line, _)| line.chars().count()).max();
-    // A long path does not push every comment to the right edge.
+    // One long path must not push every comment to the right edge.
     let width = width.unwrap_or(0).min(56);
     let mut out = String::new();
     for (line, origin) in lines {
@@ -61,7 +62,7 @@ pub(crate) fn to_toml(raw: &Raw) -> String {
     out
 }
 
-/// One JSON object: key → value and origin.
+/// One JSON object: each key with its value and origin.
 pub(crate) fn to_json(raw: &Raw) -> serde_json::Value {
     let mut all = to_json_of(raw, KEYS);
     if let (Some(all), false) = (all.as_object_mut(), raw.edges.is_empty()) {
@@ -101,7 +102,7 @@ fn redacted(key: &Key, value: &Value) -> Value {
     }
 }
 
-/// Addresses may carry a user and a password: `scheme://user:password@host/…`.
+/// Removes the password of an address: `scheme://user:password@host/…`.
 fn without_password(text: &str) -> String {
     let Some((scheme, rest)) = text.split_once("://") else { return text.to_owned() };
     let end = rest.find('/').unwrap_or(rest.len());
@@ -111,7 +112,7 @@ fn without_password(text: &str) -> String {
     }
 }
 
-/// A value as TOML, and for the reference.
+/// A value as TOML; the reference uses this form too.
 pub(crate) fn literal(key: &Key, value: &Value) -> String {
     let quoted = |text: &str| toml::Value::String(text.to_owned()).to_string();
     match redacted(key, value) {

@@ -1,14 +1,15 @@
-//! Which store the settings name, and whether what belongs to it is there.
+//! The store of the settings, and whether the keys for it fit together.
 
 use dormer_blobs::remote::{Credentials, RemoteKind};
 use dormer_blobs::{RemoteSettings, RetryPolicy};
 
 use super::error::Result;
 use super::keys::{self, Key};
-use super::raw::{Origin, Raw};
-use super::resolve::{boolean, count, duration, integer, optional_text, path, text, wrong};
+use super::origin::Origin;
+use super::raw::Raw;
+use super::values::{boolean, count, duration, integer, optional_text, path, text, wrong};
 
-/// A store over a network.
+/// A store over the network.
 #[derive(Debug, Clone)]
 pub(crate) struct RemoteStorage {
     pub(crate) store: RemoteSettings,
@@ -16,7 +17,7 @@ pub(crate) struct RemoteStorage {
     pub(crate) retries: RetryPolicy,
 }
 
-/// The keys that describe a store: `[storage]`'s, or those of an edge target.
+/// The keys that describe a store: those of `[storage]` or those of an edge target.
 pub(super) struct StoreKeys {
     pub(super) section: &'static str,
     pub(super) kind: Key,
@@ -50,7 +51,7 @@ const STORAGE: StoreKeys = StoreKeys {
 };
 
 impl StoreKeys {
-    /// Keys that mean nothing for a folder.
+    /// Keys that have no effect on a folder.
     fn remote(&self) -> [&Key; 8] {
         [
             &self.region,
@@ -65,14 +66,14 @@ impl StoreKeys {
     }
 }
 
-/// `None`: packs are kept in a folder.
+/// The remote store of the settings. `None` if packs are kept in a folder.
 pub(super) fn remote_storage(raw: &Raw, notes: &mut Vec<String>) -> Result<Option<RemoteStorage>> {
     let Some((store, retries)) = remote_store(raw, &STORAGE, notes)? else { return Ok(None) };
     let requests_max = count(integer(raw, &keys::STORAGE_REQUESTS).unsigned_abs());
     Ok(Some(RemoteStorage { store, requests_max, retries }))
 }
 
-/// The store that these keys describe; `None` for a folder.
+/// The store that these keys describe. `None` for a folder.
 pub(super) fn remote_store(
     raw: &Raw,
     keys: &StoreKeys,
@@ -88,7 +89,7 @@ pub(super) fn remote_store(
         }
     };
     let Some(bucket) = optional_text(raw, &keys.bucket).filter(|bucket| !bucket.is_empty()) else {
-        return Err(wrong(raw, &keys.kind, format!("needs {} beside it", keys.bucket.path)));
+        return Err(wrong(raw, &keys.kind, format!("needs {} too", keys.bucket.path)));
     };
     let access_key_id = optional_text(raw, &keys.access_key_id);
     let secret_access_key = optional_text(raw, &keys.secret_access_key);
@@ -98,16 +99,16 @@ pub(super) fn remote_store(
         }
         (None, None) => None,
         (Some(_), None) => {
-            let problem = format!("needs {} beside it", keys.secret_access_key.path);
+            let problem = format!("needs {} too", keys.secret_access_key.path);
             return Err(wrong(raw, &keys.access_key_id, problem));
         }
         (None, Some(_)) => {
-            let problem = format!("needs {} beside it", keys.access_key_id.path);
+            let problem = format!("needs {} too", keys.access_key_id.path);
             return Err(wrong(raw, &keys.secret_access_key, problem));
         }
     };
     let endpoint = optional_text(raw, &keys.endpoint).map(|url| url.trim_end_matches('/').to_owned());
-    // Servers of one's own rarely have a wildcard in their DNS.
+    // Self-hosted servers rarely have a wildcard in their DNS.
     let path_style =
         raw.find(&keys.path_style).map_or(endpoint.is_some(), |_| boolean(raw, &keys.path_style));
     let store = RemoteSettings {

@@ -1,4 +1,4 @@
-//! What users write, and what comes of it.
+//! What users write, and the resulting settings or errors.
 
 use std::path::Path;
 use std::time::Duration;
@@ -8,13 +8,14 @@ use base64::engine::general_purpose::STANDARD;
 use dormer_engine::EngineSettings;
 
 use super::keys::{self, KEYS};
-use super::raw::{Environment, Flags};
+use super::raw::Environment;
 use super::resolve::{Settings, SigningKey};
+use super::sources::Flags;
 use super::{Error, reference, show};
 
 const HOME: (&str, &str) = ("HOME", "/home/ada");
 
-/// `server.toml` as Attic's own guide shows it, with every section.
+/// The `server.toml` of Attic's own guide, with every section.
 const ATTIC_SERVER_TOML: &str = r#"
 listen = "[::]:8080"
 allowed-hosts = []
@@ -62,7 +63,7 @@ fn load(toml: &str, environment: &Environment, flags: &[(keys::Key, &str)]) -> R
     Settings::load(environment, &Flags { config: Some(file), values }).map(|(settings, _)| settings)
 }
 
-/// The message, without the folder of the test.
+/// The error message, without the folder of the test.
 fn message(toml: &str) -> String {
     let error = load(toml, &[HOME].into(), &[]).unwrap_err();
     let text = match error.hint() {
@@ -109,16 +110,16 @@ fn a_mistyped_key_is_an_error_that_names_the_nearest() {
 
 #[test]
 fn wrong_values_are_named_with_their_key_and_place() {
-    insta::assert_snapshot!(message("listen = 8080"), @r#"listen (file dormer.toml): wants an address such as "127.0.0.1:8080" or "[::]:8080", not a integer"#);
+    insta::assert_snapshot!(message("listen = 8080"), @r#"listen (file dormer.toml): expects an address such as "127.0.0.1:8080" or "[::]:8080", not a integer"#);
     insta::assert_snapshot!(message("listen = \"8080\""), @r#"listen (file dormer.toml): '8080' is not an address such as "127.0.0.1:8080" or "[::]:8080""#);
     insta::assert_snapshot!(message("[chunks]\nzstd-level = 40"), @"chunks.zstd-level (file dormer.toml): 40 is out of range, 1 to 19");
-    insta::assert_snapshot!(message("[chunks]\nzstd-level = \"5\""), @"chunks.zstd-level (file dormer.toml): wants a number, without quotes");
+    insta::assert_snapshot!(message("[chunks]\nzstd-level = \"5\""), @"chunks.zstd-level (file dormer.toml): expects a number, without quotes");
     insta::assert_snapshot!(message("[chunks]\navg = \"64 kilo\""), @r#"chunks.avg (file dormer.toml): '64 kilo' is not a size such as "64 MiB""#);
     insta::assert_snapshot!(message("[chunks]\nmin = \"1 MiB\""), @"chunks.min (file dormer.toml): chunks.min < chunks.avg < chunks.max must hold, all even, but they are 1048576, 131072, 524288 bytes");
     insta::assert_snapshot!(message("[limits]\nupload-wait = \"2 days\""), @"limits.upload-wait (file dormer.toml): 2 days is out of range, 0s to 1h");
     insta::assert_snapshot!(message("api-endpoint = \"cache.example.org\""), @r#"api-endpoint (file dormer.toml): 'cache.example.org' is not an address such as "https://cache.example.org/""#);
-    insta::assert_snapshot!(message("allowed-hosts = \"a\""), @r#"allowed-hosts (file dormer.toml): wants a list of texts, such as ["a", "b"]"#);
-    insta::assert_snapshot!(message("soft-delete-caches = \"yes\""), @"soft-delete-caches (file dormer.toml): wants true or false, without quotes");
+    insta::assert_snapshot!(message("allowed-hosts = \"a\""), @r#"allowed-hosts (file dormer.toml): expects a list of texts, such as ["a", "b"]"#);
+    insta::assert_snapshot!(message("soft-delete-caches = \"yes\""), @"soft-delete-caches (file dormer.toml): expects true or false, without quotes");
     insta::assert_snapshot!(message("a = 1\nb = = 2"), @"dormer.toml is not TOML: line 2: extra `=`, expected nothing");
     insta::assert_snapshot!(message("master-key = \"aGk=\""), @"master-key (file dormer.toml): holds 2 bytes, not 32");
 }
@@ -164,7 +165,7 @@ fn where_everything_is_elsewhere_no_folder_is_needed() {
 
 #[test]
 fn a_store_over_a_network_wants_what_it_needs() {
-    insta::assert_snapshot!(message("[storage]\ntype = \"s3\""), @"storage.type (file dormer.toml): needs storage.bucket beside it");
+    insta::assert_snapshot!(message("[storage]\ntype = \"s3\""), @"storage.type (file dormer.toml): needs storage.bucket too");
     insta::assert_snapshot!(message("[storage]\ntype = \"s3\"\nbucket = \"b\"\ncredentials = { access_key_id = \"a\" }"), @"storage.credentials.access_key_id (file dormer.toml): needs storage.credentials.secret_access_key beside it");
     let toml = "[storage]\ntype = \"s3\"\nbucket = \"b\"\nregion = \"r\"\nendpoint = \"http://minio:9000/\"\n[storage.credentials]\n\
                 access_key_id = \"a\"\nsecret_access_key = \"hunter2\"\n";
@@ -193,7 +194,7 @@ fn attics_server_toml_is_accepted_whole() {
     assert_eq!(settings.jwt.bound_issuer.as_deref(), Some("some-issuer"));
     assert_eq!(settings.jwt.bound_audiences, ["some-audience1", "some-audience2"]);
     assert!(matches!(&settings.jwt.signing, Some(SigningKey::Hs256(secret)) if secret == b"hunter2hunter2"));
-    // Its chunk sizes are not ours.
+    // Attic's chunk sizes do not set ours.
     assert_eq!(settings.engine.chunk_params, EngineSettings::default().chunk_params);
     insta::assert_snapshot!(settings.notes.join("\n"), @r"
     ignored: soft-delete-caches (a destroyed cache's name is free at once, its bytes go later)
@@ -215,7 +216,7 @@ fn attics_variables_are_read_where_the_file_is_silent() {
     let settings = load("", &variables.into(), &[]).unwrap();
     assert_eq!(settings.database_path, Path::new("/from/attic"));
     assert!(matches!(&settings.jwt.signing, Some(SigningKey::Rs256Public(key)) if key == b"pub"));
-    // As in Attic, a signing key in the file counts alone.
+    // As in Attic, a signing key in the file replaces all others.
     let settings = load(ATTIC_SERVER_TOML, &variables.into(), &[]).unwrap();
     assert_eq!(settings.database_path, Path::new("/var/lib/dormer/index.sqlite"));
     assert!(matches!(settings.jwt.signing, Some(SigningKey::Hs256(_))));
@@ -298,11 +299,11 @@ fn the_settings_in_force_are_shown_with_their_origin_and_without_secrets() {
     let threads = EngineSettings::default().cpu_threads.to_string();
     let shown = shown.replace(&format!("cpu-threads = {threads:<42}"), &format!("cpu-threads = {:<42}", "N"));
     insta::assert_snapshot!("config_show", shown);
-    // What is shown can be read again.
+    // The output can be read again.
     assert!(toml::from_str::<toml::Table>(&shown.replace("= N ", "= 1 ")).is_ok(), "{shown}");
 }
 
-/// Renew with `DORMER_RENEW=1 cargo test -p dormer settings_reference`.
+/// Update with `DORMER_RENEW=1 cargo test -p dormer settings_reference`.
 #[test]
 fn settings_reference_is_made_from_the_table() {
     let page = reference::to_markdown();

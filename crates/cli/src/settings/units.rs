@@ -1,7 +1,8 @@
-//! Sizes and durations as people write them, and back.
+//! Sizes and durations in the form that people write, and back.
 //!
-//! Durations take the words of Attic's settings and tokens (`2y`, `3 months`): a month is 30.44 days and a year 365.25
-//! days there, so they are here, and a token for "1 month" lives equally long wherever it was made.
+//! Durations accept the words of Attic's settings and tokens (`2y`, `3 months`). As in Attic, a
+//! month is 30.44 days and a year 365.25 days. A token for "1 month" is therefore valid equally
+//! long wherever it was made.
 
 use std::time::Duration;
 
@@ -28,7 +29,7 @@ const SIZE_UNITS: &[(&str, u64)] = &[
     ("B", 1),
 ];
 
-/// Reads `90`, `90s`, `250ms`, `2h 30min`, `3 months`. A bare number counts seconds.
+/// Parses `90`, `90s`, `250ms`, `2h 30min`, `3 months`. A bare number means seconds.
 pub(crate) fn parse_duration(text: &str) -> Option<Duration> {
     let mut rest = text.trim();
     let mut total = Duration::ZERO;
@@ -55,7 +56,7 @@ pub(crate) fn parse_duration(text: &str) -> Option<Duration> {
     Some(total)
 }
 
-/// Reads `1048576`, `1 MiB`, `1MiB`, `64 KB`. A bare number counts bytes.
+/// Parses `1048576`, `1 MiB`, `1MiB`, `64 KB`. A bare number means bytes.
 pub(crate) fn parse_size(text: &str) -> Option<u64> {
     let (number, unit) = split_number(text.trim())?;
     let unit = unit.trim();
@@ -72,14 +73,15 @@ fn split_number(text: &str) -> Option<(u64, &str)> {
     Some((digits.parse().ok()?, rest))
 }
 
-/// Writes a duration so that [`parse_duration`] reads the same one, in the largest unit that divides it.
+/// Writes a duration in the largest unit that divides it. [`parse_duration`] reads the same
+/// duration back.
 pub(crate) fn write_duration(duration: Duration) -> String {
     if duration.subsec_millis() != 0 {
         return format!("{}ms", duration.as_millis());
     }
     let seconds = duration.as_secs();
     for (names, unit) in DURATION_UNITS.iter().rev() {
-        // Weeks would only be a guess at what was meant; and `M` beside `m` would be a trap.
+        // Weeks would only be a guess, and `M` beside `m` would be a trap.
         if *unit != 604_800 && seconds != 0 && seconds.is_multiple_of(*unit) {
             let name = if *unit == 2_630_016 { " months" } else { names[0] };
             return format!("{}{name}", seconds / unit);
@@ -88,7 +90,8 @@ pub(crate) fn write_duration(duration: Duration) -> String {
     format!("{seconds}s")
 }
 
-/// Writes a size so that [`parse_size`] reads the same one, in the largest binary unit that divides it.
+/// Writes a size in the largest binary unit that divides it. [`parse_size`] reads the same size
+/// back.
 pub(crate) fn write_size(bytes: u64) -> String {
     for (unit, name) in [(1 << 30, "GiB"), (1 << 20, "MiB"), (1 << 10, "KiB")] {
         if bytes != 0 && bytes.is_multiple_of(unit) {
@@ -101,10 +104,10 @@ pub(crate) fn write_size(bytes: u64) -> String {
 /// A size for people, rounded: `38.2 MiB`.
 pub(crate) fn human_size(bytes: u64) -> String {
     const UNITS: [&str; 5] = ["B", "KiB", "MiB", "GiB", "TiB"];
-    #[expect(clippy::cast_precision_loss, reason = "rounded to one digit behind the point anyway")]
+    #[expect(clippy::cast_precision_loss, reason = "rounded to one digit after the point anyway")]
     let mut value = bytes as f64;
     let mut unit = 0;
-    // 1023.95 would be printed as 1024.0.
+    // 1023.95 would print as 1024.0.
     while value >= 1023.95 && unit + 1 < UNITS.len() {
         value /= 1024.0;
         unit += 1;

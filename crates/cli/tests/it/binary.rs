@@ -1,6 +1,8 @@
-//! What the real binary says: exit code, standard output and standard error, with ports, keys and paths filtered.
+//! The output of the real binary: exit code, standard output and standard error, with ports, keys
+//! and paths filtered.
 //!
-//! The stories with a real Nix are in the workspace's `tests/`; here a server runs, and a script stands in for `nix`.
+//! The workspace's `tests/` uses a real Nix. Here a server runs, and a script stands in for
+//! `nix`.
 
 #![expect(clippy::unwrap_used, reason = "helpers of tests: a panic is the failure")]
 
@@ -9,15 +11,15 @@ use std::io::{BufRead as _, BufReader};
 use std::path::Path;
 use std::process::Stdio;
 
-use crate::place::Place;
+use crate::test_home::TestHome;
 
 #[test]
 fn help_teaches() {
-    let place = Place::new();
-    insta::assert_snapshot!("help", place.run(&["--help"]));
-    insta::assert_snapshot!("help_serve", place.run(&["serve", "--help"]));
-    insta::assert_snapshot!("help_push", place.run(&["push", "--help"]));
-    // Every command has an example or is one line of words.
+    let home = TestHome::new();
+    insta::assert_snapshot!("help", home.run(&["--help"]));
+    insta::assert_snapshot!("help_serve", home.run(&["serve", "--help"]));
+    insta::assert_snapshot!("help_push", home.run(&["push", "--help"]));
+    // Every command has an example, or only one line of help.
     for command in [
         "login",
         "push",
@@ -30,7 +32,7 @@ fn help_teaches() {
         "config show",
     ] {
         let words: Vec<&str> = command.split(' ').chain(["--help"]).collect();
-        let help = place.run(&words);
+        let help = home.run(&words);
         assert!(help.starts_with("exit code: 0"), "{help}");
         assert!(help.contains("Examples:") || command == "unuse", "{help}");
     }
@@ -38,8 +40,8 @@ fn help_teaches() {
 
 #[test]
 fn the_first_start_says_what_it_made_and_the_second_that_it_is_there() {
-    let mut place = Place::new();
-    insta::assert_snapshot!(place.serve(), @"
+    let mut home = TestHome::new();
+    insta::assert_snapshot!(home.serve(), @"
     made in HOME/.local/share/dormer:
       index.sqlite   what the caches hold (SQLite)
       storage/       their contents, in packs
@@ -53,35 +55,35 @@ fn the_first_start_says_what_it_made_and_the_second_that_it_is_there() {
       dormer push main ./result
       dormer use main
 
-    or without this program, in nix.conf of whoever shall fetch:
+    or without this program, in the nix.conf of each client:
       extra-substituters = http://127.0.0.1:PORT/main
       extra-trusted-public-keys = main:KEY
 
     listening on http://127.0.0.1:PORT
     ");
-    // The commands that it named work.
-    place.login();
-    assert!(place.run(&["use", "main"]).starts_with("exit code: 0"));
-    insta::assert_snapshot!(place.run(&["serve"]), @"
+    // The commands that the start printed work.
+    home.login();
+    assert!(home.run(&["use", "main"]).starts_with("exit code: 0"));
+    insta::assert_snapshot!(home.run(&["serve"]), @"
     exit code: 1
     --- stderr
     error: HOME/.local/share/dormer/index.sqlite is in use by another process
     hint: another `dormer serve` is running on this data folder; choose another --data-dir
     ");
-    assert_eq!(place.stop(), Some(0), "SIGTERM is an orderly end");
-    insta::assert_snapshot!(place.serve(), @"
+    assert_eq!(home.stop(), Some(0), "SIGTERM is an orderly end");
+    insta::assert_snapshot!(home.serve(), @"
     using HOME/.local/share/dormer
     listening on http://127.0.0.1:PORT
     ");
     // The token of the first start still opens the second.
-    place.login();
-    assert_eq!(place.stop(), Some(0));
+    home.login();
+    assert_eq!(home.stop(), Some(0));
 }
 
 #[test]
 fn log_lines_for_collectors_are_json_throughout() {
-    let place = Place::new();
-    let mut server = place
+    let home = TestHome::new();
+    let mut server = home
         .command(&["serve", "--listen", "127.0.0.1:0", "--log-format", "json"])
         .env("DORMER_METRICS_LISTEN", "off")
         .stderr(Stdio::piped())
@@ -99,39 +101,39 @@ fn log_lines_for_collectors_are_json_throughout() {
 
 #[test]
 fn mistakes_are_explained() {
-    let place = Place::new();
-    fs::write(place.path("dormer.toml"), "[chunks]\nagv = \"64 KiB\"\n").unwrap();
-    insta::assert_snapshot!(place.run(&["serve", "--config", "dormer.toml"]), @"
+    let home = TestHome::new();
+    fs::write(home.path("dormer.toml"), "[chunks]\nagv = \"64 KiB\"\n").unwrap();
+    insta::assert_snapshot!(home.run(&["serve", "--config", "dormer.toml"]), @"
     exit code: 2
     --- stderr
     error: unknown key 'chunks.agv' in dormer.toml
     hint: did you mean 'chunks.avg'?
     ");
-    insta::assert_snapshot!(place.run(&["serve", "--config", "nowhere.toml"]), @"
+    insta::assert_snapshot!(home.run(&["serve", "--config", "nowhere.toml"]), @"
     exit code: 2
     --- stderr
     error: failed to read settings file nowhere.toml: No such file or directory (os error 2)
     ");
-    insta::assert_snapshot!(place.run(&["cache", "list"]), @"
+    insta::assert_snapshot!(home.run(&["cache", "list"]), @"
     exit code: 2
     --- stderr
     error: no server is named and no default server is set
     hint: log in first: dormer login NAME URL TOKEN; with several servers write SERVER:CACHE, or set a default with --set-default
     ");
-    insta::assert_snapshot!(place.run(&["cache", "list", "--json"]), @r#"
+    insta::assert_snapshot!(home.run(&["cache", "list", "--json"]), @r#"
     exit code: 2
     --- stderr
     {"exit_code":2,"hints":["log in first: dormer login NAME URL TOKEN; with several servers write SERVER:CACHE, or set a default with --set-default"],"message":"no server is named and no default server is set","message_type":"error"}
     "#);
-    insta::assert_snapshot!(place.run(&["cache", "list", "-qq"]), @"exit code: 2");
-    insta::assert_snapshot!(place.run(&["token", "create", "--sub", "ci", "--validity", "1d", "--pull", "*"]), @"
+    insta::assert_snapshot!(home.run(&["cache", "list", "-qq"]), @"exit code: 2");
+    insta::assert_snapshot!(home.run(&["token", "create", "--sub", "ci", "--validity", "1d", "--pull", "*"]), @"
     exit code: 1
     --- stderr
     error: no token secret in HOME/.local/share/dormer/token-secret: the server was never started with these settings
     hint: start `dormer serve` once with the same settings, or set jwt.signing.token-hs256-secret-base64
     hint: `dormer token create` runs where the server's settings are, not on its clients
     ");
-    insta::assert_snapshot!(place.run(&["login", "lab", "ftp://x", "t"]), @"
+    insta::assert_snapshot!(home.run(&["login", "lab", "ftp://x", "t"]), @"
     exit code: 2
     --- stderr
     error: invalid value 'ftp://x' for '<URL>': \"ftp://x\" is not the address of a server: it must begin with http:// or https://
@@ -139,53 +141,53 @@ fn mistakes_are_explained() {
     For more information, try '--help'.
     ");
     // Nobody listens on port 1.
-    let away = place.run(&["login", "lab", "http://127.0.0.1:1", "t"]);
+    let away = home.run(&["login", "lab", "http://127.0.0.1:1", "t"]);
     assert!(away.starts_with("exit code: 5") && away.contains("hint: is the server running"), "{away}");
     assert!(
-        !place.path(".config/dormer/config.toml").exists(),
+        !home.path(".config/dormer/config.toml").exists(),
         "nothing is stored before the server answered"
     );
 }
 
 #[test]
 fn a_folder_of_attics_is_refused_with_advice() {
-    let place = Place::new();
-    let chunk = place.path("theirs/a/b/2b9d04a6-9b2b-4a4b-8a3f-0c1d2e3f4a5b.chunk");
+    let home = TestHome::new();
+    let chunk = home.path("theirs/a/b/2b9d04a6-9b2b-4a4b-8a3f-0c1d2e3f4a5b.chunk");
     fs::create_dir_all(chunk.parent().unwrap()).unwrap();
     fs::write(&chunk, "theirs").unwrap();
-    fs::write(place.path("server.toml"), "[storage]\ntype = \"local\"\npath = \"theirs\"\n").unwrap();
-    insta::assert_snapshot!(place.run(&["serve", "--config", "server.toml"]), @"
+    fs::write(home.path("server.toml"), "[storage]\ntype = \"local\"\npath = \"theirs\"\n").unwrap();
+    insta::assert_snapshot!(home.run(&["serve", "--config", "server.toml"]), @"
     exit code: 1
     --- stderr
     error: theirs is a folder of Attic
-    hint: Dormer stores differently and has left it alone; give it a folder of its own (--data-dir, or path under [storage])
+    hint: Dormer uses another format and changed nothing there; give Dormer its own folder (--data-dir, or path under [storage])
     ");
-    assert!(!place.path(".local/share/dormer").exists());
+    assert!(!home.path(".local/share/dormer").exists());
 }
 
 #[test]
 fn caches_are_created_changed_listed_and_destroyed() {
-    let mut place = Place::new();
-    place.serve();
-    place.login();
-    insta::assert_snapshot!(place.run(&["cache", "create", "team", "--priority", "30"]), @"
+    let mut home = TestHome::new();
+    home.serve();
+    home.login();
+    insta::assert_snapshot!(home.run(&["cache", "create", "team", "--priority", "30"]), @"
     exit code: 0
     --- stderr
     created the private cache team on lab
     ");
-    insta::assert_snapshot!(place.run(&["cache", "create", "team"]), @"
+    insta::assert_snapshot!(home.run(&["cache", "create", "team"]), @"
     exit code: 1
     --- stderr
     error: creating cache team: cache 'team' exists already (request ID)
     hint: `dormer cache configure` changes it
     ");
     insta::assert_snapshot!(
-        place.run(&["cache", "configure", "lab:team", "--retention-period", "3 months", "--upstream-cache-key-name", "a-1"]), @"
+        home.run(&["cache", "configure", "lab:team", "--retention-period", "3 months", "--upstream-cache-key-name", "a-1"]), @"
     exit code: 0
     --- stderr
     configured the cache team on lab
     ");
-    insta::assert_snapshot!(place.run(&["cache", "info", "team"]), @"
+    insta::assert_snapshot!(home.run(&["cache", "info", "team"]), @"
     exit code: 0
     --- stdout
     cache          lab:team
@@ -198,30 +200,30 @@ fn caches_are_created_changed_listed_and_destroyed() {
     upstream keys  a-1
     retention      3 months
     ");
-    insta::assert_snapshot!(place.run(&["cache", "list"]), @"
+    insta::assert_snapshot!(home.run(&["cache", "list"]), @"
     exit code: 0
     --- stdout
     main  public   priority 41   main:KEY
     team  private  priority 30   team:KEY
     ");
-    insta::assert_snapshot!(place.run(&["cache", "configure", "team"]), @"
+    insta::assert_snapshot!(home.run(&["cache", "configure", "team"]), @"
     exit code: 2
     --- stderr
     error: nothing to change
     hint: `dormer cache configure --help` lists what can be changed
     ");
-    insta::assert_snapshot!(place.run(&["cache", "destroy", "team"]), @"
+    insta::assert_snapshot!(home.run(&["cache", "destroy", "team"]), @"
     exit code: 2
     --- stderr
     error: there is nobody to ask whether to destroy the cache
     hint: --no-confirm destroys it without asking
     ");
-    insta::assert_snapshot!(place.run(&["cache", "destroy", "team", "--no-confirm"]), @"
+    insta::assert_snapshot!(home.run(&["cache", "destroy", "team", "--no-confirm"]), @"
     exit code: 0
     --- stderr
     destroyed the cache team on lab
     ");
-    insta::assert_snapshot!(place.run(&["cache", "remove-path", "main", "1k8c1hiysz6aaks2mpfc5k7xbbjpw5z5"]), @"
+    insta::assert_snapshot!(home.run(&["cache", "remove-path", "main", "1k8c1hiysz6aaks2mpfc5k7xbbjpw5z5"]), @"
     exit code: 0
     --- stderr
     warning: 1k8c1hiysz6aaks2mpfc5k7xbbjpw5z5 was not in main
@@ -231,32 +233,32 @@ fn caches_are_created_changed_listed_and_destroyed() {
 
 #[test]
 fn a_key_brought_along_is_the_one_that_signs() {
-    let mut place = Place::new();
-    place.serve();
-    place.login();
+    let mut home = TestHome::new();
+    home.serve();
+    home.login();
     let secret = concat!(env!("CARGO_MANIFEST_DIR"), "/../nix/tests/data/signing-key.secret");
     let public =
         fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/../nix/tests/data/signing-key.public"))
             .unwrap();
-    let created = place.run(&["cache", "create", "moved", "--keypair-file", secret]);
+    let created = home.run(&["cache", "create", "moved", "--keypair-file", secret]);
     assert!(created.starts_with("exit code: 0"), "{created}");
-    assert!(place.run(&["cache", "info", "moved"]).contains(public.trim()));
+    assert!(home.run(&["cache", "info", "moved"]).contains(public.trim()));
 }
 
 #[test]
 fn a_token_permits_what_it_says_and_no_more() {
-    let mut place = Place::new();
-    place.serve();
-    place.login();
-    place.run(&["cache", "create", "team"]);
-    let created = place
+    let mut home = TestHome::new();
+    home.serve();
+    home.login();
+    home.run(&["cache", "create", "team"]);
+    let created = home
         .command(&["token", "create", "--sub", "ci", "--validity", "1d", "--pull", "*", "--push", "main"])
         .output()
         .unwrap();
-    assert!(created.status.success() && created.stderr.is_empty(), "{}", place.shown(&created));
+    assert!(created.status.success() && created.stderr.is_empty(), "{}", home.shown(&created));
     let token = String::from_utf8(created.stdout).unwrap();
     let with_token = |arguments: &[&str]| {
-        place.shown(&place.command(arguments).env("DORMER_TOKEN_LAB", token.trim()).output().unwrap())
+        home.shown(&home.command(arguments).env("DORMER_TOKEN_LAB", token.trim()).output().unwrap())
     };
     assert!(with_token(&["cache", "info", "team"]).starts_with("exit code: 0"));
     insta::assert_snapshot!(with_token(&["cache", "configure", "team", "--public"]), @"
@@ -265,25 +267,24 @@ fn a_token_permits_what_it_says_and_no_more() {
     error: configuring cache team: the token does not permit this: the token does not allow to configure-cache here (request ID)
     hint: ask for a token with this permission: dormer token create, on the server
     ");
-    // A variable beats the settings, even with nonsense.
-    let nonsense =
-        place.command(&["cache", "info", "team"]).env("DORMER_TOKEN", "nonsense").output().unwrap();
+    // A variable overrides the settings, even with nonsense.
+    let nonsense = home.command(&["cache", "info", "team"]).env("DORMER_TOKEN", "nonsense").output().unwrap();
     assert_eq!(nonsense.status.code(), Some(4));
 }
 
 #[test]
 fn use_and_unuse_leave_the_files_as_they_were() {
-    let mut place = Place::new();
-    place.serve();
-    place.login();
-    place.run(&["cache", "create", "team"]);
-    let conf = place.path(".config/nix/nix.conf");
-    let netrc = place.path(".config/nix/netrc");
+    let mut home = TestHome::new();
+    home.serve();
+    home.login();
+    home.run(&["cache", "create", "team"]);
+    let conf = home.path(".config/nix/nix.conf");
+    let netrc = home.path(".config/nix/netrc");
     fs::create_dir_all(conf.parent().unwrap()).unwrap();
     let before = "# mine\nsubstituters = https://cache.nixos.org\nmax-jobs = 4";
     fs::write(&conf, before).unwrap();
 
-    let dry = place.run(&["use", "team", "--dry-run"]);
+    let dry = home.run(&["use", "team", "--dry-run"]);
     assert_eq!(fs::read_to_string(&conf).unwrap(), before);
     insta::assert_snapshot!(dry, @"
     exit code: 0
@@ -301,26 +302,26 @@ fn use_and_unuse_leave_the_files_as_they_were() {
     --- stderr
     would let Nix use lab:team (http://127.0.0.1:PORT/team)
     ");
-    place.run(&["use", "team"]);
-    place.run(&["use", "main"]);
+    home.run(&["use", "team"]);
+    home.run(&["use", "main"]);
     let used = fs::read_to_string(&conf).unwrap();
-    let token = fs::read_to_string(place.path(".local/share/dormer/admin-token")).unwrap();
+    let token = fs::read_to_string(home.path(".local/share/dormer/admin-token")).unwrap();
     assert!(fs::read_to_string(&netrc).unwrap().contains(token.trim()));
     #[cfg(unix)]
     {
         use std::os::unix::fs::PermissionsExt as _;
         assert_eq!(fs::metadata(&netrc).unwrap().permissions().mode() & 0o777, 0o600);
     }
-    insta::assert_snapshot!(place.run(&["use", "main"]), @"
+    insta::assert_snapshot!(home.run(&["use", "main"]), @"
     exit code: 0
     --- stderr
     nothing to do: HOME/.config/nix/nix.conf uses lab:main already
     ");
     assert_eq!(fs::read_to_string(&conf).unwrap(), used);
 
-    // Taking back needs no server.
-    assert_eq!(place.stop(), Some(0));
-    insta::assert_snapshot!(place.run(&["unuse", "main"]), @"
+    // `unuse` needs no server.
+    assert_eq!(home.stop(), Some(0));
+    insta::assert_snapshot!(home.run(&["unuse", "main"]), @"
     exit code: 0
     --- stdout
     HOME/.config/nix/nix.conf:
@@ -332,10 +333,10 @@ fn use_and_unuse_leave_the_files_as_they_were() {
     Nix does not use lab:main any more
     ");
     assert!(netrc.exists(), "another cache of the server needs it");
-    place.run(&["unuse", "team"]);
+    home.run(&["unuse", "team"]);
     assert_eq!(fs::read_to_string(&conf).unwrap(), before);
     assert!(!netrc.exists());
-    insta::assert_snapshot!(place.run(&["unuse", "team"]), @"
+    insta::assert_snapshot!(home.run(&["unuse", "team"]), @"
     exit code: 0
     --- stderr
     nothing to do: HOME/.config/nix/nix.conf has nothing from `dormer use lab:team`
@@ -344,24 +345,24 @@ fn use_and_unuse_leave_the_files_as_they_were() {
 
 #[test]
 fn a_password_that_somebody_else_wrote_is_left_alone() {
-    let mut place = Place::new();
-    place.serve();
-    place.login();
-    place.run(&["cache", "create", "team"]);
-    let netrc = place.path("my-netrc");
+    let mut home = TestHome::new();
+    home.serve();
+    home.login();
+    home.run(&["cache", "create", "team"]);
+    let netrc = home.path("my-netrc");
     fs::write(&netrc, "machine 127.0.0.1 login me password mine\n").unwrap();
-    let conf = place.path(".config/nix/nix.conf");
+    let conf = home.path(".config/nix/nix.conf");
     fs::create_dir_all(conf.parent().unwrap()).unwrap();
     fs::write(&conf, format!("netrc-file = {}\n", netrc.display())).unwrap();
-    let used = place.run(&["use", "team"]);
-    assert!(used.contains("warning: HOME/my-netrc has an entry for 127.0.0.1 already"), "{used}");
+    let used = home.run(&["use", "team"]);
+    assert!(used.contains("warning: HOME/my-netrc already has an entry for 127.0.0.1"), "{used}");
     assert_eq!(fs::read_to_string(&netrc).unwrap(), "machine 127.0.0.1 login me password mine\n");
     assert!(!used.contains("+ netrc-file"), "{used}");
 }
 
-/// A store folder of our own with one file in it, and a program that tells of it as `nix path-info` does.
-fn fake_store(place: &Place, contents: &str) -> String {
-    let store = place.path("store");
+/// A store folder with one file, and a program that describes the file like `nix path-info`.
+fn fake_store(home: &TestHome, contents: &str) -> String {
+    let store = home.path("store");
     let path = store.join("f22352qy5d2vfxv22w7q3n7gz1ia47nx-hello");
     fs::create_dir_all(&store).unwrap();
     fs::write(&path, contents).unwrap();
@@ -375,7 +376,7 @@ fn fake_store(place: &Place, contents: &str) -> String {
     let info = serde_json::json!([{
         "path": path.display().to_string(), "narHash": hash.to_string(), "narSize": size, "references": [], "valid": true,
     }]);
-    let nix = place.path("bin/nix");
+    let nix = home.path("bin/nix");
     fs::create_dir_all(nix.parent().unwrap()).unwrap();
     fs::write(&nix, format!("#!/bin/sh\ncat <<'END'\n{info}\nEND\n")).unwrap();
     #[cfg(unix)]
@@ -386,12 +387,12 @@ fn fake_store(place: &Place, contents: &str) -> String {
     path.display().to_string()
 }
 
-fn push(place: &Place, arguments: &[&str]) -> String {
-    let path = format!("{}:/usr/bin:/bin", place.path("bin").display());
-    let mut command = place.command(&["push", "local"]);
-    command.args(arguments).env("PATH", path).env("NIX_STORE_DIR", place.path("store"));
+fn push(home: &TestHome, arguments: &[&str]) -> String {
+    let path = format!("{}:/usr/bin:/bin", home.path("bin").display());
+    let mut command = home.command(&["push", "local"]);
+    command.args(arguments).env("PATH", path).env("NIX_STORE_DIR", home.path("store"));
     // Times differ: the last item of the last line, and a field of the summary.
-    let shown = place.shown(&command.output().unwrap());
+    let shown = home.shown(&command.output().unwrap());
     let timeless = |line: &str| match (line.starts_with("pushed "), line.split_once("\"seconds\":")) {
         (true, _) => format!("{}, N s", line.rsplit_once(", ").unwrap().0),
         (false, Some((before, after))) => {
@@ -404,41 +405,41 @@ fn push(place: &Place, arguments: &[&str]) -> String {
 
 #[test]
 fn a_push_ends_with_a_line_that_stands_alone() {
-    let mut place = Place::new();
-    place.serve();
-    place.login();
-    let hello = fake_store(&place, "hello, world\n");
-    let store = place.path("store").display().to_string();
-    assert!(place.run(&["cache", "create", "local", "--store-dir", &store]).starts_with("exit code: 0"));
-    std::os::unix::fs::symlink(&hello, place.path("result")).unwrap();
+    let mut home = TestHome::new();
+    home.serve();
+    home.login();
+    let hello = fake_store(&home, "hello, world\n");
+    let store = home.path("store").display().to_string();
+    assert!(home.run(&["cache", "create", "local", "--store-dir", &store]).starts_with("exit code: 0"));
+    std::os::unix::fs::symlink(&hello, home.path("result")).unwrap();
 
-    insta::assert_snapshot!(push(&place, &["./result", "--dry-run"]), @"
+    insta::assert_snapshot!(push(&home, &["./result", "--dry-run"]), @"
     exit code: 0
     --- stdout
     HOME/store/f22352qy5d2vfxv22w7q3n7gz1ia47nx-hello
     --- stderr
     would push 1 of 1 path, 128 B
     ");
-    insta::assert_snapshot!(push(&place, &["./result"]), @"
+    insta::assert_snapshot!(push(&home, &["./result"]), @"
     exit code: 0
     --- stderr
     pushed 1 of 1 path, 128 B read, 128 B sent, 0 B deduplicated, N s
     ");
-    insta::assert_snapshot!(push(&place, &["./result", "-v"]), @"
+    insta::assert_snapshot!(push(&home, &["./result", "-v"]), @"
     exit code: 0
     --- stderr
     asking lab what local lacks
     already there: HOME/store/f22352qy5d2vfxv22w7q3n7gz1ia47nx-hello
     pushed 0 of 1 path (1 already there), 0 B read, 0 B sent, 0 B deduplicated, N s
     ");
-    insta::assert_snapshot!(push(&place, &["./result", "--json", "-q"]), @r#"
+    insta::assert_snapshot!(push(&home, &["./result", "--json", "-q"]), @r#"
     exit code: 0
     --- stdout
     {"cache":"local","message_type":"plan","missing":0,"missing_bytes":0,"paths":1,"present":1,"upstream":0}
     {"message_type":"path","path":"HOME/store/f22352qy5d2vfxv22w7q3n7gz1ia47nx-hello","state":"present"}
     {"bytes_read":0,"bytes_saved":0,"bytes_sent":0,"failed":0,"message_type":"summary","not_tried":0,"paths":1,"present":1,"pushed":0,"seconds":N,"upstream":0}
     "#);
-    insta::assert_snapshot!(place.run(&["cache", "remove-path", "local", "f22352qy5d2vfxv22w7q3n7gz1ia47nx-hello"]), @"
+    insta::assert_snapshot!(home.run(&["cache", "remove-path", "local", "f22352qy5d2vfxv22w7q3n7gz1ia47nx-hello"]), @"
     exit code: 0
     --- stderr
     removed 1 of 1 path from local
@@ -447,15 +448,15 @@ fn a_push_ends_with_a_line_that_stands_alone() {
 
 #[test]
 fn a_lost_path_is_named_and_counted() {
-    let mut place = Place::new();
-    place.serve();
-    place.login();
-    let hello = fake_store(&place, "hello, world\n");
-    let store = place.path("store").display().to_string();
-    place.run(&["cache", "create", "local", "--store-dir", &store]);
-    // The disk does not hold what Nix says.
+    let mut home = TestHome::new();
+    home.serve();
+    home.login();
+    let hello = fake_store(&home, "hello, world\n");
+    let store = home.path("store").display().to_string();
+    home.run(&["cache", "create", "local", "--store-dir", &store]);
+    // Makes the file on the disk differ from what Nix says.
     fs::write(&hello, "jello, world\n").unwrap();
-    let lost = push(&place, &[&hello]);
+    let lost = push(&home, &[&hello]);
     assert!(lost.starts_with("exit code: 3"), "{lost}");
     assert!(lost.contains("error: HOME/store/f22352qy5d2vfxv22w7q3n7gz1ia47nx-hello: "), "{lost}");
     assert!(lost.contains("pushed 0 of 1 path (1 lost)"), "{lost}");
@@ -464,13 +465,9 @@ fn a_lost_path_is_named_and_counted() {
 
 #[test]
 fn a_reader_that_goes_away_is_a_success() {
-    let place = Place::new();
-    let mut shown = place
-        .command(&["config", "reference"])
-        .stdout(Stdio::piped())
-        .stderr(Stdio::piped())
-        .spawn()
-        .unwrap();
+    let home = TestHome::new();
+    let mut shown =
+        home.command(&["config", "reference"]).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
     drop(shown.stdout.take());
     let output = shown.wait_with_output().unwrap();
     assert_eq!((output.status.code(), String::from_utf8_lossy(&output.stderr).as_ref()), (Some(0), ""));
@@ -478,12 +475,12 @@ fn a_reader_that_goes_away_is_a_success() {
 
 #[test]
 fn settings_are_shown_with_their_origin() {
-    let place = Place::new();
-    let mut command = place.command(&["config", "show", "--data-dir", "/srv/dormer"]);
+    let home = TestHome::new();
+    let mut command = home.command(&["config", "show", "--data-dir", "/srv/dormer"]);
     command
         .env("DORMER_CHUNKS_ZSTD_LEVEL", "9")
         .env("ATTIC_SERVER_TOKEN_HS256_SECRET_BASE64", "aHVudGVyMg==");
-    let shown = place.shown(&command.output().unwrap());
+    let shown = home.shown(&command.output().unwrap());
     for line in [
         "data-dir = \"/srv/dormer\"  # flag --data-dir",
         "zstd-level = 9  # env DORMER_CHUNKS_ZSTD_LEVEL",
@@ -500,10 +497,10 @@ fn settings_are_shown_with_their_origin() {
 fn the_pages_of_the_reference_are_there() {
     let docs = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../docs");
     let page = fs::read_to_string(docs.join("SETTINGS.md")).unwrap();
-    let place = Place::new();
-    let printed = place.command(&["config", "reference"]).output().unwrap();
+    let home = TestHome::new();
+    let printed = home.command(&["config", "reference"]).output().unwrap();
     assert_eq!(String::from_utf8(printed.stdout).unwrap().trim_end(), page.trim_end());
-    // Every message type that the program prints is in the contract.
+    // docs/CLI.md describes every message type that the program prints.
     let contract = fs::read_to_string(docs.join("CLI.md")).unwrap();
     let sources = Path::new(env!("CARGO_MANIFEST_DIR")).join("src");
     for file in [

@@ -1,4 +1,5 @@
-//! `dormer doctor`: a healthy installation, and each failure provoked. The report is read as JSON lines.
+//! `dormer doctor`: a healthy installation, and each failure on purpose. The test reads the report
+//! as JSON lines.
 
 #![expect(clippy::unwrap_used, reason = "helpers of tests: a panic is the failure")]
 
@@ -10,21 +11,21 @@ use std::path::Path;
 use std::process::Command;
 use std::thread;
 
-use crate::place::{Place, Report};
+use crate::test_home::{Report, TestHome};
 use serde_json::Value;
 
-fn doctor(place: &Place, variables: &[(&str, &str)]) -> Report {
-    let mut command = place.command(&["doctor"]);
+fn doctor(home: &TestHome, variables: &[(&str, &str)]) -> Report {
+    let mut command = home.command(&["doctor"]);
     command
-        .env("DORMER_LISTEN", format!("127.0.0.1:{}", if place.port.is_empty() { "1" } else { &place.port }));
+        .env("DORMER_LISTEN", format!("127.0.0.1:{}", if home.port.is_empty() { "1" } else { &home.port }));
     Report::of(command.envs(variables.iter().copied()))
 }
 
-fn data(place: &Place) -> std::path::PathBuf {
-    place.path(".local/share/dormer")
+fn data(home: &TestHome) -> std::path::PathBuf {
+    home.path(".local/share/dormer")
 }
 
-/// Answers every request with this, as long as the test runs.
+/// Answers every request with this text until the test ends.
 fn answer_everything(answer: String) -> String {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let url = format!("http://{}", listener.local_addr().unwrap());
@@ -40,57 +41,57 @@ fn answer_everything(answer: String) -> String {
 
 #[test]
 fn an_installation_is_healthy_before_its_first_start_while_it_runs_and_afterwards() {
-    let mut place = Place::new();
-    let before = doctor(&place, &[]);
+    let mut home = TestHome::new();
+    let before = doctor(&home, &[]);
     before.is_healthy();
-    assert!(!data(&place).exists(), "looking makes nothing");
+    assert!(!data(&home).exists(), "looking makes nothing");
     assert!(before.with("warn").iter().any(|line| line.contains("no server answers")), "{before:?}");
 
-    place.serve();
-    let running = doctor(&place, &[]);
+    home.serve();
+    let running = doctor(&home, &[]);
     running.is_healthy();
     assert_eq!(running.with("warn"), [""; 0]);
     let ok = running.with("ok").join("\n");
-    for words in ["a server runs on it", "the one that the database was made with", "knows our tokens"] {
+    for words in ["a server runs on it", "it is the key of this database", "accepts our tokens"] {
         assert!(ok.contains(words), "{words}: {ok}");
     }
-    // By its public address too, and then its clock is compared.
-    let url = format!("http://127.0.0.1:{}", place.port);
-    let public = doctor(&place, &[("DORMER_API_ENDPOINT", &url)]);
+    // Also checks the public address, and then compares clocks.
+    let url = format!("http://127.0.0.1:{}", home.port);
+    let public = doctor(&home, &[("DORMER_API_ENDPOINT", &url)]);
     public.is_healthy();
     assert!(public.with("ok").iter().any(|line| line.starts_with("clock: ")), "{public:?}");
 
     let files = || {
         let mut names: Vec<_> =
-            fs::read_dir(data(&place)).unwrap().map(|entry| entry.unwrap().file_name()).collect();
+            fs::read_dir(data(&home)).unwrap().map(|entry| entry.unwrap().file_name()).collect();
         names.sort();
         names
     };
     let names = files();
-    assert_eq!(doctor(&place, &[]).code, Some(0));
+    assert_eq!(doctor(&home, &[]).code, Some(0));
     assert_eq!(files(), names, "nothing is left behind");
-    assert_eq!(place.stop(), Some(0));
-    doctor(&place, &[]).is_healthy();
-    // The server starts after all these looks.
-    place.serve();
+    assert_eq!(home.stop(), Some(0));
+    doctor(&home, &[]).is_healthy();
+    // The server still starts after all these checks.
+    home.serve();
 }
 
 #[test]
 fn people_get_lines_and_advice() {
-    let place = Place::new();
-    let mut command = place.command(&["doctor", "--data-dir", "data"]);
+    let home = TestHome::new();
+    let mut command = home.command(&["doctor", "--data-dir", "data"]);
     command
         .env("DORMER_LISTEN", "127.0.0.1:1")
         .env("DORMER_JWT_SIGNING_TOKEN_HS256_SECRET_BASE64", "aHVudGVyMg==");
-    let shown = place.shown(&command.output().unwrap());
+    let shown = home.shown(&command.output().unwrap());
     insta::assert_snapshot!(shown, @r"
     exit code: 1
     --- stdout
-    ok    settings: they are read without complaint
-    ok    folders: data is not there yet: the first start makes it
-    fail  tokens: the secret has 7 bytes; it wants at least 32
-          -> make another one: openssl rand -base64 64 | tr -d '\n' (all tokens have to be made anew)
-    ok    database: SQLite, data/index.sqlite is empty: the first start makes the schema
+    ok    settings: all settings are valid
+    ok    folders: data does not exist yet: the first start makes it
+    fail  tokens: the secret has 7 bytes; it needs at least 32
+          -> make another one: openssl rand -base64 64 | tr -d '\n' (then make all tokens again)
+    ok    database: SQLite, data/index.sqlite is empty: the first start creates the schema
     ok    master key: there is none yet: the first start makes one
     ok    store: packs are kept in data/storage
     warn  endpoint: no server answers at http://127.0.0.1:1
@@ -99,71 +100,71 @@ fn people_get_lines_and_advice() {
     5 ok, 1 warning, 1 failure
     ");
     assert!(!shown.contains("hunter2") && !shown.contains("aHVudGVy"));
-    let help = place.run(&["doctor", "--help"]);
+    let help = home.run(&["doctor", "--help"]);
     assert!(help.contains("Examples:"), "{help}");
 }
 
 #[test]
 fn secrets_that_are_weak_wrong_lost_or_open_are_found() {
-    let mut place = Place::new();
-    place.serve();
-    assert_eq!(place.stop(), Some(0));
-    doctor(&place, &[("DORMER_JWT_SIGNING_TOKEN_HS256_SECRET_BASE64", "aHVudGVyMg==")]).fails_only("7 bytes");
-    doctor(&place, &[("DORMER_JWT_SIGNING_TOKEN_RS256_SECRET_BASE64", "aHVudGVyMg==")])
-        .fails_only("tokens: ");
+    let mut home = TestHome::new();
+    home.serve();
+    assert_eq!(home.stop(), Some(0));
+    doctor(&home, &[("DORMER_JWT_SIGNING_TOKEN_HS256_SECRET_BASE64", "aHVudGVyMg==")]).fails_only("7 bytes");
+    doctor(&home, &[("DORMER_JWT_SIGNING_TOKEN_RS256_SECRET_BASE64", "aHVudGVyMg==")]).fails_only("tokens: ");
     let zeros = "AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA=";
-    doctor(&place, &[("DORMER_MASTER_KEY", zeros)]).fails_only("another master key");
+    doctor(&home, &[("DORMER_MASTER_KEY", zeros)]).fails_only("a different master key");
 
-    let key = data(&place).join("master-key");
+    let key = data(&home).join("master-key");
     fs::set_permissions(&key, fs::Permissions::from_mode(0o644)).unwrap();
-    doctor(&place, &[]).fails_only("master-key can be read by other users");
+    doctor(&home, &[]).fails_only("master-key can be read by other users");
     fs::set_permissions(&key, fs::Permissions::from_mode(0o600)).unwrap();
-    fs::rename(&key, place.path("elsewhere")).unwrap();
-    doctor(&place, &[]).fails_only("master key of this database is missing");
+    fs::rename(&key, home.path("elsewhere")).unwrap();
+    doctor(&home, &[]).fails_only("master key of this database is missing");
     assert!(!key.exists(), "looking makes no key");
-    fs::rename(place.path("elsewhere"), &key).unwrap();
+    fs::rename(home.path("elsewhere"), &key).unwrap();
 
-    let secret = data(&place).join("token-secret");
+    let secret = data(&home).join("token-secret");
     fs::set_permissions(&secret, fs::Permissions::from_mode(0o640)).unwrap();
-    doctor(&place, &[]).fails_only("token-secret can be read by other users");
+    doctor(&home, &[]).fails_only("token-secret can be read by other users");
 }
 
 #[test]
 fn folders_and_databases_that_cannot_serve_are_found() {
-    let mut place = Place::new();
-    place.serve();
-    assert_eq!(place.stop(), Some(0));
-    let storage = place.path("file");
+    let mut home = TestHome::new();
+    home.serve();
+    assert_eq!(home.stop(), Some(0));
+    let storage = home.path("file");
     fs::write(&storage, "").unwrap();
-    doctor(&place, &[("DORMER_STORAGE_PATH", storage.to_str().unwrap())]).fails_only("cannot be written");
+    doctor(&home, &[("DORMER_STORAGE_PATH", storage.to_str().unwrap())]).fails_only("cannot be written");
 
-    let other = place.path("other.sqlite");
+    let other = home.path("other.sqlite");
     fs::write(&other, "dear diary").unwrap();
     let url = format!("sqlite://{}", other.display());
-    let theirs = doctor(&place, &[("DORMER_DATABASE_URL", &url)]);
+    let theirs = doctor(&home, &[("DORMER_DATABASE_URL", &url)]);
     theirs.fails_only("is a database of another program");
     assert_eq!(fs::read(&other).unwrap(), b"dear diary");
 
-    let chunk = place.path("theirs/a/b/2b9d04a6-9b2b-4a4b-8a3f-0c1d2e3f4a5b.chunk");
+    let chunk = home.path("theirs/a/b/2b9d04a6-9b2b-4a4b-8a3f-0c1d2e3f4a5b.chunk");
     fs::create_dir_all(chunk.parent().unwrap()).unwrap();
     fs::write(&chunk, "x").unwrap();
-    let folder = place.path("theirs");
+    let folder = home.path("theirs");
     fs::set_permissions(&folder, fs::Permissions::from_mode(0o700)).unwrap();
-    doctor(&place, &[("DORMER_STORAGE_PATH", folder.to_str().unwrap())]).fails_only("is a folder of Attic");
+    doctor(&home, &[("DORMER_STORAGE_PATH", folder.to_str().unwrap())]).fails_only("is a folder of Attic");
 }
 
 #[test]
 fn a_folder_that_this_user_may_not_write_is_found() {
-    let place = Place::new();
-    let folder = place.path("read-only");
+    let home = TestHome::new();
+    let folder = home.path("read-only");
     fs::create_dir(&folder).unwrap();
     fs::set_permissions(&folder, fs::Permissions::from_mode(0o555)).unwrap();
-    // Root may write anywhere, so the check is run as somebody else; who runs the tests as himself is somebody else already.
+    // Root may write anywhere, so root runs the check as another user. Any other user runs it
+    // directly.
     let is_root =
         fs::metadata("/proc/self").map(|own| std::os::unix::fs::MetadataExt::uid(&own) == 0).unwrap();
-    let binary = place.path("dormer");
+    let binary = home.path("dormer");
     fs::copy(env!("CARGO_BIN_EXE_dormer"), &binary).unwrap();
-    fs::set_permissions(place.folder.path(), fs::Permissions::from_mode(0o755)).unwrap();
+    fs::set_permissions(home.folder.path(), fs::Permissions::from_mode(0o755)).unwrap();
     let mut command = if is_root {
         let mut command = Command::new("setpriv");
         command.args(["--reuid=65534", "--regid=65534", "--clear-groups"]).arg(&binary);
@@ -172,10 +173,10 @@ fn a_folder_that_this_user_may_not_write_is_found() {
         Command::new(&binary)
     };
     command.args(["doctor", "--data-dir"]).arg(&folder).env_clear().env("DORMER_LISTEN", "127.0.0.1:1");
-    command.env("HOME", place.folder.path()).env("PATH", "/usr/bin:/bin").current_dir("/");
+    command.env("HOME", home.folder.path()).env("PATH", "/usr/bin:/bin").current_dir("/");
     let report = Report::of(&mut command);
     let failures = report.with("fail");
-    // The folder, and the one for packs that would be made in it.
+    // The folder, and the folder for packs that would be made in it.
     assert_eq!(failures.len(), 2, "{report:#?}");
     assert!(
         failures[0].contains("cannot be written") && failures[1].contains("cannot make it"),
@@ -185,77 +186,78 @@ fn a_folder_that_this_user_may_not_write_is_found() {
 
 #[test]
 fn endpoints_that_lead_elsewhere_are_found() {
-    let mut place = Place::new();
-    place.serve();
-    let url = format!("http://127.0.0.1:{}", place.port);
-    doctor(&place, &[("DORMER_API_ENDPOINT", "http://127.0.0.1:1")]).fails_only("no answer");
+    let mut home = TestHome::new();
+    home.serve();
+    let url = format!("http://127.0.0.1:{}", home.port);
+    doctor(&home, &[("DORMER_API_ENDPOINT", "http://127.0.0.1:1")]).fails_only("no answer");
     // 64 other bytes.
     let other = "MDEyMzQ1Njc4OWFiY2RlZmdoaWprbG1ub3BxcnN0dXZ3eHl6QUJDREVGR0hJSktMTU5PUFFSU1RVVldYWVotKw==";
     let variables =
         [("DORMER_API_ENDPOINT", url.as_str()), ("DORMER_JWT_SIGNING_TOKEN_HS256_SECRET_BASE64", other)];
-    doctor(&place, &variables).fails_only("does not know a token made here");
+    doctor(&home, &variables).fails_only("refuses a token made here");
 
     let login_page = answer_everything(
         "HTTP/1.1 200 OK\r\nContent-Length: 6\r\nConnection: close\r\n\r\n<html>".to_owned(),
     );
-    doctor(&place, &[("DORMER_API_ENDPOINT", &login_page)]).fails_only("endpoint: ");
+    doctor(&home, &[("DORMER_API_ENDPOINT", &login_page)]).fails_only("endpoint: ");
     let proxy = answer_everything(
         "HTTP/1.1 502 Bad Gateway\r\nContent-Length: 0\r\nConnection: close\r\n\r\n".to_owned(),
     );
-    doctor(&place, &[("DORMER_API_ENDPOINT", &proxy)]).fails_only("answers 502");
+    doctor(&home, &[("DORMER_API_ENDPOINT", &proxy)]).fails_only("answers 502");
     let wrong_clock = answer_everything(
         "HTTP/1.1 404 Not Found\r\nDate: Thu, 01 Jan 2026 00:00:00 GMT\r\nContent-Length: 0\r\nConnection: close\r\n\r\n".to_owned(),
     );
-    let late = doctor(&place, &[("DORMER_API_ENDPOINT", &wrong_clock)]);
+    let late = doctor(&home, &[("DORMER_API_ENDPOINT", &wrong_clock)]);
     assert!(late.with("fail").iter().any(|line| line.starts_with("clock: ours is ")), "{late:#?}");
 }
 
 #[test]
 fn wrong_settings_are_told_as_everywhere() {
-    let place = Place::new();
-    fs::write(place.path("dormer.toml"), "[chunks]\nagv = \"64 KiB\"\n").unwrap();
-    let said = place.run(&["doctor", "--config", "dormer.toml"]);
+    let home = TestHome::new();
+    fs::write(home.path("dormer.toml"), "[chunks]\nagv = \"64 KiB\"\n").unwrap();
+    let said = home.run(&["doctor", "--config", "dormer.toml"]);
     assert!(said.starts_with("exit code: 2") && said.contains("did you mean 'chunks.avg'?"), "{said}");
-    fs::write(place.path("open.toml"), "listen = \"0.0.0.0:1\"\n").unwrap();
-    let said = place.run(&["doctor", "--config", "open.toml"]);
+    fs::write(home.path("open.toml"), "listen = \"0.0.0.0:1\"\n").unwrap();
+    let said = home.run(&["doctor", "--config", "open.toml"]);
     assert!(said.contains("warn  settings: others reach 0.0.0.0:1 without TLS"), "{said}");
 }
 
-/// A `nix` that says what a real one would with these settings.
-fn fake_nix(place: &Place, settings: &Value) {
+/// A `nix` that answers like a real one with these settings.
+fn fake_nix(home: &TestHome, settings: &Value) {
     let settings: serde_json::Map<String, Value> = settings
         .as_object()
         .unwrap()
         .iter()
         .map(|(name, value)| (name.clone(), serde_json::json!({ "value": value })))
         .collect();
-    fs::write(place.path("settings.json"), Value::Object(settings).to_string()).unwrap();
+    fs::write(home.path("settings.json"), Value::Object(settings).to_string()).unwrap();
     let script = format!(
         "#!/bin/sh\ncase \"$*\" in *--version) echo 'nix (Nix) 2.26.3';; *'config show'*) exit 1;; *) cat {}/settings.json;; esac\n",
-        place.folder.path().display()
+        home.folder.path().display()
     );
-    fs::create_dir_all(place.path("bin")).unwrap();
-    fs::write(place.path("bin/nix"), script).unwrap();
-    fs::set_permissions(place.path("bin/nix"), fs::Permissions::from_mode(0o755)).unwrap();
+    fs::create_dir_all(home.path("bin")).unwrap();
+    fs::write(home.path("bin/nix"), script).unwrap();
+    fs::set_permissions(home.path("bin/nix"), fs::Permissions::from_mode(0o755)).unwrap();
 }
 
-fn client(place: &Place) -> Report {
-    let mut command = place.command(&["doctor", "--client"]);
-    command.env("PATH", format!("{}:/usr/bin:/bin", place.path("bin").display()));
-    command.env("NIX_CONF_DIR", place.path("etc"));
+fn client(home: &TestHome) -> Report {
+    let mut command = home.command(&["doctor", "--client"]);
+    command.env("PATH", format!("{}:/usr/bin:/bin", home.path("bin").display()));
+    command.env("NIX_CONF_DIR", home.path("etc"));
     Report::of(&mut command)
 }
 
-/// A machine that uses two caches of a running server, `main` (public) and `team` (private), and all that Nix says then.
-fn client_of_two_caches() -> (Place, Value) {
-    let mut place = Place::new();
-    place.serve();
-    place.login();
+/// A machine that uses two caches of a running server, `main` (public) and `team` (private), and
+/// the resulting settings of Nix.
+fn client_of_two_caches() -> (TestHome, Value) {
+    let mut home = TestHome::new();
+    home.serve();
+    home.login();
     for words in [&["cache", "create", "team"][..], &["use", "main"], &["use", "team"]] {
-        let said = place.run(words);
+        let said = home.run(words);
         assert!(said.starts_with("exit code: 0"), "{said}");
     }
-    let conf = fs::read_to_string(place.path(".config/nix/nix.conf")).unwrap();
+    let conf = fs::read_to_string(home.path(".config/nix/nix.conf")).unwrap();
     let all = |key: &str| -> Vec<Value> {
         conf.lines().filter_map(|line| line.strip_prefix(key)?.strip_prefix(" = ")).map(Value::from).collect()
     };
@@ -263,16 +265,16 @@ fn client_of_two_caches() -> (Place, Value) {
         "substituters": all("extra-substituters"),
         "trusted-public-keys": all("extra-trusted-public-keys"),
         "trusted-users": ["root"],
-        "netrc-file": place.path(".config/nix/netrc"),
+        "netrc-file": home.path(".config/nix/netrc"),
     });
-    fake_nix(&place, &settings);
-    (place, settings)
+    fake_nix(&home, &settings);
+    (home, settings)
 }
 
 #[test]
 fn a_client_is_healthy_after_dormer_use() {
-    let (place, _) = client_of_two_caches();
-    let report = client(&place);
+    let (home, _) = client_of_two_caches();
+    let report = client(&home);
     report.is_healthy();
     let ok = report.with("ok").join("\n");
     for words in [
@@ -288,42 +290,45 @@ fn a_client_is_healthy_after_dormer_use() {
 
 #[test]
 fn what_keeps_a_client_from_its_caches_is_found() {
-    let (mut place, settings) = client_of_two_caches();
-    let netrc = place.path(".config/nix/netrc");
+    let (mut home, settings) = client_of_two_caches();
+    let netrc = home.path(".config/nix/netrc");
     let text = fs::read_to_string(&netrc).unwrap();
 
     let mut overridden = settings.clone();
     overridden["substituters"].as_array_mut().unwrap().remove(0);
-    fake_nix(&place, &overridden);
-    client(&place).fails_only("not in Nix's substituters");
+    fake_nix(&home, &overridden);
+    client(&home).fails_only("not in Nix's substituters");
     overridden.clone_from(&settings);
     overridden["trusted-public-keys"].as_array_mut().unwrap().remove(1);
-    fake_nix(&place, &overridden);
-    client(&place).fails_only("not in Nix's trusted-public-keys");
-    fake_nix(&place, &settings);
+    fake_nix(&home, &overridden);
+    client(&home).fails_only("not in Nix's trusted-public-keys");
+    fake_nix(&home, &settings);
 
     fs::set_permissions(&netrc, fs::Permissions::from_mode(0o644)).unwrap();
-    client(&place).fails_only("other users of this machine can read the tokens");
+    client(&home).fails_only("other users of this machine can read the tokens");
     fs::set_permissions(&netrc, fs::Permissions::from_mode(0o600)).unwrap();
     fs::write(&netrc, text.replace("password ey", "password xx")).unwrap();
-    client(&place).fails_only("does not accept the token in the netrc file");
+    client(&home).fails_only("does not accept the token in the netrc file");
     fs::write(&netrc, "").unwrap();
-    client(&place).fails_only("Nix has none for 127.0.0.1");
+    client(&home).fails_only("Nix has none for 127.0.0.1");
     fs::remove_file(&netrc).unwrap();
-    let lost = client(&place).with("fail");
+    let lost = client(&home).with("fail");
     assert!(lost.len() == 2 && lost[0].contains("cannot be read"), "{lost:?}");
     fs::write(&netrc, &text).unwrap();
     fs::set_permissions(&netrc, fs::Permissions::from_mode(0o600)).unwrap();
 
-    // A new signing key: what this machine trusts is the old one.
-    let said = place.run(&["cache", "configure", "main", "--regenerate-keypair"]);
+    // A new signing key. This machine trusts the old one.
+    let said = home.run(&["cache", "configure", "main", "--regenerate-keypair"]);
     assert!(said.starts_with("exit code: 0"), "{said}");
-    let changed = client(&place);
+    let changed = client(&home);
     changed.is_healthy();
-    assert!(changed.with("warn").iter().any(|line| line.contains("another signing key now")), "{changed:?}");
+    assert!(
+        changed.with("warn").iter().any(|line| line.contains("now has another signing key")),
+        "{changed:?}"
+    );
 
-    assert_eq!(place.stop(), Some(0));
-    let away = client(&place).with("fail");
+    assert_eq!(home.stop(), Some(0));
+    let away = client(&home).with("fail");
     assert_eq!(away.len(), 3, "the server and both caches: {away:?}");
     let shown = format!("{away:?}{lost:?}");
     assert!(!shown.contains("eyJ"), "no token is shown: {shown}");
@@ -331,11 +336,11 @@ fn what_keeps_a_client_from_its_caches_is_found() {
 
 #[test]
 fn a_machine_without_nix_or_caches_is_told_so() {
-    let place = Place::new();
-    let mut command = place.command(&["doctor"]);
-    command.env("PATH", place.path("nothing"));
+    let home = TestHome::new();
+    let mut command = home.command(&["doctor"]);
+    command.env("PATH", home.path("nothing"));
     let report = Report::of(&mut command);
     report.fails_only("\"nix\" was not found");
     assert!(report.with("warn").iter().any(|line| line.contains("uses no cache")), "{report:?}");
-    assert!(!Path::new(&data(&place)).exists());
+    assert!(!Path::new(&data(&home)).exists());
 }

@@ -3,5 +3,5 @@
 mod binary;
 mod doctor;
 mod doctor_services;
-mod place;
+mod test_home;
 mod traces;

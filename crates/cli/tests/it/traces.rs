@@ -16,7 +16,7 @@ use opentelemetry_proto::tonic::trace::v1::span::SpanKind;
 use opentelemetry_proto::tonic::trace::v1::status::StatusCode;
 use prost::Message as _;
 
-/// A server that dies with the test.
+/// A server that ends with the test.
 struct Server {
     child: Child,
     address: String,
@@ -44,8 +44,8 @@ impl Server {
         let mut lines = BufReader::new(child.stderr.take().unwrap()).lines();
         let address = lines
             .find_map(|line| line.unwrap().strip_prefix("listening on http://").map(str::to_owned))
-            .expect("it says where it listens");
-        // What it says later must have somewhere to go.
+            .expect("the server prints its address");
+        // Reads the later output, so that the server can go on writing.
         std::thread::spawn(move || lines.for_each(drop));
         Self { child, address }
     }
@@ -60,7 +60,7 @@ impl Server {
     }
 }
 
-/// Takes what is exported to it; the path and the body of each request.
+/// Receives exported traces: the path and the body of each request.
 fn collector() -> (String, mpsc::Receiver<(String, Vec<u8>)>) {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let endpoint = format!("http://{}", listener.local_addr().unwrap());
@@ -113,7 +113,7 @@ fn span_of(received: &mpsc::Receiver<(String, Vec<u8>)>, route: &str) -> (Span, 
         let request = ExportTraceServiceRequest::decode(body.as_slice()).unwrap();
         for resource in request.resource_spans {
             let of = resource.resource.unwrap();
-            let service = text(&of.attributes, "service.name").expect("the sender says who it is");
+            let service = text(&of.attributes, "service.name").expect("the sender has a service name");
             for span in resource.scope_spans.into_iter().flat_map(|scope| scope.spans) {
                 if text(&span.attributes, "http.route") == Some(route) {
                     return (span, service.to_owned());
@@ -159,7 +159,8 @@ fn a_collector_that_is_not_there_costs_no_request_anything() {
     let endpoint = format!("http://{}", nobody.local_addr().unwrap());
     let server = Server::start(
         home.path(),
-        // It takes connections and never answers; the queue is full after four.
+        // The collector accepts connections and never answers. The queue is full after four spans.
+        //
         &[
             ("OTEL_EXPORTER_OTLP_ENDPOINT", &endpoint),
             ("OTEL_BSP_MAX_QUEUE_SIZE", "4"),

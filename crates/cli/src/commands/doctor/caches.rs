@@ -1,4 +1,5 @@
-//! The caches that this machine uses: what Nix makes of nix.conf, whether each answers, and what it signs with.
+//! Checks the caches that this machine uses: what Nix reads from nix.conf, whether each cache
+//! answers, and whether its signatures verify.
 
 use std::fs;
 
@@ -9,27 +10,26 @@ use dormer_nix::{NarInfo, PublicKey, Signature, StoreDir, StorePath};
 use super::PROBE_TIMEOUT;
 use super::finding::Finding;
 use super::nix::Files;
-use crate::commands::Context;
-use crate::commands::use_cache::host_of;
+use crate::context::Context;
 use crate::error::{Error, Result};
-use crate::nix_files::netrc_password;
+use crate::nix_files::{host_of, netrc_password};
 
 const CACHE: &str = "cache";
 const SERVER: &str = "server";
-/// Paths of the local store that are asked for until one is there whose signature can be checked.
+/// Most paths of the local store to ask for, until the cache has one with a signature to check.
 const PATHS_TRIED_MAX: usize = 64;
 
-/// Something to ask.
+/// Something to check.
 pub(super) enum Known {
-    /// What `dormer use` wrote.
+    /// A cache from `dormer use`.
     Cache { name: String, url: String, key: PublicKey },
-    /// What `dormer login` wrote.
+    /// A server from `dormer login`.
     Server(Box<dormer_client::ResolvedServer>),
-    /// What stands there and makes no sense, and what to do.
+    /// An entry that makes no sense, and what to do about it.
     Broken(Finding),
 }
 
-/// Everything that this machine uses, by its files.
+/// Everything that this machine uses, according to its files.
 pub(super) fn known(files: &Files, _context: &Context) -> Result<Vec<Known>> {
     let mut known = Vec::new();
     let settings = Context::client_settings()?;
@@ -56,7 +56,7 @@ pub(super) fn known(files: &Files, _context: &Context) -> Result<Vec<Known>> {
                 _ => Known::Broken(Finding::fail(
                     CACHE,
                     format!("the lines of {name} in {} were changed", place.conf_path.display()),
-                    ["take them out and make them anew: dormer unuse CACHE, dormer use CACHE"],
+                    ["remove and recreate them: dormer unuse CACHE, dormer use CACHE"],
                 )),
             });
         }
@@ -64,14 +64,14 @@ pub(super) fn known(files: &Files, _context: &Context) -> Result<Vec<Known>> {
     if known.is_empty() {
         known.push(Known::Broken(Finding::warn(
             CACHE,
-            "this machine uses no cache of Dormer's",
+            "this machine uses no cache of Dormer",
             ["dormer login NAME URL TOKEN, then dormer use CACHE"],
         )));
     }
     Ok(known)
 }
 
-/// Asks one of them.
+/// Checks one of them.
 pub(super) async fn check(known: &Known, files: &Files, nix: Option<&NixConfig>) -> Vec<Finding> {
     match known {
         Known::Broken(finding) => vec![finding.clone()],
@@ -125,7 +125,7 @@ async fn check_server(server: &dormer_client::ResolvedServer) -> Finding {
     }
 }
 
-/// Whether Nix has in force what stands in nix.conf: a later line of a setting undoes an earlier one.
+/// Whether Nix applies what nix.conf says. A later line of a setting undoes an earlier one.
 fn check_settings(nix: &NixConfig, name: &str, url: &str, key: &PublicKey) -> Finding {
     let has_url =
         nix.list("substituters").iter().any(|one| one.trim_end_matches('/') == url.trim_end_matches('/'));
@@ -137,14 +137,14 @@ fn check_settings(nix: &NixConfig, name: &str, url: &str, key: &PublicKey) -> Fi
     };
     Finding::fail(
         CACHE,
-        format!("{name}: it stands in nix.conf, but not in Nix's {lost}"),
+        format!("{name} is in nix.conf, but not in Nix's {lost}"),
         [
-            "a line behind it sets the list anew: make that an `extra-` line or move it up (`nix config show` tells)",
+            "a later line replaces the list: make that an `extra-` line or move it up (`nix config show` shows the result)",
         ],
     )
 }
 
-/// The cache as Nix asks it. `Err`: nothing more can be asked.
+/// Asks the cache in the way of Nix. `Err` means that no further check is possible.
 async fn check_address(name: &str, url: &str, password: Option<&Secret>) -> Result<Finding, Finding> {
     let seen = dormer_client::probe(&format!("{url}/nix-cache-info"), password, PROBE_TIMEOUT).await;
     let seen = seen.map_err(|error| Finding::error(CACHE, &Error::from(error)))?;
@@ -162,7 +162,7 @@ async fn check_address(name: &str, url: &str, password: Option<&Secret>) -> Resu
                 CACHE,
                 format!("{name} does not accept the token in the netrc file"),
                 [
-                    "it may have expired: log in with a new one (dormer login), then dormer unuse and dormer use",
+                    "the token may have expired: log in with a new one (dormer login), then dormer unuse and dormer use",
                 ],
             ));
         }
@@ -186,13 +186,14 @@ async fn check_address(name: &str, url: &str, password: Option<&Secret>) -> Resu
         )),
         None => Err(Finding::fail(
             CACHE,
-            format!("what answers at {url} is no binary cache"),
+            format!("the program at {url} is not a binary cache"),
             ["is there another program at this address, or a proxy's login page?"],
         )),
     }
 }
 
-/// Whether the cache still has the key that this machine trusts. Not every host of a cache can say.
+/// Whether the cache still has the key that this machine trusts. Not every host of a cache can
+/// tell.
 async fn check_key(name: &str, url: &str, key: &PublicKey, password: Option<&Secret>) -> Option<Finding> {
     let seen =
         dormer_client::probe(&format!("{url}/attic-cache-info"), password, PROBE_TIMEOUT).await.ok()?;
@@ -201,13 +202,13 @@ async fn check_key(name: &str, url: &str, key: &PublicKey, password: Option<&Sec
     (theirs != key.to_string()).then(|| {
         Finding::warn(
             CACHE,
-            format!("{name} has another signing key now: {theirs}"),
-            ["after making sure that this was meant: dormer unuse CACHE, dormer use CACHE"],
+            format!("{name} now has another signing key: {theirs}"),
+            ["if this was intended: dormer unuse CACHE, dormer use CACHE"],
         )
     })
 }
 
-/// The signature of any path that both this machine and the cache have.
+/// Verifies the signature of any path that both this machine and the cache have.
 async fn check_signature(
     name: &str,
     url: &str,
@@ -231,7 +232,7 @@ async fn check_signature(
                 return Finding::fail(
                     CACHE,
                     format!("{name}: {narinfo}: {error}"),
-                    ["what answers there is damaged"],
+                    ["the narinfo of this cache is damaged"],
                 );
             }
         };
@@ -239,7 +240,7 @@ async fn check_signature(
             .map(|nix| nix.list("trusted-public-keys").iter().filter_map(|key| key.parse().ok()).collect())
             .unwrap_or_default();
         let message = info.fingerprint(&store_dir);
-        // Signatures in forms that we do not know count for nothing, as they do for Nix.
+        // Ignores signatures of unknown forms, as Nix does.
         let signatures: Vec<Signature> = info.sigs.iter().filter_map(|text| text.parse().ok()).collect();
         let verifies = |key: &PublicKey| signatures.iter().any(|one| key.verify(&message, one).is_ok());
         if verifies(key) || trusted.iter().any(verifies) {
@@ -249,20 +250,20 @@ async fn check_signature(
             CACHE,
             format!("{name}: no trusted key has signed {path}"),
             [
-                "Nix refuses such paths; was the cache's signing key changed? dormer unuse CACHE, dormer use CACHE",
+                "Nix refuses such paths; if the cache's signing key changed: dormer unuse CACHE, dormer use CACHE",
             ],
         );
     }
     Finding::ok(
         CACHE,
-        format!("{name}: it has none of {} paths of this machine, so no signature was tried", paths.len()),
+        format!("{name} has none of {} paths of this machine, so no signature was verified", paths.len()),
     )
 }
 
 fn local_paths(store_dir: &StoreDir) -> Vec<StorePath> {
     let entries = fs::read_dir(store_dir.as_str()).into_iter().flatten().flatten();
     let mut names: Vec<String> = entries.filter_map(|entry| entry.file_name().into_string().ok()).collect();
-    // By hash, so that it is the same sample each time.
+    // Sorted by hash, so that every run tries the same sample.
     names.sort_unstable();
     names.iter().filter_map(|name| name.parse().ok()).take(PATHS_TRIED_MAX).collect()
 }

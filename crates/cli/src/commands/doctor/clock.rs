@@ -1,23 +1,24 @@
-//! Clocks: tokens expire by the server's, stores refuse requests signed by one that is off, objects age by it.
+//! Compares clocks. Tokens expire by the server's clock. Stores refuse requests that were signed
+//! with a wrong clock. Objects age by the clock.
 
 use std::time::{Duration, SystemTime};
 
 use super::finding::Finding;
 
 const SUBJECT: &str = "clock";
-/// Tokens made on one machine and used on another bear this much.
+/// Tokens that one machine makes and another verifies tolerate this difference.
 const SKEW_MAX: Duration = Duration::from_secs(30);
 /// Object stores refuse signatures that are a quarter of an hour off.
 const SKEW_REFUSED: Duration = Duration::from_mins(10);
 
 const ADVICE: &str = "run a time service on both machines: systemd-timesyncd, chrony, or the cloud's own";
 
-/// What other clocks said, with ours at that moment.
+/// The times on other clocks, and our time at the same moment.
 #[derive(Debug, Default)]
 pub(super) struct Clocks(Vec<(&'static str, Duration, bool)>);
 
 impl Clocks {
-    /// Another clock says this now.
+    /// Records the present time of another clock.
     pub(super) fn saw(&mut self, whose: &'static str, time: SystemTime) {
         self.compare(whose, time, SystemTime::now());
     }
@@ -30,7 +31,7 @@ impl Clocks {
         self.0.push((whose, skew, is_ahead));
     }
 
-    /// A finding for each of them; none where there is nothing to compare with.
+    /// One finding for each clock. None if there is no clock to compare with.
     pub(super) fn check(&self) -> Vec<Finding> {
         self.0.iter().map(|(whose, skew, is_ahead)| describe(whose, *skew, *is_ahead)).collect()
     }
@@ -45,7 +46,7 @@ fn describe(whose: &str, skew: Duration, is_ahead: bool) -> Finding {
     if skew >= SKEW_MAX {
         return Finding::warn(SUBJECT, message, [ADVICE]);
     }
-    Finding::ok(SUBJECT, format!("it agrees with {whose}"))
+    Finding::ok(SUBJECT, format!("our clock agrees with {whose}"))
 }
 
 #[cfg(test)]

@@ -1,4 +1,5 @@
-//! The database: whose it is, which schema it has, whether it keeps what it acknowledged, and whether the master key is its own.
+//! Checks the database: which program it belongs to, its schema, whether it keeps what it
+//! acknowledges, and whether the master key belongs to it.
 
 use dormer_index::{Examination, PostgresIndex, SqliteIndex};
 
@@ -11,7 +12,7 @@ use crate::settings::Settings;
 
 const SUBJECT: &str = "database";
 
-/// Checks the database, and the master key against it.
+/// Checks the database and its master key.
 pub(super) async fn check(settings: &Settings, clocks: &mut Clocks) -> Vec<Finding> {
     let examined = match &settings.postgres {
         Some(server) => {
@@ -46,12 +47,12 @@ fn describe(place: &str, found: &Examination) -> Vec<Finding> {
     let program = &found.program;
     findings.push(match found.schema {
         None => {
-            Finding::ok(SUBJECT, format!("{program}, {place} is empty: the first start makes the schema"))
+            Finding::ok(SUBJECT, format!("{program}, {place} is empty: the first start creates the schema"))
         }
         Some(schema) if schema < found.schema_known => Finding::warn(
             SUBJECT,
             format!(
-                "{program}, {place} has schema {schema}; the next start brings it to {}",
+                "{program}, {place} has schema {schema}; the next start upgrades it to {}",
                 found.schema_known
             ),
             ["back it up before that start"],
@@ -73,7 +74,7 @@ fn describe_pooler(was_seen: bool) -> Finding {
     }
     Finding::warn(
         SUBJECT,
-        "database.transaction-pooler is set, and no such pooler was seen",
+        "database.transaction-pooler is set, but no such pooler was found",
         [
             "set it only behind PgBouncer or the like with pool_mode = transaction: without it, changes show at once and \
           statements are prepared",

@@ -1,4 +1,4 @@
-//! The server's own address: whether something answers there, and whether it is a server with our key.
+//! Checks the server's own address: whether a server answers there, and whether it has our key.
 
 use std::time::{Duration, SystemTime};
 
@@ -15,7 +15,7 @@ use crate::tokens;
 
 const SUBJECT: &str = "endpoint";
 
-/// Asks `api-endpoint`, or without one the address that the server listens on.
+/// Asks `api-endpoint`, or without this setting the address that the server listens on.
 pub(super) async fn check(settings: &Settings, clocks: &mut Clocks) -> Vec<Finding> {
     let url = serve::own_url(settings, settings.listen);
     let is_public = settings.api_endpoint.is_some();
@@ -30,7 +30,7 @@ pub(super) async fn check(settings: &Settings, clocks: &mut Clocks) -> Vec<Findi
                 ],
             )];
         }
-        // Without api-endpoint nobody was promised that it runs.
+        // Without api-endpoint, the server need not be running.
         Err(_) => {
             return vec![Finding::warn(
                 SUBJECT,
@@ -54,12 +54,16 @@ pub(super) async fn check(settings: &Settings, clocks: &mut Clocks) -> Vec<Findi
     vec![ask_as_ourselves(settings, &url).await]
 }
 
-/// A token of our own for a cache that does not exist: who knows our key says that there is no such cache, anybody else
-/// that the token counts for nothing.
+/// Sends our own token for a cache that does not exist. A server with our key answers that there is
+/// no such cache. Any other server refuses the token.
 async fn ask_as_ourselves(settings: &Settings, url: &str) -> Finding {
     let answers = format!("{url} answers");
     let Ok(key) = tokens::signing_key(settings) else {
-        return Finding::warn(SUBJECT, format!("{answers}, but there is no key here to know it by"), []);
+        return Finding::warn(
+            SUBJECT,
+            format!("{answers}, but there is no key here to recognise the server by"),
+            [],
+        );
     };
     if matches!(key, SigningKey::Rs256Public(_)) {
         return Finding::ok(
@@ -86,16 +90,16 @@ async fn ask_as_ourselves(settings: &Settings, url: &str) -> Finding {
     };
     match asked.await {
         Err(Error::Client(dormer_client::Error::NoSuchCache { .. })) => {
-            Finding::ok(SUBJECT, format!("{answers}, and knows our tokens"))
+            Finding::ok(SUBJECT, format!("{answers}, and accepts our tokens"))
         }
         Err(Error::Client(dormer_client::Error::Unauthorized { .. })) => Finding::fail(
             SUBJECT,
-            format!("{answers}, but does not know a token made here"),
+            format!("{answers}, but refuses a token made here"),
             ["another server answers there, or this one runs with another token secret, issuer or audience"],
         ),
         Ok(_) => Finding::fail(
             SUBJECT,
-            format!("{answers}, but gives what it cannot have: it is no server of Dormer's"),
+            format!("{answers}, but claims to have a cache that cannot exist: this is not a Dormer server"),
             ["what listens at this address?"],
         ),
         Err(error) => Finding::error(SUBJECT, &error),

@@ -1,14 +1,14 @@
-//! What a check found.
+//! The result of a check.
 
 use crate::error::Error;
 
-/// How bad it is.
+/// How serious a finding is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Status {
     Ok,
-    /// It works, and should be otherwise.
+    /// The part works, but should be set up differently.
     Warn,
-    /// Something does not work, or is not safe.
+    /// The part does not work, or is not safe.
     Fail,
 }
 
@@ -22,7 +22,7 @@ impl Status {
     }
 }
 
-/// One line of the report, and what to do about it.
+/// One line of the report, and advice.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Finding {
     pub(super) subject: &'static str,
@@ -52,7 +52,7 @@ impl Finding {
         Self { status: Status::Fail, ..Self::warn(subject, message, advice) }
     }
 
-    /// A failure with the advice that any command would give.
+    /// A failure, with the advice that any command would give.
     pub(super) fn error(subject: &'static str, error: &Error) -> Self {
         Self { advice: error.hints(), ..Self::fail(subject, error.chain(), []) }
     }

@@ -1,4 +1,5 @@
-//! Folders: whether the server may write in them, who else may look, how much room is left.
+//! Checks folders: whether the server can write, whether other users can read, and how much space
+//! is free.
 
 use std::fs;
 use std::io::{self, Write as _};
@@ -10,12 +11,12 @@ use crate::settings::Settings;
 use crate::settings::units::human_size;
 
 const SUBJECT: &str = "folders";
-/// Below this the next packs and the database's log do not fit.
+/// With less free space, the next packs and the database's log do not fit.
 const FREE_BYTES_MIN: u64 = 512 << 20;
-/// Below this somebody should look after it soon.
+/// With less free space, the operator should act soon.
 const FREE_BYTES_LOW: u64 = 4 << 30;
 
-/// All folders that these settings write to, each once.
+/// Checks all folders that these settings write to, each once.
 pub(super) fn check_all(settings: &Settings) -> Vec<Finding> {
     let parent = |file: &Path| file.parent().unwrap_or(Path::new("/")).to_owned();
     let mut folders: Vec<PathBuf> = Vec::new();
@@ -30,7 +31,7 @@ pub(super) fn check_all(settings: &Settings) -> Vec<Finding> {
     }
     let mut seen = Vec::new();
     folders.retain(|folder| {
-        // What lies in a folder that is not there is made with it.
+        // The start that makes a missing folder also makes the folders in it.
         let is_told = seen
             .iter()
             .any(|other: &PathBuf| other == folder || (!other.exists() && folder.starts_with(other)));
@@ -45,11 +46,11 @@ fn check(folder: &Path) -> Finding {
     if !folder.exists() {
         return match nearest_parent(folder).map(|parent| probe(&parent)) {
             Some(Ok(())) => {
-                Finding::ok(SUBJECT, format!("{name} is not there yet: the first start makes it"))
+                Finding::ok(SUBJECT, format!("{name} does not exist yet: the first start makes it"))
             }
             _ => Finding::fail(
                 SUBJECT,
-                format!("{name} is not there, and this user cannot make it"),
+                format!("{name} does not exist, and this user cannot make it"),
                 ["make it and give it to the user that the server runs as; and run this check as that user"],
             ),
         };
@@ -69,16 +70,16 @@ fn check(folder: &Path) -> Finding {
     };
     let room = format!("{name} has {} free", human_size(free));
     if free < FREE_BYTES_MIN {
-        return Finding::fail(SUBJECT, room, ["make room: pushes fail when the disk is full"]);
+        return Finding::fail(SUBJECT, room, ["free some space: pushes fail when the disk is full"]);
     }
     if free < FREE_BYTES_LOW {
-        return Finding::warn(SUBJECT, room, ["make room soon: pushes fail when the disk is full"]);
+        return Finding::warn(SUBJECT, room, ["free some space soon: pushes fail when the disk is full"]);
     }
     if secret_file::is_readable_by_others(folder) {
         return Finding::warn(
             SUBJECT,
             format!("{name} is open to other users of this machine"),
-            ["chmod 700 it: the packs hold what private caches hold"],
+            ["chmod 700 it: the packs contain the paths of private caches"],
         );
     }
     Finding::ok(SUBJECT, room)
@@ -102,17 +103,17 @@ fn probe(folder: &Path) -> io::Result<()> {
         if is_same && is_listed {
             Ok(())
         } else {
-            Err(io::Error::other("a file that was written is not there"))
+            Err(io::Error::other("the folder does not list a file that was just written"))
         }
     });
     match (checked, fs::remove_file(&path)) {
         (Ok(()), removed) => removed,
-        // What was never made cannot be removed: the first error is the one that matters.
+        // A file that was never made cannot be removed, so the first error is the one that matters.
         (Err(error), _) => Err(error),
     }
 }
 
-/// What is left for users who are not root.
+/// Free bytes for users other than root.
 fn free_bytes(folder: &Path) -> io::Result<u64> {
     let stat = rustix::fs::statvfs(folder)?;
     Ok(stat.f_bavail.saturating_mul(stat.f_frsize))

@@ -1,4 +1,4 @@
-//! The key that signs tokens, and the master key.
+//! Checks the key that signs tokens, and the master key.
 
 use std::collections::BTreeSet;
 
@@ -15,15 +15,15 @@ use crate::tokens;
 const TOKENS: &str = "tokens";
 const MASTER_KEY: &str = "master key";
 
-/// RFC 7518 wants a secret at least as long as the digest.
+/// RFC 7518 requires a secret at least as long as the digest.
 const SECRET_BYTES_MIN: usize = 32;
 /// Random bytes of that length have some thirty different values; a password has a dozen or two.
 const SECRET_VALUES_MIN: usize = 16;
 
 const NEW_SECRET: &str =
-    "make another one: openssl rand -base64 64 | tr -d '\\n' (all tokens have to be made anew)";
+    "make another one: openssl rand -base64 64 | tr -d '\\n' (then make all tokens again)";
 
-/// The key that tokens are signed and verified with.
+/// Checks the key that signs and verifies tokens.
 pub(super) fn check_token_key(settings: &Settings) -> Vec<Finding> {
     let key = match tokens::signing_key(settings) {
         Ok(key) => key,
@@ -38,15 +38,15 @@ pub(super) fn check_token_key(settings: &Settings) -> Vec<Finding> {
         findings.push(Finding::fail(
             TOKENS,
             format!("{} can be read by other users", path.display()),
-            ["chmod 600 it, and make another one if somebody may have looked"],
+            ["chmod 600 it, and make another one if another user may have read it"],
         ));
     }
     findings.push(match &key {
         SigningKey::Hs256(secret) => check_secret(secret),
-        // Whether it is one shows when something is signed, or verified, with it.
+        // Only signing or verifying shows whether the key is valid.
         SigningKey::Rs256Secret(_) => check_signing(settings, &key),
         SigningKey::Rs256Public(_) => match serve::authenticator(settings, &key) {
-            Ok(_) => Finding::ok(TOKENS, "an RSA public key verifies them; they are made elsewhere"),
+            Ok(_) => Finding::ok(TOKENS, "an RSA public key verifies tokens that are made elsewhere"),
             Err(error) => Finding::error(TOKENS, &error),
         },
     });
@@ -56,29 +56,29 @@ pub(super) fn check_token_key(settings: &Settings) -> Vec<Finding> {
 fn check_secret(secret: &[u8]) -> Finding {
     let values = secret.iter().collect::<BTreeSet<_>>().len();
     if secret.len() < SECRET_BYTES_MIN {
-        let message = format!("the secret has {} bytes; it wants at least {SECRET_BYTES_MIN}", secret.len());
+        let message = format!("the secret has {} bytes; it needs at least {SECRET_BYTES_MIN}", secret.len());
         return Finding::fail(TOKENS, message, [NEW_SECRET]);
     }
     if values < SECRET_VALUES_MIN {
         let message =
-            format!("the secret can be guessed: its {} bytes have {values} values only", secret.len());
+            format!("the secret can be guessed: its {} bytes have {values} different values", secret.len());
         return Finding::fail(TOKENS, message, [NEW_SECRET]);
     }
     if secret.iter().all(|byte| byte.is_ascii_lowercase() || byte.is_ascii_whitespace()) {
         return Finding::warn(TOKENS, "the secret looks like words, not like random bytes", [NEW_SECRET]);
     }
-    Finding::ok(TOKENS, format!("a secret of {} bytes signs them", secret.len()))
+    Finding::ok(TOKENS, format!("a secret of {} bytes signs tokens", secret.len()))
 }
 
 fn check_signing(settings: &Settings, key: &SigningKey) -> Finding {
     let signed = tokens::sign(key, &dormer_api::TokenClaims::default());
     match signed.and_then(|_| serve::authenticator(settings, key)) {
-        Ok(_) => Finding::ok(TOKENS, "an RSA key signs and verifies them"),
+        Ok(_) => Finding::ok(TOKENS, "an RSA key signs and verifies tokens"),
         Err(error) => Finding::error(TOKENS, &error),
     }
 }
 
-/// The master key, against the proof in the database.
+/// Checks the master key against the proof in the database.
 pub(super) fn check_master_key(settings: &Settings, database: &Examination) -> Vec<Finding> {
     let was_used = database.setting.is_some();
     let path = &settings.master_key_file;
@@ -93,12 +93,12 @@ pub(super) fn check_master_key(settings: &Settings, database: &Examination) -> V
         findings.push(Finding::fail(
             MASTER_KEY,
             format!("{} can be read by other users", path.display()),
-            ["chmod 600 it, and give the caches other signing keys if somebody may have looked"],
+            ["chmod 600 it, and give the caches other signing keys if another user may have read it"],
         ));
     }
     findings.push(match installation::check_master_key(settings, database.setting.as_deref()) {
-        Ok(()) if was_used => Finding::ok(MASTER_KEY, "it is the one that the database was made with"),
-        Ok(()) => Finding::ok(MASTER_KEY, "it can be read; the database does not know one yet"),
+        Ok(()) if was_used => Finding::ok(MASTER_KEY, "it is the key of this database"),
+        Ok(()) => Finding::ok(MASTER_KEY, "the key is readable; the database has no key yet"),
         Err(error) => Finding::error(MASTER_KEY, &error),
     });
     findings

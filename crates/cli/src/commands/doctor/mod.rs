@@ -1,7 +1,7 @@
-//! `dormer doctor`: one file per subject. A check looks and says what to do; it repairs nothing.
+//! `dormer doctor`: one file per subject. A check inspects and advises; it repairs nothing.
 //!
-//! - Every check ends within [`CHECK_TIMEOUT`]; one that does not is a failure by itself.
-//! - Nothing is left behind: what a check writes has a name of its own and is removed again.
+//! - Every check ends within [`CHECK_TIMEOUT`]. A check that takes longer is itself a failure.
+//! - No check leaves anything behind: a probe has a unique name, and the check removes the probe.
 //! - No finding shows a secret.
 
 mod caches;
@@ -21,26 +21,27 @@ use clap::Args;
 use serde_json::json;
 
 use self::finding::{Finding, Status};
-use super::{Context, SettingsArgs};
+use crate::context::{Context, SettingsArgs};
 use crate::error::{EXIT_FAILURE, Result};
 use crate::settings::keys::{CONFIG_VARIABLE, KEYS};
 use crate::settings::{Environment, Settings};
 
-/// Longest a check may take. Longer than any single answer that a healthy part gives.
+/// Time limit of a check. Longer than any single answer of a healthy part takes.
 const CHECK_TIMEOUT: Duration = Duration::from_secs(20);
-/// Longest a look at one address may take.
+/// Time limit of a request to one address.
 const PROBE_TIMEOUT: Duration = Duration::from_secs(8);
 
 /// Check an installation and say what to do
 ///
-/// Where a server's settings are: its keys, folders, database, store and clock, and whether the
-/// server answers at its address. The server may run meanwhile; nothing is changed but for a probe
-/// in the store, which is removed again.
+/// With the settings of a server, this checks its keys, folders, database, store and clock, and
+/// whether the server answers at its address. The server may run meanwhile. The check changes
+/// nothing, except that it writes and removes a probe in the store.
 ///
-/// With --client, or where no server's settings are: this machine's Nix. Whether nix.conf and netrc
-/// say what `dormer use` made of them, and whether each cache answers and signs with the trusted key.
+/// With --client, or without the settings of a server, this checks this machine's Nix: whether
+/// nix.conf and netrc still have the lines of `dormer use`, and whether each cache answers
+/// and signs with the trusted key.
 ///
-/// Ends with 1 if a check failed; warnings do not count.
+/// The exit code is 1 if a check failed; warnings do not count.
 ///
 /// Examples:
 ///   dormer doctor --config /etc/dormer.toml
@@ -49,7 +50,7 @@ const PROBE_TIMEOUT: Duration = Duration::from_secs(8);
 #[derive(Debug, Args)]
 #[command(verbatim_doc_comment)]
 pub(crate) struct DoctorArgs {
-    /// Check this machine as a client, whatever settings of a server there are
+    /// Check this machine as a client, even if it has the settings of a server
     #[arg(long, conflicts_with_all = ["config", "data_dir"])]
     client: bool,
     #[command(flatten)]
@@ -66,7 +67,7 @@ pub(super) async fn run(args: DoctorArgs, context: &Context) -> Result<ExitCode>
     doctor.conclude()
 }
 
-/// Whether anything here says that a server is meant: a flag, a variable, or the folder that a first start made.
+/// Whether this machine has a server: a flag, a variable, or the folder of a first start.
 fn has_server(args: &SettingsArgs, environment: &Environment) -> bool {
     if args.config.is_some() || args.data_dir.is_some() || environment.path(CONFIG_VARIABLE).is_some() {
         return true;
@@ -77,7 +78,7 @@ fn has_server(args: &SettingsArgs, environment: &Environment) -> bool {
             return true;
         }
     }
-    // No home, no folder: then there is nothing of a server here.
+    // Without a home there is no folder, and so no server.
     Settings::load(environment, &args.to_flags()).is_ok_and(|(settings, _)| settings.data_dir.exists())
 }
 
@@ -106,7 +107,7 @@ fn check_settings(settings: &Settings) -> Vec<Finding> {
         ));
     }
     if findings.is_empty() {
-        findings.push(Finding::ok(SUBJECT, "they are read without complaint"));
+        findings.push(Finding::ok(SUBJECT, "all settings are valid"));
     }
     findings
 }
@@ -123,7 +124,7 @@ async fn check_client(doctor: &mut Doctor<'_>) -> Result<()> {
     Ok(())
 }
 
-/// Tells findings as they come, and counts them.
+/// Prints findings as they come, and counts them.
 struct Doctor<'a> {
     context: &'a Context,
     ok: usize,

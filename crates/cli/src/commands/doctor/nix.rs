@@ -1,4 +1,4 @@
-//! This machine's Nix: the program, its files, and what of them its daemon listens to.
+//! Checks this machine's Nix: the program, its files, and whether its daemon obeys them.
 
 use std::fs;
 use std::io;
@@ -8,19 +8,19 @@ use std::process::Command;
 use dormer_client::NixConfig;
 
 use super::finding::Finding;
-use crate::commands::Context;
 use crate::commands::nix_settings::NixFiles;
 use crate::commands::use_cache::{has_daemon, is_root};
+use crate::context::Context;
 use crate::error::{Error, Result};
 use crate::secret_file;
 
 const NIX: &str = "nix";
 const NETRC: &str = "netrc";
 
-/// The oldest Nix that Dormer is tested with.
+/// The oldest version of Nix that Dormer is tested with.
 const OLDEST: (u32, u32) = (2, 8);
 
-/// Asks `nix` for its version and settings, and keeps them for the checks that follow.
+/// Asks `nix` for its version and settings, and keeps them for the next checks.
 pub(super) async fn check(context: &Context, config: &mut Option<NixConfig>) -> Vec<Finding> {
     let read = match NixConfig::read("nix").await {
         Ok(read) => read,
@@ -30,7 +30,7 @@ pub(super) async fn check(context: &Context, config: &mut Option<NixConfig>) -> 
     let finding = match parse_version(&version) {
         Some(number) if number < OLDEST => Finding::warn(
             NIX,
-            format!("{version} is older than {}.{}, the oldest that is tested", OLDEST.0, OLDEST.1),
+            format!("{version} is older than {}.{}, the oldest tested version", OLDEST.0, OLDEST.1),
             ["upgrade it"],
         ),
         _ => Finding::ok(NIX, format!("{version}{}", if has_daemon() { ", with a daemon" } else { "" })),
@@ -44,7 +44,7 @@ pub(super) async fn check(context: &Context, config: &mut Option<NixConfig>) -> 
             format!(
                 "the daemon ignores the caches in this user's nix.conf: {user} is not among trusted-users"
             ),
-            ["use them for the whole machine, as root: dormer use CACHE --system"],
+            ["set them up for the whole machine, as root: dormer use CACHE --system"],
         ));
     }
     *config = Some(read);
@@ -57,7 +57,7 @@ fn parse_version(text: &str) -> Option<(u32, u32)> {
     Some((numbers.next()?.parse().ok()?, numbers.next()?.parse().ok()?))
 }
 
-/// This user's name, if there is a daemon that does not listen to him.
+/// This user's name, if there is a daemon that ignores this user's settings.
 fn ignored_user(config: &NixConfig) -> Option<String> {
     if !has_daemon() || is_root() {
         return None;
@@ -78,7 +78,8 @@ fn is_trusted(trusted: &[&str], user: &str, groups: &[String]) -> bool {
     })
 }
 
-/// The files that `dormer use` writes: the user's, if he has a home, and the machine's.
+/// The files that `dormer use` writes: those of the user, if there is a home, and those of the
+/// machine.
 pub(super) struct Files {
     pub(super) all: Vec<NixFiles>,
 }
@@ -87,12 +88,12 @@ impl Files {
     pub(super) fn read(context: &Context) -> Result<Self> {
         let user = NixFiles::read(context, false).ok();
         let system = NixFiles::read(context, true)?;
-        // With NIX_USER_CONF_FILES both may be one.
+        // With NIX_USER_CONF_FILES, both may be the same file.
         let user = user.filter(|user| user.conf_path != system.conf_path);
         Ok(Self { all: user.into_iter().chain([system]).collect() })
     }
 
-    /// Where Nix looks for passwords, as it says itself, else as its files say.
+    /// The netrc file of Nix, according to Nix, else according to its files.
     pub(super) fn netrc_path(&self, config: Option<&NixConfig>) -> PathBuf {
         match config.and_then(|config| config.text("netrc-file")) {
             Some(path) if !path.is_empty() => PathBuf::from(path),
@@ -100,7 +101,7 @@ impl Files {
         }
     }
 
-    /// Who can read the tokens there.
+    /// Checks which users can read the tokens in the netrc file.
     pub(super) fn check_netrc(&self, config: Option<&NixConfig>) -> Vec<Finding> {
         let path = self.netrc_path(config);
         let is_wanted = self.all.iter().any(|files| {
@@ -110,7 +111,7 @@ impl Files {
         let name = path.display();
         match fs::File::open(&path) {
             Err(error) if error.kind() == io::ErrorKind::NotFound && !is_wanted => {
-                vec![Finding::ok(NETRC, "there is none, which is right where all caches are public")]
+                vec![Finding::ok(NETRC, "there is no netrc file; public caches need none")]
             }
             Err(error) if error.kind() == io::ErrorKind::PermissionDenied && has_daemon() => {
                 vec![Finding::ok(NETRC, format!("{name} is for the daemon alone"))]
@@ -138,7 +139,7 @@ impl Files {
             return Finding::fail(
                 NETRC,
                 format!("the daemon reads {}, not {name}", system.display()),
-                ["use private caches for the whole machine, as root: dormer use CACHE --system"],
+                ["set up private caches for the whole machine, as root: dormer use CACHE --system"],
             );
         }
         Finding::ok(

@@ -1,4 +1,5 @@
-//! The object store: that it is ours, and that all that the server does there can be done.
+//! Checks the object store: whether it belongs to this installation, and whether the server can do
+//! all it must there.
 
 use std::time::Duration;
 
@@ -14,11 +15,11 @@ use crate::settings::Settings;
 
 const SUBJECT: &str = "store";
 
-/// A doctor does not wait as long as a server does.
+/// The doctor waits less long than a server does.
 const REQUEST_TIMEOUT: Duration = PROBE_TIMEOUT;
 
-/// Checks the store. A local one is a folder like the others, which [`super::folder`] checked: opening it here would clear
-/// away what a running server writes.
+/// Checks the store. [`super::folder`] already checked a local store as a folder. Opening it here
+/// would remove files that a running server is writing.
 pub(super) async fn check(settings: &Settings, clocks: &mut Clocks) -> Vec<Finding> {
     if let Some(remote) = &settings.remote_storage {
         return check_remote(&remote.store, clocks).await;
@@ -27,7 +28,7 @@ pub(super) async fn check(settings: &Settings, clocks: &mut Clocks) -> Vec<Findi
     match installation::refuse_foreign_folders(settings) {
         Ok(()) => vec![Finding::ok(SUBJECT, format!("packs are kept in {place}"))],
         Err(error @ Error::ForeignFolder { .. }) => vec![Finding::error(SUBJECT, &error)],
-        // A folder that cannot be read was told of already.
+        // The folder check already reported a folder that cannot be read.
         Err(_) => Vec::new(),
     }
 }
@@ -42,7 +43,7 @@ async fn check_remote(remote: &RemoteSettings, clocks: &mut Clocks) -> Vec<Findi
         Ok(store) => store,
         Err(error) => return vec![Finding::error(SUBJECT, &error.into())],
     };
-    // Not being allowed to list shows below, with the other rights.
+    // The rights check below reports a missing right to list.
     if let Ok(true) = store.holds_attic_chunks().await {
         let error = Error::ForeignBucket { store: store.name().to_owned(), owner: "Attic" };
         return vec![Finding::error(SUBJECT, &error)];
@@ -65,8 +66,8 @@ fn describe(name: &str, probe: Probe) -> Vec<Finding> {
     }
     if !works.is_empty() {
         let conditional = match probe.refuses_conditional_put {
-            Some(true) => "; conditional PUTs are honoured (nothing relies on them)",
-            Some(false) => "; conditional PUTs are ignored (nothing relies on them)",
+            Some(true) => "; conditional PUTs work (nothing relies on them)",
+            Some(false) => "; conditional PUTs do not work (nothing relies on them)",
             None => "",
         };
         findings.insert(0, Finding::ok(SUBJECT, format!("{name}: {} work{conditional}", works.join(", "))));
@@ -83,7 +84,7 @@ fn failure(right: Right, error: dormer_blobs::Error) -> Finding {
         Right::GetRange => "allow the key s3:GetObject (or what the store calls it)",
         Right::List => "allow the key s3:ListBucket (or what the store calls it)",
         Right::Delete => {
-            "allow the key s3:DeleteObject (or what the store calls it); without it, nothing is ever freed"
+            "allow the key s3:DeleteObject (or what the store calls it); without it, garbage is never freed"
         }
     };
     let mut finding = Finding { message: format!("{}: {}", right.name(), finding.message), ..finding };
@@ -118,7 +119,7 @@ mod tests {
         assert_eq!(statuses, [Status::Ok, Status::Fail, Status::Fail]);
         assert_eq!(
             findings[0].message,
-            "s3://b: put work; conditional PUTs are ignored (nothing relies on them)"
+            "s3://b: put work; conditional PUTs do not work (nothing relies on them)"
         );
         assert!(findings[1].advice.concat().contains("s3:ListBucket"));
         assert!(findings[2].message.starts_with("delete: "), "{}", findings[2].message);

@@ -1,4 +1,4 @@
-//! The real binary in a home of its own, and what it says with ports, keys and paths filtered.
+//! The real binary in its own home, and its output with ports, keys and paths filtered.
 
 #![expect(clippy::unwrap_used, reason = "helpers of tests: a panic is the failure")]
 
@@ -10,14 +10,14 @@ use std::process::{Child, Command, Output, Stdio};
 use serde_json::Value;
 use tempfile::TempDir;
 
-/// A home folder of its own, and perhaps a server in it.
-pub(crate) struct Place {
+/// A home folder for one test, perhaps with a server in it.
+pub(crate) struct TestHome {
     pub(crate) folder: TempDir,
     pub(crate) server: Option<Child>,
     pub(crate) port: String,
 }
 
-impl Place {
+impl TestHome {
     pub(crate) fn new() -> Self {
         Self { folder: tempfile::tempdir().unwrap(), server: None, port: String::new() }
     }
@@ -33,7 +33,7 @@ impl Place {
         command
     }
 
-    /// Runs a command and shows all that it did, filtered.
+    /// Runs a command and shows its exit code and output, filtered.
     pub(crate) fn run(&self, arguments: &[&str]) -> String {
         self.shown(&self.command(arguments).output().unwrap())
     }
@@ -53,14 +53,14 @@ impl Place {
         if !self.port.is_empty() {
             text = text.replace(&self.port, "PORT");
         }
-        // Each request has another id.
+        // Each request has a different id.
         let mut from = 0;
         while let Some(start) = text[from..].find("(request ").map(|at| from + at) {
             let end = start + text[start..].find(')').expect("the id ends");
             text.replace_range(start..=end, "(request ID)");
             from = start + 1;
         }
-        // A public key is 44 characters of base64 behind a colon, the last of them `=`.
+        // A public key is 44 characters of base64 after a colon, the last of them `=`.
         for name in ["main:", "team:"] {
             while let Some(start) = text.match_indices(name).map(|(at, _)| at + name.len()).find(|start| {
                 text.get(*start..start + 44).is_some_and(|key| key.ends_with('=') && !key.contains(' '))
@@ -71,11 +71,11 @@ impl Place {
         text
     }
 
-    /// Starts a server; all that it says up to the line with its address. Nobody listens to what it says afterwards, which
-    /// must not trouble it.
+    /// Starts a server. Returns its output up to the line with its address. Nobody reads the later
+    /// output, which must not disturb the server.
     pub(crate) fn serve(&mut self) -> String {
         let mut command = self.command(&["serve", "--listen", "127.0.0.1:0"]);
-        // Other tests' servers want the default one, too.
+        // The servers of other tests want the default address, too.
         command.env("DORMER_METRICS_LISTEN", "off");
         let mut server = command.stderr(Stdio::piped()).spawn().unwrap();
         let mut said = String::new();
@@ -91,7 +91,7 @@ impl Place {
         self.filtered(&said)
     }
 
-    /// Asks the server to stop, as systemd and Kubernetes do; its exit code.
+    /// Asks the server to stop, like systemd and Kubernetes. Returns its exit code.
     pub(crate) fn stop(&mut self) -> Option<i32> {
         let mut server = self.server.take().unwrap();
         assert!(Command::new("kill").arg(server.id().to_string()).status().unwrap().success());
@@ -106,7 +106,7 @@ impl Place {
     }
 }
 
-impl Drop for Place {
+impl Drop for TestHome {
     fn drop(&mut self) {
         if let Some(server) = &mut self.server {
             let _ = server.kill();
@@ -115,7 +115,7 @@ impl Drop for Place {
     }
 }
 
-/// What a run of the doctor said.
+/// The report of a doctor run.
 #[derive(Debug)]
 pub(crate) struct Report {
     pub(crate) code: Option<i32>,
@@ -130,7 +130,7 @@ impl Report {
         Self { code: output.status.code(), checks }
     }
 
-    /// Subjects and messages of what has this status.
+    /// Subjects and messages of the findings with this status.
     pub(crate) fn with(&self, status: &str) -> Vec<String> {
         let wanted = self.checks.iter().filter(|check| check["status"] == status);
         wanted
@@ -140,7 +140,7 @@ impl Report {
             .collect()
     }
 
-    /// The only failure is this one, it has advice, and the exit code says so.
+    /// Checks that this is the only failure, that it has advice, and that the exit code matches.
     #[track_caller]
     pub(crate) fn fails_only(&self, words: &str) {
         let failures = self.with("fail");

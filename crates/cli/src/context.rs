@@ -1,0 +1,99 @@
+//! What every command needs: the printer, the environment, and a client of a server.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use clap::Args;
+use dormer_client::{
+    ApiClient, CacheRef, HttpSettings, LoadedSettings, ResolvedServer, Retry, RetryPolicy, RetryReporter,
+    ServerName, SettingsPaths,
+};
+
+use crate::error::Result;
+use crate::printer::Printer;
+use crate::settings::{Environment, Flags, keys};
+
+/// The exit codes in the help of commands that talk to a server.
+pub(crate) const EXIT_CODES_OF_CLIENT: &str = "\
+Exit codes:
+  0  done; 1  failed; 2  wrong usage, nothing was tried
+  4  the server refuses the token, or requires one; 5  it does not answer";
+
+/// What every command needs.
+#[derive(Debug)]
+pub(crate) struct Context {
+    pub(crate) printer: Printer,
+    pub(crate) environment: Environment,
+}
+
+impl Context {
+    pub(crate) fn new(printer: Printer) -> Self {
+        Self { printer, environment: Environment::of_process() }
+    }
+
+    /// The client's settings.
+    pub(crate) fn client_settings() -> Result<LoadedSettings> {
+        let paths = SettingsPaths::from_variables(&dormer_client::process_variables)?;
+        Ok(LoadedSettings::load(&paths)?)
+    }
+
+    /// A server by name, or the default one, and a client of this server.
+    pub(crate) fn connect(&self, server: Option<&ServerName>) -> Result<(ResolvedServer, ApiClient)> {
+        let server = Self::client_settings()?.resolve_server(server, &dormer_client::process_variables)?;
+        let api = self.client_for(&server)?;
+        Ok((server, api))
+    }
+
+    pub(crate) fn connect_to_cache(&self, cache: &CacheRef) -> Result<(ResolvedServer, ApiClient)> {
+        self.connect(cache.server.as_ref())
+    }
+
+    pub(crate) fn client_for(&self, server: &ResolvedServer) -> Result<ApiClient> {
+        self.client_with(server, HttpSettings::default())
+    }
+
+    /// A client for the first contact with a server: if the server does not answer, a mistyped
+    /// address is likelier than a restart.
+    pub(crate) fn impatient_client_for(&self, server: &ResolvedServer) -> Result<ApiClient> {
+        let retry = RetryPolicy { tries_max: 2, ..RetryPolicy::default() };
+        self.client_with(server, HttpSettings { retry, ..HttpSettings::default() })
+    }
+
+    fn client_with(&self, server: &ResolvedServer, settings: HttpSettings) -> Result<ApiClient> {
+        let api = ApiClient::new(server.endpoint.clone(), server.token.as_ref(), settings)?;
+        Ok(api.with_retry_reporter(Arc::new(RetryPrinter(self.printer.clone()))))
+    }
+}
+
+struct RetryPrinter(Printer);
+
+impl RetryReporter for RetryPrinter {
+    fn retrying(&self, retry: &Retry<'_>) {
+        self.0.warn(&retry_line(retry));
+    }
+}
+
+/// Explains a delay.
+pub(crate) fn retry_line(retry: &Retry<'_>) -> String {
+    let seconds = retry.wait.as_secs_f64();
+    format!("try {} of {} failed, next in {seconds:.1} s: {}", retry.tries, retry.tries_max, retry.error)
+}
+
+/// The sources of the server's settings, for all commands that read them.
+#[derive(Debug, Clone, Default, Args)]
+pub(crate) struct SettingsArgs {
+    /// Settings file (TOML; Attic's server.toml works too) [env: DORMER_CONFIG]
+    #[arg(short = 'f', long, value_name = "FILE")]
+    pub(crate) config: Option<PathBuf>,
+    /// Folder for everything the server keeps [env: DORMER_DATA_DIR] [default:
+    /// ~/.local/share/dormer]
+    #[arg(long, value_name = "DIR")]
+    pub(crate) data_dir: Option<PathBuf>,
+}
+
+impl SettingsArgs {
+    pub(crate) fn to_flags(&self) -> Flags {
+        let data_dir = self.data_dir.iter().map(|path| (keys::DATA_DIR, path.display().to_string()));
+        Flags { config: self.config.clone(), values: data_dir.collect() }
+    }
+}
