@@ -5,6 +5,7 @@ default:
 
 # What is run before each commit: formatting, lints, docs, layers, and every test that needs no Nix.
 check:
+    scripts/check-prose.sh
     cargo fmt --all --check
     cargo clippy --workspace --all-targets -- --deny warnings
     RUSTDOCFLAGS="--deny warnings" cargo doc --workspace --no-deps

@@ -31,8 +31,9 @@ pub(crate) fn to_markdown() -> String {
 const EDGE_INTRODUCTION: &str = "
 ## `[[edge]]`
 
-Where `dormer publish` brings caches to ([EDGE.md](EDGE.md)); any number of targets, each a table of its own. They are named in the
-file; the keys of each can be set by variables too, with the target's name in capitals between.
+The targets of `dormer publish` ([EDGE.md](EDGE.md)). There may be any number of targets, each in its
+own table. Only the file names targets. Variables can set the keys of a target too, with the target's
+name in capitals in the middle.
 
 ";
 

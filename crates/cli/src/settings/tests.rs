@@ -166,7 +166,7 @@ fn where_everything_is_elsewhere_no_folder_is_needed() {
 #[test]
 fn a_store_over_a_network_wants_what_it_needs() {
     insta::assert_snapshot!(message("[storage]\ntype = \"s3\""), @"storage.type (file dormer.toml): needs storage.bucket too");
-    insta::assert_snapshot!(message("[storage]\ntype = \"s3\"\nbucket = \"b\"\ncredentials = { access_key_id = \"a\" }"), @"storage.credentials.access_key_id (file dormer.toml): needs storage.credentials.secret_access_key beside it");
+    insta::assert_snapshot!(message("[storage]\ntype = \"s3\"\nbucket = \"b\"\ncredentials = { access_key_id = \"a\" }"), @"storage.credentials.access_key_id (file dormer.toml): needs storage.credentials.secret_access_key too");
     let toml = "[storage]\ntype = \"s3\"\nbucket = \"b\"\nregion = \"r\"\nendpoint = \"http://minio:9000/\"\n[storage.credentials]\n\
                 access_key_id = \"a\"\nsecret_access_key = \"hunter2\"\n";
     let settings = load(toml, &[HOME].into(), &[]).unwrap();
@@ -197,12 +197,12 @@ fn attics_server_toml_is_accepted_whole() {
     // Attic's chunk sizes do not set ours.
     assert_eq!(settings.engine.chunk_params, EngineSettings::default().chunk_params);
     insta::assert_snapshot!(settings.notes.join("\n"), @r"
-    ignored: soft-delete-caches (a destroyed cache's name is free at once, its bytes go later)
-    ignored: require-proof-of-possession (Dormer always wants the whole NAR and verifies it)
-    ignored: database.heartbeat (connections are checked when they are needed)
+    ignored: soft-delete-caches (the name of a destroyed cache is free at once, and its bytes go later)
+    ignored: require-proof-of-possession (Dormer always requires the whole NAR and verifies it)
+    ignored: database.heartbeat (Dormer checks a connection when it needs one)
     ignored: garbage-collection.interval, garbage-collection.default-retention-period (this release does not collect garbage yet; nothing expires)
-    ignored: chunking.nar-size-threshold, chunking.min-size, chunking.avg-size, chunking.max-size (Dormer cuts by its own rule; see [chunks])
-    ignored: compression.type, compression.level (Dormer stores zstd, which is served as it is; its level is chunks.zstd-level)
+    ignored: chunking.nar-size-threshold, chunking.min-size, chunking.avg-size, chunking.max-size (Dormer has its own rule for chunks; see [chunks])
+    ignored: compression.type, compression.level (Dormer stores zstd and serves it unchanged; chunks.zstd-level sets the level)
     ");
 }
 
