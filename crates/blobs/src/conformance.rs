@@ -1,9 +1,6 @@
 //! What the contract promises, as code: every adapter and every wrapper runs it on an empty store.
 //!
-//! Each case panics with what is wrong. The store is left as the last case leaves it. What trees of files promise is in
-//! [`files`].
-
-pub mod files;
+//! Each case panics with what is wrong. The store is left as the last case leaves it.
 
 use std::collections::HashSet;
 use std::future::Future;

@@ -60,7 +60,7 @@ pub(crate) enum Error {
     #[error("{} is a folder of {owner}", path.display())]
     ForeignFolder { path: PathBuf, owner: &'static str },
     #[error(transparent)]
-    OpenStore(#[from] dormer_blobs::remote::OpenError),
+    OpenStore(#[from] dormer_stores::OpenError),
     #[error("{store} holds chunks of {owner}")]
     ForeignBucket { store: String, owner: &'static str },
     #[error("{store} holds no packs, and the database names some")]

@@ -20,7 +20,6 @@ mod narinfo;
 mod packer;
 mod read;
 mod settings;
-mod store_metrics;
 mod use_recorder;
 
 use std::sync::Arc;

@@ -9,7 +9,6 @@ use prometheus::core::{Collector, Desc};
 use prometheus::proto::MetricFamily;
 use prometheus::{Histogram, HistogramOpts, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts};
 
-use crate::store_metrics::StoreMetrics;
 
 /// Pack sizes, in bytes: 64 KiB to 32 MiB, the largest there are.
 const PACK_BYTES: &[f64] =
@@ -55,7 +54,8 @@ pub(crate) struct EngineMetrics {
     pub(crate) cpu_jobs: IntGauge,
     pub(crate) cpu_jobs_waiting: IntGauge,
     pub(crate) packer_queue: IntGauge,
-    store: StoreMetrics,
+    /// Describes the metrics of a store, which a local store lacks. A store over a network has counters of its own.
+    store: dormer_blobs::Counters,
 }
 
 /// Where narinfos came from. Each counter is looked up once: they are counted a hundred thousand times a second.
@@ -202,7 +202,7 @@ impl EngineMetrics {
             cpu_jobs: gauge("dormer_cpu_jobs", "Jobs of hashing and compression that run now"),
             cpu_jobs_waiting: gauge("dormer_cpu_jobs_waiting", "Jobs that wait for a CPU now"),
             packer_queue: gauge("dormer_packer_queue_chunks", "Chunks on their way to the open pack now"),
-            store: StoreMetrics::new(),
+            store: dormer_blobs::Counters::default(),
         };
         // Shown as zero before they happen: a rate over a series that begins with its first event misses that event.
         for (counters, labels) in
@@ -271,7 +271,7 @@ impl Collector for crate::Engine {
     fn collect(&self) -> Vec<MetricFamily> {
         self.write_gauges();
         let own = self.metrics().all().into_iter().flat_map(Collector::collect);
-        own.chain(self.metrics().store.collect(self.blobs().counters())).collect()
+        own.chain(self.blobs().counters().map(Collector::collect).unwrap_or_default()).collect()
     }
 }
 

@@ -7,10 +7,10 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use dormer_blobs::remote::{Credentials, RemoteKind};
-use dormer_blobs::{BlobKey, Blobs, LocalBlobs, RemoteBlobs, RemoteSettings};
+use dormer_blobs::{BlobKey, Blobs, LocalBlobs, StoreBlobs};
 use dormer_index::{Audit, PostgresIndex, PostgresOptions, SqliteIndex, SqliteOptions};
 use dormer_nix::NarHash;
+use dormer_stores::{CallPolicy, Credentials, RemoteKind, RemoteSettings};
 use tokio::runtime::Runtime;
 
 use crate::invariants::{Leaks, check_invariants, find_leaks};
@@ -48,7 +48,7 @@ impl Inspection {
             connect_timeout: Duration::from_secs(10),
             request_timeout: Duration::from_mins(1),
         };
-        let blobs = RemoteBlobs::open(&settings).expect("the settings are whole");
+        let blobs = StoreBlobs::open(&settings, &CallPolicy::once()).expect("the settings are whole");
         Self::new(Database::Postgres(database_url.to_owned()), Arc::new(blobs))
     }
 

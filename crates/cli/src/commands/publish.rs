@@ -8,9 +8,10 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use clap::{Args, Subcommand};
-use dormer_blobs::{Files, FolderFiles, RemoteFiles};
+use dormer_blobs::Files;
 use dormer_nix::{StorePath, StorePathHash};
 use dormer_publish::{Mode, Outcome, Publisher, Reporter};
+use dormer_stores::{CallPolicy, Store};
 use indicatif::{ProgressBar, ProgressStyle};
 use serde_json::json;
 
@@ -282,8 +283,8 @@ fn chosen<'a>(settings: &'a Settings, name: Option<&str>) -> Result<Vec<&'a Edge
 
 fn open_place(place: &EdgePlace) -> Result<Arc<dyn Files>> {
     Ok(match place {
-        EdgePlace::Folder(path) => Arc::new(FolderFiles::open(path)?),
-        EdgePlace::Bucket(store, retries) => Arc::new(RemoteFiles::open(store, retries.clone())?),
+        EdgePlace::Folder(path) => Arc::new(Store::folder(path)?),
+        EdgePlace::Bucket(store, retries) => Arc::new(Store::open(store, &CallPolicy { retries: retries.clone(), requests_max: None })?),
     })
 }
 

@@ -7,9 +7,10 @@ use std::io;
 use std::path::Path;
 use std::sync::Arc;
 
-use dormer_blobs::{Blobs, Limited, LocalBlobs, RemoteBlobs, Retrying};
+use dormer_blobs::{Blobs, LocalBlobs, StoreBlobs};
 use dormer_index::{CacheId, Index, OutboxPosition};
 use dormer_nix::StorePathHash;
+use dormer_stores::CallPolicy;
 
 use crate::error::{Error, Result};
 use crate::settings::Settings;
@@ -28,33 +29,34 @@ pub(super) async fn open_store(
         let store = if was_started { LocalBlobs::open_existing(path) } else { LocalBlobs::open(path) };
         return Ok(Arc::new(store?));
     };
-    let store = RemoteBlobs::open(&remote.store)?;
+    let policy =
+        CallPolicy { retries: remote.retries.clone(), requests_max: Some(remote.requests_max) };
+    let blobs = StoreBlobs::open(&remote.store, &policy)?;
+    // Asked once: a store that does not answer is no reason to wait with the start.
+    let store = StoreBlobs::new(blobs.store().bare());
     match store.holds_attic_chunks().await {
         // A server that never ran has stored nothing. If this listing fails, the listing before has
         // already reported it.
         Ok(false) if !was_started && store.holds_packs().await.unwrap_or(false) => {
-            warnings.push(packs_without_index(&store.name()));
+            warnings.push(packs_without_index(&store.store().location()));
         }
         // The bucket or prefix was mistyped. If the server started, it would mark every requested
         // NAR as damaged, for all replicas.
         Ok(false)
             if was_started && !store.holds_packs().await.unwrap_or(true) && holds_objects(index).await? =>
         {
-            return Err(Error::EmptyBucket { store: store.name().to_owned() });
+            return Err(Error::EmptyBucket { store: store.store().location().to_owned() });
         }
         Ok(false) => {}
-        Ok(true) => return Err(Error::ForeignBucket { store: store.name().to_owned(), owner: "Attic" }),
+        Ok(true) => return Err(Error::ForeignBucket { store: store.store().location().to_owned(), owner: "Attic" }),
         Err(error @ dormer_blobs::Error::Refused { .. }) => return Err(error.into()),
         Err(error) => warnings.push(format!(
             "{} does not answer yet ({}); pushes and reads wait for it",
-            store.name(),
+            store.store().location(),
             Error::chain_of(&error)
         )),
     }
-    let wait = remote.retries.time_max;
-    let counters = Arc::clone(store.counters());
-    let limited = Limited::new(store, remote.requests_max, wait, Arc::clone(&counters));
-    Ok(Arc::new(Retrying::new(limited, remote.retries.clone(), counters)))
+    Ok(Arc::new(blobs))
 }
 
 /// Whether there are sound objects, and therefore packs. Looks at the objects that were pushed

@@ -6,8 +6,8 @@
 
 use std::path::PathBuf;
 
-use dormer_blobs::{RemoteSettings, RetryPolicy};
 use dormer_publish::TargetSettings;
+use dormer_stores::{RemoteSettings, RetryPolicy};
 
 use super::error::{Error, Result};
 use super::keys::{self, EDGE_KEYS};

@@ -1,7 +1,6 @@
 //! The store of the settings, and whether the keys for it fit together.
 
-use dormer_blobs::remote::{Credentials, RemoteKind};
-use dormer_blobs::{RemoteSettings, RetryPolicy};
+use dormer_stores::{Credentials, RemoteKind, RemoteSettings, RetryPolicy};
 
 use super::error::Result;
 use super::keys::{self, Key};

@@ -104,14 +104,14 @@ mod tests {
     use std::sync::atomic::{AtomicU32, Ordering};
 
     use async_trait::async_trait;
-    use dormer_blobs::{Error, MemoryBlobs, Result};
+    use dormer_blobs::{Error, Result, StoreBlobs};
 
     use super::*;
 
     /// A store in memory that counts reads, and is away if told so.
     #[derive(Debug, Default)]
     struct Counted {
-        inner: MemoryBlobs,
+        inner: StoreBlobs,
         reads: AtomicU32,
         is_away: std::sync::atomic::AtomicBool,
     }

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use dormer_blobs::{Blobs, MemoryBlobs};
+use dormer_blobs::{Blobs, StoreBlobs};
 use dormer_engine::{
     CreateCache, Engine, EngineSettings, IngestRequest, Ingested, MasterKey, Result, SystemClock,
 };
@@ -24,7 +24,7 @@ pub(crate) struct Installation {
 impl Installation {
     pub(crate) fn new() -> Self {
         let folder = TempDir::new().expect("a temporary folder");
-        Self { folder, blobs: Arc::new(MemoryBlobs::new()) }
+        Self { folder, blobs: Arc::new(StoreBlobs::in_memory()) }
     }
 
     pub(crate) async fn index(&self) -> SqliteIndex {

@@ -5,7 +5,7 @@
 use std::sync::Arc;
 
 use crate::common::{Installation, create_main, decompress, engine_over, path, push, served, settings};
-use dormer_blobs::{Blobs, MemoryBlobs};
+use dormer_blobs::{Blobs, StoreBlobs};
 use dormer_engine::Engine;
 use dormer_index::{Cache, CommitTarget, Index, NarCommit, NarSource, PostgresIndex, PostgresOptions};
 use dormer_nix::{StorePath, StorePathHash};
@@ -78,7 +78,7 @@ async fn add_objects(engine: &Engine, cache: &Cache, count: u64) {
 }
 
 async fn costs_do_not_grow(index: Arc<dyn Index>) {
-    let blobs: Arc<dyn Blobs> = Arc::new(MemoryBlobs::new());
+    let blobs: Arc<dyn Blobs> = Arc::new(StoreBlobs::in_memory());
     let engine = engine_over(index, blobs, settings());
     let cache = create_main(&engine).await;
     // The first one finds nothing at all, and prepares statements.

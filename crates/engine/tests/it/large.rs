@@ -11,7 +11,7 @@ use crate::common::{
 };
 use async_trait::async_trait;
 use bytes::Bytes;
-use dormer_blobs::{BlobKey, Blobs, Counters, Limited};
+use dormer_blobs::{BlobKey, Blobs};
 use dormer_engine::{EngineSettings, Error, IngestRequest};
 use dormer_index::{Index, NarKey, StoredListing};
 use dormer_nix::nar::{NarLimits, NarReader, Node, encode_tree};
@@ -242,9 +242,12 @@ async fn many_readers_share_little_memory_and_stalled_ones_keep_nobody_waiting()
     drop((stalled, piece));
 }
 
-/// A real store that takes its time.
+/// A real store that is slow and that serves one read at a time.
 #[derive(Debug)]
-struct Slow(Arc<dyn Blobs>);
+struct Slow {
+    inner: Arc<dyn Blobs>,
+    turns: tokio::sync::Semaphore,
+}
 
 #[async_trait]
 impl Blobs for Slow {
@@ -252,20 +255,30 @@ impl Blobs for Slow {
         true
     }
     async fn put(&self, key: &BlobKey, parts: &[Bytes]) -> dormer_blobs::Result<()> {
-        self.0.put(key, parts).await
+        self.inner.put(key, parts).await
     }
     async fn get_range(&self, key: &BlobKey, range: Range<u64>) -> dormer_blobs::Result<Bytes> {
+        let turn = tokio::time::timeout(Duration::from_secs(10), self.turns.acquire()).await;
+        let Ok(_turn) = turn else {
+            let source = "no turn within 10 s".into();
+            return Err(dormer_blobs::Error::Busy {
+                attempt: "read",
+                key: key.to_string(),
+                retry_after: None,
+                source,
+            });
+        };
         tokio::time::sleep(Duration::from_millis(50)).await;
-        self.0.get_range(key, range).await
+        self.inner.get_range(key, range).await
     }
     async fn head(&self, key: &BlobKey) -> dormer_blobs::Result<u64> {
-        self.0.head(key).await
+        self.inner.head(key).await
     }
     async fn delete(&self, key: &BlobKey) -> dormer_blobs::Result<()> {
-        self.0.delete(key).await
+        self.inner.delete(key).await
     }
     async fn list(&self) -> dormer_blobs::Result<Vec<BlobKey>> {
-        self.0.list().await
+        self.inner.list().await
     }
 }
 
@@ -273,10 +286,9 @@ impl Blobs for Slow {
 async fn a_reader_who_takes_nothing_keeps_no_turn_at_the_store() {
     let installation = Installation::new();
     let index: Arc<dyn Index> = Arc::new(installation.index().await);
-    let slow = Slow(Arc::clone(&installation.blobs));
-    let one_at_a_time = Limited::new(slow, 1, Duration::from_secs(10), Arc::new(Counters::default()));
+    let slow = Slow { inner: Arc::clone(&installation.blobs), turns: tokio::sync::Semaphore::new(1) };
     let settings = EngineSettings { chunk_params: dormer_format::ChunkParams::default(), ..settings() };
-    let engine = engine_over(index, Arc::new(one_at_a_time), settings);
+    let engine = engine_over(index, Arc::new(slow), settings);
     let cache = create_main(&engine).await;
     let nar = package_nar(&mut Random::new(9), 8_000_000, &[]);
     push(&engine, &cache, &path(1), &nar).await.unwrap();

@@ -4,11 +4,11 @@ use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use crate::common::{Installation, create_main, decompress, engine_over, hash_of, path, push, served};
-use dormer_blobs::remote::{Credentials, RemoteKind};
-use dormer_blobs::{Blobs, Counters, Limited, Method, RemoteBlobs, RemoteSettings, RetryPolicy, Retrying};
+use dormer_blobs::{Blobs, Counters, Method, StoreBlobs};
 use dormer_engine::{Engine, EngineSettings, Error};
 use dormer_index::{Cache, Index, NarKey};
 use dormer_nix::StorePath;
+use dormer_stores::{CallPolicy, Credentials, RemoteKind, RemoteSettings};
 use dormer_testkit::services::SeaweedFs;
 use dormer_testkit::{Random, package_nar};
 use futures::stream::{StreamExt, TryStreamExt};
@@ -37,10 +37,10 @@ fn bucket() -> (Arc<dyn Blobs>, Arc<Counters>) {
         connect_timeout: Duration::from_secs(5),
         request_timeout: Duration::from_mins(1),
     };
-    let bare = RemoteBlobs::open(&settings).expect("the settings are good");
-    let counters = Arc::clone(bare.counters());
-    let limited = Limited::new(bare, 64, Duration::from_mins(1), Arc::clone(&counters));
-    (Arc::new(Retrying::new(limited, RetryPolicy::default(), Arc::clone(&counters))), counters)
+    let policy = CallPolicy { requests_max: Some(64), ..CallPolicy::default() };
+    let blobs = StoreBlobs::open(&settings, &policy).expect("the settings are good");
+    let counters = Arc::clone(blobs.store().counters());
+    (Arc::new(blobs), counters)
 }
 
 /// As the server has them, but for the level, which costs time here and no requests.

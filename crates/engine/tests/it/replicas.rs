@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use crate::common::{self, create_main, engine_over, ingest, path, push, served, settings};
 use bytes::Bytes;
-use dormer_blobs::{Blobs, MemoryBlobs};
+use dormer_blobs::{Blobs, StoreBlobs};
 use dormer_engine::{Engine, KeyChange, UpdateCache};
 use dormer_index::{Cache, PostgresIndex, PostgresOptions, Removal};
 use dormer_nix::StorePath;
@@ -17,7 +17,7 @@ const PATIENCE: Duration = Duration::from_mins(1);
 
 async fn replicas(transaction_pooler: bool) -> [Engine; 2] {
     let url = Postgres::shared().create_database();
-    let blobs: Arc<dyn Blobs> = Arc::new(MemoryBlobs::new());
+    let blobs: Arc<dyn Blobs> = Arc::new(StoreBlobs::in_memory());
     let options = PostgresOptions { connections_max: 4, transaction_pooler, ..PostgresOptions::default() };
     let a = PostgresIndex::open(&url, options.clone()).await.expect("the index answers");
     let b = PostgresIndex::open(&url, options).await.expect("the index answers");

@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicI64, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
-use dormer_blobs::{Blobs, FileEvent, Files, MemoryBlobs, MemoryFiles};
+use dormer_blobs::{Blobs, FileEvent, Files, MemoryFiles, StoreBlobs};
 use dormer_edge::EdgeKey;
 use dormer_engine::{Clock, CreateCache, Engine, EngineSettings, IngestRequest, MasterKey, UpdateCache};
 use dormer_index::{Cache, Index, ObjectIndex as _, PublishIndex, Removal, SqliteIndex, SqliteOptions};
@@ -62,7 +62,7 @@ impl Lab {
         };
         let engine = Engine::new(
             Arc::clone(&index) as Arc<dyn Index>,
-            Arc::new(MemoryBlobs::new()) as Arc<dyn Blobs>,
+            Arc::new(StoreBlobs::in_memory()) as Arc<dyn Blobs>,
             MasterKey::from_bytes([9; 32]),
             settings,
             Arc::clone(&clock) as Arc<dyn Clock>,

@@ -1,21 +1,19 @@
-//! Faults between us and a real server: 503, cut answers, lost answers, silence. What is acknowledged is there, what is read is
-//! right, and the rest is an error in the end.
+//! Faults between us and a real server: 503, cut answers, lost answers, silence. Acknowledged objects are there, bytes that
+//! are read are right, and everything else ends in an error.
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use dormer_blobs::{
-    Blobs as _, Error, Failure, FileKind, Files as _, Method, RemoteBlobs, RemoteFiles, RetryPolicy,
-    Retrying, conformance,
-};
+use dormer_blobs::{Blobs as _, StoreBlobs, conformance};
+use dormer_stores::{CallPolicy, Error, Failure, FileKind, Method, Opened, RetryPolicy, Store};
 use dormer_testkit::services::{Fate, FaultProxy};
+use futures::{StreamExt as _, TryStreamExt as _};
 use rand::rngs::SmallRng;
 use rand::{RngExt as _, SeedableRng as _};
 
-use super::support::{fresh_key, pattern, reliable, seaweedfs, settings};
+use super::support::{bare, fresh_key, pattern, reliable, seaweedfs, settings};
 
-fn behind_a_proxy() -> (FaultProxy, dormer_blobs::RemoteSettings) {
+fn behind_a_proxy() -> (FaultProxy, dormer_stores::RemoteSettings) {
     let proxy = FaultProxy::start(seaweedfs().endpoint());
     let mut own = settings(seaweedfs().access(), &seaweedfs().new_bucket());
     own.endpoint = Some(proxy.endpoint());
@@ -36,7 +34,7 @@ async fn the_contract_holds_while_three_in_ten_requests_get_503() {
     });
     let (store, bare) = reliable(&own);
     conformance::run(&*store).await;
-    let counters = bare.counters();
+    let counters = bare.store().counters();
     assert!(counters.failures(Method::Put, Failure::Throttled) > 0);
     assert!(counters.retries(Method::Put) >= counters.failures(Method::Put, Failure::Throttled));
     assert!(counters.limit() < 64, "fewer requests at once after the first 503");
@@ -58,7 +56,7 @@ async fn the_contract_holds_on_a_line_that_breaks() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_cut_answer_is_neither_damage_nor_bytes() {
     let (proxy, own) = behind_a_proxy();
-    let store = RemoteBlobs::open(&own).unwrap();
+    let store = bare(&own);
     let key = fresh_key();
     store.put(&key, &[pattern(1_000_000)]).await.unwrap();
     for bytes in [0, 1, 500_000, 899_999] {
@@ -71,11 +69,11 @@ async fn a_cut_answer_is_neither_damage_nor_bytes() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_file_in_parts_arrives_whole_though_parts_fail() {
     let (proxy, own) = behind_a_proxy();
-    let files = RemoteFiles::open(&own, RetryPolicy::default()).unwrap();
+    let files = Store::open(&own, &CallPolicy::default()).unwrap();
     let kind = FileKind { content_type: "application/zstd", cache_control: "public".to_owned() };
     let whole = pattern(40_000_000);
     let mut upload = files.begin_upload("main/large", &kind, whole.len() as u64).await.unwrap();
-    // Every part's first try, in turns another way.
+    // The first try of every part fails, each in another way.
     proxy.set_plan(|line, number| match number {
         _ if !line.starts_with("PUT") => Fate::Pass,
         0 => Fate::Answer { status: 503, retry_after: None },
@@ -91,11 +89,11 @@ async fn a_file_in_parts_arrives_whole_though_parts_fail() {
     assert!(files.get("main/large").await.unwrap().unwrap() == whole, "other bytes");
 }
 
-/// Else a private cache would be published for all to see, on a day when the store is busy.
+/// Otherwise a busy store would make a private cache public.
 #[tokio::test(flavor = "multi_thread")]
-async fn only_a_refusal_says_that_nobody_else_can_read() {
+async fn only_a_refusal_says_that_the_bucket_is_private() {
     let (proxy, own) = behind_a_proxy();
-    let files = RemoteFiles::open(&own, RetryPolicy::default()).unwrap();
+    let files = Store::open(&own, &CallPolicy::default()).unwrap();
     let kind = FileKind { content_type: "text/plain", cache_control: "public".to_owned() };
     files.put("a", &kind, vec!["a".into()]).await.unwrap();
     for (status, told) in [
@@ -119,7 +117,7 @@ async fn only_a_refusal_says_that_nobody_else_can_read() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_store_that_says_when_to_come_back_is_believed() {
     let (proxy, own) = behind_a_proxy();
-    let store = RemoteBlobs::open(&own).unwrap();
+    let store = bare(&own);
     proxy.set_plan(|_, _| Fate::Answer { status: 429, retry_after: Some(7) });
     let error = store.put(&fresh_key(), &[pattern(3_000_000)]).await.unwrap_err();
     assert!(
@@ -131,12 +129,12 @@ async fn a_store_that_says_when_to_come_back_is_believed() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_404_that_is_not_the_stores_own_says_nothing_of_the_object() {
     let (proxy, own) = behind_a_proxy();
-    let store = RemoteBlobs::open(&own).unwrap();
+    let store = bare(&own);
     let key = fresh_key();
     store.put(&key, &[pattern(1_000)]).await.unwrap();
     assert!(matches!(store.get_range(&fresh_key(), 0..10).await, Err(Error::NotFound { .. })));
     assert!(matches!(store.head(&fresh_key()).await, Err(Error::NotFound { .. })));
-    // As a proxy answers whose backend is away.
+    // The answer of a proxy whose backend is away.
     proxy.set_plan(|_, _| Fate::Answer { status: 404, retry_after: None });
     for error in [
         store.get_range(&key, 0..10).await.unwrap_err(),
@@ -153,10 +151,8 @@ async fn a_404_that_is_not_the_stores_own_says_nothing_of_the_object() {
 async fn a_request_that_used_up_all_the_time_is_tried_once_more() {
     let (proxy, mut own) = behind_a_proxy();
     own.request_timeout = Duration::from_secs(1);
-    let store = RemoteBlobs::open(&own).unwrap();
-    let counters = Arc::clone(store.counters());
-    let policy = RetryPolicy { time_max: Duration::from_millis(100), ..RetryPolicy::default() };
-    let retrying = Retrying::new(store, policy, counters);
+    let retries = RetryPolicy { time_max: Duration::from_millis(100), ..RetryPolicy::default() };
+    let retrying = StoreBlobs::open(&own, &CallPolicy { retries, requests_max: None }).unwrap();
     let key = fresh_key();
     retrying.put(&key, &[pattern(1_000)]).await.unwrap();
     let hung = AtomicBool::new(false);
@@ -170,8 +166,62 @@ async fn a_request_that_used_up_all_the_time_is_tried_once_more() {
 async fn silence_ends_with_the_time_out_and_counts_as_too_much_to_do() {
     let (proxy, mut own) = behind_a_proxy();
     own.request_timeout = Duration::from_secs(1);
-    let store = RemoteBlobs::open(&own).unwrap();
+    let store = bare(&own);
     proxy.set_plan(|_, _| Fate::Hang(Duration::from_secs(20)));
     let error = store.head(&fresh_key()).await.unwrap_err();
     assert!(matches!(error, Error::Busy { .. }), "{error:?}");
+}
+
+/// A listing that fails half-way goes on behind the last name instead of beginning anew.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_listing_goes_on_where_it_broke() {
+    let (proxy, own) = behind_a_proxy();
+    let store = Store::open(&own, &CallPolicy::default()).unwrap();
+    let names: Vec<String> = (0..1_500).map(|number| format!("main/{number:04}.narinfo")).collect();
+    let puts = names.iter().map(|name| store.put(name, None, ["x".into()]));
+    futures::stream::iter(puts).buffer_unordered(32).try_collect::<Vec<_>>().await.unwrap();
+    proxy.set_plan(|_, number| match number {
+        1 => Fate::CutAnswer(2_000),
+        2 => Fate::Answer { status: 503, retry_after: None },
+        _ => Fate::Pass,
+    });
+    let listed: Vec<String> = store.list("main").map_ok(|entry| entry.name).try_collect().await.unwrap();
+    assert_eq!(listed, names);
+    assert_eq!(store.counters().retries(Method::Get), 2);
+}
+
+/// Parts of an unfinished upload cost money for as long as the bucket keeps them.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_upload_that_is_dropped_is_aborted() {
+    let (proxy, own) = behind_a_proxy();
+    let store = Store::open(&own, &CallPolicy::default()).unwrap();
+    let mut upload = store.begin_upload("main/large", None, 40_000_000).await.unwrap();
+    upload.put_part([pattern(upload.part_bytes())]).await.unwrap();
+    drop(upload);
+    let is_abort = |head: &String| head.starts_with("DELETE") && head.contains("uploadId=");
+    for _ in 0..100 {
+        if proxy.take_heads().iter().any(is_abort) {
+            return;
+        }
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
+    panic!("the upload was not aborted within 10 s");
+}
+
+/// A stream of a large NAR outlives a connection that breaks.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_stream_goes_on_where_its_connection_broke() {
+    let (proxy, own) = behind_a_proxy();
+    let store = Store::open(&own, &CallPolicy::default()).unwrap();
+    let whole = pattern(3_000_000);
+    store.put("main/nar/a", None, [whole.clone()]).await.unwrap();
+    let first = AtomicBool::new(true);
+    proxy.set_plan(move |_, _| {
+        if first.swap(false, Ordering::Relaxed) { Fate::CutAnswer(1_000_000) } else { Fate::Pass }
+    });
+    let Some(Opened::Found(_, bytes)) = store.open_object("main/nar/a", None).await.unwrap() else {
+        panic!("it is there")
+    };
+    let bytes: Vec<_> = bytes.try_collect().await.unwrap();
+    assert!(bytes.concat() == whole, "other bytes");
 }

@@ -1,16 +1,15 @@
 //! What the contract promises, on two real servers, bare and wrapped, with and without a prefix; and what goes over the wire.
 
-use dormer_blobs::{
-    Blobs as _, FileKind, Files as _, RemoteBlobs, RemoteFiles, RemoteSettings, RetryPolicy, conformance,
-};
+use dormer_blobs::{Blobs as _, conformance};
+use dormer_stores::{CallPolicy, FileKind, RemoteSettings, Store};
 use dormer_testkit::services::{Fate, FaultProxy, S3Access};
 use sha2::{Digest as _, Sha256};
 
-use super::support::{ceph, fresh_key, pattern, reliable, seaweedfs, settings};
+use super::support::{bare, ceph, fresh_key, pattern, reliable, seaweedfs, settings};
 
 async fn meets_the_contract(access: &S3Access) {
     let own = settings(access, &access.new_bucket());
-    conformance::run(&RemoteBlobs::open(&own).unwrap()).await;
+    conformance::run(&bare(&own)).await;
 
     let shared = settings(access, &access.new_bucket());
     let shared = RemoteSettings { prefix: "team/nix".to_owned(), ..shared };
@@ -22,11 +21,11 @@ async fn meets_the_contract(access: &S3Access) {
     for prefix in ["", "team/edge"] {
         let own = RemoteSettings { prefix: prefix.to_owned(), ..settings(access, &access.new_bucket()) };
         access.put_object(&own.bucket, "folder/not/ours", "not ours");
-        let files = RemoteFiles::open(&own, RetryPolicy::default()).unwrap();
+        let files = Store::open(&own, &CallPolicy::default()).unwrap();
         if prefix.is_empty() {
             files.delete("folder/not/ours").await.unwrap();
         }
-        conformance::files::run(&files).await;
+        dormer_stores::conformance::run(&files).await;
     }
 }
 
@@ -43,7 +42,7 @@ async fn ceph_meets_the_contract() {
 #[tokio::test(flavor = "multi_thread")]
 async fn listings_of_many_pages_are_whole() {
     let access = ceph().access();
-    let store = RemoteBlobs::open(&settings(access, &access.new_bucket())).unwrap();
+    let store = bare(&settings(access, &access.new_bucket()));
     // A page has 1,000 names.
     let keys: Vec<_> = (0..1_100).map(|_| fresh_key()).collect();
     for some in keys.chunks(100) {
@@ -54,7 +53,7 @@ async fn listings_of_many_pages_are_whole() {
     assert_eq!(listed, keys.into_iter().collect());
 }
 
-/// Who publishes a file wants its SHA-256, and need not compute it again.
+/// The publisher needs the SHA-256 of a file, and need not compute it again.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_put_tells_the_hash_that_it_was_signed_over() {
     let proxy = FaultProxy::start(seaweedfs().endpoint());
@@ -62,8 +61,8 @@ async fn a_put_tells_the_hash_that_it_was_signed_over() {
         endpoint: Some(proxy.endpoint()),
         ..settings(seaweedfs().access(), &seaweedfs().new_bucket())
     };
-    let files = RemoteFiles::open(&own, RetryPolicy::default()).unwrap();
-    // Tried again too.
+    let files = Store::open(&own, &CallPolicy::default()).unwrap();
+    // The same holds for a repeated put.
     proxy.set_plan(|_, number| if number % 2 == 0 { Fate::LoseAnswer } else { Fate::Pass });
     let kind = FileKind { content_type: "application/zstd", cache_control: "public".to_owned() };
     for size in [0, 1, 1_000_000] {
@@ -74,13 +73,13 @@ async fn a_put_tells_the_hash_that_it_was_signed_over() {
     }
 }
 
-/// What some servers reject: checksum headers, streaming signatures, conditions.
+/// Some servers reject checksum headers, streaming signatures and conditions.
 #[tokio::test(flavor = "multi_thread")]
 async fn requests_are_plain() {
     let proxy = FaultProxy::start(seaweedfs().endpoint());
     let mut own = settings(seaweedfs().access(), &seaweedfs().new_bucket());
     own.endpoint = Some(proxy.endpoint());
-    let store = RemoteBlobs::open(&own).unwrap();
+    let store = bare(&own);
     let key = fresh_key();
     let parts: Vec<_> = (0..300).map(|n| pattern(n * 100)).collect();
     store.put(&key, &parts).await.unwrap();

@@ -2,14 +2,15 @@
 
 use std::time::Duration;
 
-use dormer_blobs::remote::Credentials;
-use dormer_blobs::{Blobs as _, Error, Method, RemoteBlobs, RemoteSettings};
+use dormer_blobs::Blobs as _;
+use dormer_stores::{Credentials, Error, Method, RemoteSettings, Store, CallPolicy, GetRange};
 use dormer_testkit::services::S3Access;
 
-use super::support::{ceph, fresh_key, pattern, reliable, seaweedfs, settings};
+use super::support::{bare, ceph, fresh_key, pattern, reliable, seaweedfs, settings};
 
 async fn is_refused(settings: &RemoteSettings) {
     let (store, bare) = reliable(settings);
+    let files = Store::open(settings, &CallPolicy::default()).unwrap();
     let key = fresh_key();
     for error in [
         store.put(&key, &[pattern(1000)]).await.unwrap_err(),
@@ -17,6 +18,10 @@ async fn is_refused(settings: &RemoteSettings) {
         store.list().await.unwrap_err(),
         store.head(&key).await.unwrap_err(),
         bare.holds_attic_chunks().await.unwrap_err(),
+        files.get("main/nix-cache-info").await.unwrap_err(),
+        files.head("main/nix-cache-info").await.unwrap_err(),
+        files.open_object("main/nix-cache-info", None).await.unwrap_err(),
+        files.open_object("main/nix-cache-info", Some(GetRange::Suffix(10))).await.unwrap_err(),
     ] {
         let text = error.to_string();
         assert!(matches!(error, Error::Refused { .. }), "{error:?}");
@@ -25,7 +30,7 @@ async fn is_refused(settings: &RemoteSettings) {
         assert!(!format!("{error:?}").contains("testsecret"), "{error:?}");
     }
     for method in Method::ALL {
-        assert_eq!(bare.counters().retries(method), 0, "what is refused is not tried again");
+        assert_eq!(bare.store().counters().retries(method), 0, "a refused call is not repeated");
     }
 }
 
@@ -62,17 +67,17 @@ async fn ceph_refuses_wrong_settings() {
 async fn what_attic_left_is_found_below_the_prefix_only() {
     let access = seaweedfs().access();
     let mut own = settings(access, &access.new_bucket());
-    let store = RemoteBlobs::open(&own).unwrap();
+    let store = bare(&own);
     assert!(!store.holds_attic_chunks().await.unwrap());
     store.put(&fresh_key(), &[pattern(10)]).await.unwrap();
     assert!(!store.holds_attic_chunks().await.unwrap());
     access.put_object(&own.bucket, "2b9d04a6-9b2b-4a4b-8a3f-0c1d2e3f4a5b.chunk", "theirs");
     assert!(store.holds_attic_chunks().await.unwrap());
     own.prefix = "dormer".to_owned();
-    assert!(!RemoteBlobs::open(&own).unwrap().holds_attic_chunks().await.unwrap(), "theirs is beside ours");
+    assert!(!bare(&own).holds_attic_chunks().await.unwrap(), "theirs is beside ours");
 }
 
-/// Nobody listens there: no settings are wrong, so it is tried again, but not for ever.
+/// No process listens there. The settings may be right, so this is no refusal.
 #[tokio::test(flavor = "multi_thread")]
 async fn an_address_where_nobody_listens_is_unavailable() {
     let access = S3Access {
@@ -83,6 +88,6 @@ async fn an_address_where_nobody_listens_is_unavailable() {
     };
     let mut own = settings(&access, "bucket");
     own.connect_timeout = Duration::from_secs(1);
-    let error = RemoteBlobs::open(&own).unwrap().head(&fresh_key()).await.unwrap_err();
+    let error = bare(&own).head(&fresh_key()).await.unwrap_err();
     assert!(matches!(error, Error::Unavailable { .. }), "{error:?}");
 }

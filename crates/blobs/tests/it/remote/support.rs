@@ -1,22 +1,22 @@
-//! Servers shared by the tests of this program, and stores on them.
+//! Servers that the tests of this program share, and stores on these servers.
 
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use bytes::Bytes;
-use dormer_blobs::remote::{Credentials, RemoteKind};
-use dormer_blobs::{BlobKey, Blobs, Limited, RemoteBlobs, RemoteSettings, RetryPolicy, Retrying};
+use dormer_blobs::{BlobKey, Blobs, StoreBlobs};
 use dormer_format::PackId;
+use dormer_stores::{CallPolicy, Credentials, OpenError, RemoteKind, RemoteSettings, RetryPolicy};
 use dormer_testkit::services::{CephRgw, S3Access, SeaweedFs};
 use rand::random;
 
-/// One for all tests that do not stop it.
+/// One server for all tests that do not stop it.
 pub(crate) fn seaweedfs() -> &'static SeaweedFs {
     static SERVER: OnceLock<SeaweedFs> = OnceLock::new();
     SERVER.get_or_init(SeaweedFs::start)
 }
 
-/// One for all tests that do not stop it.
+/// One server for all tests that do not stop it.
 pub(crate) fn ceph() -> &'static CephRgw {
     static SERVER: OnceLock<CephRgw> = OnceLock::new();
     SERVER.get_or_init(CephRgw::start)
@@ -41,12 +41,22 @@ pub(crate) fn settings(access: &S3Access, bucket: &str) -> RemoteSettings {
     }
 }
 
-/// A store as the server has it, and the bare one inside.
-pub(crate) fn reliable(settings: &RemoteSettings) -> (Arc<dyn Blobs>, RemoteBlobs) {
-    let bare = RemoteBlobs::open(settings).unwrap();
-    let counters = Arc::clone(bare.counters());
-    let limited = Limited::new(bare.clone(), 64, Duration::from_mins(1), Arc::clone(&counters));
-    (Arc::new(Retrying::new(limited, RetryPolicy::default(), counters)), bare)
+/// A store as the server has it, and the same store without retries and limit. Both count together.
+pub(crate) fn reliable(settings: &RemoteSettings) -> (Arc<dyn Blobs>, StoreBlobs) {
+    let policy = CallPolicy { retries: RetryPolicy::default(), requests_max: Some(64) };
+    let store = StoreBlobs::open(settings, &policy).unwrap();
+    let bare = StoreBlobs::new(store.store().bare());
+    (Arc::new(store), bare)
+}
+
+/// A store without retries and limit.
+pub(crate) fn bare(settings: &RemoteSettings) -> StoreBlobs {
+    try_open(settings).unwrap()
+}
+
+/// A store without retries and limit, if the settings fit together.
+pub(crate) fn try_open(settings: &RemoteSettings) -> Result<StoreBlobs, OpenError> {
+    StoreBlobs::open(settings, &CallPolicy::once())
 }
 
 pub(crate) fn fresh_key() -> BlobKey {

@@ -3,8 +3,8 @@
 
 use std::time::Duration;
 
-use dormer_blobs::remote::{Probe, Right};
-use dormer_blobs::{RemoteBlobs, RemoteSettings};
+use dormer_blobs::StoreBlobs;
+use dormer_stores::{CallPolicy, Probe, RemoteSettings, Right};
 
 use super::PROBE_TIMEOUT;
 use super::clock::Clocks;
@@ -39,20 +39,20 @@ async fn check_remote(remote: &RemoteSettings, clocks: &mut Clocks) -> Vec<Findi
         request_timeout: remote.request_timeout.min(REQUEST_TIMEOUT),
         ..remote.clone()
     };
-    let store = match RemoteBlobs::open(&remote) {
+    let store = match StoreBlobs::open(&remote, &CallPolicy::once()) {
         Ok(store) => store,
         Err(error) => return vec![Finding::error(SUBJECT, &error.into())],
     };
     // The rights check below reports a missing right to list.
     if let Ok(true) = store.holds_attic_chunks().await {
-        let error = Error::ForeignBucket { store: store.name().to_owned(), owner: "Attic" };
+        let error = Error::ForeignBucket { store: store.store().location().to_owned(), owner: "Attic" };
         return vec![Finding::error(SUBJECT, &error)];
     }
-    let probe = store.probe().await;
+    let probe = store.store().probe().await;
     if let Some(date) = probe.date {
         clocks.saw("the store", date);
     }
-    describe(store.name(), probe)
+    describe(store.store().location(), probe)
 }
 
 fn describe(name: &str, probe: Probe) -> Vec<Finding> {

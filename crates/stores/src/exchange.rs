@@ -1,6 +1,7 @@
-//! What happened on the wire: counted for all calls, remembered for the one that is under way.
+//! What happened on the wire: counted for all calls, remembered for the call that is under way.
 //!
-//! The library tells neither the status nor `Retry-After` of a failed request, so we stand between it and its HTTP client.
+//! The library tells neither the status nor `Retry-After` of a failed request, so this module stands between the library
+//! and its HTTP client.
 
 use std::cell::Cell;
 use std::sync::Arc;
@@ -18,21 +19,21 @@ tokio::task_local! {
     static LAST: Cell<Exchange>;
 }
 
-/// The last answer of a call.
+/// The last answer to a call.
 #[derive(Debug, Clone, Copy, Default)]
-pub(super) struct Exchange {
-    /// Its status; none if no answer came.
-    pub(super) status: Option<u16>,
-    /// How long the store wants to be left alone.
-    pub(super) retry_after: Option<Duration>,
+pub(crate) struct Exchange {
+    /// Status of the answer; `None` if no answer came.
+    pub(crate) status: Option<u16>,
+    /// How long the store asks not to be called.
+    pub(crate) retry_after: Option<Duration>,
     /// The store's clock.
-    pub(super) date: Option<SystemTime>,
-    /// SHA-256 of the request's body, if it was signed over it.
-    pub(super) body_sha256: Option<[u8; 32]>,
+    pub(crate) date: Option<SystemTime>,
+    /// SHA-256 of the request's body, if the request was signed over it.
+    pub(crate) body_sha256: Option<[u8; 32]>,
 }
 
-/// Runs a call and tells its last exchange.
-pub(super) async fn watched<T>(call: impl Future<Output = T>) -> (T, Exchange) {
+/// Runs a call and returns its last exchange.
+pub(crate) async fn watched<T>(call: impl Future<Output = T>) -> (T, Exchange) {
     LAST.scope(Cell::new(Exchange::default()), async {
         let outcome = call.await;
         (outcome, LAST.with(Cell::get))
@@ -40,9 +41,9 @@ pub(super) async fn watched<T>(call: impl Future<Output = T>) -> (T, Exchange) {
     .await
 }
 
-/// Makes clients that count.
+/// Makes HTTP clients that count.
 #[derive(Debug)]
-pub(super) struct Connector(pub(super) Arc<Counters>);
+pub(crate) struct Connector(pub(crate) Arc<Counters>);
 
 impl HttpConnector for Connector {
     fn connect(&self, options: &ClientOptions) -> object_store::Result<HttpClient> {
@@ -63,7 +64,7 @@ impl HttpService for Watcher {
         let (method, begin) = (method_of(&request), Instant::now());
         let body_sha256 = request.headers().get("x-amz-content-sha256").and_then(|value| {
             let mut digest = [0; 32];
-            // Where bodies are not signed a word stands here.
+            // Where bodies are not signed, this header holds a word.
             hex::decode_to_slice(value.as_bytes(), &mut digest).ok().map(|()| digest)
         });
         let answer = self.client.execute(request).await;
@@ -84,7 +85,7 @@ impl HttpService for Watcher {
             Err(_) => Exchange::default(),
         };
         self.counters.requested(method, begin.elapsed(), exchange.status);
-        // Requests for credentials may come from a task of the library's own.
+        // Requests for credentials may come from a task of the library's own, where no call is watched.
         let _ = LAST.try_with(|last| last.set(exchange));
         answer
     }

@@ -1,30 +1,31 @@
-//! Why an object-store call failed.
+//! Why a call to a store failed.
 
+use std::io;
 use std::time::Duration;
 
-/// Why a remote store failed, in its library's words.
+/// Why a remote store failed, in the words of its library.
 pub type Cause = Box<dyn std::error::Error + Send + Sync>;
 
-/// Result of an object-store call.
+/// Result of a call to a store.
 pub type Result<T, E = Error> = std::result::Result<T, E>;
 
-/// Why an object-store call failed.
+/// Why a call to a store failed.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
-    /// There is no such object.
+    /// The store is there, and it holds no such object.
     #[error("object {key} is not there")]
     NotFound {
-        /// Its name.
+        /// Name of the object.
         key: String,
     },
-    /// The object is shorter than the range that was asked for: it is damaged.
+    /// The object is shorter than the requested range, so it is damaged.
     #[error("object {key} is cut short")]
     Truncated {
-        /// Its name.
+        /// Name of the object.
         key: String,
     },
-    /// The folder of a local store is not there, or is not the one that was opened: an unmounted file system, most likely.
+    /// The folder of the packs is not there, or another folder is in its place. Most likely its file system is not mounted.
     /// Nothing is known of any object.
     #[error(
         "the folder of the packs, {path}, is not there or is another one: it lacks its file {marker}. Is its file system mounted?"
@@ -32,75 +33,81 @@ pub enum Error {
     StoreGone {
         /// The folder.
         path: String,
-        /// Name of the file that marks it.
+        /// Name of the file that marks the folder.
         marker: &'static str,
+    },
+    /// The folder that files are read from is not there. Nothing is known of any file.
+    #[error("the folder {path} is not there. Is its file system mounted?")]
+    FolderGone {
+        /// The folder.
+        path: String,
     },
     /// The store is out of space.
     #[error("no space left while trying to {attempt} {key}")]
     NoSpace {
         /// What was tried.
         attempt: &'static str,
-        /// On which object.
+        /// Name of the object.
         key: String,
-        /// Why.
+        /// Why it failed.
         #[source]
-        source: std::io::Error,
+        source: io::Error,
     },
-    /// The store asks to be left alone for a while, or more was asked of it at once than it bears.
+    /// The store asks for fewer requests, or too many of ours are under way.
     #[error("the store is too busy to {attempt} {key}")]
     Busy {
         /// What was tried.
         attempt: &'static str,
-        /// On which object.
+        /// Name of the object.
         key: String,
-        /// When to come back, if the store said so.
+        /// When to come back, if the store named a time.
         retry_after: Option<Duration>,
-        /// Why.
+        /// Why it failed.
         #[source]
         source: Cause,
     },
-    /// The store does not answer, or failed on its side: the same call may work later.
+    /// The store does not answer, or failed on its side. The same call may work later.
     #[error("the store failed to {attempt} {key}")]
     Unavailable {
         /// What was tried.
         attempt: &'static str,
-        /// On which object.
+        /// Name of the object.
         key: String,
-        /// Why.
+        /// Why it failed.
         #[source]
         source: Cause,
     },
-    /// The store understood and said no. Somebody has to change the settings.
+    /// The store understood the request and refused it. The settings have to change.
     #[error(
         "{store} refuses to {attempt} {key}: check bucket, region, endpoint, credentials and their rights"
     )]
     Refused {
         /// What was tried.
         attempt: &'static str,
-        /// On which object.
+        /// Name of the object.
         key: String,
         /// Which store.
         store: String,
-        /// Why.
+        /// Why it failed.
         #[source]
         source: Cause,
     },
-    /// Anything else: the same call may work later.
+    /// Any other failure of a file system. The same call may work later.
     #[error("failed to {attempt} {key}")]
     Io {
         /// What was tried.
         attempt: &'static str,
-        /// On which object.
+        /// Name of the object.
         key: String,
-        /// Why.
+        /// Why it failed.
         #[source]
-        source: std::io::Error,
+        source: io::Error,
     },
 }
 
 impl Error {
-    /// Whether a caller has reason to make the call again himself. Not what a remote store failed at:
-    /// [`Retrying`](crate::Retrying) has done so for as long as was wanted.
+    /// Whether a caller has reason to repeat the call. Failures of a remote store are excluded: [`Store`](crate::Store) has
+    /// repeated those calls for as long as its policy allows.
     pub fn is_worth_a_retry(&self) -> bool {
         matches!(self, Self::Io { .. })
     }

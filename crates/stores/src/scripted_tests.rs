@@ -1,24 +1,22 @@
-//! Retrying and Limited over a scripted store, on a clock that stands still while somebody works.
-
-#![expect(clippy::unwrap_used, reason = "a failed unwrap fails the test, as it should")]
+//! Retries and the limit over a scripted call, on a clock that stands still while a task runs.
 
 use std::collections::VecDeque;
-use std::ops::Range;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use async_trait::async_trait;
-use bytes::Bytes;
-use dormer_blobs::{
-    BlobKey, Blobs, Counters, Error, Limited, MemoryBlobs, Method, Result, RetryPolicy, Retrying, conformance,
-};
-use dormer_format::PackId;
 use futures::future::join_all;
 use proptest::prelude::*;
 use tokio::time::{Instant, sleep};
 
-/// What a scripted call does after it took its time.
+use crate::counters::{Counters, Method};
+use crate::limit::Limit;
+use crate::retry::{Retries, RetryPolicy};
+use crate::{Error, Result};
+
+const KEY: &str = "packs/07/07070707070707070707070707070707.pack";
+
+/// What a scripted call does after its work.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Act {
     Work,
@@ -28,7 +26,7 @@ enum Act {
     NotFound,
 }
 
-/// Answers `head` by a script, and works once that is over. Sees how many calls are under way.
+/// Answers by a script, and succeeds once that is over. Sees how many calls are under way.
 #[derive(Debug, Default)]
 struct Scripted {
     script: Mutex<VecDeque<Act>>,
@@ -52,39 +50,15 @@ impl Scripted {
             .map(|pair| (pair[1] - pair[0]).saturating_sub(self.work))
             .collect()
     }
-}
 
-/// One less under way, however the call ends.
-struct UnderWay<'a>(&'a AtomicUsize);
-
-impl Drop for UnderWay<'_> {
-    fn drop(&mut self) {
-        self.0.fetch_sub(1, Ordering::SeqCst);
-    }
-}
-
-#[derive(Debug, Clone)]
-struct Shared(Arc<Scripted>);
-
-#[async_trait]
-impl Blobs for Shared {
-    async fn put(&self, _: &BlobKey, _: &[Bytes]) -> Result<()> {
-        unreachable!("only head is scripted")
-    }
-
-    async fn get_range(&self, _: &BlobKey, _: Range<u64>) -> Result<Bytes> {
-        unreachable!("only head is scripted")
-    }
-
-    async fn head(&self, key: &BlobKey) -> Result<u64> {
-        let store = &self.0;
-        let now = store.now.fetch_add(1, Ordering::SeqCst) + 1;
-        let _under_way = UnderWay(&store.now);
-        store.most.fetch_max(now, Ordering::SeqCst);
-        store.times.lock().unwrap().push(Instant::now());
-        sleep(store.work).await;
-        let act = store.script.lock().unwrap().pop_front().unwrap_or(Act::Work);
-        let (attempt, key, source) = ("find", key.to_string(), "by the script".into());
+    async fn call(&self) -> Result<u64> {
+        let now = self.now.fetch_add(1, Ordering::SeqCst) + 1;
+        let _under_way = UnderWay(&self.now);
+        self.most.fetch_max(now, Ordering::SeqCst);
+        self.times.lock().unwrap().push(Instant::now());
+        sleep(self.work).await;
+        let act = self.script.lock().unwrap().pop_front().unwrap_or(Act::Work);
+        let (attempt, key, source) = ("find", KEY.to_owned(), "by the script".into());
         match act {
             Act::Work => Ok(1),
             Act::Unavailable => Err(Error::Unavailable { attempt, key, source }),
@@ -95,62 +69,76 @@ impl Blobs for Shared {
             Act::NotFound => Err(Error::NotFound { key }),
         }
     }
+}
 
-    async fn delete(&self, _: &BlobKey) -> Result<()> {
-        unreachable!("only head is scripted")
-    }
+/// One call fewer is under way, however the call ends.
+struct UnderWay<'a>(&'a AtomicUsize);
 
-    async fn list(&self) -> Result<Vec<BlobKey>> {
-        unreachable!("only head is scripted")
+impl Drop for UnderWay<'_> {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::SeqCst);
     }
 }
 
-const KEY: BlobKey = BlobKey::Pack(PackId::from_bytes([7; 16]));
+struct Retrying {
+    store: Arc<Scripted>,
+    retries: Retries,
+}
 
-fn retrying(store: &Arc<Scripted>, policy: RetryPolicy) -> (Retrying<Shared>, Arc<Counters>) {
+impl Retrying {
+    async fn head(&self) -> Result<u64> {
+        self.retries.run(Method::Head, || self.store.call()).await
+    }
+}
+
+fn retrying(store: &Arc<Scripted>, policy: RetryPolicy) -> (Retrying, Arc<Counters>) {
     let counters = Arc::new(Counters::default());
-    (Retrying::new(Shared(Arc::clone(store)), policy, Arc::clone(&counters)), counters)
+    let retries = Retries::new(policy, Arc::clone(&counters));
+    (Retrying { store: Arc::clone(store), retries }, counters)
 }
 
-fn limited(store: &Arc<Scripted>, max: usize, wait: Duration) -> Arc<Limited<Shared>> {
-    Arc::new(Limited::new(Shared(Arc::clone(store)), max, wait, Arc::default()))
+struct Limited {
+    store: Arc<Scripted>,
+    limit: Limit,
+}
+
+impl Limited {
+    async fn head(&self) -> Result<u64> {
+        self.limit.run("find", KEY, self.store.call()).await
+    }
+}
+
+fn limited(store: &Arc<Scripted>, max: usize, wait: Duration) -> Arc<Limited> {
+    Arc::new(Limited { store: Arc::clone(store), limit: Limit::new(max, wait, Arc::default()) })
 }
 
 /// So many calls at once.
-async fn calls(store: &Arc<Limited<Shared>>, count: usize) -> Vec<Result<u64>> {
-    join_all((0..count).map(|_| store.head(&KEY))).await
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn wrappers_meet_the_contract() {
-    let counters = Arc::<Counters>::default();
-    let limited = Limited::new(MemoryBlobs::new(), 3, Duration::from_secs(10), Arc::clone(&counters));
-    conformance::run(&limited).await;
-    conformance::run(&Retrying::new(MemoryBlobs::new(), RetryPolicy::default(), counters)).await;
+async fn calls(store: &Arc<Limited>, count: usize) -> Vec<Result<u64>> {
+    join_all((0..count).map(|_| store.head())).await
 }
 
 #[tokio::test(start_paused = true)]
-async fn what_passes_is_tried_until_it_has_passed() {
+async fn a_failure_that_may_pass_is_repeated_until_it_has_passed() {
     let store = Scripted::new([Act::Unavailable, Act::Busy(None), Act::Unavailable], Duration::ZERO);
     let (retrying, counters) = retrying(&store, RetryPolicy::default());
-    assert_eq!(retrying.head(&KEY).await.unwrap(), 1);
+    assert_eq!(retrying.head().await.unwrap(), 1);
     assert_eq!(counters.retries(Method::Head), 3);
     assert_eq!(counters.retries(Method::Get), 0);
 }
 
 #[tokio::test(start_paused = true)]
-async fn what_does_not_pass_is_tried_once() {
+async fn a_failure_that_does_not_pass_is_tried_once() {
     for act in [Act::Refuse, Act::NotFound] {
         let store = Scripted::new([act], Duration::ZERO);
         let (retrying, counters) = retrying(&store, RetryPolicy::default());
-        retrying.head(&KEY).await.unwrap_err();
+        retrying.head().await.unwrap_err();
         assert_eq!(store.times.lock().unwrap().len(), 1);
         assert_eq!(counters.retries(Method::Head), 0);
     }
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_store_that_is_away_for_twenty_seconds_is_waited_for() {
+async fn calls_wait_for_a_store_that_is_away_for_twenty_seconds() {
     // Whatever the jitter: a hundred clients.
     for _ in 0..100 {
         let store = Scripted::new([], Duration::ZERO);
@@ -161,21 +149,21 @@ async fn a_store_that_is_away_for_twenty_seconds_is_waited_for() {
             tokio::time::sleep_until(back).await;
             store.script.lock().unwrap().clear();
         };
-        let (got, ()) = tokio::join!(retrying.head(&KEY), comes_back);
+        let (got, ()) = tokio::join!(retrying.head(), comes_back);
         assert_eq!(got.unwrap(), 1);
     }
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_store_that_says_when_to_come_back_is_left_alone_until_then() {
+async fn a_store_that_says_when_to_come_back_is_not_called_before() {
     let store = Scripted::new([Act::Busy(Some(5)), Act::Busy(Some(3_600))], Duration::ZERO);
     let policy = RetryPolicy::default();
     let pause_max = policy.pause_max;
     let (retrying, _) = retrying(&store, policy);
-    retrying.head(&KEY).await.unwrap();
+    retrying.head().await.unwrap();
     let pauses = store.pauses();
     assert!(pauses[0] >= Duration::from_secs(5), "{pauses:?}");
-    assert!(pauses[1] <= pause_max + Duration::from_millis(1), "nobody waits for an hour: {pauses:?}");
+    assert!(pauses[1] <= pause_max + Duration::from_millis(1), "no call waits for an hour: {pauses:?}");
 }
 
 #[tokio::test(start_paused = true)]
@@ -184,7 +172,7 @@ async fn pauses_are_spread_over_the_whole_time_from_nothing() {
     for _ in 0..400 {
         let store = Scripted::new([Act::Unavailable], Duration::ZERO);
         let (retrying, _) = retrying(&store, RetryPolicy::default());
-        retrying.head(&KEY).await.unwrap();
+        retrying.head().await.unwrap();
         first.extend(store.pauses());
     }
     // Of 400 draws the chance of none in a given tenth is below 10⁻¹⁸.
@@ -211,16 +199,16 @@ proptest! {
             let store = Scripted::new([Act::Unavailable; 100], Duration::ZERO);
             let (retrying, counters) = retrying(&store, policy.clone());
             let begin = Instant::now();
-            let error = retrying.head(&KEY).await.unwrap_err();
+            let error = retrying.head().await.unwrap_err();
             assert!(matches!(error, Error::Unavailable { .. }));
-            assert!(!error.is_worth_a_retry(), "nobody repeats what was repeated");
+            assert!(!error.is_worth_a_retry(), "a repeated call is not worth repeating");
             let tries = store.times.lock().unwrap().len();
             assert!(tries <= tries_max as usize);
             assert_eq!(counters.retries(Method::Head) + 1, tries as u64);
             // The clock of a paused run time has a resolution of a millisecond.
             let tick = Duration::from_millis(1);
             let longest_pause = policy.pause_max.max(policy.first_pause);
-            // A second try comes even if the time is over by then, unless nothing is to be tried again.
+            // A second try comes even if the time is over by then, unless nothing is to be repeated.
             let most = if seconds == 0 { Duration::ZERO } else { policy.time_max.max(longest_pause) };
             assert!(begin.elapsed() <= most + tick * tries_max);
             assert!(seconds > 0 || tries == 1);
@@ -228,7 +216,7 @@ proptest! {
         });
     }
 
-    /// Whatever comes of the calls: never more at once than the limit, never a turn lost, never a limit out of bounds.
+    /// Whatever the outcomes of the calls: never more at once than the limit, no turn is lost, no limit is out of bounds.
     #[test]
     fn turns_are_neither_lost_nor_made(
         max in 1usize..20,
@@ -243,21 +231,21 @@ proptest! {
             let store = Scripted::new(acts, Duration::from_millis(10));
             let limited = limited(&store, max, Duration::from_mins(10));
             for _ in 0..abandoned {
-                // Given up while under way, or while waiting.
+                // Dropped while under way, or while waiting.
                 let _ = tokio::time::timeout(Duration::from_millis(5), calls(&limited, max + 1)).await;
             }
             calls(&limited, count).await;
             assert!(store.most.load(Ordering::SeqCst) <= max);
-            let limit = limited.limit();
+            let limit = limited.limit.now();
             assert!((1..=max).contains(&limit), "{limit}");
-            // As many as the limit says run at once, and no more: every turn is there. They succeed, so it may have grown meanwhile.
+            // Exactly as many calls as the limit says run at once, so every turn is there.
             store.most.store(0, Ordering::SeqCst);
             calls(&limited, limit).await;
             assert_eq!(store.most.load(Ordering::SeqCst), limit);
             for _ in 0..max * 2 {
                 calls(&limited, max).await;
             }
-            assert_eq!(limited.limit(), max, "a store that does well gets all there is");
+            assert_eq!(limited.limit.now(), max, "the limit returns to its maximum while calls succeed");
             store.most.store(0, Ordering::SeqCst);
             calls(&limited, max * 3).await;
             assert_eq!(store.most.load(Ordering::SeqCst), max);
@@ -270,11 +258,11 @@ async fn a_busy_store_halves_the_limit_once_for_all_that_were_under_way() {
     let store = Scripted::new([Act::Busy(None); 32], Duration::from_millis(10));
     let limited = limited(&store, 32, Duration::from_mins(1));
     calls(&limited, 32).await;
-    assert_eq!(limited.limit(), 16);
+    assert_eq!(limited.limit.now(), 16);
     // A store that stays busy gets one request at a time in the end.
     store.script.lock().unwrap().extend([Act::Busy(None); 200]);
     calls(&limited, 200).await;
-    assert_eq!(limited.limit(), 1);
+    assert_eq!(limited.limit.now(), 1);
 }
 
 #[tokio::test(start_paused = true)]
@@ -284,7 +272,7 @@ async fn a_wait_for_a_turn_has_an_end() {
     let begin = Instant::now();
     let last = async {
         sleep(Duration::from_millis(1)).await;
-        let error = limited.head(&KEY).await.unwrap_err();
+        let error = limited.head().await.unwrap_err();
         (error, begin.elapsed())
     };
     let (done, (error, waited)) = tokio::join!(calls(&limited, 2), last);

@@ -1,21 +1,23 @@
-//! Trying out what may be done in a bucket: for people who ask what is wrong, not for the server.
+//! Tries out what a key may do in a bucket: for people who ask what is wrong, not for the server.
 
 use std::time::SystemTime;
 
 use bytes::Bytes;
 use futures::TryStreamExt as _;
 use object_store::path::Path;
-use object_store::{Error as StoreError, ObjectStoreExt as _, PutMode, PutOptions, PutPayload};
+use object_store::{
+    Error as StoreError, ObjectStore as _, ObjectStoreExt as _, PutMode, PutOptions, PutPayload,
+};
 use rand::random;
 
-use super::exchange::{Exchange, watched};
-use super::{Attempt, RemoteBlobs};
+use crate::exchange::{Exchange, watched};
+use crate::store::Store;
 use crate::{Error, Result};
 
 /// Where probes lie, apart from everything else.
 const FOLDER: &str = "doctor";
 
-/// What is written.
+/// Content of a probe.
 const CONTENT: &[u8] = b"dormer doctor: an object to try things out with; it may be deleted";
 
 /// What the server does in a bucket.
@@ -23,11 +25,11 @@ const CONTENT: &[u8] = b"dormer doctor: an object to try things out with; it may
 pub enum Right {
     /// Storing an object.
     Put,
-    /// Reading a part of one.
+    /// Reading a part of an object.
     GetRange,
-    /// Finding it in a listing.
+    /// Finding an object in a listing.
     List,
-    /// Deleting it.
+    /// Deleting an object.
     Delete,
 }
 
@@ -46,8 +48,8 @@ impl Right {
 /// What a probe found.
 #[derive(Debug)]
 pub struct Probe {
-    /// What was tried, in this order, and what came of it. What needs an object is not tried without one, and nothing more
-    /// of a store that does not answer.
+    /// What was tried, in this order, and the outcome. Rights that need an object are not tried without one, and nothing more
+    /// is tried with a store that does not answer.
     pub rights: Vec<(Right, Result<()>)>,
     /// Whether a PUT on condition that there is no such object is refused when there is one. Nothing here relies on it.
     pub refuses_conditional_put: Option<bool>,
@@ -55,10 +57,10 @@ pub struct Probe {
     pub date: Option<SystemTime>,
 }
 
-impl RemoteBlobs {
-    /// Tries out what the server does in a bucket, on an object under a name of its own, which is deleted again.
+impl Store {
+    /// Tries out what the server does in a bucket, each right once. The object has a name of its own and is deleted again.
     pub async fn probe(&self) -> Probe {
-        let folder = self.prefix.clone().join(FOLDER);
+        let folder = self.path(FOLDER);
         let path = folder.clone().join(format!("{:032x}", random::<u128>()));
         let mut probe = Probe { rights: Vec::new(), refuses_conditional_put: None, date: None };
         let stored = self.try_put(&path, &mut probe).await;
@@ -73,7 +75,7 @@ impl RemoteBlobs {
         self.try_list(&folder, stored.then_some(&path), &mut probe).await;
         if stored {
             let again = PutOptions { mode: PutMode::Create, ..PutOptions::default() };
-            let again = self.store.put_opts(&path, PutPayload::from_static(CONTENT), again).await;
+            let again = self.parts().store.put_opts(&path, PutPayload::from_static(CONTENT), again).await;
             probe.refuses_conditional_put = match again {
                 Ok(_) => Some(false),
                 Err(StoreError::AlreadyExists { .. } | StoreError::Precondition { .. }) => Some(true),
@@ -86,71 +88,61 @@ impl RemoteBlobs {
 
     async fn try_put(&self, path: &Path, probe: &mut Probe) -> bool {
         let payload = PutPayload::from_static(CONTENT);
-        let (outcome, exchange) = watched(self.store.put_opts(path, payload, PutOptions::default())).await;
+        let (outcome, exchange) =
+            watched(self.parts().store.put_opts(path, payload, PutOptions::default())).await;
         probe.date = exchange.date;
-        let outcome = outcome.map(drop).map_err(|error| self.failed("store", path, error, &exchange));
+        let outcome = outcome.map(drop).map_err(|error| self.probe_failed("write", path, error, &exchange));
         let is_stored = outcome.is_ok();
         probe.rights.push((Right::Put, outcome));
         is_stored
     }
 
     async fn try_get(&self, path: &Path, probe: &mut Probe) {
-        let (read, exchange) = watched(self.store.get_range(path, 7..13)).await;
+        let (read, exchange) = watched(self.parts().store.get_range(path, 7..13)).await;
         let outcome = match read {
             Ok(bytes) if bytes == Bytes::from_static(&CONTENT[7..13]) => Ok(()),
             Ok(_) => Err(Error::Truncated { key: path.to_string() }),
-            Err(error) => Err(self.failed("read", path, error, &exchange)),
+            Err(error) => Err(self.probe_failed("read", path, error, &exchange)),
         };
         probe.rights.push((Right::GetRange, outcome));
     }
 
-    /// Only our own folder is listed, so that a full bucket costs no more than an empty one.
+    /// Lists the folder of probes only, so that a full bucket costs no more than an empty one.
     async fn try_list(&self, folder: &Path, wanted: Option<&Path>, probe: &mut Probe) {
-        let listing = self.store.list(Some(folder)).map_ok(|entry| entry.location).try_collect::<Vec<_>>();
-        let (listed, exchange) = watched(listing).await;
+        let listing = self.parts().store.list(Some(folder)).map_ok(|entry| entry.location);
+        let (listed, exchange) = watched(listing.try_collect::<Vec<_>>()).await;
         let outcome = match listed {
             Ok(paths) if wanted.is_none_or(|path| paths.contains(path)) => Ok(()),
             Ok(_) => Err(Error::NotFound { key: folder.to_string() }),
-            Err(error) => Err(self.failed("list", folder, error, &exchange)),
+            Err(error) => Err(self.probe_failed("list", folder, error, &exchange)),
         };
         probe.rights.push((Right::List, outcome));
     }
 
     async fn try_delete(&self, path: &Path, probe: &mut Probe) {
-        let (deleted, exchange) = watched(self.store.delete(path)).await;
-        let outcome = deleted.map_err(|error| self.failed("delete", path, error, &exchange));
+        let (deleted, exchange) = watched(self.parts().store.delete(path)).await;
+        let outcome = deleted.map_err(|error| self.probe_failed("delete", path, error, &exchange));
         probe.rights.push((Right::Delete, outcome));
     }
 
-    fn failed(&self, verb: &'static str, path: &Path, error: StoreError, exchange: &Exchange) -> Error {
-        Attempt { verb, key: path.to_string(), name: &self.name }.failed(error, exchange)
+    fn probe_failed(&self, verb: &'static str, path: &Path, error: StoreError, exchange: &Exchange) -> Error {
+        self.failed(verb, path.as_ref(), error, exchange)
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use std::sync::Arc;
-
-    use object_store::ObjectStore;
-    use object_store::memory::InMemory;
-
     use super::*;
 
     #[tokio::test]
     async fn a_probe_tries_everything_and_leaves_nothing() {
-        let store: Arc<dyn ObjectStore> = Arc::new(InMemory::new());
-        let blobs = RemoteBlobs {
-            store: Arc::clone(&store),
-            prefix: Path::from("some/prefix"),
-            name: "memory".into(),
-            counters: Arc::default(),
-        };
-        let probe = blobs.probe().await;
+        let store = Store::in_memory();
+        let probe = store.probe().await;
         let tried: Vec<Right> = probe.rights.iter().map(|(right, _)| *right).collect();
         assert_eq!(tried, [Right::Put, Right::GetRange, Right::List, Right::Delete]);
         assert!(probe.rights.iter().all(|(_, outcome)| outcome.is_ok()), "{probe:?}");
         assert_eq!(probe.refuses_conditional_put, Some(true));
-        let left: Vec<_> = store.list(None).try_collect().await.unwrap();
+        let left: Vec<_> = store.list("").try_collect().await.unwrap();
         assert!(left.is_empty(), "{left:?}");
     }
 }

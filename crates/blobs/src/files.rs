@@ -1,13 +1,113 @@
-//! A tree of files in memory, which remembers what was done to it in order: for tests of orders.
+//! Trees of named files as publishing still sees them: a trait over [`Store`] and a tree in memory that remembers events.
 
 use std::collections::BTreeMap;
+use std::fmt;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use async_trait::async_trait;
 use bytes::Bytes;
+use dormer_stores::{Store, Upload};
+use futures::TryStreamExt as _;
 
-use super::{FileEntry, FileKind, FileUpload, Files, Stored};
-use crate::Result;
+use crate::{FileEntry, FileKind, Result, Stored};
+
+/// A tree of files.
+#[async_trait]
+pub trait Files: Send + Sync + fmt::Debug + 'static {
+    /// Where it is, for people, without secrets.
+    fn location(&self) -> String;
+    /// Largest file that one `put` takes, in bytes.
+    fn single_put_max(&self) -> u64;
+    /// Writes a file made of these parts.
+    async fn put(&self, name: &str, kind: &FileKind, parts: Vec<Bytes>) -> Result<Stored>;
+    /// Begins a large file of `size` bytes.
+    async fn begin_upload(&self, name: &str, kind: &FileKind, size: u64) -> Result<Box<dyn FileUpload>>;
+    /// Reads a small file; `None` if it is not there.
+    async fn get(&self, name: &str) -> Result<Option<Bytes>>;
+    /// Deletes a file. Deleting what is not there is `Ok`.
+    async fn delete(&self, name: &str) -> Result<()>;
+    /// Gives every file whose name begins with `<folder>/` to `found`, in no order.
+    async fn list(&self, folder: &str, found: &mut (dyn FnMut(FileEntry) + Send)) -> Result<()>;
+    /// Whether this file, which is there, can be read without credentials; `None` if that cannot be told.
+    async fn is_public(&self, name: &str) -> Result<Option<bool>>;
+    /// Requests made so far, listings apart: (writes and deletions, listings).
+    fn requests(&self) -> (u64, u64);
+}
+
+/// A large file that is being uploaded.
+#[async_trait]
+pub trait FileUpload: Send + fmt::Debug {
+    /// Bytes of each part but the last one.
+    fn part_bytes(&self) -> usize;
+    /// Uploads the next part.
+    async fn put_part(&mut self, part: Vec<Bytes>) -> Result<()>;
+    /// Puts the file in its place.
+    async fn finish(self: Box<Self>) -> Result<Stored>;
+    /// Gives up; what was uploaded goes.
+    async fn abort(self: Box<Self>);
+}
+
+#[async_trait]
+impl Files for Store {
+    fn location(&self) -> String {
+        self.location().to_owned()
+    }
+
+    fn single_put_max(&self) -> u64 {
+        self.single_put_max()
+    }
+
+    async fn put(&self, name: &str, kind: &FileKind, parts: Vec<Bytes>) -> Result<Stored> {
+        self.put(name, kind, parts).await
+    }
+
+    async fn begin_upload(&self, name: &str, kind: &FileKind, size: u64) -> Result<Box<dyn FileUpload>> {
+        Ok(Box::new(self.begin_upload(name, kind, size).await?))
+    }
+
+    async fn get(&self, name: &str) -> Result<Option<Bytes>> {
+        self.get(name).await
+    }
+
+    async fn delete(&self, name: &str) -> Result<()> {
+        self.delete(name).await
+    }
+
+    async fn list(&self, folder: &str, found: &mut (dyn FnMut(FileEntry) + Send)) -> Result<()> {
+        let mut entries = self.list(folder);
+        while let Some(entry) = entries.try_next().await? {
+            found(entry);
+        }
+        Ok(())
+    }
+
+    async fn is_public(&self, name: &str) -> Result<Option<bool>> {
+        self.is_public(name).await
+    }
+
+    fn requests(&self) -> (u64, u64) {
+        self.requests()
+    }
+}
+
+#[async_trait]
+impl FileUpload for Upload {
+    fn part_bytes(&self) -> usize {
+        self.part_bytes()
+    }
+
+    async fn put_part(&mut self, part: Vec<Bytes>) -> Result<()> {
+        self.put_part(part).await
+    }
+
+    async fn finish(self: Box<Self>) -> Result<Stored> {
+        (*self).finish().await
+    }
+
+    async fn abort(self: Box<Self>) {
+        (*self).abort().await;
+    }
+}
 
 /// Something that changed the tree.
 #[derive(Debug, Clone, PartialEq, Eq)]
