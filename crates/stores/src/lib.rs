@@ -11,6 +11,7 @@
 //!
 //! [`conformance`] states the contract as code.
 
+mod abandoned;
 mod counters;
 mod error;
 mod exchange;

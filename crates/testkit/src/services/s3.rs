@@ -76,6 +76,13 @@ impl S3Access {
         std::thread::spawn(work).join().expect("no panic while reading")
     }
 
+    /// Deletes everything in a bucket.
+    pub fn empty_bucket(&self, bucket: &str) {
+        for name in self.objects(bucket).into_keys() {
+            self.expect("DELETE", &format!("{bucket}/{name}"), &Bytes::new());
+        }
+    }
+
     /// Deletes a bucket, which must be empty.
     pub fn delete_bucket(&self, bucket: &str) {
         self.expect("DELETE", bucket, &Bytes::new());
