@@ -7,9 +7,11 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use async_trait::async_trait;
 use bytes::Bytes;
 use dormer_stores::{Store, Upload};
-use futures::TryStreamExt as _;
 
 use crate::{FileEntry, FileKind, Result, Stored};
+
+/// Files listed together.
+const PAGE: usize = 10_000;
 
 /// A tree of files.
 #[async_trait]
@@ -26,8 +28,18 @@ pub trait Files: Send + Sync + fmt::Debug + 'static {
     async fn get(&self, name: &str) -> Result<Option<Bytes>>;
     /// Deletes a file. Deleting what is not there is `Ok`.
     async fn delete(&self, name: &str) -> Result<()>;
-    /// Gives every file whose name begins with `<folder>/` to `found`, in no order.
-    async fn list(&self, folder: &str, found: &mut (dyn FnMut(FileEntry) + Send)) -> Result<()>;
+    /// The first `limit` files whose names begin with `<folder>/` and come after `after`, in the order of their names' bytes.
+    async fn list_page(&self, folder: &str, after: Option<&str>, limit: usize) -> Result<Vec<FileEntry>>;
+    /// Gives every file whose name begins with `<folder>/` to `found`, in the order of names.
+    async fn list(&self, folder: &str, found: &mut (dyn FnMut(FileEntry) + Send)) -> Result<()> {
+        let mut after: Option<String> = None;
+        loop {
+            let page = self.list_page(folder, after.as_deref(), PAGE).await?;
+            let Some(last) = page.last() else { return Ok(()) };
+            after = Some(last.name.clone());
+            page.into_iter().for_each(&mut *found);
+        }
+    }
     /// Whether this file, which is there, can be read without credentials; `None` if that cannot be told.
     async fn is_public(&self, name: &str) -> Result<Option<bool>>;
     /// Requests made so far, listings apart: (writes and deletions, listings).
@@ -73,12 +85,8 @@ impl Files for Store {
         self.delete(name).await
     }
 
-    async fn list(&self, folder: &str, found: &mut (dyn FnMut(FileEntry) + Send)) -> Result<()> {
-        let mut entries = self.list(folder);
-        while let Some(entry) = entries.try_next().await? {
-            found(entry);
-        }
-        Ok(())
+    async fn list_page(&self, folder: &str, after: Option<&str>, limit: usize) -> Result<Vec<FileEntry>> {
+        self.list_page(folder, after, limit).await
     }
 
     async fn is_public(&self, name: &str) -> Result<Option<bool>> {
@@ -230,14 +238,20 @@ impl Files for MemoryFiles {
         Ok(())
     }
 
-    async fn list(&self, folder: &str, found: &mut (dyn FnMut(FileEntry) + Send)) -> Result<()> {
+    async fn list_page(&self, folder: &str, after: Option<&str>, limit: usize) -> Result<Vec<FileEntry>> {
         let mut inner = self.lock();
         inner.listings += 1;
         let prefix = format!("{folder}/");
-        for (name, content) in inner.files.iter().filter(|(name, _)| name.starts_with(&prefix)) {
-            found(FileEntry { name: name.clone(), size: content.len() as u64, etag: Some(etag(content)) });
-        }
-        Ok(())
+        let files = inner.files.iter().filter(|(name, _)| name.starts_with(&prefix));
+        Ok(files
+            .filter(|(name, _)| after.is_none_or(|after| name.as_str() > after))
+            .take(limit)
+            .map(|(name, content)| FileEntry {
+                name: name.clone(),
+                size: content.len() as u64,
+                etag: Some(etag(content)),
+            })
+            .collect())
     }
 
     async fn is_public(&self, _name: &str) -> Result<Option<bool>> {

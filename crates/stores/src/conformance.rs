@@ -18,6 +18,7 @@ pub async fn run(store: &Store) {
     case("a deleted object is gone, twice too", a_deleted_object_is_gone(store)).await;
     case("a listing is of one folder", a_listing_is_of_one_folder(store)).await;
     case("a listing is in the order of names", a_listing_is_in_the_order_of_names(store)).await;
+    case("pages are a listing in order", pages_are_a_listing_in_order(store)).await;
     case("a listing tells what a put told", a_listing_tells_what_a_put_told(store)).await;
     case("a range is read up to the end", a_range_is_read_up_to_the_end(store)).await;
     case("a stream is what was asked for", a_stream_is_what_was_asked_for(store)).await;
@@ -124,6 +125,26 @@ async fn a_listing_is_in_the_order_of_names(store: &Store) -> Result<()> {
         .await?;
     all.sort_unstable();
     assert_eq!(names(store, "ordered").await?, all);
+    Ok(())
+}
+
+/// Of what the last case left.
+async fn pages_are_a_listing_in_order(store: &Store) -> Result<()> {
+    let all = listed(store, "ordered").await?;
+    for limit in [1, 7, 40, 120, 121] {
+        let mut found: Vec<FileEntry> = Vec::new();
+        loop {
+            let after = found.last().map(|entry| entry.name.clone());
+            let page = store.list_page("ordered", after.as_deref(), limit).await?;
+            assert!(page.len() <= limit && (page.len() == limit || found.len() + page.len() == all.len()));
+            if page.is_empty() {
+                break;
+            }
+            found.extend(page);
+        }
+        assert_eq!(found, all, "{limit} a page");
+    }
+    assert_eq!(store.list_page("ordered", Some("ordered/zzz"), 10).await?, []);
     Ok(())
 }
 

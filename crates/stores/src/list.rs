@@ -1,14 +1,14 @@
-//! Listings, in the order of the names.
+//! Listings, in the order of the names' bytes.
 
 use std::collections::BTreeMap;
 
 use futures::stream::{self, BoxStream, Stream, StreamExt as _, TryStreamExt as _};
 use object_store::path::Path;
-use object_store::{ObjectMeta, ObjectStore as _};
+use object_store::{Error as StoreError, ObjectMeta, ObjectStore as _};
 
 use crate::Result;
 use crate::counters::Method;
-use crate::exchange::watched;
+use crate::exchange::{Exchange, watched};
 use crate::store::Store;
 
 /// An object that a listing found.
@@ -26,13 +26,31 @@ pub struct FileEntry {
 const FOLDER_PAGE: usize = 250_000;
 
 impl Store {
-    /// All objects whose names begin with `<folder>/`, in the order of their names as bytes; with an empty `folder`, all
-    /// objects. A bucket is asked for one page at a time. Nothing on a hot path lists.
+    /// All objects whose names begin with `<folder>/`, in the order of their names; with an empty `folder`, all objects. A
+    /// bucket is asked for one page at a time, and a listing that breaks goes on behind its last name. Nothing on a hot path
+    /// lists.
     pub fn list(&self, folder: &str) -> BoxStream<'static, Result<FileEntry>> {
-        self.count_listing();
-        let prefix = Some(self.path(folder)).filter(|prefix| !prefix.as_ref().is_empty());
-        let listing = Listing { store: self.clone(), folder: folder.to_owned(), prefix };
-        if self.is_folder() { listing.walk(FOLDER_PAGE).boxed() } else { listing.pages().boxed() }
+        if self.is_folder() { self.walk(folder, FOLDER_PAGE).boxed() } else { self.pages(folder).boxed() }
+    }
+
+    /// The first `limit` objects whose names begin with `<folder>/` and come after `after`, in the order of their names. A file
+    /// system lists in no order, so a folder is walked once for each page, and the first names are kept.
+    pub async fn list_page(
+        &self,
+        folder: &str,
+        after: Option<&str>,
+        limit: usize,
+    ) -> Result<Vec<FileEntry>> {
+        let listing = self.listing(folder);
+        let after = after.map(|after| self.path(after));
+        let page = || async {
+            if self.is_folder() {
+                listing.first_of_all(after.as_ref(), limit).await
+            } else {
+                listing.first(after.as_ref(), limit).await
+            }
+        };
+        self.call(Method::Get, "list", folder, page).await
     }
 
     /// Whether one of the first `entries_max` objects of a folder is like this. 1,000 entries are one request.
@@ -50,6 +68,51 @@ impl Store {
         }
         Ok(false)
     }
+
+    fn listing(&self, folder: &str) -> Listing {
+        self.count_listing();
+        let prefix = Some(self.path(folder)).filter(|prefix| !prefix.as_ref().is_empty());
+        Listing { store: self.clone(), folder: folder.to_owned(), prefix }
+    }
+
+    /// The entries of a store that lists in order.
+    fn pages(&self, folder: &str) -> impl Stream<Item = Result<FileEntry>> + use<> {
+        let listing = self.listing(folder);
+        let entries = listing.entries_after(None);
+        stream::try_unfold((listing, entries, None), |(listing, mut entries, mut last)| async move {
+            let mut tries = listing.store.retries().begin(Method::Get);
+            loop {
+                match listing.next(&mut entries).await {
+                    Ok(None) => return Ok(None),
+                    Ok(Some(meta)) => {
+                        let entry = listing.entry(&meta);
+                        last = Some(meta.location);
+                        return Ok(Some((entry, (listing, entries, last))));
+                    }
+                    Err(error) => {
+                        tries.pause_after(error).await?;
+                        entries = listing.entries_after(last.as_ref());
+                    }
+                }
+            }
+        })
+        .try_filter_map(|entry| async move { Ok(entry) })
+    }
+
+    /// The entries of a folder, whose names may not fit into memory.
+    fn walk(&self, folder: &str, page: usize) -> impl Stream<Item = Result<FileEntry>> + use<> {
+        let state = (self.clone(), folder.to_owned(), None, false);
+        stream::try_unfold(state, move |(store, folder, after, is_done): (_, _, Option<String>, _)| async move {
+            if is_done {
+                return Ok(None);
+            }
+            let entries = store.list_page(&folder, after.as_deref(), page).await?;
+            let is_done = entries.len() < page;
+            let after = entries.last().map(|entry| entry.name.clone());
+            Ok(Some((stream::iter(entries.into_iter().map(Ok)), (store, folder, after, is_done))))
+        })
+        .try_flatten()
+    }
 }
 
 struct Listing {
@@ -61,7 +124,7 @@ struct Listing {
 type Entries = BoxStream<'static, object_store::Result<ObjectMeta>>;
 
 impl Listing {
-    /// The library's entries behind a name. A resumed listing begins at its last name.
+    /// The library's entries behind a name.
     fn entries_after(&self, last: Option<&Path>) -> Entries {
         let store = &self.store.parts().store;
         match last {
@@ -81,50 +144,37 @@ impl Listing {
         Some(FileEntry { name, size: meta.size, etag })
     }
 
-    /// Stores list in the order of names.
-    fn pages(self) -> impl Stream<Item = Result<FileEntry>> {
-        let entries = self.entries_after(None);
-        stream::try_unfold((self, entries, None), |(this, mut entries, mut last)| async move {
-            let mut tries = this.store.retries().begin(Method::Get);
-            loop {
-                match this.next(&mut entries).await {
-                    Ok(None) => return Ok(None),
-                    Ok(Some(meta)) => {
-                        let entry = this.entry(&meta);
-                        last = Some(meta.location);
-                        return Ok(Some((entry, (this, entries, last))));
-                    }
-                    Err(error) => {
-                        tries.pause_after(error).await?;
-                        entries = this.entries_after(last.as_ref());
-                    }
-                }
-            }
-        })
-        .try_filter_map(|entry| async move { Ok(entry) })
+    /// The first entries of a store that lists in order.
+    async fn first(&self, after: Option<&Path>, limit: usize) -> Result<Vec<FileEntry>> {
+        let mut entries = self.entries_after(after);
+        let mut page = Vec::new();
+        while page.len() < limit
+            && let Some(meta) = self.next(&mut entries).await?
+        {
+            page.extend(self.entry(&meta));
+        }
+        // A caller that merges pages would take missing names for lost objects.
+        if !page.is_sorted_by(|a, b| a.name < b.name) {
+            let source = "the store does not list in the order of names".into();
+            let error = StoreError::Generic { store: "store", source };
+            return Err(self.store.failed("list", &self.folder, error, &Exchange::default()));
+        }
+        Ok(page)
     }
 
-    /// A file system lists in no order, and names of a large cache do not fit into memory. Each walk finds the next names.
-    fn walk(self, page: usize) -> impl Stream<Item = Result<FileEntry>> {
-        stream::try_unfold((self, Some(None)), move |(this, after)| async move {
-            let Some(after) = after else { return Ok(None) };
-            let mut entries = this.entries_after(Option::<Path>::as_ref(&after));
-            let mut found: BTreeMap<Path, FileEntry> = BTreeMap::new();
-            let mut is_whole = true;
-            while let Some(meta) = this.next(&mut entries).await? {
-                if let Some(entry) = this.entry(&meta) {
-                    found.insert(meta.location, entry);
-                }
-                if found.len() > page {
-                    found.pop_last();
-                    is_whole = false;
-                }
+    /// The first entries of a store that lists in no order.
+    async fn first_of_all(&self, after: Option<&Path>, limit: usize) -> Result<Vec<FileEntry>> {
+        let mut entries = self.entries_after(after);
+        let mut page: BTreeMap<String, FileEntry> = BTreeMap::new();
+        while let Some(meta) = self.next(&mut entries).await? {
+            if let Some(entry) = self.entry(&meta) {
+                page.insert(entry.name.clone(), entry);
             }
-            let last = found.last_key_value().map(|(path, _)| Some(path.clone()));
-            let entries = stream::iter(found.into_values().map(Ok));
-            Ok(Some((entries, (this, last.filter(|_| !is_whole)))))
-        })
-        .try_flatten()
+            if page.len() > limit {
+                page.pop_last();
+            }
+        }
+        Ok(page.into_values().collect())
     }
 }
 
@@ -136,17 +186,15 @@ mod tests {
     async fn a_folder_is_listed_in_order_with_bounded_memory() {
         let folder = tempfile::tempdir().unwrap();
         let store = Store::folder(folder.path()).unwrap();
-        let mut names: Vec<String> = ["a", "a.b", "a0", "b/c", "b.c", "z"].map(|name| format!("c/{name}x")).to_vec();
+        let mut names = ["a", "a.b", "a0", "b/c", "b.c", "z"].map(|name| format!("c/{name}x")).to_vec();
         names.extend((0..20).map(|number| format!("c/nar/{:02}", number * 7 % 20)));
-        for name in &names {
+        for name in names.iter().map(String::as_str).chain(["d/other"]) {
             store.put(name, None, ["x".into()]).await.unwrap();
         }
-        store.put("d/other", None, ["x".into()]).await.unwrap();
         names.sort_unstable();
         for page in [1, 2, 25, 26, 27, 1_000] {
-            let listing =
-                Listing { store: store.clone(), folder: "c".to_owned(), prefix: Some(store.path("c")) };
-            let listed: Vec<String> = listing.walk(page).map_ok(|entry| entry.name).try_collect().await.unwrap();
+            let listed: Vec<String> =
+                store.walk("c", page).map_ok(|entry| entry.name).try_collect().await.unwrap();
             assert_eq!(listed, names, "{page} names a page");
         }
     }

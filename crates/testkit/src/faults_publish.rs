@@ -89,12 +89,13 @@ impl Files for FaultFiles {
     async fn delete(&self, name: &str) -> dormer_blobs::Result<()> {
         write_step!(self, dead_files, self.inner.delete(name))
     }
-    async fn list(
+    async fn list_page(
         &self,
         folder: &str,
-        found: &mut (dyn FnMut(FileEntry) + Send),
-    ) -> dormer_blobs::Result<()> {
-        read_step!(self, dead_files, self.inner.list(folder, found))
+        after: Option<&str>,
+        limit: usize,
+    ) -> dormer_blobs::Result<Vec<FileEntry>> {
+        read_step!(self, dead_files, self.inner.list_page(folder, after, limit))
     }
     async fn is_public(&self, name: &str) -> dormer_blobs::Result<Option<bool>> {
         read_step!(self, dead_files, self.inner.is_public(name))
