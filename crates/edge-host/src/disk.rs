@@ -15,11 +15,12 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use bytes::Bytes;
 use dormer_edge::{EdgeKey, Part};
+use dormer_stores::ByteStream;
 use futures::{StreamExt as _, stream};
 use tokio::fs::File;
 use tokio::io::AsyncWriteExt as _;
 
-use crate::source::{ByteStream, Opened, open_in_folder};
+use crate::source::{Opened, Source};
 
 /// Marks a file that is not whole.
 const PARTIAL: &str = ".partial";
@@ -36,6 +37,7 @@ pub struct DiskCacheError {
 #[derive(Debug, Clone)]
 pub struct DiskCache {
     folder: Arc<Path>,
+    files: Source,
     bytes_max: u64,
     known: Arc<Mutex<Known>>,
 }
@@ -56,13 +58,15 @@ struct Known {
 impl DiskCache {
     /// Opens a folder, makes it if it does not exist, and finds the files of earlier runs.
     pub fn open(folder: &Path, bytes_max: u64) -> Result<Self, DiskCacheError> {
-        let cache = Self { folder: folder.into(), bytes_max, known: Arc::default() };
-        cache.find().map_err(|source| DiskCacheError { path: folder.to_path_buf(), source })?;
+        let failed = |source| DiskCacheError { path: folder.to_path_buf(), source };
+        std::fs::create_dir_all(folder).map_err(failed)?;
+        let files = Source::folder(folder).map_err(|error| failed(io::Error::other(error)))?;
+        let cache = Self { folder: folder.into(), files, bytes_max, known: Arc::default() };
+        cache.find().map_err(failed)?;
         Ok(cache)
     }
 
     fn find(&self) -> io::Result<()> {
-        std::fs::create_dir_all(&self.folder)?;
         let mut found = Vec::new();
         for entry in std::fs::read_dir(&self.folder)? {
             let entry = entry?;
@@ -112,7 +116,7 @@ impl DiskCache {
             self.lock().forget(&name);
             return None;
         }
-        match open_in_folder(&self.folder, &name, part).await {
+        match self.files.open(&name, part).await {
             Ok(Opened::Missing) => {
                 self.lock().forget(&name);
                 None

@@ -12,6 +12,7 @@ use dormer_edge::{
     Request as EdgeRequest, RequestPlan, STATE_BYTES_MAX, STATE_SECONDS, TokenVerifier, Visit, home, plan,
 };
 use dormer_http_host::{Error, HostSettings, NotReady, Probe, Probes, Service, serve};
+use dormer_stores::ByteStream;
 use futures::StreamExt as _;
 use http_body_util::combinators::UnsyncBoxBody;
 use http_body_util::{BodyExt as _, Full, StreamBody};
@@ -22,7 +23,7 @@ use moka::sync::Cache as Memory;
 use tokio::net::TcpListener;
 
 use crate::disk::DiskCache;
-use crate::source::{ByteStream, Opened, Source, SourceError};
+use crate::source::{Opened, Source, SourceError};
 
 const FORWARDED_PROTO: HeaderName = HeaderName::from_static("x-forwarded-proto");
 
@@ -263,7 +264,7 @@ impl EdgeServer {
 
     async fn within<T>(&self, work: impl Future<Output = Result<T, SourceError>>) -> Result<T, SourceError> {
         let late =
-            |_| SourceError::File { name: "the store".to_owned(), source: io::ErrorKind::TimedOut.into() };
+            |_| SourceError::Read { name: "the store".to_owned(), source: io::ErrorKind::TimedOut.into() };
         tokio::time::timeout(self.settings.store_timeout, work).await.map_err(late)?
     }
 }
@@ -321,7 +322,7 @@ fn answer_to(read: &Read, opened: Opened) -> Answered {
 
 fn damaged(name: &str) -> impl FnOnce(dormer_edge::Error) -> SourceError {
     let name = name.to_owned();
-    move |error| SourceError::File { name, source: io::Error::new(io::ErrorKind::InvalidData, error) }
+    move |error| SourceError::Read { name, source: io::Error::new(io::ErrorKind::InvalidData, error) }
 }
 
 /// Ends when the store pauses for too long; the connection is then cut short of its Content-Length.

@@ -269,7 +269,8 @@ mod tests {
 
     #[test]
     fn all_labels_are_present_before_the_first_request() {
-        let counted: usize = Counters::default().collect().iter().map(|family| family.get_metric().len()).sum();
+        let counted: usize =
+            Counters::default().collect().iter().map(|family| family.get_metric().len()).sum();
         assert_eq!(counted, 5 + 5 + 20 + 5 + 3);
     }
 }

@@ -35,12 +35,7 @@ impl Store {
 
     /// The first `limit` objects whose names begin with `<folder>/` and come after `after`, in the order of their names. A file
     /// system lists in no order, so a folder is walked once for each page, and the first names are kept.
-    pub async fn list_page(
-        &self,
-        folder: &str,
-        after: Option<&str>,
-        limit: usize,
-    ) -> Result<Vec<FileEntry>> {
+    pub async fn list_page(&self, folder: &str, after: Option<&str>, limit: usize) -> Result<Vec<FileEntry>> {
         let listing = self.listing(folder);
         let after = after.map(|after| self.path(after));
         let page = || async {
@@ -102,15 +97,18 @@ impl Store {
     /// The entries of a folder, whose names may not fit into memory.
     fn walk(&self, folder: &str, page: usize) -> impl Stream<Item = Result<FileEntry>> + use<> {
         let state = (self.clone(), folder.to_owned(), None, false);
-        stream::try_unfold(state, move |(store, folder, after, is_done): (_, _, Option<String>, _)| async move {
-            if is_done {
-                return Ok(None);
-            }
-            let entries = store.list_page(&folder, after.as_deref(), page).await?;
-            let is_done = entries.len() < page;
-            let after = entries.last().map(|entry| entry.name.clone());
-            Ok(Some((stream::iter(entries.into_iter().map(Ok)), (store, folder, after, is_done))))
-        })
+        stream::try_unfold(
+            state,
+            move |(store, folder, after, is_done): (_, _, Option<String>, _)| async move {
+                if is_done {
+                    return Ok(None);
+                }
+                let entries = store.list_page(&folder, after.as_deref(), page).await?;
+                let is_done = entries.len() < page;
+                let after = entries.last().map(|entry| entry.name.clone());
+                Ok(Some((stream::iter(entries.into_iter().map(Ok)), (store, folder, after, is_done))))
+            },
+        )
         .try_flatten()
     }
 }

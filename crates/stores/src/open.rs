@@ -11,9 +11,7 @@ use object_store::gcp::GoogleCloudStorageBuilder;
 use object_store::local::LocalFileSystem;
 use object_store::memory::InMemory;
 use object_store::path::Path;
-use object_store::{
-    BackoffConfig, Certificate, ClientOptions, ObjectStore, ObjectStoreScheme, RetryConfig,
-};
+use object_store::{BackoffConfig, Certificate, ClientOptions, ObjectStore, ObjectStoreScheme, RetryConfig};
 use url::Url;
 
 use crate::counters::Counters;
@@ -146,11 +144,9 @@ impl Store {
             .map(|(name, value)| (name.to_ascii_lowercase(), value))
             .collect();
         // An administrator who names an address without TLS means it; the library wants to be told twice.
-        let is_http = variables
-            .iter()
-            .any(|(name, value)| name.contains("endpoint") && value.starts_with("http://"));
-        let client =
-            client_options(is_http, ADDRESS_CONNECT_TIMEOUT, ADDRESS_REQUEST_TIMEOUT);
+        let is_http =
+            variables.iter().any(|(name, value)| name.contains("endpoint") && value.starts_with("http://"));
+        let client = client_options(is_http, ADDRESS_CONNECT_TIMEOUT, ADDRESS_REQUEST_TIMEOUT);
         let counters = Arc::new(Counters::default());
         let connect = |retries| {
             let connector = Connector(Arc::clone(&counters));
@@ -347,7 +343,8 @@ macro_rules! build_with {
                 builder = builder.with_config(key, value);
             }
         }
-        Arc::new(builder.with_http_connector($connector).with_retry($retries).build()?) as Arc<dyn ObjectStore>
+        Arc::new(builder.with_http_connector($connector).with_retry($retries).build()?)
+            as Arc<dyn ObjectStore>
     }};
 }
 
@@ -424,7 +421,8 @@ mod tests {
     fn only_a_stores_own_variables_are_its_settings() {
         let own =
             [("AWS_REGION", "own-region"), ("AWS_ACCESS_KEY_ID", "id"), ("AWS_SECRET_ACCESS_KEY", "secret")];
-        let stray = [("TOKEN", "stray-value"), ("region", "stray-value"), ("OTEL_ENDPOINT", "http://stray-value")];
+        let stray =
+            [("TOKEN", "stray-value"), ("region", "stray-value"), ("OTEL_ENDPOINT", "http://stray-value")];
         let text = open(&[own.as_slice(), &stray].concat());
         assert!(text.contains("own-region"), "{text}");
         assert!(!text.contains("stray-value"), "{text}");

@@ -123,9 +123,9 @@ impl fmt::Debug for Store {
 
 impl Store {
     pub(crate) fn new(parts: Parts, policy: &CallPolicy, counters: Arc<Counters>) -> Self {
-        let limit = policy.requests_max.map(|max| {
-            Arc::new(Limit::new(max, policy.retries.time_max, Arc::clone(&counters)))
-        });
+        let limit = policy
+            .requests_max
+            .map(|max| Arc::new(Limit::new(max, policy.retries.time_max, Arc::clone(&counters))));
         Self {
             parts: Arc::new(parts),
             retries: Retries::new(policy.retries.clone(), Arc::clone(&counters)),
@@ -188,7 +188,8 @@ impl Store {
     /// Calls so far: (writes and deletions, listings). A bucket counts requests, so its second number includes reads.
     pub fn requests(&self) -> (u64, u64) {
         if self.is_remote() {
-            let writes = [Method::Put, Method::Delete, Method::Post].map(|method| self.counters.requests(method));
+            let writes =
+                [Method::Put, Method::Delete, Method::Post].map(|method| self.counters.requests(method));
             (writes.iter().sum(), self.counters.requests(Method::Get))
         } else {
             let [writes, listings] = &*self.local_calls;
@@ -219,7 +220,8 @@ impl Store {
         let payload: PutPayload = parts.into_iter().filter(|part| !part.is_empty()).collect();
         let attributes = self.attributes(kind.into());
         self.count_write();
-        self.call(Method::Put, "write", name, || self.put_once(name, attributes.clone(), payload.clone())).await
+        self.call(Method::Put, "write", name, || self.put_once(name, attributes.clone(), payload.clone()))
+            .await
     }
 
     async fn put_once(&self, name: &str, attributes: Attributes, payload: PutPayload) -> Result<Stored> {
@@ -289,10 +291,12 @@ impl Store {
             Err(error @ StoreError::NotFound { .. }) => Err(self.failed("read", name, error, &exchange)),
             // Some servers send the whole of an empty object instead of a range, which the library takes for a defect. Other
             // media have no status.
-            Err(error) if exchange.status == Some(200) || !self.is_remote() => match self.head_once(name).await {
-                Ok(meta) if meta.size <= range.start => Err(Error::Truncated { key: name.to_owned() }),
-                _ => Err(self.failed("read", name, error, &exchange)),
-            },
+            Err(error) if exchange.status == Some(200) || !self.is_remote() => {
+                match self.head_once(name).await {
+                    Ok(meta) if meta.size <= range.start => Err(Error::Truncated { key: name.to_owned() }),
+                    _ => Err(self.failed("read", name, error, &exchange)),
+                }
+            }
             Err(error) => Err(self.failed("read", name, error, &exchange)),
         }
     }
@@ -374,13 +378,11 @@ impl Store {
         deleted.map_err(|error| self.failed("delete", name, error, &exchange))?;
         match &self.parts.medium {
             // The library syncs what it writes, and not what it deletes.
-            Medium::Folder { root, .. } => {
-                sync_parent(root, name).await.map_err(|source| Error::Io {
-                    attempt: "delete",
-                    key: name.to_owned(),
-                    source,
-                })
-            }
+            Medium::Folder { root, .. } => sync_parent(root, name).await.map_err(|source| Error::Io {
+                attempt: "delete",
+                key: name.to_owned(),
+                source,
+            }),
             Medium::Bucket | Medium::Memory => Ok(()),
         }
     }

@@ -37,7 +37,7 @@ const ARROWS: [(&str, &[&str]); 17] = [
         ],
     ),
     ("dormer-http-host", &[]),
-    ("dormer-edge-host", &["dormer-nix", "dormer-api", "dormer-edge", "dormer-http-host"]),
+    ("dormer-edge-host", &["dormer-nix", "dormer-api", "dormer-edge", "dormer-http-host", "dormer-stores"]),
     ("dormer-client", &["dormer-nix", "dormer-api"]),
     (
         "dormer-publish",

@@ -284,7 +284,9 @@ fn chosen<'a>(settings: &'a Settings, name: Option<&str>) -> Result<Vec<&'a Edge
 fn open_place(place: &EdgePlace) -> Result<Arc<dyn Files>> {
     Ok(match place {
         EdgePlace::Folder(path) => Arc::new(Store::folder(path)?),
-        EdgePlace::Bucket(store, retries) => Arc::new(Store::open(store, &CallPolicy { retries: retries.clone(), requests_max: None })?),
+        EdgePlace::Bucket(store, retries) => {
+            Arc::new(Store::open(store, &CallPolicy { retries: retries.clone(), requests_max: None })?)
+        }
     })
 }
 

@@ -29,8 +29,7 @@ pub(super) async fn open_store(
         let store = if was_started { LocalBlobs::open_existing(path) } else { LocalBlobs::open(path) };
         return Ok(Arc::new(store?));
     };
-    let policy =
-        CallPolicy { retries: remote.retries.clone(), requests_max: Some(remote.requests_max) };
+    let policy = CallPolicy { retries: remote.retries.clone(), requests_max: Some(remote.requests_max) };
     let blobs = StoreBlobs::open(&remote.store, &policy)?;
     // Asked once: a store that does not answer is no reason to wait with the start.
     let store = StoreBlobs::new(blobs.store().bare());
@@ -48,7 +47,9 @@ pub(super) async fn open_store(
             return Err(Error::EmptyBucket { store: store.store().location().to_owned() });
         }
         Ok(false) => {}
-        Ok(true) => return Err(Error::ForeignBucket { store: store.store().location().to_owned(), owner: "Attic" }),
+        Ok(true) => {
+            return Err(Error::ForeignBucket { store: store.store().location().to_owned(), owner: "Attic" });
+        }
         Err(error @ dormer_blobs::Error::Refused { .. }) => return Err(error.into()),
         Err(error) => warnings.push(format!(
             "{} does not answer yet ({}); pushes and reads wait for it",

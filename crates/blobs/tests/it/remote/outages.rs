@@ -35,7 +35,10 @@ async fn calls_wait_for_a_killed_seaweedfs() {
     assert_eq!(got, pattern(2_000_000)[5..1_000_000]);
     let _server = server.await.unwrap();
     assert_eq!(store.get_range(&during, 0..3_000_000).await.unwrap(), pattern(3_000_000));
-    assert!(counted.store().counters().retries(Method::Put) > 0 && counted.store().counters().retries(Method::Get) > 0);
+    assert!(
+        counted.store().counters().retries(Method::Put) > 0
+            && counted.store().counters().retries(Method::Get) > 0
+    );
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use dormer_blobs::Blobs as _;
-use dormer_stores::{Credentials, Error, Method, RemoteSettings, Store, CallPolicy, GetRange};
+use dormer_stores::{CallPolicy, Credentials, Error, GetRange, Method, RemoteSettings, Store};
 use dormer_testkit::services::S3Access;
 
 use super::support::{bare, ceph, fresh_key, pattern, reliable, seaweedfs, settings};
