@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use crate::common::{
     create_main, decompress, engine_over, hash_of, ingest, listing, path, push, served, settings,
 };
-use dormer_blobs::{Blobs, MemoryBlobs};
+use dormer_blobs::{Blobs, StoreBlobs};
 use dormer_engine::{Clock, Engine, EngineSettings, MasterKey, SystemClock};
 use dormer_index::{Index, NarKey, PostgresIndex, PostgresOptions};
 use dormer_testkit::services::Postgres;
@@ -72,7 +72,7 @@ async fn becomes(is_so: impl AsyncFn() -> bool) {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_read_only_database_serves_paths_that_were_used_long_ago() {
     let url = Postgres::shared().create_database();
-    let blobs: Arc<dyn Blobs> = Arc::new(MemoryBlobs::new());
+    let blobs: Arc<dyn Blobs> = Arc::new(StoreBlobs::in_memory());
     let index = open(&url).await;
     let engine = engine_over(Arc::clone(&index), Arc::clone(&blobs), settings());
     let cache = create_main(&engine).await;
@@ -117,7 +117,7 @@ async fn a_read_only_database_serves_paths_that_were_used_long_ago() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn pulls_do_not_wait_for_a_locked_table() {
     let url = Postgres::shared().create_database();
-    let blobs: Arc<dyn Blobs> = Arc::new(MemoryBlobs::new());
+    let blobs: Arc<dyn Blobs> = Arc::new(StoreBlobs::in_memory());
     let index = open(&url).await;
     let engine = later(Arc::clone(&index), &blobs);
     let cache = create_main(&engine).await;
