@@ -1,8 +1,9 @@
-//! An error with its causes, for a log line, a message or a column that people read.
+//! An error with its causes, for a log line, a message or a table column that people read.
 
 use std::error::Error;
 
-/// An error and its causes in one line, parted by colons. A cause that its parent repeats is left out.
+/// An error and its causes in one line, separated by colons. Omits a cause that its parent repeats.
+///
 pub fn with_causes(error: &dyn Error) -> String {
     let mut text = error.to_string();
     let mut cause = error.source();

@@ -1,7 +1,8 @@
-//! A crash at any step, round a real index and a real object store.
+//! A crash at any step, for a real index and a real object store.
 //!
-//! Every call that writes is a step. At the chosen step the call's effect is kept or dropped, the call fails, and so does
-//! every later one: the process is dead. What lies below is then opened again without the wrapper, as after a restart.
+//! Every writing call is a step. At the chosen step, the call fails, and its effect is kept or
+//! dropped. Every later call fails too: the process is dead. The test then opens the real index and
+//! store again without the wrapper, as after a restart.
 //!
 //! A [`Lie`] plants a defect that breaks one invariant, to show that the tests catch it.
 
@@ -25,19 +26,20 @@ use dormer_nix::{NarHash, StorePathHash};
 /// A planted defect.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Lie {
-    /// The store says "stored" before it is: the last pack is lost in the crash (breaks invariant 1).
+    /// The store acknowledges a pack too early: the crash loses the last pack (breaks invariant 1).
     PutBeforeDurable,
-    /// Chunk rows are announced but written only after the NAR row (breaks invariant 2).
+    /// The index acknowledges chunk rows, but writes them only after the NAR row (breaks invariant
+    /// 2).
     PackRowsAfterNar,
-    /// The NAR is made visible under a hash that was not verified (breaks invariant 3).
+    /// The index makes the NAR visible under a hash that was not verified (breaks invariant 3).
     UnverifiedHash,
-    /// A pack's object goes while rows still need it (breaks invariant 4).
+    /// The store deletes a pack while rows still need it (breaks invariant 4).
     DeleteBeforeUnreference,
-    /// The commit is acknowledged but not made (breaks invariant 5).
+    /// The index acknowledges the commit without making it (breaks invariant 5).
     CommitLost,
 }
 
-/// The script of one run, shared by all wrappers of it.
+/// The script of one run. All wrappers of the run share it.
 #[derive(Debug)]
 pub struct Faults {
     steps: AtomicU64,
@@ -58,12 +60,12 @@ pub(crate) enum Fate {
 }
 
 impl Faults {
-    /// Dies at a step (the first is 0), with that call's effect kept or dropped.
+    /// Dies at a step (the first is 0). The effect of that call is kept or dropped.
     pub fn crash_at(step: u64, effect_kept: bool) -> Arc<Self> {
         Self::new(step, effect_kept, None)
     }
 
-    /// As [`crash_at`](Self::crash_at), with a planted defect.
+    /// Dies like [`crash_at`](Self::crash_at), and plants a defect.
     pub fn crash_at_with(step: u64, effect_kept: bool, lie: Lie) -> Arc<Self> {
         Self::new(step, effect_kept, Some(lie))
     }
@@ -85,12 +87,12 @@ impl Faults {
         self.deleted.lock().expect("no test panics with it held").clone()
     }
 
-    /// Whether the step was reached.
+    /// Whether the process reached the step and died.
     pub fn crashed(&self) -> bool {
         self.crashed.load(Ordering::SeqCst)
     }
 
-    /// Steps taken so far.
+    /// Number of steps so far.
     pub fn steps(&self) -> u64 {
         self.steps.load(Ordering::SeqCst)
     }
@@ -210,7 +212,7 @@ impl FaultIndex {
         Self { inner, faults, unwritten: Mutex::default() }
     }
 
-    /// Rows as they would be, without any being written.
+    /// The rows that the pack would get, without writing any.
     fn rows_to_be(pack: &NewPack) -> Vec<ChunkRow> {
         let number = PackNumber(1);
         let row = |(position, chunk): (u64, &dormer_index::NewChunk)| ChunkRow {
@@ -230,7 +232,7 @@ fn dead_index() -> IndexError {
     IndexError::Corrupt { table: "all", what: "the process has crashed".to_owned() }
 }
 
-/// Runs a writing call as the script has it.
+/// Runs a writing call according to the script.
 macro_rules! write_step {
     ($self:ident, $call:expr) => {
         match $self.faults.step() {
