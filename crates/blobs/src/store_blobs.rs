@@ -49,12 +49,12 @@ impl StoreBlobs {
 
     /// Whether Attic left something below the prefix: `<uuid>.chunk` objects. Looks at one page of a listing.
     pub async fn holds_attic_chunks(&self) -> Result<bool> {
-        self.store.any_of_first("", ENTRIES_SEARCHED_MAX, |name| name.ends_with(".chunk")).await
+        self.store.any_of_first("", ENTRIES_SEARCHED_MAX, |name| has_extension(name, "chunk")).await
     }
 
     /// Whether there are packs below the prefix, written by any installation. Looks at one page of a listing.
     pub async fn holds_packs(&self) -> Result<bool> {
-        self.store.any_of_first(PACKS, ENTRIES_SEARCHED_MAX, |name| name.ends_with(".pack")).await
+        self.store.any_of_first(PACKS, ENTRIES_SEARCHED_MAX, |name| has_extension(name, "pack")).await
     }
 }
 
@@ -106,6 +106,11 @@ impl Blobs for StoreBlobs {
     fn counters(&self) -> Option<&Counters> {
         self.is_remote().then(|| &**self.store.counters())
     }
+}
+
+/// Whether a file's name ends with an extension. Names of stores are case-sensitive.
+fn has_extension(name: &str, extension: &str) -> bool {
+    std::path::Path::new(name).extension().is_some_and(|found| found == extension)
 }
 
 #[cfg(test)]

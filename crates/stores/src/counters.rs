@@ -262,8 +262,12 @@ mod tests {
         let families = counters.collect();
         let latency = families.iter().find(|family| family.name().ends_with("_seconds")).unwrap();
         let get = latency.get_metric().iter().find(|metric| metric.get_label()[0].value() == "get").unwrap();
-        let counts: Vec<u64> =
-            get.get_histogram().get_bucket().iter().map(|bucket| bucket.cumulative_count()).collect();
+        let counts: Vec<u64> = get
+            .get_histogram()
+            .get_bucket()
+            .iter()
+            .map(prometheus::proto::Bucket::cumulative_count)
+            .collect();
         assert_eq!(counts[..3], [0, 0, 9], "3 ms lie in the bucket that ends at 5 ms");
     }
 

@@ -34,7 +34,7 @@ impl Store {
         Ok(Upload {
             store: self.clone(),
             name: name.to_owned(),
-            upload: Some(upload),
+            parts: Some(upload),
             part_bytes: usize::try_from(part_bytes).unwrap_or(usize::MAX),
         })
     }
@@ -48,7 +48,7 @@ pub struct Upload {
     store: Store,
     name: String,
     /// `None` once the upload is finished or aborted.
-    upload: Option<Box<dyn MultipartUpload>>,
+    parts: Option<Box<dyn MultipartUpload>>,
     part_bytes: usize,
 }
 
@@ -65,7 +65,7 @@ impl Upload {
     }
 
     fn upload(&mut self) -> &mut Box<dyn MultipartUpload> {
-        self.upload.as_mut().expect("an upload is consumed by finishing or aborting it")
+        self.parts.as_mut().expect("an upload is consumed by finishing or aborting it")
     }
 
     /// Uploads the next part.
@@ -82,7 +82,7 @@ impl Upload {
     pub async fn finish(mut self) -> Result<Stored> {
         let (finished, exchange) = watched(self.upload().complete()).await;
         let stored = finished.map_err(|error| self.store.failed("write", &self.name, error, &exchange))?;
-        self.upload = None;
+        self.parts = None;
         // Each part was signed by itself, so no hash of the whole is known.
         Ok(Stored { etag: self.store.etag_of(stored), sha256: None })
     }
@@ -90,7 +90,7 @@ impl Upload {
     /// Gives up: the parts so far are deleted, as far as the store answers. A rule of the bucket deletes unfinished uploads
     /// otherwise.
     pub async fn abort(mut self) {
-        if let Some(upload) = self.upload.take() {
+        if let Some(upload) = self.parts.take() {
             abort(upload, &self.name).await;
         }
     }
@@ -98,7 +98,7 @@ impl Upload {
 
 impl Drop for Upload {
     fn drop(&mut self) {
-        if let Some(upload) = self.upload.take()
+        if let Some(upload) = self.parts.take()
             && let Ok(runtime) = tokio::runtime::Handle::try_current()
         {
             let name = std::mem::take(&mut self.name);
