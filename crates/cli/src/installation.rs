@@ -253,7 +253,7 @@ async fn master_key(settings: &Settings, index: &dyn Index, observer: Observer<'
 
 fn verify_master_key(key: &MasterKey, proof: &[u8], origin: String) -> Result<()> {
     match key.unseal(MASTER_KEY_SETTING, proof) {
-        Ok(plain) if plain == MASTER_KEY_PROOF => Ok(()),
+        Ok(plain) if plain.as_slice() == MASTER_KEY_PROOF => Ok(()),
         _ => Err(Error::WrongMasterKey { origin }),
     }
 }

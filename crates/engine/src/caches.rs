@@ -1,14 +1,16 @@
 //! Caches and their signing keys.
 //!
-//! Settings of a cache are remembered for a moment. A change made through this engine shows at once, one made through
-//! another replica when its notice comes, and in any case within 5 s ([`crate::coherence`]). That a cache does not exist is
-//! never remembered.
+//! The engine remembers the settings of a cache for a moment. A change through this engine shows at once. A change
+//! through another replica shows when its notice arrives, and within 5 s in any case ([`crate::coherence`]). The engine
+//! never remembers that a cache does not exist.
 
 use std::sync::Arc;
 
 use dormer_index::{Cache, CacheKey, CachePatch, NewCache};
 use dormer_nix::SecretKey;
+use zeroize::Zeroizing;
 
+use crate::commit::finish;
 use crate::{Engine, Error, Result};
 
 /// A cache to create.
@@ -22,18 +24,18 @@ pub struct CreateCache {
     pub store_dir: String,
     /// Priority announced in `nix-cache-info`.
     pub priority: i32,
-    /// Names of keys whose paths clients need not push.
+    /// Names of keys: clients need not push the paths that these keys signed.
     pub upstream_cache_key_names: Vec<String>,
-    /// Its signing key; `None` makes one that is named like the cache.
+    /// The signing key; `None` generates one with the cache's name.
     pub secret_key: Option<SecretKey>,
 }
 
 /// A new signing key.
 #[derive(Debug, Clone)]
 pub enum KeyChange {
-    /// Made by us.
+    /// The engine generates it.
     Generate,
-    /// Brought by the caller.
+    /// The caller brings it.
     Given(Box<SecretKey>),
 }
 
@@ -63,10 +65,10 @@ impl Engine {
         }
     }
 
-    /// A cache by name, as it is now: for who changes its settings or looks at them to see what a change did, maybe one that
-    /// another replica made a moment ago.
+    /// A cache by name, as it is now. Callers that change settings, or show the effect of a change, use this: another replica
+    /// may have changed the cache a moment ago.
     pub async fn current_cache(&self, name: &str) -> Result<Option<Arc<Cache>>> {
-        let look = self.look();
+        let look = self.look_at_settings();
         let Some(cache) = self.index().find_cache(name).await? else { return Ok(None) };
         let cache = Arc::new(cache);
         if look.is_fresh(self) {
@@ -99,8 +101,8 @@ impl Engine {
         self.current_cache(&new.name).await?.ok_or(Error::Index(dormer_index::Error::CacheGone))
     }
 
-    /// Changes a cache. A new key replaces the active ones; they stay listed as retired. The store folder of a cache that holds
-    /// objects cannot change ([`Error::StoreDirInUse`]): their names and their holes are of the old one.
+    /// Changes a cache. A new key replaces the active keys, which stay listed as retired. The store folder of a cache that
+    /// holds objects cannot change ([`Error::StoreDirInUse`]): their names and their holes belong to the old folder.
     pub async fn update_cache(&self, cache: &Cache, update: UpdateCache) -> Result<()> {
         let secret = match update.new_key {
             None => None,
@@ -115,23 +117,31 @@ impl Engine {
             retention_seconds: update.retention_seconds,
             replace_keys: secret.map(|secret| self.seal_key(&secret)),
         };
-        let updated = self.index().update_cache(cache.id, &patch, self.now()).await;
-        self.forget_cache(cache);
-        match (updated, patch.store_dir) {
-            (Err(dormer_index::Error::CacheNotEmpty), Some(wanted)) => Err(Error::StoreDirInUse {
-                cache: cache.name.clone(),
-                store_dir: cache.store_dir.clone(),
-                wanted,
-            }),
-            (updated, _) => Ok(updated?),
-        }
+        let (engine, cache) = (self.clone(), cache.clone());
+        finish(async move {
+            let updated = engine.index().update_cache(cache.id, &patch, engine.now()).await;
+            engine.forget_cache(&cache);
+            match (updated, patch.store_dir) {
+                (Err(dormer_index::Error::CacheNotEmpty), Some(wanted)) => Err(Error::StoreDirInUse {
+                    cache: cache.name.clone(),
+                    store_dir: cache.store_dir.clone(),
+                    wanted,
+                }),
+                (updated, _) => Ok(updated?),
+            }
+        })
+        .await
     }
 
-    /// Deletes a cache with all its objects; its name is free at once.
+    /// Deletes a cache with all its objects; the name is free at once.
     pub async fn delete_cache(&self, cache: &Cache) -> Result<()> {
-        let deleted = self.index().delete_cache(cache.id, self.now()).await;
-        self.forget_cache(cache);
-        Ok(deleted?)
+        let (engine, cache) = (self.clone(), cache.clone());
+        finish(async move {
+            let deleted = engine.index().delete_cache(cache.id, engine.now()).await;
+            engine.forget_cache(&cache);
+            Ok(deleted?)
+        })
+        .await
     }
 
     /// The active signing keys of a cache.
@@ -145,7 +155,7 @@ impl Engine {
         }
         let unreadable = || Error::SigningKey { cache: cache.name.clone() };
         let text = self.master_key().unseal(&seal_context(&key.public_key), &key.sealed_secret)?;
-        let text = String::from_utf8(text).map_err(|_| unreadable())?;
+        let text = std::str::from_utf8(&text).map_err(|_| unreadable())?;
         let secret: Arc<SecretKey> = Arc::new(text.parse().map_err(|_| unreadable())?);
         self.unsealed_keys().insert(key.public_key.clone(), Arc::clone(&secret));
         Ok(secret)
@@ -153,7 +163,8 @@ impl Engine {
 
     fn seal_key(&self, secret: &SecretKey) -> CacheKey {
         let public_key = secret.public_key().to_string();
-        let sealed_secret = self.master_key().seal(&seal_context(&public_key), secret.expose().as_bytes());
+        let sealed_secret =
+            self.master_key().seal(&seal_context(&public_key), Zeroizing::new(secret.expose()).as_bytes());
         CacheKey { public_key, sealed_secret, active: true }
     }
 }
@@ -163,5 +174,6 @@ fn seal_context(public_key: &str) -> String {
 }
 
 fn generate_key(name: &str) -> Result<SecretKey> {
-    SecretKey::generate(name, rand::random()).map_err(|_| Error::SigningKey { cache: name.to_owned() })
+    let seed: Zeroizing<[u8; 32]> = Zeroizing::new(rand::random());
+    SecretKey::generate(name, *seed).map_err(|_| Error::SigningKey { cache: name.to_owned() })
 }

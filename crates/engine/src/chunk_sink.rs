@@ -1,9 +1,9 @@
-//! From raw bytes to a recipe: chunking, deduplication, compression and packing of one stream of bytes.
+//! From raw bytes to a recipe: chunks, deduplicates, compresses and packs one stream of bytes.
 //!
-//! Algorithm, for each batch of chunks (3 MiB, or what is left at the end): hash them on the CPU pool; ask the packer for
-//! those that are on their way, then the index for the others; reserve, compress and hand to the packer what nobody has.
-//! The recipe, the encoding tag and the size are built in order, as far as the chunks' rows are known; so what is kept
-//! for each chunk is kept only until its pack is stored, and memory does not grow with the NAR.
+//! Algorithm, for each batch of chunks (3 MiB, or the rest at the end): hash the chunks on the CPU pool; ask the packer for
+//! chunks that are on their way, then the index for the others; claim, compress and hand to the packer the chunks that are
+//! nowhere. The sink builds the recipe, the encoding tag and the size in order, as far as the chunks' rows are known. It
+//! keeps what it knows of a chunk only until the chunk's pack is stored, so memory does not grow with the NAR.
 
 use std::collections::{BTreeSet, VecDeque};
 use std::sync::Arc;
@@ -15,21 +15,21 @@ use dormer_index::{ChunkRow, Index, PackNumber};
 use tokio::task::JoinSet;
 
 use crate::Result;
+use crate::budget::BudgetShare;
 use crate::cpu::CpuPool;
-use crate::memory;
 use crate::metrics::{Deduplicated, EngineMetrics};
-use crate::packer::{Packer, Pending, Place, Reservation, Reserved};
+use crate::packer::{Claim, ClaimedChunk, PackSlot, Packer, PendingChunk};
 
 /// Raw bytes of a NAR looked up at once: one statement for up to 96 chunks of 32 KiB. Two batches are the largest part of an
 /// upload's memory.
 pub(crate) const BATCH_BYTES: usize = 3 * 1024 * 1024;
 
-/// Memory for what is known of chunks whose places in the recipe are not reached yet. A known chunk waits there while one
-/// before it is on its way into a pack; when this is full, the upload waits for that pack.
-const SLOT_BYTES_MAX: usize = 512 * 1024;
+/// Memory for chunks that cannot join the recipe yet. A known chunk is queued while a chunk before it is on its way into a
+/// pack. When this is full, the upload waits for that pack.
+const QUEUED_BYTES_MAX: usize = 512 * 1024;
 
-/// What one chunk takes there beside its fills: its row and the places that hold it.
-const SLOT_BYTES: usize = 256;
+/// Memory of one queued chunk without its fills: its row and the structures around it.
+const QUEUED_CHUNK_BYTES: usize = 256;
 
 /// Chunks looked up at once, for settings that make them much smaller: the index takes 16,384 in one call.
 const BATCH_CHUNKS: usize = 4_096;
@@ -37,16 +37,16 @@ const BATCH_CHUNKS: usize = 4_096;
 /// Raw bytes compressed in one job: 3 to 15 ms of work.
 const JOB_BYTES_MAX: usize = 768 * 1024;
 
-/// What sinks share.
+/// What all uploads need.
 #[derive(Debug, Clone)]
-pub(crate) struct Workshop {
+pub(crate) struct IngestContext {
     pub(crate) index: Arc<dyn Index>,
     pub(crate) cpu: CpuPool,
     pub(crate) packer: Packer,
     pub(crate) metrics: Arc<EngineMetrics>,
 }
 
-/// A stored stream of bytes: all of its packs are durable and known to the index.
+/// A stored stream of bytes: all its packs are durable and in the index.
 #[derive(Debug)]
 pub(crate) struct StoredStream {
     pub(crate) recipe: Recipe,
@@ -61,42 +61,43 @@ pub(crate) struct StoredStream {
 
 enum Source {
     Known(Box<ChunkRow>),
-    Pending(Arc<Pending>),
+    Pending(Arc<PendingChunk>),
 }
 
-struct Slot {
+/// A chunk that the recipe has not reached yet.
+struct QueuedChunk {
     source: Source,
     fills: Vec<HoleFill>,
 }
 
-impl Slot {
+impl QueuedChunk {
     fn memory_bytes(&self) -> usize {
-        SLOT_BYTES + self.fills.len() * size_of::<HoleFill>()
+        QUEUED_CHUNK_BYTES + self.fills.len() * size_of::<HoleFill>()
     }
 }
 
-/// A chunk that nobody has, and this upload's right to store it.
+/// A chunk that is stored nowhere, with this upload's claim to store it.
 struct NewChunk {
-    place: Place,
+    slot: PackSlot,
     chunk: RawChunk,
-    reserved: Reserved,
+    claimed: ClaimedChunk,
 }
 
 pub(crate) struct ChunkSink {
-    workshop: Workshop,
-    /// Orders this upload's chunks in packs.
-    upload: u64,
+    context: IngestContext,
+    /// Orders this stream's chunks in packs.
+    stream: u64,
     position: u64,
     chunker: Option<Chunker>,
     batch: Vec<RawChunk>,
     batch_bytes: usize,
     /// A batch is looked up when it has so many raw bytes.
     batch_bytes_max: usize,
-    slots: VecDeque<Slot>,
-    slot_bytes: usize,
+    queued: VecDeque<QueuedChunk>,
+    queued_bytes: usize,
     jobs: JoinSet<()>,
-    /// Held by every job, too: an upload that is given up leaves them behind.
-    memory: Arc<memory::Reservation>,
+    /// Every job holds it too: jobs go on when their upload is abandoned.
+    memory: Arc<BudgetShare>,
     recipe: RecipeBuilder,
     tag: TagBuilder,
     stored: StoredCounts,
@@ -112,23 +113,23 @@ struct StoredCounts {
 
 impl ChunkSink {
     pub(crate) fn new(
-        workshop: Workshop,
-        upload: u64,
+        context: IngestContext,
+        stream: u64,
         params: ChunkParams,
         store_dir: &str,
         batch_bytes_max: usize,
-        memory: &Arc<memory::Reservation>,
+        memory: &Arc<BudgetShare>,
     ) -> Self {
         Self {
-            workshop,
-            upload,
+            context,
+            stream,
             position: 0,
             chunker: Some(Chunker::new(params, store_dir)),
             batch: Vec::new(),
             batch_bytes: 0,
             batch_bytes_max,
-            slots: VecDeque::new(),
-            slot_bytes: 0,
+            queued: VecDeque::new(),
+            queued_bytes: 0,
             jobs: JoinSet::new(),
             memory: Arc::clone(memory),
             recipe: RecipeBuilder::new(),
@@ -150,7 +151,7 @@ impl ChunkSink {
         }
     }
 
-    /// Ends the stream: everything is handed to the packer.
+    /// Ends the stream: hands everything to the packer.
     pub(crate) async fn finish_chunks(&mut self) -> Result<()> {
         if let Some(chunker) = self.chunker.take() {
             chunker.finish(&mut self.batch);
@@ -160,7 +161,7 @@ impl ChunkSink {
         Ok(())
     }
 
-    /// Waits until what was reserved is with the packer.
+    /// Waits until the packer has every claimed chunk.
     async fn finish_jobs(&mut self) {
         while let Some(job) = self.jobs.join_next().await {
             if let Err(error) = job
@@ -174,16 +175,16 @@ impl ChunkSink {
     /// Waits for the packs and returns how to read the stream back.
     pub(crate) async fn finish(mut self) -> Result<StoredStream> {
         let pending: Vec<_> = self
-            .slots
+            .queued
             .iter()
-            .filter_map(|slot| match &slot.source {
+            .filter_map(|chunk| match &chunk.source {
                 Source::Pending(pending) => Some(Arc::clone(pending)),
                 Source::Known(_) => None,
             })
             .collect();
-        self.workshop.packer.wait_for(pending.iter()).await;
+        self.context.packer.wait_for(pending.iter()).await;
         self.drain_settled()?;
-        assert!(self.slots.is_empty(), "every chunk was waited for");
+        assert!(self.queued.is_empty(), "every chunk was waited for");
         Ok(StoredStream {
             recipe: self.recipe.finish(),
             tag: self.tag.finish(),
@@ -203,20 +204,20 @@ impl ChunkSink {
         // At most two batches of an upload are in memory: one being compressed, one being gathered.
         self.finish_jobs().await;
         let chunks = self.hash(chunks).await;
-        let mut on_their_way: Vec<Option<Arc<Pending>>> =
-            chunks.iter().map(|(id, _)| self.workshop.packer.find_pending(id)).collect();
+        let mut in_flight: Vec<Option<Arc<PendingChunk>>> =
+            chunks.iter().map(|(id, _)| self.context.packer.find_pending(id)).collect();
         let unknown: Vec<ChunkId> = chunks
             .iter()
-            .zip(&on_their_way)
+            .zip(&in_flight)
             .filter(|(_, pending)| pending.is_none())
             .map(|((id, _), _)| *id)
             .collect();
-        let mut rows = self.workshop.index.find_chunks(&unknown).await?.into_iter();
+        let mut rows = self.context.index.find_chunks(&unknown).await?.into_iter();
 
-        // Nothing is waited for from here on, so that what the look-ups did not find cannot be stored by another meanwhile and
+        // No await from here on: otherwise another upload could store a chunk after the look-up missed it, and the chunk would
         // be stored twice.
         let mut new = Vec::new();
-        for ((id, mut chunk), pending) in chunks.into_iter().zip(&mut on_their_way) {
+        for ((id, mut chunk), pending) in chunks.into_iter().zip(&mut in_flight) {
             self.position += 1;
             self.stored.chunk_bytes += chunk.bytes.len() as u64;
             let fills = std::mem::take(&mut chunk.fills);
@@ -226,54 +227,55 @@ impl ChunkSink {
                 Some(pending) => Source::Pending(pending),
                 None => match rows.next().flatten() {
                     Some(row) => Source::Known(Box::new(row)),
-                    None => Source::Pending(self.reserve(id, chunk, &mut new)),
+                    None => Source::Pending(self.claim(id, chunk, &mut new)),
                 },
             };
             if self.stored.new_chunk_bytes == new_before {
-                self.workshop.metrics.count_deduplicated(by, bytes);
+                self.context.metrics.count_deduplicated(by, bytes);
             }
-            let slot = Slot { source, fills };
-            self.slot_bytes += slot.memory_bytes();
-            self.slots.push_back(slot);
+            let chunk = QueuedChunk { source, fills };
+            self.queued_bytes += chunk.memory_bytes();
+            self.queued.push_back(chunk);
         }
         self.encode(new);
         self.drain_settled()?;
         self.wait_for_room().await
     }
 
-    /// Waits for the packs of the first chunks until what is known of the others fits its memory.
+    /// Waits for the packs of the first queued chunks until the others fit their memory.
     async fn wait_for_room(&mut self) -> Result<()> {
-        while self.slot_bytes > SLOT_BYTES_MAX {
-            let Some(Slot { source: Source::Pending(first), .. }) = self.slots.front() else { break };
+        while self.queued_bytes > QUEUED_BYTES_MAX {
+            let Some(QueuedChunk { source: Source::Pending(first), .. }) = self.queued.front() else { break };
             let first = Arc::clone(first);
-            // What this upload reserved has to reach the packer before it can wait for it.
+            // The packer must have this upload's chunks before the upload can wait for them.
             self.finish_jobs().await;
-            self.workshop.packer.wait_for([&first].into_iter()).await;
+            self.context.packer.wait_for([&first].into_iter()).await;
             self.drain_settled()?;
         }
         Ok(())
     }
 
     async fn hash(&self, chunks: Vec<RawChunk>) -> Vec<(ChunkId, RawChunk)> {
-        self.workshop.cpu.run(move || chunks.into_iter().map(|chunk| (chunk.id(), chunk)).collect()).await
+        self.context.cpu.run(move || chunks.into_iter().map(|chunk| (chunk.id(), chunk)).collect()).await
     }
 
-    fn reserve(&mut self, id: ChunkId, chunk: RawChunk, new: &mut Vec<NewChunk>) -> Arc<Pending> {
-        let reserved = match self.workshop.packer.reserve(id) {
-            Reservation::Taken(pending) => return pending,
-            Reservation::Yours(reserved) => reserved,
+    fn claim(&mut self, id: ChunkId, chunk: RawChunk, new: &mut Vec<NewChunk>) -> Arc<PendingChunk> {
+        let claimed = match self.context.packer.claim(id) {
+            Claim::Taken(pending) => return pending,
+            Claim::Yours(claimed) => claimed,
         };
         self.stored.new_chunk_bytes += chunk.bytes.len() as u64;
-        self.workshop.metrics.new_chunk_bytes.inc_by(chunk.bytes.len() as u64);
-        let pending = Arc::clone(reserved.pending());
-        new.push(NewChunk { place: (self.upload, self.position), chunk, reserved });
+        self.context.metrics.new_chunk_bytes.inc_by(chunk.bytes.len() as u64);
+        let pending = Arc::clone(claimed.pending());
+        let slot = PackSlot { stream: self.stream, position: self.position };
+        new.push(NewChunk { slot, chunk, claimed });
         pending
     }
 
-    /// Starts compressing a batch's new chunks, in jobs large enough to be worth a wake-up and small enough for every thread
-    /// of the pool to have some.
+    /// Starts compressing a batch's new chunks, in jobs that are large enough to be worth a wake-up and small enough that
+    /// every thread of the pool gets some.
     fn encode(&mut self, new: Vec<NewChunk>) {
-        let job_bytes = (BATCH_BYTES / (2 * self.workshop.cpu.threads())).min(JOB_BYTES_MAX);
+        let job_bytes = (BATCH_BYTES / (2 * self.context.cpu.threads())).min(JOB_BYTES_MAX);
         let (mut job, mut bytes) = (Vec::new(), 0);
         let mut new = new.into_iter().peekable();
         while let Some(chunk) = new.next() {
@@ -281,11 +283,11 @@ impl ChunkSink {
             job.push(chunk);
             if bytes >= job_bytes || new.peek().is_none() {
                 bytes = 0;
-                // A task of its own: the packer counts on reserved chunks even when this upload is abandoned, and JoinSet
-                // would abort what it holds.
+                // A task of its own: the packer relies on claimed chunks also when this upload is abandoned, and a JoinSet
+                // aborts its tasks.
                 let memory = Arc::clone(&self.memory);
                 let work =
-                    tokio::spawn(encode_and_add(self.workshop.clone(), std::mem::take(&mut job), memory));
+                    tokio::spawn(encode_and_add(self.context.clone(), std::mem::take(&mut job), memory));
                 self.jobs.spawn(async move {
                     if let Err(error) = work.await
                         && let Ok(panic) = error.try_into_panic()
@@ -297,10 +299,10 @@ impl ChunkSink {
         }
     }
 
-    /// Moves what is known by now from the slots into recipe and tag.
+    /// Moves queued chunks whose rows are known into recipe and tag.
     fn drain_settled(&mut self) -> Result<()> {
-        while let Some(slot) = self.slots.front() {
-            let row = match &slot.source {
+        while let Some(chunk) = self.queued.front() {
+            let row = match &chunk.source {
                 Source::Known(row) => &**row,
                 Source::Pending(pending) => match pending.row() {
                     None => break,
@@ -309,14 +311,14 @@ impl ChunkSink {
             };
             self.recipe.push_chunk(row.number);
             self.tag.push_chunk(&row.id, row.checksum, &row.layout);
-            for fill in &slot.fills {
+            for fill in &chunk.fills {
                 self.recipe.push_fill(fill);
                 self.tag.push_fill(fill);
             }
             self.stored.file_size += row.layout.spliced_len();
             self.stored.packs.insert(row.pack);
-            self.slot_bytes -= slot.memory_bytes();
-            self.slots.pop_front();
+            self.queued_bytes -= chunk.memory_bytes();
+            self.queued.pop_front();
         }
         Ok(())
     }
@@ -326,22 +328,22 @@ fn deduplicated_by(fills: &[HoleFill]) -> Deduplicated {
     if fills.is_empty() { Deduplicated::PlainChunk } else { Deduplicated::ChunkWithHoles }
 }
 
-async fn encode_and_add(workshop: Workshop, new: Vec<NewChunk>, _memory: Arc<memory::Reservation>) {
+async fn encode_and_add(context: IngestContext, new: Vec<NewChunk>, _memory: Arc<BudgetShare>) {
     let mut chunks = Vec::with_capacity(new.len());
-    let mut reservations = Vec::with_capacity(new.len());
-    for NewChunk { place, chunk, reserved } in new {
-        chunks.push((reserved.id(), chunk));
-        reservations.push((place, reserved));
+    let mut claims = Vec::with_capacity(new.len());
+    for NewChunk { slot, chunk, claimed } in new {
+        chunks.push((claimed.id(), chunk));
+        claims.push((slot, claimed));
     }
-    match workshop.cpu.encode(chunks).await {
+    match context.cpu.encode(chunks).await {
         Ok(stored) => {
-            for (chunk, (place, reserved)) in stored.into_iter().zip(reservations) {
-                workshop.packer.add(place, chunk, reserved).await;
+            for (chunk, (slot, claimed)) in stored.into_iter().zip(claims) {
+                context.packer.add(slot, chunk, claimed).await;
             }
         }
         Err(error) => {
-            for (_, reserved) in reservations {
-                reserved.fail(error.to_string());
+            for (_, claimed) in claims {
+                claimed.fail(error.to_string());
             }
         }
     }

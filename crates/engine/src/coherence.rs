@@ -1,53 +1,113 @@
-//! What is remembered between requests, and when it is forgotten.
+//! What the engine remembers between requests, and when it forgets.
 //!
 //! Invariants
-//! - That something is missing is never remembered: Nix believes it for an hour.
-//! - A hit is at most 5 s old, whatever becomes of notices: an answer is remembered for [`REMEMBERED`], it may be made with
-//!   a cache's settings that were remembered as long, and each of the two took at most [`LOOK_MAX`] to read.
-//! - A notice of a change takes what is remembered away at once, also from look-ups that began before it came.
+//! - A miss is never remembered: Nix believes a miss for an hour.
+//! - A remembered hit is at most 5 s old, even when no notice of a change arrives. An answer is remembered for
+//!   [`REMEMBERED`], it may be made with settings of a cache that were remembered as long, and each of the two took at
+//!   most [`LOOK_MAX`] to read.
+//! - A notice of a change discards at once what it may concern, also the results of look-ups that began before the
+//!   notice. A change of an object concerns its narinfo and the read plans of its cache, and no other cache.
 
-use std::sync::Arc;
-use std::sync::atomic::Ordering;
+use std::collections::HashMap;
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use dormer_index::{Cache, Change};
+use dormer_index::{Cache, CacheId, Change};
 use dormer_nix::StorePathHash;
 
 use crate::Engine;
 
-/// How long settings of caches, narinfos and read plans are remembered.
+/// How long the engine remembers settings of caches, narinfos and read plans.
 pub(crate) const REMEMBERED: Duration = Duration::from_millis(1_500);
 
-/// What took longer to read is not remembered.
+/// A result that took longer to read is not remembered.
 const LOOK_MAX: Duration = Duration::from_secs(1);
 
 const _: () = assert!(2 * (REMEMBERED.as_millis() + LOOK_MAX.as_millis()) <= 5_000);
 
-/// A look at the index that has begun.
+/// Counts the changes that were noticed. Everything that is remembered belongs to a state of these counts.
+#[derive(Debug, Default)]
+pub(crate) struct ChangeCounts(Mutex<Counts>);
+
+#[derive(Debug, Default)]
+struct Counts {
+    /// Changes that may concern all caches.
+    of_all: u64,
+    /// Changes of objects, by cache.
+    of_objects: HashMap<CacheId, u64>,
+}
+
+/// The changes that concern a cache, as counted at one moment: it names what was remembered since the last of them.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub(crate) struct CacheState {
+    of_all: u64,
+    of_objects: u64,
+}
+
+impl ChangeCounts {
+    pub(crate) fn cache_state(&self, cache: CacheId) -> CacheState {
+        let counts = self.lock();
+        CacheState {
+            of_all: counts.of_all,
+            of_objects: counts.of_objects.get(&cache).copied().unwrap_or_default(),
+        }
+    }
+
+    fn note_object(&self, cache: CacheId) {
+        *self.lock().of_objects.entry(cache).or_default() += 1;
+    }
+
+    fn note_all(&self) {
+        self.lock().of_all += 1;
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Counts> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// A look-up in the index that has begun.
 #[derive(Debug)]
 pub(crate) struct Look {
     begun: Instant,
-    changes_seen: u64,
+    seen: Seen,
+}
+
+#[derive(Debug)]
+enum Seen {
+    Settings { of_all: u64 },
+    Objects(CacheId, CacheState),
 }
 
 impl Look {
-    /// Whether what was found may be remembered: it was quick, and no change was noticed meanwhile.
+    /// Whether the result may be remembered: it came quickly, and no change was noticed meanwhile.
     pub(crate) fn is_fresh(&self, engine: &Engine) -> bool {
+        let counts = engine.change_counts();
         self.begun.elapsed() <= LOOK_MAX
-            && engine.inner.changes_seen.load(Ordering::SeqCst) == self.changes_seen
+            && match self.seen {
+                Seen::Settings { of_all } => counts.lock().of_all == of_all,
+                Seen::Objects(cache, state) => counts.cache_state(cache) == state,
+            }
     }
 }
 
 impl Engine {
-    /// Begins a look at the index whose outcome is to be remembered.
-    pub(crate) fn look(&self) -> Look {
-        Look { begun: Instant::now(), changes_seen: self.inner.changes_seen.load(Ordering::SeqCst) }
+    /// Begins a look-up of a cache's settings whose result is to be remembered.
+    pub(crate) fn look_at_settings(&self) -> Look {
+        let of_all = self.change_counts().lock().of_all;
+        Look { begun: Instant::now(), seen: Seen::Settings { of_all } }
     }
 
-    /// Listens for changes that others make, for as long as the engine lives.
+    /// Begins a look-up of a cache's objects whose result is to be remembered.
+    pub(crate) fn look_at_objects(&self, cache: CacheId) -> Look {
+        let state = self.change_counts().cache_state(cache);
+        Look { begun: Instant::now(), seen: Seen::Objects(cache, state) }
+    }
+
+    /// Listens for changes by other replicas, for as long as the engine lives.
     pub(crate) fn follow_changes(&self) {
         let mut changes = self.index().changes();
-        let inner = Arc::downgrade(&self.inner);
+        let inner = std::sync::Arc::downgrade(&self.inner);
         tokio::spawn(async move {
             while let Some(change) = changes.next().await {
                 let Some(inner) = inner.upgrade() else { return };
@@ -56,15 +116,16 @@ impl Engine {
         });
     }
 
+    // The counts change before anything is discarded, so that a look-up which began earlier puts nothing back.
     fn forget(&self, change: Change) {
         match change {
             Change::Object(cache, hash) => {
-                self.note_change();
+                // A read plan is found under the state of its cache, so this discards the plans of this cache. The notice
+                // does not say which NAR the object had.
+                self.change_counts().note_object(cache);
                 self.remembered_narinfos().invalidate(&(cache, hash));
-                // Plans are found by several keys; changes to objects that are being read are rare enough to forget all.
-                self.remembered_plans().invalidate_all();
             }
-            // Found by their names, and few.
+            // Caches are remembered by name, and there are few.
             Change::Cache(_) => self.forget_everything_of_caches(),
             Change::Everything => {
                 self.forget_everything_of_caches();
@@ -74,28 +135,42 @@ impl Engine {
     }
 
     fn forget_everything_of_caches(&self) {
-        self.note_change();
+        self.change_counts().note_all();
         self.remembered_caches().invalidate_all();
         self.remembered_narinfos().invalidate_all();
         self.remembered_plans().invalidate_all();
     }
 
     /// Forgets what was remembered about a path of a cache, after a change to it.
-    pub(crate) fn forget_answers(&self, cache: &Cache, hash: &StorePathHash) {
-        self.forget(Change::Object(cache.id, *hash));
+    pub(crate) fn forget_answers(&self, cache: CacheId, hash: &StorePathHash) {
+        self.forget(Change::Object(cache, *hash));
     }
 
-    pub(crate) fn forget_narinfos(&self) {
-        self.note_change();
+    /// Forgets all narinfos and read plans, after a NAR was found damaged or got another encoding: any cache may have it.
+    pub(crate) fn forget_nars(&self) {
+        self.change_counts().note_all();
         self.remembered_narinfos().invalidate_all();
+        self.remembered_plans().invalidate_all();
     }
 
     pub(crate) fn forget_cache(&self, cache: &Cache) {
         self.forget(Change::Cache(cache.id));
     }
+}
 
-    /// Before anything is taken away, so that a look which began earlier puts nothing back.
-    fn note_change(&self) {
-        self.inner.changes_seen.fetch_add(1, Ordering::SeqCst);
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_changed_object_changes_the_state_of_its_cache_only() {
+        let counts = ChangeCounts::default();
+        let (one, other) = (CacheId(1), CacheId(2));
+        let before = (counts.cache_state(one), counts.cache_state(other));
+        counts.note_object(one);
+        assert_ne!(counts.cache_state(one), before.0);
+        assert_eq!(counts.cache_state(other), before.1);
+        counts.note_all();
+        assert_ne!(counts.cache_state(other), before.1);
     }
 }

@@ -1,7 +1,8 @@
-//! Making a stored NAR visible: one short transaction, the last write of an upload.
+//! Makes a stored NAR visible: one short transaction, the last write of an upload.
 
 use dormer_index::{Alias, Cache, CommitOutcome, CommitTarget, NarCommit, NarSource, Object, Removal};
 use dormer_nix::{NarHash, StorePathHash};
+use tracing::Instrument as _;
 
 use crate::ingest::Ingested;
 use crate::{Engine, Error, Result};
@@ -18,7 +19,7 @@ impl Engine {
         self.commit(cache, ingested.source.clone(), target).await
     }
 
-    /// Remembers a verified NAR under the name it was uploaded by, until its narinfo comes.
+    /// Records a verified NAR under its upload name, until its narinfo arrives.
     pub async fn commit_alias(
         &self,
         cache: &Cache,
@@ -54,7 +55,7 @@ impl Engine {
         self.commit(cache, NarSource::Known(nar.id), CommitTarget::ObjectIfSame(object)).await
     }
 
-    /// An upload alias that still resolves to a sound NAR.
+    /// Finds an upload alias that still resolves to a sound NAR.
     pub async fn find_alias(&self, cache: &Cache, file_name: &str) -> Result<Option<Alias>> {
         let since = self.now() - self.settings().alias_seconds;
         Ok(self.index().find_alias(cache.id, file_name, since).await?.filter(|alias| !alias.nar.damaged))
@@ -62,9 +63,13 @@ impl Engine {
 
     /// Removes an object for cause: its narinfo, its NAR in this cache and its alias go at once. `false` if it was not there.
     pub async fn remove_object(&self, cache: &Cache, hash: &StorePathHash) -> Result<bool> {
-        let removed = self.index().remove_object(cache.id, hash, Removal::ForCause, self.now()).await;
-        self.forget_answers(cache, hash);
-        Ok(removed?)
+        let (engine, cache, hash) = (self.clone(), cache.id, *hash);
+        finish(async move {
+            let removed = engine.index().remove_object(cache, &hash, Removal::ForCause, engine.now()).await;
+            engine.forget_answers(cache, &hash);
+            Ok(removed?)
+        })
+        .await
     }
 
     async fn commit(&self, cache: &Cache, nar: NarSource, target: CommitTarget) -> Result<CommitOutcome> {
@@ -74,11 +79,30 @@ impl Engine {
         };
         let grace_seconds = self.settings().grace_seconds;
         let commit = NarCommit { cache: cache.id, nar, target, at: self.now(), grace_seconds };
-        let outcome = self.index().commit_nar(&commit).await;
-        // Also after an error: the commit may have taken effect.
-        if let Some(hash) = hash {
-            self.forget_answers(cache, &hash);
-        }
-        Ok(outcome?)
+        let engine = self.clone();
+        finish(async move {
+            let outcome = engine.index().commit_nar(&commit).await;
+            // Also after an error: the commit may have taken effect.
+            if let Some(hash) = hash {
+                engine.forget_answers(commit.cache, &hash);
+            }
+            Ok(outcome?)
+        })
+        .await
+    }
+}
+
+/// Runs a change to its end on a task of its own. A caller that leaves would otherwise stop between the change and what
+/// follows from it, and old answers would stay remembered.
+pub(crate) async fn finish<T: Send + 'static>(
+    change: impl Future<Output = Result<T>> + Send + 'static,
+) -> Result<T> {
+    match tokio::spawn(change.in_current_span()).await {
+        Ok(outcome) => outcome,
+        Err(error) => match error.try_into_panic() {
+            Ok(panic) => std::panic::resume_unwind(panic),
+            // The run time is shutting down and takes the caller with it.
+            Err(_) => std::future::pending().await,
+        },
     }
 }

@@ -1,57 +1,62 @@
 //! A bounded pool for hashing and compression.
 //!
-//! At most `cpu_threads` jobs run at once, whoever asks, so uploads cannot take the machine from the readers beyond that.
-//! zstd contexts are reused: setting one up costs more than compressing a small chunk with it.
+//! At most `cpu_threads` jobs run at once, so uploads leave the rest of the machine to the readers. The pool reuses zstd
+//! contexts: setting one up costs more than compressing a small chunk with it.
 
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
 use dormer_format::{ChunkId, Encoder, RawChunk, StoredChunk};
-use tokio::sync::Semaphore;
 
-use crate::metrics::{EngineMetrics, Waiting};
+use crate::budget::Budget;
 use crate::{Error, Result};
 
 #[derive(Debug, Clone)]
 pub(crate) struct CpuPool {
-    shared: Arc<Shared>,
-}
-
-struct Shared {
+    turns: Budget,
     threads: usize,
-    turns: Semaphore,
-    encoders: Mutex<Vec<Encoder>>,
-    zstd_level: i32,
-    metrics: Arc<EngineMetrics>,
+    encoders: Arc<Encoders>,
 }
 
-impl std::fmt::Debug for Shared {
+/// Encoders that no job uses now.
+struct Encoders {
+    idle: Mutex<Vec<Encoder>>,
+    zstd_level: i32,
+}
+
+impl std::fmt::Debug for Encoders {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("CpuPool")
-            .field("turns", &self.turns)
-            .field("zstd_level", &self.zstd_level)
-            .finish_non_exhaustive()
+        f.debug_struct("Encoders").field("zstd_level", &self.zstd_level).finish_non_exhaustive()
     }
 }
 
 impl CpuPool {
-    pub(crate) fn new(threads: usize, zstd_level: i32, metrics: Arc<EngineMetrics>) -> Self {
+    pub(crate) fn new(threads: usize, zstd_level: i32) -> Self {
         let threads = threads.max(1);
-        let turns = Semaphore::new(threads);
-        Self { shared: Arc::new(Shared { threads, turns, encoders: Mutex::default(), zstd_level, metrics }) }
+        // Jobs belong to uploads that hold memory already, and each job is short: they wait without a limit.
+        let turns = Budget::of_turns("cpu", threads, Duration::MAX, "jobs");
+        Self { turns, threads, encoders: Arc::new(Encoders { idle: Mutex::default(), zstd_level }) }
     }
 
     /// Jobs that run at once.
     pub(crate) fn threads(&self) -> usize {
-        self.shared.threads
+        self.threads
     }
 
-    /// Runs CPU work when its turn comes. The work itself is never cancelled half-way.
+    /// What jobs wait for.
+    pub(crate) fn turns(&self) -> &Budget {
+        &self.turns
+    }
+
+    /// Runs CPU work when its turn comes. The work is never cancelled half-way, and it keeps its turn until it ends, also
+    /// when the caller leaves.
     pub(crate) async fn run<T: Send + 'static>(&self, work: impl FnOnce() -> T + Send + 'static) -> T {
-        let waiting = Waiting::new(&self.shared.metrics.cpu_jobs_waiting);
-        let _turn = self.shared.turns.acquire().await.expect("the semaphore is never closed");
-        drop(waiting);
-        let _running = Waiting::new(&self.shared.metrics.cpu_jobs);
-        match tokio::task::spawn_blocking(work).await {
+        let turn = self.turns.take_at_last(1).await;
+        let job = tokio::task::spawn_blocking(move || {
+            let _turn = turn;
+            work()
+        });
+        match job.await {
             Ok(value) => value,
             Err(error) => match error.try_into_panic() {
                 Ok(panic) => std::panic::resume_unwind(panic),
@@ -61,21 +66,51 @@ impl CpuPool {
         }
     }
 
-    /// Compresses chunks whose ids are known, in one job: waking a thread for each of them costs a tenth of the fast levels'
-    /// work.
+    /// Compresses chunks whose ids are known in one job: waking a thread for each chunk costs a tenth of the work of the
+    /// fast levels.
     pub(crate) async fn encode(&self, chunks: Vec<(ChunkId, RawChunk)>) -> Result<Vec<StoredChunk>> {
-        let shared = Arc::clone(&self.shared);
+        let encoders = Arc::clone(&self.encoders);
         self.run(move || {
-            let reused = shared.encoders.lock().unwrap_or_else(PoisonError::into_inner).pop();
+            let reused = encoders.idle.lock().unwrap_or_else(PoisonError::into_inner).pop();
             let mut encoder = match reused {
                 Some(encoder) => encoder,
-                None => Encoder::new(shared.zstd_level).map_err(Error::Encode)?,
+                None => Encoder::new(encoders.zstd_level).map_err(Error::Encode)?,
             };
             let stored = chunks.iter().map(|(id, chunk)| encoder.encode_as(*id, chunk));
             let stored = stored.collect::<Result<_, _>>().map_err(Error::Encode)?;
-            shared.encoders.lock().unwrap_or_else(PoisonError::into_inner).push(encoder);
+            encoders.idle.lock().unwrap_or_else(PoisonError::into_inner).push(encoder);
             Ok(stored)
         })
         .await
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::mpsc;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn a_job_whose_caller_left_keeps_its_turn_until_it_ends() {
+        let pool = CpuPool::new(1, 1);
+        let (begun, has_begun) = mpsc::channel();
+        let (end, may_end) = mpsc::channel::<()>();
+        let caller = tokio::spawn({
+            let pool = pool.clone();
+            async move {
+                pool.run(move || {
+                    begun.send(()).expect("the test waits");
+                    let _ = may_end.recv();
+                })
+                .await;
+            }
+        });
+        tokio::task::spawn_blocking(move || has_begun.recv()).await.unwrap().unwrap();
+        caller.abort();
+        assert!(caller.await.unwrap_err().is_cancelled());
+        assert_eq!(pool.turns().free(), 0, "the job still runs");
+        end.send(()).unwrap();
+        assert_eq!(pool.run(|| 7).await, 7);
     }
 }

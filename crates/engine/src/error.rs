@@ -1,4 +1,4 @@
-//! Why an engine call failed, and what kind of failure it is. HTTP is the server's business.
+//! Why an engine call failed, and what kind of failure it is. The server maps errors to HTTP statuses.
 
 use dormer_nix::NarHash;
 use dormer_nix::nar::NarError;
@@ -11,13 +11,13 @@ pub type Result<T, E = Error> = std::result::Result<T, E>;
 pub enum ErrorClass {
     /// The input is wrong; the same input will fail again.
     BadInput,
-    /// What was asked for is not here.
+    /// The requested thing is not here.
     Missing,
-    /// It is there already.
+    /// The thing exists already.
     Conflict,
-    /// Too much is going on; the same call will work later.
+    /// The server is at a limit; the same call will work later.
     Busy,
-    /// The database or the store cannot be reached, or something vanished under way; the same call may work later.
+    /// The database or the store cannot be reached, or something vanished meanwhile; the same call may work later.
     Unavailable,
     /// A defect or damaged data.
     Internal,
@@ -30,7 +30,7 @@ pub enum Error {
     /// The bytes are not a NAR.
     #[error("malformed NAR")]
     MalformedNar(#[source] NarError),
-    /// The NAR's hash is another one than was announced.
+    /// The NAR's hash differs from the announced one.
     #[error("NAR hash mismatch: announced {expected}, got {got}")]
     HashMismatch {
         /// Announced.
@@ -38,7 +38,7 @@ pub enum Error {
         /// Computed.
         got: NarHash,
     },
-    /// The NAR's size is another one than was announced.
+    /// The NAR's size differs from the announced one.
     #[error("NAR size mismatch: announced {expected} bytes, got {got}")]
     SizeMismatch {
         /// Announced.
@@ -46,16 +46,16 @@ pub enum Error {
         /// Counted.
         got: u64,
     },
-    /// The NAR is larger than this server takes.
+    /// The NAR is larger than this server accepts.
     #[error("NAR is larger than {limit} bytes, the limit of this server")]
     NarTooLarge {
         /// Limit in bytes.
         limit: u64,
     },
-    /// No turn came in time.
+    /// The budget had no free share in time.
     #[error("too many {what} at once, none ended in time")]
     Busy {
-        /// What there are too many of.
+        /// What the server has too many of.
         what: &'static str,
     },
     /// The upload's decoder needs more memory than all uploads may have.
@@ -64,9 +64,9 @@ pub enum Error {
          compress it with a smaller window, or raise limits.upload-memory"
     )]
     DecoderTooLarge {
-        /// What it needs, in bytes.
+        /// Bytes that the decoder needs.
         needed: u64,
-        /// What there is, in bytes.
+        /// Bytes that uploads may have.
         limit: u64,
     },
     /// A narinfo names a file that was not uploaded to this cache.
@@ -83,7 +83,7 @@ pub enum Error {
         /// Hash and size of the NAR.
         has: String,
     },
-    /// The cache holds paths of its store folder, and would hold paths of another.
+    /// The store folder of a cache that holds paths cannot change.
     #[error(
         "cache '{cache}' holds store paths of {store_dir}, so its store folder cannot change: create another cache for {wanted}"
     )]
@@ -92,16 +92,16 @@ pub enum Error {
         cache: String,
         /// Its store folder.
         store_dir: String,
-        /// The store folder that was asked for.
+        /// The requested store folder.
         wanted: String,
     },
-    /// Stored bytes are missing or changed. The path is treated as missing until it is pushed again.
+    /// Stored bytes are missing or changed. The path counts as missing until it is pushed again.
     #[error("stored bytes of NAR {nar} are damaged")]
     Damaged {
         /// The NAR.
         nar: NarHash,
     },
-    /// A chunk got other frames while the NAR was being read; its bytes can be read under another tag.
+    /// A chunk got other frames while the NAR was being read; the NAR can be read under another tag.
     #[error("NAR {nar} was encoded anew while it was being read")]
     Reencoded {
         /// The NAR.
@@ -120,6 +120,9 @@ pub enum Error {
     /// A pack that an upload depends on could not be stored.
     #[error("failed to store a pack: {0}")]
     PackLost(String),
+    /// The packing task is starting again after a panic.
+    #[error("the packing task is starting again after a panic")]
+    PackerDown,
     /// A secret cannot be unsealed with this master key.
     #[error("{what} cannot be unsealed with this master key")]
     Sealed {
@@ -141,10 +144,10 @@ pub enum Error {
     /// The index failed.
     #[error(transparent)]
     Index(#[from] dormer_index::Error),
-    /// The object store answered nobody for so long.
+    /// The object store answered no request for this long.
     #[error("the object store has not answered for {} s", patience.as_secs_f64())]
     StoreSilent {
-        /// How long it was waited for.
+        /// How long the caller waited.
         patience: std::time::Duration,
     },
     /// The object store failed.
@@ -168,9 +171,11 @@ impl Error {
             | Self::RangeOutside { .. } => ErrorClass::BadInput,
             Self::Busy { .. } => ErrorClass::Busy,
             Self::Damaged { .. } => ErrorClass::Missing,
-            Self::PackLost(_) | Self::Reencoded { .. } | Self::StoreSilent { .. } | Self::Blobs(_) => {
-                ErrorClass::Unavailable
-            }
+            Self::PackLost(_)
+            | Self::PackerDown
+            | Self::Reencoded { .. }
+            | Self::StoreSilent { .. }
+            | Self::Blobs(_) => ErrorClass::Unavailable,
             Self::Index(error) => match error {
                 Index::CacheExists { .. } => ErrorClass::Conflict,
                 Index::CacheGone => ErrorClass::Missing,

@@ -1,9 +1,9 @@
-//! Ingest: a NAR comes in, is verified, and its bytes become durable. Nothing is visible before [`commit`](crate::commit).
+//! Ingest: receives a NAR, verifies it and makes its bytes durable. Nothing is visible before [`commit`](crate::commit).
 //!
 //! Invariants
-//! - Nothing is returned for a NAR that was not read whole, parsed, and found to have the announced hash and size.
-//! - A known NAR is still read and hashed: only who has the bytes may name them.
-//! - An [`Ingest`] that is dropped leaves at most chunks behind, which are valid on their own and deduplicated against.
+//! - [`Ingest::finish`] succeeds only for a NAR that was read whole, parsed, and has the announced hash and size.
+//! - A known NAR is still read and hashed: only a pusher that has the bytes may name them.
+//! - An [`Ingest`] that is dropped leaves at most chunks behind. These are valid on their own, and later uploads use them.
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -12,34 +12,34 @@ use dormer_index::{CacheVisibility, NarId, NarSource, NewNar, StoredListing};
 use dormer_nix::nar::{Listing, NarLimits, NarReader};
 use dormer_nix::{NarHash, NarHasher};
 
-use crate::chunk_sink::{BATCH_BYTES, ChunkSink, StoredStream, Workshop};
+use crate::budget::BudgetShare;
+use crate::chunk_sink::{BATCH_BYTES, ChunkSink, IngestContext, StoredStream};
 use crate::ingest_listing::{ListingSink, PendingListing};
-use crate::memory::Reservation;
 use crate::metrics::Deduplicated;
-use crate::packer::Upload;
+use crate::packer::CountedUpload;
 use crate::settings::UPLOAD_BYTES;
 use crate::{Engine, Error, Result};
 
-/// Bytes of a NAR parsed between two looks at its listing, so that little of it gathers.
+/// Bytes of a NAR that are parsed before the listing is emptied, so that little of the listing gathers.
 const PIECE_BYTES: usize = 64 * 1024;
 
-/// Bytes of a listing handed on at once.
+/// Bytes of a listing that are handed on at once.
 const LISTING_PIECE_BYTES: usize = 64 * 1024;
 
-/// Longest name and longest target of a link in a NAR, in bytes. Linux allows 255 and 4,095.
+/// Longest name and longest link target in a NAR, in bytes. Linux allows 255 and 4,095.
 const NAME_BYTES_MAX: usize = 16 * 1024;
 
 /// Longest path in a NAR, in bytes. Linux allows 4,095.
 const PATH_BYTES_MAX: usize = 64 * 1024;
 
-/// What an upload says of itself.
+/// What an upload announces.
 #[derive(Debug, Clone)]
 pub struct IngestRequest {
-    /// Store folder of its cache; store paths below it become holes.
+    /// Store folder of the cache; store paths below it become holes.
     pub store_dir: String,
-    /// Announced hash and size, if they were.
+    /// Announced hash and size, if any.
     pub expected: Option<(NarHash, u64)>,
-    /// Memory that the caller needs beside the engine (a decoder's window), in bytes.
+    /// Memory that the caller needs in addition to the engine's (a decoder's window), in bytes.
     pub extra_memory_bytes: u64,
 }
 
@@ -50,32 +50,32 @@ pub struct Ingested {
     pub nar_hash: NarHash,
     /// Bytes of the archive.
     pub nar_size: u64,
-    /// Bytes that will be served.
+    /// Bytes that readers will get.
     pub file_size: u64,
     /// Raw bytes in all of its chunks.
     pub chunk_bytes: u64,
-    /// Raw bytes in chunks that this upload was the first to bring.
+    /// Raw bytes in chunks that this upload brought first.
     pub new_chunk_bytes: u64,
-    /// Whether the whole NAR was there already.
+    /// Whether the server already had the whole NAR.
     pub known: bool,
     pub(crate) source: NarSource,
     /// Held until the commit, so that memory and packs in flight stay accounted for.
-    _memory: Arc<Reservation>,
+    _memory: Arc<BudgetShare>,
 }
 
-/// An upload under way.
+/// An upload in progress.
 pub struct Ingest {
-    workshop: Workshop,
+    context: IngestContext,
     request: IngestRequest,
     nar_bytes_max: u64,
     hasher: NarHasher,
     received: u64,
     work: Work,
-    memory: Arc<Reservation>,
+    memory: Arc<BudgetShare>,
 }
 
 enum Work {
-    /// The NAR is there: hash what comes, to see that the pusher has it.
+    /// The server has the NAR: hash the bytes, to check that the pusher has them.
     Verify {
         id: NarId,
         file_size: u64,
@@ -87,11 +87,11 @@ struct Storing {
     reader: NarReader,
     sink: ChunkSink,
     listing: ListingSink,
-    upload: Upload,
+    upload: CountedUpload,
 }
 
 impl Engine {
-    /// Begins an upload, when its turn for memory comes. [`Error::Busy`] when none comes in time.
+    /// Begins an upload as soon as there is memory for it. [`Error::Busy`] when there is none in time.
     pub async fn begin_ingest(&self, request: IngestRequest) -> Result<Ingest> {
         let settings = self.settings();
         if let Some((_, size)) = request.expected
@@ -99,7 +99,7 @@ impl Engine {
         {
             return Err(Error::NarTooLarge { limit: settings.nar_bytes_max });
         }
-        let memory = Arc::new(self.reserve_upload_memory(&request).await?);
+        let memory = Arc::new(self.take_upload_memory(&request).await?);
         let known = match &request.expected {
             Some((hash, _)) => self.index().find_nar(hash).await?.filter(|nar| !nar.damaged),
             None => None,
@@ -109,7 +109,7 @@ impl Engine {
             None => self.begin_storing(&request, &memory),
         };
         Ok(Ingest {
-            workshop: self.workshop().clone(),
+            context: self.ingest_context().clone(),
             nar_bytes_max: settings.nar_bytes_max,
             request,
             hasher: NarHasher::new(),
@@ -119,10 +119,10 @@ impl Engine {
         })
     }
 
-    fn begin_storing(&self, request: &IngestRequest, memory: &Arc<Reservation>) -> Work {
+    fn begin_storing(&self, request: &IngestRequest, memory: &Arc<BudgetShare>) -> Work {
         let settings = self.settings();
-        // Two places in the order of packs: the NAR's chunks, then its listing's.
-        let upload = self.uploads_begun().fetch_add(2, Ordering::Relaxed);
+        // The order in packs: the NAR's chunks, then its listing's.
+        let stream = self.streams_begun().fetch_add(2, Ordering::Relaxed);
         let limits = NarLimits {
             listing_bytes_max: settings.listing_bytes_max,
             nar_bytes_max: request.expected.map_or(settings.nar_bytes_max, |(_, size)| size),
@@ -134,14 +134,21 @@ impl Engine {
         let (params, store_dir) = (settings.chunk_params, &request.store_dir);
         Work::Store(Box::new(Storing {
             reader: NarReader::new(limits),
-            sink: ChunkSink::new(self.workshop().clone(), upload, params, store_dir, BATCH_BYTES, memory),
-            listing: ListingSink::new(self.workshop().clone(), upload + 1, params, store_dir, memory),
-            upload: self.workshop().packer.begin(),
+            sink: ChunkSink::new(
+                self.ingest_context().clone(),
+                stream,
+                params,
+                store_dir,
+                BATCH_BYTES,
+                memory,
+            ),
+            listing: ListingSink::new(self.ingest_context().clone(), stream + 1, params, store_dir, memory),
+            upload: self.ingest_context().packer.begin(),
         }))
     }
 
-    async fn reserve_upload_memory(&self, request: &IngestRequest) -> Result<Reservation> {
-        // Small NARs need little beside a MiB of overhead, so many of them go at once.
+    async fn take_upload_memory(&self, request: &IngestRequest) -> Result<BudgetShare> {
+        // Small NARs need little more than a MiB of overhead, so many of them fit at once.
         let needed = request.expected.map_or(UPLOAD_BYTES, |(_, size)| {
             UPLOAD_BYTES.min(size.saturating_add(size / 2).saturating_add(1024 * 1024))
         });
@@ -150,7 +157,7 @@ impl Engine {
         if bytes > limit.max(UPLOAD_BYTES) {
             return Err(Error::DecoderTooLarge { needed: bytes, limit });
         }
-        self.upload_memory().reserve(bytes).await
+        self.upload_memory().take(bytes).await
     }
 }
 
@@ -181,10 +188,10 @@ impl Ingest {
         }
     }
 
-    /// Ends the upload: checks it and waits until its bytes are durable.
+    /// Ends the upload: checks the NAR and waits until its bytes are durable.
     pub async fn finish(self) -> Result<Ingested> {
-        let metrics = Arc::clone(&self.workshop.metrics);
-        // Boxed, because it is large and every upload would carry it from its first byte on.
+        let metrics = Arc::clone(&self.context.metrics);
+        // Boxed: the future is large, and every upload would carry it from its first byte on.
         let ingested = Box::pin(self.finish_uncounted()).await?;
         metrics.nars.with_label_values(&[if ingested.known { "true" } else { "false" }]).inc();
         metrics.nar_bytes.inc_by(ingested.nar_size);
@@ -197,7 +204,7 @@ impl Ingest {
             Work::Verify { id, file_size } => {
                 check_expected(self.request.expected, nar_hash, nar_size)?;
                 // (A known NAR that was not announced, below, was counted chunk by chunk.)
-                self.workshop.metrics.count_deduplicated(Deduplicated::Nar, nar_size);
+                self.context.metrics.count_deduplicated(Deduplicated::Nar, nar_size);
                 return Ok(Ingested::known(nar_hash, nar_size, file_size, id, self.memory));
             }
             Work::Store(storing) => *storing,
@@ -205,7 +212,7 @@ impl Ingest {
         let rest = reader.finish().map_err(Error::MalformedNar)?;
         check_expected(self.request.expected, nar_hash, nar_size)?;
         if self.request.expected.is_none()
-            && let Some(nar) = self.workshop.index.find_nar(&nar_hash).await?.filter(|nar| !nar.damaged)
+            && let Some(nar) = self.context.index.find_nar(&nar_hash).await?.filter(|nar| !nar.damaged)
         {
             return Ok(Ingested::known(nar_hash, nar_size, nar.file_size, nar.id, self.memory));
         }
@@ -246,22 +253,22 @@ impl Ingest {
     }
 }
 
-/// What an upload brought that was there before.
+/// Which part of an upload the server already had.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub enum Deduplication {
-    /// The whole NAR was in a cache that the pusher may read.
+    /// The whole NAR is in a cache that the pusher may read.
     Whole,
-    /// This part of its bytes, 0 to 1, was in chunks that the server had; the pusher may read whatever it has.
+    /// This part of the bytes, 0 to 1, was in chunks that the server had. The pusher may read every cache.
     Part(f64),
-    /// The pusher may not be told: what was there may be what he may not read.
+    /// The server does not tell: the pusher may not read every cache, and the bytes may be in one of the others.
     Untold,
 }
 
 impl Engine {
-    /// What a pusher may be told of deduplication, who may read the caches that `may_read` says.
+    /// What the server may tell a pusher about deduplication. `may_read` says which caches the pusher may read.
     ///
-    /// The NAR as a whole counts if one of these caches has it. Of parts of it nobody knows in which caches they are, so they
-    /// are told only to who may read every cache that there is or was.
+    /// The whole NAR counts if one of these caches has it. The index does not know which caches a single chunk is in, so the
+    /// server tells about chunks only if the pusher may read every cache that exists or existed.
     pub async fn deduplication(
         &self,
         ingested: &Ingested,
@@ -279,7 +286,7 @@ impl Engine {
 }
 
 impl Ingested {
-    /// What was there before, for who may read all of it.
+    /// Which part the server already had, for a pusher that may read every cache.
     pub fn deduplication(&self) -> Deduplication {
         if self.known {
             return Deduplication::Whole;
@@ -287,12 +294,12 @@ impl Ingested {
         if self.chunk_bytes == 0 {
             return Deduplication::Part(0.0);
         }
-        #[expect(clippy::cast_precision_loss, reason = "a fraction for people")]
+        #[expect(clippy::cast_precision_loss, reason = "a fraction for humans")]
         let new = self.new_chunk_bytes as f64 / self.chunk_bytes as f64;
         Deduplication::Part((1.0 - new).clamp(0.0, 1.0))
     }
 
-    fn known(hash: NarHash, size: u64, file_size: u64, id: NarId, memory: Arc<Reservation>) -> Self {
+    fn known(hash: NarHash, size: u64, file_size: u64, id: NarId, memory: Arc<BudgetShare>) -> Self {
         Self {
             nar_hash: hash,
             nar_size: size,

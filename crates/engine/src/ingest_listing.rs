@@ -1,48 +1,48 @@
-//! The listing of a NAR that comes in: kept in a row if it is small, stored as chunks while it is written if it is not.
+//! The listing of an incoming NAR. A small listing is kept in a row; a larger one is stored as chunks while it is written.
 //!
-//! Memory: at most [`GATHERED_BYTES_MAX`] of JSON, or a chunker and two small batches; whatever the NAR holds.
+//! Memory: at most [`GATHERED_BYTES_MAX`] of JSON, or a chunker and two small batches, whatever the NAR holds.
 
 use std::sync::Arc;
 
 use dormer_format::ChunkParams;
 
-use crate::chunk_sink::{ChunkSink, Workshop};
-use crate::memory::Reservation;
+use crate::budget::BudgetShare;
+use crate::chunk_sink::{ChunkSink, IngestContext};
 use crate::{Error, Result};
 
-/// Most JSON that is gathered to be compressed at once. 1 MiB lists some 10,000 files.
+/// Most JSON that the sink gathers to compress it at once. 1 MiB lists some 10,000 files.
 pub(crate) const GATHERED_BYTES_MAX: usize = 1024 * 1024;
 
 /// Largest compressed listing kept in a row; larger ones are stored as chunks.
 const INLINE_BYTES_MAX: usize = 64 * 1024;
 
-/// Listings compress well at any level; 3 costs a tenth of the time of the rest of an upload's work at most.
+/// Listings compress well at any level. Level 3 costs at most a tenth of the rest of an upload's work.
 const ZSTD_LEVEL: i32 = 3;
 
-/// Raw bytes of a listing's chunks looked up at once.
+/// Raw bytes of a listing's chunks that are looked up at once.
 const BATCH_BYTES: usize = 512 * 1024;
 
 /// Takes the JSON of a listing as it is written.
 pub(crate) struct ListingSink {
-    workshop: Workshop,
-    upload: u64,
+    context: IngestContext,
+    stream: u64,
     chunk_params: ChunkParams,
     store_dir: String,
-    memory: Arc<Reservation>,
+    memory: Arc<BudgetShare>,
     gathered: Vec<u8>,
-    /// Bytes that went into `chunks`, if it is being stored as such.
+    /// Bytes that went into `chunks`.
     size: u64,
     chunks: Option<Box<ChunkSink>>,
 }
 
-/// A listing whose chunks, if it has any, are all with the packer.
+/// A listing whose chunks, if any, are all with the packer.
 pub(crate) enum PendingListing {
     Inline(Vec<u8>),
     Chunks { sink: Box<ChunkSink>, size: u64 },
 }
 
 impl PendingListing {
-    /// What stands for a listing that is not kept.
+    /// Stands for a listing that is not kept.
     pub(crate) fn none() -> Self {
         Self::Inline(Vec::new())
     }
@@ -50,23 +50,14 @@ impl PendingListing {
 
 impl ListingSink {
     pub(crate) fn new(
-        workshop: Workshop,
-        upload: u64,
+        context: IngestContext,
+        stream: u64,
         chunk_params: ChunkParams,
         store_dir: &str,
-        memory: &Arc<Reservation>,
+        memory: &Arc<BudgetShare>,
     ) -> Self {
         let (store_dir, memory) = (store_dir.to_owned(), Arc::clone(memory));
-        Self {
-            workshop,
-            upload,
-            chunk_params,
-            store_dir,
-            memory,
-            gathered: Vec::new(),
-            size: 0,
-            chunks: None,
-        }
+        Self { context, stream, chunk_params, store_dir, memory, gathered: Vec::new(), size: 0, chunks: None }
     }
 
     /// Takes the next bytes; waits while too much is being compressed or stored.
@@ -87,7 +78,7 @@ impl ListingSink {
         if self.chunks.is_none() {
             let json = std::mem::take(&mut self.gathered);
             let compress = move || (zstd::bulk::compress(&json, ZSTD_LEVEL), json);
-            let (compressed, json) = self.workshop.cpu.run(compress).await;
+            let (compressed, json) = self.context.cpu.run(compress).await;
             let compressed = compressed.map_err(Error::CompressListing)?;
             if compressed.len() <= INLINE_BYTES_MAX {
                 return Ok(PendingListing::Inline(compressed));
@@ -95,14 +86,14 @@ impl ListingSink {
             self.gathered = json;
             self.store_gathered().await?;
         }
-        let mut sink = self.chunks.expect("it was made above, if not before");
+        let mut sink = self.chunks.expect("store_gathered makes it, here or earlier");
         sink.finish_chunks().await?;
         Ok(PendingListing::Chunks { sink, size: self.size })
     }
 
     async fn store_gathered(&mut self) -> Result<()> {
-        let (workshop, params) = (self.workshop.clone(), self.chunk_params);
-        let sink = ChunkSink::new(workshop, self.upload, params, &self.store_dir, BATCH_BYTES, &self.memory);
+        let (context, params) = (self.context.clone(), self.chunk_params);
+        let sink = ChunkSink::new(context, self.stream, params, &self.store_dir, BATCH_BYTES, &self.memory);
         self.chunks = Some(Box::new(sink));
         let gathered = std::mem::take(&mut self.gathered);
         self.store(&gathered).await

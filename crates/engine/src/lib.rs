@@ -1,8 +1,10 @@
 //! The engine: ingest and read, over an index and an object store.
 //!
-//! Layer: above the two ports, below publishing and the server. This is the only code that orders writes; docs/STORAGE.md
-//! states the orders and the invariants that they keep, docs/ARCHITECTURE.md follows a push and a pull through it.
+//! Layer: above the two ports, below publishing and the server. This is the only code that orders writes. docs/STORAGE.md
+//! states the orders and the invariants that they keep; docs/ARCHITECTURE.md follows a push and a pull through the engine.
 
+mod back_off;
+mod budget;
 mod caches;
 mod chunk_sink;
 mod clock;
@@ -14,16 +16,16 @@ mod ingest;
 mod ingest_listing;
 mod listing;
 mod master_key;
-mod memory;
 mod metrics;
 mod narinfo;
 mod packer;
 mod read;
+mod seal_plan;
 mod settings;
 mod use_recorder;
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -32,16 +34,15 @@ use dormer_format::PackId;
 use dormer_index::{Cache, Index, UnixSeconds};
 use dormer_nix::SecretKey;
 use moka::sync::Cache as Remembered;
-use tokio::sync::Semaphore;
 
-use crate::chunk_sink::Workshop;
-use crate::coherence::REMEMBERED;
+use crate::budget::{Budget, BudgetUse};
+use crate::chunk_sink::IngestContext;
+use crate::coherence::{ChangeCounts, REMEMBERED};
 use crate::cpu::CpuPool;
-use crate::memory::Account;
-use crate::metrics::EngineMetrics;
+use crate::metrics::{EngineMetrics, gauge_value};
 use crate::narinfo::NarinfoKey;
 use crate::packer::{Packer, Storage};
-use crate::read::{ENCODING_UPDATES_MAX, Plan, PlanKey, SmallReads};
+use crate::read::{BlockCache, ENCODING_UPDATES_MAX, PlanKey, ReadPlan};
 use crate::use_recorder::UseRecorder;
 
 pub use caches::{CreateCache, KeyChange, UpdateCache};
@@ -56,7 +57,7 @@ pub use settings::{EngineSettings, UPLOAD_BYTES};
 /// Memory for remembered narinfos, and for remembered read plans, in bytes each.
 const REMEMBERED_BYTES: u64 = 4 * 1024 * 1024;
 
-/// How long a pack counts as there after it was seen.
+/// How long a pack is known to exist after it was stored, read or looked up.
 const PACK_PROOF: Duration = Duration::from_mins(1);
 
 /// The engine; cheap to clone.
@@ -72,23 +73,22 @@ struct Inner {
     blobs: Arc<dyn Blobs>,
     master_key: MasterKey,
     metrics: Arc<EngineMetrics>,
-    workshop: Workshop,
-    upload_memory: Account,
-    uploads_begun: AtomicU64,
+    ingest: IngestContext,
+    upload_memory: Budget,
+    streams_begun: AtomicU64,
     active_reads: Arc<AtomicUsize>,
-    read_turns: Arc<Semaphore>,
-    read_memory: Account,
-    stream_memory: Account,
+    stream_turns: Budget,
+    read_memory: Budget,
+    stream_memory: Budget,
     caches: Remembered<String, Arc<Cache>>,
     unsealed_keys: Remembered<String, Arc<SecretKey>>,
     narinfos: Remembered<NarinfoKey, Bytes>,
-    plans: Remembered<PlanKey, Arc<Plan>>,
+    plans: Remembered<PlanKey, Arc<ReadPlan>>,
     proven_packs: Remembered<PackId, ()>,
-    small_reads: SmallReads,
+    block_cache: BlockCache,
     uses: UseRecorder,
-    encoding_updates: Arc<Semaphore>,
-    /// Counts what was forgotten because of changes.
-    changes_seen: AtomicU64,
+    encoding_updates: Budget,
+    change_counts: ChangeCounts,
 }
 
 impl Engine {
@@ -101,7 +101,7 @@ impl Engine {
         clock: Arc<dyn Clock>,
     ) -> Self {
         let metrics = Arc::new(EngineMetrics::new());
-        let cpu = CpuPool::new(settings.cpu_threads, settings.zstd_level, Arc::clone(&metrics));
+        let cpu = CpuPool::new(settings.cpu_threads, settings.zstd_level);
         let proven_packs = Remembered::builder().max_capacity(16_384).time_to_live(PACK_PROOF).build();
         let storage = Storage {
             index: Arc::clone(&index),
@@ -111,15 +111,20 @@ impl Engine {
             proven_packs: proven_packs.clone(),
         };
         let packer = Packer::start(storage, settings.pack_wait, settings.chunk_params.max);
-        let reads = |bytes| Account::new(bytes, settings.read_wait, "downloads");
+        let for_reads = |name, bytes| Budget::of_memory(name, bytes, settings.read_wait, "downloads");
         let stream_memory_bytes = settings.read_memory_bytes / 4;
         let inner = Inner {
-            upload_memory: Account::new(settings.upload_memory_bytes_max, settings.upload_wait, "uploads"),
-            uploads_begun: AtomicU64::new(0),
+            upload_memory: Budget::of_memory(
+                "upload_memory",
+                settings.upload_memory_bytes_max,
+                settings.upload_wait,
+                "uploads",
+            ),
+            streams_begun: AtomicU64::new(0),
             active_reads: Arc::default(),
-            read_turns: Arc::new(Semaphore::new(settings.reads_max)),
-            read_memory: reads(settings.read_memory_bytes - stream_memory_bytes),
-            stream_memory: reads(stream_memory_bytes),
+            stream_turns: Budget::of_turns("streams", settings.reads_max, settings.read_wait, "downloads"),
+            read_memory: for_reads("read_memory", settings.read_memory_bytes - stream_memory_bytes),
+            stream_memory: for_reads("stream_memory", stream_memory_bytes),
             caches: Remembered::builder().max_capacity(4_096).time_to_live(REMEMBERED).build(),
             unsealed_keys: Remembered::builder().max_capacity(4_096).build(),
             narinfos: Remembered::builder()
@@ -129,16 +134,21 @@ impl Engine {
                 .build(),
             plans: Remembered::builder()
                 .max_capacity(REMEMBERED_BYTES)
-                .weigher(|_, plan: &Arc<Plan>| plan.weight())
+                .weigher(|_, plan: &Arc<ReadPlan>| plan.weight())
                 .time_to_live(REMEMBERED)
                 .build(),
             proven_packs,
-            small_reads: SmallReads::new(),
-            encoding_updates: Arc::new(Semaphore::new(ENCODING_UPDATES_MAX)),
+            block_cache: BlockCache::new(),
+            encoding_updates: Budget::of_turns(
+                "encoding_updates",
+                ENCODING_UPDATES_MAX,
+                Duration::ZERO,
+                "updates",
+            ),
             uses: UseRecorder::start(Arc::clone(&index), Arc::clone(&clock), Arc::clone(&metrics)),
-            workshop: Workshop { index, cpu, packer, metrics: Arc::clone(&metrics) },
+            ingest: IngestContext { index, cpu, packer, metrics: Arc::clone(&metrics) },
             metrics,
-            changes_seen: AtomicU64::new(0),
+            change_counts: ChangeCounts::default(),
             settings,
             clock,
             blobs,
@@ -151,10 +161,10 @@ impl Engine {
 
     /// The index, for plain look-ups.
     pub fn index(&self) -> &Arc<dyn Index> {
-        &self.inner.workshop.index
+        &self.inner.ingest.index
     }
 
-    /// Limits and choices in force.
+    /// The limits and choices in force.
     pub fn settings(&self) -> &EngineSettings {
         &self.inner.settings
     }
@@ -169,10 +179,13 @@ impl Engine {
         Ok(self.index().ping().await?)
     }
 
-    /// Answers when the object store can be reached, within `patience`. One that answers others meanwhile can be, though it is
-    /// too busy for this question.
+    /// Answers when the object store can be reached, within `patience`, and packs can be stored. A store that answers other
+    /// requests meanwhile can be reached, although it is too busy for this one.
     pub async fn check_store(&self, patience: Duration) -> Result<()> {
-        // Any name will do: that the store can say "not there" shows that it is reachable.
+        if !self.inner.ingest.packer.is_running() {
+            return Err(Error::PackerDown);
+        }
+        // Any name will do: the answer "not there" shows that the store can be reached.
         let probe = dormer_blobs::BlobKey::Pack(PackId::from_bytes([0; 16]));
         let answers = || self.blobs().counters().map_or(0, dormer_blobs::Counters::answers);
         let before = answers();
@@ -188,29 +201,34 @@ impl Engine {
         &self.inner.metrics
     }
 
-    /// Brings those counters up to date that are read elsewhere.
-    fn write_gauges(&self) {
-        let (metrics, inner) = (self.metrics(), &self.inner);
-        let gauge = |count: u64| i64::try_from(count).unwrap_or(i64::MAX);
-        for (label, account) in [
-            ("uploads", &inner.upload_memory),
-            ("reads", &inner.read_memory),
-            ("streams", &inner.stream_memory),
-        ] {
-            let standing = account.standing();
-            metrics.memory.with_label_values(&[label]).set(gauge(standing.reserved));
-            metrics.memory_max.with_label_values(&[label]).set(gauge(standing.max));
-            metrics.memory_waiting.with_label_values(&[label]).set(gauge(standing.waiting as u64));
-        }
-        metrics.reads.set(gauge(inner.active_reads.load(Ordering::Relaxed) as u64));
-        let (streaming, queued) = inner.workshop.packer.depths();
-        metrics.uploads_streaming.set(gauge(streaming as u64));
-        metrics.packer_queue.set(gauge(queued as u64));
+    /// Everything that a task may wait for, and how many wait.
+    fn budgets(&self) -> Vec<BudgetUse> {
+        let inner = &self.inner;
         let pool = self.index().pool_use();
-        metrics.index_connections.with_label_values(&["used"]).set(gauge((pool.open - pool.idle) as u64));
-        metrics.index_connections.with_label_values(&["idle"]).set(gauge(pool.idle as u64));
-        metrics.index_connections_max.set(gauge(pool.max as u64));
-        metrics.index_waiting.set(gauge(pool.waiting as u64));
+        let index_connections = BudgetUse {
+            name: "index_connections",
+            limit: pool.max as u64,
+            in_use: (pool.open - pool.idle) as u64,
+            waiting: pool.waiting as u64,
+        };
+        let of_engine = [
+            inner.ingest.cpu.turns(),
+            &inner.encoding_updates,
+            &inner.read_memory,
+            &inner.stream_memory,
+            &inner.stream_turns,
+            &inner.upload_memory,
+        ];
+        let of_engine = of_engine.into_iter().map(Budget::present_use);
+        of_engine.chain([index_connections, inner.ingest.packer.queue_use()]).collect()
+    }
+
+    /// Updates the counters whose values are kept elsewhere.
+    fn write_gauges(&self) {
+        let metrics = self.metrics();
+        metrics.budgets.write(&self.budgets());
+        metrics.uploads_streaming.set(gauge_value(self.inner.ingest.packer.streaming() as u64));
+        metrics.index_connections_open.set(gauge_value(self.index().pool_use().open as u64));
         let statements = self.index().statement_count();
         metrics.index_statements.inc_by(statements.saturating_sub(metrics.index_statements.get()));
     }
@@ -223,34 +241,34 @@ impl Engine {
         &self.inner.master_key
     }
 
-    fn workshop(&self) -> &Workshop {
-        &self.inner.workshop
+    fn ingest_context(&self) -> &IngestContext {
+        &self.inner.ingest
     }
 
-    fn upload_memory(&self) -> &Account {
+    fn upload_memory(&self) -> &Budget {
         &self.inner.upload_memory
     }
 
-    /// For bytes under way to readers.
-    fn read_memory(&self) -> &Account {
+    /// For bytes on their way to readers.
+    fn read_memory(&self) -> &Budget {
         &self.inner.read_memory
     }
 
-    /// For what a stream holds from its beginning to its end.
-    fn stream_memory(&self) -> &Account {
+    /// For the state of streams, from beginning to end.
+    fn stream_memory(&self) -> &Budget {
         &self.inner.stream_memory
     }
 
-    fn uploads_begun(&self) -> &AtomicU64 {
-        &self.inner.uploads_begun
+    fn streams_begun(&self) -> &AtomicU64 {
+        &self.inner.streams_begun
     }
 
     fn active_reads(&self) -> &Arc<AtomicUsize> {
         &self.inner.active_reads
     }
 
-    fn read_turns(&self) -> &Arc<Semaphore> {
-        &self.inner.read_turns
+    fn stream_turns(&self) -> &Budget {
+        &self.inner.stream_turns
     }
 
     fn remembered_caches(&self) -> &Remembered<String, Arc<Cache>> {
@@ -265,7 +283,7 @@ impl Engine {
         &self.inner.narinfos
     }
 
-    fn remembered_plans(&self) -> &Remembered<PlanKey, Arc<Plan>> {
+    fn remembered_plans(&self) -> &Remembered<PlanKey, Arc<ReadPlan>> {
         &self.inner.plans
     }
 
@@ -273,7 +291,7 @@ impl Engine {
         &self.inner.proven_packs
     }
 
-    fn encoding_updates(&self) -> &Arc<Semaphore> {
+    fn encoding_updates(&self) -> &Budget {
         &self.inner.encoding_updates
     }
 
@@ -281,7 +299,11 @@ impl Engine {
         &self.inner.uses
     }
 
-    fn small_reads(&self) -> &SmallReads {
-        &self.inner.small_reads
+    fn block_cache(&self) -> &BlockCache {
+        &self.inner.block_cache
+    }
+
+    fn change_counts(&self) -> &ChangeCounts {
+        &self.inner.change_counts
     }
 }

@@ -1,10 +1,10 @@
-//! Listings: read back as JSON.
+//! Reads listings back as JSON.
 //!
-//! A small one comes from its row in one piece; a large one chunk by chunk, within the memory for reads. Unlike NARs they are
-//! decompressed here: clients ask for them rarely, and as JSON.
+//! A small listing comes from its row in one piece, a large one chunk by chunk, within the memory for reads. Unlike NARs,
+//! listings are decompressed here: clients ask for them rarely, and as JSON.
 //!
-//! A listing that cannot be read takes nothing away but itself: it is forgotten, its NAR stays readable, and the next push
-//! of a path with this NAR brings it back.
+//! A listing that cannot be read harms nothing else: the engine forgets it, its NAR stays readable, and the next push of a
+//! path with this NAR brings it back.
 
 use std::pin::Pin;
 use std::sync::Arc;
@@ -17,8 +17,8 @@ use dormer_nix::StorePathHash;
 use futures::stream::{BoxStream, Stream};
 use futures::{StreamExt, TryStreamExt};
 
+use crate::budget::{BudgetShare, hold};
 use crate::ingest_listing::GATHERED_BYTES_MAX;
-use crate::memory::{Reservation, hold};
 use crate::read::{ReadFailure, windows};
 use crate::{Engine, Error, Result};
 
@@ -38,11 +38,11 @@ impl Stream for ListingStream {
 }
 
 impl Engine {
-    /// The listing of a path's NAR. `None` when the cache lacks the path, or when its listing was larger than the server
-    /// keeps. What is returned begins with bytes that were verified.
+    /// The listing of a path's NAR. `None` when the cache lacks the path, or when the listing was larger than the server
+    /// keeps. The first bytes are verified when this returns.
     pub async fn listing(&self, cache: &Cache, hash: &StorePathHash) -> Result<Option<ListingStream>> {
         let Some(found) = self.index().find_object(cache.id, hash).await? else { return Ok(None) };
-        let reservation = self.read_memory().reserve(2 * GATHERED_BYTES_MAX as u64).await?;
+        let memory = self.read_memory().take(2 * GATHERED_BYTES_MAX as u64).await?;
         match self.index().find_listing(found.nar.id).await? {
             None => Ok(None),
             Some(StoredListing::Inline(bytes)) if bytes.is_empty() => Ok(None),
@@ -52,11 +52,11 @@ impl Engine {
                     return Err(Error::Damaged { nar: found.nar.hash });
                 };
                 let size = json.len() as u64;
-                let json = hold(json.into(), &Arc::new(reservation));
+                let json = hold(json.into(), &Arc::new(memory));
                 Ok(Some(ListingStream { size, pieces: futures::stream::iter([Ok(json)]).boxed() }))
             }
             Some(StoredListing::Chunks { recipe, size }) => {
-                drop(reservation);
+                drop(memory);
                 self.chunked_listing(found.nar, recipe, size).await.map(Some)
             }
         }
@@ -64,10 +64,10 @@ impl Engine {
 
     async fn chunked_listing(&self, nar: NarSummary, recipe: Recipe, size: u64) -> Result<ListingStream> {
         let recipe_bytes = recipe.runs.len() * 16 + recipe.hashes.len() * 32 + recipe.fills.len() * 8;
-        let memory = self.stream_memory().reserve(ROWS_BYTES + recipe_bytes as u64).await?;
+        let memory = self.stream_memory().take(ROWS_BYTES + recipe_bytes as u64).await?;
         let mut groups = windows(&recipe.runs);
         groups.reverse();
-        let state = Reading {
+        let state = ListingReader {
             engine: self.clone(),
             nar,
             recipe,
@@ -88,7 +88,7 @@ impl Engine {
         Ok(ListingStream { size, pieces })
     }
 
-    /// Failing to do so is logged only: the caller already answers with an error, and the next read finds it again.
+    /// A failure is only logged: the caller already answers with an error, and the next read finds the damage again.
     async fn forget_listing(&self, nar: &NarSummary, chunks: &[u64]) {
         tracing::error!(nar.hash = %nar.hash, chunk.numbers = ?chunks, "a NAR's listing is damaged");
         if let Err(error) = self.index().mark_listing_lost(nar.id, chunks, self.now()).await {
@@ -100,22 +100,22 @@ impl Engine {
 /// Memory for a window of rows, in bytes.
 const ROWS_BYTES: u64 = 256 * 1024;
 
-/// A listing that is being read.
-struct Reading {
+/// The state of a listing stream.
+struct ListingReader {
     engine: Engine,
     nar: NarSummary,
     recipe: Recipe,
-    /// Runs whose rows are still to be loaded, the next ones last.
+    /// Runs whose rows have to be loaded, the next ones last.
     groups: Vec<Vec<ChunkRun>>,
     rows: std::vec::IntoIter<ChunkRow>,
     holes_done: usize,
     decoder: Decoder,
-    /// Bytes of JSON still to come.
+    /// Bytes of JSON that follow.
     left: u64,
-    _memory: Reservation,
+    _memory: BudgetShare,
 }
 
-impl Reading {
+impl ListingReader {
     /// The next chunk.
     async fn next(&mut self) -> Result<Option<Bytes>> {
         let row = loop {
@@ -129,10 +129,10 @@ impl Reading {
             }
         };
         let bytes = u64::from(row.layout.stored_len()).next_power_of_two() + u64::from(row.layout.raw_len);
-        let reservation = Arc::new(self.engine.read_memory().reserve(bytes).await?);
+        let memory = Arc::new(self.engine.read_memory().take(bytes).await?);
         let seen = std::slice::from_ref(&row);
         let failure = match self.engine.fetch_chunk(&row).await {
-            Ok(stored) => return self.decode(&row, &stored, &reservation).await.map(Some),
+            Ok(stored) => return self.decode(&row, &stored, &memory).await.map(Some),
             Err(failure) => failure,
         };
         let lost = match failure {
@@ -141,13 +141,13 @@ impl Reading {
             ReadFailure::PackLost(pack) => self.chunks_in(pack).await?,
         };
         if lost.is_empty() {
-            // It was healed meanwhile: the same request works again.
+            // A push healed the chunk meanwhile: a repeated request succeeds.
             return Err(Error::Reencoded { nar: self.nar.hash });
         }
         Err(self.damaged(&lost).await)
     }
 
-    /// The listing's chunks that lie in this pack, or in others that are not there, by now.
+    /// The listing's chunks that lie in this pack, or in other packs that are missing now.
     async fn chunks_in(&self, pack: PackId) -> Result<Vec<u64>> {
         let mut lost = self.engine.lost_packs(&self.recipe).await?;
         lost.insert(pack);
@@ -159,12 +159,7 @@ impl Reading {
         Ok(chunks)
     }
 
-    async fn decode(
-        &mut self,
-        row: &ChunkRow,
-        stored: &[u8],
-        reservation: &Arc<Reservation>,
-    ) -> Result<Bytes> {
+    async fn decode(&mut self, row: &ChunkRow, stored: &[u8], memory: &Arc<BudgetShare>) -> Result<Bytes> {
         let holes = row.layout.holes.len();
         let fills: Vec<HoleFill> =
             self.recipe.hole_fills().skip(self.holes_done).take(holes).copied().collect();
@@ -174,7 +169,7 @@ impl Reading {
             return Err(self.damaged(&[row.number]).await);
         };
         self.left -= raw.len() as u64;
-        Ok(hold(raw.into(), reservation))
+        Ok(hold(raw.into(), memory))
     }
 
     async fn damaged(&self, chunks: &[u64]) -> Error {

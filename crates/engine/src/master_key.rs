@@ -1,12 +1,14 @@
-//! Sealing: secrets at rest in the index are encrypted with a key that is not in the index.
+//! Encrypts the secrets that are kept in the index with a key that is not in the index.
 //!
-//! XChaCha20-Poly1305 with a random 24-byte nonce in front: with random nonces of 192 bits the chance of a repeat stays
-//! negligible for any number of secrets. The context is authenticated, so a sealed value cannot be moved to another place.
+//! The cipher is XChaCha20-Poly1305 with a random 24-byte nonce in front of each sealed value. With random nonces of 192
+//! bits, the chance of a repeat stays negligible for any number of secrets. The cipher authenticates the context, so a sealed
+//! value cannot be moved to another place. Keys and unsealed secrets are overwritten in memory when they are dropped.
 
 use std::fmt;
 
 use chacha20poly1305::aead::{Aead, Payload};
 use chacha20poly1305::{KeyInit, XChaCha20Poly1305, XNonce};
+use zeroize::Zeroizing;
 
 use crate::{Error, Result};
 
@@ -14,7 +16,7 @@ const NONCE_BYTES: usize = 24;
 
 /// The key that seals signing keys and the installation's secrets.
 #[derive(Clone)]
-pub struct MasterKey([u8; 32]);
+pub struct MasterKey(Zeroizing<[u8; 32]>);
 
 impl fmt::Debug for MasterKey {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -25,7 +27,7 @@ impl fmt::Debug for MasterKey {
 impl MasterKey {
     /// A key from its 32 bytes.
     pub fn from_bytes(bytes: [u8; 32]) -> Self {
-        Self(bytes)
+        Self(Zeroizing::new(bytes))
     }
 
     /// Seals a secret for one place.
@@ -38,17 +40,18 @@ impl MasterKey {
         [nonce.as_slice(), &sealed].concat()
     }
 
-    /// Opens what [`seal`](Self::seal) made for the same place. [`Error::Sealed`] with another key or place.
-    pub fn unseal(&self, context: &str, sealed: &[u8]) -> Result<Vec<u8>> {
+    /// Opens a value that [`seal`](Self::seal) made for the same place. [`Error::Sealed`] with another key or place.
+    pub fn unseal(&self, context: &str, sealed: &[u8]) -> Result<Zeroizing<Vec<u8>>> {
         let wrong = || Error::Sealed { what: context.to_owned() };
         let (nonce, sealed) = sealed.split_first_chunk::<NONCE_BYTES>().ok_or_else(wrong)?;
         self.cipher()
             .decrypt(&XNonce::from(*nonce), Payload { msg: sealed, aad: context.as_bytes() })
+            .map(Zeroizing::new)
             .map_err(|_| wrong())
     }
 
     fn cipher(&self) -> XChaCha20Poly1305 {
-        XChaCha20Poly1305::new(&self.0.into())
+        XChaCha20Poly1305::new(&(*self.0).into())
     }
 }
 
@@ -60,13 +63,22 @@ mod tests {
     fn a_sealed_secret_opens_only_with_its_key_and_at_its_place() {
         let key = MasterKey::from_bytes([7; 32]);
         let sealed = key.seal("cache main", b"secret");
-        assert_eq!(key.unseal("cache main", &sealed).unwrap(), b"secret");
+        assert_eq!(key.unseal("cache main", &sealed).unwrap().as_slice(), b"secret");
         assert!(key.unseal("cache other", &sealed).is_err());
         assert!(MasterKey::from_bytes([8; 32]).unseal("cache main", &sealed).is_err());
         assert!(key.unseal("cache main", &sealed[..10]).is_err());
         let mut flipped = sealed.clone();
         *flipped.last_mut().unwrap() ^= 1;
         assert!(key.unseal("cache main", &flipped).is_err());
+    }
+
+    #[test]
+    fn secrets_in_memory_are_overwritten_when_they_are_dropped() {
+        fn overwrites<T: zeroize::ZeroizeOnDrop>(_: &T) {}
+        let key = MasterKey::from_bytes([7; 32]);
+        overwrites(&key.0);
+        overwrites(&key.unseal("x", &key.seal("x", b"secret")).unwrap());
+        overwrites(&key.cipher());
     }
 
     #[test]

@@ -1,22 +1,24 @@
-//! What the engine counts. Names, help texts and buckets stand here; docs/METRICS.md is made from them.
+//! What the engine counts. This file has the names, help texts and buckets; docs/METRICS.md is generated from them.
 //!
-//! The counters are the `prometheus` crate's because a histogram of our own would be the same thing again; they belong to
-//! an [`Engine`](crate::Engine), not to the process, and who shows them, and how, is the server's business.
+//! The counters come from the `prometheus` crate because a histogram of our own would be the same thing again. They belong
+//! to an [`Engine`](crate::Engine), not to the process. The server decides where it shows them.
 //!
-//! Labels are words from this file: nothing that a user chooses becomes one, so their number is bounded.
+//! Labels are words of the program: nothing that a user chooses becomes a label, so the number of series is bounded.
 
 use prometheus::core::{Collector, Desc};
 use prometheus::proto::MetricFamily;
 use prometheus::{Histogram, HistogramOpts, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts};
 
+use crate::budget::BudgetUse;
+
 /// Pack sizes, in bytes: 64 KiB to 32 MiB, the largest there are.
 const PACK_BYTES: &[f64] =
     &[65_536.0, 262_144.0, 1_048_576.0, 2_097_152.0, 4_194_304.0, 8_388_608.0, 16_777_216.0, 33_554_432.0];
 
-/// Waiting for company, in seconds: 50 ms is one `pack_wait`, 400 ms the longest by default.
+/// Waiting for other uploads, in seconds: 50 ms is one `pack_wait`, 400 ms the longest wait by default.
 const WAIT_SECONDS: &[f64] = &[0.005, 0.025, 0.05, 0.1, 0.2, 0.4, 0.8, 2.0];
 
-/// Storing a pack, in seconds: a local disk takes some 10 ms, an object store up to seconds, retries longer.
+/// Storing a pack, in seconds: a local disk takes about 10 ms, an object store up to seconds, retries longer.
 const STORE_SECONDS: &[f64] = &[0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0];
 
 /// Uploads that share a pack.
@@ -41,29 +43,61 @@ pub(crate) struct EngineMetrics {
     pub(crate) nars_damaged: IntCounter,
     pub(crate) read_retries: IntCounter,
     pub(crate) index_statements: IntCounter,
-    pub(crate) index_connections: IntGaugeVec,
-    pub(crate) index_connections_max: IntGauge,
-    pub(crate) index_waiting: IntGauge,
+    pub(crate) index_connections_open: IntGauge,
+    pub(crate) packer_restarts: IntCounter,
+    pub(crate) budgets: BudgetGauges,
     pub(crate) uploads_streaming: IntGauge,
-    pub(crate) memory: IntGaugeVec,
-    pub(crate) memory_max: IntGaugeVec,
-    pub(crate) memory_waiting: IntGaugeVec,
-    pub(crate) reads: IntGauge,
-    pub(crate) reads_waiting: IntGauge,
-    pub(crate) cpu_jobs: IntGauge,
-    pub(crate) cpu_jobs_waiting: IntGauge,
-    pub(crate) packer_queue: IntGauge,
     /// Describes the metrics of a store, which a local store lacks. A store over a network has counters of its own.
     store: dormer_blobs::Counters,
 }
 
-/// Where narinfos came from. Each counter is looked up once: they are counted a hundred thousand times a second.
+/// Where narinfos came from. Each counter is looked up once: the engine counts a hundred thousand narinfos a second.
 #[derive(Debug)]
 pub(crate) struct Narinfos {
     pub(crate) memory: IntCounter,
     pub(crate) index: IntCounter,
     pub(crate) missing: IntCounter,
     all: IntCounterVec,
+}
+
+/// What tasks wait for: one series per budget in each family.
+#[derive(Debug)]
+pub(crate) struct BudgetGauges {
+    limit: IntGaugeVec,
+    in_use: IntGaugeVec,
+    waiting: IntGaugeVec,
+}
+
+impl BudgetGauges {
+    fn new() -> Self {
+        Self {
+            limit: gauges(
+                "dormer_budget_limit",
+                "Size of each budget: bytes for those named memory, else jobs, streams, connections or chunks",
+                "budget",
+            ),
+            in_use: gauges("dormer_budget_in_use", "The part of each budget that is taken now", "budget"),
+            waiting: gauges(
+                "dormer_budget_waiting",
+                "Tasks that wait for a share of each budget now: what a stuck request waits for",
+                "budget",
+            ),
+        }
+    }
+
+    pub(crate) fn write(&self, budgets: &[BudgetUse]) {
+        for budget in budgets {
+            let families = [(&self.limit, budget.limit), (&self.in_use, budget.in_use)];
+            for (family, value) in families.into_iter().chain([(&self.waiting, budget.waiting)]) {
+                family.with_label_values(&[budget.name]).set(gauge_value(value));
+            }
+        }
+    }
+}
+
+/// A count as a gauge takes it.
+pub(crate) fn gauge_value(count: u64) -> i64 {
+    i64::try_from(count).unwrap_or(i64::MAX)
 }
 
 /// What became of uses that pulls reported.
@@ -74,14 +108,14 @@ pub(crate) struct Uses {
     all: IntCounterVec,
 }
 
-/// Why bytes were not stored again.
+/// Why the engine did not store bytes again.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Deduplicated {
-    /// The whole NAR was there.
+    /// The server had the whole NAR.
     Nar,
-    /// The chunk was there, and it names no store path.
+    /// The server had the chunk, which names no store path.
     PlainChunk,
-    /// The chunk was there, and it names store paths: without holes it would be another one after each rebuild of those.
+    /// The server had the chunk, which names store paths: without holes it would differ after each rebuild of those.
     ChunkWithHoles,
 }
 
@@ -112,7 +146,7 @@ impl EngineMetrics {
             nar_bytes: counter("dormer_nar_bytes_received_total", "Bytes of those NARs, uncompressed"),
             new_chunk_bytes: counter(
                 "dormer_chunk_bytes_new_total",
-                "Bytes of chunks that were stored because nobody had brought them before, uncompressed",
+                "Bytes of chunks that were stored because no upload had brought them before, uncompressed",
             ),
             deduplicated: counters(
                 "dormer_deduplicated_bytes_total",
@@ -164,46 +198,22 @@ impl EngineMetrics {
                 "Reads of stored bytes that failed and were tried again",
             ),
             index_statements: counter("dormer_index_statements_total", "SQL statements sent"),
-            index_connections: gauges(
-                "dormer_index_connections",
-                "Connections to the database now, used or idle",
-                "state",
+            index_connections_open: gauge(
+                "dormer_index_connections_open",
+                "Connections to the database that are open now, used or idle",
             ),
-            index_connections_max: gauge(
-                "dormer_index_connections_limit",
-                "Most connections to the database at once",
+            packer_restarts: counter(
+                "dormer_packer_restarts_total",
+                "Panics of the packing task, after which it started again: a defect; uploads that waited failed",
             ),
-            index_waiting: gauge(
-                "dormer_index_waiting",
-                "Calls that wait for a connection to the database now",
-            ),
+            budgets: BudgetGauges::new(),
             uploads_streaming: gauge(
                 "dormer_uploads_streaming",
                 "Uploads that are being received and stored now",
             ),
-            memory: gauges(
-                "dormer_memory_reserved_bytes",
-                "Memory that is reserved now for uploads, for reads of stored bytes, for streams of NARs",
-                "for",
-            ),
-            memory_max: gauges(
-                "dormer_memory_limit_bytes",
-                "Most memory that may be reserved for each",
-                "for",
-            ),
-            memory_waiting: gauges(
-                "dormer_memory_waiting",
-                "Those who wait for memory now, by what for",
-                "for",
-            ),
-            reads: gauge("dormer_reads", "NARs being read now"),
-            reads_waiting: gauge("dormer_reads_waiting", "Reads that wait for their turn now"),
-            cpu_jobs: gauge("dormer_cpu_jobs", "Jobs of hashing and compression that run now"),
-            cpu_jobs_waiting: gauge("dormer_cpu_jobs_waiting", "Jobs that wait for a CPU now"),
-            packer_queue: gauge("dormer_packer_queue_chunks", "Chunks on their way to the open pack now"),
             store: dormer_blobs::Counters::default(),
         };
-        // Shown as zero before they happen: a rate over a series that begins with its first event misses that event.
+        // Shown as zero from the start: a rate over a series that begins with its first event misses that event.
         for (counters, labels) in
             [(&metrics.nars, ["false", "true"]), (&metrics.pack_retries, ["object", "rows"])]
         {
@@ -226,7 +236,7 @@ impl EngineMetrics {
         self.deduplicated.with_label_values(&[label]).inc_by(bytes);
     }
 
-    fn all(&self) -> [&dyn Collector; 28] {
+    fn all(&self) -> [&dyn Collector; 22] {
         [
             &self.nars,
             &self.nar_bytes,
@@ -244,23 +254,17 @@ impl EngineMetrics {
             &self.nars_damaged,
             &self.read_retries,
             &self.index_statements,
-            &self.index_connections,
-            &self.index_connections_max,
-            &self.index_waiting,
+            &self.index_connections_open,
+            &self.packer_restarts,
+            &self.budgets.limit,
+            &self.budgets.in_use,
+            &self.budgets.waiting,
             &self.uploads_streaming,
-            &self.memory,
-            &self.memory_max,
-            &self.memory_waiting,
-            &self.reads,
-            &self.reads_waiting,
-            &self.cpu_jobs,
-            &self.cpu_jobs_waiting,
-            &self.packer_queue,
         ]
     }
 }
 
-// The gauges among these are written when somebody looks.
+// The gauges are written when the metrics are collected.
 impl Collector for crate::Engine {
     fn desc(&self) -> Vec<&Desc> {
         let own = self.metrics().all().into_iter().flat_map(Collector::desc);
@@ -271,22 +275,6 @@ impl Collector for crate::Engine {
         self.write_gauges();
         let own = self.metrics().all().into_iter().flat_map(Collector::collect);
         own.chain(self.blobs().counters().map(Collector::collect).unwrap_or_default()).collect()
-    }
-}
-
-/// Counts who waits, for as long as it lives.
-pub(crate) struct Waiting(IntGauge);
-
-impl Waiting {
-    pub(crate) fn new(gauge: &IntGauge) -> Self {
-        gauge.inc();
-        Self(gauge.clone())
-    }
-}
-
-impl Drop for Waiting {
-    fn drop(&mut self) {
-        self.0.dec();
     }
 }
 

@@ -1,6 +1,6 @@
-//! Narinfos: rendered and signed once, remembered for a few seconds.
+//! Renders and signs narinfos, and remembers them for a few seconds.
 //!
-//! Only hits are remembered: Nix remembers a miss for an hour, so a miss must be true when it is said.
+//! The engine remembers only hits: Nix remembers a miss for an hour, so a miss must be true when the server answers.
 
 use std::sync::Arc;
 
@@ -10,18 +10,19 @@ use dormer_nix::{NarHash, NarInfo, StoreDir, StorePathHash, fingerprint};
 
 use crate::{Engine, Error, Result};
 
-/// What an answer is remembered by.
+/// The key of a remembered narinfo.
 pub(crate) type NarinfoKey = (CacheId, StorePathHash);
 
 impl Engine {
-    /// The narinfo of a path, as text: every signature it came with and one for each active key of the cache. `None` when
-    /// the cache does not have it, or has it with a damaged NAR. The use of the object is written down in the background.
+    /// The narinfo of a path, as text, with every signature that the path came with and one for each active key of the
+    /// cache. `None` when the cache lacks the path, or when its NAR is damaged. The use of the object is recorded in the
+    /// background, so a pull never waits for a database write.
     pub async fn narinfo(&self, cache: &Arc<Cache>, hash: &StorePathHash) -> Result<Option<Bytes>> {
         let key = (cache.id, *hash);
         if let Some(text) = self.remembered_narinfo(cache, hash) {
             return Ok(Some(text));
         }
-        let look = self.look();
+        let look = self.look_at_objects(cache.id);
         let found = self.index().find_object(cache.id, hash).await?.filter(|found| !found.nar.damaged);
         let Some(found) = found else {
             self.metrics().narinfos.missing.inc();
@@ -38,13 +39,13 @@ impl Engine {
         Ok(Some(text))
     }
 
-    /// The narinfo, if it is remembered: answers without waiting, for the hottest path of the server.
+    /// The narinfo, if it is remembered. Answers without waiting: this is the hottest path of the server.
     pub fn remembered_narinfo(&self, cache: &Cache, hash: &StorePathHash) -> Option<Bytes> {
         self.remembered_narinfos().get(&(cache.id, *hash)).inspect(|_| self.metrics().narinfos.memory.inc())
     }
 
-    /// Which of these paths the cache lacks. Those it has are marked as used before this returns, so that a client that is
-    /// told "present" can rely on it.
+    /// Which of these paths the cache lacks. The others are recorded as used before this returns, so that a client can rely
+    /// on the answer "present". This fails if the database does not take the write.
     pub async fn missing_paths(&self, cache: &Cache, hashes: &[StorePathHash]) -> Result<Vec<StorePathHash>> {
         let mut present = std::collections::HashSet::new();
         for batch in hashes.chunks(16_384) {
@@ -68,7 +69,7 @@ impl Engine {
         now - last_used_at > self.settings().touch_after_seconds
     }
 
-    /// The narinfo of an object whose file was written somewhere in full, so that its hash is known.
+    /// The narinfo of an object whose served file was written somewhere in full, so that the file's hash is known.
     pub fn published_narinfo(&self, cache: &Cache, found: FoundObject, file_hash: NarHash) -> Result<String> {
         self.render_narinfo(cache, found, Some(file_hash))
     }
@@ -92,7 +93,7 @@ impl Engine {
             store_path: object.path,
             url: format!("nar/{}-{}.nar.zst", nar.hash.to_nix32(), nar.tag),
             compression: "zstd".to_owned(),
-            // Served from here it would cost a hash of the spliced stream; clients check the NarHash.
+            // The server would have to hash the spliced stream for it; clients check the NarHash.
             file_hash,
             file_size: Some(nar.file_size),
             nar_hash: nar.hash,

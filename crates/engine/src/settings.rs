@@ -9,22 +9,22 @@ const MIB: u64 = 1024 * 1024;
 /// Limits and choices of an [`Engine`](crate::Engine).
 #[derive(Debug, Clone)]
 pub struct EngineSettings {
-    /// How NARs are cut. Changing it costs deduplication against what is already stored.
+    /// How NARs are cut. A change costs deduplication against stored chunks.
     pub chunk_params: ChunkParams,
-    /// zstd level of new chunks; docs/PERFORMANCE.md has the table that the default was chosen from.
+    /// zstd level of new chunks; docs/PERFORMANCE.md has the table behind the default.
     pub zstd_level: i32,
     /// Threads that hash and compress at the same time.
     pub cpu_threads: usize,
-    /// Memory for uploads in all, in bytes. An upload takes [`UPLOAD_BYTES`] (less when its NAR is small, more when its
-    /// decoder needs it) and waits its turn when there is not enough.
+    /// Memory for all uploads, in bytes. An upload takes [`UPLOAD_BYTES`] (less when its NAR is small, more when its decoder
+    /// needs more) and waits when too little is free.
     pub upload_memory_bytes_max: u64,
-    /// How long an upload waits for its turn before it is told to come back later.
+    /// How long an upload waits for memory before the client is told to come back later.
     pub upload_wait: Duration,
-    /// Largest NAR taken, in bytes.
+    /// Largest NAR that the server accepts, in bytes.
     pub nar_bytes_max: u64,
-    /// Largest listing kept, in bytes of JSON; a NAR with a larger one is stored without it.
+    /// Largest listing that the server keeps, in bytes of JSON. A NAR with a larger one is stored without it.
     pub listing_bytes_max: usize,
-    /// How long the first waiting upload waits for others to share its pack: for each of those in flight, up to 8 times this.
+    /// How long the first waiting upload waits for others to share its pack: this long for each upload in flight, up to 8.
     pub pack_wait: Duration,
     /// Seconds for which an upload alias resolves.
     pub alias_seconds: i64,
@@ -33,22 +33,22 @@ pub struct EngineSettings {
     /// A use is written down when the stored time is older than this, in seconds. `missing_paths` writes the use before
     /// the answer; a pull leaves that to a background task.
     pub touch_after_seconds: i64,
-    /// Memory for reads in all, in bytes. Three quarters are for bytes under way (many readers at once read in smaller
-    /// pieces), one quarter for what streams hold all the time: which chunks they read.
+    /// Memory for all reads, in bytes. Three quarters are for bytes on their way (many readers at once read in smaller pieces),
+    /// one quarter for the state of streams: the list of chunks that each reads.
     pub read_memory_bytes: u64,
-    /// Most NARs being read at once; more wait, up to `read_wait`.
+    /// Most NARs that are read at once; further readers wait, up to `read_wait`.
     pub reads_max: usize,
-    /// How long a read waits for its turn.
+    /// How long a read waits for its turn and its memory.
     pub read_wait: Duration,
 }
 
-/// Memory that one upload of a large NAR takes: a batch of chunks being gathered and one being compressed (3 MiB each),
-/// the chunker's buffer (1.1 MiB), as much again for its listing (a chunker and two batches of 0.5 MiB), what is known of
-/// chunks on their way (0.5 MiB), and the body's frames in flight.
+/// Memory of one upload of a large NAR: a batch of chunks that gathers and one that is being compressed (3 MiB each), the
+/// chunker's buffer (1.1 MiB), the listing (a chunker and two batches of 0.5 MiB), queued chunks (0.5 MiB), and the body's
+/// frames in flight.
 pub const UPLOAD_BYTES: u64 = 10 * MIB;
 
 impl EngineSettings {
-    /// Most memory for all that is done at once, in bytes: the sum in docs/ARCHITECTURE.md, without the process itself.
+    /// Most memory of all work at once, in bytes: the sum in docs/ARCHITECTURE.md, without the process itself.
     pub fn memory_bytes_max(&self) -> u64 {
         self.upload_memory_bytes_max
             + crate::packer::PACKER_BYTES_MAX

@@ -1,29 +1,25 @@
-//! Opening a NAR: its packs are proven to be there, and its tag is computed anew, before anything is answered.
+//! Opens a NAR: proves that its packs exist and recomputes its tag, before the server answers anything.
 
 use std::collections::BTreeSet;
+use std::ops::Range;
 use std::sync::Arc;
 use std::time::Duration;
 
 use dormer_blobs::BlobKey;
 use dormer_format::{EncodingTag, HoleFill, PackId, Recipe, TagBuilder};
-use dormer_index::{Cache, ChunkRow, Nar, NarId, NarKey};
+use dormer_index::{Cache, CacheId, ChunkRow, Nar, NarId, NarKey};
 use dormer_nix::NarHash;
 use futures::{StreamExt as _, TryStreamExt as _};
 
-use super::OpenNar;
-use super::plan::{ROWS_MAX, Window, windows};
+use super::nar_stream::NarStream;
+use super::plan::{Chunks, ReadPlan, Window, windows};
+use crate::coherence::CacheState;
 use crate::{Engine, Error, Result};
 
-/// About what one chunk's row takes in memory, in bytes.
-const ROW_BYTES: usize = 192;
-
-/// About what one pack's id takes in a set, in bytes.
-const PACK_BYTES: usize = 32;
-
-/// Packs that are looked up at once: a NAR of 64 GiB has 2,700.
+/// Look-ups of packs at once: a NAR of 64 GiB has 2,700 packs.
 const LOOKUPS: usize = 16;
 
-/// Memory for opening a NAR: a window of rows, and its recipe as most are. What a larger one takes is reserved with its stream.
+/// Memory for opening a NAR: a window of rows, and a recipe of usual size. The stream reserves the memory of a larger recipe.
 const OPENING_BYTES: u64 = 512 * 1024;
 
 /// How long opening a healed NAR waits until its new tag is written. The usual write takes some milliseconds; after it no
@@ -33,63 +29,67 @@ const ENCODING_WAIT: Duration = Duration::from_millis(500);
 /// New tags that are being written at once. When there are more, the next opening of the NAR writes the tag.
 pub(crate) const ENCODING_UPDATES_MAX: usize = 8;
 
-/// What is remembered of a NAR between reads.
-#[derive(Debug)]
-pub(crate) struct Plan {
-    pub(super) nar: NarId,
-    pub(super) hash: NarHash,
-    pub(super) size: u64,
-    pub(super) file_size: u64,
-    pub(super) tag: EncodingTag,
-    pub(super) recipe: Recipe,
-    pub(super) packs: BTreeSet<PackId>,
-    pub(super) chunks: Chunks,
+/// The key of a remembered read plan. It contains the state of the cache, so a change of an object discards the plans of its
+/// cache and of no other.
+pub(crate) type PlanKey = (CacheId, CacheState, NarKey);
+
+/// A NAR that can be read: its packs were there a moment ago.
+#[derive(Debug, Clone)]
+pub struct OpenNar {
+    engine: Engine,
+    plan: Arc<ReadPlan>,
 }
 
-/// Which chunks a NAR has.
-#[derive(Debug)]
-pub(super) enum Chunks {
-    /// The rows themselves, if they are few.
-    Rows(Arc<[ChunkRow]>),
-    /// Where they are loaded from, and what they have to be then.
-    Windows(Vec<Window>),
-}
-
-impl Plan {
-    /// About how many bytes this plan takes, for the bound on those remembered.
-    pub(crate) fn weight(&self) -> u32 {
-        let recipe =
-            self.recipe.runs.len() * 16 + self.recipe.hashes.len() * 32 + self.recipe.fills.len() * 8;
-        let chunks = match &self.chunks {
-            Chunks::Rows(rows) => rows.len() * ROW_BYTES,
-            Chunks::Windows(windows) => windows.len() * 64 + self.recipe.runs.len() * 16,
-        };
-        u32::try_from(256 + recipe + chunks + self.packs.len() * PACK_BYTES).unwrap_or(u32::MAX)
+impl OpenNar {
+    /// SHA-256 of the archive.
+    pub fn hash(&self) -> NarHash {
+        self.plan.hash
     }
 
-    /// What a stream holds from beginning to end, in bytes: the plan, and the rows that it loads: a window that is being
-    /// read and the next one.
-    pub(super) fn stream_bytes(&self) -> u64 {
-        let loaded = match &self.chunks {
-            Chunks::Rows(_) => 0,
-            Chunks::Windows(_) => 2 * ROWS_MAX * ROW_BYTES,
-        };
-        u64::from(self.weight()) + loaded as u64
+    /// Bytes of the archive.
+    pub fn size(&self) -> u64 {
+        self.plan.size
+    }
+
+    /// Bytes that are served.
+    pub fn file_size(&self) -> u64 {
+        self.plan.file_size
+    }
+
+    /// Names the exact bytes that are served.
+    pub fn tag(&self) -> EncodingTag {
+        self.plan.tag
+    }
+
+    /// Checks that all packs exist; used by HEAD, which reads nothing. [`Error::Damaged`] if one does not.
+    pub async fn prove(&self) -> Result<()> {
+        self.engine.prove_packs(&self.plan).await
+    }
+
+    /// Starts to read all bytes, or a range of them. When this returns, the first read is verified, and every pack is known
+    /// to exist.
+    pub async fn stream(self, range: Option<Range<u64>>) -> Result<NarStream> {
+        let size = self.plan.file_size;
+        let range = range.unwrap_or(0..size);
+        if range.start > range.end || range.end > size {
+            return Err(Error::RangeOutside { start: range.start, end: range.end, size });
+        }
+        let stream = NarStream::begin(self.engine.clone(), Arc::clone(&self.plan), range).await?;
+        // After the first read, which has proven its packs.
+        self.engine.prove_packs(&self.plan).await?;
+        Ok(stream)
     }
 }
-
-/// What a read is asked for by.
-pub(crate) type PlanKey = (dormer_index::CacheId, NarKey);
 
 impl Engine {
-    /// Opens a NAR of a cache. `None` when the cache has none by this key, or when its bytes are found missing.
+    /// Opens a NAR of a cache. `None` when the cache has no NAR under this key, or when bytes of the NAR turn out missing.
     pub async fn open_nar(&self, cache: &Cache, key: &NarKey) -> Result<Option<OpenNar>> {
-        let plan_key = (cache.id, key.clone());
+        let plan_key = (cache.id, self.change_counts().cache_state(cache.id), key.clone());
         if let Some(plan) = self.remembered_plans().get(&plan_key) {
             return Ok(Some(OpenNar { engine: self.clone(), plan }));
         }
-        let _memory = self.stream_memory().reserve(OPENING_BYTES).await?;
-        let look = self.look();
+        let _memory = self.stream_memory().take(OPENING_BYTES).await?;
+        let look = self.look_at_objects(cache.id);
         let Some(nar) = self.index().find_nar_in_cache(cache.id, key, self.now()).await? else {
             return Ok(None);
         };
@@ -100,14 +100,14 @@ impl Engine {
         Ok(Some(open))
     }
 
-    /// Opens the NAR behind an upload alias, with the compression that its name promises.
+    /// Opens the NAR behind an upload alias, and returns the compression that the alias names.
     pub async fn open_alias(&self, cache: &Cache, file_name: &str) -> Result<Option<(String, OpenNar)>> {
         let Some(alias) = self.find_alias(cache, file_name).await? else { return Ok(None) };
         let key = NarKey::Hash(alias.nar.hash);
         Ok(self.open_nar(cache, &key).await?.map(|open| (alias.compression, open)))
     }
 
-    /// Recomputes the tag, and proves the packs if that costs no requests.
+    /// Recomputes the tag, and proves that the packs exist if that costs no requests.
     async fn open(&self, nar: Nar) -> Result<Option<OpenNar>> {
         if nar.damaged {
             return Ok(None);
@@ -132,7 +132,7 @@ impl Engine {
         if tag != nar.tag || proof.file_size != nar.file_size {
             self.update_encoding(&nar, tag, proof.file_size).await;
         }
-        let plan = Plan {
+        let plan = ReadPlan {
             nar: nar.id,
             hash: nar.hash,
             size: nar.size,
@@ -142,7 +142,7 @@ impl Engine {
             packs: proof.packs,
             chunks,
         };
-        // Over a network the first read proves most packs, so who reads asks for the others when that is done.
+        // Over a network, the first read proves most packs. The stream asks for the others after that read.
         if !self.blobs().is_remote() {
             match self.prove_packs(&plan).await {
                 Err(Error::Damaged { .. }) => return Ok(None),
@@ -156,7 +156,7 @@ impl Engine {
     /// [`ENCODING_WAIT`] and succeeds always: these bytes can be served under their new tag whether the database takes the
     /// update or not, and the next opening of the NAR tries again.
     async fn update_encoding(&self, nar: &Nar, tag: EncodingTag, file_size: u64) {
-        let Ok(turn) = Arc::clone(self.encoding_updates()).try_acquire_owned() else {
+        let Some(turn) = self.encoding_updates().try_take_turn() else {
             self.metrics().encoding_failures.inc();
             return;
         };
@@ -164,7 +164,7 @@ impl Engine {
         let update = tokio::spawn(async move {
             let _turn = turn;
             match engine.index().update_encoding(id, &tag, file_size, engine.now()).await {
-                Ok(()) => engine.forget_narinfos(),
+                Ok(()) => engine.forget_nars(),
                 Err(error) => {
                     engine.metrics().encoding_failures.inc();
                     tracing::warn!(nar.hash = %hash, %error, "failed to record the new tag of a healed NAR");
@@ -174,8 +174,8 @@ impl Engine {
         let _ = tokio::time::timeout(ENCODING_WAIT, update).await;
     }
 
-    /// Makes sure that all packs of a NAR are there, or were within a minute. If one is not, the NAR is marked.
-    pub(super) async fn prove_packs(&self, plan: &Plan) -> Result<()> {
+    /// Checks that all packs of a NAR exist, or existed within the last minute. If one is missing, marks the NAR damaged.
+    pub(super) async fn prove_packs(&self, plan: &ReadPlan) -> Result<()> {
         let missing = self.missing_packs(&plan.packs).await?;
         if missing.is_empty() {
             return Ok(());
@@ -184,13 +184,13 @@ impl Engine {
         if self.mark_lost_packs(plan.nar, &plan.hash, &plan.recipe, &missing).await {
             return Err(Error::Damaged { nar: plan.hash });
         }
-        // Healed meanwhile, and somewhere else by now.
+        // A push healed the chunks meanwhile, and they lie in other packs now.
         self.remembered_plans().invalidate_all();
         Err(Error::Reencoded { nar: plan.hash })
     }
 
-    /// Over a network, what was just stored or read is there. A local store reads from files that it has open, which may be
-    /// gone from their folder.
+    /// Over a network, a pack that was just stored or read exists. A local store reads from files that it has open, which may
+    /// be gone from their folder.
     pub(super) fn note_proof(&self, pack: PackId) {
         if self.blobs().is_remote() && !self.proven_packs().contains_key(&pack) {
             self.proven_packs().insert(pack, ());
@@ -205,7 +205,7 @@ impl Engine {
         Ok(looks.into_iter().flatten().collect())
     }
 
-    /// The pack, if it is not there.
+    /// The pack, if it is missing.
     async fn is_lost(&self, pack: PackId) -> Result<Option<PackId>> {
         match self.blobs().head(&BlobKey::Pack(pack)).await {
             Ok(_) => {
@@ -218,19 +218,19 @@ impl Engine {
     }
 
     /// Loads the rows of a window, which must be those that the tag was computed from.
-    pub(super) async fn load_window(self, plan: Arc<Plan>, number: usize) -> Result<Vec<ChunkRow>> {
+    pub(super) async fn load_window(self, plan: Arc<ReadPlan>, number: usize) -> Result<Vec<ChunkRow>> {
         let Chunks::Windows(windows) = &plan.chunks else { return Ok(Vec::new()) };
         let window = &windows[number];
         let rows = self.index().load_chunks(&window.runs).await?;
         if window.is_of(&rows) {
             return Ok(rows);
         }
-        // Healing gave some chunk other frames: these bytes are not those of the tag any more.
+        // Healing gave some chunk other frames: the bytes do not belong to the tag any more.
         self.remembered_plans().invalidate_all();
         Err(Error::Reencoded { nar: plan.hash })
     }
 
-    /// Marks a NAR and all of its chunks that lie in lost packs by now, so that one push heals all of it. `false` if none
+    /// Marks a NAR and all of its chunks that lie in lost packs now, so that one push heals all of it. `false` if no chunk
     /// does: a healing push was faster.
     pub(super) async fn mark_lost_packs(
         &self,
@@ -256,7 +256,7 @@ impl Engine {
         any
     }
 
-    /// Packs of a recipe that are not there: looked up anew, because one of them turned out to be lost a moment ago.
+    /// Packs of a recipe that are missing. Looks up all of them anew, because one turned out to be lost a moment ago.
     pub(crate) async fn lost_packs(&self, recipe: &Recipe) -> Result<BTreeSet<PackId>> {
         let mut packs = BTreeSet::new();
         for runs in windows(&recipe.runs) {
@@ -268,15 +268,15 @@ impl Engine {
         self.missing_packs(&packs).await
     }
 
-    /// Marks damage. Failing to do so is logged only: the caller already answers with an error, and the next read finds it again.
+    /// Marks damage. A failure is only logged: the caller already answers with an error, and the next read finds the damage
+    /// again.
     pub(super) async fn mark_damaged(&self, nar: NarId, hash: &NarHash, chunks: &[u64]) {
         tracing::error!(nar.hash = %hash, chunk.numbers = ?chunks, "stored bytes are damaged");
         self.metrics().nars_damaged.inc();
         if let Err(error) = self.index().mark_damaged(nar, chunks, self.now()).await {
             tracing::error!(nar.hash = %hash, %error, "failed to mark a NAR damaged");
         }
-        self.forget_narinfos();
-        self.remembered_plans().invalidate_all();
+        self.forget_nars();
     }
 }
 

@@ -1,24 +1,75 @@
-//! Planning reads: which chunks are read together, one read at a time. Pure; nothing is waited for here.
+//! Plans reads: which chunks are read together, one read at a time. Pure: nothing here waits.
 
+use std::collections::BTreeSet;
 use std::ops::Range;
 use std::sync::Arc;
 
-use dormer_format::{ChunkRun, EncodingTag, HoleFill, PackId, TagBuilder};
-use dormer_index::{ChunkRow, PackNumber};
-
-use super::open::{Chunks, Plan};
+use dormer_format::{ChunkRun, EncodingTag, HoleFill, PackId, Recipe, TagBuilder};
+use dormer_index::{ChunkRow, NarId, PackNumber};
+use dormer_nix::NarHash;
 
 /// Chunk rows loaded at once: 128 MiB of NAR at 128 KiB a chunk, about 200 KiB of memory.
 pub(super) const ROWS_MAX: usize = 1_024;
 
-/// The most that one read may be.
+/// About the memory of one chunk's row, in bytes.
+const ROW_BYTES: usize = 192;
+
+/// About the memory of one pack's id in a set, in bytes.
+const PACK_BYTES: usize = 32;
+
+/// How to read a NAR, remembered between reads.
+#[derive(Debug)]
+pub(crate) struct ReadPlan {
+    pub(super) nar: NarId,
+    pub(super) hash: NarHash,
+    pub(super) size: u64,
+    pub(super) file_size: u64,
+    pub(super) tag: EncodingTag,
+    pub(super) recipe: Recipe,
+    pub(super) packs: BTreeSet<PackId>,
+    pub(super) chunks: Chunks,
+}
+
+/// The chunks of a NAR.
+#[derive(Debug)]
+pub(super) enum Chunks {
+    /// The rows, if they are few.
+    Rows(Arc<[ChunkRow]>),
+    /// How to load the rows, and how to see that they are still the same.
+    Windows(Vec<Window>),
+}
+
+impl ReadPlan {
+    /// About the bytes of this plan, for the bound on remembered plans.
+    pub(crate) fn weight(&self) -> u32 {
+        let recipe =
+            self.recipe.runs.len() * 16 + self.recipe.hashes.len() * 32 + self.recipe.fills.len() * 8;
+        let chunks = match &self.chunks {
+            Chunks::Rows(rows) => rows.len() * ROW_BYTES,
+            Chunks::Windows(windows) => windows.len() * 64 + self.recipe.runs.len() * 16,
+        };
+        u32::try_from(256 + recipe + chunks + self.packs.len() * PACK_BYTES).unwrap_or(u32::MAX)
+    }
+
+    /// Memory that a stream holds from beginning to end, in bytes: the plan, and the rows that it loads, a window that is
+    /// being read and the next one.
+    pub(super) fn stream_bytes(&self) -> u64 {
+        let loaded = match &self.chunks {
+            Chunks::Rows(_) => 0,
+            Chunks::Windows(_) => 2 * ROWS_MAX * ROW_BYTES,
+        };
+        u64::from(self.weight()) + loaded as u64
+    }
+}
+
+/// Limits of one read.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Limits {
     /// Stored bytes.
     pub(super) bytes: u64,
-    /// The same with copies of chunks with holes.
+    /// Stored bytes and copies of chunks with holes.
     pub(super) memory_bytes: u64,
-    /// Unused bytes between two chunks that are read over rather than read apart.
+    /// Most unused bytes between two chunks that one fetch covers.
     pub(super) gap_bytes: u64,
     /// Parts of packs.
     pub(super) fetches: usize,
@@ -33,7 +84,7 @@ pub(super) struct Fetch {
 }
 
 impl Fetch {
-    /// From the first chunk's first byte to the last one's last; they lie in one pack.
+    /// The bytes of one chunk.
     pub(super) fn of(row: &ChunkRow) -> Self {
         Self { pack: row.pack, pack_id: row.pack_id, bytes: row.offset..end_of(row) }
     }
@@ -47,7 +98,7 @@ impl Fetch {
         self.pack == row.pack && self.bytes.start <= row.offset && end_of(row) <= self.bytes.end
     }
 
-    /// Grown to hold a chunk, if that is near enough.
+    /// The range grown to hold a chunk, if the chunk is near enough.
     fn grown(&self, row: &ChunkRow, gap_bytes_max: u64) -> Option<Range<u64>> {
         let is_near = row.offset <= self.bytes.end.saturating_add(gap_bytes_max)
             && self.bytes.start <= end_of(row).saturating_add(gap_bytes_max);
@@ -56,7 +107,7 @@ impl Fetch {
     }
 }
 
-/// What one read fetches so far.
+/// A read while it is being put together.
 #[derive(Default)]
 struct Gathered {
     fetches: Vec<Fetch>,
@@ -65,7 +116,7 @@ struct Gathered {
 }
 
 impl Gathered {
-    /// Takes a chunk in, if it fits; the first one always does.
+    /// Adds a chunk, if it fits; the first one always does.
     fn add(&mut self, row: &ChunkRow, limits: &Limits) -> bool {
         let near = self
             .fetches
@@ -94,16 +145,16 @@ impl Gathered {
     }
 }
 
-/// A chunk with holes leaves as a copy.
+/// A chunk with holes is sent as a copy.
 fn copied_bytes(row: &ChunkRow) -> u64 {
     if row.layout.holes.is_empty() { 0 } else { row.layout.spliced_len() }
 }
 
-/// Chunks whose rows are loaded together, and what has to be known of them without the rows.
+/// Chunks whose rows are loaded together, and what the plan knows of them without the rows.
 #[derive(Debug)]
 pub(super) struct Window {
     pub(super) runs: Vec<ChunkRun>,
-    /// Digest of the rows, as far as they decide the bytes that are served.
+    /// Digest of the parts of the rows that decide which bytes are served.
     digest: EncodingTag,
     served_bytes: u64,
     holes: usize,
@@ -171,12 +222,12 @@ pub(super) struct Read {
     pub(super) rows: Arc<[ChunkRow]>,
     /// Which of the rows.
     pub(super) chunks: Range<usize>,
-    /// What is fetched for them; each chunk lies in one of these.
+    /// Each chunk lies in one of these.
     pub(super) fetches: Vec<Fetch>,
-    /// Memory for copies of chunks with holes; what is fetched comes on top.
+    /// Memory for copies of chunks with holes, beside the fetched bytes.
     pub(super) copied_bytes: u64,
     pub(super) fills: Vec<HoleFill>,
-    /// Bytes to leave out at the front and at the end of what these chunks splice to.
+    /// Bytes to skip at the front of the spliced chunks, and bytes to send after them.
     pub(super) skip: u64,
     pub(super) take: u64,
 }
@@ -188,17 +239,17 @@ pub(super) struct ReadSource {
     waiting_for_rows: bool,
     rows: Arc<[ChunkRow]>,
     row: usize,
-    plan: Arc<Plan>,
+    plan: Arc<ReadPlan>,
     /// Position among the recipe's fills, as (run of fills, position in it).
     fill_run: usize,
     fill_done: u32,
-    /// Served bytes that are still before the range, and those of it that are still to come.
+    /// Served bytes before the range that are not skipped yet, and bytes of the range that are not read yet.
     skip: u64,
     take: u64,
 }
 
 impl ReadSource {
-    pub(super) fn new(plan: &Arc<Plan>, range: Range<u64>) -> Self {
+    pub(super) fn new(plan: &Arc<ReadPlan>, range: Range<u64>) -> Self {
         let rows = match &plan.chunks {
             Chunks::Rows(rows) => Arc::clone(rows),
             Chunks::Windows(_) => Arc::from([]),
@@ -218,7 +269,7 @@ impl ReadSource {
         source
     }
 
-    /// Windows before the range are not loaded; only their fills count.
+    /// Skips windows before the range without loading them; only their fills count.
     fn skip_windows(&mut self) {
         let plan = Arc::clone(&self.plan);
         let Chunks::Windows(windows) = &plan.chunks else { return };
@@ -286,7 +337,7 @@ impl ReadSource {
 
     fn take_fills(&mut self, count: usize, mut into: Option<&mut Vec<HoleFill>>) {
         for _ in 0..count {
-            // A recipe has as many fills as its chunks have holes: the tag, which covers both, was recomputed at opening.
+            // A recipe has as many fills as its chunks have holes: opening recomputed the tag, which covers both.
             let Some(run) = self.plan.recipe.fills.get(self.fill_run) else { return };
             if let Some(into) = into.as_deref_mut() {
                 into.push(self.plan.recipe.hashes[run.hash as usize]);

@@ -1,6 +1,7 @@
 //! Every integration test of `dormer-engine`: one program, because each program costs a link.
 
 mod at_rest;
+mod changes;
 mod common;
 mod cost;
 mod crash;

@@ -133,7 +133,7 @@ async fn a_closure_costs_few_requests() {
             "{page}"
         );
         assert!(page.contains("dormer_store_requests_limit 64\n"), "{page}");
-        assert!(page.contains("dormer_index_connections_limit 5\n"), "{page}");
+        assert!(page.contains("dormer_budget_limit{budget=\"index_connections\"} 5\n"), "{page}");
 
         // What was just stored is known to be there.
         read_all(&engine, &cache, &closure, 1).await;

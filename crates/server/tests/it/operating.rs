@@ -125,7 +125,8 @@ fn a_reader_who_takes_nothing_loses_its_turn() {
     let mut sleeper = server.connect();
     let ask = format!("GET {} HTTP/1.1\r\nHost: x\r\n\r\n", server.nar_url("main", &path(1)));
     sleeper.write_all(ask.as_bytes()).unwrap();
-    common::until("the reader has the only turn", || (server.metric("dormer_reads") > 0).then_some(()));
+    let in_use = "dormer_budget_in_use{budget=\"streams\"}";
+    common::until("the reader has the only turn", || (server.metric(in_use) > 0).then_some(()));
     // Waits for the turn, which the sleeper loses.
     assert_eq!(server.get(&server.nar_url("main", &path(2))).status, 200);
     let mut rest = Vec::new();

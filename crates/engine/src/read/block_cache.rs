@@ -1,13 +1,13 @@
-//! Small reads over a network: the block around them is fetched, and kept for a while.
+//! A cache of blocks for small reads over a network: a small read fetches the block around it, which is kept for a while.
 //!
-//! Half of the NARs of a closure are smaller than 5 KiB and were pushed together, so they lie side by side in few packs, and they are
-//! fetched together too. A request for each would cost more than all of their bytes.
+//! Half of the NARs of a closure are smaller than 5 KiB and were pushed together. They lie side by side in few packs, and
+//! clients fetch them together too. A request for each would cost more than all their bytes.
 //!
 //! Invariants
-//! - What is handed out is a copy: nobody's slice keeps a block alive, so no more than [`BLOCKS_BYTES_MAX`] is kept.
-//! - Blocks are bytes, not chunks: who reads compares checksums, whether a block is fresh or not. Packs never change, and their
-//!   names are never used twice, so that a kept block is never of something else.
-//! - Who asks for a block that another one is fetching waits for that one.
+//! - Callers get copies: no slice keeps a block alive, so the cache keeps no more than [`BLOCKS_BYTES_MAX`].
+//! - Blocks are bytes, not chunks: the caller compares checksums, whether a block is fresh or not. Packs never change, and
+//!   their names are never used twice, so a kept block never holds other bytes.
+//! - A caller that needs a block which another caller is fetching waits for that fetch.
 
 use std::ops::Range;
 use std::sync::Arc;
@@ -19,39 +19,40 @@ use moka::future::Cache;
 
 use crate::PACK_PROOF;
 
-/// What is fetched at once: about 1 ms at 100 MB/s, against 10 to 50 for a request. Blocks lie side by side from a pack's first byte on.
+/// Bytes of a block: about 1 ms at 100 MB/s, against 10 to 50 ms for a request. Blocks lie side by side from a pack's first
+/// byte on.
 pub(super) const BLOCK_BYTES: u64 = 128 * 1024;
 
-/// Largest read that is made out of a block.
+/// Largest read that is served from a block.
 const SMALL_BYTES_MAX: u64 = 32 * 1024;
 
-/// Memory for blocks that are kept: two packs' worth of small NARs for a closure of a hundred packs.
+/// Memory for kept blocks: the small NARs of two packs for a closure of a hundred packs.
 pub(crate) const BLOCKS_BYTES_MAX: u64 = 4 * 1024 * 1024;
 
-/// Whether a read is made out of a block.
+/// Whether a read is served from a block.
 pub(super) fn is_small(bytes: &Range<u64>) -> bool {
     bytes.end - bytes.start <= SMALL_BYTES_MAX && bytes.start / BLOCK_BYTES == (bytes.end - 1) / BLOCK_BYTES
 }
 
-/// The blocks that are kept.
+/// The kept blocks.
 #[derive(Debug)]
-pub(crate) struct SmallReads {
+pub(crate) struct BlockCache {
     blocks: Cache<(PackId, u64), Bytes>,
 }
 
-impl SmallReads {
+impl BlockCache {
     pub(crate) fn new() -> Self {
         let weight = |_: &(PackId, u64), block: &Bytes| u32::try_from(block.len() + 128).unwrap_or(u32::MAX);
         let blocks = Cache::builder()
             .max_capacity(BLOCKS_BYTES_MAX)
             .weigher(weight)
-            // What is served from a block counts as a proof that its pack is there.
+            // A read that a block serves counts as a proof that the pack exists.
             .time_to_live(PACK_PROOF)
             .build();
         Self { blocks }
     }
 
-    /// Reads a small range, exactly, from what is kept or through its block.
+    /// Reads exactly a small range, from a kept block or by fetching its block.
     pub(super) async fn read(
         &self,
         blobs: &dyn Blobs,
@@ -62,8 +63,8 @@ impl SmallReads {
         let block_start = bytes.start / BLOCK_BYTES * BLOCK_BYTES;
         let fetch = blobs.get_up_to(&key, block_start..block_start + BLOCK_BYTES);
         let block = self.blocks.try_get_with((pack, block_start), fetch).await.map_err(own)?;
-        let place = |position: u64| usize::try_from(position - block_start).expect("it lies in the block");
-        let wanted = block.get(place(bytes.start)..place(bytes.end));
+        let in_block = |position: u64| usize::try_from(position - block_start).expect("it lies in the block");
+        let wanted = block.get(in_block(bytes.start)..in_block(bytes.end));
         let wanted = wanted.ok_or_else(|| dormer_blobs::Error::Truncated { key: key.to_string() })?;
         Ok(Bytes::copy_from_slice(wanted))
     }
@@ -74,7 +75,7 @@ impl SmallReads {
     }
 }
 
-/// Everybody who waited for a block gets the error of the one who fetched it.
+/// All callers that waited for a block get the error of its fetch.
 fn own(error: Arc<dormer_blobs::Error>) -> dormer_blobs::Error {
     use dormer_blobs::Error;
     Arc::try_unwrap(error).unwrap_or_else(|shared| match &*shared {
@@ -94,7 +95,7 @@ fn own(error: Arc<dormer_blobs::Error>) -> dormer_blobs::Error {
     })
 }
 
-/// An error of somebody else's call.
+/// An error of another caller's fetch.
 #[derive(Debug, thiserror::Error)]
 #[error(transparent)]
 struct Shared(Arc<dormer_blobs::Error>);
@@ -149,15 +150,15 @@ mod tests {
     }
 
     fn bytes(len: usize) -> Bytes {
-        (0..len).map(|place| (place * 31 % 251).to_le_bytes()[0]).collect()
+        (0..len).map(|position| (position * 31 % 251).to_le_bytes()[0]).collect()
     }
 
     #[tokio::test]
     async fn neighbours_cost_one_request_also_when_they_are_asked_for_at_once() {
-        let (store, small) = (Counted::default(), SmallReads::new());
+        let (store, cache) = (Counted::default(), BlockCache::new());
         let whole = bytes(200_000);
         store.put(&BlobKey::Pack(pack(1)), std::slice::from_ref(&whole)).await.unwrap();
-        let read = |start: u64| small.read(&store, pack(1), start..start + 1_000);
+        let read = |start: u64| cache.read(&store, pack(1), start..start + 1_000);
         let at_once = futures::future::try_join_all((0..20).map(|n| read(n * 5_000))).await.unwrap();
         for (n, got) in at_once.iter().enumerate() {
             assert_eq!(*got, whole[n * 5_000..n * 5_000 + 1_000]);
@@ -167,35 +168,35 @@ mod tests {
         assert_eq!(read(199_000).await.unwrap(), whole[199_000..]);
         assert_eq!(store.reads.load(Ordering::SeqCst), 2);
         assert!(matches!(read(199_500).await, Err(Error::Truncated { .. })));
-        small.forget(pack(1), &(10..20)).await;
+        cache.forget(pack(1), &(10..20)).await;
         read(0).await.unwrap();
         assert_eq!(store.reads.load(Ordering::SeqCst), 3);
     }
 
     #[tokio::test]
-    async fn a_failure_is_everybodys_and_is_not_kept() {
-        let (store, small) = (Counted::default(), SmallReads::new());
+    async fn a_failure_is_shared_by_all_callers_and_is_not_kept() {
+        let (store, cache) = (Counted::default(), BlockCache::new());
         store.put(&BlobKey::Pack(pack(1)), &[bytes(1_000)]).await.unwrap();
         store.is_away.store(true, Ordering::SeqCst);
-        let (a, b) = tokio::join!(small.read(&store, pack(1), 0..10), small.read(&store, pack(1), 20..30));
+        let (a, b) = tokio::join!(cache.read(&store, pack(1), 0..10), cache.read(&store, pack(1), 20..30));
         assert!(matches!(a, Err(Error::Unavailable { .. })), "{a:?}");
         assert!(matches!(b, Err(Error::Unavailable { .. })), "{b:?}");
         store.is_away.store(false, Ordering::SeqCst);
-        assert_eq!(small.read(&store, pack(1), 20..30).await.unwrap(), bytes(1_000)[20..30]);
-        let missing = small.read(&store, pack(2), 0..10).await;
+        assert_eq!(cache.read(&store, pack(1), 20..30).await.unwrap(), bytes(1_000)[20..30]);
+        let missing = cache.read(&store, pack(2), 0..10).await;
         assert!(matches!(missing, Err(Error::NotFound { .. })), "{missing:?}");
     }
 
     #[tokio::test]
-    async fn no_more_is_kept_than_there_is_memory_for() {
-        let (store, small) = (Counted::default(), SmallReads::new());
+    async fn the_cache_keeps_no_more_than_its_limit() {
+        let (store, cache) = (Counted::default(), BlockCache::new());
         for number in 0..100 {
             store.put(&BlobKey::Pack(pack(number)), &[bytes(150_000)]).await.unwrap();
-            small.read(&store, pack(number), 5..6).await.unwrap();
+            cache.read(&store, pack(number), 5..6).await.unwrap();
         }
-        small.blocks.run_pending_tasks().await;
-        assert!(small.blocks.weighted_size() <= BLOCKS_BYTES_MAX);
-        assert!(small.blocks.entry_count() > 20);
+        cache.blocks.run_pending_tasks().await;
+        assert!(cache.blocks.weighted_size() <= BLOCKS_BYTES_MAX);
+        assert!(cache.blocks.entry_count() > 20);
     }
 
     #[test]

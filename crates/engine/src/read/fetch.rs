@@ -1,9 +1,8 @@
-//! Carrying out a read: bytes are fetched, verified and spliced; what cannot be read is marked.
+//! Executes a read: fetches, verifies and splices bytes, and marks bytes that cannot be read.
 
 use std::collections::{HashMap, HashSet, VecDeque};
 use std::ops::Range;
 use std::sync::Arc;
-use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
 use dormer_blobs::BlobKey;
@@ -11,21 +10,21 @@ use dormer_format::{ChunkRun, PackId, checksum, splice};
 use dormer_index::{ChunkRow, PackNumber};
 use futures::future::try_join_all;
 
-use super::open::Plan;
-use super::plan::{Fetch, Read};
-use super::small;
-use crate::memory::{Reservation, hold};
+use super::block_cache;
+use super::plan::{Fetch, Read, ReadPlan};
+use crate::back_off::pause_after;
+use crate::budget::{BudgetShare, hold};
 use crate::{Engine, Error, Result};
 
-/// Tries of one read before it counts as damaged or unavailable.
+/// Attempts of one fetch before its bytes count as damaged or unavailable.
 const TRIES: u32 = 3;
 
 impl Engine {
     /// Reads, verifies and splices.
-    pub(super) async fn read(self, plan: Arc<Plan>, read: Read) -> Result<VecDeque<Bytes>> {
+    pub(super) async fn read(self, plan: Arc<ReadPlan>, read: Read) -> Result<VecDeque<Bytes>> {
         let rows = &read.rows[read.chunks.clone()];
         let fetched_bytes: u64 = read.fetches.iter().map(|fetch| self.fetch_memory_bytes(fetch)).sum();
-        let mut reservation = self.read_memory().reserve(fetched_bytes + read.copied_bytes).await?;
+        let mut memory = self.read_memory().take(fetched_bytes + read.copied_bytes).await?;
         let engine = &self;
         let fetches = read.fetches.iter().map(|fetch| {
             let rows = rows.iter().filter(|row| fetch.holds(row)).collect::<Vec<_>>();
@@ -34,10 +33,10 @@ impl Engine {
         let failure = match try_join_all(fetches).await {
             Ok(stored) => {
                 let kept_bytes: u64 = read.fetches.iter().map(|fetch| self.kept_bytes(fetch)).sum();
-                reservation.shrink_to(kept_bytes + read.copied_bytes);
-                let reservation = Arc::new(reservation);
-                let stored: Vec<Bytes> = stored.into_iter().map(|bytes| hold(bytes, &reservation)).collect();
-                match splice_read(&read, &stored, &reservation) {
+                memory.shrink_to(kept_bytes + read.copied_bytes);
+                let memory = Arc::new(memory);
+                let stored: Vec<Bytes> = stored.into_iter().map(|bytes| hold(bytes, &memory)).collect();
+                match splice_read(&read, &stored, &memory) {
                     Ok(pieces) => return Ok(pieces),
                     Err(number) => ReadFailure::Damaged(vec![number]),
                 }
@@ -47,7 +46,7 @@ impl Engine {
         let is_damaged = match failure {
             ReadFailure::Unavailable(error) => return Err(error.into()),
             ReadFailure::PackLost(pack) => {
-                // A truncated pack is there, and lost all the same.
+                // A truncated pack exists, and counts as lost all the same.
                 let mut lost = self.lost_packs(&plan.recipe).await?;
                 lost.insert(pack);
                 self.mark_lost_packs(plan.nar, &plan.hash, &plan.recipe, &lost).await
@@ -63,21 +62,21 @@ impl Engine {
         if is_damaged {
             return Err(Error::Damaged { nar: plan.hash });
         }
-        // It is there, somewhere else by now, or nobody can tell: that is no "not here".
+        // The chunk moved meanwhile, or the index cannot tell: that is no "not here".
         self.remembered_plans().invalidate_all();
         Err(Error::Reencoded { nar: plan.hash })
     }
 
-    /// Those of the damaged chunks that still lie where a read looked for them. A slow reader may hold places from before a
-    /// healing push, and must not take back what that push was acknowledged for.
+    /// Those of the damaged chunks that still lie where a read looked for them. A slow reader may hold positions from before
+    /// a healing push, and must not mark what that push healed.
     pub(crate) async fn still_there(&self, seen: &[ChunkRow], mut chunks: Vec<u64>) -> Vec<u64> {
         let runs: Vec<ChunkRun> = chunks.iter().map(|number| ChunkRun { first: *number, count: 1 }).collect();
         if let Ok(present) = self.index().load_chunks(&runs).await {
-            let places: HashMap<u64, (PackNumber, u64)> =
+            let seen_at: HashMap<u64, (PackNumber, u64)> =
                 seen.iter().map(|row| (row.number, (row.pack, row.offset))).collect();
             let moved: HashSet<u64> = present
                 .iter()
-                .filter(|row| places.get(&row.number) != Some(&(row.pack, row.offset)))
+                .filter(|row| seen_at.get(&row.number) != Some(&(row.pack, row.offset)))
                 .map(|row| row.number)
                 .collect();
             chunks.retain(|number| !moved.contains(number));
@@ -95,7 +94,7 @@ impl Engine {
         let mut attempt = 1;
         loop {
             match self.fetch_once(fetch, rows, attempt == 1).await {
-                // A store that is away was waited for already.
+                // The store's own retries have waited for it already.
                 Err(ReadFailure::Unavailable(error)) if !error.is_worth_a_retry() => {
                     return Err(ReadFailure::Unavailable(error));
                 }
@@ -103,12 +102,12 @@ impl Engine {
                 outcome => return outcome,
             }
             self.metrics().read_retries.inc();
-            tokio::time::sleep(Duration::from_millis(20 * 4u64.pow(attempt))).await;
+            pause_after(attempt).await;
             attempt += 1;
         }
     }
 
-    /// Bytes that were kept from a read before are as good as those from the store, as long as their checksums are.
+    /// Bytes from the block cache are as good as bytes from the store, as long as their checksums match.
     async fn fetch_once(
         &self,
         fetch: &Fetch,
@@ -116,7 +115,7 @@ impl Engine {
         from_memory: bool,
     ) -> Result<Bytes, ReadFailure> {
         let got = if from_memory && self.is_small(fetch) {
-            self.small_reads().read(&**self.blobs(), fetch.pack_id, fetch.bytes.clone()).await
+            self.block_cache().read(&**self.blobs(), fetch.pack_id, fetch.bytes.clone()).await
         } else {
             self.blobs().get_range(&BlobKey::Pack(fetch.pack_id), fetch.bytes.clone()).await
         };
@@ -138,26 +137,26 @@ impl Engine {
             return Ok(stored);
         }
         if self.is_small(fetch) {
-            self.small_reads().forget(fetch.pack_id, &fetch.bytes).await;
+            self.block_cache().forget(fetch.pack_id, &fetch.bytes).await;
         }
         Err(ReadFailure::Damaged(damaged))
     }
 
     fn is_small(&self, fetch: &Fetch) -> bool {
-        self.blobs().is_remote() && small::is_small(&fetch.bytes)
+        self.blobs().is_remote() && block_cache::is_small(&fetch.bytes)
     }
 
-    /// Memory that a fetch takes while it is under way, in bytes.
+    /// Memory of a fetch in progress, in bytes.
     fn fetch_memory_bytes(&self, fetch: &Fetch) -> u64 {
         match self.blobs().is_remote() {
-            true if small::is_small(&fetch.bytes) => small::BLOCK_BYTES + fetch.len(),
+            true if block_cache::is_small(&fetch.bytes) => block_cache::BLOCK_BYTES + fetch.len(),
             true => fetch.len(),
             // Local reads come in buffers that are powers of two.
             false => fetch.len().next_power_of_two(),
         }
     }
 
-    /// Memory that what was fetched takes, in bytes.
+    /// Memory of the fetched bytes, in bytes.
     fn kept_bytes(&self, fetch: &Fetch) -> u64 {
         if self.is_small(fetch) { fetch.len() } else { self.fetch_memory_bytes(fetch) }
     }
@@ -167,9 +166,9 @@ impl Engine {
 pub(crate) enum ReadFailure {
     /// These chunks are changed.
     Damaged(Vec<u64>),
-    /// The pack is not there, or cut short.
+    /// The pack is missing or truncated.
     PackLost(PackId),
-    /// The store cannot be reached: nothing is known of the bytes.
+    /// The store cannot be reached, so the state of the bytes is unknown.
     Unavailable(dormer_blobs::Error),
 }
 
@@ -179,41 +178,37 @@ fn within(row: &ChunkRow, start: u64) -> Range<usize> {
     offset..offset + row.layout.stored_len() as usize
 }
 
-/// The pieces to send, from the bytes of the read's fetches. An error is the number of a chunk whose layout or fills do not
-/// fit: its row is what is damaged.
-fn splice_read(
-    read: &Read,
-    stored: &[Bytes],
-    reservation: &Arc<Reservation>,
-) -> Result<VecDeque<Bytes>, u64> {
+/// Makes the pieces to send from the bytes of the read's fetches. An error is the number of a chunk whose layout or fills do
+/// not fit: its row is damaged.
+fn splice_read(read: &Read, stored: &[Bytes], memory: &Arc<BudgetShare>) -> Result<VecDeque<Bytes>, u64> {
     let mut pieces = VecDeque::new();
-    // Neighbours without holes leave as one piece, straight from what was read.
+    // Neighbours without holes are sent as one piece, without a copy.
     let mut plain = Plain { fetch: 0, bytes: 0..0 };
     let mut fills = read.fills.as_slice();
     let mut parts = Vec::new();
     for row in &read.rows[read.chunks.clone()] {
         let number = read.fetches.iter().position(|fetch| fetch.holds(row)).ok_or(row.number)?;
-        let place = within(row, read.fetches[number].bytes.start);
+        let position = within(row, read.fetches[number].bytes.start);
         if row.layout.holes.is_empty() {
-            if plain.fetch != number || plain.bytes.end != place.start {
+            if plain.fetch != number || plain.bytes.end != position.start {
                 push_piece(&mut pieces, plain.take(stored));
-                plain = Plain { fetch: number, bytes: place.start..place.start };
+                plain = Plain { fetch: number, bytes: position.start..position.start };
             }
-            plain.bytes.end = place.end;
+            plain.bytes.end = position.end;
             continue;
         }
         push_piece(&mut pieces, plain.take(stored));
         let (own, rest) = fills.split_at_checked(row.layout.holes.len()).ok_or(row.number)?;
         fills = rest;
-        // Frames between holes are small; sending them one by one costs more than copying them together.
+        // Frames between holes are small: sending them one by one costs more than copying them together.
         parts.clear();
-        splice(&stored[number].slice(place), &row.layout, own, &mut parts).map_err(|_| row.number)?;
+        splice(&stored[number].slice(position), &row.layout, own, &mut parts).map_err(|_| row.number)?;
         let length = parts.iter().map(Bytes::len).sum();
         let mut joined = BytesMut::with_capacity(length);
         for part in &parts {
             joined.extend_from_slice(part);
         }
-        push_piece(&mut pieces, hold(joined.freeze(), reservation));
+        push_piece(&mut pieces, hold(joined.freeze(), memory));
     }
     push_piece(&mut pieces, plain.take(stored));
     trim(&mut pieces, read.skip, read.take);
