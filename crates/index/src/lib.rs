@@ -40,8 +40,9 @@ pub use error::{Error, Result};
 pub use examination::Examination;
 pub use migrations::{Migration, MigrationPlan};
 pub use publish::{
-    Lease, PendingObject, PublishBacklog, PublishCounts, PublishDone, PublishIndex, PublishIntent,
-    PublishState, PublishTarget, PublishedCache, PublishedNar, PublishedObject, TargetId,
+    AbsentPage, CacheScan, Lease, NotedFrom, PendingObject, PendingVerdicts, PublishBacklog, PublishCounts,
+    PublishDone, PublishIndex, PublishIntent, PublishState, PublishTarget, PublishedCache, PublishedNar,
+    PublishedObject, ReferrersTaken, RemovablePage, TargetId,
 };
 pub use sql_index::SqlIndex;
 pub use topics::audit::Audit;

@@ -1,19 +1,27 @@
 //! What publishing remembers: the contract, and the statements behind it.
 
+#[cfg(test)]
+mod bulk_tests;
 mod contract;
+#[cfg(test)]
+mod plan_tests;
+mod records;
 pub(crate) mod work;
 
 pub use contract::{
-    Lease, PendingObject, PublishBacklog, PublishCounts, PublishDone, PublishIndex, PublishIntent,
-    PublishState, PublishTarget, PublishedCache, PublishedNar, PublishedObject, TargetId,
+    AbsentPage, CacheScan, Lease, NotedFrom, PendingObject, PendingVerdicts, PublishBacklog, PublishCounts,
+    PublishDone, PublishIndex, PublishIntent, PublishState, PublishTarget, PublishedCache, PublishedNar,
+    PublishedObject, ReferrersTaken, RemovablePage, TargetId,
 };
+
+use std::ops::RangeInclusive;
 
 use async_trait::async_trait;
 use dormer_format::EncodingTag;
 use dormer_nix::{NarHash, StorePathHash};
 
 use crate::Result;
-use crate::contract::{CacheId, FoundObject, OutboxPosition, UnixSeconds};
+use crate::contract::{CacheId, FoundObject, UnixSeconds};
 use crate::sql;
 use crate::sql_index::{Dialect, SqlIndex};
 
@@ -38,9 +46,8 @@ impl<D: Dialect> PublishIndex for SqlIndex<D> {
         })
         .await
     }
-    async fn renew_lease(&self, lease: &Lease, ends_at: UnixSeconds) -> Result<()> {
-        self.write("renew a target's lease", async |mut tx| work::renew_lease(&mut tx, lease, ends_at).await)
-            .await
+    async fn renew_lease(&self, lease: &Lease) -> Result<()> {
+        self.write("renew a target's lease", async |mut tx| work::renew_lease(&mut tx, lease).await).await
     }
     async fn release_lease(&self, lease: &Lease, at: UnixSeconds, error: Option<&str>) -> Result<()> {
         self.write("give a target's lease back", async |mut tx| {
@@ -48,23 +55,33 @@ impl<D: Dialect> PublishIndex for SqlIndex<D> {
         })
         .await
     }
-    async fn move_target(&self, lease: &Lease, location: &str) -> Result<()> {
-        self.write("move a target", async |mut tx| work::move_target(&mut tx, lease, location).await).await
+    async fn move_target(&self, lease: &Lease, location: &str, compared: bool) -> Result<()> {
+        self.write("move a target", async |mut tx| {
+            work::move_target(&mut tx, lease, location, compared).await
+        })
+        .await
     }
     async fn note_pending(
         &self,
         lease: &Lease,
         objects: &[(CacheId, StorePathHash, UnixSeconds)],
-        cursor: Option<OutboxPosition>,
+        from: NotedFrom,
     ) -> Result<()> {
         self.write("note what to publish", async |mut tx| {
-            work::note_pending(&mut tx, lease, objects, cursor).await
+            work::note_pending(&mut tx, lease, objects, from).await
         })
         .await
     }
-    async fn note_all_pending(&self, lease: &Lease, cache: CacheId, at: UnixSeconds) -> Result<()> {
+    async fn note_cache_step(
+        &self,
+        lease: &Lease,
+        cache: CacheId,
+        scan: CacheScan,
+        limit: u32,
+        at: UnixSeconds,
+    ) -> Result<Option<CacheScan>> {
         self.write("note a cache to publish", async |mut tx| {
-            work::note_all_pending(&mut tx, lease, cache, at).await
+            work::note_cache_step(&mut tx, lease, cache, scan, limit, at).await
         })
         .await
     }
@@ -86,43 +103,21 @@ impl<D: Dialect> PublishIndex for SqlIndex<D> {
         cache: CacheId,
         after: Option<StorePathHash>,
         limit: u32,
-    ) -> Result<Vec<StorePathHash>> {
+    ) -> Result<AbsentPage> {
         self.read("list what to remove", async |mut tx| {
             work::pending_absent(&mut tx, target, cache, after, limit).await
         })
         .await
     }
-    async fn note_waiting(
+    async fn settle_pending(
         &self,
         lease: &Lease,
         cache: CacheId,
-        reasons: &[(StorePathHash, String)],
-    ) -> Result<()> {
-        self.write("note why objects wait", async |mut tx| {
-            work::note_waiting(&mut tx, lease, cache, reasons).await
-        })
-        .await
-    }
-    async fn note_lost(
-        &self,
-        lease: &Lease,
-        cache: CacheId,
-        lost: &[(StorePathHash, StorePathHash)],
-    ) -> Result<()> {
-        self.write("note what was removed under objects", async |mut tx| {
-            work::note_lost(&mut tx, lease, cache, lost).await
-        })
-        .await
-    }
-    async fn note_removed(
-        &self,
-        lease: &Lease,
-        cache: CacheId,
-        hashes: &[StorePathHash],
+        verdicts: &PendingVerdicts,
         at: UnixSeconds,
     ) -> Result<()> {
-        self.write("note what was removed", async |mut tx| {
-            work::note_removed(&mut tx, lease, cache, hashes, at).await
+        self.write("note what became of objects", async |mut tx| {
+            work::settle_pending(&mut tx, lease, cache, verdicts, at).await
         })
         .await
     }
@@ -137,15 +132,15 @@ impl<D: Dialect> PublishIndex for SqlIndex<D> {
         })
         .await
     }
-    async fn forget_removed(&self, lease: &Lease, cache: CacheId, before: UnixSeconds) -> Result<()> {
+    async fn forget_removed(
+        &self,
+        lease: &Lease,
+        cache: CacheId,
+        before: UnixSeconds,
+        limit: u32,
+    ) -> Result<u64> {
         self.write("forget what was removed", async |mut tx| {
-            work::forget_removed(&mut tx, lease, cache, before).await
-        })
-        .await
-    }
-    async fn drop_pending(&self, lease: &Lease, cache: CacheId, hashes: &[StorePathHash]) -> Result<()> {
-        self.write("note what is done", async |mut tx| {
-            work::drop_pending(&mut tx, lease, cache, hashes).await
+            work::forget_removed(&mut tx, lease, cache, before, limit).await
         })
         .await
     }
@@ -158,9 +153,9 @@ impl<D: Dialect> PublishIndex for SqlIndex<D> {
         })
         .await
     }
-    async fn forget_published_cache(&self, lease: &Lease, cache: CacheId) -> Result<()> {
+    async fn forget_published_cache(&self, lease: &Lease, cache: CacheId, limit: u32) -> Result<bool> {
         self.write("forget a published cache", async |mut tx| {
-            work::forget_published_cache(&mut tx, lease, cache).await
+            work::forget_published_cache(&mut tx, lease, cache, limit).await
         })
         .await
     }
@@ -194,11 +189,12 @@ impl<D: Dialect> PublishIndex for SqlIndex<D> {
         &self,
         target: TargetId,
         cache: CacheId,
+        bytes: RangeInclusive<u8>,
         after: Option<StorePathHash>,
         limit: u32,
     ) -> Result<Vec<PublishedObject>> {
         self.read("list published objects", async |mut tx| {
-            work::list_published(&mut tx, target, cache, after, limit).await
+            work::list_published(&mut tx, target, cache, bytes.clone(), after, limit).await
         })
         .await
     }
@@ -217,22 +213,12 @@ impl<D: Dialect> PublishIndex for SqlIndex<D> {
         &self,
         target: TargetId,
         cache: CacheId,
-        after: Option<(NarHash, dormer_format::EncodingTag)>,
+        bytes: RangeInclusive<u8>,
+        after: Option<(NarHash, EncodingTag)>,
         limit: u32,
     ) -> Result<Vec<PublishedNar>> {
         self.read("list published NARs", async |mut tx| {
-            work::list_published_nars(&mut tx, target, cache, after, limit).await
-        })
-        .await
-    }
-    async fn nars_left_by(
-        &self,
-        target: TargetId,
-        cache: CacheId,
-        hashes: &[StorePathHash],
-    ) -> Result<Vec<PublishedNar>> {
-        self.read("find published NARs", async |mut tx| {
-            work::nars_left_by(&mut tx, target, cache, hashes).await
+            work::list_published_nars(&mut tx, target, cache, bytes.clone(), after, limit).await
         })
         .await
     }
@@ -272,15 +258,15 @@ impl<D: Dialect> PublishIndex for SqlIndex<D> {
         })
         .await
     }
-    async fn begin_removing(
-        &self,
-        lease: &Lease,
-        cache: CacheId,
-        hashes: &[StorePathHash],
-        at: UnixSeconds,
-    ) -> Result<u64> {
+    async fn begin_removing(&self, lease: &Lease, cache: CacheId, hashes: &[StorePathHash]) -> Result<()> {
         self.write("begin to remove", async |mut tx| {
-            work::begin_removing(&mut tx, lease, cache, hashes, at).await
+            work::begin_removing(&mut tx, lease, cache, hashes).await
+        })
+        .await
+    }
+    async fn take_referrers(&self, lease: &Lease, cache: CacheId, at: UnixSeconds) -> Result<ReferrersTaken> {
+        self.write("take referrers along", async |mut tx| {
+            work::take_referrers(&mut tx, lease, cache, at).await
         })
         .await
     }
@@ -289,10 +275,11 @@ impl<D: Dialect> PublishIndex for SqlIndex<D> {
         target: TargetId,
         cache: CacheId,
         any: bool,
+        after: Option<StorePathHash>,
         limit: u32,
-    ) -> Result<Vec<StorePathHash>> {
+    ) -> Result<RemovablePage> {
         self.read("find what to remove next", async |mut tx| {
-            work::removable(&mut tx, target, cache, any, limit).await
+            work::removable(&mut tx, target, cache, any, after, limit).await
         })
         .await
     }
@@ -307,17 +294,15 @@ impl<D: Dialect> PublishIndex for SqlIndex<D> {
         })
         .await
     }
-    async fn set_nar_deadline(
+    async fn end_graces(
         &self,
         lease: &Lease,
         cache: CacheId,
-        nars: &[(NarHash, EncodingTag)],
+        hashes: &[StorePathHash],
         at: UnixSeconds,
-    ) -> Result<()> {
-        self.write("end a grace", async |mut tx| {
-            work::set_nar_deadline(&mut tx, lease, cache, nars, at).await
-        })
-        .await
+    ) -> Result<u64> {
+        self.write("end graces", async |mut tx| work::end_graces(&mut tx, lease, cache, hashes, at).await)
+            .await
     }
     async fn begin_deleting_nars(
         &self,
@@ -346,9 +331,10 @@ impl<D: Dialect> PublishIndex for SqlIndex<D> {
         objects: &[StorePathHash],
         nars: &[(NarHash, EncodingTag)],
         at: UnixSeconds,
+        scan: CacheScan,
     ) -> Result<()> {
         self.write("note what is missing", async |mut tx| {
-            work::note_drift(&mut tx, lease, cache, objects, nars, at).await
+            work::note_drift(&mut tx, lease, cache, objects, nars, at, scan).await
         })
         .await
     }

@@ -1,7 +1,7 @@
 //! The small documents about caches: `nix-cache-info`, the state document, the catalogue.
 //!
-//! Who may read a cache is written before its contents are, how much there is after; a document that says what the last one
-//! said is not written again.
+//! The publisher writes who may read a cache before the cache's contents, and how much there is after them. It does not write a
+//! document again that would say the same.
 
 use dormer_api::CacheName;
 use dormer_edge::{CacheState, Catalog, EdgeKey};
@@ -11,9 +11,9 @@ use dormer_nix::NarHash;
 use crate::Result;
 use crate::publisher::Run;
 use crate::report::CacheOutcome;
-use crate::upload::put_small;
+use crate::transfer::put_small;
 
-/// Digest of what every narinfo of a cache depends on: when it changes, all of them are written anew.
+/// Digest of what every narinfo of a cache depends on. When it changes, the publisher writes all narinfos anew.
 pub(crate) fn basis(cache: &Cache) -> Vec<u8> {
     let mut text = format!("1\n{}\n", cache.store_dir);
     for key in cache.keys.iter().filter(|key| key.active) {
@@ -38,8 +38,8 @@ fn describe(run: &Run<'_>, cache: &Cache, name: &CacheName, before: Option<&Cach
     }
 }
 
-/// Writes what has to be known before anything is read: who may, and where the store is. `anew`: also if it is what was written before,
-/// which may not be there any more.
+/// Writes what readers need first: who may read, and where the store is. With `anew`, also when the same was written before: that
+/// may be gone.
 pub(crate) async fn write_before(
     run: &Run<'_>,
     cache: &Cache,
@@ -64,7 +64,7 @@ pub(crate) async fn write_before(
     Ok(())
 }
 
-/// Writes what there is now, if it changed; also if a run changed it that did not come to this.
+/// Writes what there is now, if this run changed it, or an earlier run that ended before this step.
 pub(crate) async fn write_after(
     run: &Run<'_>,
     cache: &Cache,
@@ -96,10 +96,10 @@ async fn write_state(
     let json = state.to_json();
     put_small(run.files(), &EdgeKey::State(name.clone()), state.public, json.clone()).await?;
     row.document = json;
-    Ok(run.state().write_published_cache(&run.lease, row).await?)
+    Ok(run.state().write_published_cache(&run.lease(), row).await?)
 }
 
-/// Writes the catalogue of public caches, if it says something else than the one that is there. One read.
+/// Writes the catalogue of public caches, unless the same is there. Costs one read.
 pub(crate) async fn write_catalog(run: &Run<'_>, names: Vec<CacheName>) -> Result<()> {
     let json = Catalog::new(names).to_json();
     let there = run.files().get(&EdgeKey::Catalog.to_string()).await?;
@@ -114,7 +114,7 @@ pub(crate) async fn remove_state(run: &Run<'_>, name: &CacheName) -> Result<()> 
     Ok(run.files().delete(&EdgeKey::State(name.clone()).to_string()).await?)
 }
 
-/// Removes what makes a folder a cache to Nix.
+/// Removes `nix-cache-info`, without which the folder is no cache to Nix.
 pub(crate) async fn remove_cache_info(run: &Run<'_>, name: &CacheName) -> Result<()> {
     Ok(run.files().delete(&EdgeKey::CacheInfo(name.clone()).to_string()).await?)
 }

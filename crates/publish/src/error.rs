@@ -7,51 +7,51 @@ pub type Result<T, E = Error> = std::result::Result<T, E>;
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
-    /// Another program is at it.
+    /// Another program has the target's lease.
     #[error(
         "target '{target}' is being published to by {holder}; its lease ends in {seconds} s unless it is renewed"
     )]
     Busy {
         /// The target.
         target: String,
-        /// Who.
+        /// That program.
         holder: String,
         /// When its lease ends.
         seconds: i64,
     },
-    /// The settings name another place than the one that was published to.
+    /// The settings name another location than the last run published to.
     #[error("target '{target}' was published to {before}, and is {now} in the settings")]
     Moved {
         /// The target.
         target: String,
-        /// Where it was.
+        /// The old location.
         before: String,
-        /// Where it is.
+        /// The location in the settings.
         now: String,
     },
-    /// A run that was to compare everything with what is at the target's new place did not end.
+    /// No run has compared all rows with what is at the target's new location.
     #[error("target '{target}' is {now} now, and what is there was not compared to its end")]
     Moving {
         /// The target.
         target: String,
-        /// Where it is.
+        /// The location in the settings.
         now: String,
     },
-    /// A private cache would be readable by anybody.
+    /// Anybody could read a private cache.
     #[error("cache '{cache}' is private, but anybody can read {location}: nothing of it is published")]
     PublicTarget {
         /// The cache.
         cache: String,
-        /// The target's place.
+        /// The target's location.
         location: String,
     },
-    /// A name of a cache that the edge cannot have.
+    /// The edge cannot have a cache of this name.
     #[error("the cache's name '{name}' cannot be published")]
     CacheName {
         /// The name.
         name: String,
     },
-    /// A NAR cannot be recompressed: a defect, since its frames were verified.
+    /// Recompressing a NAR failed. That is a defect: its frames were verified before.
     #[error("failed to recompress a NAR")]
     Recompress(#[source] std::io::Error),
     /// The engine failed.

@@ -1,35 +1,44 @@
 //! Publishing: from the outbox to edge targets.
 //!
-//! Layer: above the engine, beside the server. A [`Publisher`] brings the caches of one target there, as the layout of
-//! `dormer-edge` has them, and takes back what the lab took back. docs/STORAGE.md, "Publishing", has the orders and why they
-//! hold; docs/EDGE.md is for those who run it.
+//! Layer: above the engine, beside the server. A [`Publisher`] writes the caches of one target there,
+//! in the layout of `dormer-edge`, and removes what the lab removed. docs/STORAGE.md, "Publishing",
+//! states the orders and why they hold. docs/PUBLISHING.md is for operators.
+//!
+//! A run takes the lease (`target`), notes what changed (`follow`) and does the work over whole caches
+//! that is due (`scan`, `reconcile`). Then, page by page, it plans (`plan`, pure), brings (`bring`) and
+//! removes (`remove`), and writes the documents about each cache (`documents`). Each of these returns
+//! what it changed; `publisher` adds that up.
 //!
 //! Invariants
-//! - A narinfo is written after its NAR and after the narinfos of what it refers to, and removed before them: whatever a
-//!   reader finds in a target at any moment, its closure is there, or is upstream's.
-//! - Before anything is written or deleted in a target, a row says that it may be there or may be gone; so after a crash
-//!   nothing lies there that no row knows of, and the next run finishes it.
-//! - One program at a time writes to a target: its lease is checked in the transaction before each batch, and a successor
-//!   waits out the longest request of one that ended without a word.
-//! - The cost is that of what changed: one request for each NAR and each narinfo, a few for each cache. Nothing is listed but by
-//!   a reconciliation.
+//! - The publisher writes a narinfo after its NAR and after the narinfos of its references, and removes
+//!   it before them. So a reader always finds whole closures; what is missing is an upstream's.
+//! - Before the publisher writes or deletes a file, a row says that the file may be there or may be
+//!   gone. So after a crash a row knows of every file, and the next run finishes the work.
+//! - One program at a time writes to a target. Every write to the index checks the lease. A run gives
+//!   its lease back when none of its requests is under way; otherwise the next run waits for the
+//!   longest request.
+//! - A run costs what changed: one request for each NAR and each narinfo, and a few for each cache. Only
+//!   a reconciliation lists.
 
-mod all_of;
+mod bring;
 mod documents;
 mod error;
-mod page;
+mod follow;
+mod in_flight;
 mod plan;
 mod publisher;
 mod recompress;
 mod reconcile;
-mod removal;
+mod remove;
 mod report;
+mod scan;
 mod settings;
 mod status;
-mod upload;
+mod target;
+mod transfer;
 
 pub use error::{Error, Result};
 pub use publisher::{Mode, Publisher};
 pub use report::{CacheOutcome, Outcome, Preview, Reporter, Silent};
 pub use settings::TargetSettings;
-pub use status::{CacheStatus, TargetStatus, Waiting, status};
+pub use status::{CacheStatus, TargetStatus, WaitingPath, status};

@@ -1,7 +1,7 @@
 //! Which of a page of paths can be published now, and in which order. Pure.
 //!
-//! A path can go when each of its references is published, is upstream's, or goes before it. What cannot waits, and so does
-//! whatever refers to it; a circle waits for ever, as no Nix could fetch it either.
+//! A path can be published when each of its references is published, is an upstream's, or is published before it. Other paths
+//! wait, and so do all that refer to them. Circles wait for ever: Nix could not fetch them either.
 
 use std::collections::HashMap;
 use std::fmt;
@@ -79,26 +79,26 @@ impl fmt::Display for Wait {
 
 /// What becomes of a page.
 #[derive(Debug, Default)]
-pub(crate) struct PagePlan {
+pub(crate) struct BringPlan {
     /// Positions of candidates; those of a level refer only to those of levels before, and to what is published.
     pub(crate) levels: Vec<Vec<usize>>,
     /// Positions of those that wait.
     pub(crate) waiting: Vec<(usize, Wait)>,
-    /// References outside of the page that are present and not published: somebody has to look at them.
+    /// References outside of the page that are present and not published: a later page has to bring them.
     pub(crate) awaited: Vec<StorePathHash>,
 }
 
-/// Plans a page. `known` says what each reference is that is no candidate of this page or is published already.
-pub(crate) fn plan_page(
+/// Plans a page. `known` tells the state of each reference that is no candidate of this page, or is published already.
+pub(crate) fn plan_bringing(
     candidates: &[Candidate],
     known: &HashMap<StorePathHash, Reference>,
     now: UnixSeconds,
     settle_seconds: i64,
-) -> PagePlan {
+) -> BringPlan {
     let places: HashMap<StorePathHash, usize> =
         candidates.iter().enumerate().map(|(place, candidate)| (candidate.hash, place)).collect();
-    let mut plan = PagePlan::default();
-    // For each candidate, how many of the page have to go before it, and who goes after it.
+    let mut plan = BringPlan::default();
+    // For each candidate: how many of the page go before it, and which go after it.
     let mut before = vec![0_usize; candidates.len()];
     let mut after: Vec<Vec<usize>> = vec![Vec::new(); candidates.len()];
     let mut waits: Vec<Option<Wait>> = vec![None; candidates.len()];
@@ -127,13 +127,13 @@ pub(crate) fn plan_page(
                     Wait::Settling(*reference, until)
                 }
             };
-            // What was removed is told first: the others pass by themselves.
+            // A removed reference is reported first: the other reasons pass by themselves.
             if waits[place].is_none() || matches!(wait, Wait::Removed(_)) {
                 waits[place] = Some(wait);
             }
         }
     }
-    // Whoever waits holds up those behind it, through all generations.
+    // A path that waits holds up those that refer to it, through all generations.
     let mut held: Vec<usize> = (0..candidates.len()).filter(|place| waits[*place].is_some()).collect();
     while let Some(place) = held.pop() {
         for &behind in &after[place] {
@@ -190,9 +190,9 @@ mod tests {
         }
     }
 
-    fn plan(candidates: &[Candidate], known: &[(u8, Reference)], now: i64) -> PagePlan {
+    fn plan(candidates: &[Candidate], known: &[(u8, Reference)], now: i64) -> BringPlan {
         let known = known.iter().map(|(number, kind)| (hash(*number), *kind)).collect();
-        plan_page(candidates, &known, now, 300)
+        plan_bringing(candidates, &known, now, 300)
     }
 
     #[test]
@@ -244,9 +244,9 @@ mod tests {
     }
 
     proptest! {
-        /// Any graph, circles included: who goes refers only to who went before, to what is published, or to upstream.
+        /// Any graph, circles included: a path goes after its references, unless they are published or an upstream's.
         #[test]
-        fn whoever_goes_has_everything_before_it(
+        fn a_path_goes_after_its_references(
             edges in proptest::collection::vec((0..20_u8, 0..30_u8), 0..60),
             published in proptest::collection::hash_set(0..30_u8, 0..10),
             present in proptest::collection::hash_set(20..30_u8, 0..5),
@@ -267,7 +267,7 @@ mod tests {
                     Some((hash(number), kind))
                 })
                 .collect();
-            let plan = plan_page(&candidates, &known, now, 300);
+            let plan = plan_bringing(&candidates, &known, now, 300);
             let mut there: std::collections::HashSet<StorePathHash> =
                 published.iter().map(|number| hash(*number)).collect();
             let mut count = plan.waiting.len();

@@ -1,32 +1,28 @@
-//! One run: the lease, the outbox, the caches one after the other.
+//! One run: the lease, the outbox, and the caches one after the other.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::HashSet;
 use std::fmt;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::Duration;
 
 use dormer_api::CacheName;
 use dormer_blobs::Files;
 use dormer_engine::Engine;
 use dormer_index::{
-    Cache, CacheId, Index, Lease, OutboxPosition, PublishIndex, PublishTarget, PublishedCache, TargetId,
+    Cache, CacheId, CacheScan, Index, Lease, OutboxPosition, PublishIndex, PublishedCache, TargetId,
 };
 use dormer_nix::StorePathHash;
 
+use crate::bring::PAGE_OBJECTS;
 use crate::documents;
-use crate::report::{CacheOutcome, Outcome, Preview, Reporter};
+use crate::follow::Changed;
+use crate::in_flight::InFlight;
+use crate::report::{CacheOutcome, Counts, Outcome, Preview, Reporter};
 use crate::settings::{TargetSettings, seconds};
-use crate::upload::Sender;
+use crate::transfer::Sender;
 use crate::{Error, Result};
 
-/// Outbox rows followed at once.
-const OUTBOX_PAGE: u32 = 1_000;
-
-/// Stands before the place of a target that moved, until all that is written down was compared with what is there.
-const BETWEEN_PLACES: &str = "not yet compared: ";
-
-/// Waiting paths that are looked at to see whether there is anything to do.
+/// Waiting paths that are read to see whether there is work.
 const PENDING_LOOKED_AT: u32 = 256;
 
 /// How a run looks at the target.
@@ -34,8 +30,8 @@ const PENDING_LOOKED_AT: u32 = 256;
 pub enum Mode {
     /// What changed since the last run.
     Follow,
-    /// Compares with a listing first: finds what is missing, damaged, or not ours. Takes caches back that the settings do not
-    /// name any more, and adopts a target that moved.
+    /// Compares with a listing first, which finds what is missing, damaged, or not ours. Removes caches that the settings no
+    /// longer name, and adopts a target that moved.
     Reconcile,
 }
 
@@ -47,7 +43,7 @@ pub struct Publisher {
     pub(crate) settings: TargetSettings,
     pub(crate) sender: Sender,
     pub(crate) reporter: Arc<dyn Reporter>,
-    holder: String,
+    pub(crate) holder: String,
     stopping: AtomicBool,
 }
 
@@ -61,7 +57,7 @@ impl fmt::Debug for Publisher {
 }
 
 impl Publisher {
-    /// A publisher to `files`. `holder` says who it is, to others who find the target taken.
+    /// A publisher to `files`. `holder` names this process, for others that find the target taken.
     pub fn new(
         engine: Engine,
         state: Arc<dyn PublishIndex>,
@@ -74,7 +70,7 @@ impl Publisher {
         Self { engine, state, files, settings, sender, reporter, holder, stopping: AtomicBool::new(false) }
     }
 
-    /// Lets a run end after what is under way; the next one goes on from there.
+    /// Lets a run end after the requests under way; the next run goes on from there.
     pub fn stop_soon(&self) {
         self.stopping.store(true, Ordering::Relaxed);
     }
@@ -89,38 +85,56 @@ impl Publisher {
         let location = self.files.location();
         let target = self.state.open_target(&self.settings.name, &location).await?;
         let moved = target.location != location;
-        if moved && mode != Mode::Reconcile {
-            let before = target.location.strip_prefix(BETWEEN_PLACES).unwrap_or(&target.location).to_owned();
-            return Err(if before == location {
-                Error::Moving { target: target.name, now: location }
+        if (moved || !target.compared) && mode != Mode::Reconcile {
+            return Err(if moved {
+                Error::Moved { target: target.name, before: target.location, now: location }
             } else {
-                Error::Moved { target: target.name, before, now: location }
+                Error::Moving { target: target.name, now: location }
             });
         }
         let requests = self.files.requests();
         let lease = self.take_lease(&target).await?;
+        let in_flight = InFlight::new(self.settings.concurrency, self.settings.request_timeout);
         let work = async {
-            if moved {
-                // What is written down is of the other place. Until all of it was compared with this one, it is of neither.
-                self.state.move_target(&lease, &format!("{BETWEEN_PLACES}{location}")).await?;
+            // Read again: another run may have moved the target before this one had the lease.
+            let target = self.state.open_target(&self.settings.name, &location).await?;
+            let is_compared = target.location == location && target.compared;
+            if target.location != location {
+                // The rows are about the other location. Until all of them were compared with this one, they are about neither.
+                self.state.move_target(&self.renewed(&lease), &location, false).await?;
             }
-            // Read again: another run may have moved it before the lease was ours.
-            let cursor = self.state.open_target(&self.settings.name, &location).await?.cursor;
-            let mut run =
-                Run { publisher: self, lease, cursor, followed: HashSet::new(), untouched: None, mode };
+            let mut run = Run {
+                publisher: self,
+                in_flight: &in_flight,
+                held: lease,
+                cursor: target.cursor,
+                followed: HashSet::new(),
+                untouched: None,
+                mode,
+            };
             let outcomes = run.all_caches().await?;
-            if moved && !self.is_stopping() {
-                self.state.move_target(&lease, &location).await?;
+            if !is_compared && !self.is_stopping() {
+                self.state.move_target(&self.renewed(&lease), &location, true).await?;
             }
             Ok(outcomes)
         };
+        let mut work = std::pin::pin!(work);
         let outcome = tokio::select! {
-            outcome = work => outcome,
-            // Not given back: what is under way was not waited for, so whoever comes next has to.
-            error = self.keep_lease(&lease) => return Err(error),
+            outcome = &mut work => outcome,
+            error = self.keep_lease(&lease) => {
+                // Nothing begins any more. What is under way is waited for, so that no upload in parts is left open.
+                in_flight.lose_lease();
+                let _ = tokio::time::timeout(self.settings.request_timeout, work).await;
+                return Err(error);
+            }
         };
+        if in_flight.left_behind() {
+            // Not given back: the next run has to wait for what is under way.
+            return outcome.map(|_| unreachable!("a request is left behind only after a failure"));
+        }
         let error = outcome.as_ref().err().map(chain);
-        let released = self.state.release_lease(&lease, self.engine.now(), error.as_deref()).await;
+        let released =
+            self.state.release_lease(&self.renewed(&lease), self.engine.now(), error.as_deref()).await;
         let caches = outcome?;
         released?;
         let (writes, listings) = self.files.requests();
@@ -152,13 +166,12 @@ impl Publisher {
         Ok(false)
     }
 
-    /// How often waiting paths are looked at when nothing else changes, in seconds: a tenth of the time that they wait for an
-    /// upstream's.
+    /// How often waiting paths are looked at when nothing else changes, in seconds: a tenth of the settling time.
     fn look_again_seconds(&self) -> i64 {
         (seconds(self.settings.settle) / 10).clamp(1, 60)
     }
 
-    /// What a run would do, without doing anything. Needs memory for the hashes of what changed.
+    /// What a run would do; changes nothing. Needs memory for the hashes of what changed.
     pub async fn preview(&self) -> Result<Vec<Preview>> {
         let targets = self.state.list_targets().await?;
         let target = targets.into_iter().find(|target| target.name == self.settings.name);
@@ -168,7 +181,7 @@ impl Publisher {
         };
         let changed = match &target {
             Some(target) => self.changes_after(target.cursor).await?,
-            None => HashMap::new(),
+            None => Changed::new(),
         };
         let mut previews = Vec::new();
         for (cache, _) in self.selected().await? {
@@ -203,21 +216,6 @@ impl Publisher {
         Ok(previews)
     }
 
-    async fn changes_after(
-        &self,
-        mut cursor: OutboxPosition,
-    ) -> Result<HashMap<CacheId, HashSet<StorePathHash>>> {
-        let mut changed: HashMap<CacheId, HashSet<StorePathHash>> = HashMap::new();
-        loop {
-            let rows = self.index().outbox_after(cursor, OUTBOX_PAGE).await?;
-            let Some(last) = rows.last() else { return Ok(changed) };
-            cursor = last.position;
-            for row in rows {
-                changed.entry(row.cache).or_default().extend(row.store_path_hash);
-            }
-        }
-    }
-
     pub(crate) fn index(&self) -> &Arc<dyn Index> {
         self.engine.index()
     }
@@ -233,62 +231,6 @@ impl Publisher {
             }
         }
         Ok(selected)
-    }
-
-    /// Takes the lease. One that ended without a word is waited for, and then the longest request that its holder may still have
-    /// under way; one that is renewed meanwhile is in use.
-    async fn take_lease(&self, target: &PublishTarget) -> Result<Lease> {
-        let mut known = target.clone();
-        for last_try in [false, true] {
-            let now = self.engine.now();
-            let ends_at = now + seconds(self.settings.lease);
-            if let Some(lease) = self.state.acquire_lease(target.id, &self.holder, now, ends_at).await? {
-                if !lease.was_released {
-                    self.wait_out(&lease).await?;
-                }
-                return Ok(lease);
-            }
-            let held = self.state.open_target(&target.name, &target.location).await?;
-            let left = (held.lease_ends_at - now).max(0);
-            let renewed = held.lease_ends_at > known.lease_ends_at && known.holder.is_some();
-            if last_try || renewed {
-                let holder = held.holder.unwrap_or_else(|| "another program".to_owned());
-                return Err(Error::Busy { target: held.name, holder, seconds: left });
-            }
-            known = held;
-            tokio::time::sleep(Duration::from_secs(left.unsigned_abs() + 1)).await;
-        }
-        unreachable!("the last try returns")
-    }
-
-    async fn wait_out(&self, lease: &Lease) -> Result<()> {
-        tracing::info!(target.name = %self.settings.name, wait = ?self.settings.request_timeout, "the last run ended without a word; waiting for what it may have under way");
-        let until = tokio::time::Instant::now() + self.settings.request_timeout;
-        while tokio::time::Instant::now() < until {
-            let left = until - tokio::time::Instant::now();
-            tokio::time::sleep(left.min(self.settings.lease / 3)).await;
-            self.state.renew_lease(lease, self.engine.now() + seconds(self.settings.lease)).await?;
-        }
-        Ok(())
-    }
-
-    /// Keeps the lease alive; returns only when it is lost, or so near to its end that it counts as lost.
-    async fn keep_lease(&self, lease: &Lease) -> Error {
-        let pause = self.settings.lease / 3;
-        let mut good_until = tokio::time::Instant::now() + self.settings.lease;
-        loop {
-            tokio::time::sleep(pause).await;
-            let asked = tokio::time::Instant::now();
-            let renewal = self.state.renew_lease(lease, self.engine.now() + seconds(self.settings.lease));
-            match tokio::time::timeout_at(good_until, renewal).await {
-                Ok(Ok(())) => good_until = asked + self.settings.lease,
-                // The database may be away for a moment.
-                Ok(Err(dormer_index::Error::Unavailable { .. }))
-                    if tokio::time::Instant::now() + pause < good_until => {}
-                Ok(Err(error)) => return error.into(),
-                Err(_) => return dormer_index::Error::LeaseLost.into(),
-            }
-        }
     }
 }
 
@@ -310,28 +252,36 @@ fn chain(error: &Error) -> String {
 /// A run that holds the lease.
 pub(crate) struct Run<'a> {
     pub(crate) publisher: &'a Publisher,
-    pub(crate) lease: Lease,
-    cursor: OutboxPosition,
+    pub(crate) in_flight: &'a InFlight,
+    /// The lease as it was taken: see [`Run::lease`].
+    held: Lease,
+    /// Up to where the outbox was followed.
+    pub(crate) cursor: OutboxPosition,
     /// Caches whose changes are noted.
-    followed: HashSet<CacheId>,
+    pub(crate) followed: HashSet<CacheId>,
     /// The row of the cache at hand, until something of it is changed in the target.
     untouched: Option<PublishedCache>,
     mode: Mode,
 }
 
 impl Run<'_> {
-    /// Before anything of the cache at hand is changed in the target: its row says so, until its state document does.
+    /// Records, before the first change of the cache at hand in the target, that its state document is out of date.
     pub(crate) async fn touch(&mut self) -> Result<()> {
         if let Some(mut row) = self.untouched.take() {
             // Never the time that the document gives, whatever the clock does.
             row.published_at = self.now().max(row.published_at.saturating_add(1));
-            self.state().write_published_cache(&self.lease, &row).await?;
+            self.state().write_published_cache(&self.lease(), &row).await?;
         }
         Ok(())
     }
 
     pub(crate) fn target(&self) -> TargetId {
-        self.lease.target
+        self.held.target
+    }
+
+    /// The lease, for one write: that puts its end off from now.
+    pub(crate) fn lease(&self) -> Lease {
+        self.publisher.renewed(&self.held)
     }
 
     pub(crate) fn state(&self) -> &dyn PublishIndex {
@@ -379,8 +329,7 @@ impl Run<'_> {
                 outcome.error = Some(refused.to_string());
                 if let Some(published) = published {
                     // It was public, or the target was not: what is there goes.
-                    let taken = self.withdraw(&published).await?;
-                    outcome.removed = taken.removed;
+                    outcome.add(self.withdraw(&published).await?);
                 }
                 outcomes.push(outcome);
                 continue;
@@ -405,63 +354,23 @@ impl Run<'_> {
     async fn leave(&mut self, published: &PublishedCache) -> Result<CacheOutcome> {
         let caches = self.publisher.index().list_caches().await?;
         let cache = caches.iter().find(|cache| cache.id == published.cache);
+        // It is private now, and only a pattern fits it.
         let named =
             |cache: &Cache| cache.name.parse().is_ok_and(|name| self.publisher.settings.selects(&name, true));
+        let mut outcome = CacheOutcome { cache: published.name.clone(), ..CacheOutcome::default() };
         match cache {
-            // It is private now, and only a pattern fits it.
-            Some(cache) if named(cache) => self.withdraw(published).await,
-            None => self.withdraw(published).await,
-            Some(_) if self.mode == Mode::Reconcile => self.withdraw(published).await,
-            Some(_) => Ok(CacheOutcome {
-                cache: published.name.clone(),
-                note: Some(
-                    "is not among the target's caches any more and is left as it is; --reconcile takes it away".to_owned(),
-                ),
-                ..CacheOutcome::default()
-            }),
-        }
-    }
-
-    /// Notes what changed since the last look.
-    pub(crate) async fn follow(&mut self) -> Result<bool> {
-        let mut any = false;
-        loop {
-            let rows = self.publisher.index().outbox_after(self.cursor, OUTBOX_PAGE).await?;
-            let Some(last) = rows.last() else { return Ok(any) };
-            let cursor = last.position;
-            let mut noted = HashSet::new();
-            let mut marks = Vec::new();
-            for row in &rows {
-                if let Some(hash) = row.store_path_hash
-                    && self.followed.contains(&row.cache)
-                    && noted.insert((row.cache, hash))
-                {
-                    marks.push((row.cache, hash, row.at));
-                }
+            Some(cache) if self.mode != Mode::Reconcile && !named(cache) => {
+                outcome.note = Some(
+                    "is not among the target's caches any more and is left as it is; --reconcile takes it away"
+                        .to_owned(),
+                );
             }
-            any |= !marks.is_empty();
-            self.state().note_pending(&self.lease, &marks, Some(cursor)).await?;
-            self.cursor = cursor;
+            _ => {
+                outcome.add(self.withdraw(published).await?);
+                outcome.note = Some("was taken away".to_owned());
+            }
         }
-    }
-
-    /// Notes what a cache that is new here had before, so that what was removed from it is known.
-    async fn note_past(&self, cache: CacheId) -> Result<()> {
-        let mut position = OutboxPosition::START;
-        while position < self.cursor {
-            let rows = self.publisher.index().outbox_after(position, OUTBOX_PAGE).await?;
-            let Some(last) = rows.last() else { break };
-            position = last.position;
-            let mut noted = HashSet::new();
-            let marks: Vec<_> = rows
-                .iter()
-                .filter(|row| row.cache == cache)
-                .filter_map(|row| Some((cache, row.store_path_hash?, row.at)))
-                .filter(|(_, hash, _)| noted.insert(*hash))
-                .collect();
-            self.state().note_pending(&self.lease, &marks, None).await?;
-        }
-        Ok(())
+        Ok(outcome)
     }
 
     async fn cache(
@@ -471,84 +380,92 @@ impl Run<'_> {
         published: Option<PublishedCache>,
     ) -> Result<CacheOutcome> {
         let mut outcome = CacheOutcome { cache: cache.name.clone(), ..CacheOutcome::default() };
-        let basis = documents::basis(cache);
-        let mut row = match published {
-            Some(row) if row.basis == basis => row,
-            // New here, or its keys are others: all of it has to be looked at.
-            known => {
-                self.state().note_all_pending(&self.lease, cache.id, self.now()).await?;
-                if known.is_none() {
-                    self.note_past(cache.id).await?;
-                }
-                let row = PublishedCache {
-                    cache: cache.id,
-                    name: cache.name.clone(),
-                    basis,
-                    document: known.map(|row| row.document).unwrap_or_default(),
-                    published_at: self.now(),
-                };
-                self.state().write_published_cache(&self.lease, &row).await?;
-                self.followed.insert(cache.id);
-                row
-            }
-        };
+        let mut row = self.cache_row(cache, published).await?;
         // Who may read it counts before what there is to read.
-        let anew = self.mode == Mode::Reconcile;
-        documents::write_before(self, cache, name, &mut row, anew).await?;
-        self.untouched = Some(row.clone());
-        if self.mode == Mode::Reconcile {
-            self.reconcile(cache, name, &mut outcome).await?;
+        documents::write_before(self, cache, name, &mut row, self.mode == Mode::Reconcile).await?;
+        self.untouched = Some(PublishedCache { scan: None, ..row.clone() });
+        let compares = matches!(row.scan, Some(CacheScan::Narinfos(_) | CacheScan::Nars(_)));
+        let Some(counts) = self.scan_cache(cache, name, &mut row).await? else { return Ok(outcome) };
+        outcome.add(counts);
+        if self.mode == Mode::Reconcile && !compares {
+            row.scan = Some(CacheScan::Narinfos(None));
+            self.state().write_published_cache(&self.lease(), &row).await?;
+            let Some(counts) = self.scan_cache(cache, name, &mut row).await? else { return Ok(outcome) };
+            outcome.add(counts);
         }
-        self.bring_up_to_date(cache, name, &mut outcome).await?;
+        let (counts, waiting) = self.bring_up_to_date(cache, name).await?;
+        outcome.add(counts);
+        outcome.waiting = waiting;
         // What is taken away after this is another cache's.
         self.untouched = None;
         documents::write_after(self, cache, name, &mut row, &outcome).await?;
         Ok(outcome)
     }
 
-    async fn bring_up_to_date(
+    /// The cache's row. If the cache is new here, or its keys are others, all of it has to be looked at: the row says so from now
+    /// on, whatever becomes of this run.
+    async fn cache_row(
         &mut self,
         cache: &Cache,
-        name: &CacheName,
-        outcome: &mut CacheOutcome,
-    ) -> Result<()> {
+        published: Option<PublishedCache>,
+    ) -> Result<PublishedCache> {
+        let basis = documents::basis(cache);
+        let (scan, document) = match published {
+            Some(row) if row.basis == basis => return Ok(row),
+            Some(PublishedCache { scan: Some(scan @ CacheScan::Past(_)), document, .. }) => (scan, document),
+            Some(row) => (CacheScan::Objects(None), row.document),
+            None => (CacheScan::Past(OutboxPosition::START), Vec::new()),
+        };
+        let row = PublishedCache {
+            cache: cache.id,
+            name: cache.name.clone(),
+            basis,
+            document,
+            published_at: self.now(),
+            scan: Some(scan),
+        };
+        self.state().write_published_cache(&self.lease(), &row).await?;
+        self.followed.insert(cache.id);
+        Ok(row)
+    }
+
+    /// Removes and brings what has to be looked at. Returns how many paths still wait, too.
+    async fn bring_up_to_date(&mut self, cache: &Cache, name: &CacheName) -> Result<(Counts, u64)> {
+        let mut counts = Counts::default();
         self.forget_old_removals(cache).await?;
         loop {
-            let urgent = self.begin_removals(cache).await?;
-            if urgent {
-                self.remove_all(cache.id, name, Some(cache), outcome).await?;
+            if self.begin_removals(cache).await? {
+                counts += self.remove_all(cache.id, name, Some(cache)).await?;
             }
-            let mut progress = 0;
-            let mut left = 0;
+            let (mut progress, mut waiting) = (0, 0);
             let mut after = None;
-            outcome.waiting = 0;
             loop {
-                let pending = self
-                    .state()
-                    .pending_objects(self.target(), cache.id, after, crate::page::PAGE_OBJECTS)
-                    .await?;
+                let pending =
+                    self.state().pending_objects(self.target(), cache.id, after, PAGE_OBJECTS).await?;
                 let Some(last) = pending.last() else { break };
-                if after.is_none() && pending.len() == crate::page::PAGE_OBJECTS as usize {
-                    let counts = self.state().publish_counts(self.target(), cache.id).await?;
-                    self.publisher.reporter.backlog(&cache.name, counts.pending);
+                if after.is_none() && pending.len() == PAGE_OBJECTS as usize {
+                    let backlog = self.state().publish_counts(self.target(), cache.id).await?;
+                    self.publisher.reporter.backlog(&cache.name, backlog.pending);
                 }
                 after = Some((last.since, last.hash));
-                let page = self.publish_page(cache, name, &pending, outcome).await?;
+                let page = self.publish_page(cache, name, &pending).await?;
+                counts += page.counts;
                 progress += page.done;
-                left += page.waiting;
-                outcome.waiting += page.waiting;
+                waiting += page.waiting;
                 // What is removed meanwhile, for cause perhaps, does not wait for the end of a long run.
-                if self.follow().await? && self.begin_removals(cache).await? {
-                    self.remove_all(cache.id, name, Some(cache), outcome).await?;
+                let changed = self.follow().await?.remove(&cache.id).unwrap_or_default();
+                let changed: Vec<StorePathHash> = changed.into_iter().collect();
+                if self.begin_removals_among(cache, &changed).await? {
+                    counts += self.remove_all(cache.id, name, Some(cache)).await?;
                 }
                 if self.publisher.is_stopping() {
-                    return Ok(());
+                    return Ok((counts, waiting));
                 }
             }
-            self.remove_all(cache.id, name, Some(cache), outcome).await?;
-            self.delete_due_nars(cache.id, name, self.now(), outcome).await?;
-            if progress == 0 || left == 0 {
-                return Ok(());
+            counts += self.remove_all(cache.id, name, Some(cache)).await?;
+            counts += self.delete_due_nars(cache.id, name, self.now()).await?;
+            if progress == 0 || waiting == 0 {
+                return Ok((counts, waiting));
             }
         }
     }

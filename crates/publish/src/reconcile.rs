@@ -3,6 +3,10 @@
 //! A file is damaged when its size or the store's tag of it is not what was written down. Where a store gives no tags (a
 //! folder), narinfos are read and compared. What nobody wrote down is deleted only below the caches that are published, and
 //! only if it is named as the layout names things.
+//!
+//! The listing and the rows are two streams in the same order, merged step by step, so the memory does not grow with the cache.
+//! A listing comes in the order of names. Names show a hash in Nix's base 32, which begins with the last byte: so the rows come in
+//! the order of last bytes, and a step ends where the last byte changes.
 
 use std::collections::{HashMap, HashSet};
 
@@ -10,95 +14,213 @@ use dormer_api::CacheName;
 use dormer_blobs::FileEntry;
 use dormer_edge::EdgeKey;
 use dormer_format::EncodingTag;
-use dormer_index::{Cache, PublishState};
-use dormer_nix::{NarHash, StorePathHash};
+use dormer_index::{Cache, CacheScan, PublishState};
+use dormer_nix::{NarHash, StorePathHash, nix32};
 
 use crate::Result;
-use crate::all_of::all_of;
 use crate::publisher::Run;
-use crate::report::CacheOutcome;
-use crate::upload::nar_file;
+use crate::transfer::nar_file;
 
 /// Rows compared together.
-const PAGE: u32 = 2_048;
+const ROWS_PAGE: u32 = 2_048;
+
+/// Files listed together: about 10 MB of names and sizes.
+const FILES_PAGE: usize = 50_000;
+
+/// What a step of the listing gave.
+struct ListedFiles<K> {
+    files: HashMap<K, FileEntry>,
+    /// The last byte of a hash up to which the listing is complete.
+    through: u8,
+}
 
 impl Run<'_> {
-    /// Compares what is written down of a cache with what is there. Needs memory for the names of all its files.
-    pub(crate) async fn reconcile(
+    /// Compares the narinfos after this last byte of their hashes. Returns where the scan goes on, and how many files were not as
+    /// they should be.
+    pub(crate) async fn compare_narinfos(
         &mut self,
         cache: &Cache,
         name: &CacheName,
-        outcome: &mut CacheOutcome,
-    ) -> Result<()> {
-        let mut there: HashMap<EdgeKey, FileEntry> = HashMap::new();
-        self.files()
-            .list(name.as_str(), &mut |entry| {
-                if let Ok(key) = EdgeKey::parse(&entry.name) {
-                    there.insert(key, entry);
+        after: Option<u8>,
+    ) -> Result<(CacheScan, u64)> {
+        let Some(first) = after.map_or(Some(0), |byte| byte.checked_add(1)) else {
+            return Ok((CacheScan::Nars(None), 0));
+        };
+        // NARs lie in a folder among them.
+        let nars = format!("{name}/nar/");
+        let start = after.map(|byte| format!("{name}/{}", last_text(byte, 20)));
+        let mut listings = Vec::new();
+        let listed = self
+            .list_through(name.as_str(), start, Some(&nars), |entry| match EdgeKey::parse(&entry.name) {
+                Ok(EdgeKey::Narinfo(_, hash)) => Some((*hash.as_bytes().last()?, Some(hash))),
+                Ok(EdgeKey::Listing(_, hash)) => {
+                    listings.push(hash);
+                    Some((*hash.as_bytes().last()?, None))
                 }
+                _ => None,
             })
             .await?;
-        let mut known: HashSet<EdgeKey> =
-            HashSet::from([EdgeKey::State(name.clone()), EdgeKey::CacheInfo(name.clone())]);
-        let (mut objects, mut nars): (Vec<StorePathHash>, Vec<(NarHash, EncodingTag)>) =
-            (Vec::new(), Vec::new());
-        let mut after = None;
+        let mut narinfos = listed.files;
+        listings.retain(|hash| hash.as_bytes().last() <= Some(&listed.through));
+        let mut drifted: Vec<StorePathHash> = Vec::new();
+        let mut known_listings = HashSet::new();
+        let listings_of: HashSet<StorePathHash> = listings.iter().copied().collect();
+        let mut row_after = None;
         loop {
-            let rows = self.state().list_published(self.target(), cache.id, after, PAGE).await?;
+            let rows = self
+                .state()
+                .list_published(self.target(), cache.id, first..=listed.through, row_after, ROWS_PAGE)
+                .await?;
             let Some(last) = rows.last() else { break };
-            after = Some(last.hash);
+            row_after = Some(last.hash);
             for row in &rows {
-                let key = EdgeKey::Narinfo(name.clone(), row.hash);
-                let mut sound = there
-                    .get(&key)
-                    .is_some_and(|entry| same_etag(entry.etag.as_deref(), row.etag.as_deref()));
+                let entry = narinfos.remove(&row.hash);
+                let mut sound =
+                    entry.is_some_and(|entry| same_etag(entry.etag.as_deref(), row.etag.as_deref()));
                 if sound && row.etag.is_none() && row.state == PublishState::Published {
+                    let key = EdgeKey::Narinfo(name.clone(), row.hash);
                     let text = self.files().get(&key.to_string()).await?.unwrap_or_default();
                     sound = NarHash::digest(&text).as_bytes().as_slice() == row.digest;
                 }
                 if !sound && row.state == PublishState::Published {
-                    objects.push(row.hash);
+                    drifted.push(row.hash);
                 }
-                known.insert(EdgeKey::Listing(name.clone(), row.hash));
-                known.insert(key);
+                if listings_of.contains(&row.hash) {
+                    known_listings.insert(row.hash);
+                }
             }
         }
-        // Those in grace, too, and those that were never finished: a push may name them again.
-        let mut after = None;
+        let strangers: Vec<EdgeKey> = narinfos
+            .into_keys()
+            .map(|hash| EdgeKey::Narinfo(name.clone(), hash))
+            .chain(
+                listings
+                    .into_iter()
+                    .filter(|hash| !known_listings.contains(hash))
+                    .map(|hash| EdgeKey::Listing(name.clone(), hash)),
+            )
+            .collect();
+        let repaired = (drifted.len() + strangers.len()) as u64;
+        self.delete_strangers(strangers).await?;
+        let next = CacheScan::Narinfos(Some(listed.through));
+        self.state().note_drift(&self.lease(), cache.id, &drifted, &[], self.now(), next).await?;
+        Ok((next, repaired))
+    }
+
+    /// Compares NAR files, likewise: also those in grace, and those that were never finished. A push may name them again.
+    pub(crate) async fn compare_nars(
+        &mut self,
+        cache: &Cache,
+        name: &CacheName,
+        after: Option<u8>,
+    ) -> Result<(CacheScan, u64)> {
+        let Some(first) = after.map_or(Some(0), |byte| byte.checked_add(1)) else {
+            // What was never noted, or whose row was lost, is looked at too.
+            return Ok((CacheScan::Objects(None), 0));
+        };
+        let folder = format!("{name}/nar");
+        let start = after.map(|byte| format!("{folder}/{}", last_text(byte, 32)));
+        let listed = self
+            .list_through(&folder, start, None, |entry| match EdgeKey::parse(&entry.name) {
+                Ok(EdgeKey::Nar(_, file)) => {
+                    let key = (file.hash, EncodingTag::from_bytes(file.tag));
+                    Some((*file.hash.as_bytes().last()?, Some(key)))
+                }
+                _ => None,
+            })
+            .await?;
+        let mut files = listed.files;
+        let mut drifted: Vec<(NarHash, EncodingTag)> = Vec::new();
+        let mut row_after = None;
         loop {
-            let rows = self.state().list_published_nars(self.target(), cache.id, after, PAGE).await?;
+            let rows = self
+                .state()
+                .list_published_nars(self.target(), cache.id, first..=listed.through, row_after, ROWS_PAGE)
+                .await?;
             let Some(last) = rows.last() else { break };
-            after = Some(last.nar);
+            row_after = Some(last.nar);
             for nar in rows {
-                let key = EdgeKey::Nar(name.clone(), nar_file(nar.nar));
-                let sound = there.get(&key).is_some_and(|entry| {
+                let sound = files.remove(&nar.nar).is_some_and(|entry| {
                     entry.size == nar.file_size && same_etag(entry.etag.as_deref(), nar.etag.as_deref())
                 });
                 if nar.uploaded && !sound {
-                    nars.push(nar.nar);
+                    drifted.push(nar.nar);
                 }
-                known.insert(key);
             }
         }
-        outcome.repaired += (objects.len() + nars.len()) as u64;
-        self.state().note_drift(&self.lease, cache.id, &objects, &nars, self.now()).await?;
-        // What was never noted, or whose row was lost, is looked at too.
-        self.state().note_all_pending(&self.lease, cache.id, self.now()).await?;
-
-        let mut strangers: Vec<EdgeKey> = there.into_keys().filter(|key| !known.contains(key)).collect();
-        // Narinfos before NARs.
-        strangers.sort_by_key(|key| matches!(key, EdgeKey::Nar(..)));
-        let (narinfos, files): (Vec<_>, Vec<_>) =
-            strangers.into_iter().partition(|key| matches!(key, EdgeKey::Narinfo(..)));
-        for group in [narinfos, files] {
-            outcome.repaired += group.len() as u64;
-            let run = &*self;
-            let deletions =
-                group.into_iter().map(|key| async move { Ok(run.files().delete(&key.to_string()).await?) });
-            all_of(deletions, self.publisher.settings.concurrency).await?;
-        }
-        Ok(())
+        let strangers: Vec<EdgeKey> =
+            files.into_keys().map(|nar| EdgeKey::Nar(name.clone(), nar_file(nar))).collect();
+        let repaired = (drifted.len() + strangers.len()) as u64;
+        self.delete_strangers(strangers).await?;
+        let next = CacheScan::Nars(Some(listed.through));
+        self.state().note_drift(&self.lease(), cache.id, &[], &drifted, self.now(), next).await?;
+        Ok((next, repaired))
     }
+
+    async fn delete_strangers(&self, strangers: Vec<EdgeKey>) -> Result<()> {
+        let deletions =
+            strangers.into_iter().map(|key| async move { Ok(self.files().delete(&key.to_string()).await?) });
+        self.in_flight.all(deletions).await.map(drop)
+    }
+
+    /// Lists a folder after a name, in the order of names, until a page is full and the last byte of the hashes in it changes.
+    /// `read` gives that byte of a file's name, and the key under which the file is wanted, if it is. What lies in the folder
+    /// `without` is passed over.
+    async fn list_through<K: std::hash::Hash + Eq>(
+        &self,
+        folder: &str,
+        mut after: Option<String>,
+        without: Option<&str>,
+        mut read: impl FnMut(&FileEntry) -> Option<(u8, Option<K>)>,
+    ) -> Result<ListedFiles<K>> {
+        let mut files: Vec<(u8, K, FileEntry)> = Vec::new();
+        let (mut lowest, mut highest) = (None, 0);
+        loop {
+            let page = self.files().list_page(folder, after.as_deref(), FILES_PAGE).await?;
+            let is_last = page.len() < FILES_PAGE;
+            after = page.last().map(|entry| entry.name.clone());
+            for entry in page {
+                if let Some(without) = without
+                    && entry.name.starts_with(without)
+                {
+                    continue;
+                }
+                if let Some((byte, key)) = read(&entry) {
+                    lowest.get_or_insert(byte);
+                    highest = byte;
+                    files.extend(key.map(|key| (byte, key, entry)));
+                }
+            }
+            if is_last {
+                let files = files.into_iter().map(|(_, key, entry)| (key, entry)).collect();
+                return Ok(ListedFiles { files, through: u8::MAX });
+            }
+            if let Some(without) = without
+                && after.as_ref().is_some_and(|after| after.starts_with(without))
+            {
+                // The first name after all that begin with the folder's: `0` comes after `/`.
+                after = Some(format!("{}0", without.trim_end_matches('/')));
+            }
+            if let Some(lowest) = lowest
+                && lowest < highest
+            {
+                // There may be more with the highest byte: those are the next step's.
+                let files = files
+                    .into_iter()
+                    .filter(|(byte, ..)| *byte < highest)
+                    .map(|(_, key, entry)| (key, entry))
+                    .collect();
+                return Ok(ListedFiles { files, through: highest - 1 });
+            }
+        }
+    }
+}
+
+/// A name after all names that begin with a hash with this last byte, of so many bytes, and before those of the next.
+fn last_text(byte: u8, bytes: usize) -> String {
+    let mut hash = vec![0xff; bytes];
+    hash[bytes - 1] = byte;
+    format!("{}z", nix32::encode(&hash))
 }
 
 /// Whether two tags say the same; one that is not known says nothing.
@@ -106,5 +228,35 @@ fn same_etag(listed: Option<&str>, written: Option<&str>) -> bool {
     match (listed, written) {
         (Some(listed), Some(written)) => listed.trim_matches('"') == written.trim_matches('"'),
         _ => true,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    proptest! {
+        /// Names come in the order of the last bytes of their hashes.
+        #[test]
+        fn a_name_shows_the_last_byte_first(a in any::<[u8; 20]>(), b in any::<[u8; 20]>()) {
+            let text = |hash: &[u8; 20]| nix32::encode(hash);
+            if a[19] < b[19] {
+                prop_assert!(text(&a) < text(&b));
+                let end = last_text(a[19], 20);
+                let name = format!("{}.narinfo", text(&a));
+                prop_assert!(name < end && end < text(&b));
+            }
+        }
+
+        #[test]
+        fn so_does_a_nars(a in any::<[u8; 32]>(), b in any::<[u8; 32]>()) {
+            if a[31] < b[31] {
+                let end = last_text(a[31], 32);
+                let name = format!("{}-tag", nix32::encode(&a));
+                prop_assert!(name < end && end < nix32::encode(&b));
+            }
+        }
     }
 }

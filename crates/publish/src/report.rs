@@ -1,8 +1,10 @@
-//! What happens while publishing, for whoever shows it; libraries draw nothing.
+//! What happens in a run, for programs that show it. Libraries draw nothing.
+
+use std::ops::AddAssign;
 
 use dormer_nix::{StorePath, StorePathHash};
 
-/// Is told what happens. Called from many tasks.
+/// Receives what happens. Many tasks call it.
 pub trait Reporter: Send + Sync {
     /// A NAR of so many bytes was sent.
     fn nar_uploaded(&self, _cache: &str, _bytes: u64) {}
@@ -10,7 +12,7 @@ pub trait Reporter: Send + Sync {
     fn path_published(&self, _cache: &str, _path: &StorePath) {}
     /// A path is not in the target any more.
     fn path_removed(&self, _cache: &str, _hash: &StorePathHash) {}
-    /// So many paths of a cache are to be looked at: told of what takes a while.
+    /// A run has so many paths of a cache to look at. Called only when that takes a while.
     fn backlog(&self, _cache: &str, _pending: u64) {}
 }
 
@@ -27,13 +29,13 @@ pub struct CacheOutcome {
     pub cache: String,
     /// Narinfos that were written.
     pub published: u64,
-    /// Paths that were looked at and are as they were.
+    /// Paths that a run looked at and left as they were.
     pub unchanged: u64,
     /// Narinfos that were removed.
     pub removed: u64,
     /// NARs that were sent.
     pub nars_uploaded: u64,
-    /// Bytes of them.
+    /// Bytes of these NARs.
     pub bytes_uploaded: u64,
     /// NARs that were deleted.
     pub nars_deleted: u64,
@@ -41,13 +43,48 @@ pub struct CacheOutcome {
     pub waiting: u64,
     /// Files of a reconciliation that were missing, damaged or not ours.
     pub repaired: u64,
-    /// What should be known of it.
+    /// What the operator should know.
     pub note: Option<String>,
-    /// Why it could not be published, if so.
+    /// Why the cache could not be published.
     pub error: Option<String>,
 }
 
+/// What a part of a run changed.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(crate) struct Counts {
+    pub(crate) published: u64,
+    pub(crate) unchanged: u64,
+    pub(crate) removed: u64,
+    pub(crate) nars_uploaded: u64,
+    pub(crate) bytes_uploaded: u64,
+    pub(crate) nars_deleted: u64,
+    pub(crate) repaired: u64,
+}
+
+impl AddAssign for Counts {
+    fn add_assign(&mut self, other: Self) {
+        self.published += other.published;
+        self.unchanged += other.unchanged;
+        self.removed += other.removed;
+        self.nars_uploaded += other.nars_uploaded;
+        self.bytes_uploaded += other.bytes_uploaded;
+        self.nars_deleted += other.nars_deleted;
+        self.repaired += other.repaired;
+    }
+}
+
 impl CacheOutcome {
+    /// Adds what a part of the run changed.
+    pub(crate) fn add(&mut self, counts: Counts) {
+        self.published += counts.published;
+        self.unchanged += counts.unchanged;
+        self.removed += counts.removed;
+        self.nars_uploaded += counts.nars_uploaded;
+        self.bytes_uploaded += counts.bytes_uploaded;
+        self.nars_deleted += counts.nars_deleted;
+        self.repaired += counts.repaired;
+    }
+
     /// Whether anything in the target changed.
     pub fn changed(&self) -> bool {
         self.published + self.removed + self.nars_uploaded + self.nars_deleted + self.repaired > 0
@@ -66,13 +103,13 @@ pub struct Outcome {
 }
 
 impl Outcome {
-    /// Whether anything waits.
+    /// How many paths wait.
     pub fn waiting(&self) -> u64 {
         self.caches.iter().map(|cache| cache.waiting).sum()
     }
 }
 
-/// What a run would do to one cache, as far as can be said without doing it.
+/// What a run would do to one cache, as far as that is known beforehand.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Preview {
     /// The cache.

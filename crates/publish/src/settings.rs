@@ -7,32 +7,33 @@ use dormer_format::EncodingTag;
 
 use crate::recompress::recompressed_tag;
 
-/// A target, apart from where it is.
+/// A target without its location.
 #[derive(Debug, Clone)]
 pub struct TargetSettings {
     /// Its name.
     pub name: String,
     /// Which caches: names or patterns. A private cache is published only if it is named exactly.
     pub caches: Vec<CacheNamePattern>,
-    /// Whether listings (`.ls`) are published: one more request for each path.
+    /// Whether listings (`.ls`) are published, at one more request for each path.
     pub listings: bool,
     /// zstd level (1 to 19) that NARs are recompressed at; `None` sends them as the lab has them.
     pub recompress_level: Option<i32>,
-    /// How long a NAR stays after the last narinfo that named it went, for clients that remember the narinfo.
+    /// How long a NAR stays after its last narinfo is removed, for clients that remember the narinfo.
     pub nar_grace: Duration,
-    /// How long a path waits for a reference that the cache lacks, before that counts as upstream's.
+    /// How long a path waits for a reference that the cache lacks, before the reference counts as upstream.
     pub settle: Duration,
-    /// Ids (`jti`) of tokens that count no more, for the state documents.
+    /// Ids (`jti`) of revoked tokens, for the state documents.
     pub revoked_tokens: Vec<String>,
-    /// NARs and narinfos that are written at once.
+    /// Most requests at once.
     pub concurrency: usize,
-    /// Bytes a second that are sent at most; 0 for as many as there may be.
+    /// Most bytes sent per second; 0 sets no limit.
     pub bandwidth: u64,
-    /// Memory for what is being sent, in bytes.
+    /// Memory for files that are being sent, in bytes.
     pub memory_bytes: u64,
-    /// Longest that a request may be under way, its retries left out: what a successor waits for.
+    /// Longest that a request may be under way, without its retries. After a failure, and after a run that was killed, this is
+    /// how long requests are waited for.
     pub request_timeout: Duration,
-    /// How long a lease lasts without being renewed.
+    /// How long a lease lasts unless it is renewed.
     pub lease: Duration,
 }
 
@@ -56,12 +57,12 @@ impl Default for TargetSettings {
 }
 
 impl TargetSettings {
-    /// The tag under which a NAR that has this one in the lab is published.
+    /// The published tag of a NAR with this tag in the lab.
     pub(crate) fn published_tag(&self, tag: EncodingTag) -> EncodingTag {
         self.recompress_level.map_or(tag, |level| recompressed_tag(tag, level))
     }
 
-    /// Whether a cache is to be published: by any pattern if it is public, by its name alone if it is not.
+    /// Whether a cache is published. Any pattern selects a public cache; only its exact name selects a private one.
     pub fn selects(&self, cache: &CacheName, is_public: bool) -> bool {
         self.caches.iter().any(|pattern| (is_public || pattern.is_exact()) && pattern.matches(cache))
     }

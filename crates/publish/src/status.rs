@@ -1,4 +1,4 @@
-//! How targets stand: what is published, what waits and why. Reads the index alone.
+//! The state of targets: what is published, what waits and why. Reads the index only.
 
 use dormer_index::{Index, PublishIndex, UnixSeconds};
 use dormer_nix::StorePathHash;
@@ -10,15 +10,15 @@ use crate::Result;
 pub struct TargetStatus {
     /// Its name.
     pub name: String,
-    /// Where it is.
+    /// Its location.
     pub location: String,
-    /// Who writes to it, or ended without saying so.
+    /// The process that has the lease, or had it and ended without giving it back.
     pub holder: Option<String>,
-    /// When a run ended last.
+    /// When the last run ended.
     pub ran_at: Option<UnixSeconds>,
     /// Why the last run failed, if it did, and when.
     pub error: Option<(String, UnixSeconds)>,
-    /// Changes in the lab that were not looked at yet, and since when; at most 10,000 are counted.
+    /// Changes in the lab that no run has looked at; at most 10,000 are counted.
     pub unseen: u64,
     /// When the oldest of them was made.
     pub unseen_since: Option<UnixSeconds>,
@@ -37,29 +37,29 @@ pub struct CacheStatus {
     pub file_bytes: u64,
     /// Paths to look at.
     pub pending: u64,
-    /// Since when the oldest of them waits.
+    /// When the oldest of them was noted.
     pub pending_since: Option<UnixSeconds>,
     /// When something was last written.
     pub published_at: UnixSeconds,
     /// The oldest of those that wait, with the reason.
-    pub waiting: Vec<Waiting>,
+    pub waiting: Vec<WaitingPath>,
 }
 
 /// A path that waits.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Waiting {
+pub struct WaitingPath {
     /// Its store hash.
     pub hash: StorePathHash,
     /// Since when.
     pub since: UnixSeconds,
-    /// For what.
+    /// What it waits for.
     pub reason: Option<String>,
 }
 
 /// Most changes counted.
 const UNSEEN_MAX: u32 = 10_000;
 
-/// How all targets stand that were ever published to. At most `waiting_max` waiting paths are named for each cache.
+/// The state of all targets that were ever published to. Names at most `waiting_max` waiting paths of each cache.
 pub async fn status(
     index: &dyn Index,
     state: &dyn PublishIndex,
@@ -80,7 +80,7 @@ pub async fn status(
                 published_at: cache.published_at,
                 waiting: pending
                     .into_iter()
-                    .map(|row| Waiting { hash: row.hash, since: row.since, reason: row.reason })
+                    .map(|row| WaitingPath { hash: row.hash, since: row.since, reason: row.reason })
                     .collect(),
             });
         }

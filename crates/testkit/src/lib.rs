@@ -12,7 +12,7 @@ mod nars;
 pub mod services;
 
 pub use faults::{FaultBlobs, FaultIndex, Faults, Lie};
-pub use faults_publish::{BusyPublish, FaultFiles, FaultPublish, Meanwhile};
+pub use faults_publish::{BusyPublish, FailingPublish, FaultFiles, FaultPublish, Meanwhile, SlowFiles};
 pub use fuzz::run_over_corpus;
 pub use inspection::Inspection;
 pub use invariants::{Leaks, Violation, check_invariants, find_leaks};

@@ -90,7 +90,7 @@ pub(super) async fn run(args: PublishArgs, context: &Context) -> Result<ExitCode
         status(args, context).await?;
         return Ok(ExitCode::SUCCESS);
     }
-    // First of all: whoever is asked to stop while it begins ends as well as later.
+    // First of all, so that a signal during the start ends the command as well as a later one.
     let mut stop = Box::pin(stop_signal()?);
     let (settings, _) = Settings::load(&context.environment, &args.settings.to_flags())?;
     for note in &settings.notes {
@@ -116,7 +116,7 @@ async fn publish(
     let mut publishers = Vec::new();
     let mut failures = Failures { printer, last: None };
     for target in targets {
-        let files = match open_place(&target.place) {
+        let files = match open_location(&target.place) {
             Ok(files) => files,
             Err(error) => {
                 failures.add(&target.target.name, error);
@@ -183,7 +183,7 @@ async fn publish(
     if refused > 0 { Err(Error::NotPublished { caches: refused }) } else { Ok(ExitCode::SUCCESS) }
 }
 
-/// Targets that failed; the others get theirs all the same. The last one's error is the command's.
+/// Targets that failed. The others are published all the same; the last error is the command's.
 struct Failures<'a> {
     printer: &'a Printer,
     last: Option<(String, Error)>,
@@ -206,7 +206,7 @@ impl Failures<'_> {
     }
 }
 
-/// Runs again and again. What fails is said and tried again, with growing pauses.
+/// Runs again and again. After a failure, prints it and waits longer.
 async fn watch(
     publisher: &Publisher,
     progress: &Progress,
@@ -281,7 +281,7 @@ fn chosen<'a>(settings: &'a Settings, name: Option<&str>) -> Result<Vec<&'a Edge
     Ok(found)
 }
 
-fn open_place(place: &EdgePlace) -> Result<Arc<dyn Files>> {
+fn open_location(place: &EdgePlace) -> Result<Arc<dyn Files>> {
     Ok(match place {
         EdgePlace::Folder(path) => Arc::new(Store::folder(path)?),
         EdgePlace::Bucket(store, retries) => {
@@ -290,7 +290,7 @@ fn open_place(place: &EdgePlace) -> Result<Arc<dyn Files>> {
     })
 }
 
-/// For others who find the target taken.
+/// Names this process, for others that find the target taken.
 fn holder() -> String {
     let host = rustix::system::uname().nodename().to_string_lossy().into_owned();
     format!("process {} on {host}", std::process::id())
@@ -315,7 +315,7 @@ async fn preview(publisher: &Publisher, name: &str, printer: &Printer) -> Result
     Ok(())
 }
 
-/// Says what was done; returns how many caches were refused.
+/// Prints what a run did; returns how many caches were refused.
 fn report(outcome: &Outcome, name: &str, elapsed: Duration, printer: &Printer) -> Result<usize> {
     for cache in &outcome.caches {
         printer.message(&json!({

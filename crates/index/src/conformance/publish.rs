@@ -7,8 +7,9 @@ use dormer_nix::{NarHash, StorePathHash};
 
 use super::fixtures::{NOW, cache, nar_hash, path_hash, push_object, tag};
 use crate::{
-    CacheId, Error, Index, Lease, OutboxPosition, PublishBacklog, PublishDone, PublishIndex, PublishIntent,
-    PublishState, PublishTarget, PublishedCache, PublishedNar, Removal, Result,
+    AbsentPage, CacheId, CacheScan, Error, Index, Lease, NotedFrom, OutboxPosition, PendingVerdicts,
+    PublishBacklog, PublishDone, PublishIndex, PublishIntent, PublishState, PublishTarget, PublishedCache,
+    PublishedNar, Removal, Result,
 };
 
 /// What every case works on: both contracts of one adapter.
@@ -72,11 +73,48 @@ fn hashes(numbers: &[u32]) -> Vec<StorePathHash> {
     hashes
 }
 
+fn settled(numbers: &[u32]) -> PendingVerdicts {
+    PendingVerdicts { done: hashes(numbers), ..PendingVerdicts::default() }
+}
+
+fn gone(numbers: &[u32]) -> PendingVerdicts {
+    PendingVerdicts { removed: hashes(numbers), ..PendingVerdicts::default() }
+}
+
 async fn pending(both: &Both, lease: &Lease, cache: CacheId) -> Result<Vec<StorePathHash>> {
     let rows = both.publish.pending_objects(lease.target, cache, None, 100).await?;
     let mut found: Vec<_> = rows.into_iter().map(|row| row.hash).collect();
     found.sort();
     Ok(found)
+}
+
+/// Notes the whole cache, two objects at a time.
+async fn note_all(both: &Both, lease: &Lease, cache: CacheId, at: i64) -> Result<()> {
+    let mut scan = CacheScan::Objects(None);
+    while let Some(next) = both.publish.note_cache_step(lease, cache, scan, 2, at).await? {
+        assert_ne!(next, scan, "a step goes on");
+        scan = next;
+    }
+    Ok(())
+}
+
+/// Begins to remove objects and takes their referrers along; returns how many those were.
+async fn remove(
+    both: &Both,
+    lease: &Lease,
+    cache: CacheId,
+    hashes: &[StorePathHash],
+    at: i64,
+) -> Result<u64> {
+    both.publish.begin_removing(lease, cache, hashes).await?;
+    let mut taken = 0;
+    loop {
+        let step = both.publish.take_referrers(lease, cache, at).await?;
+        taken += step.taken;
+        if !step.more {
+            return Ok(taken);
+        }
+    }
 }
 
 async fn state(both: &Both, lease: &Lease, cache: CacheId, number: u32) -> Result<Option<PublishState>> {
@@ -92,10 +130,10 @@ pub(super) async fn a_target_is_made_once_and_stays_where_it_is(both: Both) -> R
     let other = both.publish.open_target("other", "folder").await?;
     assert_eq!(both.publish.list_targets().await?, [first.clone(), other]);
     let (_, lease) = target(&both).await?;
-    both.publish.move_target(&lease, "s3://other").await?;
+    both.publish.move_target(&lease, "s3://other", false).await?;
     both.publish.release_lease(&lease, NOW + 1, Some("it broke")).await?;
     let moved = both.publish.open_target("edge", "").await?;
-    assert_eq!(moved.location, "s3://other");
+    assert_eq!((moved.location.as_str(), moved.compared), ("s3://other", false));
     assert_eq!((moved.ran_at, moved.error), (Some(NOW + 1), Some(("it broke".to_owned(), NOW + 1))));
     Ok(())
 }
@@ -106,17 +144,17 @@ pub(super) async fn a_lease_is_given_to_one_at_a_time(both: Both) -> Result<()> 
     let acquire = |holder, now| both.publish.acquire_lease(target.id, holder, now, now + HOUR);
     assert_eq!(acquire("you", NOW + 1).await?, None);
     assert_eq!(acquire("me", NOW + 1).await?, None, "two programs may have one name");
-    both.publish.renew_lease(&lease, NOW + 2 * HOUR).await?;
+    both.publish.renew_lease(&Lease { ends_at: NOW + 2 * HOUR, ..lease }).await?;
     assert_eq!(acquire("you", NOW + HOUR).await?, None);
     let next = acquire("you", NOW + 2 * HOUR).await?.expect("the lease has ended");
     assert!(next.fence > lease.fence && !next.was_released);
-    assert!(matches!(both.publish.renew_lease(&lease, NOW + 9 * HOUR).await, Err(Error::LeaseLost)));
+    assert!(matches!(
+        both.publish.renew_lease(&Lease { ends_at: NOW + 9 * HOUR, ..lease }).await,
+        Err(Error::LeaseLost)
+    ));
     assert!(matches!(both.publish.release_lease(&lease, NOW, None).await, Err(Error::LeaseLost)));
     both.publish.release_lease(&next, NOW, None).await?;
-    assert!(
-        matches!(both.publish.renew_lease(&next, NOW).await, Err(Error::LeaseLost)),
-        "given back is lost"
-    );
+    assert!(matches!(both.publish.renew_lease(&next).await, Err(Error::LeaseLost)), "given back is lost");
     let last = acquire("me", NOW).await?.expect("it was given back");
     assert!(last.was_released && last.fence > next.fence);
     Ok(())
@@ -129,21 +167,22 @@ pub(super) async fn whoever_lost_the_lease_writes_nothing(both: Both) -> Result<
     let (one, key) = (hashes(&[1]), [nar(1)]);
     let position = OutboxPosition { transaction: 1, number: 1 };
     let outcomes = [
-        both.publish.note_pending(&old, &[(id, path_hash(1), NOW)], Some(position)).await,
-        both.publish.note_all_pending(&old, id, NOW).await,
-        both.publish.note_waiting(&old, id, &[(path_hash(1), "x".to_owned())]).await,
-        both.publish.drop_pending(&old, id, &one).await,
-        both.publish.forget_published_cache(&old, id).await,
+        both.publish.note_pending(&old, &[(id, path_hash(1), NOW)], NotedFrom::Outbox(position)).await,
+        note_all(&both, &old, id, NOW).await,
+        both.publish.settle_pending(&old, id, &settled(&[1]), NOW).await,
+        both.publish.forget_published_cache(&old, id, 9).await.map(drop),
+        both.publish.forget_removed(&old, id, NOW, 9).await.map(drop),
         publish(&both, &old, id, 1, &[]).await,
         both.publish.note_uploaded(&old, id, &[uploaded(1)]).await,
         both.publish.finish_publishing(&old, id, &[done(1, &[])], NOW).await,
-        both.publish.begin_removing(&old, id, &one, NOW).await.map(drop),
+        both.publish.begin_removing(&old, id, &one).await,
+        both.publish.take_referrers(&old, id, NOW).await.map(drop),
         both.publish.finish_removing(&old, id, &[(path_hash(1), NOW)]).await,
-        both.publish.set_nar_deadline(&old, id, &key, NOW).await,
+        both.publish.end_graces(&old, id, &one, NOW).await.map(drop),
         both.publish.begin_deleting_nars(&old, id, &key).await,
         both.publish.forget_nars(&old, id, &key).await,
-        both.publish.note_drift(&old, id, &one, &key, NOW).await,
-        both.publish.move_target(&old, "elsewhere").await,
+        both.publish.note_drift(&old, id, &one, &key, NOW, CacheScan::Nars(None)).await,
+        both.publish.move_target(&old, "elsewhere", true).await,
     ];
     for outcome in outcomes {
         assert!(matches!(outcome, Err(Error::LeaseLost)), "{outcome:?}");
@@ -159,11 +198,15 @@ pub(super) async fn pending_objects_come_oldest_first_and_once(both: Both) -> Re
     let (_, lease) = target(&both).await?;
     let position = OutboxPosition { transaction: 3, number: 4 };
     let noted = [(id, path_hash(1), NOW + 2), (id, path_hash(2), NOW - 1), (id, path_hash(1), NOW)];
-    both.publish.note_pending(&lease, &noted, Some(position)).await?;
-    both.publish.note_pending(&lease, &[(id, path_hash(2), NOW + 7)], None).await?;
-    both.publish.note_pending(&lease, &[(id, path_hash(2), NOW + 1)], Some(position)).await?;
+    both.publish.note_pending(&lease, &noted, NotedFrom::Outbox(position)).await?;
+    both.publish.note_pending(&lease, &[(id, path_hash(2), NOW + 7)], NotedFrom::Referrers).await?;
+    both.publish.note_pending(&lease, &[(id, path_hash(2), NOW + 1)], NotedFrom::Outbox(position)).await?;
     assert_eq!(both.publish.open_target("edge", "").await?.cursor, position);
-    both.publish.note_waiting(&lease, id, &[(path_hash(2), "it rains".to_owned())]).await?;
+    let waiting = PendingVerdicts {
+        waiting: vec![(path_hash(2), "it rains".to_owned())],
+        ..PendingVerdicts::default()
+    };
+    both.publish.settle_pending(&lease, id, &waiting, NOW).await?;
     let rows = both.publish.pending_objects(lease.target, id, None, 100).await?;
     let seen: Vec<_> = rows.iter().map(|row| (row.hash, row.since, row.reason.as_deref())).collect();
     assert_eq!(seen, [(path_hash(2), NOW + 1, Some("it rains")), (path_hash(1), NOW + 2, None)]);
@@ -172,7 +215,7 @@ pub(super) async fn pending_objects_come_oldest_first_and_once(both: Both) -> Re
     assert_eq!(both.publish.pending_objects(lease.target, id, None, 1).await?.len(), 1);
     let counts = both.publish.publish_counts(lease.target, id).await?;
     assert_eq!((counts.pending, counts.pending_since, counts.published), (2, Some(NOW + 1), 0));
-    both.publish.drop_pending(&lease, id, &hashes(&[1, 2])).await?;
+    both.publish.settle_pending(&lease, id, &settled(&[1, 2]), NOW).await?;
     assert_eq!(pending(&both, &lease, id).await?, []);
     Ok(())
 }
@@ -185,10 +228,15 @@ pub(super) async fn a_whole_cache_can_be_noted(both: Both) -> Result<()> {
     push_object(&both.index, other, 4).await?;
     let (_, lease) = target(&both).await?;
     publish(&both, &lease, id, 9, &[]).await?;
-    both.publish.note_all_pending(&lease, id, NOW).await?;
+    note_all(&both, &lease, id, NOW).await?;
     assert_eq!(pending(&both, &lease, id).await?, hashes(&[1, 2, 3, 9]));
-    assert_eq!(both.publish.pending_absent(lease.target, id, None, 10).await?, hashes(&[9]));
-    assert_eq!(both.publish.pending_absent(lease.target, id, Some(path_hash(9)), 10).await?, []);
+    let all = both.publish.pending_absent(lease.target, id, None, 10).await?;
+    assert_eq!((all.absent, all.next), (hashes(&[9]), hashes(&[1, 2, 3, 9]).last().copied()));
+    assert_eq!(both.publish.pending_absent(lease.target, id, Some(path_hash(9)), 10).await?.absent, []);
+    // A page ends after so many objects, not after so many that are absent.
+    let first = both.publish.pending_absent(lease.target, id, None, 1).await?;
+    assert_eq!(first.next, hashes(&[1, 2, 3, 9]).first().copied());
+    assert_eq!(both.publish.pending_absent(lease.target, id, all.next, 1).await?, AbsentPage::default());
     let found = both.publish.find_objects(id, &hashes(&[1, 2, 9])).await?;
     assert_eq!(found.len(), 2);
     Ok(())
@@ -197,8 +245,10 @@ pub(super) async fn a_whole_cache_can_be_noted(both: Both) -> Result<()> {
 pub(super) async fn what_was_removed_is_remembered_for_a_while(both: Both) -> Result<()> {
     let (id, other) = (cache(&both.index, "main").await?, cache(&both.index, "other").await?);
     let (_, lease) = target(&both).await?;
-    both.publish.note_pending(&lease, &[(id, path_hash(1), NOW), (id, path_hash(4), NOW)], None).await?;
-    both.publish.note_removed(&lease, id, &hashes(&[1, 2]), NOW).await?;
+    both.publish
+        .note_pending(&lease, &[(id, path_hash(1), NOW), (id, path_hash(4), NOW)], NotedFrom::Referrers)
+        .await?;
+    both.publish.settle_pending(&lease, id, &gone(&[1, 2]), NOW).await?;
     assert_eq!(pending(&both, &lease, id).await?, hashes(&[4]));
     let find = async |numbers: &[u32]| -> Result<Vec<StorePathHash>> {
         let mut found = both.publish.find_removed(lease.target, id, &hashes(numbers)).await?;
@@ -211,19 +261,21 @@ pub(super) async fn what_was_removed_is_remembered_for_a_while(both: Both) -> Re
     assert_eq!(find(&[4]).await?, hashes(&[4]), "it was there, and nobody has looked since");
     assert_eq!(both.publish.find_removed(lease.target, other, &hashes(&[1])).await?, []);
     // Who waits for one knows by itself from then on.
-    both.publish.note_lost(&lease, id, &[(path_hash(4), path_hash(1))]).await?;
+    let lost = PendingVerdicts { lost: vec![(path_hash(4), path_hash(1))], ..PendingVerdicts::default() };
+    both.publish.settle_pending(&lease, id, &lost, NOW).await?;
     let waiting = both.publish.pending_objects(lease.target, id, None, 10).await?;
     assert_eq!(waiting.iter().map(|row| row.lost).collect::<Vec<_>>(), [Some(path_hash(1))]);
     // Published again, or long ago.
     publish(&both, &lease, id, 2, &[]).await?;
-    both.publish.note_removed(&lease, id, &hashes(&[3]), NOW + 10).await?;
+    both.publish.settle_pending(&lease, id, &gone(&[3]), NOW + 10).await?;
     assert_eq!(find(&[1, 2, 3]).await?.len(), 2);
-    both.publish.forget_removed(&lease, id, NOW + 10).await?;
+    assert_eq!(both.publish.forget_removed(&lease, id, NOW + 10, 1).await?, 1);
+    assert_eq!(both.publish.forget_removed(&lease, id, NOW + 10, 9).await?, 0);
     assert_eq!(find(&[1, 2, 3]).await?, hashes(&[3]));
-    both.publish.note_removed(&lease, id, &hashes(&[3]), NOW + 20).await?;
-    both.publish.forget_removed(&lease, id, NOW + 20).await?;
+    both.publish.settle_pending(&lease, id, &gone(&[3]), NOW + 20).await?;
+    assert_eq!(both.publish.forget_removed(&lease, id, NOW + 20, 9).await?, 0);
     assert_eq!(find(&[3]).await?, hashes(&[3]));
-    both.publish.forget_published_cache(&lease, id).await?;
+    while !both.publish.forget_published_cache(&lease, id, 1).await? {}
     assert_eq!(find(&[3]).await?, []);
     Ok(())
 }
@@ -231,7 +283,7 @@ pub(super) async fn what_was_removed_is_remembered_for_a_while(both: Both) -> Re
 pub(super) async fn an_object_is_there_when_it_is_finished(both: Both) -> Result<()> {
     let id = cache(&both.index, "main").await?;
     let (_, lease) = target(&both).await?;
-    both.publish.note_pending(&lease, &[(id, path_hash(1), NOW)], None).await?;
+    both.publish.note_pending(&lease, &[(id, path_hash(1), NOW)], NotedFrom::Referrers).await?;
     both.publish.begin_publishing(&lease, id, &[intent(1, &[2])]).await?;
     assert_eq!(state(&both, &lease, id, 1).await?, Some(PublishState::Writing));
     let nars = both.publish.find_published_nars(lease.target, id, &[nar_hash(1), nar_hash(2)]).await?;
@@ -249,9 +301,9 @@ pub(super) async fn an_object_is_there_when_it_is_finished(both: Both) -> Result
     both.publish.begin_publishing(&lease, id, &[intent(1, &[2])]).await?;
     assert_eq!(state(&both, &lease, id, 1).await?, Some(PublishState::Published));
     assert_eq!(both.publish.find_published_nars(lease.target, id, &[nar_hash(1)]).await?, [uploaded(1)]);
-    let listed = both.publish.list_published(lease.target, id, None, 10).await?;
+    let listed = both.publish.list_published(lease.target, id, 0..=255, None, 10).await?;
     assert_eq!(listed.len(), 1);
-    assert_eq!(both.publish.list_published(lease.target, id, Some(path_hash(1)), 10).await?, []);
+    assert_eq!(both.publish.list_published(lease.target, id, 0..=255, Some(path_hash(1)), 10).await?, []);
     let counts = both.publish.publish_counts(lease.target, id).await?;
     assert_eq!((counts.published, counts.nars, counts.file_bytes), (1, 1, 101));
     Ok(())
@@ -271,16 +323,16 @@ pub(super) async fn a_nar_that_nothing_names_may_go(both: Both) -> Result<()> {
     // All of them, page by page.
     let mut listed = Vec::new();
     let mut after = None;
-    while let [one] = &both.publish.list_published_nars(lease.target, id, after, 1).await?[..] {
+    while let [one] = &both.publish.list_published_nars(lease.target, id, 0..=255, after, 1).await?[..] {
         after = Some(one.nar);
         listed.push(one.nar);
     }
     let mut all = [nar(1), nar(5)];
-    all.sort_by_key(|(hash, tag)| (*hash.as_bytes(), *tag.as_bytes()));
+    all.sort_by_key(|(hash, tag)| (hash.as_bytes()[31], *hash.as_bytes(), *tag.as_bytes()));
     assert_eq!(listed, all);
     assert_eq!(due(NOW + 9).await?, []);
     assert_eq!(due(NOW + 10).await?.iter().map(|due| due.nar).collect::<Vec<_>>(), [nar(1)]);
-    assert_eq!(both.publish.nars_left_by(lease.target, id, &hashes(&[1, 9])).await?.len(), 1);
+    assert_eq!(both.publish.end_graces(&lease, id, &hashes(&[1, 9]), NOW + 10).await?, 1);
     // Named again before it went.
     both.publish.begin_publishing(&lease, id, &[PublishIntent { nar: nar(1), ..intent(2, &[]) }]).await?;
     assert_eq!(due(NOW + 99).await?, []);
@@ -288,13 +340,13 @@ pub(super) async fn a_nar_that_nothing_names_may_go(both: Both) -> Result<()> {
     // Two objects with one NAR: it stays until both are gone.
     both.publish.begin_publishing(&lease, id, &[PublishIntent { nar: nar(1), ..intent(3, &[]) }]).await?;
     both.publish.finish_publishing(&lease, id, &[PublishDone { nar: nar(1), ..done(3, &[]) }], NOW).await?;
-    both.publish.begin_removing(&lease, id, &hashes(&[2]), NOW).await?;
+    remove(&both, &lease, id, &hashes(&[2]), NOW).await?;
     both.publish.finish_removing(&lease, id, &[(path_hash(2), NOW)]).await?;
     assert_eq!(due(NOW + 99).await?, []);
-    both.publish.begin_removing(&lease, id, &hashes(&[3]), NOW).await?;
+    remove(&both, &lease, id, &hashes(&[3]), NOW).await?;
     both.publish.finish_removing(&lease, id, &[(path_hash(3), NOW + 20)]).await?;
     assert_eq!(due(NOW + 19).await?, []);
-    both.publish.set_nar_deadline(&lease, id, &[nar(1), nar(5)], NOW).await?;
+    assert_eq!(both.publish.end_graces(&lease, id, &hashes(&[1, 2, 3]), NOW).await?, 1);
     assert_eq!(due(NOW).await?.len(), 1, "what something names has no deadline");
     both.publish.begin_deleting_nars(&lease, id, &[nar(1)]).await?;
     assert!(!due(NOW).await?[0].uploaded);
@@ -309,7 +361,7 @@ pub(super) async fn an_intent_that_came_to_nothing_leaves_nothing(both: Both) ->
     let (_, lease) = target(&both).await?;
     both.publish.begin_publishing(&lease, id, &[intent(1, &[])]).await?;
     both.publish.begin_publishing(&lease, id, &[PublishIntent { nar: nar(5), ..intent(1, &[]) }]).await?;
-    both.publish.begin_removing(&lease, id, &hashes(&[1]), NOW).await?;
+    remove(&both, &lease, id, &hashes(&[1]), NOW).await?;
     both.publish.finish_removing(&lease, id, &[(path_hash(1), NOW)]).await?;
     assert_eq!(both.publish.due_nars(lease.target, id, NOW, 10).await?.len(), 2);
     assert_eq!(state(&both, &lease, id, 1).await?, None);
@@ -323,9 +375,11 @@ pub(super) async fn referrers_are_removed_first_and_know_what_they_lost(both: Bo
     for (number, references) in [(1, vec![]), (2, vec![1]), (3, vec![2]), (4, vec![1]), (5, vec![])] {
         publish(&both, &lease, id, number, &references).await?;
     }
-    let removable = |any| both.publish.removable(lease.target, id, any, 10);
-    assert_eq!(both.publish.begin_removing(&lease, id, &hashes(&[1]), NOW + 5).await?, 3);
-    assert_eq!(both.publish.begin_removing(&lease, id, &hashes(&[1]), NOW + 5).await?, 0);
+    let removable = async |any| -> Result<Vec<StorePathHash>> {
+        Ok(both.publish.removable(lease.target, id, any, None, 10).await?.hashes)
+    };
+    assert_eq!(remove(&both, &lease, id, &hashes(&[1]), NOW + 5).await?, 3);
+    assert_eq!(remove(&both, &lease, id, &hashes(&[1]), NOW + 5).await?, 0);
     let rows = both.publish.pending_objects(lease.target, id, None, 10).await?;
     let mut lost: Vec<_> = rows.iter().map(|row| (row.hash, row.since, row.lost)).collect();
     lost.sort();
@@ -360,8 +414,8 @@ pub(super) async fn what_an_upstream_key_signed_takes_nothing_along(both: Both) 
         .finish_publishing(&lease, id, &[PublishDone { upstream: true, ..done(1, &[]) }], NOW)
         .await?;
     publish(&both, &lease, id, 2, &[1]).await?;
-    assert_eq!(both.publish.begin_removing(&lease, id, &hashes(&[1]), NOW).await?, 0);
-    assert_eq!(both.publish.removable(lease.target, id, false, 10).await?, hashes(&[1]));
+    assert_eq!(remove(&both, &lease, id, &hashes(&[1]), NOW).await?, 0);
+    assert_eq!(both.publish.removable(lease.target, id, false, None, 10).await?.hashes, hashes(&[1]));
     assert_eq!(state(&both, &lease, id, 2).await?, Some(PublishState::Published));
     Ok(())
 }
@@ -371,9 +425,9 @@ pub(super) async fn a_circle_can_be_removed(both: Both) -> Result<()> {
     let (_, lease) = target(&both).await?;
     publish(&both, &lease, id, 1, &[2]).await?;
     publish(&both, &lease, id, 2, &[1]).await?;
-    assert_eq!(both.publish.begin_removing(&lease, id, &hashes(&[1]), NOW).await?, 1);
-    assert_eq!(both.publish.removable(lease.target, id, false, 10).await?, []);
-    let mut any = both.publish.removable(lease.target, id, true, 10).await?;
+    assert_eq!(remove(&both, &lease, id, &hashes(&[1]), NOW).await?, 1);
+    assert_eq!(both.publish.removable(lease.target, id, false, None, 10).await?.hashes, []);
+    let mut any = both.publish.removable(lease.target, id, true, None, 10).await?.hashes;
     any.sort();
     assert_eq!(any, hashes(&[1, 2]));
     Ok(())
@@ -387,10 +441,10 @@ pub(super) async fn new_references_replace_the_old_ones(both: Both) -> Result<()
     }
     both.publish.begin_publishing(&lease, id, &[intent(3, &[2])]).await?;
     // While it is written anew, both count.
-    assert_eq!(both.publish.begin_removing(&lease, id, &hashes(&[1]), NOW).await?, 1);
+    assert_eq!(remove(&both, &lease, id, &hashes(&[1]), NOW).await?, 1);
     publish(&both, &lease, id, 3, &[2]).await?;
-    assert_eq!(both.publish.begin_removing(&lease, id, &hashes(&[1]), NOW).await?, 0);
-    assert_eq!(both.publish.begin_removing(&lease, id, &hashes(&[2]), NOW).await?, 1);
+    assert_eq!(remove(&both, &lease, id, &hashes(&[1]), NOW).await?, 0);
+    assert_eq!(remove(&both, &lease, id, &hashes(&[2]), NOW).await?, 1);
     Ok(())
 }
 
@@ -400,7 +454,7 @@ pub(super) async fn drift_is_looked_at_again(both: Both) -> Result<()> {
     for number in 1..=3 {
         publish(&both, &lease, id, number, &[]).await?;
     }
-    both.publish.note_drift(&lease, id, &hashes(&[1]), &[nar(2)], NOW).await?;
+    both.publish.note_drift(&lease, id, &hashes(&[1]), &[nar(2)], NOW, CacheScan::Nars(Some(7))).await?;
     assert_eq!(pending(&both, &lease, id).await?, hashes(&[1, 2]));
     assert_eq!(state(&both, &lease, id, 1).await?, Some(PublishState::Writing));
     assert_eq!(state(&both, &lease, id, 2).await?, Some(PublishState::Writing));
@@ -418,14 +472,32 @@ pub(super) async fn a_cache_is_remembered_and_forgotten(both: Both) -> Result<()
         basis: vec![1],
         document: vec![],
         published_at: NOW,
+        scan: Some(CacheScan::Past(OutboxPosition { transaction: 3, number: 4 })),
     };
     both.publish.write_published_cache(&lease, &published).await?;
     published.document = vec![2, 3];
+    both.publish.write_published_cache(&lease, &PublishedCache { scan: None, ..published.clone() }).await?;
+    assert_eq!(both.publish.published_caches(lease.target).await?, [published.clone()]);
+    // How far the work over all of it has come is written down with each of its steps.
+    let scans =
+        [CacheScan::Narinfos(None), CacheScan::Nars(Some(255)), CacheScan::Objects(Some(path_hash(1)))];
+    for scan in scans {
+        both.publish.note_drift(&lease, id, &[], &[], NOW, scan).await?;
+        assert_eq!(both.publish.published_caches(lease.target).await?[0].scan, Some(scan));
+    }
+    both.publish.note_pending(&lease, &[], NotedFrom::Scan(id, CacheScan::Published(None))).await?;
+    assert_eq!(both.publish.published_caches(lease.target).await?[0].scan, Some(CacheScan::Published(None)));
+    assert_eq!(both.publish.note_cache_step(&lease, id, CacheScan::Published(None), 9, NOW).await?, None);
+    assert_eq!(both.publish.published_caches(lease.target).await?[0].scan, None);
+    // What was compared with another location does not count.
     both.publish.write_published_cache(&lease, &published).await?;
+    both.publish.move_target(&lease, "s3://bucket", true).await?;
     assert_eq!(both.publish.published_caches(lease.target).await?, [published]);
+    both.publish.move_target(&lease, "s3://other", false).await?;
+    assert_eq!(both.publish.published_caches(lease.target).await?[0].scan, None);
     publish(&both, &lease, id, 1, &[]).await?;
     both.index.remove_object(id, &path_hash(1), Removal::ForCause, NOW).await?;
-    both.publish.forget_published_cache(&lease, id).await?;
+    while !both.publish.forget_published_cache(&lease, id, 1).await? {}
     assert_eq!(both.publish.published_caches(lease.target).await?, []);
     assert_eq!(both.publish.publish_counts(lease.target, id).await?, crate::PublishCounts::default());
     Ok(())
@@ -443,6 +515,7 @@ pub(super) async fn what_waits_is_counted_for_all_targets_at_once(both: Both) ->
         basis: vec![],
         document: vec![],
         published_at: NOW,
+        scan: None,
     };
     for (lease, cache, name) in
         [(&lease, ids[0], "main"), (&lease, ids[1], "other"), (&elsewhere, ids[0], "main")]
@@ -452,7 +525,7 @@ pub(super) async fn what_waits_is_counted_for_all_targets_at_once(both: Both) ->
     publish(&both, &lease, ids[0], 1, &[]).await?;
     both.publish.begin_publishing(&lease, ids[0], &[intent(2, &[])]).await?;
     let noted = [(ids[1], path_hash(3), NOW + 2), (ids[1], path_hash(4), NOW + 1)];
-    both.publish.note_pending(&lease, &noted, None).await?;
+    both.publish.note_pending(&lease, &noted, NotedFrom::Referrers).await?;
     let row = |target: &PublishTarget, cache: &str, published, pending, pending_since| PublishBacklog {
         target: target.id,
         cache: cache.to_owned(),
@@ -467,5 +540,68 @@ pub(super) async fn what_waits_is_counted_for_all_targets_at_once(both: Both) ->
     ];
     assert_eq!(both.publish.publish_backlog(10).await?, all);
     assert_eq!(both.publish.publish_backlog(1).await?, all[..1]);
+    Ok(())
+}
+
+pub(super) async fn every_write_renews_the_lease(both: Both) -> Result<()> {
+    let id = cache(&both.index, "main").await?;
+    let (target, lease) = target(&both).await?;
+    let later = Lease { ends_at: NOW + 2 * HOUR, ..lease };
+    publish(&both, &later, id, 1, &[]).await?;
+    assert_eq!(both.publish.acquire_lease(target.id, "you", NOW + HOUR, NOW + 9 * HOUR).await?, None);
+    // An older one does not shorten it.
+    note_all(&both, &lease, id, NOW).await?;
+    assert_eq!(both.publish.acquire_lease(target.id, "you", NOW + HOUR, NOW + 9 * HOUR).await?, None);
+    assert!(both.publish.acquire_lease(target.id, "you", NOW + 2 * HOUR, NOW + 9 * HOUR).await?.is_some());
+    Ok(())
+}
+
+pub(super) async fn rows_come_in_the_order_of_names(both: Both) -> Result<()> {
+    let id = cache(&both.index, "main").await?;
+    let (_, lease) = target(&both).await?;
+    for number in 1..=40 {
+        publish(&both, &lease, id, number, &[]).await?;
+    }
+    let mut expected: Vec<_> = (1..=40).map(path_hash).collect();
+    expected.sort_by_key(|hash| (hash.as_bytes()[19], *hash));
+    let list = async |bytes: std::ops::RangeInclusive<u8>| -> Result<Vec<StorePathHash>> {
+        let (mut found, mut after) = (Vec::new(), None);
+        loop {
+            let page = both.publish.list_published(lease.target, id, bytes.clone(), after, 3).await?;
+            let Some(last) = page.last() else { return Ok(found) };
+            after = Some(last.hash);
+            found.extend(page.iter().map(|row| row.hash));
+        }
+    };
+    assert_eq!(list(0..=255).await?, expected);
+    let middle = 100..=200;
+    expected.retain(|hash| middle.contains(&hash.as_bytes()[19]));
+    assert_eq!(list(middle).await?, expected);
+    Ok(())
+}
+
+pub(super) async fn a_grace_lasts_while_the_lab_serves_the_nar(both: Both) -> Result<()> {
+    let id = cache(&both.index, "main").await?;
+    let (_, lease) = target(&both).await?;
+    push_object(&both.index, id, 1).await?;
+    let served = both.index.find_object(id, &path_hash(1)).await?.expect("it was pushed").nar;
+    let of_lab = |number| PublishIntent { nar: (served.hash, served.tag), ..intent(number, &[]) };
+    both.publish.begin_publishing(&lease, id, &[of_lab(1)]).await?;
+    let finished = PublishDone { nar: (served.hash, served.tag), ..done(1, &[]) };
+    both.publish.finish_publishing(&lease, id, &[finished], NOW).await?;
+    // Another one is published instead.
+    publish(&both, &lease, id, 1, &[]).await?;
+    both.publish.begin_publishing(&lease, id, &[PublishIntent { nar: nar(5), ..intent(1, &[]) }]).await?;
+    both.publish
+        .finish_publishing(&lease, id, &[PublishDone { nar: nar(5), ..done(1, &[]) }], NOW + HOUR)
+        .await?;
+    let of_one = hashes(&[1]);
+    let before = both.publish.due_nars(lease.target, id, NOW + HOUR, 10).await?.len();
+    let ended = both.publish.end_graces(&lease, id, &of_one, NOW).await?;
+    assert!(
+        both.publish.due_nars(lease.target, id, NOW, 10).await?.iter().all(|due| due.nar.0 != served.hash)
+    );
+    both.index.remove_object(id, &path_hash(1), Removal::ForCause, NOW).await?;
+    assert_eq!(both.publish.end_graces(&lease, id, &of_one, NOW).await?, ended + 1, "of {before}");
     Ok(())
 }

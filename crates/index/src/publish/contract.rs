@@ -1,9 +1,11 @@
-//! What publishing remembers: which changes were followed, what lies in a target, and what is still to be brought there.
+//! What publishing records: which changes a run has followed, what is in a target, and what is still to be brought there.
 //!
-//! Layer: port; the same conventions as [`Index`](crate::Index). One program at a time may write for a target: every writing
-//! method takes the [`Lease`] it holds, and fails with [`Error::LeaseLost`](crate::Error::LeaseLost), without effect, once
-//! another one was given out. Rows are written *before* the target is (as "may be there") and again when it is done, so after
-//! a crash nothing lies in a target that no row knows of.
+//! Layer: port; the conventions are those of [`Index`](crate::Index). One program at a time may write for a target. Every writing
+//! method takes the program's [`Lease`] and renews it. Once another lease was given out, the method fails with
+//! [`Error::LeaseLost`](crate::Error::LeaseLost) and changes nothing. The publisher writes rows *before* it writes to the target
+//! (as "may be there") and again afterwards, so after a crash a row knows of every file in the target.
+
+use std::ops::RangeInclusive;
 
 use async_trait::async_trait;
 use dormer_format::EncodingTag;
@@ -16,22 +18,24 @@ use crate::contract::{CacheId, FoundObject, OutboxPosition, UnixSeconds};
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct TargetId(pub i64);
 
-/// A target as it stands.
+/// The state of a target.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct PublishTarget {
     /// Row number.
     pub id: TargetId,
     /// Name, from the settings.
     pub name: String,
-    /// Where it is.
+    /// Its location.
     pub location: String,
-    /// Up to where the outbox was followed.
+    /// Whether the rows were compared with what is there, since the target moved there last.
+    pub compared: bool,
+    /// The outbox is followed up to here.
     pub cursor: OutboxPosition,
-    /// Who writes to it, if somebody does or ended without saying so.
+    /// The process that has the lease, or had it and ended without giving it back.
     pub holder: Option<String>,
-    /// When that one's lease ends.
+    /// When that lease ends.
     pub lease_ends_at: UnixSeconds,
-    /// When a run ended last.
+    /// When the last run ended.
     pub ran_at: Option<UnixSeconds>,
     /// Why the last run failed, if it did, and when.
     pub error: Option<(String, UnixSeconds)>,
@@ -42,10 +46,13 @@ pub struct PublishTarget {
 pub struct Lease {
     /// The target.
     pub target: TargetId,
-    /// Grows with every lease of the target: an older one is worth nothing.
+    /// Grows with every lease of the target. Only the newest lease counts.
     pub fence: i64,
-    /// Whether the one before was given back. If not, its holder may still have requests under way.
+    /// Whether the lease before was given back. If not, its holder may still have requests under way.
     pub was_released: bool,
+    /// When it ends. Every method that takes a lease puts the end off until this time: a holder that writes needs no other
+    /// renewal, and a step that takes long does not lose its own lease.
+    pub ends_at: UnixSeconds,
 }
 
 /// A cache that is published to a target, or was.
@@ -61,9 +68,126 @@ pub struct PublishedCache {
     pub document: Vec<u8>,
     /// When it was last written to.
     pub published_at: UnixSeconds,
+    /// How far the work over the whole cache has come, if there is such work. Writing `None` leaves what the row says.
+    pub scan: Option<CacheScan>,
 }
 
-/// Where an object stands in a target.
+/// How far the work over a whole published cache has come. The work is done in this order, from any of its parts on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum CacheScan {
+    /// Comparing narinfos with the target's listing: done up to this last byte of their hashes.
+    Narinfos(Option<u8>),
+    /// Comparing NAR files, likewise.
+    Nars(Option<u8>),
+    /// Noting what the cache had once, from the outbox: done up to this position.
+    Past(OutboxPosition),
+    /// Noting what the cache has: done up to this hash.
+    Objects(Option<StorePathHash>),
+    /// Noting what the target has of the cache, likewise.
+    Published(Option<StorePathHash>),
+}
+
+impl CacheScan {
+    /// As a column.
+    pub(crate) fn encode(&self) -> Vec<u8> {
+        let after = |tag: u8, bytes: &[u8]| [&[tag], bytes].concat();
+        match self {
+            Self::Narinfos(byte) => after(0, byte.as_slice()),
+            Self::Nars(byte) => after(1, byte.as_slice()),
+            Self::Past(position) => {
+                after(2, &[position.transaction.to_be_bytes(), position.number.to_be_bytes()].concat())
+            }
+            Self::Objects(hash) => after(3, hash.as_ref().map_or(&[], |hash| hash.as_bytes())),
+            Self::Published(hash) => after(4, hash.as_ref().map_or(&[], |hash| hash.as_bytes())),
+        }
+    }
+
+    /// The reverse of [`Self::encode`].
+    pub(crate) fn decode(column: &[u8]) -> Option<Self> {
+        let after = |scan: fn(Option<StorePathHash>) -> Self, rest: &[u8]| -> Option<Self> {
+            match rest {
+                [] => Some(scan(None)),
+                hash => Some(scan(Some(StorePathHash::from_bytes(hash.try_into().ok()?)))),
+            }
+        };
+        let (tag, rest) = column.split_first()?;
+        Some(match (tag, rest) {
+            (0, rest) if rest.len() < 2 => Self::Narinfos(rest.first().copied()),
+            (1, rest) if rest.len() < 2 => Self::Nars(rest.first().copied()),
+            (2, rest) => {
+                let (transaction, number) = rest.split_first_chunk::<8>()?;
+                Self::Past(OutboxPosition {
+                    transaction: i64::from_be_bytes(*transaction),
+                    number: i64::from_be_bytes(number.try_into().ok()?),
+                })
+            }
+            (3, rest) => after(Self::Objects, rest)?,
+            (4, rest) => after(Self::Published, rest)?,
+            _ => return None,
+        })
+    }
+}
+
+/// What a call of [`PublishIndex::note_pending`] has read to its end.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum NotedFrom {
+    /// A page of the outbox, up to this position. The objects are changes: what changed again since it was noted is noted
+    /// since then.
+    Outbox(OutboxPosition),
+    /// A part of a cache's past; its scan goes on from here. Objects that are noted already stay as they are.
+    Scan(CacheId, CacheScan),
+    /// Nothing: these objects hold up others. Those that are noted already stay as they are.
+    Referrers,
+}
+
+/// What looking at objects came to.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct PendingVerdicts {
+    /// These need not be looked at any more.
+    pub done: Vec<StorePathHash>,
+    /// The cache has these no more, and they need not be looked at.
+    pub removed: Vec<StorePathHash>,
+    /// These wait, with the reason.
+    pub waiting: Vec<(StorePathHash, String)>,
+    /// These wait for a reference that was removed under them: it never counts as upstream's for them.
+    pub lost: Vec<(StorePathHash, StorePathHash)>,
+}
+
+impl PendingVerdicts {
+    /// Whether there is nothing to write down.
+    pub fn is_empty(&self) -> bool {
+        self.done.is_empty() && self.removed.is_empty() && self.waiting.is_empty() && self.lost.is_empty()
+    }
+}
+
+/// A page of the objects to look at.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct AbsentPage {
+    /// Those that the cache does not have.
+    pub absent: Vec<StorePathHash>,
+    /// The last object of the page: the next page begins after it. `None`: there is none.
+    pub next: Option<StorePathHash>,
+}
+
+/// What a step of taking referrers along came to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct ReferrersTaken {
+    /// Objects that are being removed from now on.
+    pub taken: u64,
+    /// Whether there is more to do.
+    pub more: bool,
+}
+
+/// A page of the objects that are being removed.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct RemovablePage {
+    /// Those that can go.
+    pub hashes: Vec<StorePathHash>,
+    /// The last object of the page: the next page begins after it. `None`: there is none.
+    pub next: Option<StorePathHash>,
+}
+
+/// The state of an object in a target.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum PublishState {
     /// Its narinfo may be there.
@@ -79,15 +203,15 @@ pub enum PublishState {
 pub struct PublishedObject {
     /// Store hash.
     pub hash: StorePathHash,
-    /// Where it stands.
+    /// Its state.
     pub state: PublishState,
     /// The NAR that its narinfo names.
     pub nar: (NarHash, EncodingTag),
     /// Digest of the narinfo; empty before it was written.
     pub digest: Vec<u8>,
-    /// What the target said of the narinfo.
+    /// The target's tag of the narinfo.
     pub etag: Option<String>,
-    /// Whether an upstream key signed it: then it is found elsewhere when it goes here.
+    /// Whether an upstream key signed it: then readers find it elsewhere when it is removed here.
     pub upstream: bool,
 }
 
@@ -102,7 +226,7 @@ pub struct PublishedNar {
     pub file_size: u64,
     /// SHA-256 of the file, once it was uploaded.
     pub file_hash: Option<NarHash>,
-    /// What the target said of it.
+    /// The target's tag of it.
     pub etag: Option<String>,
     /// When it may be deleted, if nothing names it any more.
     pub delete_after: Option<UnixSeconds>,
@@ -130,7 +254,7 @@ pub struct PublishIntent {
     pub nar: (NarHash, EncodingTag),
     /// Bytes of that file.
     pub file_size: u64,
-    /// What it refers to, itself left out.
+    /// Its references, without itself.
     pub references: Vec<StorePathHash>,
 }
 
@@ -143,11 +267,11 @@ pub struct PublishDone {
     pub nar: (NarHash, EncodingTag),
     /// Digest of the narinfo.
     pub digest: Vec<u8>,
-    /// What the target said of it.
+    /// The target's tag of it.
     pub etag: Option<String>,
     /// Whether an upstream key signed it.
     pub upstream: bool,
-    /// What it refers to, itself left out.
+    /// Its references, without itself.
     pub references: Vec<StorePathHash>,
 }
 
@@ -166,7 +290,7 @@ pub struct PublishCounts {
     pub file_bytes: u64,
 }
 
-/// How much of a cache is in a target and how much waits, for those who only watch.
+/// How much of a cache is in a target and how much waits, for metrics.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct PublishBacklog {
     /// The target.
@@ -186,7 +310,7 @@ pub struct PublishBacklog {
 pub trait PublishIndex: Send + Sync + std::fmt::Debug + 'static {
     // --- targets and leases -----------------------------------------------------------------------------------------
 
-    /// The target of this name; made, at the start of the outbox, if there is none. Its location stays what it was.
+    /// The target of this name. A target that is not there is made, at the start of the outbox; one that is stays where it is.
     async fn open_target(&self, name: &str, location: &str) -> Result<PublishTarget>;
     /// All targets, by name.
     async fn list_targets(&self) -> Result<Vec<PublishTarget>>;
@@ -198,25 +322,37 @@ pub trait PublishIndex: Send + Sync + std::fmt::Debug + 'static {
         now: UnixSeconds,
         ends_at: UnixSeconds,
     ) -> Result<Option<Lease>>;
-    /// Puts the end of a lease off. Every other writing method fails like this one when it is lost.
-    async fn renew_lease(&self, lease: &Lease, ends_at: UnixSeconds) -> Result<()>;
+    /// Puts the end of a lease off until its `ends_at`. Every other writing method does the same, and fails like this one when the
+    /// lease is lost.
+    async fn renew_lease(&self, lease: &Lease) -> Result<()>;
     /// Gives a lease back, and writes down how the run ended.
     async fn release_lease(&self, lease: &Lease, at: UnixSeconds, error: Option<&str>) -> Result<()>;
-    /// Writes down that a target is somewhere else now.
-    async fn move_target(&self, lease: &Lease, location: &str) -> Result<()>;
+    /// Writes down where a target is, and whether its rows were compared with what is there. Of another location than before, no
+    /// comparison that had begun counts.
+    async fn move_target(&self, lease: &Lease, location: &str, compared: bool) -> Result<()>;
 
     // --- changes to look at -----------------------------------------------------------------------------------------
 
-    /// Notes objects to look at, those that are noted already staying as they are, and moves the cursor if there is one: then they are
-    /// changes, and what changed again since it was noted is noted since then.
+    /// Notes objects to look at, and how far their source was read.
     async fn note_pending(
         &self,
         lease: &Lease,
         objects: &[(CacheId, StorePathHash, UnixSeconds)],
-        cursor: Option<OutboxPosition>,
+        from: NotedFrom,
     ) -> Result<()>;
-    /// Notes every object that the cache has, or that the target has of it.
-    async fn note_all_pending(&self, lease: &Lease, cache: CacheId, at: UnixSeconds) -> Result<()>;
+    /// Notes the next `limit` objects that the cache has, or that the target has of it, and how far the scan has come. Returns
+    /// where it goes on; `None` when it has come to its end.
+    ///
+    /// # Panics
+    /// If the scan is not at one of these two parts.
+    async fn note_cache_step(
+        &self,
+        lease: &Lease,
+        cache: CacheId,
+        scan: CacheScan,
+        limit: u32,
+        at: UnixSeconds,
+    ) -> Result<Option<CacheScan>>;
     /// Objects to look at, oldest first, after a place in that order.
     async fn pending_objects(
         &self,
@@ -225,34 +361,20 @@ pub trait PublishIndex: Send + Sync + std::fmt::Debug + 'static {
         after: Option<(UnixSeconds, StorePathHash)>,
         limit: u32,
     ) -> Result<Vec<PendingObject>>;
-    /// Those of them that the cache does not have, after a hash, in the order of hashes.
+    /// Which of the next `limit` objects to look at, in the order of hashes, the cache does not have.
     async fn pending_absent(
         &self,
         target: TargetId,
         cache: CacheId,
         after: Option<StorePathHash>,
         limit: u32,
-    ) -> Result<Vec<StorePathHash>>;
-    /// Writes down why objects wait.
-    async fn note_waiting(
+    ) -> Result<AbsentPage>;
+    /// Writes down what looking at objects came to.
+    async fn settle_pending(
         &self,
         lease: &Lease,
         cache: CacheId,
-        reasons: &[(StorePathHash, String)],
-    ) -> Result<()>;
-    /// Writes down which reference objects wait for that was removed under them: it never counts as upstream's for them.
-    async fn note_lost(
-        &self,
-        lease: &Lease,
-        cache: CacheId,
-        lost: &[(StorePathHash, StorePathHash)],
-    ) -> Result<()>;
-    /// Writes down that the cache has these no more, and that they need not be looked at.
-    async fn note_removed(
-        &self,
-        lease: &Lease,
-        cache: CacheId,
-        hashes: &[StorePathHash],
+        verdicts: &PendingVerdicts,
         at: UnixSeconds,
     ) -> Result<()>;
     /// Those of these that the cache once had, if it has them no more: written down as removed and not published since, or still
@@ -263,10 +385,14 @@ pub trait PublishIndex: Send + Sync + std::fmt::Debug + 'static {
         cache: CacheId,
         hashes: &[StorePathHash],
     ) -> Result<Vec<StorePathHash>>;
-    /// Forgets what was removed before this time.
-    async fn forget_removed(&self, lease: &Lease, cache: CacheId, before: UnixSeconds) -> Result<()>;
-    /// These need not be looked at any more.
-    async fn drop_pending(&self, lease: &Lease, cache: CacheId, hashes: &[StorePathHash]) -> Result<()>;
+    /// Forgets what was removed before this time, at most `limit` objects. Returns how many.
+    async fn forget_removed(
+        &self,
+        lease: &Lease,
+        cache: CacheId,
+        before: UnixSeconds,
+        limit: u32,
+    ) -> Result<u64>;
 
     // --- caches -----------------------------------------------------------------------------------------------------
 
@@ -274,8 +400,9 @@ pub trait PublishIndex: Send + Sync + std::fmt::Debug + 'static {
     async fn published_caches(&self, target: TargetId) -> Result<Vec<PublishedCache>>;
     /// Writes one down.
     async fn write_published_cache(&self, lease: &Lease, cache: &PublishedCache) -> Result<()>;
-    /// Forgets one, with everything that was written down of it.
-    async fn forget_published_cache(&self, lease: &Lease, cache: CacheId) -> Result<()>;
+    /// Forgets one, with everything that was written down of it, at most `limit` rows of each kind. Returns whether all is gone;
+    /// the cache's own row goes last.
+    async fn forget_published_cache(&self, lease: &Lease, cache: CacheId, limit: u32) -> Result<bool>;
     /// What a target holds of a cache.
     async fn publish_counts(&self, target: TargetId, cache: CacheId) -> Result<PublishCounts>;
     /// How much of each cache is in each target and how much waits, by target and name, at most `limit` rows; one statement,
@@ -293,11 +420,13 @@ pub trait PublishIndex: Send + Sync + std::fmt::Debug + 'static {
         cache: CacheId,
         hashes: &[StorePathHash],
     ) -> Result<Vec<PublishedObject>>;
-    /// A page of all objects that a row is written of, after a hash, in the order of hashes.
+    /// A page of all objects that a row is written of, after a hash, in the order of the last bytes of their hashes, and of hashes
+    /// among equals: as a listing of the target gives them, but for the order among equals. Those with last bytes in `bytes`.
     async fn list_published(
         &self,
         target: TargetId,
         cache: CacheId,
+        bytes: RangeInclusive<u8>,
         after: Option<StorePathHash>,
         limit: u32,
     ) -> Result<Vec<PublishedObject>>;
@@ -308,20 +437,15 @@ pub trait PublishIndex: Send + Sync + std::fmt::Debug + 'static {
         cache: CacheId,
         nars: &[NarHash],
     ) -> Result<Vec<PublishedNar>>;
-    /// A page of all NAR files that a row is written of, after one, in the order of hashes and tags.
+    /// A page of all NAR files that a row is written of, after one, in the order of the last bytes of their hashes, then of hashes
+    /// and tags. Those with last bytes in `bytes`.
     async fn list_published_nars(
         &self,
         target: TargetId,
         cache: CacheId,
+        bytes: RangeInclusive<u8>,
         after: Option<(NarHash, EncodingTag)>,
         limit: u32,
-    ) -> Result<Vec<PublishedNar>>;
-    /// NAR files that one of these objects named last and that nothing names any more. At most 16,384 objects; one statement.
-    async fn nars_left_by(
-        &self,
-        target: TargetId,
-        cache: CacheId,
-        hashes: &[StorePathHash],
     ) -> Result<Vec<PublishedNar>>;
     /// NAR files that may be deleted at this time.
     async fn due_nars(
@@ -351,25 +475,23 @@ pub trait PublishIndex: Send + Sync + std::fmt::Debug + 'static {
 
     // --- removing ---------------------------------------------------------------------------------------------------
 
-    /// Writes down that these objects are being removed, and with them, through all generations, whatever refers to them: that
-    /// has to be looked at again, and knows which reference it lost. What refers to an object with an upstream signature stays.
-    /// Returns how many more there were.
-    async fn begin_removing(
-        &self,
-        lease: &Lease,
-        cache: CacheId,
-        hashes: &[StorePathHash],
-        at: UnixSeconds,
-    ) -> Result<u64>;
-    /// Objects being removed to which nothing refers any more: they are the next. With `any`, those too to which only others
-    /// refer that are being removed: when nothing else is left, they refer to each other.
+    /// Writes down that these objects are being removed. None of them can go before [`Self::take_referrers`] has come to its end.
+    async fn begin_removing(&self, lease: &Lease, cache: CacheId, hashes: &[StorePathHash]) -> Result<()>;
+    /// Writes down that what refers to objects being removed is being removed too: a step of that, which is to be repeated until
+    /// there is no more, through all generations. What is taken along has to be looked at again, and knows which reference it
+    /// lost. What refers to an object with an upstream signature stays.
+    async fn take_referrers(&self, lease: &Lease, cache: CacheId, at: UnixSeconds) -> Result<ReferrersTaken>;
+    /// Which of the next `limit` objects being removed, in the order of hashes, nothing refers to any more: they are the next.
+    /// With `any`, those too to which only others refer that are being removed: when nothing else is left, they refer to each
+    /// other.
     async fn removable(
         &self,
         target: TargetId,
         cache: CacheId,
         any: bool,
+        after: Option<StorePathHash>,
         limit: u32,
-    ) -> Result<Vec<StorePathHash>>;
+    ) -> Result<RemovablePage>;
     /// Writes down that the narinfos of these objects are gone. Their NARs, if nothing else names them, may be deleted after
     /// the time given with each.
     async fn finish_removing(
@@ -378,14 +500,15 @@ pub trait PublishIndex: Send + Sync + std::fmt::Debug + 'static {
         cache: CacheId,
         removed: &[(StorePathHash, UnixSeconds)],
     ) -> Result<()>;
-    /// Sets when NAR files may be deleted that nothing names.
-    async fn set_nar_deadline(
+    /// Lets NAR files go at this time that one of these objects named last, that nothing names any more, and that the lab serves
+    /// no more in this cache. Returns how many there are. At most 16,384 objects; one statement.
+    async fn end_graces(
         &self,
         lease: &Lease,
         cache: CacheId,
-        nars: &[(NarHash, EncodingTag)],
+        hashes: &[StorePathHash],
         at: UnixSeconds,
-    ) -> Result<()>;
+    ) -> Result<u64>;
     /// Writes down that NAR files are about to be deleted: from now on they may be gone.
     async fn begin_deleting_nars(
         &self,
@@ -396,8 +519,8 @@ pub trait PublishIndex: Send + Sync + std::fmt::Debug + 'static {
     /// Forgets NAR files that were deleted.
     async fn forget_nars(&self, lease: &Lease, cache: CacheId, nars: &[(NarHash, EncodingTag)])
     -> Result<()>;
-    /// Writes down that narinfos (by object) and NAR files are not there, or not as they were written: found by a listing.
-    /// What named them has to be looked at again.
+    /// Writes down that narinfos (by object) and NAR files are not there, or not as they were written: found by a listing that was
+    /// read as far as `scan` says. What named them has to be looked at again.
     async fn note_drift(
         &self,
         lease: &Lease,
@@ -405,5 +528,6 @@ pub trait PublishIndex: Send + Sync + std::fmt::Debug + 'static {
         objects: &[StorePathHash],
         nars: &[(NarHash, EncodingTag)],
         at: UnixSeconds,
+        scan: CacheScan,
     ) -> Result<()>;
 }

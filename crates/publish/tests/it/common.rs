@@ -1,17 +1,22 @@
 //! A lab in this process, a target in memory, and the reader's eye on it.
 
+use std::cell::Cell;
 use std::collections::{BTreeMap, BTreeSet};
-use std::sync::Arc;
-use std::sync::atomic::{AtomicI64, Ordering};
+use std::sync::atomic::{AtomicI64, AtomicU32, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use bytes::Bytes;
 use dormer_blobs::{Blobs, FileEvent, Files, MemoryFiles, StoreBlobs};
 use dormer_edge::EdgeKey;
 use dormer_engine::{Clock, CreateCache, Engine, EngineSettings, IngestRequest, MasterKey, UpdateCache};
-use dormer_index::{Cache, Index, ObjectIndex as _, PublishIndex, Removal, SqliteIndex, SqliteOptions};
+use dormer_index::{
+    Cache, Index, ObjectIndex as _, PostgresIndex, PostgresOptions, PublishIndex, Removal, SqliteIndex,
+    SqliteOptions,
+};
 use dormer_nix::{NarHash, NarInfo, StoreDir, StorePath, StorePathHash};
 use dormer_publish::{Mode, Outcome, Publisher, Result, Silent, TargetSettings};
+use dormer_testkit::services::Postgres;
 use dormer_testkit::{
     BusyPublish, FaultFiles, FaultPublish, Faults, Meanwhile, Random, object_for, package_nar,
 };
@@ -36,11 +41,84 @@ impl Clock for HandClock {
 pub(crate) const SETTLE: i64 = 300;
 pub(crate) const GRACE: i64 = 30 * 86_400;
 
+/// Both contracts of an index.
+pub(crate) trait LabIndex: Index + PublishIndex {}
+
+impl<T: Index + PublishIndex> LabIndex for T {}
+
+thread_local! {
+    static ON_POSTGRES: Cell<bool> = const { Cell::new(false) };
+}
+
+/// Labs of this test have PostgreSQL from now on.
+pub(crate) fn on_postgres() {
+    ON_POSTGRES.set(true);
+}
+
+/// Of the steps of a sweep, every such one is taken: on PostgreSQL, a lab costs a tenth of a second.
+pub(crate) fn stride() -> usize {
+    if ON_POSTGRES.get() { 7 } else { 1 }
+}
+
+/// Makes two tests of each function: one with SQLite, one with PostgreSQL.
+macro_rules! on_both_databases {
+    ($($test:ident),+ $(,)?) => {
+        mod on_sqlite {
+            $(#[tokio::test] async fn $test() { super::$test().await; })+
+        }
+        mod on_postgresql {
+            $(#[tokio::test] async fn $test() { crate::common::on_postgres(); super::$test().await; })+
+        }
+    };
+}
+pub(crate) use on_both_databases;
+
+/// A database of one lab; it goes with the value.
+struct LabDatabase(String);
+
+impl LabDatabase {
+    /// All labs of this program have one server. What a crash of it would leave is not what is tested, so it syncs nothing.
+    fn server() -> &'static Postgres {
+        static SERVER: OnceLock<Postgres> = OnceLock::new();
+        SERVER.get_or_init(|| Postgres::start_with(&["fsync=off"]))
+    }
+
+    /// A copy of a database that has the schema already.
+    async fn create() -> Self {
+        static TEMPLATE: tokio::sync::OnceCell<String> = tokio::sync::OnceCell::const_new();
+        static NUMBER: AtomicU32 = AtomicU32::new(0);
+        let server = Self::server();
+        let template = TEMPLATE
+            .get_or_init(|| async {
+                let url = server.create_database();
+                let index = PostgresIndex::open(&url, PostgresOptions::default()).await.expect("it opens");
+                index.close().await.expect("it closes");
+                url.rsplit('/').next().expect("a name").to_owned()
+            })
+            .await;
+        let name = format!("lab_{}", NUMBER.fetch_add(1, Ordering::Relaxed));
+        server.sql("postgres", &format!("CREATE DATABASE {name} TEMPLATE {template}"));
+        Self(name)
+    }
+
+    async fn open(&self) -> PostgresIndex {
+        let options = PostgresOptions { connections_max: 3, ..PostgresOptions::default() };
+        PostgresIndex::open(&Self::server().url(&self.0), options).await.expect("a new index opens")
+    }
+}
+
+impl Drop for LabDatabase {
+    fn drop(&mut self) {
+        Self::server().sql("postgres", &format!("DROP DATABASE {} WITH (FORCE)", self.0));
+    }
+}
+
 /// A lab with a cache `main`, and a target.
 pub(crate) struct Lab {
     _folder: TempDir,
+    _database: Option<LabDatabase>,
     pub(crate) clock: Arc<HandClock>,
-    pub(crate) index: Arc<SqliteIndex>,
+    pub(crate) index: Arc<dyn LabIndex>,
     pub(crate) engine: Engine,
     pub(crate) cache: Arc<Cache>,
     pub(crate) files: Arc<MemoryFiles>,
@@ -50,8 +128,14 @@ pub(crate) struct Lab {
 impl Lab {
     pub(crate) async fn new() -> Self {
         let folder = TempDir::new().expect("a temporary folder");
-        let index = SqliteIndex::open(folder.path().join("index.sqlite"), SqliteOptions::default()).await;
-        let index = Arc::new(index.expect("a new index opens"));
+        let database = if ON_POSTGRES.get() { Some(LabDatabase::create().await) } else { None };
+        let index: Arc<dyn LabIndex> = match &database {
+            Some(database) => Arc::new(database.open().await),
+            None => {
+                let path = folder.path().join("index.sqlite");
+                Arc::new(SqliteIndex::open(path, SqliteOptions::default()).await.expect("a new index opens"))
+            }
+        };
         let clock = Arc::new(HandClock::default());
         let settings = EngineSettings {
             chunk_params: dormer_format::ChunkParams { min: 1024, avg: 4096, max: 16 * 1024 },
@@ -74,11 +158,20 @@ impl Lab {
             request_timeout: Duration::ZERO,
             ..TargetSettings::default()
         };
-        Self { _folder: folder, clock, index, engine, cache, files: Arc::new(MemoryFiles::new()), settings }
+        Self {
+            _folder: folder,
+            _database: database,
+            clock,
+            index,
+            engine,
+            cache,
+            files: Arc::new(MemoryFiles::new()),
+            settings,
+        }
     }
 
     pub(crate) fn publisher(&self) -> Publisher {
-        self.publisher_over(
+        self.publisher_of(
             Arc::clone(&self.index) as Arc<dyn PublishIndex>,
             Arc::clone(&self.files) as Arc<dyn Files>,
         )
@@ -87,14 +180,14 @@ impl Lab {
     pub(crate) fn crashing(&self, faults: &Arc<Faults>) -> Publisher {
         let index = FaultPublish::new(Arc::clone(&self.index) as Arc<dyn PublishIndex>, Arc::clone(faults));
         let files = FaultFiles::new(Arc::clone(&self.files) as Arc<dyn Files>, Arc::clone(faults));
-        self.publisher_over(Arc::new(index), Arc::new(files))
+        self.publisher_of(Arc::new(index), Arc::new(files))
     }
 
     /// A publisher in a lab where something happens before each call of publishing's memory.
     pub(crate) fn publisher_meanwhile(&self, meanwhile: Meanwhile) -> (Publisher, Arc<BusyPublish>) {
         let index = BusyPublish::new(Arc::clone(&self.index) as Arc<dyn PublishIndex>, meanwhile);
         let index = Arc::new(index);
-        let publisher = self.publisher_over(
+        let publisher = self.publisher_of(
             Arc::clone(&index) as Arc<dyn PublishIndex>,
             Arc::clone(&self.files) as Arc<dyn Files>,
         );
@@ -111,7 +204,7 @@ impl Lab {
         outcome.await.expect("the other program ends")
     }
 
-    fn publisher_over(&self, index: Arc<dyn PublishIndex>, files: Arc<dyn Files>) -> Publisher {
+    pub(crate) fn publisher_of(&self, index: Arc<dyn PublishIndex>, files: Arc<dyn Files>) -> Publisher {
         let engine = self.engine.clone();
         Publisher::new(engine, index, files, self.settings.clone(), "test".to_owned(), Arc::new(Silent))
     }

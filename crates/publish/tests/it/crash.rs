@@ -3,7 +3,7 @@
 
 use std::sync::Arc;
 
-use crate::common::Lab;
+use crate::common::{Lab, on_both_databases, stride};
 use dormer_blobs::{FileKind, Files as _, MemoryFiles};
 use dormer_edge::CacheState;
 use dormer_engine::{KeyChange, UpdateCache};
@@ -111,7 +111,7 @@ impl Before {
 
 async fn survives(before: Before, published: &[u8], nars: usize) {
     for effect_kept in [false, true] {
-        for step in 0.. {
+        for step in (0..).step_by(stride()) {
             let lab = before.prepare().await;
             let faults = Faults::crash_at(step, effect_kept);
             let outcome = lab.crashing(&faults).run(before.mode()).await;
@@ -142,38 +142,41 @@ async fn survives(before: Before, published: &[u8], nars: usize) {
     }
 }
 
-#[tokio::test]
 async fn a_first_run_survives_a_crash_at_any_step() {
     survives(Before::Nothing, &[1, 2, 3, 4, 5], 5).await;
 }
 
-#[tokio::test]
 async fn nars_in_parts_survive_a_crash_at_any_step() {
     survives(Before::NothingInParts, &[1, 2, 3, 4, 5], 5).await;
 }
 
-#[tokio::test]
 async fn a_run_that_updates_and_removes_survives_a_crash_at_any_step() {
     // 5 waits for 4, which was removed for cause, as the old 1. In grace: 2, the old 3, and 5.
     survives(Before::Changes, &[1, 3, 6, 7], 4 + 3).await;
 }
 
-#[tokio::test]
 async fn a_run_with_a_new_key_survives_a_crash_at_any_step() {
     survives(Before::NewKey, &[1, 2, 3, 4, 5, 6], 6).await;
 }
 
-#[tokio::test]
 async fn taking_a_cache_away_survives_a_crash_at_any_step_and_a_change_of_mind() {
     survives(Before::Private, &[1, 2, 3, 4, 5], 5).await;
 }
 
-#[tokio::test]
 async fn reconciling_survives_a_crash_at_any_step() {
     survives(Before::Damage, &[1, 2, 3, 4, 5], 5).await;
 }
 
-#[tokio::test]
 async fn a_move_survives_a_crash_at_any_step() {
     survives(Before::AnotherPlace, &[1, 2, 3, 4, 5, 6], 6).await;
+}
+
+on_both_databases! {
+    a_first_run_survives_a_crash_at_any_step,
+    nars_in_parts_survive_a_crash_at_any_step,
+    a_run_that_updates_and_removes_survives_a_crash_at_any_step,
+    a_run_with_a_new_key_survives_a_crash_at_any_step,
+    taking_a_cache_away_survives_a_crash_at_any_step_and_a_change_of_mind,
+    reconciling_survives_a_crash_at_any_step,
+    a_move_survives_a_crash_at_any_step,
 }

@@ -2,5 +2,6 @@
 
 mod common;
 mod crash;
+mod failing;
 mod meanwhile;
 mod orders;

@@ -3,7 +3,7 @@
 
 use std::sync::Arc;
 
-use crate::common::{Lab, SETTLE};
+use crate::common::{Lab, SETTLE, on_both_databases, stride};
 use dormer_publish::Mode;
 
 /// What others do in the lab meanwhile.
@@ -43,7 +43,7 @@ async fn prepare() -> Lab {
 
 /// `published`: what is there in the end, whenever the changes happened.
 async fn at_any_moment(changes: &'static [Change], published: &[u8]) {
-    for moment in 0.. {
+    for moment in (0..).step_by(stride()) {
         let lab = Arc::new(prepare().await);
         let busy = Arc::clone(&lab);
         let (publisher, index) = lab.publisher_meanwhile(Box::new(move |call| {
@@ -71,27 +71,30 @@ async fn at_any_moment(changes: &'static [Change], published: &[u8]) {
     }
 }
 
-#[tokio::test]
 async fn what_goes_while_its_referrers_wait_takes_none_of_them_along() {
     at_any_moment(&[Change::Remove(1)], &[3, 4, 6]).await;
     at_any_moment(&[Change::RemoveForCause(1)], &[3, 4, 6]).await;
 }
 
-#[tokio::test]
 async fn what_goes_while_its_referrers_are_published_takes_them_back() {
     at_any_moment(&[Change::Remove(3)], &[1, 2]).await;
     at_any_moment(&[Change::RemoveForCause(3)], &[1, 2]).await;
 }
 
-#[tokio::test]
 async fn what_goes_and_comes_again_is_there() {
     at_any_moment(&[Change::Remove(1), Change::Push(1, 11, &[3])], &[1, 2, 3, 4, 5, 6]).await;
     at_any_moment(&[Change::RemoveForCause(3), Change::Push(3, 33, &[])], &[1, 2, 3, 4, 5, 6]).await;
 }
 
-#[tokio::test]
 async fn what_comes_meanwhile_is_there() {
     at_any_moment(&[Change::Push(8, 8, &[7]), Change::Push(7, 7, &[5])], &[1, 2, 3, 4, 5, 6, 7, 8]).await;
     at_any_moment(&[Change::Push(9, 9, &[])], &[1, 2, 3, 4, 5, 6, 9]).await;
     at_any_moment(&[Change::Push(4, 44, &[2]), Change::Push(2, 22, &[])], &[1, 2, 3, 4, 5, 6]).await;
+}
+
+on_both_databases! {
+    what_goes_while_its_referrers_wait_takes_none_of_them_along,
+    what_goes_while_its_referrers_are_published_takes_them_back,
+    what_goes_and_comes_again_is_there,
+    what_comes_meanwhile_is_there,
 }

@@ -7,7 +7,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crate::common::{self, Server, admin, nar, path};
-use dormer_index::{OutboxPosition, PublishDone, PublishIndex as _, PublishIntent, PublishedCache};
+use dormer_index::{
+    NotedFrom, OutboxPosition, PublishDone, PublishIndex as _, PublishIntent, PublishedCache,
+};
 use dormer_nix::NarHash;
 
 #[test]
@@ -166,9 +168,10 @@ fn how_far_edge_targets_are_behind_is_on_the_page() {
             basis: Vec::new(),
             document: Vec::new(),
             published_at: now,
+            scan: None,
         };
         state.write_published_cache(&lease, &main).await.unwrap();
-        state.note_pending(&lease, &[(cache, hash, now - 5_000)], Some(end)).await.unwrap();
+        state.note_pending(&lease, &[(cache, hash, now - 5_000)], NotedFrom::Outbox(end)).await.unwrap();
         lease
     });
     shows("a path waits", &[&pending(1), &published(0)]);

@@ -1,43 +1,76 @@
 //! Caches that are published to a target.
 
-use super::{hold_lease, one};
+use super::{AFTER_ALL_KEYS, hold_lease, one};
 use crate::Result;
-use crate::columns::unsigned;
+use crate::columns::{corrupt, unsigned};
 use crate::contract::CacheId;
-use crate::publish::contract::{Lease, PublishBacklog, PublishCounts, PublishedCache, TargetId};
-use crate::publish::sql::{Argument, Sql, Transaction, both};
+use crate::publish::contract::{CacheScan, Lease, PublishBacklog, PublishCounts, PublishedCache, TargetId};
 use crate::rows::Row as _;
+use crate::sql::{Argument, Sql, Transaction, both};
 
-use Argument::{Bytes, Number, Text};
+use Argument::{Bytes, Number, OptionalBytes, Text};
 
-const LIST_CACHES: Sql = both!(
-    "SELECT cache, name, basis, document, published_at FROM publish_caches WHERE target = $1 ORDER BY cache"
+pub(super) const LIST_CACHES: Sql = both!(
+    "SELECT cache, name, basis, document, published_at, scan FROM publish_caches WHERE target = $1 ORDER BY cache"
 );
-const WRITE_CACHE: Sql = both!(
-    "INSERT INTO publish_caches (target, cache, name, basis, document, published_at) VALUES ($1, $2, $3, $4, $5, $6)
+pub(super) const WRITE_CACHE: Sql = both!(
+    "INSERT INTO publish_caches (target, cache, name, basis, document, published_at, scan) VALUES ($1, $2, $3, $4, $5, $6, $7)
      ON CONFLICT (target, cache) DO UPDATE SET name = excluded.name, basis = excluded.basis,
-         document = excluded.document, published_at = excluded.published_at"
+         document = excluded.document, published_at = excluded.published_at,
+         scan = coalesce(excluded.scan, publish_caches.scan)"
 );
-const FORGET_CACHE: [Sql; 6] = [
-    both!("DELETE FROM publish_objects WHERE target = $1 AND cache = $2"),
-    both!("DELETE FROM publish_refs WHERE target = $1 AND cache = $2"),
-    both!("DELETE FROM publish_nars WHERE target = $1 AND cache = $2"),
-    both!("DELETE FROM publish_pending WHERE target = $1 AND cache = $2"),
-    both!("DELETE FROM publish_removed WHERE target = $1 AND cache = $2"),
-    both!("DELETE FROM publish_caches WHERE target = $1 AND cache = $2"),
+pub(super) const FORGET_CACHE: Sql = both!("DELETE FROM publish_caches WHERE target = $1 AND cache = $2");
+/// For each kind of row: finds the last key of a page, and deletes up to it. A range of the primary key, whatever the planner
+/// knows.
+pub(super) const FORGET_ROWS: [(Sql, Sql); 5] = [
+    (
+        both!(
+            "SELECT hash, hash FROM publish_objects WHERE target = $1 AND cache = $2 ORDER BY hash LIMIT 1 OFFSET $3"
+        ),
+        both!("DELETE FROM publish_objects WHERE target = $1 AND cache = $2 AND hash <= $3 AND $4 = $4"),
+    ),
+    (
+        both!(
+            "SELECT reference, referrer FROM publish_refs WHERE target = $1 AND cache = $2
+             ORDER BY reference, referrer LIMIT 1 OFFSET $3"
+        ),
+        both!(
+            "DELETE FROM publish_refs WHERE target = $1 AND cache = $2 AND (reference, referrer) <= ($3, $4)"
+        ),
+    ),
+    (
+        both!(
+            "SELECT nar, tag FROM publish_nars WHERE target = $1 AND cache = $2 ORDER BY nar, tag LIMIT 1 OFFSET $3"
+        ),
+        both!("DELETE FROM publish_nars WHERE target = $1 AND cache = $2 AND (nar, tag) <= ($3, $4)"),
+    ),
+    (
+        both!(
+            "SELECT hash, hash FROM publish_pending WHERE target = $1 AND cache = $2 ORDER BY hash LIMIT 1 OFFSET $3"
+        ),
+        both!("DELETE FROM publish_pending WHERE target = $1 AND cache = $2 AND hash <= $3 AND $4 = $4"),
+    ),
+    (
+        both!(
+            "SELECT hash, hash FROM publish_removed WHERE target = $1 AND cache = $2 ORDER BY hash LIMIT 1 OFFSET $3"
+        ),
+        both!("DELETE FROM publish_removed WHERE target = $1 AND cache = $2 AND hash <= $3 AND $4 = $4"),
+    ),
 ];
-const COUNT_OBJECTS: Sql =
+pub(super) const SET_SCAN: Sql =
+    both!("UPDATE publish_caches SET scan = $3 WHERE target = $1 AND cache = $2");
+pub(super) const COUNT_OBJECTS: Sql =
     both!("SELECT count(*) FROM publish_objects WHERE target = $1 AND cache = $2 AND state = 1");
-const COUNT_PENDING: Sql =
+pub(super) const COUNT_PENDING: Sql =
     both!("SELECT count(*), min(since) FROM publish_pending WHERE target = $1 AND cache = $2");
-const COUNT_NARS: Sql = Sql {
+pub(super) const COUNT_NARS: Sql = Sql {
     sqlite: "SELECT count(*), coalesce(sum(file_size), 0) FROM publish_nars
         WHERE target = $1 AND cache = $2 AND uploaded = 1",
     // A sum of BIGINT is NUMERIC there.
     postgres: "SELECT count(*), coalesce(sum(file_size), 0)::bigint FROM publish_nars
         WHERE target = $1 AND cache = $2 AND uploaded = 1",
 };
-const LIST_BACKLOG: Sql = both!(
+pub(super) const LIST_BACKLOG: Sql = both!(
     "SELECT c.target, c.name,
         (SELECT count(*) FROM publish_objects o WHERE o.target = c.target AND o.cache = c.cache AND o.state = 1),
         (SELECT count(*) FROM publish_pending p WHERE p.target = c.target AND p.cache = c.cache),
@@ -59,6 +92,10 @@ pub(crate) async fn published_caches(
                 basis: row.column(2, table)?,
                 document: row.column(3, table)?,
                 published_at: row.column(4, table)?,
+                scan: row
+                    .column::<Option<&[u8]>>(5, table)?
+                    .map(|scan| CacheScan::decode(scan).ok_or_else(|| corrupt(table, "an unknown scan")))
+                    .transpose()?,
             })
         })
         .collect()
@@ -70,6 +107,7 @@ pub(crate) async fn write_published_cache(
     cache: &PublishedCache,
 ) -> Result<()> {
     hold_lease(tx, lease).await?;
+    let scan = cache.scan.map(|scan| scan.encode());
     let arguments = [
         Number(lease.target.0),
         Number(cache.cache.0),
@@ -77,6 +115,7 @@ pub(crate) async fn write_published_cache(
         Bytes(&cache.basis),
         Bytes(&cache.document),
         Number(cache.published_at),
+        OptionalBytes(scan.as_deref()),
     ];
     tx.run(WRITE_CACHE, &arguments).await.map(drop)
 }
@@ -85,12 +124,40 @@ pub(crate) async fn forget_published_cache(
     tx: &mut impl Transaction,
     lease: &Lease,
     cache: CacheId,
-) -> Result<()> {
+    limit: u32,
+) -> Result<bool> {
     hold_lease(tx, lease).await?;
-    for sql in FORGET_CACHE {
-        tx.run(sql, &[Number(lease.target.0), Number(cache.0)]).await?;
+    let (target, cache) = (Number(lease.target.0), Number(cache.0));
+    let mut all_gone = true;
+    for (find_last, delete) in FORGET_ROWS {
+        let rows = tx.rows(find_last, &[target, cache, Number(i64::from(limit.max(1)) - 1)]).await?;
+        let last: Option<(Vec<u8>, Vec<u8>)> = match rows.first() {
+            Some(row) => Some((row.column(0, "publish_caches")?, row.column(1, "publish_caches")?)),
+            None => None,
+        };
+        let (first, second) = match &last {
+            Some((first, second)) => (first.as_slice(), second.as_slice()),
+            None => (AFTER_ALL_KEYS, AFTER_ALL_KEYS),
+        };
+        tx.run(delete, &[target, cache, Bytes(first), Bytes(second)]).await?;
+        all_gone &= last.is_none();
     }
-    Ok(())
+    if all_gone {
+        tx.run(FORGET_CACHE, &[target, cache]).await?;
+    }
+    Ok(all_gone)
+}
+
+/// Writes down how far a scan has come.
+pub(super) async fn set_scan(
+    tx: &mut impl Transaction,
+    lease: &Lease,
+    cache: CacheId,
+    scan: Option<CacheScan>,
+) -> Result<()> {
+    let scan = scan.map(|scan| scan.encode());
+    let arguments = [Number(lease.target.0), Number(cache.0), OptionalBytes(scan.as_deref())];
+    tx.run(SET_SCAN, &arguments).await.map(drop)
 }
 
 pub(crate) async fn publish_counts(

@@ -1,5 +1,7 @@
 //! What is written down of objects and of NAR files.
 
+use std::ops::RangeInclusive;
+
 use dormer_format::EncodingTag;
 use dormer_nix::{NarHash, StorePathHash};
 
@@ -7,41 +9,41 @@ use super::{KEYS_MAX, after_bytes, keys, read_published, read_published_nar};
 use crate::Result;
 use crate::contract::{CacheId, FoundObject, UnixSeconds};
 use crate::publish::contract::{PublishedNar, PublishedObject, TargetId};
-use crate::publish::sql::{Argument, Sql, Transaction, both};
 use crate::rows::read_found;
+use crate::sql::{Argument, Sql, Transaction, both};
 
 use Argument::{Bytes, List, Number};
 
 // CROSS JOIN: from the keys to their rows, never the other way round.
-const FIND_OBJECTS: Sql = both!(
+pub(super) const FIND_OBJECTS: Sql = both!(
     "SELECT n.id, n.hash, n.size, n.file_size, n.tag, n.damaged_at, o.last_used_at,
         o.hash, o.name, o.refs, o.deriver, o.ca, o.sigs, o.system
      FROM", list 2, "AS k CROSS JOIN objects AS o CROSS JOIN nars AS n
      WHERE o.cache = $1 AND o.hash = k.item AND n.id = o.nar"
 );
-const FIND_PUBLISHED: Sql = both!(
+pub(super) const FIND_PUBLISHED: Sql = both!(
     "SELECT o.hash, o.state, o.nar, o.tag, o.digest, o.etag, o.upstream FROM", list 3, "AS k CROSS JOIN publish_objects AS o
      WHERE o.target = $1 AND o.cache = $2 AND o.hash = k.item"
 );
-const LIST_PUBLISHED: Sql = both!(
+// SQLite cannot begin a range of an index of expressions with a row of values: so the first value is compared by itself too, and
+// a page reads at most the rows with its first byte in vain.
+pub(super) const LIST_PUBLISHED: Sql = both!(
     "SELECT o.hash, o.state, o.nar, o.tag, o.digest, o.etag, o.upstream FROM publish_objects AS o
-     WHERE o.target = $1 AND o.cache = $2 AND o.hash > $3 ORDER BY o.hash LIMIT $4"
+     WHERE o.target = $1 AND o.cache = $2 AND (substr(o.hash, 20, 1), o.hash) > ($3, $4)
+         AND substr(o.hash, 20, 1) >= $3 AND substr(o.hash, 20, 1) <= $5
+     ORDER BY substr(o.hash, 20, 1), o.hash LIMIT $6"
 );
-const FIND_NARS: Sql = both!(
+pub(super) const FIND_NARS: Sql = both!(
     "SELECT n.nar, n.tag, n.uploaded, n.file_size, n.file_hash, n.etag, n.delete_after
      FROM", list 3, "AS k CROSS JOIN publish_nars AS n WHERE n.target = $1 AND n.cache = $2 AND n.nar = k.item"
 );
-const LIST_NARS: Sql = both!(
+pub(super) const LIST_NARS: Sql = both!(
     "SELECT n.nar, n.tag, n.uploaded, n.file_size, n.file_hash, n.etag, n.delete_after FROM publish_nars AS n
-     WHERE n.target = $1 AND n.cache = $2 AND (n.nar, n.tag) > ($3, $4) ORDER BY n.nar, n.tag LIMIT $5"
+     WHERE n.target = $1 AND n.cache = $2 AND (substr(n.nar, 32, 1), n.nar, n.tag) > ($3, $4, $5)
+         AND substr(n.nar, 32, 1) >= $3 AND substr(n.nar, 32, 1) <= $6
+     ORDER BY substr(n.nar, 32, 1), n.nar, n.tag LIMIT $7"
 );
-const NARS_LEFT: Sql = both!(
-    "SELECT n.nar, n.tag, n.uploaded, n.file_size, n.file_hash, n.etag, n.delete_after FROM publish_nars AS n
-     WHERE n.target = $1 AND n.cache = $2 AND n.delete_after IS NOT NULL AND n.path IN",
-    list 3,
-    ""
-);
-const DUE_NARS: Sql = both!(
+pub(super) const DUE_NARS: Sql = both!(
     "SELECT n.nar, n.tag, n.uploaded, n.file_size, n.file_hash, n.etag, n.delete_after FROM publish_nars AS n
      WHERE n.target = $1 AND n.cache = $2 AND n.delete_after <= $3
          AND NOT EXISTS (SELECT 1 FROM publish_objects AS o
@@ -80,11 +82,21 @@ pub(crate) async fn list_published(
     tx: &mut impl Transaction,
     target: TargetId,
     cache: CacheId,
+    bytes: RangeInclusive<u8>,
     after: Option<StorePathHash>,
     limit: u32,
 ) -> Result<Vec<PublishedObject>> {
-    let arguments =
-        [Number(target.0), Number(cache.0), Bytes(after_bytes(after.as_ref())), Number(i64::from(limit))];
+    let hash = after_bytes(after.as_ref());
+    // Before all rows that begin with the first byte, if there is no row to go on after.
+    let first = [hash.last().copied().unwrap_or(*bytes.start())];
+    let arguments = [
+        Number(target.0),
+        Number(cache.0),
+        Bytes(&first),
+        Bytes(hash),
+        Bytes(std::slice::from_ref(bytes.end())),
+        Number(i64::from(limit)),
+    ];
     tx.rows(LIST_PUBLISHED, &arguments).await?.iter().map(read_published).collect()
 }
 
@@ -109,6 +121,7 @@ pub(crate) async fn list_published_nars(
     tx: &mut impl Transaction,
     target: TargetId,
     cache: CacheId,
+    bytes: RangeInclusive<u8>,
     after: Option<(NarHash, EncodingTag)>,
     limit: u32,
 ) -> Result<Vec<PublishedNar>> {
@@ -116,18 +129,18 @@ pub(crate) async fn list_published_nars(
         Some((nar, tag)) => (nar.as_bytes(), tag.as_bytes()),
         None => (&[], &[]),
     };
-    let arguments = [Number(target.0), Number(cache.0), Bytes(nar), Bytes(tag), Number(i64::from(limit))];
+    // Before all rows that begin with the first byte, if there is no row to go on after.
+    let first = [nar.last().copied().unwrap_or(*bytes.start())];
+    let arguments = [
+        Number(target.0),
+        Number(cache.0),
+        Bytes(&first),
+        Bytes(nar),
+        Bytes(tag),
+        Bytes(std::slice::from_ref(bytes.end())),
+        Number(i64::from(limit)),
+    ];
     tx.rows(LIST_NARS, &arguments).await?.iter().map(read_published_nar).collect()
-}
-
-pub(crate) async fn nars_left_by(
-    tx: &mut impl Transaction,
-    target: TargetId,
-    cache: CacheId,
-    hashes: &[StorePathHash],
-) -> Result<Vec<PublishedNar>> {
-    let rows = tx.rows(NARS_LEFT, &[Number(target.0), Number(cache.0), List(&keys(hashes))]).await?;
-    rows.iter().map(read_published_nar).collect()
 }
 
 pub(crate) async fn due_nars(

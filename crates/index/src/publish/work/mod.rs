@@ -1,13 +1,17 @@
 //! The work of publishing's contract, in a transaction of either database.
 //!
 //! Invariants
-//! - Every writing function begins with [`hold_lease`]: it locks the target's row, so a lease cannot change hands under it.
+//! - Every writing function calls [`hold_lease`] before it changes anything: that locks the target's row, so a lease cannot
+//!   change hands under it, and puts the lease's end off.
+//! - No statement touches more rows than its caller bounds: a page of rows or keys.
 //! - A NAR row loses its deadline when something names it and gets one when nothing does any more; "names" is a row of
 //!   `publish_objects`, whatever its state, or an intent that has begun.
 
 mod caches;
 mod look_ups;
 mod pending;
+#[cfg(test)]
+pub(crate) mod plans;
 mod removing;
 mod targets;
 mod writing;
@@ -20,15 +24,14 @@ pub(crate) use self::caches::{
 };
 pub(crate) use self::look_ups::{
     due_nars, find_objects, find_published, find_published_nars, list_published, list_published_nars,
-    nars_left_by,
 };
 pub(crate) use self::pending::{
-    drop_pending, find_removed, forget_removed, note_all_pending, note_lost, note_pending, note_removed,
-    note_waiting, pending_absent, pending_objects,
+    find_removed, forget_removed, note_cache_step, note_pending, pending_absent, pending_objects,
+    settle_pending,
 };
 pub(crate) use self::removing::{
-    begin_deleting_nars, begin_removing, finish_removing, forget_nars, note_drift, removable,
-    set_nar_deadline,
+    begin_deleting_nars, begin_removing, end_graces, finish_removing, forget_nars, note_drift, removable,
+    take_referrers,
 };
 pub(crate) use self::targets::{
     acquire_lease, list_targets, move_target, open_target, release_lease, renew_lease,
@@ -37,61 +40,61 @@ pub(crate) use self::writing::{begin_publishing, finish_publishing, note_uploade
 use crate::columns::{array, corrupt, nar_hash, tag, unsigned};
 use crate::contract::{CacheId, OutboxPosition};
 use crate::publish::contract::{Lease, PublishState, PublishTarget, PublishedNar, PublishedObject, TargetId};
-use crate::publish::sql::{Argument, Sql, Transaction, both};
+use crate::publish::records::Records;
+use crate::sql::{Argument, Sql, Transaction, both};
 use crate::{Error, Result};
 
-use Argument::{Bytes, Number};
+use Argument::{List, Number};
+
+/// Greater than every key.
+const AFTER_ALL_KEYS: &[u8] = &[0xff; 33];
 
 /// Most keys in one call.
 const KEYS_MAX: usize = 16_384;
 
 /// Rows looked at together where there may be any number.
-const PAGE: i64 = 1_000;
+const PAGE: i64 = 4_000;
 
-const HOLD: Sql =
-    both!("UPDATE publish_targets SET fence = fence WHERE id = $1 AND fence = $2 AND holder IS NOT NULL");
-const NOTE_PENDING: Sql = both!(
-    "INSERT INTO publish_pending (target, cache, hash, since) VALUES ($1, $2, $3, $4)
-     ON CONFLICT (target, cache, hash) DO NOTHING"
+const HOLD: Sql = both!(
+    "UPDATE publish_targets SET lease_ends_at = CASE WHEN lease_ends_at < $3 THEN $3 ELSE lease_ends_at END
+     WHERE id = $1 AND fence = $2 AND holder IS NOT NULL"
 );
 const DROP_PENDING: Sql = both!(
     "DELETE FROM publish_pending WHERE target = $1 AND cache = $2 AND hash IN",
     list 3,
     ""
 );
-const FIND_NAR_OF: Sql =
-    both!("SELECT nar, tag FROM publish_objects WHERE target = $1 AND cache = $2 AND hash = $3");
+const FIND_NARS_OF: Sql = both!(
+    "SELECT o.hash, o.nar, o.tag FROM", list 3, "AS k CROSS JOIN publish_objects AS o
+     WHERE o.target = $1 AND o.cache = $2 AND o.hash = k.item"
+);
 
-type Place = (TargetId, CacheId);
+/// A NAR and its encoding.
+type NarKey = (NarHash, EncodingTag);
 
 /// Fails unless the lease is the one that counts, and keeps it so until the transaction ends.
 async fn hold_lease(tx: &mut impl Transaction, lease: &Lease) -> Result<()> {
-    let held = tx.run(HOLD, &[Number(lease.target.0), Number(lease.fence)]).await?;
+    let held = tx.run(HOLD, &[Number(lease.target.0), Number(lease.fence), Number(lease.ends_at)]).await?;
     if held == 1 { Ok(()) } else { Err(Error::LeaseLost) }
 }
 
-async fn for_each_nar(
-    tx: &mut impl Transaction,
-    lease: &Lease,
-    cache: CacheId,
-    nars: &[(NarHash, EncodingTag)],
-    sql: Sql,
-) -> Result<()> {
+/// NARs as rows of a parameter: `nar`, `tag`.
+fn nar_records(nars: &[NarKey]) -> String {
+    let mut records = Records::default();
     for (nar, tag) in nars {
-        let arguments =
-            [Number(lease.target.0), Number(cache.0), Bytes(nar.as_bytes()), Bytes(tag.as_bytes())];
-        tx.run(sql, &arguments).await?;
+        records.row().bytes(nar.as_bytes()).bytes(tag.as_bytes());
     }
-    Ok(())
+    records.finish()
 }
 
-async fn nar_of(
+/// The NARs that the rows of these objects name.
+async fn nars_of(
     tx: &mut impl Transaction,
-    (target, cache): Place,
-    hash: &StorePathHash,
-) -> Result<Option<(NarHash, EncodingTag)>> {
-    let rows = tx.rows(FIND_NAR_OF, &[Number(target.0), Number(cache.0), Bytes(hash.as_bytes())]).await?;
-    rows.first().map(|row| read_nar(row, 0)).transpose()
+    (target, cache): (TargetId, CacheId),
+    hashes: &[&[u8]],
+) -> Result<Vec<(StorePathHash, NarKey)>> {
+    let rows = tx.rows(FIND_NARS_OF, &[Number(target.0), Number(cache.0), List(hashes)]).await?;
+    rows.iter().map(|row| Ok((read_hash(row, 0, "publish_objects")?, read_nar(row, 1)?))).collect()
 }
 
 async fn one<T: Transaction>(tx: &mut T, sql: Sql, arguments: &[Argument<'_>]) -> Result<T::Row> {
@@ -129,6 +132,7 @@ fn read_target(row: &impl crate::rows::Row) -> Result<PublishTarget> {
         lease_ends_at: row.column(6, table)?,
         ran_at: row.column(7, table)?,
         error: error.zip(error_at),
+        compared: row.column::<i64>(10, table)? != 0,
     })
 }
 

@@ -2,91 +2,163 @@
 
 use dormer_nix::StorePathHash;
 
-use super::{DROP_PENDING, KEYS_MAX, NOTE_PENDING, after_bytes, hold_lease, keys, read_hash};
+use super::caches::set_scan;
+use super::{AFTER_ALL_KEYS, DROP_PENDING, KEYS_MAX, after_bytes, hold_lease, keys, read_hash};
 use crate::Result;
 use crate::columns::array;
-use crate::contract::{CacheId, OutboxPosition, UnixSeconds};
-use crate::publish::contract::{Lease, PendingObject, TargetId};
-use crate::publish::sql::{Argument, Sql, Transaction, both};
-use crate::rows::Row as _;
+use crate::contract::{CacheId, UnixSeconds};
+use crate::publish::contract::{
+    AbsentPage, CacheScan, Lease, NotedFrom, PendingObject, PendingVerdicts, TargetId,
+};
+use crate::publish::records::{Records, records};
+use crate::rows::Row;
+use crate::sql::{Argument, Sql, Transaction, both};
 
 use Argument::{Bytes, List, Number, Text};
 
-const MOVE_CURSOR: Sql =
+pub(super) const MOVE_CURSOR: Sql =
     both!("UPDATE publish_targets SET cursor_transaction = $2, cursor_number = $3 WHERE id = $1");
-const NOTE_OBJECTS: Sql = both!(
+// The last hash of a page: what is noted then is a range of an index, whatever the planner knows.
+pub(super) const LAST_OBJECT: Sql =
+    both!("SELECT hash FROM objects WHERE cache = $1 AND hash > $2 ORDER BY hash LIMIT 1 OFFSET $3");
+pub(super) const NOTE_OBJECTS: Sql = both!(
     "INSERT INTO publish_pending (target, cache, hash, since)
-     SELECT t.id, o.cache, o.hash, o.created_at FROM publish_targets AS t CROSS JOIN objects AS o
-     WHERE t.id = $1 AND o.cache = $2
+     SELECT $1, o.cache, o.hash, o.created_at FROM objects AS o WHERE o.cache = $2 AND o.hash > $3 AND o.hash <= $4
      ON CONFLICT (target, cache, hash) DO NOTHING"
 );
-const NOTE_PUBLISHED: Sql = both!(
+pub(super) const LAST_PUBLISHED: Sql = both!(
+    "SELECT hash FROM publish_objects WHERE target = $1 AND cache = $2 AND hash > $3 ORDER BY hash LIMIT 1 OFFSET $4"
+);
+pub(super) const NOTE_PUBLISHED: Sql = both!(
     "INSERT INTO publish_pending (target, cache, hash, since)
-     SELECT o.target, o.cache, o.hash, $3 FROM publish_objects AS o WHERE o.target = $1 AND o.cache = $2
+     SELECT o.target, o.cache, o.hash, $5 FROM publish_objects AS o
+     WHERE o.target = $1 AND o.cache = $2 AND o.hash > $3 AND o.hash <= $4
      ON CONFLICT (target, cache, hash) DO NOTHING"
 );
-const PENDING: Sql = both!(
+pub(super) const PENDING: Sql = both!(
     "SELECT hash, since, lost, reason FROM publish_pending
-     WHERE target = $1 AND cache = $2 AND (since > $3 OR since = $3 AND hash > $4)
+     WHERE target = $1 AND cache = $2 AND (since, hash) > ($3, $4)
      ORDER BY since, hash LIMIT $5"
 );
-const PENDING_ABSENT: Sql = both!(
-    "SELECT p.hash FROM publish_pending AS p
-     WHERE p.target = $1 AND p.cache = $2 AND p.hash > $3
-         AND NOT EXISTS (SELECT 1 FROM objects AS o WHERE o.cache = p.cache AND o.hash = p.hash)
-     ORDER BY p.hash LIMIT $4"
+// What is there is told too: the page ends after so many rows, not after so many that are absent.
+pub(super) const PENDING_ABSENT: Sql = both!(
+    "SELECT p.hash, o.cache
+     FROM (SELECT hash FROM publish_pending WHERE target = $1 AND cache = $2 AND hash > $3 ORDER BY hash LIMIT $4) AS p
+     LEFT JOIN objects AS o ON o.cache = $2 AND o.hash = p.hash"
+);
+pub(super) const NOTE_PENDING: Sql = records!(
+    "INSERT INTO publish_pending (target, cache, hash, since)
+     SELECT $1, k.cache, k.hash, min(k.since) FROM", 2 { cache: number 0, hash: bytes 1, since: number 2 }, "AS k
+     WHERE true GROUP BY k.cache, k.hash
+     ON CONFLICT (target, cache, hash) DO NOTHING"
 );
 // What changed may have other references now, which are to be waited for anew.
-const NOTE_CHANGED: Sql = both!(
-    "INSERT INTO publish_pending (target, cache, hash, since) VALUES ($1, $2, $3, $4)
+pub(super) const NOTE_CHANGED: Sql = records!(
+    "INSERT INTO publish_pending (target, cache, hash, since)
+     SELECT $1, k.cache, k.hash, max(k.since) FROM", 2 { cache: number 0, hash: bytes 1, since: number 2 }, "AS k
+     WHERE true GROUP BY k.cache, k.hash
      ON CONFLICT (target, cache, hash) DO UPDATE SET
          since = CASE WHEN excluded.since > publish_pending.since THEN excluded.since ELSE publish_pending.since END"
 );
-const NOTE_WAITING: Sql =
-    both!("UPDATE publish_pending SET reason = $4 WHERE target = $1 AND cache = $2 AND hash = $3");
-const SET_LOST: Sql =
-    both!("UPDATE publish_pending SET lost = $4 WHERE target = $1 AND cache = $2 AND hash = $3");
-const NOTE_REMOVED: Sql = both!(
+pub(super) const NOTE_WAITING: Sql = records!(
+    "UPDATE publish_pending SET reason = k.reason FROM", 3 { hash: bytes 0, reason: text 1 }, "AS k
+     WHERE publish_pending.target = $1 AND publish_pending.cache = $2 AND publish_pending.hash = k.hash"
+);
+pub(super) const SET_LOST: Sql = records!(
+    "UPDATE publish_pending SET lost = k.lost FROM", 3 { hash: bytes 0, lost: bytes 1 }, "AS k
+     WHERE publish_pending.target = $1 AND publish_pending.cache = $2 AND publish_pending.hash = k.hash"
+);
+pub(super) const NOTE_REMOVED: Sql = both!(
     "INSERT INTO publish_removed (target, cache, hash, at) SELECT t.id, $2, k.item, $4
      FROM", list 3, "AS k CROSS JOIN publish_targets AS t WHERE t.id = $1
      ON CONFLICT (target, cache, hash) DO UPDATE SET at = excluded.at"
 );
-const FIND_REMOVED: Sql = both!(
+pub(super) const FIND_REMOVED: Sql = both!(
     "SELECT k.item FROM", list 3, "AS k
      WHERE EXISTS (SELECT 1 FROM publish_removed AS r WHERE r.target = $1 AND r.cache = $2 AND r.hash = k.item)
          OR EXISTS (SELECT 1 FROM publish_pending AS p WHERE p.target = $1 AND p.cache = $2 AND p.hash = k.item)"
 );
-const FORGET_REMOVED: Sql = both!("DELETE FROM publish_removed WHERE target = $1 AND cache = $2 AND at < $3");
+pub(super) const OLD_REMOVED: Sql = both!(
+    "SELECT hash FROM publish_removed WHERE target = $1 AND cache = $2 AND at < $3 ORDER BY at LIMIT $4"
+);
+pub(super) const FORGET_REMOVED: Sql = both!(
+    "DELETE FROM publish_removed WHERE target = $1 AND cache = $2 AND hash IN",
+    list 3,
+    ""
+);
 
 pub(crate) async fn note_pending(
     tx: &mut impl Transaction,
     lease: &Lease,
     objects: &[(CacheId, StorePathHash, UnixSeconds)],
-    cursor: Option<OutboxPosition>,
+    from: NotedFrom,
 ) -> Result<()> {
     hold_lease(tx, lease).await?;
-    let note = if cursor.is_some() { NOTE_CHANGED } else { NOTE_PENDING };
-    for (cache, hash, since) in objects {
-        let arguments = [Number(lease.target.0), Number(cache.0), Bytes(hash.as_bytes()), Number(*since)];
-        tx.run(note, &arguments).await?;
+    let note = if matches!(from, NotedFrom::Outbox(_)) { NOTE_CHANGED } else { NOTE_PENDING };
+    if !objects.is_empty() {
+        note_objects(tx, lease, objects, note).await?;
     }
-    if let Some(cursor) = cursor {
-        let arguments = [Number(lease.target.0), Number(cursor.transaction), Number(cursor.number)];
-        tx.run(MOVE_CURSOR, &arguments).await?;
+    match from {
+        NotedFrom::Outbox(cursor) => {
+            let arguments = [Number(lease.target.0), Number(cursor.transaction), Number(cursor.number)];
+            tx.run(MOVE_CURSOR, &arguments).await.map(drop)
+        }
+        NotedFrom::Scan(cache, scan) => set_scan(tx, lease, cache, Some(scan)).await,
+        NotedFrom::Referrers => Ok(()),
     }
-    Ok(())
 }
 
-pub(crate) async fn note_all_pending(
+pub(super) async fn note_objects(
+    tx: &mut impl Transaction,
+    lease: &Lease,
+    objects: &[(CacheId, StorePathHash, UnixSeconds)],
+    note: Sql,
+) -> Result<()> {
+    let mut records = Records::default();
+    for (cache, hash, since) in objects {
+        records.row().number(cache.0).bytes(hash.as_bytes()).number(*since);
+    }
+    tx.run(note, &[Number(lease.target.0), Text(&records.finish())]).await.map(drop)
+}
+
+pub(crate) async fn note_cache_step(
     tx: &mut impl Transaction,
     lease: &Lease,
     cache: CacheId,
+    scan: CacheScan,
+    limit: u32,
     at: UnixSeconds,
-) -> Result<()> {
+) -> Result<Option<CacheScan>> {
     hold_lease(tx, lease).await?;
-    let (target, cache) = (Number(lease.target.0), Number(cache.0));
-    tx.run(NOTE_OBJECTS, &[target, cache]).await?;
-    tx.run(NOTE_PUBLISHED, &[target, cache, Number(at)]).await.map(drop)
+    let (target, id, offset) = (Number(lease.target.0), Number(cache.0), Number(i64::from(limit.max(1)) - 1));
+    let next = match scan {
+        CacheScan::Objects(after) => {
+            let after = Bytes(after_bytes(after.as_ref()));
+            let last = last_of(&tx.rows(LAST_OBJECT, &[id, after, offset]).await?)?;
+            tx.run(NOTE_OBJECTS, &[target, id, after, through(last.as_ref())]).await?;
+            Some(last.map_or(CacheScan::Published(None), |last| CacheScan::Objects(Some(last))))
+        }
+        CacheScan::Published(after) => {
+            let after = Bytes(after_bytes(after.as_ref()));
+            let last = last_of(&tx.rows(LAST_PUBLISHED, &[target, id, after, offset]).await?)?;
+            tx.run(NOTE_PUBLISHED, &[target, id, after, through(last.as_ref()), Number(at)]).await?;
+            last.map(|last| CacheScan::Published(Some(last)))
+        }
+        CacheScan::Narinfos(_) | CacheScan::Nars(_) | CacheScan::Past(_) => {
+            panic!("a scan at {scan:?} notes nothing")
+        }
+    };
+    set_scan(tx, lease, cache, next).await?;
+    Ok(next)
+}
+
+/// The last hash of a page; `None` if the page has none, because it goes to the end.
+fn last_of(rows: &[impl Row]) -> Result<Option<StorePathHash>> {
+    rows.first().map(|row| read_hash(row, 0, "objects")).transpose()
+}
+
+fn through(last: Option<&StorePathHash>) -> Argument<'_> {
+    Bytes(last.map_or(AFTER_ALL_KEYS, |last| last.as_bytes()))
 }
 
 pub(crate) async fn pending_objects(
@@ -122,54 +194,50 @@ pub(crate) async fn pending_absent(
     cache: CacheId,
     after: Option<StorePathHash>,
     limit: u32,
-) -> Result<Vec<StorePathHash>> {
+) -> Result<AbsentPage> {
     let arguments =
         [Number(target.0), Number(cache.0), Bytes(after_bytes(after.as_ref())), Number(i64::from(limit))];
-    let rows = tx.rows(PENDING_ABSENT, &arguments).await?;
-    rows.iter().map(|row| read_hash(row, 0, "publish_pending")).collect()
-}
-
-pub(crate) async fn note_waiting(
-    tx: &mut impl Transaction,
-    lease: &Lease,
-    cache: CacheId,
-    reasons: &[(StorePathHash, String)],
-) -> Result<()> {
-    hold_lease(tx, lease).await?;
-    for (hash, reason) in reasons {
-        let arguments = [Number(lease.target.0), Number(cache.0), Bytes(hash.as_bytes()), Text(reason)];
-        tx.run(NOTE_WAITING, &arguments).await?;
+    let mut page = AbsentPage::default();
+    for row in &tx.rows(PENDING_ABSENT, &arguments).await? {
+        let hash = read_hash(row, 0, "publish_pending")?;
+        page.next = page.next.max(Some(hash));
+        if row.column::<Option<i64>>(1, "objects")?.is_none() {
+            page.absent.push(hash);
+        }
     }
-    Ok(())
+    page.absent.sort_unstable();
+    Ok(page)
 }
 
-pub(crate) async fn note_lost(
+pub(crate) async fn settle_pending(
     tx: &mut impl Transaction,
     lease: &Lease,
     cache: CacheId,
-    lost: &[(StorePathHash, StorePathHash)],
-) -> Result<()> {
-    hold_lease(tx, lease).await?;
-    for (hash, reference) in lost {
-        let (hash, reference) = (Bytes(hash.as_bytes()), Bytes(reference.as_bytes()));
-        tx.run(SET_LOST, &[Number(lease.target.0), Number(cache.0), hash, reference]).await?;
-    }
-    Ok(())
-}
-
-pub(crate) async fn note_removed(
-    tx: &mut impl Transaction,
-    lease: &Lease,
-    cache: CacheId,
-    hashes: &[StorePathHash],
+    verdicts: &PendingVerdicts,
     at: UnixSeconds,
 ) -> Result<()> {
     hold_lease(tx, lease).await?;
     let (target, cache) = (Number(lease.target.0), Number(cache.0));
-    for page in hashes.chunks(KEYS_MAX) {
-        let page = keys(page);
-        tx.run(NOTE_REMOVED, &[target, cache, List(&page), Number(at)]).await?;
-        tx.run(DROP_PENDING, &[target, cache, List(&page)]).await?;
+    let PendingVerdicts { done, removed, waiting, lost } = verdicts;
+    for page in removed.chunks(KEYS_MAX) {
+        tx.run(NOTE_REMOVED, &[target, cache, List(&keys(page)), Number(at)]).await?;
+    }
+    for page in done.chunks(KEYS_MAX).chain(removed.chunks(KEYS_MAX)) {
+        tx.run(DROP_PENDING, &[target, cache, List(&keys(page))]).await?;
+    }
+    if !lost.is_empty() {
+        let mut records = Records::default();
+        for (hash, reference) in lost {
+            records.row().bytes(hash.as_bytes()).bytes(reference.as_bytes());
+        }
+        tx.run(SET_LOST, &[target, cache, Text(&records.finish())]).await?;
+    }
+    if !waiting.is_empty() {
+        let mut records = Records::default();
+        for (hash, reason) in waiting {
+            records.row().bytes(hash.as_bytes()).text(Some(reason));
+        }
+        tx.run(NOTE_WAITING, &[target, cache, Text(&records.finish())]).await?;
     }
     Ok(())
 }
@@ -190,20 +258,15 @@ pub(crate) async fn forget_removed(
     lease: &Lease,
     cache: CacheId,
     before: UnixSeconds,
-) -> Result<()> {
+    limit: u32,
+) -> Result<u64> {
+    let (target, cache) = (Number(lease.target.0), Number(cache.0));
+    // Looked up first: most runs find nothing, and then write nothing.
+    let rows = tx.rows(OLD_REMOVED, &[target, cache, Number(before), Number(i64::from(limit))]).await?;
     hold_lease(tx, lease).await?;
-    tx.run(FORGET_REMOVED, &[Number(lease.target.0), Number(cache.0), Number(before)]).await.map(drop)
-}
-
-pub(crate) async fn drop_pending(
-    tx: &mut impl Transaction,
-    lease: &Lease,
-    cache: CacheId,
-    hashes: &[StorePathHash],
-) -> Result<()> {
-    hold_lease(tx, lease).await?;
-    for page in hashes.chunks(KEYS_MAX) {
-        tx.run(DROP_PENDING, &[Number(lease.target.0), Number(cache.0), List(&keys(page))]).await?;
+    if rows.is_empty() {
+        return Ok(0);
     }
-    Ok(())
+    let old: Vec<&[u8]> = rows.iter().map(|row| row.column(0, "publish_removed")).collect::<Result<_>>()?;
+    tx.run(FORGET_REMOVED, &[target, cache, List(&old)]).await
 }

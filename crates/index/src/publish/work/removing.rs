@@ -1,71 +1,124 @@
 //! Before something is removed from a target, and after.
 
+use std::collections::HashMap;
+
 use dormer_format::EncodingTag;
 use dormer_nix::{NarHash, StorePathHash};
 
-use super::{KEYS_MAX, NOTE_PENDING, PAGE, for_each_nar, hold_lease, keys, nar_of, read_hash};
+use super::caches::set_scan;
+use super::pending::{NOTE_PENDING, note_objects};
+use super::{KEYS_MAX, PAGE, after_bytes, hold_lease, keys, nar_records, nars_of, read_hash};
 use crate::Result;
 use crate::contract::{CacheId, UnixSeconds};
-use crate::publish::contract::{Lease, TargetId};
-use crate::publish::sql::{Argument, Sql, Transaction, both};
+use crate::publish::contract::{CacheScan, Lease, ReferrersTaken, RemovablePage, TargetId};
+use crate::publish::records::{Records, records};
 use crate::rows::Row as _;
+use crate::sql::{Argument, Sql, Transaction, both};
 
-use Argument::{Bytes, List, Number};
+use Argument::{Bytes, List, Number, Text};
 
-const NOTE_LOST: Sql = both!(
-    "INSERT INTO publish_pending (target, cache, hash, since, lost) VALUES ($1, $2, $3, $4, $5)
+/// Objects whose referrers are looked for together.
+const SPREADING_PAGE: i64 = 512;
+
+pub(super) const NOTE_LOST: Sql = records!(
+    "INSERT INTO publish_pending (target, cache, hash, since, lost)
+     SELECT $1, $2, k.hash, $4, k.lost FROM", 3 { hash: bytes 0, lost: bytes 1 }, "AS k WHERE true
      ON CONFLICT (target, cache, hash) DO UPDATE SET lost = excluded.lost"
 );
-const DELETE_REFS: Sql = both!("DELETE FROM publish_refs WHERE target = $1 AND cache = $2 AND referrer = $3");
-const DELETE_OBJECT: Sql =
-    both!("DELETE FROM publish_objects WHERE target = $1 AND cache = $2 AND hash = $3");
-// By the NAR itself, or by the object that named it last: an intent may never have become more.
-const LEAVE_NARS: Sql = both!(
-    "UPDATE publish_nars SET delete_after = $6, path = $3
-     WHERE target = $1 AND cache = $2 AND (nar = $4 AND tag = $5 OR path = $3) AND delete_after IS NULL
-         AND NOT EXISTS (SELECT 1 FROM publish_objects AS o WHERE o.target = publish_nars.target
-             AND o.cache = publish_nars.cache AND o.nar = publish_nars.nar AND o.tag = publish_nars.tag)"
-);
-const BEGIN_REMOVING: Sql = both!(
-    "UPDATE publish_objects SET state = 2 WHERE target = $1 AND cache = $2 AND hash IN",
+pub(super) const DELETE_REFS: Sql = both!(
+    "DELETE FROM publish_refs WHERE target = $1 AND cache = $2 AND referrer IN",
     list 3,
     ""
 );
-const FIND_REFERRERS: Sql = both!(
-    "SELECT r.referrer, r.reference FROM publish_objects AS x
-     JOIN publish_refs AS r ON r.target = x.target AND r.cache = x.cache AND r.reference = x.hash
-     JOIN publish_objects AS u ON u.target = r.target AND u.cache = r.cache AND u.hash = r.referrer
-     WHERE x.target = $1 AND x.cache = $2 AND x.state = 2 AND x.upstream = 0 AND u.state <> 2 LIMIT $3"
+pub(super) const DELETE_OBJECTS: Sql = both!(
+    "DELETE FROM publish_objects WHERE target = $1 AND cache = $2 AND hash IN",
+    list 3,
+    ""
 );
-const REMOVABLE: Sql = both!(
-    "SELECT x.hash FROM publish_objects AS x
-     WHERE x.target = $1 AND x.cache = $2 AND x.state = 2 AND (x.upstream = 1 OR NOT EXISTS (
-         SELECT 1 FROM publish_refs AS r JOIN publish_objects AS u
-             ON u.target = r.target AND u.cache = r.cache AND u.hash = r.referrer
-         WHERE r.target = x.target AND r.cache = x.cache AND r.reference = x.hash AND (u.state <> 2 OR $3 = 0)))
+// The NAR that an object's row named.
+pub(super) const LEAVE_NARS: Sql = records!(
+    "UPDATE publish_nars SET delete_after = k.delete_after, path = k.hash FROM",
+    3 { hash: bytes 0, nar: bytes 1, tag: bytes 2, delete_after: number 3 },
+    "AS k WHERE publish_nars.target = $1 AND publish_nars.cache = $2 AND publish_nars.nar = k.nar
+         AND publish_nars.tag = k.tag AND publish_nars.delete_after IS NULL
+         AND NOT EXISTS (SELECT 1 FROM publish_objects AS o WHERE o.target = $1 AND o.cache = $2
+             AND o.nar = publish_nars.nar AND o.tag = publish_nars.tag)"
+);
+// And those that it named last: an intent may never have become more.
+pub(super) const LEAVE_NARS_OF: Sql = records!(
+    "UPDATE publish_nars SET delete_after = k.delete_after FROM",
+    3 { hash: bytes 0, nar: bytes 1, tag: bytes 2, delete_after: number 3 },
+    "AS k WHERE publish_nars.target = $1 AND publish_nars.cache = $2 AND publish_nars.path = k.hash
+         AND publish_nars.delete_after IS NULL
+         AND NOT EXISTS (SELECT 1 FROM publish_objects AS o WHERE o.target = $1 AND o.cache = $2
+             AND o.nar = publish_nars.nar AND o.tag = publish_nars.tag)"
+);
+pub(super) const BEGIN_REMOVING: Sql = both!(
+    "UPDATE publish_objects SET state = 2, referrers_taken = 0 WHERE target = $1 AND cache = $2 AND hash IN",
+    list 3,
+    ""
+);
+pub(super) const FIND_SPREADING: Sql = both!(
+    "SELECT hash FROM publish_objects
+     WHERE target = $1 AND cache = $2 AND state = 2 AND referrers_taken = 0 ORDER BY hash LIMIT $3"
+);
+pub(super) const FIND_REFERRERS: Sql = both!(
+    "SELECT r.referrer, r.reference FROM", list 3, "AS k
+     CROSS JOIN publish_objects AS x CROSS JOIN publish_refs AS r CROSS JOIN publish_objects AS u
+     WHERE x.target = $1 AND x.cache = $2 AND x.hash = k.item AND x.upstream = 0
+         AND r.target = $1 AND r.cache = $2 AND r.reference = k.item
+         AND u.target = $1 AND u.cache = $2 AND u.hash = r.referrer AND u.state <> 2
      LIMIT $4"
 );
-const SET_DEADLINE: Sql = both!(
-    "UPDATE publish_nars SET delete_after = $5
-     WHERE target = $1 AND cache = $2 AND nar = $3 AND tag = $4 AND delete_after IS NOT NULL"
+pub(super) const SET_TAKEN: Sql = both!(
+    "UPDATE publish_objects SET referrers_taken = 1 WHERE target = $1 AND cache = $2 AND hash IN",
+    list 3,
+    ""
 );
-const BEGIN_DELETING: Sql =
-    both!("UPDATE publish_nars SET uploaded = 0 WHERE target = $1 AND cache = $2 AND nar = $3 AND tag = $4");
-const FORGET_NAR: Sql = both!(
-    "DELETE FROM publish_nars WHERE target = $1 AND cache = $2 AND nar = $3 AND tag = $4 AND delete_after IS NOT NULL"
+pub(super) const REMOVABLE: Sql = both!(
+    "SELECT x.hash, CASE WHEN x.upstream = 1 OR NOT EXISTS (
+         SELECT 1 FROM publish_refs AS r JOIN publish_objects AS u
+             ON u.target = r.target AND u.cache = r.cache AND u.hash = r.referrer
+         WHERE r.target = $1 AND r.cache = $2 AND r.reference = x.hash AND (u.state <> 2 OR $3 = 0)) THEN CAST(1 AS BIGINT) ELSE CAST(0 AS BIGINT) END
+     FROM (SELECT hash, upstream FROM publish_objects
+         WHERE target = $1 AND cache = $2 AND state = 2 AND referrers_taken = 1 AND hash > $4
+         ORDER BY hash LIMIT $5) AS x"
 );
-const DRIFTED_OBJECT: Sql = both!(
-    "UPDATE publish_objects SET state = 0, digest = $4, etag = NULL
-     WHERE target = $1 AND cache = $2 AND hash = $3 AND state = 1"
+// What the lab serves is what `find_nar_in_cache` finds.
+pub(super) const END_GRACES: Sql = both!(
+    "UPDATE publish_nars SET delete_after = $4
+     WHERE target = $1 AND cache = $2 AND delete_after IS NOT NULL
+         AND NOT EXISTS (SELECT 1 FROM nars AS n WHERE n.hash = publish_nars.nar AND (
+             EXISTS (SELECT 1 FROM objects AS o WHERE o.nar = n.id AND o.cache = $2)
+             OR EXISTS (SELECT 1 FROM graces AS g WHERE g.nar = n.id AND g.cache = $2 AND g.ends_at > $4)
+             OR EXISTS (SELECT 1 FROM aliases AS a WHERE a.nar = n.id AND a.cache = $2)))
+         AND path IN",
+    list 3,
+    ""
 );
-const NOTE_NAMING: Sql = both!(
+pub(super) const BEGIN_DELETING: Sql = records!(
+    "UPDATE publish_nars SET uploaded = 0 FROM", 3 { nar: bytes 0, tag: bytes 1 }, "AS k
+     WHERE publish_nars.target = $1 AND publish_nars.cache = $2 AND publish_nars.nar = k.nar AND publish_nars.tag = k.tag"
+);
+pub(super) const FORGET_NARS: Sql = records!(
+    "DELETE FROM publish_nars WHERE target = $1 AND cache = $2 AND delete_after IS NOT NULL
+     AND (nar, tag) IN (SELECT k.nar, k.tag FROM", 3 { nar: bytes 0, tag: bytes 1 }, "AS k)"
+);
+pub(super) const DRIFTED_OBJECTS: Sql = both!(
+    "UPDATE publish_objects SET state = 0, digest = $4, etag = NULL WHERE target = $1 AND cache = $2 AND state = 1 AND hash IN",
+    list 3,
+    ""
+);
+pub(super) const NOTE_NAMING: Sql = records!(
     "INSERT INTO publish_pending (target, cache, hash, since)
-     SELECT o.target, o.cache, o.hash, $5 FROM publish_objects AS o
-     WHERE o.target = $1 AND o.cache = $2 AND o.nar = $3 AND o.tag = $4
+     SELECT o.target, o.cache, o.hash, $4 FROM", 3 { nar: bytes 0, tag: bytes 1 }, "AS k CROSS JOIN publish_objects AS o
+     WHERE o.target = $1 AND o.cache = $2 AND o.nar = k.nar AND o.tag = k.tag
      ON CONFLICT (target, cache, hash) DO NOTHING"
 );
-const DRIFTED_NAMING: Sql = both!(
-    "UPDATE publish_objects SET state = 0, digest = $5 WHERE target = $1 AND cache = $2 AND nar = $3 AND tag = $4 AND state = 1"
+pub(super) const DRIFTED_NAMING: Sql = records!(
+    "UPDATE publish_objects SET state = 0, digest = $4 FROM", 3 { nar: bytes 0, tag: bytes 1 }, "AS k
+     WHERE publish_objects.target = $1 AND publish_objects.cache = $2 AND publish_objects.nar = k.nar
+         AND publish_objects.tag = k.tag AND publish_objects.state = 1"
 );
 
 pub(crate) async fn begin_removing(
@@ -73,30 +126,52 @@ pub(crate) async fn begin_removing(
     lease: &Lease,
     cache: CacheId,
     hashes: &[StorePathHash],
-    at: UnixSeconds,
-) -> Result<u64> {
+) -> Result<()> {
     hold_lease(tx, lease).await?;
-    let (target, cache) = (Number(lease.target.0), Number(cache.0));
     for page in hashes.chunks(KEYS_MAX) {
-        tx.run(BEGIN_REMOVING, &[target, cache, List(&keys(page))]).await?;
+        tx.run(BEGIN_REMOVING, &[Number(lease.target.0), Number(cache.0), List(&keys(page))]).await?;
     }
-    let mut taken_along = 0;
-    loop {
-        let rows = tx.rows(FIND_REFERRERS, &[target, cache, Number(PAGE)]).await?;
-        if rows.is_empty() {
-            return Ok(taken_along);
-        }
-        let mut referrers = Vec::with_capacity(rows.len());
-        for row in &rows {
-            let (referrer, reference): (&[u8], &[u8]) =
-                (row.column(0, "publish_refs")?, row.column(1, "publish_refs")?);
-            tx.run(NOTE_LOST, &[target, cache, Bytes(referrer), Number(at), Bytes(reference)]).await?;
-            referrers.push(referrer);
-        }
-        referrers.sort_unstable();
-        referrers.dedup();
-        taken_along += tx.run(BEGIN_REMOVING, &[target, cache, List(&referrers)]).await?;
+    Ok(())
+}
+
+pub(crate) async fn take_referrers(
+    tx: &mut impl Transaction,
+    lease: &Lease,
+    cache: CacheId,
+    at: UnixSeconds,
+) -> Result<ReferrersTaken> {
+    let (target, cache) = (Number(lease.target.0), Number(cache.0));
+    // Looked up first: most runs find nothing, and then write nothing.
+    let spreading = tx.rows(FIND_SPREADING, &[target, cache, Number(SPREADING_PAGE)]).await?;
+    hold_lease(tx, lease).await?;
+    if spreading.is_empty() {
+        return Ok(ReferrersTaken::default());
     }
+    let spreading: Vec<&[u8]> =
+        spreading.iter().map(|row| row.column(0, "publish_objects")).collect::<Result<_>>()?;
+    let rows = tx.rows(FIND_REFERRERS, &[target, cache, List(&spreading), Number(PAGE)]).await?;
+    let mut referrers: Vec<(&[u8], &[u8])> = rows
+        .iter()
+        .map(|row| Ok((row.column(0, "publish_refs")?, row.column(1, "publish_refs")?)))
+        .collect::<Result<_>>()?;
+    // One that loses several references is told of one of them.
+    referrers.sort_unstable();
+    referrers.dedup_by_key(|(referrer, _)| *referrer);
+    let mut taken = 0;
+    if !referrers.is_empty() {
+        let mut records = Records::default();
+        for (referrer, reference) in &referrers {
+            records.row().bytes(referrer).bytes(reference);
+        }
+        tx.run(NOTE_LOST, &[target, cache, Text(&records.finish()), Number(at)]).await?;
+        let referrers: Vec<&[u8]> = referrers.into_iter().map(|(referrer, _)| referrer).collect();
+        taken = tx.run(BEGIN_REMOVING, &[target, cache, List(&referrers)]).await?;
+    }
+    // With a full page there may be more that refers to these.
+    if i64::try_from(rows.len()).is_ok_and(|count| count < PAGE) {
+        tx.run(SET_TAKEN, &[target, cache, List(&spreading)]).await?;
+    }
+    Ok(ReferrersTaken { taken, more: true })
 }
 
 pub(crate) async fn removable(
@@ -104,11 +179,26 @@ pub(crate) async fn removable(
     target: TargetId,
     cache: CacheId,
     any: bool,
+    after: Option<StorePathHash>,
     limit: u32,
-) -> Result<Vec<StorePathHash>> {
-    let arguments = [Number(target.0), Number(cache.0), Number(i64::from(any)), Number(i64::from(limit))];
-    let rows = tx.rows(REMOVABLE, &arguments).await?;
-    rows.iter().map(|row| read_hash(row, 0, "publish_objects")).collect()
+) -> Result<RemovablePage> {
+    let arguments = [
+        Number(target.0),
+        Number(cache.0),
+        Number(i64::from(any)),
+        Bytes(after_bytes(after.as_ref())),
+        Number(i64::from(limit)),
+    ];
+    let mut page = RemovablePage::default();
+    for row in &tx.rows(REMOVABLE, &arguments).await? {
+        let hash = read_hash(row, 0, "publish_objects")?;
+        page.next = page.next.max(Some(hash));
+        if row.column::<i64>(1, "publish_objects")? != 0 {
+            page.hashes.push(hash);
+        }
+    }
+    page.hashes.sort_unstable();
+    Ok(page)
 }
 
 pub(crate) async fn finish_removing(
@@ -118,40 +208,37 @@ pub(crate) async fn finish_removing(
     removed: &[(StorePathHash, UnixSeconds)],
 ) -> Result<()> {
     hold_lease(tx, lease).await?;
-    let place = (lease.target, cache);
+    let id = cache;
     let (target, cache) = (Number(lease.target.0), Number(cache.0));
-    for (path, delete_after) in removed {
-        let hash = Bytes(path.as_bytes());
-        let before = nar_of(tx, place, path).await?;
-        tx.run(DELETE_OBJECT, &[target, cache, hash]).await?;
-        tx.run(DELETE_REFS, &[target, cache, hash]).await?;
-        if let Some((nar, tag)) = before {
-            let (nar, tag) = (Bytes(nar.as_bytes()), Bytes(tag.as_bytes()));
-            tx.run(LEAVE_NARS, &[target, cache, hash, nar, tag, Number(*delete_after)]).await?;
+    for page in removed.chunks(KEYS_MAX) {
+        let hashes: Vec<&[u8]> = page.iter().map(|(hash, _)| hash.as_bytes().as_slice()).collect();
+        let nars = nars_of(tx, (lease.target, id), &hashes).await?;
+        tx.run(DELETE_OBJECTS, &[target, cache, List(&hashes)]).await?;
+        tx.run(DELETE_REFS, &[target, cache, List(&hashes)]).await?;
+        let deadlines: HashMap<&StorePathHash, UnixSeconds> =
+            page.iter().map(|(hash, delete_after)| (hash, *delete_after)).collect();
+        let mut records = Records::default();
+        for (hash, (nar, tag)) in &nars {
+            records.row().bytes(hash.as_bytes()).bytes(nar.as_bytes()).bytes(tag.as_bytes());
+            records.number(deadlines[hash]);
         }
+        let records = records.finish();
+        tx.run(LEAVE_NARS, &[target, cache, Text(&records)]).await?;
+        tx.run(LEAVE_NARS_OF, &[target, cache, Text(&records)]).await?;
     }
     Ok(())
 }
 
-pub(crate) async fn set_nar_deadline(
+pub(crate) async fn end_graces(
     tx: &mut impl Transaction,
     lease: &Lease,
     cache: CacheId,
-    nars: &[(NarHash, EncodingTag)],
+    hashes: &[StorePathHash],
     at: UnixSeconds,
-) -> Result<()> {
+) -> Result<u64> {
+    assert!(hashes.len() <= KEYS_MAX, "too many objects in one call");
     hold_lease(tx, lease).await?;
-    for (nar, tag) in nars {
-        let arguments = [
-            Number(lease.target.0),
-            Number(cache.0),
-            Bytes(nar.as_bytes()),
-            Bytes(tag.as_bytes()),
-            Number(at),
-        ];
-        tx.run(SET_DEADLINE, &arguments).await?;
-    }
-    Ok(())
+    tx.run(END_GRACES, &[Number(lease.target.0), Number(cache.0), List(&keys(hashes)), Number(at)]).await
 }
 
 pub(crate) async fn begin_deleting_nars(
@@ -161,7 +248,8 @@ pub(crate) async fn begin_deleting_nars(
     nars: &[(NarHash, EncodingTag)],
 ) -> Result<()> {
     hold_lease(tx, lease).await?;
-    for_each_nar(tx, lease, cache, nars, BEGIN_DELETING).await
+    let nars = nar_records(nars);
+    tx.run(BEGIN_DELETING, &[Number(lease.target.0), Number(cache.0), Text(&nars)]).await.map(drop)
 }
 
 pub(crate) async fn forget_nars(
@@ -171,7 +259,8 @@ pub(crate) async fn forget_nars(
     nars: &[(NarHash, EncodingTag)],
 ) -> Result<()> {
     hold_lease(tx, lease).await?;
-    for_each_nar(tx, lease, cache, nars, FORGET_NAR).await
+    let nars = nar_records(nars);
+    tx.run(FORGET_NARS, &[Number(lease.target.0), Number(cache.0), Text(&nars)]).await.map(drop)
 }
 
 pub(crate) async fn note_drift(
@@ -181,19 +270,21 @@ pub(crate) async fn note_drift(
     objects: &[StorePathHash],
     nars: &[(NarHash, EncodingTag)],
     at: UnixSeconds,
+    scan: CacheScan,
 ) -> Result<()> {
     hold_lease(tx, lease).await?;
-    for_each_nar(tx, lease, cache, nars, BEGIN_DELETING).await?;
+    let id = cache;
     let (target, cache) = (Number(lease.target.0), Number(cache.0));
-    for (nar, tag) in nars {
-        let (nar, tag) = (Bytes(nar.as_bytes()), Bytes(tag.as_bytes()));
-        tx.run(NOTE_NAMING, &[target, cache, nar, tag, Number(at)]).await?;
-        tx.run(DRIFTED_NAMING, &[target, cache, nar, tag, Bytes(&[])]).await?;
+    if !nars.is_empty() {
+        let nars = nar_records(nars);
+        tx.run(BEGIN_DELETING, &[target, cache, Text(&nars)]).await?;
+        tx.run(NOTE_NAMING, &[target, cache, Text(&nars), Number(at)]).await?;
+        tx.run(DRIFTED_NAMING, &[target, cache, Text(&nars), Bytes(&[])]).await?;
     }
-    for path in objects {
-        let hash = Bytes(path.as_bytes());
-        tx.run(DRIFTED_OBJECT, &[target, cache, hash, Bytes(&[])]).await?;
-        tx.run(NOTE_PENDING, &[target, cache, hash, Number(at)]).await?;
+    for page in objects.chunks(KEYS_MAX) {
+        tx.run(DRIFTED_OBJECTS, &[target, cache, List(&keys(page)), Bytes(&[])]).await?;
+        let marks: Vec<_> = page.iter().map(|hash| (id, *hash, at)).collect();
+        note_objects(tx, lease, &marks, NOTE_PENDING).await?;
     }
-    Ok(())
+    set_scan(tx, lease, id, Some(scan)).await
 }

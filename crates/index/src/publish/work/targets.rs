@@ -4,18 +4,20 @@ use super::{hold_lease, read_target};
 use crate::columns::corrupt;
 use crate::contract::UnixSeconds;
 use crate::publish::contract::{Lease, PublishTarget, TargetId};
-use crate::publish::sql::{Argument, Sql, Transaction, both};
 use crate::rows::Row as _;
+use crate::sql::{Argument, Sql, Transaction, both};
 use crate::{Error, Result};
 
 use Argument::{Number, OptionalNumber, OptionalText, Text};
 
 const FIND_TARGET: Sql = both!(
-    "SELECT id, name, location, cursor_transaction, cursor_number, holder, lease_ends_at, ran_at, error, error_at
+    "SELECT id, name, location, cursor_transaction, cursor_number, holder, lease_ends_at, ran_at, error, error_at,
+        compared
      FROM publish_targets WHERE name = $1"
 );
 const LIST_TARGETS: Sql = both!(
-    "SELECT id, name, location, cursor_transaction, cursor_number, holder, lease_ends_at, ran_at, error, error_at
+    "SELECT id, name, location, cursor_transaction, cursor_number, holder, lease_ends_at, ran_at, error, error_at,
+        compared
      FROM publish_targets ORDER BY name"
 );
 const CREATE_TARGET: Sql = both!(
@@ -28,11 +30,12 @@ const ACQUIRE: Sql = both!(
     "UPDATE publish_targets SET holder = $2, fence = fence + 1, lease_ends_at = $4
      WHERE id = $1 AND (holder IS NULL OR lease_ends_at <= $3) RETURNING fence"
 );
-const RENEW: Sql = both!("UPDATE publish_targets SET lease_ends_at = $2 WHERE id = $1");
 const RELEASE: Sql = both!(
     "UPDATE publish_targets SET holder = NULL, lease_ends_at = 0, ran_at = $2, error = $3, error_at = $4 WHERE id = $1"
 );
-const MOVE: Sql = both!("UPDATE publish_targets SET location = $2 WHERE id = $1");
+const MOVE: Sql = both!("UPDATE publish_targets SET location = $2, compared = $3 WHERE id = $1");
+const FIND_LOCATION: Sql = both!("SELECT location FROM publish_targets WHERE id = $1");
+const FORGET_SCANS: Sql = both!("UPDATE publish_caches SET scan = NULL WHERE target = $1");
 
 pub(crate) async fn open_target(
     tx: &mut impl Transaction,
@@ -62,16 +65,16 @@ pub(crate) async fn acquire_lease(
     };
     let taken = tx.rows(ACQUIRE, &[Number(target.0), Text(holder), Number(now), Number(ends_at)]).await?;
     let Some(row) = taken.first() else { return Ok(None) };
-    Ok(Some(Lease { target, fence: row.column(0, "publish_targets")?, was_released: before.is_none() }))
+    Ok(Some(Lease {
+        target,
+        fence: row.column(0, "publish_targets")?,
+        was_released: before.is_none(),
+        ends_at,
+    }))
 }
 
-pub(crate) async fn renew_lease(
-    tx: &mut impl Transaction,
-    lease: &Lease,
-    ends_at: UnixSeconds,
-) -> Result<()> {
-    hold_lease(tx, lease).await?;
-    tx.run(RENEW, &[Number(lease.target.0), Number(ends_at)]).await.map(drop)
+pub(crate) async fn renew_lease(tx: &mut impl Transaction, lease: &Lease) -> Result<()> {
+    hold_lease(tx, lease).await
 }
 
 pub(crate) async fn release_lease(
@@ -86,7 +89,18 @@ pub(crate) async fn release_lease(
     tx.run(RELEASE, &arguments).await.map(drop)
 }
 
-pub(crate) async fn move_target(tx: &mut impl Transaction, lease: &Lease, location: &str) -> Result<()> {
+pub(crate) async fn move_target(
+    tx: &mut impl Transaction,
+    lease: &Lease,
+    location: &str,
+    compared: bool,
+) -> Result<()> {
     hold_lease(tx, lease).await?;
-    tx.run(MOVE, &[Number(lease.target.0), Text(location)]).await.map(drop)
+    let target = Number(lease.target.0);
+    let rows = tx.rows(FIND_LOCATION, &[target]).await?;
+    let before: Option<String> = rows.first().map(|row| row.column(0, "publish_targets")).transpose()?;
+    if before.as_deref() != Some(location) {
+        tx.run(FORGET_SCANS, &[target]).await?;
+    }
+    tx.run(MOVE, &[target, Text(location), Number(i64::from(compared))]).await.map(drop)
 }

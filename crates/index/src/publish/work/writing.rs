@@ -1,53 +1,67 @@
 //! Before something is written to a target, and after.
 
-use super::{DROP_PENDING, KEYS_MAX, hold_lease, keys, nar_of};
+use std::collections::{HashMap, HashSet};
+
+use super::{DROP_PENDING, hold_lease, nars_of};
 use crate::Result;
 use crate::columns::signed;
 use crate::contract::{CacheId, UnixSeconds};
 use crate::publish::contract::{Lease, PublishDone, PublishIntent, PublishedNar};
-use crate::publish::sql::{Argument, Sql, Transaction, both};
+use crate::publish::records::{Records, records};
+use crate::sql::{Argument, Sql, Transaction, both};
 
-use Argument::{Bytes, List, Number, OptionalBytes, OptionalText};
+use crate::rows::Row as _;
 
-const DROP_REMOVED: Sql = both!(
+use Argument::{Bytes, List, Number, Text};
+
+pub(super) const DROP_REMOVED: Sql = both!(
     "DELETE FROM publish_removed WHERE target = $1 AND cache = $2 AND hash IN",
     list 3,
     ""
 );
 // What is there stays there while it is written anew.
-const BEGIN_OBJECT: Sql = both!(
+pub(super) const BEGIN_OBJECTS: Sql = records!(
     "INSERT INTO publish_objects (target, cache, hash, state, nar, tag, digest, upstream)
-     VALUES ($1, $2, $3, 0, $4, $5, $6, 0)
+     SELECT $1, $2, k.hash, 0, k.nar, k.tag, $4, 0 FROM", 3 { hash: bytes 0, nar: bytes 1, tag: bytes 2 }, "AS k WHERE true
      ON CONFLICT (target, cache, hash) DO UPDATE SET
-         state = CASE WHEN publish_objects.state = 1 THEN 1 ELSE 0 END"
+         state = CASE WHEN publish_objects.state = 1 THEN 1 ELSE 0 END, referrers_taken = 0"
 );
-const BEGIN_NAR: Sql = both!(
-    "INSERT INTO publish_nars (target, cache, nar, tag, path, uploaded, file_size) VALUES ($1, $2, $3, $4, $5, 0, $6)
+// Several objects may have one NAR.
+pub(super) const BEGIN_NARS: Sql = records!(
+    "INSERT INTO publish_nars (target, cache, nar, tag, path, uploaded, file_size)
+     SELECT $1, $2, k.nar, k.tag, k.hash, 0, k.file_size FROM",
+    3 { nar: bytes 0, tag: bytes 1, hash: bytes 2, file_size: number 3 }, "AS k WHERE true
      ON CONFLICT (target, cache, nar, tag) DO UPDATE SET path = excluded.path, delete_after = NULL"
 );
-const ADD_REFS: Sql = both!(
-    "INSERT INTO publish_refs (target, cache, reference, referrer) SELECT t.id, $2, k.item, $4
-     FROM", list 3, "AS k CROSS JOIN publish_targets AS t WHERE t.id = $1
+pub(super) const ADD_REFS: Sql = records!(
+    "INSERT INTO publish_refs (target, cache, reference, referrer)
+     SELECT $1, $2, k.reference, k.referrer FROM", 3 { reference: bytes 0, referrer: bytes 1 }, "AS k WHERE true
      ON CONFLICT (target, cache, reference, referrer) DO NOTHING"
 );
-const NOTE_UPLOADED: Sql = both!(
-    "UPDATE publish_nars SET uploaded = 1, file_size = $5, file_hash = $6, etag = $7
-     WHERE target = $1 AND cache = $2 AND nar = $3 AND tag = $4"
+pub(super) const NOTE_UPLOADED: Sql = records!(
+    "UPDATE publish_nars SET uploaded = 1, file_size = k.file_size, file_hash = k.file_hash, etag = k.etag FROM",
+    3 { nar: bytes 0, tag: bytes 1, file_size: number 2, file_hash: bytes 3, etag: text 4 }, "AS k
+     WHERE publish_nars.target = $1 AND publish_nars.cache = $2 AND publish_nars.nar = k.nar AND publish_nars.tag = k.tag"
 );
-const FINISH_OBJECT: Sql = both!(
-    "UPDATE publish_objects SET state = 1, nar = $4, tag = $5, digest = $6, etag = $7, upstream = $8
-     WHERE target = $1 AND cache = $2 AND hash = $3"
+pub(super) const FINISH_OBJECTS: Sql = records!(
+    "UPDATE publish_objects SET state = 1, nar = k.nar, tag = k.tag, digest = k.digest, etag = k.etag, upstream = k.upstream
+     FROM", 3 { hash: bytes 0, nar: bytes 1, tag: bytes 2, digest: bytes 3, etag: text 4, upstream: number 5 }, "AS k
+     WHERE publish_objects.target = $1 AND publish_objects.cache = $2 AND publish_objects.hash = k.hash"
 );
-const DROP_OLD_REFS: Sql = both!(
-    "DELETE FROM publish_refs WHERE target = $1 AND cache = $2 AND referrer = $3 AND reference NOT IN",
-    list 4,
-    ""
+pub(super) const FIND_REFS: Sql = both!(
+    "SELECT r.reference, r.referrer FROM", list 3, "AS k CROSS JOIN publish_refs AS r
+     WHERE r.target = $1 AND r.cache = $2 AND r.referrer = k.item"
 );
-const LEAVE_NAR: Sql = both!(
-    "UPDATE publish_nars SET delete_after = $6, path = $3
-     WHERE target = $1 AND cache = $2 AND nar = $4 AND tag = $5 AND delete_after IS NULL
-         AND NOT EXISTS (SELECT 1 FROM publish_objects AS o WHERE o.target = publish_nars.target
-             AND o.cache = publish_nars.cache AND o.nar = publish_nars.nar AND o.tag = publish_nars.tag)"
+pub(super) const DROP_REFS: Sql = records!(
+    "DELETE FROM publish_refs WHERE target = $1 AND cache = $2
+     AND (reference, referrer) IN (SELECT k.reference, k.referrer FROM", 3 { reference: bytes 0, referrer: bytes 1 }, "AS k)"
+);
+pub(super) const LEAVE_NARS: Sql = records!(
+    "UPDATE publish_nars SET delete_after = $4, path = k.hash FROM", 3 { hash: bytes 0, nar: bytes 1, tag: bytes 2 }, "AS k
+     WHERE publish_nars.target = $1 AND publish_nars.cache = $2 AND publish_nars.nar = k.nar AND publish_nars.tag = k.tag
+         AND publish_nars.delete_after IS NULL
+         AND NOT EXISTS (SELECT 1 FROM publish_objects AS o WHERE o.target = $1 AND o.cache = $2
+             AND o.nar = publish_nars.nar AND o.tag = publish_nars.tag)"
 );
 
 pub(crate) async fn begin_publishing(
@@ -58,14 +72,25 @@ pub(crate) async fn begin_publishing(
 ) -> Result<()> {
     hold_lease(tx, lease).await?;
     let (target, cache) = (Number(lease.target.0), Number(cache.0));
-    for intent in intents {
-        let (hash, nar, tag) =
-            (Bytes(intent.hash.as_bytes()), Bytes(intent.nar.0.as_bytes()), Bytes(intent.nar.1.as_bytes()));
-        tx.run(BEGIN_OBJECT, &[target, cache, hash, nar, tag, Bytes(&[])]).await?;
-        tx.run(BEGIN_NAR, &[target, cache, nar, tag, hash, Number(signed(intent.file_size))]).await?;
-        if !intent.references.is_empty() {
-            tx.run(ADD_REFS, &[target, cache, List(&keys(&intent.references)), hash]).await?;
+    let (mut objects, mut nars, mut references) =
+        (Records::default(), Records::default(), Records::default());
+    let mut named = HashSet::new();
+    let mut any_reference = false;
+    for PublishIntent { hash, nar: (nar, tag), file_size, references: refers_to } in intents {
+        objects.row().bytes(hash.as_bytes()).bytes(nar.as_bytes()).bytes(tag.as_bytes());
+        if named.insert((nar, tag)) {
+            nars.row().bytes(nar.as_bytes()).bytes(tag.as_bytes()).bytes(hash.as_bytes());
+            nars.number(signed(*file_size));
         }
+        for reference in refers_to {
+            any_reference = true;
+            references.row().bytes(reference.as_bytes()).bytes(hash.as_bytes());
+        }
+    }
+    tx.run(BEGIN_OBJECTS, &[target, cache, Text(&objects.finish()), Bytes(&[])]).await?;
+    tx.run(BEGIN_NARS, &[target, cache, Text(&nars.finish())]).await?;
+    if any_reference {
+        tx.run(ADD_REFS, &[target, cache, Text(&references.finish())]).await?;
     }
     Ok(())
 }
@@ -77,19 +102,13 @@ pub(crate) async fn note_uploaded(
     nars: &[PublishedNar],
 ) -> Result<()> {
     hold_lease(tx, lease).await?;
+    let mut records = Records::default();
     for nar in nars {
-        let arguments = [
-            Number(lease.target.0),
-            Number(cache.0),
-            Bytes(nar.nar.0.as_bytes()),
-            Bytes(nar.nar.1.as_bytes()),
-            Number(signed(nar.file_size)),
-            OptionalBytes(nar.file_hash.as_ref().map(|hash| hash.as_bytes().as_slice())),
-            OptionalText(nar.etag.as_deref()),
-        ];
-        tx.run(NOTE_UPLOADED, &arguments).await?;
+        records.row().bytes(nar.nar.0.as_bytes()).bytes(nar.nar.1.as_bytes()).number(signed(nar.file_size));
+        records.optional_bytes(nar.file_hash.as_ref().map(|hash| hash.as_bytes().as_slice()));
+        records.text(nar.etag.as_deref());
     }
-    Ok(())
+    tx.run(NOTE_UPLOADED, &[Number(lease.target.0), Number(cache.0), Text(&records.finish())]).await.map(drop)
 }
 
 pub(crate) async fn finish_publishing(
@@ -100,32 +119,47 @@ pub(crate) async fn finish_publishing(
     delete_after: UnixSeconds,
 ) -> Result<()> {
     hold_lease(tx, lease).await?;
-    let place = (lease.target, cache);
-    let (target, cache) = (Number(lease.target.0), Number(cache.0));
-    for done in done {
-        let hash = Bytes(done.hash.as_bytes());
-        let before = nar_of(tx, place, &done.hash).await?;
-        let arguments = [
-            target,
-            cache,
-            hash,
-            Bytes(done.nar.0.as_bytes()),
-            Bytes(done.nar.1.as_bytes()),
-            Bytes(&done.digest),
-            OptionalText(done.etag.as_deref()),
-            Number(i64::from(done.upstream)),
-        ];
-        tx.run(FINISH_OBJECT, &arguments).await?;
-        tx.run(DROP_OLD_REFS, &[target, cache, hash, List(&keys(&done.references))]).await?;
-        if let Some((nar, tag)) = before.filter(|before| *before != done.nar) {
-            let (nar, tag) = (Bytes(nar.as_bytes()), Bytes(tag.as_bytes()));
-            tx.run(LEAVE_NAR, &[target, cache, hash, nar, tag, Number(delete_after)]).await?;
-        }
+    if done.is_empty() {
+        return Ok(());
     }
     let hashes: Vec<&[u8]> = done.iter().map(|done| done.hash.as_bytes().as_slice()).collect();
-    for page in hashes.chunks(KEYS_MAX) {
-        tx.run(DROP_PENDING, &[target, cache, List(page)]).await?;
-        tx.run(DROP_REMOVED, &[target, cache, List(page)]).await?;
+    let before = nars_of(tx, (lease.target, cache), &hashes).await?;
+    let (target, cache) = (Number(lease.target.0), Number(cache.0));
+    let mut objects = Records::default();
+    for done in done {
+        objects.row().bytes(done.hash.as_bytes()).bytes(done.nar.0.as_bytes()).bytes(done.nar.1.as_bytes());
+        objects.bytes(&done.digest).text(done.etag.as_deref()).number(i64::from(done.upstream));
     }
-    Ok(())
+    tx.run(FINISH_OBJECTS, &[target, cache, Text(&objects.finish())]).await?;
+    let by_hash: HashMap<&[u8], &PublishDone> =
+        done.iter().map(|done| (done.hash.as_bytes().as_slice(), done)).collect();
+    let mut old_refs = Records::default();
+    let mut any_ref = false;
+    for row in &tx.rows(FIND_REFS, &[target, cache, List(&hashes)]).await? {
+        let (reference, referrer): (&[u8], &[u8]) =
+            (row.column(0, "publish_refs")?, row.column(1, "publish_refs")?);
+        let refers = by_hash
+            .get(referrer)
+            .is_some_and(|done| done.references.iter().any(|now| now.as_bytes() == reference));
+        if !refers {
+            any_ref = true;
+            old_refs.row().bytes(reference).bytes(referrer);
+        }
+    }
+    if any_ref {
+        tx.run(DROP_REFS, &[target, cache, Text(&old_refs.finish())]).await?;
+    }
+    let mut left = Records::default();
+    let mut any_left = false;
+    for (hash, (nar, tag)) in &before {
+        if by_hash.get(hash.as_bytes().as_slice()).is_some_and(|done| done.nar != (*nar, *tag)) {
+            any_left = true;
+            left.row().bytes(hash.as_bytes()).bytes(nar.as_bytes()).bytes(tag.as_bytes());
+        }
+    }
+    if any_left {
+        tx.run(LEAVE_NARS, &[target, cache, Text(&left.finish()), Number(delete_after)]).await?;
+    }
+    tx.run(DROP_PENDING, &[target, cache, List(&hashes)]).await?;
+    tx.run(DROP_REMOVED, &[target, cache, List(&hashes)]).await.map(drop)
 }

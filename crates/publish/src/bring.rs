@@ -1,33 +1,32 @@
-//! A page of paths: what is known of them and of what they refer to, and then the plan, carried out.
+//! Bringing a page of paths: what is known of them and of their references, the plan, and its execution.
 
 use std::collections::{HashMap, HashSet};
-use std::sync::atomic::{AtomicBool, Ordering};
 
 use dormer_api::CacheName;
 use dormer_edge::EdgeKey;
 use dormer_format::EncodingTag;
 use dormer_index::{
-    Cache, FoundObject, PendingObject, PublishDone, PublishIntent, PublishState, PublishedNar,
-    PublishedObject,
+    Cache, FoundObject, NotedFrom, PendingObject, PendingVerdicts, PublishDone, PublishIntent, PublishState,
+    PublishedNar, PublishedObject,
 };
 use dormer_nix::{NarHash, StorePath, StorePathHash};
 use futures::StreamExt as _;
 
 use crate::Result;
-use crate::all_of::all_of;
-use crate::plan::{Candidate, PagePlan, Reference, Wait, plan_page};
+use crate::in_flight::Requests;
+use crate::plan::{BringPlan, Candidate, Reference, Wait, plan_bringing};
 use crate::publisher::Run;
-use crate::report::CacheOutcome;
+use crate::report::Counts;
 use crate::settings::seconds;
-use crate::upload::{NarToSend, Sent, nar_file, put_small};
+use crate::transfer::{NarToSend, Sent, nar_file, put_small};
 
-/// Paths looked at together. What is held of each is its row: about a KiB.
+/// Paths planned together. Each holds its row in memory: about a KiB.
 pub(crate) const PAGE_OBJECTS: u32 = 1_024;
 
 /// References looked up together.
 const REFERENCES_PAGE: usize = 4_096;
 
-/// NARs written down together: what a crash makes to be sent again, at most.
+/// NARs recorded together. After a crash, at most so many are sent again.
 const NARS_NOTED: usize = 32;
 
 /// Largest listing that is published, in bytes.
@@ -40,6 +39,8 @@ pub(crate) struct PageOutcome {
     pub(crate) done: u64,
     /// Paths that wait.
     pub(crate) waiting: u64,
+    /// What changed in the target.
+    pub(crate) counts: Counts,
 }
 
 type NarKey = (NarHash, EncodingTag);
@@ -62,26 +63,24 @@ impl Run<'_> {
         cache: &Cache,
         name: &CacheName,
         pending: &[PendingObject],
-        outcome: &mut CacheOutcome,
     ) -> Result<PageOutcome> {
+        let mut done = PageOutcome::default();
         let mut page = self.look_at(cache, pending).await?;
         if self.begin_replacements(cache, &page.present, &page.published).await? {
-            self.remove_all(cache.id, name, Some(cache), outcome).await?;
+            done.counts += self.remove_all(cache.id, name, Some(cache)).await?;
             page = self.look_at(cache, pending).await?;
         }
-        let mut done = PageOutcome::default();
         let mut waits: Vec<(StorePathHash, Wait)> = Vec::new();
         // What is damaged in the lab stays in the target as it was; when it is healed, the outbox tells.
         let (kept, lost): (Vec<_>, Vec<_>) =
             page.damaged.iter().partition(|hash| is_published(page.published.get(*hash)));
-        self.state().drop_pending(&self.lease, cache.id, &kept).await?;
         done.done += kept.len() as u64;
         waits.extend(lost.into_iter().map(|hash| (hash, Wait::Unreadable)));
 
         let settle = seconds(self.publisher.settings.settle);
-        let plan = plan_page(&page.candidates, &page.known, self.now(), settle);
+        let plan = plan_bringing(&page.candidates, &page.known, self.now(), settle);
         waits.extend(plan.waiting.iter().map(|(place, wait)| (page.candidates[*place].hash, wait.clone())));
-        // Written down with who waits, before it is forgotten that the reference was ever there.
+        // Recorded with the path that waits, before the removal of the reference is forgotten.
         let lost: Vec<(StorePathHash, StorePathHash)> = plan
             .waiting
             .iter()
@@ -92,15 +91,13 @@ impl Run<'_> {
             .filter(|(candidate, reference)| candidate.lost != Some(*reference))
             .map(|(candidate, reference)| (candidate.hash, reference))
             .collect();
-        if !lost.is_empty() {
-            self.state().note_lost(&self.lease, cache.id, &lost).await?;
-        }
+        self.settle(cache.id, &PendingVerdicts { done: kept, lost, ..PendingVerdicts::default() }).await?;
         if !plan.awaited.is_empty() {
             let now = self.now();
             let marks: Vec<_> = plan.awaited.iter().map(|hash| (cache.id, *hash, now)).collect();
-            self.state().note_pending(&self.lease, &marks, None).await?;
+            self.state().note_pending(&self.lease(), &marks, NotedFrom::Referrers).await?;
         }
-        self.carry_out(cache, name, &page, &plan, &mut waits, &mut done, outcome).await?;
+        self.execute_plan(cache, name, &page, &plan, &mut waits, &mut done).await?;
 
         done.waiting = waits.len() as u64;
         let before: HashMap<StorePathHash, Option<&str>> =
@@ -110,9 +107,7 @@ impl Run<'_> {
             .map(|(hash, wait)| (hash, wait.to_string()))
             .filter(|(hash, reason)| before.get(hash).copied().flatten() != Some(reason))
             .collect();
-        if !reasons.is_empty() {
-            self.state().note_waiting(&self.lease, cache.id, &reasons).await?;
-        }
+        self.settle(cache.id, &PendingVerdicts { waiting: reasons, ..PendingVerdicts::default() }).await?;
         Ok(done)
     }
 
@@ -184,17 +179,15 @@ impl Run<'_> {
         Ok(Page { candidates, found, published, known, present, damaged })
     }
 
-    /// Carries a plan out: intents, NARs, narinfos level by level, and what was done.
-    #[expect(clippy::too_many_arguments, reason = "one step of a page, with what it adds to")]
-    async fn carry_out(
+    /// Carries a plan out: intents, NARs, narinfos level by level, and what was written.
+    async fn execute_plan(
         &mut self,
         cache: &Cache,
         name: &CacheName,
         page: &Page,
-        plan: &PagePlan,
+        plan: &BringPlan,
         waits: &mut Vec<(StorePathHash, Wait)>,
         done: &mut PageOutcome,
-        outcome: &mut CacheOutcome,
     ) -> Result<()> {
         let places: Vec<usize> = plan.levels.concat();
         if places.is_empty() {
@@ -216,11 +209,10 @@ impl Run<'_> {
                 references: page.candidates[*place].references.clone(),
             })
             .collect();
-        self.state().begin_publishing(&self.lease, cache.id, &intents).await?;
+        self.state().begin_publishing(&self.lease(), cache.id, &intents).await?;
 
-        let nars = self
-            .send_nars(cache, name, &places.iter().map(|place| to_send(*place)).collect::<Vec<_>>(), outcome)
-            .await?;
+        let wanted: Vec<NarToSend> = places.iter().map(|place| to_send(*place)).collect();
+        let nars = self.send_nars(cache, name, &wanted, &mut done.counts).await?;
         let mut gone: HashSet<StorePathHash> = HashSet::new();
         for level in &plan.levels {
             let mut ready = Vec::new();
@@ -247,30 +239,29 @@ impl Run<'_> {
             if !ready.is_empty() {
                 self.touch().await?;
             }
-            let concurrency = self.publisher.settings.concurrency;
             let run = &*self;
             let writing = ready.into_iter().map(|(place, nar)| async move {
                 let row = page.published.get(&page.candidates[place].hash);
                 run.write_narinfo(cache, name, &page.candidates[place], &page.found[place], nar, row).await
             });
-            let written: Vec<(PublishDone, bool)> = all_of(writing, concurrency).await?;
+            let written: Vec<(PublishDone, bool)> = self.in_flight.all(writing).await?;
             let finished: Vec<PublishDone> = written.iter().map(|(finished, _)| finished.clone()).collect();
-            self.state().finish_publishing(&self.lease, cache.id, &finished, self.grace_end()).await?;
+            self.state().finish_publishing(&self.lease(), cache.id, &finished, self.grace_end()).await?;
             let wrote = written.iter().filter(|(_, wrote)| *wrote).count() as u64;
             done.done += finished.len() as u64;
-            outcome.published += wrote;
-            outcome.unchanged += finished.len() as u64 - wrote;
+            done.counts.published += wrote;
+            done.counts.unchanged += finished.len() as u64 - wrote;
         }
         Ok(())
     }
 
-    /// Sends those of these NARs that are not there. What is missing in the answer could not be read.
+    /// Sends those of these NARs that are not there. A NAR that is not in the answer could not be read.
     async fn send_nars(
         &self,
         cache: &Cache,
         name: &CacheName,
         wanted: &[NarToSend],
-        outcome: &mut CacheOutcome,
+        counts: &mut Counts,
     ) -> Result<HashMap<NarKey, PublishedNar>> {
         let hashes: Vec<NarHash> = wanted.iter().map(|wanted| wanted.nar.0).collect();
         let mut there: HashMap<NarKey, PublishedNar> = self
@@ -288,43 +279,51 @@ impl Run<'_> {
             .copied()
             .collect();
         let publisher = self.publisher;
-        let failed = AtomicBool::new(false);
-        let failed = &failed;
-        let mut sending = futures::stream::iter(missing)
-            .map(|nar| async move {
-                // Asked to stop, or something failed: what is under way is finished, nothing more begins.
-                if publisher.is_stopping() || failed.load(Ordering::Relaxed) {
-                    return Ok(Sent::Unreadable);
-                }
-                let key = EdgeKey::Nar(name.clone(), nar_file(nar.published()));
-                publisher.sender.send_nar(&publisher.engine, &*publisher.files, cache, &key, nar).await
-            })
-            .buffer_unordered(publisher.settings.concurrency);
+        let mut missing = missing.into_iter();
+        let mut requests = Requests::new(self.in_flight);
         let mut sent = Vec::new();
-        let mut failure = None;
-        while let Some(outcome_of_one) = sending.next().await {
-            match outcome_of_one {
-                Ok(Sent::Done(nar)) => {
+        loop {
+            // Asked to stop: what is under way is finished, nothing more begins.
+            while requests.has_room()
+                && !publisher.is_stopping()
+                && let Some(nar) = missing.next()
+            {
+                let key = EdgeKey::Nar(name.clone(), nar_file(nar.published()));
+                requests.begin(async move {
+                    publisher.sender.send_nar(&publisher.engine, &*publisher.files, cache, &key, nar).await
+                });
+            }
+            match requests.next().await {
+                None => break,
+                Some(Sent::Done(nar)) => {
                     publisher.reporter.nar_uploaded(&cache.name, nar.file_size);
-                    outcome.nars_uploaded += 1;
-                    outcome.bytes_uploaded += nar.file_size;
+                    counts.nars_uploaded += 1;
+                    counts.bytes_uploaded += nar.file_size;
                     sent.push(nar);
                 }
-                Ok(Sent::Unreadable) => {}
-                Err(error) => {
-                    failed.store(true, Ordering::Relaxed);
-                    failure.get_or_insert(error);
-                }
+                Some(Sent::Unreadable) => {}
             }
             if sent.len() >= NARS_NOTED {
-                self.state().note_uploaded(&self.lease, cache.id, &sent).await?;
-                there.extend(sent.drain(..).map(|nar| (nar.nar, nar)));
+                match self.state().note_uploaded(&self.lease(), cache.id, &sent).await {
+                    Ok(()) => there.extend(sent.drain(..).map(|nar| (nar.nar, nar))),
+                    // What is under way is waited for all the same.
+                    Err(error) => {
+                        requests.fail(error.into());
+                        sent.clear();
+                    }
+                }
             }
         }
-        drop(sending);
-        self.state().note_uploaded(&self.lease, cache.id, &sent).await?;
+        // Also after a failure: what was sent need not be sent again.
+        let noted = if sent.is_empty() {
+            Ok(())
+        } else {
+            self.state().note_uploaded(&self.lease(), cache.id, &sent).await
+        };
+        requests.end()?;
+        noted?;
         there.extend(sent.into_iter().map(|nar| (nar.nar, nar)));
-        failure.map_or(Ok(there), Err)
+        Ok(there)
     }
 
     /// Writes a narinfo, unless the same one is there. Returns whether it did.
@@ -369,7 +368,7 @@ impl Run<'_> {
         Ok((done, true))
     }
 
-    /// Before the narinfo, as Nix does it. A listing that cannot be read is left out: it is a convenience.
+    /// Writes a listing, before the narinfo, as Nix does. A listing that cannot be read is left out: Nix can do without.
     async fn write_listing(&self, cache: &Cache, name: &CacheName, hash: &StorePathHash) -> Result<()> {
         let listing = match self.publisher.engine.listing(cache, hash).await {
             Ok(Some(listing)) if listing.size <= LISTING_BYTES_MAX => listing,

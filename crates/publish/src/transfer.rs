@@ -155,16 +155,15 @@ impl Sender {
                 }
                 buffer.extend_from_slice(&bytes);
             }
+            if let Some(upload) = &mut upload
+                && !buffer.is_empty()
+            {
+                self.throttle(buffer.len() as u64).await;
+                upload.put_part(vec![buffer.split().freeze()]).await?;
+            }
             Ok::<_, crate::Error>(())
         }
         .await;
-        let outcome = match (outcome, &mut upload) {
-            (Ok(()), Some(upload)) if !buffer.is_empty() => {
-                self.throttle(buffer.len() as u64).await;
-                Ok(upload.put_part(vec![buffer.split().freeze()]).await?)
-            }
-            (outcome, _) => outcome,
-        };
         let (stored, (file_hash, sent)): (Stored, (NarHash, u64)) = match (outcome, upload) {
             (Ok(()), Some(upload)) => {
                 let hashed = hasher.expect("an upload in parts is hashed on the way").finish();

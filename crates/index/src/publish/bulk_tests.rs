@@ -1,0 +1,252 @@
+//! Publishing a large cache: 200,000 objects in every run, 5 million in the long run. Every call ends within the lease of its
+//! holder, and no statement runs into its limit.
+
+use std::io::Write as _;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use dormer_testkit::services::Postgres;
+use sqlx::sqlite::SqliteConnectOptions;
+use sqlx::{AssertSqlSafe, ConnectOptions as _, Connection as _, raw_sql};
+
+use crate::synthetic::{Columns, KEY_STEP, NARS, OBJECTS};
+use crate::{
+    CacheId, CacheKey, CacheScan, Index, Lease, NewCache, NotedFrom, OutboxPosition, PostgresIndex,
+    PostgresOptions, PublishIndex, PublishIntent, SqliteIndex, SqliteOptions,
+};
+
+const NOW: i64 = 1_800_000_000;
+
+/// A holder renews its lease with every write, so no call may take longer.
+const LEASE: Duration = Duration::from_secs(1);
+const STATEMENT: Duration = Duration::from_secs(2);
+
+/// Rows noted or looked through in one call; objects in one page.
+const STEP: u32 = 4_096;
+const PAGE: u32 = 1_024;
+
+fn object_count() -> u64 {
+    if std::env::var_os("DORMER_TEST_LONG").is_some() { 5_000_000 } else { 200_000 }
+}
+
+/// Calls, the longest of each kind first.
+#[derive(Default)]
+struct Calls(Vec<(Duration, &'static str)>);
+
+impl Calls {
+    async fn time<T>(&mut self, what: &'static str, call: impl Future<Output = crate::Result<T>>) -> T {
+        let begin = Instant::now();
+        let done = call.await.unwrap_or_else(|error| panic!("{what}: {error:?}"));
+        let took = begin.elapsed();
+        assert!(took < LEASE, "{what} took {took:?}");
+        match self.0.iter_mut().find(|(_, name)| *name == what) {
+            Some((longest, _)) => *longest = took.max(*longest),
+            None => self.0.push((took, what)),
+        }
+        done
+    }
+}
+
+/// `objects` paths in the cache and in the target, each with a NAR; each but the first refers to the one before and to the first.
+fn fill(numbers: &str, cache: CacheId, key: fn(u64, &str, usize) -> String) -> String {
+    let Columns { recipe, refs, sigs, .. } = Columns::new();
+    let (hash, nar) = (key(OBJECTS, "i", 20), key(NARS, "i", 32));
+    let cache = cache.0;
+    format!(
+        "INSERT INTO nars (size, file_size, hash, tag, recipe)
+             {numbers} SELECT 500000, 240000, {nar}, substr({nar}, 1, 16), {recipe} FROM n;
+         INSERT INTO objects (cache, nar, created_at, last_used_at, hash, name, sigs, refs)
+             SELECT {cache}, id, {NOW} - id % 1000, {NOW}, substr(hash, 1, 20), 'package', {sigs}, {refs} FROM nars;
+         INSERT INTO publish_objects (target, cache, hash, state, nar, tag, digest, upstream)
+             {numbers} SELECT 1, {cache}, {hash}, 1, {nar}, substr({nar}, 1, 16), {nar}, 0 FROM n;
+         INSERT INTO publish_nars (target, cache, nar, tag, path, uploaded, file_size)
+             {numbers} SELECT 1, {cache}, {nar}, substr({nar}, 1, 16), {hash}, 1, 240000 FROM n;
+         INSERT INTO publish_refs (target, cache, reference, referrer)
+             {numbers} SELECT 1, {cache}, {first}, {hash} FROM n WHERE i > 1;
+         INSERT INTO publish_removed (target, cache, hash, at) {numbers} SELECT 1, {cache}, {hash}, 7 FROM n;",
+        recipe = bytes(key, &recipe),
+        sigs = bytes(key, &sigs),
+        refs = bytes(key, &refs),
+        first = key(OBJECTS, "1", 20),
+    )
+}
+
+/// A literal of the database that `key` is for.
+fn bytes(key: fn(u64, &str, usize) -> String, hex: &str) -> String {
+    if key(0, "0", 8).starts_with("unhex") { format!("x'{hex}'") } else { format!("'\\x{hex}'::bytea") }
+}
+
+fn sqlite_key(kind: u64, number: &str, len: usize) -> String {
+    let rest = "0".repeat(2 * len - 16);
+    format!("unhex(printf('%016x', ({number}) * {KEY_STEP} + {kind}) || '{rest}')")
+}
+
+fn postgres_key(kind: u64, number: &str, len: usize) -> String {
+    let rest = "0".repeat(2 * len - 16);
+    format!("decode(lpad(to_hex(({number})::bigint * {KEY_STEP} + {kind}), 16, '0') || '{rest}', 'hex')")
+}
+
+async fn prepare(index: &(impl Index + PublishIndex)) -> (CacheId, Lease) {
+    let cache = NewCache {
+        name: "main".to_owned(),
+        is_public: true,
+        store_dir: "/nix/store".to_owned(),
+        priority: 40,
+        upstream_cache_key_names: vec![],
+        key: CacheKey { public_key: "main-1:key".to_owned(), sealed_secret: vec![1], active: true },
+        created_at: NOW,
+    };
+    let cache = index.create_cache(&cache).await.unwrap();
+    let target = index.open_target("edge", "memory").await.unwrap();
+    assert_eq!(target.id.0, 1);
+    (cache, index.acquire_lease(target.id, "me", NOW, NOW + 1).await.unwrap().unwrap())
+}
+
+/// All that a run does with a whole cache, page by page.
+async fn publish_all(name: &str, index: &dyn PublishIndex, cache: CacheId, lease: Lease, objects: u64) {
+    let mut calls = Calls::default();
+    let begin = Instant::now();
+    let target = lease.target;
+    let mut scan = Some(CacheScan::Objects(None));
+    while let Some(at) = scan {
+        scan = calls.time("note a step", index.note_cache_step(&lease, cache, at, STEP, NOW)).await;
+    }
+    // The target has the same objects under other hashes: all of those are absent.
+    let counts = index.publish_counts(target, cache).await.unwrap();
+    assert_eq!((counts.pending, counts.published), (2 * objects, objects));
+    let noted = begin.elapsed();
+    let mut after = None;
+    let mut seen = 0;
+    loop {
+        let page = calls.time("page of pending", index.pending_objects(target, cache, after, PAGE)).await;
+        let Some(last) = page.last() else { break };
+        after = Some((last.since, last.hash));
+        seen += page.len() as u64;
+    }
+    assert_eq!(seen, 2 * objects);
+    let (mut after, mut absent) = (None, 0);
+    loop {
+        let page = calls.time("page of absent", index.pending_absent(target, cache, after, STEP)).await;
+        if page.next.is_none() {
+            break;
+        }
+        after = page.next;
+        absent += page.absent.len() as u64;
+    }
+    assert_eq!(absent, objects);
+    let (mut after, mut listed, mut all) = (None, 0, Vec::new());
+    loop {
+        let list = index.list_published(target, cache, 0..=255, after, 2 * PAGE);
+        let page = calls.time("page in the order of names", list).await;
+        let Some(last) = page.last() else { break };
+        after = Some(last.hash);
+        listed += page.len() as u64;
+        all.extend(page.iter().map(|row| row.hash));
+    }
+    assert_eq!(listed, objects);
+    let (mut after, mut listed) = (None, 0);
+    loop {
+        let list = index.list_published_nars(target, cache, 0..=255, after, 2 * PAGE);
+        let page = calls.time("page of NARs", list).await;
+        let Some(last) = page.last() else { break };
+        after = Some(last.nar);
+        listed += page.len() as u64;
+    }
+    assert_eq!(listed, objects);
+    // Bringing a page of paths.
+    let intents: Vec<PublishIntent> = index
+        .list_published(target, cache, 0..=255, None, PAGE)
+        .await
+        .unwrap()
+        .iter()
+        .map(|row| PublishIntent {
+            hash: row.hash,
+            nar: row.nar,
+            file_size: 7,
+            references: all[..8].to_vec(),
+        })
+        .collect();
+    calls.time("begin a page", index.begin_publishing(&lease, cache, &intents)).await;
+    let changes: Vec<_> = all.iter().take(1_000).map(|hash| (cache, *hash, NOW)).collect();
+    let position = NotedFrom::Outbox(OutboxPosition { transaction: 1, number: 1 });
+    calls.time("note a page of the outbox", index.note_pending(&lease, &changes, position)).await;
+    // The first path goes, and takes all of them along.
+    let first = *all.iter().min().unwrap();
+    let begin = Instant::now();
+    calls.time("begin to remove", index.begin_removing(&lease, cache, &[first])).await;
+    let mut taken = 0;
+    loop {
+        let step = calls.time("take referrers", index.take_referrers(&lease, cache, NOW)).await;
+        taken += step.taken;
+        if !step.more {
+            break;
+        }
+    }
+    assert_eq!(taken, objects - 1);
+    let spread = begin.elapsed();
+    let (mut after, mut removable) = (None, Vec::new());
+    loop {
+        let page = calls.time("page of removable", index.removable(target, cache, false, after, 512)).await;
+        if page.next.is_none() {
+            break;
+        }
+        after = page.next;
+        removable.extend(page.hashes.into_iter().map(|hash| (hash, NOW)));
+    }
+    // Not the first, and none of the eight that the page above refers to.
+    assert!(removable.len() as u64 >= objects - 9 - u64::from(PAGE));
+    for page in removable.chunks(512).take(40) {
+        calls.time("finish a page", index.finish_removing(&lease, cache, page)).await;
+    }
+    while calls.time("forget old removals", index.forget_removed(&lease, cache, NOW, STEP)).await > 0 {}
+    let begin = Instant::now();
+    while !calls.time("forget a step", index.forget_published_cache(&lease, cache, STEP)).await {}
+    let forgotten = begin.elapsed();
+    assert_eq!(index.publish_counts(target, cache).await.unwrap(), crate::PublishCounts::default());
+    calls.0.sort_unstable_by(|a, b| b.cmp(a));
+    let longest: Vec<String> =
+        calls.0.iter().map(|(took, what)| format!("{what} {} ms", took.as_millis())).collect();
+    // Beside the tests' own output, which hides what a test prints that passes.
+    let _ = writeln!(
+        std::io::stderr(),
+        "{name}, {objects} objects: noted in {noted:?}, referrers taken in {spread:?}, forgotten in {forgotten:?}; longest: {}",
+        longest.join(", ")
+    );
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_large_cache_is_published_from_sqlite_within_every_limit() {
+    let objects = object_count();
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("index.sqlite");
+    let options = || SqliteOptions { wait_max: STATEMENT, ..SqliteOptions::default() };
+    let index = SqliteIndex::open(&path, options()).await.unwrap();
+    let (cache, lease) = prepare(&index).await;
+    index.close().await.unwrap();
+    drop(index);
+    let mut connection = SqliteConnectOptions::new().filename(&path).connect().await.unwrap();
+    let numbers =
+        format!("WITH RECURSIVE n (i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < {objects})");
+    let sql = fill(&numbers, cache, sqlite_key);
+    let sql = format!("PRAGMA synchronous = OFF; PRAGMA foreign_keys = OFF; BEGIN; {sql} COMMIT;");
+    raw_sql(AssertSqlSafe(sql)).execute(&mut connection).await.unwrap();
+    connection.close().await.unwrap();
+    let index: Arc<dyn PublishIndex> = Arc::new(SqliteIndex::open(&path, options()).await.unwrap());
+    publish_all("SQLite", &*index, cache, lease, objects).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_large_cache_is_published_from_postgresql_within_every_limit() {
+    let objects = object_count();
+    // Its own server, so that its rows go with it.
+    let server = Postgres::start_with(&["shared_buffers=256MB", "max_wal_size=2GB"]);
+    let url = server.create_database();
+    let options = PostgresOptions { statement_timeout: STATEMENT, ..PostgresOptions::default() };
+    let index = PostgresIndex::open(&url, options).await.unwrap();
+    let (cache, lease) = prepare(&index).await;
+    let numbers = format!("WITH n (i) AS (SELECT i FROM generate_series(1, {objects}) AS g (i))");
+    let sql = fill(&numbers, cache, postgres_key);
+    server.sql(&url, &format!("SET session_replication_role = replica; SET synchronous_commit = off; {sql}"));
+    // Nobody has counted the rows: as in a cache that was just filled.
+    publish_all("PostgreSQL", &index, cache, lease, objects).await;
+}

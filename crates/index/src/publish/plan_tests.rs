@@ -1,0 +1,85 @@
+//! How both databases carry publishing's statements out: every one of them searches an index, however many rows there are, and a
+//! page begins where the last one ended.
+
+use dormer_testkit::services::Postgres;
+use sqlx::sqlite::SqliteConnectOptions;
+use sqlx::{AssertSqlSafe, ConnectOptions as _, Connection as _, PgConnection, Row as _, query, raw_sql};
+
+use super::work::plans::{LOOK_UPS, PAGES};
+use crate::sql::Sql;
+use crate::{Index as _, PostgresIndex, PostgresOptions, SqliteIndex, SqliteOptions};
+
+/// Statements that go on where the last page ended, with the place in the plan that shows it.
+struct Page {
+    sql: Sql,
+    sqlite: &'static str,
+    postgres: &'static str,
+}
+
+fn pages() -> Vec<Page> {
+    PAGES.iter().map(|(sql, sqlite, postgres)| Page { sql: *sql, sqlite, postgres }).collect()
+}
+
+#[tokio::test]
+async fn sqlite_searches_for_whatever_publishing_asks() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("index.sqlite");
+    let index = SqliteIndex::open(&path, SqliteOptions::default()).await.unwrap();
+    index.close().await.unwrap();
+    let mut connection = SqliteConnectOptions::new().filename(&path).connect().await.unwrap();
+    let mut plan = async |sql: Sql| -> String {
+        let explain = AssertSqlSafe(format!("EXPLAIN QUERY PLAN {}", sql.sqlite));
+        let rows = query(explain)
+            .fetch_all(&mut connection)
+            .await
+            .unwrap_or_else(|error| panic!("{error}: {}", sql.sqlite));
+        rows.iter().map(|row| row.get::<String, _>("detail")).collect::<Vec<_>>().join("\n")
+    };
+    for Page { sql, sqlite, .. } in pages() {
+        let plan = plan(sql).await;
+        assert!(plan.contains(sqlite), "{sqlite} is not in the plan of {}:\n{plan}", sql.sqlite);
+        assert!(!plan.contains("TEMP B-TREE"), "{} sorts:\n{plan}", sql.sqlite);
+    }
+    for sql in pages().iter().map(|page| page.sql).chain(LOOK_UPS.iter().copied()) {
+        let plan = plan(sql).await;
+        for step in plan.lines().filter(|step| step.contains("SCAN")) {
+            // What is unfolded from a parameter, and a page that was cut out before.
+            let harmless =
+                step.contains("VIRTUAL TABLE") || step == "SCAN p" || step == "SCAN x" || step == "SCAN k";
+            assert!(harmless, "{step} in the plan of {}:\n{plan}", sql.sqlite);
+        }
+    }
+}
+
+#[tokio::test]
+async fn postgresql_searches_for_whatever_publishing_asks() {
+    let url = Postgres::shared().create_database();
+    drop(PostgresIndex::open(&url, PostgresOptions::default()).await.unwrap());
+    let mut connection = PgConnection::connect(&url).await.unwrap();
+    // As the index has them: plans do not depend on what the server has counted.
+    let settings =
+        "SET plan_cache_mode = force_generic_plan; SET enable_seqscan = off; SET enable_hashjoin = off;
+        SET enable_mergejoin = off";
+    raw_sql(settings).execute(&mut connection).await.unwrap();
+    let mut plan = async |sql: Sql| -> String {
+        let prepare = format!("PREPARE looked_at AS {}", sql.postgres);
+        raw_sql(AssertSqlSafe(prepare))
+            .execute(&mut connection)
+            .await
+            .unwrap_or_else(|error| panic!("{error}: {}", sql.postgres));
+        let count = (1..10).take_while(|number| sql.postgres.contains(&format!("${number}"))).count();
+        let parameters = vec!["NULL"; count].join(", ");
+        let explain = AssertSqlSafe(format!("EXPLAIN (COSTS OFF) EXECUTE looked_at ({parameters})"));
+        let rows = raw_sql(explain).fetch_all(&mut connection).await.unwrap();
+        raw_sql("DEALLOCATE looked_at").execute(&mut connection).await.unwrap();
+        rows.iter().map(|row| row.get::<String, _>(0)).collect::<Vec<_>>().join("\n")
+    };
+    for Page { sql, postgres, .. } in pages() {
+        let plan = plan(sql).await;
+        assert!(plan.contains(postgres), "{postgres} is not in the plan of {}:\n{plan}", sql.postgres);
+    }
+    for sql in pages().iter().map(|page| page.sql).chain(LOOK_UPS.iter().copied()) {
+        let plan = plan(sql).await;
+        assert!(!plan.contains("Seq Scan"), "{}:\n{plan}", sql.postgres);
+    }
+}

@@ -1,0 +1,170 @@
+//! Several requests at once, of which none is left behind.
+//!
+//! The target may still carry out a request that the publisher no longer waits for. If the lease were given back meanwhile, the
+//! next holder could write something newer first. So after a failure nothing more begins, and the publisher waits for what is
+//! under way, at most as long as the longest request. If something is under way even then, the run does not give its lease back:
+//! the next holder finds a lease that ran out, and waits for the longest request itself.
+
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use futures::StreamExt as _;
+use futures::stream::FuturesUnordered;
+use tokio::time::{Instant, timeout_at};
+
+use crate::{Error, Result};
+
+/// What all requests of a run share.
+#[derive(Debug)]
+pub(crate) struct InFlight {
+    concurrency: usize,
+    /// Longest that a request may be under way after a failure.
+    request_timeout: Duration,
+    lease_lost: AtomicBool,
+    left_behind: AtomicBool,
+}
+
+impl InFlight {
+    pub(crate) fn new(concurrency: usize, request_timeout: Duration) -> Self {
+        let (lease_lost, left_behind) = (AtomicBool::new(false), AtomicBool::new(false));
+        Self { concurrency: concurrency.max(1), request_timeout, lease_lost, left_behind }
+    }
+
+    /// From now on no request begins.
+    pub(crate) fn lose_lease(&self) {
+        self.lease_lost.store(true, Ordering::Relaxed);
+    }
+
+    /// Whether a request is under way that nobody waits for.
+    pub(crate) fn left_behind(&self) -> bool {
+        self.left_behind.load(Ordering::Relaxed)
+    }
+
+    /// Runs all; the first error, once everything that had begun is over.
+    pub(crate) async fn all<T>(
+        &self,
+        work: impl IntoIterator<Item = impl Future<Output = Result<T>>>,
+    ) -> Result<Vec<T>> {
+        let mut work = work.into_iter();
+        let mut requests = Requests::new(self);
+        let mut done = Vec::new();
+        loop {
+            while requests.has_room()
+                && let Some(next) = work.next()
+            {
+                requests.begin(next);
+            }
+            match requests.next().await {
+                Some(one) => done.push(one),
+                None => return requests.end().map(|()| done),
+            }
+        }
+    }
+}
+
+/// Requests that are under way.
+pub(crate) struct Requests<'a, F> {
+    rules: &'a InFlight,
+    under_way: FuturesUnordered<F>,
+    failure: Option<(Error, Instant)>,
+}
+
+impl<'a, T, F: Future<Output = Result<T>>> Requests<'a, F> {
+    pub(crate) fn new(rules: &'a InFlight) -> Self {
+        Self { rules, under_way: FuturesUnordered::new(), failure: None }
+    }
+
+    /// Whether one more may begin.
+    pub(crate) fn has_room(&mut self) -> bool {
+        if self.rules.lease_lost.load(Ordering::Relaxed) {
+            self.fail(dormer_index::Error::LeaseLost.into());
+        }
+        self.failure.is_none() && self.under_way.len() < self.rules.concurrency
+    }
+
+    /// Begins one.
+    pub(crate) fn begin(&mut self, request: F) {
+        self.under_way.push(request);
+    }
+
+    /// Lets nothing more begin. The first failure is the one that counts.
+    pub(crate) fn fail(&mut self, error: Error) {
+        self.failure.get_or_insert_with(|| (error, Instant::now() + self.rules.request_timeout));
+    }
+
+    /// The next one that is done; `None` when nothing is under way that is worth waiting for.
+    pub(crate) async fn next(&mut self) -> Option<T> {
+        loop {
+            let next = match &self.failure {
+                None => self.under_way.next().await,
+                Some((_, deadline)) => {
+                    if let Ok(next) = timeout_at(*deadline, self.under_way.next()).await {
+                        next
+                    } else {
+                        self.rules.left_behind.store(true, Ordering::Relaxed);
+                        self.under_way.clear();
+                        None
+                    }
+                }
+            };
+            match next? {
+                Ok(done) => return Some(done),
+                Err(error) => self.fail(error),
+            }
+        }
+    }
+
+    /// What it came to.
+    pub(crate) fn end(self) -> Result<()> {
+        self.failure.map_or(Ok(()), |(error, _)| Err(error))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::cell::RefCell;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn after_a_failure_nothing_begins_and_what_had_begun_ends() {
+        let (begun, ended) = (RefCell::new(Vec::new()), RefCell::new(Vec::new()));
+        let work = (0..9_u64).map(|number| {
+            let (begun, ended) = (&begun, &ended);
+            async move {
+                begun.borrow_mut().push(number);
+                if number == 1 {
+                    return Err(Error::CacheName { name: "planted".to_owned() });
+                }
+                for _ in 0..10 - number {
+                    tokio::task::yield_now().await;
+                }
+                ended.borrow_mut().push(number);
+                Ok(number)
+            }
+        });
+        let rules = InFlight::new(3, Duration::from_secs(60));
+        assert!(matches!(rules.all(work).await, Err(Error::CacheName { .. })));
+        assert_eq!((begun.into_inner(), ended.into_inner()), (vec![0, 1, 2], vec![2, 0]));
+        assert!(!rules.left_behind());
+        let rules = InFlight::new(2, Duration::ZERO);
+        assert_eq!(rules.all((0..9).map(|number| async move { Ok(number) })).await.unwrap().len(), 9);
+    }
+
+    #[tokio::test]
+    async fn nobody_waits_for_ever_and_a_lost_lease_begins_nothing() {
+        let rules = InFlight::new(2, Duration::from_millis(10));
+        let work = (0..2).map(|number| async move {
+            if number == 0 {
+                return Err(Error::CacheName { name: "planted".to_owned() });
+            }
+            std::future::pending::<Result<()>>().await
+        });
+        assert!(matches!(rules.all(work).await, Err(Error::CacheName { .. })));
+        assert!(rules.left_behind());
+        let rules = InFlight::new(2, Duration::ZERO);
+        rules.lose_lease();
+        let lost = rules.all([async { panic!("it begins") as Result<()> }]).await;
+        assert!(matches!(lost, Err(Error::Index(dormer_index::Error::LeaseLost))), "{lost:?}");
+    }
+}

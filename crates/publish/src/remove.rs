@@ -1,0 +1,277 @@
+//! Removing: referrers first, a narinfo before its NAR, and the NAR after its grace. A NAR that the lab no longer serves goes at
+//! once.
+
+use std::collections::{HashMap, HashSet};
+
+use dormer_api::CacheName;
+use dormer_edge::EdgeKey;
+use dormer_format::EncodingTag;
+use dormer_index::{Cache, CacheId, NarKey, PendingVerdicts, PublishedCache, PublishedObject};
+use dormer_nix::{NarHash, StorePathHash};
+
+use crate::publisher::Run;
+use crate::report::Counts;
+use crate::transfer::nar_file;
+use crate::{Error, Result, documents};
+
+/// Objects removed together.
+const PAGE: u32 = 512;
+
+/// Rows scanned, or forgotten, together.
+const SCANNED_PAGE: u32 = 4_096;
+
+/// How long a removal is remembered. A push takes hours at most, and a path that waits for the removed one by then has it in its
+/// own row.
+const REMOVED_KEPT_SECONDS: i64 = 30 * 86_400;
+
+impl Run<'_> {
+    /// Begins to remove what the cache no longer has. Returns whether some of it was removed for cause: the lab no longer serves its
+    /// NAR, so it must leave the target at once.
+    pub(crate) async fn begin_removals(&mut self, cache: &Cache) -> Result<bool> {
+        let mut urgent = false;
+        let mut after = None;
+        loop {
+            let page = self.state().pending_absent(self.target(), cache.id, after, SCANNED_PAGE).await?;
+            if page.next.is_none() {
+                return Ok(urgent);
+            }
+            after = page.next;
+            for absent in page.absent.chunks(PAGE as usize) {
+                urgent |= self.begin_removing_absent(cache, absent).await?;
+            }
+        }
+    }
+
+    /// The same for those of these objects that the cache no longer has.
+    pub(crate) async fn begin_removals_among(
+        &mut self,
+        cache: &Cache,
+        changed: &[StorePathHash],
+    ) -> Result<bool> {
+        let mut urgent = false;
+        for page in changed.chunks(PAGE as usize) {
+            let found = self.state().find_objects(cache.id, page).await?;
+            let present: HashSet<StorePathHash> =
+                found.iter().map(|found| found.object.path.hash()).collect();
+            let absent: Vec<StorePathHash> =
+                page.iter().filter(|hash| !present.contains(hash)).copied().collect();
+            urgent |= self.begin_removing_absent(cache, &absent).await?;
+        }
+        Ok(urgent)
+    }
+
+    async fn begin_removing_absent(&mut self, cache: &Cache, absent: &[StorePathHash]) -> Result<bool> {
+        if absent.is_empty() {
+            return Ok(false);
+        }
+        let mut urgent = false;
+        let there = self.state().find_published(self.target(), cache.id, absent).await?;
+        for row in &there {
+            urgent |= !self.lab_serves(cache, &row.nar.0).await?;
+        }
+        let gone: HashSet<StorePathHash> = there.iter().map(|row| row.hash).collect();
+        self.remove_with_referrers(cache.id, &gone.iter().copied().collect::<Vec<_>>()).await?;
+        urgent |= self.end_graces(cache, absent).await?;
+        let settled: Vec<StorePathHash> =
+            absent.iter().filter(|hash| !gone.contains(hash)).copied().collect();
+        self.settle(cache.id, &PendingVerdicts { removed: settled, ..PendingVerdicts::default() }).await?;
+        Ok(urgent)
+    }
+
+    /// Records that these objects are being removed, and all that refers to them, through all generations.
+    async fn remove_with_referrers(&self, cache: CacheId, hashes: &[StorePathHash]) -> Result<()> {
+        if hashes.is_empty() {
+            return Ok(());
+        }
+        self.state().begin_removing(&self.lease(), cache, hashes).await?;
+        self.take_referrers(cache).await
+    }
+
+    async fn take_referrers(&self, cache: CacheId) -> Result<()> {
+        while self.state().take_referrers(&self.lease(), cache, self.now()).await?.more {}
+        Ok(())
+    }
+
+    /// Begins to remove paths that the cache has with another NAR by now, while the lab no longer serves the published one: they
+    /// were removed for cause and pushed again. Returns whether there are any.
+    pub(crate) async fn begin_replacements(
+        &mut self,
+        cache: &Cache,
+        present: &HashMap<StorePathHash, NarHash>,
+        published: &HashMap<StorePathHash, PublishedObject>,
+    ) -> Result<bool> {
+        let mut gone = Vec::new();
+        for row in published.values() {
+            let replaced = present.get(&row.hash).is_some_and(|nar| *nar != row.nar.0);
+            if replaced && !self.lab_serves(cache, &row.nar.0).await? {
+                gone.push(row.hash);
+            }
+        }
+        self.remove_with_referrers(cache.id, &gone).await?;
+        let present: Vec<StorePathHash> = present.keys().copied().collect();
+        Ok(self.end_graces(cache, &present).await? || !gone.is_empty())
+    }
+
+    /// Ends the graces of earlier NARs of these paths that the lab no longer serves. Returns whether there are any.
+    async fn end_graces(&self, cache: &Cache, hashes: &[StorePathHash]) -> Result<bool> {
+        if hashes.is_empty() {
+            return Ok(false);
+        }
+        Ok(self.state().end_graces(&self.lease(), cache.id, hashes, self.now()).await? > 0)
+    }
+
+    /// Records what looking at objects came to.
+    pub(crate) async fn settle(&self, cache: CacheId, verdicts: &PendingVerdicts) -> Result<()> {
+        if verdicts.is_empty() {
+            return Ok(());
+        }
+        Ok(self.state().settle_pending(&self.lease(), cache, verdicts, self.now()).await?)
+    }
+
+    /// Forgets removals that are older than any push under way.
+    pub(crate) async fn forget_old_removals(&self, cache: &Cache) -> Result<()> {
+        let before = self.now() - REMOVED_KEPT_SECONDS;
+        while self.state().forget_removed(&self.lease(), cache.id, before, SCANNED_PAGE).await? > 0 {}
+        Ok(())
+    }
+
+    async fn lab_serves(&self, cache: &Cache, nar: &NarHash) -> Result<bool> {
+        let found =
+            self.publisher.index().find_nar_in_cache(cache.id, &NarKey::Hash(*nar), self.now()).await?;
+        Ok(found.is_some())
+    }
+
+    /// Removes the narinfos that are being removed, referrers first. Without a `cache`, all of the cache goes, and its NARs have no
+    /// grace.
+    pub(crate) async fn remove_all(
+        &mut self,
+        cache_id: CacheId,
+        name: &CacheName,
+        cache: Option<&Cache>,
+    ) -> Result<Counts> {
+        // Also of what an earlier run recorded before it ended.
+        self.take_referrers(cache_id).await?;
+        let mut counts = Counts::default();
+        // In passes over what is being removed: what is removed in one lets others go in the next. When a pass removes nothing,
+        // the rest is in circles: those refer to each other only, and go in any order.
+        let mut any = false;
+        loop {
+            let mut removed = 0;
+            let mut after = None;
+            let mut is_empty = true;
+            loop {
+                let page = self.state().removable(self.target(), cache_id, any, after, PAGE).await?;
+                if page.next.is_none() {
+                    break;
+                }
+                (after, is_empty) = (page.next, false);
+                if !page.hashes.is_empty() {
+                    removed += self.remove_page(cache_id, name, cache, page.hashes).await?;
+                }
+            }
+            counts.removed += removed;
+            if is_empty || (removed == 0 && any) {
+                break;
+            }
+            any = removed == 0;
+        }
+        counts += self.delete_due_nars(cache_id, name, self.now()).await?;
+        Ok(counts)
+    }
+
+    async fn remove_page(
+        &mut self,
+        cache_id: CacheId,
+        name: &CacheName,
+        cache: Option<&Cache>,
+        next: Vec<StorePathHash>,
+    ) -> Result<u64> {
+        self.touch().await?;
+        let rows = self.state().find_published(self.target(), cache_id, &next).await?;
+        let run = &*self;
+        // Listings also where none are published now: they may have been.
+        let deletions = next.iter().map(|hash| async move {
+            run.files().delete(&EdgeKey::Narinfo(name.clone(), *hash).to_string()).await?;
+            Ok(run.files().delete(&EdgeKey::Listing(name.clone(), *hash).to_string()).await?)
+        });
+        self.in_flight.all(deletions).await?;
+        let mut removed = Vec::with_capacity(rows.len());
+        for row in &rows {
+            let in_grace = match cache {
+                Some(cache) => self.lab_serves(cache, &row.nar.0).await?,
+                None => false,
+            };
+            removed.push((row.hash, if in_grace { self.grace_end() } else { self.now() }));
+        }
+        self.state().finish_removing(&self.lease(), cache_id, &removed).await?;
+        for hash in &next {
+            self.publisher.reporter.path_removed(name.as_str(), hash);
+        }
+        let count = next.len() as u64;
+        // Those that are gone for good; those that were taken along are looked at again.
+        let present = self.state().find_objects(cache_id, &next).await?;
+        let present: HashSet<StorePathHash> = present.iter().map(|found| found.object.path.hash()).collect();
+        let upstreams: HashSet<StorePathHash> =
+            rows.iter().filter(|row| row.upstream).map(|row| row.hash).collect();
+        let (upstream, absent): (Vec<StorePathHash>, Vec<StorePathHash>) = next
+            .into_iter()
+            .filter(|hash| !present.contains(hash))
+            .partition(|hash| upstreams.contains(hash));
+        // Whoever refers to an upstream's path finds it elsewhere.
+        let verdicts = PendingVerdicts { removed: absent, done: upstream, ..PendingVerdicts::default() };
+        self.settle(cache_id, &verdicts).await?;
+        Ok(count)
+    }
+
+    /// Deletes NARs whose grace is over at this time.
+    pub(crate) async fn delete_due_nars(
+        &mut self,
+        cache: CacheId,
+        name: &CacheName,
+        now: i64,
+    ) -> Result<Counts> {
+        let mut counts = Counts::default();
+        loop {
+            let due = self.state().due_nars(self.target(), cache, now, PAGE).await?;
+            if due.is_empty() {
+                return Ok(counts);
+            }
+            let keys: Vec<(NarHash, EncodingTag)> = due.iter().map(|nar| nar.nar).collect();
+            self.state().begin_deleting_nars(&self.lease(), cache, &keys).await?;
+            let run = &*self;
+            let deletions = keys.iter().map(|nar| async move {
+                Ok(run.files().delete(&EdgeKey::Nar(name.clone(), nar_file(*nar)).to_string()).await?)
+            });
+            self.in_flight.all(deletions).await?;
+            self.state().forget_nars(&self.lease(), cache, &keys).await?;
+            counts.nars_deleted += keys.len() as u64;
+        }
+    }
+
+    /// Removes a whole cache: its state document first, so that the edge no longer serves it; then everything in it.
+    pub(crate) async fn withdraw(&mut self, published: &PublishedCache) -> Result<Counts> {
+        let name: CacheName =
+            published.name.parse().map_err(|_| Error::CacheName { name: published.name.clone() })?;
+        // If the cache is published again before this is done, nothing counts as written.
+        let unknown = PublishedCache { basis: Vec::new(), document: Vec::new(), ..published.clone() };
+        self.state().write_published_cache(&self.lease(), &unknown).await?;
+        documents::remove_state(self, &name).await?;
+        let mut after = None;
+        loop {
+            let rows = self
+                .state()
+                .list_published(self.target(), published.cache, 0..=u8::MAX, after, SCANNED_PAGE)
+                .await?;
+            let Some(last) = rows.last() else { break };
+            after = Some(last.hash);
+            let hashes: Vec<StorePathHash> = rows.iter().map(|row| row.hash).collect();
+            self.state().begin_removing(&self.lease(), published.cache, &hashes).await?;
+        }
+        let mut counts = self.remove_all(published.cache, &name, None).await?;
+        // Also those that were in grace.
+        counts += self.delete_due_nars(published.cache, &name, i64::MAX).await?;
+        documents::remove_cache_info(self, &name).await?;
+        while !self.state().forget_published_cache(&self.lease(), published.cache, SCANNED_PAGE).await? {}
+        Ok(counts)
+    }
+}

@@ -1,0 +1,47 @@
+//! Work over a whole cache, in steps: comparing it with a listing, and noting all of it. Each step writes down how far the scan has
+//! come, in the transaction of what it found, so that the next run goes on from there.
+
+use dormer_api::CacheName;
+use dormer_index::{Cache, CacheScan, PublishedCache};
+
+use crate::Result;
+use crate::publisher::Run;
+use crate::report::Counts;
+
+/// Objects noted in one transaction: some tens of milliseconds, in which nobody else writes to SQLite.
+const NOTED_TOGETHER: u32 = 4_096;
+
+impl Run<'_> {
+    /// Carries a cache's scan on to its end; `None` if the run was asked to stop before.
+    pub(crate) async fn scan_cache(
+        &mut self,
+        cache: &Cache,
+        name: &CacheName,
+        row: &mut PublishedCache,
+    ) -> Result<Option<Counts>> {
+        let mut counts = Counts::default();
+        while let Some(scan) = row.scan {
+            if self.publisher.is_stopping() {
+                return Ok(None);
+            }
+            row.scan = match scan {
+                CacheScan::Narinfos(byte) => {
+                    let (next, repaired) = self.compare_narinfos(cache, name, byte).await?;
+                    counts.repaired += repaired;
+                    Some(next)
+                }
+                CacheScan::Nars(byte) => {
+                    let (next, repaired) = self.compare_nars(cache, name, byte).await?;
+                    counts.repaired += repaired;
+                    Some(next)
+                }
+                CacheScan::Past(position) => Some(self.note_past(cache.id, position).await?),
+                CacheScan::Objects(_) | CacheScan::Published(_) => {
+                    let (lease, now) = (self.lease(), self.now());
+                    self.state().note_cache_step(&lease, cache.id, scan, NOTED_TOGETHER, now).await?
+                }
+            };
+        }
+        Ok(Some(counts))
+    }
+}
