@@ -19,7 +19,7 @@ use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use dormer_api::Permission;
 use dormer_engine::{CreateCache, Engine, MasterKey, SystemClock};
-use dormer_index::{Index, PostgresIndex, PublishIndex, SqliteIndex, SqliteOptions};
+use dormer_index::{Index, JobIndex, PostgresIndex, PublishIndex, SqliteIndex, SqliteOptions};
 use dormer_nix::StoreDir;
 
 pub(crate) use self::store::refuse_foreign_folders;
@@ -72,6 +72,8 @@ pub(crate) struct Installation {
     pub(crate) index: Arc<dyn Index>,
     /// The same index, by its other contract.
     pub(crate) publish: Arc<dyn PublishIndex>,
+    /// The same index.
+    pub(crate) jobs: Arc<dyn JobIndex>,
     pub(crate) token_key: SigningKey,
     /// Public key of the cache `main`, if the cache exists and is public.
     pub(crate) main_public_key: Option<String>,
@@ -92,7 +94,7 @@ pub(crate) async fn prepare(settings: &Settings, observer: Observer<'_>) -> Resu
 
     let index_is_new = index_is_new(settings).await?;
     let has_packs = settings.remote_storage.is_none() && settings.storage_path.join("packs").exists();
-    let (index, publish) = open_index(settings).await?;
+    let OpenIndex { index, publish, jobs } = open_index(settings).await?;
     if index_is_new {
         observer(&match &settings.postgres {
             Some(server) => Made::Schema { database: server.name.clone() },
@@ -133,7 +135,7 @@ pub(crate) async fn prepare(settings: &Settings, observer: Observer<'_>) -> Resu
     let main = engine.find_cache(FIRST_CACHE).await?.filter(|cache| cache.is_public);
     let main_public_key = main
         .and_then(|cache| cache.keys.iter().rev().find(|key| key.active).map(|key| key.public_key.clone()));
-    Ok(Installation { engine, index, publish, token_key, main_public_key, warnings })
+    Ok(Installation { engine, index, publish, jobs, token_key, main_public_key, warnings })
 }
 
 /// What a follower needs of an installation. Another process may be serving this installation.
@@ -146,20 +148,7 @@ pub(crate) struct Follower {
 
 /// Opens an existing installation, beside its server or without one. Makes nothing.
 pub(crate) async fn open_beside(settings: &Settings) -> Result<Follower> {
-    let (index, publish): (Arc<dyn Index>, Arc<dyn PublishIndex>) = match &settings.postgres {
-        Some(server) => {
-            let index = Arc::new(PostgresIndex::open(server.url.expose(), server.options.clone()).await?);
-            (Arc::clone(&index) as Arc<dyn Index>, index)
-        }
-        None if !settings.database_path.exists() => {
-            return Err(Error::NoInstallation { path: settings.database_path.clone() });
-        }
-        None => {
-            let index =
-                Arc::new(SqliteIndex::open_beside(&settings.database_path, SqliteOptions::default()).await?);
-            (Arc::clone(&index) as Arc<dyn Index>, index)
-        }
-    };
+    let OpenIndex { index, publish, .. } = open_index_beside(settings).await?;
     let blobs = open_store(settings, &*index, true, &mut Vec::new()).await?;
     let proof = index.find_setting(MASTER_KEY_SETTING).await?;
     let Some(proof) = proof else {
@@ -170,15 +159,54 @@ pub(crate) async fn open_beside(settings: &Settings) -> Result<Follower> {
     Ok(Follower { engine, index, publish })
 }
 
-/// Opens the index of the settings, upgrades its schema, and returns both contracts of the index.
-pub(crate) async fn open_index(settings: &Settings) -> Result<(Arc<dyn Index>, Arc<dyn PublishIndex>)> {
-    Ok(if let Some(server) = &settings.postgres {
-        let index = Arc::new(PostgresIndex::open(server.url.expose(), server.options.clone()).await?);
-        (Arc::clone(&index) as Arc<dyn Index>, index)
-    } else {
-        let index = Arc::new(SqliteIndex::open(&settings.database_path, SqliteOptions::default()).await?);
-        (Arc::clone(&index) as Arc<dyn Index>, index)
+/// An open index, by each of its contracts.
+pub(crate) struct OpenIndex {
+    pub(crate) index: Arc<dyn Index>,
+    pub(crate) publish: Arc<dyn PublishIndex>,
+    pub(crate) jobs: Arc<dyn JobIndex>,
+}
+
+impl OpenIndex {
+    fn new<I: Index + PublishIndex + JobIndex>(index: I) -> Self {
+        let index = Arc::new(index);
+        Self { index: index.clone(), publish: index.clone(), jobs: index }
+    }
+}
+
+/// Opens the index that the settings name and brings its schema up to date.
+pub(crate) async fn open_index(settings: &Settings) -> Result<OpenIndex> {
+    Ok(match &settings.postgres {
+        Some(server) => {
+            OpenIndex::new(PostgresIndex::open(server.url.expose(), server.options.clone()).await?)
+        }
+        None => OpenIndex::new(SqliteIndex::open(&settings.database_path, SqliteOptions::default()).await?),
     })
+}
+
+/// Opens the index beside a server that may have it open. Makes none.
+async fn open_index_beside(settings: &Settings) -> Result<OpenIndex> {
+    let path = &settings.database_path;
+    match &settings.postgres {
+        Some(_) => open_index(settings).await,
+        None if !path.exists() => Err(Error::NoInstallation { path: path.clone() }),
+        None => Ok(OpenIndex::new(SqliteIndex::open_beside(path, SqliteOptions::default()).await?)),
+    }
+}
+
+/// Opens the index to look at its jobs. An older schema is refused, not changed: this is for commands that only read.
+pub(crate) async fn open_jobs(settings: &Settings) -> Result<OpenIndex> {
+    let plan = match &settings.postgres {
+        Some(server) => PostgresIndex::plan_migration(server.url.expose(), &server.options).await?,
+        None => SqliteIndex::plan_migration(&settings.database_path).await?,
+    };
+    match plan.pending.last() {
+        None => open_index_beside(settings).await,
+        Some(_) if plan.found == 0 => Err(Error::NoInstallation { path: settings.database_path.clone() }),
+        Some(newest) => {
+            let (found, known) = (plan.found, newest.version);
+            Err(dormer_index::Error::SchemaTooOld { found, known }.into())
+        }
+    }
 }
 
 /// Another replica may make the index at the same time. Then both report that they made it.

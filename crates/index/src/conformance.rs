@@ -8,6 +8,7 @@ mod caches;
 mod chunks;
 mod commits;
 mod fixtures;
+mod jobs;
 mod names;
 mod publish;
 mod races;
@@ -15,7 +16,7 @@ mod replicas;
 
 use std::sync::Arc;
 
-use crate::{Index, PublishIndex, Result};
+use crate::{Index, JobIndex, PublishIndex, Result};
 
 /// Runs every case; `make` opens an empty index each time it is called.
 pub async fn run<F, Fut>(make: F)
@@ -122,6 +123,30 @@ where
         a_circle_can_be_removed, new_references_replace_the_old_ones, drift_is_looked_at_again,
         a_cache_is_remembered_and_forgotten, what_waits_is_counted_for_all_targets_at_once, every_write_renews_the_lease,
         rows_come_in_the_order_of_names, a_grace_lasts_while_the_lab_serves_the_nar,
+    }
+}
+
+/// Runs every case of jobs; `make` opens an empty index each time it is called.
+pub async fn run_jobs<F, Fut, I>(make: F)
+where
+    F: Fn() -> Fut,
+    Fut: Future<Output = Arc<I>>,
+    I: Index + JobIndex,
+{
+    macro_rules! cases {
+        ($($case:ident),+ $(,)?) => {
+            $({
+                let index = make().await;
+                let both = jobs::Both { index: Arc::clone(&index) as Arc<dyn Index>, jobs: index };
+                check(stringify!($case), jobs::$case(both)).await;
+            })+
+        };
+    }
+    cases! {
+        a_job_is_opened_once, a_job_has_one_holder_at_a_time, racing_processes_never_share_a_lease,
+        a_lost_lease_changes_nothing, a_failed_job_waits_for_its_next_try, a_deleted_cache_is_removed_in_steps,
+        another_process_continues_at_the_cursor, a_deleted_cache_is_invisible_before_its_job_runs,
+        the_rest_of_a_deleted_cache_tells_no_follower, jobs_are_counted_by_kind,
     }
 }
 

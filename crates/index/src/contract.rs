@@ -462,8 +462,10 @@ pub trait CacheIndex: Send + Sync + std::fmt::Debug + 'static {
     /// [`Error::CacheNotEmpty`](crate::Error::CacheNotEmpty) if the patch names another store folder and the cache has
     /// objects, whose names and holes are of the old folder.
     async fn update_cache(&self, cache: CacheId, patch: &CachePatch, at: UnixSeconds) -> Result<()>;
-    /// Deletes a cache: its name is free and its objects, graces and aliases are gone at once, with an outbox row.
-    /// Deleting a cache that is not there is `Ok` and changes nothing.
+    /// Deletes a cache, with an outbox row. At once its name is free, its keys are gone, no look-up finds its objects,
+    /// graces and aliases, and no commit adds any. The rows themselves stay until the job that this opens has removed them
+    /// ([`JobKind::DeleteCache`](crate::JobKind::DeleteCache)), so the call takes as long for a large cache as for an empty
+    /// one. Deleting a cache that does not exist is `Ok` and has no effect.
     async fn delete_cache(&self, cache: CacheId, at: UnixSeconds) -> Result<()>;
 }
 

@@ -29,6 +29,9 @@ pub enum Error {
     /// Another program may write to the target now.
     #[error("the lease of the target was lost to another program")]
     LeaseLost,
+    /// Another process runs the job now, or has finished it.
+    #[error("the lease of the job was lost to another process")]
+    JobLeaseLost,
     /// A recipe names a chunk that has no row.
     #[error("chunk {number} has no row")]
     ChunkGone {

@@ -19,6 +19,7 @@ mod contract;
 mod dialects;
 mod error;
 mod examination;
+mod jobs;
 mod key_filter;
 mod known_keys;
 mod migrations;
@@ -38,6 +39,7 @@ pub use dialects::postgres::{Postgres, PostgresIndex, PostgresOptions};
 pub use dialects::sqlite::{Sqlite, SqliteIndex, SqliteOptions};
 pub use error::{Error, Result};
 pub use examination::Examination;
+pub use jobs::{Job, JobBacklog, JobId, JobIndex, JobKind, JobLease, JobStep};
 pub use migrations::{Migration, MigrationPlan};
 pub use publish::{
     AbsentPage, CacheScan, Lease, NotedFrom, PendingObject, PendingVerdicts, PublishBacklog, PublishCounts,

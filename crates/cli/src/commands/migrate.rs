@@ -32,7 +32,7 @@ pub(super) async fn run(args: MigrateArgs, context: &Context) -> Result<()> {
     let plan = plan(&settings).await?;
     let printer = &context.printer;
     if !args.dry_run && !plan.pending.is_empty() {
-        open_index(&settings).await?.0.close().await?;
+        open_index(&settings).await?.index.close().await?;
     }
     if printer.json {
         let steps: Vec<_> = plan

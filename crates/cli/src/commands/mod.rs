@@ -4,6 +4,7 @@ mod cache;
 mod config_show;
 mod doctor;
 mod edge_serve;
+mod jobs;
 mod login;
 mod migrate;
 mod nix_settings;
@@ -97,6 +98,7 @@ pub(crate) enum Command {
     /// Serve published caches
     #[command(subcommand)]
     Edge(EdgeCommand),
+    Jobs(jobs::JobsArgs),
     Doctor(doctor::DoctorArgs),
     Migrate(migrate::MigrateArgs),
 }
@@ -139,6 +141,7 @@ pub(crate) async fn run(command: Command, context: &Context) -> Result<ExitCode>
         Command::Publish(args) => return publish::run(args, context).await,
         Command::Edge(EdgeCommand::Serve(args)) => edge_serve::run(args, context).await?,
         Command::Doctor(args) => return doctor::run(args, context).await,
+        Command::Jobs(args) => jobs::run(args, context).await?,
         Command::Migrate(args) => migrate::run(args, context).await?,
         Command::Use(args) => use_cache::run_use(args, context).await?,
         Command::Unuse(args) => use_cache::run_unuse(&args, context)?,

@@ -290,8 +290,8 @@ fn open_location(place: &EdgePlace) -> Result<Arc<dyn Files>> {
     })
 }
 
-/// Names this process, for others that find the target taken.
-fn holder() -> String {
+/// Names this process, for others that find the target or the job taken.
+pub(super) fn holder() -> String {
     let host = rustix::system::uname().nodename().to_string_lossy().into_owned();
     format!("process {} on {host}", std::process::id())
 }
@@ -455,7 +455,7 @@ async fn status(args: PublishStatusArgs, context: &Context) -> Result<()> {
     Ok(())
 }
 
-fn ago(now: i64, at: i64) -> String {
+pub(super) fn ago(now: i64, at: i64) -> String {
     let seconds = (now - at).max(0).unsigned_abs();
     format!("{} ago", human_duration(Duration::from_secs(seconds)))
 }

@@ -7,10 +7,12 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use clap::Args;
+use dormer_engine::{JobRunner, JobSettings, SystemClock};
 use dormer_server::{Authenticator, Server, ServerSettings, TokenBounds, TokenKey, TokenVerifier};
 use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
 
+use super::publish::holder;
 use crate::context::{Context, SettingsArgs};
 use crate::error::{Error, Result};
 use crate::installation::{FIRST_CACHE, Installation, Made, prepare};
@@ -98,17 +100,29 @@ pub(super) async fn run(args: ServeArgs, context: &Context) -> Result<()> {
         voice.hint("without TLS, tokens travel unencrypted; put a proxy with TLS in front and set api-endpoint to its https:// address");
     }
 
-    let Installation { engine, index, publish, .. } = installation;
+    let Installation { engine, index, publish, jobs, .. } = installation;
     let server_settings =
         ServerSettings { connections_max, traces: traces.is_on(), ..server_settings(&settings) };
     let server = Server::new(engine, authenticator, server_settings);
+    let runner = JobRunner::new(jobs, Arc::new(SystemClock), holder(), JobSettings::default());
     if let Some(listener) = metrics_listener {
         server.watch_publishing(Arc::clone(&index), publish).expect("publishing is counted only once");
+        server.metrics().register(Box::new(runner.metrics())).expect("jobs are counted only once");
         voice.say(&format!("metrics on http://{}/metrics", local_address(&listener)?));
         tokio::spawn(server.serve_metrics(listener));
     }
     voice.say(&format!("listening on http://{address}"));
+    let (stop_jobs, jobs_stopped) = tokio::sync::oneshot::channel::<()>();
+    // The sender is dropped when the stop is asked for, which is the signal.
+    let running_jobs = tokio::spawn(async move { runner.run(async { drop(jobs_stopped.await) }).await });
+    let shutdown = async move {
+        shutdown.await;
+        drop(stop_jobs);
+    };
     let served = server.run(listener, shutdown).await;
+    if let Err(error) = running_jobs.await {
+        voice.warn(&format!("the job runner ended badly: {error}"));
+    }
     if let Err(error) = served {
         // The end was requested. The aborted requests were not acknowledged.
         voice.warn(&error.to_string());

@@ -6,6 +6,7 @@ mod common;
 mod cost;
 mod crash;
 mod damage;
+mod jobs;
 mod large;
 mod push_and_pull;
 mod read_only;

@@ -4,6 +4,7 @@
 //! deletes.
 
 use std::io::Write as _;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use dormer_format::RecipeBuilder;
@@ -15,7 +16,7 @@ use crate::contract::{CacheId, CacheIndex as _, ObjectIndex as _, OutboxIndex as
 use crate::sql::Argument::{Bytes, Number};
 use crate::sql::{Sql, Transaction as _, both};
 use crate::sql_index::{Dialect, SqlIndex};
-use crate::{CacheTotals, Result};
+use crate::{CacheTotals, JobIndex as _, JobKind, Result};
 
 /// Longest that a call may take. The index under test is opened with the same limit for a statement.
 pub(crate) const CALL_MAX: Duration = Duration::from_secs(2);
@@ -110,7 +111,8 @@ pub(crate) async fn run_bulk<D: Dialect>(index: &SqlIndex<D>) -> Result<()> {
     let _ = writeln!(std::io::stderr(), "{count} objects are loaded after {:?}", begun.elapsed());
     totals_are_counted(index, cache, count).await?;
     the_outbox_is_read_in_pages(index, cache, count).await?;
-    present_objects_are_found_in_pages(index, cache, count).await
+    present_objects_are_found_in_pages(index, cache, count).await?;
+    a_deleted_cache_goes_in_steps_beside_writes(index, cache, count).await
 }
 
 async fn totals_are_counted<D: Dialect>(index: &SqlIndex<D>, cache: CacheId, count: u64) -> Result<()> {
@@ -151,5 +153,59 @@ async fn present_objects_are_found_in_pages<D: Dialect>(
         let found = in_time("which paths are present", index.present_objects(cache, &hashes)).await?;
         assert_eq!(found.len() as u64, (count - first + 1).min(16_384));
     }
+    Ok(())
+}
+
+/// Each step runs under a lease of one second, and writes and look-ups beside them end in time too.
+async fn a_deleted_cache_goes_in_steps_beside_writes<D: Dialect>(
+    index: &SqlIndex<D>,
+    cache: CacheId,
+    count: u64,
+) -> Result<()> {
+    in_time("deleting the cache", index.delete_cache(cache, NOW)).await?;
+    let totals = in_time("counting", index.cache_totals(cache)).await?;
+    assert_eq!(totals, CacheTotals::default(), "no look-up finds what the job has not removed yet");
+    let clock = Instant::now();
+    let now = || NOW + clock.elapsed().as_secs().cast_signed();
+    let lease = index.lease_job(JobKind::DeleteCache, "bulk", now(), now() + 1).await?;
+    let lease = lease.expect("the deletion opened a job");
+    let is_done = AtomicBool::new(false);
+    let steps = async {
+        let (mut rows, mut longest) = (0, Duration::ZERO);
+        loop {
+            let begun = Instant::now();
+            let step = index.delete_cache_step(&lease, 2_048, now(), now() + 1);
+            let step = in_time("a step of the deletion", step).await?;
+            longest = longest.max(begun.elapsed());
+            rows += step.rows;
+            if step.is_last {
+                is_done.store(true, Ordering::Relaxed);
+                return Ok((rows, longest));
+            }
+        }
+    };
+    let beside = async {
+        let (mut writes, mut longest) = (0, Duration::ZERO);
+        while !is_done.load(Ordering::Relaxed) {
+            let begun = Instant::now();
+            let other = new_cache(&format!("beside-{writes}"));
+            let id = in_time("a write beside the deletion", index.create_cache(&other)).await?;
+            let found = index.find_object(id, &path_hash(1));
+            assert_eq!(in_time("a look-up beside the deletion", found).await?, None);
+            longest = longest.max(begun.elapsed());
+            writes += 1;
+        }
+        Ok((writes, longest))
+    };
+    let ((rows, step), (writes, wait)) = tokio::try_join!(steps, beside)?;
+    let took = clock.elapsed();
+    let _ = writeln!(
+        std::io::stderr(),
+        "{rows} rows are deleted in {took:?}, the longest step took {step:?}; the longest of {writes} writes beside \
+         took {wait:?}"
+    );
+    assert_eq!(rows, count);
+    assert!(writes > 0, "nothing was written meanwhile");
+    assert_eq!(index.list_jobs(None, 1).await?, []);
     Ok(())
 }

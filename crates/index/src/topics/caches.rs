@@ -12,7 +12,7 @@ use crate::rows::{Row as _, names_column, read_caches, read_totals, read_visibil
 use crate::sql::Argument::{Bytes, Flag, Number, OptionalFlag, OptionalNumber, OptionalText, Text};
 use crate::sql::{Sql, Transaction, both};
 use crate::sql_index::{Dialect, Lock, SqlIndex, Write};
-use crate::{Error, Result};
+use crate::{Error, JobKind, Result, jobs};
 
 const INSERT_CACHE: Sql = both!(
     "INSERT INTO caches (name, is_public, store_dir, priority, upstream_cache_key_names, created_at)
@@ -58,7 +58,7 @@ pub(crate) const LIST_CACHES_OF_NAR: Sql = both!(
 const CACHE_TOTALS: Sql = both!(
     "SELECT count(*), CAST(coalesce(sum(n.size), 0) AS BIGINT)
      FROM objects AS o JOIN nars AS n ON n.id = o.nar
-     WHERE o.cache = $1"
+     WHERE o.cache = $1 AND EXISTS (SELECT 1 FROM caches WHERE id = $1 AND deleted_at IS NULL)"
 );
 
 // The condition and the change are one statement, under the cache's lock: no commit comes between them.
@@ -79,13 +79,7 @@ const RETIRE_KEYS: Sql = both!("UPDATE cache_keys SET active = $2 WHERE cache = 
 
 const DELETE_CACHE: Sql = both!("UPDATE caches SET deleted_at = $2 WHERE id = $1 AND deleted_at IS NULL");
 
-/// What goes with a cache.
-const DELETE_CONTENTS: [Sql; 4] = [
-    both!("DELETE FROM objects WHERE cache = $1"),
-    both!("DELETE FROM graces WHERE cache = $1"),
-    both!("DELETE FROM aliases WHERE cache = $1"),
-    both!("DELETE FROM cache_keys WHERE cache = $1"),
-];
+const DELETE_KEYS: Sql = both!("DELETE FROM cache_keys WHERE cache = $1");
 
 #[async_trait]
 impl<D: Dialect> CacheIndex for SqlIndex<D> {
@@ -174,9 +168,8 @@ impl<D: Dialect> CacheIndex for SqlIndex<D> {
             if tx.run(DELETE_CACHE, &[Number(cache.0), Number(at)]).await? == 0 {
                 return Ok(());
             }
-            for sql in DELETE_CONTENTS {
-                tx.run(sql, &[Number(cache.0)]).await?;
-            }
+            tx.run(DELETE_KEYS, &[Number(cache.0)]).await?;
+            jobs::work::open_job(&mut tx, JobKind::DeleteCache, Some(cache), None, at).await?;
             outbox::note_change(&mut tx, cache, None, at).await?;
             tx.announce(Change::Cache(cache)).await
         })

@@ -37,13 +37,15 @@ pub(crate) const FIND_NAR_BY_HASH: Sql = both!(
      WHERE n.hash = $2 AND EXISTS (
          SELECT 1 FROM objects AS o WHERE o.nar = n.id AND o.cache = $1
          UNION ALL SELECT 1 FROM graces AS g WHERE g.nar = n.id AND g.cache = $1 AND g.ends_at > $3
-         UNION ALL SELECT 1 FROM aliases AS a WHERE a.nar = n.id AND a.cache = $1)"
+         UNION ALL SELECT 1 FROM aliases AS a WHERE a.nar = n.id AND a.cache = $1)
+         AND EXISTS (SELECT 1 FROM caches WHERE id = $1 AND deleted_at IS NULL)"
 );
 
 pub(crate) const FIND_NAR_BY_PATH: Sql = both!(
     "SELECT n.id, n.hash, n.size, n.file_size, n.tag, n.damaged_at, n.recipe
      FROM objects AS o JOIN nars AS n ON n.id = o.nar
-     WHERE o.cache = $1 AND o.hash = $2"
+     WHERE o.cache = $1 AND o.hash = $2
+         AND EXISTS (SELECT 1 FROM caches WHERE id = $1 AND deleted_at IS NULL)"
 );
 
 pub(crate) const FIND_LISTING: Sql = both!("SELECT size, body FROM listings WHERE nar = $1");

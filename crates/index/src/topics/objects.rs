@@ -18,14 +18,16 @@ pub(crate) const FIND_OBJECT: Sql = both!(
     "SELECT n.id, n.hash, n.size, n.file_size, n.tag, n.damaged_at, o.last_used_at,
          o.hash, o.name, o.refs, o.deriver, o.ca, o.sigs, o.system
      FROM objects AS o JOIN nars AS n ON n.id = o.nar
-     WHERE o.cache = $1 AND o.hash = $2"
+     WHERE o.cache = $1 AND o.hash = $2
+         AND EXISTS (SELECT 1 FROM caches WHERE id = $1 AND deleted_at IS NULL)"
 );
 
 // CROSS JOIN: from the keys to their rows, never the other way round.
 pub(crate) const PRESENT_OBJECTS: Sql = both!(
     "SELECT o.hash, o.last_used_at FROM", list 2, "AS k CROSS JOIN objects AS o CROSS JOIN nars AS n
      WHERE o.cache = $1 AND o.hash = k.item AND n.id = o.nar AND n.damaged_at IS NULL
-         AND EXISTS (SELECT 1 FROM listings AS l WHERE l.nar = n.id)"
+         AND EXISTS (SELECT 1 FROM listings AS l WHERE l.nar = n.id)
+         AND EXISTS (SELECT 1 FROM caches WHERE id = $1 AND deleted_at IS NULL)"
 );
 
 // On PostgreSQL locked in the order of their hashes: replicas record the same uses at the same time.
@@ -55,7 +57,11 @@ const WRITE_OBJECT: Sql = both!(
          system = excluded.system, sigs = excluded.sigs, refs = excluded.refs"
 );
 
-const DELETE_OBJECT: Sql = both!("DELETE FROM objects WHERE cache = $1 AND hash = $2 RETURNING nar");
+const DELETE_OBJECT: Sql = both!(
+    "DELETE FROM objects WHERE cache = $1 AND hash = $2
+         AND EXISTS (SELECT 1 FROM caches WHERE id = $1 AND deleted_at IS NULL)
+     RETURNING nar"
+);
 
 const WRITE_GRACE: Sql = both!(
     "INSERT INTO graces (cache, hash, nar, ends_at) VALUES ($1, $2, $3, $4)
@@ -75,7 +81,8 @@ pub(crate) const DELETE_GRACES_FOR_CAUSE: Sql =
 pub(crate) const FIND_ALIAS: Sql = both!(
     "SELECT n.id, n.hash, n.size, n.file_size, n.tag, n.damaged_at, a.compression
      FROM aliases AS a JOIN nars AS n ON n.id = a.nar
-     WHERE a.cache = $1 AND a.file_name = $2 AND a.used_at > $3"
+     WHERE a.cache = $1 AND a.file_name = $2 AND a.used_at > $3
+         AND EXISTS (SELECT 1 FROM caches WHERE id = $1 AND deleted_at IS NULL)"
 );
 
 #[async_trait]

@@ -24,11 +24,15 @@ const INSERT: Sql = Sql {
 };
 
 const INSERT_FOR_NAR: Sql = Sql {
-    sqlite: "INSERT INTO outbox (cache, hash, at) SELECT cache, hash, $2 FROM objects WHERE nar = $1",
+    sqlite: "
+        INSERT INTO outbox (cache, hash, at)
+        SELECT o.cache, o.hash, $2 FROM objects AS o JOIN caches AS c ON c.id = o.cache
+        WHERE o.nar = $1 AND c.deleted_at IS NULL",
     postgres: "
         INSERT INTO outbox (transaction, cache, hash, at)
         SELECT b.base + pg_current_xact_id()::text::bigint, o.cache, o.hash, $2
-        FROM objects AS o CROSS JOIN outbox_base AS b WHERE o.nar = $1",
+        FROM objects AS o JOIN caches AS c ON c.id = o.cache CROSS JOIN outbox_base AS b
+        WHERE o.nar = $1 AND c.deleted_at IS NULL",
 };
 
 pub(crate) const AFTER: Sql = Sql {

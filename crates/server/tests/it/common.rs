@@ -141,6 +141,13 @@ impl Server {
         let (stop, stopped) = oneshot::channel::<()>();
         let server = dormer_server::Server::new(served, options.authenticator, options.server);
         server.watch_publishing(Arc::clone(&index), publish.clone()).unwrap();
+        let runner = dormer_engine::JobRunner::new(
+            publish.clone(),
+            Arc::new(SystemClock),
+            "test".to_owned(),
+            dormer_engine::JobSettings::default(),
+        );
+        server.metrics().register(Box::new(runner.metrics())).unwrap();
         let metrics = Arc::clone(server.metrics());
         let serving = server.clone().run(listener, async {
             stopped.await.ok();

@@ -151,6 +151,15 @@ async fn commits_that_share_a_fresh_pack_do_not_wait_for_each_other() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn postgresql_runs_jobs() {
+    crate::conformance::run_jobs(|| async {
+        let url = Server::shared().create_database();
+        Arc::new(open(&url).await)
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn two_replicas_meet_the_contract() {
     crate::conformance::run_replicas(|| async {
         let url = Server::shared().create_database();

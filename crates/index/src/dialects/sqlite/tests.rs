@@ -131,6 +131,71 @@ async fn sqlite_remembers_what_is_published() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn sqlite_runs_jobs() {
+    let folder = tempfile::tempdir().unwrap();
+    let number = AtomicU32::new(0);
+    crate::conformance::run_jobs(|| {
+        let path = folder.path().join(format!("{}.sqlite", number.fetch_add(1, Ordering::Relaxed)));
+        async move { Arc::new(open(&path).await) }
+    })
+    .await;
+}
+
+/// A trigger fails one statement of the last step: either all of the step stays or none of it.
+#[tokio::test]
+async fn the_last_step_and_the_end_of_its_job_are_one_transaction() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("index.sqlite");
+    let index = open(&path).await;
+    let cache = index.create_cache(&new_cache("main")).await.unwrap();
+    let rows = index.commit_pack(&new_pack(1)).await.unwrap();
+    let target = CommitTarget::Alias { file_name: "f".to_owned(), compression: "xz".to_owned() };
+    let nar = NarSource::New(Box::new(new_nar(&rows, 10)));
+    index.commit_nar(&NarCommit { cache, nar, target, at: NOW, grace_seconds: 60 }).await.unwrap();
+    index.delete_cache(cache, NOW).await.unwrap();
+    let lease = index.lease_job(JobKind::DeleteCache, "a", NOW, NOW + 60).await.unwrap().unwrap();
+    let step = || index.delete_cache_step(&lease, 10, NOW, NOW + 60);
+    for _ in ["objects", "graces"] {
+        assert!(!step().await.unwrap().is_last);
+    }
+    let fail = "CREATE TRIGGER fail BEFORE DELETE ON jobs BEGIN SELECT RAISE(ABORT, 'planted'); END";
+    execute(&path, fail).await;
+    assert!(step().await.is_err());
+    execute(&path, "DROP TRIGGER fail").await;
+    let last = step().await.unwrap();
+    assert_eq!((last.rows, last.is_last), (1, true), "the alias was still there");
+    assert_eq!(index.list_jobs(None, 10).await.unwrap(), []);
+}
+
+#[tokio::test]
+async fn the_lease_of_a_target_fences_the_jobs_of_the_target() {
+    use crate::jobs::target_work::{advance_target_job, finish_target_job, hold_target_job};
+    let folder = tempfile::tempdir().unwrap();
+    let index = open(&folder.path().join("index.sqlite")).await;
+    let target = index.open_target("edge", "s3://bucket").await.unwrap().id;
+    let first = index.acquire_lease(target, "a", NOW, NOW + 60).await.unwrap().unwrap();
+    let (kind, cache) = (JobKind::NoteCache, Some(CacheId(1)));
+    let job = index.open_job(kind, cache, Some(target), NOW).await.unwrap();
+    let step = index.write("test", async |mut tx| {
+        let held = hold_target_job(&mut tx, &first, kind, cache).await?.expect("it is open");
+        assert_eq!((held.job, held.cursor), (job, None));
+        advance_target_job(&mut tx, &first, job, b"page", 7, NOW).await
+    });
+    step.await.unwrap();
+    let second = index.acquire_lease(target, "b", NOW + 60, NOW + 120).await.unwrap().unwrap();
+    let step = index.write("test", async |mut tx| {
+        let lost = hold_target_job(&mut tx, &first, kind, cache).await;
+        assert!(matches!(lost, Err(Error::LeaseLost)), "{lost:?}");
+        assert_eq!(hold_target_job(&mut tx, &second, JobKind::Reconcile, cache).await?, None);
+        let held = hold_target_job(&mut tx, &second, kind, cache).await?.expect("it is open");
+        assert_eq!((held.cursor.as_deref(), held.rows_done), (Some(&b"page"[..]), 7));
+        finish_target_job(&mut tx, &second, job).await
+    });
+    step.await.unwrap();
+    assert_eq!(index.list_jobs(None, 10).await.unwrap(), []);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn sqlite_answers_in_time_in_a_large_cache() {
     let folder = tempfile::tempdir().unwrap();
     let options = SqliteOptions { wait_max: crate::conformance::bulk::CALL_MAX, ..SqliteOptions::default() };

@@ -19,7 +19,8 @@ pub(super) const FIND_OBJECTS: Sql = both!(
     "SELECT n.id, n.hash, n.size, n.file_size, n.tag, n.damaged_at, o.last_used_at,
         o.hash, o.name, o.refs, o.deriver, o.ca, o.sigs, o.system
      FROM", list 2, "AS k CROSS JOIN objects AS o CROSS JOIN nars AS n
-     WHERE o.cache = $1 AND o.hash = k.item AND n.id = o.nar"
+     WHERE o.cache = $1 AND o.hash = k.item AND n.id = o.nar
+         AND EXISTS (SELECT 1 FROM caches WHERE id = $1 AND deleted_at IS NULL)"
 );
 pub(super) const FIND_PUBLISHED: Sql = both!(
     "SELECT o.hash, o.state, o.nar, o.tag, o.digest, o.etag, o.upstream FROM", list 3, "AS k CROSS JOIN publish_objects AS o

@@ -24,6 +24,7 @@ pub(super) const LAST_OBJECT: Sql =
 pub(super) const NOTE_OBJECTS: Sql = both!(
     "INSERT INTO publish_pending (target, cache, hash, since)
      SELECT $1, o.cache, o.hash, o.created_at FROM objects AS o WHERE o.cache = $2 AND o.hash > $3 AND o.hash <= $4
+         AND EXISTS (SELECT 1 FROM caches WHERE id = $2 AND deleted_at IS NULL)
      ON CONFLICT (target, cache, hash) DO NOTHING"
 );
 pub(super) const LAST_PUBLISHED: Sql = both!(
@@ -44,7 +45,8 @@ pub(super) const PENDING: Sql = both!(
 pub(super) const PENDING_ABSENT: Sql = both!(
     "SELECT p.hash, o.cache
      FROM (SELECT hash FROM publish_pending WHERE target = $1 AND cache = $2 AND hash > $3 ORDER BY hash LIMIT $4) AS p
-     LEFT JOIN objects AS o ON o.cache = $2 AND o.hash = p.hash"
+     LEFT JOIN objects AS o ON o.cache = $2 AND o.hash = p.hash
+         AND EXISTS (SELECT 1 FROM caches WHERE id = $2 AND deleted_at IS NULL)"
 );
 pub(super) const NOTE_PENDING: Sql = records!(
     "INSERT INTO publish_pending (target, cache, hash, since)

@@ -91,7 +91,8 @@ pub(super) const END_GRACES: Sql = both!(
          AND NOT EXISTS (SELECT 1 FROM nars AS n WHERE n.hash = publish_nars.nar AND (
              EXISTS (SELECT 1 FROM objects AS o WHERE o.nar = n.id AND o.cache = $2)
              OR EXISTS (SELECT 1 FROM graces AS g WHERE g.nar = n.id AND g.cache = $2 AND g.ends_at > $4)
-             OR EXISTS (SELECT 1 FROM aliases AS a WHERE a.nar = n.id AND a.cache = $2)))
+             OR EXISTS (SELECT 1 FROM aliases AS a WHERE a.nar = n.id AND a.cache = $2))
+             AND EXISTS (SELECT 1 FROM caches WHERE id = $2 AND deleted_at IS NULL))
          AND path IN",
     list 3,
     ""

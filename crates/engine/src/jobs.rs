@@ -1,0 +1,366 @@
+//! The job runner: takes up open jobs one after another, and runs their steps beside pushes and reads.
+//!
+//! Invariants
+//! - A step runs only under the job's lease, and renews the lease in its own transaction. A process that lost the lease
+//!   changes nothing more.
+//! - At least half of the time between two steps belongs to others, and the size of a step follows the time that steps take
+//!   ([`StepSize`]). So a writer on SQLite waits for one short step at most.
+//! - The runner stops at once when it is told to: a step in flight is rolled back, and the lease is given back.
+//!
+//! Any number of processes may run one over the same index: each job has one holder, and a job whose holder is gone is taken
+//! up again when its lease ends.
+
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use dormer_index::{Error as IndexError, JobIndex, JobKind, JobLease, JobStep, UnixSeconds};
+use prometheus::core::{Collector, Desc};
+use prometheus::proto::MetricFamily;
+use prometheus::{IntGaugeVec, Opts};
+
+use crate::Clock;
+
+/// The kinds that this runner runs. Those of publishing belong to the holder of their target's lease.
+const RUNNABLE: [JobKind; 1] = [JobKind::DeleteCache];
+
+/// How long giving a lease back may take when the runner stops. After that the lease has to end by itself.
+const RELEASE_MAX: Duration = Duration::from_millis(500);
+
+/// A failed job is tried again after 2 s, 4 s and so on, but at least this often.
+const RETRY_SECONDS_MAX: UnixSeconds = 300;
+
+/// How a runner works.
+#[derive(Debug, Clone)]
+pub struct JobSettings {
+    /// How long a lease lasts after the last step, in seconds. It must exceed the difference between the clocks of two
+    /// replicas.
+    pub lease_seconds: i64,
+    /// How often the runner looks for open jobs, and reads the gauges.
+    pub poll: Duration,
+    /// Most rows in one step.
+    pub step_rows_max: u32,
+}
+
+impl Default for JobSettings {
+    fn default() -> Self {
+        Self { lease_seconds: 30, poll: Duration::from_secs(2), step_rows_max: 4_096 }
+    }
+}
+
+/// Runs jobs until it is told to stop.
+#[derive(Debug)]
+pub struct JobRunner {
+    jobs: Arc<dyn JobIndex>,
+    clock: Arc<dyn Clock>,
+    settings: JobSettings,
+    /// The name of this process in the table, for people.
+    holder: String,
+    held: Mutex<Option<JobLease>>,
+    metrics: JobMetrics,
+}
+
+impl JobRunner {
+    /// A runner over an index. `holder` names this process to people; two processes may have the same name.
+    pub fn new(
+        jobs: Arc<dyn JobIndex>,
+        clock: Arc<dyn Clock>,
+        holder: String,
+        settings: JobSettings,
+    ) -> Self {
+        Self { jobs, clock, settings, holder, held: Mutex::new(None), metrics: JobMetrics::new() }
+    }
+
+    /// The gauges of open jobs, as of the runner's last look.
+    pub fn metrics(&self) -> JobMetrics {
+        self.metrics.clone()
+    }
+
+    /// Runs jobs until `shutdown` is ready; returns within a second after that.
+    pub async fn run(&self, shutdown: impl Future<Output = ()>) {
+        tokio::select! {
+            biased;
+            () = shutdown => {}
+            () = self.work() => {}
+        }
+        let held = self.hold(None);
+        let Some(lease) = held else { return };
+        match tokio::time::timeout(RELEASE_MAX, self.jobs.release_job(&lease)).await {
+            // A last step may have been committed although its answer was not waited for.
+            Ok(Ok(()) | Err(IndexError::JobLeaseLost)) => {}
+            Ok(Err(error)) => tracing::warn!(
+                job.id = lease.job.0,
+                error = &error as &dyn std::error::Error,
+                "failed to give a job's lease back; another process can take the job up when it ends"
+            ),
+            Err(_) => tracing::warn!(
+                job.id = lease.job.0,
+                "no time to give a job's lease back; another process can take the job up when it ends"
+            ),
+        }
+    }
+
+    async fn work(&self) {
+        let mut failures = 0;
+        loop {
+            let pause = match self.next_job().await {
+                Ok(Some((kind, lease))) => {
+                    failures = 0;
+                    self.run_job(kind, &lease).await;
+                    continue;
+                }
+                Ok(None) => {
+                    failures = 0;
+                    self.settings.poll
+                }
+                Err(error) => {
+                    failures += 1;
+                    tracing::warn!(
+                        error = &error as &dyn std::error::Error,
+                        "failed to look for open jobs; the runner looks again"
+                    );
+                    self.settings.poll.saturating_mul(1 << failures.min(5))
+                }
+            };
+            tokio::time::sleep(pause).await;
+        }
+    }
+
+    /// Takes the lease of a job, if one is open that nobody holds.
+    async fn next_job(&self) -> dormer_index::Result<Option<(JobKind, JobLease)>> {
+        let waiting = self.look().await?;
+        for kind in RUNNABLE.into_iter().filter(|kind| waiting.contains(kind)) {
+            let now = self.clock.now();
+            let ends_at = now + self.settings.lease_seconds;
+            if let Some(lease) = self.jobs.lease_job(kind, &self.holder, now, ends_at).await? {
+                self.hold(Some(lease));
+                return Ok(Some((kind, lease)));
+            }
+        }
+        Ok(None)
+    }
+
+    /// Reads the gauges, and returns the kinds of which a job waits. It writes nothing.
+    async fn look(&self) -> dormer_index::Result<Vec<JobKind>> {
+        let now = self.clock.now();
+        let backlog = self.jobs.job_backlog(now).await;
+        // What could not be asked for is not shown.
+        let counted = backlog.as_ref().map_or(&[][..], |backlog| backlog.as_slice());
+        self.metrics.write(counted, now, backlog.is_ok());
+        let waiting = |kind: &JobKind| {
+            counted.iter().any(|counted| counted.kind == kind.as_str() && counted.waiting > 0)
+        };
+        let waiting = JobKind::ALL.into_iter().filter(waiting).collect();
+        backlog.map(|_| waiting)
+    }
+
+    /// Runs a job's steps until it is done, fails or is lost.
+    async fn run_job(&self, kind: JobKind, lease: &JobLease) {
+        let cache = lease.cache.map(|cache| cache.0);
+        let (id, kind_name) = (lease.job.0, kind.as_str());
+        tracing::info!(job.id = id, job.kind = kind_name, cache.id = cache, "a job is taken up");
+        let mut size = StepSize::new(self.settings.step_rows_max);
+        let mut rows = 0;
+        let mut looked_at = Instant::now();
+        loop {
+            let begun = Instant::now();
+            match self.step(kind, lease, size.rows).await {
+                Ok(step) if step.is_last => {
+                    rows += step.rows;
+                    tracing::info!(
+                        job.id = id,
+                        job.kind = kind_name,
+                        cache.id = cache,
+                        rows,
+                        "a job is done"
+                    );
+                    break;
+                }
+                Ok(step) => rows += step.rows,
+                Err(IndexError::JobLeaseLost) => {
+                    tracing::info!(job.id = id, job.kind = kind_name, rows, "a job's lease was lost");
+                    break;
+                }
+                Err(error) => {
+                    self.give_up(kind, lease, &error).await;
+                    break;
+                }
+            }
+            let took = begun.elapsed();
+            size = size.after(took);
+            tokio::time::sleep(pause_after(took)).await;
+            if looked_at.elapsed() >= self.settings.poll {
+                // Only for the gauges; the step says by itself when the database fails.
+                let _ = self.look().await;
+                looked_at = Instant::now();
+            }
+        }
+        self.hold(None);
+    }
+
+    async fn step(&self, kind: JobKind, lease: &JobLease, rows: u32) -> dormer_index::Result<JobStep> {
+        let now = self.clock.now();
+        let ends_at = now + self.settings.lease_seconds;
+        match kind {
+            JobKind::DeleteCache => self.jobs.delete_cache_step(lease, rows, now, ends_at).await,
+            JobKind::NoteCache | JobKind::Reconcile => unreachable!("the runner leases no such job"),
+        }
+    }
+
+    /// Writes down why a step failed. If that fails too, the lease has to end by itself.
+    async fn give_up(&self, kind: JobKind, lease: &JobLease, error: &IndexError) {
+        let seconds = retry_seconds(lease.failures);
+        tracing::warn!(
+            job.id = lease.job.0,
+            job.kind = kind.as_str(),
+            retry_seconds = seconds,
+            error = error as &dyn std::error::Error,
+            "a step of a job failed"
+        );
+        let text = with_causes(error);
+        let noted = self.jobs.fail_job(lease, &text, self.clock.now() + seconds).await;
+        if let Err(error) = noted {
+            tracing::debug!(error = &error as &dyn std::error::Error, "failed to note why a job failed");
+        }
+    }
+
+    /// Remembers the lease to give back at the end; returns the one before.
+    fn hold(&self, lease: Option<JobLease>) -> Option<JobLease> {
+        std::mem::replace(&mut *self.held.lock().unwrap_or_else(PoisonError::into_inner), lease)
+    }
+}
+
+/// How many rows a step changes, so that it takes some 50 ms.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct StepSize {
+    rows: u32,
+    rows_max: u32,
+}
+
+impl StepSize {
+    const ROWS_MIN: u32 = 64;
+    const TOO_SHORT: Duration = Duration::from_millis(25);
+    const TOO_LONG: Duration = Duration::from_millis(50);
+
+    fn new(rows_max: u32) -> Self {
+        Self { rows: rows_max.min(512), rows_max }
+    }
+
+    fn after(self, took: Duration) -> Self {
+        let rows = if took > Self::TOO_LONG {
+            (self.rows / 2).max(Self::ROWS_MIN)
+        } else if took < Self::TOO_SHORT {
+            self.rows.saturating_mul(2)
+        } else {
+            self.rows
+        };
+        Self { rows: rows.min(self.rows_max), ..self }
+    }
+}
+
+/// The pause after a step: as long as the step, so that others have half of the time.
+fn pause_after(took: Duration) -> Duration {
+    took.clamp(Duration::from_millis(5), Duration::from_secs(5))
+}
+
+/// The pause after a failed step, when so many before it failed too.
+fn retry_seconds(failures: u64) -> UnixSeconds {
+    (2 << failures.min(16)).min(RETRY_SECONDS_MAX)
+}
+
+/// An error and its causes in one line.
+fn with_causes(error: &dyn std::error::Error) -> String {
+    let causes = std::iter::successors(error.source(), |cause| cause.source());
+    causes.fold(error.to_string(), |line, cause| format!("{line}: {cause}"))
+}
+
+/// How many jobs are open, how far they are and how old.
+#[derive(Debug, Clone)]
+pub struct JobMetrics {
+    jobs: IntGaugeVec,
+    rows: IntGaugeVec,
+    oldest: IntGaugeVec,
+}
+
+impl JobMetrics {
+    fn new() -> Self {
+        let gauge = |name, help, labels: &[&str]| {
+            IntGaugeVec::new(Opts::new(name, help), labels).expect("well-formed names")
+        };
+        Self {
+            jobs: gauge(
+                "dormer_jobs",
+                "Jobs over whole caches or targets that are open, by whether a process holds them",
+                &["kind", "state"],
+            ),
+            rows: gauge("dormer_job_rows_done", "Rows that the open jobs have done so far", &["kind"]),
+            oldest: gauge(
+                "dormer_job_oldest_age_seconds",
+                "Age of the oldest open job; 0 if there is none",
+                &["kind"],
+            ),
+        }
+    }
+
+    fn write(&self, backlog: &[dormer_index::JobBacklog], now: UnixSeconds, is_known: bool) {
+        if !is_known {
+            self.all().into_iter().for_each(IntGaugeVec::reset);
+            return;
+        }
+        let number = |count: u64| i64::try_from(count).unwrap_or(i64::MAX);
+        // Kinds that a newer Dormer knows are left out: labels are words of this program.
+        for kind in JobKind::ALL.map(JobKind::as_str) {
+            let counted = backlog.iter().find(|counted| counted.kind == kind);
+            let (running, waiting) = counted.map_or((0, 0), |counted| (counted.running, counted.waiting));
+            self.jobs.with_label_values(&[kind, "running"]).set(number(running));
+            self.jobs.with_label_values(&[kind, "waiting"]).set(number(waiting));
+            self.rows.with_label_values(&[kind]).set(number(counted.map_or(0, |counted| counted.rows_done)));
+            let age = counted.map_or(0, |counted| (now - counted.oldest_created_at).max(0));
+            self.oldest.with_label_values(&[kind]).set(age);
+        }
+    }
+
+    fn all(&self) -> [&IntGaugeVec; 3] {
+        [&self.jobs, &self.rows, &self.oldest]
+    }
+}
+
+impl Collector for JobMetrics {
+    fn desc(&self) -> Vec<&Desc> {
+        self.all().into_iter().flat_map(Collector::desc).collect()
+    }
+
+    fn collect(&self) -> Vec<MetricFamily> {
+        self.all().into_iter().flat_map(Collector::collect).collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_size_of_a_step_follows_the_time_that_it_takes() {
+        let ms = Duration::from_millis;
+        let max = 4_096;
+        for (rows, took, next) in [
+            (512, ms(1), 1_024),
+            (512, ms(24), 1_024),
+            (512, ms(25), 512),
+            (512, ms(50), 512),
+            (512, ms(51), 256),
+            (4_096, ms(1), 4_096),
+            (100, ms(900), 64),
+            (64, ms(900), 64),
+        ] {
+            let size = StepSize { rows, rows_max: max }.after(took);
+            assert_eq!(size.rows, next, "{rows} rows took {took:?}");
+        }
+        assert_eq!(StepSize::new(2).rows, 2);
+        assert_eq!(StepSize::new(2).after(ms(900)).rows, 2, "never more than the most");
+    }
+
+    #[test]
+    fn retries_are_spaced_out_up_to_a_bound() {
+        assert_eq!([0, 1, 2, 6, 7, 8, 1_000].map(retry_seconds), [2, 4, 8, 128, 256, 300, 300]);
+    }
+}

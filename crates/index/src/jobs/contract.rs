@@ -1,0 +1,158 @@
+//! The port of jobs. Its conventions are those of [`Index`](crate::Index): every method is one transaction, and time is an
+//! argument.
+
+use async_trait::async_trait;
+
+use crate::contract::{CacheId, UnixSeconds};
+use crate::publish::TargetId;
+use crate::{Error, Result};
+
+/// Number of a job's row; never given twice.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct JobId(pub i64);
+
+/// What a job does.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum JobKind {
+    /// Removes the objects, graces and aliases of a deleted cache. The holder of the job's lease runs it.
+    DeleteCache,
+    /// Notes every object of a cache as pending for a target. The holder of the target's lease runs it.
+    NoteCache,
+    /// Compares a target with what is written down of it. The holder of the target's lease runs it.
+    Reconcile,
+}
+
+impl JobKind {
+    /// All kinds.
+    pub const ALL: [Self; 3] = [Self::DeleteCache, Self::NoteCache, Self::Reconcile];
+
+    /// The kind in the table, in `dormer jobs` and as a metric's label.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::DeleteCache => "delete-cache",
+            Self::NoteCache => "note-cache",
+            Self::Reconcile => "reconcile",
+        }
+    }
+}
+
+/// A job as people see it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Job {
+    /// Row number.
+    pub id: JobId,
+    /// [`JobKind::as_str`]; a text, because a newer Dormer may know more kinds.
+    pub kind: String,
+    /// The cache that the job is about, deleted or not.
+    pub cache: Option<CacheId>,
+    /// The cache's name.
+    pub cache_name: Option<String>,
+    /// The edge target that the job is about.
+    pub target: Option<TargetId>,
+    /// The target's name.
+    pub target_name: Option<String>,
+    /// Rows so far.
+    pub rows_done: u64,
+    /// The process that took the lease last and has not given it back.
+    pub holder: Option<String>,
+    /// Nobody else may take the lease before; without a holder, the next try is not before.
+    pub lease_ends_at: UnixSeconds,
+    /// Failed steps since the last good one.
+    pub failures: u64,
+    /// When it was opened.
+    pub created_at: UnixSeconds,
+    /// When the last good step ended.
+    pub stepped_at: Option<UnixSeconds>,
+    /// Why the last step failed; `None` after a good one.
+    pub error: Option<String>,
+}
+
+/// The jobs of a kind, in numbers.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct JobBacklog {
+    /// [`JobKind::as_str`].
+    pub kind: String,
+    /// Jobs whose lease a process holds.
+    pub running: u64,
+    /// The others.
+    pub waiting: u64,
+    /// Rows that these jobs have done so far.
+    pub rows_done: u64,
+    /// When the oldest was opened.
+    pub oldest_created_at: UnixSeconds,
+}
+
+/// The right to run a job's steps.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct JobLease {
+    /// The job.
+    pub job: JobId,
+    /// Grows with every lease of the job; an older one is worth nothing.
+    pub fence: i64,
+    /// The cache that the job is about.
+    pub cache: Option<CacheId>,
+    /// The edge target that the job is about.
+    pub target: Option<TargetId>,
+    /// Failed steps since the last good one.
+    pub failures: u64,
+}
+
+impl JobLease {
+    /// The cache of a job that cannot be without one.
+    pub(crate) fn cache(&self) -> Result<CacheId> {
+        self.cache.ok_or_else(|| Error::Corrupt { table: "jobs", what: "no cache".to_owned() })
+    }
+}
+
+/// What a step did.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct JobStep {
+    /// Rows that it changed.
+    pub rows: u64,
+    /// Whether it was the last one. Then the job's row is gone.
+    pub is_last: bool,
+}
+
+/// Jobs.
+#[async_trait]
+pub trait JobIndex: Send + Sync + std::fmt::Debug + 'static {
+    /// Opens a job; there is at most one of each (kind, cache, target). An open one is returned as it is, so repeating this
+    /// call is harmless.
+    async fn open_job(
+        &self,
+        kind: JobKind,
+        cache: Option<CacheId>,
+        target: Option<TargetId>,
+        at: UnixSeconds,
+    ) -> Result<JobId>;
+    /// Open jobs after one, oldest first.
+    async fn list_jobs(&self, after: Option<JobId>, limit: u32) -> Result<Vec<Job>>;
+    /// How many jobs of each kind are open; a kind without any is left out. One statement.
+    async fn job_backlog(&self, now: UnixSeconds) -> Result<Vec<JobBacklog>>;
+    /// Takes, for `holder`, the lease of the oldest job of a kind whose last lease has ended at `now`, until `ends_at`.
+    /// `None` if there is none, or if another process takes that one at the same moment. Two calls never get the same
+    /// lease. A lease whose answer was lost has to run out.
+    async fn lease_job(
+        &self,
+        kind: JobKind,
+        holder: &str,
+        now: UnixSeconds,
+        ends_at: UnixSeconds,
+    ) -> Result<Option<JobLease>>;
+    /// Gives a lease back, so that any process may take the job up at once. [`Error::JobLeaseLost`] if it was lost.
+    async fn release_job(&self, lease: &JobLease) -> Result<()>;
+    /// Gives a lease back after a failed step, notes why, and lets nobody take the job up before `retry_at`.
+    /// [`Error::JobLeaseLost`] if it was lost.
+    async fn fail_job(&self, lease: &JobLease, error: &str, retry_at: UnixSeconds) -> Result<()>;
+
+    /// One step of [`JobKind::DeleteCache`]: removes at most about `limit` rows, moves the cursor past them and renews the
+    /// lease until `ends_at`, all in one transaction. The last step removes the job's row in the same transaction.
+    /// [`Error::JobLeaseLost`], and no effect, if another process has taken the lease or the job is done.
+    async fn delete_cache_step(
+        &self,
+        lease: &JobLease,
+        limit: u32,
+        at: UnixSeconds,
+        ends_at: UnixSeconds,
+    ) -> Result<JobStep>;
+}

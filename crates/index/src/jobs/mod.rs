@@ -1,0 +1,81 @@
+//! Jobs: work over a whole cache or target, in steps that any process can continue.
+//!
+//! [`contract`] states the port, [`work`] and [`target_work`] hold the statements that keep a job's row, and
+//! [`delete_cache`] is the first job. A topic that has a job of its own runs its step in one transaction: it holds the job,
+//! does its work, and advances or finishes the job before it commits.
+
+mod contract;
+mod delete_cache;
+pub(crate) mod target_work;
+pub(crate) mod work;
+
+pub use contract::{Job, JobBacklog, JobId, JobIndex, JobKind, JobLease, JobStep};
+use delete_cache::delete_cache_step;
+
+use async_trait::async_trait;
+
+use crate::Result;
+use crate::contract::{CacheId, UnixSeconds};
+use crate::publish::TargetId;
+use crate::sql_index::{Dialect, SqlIndex, Write};
+
+#[async_trait]
+impl<D: Dialect> JobIndex for SqlIndex<D> {
+    async fn open_job(
+        &self,
+        kind: JobKind,
+        cache: Option<CacheId>,
+        target: Option<TargetId>,
+        at: UnixSeconds,
+    ) -> Result<JobId> {
+        self.write("open a job", async |mut tx| work::open_job(&mut tx, kind, cache, target, at).await).await
+    }
+
+    async fn list_jobs(&self, after: Option<JobId>, limit: u32) -> Result<Vec<Job>> {
+        self.read("list jobs", async |mut tx| work::list_jobs(&mut tx, after, limit).await).await
+    }
+
+    async fn job_backlog(&self, now: UnixSeconds) -> Result<Vec<JobBacklog>> {
+        self.read("count jobs", async |mut tx| work::job_backlog(&mut tx, now).await).await
+    }
+
+    async fn lease_job(
+        &self,
+        kind: JobKind,
+        holder: &str,
+        now: UnixSeconds,
+        ends_at: UnixSeconds,
+    ) -> Result<Option<JobLease>> {
+        self.write(Write::from("take a job's lease").unless_done(), async |mut tx| {
+            work::lease_job(&mut tx, kind, holder, now, ends_at).await
+        })
+        .await
+    }
+
+    async fn release_job(&self, lease: &JobLease) -> Result<()> {
+        self.write(Write::from("give a job's lease back").unless_done(), async |mut tx| {
+            work::release_job(&mut tx, lease).await
+        })
+        .await
+    }
+
+    async fn fail_job(&self, lease: &JobLease, error: &str, retry_at: UnixSeconds) -> Result<()> {
+        self.write(Write::from("note why a job failed").unless_done(), async |mut tx| {
+            work::fail_job(&mut tx, lease, error, retry_at).await
+        })
+        .await
+    }
+
+    async fn delete_cache_step(
+        &self,
+        lease: &JobLease,
+        limit: u32,
+        at: UnixSeconds,
+        ends_at: UnixSeconds,
+    ) -> Result<JobStep> {
+        self.write(Write::from("delete what a deleted cache left").unless_done(), async |mut tx| {
+            delete_cache_step(&mut tx, lease, limit, at, ends_at).await
+        })
+        .await
+    }
+}
