@@ -42,7 +42,7 @@ const OVERVIEW: &str = "\
 Run a Nix binary cache, or use one.
 
 A first cache in two terminals:
-  dormer serve                                     # makes everything it needs, and prints what it made
+  dormer serve                                     # makes everything it needs and prints it
   dormer login lab http://127.0.0.1:8080 --token-file ~/.local/share/dormer/admin-token
   dormer push main ./result                        # push a build with its closure
   dormer use main                                  # let this machine's Nix fetch from it";

@@ -37,7 +37,7 @@ use crate::{open_files, telemetry};
 #[derive(Debug, Args)]
 #[command(verbatim_doc_comment)]
 pub(crate) struct ServeArgs {
-    /// Address to listen on; port 0 takes a free port [env: DORMER_LISTEN] [default:
+    /// Listen address; port 0 takes a free port [env: DORMER_LISTEN] [default:
     /// 127.0.0.1:8080]
     #[arg(long, value_name = "ADDRESS")]
     listen: Option<String>,
