@@ -22,7 +22,6 @@ use dormer_nix::{NarHash, StorePathHash};
 
 use crate::Result;
 use crate::contract::{CacheId, FoundObject, UnixSeconds};
-use crate::sql;
 use crate::sql_index::{Dialect, SqlIndex};
 
 #[async_trait]

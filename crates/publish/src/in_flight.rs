@@ -143,7 +143,7 @@ mod tests {
                 Ok(number)
             }
         });
-        let rules = InFlight::new(3, Duration::from_secs(60));
+        let rules = InFlight::new(3, Duration::from_mins(1));
         assert!(matches!(rules.all(work).await, Err(Error::CacheName { .. })));
         assert_eq!((begun.into_inner(), ended.into_inner()), (vec![0, 1, 2], vec![2, 0]));
         assert!(!rules.left_behind());

@@ -6,7 +6,7 @@ use dormer_index::Job;
 use serde_json::json;
 
 use super::publish::ago;
-use super::{Context, SettingsArgs};
+use crate::context::{Context, SettingsArgs};
 use crate::error::Result;
 use crate::installation::open_jobs;
 use crate::settings::Settings;

@@ -1,7 +1,5 @@
 //! What a change makes the engine forget, and what it does not.
 
-#![expect(clippy::unwrap_used, reason = "a failed unwrap fails the test, as it should")]
-
 use std::time::Duration;
 
 use crate::common::{Installation, create_cache, create_main, hash_of, ingest, path, push};

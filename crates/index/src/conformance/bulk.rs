@@ -190,7 +190,8 @@ async fn a_deleted_cache_goes_in_steps_beside_writes<D: Dialect>(
             let begun = Instant::now();
             let other = new_cache(&format!("beside-{writes}"));
             let id = in_time("a write beside the deletion", index.create_cache(&other)).await?;
-            let found = index.find_object(id, &path_hash(1));
+            let hash = path_hash(1);
+            let found = index.find_object(id, &hash);
             assert_eq!(in_time("a look-up beside the deletion", found).await?, None);
             longest = longest.max(begun.elapsed());
             writes += 1;

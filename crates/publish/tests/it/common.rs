@@ -11,8 +11,7 @@ use dormer_blobs::{Blobs, FileEvent, Files, MemoryFiles, StoreBlobs};
 use dormer_edge::EdgeKey;
 use dormer_engine::{Clock, CreateCache, Engine, EngineSettings, IngestRequest, MasterKey, UpdateCache};
 use dormer_index::{
-    Cache, Index, ObjectIndex as _, PostgresIndex, PostgresOptions, PublishIndex, Removal, SqliteIndex,
-    SqliteOptions,
+    Cache, Index, PostgresIndex, PostgresOptions, PublishIndex, Removal, SqliteIndex, SqliteOptions,
 };
 use dormer_nix::{NarHash, NarInfo, StoreDir, StorePath, StorePathHash};
 use dormer_publish::{Mode, Outcome, Publisher, Result, Silent, TargetSettings};
@@ -129,12 +128,11 @@ impl Lab {
     pub(crate) async fn new() -> Self {
         let folder = TempDir::new().expect("a temporary folder");
         let database = if ON_POSTGRES.get() { Some(LabDatabase::create().await) } else { None };
-        let index: Arc<dyn LabIndex> = match &database {
-            Some(database) => Arc::new(database.open().await),
-            None => {
-                let path = folder.path().join("index.sqlite");
-                Arc::new(SqliteIndex::open(path, SqliteOptions::default()).await.expect("a new index opens"))
-            }
+        let index: Arc<dyn LabIndex> = if let Some(database) = &database {
+            Arc::new(database.open().await)
+        } else {
+            let path = folder.path().join("index.sqlite");
+            Arc::new(SqliteIndex::open(path, SqliteOptions::default()).await.expect("a new index opens"))
         };
         let clock = Arc::new(HandClock::default());
         let settings = EngineSettings {
