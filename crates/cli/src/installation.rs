@@ -193,7 +193,9 @@ async fn open_index_beside(settings: &Settings) -> Result<OpenIndex> {
     }
 }
 
-/// Opens the index to look at its jobs. An older schema is refused, not changed: this is for commands that only read.
+/// Opens the index to look at its jobs, for commands that only read. Refuses an older schema
+/// without upgrading it.
+///
 pub(crate) async fn open_jobs(settings: &Settings) -> Result<OpenIndex> {
     let plan = match &settings.postgres {
         Some(server) => PostgresIndex::plan_migration(server.url.expose(), &server.options).await?,
