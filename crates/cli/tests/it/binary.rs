@@ -428,7 +428,7 @@ fn a_push_ends_with_a_line_that_stands_alone() {
     insta::assert_snapshot!(push(&home, &["./result", "-v"]), @"
     exit code: 0
     --- stderr
-    asking lab what local lacks
+    asking lab which paths local lacks
     already there: HOME/store/f22352qy5d2vfxv22w7q3n7gz1ia47nx-hello
     pushed 0 of 1 path (1 already there), 0 B read, 0 B sent, 0 B deduplicated, N s
     ");
