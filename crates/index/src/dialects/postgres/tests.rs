@@ -131,8 +131,10 @@ async fn commits_that_share_a_fresh_pack_do_not_wait_for_each_other() {
 
     // A collector waits until the commit has ended.
     let mut collector = index.session(Access::Write(&[])).await;
-    let condemn = collector.execute(query("UPDATE packs SET condemned_at = 1 WHERE number = 1"));
-    assert!(tokio::time::timeout(Duration::from_millis(300), condemn).await.is_err(), "it waits");
+    collector.execute(query("SET LOCAL lock_timeout = 300")).await.unwrap();
+    let condemn = collector.execute(query("UPDATE packs SET condemned_at = 1 WHERE number = 1")).await;
+    assert!(matches!(condemn, Err(Error::Unavailable { .. })), "it waits: {condemn:?}");
+    index.database.roll_back(collector).await;
     index.database.commit(unfinished).await.unwrap();
 
     // A stale stamp is renewed, and a stamp that another commit renewed meanwhile still counts.

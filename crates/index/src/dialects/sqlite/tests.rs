@@ -603,7 +603,7 @@ pub(super) async fn look_ups_search_indexes(index: &SqliteIndex) {
             nars::FIND_NAR,
             &[
                 "SEARCH n USING INDEX sqlite_autoindex_nars_1 (hash=?)",
-                "SEARCH l USING INTEGER PRIMARY KEY (rowid=?)",
+                "SEARCH l USING INTEGER PRIMARY KEY (rowid=?) LEFT-JOIN",
             ],
         ),
         (
