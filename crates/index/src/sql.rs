@@ -107,5 +107,20 @@ macro_rules! both {
             ),
         }
     };
+    // Text that ends with a column, the number of a parameter that is a list of keys, text: the column is one of the keys.
+    // PostgreSQL gets an array and not a table: it has no other way then than to look each key up, whatever it believes of
+    // the number of rows. With a table, and rows that nobody has counted, it once compared each row with each key.
+    ($before:expr, any $number:literal, $after:expr) => {
+        crate::sql::Sql {
+            sqlite: concat!(
+                $before,
+                " IN (SELECT unhex(value) AS item FROM json_each($",
+                $number,
+                ")) ",
+                $after
+            ),
+            postgres: concat!($before, " = ANY ($", $number, "::bytea[]) ", $after),
+        }
+    };
 }
 pub(crate) use both;

@@ -45,12 +45,20 @@ fn uses(engine: &Engine, outcome: &str) -> f64 {
     metric.unwrap().get_counter().get_value()
 }
 
-/// Changes the database's setting, and ends all sessions that do not have it yet.
-fn set_read_only(url: &str, change: &str) {
-    let database = url.rsplit('/').next().unwrap();
-    Postgres::shared().sql("postgres", &format!("ALTER DATABASE {database} {change}"));
-    let end = format!("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = '{database}'");
-    Postgres::shared().sql("postgres", &end);
+/// Makes PostgreSQL refuse writes to these tables as a standby does. (`default_transaction_read_only` would change nothing:
+/// the index begins its writing transactions as `READ WRITE`.)
+fn refuse_writes(url: &str) {
+    let error =
+        "RAISE EXCEPTION 'cannot execute % in a read-only transaction', TG_OP USING ERRCODE = '25006'";
+    let function =
+        format!("CREATE FUNCTION refuse() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN {error}; END $$");
+    Postgres::shared().sql(url, &function);
+    for table in ["objects", "nars"] {
+        let trigger = format!(
+            "CREATE TRIGGER refuse BEFORE INSERT OR UPDATE OR DELETE ON {table} EXECUTE FUNCTION refuse()"
+        );
+        Postgres::shared().sql(url, &trigger);
+    }
 }
 
 async fn becomes(is_so: impl AsyncFn() -> bool) {
@@ -84,7 +92,7 @@ async fn a_read_only_database_serves_paths_that_were_used_long_ago() {
     assert!(served(&healer, &cache, &nar, None).await.unwrap().is_none());
     push(&healer, &cache, &path(1), &nar).await.unwrap();
 
-    set_read_only(&url, "SET default_transaction_read_only = on");
+    refuse_writes(&url);
     let engine = later(Arc::clone(&index), &blobs);
     for (path, nar) in [(path(1), &nar), (path(2), &twin)] {
         assert!(engine.narinfo(&cache, &path.hash()).await.unwrap().is_some());
@@ -97,7 +105,7 @@ async fn a_read_only_database_serves_paths_that_were_used_long_ago() {
     // A pusher relies on "present", so this answer is not given without the write.
     assert!(engine.missing_paths(&cache, &[path(1).hash()]).await.is_err());
 
-    set_read_only(&url, "RESET default_transaction_read_only");
+    Postgres::shared().sql(&url, "DROP FUNCTION refuse CASCADE");
     let engine = later(index, &blobs);
     assert!(engine.narinfo(&cache, &path(1).hash()).await.unwrap().is_some());
     becomes(async || uses(&engine, "written") >= 1.0).await;

@@ -60,8 +60,8 @@ const HOLD: Sql = both!(
      WHERE id = $1 AND fence = $2 AND holder IS NOT NULL"
 );
 const DROP_PENDING: Sql = both!(
-    "DELETE FROM publish_pending WHERE target = $1 AND cache = $2 AND hash IN",
-    list 3,
+    "DELETE FROM publish_pending WHERE target = $1 AND cache = $2 AND hash",
+    any 3,
     ""
 );
 const FIND_NARS_OF: Sql = both!(

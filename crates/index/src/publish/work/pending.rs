@@ -84,8 +84,8 @@ pub(super) const OLD_REMOVED: Sql = both!(
     "SELECT hash FROM publish_removed WHERE target = $1 AND cache = $2 AND at < $3 ORDER BY at LIMIT $4"
 );
 pub(super) const FORGET_REMOVED: Sql = both!(
-    "DELETE FROM publish_removed WHERE target = $1 AND cache = $2 AND hash IN",
-    list 3,
+    "DELETE FROM publish_removed WHERE target = $1 AND cache = $2 AND hash",
+    any 3,
     ""
 );
 

@@ -50,6 +50,8 @@ pub(crate) const LOOK_UPS: &[Sql] = &[
     look_ups::FIND_NARS,
     look_ups::DUE_NARS,
     removing::FIND_REFERRERS,
+    removing::FIND_REFERRERS_OF,
+    removing::SET_AFTER,
     removing::NOTE_LOST,
     removing::BEGIN_REMOVING,
     removing::SET_TAKEN,

@@ -26,13 +26,13 @@ pub(super) const NOTE_LOST: Sql = records!(
      ON CONFLICT (target, cache, hash) DO UPDATE SET lost = excluded.lost"
 );
 pub(super) const DELETE_REFS: Sql = both!(
-    "DELETE FROM publish_refs WHERE target = $1 AND cache = $2 AND referrer IN",
-    list 3,
+    "DELETE FROM publish_refs WHERE target = $1 AND cache = $2 AND referrer",
+    any 3,
     ""
 );
 pub(super) const DELETE_OBJECTS: Sql = both!(
-    "DELETE FROM publish_objects WHERE target = $1 AND cache = $2 AND hash IN",
-    list 3,
+    "DELETE FROM publish_objects WHERE target = $1 AND cache = $2 AND hash",
+    any 3,
     ""
 );
 // The NAR that an object's row named.
@@ -54,25 +54,51 @@ pub(super) const LEAVE_NARS_OF: Sql = records!(
              AND o.nar = publish_nars.nar AND o.tag = publish_nars.tag)"
 );
 pub(super) const BEGIN_REMOVING: Sql = both!(
-    "UPDATE publish_objects SET state = 2, referrers_taken = 0 WHERE target = $1 AND cache = $2 AND hash IN",
-    list 3,
+    "UPDATE publish_objects SET state = 2, referrers_taken = 0, referrers_after = NULL WHERE target = $1 AND cache = $2 AND hash",
+    any 3,
     ""
 );
 pub(super) const FIND_SPREADING: Sql = both!(
     "SELECT hash FROM publish_objects
      WHERE target = $1 AND cache = $2 AND state = 2 AND referrers_taken = 0 ORDER BY hash LIMIT $3"
 );
-pub(super) const FIND_REFERRERS: Sql = both!(
-    "SELECT r.referrer, r.reference FROM", list 3, "AS k
-     CROSS JOIN publish_objects AS x CROSS JOIN publish_refs AS r CROSS JOIN publish_objects AS u
-     WHERE x.target = $1 AND x.cache = $2 AND x.hash = k.item AND x.upstream = 0
-         AND r.target = $1 AND r.cache = $2 AND r.reference = k.item
-         AND u.target = $1 AND u.cache = $2 AND u.hash = r.referrer AND u.state <> 2
-     LIMIT $4"
+// PostgreSQL looks each key up by itself: LATERAL with a limit, and scalar look-ups, are never joined in another order. With
+// joins, and rows that nobody has counted, it compared every reference of the cache with every key.
+pub(super) const FIND_REFERRERS: Sql = Sql {
+    sqlite: "
+        SELECT r.referrer, r.reference FROM (SELECT unhex(value) AS item FROM json_each($3)) AS k
+        CROSS JOIN publish_objects AS x CROSS JOIN publish_refs AS r CROSS JOIN publish_objects AS u
+        WHERE x.target = $1 AND x.cache = $2 AND x.hash = k.item AND x.upstream = 0
+            AND r.target = $1 AND r.cache = $2 AND r.reference = k.item AND r.referrer > coalesce(x.referrers_after, $5)
+            AND u.target = $1 AND u.cache = $2 AND u.hash = r.referrer AND u.state <> 2
+        LIMIT $4",
+    postgres: "
+        SELECT r.referrer, r.reference FROM unnest($3::bytea[]) AS k (item)
+        CROSS JOIN LATERAL (
+            SELECT coalesce(o.referrers_after, $5) AS after FROM publish_objects AS o
+            WHERE o.target = $1 AND o.cache = $2 AND o.hash = k.item AND o.upstream = 0 OFFSET 0) AS x
+        CROSS JOIN LATERAL (
+            SELECT f.referrer, f.reference FROM publish_refs AS f
+            WHERE f.target = $1 AND f.cache = $2 AND f.reference = k.item AND f.referrer > x.after
+                AND (SELECT u.state FROM publish_objects AS u
+                    WHERE u.target = $1 AND u.cache = $2 AND u.hash = f.referrer) <> 2
+            LIMIT $4) AS r
+        LIMIT $4",
+};
+// One object with more referrers than a page: they are taken in the order of their hashes.
+pub(super) const FIND_REFERRERS_OF: Sql = both!(
+    "SELECT p.referrer, u.state
+     FROM (SELECT r.referrer FROM publish_objects AS x CROSS JOIN publish_refs AS r
+         WHERE x.target = $1 AND x.cache = $2 AND x.hash = $3 AND x.upstream = 0
+             AND r.target = $1 AND r.cache = $2 AND r.reference = $3 AND r.referrer > coalesce(x.referrers_after, $4)
+         ORDER BY r.referrer LIMIT $5) AS p
+     LEFT JOIN publish_objects AS u ON u.target = $1 AND u.cache = $2 AND u.hash = p.referrer AND u.state <> 2"
 );
+pub(super) const SET_AFTER: Sql =
+    both!("UPDATE publish_objects SET referrers_after = $4 WHERE target = $1 AND cache = $2 AND hash = $3");
 pub(super) const SET_TAKEN: Sql = both!(
-    "UPDATE publish_objects SET referrers_taken = 1 WHERE target = $1 AND cache = $2 AND hash IN",
-    list 3,
+    "UPDATE publish_objects SET referrers_taken = 1 WHERE target = $1 AND cache = $2 AND hash",
+    any 3,
     ""
 );
 pub(super) const REMOVABLE: Sql = both!(
@@ -93,8 +119,8 @@ pub(super) const END_GRACES: Sql = both!(
              OR EXISTS (SELECT 1 FROM graces AS g WHERE g.nar = n.id AND g.cache = $2 AND g.ends_at > $4)
              OR EXISTS (SELECT 1 FROM aliases AS a WHERE a.nar = n.id AND a.cache = $2))
              AND EXISTS (SELECT 1 FROM caches WHERE id = $2 AND deleted_at IS NULL))
-         AND path IN",
-    list 3,
+         AND path",
+    any 3,
     ""
 );
 pub(super) const BEGIN_DELETING: Sql = records!(
@@ -106,8 +132,8 @@ pub(super) const FORGET_NARS: Sql = records!(
      AND (nar, tag) IN (SELECT k.nar, k.tag FROM", 3 { nar: bytes 0, tag: bytes 1 }, "AS k)"
 );
 pub(super) const DRIFTED_OBJECTS: Sql = both!(
-    "UPDATE publish_objects SET state = 0, digest = $4, etag = NULL WHERE target = $1 AND cache = $2 AND state = 1 AND hash IN",
-    list 3,
+    "UPDATE publish_objects SET state = 0, digest = $4, etag = NULL WHERE target = $1 AND cache = $2 AND state = 1 AND hash",
+    any 3,
     ""
 );
 pub(super) const NOTE_NAMING: Sql = records!(
@@ -150,29 +176,58 @@ pub(crate) async fn take_referrers(
     }
     let spreading: Vec<&[u8]> =
         spreading.iter().map(|row| row.column(0, "publish_objects")).collect::<Result<_>>()?;
-    let rows = tx.rows(FIND_REFERRERS, &[target, cache, List(&spreading), Number(PAGE)]).await?;
-    let mut referrers: Vec<(&[u8], &[u8])> = rows
-        .iter()
-        .map(|row| Ok((row.column(0, "publish_refs")?, row.column(1, "publish_refs")?)))
-        .collect::<Result<_>>()?;
-    // One that loses several references is told of one of them.
-    referrers.sort_unstable();
-    referrers.dedup_by_key(|(referrer, _)| *referrer);
-    let mut taken = 0;
-    if !referrers.is_empty() {
-        let mut records = Records::default();
-        for (referrer, reference) in &referrers {
-            records.row().bytes(referrer).bytes(reference);
-        }
-        tx.run(NOTE_LOST, &[target, cache, Text(&records.finish()), Number(at)]).await?;
-        let referrers: Vec<&[u8]> = referrers.into_iter().map(|(referrer, _)| referrer).collect();
-        taken = tx.run(BEGIN_REMOVING, &[target, cache, List(&referrers)]).await?;
-    }
-    // With a full page there may be more that refers to these.
+    let rows = tx.rows(FIND_REFERRERS, &[target, cache, List(&spreading), Number(PAGE), Bytes(&[])]).await?;
     if i64::try_from(rows.len()).is_ok_and(|count| count < PAGE) {
+        let referrers = rows
+            .iter()
+            .map(|row| Ok((row.column(0, "publish_refs")?, row.column(1, "publish_refs")?)))
+            .collect::<Result<_>>()?;
+        let taken = take(tx, target, cache, at, referrers).await?;
         tx.run(SET_TAKEN, &[target, cache, List(&spreading)]).await?;
+        return Ok(ReferrersTaken { taken, more: true });
+    }
+    // Too many for one step: those of the first object only, after the last that was looked at.
+    let first = spreading[0];
+    let arguments = [target, cache, Bytes(first), Bytes(&[]), Number(PAGE)];
+    let rows = tx.rows(FIND_REFERRERS_OF, &arguments).await?;
+    let (mut last, mut referrers): (&[u8], _) = (&[], Vec::new());
+    for row in &rows {
+        let referrer: &[u8] = row.column(0, "publish_refs")?;
+        last = last.max(referrer);
+        if row.column::<Option<i64>>(1, "publish_objects")?.is_some() {
+            referrers.push((referrer, first));
+        }
+    }
+    let taken = take(tx, target, cache, at, referrers).await?;
+    if i64::try_from(rows.len()).is_ok_and(|count| count < PAGE) {
+        tx.run(SET_TAKEN, &[target, cache, List(&[first])]).await?;
+    } else {
+        tx.run(SET_AFTER, &[target, cache, Bytes(first), Bytes(last)]).await?;
     }
     Ok(ReferrersTaken { taken, more: true })
+}
+
+/// Writes down that these referrers, each with a reference that it loses, are being removed. Returns how many are new.
+async fn take(
+    tx: &mut impl Transaction,
+    target: Argument<'_>,
+    cache: Argument<'_>,
+    at: UnixSeconds,
+    mut referrers: Vec<(&[u8], &[u8])>,
+) -> Result<u64> {
+    if referrers.is_empty() {
+        return Ok(0);
+    }
+    // A path that loses several references is told of one of them.
+    referrers.sort_unstable();
+    referrers.dedup_by_key(|(referrer, _)| *referrer);
+    let mut records = Records::default();
+    for (referrer, reference) in &referrers {
+        records.row().bytes(referrer).bytes(reference);
+    }
+    tx.run(NOTE_LOST, &[target, cache, Text(&records.finish()), Number(at)]).await?;
+    let referrers: Vec<&[u8]> = referrers.into_iter().map(|(referrer, _)| referrer).collect();
+    tx.run(BEGIN_REMOVING, &[target, cache, List(&referrers)]).await
 }
 
 pub(crate) async fn removable(

@@ -15,8 +15,8 @@ use crate::rows::Row as _;
 use Argument::{Bytes, List, Number, Text};
 
 pub(super) const DROP_REMOVED: Sql = both!(
-    "DELETE FROM publish_removed WHERE target = $1 AND cache = $2 AND hash IN",
-    list 3,
+    "DELETE FROM publish_removed WHERE target = $1 AND cache = $2 AND hash",
+    any 3,
     ""
 );
 // What is there stays there while it is written anew.
@@ -24,7 +24,8 @@ pub(super) const BEGIN_OBJECTS: Sql = records!(
     "INSERT INTO publish_objects (target, cache, hash, state, nar, tag, digest, upstream)
      SELECT $1, $2, k.hash, 0, k.nar, k.tag, $4, 0 FROM", 3 { hash: bytes 0, nar: bytes 1, tag: bytes 2 }, "AS k WHERE true
      ON CONFLICT (target, cache, hash) DO UPDATE SET
-         state = CASE WHEN publish_objects.state = 1 THEN 1 ELSE 0 END, referrers_taken = 0"
+         state = CASE WHEN publish_objects.state = 1 THEN 1 ELSE 0 END, referrers_taken = 0,
+         referrers_after = NULL"
 );
 // Several objects may have one NAR.
 pub(super) const BEGIN_NARS: Sql = records!(
