@@ -49,9 +49,14 @@ thread_local! {
     static ON_POSTGRES: Cell<bool> = const { Cell::new(false) };
 }
 
-/// Labs of this test have PostgreSQL from now on.
-pub(crate) fn on_postgres() {
+/// Lets the labs of this test have PostgreSQL, and returns the turn of the test. Tests take turns: a
+/// follower sees an outbox row when no older transaction of the whole server runs, so a
+/// transaction of another lab would delay what a test expects at once.
+pub(crate) async fn on_postgres() -> tokio::sync::MutexGuard<'static, ()> {
+    static TURN: tokio::sync::Mutex<()> = tokio::sync::Mutex::const_new(());
+    let turn = TURN.lock().await;
     ON_POSTGRES.set(true);
+    turn
 }
 
 /// Of the steps of a sweep, every such one is taken: on PostgreSQL, a lab costs a tenth of a second.
@@ -66,7 +71,10 @@ macro_rules! on_both_databases {
             $(#[tokio::test] async fn $test() { super::$test().await; })+
         }
         mod on_postgresql {
-            $(#[tokio::test] async fn $test() { crate::common::on_postgres(); super::$test().await; })+
+            $(#[tokio::test] async fn $test() {
+                let _turn = crate::common::on_postgres().await;
+                super::$test().await;
+            })+
         }
     };
 }
@@ -76,10 +84,11 @@ pub(crate) use on_both_databases;
 struct LabDatabase(String);
 
 impl LabDatabase {
-    /// All labs of this program have one server. What a crash of it would leave is not what is tested, so it syncs nothing.
+    /// All labs of this program have one server. It syncs what it acknowledges, because the index
+    /// refuses a server that does not.
     fn server() -> &'static Postgres {
         static SERVER: OnceLock<Postgres> = OnceLock::new();
-        SERVER.get_or_init(|| Postgres::start_with(&["fsync=off"]))
+        SERVER.get_or_init(|| Postgres::start_with(&["max_connections=300"]))
     }
 
     /// A copy of a database that has the schema already.
