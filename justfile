@@ -29,6 +29,7 @@ dev:
 bench *parts:
     bench/run {{parts}}
 
-# Licences, sources, bans and double versions of dependencies, by cargo-deny; the first three are in the tests too.
+# Licences, sources, bans and double versions of dependencies, by cargo-deny; the first three are in
+# the tests too.
 deny:
     cargo deny check bans licenses sources

@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# build-worker.sh: builds the Worker into worker/dist: the module, its JavaScript half, and the entrance.
+# build-worker.sh: builds the Worker into worker/dist: the module, its JavaScript half, and the
+# entrance.
 #
 # Takes the wasm32 target of this machine's Rust, else the one that get-worker-tools.sh has brought.
 set -euo pipefail

@@ -7,8 +7,8 @@
 # A line of prose has at most 100 columns. No sentence uses "who", "whoever", "whose" or "his": name
 # the actor instead. Code, tables, diagrams and lines with an address may be longer.
 #
-# To add a folder, make it pass and append it to `checked`. `later` lists files in these folders that
-# do not pass yet.
+# To add a folder, make it pass and append it to `checked`. `later` lists files in these folders
+# that do not pass yet.
 set -eu
 cd "$(dirname "$0")/.."
 

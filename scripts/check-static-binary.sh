@@ -1,6 +1,7 @@
 #!/bin/sh
-# check-static-binary.sh: builds the static binary and runs it on a root that holds nothing else, as in the image: not root, no
-# libraries, no /dev, no shell. It must start, answer, and resolve a name. Wants root or sudo, for chroot.
+# check-static-binary.sh: builds the static binary and runs it on a root that holds nothing else, as
+# in the image: not root, no libraries, no /dev, no shell. It must start, answer, and resolve a
+# name. Wants root or sudo, for chroot.
 set -eu
 cd "$(dirname "$0")/.."
 as_root=$([ "$(id -u)" = 0 ] || echo sudo)

@@ -1,13 +1,14 @@
 #!/usr/bin/env bash
-# get-nix.sh DIR: bring three Nix versions for the end-to-end tests, each in a Debian tree of its own:
+# get-nix.sh DIR: bring three Nix versions for the end-to-end tests, each in a Debian tree of its
+# own:
 #
 #   DIR/bookworm  Nix 2.8, the oldest that we promise
 #   DIR/trixie    Nix 2.26
 #   DIR/forky     the newest that Debian has; it moves, so tests print its version and never assert it
 #
-# A tree holds nix and a static busybox (the builder of the test closures) and is only unpacked: no maintainer script
-# runs and nothing of the system changes, except that `mmdebstrap` gets installed. Trees that exist are kept;
-# `rm -r DIR` fetches them anew.
+# A tree holds nix and a static busybox (the builder of the test closures) and is only unpacked: no
+# maintainer script runs and nothing of the system changes, except that `mmdebstrap` gets installed.
+# Trees that exist are kept; `rm -r DIR` fetches them anew.
 set -euo pipefail
 
 dir=${1:?usage: get-nix.sh DIR}
@@ -28,7 +29,8 @@ if ! command -v mmdebstrap >/dev/null; then
     --no-install-recommends mmdebstrap >/dev/null
 fi
 
-# The mirror that this machine already uses; other repositories may have a suite of the same name, hence the label.
+# The mirror that this machine already uses; other repositories may have a suite of the same name,
+# hence the label.
 mirror=$(apt-get indextargets --format '$(REPO_URI)' 'Created-By: Packages' 'Label: Debian' | head -n 1)
 mirror=${mirror:-http://deb.debian.org/debian}
 

@@ -1,6 +1,7 @@
 #!/bin/sh
-# get-services.sh DIR: brings the services that the tests run against, from Debian's and PyPI's packages, and stops there:
-# the tests start them on free ports (crates/testkit, `services`). What is there already is left alone.
+# get-services.sh DIR: brings the services that the tests run against, from Debian's and PyPI's
+# packages, and stops there: the tests start them on free ports (crates/testkit, `services`). What
+# is there already is left alone.
 #
 # Wants Debian 12, and root or sudo for apt.
 set -eu
@@ -49,7 +50,8 @@ unpacked() {
 unpacked prometheus usr/bin/promtool
 unpacked nginx usr/sbin/nginx
 
-# venv NAME PROGRAM PACKAGE...: PyPI's packages in a folder of their own, pinned. Another pin brings another folder's content.
+# venv NAME PROGRAM PACKAGE...: PyPI's packages in a folder of their own, pinned. Another pin brings
+# another folder's content.
 venv() {
     folder=$parts/$1 program=$2
     shift 2

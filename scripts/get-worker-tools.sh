@@ -1,13 +1,14 @@
 #!/usr/bin/env bash
-# get-worker-tools.sh DIR: brings what the Worker is built and tested with, and leaves alone what is there:
+# get-worker-tools.sh DIR: brings what the Worker is built and tested with, and leaves alone what is
+# there:
 #
 #   DIR/node          Node, from npm's package of it, only where this machine has none, or one before 20 (Debian 12 has 18)
 #   DIR/worker-node   npm's packages of worker/package-lock.json: workerd, miniflare, wrangler
 #   DIR/worker-rust   Debian's Rust with its standard library for wasm32, only where this machine's Rust has none
 #                     (`rustup target add wasm32-unknown-unknown` is the short way to it)
 #
-# From nothing about two minutes on two cores, nearly all of it the standard library. Wants Debian 12 for the last part, and
-# root or sudo for apt where npm is missing.
+# From nothing about two minutes on two cores, nearly all of it the standard library. Wants Debian
+# 12 for the last part, and root or sudo for apt where npm is missing.
 set -euo pipefail
 parts=${1:?usage: get-worker-tools.sh DIR}
 mkdir -p "$parts"
@@ -57,7 +58,8 @@ npm_packages() {
   echo "$want" >"$folder/packages"
 }
 
-# Debian's Rust for its own browser: newer than its default one, and with the sources of the standard library.
+# Debian's Rust for its own browser: newer than its default one, and with the sources of the
+# standard library.
 debian_rust() {
   local folder=$parts/worker-rust partial=$parts/worker-rust.partial lld rustc std
   [ -d "$(rustc --print target-libdir --target wasm32-unknown-unknown 2>/dev/null)" ] && return

@@ -1,10 +1,12 @@
 #!/usr/bin/env bash
-# in-nix.sh TREE NIX WORK PROGRAM ARGUMENTS…: run a program with the /usr of a Debian tree (see get-nix.sh) and the folder
-# NIX as its /nix, so that one folder is one machine with the canonical store directory.
+# in-nix.sh TREE NIX WORK PROGRAM ARGUMENTS…: run a program with the /usr of a Debian tree (see
+# get-nix.sh) and the folder NIX as its /nix, so that one folder is one machine with the canonical
+# store directory.
 #
-# The root is a fresh tmpfs in a mount namespace of its own: trees are shared by all machines and never written, and
-# every mount is gone with the program. WORK keeps its path. Network and processes are the host's. As root this needs
-# nothing; as another user it takes a user namespace in which that user is root.
+# The root is a fresh tmpfs in a mount namespace of its own: trees are shared by all machines and
+# never written, and every mount is gone with the program. WORK keeps its path. Network and
+# processes are the host's. As root this needs nothing; as another user it takes a user namespace in
+# which that user is root.
 set -euo pipefail
 
 usage='usage: in-nix.sh TREE NIX WORK PROGRAM ARGUMENTS…'

@@ -1,11 +1,12 @@
 #!/bin/sh
-# static-binary.sh DIR [PROFILE]: builds `dormer` as one file that needs nothing else, not even a C library, and puts it
-# into DIR. PROFILE is Cargo's: release by default.
+# static-binary.sh DIR [PROFILE]: builds `dormer` as one file that needs nothing else, not even a C
+# library, and puts it into DIR. PROFILE is Cargo's: release by default.
 #
-# The GNU C library is linked in whole. Since its version 2.34 that includes looking up names over DNS and in /etc/hosts, so
-# the file resolves names on an empty root too; older ones would load a library at run time, so they are refused. Random
-# bytes come from the kernel by a call: the default is to look for the library's function at run time, which finds none in a
-# static file, and then to read /dev/urandom, which an empty root does not have.
+# The GNU C library is linked in whole. Since its version 2.34 that includes looking up names over
+# DNS and in /etc/hosts, so the file resolves names on an empty root too; older ones would load a
+# library at run time, so they are refused. Random bytes come from the kernel by a call: the default
+# is to look for the library's function at run time, which finds none in a static file, and then to
+# read /dev/urandom, which an empty root does not have.
 set -eu
 folder=$1
 profile=${2:-release}
@@ -21,7 +22,8 @@ case $version in
     ;;
 esac
 
-# With --target, flags reach what is shipped and not the build scripts and macros, which cannot be static.
+# With --target, flags reach what is shipped and not the build scripts and macros, which cannot be
+# static.
 target=$(rustc -vV | sed -n 's/^host: //p')
 case $profile in
 dev) built=debug ;;

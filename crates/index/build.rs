@@ -1,7 +1,7 @@
 //! Lists the files of `migrations/`, so that a new file is a new step of the schema.
 //!
-//! `sqlx::migrate!` does the same, but it is a procedural macro: Cargo would compile SQLite, TLS and
-//! both drivers a second time for it (ADR 12).
+//! `sqlx::migrate!` does the same, but it is a procedural macro: Cargo would compile SQLite, TLS
+//! and both drivers a second time for it (ADR 12).
 
 use std::path::Path;
 use std::{env, fs};

@@ -1,4 +1,5 @@
-//! A load balancer as simple as they come: each connection goes to the next server, with no memory of who came before.
+//! A load balancer as simple as they come: each connection goes to the next server, with no memory
+//! of who came before.
 
 use std::net::{Shutdown, TcpListener, TcpStream};
 use std::sync::Arc;

@@ -48,18 +48,21 @@ impl std::fmt::Debug for Reply {
     }
 }
 
-/// Sends these very bytes and reads the answer until the server closes; the request should say `Connection: close`.
+/// Sends these very bytes and reads the answer until the server closes; the request should say
+/// `Connection: close`.
 #[track_caller]
 pub fn exchange(address: &str, request: &[u8]) -> Reply {
     let mut stream = connect(address);
-    // A server that refuses a body early may close before it has read it all: its answer counts, not our broken pipe.
+    // A server that refuses a body early may close before it has read it all: its answer counts,
+    // not our broken pipe.
     let _ = stream.write_all(request);
     let mut answer = Vec::new();
     let _ = stream.read_to_end(&mut answer);
     parse(&answer, request.starts_with(b"HEAD "))
 }
 
-/// Like [`request`], but leaves as soon as the answer is whole: workerd closes a connection only seconds later.
+/// Like [`request`], but leaves as soon as the answer is whole: workerd closes a connection only
+/// seconds later.
 #[track_caller]
 pub fn ask(address: &str, method: &str, path: &str, headers: &[(&str, &str)], body: &[u8]) -> Reply {
     let mut stream = connect(address);
@@ -120,7 +123,8 @@ fn request_bytes(address: &str, method: &str, path: &str, headers: &[(&str, &str
     bytes
 }
 
-/// A connection that is kept from one request to the next, as Nix and Attic's client keep theirs. Answers must say their length.
+/// A connection that is kept from one request to the next, as Nix and Attic's client keep theirs.
+/// Answers must say their length.
 #[derive(Debug)]
 pub struct Connection {
     stream: BufReader<TcpStream>,

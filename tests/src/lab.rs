@@ -1,7 +1,9 @@
-//! A running lab: the embedded default, or, under `DORMER_TEST_LAB=production`, two replicas over PostgreSQL and S3.
+//! A running lab: the embedded default, or, under `DORMER_TEST_LAB=production`, two replicas over
+//! PostgreSQL and S3.
 //!
-//! The same tests run on both. In production they talk to a [`Balancer`], which gives each connection to the next replica:
-//! a client's requests are spread over both, and nothing may depend on which one answers.
+//! The same tests run on both. In production they talk to a [`Balancer`], which gives each
+//! connection to the next replica: a client's requests are spread over both, and nothing may depend
+//! on which one answers.
 
 use std::env;
 use std::fs::{self, File};
@@ -24,7 +26,8 @@ use crate::http::{self, Reply};
 use crate::machine::{Machine, Run};
 use crate::{Nix, parts};
 
-/// A start in an empty folder makes keys and a database; on a busy two-core machine that was seen to take a second.
+/// A start in an empty folder makes keys and a database; on a busy two-core machine that was seen
+/// to take a second.
 const READY_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// How long a server that is asked to stop may take: longer than its own limits for it.
@@ -40,9 +43,11 @@ pub struct LabOptions {
     pub environment: Vec<(String, String)>,
     /// Its settings file; `LAB` in it stands for the lab's folder, which machines see too.
     pub settings: Option<String>,
-    /// Memory that the server may use in all, enforced by a control group where this machine lets us make one.
+    /// Memory that the server may use in all, enforced by a control group where this machine lets
+    /// us make one.
     pub memory_bytes_max: Option<u64>,
-    /// The data folder of the embedded default is a disk of this size, which is empty again after a restart.
+    /// The data folder of the embedded default is a disk of this size, which is empty again after a
+    /// restart.
     pub disk_bytes: Option<u64>,
 }
 
@@ -80,7 +85,8 @@ impl Lab {
         Self::start_production_with(LabOptions::default())
     }
 
-    /// The same, with `options`: an environment that names another database or store replaces the shared one.
+    /// The same, with `options`: an environment that names another database or store replaces the
+    /// shared one.
     pub fn start_production_with(options: LabOptions) -> Self {
         Self::start_as(false, options)
     }
@@ -167,7 +173,8 @@ impl Lab {
         let log = log.expect("the log can be written");
         let old_log_len = log.metadata().expect("the log is a file").len();
         let mut command = match &self.control_group {
-            // The shell joins the group before it becomes the server, so that no byte escapes the limit.
+            // The shell joins the group before it becomes the server, so that no byte escapes the
+            // limit.
             Some(group) => {
                 let mut command = Command::new("sh");
                 command.arg("-c").arg(r#"echo $$ >"$0" && exec "$@""#).arg(group.join("cgroup.procs"));
@@ -252,8 +259,9 @@ impl Lab {
         self.balancer.as_ref().expect("a lab in production").set_resting(number, true);
     }
 
-    /// Restarts one replica after the other as an update does: asked to stop, it says that it is not ready, the balancer
-    /// spares it, it ends by itself and well, and comes back. Panics if a replica does not do its part.
+    /// Restarts one replica after the other as an update does: asked to stop, it says that it is
+    /// not ready, the balancer spares it, it ends by itself and well, and comes back. Panics if a
+    /// replica does not do its part.
     pub fn restart_in_turn(&mut self) {
         for number in 0..self.servers.len() {
             let address = self.servers[number].address.clone();
@@ -307,8 +315,8 @@ impl Lab {
         format!("{}/{cache}", self.url())
     }
 
-    /// A token that may do everything: the one that the first start wrote, or, where nothing is written to a disk, one made
-    /// as its hint says.
+    /// A token that may do everything: the one that the first start wrote, or, where nothing is
+    /// written to a disk, one made as its hint says.
     pub fn admin_token(&self) -> String {
         let token = self.admin_token.get_or_init(|| {
             let path = self.data_folder().join("admin-token");
@@ -346,7 +354,8 @@ impl Lab {
         Run::of(&mut self.command(arguments))
     }
 
-    /// Runs a command that reads the server's settings, such as `publish`, with those that the servers were started with.
+    /// Runs a command that reads the server's settings, such as `publish`, with those that the
+    /// servers were started with.
     pub fn server_command(&self, arguments: &[&str]) -> Run {
         Run::of(&mut self.server_process(arguments))
     }
@@ -530,7 +539,8 @@ fn pack_bytes(folder: &Path) -> u64 {
         .sum()
 }
 
-/// A database and a bucket of their own, in services that the test program's labs share, and the keys that replicas share.
+/// A database and a bucket of their own, in services that the test program's labs share, and the
+/// keys that replicas share.
 fn production_environment() -> Vec<(String, String)> {
     static STORE: OnceLock<SeaweedFs> = OnceLock::new();
     let store = STORE.get_or_init(SeaweedFs::start);
@@ -561,8 +571,9 @@ fn find_address(log: &str) -> Option<String> {
     Some(line[..end].to_owned())
 }
 
-/// A control group with a memory limit, in either version of the interface; none where we may not make one. Then only the
-/// kernel's count of the process's memory speaks, which the tests check in any case.
+/// A control group with a memory limit, in either version of the interface; none where we may not
+/// make one. Then only the kernel's count of the process's memory speaks, which the tests check in
+/// any case.
 fn make_control_group(folder: &Path, limit: u64) -> Option<PathBuf> {
     let name = format!("dormer-{}", folder.file_name()?.to_str()?);
     for (parent, file) in

@@ -1,15 +1,19 @@
-//! The parts of which the end-to-end tests are made: the real server, machines with real nix, literal HTTP, a proxy that
-//! cuts connections.
+//! The parts of which the end-to-end tests are made: the real server, machines with real nix,
+//! literal HTTP, a proxy that cuts connections.
 //!
-//! - [`Lab`]: a running `dormer serve` with a data folder of its own, or two replicas over PostgreSQL and S3 behind a
-//!   [`Balancer`]; it is killed, and the folder removed, on drop. After a failed test it shows the end of the servers' logs.
-//! - [`Machine`]: a `/nix`, a home and a Nix version; nothing is shared between machines but the network.
+//! - [`Lab`]: a running `dormer serve` with a data folder of its own, or two replicas over
+//!   PostgreSQL and S3 behind a [`Balancer`]; it is killed, and the folder removed, on drop. After
+//!   a failed test it shows the end of the servers' logs.
+//! - [`Machine`]: a `/nix`, a home and a Nix version; nothing is shared between machines but the
+//!   network.
 //! - [`edge`]: a published layout, the Worker in workerd, and the attacks on whatever serves it.
 //! - [`http`]: requests as bytes on a socket, for whoever is not a Nix.
 //! - [`manifests`]: checks of what is applied to a Kubernetes.
-//! - [`Proxy`]: sees every request line between a machine and the lab, and cuts connections when told to.
+//! - [`Proxy`]: sees every request line between a machine and the lab, and cuts connections when
+//!   told to.
 //!
-//! Nothing is skipped when a part is missing: the test fails and names the command that brings the part.
+//! Nothing is skipped when a part is missing: the test fails and names the command that brings the
+//! part.
 
 mod balancer;
 pub mod edge;

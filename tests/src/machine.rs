@@ -30,8 +30,8 @@ impl Machine {
         machine
     }
 
-    /// Writes nix.conf anew: signatures are required, these keys are trusted, and nothing is substituted unless a command
-    /// asks for it.
+    /// Writes nix.conf anew: signatures are required, these keys are trusted, and nothing is
+    /// substituted unless a command asks for it.
     pub fn configure(&self, trusted_public_keys: &[String]) {
         let conf = format!(
             "build-users-group =\nsandbox = false\nsubstituters =\nexperimental-features = nix-command\n\

@@ -1,7 +1,9 @@
-//! What the schemas of Kubernetes do not check: quantities, names, cron strings, and whether what a resource names is there.
+//! What the schemas of Kubernetes do not check: quantities, names, cron strings, and whether what a
+//! resource names is there.
 //!
-//! Pure: rendered resources in, sentences out, one for each mistake. Whatever is named and is no part of the rendered
-//! resources must be handed in with them (a Secret that is made by hand, for example).
+//! Pure: rendered resources in, sentences out, one for each mistake. Whatever is named and is no
+//! part of the rendered resources must be handed in with them (a Secret that is made by hand, for
+//! example).
 
 use std::collections::BTreeMap;
 
@@ -346,7 +348,8 @@ pub fn quantity(text: &str) -> Option<u128> {
     number.parse::<u128>().ok()?.checked_mul(factor)
 }
 
-/// Five fields of numbers, ranges, lists and steps. Names of days and months are legal too, but not used here.
+/// Five fields of numbers, ranges, lists and steps. Names of days and months are legal too, but not
+/// used here.
 fn is_cron(schedule: &str) -> bool {
     const RANGES: [(u32, u32); 5] = [(0, 59), (0, 23), (1, 31), (1, 12), (0, 6)];
     let fields: Vec<&str> = schedule.split(' ').collect();

@@ -50,7 +50,8 @@ impl Nix {
     }
 }
 
-/// What `scripts/get-services.sh` brought, by its path below the folder of the parts. Panics if it did not.
+/// What `scripts/get-services.sh` brought, by its path below the folder of the parts. Panics if it
+/// did not.
 pub fn part(path: &str) -> PathBuf {
     let part = parts_folder().join(path);
     assert!(
@@ -66,7 +67,8 @@ fn parts_folder() -> PathBuf {
     env::var_os("DORMER_PARTS").map_or_else(|| workspace_root().join("target/parts"), PathBuf::from)
 }
 
-/// The binary under test: `$DORMER_BIN`, else built here, so that it is never older than its sources.
+/// The binary under test: `$DORMER_BIN`, else built here, so that it is never older than its
+/// sources.
 pub fn binary() -> &'static Path {
     static BINARY: OnceLock<PathBuf> = OnceLock::new();
     BINARY.get_or_init(|| {
@@ -90,7 +92,8 @@ fn target_folder() -> PathBuf {
     executable.ancestors().nth(3).expect("cargo runs tests from <target>/<profile>/deps").to_path_buf()
 }
 
-/// Where tests keep what they make: beside the build, because a gigabyte in /tmp may be a gigabyte of memory.
+/// Where tests keep what they make: beside the build, because a gigabyte in /tmp may be a gigabyte
+/// of memory.
 pub(crate) fn scratch_folder() -> PathBuf {
     let folder = target_folder().join("tmp");
     std::fs::create_dir_all(&folder).expect("the target folder can be written");

@@ -2,9 +2,9 @@
 //!
 //! Invariants
 //! - An answer from memory is at most [`STATE_SECONDS`] old: by then a revoked token stops working.
-//! - A missing document is remembered for as long. So nobody can tell a private cache from a missing one by the reads that
-//!   a request causes, or by the requests that fail while the bucket does. A new cache appears after that time at the
-//!   latest, a new path in it much sooner.
+//! - A missing document is remembered for as long. So nobody can tell a private cache from a
+//!   missing one by the reads that a request causes, or by the requests that fail while the bucket
+//!   does. A new cache appears after that time at the latest, a new path in it much sooner.
 //! - A bucket that does not answer is an error and never "not there".
 //! - Memory is bounded whatever names are asked for.
 
@@ -59,8 +59,9 @@ fn remember<T>(known: &mut HashMap<String, Remembered<T>>, name: &str, value: Op
     let now_ms = runtime::now_ms();
     if known.len() >= DOCUMENTS_MAX && !known.contains_key(name) {
         known.retain(|_, entry| now_ms < entry.until_ms);
-        // Still full of fresh documents: read all of them again rather than grow. Dropping missing documents first would
-        // let a client that fills the memory tell from the time of an answer whether a private cache exists.
+        // Still full of fresh documents: read all of them again rather than grow. Dropping missing
+        // documents first would let a client that fills the memory tell from the time of an answer
+        // whether a private cache exists.
         if known.len() >= DOCUMENTS_MAX {
             known.clear();
         }

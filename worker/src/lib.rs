@@ -1,11 +1,13 @@
 //! The Cloudflare Worker: published caches from R2, read-only.
 //!
-//! `dormer-edge`, which `dormer edge serve` shares, decides every answer. This crate only reads a bucket, remembers, and
-//! verifies signatures, each with the runtime's own means.
+//! `dormer-edge`, which `dormer edge serve` shares, decides every answer. This crate only reads a
+//! bucket, remembers, and verifies signatures, each with the runtime's own means.
 //!
 //! Invariants
-//! - Nothing of a cache is looked up, in R2 or in the data centre's cache, before the caller may read it.
-//! - At most two requests to R2: the cache's state document (remembered for seconds) and the object.
+//! - Nothing of a cache is looked up, in R2 or in the data centre's cache, before the caller may
+//!   read it.
+//! - At most two requests to R2: the cache's state document (remembered for seconds) and the
+//!   object.
 //! - Bodies are streams that pass from R2 to the client; no byte of one is copied into the module.
 //! - The Worker writes only to the data centre's cache.
 
@@ -27,8 +29,8 @@ use crate::runtime::{Cache, Context, R2Bucket, R2Object};
 /// Largest answer that the data centre's cache takes, in bytes.
 const CACHEABLE_BYTES_MAX: u64 = 512 * 1024 * 1024;
 
-/// Holds the store's tag of a remembered object. `ETag` itself would make the cache answer conditional requests by its own
-/// rules.
+/// Holds the store's tag of a remembered object. `ETag` itself would make the cache answer
+/// conditional requests by its own rules.
 const STORE_ETAG: &str = "x-dormer-store-etag";
 
 /// Holds the size of a remembered object.
@@ -148,8 +150,9 @@ impl<'a> Host<'a> {
         }
     }
 
-    /// Whether answers are kept in the data centre's cache. Keeping an answer splits its body in two, which costs CPU for
-    /// every byte. On workers.dev that cost would be in vain, because the cache keeps nothing there.
+    /// Whether answers are kept in the data centre's cache. Keeping an answer splits its body in
+    /// two, which costs CPU for every byte. On workers.dev that cost would be in vain, because the
+    /// cache keeps nothing there.
     fn remembers(&self) -> bool {
         let is_off = runtime::variable(self.environment, "EDGE_CACHE").is_some_and(|value| value == "off");
         !is_off && !self.origin.ends_with(".workers.dev")
@@ -160,7 +163,8 @@ impl<'a> Host<'a> {
         if let Some(part) = read.part() {
             return self.read_part(bucket, read, part).await;
         }
-        // Its own address for each object, and no header: nothing that a client sends makes or finds another entry.
+        // Its own address for each object, and no header: nothing that a client sends makes or
+        // finds another entry.
         let address = format!("{}/{}", self.origin, self.name_of(read.key()));
         let cache = if self.remembers() { Cache::open().await.ok() } else { None };
         if let Some(cache) = &cache
@@ -188,7 +192,8 @@ impl<'a> Host<'a> {
         Ok(self.remembering(cache, address, answer, body, meta.as_ref()))
     }
 
-    /// Remembers an answer on its way out. A failure costs the next reader a request to R2, and no more.
+    /// Remembers an answer on its way out. A failure costs the next reader a request to R2, and no
+    /// more.
     fn remembering(
         &self,
         cache: Cache,
@@ -217,7 +222,8 @@ impl<'a> Host<'a> {
         (answer, out)
     }
 
-    /// A part of a NAR comes from R2 itself: whoever resumes is rare, and R2 knows the size and has the part in one request.
+    /// A part of a NAR comes from R2 itself: whoever resumes is rare, and R2 knows the size and has
+    /// the part in one request.
     async fn read_part(&self, bucket: &R2Bucket, read: &Read, part: Part) -> Result<Answered, String> {
         #[expect(
             clippy::cast_precision_loss,

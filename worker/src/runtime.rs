@@ -1,7 +1,9 @@
-//! What the Workers runtime offers and web-sys does not know: R2, the Cache API, WebCrypto, the request's context.
+//! What the Workers runtime offers and web-sys does not know: R2, the Cache API, WebCrypto, the
+//! request's context.
 //!
-//! Declared by hand, a dozen functions: the crate `worker` would bring a router, an address parser with its Unicode tables
-//! and a calendar into the module, three times its size, and another 130 µs into each small answer.
+//! Declared by hand, a dozen functions: the crate `worker` would bring a router, an address parser
+//! with its Unicode tables and a calendar into the module, three times its size, and another 130 µs
+//! into each small answer.
 
 use js_sys::{ArrayBuffer, Function, Object, Promise, Reflect, Uint8Array};
 use wasm_bindgen::prelude::*;
@@ -85,7 +87,8 @@ extern "C" {
     #[wasm_bindgen(js_namespace = console, js_name = error)]
     pub(crate) fn log_error(message: &str);
 
-    /// Milliseconds since 1970. On Cloudflare it stands still between two inputs, which is exact enough.
+    /// Milliseconds since 1970. On Cloudflare it stands still between two inputs, which is exact
+    /// enough.
     #[wasm_bindgen(js_namespace = Date, js_name = now)]
     pub(crate) fn now_ms() -> f64;
 }

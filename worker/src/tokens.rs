@@ -1,8 +1,10 @@
 //! Verifying tokens with WebCrypto.
 //!
 //! Invariants
-//! - The Worker holds one key, and the key fixes the algorithm: a token that names another one does not count.
-//! - The key cannot make a token that the lab would take: it is a public key, or a secret of the edge's own.
+//! - The Worker holds one key, and the key fixes the algorithm: a token that names another one does
+//!   not count.
+//! - The key cannot make a token that the lab would take: it is a public key, or a secret of the
+//!   edge's own.
 //! - Settings that are set but unreadable let nobody in, and the log says so.
 
 use std::cell::RefCell;
@@ -15,7 +17,8 @@ use wasm_bindgen::JsValue;
 
 use crate::runtime::{self, CryptoKey};
 
-/// Variables that hold a key. One of them is set. Each is base64, of a PEM or of the secret's bytes, as in the lab.
+/// Variables that hold a key. One of them is set. Each is base64, of a PEM or of the secret's
+/// bytes, as in the lab.
 const KEYS: [(&str, Algorithm); 3] = [
     ("TOKEN_ED25519_PUBKEY_BASE64", Algorithm::EdDsa),
     ("TOKEN_RS256_PUBKEY_BASE64", Algorithm::Rs256),

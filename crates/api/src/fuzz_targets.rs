@@ -1,12 +1,15 @@
-//! One checked property per parser of foreign bytes: a plain function that panics when the property fails.
+//! One checked property per parser of foreign bytes: a plain function that panics when the property
+//! fails.
 //!
-//! `tests/it/fuzz.rs` runs them over `fuzz/corpus/api_*` and mutations of it; a fuzzer can run them for longer.
+//! `tests/it/fuzz.rs` runs them over `fuzz/corpus/api_*` and mutations of it; a fuzzer can run them
+//! for longer.
 
 use dormer_nix::StoreDir;
 
 use crate::{CacheName, CacheNamePattern, NarInfoForm, Permissions, TokenClaims, UploadPathNarInfo};
 
-/// Claims that were read are written so that they read the same, and a token never grants more than its entries' sum.
+/// Claims that were read are written so that they read the same, and a token never grants more than
+/// its entries' sum.
 pub fn fuzz_token_claims(data: &[u8]) {
     let Ok(claims) = TokenClaims::parse(data) else { return };
     let json = serde_json::to_vec(&claims).expect("claims hold nothing that JSON cannot");
@@ -24,8 +27,9 @@ pub fn fuzz_token_claims(data: &[u8]) {
     }
 }
 
-/// Upload metadata: the first line is the preamble's size, the rest the JSON. What was read is encoded so that it reads
-/// the same, within the limit, and in a form that its place can hold; resolved paths lie in the store.
+/// Upload metadata: the first line is the preamble's size, the rest the JSON. What was read is
+/// encoded so that it reads the same, within the limit, and in a form that its place can hold;
+/// resolved paths lie in the store.
 pub fn fuzz_nar_info_preamble(data: &[u8]) {
     let (size, json) = match data.iter().position(|byte| *byte == b'\n') {
         Some(end) => (&data[..end], &data[end + 1..]),
@@ -37,7 +41,8 @@ pub fn fuzz_nar_info_preamble(data: &[u8]) {
         assert!(size <= crate::NAR_INFO_BYTES_MAX);
     }
     let Ok(info) = UploadPathNarInfo::parse(json) else { return };
-    // Escapes may be written longer than they were read, so that the limit is passed on the way back.
+    // Escapes may be written longer than they were read, so that the limit is passed on the way
+    // back.
     if let Ok(form) = info.encode() {
         let bytes = match form {
             NarInfoForm::Header(text) => {
@@ -58,7 +63,8 @@ pub fn fuzz_nar_info_preamble(data: &[u8]) {
     }
 }
 
-/// A name prints as it was read and is matched by itself as a pattern; it cannot leave its URL segment.
+/// A name prints as it was read and is matched by itself as a pattern; it cannot leave its URL
+/// segment.
 pub fn fuzz_cache_name(data: &[u8]) {
     let Ok(text) = std::str::from_utf8(data) else { return };
     let pattern = text.parse::<CacheNamePattern>();

@@ -1,6 +1,7 @@
 //! Names of headers beyond HTTP's own, in lower case as HTTP libraries want them.
 
-/// Names a request: on every answer, in the server's log, and on a request if its sender has a name for it already.
+/// Names a request: on every answer, in the server's log, and on a request if its sender has a name
+/// for it already.
 pub const REQUEST_ID: &str = "x-request-id";
 
 /// Metadata of an upload as JSON ([`crate::UploadPathNarInfo`]), when it is short.

@@ -1,9 +1,12 @@
-//! The wire between Dormer's server and its clients: types, route and header names, error names, tokens.
+//! The wire between Dormer's server and its clients: types, route and header names, error names,
+//! tokens.
 //!
-//! Layer: pure. Shared by the server, the client and the edge; nothing here knows a socket, a clock or a runtime.
+//! Layer: pure. Shared by the server, the client and the edge; nothing here knows a socket, a clock
+//! or a runtime.
 //!
-//! `/_api/v1/` and the tokens are Attic's, byte for byte, so that `attic` and tokens made for `atticd` work unchanged.
-//! The golden texts in `tests/it/golden.rs` check this. `/_api/v2/` is ours. docs/HTTP-API.md describes both.
+//! `/_api/v1/` and the tokens are Attic's, byte for byte, so that `attic` and tokens made for
+//! `atticd` work unchanged. The golden texts in `tests/it/golden.rs` check this. `/_api/v2/` is
+//! ours. docs/HTTP-API.md describes both.
 
 mod error;
 pub mod fuzz_targets;

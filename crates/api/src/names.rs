@@ -1,7 +1,7 @@
 //! Names of caches, and the patterns that tokens use for them.
 //!
-//! Attic's rules: a name is `^[A-Za-z0-9][A-Za-z0-9-_+]{0,49}$`, a pattern allows `*` anywhere. They are checked by hand:
-//! a regular expression engine would be this crate's largest dependency.
+//! Attic's rules: a name is `^[A-Za-z0-9][A-Za-z0-9-_+]{0,49}$`, a pattern allows `*` anywhere.
+//! They are checked by hand: a regular expression engine would be this crate's largest dependency.
 
 use std::fmt;
 use std::str::FromStr;
@@ -51,8 +51,8 @@ impl CacheNamePattern {
 
     /// Whether `name` fits.
     pub fn matches(&self, name: &CacheName) -> bool {
-        // The first piece must begin the name, the last must end it, those between are taken where they first occur:
-        // at 50 bytes on either side the worst case is 2,500 comparisons.
+        // The first piece must begin the name, the last must end it, those between are taken where
+        // they first occur: at 50 bytes on either side the worst case is 2,500 comparisons.
         let mut pieces = self.0.split('*');
         let first = pieces.next().unwrap_or_default();
         let Some(mut rest) = name.0.strip_prefix(first) else { return false };

@@ -76,7 +76,8 @@ impl fmt::Display for Permission {
 
 /// A set of [`Permission`]s. In JSON an object of the granted keys: `{"r":1,"w":1}`.
 ///
-/// Reading accepts 0, 1, `true` and `false` as values, and ignores keys it does not know, as newer tokens may have.
+/// Reading accepts 0, 1, `true` and `false` as values, and ignores keys it does not know, as newer
+/// tokens may have.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Default)]
 pub struct Permissions(u8);
 

@@ -1,7 +1,7 @@
 //! Every route of the API, as templates for the server's router and as builders for clients.
 //!
-//! Builders need no percent-encoding: cache names and hashes consist of characters that stand for themselves in a path.
-//! No cache name begins with `_`, so `/_api/` can never be taken for a cache.
+//! Builders need no percent-encoding: cache names and hashes consist of characters that stand for
+//! themselves in a path. No cache name begins with `_`, so `/_api/` can never be taken for a cache.
 
 use dormer_nix::StorePathHash;
 

@@ -5,8 +5,9 @@ use std::fmt;
 use serde::{Deserialize, Serialize};
 use zeroize::{Zeroize as _, ZeroizeOnDrop};
 
-/// A token or a secret key. `Debug` and `Display` show only that there is one. `expose` returns the text, and callers of
-/// `expose` are easy to find. Serialising writes the secret: do so only where the wire or a settings file needs it.
+/// A token or a secret key. `Debug` and `Display` show only that there is one. `expose` returns the
+/// text, and callers of `expose` are easy to find. Serialising writes the secret: do so only where
+/// the wire or a settings file needs it.
 ///
 /// The memory is zeroed on drop, so that the secret does not stay in memory that is used again.
 #[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -51,7 +52,8 @@ mod tests {
 
     #[test]
     fn a_secret_is_zeroed_on_drop() {
-        // Memory that was given back cannot be read in safe code, so the test asks for the type's promise.
+        // Memory that was given back cannot be read in safe code, so the test asks for the type's
+        // promise.
         fn is_zeroed<T: ZeroizeOnDrop>(_: &T) {}
         is_zeroed(&Secret::new("hunter2"));
     }

@@ -1,9 +1,11 @@
 //! Tokens: where a request carries one, and what its claims say once the signature is verified.
 //!
-//! The server, `dormer edge serve` and the Worker share these rules and limits, so a token that counts for one of them
-//! counts for all. Verifying the signature needs cryptography, which each host has in its own form.
+//! The server, `dormer edge serve` and the Worker share these rules and limits, so a token that
+//! counts for one of them counts for all. Verifying the signature needs cryptography, which each
+//! host has in its own form.
 //!
-//! The order of the patterns in the JSON decides which of several wins. The order is kept: no map type in between.
+//! The order of the patterns in the JSON decides which of several wins. The order is kept: no map
+//! type in between.
 
 use std::fmt;
 
@@ -21,15 +23,15 @@ pub const CLAIM_NAMESPACE: &str = "https://jwt.attic.rs/v1";
 /// Longest token that is looked at, in bytes. Tokens of OIDC issuers take some KiB.
 pub const TOKEN_BYTES_MAX: usize = 32 * 1024;
 
-/// Longest `Authorization` that is looked at, in bytes: the longest token as the password of `Basic`, with 1 KiB for
-/// the user name.
+/// Longest `Authorization` that is looked at, in bytes: the longest token as the password of
+/// `Basic`, with 1 KiB for the user name.
 const AUTHORIZATION_BYTES_MAX: usize = (TOKEN_BYTES_MAX + 1024) / 3 * 4 + 64;
 
 /// How far the clock of a token's issuer may be ahead of ours, in seconds.
 pub const CLOCK_LEEWAY_SECONDS: i64 = 60;
 
-/// The token that a request presents in `Authorization`: after `Bearer`, or as the password of `Basic` with any user
-/// name, as Nix sends the password in netrc.
+/// The token that a request presents in `Authorization`: after `Bearer`, or as the password of
+/// `Basic` with any user name, as Nix sends the password in netrc.
 pub fn presented_token(authorization: &str) -> Option<String> {
     if authorization.len() > AUTHORIZATION_BYTES_MAX {
         return None;
@@ -79,8 +81,9 @@ impl TokenClaims {
         serde_json::from_slice(json).map_err(Error::TokenClaims)
     }
 
-    /// What the token may do with `cache`. An entry of exactly that name decides. Otherwise the first pattern that
-    /// matches decides. Otherwise the token may do nothing. Entries are never added up.
+    /// What the token may do with `cache`. An entry of exactly that name decides. Otherwise the
+    /// first pattern that matches decides. Otherwise the token may do nothing. Entries are never
+    /// added up.
     pub fn permissions_for(&self, cache: &CacheName) -> Permissions {
         let caches = &self.access.caches;
         let exact = caches.iter().find(|(pattern, _)| pattern.as_str() == cache.as_str());
@@ -100,7 +103,8 @@ impl TokenClaims {
     }
 }
 
-/// The issuer and the audiences whose tokens count. Nothing set: every token with a valid signature counts.
+/// The issuer and the audiences whose tokens count. Nothing set: every token with a valid signature
+/// counts.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct TokenBounds {
     /// Only tokens with this `iss` count.

@@ -1,7 +1,8 @@
 //! `/_api/v1/`: Attic's types, field for field.
 //!
-//! Optional fields of an upload's metadata are written as `null`, those of a cache's settings are left out, because that
-//! is what Attic's client and server write. Unknown fields are ignored when reading.
+//! Optional fields of an upload's metadata are written as `null`, those of a cache's settings are
+//! left out, because that is what Attic's client and server write. Unknown fields are ignored when
+//! reading.
 
 use dormer_nix::{NarHash, StoreDir, StorePath, StorePathHash};
 use serde::{Deserialize, Serialize};
@@ -9,7 +10,8 @@ use serde::{Deserialize, Serialize};
 use crate::error::{Error, Result, excerpt};
 use crate::{CacheName, Secret};
 
-/// Metadata as long as this or longer goes into the body instead of a header: many proxies refuse long headers.
+/// Metadata as long as this or longer goes into the body instead of a header: many proxies refuse
+/// long headers.
 pub const NAR_INFO_PREAMBLE_THRESHOLD_BYTES: usize = 4 * 1024;
 
 /// Longest metadata: 1 MiB, some 20,000 references.
@@ -140,7 +142,8 @@ pub struct UploadPathNarInfo {
 pub enum NarInfoForm {
     /// The value of [`crate::headers::NAR_INFO`].
     Header(String),
-    /// The first bytes of the body; their number is the value of [`crate::headers::NAR_INFO_PREAMBLE_SIZE`].
+    /// The first bytes of the body; their number is the value of
+    /// [`crate::headers::NAR_INFO_PREAMBLE_SIZE`].
     Preamble(Vec<u8>),
 }
 
@@ -151,7 +154,8 @@ impl UploadPathNarInfo {
         serde_json::from_slice(json).map_err(Error::NarInfoJson)
     }
 
-    /// Reads the value of [`crate::headers::NAR_INFO_PREAMBLE_SIZE`]: a decimal number up to [`NAR_INFO_BYTES_MAX`].
+    /// Reads the value of [`crate::headers::NAR_INFO_PREAMBLE_SIZE`]: a decimal number up to
+    /// [`NAR_INFO_BYTES_MAX`].
     pub fn parse_preamble_size(text: &str) -> Result<usize> {
         let digits = !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit());
         // A number too long for u64 is no less too large.
@@ -163,7 +167,8 @@ impl UploadPathNarInfo {
         check_size(size)
     }
 
-    /// The JSON, in the place where it belongs. Texts with characters that a header cannot hold go into the body.
+    /// The JSON, in the place where it belongs. Texts with characters that a header cannot hold go
+    /// into the body.
     pub fn encode(&self) -> Result<NarInfoForm> {
         let json = serde_json::to_string(self).map_err(Error::NarInfoJson)?;
         check_size(json.len() as u64)?;
@@ -176,8 +181,9 @@ impl UploadPathNarInfo {
         }
     }
 
-    /// Checks the paths against the store folder of the cache. References and the deriver may be full paths too, and
-    /// an empty or unknown deriver is none, because clients other than Attic's write them so.
+    /// Checks the paths against the store folder of the cache. References and the deriver may be
+    /// full paths too, and an empty or unknown deriver is none, because clients other than Attic's
+    /// write them so.
     pub fn resolve(&self, store_dir: &StoreDir) -> Result<ResolvedNarInfo> {
         let path = |field, text: &str| {
             let parsed =

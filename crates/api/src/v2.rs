@@ -5,7 +5,8 @@ use serde::{Deserialize, Serialize};
 use crate::{CacheName, RetentionPeriod};
 use dormer_nix::StoreDir;
 
-/// Answer to GET `caches`: every cache on which the caller has any permission, and the public ones; by name.
+/// Answer to GET `caches`: every cache on which the caller has any permission, and the public ones;
+/// by name.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ListCachesResponse {
     /// One entry a cache.
@@ -31,8 +32,8 @@ pub struct CacheEntry {
     pub public_keys: Vec<String>,
 }
 
-/// Answer to DELETE of an object. A request that is sent again because the first answer was lost finds nothing, which
-/// is no error: hence a flag instead of a 404.
+/// Answer to DELETE of an object. A request that is sent again because the first answer was lost
+/// finds nothing, which is no error: hence a flag instead of a 404.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct RemovePathResponse {
     /// Whether the cache had the path.

@@ -9,7 +9,8 @@ use serde::{Deserialize, Serialize};
 pub enum ErrorName {
     /// No such route or file.
     NotFound,
-    /// No or no valid token, or a token without any permission on the cache, whether that exists or not.
+    /// No or no valid token, or a token without any permission on the cache, whether that exists or
+    /// not.
     Unauthorized,
     /// The cache does not exist; told only to those who may know.
     NoSuchCache,

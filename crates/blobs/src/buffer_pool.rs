@@ -1,5 +1,5 @@
-//! Buffers that are used again: a read into a fresh one costs zeroing it and a page fault for every 4 KiB, together more
-//! than the copy out of the page cache itself.
+//! Buffers that are used again: a read into a fresh one costs zeroing it and a page fault for every
+//! 4 KiB, together more than the copy out of the page cache itself.
 //!
 //! Invariants
 //! - A buffer goes back only when the last `Bytes` over it is gone, so nobody sees it change.

@@ -1,7 +1,8 @@
 //! What every object store must do, and nothing more.
 //!
-//! - `put` is atomic and durable: after `Ok` the whole object survives a crash; after `Err` or a crash there is the whole
-//!   object or none, never a part. Names are never used twice, so nothing is ever overwritten with other bytes.
+//! - `put` is atomic and durable: after `Ok` the whole object survives a crash; after `Err` or a
+//!   crash there is the whole object or none, never a part. Names are never used twice, so nothing
+//!   is ever overwritten with other bytes.
 //! - No method relies on conditional requests: S3 servers differ too much in them.
 //! - Convenience and retries live in wrappers.
 
@@ -46,10 +47,11 @@ impl fmt::Display for BlobKey {
 pub trait Blobs: Send + Sync + fmt::Debug + 'static {
     /// Stores an object made of these parts, one after the other.
     async fn put(&self, key: &BlobKey, parts: &[Bytes]) -> Result<()>;
-    /// Reads a non-empty range, exactly. `NotFound` without the object, `Truncated` if it ends before the range does.
+    /// Reads a non-empty range, exactly. `NotFound` without the object, `Truncated` if it ends
+    /// before the range does.
     async fn get_range(&self, key: &BlobKey, range: Range<u64>) -> Result<Bytes>;
-    /// Reads a non-empty range, or what there is of it: less if the object ends before the range does. `NotFound` without the
-    /// object, `Truncated` if it ends before the range begins.
+    /// Reads a non-empty range, or what there is of it: less if the object ends before the range
+    /// does. `NotFound` without the object, `Truncated` if it ends before the range begins.
     async fn get_up_to(&self, key: &BlobKey, range: Range<u64>) -> Result<Bytes> {
         let size = self.head(key).await?;
         if size <= range.start {
@@ -64,8 +66,8 @@ pub trait Blobs: Send + Sync + fmt::Debug + 'static {
     /// Names of all objects, in no order. For checks and repairs only: nothing on a hot path lists.
     async fn list(&self) -> Result<Vec<BlobKey>>;
 
-    /// Whether a call is a request over a network: then fewer, larger reads are better than many small ones, even if they read
-    /// some bytes in vain.
+    /// Whether a call is a request over a network: then fewer, larger reads are better than many
+    /// small ones, even if they read some bytes in vain.
     fn is_remote(&self) -> bool {
         false
     }

@@ -1,4 +1,5 @@
-//! Trees of named files as publishing still sees them: a trait over [`Store`] and a tree in memory that remembers events.
+//! Trees of named files as publishing still sees them: a trait over [`Store`] and a tree in memory
+//! that remembers events.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -28,7 +29,8 @@ pub trait Files: Send + Sync + fmt::Debug + 'static {
     async fn get(&self, name: &str) -> Result<Option<Bytes>>;
     /// Deletes a file. Deleting what is not there is `Ok`.
     async fn delete(&self, name: &str) -> Result<()>;
-    /// The first `limit` files whose names begin with `<folder>/` and come after `after`, in the order of their names' bytes.
+    /// The first `limit` files whose names begin with `<folder>/` and come after `after`, in the
+    /// order of their names' bytes.
     async fn list_page(&self, folder: &str, after: Option<&str>, limit: usize) -> Result<Vec<FileEntry>>;
     /// Gives every file whose name begins with `<folder>/` to `found`, in the order of names.
     async fn list(&self, folder: &str, found: &mut (dyn FnMut(FileEntry) + Send)) -> Result<()> {
@@ -40,7 +42,8 @@ pub trait Files: Send + Sync + fmt::Debug + 'static {
             page.into_iter().for_each(&mut *found);
         }
     }
-    /// Whether this file, which is there, can be read without credentials; `None` if that cannot be told.
+    /// Whether this file, which is there, can be read without credentials; `None` if that cannot be
+    /// told.
     async fn is_public(&self, name: &str) -> Result<Option<bool>>;
     /// Requests made so far, listings apart: (writes and deletions, listings).
     fn requests(&self) -> (u64, u64);

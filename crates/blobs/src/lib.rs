@@ -1,11 +1,13 @@
-//! Packs in an object store: their names, the contract that every store meets, and its adapters. Layer: port.
+//! Packs in an object store: their names, the contract that every store meets, and its adapters.
+//! Layer: port.
 //!
 //! ```text
 //! Blobs ◄── LocalBlobs   a folder, durable by fsync
 //!       ◄── StoreBlobs   a bucket, by the crate `stores`; or memory, for tests
 //! ```
 //!
-//! [`conformance`] states what the contract promises as code; every adapter and every wrapper runs it.
+//! [`conformance`] states what the contract promises as code; every adapter and every wrapper runs
+//! it.
 
 mod buffer_pool;
 pub mod conformance;

@@ -1,11 +1,12 @@
 //! An object store in a folder of the local file system.
 //!
 //! Invariants
-//! - An object is written under a temporary name in the same file system, synced, renamed, and the folders that gained an
-//!   entry are synced: only then does `put` return. A crash leaves the whole object or a temporary file.
+//! - An object is written under a temporary name in the same file system, synced, renamed, and the
+//!   folders that gained an entry are synced: only then does `put` return. A crash leaves the whole
+//!   object or a temporary file.
 //! - Temporary files are locked while they are written; `open` deletes those that nobody holds.
-//! - A file at its root marks the folder as a store of ours. What is missing is missing only while that file is there: an
-//!   unmounted file system loses nothing, and nothing is made where it was.
+//! - A file at its root marks the folder as a store of ours. What is missing is missing only while
+//!   that file is there: an unmounted file system loses nothing, and nothing is made where it was.
 //! - A kept file handle is dropped when its object is deleted, so that the space comes back.
 
 use std::fs::{self, File, OpenOptions, TryLockError};
@@ -34,10 +35,12 @@ const PACKS: &str = "packs";
 /// File that marks a store, below its folder. It is made last when a store is made.
 const MARKER: &str = "dormer-store";
 
-/// File handles kept open. 512 packs of 32 MiB are 16 GiB of hot data; most systems allow 1,024 handles to a process.
+/// File handles kept open. 512 packs of 32 MiB are 16 GiB of hot data; most systems allow 1,024
+/// handles to a process.
 const HANDLES_MAX: u64 = 512;
 
-/// How long an unused handle stays: one that was opened while its object was deleted must not hold the space for good.
+/// How long an unused handle stays: one that was opened while its object was deleted must not hold
+/// the space for good.
 const HANDLE_IDLE: Duration = Duration::from_mins(5);
 
 /// Slices handed to one `writev`; Linux takes at most 1,024.
@@ -158,7 +161,8 @@ impl Blobs for LocalBlobs {
         };
         let mut buffer = self.buffers.take(len);
         let mut done = 0;
-        // What lies in the page cache is copied right here: handing it to another thread costs more than the copy.
+        // What lies in the page cache is copied right here: handing it to another thread costs more
+        // than the copy.
         if let Some(handle) = self.handles.get(key) {
             done = read_cached(&handle, buffer.as_mut(), range.start);
         }
@@ -210,7 +214,8 @@ impl Blobs for LocalBlobs {
     }
 }
 
-/// Makes the folders durable and deletes temporary files that no process is writing. Returns what the marker says.
+/// Makes the folders durable and deletes temporary files that no process is writing. Returns what
+/// the marker says.
 fn prepare(root: &Path) -> io::Result<Arc<[u8]>> {
     create_folders(&root.join(PACKS))?;
     let temporary = root.join(TEMPORARY);
@@ -288,11 +293,13 @@ fn write_parts(file: &mut File, parts: &[Bytes]) -> io::Result<()> {
     Ok(())
 }
 
-/// Makes one of the folders that packs lie in, and nothing above it: where the store was, nothing grows in its absence.
+/// Makes one of the folders that packs lie in, and nothing above it: where the store was, nothing
+/// grows in its absence.
 fn make_shard(folder: &Path) -> io::Result<()> {
     match fs::create_dir(folder) {
         Ok(()) => {}
-        // Made by another thread a moment ago, perhaps: its entry must be durable before ours counts.
+        // Made by another thread a moment ago, perhaps: its entry must be durable before ours
+        // counts.
         Err(error) if error.kind() == ErrorKind::AlreadyExists && folder.is_dir() => {}
         Err(error) => return Err(error),
     }
@@ -303,7 +310,8 @@ fn make_shard(folder: &Path) -> io::Result<()> {
 fn create_folders(folder: &Path) -> io::Result<()> {
     match fs::create_dir(folder) {
         Ok(()) => {}
-        // Made by another thread a moment ago, perhaps: its entry must be durable before ours counts.
+        // Made by another thread a moment ago, perhaps: its entry must be durable before ours
+        // counts.
         Err(error) if error.kind() == ErrorKind::AlreadyExists && folder.is_dir() => {}
         Err(error) if error.kind() == ErrorKind::NotFound => {
             let parent = folder.parent().ok_or(error)?;
@@ -327,7 +335,8 @@ fn sync_folder(folder: &Path) -> io::Result<()> {
 #[cfg(target_os = "linux")]
 fn read_cached(file: &File, buffer: &mut [u8], offset: u64) -> usize {
     use rustix::io::{ReadWriteFlags, preadv2};
-    // An error here (not cached, not supported by this file system) is no failure: the waiting read follows.
+    // An error here (not cached, not supported by this file system) is no failure: the waiting read
+    // follows.
     preadv2(file, &mut [io::IoSliceMut::new(buffer)], offset, ReadWriteFlags::NOWAIT).unwrap_or(0)
 }
 
@@ -337,7 +346,8 @@ fn read_cached(_: &File, _: &mut [u8], _: u64) -> usize {
     0
 }
 
-/// Reads the rest of a buffer whose first `done` bytes are there; `start` is the offset of its first byte.
+/// Reads the rest of a buffer whose first `done` bytes are there; `start` is the offset of its
+/// first byte.
 fn read_rest(file: &File, buffer: &mut Buffer, done: usize, start: u64) -> io::Result<()> {
     file.read_exact_at(&mut buffer.as_mut()[done..], start + done as u64)
 }
@@ -438,7 +448,8 @@ mod tests {
         let blobs = LocalBlobs::open(&root).unwrap();
         blobs.put(&key(1), &["x".into()]).await.unwrap();
         fs::rename(&root, &away).unwrap();
-        // As an unmounted file system leaves it, as if it had never been, and with another one in its place.
+        // As an unmounted file system leaves it, as if it had never been, and with another one in
+        // its place.
         let other = folder.path().join("other");
         drop(LocalBlobs::open(&other).unwrap());
         for place in ["empty", "none", "other"] {

@@ -1,7 +1,8 @@
 //! Packs in a [`Store`]: in a bucket, or in memory for tests that need speed and no durability.
 //!
 //! Invariants
-//! - A pack is one put. There are no uploads in parts, so none to clean up, and no conditional requests.
+//! - A pack is one put. There are no uploads in parts, so none to clean up, and no conditional
+//!   requests.
 //! - Retries, limits and error classification are the store's.
 
 use std::ops::Range;
@@ -47,12 +48,14 @@ impl StoreBlobs {
         &self.store
     }
 
-    /// Whether Attic left something below the prefix: `<uuid>.chunk` objects. Looks at one page of a listing.
+    /// Whether Attic left something below the prefix: `<uuid>.chunk` objects. Looks at one page of
+    /// a listing.
     pub async fn holds_attic_chunks(&self) -> Result<bool> {
         self.store.any_of_first("", ENTRIES_SEARCHED_MAX, |name| has_extension(name, "chunk")).await
     }
 
-    /// Whether there are packs below the prefix, written by any installation. Looks at one page of a listing.
+    /// Whether there are packs below the prefix, written by any installation. Looks at one page of
+    /// a listing.
     pub async fn holds_packs(&self) -> Result<bool> {
         self.store.any_of_first(PACKS, ENTRIES_SEARCHED_MAX, |name| has_extension(name, "pack")).await
     }

@@ -1,10 +1,11 @@
-//! NARs of a remote bucket, kept on this machine's disk within a bound. The NAR that nobody has read for longest goes
-//! first.
+//! NARs of a remote bucket, kept on this machine's disk within a bound. The NAR that nobody has
+//! read for longest goes first.
 //!
 //! Invariants
-//! - A file under its final name is whole: it is written under another name, and renamed after its last byte.
-//! - A NAR counts from the moment that its writing begins, and its file is made after those that it displaces are
-//!   deleted. So the bound holds at every moment.
+//! - A file under its final name is whole: it is written under another name, and renamed after its
+//!   last byte.
+//! - A NAR counts from the moment that its writing begins, and its file is made after those that it
+//!   displaces are deleted. So the bound holds at every moment.
 //! - No file is touched while the lock is held, and none on a thread of the runtime.
 //! - A cache that fails costs a request to the bucket, and nothing else.
 
@@ -48,10 +49,12 @@ struct Known {
     files: HashMap<String, (u64, u64)>,
     /// Names by age, the one that nobody has read for longest first.
     ages: BTreeMap<u64, String>,
-    /// Sizes of files that are being deleted. Nothing is kept under such a name until its file is gone.
+    /// Sizes of files that are being deleted. Nothing is kept under such a name until its file is
+    /// gone.
     leaving: HashMap<String, u64>,
     clock: u64,
-    /// Bytes of all files, those that are being written included, those that are being deleted excluded.
+    /// Bytes of all files, those that are being written included, those that are being deleted
+    /// excluded.
     bytes: u64,
 }
 
@@ -129,7 +132,8 @@ impl DiskCache {
         }
     }
 
-    /// Whether a NAR was kept for as long as an edge may: a NAR that was removed for cause must not stay for ever.
+    /// Whether a NAR was kept for as long as an edge may: a NAR that was removed for cause must not
+    /// stay for ever.
     async fn is_old(&self, key: &EdgeKey, name: &str) -> bool {
         let Ok(meta) = tokio::fs::metadata(self.folder.join(name)).await else { return false };
         let age = meta.modified().ok().and_then(|kept| kept.elapsed().ok());
@@ -282,7 +286,8 @@ impl Writing {
         None
     }
 
-    /// Renames the file after its last byte is on the disk, so that a power cut leaves no file that is whole in name only.
+    /// Renames the file after its last byte is on the disk, so that a power cut leaves no file that
+    /// is whole in name only.
     async fn finish(mut self) -> io::Result<()> {
         self.file.flush().await?;
         self.file.sync_data().await?;
@@ -347,7 +352,8 @@ mod tests {
             let first = folder.path().join(DiskCache::name_of(&key(1)).unwrap());
             assert!(first.exists());
 
-            // The only blocking thread is taken: nothing can be deleted yet, and nothing may wait with the lock.
+            // The only blocking thread is taken: nothing can be deleted yet, and nothing may wait
+            // with the lock.
             let (release, held) = std::sync::mpsc::channel::<()>();
             let taken = tokio::task::spawn_blocking(move || held.recv());
             let mut third = std::pin::pin!(pass(&cache, 3, &[40], 40));

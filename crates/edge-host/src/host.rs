@@ -27,10 +27,12 @@ use crate::source::{Opened, Source, SourceError};
 
 const FORWARDED_PROTO: HeaderName = HeaderName::from_static("x-forwarded-proto");
 
-/// Largest document that is remembered, in bytes. Nearly all narinfos and most listings are far smaller.
+/// Largest document that is remembered, in bytes. Nearly all narinfos and most listings are far
+/// smaller.
 const DOCUMENT_BYTES_MAX: u64 = 256 * 1024;
 
-/// Largest narinfo that is read, in bytes: four times the most that the lab takes of a path's metadata.
+/// Largest narinfo that is read, in bytes: four times the most that the lab takes of a path's
+/// metadata.
 const NARINFO_BYTES_MAX: usize = 4 * 1024 * 1024;
 
 /// Limits of a host. The defaults fit a small machine.
@@ -108,8 +110,8 @@ impl std::fmt::Debug for EdgeServer {
 type Body = UnsyncBoxBody<Bytes, io::Error>;
 
 impl EdgeServer {
-    /// A host. Without a verifier no token counts, so nobody may read private caches. `disk` keeps NARs of a remote
-    /// bucket.
+    /// A host. Without a verifier no token counts, so nobody may read private caches. `disk` keeps
+    /// NARs of a remote bucket.
     pub fn new(
         source: Source,
         disk: Option<DiskCache>,
@@ -123,7 +125,8 @@ impl EdgeServer {
                 u32::try_from(bytes + 256).unwrap_or(u32::MAX)
             })
             .build();
-        // A state document may hold 1 MiB of revoked tokens. Names of no cache take next to nothing.
+        // A state document may hold 1 MiB of revoked tokens. Names of no cache take next to
+        // nothing.
         let states = Memory::builder()
             .max_capacity(settings.document_bytes_max)
             .weigher(|_: &CacheName, known: &Until<Option<Arc<CacheState>>>| {
@@ -136,7 +139,8 @@ impl EdgeServer {
         Self { source, disk, verifier, settings, probes, states, documents }
     }
 
-    /// Serves until `shutdown` is ready; then takes no more connections and lets requests in flight finish.
+    /// Serves until `shutdown` is ready; then takes no more connections and lets requests in flight
+    /// finish.
     pub async fn run(self, listener: TcpListener, shutdown: impl Future<Output = ()>) -> Result<(), Error> {
         let settings = self.settings.host.clone();
         serve(listener, Arc::new(self), settings, shutdown).await
@@ -208,8 +212,8 @@ impl EdgeServer {
         let found = self.within(self.source.read(&name, STATE_BYTES_MAX)).await?;
         let state = found.map(|(_, json)| CacheState::parse(&json)).transpose().map_err(damaged(&name))?;
         let state = state.map(Arc::new);
-        // Present and absent documents are remembered equally long, so that the number of requests to the store tells
-        // nobody whether a private cache exists.
+        // Present and absent documents are remembered equally long, so that the number of requests
+        // to the store tells nobody whether a private cache exists.
         self.states.insert(cache.clone(), Until::seconds(state.clone(), STATE_SECONDS));
         Ok(state)
     }
@@ -294,8 +298,8 @@ fn probe(request: &Request<Incoming>) -> Option<Probe> {
     Probe::parse(request.uri().path()).filter(|_| is_read)
 }
 
-/// Whether the store answers. The catalogue is asked for because each publisher writes one; the answer that there is
-/// none is an answer, too.
+/// Whether the store answers. The catalogue is asked for because each publisher writes one; the
+/// answer that there is none is an answer, too.
 async fn check(source: Source) -> Result<(), NotReady> {
     let name = EdgeKey::Catalog.to_string();
     let found = tokio::time::timeout(CHECK_TIMEOUT, source.head(&name)).await;

@@ -1,11 +1,12 @@
 //! Hosting a published layout: the same answers as the Worker's, from a folder or any bucket.
 //!
-//! Layer: shell over `dormer-edge`, which decides every answer. This crate adds files, buckets, memory and connections.
-//! It needs nothing of the lab, neither its index nor its secrets.
+//! Layer: shell over `dormer-edge`, which decides every answer. This crate adds files, buckets,
+//! memory and connections. It needs nothing of the lab, neither its index nor its secrets.
 //!
 //! Invariants
 //! - Nothing of a cache is looked up, in the store or in memory, before the caller may read it.
-//! - Memory is keyed by the object's own name, and keeps nothing for longer than the layout's lives say.
+//! - Memory is keyed by the object's own name, and keeps nothing for longer than the layout's lives
+//!   say.
 //! - A store that does not answer is 503 and never "not here".
 //! - Memory and disk are bounded whatever is asked for.
 

@@ -9,7 +9,8 @@ use dormer_edge::{ObjectMeta, Part};
 use dormer_stores::{ByteStream, CallPolicy, FileMeta, GetRange, OpenError, RetryPolicy, Store};
 use futures::StreamExt as _;
 
-/// Calls are repeated for less time than a host waits for its store, so that the reason of a failure is logged.
+/// Calls are repeated for less time than a host waits for its store, so that the reason of a
+/// failure is logged.
 const RETRY_TIME: Duration = Duration::from_secs(20);
 
 /// Why a store has no answer.
@@ -61,8 +62,8 @@ impl Source {
         Ok(Self(Store::existing_folder(path)?))
     }
 
-    /// In a bucket, by its address (`s3://bucket/prefix`, `gs://…`, `az://…`), with settings as the stores' own tools know
-    /// them (`AWS_ACCESS_KEY_ID`, `AWS_ENDPOINT`, …).
+    /// In a bucket, by its address (`s3://bucket/prefix`, `gs://…`, `az://…`), with settings as the
+    /// stores' own tools know them (`AWS_ACCESS_KEY_ID`, `AWS_ENDPOINT`, …).
     pub fn bucket(
         url: &str,
         variables: impl IntoIterator<Item = (String, String)>,
@@ -96,7 +97,8 @@ impl Source {
         })
     }
 
-    /// Reads a small object whole; `None` if it is not there. An object of more than `bytes_max` is an error.
+    /// Reads a small object whole; `None` if it is not there. An object of more than `bytes_max` is
+    /// an error.
     pub(crate) async fn read(
         &self,
         name: &str,

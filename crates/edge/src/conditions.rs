@@ -1,6 +1,7 @@
 //! `Range`, `If-Range` and `If-None-Match`: what part of an object a request wants, if any.
 //!
-//! Single ranges only: a request for several gets the whole, which RFC 9110 allows and no Nix ever asks for.
+//! Single ranges only: a request for several gets the whole, which RFC 9110 allows and no Nix ever
+//! asks for.
 
 use std::ops::Range;
 
@@ -43,8 +44,8 @@ impl Part {
     }
 }
 
-/// The part that a GET asks for, of a representation whose tag is known. A range of another representation (`If-Range`)
-/// and what is no single range count as none.
+/// The part that a GET asks for, of a representation whose tag is known. A range of another
+/// representation (`If-Range`) and what is no single range count as none.
 pub fn wanted_part(range: Option<&str>, if_range: Option<&str>, etag: &str) -> Option<Part> {
     let is_same = if_range.is_none_or(|value| value == etag);
     range.filter(|_| is_same).and_then(Part::parse)
@@ -56,7 +57,8 @@ fn number(text: &str) -> Option<u64> {
     digits.then(|| text.parse().unwrap_or(u64::MAX))
 }
 
-/// Whether the client has this representation already. `if_none_match` holds the values of all such headers.
+/// Whether the client has this representation already. `if_none_match` holds the values of all such
+/// headers.
 pub fn client_has<'a>(if_none_match: impl IntoIterator<Item = &'a str>, etag: &str) -> bool {
     let without_weakness = |tag: &'a str| tag.strip_prefix("W/").unwrap_or(tag);
     let etag = etag.strip_prefix("W/").unwrap_or(etag);

@@ -1,6 +1,8 @@
-//! One checked property per parser of foreign bytes: a plain function that panics when the property fails.
+//! One checked property per parser of foreign bytes: a plain function that panics when the property
+//! fails.
 //!
-//! Tests run them over `fuzz/corpus/edge_*` and mutations of it; a fuzzer can run them for longer (`fuzz/README.md`).
+//! Tests run them over `fuzz/corpus/edge_*` and mutations of it; a fuzzer can run them for longer
+//! (`fuzz/README.md`).
 
 use dormer_api::{TokenBounds, TokenClaims, presented_token};
 
@@ -12,9 +14,9 @@ use crate::{
 /// Bytes of the object that is found.
 const SIZE: u64 = 1_000;
 
-/// A request: a line each for method, path, `Authorization`, `Range`, `If-Range` and `If-None-Match`. A request outside of
-/// the protocol reads nothing. Without a token, a private cache looks like none. Parts lie within the object, and lengths
-/// are those of the parts.
+/// A request: a line each for method, path, `Authorization`, `Range`, `If-Range` and
+/// `If-None-Match`. A request outside of the protocol reads nothing. Without a token, a private
+/// cache looks like none. Parts lie within the object, and lengths are those of the parts.
 pub fn fuzz_request(data: &[u8]) {
     let Ok(text) = std::str::from_utf8(data) else { return };
     let mut lines = text.split('\n');

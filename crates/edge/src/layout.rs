@@ -1,4 +1,5 @@
-//! How published caches lie in a bucket: one type names every object, and says what it is and how long it lives.
+//! How published caches lie in a bucket: one type names every object, and says what it is and how
+//! long it lives.
 //!
 //! ```text
 //! dormer-caches.json                       the public caches that are published here
@@ -10,7 +11,8 @@
 //! ```
 //!
 //! Invariants
-//! - Below a cache lies a standard static binary cache: any file server, CDN or Nix itself can serve it.
+//! - Below a cache lies a standard static binary cache: any file server, CDN or Nix itself can
+//!   serve it.
 //! - A NAR's name names its exact bytes, so they never change; everything else may be overwritten.
 //! - A name parses back from its printed form, and from nothing else.
 
@@ -22,10 +24,12 @@ use dormer_nix::{NarHash, StorePathHash, nix32};
 
 use crate::error::{Error, Result};
 
-/// How long a host may answer from a state document that it read, in seconds: by then a revoked token stops working.
+/// How long a host may answer from a state document that it read, in seconds: by then a revoked
+/// token stops working.
 pub const STATE_SECONDS: u32 = 30;
 
-/// How long a host may remember that an object is not there, in seconds: by then a freshly published path appears.
+/// How long a host may remember that an object is not there, in seconds: by then a freshly
+/// published path appears.
 pub const MISS_SECONDS: u32 = 5;
 
 /// Catalogue of a target.
@@ -100,7 +104,8 @@ pub enum EdgeKey {
 pub struct Life {
     /// Seconds that clients may keep it.
     pub client_seconds: u32,
-    /// Seconds that the edge's own cache may keep it. Bounds how long something that was removed for cause is still answered.
+    /// Seconds that the edge's own cache may keep it. Bounds how long something that was removed
+    /// for cause is still answered.
     pub edge_seconds: u32,
     /// Whether its bytes never change.
     pub immutable: bool,
@@ -163,8 +168,8 @@ impl EdgeKey {
         }
     }
 
-    /// How long the object may be kept. A narinfo's life is far below the shortest grace of a NAR (a day), so a client with a
-    /// narinfo from a cache still finds its NAR.
+    /// How long the object may be kept. A narinfo's life is far below the shortest grace of a NAR
+    /// (a day), so a client with a narinfo from a cache still finds its NAR.
     pub fn life(&self) -> Life {
         const MINUTE: u32 = 60;
         const DAY: u32 = 24 * 60 * MINUTE;

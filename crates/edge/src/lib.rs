@@ -1,19 +1,23 @@
 //! The edge, without I/O: how published caches lie in a bucket, and what is answered from there.
 //!
-//! Layer: pure. The publisher writes this layout, the Worker and `dormer edge serve` answer from it; all three take names,
-//! content types, lives and rules from here, so they cannot disagree. Nothing here knows a socket, a clock or a runtime,
-//! and nothing needs C: the crate also builds for wasm32. Only the feature `verify`, which the Worker leaves off, adds
-//! the cryptography that verifies tokens.
+//! Layer: pure. The publisher writes this layout, the Worker and `dormer edge serve` answer from
+//! it; all three take names, content types, lives and rules from here, so they cannot disagree.
+//! Nothing here knows a socket, a clock or a runtime, and nothing needs C: the crate also builds
+//! for wasm32. Only the feature `verify`, which the Worker leaves off, adds the cryptography that
+//! verifies tokens.
 //!
 //! A host answers a request in four steps, of which only the second and the last do I/O:
 //!
-//! 1. [`plan`]: method and path. A request outside of the protocol is answered here, and nothing is read for it.
-//! 2. Read the cache's state document (hosts keep it for [`STATE_SECONDS`]) and verify the signature of [`Visit::token`],
-//!    if there is one and [`Visit::needs_token`] says so.
-//! 3. [`Visit::admit`]: whether the caller may read. Only then may anything be looked up, in a bucket or in any cache.
+//! 1. [`plan`]: method and path. A request outside of the protocol is answered here, and nothing is
+//!    read for it.
+//! 2. Read the cache's state document (hosts keep it for [`STATE_SECONDS`]) and verify the
+//!    signature of [`Visit::token`], if there is one and [`Visit::needs_token`] says so.
+//! 3. [`Visit::admit`]: whether the caller may read. Only then may anything be looked up, in a
+//!    bucket or in any cache.
 //! 4. Look for [`Read::key`] and send the answer of [`Read::respond`].
 //!
-//! A private cache, a cache that does not exist and a name that no cache can have get the same answer, byte for byte.
+//! A private cache, a cache that does not exist and a name that no cache can have get the same
+//! answer, byte for byte.
 
 mod answer;
 mod conditions;

@@ -1,4 +1,5 @@
-//! Pages for people: how to use a cache, its keys, what is in it. No script, one small style, readable on a phone.
+//! Pages for people: how to use a cache, its keys, what is in it. No script, one small style,
+//! readable on a phone.
 
 use std::fmt::Write as _;
 
@@ -22,7 +23,8 @@ pub fn home(catalog: Option<&Catalog>, is_head: bool) -> Answer {
         Some(caches) if !caches.is_empty() => {
             html.push_str("<ul>\n");
             for cache in caches {
-                // Names of caches consist of characters that stand for themselves, in HTML and in addresses.
+                // Names of caches consist of characters that stand for themselves, in HTML and in
+                // addresses.
                 let _ = writeln!(html, "<li><a href=\"/{cache}\">{cache}</a></li>");
             }
             html.push_str("</ul>\n");
@@ -71,7 +73,8 @@ fn page(title: &str, body: &str, is_public: bool, is_head: bool) -> Answer {
         .with("referrer-policy", "no-referrer")
 }
 
-/// Whether this can be shown as an address to paste: a scheme and a host, and nothing that would be another word.
+/// Whether this can be shown as an address to paste: a scheme and a host, and nothing that would be
+/// another word.
 pub(crate) fn is_plain_origin(origin: &str) -> bool {
     let host = origin.strip_prefix("https://").or_else(|| origin.strip_prefix("http://"));
     let plain = |byte: u8| byte.is_ascii_alphanumeric() || b".-_:[]".contains(&byte);

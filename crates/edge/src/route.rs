@@ -1,6 +1,7 @@
 //! From a path to what it names: byte for byte, or not at all.
 //!
-//! Nothing is percent-decoded and no empty or dotted segment is skipped, so nothing has a second spelling.
+//! Nothing is percent-decoded and no empty or dotted segment is skipped, so nothing has a second
+//! spelling.
 
 use dormer_api::CacheName;
 

@@ -2,11 +2,14 @@
 //!
 //! Invariants
 //! - GET and HEAD, nothing else: whatever the path, another method is 405 and reads nothing.
-//! - Nothing of a cache is looked up before [`Visit::admit`]: there is no other way to an [`EdgeKey`].
-//! - Every "not here" is the same answer, byte for byte: for a private cache, for a cache that does not exist, for a name
-//!   that no cache can have, for a missing object. Nix then asks the next cache.
-//! - Lives of private objects are for the client alone (`private`), and hosts key their own caches by [`EdgeKey`], never by
-//!   a request's address, so that a query or a header cannot make or find another entry.
+//! - Nothing of a cache is looked up before [`Visit::admit`]: there is no other way to an
+//!   [`EdgeKey`].
+//! - Every "not here" is the same answer, byte for byte: for a private cache, for a cache that does
+//!   not exist, for a name that no cache can have, for a missing object. Nix then asks the next
+//!   cache.
+//! - Lives of private objects are for the client alone (`private`), and hosts key their own caches
+//!   by [`EdgeKey`], never by a request's address, so that a query or a header cannot make or find
+//!   another entry.
 
 use dormer_api::{CacheName, TokenClaims, presented_token};
 
@@ -33,7 +36,8 @@ pub struct Request<'a> {
     pub if_range: Option<&'a str>,
     /// Header `If-None-Match`.
     pub if_none_match: Option<&'a str>,
-    /// Scheme and host of the request, as in `https://cache.example.org`, if known. Only pages show it.
+    /// Scheme and host of the request, as in `https://cache.example.org`, if known. Only pages show
+    /// it.
     pub origin: Option<&'a str>,
 }
 
@@ -83,8 +87,9 @@ pub fn plan(request: &Request<'_>) -> RequestPlan {
     }))
 }
 
-/// Longest conditional header that is looked at, in bytes. A longer `Range` or `If-None-Match` counts as none, and a longer
-/// `If-Range` as that of another representation. Both are always allowed.
+/// Longest conditional header that is looked at, in bytes. A longer `Range` or `If-None-Match`
+/// counts as none, and a longer `If-Range` as that of another representation. Both are always
+/// allowed.
 const CONDITION_BYTES_MAX: usize = 1024;
 
 /// A request for something of a cache, before it is known who may read it.
@@ -126,13 +131,14 @@ impl Visit {
         self.token.as_deref()
     }
 
-    /// Whether a token decides. Also for a cache that does not exist, so that the time of an answer does not tell whether a
-    /// private cache exists.
+    /// Whether a token decides. Also for a cache that does not exist, so that the time of an answer
+    /// does not tell whether a private cache exists.
     pub fn needs_token(&self, state: Option<&CacheState>) -> bool {
         state.is_none_or(|state| !state.public)
     }
 
-    /// Decides. `claims` are those of the token, if its signature holds; `now` is in seconds since 1970 UTC.
+    /// Decides. `claims` are those of the token, if its signature holds; `now` is in seconds since
+    /// 1970 UTC.
     pub fn admit(self, state: Option<&CacheState>, claims: Option<&TokenClaims>, now: i64) -> Admission {
         let Some(state) = state.filter(|state| state.cache == self.cache) else {
             return Admission::Answer(Answer::not_found(self.is_head));
@@ -144,7 +150,8 @@ impl Visit {
         match self.target {
             None => Admission::Answer(page::of_cache(state, self.origin.as_deref(), self.is_head)),
             Some(key) => {
-                // Only NARs are worth resuming, and only their tags are known before they are found.
+                // Only NARs are worth resuming, and only their tags are known before they are
+                // found.
                 let part = tag_of(&key).filter(|_| !self.is_head).and_then(|tag| {
                     conditions::wanted_part(self.range.as_deref(), self.if_range.as_deref(), &tag)
                 });
@@ -160,8 +167,8 @@ impl Visit {
     }
 }
 
-/// The tag that follows from a name. A NAR's name identifies its bytes, while stores differ in the tags of uploads in
-/// parts.
+/// The tag that follows from a name. A NAR's name identifies its bytes, while stores differ in the
+/// tags of uploads in parts.
 fn tag_of(key: &EdgeKey) -> Option<String> {
     match key {
         EdgeKey::Nar(_, file) => Some(format!("\"{}\"", file.tag_text())),
@@ -199,9 +206,9 @@ impl Read {
         self.is_head
     }
 
-    /// The part that the client wants, if not all. A host asks its store for the part at once, and the store also tells the
-    /// size of the whole. If the object has no such part, the host either learns the size for [`Read::respond`], or answers
-    /// [`Read::outside`].
+    /// The part that the client wants, if not all. A host asks its store for the part at once, and
+    /// the store also tells the size of the whole. If the object has no such part, the host either
+    /// learns the size for [`Read::respond`], or answers [`Read::outside`].
     pub fn part(&self) -> Option<Part> {
         self.part
     }
@@ -216,7 +223,8 @@ impl Read {
         self.key.life()
     }
 
-    /// The answer, given what was found. With [`Body::Object`] the host sends these bytes of the object.
+    /// The answer, given what was found. With [`Body::Object`] the host sends these bytes of the
+    /// object.
     pub fn respond(&self, found: Option<&ObjectMeta>) -> Answer {
         let Some(meta) = found else {
             return Answer { edge_seconds: MISS_SECONDS, ..Answer::not_found(self.is_head) };

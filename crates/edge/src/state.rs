@@ -1,7 +1,7 @@
 //! The two small documents that the publisher writes beside the standard ones.
 //!
-//! Both name a version; a reader refuses a newer one, because a rule about who may read must not be half understood.
-//! Unknown fields are ignored.
+//! Both name a version; a reader refuses a newer one, because a rule about who may read must not be
+//! half understood. Unknown fields are ignored.
 
 use dormer_api::CacheName;
 use serde::{Deserialize, Serialize};
@@ -58,7 +58,8 @@ impl CacheState {
     }
 }
 
-/// The public caches of a target (`dormer-caches.json`), for the page at `/`. Private ones are not named.
+/// The public caches of a target (`dormer-caches.json`), for the page at `/`. Private ones are not
+/// named.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Catalog {
     /// Version of this document.

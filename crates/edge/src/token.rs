@@ -1,7 +1,7 @@
 //! Tokens at the edge: taken apart, and judged once a host has verified the signature.
 //!
-//! Verifying needs cryptography, which each host has in its own form (WebCrypto, a library). The host's key fixes the
-//! algorithm; the token's own header is only compared with it.
+//! Verifying needs cryptography, which each host has in its own form (WebCrypto, a library). The
+//! host's key fixes the algorithm; the token's own header is only compared with it.
 
 use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
@@ -27,7 +27,8 @@ pub enum Algorithm {
 /// A token that was taken apart. Believe nothing in it before its signature is verified.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct SignedToken {
-    /// The algorithm that the token names. A host compares it with the algorithm of its key and uses no other.
+    /// The algorithm that the token names. A host compares it with the algorithm of its key and
+    /// uses no other.
     pub algorithm: Algorithm,
     /// The name of the key that the token names.
     pub key_id: Option<String>,
@@ -50,7 +51,8 @@ struct Header {
 }
 
 impl SignedToken {
-    /// Takes a compact JWT apart. `None` if the text is no JWT, or its algorithm is none of these three.
+    /// Takes a compact JWT apart. `None` if the text is no JWT, or its algorithm is none of these
+    /// three.
     pub fn parse(token: &str) -> Option<Self> {
         let (message, signature) = token.rsplit_once('.')?;
         let (header, claims) = message.split_once('.')?;
@@ -73,8 +75,8 @@ impl SignedToken {
         })
     }
 
-    /// The claims, for a host that has verified the signature. `None` if their form is not ours or they are out of
-    /// bounds.
+    /// The claims, for a host that has verified the signature. `None` if their form is not ours or
+    /// they are out of bounds.
     pub fn verified_claims(&self, bounds: &TokenBounds) -> Option<TokenClaims> {
         let claims = TokenClaims::parse(&self.claims).ok()?;
         bounds.admit(&claims).then_some(claims)

@@ -1,8 +1,8 @@
 //! Verifying the signature of a token, for hosts with this crate's feature `verify`.
 //!
 //! Invariants
-//! - The key fixes the algorithm. A token's header can only agree with it: `none`, or a public key used as a secret, is
-//!   refused before any signature is looked at.
+//! - The key fixes the algorithm. A token's header can only agree with it: `none`, or a public key
+//!   used as a secret, is refused before any signature is looked at.
 //! - A token whose signature is wrong, or which is out of bounds, counts as no token.
 //! - Dates are not checked here: hosts remember claims, and check the dates at each use.
 

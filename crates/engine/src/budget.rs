@@ -1,13 +1,15 @@
 //! Budgets: everything in the engine that a task may have to wait for, as one type.
 //!
-//! A budget counts bytes of memory, or turns to do something. A task takes a share before it uses the memory or begins
-//! the work, and waits in line when too little is free. The share returns when it is dropped. Each budget reports its
-//! limit, what is in use and how many tasks wait (`dormer_budget_…`), so an operator sees what a stuck request waits for.
+//! A budget counts bytes of memory, or turns to do something. A task takes a share before it uses
+//! the memory or begins the work, and waits in line when too little is free. The share returns when
+//! it is dropped. Each budget reports its limit, what is in use and how many tasks wait
+//! (`dormer_budget_…`), so an operator sees what a stuck request waits for.
 //!
 //! Invariants
-//! - The shares of a budget never exceed its limit. A task that asks for more than the limit gets the whole budget.
-//! - Never wait for a second share of a budget while holding one that only you can return: two tasks could deadlock. A
-//!   share that returns when a client has read its bytes is no such share.
+//! - The shares of a budget never exceed its limit. A task that asks for more than the limit gets
+//!   the whole budget.
+//! - Never wait for a second share of a budget while holding one that only you can return: two
+//!   tasks could deadlock. A share that returns when a client has read its bytes is no such share.
 //!
 //! docs/ARCHITECTURE.md, "Memory", has the sum over all memory budgets.
 
@@ -20,7 +22,8 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use crate::{Error, Result};
 
-/// Bytes of memory per permit. A semaphore of tokio holds 2^29 permits on 32-bit machines: 512 GiB in KiB.
+/// Bytes of memory per permit. A semaphore of tokio holds 2^29 permits on 32-bit machines: 512 GiB
+/// in KiB.
 const MEMORY_UNIT: u64 = 1024;
 
 /// Memory or turns for one purpose; clones share it.
@@ -73,7 +76,8 @@ impl Drop for WaitCount<'_> {
 }
 
 impl Budget {
-    /// A budget of so many bytes, at least a KiB. [`Error::Busy`] names `busy` when nothing was free for `patience`.
+    /// A budget of so many bytes, at least a KiB. [`Error::Busy`] names `busy` when nothing was
+    /// free for `patience`.
     pub(crate) fn of_memory(
         name: &'static str,
         bytes_max: u64,
@@ -100,7 +104,8 @@ impl Budget {
         Self { name, busy, patience, permits, permits_max, unit, waiting: Arc::default() }
     }
 
-    /// Takes a share when its turn comes: first come, first served. [`Error::Busy`] when none came in time.
+    /// Takes a share when its turn comes: first come, first served. [`Error::Busy`] when none came
+    /// in time.
     pub(crate) async fn take(&self, amount: u64) -> Result<BudgetShare> {
         match tokio::time::timeout(self.patience, self.take_at_last(amount)).await {
             Ok(share) => Ok(share),

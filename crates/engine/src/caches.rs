@@ -1,8 +1,8 @@
 //! Caches and their signing keys.
 //!
-//! The engine remembers the settings of a cache for a moment. A change through this engine shows at once. A change
-//! through another replica shows when its notice arrives, and within 5 s in any case ([`crate::coherence`]). The engine
-//! never remembers that a cache does not exist.
+//! The engine remembers the settings of a cache for a moment. A change through this engine shows at
+//! once. A change through another replica shows when its notice arrives, and within 5 s in any case
+//! ([`crate::coherence`]). The engine never remembers that a cache does not exist.
 
 use std::sync::Arc;
 
@@ -65,8 +65,8 @@ impl Engine {
         }
     }
 
-    /// A cache by name, as it is now. Callers that change settings, or show the effect of a change, use this: another replica
-    /// may have changed the cache a moment ago.
+    /// A cache by name, as it is now. Callers that change settings, or show the effect of a change,
+    /// use this: another replica may have changed the cache a moment ago.
     pub async fn current_cache(&self, name: &str) -> Result<Option<Arc<Cache>>> {
         let look = self.look_at_settings();
         let Some(cache) = self.index().find_cache(name).await? else { return Ok(None) };
@@ -101,8 +101,9 @@ impl Engine {
         self.current_cache(&new.name).await?.ok_or(Error::Index(dormer_index::Error::CacheGone))
     }
 
-    /// Changes a cache. A new key replaces the active keys, which stay listed as retired. The store folder of a cache that
-    /// holds objects cannot change ([`Error::StoreDirInUse`]): their names and their holes belong to the old folder.
+    /// Changes a cache. A new key replaces the active keys, which stay listed as retired. The store
+    /// folder of a cache that holds objects cannot change ([`Error::StoreDirInUse`]): their names
+    /// and their holes belong to the old folder.
     pub async fn update_cache(&self, cache: &Cache, update: UpdateCache) -> Result<()> {
         let secret = match update.new_key {
             None => None,

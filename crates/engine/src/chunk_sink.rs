@@ -1,9 +1,10 @@
 //! From raw bytes to a recipe: chunks, deduplicates, compresses and packs one stream of bytes.
 //!
-//! Algorithm, for each batch of chunks (3 MiB, or the rest at the end): hash the chunks on the CPU pool; ask the packer for
-//! chunks that are on their way, then the index for the others; claim, compress and hand to the packer the chunks that are
-//! nowhere. The sink builds the recipe, the encoding tag and the size in order, as far as the chunks' rows are known. It
-//! keeps what it knows of a chunk only until the chunk's pack is stored, so memory does not grow with the NAR.
+//! Algorithm, for each batch of chunks (3 MiB, or the rest at the end): hash the chunks on the CPU
+//! pool; ask the packer for chunks that are on their way, then the index for the others; claim,
+//! compress and hand to the packer the chunks that are nowhere. The sink builds the recipe, the
+//! encoding tag and the size in order, as far as the chunks' rows are known. It keeps what it knows
+//! of a chunk only until the chunk's pack is stored, so memory does not grow with the NAR.
 
 use std::collections::{BTreeSet, VecDeque};
 use std::sync::Arc;
@@ -20,18 +21,19 @@ use crate::cpu::CpuPool;
 use crate::metrics::{Deduplicated, EngineMetrics};
 use crate::packer::{Claim, ClaimedChunk, PackSlot, Packer, PendingChunk};
 
-/// Raw bytes of a NAR looked up at once: one statement for up to 96 chunks of 32 KiB. Two batches are the largest part of an
-/// upload's memory.
+/// Raw bytes of a NAR looked up at once: one statement for up to 96 chunks of 32 KiB. Two batches
+/// are the largest part of an upload's memory.
 pub(crate) const BATCH_BYTES: usize = 3 * 1024 * 1024;
 
-/// Memory for chunks that cannot join the recipe yet. A known chunk is queued while a chunk before it is on its way into a
-/// pack. When this is full, the upload waits for that pack.
+/// Memory for chunks that cannot join the recipe yet. A known chunk is queued while a chunk before
+/// it is on its way into a pack. When this is full, the upload waits for that pack.
 const QUEUED_BYTES_MAX: usize = 512 * 1024;
 
 /// Memory of one queued chunk without its fills: its row and the structures around it.
 const QUEUED_CHUNK_BYTES: usize = 256;
 
-/// Chunks looked up at once, for settings that make them much smaller: the index takes 16,384 in one call.
+/// Chunks looked up at once, for settings that make them much smaller: the index takes 16,384 in
+/// one call.
 const BATCH_CHUNKS: usize = 4_096;
 
 /// Raw bytes compressed in one job: 3 to 15 ms of work.
@@ -214,8 +216,8 @@ impl ChunkSink {
             .collect();
         let mut rows = self.context.index.find_chunks(&unknown).await?.into_iter();
 
-        // No await from here on: otherwise another upload could store a chunk after the look-up missed it, and the chunk would
-        // be stored twice.
+        // No await from here on: otherwise another upload could store a chunk after the look-up
+        // missed it, and the chunk would be stored twice.
         let mut new = Vec::new();
         for ((id, mut chunk), pending) in chunks.into_iter().zip(&mut in_flight) {
             self.position += 1;
@@ -272,8 +274,8 @@ impl ChunkSink {
         pending
     }
 
-    /// Starts compressing a batch's new chunks, in jobs that are large enough to be worth a wake-up and small enough that
-    /// every thread of the pool gets some.
+    /// Starts compressing a batch's new chunks, in jobs that are large enough to be worth a wake-up
+    /// and small enough that every thread of the pool gets some.
     fn encode(&mut self, new: Vec<NewChunk>) {
         let job_bytes = (BATCH_BYTES / (2 * self.context.cpu.threads())).min(JOB_BYTES_MAX);
         let (mut job, mut bytes) = (Vec::new(), 0);
@@ -283,8 +285,8 @@ impl ChunkSink {
             job.push(chunk);
             if bytes >= job_bytes || new.peek().is_none() {
                 bytes = 0;
-                // A task of its own: the packer relies on claimed chunks also when this upload is abandoned, and a JoinSet
-                // aborts its tasks.
+                // A task of its own: the packer relies on claimed chunks also when this upload is
+                // abandoned, and a JoinSet aborts its tasks.
                 let memory = Arc::clone(&self.memory);
                 let work =
                     tokio::spawn(encode_and_add(self.context.clone(), std::mem::take(&mut job), memory));

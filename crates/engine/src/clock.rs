@@ -17,7 +17,8 @@ pub struct SystemClock;
 
 impl Clock for SystemClock {
     fn now(&self) -> UnixSeconds {
-        // A clock before 1970 is treated as 1970: every comparison with stored times then errs towards keeping data.
+        // A clock before 1970 is treated as 1970: every comparison with stored times then errs
+        // towards keeping data.
         SystemTime::now()
             .duration_since(UNIX_EPOCH)
             .map_or(0, |elapsed| i64::try_from(elapsed.as_secs()).unwrap_or(i64::MAX))

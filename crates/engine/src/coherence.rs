@@ -2,11 +2,12 @@
 //!
 //! Invariants
 //! - A miss is never remembered: Nix believes a miss for an hour.
-//! - A remembered hit is at most 5 s old, even when no notice of a change arrives. An answer is remembered for
-//!   [`REMEMBERED`], it may be made with settings of a cache that were remembered as long, and each of the two took at
-//!   most [`LOOK_MAX`] to read.
-//! - A notice of a change discards at once what it may concern, also the results of look-ups that began before the
-//!   notice. A change of an object concerns its narinfo and the read plans of its cache, and no other cache.
+//! - A remembered hit is at most 5 s old, even when no notice of a change arrives. An answer is
+//!   remembered for [`REMEMBERED`], it may be made with settings of a cache that were remembered as
+//!   long, and each of the two took at most [`LOOK_MAX`] to read.
+//! - A notice of a change discards at once what it may concern, also the results of look-ups that
+//!   began before the notice. A change of an object concerns its narinfo and the read plans of its
+//!   cache, and no other cache.
 
 use std::collections::HashMap;
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -25,7 +26,8 @@ const LOOK_MAX: Duration = Duration::from_secs(1);
 
 const _: () = assert!(2 * (REMEMBERED.as_millis() + LOOK_MAX.as_millis()) <= 5_000);
 
-/// Counts the changes that were noticed. Everything that is remembered belongs to a state of these counts.
+/// Counts the changes that were noticed. Everything that is remembered belongs to a state of these
+/// counts.
 #[derive(Debug, Default)]
 pub(crate) struct ChangeCounts(Mutex<Counts>);
 
@@ -37,7 +39,8 @@ struct Counts {
     of_objects: HashMap<CacheId, u64>,
 }
 
-/// The changes that concern a cache, as counted at one moment: it names what was remembered since the last of them.
+/// The changes that concern a cache, as counted at one moment: it names what was remembered since
+/// the last of them.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub(crate) struct CacheState {
     of_all: u64,
@@ -116,12 +119,13 @@ impl Engine {
         });
     }
 
-    // The counts change before anything is discarded, so that a look-up which began earlier puts nothing back.
+    // The counts change before anything is discarded, so that a look-up which began earlier puts
+    // nothing back.
     fn forget(&self, change: Change) {
         match change {
             Change::Object(cache, hash) => {
-                // A read plan is found under the state of its cache, so this discards the plans of this cache. The notice
-                // does not say which NAR the object had.
+                // A read plan is found under the state of its cache, so this discards the plans of
+                // this cache. The notice does not say which NAR the object had.
                 self.change_counts().note_object(cache);
                 self.remembered_narinfos().invalidate(&(cache, hash));
             }
@@ -146,7 +150,8 @@ impl Engine {
         self.forget(Change::Object(cache, *hash));
     }
 
-    /// Forgets all narinfos and read plans, after a NAR was found damaged or got another encoding: any cache may have it.
+    /// Forgets all narinfos and read plans, after a NAR was found damaged or got another encoding:
+    /// any cache may have it.
     pub(crate) fn forget_nars(&self) {
         self.change_counts().note_all();
         self.remembered_narinfos().invalidate_all();

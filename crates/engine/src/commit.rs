@@ -32,8 +32,8 @@ impl Engine {
         self.commit(cache, ingested.source.clone(), target).await.map(drop)
     }
 
-    /// Makes an uploaded NAR visible as the object that a narinfo describes. The narinfo must name an alias of this cache
-    /// and agree with its NAR ([`Error::NoAlias`], [`Error::NarMismatch`]).
+    /// Makes an uploaded NAR visible as the object that a narinfo describes. The narinfo must name
+    /// an alias of this cache and agree with its NAR ([`Error::NoAlias`], [`Error::NarMismatch`]).
     pub async fn commit_narinfo(
         &self,
         cache: &Cache,
@@ -61,7 +61,8 @@ impl Engine {
         Ok(self.index().find_alias(cache.id, file_name, since).await?.filter(|alias| !alias.nar.damaged))
     }
 
-    /// Removes an object for cause: its narinfo, its NAR in this cache and its alias go at once. `false` if it was not there.
+    /// Removes an object for cause: its narinfo, its NAR in this cache and its alias go at once.
+    /// `false` if it was not there.
     pub async fn remove_object(&self, cache: &Cache, hash: &StorePathHash) -> Result<bool> {
         let (engine, cache, hash) = (self.clone(), cache.id, *hash);
         finish(async move {
@@ -92,8 +93,8 @@ impl Engine {
     }
 }
 
-/// Runs a change to its end on a task of its own. A caller that leaves would otherwise stop between the change and what
-/// follows from it, and old answers would stay remembered.
+/// Runs a change to its end on a task of its own. A caller that leaves would otherwise stop between
+/// the change and what follows from it, and old answers would stay remembered.
 pub(crate) async fn finish<T: Send + 'static>(
     change: impl Future<Output = Result<T>> + Send + 'static,
 ) -> Result<T> {

@@ -1,7 +1,7 @@
 //! A bounded pool for hashing and compression.
 //!
-//! At most `cpu_threads` jobs run at once, so uploads leave the rest of the machine to the readers. The pool reuses zstd
-//! contexts: setting one up costs more than compressing a small chunk with it.
+//! At most `cpu_threads` jobs run at once, so uploads leave the rest of the machine to the readers.
+//! The pool reuses zstd contexts: setting one up costs more than compressing a small chunk with it.
 
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -33,7 +33,8 @@ impl std::fmt::Debug for Encoders {
 impl CpuPool {
     pub(crate) fn new(threads: usize, zstd_level: i32) -> Self {
         let threads = threads.max(1);
-        // Jobs belong to uploads that hold memory already, and each job is short: they wait without a limit.
+        // Jobs belong to uploads that hold memory already, and each job is short: they wait without
+        // a limit.
         let turns = Budget::of_turns("cpu", threads, Duration::MAX, "jobs");
         Self { turns, threads, encoders: Arc::new(Encoders { idle: Mutex::default(), zstd_level }) }
     }
@@ -48,8 +49,8 @@ impl CpuPool {
         &self.turns
     }
 
-    /// Runs CPU work when its turn comes. The work is never cancelled half-way, and it keeps its turn until it ends, also
-    /// when the caller leaves.
+    /// Runs CPU work when its turn comes. The work is never cancelled half-way, and it keeps its
+    /// turn until it ends, also when the caller leaves.
     pub(crate) async fn run<T: Send + 'static>(&self, work: impl FnOnce() -> T + Send + 'static) -> T {
         let turn = self.turns.take_at_last(1).await;
         let job = tokio::task::spawn_blocking(move || {
@@ -66,8 +67,8 @@ impl CpuPool {
         }
     }
 
-    /// Compresses chunks whose ids are known in one job: waking a thread for each chunk costs a tenth of the work of the
-    /// fast levels.
+    /// Compresses chunks whose ids are known in one job: waking a thread for each chunk costs a
+    /// tenth of the work of the fast levels.
     pub(crate) async fn encode(&self, chunks: Vec<(ChunkId, RawChunk)>) -> Result<Vec<StoredChunk>> {
         let encoders = Arc::clone(&self.encoders);
         self.run(move || {

@@ -1,4 +1,5 @@
-//! Why an engine call failed, and what kind of failure it is. The server maps errors to HTTP statuses.
+//! Why an engine call failed, and what kind of failure it is. The server maps errors to HTTP
+//! statuses.
 
 use dormer_nix::NarHash;
 use dormer_nix::nar::NarError;
@@ -17,7 +18,8 @@ pub enum ErrorClass {
     Conflict,
     /// The server is at a limit; the same call will work later.
     Busy,
-    /// The database or the store cannot be reached, or something vanished meanwhile; the same call may work later.
+    /// The database or the store cannot be reached, or something vanished meanwhile; the same call
+    /// may work later.
     Unavailable,
     /// A defect or damaged data.
     Internal,
@@ -101,7 +103,8 @@ pub enum Error {
         /// The NAR.
         nar: NarHash,
     },
-    /// A chunk got other frames while the NAR was being read; the NAR can be read under another tag.
+    /// A chunk got other frames while the NAR was being read; the NAR can be read under another
+    /// tag.
     #[error("NAR {nar} was encoded anew while it was being read")]
     Reencoded {
         /// The NAR.

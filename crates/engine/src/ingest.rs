@@ -1,9 +1,12 @@
-//! Ingest: receives a NAR, verifies it and makes its bytes durable. Nothing is visible before [`commit`](crate::commit).
+//! Ingest: receives a NAR, verifies it and makes its bytes durable. Nothing is visible before
+//! [`commit`](crate::commit).
 //!
 //! Invariants
-//! - [`Ingest::finish`] succeeds only for a NAR that was read whole, parsed, and has the announced hash and size.
+//! - [`Ingest::finish`] succeeds only for a NAR that was read whole, parsed, and has the announced
+//!   hash and size.
 //! - A known NAR is still read and hashed: only a pusher that has the bytes may name them.
-//! - An [`Ingest`] that is dropped leaves at most chunks behind. These are valid on their own, and later uploads use them.
+//! - An [`Ingest`] that is dropped leaves at most chunks behind. These are valid on their own, and
+//!   later uploads use them.
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -20,7 +23,8 @@ use crate::packer::CountedUpload;
 use crate::settings::UPLOAD_BYTES;
 use crate::{Engine, Error, Result};
 
-/// Bytes of a NAR that are parsed before the listing is emptied, so that little of the listing gathers.
+/// Bytes of a NAR that are parsed before the listing is emptied, so that little of the listing
+/// gathers.
 const PIECE_BYTES: usize = 64 * 1024;
 
 /// Bytes of a listing that are handed on at once.
@@ -91,7 +95,8 @@ struct Storing {
 }
 
 impl Engine {
-    /// Begins an upload as soon as there is memory for it. [`Error::Busy`] when there is none in time.
+    /// Begins an upload as soon as there is memory for it. [`Error::Busy`] when there is none in
+    /// time.
     pub async fn begin_ingest(&self, request: IngestRequest) -> Result<Ingest> {
         let settings = self.settings();
         if let Some((_, size)) = request.expected
@@ -258,17 +263,21 @@ impl Ingest {
 pub enum Deduplication {
     /// The whole NAR is in a cache that the pusher may read.
     Whole,
-    /// This part of the bytes, 0 to 1, was in chunks that the server had. The pusher may read every cache.
+    /// This part of the bytes, 0 to 1, was in chunks that the server had. The pusher may read every
+    /// cache.
     Part(f64),
-    /// The server does not tell: the pusher may not read every cache, and the bytes may be in one of the others.
+    /// The server does not tell: the pusher may not read every cache, and the bytes may be in one
+    /// of the others.
     Untold,
 }
 
 impl Engine {
-    /// What the server may tell a pusher about deduplication. `may_read` says which caches the pusher may read.
+    /// What the server may tell a pusher about deduplication. `may_read` says which caches the
+    /// pusher may read.
     ///
-    /// The whole NAR counts if one of these caches has it. The index does not know which caches a single chunk is in, so the
-    /// server tells about chunks only if the pusher may read every cache that exists or existed.
+    /// The whole NAR counts if one of these caches has it. The index does not know which caches a
+    /// single chunk is in, so the server tells about chunks only if the pusher may read every cache
+    /// that exists or existed.
     pub async fn deduplication(
         &self,
         ingested: &Ingested,

@@ -1,6 +1,8 @@
-//! The listing of an incoming NAR. A small listing is kept in a row; a larger one is stored as chunks while it is written.
+//! The listing of an incoming NAR. A small listing is kept in a row; a larger one is stored as
+//! chunks while it is written.
 //!
-//! Memory: at most [`GATHERED_BYTES_MAX`] of JSON, or a chunker and two small batches, whatever the NAR holds.
+//! Memory: at most [`GATHERED_BYTES_MAX`] of JSON, or a chunker and two small batches, whatever the
+//! NAR holds.
 
 use std::sync::Arc;
 
@@ -16,7 +18,8 @@ pub(crate) const GATHERED_BYTES_MAX: usize = 1024 * 1024;
 /// Largest compressed listing kept in a row; larger ones are stored as chunks.
 const INLINE_BYTES_MAX: usize = 64 * 1024;
 
-/// Listings compress well at any level. Level 3 costs at most a tenth of the rest of an upload's work.
+/// Listings compress well at any level. Level 3 costs at most a tenth of the rest of an upload's
+/// work.
 const ZSTD_LEVEL: i32 = 3;
 
 /// Raw bytes of a listing's chunks that are looked up at once.

@@ -1,14 +1,17 @@
-//! The job runner: takes up open jobs one after another, and runs their steps beside pushes and reads.
+//! The job runner: takes up open jobs one after another, and runs their steps beside pushes and
+//! reads.
 //!
 //! Invariants
-//! - A step runs only under the job's lease, and renews the lease in its own transaction. A process that lost the lease
-//!   changes nothing more.
-//! - At least half of the time between two steps belongs to others, and the size of a step follows the time that steps take
-//!   ([`StepSize`]). So a writer on SQLite waits for one short step at most.
-//! - The runner stops at once when it is told to: a step in flight is rolled back, and the lease is given back.
+//! - A step runs only under the job's lease, and renews the lease in its own transaction. A process
+//!   that lost the lease changes nothing more.
+//! - At least half of the time between two steps belongs to others, and the size of a step follows
+//!   the time that steps take ([`StepSize`]). So a writer on SQLite waits for one short step at
+//!   most.
+//! - The runner stops at once when it is told to: a step in flight is rolled back, and the lease is
+//!   given back.
 //!
-//! Any number of processes may run one over the same index: each job has one holder, and a job whose holder is gone is taken
-//! up again when its lease ends.
+//! Any number of processes may run one over the same index: each job has one holder, and a job
+//! whose holder is gone is taken up again when its lease ends.
 
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
@@ -20,10 +23,12 @@ use prometheus::{IntGaugeVec, Opts};
 
 use crate::Clock;
 
-/// The kinds that this runner runs. Those of publishing belong to the holder of their target's lease.
+/// The kinds that this runner runs. Those of publishing belong to the holder of their target's
+/// lease.
 const RUNNABLE: [JobKind; 1] = [JobKind::DeleteCache];
 
-/// How long giving a lease back may take when the runner stops. After that the lease has to end by itself.
+/// How long giving a lease back may take when the runner stops. After that the lease has to end by
+/// itself.
 const RELEASE_MAX: Duration = Duration::from_millis(500);
 
 /// A failed job is tried again after 2 s, 4 s and so on, but at least this often.
@@ -32,8 +37,8 @@ const RETRY_SECONDS_MAX: UnixSeconds = 300;
 /// How a runner works.
 #[derive(Debug, Clone)]
 pub struct JobSettings {
-    /// How long a lease lasts after the last step, in seconds. It must exceed the difference between the clocks of two
-    /// replicas.
+    /// How long a lease lasts after the last step, in seconds. It must exceed the difference
+    /// between the clocks of two replicas.
     pub lease_seconds: i64,
     /// How often the runner looks for open jobs, and reads the gauges.
     pub poll: Duration,
@@ -60,7 +65,8 @@ pub struct JobRunner {
 }
 
 impl JobRunner {
-    /// A runner over an index. `holder` names this process to people; two processes may have the same name.
+    /// A runner over an index. `holder` names this process to people; two processes may have the
+    /// same name.
     pub fn new(
         jobs: Arc<dyn JobIndex>,
         clock: Arc<dyn Clock>,

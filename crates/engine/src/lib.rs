@@ -1,7 +1,8 @@
 //! The engine: ingest and read, over an index and an object store.
 //!
-//! Layer: above the two ports, below publishing and the server. This is the only code that orders writes. docs/STORAGE.md
-//! states the orders and the invariants that they keep; docs/ARCHITECTURE.md follows a push and a pull through the engine.
+//! Layer: above the two ports, below publishing and the server. This is the only code that orders
+//! writes. docs/STORAGE.md states the orders and the invariants that they keep;
+//! docs/ARCHITECTURE.md follows a push and a pull through the engine.
 
 mod back_off;
 mod budget;
@@ -181,8 +182,9 @@ impl Engine {
         Ok(self.index().ping().await?)
     }
 
-    /// Answers when the object store can be reached, within `patience`, and packs can be stored. A store that answers other
-    /// requests meanwhile can be reached, although it is too busy for this one.
+    /// Answers when the object store can be reached, within `patience`, and packs can be stored. A
+    /// store that answers other requests meanwhile can be reached, although it is too busy for this
+    /// one.
     pub async fn check_store(&self, patience: Duration) -> Result<()> {
         if !self.inner.ingest.packer.is_running() {
             return Err(Error::PackerDown);

@@ -1,10 +1,11 @@
 //! Reads listings back as JSON.
 //!
-//! A small listing comes from its row in one piece, a large one chunk by chunk, within the memory for reads. Unlike NARs,
-//! listings are decompressed here: clients ask for them rarely, and as JSON.
+//! A small listing comes from its row in one piece, a large one chunk by chunk, within the memory
+//! for reads. Unlike NARs, listings are decompressed here: clients ask for them rarely, and as
+//! JSON.
 //!
-//! A listing that cannot be read harms nothing else: the engine forgets it, its NAR stays readable, and the next push of a
-//! path with this NAR brings it back.
+//! A listing that cannot be read harms nothing else: the engine forgets it, its NAR stays readable,
+//! and the next push of a path with this NAR brings it back.
 
 use std::pin::Pin;
 use std::sync::Arc;
@@ -22,7 +23,8 @@ use crate::ingest_listing::GATHERED_BYTES_MAX;
 use crate::read::{ReadFailure, windows};
 use crate::{Engine, Error, Result};
 
-/// A listing as JSON in Nix's `.ls` form, piece by piece. An error means that the answer must be cut off.
+/// A listing as JSON in Nix's `.ls` form, piece by piece. An error means that the answer must be
+/// cut off.
 pub struct ListingStream {
     /// Bytes in all.
     pub size: u64,
@@ -38,8 +40,8 @@ impl Stream for ListingStream {
 }
 
 impl Engine {
-    /// The listing of a path's NAR. `None` when the cache lacks the path, or when the listing was larger than the server
-    /// keeps. The first bytes are verified when this returns.
+    /// The listing of a path's NAR. `None` when the cache lacks the path, or when the listing was
+    /// larger than the server keeps. The first bytes are verified when this returns.
     pub async fn listing(&self, cache: &Cache, hash: &StorePathHash) -> Result<Option<ListingStream>> {
         let Some(found) = self.index().find_object(cache.id, hash).await? else { return Ok(None) };
         let memory = self.read_memory().take(2 * GATHERED_BYTES_MAX as u64).await?;
@@ -88,7 +90,8 @@ impl Engine {
         Ok(ListingStream { size, pieces })
     }
 
-    /// A failure is only logged: the caller already answers with an error, and the next read finds the damage again.
+    /// A failure is only logged: the caller already answers with an error, and the next read finds
+    /// the damage again.
     async fn forget_listing(&self, nar: &NarSummary, chunks: &[u64]) {
         tracing::error!(nar.hash = %nar.hash, chunk.numbers = ?chunks, "a NAR's listing is damaged");
         if let Err(error) = self.index().mark_listing_lost(nar.id, chunks, self.now()).await {

@@ -1,8 +1,9 @@
 //! Encrypts the secrets that are kept in the index with a key that is not in the index.
 //!
-//! The cipher is XChaCha20-Poly1305 with a random 24-byte nonce in front of each sealed value. With random nonces of 192
-//! bits, the chance of a repeat stays negligible for any number of secrets. The cipher authenticates the context, so a sealed
-//! value cannot be moved to another place. Keys and unsealed secrets are overwritten in memory when they are dropped.
+//! The cipher is XChaCha20-Poly1305 with a random 24-byte nonce in front of each sealed value. With
+//! random nonces of 192 bits, the chance of a repeat stays negligible for any number of secrets.
+//! The cipher authenticates the context, so a sealed value cannot be moved to another place. Keys
+//! and unsealed secrets are overwritten in memory when they are dropped.
 
 use std::fmt;
 
@@ -40,7 +41,8 @@ impl MasterKey {
         [nonce.as_slice(), &sealed].concat()
     }
 
-    /// Opens a value that [`seal`](Self::seal) made for the same place. [`Error::Sealed`] with another key or place.
+    /// Opens a value that [`seal`](Self::seal) made for the same place. [`Error::Sealed`] with
+    /// another key or place.
     pub fn unseal(&self, context: &str, sealed: &[u8]) -> Result<Zeroizing<Vec<u8>>> {
         let wrong = || Error::Sealed { what: context.to_owned() };
         let (nonce, sealed) = sealed.split_first_chunk::<NONCE_BYTES>().ok_or_else(wrong)?;

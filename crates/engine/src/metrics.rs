@@ -1,9 +1,12 @@
-//! What the engine counts. This file has the names, help texts and buckets; docs/METRICS.md is generated from them.
+//! What the engine counts. This file has the names, help texts and buckets; docs/METRICS.md is
+//! generated from them.
 //!
-//! The counters come from the `prometheus` crate because a histogram of our own would be the same thing again. They belong
-//! to an [`Engine`](crate::Engine), not to the process. The server decides where it shows them.
+//! The counters come from the `prometheus` crate because a histogram of our own would be the same
+//! thing again. They belong to an [`Engine`](crate::Engine), not to the process. The server decides
+//! where it shows them.
 //!
-//! Labels are words of the program: nothing that a user chooses becomes a label, so the number of series is bounded.
+//! Labels are words of the program: nothing that a user chooses becomes a label, so the number of
+//! series is bounded.
 
 use prometheus::core::{Collector, Desc};
 use prometheus::proto::MetricFamily;
@@ -15,10 +18,12 @@ use crate::budget::BudgetUse;
 const PACK_BYTES: &[f64] =
     &[65_536.0, 262_144.0, 1_048_576.0, 2_097_152.0, 4_194_304.0, 8_388_608.0, 16_777_216.0, 33_554_432.0];
 
-/// Waiting for other uploads, in seconds: 50 ms is one `pack_wait`, 400 ms the longest wait by default.
+/// Waiting for other uploads, in seconds: 50 ms is one `pack_wait`, 400 ms the longest wait by
+/// default.
 const WAIT_SECONDS: &[f64] = &[0.005, 0.025, 0.05, 0.1, 0.2, 0.4, 0.8, 2.0];
 
-/// Storing a pack, in seconds: a local disk takes about 10 ms, an object store up to seconds, retries longer.
+/// Storing a pack, in seconds: a local disk takes about 10 ms, an object store up to seconds,
+/// retries longer.
 const STORE_SECONDS: &[f64] = &[0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0];
 
 /// Uploads that share a pack.
@@ -47,11 +52,13 @@ pub(crate) struct EngineMetrics {
     pub(crate) packer_restarts: IntCounter,
     pub(crate) budgets: BudgetGauges,
     pub(crate) uploads_streaming: IntGauge,
-    /// Describes the metrics of a store, which a local store lacks. A store over a network has counters of its own.
+    /// Describes the metrics of a store, which a local store lacks. A store over a network has
+    /// counters of its own.
     store: dormer_blobs::Counters,
 }
 
-/// Where narinfos came from. Each counter is looked up once: the engine counts a hundred thousand narinfos a second.
+/// Where narinfos came from. Each counter is looked up once: the engine counts a hundred thousand
+/// narinfos a second.
 #[derive(Debug)]
 pub(crate) struct Narinfos {
     pub(crate) memory: IntCounter,
@@ -115,7 +122,8 @@ pub(crate) enum Deduplicated {
     Nar,
     /// The server had the chunk, which names no store path.
     PlainChunk,
-    /// The server had the chunk, which names store paths: without holes it would differ after each rebuild of those.
+    /// The server had the chunk, which names store paths: without holes it would differ after each
+    /// rebuild of those.
     ChunkWithHoles,
 }
 
@@ -213,7 +221,8 @@ impl EngineMetrics {
             ),
             store: dormer_blobs::Counters::default(),
         };
-        // Shown as zero from the start: a rate over a series that begins with its first event misses that event.
+        // Shown as zero from the start: a rate over a series that begins with its first event
+        // misses that event.
         for (counters, labels) in
             [(&metrics.nars, ["false", "true"]), (&metrics.pack_retries, ["object", "rows"])]
         {

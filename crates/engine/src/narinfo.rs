@@ -1,6 +1,7 @@
 //! Renders and signs narinfos, and remembers them for a few seconds.
 //!
-//! The engine remembers only hits: Nix remembers a miss for an hour, so a miss must be true when the server answers.
+//! The engine remembers only hits: Nix remembers a miss for an hour, so a miss must be true when
+//! the server answers.
 
 use std::sync::Arc;
 
@@ -14,9 +15,10 @@ use crate::{Engine, Error, Result};
 pub(crate) type NarinfoKey = (CacheId, StorePathHash);
 
 impl Engine {
-    /// The narinfo of a path, as text, with every signature that the path came with and one for each active key of the
-    /// cache. `None` when the cache lacks the path, or when its NAR is damaged. The use of the object is recorded in the
-    /// background, so a pull never waits for a database write.
+    /// The narinfo of a path, as text, with every signature that the path came with and one for
+    /// each active key of the cache. `None` when the cache lacks the path, or when its NAR is
+    /// damaged. The use of the object is recorded in the background, so a pull never waits for a
+    /// database write.
     pub async fn narinfo(&self, cache: &Arc<Cache>, hash: &StorePathHash) -> Result<Option<Bytes>> {
         let key = (cache.id, *hash);
         if let Some(text) = self.remembered_narinfo(cache, hash) {
@@ -39,13 +41,15 @@ impl Engine {
         Ok(Some(text))
     }
 
-    /// The narinfo, if it is remembered. Answers without waiting: this is the hottest path of the server.
+    /// The narinfo, if it is remembered. Answers without waiting: this is the hottest path of the
+    /// server.
     pub fn remembered_narinfo(&self, cache: &Cache, hash: &StorePathHash) -> Option<Bytes> {
         self.remembered_narinfos().get(&(cache.id, *hash)).inspect(|_| self.metrics().narinfos.memory.inc())
     }
 
-    /// Which of these paths the cache lacks. The others are recorded as used before this returns, so that a client can rely
-    /// on the answer "present". This fails if the database does not take the write.
+    /// Which of these paths the cache lacks. The others are recorded as used before this returns,
+    /// so that a client can rely on the answer "present". This fails if the database does not take
+    /// the write.
     pub async fn missing_paths(&self, cache: &Cache, hashes: &[StorePathHash]) -> Result<Vec<StorePathHash>> {
         let mut present = std::collections::HashSet::new();
         for batch in hashes.chunks(16_384) {
@@ -69,7 +73,8 @@ impl Engine {
         now - last_used_at > self.settings().touch_after_seconds
     }
 
-    /// The narinfo of an object whose served file was written somewhere in full, so that the file's hash is known.
+    /// The narinfo of an object whose served file was written somewhere in full, so that the file's
+    /// hash is known.
     pub fn published_narinfo(&self, cache: &Cache, found: FoundObject, file_hash: NarHash) -> Result<String> {
         self.render_narinfo(cache, found, Some(file_hash))
     }

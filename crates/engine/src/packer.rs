@@ -1,20 +1,25 @@
 //! Group commit: chunks of concurrent uploads share packs.
 //!
-//! Algorithm: one task owns the open pack. Uploads send it encoded chunks, and tell it when they have no more and wait. The
-//! task seals the open pack when [`SealPlan`] says so. Chunks in a sealed pack are ordered by upload and position, not by
-//! arrival, so a NAR reads back in few long ranges although it was uploaded beside others.
+//! Algorithm: one task owns the open pack. Uploads send it encoded chunks, and tell it when they
+//! have no more and wait. The task seals the open pack when [`SealPlan`] says so. Chunks in a
+//! sealed pack are ordered by upload and position, not by arrival, so a NAR reads back in few long
+//! ranges although it was uploaded beside others.
 //!
 //! Invariants
-//! - Order of writes: the pack's object first, then its row and its chunk rows in one transaction (invariant 1).
-//! - Every claimed chunk is settled, with a row or with an error, also when its encoder or the packing task panics.
-//! - A chunk belongs to the packer from its claim on: an abandoned upload cannot take away a chunk that another upload
-//!   waits for.
-//! - Memory: one open pack, and at most [`STORING_MAX`] that are being stored; then the queue fills and uploads wait.
+//! - Order of writes: the pack's object first, then its row and its chunk rows in one transaction
+//!   (invariant 1).
+//! - Every claimed chunk is settled, with a row or with an error, also when its encoder or the
+//!   packing task panics.
+//! - A chunk belongs to the packer from its claim on: an abandoned upload cannot take away a chunk
+//!   that another upload waits for.
+//! - Memory: one open pack, and at most [`STORING_MAX`] that are being stored; then the queue fills
+//!   and uploads wait.
 //!
-//! A panic of the packing task is a defect, but not a reason to stop serving. All uploads that wait for an unsealed pack
-//! fail with [`Error::PackLost`], which clients repeat. The task starts again with an empty pack, and the metric
-//! `dormer_packer_restarts_total` and the log tell the operator. After a panic the task pauses for [`RESTART_PAUSE`], so a
-//! panic that repeats does not take a CPU, and [`Packer::is_running`] (readiness) answers no meanwhile.
+//! A panic of the packing task is a defect, but not a reason to stop serving. All uploads that wait
+//! for an unsealed pack fail with [`Error::PackLost`], which clients repeat. The task starts again
+//! with an empty pack, and the metric `dormer_packer_restarts_total` and the log tell the operator.
+//! After a panic the task pauses for [`RESTART_PAUSE`], so a panic that repeats does not take a
+//! CPU, and [`Packer::is_running`] (readiness) answers no meanwhile.
 
 use std::collections::{BTreeSet, HashMap};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
@@ -110,7 +115,8 @@ impl Drop for ClaimedChunk {
 /// Where a chunk belongs in its pack: chunks are ordered by stream, then by position in the stream.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) struct PackSlot {
-    /// Number of the stream. Each upload has two: its NAR has an even number, its listing the next one.
+    /// Number of the stream. Each upload has two: its NAR has an even number, its listing the next
+    /// one.
     pub(crate) stream: u64,
     pub(crate) position: u64,
 }
@@ -158,7 +164,8 @@ struct Shared {
     pack_wait: Duration,
 }
 
-/// The packer counts an upload by this value: in flight while the value lives, streaming until `end_stream`.
+/// The packer counts an upload by this value: in flight while the value lives, streaming until
+/// `end_stream`.
 #[derive(Debug)]
 pub(crate) struct CountedUpload {
     shared: Arc<Shared>,
@@ -182,8 +189,8 @@ impl Drop for CountedUpload {
 }
 
 impl Packer {
-    /// Starts the packing task on the current run time. The task ends when the last handle is dropped and its packs are
-    /// stored.
+    /// Starts the packing task on the current run time. The task ends when the last handle is
+    /// dropped and its packs are stored.
     pub(crate) fn start(storage: Storage, pack_wait: Duration, chunk_bytes_max: u32) -> Self {
         let (queue, receiver) = mpsc::channel(QUEUE_CHUNKS);
         let shared = Arc::new(Shared {
@@ -224,7 +231,8 @@ impl Packer {
         self.shared.streaming.load(Ordering::Relaxed)
     }
 
-    /// The queue to the packing task, as a budget: chunks in it, and tasks that wait until it takes theirs.
+    /// The queue to the packing task, as a budget: chunks in it, and tasks that wait until it takes
+    /// theirs.
     pub(crate) fn queue_use(&self) -> BudgetUse {
         BudgetUse {
             name: "packer_queue",
@@ -264,7 +272,8 @@ impl Packer {
         }
     }
 
-    /// Waits until all of these are settled. The packing task may seal the open pack early for the caller.
+    /// Waits until all of these are settled. The packing task may seal the open pack early for the
+    /// caller.
     pub(crate) async fn wait_for(&self, all: impl Iterator<Item = &Arc<PendingChunk>>) {
         let mut settlements = self.shared.settlements.subscribe();
         let mut said_wait = false;
@@ -274,7 +283,8 @@ impl Packer {
                 if pending.settled.get().is_some() {
                     break;
                 }
-                // Repeats `Wait` after a time-out: the chunk may have been on its way to the packer the first time.
+                // Repeats `Wait` after a time-out: the chunk may have been on its way to the packer
+                // the first time.
                 if !said_wait && !pending.sealed.load(Ordering::Acquire) {
                     if self.queue.send(Message::Wait).await.is_err() {
                         // The run time is shutting down: no task will settle this chunk.
@@ -304,7 +314,8 @@ impl Shared {
             let mut all = self.lock_pending();
             for (id, pending, outcome) in outcomes {
                 let _ = pending.settled.set(outcome);
-                // After a panic of the packing task, another upload may have claimed the chunk anew.
+                // After a panic of the packing task, another upload may have claimed the chunk
+                // anew.
                 if all.get(id).is_some_and(|present| std::ptr::eq(Arc::as_ptr(present), pending)) {
                     all.remove(id);
                 }
@@ -313,7 +324,8 @@ impl Shared {
         self.settlements.send_modify(|count| *count += 1);
     }
 
-    /// Settles every chunk as lost that is in no sealed pack: sealed packs are stored by tasks of their own.
+    /// Settles every chunk as lost that is in no sealed pack: sealed packs are stored by tasks of
+    /// their own.
     fn fail_unsealed(&self, reason: &str) {
         self.lock_pending().retain(|_, pending| {
             let is_sealed = pending.sealed.load(Ordering::Acquire);
@@ -344,14 +356,15 @@ struct PackingTask {
     /// Packs that are being stored. Each returns whether it was sealed early.
     storing: JoinSet<bool>,
     storing_early: usize,
-    /// Uploads that were in flight at once before the last early pack was sealed. As many are likely to return with their next
-    /// NARs.
+    /// Uploads that were in flight at once before the last early pack was sealed. As many are
+    /// likely to return with their next NARs.
     returning: usize,
 }
 
 impl PackingTask {
     async fn run(mut self, mut queue: mpsc::Receiver<Message>) {
-        // The state is sound after a panic: the open pack is replaced, and packs that are being stored are tasks of their own.
+        // The state is sound after a panic: the open pack is replaced, and packs that are being
+        // stored are tasks of their own.
         while std::panic::AssertUnwindSafe(self.pack(&mut queue)).catch_unwind().await.is_err() {
             self.shared.is_running.store(false, Ordering::Release);
             self.storage.metrics.packer_restarts.inc();
@@ -455,7 +468,8 @@ impl PackingTask {
             let (stored, pending): (Vec<_>, Vec<_>) =
                 chunks.into_iter().map(|(_, chunk, pending)| (chunk, pending)).unzip();
             let ids: Vec<ChunkId> = stored.iter().map(|chunk| chunk.id).collect();
-            // On a task of its own, so that a panic is an outcome like any other and no upload waits for ever.
+            // On a task of its own, so that a panic is an outcome like any other and no upload
+            // waits for ever.
             let outcome = match tokio::spawn(async move { storage.store(&stored).await }).await {
                 Ok(Ok(rows)) => Ok(rows),
                 Ok(Err(error)) => Err(describe(&error)),
@@ -512,7 +526,8 @@ impl Storage {
         let timer = self.metrics.pack_store.start_timer();
         let mut attempt = 1;
         let (id, size, entries) = loop {
-            // A new name for each attempt: one that failed may still have left its object, and names are never used twice.
+            // A new name for each attempt: one that failed may still have left its object, and
+            // names are never used twice.
             let id = PackId::from_bytes(rand::random());
             let mut builder = PackBuilder::new(id);
             for chunk in chunks {

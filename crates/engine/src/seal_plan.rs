@@ -1,12 +1,14 @@
 //! Decides when the open pack is sealed. Pure: the packer's state goes in, the decision comes out.
 //!
-//! A full pack is sealed as soon as it can be stored. A pack that is not full is sealed early when every upload in flight
-//! waits for it, or some time after the first upload began to wait, so one slow uploader delays nobody for long. This time
-//! is one `pack_wait` for each upload that may still add chunks, up to [`WAIT_SHARES_MAX`] of them: one `pack_wait` with one
-//! slow uploader, more with many uploads, because more of them share the pack.
+//! A full pack is sealed as soon as it can be stored. A pack that is not full is sealed early when
+//! every upload in flight waits for it, or some time after the first upload began to wait, so one
+//! slow uploader delays nobody for long. This time is one `pack_wait` for each upload that may
+//! still add chunks, up to [`WAIT_SHARES_MAX`] of them: one `pack_wait` with one slow uploader,
+//! more with many uploads, because more of them share the pack.
 //!
-//! Uploads that an early pack acknowledged return with their next NARs within milliseconds, but not at the same moment. The
-//! next early pack therefore waits a little until as many uploads have added chunks.
+//! Uploads that an early pack acknowledged return with their next NARs within milliseconds, but not
+//! at the same moment. The next early pack therefore waits a little until as many uploads have
+//! added chunks.
 //!
 //! Early packs are stored one at a time: while one is being stored, the next one collects more.
 
@@ -17,19 +19,21 @@ use dormer_format::{PACK_BYTES_MAX, PACK_CHUNKS_MAX};
 /// Packs that are stored at once. Two keep the store busy while the next one fills.
 pub(crate) const STORING_MAX: usize = 2;
 
-/// A pack is full at this size. Larger packs, up to the format's limit, would save few requests and cost memory three times.
+/// A pack is full at this size. Larger packs, up to the format's limit, would save few requests and
+/// cost memory three times.
 pub(crate) const PACK_BYTES: u64 = 24 * 1024 * 1024;
 const _: () = assert!(PACK_BYTES <= PACK_BYTES_MAX);
 
-/// Space that the table and the trailer may take in a pack, so that frames stop short of its limit. The entry of a chunk
-/// takes less than 64 bytes, except for chunks with many holes, and a full pack has about 300 chunks of 100 KiB.
+/// Space that the table and the trailer may take in a pack, so that frames stop short of its limit.
+/// The entry of a chunk takes less than 64 bytes, except for chunks with many holes, and a full
+/// pack has about 300 chunks of 100 KiB.
 const TABLE_BYTES: u64 = 1024 * 1024;
 
 /// How many uploads lengthen the wait for an early pack: 8 × 50 ms by default.
 const WAIT_SHARES_MAX: u32 = 8;
 
-/// The part of a `pack_wait` that an early pack waits for uploads to return: 10 ms by default. A client that pushes one path
-/// at a time never waits for it.
+/// The part of a `pack_wait` that an early pack waits for uploads to return: 10 ms by default. A
+/// client that pushes one path at a time never waits for it.
 const RETURN_SHARE: u32 = 5;
 
 /// What never changes while the packer runs.

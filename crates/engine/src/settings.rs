@@ -15,26 +15,29 @@ pub struct EngineSettings {
     pub zstd_level: i32,
     /// Threads that hash and compress at the same time.
     pub cpu_threads: usize,
-    /// Memory for all uploads, in bytes. An upload takes [`UPLOAD_BYTES`] (less when its NAR is small, more when its decoder
-    /// needs more) and waits when too little is free.
+    /// Memory for all uploads, in bytes. An upload takes [`UPLOAD_BYTES`] (less when its NAR is
+    /// small, more when its decoder needs more) and waits when too little is free.
     pub upload_memory_bytes_max: u64,
     /// How long an upload waits for memory before the client is told to come back later.
     pub upload_wait: Duration,
     /// Largest NAR that the server accepts, in bytes.
     pub nar_bytes_max: u64,
-    /// Largest listing that the server keeps, in bytes of JSON. A NAR with a larger one is stored without it.
+    /// Largest listing that the server keeps, in bytes of JSON. A NAR with a larger one is stored
+    /// without it.
     pub listing_bytes_max: usize,
-    /// How long the first waiting upload waits for others to share its pack: this long for each upload in flight, up to 8.
+    /// How long the first waiting upload waits for others to share its pack: this long for each
+    /// upload in flight, up to 8.
     pub pack_wait: Duration,
     /// Seconds for which an upload alias resolves.
     pub alias_seconds: i64,
     /// Seconds for which a removed object's NAR stays readable.
     pub grace_seconds: i64,
-    /// A use is written down when the stored time is older than this, in seconds. `missing_paths` writes the use before
-    /// the answer; a pull leaves that to a background task.
+    /// A use is written down when the stored time is older than this, in seconds. `missing_paths`
+    /// writes the use before the answer; a pull leaves that to a background task.
     pub touch_after_seconds: i64,
-    /// Memory for all reads, in bytes. Three quarters are for bytes on their way (many readers at once read in smaller pieces),
-    /// one quarter for the state of streams: the list of chunks that each reads.
+    /// Memory for all reads, in bytes. Three quarters are for bytes on their way (many readers at
+    /// once read in smaller pieces), one quarter for the state of streams: the list of chunks that
+    /// each reads.
     pub read_memory_bytes: u64,
     /// Most NARs that are read at once; further readers wait, up to `read_wait`.
     pub reads_max: usize,
@@ -42,13 +45,14 @@ pub struct EngineSettings {
     pub read_wait: Duration,
 }
 
-/// Memory of one upload of a large NAR: a batch of chunks that gathers and one that is being compressed (3 MiB each), the
-/// chunker's buffer (1.1 MiB), the listing (a chunker and two batches of 0.5 MiB), queued chunks (0.5 MiB), and the body's
-/// frames in flight.
+/// Memory of one upload of a large NAR: a batch of chunks that gathers and one that is being
+/// compressed (3 MiB each), the chunker's buffer (1.1 MiB), the listing (a chunker and two batches
+/// of 0.5 MiB), queued chunks (0.5 MiB), and the body's frames in flight.
 pub const UPLOAD_BYTES: u64 = 10 * MIB;
 
 impl EngineSettings {
-    /// Most memory of all work at once, in bytes: the sum in docs/ARCHITECTURE.md, without the process itself.
+    /// Most memory of all work at once, in bytes: the sum in docs/ARCHITECTURE.md, without the
+    /// process itself.
     pub fn memory_bytes_max(&self) -> u64 {
         self.upload_memory_bytes_max
             + crate::packer::PACKER_BYTES_MAX

@@ -1,13 +1,17 @@
-//! Writes the uses of objects to the index in the background, so that no pull waits for a database write.
+//! Writes the uses of objects to the index in the background, so that no pull waits for a database
+//! write.
 //!
-//! Algorithm: a pull puts the use into a bounded queue and answers. One task empties the queue every [`GATHER`] and
-//! writes one batch per cache. When the queue is full or a write fails, the uses are lost: they are counted and logged.
-//! The next pull of such a path reports the use again, because the stored time is still old.
+//! Algorithm: a pull puts the use into a bounded queue and answers. One task empties the queue
+//! every [`GATHER`] and writes one batch per cache. When the queue is full or a write fails, the
+//! uses are lost: they are counted and logged. The next pull of such a path reports the use again,
+//! because the stored time is still old.
 //!
 //! Invariants
 //! - [`UseRecorder::record`] never waits.
-//! - Memory: at most [`QUEUE_USES`] uses of 32 bytes each in the queue and as many in the batch that is being written.
-//! - The log holds at most one line about failed updates per [`LOG_PAUSE`], however many pulls there are.
+//! - Memory: at most [`QUEUE_USES`] uses of 32 bytes each in the queue and as many in the batch
+//!   that is being written.
+//! - The log holds at most one line about failed updates per [`LOG_PAUSE`], however many pulls
+//!   there are.
 
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
@@ -23,8 +27,8 @@ use crate::metrics::EngineMetrics;
 /// Uses that wait to be written.
 const QUEUE_USES: usize = 16_384;
 
-/// How long the task gathers uses before it writes them. A substitution of a closure asks for hundreds of narinfos a
-/// second; they share one statement per cache.
+/// How long the task gathers uses before it writes them. A substitution of a closure asks for
+/// hundreds of narinfos a second; they share one statement per cache.
 const GATHER: Duration = Duration::from_millis(100);
 
 /// Shortest time between two log lines about failed updates.
@@ -40,8 +44,8 @@ pub(crate) struct UseRecorder {
 }
 
 impl UseRecorder {
-    /// Starts the writing task on the current run time. The task writes what is queued and ends when the recorder is
-    /// dropped.
+    /// Starts the writing task on the current run time. The task writes what is queued and ends
+    /// when the recorder is dropped.
     pub(crate) fn start(index: Arc<dyn Index>, clock: Arc<dyn Clock>, metrics: Arc<EngineMetrics>) -> Self {
         let (queue, receiver) = mpsc::channel(QUEUE_USES);
         let writer = Writer { index, clock, metrics: Arc::clone(&metrics), log: FailureLog::default() };
@@ -49,8 +53,8 @@ impl UseRecorder {
         Self { queue, metrics }
     }
 
-    /// Queues a use. Counts the use as lost when the queue is full: the database is slow or away, and the writer reports
-    /// that.
+    /// Queues a use. Counts the use as lost when the queue is full: the database is slow or away,
+    /// and the writer reports that.
     pub(crate) fn record(&self, cache: CacheId, hash: StorePathHash) {
         if self.queue.try_send((cache, hash)).is_err() {
             self.metrics.uses.lost.inc();
@@ -112,7 +116,8 @@ struct FailureLog {
 }
 
 impl FailureLog {
-    /// Adds lost uses. Returns how many were lost since the last line if it is time for another line.
+    /// Adds lost uses. Returns how many were lost since the last line if it is time for another
+    /// line.
     fn note(&mut self, uses_lost: usize, now: Instant) -> Option<usize> {
         self.uses_lost += uses_lost;
         if self.logged_at.is_some_and(|logged_at| now.duration_since(logged_at) < LOG_PAUSE) {

@@ -1,9 +1,9 @@
 //! Connections: accepted within a limit, served until they end or until the host is asked to stop.
 //!
-//! A stop takes three steps, so that no request fails because of it. First, readiness ends while everything is still
-//! served. Then the host takes no more connections. Then the requests in flight finish. Connections without a request
-//! end at once. Connections that have sent a part of their first head get [`HEAD_WAIT_STOPPING`]. `shutdown_timeout`
-//! limits all of them.
+//! A stop takes three steps, so that no request fails because of it. First, readiness ends while
+//! everything is still served. Then the host takes no more connections. Then the requests in flight
+//! finish. Connections without a request end at once. Connections that have sent a part of their
+//! first head get [`HEAD_WAIT_STOPPING`]. `shutdown_timeout` limits all of them.
 
 use std::convert::Infallible;
 use std::io;
@@ -27,22 +27,24 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 use crate::probes::Probes;
 use crate::socket::Socket;
 
-/// Bytes that a connection gathers before it writes. Some chunks between holes are small; one system call takes several.
+/// Bytes that a connection gathers before it writes. Some chunks between holes are small; one
+/// system call takes several.
 const WRITE_BUFFER_BYTES: usize = 256 * 1024;
 
-/// Pause after an accept that failed for want of file descriptors: connections must end before there are more.
+/// Pause after an accept that failed for want of file descriptors: connections must end before
+/// there are more.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
-/// Connections beyond the limit that are refused at the same time. More wait in the kernel's queue. Each refused
-/// connection ends with its answer.
+/// Connections beyond the limit that are refused at the same time. More wait in the kernel's queue.
+/// Each refused connection ends with its answer.
 pub const REFUSED_MAX: usize = 64;
 
 /// How long a refused client may take to send its head.
 const REFUSED_HEAD_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// How long a client that has sent a part of its first head may take for the rest once the host takes no more
-/// connections. A head is one packet, or two on a slow line. Without this limit, a client that sends half a head delays
-/// the stop by `header_timeout`.
+/// How long a client that has sent a part of its first head may take for the rest once the host
+/// takes no more connections. A head is one packet, or two on a slow line. Without this limit, a
+/// client that sends half a head delays the stop by `header_timeout`.
 const HEAD_WAIT_STOPPING: Duration = Duration::from_secs(5);
 
 /// Limits of a host.
@@ -52,12 +54,14 @@ pub struct HostSettings {
     pub connections_max: usize,
     /// Longest request line and headers together, in bytes.
     pub header_bytes_max: usize,
-    /// How long a connection may take to send the head of a request, the wait between two requests included.
+    /// How long a connection may take to send the head of a request, the wait between two requests
+    /// included.
     pub header_timeout: Duration,
     /// How long a reader may take nothing of an answer.
     pub write_idle_timeout: Duration,
-    /// How long the host goes on after it was asked to stop. Only `/readyz` changes, to "no", and each connection is
-    /// closed after its next answer. Load balancers need this long to notice; 0 fits where there are none.
+    /// How long the host goes on after it was asked to stop. Only `/readyz` changes, to "no", and
+    /// each connection is closed after its next answer. Load balancers need this long to notice; 0
+    /// fits where there are none.
     pub drain_delay: Duration,
     /// How long requests in flight may then take to finish.
     pub shutdown_timeout: Duration,
@@ -74,8 +78,9 @@ pub trait Service: Send + Sync + 'static {
         request: Request<Incoming>,
     ) -> impl Future<Output = Response<Self::Body>> + Send;
 
-    /// Answers a request that came when all connections were taken: 503, but 200 for `/healthz`. An orchestrator that
-    /// restarts a busy process would take the connections of all others with it. The host closes the connection.
+    /// Answers a request that came when all connections were taken: 503, but 200 for `/healthz`. An
+    /// orchestrator that restarts a busy process would take the connections of all others with it.
+    /// The host closes the connection.
     fn refuse(
         self: Arc<Self>,
         request: Request<Incoming>,
@@ -94,7 +99,8 @@ pub trait Service: Send + Sync + 'static {
 /// Why serving did not end well.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// Requests in flight did not finish within `shutdown_timeout` and were cut. No acknowledged data is lost.
+    /// Requests in flight did not finish within `shutdown_timeout` and were cut. No acknowledged
+    /// data is lost.
     #[error("cut {connections} connections whose requests did not end in time")]
     Cut {
         /// How many.
@@ -102,8 +108,9 @@ pub enum Error {
     },
 }
 
-/// Serves until `shutdown` is ready, then stops: says that it is not ready and goes on for `drain_delay`, takes no more
-/// connections, and lets requests in flight finish within `shutdown_timeout`.
+/// Serves until `shutdown` is ready, then stops: says that it is not ready and goes on for
+/// `drain_delay`, takes no more connections, and lets requests in flight finish within
+/// `shutdown_timeout`.
 pub async fn serve<S: Service>(
     listener: TcpListener,
     service: Arc<S>,
@@ -182,7 +189,8 @@ impl<S: Service> Host<S> {
         is_refused: bool,
         has_asked: Arc<AtomicBool>,
     ) -> impl GracefulConnection<Error = hyper::Error> + use<S> {
-        // Without it, the last part of an answer waits up to 40 ms for the client's acknowledgement of the first.
+        // Without it, the last part of an answer waits up to 40 ms for the client's acknowledgement
+        // of the first.
         if let Err(error) = stream.set_nodelay(true) {
             tracing::debug!(%error, "failed to set TCP_NODELAY");
         }
@@ -230,8 +238,9 @@ impl<S: Service> Drop for Counted<S> {
     }
 }
 
-/// Ready when the host has been stopping for so long that it waits no longer for a head that began before. Never ready
-/// for a connection that has sent a whole head: its request is in flight, or hyper has closed it.
+/// Ready when the host has been stopping for so long that it waits no longer for a head that began
+/// before. Never ready for a connection that has sent a whole head: its request is in flight, or
+/// hyper has closed it.
 async fn head_is_late(mut stopping: watch::Receiver<bool>, has_asked: &AtomicBool) {
     // An error means that the host itself is gone, and nothing waits for this connection.
     let _ = stopping.wait_for(|stopping| *stopping).await;
@@ -288,7 +297,8 @@ impl ConnectionSlots {
     }
 }
 
-/// An error of one connection concerns nobody else. Other errors mean that the process has run out of something.
+/// An error of one connection concerns nobody else. Other errors mean that the process has run out
+/// of something.
 async fn pause_after(error: &io::Error) {
     use io::ErrorKind;
     let is_of_one_connection = matches!(

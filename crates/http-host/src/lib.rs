@@ -3,10 +3,11 @@
 //! Layer: shell. The host knows hyper and sockets, and nothing of caches: a [`Service`] answers.
 //!
 //! Invariants
-//! - At most `connections_max` connections are served. [`REFUSED_MAX`] more are told so with 503; the rest wait in the
-//!   kernel's queue.
+//! - At most `connections_max` connections are served. [`REFUSED_MAX`] more are told so with 503;
+//!   the rest wait in the kernel's queue.
 //! - No peer holds a connection for nothing: a head, a write and a stop each have a time limit.
-//! - A stop fails no request: readiness ends first, then new connections, then the requests in flight.
+//! - A stop fails no request: readiness ends first, then new connections, then the requests in
+//!   flight.
 //! - Probes are answered on every listener, also when all connections are taken.
 
 mod host;

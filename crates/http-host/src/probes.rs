@@ -1,8 +1,9 @@
 //! Whether this process can serve. Load balancers ask often, and anybody may ask.
 //!
 //! Invariants
-//! - Being busy is not being away. A process is ready while the parts that it needs answer others, even if this question
-//!   itself waits. Otherwise all replicas would leave service at once, when they are needed most.
+//! - Being busy is not being away. A process is ready while the parts that it needs answer others,
+//!   even if this question itself waits. Otherwise all replicas would leave service at once, when
+//!   they are needed most.
 //! - However many ask, the check runs at most once a second, and one run at a time.
 //! - From the moment that the host is asked to stop, the answer is "no".
 
@@ -126,7 +127,8 @@ impl Probes {
         }
     }
 
-    /// The answer to a request for which no connection is free: only `/healthz` is answered as always.
+    /// The answer to a request for which no connection is free: only `/healthz` is answered as
+    /// always.
     pub fn refuse(path: &str) -> Response<UnsyncBoxBody<Bytes, io::Error>> {
         match Probe::parse(path) {
             Some(Probe::Alive) => text(StatusCode::OK, "ok\n"),

@@ -9,8 +9,8 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
 use tokio::time::{Sleep, sleep};
 
-/// A TCP connection with this limit. Without it, a reader that stops reading would hold its slot, and others would wait
-/// for it.
+/// A TCP connection with this limit. Without it, a reader that stops reading would hold its slot,
+/// and others would wait for it.
 pub(crate) struct Socket {
     stream: TcpStream,
     write_timeout: Duration,

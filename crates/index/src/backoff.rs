@@ -1,5 +1,5 @@
-//! Pauses between tries. Each pause is random and at most twice the longest one before, so that replicas which failed
-//! together do not try again together.
+//! Pauses between tries. Each pause is random and at most twice the longest one before, so that
+//! replicas which failed together do not try again together.
 
 use std::time::Duration;
 

@@ -8,7 +8,8 @@ use crate::contract::CacheId;
 /// Notices that a slow reader may lag behind before it is told to forget everything.
 const BACKLOG: usize = 1024;
 
-/// Something that was there is another one now, or gone. New things need no notice: a miss is not remembered.
+/// Something that was there is another one now, or gone. New things need no notice: a miss is not
+/// remembered.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Change {
     /// An object was replaced or removed, or its NAR is another one.

@@ -1,6 +1,7 @@
 //! How values become columns and come back. Shared by all adapters.
 //!
-//! A stored value that does not read back is [`Error::Corrupt`], with the table it lies in; nothing here panics on it.
+//! A stored value that does not read back is [`Error::Corrupt`], with the table it lies in; nothing
+//! here panics on it.
 
 use std::fmt::Display;
 
@@ -93,8 +94,8 @@ pub(crate) fn read_listing(size: Option<i64>, body: Vec<u8>) -> Result<StoredLis
     })
 }
 
-/// References: for each one the length of its name, its hash and its name; a reference to the path itself is a single 0.
-/// Less than half of what JSON takes.
+/// References: for each one the length of its name, its hash and its name; a reference to the path
+/// itself is a single 0. Less than half of what JSON takes.
 pub(crate) fn pack_references(path: &StorePath, references: &[StorePath]) -> Vec<u8> {
     let mut out = Vec::with_capacity(references.iter().map(|reference| 21 + reference.name().len()).sum());
     for reference in references {
@@ -130,8 +131,8 @@ pub(crate) fn store_path(hash: &[u8], name: &str) -> Result<StorePath> {
     StorePath::new(hash, name).map_err(|error| corrupt("objects", error))
 }
 
-/// Signatures: for each one the length of the key's name, the name and 64 bytes; what has another form is a single 0, its
-/// length (u32 LE) and its text.
+/// Signatures: for each one the length of the key's name, the name and 64 bytes; what has another
+/// form is a single 0, its length (u32 LE) and its text.
 pub(crate) fn pack_signatures(signatures: &[String]) -> Vec<u8> {
     let mut out = Vec::new();
     for signature in signatures {
@@ -165,7 +166,8 @@ pub(crate) fn unpack_signatures(packed: &[u8]) -> Result<Vec<String>> {
     Ok(signatures)
 }
 
-/// Length of the key's name, the name and the bytes, if that is all there is to say about a signature.
+/// Length of the key's name, the name and the bytes, if that is all there is to say about a
+/// signature.
 fn split_signature(signature: &str) -> Option<(u8, &str, Vec<u8>)> {
     let (name, encoded) = signature.split_once(':')?;
     let len = u8::try_from(name.len()).ok().filter(|len| *len > 0)?;

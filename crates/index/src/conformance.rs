@@ -78,7 +78,8 @@ where
     run_silent_replicas(make).await;
 }
 
-/// The same for replicas that cannot tell each other of changes: what one asks the index is right all the same.
+/// The same for replicas that cannot tell each other of changes: what one asks the index is right
+/// all the same.
 pub async fn run_silent_replicas<F, Fut>(make: F)
 where
     F: Fn() -> Fut,

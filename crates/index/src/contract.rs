@@ -1,11 +1,12 @@
 //! The index contract: what every SQL back end must do, and nothing more.
 //!
-//! Layer: port. The engine is the only writer; adapters only translate to SQL. Invariants 1 to 6 of docs/STORAGE.md rest
-//! on what the methods here promise about atomicity, so each method states it.
+//! Layer: port. The engine is the only writer; adapters only translate to SQL. Invariants 1 to 6 of
+//! docs/STORAGE.md rest on what the methods here promise about atomicity, so each method states it.
 //!
 //! Conventions
-//! - Every method is one transaction: all of its effect is durable when it returns `Ok`, none of it is visible after `Err`
-//!   (an error after the commit was sent may leave the whole effect; every method may therefore be repeated).
+//! - Every method is one transaction: all of its effect is durable when it returns `Ok`, none of it
+//!   is visible after `Err` (an error after the commit was sent may leave the whole effect; every
+//!   method may therefore be repeated).
 //! - Time is an argument (`UnixSeconds`), so that tests own the clock.
 //! - Look-ups of something that is not there are `Ok(None)`, never an error.
 
@@ -58,7 +59,8 @@ pub struct Cache {
     pub created_at: UnixSeconds,
 }
 
-/// A signing key of a cache. The secret half is sealed by the caller; the index never sees it in clear.
+/// A signing key of a cache. The secret half is sealed by the caller; the index never sees it in
+/// clear.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct CacheKey {
     /// Public key as Nix writes it: `name:base64`.
@@ -215,8 +217,9 @@ pub struct NewNar {
     pub recipe: Recipe,
     /// Its listing.
     pub listing: StoredListing,
-    /// The packs that hold its chunks (and its listing's). The commit locks and stamps them, and fails with
-    /// [`Error::PackGone`](crate::Error::PackGone) when one is condemned or deleted, or when one of the chunks is marked damaged.
+    /// The packs that hold its chunks (and its listing's). The commit locks and stamps them, and
+    /// fails with [`Error::PackGone`](crate::Error::PackGone) when one is condemned or deleted, or
+    /// when one of the chunks is marked damaged.
     pub packs: Vec<PackNumber>,
 }
 
@@ -245,10 +248,12 @@ impl NewNar {
 /// The NAR half of a commit.
 #[derive(Debug, Clone)]
 pub enum NarSource {
-    /// A NAR that was just stored. If a sound row with this hash exists (a racing upload), that row wins and is used; if
-    /// it is damaged or its listing is lost, its recipe, tag and listing are replaced and the damage is cleared.
+    /// A NAR that was just stored. If a sound row with this hash exists (a racing upload), that row
+    /// wins and is used; if it is damaged or its listing is lost, its recipe, tag and listing are
+    /// replaced and the damage is cleared.
     New(Box<NewNar>),
-    /// A NAR that the index has. Fails with [`Error::NarGone`](crate::Error::NarGone) when it is no longer there or is damaged.
+    /// A NAR that the index has. Fails with [`Error::NarGone`](crate::Error::NarGone) when it is no
+    /// longer there or is damaged.
     Known(NarId),
 }
 
@@ -272,13 +277,14 @@ pub struct Object {
 /// What names a NAR in a commit.
 #[derive(Debug, Clone)]
 pub enum CommitTarget {
-    /// An object: visible at once. Replaces what the cache had under this store hash; signatures of the same path with
-    /// the same NAR and references are merged (at most 16, old ones first). A replaced NAR stays readable for
-    /// [`NarCommit::grace_seconds`].
+    /// An object: visible at once. Replaces what the cache had under this store hash; signatures of
+    /// the same path with the same NAR and references are merged (at most 16, old ones first). A
+    /// replaced NAR stays readable for [`NarCommit::grace_seconds`].
     Object(Object),
-    /// An object from a narinfo's PUT: like `Object`, but when the cache has this store hash with another NAR or other
-    /// references, the first stays and [`CommitOutcome::Kept`] is returned, unless the first one's NAR is damaged. Of the
-    /// same object, what the first one says of deriver, content address and system stays too.
+    /// An object from a narinfo's PUT: like `Object`, but when the cache has this store hash with
+    /// another NAR or other references, the first stays and [`CommitOutcome::Kept`] is returned,
+    /// unless the first one's NAR is damaged. Of the same object, what the first one says of
+    /// deriver, content address and system stays too.
     ObjectIfSame(Object),
     /// An upload alias. Replaces what the name stood for.
     Alias {
@@ -323,7 +329,8 @@ pub enum CommitOutcome {
     Kept,
 }
 
-/// What a reader asks a cache's NAR by. A NAR is found only through an object, a grace row or an alias of that cache.
+/// What a reader asks a cache's NAR by. A NAR is found only through an object, a grace row or an
+/// alias of that cache.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub enum NarKey {
     /// Its own hash.
@@ -352,10 +359,12 @@ pub struct FoundObject {
     pub last_used_at: UnixSeconds,
 }
 
-/// A place in the outbox. Places ascend; what a follower has not seen lies behind the last one that it has.
+/// A place in the outbox. Places ascend; what a follower has not seen lies behind the last one that
+/// it has.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
 pub struct OutboxPosition {
-    /// Transaction that wrote the row, where several write at once: their numbers become visible out of order.
+    /// Transaction that wrote the row, where several write at once: their numbers become visible
+    /// out of order.
     pub transaction: i64,
     /// Number of the row.
     pub number: i64,
@@ -384,8 +393,8 @@ pub struct OutboxRow {
 pub enum Removal {
     /// Its NAR stays readable in this cache until then, for clients that remember the narinfo.
     WithGraceUntil(UnixSeconds),
-    /// For cause: object, grace and alias go at once; also those of NARs that the path had before, and also when the
-    /// object itself went earlier.
+    /// For cause: object, grace and alias go at once; also those of NARs that the path had before,
+    /// and also when the object itself went earlier.
     ForCause,
 }
 
@@ -450,65 +459,72 @@ pub trait CacheIndex: Send + Sync + std::fmt::Debug + 'static {
     async fn find_cache(&self, name: &str) -> Result<Option<Cache>>;
     /// All caches that are not deleted, by name.
     async fn list_caches(&self) -> Result<Vec<Cache>>;
-    /// Every cache that may have left bytes behind, deleted ones too, each once, by name. A token that may read all of these
-    /// may be told what is stored.
+    /// Every cache that may have left bytes behind, deleted ones too, each once, by name. A token
+    /// that may read all of these may be told what is stored.
     async fn list_visibilities(&self) -> Result<Vec<CacheVisibility>>;
-    /// The caches that are not deleted and have this NAR through an object, a grace row that has not ended or an alias, by
-    /// name.
+    /// The caches that are not deleted and have this NAR through an object, a grace row that has
+    /// not ended or an alias, by name.
     async fn list_caches_of_nar(&self, nar: NarId, now: UnixSeconds) -> Result<Vec<CacheVisibility>>;
     /// Objects and bytes of a cache.
     async fn cache_totals(&self, cache: CacheId) -> Result<CacheTotals>;
-    /// Changes a cache, with an outbox row. [`Error::CacheGone`](crate::Error::CacheGone) if it is not there;
-    /// [`Error::CacheNotEmpty`](crate::Error::CacheNotEmpty) if the patch names another store folder and the cache has
-    /// objects, whose names and holes are of the old folder.
+    /// Changes a cache, with an outbox row. [`Error::CacheGone`](crate::Error::CacheGone) if it is
+    /// not there; [`Error::CacheNotEmpty`](crate::Error::CacheNotEmpty) if the patch names another
+    /// store folder and the cache has objects, whose names and holes are of the old folder.
     async fn update_cache(&self, cache: CacheId, patch: &CachePatch, at: UnixSeconds) -> Result<()>;
-    /// Deletes a cache, with an outbox row. At once its name is free, its keys are gone, no look-up finds its objects,
-    /// graces and aliases, and no commit adds any. The rows themselves stay until the job that this opens has removed them
-    /// ([`JobKind::DeleteCache`](crate::JobKind::DeleteCache)), so the call takes as long for a large cache as for an empty
-    /// one. Deleting a cache that does not exist is `Ok` and has no effect.
+    /// Deletes a cache, with an outbox row. At once its name is free, its keys are gone, no look-up
+    /// finds its objects, graces and aliases, and no commit adds any. The rows themselves stay
+    /// until the job that this opens has removed them
+    /// ([`JobKind::DeleteCache`](crate::JobKind::DeleteCache)), so the call takes as long for a
+    /// large cache as for an empty one. Deleting a cache that does not exist is `Ok` and has no
+    /// effect.
     async fn delete_cache(&self, cache: CacheId, at: UnixSeconds) -> Result<()>;
 }
 
 /// Chunks and packs.
 #[async_trait]
 pub trait ChunkIndex: Send + Sync + std::fmt::Debug + 'static {
-    /// Finds chunks that may be reused: known, not damaged, in no condemned pack. One answer for each id, in order.
-    /// At most 16,384 ids a call; at most one statement (none when an in-memory filter rules all of them out).
+    /// Finds chunks that may be reused: known, not damaged, in no condemned pack. One answer for
+    /// each id, in order. At most 16,384 ids a call; at most one statement (none when an in-memory
+    /// filter rules all of them out).
     async fn find_chunks(&self, ids: &[ChunkId]) -> Result<Vec<Option<ChunkRow>>>;
     /// Loads the chunks of runs, in order, whatever their state. At most 16,384 chunks a call.
     /// [`Error::ChunkGone`](crate::Error::ChunkGone) when a number is unknown.
     async fn load_chunks(&self, runs: &[ChunkRun]) -> Result<Vec<ChunkRow>>;
-    /// Makes a stored pack and its chunks known, in one transaction, and returns for each chunk, in the order given, the
-    /// row that now stands for its id: its own, or that of a racing pack which came first. The row of a chunk that was
-    /// marked damaged, or lies in a condemned pack, is pointed at this pack and is sound again. Numbers of new rows follow the
-    /// order given and are consecutive. Repeating a commit whose answer was lost returns the same rows.
+    /// Makes a stored pack and its chunks known, in one transaction, and returns for each chunk, in
+    /// the order given, the row that now stands for its id: its own, or that of a racing pack which
+    /// came first. The row of a chunk that was marked damaged, or lies in a condemned pack, is
+    /// pointed at this pack and is sound again. Numbers of new rows follow the order given and are
+    /// consecutive. Repeating a commit whose answer was lost returns the same rows.
     async fn commit_pack(&self, pack: &NewPack) -> Result<Vec<ChunkRow>>;
-    /// How often packs took over chunks that were stored before, which may change their frames. While the number stays, so do
-    /// the frames and the encoding tags of all NARs.
+    /// How often packs took over chunks that were stored before, which may change their frames.
+    /// While the number stays, so do the frames and the encoding tags of all NARs.
     async fn count_healings(&self) -> Result<u64>;
-    /// Marks a NAR damaged, and those of its chunks that could not be read, so that neither is reused.
+    /// Marks a NAR damaged, and those of its chunks that could not be read, so that neither is
+    /// reused.
     async fn mark_damaged(&self, nar: NarId, chunks: &[u64], at: UnixSeconds) -> Result<()>;
-    /// Forgets a NAR's listing that cannot be read, and marks those of its chunks that could not be read, so that they are
-    /// not reused. The NAR itself stays readable, but counts as one that has to be stored again: see `find_nar`,
-    /// `present_objects` and [`NarSource::New`].
+    /// Forgets a NAR's listing that cannot be read, and marks those of its chunks that could not be
+    /// read, so that they are not reused. The NAR itself stays readable, but counts as one that has
+    /// to be stored again: see `find_nar`, `present_objects` and [`NarSource::New`].
     async fn mark_listing_lost(&self, nar: NarId, chunks: &[u64], at: UnixSeconds) -> Result<()>;
 }
 
 /// NARs, and the commit that makes one visible.
 #[async_trait]
 pub trait NarIndex: Send + Sync + std::fmt::Debug + 'static {
-    /// Finds a NAR by its hash, in any cache (for the engine's own use: never answer a client with it). Here `damaged` says
-    /// that it has to be stored again: also when only its listing is lost.
+    /// Finds a NAR by its hash, in any cache (for the engine's own use: never answer a client with
+    /// it). Here `damaged` says that it has to be stored again: also when only its listing is lost.
     async fn find_nar(&self, hash: &NarHash) -> Result<Option<NarSummary>>;
-    /// Finds a NAR with its recipe through an object, a grace row that has not ended, or an alias of this cache.
+    /// Finds a NAR with its recipe through an object, a grace row that has not ended, or an alias
+    /// of this cache.
     async fn find_nar_in_cache(&self, cache: CacheId, key: &NarKey, now: UnixSeconds) -> Result<Option<Nar>>;
     /// A NAR's listing.
     async fn find_listing(&self, nar: NarId) -> Result<Option<StoredListing>>;
-    /// Commits a NAR under a name; see [`NarCommit`]. Writes an outbox row for the object unless nothing about it changed;
-    /// if a damaged NAR was replaced, one for every object that has it, in all caches: their tag is another one now.
+    /// Commits a NAR under a name; see [`NarCommit`]. Writes an outbox row for the object unless
+    /// nothing about it changed; if a damaged NAR was replaced, one for every object that has it,
+    /// in all caches: their tag is another one now.
     async fn commit_nar(&self, commit: &NarCommit) -> Result<CommitOutcome>;
-    /// Corrects tag and size of a NAR whose chunks were re-encoded by healing, with an outbox row for every object that has
-    /// it. [`Error::NarGone`](crate::Error::NarGone) if it is not there.
+    /// Corrects tag and size of a NAR whose chunks were re-encoded by healing, with an outbox row
+    /// for every object that has it. [`Error::NarGone`](crate::Error::NarGone) if it is not there.
     async fn update_encoding(
         &self,
         nar: NarId,
@@ -523,8 +539,8 @@ pub trait NarIndex: Send + Sync + std::fmt::Debug + 'static {
 pub trait ObjectIndex: Send + Sync + std::fmt::Debug + 'static {
     /// Finds an object by its store hash. Damaged NARs are returned too, marked.
     async fn find_object(&self, cache: CacheId, hash: &StorePathHash) -> Result<Option<FoundObject>>;
-    /// Which of these objects the cache has with a sound NAR and its listing, with the time of their last use. One
-    /// statement, at most 16,384 hashes a call.
+    /// Which of these objects the cache has with a sound NAR and its listing, with the time of
+    /// their last use. One statement, at most 16,384 hashes a call.
     async fn present_objects(
         &self,
         cache: CacheId,
@@ -532,7 +548,8 @@ pub trait ObjectIndex: Send + Sync + std::fmt::Debug + 'static {
     ) -> Result<Vec<(StorePathHash, UnixSeconds)>>;
     /// Records that objects were used. Never moves a time backwards.
     async fn touch_objects(&self, cache: CacheId, hashes: &[StorePathHash], at: UnixSeconds) -> Result<()>;
-    /// Removes an object, with its outbox row. `false` if it was not there; for cause there is an outbox row then, too.
+    /// Removes an object, with its outbox row. `false` if it was not there; for cause there is an
+    /// outbox row then, too.
     async fn remove_object(
         &self,
         cache: CacheId,
@@ -547,19 +564,20 @@ pub trait ObjectIndex: Send + Sync + std::fmt::Debug + 'static {
 /// The log of what changed, and notices to other replicas.
 #[async_trait]
 pub trait OutboxIndex: Send + Sync + std::fmt::Debug + 'static {
-    /// Rows after a place, in order. No row ever shows up before one that was returned; so a row may show up a moment
-    /// after its commit: not before every older transaction has ended.
+    /// Rows after a place, in order. No row ever shows up before one that was returned; so a row
+    /// may show up a moment after its commit: not before every older transaction has ended.
     async fn outbox_after(&self, position: OutboxPosition, limit: u32) -> Result<Vec<OutboxRow>>;
-    /// Changes from now on that make a remembered hit stale, whichever replica made them. A notice may be lost, so nothing
-    /// may be remembered for long without asking again.
+    /// Changes from now on that make a remembered hit stale, whichever replica made them. A notice
+    /// may be lost, so nothing may be remembered for long without asking again.
     fn changes(&self) -> Changes;
 }
 
-/// The index: all topics, and the database as a whole. A `dyn Index` has the methods of every topic.
+/// The index: all topics, and the database as a whole. A `dyn Index` has the methods of every
+/// topic.
 #[async_trait]
 pub trait Index: SettingIndex + CacheIndex + ChunkIndex + NarIndex + ObjectIndex + OutboxIndex {
-    /// Answers when the database is reachable, within [`PING_MAX`]; it writes nothing. A database that answers other calls
-    /// meanwhile is reachable, though it is too busy for this question.
+    /// Answers when the database is reachable, within [`PING_MAX`]; it writes nothing. A database
+    /// that answers other calls meanwhile is reachable, though it is too busy for this question.
     async fn ping(&self) -> Result<()>;
     /// Answers when the database is reachable and writable.
     async fn check_ready(&self) -> Result<()>;

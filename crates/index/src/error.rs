@@ -19,8 +19,8 @@ pub enum Error {
     /// The cache has objects, so its store folder cannot change.
     #[error("cache has objects of its present store folder")]
     CacheNotEmpty,
-    /// A pack that a commit reuses was condemned or deleted meanwhile, or a chunk in it was found damaged; storing the chunks
-    /// again heals it.
+    /// A pack that a commit reuses was condemned or deleted meanwhile, or a chunk in it was found
+    /// damaged; storing the chunks again heals it.
     #[error("a reused pack is gone or damaged")]
     PackGone,
     /// A NAR that a commit reuses was removed or damaged meanwhile; storing it again heals it.
@@ -76,10 +76,12 @@ pub enum Error {
         /// What is wrong with it.
         what: String,
     },
-    /// A pooler gives every transaction another connection, and the settings say that there is none.
+    /// A pooler gives every transaction another connection, and the settings say that there is
+    /// none.
     #[error("a pooler between here and PostgreSQL gives every transaction another connection")]
     UnsaidPooler,
-    /// No connection to the database server that its URL allows: its certificate, or that it has none.
+    /// No connection to the database server that its URL allows: its certificate, or that it has
+    /// none.
     #[error("the database server is not to be trusted")]
     Untrusted {
         /// Why.
@@ -92,7 +94,8 @@ pub enum Error {
         /// Where.
         path: String,
     },
-    /// The database is unreachable, busy for too long, or out of space: the same call may work later.
+    /// The database is unreachable, busy for too long, or out of space: the same call may work
+    /// later.
     #[error("database unavailable while trying to {attempt}")]
     Unavailable {
         /// What was tried.

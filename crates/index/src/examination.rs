@@ -15,7 +15,8 @@ pub struct Examination {
     pub in_use: bool,
     /// The time on the database's machine, if that may be another one.
     pub time: Option<SystemTime>,
-    /// Whether a pooler was seen that gives every transaction another connection. A busy one may hide.
+    /// Whether a pooler was seen that gives every transaction another connection. A busy one may
+    /// hide.
     pub pooled: bool,
     /// What we are not allowed to do and have to: `CREATE on schema public`.
     pub missing_rights: Vec<String>,

@@ -19,8 +19,8 @@ const CAPACITY_MIN: usize = 65_536;
 /// A key: 128 bits that are spread well.
 pub(crate) type Key = [u64; 2];
 
-/// A set of keys that answers "absent" or "maybe". Grows by layers, each twice the one before, so no key is ever
-/// hashed twice and nothing is read again.
+/// A set of keys that answers "absent" or "maybe". Grows by layers, each twice the one before, so
+/// no key is ever hashed twice and nothing is read again.
 #[derive(Debug)]
 pub(crate) struct KeyFilter {
     layers: RwLock<Vec<Layer>>,

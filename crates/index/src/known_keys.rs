@@ -1,12 +1,13 @@
-//! Which chunks, NARs and objects may be stored: most look-ups of a first push ask for keys that nothing has, and need no
-//! statement.
+//! Which chunks, NARs and objects may be stored: most look-ups of a first push ask for keys that
+//! nothing has, and need no statement.
 //!
 //! Invariants
-//! - "No" is certain, "maybe" costs a statement. Until all stored keys are read the answer is always "maybe".
-//! - A key is added before the transaction that stores it commits. So "no" holds only in a process that alone adds keys; any
-//!   other process uses [`KnownKeys::unknown`].
-//! - The keys can be read again at any time, for instance after a collection removed many: keys that are added meanwhile go
-//!   into the old filters and into the new ones.
+//! - "No" is certain, "maybe" costs a statement. Until all stored keys are read the answer is
+//!   always "maybe".
+//! - A key is added before the transaction that stores it commits. So "no" holds only in a process
+//!   that alone adds keys; any other process uses [`KnownKeys::unknown`].
+//! - The keys can be read again at any time, for instance after a collection removed many: keys
+//!   that are added meanwhile go into the old filters and into the new ones.
 
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
 
@@ -137,8 +138,9 @@ impl Drop for KnownKeys {
 }
 
 impl LoadedFilters {
-    /// Loads all keys into new filters, which then replace the old ones. `read` gets the filters to fill. Before it reads
-    /// the first key it must wait for every transaction that began earlier: those add to the old filters only.
+    /// Loads all keys into new filters, which then replace the old ones. `read` gets the filters to
+    /// fill. Before it reads the first key it must wait for every transaction that began earlier:
+    /// those add to the old filters only.
     pub(crate) async fn load<E>(&self, read: impl AsyncFnOnce(&Filters) -> Result<(), E>) -> Result<(), E> {
         let _turn = self.turn.lock().await;
         let filters = Filters {

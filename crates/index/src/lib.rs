@@ -5,10 +5,11 @@
 //!       ◄── SqlIndex<Postgres>   PostgresIndex: a server, any number of replicas
 //! ```
 //!
-//! The contract has one trait for each topic, and [`Index`] bundles them. `topics` holds each statement once, with both
-//! dialects' text side by side where they differ; [`SqlIndex`] begins, repeats and ends every call; `dialects` hold only what
-//! truly differs. `conformance` states what the contract promises as code; every dialect runs it. It is
-//! there with the feature `conformance`.
+//! The contract has one trait for each topic, and [`Index`] bundles them. `topics` holds each
+//! statement once, with both dialects' text side by side where they differ; [`SqlIndex`] begins,
+//! repeats and ends every call; `dialects` hold only what truly differs. `conformance` states what
+//! the contract promises as code; every dialect runs it. It is there with the feature
+//! `conformance`.
 
 mod backoff;
 mod changes;

@@ -1,4 +1,5 @@
-//! What a commit does to an object, given the object that is there. Pure, and the same for all databases.
+//! What a commit does to an object, given the object that is there. Pure, and the same for all
+//! databases.
 
 use dormer_nix::StorePathHash;
 

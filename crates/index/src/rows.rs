@@ -1,4 +1,5 @@
-//! Rows read back, whichever database they come from: both dialects select the same columns in the same order.
+//! Rows read back, whichever database they come from: both dialects select the same columns in the
+//! same order.
 
 use dormer_format::PackId;
 use dormer_nix::{NarHash, StorePathHash};
@@ -27,7 +28,8 @@ impl<'r, T> Value<'r> for T where T: Decode<'r, Sqlite> + Type<Sqlite> + Decode<
 
 /// A row of either database.
 pub(crate) trait Row {
-    /// A column's value; [`Error::Corrupt`](crate::Error::Corrupt) names the table if it is of another kind.
+    /// A column's value; [`Error::Corrupt`](crate::Error::Corrupt) names the table if it is of
+    /// another kind.
     fn column<'r, T: Value<'r>>(&'r self, column: usize, table: &'static str) -> Result<T>;
 }
 
@@ -58,7 +60,8 @@ pub(crate) fn read_look(row: &impl Row) -> Result<Look> {
     Ok(Look { cache_exists: cache.is_some(), nar: nar.map(|id| (NarId(id), damaged_at.is_some())) })
 }
 
-/// The object in a row of the commit's first look. Columns from the fourth on: damage of its NAR, its NAR, the object.
+/// The object in a row of the commit's first look. Columns from the fourth on: damage of its NAR,
+/// its NAR, the object.
 pub(crate) fn read_present(row: &impl Row) -> Result<Option<Present>> {
     let Some(nar) = row.column::<Option<i64>>(4, "objects")? else { return Ok(None) };
     let nar_damaged_at: Option<i64> = row.column(3, "nars")?;

@@ -1,4 +1,5 @@
-//! A statement in both dialects, its arguments, and what a session of either database can do with it.
+//! A statement in both dialects, its arguments, and what a session of either database can do with
+//! it.
 
 use crate::changes::Change;
 use crate::rows::Row;
@@ -31,8 +32,8 @@ pub(crate) enum Argument<'a> {
     List(&'a [&'a [u8]]),
     /// Many numbers. PostgreSQL takes an array, SQLite a JSON array.
     Numbers(&'a [i64]),
-    /// Many rows of several columns. It must be the last argument: PostgreSQL takes one array for each column, SQLite one
-    /// JSON array of rows.
+    /// Many rows of several columns. It must be the last argument: PostgreSQL takes one array for
+    /// each column, SQLite one JSON array of rows.
     Table(&'a [Column<'a>]),
 }
 
@@ -60,7 +61,8 @@ pub(crate) trait Transaction: Send {
     /// Tells other replicas of a change when the transaction commits. SQLite has no other replicas.
     fn announce(&mut self, change: Change) -> impl Future<Output = Result<()>> + Send;
 
-    /// Runs a statement that gives at most one row. All rows are read, so that a statement which also writes runs to its end.
+    /// Runs a statement that gives at most one row. All rows are read, so that a statement which
+    /// also writes runs to its end.
     fn optional(
         &mut self,
         sql: Sql,
@@ -88,7 +90,8 @@ macro_rules! both {
     ($text:expr) => {
         crate::sql::Sql { sqlite: $text, postgres: $text }
     };
-    // Text, the number of a parameter that is a list of keys, text. The list stands between as a table with the column `item`.
+    // Text, the number of a parameter that is a list of keys, text. The list stands between as a
+    // table with the column `item`.
     ($before:expr, list $number:literal, $after:expr) => {
         crate::sql::Sql {
             sqlite: concat!(
@@ -107,9 +110,10 @@ macro_rules! both {
             ),
         }
     };
-    // Text that ends with a column, the number of a parameter that is a list of keys, text: the column is one of the keys.
-    // PostgreSQL gets an array and not a table: it has no other way then than to look each key up, whatever it believes of
-    // the number of rows. With a table, and rows that nobody has counted, it once compared each row with each key.
+    // Text that ends with a column, the number of a parameter that is a list of keys, text: the
+    // column is one of the keys. PostgreSQL gets an array and not a table: it has no other way then
+    // than to look each key up, whatever it believes of the number of rows. With a table, and rows
+    // that nobody has counted, it once compared each row with each key.
     ($before:expr, any $number:literal, $after:expr) => {
         crate::sql::Sql {
             sqlite: concat!(

@@ -1,9 +1,12 @@
-//! The index over any SQL database: the one place where a call begins a session, repeats itself, gives up, and is logged.
+//! The index over any SQL database: the one place where a call begins a session, repeats itself,
+//! gives up, and is logged.
 //!
 //! Invariants
-//! - Every call runs in one session of [`SqlIndex::read`] or one transaction of [`SqlIndex::write`].
+//! - Every call runs in one session of [`SqlIndex::read`] or one transaction of
+//!   [`SqlIndex::write`].
 //! - A write that fails leaves nothing: it is rolled back, also when the caller drops the call.
-//! - A call is repeated only if its failed try had no effect, or if the same effect twice is harmless.
+//! - A call is repeated only if its failed try had no effect, or if the same effect twice is
+//!   harmless.
 
 use std::fmt;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -25,7 +28,8 @@ pub(crate) trait Dialect: Send + Sync + fmt::Debug + 'static {
     /// A connection in use. One that is dropped in the middle of a transaction rolls back.
     type Session: Transaction + 'static;
 
-    /// Takes a connection, and begins what `access` asks for. `attempt` ends the sentence "failed to …".
+    /// Takes a connection, and begins what `access` asks for. `attempt` ends the sentence "failed
+    /// to …".
     fn begin(
         &self,
         attempt: &'static str,
@@ -35,7 +39,8 @@ pub(crate) trait Dialect: Send + Sync + fmt::Debug + 'static {
     fn commit(&self, session: Self::Session) -> impl Future<Output = Result<()>> + Send;
     /// Ends a session and undoes what it wrote.
     fn roll_back(&self, session: Self::Session) -> impl Future<Output = ()> + Send;
-    /// Says what a failed try may have left, and notes what the failure says about other connections.
+    /// Says what a failed try may have left, and notes what the failure says about other
+    /// connections.
     fn effect(&self, error: &Error) -> Effect;
     /// How long a call may go on trying.
     fn patience(&self) -> Duration;
@@ -57,8 +62,9 @@ pub(crate) trait Dialect: Send + Sync + fmt::Debug + 'static {
 pub(crate) enum Access<'a> {
     /// Look-ups.
     Read,
-    /// A transaction that holds these locks from its first statement until it ends. What it looks up was committed before
-    /// the locks were granted, and nothing that takes the same locks changes it meanwhile.
+    /// A transaction that holds these locks from its first statement until it ends. What it looks
+    /// up was committed before the locks were granted, and nothing that takes the same locks
+    /// changes it meanwhile.
     Write(&'a [Lock]),
 }
 
@@ -73,15 +79,17 @@ pub(crate) enum Effect {
     Refused,
 }
 
-/// What a transaction holds until it ends, so that two of them agree on what they found. A transaction takes its locks in
-/// the order of this list. SQLite has one writer at a time and needs none of them.
+/// What a transaction holds until it ends, so that two of them agree on what they found. A
+/// transaction takes its locks in the order of this list. SQLite has one writer at a time and needs
+/// none of them.
 #[derive(Debug, Clone, Copy)]
 pub(crate) enum Lock {
     /// The cache stays. Many transactions may hold this lock.
     CacheShared(i64),
     /// The cache changes or goes.
     Cache(i64),
-    /// The row of a NAR, present or not: the first bytes of its hash. Two NARs may share a lock, which costs a wait.
+    /// The row of a NAR, present or not: the first bytes of its hash. Two NARs may share a lock,
+    /// which costs a wait.
     Nar(i64),
     /// The row of an object, present or not: the first bytes of its hash, mixed with its cache.
     Object(i64),
@@ -143,7 +151,8 @@ impl<D: Dialect> SqlIndex<D> {
         Self { database, known, repeats: AtomicU64::new(0), failures: AtomicU64::new(0) }
     }
 
-    /// Runs look-ups, again if the database was in the way. `attempt` ends the sentence "failed to …".
+    /// Runs look-ups, again if the database was in the way. `attempt` ends the sentence "failed to
+    /// …".
     pub(crate) async fn read<T, Fut>(
         &self,
         attempt: &'static str,
@@ -280,8 +289,8 @@ pub(crate) fn causes(error: &(dyn std::error::Error + 'static)) -> String {
     line
 }
 
-/// A session that is lent to the work of one call. It goes back when it is dropped, so the work has nothing to return but
-/// its result.
+/// A session that is lent to the work of one call. It goes back when it is dropped, so the work has
+/// nothing to return but its result.
 #[derive(Debug)]
 pub(crate) struct Lent<S> {
     /// `None` only while this is dropped.

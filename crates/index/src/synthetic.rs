@@ -1,5 +1,5 @@
-//! Rows for tests of large indexes: made by the database itself, by formulas of their numbers, so that their keys can be told
-//! without reading them.
+//! Rows for tests of large indexes: made by the database itself, by formulas of their numbers, so
+//! that their keys can be told without reading them.
 
 use std::collections::HashSet;
 use std::fmt::Write as _;
@@ -48,8 +48,9 @@ impl Columns {
     }
 }
 
-/// The key of a row, in `len` bytes, from its kind and number: spread over the whole range of keys, and the same in both
-/// databases' SQL. Keys ascend with numbers, which makes filling an index fast and looking up no faster.
+/// The key of a row, in `len` bytes, from its kind and number: spread over the whole range of keys,
+/// and the same in both databases' SQL. Keys ascend with numbers, which makes filling an index fast
+/// and looking up no faster.
 pub(crate) fn key(kind: u64, number: u64, len: usize) -> Vec<u8> {
     let mut key = (number * KEY_STEP + kind).to_be_bytes().to_vec();
     key.resize(len, 0);
@@ -76,8 +77,8 @@ fn chunk_id(number: u64) -> ChunkId {
     ChunkId::from_bytes(key(CHUNKS, number, 32).try_into().expect("32 bytes"))
 }
 
-/// Looks things up all over an index of so many objects, and checks what is found and by how many statements. Returns a line for
-/// people: what each kind took, in microseconds (the median).
+/// Looks things up all over an index of so many objects, and checks what is found and by how many
+/// statements. Returns a line for people: what each kind took, in microseconds (the median).
 pub(crate) async fn look_around(index: &dyn Index, cache: CacheId, objects: u64) -> String {
     let chunks = objects * OBJECT_CHUNKS;
     let mut line = format!("{objects} objects, {chunks} chunks:");

@@ -1,4 +1,5 @@
-//! Bringing a page of paths: what is known of them and of their references, the plan, and its execution.
+//! Bringing a page of paths: what is known of them and of their references, the plan, and its
+//! execution.
 
 use std::collections::{HashMap, HashSet};
 
@@ -71,7 +72,8 @@ impl Run<'_> {
             page = self.look_at(cache, pending).await?;
         }
         let mut waits: Vec<(StorePathHash, Wait)> = Vec::new();
-        // What is damaged in the lab stays in the target as it was; when it is healed, the outbox tells.
+        // What is damaged in the lab stays in the target as it was; when it is healed, the outbox
+        // tells.
         let (kept, lost): (Vec<_>, Vec<_>) =
             page.damaged.iter().partition(|hash| is_published(page.published.get(*hash)));
         done.done += kept.len() as u64;
@@ -255,7 +257,8 @@ impl Run<'_> {
         Ok(())
     }
 
-    /// Sends those of these NARs that are not there. A NAR that is not in the answer could not be read.
+    /// Sends those of these NARs that are not there. A NAR that is not in the answer could not be
+    /// read.
     async fn send_nars(
         &self,
         cache: &Cache,
@@ -368,7 +371,8 @@ impl Run<'_> {
         Ok((done, true))
     }
 
-    /// Writes a listing, before the narinfo, as Nix does. A listing that cannot be read is left out: Nix can do without.
+    /// Writes a listing, before the narinfo, as Nix does. A listing that cannot be read is left
+    /// out: Nix can do without.
     async fn write_listing(&self, cache: &Cache, name: &CacheName, hash: &StorePathHash) -> Result<()> {
         let listing = match self.publisher.engine.listing(cache, hash).await {
             Ok(Some(listing)) if listing.size <= LISTING_BYTES_MAX => listing,

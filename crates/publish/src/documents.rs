@@ -1,7 +1,7 @@
 //! The small documents about caches: `nix-cache-info`, the state document, the catalogue.
 //!
-//! The publisher writes who may read a cache before the cache's contents, and how much there is after them. It does not write a
-//! document again that would say the same.
+//! The publisher writes who may read a cache before the cache's contents, and how much there is
+//! after them. It does not write a document again that would say the same.
 
 use dormer_api::CacheName;
 use dormer_edge::{CacheState, Catalog, EdgeKey};
@@ -13,7 +13,8 @@ use crate::publisher::Run;
 use crate::report::CacheOutcome;
 use crate::transfer::put_small;
 
-/// Digest of what every narinfo of a cache depends on. When it changes, the publisher writes all narinfos anew.
+/// Digest of what every narinfo of a cache depends on. When it changes, the publisher writes all
+/// narinfos anew.
 pub(crate) fn basis(cache: &Cache) -> Vec<u8> {
     let mut text = format!("1\n{}\n", cache.store_dir);
     for key in cache.keys.iter().filter(|key| key.active) {
@@ -38,8 +39,8 @@ fn describe(run: &Run<'_>, cache: &Cache, name: &CacheName, before: Option<&Cach
     }
 }
 
-/// Writes what readers need first: who may read, and where the store is. With `anew`, also when the same was written before: that
-/// may be gone.
+/// Writes what readers need first: who may read, and where the store is. With `anew`, also when the
+/// same was written before: that may be gone.
 pub(crate) async fn write_before(
     run: &Run<'_>,
     cache: &Cache,
@@ -81,7 +82,8 @@ pub(crate) async fn write_after(
     let mut state = describe(run, cache, name, before.as_ref());
     state.object_count = counts.published;
     state.file_bytes = counts.file_bytes;
-    // The row may have been touched by a run that ended too early, within this second or by a clock that was ahead.
+    // The row may have been touched by a run that ended too early, within this second or by a clock
+    // that was ahead.
     state.published_at = run.now().max(row.published_at);
     row.published_at = state.published_at;
     write_state(run, name, row, &state).await

@@ -53,8 +53,8 @@ impl Run<'_> {
         }
     }
 
-    /// Notes a page of what a cache that is new here had before, so that what was removed from it is known. Returns where the
-    /// scan goes on.
+    /// Notes a page of what a cache that is new here had before, so that what was removed from it
+    /// is known. Returns where the scan goes on.
     pub(crate) async fn note_past(&self, cache: CacheId, after: OutboxPosition) -> Result<CacheScan> {
         let rows = self.publisher.index().outbox_after(after, OUTBOX_PAGE).await?;
         let next = match rows.last() {

@@ -1,9 +1,10 @@
 //! Several requests at once, of which none is left behind.
 //!
-//! The target may still carry out a request that the publisher no longer waits for. If the lease were given back meanwhile, the
-//! next holder could write something newer first. So after a failure nothing more begins, and the publisher waits for what is
-//! under way, at most as long as the longest request. If something is under way even then, the run does not give its lease back:
-//! the next holder finds a lease that ran out, and waits for the longest request itself.
+//! The target may still carry out a request that the publisher no longer waits for. If the lease
+//! were given back meanwhile, the next holder could write something newer first. So after a failure
+//! nothing more begins, and the publisher waits for what is under way, at most as long as the
+//! longest request. If something is under way even then, the run does not give its lease back: the
+//! next holder finds a lease that ran out, and waits for the longest request itself.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;

@@ -1,24 +1,25 @@
 //! Publishing: from the outbox to edge targets.
 //!
-//! Layer: above the engine, beside the server. A [`Publisher`] writes the caches of one target there,
-//! in the layout of `dormer-edge`, and removes what the lab removed. docs/STORAGE.md, "Publishing",
-//! states the orders and why they hold. docs/PUBLISHING.md is for operators.
+//! Layer: above the engine, beside the server. A [`Publisher`] writes the caches of one target
+//! there, in the layout of `dormer-edge`, and removes what the lab removed. docs/STORAGE.md,
+//! "Publishing", states the orders and why they hold. docs/PUBLISHING.md is for operators.
 //!
-//! A run takes the lease (`target`), notes what changed (`follow`) and does the work over whole caches
-//! that is due (`scan`, `reconcile`). Then, page by page, it plans (`plan`, pure), brings (`bring`) and
-//! removes (`remove`), and writes the documents about each cache (`documents`). Each of these returns
-//! what it changed; `publisher` adds that up.
+//! A run takes the lease (`target`), notes what changed (`follow`) and does the work over whole
+//! caches that is due (`scan`, `reconcile`). Then, page by page, it plans (`plan`, pure), brings
+//! (`bring`) and removes (`remove`), and writes the documents about each cache (`documents`). Each
+//! of these returns what it changed; `publisher` adds that up.
 //!
 //! Invariants
-//! - The publisher writes a narinfo after its NAR and after the narinfos of its references, and removes
-//!   it before them. So a reader always finds whole closures; what is missing is an upstream's.
+//! - The publisher writes a narinfo after its NAR and after the narinfos of its references, and
+//!   removes it before them. So a reader always finds whole closures; what is missing is an
+//!   upstream's.
 //! - Before the publisher writes or deletes a file, a row says that the file may be there or may be
 //!   gone. So after a crash a row knows of every file, and the next run finishes the work.
-//! - One program at a time writes to a target. Every write to the index checks the lease. A run gives
-//!   its lease back when none of its requests is under way; otherwise the next run waits for the
-//!   longest request.
-//! - A run costs what changed: one request for each NAR and each narinfo, and a few for each cache. Only
-//!   a reconciliation lists.
+//! - One program at a time writes to a target. Every write to the index checks the lease. A run
+//!   gives its lease back when none of its requests is under way; otherwise the next run waits for
+//!   the longest request.
+//! - A run costs what changed: one request for each NAR and each narinfo, and a few for each cache.
+//!   Only a reconciliation lists.
 
 mod bring;
 mod documents;

@@ -1,7 +1,8 @@
 //! Which of a page of paths can be published now, and in which order. Pure.
 //!
-//! A path can be published when each of its references is published, is an upstream's, or is published before it. Other paths
-//! wait, and so do all that refer to them. Circles wait for ever: Nix could not fetch them either.
+//! A path can be published when each of its references is published, is an upstream's, or is
+//! published before it. Other paths wait, and so do all that refer to them. Circles wait for ever:
+//! Nix could not fetch them either.
 
 use std::collections::HashMap;
 use std::fmt;
@@ -80,15 +81,18 @@ impl fmt::Display for Wait {
 /// What becomes of a page.
 #[derive(Debug, Default)]
 pub(crate) struct BringPlan {
-    /// Positions of candidates; those of a level refer only to those of levels before, and to what is published.
+    /// Positions of candidates; those of a level refer only to those of levels before, and to what
+    /// is published.
     pub(crate) levels: Vec<Vec<usize>>,
     /// Positions of those that wait.
     pub(crate) waiting: Vec<(usize, Wait)>,
-    /// References outside of the page that are present and not published: a later page has to bring them.
+    /// References outside of the page that are present and not published: a later page has to bring
+    /// them.
     pub(crate) awaited: Vec<StorePathHash>,
 }
 
-/// Plans a page. `known` tells the state of each reference that is no candidate of this page, or is published already.
+/// Plans a page. `known` tells the state of each reference that is no candidate of this page, or is
+/// published already.
 pub(crate) fn plan_bringing(
     candidates: &[Candidate],
     known: &HashMap<StorePathHash, Reference>,
@@ -244,7 +248,8 @@ mod tests {
     }
 
     proptest! {
-        /// Any graph, circles included: a path goes after its references, unless they are published or an upstream's.
+        /// Any graph, circles included: a path goes after its references, unless they are published
+        /// or an upstream's.
         #[test]
         fn a_path_goes_after_its_references(
             edges in proptest::collection::vec((0..20_u8, 0..30_u8), 0..60),

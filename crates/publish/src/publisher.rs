@@ -30,8 +30,8 @@ const PENDING_LOOKED_AT: u32 = 256;
 pub enum Mode {
     /// What changed since the last run.
     Follow,
-    /// Compares with a listing first, which finds what is missing, damaged, or not ours. Removes caches that the settings no
-    /// longer name, and adopts a target that moved.
+    /// Compares with a listing first, which finds what is missing, damaged, or not ours. Removes
+    /// caches that the settings no longer name, and adopts a target that moved.
     Reconcile,
 }
 
@@ -100,7 +100,8 @@ impl Publisher {
             let target = self.state.open_target(&self.settings.name, &location).await?;
             let is_compared = target.location == location && target.compared;
             if target.location != location {
-                // The rows are about the other location. Until all of them were compared with this one, they are about neither.
+                // The rows are about the other location. Until all of them were compared with this
+                // one, they are about neither.
                 self.state.move_target(&self.renewed(&lease), &location, false).await?;
             }
             let mut run = Run {
@@ -122,7 +123,8 @@ impl Publisher {
         let outcome = tokio::select! {
             outcome = &mut work => outcome,
             error = self.keep_lease(&lease) => {
-                // Nothing begins any more. What is under way is waited for, so that no upload in parts is left open.
+                // Nothing begins any more. What is under way is waited for, so that no upload in
+                // parts is left open.
                 in_flight.lose_lease();
                 let _ = tokio::time::timeout(self.settings.request_timeout, work).await;
                 return Err(error);
@@ -166,7 +168,8 @@ impl Publisher {
         Ok(false)
     }
 
-    /// How often waiting paths are looked at when nothing else changes, in seconds: a tenth of the settling time.
+    /// How often waiting paths are looked at when nothing else changes, in seconds: a tenth of the
+    /// settling time.
     fn look_again_seconds(&self) -> i64 {
         (seconds(self.settings.settle) / 10).clamp(1, 60)
     }
@@ -265,7 +268,8 @@ pub(crate) struct Run<'a> {
 }
 
 impl Run<'_> {
-    /// Records, before the first change of the cache at hand in the target, that its state document is out of date.
+    /// Records, before the first change of the cache at hand in the target, that its state document
+    /// is out of date.
     pub(crate) async fn touch(&mut self) -> Result<()> {
         if let Some(mut row) = self.untouched.take() {
             // Never the time that the document gives, whatever the clock does.
@@ -402,8 +406,8 @@ impl Run<'_> {
         Ok(outcome)
     }
 
-    /// The cache's row. If the cache is new here, or its keys are others, all of it has to be looked at: the row says so from now
-    /// on, whatever becomes of this run.
+    /// The cache's row. If the cache is new here, or its keys are others, all of it has to be
+    /// looked at: the row says so from now on, whatever becomes of this run.
     async fn cache_row(
         &mut self,
         cache: &Cache,
@@ -452,7 +456,8 @@ impl Run<'_> {
                 counts += page.counts;
                 progress += page.done;
                 waiting += page.waiting;
-                // What is removed meanwhile, for cause perhaps, does not wait for the end of a long run.
+                // What is removed meanwhile, for cause perhaps, does not wait for the end of a long
+                // run.
                 let changed = self.follow().await?.remove(&cache.id).unwrap_or_default();
                 let changed: Vec<StorePathHash> = changed.into_iter().collect();
                 if self.begin_removals_among(cache, &changed).await? {

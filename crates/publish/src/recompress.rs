@@ -1,7 +1,7 @@
 //! NARs as one frame of another zstd level: smaller at the edge, for CPU that is spent once.
 //!
-//! Bytes under a NAR's URL never change, so what is recompressed has a tag of its own: it follows from the lab's tag, the level
-//! and zstd's version. Another level or a newer zstd is another file.
+//! Bytes under a NAR's URL never change, so what is recompressed has a tag of its own: it follows
+//! from the lab's tag, the level and zstd's version. Another level or a newer zstd is another file.
 
 use std::io::{self, Write as _};
 use std::pin::Pin;
@@ -36,7 +36,8 @@ pub(crate) fn memory_bytes(nar_size: u64) -> u64 {
     BYTES_PER_WINDOW_BYTE * nar_size.clamp(1, WINDOW_BYTES_MAX).next_power_of_two() + 2 * 1024 * 1024
 }
 
-/// The most that a NAR of this size can come to, in bytes: incompressible blocks are stored with three bytes each.
+/// The most that a NAR of this size can come to, in bytes: incompressible blocks are stored with
+/// three bytes each.
 pub(crate) fn size_max(nar_size: u64) -> u64 {
     nar_size + nar_size / 256 + 1024
 }

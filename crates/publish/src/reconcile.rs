@@ -1,12 +1,14 @@
 //! Comparing with a listing: what is missing or damaged is written anew, what is not ours goes.
 //!
-//! A file is damaged when its size or the store's tag of it is not what was written down. Where a store gives no tags (a
-//! folder), narinfos are read and compared. What nobody wrote down is deleted only below the caches that are published, and
-//! only if it is named as the layout names things.
+//! A file is damaged when its size or the store's tag of it is not what was written down. Where a
+//! store gives no tags (a folder), narinfos are read and compared. What nobody wrote down is
+//! deleted only below the caches that are published, and only if it is named as the layout names
+//! things.
 //!
-//! The listing and the rows are two streams in the same order, merged step by step, so the memory does not grow with the cache.
-//! A listing comes in the order of names. Names show a hash in Nix's base 32, which begins with the last byte: so the rows come in
-//! the order of last bytes, and a step ends where the last byte changes.
+//! The listing and the rows are two streams in the same order, merged step by step, so the memory
+//! does not grow with the cache. A listing comes in the order of names. Names show a hash in Nix's
+//! base 32, which begins with the last byte: so the rows come in the order of last bytes, and a
+//! step ends where the last byte changes.
 
 use std::collections::{HashMap, HashSet};
 
@@ -35,8 +37,8 @@ struct ListedFiles<K> {
 }
 
 impl Run<'_> {
-    /// Compares the narinfos after this last byte of their hashes. Returns where the scan goes on, and how many files were not as
-    /// they should be.
+    /// Compares the narinfos after this last byte of their hashes. Returns where the scan goes on,
+    /// and how many files were not as they should be.
     pub(crate) async fn compare_narinfos(
         &mut self,
         cache: &Cache,
@@ -107,7 +109,8 @@ impl Run<'_> {
         Ok((next, repaired))
     }
 
-    /// Compares NAR files, likewise: also those in grace, and those that were never finished. A push may name them again.
+    /// Compares NAR files, likewise: also those in grace, and those that were never finished. A
+    /// push may name them again.
     pub(crate) async fn compare_nars(
         &mut self,
         cache: &Cache,
@@ -163,9 +166,9 @@ impl Run<'_> {
         self.in_flight.all(deletions).await.map(drop)
     }
 
-    /// Lists a folder after a name, in the order of names, until a page is full and the last byte of the hashes in it changes.
-    /// `read` gives that byte of a file's name, and the key under which the file is wanted, if it is. What lies in the folder
-    /// `without` is passed over.
+    /// Lists a folder after a name, in the order of names, until a page is full and the last byte
+    /// of the hashes in it changes. `read` gives that byte of a file's name, and the key under
+    /// which the file is wanted, if it is. What lies in the folder `without` is passed over.
     async fn list_through<K: std::hash::Hash + Eq>(
         &self,
         folder: &str,
@@ -216,7 +219,8 @@ impl Run<'_> {
     }
 }
 
-/// A name after all names that begin with a hash with this last byte, of so many bytes, and before those of the next.
+/// A name after all names that begin with a hash with this last byte, of so many bytes, and before
+/// those of the next.
 fn last_text(byte: u8, bytes: usize) -> String {
     let mut hash = vec![0xff; bytes];
     hash[bytes - 1] = byte;

@@ -1,5 +1,5 @@
-//! Removing: referrers first, a narinfo before its NAR, and the NAR after its grace. A NAR that the lab no longer serves goes at
-//! once.
+//! Removing: referrers first, a narinfo before its NAR, and the NAR after its grace. A NAR that the
+//! lab no longer serves goes at once.
 
 use std::collections::{HashMap, HashSet};
 
@@ -20,13 +20,13 @@ const PAGE: u32 = 512;
 /// Rows scanned, or forgotten, together.
 const SCANNED_PAGE: u32 = 4_096;
 
-/// How long a removal is remembered. A push takes hours at most, and a path that waits for the removed one by then has it in its
-/// own row.
+/// How long a removal is remembered. A push takes hours at most, and a path that waits for the
+/// removed one by then has it in its own row.
 const REMOVED_KEPT_SECONDS: i64 = 30 * 86_400;
 
 impl Run<'_> {
-    /// Begins to remove what the cache no longer has. Returns whether some of it was removed for cause: the lab no longer serves its
-    /// NAR, so it must leave the target at once.
+    /// Begins to remove what the cache no longer has. Returns whether some of it was removed for
+    /// cause: the lab no longer serves its NAR, so it must leave the target at once.
     pub(crate) async fn begin_removals(&mut self, cache: &Cache) -> Result<bool> {
         let mut urgent = false;
         let mut after = None;
@@ -78,7 +78,8 @@ impl Run<'_> {
         Ok(urgent)
     }
 
-    /// Records that these objects are being removed, and all that refers to them, through all generations.
+    /// Records that these objects are being removed, and all that refers to them, through all
+    /// generations.
     async fn remove_with_referrers(&self, cache: CacheId, hashes: &[StorePathHash]) -> Result<()> {
         if hashes.is_empty() {
             return Ok(());
@@ -92,8 +93,9 @@ impl Run<'_> {
         Ok(())
     }
 
-    /// Begins to remove paths that the cache has with another NAR by now, while the lab no longer serves the published one: they
-    /// were removed for cause and pushed again. Returns whether there are any.
+    /// Begins to remove paths that the cache has with another NAR by now, while the lab no longer
+    /// serves the published one: they were removed for cause and pushed again. Returns whether
+    /// there are any.
     pub(crate) async fn begin_replacements(
         &mut self,
         cache: &Cache,
@@ -112,7 +114,8 @@ impl Run<'_> {
         Ok(self.end_graces(cache, &present).await? || !gone.is_empty())
     }
 
-    /// Ends the graces of earlier NARs of these paths that the lab no longer serves. Returns whether there are any.
+    /// Ends the graces of earlier NARs of these paths that the lab no longer serves. Returns
+    /// whether there are any.
     async fn end_graces(&self, cache: &Cache, hashes: &[StorePathHash]) -> Result<bool> {
         if hashes.is_empty() {
             return Ok(false);
@@ -141,8 +144,8 @@ impl Run<'_> {
         Ok(found.is_some())
     }
 
-    /// Removes the narinfos that are being removed, referrers first. Without a `cache`, all of the cache goes, and its NARs have no
-    /// grace.
+    /// Removes the narinfos that are being removed, referrers first. Without a `cache`, all of the
+    /// cache goes, and its NARs have no grace.
     pub(crate) async fn remove_all(
         &mut self,
         cache_id: CacheId,
@@ -152,8 +155,9 @@ impl Run<'_> {
         // Also of what an earlier run recorded before it ended.
         self.take_referrers(cache_id).await?;
         let mut counts = Counts::default();
-        // In passes over what is being removed: what is removed in one lets others go in the next. When a pass removes nothing,
-        // the rest is in circles: those refer to each other only, and go in any order.
+        // In passes over what is being removed: what is removed in one lets others go in the next.
+        // When a pass removes nothing, the rest is in circles: those refer to each other only, and
+        // go in any order.
         let mut any = false;
         loop {
             let mut removed = 0;
@@ -248,7 +252,8 @@ impl Run<'_> {
         }
     }
 
-    /// Removes a whole cache: its state document first, so that the edge no longer serves it; then everything in it.
+    /// Removes a whole cache: its state document first, so that the edge no longer serves it; then
+    /// everything in it.
     pub(crate) async fn withdraw(&mut self, published: &PublishedCache) -> Result<Counts> {
         let name: CacheName =
             published.name.parse().map_err(|_| Error::CacheName { name: published.name.clone() })?;

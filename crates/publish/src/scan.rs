@@ -1,5 +1,6 @@
-//! Work over a whole cache, in steps: comparing it with a listing, and noting all of it. Each step writes down how far the scan has
-//! come, in the transaction of what it found, so that the next run goes on from there.
+//! Work over a whole cache, in steps: comparing it with a listing, and noting all of it. Each step
+//! writes down how far the scan has come, in the transaction of what it found, so that the next run
+//! goes on from there.
 
 use dormer_api::CacheName;
 use dormer_index::{Cache, CacheScan, PublishedCache};
@@ -8,7 +9,8 @@ use crate::Result;
 use crate::publisher::Run;
 use crate::report::Counts;
 
-/// Objects noted in one transaction: some tens of milliseconds, in which nobody else writes to SQLite.
+/// Objects noted in one transaction: some tens of milliseconds, in which nobody else writes to
+/// SQLite.
 const NOTED_TOGETHER: u32 = 4_096;
 
 impl Run<'_> {

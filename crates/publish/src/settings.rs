@@ -18,9 +18,11 @@ pub struct TargetSettings {
     pub listings: bool,
     /// zstd level (1 to 19) that NARs are recompressed at; `None` sends them as the lab has them.
     pub recompress_level: Option<i32>,
-    /// How long a NAR stays after its last narinfo is removed, for clients that remember the narinfo.
+    /// How long a NAR stays after its last narinfo is removed, for clients that remember the
+    /// narinfo.
     pub nar_grace: Duration,
-    /// How long a path waits for a reference that the cache lacks, before the reference counts as upstream.
+    /// How long a path waits for a reference that the cache lacks, before the reference counts as
+    /// upstream.
     pub settle: Duration,
     /// Ids (`jti`) of revoked tokens, for the state documents.
     pub revoked_tokens: Vec<String>,
@@ -30,8 +32,8 @@ pub struct TargetSettings {
     pub bandwidth: u64,
     /// Memory for files that are being sent, in bytes.
     pub memory_bytes: u64,
-    /// Longest that a request may be under way, without its retries. After a failure, and after a run that was killed, this is
-    /// how long requests are waited for.
+    /// Longest that a request may be under way, without its retries. After a failure, and after a
+    /// run that was killed, this is how long requests are waited for.
     pub request_timeout: Duration,
     /// How long a lease lasts unless it is renewed.
     pub lease: Duration,
@@ -62,7 +64,8 @@ impl TargetSettings {
         self.recompress_level.map_or(tag, |level| recompressed_tag(tag, level))
     }
 
-    /// Whether a cache is published. Any pattern selects a public cache; only its exact name selects a private one.
+    /// Whether a cache is published. Any pattern selects a public cache; only its exact name
+    /// selects a private one.
     pub fn selects(&self, cache: &CacheName, is_public: bool) -> bool {
         self.caches.iter().any(|pattern| (is_public || pattern.is_exact()) && pattern.matches(cache))
     }

@@ -59,7 +59,8 @@ pub struct WaitingPath {
 /// Most changes counted.
 const UNSEEN_MAX: u32 = 10_000;
 
-/// The state of all targets that were ever published to. Names at most `waiting_max` waiting paths of each cache.
+/// The state of all targets that were ever published to. Names at most `waiting_max` waiting paths
+/// of each cache.
 pub async fn status(
     index: &dyn Index,
     state: &dyn PublishIndex,

@@ -1,4 +1,5 @@
-//! The right to write to a target: taken before anything else, renewed by every write, given back at the end.
+//! The right to write to a target: taken before anything else, renewed by every write, given back
+//! at the end.
 
 use std::time::Duration;
 
@@ -9,8 +10,9 @@ use crate::settings::seconds;
 use crate::{Error, Result};
 
 impl Publisher {
-    /// Takes the lease. If the last holder ended without giving it back, this waits until that lease has run out, and then for
-    /// the longest request that may still be under way. A lease that is renewed meanwhile is in use.
+    /// Takes the lease. If the last holder ended without giving it back, this waits until that
+    /// lease has run out, and then for the longest request that may still be under way. A lease
+    /// that is renewed meanwhile is in use.
     pub(crate) async fn take_lease(&self, target: &PublishTarget) -> Result<Lease> {
         let mut known = target.clone();
         for last_try in [false, true] {
@@ -54,8 +56,8 @@ impl Publisher {
         Lease { ends_at: self.engine.now() + seconds(self.settings.lease), ..*lease }
     }
 
-    /// Keeps the lease alive while nothing is written to the index, as in a long transfer. Returns only when the lease is lost,
-    /// or so near to its end that it counts as lost.
+    /// Keeps the lease alive while nothing is written to the index, as in a long transfer. Returns
+    /// only when the lease is lost, or so near to its end that it counts as lost.
     pub(crate) async fn keep_lease(&self, lease: &Lease) -> Error {
         let pause = self.settings.lease / 3;
         let mut good_until = tokio::time::Instant::now() + self.settings.lease;

@@ -1,4 +1,5 @@
-//! Sending NARs: spliced by the engine, hashed on the way, in one PUT or in parts, within a bound of memory and bandwidth.
+//! Sending NARs: spliced by the engine, hashed on the way, in one PUT or in parts, within a bound
+//! of memory and bandwidth.
 
 use std::sync::Mutex;
 use std::time::Duration;
@@ -91,7 +92,8 @@ impl Sender {
                     let pause = Duration::from_millis(500 << attempt).mul_f64(rand::random_range(0.5..1.5));
                     tokio::time::sleep(pause).await;
                 }
-                // The lab's bytes are gone or damaged: that is about this path, and not about the target.
+                // The lab's bytes are gone or damaged: that is about this path, and not about the
+                // target.
                 Err(crate::Error::Engine(error)) if error.class() == ErrorClass::Missing => {
                     return Ok(Sent::Unreadable);
                 }
@@ -130,7 +132,8 @@ impl Sender {
         let piece_bytes = upload.as_ref().map_or(size, |upload| upload.part_bytes() as u64);
         let _memory = self.reserve(piece_bytes + extra).await;
         let capacity = usize::try_from(piece_bytes).unwrap_or(usize::MAX);
-        // One PUT is signed over its body, so its hash is known by then; parts are signed one by one.
+        // One PUT is signed over its body, so its hash is known by then; parts are signed one by
+        // one.
         let mut hasher = upload.is_some().then(NarHasher::new);
         let mut buffer = BytesMut::with_capacity(capacity);
         let outcome = async {
@@ -224,7 +227,8 @@ fn is_passing(error: &dormer_blobs::Error) -> bool {
     matches!(error, Blobs::Busy { .. } | Blobs::Unavailable { .. } | Blobs::Io { .. })
 }
 
-/// What a file of the layout is, for those who serve it. Proxies before a plain bucket see it, so what is private says so.
+/// What a file of the layout is, for those who serve it. Proxies before a plain bucket see it, so
+/// what is private says so.
 pub(crate) fn kind(key: &EdgeKey, is_public: bool) -> FileKind {
     FileKind { content_type: key.content_type(), cache_control: key.life().cache_control(is_public) }
 }

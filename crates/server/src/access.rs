@@ -1,5 +1,6 @@
-//! The permissions of callers on caches. Attic's rule: a caller without any permission on a cache gets the same 401
-//! whether the cache exists or not. Only a caller with some permission learns what is missing.
+//! The permissions of callers on caches. Attic's rule: a caller without any permission on a cache
+//! gets the same 401 whether the cache exists or not. Only a caller with some permission learns
+//! what is missing.
 
 use std::sync::Arc;
 
@@ -40,8 +41,8 @@ impl App {
         self.open(call, name, needed, Settings::Remembered).await
     }
 
-    /// The cache of this name with its present settings, for a caller that may do `needed` with it. A change that one
-    /// replica has acknowledged shows on every replica.
+    /// The cache of this name with its present settings, for a caller that may do `needed` with it.
+    /// A change that one replica has acknowledged shows on every replica.
     pub(crate) async fn open_current_cache(
         &self,
         call: &Call,
@@ -106,7 +107,8 @@ impl App {
         Ok((cache, permissions))
     }
 
-    /// The permissions of the caller's token on a cache, whether the cache exists or not. Looks nothing up.
+    /// The permissions of the caller's token on a cache, whether the cache exists or not. Looks
+    /// nothing up.
     pub(crate) fn permissions(&self, call: &Call, name: &CacheName) -> Permissions {
         self.claims(call).map_or(Permissions::NONE, |claims| claims.permissions_for(name))
     }
@@ -116,7 +118,8 @@ impl App {
         self.authenticator.authenticate(call.headers(), self.engine.now())
     }
 
-    /// Refuses a caller without a valid token, before the body is read to find the cache that the request is about.
+    /// Refuses a caller without a valid token, before the body is read to find the cache that the
+    /// request is about.
     pub(crate) fn require_token(&self, call: &Call) -> Result<(), Failure> {
         if self.claims(call).is_some() { Ok(()) } else { Err(Failure::Unauthorized) }
     }

@@ -12,7 +12,8 @@ use http::HeaderMap;
 use http::header::AUTHORIZATION;
 use moka::sync::Cache as Memory;
 
-/// Memory for remembered tokens, in bytes. An RSA signature costs 20 µs to verify, as much as a narinfo's whole answer.
+/// Memory for remembered tokens, in bytes. An RSA signature costs 20 µs to verify, as much as a
+/// narinfo's whole answer.
 const REMEMBERED_BYTES: u64 = 4 * 1024 * 1024;
 
 /// Finds and verifies the tokens of requests.

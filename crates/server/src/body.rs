@@ -81,8 +81,8 @@ impl http_body::Body for Body {
 }
 
 impl NarBody {
-    /// An error cuts the connection short of the promised length. The client resumes or reports, but never takes a part for
-    /// the whole.
+    /// An error cuts the connection short of the promised length. The client resumes or reports,
+    /// but never takes a part for the whole.
     fn poll(&mut self, context: &mut Context<'_>) -> Poll<Option<io::Result<Bytes>>> {
         let failure = match self.stream.poll_next_unpin(context) {
             Poll::Pending => return Poll::Pending,

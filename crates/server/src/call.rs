@@ -24,7 +24,8 @@ impl fmt::Display for RequestId {
 }
 
 impl RequestId {
-    /// An id of our own. Written by hand: most requests get one, and formatting costs three times as much.
+    /// An id of our own. Written by hand: most requests get one, and formatting costs three times
+    /// as much.
     pub(crate) fn new(number: u64) -> Self {
         const DIGITS: &[u8; 16] = b"0123456789abcdef";
         let mut text = [0; 16];
@@ -35,7 +36,8 @@ impl RequestId {
         Self(HeaderValue::from_bytes(&text).expect("hexadecimal digits are fit for a header"))
     }
 
-    /// The id that a request brings, if it is fit for a log. Its sender wants to find the request again.
+    /// The id that a request brings, if it is fit for a log. Its sender wants to find the request
+    /// again.
     pub(crate) fn given(headers: &HeaderMap) -> Option<Self> {
         let value = headers.get(&REQUEST_ID)?;
         let allowed = |byte: &u8| byte.is_ascii_alphanumeric() || b"-_.:/+=@".contains(byte);

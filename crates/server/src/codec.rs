@@ -1,5 +1,5 @@
-//! The compressions that uploads come in: known by suffix, else by magic; decoded within a memory limit that is known, and
-//! charged, before the first byte is decoded.
+//! The compressions that uploads come in: known by suffix, else by magic; decoded within a memory
+//! limit that is known, and charged, before the first byte is decoded.
 //!
 //! | compression | suffix | magic | memory of the decoder |
 //! |---|---|---|---|
@@ -12,8 +12,10 @@
 //! | lz4 | `.lz4` | `04 22 4d 18` | 10 MiB |
 //!
 //! Invariants
-//! - Several members one after the other are one stream (brotli knows none); anything else after the end is an error.
-//! - A later block or frame that needs more memory than the first announced is an error, not more memory.
+//! - Several members one after the other are one stream (brotli knows none); anything else after
+//!   the end is an error.
+//! - A later block or frame that needs more memory than the first announced is an error, not more
+//!   memory.
 
 use std::io;
 use std::pin::Pin;
@@ -26,10 +28,12 @@ use tokio::io::{AsyncBufRead, AsyncRead, AsyncReadExt};
 
 const MIB: u64 = 1024 * 1024;
 
-/// Largest window or dictionary of a decoder: that of `zstd --long` (27 bits), and twice that of `xz -9`.
+/// Largest window or dictionary of a decoder: that of `zstd --long` (27 bits), and twice that of
+/// `xz -9`.
 const WINDOW_BYTES_MAX: u64 = 128 * MIB;
 
-/// Windows are charged with at least this, so that later frames may differ: it is what `xz -6` and `zstd -19` use.
+/// Windows are charged with at least this, so that later frames may differ: it is what `xz -6` and
+/// `zstd -19` use.
 const WINDOW_BYTES_MIN: u64 = 8 * MIB;
 
 /// Bytes needed to know magic and memory: a stream header and the longest block header of xz.
@@ -95,8 +99,8 @@ impl Compression {
         }
     }
 
-    /// How an upload of this name, that begins with these bytes, is compressed. Nix writes no suffix for gzip, so `.nar`
-    /// alone promises nothing.
+    /// How an upload of this name, that begins with these bytes, is compressed. Nix writes no
+    /// suffix for gzip, so `.nar` alone promises nothing.
     pub(crate) fn of_upload(file_name: &str, head: &[u8]) -> Option<Self> {
         match file_name.rsplit_once('.').map(|(_, suffix)| suffix) {
             Some("xz") => Some(Self::Xz),
@@ -225,7 +229,8 @@ fn zstd_window(head: &[u8]) -> Option<u64> {
     Some(if size_bytes == 2 { size + 256 } else { size })
 }
 
-/// The dictionary of LZMA2 in an xz file's first block header (xz file format 1.2.1, 3.1 and 5.3.1).
+/// The dictionary of LZMA2 in an xz file's first block header (xz file format 1.2.1, 3.1 and
+/// 5.3.1).
 fn xz_dictionary(head: &[u8]) -> Option<u64> {
     const STREAM_HEADER_BYTES: usize = 12;
     const LZMA2: u64 = 0x21;
@@ -268,8 +273,8 @@ fn varint(rest: &mut &[u8]) -> Option<u64> {
     None
 }
 
-/// The window in a brotli stream's first bits (RFC 7932, 9.1). What that RFC reserves is the "large window" extension, with
-/// windows of up to 1 GiB, which our decoder would take.
+/// The window in a brotli stream's first bits (RFC 7932, 9.1). What that RFC reserves is the "large
+/// window" extension, with windows of up to 1 GiB, which our decoder would take.
 fn brotli_window(head: &[u8]) -> Result<u64, WindowTooLarge> {
     const LARGE_WINDOW: u64 = 1 << 30;
     let first = head.first().copied().unwrap_or(0);
@@ -435,7 +440,8 @@ mod tests {
 
     #[test]
     fn windows_are_read_before_they_are_decoded() {
-        // A frame with a window of 128 MiB (descriptor 0, window byte 17 << 3), and one of twice that.
+        // A frame with a window of 128 MiB (descriptor 0, window byte 17 << 3), and one of twice
+        // that.
         assert_eq!(Compression::Zstd.decoder_bytes(b"\x28\xb5\x2f\xfd\x00\x88"), Ok(129 * MIB));
         assert_eq!(
             Compression::Zstd.decoder_bytes(b"\x28\xb5\x2f\xfd\x00\x90"),
@@ -446,10 +452,12 @@ mod tests {
         assert_eq!(Compression::Zstd.decoder_bytes(&huge), Err(WindowTooLarge(1 << 40)));
         let endless = [b"\x28\xb5\x2f\xfd\xe0".as_slice(), &u64::MAX.to_le_bytes()].concat();
         assert_eq!(Compression::Zstd.decoder_bytes(&endless), Err(WindowTooLarge(u64::MAX)));
-        // A window of 9 MiB (exponent 13, mantissa 1): the decoder will allow the next power of two, so that is charged.
+        // A window of 9 MiB (exponent 13, mantissa 1): the decoder will allow the next power of
+        // two, so that is charged.
         assert_eq!(Compression::Zstd.decoder_bytes(b"\x28\xb5\x2f\xfd\x00\x69"), Ok(17 * MIB));
         assert_eq!(Compression::Zstd.decoder_bytes(b"\x28\xb5\x2f\xfd\x20\x01"), Ok(9 * MIB));
-        // Preset 6 has a dictionary of 8 MiB (bits 22), preset 9 one of 64 MiB (bits 28), 30 is 128 MiB, 40 is 4 GiB.
+        // Preset 6 has a dictionary of 8 MiB (bits 22), preset 9 one of 64 MiB (bits 28), 30 is 128
+        // MiB, 40 is 4 GiB.
         let xz = |bits: u8| [b"\xfd7zXZ\0\0\0\0\0\0\0\x02\0\x21\x01".as_slice(), &[bits]].concat();
         assert_eq!(Compression::Xz.decoder_bytes(&xz(22)), Ok(9 * MIB));
         assert_eq!(Compression::Xz.decoder_bytes(&xz(28)), Ok(65 * MIB));

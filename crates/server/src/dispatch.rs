@@ -30,7 +30,8 @@ impl App {
     /// Answers a request that came when all connections were taken. The host closes the connection.
     pub(crate) async fn turn_away(self: Arc<Self>, request: Request<Incoming>) -> Response<Watched> {
         let answer = async |_: &Call, _: &mut RequestBody, route: Option<Route<'_>>| match route {
-            // An orchestrator that restarts a busy process would take the others' connections with it.
+            // An orchestrator that restarts a busy process would take the others' connections with
+            // it.
             Some(Route::Alive) => Ok(pages::alive()),
             _ => Err(Failure::Busy("connections")),
         };
@@ -51,7 +52,8 @@ impl App {
         let route = Route::parse(call.path());
         let template = route.as_ref().map_or("none", Route::template);
         let mut exchange = Exchange::begin(&self.metrics, &call, id, template, self.settings.traces);
-        // Handlers share only locks that no panic leaves half done, and the index. So a panic fails this request alone.
+        // Handlers share only locks that no panic leaves half done, and the index. So a panic fails
+        // this request alone.
         let answer = AssertUnwindSafe(answer(&call, &mut body, route)).catch_unwind();
         let mut response = match exchange.hold(answer).await.unwrap_or(Err(Failure::Panicked)) {
             Ok(response) => response,

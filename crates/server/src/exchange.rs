@@ -1,10 +1,12 @@
-//! One request and its answer, watched from the head to the last byte: metrics, and the span of its log lines and its trace.
+//! One request and its answer, watched from the head to the last byte: metrics, and the span of its
+//! log lines and its trace.
 //!
-//! Events after the handler returns (sending a NAR, a cut) still belong to the request. So the watch is a part of the
-//! answer's body, and ends with it.
+//! Events after the handler returns (sending a NAR, a cut) still belong to the request. So the
+//! watch is a part of the answer's body, and ends with it.
 //!
-//! A narinfo from memory writes no log line, and the watch must cost less than finding the narinfo: half of all requests are
-//! misses of narinfos. Such a request gets a span only when it has to wait or fails, and its counters are looked up once.
+//! A narinfo from memory writes no log line, and the watch must cost less than finding the narinfo:
+//! half of all requests are misses of narinfos. Such a request gets a span only when it has to wait
+//! or fails, and its counters are looked up once.
 
 use std::pin::{Pin, pin};
 use std::sync::Arc;
@@ -87,14 +89,16 @@ impl Exchange {
     /// Opens the span of this request's log lines.
     pub(crate) fn open_span(&mut self) -> Span {
         if self.span.is_none() {
-            // As important as the most important line inside of it, so that no filter takes the id from that line.
+            // As important as the most important line inside of it, so that no filter takes the id
+            // from that line.
             self.span =
                 tracing::error_span!("request", request.id = %self.id, otel.name = Empty, otel.kind = Empty);
         }
         self.span.clone()
     }
 
-    /// Waits for the handler, in the request's span. The span is opened only if the handler has to wait.
+    /// Waits for the handler, in the request's span. The span is opened only if the handler has to
+    /// wait.
     pub(crate) async fn hold<T>(&mut self, handler: impl Future<Output = T>) -> T {
         let mut handler = pin!(handler);
         if self.span.is_none()

@@ -1,7 +1,8 @@
 //! Why a request fails, and the one table from failures to status codes.
 //!
-//! Status codes are part of the contract, because Nix acts on them. 404 means "not here, ask the next cache", so a database
-//! that is down must never look like 404. The table has no wildcard: a new failure needs a decision.
+//! Status codes are part of the contract, because Nix acts on them. 404 means "not here, ask the
+//! next cache", so a database that is down must never look like 404. The table has no wildcard: a
+//! new failure needs a decision.
 
 use std::time::Duration;
 
@@ -145,7 +146,8 @@ impl Failure {
         let Verdict { status, name, tell } = self.verdict();
         let is_api = Route::is_api(call.path());
         if self.is_everyday_miss(call) {
-            // Half of all requests of a Nix client are misses of narinfos, so they cost no allocation.
+            // Half of all requests of a Nix client are misses of narinfos, so they cost no
+            // allocation.
             return body::text(status, Bytes::from_static(b"the cache does not have this\n"));
         }
         let detail = with_causes(&self);

@@ -1,6 +1,8 @@
-//! One checked property per parser of foreign bytes: a plain function that panics when the property fails.
+//! One checked property per parser of foreign bytes: a plain function that panics when the property
+//! fails.
 //!
-//! Tests run them over `fuzz/corpus/server_*` and mutations of it; a fuzzer can run them for longer (`fuzz/README.md`).
+//! Tests run them over `fuzz/corpus/server_*` and mutations of it; a fuzzer can run them for longer
+//! (`fuzz/README.md`).
 
 use std::io::Cursor;
 
@@ -43,7 +45,8 @@ pub fn fuzz_route(data: &[u8]) {
     assert!(!path.contains("/../") && !path.contains("//") && !path.contains('%'), "{route:?}");
 }
 
-/// An upload's bytes: what its head announces is within the limit, and decoding takes any bytes and ends.
+/// An upload's bytes: what its head announces is within the limit, and decoding takes any bytes and
+/// ends.
 pub fn fuzz_codec(data: &[u8]) {
     for compression in Compression::ALL {
         let decoder_bytes = match compression.decoder_bytes(data) {

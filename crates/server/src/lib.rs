@@ -1,14 +1,18 @@
 //! The HTTP server: the Nix binary-cache protocol in both directions, Attic's API, and ours.
 //!
-//! Layer: shell over the engine. A handler translates a request into one or two engine calls, and their outcome into an
-//! answer; it decides nothing. docs/HTTP-API.md is the contract; tests check each row of its status table.
+//! Layer: shell over the engine. A handler translates a request into one or two engine calls, and
+//! their outcome into an answer; it decides nothing. docs/HTTP-API.md is the contract; tests check
+//! each row of its status table.
 //!
 //! Where to look
-//! - [`Server`]: a server over one engine; `dormer-http-host` owns its connections, time-outs and shutdown.
-//! - `dispatch`: sends a request to its handler and logs the outcome once; `app` is what all requests share.
+//! - [`Server`]: a server over one engine; `dormer-http-host` owns its connections, time-outs and
+//!   shutdown.
+//! - `dispatch`: sends a request to its handler and logs the outcome once; `app` is what all
+//!   requests share.
 //! - `exchange`: one request watched to the last byte of its answer.
-//! - [`Metrics`]: everything that is counted; `metrics_page` is the listener that shows it, and `publish_metrics` its part
-//!   about publishing. `health` asks the database and the store for `/readyz`.
+//! - [`Metrics`]: everything that is counted; `metrics_page` is the listener that shows it, and
+//!   `publish_metrics` its part about publishing. `health` asks the database and the store for
+//!   `/readyz`.
 //! - `route`: from a path to a typed route; no other module reads paths.
 //! - `failure`: the one table from an error to its status.
 //! - `auth` and `access`: tokens, and the rule that a caller without permissions learns nothing.

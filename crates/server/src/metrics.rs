@@ -1,9 +1,11 @@
 //! The server's counters, and the page that shows all counters of the process.
 //!
-//! Names, help texts and buckets of HTTP are here, those of the engine in the engine. docs/METRICS.md is made from both.
+//! Names, help texts and buckets of HTTP are here, those of the engine in the engine.
+//! docs/METRICS.md is made from both.
 //!
-//! Cardinality is bounded: a label is a route's template, a known method, a status or the name of a limit. No path, token
-//! or host becomes a label. A cache becomes one only where it is published, up to a limit.
+//! Cardinality is bounded: a label is a route's template, a known method, a status or the name of a
+//! limit. No path, token or host becomes a label. A cache becomes one only where it is published,
+//! up to a limit.
 
 use std::sync::{Mutex, OnceLock, PoisonError};
 
@@ -62,7 +64,8 @@ pub(crate) struct HttpMetrics {
     pub(crate) narinfos: NarinfoMetrics,
 }
 
-/// The members of `requests` and `seconds` for the busiest route, so that they are not looked up each time.
+/// The members of `requests` and `seconds` for the busiest route, so that they are not looked up
+/// each time.
 #[derive(Debug)]
 pub(crate) struct NarinfoMetrics {
     pub(crate) hits: IntCounter,
@@ -154,7 +157,8 @@ impl Metrics {
         Ok(())
     }
 
-    /// Refreshes the gauges that come from the database, before a page is rendered. Never takes long.
+    /// Refreshes the gauges that come from the database, before a page is rendered. Never takes
+    /// long.
     pub(crate) async fn refresh(&self) {
         if let Some(publishing) = self.publishing.get() {
             publishing.refresh().await;

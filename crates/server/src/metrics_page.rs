@@ -1,5 +1,5 @@
-//! The listener for operators: `/metrics` and the probes. It is apart from the clients' listener, so that nobody on the
-//! internet reads it.
+//! The listener for operators: `/metrics` and the probes. It is apart from the clients' listener,
+//! so that nobody on the internet reads it.
 
 use std::io;
 use std::sync::Arc;
@@ -84,7 +84,8 @@ impl Service for MetricsPage {
 
     async fn answer(self: Arc<Self>, request: Request<Incoming>) -> Response<Self::Body> {
         let mut response = self.respond(&request).await;
-        // Readers come seconds apart; a connection that is kept meanwhile would take a place from another reader.
+        // Readers come seconds apart; a connection that is kept meanwhile would take a place from
+        // another reader.
         response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
         response
     }

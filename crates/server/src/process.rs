@@ -1,6 +1,8 @@
-//! The kernel's figures about this process: memory, open files, CPU time, start. Every Prometheus client uses these names.
+//! The kernel's figures about this process: memory, open files, CPU time, start. Every Prometheus
+//! client uses these names.
 //!
-//! The `prometheus` crate's own collector would bring a second `rustix`; these are three small files.
+//! The `prometheus` crate's own collector would bring a second `rustix`; these are three small
+//! files.
 
 use std::fs;
 use std::time::SystemTime;

@@ -1,10 +1,12 @@
-//! How far edge targets are behind the lab, as the index knows it: `dormer publish` is another process, and gone most of the time.
+//! How far edge targets are behind the lab, as the index knows it: `dormer publish` is another
+//! process, and gone most of the time.
 //!
 //! Invariants
-//! - However many read the page, the database is asked by one question at a time, and for a twentieth of the time at most: it
-//!   counts what is published, which takes as long as there is much of it.
-//! - The page waits for it no longer than [`ASK_TIMEOUT`]. What could not be asked for is not shown: an old lag would look like
-//!   a small one.
+//! - However many read the page, the database is asked by one question at a time, and for a
+//!   twentieth of the time at most: it counts what is published, which takes as long as there is
+//!   much of it.
+//! - The page waits for it no longer than [`ASK_TIMEOUT`]. What could not be asked for is not
+//!   shown: an old lag would look like a small one.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -89,7 +91,8 @@ impl PublishMetrics {
 
     /// Brings the gauges up to date, unless they are still remembered.
     pub(crate) async fn refresh(&self) {
-        // Whoever comes while the database is asked waits for its answer here, at most as long as that may take.
+        // Whoever comes while the database is asked waits for its answer here, at most as long as
+        // that may take.
         let mut last = Arc::clone(&self.last).lock_owned().await;
         if last.is_some_and(|answer| answer.at.elapsed() < answer.remembered) {
             return;

@@ -1,7 +1,8 @@
 //! How fast a token may push: a bucket of tokens for each of those who push, refilled with time.
 //!
-//! Requests are counted when they come; bytes as they come in, so that the request that goes over the limit still ends
-//! well and the next one waits: an upload cannot be judged by its size before it was received.
+//! Requests are counted when they come; bytes as they come in, so that the request that goes over
+//! the limit still ends well and the next one waits: an upload cannot be judged by its size before
+//! it was received.
 
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};

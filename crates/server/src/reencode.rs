@@ -1,11 +1,14 @@
-//! An upload given back in the compression that it came with, because the pusher's own Nix remembers the name it gave it.
+//! An upload given back in the compression that it came with, because the pusher's own Nix
+//! remembers the name it gave it.
 //!
 //! Invariants
-//! - What comes out depends on the NAR alone, not on when its parts arrive: an encoder is handed pieces and never sees a
-//!   pause. (Encoders that pull from a stream flush whenever it pauses, as it does over an object store. That costs
-//!   ratio everywhere, and makes lz4 end a block early: later ones then refer to more than the block before them, which
-//!   libarchive, Nix's decoder, does not keep.)
-//! - Compressing happens on a thread that may block; how many do so at once is `limits.reencodings`.
+//! - What comes out depends on the NAR alone, not on when its parts arrive: an encoder is handed
+//!   pieces and never sees a pause. (Encoders that pull from a stream flush whenever it pauses, as
+//!   it does over an object store. That costs ratio everywhere, and makes lz4 end a block early:
+//!   later ones then refer to more than the block before them, which libarchive, Nix's decoder,
+//!   does not keep.)
+//! - Compressing happens on a thread that may block; how many do so at once is
+//!   `limits.reencodings`.
 //! - Nothing ends as if it were whole when the NAR could not be read: the error is passed on.
 
 use std::io;
@@ -21,7 +24,8 @@ use crate::codec::Compression;
 /// Bytes of the NAR that are compressed at a time: some milliseconds of work.
 const PIECE_BYTES: usize = 256 * 1024;
 
-/// Compresses a NAR, as fast as the format allows: the answer is read once, by the machine that sent the same NAR.
+/// Compresses a NAR, as fast as the format allows: the answer is read once, by the machine that
+/// sent the same NAR.
 pub(crate) fn reencode(
     nar: impl AsyncRead + Send + Unpin + 'static,
     compression: Compression,
@@ -170,10 +174,12 @@ mod tests {
         }
     }
 
-    /// Blocks of lz4 are 64 KiB but for the last: what one refers to is in itself and in the one before it.
+    /// Blocks of lz4 are 64 KiB but for the last: what one refers to is in itself and in the one
+    /// before it.
     #[tokio::test]
     async fn lz4_blocks_are_whole() {
-        // Bytes that do not compress are stored as they are, so that a block's length can be read off its head.
+        // Bytes that do not compress are stored as they are, so that a block's length can be read
+        // off its head.
         let mut state = 1_u64;
         let plain: Vec<u8> = std::iter::repeat_with(|| {
             state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);

@@ -19,8 +19,9 @@ use crate::metrics::Metrics;
 use crate::push_rate::Pusher;
 use crate::settings::ServerSettings;
 
-/// How much of a refused body is read and dropped, and for how long, so that the client sees the answer. If the server
-/// closed at once, the unread bytes would cause a reset, which can overtake the answer.
+/// How much of a refused body is read and dropped, and for how long, so that the client sees the
+/// answer. If the server closed at once, the unread bytes would cause a reset, which can overtake
+/// the answer.
 const LINGER_BYTES: u64 = 64 * 1024 * 1024;
 const LINGER_TIME: Duration = Duration::from_secs(10);
 
@@ -81,14 +82,15 @@ impl RequestBody {
         }
     }
 
-    /// Refuses a body that is longer than this: at once if its length is known, otherwise when more bytes come.
+    /// Refuses a body that is longer than this: at once if its length is known, otherwise when more
+    /// bytes come.
     pub(crate) fn limit(&mut self, max: u64) -> Result<(), BodyError> {
         self.max = max;
         if self.incoming.size_hint().lower() > max { Err(BodyError::TooLong { max }) } else { Ok(()) }
     }
 
-    /// Limits the time of the next part of the body, for small parts during which the request holds memory or a turn.
-    /// Returns the argument for [`RequestBody::allow_until`] afterwards.
+    /// Limits the time of the next part of the body, for small parts during which the request holds
+    /// memory or a turn. Returns the argument for [`RequestBody::allow_until`] afterwards.
     pub(crate) fn hurry(&mut self, time: Duration) -> Instant {
         let hurried = self.deadline.min(Instant::now() + time);
         std::mem::replace(&mut self.deadline, hurried)

@@ -1,7 +1,7 @@
 //! From a path to a typed route.
 //!
-//! A path matches a route byte for byte or not at all. Nothing is percent-decoded and no empty or dotted segment is
-//! skipped, so nothing has a second spelling and no path leads out of a cache.
+//! A path matches a route byte for byte or not at all. Nothing is percent-decoded and no empty or
+//! dotted segment is skipped, so nothing has a second spelling and no path leads out of a cache.
 
 use dormer_api::CacheName;
 use dormer_format::EncodingTag;

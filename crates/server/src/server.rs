@@ -34,7 +34,8 @@ impl Server {
         &self.app.metrics
     }
 
-    /// Shows at `/metrics` how far edge targets are behind, as the index knows it. Fails the second time.
+    /// Shows at `/metrics` how far edge targets are behind, as the index knows it. Fails the second
+    /// time.
     pub fn watch_publishing(
         &self,
         index: Arc<dyn Index>,

@@ -10,13 +10,14 @@ const MIB: usize = 1024 * KIB;
 /// Limits and choices of a server.
 #[derive(Debug, Clone)]
 pub struct ServerSettings {
-    /// The server's address as its users see it. Without an address, the server believes each request's `Host` (and
-    /// `X-Forwarded-Proto` for `https`), which is right behind a proxy that sets both.
+    /// The server's address as its users see it. Without an address, the server believes each
+    /// request's `Host` (and `X-Forwarded-Proto` for `https`), which is right behind a proxy that
+    /// sets both.
     pub api_endpoint: Option<String>,
     /// The address below which Nix finds the caches, if it differs from `api_endpoint`.
     pub substituter_endpoint: Option<String>,
-    /// `Host` headers that the server answers, compared without regard to case; empty means all of them. The server always
-    /// answers probes, because they come by address.
+    /// `Host` headers that the server answers, compared without regard to case; empty means all of
+    /// them. The server always answers probes, because they come by address.
     pub allowed_hosts: Vec<String>,
     /// Longest metadata of an upload, in bytes, whether in a header or before the NAR.
     pub nar_info_preamble_bytes_max: usize,
@@ -24,35 +25,41 @@ pub struct ServerSettings {
     pub json_bytes_max: usize,
     /// Longest narinfo taken, in bytes: 1 MiB holds some 20,000 references.
     pub narinfo_bytes_max: usize,
-    /// Memory for bodies that are read whole, and for their parsed form, in bytes, all requests together.
+    /// Memory for bodies that are read whole, and for their parsed form, in bytes, all requests
+    /// together.
     pub buffered_bytes_max: usize,
-    /// Longest request line and headers together, in bytes. Attic's metadata header takes up to 4 KiB of it.
+    /// Longest request line and headers together, in bytes. Attic's metadata header takes up to 4
+    /// KiB of it.
     pub header_bytes_max: usize,
     /// Most connections at once. Later clients are answered 503.
     pub connections_max: usize,
-    /// Most uploads at once, uploads that wait for memory included. More wait as long as the engine's `upload_wait`.
+    /// Most uploads at once, uploads that wait for memory included. More wait as long as the
+    /// engine's `upload_wait`.
     pub uploads_max: usize,
     /// Pushes a second that a token may begin, on average of 10 s; 0 means as many as it likes.
     pub push_requests_per_second: u64,
     /// Bytes a second that a token may push, on average of 10 s; 0 means as many as it likes.
     pub push_bytes_per_second: u64,
-    /// How long a connection may take to send the head of a request, the wait between two requests included.
+    /// How long a connection may take to send the head of a request, the wait between two requests
+    /// included.
     pub header_timeout: Duration,
-    /// How long a request body may pause. An upload that waits for its turn does not pause, because nobody reads it.
+    /// How long a request body may pause. An upload that waits for its turn does not pause, because
+    /// nobody reads it.
     pub body_idle_timeout: Duration,
     /// How long a reader may take nothing of an answer.
     pub write_idle_timeout: Duration,
     /// Longest upload. Code that deletes packs must spare packs that are younger than this.
     pub upload_timeout: Duration,
-    /// How long the server goes on after it was asked to stop. Only `/readyz` changes, to "no", and each connection is closed
-    /// after its next answer. Load balancers need this long to notice; 0 fits where there are none.
+    /// How long the server goes on after it was asked to stop. Only `/readyz` changes, to "no", and
+    /// each connection is closed after its next answer. Load balancers need this long to notice; 0
+    /// fits where there are none.
     pub drain_delay: Duration,
     /// How long requests in flight may then take to finish.
     pub shutdown_timeout: Duration,
     /// What `Retry-After` says on a 503, in seconds, rounded up.
     pub retry_after: Duration,
-    /// Most uploads that are read back in their own compression at once. Each takes a CPU, and up to 4 MiB beside the bytes
-    /// that are read.
+    /// Most uploads that are read back in their own compression at once. Each takes a CPU, and up
+    /// to 4 MiB beside the bytes that are read.
     pub reencodings_max: usize,
     /// Whether `/_dormer/stats` is answered.
     pub stats: bool,
@@ -76,7 +83,8 @@ impl ServerSettings {
         }
     }
 
-    /// Most memory that requests take together, in bytes: a part of the sum in docs/ARCHITECTURE.md.
+    /// Most memory that requests take together, in bytes: a part of the sum in
+    /// docs/ARCHITECTURE.md.
     pub fn memory_bytes_max(&self) -> u64 {
         self.buffered_bytes_max as u64 + self.reencodings_max as u64 * REENCODING_BYTES
     }
@@ -97,7 +105,8 @@ impl Default for ServerSettings {
             uploads_max: 256,
             push_requests_per_second: 0,
             push_bytes_per_second: 0,
-            // Longer than a client thinks between two requests, short enough that idle connections do not pile up.
+            // Longer than a client thinks between two requests, short enough that idle connections
+            // do not pile up.
             header_timeout: Duration::from_secs(75),
             body_idle_timeout: Duration::from_mins(1),
             // Nix pauses a download while it unpacks; nginx allows 60 s between two writes.

@@ -1,4 +1,5 @@
-//! The W3C trace context of a request: a proxy or client that traces hands its trace on in `traceparent`.
+//! The W3C trace context of a request: a proxy or client that traces hands its trace on in
+//! `traceparent`.
 
 use http::HeaderMap;
 use opentelemetry::propagation::Extractor;

@@ -1,7 +1,7 @@
 //! Staged files that a crash left in a folder.
 //!
-//! The library writes `<name>#<number>` beside an object, syncs it and renames it. A crash in between leaves that file. No
-//! listing shows it, and no name of an object looks like it.
+//! The library writes `<name>#<number>` beside an object, syncs it and renames it. A crash in
+//! between leaves that file. No listing shows it, and no name of an object looks like it.
 
 use std::fs;
 use std::io::{self, ErrorKind};
@@ -15,8 +15,9 @@ use crate::{Error, Result};
 const ABANDONED_AFTER: Duration = Duration::from_hours(24);
 
 impl Store {
-    /// Deletes what writes that never finished left below `<folder>/`, a day after. Buckets hide unfinished writes and delete
-    /// them by a rule, so there is nothing to do for a bucket. Returns the number of deleted files.
+    /// Deletes what writes that never finished left below `<folder>/`, a day after. Buckets hide
+    /// unfinished writes and delete them by a rule, so there is nothing to do for a bucket. Returns
+    /// the number of deleted files.
     pub async fn delete_abandoned(&self, folder: &str) -> Result<u64> {
         let Medium::Folder { root, .. } = &self.parts().medium else { return Ok(0) };
         let path = root.join(folder);

@@ -1,4 +1,5 @@
-//! What a [`Store`] promises, as code: it runs on memory, on a folder and on real servers, with and without a policy.
+//! What a [`Store`] promises, as code: it runs on memory, on a folder and on real servers, with and
+//! without a policy.
 //!
 //! Each case panics with what is wrong. The store is left as the last case leaves it.
 

@@ -1,7 +1,8 @@
 //! Counts of requests to a store, as metrics.
 //!
-//! They count requests on the wire, where each one is made. Pages of a listing and requests for credentials are included.
-//! Two numbers that are read one after the other may differ by a request that ended in between.
+//! They count requests on the wire, where each one is made. Pages of a listing and requests for
+//! credentials are included. Two numbers that are read one after the other may differ by a request
+//! that ended in between.
 
 use std::time::Duration;
 
@@ -24,7 +25,8 @@ pub enum Method {
     Put,
     /// DELETE.
     Delete,
-    /// POST. Uploads in parts begin and end by a POST, and some services give out credentials by one.
+    /// POST. Uploads in parts begin and end by a POST, and some services give out credentials by
+    /// one.
     Post,
 }
 

@@ -25,8 +25,8 @@ pub enum Error {
         /// Name of the object.
         key: String,
     },
-    /// The folder of the packs is not there, or another folder is in its place. Most likely its file system is not mounted.
-    /// Nothing is known of any object.
+    /// The folder of the packs is not there, or another folder is in its place. Most likely its
+    /// file system is not mounted. Nothing is known of any object.
     #[error(
         "the folder of the packs, {path}, is not there or is another one: it lacks its file {marker}. Is its file system mounted?"
     )]
@@ -106,8 +106,8 @@ pub enum Error {
 }
 
 impl Error {
-    /// Whether a caller has reason to repeat the call. Failures of a remote store are excluded: [`Store`](crate::Store) has
-    /// repeated those calls for as long as its policy allows.
+    /// Whether a caller has reason to repeat the call. Failures of a remote store are excluded:
+    /// [`Store`](crate::Store) has repeated those calls for as long as its policy allows.
     pub fn is_worth_a_retry(&self) -> bool {
         matches!(self, Self::Io { .. })
     }

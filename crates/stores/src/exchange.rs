@@ -1,7 +1,7 @@
 //! What happened on the wire: counted for all calls, remembered for the call that is under way.
 //!
-//! The library tells neither the status nor `Retry-After` of a failed request, so this module stands between the library
-//! and its HTTP client.
+//! The library tells neither the status nor `Retry-After` of a failed request, so this module
+//! stands between the library and its HTTP client.
 
 use std::cell::Cell;
 use std::sync::Arc;
@@ -85,7 +85,8 @@ impl HttpService for Watcher {
             Err(_) => Exchange::default(),
         };
         self.counters.requested(method, begin.elapsed(), exchange.status);
-        // Requests for credentials may come from a task of the library's own, where no call is watched.
+        // Requests for credentials may come from a task of the library's own, where no call is
+        // watched.
         let _ = LAST.try_with(|last| last.set(exchange));
         answer
     }

@@ -1,4 +1,5 @@
-//! Error classification: what a failure of the library means, with the status that came over the wire.
+//! Error classification: what a failure of the library means, with the status that came over the
+//! wire.
 
 use std::error::Error as StdError;
 use std::io;
@@ -23,15 +24,16 @@ pub(crate) struct Attempt<'a> {
 impl Attempt<'_> {
     /// Classifies a failure of a bucket.
     ///
-    /// Only the store's own words make an object count as missing. A missing bucket, and a 404 of a proxy without a backend,
-    /// say nothing of the object.
+    /// Only the store's own words make an object count as missing. A missing bucket, and a 404 of a
+    /// proxy without a backend, say nothing of the object.
     pub(crate) fn failed(&self, error: StoreError, exchange: &Exchange) -> Error {
         match exchange.status {
             Some(404) if has_no_bucket(&error) => self.refused(error),
             Some(404) if !self.key.is_empty() && is_missing(&error) => {
                 Error::NotFound { key: self.key.to_owned() }
             }
-            // The 404 comes from something on the way: a proxy without a backend, or a service that gives credentials.
+            // The 404 comes from something on the way: a proxy without a backend, or a service that
+            // gives credentials.
             Some(404) => self.unavailable(error),
             _ if is_full(exchange.status, &error) => {
                 self.no_space(io::Error::new(io::ErrorKind::StorageFull, error))
@@ -104,7 +106,8 @@ fn has_no_bucket(error: &StoreError) -> bool {
     contains(error, &["NoSuchBucket", "ContainerNotFound", "The specified bucket does not exist"])
 }
 
-/// Whether the store itself says that the object is not there. Only that may make a pack count as lost.
+/// Whether the store itself says that the object is not there. Only that may make a pack count as
+/// lost.
 fn is_missing(error: &StoreError) -> bool {
     // S3 and Google's XML; Azure; Google's JSON.
     matches!(error, StoreError::NotFound { .. })
@@ -115,7 +118,8 @@ fn is_cut(error: &StoreError) -> bool {
     contains(error, &["<Code>RequestTimeout<", "<Code>IncompleteBody<"])
 }
 
-/// A quota or a disk is full, and waiting does not help. Stores disagree on the status, so the code counts.
+/// A quota or a disk is full, and waiting does not help. Stores disagree on the status, so the code
+/// counts.
 fn is_full(status: Option<u16>, error: &StoreError) -> bool {
     status == Some(507)
         || (matches!(status, Some(400..=599))

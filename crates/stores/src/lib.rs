@@ -1,11 +1,13 @@
 //! One way to a bucket or a folder, over the `object_store` library. Layer: port.
 //!
-//! [`Store`] is a tree of named objects: in a bucket (S3, Google Cloud Storage, Azure Blob Storage), in a folder, or in
-//! memory. Packs, publishing and `dormer edge serve` all use it, so each of these exists once:
+//! [`Store`] is a tree of named objects: in a bucket (S3, Google Cloud Storage, Azure Blob
+//! Storage), in a folder, or in memory. Packs, publishing and `dormer edge serve` all use it, so
+//! each of these exists once:
 //!
 //! - opening from settings ([`Store::open`]) or from an address ([`Store::open_address`]);
 //! - error classification: a missing bucket is never a missing object, see [`Error`];
-//! - retries with back-off, and a limit that adapts to the load that the store bears, see [`CallPolicy`];
+//! - retries with back-off, and a limit that adapts to the load that the store bears, see
+//!   [`CallPolicy`];
 //! - [`Counters`], which are metrics;
 //! - [`Store::probe`], which tries out the rights that a key has.
 //!

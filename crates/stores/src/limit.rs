@@ -1,8 +1,8 @@
 //! A limit of the calls that run at once, which adapts to the load that the store bears.
 //!
-//! Algorithm: additive increase, multiplicative decrease, as in TCP. When the store says that it is busy, or does not answer
-//! in time, the limit is halved, once for all calls that were under way at that moment. When as many calls as the limit
-//! allows have succeeded, it grows by one.
+//! Algorithm: additive increase, multiplicative decrease, as in TCP. When the store says that it is
+//! busy, or does not answer in time, the limit is halved, once for all calls that were under way at
+//! that moment. When as many calls as the limit allows have succeeded, it grows by one.
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -26,7 +26,8 @@ pub(crate) struct Limit {
 struct State {
     /// Calls that may run at once.
     now: usize,
-    /// Turns that are in use and are not given back, because the limit fell below the number in use.
+    /// Turns that are in use and are not given back, because the limit fell below the number in
+    /// use.
     owed: usize,
     /// Calls that succeeded since the limit changed last.
     successes: usize,
@@ -43,7 +44,8 @@ enum Load {
 }
 
 impl Limit {
-    /// At most `max` calls at once (at least one), each of which waits no longer than `wait` for its turn.
+    /// At most `max` calls at once (at least one), each of which waits no longer than `wait` for
+    /// its turn.
     pub(crate) fn new(max: usize, wait: Duration, counters: Arc<Counters>) -> Self {
         let max = max.clamp(1, Semaphore::MAX_PERMITS);
         counters.limited(max);

@@ -22,19 +22,21 @@ pub struct FileEntry {
     pub etag: Option<String>,
 }
 
-/// Names of a folder that are held in memory at once, some 50 MB. A folder is walked once for as many files.
+/// Names of a folder that are held in memory at once, some 50 MB. A folder is walked once for as
+/// many files.
 const FOLDER_PAGE: usize = 250_000;
 
 impl Store {
-    /// All objects whose names begin with `<folder>/`, in the order of their names; with an empty `folder`, all objects. A
-    /// bucket is asked for one page at a time, and a listing that breaks goes on behind its last name. Nothing on a hot path
-    /// lists.
+    /// All objects whose names begin with `<folder>/`, in the order of their names; with an empty
+    /// `folder`, all objects. A bucket is asked for one page at a time, and a listing that breaks
+    /// goes on behind its last name. Nothing on a hot path lists.
     pub fn list(&self, folder: &str) -> BoxStream<'static, Result<FileEntry>> {
         if self.is_folder() { self.walk(folder, FOLDER_PAGE).boxed() } else { self.pages(folder).boxed() }
     }
 
-    /// The first `limit` objects whose names begin with `<folder>/` and come after `after`, in the order of their names. A file
-    /// system lists in no order, so a folder is walked once for each page, and the first names are kept.
+    /// The first `limit` objects whose names begin with `<folder>/` and come after `after`, in the
+    /// order of their names. A file system lists in no order, so a folder is walked once for each
+    /// page, and the first names are kept.
     pub async fn list_page(&self, folder: &str, after: Option<&str>, limit: usize) -> Result<Vec<FileEntry>> {
         let listing = self.listing(folder);
         let after = after.map(|after| self.path(after));
@@ -48,7 +50,8 @@ impl Store {
         self.call(Method::Get, "list", folder, page).await
     }
 
-    /// Whether one of the first `entries_max` objects of a folder is like this. 1,000 entries are one request.
+    /// Whether one of the first `entries_max` objects of a folder is like this. 1,000 entries are
+    /// one request.
     pub async fn any_of_first(
         &self,
         folder: &str,

@@ -79,19 +79,19 @@ pub enum OpenError {
 /// Idle connections that are kept: as many as requests run at once by default.
 const IDLE_CONNECTIONS_MAX: usize = 64;
 
-/// Servers drop idle connections after 15 s (SeaweedFS) to 60 s. Ours are dropped first, so that no request meets a dead
-/// connection.
+/// Servers drop idle connections after 15 s (SeaweedFS) to 60 s. Ours are dropped first, so that no
+/// request meets a dead connection.
 const IDLE_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// How long a connection to a store with an address may take.
 const ADDRESS_CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// How long a request to a store with an address may take, its body included. A slow reader of a large NAR takes hours; the
-/// program that serves the NAR bounds every single wait.
+/// How long a request to a store with an address may take, its body included. A slow reader of a
+/// large NAR takes hours; the program that serves the NAR bounds every single wait.
 const ADDRESS_REQUEST_TIMEOUT: Duration = Duration::from_hours(24);
 
-/// Settings that a store's own tools read from variables begin with one of these. The library also knows bare names, such as
-/// `token` and `endpoint`, that can mean anything in an environment.
+/// Settings that a store's own tools read from variables begin with one of these. The library also
+/// knows bare names, such as `token` and `endpoint`, that can mean anything in an environment.
 const VARIABLE_PREFIXES: [&str; 3] = ["AWS_", "GOOGLE_", "AZURE_"];
 
 impl Store {
@@ -125,8 +125,9 @@ impl Store {
         ))
     }
 
-    /// Opens a bucket by its address (`s3://bucket/prefix`, `gs://…`, `az://…`), with settings as the stores' own tools know
-    /// them (`AWS_ACCESS_KEY_ID`, `AWS_ENDPOINT`, …). Other variables have no effect.
+    /// Opens a bucket by its address (`s3://bucket/prefix`, `gs://…`, `az://…`), with settings as
+    /// the stores' own tools know them (`AWS_ACCESS_KEY_ID`, `AWS_ENDPOINT`, …). Other variables
+    /// have no effect.
     pub fn open_address(
         url: &str,
         variables: impl IntoIterator<Item = (String, String)>,
@@ -143,7 +144,8 @@ impl Store {
             .filter(|(name, _)| VARIABLE_PREFIXES.iter().any(|prefix| name.starts_with(prefix)))
             .map(|(name, value)| (name.to_ascii_lowercase(), value))
             .collect();
-        // An administrator who names an address without TLS means it; the library wants to be told twice.
+        // An administrator who names an address without TLS means it; the library wants to be told
+        // twice.
         let is_http =
             variables.iter().any(|(name, value)| name.contains("endpoint") && value.starts_with("http://"));
         let client = client_options(is_http, ADDRESS_CONNECT_TIMEOUT, ADDRESS_REQUEST_TIMEOUT);
@@ -166,13 +168,15 @@ impl Store {
         ))
     }
 
-    /// Opens a folder to write to. It is made when the first object is written. Written files and their folders are synced.
+    /// Opens a folder to write to. It is made when the first object is written. Written files and
+    /// their folders are synced.
     pub fn folder(path: impl AsRef<FilePath>) -> Result<Self, OpenError> {
         Self::open_folder(path.as_ref(), false)
     }
 
-    /// Opens a folder to read from, which has to exist. If the folder is gone later, calls fail with
-    /// [`Error::FolderGone`](crate::Error::FolderGone) instead of reporting that files are missing.
+    /// Opens a folder to read from, which has to exist. If the folder is gone later, calls fail
+    /// with [`Error::FolderGone`](crate::Error::FolderGone) instead of reporting that files are
+    /// missing.
     pub fn existing_folder(path: impl AsRef<FilePath>) -> Result<Self, OpenError> {
         let path = path.as_ref();
         std::fs::read_dir(path).map_err(|source| OpenError::Folder { path: path.to_owned(), source })?;
@@ -221,8 +225,8 @@ fn no_retries() -> RetryConfig {
     RetryConfig { max_retries: 0, ..RetryConfig::default() }
 }
 
-/// Parts of an upload and bodies that are streamed keep their place while they are tried again, which only the library can
-/// do.
+/// Parts of an upload and bodies that are streamed keep their place while they are tried again,
+/// which only the library can do.
 fn retries_of_library(policy: &CallPolicy) -> RetryConfig {
     let policy = &policy.retries;
     RetryConfig {
@@ -334,7 +338,8 @@ fn build(
     Ok(store)
 }
 
-/// Sets what the variables say and finishes a builder. The three builders share these methods, and no trait.
+/// Sets what the variables say and finishes a builder. The three builders share these methods, and
+/// no trait.
 macro_rules! build_with {
     ($builder:expr, $url:expr, $variables:expr, $client:expr, $connector:expr, $retries:expr) => {{
         let mut builder = $builder.with_url($url).with_client_options($client);
@@ -373,8 +378,8 @@ fn build_address(
     })
 }
 
-/// What the environment says of S3. Its keys and its session token belong together, so none of them stands beside a key from
-/// the settings.
+/// What the environment says of S3. Its keys and its session token belong together, so none of them
+/// stands beside a key from the settings.
 fn s3_from_env(has_own_key: bool) -> AmazonS3Builder {
     let environment = std::env::vars_os()
         .filter_map(|(name, value)| Some((name.into_string().ok()?, value.into_string().ok()?)))
@@ -391,7 +396,8 @@ fn s3_from_env(has_own_key: bool) -> AmazonS3Builder {
         }
     }
     builder
-        // One DELETE for each object: the request that deletes many carries a checksum header, which some servers reject.
+        // One DELETE for each object: the request that deletes many carries a checksum header,
+        // which some servers reject.
         .with_disable_bulk_delete(true)
 }
 

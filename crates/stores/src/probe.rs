@@ -48,17 +48,19 @@ impl Right {
 /// What a probe found.
 #[derive(Debug)]
 pub struct Probe {
-    /// What was tried, in this order, and the outcome. Rights that need an object are not tried without one, and nothing more
-    /// is tried with a store that does not answer.
+    /// What was tried, in this order, and the outcome. Rights that need an object are not tried
+    /// without one, and nothing more is tried with a store that does not answer.
     pub rights: Vec<(Right, Result<()>)>,
-    /// Whether a PUT on condition that there is no such object is refused when there is one. Nothing here relies on it.
+    /// Whether a PUT on condition that there is no such object is refused when there is one.
+    /// Nothing here relies on it.
     pub refuses_conditional_put: Option<bool>,
     /// The store's clock, to the second.
     pub date: Option<SystemTime>,
 }
 
 impl Store {
-    /// Tries out what the server does in a bucket, each right once. The object has a name of its own and is deleted again.
+    /// Tries out what the server does in a bucket, each right once. The object has a name of its
+    /// own and is deleted again.
     pub async fn probe(&self) -> Probe {
         let folder = self.path(FOLDER);
         let path = folder.clone().join(format!("{:032x}", random::<u128>()));

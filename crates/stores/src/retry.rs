@@ -1,9 +1,10 @@
 //! Repeating calls that failed for a reason that may pass: the store is busy or does not answer.
 //!
-//! Each pause is random between nothing and a bound that doubles from pause to pause ("full jitter"), so that many servers
-//! do not come back in step. `Retry-After` is respected, up to a bound. A call that pauses holds no turn at the store. A
-//! read that was cut is made again as a whole: it is a few MiB at most. Every call may be repeated, because the same name
-//! is written with the same bytes or by one writer.
+//! Each pause is random between nothing and a bound that doubles from pause to pause ("full
+//! jitter"), so that many servers do not come back in step. `Retry-After` is respected, up to a
+//! bound. A call that pauses holds no turn at the store. A read that was cut is made again as a
+//! whole: it is a few MiB at most. Every call may be repeated, because the same name is written
+//! with the same bytes or by one writer.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -18,7 +19,8 @@ use crate::{Error, Result};
 pub struct RetryPolicy {
     /// Tries of one call, the first one included.
     pub tries_max: u32,
-    /// No try begins later than this after the first one, except a second one. Zero means that nothing is repeated.
+    /// No try begins later than this after the first one, except a second one. Zero means that
+    /// nothing is repeated.
     pub time_max: Duration,
     /// Bound of the first pause. It doubles from pause to pause.
     pub first_pause: Duration,
@@ -27,7 +29,8 @@ pub struct RetryPolicy {
 }
 
 impl Default for RetryPolicy {
-    /// Rides out 20 s without a store. The time decides; the number of tries is a bound for stores that fail at once.
+    /// Rides out 20 s without a store. The time decides; the number of tries is a bound for stores
+    /// that fail at once.
     fn default() -> Self {
         Self {
             tries_max: 40,
@@ -102,7 +105,8 @@ impl Tries {
         };
         let jitter = self.bound.mul_f64(rand::random_range(0.0..1.0));
         let pause = asked_for.unwrap_or_default().min(policy.pause_max).max(jitter);
-        // A call that ran into its time-out may have used up all the time. It is repeated once all the same.
+        // A call that ran into its time-out may have used up all the time. It is repeated once all
+        // the same.
         let is_late = self.begin.elapsed() + pause > policy.time_max;
         let is_last = is_late && (self.failed > 1 || policy.time_max.is_zero());
         if self.failed >= policy.tries_max || is_last {

@@ -208,7 +208,8 @@ proptest! {
             // The clock of a paused run time has a resolution of a millisecond.
             let tick = Duration::from_millis(1);
             let longest_pause = policy.pause_max.max(policy.first_pause);
-            // A second try comes even if the time is over by then, unless nothing is to be repeated.
+            // A second try comes even if the time is over by then, unless nothing is to be
+            // repeated.
             let most = if seconds == 0 { Duration::ZERO } else { policy.time_max.max(longest_pause) };
             assert!(begin.elapsed() <= most + tick * tries_max);
             assert!(seconds > 0 || tries == 1);
@@ -216,7 +217,8 @@ proptest! {
         });
     }
 
-    /// Whatever the outcomes of the calls: never more at once than the limit, no turn is lost, no limit is out of bounds.
+    /// Whatever the outcomes of the calls: never more at once than the limit, no turn is lost, no
+    /// limit is out of bounds.
     #[test]
     fn turns_are_neither_lost_nor_made(
         max in 1usize..20,

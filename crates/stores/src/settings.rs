@@ -52,9 +52,11 @@ pub struct RemoteSettings {
     pub endpoint: Option<String>,
     /// Region, for S3.
     pub region: Option<String>,
-    /// Without credentials, the provider's environment variables, files and instance roles are asked.
+    /// Without credentials, the provider's environment variables, files and instance roles are
+    /// asked.
     pub credentials: Option<Credentials>,
-    /// Whether the bucket stands in the path (`endpoint/bucket`) or in the host name (`bucket.endpoint`). S3 only.
+    /// Whether the bucket stands in the path (`endpoint/bucket`) or in the host name
+    /// (`bucket.endpoint`). S3 only.
     pub path_style: bool,
     /// PEM file with certificates to trust besides the system's.
     pub ca_file: Option<PathBuf>,
@@ -65,8 +67,9 @@ pub struct RemoteSettings {
 }
 
 impl RemoteSettings {
-    /// Takes S3's endpoint from the environment if the settings name none, by the names that Amazon's tools and libraries
-    /// know. Such a server has the bucket in the path, as a server from the settings has by default.
+    /// Takes S3's endpoint from the environment if the settings name none, by the names that
+    /// Amazon's tools and libraries know. Such a server has the bucket in the path, as a server
+    /// from the settings has by default.
     pub(crate) fn with_endpoint_of_environment(self) -> Self {
         if self.kind != RemoteKind::S3 || self.endpoint.is_some() {
             return self;
@@ -80,7 +83,8 @@ impl RemoteSettings {
         }
     }
 
-    /// The endpoint as the library wants it: with the bucket in the host name, unless the bucket stands in the path.
+    /// The endpoint as the library wants it: with the bucket in the host name, unless the bucket
+    /// stands in the path.
     pub(crate) fn bucket_endpoint(&self) -> Option<String> {
         let endpoint = self.endpoint.as_ref()?;
         Some(match endpoint.split_once("://") {

@@ -1,9 +1,11 @@
 //! A tree of named objects in a bucket, in a folder, or in memory.
 //!
 //! Invariants
-//! - "Not there" is only said by a store that knows the bucket: a missing bucket is a refusal, never a missing object.
-//! - A put is atomic: a reader sees the whole old object or the whole new one. After `Ok` the object survives a crash. After
-//!   `Err` the new object may be there, whole, or arrive a moment later.
+//! - "Not there" is only said by a store that knows the bucket: a missing bucket is a refusal,
+//!   never a missing object.
+//! - A put is atomic: a reader sees the whole old object or the whole new one. After `Ok` the
+//!   object survives a crash. After `Err` the new object may be there, whole, or arrive a moment
+//!   later.
 //! - Payloads are signed with their SHA-256, so a store never keeps a body that changed on its way.
 //! - No call relies on conditional requests: S3 servers differ too much in them.
 
@@ -36,8 +38,8 @@ use crate::{Error, Result};
 pub struct CallPolicy {
     /// How often and how long a call is repeated.
     pub retries: RetryPolicy,
-    /// Upper bound of the calls that run at once. The number adapts to the load that the store bears. `None`: no limit. A
-    /// call waits for its turn no longer than [`RetryPolicy::time_max`].
+    /// Upper bound of the calls that run at once. The number adapts to the load that the store
+    /// bears. `None`: no limit. A call waits for its turn no longer than [`RetryPolicy::time_max`].
     pub requests_max: Option<usize>,
 }
 
@@ -71,7 +73,8 @@ pub struct FileMeta {
 pub struct Stored {
     /// The store's tag of the content. A folder gives none: times say nothing of damage.
     pub etag: Option<String>,
-    /// SHA-256 of the whole object, if the request was signed over it. A caller that needs the hash need not hash again.
+    /// SHA-256 of the whole object, if the request was signed over it. A caller that needs the hash
+    /// need not hash again.
     pub sha256: Option<[u8; 32]>,
 }
 
@@ -149,7 +152,8 @@ impl Store {
         Self { part_bytes: self.part_bytes, ..Self::new((*self.parts).clone(), policy, self.counters) }
     }
 
-    /// The same store, which takes objects over so many bytes in parts of as many: for tests with small objects.
+    /// The same store, which takes objects over so many bytes in parts of as many: for tests with
+    /// small objects.
     #[must_use]
     pub fn in_parts_of(self, bytes: u64) -> Self {
         Self { part_bytes: Some(bytes), ..self }
@@ -170,7 +174,8 @@ impl Store {
         &self.retries
     }
 
-    /// Where the store is, for people, without secrets: such as `s3://bucket/prefix at https://s3.example.org`.
+    /// Where the store is, for people, without secrets: such as
+    /// `s3://bucket/prefix at https://s3.example.org`.
     pub fn location(&self) -> &str {
         &self.parts.location
     }
@@ -185,7 +190,8 @@ impl Store {
         &self.counters
     }
 
-    /// Calls so far: (writes and deletions, listings). A bucket counts requests, so its second number includes reads.
+    /// Calls so far: (writes and deletions, listings). A bucket counts requests, so its second
+    /// number includes reads.
     pub fn requests(&self) -> (u64, u64) {
         if self.is_remote() {
             let writes =
@@ -205,7 +211,8 @@ impl Store {
         self.local_calls[1].fetch_add(1, Ordering::Relaxed);
     }
 
-    /// Largest object that one [`Store::put`] should take, in bytes: a put holds the whole object in memory.
+    /// Largest object that one [`Store::put`] should take, in bytes: a put holds the whole object
+    /// in memory.
     pub fn single_put_max(&self) -> u64 {
         self.part_bytes.unwrap_or(PART_BYTES)
     }
@@ -267,8 +274,8 @@ impl Store {
         Ok(bytes)
     }
 
-    /// Reads a non-empty range, or what there is of it: less if the object ends before the range does. `NotFound` without the
-    /// object, `Truncated` if the object ends before the range begins.
+    /// Reads a non-empty range, or what there is of it: less if the object ends before the range
+    /// does. `NotFound` without the object, `Truncated` if the object ends before the range begins.
     pub async fn get_up_to(&self, name: &str, range: Range<u64>) -> Result<Bytes> {
         self.call(Method::Get, "read", name, || self.get_up_to_once(name, range.clone())).await
     }
@@ -284,13 +291,14 @@ impl Store {
                 unavailable(format!("bytes {}..{} came", announced.start, announced.end), &exchange)
             }
             Ok((bytes, announced)) if bytes.len() as u64 == announced.end - announced.start => Ok(bytes),
-            // Bytes that were announced and did not come say something of the connection, and nothing of the object.
+            // Bytes that were announced and did not come say something of the connection, and
+            // nothing of the object.
             Ok((bytes, _)) => unavailable(format!("{} bytes came", bytes.len()), &exchange),
             // The range begins behind the end.
             Err(_) if exchange.status == Some(416) => Err(Error::Truncated { key: name.to_owned() }),
             Err(error @ StoreError::NotFound { .. }) => Err(self.failed("read", name, error, &exchange)),
-            // Some servers send the whole of an empty object instead of a range, which the library takes for a defect. Other
-            // media have no status.
+            // Some servers send the whole of an empty object instead of a range, which the library
+            // takes for a defect. Other media have no status.
             Err(error) if exchange.status == Some(200) || !self.is_remote() => {
                 match self.head_once(name).await {
                     Ok(meta) if meta.size <= range.start => Err(Error::Truncated { key: name.to_owned() }),
@@ -314,7 +322,8 @@ impl Store {
             let answer = self.parts.store.get_opts(&path, options).await?;
             let announced = answer.range.clone();
             let mut stream = answer.into_stream();
-            // Usually the body comes in many pieces. The range is bounded by the memory that the caller has.
+            // Usually the body comes in many pieces. The range is bounded by the memory that the
+            // caller has.
             let mut bytes = BytesMut::with_capacity(usize::try_from(range.end - range.start).unwrap_or(0));
             while let Some(piece) = stream.try_next().await? {
                 self.counters.received(piece.len());
@@ -338,8 +347,8 @@ impl Store {
         };
         match ask().await {
             (Ok(meta), _) => Ok(meta),
-            // An answer to HEAD has no body, so a missing bucket looks like a missing object. The answer to a GET tells them
-            // apart.
+            // An answer to HEAD has no body, so a missing bucket looks like a missing object. The
+            // answer to a GET tells them apart.
             (Err(StoreError::NotFound { .. }), _) if self.is_remote() => {
                 match self.get_announced(name, 0..1).await {
                     // The object arrived in between.
@@ -356,7 +365,8 @@ impl Store {
 
     pub(crate) fn meta(&self, meta: &ObjectMeta) -> FileMeta {
         let etag = if self.is_folder() {
-            // Not the library's tag, which holds the number of the inode: copies of a folder on several hosts must agree.
+            // Not the library's tag, which holds the number of the inode: copies of a folder on
+            // several hosts must agree.
             let changed = std::time::SystemTime::from(meta.last_modified);
             let changed = changed.duration_since(UNIX_EPOCH).unwrap_or_default();
             Some(format!("\"{:x}-{:x}\"", changed.as_nanos(), meta.size))
@@ -387,15 +397,17 @@ impl Store {
         }
     }
 
-    /// Whether this object, which is there, can be read without credentials; `None` if that cannot be told.
+    /// Whether this object, which is there, can be read without credentials; `None` if that cannot
+    /// be told.
     pub async fn is_public(&self, name: &str) -> Result<Option<bool>> {
         let Some(anonymous) = &self.parts.anonymous else { return Ok(None) };
         let path = self.path(name);
         let (read, exchange) = watched(anonymous.get(&path)).await;
         match read {
             Ok(_) => Ok(Some(true)),
-            // R2 says 400, Azure 409, and some stores hide what is private behind a 404. Any other status is about something
-            // else: too many requests say nothing of the answer to one more.
+            // R2 says 400, Azure 409, and some stores hide what is private behind a 404. Any other
+            // status is about something else: too many requests say nothing of the answer to one
+            // more.
             Err(_) if matches!(exchange.status, Some(400 | 401 | 403 | 404 | 409)) => Ok(Some(false)),
             Err(StoreError::PermissionDenied { .. }) if !self.is_remote() => Ok(Some(false)),
             Err(error) => Err(self.failed("read without credentials", name, error, &exchange)),

@@ -13,7 +13,8 @@ use crate::exchange::watched;
 use crate::store::{FileMeta, Store};
 use crate::{Error, Result};
 
-/// Bytes that are read from a file at once. The library reads 8 KiB, each with a hop to another thread.
+/// Bytes that are read from a file at once. The library reads 8 KiB, each with a hop to another
+/// thread.
 const READ_BYTES: usize = 256 * 1024;
 
 /// Bytes on their way. An error ends the stream.
@@ -37,14 +38,14 @@ impl std::fmt::Debug for Opened {
 }
 
 impl Store {
-    /// Opens an object, or a range of it; `None` if it is not there. A connection that breaks half-way is resumed by the
-    /// library.
+    /// Opens an object, or a range of it; `None` if it is not there. A connection that breaks
+    /// half-way is resumed by the library.
     pub async fn open_object(&self, name: &str, range: Option<GetRange>) -> Result<Option<Opened>> {
         match self.open_once(name, range.clone()).await {
             Ok((meta, bytes)) => Ok(Some(Opened::Found(meta, bytes))),
             Err(Error::NotFound { .. }) => Ok(None),
-            // Stores say in many ways that a range is outside. Some know no ranges from the end, and some no range that ends
-            // behind the object. The size decides.
+            // Stores say in many ways that a range is outside. Some know no ranges from the end,
+            // and some no range that ends behind the object. The size decides.
             Err(error) => {
                 let Some(range) = range.filter(|_| !matches!(error, Error::FolderGone { .. })) else {
                     return Err(error);

@@ -9,8 +9,9 @@ use crate::Result;
 use crate::exchange::watched;
 use crate::store::{FileKind, Store, Stored};
 
-/// Bytes of a part, unless the object is so large that there would be too many parts. All parts but the last one are equal,
-/// as R2 demands. Larger objects than this are uploaded in parts, because one put holds the whole object in memory.
+/// Bytes of a part, unless the object is so large that there would be too many parts. All parts but
+/// the last one are equal, as R2 demands. Larger objects than this are uploaded in parts, because
+/// one put holds the whole object in memory.
 pub(crate) const PART_BYTES: u64 = 16 * 1024 * 1024;
 
 /// Stores take 10,000 parts.
@@ -42,8 +43,8 @@ impl Store {
 
 /// A large object that is being uploaded.
 ///
-/// The library repeats failed parts. If it gives up, the caller begins the whole object anew. An upload that is dropped
-/// before it is finished is aborted in the background.
+/// The library repeats failed parts. If it gives up, the caller begins the whole object anew. An
+/// upload that is dropped before it is finished is aborted in the background.
 pub struct Upload {
     store: Store,
     name: String,
@@ -87,8 +88,8 @@ impl Upload {
         Ok(Stored { etag: self.store.etag_of(stored), sha256: None })
     }
 
-    /// Gives up: the parts so far are deleted, as far as the store answers. A rule of the bucket deletes unfinished uploads
-    /// otherwise.
+    /// Gives up: the parts so far are deleted, as far as the store answers. A rule of the bucket
+    /// deletes unfinished uploads otherwise.
     pub async fn abort(mut self) {
         if let Some(upload) = self.parts.take() {
             abort(upload, &self.name).await;

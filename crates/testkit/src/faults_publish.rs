@@ -1,5 +1,5 @@
-//! A target and publishing's memory that crash, by the same script as the store and the index of [`faults`](crate::faults), and a
-//! memory between whose calls the lab changes.
+//! A target and publishing's memory that crash, by the same script as the store and the index of
+//! [`faults`](crate::faults), and a memory between whose calls the lab changes.
 
 use std::fmt;
 use std::ops::RangeInclusive;
@@ -140,7 +140,8 @@ impl FileUpload for FaultUpload {
     }
 }
 
-/// A tree of files whose writes take a while. It counts what is under way, and one of its writes fails.
+/// A tree of files whose writes take a while. It counts what is under way, and one of its writes
+/// fails.
 #[derive(Debug)]
 pub struct SlowFiles {
     inner: Arc<dyn Files>,
@@ -269,7 +270,8 @@ impl FileUpload for SlowUpload {
     }
 }
 
-/// Publishing's memory of which one write fails while the process lives on. It looks at the target when the lease is given back.
+/// Publishing's memory of which one write fails while the process lives on. It looks at the target
+/// when the lease is given back.
 #[derive(Debug)]
 pub struct FailingPublish {
     inner: Arc<dyn PublishIndex>,
@@ -324,7 +326,8 @@ type Nar = (NarHash, EncodingTag);
 /// What happens in the lab just before a call; told the call's number, from 0.
 pub type Meanwhile = Box<dyn Fn(u64) -> BoxFuture<'static, ()> + Send + Sync>;
 
-/// Publishing's memory, while others are at work: something happens before each of its calls, as it may between any two.
+/// Publishing's memory, while others are at work: something happens before each of its calls, as it
+/// may between any two.
 pub struct BusyPublish {
     inner: Arc<dyn PublishIndex>,
     calls: AtomicU64,

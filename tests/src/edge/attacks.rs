@@ -1,4 +1,5 @@
-//! One table of attacks for all hosts of the published layout: what must hold of the Worker must hold of `dormer edge serve`.
+//! One table of attacks for all hosts of the published layout: what must hold of the Worker must
+//! hold of `dormer edge serve`.
 
 use std::time::{SystemTime, UNIX_EPOCH};
 
@@ -9,8 +10,8 @@ use serde_json::{Value, json};
 use super::Published;
 use crate::http::{self, Reply};
 
-/// A host of a layout with the public cache `main` and the private caches `secret` and `other`, in which the token `stolen` is
-/// revoked.
+/// A host of a layout with the public cache `main` and the private caches `secret` and `other`, in
+/// which the token `stolen` is revoked.
 pub struct Attacked<'a> {
     /// Host and port.
     pub address: &'a str,
@@ -20,7 +21,8 @@ pub struct Attacked<'a> {
     pub sign: &'a dyn Fn(&Value) -> String,
     /// Tokens with believable claims that are signed in ways that the host must not believe.
     pub forged: Vec<String>,
-    /// Names of what the host has read since the last call, if that can be told: checks that nothing is read in vain.
+    /// Names of what the host has read since the last call, if that can be told: checks that
+    /// nothing is read in vain.
     pub reads: &'a dyn Fn() -> Option<Vec<String>>,
 }
 
@@ -42,8 +44,8 @@ pub fn attack(host: &Attacked<'_>) {
     methods(host);
     assert_eq!(reads(), Vec::<String>::new(), "something was read for a method that is none");
     paths(host);
-    // What stands before a host may have made another path of it, such as a slash of a backslash; then the state document
-    // says no.
+    // What stands before a host may have made another path of it, such as a slash of a backslash;
+    // then the state document says no.
     let mut read = reads();
     read.retain(|name| !name.ends_with("/dormer-state.json"));
     assert_eq!(read, Vec::<String>::new(), "something was read for a path that is none");

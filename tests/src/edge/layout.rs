@@ -1,4 +1,5 @@
-//! A published layout in a folder, taken from a lab path by path as any client could: for tests of those who read it.
+//! A published layout in a folder, taken from a lab path by path as any client could: for tests of
+//! those who read it.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -32,7 +33,8 @@ impl Published {
         self.folder.path()
     }
 
-    /// Brings these store paths of a lab's cache, and the documents beside them. Returns how many NARs it has.
+    /// Brings these store paths of a lab's cache, and the documents beside them. Returns how many
+    /// NARs it has.
     pub fn add(&self, lab: &Lab, cache: &str, public: bool, paths: &[String]) -> usize {
         let mut nars = 0;
         for path in paths {

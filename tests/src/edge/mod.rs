@@ -1,5 +1,5 @@
-//! The edge under test: published layouts in a folder, the real Worker in the real workerd, and the attacks that every host
-//! of the layout has to stand.
+//! The edge under test: published layouts in a folder, the real Worker in the real workerd, and the
+//! attacks that every host of the layout has to stand.
 
 mod attacks;
 mod host;

@@ -1,4 +1,5 @@
-//! The Worker in workerd, by worker/test/serve.mjs: one process of Node that starts workerd and fills its bucket.
+//! The Worker in workerd, by worker/test/serve.mjs: one process of Node that starts workerd and
+//! fills its bucket.
 
 use std::io::{BufRead as _, BufReader, Write as _};
 use std::path::{Path, PathBuf};

@@ -48,7 +48,8 @@ fn a_path_of_more_than_a_gigabyte_goes_both_ways_in_bounded_memory() {
 /// Pushed, and pulled, at the same time.
 const PATHS_AT_ONCE: u64 = 8;
 
-/// Bytes in the one large file of each: long enough that all of them are in the middle of it at once. A GiB in the long run.
+/// Bytes in the one large file of each: long enough that all of them are in the middle of it at
+/// once. A GiB in the long run.
 static FILE_BYTES: LazyLock<u64> = LazyLock::new(|| {
     let long = std::env::var_os("DORMER_TEST_LONG").is_some();
     1024 * 1024 * if long { 1024 } else { 64 }

@@ -1,5 +1,6 @@
-//! Many clients at once, for a minute (ten under `./test --long`): no error but "come back later", and memory that stays flat. Then
-//! the same clients at half the rate that this was, each request at its own time whatever became of the one before.
+//! Many clients at once, for a minute (ten under `./test --long`): no error but "come back later",
+//! and memory that stays flat. Then the same clients at half the rate that this was, each request
+//! at its own time whatever became of the one before.
 //!
 //! What is counted is asserted, what is timed is only printed: machines are noisy.
 
@@ -23,9 +24,11 @@ const SMALL: u32 = 85;
 const NAR_BYTES_MAX: usize = 2_000_000;
 /// What a replica may take in all.
 const MEMORY_BYTES_MAX: u64 = 384 * 1024 * 1024;
-/// How much more it may take in the second half of the time at saturation than in the first, while the caches fill.
+/// How much more it may take in the second half of the time at saturation than in the first, while
+/// the caches fill.
 const MEMORY_GROWTH_MAX: u64 = 48 * 1024 * 1024;
-/// One request in so many may be told to come back later (429, 503): two hundred clients at once are within the default limits.
+/// One request in so many may be told to come back later (429, 503): two hundred clients at once
+/// are within the default limits.
 const REFUSED_AT_SATURATION: usize = 20;
 const REFUSED_AT_HALF: usize = 100;
 
@@ -101,7 +104,8 @@ impl Client<'_> {
         self.ask(what, expected, request.as_bytes())
     }
 
-    /// `begin` is when it should have begun: whoever waits for a request before it waits for this one.
+    /// `begin` is when it should have begun: whoever waits for a request before it waits for this
+    /// one.
     fn hit(&mut self, pushed: &Pushed, begin: Instant) {
         if self.get("hit", 200, &format!("/main/{}.narinfo", pushed.path_hash)).is_some() {
             self.tally.hits.push(begin.elapsed().as_secs_f64());
@@ -183,7 +187,8 @@ fn at_work(lab: &Lab, pushed: &Mutex<Vec<Pushed>>, seed: u64, time: Duration, pa
                 scope.spawn(move || {
                     let mut client = Client::new(lab, token, seed.wrapping_add(number.into()));
                     let mut due = begin;
-                    // At their own pace, those who ask for narinfos wait for nothing else: a push of their own would delay them.
+                    // At their own pace, those who ask for narinfos wait for nothing else: a push
+                    // of their own would delay them.
                     let asks_small = number <= CLIENTS * SMALL / 100;
                     let mix = match pace {
                         Pace::Saturation => 0..100,
@@ -192,7 +197,8 @@ fn at_work(lab: &Lab, pushed: &Mutex<Vec<Pushed>>, seed: u64, time: Duration, pa
                     };
                     while begin.elapsed() < time {
                         if let Pace::PerSecond(rate) = pace {
-                            // Exponential pauses: arrivals of clients who know nothing of each other.
+                            // Exponential pauses: arrivals of clients who know nothing of each
+                            // other.
                             let pause = -client.random.random_range(f64::EPSILON..1.0).ln()
                                 * f64::from(CLIENTS)
                                 / rate;
@@ -231,7 +237,8 @@ impl Tally {
         f64::from(u32::try_from(requests).unwrap()) / time.as_secs_f64()
     }
 
-    /// Prints the figures and fails on what must not be, and on more than one refusal (429, 503) in so many requests.
+    /// Prints the figures and fails on what must not be, and on more than one refusal (429, 503) in
+    /// so many requests.
     #[expect(clippy::print_stdout, reason = "figures")]
     fn conclude(&self, name: &str, time: Duration, refused_one_in: usize) {
         let percentile = |part: usize| {

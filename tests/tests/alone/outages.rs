@@ -1,9 +1,11 @@
-//! What a lab in production does while its database or its store fails under load: real PostgreSQL and real SeaweedFS are
-//! killed, restarted, made slow and made to lie, while pushers push and readers read.
+//! What a lab in production does while its database or its store fails under load: real PostgreSQL
+//! and real SeaweedFS are killed, restarted, made slow and made to lie, while pushers push and
+//! readers read.
 //!
-//! In each story a client may be told to come back (503 or 429 with Retry-After) or be cut off. It is never told that
-//! something is missing that was acknowledged, never given wrong bytes as if they were whole, and never a 500; and when the
-//! fault is over, everything that was acknowledged reads back and pushes are taken. docs/RELIABILITY.md has the table.
+//! In each story a client may be told to come back (503 or 429 with Retry-After) or be cut off. It
+//! is never told that something is missing that was acknowledged, never given wrong bytes as if
+//! they were whole, and never a 500; and when the fault is over, everything that was acknowledged
+//! reads back and pushes are taken. docs/RELIABILITY.md has the table.
 
 #![expect(clippy::unwrap_used, reason = "a failed unwrap fails the test, as it should")]
 
@@ -147,8 +149,9 @@ fn read(address: &str, safe: &Safe, seen: &Seen) -> bool {
     true
 }
 
-/// Pushers and readers at work while `fault` does its worst; then everything that was acknowledged must be there, and pushes
-/// be taken. Prints what clients saw, and returns what they were told is safe.
+/// Pushers and readers at work while `fault` does its worst; then everything that was acknowledged
+/// must be there, and pushes be taken. Prints what clients saw, and returns what they were told is
+/// safe.
 #[expect(clippy::print_stdout, reason = "figures, and a seed to repeat a failure with")]
 fn survives(name: &str, site: &mut Site, fault: impl FnOnce(&mut Site, &Seen)) -> Vec<Safe> {
     let (address, token) = (site.lab.address().to_owned(), site.lab.admin_token());
@@ -278,8 +281,9 @@ fn the_database_is_restarted_and_killed() {
     });
 }
 
-/// After each round the database and the bucket themselves are looked at: the invariants of docs/STORAGE.md hold, and what the
-/// dead left behind is room to which nothing refers. In the end what was acknowledged in any round is read back.
+/// After each round the database and the bucket themselves are looked at: the invariants of
+/// docs/STORAGE.md hold, and what the dead left behind is room to which nothing refers. In the end
+/// what was acknowledged in any round is read back.
 #[test]
 fn replicas_are_killed_in_mid_push() {
     let _turn = crate::turn(file!());
@@ -308,7 +312,8 @@ fn replicas_are_killed_in_mid_push() {
         let leaks = site.lab.inspection().check(&acknowledged);
         println!("round {round}: invariants 1 to 5 hold for {} paths; {leaks}", all.len());
         assert_eq!(leaks.nars, 0, "a NAR's row and its name are one commit");
-        // What was under way when they were killed, and no more: each pusher fills at most one pack with others.
+        // What was under way when they were killed, and no more: each pusher fills at most one pack
+        // with others.
         let killed = round + 1;
         assert!(leaks.packs <= killed * PUSHERS_USIZE, "{leaks} after {killed} rounds");
     }

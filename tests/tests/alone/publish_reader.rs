@@ -1,8 +1,10 @@
-//! A reader that never stops: while paths with closures are pushed, changed and removed, and `dormer publish` is started, stopped
-//! and killed, whoever finds a published path finds all of its closure, and every byte is right.
+//! A reader that never stops: while paths with closures are pushed, changed and removed, and
+//! `dormer publish` is started, stopped and killed, whoever finds a published path finds all of its
+//! closure, and every byte is right.
 //!
-//! A reader walks as Nix does: a narinfo, its NAR, the narinfos of what it refers to. What it finds missing counts unless the
-//! path that named it is gone, or is another one, by then: that is asked again before and after, three times.
+//! A reader walks as Nix does: a narinfo, its NAR, the narinfos of what it refers to. What it finds
+//! missing counts unless the path that named it is gone, or is another one, by then: that is asked
+//! again before and after, three times.
 
 #![expect(clippy::unwrap_used, reason = "a failed unwrap fails the test, as it should")]
 
@@ -109,7 +111,8 @@ impl Story {
         self.counts.pushes.fetch_add(1, Ordering::Relaxed);
     }
 
-    /// The lab's users: they push what refers to something behind it, change paths, and remove any of them at any time.
+    /// The lab's users: they push what refers to something behind it, change paths, and remove any
+    /// of them at any time.
     fn use_the_lab(&self, mut random: StdRng) {
         let mut live: BTreeMap<usize, Vec<usize>> = BTreeMap::new();
         while self.goes_on() {
@@ -142,7 +145,8 @@ impl Story {
         command.spawn().unwrap()
     }
 
-    /// Runs that end by themselves, ones that go on until they are asked to stop, and ones that are killed.
+    /// Runs that end by themselves, ones that go on until they are asked to stop, and ones that are
+    /// killed.
     fn keep_publishing(&self, mut random: StdRng) {
         while self.goes_on() {
             match random.random_range(0..4) {
@@ -184,7 +188,8 @@ impl Story {
         Some((NarInfo::parse(&reply.text(), &StoreDir::default()).unwrap(), version.to_vec()))
     }
 
-    /// Whether something that this very narinfo names is missing, and the narinfo is there all the time.
+    /// Whether something that this very narinfo names is missing, and the narinfo is there all the
+    /// time.
     fn is_missing_under(&self, path: &str, version: &[String], is_there: impl Fn() -> bool) -> bool {
         let same = || self.narinfo(path).is_some_and(|(_, now)| now == version);
         (0..3).all(|_| same() && !is_there() && same())
@@ -208,7 +213,8 @@ impl Story {
         true
     }
 
-    /// Walks the closure of a path. `None` if it was not there, or went away on the way; else whether all of it is ours.
+    /// Walks the closure of a path. `None` if it was not there, or went away on the way; else
+    /// whether all of it is ours.
     fn walk(&self, root: &str) -> Option<bool> {
         let mut ours = true;
         let mut seen = BTreeSet::from([root.to_owned()]);

@@ -85,7 +85,8 @@ fn an_upload_with_a_preamble_is_served_as_it_came() {
     let lab = Lab::start();
     let nar = nars::file(b"small");
     let hash = nars::path_hash(&nar);
-    // Enough references to pass the 4 KiB from which Attic's client puts the metadata before the NAR.
+    // Enough references to pass the 4 KiB from which Attic's client puts the metadata before the
+    // NAR.
     let references: Vec<String> =
         (0..100).map(|n| format!("{n:032}-reference-number-{n}-with-a-long-name")).collect();
     let info = nars::attic_info("main", &nar, "small")

@@ -12,7 +12,8 @@ use dormer_tests::{Lab, LabOptions, Nix, Run, nars};
 use rand::rngs::SmallRng;
 use rand::{RngExt as _, SeedableRng as _};
 
-/// Much longer than a replica may go on with what it remembers of a path; machines are slow at times.
+/// Much longer than a replica may go on with what it remembers of a path; machines are slow at
+/// times.
 const FORGOTTEN_AFTER: Duration = Duration::from_mins(1);
 
 /// What happens to the pack.
@@ -149,7 +150,8 @@ fn nix_gets_a_path_whose_pack_was_deleted_after_the_next_push() {
     puller.verify_all();
 }
 
-/// Else every path that is asked for would be marked as damaged, for the replicas with the right bucket too.
+/// Else every path that is asked for would be marked as damaged, for the replicas with the right
+/// bucket too.
 #[test]
 fn a_replica_with_a_mistyped_prefix_does_not_start() {
     let lab = Lab::start_production();

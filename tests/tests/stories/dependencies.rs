@@ -1,6 +1,8 @@
-//! What we link may be linked into an Apache-2.0 program, comes from the public registry, and brings one TLS stack only.
+//! What we link may be linked into an Apache-2.0 program, comes from the public registry, and
+//! brings one TLS stack only.
 //!
-//! The rules are those of deny.toml, so that who has `cargo deny` and who has not are told the same.
+//! The rules are those of deny.toml, so that who has `cargo deny` and who has not are told the
+//! same.
 
 #![expect(clippy::unwrap_used, reason = "a failed unwrap fails the test, as it should")]
 
@@ -23,7 +25,8 @@ fn texts<'a>(rules: &'a toml::Table, section: &str, key: &str) -> Vec<&'a str> {
     rules[section][key].as_array().unwrap().iter().map(|value| value.as_str().unwrap()).collect()
 }
 
-/// Every package of the lock files that a platform of the rules compiles; the Worker has a lock file of its own.
+/// Every package of the lock files that a platform of the rules compiles; the Worker has a lock
+/// file of its own.
 fn packages(rules: &toml::Table) -> Vec<Value> {
     let mut packages = Vec::new();
     let mut seen = BTreeSet::new();

@@ -1,5 +1,5 @@
-//! What lies in `deploy/` is fit to be applied: it renders, fits the schemas of Kubernetes, names nothing that is not there,
-//! and its settings are ones that the binary takes.
+//! What lies in `deploy/` is fit to be applied: it renders, fits the schemas of Kubernetes, names
+//! nothing that is not there, and its settings are ones that the binary takes.
 //!
 //! The tools are the real ones, from `scripts/get-services.sh`.
 
@@ -62,7 +62,8 @@ fn parse(yaml: &str) -> Vec<Value> {
     serde_json::from_str(&output).unwrap()
 }
 
-/// What runs in a cluster after everything was done that the documents say: a kustomization and the Secrets made by hand.
+/// What runs in a cluster after everything was done that the documents say: a kustomization and the
+/// Secrets made by hand.
 fn applied(kustomization: &str) -> Vec<Value> {
     let mut resources = parse(&render(kustomization));
     let namespace = text(deployment(&resources), "/metadata/namespace").to_owned();
@@ -245,7 +246,8 @@ fn settings_file(resources: &[Value]) -> (String, String) {
     (file.to_owned(), map["data"][file].as_str().unwrap().to_owned())
 }
 
-/// The environment that the server has there: the image's, and what the Deployment adds, with secrets that look like real ones.
+/// The environment that the server has there: the image's, and what the Deployment adds, with
+/// secrets that look like real ones.
 fn environment(resources: &[Value]) -> BTreeMap<String, String> {
     let recipe = fs::read_to_string(workspace_root().join("deploy/Containerfile")).unwrap();
     let (_, image) = recipe.split_once("\nENV ").unwrap();

@@ -1,4 +1,5 @@
-//! A disk that is full, and one that gives back other bytes than it was given: the embedded default.
+//! A disk that is full, and one that gives back other bytes than it was given: the embedded
+//! default.
 
 #![expect(clippy::unwrap_used, reason = "a failed unwrap fails the test, as it should")]
 

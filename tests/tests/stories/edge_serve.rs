@@ -1,4 +1,5 @@
-//! `dormer edge serve` on a published folder or bucket: the same table of attacks as the Worker's, and real nix.
+//! `dormer edge serve` on a published folder or bucket: the same table of attacks as the Worker's,
+//! and real nix.
 
 use std::fs;
 use std::path::Path;
@@ -94,7 +95,8 @@ fn a_bucket_is_served_to_nix_its_nars_are_kept_on_disk_and_attacks_fail() {
     assert!(count_files(kept.path()) >= nars, "{nars} NARs were read three times");
     let missing = http::get(host.address(), "/main/0000000000000000000000000000000z.narinfo", None);
     assert_eq!(missing.status, 404);
-    // What was read by then lies on the disk, and what the attacks may read comes there: no token, no bytes, from there either.
+    // What was read by then lies on the disk, and what the attacks may read comes there: no token,
+    // no bytes, from there either.
     for _ in 0..2 {
         attacks_fail(host.address(), &published);
     }

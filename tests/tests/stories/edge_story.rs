@@ -1,5 +1,6 @@
-//! From a build to a reader far away: nix builds, `dormer push`, `dormer publish` to a bucket; that bucket's objects in the real
-//! Worker in workerd, and the bucket itself behind `dormer edge serve`; `dormer use --edge`; nix substitutes. Then the lab changes.
+//! From a build to a reader far away: nix builds, `dormer push`, `dormer publish` to a bucket; that
+//! bucket's objects in the real Worker in workerd, and the bucket itself behind
+//! `dormer edge serve`; `dormer use --edge`; nix substitutes. Then the lab changes.
 
 #![expect(clippy::unwrap_used, reason = "a failed unwrap fails the test, as it should")]
 
@@ -192,8 +193,9 @@ fn what_is_built_in_the_lab_is_read_at_the_edge_and_so_is_every_change() {
         machine.substitute(&format!("http://{address}/main"), &late).succeeds();
     }
 
-    // Removed, it goes with its narinfo and its NAR. An edge remembers a narinfo for five minutes: the data centre under the host's
-    // name, so that another name of the same Worker has not been asked before, and `edge serve` in its own memory.
+    // Removed, it goes with its narinfo and its NAR. An edge remembers a narinfo for five minutes:
+    // the data centre under the host's name, so that another name of the same Worker has not been
+    // asked before, and `edge serve` in its own memory.
     let nar = http::ask(story.host.address(), "GET", &narinfo_of(&late), &[], b"").text();
     let nar = format!("/main/{}", nar.lines().find_map(|line| line.strip_prefix("URL: ")).unwrap());
     story.lab.login();

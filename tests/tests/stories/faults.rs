@@ -84,7 +84,8 @@ struct Acknowledged {
     nar_hash: NarHash,
 }
 
-/// Pushes NARs of its own by Attic's API until the server dies; half of each NAR is shared with all others.
+/// Pushes NARs of its own by Attic's API until the server dies; half of each NAR is shared with all
+/// others.
 fn push_until_the_server_dies(
     address: &str,
     token: &str,

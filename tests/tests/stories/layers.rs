@@ -1,8 +1,10 @@
 //! The arrows between crates, checked by machine.
 //!
-//! nix ← format ← {blobs, index} ← engine ← {publish, server}; nix ← api ← edge ← {server, edge-host, publish};
-//! stores ← {blobs, publish, edge-host}; http-host ← {server, edge-host}; api ← client; everything ← cli. The pure crates (nix, format, api, edge) do no I/O and know no runtime: their dependencies are searched for one, and their clippy.toml must ban the
-//! parts of std that would still compile.
+//! nix ← format ← {blobs, index} ← engine ← {publish, server}; nix ← api ← edge ← {server,
+//! edge-host, publish}; stores ← {blobs, publish, edge-host}; http-host ← {server, edge-host}; api
+//! ← client; everything ← cli. The pure crates (nix, format, api, edge) do no I/O and know no
+//! runtime: their dependencies are searched for one, and their clippy.toml must ban the parts of
+//! std that would still compile.
 
 #![expect(clippy::unwrap_used, reason = "a failed unwrap fails the test, as it should")]
 
@@ -13,7 +15,8 @@ use std::process::Command;
 use dormer_tests::workspace_root;
 use serde_json::Value;
 
-/// What each crate may use of the others outside of its tests. A new crate must take its place here.
+/// What each crate may use of the others outside of its tests. A new crate must take its place
+/// here.
 const ARROWS: [(&str, &[&str]); 17] = [
     ("dormer-nix", &[]),
     ("dormer-format", &["dormer-nix"]),
@@ -106,7 +109,8 @@ const IMPURE: [&str; 16] = [
     "object_store",
 ];
 
-/// What a pure crate's clippy.toml must ban, because it compiles everywhere and does I/O all the same.
+/// What a pure crate's clippy.toml must ban, because it compiles everywhere and does I/O all the
+/// same.
 const BANNED: [&str; 10] = [
     "std::fs::File",
     "std::fs::OpenOptions",
@@ -120,8 +124,8 @@ const BANNED: [&str; 10] = [
     "std::time::Instant",
 ];
 
-/// The manifests of the workspace. `--no-deps` matters: without it, Cargo also reads the manifests of crates that only
-/// other platforms compile, and a fresh Cargo home does not have those crates.
+/// The manifests of the workspace. `--no-deps` matters: without it, Cargo also reads the manifests
+/// of crates that only other platforms compile, and a fresh Cargo home does not have those crates.
 fn cargo_metadata() -> Value {
     let output = Command::new(env!("CARGO"))
         .args(["metadata", "--no-deps", "--format-version", "1", "--offline", "--locked"])
@@ -132,7 +136,8 @@ fn cargo_metadata() -> Value {
     serde_json::from_slice(&output.stdout).unwrap()
 }
 
-/// Names of the crates that a package depends on, by kind: normal and build dependencies, or development ones.
+/// Names of the crates that a package depends on, by kind: normal and build dependencies, or
+/// development ones.
 fn dependencies(package: &Value, development: bool) -> BTreeSet<&str> {
     package["dependencies"]
         .as_array()

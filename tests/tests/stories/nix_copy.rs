@@ -11,8 +11,8 @@ fn pusher(lab: &Lab, name: &str, nix: Nix) -> Machine {
     machine
 }
 
-/// A pusher whose builds carry a signature of his own, as the narinfo does that his nix remembers: it never sees the
-/// cache's.
+/// A pusher whose builds carry a signature of his own, as the narinfo does that his nix remembers:
+/// it never sees the cache's.
 fn signing_pusher(lab: &Lab, name: &str, nix: Nix) -> Machine {
     let machine = pusher(lab, name, nix);
     let secret = machine.home().join("secret-key");
@@ -27,8 +27,8 @@ fn signing_pusher(lab: &Lab, name: &str, nix: Nix) -> Machine {
     machine
 }
 
-/// Copies in one compression, then fetches it as two machines: one that never heard of the path, and the pusher himself,
-/// who remembers his own narinfo and asks for the very file that he sent.
+/// Copies in one compression, then fetches it as two machines: one that never heard of the path,
+/// and the pusher himself, who remembers his own narinfo and asks for the very file that he sent.
 fn copies_and_fetches_back(compression: &str, suffix: &str) {
     let lab = Lab::start();
     for nix in Nix::ALL {
@@ -40,7 +40,8 @@ fn copies_and_fetches_back(compression: &str, suffix: &str) {
         machine.run("nix", &["copy", "--to", &target, &all]).succeeds();
         let put = |line: &str| line.starts_with("PUT /main/nar/") && line.ends_with(suffix);
         let puts = proxy.seen().iter().filter(|seen| put(&seen.line)).count();
-        // The NAR of the empty file is the same for all versions, and a HEAD finds what the first one sent.
+        // The NAR of the empty file is the same for all versions, and a HEAD finds what the first
+        // one sent.
         assert!((closure.len() - 1..=closure.len()).contains(&puts), "{puts} NARs were put");
 
         let fresh = lab.machine(&format!("fresh-{}", nix.name()), nix);

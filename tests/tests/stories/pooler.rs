@@ -1,4 +1,5 @@
-//! Two replicas that reach PostgreSQL through a real PgBouncer, by session and by transaction: what docs/DEPLOYING.md says of it.
+//! Two replicas that reach PostgreSQL through a real PgBouncer, by session and by transaction: what
+//! docs/DEPLOYING.md says of it.
 
 #![expect(clippy::unwrap_used, reason = "a failed unwrap fails the test, as it should")]
 
@@ -10,7 +11,8 @@ use dormer_testkit::services::{PgBouncer, PoolMode, Postgres};
 use dormer_tests::http::{self, Reply};
 use dormer_tests::{Lab, LabOptions, Nix, Run, nars};
 
-/// Much longer than a replica may go on with what it remembers of a path; machines are slow at times.
+/// Much longer than a replica may go on with what it remembers of a path; machines are slow at
+/// times.
 const FORGOTTEN_AFTER: Duration = Duration::from_mins(1);
 
 fn start(mode: PoolMode) -> (Lab, PgBouncer) {
@@ -31,7 +33,8 @@ fn upload(address: &str, token: &str, nar: &[u8]) -> Reply {
     http::request(address, "PUT", "/_api/v1/upload-path", &headers, nar)
 }
 
-/// What one replica was told the other knows: a push at once, a removal and a change of a cache when what is remembered is old.
+/// What one replica was told the other knows: a push at once, a removal and a change of a cache
+/// when what is remembered is old.
 fn replicas_agree(lab: &Lab) {
     let token = lab.admin_token();
     let [one, other] = lab.replicas()[..] else { panic!("two replicas") };

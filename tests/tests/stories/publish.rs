@@ -1,5 +1,5 @@
-//! Publishing, followed to its end: what `dormer publish` brings to a folder or a bucket, real Nix substitutes from there
-//! without any program of ours.
+//! Publishing, followed to its end: what `dormer publish` brings to a folder or a bucket, real Nix
+//! substitutes from there without any program of ours.
 
 #![expect(clippy::unwrap_used, reason = "a failed unwrap fails the test, as it should")]
 
@@ -278,7 +278,8 @@ fn a_public_bucket_is_a_cache_to_nix_by_s3_and_by_http_and_takes_no_private_cach
     assert!(run.fails().contains("is private, but anybody can read"), "{run}");
     let (main, target) = said_of(&run, "main");
     assert_eq!((main["published"].as_u64(), main["error"].as_str()), (Some(6), None), "{run}");
-    // Six narinfos, six NARs, two documents of the cache of which one is written twice, and the catalogue.
+    // Six narinfos, six NARs, two documents of the cache of which one is written twice, and the
+    // catalogue.
     assert!(target["writes"].as_u64().unwrap() <= 16, "{run}");
     let (secret, _) = said_of(&run, "secret");
     assert_eq!(secret["published"], 0, "{run}");

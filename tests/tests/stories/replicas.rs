@@ -6,7 +6,8 @@ use dormer_nix::NarHash;
 use dormer_tests::http::{self, Reply};
 use dormer_tests::{Lab, nars, times};
 
-/// Much longer than a replica may go on with what it remembers of a path; machines are slow at times.
+/// Much longer than a replica may go on with what it remembers of a path; machines are slow at
+/// times.
 const FORGOTTEN_AFTER: Duration = Duration::from_mins(1);
 
 fn upload(address: &str, token: &str, nar: &[u8]) -> Reply {

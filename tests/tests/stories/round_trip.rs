@@ -111,7 +111,8 @@ fn a_removed_path_is_gone_from_the_cache_at_once() {
     assert_eq!(lab.get(&narinfo).status, 200);
 
     builder.dormer(&["cache", "remove-path", "main", &empty]).succeeds();
-    // At once from the server that was asked; from other replicas when they are told, which they are within 5 s.
+    // At once from the server that was asked; from other replicas when they are told, which they
+    // are within 5 s.
     if lab.replicas().len() == 1 {
         assert_eq!(lab.get(&narinfo).status, 404);
     }

@@ -11,7 +11,8 @@ use dormer_tests::{Lab, Nix};
 /// Of the first bar, and of the end.
 const TIMEOUT: Duration = Duration::from_mins(1);
 
-/// A `^C` that the terminal writes moves the cursor away from where the bars believe it to be, and one of them stays.
+/// A `^C` that the terminal writes moves the cursor away from where the bars believe it to be, and
+/// one of them stays.
 #[test]
 fn ctrl_c_leaves_no_trace_of_the_bars() {
     let lab = Lab::start();
@@ -22,7 +23,8 @@ fn ctrl_c_leaves_no_trace_of_the_bars() {
     let push = machine.command(&machine.dormer_path(), &["push", "main", &path]);
     let words = std::iter::once(push.get_program()).chain(push.get_args());
     let line: Vec<_> = words.map(|word| word.to_str().expect("our words are UTF-8")).collect();
-    // The trap keeps the shell alive, which is in the same group, to tell how the terminal was left.
+    // The trap keeps the shell alive, which is in the same group, to tell how the terminal was
+    // left.
     let line =
         format!("trap : INT; {}; echo ended with $?; stty -a | grep -o -- '-*echoctl'", line.join(" "));
     let mut session = Command::new("script")

@@ -1,4 +1,5 @@
-//! The Worker as it is deployed, in the real workerd with an R2 bucket, and real nix that substitutes from it.
+//! The Worker as it is deployed, in the real workerd with an R2 bucket, and real nix that
+//! substitutes from it.
 
 #![expect(clippy::unwrap_used, reason = "a failed unwrap fails the test, as it should")]
 
@@ -118,7 +119,8 @@ fn three_nix_versions_substitute_from_the_worker_and_changes_reach_them() {
     let reader = lab.machine("reader-of-late", Nix::MIDDLE);
     reader.configure(&[lab.public_key("main")]);
     reader.substitute(&url("main"), &late).succeeds();
-    // What is removed is forgotten with the data centre's memory: another address of this Worker has one of its own.
+    // What is removed is forgotten with the data centre's memory: another address of this Worker
+    // has one of its own.
     worker.delete(&narinfo[1..]);
     let elsewhere = worker.address().replace("127.0.0.1", "localhost");
     assert_eq!(get(&elsewhere, &narinfo, None).status, 404);

@@ -1,4 +1,5 @@
-//! `dormer-worker-bindgen MODULE FOLDER`: wasm-bindgen, of exactly the version that the module was built with.
+//! `dormer-worker-bindgen MODULE FOLDER`: wasm-bindgen, of exactly the version that the module was
+//! built with.
 
 use std::process::ExitCode;
 

@@ -1,4 +1,5 @@
-//! The wire, as literal texts: what Attic's client sends and Attic's server answers, and what we write.
+//! The wire, as literal texts: what Attic's client sends and Attic's server answers, and what we
+//! write.
 //!
 //! The texts are the contract. A change here breaks clients that are already installed.
 

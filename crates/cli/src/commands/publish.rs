@@ -52,8 +52,8 @@ pub(crate) struct PublishArgs {
     /// Say what would be done, and do nothing
     #[arg(short = 'n', long, conflicts_with_all = ["watch", "reconcile"])]
     dry_run: bool,
-    /// Compare with a listing first: write anew what is missing or damaged, remove what is not ours, adopt a
-    /// target that moved
+    /// Compare with a listing first: write anew what is missing or damaged, remove what is not
+    /// ours, adopt a target that moved
     #[arg(long, conflicts_with = "watch")]
     reconcile: bool,
     #[command(flatten)]
@@ -465,7 +465,8 @@ struct Progress {
     printer: Printer,
     target: String,
     bar: Mutex<Option<ProgressBar>>,
-    /// To be looked at in the caches so far, where that takes a while; nothing is known of those behind them.
+    /// To be looked at in the caches so far, where that takes a while; nothing is known of those
+    /// behind them.
     backlog: AtomicU64,
     published: AtomicU64,
     removed: AtomicU64,

@@ -1,12 +1,16 @@
-//! A cache of blocks for small reads over a network: a small read fetches the block around it, which is kept for a while.
+//! A cache of blocks for small reads over a network: a small read fetches the block around it,
+//! which is kept for a while.
 //!
-//! Half of the NARs of a closure are smaller than 5 KiB and were pushed together. They lie side by side in few packs, and
-//! clients fetch them together too. A request for each would cost more than all their bytes.
+//! Half of the NARs of a closure are smaller than 5 KiB and were pushed together. They lie side by
+//! side in few packs, and clients fetch them together too. A request for each would cost more than
+//! all their bytes.
 //!
 //! Invariants
-//! - Callers get copies: no slice keeps a block alive, so the cache keeps no more than [`BLOCKS_BYTES_MAX`].
-//! - Blocks are bytes, not chunks: the caller compares checksums, whether a block is fresh or not. Packs never change, and
-//!   their names are never used twice, so a kept block never holds other bytes.
+//! - Callers get copies: no slice keeps a block alive, so the cache keeps no more than
+//!   [`BLOCKS_BYTES_MAX`].
+//! - Blocks are bytes, not chunks: the caller compares checksums, whether a block is fresh or not.
+//!   Packs never change, and their names are never used twice, so a kept block never holds other
+//!   bytes.
 //! - A caller that needs a block which another caller is fetching waits for that fetch.
 
 use std::ops::Range;
@@ -19,8 +23,8 @@ use moka::future::Cache;
 
 use crate::PACK_PROOF;
 
-/// Bytes of a block: about 1 ms at 100 MB/s, against 10 to 50 ms for a request. Blocks lie side by side from a pack's first
-/// byte on.
+/// Bytes of a block: about 1 ms at 100 MB/s, against 10 to 50 ms for a request. Blocks lie side by
+/// side from a pack's first byte on.
 pub(super) const BLOCK_BYTES: u64 = 128 * 1024;
 
 /// Largest read that is served from a block.

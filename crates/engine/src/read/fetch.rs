@@ -67,8 +67,8 @@ impl Engine {
         Err(Error::Reencoded { nar: plan.hash })
     }
 
-    /// Those of the damaged chunks that still lie where a read looked for them. A slow reader may hold positions from before
-    /// a healing push, and must not mark what that push healed.
+    /// Those of the damaged chunks that still lie where a read looked for them. A slow reader may
+    /// hold positions from before a healing push, and must not mark what that push healed.
     pub(crate) async fn still_there(&self, seen: &[ChunkRow], mut chunks: Vec<u64>) -> Vec<u64> {
         let runs: Vec<ChunkRun> = chunks.iter().map(|number| ChunkRun { first: *number, count: 1 }).collect();
         if let Ok(present) = self.index().load_chunks(&runs).await {
@@ -107,7 +107,8 @@ impl Engine {
         }
     }
 
-    /// Bytes from the block cache are as good as bytes from the store, as long as their checksums match.
+    /// Bytes from the block cache are as good as bytes from the store, as long as their checksums
+    /// match.
     async fn fetch_once(
         &self,
         fetch: &Fetch,
@@ -178,8 +179,8 @@ fn within(row: &ChunkRow, start: u64) -> Range<usize> {
     offset..offset + row.layout.stored_len() as usize
 }
 
-/// Makes the pieces to send from the bytes of the read's fetches. An error is the number of a chunk whose layout or fills do
-/// not fit: its row is damaged.
+/// Makes the pieces to send from the bytes of the read's fetches. An error is the number of a chunk
+/// whose layout or fills do not fit: its row is damaged.
 fn splice_read(read: &Read, stored: &[Bytes], memory: &Arc<BudgetShare>) -> Result<VecDeque<Bytes>, u64> {
     let mut pieces = VecDeque::new();
     // Neighbours without holes are sent as one piece, without a copy.
@@ -200,7 +201,8 @@ fn splice_read(read: &Read, stored: &[Bytes], memory: &Arc<BudgetShare>) -> Resu
         push_piece(&mut pieces, plain.take(stored));
         let (own, rest) = fills.split_at_checked(row.layout.holes.len()).ok_or(row.number)?;
         fills = rest;
-        // Frames between holes are small: sending them one by one costs more than copying them together.
+        // Frames between holes are small: sending them one by one costs more than copying them
+        // together.
         parts.clear();
         splice(&stored[number].slice(position), &row.layout, own, &mut parts).map_err(|_| row.number)?;
         let length = parts.iter().map(Bytes::len).sum();

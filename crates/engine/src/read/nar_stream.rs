@@ -20,14 +20,15 @@ use super::plan::{Limits, Next, ReadPlan, ReadSource};
 use crate::budget::BudgetShare;
 use crate::{Engine, Error, Result};
 
-/// Largest single read. Past 1 MiB a local read gains nothing and falls out of the second-level cache.
+/// Largest single read. Past 1 MiB a local read gains nothing and falls out of the second-level
+/// cache.
 const READ_BYTES_MAX: u64 = 1024 * 1024;
 
 /// Smallest limit for a read, however many readers there are.
 const READ_BYTES_MIN: u64 = 64 * 1024;
 
-/// Largest read over a network: 40 ms at 100 MB/s, about what a request takes anyway. Twice as much saves a tenth of the
-/// requests of a closure, and a slow client would hold it for twice as long.
+/// Largest read over a network: 40 ms at 100 MB/s, about what a request takes anyway. Twice as much
+/// saves a tenth of the requests of a closure, and a slow client would hold it for twice as long.
 const REMOTE_READ_BYTES_MAX: u64 = 4 * 1024 * 1024;
 
 /// Most unused bytes between two chunks that one read covers: on a disk, and over a network.
@@ -40,8 +41,8 @@ const REMOTE_FETCHES_MAX: usize = 8;
 /// Reads in progress for one stream: one that is being sent, one ahead.
 const READS_AHEAD: usize = 2;
 
-/// The bytes of a NAR as they are served. After an error the caller must cut off its answer, never end it cleanly. The pieces
-/// keep their share of the memory for reads until they are dropped.
+/// The bytes of a NAR as they are served. After an error the caller must cut off its answer, never
+/// end it cleanly. The pieces keep their share of the memory for reads until they are dropped.
 pub struct NarStream {
     pieces: BoxStream<'static, Result<Bytes>>,
 }
@@ -113,13 +114,15 @@ impl NarReader {
         }
     }
 
-    /// Begins as many reads as there may be at present, and the loading of the rows that further reads need.
+    /// Begins as many reads as there may be at present, and the loading of the rows that further
+    /// reads need.
     fn begin_reads(&mut self) {
         while self.may_begin_read() {
             match self.source.next_read(&self.engine.read_limits()) {
                 Next::Read(read) => {
                     let read = self.engine.clone().read(Arc::clone(&self.plan), read);
-                    // A disk has no turns to keep, and a task would cost a single reader a tenth of its rate.
+                    // A disk has no turns to keep, and a task would cost a single reader a tenth of
+                    // its rate.
                     let is_remote = self.engine.blobs().is_remote();
                     self.reads.push_back(if is_remote {
                         begin(read).map(ended).boxed()
@@ -136,7 +139,8 @@ impl NarReader {
         }
     }
 
-    /// The read that is needed next always begins; further reads begin only while there is enough memory for all streams.
+    /// The read that is needed next always begins; further reads begin only while there is enough
+    /// memory for all streams.
     fn may_begin_read(&self) -> bool {
         match self.reads.len() {
             0 => true,
@@ -145,8 +149,9 @@ impl NarReader {
     }
 }
 
-/// Work that goes on while the client takes no bytes, and ends with the stream. Otherwise a client that takes nothing could
-/// stop the work anywhere, while it holds a connection to the database or a turn at the store.
+/// Work that goes on while the client takes no bytes, and ends with the stream. Otherwise a client
+/// that takes nothing could stop the work anywhere, while it holds a connection to the database or
+/// a turn at the store.
 type Work<T> = AbortOnDropHandle<Result<T>>;
 
 fn begin<T: Send + 'static>(work: impl Future<Output = Result<T>> + Send + 'static) -> Work<T> {
@@ -189,7 +194,8 @@ impl Engine {
         if !self.blobs().is_remote() {
             return Limits { bytes: share, memory_bytes: 2 * share, gap_bytes: GAP_BYTES_MAX, fetches: 1 };
         }
-        // Large reads leave a quarter of the memory free, so that slow readers that hold them stop no others.
+        // Large reads leave a quarter of the memory free, so that slow readers that hold them stop
+        // no others.
         let large = (bytes / 4 * 3 / readers).min(REMOTE_READ_BYTES_MAX);
         let has_room = self.read_memory().free() >= large + bytes / 4;
         let bytes = if has_room { large.max(share) } else { share };

@@ -1,4 +1,5 @@
-//! Opens a NAR: proves that its packs exist and recomputes its tag, before the server answers anything.
+//! Opens a NAR: proves that its packs exist and recomputes its tag, before the server answers
+//! anything.
 
 use std::collections::BTreeSet;
 use std::ops::Range;
@@ -19,18 +20,20 @@ use crate::{Engine, Error, Result};
 /// Look-ups of packs at once: a NAR of 64 GiB has 2,700 packs.
 const LOOKUPS: usize = 16;
 
-/// Memory for opening a NAR: a window of rows, and a recipe of usual size. The stream reserves the memory of a larger recipe.
+/// Memory for opening a NAR: a window of rows, and a recipe of usual size. The stream reserves the
+/// memory of a larger recipe.
 const OPENING_BYTES: u64 = 512 * 1024;
 
-/// How long opening a healed NAR waits until its new tag is written. The usual write takes some milliseconds; after it no
-/// narinfo names the old tag any more.
+/// How long opening a healed NAR waits until its new tag is written. The usual write takes some
+/// milliseconds; after it no narinfo names the old tag any more.
 const ENCODING_WAIT: Duration = Duration::from_millis(500);
 
-/// New tags that are being written at once. When there are more, the next opening of the NAR writes the tag.
+/// New tags that are being written at once. When there are more, the next opening of the NAR writes
+/// the tag.
 pub(crate) const ENCODING_UPDATES_MAX: usize = 8;
 
-/// The key of a remembered read plan. It contains the state of the cache, so a change of an object discards the plans of its
-/// cache and of no other.
+/// The key of a remembered read plan. It contains the state of the cache, so a change of an object
+/// discards the plans of its cache and of no other.
 pub(crate) type PlanKey = (CacheId, CacheState, NarKey);
 
 /// A NAR that can be read: its packs were there a moment ago.
@@ -61,13 +64,14 @@ impl OpenNar {
         self.plan.tag
     }
 
-    /// Checks that all packs exist; used by HEAD, which reads nothing. [`Error::Damaged`] if one does not.
+    /// Checks that all packs exist; used by HEAD, which reads nothing. [`Error::Damaged`] if one
+    /// does not.
     pub async fn prove(&self) -> Result<()> {
         self.engine.prove_packs(&self.plan).await
     }
 
-    /// Starts to read all bytes, or a range of them. When this returns, the first read is verified, and every pack is known
-    /// to exist.
+    /// Starts to read all bytes, or a range of them. When this returns, the first read is verified,
+    /// and every pack is known to exist.
     pub async fn stream(self, range: Option<Range<u64>>) -> Result<NarStream> {
         let size = self.plan.file_size;
         let range = range.unwrap_or(0..size);
@@ -82,7 +86,8 @@ impl OpenNar {
 }
 
 impl Engine {
-    /// Opens a NAR of a cache. `None` when the cache has no NAR under this key, or when bytes of the NAR turn out missing.
+    /// Opens a NAR of a cache. `None` when the cache has no NAR under this key, or when bytes of
+    /// the NAR turn out missing.
     pub async fn open_nar(&self, cache: &Cache, key: &NarKey) -> Result<Option<OpenNar>> {
         let plan_key = (cache.id, self.change_counts().cache_state(cache.id), key.clone());
         if let Some(plan) = self.remembered_plans().get(&plan_key) {
@@ -142,7 +147,8 @@ impl Engine {
             packs: proof.packs,
             chunks,
         };
-        // Over a network, the first read proves most packs. The stream asks for the others after that read.
+        // Over a network, the first read proves most packs. The stream asks for the others after
+        // that read.
         if !self.blobs().is_remote() {
             match self.prove_packs(&plan).await {
                 Err(Error::Damaged { .. }) => return Ok(None),
@@ -152,9 +158,10 @@ impl Engine {
         Ok(Some(OpenNar { engine: self.clone(), plan: Arc::new(plan) }))
     }
 
-    /// Writes the tag that healing gave to a NAR, so that narinfos name it from now on. Waits for the write only for
-    /// [`ENCODING_WAIT`] and succeeds always: these bytes can be served under their new tag whether the database takes the
-    /// update or not, and the next opening of the NAR tries again.
+    /// Writes the tag that healing gave to a NAR, so that narinfos name it from now on. Waits for
+    /// the write only for [`ENCODING_WAIT`] and succeeds always: these bytes can be served under
+    /// their new tag whether the database takes the update or not, and the next opening of the NAR
+    /// tries again.
     async fn update_encoding(&self, nar: &Nar, tag: EncodingTag, file_size: u64) {
         let Some(turn) = self.encoding_updates().try_take_turn() else {
             self.metrics().encoding_failures.inc();
@@ -174,7 +181,8 @@ impl Engine {
         let _ = tokio::time::timeout(ENCODING_WAIT, update).await;
     }
 
-    /// Checks that all packs of a NAR exist, or existed within the last minute. If one is missing, marks the NAR damaged.
+    /// Checks that all packs of a NAR exist, or existed within the last minute. If one is missing,
+    /// marks the NAR damaged.
     pub(super) async fn prove_packs(&self, plan: &ReadPlan) -> Result<()> {
         let missing = self.missing_packs(&plan.packs).await?;
         if missing.is_empty() {
@@ -189,8 +197,8 @@ impl Engine {
         Err(Error::Reencoded { nar: plan.hash })
     }
 
-    /// Over a network, a pack that was just stored or read exists. A local store reads from files that it has open, which may
-    /// be gone from their folder.
+    /// Over a network, a pack that was just stored or read exists. A local store reads from files
+    /// that it has open, which may be gone from their folder.
     pub(super) fn note_proof(&self, pack: PackId) {
         if self.blobs().is_remote() && !self.proven_packs().contains_key(&pack) {
             self.proven_packs().insert(pack, ());
@@ -230,8 +238,8 @@ impl Engine {
         Err(Error::Reencoded { nar: plan.hash })
     }
 
-    /// Marks a NAR and all of its chunks that lie in lost packs now, so that one push heals all of it. `false` if no chunk
-    /// does: a healing push was faster.
+    /// Marks a NAR and all of its chunks that lie in lost packs now, so that one push heals all of
+    /// it. `false` if no chunk does: a healing push was faster.
     pub(super) async fn mark_lost_packs(
         &self,
         nar: NarId,
@@ -256,7 +264,8 @@ impl Engine {
         any
     }
 
-    /// Packs of a recipe that are missing. Looks up all of them anew, because one turned out to be lost a moment ago.
+    /// Packs of a recipe that are missing. Looks up all of them anew, because one turned out to be
+    /// lost a moment ago.
     pub(crate) async fn lost_packs(&self, recipe: &Recipe) -> Result<BTreeSet<PackId>> {
         let mut packs = BTreeSet::new();
         for runs in windows(&recipe.runs) {
@@ -268,8 +277,8 @@ impl Engine {
         self.missing_packs(&packs).await
     }
 
-    /// Marks damage. A failure is only logged: the caller already answers with an error, and the next read finds the damage
-    /// again.
+    /// Marks damage. A failure is only logged: the caller already answers with an error, and the
+    /// next read finds the damage again.
     pub(super) async fn mark_damaged(&self, nar: NarId, hash: &NarHash, chunks: &[u64]) {
         tracing::error!(nar.hash = %hash, chunk.numbers = ?chunks, "stored bytes are damaged");
         self.metrics().nars_damaged.inc();

@@ -51,8 +51,8 @@ impl ReadPlan {
         u32::try_from(256 + recipe + chunks + self.packs.len() * PACK_BYTES).unwrap_or(u32::MAX)
     }
 
-    /// Memory that a stream holds from beginning to end, in bytes: the plan, and the rows that it loads, a window that is
-    /// being read and the next one.
+    /// Memory that a stream holds from beginning to end, in bytes: the plan, and the rows that it
+    /// loads, a window that is being read and the next one.
     pub(super) fn stream_bytes(&self) -> u64 {
         let loaded = match &self.chunks {
             Chunks::Rows(_) => 0,
@@ -243,7 +243,8 @@ pub(super) struct ReadSource {
     /// Position among the recipe's fills, as (run of fills, position in it).
     fill_run: usize,
     fill_done: u32,
-    /// Served bytes before the range that are not skipped yet, and bytes of the range that are not read yet.
+    /// Served bytes before the range that are not skipped yet, and bytes of the range that are not
+    /// read yet.
     skip: u64,
     take: u64,
 }
@@ -337,7 +338,8 @@ impl ReadSource {
 
     fn take_fills(&mut self, count: usize, mut into: Option<&mut Vec<HoleFill>>) {
         for _ in 0..count {
-            // A recipe has as many fills as its chunks have holes: opening recomputed the tag, which covers both.
+            // A recipe has as many fills as its chunks have holes: opening recomputed the tag,
+            // which covers both.
             let Some(run) = self.plan.recipe.fills.get(self.fill_run) else { return };
             if let Some(into) = into.as_deref_mut() {
                 into.push(self.plan.recipe.hashes[run.hash as usize]);

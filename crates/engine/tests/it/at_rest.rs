@@ -1,8 +1,8 @@
-//! A whole installation as the first version left it on disk is still read: database, packs, sealed keys, packed columns, and
-//! listings in a row and in chunks.
+//! A whole installation as the first version left it on disk is still read: database, packs, sealed
+//! keys, packed columns, and listings in a row and in chunks.
 //!
-//! `tests/golden/v1` was written by version 0.1.0 on the first schema. It is never written again: a later format gets a folder
-//! beside it.
+//! `tests/golden/v1` was written by version 0.1.0 on the first schema. It is never written again: a
+//! later format gets a folder beside it.
 
 #![expect(clippy::unwrap_used, reason = "a failed unwrap fails the test, as it should")]
 

@@ -29,7 +29,8 @@ impl Installation {
 
     pub(crate) async fn index(&self) -> SqliteIndex {
         let path = self.folder.path().join("index.sqlite");
-        // The process before may still be going: its packing task ends a moment after its last handle.
+        // The process before may still be going: its packing task ends a moment after its last
+        // handle.
         for _ in 0..1_000 {
             match SqliteIndex::open(&path, SqliteOptions::default()).await {
                 Err(dormer_index::Error::Locked { .. }) => tokio::time::sleep(Duration::from_millis(5)).await,

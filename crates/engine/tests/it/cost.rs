@@ -12,7 +12,8 @@ use dormer_nix::{StorePath, StorePathHash};
 use dormer_testkit::services::Postgres;
 use dormer_testkit::{Random, object_for, package_nar};
 
-/// Statements of one push, one re-push, one pull, one narinfo, one miss, and a question after 10,000 paths.
+/// Statements of one push, one re-push, one pull, one narinfo, one miss, and a question after
+/// 10,000 paths.
 #[derive(Debug, PartialEq, Eq)]
 struct Cost {
     push: u64,

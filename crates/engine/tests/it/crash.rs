@@ -1,8 +1,9 @@
-//! Crash at every step of everything that orders writes, with the lost call's effect kept and dropped; and planted defects
-//! that these checks are shown to catch.
+//! Crash at every step of everything that orders writes, with the lost call's effect kept and
+//! dropped; and planted defects that these checks are shown to catch.
 //!
-//! A [`Story`] is what clients do. It is told until the process dies; then the invariants must hold over what is left, what
-//! clients were told must be true, and the same story told again must succeed.
+//! A [`Story`] is what clients do. It is told until the process dies; then the invariants must hold
+//! over what is left, what clients were told must be true, and the same story told again must
+//! succeed.
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
@@ -100,7 +101,8 @@ impl Story {
         }
     }
 
-    /// Does it all, whatever fails, and says what each answer told; `Err` holds what an unanswered call was about.
+    /// Does it all, whatever fails, and says what each answer told; `Err` holds what an unanswered
+    /// call was about.
     async fn tell(self, engine: &Engine, cache: &Cache) -> Vec<(Told, Result<()>)> {
         let mut told = Vec::new();
         match self {
@@ -252,7 +254,8 @@ async fn is_as_told(engine: &Engine, told: &[(Told, Result<()>)], when: &str) {
     }
 }
 
-/// Tells the story with a crash at each of its steps; there must be some, or the test no longer sees the writes.
+/// Tells the story with a crash at each of its steps; there must be some, or the test no longer
+/// sees the writes.
 async fn holds_at_every_step(story: Story, steps_min: u64, on_postgres: bool) {
     for effect_kept in [false, true] {
         for step in 0.. {
@@ -309,7 +312,8 @@ async fn a_crash_at_any_step_of_a_push_with_a_large_listing_is_survived() {
 async fn a_crash_at_any_step_is_survived_on_postgresql() {
     holds_at_every_step(Story::Objects, 8, true).await;
     holds_at_every_step(Story::Aliases, 16, true).await;
-    // A database for each step takes its time; these order their writes in the engine, as they do over SQLite.
+    // A database for each step takes its time; these order their writes in the engine, as they do
+    // over SQLite.
     if std::env::var_os("DORMER_TEST_LONG").is_some() {
         holds_at_every_step(Story::Healing, 8, true).await;
         holds_at_every_step(Story::Removal, 4, true).await;

@@ -181,7 +181,8 @@ async fn a_chunk_healed_at_another_level_changes_the_tag_of_the_other_nars_that_
     let ingested = common::ingest(&engine, &nar).await.unwrap();
     engine.commit_object(&cache, ingested, object_for(&path(1), &[])).await.unwrap();
 
-    // The twin was not pushed again, yet its chunks are sound: it is served, under the tag of its present bytes.
+    // The twin was not pushed again, yet its chunks are sound: it is served, under the tag of its
+    // present bytes.
     let open = engine.open_nar(&cache, &key).await.unwrap().expect("its chunks were healed");
     assert_ne!(open.tag(), before);
     let narinfo = engine.narinfo(&cache, &path(2).hash()).await.unwrap().unwrap();

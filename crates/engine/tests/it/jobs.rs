@@ -1,4 +1,5 @@
-//! The deletion of a cache as a job: a crash at every step, other processes that take over, and pushes and reads beside it.
+//! The deletion of a cache as a job: a crash at every step, other processes that take over, and
+//! pushes and reads beside it.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, Ordering};
@@ -29,7 +30,8 @@ fn clock_at(now: UnixSeconds) -> Arc<TestClock> {
     Arc::new(TestClock(AtomicI64::new(now)))
 }
 
-/// Jobs in a process that dies at its call number `crash_at`, with that call's effect kept or dropped.
+/// Jobs in a process that dies at its call number `crash_at`, with that call's effect kept or
+/// dropped.
 #[derive(Debug)]
 struct FaultJobs {
     inner: Arc<SqliteIndex>,
@@ -128,7 +130,8 @@ async fn has_no_job(jobs: &SqliteIndex) -> bool {
     jobs.list_jobs(None, 1).await.expect("the index answers").is_empty()
 }
 
-/// The cache `main` with 5 paths and an upload alias, deleted; the cache `other` with one of the paths.
+/// The cache `main` with 5 paths and an upload alias, deleted; the cache `other` with one of the
+/// paths.
 async fn deleted_cache(
     installation: &Installation,
 ) -> (Arc<SqliteIndex>, dormer_engine::Engine, Vec<Vec<u8>>) {
@@ -199,7 +202,8 @@ async fn a_runner_that_stops_gives_its_job_back() {
     assert_eq!(index.audit().await.unwrap().unnamed_nars.len(), 5);
 }
 
-/// A holder that was silent for longer than its lease finds out by its next step, and changes nothing.
+/// A holder that was silent for longer than its lease finds out by its next step, and changes
+/// nothing.
 #[tokio::test]
 async fn two_runners_share_the_work_and_remove_everything_once() {
     let installation = Installation::new();

@@ -23,7 +23,8 @@ fn tiny_chunks() -> EngineSettings {
     EngineSettings { chunk_params: dormer_format::ChunkParams { min: 64, avg: 256, max: 1024 }, ..settings() }
 }
 
-/// Many files, whose names and sizes do not compress well, so that the listing is large however it is kept.
+/// Many files, whose names and sizes do not compress well, so that the listing is large however it
+/// is kept.
 fn many_files(seed: u64, count: usize) -> Vec<u8> {
     let mut random = Random::new(seed);
     let mut entries = BTreeMap::new();
@@ -293,7 +294,8 @@ async fn a_reader_who_takes_nothing_keeps_no_turn_at_the_store() {
     let nar = package_nar(&mut Random::new(9), 8_000_000, &[]);
     push(&engine, &cache, &path(1), &nar).await.unwrap();
     let open = engine.open_nar(&cache, &NarKey::Hash(hash_of(&nar))).await.unwrap().unwrap();
-    // Each takes its first piece, whose read had another one begin behind it, and then nothing more.
+    // Each takes its first piece, whose read had another one begin behind it, and then nothing
+    // more.
     let mut stalled = Vec::new();
     for _ in 0..3 {
         let mut stream = open.clone().stream(None).await.unwrap();

@@ -45,7 +45,8 @@ async fn a_pushed_nar_is_served_as_one_zstd_stream_of_the_announced_size() {
     key.verify(&message, &narinfo.sigs[0].parse().unwrap()).unwrap();
 }
 
-/// Neither zstd's frames nor anything else that a codec could read: what is not spliced as it lies there cannot be served.
+/// Neither zstd's frames nor anything else that a codec could read: what is not spliced as it lies
+/// there cannot be served.
 #[tokio::test]
 async fn stored_bytes_are_served_as_they_are_and_no_codec_sees_them() {
     let installation = Installation::new();
@@ -346,7 +347,8 @@ async fn uploads_at_once_of_the_same_contents_store_each_chunk_once() {
     let mut pushes = tokio::task::JoinSet::new();
     for number in 0..8 {
         let (engine, cache) = (engine.clone(), Arc::clone(&cache));
-        // Other archives with the same file in them: the same chunks but for the first and the last.
+        // Other archives with the same file in them: the same chunks but for the first and the
+        // last.
         let nar = dormer_nix::nar::encode_tree(&dormer_nix::nar::Node::Directory(
             [
                 (format!("a{number}").into_bytes(), dormer_nix::nar::Node::file(vec![number; 100])),

@@ -45,8 +45,9 @@ fn uses(engine: &Engine, outcome: &str) -> f64 {
     metric.unwrap().get_counter().get_value()
 }
 
-/// Makes PostgreSQL refuse writes to these tables as a standby does. (`default_transaction_read_only` would change nothing:
-/// the index begins its writing transactions as `READ WRITE`.)
+/// Makes PostgreSQL refuse writes to these tables as a standby does.
+/// (`default_transaction_read_only` would change nothing: the index begins its writing transactions
+/// as `READ WRITE`.)
 fn refuse_writes(url: &str) {
     let error =
         "RAISE EXCEPTION 'cannot execute % in a read-only transaction', TG_OP USING ERRCODE = '25006'";
@@ -83,7 +84,8 @@ async fn a_read_only_database_serves_paths_that_were_used_long_ago() {
     let alias = ingest(&engine, &nar).await.unwrap();
     engine.commit_alias(&cache, alias, "file.nar.zst", "zstd").await.unwrap();
 
-    // The chunks are healed at another level: the twin's next reader finds another tag than its row has.
+    // The chunks are healed at another level: the twin's next reader finds another tag than its row
+    // has.
     for blob in blobs.list().await.unwrap() {
         blobs.delete(&blob).await.unwrap();
     }

@@ -1,4 +1,5 @@
-//! Reads and pushes over a real S3 server: how many requests they cost. Counts only; how long they take is for benchmarks.
+//! Reads and pushes over a real S3 server: how many requests they cost. Counts only; how long they
+//! take is for benchmarks.
 
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
@@ -53,7 +54,8 @@ async fn engine_on(installation: &Installation, blobs: &Arc<dyn Blobs>) -> Engin
     engine_over(index, Arc::clone(blobs), real_settings())
 }
 
-/// Sizes as in a real closure: half of the paths are a few lines, and most bytes are in a few of them.
+/// Sizes as in a real closure: half of the paths are a few lines, and most bytes are in a few of
+/// them.
 fn closure() -> Vec<(StorePath, Vec<u8>)> {
     let mut random = Random::new(42);
     (0..64_u8)

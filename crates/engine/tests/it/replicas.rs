@@ -29,7 +29,8 @@ async fn narinfo(engine: &Engine, path: &StorePath) -> Option<Bytes> {
     engine.narinfo(&cache, &path.hash()).await.expect("the index answers")
 }
 
-/// Asks until the answer is right. In between, what is remembered is asked for again and again, as users do.
+/// Asks until the answer is right. In between, what is remembered is asked for again and again, as
+/// users do.
 async fn becomes(what: &str, is_so: impl AsyncFn() -> bool) {
     let asked = async {
         while !is_so().await {

@@ -1,7 +1,8 @@
-//! Calls over a whole cache, in a cache that is large: each call ends within [`CALL_MAX`], however many rows there are.
+//! Calls over a whole cache, in a cache that is large: each call ends within [`CALL_MAX`], however
+//! many rows there are.
 //!
-//! A topic that gets a new call over a whole cache adds its case to [`run_bulk`]. Cases share one cache, which the last case
-//! deletes.
+//! A topic that gets a new call over a whole cache adds its case to [`run_bulk`]. Cases share one
+//! cache, which the last case deletes.
 
 use std::io::Write as _;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -18,7 +19,8 @@ use crate::sql::{Sql, Transaction as _, both};
 use crate::sql_index::{Dialect, SqlIndex};
 use crate::{CacheTotals, JobIndex as _, JobKind, Result};
 
-/// Longest that a call may take. The index under test is opened with the same limit for a statement.
+/// Longest that a call may take. The index under test is opened with the same limit for a
+/// statement.
 pub(crate) const CALL_MAX: Duration = Duration::from_secs(2);
 
 /// Rows that the loader writes in one transaction.
@@ -54,7 +56,8 @@ const LOAD_OUTBOX: Sql = Sql {
         FROM objects AS o CROSS JOIN outbox_base AS b WHERE o.nar BETWEEN $1 AND $2 AND o.cache = $3",
 };
 
-/// Objects in the cache: 200,000, or as many as `DORMER_TEST_BULK` says (5,000,000 in the long run).
+/// Objects in the cache: 200,000, or as many as `DORMER_TEST_BULK` says (5,000,000 in the long
+/// run).
 pub(crate) fn object_count() -> u64 {
     let count = std::env::var("DORMER_TEST_BULK").ok().map(|count| count.parse());
     count.transpose().expect("DORMER_TEST_BULK is a number").unwrap_or(200_000)
@@ -106,7 +109,8 @@ pub(crate) async fn in_time<T>(what: &str, call: impl Future<Output = Result<T>>
     Ok(done)
 }
 
-/// Runs every case on an empty index, which is opened with [`CALL_MAX`] as its limit for a statement.
+/// Runs every case on an empty index, which is opened with [`CALL_MAX`] as its limit for a
+/// statement.
 pub(crate) async fn run_bulk<D: Dialect>(index: &SqlIndex<D>) -> Result<()> {
     let count = object_count();
     let begun = Instant::now();

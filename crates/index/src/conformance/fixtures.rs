@@ -178,7 +178,8 @@ pub(super) fn alias(file_name: &str) -> CommitTarget {
     CommitTarget::Alias { file_name: file_name.to_owned(), compression: "xz".to_owned() }
 }
 
-/// The whole outbox. Rows may show up a moment after their commit, so a mark is set behind them and waited for.
+/// The whole outbox. Rows may show up a moment after their commit, so a mark is set behind them and
+/// waited for.
 pub(super) async fn outbox(index: &Subject) -> Result<Vec<OutboxRow>> {
     let mark = cache(index, "mark-in-the-outbox").await?;
     let patch = CachePatch { priority: Some(0), ..CachePatch::default() };
@@ -211,7 +212,8 @@ pub(super) fn run(first: u64, count: u32) -> ChunkRun {
     ChunkRun { first, count }
 }
 
-/// Statements that one look-up takes: one, and `BEGIN` and `COMMIT` around it where a pooler stands between.
+/// Statements that one look-up takes: one, and `BEGIN` and `COMMIT` around it where a pooler stands
+/// between.
 pub(super) async fn look_up_statements(index: &Subject) -> Result<u64> {
     let before = index.statement_count();
     assert_eq!(index.find_setting("nobody's").await?, None);

@@ -1,5 +1,5 @@
-//! The port of jobs. Its conventions are those of [`Index`](crate::Index): every method is one transaction, and time is an
-//! argument.
+//! The port of jobs. Its conventions are those of [`Index`](crate::Index): every method is one
+//! transaction, and time is an argument.
 
 use async_trait::async_trait;
 
@@ -14,9 +14,11 @@ pub struct JobId(pub i64);
 /// What a job does.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum JobKind {
-    /// Removes the objects, graces and aliases of a deleted cache. The holder of the job's lease runs it.
+    /// Removes the objects, graces and aliases of a deleted cache. The holder of the job's lease
+    /// runs it.
     DeleteCache,
-    /// Notes every object of a cache as pending for a target. The holder of the target's lease runs it.
+    /// Notes every object of a cache as pending for a target. The holder of the target's lease runs
+    /// it.
     NoteCache,
     /// Compares a target with what is written down of it. The holder of the target's lease runs it.
     Reconcile,
@@ -116,8 +118,8 @@ pub struct JobStep {
 /// Jobs.
 #[async_trait]
 pub trait JobIndex: Send + Sync + std::fmt::Debug + 'static {
-    /// Opens a job; there is at most one of each (kind, cache, target). An open one is returned as it is, so repeating this
-    /// call is harmless.
+    /// Opens a job; there is at most one of each (kind, cache, target). An open one is returned as
+    /// it is, so repeating this call is harmless.
     async fn open_job(
         &self,
         kind: JobKind,
@@ -129,9 +131,10 @@ pub trait JobIndex: Send + Sync + std::fmt::Debug + 'static {
     async fn list_jobs(&self, after: Option<JobId>, limit: u32) -> Result<Vec<Job>>;
     /// How many jobs of each kind are open; a kind without any is left out. One statement.
     async fn job_backlog(&self, now: UnixSeconds) -> Result<Vec<JobBacklog>>;
-    /// Takes, for `holder`, the lease of the oldest job of a kind whose last lease has ended at `now`, until `ends_at`.
-    /// `None` if there is none, or if another process takes that one at the same moment. Two calls never get the same
-    /// lease. A lease whose answer was lost has to run out.
+    /// Takes, for `holder`, the lease of the oldest job of a kind whose last lease has ended at
+    /// `now`, until `ends_at`. `None` if there is none, or if another process takes that one at the
+    /// same moment. Two calls never get the same lease. A lease whose answer was lost has to run
+    /// out.
     async fn lease_job(
         &self,
         kind: JobKind,
@@ -139,15 +142,17 @@ pub trait JobIndex: Send + Sync + std::fmt::Debug + 'static {
         now: UnixSeconds,
         ends_at: UnixSeconds,
     ) -> Result<Option<JobLease>>;
-    /// Gives a lease back, so that any process may take the job up at once. [`Error::JobLeaseLost`] if it was lost.
+    /// Gives a lease back, so that any process may take the job up at once. [`Error::JobLeaseLost`]
+    /// if it was lost.
     async fn release_job(&self, lease: &JobLease) -> Result<()>;
-    /// Gives a lease back after a failed step, notes why, and lets nobody take the job up before `retry_at`.
-    /// [`Error::JobLeaseLost`] if it was lost.
+    /// Gives a lease back after a failed step, notes why, and lets nobody take the job up before
+    /// `retry_at`. [`Error::JobLeaseLost`] if it was lost.
     async fn fail_job(&self, lease: &JobLease, error: &str, retry_at: UnixSeconds) -> Result<()>;
 
-    /// One step of [`JobKind::DeleteCache`]: removes at most about `limit` rows, moves the cursor past them and renews the
-    /// lease until `ends_at`, all in one transaction. The last step removes the job's row in the same transaction.
-    /// [`Error::JobLeaseLost`], and no effect, if another process has taken the lease or the job is done.
+    /// One step of [`JobKind::DeleteCache`]: removes at most about `limit` rows, moves the cursor
+    /// past them and renews the lease until `ends_at`, all in one transaction. The last step
+    /// removes the job's row in the same transaction. [`Error::JobLeaseLost`], and no effect, if
+    /// another process has taken the lease or the job is done.
     async fn delete_cache_step(
         &self,
         lease: &JobLease,

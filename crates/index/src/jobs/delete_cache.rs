@@ -1,10 +1,11 @@
 //! The job that removes what a deleted cache left: objects first, then graces, then aliases.
 //!
-//! The deletion itself is a short transaction of the topic of caches: from then on no look-up finds anything of the cache,
-//! and no commit adds to it. So a page that the cursor has passed stays empty, and the job needs no second pass.
+//! The deletion itself is a short transaction of the topic of caches: from then on no look-up finds
+//! anything of the cache, and no commit adds to it. So a page that the cursor has passed stays
+//! empty, and the job needs no second pass.
 //!
-//! The cursor is one byte for the table and the last key of the page. It keeps a step cheap on PostgreSQL: a scan from the
-//! front would read all dead entries of earlier steps again.
+//! The cursor is one byte for the table and the last key of the page. It keeps a step cheap on
+//! PostgreSQL: a scan from the front would read all dead entries of earlier steps again.
 
 use super::contract::{JobLease, JobStep};
 use super::work::{advance_job, finish_job, hold_job};
@@ -27,7 +28,8 @@ struct Table {
     key_is_text: bool,
 }
 
-// A page of graces may be longer: a path that was pushed again and again has several, which go together.
+// A page of graces may be longer: a path that was pushed again and again has several, which go
+// together.
 const TABLES: [Table; 3] = [
     Table {
         last_key: both!(

@@ -1,8 +1,9 @@
 //! Jobs: work over a whole cache or target, in steps that any process can continue.
 //!
-//! [`contract`] states the port, [`work`] and [`target_work`] hold the statements that keep a job's row, and
-//! [`delete_cache`] is the first job. A topic that has a job of its own runs its step in one transaction: it holds the job,
-//! does its work, and advances or finishes the job before it commits.
+//! [`contract`] states the port, [`work`] and [`target_work`] hold the statements that keep a job's
+//! row, and [`delete_cache`] is the first job. A topic that has a job of its own runs its step in
+//! one transaction: it holds the job, does its work, and advances or finishes the job before it
+//! commits.
 
 mod contract;
 mod delete_cache;

@@ -1,8 +1,9 @@
 //! The row of a job that the holder of its target's lease runs: the job has no lease of its own.
 //!
 //! Invariant
-//! - A step begins with [`hold_target_job`] and ends with [`advance_target_job`] or [`finish_target_job`], in one
-//!   transaction. Holding locks the row of the target, so its lease cannot change hands before the commit.
+//! - A step begins with [`hold_target_job`] and ends with [`advance_target_job`] or
+//!   [`finish_target_job`], in one transaction. Holding locks the row of the target, so its lease
+//!   cannot change hands before the commit.
 
 #![cfg_attr(not(test), expect(dead_code, reason = "for the jobs of publishing"))]
 
@@ -31,8 +32,9 @@ const ADVANCE: Sql = both!(
 );
 const FINISH: Sql = both!("DELETE FROM jobs WHERE id = $1 AND target = $2");
 
-/// Begins a step of a job that the holder of its target's lease runs: fails with [`Error::LeaseLost`] unless that lease is
-/// the one that counts, and keeps it so until the transaction ends. `None` if no such job is open.
+/// Begins a step of a job that the holder of its target's lease runs: fails with
+/// [`Error::LeaseLost`] unless that lease is the one that counts, and keeps it so until the
+/// transaction ends. `None` if no such job is open.
 pub(crate) async fn hold_target_job(
     tx: &mut impl Transaction,
     lease: &Lease,
@@ -53,8 +55,8 @@ pub(crate) async fn hold_target_job(
     }))
 }
 
-/// Ends a step that is not the last one: moves the cursor and counts `rows`. The target's lease is not renewed here. Only
-/// after [`hold_target_job`] in the same transaction.
+/// Ends a step that is not the last one: moves the cursor and counts `rows`. The target's lease is
+/// not renewed here. Only after [`hold_target_job`] in the same transaction.
 pub(crate) async fn advance_target_job(
     tx: &mut impl Transaction,
     lease: &Lease,

@@ -1,8 +1,9 @@
 //! The row of a job, in a transaction of either database.
 //!
 //! Invariants
-//! - A step begins with [`hold_job`] and ends with [`advance_job`] or [`finish_job`], in one transaction. Holding locks the
-//!   row of the job, so the lease cannot change hands before the commit.
+//! - A step begins with [`hold_job`] and ends with [`advance_job`] or [`finish_job`], in one
+//!   transaction. Holding locks the row of the job, so the lease cannot change hands before the
+//!   commit.
 //! - A cursor only moves together with the work that it stands for.
 
 use super::contract::{Job, JobBacklog, JobId, JobKind, JobLease};
@@ -143,8 +144,8 @@ pub(crate) async fn fail_job(
     if noted == 1 { Ok(()) } else { Err(Error::JobLeaseLost) }
 }
 
-/// Begins a step: fails with [`Error::JobLeaseLost`] unless the lease is the one that counts, and keeps it so until the
-/// transaction ends.
+/// Begins a step: fails with [`Error::JobLeaseLost`] unless the lease is the one that counts, and
+/// keeps it so until the transaction ends.
 pub(crate) async fn hold_job(tx: &mut impl Transaction, lease: &JobLease) -> Result<JobProgress> {
     let rows = tx.rows(HOLD, &[Number(lease.job.0), Number(lease.fence)]).await?;
     let row = rows.first().ok_or(Error::JobLeaseLost)?;
@@ -155,8 +156,8 @@ pub(crate) async fn hold_job(tx: &mut impl Transaction, lease: &JobLease) -> Res
     })
 }
 
-/// Ends a step that is not the last one: moves the cursor, counts `rows` and renews the lease until `ends_at`. Only after
-/// [`hold_job`] in the same transaction.
+/// Ends a step that is not the last one: moves the cursor, counts `rows` and renews the lease until
+/// `ends_at`. Only after [`hold_job`] in the same transaction.
 pub(crate) async fn advance_job(
     tx: &mut impl Transaction,
     lease: &JobLease,

@@ -1,5 +1,5 @@
-//! Publishing a large cache: 200,000 objects in every run, 5 million in the long run. Calls end within the lease of their
-//! holder, and no statement runs into its limit.
+//! Publishing a large cache: 200,000 objects in every run, 5 million in the long run. Calls end
+//! within the lease of their holder, and no statement runs into its limit.
 
 use std::io::Write as _;
 use std::sync::Arc;
@@ -60,7 +60,8 @@ impl Calls {
     }
 }
 
-/// `objects` paths in the cache and in the target, each with a NAR; each but the first refers to the one before and to the first.
+/// `objects` paths in the cache and in the target, each with a NAR; each but the first refers to
+/// the one before and to the first.
 fn fill(numbers: &str, cache: CacheId, key: fn(u64, &str, usize) -> String) -> String {
     let Columns { recipe, refs, sigs, .. } = Columns::new();
     let (hash, nar) = (key(OBJECTS, "i", 20), key(NARS, "i", 32));
@@ -115,8 +116,8 @@ async fn prepare(index: &(impl Index + PublishIndex)) -> (CacheId, Lease) {
     (cache, index.acquire_lease(target.id, "me", NOW, NOW + 1).await.unwrap().unwrap())
 }
 
-/// What a run does with a whole cache, page by page. Removing a path that all others refer to is not
-/// among it: on a cache of this size its statements exceed the limit (docs/PUBLISHING.md).
+/// What a run does with a whole cache, page by page. Removing a path that all others refer to is
+/// not among it: on a cache of this size its statements exceed the limit (docs/PUBLISHING.md).
 async fn publish_all(name: &str, index: &dyn PublishIndex, cache: CacheId, lease: Lease, objects: u64) {
     let mut calls = Calls::default();
     let begin = Instant::now();
@@ -230,8 +231,9 @@ async fn a_large_cache_is_published_from_postgresql_within_every_limit() {
     let numbers = format!("WITH n (i) AS (SELECT i FROM generate_series(1, {objects}) AS g (i))");
     let sql = fill(&numbers, cache, postgres_key);
     server.sql(&url, &format!("SET session_replication_role = replica; SET synchronous_commit = off; {sql}"));
-    // PostgreSQL analyses a table within a minute of such a change. Before that, it expects four rows of
-    // a cache, and reads all of them where it should look up a few keys (docs/PUBLISHING.md, "Known weaknesses").
+    // PostgreSQL analyses a table within a minute of such a change. Before that, it expects four
+    // rows of a cache, and reads all of them where it should look up a few keys
+    // (docs/PUBLISHING.md, "Known weaknesses").
     server.sql(&url, "ANALYZE");
     publish_all("PostgreSQL", &index, cache, lease, objects).await;
 }

@@ -1,9 +1,11 @@
-//! What publishing records: which changes a run has followed, what is in a target, and what is still to be brought there.
+//! What publishing records: which changes a run has followed, what is in a target, and what is
+//! still to be brought there.
 //!
-//! Layer: port; the conventions are those of [`Index`](crate::Index). One program at a time may write for a target. Every writing
-//! method takes the program's [`Lease`] and renews it. Once another lease was given out, the method fails with
-//! [`Error::LeaseLost`](crate::Error::LeaseLost) and changes nothing. The publisher writes rows *before* it writes to the target
-//! (as "may be there") and again afterwards, so after a crash a row knows of every file in the target.
+//! Layer: port; the conventions are those of [`Index`](crate::Index). One program at a time may
+//! write for a target. Every writing method takes the program's [`Lease`] and renews it. Once
+//! another lease was given out, the method fails with [`Error::LeaseLost`](crate::Error::LeaseLost)
+//! and changes nothing. The publisher writes rows *before* it writes to the target (as "may be
+//! there") and again afterwards, so after a crash a row knows of every file in the target.
 
 use std::ops::RangeInclusive;
 
@@ -48,10 +50,11 @@ pub struct Lease {
     pub target: TargetId,
     /// Grows with every lease of the target. Only the newest lease counts.
     pub fence: i64,
-    /// Whether the lease before was given back. If not, its holder may still have requests under way.
+    /// Whether the lease before was given back. If not, its holder may still have requests under
+    /// way.
     pub was_released: bool,
-    /// When it ends. Every method that takes a lease puts the end off until this time: a holder that writes needs no other
-    /// renewal, and a step that takes long does not lose its own lease.
+    /// When it ends. Every method that takes a lease puts the end off until this time: a holder
+    /// that writes needs no other renewal, and a step that takes long does not lose its own lease.
     pub ends_at: UnixSeconds,
 }
 
@@ -68,11 +71,13 @@ pub struct PublishedCache {
     pub document: Vec<u8>,
     /// When it was last written to.
     pub published_at: UnixSeconds,
-    /// How far the work over the whole cache has come, if there is such work. Writing `None` leaves what the row says.
+    /// How far the work over the whole cache has come, if there is such work. Writing `None` leaves
+    /// what the row says.
     pub scan: Option<CacheScan>,
 }
 
-/// How far the work over a whole published cache has come. The work is done in this order, from any of its parts on.
+/// How far the work over a whole published cache has come. The work is done in this order, from any
+/// of its parts on.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum CacheScan {
     /// Comparing narinfos with the target's listing: done up to this last byte of their hashes.
@@ -131,10 +136,11 @@ impl CacheScan {
 /// What a call of [`PublishIndex::note_pending`] has read to its end.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum NotedFrom {
-    /// A page of the outbox, up to this position. The objects are changes: what changed again since it was noted is noted
-    /// since then.
+    /// A page of the outbox, up to this position. The objects are changes: what changed again since
+    /// it was noted is noted since then.
     Outbox(OutboxPosition),
-    /// A part of a cache's past; its scan goes on from here. Objects that are noted already stay as they are.
+    /// A part of a cache's past; its scan goes on from here. Objects that are noted already stay as
+    /// they are.
     Scan(CacheId, CacheScan),
     /// Nothing: these objects hold up others. Those that are noted already stay as they are.
     Referrers,
@@ -149,7 +155,8 @@ pub struct PendingVerdicts {
     pub removed: Vec<StorePathHash>,
     /// These wait, with the reason.
     pub waiting: Vec<(StorePathHash, String)>,
-    /// These wait for a reference that was removed under them: it never counts as upstream's for them.
+    /// These wait for a reference that was removed under them: it never counts as upstream's for
+    /// them.
     pub lost: Vec<(StorePathHash, StorePathHash)>,
 }
 
@@ -295,7 +302,8 @@ pub struct PublishCounts {
 pub struct PublishBacklog {
     /// The target.
     pub target: TargetId,
-    /// The cache's name in the target; two rows have the same one while what is left of a deleted cache is taken away.
+    /// The cache's name in the target; two rows have the same one while what is left of a deleted
+    /// cache is taken away.
     pub cache: String,
     /// Objects that are there.
     pub published: u64,
@@ -310,11 +318,13 @@ pub struct PublishBacklog {
 pub trait PublishIndex: Send + Sync + std::fmt::Debug + 'static {
     // --- targets and leases -----------------------------------------------------------------------------------------
 
-    /// The target of this name. A target that is not there is made, at the start of the outbox; one that is stays where it is.
+    /// The target of this name. A target that is not there is made, at the start of the outbox; one
+    /// that is stays where it is.
     async fn open_target(&self, name: &str, location: &str) -> Result<PublishTarget>;
     /// All targets, by name.
     async fn list_targets(&self) -> Result<Vec<PublishTarget>>;
-    /// Takes the lease of a target, for `holder`, until `ends_at`; `None` while another one's has not ended at `now`.
+    /// Takes the lease of a target, for `holder`, until `ends_at`; `None` while another one's has
+    /// not ended at `now`.
     async fn acquire_lease(
         &self,
         target: TargetId,
@@ -322,13 +332,13 @@ pub trait PublishIndex: Send + Sync + std::fmt::Debug + 'static {
         now: UnixSeconds,
         ends_at: UnixSeconds,
     ) -> Result<Option<Lease>>;
-    /// Puts the end of a lease off until its `ends_at`. Every other writing method does the same, and fails like this one when the
-    /// lease is lost.
+    /// Puts the end of a lease off until its `ends_at`. Every other writing method does the same,
+    /// and fails like this one when the lease is lost.
     async fn renew_lease(&self, lease: &Lease) -> Result<()>;
     /// Gives a lease back, and writes down how the run ended.
     async fn release_lease(&self, lease: &Lease, at: UnixSeconds, error: Option<&str>) -> Result<()>;
-    /// Writes down where a target is, and whether its rows were compared with what is there. Of another location than before, no
-    /// comparison that had begun counts.
+    /// Writes down where a target is, and whether its rows were compared with what is there. Of
+    /// another location than before, no comparison that had begun counts.
     async fn move_target(&self, lease: &Lease, location: &str, compared: bool) -> Result<()>;
 
     // --- changes to look at -----------------------------------------------------------------------------------------
@@ -340,8 +350,8 @@ pub trait PublishIndex: Send + Sync + std::fmt::Debug + 'static {
         objects: &[(CacheId, StorePathHash, UnixSeconds)],
         from: NotedFrom,
     ) -> Result<()>;
-    /// Notes the next `limit` objects that the cache has, or that the target has of it, and how far the scan has come. Returns
-    /// where it goes on; `None` when it has come to its end.
+    /// Notes the next `limit` objects that the cache has, or that the target has of it, and how far
+    /// the scan has come. Returns where it goes on; `None` when it has come to its end.
     ///
     /// # Panics
     /// If the scan is not at one of these two parts.
@@ -361,7 +371,8 @@ pub trait PublishIndex: Send + Sync + std::fmt::Debug + 'static {
         after: Option<(UnixSeconds, StorePathHash)>,
         limit: u32,
     ) -> Result<Vec<PendingObject>>;
-    /// Which of the next `limit` objects to look at, in the order of hashes, the cache does not have.
+    /// Which of the next `limit` objects to look at, in the order of hashes, the cache does not
+    /// have.
     async fn pending_absent(
         &self,
         target: TargetId,
@@ -377,8 +388,9 @@ pub trait PublishIndex: Send + Sync + std::fmt::Debug + 'static {
         verdicts: &PendingVerdicts,
         at: UnixSeconds,
     ) -> Result<()>;
-    /// Those of these that the cache once had, if it has them no more: written down as removed and not published since, or still
-    /// to be looked at, for one that was removed a moment ago is not written down yet. At most 16,384; one statement.
+    /// Those of these that the cache once had, if it has them no more: written down as removed and
+    /// not published since, or still to be looked at, for one that was removed a moment ago is not
+    /// written down yet. At most 16,384; one statement.
     async fn find_removed(
         &self,
         target: TargetId,
@@ -400,18 +412,20 @@ pub trait PublishIndex: Send + Sync + std::fmt::Debug + 'static {
     async fn published_caches(&self, target: TargetId) -> Result<Vec<PublishedCache>>;
     /// Writes one down.
     async fn write_published_cache(&self, lease: &Lease, cache: &PublishedCache) -> Result<()>;
-    /// Forgets one, with everything that was written down of it, at most `limit` rows of each kind. Returns whether all is gone;
-    /// the cache's own row goes last.
+    /// Forgets one, with everything that was written down of it, at most `limit` rows of each kind.
+    /// Returns whether all is gone; the cache's own row goes last.
     async fn forget_published_cache(&self, lease: &Lease, cache: CacheId, limit: u32) -> Result<bool>;
     /// What a target holds of a cache.
     async fn publish_counts(&self, target: TargetId, cache: CacheId) -> Result<PublishCounts>;
-    /// How much of each cache is in each target and how much waits, by target and name, at most `limit` rows; one statement,
-    /// which reads an entry of an index for each object that is published.
+    /// How much of each cache is in each target and how much waits, by target and name, at most
+    /// `limit` rows; one statement, which reads an entry of an index for each object that is
+    /// published.
     async fn publish_backlog(&self, limit: u32) -> Result<Vec<PublishBacklog>>;
 
     // --- look-ups ---------------------------------------------------------------------------------------------------
 
-    /// Those of these objects that the cache has, with damaged NARs too. At most 16,384; one statement.
+    /// Those of these objects that the cache has, with damaged NARs too. At most 16,384; one
+    /// statement.
     async fn find_objects(&self, cache: CacheId, hashes: &[StorePathHash]) -> Result<Vec<FoundObject>>;
     /// Those of these objects that a row is written of. At most 16,384; one statement.
     async fn find_published(
@@ -420,8 +434,9 @@ pub trait PublishIndex: Send + Sync + std::fmt::Debug + 'static {
         cache: CacheId,
         hashes: &[StorePathHash],
     ) -> Result<Vec<PublishedObject>>;
-    /// A page of all objects that a row is written of, after a hash, in the order of the last bytes of their hashes, and of hashes
-    /// among equals: as a listing of the target gives them, but for the order among equals. Those with last bytes in `bytes`.
+    /// A page of all objects that a row is written of, after a hash, in the order of the last bytes
+    /// of their hashes, and of hashes among equals: as a listing of the target gives them, but for
+    /// the order among equals. Those with last bytes in `bytes`.
     async fn list_published(
         &self,
         target: TargetId,
@@ -430,15 +445,16 @@ pub trait PublishIndex: Send + Sync + std::fmt::Debug + 'static {
         after: Option<StorePathHash>,
         limit: u32,
     ) -> Result<Vec<PublishedObject>>;
-    /// What is written of NAR files with these hashes, in any encoding. At most 16,384; one statement.
+    /// What is written of NAR files with these hashes, in any encoding. At most 16,384; one
+    /// statement.
     async fn find_published_nars(
         &self,
         target: TargetId,
         cache: CacheId,
         nars: &[NarHash],
     ) -> Result<Vec<PublishedNar>>;
-    /// A page of all NAR files that a row is written of, after one, in the order of the last bytes of their hashes, then of hashes
-    /// and tags. Those with last bytes in `bytes`.
+    /// A page of all NAR files that a row is written of, after one, in the order of the last bytes
+    /// of their hashes, then of hashes and tags. Those with last bytes in `bytes`.
     async fn list_published_nars(
         &self,
         target: TargetId,
@@ -458,13 +474,14 @@ pub trait PublishIndex: Send + Sync + std::fmt::Debug + 'static {
 
     // --- writing ----------------------------------------------------------------------------------------------------
 
-    /// Writes down what is about to be written: each object's narinfo and NAR may be there from now on, and what it refers to
-    /// counts as referred to. A NAR file that is there stays so, and its grace ends.
+    /// Writes down what is about to be written: each object's narinfo and NAR may be there from now
+    /// on, and what it refers to counts as referred to. A NAR file that is there stays so, and its
+    /// grace ends.
     async fn begin_publishing(&self, lease: &Lease, cache: CacheId, intents: &[PublishIntent]) -> Result<()>;
     /// Writes down NAR files that are there.
     async fn note_uploaded(&self, lease: &Lease, cache: CacheId, nars: &[PublishedNar]) -> Result<()>;
-    /// Writes down narinfos that are there: the objects need not be looked at any more. A NAR that one of them named before,
-    /// and nothing names now, may be deleted after `delete_after`.
+    /// Writes down narinfos that are there: the objects need not be looked at any more. A NAR that
+    /// one of them named before, and nothing names now, may be deleted after `delete_after`.
     async fn finish_publishing(
         &self,
         lease: &Lease,
@@ -475,15 +492,17 @@ pub trait PublishIndex: Send + Sync + std::fmt::Debug + 'static {
 
     // --- removing ---------------------------------------------------------------------------------------------------
 
-    /// Writes down that these objects are being removed. None of them can go before [`Self::take_referrers`] has come to its end.
+    /// Writes down that these objects are being removed. None of them can go before
+    /// [`Self::take_referrers`] has come to its end.
     async fn begin_removing(&self, lease: &Lease, cache: CacheId, hashes: &[StorePathHash]) -> Result<()>;
-    /// Writes down that what refers to objects being removed is being removed too: a step of that, which is to be repeated until
-    /// there is no more, through all generations. What is taken along has to be looked at again, and knows which reference it
-    /// lost. What refers to an object with an upstream signature stays.
+    /// Writes down that what refers to objects being removed is being removed too: a step of that,
+    /// which is to be repeated until there is no more, through all generations. What is taken along
+    /// has to be looked at again, and knows which reference it lost. What refers to an object with
+    /// an upstream signature stays.
     async fn take_referrers(&self, lease: &Lease, cache: CacheId, at: UnixSeconds) -> Result<ReferrersTaken>;
-    /// Which of the next `limit` objects being removed, in the order of hashes, nothing refers to any more: they are the next.
-    /// With `any`, those too to which only others refer that are being removed: when nothing else is left, they refer to each
-    /// other.
+    /// Which of the next `limit` objects being removed, in the order of hashes, nothing refers to
+    /// any more: they are the next. With `any`, those too to which only others refer that are being
+    /// removed: when nothing else is left, they refer to each other.
     async fn removable(
         &self,
         target: TargetId,
@@ -492,16 +511,17 @@ pub trait PublishIndex: Send + Sync + std::fmt::Debug + 'static {
         after: Option<StorePathHash>,
         limit: u32,
     ) -> Result<RemovablePage>;
-    /// Writes down that the narinfos of these objects are gone. Their NARs, if nothing else names them, may be deleted after
-    /// the time given with each.
+    /// Writes down that the narinfos of these objects are gone. Their NARs, if nothing else names
+    /// them, may be deleted after the time given with each.
     async fn finish_removing(
         &self,
         lease: &Lease,
         cache: CacheId,
         removed: &[(StorePathHash, UnixSeconds)],
     ) -> Result<()>;
-    /// Lets NAR files go at this time that one of these objects named last, that nothing names any more, and that the lab serves
-    /// no more in this cache. Returns how many there are. At most 16,384 objects; one statement.
+    /// Lets NAR files go at this time that one of these objects named last, that nothing names any
+    /// more, and that the lab serves no more in this cache. Returns how many there are. At most
+    /// 16,384 objects; one statement.
     async fn end_graces(
         &self,
         lease: &Lease,
@@ -519,8 +539,9 @@ pub trait PublishIndex: Send + Sync + std::fmt::Debug + 'static {
     /// Forgets NAR files that were deleted.
     async fn forget_nars(&self, lease: &Lease, cache: CacheId, nars: &[(NarHash, EncodingTag)])
     -> Result<()>;
-    /// Writes down that narinfos (by object) and NAR files are not there, or not as they were written: found by a listing that was
-    /// read as far as `scan` says. What named them has to be looked at again.
+    /// Writes down that narinfos (by object) and NAR files are not there, or not as they were
+    /// written: found by a listing that was read as far as `scan` says. What named them has to be
+    /// looked at again.
     async fn note_drift(
         &self,
         lease: &Lease,

@@ -1,5 +1,5 @@
-//! How both databases carry publishing's statements out: every one of them searches an index, however many rows there are, and a
-//! page begins where the last one ended.
+//! How both databases carry publishing's statements out: every one of them searches an index,
+//! however many rows there are, and a page begins where the last one ended.
 
 use dormer_testkit::services::Postgres;
 use sqlx::sqlite::SqliteConnectOptions;

@@ -64,8 +64,9 @@ impl Records {
     }
 }
 
-/// A statement in both dialects in which one parameter, made by [`Records`], stands as a table. Its columns are given with
-/// their kind and position: `records!("… FROM", 3 { hash: bytes 0, since: number 1 }, "AS k …")`.
+/// A statement in both dialects in which one parameter, made by [`Records`], stands as a table. Its
+/// columns are given with their kind and position:
+/// `records!("… FROM", 3 { hash: bytes 0, since: number 1 }, "AS k …")`.
 macro_rules! records {
     ($before:expr, $parameter:literal { $($column:ident: $kind:ident $position:literal),+ }, $after:expr) => {
         Sql {

@@ -1,4 +1,5 @@
-//! Everything that claims bytes, for checks of a whole installation. Not part of the contract: it reads all rows at once.
+//! Everything that claims bytes, for checks of a whole installation. Not part of the contract: it
+//! reads all rows at once.
 
 use dormer_format::PackId;
 use dormer_nix::NarHash;

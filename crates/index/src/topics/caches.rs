@@ -61,7 +61,8 @@ const CACHE_TOTALS: Sql = both!(
      WHERE o.cache = $1 AND EXISTS (SELECT 1 FROM caches WHERE id = $1 AND deleted_at IS NULL)"
 );
 
-// The condition and the change are one statement, under the cache's lock: no commit comes between them.
+// The condition and the change are one statement, under the cache's lock: no commit comes between
+// them.
 pub(crate) const UPDATE_CACHE: Sql = both!(
     "UPDATE caches SET
          is_public = coalesce($2, is_public),

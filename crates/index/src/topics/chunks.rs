@@ -1,9 +1,10 @@
 //! Packs and the chunks in them.
 //!
-//! Many keys go into one statement as one parameter and come back with their places. On SQLite `json_each` drives the join
-//! and each key is searched in an index (`CROSS JOIN` fixes that order; a test reads the query plans). Cutting keys out of
-//! one blob with a recursive CTE was tried: SQLite copies the blob for every key, 778 ms for 16,384 of them. On PostgreSQL
-//! rows are locked in the order of their ids, so that racing packs wait for each other and never in a circle.
+//! Many keys go into one statement as one parameter and come back with their places. On SQLite
+//! `json_each` drives the join and each key is searched in an index (`CROSS JOIN` fixes that order;
+//! a test reads the query plans). Cutting keys out of one blob with a recursive CTE was tried:
+//! SQLite copies the blob for every key, 778 ms for 16,384 of them. On PostgreSQL rows are locked
+//! in the order of their ids, so that racing packs wait for each other and never in a circle.
 
 use std::collections::HashMap;
 
@@ -37,7 +38,8 @@ pub(crate) const FIND_CHUNKS: Sql = Sql {
         WHERE c.damaged_at IS NULL AND p.condemned_at IS NULL",
 };
 
-/// In the transaction that stores a pack: the chunk that came first stands, whatever became of it meanwhile.
+/// In the transaction that stores a pack: the chunk that came first stands, whatever became of it
+/// meanwhile.
 pub(crate) const FIND_WINNERS: Sql = Sql {
     sqlite: "
         SELECT k.key, c.number, c.id, c.pack, p.id, c.start, c.checksum, c.layout
@@ -71,7 +73,8 @@ const INSERT_PACK: Sql = both!(
      RETURNING number"
 );
 
-// A chunk that came first stays, unless nothing may use it: then its row, with its number, moves to this pack.
+// A chunk that came first stays, unless nothing may use it: then its row, with its number, moves to
+// this pack.
 pub(crate) const INSERT_CHUNKS: Sql = Sql {
     sqlite: "
         INSERT INTO chunks (number, id, pack, start, checksum, layout)
@@ -97,13 +100,15 @@ pub(crate) const INSERT_CHUNKS: Sql = Sql {
         RETURNING number, id",
 };
 
-/// Gives a row for each pack that may be reused, with the numbers of its damaged chunks as a JSON array.
+/// Gives a row for each pack that may be reused, with the numbers of its damaged chunks as a JSON
+/// array.
 ///
-/// On PostgreSQL a pack is stamped only if its stamp is older than ten minutes, under an exclusive lock. A fresh pack gets a
-/// shared lock, so that commits which share packs run beside each other: 16 connections did 128 commits a second when each
-/// stamped, and 1,069 to 1,452 since. The lock keeps the collector from condemning a pack until the commit ends, and
-/// condemning looks again at stamps and recipes after that. The lists of stale and fresh packs are taken once, before a
-/// lock is waited for, so each pack stays in one of them.
+/// On PostgreSQL a pack is stamped only if its stamp is older than ten minutes, under an exclusive
+/// lock. A fresh pack gets a shared lock, so that commits which share packs run beside each other:
+/// 16 connections did 128 commits a second when each stamped, and 1,069 to 1,452 since. The lock
+/// keeps the collector from condemning a pack until the commit ends, and condemning looks again at
+/// stamps and recipes after that. The lists of stale and fresh packs are taken once, before a lock
+/// is waited for, so each pack stays in one of them.
 pub(crate) const STAMP_PACKS: Sql = Sql {
     sqlite: "
         UPDATE packs SET used_at = CASE WHEN used_at < $1 THEN $1 ELSE used_at END
@@ -150,8 +155,8 @@ const FIND_HEALINGS: Sql = both!("SELECT number FROM healings");
 
 const FORGET_LISTING: Sql = both!("DELETE FROM listings WHERE nar = $1");
 
-/// Stamps a new NAR's packs. Fails with [`Error::PackGone`] if one of them, or a chunk that the NAR needs, may no longer be
-/// reused.
+/// Stamps a new NAR's packs. Fails with [`Error::PackGone`] if one of them, or a chunk that the NAR
+/// needs, may no longer be reused.
 pub(crate) async fn stamp_packs(tx: &mut impl Transaction, nar: &NewNar, at: UnixSeconds) -> Result<()> {
     let packs = nar.pack_numbers();
     let rows = tx.rows(STAMP_PACKS, &[Number(at), Numbers(&packs)]).await?;
@@ -265,7 +270,8 @@ impl<D: Dialect> ChunkIndex for SqlIndex<D> {
     }
 }
 
-/// Comes before any NAR in its transaction, as everywhere: a healing upload locks chunks and NARs in this order.
+/// Comes before any NAR in its transaction, as everywhere: a healing upload locks chunks and NARs
+/// in this order.
 async fn mark_chunks_damaged(tx: &mut impl Transaction, chunks: &[u64], at: UnixSeconds) -> Result<()> {
     if chunks.is_empty() {
         return Ok(());
@@ -274,8 +280,8 @@ async fn mark_chunks_damaged(tx: &mut impl Transaction, chunks: &[u64], at: Unix
     tx.run(MARK_CHUNKS_DAMAGED, &[Numbers(&numbers), Number(at)]).await.map(drop)
 }
 
-/// The rows that now lie in this pack, by place, and whether one of them was in another pack before. The rows that stayed
-/// elsewhere are `None`.
+/// The rows that now lie in this pack, by place, and whether one of them was in another pack
+/// before. The rows that stayed elsewhere are `None`.
 fn own_rows(pack: &NewPack, number: i64, inserted: &[impl Row]) -> Result<(Vec<Option<ChunkRow>>, bool)> {
     let mut numbers: HashMap<&[u8], u64> = HashMap::with_capacity(inserted.len());
     for row in inserted {

@@ -1,5 +1,5 @@
-//! The contract over SQL, topic by topic. Each statement stands once; where the dialects differ, both texts stand side by
-//! side.
+//! The contract over SQL, topic by topic. Each statement stands once; where the dialects differ,
+//! both texts stand side by side.
 
 pub(crate) mod audit;
 pub(crate) mod caches;

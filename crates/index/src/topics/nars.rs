@@ -1,9 +1,10 @@
 //! NARs: look-ups, listings, and the commit that makes one visible under a name.
 //!
-//! A commit holds locks for its NAR and its object (on SQLite: the write lock), so what it found is still so when it writes.
-//! Known NARs need no stamps: the commit sees the NAR's row in its own transaction, and a collector that wants to remove
-//! chunks first has to remove that row, which no object may have by then. On PostgreSQL the object's reference to the NAR's
-//! row fails if the row went, and the call is repeated.
+//! A commit holds locks for its NAR and its object (on SQLite: the write lock), so what it found is
+//! still so when it writes. Known NARs need no stamps: the commit sees the NAR's row in its own
+//! transaction, and a collector that wants to remove chunks first has to remove that row, which no
+//! object may have by then. On PostgreSQL the object's reference to the NAR's row fails if the row
+//! went, and the call is repeated.
 
 use async_trait::async_trait;
 use dormer_format::EncodingTag;
@@ -30,7 +31,8 @@ pub(crate) const FIND_NAR: Sql = both!(
      WHERE n.hash = $1"
 );
 
-// One EXISTS, not three: of several that are joined by OR, PostgreSQL would first gather all NARs of the cache.
+// One EXISTS, not three: of several that are joined by OR, PostgreSQL would first gather all NARs
+// of the cache.
 pub(crate) const FIND_NAR_BY_HASH: Sql = both!(
     "SELECT n.id, n.hash, n.size, n.file_size, n.tag, n.damaged_at, n.recipe
      FROM nars AS n
@@ -50,8 +52,8 @@ pub(crate) const FIND_NAR_BY_PATH: Sql = both!(
 
 pub(crate) const FIND_LISTING: Sql = both!("SELECT size, body FROM listings WHERE nar = $1");
 
-/// Everything that a commit has to know first, in one row. `$2` is the NAR's hash. Without its listing a NAR counts as
-/// damaged: what was just stored replaces it.
+/// Everything that a commit has to know first, in one row. `$2` is the NAR's hash. Without its
+/// listing a NAR counts as damaged: what was just stored replaces it.
 pub(crate) const LOOK_BY_HASH: Sql = both!(
     "SELECT c.id, n.id, CASE WHEN l.nar IS NULL THEN 0 ELSE n.damaged_at END, m.damaged_at,
          o.nar, o.hash, o.name, o.refs, o.deriver, o.ca, o.sigs, o.system
@@ -151,7 +153,8 @@ impl<D: Dialect> NarIndex for SqlIndex<D> {
         .await
     }
 
-    /// At most 8 statements, transaction control and locks included; up to 10 if an object was there and changes.
+    /// At most 8 statements, transaction control and locks included; up to 10 if an object was
+    /// there and changes.
     async fn commit_nar(&self, commit: &NarCommit) -> Result<CommitOutcome> {
         let locks = locks(commit);
         self.write(Write::from("commit a NAR").with_locks(&locks), async |mut tx| {

@@ -30,7 +30,8 @@ pub(crate) const PRESENT_OBJECTS: Sql = both!(
          AND EXISTS (SELECT 1 FROM caches WHERE id = $1 AND deleted_at IS NULL)"
 );
 
-// On PostgreSQL locked in the order of their hashes: replicas record the same uses at the same time.
+// On PostgreSQL locked in the order of their hashes: replicas record the same uses at the same
+// time.
 pub(crate) const TOUCH_OBJECTS: Sql = Sql {
     sqlite: "
         UPDATE objects SET last_used_at = $3

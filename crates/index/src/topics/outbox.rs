@@ -1,9 +1,10 @@
 //! The outbox: which objects changed, in an order that followers can rely on.
 //!
-//! On PostgreSQL transactions end in another order than they draw numbers in. A follower that only remembered the highest
-//! number would miss rows that become visible later. So a row carries its transaction's id, rows are read in the order
-//! (transaction, number), and only those of transactions that are older than every running one: below them nothing can
-//! show up any more. On SQLite one connection writes, so numbers alone are in order.
+//! On PostgreSQL transactions end in another order than they draw numbers in. A follower that only
+//! remembered the highest number would miss rows that become visible later. So a row carries its
+//! transaction's id, rows are read in the order (transaction, number), and only those of
+//! transactions that are older than every running one: below them nothing can show up any more. On
+//! SQLite one connection writes, so numbers alone are in order.
 
 use async_trait::async_trait;
 use dormer_nix::StorePathHash;

@@ -49,8 +49,8 @@ thread_local! {
     static ON_POSTGRES: Cell<bool> = const { Cell::new(false) };
 }
 
-/// Lets the labs of this test have PostgreSQL, and returns the turn of the test. Tests take turns: a
-/// follower sees an outbox row when no older transaction of the whole server runs, so a
+/// Lets the labs of this test have PostgreSQL, and returns the turn of the test. Tests take turns:
+/// a follower sees an outbox row when no older transaction of the whole server runs, so a
 /// transaction of another lab would delay what a test expects at once.
 pub(crate) async fn on_postgres() -> tokio::sync::MutexGuard<'static, ()> {
     static TURN: tokio::sync::Mutex<()> = tokio::sync::Mutex::const_new(());
@@ -59,7 +59,8 @@ pub(crate) async fn on_postgres() -> tokio::sync::MutexGuard<'static, ()> {
     turn
 }
 
-/// Of the steps of a sweep, every such one is taken: on PostgreSQL, a lab costs a tenth of a second.
+/// Of the steps of a sweep, every such one is taken: on PostgreSQL, a lab costs a tenth of a
+/// second.
 pub(crate) fn stride() -> usize {
     if ON_POSTGRES.get() { 7 } else { 1 }
 }
@@ -276,7 +277,8 @@ impl Lab {
         self.files.files().keys().filter(|name| name.contains("/nar/")).count()
     }
 
-    /// Fails if a reader could ever have seen a narinfo without its closure. `upstream`: what another cache has.
+    /// Fails if a reader could ever have seen a narinfo without its closure. `upstream`: what
+    /// another cache has.
     #[track_caller]
     pub(crate) fn check_every_moment(&self, upstream: &[u8], what: &str) {
         let upstream: BTreeSet<StorePathHash> = upstream.iter().map(|number| path(*number).hash()).collect();

@@ -1,5 +1,5 @@
-//! Crash at every step of a run, with the lost call's effect kept and dropped: a reader sees whole closures all the way, and
-//! the next run finishes what was begun and leaves nothing behind.
+//! Crash at every step of a run, with the lost call's effect kept and dropped: a reader sees whole
+//! closures all the way, and the next run finishes what was begun and leaves nothing behind.
 
 use std::sync::Arc;
 
@@ -46,8 +46,8 @@ impl Before {
             Self::Nothing | Self::NothingInParts => {}
             Self::Changes => {
                 lab.push(6, 6, &[3]).await;
-                // Another NAR, other references; an orderly removal; one for cause that takes a referrer along, and one of
-                // what was pushed again since.
+                // Another NAR, other references; an orderly removal; one for cause that takes a
+                // referrer along, and one of what was pushed again since.
                 lab.push(3, 33, &[1]).await;
                 lab.remove(2).await;
                 lab.remove_for_cause(4).await;

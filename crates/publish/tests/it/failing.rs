@@ -1,5 +1,6 @@
-//! One write fails at each step of a run, in the index or in the target, and the process lives on: when the lease is given back,
-//! nothing is under way in the target, and no upload in parts is open.
+//! One write fails at each step of a run, in the index or in the target, and the process lives on:
+//! when the lease is given back, nothing is under way in the target, and no upload in parts is
+//! open.
 
 use std::sync::Arc;
 use std::time::Duration;

@@ -1,5 +1,5 @@
-//! A change in the lab between any two steps of a run: whatever the run saw before it, a reader sees whole closures all the way,
-//! and the next run brings what is left.
+//! A change in the lab between any two steps of a run: whatever the run saw before it, a reader
+//! sees whole closures all the way, and the next run brings what is left.
 
 use std::sync::Arc;
 
@@ -25,7 +25,8 @@ impl Change {
     }
 }
 
-/// 3, 4 and 6 are published. 1 waited for 9, which is upstream's and settled by now, and 2 for 1; 5 is new, and 6 has changed.
+/// 3, 4 and 6 are published. 1 waited for 9, which is upstream's and settled by now, and 2 for 1; 5
+/// is new, and 6 has changed.
 async fn prepare() -> Lab {
     let lab = Lab::new().await;
     lab.push(1, 1, &[9]).await;

@@ -26,12 +26,14 @@ async fn references_are_published_before_their_referrers_and_nothing_twice() {
     assert_eq!(outcome.caches[0].published, 3);
     lab.check_every_moment(&[], "a first run");
     assert_eq!(numbers(lab.published()), [1, 2, 3]);
-    // Three NARs, three narinfos, nix-cache-info, the catalogue, the state document before and after.
+    // Three NARs, three narinfos, nix-cache-info, the catalogue, the state document before and
+    // after.
     assert_eq!((outcome.writes, lab.files.events().len()), (10, 10));
 
     let again = lab.publish().await.unwrap();
     assert_eq!((again.writes, again.caches[0].published), (0, 0));
-    // A change costs its NAR, its narinfo and the state document, whatever else there is; nothing is ever listed.
+    // A change costs its NAR, its narinfo and the state document, whatever else there is; nothing
+    // is ever listed.
     lab.push(4, 4, &[3]).await;
     let change = lab.publish().await.unwrap();
     assert_eq!((change.writes, change.listings), (3, 0));
@@ -326,7 +328,8 @@ async fn a_target_that_moved_is_refused_until_it_is_reconciled() {
     lab.publish().await.unwrap();
 }
 
-/// A second program takes over at any moment of a run, as if that one had been away for longer than its lease.
+/// A second program takes over at any moment of a run, as if that one had been away for longer than
+/// its lease.
 #[tokio::test]
 async fn a_run_that_is_overtaken_ends_and_leaves_the_target_to_the_other() {
     for moment in (0..).step_by(6) {
@@ -418,8 +421,9 @@ async fn reconciling_repairs_what_is_missing_damaged_extra_or_unknown() {
     assert_eq!(again.caches[0].repaired, 0);
 }
 
-/// Random pushes, updates, removals and runs, over graphs of twelve paths. Anything may be removed at any time, in an orderly way
-/// or for cause, whether its referrers are published, wait, or were pushed a moment ago.
+/// Random pushes, updates, removals and runs, over graphs of twelve paths. Anything may be removed
+/// at any time, in an orderly way or for cause, whether its referrers are published, wait, or were
+/// pushed a moment ago.
 async fn whatever_happens_in_the_lab_a_reader_always_finds_whole_closures() {
     const UPSTREAM: u8 = 200;
     let rounds = if std::env::var_os("DORMER_TEST_LONG").is_some() { 400 } else { 40 };
@@ -434,7 +438,8 @@ async fn whatever_happens_in_the_lab_a_reader_always_finds_whole_closures() {
                     // Only lower numbers, so that there are no circles.
                     let mut references: Vec<u8> =
                         (0..number).filter(|_| random.next_u64().is_multiple_of(4)).collect();
-                    // As clients do it: what is not there is pushed before what refers to it, unless another cache has it.
+                    // As clients do it: what is not there is pushed before what refers to it,
+                    // unless another cache has it.
                     for reference in &references {
                         if !graph.contains_key(reference) {
                             graph.insert(*reference, Vec::new());
@@ -515,7 +520,8 @@ async fn recompressed_nars_are_other_files_of_the_same_archives() {
     let archive = zstd::bulk::decompress(nar, 1 << 20).unwrap();
     assert_eq!((NarHash::digest(&archive), archive.len() as u64), (narinfo.nar_hash, narinfo.nar_size));
 
-    // A new key has every narinfo written anew, with its NAR as the settings are by now; the one before stays for its grace.
+    // A new key has every narinfo written anew, with its NAR as the settings are by now; the one
+    // before stays for its grace.
     lab.settings.recompress_level = None;
     let update = UpdateCache { new_key: Some(dormer_engine::KeyChange::Generate), ..UpdateCache::default() };
     lab.engine.update_cache(&lab.cache, update).await.unwrap();

@@ -33,7 +33,8 @@ pub(crate) async fn show_cache(app: &App, call: &Call, name: &CacheName) -> Resu
     let config = CacheConfig {
         substituter_endpoint: Some(format!("{}{name}", substituters.as_ref().unwrap_or(&api_endpoint))),
         api_endpoint: Some(api_endpoint),
-        // The newest key: each narinfo carries a signature of every active key, and the newest key retires last.
+        // The newest key: each narinfo carries a signature of every active key, and the newest key
+        // retires last.
         public_key: cache.keys.iter().rev().find(|key| key.active).map(|key| key.public_key.clone()),
         is_public: Some(cache.is_public),
         store_dir: Some(store_dir(&cache)?),
@@ -171,7 +172,8 @@ pub(crate) async fn upload_path(
     if small_body::content_encoding(call)? != Compression::None {
         return Err(Failure::ContentEncoding("upload-path takes the NAR as it is".to_owned()));
     }
-    // A client that may push nowhere is refused below, once the metadata names the cache. Meanwhile it takes nobody's turn.
+    // A client that may push nowhere is refused below, once the metadata names the cache. Meanwhile
+    // it takes nobody's turn.
     let _turn =
         if claims.may_somewhere(Permission::Push) { Some(app.admit_upload(call, body).await?) } else { None };
     let mut upload = StorePathUpload::begin(app, call, body).await?;
@@ -258,7 +260,8 @@ impl<'a> StorePathUpload<'a> {
     }
 }
 
-/// Refuses names that no key can have: they would match nothing, and not every database takes every text.
+/// Refuses names that no key can have: they would match nothing, and not every database takes every
+/// text.
 fn check_key_names(names: &[String]) -> Result<(), Failure> {
     names.iter().try_for_each(|name| check_key_name(name)).map_err(bad_request)
 }
@@ -315,7 +318,8 @@ async fn describe(app: &App, call: &Call, ingested: &Ingested) -> Result<UploadP
     Ok(UploadPathResult { kind, file_size: Some(ingested.file_size), frac_deduplicated })
 }
 
-/// Whether the token reads every cache that exists, existed or will exist. Then nothing needs to be looked up.
+/// Whether the token reads every cache that exists, existed or will exist. Then nothing needs to be
+/// looked up.
 fn may_pull_everything(claims: &TokenClaims) -> bool {
     let caches = &claims.access.caches;
     caches.iter().any(|(pattern, _)| pattern.as_str() == "*")

@@ -19,7 +19,8 @@ pub(crate) fn retention_period(cache: &Cache) -> RetentionPeriod {
     })
 }
 
-/// Refuses texts that are no signatures: they would stand in the narinfo, where no client can use them.
+/// Refuses texts that are no signatures: they would stand in the narinfo, where no client can use
+/// them.
 pub(crate) fn check_signatures(signatures: &[String]) -> Result<(), Failure> {
     signatures.iter().try_for_each(|signature| signature.parse::<Signature>().map(drop)).map_err(bad_request)
 }

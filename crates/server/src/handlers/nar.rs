@@ -1,7 +1,8 @@
 //! Sending NARs.
 //!
-//! Bytes under a name never change: Nix resumes without `If-Range`, and CDNs join ranges. So the server answers and offers
-//! ranges only under the name with the present encoding tag. Other names of a NAR get the present bytes whole.
+//! Bytes under a name never change: Nix resumes without `If-Range`, and CDNs join ranges. So the
+//! server answers and offers ranges only under the name with the present encoding tag. Other names
+//! of a NAR get the present bytes whole.
 
 use std::io;
 
@@ -90,8 +91,8 @@ async fn stored(call: &Call, open: OpenNar, named: Option<EncodingTag>) -> Resul
     Ok(response)
 }
 
-/// A NAR by the name of its upload. The pusher's Nix remembers that name for 30 days and expects the compression that the
-/// name says. HEAD tells a pusher that it need not upload.
+/// A NAR by the name of its upload. The pusher's Nix remembers that name for 30 days and expects
+/// the compression that the name says. HEAD tells a pusher that it need not upload.
 async fn get_upload(
     app: &App,
     call: &Call,

@@ -18,11 +18,12 @@ use crate::request_body::{BodyError, RequestBody};
 /// Most memory for decoding a `Content-Encoding`, in bytes: more than any encoder's default needs.
 pub(crate) const CONTENT_DECODER_BYTES_MAX: u64 = 16 * 1024 * 1024;
 
-/// Memory that acting on a body takes, in its own length: the body, what is read from it, and what is answered.
+/// Memory that acting on a body takes, in its own length: the body, what is read from it, and what
+/// is answered.
 const COPIES: u64 = 4;
 
-/// How long a body that is read whole, or the metadata before a NAR, may take to come: 4 MiB over half a Mbit/s. While it comes, others
-/// wait for the memory that it has.
+/// How long a body that is read whole, or the metadata before a NAR, may take to come: 4 MiB over
+/// half a Mbit/s. While it comes, others wait for the memory that it has.
 pub(crate) const WHOLE_BODY_TIMEOUT: Duration = Duration::from_mins(1);
 
 /// The contents of a body, with the memory that handling it may take.

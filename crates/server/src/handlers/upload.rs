@@ -42,7 +42,8 @@ pub(crate) async fn put_cache_info(
     }
 }
 
-/// A NAR, compressed or not. It becomes visible with its narinfo; until then its name is an upload alias.
+/// A NAR, compressed or not. It becomes visible with its narinfo; until then its name is an upload
+/// alias.
 pub(crate) async fn put_nar(
     app: &App,
     call: &Call,
@@ -58,8 +59,8 @@ pub(crate) async fn put_nar(
     };
     let coding = small_body::content_encoding(call)?;
     let _turn = app.admit_upload(call, body).await?;
-    // Bytes that do not compress grow by less than a sixteenth in any of the formats. The limit also ends bodies that
-    // decode to nothing.
+    // Bytes that do not compress grow by less than a sixteenth in any of the formats. The limit
+    // also ends bodies that decode to nothing.
     let nar_bytes_max = app.engine.settings().nar_bytes_max;
     body.limit(nar_bytes_max.saturating_add(nar_bytes_max / 16 + 1024 * 1024))?;
     let input: Input<'_> = Box::pin(StreamReader::new(body));
@@ -176,7 +177,8 @@ pub(crate) async fn put_listing(
     Ok(body::empty())
 }
 
-/// Refuses documents that the server does not keep: a 200 would turn out to be a lie when somebody needs the document.
+/// Refuses documents that the server does not keep: a 200 would turn out to be a lie when somebody
+/// needs the document.
 pub(crate) async fn refuse(
     app: &App,
     call: &Call,

@@ -1,4 +1,5 @@
-//! Runs the fuzz targets of the server and of the edge's rules over their corpora and over mutations of them.
+//! Runs the fuzz targets of the server and of the edge's rules over their corpora and over
+//! mutations of them.
 
 use dormer_testkit::run_over_corpus;
 

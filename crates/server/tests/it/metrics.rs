@@ -1,4 +1,5 @@
-//! What is counted: that it is counted, that Prometheus likes it, and that docs/METRICS.md has all of it.
+//! What is counted: that it is counted, that Prometheus likes it, and that docs/METRICS.md has all
+//! of it.
 
 use std::fmt::Write as _;
 use std::path::{Path, PathBuf};
@@ -68,7 +69,8 @@ fn requests_are_counted_by_route_and_status_and_not_by_path() {
 #[test]
 fn what_deduplication_saves_is_counted() {
     let server = Server::start();
-    // Two packages that differ in nothing but the store paths that they name, and one of them twice.
+    // Two packages that differ in nothing but the store paths that they name, and one of them
+    // twice.
     let rebuilt = |bytes: &[u8]| {
         let old = path(200).hash().to_string();
         let new = path(201).hash().to_string();

@@ -223,7 +223,8 @@ fn nars_that_cannot_be_decoded_or_are_none_change_nothing() {
 #[test]
 fn a_bomb_is_refused_while_it_unpacks() {
     let server = Server::start_with(|options| options.engine.nar_bytes_max = 4 << 20);
-    // A NAR that is one file of 1 GiB of zeros, as a few kilobytes of zstd: refused at 4 MiB, not at the end.
+    // A NAR that is one file of 1 GiB of zeros, as a few kilobytes of zstd: refused at 4 MiB, not
+    // at the end.
     let mut encoder = zstd::stream::Encoder::new(Vec::new(), 1).unwrap();
     let mut header = Vec::new();
     for text in ["nix-archive-1", "(", "type", "regular", "contents"] {

@@ -1,4 +1,5 @@
-//! What an operator relies on: health, an orderly end, ids that find a request again, limits of patience.
+//! What an operator relies on: health, an orderly end, ids that find a request again, limits of
+//! patience.
 
 use std::io::{Read as _, Write as _};
 use std::time::Duration;

@@ -1,4 +1,5 @@
-//! How a store is addressed: TLS with a private authority, the bucket in the host name, and other providers.
+//! How a store is addressed: TLS with a private authority, the bucket in the host name, and other
+//! providers.
 
 use std::process::Command;
 
@@ -37,8 +38,9 @@ async fn a_store_with_an_authority_of_its_own_is_trusted_if_told_so() {
 /// Set for the second run of this program.
 const BUCKET: &str = "DORMER_TEST_BUCKET";
 
-/// No resolver knows the server's domain. A process that uses the server as its HTTP proxy needs no resolver, because a
-/// proxy resolves names itself. Variables are set for a whole process, so this program runs itself again.
+/// No resolver knows the server's domain. A process that uses the server as its HTTP proxy needs no
+/// resolver, because a proxy resolves names itself. Variables are set for a whole process, so this
+/// program runs itself again.
 #[tokio::test(flavor = "multi_thread")]
 async fn the_bucket_may_stand_in_the_host_name() {
     if let Ok(text) = std::env::var(BUCKET) {
@@ -77,8 +79,8 @@ async fn the_bucket_may_stand_in_the_host_name() {
     assert!(!bare(&own).list().await.unwrap().is_empty());
 }
 
-/// Servers of these providers are not available here. Without them, the test shows that the settings are understood and that
-/// nothing is sent.
+/// Servers of these providers are not available here. Without them, the test shows that the
+/// settings are understood and that nothing is sent.
 #[tokio::test]
 async fn stores_of_google_and_azure_are_set_up() {
     let own = |kind, credentials: Option<(&str, &str)>, endpoint: Option<&str>| RemoteSettings {

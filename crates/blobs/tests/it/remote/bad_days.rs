@@ -1,5 +1,5 @@
-//! Faults between us and a real server: 503, cut answers, lost answers, silence. Acknowledged objects are there, bytes that
-//! are read are right, and everything else ends in an error.
+//! Faults between us and a real server: 503, cut answers, lost answers, silence. Acknowledged
+//! objects are there, bytes that are read are right, and everything else ends in an error.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;

@@ -1,4 +1,5 @@
-//! What the contract promises, on two real servers, bare and wrapped, with and without a prefix; and what goes over the wire.
+//! What the contract promises, on two real servers, bare and wrapped, with and without a prefix;
+//! and what goes over the wire.
 
 use dormer_blobs::{Blobs as _, conformance};
 use dormer_stores::{CallPolicy, FileKind, RemoteSettings, Store};

@@ -1,4 +1,5 @@
-//! Remote stores against real S3 servers: the contract, bad settings, servers that go and come back, and bad days.
+//! Remote stores against real S3 servers: the contract, bad settings, servers that go and come
+//! back, and bad days.
 
 #![expect(clippy::unwrap_used, reason = "a failed unwrap fails the test, as it should")]
 

@@ -27,10 +27,12 @@ const MISSING_RIGHTS: &str = "
     ORDER BY c.relname, privilege";
 
 impl SqlIndex<Postgres> {
-    /// Looks at a database and reads the named value `setting`. [`Error::ServerUnfit`](crate::Error::ServerUnfit),
-    /// [`Error::ForeignDatabase`](crate::Error::ForeignDatabase), [`Error::SchemaTooNew`](crate::Error::SchemaTooNew),
-    /// [`Error::UnsaidPooler`](crate::Error::UnsaidPooler) and [`Error::Untrusted`](crate::Error::Untrusted) as for
-    /// [`open`](Self::open).
+    /// Looks at a database and reads the named value `setting`.
+    /// [`Error::ServerUnfit`](crate::Error::ServerUnfit),
+    /// [`Error::ForeignDatabase`](crate::Error::ForeignDatabase),
+    /// [`Error::SchemaTooNew`](crate::Error::SchemaTooNew),
+    /// [`Error::UnsaidPooler`](crate::Error::UnsaidPooler) and
+    /// [`Error::Untrusted`](crate::Error::Untrusted) as for [`open`](Self::open).
     pub async fn examine(url: &str, options: &PostgresOptions, setting: &str) -> Result<Examination> {
         let connect = open::connect_options(url, options)?;
         let mut connection = open::first_connection(&connect, options).await?;
@@ -78,7 +80,8 @@ async fn read(
     if examination.missing_rights.iter().any(|right| right == "SELECT on table settings") {
         return Ok(());
     }
-    // A statement with a parameter is sent in two steps, between which a pooler must not change the connection.
+    // A statement with a parameter is sent in two steps, between which a pooler must not change the
+    // connection.
     let mut transaction = connection.begin().await?;
     let value = sqlx::query("SELECT value FROM settings WHERE name = $1").persistent(false).bind(setting);
     examination.setting = match value.fetch_optional(&mut *transaction).await? {

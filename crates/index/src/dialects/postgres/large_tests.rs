@@ -19,8 +19,8 @@ fn key(kind: u64, number: &str, len: usize) -> String {
     format!("decode(lpad(to_hex(({number})::bigint * {KEY_STEP} + {kind}), 16, '0') || '{rest}', 'hex')")
 }
 
-/// All rows, made by the server. Triggers that look rows up one by one are off, and the unique keys are
-/// checked when all is there: what is measured is looking up.
+/// All rows, made by the server. Triggers that look rows up one by one are off, and the unique keys
+/// are checked when all is there: what is measured is looking up.
 fn fill(server: &Server, url: &str, cache: CacheId, objects: u64) {
     let Columns { layout, recipe, refs, sigs } = Columns::new();
     let (cache, chunks) = (cache.0, objects * OBJECT_CHUNKS);

@@ -1,10 +1,13 @@
 //! The PostgreSQL dialect: a server, any number of replicas.
 //!
 //! Invariants
-//! - What two transactions have to agree on is locked before it is looked at; rows are locked in one order everywhere.
-//! - A call that another transaction was in the way of is repeated, with growing random pauses; so is one whose connection
-//!   was lost, unless it may have been carried out and a second time would not be the same.
-//! - Every wait is bounded: for a connection, a lock, a statement, an idle transaction, and for a server that went silent.
+//! - What two transactions have to agree on is locked before it is looked at; rows are locked in
+//!   one order everywhere.
+//! - A call that another transaction was in the way of is repeated, with growing random pauses; so
+//!   is one whose connection was lost, unless it may have been carried out and a second time would
+//!   not be the same.
+//! - Every wait is bounded: for a connection, a lock, a statement, an idle transaction, and for a
+//!   server that went silent.
 //! - Nothing is remembered between calls: other replicas write too.
 
 mod examine;
@@ -36,7 +39,8 @@ use crate::{Error, MigrationPlan, Result};
 /// An index in a PostgreSQL database.
 pub type PostgresIndex = SqlIndex<Postgres>;
 
-/// The server has this long to end a statement that ran out of time, before the connection is given up.
+/// The server has this long to end a statement that ran out of time, before the connection is given
+/// up.
 const SILENCE_MAX: Duration = Duration::from_secs(5);
 
 /// How to use the server.
@@ -50,8 +54,9 @@ pub struct PostgresOptions {
     pub statement_timeout: Duration,
     /// Longest wait for what another transaction holds.
     pub lock_timeout: Duration,
-    /// Whether a pooler gives every transaction another connection (PgBouncer's `pool_mode = transaction`). Then no
-    /// process can listen for changes, nothing is prepared, and every look-up is a transaction.
+    /// Whether a pooler gives every transaction another connection (PgBouncer's
+    /// `pool_mode = transaction`). Then no process can listen for changes, nothing is prepared, and
+    /// every look-up is a transaction.
     pub transaction_pooler: bool,
 }
 
@@ -78,8 +83,9 @@ pub struct Postgres {
 }
 
 impl SqlIndex<Postgres> {
-    /// Opens a database and brings its schema up to date. `url` is `postgresql://user:password@host:port/database`, with
-    /// `sslmode` and the other parameters of libpq behind a `?`.
+    /// Opens a database and brings its schema up to date. `url` is
+    /// `postgresql://user:password@host:port/database`, with `sslmode` and the other parameters of
+    /// libpq behind a `?`.
     pub async fn open(url: &str, options: PostgresOptions) -> Result<Self> {
         let connect = open::connect_options(url, &options)?;
         open::prepare(&connect, &options).await?;

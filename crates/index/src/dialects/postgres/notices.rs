@@ -1,10 +1,12 @@
 //! Notices to and from other replicas, by NOTIFY and LISTEN.
 //!
-//! A notice is sent in the transaction that makes the change, so it comes when the change is visible, and never without it.
-//! Commits with notices wait for each other in the server, which is why new objects, the many, send none: no replica remembers
-//! that something is missing. A listener that connects is told that everything may have changed meanwhile.
+//! A notice is sent in the transaction that makes the change, so it comes when the change is
+//! visible, and never without it. Commits with notices wait for each other in the server, which is
+//! why new objects, the many, send none: no replica remembers that something is missing. A listener
+//! that connects is told that everything may have changed meanwhile.
 //!
-//! Behind a pooler that gives every transaction another connection no process can listen; then what is remembered ages.
+//! Behind a pooler that gives every transaction another connection no process can listen; then what
+//! is remembered ages.
 
 use std::time::Duration;
 
@@ -23,7 +25,8 @@ const CHANNEL: &str = "dormer_changes";
 
 const TELL: &str = "SELECT pg_notify($1, $2)";
 
-/// A silent connection is asked for a sign of life this often: no other part would notice that it is gone.
+/// A silent connection is asked for a sign of life this often: no other part would notice that it
+/// is gone.
 const QUIET_MAX: Duration = Duration::from_secs(15);
 
 /// Longest wait for that sign.

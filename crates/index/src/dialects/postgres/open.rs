@@ -1,10 +1,13 @@
-//! Opening a database: whether the server can be relied on, whose the database is, and which schema it has.
+//! Opening a database: whether the server can be relied on, whose the database is, and which schema
+//! it has.
 //!
 //! Invariants
 //! - A database that is not ours is only looked at.
-//! - The schema is brought up to date in one transaction under a lock that ends with it: replicas that start at once wait
-//!   for each other, and a crash leaves the old schema. Locks of a session would be lost behind a pooler.
-//! - Every connection, not only the first, is checked for settings that would lose acknowledged commits.
+//! - The schema is brought up to date in one transaction under a lock that ends with it: replicas
+//!   that start at once wait for each other, and a crash leaves the old schema. Locks of a session
+//!   would be lost behind a pooler.
+//! - Every connection, not only the first, is checked for settings that would lose acknowledged
+//!   commits.
 
 use std::collections::HashMap;
 use std::str::FromStr as _;
@@ -46,8 +49,8 @@ const SERVER: &str = "
         current_setting('synchronous_commit'), current_setting('server_encoding'), pg_is_in_recovery(),
         current_database()::text";
 
-/// Lifts the base above every transaction that wrote a row, if this server's ids have not reached them yet: a dump was
-/// restored into it.
+/// Lifts the base above every transaction that wrote a row, if this server's ids have not reached
+/// them yet: a dump was restored into it.
 const LIFT_BASE: &str = "
     UPDATE outbox_base SET base = newest.transaction
     FROM (SELECT transaction FROM outbox ORDER BY transaction DESC LIMIT 1) AS newest
@@ -70,7 +73,8 @@ pub(super) fn name_of(url: &str) -> Result<String> {
 
 /// Where and how to connect. The URL may hold a password: it is in no message.
 ///
-/// Nothing is asked for at the start of a session that PgBouncer does not know: it refuses the rest, in every mode.
+/// Nothing is asked for at the start of a session that PgBouncer does not know: it refuses the
+/// rest, in every mode.
 pub(super) fn connect_options(url: &str, options: &PostgresOptions) -> Result<PgConnectOptions> {
     let connect = PgConnectOptions::from_str(url).map_err(|error| failed(READ_URL, error))?;
     let connect = connect.application_name("dormer").disable_statement_logging().extra_float_digits(None);
@@ -79,9 +83,9 @@ pub(super) fn connect_options(url: &str, options: &PostgresOptions) -> Result<Pg
 
 /// What holds in every session of ours.
 ///
-/// Look-ups go by an index, key by key. A young database has no statistics, and plans are kept: the planner would choose to
-/// read a small table whole, and still do so when it has a million rows. So whole-table joins are forbidden; the tests read
-/// the plans.
+/// Look-ups go by an index, key by key. A young database has no statistics, and plans are kept: the
+/// planner would choose to read a small table whole, and still do so when it has a million rows. So
+/// whole-table joins are forbidden; the tests read the plans.
 fn session_settings(options: &PostgresOptions) -> Vec<(&'static str, String)> {
     let milliseconds = |duration: Duration| duration.as_millis().max(1).to_string();
     let off = || "off".to_owned();
@@ -97,7 +101,8 @@ fn session_settings(options: &PostgresOptions) -> Vec<(&'static str, String)> {
     ]
 }
 
-/// Makes them hold in a session. Through a pooler by transactions they would hold in somebody else's.
+/// Makes them hold in a session. Through a pooler by transactions they would hold in somebody
+/// else's.
 async fn begin_session(connection: &mut PgConnection, options: &PostgresOptions) -> sqlx::Result<()> {
     if options.transaction_pooler {
         return Ok(());
@@ -153,7 +158,8 @@ pub(super) fn schema_known() -> i64 {
     migrations().iter().map(|migration| migration.version).max().expect("there is a migration")
 }
 
-/// Looks at the server and the database before anything is written, and brings the schema up to date.
+/// Looks at the server and the database before anything is written, and brings the schema up to
+/// date.
 pub(super) async fn prepare(connect: &PgConnectOptions, options: &PostgresOptions) -> Result<()> {
     let look = async {
         let mut connection = first_connection(connect, options).await?;
@@ -180,7 +186,8 @@ pub(super) async fn plan(connect: &PgConnectOptions, options: &PostgresOptions) 
     in_time(options, look).await
 }
 
-/// Bounds a first look at a server, which may take connections and fall silent: its own time-outs are not set yet.
+/// Bounds a first look at a server, which may take connections and fall silent: its own time-outs
+/// are not set yet.
 async fn in_time<T>(options: &PostgresOptions, look: impl Future<Output = Result<T>>) -> Result<T> {
     // Twice: a second connection is made to see whether there is a pooler.
     let patience = 2 * options.acquire_timeout + options.statement_timeout;
@@ -202,8 +209,8 @@ pub(super) async fn first_connection(
     })
 }
 
-/// Whether the two sides could not agree on a connection that nobody else reads: what comes of the certificate, or of a server
-/// that has none.
+/// Whether the two sides could not agree on a connection that nobody else reads: what comes of the
+/// certificate, or of a server that has none.
 fn is_of_tls(error: &sqlx::Error) -> bool {
     match error {
         sqlx::Error::Tls(_) => true,
@@ -224,9 +231,10 @@ async fn refuse_unsaid_pooler(
     Ok(())
 }
 
-/// Whether a pooler between us and the server gives every transaction another connection. Two clients that are connected at the
-/// same time have a process of the server each, unless such a pooler gives both the same, one after the other. A busy one may
-/// do so late or never, so "no" is no proof.
+/// Whether a pooler between us and the server gives every transaction another connection. Two
+/// clients that are connected at the same time have a process of the server each, unless such a
+/// pooler gives both the same, one after the other. A busy one may do so late or never, so "no" is
+/// no proof.
 pub(super) async fn sees_pooler(
     connection: &mut PgConnection,
     connect: &PgConnectOptions,
@@ -234,7 +242,8 @@ pub(super) async fn sees_pooler(
 ) -> Result<bool> {
     const PROCESS: &str = "SELECT concat(pg_backend_pid(), ' since ', pg_postmaster_start_time())";
     const TRIES: usize = 4;
-    // A server that has no room for a second one, or a pooler that has none, will say so when it is needed.
+    // A server that has no room for a second one, or a pooler that has none, will say so when it is
+    // needed.
     let Ok(mut other) = first_connection(connect, options).await else { return Ok(false) };
     let process = async |connection: &mut PgConnection| {
         let row = connection.fetch_one(PROCESS).await;
@@ -248,7 +257,8 @@ pub(super) async fn sees_pooler(
     Ok(is_shared)
 }
 
-/// Refuses a server that would lose acknowledged commits, or cannot do what we need. Returns the database's name.
+/// Refuses a server that would lose acknowledged commits, or cannot do what we need. Returns the
+/// database's name.
 pub(super) async fn check_server(connection: &mut PgConnection) -> Result<String> {
     let row = connection.fetch_one(SERVER).await.map_err(|error| failed(OPEN, error))?;
     let text = |column: usize| row.try_get::<String, _>(column).map_err(|error| failed(OPEN, error));
@@ -275,7 +285,8 @@ pub(super) async fn check_server(connection: &mut PgConnection) -> Result<String
     text(5)
 }
 
-/// Newest schema that was applied, 0 for an empty database. Refuses databases of others and newer schemas.
+/// Newest schema that was applied, 0 for an empty database. Refuses databases of others and newer
+/// schemas.
 pub(super) async fn schema_version(connection: &mut PgConnection, database: &str) -> Result<i64> {
     const ATTEMPT: &str = "read the schema version";
     let rows = connection.fetch_all(OTHER_TABLES).await.map_err(|error| failed(ATTEMPT, error))?;
@@ -286,7 +297,8 @@ pub(super) async fn schema_version(connection: &mut PgConnection, database: &str
     }
     let has = |name: &str| tables.iter().any(|table| table == name);
     if !OUR_TABLES.into_iter().all(has) {
-        // "nar" and "chunkref" are together in Attic's schema only; the third is its migration tool's.
+        // "nar" and "chunkref" are together in Attic's schema only; the third is its migration
+        // tool's.
         let attic = has("chunkref") && has("nar") || has("seaql_migrations");
         let owner = if attic { "Attic" } else { "another program" }.to_owned();
         return Err(Error::ForeignDatabase { path: format!("PostgreSQL database '{database}'"), owner });
@@ -306,7 +318,8 @@ async fn migrate(connection: &mut PgConnection, database: &str) -> Result<()> {
     let failed = |error| failed(MIGRATE, error);
     let mut transaction = connection.begin().await.map_err(failed)?;
     sqlx::raw_sql(AssertSqlSafe(lock)).execute(&mut *transaction).await.map_err(failed)?;
-    // Whoever waits longer for a table than this keeps everybody behind it waiting, too: rather fail, and try again at the next start.
+    // Whoever waits longer for a table than this keeps everybody behind it waiting, too: rather
+    // fail, and try again at the next start.
     let impatient = sqlx::raw_sql("SET LOCAL lock_timeout = 10000").execute(&mut *transaction).await;
     impatient.map_err(failed)?;
     schema_version(&mut transaction, database).await?;
@@ -315,8 +328,9 @@ async fn migrate(connection: &mut PgConnection, database: &str) -> Result<()> {
     transaction.commit().await.map_err(failed)
 }
 
-/// Takes the steps that were not taken yet, as the library would, but without its prepared statements: through a pooler by
-/// transactions their names stay behind on a connection of the server, where the next replica's meet them.
+/// Takes the steps that were not taken yet, as the library would, but without its prepared
+/// statements: through a pooler by transactions their names stay behind on a connection of the
+/// server, where the next replica's meet them.
 async fn apply_migrations(connection: &mut PgConnection) -> sqlx::Result<()> {
     const TABLE: &str = "
         CREATE TABLE IF NOT EXISTS _sqlx_migrations (

@@ -1,5 +1,5 @@
-//! Through a real PgBouncer, by session and by transaction: the contract holds, and what docs/DEPLOYING.md says does not work does
-//! not, and is told before it does harm.
+//! Through a real PgBouncer, by session and by transaction: the contract holds, and what
+//! docs/DEPLOYING.md says does not work does not, and is told before it does harm.
 
 use std::sync::Arc;
 
@@ -43,7 +43,8 @@ async fn meets_the_contract(mode: PoolMode, options: PostgresOptions) {
     }
 }
 
-/// What one client prepared would meet what another one prepares under the same name, on the same connection of the server.
+/// What one client prepared would meet what another one prepares under the same name, on the same
+/// connection of the server.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn nothing_stays_behind_on_a_connection_that_others_get() {
     let (server, pooler) = start(PoolMode::Transaction);

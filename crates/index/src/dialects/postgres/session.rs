@@ -1,9 +1,11 @@
-//! Connections and the statements that run on them: every statement is counted, bounded in time and its failure named.
+//! Connections and the statements that run on them: every statement is counted, bounded in time and
+//! its failure named.
 //!
 //! Invariants
-//! - A connection whose transaction did not end, or whose answer was not waited for, is closed and never used again.
-//! - What may work later is told from what is a defect in one place ([`failed`]), and what may be repeated in another
-//!   ([`effect`]).
+//! - A connection whose transaction did not end, or whose answer was not waited for, is closed and
+//!   never used again.
+//! - What may work later is told from what is a defect in one place ([`failed`]), and what may be
+//!   repeated in another ([`effect`]).
 
 use std::io;
 use std::sync::Arc;
@@ -35,7 +37,8 @@ pub(super) struct Shared {
     answers: AtomicU64,
     /// Calls that wait for a connection.
     waiting: AtomicUsize,
-    /// Longest wait for an answer. The server ends a statement before that; this is for a server that went silent.
+    /// Longest wait for an answer. The server ends a statement before that; this is for a server
+    /// that went silent.
     answer_max: Duration,
     begun: Instant,
     /// When a connection was last found lost, in milliseconds since `begun`.
@@ -78,8 +81,8 @@ impl Shared {
         self.lost_at_ms.fetch_max(now, Ordering::Relaxed);
     }
 
-    /// Whether an idle connection has to show that it still works before it is used. Asking each one every time would
-    /// double the latency of a look-up.
+    /// Whether an idle connection has to show that it still works before it is used. Asking each
+    /// one every time would double the latency of a look-up.
     pub(super) fn doubts(&self, connection: &PoolConnectionMetadata) -> bool {
         let lost = Duration::from_millis(self.lost_at_ms.load(Ordering::Relaxed));
         let made = self.begun.elapsed().saturating_sub(connection.age);
@@ -135,8 +138,9 @@ impl Session {
         Ok(session)
     }
 
-    /// One round trip for all of it. "Read committed" is said, not assumed: a snapshot for the whole transaction would be
-    /// taken before the locks are granted, and show what was there before.
+    /// One round trip for all of it. "Read committed" is said, not assumed: a snapshot for the
+    /// whole transaction would be taken before the locks are granted, and show what was there
+    /// before.
     async fn begin_transaction(&mut self, access: &str, locks: &[Lock]) -> Result<()> {
         let mut sql = format!("BEGIN ISOLATION LEVEL READ COMMITTED {access}");
         if self.shared.pooled {
@@ -164,7 +168,8 @@ impl Session {
         done.map_err(answer_lost)
     }
 
-    /// Ends the session and undoes what it wrote. A connection that did not answer is closed, which does the same.
+    /// Ends the session and undoes what it wrote. A connection that did not answer is closed, which
+    /// does the same.
     pub(super) async fn roll_back(mut self) {
         if self.in_transaction && !self.broken {
             self.in_transaction = self.control("ROLLBACK".to_owned()).await.is_err();
@@ -182,7 +187,8 @@ impl Session {
     /// Runs a statement; returns how many rows it changed.
     pub(super) async fn execute(&mut self, statement: Statement<'_>) -> Result<u64> {
         let statement = statement.persistent(!self.shared.pooled);
-        // Until it is answered: a caller that gives up waiting must not put the connection back, where the pool would wait instead.
+        // Until it is answered: a caller that gives up waiting must not put the connection back,
+        // where the pool would wait instead.
         self.broken = true;
         let work = statement.execute(&mut *self.connection);
         let done = self.shared.statement(self.attempt, work).await;
@@ -255,11 +261,13 @@ fn bound<'a>(sql: Sql, arguments: &[Argument<'a>]) -> Statement<'a> {
     statement
 }
 
-/// First half of the key of a cache's lock, so that locks of other programs in the same database are others.
+/// First half of the key of a cache's lock, so that locks of other programs in the same database
+/// are others.
 const CACHE_LOCKS: i32 = 0x444f_5243;
 
 fn lock_sql(lock: Lock) -> String {
-    // The lower half of a cache's number tells apart 4 billion caches; two that share a lock would only wait.
+    // The lower half of a cache's number tells apart 4 billion caches; two that share a lock would
+    // only wait.
     let half = |number: i64| i32::from_le_bytes(*number.to_le_bytes().first_chunk().expect("8 bytes"));
     match lock {
         Lock::CacheShared(cache) => format!("pg_advisory_xact_lock_shared({CACHE_LOCKS},{})", half(cache)),
@@ -318,7 +326,8 @@ fn source_is_lost(source: &sqlx::Error) -> bool {
     }
 }
 
-/// Whether another transaction was in the way: a deadlock, a serialization failure, a row that came or went meanwhile.
+/// Whether another transaction was in the way: a deadlock, a serialization failure, a row that came
+/// or went meanwhile.
 fn is_conflict(error: &Error) -> bool {
     match error {
         Error::Unavailable { source, .. } | Error::Database { source, .. } => {
@@ -335,10 +344,12 @@ fn code(source: &sqlx::Error) -> String {
 
 /// Tells what may work later from what is a defect.
 pub(super) fn failed(attempt: &'static str, source: sqlx::Error) -> Error {
-    /// Connection exceptions, transactions rolled back, insufficient resources (disk full, too many connections), operator
-    /// intervention (time-out, shut down), system errors; a wrong password or a database that went: both change without us.
+    /// Connection exceptions, transactions rolled back, insufficient resources (disk full, too many
+    /// connections), operator intervention (time-out, shut down), system errors; a wrong password
+    /// or a database that went: both change without us.
     const UNAVAILABLE_CLASSES: [&str; 7] = ["08", "28", "3D", "40", "53", "57", "58"];
-    /// A lock was not granted in time; the server is a standby; a pooler's own errors have no code of their own.
+    /// A lock was not granted in time; the server is a standby; a pooler's own errors have no code
+    /// of their own.
     const UNAVAILABLE: [&str; 4] = ["55P03", "25006", "25P03", "55006"];
     let unavailable = match &source {
         sqlx::Error::Database(_) => {

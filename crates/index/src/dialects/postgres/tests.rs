@@ -1,4 +1,5 @@
-//! Tests of what is PostgreSQL's own: the server, its settings, its plans, its failures, and several processes.
+//! Tests of what is PostgreSQL's own: the server, its settings, its plans, its failures, and
+//! several processes.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
@@ -114,7 +115,8 @@ async fn postgresql_answers_in_time_in_a_large_cache() {
     crate::conformance::bulk::run_bulk(&index).await.unwrap();
 }
 
-/// Commits that share a pack run beside each other: one that is not finished does not keep the next one waiting.
+/// Commits that share a pack run beside each other: one that is not finished does not keep the next
+/// one waiting.
 #[tokio::test]
 async fn commits_that_share_a_fresh_pack_do_not_wait_for_each_other() {
     let url = Server::shared().create_database();
@@ -329,8 +331,8 @@ async fn a_restart_in_the_middle_is_survived() {
     .await;
 }
 
-/// Pushes and looks things up while `faults` happen: no answer is wrong, and nothing that was acknowledged is lost. What `faults`
-/// returns is kept until the end.
+/// Pushes and looks things up while `faults` happen: no answer is wrong, and nothing that was
+/// acknowledged is lost. What `faults` returns is kept until the end.
 pub(super) async fn calls_go_on<T: Send + 'static>(
     index: PostgresIndex,
     faults: impl FnOnce() -> T + Send + 'static,
@@ -558,7 +560,8 @@ async fn waiting_for_a_lock_ends() {
     hasty.delete_cache(cache, NOW).await.unwrap();
 }
 
-/// A session that is dropped in the middle of its transaction leaves nothing behind, and its connection is not used again.
+/// A session that is dropped in the middle of its transaction leaves nothing behind, and its
+/// connection is not used again.
 #[tokio::test]
 async fn dropped_transactions_are_undone() {
     let url = Server::shared().create_database();
@@ -609,7 +612,8 @@ async fn followers_miss_nothing_after_a_move_to_another_server() {
     assert!(rows[0].position < rows[1].position);
 }
 
-/// The plan of a statement in a database without statistics, as prepared: without a look at the parameters.
+/// The plan of a statement in a database without statistics, as prepared: without a look at the
+/// parameters.
 async fn plan(index: &PostgresIndex, sql: Sql, parameters: &str) -> String {
     let mut write = index.session(Access::Write(&[])).await;
     write.execute(query(AssertSqlSafe(format!("PREPARE looked_at AS {}", sql.postgres)))).await.unwrap();
@@ -624,8 +628,8 @@ async fn every_look_up_searches_an_index_and_scans_no_table() {
     look_ups_search_indexes(&open(&url).await, true).await;
 }
 
-/// However many rows there are, and whether the server has counted them or not. But removals for cause may look through a cache's
-/// aliases and graces: they are made by hand.
+/// However many rows there are, and whether the server has counted them or not. But removals for
+/// cause may look through a cache's aliases and graces: they are made by hand.
 pub(super) async fn look_ups_search_indexes(index: &PostgresIndex, with_removals: bool) {
     let is_removal =
         |sql| [objects::DELETE_ALIASES_FOR_CAUSE, objects::DELETE_GRACES_FOR_CAUSE].contains(&sql);
@@ -671,7 +675,8 @@ pub(super) async fn look_ups_search_indexes(index: &PostgresIndex, with_removals
     }
 }
 
-/// What a process that begins when another writes can count on: the same answers from several pools at once.
+/// What a process that begins when another writes can count on: the same answers from several pools
+/// at once.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn connections_stay_within_their_bound() {
     let url = Server::shared().create_database();

@@ -1,4 +1,5 @@
-//! TLS to a real PostgreSQL with certificates of our own: what `sslmode` asks for is what is done, and a refusal says why.
+//! TLS to a real PostgreSQL with certificates of our own: what `sslmode` asks for is what is done,
+//! and a refusal says why.
 
 use std::path::Path;
 
@@ -62,7 +63,8 @@ async fn a_server_is_trusted_by_name_and_authority_or_not_at_all() {
     let words = refusal(&with(&other_url, "127.0.0.1", &full(&elsewhere.authority()))).await;
     assert!(words.contains("not valid for name"), "{words}");
 
-    // What asks for less gets less: the authority without the name, TLS without either, and what the server offers.
+    // What asks for less gets less: the authority without the name, TLS without either, and what
+    // the server offers.
     let authority = format!("sslmode=verify-ca&sslrootcert={}", elsewhere.authority().display());
     for parameters in [authority.as_str(), "sslmode=require", "sslmode=prefer"] {
         assert!(is_encrypted(&with(&other_url, "127.0.0.1", parameters)).await, "{parameters}");

@@ -16,7 +16,8 @@ const ATTEMPT: &str = "look at the database";
 
 impl SqlIndex<Sqlite> {
     /// Looks at a file, also one that a server has open, and reads the named value `setting`.
-    /// [`Error::ForeignDatabase`] if it is not ours, [`Error::SchemaTooNew`] if we are older than it.
+    /// [`Error::ForeignDatabase`] if it is not ours, [`Error::SchemaTooNew`] if we are older than
+    /// it.
     pub async fn examine(path: impl AsRef<Path>, setting: &str) -> Result<Examination> {
         let path = path.as_ref();
         let mut examination = Examination {
@@ -33,7 +34,8 @@ impl SqlIndex<Sqlite> {
             return Ok(examination);
         }
         examination.in_use = is_locked(path)?;
-        // An orderly end leaves no log, and then nothing needs to be made beside the file to read it.
+        // An orderly end leaves no log, and then nothing needs to be made beside the file to read
+        // it.
         let has_log = open::beside(path, "-wal").exists();
         let options = SqliteConnectOptions::new().filename(path).read_only(true).immutable(!has_log);
         let connection = options.disable_statement_logging().connect().await;

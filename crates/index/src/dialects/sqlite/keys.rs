@@ -1,4 +1,5 @@
-//! Reads the keys of all chunks, NARs and objects into the filters of [`KnownKeys`](crate::known_keys::KnownKeys).
+//! Reads the keys of all chunks, NARs and objects into the filters of
+//! [`KnownKeys`](crate::known_keys::KnownKeys).
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -80,15 +81,16 @@ impl SqlIndex<Sqlite> {
         let _ = tokio::time::timeout(KEYS_WAIT, filters.loaded()).await;
     }
 
-    /// Waits until the keys in the file were read: from then on a look-up of an unknown key costs no statement.
+    /// Waits until the keys in the file were read: from then on a look-up of an unknown key costs
+    /// no statement.
     pub async fn keys_loaded(&self) {
         if let Some(filters) = self.known.filters() {
             filters.loaded().await;
         }
     }
 
-    /// Reads the keys of the file again, after many rows were removed: the filters never forget a key. The old filters
-    /// answer meanwhile.
+    /// Reads the keys of the file again, after many rows were removed: the filters never forget a
+    /// key. The old filters answer meanwhile.
     pub async fn reload_keys(&self, path: impl AsRef<Path>, busy_timeout: Duration) -> Result<()> {
         match self.known.filters() {
             Some(filters) => load(&filters, &self.source(path.as_ref(), busy_timeout)).await,
@@ -105,8 +107,8 @@ impl SqlIndex<Sqlite> {
 async fn load(filters: &LoadedFilters, source: &Source) -> Result<()> {
     filters
         .load(async |filters| {
-            // Under the write lock once: a transaction that began earlier, also one of an earlier opener of this process,
-            // ends first.
+            // Under the write lock once: a transaction that began earlier, also one of an earlier
+            // opener of this process, ends first.
             Session::take(&source.writer, &source.shared, ATTEMPT).await?.begin().await?.commit().await?;
             let mut connection = open::connect(&source.path, source.busy_timeout, false).await?;
             let filled = async {

@@ -17,7 +17,8 @@ fn key(kind: u64, number: &str, len: usize) -> String {
     format!("unhex(printf('%016x', ({number}) * {KEY_STEP} + {kind}) || '{rest}')")
 }
 
-/// All rows, made by the database in one transaction that is not synced: what is measured is looking up.
+/// All rows, made by the database in one transaction that is not synced: what is measured is
+/// looking up.
 async fn fill(path: &Path, cache: CacheId, objects: u64) {
     let Columns { layout, recipe, refs, sigs } = Columns::new();
     let (cache, chunks) = (cache.0, objects * OBJECT_CHUNKS);

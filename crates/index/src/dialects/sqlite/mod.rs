@@ -1,9 +1,11 @@
 //! The SQLite dialect: one file, one process.
 //!
 //! Invariants
-//! - One connection writes, in transactions that take the write lock at once; the others only read. Commits are synced.
+//! - One connection writes, in transactions that take the write lock at once; the others only read.
+//!   Commits are synced.
 //! - A lock file keeps other processes out, so what this process calls unknown is not stored.
-//! - Every wait is bounded, and what may work later is told from what is a defect in one place ([`session::failed`]).
+//! - Every wait is bounded, and what may work later is told from what is a defect in one place
+//!   ([`session::failed`]).
 
 mod examine;
 mod keys;
@@ -31,8 +33,8 @@ use crate::{Error, MigrationPlan, Result};
 /// An index in a SQLite file.
 pub type SqliteIndex = SqlIndex<Sqlite>;
 
-/// Opening waits this long for the keys of a small database, so that its first look-ups are cheap too. A large one answers
-/// meanwhile.
+/// Opening waits this long for the keys of a small database, so that its first look-ups are cheap
+/// too. A large one answers meanwhile.
 const KEYS_WAIT: Duration = Duration::from_millis(200);
 
 /// How to run the database.
@@ -58,13 +60,14 @@ pub struct Sqlite {
     writer: Arc<Connections>,
     readers: Arc<Connections>,
     shared: Arc<Shared>,
-    /// Held for as long as the database is open, unless it was opened beside another process. Last, so that it outlives the
-    /// connections.
+    /// Held for as long as the database is open, unless it was opened beside another process. Last,
+    /// so that it outlives the connections.
     _lock: Option<File>,
 }
 
 impl SqlIndex<Sqlite> {
-    /// Opens a database, or makes it. Keys are read in the background; until then look-ups of unknown keys cost a statement.
+    /// Opens a database, or makes it. Keys are read in the background; until then look-ups of
+    /// unknown keys cost a statement.
     pub async fn open(path: impl AsRef<Path>, options: SqliteOptions) -> Result<Self> {
         let path = path.as_ref();
         // Before the lock: nothing is made beside a file that is not ours.
@@ -81,9 +84,10 @@ impl SqlIndex<Sqlite> {
         Ok(index)
     }
 
-    /// Opens a database beside a process that may have it open, or open it later, in full. For followers: they may write what
-    /// they alone know (publishing's rows) and correct rows, but must not add chunks, NARs, objects or caches, which the other
-    /// process would call absent. Fails with [`Error::SchemaTooOld`](crate::Error::SchemaTooOld) if the schema is older than
+    /// Opens a database beside a process that may have it open, or open it later, in full. For
+    /// followers: they may write what they alone know (publishing's rows) and correct rows, but
+    /// must not add chunks, NARs, objects or caches, which the other process would call absent.
+    /// Fails with [`Error::SchemaTooOld`](crate::Error::SchemaTooOld) if the schema is older than
     /// ours and the other process is there, so that it cannot be changed.
     pub async fn open_beside(path: impl AsRef<Path>, options: SqliteOptions) -> Result<Self> {
         let path = path.as_ref();
@@ -94,7 +98,8 @@ impl SqlIndex<Sqlite> {
             ));
         }
         let mut writer = open::connect(path, options.busy_timeout, true).await?;
-        // The lock is only taken when it is needed: a server that starts at this moment would be refused.
+        // The lock is only taken when it is needed: a server that starts at this moment would be
+        // refused.
         if let Err(too_old) = open::check_schema(&mut writer).await {
             match open::lock(path) {
                 Ok(_lock) => open::migrate(&mut writer).await?,
@@ -105,7 +110,8 @@ impl SqlIndex<Sqlite> {
         Ok(Self::over(Sqlite::connect(path, &options, writer, None).await?, KnownKeys::unknown()))
     }
 
-    /// What [`open`](Self::open) would do to the schema of a file, or of a new one. Writes nothing and makes nothing.
+    /// What [`open`](Self::open) would do to the schema of a file, or of a new one. Writes nothing
+    /// and makes nothing.
     pub async fn plan_migration(path: impl AsRef<Path>) -> Result<MigrationPlan> {
         open::plan(path.as_ref()).await
     }
@@ -151,7 +157,8 @@ impl Dialect for Sqlite {
     }
 
     fn effect(&self, _: &Error) -> Effect {
-        // SQLite itself waits for a lock that another program holds, and nothing else is in the way.
+        // SQLite itself waits for a lock that another program holds, and nothing else is in the
+        // way.
         Effect::Refused
     }
 

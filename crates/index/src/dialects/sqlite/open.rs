@@ -1,10 +1,10 @@
 //! Opening a database file: whose it is, who else uses it, and how its connections are set up.
 //!
 //! Invariants
-//! - A file that is not ours is looked at through its bytes and an immutable connection: nothing is written, no file is
-//!   made beside it.
-//! - Our mark (`application_id`) is in the main file before it goes to write-ahead logging, so a crash at any moment leaves
-//!   a file that is known as ours.
+//! - A file that is not ours is looked at through its bytes and an immutable connection: nothing is
+//!   written, no file is made beside it.
+//! - Our mark (`application_id`) is in the main file before it goes to write-ahead logging, so a
+//!   crash at any moment leaves a file that is known as ours.
 //! - One process at a time holds the lock file; it may rely on being the only one that adds rows.
 
 use std::fs::{File, OpenOptions, TryLockError};
@@ -95,7 +95,8 @@ pub(super) fn lock(path: &Path) -> Result<File> {
     }
 }
 
-/// The same, for who means to keep it: a server that is about to end, or a follower that migrates, has it for a moment more.
+/// The same, for who means to keep it: a server that is about to end, or a follower that migrates,
+/// has it for a moment more.
 pub(super) async fn lock_soon(path: &Path) -> Result<File> {
     let begin = Instant::now();
     loop {
@@ -115,7 +116,8 @@ pub(super) fn beside(path: &Path, suffix: &str) -> PathBuf {
     name.into()
 }
 
-/// Makes the file, with our mark in it. The mark goes through a rollback journal into the main file.
+/// Makes the file, with our mark in it. The mark goes through a rollback journal into the main
+/// file.
 pub(super) async fn create(path: &Path) -> Result<()> {
     let options = SqliteConnectOptions::new()
         .filename(path)
@@ -169,7 +171,8 @@ pub(super) async fn migrate(connection: &mut SqliteConnection) -> Result<()> {
         .map_err(|error| failed("migrate the schema", sqlx::Error::Migrate(Box::new(error))))
 }
 
-/// Refuses a schema that is not exactly ours: somebody else uses it, and it cannot be changed under them.
+/// Refuses a schema that is not exactly ours: somebody else uses it, and it cannot be changed under
+/// them.
 pub(super) async fn check_schema(connection: &mut SqliteConnection) -> Result<()> {
     let (found, known) = (found_version(connection).await?, schema_version());
     if found == known { Ok(()) } else { Err(Error::SchemaTooOld { found, known }) }

@@ -1,4 +1,5 @@
-//! Connections and the statements that run on them: every statement is counted, bounded in time and its failure named.
+//! Connections and the statements that run on them: every statement is counted, bounded in time and
+//! its failure named.
 
 use std::fmt::Write as _;
 use std::ops::{Deref, DerefMut};
@@ -69,8 +70,8 @@ impl Shared {
     }
 }
 
-/// Connections of one kind. sqlx's own pool pings a connection each time it comes back, which costs as much as a look-up;
-/// a connection to a local file needs none.
+/// Connections of one kind. sqlx's own pool pings a connection each time it comes back, which costs
+/// as much as a look-up; a connection to a local file needs none.
 #[derive(Debug)]
 pub(super) struct Connections {
     idle: Mutex<Vec<SqliteConnection>>,
@@ -147,7 +148,8 @@ pub(crate) struct Session {
 }
 
 impl Session {
-    /// Takes the next free connection; the call that waits longest gets it. `attempt` ends the sentence "failed to …".
+    /// Takes the next free connection; the call that waits longest gets it. `attempt` ends the
+    /// sentence "failed to …".
     pub(super) async fn take(
         connections: &Arc<Connections>,
         shared: &Arc<Shared>,
@@ -164,7 +166,8 @@ impl Session {
         Ok(Self { connection, shared: Arc::clone(shared), attempt, in_transaction: false })
     }
 
-    /// Begins a transaction that may write: it takes the write lock at once, so it never fails half-way for it.
+    /// Begins a transaction that may write: it takes the write lock at once, so it never fails
+    /// half-way for it.
     pub(super) async fn begin(mut self) -> Result<Self> {
         // Also when this fails or is given up: a rollback without a transaction does nothing.
         self.in_transaction = true;
@@ -296,7 +299,8 @@ fn row_array(columns: &[Column<'_>]) -> String {
 
 /// Tells what may work later from what is a defect.
 pub(super) fn failed(attempt: &'static str, source: sqlx::Error) -> Error {
-    /// Result codes of SQLite: busy, locked, out of memory, read-only, I/O error, full, cannot open.
+    /// Result codes of SQLite: busy, locked, out of memory, read-only, I/O error, full, cannot
+    /// open.
     const UNAVAILABLE: [i32; 7] = [5, 6, 7, 8, 10, 13, 14];
     let unavailable = match &source {
         sqlx::Error::Database(error) => {

@@ -204,8 +204,8 @@ async fn sqlite_answers_in_time_in_a_large_cache() {
     index.close().await.unwrap();
 }
 
-/// While the keys load every answer is "maybe", and nothing that is stored meanwhile is missed; the same when they are loaded
-/// again.
+/// While the keys load every answer is "maybe", and nothing that is stored meanwhile is missed; the
+/// same when they are loaded again.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn keys_load_beside_writes_and_again() {
     let folder = tempfile::tempdir().unwrap();

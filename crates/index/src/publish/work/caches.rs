@@ -20,8 +20,8 @@ pub(super) const WRITE_CACHE: Sql = both!(
          scan = coalesce(excluded.scan, publish_caches.scan)"
 );
 pub(super) const FORGET_CACHE: Sql = both!("DELETE FROM publish_caches WHERE target = $1 AND cache = $2");
-/// For each kind of row: finds the last key of a page, and deletes up to it. A range of the primary key, whatever the planner
-/// knows.
+/// For each kind of row: finds the last key of a page, and deletes up to it. A range of the primary
+/// key, whatever the planner knows.
 pub(super) const FORGET_ROWS: [(Sql, Sql); 5] = [
     (
         both!(

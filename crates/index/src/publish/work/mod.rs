@@ -1,11 +1,11 @@
 //! The work of publishing's contract, in a transaction of either database.
 //!
 //! Invariants
-//! - Every writing function calls [`hold_lease`] before it changes anything: that locks the target's row, so a lease cannot
-//!   change hands under it, and puts the lease's end off.
+//! - Every writing function calls [`hold_lease`] before it changes anything: that locks the
+//!   target's row, so a lease cannot change hands under it, and puts the lease's end off.
 //! - No statement touches more rows than its caller bounds: a page of rows or keys.
-//! - A NAR row loses its deadline when something names it and gets one when nothing does any more; "names" is a row of
-//!   `publish_objects`, whatever its state, or an intent that has begun.
+//! - A NAR row loses its deadline when something names it and gets one when nothing does any more;
+//!   "names" is a row of `publish_objects`, whatever its state, or an intent that has begun.
 
 mod caches;
 mod look_ups;

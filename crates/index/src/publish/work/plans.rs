@@ -3,7 +3,8 @@
 use super::{caches, look_ups, pending, removing, writing};
 use crate::sql::Sql;
 
-/// Statements that go on where the last page ended, with what shows that in the plans of SQLite and of PostgreSQL.
+/// Statements that go on where the last page ended, with what shows that in the plans of SQLite and
+/// of PostgreSQL.
 pub(crate) const PAGES: &[(Sql, &str, &str)] = &[
     (
         pending::PENDING,

@@ -62,8 +62,9 @@ pub(super) const FIND_SPREADING: Sql = both!(
     "SELECT hash FROM publish_objects
      WHERE target = $1 AND cache = $2 AND state = 2 AND referrers_taken = 0 ORDER BY hash LIMIT $3"
 );
-// PostgreSQL looks each key up by itself: LATERAL with a limit, and scalar look-ups, are never joined in another order. With
-// joins, and rows that nobody has counted, it compared every reference of the cache with every key.
+// PostgreSQL looks each key up by itself: LATERAL with a limit, and scalar look-ups, are never
+// joined in another order. With joins, and rows that nobody has counted, it compared every
+// reference of the cache with every key.
 pub(super) const FIND_REFERRERS: Sql = Sql {
     sqlite: "
         SELECT r.referrer, r.reference FROM (SELECT unhex(value) AS item FROM json_each($3)) AS k
@@ -207,7 +208,8 @@ pub(crate) async fn take_referrers(
     Ok(ReferrersTaken { taken, more: true })
 }
 
-/// Writes down that these referrers, each with a reference that it loses, are being removed. Returns how many are new.
+/// Writes down that these referrers, each with a reference that it loses, are being removed.
+/// Returns how many are new.
 async fn take(
     tx: &mut impl Transaction,
     target: Argument<'_>,
