@@ -1,5 +1,5 @@
-//! A load balancer as simple as they come: each connection goes to the next server, with no memory
-//! of who came before.
+//! A simple load balancer: each connection goes to the next server, and the balancer remembers no
+//! client.
 
 use std::net::{Shutdown, TcpListener, TcpStream};
 use std::sync::Arc;
@@ -36,7 +36,7 @@ impl Balancer {
                 turns.sort_by_key(|&turn| rests[turn].load(Ordering::SeqCst));
                 let turns = turns.into_iter().map(|turn| &servers[turn]);
                 if let Some(server) = turns.map(TcpStream::connect).find_map(Result::ok) {
-                    // Whoever fails here sees a closed connection, as from any balancer.
+                    // A client whose server fails sees a closed connection, as from any balancer.
                     let _ = join(client, server);
                 }
             }

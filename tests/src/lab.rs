@@ -209,7 +209,7 @@ impl Lab {
         let data = self.folder.path().join("data");
         fs::create_dir_all(&data).expect("a folder");
         let mut command = Command::new("unshare");
-        // Who is root here needs no other name space of users.
+        // Root needs no other name space of users.
         if fs::metadata("/proc/self").is_ok_and(|process| process.uid() != 0) {
             command.arg("--map-root-user");
         }
@@ -514,7 +514,7 @@ impl Drop for Lab {
         if let Some(group) = &self.control_group {
             let _ = fs::remove_dir(group);
         }
-        // Store paths are read-only; who is not root could not remove them.
+        // Store paths are read-only: only root could remove them.
         let _ = Command::new("chmod").args(["-R", "u+w"]).arg(self.folder.path().join("machines")).status();
     }
 }

@@ -7,7 +7,7 @@
 //! - [`Machine`]: a `/nix`, a home and a Nix version; nothing is shared between machines but the
 //!   network.
 //! - [`edge`]: a published layout, the Worker in workerd, and the attacks on whatever serves it.
-//! - [`http`]: requests as bytes on a socket, for whoever is not a Nix.
+//! - [`http`]: requests as bytes on a socket, for clients other than Nix.
 //! - [`manifests`]: checks of what is applied to a Kubernetes.
 //! - [`Proxy`]: sees every request line between a machine and the lab, and cuts connections when
 //!   told to.

@@ -222,8 +222,8 @@ impl<'a> Host<'a> {
         (answer, out)
     }
 
-    /// A part of a NAR comes from R2 itself: whoever resumes is rare, and R2 knows the size and has
-    /// the part in one request.
+    /// A part of a NAR comes from R2 itself: resumed downloads are rare, and R2 knows the size and
+    /// has the part in one request.
     async fn read_part(&self, bucket: &R2Bucket, read: &Read, part: Part) -> Result<Answered, String> {
         #[expect(
             clippy::cast_precision_loss,

@@ -12,7 +12,7 @@ pub enum ErrorName {
     /// No or no valid token, or a token without any permission on the cache, whether that exists or
     /// not.
     Unauthorized,
-    /// The cache does not exist; told only to those who may know.
+    /// The cache does not exist; told only to callers that may know.
     NoSuchCache,
     /// The cache does not have that path.
     NoSuchObject,

@@ -34,7 +34,7 @@ pub fn home(catalog: Option<&Catalog>, is_head: bool) -> Answer {
     page("Nix binary caches", &html, true, is_head)
 }
 
-/// The page of a cache, for those who may read it.
+/// The page of a cache, for readers with access to it.
 pub(crate) fn of_cache(state: &CacheState, origin: Option<&str>, is_head: bool) -> Answer {
     let cache = &state.cache;
     let mut html = format!("<h1>{cache}</h1>\n<p>A Nix binary cache. In <code>nix.conf</code>:</p>\n<pre>");

@@ -92,7 +92,7 @@ pub fn plan(request: &Request<'_>) -> RequestPlan {
 /// allowed.
 const CONDITION_BYTES_MAX: usize = 1024;
 
-/// A request for something of a cache, before it is known who may read it.
+/// A request for something of a cache, before the access rules of the cache are known.
 #[derive(Debug)]
 pub struct Visit {
     cache: CacheName,

@@ -1,7 +1,7 @@
 //! The two small documents that the publisher writes beside the standard ones.
 //!
-//! Both name a version; a reader refuses a newer one, because a rule about who may read must not be
-//! half understood. Unknown fields are ignored.
+//! Both name a version. A reader refuses a newer version, because it must not half understand an
+//! access rule. A reader ignores unknown fields.
 
 use dormer_api::CacheName;
 use serde::{Deserialize, Serialize};

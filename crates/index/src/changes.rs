@@ -29,7 +29,7 @@ impl ChangeSender {
         Self(broadcast::Sender::new(BACKLOG))
     }
 
-    /// Tells everybody who listens; that may be nobody.
+    /// Notifies all listeners, if there are any.
     pub(crate) fn send(&self, change: Change) {
         let _ = self.0.send(change);
     }

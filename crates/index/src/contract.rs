@@ -398,7 +398,8 @@ pub enum Removal {
     ForCause,
 }
 
-/// A cache's name and whether anybody may read it: what decides who may be told of its contents.
+/// A cache's name and whether everybody may read it. Both decide which callers may learn of its
+/// contents.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 pub struct CacheVisibility {
     /// Name.

@@ -1,4 +1,4 @@
-//! What a look at a database finds: for people who ask what is wrong, not for the server.
+//! What an examination of a database finds. People read it; the server does not.
 
 use std::time::SystemTime;
 

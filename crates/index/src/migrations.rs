@@ -1,4 +1,4 @@
-//! What an opening would do to a database's schema, for people who want to know first.
+//! What an opening would do to a database's schema; shown before it happens.
 
 use sqlx::SqlStr;
 use sqlx::migrate::{MigrationType, Migrator};

@@ -1,7 +1,7 @@
 //! The small documents about caches: `nix-cache-info`, the state document, the catalogue.
 //!
-//! The publisher writes who may read a cache before the cache's contents, and how much there is
-//! after them. It does not write a document again that would say the same.
+//! The publisher writes the access rules of a cache before the cache's contents, and the counts
+//! after them. It does not repeat a document that has not changed.
 
 use dormer_api::CacheName;
 use dormer_edge::{CacheState, Catalog, EdgeKey};
@@ -39,8 +39,8 @@ fn describe(run: &Run<'_>, cache: &Cache, name: &CacheName, before: Option<&Cach
     }
 }
 
-/// Writes what readers need first: who may read, and where the store is. With `anew`, also when the
-/// same was written before: that may be gone.
+/// Writes what readers need first: the access rules, and the store folder. With `anew`, the
+/// publisher writes them even if they have not changed, because the target may have lost them.
 pub(crate) async fn write_before(
     run: &Run<'_>,
     cache: &Cache,

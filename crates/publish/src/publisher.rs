@@ -385,7 +385,7 @@ impl Run<'_> {
     ) -> Result<CacheOutcome> {
         let mut outcome = CacheOutcome { cache: cache.name.clone(), ..CacheOutcome::default() };
         let mut row = self.cache_row(cache, published).await?;
-        // Who may read it counts before what there is to read.
+        // The access rules take effect before the contents.
         documents::write_before(self, cache, name, &mut row, self.mode == Mode::Reconcile).await?;
         self.untouched = Some(PublishedCache { scan: None, ..row.clone() });
         let compares = matches!(row.scan, Some(CacheScan::Narinfos(_) | CacheScan::Nars(_)));

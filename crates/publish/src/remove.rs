@@ -221,7 +221,7 @@ impl Run<'_> {
             .into_iter()
             .filter(|hash| !present.contains(hash))
             .partition(|hash| upstreams.contains(hash));
-        // Whoever refers to an upstream's path finds it elsewhere.
+        // A referrer of an upstream's path finds that path elsewhere.
         let verdicts = PendingVerdicts { removed: absent, done: upstream, ..PendingVerdicts::default() };
         self.settle(cache_id, &verdicts).await?;
         Ok(count)

@@ -143,7 +143,8 @@ impl Sender {
                 Some(level) => recompress::recompress(frames, level, nar.size),
             };
             while let Some(bytes) = stream.next().await {
-                // Copied: who keeps the engine's pieces keeps their share of its memory for reads.
+                // A copy: the engine's pieces hold a share of its memory for reads for as long as
+                // they live.
                 let mut bytes = bytes?;
                 if let Some(hasher) = &mut hasher {
                     hasher.update(&bytes);
@@ -227,8 +228,8 @@ fn is_passing(error: &dormer_blobs::Error) -> bool {
     matches!(error, Blobs::Busy { .. } | Blobs::Unavailable { .. } | Blobs::Io { .. })
 }
 
-/// What a file of the layout is, for those who serve it. Proxies before a plain bucket see it, so
-/// what is private says so.
+/// The headers of a file of the layout. Proxies in front of a plain bucket see them, so a private
+/// file says that it is private.
 pub(crate) fn kind(key: &EdgeKey, is_public: bool) -> FileKind {
     FileKind { content_type: key.content_type(), cache_control: key.life().cache_control(is_public) }
 }

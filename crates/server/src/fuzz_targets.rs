@@ -15,7 +15,7 @@ use crate::route::{NarFile, Route};
 /// The most memory that any decoder may name: a window of 128 MiB and one MiB more.
 const DECODER_BYTES_MAX: u64 = 129 * 1024 * 1024;
 
-/// Decoding ends here: bombs are the business of whoever reads.
+/// Decoding ends here: the reader of the body limits its length.
 const PLAIN_BYTES_MAX: u64 = 1024 * 1024;
 
 /// A path. Nothing has two spellings, and nothing leads out of its cache.

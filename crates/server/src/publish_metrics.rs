@@ -91,8 +91,8 @@ impl PublishMetrics {
 
     /// Brings the gauges up to date, unless they are still remembered.
     pub(crate) async fn refresh(&self) {
-        // Whoever comes while the database is asked waits for its answer here, at most as long as
-        // that may take.
+        // A scrape that comes during a query waits here for the answer, at most as long as the
+        // query may take.
         let mut last = Arc::clone(&self.last).lock_owned().await;
         if last.is_some_and(|answer| answer.at.elapsed() < answer.remembered) {
             return;

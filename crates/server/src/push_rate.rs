@@ -1,4 +1,4 @@
-//! How fast a token may push: a bucket of tokens for each of those who push, refilled with time.
+//! The rate at which a token may push: one bucket per pusher, refilled with time.
 //!
 //! Requests are counted when they come; bytes as they come in, so that the request that goes over
 //! the limit still ends well and the next one waits: an upload cannot be judged by its size before
@@ -13,7 +13,7 @@ use moka::sync::Cache as Remembered;
 /// What may come at once after a pause: as much as in this time at the allowed rate.
 const BURST: Duration = Duration::from_secs(10);
 
-/// Most pushers remembered, 200 bytes each. One who is forgotten begins with a full bucket.
+/// Most pushers remembered, 200 bytes each. A forgotten pusher begins with a full bucket.
 const PUSHERS_MAX: u64 = 10_000;
 
 /// Longest time that a pusher is told to wait; it may be told so again.
@@ -32,7 +32,7 @@ pub(crate) struct PushRates {
     pushers: Remembered<String, Arc<Pusher>>,
 }
 
-/// One who pushes.
+/// One pusher.
 #[derive(Debug)]
 pub(crate) struct Pusher {
     requests: Bucket,

@@ -144,8 +144,8 @@ impl Store {
             .filter(|(name, _)| VARIABLE_PREFIXES.iter().any(|prefix| name.starts_with(prefix)))
             .map(|(name, value)| (name.to_ascii_lowercase(), value))
             .collect();
-        // An administrator who names an address without TLS means it; the library wants to be told
-        // twice.
+        // An administrator that names an address without TLS means it. The library needs a second
+        // setting for it.
         let is_http =
             variables.iter().any(|(name, value)| name.contains("endpoint") && value.starts_with("http://"));
         let client = client_options(is_http, ADDRESS_CONNECT_TIMEOUT, ADDRESS_REQUEST_TIMEOUT);

@@ -1,4 +1,4 @@
-//! Tries out what a key may do in a bucket: for people who ask what is wrong, not for the server.
+//! Tests what a key may do in a bucket. `dormer doctor` uses it; the server does not.
 
 use std::time::SystemTime;
 

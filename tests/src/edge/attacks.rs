@@ -204,7 +204,7 @@ fn tokens(host: &Attacked<'_>) {
     let good = (host.sign)(&pull("secret", now() + 600));
     let bearer = |token: &str| format!("Bearer {token}");
     let basic = |token: &str| format!("Basic {}", STANDARD.encode(format!("any:{token}")));
-    // Read by those who may, so that whatever is remembered is remembered before the others ask.
+    // First, readers with access ask, so that every memory is filled before the others ask.
     for path in [cache_info, &narinfo, &nar, "/secret"] {
         for authorization in [bearer(&good), basic(&good)] {
             let reply = get(host, path, &[("Authorization", &authorization)]);

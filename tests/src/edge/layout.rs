@@ -1,5 +1,5 @@
-//! A published layout in a folder, taken from a lab path by path as any client could: for tests of
-//! those who read it.
+//! A published layout in a folder, taken from a lab path by path as any client could. Tests of
+//! readers use it.
 
 use std::fs;
 use std::path::{Path, PathBuf};

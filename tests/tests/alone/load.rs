@@ -104,8 +104,8 @@ impl Client<'_> {
         self.ask(what, expected, request.as_bytes())
     }
 
-    /// `begin` is when it should have begun: whoever waits for a request before it waits for this
-    /// one.
+    /// `begin` is when it should have begun: a client that waits for an earlier request also waits
+    /// for this one.
     fn hit(&mut self, pushed: &Pushed, begin: Instant) {
         if self.get("hit", 200, &format!("/main/{}.narinfo", pushed.path_hash)).is_some() {
             self.tally.hits.push(begin.elapsed().as_secs_f64());
@@ -187,8 +187,8 @@ fn at_work(lab: &Lab, pushed: &Mutex<Vec<Pushed>>, seed: u64, time: Duration, pa
                 scope.spawn(move || {
                     let mut client = Client::new(lab, token, seed.wrapping_add(number.into()));
                     let mut due = begin;
-                    // At their own pace, those who ask for narinfos wait for nothing else: a push
-                    // of their own would delay them.
+                    // Narinfo readers keep their own pace and wait for nothing else: a push of
+                    // their own would delay them.
                     let asks_small = number <= CLIENTS * SMALL / 100;
                     let mix = match pace {
                         Pace::Saturation => 0..100,
@@ -197,8 +197,7 @@ fn at_work(lab: &Lab, pushed: &Mutex<Vec<Pushed>>, seed: u64, time: Duration, pa
                     };
                     while begin.elapsed() < time {
                         if let Pace::PerSecond(rate) = pace {
-                            // Exponential pauses: arrivals of clients who know nothing of each
-                            // other.
+                            // Exponential pauses: the clients are independent of each other.
                             let pause = -client.random.random_range(f64::EPSILON..1.0).ln()
                                 * f64::from(CLIENTS)
                                 / rate;

@@ -329,7 +329,7 @@ fn replicas_restart_in_turn_and_no_request_fails() {
     let mut site = Site::start();
     for round in 0..times(1) {
         survives(&format!("replicas restarted in turn, round {round}"), &mut site, |site, seen| {
-            // Whoever holds a connection and asks nothing, or half a question, holds nobody up.
+            // A silent client, or one that sent half a request, delays no other client.
             let held: Vec<_> = site
                 .lab
                 .replicas()

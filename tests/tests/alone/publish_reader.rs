@@ -1,6 +1,6 @@
 //! A reader that never stops: while paths with closures are pushed, changed and removed, and
-//! `dormer publish` is started, stopped and killed, whoever finds a published path finds all of its
-//! closure, and every byte is right.
+//! `dormer publish` is started, stopped and killed, a reader that finds a published path finds all
+//! of its closure, and every byte is right.
 //!
 //! A reader walks as Nix does: a narinfo, its NAR, the narinfos of what it refers to. What it finds
 //! missing counts unless the path that named it is gone, or is another one, by then: that is asked

@@ -1,5 +1,4 @@
-//! Who may see, take and give what: private caches, tokens good and bad, NARs shared between
-//! caches.
+//! Access: private caches, good and bad tokens, NARs shared between caches.
 
 #![expect(clippy::unwrap_used, reason = "a failed unwrap fails the test, as it should")]
 
@@ -93,11 +92,11 @@ fn a_path_pushed_under_two_caches_is_stored_once_and_read_only_where_it_was_push
     assert_eq!(upload(&lab, &token(&["one"]), "one", &nar).json()["kind"], "Uploaded");
     let after_first = stored_bytes();
     assert!(after_first > 0, "packs were stored");
-    // Whoever may not pull from `one` must not learn that it has the path, but the bytes are still
-    // there only once.
+    // A token that may not pull from `one` must not learn that `one` has the path, but the bytes
+    // are still stored only once.
     assert_eq!(upload(&lab, &token(&["two"]), "two", &nar).json()["kind"], "Uploaded");
     assert_eq!(stored_bytes(), after_first);
-    // Who may pull everything is told.
+    // A token that may pull everything is told.
     assert_eq!(upload(&lab, &lab.admin_token(), "three", &nar).json()["kind"], "Deduplicated");
     assert_eq!(stored_bytes(), after_first);
 

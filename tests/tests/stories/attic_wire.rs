@@ -235,7 +235,7 @@ fn errors_have_attics_names() {
     assert_error(&lab.get("/_api/v1/no-such-thing"), 404, "NotFound");
     assert_error(&call(&lab, "POST", "/_api/v1/get-missing-paths", &admin, "no json"), 400, "RequestError");
 
-    // Who may pull and nothing else knows that the cache is there.
+    // A token that may only pull knows that the cache exists.
     let reader = lab.token(&["--pull", "main"]);
     let missing = r#"{"cache":"main","store_path_hashes":[]}"#;
     let refused = call(&lab, "POST", "/_api/v1/get-missing-paths", &reader, missing);

@@ -169,8 +169,8 @@ fn a_path_that_is_pushed_with_other_bytes_never_mixes_the_two() {
 
     let other = nars::file(b"second");
     let info = nars::attic_info("main", &other, "path").replace(&nars::path_hash(&other), &hash);
-    // Attic's client asks first what is missing, so whoever sends this means it: the new one takes
-    // the place.
+    // Attic's client asks first what is missing, so this upload is deliberate: the new path
+    // replaces the old one.
     assert_eq!(upload(&lab, &info, &other).status, 200);
     let narinfo = lab.get(&format!("/main/{hash}.narinfo")).text();
     assert!(narinfo.contains(&format!("NarHash: {}\n", dormer_nix::NarHash::digest(&other))), "{narinfo}");

@@ -1,8 +1,7 @@
 //! What we link may be linked into an Apache-2.0 program, comes from the public registry, and
 //! brings one TLS stack only.
 //!
-//! The rules are those of deny.toml, so that who has `cargo deny` and who has not are told the
-//! same.
+//! The rules are those of deny.toml, so that `cargo deny` and this test agree.
 
 #![expect(clippy::unwrap_used, reason = "a failed unwrap fails the test, as it should")]
 

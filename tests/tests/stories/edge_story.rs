@@ -146,7 +146,7 @@ fn what_is_built_in_the_lab_is_read_at_the_edge_and_so_is_every_change() {
             let machine = story.lab.machine(&format!("{place}-{}", nix.name()), nix);
             realise(&machine, &root).fails();
             if number == 0 {
-                // Somebody who never heard of the lab, and one who has an account there.
+                // A machine that never heard of the lab, and a machine with an account there.
                 let used = machine.dormer(&[
                     "use",
                     "main",

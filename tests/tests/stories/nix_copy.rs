@@ -11,8 +11,8 @@ fn pusher(lab: &Lab, name: &str, nix: Nix) -> Machine {
     machine
 }
 
-/// A pusher whose builds carry a signature of his own, as the narinfo does that his nix remembers:
-/// it never sees the cache's.
+/// A pusher whose builds carry its own signature, and so does the narinfo that its Nix remembers.
+/// That Nix never sees the cache's signature.
 fn signing_pusher(lab: &Lab, name: &str, nix: Nix) -> Machine {
     let machine = pusher(lab, name, nix);
     let secret = machine.home().join("secret-key");
@@ -27,8 +27,8 @@ fn signing_pusher(lab: &Lab, name: &str, nix: Nix) -> Machine {
     machine
 }
 
-/// Copies in one compression, then fetches it as two machines: one that never heard of the path,
-/// and the pusher himself, who remembers his own narinfo and asks for the very file that he sent.
+/// Copies in one compression, then fetches the path on two machines: one that never heard of it,
+/// and the pusher, which remembers its own narinfo and asks for the very file that it sent.
 fn copies_and_fetches_back(compression: &str, suffix: &str) {
     let lab = Lab::start();
     for nix in Nix::ALL {

@@ -260,7 +260,7 @@ pub(super) async fn what_was_removed_is_remembered_for_a_while(both: Both) -> Re
     assert_eq!(find(&[1, 2, 3]).await?, both_of_them);
     assert_eq!(find(&[4]).await?, hashes(&[4]), "it was there, and nobody has looked since");
     assert_eq!(both.publish.find_removed(lease.target, other, &hashes(&[1])).await?, []);
-    // Who waits for one knows by itself from then on.
+    // A path that waits for a removed one remembers it by itself from then on.
     let lost = PendingVerdicts { lost: vec![(path_hash(4), path_hash(1))], ..PendingVerdicts::default() };
     both.publish.settle_pending(&lease, id, &lost, NOW).await?;
     let waiting = both.publish.pending_objects(lease.target, id, None, 10).await?;

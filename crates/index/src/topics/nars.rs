@@ -24,7 +24,7 @@ use crate::sql::{Sql, Transaction, both};
 use crate::sql_index::{Dialect, Lock, SqlIndex, Write};
 use crate::{Error, Result};
 
-// Without its listing a NAR counts as damaged for those who could store it again.
+// A NAR without its listing counts as damaged for uploads, which can store it again.
 pub(crate) const FIND_NAR: Sql = both!(
     "SELECT n.id, n.hash, n.size, n.file_size, n.tag, CASE WHEN l.nar IS NULL THEN 0 ELSE n.damaged_at END
      FROM nars AS n LEFT JOIN listings AS l ON l.nar = n.id

@@ -181,7 +181,7 @@ async fn a_reference_that_is_removed_while_its_referrer_waits_never_counts_as_up
     assert_eq!(lab.publish().await.unwrap().waiting(), 1);
     lab.remove(1).await;
     lab.publish().await.unwrap();
-    // 4 came and went before anybody looked; 3 was pushed by somebody who had still seen it.
+    // 4 came and went before any run looked; the pusher of 3 had still seen it.
     lab.push(4, 4, &[]).await;
     lab.remove(4).await;
     lab.publish().await.unwrap();

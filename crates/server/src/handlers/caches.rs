@@ -14,8 +14,8 @@ use crate::failure::Failure;
 use crate::handlers::checks::{bad_request, retention_period, store_dir};
 
 /// The caches that the caller may know of: public ones, and those on which the token has any
-/// permission. A token that does not count is refused, although none is needed: who shows one wants
-/// to know, and `dormer login` asks here.
+/// permission. An invalid token is refused, although none is needed: its caller wants to know, and
+/// `dormer login` asks here.
 pub(crate) async fn list_caches(app: &App, call: &Call) -> Result<Response<Body>, Failure> {
     let claims = app.claims(call);
     if claims.is_none() && call.headers().contains_key(AUTHORIZATION) {

@@ -416,7 +416,7 @@ fn deduplication_is_told_only_of_what_the_token_may_pull() {
     let first = upload_with_header(&server, &admin(), &info("team-a", &path(1), &nar, ""), &nar);
     assert_eq!(first.json()["kind"], "Uploaded");
 
-    // Another tenant, who may not pull from team-a, is told nothing.
+    // Another tenant, without the right to pull from team-a, is told nothing.
     let tenant = token(&json!({"main": {"r": 1, "w": 1}}));
     let other = upload_with_header(&server, &tenant, &info("main", &path(1), &nar, ""), &nar).json();
     let fresh_nar = common::nar(2);
@@ -426,20 +426,20 @@ fn deduplication_is_told_only_of_what_the_token_may_pull() {
     assert_eq!(other["kind"], "Uploaded");
     assert_eq!(fields(&other), fields(&fresh), "a known NAR looks like a new one");
 
-    // Of what is in his own cache, he is.
+    // That tenant is told of what its own cache has.
     let again = upload_with_header(&server, &tenant, &info("main", &path(3), &nar, ""), &nar).json();
     assert_eq!(
         (again["kind"].as_str(), again["frac_deduplicated"].as_f64()),
         (Some("Deduplicated"), Some(1.0))
     );
-    // Who may push but not pull is not.
+    // A token that may push but not pull is told nothing.
     let pusher = token(&json!({"team-a": {"w": 1}}));
     let hidden = common::nar(18);
     upload_with_header(&server, &admin(), &info("team-a", &path(5), &hidden, ""), &hidden);
     let again = upload_with_header(&server, &pusher, &info("team-a", &path(4), &hidden, ""), &hidden).json();
     assert_eq!(fields(&again), fields(&fresh));
     assert_eq!(again["kind"], "Uploaded");
-    // What any cache has that he may pull, counts: by his token, or by anybody.
+    // Every cache counts that the tenant may pull: by its token, or because the cache is public.
     let reader = token(&json!({"main": {"w": 1, "r": 1}, "team-a": {"r": 1}}));
     let elsewhere = common::nar(7);
     upload_with_header(&server, &admin(), &info("team-a", &path(6), &elsewhere, ""), &elsewhere);
@@ -455,7 +455,7 @@ fn deduplication_is_told_only_of_what_the_token_may_pull() {
     let public =
         upload_with_header(&server, &stranger, &info("team-b", &path(6), &elsewhere, ""), &elsewhere);
     assert_eq!(public.json()["kind"], "Deduplicated", "it is in main, which is public");
-    // Of parts of a NAR, only who may pull all caches is told.
+    // Only a token that may pull all caches is told of parts of a NAR.
     let part = common::nar(8);
     let told = upload_with_header(&server, &reader, &info("main", &path(7), &part, ""), &part).json();
     assert_eq!(fields(&told), fields(&fresh), "team-b is not his to read");
@@ -463,7 +463,7 @@ fn deduplication_is_told_only_of_what_the_token_may_pull() {
     let part = common::nar(9);
     let told = upload_with_header(&server, &all_of_them, &info("main", &path(8), &part, ""), &part).json();
     assert!(told["frac_deduplicated"].is_f64(), "{told}");
-    // Who may pull everything hears the truth.
+    // A token that may pull everything gets the true values.
     let all = upload_with_header(&server, &admin(), &info("team-a", &path(5), &nar, ""), &nar).json();
     assert_eq!((all["kind"].as_str(), all["frac_deduplicated"].as_f64()), (Some("Deduplicated"), Some(1.0)));
 }

@@ -350,7 +350,7 @@ fn expect_100_continue_is_honoured() {
     stream.read_to_end(&mut rest).unwrap();
     assert_eq!(Reply::parse(&rest, false).status, 200);
 
-    // Who is refused is refused before the body.
+    // The refusal comes before the body.
     let mut stream = server.connect();
     stream.write_all(head("garbage").as_bytes()).unwrap();
     let mut answer = Vec::new();

@@ -120,7 +120,7 @@ fn a_reader_who_takes_nothing_loses_its_turn() {
         options.engine.reads_max = 1;
         options.server.write_idle_timeout = Duration::from_millis(200);
     });
-    // More than the kernel takes in for a reader who sleeps.
+    // More than the kernel buffers for a reader that sleeps.
     server.push("main", &path(1), &sized_nar(1, 24_000_000));
     server.push("main", &path(2), &nar(2));
     let mut sleeper = server.connect();

@@ -36,7 +36,7 @@ fn by_hand(header: &Value, claims: &Value, signature: &[u8]) -> String {
     format!("{}.{}.{}", part(header), part(claims), URL_SAFE_NO_PAD.encode(signature))
 }
 
-/// What the private cache answers to who brings this.
+/// What the private cache answers to this token.
 fn status(server: &Server, authorization: &str) -> u16 {
     server.request("GET", "/team-a/nix-cache-info", &[("Authorization", authorization)], b"").status
 }
@@ -149,7 +149,7 @@ fn rs256_tokens_are_verified_with_either_half_of_the_key() {
                 "{other:?}"
             );
         }
-        // The public key is no secret: who signs with it as one must not be believed.
+        // The public key is no secret: a signature that uses it as one must not count.
         let der = RSA_PUBLIC
             .split(|byte| *byte == b'\n')
             .filter(|line| !line.starts_with(b"-"))

@@ -318,8 +318,8 @@ async fn migrate(connection: &mut PgConnection, database: &str) -> Result<()> {
     let failed = |error| failed(MIGRATE, error);
     let mut transaction = connection.begin().await.map_err(failed)?;
     sqlx::raw_sql(AssertSqlSafe(lock)).execute(&mut *transaction).await.map_err(failed)?;
-    // Whoever waits longer for a table than this keeps everybody behind it waiting, too: rather
-    // fail, and try again at the next start.
+    // A step that waits longer for a table makes all later callers wait behind it. It fails
+    // instead, and the next start tries it again.
     let impatient = sqlx::raw_sql("SET LOCAL lock_timeout = 10000").execute(&mut *transaction).await;
     impatient.map_err(failed)?;
     schema_version(&mut transaction, database).await?;

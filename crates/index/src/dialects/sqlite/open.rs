@@ -1,4 +1,5 @@
-//! Opening a database file: whose it is, who else uses it, and how its connections are set up.
+//! Opening a database file: which program made it, which process uses it, and the settings of its
+//! connections.
 //!
 //! Invariants
 //! - A file that is not ours is looked at through its bytes and an immutable connection: nothing is
@@ -95,8 +96,8 @@ pub(super) fn lock(path: &Path) -> Result<File> {
     }
 }
 
-/// The same, for who means to keep it: a server that is about to end, or a follower that migrates,
-/// has it for a moment more.
+/// The same, for a process that means to keep the lock. A server that is about to end, or a
+/// follower that migrates, holds it for a moment more.
 pub(super) async fn lock_soon(path: &Path) -> Result<File> {
     let begin = Instant::now();
     loop {
