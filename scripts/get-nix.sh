@@ -4,7 +4,7 @@
 #
 #   DIR/bookworm  Nix 2.8, the oldest that we promise
 #   DIR/trixie    Nix 2.26
-#   DIR/forky     the newest that Debian has; it moves, so tests print its version and never assert it
+#   DIR/forky     Debian's newest; it moves, so tests print its version and never assert it
 #
 # A tree holds nix and a static busybox (the builder of the test closures) and is only unpacked: no
 # maintainer script runs and nothing of the system changes, except that `mmdebstrap` gets installed.

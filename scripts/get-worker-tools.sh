@@ -2,9 +2,9 @@
 # get-worker-tools.sh DIR: brings what the Worker is built and tested with, and leaves alone what is
 # there:
 #
-#   DIR/node          Node, from npm's package of it, only where this machine has none, or one before 20 (Debian 12 has 18)
+#   DIR/node          Node, from npm's package, only where this machine has none or one before 20
 #   DIR/worker-node   npm's packages of worker/package-lock.json: workerd, miniflare, wrangler
-#   DIR/worker-rust   Debian's Rust with its standard library for wasm32, only where this machine's Rust has none
+#   DIR/worker-rust   Debian's Rust with std for wasm32, only where this machine's Rust has none
 #                     (`rustup target add wasm32-unknown-unknown` is the short way to it)
 #
 # From nothing about two minutes on two cores, nearly all of it the standard library. Wants Debian
@@ -17,7 +17,7 @@ root=$(cd "$(dirname "$0")/.." && pwd)
 as_root=()
 if [ "$(id -u)" -ne 0 ]; then as_root=(sudo); fi
 
-# Whoever runs what is in DIR/worker-node puts DIR/node/node_modules/.bin before the PATH, as here.
+# To run the tools in DIR/worker-node, put DIR/node/node_modules/.bin before the PATH, as here.
 PATH=$parts/node/node_modules/.bin:$PATH
 
 node_is_new() {

@@ -1,6 +1,6 @@
--- Work over a whole cache or target, done in steps of a few thousand rows. Each step moves the cursor in its own transaction,
--- so that any process can go on where another one stopped. The row goes in the transaction of the job's last step.
--- The same table as on SQLite.
+-- Work over a whole cache or target, done in steps of a few thousand rows. Each step moves the
+-- cursor in its own transaction, so that any process can go on where another one stopped. The row
+-- goes in the transaction of the job's last step. The same table as on SQLite.
 CREATE TABLE jobs (
     id BIGINT GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
     kind TEXT NOT NULL,

@@ -1,5 +1,6 @@
--- Work over a whole cache or target, done in steps of a few thousand rows. Each step moves the cursor in its own transaction,
--- so that any process can go on where another one stopped. The row goes in the transaction of the job's last step.
+-- Work over a whole cache or target, done in steps of a few thousand rows. Each step moves the
+-- cursor in its own transaction, so that any process can go on where another one stopped. The row
+-- goes in the transaction of the job's last step.
 CREATE TABLE jobs (
     id INTEGER PRIMARY KEY AUTOINCREMENT,
     kind TEXT NOT NULL,

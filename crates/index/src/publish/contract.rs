@@ -316,7 +316,7 @@ pub struct PublishBacklog {
 /// What publishing remembers.
 #[async_trait]
 pub trait PublishIndex: Send + Sync + std::fmt::Debug + 'static {
-    // --- targets and leases -----------------------------------------------------------------------------------------
+    // --- targets and leases ----------------------------------------------------------------------
 
     /// The target of this name. A target that is not there is made, at the start of the outbox; one
     /// that is stays where it is.
@@ -341,7 +341,7 @@ pub trait PublishIndex: Send + Sync + std::fmt::Debug + 'static {
     /// another location than before, no comparison that had begun counts.
     async fn move_target(&self, lease: &Lease, location: &str, compared: bool) -> Result<()>;
 
-    // --- changes to look at -----------------------------------------------------------------------------------------
+    // --- changes to look at ----------------------------------------------------------------------
 
     /// Notes objects to look at, and how far their source was read.
     async fn note_pending(
@@ -406,7 +406,7 @@ pub trait PublishIndex: Send + Sync + std::fmt::Debug + 'static {
         limit: u32,
     ) -> Result<u64>;
 
-    // --- caches -----------------------------------------------------------------------------------------------------
+    // --- caches ----------------------------------------------------------------------------------
 
     /// Caches that are published to a target, or were.
     async fn published_caches(&self, target: TargetId) -> Result<Vec<PublishedCache>>;
@@ -422,7 +422,7 @@ pub trait PublishIndex: Send + Sync + std::fmt::Debug + 'static {
     /// published.
     async fn publish_backlog(&self, limit: u32) -> Result<Vec<PublishBacklog>>;
 
-    // --- look-ups ---------------------------------------------------------------------------------------------------
+    // --- look-ups --------------------------------------------------------------------------------
 
     /// Those of these objects that the cache has, with damaged NARs too. At most 16,384; one
     /// statement.
@@ -472,7 +472,7 @@ pub trait PublishIndex: Send + Sync + std::fmt::Debug + 'static {
         limit: u32,
     ) -> Result<Vec<PublishedNar>>;
 
-    // --- writing ----------------------------------------------------------------------------------------------------
+    // --- writing ---------------------------------------------------------------------------------
 
     /// Writes down what is about to be written: each object's narinfo and NAR may be there from now
     /// on, and what it refers to counts as referred to. A NAR file that is there stays so, and its
@@ -490,7 +490,7 @@ pub trait PublishIndex: Send + Sync + std::fmt::Debug + 'static {
         delete_after: UnixSeconds,
     ) -> Result<()>;
 
-    // --- removing ---------------------------------------------------------------------------------------------------
+    // --- removing --------------------------------------------------------------------------------
 
     /// Writes down that these objects are being removed. None of them can go before
     /// [`Self::take_referrers`] has come to its end.
