@@ -208,7 +208,7 @@ impl JobRunner {
         let ends_at = now + self.settings.lease_seconds;
         match kind {
             JobKind::DeleteCache => self.jobs.delete_cache_step(lease, rows, now, ends_at).await,
-            JobKind::NoteCache | JobKind::Reconcile => unreachable!("the runner leases no such job"),
+            JobKind::ScanCache => unreachable!("the runner leases no such job"),
         }
     }
 

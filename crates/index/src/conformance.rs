@@ -105,19 +105,23 @@ pub async fn run_publish<F, Fut, I>(make: F)
 where
     F: Fn() -> Fut,
     Fut: Future<Output = Arc<I>>,
-    I: Index + PublishIndex,
+    I: Index + PublishIndex + JobIndex,
 {
     macro_rules! cases {
         ($($case:ident),+ $(,)?) => {
             $({
                 let index = make().await;
-                let both = publish::Both { index: Arc::clone(&index) as Arc<dyn Index>, publish: index };
+                let both = publish::Both {
+                    index: Arc::clone(&index) as Arc<dyn Index>,
+                    publish: Arc::clone(&index) as Arc<dyn PublishIndex>,
+                    jobs: index,
+                };
                 check(stringify!($case), publish::$case(both)).await;
             })+
         };
     }
     cases! {
-        a_target_is_made_once_and_stays_where_it_is, a_lease_is_given_to_one_at_a_time, whoever_lost_the_lease_writes_nothing,
+        a_target_is_made_once_and_stays_where_it_is, a_lease_is_given_to_one_at_a_time, a_lost_lease_writes_nothing,
         pending_objects_come_oldest_first_and_once, a_whole_cache_can_be_noted, what_was_removed_is_remembered_for_a_while, an_object_is_there_when_it_is_finished,
         a_nar_that_nothing_names_may_go, an_intent_that_came_to_nothing_leaves_nothing,
         referrers_are_removed_first_and_know_what_they_lost, what_an_upstream_key_signed_takes_nothing_along,

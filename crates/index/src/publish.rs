@@ -146,9 +146,14 @@ impl<D: Dialect> PublishIndex for SqlIndex<D> {
     async fn published_caches(&self, target: TargetId) -> Result<Vec<PublishedCache>> {
         self.read("list published caches", async |mut tx| work::published_caches(&mut tx, target).await).await
     }
-    async fn write_published_cache(&self, lease: &Lease, cache: &PublishedCache) -> Result<()> {
+    async fn write_published_cache(
+        &self,
+        lease: &Lease,
+        cache: &PublishedCache,
+        at: UnixSeconds,
+    ) -> Result<()> {
         self.write("write a published cache", async |mut tx| {
-            work::write_published_cache(&mut tx, lease, cache).await
+            work::write_published_cache(&mut tx, lease, cache, at).await
         })
         .await
     }

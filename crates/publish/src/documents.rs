@@ -98,7 +98,7 @@ async fn write_state(
     let json = state.to_json();
     put_small(run.files(), &EdgeKey::State(name.clone()), state.public, json.clone()).await?;
     row.document = json;
-    Ok(run.state().write_published_cache(&run.lease(), row).await?)
+    Ok(run.state().write_published_cache(&run.lease(), row, run.now()).await?)
 }
 
 /// Writes the catalogue of public caches, unless the same is there. Costs one read.

@@ -274,7 +274,7 @@ impl Run<'_> {
         if let Some(mut row) = self.untouched.take() {
             // Never the time that the document gives, whatever the clock does.
             row.published_at = self.now().max(row.published_at.saturating_add(1));
-            self.state().write_published_cache(&self.lease(), &row).await?;
+            self.state().write_published_cache(&self.lease(), &row, self.now()).await?;
         }
         Ok(())
     }
@@ -393,7 +393,7 @@ impl Run<'_> {
         outcome.add(counts);
         if self.mode == Mode::Reconcile && !compares {
             row.scan = Some(CacheScan::Narinfos(None));
-            self.state().write_published_cache(&self.lease(), &row).await?;
+            self.state().write_published_cache(&self.lease(), &row, self.now()).await?;
             let Some(counts) = self.scan_cache(cache, name, &mut row).await? else { return Ok(outcome) };
             outcome.add(counts);
         }
@@ -428,7 +428,7 @@ impl Run<'_> {
             published_at: self.now(),
             scan: Some(scan),
         };
-        self.state().write_published_cache(&self.lease(), &row).await?;
+        self.state().write_published_cache(&self.lease(), &row, self.now()).await?;
         self.followed.insert(cache.id);
         Ok(row)
     }

@@ -259,7 +259,7 @@ impl Run<'_> {
             published.name.parse().map_err(|_| Error::CacheName { name: published.name.clone() })?;
         // If the cache is published again before this is done, nothing counts as written.
         let unknown = PublishedCache { basis: Vec::new(), document: Vec::new(), ..published.clone() };
-        self.state().write_published_cache(&self.lease(), &unknown).await?;
+        self.state().write_published_cache(&self.lease(), &unknown, self.now()).await?;
         documents::remove_state(self, &name).await?;
         let mut after = None;
         loop {

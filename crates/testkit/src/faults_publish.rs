@@ -422,7 +422,7 @@ publish_calls! {
         fn note_cache_step(lease: &Lease, cache: CacheId, scan: CacheScan, limit: u32, at: UnixSeconds) -> Option<CacheScan>;
         fn forget_removed(lease: &Lease, cache: CacheId, before: UnixSeconds, limit: u32) -> u64;
         fn settle_pending(lease: &Lease, cache: CacheId, verdicts: &PendingVerdicts, at: UnixSeconds) -> ();
-        fn write_published_cache(lease: &Lease, cache: &PublishedCache) -> ();
+        fn write_published_cache(lease: &Lease, cache: &PublishedCache, at: UnixSeconds) -> ();
         fn forget_published_cache(lease: &Lease, cache: CacheId, limit: u32) -> bool;
         fn begin_publishing(lease: &Lease, cache: CacheId, intents: &[PublishIntent]) -> ();
         fn note_uploaded(lease: &Lease, cache: CacheId, nars: &[PublishedNar]) -> ();

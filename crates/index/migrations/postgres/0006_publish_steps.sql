@@ -1,6 +1,3 @@
--- Work over a whole published cache runs in steps. The cursor outlives the process that began the
--- work; NULL: no such work.
-ALTER TABLE publish_caches ADD COLUMN scan BYTEA;
 -- Whether the rows of a target were compared with what is at its location: 0 from the moment that a
 -- target moves until a run has compared all of them.
 ALTER TABLE publish_targets ADD COLUMN compared BIGINT NOT NULL DEFAULT 1;

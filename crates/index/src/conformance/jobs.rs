@@ -62,14 +62,14 @@ const ROWS: u64 = 12 + 3 + 2;
 pub(super) async fn a_job_is_opened_once(both: Both) -> Result<()> {
     assert_eq!(both.jobs.list_jobs(None, 10).await?, []);
     let id = cache(&both.index, "main").await?;
-    let note = |cache, target| both.jobs.open_job(JobKind::NoteCache, cache, target, NOW);
+    let note = |cache, target| both.jobs.open_job(JobKind::ScanCache, cache, target, NOW);
     let target = crate::TargetId(7);
     let first = note(Some(id), Some(target)).await?;
     assert_eq!(note(Some(id), Some(target)).await?, first);
     let others = [
         note(Some(id), None).await?,
         note(None, Some(target)).await?,
-        both.jobs.open_job(JobKind::Reconcile, Some(id), Some(target), NOW).await?,
+        both.jobs.open_job(JobKind::DeleteCache, Some(id), Some(target), NOW).await?,
     ];
     assert!(others.iter().all(|other| *other > first), "{others:?}");
     assert_eq!(note(Some(id), None).await?, others[0]);
@@ -89,7 +89,7 @@ pub(super) async fn a_job_is_opened_once(both: Both) -> Result<()> {
 pub(super) async fn a_job_has_one_holder_at_a_time(both: Both) -> Result<()> {
     assert_eq!(both.lease("a", NOW).await?, None);
     let id = both.deleted_cache("main").await?;
-    assert_eq!(both.jobs.lease_job(JobKind::Reconcile, "a", NOW, NOW + 1).await?, None, "another kind");
+    assert_eq!(both.jobs.lease_job(JobKind::ScanCache, "a", NOW, NOW + 1).await?, None, "another kind");
     let first = both.lease("a", NOW).await?.expect("nobody holds it");
     assert_eq!((first.cache, first.target, first.failures), (Some(id), None, 0));
     assert_eq!(both.lease("b", NOW + MINUTE - 1).await?, None);
@@ -259,7 +259,7 @@ pub(super) async fn jobs_are_counted_by_kind(both: Both) -> Result<()> {
     assert_eq!(both.jobs.job_backlog(NOW).await?, []);
     both.deleted_cache("a").await?;
     both.deleted_cache("b").await?;
-    both.jobs.open_job(JobKind::NoteCache, None, Some(crate::TargetId(1)), NOW - 5).await?;
+    both.jobs.open_job(JobKind::ScanCache, None, Some(crate::TargetId(1)), NOW - 5).await?;
     let lease = both.lease("a", NOW).await?.expect("nobody holds it");
     both.jobs.delete_cache_step(&lease, 5, NOW, NOW + MINUTE).await?;
     let counts = |running, waiting, rows_done, oldest_created_at, kind: &str| crate::JobBacklog {
@@ -269,7 +269,7 @@ pub(super) async fn jobs_are_counted_by_kind(both: Both) -> Result<()> {
         rows_done,
         oldest_created_at,
     };
-    let note = counts(0, 1, 0, NOW - 5, "note-cache");
+    let note = counts(0, 1, 0, NOW - 5, "scan-cache");
     let expected = [counts(1, 1, 5, NOW, "delete-cache"), note.clone()];
     assert_eq!(both.jobs.job_backlog(NOW).await?, expected);
     let expected = [counts(0, 2, 5, NOW, "delete-cache"), note];

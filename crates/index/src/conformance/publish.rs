@@ -7,15 +7,16 @@ use dormer_nix::{NarHash, StorePathHash};
 
 use super::fixtures::{NOW, cache, nar_hash, path_hash, push_object, tag};
 use crate::{
-    AbsentPage, CacheId, CacheScan, Error, Index, Lease, NotedFrom, OutboxPosition, PendingVerdicts,
-    PublishBacklog, PublishDone, PublishIndex, PublishIntent, PublishState, PublishTarget, PublishedCache,
-    PublishedNar, Removal, Result,
+    AbsentPage, CacheId, CacheScan, Error, Index, JobIndex, Lease, NotedFrom, OutboxPosition,
+    PendingVerdicts, PublishBacklog, PublishDone, PublishIndex, PublishIntent, PublishState, PublishTarget,
+    PublishedCache, PublishedNar, Removal, Result,
 };
 
-/// What every case works on: both contracts of one adapter.
+/// What every case works on: the contracts of one adapter.
 pub(super) struct Both {
     pub(super) index: Arc<dyn Index>,
     pub(super) publish: Arc<dyn PublishIndex>,
+    pub(super) jobs: Arc<dyn JobIndex>,
 }
 
 const HOUR: i64 = 3_600;
@@ -160,7 +161,7 @@ pub(super) async fn a_lease_is_given_to_one_at_a_time(both: Both) -> Result<()> 
     Ok(())
 }
 
-pub(super) async fn whoever_lost_the_lease_writes_nothing(both: Both) -> Result<()> {
+pub(super) async fn a_lost_lease_writes_nothing(both: Both) -> Result<()> {
     let id = cache(&both.index, "main").await?;
     let (target, old) = target(&both).await?;
     both.publish.acquire_lease(target.id, "you", NOW + HOUR, NOW + 2 * HOUR).await?.expect("it has ended");
@@ -474,10 +475,24 @@ pub(super) async fn a_cache_is_remembered_and_forgotten(both: Both) -> Result<()
         published_at: NOW,
         scan: Some(CacheScan::Past(OutboxPosition { transaction: 3, number: 4 })),
     };
-    both.publish.write_published_cache(&lease, &published).await?;
+    both.publish.write_published_cache(&lease, &published, NOW).await?;
     published.document = vec![2, 3];
-    both.publish.write_published_cache(&lease, &PublishedCache { scan: None, ..published.clone() }).await?;
+    both.publish
+        .write_published_cache(&lease, &PublishedCache { scan: None, ..published.clone() }, NOW)
+        .await?;
     assert_eq!(both.publish.published_caches(lease.target).await?, [published.clone()]);
+    // People see this work as a job, run by the holder of the target's lease.
+    let jobs = both.jobs.list_jobs(None, 10).await?;
+    assert_eq!(jobs.len(), 1);
+    assert_eq!(
+        (jobs[0].kind.as_str(), jobs[0].cache, jobs[0].target),
+        ("scan-cache", Some(id), Some(lease.target))
+    );
+    assert_eq!((jobs[0].holder.as_deref(), jobs[0].lease_ends_at), (Some("me"), NOW + HOUR));
+    assert_eq!((jobs[0].rows_done, jobs[0].created_at, jobs[0].stepped_at), (0, NOW, None));
+    let backlog = both.jobs.job_backlog(NOW).await?;
+    assert_eq!((backlog[0].running, backlog[0].waiting), (1, 0));
+    assert_eq!(both.jobs.job_backlog(NOW + HOUR).await?[0].running, 0, "the target's lease has ended");
     // How far the work over all of it has come is written down with each of its steps.
     let scans =
         [CacheScan::Narinfos(None), CacheScan::Nars(Some(255)), CacheScan::Objects(Some(path_hash(1)))];
@@ -485,12 +500,15 @@ pub(super) async fn a_cache_is_remembered_and_forgotten(both: Both) -> Result<()
         both.publish.note_drift(&lease, id, &[], &[], NOW, scan).await?;
         assert_eq!(both.publish.published_caches(lease.target).await?[0].scan, Some(scan));
     }
-    both.publish.note_pending(&lease, &[], NotedFrom::Scan(id, CacheScan::Published(None))).await?;
+    let noted = [(id, path_hash(8), NOW), (id, path_hash(9), NOW)];
+    both.publish.note_pending(&lease, &noted, NotedFrom::Scan(id, CacheScan::Published(None))).await?;
+    assert_eq!(both.jobs.list_jobs(None, 10).await?[0].rows_done, 2);
     assert_eq!(both.publish.published_caches(lease.target).await?[0].scan, Some(CacheScan::Published(None)));
     assert_eq!(both.publish.note_cache_step(&lease, id, CacheScan::Published(None), 9, NOW).await?, None);
     assert_eq!(both.publish.published_caches(lease.target).await?[0].scan, None);
+    assert_eq!(both.jobs.list_jobs(None, 10).await?, []);
     // What was compared with another location does not count.
-    both.publish.write_published_cache(&lease, &published).await?;
+    both.publish.write_published_cache(&lease, &published, NOW).await?;
     both.publish.move_target(&lease, "s3://bucket", true).await?;
     assert_eq!(both.publish.published_caches(lease.target).await?, [published]);
     both.publish.move_target(&lease, "s3://other", false).await?;
@@ -520,7 +538,7 @@ pub(super) async fn what_waits_is_counted_for_all_targets_at_once(both: Both) ->
     for (lease, cache, name) in
         [(&lease, ids[0], "main"), (&lease, ids[1], "other"), (&elsewhere, ids[0], "main")]
     {
-        both.publish.write_published_cache(lease, &published(cache, name)).await?;
+        both.publish.write_published_cache(lease, &published(cache, name), NOW).await?;
     }
     publish(&both, &lease, ids[0], 1, &[]).await?;
     both.publish.begin_publishing(&lease, ids[0], &[intent(2, &[])]).await?;

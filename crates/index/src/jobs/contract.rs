@@ -17,23 +17,21 @@ pub enum JobKind {
     /// Removes the objects, graces and aliases of a deleted cache. The holder of the job's lease
     /// runs it.
     DeleteCache,
-    /// Notes every object of a cache as pending for a target. The holder of the target's lease runs
-    /// it.
-    NoteCache,
-    /// Compares a target with what is written down of it. The holder of the target's lease runs it.
-    Reconcile,
+    /// Publishing's work over a whole cache ([`CacheScan`](crate::CacheScan)): compares the cache
+    /// with a target's listing, and notes all of it as pending. The holder of the target's lease
+    /// runs it.
+    ScanCache,
 }
 
 impl JobKind {
     /// All kinds.
-    pub const ALL: [Self; 3] = [Self::DeleteCache, Self::NoteCache, Self::Reconcile];
+    pub const ALL: [Self; 2] = [Self::DeleteCache, Self::ScanCache];
 
     /// The kind in the table, in `dormer jobs` and as a metric's label.
     pub fn as_str(self) -> &'static str {
         match self {
             Self::DeleteCache => "delete-cache",
-            Self::NoteCache => "note-cache",
-            Self::Reconcile => "reconcile",
+            Self::ScanCache => "scan-cache",
         }
     }
 }
@@ -55,7 +53,8 @@ pub struct Job {
     pub target_name: Option<String>,
     /// Rows so far.
     pub rows_done: u64,
-    /// The process that took the lease last and has not given it back.
+    /// The process that took the lease last and has not given it back. A job of a target has the
+    /// target's lease.
     pub holder: Option<String>,
     /// Nobody else may take the lease before; without a holder, the next try is not before.
     pub lease_ends_at: UnixSeconds,

@@ -1,13 +1,13 @@
 //! Jobs: work over a whole cache or target, in steps that any process can continue.
 //!
-//! [`contract`] states the port, [`work`] and [`target_work`] hold the statements that keep a job's
-//! row, and [`delete_cache`] is the first job. A topic that has a job of its own runs its step in
-//! one transaction: it holds the job, does its work, and advances or finishes the job before it
-//! commits.
+//! [`contract`] states the port, [`work`] holds the statements that keep a job's row, and
+//! [`delete_cache`] is the first job. Publishing's scans of a cache are jobs too; their steps run
+//! under the lease of their target (`publish/work/caches.rs`). A topic that has a job of its own
+//! runs its step in one transaction: it holds the job, does its work, and advances or finishes the
+//! job before it commits.
 
 mod contract;
 mod delete_cache;
-pub(crate) mod target_work;
 pub(crate) mod work;
 
 pub use contract::{Job, JobBacklog, JobId, JobIndex, JobKind, JobLease, JobStep};

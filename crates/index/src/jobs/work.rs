@@ -26,20 +26,20 @@ const OPEN: Sql = both!(
      RETURNING id"
 );
 const LIST: Sql = both!(
-    "SELECT j.id, j.kind, j.cache, c.name, j.target, t.name, j.done, j.holder, j.lease_ends_at, j.failures,
+    "SELECT j.id, j.kind, j.cache, c.name, j.target, t.name, j.done, coalesce(j.holder, t.holder),
+         CASE WHEN t.id IS NULL THEN j.lease_ends_at ELSE t.lease_ends_at END, j.failures,
          j.created_at, j.stepped_at, j.error
      FROM jobs AS j LEFT JOIN caches AS c ON c.id = j.cache LEFT JOIN publish_targets AS t ON t.id = j.target
      WHERE j.id > $1 ORDER BY j.id LIMIT $2"
 );
-// PostgreSQL sums to numeric, which is no number of ours.
-const BACKLOG: Sql = Sql {
-    sqlite:
-        "SELECT kind, sum(CASE WHEN holder IS NOT NULL AND lease_ends_at > $1 THEN 1 ELSE 0 END), count(*),
-         sum(done), min(created_at) FROM jobs GROUP BY kind ORDER BY kind",
-    postgres:
-        "SELECT kind, sum(CASE WHEN holder IS NOT NULL AND lease_ends_at > $1 THEN 1 ELSE 0 END)::bigint,
-         count(*), sum(done)::bigint, min(created_at) FROM jobs GROUP BY kind ORDER BY kind",
-};
+// A job of a target runs while the target's lease does. PostgreSQL sums to numeric, so it casts.
+const BACKLOG: Sql = both!(
+    "SELECT j.kind,
+         CAST(sum(CASE WHEN j.holder IS NOT NULL AND j.lease_ends_at > $1
+             OR t.holder IS NOT NULL AND t.lease_ends_at > $1 THEN 1 ELSE 0 END) AS BIGINT),
+         count(*), CAST(sum(j.done) AS BIGINT), min(j.created_at)
+     FROM jobs AS j LEFT JOIN publish_targets AS t ON t.id = j.target GROUP BY j.kind ORDER BY j.kind"
+);
 // Replicas that look at the same moment do not wait for each other.
 const LEASE: Sql = Sql {
     sqlite: "UPDATE jobs SET holder = $2, fence = fence + 1, lease_ends_at = $4

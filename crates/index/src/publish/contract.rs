@@ -71,8 +71,8 @@ pub struct PublishedCache {
     pub document: Vec<u8>,
     /// When it was last written to.
     pub published_at: UnixSeconds,
-    /// How far the work over the whole cache has come, if there is such work. Writing `None` leaves
-    /// what the row says.
+    /// How far the work over the whole cache has come, if there is such work: the cursor of a job
+    /// ([`JobKind::ScanCache`](crate::JobKind::ScanCache)). Writing `None` leaves the job as it is.
     pub scan: Option<CacheScan>,
 }
 
@@ -93,7 +93,7 @@ pub enum CacheScan {
 }
 
 impl CacheScan {
-    /// As a column.
+    /// As the cursor of a job.
     pub(crate) fn encode(&self) -> Vec<u8> {
         let after = |tag: u8, bytes: &[u8]| [&[tag], bytes].concat();
         match self {
@@ -411,7 +411,12 @@ pub trait PublishIndex: Send + Sync + std::fmt::Debug + 'static {
     /// Caches that are published to a target, or were.
     async fn published_caches(&self, target: TargetId) -> Result<Vec<PublishedCache>>;
     /// Writes one down.
-    async fn write_published_cache(&self, lease: &Lease, cache: &PublishedCache) -> Result<()>;
+    async fn write_published_cache(
+        &self,
+        lease: &Lease,
+        cache: &PublishedCache,
+        at: UnixSeconds,
+    ) -> Result<()>;
     /// Forgets one, with everything that was written down of it, at most `limit` rows of each kind.
     /// Returns whether all is gone; the cache's own row goes last.
     async fn forget_published_cache(&self, lease: &Lease, cache: CacheId, limit: u32) -> Result<bool>;

@@ -172,7 +172,7 @@ fn how_far_edge_targets_are_behind_is_on_the_page() {
             published_at: now,
             scan: None,
         };
-        state.write_published_cache(&lease, &main).await.unwrap();
+        state.write_published_cache(&lease, &main, now).await.unwrap();
         state.note_pending(&lease, &[(cache, hash, now - 5_000)], NotedFrom::Outbox(end)).await.unwrap();
         lease
     });

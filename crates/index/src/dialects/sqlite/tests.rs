@@ -167,34 +167,6 @@ async fn the_last_step_and_the_end_of_its_job_are_one_transaction() {
     assert_eq!(index.list_jobs(None, 10).await.unwrap(), []);
 }
 
-#[tokio::test]
-async fn the_lease_of_a_target_fences_the_jobs_of_the_target() {
-    use crate::jobs::target_work::{advance_target_job, finish_target_job, hold_target_job};
-    let folder = tempfile::tempdir().unwrap();
-    let index = open(&folder.path().join("index.sqlite")).await;
-    let target = index.open_target("edge", "s3://bucket").await.unwrap().id;
-    let first = index.acquire_lease(target, "a", NOW, NOW + 60).await.unwrap().unwrap();
-    let (kind, cache) = (JobKind::NoteCache, Some(CacheId(1)));
-    let job = index.open_job(kind, cache, Some(target), NOW).await.unwrap();
-    let step = index.write("test", async |mut tx| {
-        let held = hold_target_job(&mut tx, &first, kind, cache).await?.expect("it is open");
-        assert_eq!((held.job, held.cursor), (job, None));
-        advance_target_job(&mut tx, &first, job, b"page", 7, NOW).await
-    });
-    step.await.unwrap();
-    let second = index.acquire_lease(target, "b", NOW + 60, NOW + 120).await.unwrap().unwrap();
-    let step = index.write("test", async |mut tx| {
-        let lost = hold_target_job(&mut tx, &first, kind, cache).await;
-        assert!(matches!(lost, Err(Error::LeaseLost)), "{lost:?}");
-        assert_eq!(hold_target_job(&mut tx, &second, JobKind::Reconcile, cache).await?, None);
-        let held = hold_target_job(&mut tx, &second, kind, cache).await?.expect("it is open");
-        assert_eq!((held.cursor.as_deref(), held.rows_done), (Some(&b"page"[..]), 7));
-        finish_target_job(&mut tx, &second, job).await
-    });
-    step.await.unwrap();
-    assert_eq!(index.list_jobs(None, 10).await.unwrap(), []);
-}
-
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn sqlite_answers_in_time_in_a_large_cache() {
     let folder = tempfile::tempdir().unwrap();

@@ -2,22 +2,24 @@
 
 use super::{AFTER_ALL_KEYS, hold_lease, one};
 use crate::Result;
-use crate::columns::{corrupt, unsigned};
-use crate::contract::CacheId;
+use crate::columns::{corrupt, signed, unsigned};
+use crate::contract::{CacheId, UnixSeconds};
 use crate::publish::contract::{CacheScan, Lease, PublishBacklog, PublishCounts, PublishedCache, TargetId};
 use crate::rows::Row as _;
 use crate::sql::{Argument, Sql, Transaction, both};
 
-use Argument::{Bytes, Number, OptionalBytes, Text};
+use Argument::{Bytes, Number, OptionalNumber, Text};
 
 pub(super) const LIST_CACHES: Sql = both!(
-    "SELECT cache, name, basis, document, published_at, scan FROM publish_caches WHERE target = $1 ORDER BY cache"
+    "SELECT c.cache, c.name, c.basis, c.document, c.published_at, j.cursor
+     FROM publish_caches AS c LEFT JOIN jobs AS j
+         ON j.kind = 'scan-cache' AND coalesce(j.cache, 0) = c.cache AND coalesce(j.target, 0) = c.target
+     WHERE c.target = $1 ORDER BY c.cache"
 );
 pub(super) const WRITE_CACHE: Sql = both!(
-    "INSERT INTO publish_caches (target, cache, name, basis, document, published_at, scan) VALUES ($1, $2, $3, $4, $5, $6, $7)
+    "INSERT INTO publish_caches (target, cache, name, basis, document, published_at) VALUES ($1, $2, $3, $4, $5, $6)
      ON CONFLICT (target, cache) DO UPDATE SET name = excluded.name, basis = excluded.basis,
-         document = excluded.document, published_at = excluded.published_at,
-         scan = coalesce(excluded.scan, publish_caches.scan)"
+         document = excluded.document, published_at = excluded.published_at"
 );
 pub(super) const FORGET_CACHE: Sql = both!("DELETE FROM publish_caches WHERE target = $1 AND cache = $2");
 /// For each kind of row: finds the last key of a page, and deletes up to it. A range of the primary
@@ -57,8 +59,19 @@ pub(super) const FORGET_ROWS: [(Sql, Sql); 5] = [
         both!("DELETE FROM publish_removed WHERE target = $1 AND cache = $2 AND hash <= $3 AND $4 = $4"),
     ),
 ];
-pub(super) const SET_SCAN: Sql =
-    both!("UPDATE publish_caches SET scan = $3 WHERE target = $1 AND cache = $2");
+// A scan is a job of its cache and target. The lease of the target fences its steps.
+pub(super) const OPEN_SCAN: Sql = both!(
+    "INSERT INTO jobs (kind, cache, target, cursor, done, fence, lease_ends_at, failures, created_at)
+     VALUES ('scan-cache', $2, $1, $3, 0, 0, 0, 0, $4)
+     ON CONFLICT (kind, coalesce(cache, 0), coalesce(target, 0)) DO UPDATE SET cursor = excluded.cursor"
+);
+pub(super) const MOVE_SCAN: Sql = both!(
+    "UPDATE jobs SET cursor = $3, done = done + $4, stepped_at = coalesce($5, stepped_at)
+     WHERE kind = 'scan-cache' AND coalesce(cache, 0) = $2 AND coalesce(target, 0) = $1"
+);
+pub(super) const END_SCAN: Sql = both!(
+    "DELETE FROM jobs WHERE kind = 'scan-cache' AND coalesce(cache, 0) = $2 AND coalesce(target, 0) = $1"
+);
 pub(super) const COUNT_OBJECTS: Sql =
     both!("SELECT count(*) FROM publish_objects WHERE target = $1 AND cache = $2 AND state = 1");
 pub(super) const COUNT_PENDING: Sql =
@@ -93,8 +106,8 @@ pub(crate) async fn published_caches(
                 document: row.column(3, table)?,
                 published_at: row.column(4, table)?,
                 scan: row
-                    .column::<Option<&[u8]>>(5, table)?
-                    .map(|scan| CacheScan::decode(scan).ok_or_else(|| corrupt(table, "an unknown scan")))
+                    .column::<Option<&[u8]>>(5, "jobs")?
+                    .map(|scan| CacheScan::decode(scan).ok_or_else(|| corrupt("jobs", "an unknown scan")))
                     .transpose()?,
             })
         })
@@ -105,9 +118,9 @@ pub(crate) async fn write_published_cache(
     tx: &mut impl Transaction,
     lease: &Lease,
     cache: &PublishedCache,
+    at: UnixSeconds,
 ) -> Result<()> {
     hold_lease(tx, lease).await?;
-    let scan = cache.scan.map(|scan| scan.encode());
     let arguments = [
         Number(lease.target.0),
         Number(cache.cache.0),
@@ -115,9 +128,14 @@ pub(crate) async fn write_published_cache(
         Bytes(&cache.basis),
         Bytes(&cache.document),
         Number(cache.published_at),
-        OptionalBytes(scan.as_deref()),
     ];
-    tx.run(WRITE_CACHE, &arguments).await.map(drop)
+    tx.run(WRITE_CACHE, &arguments).await?;
+    if let Some(scan) = cache.scan {
+        let scan = scan.encode();
+        let arguments = [Number(lease.target.0), Number(cache.cache.0), Bytes(&scan), Number(at)];
+        tx.run(OPEN_SCAN, &arguments).await?;
+    }
+    Ok(())
 }
 
 pub(crate) async fn forget_published_cache(
@@ -143,21 +161,27 @@ pub(crate) async fn forget_published_cache(
         all_gone &= last.is_none();
     }
     if all_gone {
+        tx.run(END_SCAN, &[target, cache]).await?;
         tx.run(FORGET_CACHE, &[target, cache]).await?;
     }
     Ok(all_gone)
 }
 
-/// Writes down how far a scan has come.
-pub(super) async fn set_scan(
+/// Moves a scan behind the step that noted `rows` rows; without a place to go on, the scan ends.
+pub(super) async fn move_scan(
     tx: &mut impl Transaction,
     lease: &Lease,
     cache: CacheId,
     scan: Option<CacheScan>,
+    rows: u64,
+    at: Option<UnixSeconds>,
 ) -> Result<()> {
-    let scan = scan.map(|scan| scan.encode());
-    let arguments = [Number(lease.target.0), Number(cache.0), OptionalBytes(scan.as_deref())];
-    tx.run(SET_SCAN, &arguments).await.map(drop)
+    let (target, cache) = (Number(lease.target.0), Number(cache.0));
+    let Some(scan) = scan else { return tx.run(END_SCAN, &[target, cache]).await.map(drop) };
+    let scan = scan.encode();
+    tx.run(MOVE_SCAN, &[target, cache, Bytes(&scan), Number(signed(rows)), OptionalNumber(at)])
+        .await
+        .map(drop)
 }
 
 pub(crate) async fn publish_counts(

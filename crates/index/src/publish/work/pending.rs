@@ -2,7 +2,7 @@
 
 use dormer_nix::StorePathHash;
 
-use super::caches::set_scan;
+use super::caches::move_scan;
 use super::{AFTER_ALL_KEYS, DROP_PENDING, KEYS_MAX, after_bytes, hold_lease, keys, read_hash};
 use crate::Result;
 use crate::columns::array;
@@ -105,7 +105,9 @@ pub(crate) async fn note_pending(
             let arguments = [Number(lease.target.0), Number(cursor.transaction), Number(cursor.number)];
             tx.run(MOVE_CURSOR, &arguments).await.map(drop)
         }
-        NotedFrom::Scan(cache, scan) => set_scan(tx, lease, cache, Some(scan)).await,
+        NotedFrom::Scan(cache, scan) => {
+            move_scan(tx, lease, cache, Some(scan), objects.len() as u64, None).await
+        }
         NotedFrom::Referrers => Ok(()),
     }
 }
@@ -133,24 +135,25 @@ pub(crate) async fn note_cache_step(
 ) -> Result<Option<CacheScan>> {
     hold_lease(tx, lease).await?;
     let (target, id, offset) = (Number(lease.target.0), Number(cache.0), Number(i64::from(limit.max(1)) - 1));
+    let rows;
     let next = match scan {
         CacheScan::Objects(after) => {
             let after = Bytes(after_bytes(after.as_ref()));
             let last = last_of(&tx.rows(LAST_OBJECT, &[id, after, offset]).await?)?;
-            tx.run(NOTE_OBJECTS, &[target, id, after, through(last.as_ref())]).await?;
+            rows = tx.run(NOTE_OBJECTS, &[target, id, after, through(last.as_ref())]).await?;
             Some(last.map_or(CacheScan::Published(None), |last| CacheScan::Objects(Some(last))))
         }
         CacheScan::Published(after) => {
             let after = Bytes(after_bytes(after.as_ref()));
             let last = last_of(&tx.rows(LAST_PUBLISHED, &[target, id, after, offset]).await?)?;
-            tx.run(NOTE_PUBLISHED, &[target, id, after, through(last.as_ref()), Number(at)]).await?;
+            rows = tx.run(NOTE_PUBLISHED, &[target, id, after, through(last.as_ref()), Number(at)]).await?;
             last.map(|last| CacheScan::Published(Some(last)))
         }
         CacheScan::Narinfos(_) | CacheScan::Nars(_) | CacheScan::Past(_) => {
             panic!("a scan at {scan:?} notes nothing")
         }
     };
-    set_scan(tx, lease, cache, next).await?;
+    move_scan(tx, lease, cache, next, rows, Some(at)).await?;
     Ok(next)
 }
 

@@ -5,7 +5,7 @@ use std::collections::HashMap;
 use dormer_format::EncodingTag;
 use dormer_nix::{NarHash, StorePathHash};
 
-use super::caches::set_scan;
+use super::caches::move_scan;
 use super::pending::{NOTE_PENDING, note_objects};
 use super::{KEYS_MAX, PAGE, after_bytes, hold_lease, keys, nar_records, nars_of, read_hash};
 use crate::Result;
@@ -331,7 +331,7 @@ pub(crate) async fn note_drift(
     scan: CacheScan,
 ) -> Result<()> {
     hold_lease(tx, lease).await?;
-    let id = cache;
+    let (id, nar_count) = (cache, nars.len());
     let (target, cache) = (Number(lease.target.0), Number(cache.0));
     if !nars.is_empty() {
         let nars = nar_records(nars);
@@ -344,5 +344,5 @@ pub(crate) async fn note_drift(
         let marks: Vec<_> = page.iter().map(|hash| (id, *hash, at)).collect();
         note_objects(tx, lease, &marks, NOTE_PENDING).await?;
     }
-    set_scan(tx, lease, id, Some(scan)).await
+    move_scan(tx, lease, id, Some(scan), (objects.len() + nar_count) as u64, Some(at)).await
 }

@@ -35,7 +35,7 @@ const RELEASE: Sql = both!(
 );
 const MOVE: Sql = both!("UPDATE publish_targets SET location = $2, compared = $3 WHERE id = $1");
 const FIND_LOCATION: Sql = both!("SELECT location FROM publish_targets WHERE id = $1");
-const FORGET_SCANS: Sql = both!("UPDATE publish_caches SET scan = NULL WHERE target = $1");
+const FORGET_SCANS: Sql = both!("DELETE FROM jobs WHERE kind = 'scan-cache' AND target = $1");
 
 pub(crate) async fn open_target(
     tx: &mut impl Transaction,
