@@ -42,6 +42,9 @@ pub trait Files: Send + Sync + fmt::Debug + 'static {
             page.into_iter().for_each(&mut *found);
         }
     }
+    /// Deletes what writes that never finished left below `<folder>/`, a day after. Returns the
+    /// number of deleted files.
+    async fn delete_abandoned(&self, folder: &str) -> Result<u64>;
     /// Whether this file, which is there, can be read without credentials; `None` if that cannot be
     /// told.
     async fn is_public(&self, name: &str) -> Result<Option<bool>>;
@@ -90,6 +93,10 @@ impl Files for Store {
 
     async fn list_page(&self, folder: &str, after: Option<&str>, limit: usize) -> Result<Vec<FileEntry>> {
         self.list_page(folder, after, limit).await
+    }
+
+    async fn delete_abandoned(&self, folder: &str) -> Result<u64> {
+        self.delete_abandoned(folder).await
     }
 
     async fn is_public(&self, name: &str) -> Result<Option<bool>> {
@@ -255,6 +262,10 @@ impl Files for MemoryFiles {
                 etag: Some(etag(content)),
             })
             .collect())
+    }
+
+    async fn delete_abandoned(&self, _folder: &str) -> Result<u64> {
+        Ok(0)
     }
 
     async fn is_public(&self, _name: &str) -> Result<Option<bool>> {

@@ -113,17 +113,7 @@ impl Error {
 
     /// The same line for an error that is reported on the way.
     pub(crate) fn chain_of(error: &dyn std::error::Error) -> String {
-        let mut line = error.to_string();
-        let mut cause = error.source();
-        while let Some(error) = cause {
-            let text = error.to_string();
-            if !line.ends_with(&text) {
-                line.push_str(": ");
-                line.push_str(&text);
-            }
-            cause = error.source();
-        }
-        line.replace('\n', " ")
+        dormer_nix::with_causes(error).replace('\n', " ")
     }
 
     /// The exit code for the shell.

@@ -17,6 +17,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use dormer_index::{Error as IndexError, JobIndex, JobKind, JobLease, JobStep, UnixSeconds};
+use dormer_nix::with_causes;
 use prometheus::core::{Collector, Desc};
 use prometheus::proto::MetricFamily;
 use prometheus::{IntGaugeVec, Opts};
@@ -271,12 +272,6 @@ fn pause_after(took: Duration) -> Duration {
 /// The pause after a failed step, when so many before it failed too.
 fn retry_seconds(failures: u64) -> UnixSeconds {
     (2 << failures.min(16)).min(RETRY_SECONDS_MAX)
-}
-
-/// An error and its causes in one line.
-fn with_causes(error: &dyn std::error::Error) -> String {
-    let causes = std::iter::successors(error.source(), |cause| cause.source());
-    causes.fold(error.to_string(), |line, cause| format!("{line}: {cause}"))
 }
 
 /// How many jobs are open, how far they are and how old.

@@ -29,6 +29,7 @@ use std::time::Duration;
 use dormer_blobs::{BlobKey, Blobs};
 use dormer_format::{ChunkId, PackBuilder, PackEntry, PackId, StoredChunk};
 use dormer_index::{ChunkRow, Index, NewChunk, NewPack};
+use dormer_nix::with_causes;
 use futures::FutureExt as _;
 use moka::sync::Cache as Remembered;
 use tokio::sync::{mpsc, watch};
@@ -472,7 +473,7 @@ impl PackingTask {
             // waits for ever.
             let outcome = match tokio::spawn(async move { storage.store(&stored).await }).await {
                 Ok(Ok(rows)) => Ok(rows),
-                Ok(Err(error)) => Err(describe(&error)),
+                Ok(Err(error)) => Err(with_causes(&error)),
                 Err(panic) => Err(panic.to_string()),
             };
             if outcome.is_err() {
@@ -495,18 +496,6 @@ impl PackingTask {
             early
         });
     }
-}
-
-/// An error with its sources, in one line.
-fn describe(error: &(dyn std::error::Error + Send + Sync + 'static)) -> String {
-    let mut line = error.to_string();
-    let mut source = std::error::Error::source(error);
-    while let Some(cause) = source {
-        line.push_str(": ");
-        line.push_str(&cause.to_string());
-        source = cause.source();
-    }
-    line
 }
 
 /// Makes packs durable and known.
@@ -579,7 +568,7 @@ fn new_chunk(entry: PackEntry) -> NewChunk {
 }
 
 fn log_retry(what: &str, id: PackId, error: &(dyn std::error::Error + Send + Sync + 'static), attempt: u32) {
-    tracing::warn!(pack.id = %id, attempt, error = describe(error), "failed to store {what}, trying again");
+    tracing::warn!(pack.id = %id, attempt, error = with_causes(error), "failed to store {what}, trying again");
 }
 
 #[cfg(test)]

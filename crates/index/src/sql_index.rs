@@ -13,6 +13,8 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
+use dormer_nix::with_causes;
+
 use crate::backoff::Backoff;
 use crate::changes::{Change, Changes};
 use crate::contract::{CallCounts, PoolUse};
@@ -207,7 +209,7 @@ impl<D: Dialect> SqlIndex<D> {
             if !may_repeat || tries == TRIES_MAX || begun.elapsed() > self.database.patience() {
                 if is_failure {
                     self.failures.fetch_add(1, Ordering::Relaxed);
-                    let (error, waited_ms) = (causes(&error), begun.elapsed().as_millis());
+                    let (error, waited_ms) = (with_causes(&error), begun.elapsed().as_millis());
                     tracing::warn!(
                         index.attempt = attempt,
                         index.tries = tries,
@@ -224,7 +226,7 @@ impl<D: Dialect> SqlIndex<D> {
                 index.attempt = attempt,
                 index.tries = tries,
                 pause_ms = pause.as_millis(),
-                error = causes(&error),
+                error = with_causes(&error),
                 "a call of the database is repeated"
             );
             tries += 1;
@@ -272,21 +274,6 @@ impl<D: Dialect> SqlIndex<D> {
             failures: self.failures.load(Ordering::Relaxed),
         }
     }
-}
-
-/// An error and its causes in one line.
-pub(crate) fn causes(error: &(dyn std::error::Error + 'static)) -> String {
-    let mut line = error.to_string();
-    let mut cause = error.source();
-    while let Some(error) = cause {
-        let text = error.to_string();
-        if !line.ends_with(&text) {
-            line.push_str(": ");
-            line.push_str(&text);
-        }
-        cause = error.source();
-    }
-    line
 }
 
 /// A session that is lent to the work of one call. It goes back when it is dropped, so the work has

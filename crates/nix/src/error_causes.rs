@@ -3,7 +3,6 @@
 use std::error::Error;
 
 /// An error and its causes in one line, separated by colons. Omits a cause that its parent repeats.
-///
 pub fn with_causes(error: &dyn Error) -> String {
     let mut text = error.to_string();
     let mut cause = error.source();

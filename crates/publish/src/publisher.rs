@@ -11,7 +11,7 @@ use dormer_engine::Engine;
 use dormer_index::{
     Cache, CacheId, CacheScan, Index, Lease, OutboxPosition, PublishIndex, PublishedCache, TargetId,
 };
-use dormer_nix::StorePathHash;
+use dormer_nix::{StorePathHash, with_causes};
 
 use crate::bring::PAGE_OBJECTS;
 use crate::documents;
@@ -24,6 +24,9 @@ use crate::{Error, Result};
 
 /// Waiting paths that are read to see whether there is work.
 const PENDING_LOOKED_AT: u32 = 256;
+
+/// Longest reason that a target keeps of its last failure, in characters.
+const ERROR_CHARS_MAX: usize = 500;
 
 /// How a run looks at the target.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -134,7 +137,10 @@ impl Publisher {
             // Not given back: the next run has to wait for what is under way.
             return outcome.map(|_| unreachable!("a request is left behind only after a failure"));
         }
-        let error = outcome.as_ref().err().map(chain);
+        let error = outcome
+            .as_ref()
+            .err()
+            .map(|error| with_causes(error).chars().take(ERROR_CHARS_MAX).collect::<String>());
         let released =
             self.state.release_lease(&self.renewed(&lease), self.engine.now(), error.as_deref()).await;
         let caches = outcome?;
@@ -235,21 +241,6 @@ impl Publisher {
         }
         Ok(selected)
     }
-}
-
-/// An error with its causes, for a column that people read.
-fn chain(error: &Error) -> String {
-    let mut text = error.to_string();
-    let mut cause = std::error::Error::source(error);
-    while let Some(error) = cause {
-        let own = error.to_string();
-        if !text.ends_with(&own) {
-            text.push_str(": ");
-            text.push_str(&own);
-        }
-        cause = error.source();
-    }
-    text.chars().take(500).collect()
 }
 
 /// A run that holds the lease.
@@ -392,6 +383,7 @@ impl Run<'_> {
         let Some(counts) = self.scan_cache(cache, name, &mut row).await? else { return Ok(outcome) };
         outcome.add(counts);
         if self.mode == Mode::Reconcile && !compares {
+            self.files().delete_abandoned(name.as_str()).await?;
             row.scan = Some(CacheScan::Narinfos(None));
             self.state().write_published_cache(&self.lease(), &row, self.now()).await?;
             let Some(counts) = self.scan_cache(cache, name, &mut row).await? else { return Ok(outcome) };

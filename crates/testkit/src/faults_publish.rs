@@ -99,6 +99,9 @@ impl Files for FaultFiles {
     ) -> dormer_blobs::Result<Vec<FileEntry>> {
         read_step!(self, dead_files, self.inner.list_page(folder, after, limit))
     }
+    async fn delete_abandoned(&self, folder: &str) -> dormer_blobs::Result<u64> {
+        write_step!(self, dead_files, self.inner.delete_abandoned(folder))
+    }
     async fn is_public(&self, name: &str) -> dormer_blobs::Result<Option<bool>> {
         read_step!(self, dead_files, self.inner.is_public(name))
     }
@@ -233,6 +236,9 @@ impl Files for SlowFiles {
         limit: usize,
     ) -> dormer_blobs::Result<Vec<FileEntry>> {
         self.inner.list_page(folder, after, limit).await
+    }
+    async fn delete_abandoned(&self, folder: &str) -> dormer_blobs::Result<u64> {
+        self.inner.delete_abandoned(folder).await
     }
     async fn is_public(&self, name: &str) -> dormer_blobs::Result<Option<bool>> {
         self.inner.is_public(name).await

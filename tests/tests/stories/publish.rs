@@ -7,7 +7,7 @@ use std::fs;
 use std::path::PathBuf;
 use std::process::{Command, Stdio};
 use std::thread;
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 use dormer_nix::NarHash;
 use dormer_testkit::services::SeaweedFs;
@@ -188,10 +188,23 @@ fn updates_and_removals_come_to_the_edge_and_drift_is_repaired() {
     fs::write(narinfo(&second), "StorePath: damaged\n").unwrap();
     let stranger = published.edge().join("main/1k8c1hiysz6aaks2mpfc5k7xbbjpw5z5.narinfo");
     fs::write(&stranger, "not ours").unwrap();
+    // What a write left that was killed two days ago, and what another one may still be writing.
+    let (abandoned, fresh) = (nar.with_extension("zst#1"), nar.with_extension("zst#2"));
+    for staged in [&abandoned, &fresh] {
+        fs::write(staged, "half").unwrap();
+    }
+    let two_days = Duration::from_hours(48);
+    fs::File::options()
+        .write(true)
+        .open(&abandoned)
+        .unwrap()
+        .set_modified(SystemTime::now() - two_days)
+        .unwrap();
     let repaired = published.publish(&["--reconcile"]);
     repaired.succeeds();
     assert_eq!(fs::read(&nar).unwrap(), whole, "{repaired}");
     assert!(!stranger.exists(), "{repaired}");
+    assert!(!abandoned.exists() && fresh.exists(), "{repaired}");
     let machine = lab.machine("puller", Nix::NEWEST);
     machine.configure(&[lab.public_key("main")]);
     fetches(&machine, &format!("file://{}/main", published.edge().display()), &second);

@@ -19,7 +19,7 @@ use super::session::Statement;
 use crate::backoff::Backoff;
 use crate::changes::{Change, ChangeSender};
 use crate::contract::CacheId;
-use crate::sql_index::causes;
+use dormer_nix::with_causes;
 
 const CHANNEL: &str = "dormer_changes";
 
@@ -66,7 +66,8 @@ pub(super) async fn listen(pool: PgPool, sender: ChangeSender) {
     loop {
         let ended = listen_once(&pool, &sender, &mut backoff).await;
         let pause = backoff.next();
-        let error = ended.err().map_or_else(|| "the connection ended".to_owned(), |error| causes(&error));
+        let error =
+            ended.err().map_or_else(|| "the connection ended".to_owned(), |error| with_causes(&error));
         tracing::warn!(
             index.attempt = "listen for changes of other replicas",
             pause_ms = pause.as_millis(),

@@ -15,8 +15,9 @@ use crate::columns::array;
 use crate::key_filter::{Key, KeyFilter, id_key, object_key};
 use crate::known_keys::LoadedFilters;
 use crate::rows::Row as _;
-use crate::sql_index::{SqlIndex, causes};
+use crate::sql_index::SqlIndex;
 use crate::{Error, Result};
+use dormer_nix::with_causes;
 
 /// Rows read at once.
 const PAGE_ROWS: u16 = 8192;
@@ -71,7 +72,7 @@ impl SqlIndex<Sqlite> {
             while let Err(error) = load(&loading, &source).await {
                 tracing::warn!(
                     index.attempt = ATTEMPT,
-                    error = causes(&error),
+                    error = with_causes(&error),
                     "keys are not loaded, trying again"
                 );
                 tokio::time::sleep(backoff.next()).await;
