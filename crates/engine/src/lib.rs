@@ -233,8 +233,14 @@ impl Engine {
         metrics.budgets.write(&self.budgets());
         metrics.uploads_streaming.set(gauge_value(self.inner.ingest.packer.streaming() as u64));
         metrics.index_connections_open.set(gauge_value(self.index().pool_use().open as u64));
-        let statements = self.index().statement_count();
-        metrics.index_statements.inc_by(statements.saturating_sub(metrics.index_statements.get()));
+        let calls = self.index().call_counts();
+        for (counter, now) in [
+            (&metrics.index_statements, self.index().statement_count()),
+            (&metrics.index_repeats, calls.repeats),
+            (&metrics.index_failures, calls.failures),
+        ] {
+            counter.inc_by(now.saturating_sub(counter.get()));
+        }
     }
 
     fn blobs(&self) -> &Arc<dyn Blobs> {

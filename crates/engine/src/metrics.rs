@@ -48,6 +48,8 @@ pub(crate) struct EngineMetrics {
     pub(crate) nars_damaged: IntCounter,
     pub(crate) read_retries: IntCounter,
     pub(crate) index_statements: IntCounter,
+    pub(crate) index_repeats: IntCounter,
+    pub(crate) index_failures: IntCounter,
     pub(crate) index_connections_open: IntGauge,
     pub(crate) packer_restarts: IntCounter,
     pub(crate) budgets: BudgetGauges,
@@ -206,6 +208,14 @@ impl EngineMetrics {
                 "Reads of stored bytes that failed and were tried again",
             ),
             index_statements: counter("dormer_index_statements_total", "SQL statements sent"),
+            index_repeats: counter(
+                "dormer_index_repeats_total",
+                "Calls to the database that failed and were tried again",
+            ),
+            index_failures: counter(
+                "dormer_index_failures_total",
+                "Calls to the database that failed after all their tries",
+            ),
             index_connections_open: gauge(
                 "dormer_index_connections_open",
                 "Connections to the database that are open now, used or idle",
@@ -245,7 +255,7 @@ impl EngineMetrics {
         self.deduplicated.with_label_values(&[label]).inc_by(bytes);
     }
 
-    fn all(&self) -> [&dyn Collector; 22] {
+    fn all(&self) -> [&dyn Collector; 24] {
         [
             &self.nars,
             &self.nar_bytes,
@@ -263,6 +273,8 @@ impl EngineMetrics {
             &self.nars_damaged,
             &self.read_retries,
             &self.index_statements,
+            &self.index_repeats,
+            &self.index_failures,
             &self.index_connections_open,
             &self.packer_restarts,
             &self.budgets.limit,

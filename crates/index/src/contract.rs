@@ -420,7 +420,7 @@ pub struct CacheTotals {
     pub nar_bytes: u64,
 }
 
-/// What became of calls that the database was in the way of.
+/// Calls that the database failed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct CallCounts {
     /// Tries that failed and were followed by another.
@@ -497,9 +497,6 @@ pub trait ChunkIndex: Send + Sync + std::fmt::Debug + 'static {
     /// pointed at this pack and is sound again. Numbers of new rows follow the order given and are
     /// consecutive. Repeating a commit whose answer was lost returns the same rows.
     async fn commit_pack(&self, pack: &NewPack) -> Result<Vec<ChunkRow>>;
-    /// How often packs took over chunks that were stored before, which may change their frames.
-    /// While the number stays, so do the frames and the encoding tags of all NARs.
-    async fn count_healings(&self) -> Result<u64>;
     /// Marks a NAR damaged, and those of its chunks that could not be read, so that neither is
     /// reused.
     async fn mark_damaged(&self, nar: NarId, chunks: &[u64], at: UnixSeconds) -> Result<()>;

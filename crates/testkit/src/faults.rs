@@ -313,9 +313,6 @@ impl ChunkIndex for FaultIndex {
         }
         write_step!(self, self.inner.commit_pack(pack))
     }
-    async fn count_healings(&self) -> Outcome<u64> {
-        read_step!(self, self.inner.count_healings())
-    }
     async fn mark_damaged(&self, nar: NarId, chunks: &[u64], at: UnixSeconds) -> Outcome<()> {
         write_step!(self, self.inner.mark_damaged(nar, chunks, at))
     }

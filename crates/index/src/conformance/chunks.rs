@@ -140,12 +140,9 @@ pub(super) async fn a_damaged_chunk_heals_in_place(index: Subject) -> Result<()>
     let mut again = pack(101, [0, 1]);
     again.chunks[1].offset = 77;
     again.chunks[1].layout = ChunkLayout { raw_len: 1001, holes: vec![], frames: vec![600] };
-    assert_eq!(index.count_healings().await?, 0);
     let healed = index.commit_pack(&again).await?;
-    assert_eq!(index.count_healings().await?, 1);
     index.commit_pack(&again).await?;
     index.commit_pack(&pack(102, [0, 1, 7])).await?;
-    assert_eq!(index.count_healings().await?, 1, "nothing else moved");
     assert_eq!(healed[0], rows[0], "the sound one stays where it was");
     assert_eq!(healed[1].number, rows[1].number, "recipes still name it");
     assert_eq!((healed[1].pack_id, healed[1].offset), (pack_id(101), 77));

@@ -149,10 +149,6 @@ pub(crate) const MARK_CHUNKS_DAMAGED: Sql = Sql {
         UPDATE chunks SET damaged_at = $2 FROM held WHERE chunks.number = held.number",
 };
 
-const COUNT_HEALING: Sql = both!("UPDATE healings SET number = number + 1");
-
-const FIND_HEALINGS: Sql = both!("SELECT number FROM healings");
-
 const FORGET_LISTING: Sql = both!("DELETE FROM listings WHERE nar = $1");
 
 /// Stamps a new NAR's packs. Fails with [`Error::PackGone`] if one of them, or a chunk that the NAR
@@ -234,19 +230,11 @@ impl<D: Dialect> ChunkIndex for SqlIndex<D> {
                 }
             }
             if moved {
-                tx.run(COUNT_HEALING, &[]).await?;
                 // Other replicas may remember where the chunk was.
                 tx.announce(Change::Everything).await?;
             }
             self.known.add_chunks(pack.chunks.iter().map(|chunk| &chunk.id));
             rows.into_iter().map(|row| row.ok_or_else(|| corrupt("chunks", "a new row is missing"))).collect()
-        })
-        .await
-    }
-
-    async fn count_healings(&self) -> Result<u64> {
-        self.read("count healings", async |mut tx| {
-            unsigned("healings", tx.one(FIND_HEALINGS, &[]).await?.column(0, "healings")?)
         })
         .await
     }
