@@ -20,6 +20,7 @@
 //!   incomplete one.
 
 mod api;
+mod certificates;
 mod dump;
 mod endpoint;
 mod error;
@@ -41,7 +42,7 @@ pub use endpoint::Endpoint;
 pub use error::{Error, Result};
 pub use nar_stream::{NAR_STREAM_BYTES_MAX, NarSource};
 pub use nix_config::NixConfig;
-pub use nix_store::NixStore;
+pub use nix_store::{NixStore, nix_program};
 pub use path_info::PathInfo;
 pub use probe::{ProbeAnswer, probe};
 pub use push::{
@@ -51,6 +52,6 @@ pub use push_plan::PushPlan;
 pub use reporter::{PathDone, PushReporter, Retry, RetryReporter, Silent, TransferId, UploadReporter};
 pub use retry::RetryPolicy;
 pub use settings::{
-    CacheRef, LoadedSettings, ResolvedServer, ServerName, ServerSettings, Settings, SettingsPaths, Variables,
-    process_variables,
+    CacheRef, ENDPOINT_VARIABLE, LoadedSettings, MACHINE_SETTINGS, ResolvedServer, ServerName,
+    ServerSettings, Settings, SettingsPaths, Variables, process_variables,
 };

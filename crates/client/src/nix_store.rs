@@ -49,7 +49,7 @@ impl NixStore {
             }
             None => StoreDir::default(),
         };
-        Ok(Self::new("nix", store_dir))
+        Ok(Self::new(nix_program(variables), store_dir))
     }
 
     /// The folder of the store.
@@ -172,6 +172,22 @@ impl NixStore {
             }
         })
     }
+}
+
+/// Where installations put `nix`. A service such as the Nix daemon often has a search path without
+/// it.
+const USUAL_PROGRAMS: &[&str] = &["/nix/var/nix/profiles/default/bin/nix", "/run/current-system/sw/bin/nix"];
+
+/// The program `nix`: the one on the search path, else the one of the installation.
+pub fn nix_program(variables: Variables<'_>) -> OsString {
+    nix_program_in(variables, USUAL_PROGRAMS)
+}
+
+fn nix_program_in(variables: Variables<'_>, usual: &[&str]) -> OsString {
+    let folders = variables("PATH").unwrap_or_default();
+    let is_on_path = std::env::split_paths(&folders).any(|folder| folder.join("nix").is_file());
+    let installed = || usual.iter().find(|program| Path::new(program).is_file());
+    if is_on_path { "nix".into() } else { installed().unwrap_or(&"nix").into() }
 }
 
 /// The path in `error: path '/nix/store/…' is not valid`, the error of Nix for a closure.
@@ -313,6 +329,22 @@ mod tests {
         );
         let store = fake_nix(folder.path(), &script);
         assert_eq!(store.path_infos(&[C.parse().unwrap()], false).await.unwrap().len(), 3);
+    }
+
+    #[test]
+    fn nix_is_found_where_installations_put_it() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().to_str().unwrap().to_owned();
+        let (on_path, usual) = (folder.path().join("nix"), folder.path().join("usual"));
+        let found = || {
+            let variables = |name: &str| (name == "PATH").then(|| format!("/nowhere:{path}"));
+            nix_program_in(&variables, &["/nowhere/nix", usual.to_str().unwrap()])
+        };
+        assert_eq!(found(), "nix", "the error names what was looked for");
+        std::fs::write(&usual, "").unwrap();
+        assert_eq!(found(), usual.as_os_str());
+        std::fs::write(&on_path, "").unwrap();
+        assert_eq!(found(), "nix");
     }
 
     #[tokio::test]

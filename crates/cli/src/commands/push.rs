@@ -12,7 +12,7 @@ use dormer_nix::{StoreDir, StorePath};
 use serde_json::json;
 use tokio::signal::unix::{SignalKind, signal};
 
-use crate::context::Context;
+use crate::context::{Context, EndpointArgs};
 use crate::error::{self, Error, Result};
 use crate::printer::Printer;
 use crate::progress::PushProgress;
@@ -34,6 +34,9 @@ const EXIT_INTERRUPTED: u8 = 130;
 /// Skips paths that the cache already has or that an upstream cache has signed (-v names each one).
 /// A PATH may be a link such as ./result, or lie inside a store path. Run the same command again to
 /// complete an interrupted push.
+///
+/// A service needs no settings and no home: DORMER_ENDPOINT and DORMER_TOKEN are enough, or a file
+/// /etc/dormer/config.toml. In a post-build hook of Nix, push $OUT_PATHS.
 ///
 /// Examples:
 ///   dormer push main ./result
@@ -63,6 +66,8 @@ pub(crate) struct PushArgs {
     /// Print what would be pushed, and push nothing
     #[arg(long)]
     dry_run: bool,
+    #[command(flatten)]
+    pub(crate) server: EndpointArgs,
 }
 
 pub(super) async fn run(args: PushArgs, context: &Context) -> Result<ExitCode> {

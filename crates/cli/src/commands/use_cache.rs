@@ -10,7 +10,7 @@ use dormer_client::{CacheRef, Endpoint, ResolvedServer, ServerName};
 use dormer_nix::PublicKey;
 
 use super::nix_settings::{EDGE_NETRC, NixFiles};
-use crate::context::{Context, EXIT_CODES_OF_CLIENT};
+use crate::context::{Context, EXIT_CODES_OF_CLIENT, EndpointArgs};
 use crate::error::{Error, Result};
 use crate::nix_files::{MarkedFile, host_of, netrc_has_machine, netrc_password, nix_list_contains};
 
@@ -49,6 +49,8 @@ pub(crate) struct UseArgs {
     token_file: Option<PathBuf>,
     #[command(flatten)]
     nix_files: NixFilesArgs,
+    #[command(flatten)]
+    pub(crate) server: EndpointArgs,
 }
 
 /// Undo `dormer use`
@@ -234,7 +236,7 @@ pub(super) fn run_unuse(args: &UnuseArgs, context: &Context) -> Result<()> {
     let mut files = NixFiles::read(context, args.nix_files.system)?;
     let (name, server) = match &args.cache.server {
         Some(server) => (args.cache.to_string(), server.as_str().to_owned()),
-        None => find_block(&files.conf, &args.cache)?,
+        None => find_block(context, &files.conf, &args.cache)?,
     };
     let was_there = files.conf.remove(&name);
     // The entry in the netrc file serves all caches of the server.
@@ -262,7 +264,7 @@ fn block_name(server: &ServerName, cache: &CacheRef) -> String {
 
 /// Finds a cache named without its server: the only one of that name in the file, else that of the
 /// default server.
-fn find_block(conf: &MarkedFile, cache: &CacheRef) -> Result<(String, String)> {
+fn find_block(context: &Context, conf: &MarkedFile, cache: &CacheRef) -> Result<(String, String)> {
     let fits: Vec<&str> = conf
         .names()
         .into_iter()
@@ -272,10 +274,7 @@ fn find_block(conf: &MarkedFile, cache: &CacheRef) -> Result<(String, String)> {
         .collect();
     let server = match fits[..] {
         [only] => only.to_owned(),
-        _ => Context::client_settings()?
-            .resolve_server(None, &dormer_client::process_variables)?
-            .name
-            .to_string(),
+        _ => context.server(None)?.name.to_string(),
     };
     Ok((format!("{server}:{}", cache.cache), server))
 }

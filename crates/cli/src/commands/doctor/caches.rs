@@ -32,6 +32,7 @@ pub(super) enum Known {
 /// Everything that this machine uses, according to its files.
 pub(super) fn known(files: &Files, _context: &Context) -> Result<Vec<Known>> {
     let mut known = Vec::new();
+    known.extend(Context::server_of_environment()?.map(|server| Known::Server(Box::new(server))));
     let settings = Context::client_settings()?;
     let servers: Vec<&ServerName> = settings.settings.servers.keys().collect();
     for name in servers {

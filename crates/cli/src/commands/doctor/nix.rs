@@ -5,7 +5,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use dormer_client::NixConfig;
+use dormer_client::{NixConfig, nix_program, process_variables};
 
 use super::finding::Finding;
 use crate::commands::nix_settings::NixFiles;
@@ -22,7 +22,7 @@ const OLDEST: (u32, u32) = (2, 8);
 
 /// Asks `nix` for its version and settings, and keeps them for the next checks.
 pub(super) async fn check(context: &Context, config: &mut Option<NixConfig>) -> Vec<Finding> {
-    let read = match NixConfig::read("nix").await {
+    let read = match NixConfig::read(nix_program(&process_variables)).await {
         Ok(read) => read,
         Err(error) => return vec![Finding::error(NIX, &Error::from(error))],
     };
