@@ -248,6 +248,10 @@ fn client_hints(error: &dormer_client::Error) -> Vec<String> {
         Client::NotInStore { .. } => hint(
             "give a store path, or a link to one such as ./result; `nix copy` and `nix store add-path` add paths to the store",
         ),
+        Client::NotDescribed { .. } => hint("this is a fault of Nix or of Dormer; nothing was pushed"),
+        Client::StoreElsewhere { .. } => hint(
+            "push on the machine that has the files, or name a local store: NIX_REMOTE=local, or NIX_REMOTE=local?root=DIR",
+        ),
         Client::StoreDirMismatch { .. } => {
             hint("a cache serves one store folder; make another cache for this one")
         }

@@ -264,6 +264,18 @@ pub enum Error {
         /// The path.
         path: String,
     },
+    /// `nix` said nothing about a path that it was asked about.
+    #[error("`nix path-info` said nothing about {path}")]
+    NotDescribed {
+        /// The path.
+        path: String,
+    },
+    /// The files of the store are on another machine.
+    #[error("the store {store} is not on this machine")]
+    StoreElsewhere {
+        /// The setting `store` of Nix.
+        store: String,
+    },
     /// An argument that does not lead to an existing path.
     #[error("looking up {}", path.display())]
     ResolvePath {

@@ -35,6 +35,7 @@ mod push_plan;
 mod reporter;
 mod retry;
 mod settings;
+mod store_location;
 
 pub use api::{AcknowledgedUpload, ApiClient, HttpSettings};
 pub use dump::{CaseHack, DumpError, dump_nar};

@@ -3,7 +3,7 @@
 use std::fs;
 use std::os::unix::fs::PermissionsExt as _;
 
-use dormer_tests::{Lab, Nix};
+use dormer_tests::{Lab, Machine, Nix, Run};
 
 /// What the hook of a daemon finds: neither a home nor a search path, only what `settings` gives.
 /// The daemon runs the hook after the build that a client asks for.
@@ -57,5 +57,89 @@ fn a_post_build_hook_of_the_daemon_pushes_without_a_home() {
         }
         let (succeeded, said) = build_by_daemon(&lab, nix, "nothing", "", "");
         assert!(!succeeded && said.contains("DORMER_ENDPOINT"), "the hook fails and says what to do: {said}");
+    }
+}
+
+fn is_in(lab: &Lab, path: &str) -> bool {
+    lab.get(&format!("/main/{}.narinfo", &path["/nix/store/".len()..][..32])).status == 200
+}
+
+#[test]
+fn a_derivation_is_pushed_as_itself_alone_and_in_a_list() {
+    let lab = Lab::start();
+    for nix in Nix::ALL {
+        let machine = lab.machine(nix.name(), nix);
+        machine.login(&lab);
+        let salt = format!("drv-{}", nix.name());
+        let tool = machine.build("tool", &[("salt", &salt)]);
+        let empty = machine.build("empty", &[("salt", &salt)]);
+        let derivation = |path: &str| {
+            machine.run("nix-store", &["--query", "--deriver", path]).succeeds().trim().to_owned()
+        };
+        let (of_tool, of_empty) = (derivation(&tool), derivation(&empty));
+        assert!(of_tool.ends_with(".drv") && of_empty.ends_with(".drv"), "{of_tool} {of_empty}");
+
+        machine.dormer(&["push", "main", &of_tool]).succeeds();
+        assert!(is_in(&lab, &of_tool) && !is_in(&lab, &tool), "{}: only what was asked for", nix.name());
+        machine.dormer(&["push", "main", &of_empty, &tool, "--no-closure"]).succeeds();
+        assert!(is_in(&lab, &of_empty) && is_in(&lab, &tool) && !is_in(&lab, &empty), "{}", nix.name());
+    }
+}
+
+/// Adds a folder to a store of this machine. The paths of all stores have the same form.
+fn add(machine: &Machine, variables: &[(&str, &str)], name: &str) -> String {
+    let source = machine.home().join(name);
+    fs::create_dir_all(&source).expect("a folder");
+    // Names that differ only in case, which `use-case-hack` writes differently.
+    for file in ["Data", "data"] {
+        fs::write(source.join(file), format!("{file} of {name}\n")).expect("a file");
+    }
+    let source = source.to_str().expect("our folders are UTF-8");
+    let mut command = machine.command("nix-store", &["--add", source]);
+    Run::of(command.envs(variables.iter().copied())).succeeds().trim().to_owned()
+}
+
+#[test]
+fn stores_with_a_root_of_their_own_are_pushed_from() {
+    let lab = Lab::start();
+    for nix in Nix::ALL {
+        let machine = lab.machine(nix.name(), nix);
+        machine.login(&lab);
+        let root = machine.home().join("root");
+        let root = root.to_str().expect("our folders are UTF-8");
+        let uri = format!("local?root={root}");
+        let setting = format!("store = {root}");
+        for (number, (name, value)) in
+            [("NIX_REMOTE", uri.as_str()), ("NIX_REMOTE", root), ("NIX_CONFIG", &setting)]
+                .into_iter()
+                .enumerate()
+        {
+            let path = add(&machine, &[(name, value)], &format!("in-a-root-{number}-{}", nix.name()));
+            let file = format!("{root}{path}");
+            assert!(fs::exists(&file).expect("a readable folder") && !machine.host_path(&path).exists());
+            // By its name, or by its file.
+            let argument = if number == 1 { &file } else { &path };
+            let pushed = Run::of(
+                machine.command(&machine.dormer_path(), &["push", "main", argument]).env(name, value),
+            );
+            pushed.succeeds();
+            assert!(is_in(&lab, &path), "{name}={value}: {pushed}");
+        }
+    }
+}
+
+#[test]
+fn the_case_hack_set_by_hand_is_respected() {
+    let lab = Lab::start();
+    for nix in Nix::ALL {
+        let machine = lab.machine(nix.name(), nix);
+        machine.login(&lab);
+        let hack = [("NIX_CONFIG", "use-case-hack = true")];
+        let path = add(&machine, &hack, &format!("cases-{}", nix.name()));
+        let hacked = machine.host_path(&path).join("data~nix~case~hack~1");
+        assert!(hacked.exists(), "{}: Nix does what we expect of it", nix.name());
+        let mut push = machine.command(&machine.dormer_path(), &["push", "main", &path]);
+        Run::of(push.envs(hack)).succeeds();
+        assert!(is_in(&lab, &path));
     }
 }

@@ -310,7 +310,11 @@ fn confirm(context: &Context, cache: &str, server: &str) -> Result<()> {
 }
 
 async fn remove_paths(args: &RemovePathArgs, context: &Context) -> Result<()> {
-    let store = NixStore::from_variables(&dormer_client::process_variables)?;
+    // A hash needs no Nix on this machine; a link into a store with a root of its own does.
+    let store = match NixStore::open(&dormer_client::process_variables).await {
+        Ok(store) => store,
+        Err(_) => NixStore::from_variables(&dormer_client::process_variables)?,
+    };
     let hashes = args.paths.iter().map(|path| hash_of(&store, path)).collect::<Result<Vec<_>>>()?;
     let (server, api) = context.connect_to_cache(&args.cache)?;
     let mut removed_count = 0;

@@ -72,7 +72,7 @@ pub(crate) struct PushArgs {
 
 pub(super) async fn run(args: PushArgs, context: &Context) -> Result<ExitCode> {
     let started = Instant::now();
-    let store = NixStore::from_variables(&dormer_client::process_variables)?;
+    let store = NixStore::open(&dormer_client::process_variables).await?;
     let mut arguments = args.paths;
     if args.stdin {
         arguments.extend(read_paths()?);
@@ -86,7 +86,8 @@ pub(super) async fn run(args: PushArgs, context: &Context) -> Result<ExitCode> {
         closure: !args.no_closure,
         ignore_upstream: args.ignore_upstream_cache_filter,
         jobs: args.jobs.into(),
-        ..PushOptions::default()
+        case_hack: store.case_hack(),
+        real_store_dir: Some(store.real_dir().to_owned()),
     };
     context.printer.detail(&format!("asking {} which paths {cache} lacks", server.name));
     let plan = plan_push(&api, &store, cache, &config, &roots, &options).await?;
