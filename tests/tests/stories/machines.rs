@@ -77,7 +77,6 @@ fn a_derivation_is_pushed_as_itself_alone_and_in_a_list() {
             machine.run("nix-store", &["--query", "--deriver", path]).succeeds().trim().to_owned()
         };
         let (of_tool, of_empty) = (derivation(&tool), derivation(&empty));
-        assert!(of_tool.ends_with(".drv") && of_empty.ends_with(".drv"), "{of_tool} {of_empty}");
 
         machine.dormer(&["push", "main", &of_tool]).succeeds();
         assert!(is_in(&lab, &of_tool) && !is_in(&lab, &tool), "{}: only what was asked for", nix.name());

@@ -83,7 +83,7 @@ pub(crate) enum Command {
     Serve(serve::ServeArgs),
     Login(login::LoginArgs),
     Push(push::PushArgs),
-    Use(use_cache::UseArgs),
+    Use(Box<use_cache::UseArgs>),
     Unuse(use_cache::UnuseArgs),
     /// Create, show, change and destroy caches
     Cache(cache::CacheArgs),
@@ -158,7 +158,7 @@ pub(crate) async fn run(command: Command, context: &Context) -> Result<ExitCode>
         Command::Doctor(args) => return doctor::run(args, context).await,
         Command::Jobs(args) => jobs::run(args, context).await?,
         Command::Migrate(args) => migrate::run(args, context).await?,
-        Command::Use(args) => use_cache::run_use(args, context).await?,
+        Command::Use(args) => use_cache::run_use(*args, context).await?,
         Command::Unuse(args) => use_cache::run_unuse(&args, context)?,
         Command::Cache(args) => cache::run(args, context).await?,
         Command::Token(TokenCommand::Create(args)) | Command::MakeToken(args) => {

@@ -211,10 +211,8 @@ pub(super) fn stop_signal() -> Result<impl Future<Output = ()> + Send + 'static>
     let failed = |source| Error::Io { attempt: "wait for signals".to_owned(), source };
     let mut terminate = signal(SignalKind::terminate()).map_err(failed)?;
     let mut interrupt = signal(SignalKind::interrupt()).map_err(failed)?;
-    let mut hangup = match ignores_hangup() {
-        true => None,
-        false => Some(signal(SignalKind::hangup()).map_err(failed)?),
-    };
+    let mut hangup =
+        if ignores_hangup() { None } else { Some(signal(SignalKind::hangup()).map_err(failed)?) };
     let (stop, stopped) = tokio::sync::oneshot::channel();
     tokio::spawn(async move {
         let hung_up = async {
