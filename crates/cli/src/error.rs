@@ -89,6 +89,8 @@ pub(crate) enum Error {
     IncompleteAnswer { cache: String, what: &'static str },
     #[error("no server of Dormer or Attic answers at {endpoint}: it answers {status}, without their JSON")]
     NotAServer { endpoint: String, status: u16 },
+    #[error("the netrc file that Nix reads, {}, belongs to others", path.display())]
+    NetrcOfOthers { path: PathBuf, source: io::Error },
     #[error("aborted: nothing was changed")]
     Aborted,
 }
@@ -193,6 +195,9 @@ impl Error {
             Self::TokenKey { .. } | Self::TokenVerifier(_) => {
                 hint("it must be a PEM file, encoded in base64 as a whole; make a key with: openssl genrsa -traditional 2048 | base64 -w0")
             }
+            Self::NetrcOfOthers { .. } => hint(
+                "run it as root with --system: Nix reads one netrc file only, and one of your own would hide this one",
+            ),
             Self::NotAServer { .. } => {
                 hint("is there another program at this address, or does the proxy lack the path /_api/ of the server?")
             }

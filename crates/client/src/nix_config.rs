@@ -22,14 +22,20 @@ impl NixConfig {
     /// Asks `program`, usually `nix`.
     pub async fn read(program: impl AsRef<OsStr>) -> Result<Self> {
         let program = program.as_ref();
-        let version = checked("nix --version", run(program, &["--version"]).await?)?;
+        let version = checked("nix --version", run(program, Whose::User, &["--version"]).await?)?;
         let version = String::from_utf8_lossy(&version.stdout).trim().to_owned();
-        Ok(Self { version, settings: read_settings(program).await? })
+        Ok(Self { version, settings: read_settings(program, Whose::User).await? })
+    }
+
+    /// Asks `program` for the settings of the machine, without this user's files and variables.
+    pub async fn read_of_machine(program: impl AsRef<OsStr>) -> Result<Self> {
+        let settings = read_settings(program.as_ref(), Whose::Machine).await?;
+        Ok(Self { version: String::new(), settings })
     }
 
     /// Asks `program` for its settings only. The version is empty.
     pub(crate) async fn read_settings(program: &OsStr) -> Result<Self> {
-        Ok(Self { version: String::new(), settings: read_settings(program).await? })
+        Ok(Self { version: String::new(), settings: read_settings(program, Whose::User).await? })
     }
 
     /// The version as Nix prints it: `nix (Nix) 2.26.3`.
@@ -61,18 +67,29 @@ impl NixConfig {
     }
 }
 
+/// Whose settings are asked for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Whose {
+    User,
+    Machine,
+}
+
 /// `config show` exists since 2.20. Older versions have `show-config`, which newer ones will drop.
-async fn read_settings(program: &OsStr) -> Result<Value> {
-    let mut output = run(program, &["config", "show", "--json"]).await?;
+async fn read_settings(program: &OsStr, whose: Whose) -> Result<Value> {
+    let mut output = run(program, whose, &["config", "show", "--json"]).await?;
     if !output.status.success() {
-        output = run(program, &["show-config", "--json"]).await?;
+        output = run(program, whose, &["show-config", "--json"]).await?;
     }
     let output = checked("nix config show", output)?;
     serde_json::from_slice(&output.stdout).map_err(Error::NixConfigJson)
 }
 
-async fn run(program: &OsStr, arguments: &[&str]) -> Result<Output> {
+async fn run(program: &OsStr, whose: Whose, arguments: &[&str]) -> Result<Output> {
     let mut command = tokio::process::Command::new(program);
+    if whose == Whose::Machine {
+        // An empty list of files differs from no list.
+        command.env("NIX_USER_CONF_FILES", "").env_remove("NIX_CONFIG");
+    }
     command.args(["--extra-experimental-features", "nix-command"]).args(arguments);
     command.stdin(Stdio::null()).kill_on_drop(true);
     command.output().await.map_err(|source| {

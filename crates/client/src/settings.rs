@@ -30,6 +30,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::endpoint::Endpoint;
 use crate::error::{Error, Result};
+use crate::links::link_target;
 
 /// Looks up an environment variable. A function, so that tests control the environment.
 pub type Variables<'a> = &'a dyn Fn(&str) -> Option<String>;
@@ -330,11 +331,7 @@ fn parse(path: &Path, text: &str) -> Result<Settings> {
 fn write_private(path: &Path, bytes: &[u8]) -> io::Result<()> {
     // A settings file may be a link into a folder of dotfiles. Writing replaces the link's target,
     // not the link.
-    let path = match std::fs::canonicalize(path) {
-        Ok(target) => target,
-        Err(error) if error.kind() == io::ErrorKind::NotFound => path.to_owned(),
-        Err(error) => return Err(error),
-    };
+    let path = link_target(path)?;
     let folder = path.parent().ok_or(io::ErrorKind::InvalidInput)?;
     std::fs::create_dir_all(folder)?;
     let temporary = folder.join(format!(".config.toml.{:016x}", rand::random::<u64>()));
@@ -593,6 +590,11 @@ mod tests {
         std::os::unix::fs::symlink(&target, &paths.dormer).unwrap();
         let mut loaded = LoadedSettings::load(&paths).unwrap();
         loaded.settings.default_server = Some("lab".parse().unwrap());
+        loaded.save().unwrap();
+        assert!(paths.dormer.is_symlink());
+        assert!(std::fs::read_to_string(&target).unwrap().contains("default-server"));
+        // The target may be gone for a while.
+        std::fs::remove_file(&target).unwrap();
         loaded.save().unwrap();
         assert!(paths.dormer.is_symlink());
         assert!(std::fs::read_to_string(&target).unwrap().contains("default-server"));

@@ -142,3 +142,57 @@ fn the_case_hack_set_by_hand_is_respected() {
         assert!(is_in(&lab, &path));
     }
 }
+
+/// A private cache works after `dormer use`, wherever the settings of Nix come from.
+#[test]
+fn use_sets_up_the_nix_of_machines_with_unusual_settings() {
+    let lab = Lab::start();
+    let builder = lab.machine("builder", Nix::NEWEST);
+    builder.login(&lab);
+    builder.dormer(&["cache", "create", "team"]).succeeds();
+    let path = builder.build("empty", &[("salt", "unusual")]);
+    builder.dormer(&["push", "team", &path]).succeeds();
+    for nix in Nix::ALL {
+        for place in ["include", "NIX_CONFIG", "default"] {
+            let machine = lab.machine(&format!("{place}-{}", nix.name()), nix);
+            machine.login(&lab);
+            let netrc = machine.home().join("somewhere/netrc");
+            let line = format!("netrc-file = {}\n", netrc.display());
+            let folder = machine.home().parent().expect("a home is in a folder").join("conf");
+            let conf = fs::read_to_string(folder.join("nix.conf")).expect("nix.conf was written");
+            let conf = conf.replace("netrc-file = ", "# netrc-file = ");
+            let mut variables = Vec::new();
+            let conf = match place {
+                "include" => {
+                    fs::write(folder.join("more.conf"), &line).expect("an included file");
+                    format!("{conf}!include more.conf\n")
+                }
+                "NIX_CONFIG" => {
+                    variables.push(("NIX_CONFIG", line.as_str()));
+                    conf
+                }
+                // Somebody made an entry that fits every host.
+                _ => {
+                    fs::create_dir_all(netrc.parent().expect("a folder")).expect("a folder");
+                    fs::write(&netrc, "default login a password b\n").expect("a netrc file");
+                    fs::set_permissions(&netrc, fs::Permissions::from_mode(0o600)).expect("our own file");
+                    format!("{conf}{line}")
+                }
+            };
+            fs::write(folder.join("nix.conf"), conf).expect("nix.conf can be written");
+            let run = |program: &str, words: &[&str]| {
+                Run::of(machine.command(program, words).envs(variables.iter().copied()))
+            };
+            let used = run(&machine.dormer_path(), &["use", "team"]);
+            used.succeeds();
+            assert!(!used.stderr().contains("warning"), "{place}: {used}");
+            assert!(
+                fs::read_to_string(&netrc).expect("a netrc file").contains("dormer use"),
+                "{place}: {used}"
+            );
+            run("nix-store", &["--realise", &path]).succeeds();
+            assert!(machine.host_path(&path).exists());
+            run(&machine.dormer_path(), &["doctor", "--client"]).succeeds();
+        }
+    }
+}

@@ -232,3 +232,129 @@ fn a_service_that_must_survive_its_terminal_does() {
         assert!(ends(&mut child, END_MAX).is_some_and(|status| status.success()), "{command:?}");
     }
 }
+
+/// A `nix` that always reports these settings.
+fn nix_says(home: &TestHome, netrc: &str, substituters: &[&str], keys: &[&str]) {
+    use std::os::unix::fs::PermissionsExt as _;
+    let settings = serde_json::json!({
+        "netrc-file": { "value": netrc }, "substituters": { "value": substituters },
+        "trusted-public-keys": { "value": keys },
+    });
+    let program = home.path("bin/nix");
+    fs::create_dir_all(program.parent().unwrap()).unwrap();
+    let text = format!(
+        "#!/bin/sh\ncase \"$*\" in *--version) echo 'nix (Nix) 2.26.3';; *) echo '{settings}';; esac\n"
+    );
+    fs::write(&program, text).unwrap();
+    fs::set_permissions(&program, fs::Permissions::from_mode(0o755)).unwrap();
+}
+
+fn with_nix(home: &TestHome, words: &[&str]) -> String {
+    let mut command = home.command(words);
+    command.env("PATH", format!("{}:/usr/bin:/bin", home.path("bin").display()));
+    command.env("NIX_CONF_DIR", home.path("etc"));
+    home.shown(&command.output().unwrap())
+}
+
+#[test]
+fn the_token_goes_into_the_netrc_file_that_nix_reads() {
+    let mut home = TestHome::new();
+    home.serve();
+    home.login();
+    home.run(&["cache", "create", "team"]);
+    fs::create_dir_all(home.path("etc")).unwrap();
+    let token = fs::read_to_string(home.path(".local/share/dormer/admin-token")).unwrap();
+    let holds_token =
+        |name: &str| fs::read_to_string(home.path(name)).is_ok_and(|text| text.contains(token.trim()));
+    let own = home.path(".config/nix/netrc");
+    // The setting in force, a netrc file that is there, and the file for the token.
+    for (in_force, before, file) in [
+        ("included/netrc", None, "included/netrc"),
+        ("included/netrc", Some("default login a password b\n"), "included/netrc"),
+        ("etc/netrc", Some("machine other login a password b\n"), "etc/netrc"),
+        ("etc/netrc", None, ".config/nix/netrc"),
+    ] {
+        let in_force = home.path(in_force);
+        if let Some(text) = before {
+            fs::create_dir_all(in_force.parent().unwrap()).unwrap();
+            fs::write(&in_force, text).unwrap();
+        }
+        nix_says(&home, in_force.to_str().unwrap(), &[], &[]);
+        let used = with_nix(&home, &["use", "team"]);
+        assert!(used.starts_with("exit code: 0") && holds_token(file), "{in_force:?}: {used}");
+        let conf = fs::read_to_string(home.path(".config/nix/nix.conf")).unwrap();
+        assert_eq!(conf.contains("netrc-file"), home.path(file) == own, "{used}");
+        // Nix obeys neither file here, and the command says so.
+        assert!(used.contains("Nix does not use it yet"), "{used}");
+        // A second time is the same, and the file that a setting names stays.
+        let effective = if home.path(file) == own { own.clone() } else { in_force.clone() };
+        nix_says(&home, effective.to_str().unwrap(), &[], &[]);
+        assert!(with_nix(&home, &["use", "team"]).contains("nothing to do"));
+        assert!(with_nix(&home, &["unuse", "team"]).starts_with("exit code: 0"));
+        let after = fs::read_to_string(&in_force).ok();
+        let must_exist = file == "included/netrc";
+        assert_eq!(after.as_deref(), before.or(must_exist.then_some("")), "{in_force:?}");
+        assert!(!own.exists() && !home.path(".config/nix/nix.conf").exists());
+        let _ = fs::remove_file(&in_force);
+    }
+}
+
+#[test]
+fn a_cache_that_nix_uses_already_needs_no_lines() {
+    let mut home = TestHome::new();
+    home.serve();
+    home.login();
+    let info: serde_json::Value =
+        serde_json::from_slice(&home.command(&["cache", "info", "main", "--json"]).output().unwrap().stdout)
+            .unwrap();
+    let url = format!("http://127.0.0.1:{}/main", home.port);
+    nix_says(&home, "/etc/nix/netrc", &[&format!("{url}/")], &[info["public_key"].as_str().unwrap()]);
+    let used = with_nix(&home, &["use", "main"]);
+    assert!(used.starts_with("exit code: 0") && used.contains("already"), "{used}");
+    assert!(!home.path(".config/nix/nix.conf").exists());
+}
+
+#[test]
+fn installers_that_write_nix_conf_keep_theirs() {
+    let mut home = TestHome::new();
+    home.serve();
+    home.login();
+    home.run(&["cache", "create", "team"]);
+    let etc = home.path("etc");
+    fs::create_dir_all(&etc).unwrap();
+    let generated = "# Generated\n!include nix.custom.conf\n";
+    fs::write(etc.join("nix.conf"), generated).unwrap();
+    nix_says(&home, "/nix/var/determinate/netrc", &[], &[]);
+    let used = with_nix(&home, &["use", "team", "--system"]);
+    assert!(used.starts_with("exit code: 0") && used.contains("additionalNetrcSources"), "{used}");
+    assert_eq!(fs::read_to_string(etc.join("nix.conf")).unwrap(), generated);
+    let custom = fs::read_to_string(etc.join("nix.custom.conf")).unwrap();
+    assert!(custom.contains("/team\n") && !custom.contains("netrc-file"), "{custom}");
+    assert!(fs::read_to_string(etc.join("netrc")).unwrap().contains("machine 127.0.0.1"));
+    with_nix(&home, &["unuse", "team", "--system"]);
+    assert!(!etc.join("nix.custom.conf").exists());
+}
+
+#[test]
+fn a_token_too_long_for_a_netrc_line_is_reported_where_it_is_made_and_used() {
+    let mut home = TestHome::new();
+    home.serve();
+    home.login();
+    home.run(&["cache", "create", "team"]);
+    let names: Vec<String> = (0..150).map(|number| format!("a-cache-with-a-long-name-{number}")).collect();
+    let mut words = vec!["token", "create", "--sub", "ci", "--validity", "1d", "--pull", "team"];
+    words.extend(names.iter().flat_map(|name| ["--pull", name.as_str()]));
+    let output = home.command(&words).output().unwrap();
+    assert!(String::from_utf8_lossy(&output.stderr).contains("from a netrc file"));
+    let token = String::from_utf8(output.stdout).unwrap();
+    let mut command = home.command(&["use", "team"]);
+    let used = home.shown(&command.env("DORMER_TOKEN", token.trim()).output().unwrap());
+    assert!(used.starts_with("exit code: 0") && used.contains("drop a netrc line"), "{used}");
+    let netrc = home.path(".config/nix/netrc");
+    nix_says(&home, netrc.to_str().unwrap(), &[], &[]);
+    let report = with_nix(&home, &["doctor", "--client"]);
+    assert!(report.contains("drop the lines over"), "{report}");
+    fs::write(&netrc, "default password a\nmachine hidden password b\n").unwrap();
+    let report = with_nix(&home, &["doctor", "--client"]);
+    assert!(report.contains("hides those behind it: hidden"), "{report}");
+}
