@@ -6,6 +6,8 @@
 use std::io;
 use std::path::{Path, PathBuf};
 
+use dormer_client::MACHINE_SETTINGS;
+
 use crate::settings;
 
 /// Result of a command.
@@ -85,6 +87,10 @@ pub(crate) enum Error {
     ManagedFile { path: PathBuf, managed: &'static str, lines: Vec<String> },
     #[error("cache {cache} of this server has no {what}")]
     IncompleteAnswer { cache: String, what: &'static str },
+    #[error("no server of Dormer or Attic answers at {endpoint}: it answers {status}, without their JSON")]
+    NotAServer { endpoint: String, status: u16 },
+    #[error("the netrc file that Nix reads, {}, belongs to others", path.display())]
+    NetrcOfOthers { path: PathBuf, source: io::Error },
     #[error("aborted: nothing was changed")]
     Aborted,
 }
@@ -189,6 +195,12 @@ impl Error {
             Self::TokenKey { .. } | Self::TokenVerifier(_) => {
                 hint("it must be a PEM file, encoded in base64 as a whole; make a key with: openssl genrsa -traditional 2048 | base64 -w0")
             }
+            Self::NetrcOfOthers { .. } => hint(
+                "run it as root with --system: Nix reads one netrc file only, and one of your own would hide this one",
+            ),
+            Self::NotAServer { .. } => {
+                hint("is there another program at this address, or does the proxy lack the path /_api/ of the server?")
+            }
             Self::CannotSignTokens => hint("make tokens on a machine with the RSA private key"),
             Self::ManagedFile { lines, .. } => {
                 let mut hints = hint("add these lines to the settings of that tool:");
@@ -204,10 +216,15 @@ fn client_hints(error: &dormer_client::Error) -> Vec<String> {
     use dormer_client::Error as Client;
     let hint = |text: &str| vec![text.to_owned()];
     match error {
-        Client::NoDefaultServer => hint(
+        Client::NoDefaultServer => vec![
             "log in first: dormer login NAME URL TOKEN; with several servers write SERVER:CACHE, or set a default with \
-             --set-default",
-        ),
+             --set-default"
+                .to_owned(),
+            format!("or, for a service, set DORMER_ENDPOINT and DORMER_TOKEN, or write {MACHINE_SETTINGS} for its user"),
+        ],
+        Client::NoSettingsFolder => vec![format!(
+            "only `dormer login` needs a home: set DORMER_ENDPOINT and DORMER_TOKEN, or write {MACHINE_SETTINGS}"
+        )],
         Client::UnknownServer { name } => vec![format!("log in first: dormer login {name} URL TOKEN")],
         Client::CacheRef { .. } => hint("caches are named `main` (on the default server) or `lab:main`"),
         Client::Unauthorized { with_token: false, .. } => {
@@ -236,11 +253,18 @@ fn client_hints(error: &dormer_client::Error) -> Vec<String> {
         Client::NotInStore { .. } => hint(
             "give a store path, or a link to one such as ./result; `nix copy` and `nix store add-path` add paths to the store",
         ),
+        Client::NotDescribed { .. } => hint("this is a fault of Nix or of Dormer; nothing was pushed"),
+        Client::StoreElsewhere { .. } => hint(
+            "push on the machine that has the files, or name a local store: NIX_REMOTE=local, or NIX_REMOTE=local?root=DIR",
+        ),
         Client::StoreDirMismatch { .. } => {
             hint("a cache serves one store folder; make another cache for this one")
         }
         Client::HttpClient(_) => hint(
-            "install the system's certificates (ca-certificates), or name a file with them in SSL_CERT_FILE",
+            "install the system's certificates (ca-certificates), or name a file with them in NIX_SSL_CERT_FILE",
+        ),
+        Client::ReadCertificates { .. } | Client::NoCertificates { .. } => hint(
+            "the variable must name a PEM file with every authority to trust, as for Nix; unset it to trust the system's",
         ),
         Client::MalformedToken => hint("check that the token was copied completely, without other text"),
         _ => Vec::new(),

@@ -48,7 +48,7 @@ fn main() -> ExitCode {
             return ExitCode::from(error::EXIT_FAILURE);
         }
     };
-    let context = Context::new(printer.clone());
+    let context = Context::new(printer.clone(), command_line.command.endpoint());
     let result = runtime.block_on(commands::run(command_line.command, &context));
     // Reads of the local store that nobody needs any more must not delay the end.
     runtime.shutdown_background();

@@ -29,11 +29,13 @@ use reqwest::{Method, RequestBuilder, Response, StatusCode};
 use serde::de::DeserializeOwned;
 use tokio::time::Instant;
 
+use crate::certificates::http_client;
 use crate::endpoint::Endpoint;
 use crate::error::{Error, Result};
 use crate::nar_stream::NarSource;
 use crate::reporter::{Retry, RetryReporter, Silent, UploadReporter};
 use crate::retry::{Passing, RetryPolicy, parse_retry_after};
+use crate::settings::process_variables;
 
 /// Longest answer that the client reads: a list of some 50,000 caches, or of 400,000 missing paths.
 const ANSWER_BYTES_MAX: usize = 16 * 1024 * 1024;
@@ -111,17 +113,13 @@ impl ApiClient {
     /// A client for the server at `endpoint`. It sends `token` with every request.
     pub fn new(endpoint: Endpoint, token: Option<&Secret>, settings: HttpSettings) -> Result<Self> {
         let authorization = token.map(bearer).transpose()?;
-        let builder = reqwest::Client::builder()
-            .user_agent(concat!("dormer/", env!("CARGO_PKG_VERSION")))
+        let builder = http_client(endpoint.is_encrypted(), &process_variables)?
             .connect_timeout(settings.connect_timeout);
         // An upload that was given up leaves its connection to the kernel, which would keep trying
         // for a quarter of an hour. This limit is twice our own time-out, so that our clearer error
         // comes first.
         #[cfg(target_os = "linux")]
         let builder = builder.tcp_user_timeout(settings.idle_timeout * 2);
-        // In a minimal container without root certificates, a client with the system's certificates
-        // cannot be built. An unencrypted connection needs none.
-        let builder = if endpoint.is_encrypted() { builder } else { builder.tls_certs_only([]) };
         let http = builder.build().map_err(Error::HttpClient)?;
         Ok(Self { http, endpoint, authorization, settings: Arc::new(settings), reporter: Arc::new(Silent) })
     }

@@ -20,10 +20,12 @@
 //!   incomplete one.
 
 mod api;
+mod certificates;
 mod dump;
 mod endpoint;
 mod error;
 pub mod fuzz_targets;
+mod links;
 mod nar_stream;
 mod nix_config;
 mod nix_store;
@@ -34,14 +36,16 @@ mod push_plan;
 mod reporter;
 mod retry;
 mod settings;
+mod store_location;
 
 pub use api::{AcknowledgedUpload, ApiClient, HttpSettings};
 pub use dump::{CaseHack, DumpError, dump_nar};
 pub use endpoint::Endpoint;
 pub use error::{Error, Result};
+pub use links::link_target;
 pub use nar_stream::{NAR_STREAM_BYTES_MAX, NarSource};
 pub use nix_config::NixConfig;
-pub use nix_store::NixStore;
+pub use nix_store::{NixStore, nix_program};
 pub use path_info::PathInfo;
 pub use probe::{ProbeAnswer, probe};
 pub use push::{
@@ -51,6 +55,6 @@ pub use push_plan::PushPlan;
 pub use reporter::{PathDone, PushReporter, Retry, RetryReporter, Silent, TransferId, UploadReporter};
 pub use retry::RetryPolicy;
 pub use settings::{
-    CacheRef, LoadedSettings, ResolvedServer, ServerName, ServerSettings, Settings, SettingsPaths, Variables,
-    process_variables,
+    CacheRef, ENDPOINT_VARIABLE, LoadedSettings, MACHINE_SETTINGS, ResolvedServer, ServerName,
+    ServerSettings, Settings, SettingsPaths, Variables, process_variables,
 };

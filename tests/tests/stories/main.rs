@@ -14,6 +14,7 @@ mod edge_story;
 mod examples;
 mod faults;
 mod layers;
+mod machines;
 mod nix_copy;
 mod pooler;
 mod publish;

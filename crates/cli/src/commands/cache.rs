@@ -11,13 +11,21 @@ use dormer_nix::{StoreDir, StorePathHash};
 use serde_json::json;
 
 use super::token_create::parse_period;
-use crate::context::{Context, EXIT_CODES_OF_CLIENT};
+use crate::context::{Context, EXIT_CODES_OF_CLIENT, EndpointArgs};
 use crate::error::{Error, Result};
 use crate::installation::{DEFAULT_PRIORITY, DEFAULT_UPSTREAM_KEY};
 use crate::settings::units;
 
+#[derive(Debug, Args)]
+pub(crate) struct CacheArgs {
+    #[command(flatten)]
+    pub(crate) server: EndpointArgs,
+    #[command(subcommand)]
+    command: CacheCommand,
+}
+
 #[derive(Debug, Subcommand)]
-pub(crate) enum CacheCommand {
+enum CacheCommand {
     Create(CreateArgs),
     Info(InfoArgs),
     Configure(ConfigureArgs),
@@ -35,7 +43,7 @@ pub(crate) enum CacheCommand {
 ///   dormer cache create lab:team --upstream-cache-key-name cache.nixos.org-1
 #[derive(Debug, Args)]
 #[command(verbatim_doc_comment, after_long_help = EXIT_CODES_OF_CLIENT)]
-pub(crate) struct CreateArgs {
+struct CreateArgs {
     /// [SERVER:]CACHE
     cache: CacheRef,
     /// Let anybody read the cache
@@ -58,7 +66,7 @@ pub(crate) struct CreateArgs {
 
 /// Show a cache's settings
 #[derive(Debug, Args)]
-pub(crate) struct InfoArgs {
+struct InfoArgs {
     /// [SERVER:]CACHE
     cache: CacheRef,
 }
@@ -71,7 +79,7 @@ pub(crate) struct InfoArgs {
 #[derive(Debug, Args)]
 #[command(verbatim_doc_comment, after_long_help = EXIT_CODES_OF_CLIENT)]
 #[expect(clippy::struct_excessive_bools, reason = "each is a flag of Attic's command line")]
-pub(crate) struct ConfigureArgs {
+struct ConfigureArgs {
     /// [SERVER:]CACHE
     cache: CacheRef,
     /// Sign with a new key from now on; every client must learn its public key
@@ -105,14 +113,14 @@ pub(crate) struct ConfigureArgs {
 
 /// List the caches that you may see
 #[derive(Debug, Args)]
-pub(crate) struct ListArgs {
+struct ListArgs {
     /// The server; without it, the default one
     server: Option<ServerName>,
 }
 
 /// Destroy a cache: its objects disappear at once and its name becomes free
 #[derive(Debug, Args)]
-pub(crate) struct DestroyArgs {
+struct DestroyArgs {
     /// [SERVER:]CACHE
     cache: CacheRef,
     /// Destroy without asking
@@ -130,7 +138,7 @@ pub(crate) struct DestroyArgs {
 ///   dormer cache remove-path main ./result
 #[derive(Debug, Args)]
 #[command(verbatim_doc_comment, after_long_help = EXIT_CODES_OF_CLIENT)]
-pub(crate) struct RemovePathArgs {
+struct RemovePathArgs {
     /// [SERVER:]CACHE
     cache: CacheRef,
     /// Store paths, links to them, or their hashes
@@ -138,8 +146,8 @@ pub(crate) struct RemovePathArgs {
     paths: Vec<PathBuf>,
 }
 
-pub(super) async fn run(command: CacheCommand, context: &Context) -> Result<()> {
-    match command {
+pub(super) async fn run(args: CacheArgs, context: &Context) -> Result<()> {
+    match args.command {
         CacheCommand::Create(args) => create(args, context).await,
         CacheCommand::Info(args) => info(&args, context).await,
         CacheCommand::Configure(args) => configure(args, context).await,
@@ -302,7 +310,11 @@ fn confirm(context: &Context, cache: &str, server: &str) -> Result<()> {
 }
 
 async fn remove_paths(args: &RemovePathArgs, context: &Context) -> Result<()> {
-    let store = NixStore::from_variables(&dormer_client::process_variables)?;
+    // A hash needs no Nix on this machine; a link into a store with a root of its own does.
+    let store = match NixStore::open(&dormer_client::process_variables).await {
+        Ok(store) => store,
+        Err(_) => NixStore::from_variables(&dormer_client::process_variables)?,
+    };
     let hashes = args.paths.iter().map(|path| hash_of(&store, path)).collect::<Result<Vec<_>>>()?;
     let (server, api) = context.connect_to_cache(&args.cache)?;
     let mut removed_count = 0;

@@ -17,6 +17,7 @@ mod use_cache;
 use std::process::ExitCode;
 
 use clap::{ArgAction, Args, Parser, Subcommand};
+use dormer_client::Endpoint;
 
 use crate::context::Context;
 use crate::error::Result;
@@ -35,6 +36,8 @@ Exit codes:
 
 Environment:
   DORMER_TOKEN, DORMER_TOKEN_<SERVER>  token for the client; overrides its settings
+  DORMER_ENDPOINT                      the server's address, for a client without settings
+  NIX_SSL_CERT_FILE, SSL_CERT_FILE     certificates to trust, in place of the system's
   DORMER_CONFIG, DORMER_<KEY>          settings of the server; `dormer config show` lists them
   NO_COLOR                             no colours";
 
@@ -80,11 +83,10 @@ pub(crate) enum Command {
     Serve(serve::ServeArgs),
     Login(login::LoginArgs),
     Push(push::PushArgs),
-    Use(use_cache::UseArgs),
+    Use(Box<use_cache::UseArgs>),
     Unuse(use_cache::UnuseArgs),
     /// Create, show, change and destroy caches
-    #[command(subcommand)]
-    Cache(cache::CacheCommand),
+    Cache(cache::CacheArgs),
     /// Make tokens
     #[command(subcommand)]
     Token(TokenCommand),
@@ -120,6 +122,19 @@ pub(crate) enum ConfigCommand {
     Reference,
 }
 
+impl Command {
+    /// The address of `--endpoint`.
+    pub(crate) fn endpoint(&self) -> Option<Endpoint> {
+        let server = match self {
+            Self::Push(args) => &args.server,
+            Self::Use(args) => &args.server,
+            Self::Cache(args) => &args.server,
+            _ => return None,
+        };
+        server.endpoint.clone()
+    }
+}
+
 impl CommandLine {
     pub(crate) fn printer(&self) -> Printer {
         let level = match (self.output.quiet, self.output.verbose) {
@@ -143,9 +158,9 @@ pub(crate) async fn run(command: Command, context: &Context) -> Result<ExitCode>
         Command::Doctor(args) => return doctor::run(args, context).await,
         Command::Jobs(args) => jobs::run(args, context).await?,
         Command::Migrate(args) => migrate::run(args, context).await?,
-        Command::Use(args) => use_cache::run_use(args, context).await?,
-        Command::Unuse(args) => use_cache::run_unuse(&args, context)?,
-        Command::Cache(command) => cache::run(command, context).await?,
+        Command::Use(args) => use_cache::run_use(*args, context).await?,
+        Command::Unuse(args) => use_cache::run_unuse(&args, context).await?,
+        Command::Cache(args) => cache::run(args, context).await?,
         Command::Token(TokenCommand::Create(args)) | Command::MakeToken(args) => {
             token_create::run(args, context)?;
         }

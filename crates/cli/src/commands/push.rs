@@ -12,7 +12,7 @@ use dormer_nix::{StoreDir, StorePath};
 use serde_json::json;
 use tokio::signal::unix::{SignalKind, signal};
 
-use crate::context::Context;
+use crate::context::{Context, EndpointArgs};
 use crate::error::{self, Error, Result};
 use crate::printer::Printer;
 use crate::progress::PushProgress;
@@ -34,6 +34,9 @@ const EXIT_INTERRUPTED: u8 = 130;
 /// Skips paths that the cache already has or that an upstream cache has signed (-v names each one).
 /// A PATH may be a link such as ./result, or lie inside a store path. Run the same command again to
 /// complete an interrupted push.
+///
+/// A service needs no settings and no home: DORMER_ENDPOINT and DORMER_TOKEN are enough, or a file
+/// /etc/dormer/config.toml. In a post-build hook of Nix, push $OUT_PATHS.
 ///
 /// Examples:
 ///   dormer push main ./result
@@ -63,11 +66,13 @@ pub(crate) struct PushArgs {
     /// Print what would be pushed, and push nothing
     #[arg(long)]
     dry_run: bool,
+    #[command(flatten)]
+    pub(crate) server: EndpointArgs,
 }
 
 pub(super) async fn run(args: PushArgs, context: &Context) -> Result<ExitCode> {
     let started = Instant::now();
-    let store = NixStore::from_variables(&dormer_client::process_variables)?;
+    let store = NixStore::open(&dormer_client::process_variables).await?;
     let mut arguments = args.paths;
     if args.stdin {
         arguments.extend(read_paths()?);
@@ -81,7 +86,8 @@ pub(super) async fn run(args: PushArgs, context: &Context) -> Result<ExitCode> {
         closure: !args.no_closure,
         ignore_upstream: args.ignore_upstream_cache_filter,
         jobs: args.jobs.into(),
-        ..PushOptions::default()
+        case_hack: store.case_hack(),
+        real_store_dir: Some(store.real_dir().to_owned()),
     };
     context.printer.detail(&format!("asking {} which paths {cache} lacks", server.name));
     let plan = plan_push(&api, &store, cache, &config, &roots, &options).await?;

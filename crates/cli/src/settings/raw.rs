@@ -37,9 +37,10 @@ pub(crate) struct Environment(BTreeMap<String, std::ffi::OsString>);
 impl Environment {
     /// The environment of this process.
     pub(crate) fn of_process() -> Self {
-        Self(
-            std::env::vars_os().filter_map(|(name, value)| Some((name.into_string().ok()?, value))).collect(),
-        )
+        let all = std::env::vars_os().filter_map(|(name, value)| Some((name.into_string().ok()?, value)));
+        // The home of a process without HOME is what the system says about its user.
+        let home = dormer_client::process_variables("HOME").map(|home| ("HOME".to_owned(), home.into()));
+        Self(all.chain(home).collect())
     }
 
     /// The text of a variable. An empty variable counts as unset, as in most container tools.

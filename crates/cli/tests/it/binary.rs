@@ -119,11 +119,12 @@ fn mistakes_are_explained() {
     --- stderr
     error: no server is named and no default server is set
     hint: log in first: dormer login NAME URL TOKEN; with several servers write SERVER:CACHE, or set a default with --set-default
+    hint: or, for a service, set DORMER_ENDPOINT and DORMER_TOKEN, or write /etc/dormer/config.toml for its user
     ");
     insta::assert_snapshot!(home.run(&["cache", "list", "--json"]), @r#"
     exit code: 2
     --- stderr
-    {"exit_code":2,"hints":["log in first: dormer login NAME URL TOKEN; with several servers write SERVER:CACHE, or set a default with --set-default"],"message":"no server is named and no default server is set","message_type":"error"}
+    {"exit_code":2,"hints":["log in first: dormer login NAME URL TOKEN; with several servers write SERVER:CACHE, or set a default with --set-default","or, for a service, set DORMER_ENDPOINT and DORMER_TOKEN, or write /etc/dormer/config.toml for its user"],"message":"no server is named and no default server is set","message_type":"error"}
     "#);
     insta::assert_snapshot!(home.run(&["cache", "list", "-qq"]), @"exit code: 2");
     insta::assert_snapshot!(home.run(&["token", "create", "--sub", "ci", "--validity", "1d", "--pull", "*"]), @"
