@@ -40,7 +40,6 @@ use moka::sync::Cache as Remembered;
 use crate::budget::{Budget, BudgetUse};
 use crate::chunk_sink::IngestContext;
 use crate::coherence::{ChangeCounts, REMEMBERED};
-use crate::cpu::CpuPool;
 use crate::metrics::{EngineMetrics, gauge_value};
 use crate::narinfo::NarinfoKey;
 use crate::packer::{Packer, Storage};
@@ -49,6 +48,7 @@ use crate::use_recorder::UseRecorder;
 
 pub use caches::{CreateCache, KeyChange, UpdateCache};
 pub use clock::{Clock, SystemClock};
+pub use cpu::CpuPool;
 pub use error::{Error, ErrorClass, Result};
 pub use ingest::{Deduplication, Ingest, IngestRequest, Ingested};
 pub use jobs::{JobMetrics, JobRunner, JobSettings};
@@ -199,6 +199,11 @@ impl Engine {
             Err(_) if answers() > before => Ok(()),
             Err(_) => Err(Error::StoreSilent { patience }),
         }
+    }
+
+    /// The threads for work that takes more than a moment of CPU.
+    pub fn cpu(&self) -> &CpuPool {
+        &self.inner.ingest.cpu
     }
 
     fn metrics(&self) -> &Arc<EngineMetrics> {

@@ -25,6 +25,7 @@ mod body;
 mod call;
 mod codec;
 mod conditions;
+mod decoder;
 mod dispatch;
 mod exact;
 mod exchange;

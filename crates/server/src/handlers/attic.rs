@@ -154,7 +154,7 @@ pub(crate) async fn get_missing_paths(
     call: &Call,
     body: &mut RequestBody,
 ) -> Result<Response<Body>, Failure> {
-    app.require_token(call)?;
+    app.require_push_somewhere(call)?;
     let Buffered::<GetMissingPathsRequest> { value: request, memory: _memory } =
         small_body::read_json(app, call, body).await?;
     let cache = app.open_cache(call, &request.cache, Permission::Push).await?;
@@ -168,14 +168,11 @@ pub(crate) async fn upload_path(
     call: &Call,
     body: &mut RequestBody,
 ) -> Result<Response<Body>, Failure> {
-    let claims = app.claims(call).ok_or(Failure::Unauthorized)?;
+    app.require_push_somewhere(call)?;
     if small_body::content_encoding(call)? != Compression::None {
         return Err(Failure::ContentEncoding("upload-path takes the NAR as it is".to_owned()));
     }
-    // A client that may push nowhere is refused below, once the metadata names the cache. Meanwhile
-    // it takes nobody's turn.
-    let _turn =
-        if claims.may_somewhere(Permission::Push) { Some(app.admit_upload(call, body).await?) } else { None };
+    let _turn = app.admit_upload(call, body).await?;
     let mut upload = StorePathUpload::begin(app, call, body).await?;
     let info = &upload.info;
     let cache = app.open_cache(call, &info.cache, Permission::Push).await?;

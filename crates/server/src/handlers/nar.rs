@@ -10,7 +10,7 @@ use dormer_api::{CacheName, Permission};
 use dormer_engine::OpenNar;
 use dormer_format::EncodingTag;
 use dormer_index::{Cache, NarKey};
-use futures::TryStreamExt;
+use futures::{StreamExt as _, TryStreamExt as _};
 use http::header::{ACCEPT_RANGES, CONTENT_LENGTH, CONTENT_RANGE, CONTENT_TYPE, ETAG};
 use http::{HeaderValue, Response, StatusCode};
 use tokio_util::io::StreamReader;
@@ -120,10 +120,10 @@ async fn get_upload(
         tracing::error!(nar.hash = %nar_hash, error = %error, "cut an answer short");
     };
     let frames = open.stream(None).await?.inspect_err(log).map_err(io::Error::other);
-    let frames = Box::pin(StreamReader::new(frames));
     let limit = Compression::Zstd.decoder_bytes(&[])?;
+    let decoder = Compression::Zstd.decode(frames.boxed(), limit, app.engine.cpu());
     // An answer without a length must not end as if it were whole when it is not.
-    let nar = Exact::new(Compression::Zstd.decode(frames, limit), size);
+    let nar = Exact::new(StreamReader::new(decoder.into_stream().boxed()), size);
     let pieces = reencode(nar, compression).inspect_ok(move |_| {
         // The turn lasts as long as the answer.
         let _ = &turn;

@@ -3,15 +3,15 @@
 use std::io;
 use std::time::Duration;
 
+use futures::{StreamExt as _, TryStreamExt as _};
 use http::header::{CONTENT_ENCODING, CONTENT_LENGTH};
 use serde::de::DeserializeOwned;
-use tokio::io::{AsyncBufReadExt, AsyncReadExt};
 use tokio::sync::OwnedSemaphorePermit;
-use tokio_util::io::StreamReader;
 
 use crate::app::App;
 use crate::call::Call;
-use crate::codec::{self, Compression, Input, WindowTooLarge};
+use crate::codec::{self, Compression, WindowTooLarge};
+use crate::decoder::Input;
 use crate::failure::Failure;
 use crate::request_body::{BodyError, RequestBody};
 
@@ -67,20 +67,18 @@ pub(crate) async fn read(
     }
     body.hurry(WHOLE_BODY_TIMEOUT);
     let fail = |error| decoding_failure(coding, error);
-    let input: Input<'_> = Box::pin(StreamReader::new(body));
+    let input: Input<'_> = body.map_err(io::Error::from).boxed();
     let (head, input) = codec::peek(input).await.map_err(fail)?;
     let decoder_bytes = content_decoder_bytes(coding, &head)?;
     let expected = if coding == Compression::None { declared.unwrap_or(max) } else { max };
     let memory = app.reserve_buffer(COPIES * expected + decoder_bytes).await?;
-    let mut decoder = coding.decode(input, decoder_bytes);
+    let mut decoder = coding.decode(input, decoder_bytes, app.engine.cpu());
     let mut bytes = Vec::new();
-    // One byte more than allowed tells a body that is just long enough from one that is longer.
-    (&mut decoder).take(max + 1).read_to_end(&mut bytes).await.map_err(fail)?;
-    if bytes.len() as u64 > max {
-        return Err(too_long);
-    }
-    if !decoder.input().fill_buf().await.map_err(fail)?.is_empty() {
-        return Err(fail(trailing_bytes()));
+    while let Some(piece) = decoder.next().await.map_err(fail)? {
+        if (bytes.len() + piece.len()) as u64 > max {
+            return Err(too_long);
+        }
+        bytes.extend_from_slice(&piece);
     }
     Ok(Buffered { value: bytes, memory })
 }
@@ -117,9 +115,4 @@ pub(crate) fn decoding_failure(compression: Compression, error: io::Error) -> Fa
         Some(error) => Failure::Body(*error),
         None => Failure::Decode { compression: compression.name(), source: error },
     }
-}
-
-/// The error for what stands behind the end of a compressed stream.
-pub(crate) fn trailing_bytes() -> io::Error {
-    io::Error::new(io::ErrorKind::InvalidData, "there is something behind the end")
 }
