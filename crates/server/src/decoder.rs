@@ -49,7 +49,7 @@ pub(crate) struct Decoder<'a> {
 enum Work {
     /// The bytes are what they are.
     Plain,
-    Members(Box<Members>),
+    Members(Box<MemberDecoder>),
     /// An error has ended the work, or a job that nobody waited for.
     Over,
 }
@@ -67,7 +67,7 @@ impl<'a> Decoder<'a> {
         codec: impl DecodeV2 + Send + 'static,
         has_members: bool,
     ) -> Self {
-        let members = Members {
+        let members = MemberDecoder {
             codec: Box::new(codec),
             has_members,
             phase: Phase::Decoding,
@@ -118,7 +118,7 @@ impl<'a> Decoder<'a> {
         }
     }
 
-    async fn step(&mut self, mut members: Box<Members>) -> io::Result<Vec<u8>> {
+    async fn step(&mut self, mut members: Box<MemberDecoder>) -> io::Result<Vec<u8>> {
         let input = self.piece.slice(..self.piece.len().min(STEP_INPUT_BYTES));
         let is_end = self.is_end;
         let job = move || members.step(&input, is_end).map(|(read, out)| (members, read, out));
@@ -148,7 +148,7 @@ pub(crate) async fn peek(mut input: Input<'_>, bytes: usize) -> io::Result<(Vec<
 }
 
 /// One member or frame after the other.
-struct Members {
+struct MemberDecoder {
     codec: Box<dyn DecodeV2 + Send>,
     has_members: bool,
     phase: Phase,
@@ -168,7 +168,7 @@ enum Phase {
     Done,
 }
 
-impl Members {
+impl MemberDecoder {
     /// Decodes until the input or the room for output is used up. Returns how much was read, and
     /// what came out.
     fn step(&mut self, input: &[u8], is_end: bool) -> io::Result<(usize, Vec<u8>)> {

@@ -43,6 +43,7 @@ mod request_body;
 mod route;
 mod server;
 mod settings;
+mod shares;
 mod trace_context;
 
 pub use auth::Authenticator;

@@ -182,7 +182,7 @@ pub(crate) async fn upload_path(
         expected: Some((info.nar_hash, info.nar_size)),
         extra_memory_bytes: 0,
     };
-    let mut ingest = app.engine.begin_ingest(request).await?;
+    let (mut ingest, _share) = app.begin_ingest(call, request).await?;
     while let Some(bytes) = upload.next().await? {
         ingest.write(&bytes).await?;
     }
@@ -229,7 +229,7 @@ impl<'a> StorePathUpload<'a> {
         if size > max {
             return Err(too_long());
         }
-        let _memory = app.reserve_buffer(size as u64).await?;
+        let mut memory = app.begin_buffer(call);
         let all = body.hurry(small_body::WHOLE_BODY_TIMEOUT);
         let mut json = Vec::new();
         let mut first = None;
@@ -241,6 +241,9 @@ impl<'a> StorePathUpload<'a> {
                 )));
             };
             let rest = piece.split_off(piece.len().min(size - json.len()));
+            if memory.grow(piece.len() as u64).await? {
+                body.hurry(small_body::LAST_RESORT_TIMEOUT);
+            }
             json.extend_from_slice(&piece);
             first = Some(rest).filter(|rest| !rest.is_empty());
         }

@@ -114,7 +114,7 @@ async fn get_upload(
         return stored(call, open, None).await;
     }
     let size = open.size();
-    let turn = app.reencoding_turn().await?;
+    let turn = app.reencoding_turn(call).await?;
     let nar_hash = open.hash();
     let log = move |error: &dormer_engine::Error| {
         tracing::error!(nar.hash = %nar_hash, error = %error, "cut an answer short");

@@ -1,4 +1,5 @@
 //! One client must not stop the others: decoding, memory, turns.
+#![expect(clippy::unwrap_used, reason = "what fails here fails the test")]
 
 use std::collections::BTreeSet;
 use std::io::{Read as _, Write as _};
@@ -103,4 +104,103 @@ fn on_every_route_a_caller_without_permission_is_refused_before_its_body_comes()
             assert!(["HTTP/1.1 401", "HTTP/1.1 403"].contains(&&*answer), "{method} {path}: {answer}");
         }
     }
+}
+
+/// Sends the head of a request in chunked coding, and these bytes of its body.
+fn half_a_request(
+    server: &Server,
+    token: &str,
+    method: &str,
+    path: &str,
+    body: &[u8],
+) -> std::net::TcpStream {
+    let mut stream = server.connect();
+    let head = format!(
+        "{method} {path} HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {token}\r\n\
+         Transfer-Encoding: chunked\r\n\r\n{:x}\r\n",
+        body.len()
+    );
+    stream.write_all(&[head.as_bytes(), body, b"\r\n"].concat()).unwrap();
+    stream
+}
+
+/// What any caller may do to the public cache `main`.
+fn pusher(sub: &str) -> String {
+    common::token_of(sub, &json!({ "main": { "r": 1, "w": 1 } }))
+}
+
+/// Waits until a request waits for its turn. Before the first one, the metric has no such line.
+fn until_some_wait(server: &Server, what: &str) {
+    let line = format!("dormer_http_waiting{{for=\"{what}\"}} ");
+    common::until("some wait", || {
+        let page = String::from_utf8(server.metrics.render().unwrap()).unwrap();
+        page.lines().find_map(|found| found.strip_prefix(&line)).filter(|count| *count != "0").map(drop)
+    });
+}
+
+#[test]
+fn bodies_that_come_slowly_hold_only_the_memory_of_their_bytes() {
+    let server = Server::start();
+    let question = json!({ "cache": "main", "store_path_hashes": [path(1).hash().to_string()] }).to_string();
+    let (slow, other) = (pusher("slow"), pusher("other"));
+    let half = question.as_bytes().split_at(20).0;
+    let _held: Vec<_> =
+        (0..20).map(|_| half_a_request(&server, &slow, "POST", "/_api/v1/get-missing-paths", half)).collect();
+    let in_flight = || (server.metric("dormer_http_requests_in_flight") >= 20).then_some(());
+    common::until("all are being read", in_flight);
+    for token in [&other, &slow] {
+        let begin = Instant::now();
+        let reply = server.call(token, "POST", "/_api/v1/get-missing-paths", question.as_bytes());
+        assert_eq!(reply.status, 200, "{reply:?}");
+        assert!(begin.elapsed() < Duration::from_secs(5), "{:?}", begin.elapsed());
+    }
+}
+
+#[test]
+fn bodies_that_fill_a_pushers_share_stop_no_other_pusher() {
+    let server = Server::start_with(|options| options.server.buffered_bytes_max = 4 * 1024 * 1024);
+    let (slow, other) = (pusher("slow"), pusher("other"));
+    let blanks = vec![b' '; 1024 * 1024];
+    let _held: Vec<_> = (0..8)
+        .map(|_| half_a_request(&server, &slow, "POST", "/_api/v1/get-missing-paths", &blanks))
+        .collect();
+    until_some_wait(&server, "requests");
+    let question = json!({ "cache": "main", "store_path_hashes": [path(1).hash().to_string()] }).to_string();
+    let begin = Instant::now();
+    let reply = server.call(&other, "POST", "/_api/v1/get-missing-paths", question.as_bytes());
+    assert_eq!(reply.status, 200, "{reply:?}");
+    assert!(begin.elapsed() < Duration::from_secs(5), "{:?}", begin.elapsed());
+}
+
+#[test]
+fn half_open_uploads_of_one_pusher_stop_no_other_pusher() {
+    let server = Server::start();
+    let (slow, other) = (pusher("slow"), pusher("other"));
+    let large = common::sized_nar(1, 100_000);
+    let _held: Vec<_> = (0..12)
+        .map(|n| half_a_request(&server, &slow, "PUT", &format!("/main/nar/{n}.nar"), &large[..5000]))
+        .collect();
+    until_some_wait(&server, "uploads");
+    let begin = Instant::now();
+    let reply = server.call(&other, "PUT", "/main/nar/x.nar", &common::nar(2));
+    assert_eq!(reply.status, 200, "{reply:?}");
+    assert!(begin.elapsed() < Duration::from_secs(5), "{:?}", begin.elapsed());
+}
+
+#[test]
+fn a_body_that_comes_byte_by_byte_is_given_up() {
+    let server = Server::start_with(|options| options.server.body_idle_timeout = Duration::from_secs(1));
+    let nar = common::nar(1);
+    let mut upload = half_a_request(&server, &pusher("slow"), "PUT", "/main/nar/x.nar", &nar[..2000]);
+    upload.set_read_timeout(Some(Duration::from_millis(200))).unwrap();
+    let begin = Instant::now();
+    let mut answer = [0; 12];
+    let mut bytes = nar[2000..].iter();
+    // Never silent for as long as a body may pause.
+    while upload.read_exact(&mut answer).is_err() {
+        assert!(begin.elapsed() < Duration::from_secs(20), "it goes on");
+        let piece = [b"1\r\n".as_slice(), &[*bytes.next().unwrap()], b"\r\n"].concat();
+        let _ = upload.write_all(&piece);
+    }
+    assert_eq!(String::from_utf8_lossy(&answer), "HTTP/1.1 408");
 }
