@@ -201,6 +201,13 @@ impl Engine {
         }
     }
 
+    /// Whether reads wait for what other reads hold: turns, or memory.
+    pub fn reads_wait(&self) -> bool {
+        let inner = &self.inner;
+        let budgets = [&inner.read_memory, &inner.stream_memory, &inner.stream_turns];
+        budgets.into_iter().any(|budget| budget.present_use().waiting > 0)
+    }
+
     /// The threads for work that takes more than a moment of CPU.
     pub fn cpu(&self) -> &CpuPool {
         &self.inner.ingest.cpu

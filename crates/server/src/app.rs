@@ -21,6 +21,9 @@ use futures::FutureExt as _;
 /// How long a request waits for memory to read its body into, or for its turn to be re-encoded.
 const TURN_TIMEOUT: Duration = Duration::from_secs(30);
 
+/// What requests wait for that want an upload back as it was sent.
+const REENCODINGS: &str = "re-encodings";
+
 /// The parts that all requests share.
 #[derive(Debug)]
 pub(crate) struct App {
@@ -103,7 +106,12 @@ impl App {
     /// A turn to compress an answer.
     pub(crate) async fn reencoding_turn(&self, call: &Call) -> Result<Share, Failure> {
         let turn = async { self.reencodings.take(&self.caller(call), 1).await };
-        self.in_time("re-encodings", TURN_TIMEOUT, turn).await
+        self.in_time(REENCODINGS, TURN_TIMEOUT, turn).await
+    }
+
+    /// Whether requests wait for a turn to compress an answer.
+    pub(crate) fn reencodings_wait(&self) -> bool {
+        self.metrics.http.waiting.with_label_values(&[REENCODINGS]).get() > 0
     }
 
     async fn in_time<T>(

@@ -204,3 +204,78 @@ fn a_body_that_comes_byte_by_byte_is_given_up() {
     }
     assert_eq!(String::from_utf8_lossy(&answer), "HTTP/1.1 408");
 }
+
+/// Longest wait beside readers that take nothing. They have 5 s, the server looks each second, and
+/// as many of them as have a turn may come first: connections are limited to twice the turns.
+const READER_WAIT_MAX: Duration = Duration::from_secs(16);
+
+/// A reader that sends its request and takes nothing of the answer.
+fn sleeping_reader(server: &Server, token: &str, path: &str) -> std::net::TcpStream {
+    let mut stream = server.connect();
+    let head = format!("GET {path} HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {token}\r\n\r\n");
+    stream.write_all(head.as_bytes()).unwrap();
+    stream
+}
+
+#[test]
+fn readers_that_take_nothing_make_room_for_others() {
+    // One server has too few turns, the other one too little memory.
+    for (turns, memory) in [(32, 64 << 20), (512, 8 << 20)] {
+        let server = Server::start_with(|options| {
+            options.engine.reads_max = turns;
+            options.engine.read_memory_bytes = memory;
+            // Many small chunks would fill the memory for lists of chunks first.
+            options.engine.chunk_params = dormer_format::ChunkParams::default();
+        });
+        server.push("main", &path(1), &common::sized_nar(1, 24_000_000));
+        server.push("main", &path(2), &common::nar(2));
+        let large = server.nar_url("main", &path(1));
+        let _sleeping: Vec<_> = (0..64).map(|_| sleeping_reader(&server, "none", &large)).collect();
+        let waiting = ["read_memory", "stream_memory", "streams"]
+            .map(|budget| format!("dormer_budget_waiting{{budget=\"{budget}\"}}"));
+        let some_wait = || waiting.iter().any(|series| server.metric(series) > 0).then_some(());
+        common::until("the sleeping readers hold all there is", some_wait);
+        let begin = Instant::now();
+        let reply = server.get(&server.nar_url("main", &path(2)));
+        assert_eq!(reply.status, 200, "{reply:?}");
+        assert!(begin.elapsed() < READER_WAIT_MAX, "{turns} turns: {:?}", begin.elapsed());
+    }
+}
+
+#[test]
+fn slow_readers_of_uploads_do_not_keep_a_pusher_from_its_own() {
+    let server = Server::start();
+    let (slow, other) = (pusher("slow"), pusher("other"));
+    let large = common::sized_nar(1, 24_000_000);
+    // Uncompressed, so that more comes than the kernel keeps for a reader.
+    assert_eq!(server.call(&slow, "PUT", "/main/nar/large.nar", &large).status, 200);
+    let gzip = server.call(&other, "PUT", "/main/nar/small.nar", &common::nar(2));
+    assert_eq!(gzip.status, 200, "{gzip:?}");
+    let anonymous = server.get("/main/nar/small.nar");
+    assert_eq!(anonymous.status, 401, "{anonymous:?}");
+    let _sleeping: Vec<_> = (0..8).map(|_| sleeping_reader(&server, &slow, "/main/nar/large.nar")).collect();
+    until_some_wait(&server, "re-encodings");
+    let begin = Instant::now();
+    let reply = server.call(&other, "GET", "/main/nar/small.nar", b"");
+    assert_eq!((reply.status, reply.body.len()), (200, common::nar(2).len()));
+    assert!(begin.elapsed() < READER_WAIT_MAX, "{:?}", begin.elapsed());
+}
+
+#[test]
+fn half_sent_heads_starve_no_probe() {
+    let server = Server::start_with(|options| options.server.connections_max = 32);
+    let _held: Vec<_> = (0..128)
+        .map(|_| {
+            let mut half = server.connect();
+            half.write_all(b"GET /main/nix-cache-info HTTP/1.1\r\nHost: ").unwrap();
+            half
+        })
+        .collect();
+    for _ in 0..20 {
+        let begin = Instant::now();
+        assert_eq!(server.get("/healthz").status, 200);
+        assert!(begin.elapsed() < Duration::from_secs(4), "{:?}", begin.elapsed());
+    }
+    let served = || Some(server.get("/main/nix-cache-info")).filter(|reply| reply.status == 200);
+    common::until("halves that are a second old make room", served);
+}
