@@ -12,10 +12,12 @@
 //!   flight.
 //! - Probes are answered on every listener, also when all connections are taken.
 
+mod brief;
 mod host;
 mod places;
 mod probes;
 mod socket;
 
+pub use brief::{FOREIGN_BYTES_MAX, brief};
 pub use host::{Error, HostSettings, REFUSED_MAX, Service, serve};
 pub use probes::{CheckFuture, NotReady, Probe, Probes, text};
