@@ -11,7 +11,7 @@ use dormer_edge::{
     Admission, Answer, Body as EdgeBody, CacheState, Catalog, EdgeKey, MISS_SECONDS, ObjectMeta, Read,
     Request as EdgeRequest, RequestPlan, STATE_BYTES_MAX, STATE_SECONDS, TokenVerifier, Visit, home, plan,
 };
-use dormer_http_host::{Error, HostSettings, NotReady, Probe, Probes, Service, serve};
+use dormer_http_host::{Error, HostSettings, NotReady, Probe, Probes, Service, brief, serve};
 use dormer_stores::ByteStream;
 use futures::StreamExt as _;
 use http_body_util::combinators::UnsyncBoxBody;
@@ -175,8 +175,8 @@ impl EdgeServer {
             (Answer::unavailable(is_head), None)
         });
         tracing::debug!(
-            method = %request.method(),
-            path = request.uri().path(),
+            method = brief(request.method().as_str()).as_ref(),
+            path = brief(request.uri().path()).as_ref(),
             status = answer.status,
             milliseconds = begin.elapsed().as_secs_f64() * 1e3,
             "answered"

@@ -104,7 +104,7 @@ impl Engine {
         {
             return Err(Error::NarTooLarge { limit: settings.nar_bytes_max });
         }
-        let memory = Arc::new(self.take_upload_memory(&request).await?);
+        let memory = Arc::new(self.upload_memory().take(self.upload_bytes(&request)?).await?);
         let known = match &request.expected {
             Some((hash, _)) => self.index().find_nar(hash).await?.filter(|nar| !nar.damaged),
             None => None,
@@ -152,7 +152,9 @@ impl Engine {
         }))
     }
 
-    async fn take_upload_memory(&self, request: &IngestRequest) -> Result<BudgetShare> {
+    /// Memory that an upload takes, in bytes. [`Error::DecoderTooLarge`] if it can never have that
+    /// much.
+    pub fn upload_bytes(&self, request: &IngestRequest) -> Result<u64> {
         // Small NARs need little more than a MiB of overhead, so many of them fit at once.
         let needed = request.expected.map_or(UPLOAD_BYTES, |(_, size)| {
             UPLOAD_BYTES.min(size.saturating_add(size / 2).saturating_add(1024 * 1024))
@@ -162,7 +164,7 @@ impl Engine {
         if bytes > limit.max(UPLOAD_BYTES) {
             return Err(Error::DecoderTooLarge { needed: bytes, limit });
         }
-        self.upload_memory().take(bytes).await
+        Ok(bytes)
     }
 }
 

@@ -40,7 +40,6 @@ use moka::sync::Cache as Remembered;
 use crate::budget::{Budget, BudgetUse};
 use crate::chunk_sink::IngestContext;
 use crate::coherence::{ChangeCounts, REMEMBERED};
-use crate::cpu::CpuPool;
 use crate::metrics::{EngineMetrics, gauge_value};
 use crate::narinfo::NarinfoKey;
 use crate::packer::{Packer, Storage};
@@ -49,6 +48,7 @@ use crate::use_recorder::UseRecorder;
 
 pub use caches::{CreateCache, KeyChange, UpdateCache};
 pub use clock::{Clock, SystemClock};
+pub use cpu::CpuPool;
 pub use error::{Error, ErrorClass, Result};
 pub use ingest::{Deduplication, Ingest, IngestRequest, Ingested};
 pub use jobs::{JobMetrics, JobRunner, JobSettings};
@@ -199,6 +199,18 @@ impl Engine {
             Err(_) if answers() > before => Ok(()),
             Err(_) => Err(Error::StoreSilent { patience }),
         }
+    }
+
+    /// Whether reads wait for what other reads hold: turns, or memory.
+    pub fn reads_wait(&self) -> bool {
+        let inner = &self.inner;
+        let budgets = [&inner.read_memory, &inner.stream_memory, &inner.stream_turns];
+        budgets.into_iter().any(|budget| budget.present_use().waiting > 0)
+    }
+
+    /// The threads for work that takes more than a moment of CPU.
+    pub fn cpu(&self) -> &CpuPool {
+        &self.inner.ingest.cpu
     }
 
     fn metrics(&self) -> &Arc<EngineMetrics> {

@@ -118,9 +118,15 @@ impl App {
         self.authenticator.authenticate(call.headers(), self.engine.now())
     }
 
-    /// Refuses a caller without a valid token, before the body is read to find the cache that the
-    /// request is about.
-    pub(crate) fn require_token(&self, call: &Call) -> Result<(), Failure> {
-        if self.claims(call).is_some() { Ok(()) } else { Err(Failure::Unauthorized) }
+    /// Refuses a caller that may push nowhere, before the body is read to find the cache that the
+    /// request is about. Like everywhere, a caller without any permission gets 401.
+    pub(crate) fn require_push_somewhere(&self, call: &Call) -> Result<(), Failure> {
+        match self.claims(call) {
+            Some(claims) if claims.may_somewhere(Permission::Push) => Ok(()),
+            Some(claims) if Permission::ALL.into_iter().any(|any| claims.may_somewhere(any)) => {
+                Err(Failure::Forbidden(Permission::Push))
+            }
+            Some(_) | None => Err(Failure::Unauthorized),
+        }
     }
 }

@@ -1,8 +1,10 @@
 //! One request, as handlers see it.
 
+use std::borrow::Cow;
 use std::fmt;
 use std::sync::atomic::{AtomicBool, Ordering};
 
+use dormer_http_host::brief;
 use http::header::{AsHeaderName, HOST, HeaderName};
 use http::request::Parts;
 use http::{HeaderMap, HeaderValue, Method};
@@ -70,6 +72,26 @@ impl Call {
         self.parts.uri.path()
     }
 
+    /// The method, for labels and log lines. Clients can make up any number of methods, so others
+    /// share one name.
+    pub(crate) fn brief_method(&self) -> &'static str {
+        match self.parts.method {
+            Method::GET => "GET",
+            Method::HEAD => "HEAD",
+            Method::PUT => "PUT",
+            Method::POST => "POST",
+            Method::PATCH => "PATCH",
+            Method::DELETE => "DELETE",
+            Method::OPTIONS => "OPTIONS",
+            _ => "OTHER",
+        }
+    }
+
+    /// The path, for log lines.
+    pub(crate) fn brief_path(&self) -> Cow<'_, str> {
+        brief(self.path())
+    }
+
     pub(crate) fn headers(&self) -> &HeaderMap {
         &self.parts.headers
     }
@@ -121,6 +143,15 @@ mod tests {
             assert_eq!(id.header_value().to_str().unwrap(), id.to_string());
             assert_eq!(id.to_string(), format!("{number:016x}"));
         }
+    }
+
+    #[test]
+    fn methods_have_few_names() {
+        let name = |method: &[u8]| {
+            let request = http::Request::builder().method(Method::from_bytes(method).unwrap());
+            Call::new(request.body(()).unwrap().into_parts().0).brief_method()
+        };
+        assert_eq!([name(b"PUT"), name(b"BREW"), name(&b"X".repeat(60_000))], ["PUT", "OTHER", "OTHER"]);
     }
 
     #[test]

@@ -64,7 +64,8 @@ impl App {
                 if !failure.is_everyday_miss(&call) {
                     exchange.open_span();
                 }
-                exchange.span().in_scope(|| failure.answer(&call, &self.settings))
+                let has_token = self.claims(&call).is_some();
+                exchange.span().in_scope(|| failure.answer(&call, &self.settings, has_token))
             }
         };
         let headers = response.headers_mut();
@@ -80,7 +81,8 @@ impl App {
         }
         let status = response.status();
         exchange.span().in_scope(|| {
-            tracing::debug!(method = %call.method(), path = call.path(), status = status.as_u16(), "answered");
+            let (method, path) = (call.brief_method(), call.brief_path());
+            tracing::debug!(method, path = path.as_ref(), status = status.as_u16(), "answered");
         });
         exchange.answered(status);
         response.map(|body| Watched::new(body, exchange))

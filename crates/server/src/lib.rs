@@ -25,6 +25,7 @@ mod body;
 mod call;
 mod codec;
 mod conditions;
+mod decoder;
 mod dispatch;
 mod exact;
 mod exchange;
@@ -42,6 +43,7 @@ mod request_body;
 mod route;
 mod server;
 mod settings;
+mod shares;
 mod trace_context;
 
 pub use auth::Authenticator;

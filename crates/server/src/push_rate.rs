@@ -10,6 +10,8 @@ use std::time::{Duration, Instant};
 use dormer_api::TokenClaims;
 use moka::sync::Cache as Remembered;
 
+use crate::shares::Caller;
+
 /// What may come at once after a pause: as much as in this time at the allowed rate.
 const BURST: Duration = Duration::from_secs(10);
 
@@ -29,7 +31,7 @@ pub(crate) struct PushRates {
     /// 0: no limit.
     requests_per_second: u64,
     bytes_per_second: u64,
-    pushers: Remembered<String, Arc<Pusher>>,
+    pushers: Remembered<Caller, Arc<Pusher>>,
 }
 
 /// One pusher.
@@ -51,7 +53,7 @@ impl PushRates {
         if self.requests_per_second == 0 && self.bytes_per_second == 0 {
             return Ok(None);
         }
-        let pusher = self.pushers.get_with(pusher_name(claims), || {
+        let pusher = self.pushers.get_with(caller(claims), || {
             Arc::new(Pusher {
                 requests: Bucket::new(self.requests_per_second, now),
                 bytes: Bucket::new(self.bytes_per_second, now),
@@ -71,10 +73,11 @@ impl Pusher {
     }
 }
 
-/// Whom a token was made for; without that, its own name. Tokens with neither are one pusher.
-fn pusher_name(claims: &TokenClaims) -> String {
+/// The subject that a token was made for; without a subject, the token's own name. Tokens with
+/// neither are one caller.
+pub(crate) fn caller(claims: &TokenClaims) -> Caller {
     let name = claims.sub.as_deref().or(claims.jti.as_deref()).unwrap_or_default();
-    format!("{}\n{name}", claims.iss.as_deref().unwrap_or_default())
+    Caller(format!("{}\n{name}", claims.iss.as_deref().unwrap_or_default()))
 }
 
 /// Fills at a rate up to its size; may be below zero.
@@ -175,7 +178,7 @@ mod tests {
 
     #[test]
     fn whoever_has_several_tokens_is_one_pusher() {
-        let name = |sub, jti| pusher_name(&claims(sub, jti));
+        let name = |sub, jti| caller(&claims(sub, jti));
         assert_eq!(name(Some("ada"), Some("1")), name(Some("ada"), Some("2")));
         assert_ne!(name(None, Some("1")), name(None, Some("2")));
         assert_ne!(name(Some("ada"), None), name(Some("bob"), None));

@@ -82,6 +82,10 @@ impl Service for App {
         &self.probes
     }
 
+    fn others_wait(&self) -> bool {
+        self.engine.reads_wait() || self.reencodings_wait()
+    }
+
     fn connection_opened(&self) {
         self.metrics.http.connections.inc();
     }

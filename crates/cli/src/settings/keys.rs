@@ -281,6 +281,9 @@ keys! { KEYS:
         "How long a connection may take to send the head of a request, including the wait between two requests.").default("75s");
     LIMIT_BODY_IDLE_TIMEOUT = Key::new("limits.body-idle-timeout", Kind::Duration(1, 3_600),
         "How long an upload may pause. Waiting for its turn does not count.").default("60s");
+    LIMIT_BODY_RATE = Key::new("limits.body-rate", Kind::Size(0, GIB),
+        "Fewest bytes a second of a request body, on average of `limits.body-idle-timeout`; 0 means any number. The server aborts \
+         slower uploads (408). Only the time in which the server waits for the client counts.").default("4 KiB");
     LIMIT_WRITE_IDLE_TIMEOUT = Key::new("limits.write-idle-timeout", Kind::Duration(1, 3_600),
         "How long a reader may pause while it receives an answer.").default("120s");
     LIMIT_UPLOAD_TIMEOUT = Key::new("limits.upload-timeout", Kind::Duration(60, 7 * DAY), "Longest upload.").default("24h");

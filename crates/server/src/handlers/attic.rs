@@ -154,7 +154,7 @@ pub(crate) async fn get_missing_paths(
     call: &Call,
     body: &mut RequestBody,
 ) -> Result<Response<Body>, Failure> {
-    app.require_token(call)?;
+    app.require_push_somewhere(call)?;
     let Buffered::<GetMissingPathsRequest> { value: request, memory: _memory } =
         small_body::read_json(app, call, body).await?;
     let cache = app.open_cache(call, &request.cache, Permission::Push).await?;
@@ -168,14 +168,11 @@ pub(crate) async fn upload_path(
     call: &Call,
     body: &mut RequestBody,
 ) -> Result<Response<Body>, Failure> {
-    let claims = app.claims(call).ok_or(Failure::Unauthorized)?;
+    app.require_push_somewhere(call)?;
     if small_body::content_encoding(call)? != Compression::None {
         return Err(Failure::ContentEncoding("upload-path takes the NAR as it is".to_owned()));
     }
-    // A client that may push nowhere is refused below, once the metadata names the cache. Meanwhile
-    // it takes nobody's turn.
-    let _turn =
-        if claims.may_somewhere(Permission::Push) { Some(app.admit_upload(call, body).await?) } else { None };
+    let _turn = app.admit_upload(call, body).await?;
     let mut upload = StorePathUpload::begin(app, call, body).await?;
     let info = &upload.info;
     let cache = app.open_cache(call, &info.cache, Permission::Push).await?;
@@ -185,7 +182,7 @@ pub(crate) async fn upload_path(
         expected: Some((info.nar_hash, info.nar_size)),
         extra_memory_bytes: 0,
     };
-    let mut ingest = app.engine.begin_ingest(request).await?;
+    let (mut ingest, _share) = app.begin_ingest(call, request).await?;
     while let Some(bytes) = upload.next().await? {
         ingest.write(&bytes).await?;
     }
@@ -232,7 +229,7 @@ impl<'a> StorePathUpload<'a> {
         if size > max {
             return Err(too_long());
         }
-        let _memory = app.reserve_buffer(size as u64).await?;
+        let mut memory = app.begin_buffer(call);
         let all = body.hurry(small_body::WHOLE_BODY_TIMEOUT);
         let mut json = Vec::new();
         let mut first = None;
@@ -244,6 +241,9 @@ impl<'a> StorePathUpload<'a> {
                 )));
             };
             let rest = piece.split_off(piece.len().min(size - json.len()));
+            if memory.grow(piece.len() as u64).await? {
+                body.hurry(small_body::LAST_RESORT_TIMEOUT);
+            }
             json.extend_from_slice(&piece);
             first = Some(rest).filter(|rest| !rest.is_empty());
         }

@@ -2,6 +2,7 @@
 
 mod attic;
 mod common;
+mod fairness;
 mod fuzz_corpus;
 mod metrics;
 mod nix;
