@@ -13,6 +13,7 @@ mod edge_serve;
 mod edge_story;
 mod examples;
 mod faults;
+mod http_caches;
 mod layers;
 mod nix_copy;
 mod pooler;
