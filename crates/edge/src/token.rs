@@ -111,6 +111,7 @@ mod tests {
             "{}",
             "x",
             r#"{"alg":"HS256","crit":[]}"#,
+            r#"{"alg":"HS256","alg":"HS256"}"#,
         ] {
             assert_eq!(SignedToken::parse(&token(header)), None, "{header}");
         }
