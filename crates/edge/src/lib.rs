@@ -43,4 +43,4 @@ pub use rules::{Admission, ObjectMeta, Read, Request, RequestPlan, Visit, plan};
 pub use state::{CacheState, Catalog, STATE_BYTES_MAX};
 pub use token::{Algorithm, HS256_SECRET_BYTES_MIN, SignedToken, may_read};
 #[cfg(feature = "verify")]
-pub use verify::{KeyError, TokenKey, TokenVerifier};
+pub use verify::{KeyError, TokenKey, TokenVerifier, check_secret};
