@@ -336,7 +336,8 @@ mod tests {
             let cause = std::error::Error::source(&error).unwrap().to_string();
             assert!(cause.contains("stands twice"), "{members}: {cause}");
         }
-        let once = format!("{{{},\"x\":[{{\"r\":1}},{{\"r\":null}}]}}", access(r#"{"a":{"r":1},"b":{"r":1}}"#));
+        let once =
+            format!("{{{},\"x\":[{{\"r\":1}},{{\"r\":null}}]}}", access(r#"{"a":{"r":1},"b":{"r":1}}"#));
         assert!(TokenClaims::parse(once.as_bytes()).is_ok(), "{once}");
     }
 

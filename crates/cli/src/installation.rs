@@ -331,6 +331,7 @@ async fn make_first_cache(engine: &Engine, observer: Observer<'_>) -> Result<()>
         priority: DEFAULT_PRIORITY,
         upstream_cache_key_names: vec![DEFAULT_UPSTREAM_KEY.to_owned()],
         secret_key: None,
+        allow_replacement: false,
     };
     match engine.create_cache(new).await {
         Ok(cache) => observer(&Made::Cache { name: cache.name.clone() }),

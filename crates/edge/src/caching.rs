@@ -34,15 +34,8 @@ pub enum AnswerKind {
 
 impl AnswerKind {
     /// Every kind.
-    pub const ALL: [Self; 7] = [
-        Self::Page,
-        Self::Document,
-        Self::CurrentNar,
-        Self::OtherNar,
-        Self::Api,
-        Self::Process,
-        Self::State,
-    ];
+    pub const ALL: [Self; 7] =
+        [Self::Page, Self::Document, Self::CurrentNar, Self::OtherNar, Self::Api, Self::Process, Self::State];
 }
 
 /// Whether a token decided what is answered.
@@ -93,13 +86,14 @@ mod tests {
     use super::*;
     use crate::layout::{EdgeKey, NarFile, STATE_SECONDS};
 
-    const STATUSES: [u16; 20] = [
-        100, 200, 201, 204, 206, 301, 302, 304, 307, 400, 401, 403, 404, 405, 412, 416, 429, 500, 501, 503,
-    ];
+    const STATUSES: [u16; 20] =
+        [100, 200, 201, 204, 206, 301, 302, 304, 307, 400, 401, 403, 404, 405, 412, 416, 429, 500, 501, 503];
 
     /// A directive's number.
     fn seconds(control: &str, name: &str) -> Option<u32> {
-        control.split(", ").find_map(|directive| directive.strip_prefix(name)?.strip_prefix('=')?.parse().ok())
+        control
+            .split(", ")
+            .find_map(|directive| directive.strip_prefix(name)?.strip_prefix('=')?.parse().ok())
     }
 
     #[test]

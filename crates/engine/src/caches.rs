@@ -28,6 +28,8 @@ pub struct CreateCache {
     pub upstream_cache_key_names: Vec<String>,
     /// The signing key; `None` generates one with the cache's name.
     pub secret_key: Option<SecretKey>,
+    /// Whether an upload may give a path another NAR. Off, a leaked token cannot rewrite a path.
+    pub allow_replacement: bool,
 }
 
 /// A new signing key.
@@ -54,6 +56,8 @@ pub struct UpdateCache {
     pub retention_seconds: Option<Option<i64>>,
     /// A key that replaces the active ones.
     pub new_key: Option<KeyChange>,
+    /// Whether an upload may give a path another NAR.
+    pub allow_replacement: Option<bool>,
 }
 
 impl Engine {
@@ -96,6 +100,7 @@ impl Engine {
             priority: new.priority,
             upstream_cache_key_names: new.upstream_cache_key_names,
             created_at: self.now(),
+            allow_replacement: new.allow_replacement,
         };
         self.index().create_cache(&cache).await?;
         self.current_cache(&new.name).await?.ok_or(Error::Index(dormer_index::Error::CacheGone))
@@ -117,6 +122,7 @@ impl Engine {
             upstream_cache_key_names: update.upstream_cache_key_names,
             retention_seconds: update.retention_seconds,
             replace_keys: secret.map(|secret| self.seal_key(&secret)),
+            allow_replacement: update.allow_replacement,
         };
         let (engine, cache) = (self.clone(), cache.clone());
         finish(async move {

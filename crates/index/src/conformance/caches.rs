@@ -84,6 +84,7 @@ pub(super) async fn a_patch_changes_what_it_names_and_nothing_else(index: Subjec
         upstream_cache_key_names: Some(Vec::new()),
         retention_seconds: Some(None),
         replace_keys: None,
+        allow_replacement: Some(true),
     };
     index.update_cache(id, &patch, NOW).await?;
     expected.is_public = false;
@@ -91,6 +92,7 @@ pub(super) async fn a_patch_changes_what_it_names_and_nothing_else(index: Subjec
     expected.priority = -3;
     expected.upstream_cache_key_names = Vec::new();
     expected.retention_seconds = None;
+    expected.allow_replacement = true;
     assert_eq!(index.find_cache("main").await?.as_ref(), Some(&expected));
     let untouched = index.find_cache("other").await?.expect("created");
     assert_eq!((untouched.id, untouched.priority), (other, 41));

@@ -13,7 +13,7 @@ use crate::body::{self, Body};
 use crate::call::Call;
 use crate::codec::{self, Compression, Input};
 use crate::failure::Failure;
-use crate::handlers::checks::{bad_request, check_signatures, store_dir};
+use crate::handlers::checks::{bad_request, check_signatures, log_kept, store_dir};
 use crate::handlers::small_body::{self, Buffered, decoding_failure, trailing_bytes};
 use crate::request_body::RequestBody;
 use crate::route::NarFile;
@@ -155,10 +155,7 @@ pub(crate) async fn put_narinfo(
         CommitOutcome::Committed(_) => {
             tracing::info!(cache.name = cache.name, path = %path, "took a store path");
         }
-        CommitOutcome::Kept => tracing::warn!(
-            cache.name = cache.name, path = %path, nar.hash = %narinfo.nar_hash,
-            "kept the store path that was here first: the new narinfo has another NAR or other references"
-        ),
+        CommitOutcome::Kept => log_kept(&cache, path, &narinfo.nar_hash),
     }
     Ok(body::empty())
 }

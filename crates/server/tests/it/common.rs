@@ -121,6 +121,7 @@ impl Server {
                 priority: 41,
                 upstream_cache_key_names: vec!["cache.nixos.org-1".to_owned()],
                 secret_key: None,
+                allow_replacement: false,
             };
             runtime.block_on(engine.create_cache(new)).unwrap();
         }

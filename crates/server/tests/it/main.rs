@@ -7,5 +7,6 @@ mod fuzz_corpus;
 mod metrics;
 mod nix;
 mod operating;
+mod signed_paths;
 mod status;
 mod tokens;
