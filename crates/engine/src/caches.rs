@@ -73,17 +73,41 @@ impl Engine {
     /// use this: another replica may have changed the cache a moment ago.
     pub async fn current_cache(&self, name: &str) -> Result<Option<Arc<Cache>>> {
         let look = self.look_at_settings();
-        let Some(cache) = self.index().find_cache(name).await? else { return Ok(None) };
-        let cache = Arc::new(cache);
-        if look.is_fresh(self) {
-            self.remembered_caches().insert(name.to_owned(), Arc::clone(&cache));
+        let found = self.index().find_cache(name).await?.map(Arc::new);
+        if let Some(cache) = found.as_ref().filter(|_| look.is_fresh(self)) {
+            self.remembered_caches().insert(name.to_owned(), Arc::clone(cache));
+            if cache.is_public {
+                self.remembered_public_caches().insert(name.to_owned(), Arc::clone(cache));
+            }
         }
-        Ok(Some(cache))
+        Ok(found)
+    }
+
+    /// A public cache by name, as it was at most 5 s ago, if the engine remembers it.
+    pub fn remembered_public_cache(&self, name: &str) -> Option<Arc<Cache>> {
+        self.remembered_public_caches().get(name)
+    }
+
+    /// A public cache by name, as it is now. For a caller that may know of no other cache: the
+    /// steps are the same for a private cache and for one that does not exist, so their time tells
+    /// the caller nothing.
+    pub async fn current_public_cache(&self, name: &str) -> Result<Option<Arc<Cache>>> {
+        let look = self.look_at_settings();
+        let found = self.index().find_public_cache(name).await?.map(Arc::new);
+        if let Some(cache) = found.as_ref().filter(|_| look.is_fresh(self)) {
+            self.remembered_public_caches().insert(name.to_owned(), Arc::clone(cache));
+        }
+        Ok(found)
     }
 
     /// All caches, by name.
     pub async fn list_caches(&self) -> Result<Vec<Cache>> {
         Ok(self.index().list_caches().await?)
+    }
+
+    /// The public caches, by name.
+    pub async fn list_public_caches(&self) -> Result<Vec<Cache>> {
+        Ok(self.index().list_public_caches().await?)
     }
 
     /// Creates a cache with its first signing key.

@@ -467,8 +467,13 @@ pub trait CacheIndex: Send + Sync + std::fmt::Debug + 'static {
     async fn create_cache(&self, cache: &NewCache) -> Result<CacheId>;
     /// Finds a cache that is not deleted.
     async fn find_cache(&self, name: &str) -> Result<Option<Cache>>;
+    /// Finds a public cache that is not deleted. For a caller that may know of no other: a private
+    /// cache costs what a cache costs that does not exist.
+    async fn find_public_cache(&self, name: &str) -> Result<Option<Cache>>;
     /// All caches that are not deleted, by name.
     async fn list_caches(&self) -> Result<Vec<Cache>>;
+    /// The public caches that are not deleted, by name.
+    async fn list_public_caches(&self) -> Result<Vec<Cache>>;
     /// Every cache that may have left bytes behind, deleted ones too, each once, by name. A token
     /// that may read all of these may be told what is stored.
     async fn list_visibilities(&self) -> Result<Vec<CacheVisibility>>;

@@ -43,6 +43,30 @@ const LIST_CACHES: Sql = both!(
      ORDER BY c.name, k.position"
 );
 
+// SQLite would take the index of all names, and then read the row of a private cache to refuse it.
+const FIND_PUBLIC_CACHE: Sql = Sql {
+    sqlite: "
+        SELECT c.id, c.name, c.is_public, c.store_dir, c.priority, c.upstream_cache_key_names, c.retention_seconds,
+            c.created_at, k.public_key, k.sealed_secret, k.active, c.allow_replacement
+        FROM caches AS c INDEXED BY public_caches_by_name LEFT JOIN cache_keys AS k ON k.cache = c.id
+        WHERE c.name = $1 AND c.is_public AND c.deleted_at IS NULL
+        ORDER BY k.position",
+    postgres: "
+        SELECT c.id, c.name, c.is_public, c.store_dir, c.priority, c.upstream_cache_key_names, c.retention_seconds,
+            c.created_at, k.public_key, k.sealed_secret, k.active, c.allow_replacement
+        FROM caches AS c LEFT JOIN cache_keys AS k ON k.cache = c.id
+        WHERE c.name = $1 AND c.is_public AND c.deleted_at IS NULL
+        ORDER BY k.position",
+};
+
+const LIST_PUBLIC_CACHES: Sql = both!(
+    "SELECT c.id, c.name, c.is_public, c.store_dir, c.priority, c.upstream_cache_key_names, c.retention_seconds,
+         c.created_at, k.public_key, k.sealed_secret, k.active, c.allow_replacement
+     FROM caches AS c LEFT JOIN cache_keys AS k ON k.cache = c.id
+     WHERE c.is_public AND c.deleted_at IS NULL
+     ORDER BY c.name, k.position"
+);
+
 const LIST_VISIBILITIES: Sql = both!("SELECT DISTINCT name, is_public FROM caches ORDER BY name, is_public");
 
 pub(crate) const LIST_CACHES_OF_NAR: Sql = both!(
@@ -115,6 +139,18 @@ impl<D: Dialect> CacheIndex for SqlIndex<D> {
 
     async fn list_caches(&self) -> Result<Vec<Cache>> {
         self.read("list caches", async |mut tx| read_caches(&tx.rows(LIST_CACHES, &[]).await?)).await
+    }
+
+    async fn find_public_cache(&self, name: &str) -> Result<Option<Cache>> {
+        self.read("find a public cache", async |mut tx| {
+            Ok(read_caches(&tx.rows(FIND_PUBLIC_CACHE, &[Text(name)]).await?)?.pop())
+        })
+        .await
+    }
+
+    async fn list_public_caches(&self) -> Result<Vec<Cache>> {
+        self.read("list public caches", async |mut tx| read_caches(&tx.rows(LIST_PUBLIC_CACHES, &[]).await?))
+            .await
     }
 
     async fn list_visibilities(&self) -> Result<Vec<CacheVisibility>> {

@@ -10,3 +10,4 @@ mod operating;
 mod signed_paths;
 mod status;
 mod tokens;
+mod unknown_caches;
