@@ -99,8 +99,8 @@ impl HttpCache {
 
 impl Drop for HttpCache {
     fn drop(&mut self) {
-        // Varnish's child ends with the pipe to its parent. The parent may be dead already, which is
-        // what the test then reports.
+        // Varnish's child ends with the pipe to its parent. The parent may be dead already, which
+        // is what the test then reports.
         let _ = self.process.kill();
         let _ = self.process.wait();
     }

@@ -17,6 +17,7 @@ mod http_caches;
 mod layers;
 mod nix_copy;
 mod pooler;
+mod promises;
 mod publish;
 mod replicas;
 mod round_trip;
