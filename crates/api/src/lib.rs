@@ -16,6 +16,7 @@ mod permissions;
 pub mod routes;
 mod secret;
 mod token;
+mod unique_keys;
 mod v1;
 pub mod v2;
 mod wire_error;

@@ -48,6 +48,9 @@ pub struct CacheConfig {
     /// How long unused objects are kept.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub retention_period: Option<RetentionPeriod>,
+    /// Whether `upload-path` may give a path another NAR. Attic has no such setting.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub allow_replacement: Option<bool>,
 }
 
 impl CacheConfig {
@@ -59,6 +62,7 @@ impl CacheConfig {
             && self.priority.is_none()
             && self.upstream_cache_key_names.is_none()
             && self.retention_period.is_none()
+            && self.allow_replacement.is_none()
     }
 }
 
@@ -93,6 +97,9 @@ pub struct CreateCacheRequest {
     pub priority: i32,
     /// Keys whose paths clients need not push.
     pub upstream_cache_key_names: Vec<String>,
+    /// Whether `upload-path` may give a path another NAR. Attic's client does not send it.
+    #[serde(skip_serializing_if = "std::ops::Not::not", default)]
+    pub allow_replacement: bool,
 }
 
 /// Body of POST `get-missing-paths`.
@@ -240,6 +247,10 @@ pub struct UploadPathResult {
     /// Part of the NAR, 0 to 1, that the server had already.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub frac_deduplicated: Option<f64>,
+    /// Whether the path that was here first stays: it has another NAR or other references, and the
+    /// cache does not allow replacement.
+    #[serde(skip_serializing_if = "std::ops::Not::not", default)]
+    pub kept: bool,
 }
 
 /// What became of an upload.

@@ -7,6 +7,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 
 use dormer_client::MACHINE_SETTINGS;
+use dormer_edge_host::KeyError;
 
 use crate::settings;
 
@@ -46,7 +47,7 @@ pub(crate) enum Error {
     #[error("{caches} of the caches could not be published")]
     NotPublished { caches: usize },
     #[error(transparent)]
-    TokenVerifier(#[from] dormer_edge_host::KeyError),
+    TokenVerifier(#[from] KeyError),
     #[error(transparent)]
     EdgeSource(#[from] dormer_edge_host::SourceError),
     #[error(transparent)]
@@ -191,6 +192,12 @@ impl Error {
             Self::NoTokenSecret { .. } => vec![
                 "start `dormer serve` once with the same settings, or set jwt.signing.token-hs256-secret-base64".to_owned(),
                 "`dormer token create` runs where the server's settings are, not on its clients".to_owned(),
+            ],
+            Self::TokenVerifier(KeyError::ShortSecret { .. }) => vec![
+                "make one: openssl rand -base64 64 | tr -d '\\n'".to_owned(),
+                "set it as jwt.signing.token-hs256-secret-base64 (Attic's variable: \
+                 ATTIC_SERVER_TOKEN_HS256_SECRET_BASE64), and make all tokens again: dormer token create"
+                    .to_owned(),
             ],
             Self::TokenKey { .. } | Self::TokenVerifier(_) => {
                 hint("it must be a PEM file, encoded in base64 as a whole; make a key with: openssl genrsa -traditional 2048 | base64 -w0")

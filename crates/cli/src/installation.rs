@@ -331,6 +331,7 @@ async fn make_first_cache(engine: &Engine, observer: Observer<'_>) -> Result<()>
         priority: DEFAULT_PRIORITY,
         upstream_cache_key_names: vec![DEFAULT_UPSTREAM_KEY.to_owned()],
         secret_key: None,
+        allow_replacement: false,
     };
     match engine.create_cache(new).await {
         Ok(cache) => observer(&Made::Cache { name: cache.name.clone() }),
@@ -368,6 +369,9 @@ mod tests {
     use crate::settings::{Environment, Flags, keys};
 
     use super::*;
+
+    /// 32 bytes of text.
+    const TOKEN_SECRET: &str = "YSBzZWNyZXQgb2YgdGhlIHRlc3RzLCAzMiBieXRlcy4=";
 
     /// 32 zero bytes.
     const ZEROS: &str = "AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA=";
@@ -497,10 +501,10 @@ mod tests {
     #[test]
     fn secrets_from_variables_leave_no_files() {
         let home = tempfile::tempdir().unwrap();
-        let secret = ("ATTIC_SERVER_TOKEN_HS256_SECRET_BASE64", "c2VjcmV0");
+        let secret = ("ATTIC_SERVER_TOKEN_HS256_SECRET_BASE64", TOKEN_SECRET);
         let settings = settings(home.path(), &[("DORMER_MASTER_KEY", ZEROS), secret]);
         let (key, made) = start(&settings, usize::MAX, async |first| first.token_key);
-        assert!(matches!(key.unwrap(), SigningKey::Hs256(key) if key == b"secret"));
+        assert!(matches!(key.unwrap(), SigningKey::Hs256(key) if key.starts_with(b"a secret of the tests")));
         assert!(!made.iter().any(|made| matches!(made, Made::MasterKey(_) | Made::TokenSecret(_))));
         assert!(
             !settings.data_dir.join("master-key").exists()
@@ -511,7 +515,7 @@ mod tests {
     /// Settings of a replica on a database server, with its own folder and with packs in a shared
     /// one.
     fn replica(folder: &Path, packs: &Path, database: &str) -> Settings {
-        let secret = ("ATTIC_SERVER_TOKEN_HS256_SECRET_BASE64", "c2VjcmV0");
+        let secret = ("ATTIC_SERVER_TOKEN_HS256_SECRET_BASE64", TOKEN_SECRET);
         let packs = packs.display().to_string();
         settings(
             folder,
@@ -598,7 +602,7 @@ mod tests {
             &[
                 ("DORMER_DATABASE_URL", &database),
                 ("DORMER_MASTER_KEY", ZEROS),
-                ("ATTIC_SERVER_TOKEN_HS256_SECRET_BASE64", "c2VjcmV0"),
+                ("ATTIC_SERVER_TOKEN_HS256_SECRET_BASE64", TOKEN_SECRET),
                 ("DORMER_STORAGE_TYPE", "s3"),
                 ("DORMER_STORAGE_BUCKET", "packs"),
                 ("DORMER_STORAGE_ENDPOINT", &endpoint),
@@ -635,7 +639,7 @@ mod tests {
                 &[
                     ("DORMER_DATABASE_URL", database),
                     ("DORMER_MASTER_KEY", ZEROS),
-                    ("ATTIC_SERVER_TOKEN_HS256_SECRET_BASE64", "c2VjcmV0"),
+                    ("ATTIC_SERVER_TOKEN_HS256_SECRET_BASE64", TOKEN_SECRET),
                     ("DORMER_STORAGE_TYPE", "s3"),
                     ("DORMER_STORAGE_BUCKET", bucket),
                     ("DORMER_STORAGE_PREFIX", "lab"),

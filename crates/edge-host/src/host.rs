@@ -226,7 +226,7 @@ impl EdgeServer {
         let found = self.within(self.source.read(&key.to_string(), NARINFO_BYTES_MAX)).await?;
         let fits = found.as_ref().is_none_or(|(meta, _)| meta.size <= DOCUMENT_BYTES_MAX);
         if self.source.is_remote() && fits {
-            let seconds = if found.is_some() { key.life().edge_seconds } else { MISS_SECONDS };
+            let seconds = if found.is_some() { key.edge_seconds() } else { MISS_SECONDS };
             self.documents.insert(key.clone(), Until::seconds(found.clone(), seconds));
         }
         Ok(found)

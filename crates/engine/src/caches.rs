@@ -28,6 +28,8 @@ pub struct CreateCache {
     pub upstream_cache_key_names: Vec<String>,
     /// The signing key; `None` generates one with the cache's name.
     pub secret_key: Option<SecretKey>,
+    /// Whether an upload may give a path another NAR. Off, a leaked token cannot rewrite a path.
+    pub allow_replacement: bool,
 }
 
 /// A new signing key.
@@ -54,6 +56,8 @@ pub struct UpdateCache {
     pub retention_seconds: Option<Option<i64>>,
     /// A key that replaces the active ones.
     pub new_key: Option<KeyChange>,
+    /// Whether an upload may give a path another NAR.
+    pub allow_replacement: Option<bool>,
 }
 
 impl Engine {
@@ -69,17 +73,41 @@ impl Engine {
     /// use this: another replica may have changed the cache a moment ago.
     pub async fn current_cache(&self, name: &str) -> Result<Option<Arc<Cache>>> {
         let look = self.look_at_settings();
-        let Some(cache) = self.index().find_cache(name).await? else { return Ok(None) };
-        let cache = Arc::new(cache);
-        if look.is_fresh(self) {
-            self.remembered_caches().insert(name.to_owned(), Arc::clone(&cache));
+        let found = self.index().find_cache(name).await?.map(Arc::new);
+        if let Some(cache) = found.as_ref().filter(|_| look.is_fresh(self)) {
+            self.remembered_caches().insert(name.to_owned(), Arc::clone(cache));
+            if cache.is_public {
+                self.remembered_public_caches().insert(name.to_owned(), Arc::clone(cache));
+            }
         }
-        Ok(Some(cache))
+        Ok(found)
+    }
+
+    /// A public cache by name, as it was at most 5 s ago, if the engine remembers it.
+    pub fn remembered_public_cache(&self, name: &str) -> Option<Arc<Cache>> {
+        self.remembered_public_caches().get(name)
+    }
+
+    /// A public cache by name, as it is now. For a caller that may know of no other cache: the
+    /// steps are the same for a private cache and for one that does not exist, so their time tells
+    /// the caller nothing.
+    pub async fn current_public_cache(&self, name: &str) -> Result<Option<Arc<Cache>>> {
+        let look = self.look_at_settings();
+        let found = self.index().find_public_cache(name).await?.map(Arc::new);
+        if let Some(cache) = found.as_ref().filter(|_| look.is_fresh(self)) {
+            self.remembered_public_caches().insert(name.to_owned(), Arc::clone(cache));
+        }
+        Ok(found)
     }
 
     /// All caches, by name.
     pub async fn list_caches(&self) -> Result<Vec<Cache>> {
         Ok(self.index().list_caches().await?)
+    }
+
+    /// The public caches, by name.
+    pub async fn list_public_caches(&self) -> Result<Vec<Cache>> {
+        Ok(self.index().list_public_caches().await?)
     }
 
     /// Creates a cache with its first signing key.
@@ -96,6 +124,7 @@ impl Engine {
             priority: new.priority,
             upstream_cache_key_names: new.upstream_cache_key_names,
             created_at: self.now(),
+            allow_replacement: new.allow_replacement,
         };
         self.index().create_cache(&cache).await?;
         self.current_cache(&new.name).await?.ok_or(Error::Index(dormer_index::Error::CacheGone))
@@ -117,6 +146,7 @@ impl Engine {
             upstream_cache_key_names: update.upstream_cache_key_names,
             retention_seconds: update.retention_seconds,
             replace_keys: secret.map(|secret| self.seal_key(&secret)),
+            allow_replacement: update.allow_replacement,
         };
         let (engine, cache) = (self.clone(), cache.clone());
         finish(async move {

@@ -84,6 +84,8 @@ struct Inner {
     read_memory: Budget,
     stream_memory: Budget,
     caches: Remembered<String, Arc<Cache>>,
+    /// The public ones among them: a caller that may know of no others looks here alone.
+    public_caches: Remembered<String, Arc<Cache>>,
     unsealed_keys: Remembered<String, Arc<SecretKey>>,
     narinfos: Remembered<NarinfoKey, Bytes>,
     plans: Remembered<PlanKey, Arc<ReadPlan>>,
@@ -129,6 +131,7 @@ impl Engine {
             read_memory: for_reads("read_memory", settings.read_memory_bytes - stream_memory_bytes),
             stream_memory: for_reads("stream_memory", stream_memory_bytes),
             caches: Remembered::builder().max_capacity(4_096).time_to_live(REMEMBERED).build(),
+            public_caches: Remembered::builder().max_capacity(4_096).time_to_live(REMEMBERED).build(),
             unsealed_keys: Remembered::builder().max_capacity(4_096).build(),
             narinfos: Remembered::builder()
                 .max_capacity(REMEMBERED_BYTES)
@@ -295,6 +298,10 @@ impl Engine {
 
     fn remembered_caches(&self) -> &Remembered<String, Arc<Cache>> {
         &self.inner.caches
+    }
+
+    fn remembered_public_caches(&self) -> &Remembered<String, Arc<Cache>> {
+        &self.inner.public_caches
     }
 
     fn unsealed_keys(&self) -> &Remembered<String, Arc<SecretKey>> {

@@ -85,9 +85,7 @@ impl Engine {
         found: FoundObject,
         file_hash: Option<NarHash>,
     ) -> Result<String> {
-        let store_dir: StoreDir = cache.store_dir.parse().map_err(|_| {
-            Error::Index(dormer_index::Error::Corrupt { table: "caches", what: "store folder".to_owned() })
-        })?;
+        let store_dir = store_dir(cache)?;
         let FoundObject { object, nar, .. } = found;
         let message = fingerprint(&store_dir, &object.path, &nar.hash, nar.size, &object.references);
         let mut sigs = object.sigs;
@@ -111,4 +109,11 @@ impl Engine {
         };
         Ok(narinfo.to_text(&store_dir))
     }
+}
+
+/// The store folder of a cache.
+pub(crate) fn store_dir(cache: &Cache) -> Result<StoreDir> {
+    cache.store_dir.parse().map_err(|_| {
+        Error::Index(dormer_index::Error::Corrupt { table: "caches", what: "store folder".to_owned() })
+    })
 }

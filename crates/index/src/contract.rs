@@ -57,6 +57,8 @@ pub struct Cache {
     pub keys: Vec<CacheKey>,
     /// When it was created.
     pub created_at: UnixSeconds,
+    /// Whether an upload may give a path another NAR.
+    pub allow_replacement: bool,
 }
 
 /// A signing key of a cache. The secret half is sealed by the caller; the index never sees it in
@@ -88,6 +90,8 @@ pub struct NewCache {
     pub key: CacheKey,
     /// Now.
     pub created_at: UnixSeconds,
+    /// Whether an upload may give a path another NAR.
+    pub allow_replacement: bool,
 }
 
 /// Changes to a cache; `None` leaves a field as it is.
@@ -105,6 +109,8 @@ pub struct CachePatch {
     pub retention_seconds: Option<Option<i64>>,
     /// A new key that replaces all active ones (they are retired, not deleted).
     pub replace_keys: Option<CacheKey>,
+    /// Whether an upload may give a path another NAR.
+    pub allow_replacement: Option<bool>,
 }
 
 /// Where a chunk lives and how it is cut into frames.
@@ -278,7 +284,7 @@ pub struct Object {
 #[derive(Debug, Clone)]
 pub enum CommitTarget {
     /// An object: visible at once. Replaces what the cache had under this store hash; signatures of
-    /// the same path with the same NAR and references are merged (at most 16, old ones first). A
+    /// the same path with the same NAR and references are merged ([`NarCommit::known_keys`]). A
     /// replaced NAR stays readable for [`NarCommit::grace_seconds`].
     Object(Object),
     /// An object from a narinfo's PUT: like `Object`, but when the cache has this store hash with
@@ -318,6 +324,9 @@ pub struct NarCommit {
     pub at: UnixSeconds,
     /// How long a NAR that the object had before stays readable.
     pub grace_seconds: i64,
+    /// Names of keys whose signatures the caller has verified. Other signatures never displace
+    /// theirs.
+    pub known_keys: Vec<String>,
 }
 
 /// What a commit did.
@@ -458,8 +467,13 @@ pub trait CacheIndex: Send + Sync + std::fmt::Debug + 'static {
     async fn create_cache(&self, cache: &NewCache) -> Result<CacheId>;
     /// Finds a cache that is not deleted.
     async fn find_cache(&self, name: &str) -> Result<Option<Cache>>;
+    /// Finds a public cache that is not deleted. For a caller that may know of no other: a private
+    /// cache costs what a cache costs that does not exist.
+    async fn find_public_cache(&self, name: &str) -> Result<Option<Cache>>;
     /// All caches that are not deleted, by name.
     async fn list_caches(&self) -> Result<Vec<Cache>>;
+    /// The public caches that are not deleted, by name.
+    async fn list_public_caches(&self) -> Result<Vec<Cache>>;
     /// Every cache that may have left bytes behind, deleted ones too, each once, by name. A token
     /// that may read all of these may be told what is stored.
     async fn list_visibilities(&self) -> Result<Vec<CacheVisibility>>;

@@ -190,6 +190,7 @@ fn read_cache(id: CacheId, row: &impl Row) -> Result<Cache> {
         retention_seconds: row.column(6, table)?,
         keys: Vec::new(),
         created_at: row.column(7, table)?,
+        allow_replacement: row.column(11, table)?,
     })
 }
 

@@ -5,8 +5,9 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use dormer_api::headers::{CACHE_VISIBILITY, CACHE_VISIBILITY_PUBLIC};
+use dormer_edge::{AnswerKind, Caching, Visibility, caching};
 use futures::FutureExt as _;
-use http::header::{CONNECTION, HeaderName};
+use http::header::{CACHE_CONTROL, CONNECTION, HeaderName, VARY};
 use http::{HeaderValue, Method, Request, Response};
 use hyper::body::Incoming;
 
@@ -51,6 +52,8 @@ impl App {
         let call = Call::new(parts);
         let route = Route::parse(call.path());
         let template = route.as_ref().map_or("none", Route::template);
+        let read_kind = route.as_ref().map_or(AnswerKind::Document, Route::answer_kind);
+        let is_of_no_cache = route.as_ref().is_some_and(Route::is_of_no_cache);
         let mut exchange = Exchange::begin(&self.metrics, &call, id, template, self.settings.traces);
         // Handlers share only locks that no panic leaves half done, and the index. So a panic fails
         // this request alone.
@@ -68,7 +71,19 @@ impl App {
                 exchange.span().in_scope(|| failure.answer(&call, &self.settings, has_token))
             }
         };
+        let kind = match response.extensions().get::<AnswerKind>() {
+            Some(marked) => *marked,
+            None if call.is_read() => read_kind,
+            None => AnswerKind::Api,
+        };
+        let is_public = kind != AnswerKind::Api && (is_of_no_cache || call.is_about_public_cache());
+        let visibility = if is_public { Visibility::Public } else { Visibility::Private };
+        let Caching { cache_control, vary } = caching(kind, visibility, response.status().as_u16());
         let headers = response.headers_mut();
+        headers.insert(CACHE_CONTROL, HeaderValue::from_static(cache_control));
+        if let Some(vary) = vary {
+            headers.insert(VARY, HeaderValue::from_static(vary));
+        }
         headers.insert(&REQUEST_ID, exchange.id().header_value());
         if call.is_about_public_cache() {
             headers.insert(&VISIBILITY, HeaderValue::from_static(CACHE_VISIBILITY_PUBLIC));

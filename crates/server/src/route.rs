@@ -4,6 +4,7 @@
 //! dotted segment is skipped, so nothing has a second spelling and no path leads out of a cache.
 
 use dormer_api::CacheName;
+use dormer_edge::AnswerKind;
 use dormer_format::EncodingTag;
 use dormer_nix::{NarHash, StorePathHash};
 
@@ -134,6 +135,30 @@ impl<'a> Route<'a> {
             Self::Nar(_, NarFile::Upload(_)) => "/{cache}/nar/{file}",
             Self::NotKept(..) => "/{cache}/{kind}/{document}",
         }
+    }
+
+    /// What a read of this route answers, as far as the life of its answer depends on it.
+    pub(crate) fn answer_kind(&self) -> AnswerKind {
+        match self {
+            Self::Home => AnswerKind::Page,
+            Self::Alive | Self::Ready | Self::Stats => AnswerKind::Process,
+            Self::CacheConfig(_)
+            | Self::GetMissingPaths
+            | Self::UploadPath
+            | Self::Caches
+            | Self::Object(..)
+            | Self::AtticCacheInfo(_) => AnswerKind::Api,
+            Self::NixCacheInfo(_) | Self::Narinfo(..) | Self::Listing(..) | Self::NotKept(..) => {
+                AnswerKind::Document
+            }
+            // The handler knows which name is the present one, and marks its answer.
+            Self::Nar(..) => AnswerKind::OtherNar,
+        }
+    }
+
+    /// Whether every caller gets the same answer, whatever its token.
+    pub(crate) fn is_of_no_cache(&self) -> bool {
+        matches!(self, Self::Home | Self::Alive | Self::Ready | Self::Stats)
     }
 
     /// Whether errors are answered as JSON, with Attic's names.

@@ -277,6 +277,12 @@ impl CacheIndex for FaultIndex {
     async fn find_cache(&self, name: &str) -> Outcome<Option<Cache>> {
         read_step!(self, self.inner.find_cache(name))
     }
+    async fn find_public_cache(&self, name: &str) -> Outcome<Option<Cache>> {
+        read_step!(self, self.inner.find_public_cache(name))
+    }
+    async fn list_public_caches(&self) -> Outcome<Vec<Cache>> {
+        read_step!(self, self.inner.list_public_caches())
+    }
     async fn list_caches(&self) -> Outcome<Vec<Cache>> {
         read_step!(self, self.inner.list_caches())
     }

@@ -62,6 +62,9 @@ struct CreateArgs {
     /// a new key
     #[arg(long, value_name = "FILE")]
     keypair_file: Option<PathBuf>,
+    /// Let a push replace the contents of a path that the cache has; without it, the first stays
+    #[arg(long)]
+    allow_replacement: bool,
 }
 
 /// Show a cache's settings
@@ -109,6 +112,12 @@ struct ConfigureArgs {
     /// Keep objects as long as the server's default
     #[arg(long, conflicts_with = "retention_period")]
     reset_retention_period: bool,
+    /// Let a push replace the contents of a path that the cache has
+    #[arg(long, conflicts_with = "forbid_replacement")]
+    allow_replacement: bool,
+    /// Keep the contents of a path that came first, whatever is pushed later
+    #[arg(long)]
+    forbid_replacement: bool,
 }
 
 /// List the caches that you may see
@@ -169,6 +178,7 @@ async fn create(args: CreateArgs, context: &Context) -> Result<()> {
         store_dir: args.store_dir,
         priority: args.priority,
         upstream_cache_key_names: args.upstream_cache_key_names,
+        allow_replacement: args.allow_replacement,
     };
     let cache = &args.cache.cache;
     api.create_cache(cache, &request).await?;
@@ -200,6 +210,8 @@ async fn info(args: &InfoArgs, context: &Context) -> Result<()> {
     lines.extend(config.priority.map(|priority| ("priority", priority.to_string())));
     lines.extend(config.upstream_cache_key_names.map(|names| ("upstream keys", names.join(" "))));
     lines.extend(config.retention_period.map(|period| ("retention", retention(period))));
+    let replacement = |allowed| if allowed { "allowed" } else { "forbidden: the first NAR of a path stays" };
+    lines.extend(config.allow_replacement.map(|allowed| ("replacement", replacement(allowed).to_owned())));
     for (label, value) in lines {
         context.printer.data(format!("{label:<14} {value}").trim_end())?;
     }
@@ -229,6 +241,8 @@ async fn configure(args: ConfigureArgs, context: &Context) -> Result<()> {
         upstream_cache_key_names: (!args.upstream_cache_key_names.is_empty())
             .then_some(args.upstream_cache_key_names),
         retention_period,
+        allow_replacement: (args.allow_replacement || args.forbid_replacement)
+            .then_some(args.allow_replacement),
         ..CacheConfig::default()
     };
     if patch.is_empty_patch() {

@@ -312,7 +312,7 @@ keys! { KEYS:
     JWT_BOUND_AUDIENCES = Key::new("jwt.token-bound-audiences", Kind::List,
         "The server accepts only tokens with one of these in `aud`, and puts them into new tokens.").default("").attic();
     JWT_HS256_SECRET = Key::new("jwt.signing.token-hs256-secret-base64", Kind::Text,
-        "Secret that signs and verifies tokens, in base64. At most one of the three `jwt.signing` keys may be set; without \
+        "Secret that signs and verifies tokens, in base64, of at least 32 bytes (`openssl rand -base64 64`). At most one of the three `jwt.signing` keys may be set; without \
          any, the first start makes `<data-dir>/token-secret`.")
         .secret().attic().attic_variable("ATTIC_SERVER_TOKEN_HS256_SECRET_BASE64");
     JWT_RS256_SECRET = Key::new("jwt.signing.token-rs256-secret-base64", Kind::Text,

@@ -474,6 +474,29 @@ fn a_reader_that_goes_away_is_a_success() {
     assert_eq!((output.status.code(), String::from_utf8_lossy(&output.stderr).as_ref()), (Some(0), ""));
 }
 
+/// Attic takes a secret of any length, so a server that moves here may have a short one.
+#[test]
+fn a_server_with_a_short_token_secret_does_not_start_and_says_how_to_make_a_long_one() {
+    for variable in ["ATTIC_SERVER_TOKEN_HS256_SECRET_BASE64", "DORMER_JWT_SIGNING_TOKEN_HS256_SECRET_BASE64"]
+    {
+        // "x", and 31 bytes.
+        for (secret, bytes) in
+            [("eA==", "1 bytes"), ("eHh4eHh4eHh4eHh4eHh4eHh4eHh4eHh4eHh4eHh4eA==", "31 bytes")]
+        {
+            let home = TestHome::new();
+            let mut command = home.command(&["serve", "--data-dir", "data", "--listen", "127.0.0.1:0"]);
+            let shown = home.shown(&command.env(variable, secret).output().unwrap());
+            assert!(shown.contains("exit code: 1"), "{shown}");
+            assert!(
+                shown.contains(&format!("the HS256 secret has {bytes}; it needs at least 32")),
+                "{shown}"
+            );
+            assert!(shown.contains("hint: make one: openssl rand -base64 64"), "{shown}");
+            assert!(!shown.contains("listening"), "{shown}");
+        }
+    }
+}
+
 #[test]
 fn settings_are_shown_with_their_origin() {
     let home = TestHome::new();

@@ -7,6 +7,7 @@ mod cost;
 mod crash;
 mod damage;
 mod jobs;
+mod known_nars;
 mod large;
 mod push_and_pull;
 mod read_only;

@@ -88,6 +88,7 @@ async fn stored_bytes_are_served_as_they_are_and_no_codec_sees_them() {
         target: CommitTarget::Object(object_for(&path(1), &[])),
         at: engine.now(),
         grace_seconds: 60,
+        known_keys: Vec::new(),
     };
     engine.index().commit_nar(&commit).await.unwrap();
 

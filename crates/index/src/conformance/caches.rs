@@ -57,9 +57,14 @@ pub(super) async fn caches_are_listed_by_name(index: Subject) -> Result<()> {
     }
     let listed = index.list_caches().await?;
     assert_eq!(listed.iter().map(|cache| cache.name.as_str()).collect::<Vec<_>>(), ["a", "b", "c"]);
+    let mut public = Vec::new();
     for found in listed {
         assert_eq!(Some(&found), index.find_cache(&found.name).await?.as_ref());
+        let expected = Some(&found).filter(|found| found.is_public);
+        assert_eq!(index.find_public_cache(&found.name).await?.as_ref(), expected);
+        public.extend(expected.cloned());
     }
+    assert_eq!(index.list_public_caches().await?, public);
     Ok(())
 }
 
@@ -75,6 +80,8 @@ pub(super) async fn a_patch_changes_what_it_names_and_nothing_else(index: Subjec
     index.update_cache(id, &patch, NOW).await?;
     expected.is_public = true;
     expected.retention_seconds = Some(5);
+    assert_eq!(index.find_public_cache("main").await?.as_ref(), Some(&expected));
+    assert_eq!(index.list_public_caches().await?, [expected.clone()]);
     assert_eq!(index.find_cache("main").await?.as_ref(), Some(&expected));
 
     let patch = CachePatch {
@@ -84,6 +91,7 @@ pub(super) async fn a_patch_changes_what_it_names_and_nothing_else(index: Subjec
         upstream_cache_key_names: Some(Vec::new()),
         retention_seconds: Some(None),
         replace_keys: None,
+        allow_replacement: Some(true),
     };
     index.update_cache(id, &patch, NOW).await?;
     expected.is_public = false;
@@ -91,6 +99,8 @@ pub(super) async fn a_patch_changes_what_it_names_and_nothing_else(index: Subjec
     expected.priority = -3;
     expected.upstream_cache_key_names = Vec::new();
     expected.retention_seconds = None;
+    expected.allow_replacement = true;
+    assert_eq!(index.find_public_cache("main").await?, None, "it is private now");
     assert_eq!(index.find_cache("main").await?.as_ref(), Some(&expected));
     let untouched = index.find_cache("other").await?.expect("created");
     assert_eq!((untouched.id, untouched.priority), (other, 41));

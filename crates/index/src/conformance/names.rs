@@ -94,7 +94,14 @@ pub(super) async fn old_aliases_are_not_found(index: Subject) -> Result<()> {
     assert!(index.find_alias(cache, "f", NOW - 1).await?.is_some());
     assert_eq!(index.find_alias(cache, "f", NOW).await?, None);
     let nar = NarSource::Known(nar);
-    let again = NarCommit { cache, nar, target: alias("f"), at: NOW + 10, grace_seconds: GRACE_SECONDS };
+    let again = NarCommit {
+        cache,
+        nar,
+        target: alias("f"),
+        at: NOW + 10,
+        grace_seconds: GRACE_SECONDS,
+        known_keys: Vec::new(),
+    };
     index.commit_nar(&again).await?;
     assert!(index.find_alias(cache, "f", NOW + 9).await?.is_some());
     Ok(())

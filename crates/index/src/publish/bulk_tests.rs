@@ -123,6 +123,7 @@ async fn prepare(index: &(impl Index + PublishIndex)) -> (CacheId, Lease) {
         upstream_cache_key_names: vec![],
         key: CacheKey { public_key: "main-1:key".to_owned(), sealed_secret: vec![1], active: true },
         created_at: NOW,
+        allow_replacement: true,
     };
     let cache = index.create_cache(&cache).await.unwrap();
     let target = index.open_target("edge", "memory").await.unwrap();

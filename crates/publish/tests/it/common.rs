@@ -309,6 +309,7 @@ pub(crate) async fn create_cache(engine: &Engine, name: &str, is_public: bool) -
         priority: 41,
         upstream_cache_key_names: vec!["upstream-1".to_owned()],
         secret_key: None,
+        allow_replacement: true,
     };
     engine.create_cache(new).await.expect("a new cache")
 }

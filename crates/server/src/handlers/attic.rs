@@ -7,7 +7,7 @@ use dormer_api::{
     UploadPathResultKind,
 };
 use dormer_engine::{CreateCache, Deduplication, IngestRequest, Ingested, KeyChange, UpdateCache};
-use dormer_index::{Cache, CacheVisibility, Object};
+use dormer_index::{Cache, CacheVisibility, CommitOutcome, Object};
 use dormer_nix::{NarInfo, SecretKey, check_key_name};
 use http::{Response, StatusCode};
 
@@ -16,7 +16,7 @@ use crate::body::{self, Body};
 use crate::call::Call;
 use crate::codec::Compression;
 use crate::failure::Failure;
-use crate::handlers::checks::{bad_request, check_signatures, retention_period, store_dir};
+use crate::handlers::checks::{bad_request, check_signatures, log_kept, retention_period, store_dir};
 use crate::handlers::small_body::{self, Buffered};
 use crate::request_body::{BodyError, RequestBody};
 
@@ -41,6 +41,7 @@ pub(crate) async fn show_cache(app: &App, call: &Call, name: &CacheName) -> Resu
         priority: Some(cache.priority),
         upstream_cache_key_names: Some(cache.upstream_cache_key_names.clone()),
         retention_period: Some(retention_period(&cache)),
+        allow_replacement: Some(cache.allow_replacement),
         keypair: None,
     };
     Ok(body::json(StatusCode::OK, &config))
@@ -79,6 +80,7 @@ pub(crate) async fn create_cache(
         priority: request.priority,
         upstream_cache_key_names: request.upstream_cache_key_names,
         secret_key,
+        allow_replacement: request.allow_replacement,
     };
     app.engine.create_cache(new).await?;
     tracing::info!(cache.name = %name, "created a cache");
@@ -125,6 +127,7 @@ pub(crate) async fn configure_cache(
             RetentionPeriod::Period(seconds) => Some(i64::from(seconds)),
         }),
         new_key,
+        allow_replacement: patch.allow_replacement,
     };
     app.engine.update_cache(&cache, update).await?;
     tracing::info!(cache.name = %name, "changed a cache's settings");
@@ -187,11 +190,16 @@ pub(crate) async fn upload_path(
         ingest.write(&bytes).await?;
     }
     let ingested = ingest.finish().await?;
-    let result = describe(app, call, &ingested).await?;
+    let mut result = describe(app, call, &ingested).await?;
     let path = object.path.clone();
     let (size_bytes, new_bytes) = (ingested.nar_size, ingested.new_chunk_bytes);
-    app.engine.commit_object(&cache, ingested, object).await?;
-    tracing::info!(cache.name = cache.name, %path, size_bytes, new_bytes, "took a store path");
+    let nar_hash = ingested.nar_hash;
+    result.kept = app.engine.commit_object(&cache, ingested, object).await? == CommitOutcome::Kept;
+    if result.kept {
+        log_kept(&cache, &path, &nar_hash);
+    } else {
+        tracing::info!(cache.name = cache.name, %path, size_bytes, new_bytes, "took a store path");
+    }
     Ok(body::json(StatusCode::OK, &result))
 }
 
@@ -315,7 +323,7 @@ async fn describe(app: &App, call: &Call, ingested: &Ingested) -> Result<UploadP
         Deduplication::Part(part) => (UploadPathResultKind::Uploaded, Some(part)),
         Deduplication::Untold => (UploadPathResultKind::Uploaded, None),
     };
-    Ok(UploadPathResult { kind, file_size: Some(ingested.file_size), frac_deduplicated })
+    Ok(UploadPathResult { kind, file_size: Some(ingested.file_size), frac_deduplicated, kept: false })
 }
 
 /// Whether the token reads every cache that exists, existed or will exist. Then nothing needs to be

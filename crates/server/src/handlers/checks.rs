@@ -2,7 +2,7 @@
 
 use dormer_api::RetentionPeriod;
 use dormer_index::Cache;
-use dormer_nix::{Signature, StoreDir};
+use dormer_nix::{NarHash, StoreDir, StorePath, signature_key_name};
 
 use crate::failure::Failure;
 
@@ -22,7 +22,15 @@ pub(crate) fn retention_period(cache: &Cache) -> RetentionPeriod {
 /// Refuses texts that are no signatures: they would stand in the narinfo, where no client can use
 /// them.
 pub(crate) fn check_signatures(signatures: &[String]) -> Result<(), Failure> {
-    signatures.iter().try_for_each(|signature| signature.parse::<Signature>().map(drop)).map_err(bad_request)
+    signatures.iter().try_for_each(|signature| signature_key_name(signature).map(drop)).map_err(bad_request)
+}
+
+/// Logs that an upload changed nothing, because its path is there with something else.
+pub(crate) fn log_kept(cache: &Cache, path: &StorePath, nar_hash: &NarHash) {
+    tracing::warn!(
+        cache.name = cache.name, %path, nar.hash = %nar_hash,
+        "kept the store path that was here first: the new one has another NAR or other references"
+    );
 }
 
 /// The failure for a bad text of the client, with its cause.

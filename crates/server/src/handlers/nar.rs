@@ -9,6 +9,7 @@ use std::io;
 use std::time::{Duration, Instant};
 
 use dormer_api::{CacheName, Permission};
+use dormer_edge::AnswerKind;
 use dormer_engine::OpenNar;
 use dormer_format::EncodingTag;
 use dormer_index::{Cache, NarKey};
@@ -60,6 +61,7 @@ async fn stored(call: &Call, open: OpenNar, named: Option<EncodingTag>) -> Resul
         let mut response = Response::new(Body::Full(None));
         *response.status_mut() = StatusCode::NOT_MODIFIED;
         response.headers_mut().insert(ETAG, etag_value);
+        mark(&mut response, is_present_name);
         return Ok(response);
     }
     let size = open.file_size();
@@ -83,6 +85,7 @@ async fn stored(call: &Call, open: OpenNar, named: Option<EncodingTag>) -> Resul
         Body::Nar(Box::new(NarBody { stream, left: length, nar_hash }))
     };
     let mut response = Response::new(body);
+    mark(&mut response, is_present_name);
     let headers = response.headers_mut();
     headers.insert(CONTENT_TYPE, NAR_TYPE);
     headers.insert(CONTENT_LENGTH, HeaderValue::from(length));
@@ -96,6 +99,13 @@ async fn stored(call: &Call, open: OpenNar, named: Option<EncodingTag>) -> Resul
         *response.status_mut() = StatusCode::PARTIAL_CONTENT;
     }
     Ok(response)
+}
+
+/// Marks an answer under the name whose bytes never change: caches may keep it.
+fn mark(response: &mut Response<Body>, is_present_name: bool) {
+    if is_present_name {
+        response.extensions_mut().insert(AnswerKind::CurrentNar);
+    }
 }
 
 /// A NAR by the name of its upload. The pusher's Nix remembers that name for 30 days and expects

@@ -15,7 +15,7 @@ use crate::call::Call;
 use crate::codec::{self, Compression, WindowTooLarge};
 use crate::decoder::{Input, STEP_OUTPUT_BYTES};
 use crate::failure::Failure;
-use crate::handlers::checks::{bad_request, check_signatures, store_dir};
+use crate::handlers::checks::{bad_request, check_signatures, log_kept, store_dir};
 use crate::handlers::small_body::{self, Buffered, decoding_failure};
 use crate::request_body::RequestBody;
 use crate::route::NarFile;
@@ -157,10 +157,7 @@ pub(crate) async fn put_narinfo(
         CommitOutcome::Committed(_) => {
             tracing::info!(cache.name = cache.name, path = %path, "took a store path");
         }
-        CommitOutcome::Kept => tracing::warn!(
-            cache.name = cache.name, path = %path, nar.hash = %narinfo.nar_hash,
-            "kept the store path that was here first: the new narinfo has another NAR or other references"
-        ),
+        CommitOutcome::Kept => log_kept(&cache, path, &narinfo.nar_hash),
     }
     Ok(body::empty())
 }

@@ -22,7 +22,7 @@ fn json_request(server: &Server, token: &str, line: &str, body: &str) -> common:
 /// Metadata as Attic's client writes it: compact, fields in this order, what is unknown as null.
 fn info(cache: &str, path: &dormer_nix::StorePath, nar: &[u8], references: &str) -> String {
     format!(
-        r#"{{"cache":"{cache}","store_path_hash":"{}","store_path":"/nix/store/{path}","references":[{references}],"system":null,"deriver":"{}-package.drv","sigs":["cache.nixos.org-1:AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA=="],"ca":null,"nar_hash":"sha256:{}","nar_size":{}}}"#,
+        r#"{{"cache":"{cache}","store_path_hash":"{}","store_path":"/nix/store/{path}","references":[{references}],"system":null,"deriver":"{}-package.drv","sigs":["upstream.example.org-1:AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA=="],"ca":null,"nar_hash":"sha256:{}","nar_size":{}}}"#,
         path.hash(),
         common::path(99).hash(),
         NarHash::digest(nar).to_hex(),
@@ -71,6 +71,7 @@ fn a_cache_lives_from_create_to_destroy() {
     assert_eq!(
         config,
         json!({
+            "allow_replacement": false,
             "substituter_endpoint": format!("http://{}/new", server.address),
             "api_endpoint": format!("http://{}/", server.address),
             "public_key": config["public_key"],
@@ -256,7 +257,7 @@ fn an_upload_in_header_form_is_served_with_all_it_said() {
     assert_eq!(parsed.file_size, result["file_size"].as_u64());
     assert_eq!(
         parsed.sigs[0],
-        "cache.nixos.org-1:AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA=="
+        "upstream.example.org-1:AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA=="
     );
 
     let key: dormer_nix::PublicKey =
@@ -333,7 +334,7 @@ fn uploads_that_are_wrong_change_nothing() {
         (
             "a second line in a signature",
             with(
-                "cache.nixos.org-1:AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA==",
+                "upstream.example.org-1:AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA==",
                 "a:b\\nURL: http://elsewhere",
             ),
             nar.clone(),
@@ -341,13 +342,16 @@ fn uploads_that_are_wrong_change_nothing() {
         ("a second line in the content address", with("\"ca\":null", "\"ca\":\"x\\nSig: y\""), nar.clone()),
         (
             "a signature that is none",
-            with("\"sigs\":[\"cache.nixos.org-1:", "\"sigs\":[\"no signature\",\"cache.nixos.org-1:"),
+            with(
+                "\"sigs\":[\"upstream.example.org-1:",
+                "\"sigs\":[\"no signature\",\"upstream.example.org-1:",
+            ),
             nar.clone(),
         ),
         (
             "a field missing",
             with(
-                "\"sigs\":[\"cache.nixos.org-1:AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA==\"],",
+                "\"sigs\":[\"upstream.example.org-1:AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA==\"],",
                 "",
             ),
             nar.clone(),

@@ -77,6 +77,7 @@ async fn requests_look_as_attics_client_sends_them() {
         store_dir: StoreDir::default(),
         priority: 41,
         upstream_cache_key_names: vec!["cache.nixos.org-1".to_owned()],
+        allow_replacement: false,
     };
     api.create_cache(&cache, &create).await.unwrap();
     let patch = CacheConfig { retention_period: Some(RetentionPeriod::Period(60)), ..CacheConfig::default() };
@@ -243,6 +244,7 @@ async fn creating_and_destroying_are_not_repeated_when_they_may_have_been_done()
         store_dir: StoreDir::default(),
         priority: 41,
         upstream_cache_key_names: Vec::new(),
+        allow_replacement: false,
     };
     for step in [Step::HangUp, failure(500, "InternalServerError"), failure(502, "")] {
         let server = Server::scripted([step, ok("")]).await;

@@ -71,6 +71,7 @@ async fn push(index: &PostgresIndex, cache: CacheId) -> Result<StorePathHash> {
             target,
             at: NOW,
             grace_seconds: 60,
+            known_keys: Vec::new(),
         })
         .await?;
     Ok(hash)
@@ -85,6 +86,7 @@ pub(super) async fn cache(index: &PostgresIndex, name: &str) -> CacheId {
         upstream_cache_key_names: Vec::new(),
         key: CacheKey { public_key: "k:p".to_owned(), sealed_secret: vec![0; 60], active: true },
         created_at: NOW,
+        allow_replacement: true,
     };
     index.create_cache(&cache).await.unwrap()
 }

@@ -46,6 +46,7 @@ pub(super) fn new_cache(name: &str) -> NewCache {
         upstream_cache_key_names: Vec::new(),
         key: CacheKey { public_key: "k:p".to_owned(), sealed_secret: vec![0; 60], active: true },
         created_at: NOW,
+        allow_replacement: true,
     }
 }
 
@@ -105,6 +106,7 @@ fn commit(cache: CacheId, nar: NewNar, object: &Object) -> NarCommit {
         target: CommitTarget::Object(object.clone()),
         at: NOW,
         grace_seconds: 60,
+        known_keys: Vec::new(),
     }
 }
 
@@ -151,7 +153,10 @@ async fn the_last_step_and_the_end_of_its_job_are_one_transaction() {
     let rows = index.commit_pack(&new_pack(1)).await.unwrap();
     let target = CommitTarget::Alias { file_name: "f".to_owned(), compression: "xz".to_owned() };
     let nar = NarSource::New(Box::new(new_nar(&rows, 10)));
-    index.commit_nar(&NarCommit { cache, nar, target, at: NOW, grace_seconds: 60 }).await.unwrap();
+    index
+        .commit_nar(&NarCommit { cache, nar, target, at: NOW, grace_seconds: 60, known_keys: Vec::new() })
+        .await
+        .unwrap();
     index.delete_cache(cache, NOW).await.unwrap();
     let lease = index.lease_job(JobKind::DeleteCache, "a", NOW, NOW + 60).await.unwrap().unwrap();
     let step = || index.delete_cache_step(&lease, 10, NOW, NOW + 60);
@@ -239,6 +244,28 @@ async fn a_follower_opens_it_beside_another_process() {
         matches!(refused, Err(Error::SchemaTooOld { found: 1, known }) if known == newest),
         "{refused:?}"
     );
+}
+
+#[tokio::test]
+async fn caches_from_before_the_setting_still_allow_replacement() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("index.sqlite");
+    let index = open(&path).await;
+    index.close().await.unwrap();
+    drop(index);
+    execute(
+        &path,
+        "DROP INDEX public_caches_by_name; ALTER TABLE caches DROP COLUMN allow_replacement;
+         DELETE FROM _sqlx_migrations WHERE version = 9;
+         INSERT INTO caches (name, is_public, store_dir, priority, upstream_cache_key_names, created_at)
+             VALUES ('old', 1, '/nix/store', 40, '[]', 1)",
+    )
+    .await;
+    let index = open(&path).await;
+    index.create_cache(&NewCache { allow_replacement: false, ..new_cache("new") }).await.unwrap();
+    for (name, expected) in [("old", true), ("new", false)] {
+        assert_eq!(index.find_cache(name).await.unwrap().unwrap().allow_replacement, expected, "{name}");
+    }
 }
 
 #[tokio::test]
