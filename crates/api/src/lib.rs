@@ -30,7 +30,7 @@ pub use token::{
 };
 pub use v1::{
     CacheConfig, CreateCacheRequest, GetMissingPathsRequest, GetMissingPathsResponse, Keypair,
-    NAR_INFO_BYTES_MAX, NAR_INFO_PREAMBLE_THRESHOLD_BYTES, NarInfoForm, ResolvedNarInfo, RetentionPeriod,
-    UploadPathNarInfo, UploadPathResult, UploadPathResultKind,
+    NAR_INFO_BYTES_MAX, NAR_INFO_PREAMBLE_THRESHOLD_BYTES, NarInfoForm, Quota, ResolvedNarInfo,
+    RetentionPeriod, UploadPathNarInfo, UploadPathResult, UploadPathResultKind,
 };
 pub use wire_error::{ErrorBody, ErrorName};

@@ -51,7 +51,7 @@ pub use caches::{CreateCache, KeyChange, UpdateCache};
 pub use clock::{Clock, SystemClock};
 pub use error::{Error, ErrorClass, Result};
 pub use ingest::{Deduplication, Ingest, IngestRequest, Ingested};
-pub use jobs::{JobMetrics, JobRunner, JobSettings};
+pub use jobs::{ExpirySchedule, JobMetrics, JobRunner, JobSettings};
 pub use listing::ListingStream;
 pub use master_key::MasterKey;
 pub use read::{NarStream, OpenNar};

@@ -53,6 +53,10 @@ pub struct Cache {
     pub upstream_cache_key_names: Vec<String>,
     /// Seconds an unused object is kept; `None` means the server's default.
     pub retention_seconds: Option<i64>,
+    /// Most bytes of its NARs as served; `None` means the server's default, and 0 no quota.
+    pub quota_bytes: Option<u64>,
+    /// Only the newest so many paths of a name are kept; `None` keeps all.
+    pub keep_latest: Option<u32>,
     /// Signing keys, oldest first.
     pub keys: Vec<CacheKey>,
     /// When it was created.
@@ -103,6 +107,10 @@ pub struct CachePatch {
     pub upstream_cache_key_names: Option<Vec<String>>,
     /// Retention; `Some(None)` goes back to the server's default.
     pub retention_seconds: Option<Option<i64>>,
+    /// Quota; `Some(None)` goes back to the server's default.
+    pub quota_bytes: Option<Option<u64>>,
+    /// Paths kept of a name; `Some(None)` keeps all.
+    pub keep_latest: Option<Option<u32>>,
     /// A new key that replaces all active ones (they are retired, not deleted).
     pub replace_keys: Option<CacheKey>,
 }
@@ -388,6 +396,16 @@ pub struct OutboxRow {
     pub at: UnixSeconds,
 }
 
+/// How an object is used.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Use {
+    /// A client reads it.
+    Pull,
+    /// A client has it, and would push it if the cache lacked it. Objects of a published cache
+    /// expire by their last push.
+    Push,
+}
+
 /// How an object is removed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Removal {
@@ -538,14 +556,20 @@ pub trait ObjectIndex: Send + Sync + std::fmt::Debug + 'static {
     /// Finds an object by its store hash. Damaged NARs are returned too, marked.
     async fn find_object(&self, cache: CacheId, hash: &StorePathHash) -> Result<Option<FoundObject>>;
     /// Which of these objects the cache has with a sound NAR and its listing, with the time of
-    /// their last use. One statement, at most 16,384 hashes a call.
+    /// their last push ([`Use::Push`]). One statement, at most 16,384 hashes a call.
     async fn present_objects(
         &self,
         cache: CacheId,
         hashes: &[StorePathHash],
     ) -> Result<Vec<(StorePathHash, UnixSeconds)>>;
     /// Records that objects were used. Never moves a time backwards.
-    async fn touch_objects(&self, cache: CacheId, hashes: &[StorePathHash], at: UnixSeconds) -> Result<()>;
+    async fn touch_objects(
+        &self,
+        cache: CacheId,
+        hashes: &[StorePathHash],
+        kind: Use,
+        at: UnixSeconds,
+    ) -> Result<()>;
     /// Removes an object, with its outbox row. `false` if it was not there; for cause there is an
     /// outbox row then, too.
     async fn remove_object(

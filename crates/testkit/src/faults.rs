@@ -19,7 +19,7 @@ use dormer_index::{
     Alias, Cache, CacheId, CacheIndex, CachePatch, CacheTotals, CacheVisibility, CallCounts, Changes,
     ChunkIndex, ChunkRow, CommitOutcome, Error as IndexError, FoundObject, Index, Nar, NarCommit, NarId,
     NarIndex, NarKey, NarSource, NarSummary, NewCache, NewPack, ObjectIndex, OutboxIndex, OutboxPosition,
-    OutboxRow, PackNumber, PoolUse, Removal, SettingIndex, StoredListing, UnixSeconds,
+    OutboxRow, PackNumber, PoolUse, Removal, SettingIndex, StoredListing, UnixSeconds, Use,
 };
 use dormer_nix::{NarHash, StorePathHash};
 
@@ -388,8 +388,14 @@ impl ObjectIndex for FaultIndex {
     ) -> Outcome<Vec<(StorePathHash, UnixSeconds)>> {
         read_step!(self, self.inner.present_objects(cache, hashes))
     }
-    async fn touch_objects(&self, cache: CacheId, hashes: &[StorePathHash], at: UnixSeconds) -> Outcome<()> {
-        write_step!(self, self.inner.touch_objects(cache, hashes, at))
+    async fn touch_objects(
+        &self,
+        cache: CacheId,
+        hashes: &[StorePathHash],
+        kind: Use,
+        at: UnixSeconds,
+    ) -> Outcome<()> {
+        write_step!(self, self.inner.touch_objects(cache, hashes, kind, at))
     }
     async fn remove_object(
         &self,

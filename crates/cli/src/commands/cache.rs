@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use clap::{Args, Subcommand};
-use dormer_api::{CacheConfig, CreateCacheRequest, Keypair, RetentionPeriod, Secret};
+use dormer_api::{CacheConfig, CreateCacheRequest, Keypair, Quota, RetentionPeriod, Secret};
 use dormer_client::{CacheRef, NixStore, ServerName};
 use dormer_nix::{StoreDir, StorePathHash};
 use serde_json::json;
@@ -67,7 +67,7 @@ pub(crate) struct InfoArgs {
 ///
 /// Examples:
 ///   dormer cache configure main --private
-///   dormer cache configure main --retention-period '3 months'
+///   dormer cache configure main --retention-period '3 months' --quota 200GB
 #[derive(Debug, Args)]
 #[command(verbatim_doc_comment, after_long_help = EXIT_CODES_OF_CLIENT)]
 #[expect(clippy::struct_excessive_bools, reason = "each is a flag of Attic's command line")]
@@ -101,6 +101,15 @@ pub(crate) struct ConfigureArgs {
     /// Keep objects as long as the server's default
     #[arg(long, conflicts_with = "retention_period")]
     reset_retention_period: bool,
+    /// Most bytes that the cache keeps, as clients download them: `200GB`; 0 for no quota
+    #[arg(long, value_name = "SIZE", value_parser = parse_bytes)]
+    quota: Option<u64>,
+    /// Keep as much as the server's default
+    #[arg(long, conflicts_with = "quota")]
+    reset_quota: bool,
+    /// Keep only the newest NUMBER paths of each name; 0 keeps all
+    #[arg(long, value_name = "NUMBER")]
+    keep_latest: Option<u32>,
 }
 
 /// List the caches that you may see
@@ -192,6 +201,8 @@ async fn info(args: &InfoArgs, context: &Context) -> Result<()> {
     lines.extend(config.priority.map(|priority| ("priority", priority.to_string())));
     lines.extend(config.upstream_cache_key_names.map(|names| ("upstream keys", names.join(" "))));
     lines.extend(config.retention_period.map(|period| ("retention", retention(period))));
+    lines.extend(config.quota.map(|quota| ("quota", write_quota(quota))));
+    lines.extend(config.keep_latest.map(|count| ("of a name", format!("the newest {count}"))));
     for (label, value) in lines {
         context.printer.data(format!("{label:<14} {value}").trim_end())?;
     }
@@ -221,6 +232,8 @@ async fn configure(args: ConfigureArgs, context: &Context) -> Result<()> {
         upstream_cache_key_names: (!args.upstream_cache_key_names.is_empty())
             .then_some(args.upstream_cache_key_names),
         retention_period,
+        quota: args.quota.map(Quota::Bytes).or(args.reset_quota.then_some(Quota::Global)),
+        keep_latest: args.keep_latest,
         ..CacheConfig::default()
     };
     if patch.is_empty_patch() {
@@ -352,6 +365,18 @@ fn read_keypair(file: &Path) -> Result<Keypair> {
 
 fn visibility(public: bool) -> &'static str {
     if public { "public" } else { "private" }
+}
+
+fn parse_bytes(text: &str) -> Result<u64, String> {
+    units::parse_size(text).ok_or_else(|| "not a size such as `200GB` or `50 GiB`".to_owned())
+}
+
+fn write_quota(quota: Quota) -> String {
+    match quota {
+        Quota::Global => "the server's default".to_owned(),
+        Quota::Bytes(0) => "none".to_owned(),
+        Quota::Bytes(bytes) => units::write_size(bytes),
+    }
 }
 
 fn retention(period: RetentionPeriod) -> String {

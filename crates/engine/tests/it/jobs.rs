@@ -11,8 +11,8 @@ use crate::common::{
 use async_trait::async_trait;
 use dormer_engine::{Clock, JobRunner, JobSettings, SystemClock};
 use dormer_index::{
-    CacheId, Error, Index, Job, JobBacklog, JobId, JobIndex, JobKind, JobLease, JobStep, Result, SqliteIndex,
-    TargetId, UnixSeconds,
+    CacheId, Error, ExpiryDefaults, Index, Job, JobBacklog, JobId, JobIndex, JobKind, JobLease, JobStep,
+    Result, SqliteIndex, TargetId, UnixSeconds,
 };
 use dormer_testkit::{Random, check_invariants, package_nar};
 
@@ -110,11 +110,34 @@ impl JobIndex for FaultJobs {
     ) -> Result<JobStep> {
         self.call(self.inner.delete_cache_step(lease, limit, at, ends_at)).await
     }
+    async fn open_expire_jobs(
+        &self,
+        defaults: &ExpiryDefaults,
+        at: UnixSeconds,
+        since: UnixSeconds,
+    ) -> Result<u64> {
+        self.call(self.inner.open_expire_jobs(defaults, at, since)).await
+    }
+    async fn expire_cache_step(
+        &self,
+        lease: &JobLease,
+        defaults: &ExpiryDefaults,
+        limit: u32,
+        at: UnixSeconds,
+        ends_at: UnixSeconds,
+    ) -> Result<JobStep> {
+        self.call(self.inner.expire_cache_step(lease, defaults, limit, at, ends_at)).await
+    }
 }
 
 /// Two rows a step, so that a small cache has many steps.
 fn runner(jobs: Arc<dyn JobIndex>, clock: Arc<dyn Clock>) -> JobRunner {
-    let settings = JobSettings { lease_seconds: 30, poll: Duration::from_millis(2), step_rows_max: 2 };
+    let settings = JobSettings {
+        lease_seconds: 30,
+        poll: Duration::from_millis(2),
+        step_rows_max: 2,
+        ..JobSettings::default()
+    };
     JobRunner::new(jobs, clock, "test".to_owned(), settings)
 }
 

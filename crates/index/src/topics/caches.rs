@@ -4,6 +4,7 @@ use async_trait::async_trait;
 
 use super::outbox;
 use crate::changes::Change;
+use crate::columns::signed;
 use crate::contract::{
     Cache, CacheId, CacheIndex, CacheKey, CachePatch, CacheTotals, CacheVisibility, NarId, NewCache,
     UnixSeconds,
@@ -29,7 +30,7 @@ const INSERT_KEY: Sql = both!(
 // One row for each key, so that a cache and its keys are read in one statement and agree.
 pub(crate) const FIND_CACHE: Sql = both!(
     "SELECT c.id, c.name, c.is_public, c.store_dir, c.priority, c.upstream_cache_key_names, c.retention_seconds,
-         c.created_at, k.public_key, k.sealed_secret, k.active
+         c.created_at, k.public_key, k.sealed_secret, k.active, c.quota_bytes, c.keep_latest
      FROM caches AS c LEFT JOIN cache_keys AS k ON k.cache = c.id
      WHERE c.name = $1 AND c.deleted_at IS NULL
      ORDER BY k.position"
@@ -37,7 +38,7 @@ pub(crate) const FIND_CACHE: Sql = both!(
 
 const LIST_CACHES: Sql = both!(
     "SELECT c.id, c.name, c.is_public, c.store_dir, c.priority, c.upstream_cache_key_names, c.retention_seconds,
-         c.created_at, k.public_key, k.sealed_secret, k.active
+         c.created_at, k.public_key, k.sealed_secret, k.active, c.quota_bytes, c.keep_latest
      FROM caches AS c LEFT JOIN cache_keys AS k ON k.cache = c.id
      WHERE c.deleted_at IS NULL
      ORDER BY c.name, k.position"
@@ -69,7 +70,9 @@ pub(crate) const UPDATE_CACHE: Sql = both!(
          store_dir = coalesce($3, store_dir),
          priority = coalesce($4, priority),
          upstream_cache_key_names = coalesce($5, upstream_cache_key_names),
-         retention_seconds = CASE WHEN $6 THEN $7 ELSE retention_seconds END
+         retention_seconds = CASE WHEN $6 THEN $7 ELSE retention_seconds END,
+         quota_bytes = CASE WHEN $8 THEN $9 ELSE quota_bytes END,
+         keep_latest = CASE WHEN $10 THEN $11 ELSE keep_latest END
      WHERE id = $1 AND deleted_at IS NULL AND (coalesce($3, store_dir) = store_dir
          OR NOT EXISTS (SELECT 1 FROM objects AS o WHERE o.cache = $1))"
 );
@@ -146,6 +149,10 @@ impl<D: Dialect> CacheIndex for SqlIndex<D> {
             OptionalText(names.as_deref()),
             Flag(patch.retention_seconds.is_some()),
             OptionalNumber(patch.retention_seconds.flatten()),
+            Flag(patch.quota_bytes.is_some()),
+            OptionalNumber(patch.quota_bytes.flatten().map(signed)),
+            Flag(patch.keep_latest.is_some()),
+            OptionalNumber(patch.keep_latest.flatten().map(Into::into)),
         ];
         let write = Write::from("change a cache").unless_done();
         self.write(write.with_locks(&[Lock::Cache(cache.0)]), async |mut tx| {
