@@ -21,7 +21,7 @@ pub mod v2;
 mod wire_error;
 
 pub use error::{Error, Result};
-pub use names::{CACHE_NAME_BYTES_MAX, CacheName, CacheNamePattern};
+pub use names::{CACHE_NAME_BYTES_MAX, CacheName, CacheNamePattern, PinName};
 pub use permissions::{Permission, Permissions};
 pub use secret::Secret;
 pub use token::{

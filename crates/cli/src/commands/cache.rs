@@ -5,11 +5,14 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use clap::{Args, Subcommand};
+use dormer_api::v2::{ListObjectsRequest, SortObjects};
 use dormer_api::{CacheConfig, CreateCacheRequest, Keypair, Quota, RetentionPeriod, Secret};
 use dormer_client::{CacheRef, NixStore, ServerName};
+use dormer_engine::{Clock as _, SystemClock};
 use dormer_nix::{StoreDir, StorePathHash};
 use serde_json::json;
 
+use super::publish::ago;
 use super::token_create::parse_period;
 use crate::context::{Context, EXIT_CODES_OF_CLIENT};
 use crate::error::{Error, Result};
@@ -23,6 +26,7 @@ pub(crate) enum CacheCommand {
     Configure(ConfigureArgs),
     List(ListArgs),
     Destroy(DestroyArgs),
+    Ls(LsArgs),
     RemovePath(RemovePathArgs),
 }
 
@@ -145,6 +149,40 @@ pub(crate) struct RemovePathArgs {
     /// Store paths, links to them, or their hashes
     #[arg(required = true, value_name = "PATH")]
     paths: Vec<PathBuf>,
+    /// Also remove every path of the cache that refers to them, directly or not
+    #[arg(long)]
+    with_referrers: bool,
+}
+
+/// List what is in a cache
+///
+/// Needs the permission to configure the cache's retention, or to delete.
+///
+/// Examples:
+///   dormer cache ls main --sort size
+///   dormer cache ls main --name 'linux-*' --unused-for 30d
+#[derive(Debug, Args)]
+#[command(verbatim_doc_comment, after_long_help = EXIT_CODES_OF_CLIENT)]
+pub(crate) struct LsArgs {
+    /// [SERVER:]CACHE
+    cache: CacheRef,
+    /// Only paths whose name fits; `*` stands for any text
+    #[arg(long, value_name = "PATTERN")]
+    name: Option<String>,
+    /// Only paths that nobody has used for so long: `30d`
+    #[arg(long, value_name = "PERIOD", value_parser = parse_period)]
+    unused_for: Option<Duration>,
+    /// The largest, the oldest or the longest unused first
+    #[arg(long, value_name = "ORDER", value_enum, default_value = "used")]
+    sort: LsSort,
+}
+
+/// An order of paths.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+enum LsSort {
+    Size,
+    Age,
+    Used,
 }
 
 pub(super) async fn run(command: CacheCommand, context: &Context) -> Result<()> {
@@ -154,6 +192,7 @@ pub(super) async fn run(command: CacheCommand, context: &Context) -> Result<()> 
         CacheCommand::Configure(args) => configure(args, context).await,
         CacheCommand::List(args) => list(&args, context).await,
         CacheCommand::Destroy(args) => destroy(&args, context).await,
+        CacheCommand::Ls(args) => ls(&args, context).await,
         CacheCommand::RemovePath(args) => remove_paths(&args, context).await,
     }
 }
@@ -318,7 +357,7 @@ async fn remove_paths(args: &RemovePathArgs, context: &Context) -> Result<()> {
     let store = NixStore::from_variables(&dormer_client::process_variables)?;
     let hashes = args.paths.iter().map(|path| hash_of(&store, path)).collect::<Result<Vec<_>>>()?;
     let (server, api) = context.connect_to_cache(&args.cache)?;
-    let mut removed_count = 0;
+    let (mut removed_count, mut referrer_count) = (0, 0);
     for (path, hash) in args.paths.iter().zip(&hashes) {
         let removed = api.remove_path(&args.cache.cache, hash).await?.removed;
         removed_count += usize::from(removed);
@@ -329,15 +368,85 @@ async fn remove_paths(args: &RemovePathArgs, context: &Context) -> Result<()> {
         if !removed {
             context.printer.warn(&format!("{} was not in {}", path.display(), args.cache));
         }
+        while args.with_referrers {
+            let answer = api.remove_referrers(&args.cache.cache, hash).await?;
+            referrer_count += answer.removed;
+            if !answer.more {
+                break;
+            }
+        }
+    }
+    if args.with_referrers {
+        context.printer.message(&json!({
+            "message_type": "referrers_removed", "server": server.name.as_str(),
+            "cache": args.cache.cache.as_str(), "removed": referrer_count,
+        }))?;
+        context.printer.conclude(&format!("removed {referrer_count} paths that refer to them"));
     }
     let all = crate::error::paths(hashes.len());
     context.printer.conclude(&format!("removed {removed_count} of {all} from {}", args.cache));
     Ok(())
 }
 
+async fn ls(args: &LsArgs, context: &Context) -> Result<()> {
+    let (server, api) = context.connect_to_cache(&args.cache)?;
+    let (now, printer) = (SystemClock.now(), &context.printer);
+    let unused_before = args.unused_for.map(|period| now.saturating_sub_unsigned(period.as_secs()));
+    let sort = match args.sort {
+        LsSort::Size => SortObjects::Size,
+        LsSort::Age => SortObjects::Age,
+        LsSort::Used => SortObjects::Used,
+    };
+    let mut request = ListObjectsRequest { sort, after: None };
+    loop {
+        let page = api.list_objects(&args.cache.cache, &request).await?;
+        for object in &page.objects {
+            if unused_before.is_some_and(|before| object.last_used_at > before) {
+                if args.sort == LsSort::Used {
+                    return Ok(());
+                }
+                continue;
+            }
+            let name = object.store_path.split_once('-').map_or("", |(_, name)| name);
+            if args.name.as_ref().is_some_and(|pattern| !fits(pattern, name)) {
+                continue;
+            }
+            printer.message(&json!({
+                "message_type": "object", "server": server.name.as_str(), "cache": args.cache.cache.as_str(),
+                "path": object.store_path, "nar_size": object.nar_size, "created_at": object.created_at,
+                "last_used_at": object.last_used_at,
+            }))?;
+            if !printer.json {
+                let size = units::human_size(object.nar_size);
+                let used = ago(now, object.last_used_at);
+                printer.data(&format!("{size:>10}  used {used:<16}  {}", object.store_path))?;
+            }
+        }
+        match page.next {
+            Some(next) => request.after = Some(next),
+            None => return Ok(()),
+        }
+    }
+}
+
+/// Whether a name fits a pattern in which `*` stands for any text.
+fn fits(pattern: &str, name: &str) -> bool {
+    let Some((first, rest)) = pattern.split_once('*') else { return pattern == name };
+    let Some(name) = name.strip_prefix(first) else { return false };
+    let mut middle: Vec<&str> = rest.split('*').collect();
+    let last = middle.pop().unwrap_or_default();
+    let mut left = name;
+    for piece in middle {
+        // The first place leaves the most to the pieces behind it.
+        let Some((_, behind)) = left.split_once(piece) else { return false };
+        left = behind;
+    }
+    left.ends_with(last)
+}
+
 /// Accepts a bare hash, `<hash>-<name>`, a store path that is no longer valid here, or anything
 /// that leads to a valid store path.
-fn hash_of(store: &NixStore, path: &Path) -> Result<StorePathHash> {
+pub(super) fn hash_of(store: &NixStore, path: &Path) -> Result<StorePathHash> {
     let text = path.to_str().unwrap_or_default();
     if let Ok(hash) = text.parse() {
         return Ok(hash);
@@ -383,5 +492,27 @@ fn retention(period: RetentionPeriod) -> String {
     match period {
         RetentionPeriod::Global => "the server's default".to_owned(),
         RetentionPeriod::Period(seconds) => units::write_duration(Duration::from_secs(seconds.into())),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::fits;
+
+    #[test]
+    fn a_star_stands_for_any_text() {
+        for (pattern, name, is_fit) in [
+            ("hello", "hello", true),
+            ("hello", "hello-2", false),
+            ("hello*", "hello-2", true),
+            ("*", "", true),
+            ("*-2", "hello-2", true),
+            ("h*l*o", "hello", true),
+            ("h*lo*o", "hello", false),
+            ("*ab", "ab-ab", true),
+            ("a*a", "a", false),
+        ] {
+            assert_eq!(fits(pattern, name), is_fit, "{pattern} and {name}");
+        }
     }
 }

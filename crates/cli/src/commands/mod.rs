@@ -8,6 +8,7 @@ mod jobs;
 mod login;
 mod migrate;
 mod nix_settings;
+mod pin;
 mod publish;
 mod push;
 mod serve;
@@ -85,6 +86,9 @@ pub(crate) enum Command {
     /// Create, show, change and destroy caches
     #[command(subcommand)]
     Cache(cache::CacheCommand),
+    /// Keep paths of a cache, whatever its retention
+    #[command(subcommand)]
+    Pin(pin::PinCommand),
     /// Make tokens
     #[command(subcommand)]
     Token(TokenCommand),
@@ -146,6 +150,7 @@ pub(crate) async fn run(command: Command, context: &Context) -> Result<ExitCode>
         Command::Use(args) => use_cache::run_use(args, context).await?,
         Command::Unuse(args) => use_cache::run_unuse(&args, context)?,
         Command::Cache(command) => cache::run(command, context).await?,
+        Command::Pin(command) => pin::run(command, context).await?,
         Command::Token(TokenCommand::Create(args)) | Command::MakeToken(args) => {
             token_create::run(args, context)?;
         }

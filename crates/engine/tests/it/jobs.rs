@@ -18,7 +18,7 @@ use dormer_testkit::{Random, check_invariants, package_nar};
 
 /// A clock that tests move.
 #[derive(Debug)]
-struct TestClock(AtomicI64);
+pub(crate) struct TestClock(pub(crate) AtomicI64);
 
 impl Clock for TestClock {
     fn now(&self) -> UnixSeconds {
@@ -26,23 +26,23 @@ impl Clock for TestClock {
     }
 }
 
-fn clock_at(now: UnixSeconds) -> Arc<TestClock> {
+pub(crate) fn clock_at(now: UnixSeconds) -> Arc<TestClock> {
     Arc::new(TestClock(AtomicI64::new(now)))
 }
 
 /// Jobs in a process that dies at its call number `crash_at`, with that call's effect kept or
 /// dropped.
 #[derive(Debug)]
-struct FaultJobs {
+pub(crate) struct FaultJobs {
     inner: Arc<SqliteIndex>,
     calls: AtomicU64,
     crash_at: u64,
     effect_kept: bool,
-    crashed: AtomicBool,
+    pub(crate) crashed: AtomicBool,
 }
 
 impl FaultJobs {
-    fn crash_at(inner: Arc<SqliteIndex>, crash_at: u64, effect_kept: bool) -> Arc<Self> {
+    pub(crate) fn crash_at(inner: Arc<SqliteIndex>, crash_at: u64, effect_kept: bool) -> Arc<Self> {
         Arc::new(Self {
             inner,
             calls: AtomicU64::new(0),
@@ -141,7 +141,7 @@ fn runner(jobs: Arc<dyn JobIndex>, clock: Arc<dyn Clock>) -> JobRunner {
     JobRunner::new(jobs, clock, "test".to_owned(), settings)
 }
 
-async fn until(what: &str, mut is_so: impl AsyncFnMut() -> bool) {
+pub(crate) async fn until(what: &str, mut is_so: impl AsyncFnMut() -> bool) {
     let begun = Instant::now();
     while !is_so().await {
         assert!(begun.elapsed() < Duration::from_mins(1), "{what}");
@@ -149,7 +149,7 @@ async fn until(what: &str, mut is_so: impl AsyncFnMut() -> bool) {
     }
 }
 
-async fn has_no_job(jobs: &SqliteIndex) -> bool {
+pub(crate) async fn has_no_job(jobs: &SqliteIndex) -> bool {
     jobs.list_jobs(None, 1).await.expect("the index answers").is_empty()
 }
 

@@ -3,8 +3,10 @@
 use super::fixtures::{NOW, cache, changes, nar_hash, object, path, path_hash, push};
 use super::jobs::Both;
 use crate::{
-    CacheId, CachePatch, CommitTarget, Error, ExpiryDefaults, JobKind, JobLease, NarKey, Object, Result, Use,
+    CacheId, CachePatch, CommitTarget, Error, ExpiryDefaults, JobKind, JobLease, NarCommit, NarKey,
+    NarSource, Object, ObjectOrder, Pin, Result, Use,
 };
+use std::collections::{BTreeMap, BTreeSet};
 
 const HOUR: i64 = 3_600;
 const DAY: i64 = 24 * HOUR;
@@ -304,5 +306,249 @@ pub(super) async fn small_steps_remove_the_same(both: Both) -> Result<()> {
     }
     assert_eq!(both.expire(NOW + 3 * WEEK, 10).await?, 2);
     assert!(both.live(main).await?.is_empty());
+    Ok(())
+}
+
+fn pin(name: &str, number: u32, at: i64, ends_at: Option<i64>) -> Pin {
+    Pin { name: name.to_owned(), path: path(number), created_at: at, ends_at }
+}
+
+pub(super) async fn a_pin_keeps_its_path_and_closure(both: Both) -> Result<()> {
+    let main = both.weekly_cache().await?;
+    small_closures(&both, main).await?;
+    both.index.add_pin(main, &pin("release", 2, NOW, None), None).await?;
+    both.index.add_pin(main, &pin("demo", 5, NOW, Some(NOW + 2 * WEEK)), None).await?;
+    both.index.add_pin(main, &pin("absent", 30, NOW, None), None).await?;
+    assert_eq!(both.expire(NOW + 2 * WEEK - 1, 10).await?, 1);
+    assert_eq!(both.live(main).await?, [2, 3, 5]);
+    assert_eq!(both.expire(NOW + 2 * WEEK + DAY, 10).await?, 1, "the pin of 5 has ended");
+    assert_eq!(both.live(main).await?, [2, 3]);
+    assert_eq!(both.index.remove_pins(main, "release", None).await?, 1);
+    assert_eq!(both.index.remove_pins(main, "release", None).await?, 0, "again is no error");
+    assert_eq!(both.expire(NOW + 3 * WEEK, 10).await?, 2);
+    assert!(both.live(main).await?.is_empty());
+    Ok(())
+}
+
+pub(super) async fn pins_come_by_name_and_the_newest_stay(both: Both) -> Result<()> {
+    let (main, other) = (cache(&both.index, "main").await?, cache(&both.index, "other").await?);
+    let index = &both.index;
+    for number in 1..=3 {
+        index.add_pin(main, &pin("b", number, NOW + i64::from(number), None), Some(2)).await?;
+    }
+    index.add_pin(main, &pin("a", 9, NOW, Some(NOW + 5)), None).await?;
+    index.add_pin(other, &pin("b", 1, NOW, None), None).await?;
+    let hashes = |pins: &[Pin]| {
+        let mut hashes: Vec<_> = pins.iter().map(|pin| pin.path.hash()).collect();
+        hashes.sort_unstable();
+        hashes
+    };
+    let sorted = |numbers: &[u32]| {
+        let mut hashes: Vec<_> = numbers.iter().map(|number| path_hash(*number)).collect();
+        hashes.sort_unstable();
+        hashes
+    };
+    let pins = index.list_pins(main, None, NOW, 10).await?;
+    assert_eq!(pins[0], pin("a", 9, NOW, Some(NOW + 5)));
+    assert_eq!(hashes(&pins[1..]), sorted(&[2, 3]), "1 is the third newest");
+    let after = Some((pins[0].name.as_str(), &pins[0].path.hash()));
+    let rest = index.list_pins(main, after, NOW, 1).await?;
+    assert_eq!(rest, pins[1..2]);
+    assert_eq!(index.list_pins(main, None, NOW + 5, 10).await?, pins[1..], "one has ended");
+    // Renewed, 2 is the newest.
+    index.add_pin(main, &pin("b", 2, NOW + 9, None), None).await?;
+    index.add_pin(main, &pin("b", 4, NOW + 10, None), Some(2)).await?;
+    assert_eq!(hashes(&index.list_pins(main, None, NOW + 9, 10).await?), sorted(&[2, 4]));
+    assert_eq!(index.remove_pins(main, "b", Some(&path_hash(4))).await?, 1);
+    assert_eq!(hashes(&index.list_pins(main, None, NOW + 9, 10).await?), sorted(&[2]));
+    assert_eq!(index.list_pins(other, None, NOW, 10).await?.len(), 1);
+    index.delete_cache(other, NOW).await?;
+    let gone = index.add_pin(other, &pin("b", 1, NOW, None), None).await;
+    assert!(matches!(gone, Err(Error::CacheGone)), "{gone:?}");
+    Ok(())
+}
+
+pub(super) async fn references_are_found_in_both_directions(both: Both) -> Result<()> {
+    let main = cache(&both.index, "main").await?;
+    small_closures(&both, main).await?;
+    let found = both.index.find_references(main, &[path_hash(1), path_hash(3), path_hash(4)]).await?;
+    let found: BTreeMap<_, _> = found.into_iter().collect();
+    assert_eq!(found.len(), 2, "4 is not there");
+    assert_eq!(found[&path_hash(1)], [path(2), path(4)], "without itself");
+    assert!(found[&path_hash(3)].is_empty());
+    let mut referrers = both.index.find_referrers(main, &path_hash(3), 10).await?;
+    referrers.sort_unstable();
+    let mut expected = [path_hash(2), path_hash(5)];
+    expected.sort_unstable();
+    assert_eq!(referrers, expected);
+    assert_eq!(both.index.find_referrers(main, &path_hash(4), 10).await?, [path_hash(1)], "4 is not there");
+    assert_eq!(both.index.find_referrers(main, &path_hash(3), 1).await?.len(), 1);
+    Ok(())
+}
+
+pub(super) async fn objects_are_listed_in_every_order(both: Both) -> Result<()> {
+    let main = cache(&both.index, "main").await?;
+    for number in 1..=4 {
+        both.push_referring(main, number, &[]).await?;
+    }
+    for (number, at) in [(1, 3), (2, 9), (3, 1), (4, 3)] {
+        both.index.touch_objects(main, &[path_hash(number)], Use::Pull, NOW + at).await?;
+    }
+    for (order, expected) in [
+        (ObjectOrder::Used, [3, 1, 4, 2]),
+        (ObjectOrder::Age, [1, 2, 3, 4]),
+        (ObjectOrder::Size, [4, 3, 2, 1]),
+    ] {
+        let (mut listed, mut after) = (Vec::new(), None);
+        loop {
+            let page = both.index.list_objects(main, order, after, 3).await?;
+            let Some(last) = page.last() else { break };
+            after = Some(last.place);
+            listed.extend(page);
+        }
+        let paths: Vec<_> = listed.iter().map(|object| object.path.clone()).collect();
+        assert_eq!(paths, expected.map(path), "{order:?}");
+        let second = listed.iter().find(|object| object.path == path(2)).expect("it is listed");
+        assert_eq!((second.nar_size, second.created_at, second.last_used_at), (10_002, NOW, NOW + 9));
+    }
+    both.index.delete_cache(main, NOW).await?;
+    assert_eq!(both.index.list_objects(main, ObjectOrder::Age, None, 3).await?, []);
+    Ok(())
+}
+
+pub(super) async fn a_removal_by_hand_is_in_the_audit(both: Both) -> Result<()> {
+    let main = cache(&both.index, "main").await?;
+    small_closures(&both, main).await?;
+    assert!(both.index.remove_for_cause(main, &path_hash(2), Some("ada"), NOW + 1).await?);
+    assert!(!both.index.remove_for_cause(main, &path_hash(2), None, NOW + 2).await?, "again is no error");
+    assert_eq!(both.live(main).await?, [1, 3, 5]);
+    assert!(!both.is_readable(main, 2, NOW + 1).await?, "no grace");
+    let audit = both.index.audit_after(0, 10).await?;
+    let seen: Vec<_> = audit.iter().map(|entry| (entry.at - NOW, entry.subject.as_deref())).collect();
+    assert_eq!(seen, [(1, Some("ada")), (2, None)]);
+    assert!(audit.iter().all(|entry| {
+        (entry.action.as_str(), entry.cache, entry.store_path_hash)
+            == ("remove path", main, Some(path_hash(2)))
+    }));
+    assert_eq!(both.index.audit_after(audit[0].number, 1).await?, audit[1..]);
+    Ok(())
+}
+
+/// What a cache should hold, worked out anew after each action by marking all that is live.
+#[derive(Default)]
+struct Model {
+    /// References and last use of each object.
+    objects: BTreeMap<u32, (Vec<u32>, i64)>,
+    pinned: BTreeSet<u32>,
+}
+
+impl Model {
+    /// What has to be there at `now`, and what alone may be there after a whole expire job.
+    fn live(&self, now: i64) -> BTreeSet<u32> {
+        let is_root =
+            |number: &u32, last_used_at: i64| self.pinned.contains(number) || last_used_at >= now - WEEK;
+        let roots = self.objects.iter().filter(|(number, (_, used))| is_root(number, *used));
+        let mut next: Vec<u32> = roots.map(|(number, _)| *number).collect();
+        let mut live = BTreeSet::new();
+        while let Some(number) = next.pop() {
+            if let Some((references, _)) = self.objects.get(&number)
+                && live.insert(number)
+            {
+                next.extend(references);
+            }
+        }
+        live
+    }
+}
+
+/// Pushes, uses, pins and steps of expire jobs in any order. Whatever the order, what is live stays
+/// after every step, every reference of an object is there, and a job that runs alone leaves nothing
+/// else.
+pub(super) async fn random_histories_keep_closures_whole(both: Both) -> Result<()> {
+    let main = both.weekly_cache().await?;
+    let mut state = 0x5eed_u64;
+    let mut random = move |below: u32| {
+        state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        u32::try_from(state >> 33).expect("31 bits") % below
+    };
+    let (mut model, mut now, mut lease) = (Model::default(), NOW, None::<JobLease>);
+    let mut expired = 0;
+    for action in 0..400 {
+        now += i64::from(random(20)) * HOUR;
+        let number = 1 + random(24);
+        match random(10) {
+            0..=4 => {
+                let there: Vec<u32> =
+                    model.objects.keys().copied().filter(|other| *other != number).collect();
+                let count = if there.is_empty() { 0 } else { random(4) };
+                // No circles: a path refers to paths of lower numbers.
+                let mut references: Vec<u32> = (0..count)
+                    .map(|_| there[random(u32::try_from(there.len()).expect("few")) as usize])
+                    .collect();
+                references.retain(|other| *other < number);
+                references.sort_unstable();
+                references.dedup();
+                let nar = match both.index.find_nar(&nar_hash(number)).await? {
+                    Some(nar) => NarSource::Known(nar.id),
+                    None => {
+                        let rows = both.index.commit_pack(&super::fixtures::pack(number, [number])).await?;
+                        NarSource::New(Box::new(super::fixtures::new_nar(number, &rows)))
+                    }
+                };
+                let target = CommitTarget::Object(referring(number, &references));
+                both.index
+                    .commit_nar(&NarCommit { cache: main, nar, target, at: now, grace_seconds: GRACE })
+                    .await?;
+                model.objects.insert(number, (references, now));
+            }
+            5 => {
+                both.index.touch_objects(main, &[path_hash(number)], Use::Pull, now).await?;
+                if let Some((_, used)) = model.objects.get_mut(&number) {
+                    *used = now;
+                }
+            }
+            6 => {
+                both.index.add_pin(main, &pin("p", number, now, None), None).await?;
+                model.pinned.insert(number);
+            }
+            7 => {
+                both.index.remove_pins(main, "p", Some(&path_hash(number))).await?;
+                model.pinned.remove(&number);
+            }
+            // A step of a job that others act beside.
+            8 => {
+                both.jobs.open_expire_jobs(&DEFAULTS, now, now).await?;
+                lease = both.jobs.lease_job(JobKind::ExpireCache, "a", now, now + 1).await?.or(lease);
+                if let Some(held) = lease {
+                    let step =
+                        both.jobs.expire_cache_step(&held, &DEFAULTS, 1 + random(3), now, now + 1).await?;
+                    expired += step.rows;
+                    lease = (!step.is_last).then_some(held);
+                }
+            }
+            // A whole job.
+            _ => {
+                let before = model.live(now);
+                for limit in [2, 1 + random(9)] {
+                    // The first run may go on with a job that has passed some objects.
+                    lease = None;
+                    now += 2;
+                    both.jobs.open_expire_jobs(&DEFAULTS, now, now).await?;
+                    expired += both.expire(now, limit).await?;
+                }
+                let left: BTreeSet<u32> = both.live(main).await?.into_iter().collect();
+                assert!(model.live(now).is_subset(&before), "time passes");
+                assert_eq!(left, model.live(now), "after action {action}");
+            }
+        }
+        let there: BTreeSet<u32> = both.live(main).await?.into_iter().collect();
+        let lost: Vec<_> = model.live(now).difference(&there).copied().collect();
+        assert_eq!(lost, [0; 0], "action {action} removed what is live");
+        model.objects.retain(|number, _| there.contains(number));
+        for (number, (references, _)) in &model.objects {
+            assert!(references.iter().all(|other| there.contains(other)), "{number} after action {action}");
+        }
+    }
+    assert!(expired > 30, "only {expired} objects expired");
     Ok(())
 }

@@ -81,10 +81,11 @@ pub(crate) const EXAMINE_FREED: Sql = Sql {
         " WHERE o.cache = $1 AND o.hash = ANY ($4::bytea[])"
     ),
 };
-// Locked in the order of their hashes on PostgreSQL, as uses are: neither waits for the other in a
+// The plus keeps SQLite from reading all objects that are old. On PostgreSQL the rows are locked in
+// the order of their hashes, as uses are: neither waits for the other in a
 // circle.
 pub(crate) const DELETE_OBJECTS: Sql = Sql {
-    sqlite: "DELETE FROM objects WHERE cache = $1 AND last_used_at < $2
+    sqlite: "DELETE FROM objects WHERE cache = $1 AND +last_used_at < $2
              AND hash IN (SELECT unhex(value) FROM json_each($3)) RETURNING hash",
     postgres: "
         WITH held AS MATERIALIZED (

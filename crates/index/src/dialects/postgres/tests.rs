@@ -13,7 +13,7 @@ use super::*;
 use crate::jobs::expire_cache;
 use crate::sql::{Sql, Transaction as _};
 use crate::sql_index::Lock;
-use crate::topics::{caches, chunks, nars, objects, outbox};
+use crate::topics::{caches, chunks, nars, objects, outbox, retention};
 use crate::*;
 
 pub(super) const NOW: UnixSeconds = 1_800_000_000;
@@ -672,6 +672,12 @@ pub(super) async fn look_ups_search_indexes(index: &PostgresIndex, with_removals
         (expire_cache::DELETE_OBJECTS, format!("1, 2, {array}"), &["objects_cache_hash_key", "objects_pkey"]),
         (expire_cache::SUM_OBJECTS, format!("1, {bytes}, 3"), &["objects_cache_hash_key", "nars_pkey"]),
         (expire_cache::SUM_GRACES, format!("1, {bytes}, 3, 4"), &["graces_pkey", "nars_pkey"]),
+        (retention::LIST_PINS, format!("1, 'x', {bytes}, 4, 5"), &["pins_by_name"]),
+        (retention::FIND_REFERENCES, format!("1, {array}"), &["objects_cache_hash_key"]),
+        (retention::FIND_REFERRERS, format!("1, {bytes}, 3"), &["object_refs_pkey"]),
+        (retention::LIST_BY_USE, "1, 2, 3, 4".to_owned(), &["objects_by_use"]),
+        (retention::LIST_BY_AGE, "1, 2, 3, 4".to_owned(), &["objects_by_age"]),
+        (retention::LIST_BY_SIZE, "1, 2, 3, 4".to_owned(), &["objects_by_size"]),
         (outbox::AFTER, "1, 2, 3".to_owned(), &["outbox_pkey"]),
     ] {
         if is_removal(sql) && !with_removals {

@@ -12,7 +12,7 @@ use sqlx::{AssertSqlSafe, ConnectOptions as _, Connection as _, Row as _, query}
 use super::*;
 use crate::jobs::expire_cache;
 use crate::sql::Sql;
-use crate::topics::{caches, chunks, nars, objects};
+use crate::topics::{caches, chunks, nars, objects, retention};
 use crate::*;
 
 const NOW: UnixSeconds = 1_800_000_000;
@@ -663,6 +663,15 @@ pub(super) async fn look_ups_search_indexes(index: &SqliteIndex) {
                 "SEARCH n USING INTEGER PRIMARY KEY (rowid=?)",
             ],
         ),
+        (retention::LIST_PINS, &["SEARCH pins USING INDEX pins_by_name (cache=? AND (name,hash)>(?,?))"]),
+        (
+            retention::FIND_REFERENCES,
+            &["SEARCH o USING INDEX sqlite_autoindex_objects_1 (cache=? AND hash=?)"],
+        ),
+        (retention::FIND_REFERRERS, &["SEARCH object_refs USING PRIMARY KEY (cache=? AND reference=?)"]),
+        (retention::LIST_BY_USE, &["SEARCH objects USING INDEX objects_by_use (cache=? AND last_used_at>?)"]),
+        (retention::LIST_BY_AGE, &["SEARCH objects USING INDEX objects_by_age (cache=? AND created_at>?)"]),
+        (retention::LIST_BY_SIZE, &["SEARCH objects USING INDEX objects_by_size (cache=? AND nar_size<?)"]),
         (objects::FIND_ALIAS, &["SEARCH a USING PRIMARY KEY (cache=? AND file_name=?)"]),
         (objects::DELETE_ALIASES_FOR_CAUSE, &["SEARCH aliases USING PRIMARY KEY (cache=?)"]),
         (objects::DELETE_GRACES_FOR_CAUSE, &["SEARCH graces USING PRIMARY KEY (cache=?)"]),
