@@ -48,6 +48,12 @@ pub struct CacheConfig {
     /// How long unused objects are kept.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub retention_period: Option<RetentionPeriod>,
+    /// Most bytes that the cache keeps; not Attic's.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub quota: Option<Quota>,
+    /// How many paths of a name are kept, 0 for all; not Attic's.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub keep_latest: Option<u32>,
     /// Whether `upload-path` may give a path another NAR. Attic has no such setting.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub allow_replacement: Option<bool>,
@@ -61,8 +67,13 @@ impl CacheConfig {
             && self.store_dir.is_none()
             && self.priority.is_none()
             && self.upstream_cache_key_names.is_none()
-            && self.retention_period.is_none()
+            && !self.changes_retention()
             && self.allow_replacement.is_none()
+    }
+
+    /// Whether a PATCH with it would change what the cache keeps.
+    pub fn changes_retention(&self) -> bool {
+        self.retention_period.is_some() || self.quota.is_some() || self.keep_latest.is_some()
     }
 }
 
@@ -73,6 +84,15 @@ pub enum RetentionPeriod {
     Global,
     /// This many seconds.
     Period(u32),
+}
+
+/// Most bytes that a cache keeps, as clients download them.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Quota {
+    /// As the server says for all caches.
+    Global,
+    /// This many bytes; 0 for no quota.
+    Bytes(u64),
 }
 
 /// A cache's signing key.

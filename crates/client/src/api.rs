@@ -17,10 +17,14 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, SystemTime};
 
 use bytes::Bytes;
-use dormer_api::v2::{ListCachesResponse, RemovePathResponse};
+use dormer_api::v2::{
+    AddPinRequest, AddPinResponse, ListCachesResponse, ListObjectsRequest, ListObjectsResponse,
+    ListPinsRequest, ListPinsResponse, RemovePathResponse, RemovePinsResponse, RemoveReferrersResponse,
+};
 use dormer_api::{
     CacheConfig, CacheName, CreateCacheRequest, ErrorBody, ErrorName, GetMissingPathsRequest,
-    GetMissingPathsResponse, NarInfoForm, Secret, UploadPathNarInfo, UploadPathResult, headers, routes,
+    GetMissingPathsResponse, NarInfoForm, PinName, Secret, UploadPathNarInfo, UploadPathResult, headers,
+    routes,
 };
 use dormer_nix::StorePathHash;
 use futures::{Stream, StreamExt as _, stream};
@@ -186,6 +190,63 @@ impl ApiClient {
     pub async fn remove_path(&self, cache: &CacheName, hash: &StorePathHash) -> Result<RemovePathResponse> {
         let action = format!("removing {hash} from cache {cache}");
         let route = routes::v2_object(cache, hash);
+        self.ask(&action, Repeat::Always, || self.request(Method::DELETE, &route)).await
+    }
+
+    /// Removes what refers to a path, directly or not. Call it again while it says that there is
+    /// more.
+    pub async fn remove_referrers(
+        &self,
+        cache: &CacheName,
+        hash: &StorePathHash,
+    ) -> Result<RemoveReferrersResponse> {
+        let action = format!("removing what refers to {hash} from cache {cache}");
+        let route = routes::v2_referrers(cache, hash);
+        self.ask(&action, Repeat::Always, || self.request(Method::DELETE, &route)).await
+    }
+
+    /// A page of what is in a cache.
+    pub async fn list_objects(
+        &self,
+        cache: &CacheName,
+        request: &ListObjectsRequest,
+    ) -> Result<ListObjectsResponse> {
+        let action = format!("listing cache {cache}");
+        let route = routes::v2_objects(cache);
+        self.ask(&action, Repeat::Always, || self.request(Method::POST, &route).json(request)).await
+    }
+
+    /// Pins a path under a name.
+    pub async fn add_pin(
+        &self,
+        cache: &CacheName,
+        name: &PinName,
+        request: &AddPinRequest,
+    ) -> Result<AddPinResponse> {
+        let action = format!("adding a pin to cache {cache}");
+        let route = routes::v2_pin(cache, name);
+        self.ask(&action, Repeat::Always, || self.request(Method::PUT, &route).json(request)).await
+    }
+
+    /// A page of a cache's pins.
+    pub async fn list_pins(&self, cache: &CacheName, request: &ListPinsRequest) -> Result<ListPinsResponse> {
+        let action = format!("listing the pins of cache {cache}");
+        let route = routes::v2_pins(cache);
+        self.ask(&action, Repeat::Always, || self.request(Method::POST, &route).json(request)).await
+    }
+
+    /// Removes the pins of a name, or only that of one path.
+    pub async fn remove_pins(
+        &self,
+        cache: &CacheName,
+        name: &PinName,
+        hash: Option<&StorePathHash>,
+    ) -> Result<RemovePinsResponse> {
+        let action = format!("removing pins from cache {cache}");
+        let route = match hash {
+            Some(hash) => routes::v2_pinned_path(cache, name, hash),
+            None => routes::v2_pin(cache, name),
+        };
         self.ask(&action, Repeat::Always, || self.request(Method::DELETE, &route)).await
     }
 

@@ -54,6 +54,10 @@ pub struct UpdateCache {
     pub upstream_cache_key_names: Option<Vec<String>>,
     /// Retention in seconds; `Some(None)` goes back to the server's default.
     pub retention_seconds: Option<Option<i64>>,
+    /// Quota in bytes; `Some(None)` goes back to the server's default, and 0 is none.
+    pub quota_bytes: Option<Option<u64>>,
+    /// How many paths of a name are kept; `Some(None)` keeps all.
+    pub keep_latest: Option<Option<u32>>,
     /// A key that replaces the active ones.
     pub new_key: Option<KeyChange>,
     /// Whether an upload may give a path another NAR.
@@ -145,6 +149,8 @@ impl Engine {
             priority: update.priority,
             upstream_cache_key_names: update.upstream_cache_key_names,
             retention_seconds: update.retention_seconds,
+            quota_bytes: update.quota_bytes,
+            keep_latest: update.keep_latest,
             replace_keys: secret.map(|secret| self.seal_key(&secret)),
             allow_replacement: update.allow_replacement,
         };

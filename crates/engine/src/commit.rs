@@ -1,7 +1,7 @@
 //! Makes a stored NAR visible: one short transaction, the last write of an upload.
 
-use dormer_index::{Alias, Cache, CommitOutcome, CommitTarget, NarCommit, NarSource, Object, Removal};
-use dormer_nix::{NarHash, PublicKey, StorePathHash, fingerprint};
+use dormer_index::{Alias, Cache, CommitOutcome, CommitTarget, NarCommit, NarSource, Object};
+use dormer_nix::{NarHash, PublicKey, fingerprint};
 use tracing::Instrument as _;
 
 use crate::ingest::Ingested;
@@ -68,18 +68,6 @@ impl Engine {
     pub async fn find_alias(&self, cache: &Cache, file_name: &str) -> Result<Option<Alias>> {
         let since = self.now() - self.settings().alias_seconds;
         Ok(self.index().find_alias(cache.id, file_name, since).await?.filter(|alias| !alias.nar.damaged))
-    }
-
-    /// Removes an object for cause: its narinfo, its NAR in this cache and its alias go at once.
-    /// `false` if it was not there.
-    pub async fn remove_object(&self, cache: &Cache, hash: &StorePathHash) -> Result<bool> {
-        let (engine, cache, hash) = (self.clone(), cache.id, *hash);
-        finish(async move {
-            let removed = engine.index().remove_object(cache, &hash, Removal::ForCause, engine.now()).await;
-            engine.forget_answers(cache, &hash);
-            Ok(removed?)
-        })
-        .await
     }
 
     async fn commit(

@@ -16,7 +16,7 @@
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use dormer_index::{Error as IndexError, JobIndex, JobKind, JobLease, JobStep, UnixSeconds};
+use dormer_index::{Error as IndexError, ExpiryDefaults, JobIndex, JobKind, JobLease, JobStep, UnixSeconds};
 use dormer_nix::with_causes;
 use prometheus::core::{Collector, Desc};
 use prometheus::proto::MetricFamily;
@@ -26,7 +26,7 @@ use crate::Clock;
 
 /// The kinds that this runner runs. Those of publishing belong to the holder of their target's
 /// lease.
-const RUNNABLE: [JobKind; 1] = [JobKind::DeleteCache];
+const RUNNABLE: [JobKind; 2] = [JobKind::DeleteCache, JobKind::ExpireCache];
 
 /// How long giving a lease back may take when the runner stops. After that the lease has to end by
 /// itself.
@@ -34,6 +34,9 @@ const RELEASE_MAX: Duration = Duration::from_millis(500);
 
 /// A failed job is tried again after 2 s, 4 s and so on, but at least this often.
 const RETRY_SECONDS_MAX: UnixSeconds = 300;
+
+/// How often the runner looks for caches whose next expire job is due, at most.
+const EXPIRY_LOOK: Duration = Duration::from_mins(1);
 
 /// How a runner works.
 #[derive(Debug, Clone)]
@@ -45,11 +48,32 @@ pub struct JobSettings {
     pub poll: Duration,
     /// Most rows in one step.
     pub step_rows_max: u32,
+    /// When the runner opens expire jobs; `None` leaves that to others.
+    pub expiry: Option<ExpirySchedule>,
+    /// What is kept where a cache says nothing.
+    pub expiry_defaults: ExpiryDefaults,
+}
+
+/// When caches are looked through for what they keep no longer.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct ExpirySchedule {
+    /// How long after a cache's last expire job the next one is opened.
+    pub interval: Duration,
 }
 
 impl Default for JobSettings {
     fn default() -> Self {
-        Self { lease_seconds: 30, poll: Duration::from_secs(2), step_rows_max: 4_096 }
+        Self {
+            lease_seconds: 30,
+            poll: Duration::from_secs(2),
+            step_rows_max: 4_096,
+            expiry: None,
+            expiry_defaults: ExpiryDefaults {
+                retention_seconds: 0,
+                quota_bytes: 0,
+                grace_seconds: 30 * 86_400,
+            },
+        }
     }
 }
 
@@ -108,7 +132,9 @@ impl JobRunner {
 
     async fn work(&self) {
         let mut failures = 0;
+        let mut opened_at = None;
         loop {
+            self.open_expire_jobs(&mut opened_at).await;
             let pause = match self.next_job().await {
                 Ok(Some((kind, lease))) => {
                     failures = 0;
@@ -129,6 +155,23 @@ impl JobRunner {
                 }
             };
             tokio::time::sleep(pause).await;
+        }
+    }
+
+    /// Opens the expire jobs that are due, if it is time to look for them.
+    async fn open_expire_jobs(&self, opened_at: &mut Option<Instant>) {
+        let Some(ExpirySchedule { interval }) = self.settings.expiry else { return };
+        if opened_at.is_some_and(|opened_at| opened_at.elapsed() < interval.min(EXPIRY_LOOK)) {
+            return;
+        }
+        *opened_at = Some(Instant::now());
+        let now = self.clock.now();
+        let since = now.saturating_sub(UnixSeconds::try_from(interval.as_secs()).unwrap_or(UnixSeconds::MAX));
+        if let Err(error) = self.jobs.open_expire_jobs(&self.settings.expiry_defaults, now, since).await {
+            tracing::warn!(
+                error = &error as &dyn std::error::Error,
+                "failed to open expire jobs; the runner tries again"
+            );
         }
     }
 
@@ -209,6 +252,10 @@ impl JobRunner {
         let ends_at = now + self.settings.lease_seconds;
         match kind {
             JobKind::DeleteCache => self.jobs.delete_cache_step(lease, rows, now, ends_at).await,
+            JobKind::ExpireCache => {
+                let defaults = &self.settings.expiry_defaults;
+                self.jobs.expire_cache_step(lease, defaults, rows, now, ends_at).await
+            }
             JobKind::ScanCache => unreachable!("the runner leases no such job"),
         }
     }

@@ -22,6 +22,7 @@ mod metrics;
 mod narinfo;
 mod packer;
 mod read;
+mod retention;
 mod seal_plan;
 mod settings;
 mod use_recorder;
@@ -51,10 +52,11 @@ pub use clock::{Clock, SystemClock};
 pub use cpu::CpuPool;
 pub use error::{Error, ErrorClass, Result};
 pub use ingest::{Deduplication, Ingest, IngestRequest, Ingested};
-pub use jobs::{JobMetrics, JobRunner, JobSettings};
+pub use jobs::{ExpirySchedule, JobMetrics, JobRunner, JobSettings};
 pub use listing::ListingStream;
 pub use master_key::MasterKey;
 pub use read::{NarStream, OpenNar};
+pub use retention::MissingPaths;
 pub use settings::{EngineSettings, UPLOAD_BYTES};
 
 /// Memory for remembered narinfos, and for remembered read plans, in bytes each.

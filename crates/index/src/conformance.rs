@@ -7,6 +7,7 @@ pub(crate) mod bulk;
 mod caches;
 mod chunks;
 mod commits;
+mod expiry;
 mod fixtures;
 mod jobs;
 mod names;
@@ -152,6 +153,24 @@ where
         a_lost_lease_changes_nothing, a_failed_job_waits_for_its_next_try, a_deleted_cache_is_removed_in_steps,
         another_process_continues_at_the_cursor, a_deleted_cache_is_invisible_before_its_job_runs,
         the_rest_of_a_deleted_cache_tells_no_follower, jobs_are_counted_by_kind,
+    }
+    macro_rules! expiry_cases {
+        ($($case:ident),+ $(,)?) => {
+            $({
+                let index = make().await;
+                let both = jobs::Both { index: Arc::clone(&index) as Arc<dyn Index>, jobs: index };
+                check(stringify!($case), expiry::$case(both)).await;
+            })+
+        };
+    }
+    expiry_cases! {
+        what_is_unused_expires_with_a_grace, a_cache_that_keeps_everything_has_no_job, what_a_live_object_needs_stays,
+        a_removed_referrer_frees_what_it_needed, new_references_replace_those_of_before, a_pull_and_a_push_are_uses,
+        the_newest_of_a_name_are_kept, a_quota_takes_the_least_recently_used, a_quota_cuts_graces_to_a_day_first,
+        a_lost_lease_expires_nothing, a_policy_that_changes_counts_at_once, small_steps_remove_the_same,
+        a_pin_keeps_its_path_and_closure, pins_come_by_name_and_the_newest_stay,
+        references_are_found_in_both_directions, objects_are_listed_in_every_order,
+        a_removal_by_hand_is_in_the_audit, random_histories_keep_closures_whole,
     }
 }
 

@@ -53,6 +53,10 @@ pub struct Cache {
     pub upstream_cache_key_names: Vec<String>,
     /// Seconds an unused object is kept; `None` means the server's default.
     pub retention_seconds: Option<i64>,
+    /// Most bytes of its NARs as served; `None` means the server's default, and 0 no quota.
+    pub quota_bytes: Option<u64>,
+    /// Only the newest so many paths of a name are kept; `None` keeps all.
+    pub keep_latest: Option<u32>,
     /// Signing keys, oldest first.
     pub keys: Vec<CacheKey>,
     /// When it was created.
@@ -107,6 +111,10 @@ pub struct CachePatch {
     pub upstream_cache_key_names: Option<Vec<String>>,
     /// Retention; `Some(None)` goes back to the server's default.
     pub retention_seconds: Option<Option<i64>>,
+    /// Quota; `Some(None)` goes back to the server's default.
+    pub quota_bytes: Option<Option<u64>>,
+    /// Paths kept of a name; `Some(None)` keeps all.
+    pub keep_latest: Option<Option<u32>>,
     /// A new key that replaces all active ones (they are retired, not deleted).
     pub replace_keys: Option<CacheKey>,
     /// Whether an upload may give a path another NAR.
@@ -397,6 +405,16 @@ pub struct OutboxRow {
     pub at: UnixSeconds,
 }
 
+/// How an object is used.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Use {
+    /// A client reads it.
+    Pull,
+    /// A client has it, and would push it if the cache lacked it. Objects of a published cache
+    /// expire by their last push.
+    Push,
+}
+
 /// How an object is removed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Removal {
@@ -552,14 +570,20 @@ pub trait ObjectIndex: Send + Sync + std::fmt::Debug + 'static {
     /// Finds an object by its store hash. Damaged NARs are returned too, marked.
     async fn find_object(&self, cache: CacheId, hash: &StorePathHash) -> Result<Option<FoundObject>>;
     /// Which of these objects the cache has with a sound NAR and its listing, with the time of
-    /// their last use. One statement, at most 16,384 hashes a call.
+    /// their last push ([`Use::Push`]). One statement, at most 16,384 hashes a call.
     async fn present_objects(
         &self,
         cache: CacheId,
         hashes: &[StorePathHash],
     ) -> Result<Vec<(StorePathHash, UnixSeconds)>>;
     /// Records that objects were used. Never moves a time backwards.
-    async fn touch_objects(&self, cache: CacheId, hashes: &[StorePathHash], at: UnixSeconds) -> Result<()>;
+    async fn touch_objects(
+        &self,
+        cache: CacheId,
+        hashes: &[StorePathHash],
+        kind: Use,
+        at: UnixSeconds,
+    ) -> Result<()>;
     /// Removes an object, with its outbox row. `false` if it was not there; for cause there is an
     /// outbox row then, too.
     async fn remove_object(
@@ -571,6 +595,123 @@ pub trait ObjectIndex: Send + Sync + std::fmt::Debug + 'static {
     ) -> Result<bool>;
     /// Finds an upload alias of this cache made or used after `since`.
     async fn find_alias(&self, cache: CacheId, file_name: &str, since: UnixSeconds) -> Result<Option<Alias>>;
+}
+
+/// A pin: a name in a cache that keeps a path, and with it all that the path refers to.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Pin {
+    /// Name; several paths may have it.
+    pub name: String,
+    /// The path, in the cache or not.
+    pub path: StorePath,
+    /// When it was added last.
+    pub created_at: UnixSeconds,
+    /// When it keeps the path no longer; `None` is never.
+    pub ends_at: Option<UnixSeconds>,
+}
+
+/// The order of [`RetentionIndex::list_objects`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ObjectOrder {
+    /// The longest unused first.
+    Used,
+    /// The oldest first.
+    Age,
+    /// The largest first.
+    Size,
+}
+
+/// An object as people list it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ListedObject {
+    /// Store path.
+    pub path: StorePath,
+    /// Bytes of its NAR, uncompressed.
+    pub nar_size: u64,
+    /// When it was pushed first.
+    pub created_at: UnixSeconds,
+    /// When it was last used, as far as is written down.
+    pub last_used_at: UnixSeconds,
+    /// Its place in the order that it was listed in.
+    pub place: ObjectPlace,
+}
+
+/// A place in an order of objects.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct ObjectPlace {
+    /// Time or size.
+    pub value: i64,
+    /// Row number.
+    pub id: i64,
+}
+
+/// Something that a person did and that cannot be undone.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct AuditEntry {
+    /// Number, ascending.
+    pub number: i64,
+    /// When.
+    pub at: UnixSeconds,
+    /// Subject of the token, if it names one.
+    pub subject: Option<String>,
+    /// What was done, in a word or two.
+    pub action: String,
+    /// In which cache.
+    pub cache: CacheId,
+    /// To which path.
+    pub store_path_hash: Option<StorePathHash>,
+}
+
+/// What a cache keeps by hand, and what is in it.
+#[async_trait]
+pub trait RetentionIndex: Send + Sync + std::fmt::Debug + 'static {
+    /// Adds a pin, or renews the one of the same name and path. With `keep`, only so many paths of
+    /// the name stay pinned, the newest. [`Error::CacheGone`](crate::Error::CacheGone) if the cache
+    /// is not there.
+    async fn add_pin(&self, cache: CacheId, pin: &Pin, keep: Option<u32>) -> Result<()>;
+    /// Removes the pins of a name, or only that of one path; returns how many there were.
+    async fn remove_pins(&self, cache: CacheId, name: &str, hash: Option<&StorePathHash>) -> Result<u64>;
+    /// Pins that have not ended, after a name and hash, by name and hash.
+    async fn list_pins(
+        &self,
+        cache: CacheId,
+        after: Option<(&str, &StorePathHash)>,
+        now: UnixSeconds,
+        limit: u32,
+    ) -> Result<Vec<Pin>>;
+    /// What these objects refer to, themselves left out; one that the cache lacks is left out. At
+    /// most 16,384 hashes a call.
+    async fn find_references(
+        &self,
+        cache: CacheId,
+        hashes: &[StorePathHash],
+    ) -> Result<Vec<(StorePathHash, Vec<StorePath>)>>;
+    /// Some of the objects that refer to a path, itself left out; the path need not be there.
+    async fn find_referrers(
+        &self,
+        cache: CacheId,
+        hash: &StorePathHash,
+        limit: u32,
+    ) -> Result<Vec<StorePathHash>>;
+    /// Objects after a place of the same order.
+    async fn list_objects(
+        &self,
+        cache: CacheId,
+        order: ObjectOrder,
+        after: Option<ObjectPlace>,
+        limit: u32,
+    ) -> Result<Vec<ListedObject>>;
+    /// Removes an object as [`Removal::ForCause`] does, with an audit entry in the same
+    /// transaction. `false` if it was not there; there is an entry then, too.
+    async fn remove_for_cause(
+        &self,
+        cache: CacheId,
+        hash: &StorePathHash,
+        subject: Option<&str>,
+        at: UnixSeconds,
+    ) -> Result<bool>;
+    /// Entries after a number, in order.
+    async fn audit_after(&self, number: i64, limit: u32) -> Result<Vec<AuditEntry>>;
 }
 
 /// The log of what changed, and notices to other replicas.
@@ -587,7 +728,9 @@ pub trait OutboxIndex: Send + Sync + std::fmt::Debug + 'static {
 /// The index: all topics, and the database as a whole. A `dyn Index` has the methods of every
 /// topic.
 #[async_trait]
-pub trait Index: SettingIndex + CacheIndex + ChunkIndex + NarIndex + ObjectIndex + OutboxIndex {
+pub trait Index:
+    SettingIndex + CacheIndex + ChunkIndex + NarIndex + ObjectIndex + RetentionIndex + OutboxIndex
+{
     /// Answers when the database is reachable, within [`PING_MAX`]; it writes nothing. A database
     /// that answers other calls meanwhile is reachable, though it is too busy for this question.
     async fn ping(&self) -> Result<()>;

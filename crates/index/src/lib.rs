@@ -40,7 +40,7 @@ pub use dialects::postgres::{Postgres, PostgresIndex, PostgresOptions};
 pub use dialects::sqlite::{Sqlite, SqliteIndex, SqliteOptions};
 pub use error::{Error, Result};
 pub use examination::Examination;
-pub use jobs::{Job, JobBacklog, JobId, JobIndex, JobKind, JobLease, JobStep};
+pub use jobs::{ExpiryDefaults, Job, JobBacklog, JobId, JobIndex, JobKind, JobLease, JobStep};
 pub use migrations::{Migration, MigrationPlan};
 pub use publish::{
     AbsentPage, CacheScan, Lease, NotedFrom, PendingObject, PendingVerdicts, PublishBacklog, PublishCounts,

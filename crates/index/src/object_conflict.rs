@@ -1,7 +1,7 @@
 //! What a commit does to an object, given the object that is there. Pure, and the same for all
 //! databases.
 
-use dormer_nix::StorePathHash;
+use dormer_nix::{StorePath, StorePathHash};
 
 use crate::contract::{CommitTarget, NarId, Object};
 
@@ -33,6 +33,8 @@ pub(crate) enum ObjectChange {
         object: Object,
         /// A NAR that the object had until now, and that gets a grace.
         replaced: Option<NarId>,
+        /// What the object referred to until now.
+        old_references: Vec<StorePath>,
     },
 }
 
@@ -61,7 +63,7 @@ fn change(
     let mut object = object.clone();
     let Some(present) = present else {
         object.sigs = merge_signatures(&[], &object.sigs, known_keys);
-        return ObjectChange::Write { object, replaced: None };
+        return ObjectChange::Write { object, replaced: None, old_references: Vec::new() };
     };
     let old = present.object;
     let same_nar = nar == Some(present.nar);
@@ -84,7 +86,11 @@ fn change(
     if same_nar && object == old {
         return ObjectChange::Touch(object.path.hash());
     }
-    ObjectChange::Write { object, replaced: (!same_nar).then_some(present.nar) }
+    ObjectChange::Write {
+        object,
+        replaced: (!same_nar).then_some(present.nar),
+        old_references: old.references,
+    }
 }
 
 /// Old ones first, each once, within the limits.
@@ -157,15 +163,24 @@ mod tests {
     fn signatures_merge_only_for_the_same_nar_and_references() {
         let same =
             change(&object(&["b", "a"]), true, &[], Some(present(object(&["a"]), false)), Some(NarId(1)));
-        assert_eq!(same, ObjectChange::Write { object: object(&["a", "b"]), replaced: None });
+        assert_eq!(
+            same,
+            ObjectChange::Write { object: object(&["a", "b"]), replaced: None, old_references: vec![] }
+        );
         let other_nar =
             change(&object(&["b"]), false, &[], Some(present(object(&["a"]), false)), Some(NarId(2)));
-        assert_eq!(other_nar, ObjectChange::Write { object: object(&["b"]), replaced: Some(NarId(1)) });
+        assert_eq!(
+            other_nar,
+            ObjectChange::Write { object: object(&["b"]), replaced: Some(NarId(1)), old_references: vec![] }
+        );
         let mut with_reference = object(&["b"]);
         with_reference.references.push(with_reference.path.clone());
         let other_references =
             change(&with_reference, false, &[], Some(present(object(&["a"]), false)), Some(NarId(1)));
-        assert_eq!(other_references, ObjectChange::Write { object: with_reference, replaced: None });
+        assert_eq!(
+            other_references,
+            ObjectChange::Write { object: with_reference, replaced: None, old_references: vec![] }
+        );
     }
 
     #[test]
@@ -173,7 +188,10 @@ mod tests {
         let kept = change(&object(&[]), true, &[], Some(present(object(&[]), false)), None);
         assert_eq!(kept, ObjectChange::Keep);
         let healed = change(&object(&[]), true, &[], Some(present(object(&[]), true)), Some(NarId(2)));
-        assert_eq!(healed, ObjectChange::Write { object: object(&[]), replaced: Some(NarId(1)) });
+        assert_eq!(
+            healed,
+            ObjectChange::Write { object: object(&[]), replaced: Some(NarId(1)), old_references: vec![] }
+        );
     }
 
     #[test]

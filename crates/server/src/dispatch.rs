@@ -16,7 +16,7 @@ use crate::body::Body;
 use crate::call::{Call, REQUEST_ID, RequestId};
 use crate::exchange::{Exchange, Watched};
 use crate::failure::Failure;
-use crate::handlers::{attic, caches, documents, nar, pages, upload};
+use crate::handlers::{attic, caches, documents, nar, pages, retention, upload};
 use crate::request_body::RequestBody;
 use crate::route::Route;
 
@@ -169,6 +169,20 @@ impl App {
             (&Method::DELETE, Route::Object(cache, hash)) => {
                 caches::remove_object(self, call, &cache, &hash).await
             }
+            (&Method::DELETE, Route::Referrers(cache, hash)) => {
+                retention::remove_referrers(self, call, &cache, &hash).await
+            }
+            (&Method::POST, Route::Objects(cache)) => retention::list_objects(self, call, body, &cache).await,
+            (&Method::POST, Route::Pins(cache)) => retention::list_pins(self, call, body, &cache).await,
+            (&Method::PUT, Route::Pin(cache, name)) => {
+                retention::add_pin(self, call, body, &cache, &name).await
+            }
+            (&Method::DELETE, Route::Pin(cache, name)) => {
+                retention::remove_pins(self, call, &cache, &name, None).await
+            }
+            (&Method::DELETE, Route::PinnedPath(cache, name, hash)) => {
+                retention::remove_pins(self, call, &cache, &name, Some(&hash)).await
+            }
 
             (_, route) => Err(Failure::MethodNotAllowed { allow: allowed_methods(&route) }),
         }
@@ -196,8 +210,9 @@ fn allowed_methods(route: &Route<'_>) -> &'static str {
         | Route::Nar(..)
         | Route::NotKept(..) => "GET, HEAD, PUT",
         Route::CacheConfig(_) => "GET, HEAD, POST, PATCH, DELETE",
-        Route::GetMissingPaths => "POST",
+        Route::GetMissingPaths | Route::Objects(_) | Route::Pins(_) => "POST",
         Route::UploadPath => "PUT",
-        Route::Object(..) => "DELETE",
+        Route::Pin(..) => "PUT, DELETE",
+        Route::Object(..) | Route::Referrers(..) | Route::PinnedPath(..) => "DELETE",
     }
 }

@@ -8,6 +8,7 @@ mod jobs;
 mod login;
 mod migrate;
 mod nix_settings;
+mod pin;
 mod publish;
 mod push;
 mod serve;
@@ -87,6 +88,9 @@ pub(crate) enum Command {
     Unuse(use_cache::UnuseArgs),
     /// Create, show, change and destroy caches
     Cache(cache::CacheArgs),
+    /// Keep paths of a cache, whatever its retention
+    #[command(subcommand)]
+    Pin(pin::PinCommand),
     /// Make tokens
     #[command(subcommand)]
     Token(TokenCommand),
@@ -161,6 +165,7 @@ pub(crate) async fn run(command: Command, context: &Context) -> Result<ExitCode>
         Command::Use(args) => use_cache::run_use(*args, context).await?,
         Command::Unuse(args) => use_cache::run_unuse(&args, context).await?,
         Command::Cache(args) => cache::run(args, context).await?,
+        Command::Pin(command) => pin::run(command, context).await?,
         Command::Token(TokenCommand::Create(args)) | Command::MakeToken(args) => {
             token_create::run(args, context)?;
         }

@@ -7,6 +7,8 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use clap::Args;
+use dormer_api::PinName;
+use dormer_api::v2::AddPinRequest;
 use dormer_client::{CacheRef, NixStore, PushOptions, PushPlan, PushSummary, execute_push, plan_push};
 use dormer_nix::{StoreDir, StorePath};
 use serde_json::json;
@@ -63,6 +65,9 @@ pub(crate) struct PushArgs {
     /// Number of concurrent uploads
     #[arg(short, long, value_name = "NUMBER", default_value_t = 5, value_parser = clap::value_parser!(u16).range(1..=256))]
     jobs: u16,
+    /// Pin the given paths under this name once they are pushed
+    #[arg(long, value_name = "NAME")]
+    pin: Option<PinName>,
     /// Print what would be pushed, and push nothing
     #[arg(long)]
     dry_run: bool,
@@ -121,7 +126,16 @@ pub(super) async fn run(args: PushArgs, context: &Context) -> Result<ExitCode> {
     said.summary(&summary, planned, started.elapsed())?;
     match outcome(summary, missing) {
         Some(error) => Err(error),
-        None => Ok(ExitCode::SUCCESS),
+        None => {
+            if let Some(name) = &args.pin {
+                for root in &roots {
+                    let request =
+                        AddPinRequest { store_path: root.to_string(), keep_for_seconds: None, keep: None };
+                    super::pin::pin(&api, &args.cache, name, &request, context).await?;
+                }
+            }
+            Ok(ExitCode::SUCCESS)
+        }
     }
 }
 

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use clap::Args;
-use dormer_engine::{JobRunner, JobSettings, SystemClock};
+use dormer_engine::{ExpirySchedule, JobRunner, JobSettings, SystemClock};
 use dormer_server::{Authenticator, Server, ServerSettings, TokenBounds, TokenKey, TokenVerifier};
 use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
@@ -104,7 +104,7 @@ pub(super) async fn run(args: ServeArgs, context: &Context) -> Result<()> {
     let server_settings =
         ServerSettings { connections_max, traces: traces.is_on(), ..server_settings(&settings) };
     let server = Server::new(engine, authenticator, server_settings);
-    let runner = JobRunner::new(jobs, Arc::new(SystemClock), holder(), JobSettings::default());
+    let runner = JobRunner::new(jobs, Arc::new(SystemClock), holder(), job_settings(&settings));
     if let Some(listener) = metrics_listener {
         server.watch_publishing(Arc::clone(&index), publish).expect("publishing is counted only once");
         server.metrics().register(Box::new(runner.metrics())).expect("jobs are counted only once");
@@ -159,6 +159,15 @@ async fn listen_for_metrics(settings: &Settings, voice: &Voice<'_>) -> Result<Op
             ));
             Ok(None)
         }
+    }
+}
+
+fn job_settings(settings: &Settings) -> JobSettings {
+    let interval = settings.expiry_interval;
+    JobSettings {
+        expiry: (!interval.is_zero()).then_some(ExpirySchedule { interval }),
+        expiry_defaults: settings.expiry_defaults,
+        ..JobSettings::default()
     }
 }
 

@@ -127,7 +127,6 @@ const DAY: u64 = 86_400;
 const CHUNKS_ARE_OURS: &str = "Dormer has its own rule for chunks; see [chunks]";
 const COMPRESSION_IS_OURS: &str =
     "Dormer stores zstd and serves it unchanged; chunks.zstd-level sets the level";
-const GC_IS_LATER: &str = "this release does not collect garbage yet; nothing expires";
 
 macro_rules! keys {
     ($all:ident: $($name:ident = $key:expr;)*) => {
@@ -302,10 +301,12 @@ keys! { KEYS:
         "Threads that hash and compress at the same time.").default_note("number of CPUs");
 
     GC_INTERVAL = Key::new("garbage-collection.interval", Kind::Duration(0, 100 * 366 * DAY),
-        "How often Attic collects garbage.").attic().ignored(GC_IS_LATER);
+        "How often the server looks through each cache for paths that the cache keeps no longer; 0 turns this off.")
+        .default("1h").attic();
     GC_DEFAULT_RETENTION_PERIOD = Key::new("garbage-collection.default-retention-period", Kind::Duration(0, 100 * 366 * DAY),
-        "How long a cache without its own setting keeps an unused object; 0 means for ever.")
-        .attic().ignored(GC_IS_LATER);
+        "How long a cache without its own setting keeps an unused object; 0 means for ever.").default("0s").attic();
+    GC_DEFAULT_QUOTA = Key::new("garbage-collection.default-quota", Kind::Size(0, 1 << 60),
+        "Most bytes that a cache without its own setting keeps, as clients download them; 0 means no quota.").default("0");
 
     JWT_BOUND_ISSUER = Key::new("jwt.token-bound-issuer", Kind::Text,
         "The server accepts only tokens with this `iss`, and puts it into new tokens.").attic();

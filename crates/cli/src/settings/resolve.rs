@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use dormer_engine::EngineSettings;
 use dormer_format::ChunkParams;
+use dormer_index::ExpiryDefaults;
 
 use super::database::{PostgresDatabase, is_postgres, postgres, sqlite_path};
 use super::edge::{EdgeTarget, resolve_targets};
@@ -63,6 +64,9 @@ pub(crate) struct Settings {
     pub(crate) shutdown_timeout: Duration,
     pub(crate) reencodings_max: usize,
     pub(crate) stats: bool,
+    /// How often caches are looked through for what they keep no longer; 0 is never.
+    pub(crate) expiry_interval: Duration,
+    pub(crate) expiry_defaults: ExpiryDefaults,
     pub(crate) engine: EngineSettings,
     pub(crate) edges: Vec<EdgeTarget>,
     pub(crate) jwt: JwtSettings,
@@ -206,6 +210,7 @@ fn resolve(raw: &Raw) -> Result<Settings> {
                 .map_err(|_| wrong(raw, &keys::MASTER_KEY, format!("holds {} bytes, not 32", bytes.len())))?,
         ),
     };
+    let engine = engine_settings(raw)?;
     Ok(Settings {
         listen: text(raw, &keys::LISTEN).parse().expect("addresses were checked when they were read"),
         data_dir: path(raw, &keys::DATA_DIR),
@@ -240,7 +245,14 @@ fn resolve(raw: &Raw) -> Result<Settings> {
         shutdown_timeout: duration(raw, &keys::LIMIT_SHUTDOWN_TIMEOUT),
         reencodings_max: count(integer(raw, &keys::LIMIT_REENCODINGS).unsigned_abs()),
         stats: boolean(raw, &keys::STATS),
-        engine: engine_settings(raw)?,
+        expiry_interval: duration(raw, &keys::GC_INTERVAL),
+        expiry_defaults: ExpiryDefaults {
+            retention_seconds: i64::try_from(duration(raw, &keys::GC_DEFAULT_RETENTION_PERIOD).as_secs())
+                .unwrap_or(i64::MAX),
+            quota_bytes: size(raw, &keys::GC_DEFAULT_QUOTA),
+            grace_seconds: engine.grace_seconds,
+        },
+        engine,
         edges,
         jwt: JwtSettings {
             bound_issuer: optional_text(raw, &keys::JWT_BOUND_ISSUER),

@@ -194,13 +194,14 @@ fn attics_server_toml_is_accepted_whole() {
     assert_eq!(settings.jwt.bound_issuer.as_deref(), Some("some-issuer"));
     assert_eq!(settings.jwt.bound_audiences, ["some-audience1", "some-audience2"]);
     assert!(matches!(&settings.jwt.signing, Some(SigningKey::Hs256(secret)) if secret == b"hunter2hunter2"));
+    assert_eq!(settings.expiry_interval, Duration::from_hours(12));
+    assert_eq!(settings.expiry_defaults.retention_seconds, 6 * 2_630_016);
     // Attic's chunk sizes do not set ours.
     assert_eq!(settings.engine.chunk_params, EngineSettings::default().chunk_params);
     insta::assert_snapshot!(settings.notes.join("\n"), @r"
     ignored: soft-delete-caches (the name of a destroyed cache is free at once, and its bytes go later)
     ignored: require-proof-of-possession (Dormer always requires the whole NAR and verifies it)
     ignored: database.heartbeat (Dormer checks a connection when it needs one)
-    ignored: garbage-collection.interval, garbage-collection.default-retention-period (this release does not collect garbage yet; nothing expires)
     ignored: chunking.nar-size-threshold, chunking.min-size, chunking.avg-size, chunking.max-size (Dormer has its own rule for chunks; see [chunks])
     ignored: compression.type, compression.level (Dormer stores zstd and serves it unchanged; chunks.zstd-level sets the level)
     ");

@@ -13,3 +13,4 @@ mod push_and_pull;
 mod read_only;
 mod remote;
 mod replicas;
+mod retention;

@@ -77,9 +77,11 @@ pub(super) async fn a_patch_changes_what_it_names_and_nothing_else(index: Subjec
 
     let patch =
         CachePatch { is_public: Some(true), retention_seconds: Some(Some(5)), ..CachePatch::default() };
+    let patch = CachePatch { quota_bytes: Some(Some(6)), keep_latest: Some(Some(7)), ..patch };
     index.update_cache(id, &patch, NOW).await?;
     expected.is_public = true;
     expected.retention_seconds = Some(5);
+    (expected.quota_bytes, expected.keep_latest) = (Some(6), Some(7));
     assert_eq!(index.find_public_cache("main").await?.as_ref(), Some(&expected));
     assert_eq!(index.list_public_caches().await?, [expected.clone()]);
     assert_eq!(index.find_cache("main").await?.as_ref(), Some(&expected));
@@ -90,6 +92,8 @@ pub(super) async fn a_patch_changes_what_it_names_and_nothing_else(index: Subjec
         priority: Some(-3),
         upstream_cache_key_names: Some(Vec::new()),
         retention_seconds: Some(None),
+        quota_bytes: Some(None),
+        keep_latest: Some(None),
         replace_keys: None,
         allow_replacement: Some(true),
     };
@@ -99,6 +103,7 @@ pub(super) async fn a_patch_changes_what_it_names_and_nothing_else(index: Subjec
     expected.priority = -3;
     expected.upstream_cache_key_names = Vec::new();
     expected.retention_seconds = None;
+    (expected.quota_bytes, expected.keep_latest) = (None, None);
     expected.allow_replacement = true;
     assert_eq!(index.find_public_cache("main").await?, None, "it is private now");
     assert_eq!(index.find_cache("main").await?.as_ref(), Some(&expected));

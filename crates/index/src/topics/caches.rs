@@ -4,6 +4,7 @@ use async_trait::async_trait;
 
 use super::outbox;
 use crate::changes::Change;
+use crate::columns::signed;
 use crate::contract::{
     Cache, CacheId, CacheIndex, CacheKey, CachePatch, CacheTotals, CacheVisibility, NarId, NewCache,
     UnixSeconds,
@@ -29,7 +30,8 @@ const INSERT_KEY: Sql = both!(
 // One row for each key, so that a cache and its keys are read in one statement and agree.
 pub(crate) const FIND_CACHE: Sql = both!(
     "SELECT c.id, c.name, c.is_public, c.store_dir, c.priority, c.upstream_cache_key_names, c.retention_seconds,
-         c.created_at, k.public_key, k.sealed_secret, k.active, c.allow_replacement
+         c.created_at, k.public_key, k.sealed_secret, k.active, c.allow_replacement, c.quota_bytes,
+         c.keep_latest
      FROM caches AS c LEFT JOIN cache_keys AS k ON k.cache = c.id
      WHERE c.name = $1 AND c.deleted_at IS NULL
      ORDER BY k.position"
@@ -37,7 +39,8 @@ pub(crate) const FIND_CACHE: Sql = both!(
 
 const LIST_CACHES: Sql = both!(
     "SELECT c.id, c.name, c.is_public, c.store_dir, c.priority, c.upstream_cache_key_names, c.retention_seconds,
-         c.created_at, k.public_key, k.sealed_secret, k.active, c.allow_replacement
+         c.created_at, k.public_key, k.sealed_secret, k.active, c.allow_replacement, c.quota_bytes,
+         c.keep_latest
      FROM caches AS c LEFT JOIN cache_keys AS k ON k.cache = c.id
      WHERE c.deleted_at IS NULL
      ORDER BY c.name, k.position"
@@ -47,13 +50,15 @@ const LIST_CACHES: Sql = both!(
 const FIND_PUBLIC_CACHE: Sql = Sql {
     sqlite: "
         SELECT c.id, c.name, c.is_public, c.store_dir, c.priority, c.upstream_cache_key_names, c.retention_seconds,
-            c.created_at, k.public_key, k.sealed_secret, k.active, c.allow_replacement
+            c.created_at, k.public_key, k.sealed_secret, k.active, c.allow_replacement, c.quota_bytes,
+         c.keep_latest
         FROM caches AS c INDEXED BY public_caches_by_name LEFT JOIN cache_keys AS k ON k.cache = c.id
         WHERE c.name = $1 AND c.is_public AND c.deleted_at IS NULL
         ORDER BY k.position",
     postgres: "
         SELECT c.id, c.name, c.is_public, c.store_dir, c.priority, c.upstream_cache_key_names, c.retention_seconds,
-            c.created_at, k.public_key, k.sealed_secret, k.active, c.allow_replacement
+            c.created_at, k.public_key, k.sealed_secret, k.active, c.allow_replacement, c.quota_bytes,
+         c.keep_latest
         FROM caches AS c LEFT JOIN cache_keys AS k ON k.cache = c.id
         WHERE c.name = $1 AND c.is_public AND c.deleted_at IS NULL
         ORDER BY k.position",
@@ -61,7 +66,8 @@ const FIND_PUBLIC_CACHE: Sql = Sql {
 
 const LIST_PUBLIC_CACHES: Sql = both!(
     "SELECT c.id, c.name, c.is_public, c.store_dir, c.priority, c.upstream_cache_key_names, c.retention_seconds,
-         c.created_at, k.public_key, k.sealed_secret, k.active, c.allow_replacement
+         c.created_at, k.public_key, k.sealed_secret, k.active, c.allow_replacement, c.quota_bytes,
+         c.keep_latest
      FROM caches AS c LEFT JOIN cache_keys AS k ON k.cache = c.id
      WHERE c.is_public AND c.deleted_at IS NULL
      ORDER BY c.name, k.position"
@@ -94,7 +100,9 @@ pub(crate) const UPDATE_CACHE: Sql = both!(
          priority = coalesce($4, priority),
          upstream_cache_key_names = coalesce($5, upstream_cache_key_names),
          retention_seconds = CASE WHEN $6 THEN $7 ELSE retention_seconds END,
-         allow_replacement = coalesce($8, allow_replacement)
+         allow_replacement = coalesce($8, allow_replacement),
+         quota_bytes = CASE WHEN $9 THEN $10 ELSE quota_bytes END,
+         keep_latest = CASE WHEN $11 THEN $12 ELSE keep_latest END
      WHERE id = $1 AND deleted_at IS NULL AND (coalesce($3, store_dir) = store_dir
          OR NOT EXISTS (SELECT 1 FROM objects AS o WHERE o.cache = $1))"
 );
@@ -185,6 +193,10 @@ impl<D: Dialect> CacheIndex for SqlIndex<D> {
             Flag(patch.retention_seconds.is_some()),
             OptionalNumber(patch.retention_seconds.flatten()),
             OptionalFlag(patch.allow_replacement),
+            Flag(patch.quota_bytes.is_some()),
+            OptionalNumber(patch.quota_bytes.flatten().map(signed)),
+            Flag(patch.keep_latest.is_some()),
+            OptionalNumber(patch.keep_latest.flatten().map(Into::into)),
         ];
         let write = Write::from("change a cache").unless_done();
         self.write(write.with_locks(&[Lock::Cache(cache.0)]), async |mut tx| {

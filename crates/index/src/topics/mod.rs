@@ -8,6 +8,7 @@ mod installation;
 pub(crate) mod nars;
 pub(crate) mod objects;
 pub(crate) mod outbox;
+pub(crate) mod retention;
 mod settings;
 
 /// Most keys in one call.

@@ -252,7 +252,7 @@ impl Lab {
     }
 
     pub(crate) async fn remove_for_cause(&self, number: u8) {
-        self.engine.remove_object(&self.cache, &path(number).hash()).await.expect("a removal");
+        self.engine.remove_object(&self.cache, &path(number).hash(), None).await.expect("a removal");
     }
 
     pub(crate) async fn set_public(&self, is_public: bool) {

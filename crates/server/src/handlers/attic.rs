@@ -3,7 +3,7 @@
 use dormer_api::headers::{NAR_INFO, NAR_INFO_PREAMBLE_SIZE};
 use dormer_api::{
     CacheConfig, CacheName, CreateCacheRequest, GetMissingPathsRequest, GetMissingPathsResponse, Keypair,
-    Permission, RetentionPeriod, Secret, TokenClaims, UploadPathNarInfo, UploadPathResult,
+    Permission, Quota, RetentionPeriod, Secret, TokenClaims, UploadPathNarInfo, UploadPathResult,
     UploadPathResultKind,
 };
 use dormer_engine::{CreateCache, Deduplication, IngestRequest, Ingested, KeyChange, UpdateCache};
@@ -41,6 +41,8 @@ pub(crate) async fn show_cache(app: &App, call: &Call, name: &CacheName) -> Resu
         priority: Some(cache.priority),
         upstream_cache_key_names: Some(cache.upstream_cache_key_names.clone()),
         retention_period: Some(retention_period(&cache)),
+        quota: cache.quota_bytes.map(Quota::Bytes),
+        keep_latest: cache.keep_latest,
         allow_replacement: Some(cache.allow_replacement),
         keypair: None,
     };
@@ -104,11 +106,13 @@ pub(crate) async fn configure_cache(
     if patch.is_empty_patch() {
         return Err(Failure::BadRequest("no field was set that can be changed".to_owned()));
     }
-    let changes_only_retention = CacheConfig { retention_period: None, ..patch.clone() }.is_empty_patch();
+    let without_retention =
+        CacheConfig { retention_period: None, quota: None, keep_latest: None, ..patch.clone() };
+    let changes_only_retention = without_retention.is_empty_patch();
     if !changes_only_retention && !permissions.allows(Permission::ConfigureCache) {
         return Err(Failure::Forbidden(Permission::ConfigureCache));
     }
-    if patch.retention_period.is_some() && !permissions.allows(Permission::ConfigureCacheRetention) {
+    if patch.changes_retention() && !permissions.allows(Permission::ConfigureCacheRetention) {
         return Err(Failure::Forbidden(Permission::ConfigureCacheRetention));
     }
     let new_key = match &patch.keypair {
@@ -126,6 +130,11 @@ pub(crate) async fn configure_cache(
             RetentionPeriod::Global => None,
             RetentionPeriod::Period(seconds) => Some(i64::from(seconds)),
         }),
+        quota_bytes: patch.quota.map(|quota| match quota {
+            Quota::Global => None,
+            Quota::Bytes(bytes) => Some(bytes),
+        }),
+        keep_latest: patch.keep_latest.map(|count| Some(count).filter(|count| *count > 0)),
         new_key,
         allow_replacement: patch.allow_replacement,
     };

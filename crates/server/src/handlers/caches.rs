@@ -59,7 +59,9 @@ pub(crate) async fn remove_object(
     hash: &StorePathHash,
 ) -> Result<Response<Body>, Failure> {
     let cache = app.open_cache(call, name, Permission::Delete).await?;
-    let removed = app.engine.remove_object(&cache, hash).await?;
+    let claims = app.claims(call);
+    let subject = claims.as_ref().and_then(|claims| claims.sub.as_deref());
+    let removed = app.engine.remove_object(&cache, hash, subject).await?;
     if removed {
         tracing::info!(cache.name = %name, object.hash = %hash, "removed a store path");
     }

@@ -10,9 +10,10 @@ use dormer_testkit::services::Postgres as Server;
 use sqlx::{AssertSqlSafe, Row as _, query};
 
 use super::*;
+use crate::jobs::expire_cache;
 use crate::sql::{Sql, Transaction as _};
 use crate::sql_index::Lock;
-use crate::topics::{caches, chunks, nars, objects, outbox};
+use crate::topics::{caches, chunks, nars, objects, outbox, retention};
 use crate::*;
 
 pub(super) const NOW: UnixSeconds = 1_800_000_000;
@@ -650,7 +651,7 @@ pub(super) async fn look_ups_search_indexes(index: &PostgresIndex, with_removals
         (nars::LOOK_BY_ID, format!("1, 2, {bytes}"), &["nars_pkey", "objects_cache_hash_key"]),
         (objects::FIND_OBJECT, format!("1, {bytes}"), &["objects_cache_hash_key", "nars_pkey"]),
         (objects::PRESENT_OBJECTS, format!("1, {array}"), &["objects_cache_hash_key", "nars_pkey"]),
-        (objects::TOUCH_OBJECTS, format!("1, {array}, 2"), &["objects_cache_hash_key", "objects_pkey"]),
+        (objects::TOUCH_OBJECTS, format!("1, {array}, 2, true"), &["objects_cache_hash_key", "objects_pkey"]),
         (objects::FIND_ALIAS, "1, 'x', 2".to_owned(), &["aliases_pkey", "nars_pkey"]),
         (objects::DELETE_ALIASES_FOR_CAUSE, format!("1, {bytes}, 2"), &["aliases_pkey", "graces_pkey"]),
         (objects::DELETE_GRACES_FOR_CAUSE, format!("1, {bytes}, 2"), &["graces_pkey"]),
@@ -660,6 +661,25 @@ pub(super) async fn look_ups_search_indexes(index: &PostgresIndex, with_removals
             "1, 2".to_owned(),
             &["objects_by_nar", "graces_by_nar", "aliases_by_nar"],
         ),
+        (
+            expire_cache::EXAMINE_PAGE,
+            "1, 2, 3, 4, 5, 6, 7".to_owned(),
+            &["objects_by_use", "nars_pkey", "object_refs_pkey", "pins_by_path", "objects_by_name"],
+        ),
+        (
+            expire_cache::EXAMINE_FREED,
+            format!("1, 2, 3, {array}"),
+            &["objects_cache_hash_key", "nars_pkey", "object_refs_pkey", "pins_by_path", "objects_by_name"],
+        ),
+        (expire_cache::DELETE_OBJECTS, format!("1, 2, {array}"), &["objects_cache_hash_key", "objects_pkey"]),
+        (expire_cache::SUM_OBJECTS, format!("1, {bytes}, 3"), &["objects_cache_hash_key", "nars_pkey"]),
+        (expire_cache::SUM_GRACES, format!("1, {bytes}, 3, 4"), &["graces_pkey", "nars_pkey"]),
+        (retention::LIST_PINS, format!("1, 'x', {bytes}, 4, 5"), &["pins_by_name"]),
+        (retention::FIND_REFERENCES, format!("1, {array}"), &["objects_cache_hash_key"]),
+        (retention::FIND_REFERRERS, format!("1, {bytes}, 3"), &["object_refs_pkey"]),
+        (retention::LIST_BY_USE, "1, 2, 3, 4".to_owned(), &["objects_by_use"]),
+        (retention::LIST_BY_AGE, "1, 2, 3, 4".to_owned(), &["objects_by_age"]),
+        (retention::LIST_BY_SIZE, "1, 2, 3, 4".to_owned(), &["objects_by_size"]),
         (outbox::AFTER, "1, 2, 3".to_owned(), &["outbox_pkey"]),
     ] {
         if is_removal(sql) && !with_removals {

@@ -10,8 +10,9 @@ use sqlx::sqlite::{SqliteConnectOptions, SqliteConnection};
 use sqlx::{AssertSqlSafe, ConnectOptions as _, Connection as _, Row as _, query};
 
 use super::*;
+use crate::jobs::expire_cache;
 use crate::sql::Sql;
-use crate::topics::{caches, chunks, nars, objects};
+use crate::topics::{caches, chunks, nars, objects, retention};
 use crate::*;
 
 const NOW: UnixSeconds = 1_800_000_000;
@@ -160,7 +161,9 @@ async fn the_last_step_and_the_end_of_its_job_are_one_transaction() {
     index.delete_cache(cache, NOW).await.unwrap();
     let lease = index.lease_job(JobKind::DeleteCache, "a", NOW, NOW + 60).await.unwrap().unwrap();
     let step = || index.delete_cache_step(&lease, 10, NOW, NOW + 60);
-    for _ in ["objects", "graces"] {
+    let pin = "INSERT INTO pins (cache, name, hash, path_name, created_at) VALUES (1, 'a', x'01', 'b', 0)";
+    execute(&path, pin).await;
+    for _ in ["objects", "graces", "aliases", "references"] {
         assert!(!step().await.unwrap().is_last);
     }
     let fail = "CREATE TRIGGER fail BEFORE DELETE ON jobs BEGIN SELECT RAISE(ABORT, 'planted'); END";
@@ -168,7 +171,7 @@ async fn the_last_step_and_the_end_of_its_job_are_one_transaction() {
     assert!(step().await.is_err());
     execute(&path, "DROP TRIGGER fail").await;
     let last = step().await.unwrap();
-    assert_eq!((last.rows, last.is_last), (1, true), "the alias was still there");
+    assert_eq!((last.rows, last.is_last), (1, true), "the pin was still there");
     assert_eq!(index.list_jobs(None, 10).await.unwrap(), []);
 }
 
@@ -506,7 +509,7 @@ async fn a_full_or_busy_database_may_work_later_and_a_defect_may_not() {
 
     // The one writing connection is taken for too long.
     let held = write_connection(&index).await;
-    let waited = index.touch_objects(cache, &[StorePathHash::from_bytes([0; 20])], NOW).await;
+    let waited = index.touch_objects(cache, &[StorePathHash::from_bytes([0; 20])], Use::Pull, NOW).await;
     assert!(matches!(waited, Err(Error::Unavailable { .. })), "{waited:?}");
     drop(held);
 
@@ -652,6 +655,50 @@ pub(super) async fn look_ups_search_indexes(index: &SqliteIndex) {
             objects::TOUCH_OBJECTS,
             &["SEARCH objects USING INDEX sqlite_autoindex_objects_1 (cache=? AND hash=?)"],
         ),
+        (
+            expire_cache::EXAMINE_PAGE,
+            &[
+                "SEARCH o USING INDEX objects_by_use (cache=? AND last_used_at>? AND last_used_at<?)",
+                "SEARCH n USING INTEGER PRIMARY KEY (rowid=?)",
+                "SEARCH r USING PRIMARY KEY (cache=? AND reference=?)",
+                "SEARCH p USING INDEX pins_by_path (cache=? AND hash=?)",
+                "SEARCH m USING COVERING INDEX objects_by_name (cache=? AND name=? AND created_at>?)",
+            ],
+        ),
+        (
+            expire_cache::EXAMINE_FREED,
+            &[
+                "SEARCH o USING INDEX sqlite_autoindex_objects_1 (cache=? AND hash=?)",
+                "SEARCH n USING INTEGER PRIMARY KEY (rowid=?)",
+            ],
+        ),
+        (
+            expire_cache::DELETE_OBJECTS,
+            &["SEARCH objects USING INDEX sqlite_autoindex_objects_1 (cache=? AND hash=?)"],
+        ),
+        (
+            expire_cache::SUM_OBJECTS,
+            &[
+                "SEARCH o USING INDEX sqlite_autoindex_objects_1 (cache=? AND hash>?)",
+                "SEARCH n USING INTEGER PRIMARY KEY (rowid=?)",
+            ],
+        ),
+        (
+            expire_cache::SUM_GRACES,
+            &[
+                "SEARCH g USING PRIMARY KEY (cache=? AND hash>?)",
+                "SEARCH n USING INTEGER PRIMARY KEY (rowid=?)",
+            ],
+        ),
+        (retention::LIST_PINS, &["SEARCH pins USING INDEX pins_by_name (cache=? AND (name,hash)>(?,?))"]),
+        (
+            retention::FIND_REFERENCES,
+            &["SEARCH o USING INDEX sqlite_autoindex_objects_1 (cache=? AND hash=?)"],
+        ),
+        (retention::FIND_REFERRERS, &["SEARCH object_refs USING PRIMARY KEY (cache=? AND reference=?)"]),
+        (retention::LIST_BY_USE, &["SEARCH objects USING INDEX objects_by_use (cache=? AND last_used_at>?)"]),
+        (retention::LIST_BY_AGE, &["SEARCH objects USING INDEX objects_by_age (cache=? AND created_at>?)"]),
+        (retention::LIST_BY_SIZE, &["SEARCH objects USING INDEX objects_by_size (cache=? AND nar_size<?)"]),
         (objects::FIND_ALIAS, &["SEARCH a USING PRIMARY KEY (cache=? AND file_name=?)"]),
         (objects::DELETE_ALIASES_FOR_CAUSE, &["SEARCH aliases USING PRIMARY KEY (cache=?)"]),
         (objects::DELETE_GRACES_FOR_CAUSE, &["SEARCH graces USING PRIMARY KEY (cache=?)"]),
@@ -661,8 +708,10 @@ pub(super) async fn look_ups_search_indexes(index: &SqliteIndex) {
             assert!(plan.iter().any(|step| step == search), "{search} is not in {plan:#?}");
         }
         for step in plan.iter().filter(|step| step.starts_with("SCAN")) {
-            let harmless =
-                step.contains("VIRTUAL TABLE") || step.contains("CONSTANT ROW") || step == "SCAN one";
+            let harmless = step.contains("VIRTUAL TABLE")
+                || step.contains("CONSTANT ROW")
+                || step == "SCAN one"
+                || step == "SCAN newer";
             assert!(harmless, "{step} in {plan:#?}");
         }
     }
