@@ -2,6 +2,7 @@
 
 mod at_rest;
 mod changes;
+mod collect;
 mod common;
 mod cost;
 mod crash;

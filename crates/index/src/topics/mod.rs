@@ -11,4 +11,4 @@ pub(crate) mod outbox;
 mod settings;
 
 /// Most keys in one call.
-const KEYS_MAX: usize = 16_384;
+pub(crate) const KEYS_MAX: usize = 16_384;

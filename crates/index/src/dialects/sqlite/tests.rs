@@ -189,7 +189,7 @@ async fn keys_load_beside_writes_and_again() {
     let index = Arc::new(SqliteIndex::open(&path, SqliteOptions::default()).await.unwrap());
     let reload = async {
         for _ in 0..3 {
-            index.reload_keys(&path, Duration::from_secs(10)).await.unwrap();
+            index.reload_known_keys().await.unwrap();
         }
     };
     let write = async {
