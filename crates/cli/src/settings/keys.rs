@@ -127,7 +127,7 @@ const DAY: u64 = 86_400;
 const CHUNKS_ARE_OURS: &str = "Dormer has its own rule for chunks; see [chunks]";
 const COMPRESSION_IS_OURS: &str =
     "Dormer stores zstd and serves it unchanged; chunks.zstd-level sets the level";
-const GC_IS_LATER: &str = "this release does not collect garbage yet; nothing expires";
+const GC_IS_LATER: &str = "this release has no retention yet; objects do not expire";
 
 macro_rules! keys {
     ($all:ident: $($name:ident = $key:expr;)*) => {
@@ -299,7 +299,8 @@ keys! { KEYS:
         "Threads that hash and compress at the same time.").default_note("number of CPUs");
 
     GC_INTERVAL = Key::new("garbage-collection.interval", Kind::Duration(0, 100 * 366 * DAY),
-        "How often Attic collects garbage.").attic().ignored(GC_IS_LATER);
+        "How often the server frees what nothing needs any more; 0 means only when `dormer gc` asks for it.")
+        .default("1h").attic();
     GC_DEFAULT_RETENTION_PERIOD = Key::new("garbage-collection.default-retention-period", Kind::Duration(0, 100 * 366 * DAY),
         "How long a cache without its own setting keeps an unused object; 0 means for ever.")
         .attic().ignored(GC_IS_LATER);

@@ -200,7 +200,7 @@ fn attics_server_toml_is_accepted_whole() {
     ignored: soft-delete-caches (the name of a destroyed cache is free at once, and its bytes go later)
     ignored: require-proof-of-possession (Dormer always requires the whole NAR and verifies it)
     ignored: database.heartbeat (Dormer checks a connection when it needs one)
-    ignored: garbage-collection.interval, garbage-collection.default-retention-period (this release does not collect garbage yet; nothing expires)
+    ignored: garbage-collection.default-retention-period (this release has no retention yet; objects do not expire)
     ignored: chunking.nar-size-threshold, chunking.min-size, chunking.avg-size, chunking.max-size (Dormer has its own rule for chunks; see [chunks])
     ignored: compression.type, compression.level (Dormer stores zstd and serves it unchanged; chunks.zstd-level sets the level)
     ");
