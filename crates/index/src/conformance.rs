@@ -6,6 +6,7 @@
 pub(crate) mod bulk;
 mod caches;
 mod chunks;
+mod collect;
 mod commits;
 mod fixtures;
 mod jobs;
@@ -16,7 +17,7 @@ mod replicas;
 
 use std::sync::Arc;
 
-use crate::{Index, JobIndex, PublishIndex, Result};
+use crate::{CollectIndex, Index, JobIndex, PublishIndex, Result};
 
 /// Runs every case; `make` opens an empty index each time it is called.
 pub async fn run<F, Fut>(make: F)
@@ -152,6 +153,34 @@ where
         a_lost_lease_changes_nothing, a_failed_job_waits_for_its_next_try, a_deleted_cache_is_removed_in_steps,
         another_process_continues_at_the_cursor, a_deleted_cache_is_invisible_before_its_job_runs,
         the_rest_of_a_deleted_cache_tells_no_follower, jobs_are_counted_by_kind,
+    }
+}
+
+/// Runs every case of the collector; `make` opens an empty index each time it is called.
+pub async fn run_collect<F, Fut, I>(make: F)
+where
+    F: Fn() -> Fut,
+    Fut: Future<Output = Arc<I>>,
+    I: Index + CollectIndex + JobIndex,
+{
+    macro_rules! cases {
+        ($($case:ident),+ $(,)?) => {
+            $({
+                let index = make().await;
+                let three = collect::Three {
+                    index: Arc::clone(&index) as Arc<dyn Index>,
+                    collect: Arc::clone(&index) as Arc<dyn CollectIndex>,
+                    jobs: index,
+                };
+                check(stringify!($case), collect::$case(three)).await;
+            })+
+        };
+    }
+    cases! {
+        collections_are_opened_when_due_and_once, what_names_a_nar_is_told_with_its_chunks, graces_and_aliases_end,
+        only_nars_without_a_name_are_deleted, racing_names_and_deletions_agree, a_condemned_pack_is_not_reused,
+        removed_packs_are_doomed_and_moved_chunks_stay, packs_without_a_row_are_doomed_later,
+        racing_commits_and_condemnations_agree,
     }
 }
 

@@ -10,6 +10,7 @@ use sqlx::sqlite::{SqliteConnectOptions, SqliteConnection};
 use sqlx::{AssertSqlSafe, ConnectOptions as _, Connection as _, Row as _, query};
 
 use super::*;
+use crate::collect;
 use crate::sql::Sql;
 use crate::topics::{caches, chunks, nars, objects};
 use crate::*;
@@ -135,6 +136,17 @@ async fn sqlite_runs_jobs() {
     let folder = tempfile::tempdir().unwrap();
     let number = AtomicU32::new(0);
     crate::conformance::run_jobs(|| {
+        let path = folder.path().join(format!("{}.sqlite", number.fetch_add(1, Ordering::Relaxed)));
+        async move { Arc::new(open(&path).await) }
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn sqlite_serves_a_collector() {
+    let folder = tempfile::tempdir().unwrap();
+    let number = AtomicU32::new(0);
+    crate::conformance::run_collect(|| {
         let path = folder.path().join(format!("{}.sqlite", number.fetch_add(1, Ordering::Relaxed)));
         async move { Arc::new(open(&path).await) }
     })
@@ -628,6 +640,27 @@ pub(super) async fn look_ups_search_indexes(index: &SqliteIndex) {
         (objects::FIND_ALIAS, &["SEARCH a USING PRIMARY KEY (cache=? AND file_name=?)"]),
         (objects::DELETE_ALIASES_FOR_CAUSE, &["SEARCH aliases USING PRIMARY KEY (cache=?)"]),
         (objects::DELETE_GRACES_FOR_CAUSE, &["SEARCH graces USING PRIMARY KEY (cache=?)"]),
+        (collect::EXPIRE_GRACES, &["SEARCH graces USING COVERING INDEX graces_to_expire (ends_at<?)"]),
+        (collect::EXPIRE_ALIASES, &["SEARCH aliases USING COVERING INDEX aliases_to_expire (used_at<?)"]),
+        (
+            collect::MARK_NARS,
+            &[
+                "SEARCH n USING INTEGER PRIMARY KEY (rowid>?)",
+                "SEARCH l USING INTEGER PRIMARY KEY (rowid=?) LEFT-JOIN",
+                "SEARCH o USING COVERING INDEX objects_by_nar (nar=?)",
+            ],
+        ),
+        (
+            collect::DELETE_NARS,
+            &[
+                "SEARCH nars USING INTEGER PRIMARY KEY (rowid=?)",
+                "SEARCH o USING COVERING INDEX objects_by_nar (nar=?)",
+            ],
+        ),
+        (collect::MOVED_CHUNKS, &["SEARCH chunks USING COVERING INDEX chunks_moved (number>?)"]),
+        (collect::COUNT_CHUNKS, &["SEARCH chunks USING COVERING INDEX chunks_by_pack (pack=?)"]),
+        (collect::CONDEMN_PACKS, &["SEARCH packs USING INTEGER PRIMARY KEY (rowid=?)"]),
+        (collect::DELETE_CHUNKS, &["SEARCH chunks USING COVERING INDEX chunks_by_pack (pack=?)"]),
     ] {
         let plan = plan(index, sql).await;
         for search in searches {
