@@ -3,6 +3,7 @@
 mod at_rest;
 mod changes;
 mod collect;
+mod collect_model;
 mod common;
 mod cost;
 mod crash;
