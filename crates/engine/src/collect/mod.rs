@@ -5,7 +5,8 @@
 //! 2. Remove graces that are over, and upload aliases that no longer resolve.
 //! 3. Mark: read all NARs in pages. Those without a name are removed; the chunks of all others join
 //!    a bitmap. It takes at most two bytes for a chunk, so 20 million chunks take 40 MB.
-//! 4. Judge each pack ([`plan::PackVerdict`]): condemn, wait, or remove its row and then its object.
+//! 4. Judge each pack ([`plan::PackVerdict`]): condemn it, wait, or remove its row and then its
+//!    object.
 //! 5. Now and then, list the store and note the packs without a row.
 //!
 //! docs/STORAGE.md argues why no order of these steps and those of uploads loses a live chunk.
@@ -13,9 +14,10 @@
 //! Invariants
 //! - An object is deleted only after the transaction that removed its row, which also noted the
 //!   object as doomed.
-//! - A pack goes only if it was condemned before the marks of this run began. So no commit could use
-//!   the pack since, and the marks saw every NAR that used the pack before.
-//! - Marks live in memory: a process that takes over a run begins again. What was freed stays freed.
+//! - A pack goes only if it was condemned before the marks of this run began. So no commit could
+//!   use the pack since, and the marks saw every NAR that used the pack before.
+//! - Marks live in memory: a process that takes over a run begins again. What was freed stays
+//!   freed.
 
 mod metrics;
 mod plan;
@@ -148,8 +150,8 @@ struct Turn<'a> {
 }
 
 impl Turn<'_> {
-    /// Ends a step of some rows: renews the lease if that is due, and pauses for as long as the step
-    /// took.
+    /// Ends a step of some rows: renews the lease if that is due, and pauses for as long as the
+    /// step took.
     async fn step(&mut self, begun: Instant, phase: u8, place: i64, rows: u64) -> Result<()> {
         self.rows += rows;
         let took = begun.elapsed();
@@ -451,7 +453,7 @@ impl Collector {
             return Ok(false);
         }
         turn.renew(7, 0).await?;
-        // The listing first, the rows second: a pack that is stored meanwhile is not in the listing.
+        // The listing first, the rows second: the listing lacks a pack that is stored meanwhile.
         let listed: Vec<PackId> =
             self.blobs.list().await?.into_iter().map(|BlobKey::Pack(pack)| pack).collect();
         let mut strays = Vec::new();

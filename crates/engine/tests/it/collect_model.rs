@@ -1,7 +1,7 @@
 //! A small model of the collector beside pushers and a reader, checked over all interleavings.
 //!
-//! One chunk lies in one old pack, and no NAR needs it at the start. Two pushers reuse the chunk, or
-//! store it again when they may not; a reader reads what a pusher made visible; a collector runs
+//! One chunk lies in one old pack, and no NAR needs it at the start. Two pushers reuse the chunk,
+//! or store it again when they may not; a reader reads what a pusher made visible; a collector runs
 //! twice. Each step below is one transaction, or one call of the store, of the real code. The rules
 //! of the real code that the model leaves out (ages, clocks) only make the collector more careful.
 //!

@@ -5,8 +5,9 @@ CREATE INDEX chunks_by_pack ON chunks (pack);
 -- Chunks that lie in another pack than the one that brought them: few. All others name their pack
 -- with their number.
 CREATE INDEX chunks_moved ON chunks (number, pack) WHERE pack <> number / 65536;
-CREATE INDEX graces_to_expire ON graces (ends_at);
-CREATE INDEX aliases_to_expire ON aliases (used_at);
+-- For the collector alone: with plain columns, PostgreSQL would look up an alias by its age.
+CREATE INDEX graces_to_expire ON graces ((ends_at + 0));
+CREATE INDEX aliases_to_expire ON aliases ((used_at + 0));
 
 -- Objects of the store that are to be deleted. The transaction that removes a pack's row adds its
 -- id, so a crash before the deletion forgets nothing.

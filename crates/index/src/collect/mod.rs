@@ -38,13 +38,14 @@ const FINISH: Sql = both!(
          listed_at = CASE WHEN $3 THEN $1 ELSE listed_at END"
 );
 
+// `+ 0` is the expression of the index.
 pub(crate) const EXPIRE_GRACES: Sql = both!(
     "DELETE FROM graces WHERE (cache, hash, nar) IN
-         (SELECT cache, hash, nar FROM graces WHERE ends_at <= $1 ORDER BY ends_at LIMIT $2)"
+         (SELECT cache, hash, nar FROM graces WHERE ends_at + 0 <= $1 ORDER BY ends_at + 0 LIMIT $2)"
 );
 pub(crate) const EXPIRE_ALIASES: Sql = both!(
     "DELETE FROM aliases WHERE used_at <= $1 AND (cache, file_name) IN
-         (SELECT cache, file_name FROM aliases WHERE used_at <= $1 ORDER BY used_at LIMIT $2)"
+         (SELECT cache, file_name FROM aliases WHERE used_at + 0 <= $1 ORDER BY used_at + 0 LIMIT $2)"
 );
 
 pub(crate) const MARK_NARS: Sql = both!(

@@ -640,8 +640,8 @@ pub(super) async fn look_ups_search_indexes(index: &SqliteIndex) {
         (objects::FIND_ALIAS, &["SEARCH a USING PRIMARY KEY (cache=? AND file_name=?)"]),
         (objects::DELETE_ALIASES_FOR_CAUSE, &["SEARCH aliases USING PRIMARY KEY (cache=?)"]),
         (objects::DELETE_GRACES_FOR_CAUSE, &["SEARCH graces USING PRIMARY KEY (cache=?)"]),
-        (collect::EXPIRE_GRACES, &["SEARCH graces USING COVERING INDEX graces_to_expire (ends_at<?)"]),
-        (collect::EXPIRE_ALIASES, &["SEARCH aliases USING COVERING INDEX aliases_to_expire (used_at<?)"]),
+        (collect::EXPIRE_GRACES, &["SEARCH graces USING COVERING INDEX graces_to_expire (<expr><?)"]),
+        (collect::EXPIRE_ALIASES, &["SEARCH aliases USING COVERING INDEX aliases_to_expire (<expr><?)"]),
         (
             collect::MARK_NARS,
             &[
