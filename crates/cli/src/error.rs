@@ -44,6 +44,8 @@ pub(crate) enum Error {
     Publish(#[from] dormer_publish::Error),
     #[error("there is no installation here: no server ever made {}", path.display())]
     NoInstallation { path: PathBuf },
+    #[error("the collection failed: {reason}")]
+    NotCollected { reason: String },
     #[error("{caches} of the caches could not be published")]
     NotPublished { caches: usize },
     #[error(transparent)]

@@ -10,6 +10,7 @@ mod caches;
 mod chunk_sink;
 mod clock;
 mod coherence;
+mod collect;
 mod commit;
 mod cpu;
 mod error;
@@ -34,7 +35,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use dormer_blobs::Blobs;
 use dormer_format::PackId;
-use dormer_index::{Cache, Index, UnixSeconds};
+use dormer_index::{Cache, CollectIndex, Index, UnixSeconds};
 use dormer_nix::SecretKey;
 use moka::sync::Cache as Remembered;
 
@@ -49,6 +50,7 @@ use crate::use_recorder::UseRecorder;
 
 pub use caches::{CreateCache, KeyChange, UpdateCache};
 pub use clock::{Clock, SystemClock};
+pub use collect::{CollectMetrics, CollectSettings, CollectionPlan, CollectionReport, Collector, PackTotals};
 pub use cpu::CpuPool;
 pub use error::{Error, ErrorClass, Result};
 pub use ingest::{Deduplication, Ingest, IngestRequest, Ingested};
@@ -170,6 +172,22 @@ impl Engine {
     /// The index, for plain look-ups.
     pub fn index(&self) -> &Arc<dyn Index> {
         &self.inner.ingest.index
+    }
+
+    /// A collector over the engine's store. `index` is the engine's own, by its other contract.
+    pub fn collector(
+        &self,
+        index: Arc<dyn CollectIndex>,
+        interval_seconds: Option<i64>,
+        upload_seconds_max: i64,
+    ) -> Collector {
+        let settings = CollectSettings {
+            interval_seconds,
+            upload_seconds_max,
+            alias_seconds: self.settings().alias_seconds,
+            ..CollectSettings::default()
+        };
+        Collector::new(index, Arc::clone(self.blobs()), Arc::clone(&self.inner.clock), settings)
     }
 
     /// The limits and choices in force.

@@ -6,6 +6,7 @@
 pub(crate) mod bulk;
 mod caches;
 mod chunks;
+mod collect;
 mod commits;
 mod expiry;
 mod fixtures;
@@ -17,7 +18,7 @@ mod replicas;
 
 use std::sync::Arc;
 
-use crate::{Index, JobIndex, PublishIndex, Result};
+use crate::{CollectIndex, Index, JobIndex, PublishIndex, Result};
 
 /// Runs every case; `make` opens an empty index each time it is called.
 pub async fn run<F, Fut>(make: F)
@@ -171,6 +172,34 @@ where
         a_pin_keeps_its_path_and_closure, pins_come_by_name_and_the_newest_stay,
         references_are_found_in_both_directions, objects_are_listed_in_every_order,
         a_removal_by_hand_is_in_the_audit, random_histories_keep_closures_whole,
+    }
+}
+
+/// Runs every case of the collector; `make` opens an empty index each time it is called.
+pub async fn run_collect<F, Fut, I>(make: F)
+where
+    F: Fn() -> Fut,
+    Fut: Future<Output = Arc<I>>,
+    I: Index + CollectIndex + JobIndex,
+{
+    macro_rules! cases {
+        ($($case:ident),+ $(,)?) => {
+            $({
+                let index = make().await;
+                let three = collect::Three {
+                    index: Arc::clone(&index) as Arc<dyn Index>,
+                    collect: Arc::clone(&index) as Arc<dyn CollectIndex>,
+                    jobs: index,
+                };
+                check(stringify!($case), collect::$case(three)).await;
+            })+
+        };
+    }
+    cases! {
+        collections_are_opened_when_due_and_once, what_names_a_nar_is_told_with_its_chunks, graces_and_aliases_end,
+        only_nars_without_a_name_are_deleted, racing_names_and_deletions_agree, a_condemned_pack_is_not_reused,
+        removed_packs_are_doomed_and_moved_chunks_stay, packs_without_a_row_are_doomed_later,
+        racing_commits_and_condemnations_agree,
     }
 }
 

@@ -13,6 +13,7 @@
 
 mod backoff;
 mod changes;
+mod collect;
 mod columns;
 #[cfg(any(test, feature = "conformance"))]
 pub mod conformance;
@@ -35,6 +36,7 @@ mod topics;
 mod waiting_count;
 
 pub use changes::{Change, Changes};
+pub use collect::{CollectIndex, LastCollection, MarkedNar, PackRow, PacksRemoved, StampLimits};
 pub use contract::*;
 pub use dialects::postgres::{Postgres, PostgresIndex, PostgresOptions};
 pub use dialects::sqlite::{Sqlite, SqliteIndex, SqliteOptions};

@@ -38,6 +38,12 @@ pub enum Lie {
     DeleteBeforeUnreference,
     /// The index acknowledges the commit without making it (breaks invariant 5).
     CommitLost,
+    /// The collector deletes the objects of packs before their rows (breaks invariant 4).
+    ObjectBeforeRow,
+    /// The collector condemns packs without a look at their stamps (a live pack is condemned).
+    StampsIgnored,
+    /// The collector marks no chunk of a NAR that only a grace names (breaks invariant 2).
+    GracesForgotten,
 }
 
 /// The script of one run. All wrappers of the run share it.
@@ -109,7 +115,7 @@ impl Faults {
         Fate::Run
     }
 
-    fn lies(&self, lie: Lie) -> bool {
+    pub(crate) fn lies(&self, lie: Lie) -> bool {
         self.lie == Some(lie)
     }
 }

@@ -4,6 +4,7 @@ mod cache;
 mod config_show;
 mod doctor;
 mod edge_serve;
+mod gc;
 mod jobs;
 mod login;
 mod migrate;
@@ -105,6 +106,7 @@ pub(crate) enum Command {
     #[command(subcommand)]
     Edge(EdgeCommand),
     Jobs(jobs::JobsArgs),
+    Gc(gc::GcArgs),
     Doctor(doctor::DoctorArgs),
     Migrate(migrate::MigrateArgs),
 }
@@ -161,6 +163,7 @@ pub(crate) async fn run(command: Command, context: &Context) -> Result<ExitCode>
         Command::Edge(EdgeCommand::Serve(args)) => edge_serve::run(args, context).await?,
         Command::Doctor(args) => return doctor::run(args, context).await,
         Command::Jobs(args) => jobs::run(args, context).await?,
+        Command::Gc(args) => gc::run(args, context).await?,
         Command::Migrate(args) => migrate::run(args, context).await?,
         Command::Use(args) => use_cache::run_use(*args, context).await?,
         Command::Unuse(args) => use_cache::run_unuse(&args, context).await?,

@@ -301,7 +301,7 @@ keys! { KEYS:
         "Threads that hash and compress at the same time.").default_note("number of CPUs");
 
     GC_INTERVAL = Key::new("garbage-collection.interval", Kind::Duration(0, 100 * 366 * DAY),
-        "How often the server looks through each cache for paths that the cache keeps no longer; 0 turns this off.")
+        "How often the server looks for what a cache keeps no longer and for what nothing needs any more; 0 means only when `dormer gc` asks.")
         .default("1h").attic();
     GC_DEFAULT_RETENTION_PERIOD = Key::new("garbage-collection.default-retention-period", Kind::Duration(0, 100 * 366 * DAY),
         "How long a cache without its own setting keeps an unused object; 0 means for ever.").default("0s").attic();

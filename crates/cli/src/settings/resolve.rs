@@ -61,6 +61,8 @@ pub(crate) struct Settings {
     pub(crate) body_bytes_per_second_min: u32,
     pub(crate) write_idle_timeout: Duration,
     pub(crate) upload_timeout: Duration,
+    /// 0 for no collection but those that are asked for.
+    pub(crate) collect_interval: Duration,
     pub(crate) shutdown_timeout: Duration,
     pub(crate) reencodings_max: usize,
     pub(crate) stats: bool,
@@ -242,6 +244,7 @@ fn resolve(raw: &Raw) -> Result<Settings> {
         body_bytes_per_second_min: u32::try_from(size(raw, &keys::LIMIT_BODY_RATE)).unwrap_or(u32::MAX),
         write_idle_timeout: duration(raw, &keys::LIMIT_WRITE_IDLE_TIMEOUT),
         upload_timeout: duration(raw, &keys::LIMIT_UPLOAD_TIMEOUT),
+        collect_interval: duration(raw, &keys::GC_INTERVAL),
         shutdown_timeout: duration(raw, &keys::LIMIT_SHUTDOWN_TIMEOUT),
         reencodings_max: count(integer(raw, &keys::LIMIT_REENCODINGS).unsigned_abs()),
         stats: boolean(raw, &keys::STATS),

@@ -30,12 +30,37 @@ fn help_teaches() {
         "cache remove-path",
         "token create",
         "config show",
+        "gc",
     ] {
         let words: Vec<&str> = command.split(' ').chain(["--help"]).collect();
         let help = home.run(&words);
         assert!(help.starts_with("exit code: 0"), "{help}");
         assert!(help.contains("Examples:") || command == "unuse", "{help}");
     }
+}
+
+/// Beside a server, the server collects; without one, the command does.
+#[test]
+fn gc_works_beside_a_server_and_without_one() {
+    let mut home = TestHome::new();
+    let refused = home.run(&["gc", "--dry-run"]);
+    assert!(refused.contains("there is no installation here"), "{refused}");
+    home.serve();
+    insta::assert_snapshot!(home.run(&["gc", "--dry-run"]), @"
+    exit code: 0
+    --- stdout
+    NARs to remove: 0, 0 B uncompressed
+    to condemn: 0 packs, 0 B, 0 chunks
+    condemned, waiting for the longest upload: 0 packs, 0 B, 0 chunks
+    to free: 0 packs, 0 B, 0 chunks
+    ");
+    let beside = home.run(&["gc"]);
+    assert!(beside.contains("another process collects; waiting for it"), "{beside}");
+    assert!(beside.contains("freed: 0 packs"), "{beside}");
+    assert_eq!(home.stop(), Some(0));
+    let alone = home.run(&["gc", "--json"]);
+    assert!(alone.contains(r#""message_type":"collection""#), "{alone}");
+    assert!(!alone.contains("another process"), "{alone}");
 }
 
 #[test]

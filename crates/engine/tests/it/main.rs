@@ -2,6 +2,8 @@
 
 mod at_rest;
 mod changes;
+mod collect;
+mod collect_model;
 mod common;
 mod cost;
 mod crash;

@@ -24,11 +24,14 @@ pub enum JobKind {
     /// with a target's listing, and notes all of it as pending. The holder of the target's lease
     /// runs it.
     ScanCache,
+    /// Frees what nothing needs ([`CollectIndex`](crate::CollectIndex)). The holder of the job's
+    /// lease runs it.
+    Collect,
 }
 
 impl JobKind {
     /// All kinds.
-    pub const ALL: [Self; 3] = [Self::DeleteCache, Self::ExpireCache, Self::ScanCache];
+    pub const ALL: [Self; 4] = [Self::DeleteCache, Self::ExpireCache, Self::ScanCache, Self::Collect];
 
     /// The kind in the table, in `dormer jobs` and as a metric's label.
     pub fn as_str(self) -> &'static str {
@@ -36,6 +39,7 @@ impl JobKind {
             Self::DeleteCache => "delete-cache",
             Self::ExpireCache => "expire-cache",
             Self::ScanCache => "scan-cache",
+            Self::Collect => "collect",
         }
     }
 }

@@ -12,4 +12,4 @@ pub(crate) mod retention;
 mod settings;
 
 /// Most keys in one call.
-const KEYS_MAX: usize = 16_384;
+pub(crate) const KEYS_MAX: usize = 16_384;

@@ -149,6 +149,8 @@ impl Server {
             dormer_engine::JobSettings::default(),
         );
         server.metrics().register(Box::new(runner.metrics())).unwrap();
+        let collector = engine.collector(publish.clone(), None, 86_400);
+        server.metrics().register(Box::new(collector.metrics())).unwrap();
         let metrics = Arc::clone(server.metrics());
         let serving = server.clone().run(listener, async {
             stopped.await.ok();

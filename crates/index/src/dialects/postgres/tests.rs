@@ -10,6 +10,7 @@ use dormer_testkit::services::Postgres as Server;
 use sqlx::{AssertSqlSafe, Row as _, query};
 
 use super::*;
+use crate::collect;
 use crate::jobs::expire_cache;
 use crate::sql::{Sql, Transaction as _};
 use crate::sql_index::Lock;
@@ -160,6 +161,15 @@ async fn commits_that_share_a_fresh_pack_do_not_wait_for_each_other() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn postgresql_runs_jobs() {
     crate::conformance::run_jobs(|| async {
+        let url = Server::shared().create_database();
+        Arc::new(open(&url).await)
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn postgresql_serves_a_collector() {
+    crate::conformance::run_collect(|| async {
         let url = Server::shared().create_database();
         Arc::new(open(&url).await)
     })
@@ -681,6 +691,11 @@ pub(super) async fn look_ups_search_indexes(index: &PostgresIndex, with_removals
         (retention::LIST_BY_AGE, "1, 2, 3, 4".to_owned(), &["objects_by_age"]),
         (retention::LIST_BY_SIZE, "1, 2, 3, 4".to_owned(), &["objects_by_size"]),
         (outbox::AFTER, "1, 2, 3".to_owned(), &["outbox_pkey"]),
+        (collect::MARK_NARS, "1, 2, 3, 4".to_owned(), &["nars_pkey", "objects_by_nar", "listings_pkey"]),
+        (collect::MOVED_CHUNKS, "1, 2".to_owned(), &["chunks_moved"]),
+        (collect::COUNT_CHUNKS, "ARRAY[1]".to_owned(), &["chunks_by_pack"]),
+        (collect::CONDEMN_PACKS, "ARRAY[1], 2, 3, 4".to_owned(), &["packs_pkey"]),
+        (collect::DELETE_CHUNKS, "ARRAY[1]".to_owned(), &["chunks_by_pack", "chunks_pkey"]),
     ] {
         if is_removal(sql) && !with_removals {
             continue;

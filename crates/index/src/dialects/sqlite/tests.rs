@@ -10,6 +10,7 @@ use sqlx::sqlite::{SqliteConnectOptions, SqliteConnection};
 use sqlx::{AssertSqlSafe, ConnectOptions as _, Connection as _, Row as _, query};
 
 use super::*;
+use crate::collect;
 use crate::jobs::expire_cache;
 use crate::sql::Sql;
 use crate::topics::{caches, chunks, nars, objects, retention};
@@ -144,6 +145,17 @@ async fn sqlite_runs_jobs() {
     .await;
 }
 
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn sqlite_serves_a_collector() {
+    let folder = tempfile::tempdir().unwrap();
+    let number = AtomicU32::new(0);
+    crate::conformance::run_collect(|| {
+        let path = folder.path().join(format!("{}.sqlite", number.fetch_add(1, Ordering::Relaxed)));
+        async move { Arc::new(open(&path).await) }
+    })
+    .await;
+}
+
 /// A trigger fails one statement of the last step: either all of the step stays or none of it.
 #[tokio::test]
 async fn the_last_step_and_the_end_of_its_job_are_one_transaction() {
@@ -197,7 +209,7 @@ async fn keys_load_beside_writes_and_again() {
     let index = Arc::new(SqliteIndex::open(&path, SqliteOptions::default()).await.unwrap());
     let reload = async {
         for _ in 0..3 {
-            index.reload_keys(&path, Duration::from_secs(10)).await.unwrap();
+            index.reload_known_keys().await.unwrap();
         }
     };
     let write = async {
@@ -702,6 +714,27 @@ pub(super) async fn look_ups_search_indexes(index: &SqliteIndex) {
         (objects::FIND_ALIAS, &["SEARCH a USING PRIMARY KEY (cache=? AND file_name=?)"]),
         (objects::DELETE_ALIASES_FOR_CAUSE, &["SEARCH aliases USING PRIMARY KEY (cache=?)"]),
         (objects::DELETE_GRACES_FOR_CAUSE, &["SEARCH graces USING PRIMARY KEY (cache=?)"]),
+        (collect::EXPIRE_GRACES, &["SEARCH graces USING COVERING INDEX graces_to_expire (<expr><?)"]),
+        (collect::EXPIRE_ALIASES, &["SEARCH aliases USING COVERING INDEX aliases_to_expire (<expr><?)"]),
+        (
+            collect::MARK_NARS,
+            &[
+                "SEARCH n USING INTEGER PRIMARY KEY (rowid>?)",
+                "SEARCH l USING INTEGER PRIMARY KEY (rowid=?) LEFT-JOIN",
+                "SEARCH o USING COVERING INDEX objects_by_nar (nar=?)",
+            ],
+        ),
+        (
+            collect::DELETE_NARS,
+            &[
+                "SEARCH nars USING INTEGER PRIMARY KEY (rowid=?)",
+                "SEARCH o USING COVERING INDEX objects_by_nar (nar=?)",
+            ],
+        ),
+        (collect::MOVED_CHUNKS, &["SEARCH chunks USING COVERING INDEX chunks_moved (number>?)"]),
+        (collect::COUNT_CHUNKS, &["SEARCH chunks USING COVERING INDEX chunks_by_pack (pack=?)"]),
+        (collect::CONDEMN_PACKS, &["SEARCH packs USING INTEGER PRIMARY KEY (rowid=?)"]),
+        (collect::DELETE_CHUNKS, &["SEARCH chunks USING COVERING INDEX chunks_by_pack (pack=?)"]),
     ] {
         let plan = plan(index, sql).await;
         for search in searches {
