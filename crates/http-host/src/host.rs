@@ -21,9 +21,9 @@ use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::server::graceful::{GracefulConnection, GracefulShutdown};
-use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 
+use crate::listener::{Listener, Stream};
 use crate::probes::Probes;
 use crate::socket::Socket;
 
@@ -112,11 +112,12 @@ pub enum Error {
 /// `drain_delay`, takes no more connections, and lets requests in flight finish within
 /// `shutdown_timeout`.
 pub async fn serve<S: Service>(
-    listener: TcpListener,
+    listener: impl Into<Listener>,
     service: Arc<S>,
     settings: HostSettings,
     shutdown: impl Future<Output = ()>,
 ) -> Result<(), Error> {
+    let listener = listener.into();
     let slots = ConnectionSlots::new(settings.connections_max);
     let host =
         Host { service, settings, graceful: GracefulShutdown::new(), stopping: watch::channel(false).0 };
@@ -163,7 +164,7 @@ struct Host<S> {
 }
 
 impl<S: Service> Host<S> {
-    fn spawn_connection(&self, stream: TcpStream, slot: Slot) {
+    fn spawn_connection(&self, stream: Stream, slot: Slot) {
         let counted = Counted::new(Arc::clone(&self.service));
         let has_asked = Arc::new(AtomicBool::new(false));
         let connection =
@@ -185,7 +186,7 @@ impl<S: Service> Host<S> {
 
     fn connection(
         &self,
-        stream: TcpStream,
+        stream: Stream,
         is_refused: bool,
         has_asked: Arc<AtomicBool>,
     ) -> impl GracefulConnection<Error = hyper::Error> + use<S> {
@@ -280,10 +281,10 @@ impl ConnectionSlots {
     }
 
     /// The next connection. It is refused if no slot to serve it is free.
-    async fn accept(&self, listener: &TcpListener) -> io::Result<(TcpStream, Slot)> {
+    async fn accept(&self, listener: &Listener) -> io::Result<(Stream, Slot)> {
         let refused = Arc::clone(&self.refused).acquire_owned().await;
         let refused = refused.expect("the semaphore is never closed");
-        let (stream, _) = listener.accept().await?;
+        let stream = listener.accept().await?;
         let slot = match Arc::clone(&self.served).try_acquire_owned() {
             Ok(served) => Slot::Served(served),
             Err(_) => Slot::Refused(refused),
@@ -318,6 +319,7 @@ mod tests {
     use http::StatusCode;
     use http_body_util::combinators::UnsyncBoxBody;
     use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+    use tokio::net::{TcpListener, TcpStream};
     use tokio::sync::{Notify, oneshot};
 
     use super::*;

@@ -11,8 +11,10 @@
 //! - Probes are answered on every listener, also when all connections are taken.
 
 mod host;
+mod listener;
 mod probes;
 mod socket;
 
 pub use host::{Error, HostSettings, REFUSED_MAX, Service, serve};
+pub use listener::{ListenAddress, Listener, ParseAddressError, SocketFile};
 pub use probes::{CheckFuture, NotReady, Probe, Probes, text};

@@ -6,19 +6,20 @@ use std::task::{Context, Poll};
 use std::time::Duration;
 
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
-use tokio::net::TcpStream;
 use tokio::time::{Sleep, sleep};
 
-/// A TCP connection with this limit. Without it, a reader that stops reading would hold its slot,
+use crate::listener::Stream;
+
+/// A connection with this limit. Without it, a reader that stops reading would hold its slot,
 /// and others would wait for it.
 pub(crate) struct Socket {
-    stream: TcpStream,
+    stream: Stream,
     write_timeout: Duration,
     stall: Option<Pin<Box<Sleep>>>,
 }
 
 impl Socket {
-    pub(crate) fn new(stream: TcpStream, write_timeout: Duration) -> Self {
+    pub(crate) fn new(stream: Stream, write_timeout: Duration) -> Self {
         Self { stream, write_timeout, stall: None }
     }
 
