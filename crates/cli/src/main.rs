@@ -5,6 +5,7 @@
 //! - `context`: what every command needs.
 //! - `settings`: the server's settings, from one table of keys.
 //! - `installation`: what `dormer serve` finds or makes before it listens.
+//! - `service_manager`: sockets of systemd, and what it is told.
 //! - `telemetry`: log lines and traces. `open_files`: the limit of open files.
 //! - `printer`: decides what is printed. `progress`: draws a push.
 //! - `error`: exit codes and hints.
@@ -24,6 +25,7 @@ mod open_files;
 mod printer;
 mod progress;
 mod secret_file;
+mod service_manager;
 mod settings;
 mod telemetry;
 mod terminal;

@@ -153,7 +153,7 @@ fn netrc_entries<'a>(lines: impl IntoIterator<Item = &'a str>) -> Vec<NetrcEntry
     while let Some(word) = words.next() {
         match word {
             "machine" => {
-                entries.extend(words.next().map(|host| NetrcEntry { host: Some(host), password: None }))
+                entries.extend(words.next().map(|host| NetrcEntry { host: Some(host), password: None }));
             }
             "default" => entries.push(NetrcEntry { host: None, password: None }),
             "password" => {

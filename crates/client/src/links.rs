@@ -7,8 +7,8 @@ use std::path::{Path, PathBuf};
 /// Most symbolic links followed for one file. Linux follows 40.
 const LINKS_MAX: usize = 40;
 
-/// The file that writing `path` would change: the end of a chain of links, whether it exists or not.
-/// A settings file may be a link into a folder of dotfiles that is made later.
+/// The file that writing `path` would change: the end of a chain of links, whether it exists or
+/// not. A settings file may be a link into a folder of dotfiles that is made later.
 pub fn link_target(path: &Path) -> io::Result<PathBuf> {
     let mut path = path.to_owned();
     for _ in 0..=LINKS_MAX {

@@ -20,9 +20,9 @@ use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::server::graceful::{GracefulConnection, GracefulShutdown};
-use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 
+use crate::listener::{Listener, Stream};
 use crate::places::{Kept, Place, Places};
 use crate::probes::Probes;
 use crate::socket::Socket;
@@ -121,11 +121,12 @@ pub enum Error {
 /// `drain_delay`, takes no more connections, and lets requests in flight finish within
 /// `shutdown_timeout`.
 pub async fn serve<S: Service>(
-    listener: TcpListener,
+    listener: impl Into<Listener>,
     service: Arc<S>,
     settings: HostSettings,
     shutdown: impl Future<Output = ()>,
 ) -> Result<(), Error> {
+    let listener = listener.into();
     let slots = ConnectionSlots::new(settings.connections_max);
     let host =
         Host { service, settings, graceful: GracefulShutdown::new(), stopping: watch::channel(false).0 };
@@ -173,7 +174,7 @@ struct Host<S> {
 }
 
 impl<S: Service> Host<S> {
-    fn spawn_connection(&self, stream: TcpStream, slot: Slot) {
+    fn spawn_connection(&self, stream: Stream, slot: Slot) {
         let counted = Counted::new(Arc::clone(&self.service));
         let place = Arc::clone(&slot.place);
         let connection = self.graceful.watch(self.connection(stream, slot.is_refused, Arc::clone(&place)));
@@ -197,7 +198,7 @@ impl<S: Service> Host<S> {
 
     fn connection(
         &self,
-        stream: TcpStream,
+        stream: Stream,
         is_refused: bool,
         place: Arc<Place>,
     ) -> impl GracefulConnection<Error = hyper::Error> + use<S> {
@@ -296,9 +297,9 @@ impl ConnectionSlots {
     }
 
     /// The next connection, with leave to refuse it.
-    async fn accept(&self, listener: &TcpListener) -> io::Result<(TcpStream, OwnedSemaphorePermit)> {
+    async fn accept(&self, listener: &Listener) -> io::Result<(Stream, OwnedSemaphorePermit)> {
         let refused = self.leave_to_refuse().await;
-        let (stream, _) = listener.accept().await?;
+        let stream = listener.accept().await?;
         Ok((stream, refused))
     }
 
@@ -362,6 +363,7 @@ mod tests {
     use http::StatusCode;
     use http_body_util::combinators::UnsyncBoxBody;
     use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+    use tokio::net::{TcpListener, TcpStream};
     use tokio::sync::{Notify, oneshot};
 
     use super::*;

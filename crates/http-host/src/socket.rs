@@ -6,8 +6,9 @@ use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
-use tokio::net::TcpStream;
 use tokio::time::{Instant, Sleep, sleep};
+
+use crate::listener::Stream;
 
 /// A reader that takes fewer bytes a second makes next to no progress.
 const SLOW_BYTES_PER_SECOND: u64 = 64 * 1024;
@@ -21,10 +22,10 @@ const LOOK_INTERVAL: Duration = Duration::from_secs(1);
 /// Whether others wait for what slow readers hold.
 pub(crate) type OthersWait = Box<dyn Fn() -> bool + Send + Sync>;
 
-/// A TCP connection with these limits. Without them, a reader that stops reading would hold its
+/// A connection with these limits. Without them, a reader that stops reading would hold its
 /// slot and the bytes that were read for it, and others would wait for them.
 pub(crate) struct Socket {
-    stream: TcpStream,
+    stream: Stream,
     write_timeout: Duration,
     others_wait: OthersWait,
     stall: Option<Stall>,
@@ -40,7 +41,7 @@ struct Stall {
 }
 
 impl Socket {
-    pub(crate) fn new(stream: TcpStream, write_timeout: Duration, others_wait: OthersWait) -> Self {
+    pub(crate) fn new(stream: Stream, write_timeout: Duration, others_wait: OthersWait) -> Self {
         Self { stream, write_timeout, others_wait, stall: None, slow_time: Duration::ZERO }
     }
 

@@ -140,12 +140,9 @@ impl NixFiles {
             if !dry_run {
                 refuse_managed(path, before, after.text())?;
                 let written = write_whole(path, after.text(), mode, keeps_empty);
-                written.map_err(Error::io("write", path)).map_err(|error| {
-                    match path == &self.netrc_path {
-                        true => self.not_ours(error),
-                        false => error,
-                    }
-                })?;
+                written
+                    .map_err(Error::io("write", path))
+                    .map_err(|error| if path == &self.netrc_path { self.not_ours(error) } else { error })?;
             }
         }
         Ok(changed)

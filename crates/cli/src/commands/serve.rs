@@ -1,21 +1,21 @@
 //! `dormer serve`.
 
 use std::fmt::Write as _;
-use std::net::SocketAddr;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
 use clap::Args;
 use dormer_engine::{ExpirySchedule, JobRunner, JobSettings, SystemClock};
+use dormer_http_host::{ListenAddress, Listener};
 use dormer_server::{Authenticator, Server, ServerSettings, TokenBounds, TokenKey, TokenVerifier};
-use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
 
 use super::publish::holder;
 use crate::context::{Context, SettingsArgs};
 use crate::error::{Error, Result};
 use crate::installation::{FIRST_CACHE, Installation, Made, prepare};
+use crate::service_manager::{State, notify, passed_listener, stopping_after};
 use crate::settings::{Settings, SigningKey, keys};
 use crate::{open_files, telemetry};
 
@@ -28,7 +28,8 @@ use crate::{open_files, telemetry};
 /// prints them and docs/SETTINGS.md explains them. Attic's server.toml works as it is.
 ///
 /// SIGTERM, SIGHUP or Ctrl-C lets running requests finish; a second one does not. /metrics has its
-/// own address, 127.0.0.1:9464. The server sends traces if OTEL_EXPORTER_OTLP_ENDPOINT is set.
+/// own address, 127.0.0.1:9464. systemd may pass the socket (LISTEN_FDS) and is told when the
+/// server is ready (NOTIFY_SOCKET). The server sends traces if OTEL_EXPORTER_OTLP_ENDPOINT is set.
 ///
 /// Examples:
 ///   dormer serve
@@ -37,7 +38,7 @@ use crate::{open_files, telemetry};
 #[derive(Debug, Args)]
 #[command(verbatim_doc_comment)]
 pub(crate) struct ServeArgs {
-    /// Listen address; port 0 takes a free port [env: DORMER_LISTEN] [default:
+    /// Listen address, or unix:/path; port 0 takes a free port [env: DORMER_LISTEN] [default:
     /// 127.0.0.1:8080]
     #[arg(long, value_name = "ADDRESS")]
     listen: Option<String>,
@@ -82,7 +83,7 @@ pub(super) async fn run(args: ServeArgs, context: &Context) -> Result<()> {
         voice.warn(warning);
     }
     let authenticator = authenticator(&settings, &installation.token_key)?;
-    let listener = listen(settings.listen).await?;
+    let listener = listen_for_clients(&settings.listen).await?;
     let address = local_address(&listener)?;
     let metrics_listener = listen_for_metrics(&settings, &voice).await?;
     let connections_max = open_files::connections_within_limit(settings.connections_max);
@@ -93,10 +94,8 @@ pub(super) async fn run(args: ServeArgs, context: &Context) -> Result<()> {
             settings.connections_max
         ));
     }
-    voice.say(&introduction(&settings, &installation, &made, address));
-    if !address.ip().is_loopback()
-        && settings.api_endpoint.as_ref().is_none_or(|url| url.starts_with("http:"))
-    {
+    voice.say(&introduction(&settings, &installation, &made, &address));
+    if !address.is_local() && settings.api_endpoint.as_ref().is_none_or(|url| url.starts_with("http:")) {
         voice.hint("without TLS, tokens travel unencrypted; put a proxy with TLS in front and set api-endpoint to its https:// address");
     }
 
@@ -111,15 +110,20 @@ pub(super) async fn run(args: ServeArgs, context: &Context) -> Result<()> {
         server.watch_publishing(Arc::clone(&index), publish).expect("publishing is counted only once");
         server.metrics().register(Box::new(runner.metrics())).expect("jobs are counted only once");
         server.metrics().register(Box::new(collect_metrics)).expect("collections are counted only once");
-        voice.say(&format!("metrics on http://{}/metrics", local_address(&listener)?));
+        let address = local_address(&listener)?;
+        voice.say(&match &address {
+            ListenAddress::Tcp(address) => format!("metrics on http://{address}/metrics"),
+            ListenAddress::Unix(_) => format!("metrics on {address}, /metrics"),
+        });
         tokio::spawn(server.serve_metrics(listener));
     }
-    voice.say(&format!("listening on http://{address}"));
+    voice.say(&listening_line(&address));
+    notify(State::Ready);
     let (stop_jobs, jobs_stopped) = tokio::sync::oneshot::channel::<()>();
     // The sender is dropped when the stop is asked for, which is the signal.
     let running_jobs = tokio::spawn(async move { runner.run(async { drop(jobs_stopped.await) }).await });
     let shutdown = async move {
-        shutdown.await;
+        stopping_after(shutdown).await;
         drop(stop_jobs);
     };
     let served = server.run(listener, shutdown).await;
@@ -139,19 +143,34 @@ pub(super) async fn run(args: ServeArgs, context: &Context) -> Result<()> {
     Ok(())
 }
 
-pub(super) async fn listen(address: SocketAddr) -> Result<TcpListener> {
-    let failed = |source| Error::Io { attempt: format!("listen on {address}"), source };
-    TcpListener::bind(address).await.map_err(failed)
+/// The socket that the service manager passed, else a new one at this address.
+pub(super) async fn listen_for_clients(address: &ListenAddress) -> Result<Listener> {
+    match passed_listener()? {
+        Some(listener) => Ok(listener),
+        None => listen(address).await,
+    }
 }
 
-pub(super) fn local_address(listener: &TcpListener) -> Result<SocketAddr> {
+async fn listen(address: &ListenAddress) -> Result<Listener> {
+    let failed = |source| Error::Io { attempt: format!("listen on {address}"), source };
+    Listener::bind(address).await.map_err(failed)
+}
+
+pub(super) fn local_address(listener: &Listener) -> Result<ListenAddress> {
     let failed = |source| Error::Io { attempt: "find the port".to_owned(), source };
-    listener.local_addr().map_err(failed)
+    listener.local_address().map_err(failed)
+}
+
+pub(super) fn listening_line(address: &ListenAddress) -> String {
+    match address {
+        ListenAddress::Tcp(address) => format!("listening on http://{address}"),
+        ListenAddress::Unix(_) => format!("listening on {address}"),
+    }
 }
 
 /// A default address is not worth failing for: two servers on one machine would compete for it.
-async fn listen_for_metrics(settings: &Settings, voice: &Voice<'_>) -> Result<Option<TcpListener>> {
-    let Some(address) = settings.metrics_listen else { return Ok(None) };
+async fn listen_for_metrics(settings: &Settings, voice: &Voice<'_>) -> Result<Option<Listener>> {
+    let Some(address) = &settings.metrics_listen else { return Ok(None) };
     match listen(address).await {
         Ok(listener) => Ok(Some(listener)),
         Err(error) if settings.metrics_listen_was_set => Err(error),
@@ -300,7 +319,7 @@ fn introduction(
     settings: &Settings,
     installation: &Installation,
     made: &[Made],
-    address: SocketAddr,
+    address: &ListenAddress,
 ) -> String {
     let data_dir = settings.data_dir.display();
     let uses_data_dir = settings.uses_data_dir();
@@ -341,7 +360,7 @@ fn introduction(
     text
 }
 
-fn next_steps(settings: &Settings, key: &str, address: SocketAddr) -> String {
+fn next_steps(settings: &Settings, key: &str, address: &ListenAddress) -> String {
     let url = own_url(settings, address);
     let substituter = settings.substituter_endpoint.as_deref().unwrap_or(&url).trim_end_matches('/');
     let token = shell_word(&settings.admin_token_file().display().to_string());
@@ -369,12 +388,13 @@ or without this program, in the nix.conf of each client:
     )
 }
 
-/// The address for people on this machine, or the address in the settings.
-pub(super) fn own_url(settings: &Settings, address: SocketAddr) -> String {
+/// The address for people on this machine, or the address in the settings. For a Unix socket, only
+/// the settings can tell: else the result is a word to replace.
+pub(super) fn own_url(settings: &Settings, address: &ListenAddress) -> String {
     if let Some(url) = &settings.api_endpoint {
         return url.trim_end_matches('/').to_owned();
     }
-    let mut address = address;
+    let ListenAddress::Tcp(mut address) = address.clone() else { return "URL".to_owned() };
     if address.ip().is_unspecified() {
         // "Everywhere" is not an address that a client can connect to.
         address.set_ip(std::net::Ipv4Addr::LOCALHOST.into());
@@ -416,9 +436,10 @@ mod tests {
     fn addresses_for_people_are_ones_that_they_can_go_to() {
         let environment = crate::settings::Environment::from([("HOME", "/home/ada")]);
         let (mut settings, _) = Settings::load(&environment, &crate::settings::Flags::default()).unwrap();
-        let url = |settings: &Settings, address: &str| own_url(settings, address.parse().unwrap());
+        let url = |settings: &Settings, address: &str| own_url(settings, &address.parse().unwrap());
         assert_eq!(url(&settings, "0.0.0.0:80"), "http://127.0.0.1:80");
         assert_eq!(url(&settings, "[::1]:80"), "http://[::1]:80");
+        assert_eq!(url(&settings, "unix:/run/dormer/socket"), "URL");
         settings.api_endpoint = Some("https://cache.example.org/".to_owned());
         assert_eq!(url(&settings, "0.0.0.0:80"), "https://cache.example.org");
     }

@@ -2,9 +2,10 @@
 //! them from all sources.
 
 use std::collections::BTreeMap;
-use std::net::SocketAddr;
 use std::path::Path;
 use std::time::Duration;
+
+use dormer_http_host::ListenAddress;
 
 use super::error::{Error, Result};
 use super::keys::{KEYS, Key, Kind, SIGNING_KEYS, Standing};
@@ -303,7 +304,7 @@ fn parse_text(key: &Key, text: &str, origin: &Origin) -> Result<Value> {
 /// The value for "no address".
 const OFF: &str = "off";
 
-fn parse_address(text: &str) -> Option<SocketAddr> {
+fn parse_address(text: &str) -> Option<ListenAddress> {
     let numeric = text.strip_prefix("localhost:").map(|port| format!("127.0.0.1:{port}"));
     numeric.as_deref().unwrap_or(text).parse().ok()
 }
@@ -312,7 +313,9 @@ fn parse_address(text: &str) -> Option<SocketAddr> {
 pub(crate) fn wanted(kind: Kind) -> String {
     match kind {
         Kind::Text => "a text".to_owned(),
-        Kind::Address => "an address such as \"127.0.0.1:8080\" or \"[::]:8080\"".to_owned(),
+        Kind::Address => {
+            "an address such as \"127.0.0.1:8080\", \"[::]:8080\" or \"unix:/run/dormer/socket\"".to_owned()
+        }
         Kind::AddressOrOff => "an address such as \"127.0.0.1:9464\", or \"off\"".to_owned(),
         Kind::HttpUrl => "an address such as \"https://cache.example.org/\"".to_owned(),
         Kind::Path => "a path".to_owned(),

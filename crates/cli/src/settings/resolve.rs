@@ -1,12 +1,12 @@
 //! Second step: turns the gathered values into the settings of the server, and checks values that
 //! depend on each other.
 
-use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use dormer_engine::EngineSettings;
 use dormer_format::ChunkParams;
+use dormer_http_host::ListenAddress;
 use dormer_index::ExpiryDefaults;
 
 use super::database::{PostgresDatabase, is_postgres, postgres, sqlite_path};
@@ -28,7 +28,7 @@ const DRAIN_DELAY: Duration = Duration::from_secs(5);
 /// The checked settings of this process.
 #[derive(Debug, Clone)]
 pub(crate) struct Settings {
-    pub(crate) listen: SocketAddr,
+    pub(crate) listen: ListenAddress,
     pub(crate) data_dir: PathBuf,
     /// File of the index, unless the index is on a server.
     pub(crate) database_path: PathBuf,
@@ -43,7 +43,7 @@ pub(crate) struct Settings {
     pub(crate) allowed_hosts: Vec<String>,
     pub(crate) max_nar_info_bytes: usize,
     /// `None` turns metrics off.
-    pub(crate) metrics_listen: Option<SocketAddr>,
+    pub(crate) metrics_listen: Option<ListenAddress>,
     /// Whether the user chose that address. Then a failure to listen there is an error.
     pub(crate) metrics_listen_was_set: bool,
     pub(crate) connections_max: usize,
@@ -167,8 +167,7 @@ fn fill_paths(raw: &mut Raw, environment: &Environment) -> Result<()> {
     raw.set_default(&keys::DATABASE_URL, Value::Text(format!("sqlite://{}", below("index.sqlite"))));
     raw.set_default(&keys::STORAGE_PATH, Value::Text(below("storage")));
     let threads = EngineSettings::default().cpu_threads;
-    let is_loopback =
-        text(raw, &keys::LISTEN).parse().is_ok_and(|address: SocketAddr| address.ip().is_loopback());
+    let is_loopback = text(raw, &keys::LISTEN).parse().is_ok_and(|address: ListenAddress| address.is_local());
     let drain_delay = if is_loopback { Duration::ZERO } else { DRAIN_DELAY };
     raw.set_default(&keys::LIMIT_DRAIN_DELAY, Value::Duration(drain_delay));
     raw.set_default(&keys::LIMIT_CPU_THREADS, Value::Integer(i64::try_from(threads).unwrap_or(1)));

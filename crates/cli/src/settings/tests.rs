@@ -110,8 +110,8 @@ fn a_mistyped_key_is_an_error_that_names_the_nearest() {
 
 #[test]
 fn wrong_values_are_named_with_their_key_and_place() {
-    insta::assert_snapshot!(message("listen = 8080"), @r#"listen (file dormer.toml): expects an address such as "127.0.0.1:8080" or "[::]:8080", not a integer"#);
-    insta::assert_snapshot!(message("listen = \"8080\""), @r#"listen (file dormer.toml): '8080' is not an address such as "127.0.0.1:8080" or "[::]:8080""#);
+    insta::assert_snapshot!(message("listen = 8080"), @r#"listen (file dormer.toml): expects an address such as "127.0.0.1:8080", "[::]:8080" or "unix:/run/dormer/socket", not a integer"#);
+    insta::assert_snapshot!(message("listen = \"8080\""), @r#"listen (file dormer.toml): '8080' is not an address such as "127.0.0.1:8080", "[::]:8080" or "unix:/run/dormer/socket""#);
     insta::assert_snapshot!(message("[chunks]\nzstd-level = 40"), @"chunks.zstd-level (file dormer.toml): 40 is out of range, 1 to 19");
     insta::assert_snapshot!(message("[chunks]\nzstd-level = \"5\""), @"chunks.zstd-level (file dormer.toml): expects a number, without quotes");
     insta::assert_snapshot!(message("[chunks]\navg = \"64 kilo\""), @r#"chunks.avg (file dormer.toml): '64 kilo' is not a size such as "64 MiB""#);

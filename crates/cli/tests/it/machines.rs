@@ -233,6 +233,77 @@ fn a_service_that_must_survive_its_terminal_does() {
     }
 }
 
+/// Asks a Unix socket for its health.
+fn is_healthy(socket: &std::path::Path) -> bool {
+    let mut stream = std::os::unix::net::UnixStream::connect(socket).unwrap();
+    stream.set_read_timeout(Some(END_MAX)).unwrap();
+    stream.write_all(b"GET /healthz HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n").unwrap();
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).unwrap();
+    answer.starts_with("HTTP/1.1 200 ")
+}
+
+/// The services that listen, without their address.
+fn listeners(home: &TestHome) -> [Vec<String>; 2] {
+    let published = home.path("published");
+    fs::create_dir_all(&published).unwrap();
+    let words = |words: &[&str]| words.iter().map(|word| (*word).to_owned()).collect();
+    [words(&["serve"]), words(&["edge", "serve", "--dir", published.to_str().unwrap()])]
+}
+
+#[test]
+fn services_listen_on_unix_sockets_and_tell_the_service_manager() {
+    let home = TestHome::new();
+    let socket = home.path("socket");
+    let address = format!("unix:{}", socket.display());
+    let manager = std::os::unix::net::UnixDatagram::bind(home.path("notify")).unwrap();
+    manager.set_read_timeout(Some(END_MAX)).unwrap();
+    let hears = || {
+        let mut message = [0; 64];
+        let length = manager.recv(&mut message).unwrap();
+        String::from_utf8_lossy(&message[..length]).into_owned()
+    };
+    for words in listeners(&home) {
+        let words: Vec<&str> = words.iter().map(String::as_str).collect();
+        let mut command = home.command(&words);
+        command.args(["--listen", &address]).env("DORMER_METRICS_LISTEN", "off");
+        command.env("NOTIFY_SOCKET", home.path("notify")).stderr(Stdio::piped());
+        let mut child = command.spawn().unwrap();
+        wait_for_line(&mut child, &format!("listening on {address}"));
+        assert_eq!(hears(), "READY=1", "{words:?}");
+        assert!(is_healthy(&socket), "{words:?}");
+        signal(&child, "TERM");
+        assert_eq!(hears(), "STOPPING=1", "{words:?}");
+        assert!(ends(&mut child, END_MAX).is_some_and(|status| status.success()), "{words:?}");
+        assert!(!socket.exists(), "{words:?}: the file goes with its service");
+    }
+}
+
+#[test]
+fn services_take_the_socket_that_the_service_manager_opened() {
+    let home = TestHome::new();
+    let socket = home.path("socket");
+    let listener = std::os::unix::net::UnixListener::bind(&socket).unwrap();
+    for words in listeners(&home) {
+        // The first socket is number 3, and the process must find its own number.
+        let script = "exec 3<&0 </dev/null; LISTEN_PID=$$ LISTEN_FDS=1 exec \"$0\" \"$@\"";
+        let mut command = Command::new("sh");
+        command.args(["-c", script, env!("CARGO_BIN_EXE_dormer")]).args(&words).env_clear();
+        command
+            .env("HOME", home.folder.path())
+            .env("PATH", "/usr/bin:/bin")
+            .env("DORMER_METRICS_LISTEN", "off");
+        let passed: std::os::fd::OwnedFd = listener.try_clone().unwrap().into();
+        command.stdin(Stdio::from(passed)).stderr(Stdio::piped());
+        let mut child = command.spawn().unwrap();
+        wait_for_line(&mut child, "listening on unix:");
+        assert!(is_healthy(&socket), "{words:?}");
+        signal(&child, "TERM");
+        assert!(ends(&mut child, END_MAX).is_some_and(|status| status.success()), "{words:?}");
+        assert!(socket.exists(), "{words:?}: the file is the service manager's");
+    }
+}
+
 /// A `nix` that always reports these settings.
 fn nix_says(home: &TestHome, netrc: &str, substituters: &[&str], keys: &[&str]) {
     use std::os::unix::fs::PermissionsExt as _;

@@ -99,7 +99,7 @@ fn check_settings(settings: &Settings) -> Vec<Finding> {
     let mut findings: Vec<Finding> =
         settings.notes.iter().map(|note| Finding::warn(SUBJECT, note.clone(), [])).collect();
     let is_plain = settings.api_endpoint.as_ref().is_none_or(|url| url.starts_with("http:"));
-    if is_plain && !settings.listen.ip().is_loopback() {
+    if is_plain && !settings.listen.is_local() {
         findings.push(Finding::warn(
             SUBJECT,
             format!("others reach {} without TLS: tokens travel unencrypted", settings.listen),
