@@ -18,6 +18,7 @@ mod nix_copy;
 mod pooler;
 mod publish;
 mod replicas;
+mod retention;
 mod round_trip;
 mod terminal;
 mod worker;

@@ -82,8 +82,7 @@ pub(crate) const EXAMINE_FREED: Sql = Sql {
     ),
 };
 // The plus keeps SQLite from reading all objects that are old. On PostgreSQL the rows are locked in
-// the order of their hashes, as uses are: neither waits for the other in a
-// circle.
+// the order of their hashes, as uses are: neither waits for the other in a circle.
 pub(crate) const DELETE_OBJECTS: Sql = Sql {
     sqlite: "DELETE FROM objects WHERE cache = $1 AND +last_used_at < $2
              AND hash IN (SELECT unhex(value) FROM json_each($3)) RETURNING hash",
@@ -334,12 +333,11 @@ pub(crate) async fn expire_cache_step(
             }
         }
     };
-    match next {
-        Some(cursor) => advance_job(tx, lease, &cursor.encode(), rows, at, ends_at).await?,
-        None => {
-            tx.run(NOTE_EXPIRED, &[Number(cache.0), Number(at)]).await?;
-            finish_job(tx, lease).await?;
-        }
+    if let Some(cursor) = next {
+        advance_job(tx, lease, &cursor.encode(), rows, at, ends_at).await?;
+    } else {
+        tx.run(NOTE_EXPIRED, &[Number(cache.0), Number(at)]).await?;
+        finish_job(tx, lease).await?;
     }
     Ok(JobStep { rows, is_last: next.is_none() })
 }
