@@ -1,5 +1,5 @@
-//! The job that removes what a cache keeps no longer: first what is too old, or not among the newest
-//! of its name, then the least recently used until the rest fits the quota.
+//! The job that removes what a cache keeps no longer: first what is too old, or not among the
+//! newest of its name, then the least recently used until the rest fits the quota.
 //!
 //! Algorithm
 //! - An object may go only when no object of the cache refers to it (`object_refs` has a row for
@@ -51,7 +51,8 @@ const POLICY: Sql = both!(
      FROM caches WHERE id = $1 AND deleted_at IS NULL"
 );
 
-/// What is looked at of an object: `$1` is the cache, `$2` is now, `$3` how many of a name are kept.
+/// What is looked at of an object: `$1` is the cache, `$2` is now, `$3` how many of a name are
+/// kept.
 macro_rules! examine {
     ($from:expr) => {
         concat!(
