@@ -1,4 +1,5 @@
-//! Pins, and removals by hand with what refers to the removed path. What expires by itself is a job.
+//! Pins, and removals by hand with what refers to the removed path. What expires by itself is a
+//! job.
 
 use std::collections::HashSet;
 

@@ -21,6 +21,7 @@ mod pooler;
 mod promises;
 mod publish;
 mod replicas;
+mod retention;
 mod round_trip;
 mod terminal;
 mod worker;

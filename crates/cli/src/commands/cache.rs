@@ -394,12 +394,11 @@ async fn remove_paths(args: &RemovePathArgs, context: &Context) -> Result<()> {
         if !removed {
             context.printer.warn(&format!("{} was not in {}", path.display(), args.cache));
         }
-        while args.with_referrers {
+        let mut more = args.with_referrers;
+        while more {
             let answer = api.remove_referrers(&args.cache.cache, hash).await?;
             referrer_count += answer.removed;
-            if !answer.more {
-                break;
-            }
+            more = answer.more;
         }
     }
     if args.with_referrers {

@@ -124,19 +124,16 @@ pub(super) async fn run(args: PushArgs, context: &Context) -> Result<ExitCode> {
     };
     progress.finish();
     said.summary(&summary, planned, started.elapsed())?;
-    match outcome(summary, missing) {
-        Some(error) => Err(error),
-        None => {
-            if let Some(name) = &args.pin {
-                for root in &roots {
-                    let request =
-                        AddPinRequest { store_path: root.to_string(), keep_for_seconds: None, keep: None };
-                    super::pin::pin(&api, &args.cache, name, &request, context).await?;
-                }
-            }
-            Ok(ExitCode::SUCCESS)
+    if let Some(error) = outcome(summary, missing) {
+        return Err(error);
+    }
+    if let Some(name) = &args.pin {
+        for root in &roots {
+            let request = AddPinRequest { store_path: root.to_string(), keep_for_seconds: None, keep: None };
+            super::pin::pin(&api, &args.cache, name, &request, context).await?;
         }
     }
+    Ok(ExitCode::SUCCESS)
 }
 
 fn read_paths() -> Result<Vec<PathBuf>> {

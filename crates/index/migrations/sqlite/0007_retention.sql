@@ -1,5 +1,5 @@
--- Retention: what a cache keeps, what names a path so that it is kept, and which paths of a cache refer
--- to which. Words: docs/ARCHITECTURE.md; why closures stay whole: docs/STORAGE.md, "Expiry".
+-- Retention: what a cache keeps, what names a path so that it is kept, and which paths of a cache
+-- refer to which. Words: docs/ARCHITECTURE.md; why closures stay whole: docs/STORAGE.md, "Expiry".
 ALTER TABLE caches ADD COLUMN quota_bytes INTEGER;       -- NULL: the server's default; 0: no quota
 ALTER TABLE caches ADD COLUMN keep_latest INTEGER;       -- NULL or 0: every path of a name
 ALTER TABLE caches ADD COLUMN expired_at INTEGER;        -- when the last expire job of the cache ended
@@ -14,15 +14,17 @@ CREATE INDEX objects_by_age ON objects (cache, created_at, id);
 CREATE INDEX objects_by_size ON objects (cache, nar_size, id);
 CREATE INDEX objects_by_name ON objects (cache, name, created_at, id);
 
--- What refers to what, by the hash of the path referred to, whether the cache has that path or not. A
--- path's reference to itself is left out. A row exists exactly as long as the object of its referrer.
+-- What refers to what, by the hash of the path referred to, whether the cache has that path or not.
+-- A path's reference to itself is left out. A row exists exactly as long as the object of its
+-- referrer.
 CREATE TABLE object_refs (
     cache INTEGER NOT NULL,
     reference BLOB NOT NULL,
     referrer BLOB NOT NULL,
     PRIMARY KEY (cache, reference, referrer)
 ) STRICT, WITHOUT ROWID;
--- Packed references: for each one the length of its name, its hash and its name; 0 for the path itself.
+-- Packed references: for each one the length of its name, its hash and its name; 0 for the path
+-- itself.
 WITH RECURSIVE walk (id, at) AS (
     SELECT id, 1 FROM objects
     UNION ALL

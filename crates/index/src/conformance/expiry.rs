@@ -469,8 +469,8 @@ impl Model {
 }
 
 /// Pushes, uses, pins and steps of expire jobs in any order. Whatever the order, what is live stays
-/// after every step, every reference of an object is there, and a job that runs alone leaves nothing
-/// else.
+/// after every step, every reference of an object is there, and a job that runs alone leaves
+/// nothing else.
 pub(super) async fn random_histories_keep_closures_whole(both: Both) -> Result<()> {
     let main = both.weekly_cache().await?;
     let mut state = 0x5eed_u64;

@@ -1,5 +1,5 @@
-//! The job that removes what a cache keeps no longer: first what is too old, or not among the newest
-//! of its name, then the least recently used until the rest fits the quota.
+//! The job that removes what a cache keeps no longer: first what is too old, or not among the
+//! newest of its name, then the least recently used until the rest fits the quota.
 //!
 //! Algorithm
 //! - An object may go only when no object of the cache refers to it (`object_refs` has a row for
@@ -51,7 +51,8 @@ const POLICY: Sql = both!(
      FROM caches WHERE id = $1 AND deleted_at IS NULL"
 );
 
-/// What is looked at of an object: `$1` is the cache, `$2` is now, `$3` how many of a name are kept.
+/// What is looked at of an object: `$1` is the cache, `$2` is now, `$3` how many of a name are
+/// kept.
 macro_rules! examine {
     ($from:expr) => {
         concat!(
@@ -82,8 +83,7 @@ pub(crate) const EXAMINE_FREED: Sql = Sql {
     ),
 };
 // The plus keeps SQLite from reading all objects that are old. On PostgreSQL the rows are locked in
-// the order of their hashes, as uses are: neither waits for the other in a
-// circle.
+// the order of their hashes, as uses are: neither waits for the other in a circle.
 pub(crate) const DELETE_OBJECTS: Sql = Sql {
     sqlite: "DELETE FROM objects WHERE cache = $1 AND +last_used_at < $2
              AND hash IN (SELECT unhex(value) FROM json_each($3)) RETURNING hash",
@@ -334,12 +334,11 @@ pub(crate) async fn expire_cache_step(
             }
         }
     };
-    match next {
-        Some(cursor) => advance_job(tx, lease, &cursor.encode(), rows, at, ends_at).await?,
-        None => {
-            tx.run(NOTE_EXPIRED, &[Number(cache.0), Number(at)]).await?;
-            finish_job(tx, lease).await?;
-        }
+    if let Some(cursor) = next {
+        advance_job(tx, lease, &cursor.encode(), rows, at, ends_at).await?;
+    } else {
+        tx.run(NOTE_EXPIRED, &[Number(cache.0), Number(at)]).await?;
+        finish_job(tx, lease).await?;
     }
     Ok(JobStep { rows, is_last: next.is_none() })
 }

@@ -519,3 +519,53 @@ fn caches_are_listed_and_paths_removed_by_the_second_version() {
     server.push("team-a", &path(1), &nar(1));
     assert_eq!(server.call(&admin(), "GET", &narinfo, b"").status, 200);
 }
+
+#[test]
+fn retention_is_set_pins_added_and_objects_listed_by_the_second_version() {
+    let server = Server::start();
+    server.push("team-a", &path(1), &nar(1));
+    server.push("team-a", &path(2), &nar(2));
+    let keeper = token(&json!({"team-a": {"cq": 1}}));
+    let reader = token(&json!({"team-a": {"r": 1, "w": 1, "cr": 1}}));
+    let config = "/_api/v1/cache-config/team-a";
+    let patch = br#"{"quota":{"Bytes":200000000000},"keep_latest":3}"#;
+    assert_error(&server.call(&reader, "PATCH", config, patch), 403, "AccessError");
+    assert_eq!(server.call(&keeper, "PATCH", config, patch).status, 200);
+    let shown = server.call(&admin(), "GET", config, b"").json();
+    assert_eq!((&shown["quota"], &shown["keep_latest"]), (&json!({"Bytes": 200_000_000_000_u64}), &json!(3)));
+    let patch = br#"{"quota":"Global","keep_latest":0}"#;
+    assert_eq!(server.call(&keeper, "PATCH", config, patch).status, 200);
+    let shown = server.call(&admin(), "GET", config, b"").json();
+    assert_eq!((&shown["quota"], &shown["keep_latest"]), (&json!(null), &json!(null)));
+
+    let objects = "/_api/v2/caches/team-a/objects";
+    assert_error(&server.call(&reader, "POST", objects, b"{}"), 403, "AccessError");
+    let listed = server.call(&keeper, "POST", objects, br#"{"sort":"size"}"#).json();
+    let names: Vec<_> =
+        listed["objects"].as_array().unwrap().iter().map(|object| object["store_path"].clone()).collect();
+    assert_eq!(names.len(), 2, "{listed}");
+    assert!(names.contains(&json!(path(1).to_string())) && listed.get("next").is_none(), "{listed}");
+    assert_eq!(server.call(&keeper, "POST", objects, br#"{"after":"x"}"#).status, 400);
+
+    let pin = "/_api/v2/caches/team-a/pins/release";
+    let body = |number| format!(r#"{{"store_path":"{}","keep":1}}"#, path(number));
+    assert_error(&server.call(&reader, "PUT", pin, body(1).as_bytes()), 403, "AccessError");
+    let added = server.call(&keeper, "PUT", pin, body(9).as_bytes()).json();
+    assert_eq!(added, json!({"missing": [path(9).to_string()], "complete": true}));
+    let added = server.call(&keeper, "PUT", pin, body(1).as_bytes()).json();
+    assert_eq!(added, json!({"missing": [], "complete": true}));
+    let bad = format!(r#"{{"store_path":"{}","keep":0}}"#, path(1));
+    assert_eq!(server.call(&keeper, "PUT", pin, bad.as_bytes()).status, 400);
+    let pins = server.call(&keeper, "POST", "/_api/v2/caches/team-a/pins", b"{}").json();
+    assert_eq!(pins["pins"].as_array().unwrap().len(), 1, "{pins}");
+    assert_eq!(pins["pins"][0]["store_path"], json!(path(1).to_string()));
+    let one = format!("{pin}/{}", path(1).hash());
+    assert_eq!(server.call(&keeper, "DELETE", &one, b"").json(), json!({"removed": 1}));
+    assert_eq!(server.call(&keeper, "DELETE", pin, b"").json(), json!({"removed": 0}));
+
+    let referrers = format!("{objects}/{}/referrers", path(1).hash());
+    assert_error(&server.call(&keeper, "DELETE", &referrers, b""), 403, "AccessError");
+    let deleter = token(&json!({"team-a": {"d": 1}}));
+    let removed = server.call(&deleter, "DELETE", &referrers, b"").json();
+    assert_eq!(removed, json!({"removed": 0, "more": false}));
+}

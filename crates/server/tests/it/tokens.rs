@@ -255,6 +255,12 @@ fn a_private_cache_looks_like_one_that_is_not_there() {
             ("DELETE", "/_api/v1/cache-config/CACHE", ""),
             ("POST", "/_api/v1/get-missing-paths", missing),
             ("DELETE", &format!("/_api/v2/caches/CACHE/objects/{hash}"), ""),
+            ("DELETE", &format!("/_api/v2/caches/CACHE/objects/{hash}/referrers"), ""),
+            ("POST", "/_api/v2/caches/CACHE/objects", "{}"),
+            ("POST", "/_api/v2/caches/CACHE/pins", "{}"),
+            ("PUT", "/_api/v2/caches/CACHE/pins/p", "{}"),
+            ("DELETE", "/_api/v2/caches/CACHE/pins/p", ""),
+            ("DELETE", &format!("/_api/v2/caches/CACHE/pins/p/{hash}"), ""),
         ] {
             let private = ask(method, "team-a", file, body);
             let absent = ask(method, "team-b", file, body);
