@@ -280,6 +280,9 @@ impl CacheIndex for FaultIndex {
     async fn list_caches(&self) -> Outcome<Vec<Cache>> {
         read_step!(self, self.inner.list_caches())
     }
+    async fn list_caches_after(&self, name: &str, limit: u32) -> Outcome<Vec<Cache>> {
+        read_step!(self, self.inner.list_caches_after(name, limit))
+    }
     async fn list_visibilities(&self) -> Outcome<Vec<CacheVisibility>> {
         read_step!(self, self.inner.list_visibilities())
     }

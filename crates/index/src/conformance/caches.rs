@@ -57,6 +57,11 @@ pub(super) async fn caches_are_listed_by_name(index: Subject) -> Result<()> {
     }
     let listed = index.list_caches().await?;
     assert_eq!(listed.iter().map(|cache| cache.name.as_str()).collect::<Vec<_>>(), ["a", "b", "c"]);
+    for (after, limit, page) in
+        [("", 2, &listed[..2]), ("", 9, &listed[..]), ("b", 2, &listed[2..]), ("c", 2, &[])]
+    {
+        assert_eq!(index.list_caches_after(after, limit).await?, page, "{limit} after {after:?}");
+    }
     for found in listed {
         assert_eq!(Some(&found), index.find_cache(&found.name).await?.as_ref());
     }

@@ -43,6 +43,14 @@ const LIST_CACHES: Sql = both!(
      ORDER BY c.name, k.position"
 );
 
+const LIST_CACHES_AFTER: Sql = both!(
+    "SELECT c.id, c.name, c.is_public, c.store_dir, c.priority, c.upstream_cache_key_names, c.retention_seconds,
+         c.created_at, k.public_key, k.sealed_secret, k.active
+     FROM caches AS c LEFT JOIN cache_keys AS k ON k.cache = c.id
+     WHERE c.id IN (SELECT id FROM caches WHERE deleted_at IS NULL AND name > $1 ORDER BY name LIMIT $2)
+     ORDER BY c.name, k.position"
+);
+
 const LIST_VISIBILITIES: Sql = both!("SELECT DISTINCT name, is_public FROM caches ORDER BY name, is_public");
 
 pub(crate) const LIST_CACHES_OF_NAR: Sql = both!(
@@ -113,6 +121,13 @@ impl<D: Dialect> CacheIndex for SqlIndex<D> {
 
     async fn list_caches(&self) -> Result<Vec<Cache>> {
         self.read("list caches", async |mut tx| read_caches(&tx.rows(LIST_CACHES, &[]).await?)).await
+    }
+
+    async fn list_caches_after(&self, name: &str, limit: u32) -> Result<Vec<Cache>> {
+        self.read("list a page of caches", async |mut tx| {
+            read_caches(&tx.rows(LIST_CACHES_AFTER, &[Text(name), Number(limit.into())]).await?)
+        })
+        .await
     }
 
     async fn list_visibilities(&self) -> Result<Vec<CacheVisibility>> {
