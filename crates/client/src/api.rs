@@ -187,8 +187,8 @@ impl ApiClient {
             let request = || self.request(Method::GET, &route);
             let page: ListCachesResponse = self.ask("listing the caches", Repeat::Always, request).await?;
             all.caches.extend(page.caches);
-            // A server that ignores `after` would keep the client for ever. The order of the names is
-            // the database's, so they are not compared otherwise.
+            // A server that ignores `after` would keep the client for ever. The order of the names
+            // is the database's, so they are not compared otherwise.
             if page.next.is_none() || page.next == all.next {
                 return Ok(ListCachesResponse { next: None, ..all });
             }
