@@ -46,6 +46,11 @@ pub fn attic_cache_info(cache: &CacheName) -> String {
     ATTIC_CACHE_INFO.replace("{cache}", cache.as_str())
 }
 
+/// [`V2_CACHES`], from the first cache or from the one after this name on.
+pub fn v2_caches(after: Option<&CacheName>) -> String {
+    after.map_or_else(|| V2_CACHES.to_owned(), |after| format!("{V2_CACHES}?after={after}"))
+}
+
 /// [`V2_OBJECT`] of `cache` and `hash`.
 pub fn v2_object(cache: &CacheName, hash: &StorePathHash) -> String {
     V2_OBJECT.replace("{cache}", cache.as_str()).replace("{hash}", &hash.to_string())

@@ -6,11 +6,14 @@ use crate::{CacheName, RetentionPeriod};
 use dormer_nix::StoreDir;
 
 /// Answer to GET `caches`: every cache on which the caller has any permission, and the public ones;
-/// by name.
+/// by name, in pages.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ListCachesResponse {
     /// One entry a cache.
     pub caches: Vec<CacheEntry>,
+    /// There may be more: ask again for those `after` this name.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub next: Option<CacheName>,
 }
 
 /// One cache in the list.

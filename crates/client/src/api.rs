@@ -183,7 +183,19 @@ impl ApiClient {
 
     /// The caches that this token may see.
     pub async fn list_caches(&self) -> Result<ListCachesResponse> {
-        self.ask("listing the caches", Repeat::Always, || self.request(Method::GET, routes::V2_CACHES)).await
+        let mut all = ListCachesResponse { caches: Vec::new(), next: None };
+        loop {
+            let route = routes::v2_caches(all.next.as_ref());
+            let request = || self.request(Method::GET, &route);
+            let page: ListCachesResponse = self.ask("listing the caches", Repeat::Always, request).await?;
+            all.caches.extend(page.caches);
+            // A server that ignores `after` would keep the client for ever. The order of the names
+            // is the database's, so they are not compared otherwise.
+            if page.next.is_none() || page.next == all.next {
+                return Ok(ListCachesResponse { next: None, ..all });
+            }
+            all.next = page.next;
+        }
     }
 
     /// Removes a path from a cache at once. `removed` says whether the path was there.

@@ -13,6 +13,9 @@ use zeroize::Zeroizing;
 use crate::commit::finish;
 use crate::{Engine, Error, Result};
 
+/// Most signing keys of a cache, retired ones included. They are loaded with each cache.
+const KEYS_MAX: usize = 64;
+
 /// A cache to create.
 #[derive(Debug, Clone)]
 pub struct CreateCache {
@@ -104,14 +107,9 @@ impl Engine {
         Ok(found)
     }
 
-    /// All caches, by name.
-    pub async fn list_caches(&self) -> Result<Vec<Cache>> {
-        Ok(self.index().list_caches().await?)
-    }
-
-    /// The public caches, by name.
-    pub async fn list_public_caches(&self) -> Result<Vec<Cache>> {
-        Ok(self.index().list_public_caches().await?)
+    /// The next `limit` caches by name, after this name; without the private ones if wanted.
+    pub async fn list_caches_after(&self, name: &str, only_public: bool, limit: u32) -> Result<Vec<Cache>> {
+        Ok(self.index().list_caches_after(name, only_public, limit).await?)
     }
 
     /// Creates a cache with its first signing key.
@@ -138,6 +136,9 @@ impl Engine {
     /// folder of a cache that holds objects cannot change ([`Error::StoreDirInUse`]): their names
     /// and their holes belong to the old folder.
     pub async fn update_cache(&self, cache: &Cache, update: UpdateCache) -> Result<()> {
+        if update.new_key.is_some() && cache.keys.len() >= KEYS_MAX {
+            return Err(Error::TooManyKeys { cache: cache.name.clone(), max: KEYS_MAX });
+        }
         let secret = match update.new_key {
             None => None,
             Some(KeyChange::Generate) => Some(generate_key(&cache.name)?),
@@ -204,6 +205,14 @@ impl Engine {
             self.master_key().seal(&seal_context(&public_key), Zeroizing::new(secret.expose()).as_bytes());
         CacheKey { public_key, sealed_secret, active: true }
     }
+}
+
+/// Memory of a remembered cache, in bytes.
+pub(crate) fn cache_weight(name: &str, cache: &Cache) -> u32 {
+    let names = cache.upstream_cache_key_names.iter().map(|name| name.len() + 32);
+    let keys = cache.keys.iter().map(|key| key.public_key.len() + key.sealed_secret.len() + 64);
+    let fixed = 2 * name.len() + cache.store_dir.len() + 256;
+    u32::try_from(fixed + names.chain(keys).sum::<usize>()).unwrap_or(u32::MAX)
 }
 
 fn seal_context(public_key: &str) -> String {

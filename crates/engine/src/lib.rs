@@ -64,6 +64,10 @@ pub use settings::{EngineSettings, UPLOAD_BYTES};
 /// Memory for remembered narinfos, and for remembered read plans, in bytes each.
 const REMEMBERED_BYTES: u64 = 4 * 1024 * 1024;
 
+/// Memory for the settings of caches, and again for their signing keys, in bytes: some thousand
+/// caches.
+const REMEMBERED_CACHE_BYTES: u64 = 1024 * 1024;
+
 /// How long a pack is known to exist after it was stored, read or looked up.
 const PACK_PROOF: Duration = Duration::from_mins(1);
 
@@ -134,9 +138,12 @@ impl Engine {
             stream_turns: Budget::of_turns("streams", settings.reads_max, settings.read_wait, "downloads"),
             read_memory: for_reads("read_memory", settings.read_memory_bytes - stream_memory_bytes),
             stream_memory: for_reads("stream_memory", stream_memory_bytes),
-            caches: Remembered::builder().max_capacity(4_096).time_to_live(REMEMBERED).build(),
-            public_caches: Remembered::builder().max_capacity(4_096).time_to_live(REMEMBERED).build(),
-            unsealed_keys: Remembered::builder().max_capacity(4_096).build(),
+            caches: remember_caches(),
+            public_caches: remember_caches(),
+            unsealed_keys: Remembered::builder()
+                .max_capacity(REMEMBERED_CACHE_BYTES)
+                .weigher(|key: &String, _| u32::try_from(2 * key.len() + 256).unwrap_or(u32::MAX))
+                .build(),
             narinfos: Remembered::builder()
                 .max_capacity(REMEMBERED_BYTES)
                 .weigher(|_, text: &Bytes| u32::try_from(text.len() + 128).unwrap_or(u32::MAX))
@@ -355,4 +362,13 @@ impl Engine {
     fn change_counts(&self) -> &ChangeCounts {
         &self.inner.change_counts
     }
+}
+
+/// Caches that are remembered by name, weighed in bytes.
+fn remember_caches() -> Remembered<String, Arc<Cache>> {
+    Remembered::builder()
+        .max_capacity(REMEMBERED_CACHE_BYTES)
+        .weigher(|name: &String, cache: &Arc<Cache>| caches::cache_weight(name, cache))
+        .time_to_live(REMEMBERED)
+        .build()
 }

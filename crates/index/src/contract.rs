@@ -490,8 +490,9 @@ pub trait CacheIndex: Send + Sync + std::fmt::Debug + 'static {
     async fn find_public_cache(&self, name: &str) -> Result<Option<Cache>>;
     /// All caches that are not deleted, by name.
     async fn list_caches(&self) -> Result<Vec<Cache>>;
-    /// The public caches that are not deleted, by name.
-    async fn list_public_caches(&self) -> Result<Vec<Cache>>;
+    /// The next `limit` caches that are not deleted, by name, after this name. `only_public` leaves
+    /// the private ones out, and then they cost nothing.
+    async fn list_caches_after(&self, name: &str, only_public: bool, limit: u32) -> Result<Vec<Cache>>;
     /// Every cache that may have left bytes behind, deleted ones too, each once, by name. A token
     /// that may read all of these may be told what is stored.
     async fn list_visibilities(&self) -> Result<Vec<CacheVisibility>>;

@@ -15,8 +15,8 @@ use crate::shares::Caller;
 /// What may come at once after a pause: as much as in this time at the allowed rate.
 const BURST: Duration = Duration::from_secs(10);
 
-/// Most pushers remembered, 200 bytes each. A forgotten pusher begins with a full bucket.
-const PUSHERS_MAX: u64 = 10_000;
+/// Memory for pushers, in bytes: some 10,000. A forgotten pusher begins with a full bucket.
+const PUSHERS_BYTES_MAX: u64 = 2 * 1024 * 1024;
 
 /// Longest time that a pusher is told to wait; it may be told so again.
 const RETRY_MAX: Duration = Duration::from_hours(1);
@@ -44,7 +44,11 @@ pub(crate) struct Pusher {
 impl PushRates {
     pub(crate) fn new(requests_per_second: u64, bytes_per_second: u64) -> Self {
         // A bucket is full long before it is forgotten, unless its owner is deep in debt.
-        let pushers = Remembered::builder().max_capacity(PUSHERS_MAX).time_to_idle(RETRY_MAX).build();
+        let pushers = Remembered::builder()
+            .max_capacity(PUSHERS_BYTES_MAX)
+            .weigher(|caller: &Caller, _| u32::try_from(caller.0.len() + 200).unwrap_or(u32::MAX))
+            .time_to_idle(RETRY_MAX)
+            .build();
         Self { requests_per_second, bytes_per_second, pushers }
     }
 

@@ -287,11 +287,11 @@ impl CacheIndex for FaultIndex {
     async fn find_public_cache(&self, name: &str) -> Outcome<Option<Cache>> {
         read_step!(self, self.inner.find_public_cache(name))
     }
-    async fn list_public_caches(&self) -> Outcome<Vec<Cache>> {
-        read_step!(self, self.inner.list_public_caches())
-    }
     async fn list_caches(&self) -> Outcome<Vec<Cache>> {
         read_step!(self, self.inner.list_caches())
+    }
+    async fn list_caches_after(&self, name: &str, only_public: bool, limit: u32) -> Outcome<Vec<Cache>> {
+        read_step!(self, self.inner.list_caches_after(name, only_public, limit))
     }
     async fn list_visibilities(&self) -> Outcome<Vec<CacheVisibility>> {
         read_step!(self, self.inner.list_visibilities())

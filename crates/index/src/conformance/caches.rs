@@ -57,6 +57,11 @@ pub(super) async fn caches_are_listed_by_name(index: Subject) -> Result<()> {
     }
     let listed = index.list_caches().await?;
     assert_eq!(listed.iter().map(|cache| cache.name.as_str()).collect::<Vec<_>>(), ["a", "b", "c"]);
+    for (after, limit, page) in
+        [("", 2, &listed[..2]), ("", 9, &listed[..]), ("b", 2, &listed[2..]), ("c", 2, &[])]
+    {
+        assert_eq!(index.list_caches_after(after, false, limit).await?, page, "{limit} after {after:?}");
+    }
     let mut public = Vec::new();
     for found in listed {
         assert_eq!(Some(&found), index.find_cache(&found.name).await?.as_ref());
@@ -64,7 +69,7 @@ pub(super) async fn caches_are_listed_by_name(index: Subject) -> Result<()> {
         assert_eq!(index.find_public_cache(&found.name).await?.as_ref(), expected);
         public.extend(expected.cloned());
     }
-    assert_eq!(index.list_public_caches().await?, public);
+    assert_eq!(index.list_caches_after("", true, 9).await?, public);
     Ok(())
 }
 
@@ -83,7 +88,7 @@ pub(super) async fn a_patch_changes_what_it_names_and_nothing_else(index: Subjec
     expected.retention_seconds = Some(5);
     (expected.quota_bytes, expected.keep_latest) = (Some(6), Some(7));
     assert_eq!(index.find_public_cache("main").await?.as_ref(), Some(&expected));
-    assert_eq!(index.list_public_caches().await?, [expected.clone()]);
+    assert_eq!(index.list_caches_after("", true, 9).await?, [expected.clone()]);
     assert_eq!(index.find_cache("main").await?.as_ref(), Some(&expected));
 
     let patch = CachePatch {

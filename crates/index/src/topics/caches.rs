@@ -64,12 +64,21 @@ const FIND_PUBLIC_CACHE: Sql = Sql {
         ORDER BY k.position",
 };
 
-const LIST_PUBLIC_CACHES: Sql = both!(
+const LIST_CACHES_AFTER: Sql = both!(
     "SELECT c.id, c.name, c.is_public, c.store_dir, c.priority, c.upstream_cache_key_names, c.retention_seconds,
          c.created_at, k.public_key, k.sealed_secret, k.active, c.allow_replacement, c.quota_bytes,
          c.keep_latest
      FROM caches AS c LEFT JOIN cache_keys AS k ON k.cache = c.id
-     WHERE c.is_public AND c.deleted_at IS NULL
+     WHERE c.id IN (SELECT id FROM caches WHERE deleted_at IS NULL AND name > $1 ORDER BY name LIMIT $2)
+     ORDER BY c.name, k.position"
+);
+
+const LIST_PUBLIC_CACHES_AFTER: Sql = both!(
+    "SELECT c.id, c.name, c.is_public, c.store_dir, c.priority, c.upstream_cache_key_names, c.retention_seconds,
+         c.created_at, k.public_key, k.sealed_secret, k.active, c.allow_replacement, c.quota_bytes,
+         c.keep_latest
+     FROM caches AS c LEFT JOIN cache_keys AS k ON k.cache = c.id
+     WHERE c.id IN (SELECT id FROM caches WHERE is_public AND deleted_at IS NULL AND name > $1 ORDER BY name LIMIT $2)
      ORDER BY c.name, k.position"
 );
 
@@ -156,9 +165,12 @@ impl<D: Dialect> CacheIndex for SqlIndex<D> {
         .await
     }
 
-    async fn list_public_caches(&self) -> Result<Vec<Cache>> {
-        self.read("list public caches", async |mut tx| read_caches(&tx.rows(LIST_PUBLIC_CACHES, &[]).await?))
-            .await
+    async fn list_caches_after(&self, name: &str, only_public: bool, limit: u32) -> Result<Vec<Cache>> {
+        let list = if only_public { LIST_PUBLIC_CACHES_AFTER } else { LIST_CACHES_AFTER };
+        self.read("list a page of caches", async |mut tx| {
+            read_caches(&tx.rows(list, &[Text(name), Number(limit.into())]).await?)
+        })
+        .await
     }
 
     async fn list_visibilities(&self) -> Result<Vec<CacheVisibility>> {

@@ -8,7 +8,7 @@ use dormer_api::{
 };
 use dormer_engine::{CreateCache, Deduplication, IngestRequest, Ingested, KeyChange, UpdateCache};
 use dormer_index::{Cache, CacheVisibility, CommitOutcome, Object};
-use dormer_nix::{NarInfo, SecretKey, check_key_name};
+use dormer_nix::{NarInfo, SecretKey};
 use http::{Response, StatusCode};
 
 use crate::app::App;
@@ -16,7 +16,9 @@ use crate::body::{self, Body};
 use crate::call::Call;
 use crate::codec::Compression;
 use crate::failure::Failure;
-use crate::handlers::checks::{bad_request, check_signatures, log_kept, retention_period, store_dir};
+use crate::handlers::checks::{
+    bad_request, check_fields, check_key_names, check_signatures, log_kept, retention_period, store_dir,
+};
 use crate::handlers::small_body::{self, Buffered};
 use crate::request_body::{BodyError, RequestBody};
 
@@ -277,12 +279,6 @@ impl<'a> StorePathUpload<'a> {
     }
 }
 
-/// Refuses names that no key can have: they would match nothing, and not every database takes every
-/// text.
-fn check_key_names(names: &[String]) -> Result<(), Failure> {
-    names.iter().try_for_each(|name| check_key_name(name)).map_err(bad_request)
-}
-
 /// The object that the metadata describes, if a narinfo can hold all of it.
 fn object(cache: &Cache, info: &UploadPathNarInfo) -> Result<Object, Failure> {
     let resolved = info.resolve(&store_dir(cache)?).map_err(bad_request)?;
@@ -302,6 +298,7 @@ fn object(cache: &Cache, info: &UploadPathNarInfo) -> Result<Object, Failure> {
         sigs: info.sigs.clone(),
     };
     narinfo.check().map_err(bad_request)?;
+    check_fields(&narinfo)?;
     check_signatures(&narinfo.sigs)?;
     Ok(Object {
         path: narinfo.store_path,

@@ -15,7 +15,7 @@ use crate::call::Call;
 use crate::codec::{self, Compression, WindowTooLarge};
 use crate::decoder::{Input, STEP_OUTPUT_BYTES};
 use crate::failure::Failure;
-use crate::handlers::checks::{bad_request, check_signatures, log_kept, store_dir};
+use crate::handlers::checks::{bad_request, check_fields, check_signatures, log_kept, store_dir};
 use crate::handlers::small_body::{self, Buffered, decoding_failure};
 use crate::request_body::RequestBody;
 use crate::route::NarFile;
@@ -141,6 +141,7 @@ pub(crate) async fn put_narinfo(
             narinfo.compression, alias.compression
         )));
     }
+    check_fields(&narinfo)?;
     check_signatures(&narinfo.sigs)?;
     let object = Object {
         path: narinfo.store_path.clone(),

@@ -279,3 +279,88 @@ fn half_sent_heads_starve_no_probe() {
     let served = || Some(server.get("/main/nix-cache-info")).filter(|reply| reply.status == 200);
     common::until("halves that are a second old make room", served);
 }
+
+#[test]
+fn settings_and_metadata_are_bounded() {
+    let server = Server::start();
+    let admin = admin();
+    let config = |names: usize| {
+        let names: Vec<String> = (0..names).map(|n| format!("key-{n}")).collect();
+        json!({
+            "keypair": "Generate", "is_public": true, "store_dir": "/nix/store", "priority": 41,
+            "upstream_cache_key_names": names
+        })
+    };
+    let send = |method: &str, cache: &str, body: &serde_json::Value| {
+        let url = format!("/_api/v1/cache-config/{cache}");
+        server.call(&admin, method, &url, body.to_string().as_bytes()).status
+    };
+    assert_eq!(send("POST", "many", &config(65)), 400);
+    assert_eq!(send("POST", "many", &config(64)), 200);
+    for (names, status) in [(65, 400), (64, 200)] {
+        let patch = json!({ "upstream_cache_key_names": config(names)["upstream_cache_key_names"] });
+        assert_eq!(send("PATCH", "many", &patch), status, "{names} names");
+    }
+    assert_eq!(send("PATCH", "many", &json!({ "upstream_cache_key_names": ["k".repeat(4_000)] })), 400);
+    let new_key = json!({ "keypair": "Generate" });
+    let rotations = (0..100).take_while(|_| send("PATCH", "many", &new_key) == 200).count();
+    assert_eq!(rotations, 63, "with the first one, 64 keys");
+
+    let nar = common::nar(1);
+    assert_eq!(server.call(&admin, "PUT", "/main/nar/x.nar", &nar).status, 200);
+    for (json_field, narinfo_field) in [("system", "System"), ("ca", "CA")] {
+        for (bytes, status) in [(257, 400), (256, 200)] {
+            let text = "x".repeat(bytes);
+            let info = common::nar_info("main", &path(1), &nar, &json!({ json_field: text })).to_string();
+            let bearer = format!("Bearer {admin}");
+            let headers = [("Authorization", bearer.as_str()), ("X-Attic-Nar-Info", info.as_str())];
+            let reply = server.request("PUT", "/_api/v1/upload-path", &headers, &nar);
+            assert_eq!(reply.status, status, "{json_field}: {reply:?}");
+            let more = format!("{narinfo_field}: {text}\n");
+            let narinfo = common::narinfo(&path(2), &nar, "x.nar", "none", &more);
+            let url = format!("/main/{}.narinfo", path(2).hash());
+            let reply = server.call(&admin, "PUT", &url, narinfo.as_bytes());
+            assert_eq!(reply.status, status, "{narinfo_field}: {reply:?}");
+        }
+    }
+}
+
+#[test]
+fn caches_are_listed_in_pages_that_name_no_hidden_cache() {
+    let server = Server::start();
+    for n in 0..330 {
+        let new = dormer_engine::CreateCache {
+            allow_replacement: false,
+            name: format!("c{n:03}"),
+            is_public: n % 3 == 0,
+            store_dir: "/nix/store".to_owned(),
+            priority: 41,
+            upstream_cache_key_names: Vec::new(),
+            secret_key: None,
+        };
+        server.block_on(server.engine.create_cache(new)).unwrap();
+    }
+    let all = |token: Option<&str>| {
+        let mut names = Vec::new();
+        let mut query = String::new();
+        loop {
+            let url = format!("/_api/v2/caches{query}");
+            let reply = match token {
+                Some(token) => server.call(token, "GET", &url, b""),
+                None => server.get(&url),
+            };
+            let page = reply.json();
+            let caches = page["caches"].as_array().unwrap();
+            assert!(caches.len() <= 100, "{}", caches.len());
+            names.extend(caches.iter().map(|cache| cache["name"].as_str().unwrap().to_owned()));
+            let Some(next) = page["next"].as_str() else { return names };
+            assert_eq!(Some(next), names.last().map(String::as_str), "the last one in the page");
+            query = format!("?after={next}");
+        }
+    };
+    let public = all(None);
+    assert_eq!(public.len(), 111, "every third one, and main");
+    assert!(public.is_sorted());
+    assert_eq!(all(Some(&admin())).len(), 332);
+    assert_eq!(server.get("/_api/v2/caches?after=-x").status, 400);
+}

@@ -63,6 +63,7 @@ async fn requests_look_as_attics_client_sends_them() {
         ok(""),
         ok(""),
         ok(&format!(r#"{{"missing_paths":["{HASH}"]}}"#)),
+        ok(r#"{"caches":[],"next":"main"}"#),
         ok(r#"{"caches":[]}"#),
         ok(r#"{"removed":false}"#),
     ])
@@ -110,6 +111,7 @@ async fn requests_look_as_attics_client_sends_them() {
                 r#"{"cache":"main","store_path_hashes":["1k8c1hiysz6aaks2mpfc5k7xbbjpw5z5"]}"#
             ),
             ("GET /_api/v2/caches HTTP/1.1", ""),
+            ("GET /_api/v2/caches?after=main HTTP/1.1", ""),
             ("DELETE /_api/v2/caches/main/objects/1k8c1hiysz6aaks2mpfc5k7xbbjpw5z5 HTTP/1.1", ""),
         ]
     );
