@@ -8,7 +8,7 @@ use crate::common::{Server, admin, nar, nar_info, narinfo, path, signature, toke
 
 /// A key of cache `main` that the server has the public half of, and that is retired.
 fn known_key(server: &Server) -> SecretKey {
-    let key = SecretKey::generate("known-1", [3; 32]).unwrap();
+    let key = SecretKey::generate("known-1", [3; 32]).expect("a name that Nix takes");
     for keypair in [json!({"Keypair": key.expose()}), json!("Generate")] {
         let patch = json!({"keypair": keypair}).to_string();
         let reply = server.call(&admin(), "PATCH", "/_api/v1/cache-config/main", patch.as_bytes());
@@ -34,8 +34,8 @@ fn push_signed(server: &Server, sigs: &[String]) {
 
 fn put_signed(server: &Server, sigs: &[String]) {
     assert_eq!(server.call(&admin(), "PUT", "/main/nar/1.nar", &nar(1)).status, 200);
-    let lines: String = sigs.iter().map(|sig| format!("Sig: {sig}\n")).collect();
-    let text = narinfo(&path(1), &nar(1), "1.nar", "none", &lines);
+    let lines: Vec<String> = sigs.iter().map(|sig| format!("Sig: {sig}\n")).collect();
+    let text = narinfo(&path(1), &nar(1), "1.nar", "none", &lines.concat());
     let reply = server.call(&admin(), "PUT", &address(), text.as_bytes());
     assert_eq!(reply.status, 200, "{reply:?}");
 }
