@@ -103,10 +103,10 @@ impl CollectMetrics {
 
 impl MetricSource for CollectMetrics {
     fn desc(&self) -> Vec<&Desc> {
-        self.all().into_iter().flat_map(|source| source.desc()).collect()
+        self.all().into_iter().flat_map(MetricSource::desc).collect()
     }
 
     fn collect(&self) -> Vec<MetricFamily> {
-        self.all().into_iter().flat_map(|source| source.collect()).collect()
+        self.all().into_iter().flat_map(MetricSource::collect).collect()
     }
 }

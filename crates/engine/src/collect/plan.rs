@@ -119,6 +119,7 @@ pub struct PackTotals {
 mod tests {
     use dormer_format::{ChunkRun, PackId};
 
+    use super::PackVerdict::{Condemn, Keep, Remove, Spare, Wait};
     use super::*;
 
     const HOUR: i64 = 3_600;
@@ -140,7 +141,6 @@ mod tests {
     fn a_pack_is_judged_by_its_chunks_its_age_and_its_stamps() {
         let limits = PackLimits::new(NOW, DAY);
         let verdict = |pack: &PackRow, is_live| PackVerdict::new(pack, is_live, &limits);
-        use PackVerdict::{Condemn, Keep, Remove, Spare, Wait};
         for (pack, is_live, expected) in [
             (pack(90 * DAY, 90 * DAY, None), true, Keep),
             (pack(90 * DAY, 90 * DAY, None), false, Condemn),

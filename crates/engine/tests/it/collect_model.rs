@@ -63,6 +63,7 @@ enum Collector {
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
+#[expect(clippy::struct_excessive_bools, reason = "each is a fact that a step looks at")]
 struct State {
     row: Row,
     old_row: bool,
@@ -173,10 +174,10 @@ impl State {
                 next.condemned = false;
                 Collector::Marks
             }
-            Collector::Judges { live: false, was_condemned: true } => self.remove(&mut next, defect),
+            Collector::Judges { live: false, was_condemned: true } => next.remove(defect),
             Collector::Judges { live: false, was_condemned: false } => {
                 if defect == Defect::RemovesByOldMarks {
-                    self.remove(&mut next, defect)
+                    next.remove(defect)
                 } else {
                     next.condemned = !self.stamped;
                     Collector::Marks
@@ -194,12 +195,12 @@ impl State {
         Some(next)
     }
 
-    fn remove(&self, next: &mut Self, defect: Defect) -> Collector {
+    fn remove(&mut self, defect: Defect) -> Collector {
         if defect == Defect::ObjectBeforeRow {
-            next.old_object = false;
+            self.old_object = false;
             return Collector::DeletesRow;
         }
-        next.remove_row();
+        self.remove_row();
         Collector::Deletes
     }
 
