@@ -201,9 +201,13 @@ pub(super) async fn removed_packs_are_doomed_and_moved_chunks_stay(three: Three)
     let old = three.index.commit_pack(&pack(1, [1, 2])).await?;
     three.index.commit_pack(&pack(2, [3])).await?;
     let numbers = three.numbers().await?;
-    assert_eq!(three.collect.remove_packs(&numbers, NOW + 99, NOW).await?, Default::default());
+    assert_eq!(three.collect.remove_packs(&numbers, NOW + 99, NOW).await?, crate::PacksRemoved::default());
     three.collect.condemn_packs(&numbers[..1], ANY, NOW + 5).await?;
-    assert_eq!(three.collect.remove_packs(&numbers, NOW + 5, NOW).await?, Default::default(), "too early");
+    assert_eq!(
+        three.collect.remove_packs(&numbers, NOW + 5, NOW).await?,
+        crate::PacksRemoved::default(),
+        "too early"
+    );
 
     // A push stores chunk 2 again: its row moves, with its number.
     let new = three.index.commit_pack(&pack(4, [2])).await?;

@@ -495,12 +495,11 @@ pub(super) async fn random_histories_keep_closures_whole(both: Both) -> Result<(
                 references.retain(|other| *other < number);
                 references.sort_unstable();
                 references.dedup();
-                let nar = match both.index.find_nar(&nar_hash(number)).await? {
-                    Some(nar) => NarSource::Known(nar.id),
-                    None => {
-                        let rows = both.index.commit_pack(&super::fixtures::pack(number, [number])).await?;
-                        NarSource::New(Box::new(super::fixtures::new_nar(number, &rows)))
-                    }
+                let nar = if let Some(nar) = both.index.find_nar(&nar_hash(number)).await? {
+                    NarSource::Known(nar.id)
+                } else {
+                    let rows = both.index.commit_pack(&super::fixtures::pack(number, [number])).await?;
+                    NarSource::New(Box::new(super::fixtures::new_nar(number, &rows)))
                 };
                 let target = CommitTarget::Object(referring(number, &references));
                 both.index
