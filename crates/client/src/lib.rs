@@ -16,6 +16,7 @@
 //!   whatever its size.
 //! - The client hashes a NAR during reading and sends the last piece only if the hash is right. A
 //!   damaged store path therefore never arrives complete.
+//! - No path becomes visible before its references (`push_order`).
 //! - Dropping any future here is safe: the server keeps complete requests, and shows nothing of an
 //!   incomplete one.
 
@@ -30,6 +31,7 @@ mod nix_store;
 mod path_info;
 mod probe;
 mod push;
+mod push_order;
 mod push_plan;
 mod reporter;
 mod retry;
@@ -45,7 +47,8 @@ pub use nix_store::NixStore;
 pub use path_info::PathInfo;
 pub use probe::{ProbeAnswer, probe};
 pub use push::{
-    FailedPath, MISSING_PATHS_BATCH_MAX, PushOptions, PushSummary, execute_push, plan_push, split_upstream,
+    FailedPath, MISSING_PATHS_BATCH_MAX, NotTriedPath, PushOptions, PushSummary, execute_push, plan_push,
+    split_upstream,
 };
 pub use push_plan::PushPlan;
 pub use reporter::{PathDone, PushReporter, Retry, RetryReporter, Silent, TransferId, UploadReporter};
