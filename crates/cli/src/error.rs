@@ -205,13 +205,15 @@ fn client_hints(error: &dormer_client::Error) -> Vec<String> {
     let hint = |text: &str| vec![text.to_owned()];
     match error {
         Client::NoDefaultServer => hint(
-            "log in first: dormer login NAME URL TOKEN; with several servers write SERVER:CACHE, or set a default with \
+            "log in first: dormer login NAME URL --token-file FILE; with several servers write SERVER:CACHE, or set a default with \
              --set-default",
         ),
-        Client::UnknownServer { name } => vec![format!("log in first: dormer login {name} URL TOKEN")],
+        Client::UnknownServer { name } => {
+            vec![format!("log in first: dormer login {name} URL --token-file FILE")]
+        }
         Client::CacheRef { .. } => hint("caches are named `main` (on the default server) or `lab:main`"),
         Client::Unauthorized { with_token: false, .. } => {
-            hint("log in with a token: dormer login NAME URL TOKEN; or set DORMER_TOKEN")
+            hint("log in with a token: dormer login NAME URL --token-file FILE; or set DORMER_TOKEN")
         }
         Client::Unauthorized { with_token: true, .. } => hint(
             "the token has no permission on this cache (which may not exist), has expired, or belongs to another server",
@@ -226,6 +228,9 @@ fn client_hints(error: &dormer_client::Error) -> Vec<String> {
         Client::Unreachable { .. } | Client::Stalled { .. } => {
             hint("is the server running, and is its address right?")
         }
+        Client::Refused { status: 301..=308, .. } => hint(
+            "Dormer follows redirects only for reading and only on the same server; if the other address is yours, log in there",
+        ),
         Client::Answer { .. } | Client::AnswerTooLarge { .. } => {
             hint("is there another program at this address, or a proxy's login page?")
         }

@@ -6,7 +6,8 @@
 //! - `settings`: the server's settings, from one table of keys.
 //! - `installation`: what `dormer serve` finds or makes before it listens.
 //! - `telemetry`: log lines and traces. `open_files`: the limit of open files.
-//! - `printer`: decides what is printed. `progress`: draws a push.
+//! - `printer`: decides what is printed. `terminal_text`: what a terminal must not obey.
+//!   `progress`: draws a push.
 //! - `error`: exit codes and hints.
 
 #![allow(
@@ -27,6 +28,7 @@ mod secret_file;
 mod settings;
 mod telemetry;
 mod terminal;
+mod terminal_text;
 mod tokens;
 
 use std::process::ExitCode;
@@ -68,7 +70,7 @@ fn fail(printer: &Printer, error: &error::Error) -> ExitCode {
                 "hints": hints,
                 "exit_code": error.exit_code(),
             });
-            printer::to_stderr(&message.to_string());
+            printer.json_error(&message);
         } else {
             printer.error(&error.chain());
             for hint in &hints {

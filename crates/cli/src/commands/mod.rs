@@ -151,7 +151,7 @@ pub(crate) async fn run(command: Command, context: &Context) -> Result<ExitCode>
         }
         Command::Config(ConfigCommand::Show(args)) => config_show::run(&args, context)?,
         Command::Config(ConfigCommand::Reference) => {
-            context.printer.data(settings::reference::to_markdown().trim_end())?;
+            context.printer.data_lines(settings::reference::to_markdown().trim_end())?;
         }
     }
     Ok(ExitCode::SUCCESS)

@@ -6,6 +6,8 @@ use std::net::SocketAddr;
 use std::path::Path;
 use std::time::Duration;
 
+use dormer_api::RedactedUrl;
+
 use super::error::{Error, Result};
 use super::keys::{KEYS, Key, Kind, SIGNING_KEYS, Standing};
 use super::nearest::nearest;
@@ -235,7 +237,7 @@ fn parse_text(key: &Key, text: &str, origin: &Origin) -> Result<Value> {
         if key.secret {
             format!("is not {}", wanted(key.kind))
         } else {
-            format!("'{text}' is not {}", wanted(key.kind))
+            format!("'{}' is not {}", RedactedUrl::new(text), wanted(key.kind))
         }
     };
     let trimmed = text.trim();

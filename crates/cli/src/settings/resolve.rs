@@ -5,6 +5,7 @@ use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use dormer_api::RedactedUrl;
 use dormer_engine::EngineSettings;
 use dormer_format::ChunkParams;
 
@@ -37,8 +38,8 @@ pub(crate) struct Settings {
     pub(crate) remote_storage: Option<RemoteStorage>,
     pub(crate) master_key: Option<[u8; 32]>,
     pub(crate) master_key_file: PathBuf,
-    pub(crate) api_endpoint: Option<String>,
-    pub(crate) substituter_endpoint: Option<String>,
+    pub(crate) api_endpoint: Option<RedactedUrl>,
+    pub(crate) substituter_endpoint: Option<RedactedUrl>,
     pub(crate) allowed_hosts: Vec<String>,
     pub(crate) max_nar_info_bytes: usize,
     /// `None` turns metrics off.
@@ -214,8 +215,8 @@ fn resolve(raw: &Raw) -> Result<Settings> {
         remote_storage,
         master_key,
         master_key_file: path(raw, &keys::MASTER_KEY_FILE),
-        api_endpoint: optional_text(raw, &keys::API_ENDPOINT),
-        substituter_endpoint: optional_text(raw, &keys::SUBSTITUTER_ENDPOINT),
+        api_endpoint: optional_text(raw, &keys::API_ENDPOINT).map(RedactedUrl::new),
+        substituter_endpoint: optional_text(raw, &keys::SUBSTITUTER_ENDPOINT).map(RedactedUrl::new),
         allowed_hosts: list(raw, &keys::ALLOWED_HOSTS),
         max_nar_info_bytes: count(size(raw, &keys::MAX_NAR_INFO_SIZE)),
         // "off" is not an address.

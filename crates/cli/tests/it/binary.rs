@@ -118,12 +118,12 @@ fn mistakes_are_explained() {
     exit code: 2
     --- stderr
     error: no server is named and no default server is set
-    hint: log in first: dormer login NAME URL TOKEN; with several servers write SERVER:CACHE, or set a default with --set-default
+    hint: log in first: dormer login NAME URL --token-file FILE; with several servers write SERVER:CACHE, or set a default with --set-default
     ");
     insta::assert_snapshot!(home.run(&["cache", "list", "--json"]), @r#"
     exit code: 2
     --- stderr
-    {"exit_code":2,"hints":["log in first: dormer login NAME URL TOKEN; with several servers write SERVER:CACHE, or set a default with --set-default"],"message":"no server is named and no default server is set","message_type":"error"}
+    {"exit_code":2,"hints":["log in first: dormer login NAME URL --token-file FILE; with several servers write SERVER:CACHE, or set a default with --set-default"],"message":"no server is named and no default server is set","message_type":"error"}
     "#);
     insta::assert_snapshot!(home.run(&["cache", "list", "-qq"]), @"exit code: 2");
     insta::assert_snapshot!(home.run(&["token", "create", "--sub", "ci", "--validity", "1d", "--pull", "*"]), @"
@@ -435,7 +435,7 @@ fn a_push_ends_with_a_line_that_stands_alone() {
     insta::assert_snapshot!(push(&home, &["./result", "--json", "-q"]), @r#"
     exit code: 0
     --- stdout
-    {"cache":"local","message_type":"plan","missing":0,"missing_bytes":0,"paths":1,"present":1,"upstream":0}
+    {"cache":"local","invalid":0,"message_type":"plan","missing":0,"missing_bytes":0,"paths":1,"present":1,"upstream":0}
     {"message_type":"path","path":"HOME/store/f22352qy5d2vfxv22w7q3n7gz1ia47nx-hello","state":"present"}
     {"bytes_read":0,"bytes_saved":0,"bytes_sent":0,"failed":0,"message_type":"summary","not_tried":0,"paths":1,"present":1,"pushed":0,"seconds":N,"upstream":0}
     "#);
@@ -515,6 +515,140 @@ fn the_pages_of_the_reference_are_there() {
         for piece in source.split("\"message_type\": \"").skip(1) {
             let name = piece.split('"').next().unwrap();
             assert!(contract.contains(&format!("`{name}`")), "{name} is not in docs/CLI.md");
+        }
+    }
+}
+
+/// Commands that read the server's settings and end by themselves.
+const COMMANDS_WITH_SETTINGS: [&[&str]; 8] = [
+    &["config", "show"],
+    &["config", "show", "--json"],
+    &["doctor"],
+    &["doctor", "--json"],
+    &["jobs"],
+    &["migrate"],
+    &["publish", "--dry-run"],
+    &["token", "create", "--sub", "ada", "--validity", "1d", "--pull", "main"],
+];
+
+#[test]
+fn no_command_prints_a_secret_of_an_address_in_the_settings() {
+    let home = TestHome::new();
+    for (variable, value) in [
+        ("DORMER_API_ENDPOINT", "http://ada:MARKER@127.0.0.1:9/x?password=MARKER"),
+        ("DORMER_SUBSTITUTER_ENDPOINT", "http://ada:MARKER@127.0.0.1:9/x?password=MARKER"),
+        ("DORMER_DATABASE_URL", "postgresql://127.0.0.1:9/d?user=ada&password=MARKER"),
+        ("DORMER_DATABASE_URL", "postgresql://ada:MARKER@127.0.0.1:9/d"),
+        ("DORMER_DATABASE_URL", "mysql://ada:MARKER@127.0.0.1:9/d"),
+        ("DORMER_STORAGE_ENDPOINT", "http://ada:MARKER@127.0.0.1:9/?password=MARKER"),
+    ] {
+        for arguments in COMMANDS_WITH_SETTINGS {
+            let mut command = home.command(arguments);
+            command.env(variable, value).env("DORMER_DATABASE_ACQUIRE_TIMEOUT", "1s");
+            if variable == "DORMER_STORAGE_ENDPOINT" {
+                command.env("DORMER_STORAGE_TYPE", "s3").env("DORMER_STORAGE_BUCKET", "b");
+                command.env("DORMER_STORAGE_RETRY_TIME", "0");
+            }
+            let shown = home.shown(&command.output().unwrap());
+            assert!(!shown.contains("MARKER"), "{variable}={value} {arguments:?}:\n{shown}");
+        }
+    }
+}
+
+/// A server that gives the same answer to every request.
+fn hostile_server(status: u16, body: String) -> String {
+    use std::io::{Read as _, Write as _};
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = format!("http://{}", listener.local_addr().unwrap());
+    std::thread::spawn(move || {
+        for stream in listener.incoming() {
+            let Ok(mut stream) = stream else { break };
+            let mut head = [0; 8192];
+            let _ = stream.read(&mut head);
+            let _ = write!(
+                stream,
+                "HTTP/1.1 {status} X\r\nContent-Length: {}\r\nConnection: close\r\n\r\n{body}",
+                body.len()
+            );
+        }
+    });
+    address
+}
+
+#[test]
+fn nothing_that_a_server_says_reaches_the_terminal_as_a_command() {
+    // Clears the screen, in both encodings; turns the direction of text; ends a line.
+    const EVIL: &str = r"\u001b[2J\u009b2J\u202e\u2066\u2028\u007f\nerror: forged";
+    let config = format!(
+        r#"{{"substituter_endpoint":"{EVIL}","api_endpoint":"{EVIL}","is_public":true,"public_key":"{EVIL}",
+            "upstream_cache_key_names":["{EVIL}"],"priority":40}}"#
+    );
+    let list = format!(
+        r#"{{"caches":[{{"name":"main","is_public":true,"priority":40,"store_dir":"/nix/store","public_keys":["{EVIL}"],
+            "upstream_cache_key_names":["{EVIL}"]}}]}}"#
+    );
+    let raw_evil: String = serde_json::from_str(&format!("\"{EVIL}\"")).unwrap();
+    let answers = [
+        (200, config),
+        (200, list),
+        (200, format!(r#"{{"is_public":"{EVIL}"}}"#)),
+        (200, format!(r#"{{"retention_period":{{"{EVIL}":1}}}}"#)),
+        (200, raw_evil.clone()),
+        (400, format!(r#"{{"code":400,"error":"{EVIL}","message":"{EVIL}"}}"#)),
+        (400, format!(r#"{{"code":400,"error":"{EVIL}","message":""}}"#)),
+        (401, format!(r#"{{"code":401,"error":"Unauthorized","message":"{EVIL}"}}"#)),
+        (403, raw_evil),
+    ];
+    for (status, body) in answers {
+        let address = hostile_server(status, body.clone());
+        let home = TestHome::new();
+        fs::create_dir_all(home.path(".config/dormer")).unwrap();
+        let settings = format!("default-server = \"lab\"\n[servers.lab]\nendpoint = \"{address}\"\n");
+        fs::write(home.path(".config/dormer/config.toml"), settings).unwrap();
+        for arguments in [
+            &["cache", "info", "main"][..],
+            &["cache", "list"],
+            &["cache", "create", "main"],
+            &["cache", "destroy", "main", "--no-confirm"],
+            &["use", "main", "--dry-run"],
+            &["login", "other", &address],
+            &["doctor", "--client"],
+        ] {
+            for json in [None, Some("--json")] {
+                let all: Vec<&str> = arguments.iter().copied().chain(json).collect();
+                let output = home.command(&all).output().unwrap();
+                for bytes in [&output.stdout, &output.stderr] {
+                    let text = String::from_utf8(bytes.clone()).unwrap();
+                    let obeyed = text.chars().find(|c| {
+                        (c.is_control() && *c != '\n')
+                            || matches!(c, '\u{2028}'..='\u{202e}' | '\u{2066}'..='\u{2069}')
+                    });
+                    assert_eq!(obeyed, None, "{all:?} with {status} {body}:\n{text}");
+                    let forged = text.lines().any(|line| line.starts_with("error: forged"));
+                    assert!(!forged, "{all:?} with {status} {body}:\n{text}");
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn no_hint_puts_a_token_on_a_command_line() {
+    fn files(folder: &Path, found: &mut Vec<std::path::PathBuf>) {
+        for entry in fs::read_dir(folder).unwrap() {
+            let path = entry.unwrap().path();
+            if path.is_dir() { files(&path, found) } else { found.push(path) }
+        }
+    }
+    let mut sources = Vec::new();
+    files(&Path::new(env!("CARGO_MANIFEST_DIR")).join("src"), &mut sources);
+    assert!(sources.len() > 40);
+    for path in sources {
+        let Ok(text) = fs::read_to_string(&path) else { continue };
+        for (number, line) in text.lines().enumerate() {
+            // Other users of the machine see the words of a command.
+            let shown = line.contains("dormer login") && (line.contains(" TOKEN") || line.contains(" eyJ"));
+            assert!(!shown, "{}:{}: {line}", path.display(), number + 1);
         }
     }
 }

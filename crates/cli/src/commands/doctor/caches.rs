@@ -3,7 +3,7 @@
 
 use std::fs;
 
-use dormer_api::{CacheConfig, Secret};
+use dormer_api::{CacheConfig, RedactedUrl, Secret};
 use dormer_client::{NixConfig, ServerName};
 use dormer_nix::{NarInfo, PublicKey, Signature, StoreDir, StorePath};
 
@@ -65,7 +65,7 @@ pub(super) fn known(files: &Files, _context: &Context) -> Result<Vec<Known>> {
         known.push(Known::Broken(Finding::warn(
             CACHE,
             "this machine uses no cache of Dormer",
-            ["dormer login NAME URL TOKEN, then dormer use CACHE"],
+            ["dormer login NAME URL --token-file FILE, then dormer use CACHE"],
         )));
     }
     Ok(known)
@@ -169,7 +169,7 @@ async fn check_address(name: &str, url: &str, password: Option<&Secret>) -> Resu
         (status, _) => {
             return Err(Finding::fail(
                 CACHE,
-                format!("{name}: {url}/nix-cache-info answers {status}"),
+                format!("{name}: {}/nix-cache-info answers {status}", RedactedUrl::new(url)),
                 ["does the cache still exist? dormer cache list"],
             ));
         }
@@ -178,7 +178,9 @@ async fn check_address(name: &str, url: &str, password: Option<&Secret>) -> Resu
     let store = text.lines().find_map(|line| line.strip_prefix("StoreDir: ")).map(str::trim);
     let own = std::env::var("NIX_STORE_DIR").unwrap_or_else(|_| StoreDir::default().to_string());
     match store {
-        Some(store) if store == own => Ok(Finding::ok(CACHE, format!("{name} answers at {url}"))),
+        Some(store) if store == own => {
+            Ok(Finding::ok(CACHE, format!("{name} answers at {}", RedactedUrl::new(url))))
+        }
         Some(store) => Err(Finding::fail(
             CACHE,
             format!("{name} is for the store {store}, and this machine's is {own}"),
@@ -186,7 +188,7 @@ async fn check_address(name: &str, url: &str, password: Option<&Secret>) -> Resu
         )),
         None => Err(Finding::fail(
             CACHE,
-            format!("the program at {url} is not a binary cache"),
+            format!("the program at {} is not a binary cache", RedactedUrl::new(url)),
             ["is there another program at this address, or a proxy's login page?"],
         )),
     }
@@ -231,7 +233,7 @@ async fn check_signature(
             Err(error) => {
                 return Finding::fail(
                     CACHE,
-                    format!("{name}: {narinfo}: {error}"),
+                    format!("{name}: {}: {error}", RedactedUrl::new(&narinfo)),
                     ["the narinfo of this cache is damaged"],
                 );
             }
