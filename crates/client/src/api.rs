@@ -25,6 +25,7 @@ use dormer_api::{
 use dormer_nix::StorePathHash;
 use futures::{Stream, StreamExt as _, stream};
 use reqwest::header::{AUTHORIZATION, CONTENT_TYPE, HeaderName, HeaderValue, LOCATION, RETRY_AFTER};
+use reqwest::redirect::Policy;
 use reqwest::{Method, RequestBuilder, Response, StatusCode};
 use serde::de::DeserializeOwned;
 use tokio::time::Instant;
@@ -32,6 +33,7 @@ use tokio::time::Instant;
 use crate::endpoint::Endpoint;
 use crate::error::{Error, Result};
 use crate::nar_stream::NarSource;
+use crate::redirects;
 use crate::reporter::{Retry, RetryReporter, Silent, UploadReporter};
 use crate::retry::{Passing, RetryPolicy, parse_retry_after};
 
@@ -78,7 +80,10 @@ pub struct AcknowledgedUpload {
 /// A client of one server. Cloning is cheap; clones share their connections.
 #[derive(Clone)]
 pub struct ApiClient {
-    http: reqwest::Client,
+    /// For GET: follows redirects to the same origin.
+    reading: reqwest::Client,
+    /// For everything else: follows no redirect.
+    writing: reqwest::Client,
     endpoint: Endpoint,
     authorization: Option<HeaderValue>,
     settings: Arc<HttpSettings>,
@@ -111,19 +116,10 @@ impl ApiClient {
     /// A client for the server at `endpoint`. It sends `token` with every request.
     pub fn new(endpoint: Endpoint, token: Option<&Secret>, settings: HttpSettings) -> Result<Self> {
         let authorization = token.map(bearer).transpose()?;
-        let builder = reqwest::Client::builder()
-            .user_agent(concat!("dormer/", env!("CARGO_PKG_VERSION")))
-            .connect_timeout(settings.connect_timeout);
-        // An upload that was given up leaves its connection to the kernel, which would keep trying
-        // for a quarter of an hour. This limit is twice our own time-out, so that our clearer error
-        // comes first.
-        #[cfg(target_os = "linux")]
-        let builder = builder.tcp_user_timeout(settings.idle_timeout * 2);
-        // In a minimal container without root certificates, a client with the system's certificates
-        // cannot be built. An unencrypted connection needs none.
-        let builder = if endpoint.is_encrypted() { builder } else { builder.tls_certs_only([]) };
-        let http = builder.build().map_err(Error::HttpClient)?;
-        Ok(Self { http, endpoint, authorization, settings: Arc::new(settings), reporter: Arc::new(Silent) })
+        let http = |redirects| build(&endpoint, &settings, redirects).map_err(Error::HttpClient);
+        let (reading, writing) = (http(redirects::to_same_origin())?, http(Policy::none())?);
+        let reporter = Arc::new(Silent);
+        Ok(Self { reading, writing, endpoint, authorization, settings: Arc::new(settings), reporter })
     }
 
     /// Tells `reporter` about requests that are tried again. Each upload has its own reporter.
@@ -363,7 +359,8 @@ impl ApiClient {
     }
 
     fn request(&self, method: Method, route: &str) -> RequestBuilder {
-        let request = self.http.request(method, self.endpoint.join(route));
+        let http = if method == Method::GET { &self.reading } else { &self.writing };
+        let request = http.request(method, self.endpoint.join(route));
         match &self.authorization {
             Some(authorization) => request.header(AUTHORIZATION, authorization.clone()),
             None => request,
@@ -447,6 +444,26 @@ impl Error {
     }
 }
 
+fn build(
+    endpoint: &Endpoint,
+    settings: &HttpSettings,
+    redirects: Policy,
+) -> reqwest::Result<reqwest::Client> {
+    let builder = reqwest::Client::builder()
+        .user_agent(concat!("dormer/", env!("CARGO_PKG_VERSION")))
+        .connect_timeout(settings.connect_timeout)
+        .redirect(redirects);
+    // An upload that was given up leaves its connection to the kernel, which would keep trying for
+    // a quarter of an hour. This limit is twice our own time-out, so that our clearer error comes
+    // first.
+    #[cfg(target_os = "linux")]
+    let builder = builder.tcp_user_timeout(settings.idle_timeout * 2);
+    // In a minimal container without root certificates, a client with the system's certificates
+    // cannot be built. An unencrypted connection needs none.
+    let builder = if endpoint.is_encrypted() { builder } else { builder.tls_certs_only([]) };
+    builder.build()
+}
+
 fn bearer(token: &Secret) -> Result<HeaderValue> {
     // A token is base64 and dots. Any other byte is a mistake, and could end the header early.
     let valid = |byte: u8| byte.is_ascii_graphic();
@@ -486,7 +503,7 @@ async fn read_up_to(response: &mut Response, max: usize) -> reqwest::Result<Vec<
 /// The name and the message of an error, from Dormer's error body or from any other body.
 fn describe(status: StatusCode, body: &[u8]) -> (Option<ErrorName>, String) {
     if let Ok(body) = serde_json::from_slice::<ErrorBody>(body) {
-        let message = if body.message.is_empty() { body.error.clone() } else { printable(&body.message) };
+        let message = printable(if body.message.is_empty() { &body.error } else { &body.message });
         return (body.name(), message);
     }
     let text = printable(&String::from_utf8_lossy(body));

@@ -17,6 +17,7 @@
 //! - The client hashes a NAR during reading and sends the last piece only if the hash is right. A
 //!   damaged store path therefore never arrives complete.
 //! - No path becomes visible before its references (`push_order`).
+//! - A token goes to the server that the user chose, and nowhere else (`redirects`).
 //! - Dropping any future here is safe: the server keeps complete requests, and shows nothing of an
 //!   incomplete one.
 
@@ -33,6 +34,7 @@ mod probe;
 mod push;
 mod push_order;
 mod push_plan;
+mod redirects;
 mod reporter;
 mod retry;
 mod settings;

@@ -4,11 +4,12 @@
 use std::time::{Duration, SystemTime};
 
 use bytes::Bytes;
-use dormer_api::Secret;
+use dormer_api::{RedactedUrl, Secret};
 use futures::StreamExt as _;
 use reqwest::header::DATE;
 
 use crate::error::{Error, Result};
+use crate::redirects;
 
 /// Longest part of an answer that is kept.
 const BODY_BYTES_MAX: usize = 1024 * 1024;
@@ -30,7 +31,10 @@ pub async fn probe(url: &str, password: Option<&Secret>, timeout: Duration) -> R
     let action = "probing the address".to_owned();
     let builder = reqwest::Client::builder()
         .user_agent(concat!("dormer/", env!("CARGO_PKG_VERSION")))
-        .redirect(reqwest::redirect::Policy::limited(3))
+        .redirect(match password {
+            Some(_) => redirects::to_same_origin(),
+            None => redirects::without_secrets(),
+        })
         .timeout(timeout);
     let builder = if url.starts_with("http:") { builder.tls_certs_only([]) } else { builder };
     let http = builder.build().map_err(Error::HttpClient)?;
@@ -38,8 +42,13 @@ pub async fn probe(url: &str, password: Option<&Secret>, timeout: Duration) -> R
     if let Some(password) = password {
         request = request.basic_auth("dormer", Some(password.expose()));
     }
-    let unreachable =
-        |source| Error::Unreachable { action: action.clone(), endpoint: url.to_owned(), tries: 1, source };
+    let unreachable = |source: reqwest::Error| Error::Unreachable {
+        action: action.clone(),
+        endpoint: RedactedUrl::new(url).to_string(),
+        tries: 1,
+        // The library would show the address with its secrets.
+        source: source.without_url(),
+    };
     let response = request.send().await.map_err(unreachable)?;
     let status = response.status().as_u16();
     let date = response.headers().get(DATE).and_then(|value| value.to_str().ok());
