@@ -14,5 +14,5 @@ mod host;
 mod probes;
 mod socket;
 
-pub use host::{Error, HostSettings, REFUSED_MAX, Service, serve};
+pub use host::{Error, HostSettings, Peer, REFUSED_MAX, Service, serve};
 pub use probes::{CheckFuture, NotReady, Probe, Probes, text};

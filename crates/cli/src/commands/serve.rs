@@ -168,6 +168,7 @@ fn server_settings(settings: &Settings) -> ServerSettings {
         api_endpoint: settings.api_endpoint.as_ref().map(|url| url.expose().to_owned()),
         substituter_endpoint: settings.substituter_endpoint.as_ref().map(|url| url.expose().to_owned()),
         allowed_hosts: settings.allowed_hosts.clone(),
+        trusted_proxies: settings.trusted_proxies.clone(),
         nar_info_preamble_bytes_max: settings.max_nar_info_bytes,
         connections_max: settings.connections_max,
         uploads_max: settings.uploads_max,
