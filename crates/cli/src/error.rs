@@ -83,6 +83,8 @@ pub(crate) enum Error {
     SignToken(#[source] jsonwebtoken::errors::Error),
     #[error("{}: changing it here would be undone or impossible: {managed} manages it", path.display())]
     ManagedFile { path: PathBuf, managed: &'static str, lines: Vec<String> },
+    #[error("the address that the server reports for cache {cache} cannot be used: {problem}")]
+    ReportedAddress { cache: String, problem: String, may_allow: bool },
     #[error("cache {cache} of this server has no {what}")]
     IncompleteAnswer { cache: String, what: &'static str },
     #[error("aborted: nothing was changed")]
@@ -131,6 +133,7 @@ impl Error {
                 Client::CacheRef { .. }
                 | Client::ServerName { .. }
                 | Client::Endpoint { .. }
+                | Client::SubstituterUrl { .. }
                 | Client::UnknownServer { .. }
                 | Client::NoDefaultServer => EXIT_USAGE,
                 _ => EXIT_FAILURE,
@@ -188,6 +191,16 @@ impl Error {
             ],
             Self::TokenKey { .. } | Self::TokenVerifier(_) => {
                 hint("it must be a PEM file, encoded in base64 as a whole; make a key with: openssl genrsa -traditional 2048 | base64 -w0")
+            }
+            Self::ReportedAddress { may_allow, .. } => {
+                let mut hints = hint(
+                    "the server's setting api-endpoint (or substituter-endpoint) must be the address that its users see; a proxy \
+                     may report it instead (trusted-proxies)",
+                );
+                if *may_allow {
+                    hints.push("if that address is meant: --allow-other-host; a private cache's token goes there".to_owned());
+                }
+                hints
             }
             Self::CannotSignTokens => hint("make tokens on a machine with the RSA private key"),
             Self::ManagedFile { lines, .. } => {

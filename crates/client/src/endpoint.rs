@@ -22,6 +22,10 @@ impl Endpoint {
         self.0.scheme() == "http" && !here
     }
 
+    pub(crate) fn url(&self) -> &Url {
+        &self.0
+    }
+
     /// Whether the connection needs certificates.
     pub(crate) fn is_encrypted(&self) -> bool {
         self.0.scheme() == "https"

@@ -94,6 +94,14 @@ pub enum Error {
         /// Why it is not an address.
         reason: String,
     },
+    /// The text is not the address of a cache.
+    #[error("{text:?} is not the address of a cache: {reason}")]
+    SubstituterUrl {
+        /// The text, without secrets.
+        text: String,
+        /// Why it is not an address.
+        reason: String,
+    },
 
     // The server
     /// The HTTP client could not be set up, for example because the system's certificates are

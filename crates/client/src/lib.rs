@@ -38,6 +38,7 @@ mod redirects;
 mod reporter;
 mod retry;
 mod settings;
+mod substituter_url;
 
 pub use api::{AcknowledgedUpload, ApiClient, HttpSettings};
 pub use dump::{CaseHack, DumpError, dump_nar};
@@ -59,3 +60,4 @@ pub use settings::{
     CacheRef, LoadedSettings, ResolvedServer, ServerName, ServerSettings, Settings, SettingsPaths, Variables,
     process_variables,
 };
+pub use substituter_url::SubstituterUrl;

@@ -652,3 +652,55 @@ fn no_hint_puts_a_token_on_a_command_line() {
         }
     }
 }
+
+/// The answer of a server about its cache `main`, which is public.
+fn cache_config(address: &str, key: &str) -> String {
+    serde_json::json!({ "substituter_endpoint": address, "public_key": key, "is_public": true }).to_string()
+}
+
+#[test]
+fn use_writes_no_address_that_is_more_than_an_address_of_this_server() {
+    let key = format!("main:{}=", "A".repeat(43));
+    let home = TestHome::new();
+    fs::create_dir_all(home.path(".config/dormer")).unwrap();
+    let use_main = |body: String, more: &[&str]| {
+        let address = hostile_server(200, body);
+        let settings = format!("default-server = \"lab\"\n[servers.lab]\nendpoint = \"{address}\"\n");
+        fs::write(home.path(".config/dormer/config.toml"), settings).unwrap();
+        let arguments: Vec<&str> = ["use", "main"].iter().chain(more).copied().collect();
+        home.run(&arguments)
+    };
+    for address in [
+        "http://127.0.0.1:9/x?trusted=1",
+        "http://127.0.0.1:9/x#y",
+        "http://ada:MARKER@127.0.0.1:9/x",
+        "file:///tmp/x",
+        "ssh://h",
+        "http://127.0.0.1:9/x y",
+        "http://127.0.0.1:9/x\nsubstituters = http://evil",
+        "http://example.org/main",
+        // Nobody listens there.
+        "http://127.0.0.1:9/main",
+    ] {
+        let said = use_main(cache_config(address, &key), &[]);
+        assert!(said.starts_with("exit code: 1") && said.contains("api-endpoint"), "{address}: {said}");
+        assert!(!said.contains("MARKER"), "{said}");
+        assert!(!home.path(".config/nix/nix.conf").exists(), "{address}");
+    }
+    let said = use_main(cache_config("http://example.org/main", &key), &[]);
+    assert!(said.contains("--allow-other-host"), "{said}");
+    // The flag allows another host, and nothing else.
+    let said = use_main(cache_config("http://localhost:9/x?trusted=1", &key), &["--allow-other-host"]);
+    assert!(said.starts_with("exit code: 1"), "{said}");
+    // Another host that is a cache: `localhost` is another name than 127.0.0.1.
+    let other = hostile_server(200, "StoreDir: /nix/store\n".to_owned()).replace("127.0.0.1", "localhost");
+    for bad in ["a#b", "a b", "a\nx"] {
+        let said = use_main(cache_config(&other, &key.replace("main", bad)), &["--allow-other-host"]);
+        assert!(said.starts_with("exit code: 1"), "{bad}: {said}");
+    }
+    assert!(!home.path(".config/nix/nix.conf").exists());
+    let said = use_main(cache_config(&other, &key), &["--allow-other-host"]);
+    assert!(said.starts_with("exit code: 0"), "{said}");
+    let conf = fs::read_to_string(home.path(".config/nix/nix.conf")).unwrap();
+    assert!(conf.contains(&format!("extra-substituters = {other}\n")), "{conf}");
+}
