@@ -182,6 +182,9 @@ impl Error {
             {
                 hint("something else listens there: another `dormer serve`? Choose another address (--listen, metrics.listen)")
             }
+            Self::Io { source, .. } if source.kind() == std::io::ErrorKind::StorageFull => {
+                hint("the disk is full: free some space and run the command again")
+            }
             Self::NoInstallation { .. } => {
                 hint("start `dormer serve` once with the same settings (--data-dir, --config, DORMER_…)")
             }
@@ -239,8 +242,14 @@ fn client_hints(error: &dormer_client::Error) -> Vec<String> {
         }
         Client::CacheExists { .. } => hint("`dormer cache configure` changes it"),
         Client::Unreachable { .. } | Client::Stalled { .. } => {
-            hint("is the server running, and is its address right?")
+            let mut hints = hint("is the server running, and is its address right?");
+            hints.extend(proxy_hint(&|name| std::env::var_os(name).is_some_and(|value| !value.is_empty())));
+            hints
         }
+        // Dormer's own answer has a name.
+        Client::Refused { status: 413, name: None, .. } => hint(
+            "a proxy in front of the server limits the size of requests; let it pass any size (nginx: client_max_body_size 0)",
+        ),
         Client::Refused { status: 301..=308, .. } => hint(
             "Dormer follows redirects only for reading and only on the same server; if the other address is yours, log in there",
         ),
@@ -263,6 +272,19 @@ fn client_hints(error: &dormer_client::Error) -> Vec<String> {
         Client::MalformedToken => hint("check that the token was copied completely, without other text"),
         _ => Vec::new(),
     }
+}
+
+/// Names the variables that send requests to a proxy.
+fn proxy_hint(is_set: &dyn Fn(&str) -> bool) -> Option<String> {
+    const VARIABLES: [&str; 6] =
+        ["http_proxy", "https_proxy", "all_proxy", "HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY"];
+    let set: Vec<&str> = VARIABLES.into_iter().filter(|name| is_set(name)).collect();
+    (!set.is_empty()).then(|| {
+        format!(
+            "requests go through the proxy in {}; no_proxy names the hosts that need none",
+            set.join(", ")
+        )
+    })
 }
 
 fn publish_hints(error: &dormer_publish::Error) -> Vec<String> {
@@ -316,4 +338,30 @@ fn index_hints(error: &dormer_index::Error) -> Vec<String> {
 /// `1 path`, `7 paths`.
 pub(crate) fn paths(count: usize) -> String {
     if count == 1 { "1 path".to_owned() } else { format!("{count} paths") }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn failures_that_others_cause_say_what_to_do() {
+        let refused = |status, name| dormer_client::Error::Refused {
+            action: "x".to_owned(),
+            status,
+            name,
+            message: "y".to_owned(),
+        };
+        let hints = |error: dormer_client::Error| Error::from(error).hints().join(" ");
+        assert!(hints(refused(413, None)).contains("client_max_body_size"));
+        // The server itself says which limit it is.
+        assert!(hints(refused(413, Some(dormer_api::ErrorName::RequestError))).is_empty());
+        assert!(hints(refused(307, None)).contains("redirects"));
+        let full = Error::Io { attempt: "write x".to_owned(), source: io::ErrorKind::StorageFull.into() };
+        assert!(full.hints()[0].contains("disk is full"));
+        let taken = Error::Io { attempt: "listen on x".to_owned(), source: io::ErrorKind::AddrInUse.into() };
+        assert!(taken.hints()[0].contains("--listen"));
+        assert_eq!(proxy_hint(&|_| false), None);
+        assert!(proxy_hint(&|name| name == "https_proxy").unwrap().contains("https_proxy; no_proxy"));
+    }
 }

@@ -155,6 +155,16 @@ pub(crate) fn netrc_password<'a>(text: &'a str, host: &str) -> Option<&'a str> {
     None
 }
 
+/// Longest line of a netrc file that curl surely reads: it takes 4,096 bytes in the oldest version
+/// of Nix, and drops a longer line without a word.
+pub(crate) const NETRC_LINE_BYTES_MAX: usize = 4_000;
+
+/// Bytes of a line beside the token: the words and the longest name of a host.
+pub(crate) const NETRC_LINE_ROOM: usize = 300;
+
+/// What a line that is too long means.
+pub(crate) const NETRC_TOO_LONG: &str = "with this token, the line in the netrc file is longer than 4,000 bytes, which Nix ignores: make a token with fewer permissions or patterns";
+
 /// The host in the form of netrc files: without user, port and brackets.
 pub(crate) fn host_of(url: &str) -> &str {
     let rest = url.split_once("://").map_or(url, |(_, rest)| rest);

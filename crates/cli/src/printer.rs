@@ -4,8 +4,8 @@
 //! Standard output is data, and standard error is conversation. Both may close at any time: a
 //! reader that has read enough (`dormer cache list | head -1`) is not a failure.
 //!
-//! Every line passes through `terminal_text`, because much of it comes from servers. The only escape
-//! sequences in the output are the colours that this file adds.
+//! Every line passes through `terminal_text`, because much of it comes from servers. The only
+//! escape sequences in the output are the colours that this file adds.
 
 use std::io::{self, IsTerminal as _, Write as _};
 

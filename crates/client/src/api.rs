@@ -36,6 +36,7 @@ use crate::nar_stream::NarSource;
 use crate::redirects;
 use crate::reporter::{Retry, RetryReporter, Silent, UploadReporter};
 use crate::retry::{Passing, RetryPolicy, parse_retry_after};
+use crate::token_expiry;
 
 /// Longest answer that the client reads: a list of some 50,000 caches, or of 400,000 missing paths.
 const ANSWER_BYTES_MAX: usize = 16 * 1024 * 1024;
@@ -86,6 +87,10 @@ pub struct ApiClient {
     writing: reqwest::Client,
     endpoint: Endpoint,
     authorization: Option<HeaderValue>,
+    /// When the token says that it expires.
+    expiry: Option<SystemTime>,
+    /// Whether metadata always stands in front of the NAR.
+    forces_preamble: bool,
     settings: Arc<HttpSettings>,
     reporter: Arc<dyn RetryReporter>,
 }
@@ -118,8 +123,23 @@ impl ApiClient {
         let authorization = token.map(bearer).transpose()?;
         let http = |redirects| build(&endpoint, &settings, redirects).map_err(Error::HttpClient);
         let (reading, writing) = (http(redirects::to_same_origin())?, http(Policy::none())?);
-        let reporter = Arc::new(Silent);
-        Ok(Self { reading, writing, endpoint, authorization, settings: Arc::new(settings), reporter })
+        Ok(Self {
+            reading,
+            writing,
+            endpoint,
+            authorization,
+            expiry: token.and_then(token_expiry::token_expiry),
+            forces_preamble: false,
+            settings: Arc::new(settings),
+            reporter: Arc::new(Silent),
+        })
+    }
+
+    /// Sends the metadata of every upload in front of the NAR instead of in a header, for proxies
+    /// with little room for headers.
+    pub fn with_forced_preamble(mut self, forces_preamble: bool) -> Self {
+        self.forces_preamble = forces_preamble;
+        self
     }
 
     /// Tells `reporter` about requests that are tried again. Each upload has its own reporter.
@@ -201,6 +221,10 @@ impl ApiClient {
                 Err(_) => Error::InvalidPath { path: info.store_path.clone() },
             }
         })?;
+        let form = match form {
+            NarInfoForm::Header(json) if self.forces_preamble => NarInfoForm::Preamble(json.into_bytes()),
+            form => form,
+        };
         let bytes_sent = AtomicU64::new(0);
         let mut tries = 0;
         loop {
@@ -413,7 +437,12 @@ impl ApiClient {
         let error = match (status.as_u16(), name) {
             (_, Some(ErrorName::NoSuchCache)) => Error::NoSuchCache { action, message },
             (_, Some(ErrorName::CacheAlreadyExists)) => Error::CacheExists { action, message },
-            (401, _) => Error::Unauthorized { action, with_token: self.authorization.is_some(), message },
+            (401, _) => Error::Unauthorized {
+                action,
+                with_token: self.authorization.is_some(),
+                expiry: self.expiry.map(|expiry| token_expiry::describe(expiry, SystemTime::now())),
+                message,
+            },
             (403, _) => Error::Forbidden { action, message },
             (status, _) if passing.is_some() => Error::Unavailable { action, status, tries: 1, message },
             (status, name) => Error::Refused { action, status, name, message },

@@ -39,6 +39,7 @@ mod reporter;
 mod retry;
 mod settings;
 mod substituter_url;
+mod token_expiry;
 
 pub use api::{AcknowledgedUpload, ApiClient, HttpSettings};
 pub use dump::{CaseHack, DumpError, dump_nar};
@@ -61,3 +62,4 @@ pub use settings::{
     process_variables,
 };
 pub use substituter_url::SubstituterUrl;
+pub use token_expiry::token_expiry;

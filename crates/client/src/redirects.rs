@@ -1,8 +1,8 @@
 //! Which redirects the client follows.
 //!
-//! A request carries a token, and perhaps a secret key or a NAR. Only the server that the user chose
-//! may have them. So the client follows a redirect only for GET, and only to the same origin: the
-//! same scheme, host and port. Any other redirect is an answer, which the caller reports.
+//! A request carries a token, and perhaps a secret key or a NAR. Only the server that the user
+//! chose may have them. So the client follows a redirect only for GET, and only to the same origin:
+//! the same scheme, host and port. Any other redirect is an answer, which the caller reports.
 
 use reqwest::redirect::Policy;
 

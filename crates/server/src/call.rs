@@ -97,8 +97,8 @@ impl Call {
         self.parts.uri.authority().map(http::uri::Authority::as_str).or_else(|| self.header(HOST))
     }
 
-    /// The address that the client used, with a slash at the end: as a trusted proxy reports it, else
-    /// the host of the request.
+    /// The address that the client used, with a slash at the end: as a trusted proxy reports it,
+    /// else the host of the request.
     pub(crate) fn address(&self, trusted_proxies: &[Network]) -> String {
         let peer = self.parts.extensions.get::<Peer>().map(|peer| peer.0.ip());
         let forwarded = match forwarded::is_trusted(peer, trusted_proxies) {

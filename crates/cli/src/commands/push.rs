@@ -61,6 +61,9 @@ pub(crate) struct PushArgs {
     /// Number of concurrent uploads
     #[arg(short, long, value_name = "NUMBER", default_value_t = 5, value_parser = clap::value_parser!(u16).range(1..=256))]
     jobs: u16,
+    /// Send metadata in front of each NAR instead of in a header, for proxies that limit headers
+    #[arg(long)]
+    force_preamble: bool,
     /// Print what would be pushed, and push nothing
     #[arg(long)]
     dry_run: bool,
@@ -77,6 +80,7 @@ pub(super) async fn run(args: PushArgs, context: &Context) -> Result<ExitCode> {
     let (roots, unresolved) = resolve_all(&store, &arguments, &said)?;
 
     let (server, api) = context.connect_to_cache(&args.cache)?;
+    let api = api.with_forced_preamble(args.force_preamble);
     let cache = &args.cache.cache;
     let config = api.get_cache_config(cache).await?;
     let options = PushOptions {

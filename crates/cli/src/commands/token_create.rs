@@ -8,6 +8,7 @@ use serde_json::json;
 
 use crate::context::{Context, SettingsArgs};
 use crate::error::Result;
+use crate::nix_files;
 use crate::settings::{Settings, units};
 use crate::tokens;
 
@@ -86,9 +87,12 @@ pub(super) fn run(args: TokenCreateArgs, context: &Context) -> Result<()> {
     let claims = tokens::claims(&wish, &settings.jwt, SystemTime::now());
     if args.dump_claims {
         let text = serde_json::to_string_pretty(&claims).expect("claims have text keys only");
-        return context.printer.data(&text);
+        return context.printer.data_lines(&text);
     }
     let token = tokens::sign(&tokens::signing_key(&settings)?, &claims)?;
+    if token.expose().len() > nix_files::NETRC_LINE_BYTES_MAX - nix_files::NETRC_LINE_ROOM {
+        context.printer.warn(nix_files::NETRC_TOO_LONG);
+    }
     if context.printer.json {
         return context.printer.message(&json!({
             "message_type": "token", "token": token.expose(), "jti": claims.jti, "exp": claims.exp,

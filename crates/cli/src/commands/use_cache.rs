@@ -12,7 +12,10 @@ use dormer_nix::PublicKey;
 use super::nix_settings::{EDGE_NETRC, NixFiles};
 use crate::context::{Context, EXIT_CODES_OF_CLIENT};
 use crate::error::{Error, Result};
-use crate::nix_files::{MarkedFile, host_of, netrc_has_machine, netrc_password, nix_list_contains};
+use crate::nix_files::{
+    MarkedFile, NETRC_LINE_BYTES_MAX, NETRC_TOO_LONG, host_of, netrc_has_machine, netrc_password,
+    nix_list_contains,
+};
 
 /// Time limit for an edge to answer one small request.
 const PROBE_TIMEOUT: Duration = Duration::from_secs(10);
@@ -40,7 +43,7 @@ const PROBE_TIMEOUT: Duration = Duration::from_secs(10);
 pub(crate) struct UseArgs {
     /// [SERVER:]CACHE
     cache: CacheRef,
-    /// Accept an address on another host than the server's, or without TLS although the server has it
+    /// Accept an address on another host than the server's, or one without TLS
     #[arg(long, conflicts_with = "edge")]
     allow_other_host: bool,
     /// Address of the edge, without the cache's name
@@ -120,6 +123,9 @@ pub(super) async fn run_use(args: UseArgs, context: &Context) -> Result<()> {
         } else {
             // Nix sends the password with Basic. The server ignores the user name.
             let entry = format!("machine {host} login dormer password {}", token.expose());
+            if entry.len() > NETRC_LINE_BYTES_MAX {
+                context.printer.warn(NETRC_TOO_LONG);
+            }
             for other in netrc.names().into_iter().filter(|name| *name != netrc_name) {
                 let lines = netrc.lines_of(other).join("\n");
                 if netrc_password(&lines, &host).is_some_and(|password| password != token.expose()) {

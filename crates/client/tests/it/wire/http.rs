@@ -484,3 +484,31 @@ async fn redirects_come_to_an_end() {
     assert!(matches!(error, Error::Refused { status: 302, .. }), "{error:?}");
     assert_eq!(server.requests().len(), 4);
 }
+
+#[tokio::test]
+async fn a_preamble_can_be_forced() {
+    let package = package(1000);
+    let server = Server::scripted([ok(UPLOADED)]).await;
+    let api = client(&server).with_forced_preamble(true);
+    api.upload_path(&package.info, &package.source, &Silent).await.unwrap();
+    let request = &server.requests()[0];
+    assert_eq!(request.header("x-attic-nar-info"), None);
+    let size: usize = request.header("x-attic-nar-info-preamble-size").unwrap().parse().unwrap();
+    assert!(request.body[..size].starts_with(b"{") && request.body[size..] == package.nar);
+}
+
+#[tokio::test]
+async fn no_token_and_a_token_that_does_not_count_and_a_missing_permission_are_told_apart() {
+    // `{"exp":784111777}`, which was in 1994.
+    let expired = Secret::new("e30.eyJleHAiOjc4NDExMTc3N30.c2ln");
+    for (status, token, words) in [
+        (401, None, "without a token"),
+        (401, Some(&expired), "it expired on Sun, 06 Nov 1994 08:49:37 GMT"),
+        (403, Some(&expired), "does not permit this"),
+    ] {
+        let server = Server::scripted([failure(status, "Unauthorized")]).await;
+        let api = ApiClient::new(server.address.parse().unwrap(), token, quick()).unwrap();
+        let error = api.list_caches().await.unwrap_err();
+        assert!(error.to_string().contains(words), "{error}");
+    }
+}
