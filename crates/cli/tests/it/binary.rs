@@ -704,3 +704,65 @@ fn use_writes_no_address_that_is_more_than_an_address_of_this_server() {
     let conf = fs::read_to_string(home.path(".config/nix/nix.conf")).unwrap();
     assert!(conf.contains(&format!("extra-substituters = {other}\n")), "{conf}");
 }
+
+#[test]
+fn files_of_a_server_are_private_also_in_a_folder_that_others_may_read() {
+    use std::os::unix::fs::PermissionsExt as _;
+    fn check(folder: &Path, seen: &mut usize) {
+        for entry in fs::read_dir(folder).unwrap() {
+            let path = entry.unwrap().path();
+            let metadata = fs::symlink_metadata(&path).unwrap();
+            let mode = metadata.permissions().mode() & 0o777;
+            assert_eq!(mode & 0o077, 0, "{}: {mode:o}", path.display());
+            *seen += 1;
+            if metadata.is_dir() {
+                check(&path, seen);
+            }
+        }
+    }
+    let mut home = TestHome::new();
+    let data = home.path(".local/share/dormer");
+    fs::create_dir_all(&data).unwrap();
+    fs::set_permissions(&data, fs::Permissions::from_mode(0o755)).unwrap();
+    home.serve();
+    home.login();
+    home.run(&["cache", "create", "team"]);
+    let mut seen = 0;
+    check(&data, &mut seen);
+    assert!(seen >= 5, "{seen}");
+}
+
+#[test]
+fn a_token_goes_into_no_netrc_that_everybody_can_read() {
+    use std::os::unix::fs::PermissionsExt as _;
+    let mut home = TestHome::new();
+    home.serve();
+    home.login();
+    home.run(&["cache", "create", "team"]);
+    let netrc = home.path(".config/nix/netrc");
+    fs::create_dir_all(netrc.parent().unwrap()).unwrap();
+    fs::write(&netrc, "machine other.example login a password b\n").unwrap();
+    fs::set_permissions(&netrc, fs::Permissions::from_mode(0o644)).unwrap();
+    let said = home.run(&["use", "team"]);
+    assert!(said.starts_with("exit code: 2") && said.contains("chmod o-rwx"), "{said}");
+    assert!(!fs::read_to_string(&netrc).unwrap().contains("127.0.0.1"));
+    assert!(!home.path(".config/nix/nix.conf").exists());
+    fs::set_permissions(&netrc, fs::Permissions::from_mode(0o640)).unwrap();
+    let said = home.run(&["use", "team"]);
+    assert!(said.starts_with("exit code: 0"), "{said}");
+}
+
+#[test]
+fn a_token_that_is_too_long_for_netrc_files_is_pointed_out() {
+    let mut home = TestHome::new();
+    home.serve();
+    let create = |patterns: usize| {
+        let names: Vec<String> = (0..patterns).map(|number| format!("{number:0>45}")).collect();
+        let mut arguments = vec!["token", "create", "--sub", "ada", "--validity", "1d"];
+        arguments.extend(names.iter().flat_map(|name| ["--pull", name.as_str()]));
+        home.run(&arguments)
+    };
+    let said = create(80);
+    assert!(said.starts_with("exit code: 0") && said.contains("4,000 bytes"), "{said}");
+    assert!(!create(10).contains("4,000 bytes"));
+}
