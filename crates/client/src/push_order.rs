@@ -254,7 +254,9 @@ mod tests {
             if wave.is_empty() {
                 break;
             }
-            wave.iter().for_each(|(_, number)| queue.acknowledge(*number));
+            for (_, number) in &wave {
+                queue.acknowledge(*number);
+            }
             waves.push(wave.into_iter().map(|(path, _)| path).collect::<Vec<_>>());
         }
         assert_eq!(waves, [vec![5], vec![3, 4], vec![1, 2], vec![0]]);

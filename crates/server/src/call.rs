@@ -101,10 +101,8 @@ impl Call {
     /// else the host of the request.
     pub(crate) fn address(&self, trusted_proxies: &[Network]) -> String {
         let peer = self.parts.extensions.get::<Peer>().map(|peer| peer.0.ip());
-        let forwarded = match forwarded::is_trusted(peer, trusted_proxies) {
-            true => Forwarded::read(&self.parts.headers),
-            false => Forwarded::default(),
-        };
+        let is_trusted = forwarded::is_trusted(peer, trusted_proxies);
+        let forwarded = if is_trusted { Forwarded::read(&self.parts.headers) } else { Forwarded::default() };
         forwarded.address(self.host().unwrap_or("localhost"))
     }
 

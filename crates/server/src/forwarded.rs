@@ -6,7 +6,6 @@
 //! is what the client used. Anybody can send these headers, so the server reads them only from the
 //! networks in its settings, and ignores every item that is not well-formed.
 
-use std::borrow::Cow;
 use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::str::FromStr;
@@ -96,11 +95,11 @@ impl Forwarded {
         };
         let standard = headers.get("forwarded").and_then(|value| value.to_str().ok()).unwrap_or_default();
         let parameter = |name: &str| forwarded_parameter(standard, name);
-        let proto = parameter("proto").or_else(|| first("x-forwarded-proto").map(Cow::Borrowed));
-        let host = parameter("host").or_else(|| first("x-forwarded-host").map(Cow::Borrowed));
+        let proto = parameter("proto").or_else(|| first("x-forwarded-proto"));
+        let host = parameter("host").or_else(|| first("x-forwarded-host"));
         Self {
-            is_https: proto.as_deref().and_then(parse_proto),
-            host: host.as_deref().and_then(parse_host),
+            is_https: proto.and_then(parse_proto),
+            host: host.and_then(parse_host),
             prefix: first("x-forwarded-prefix").and_then(parse_prefix),
         }
     }
@@ -114,7 +113,7 @@ impl Forwarded {
 }
 
 /// A parameter of the first item: `for=192.0.2.1;proto=https;host="cache.example.org"`.
-fn forwarded_parameter<'a>(header: &'a str, name: &str) -> Option<Cow<'a, str>> {
+fn forwarded_parameter<'a>(header: &'a str, name: &str) -> Option<&'a str> {
     let mut rest = header;
     loop {
         let (key, value) = rest.split_once('=')?;
@@ -122,22 +121,19 @@ fn forwarded_parameter<'a>(header: &'a str, name: &str) -> Option<Cow<'a, str>> 
         if key.contains(',') {
             return None;
         }
-        let (value, after) = match value.strip_prefix('"') {
-            Some(quoted) => {
-                let (value, after) = quoted.split_once('"')?;
-                // Hosts and schemes need no escapes.
-                if value.contains('\\') {
-                    return None;
-                }
-                (value, after.trim_start())
+        let (value, after) = if let Some(quoted) = value.strip_prefix('"') {
+            let (value, after) = quoted.split_once('"')?;
+            // Hosts and schemes need no escapes.
+            if value.contains('\\') {
+                return None;
             }
-            None => {
-                let end = value.find([';', ',']).unwrap_or(value.len());
-                (value[..end].trim(), &value[end..])
-            }
+            (value, after.trim_start())
+        } else {
+            let end = value.find([';', ',']).unwrap_or(value.len());
+            (value[..end].trim(), &value[end..])
         };
         if key.trim().eq_ignore_ascii_case(name) {
-            return Some(Cow::Borrowed(value));
+            return Some(value);
         }
         rest = after.strip_prefix(';')?;
     }
