@@ -263,7 +263,7 @@ impl Said<'_> {
             }))?;
             match reference {
                 Some(reference) => {
-                    self.printer.say(&format!("not tried: {path}, because it refers to {reference}"))
+                    self.printer.say(&format!("not tried: {path}, because it refers to {reference}"));
                 }
                 None => self.printer.detail(&format!("not tried: {path}")),
             }
