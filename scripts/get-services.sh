@@ -35,20 +35,28 @@ if [ -n "$packages" ]; then
         --no-install-recommends $packages > /dev/null
 fi
 
-# unpacked PACKAGE PROGRAM: only unpacked; installed, these packages would start their services.
+# unpacked PACKAGE PROGRAM [PACKAGE...]: only unpacked; installed, these packages would start their
+# services. Packages with libraries that the program needs come into the same folder.
 unpacked() {
-    [ -x "$parts/$1/$2" ] && return
-    echo "unpacking Debian's $1 in $parts/$1" >&2
-    folder=$(mktemp -d)
+    name=$1 program=$2
+    shift 2
+    [ -x "$parts/$name/$program" ] && return
+    echo "unpacking Debian's $name in $parts/$name" >&2
+    folder=$(mktemp -d "$parts/unpacking.XXXXXX")
     # Where nothing was ever installed there are no lists of packages yet.
-    (cd "$folder" && { apt-get download -qq "$1" || { $as_root apt-get update -qq && apt-get download -qq "$1"; }; })
-    rm -rf "${parts:?}/$1"
-    dpkg-deb -x "$folder/$1"_*.deb "$parts/$1"
+    (cd "$folder" && { apt-get download -qq "$name" "$@" ||
+        { $as_root apt-get update -qq && apt-get download -qq "$name" "$@"; }; })
+    rm -rf "${parts:?}/$name"
+    for package in "$folder"/*.deb; do dpkg-deb -x "$package" "$folder/tree"; done
+    # Whole or not at all: another run may look for it.
+    mv "$folder/tree" "$parts/$name"
     rm -rf "$folder"
 }
-# promtool checks metrics and rules; nginx serves what was published to a folder.
+# promtool checks metrics and rules; nginx serves what was published to a folder, and caches in
+# front of the lab as Varnish does.
 unpacked prometheus usr/bin/promtool
 unpacked nginx usr/sbin/nginx
+unpacked varnish usr/sbin/varnishd libjemalloc2
 
 # venv NAME PROGRAM PACKAGE...: PyPI's packages in a folder of their own, pinned. Another pin brings
 # another folder's content.

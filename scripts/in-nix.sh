@@ -36,5 +36,9 @@ exec unshare "${user[@]}" --mount --propagation private bash -euc '
   mount --bind "$NIX_FOLDER" "$root/nix"
   mount --bind "$WORK" "$root$WORK"
   unset TREE NIX_FOLDER
-  exec unshare --root="$root" --wd="$WORK" "$@"
+  # The root becomes the root of the namespace as well: Nix enters its namespace anew before it runs
+  # a hook, which would leave a mere chroot.
+  cd "$root"
+  mount --move . /
+  exec unshare --root=. --wd="$WORK" "$@"
 ' in-nix "$@"

@@ -452,6 +452,22 @@ impl Lab {
         Run::of(&mut command).succeeds().trim().parse().expect("a number")
     }
 
+    /// Runs a statement in its database, behind the servers' back. An embedded lab must not run.
+    pub fn sql(&self, statement: &str) {
+        let mut command = if self.embedded {
+            let mut command = Command::new("sqlite3");
+            command.arg(self.data_folder().join("index.sqlite")).arg(statement);
+            command
+        } else {
+            let (_, url) =
+                self.environment.iter().find(|(name, _)| name == "DORMER_DATABASE_URL").expect("it is set");
+            let mut command = Command::new("psql");
+            command.args([url, "-X", "-q", "-c", statement]);
+            command
+        };
+        Run::of(&mut command).succeeds();
+    }
+
     /// Its database and its store, behind the servers' back.
     pub fn inspection(&self) -> Inspection {
         if self.embedded {

@@ -8,6 +8,7 @@
 //!   network.
 //! - [`edge`]: a published layout, the Worker in workerd, and the attacks on whatever serves it.
 //! - [`http`]: requests as bytes on a socket, for clients other than Nix.
+//! - [`HttpCache`]: a real nginx or Varnish that caches before a host.
 //! - [`manifests`]: checks of what is applied to a Kubernetes.
 //! - [`Proxy`]: sees every request line between a machine and the lab, and cuts connections when
 //!   told to.
@@ -19,6 +20,7 @@ mod balancer;
 pub mod edge;
 mod files;
 pub mod http;
+mod http_cache;
 mod lab;
 mod machine;
 pub mod manifests;
@@ -28,6 +30,7 @@ mod proxy;
 
 pub use balancer::Balancer;
 pub use files::StaticServer;
+pub use http_cache::HttpCache;
 pub use lab::{Lab, LabOptions};
 pub use machine::{Machine, Run};
 pub use parts::{Nix, binary, part, times, workspace_root};

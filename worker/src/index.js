@@ -15,7 +15,7 @@ export default {
       // Never "not here": Nix tries again.
       return new Response("the edge failed; try again\n", {
         status: 503,
-        headers: { "retry-after": "5", "cache-control": "no-store" },
+        headers: { "retry-after": "5", "cache-control": "private, no-store", vary: "authorization" },
       });
     }
   },

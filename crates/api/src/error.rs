@@ -12,6 +12,14 @@ pub enum Error {
         /// What was read, shortened.
         text: String,
     },
+    /// The name of a pin.
+    #[error(
+        "{text:?} is not the name of a pin: expected 1 to 50 of A-Z a-z 0-9 - _ +, first a letter or digit"
+    )]
+    PinName {
+        /// What was read, shortened.
+        text: String,
+    },
     /// A pattern of cache names.
     #[error("{text:?} is not a pattern of cache names: expected 1 to 50 of A-Z a-z 0-9 - _ + *")]
     CacheNamePattern {

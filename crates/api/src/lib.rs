@@ -17,12 +17,13 @@ mod redacted_url;
 pub mod routes;
 mod secret;
 mod token;
+mod unique_keys;
 mod v1;
 pub mod v2;
 mod wire_error;
 
 pub use error::{Error, Result};
-pub use names::{CACHE_NAME_BYTES_MAX, CacheName, CacheNamePattern};
+pub use names::{CACHE_NAME_BYTES_MAX, CacheName, CacheNamePattern, PinName};
 pub use permissions::{Permission, Permissions};
 pub use redacted_url::RedactedUrl;
 pub use secret::Secret;
@@ -32,7 +33,7 @@ pub use token::{
 };
 pub use v1::{
     CacheConfig, CreateCacheRequest, GetMissingPathsRequest, GetMissingPathsResponse, Keypair,
-    NAR_INFO_BYTES_MAX, NAR_INFO_PREAMBLE_THRESHOLD_BYTES, NarInfoForm, ResolvedNarInfo, RetentionPeriod,
-    UploadPathNarInfo, UploadPathResult, UploadPathResultKind,
+    NAR_INFO_BYTES_MAX, NAR_INFO_PREAMBLE_THRESHOLD_BYTES, NarInfoForm, Quota, ResolvedNarInfo,
+    RetentionPeriod, UploadPathNarInfo, UploadPathResult, UploadPathResultKind,
 };
 pub use wire_error::{ErrorBody, ErrorName};

@@ -34,6 +34,29 @@ impl FromStr for CacheName {
     }
 }
 
+/// The name of a pin: the same form as a cache's.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct PinName(String);
+
+impl PinName {
+    /// The name.
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl FromStr for PinName {
+    type Err = Error;
+
+    fn from_str(text: &str) -> Result<Self> {
+        if is_name(text, false) {
+            Ok(Self(text.to_owned()))
+        } else {
+            Err(Error::PinName { text: excerpt(text) })
+        }
+    }
+}
+
 /// A cache's name in which `*` stands for any number of characters, none included.
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct CacheNamePattern(String);

@@ -5,7 +5,7 @@
 
 use dormer_nix::StorePathHash;
 
-use crate::CacheName;
+use crate::{CacheName, PinName};
 
 /// GET, POST, PATCH, DELETE: a cache's settings.
 pub const CACHE_CONFIG: &str = "/_api/v1/cache-config/{cache}";
@@ -19,6 +19,16 @@ pub const ATTIC_CACHE_INFO: &str = "/{cache}/attic-cache-info";
 pub const V2_CACHES: &str = "/_api/v2/caches";
 /// DELETE: take one object out of a cache at once.
 pub const V2_OBJECT: &str = "/_api/v2/caches/{cache}/objects/{hash}";
+/// DELETE: take every object out of a cache that refers to this one, directly or not.
+pub const V2_REFERRERS: &str = "/_api/v2/caches/{cache}/objects/{hash}/referrers";
+/// POST: what is in a cache, in pages.
+pub const V2_OBJECTS: &str = "/_api/v2/caches/{cache}/objects";
+/// POST: a cache's pins, in pages.
+pub const V2_PINS: &str = "/_api/v2/caches/{cache}/pins";
+/// PUT: pin a path under a name. DELETE: remove the pins of a name.
+pub const V2_PIN: &str = "/_api/v2/caches/{cache}/pins/{name}";
+/// DELETE: remove the pin of one path.
+pub const V2_PINNED_PATH: &str = "/_api/v2/caches/{cache}/pins/{name}/{hash}";
 /// GET and PUT: Nix's own description of a cache.
 pub const NIX_CACHE_INFO: &str = "/{cache}/nix-cache-info";
 /// GET, HEAD, PUT: `<hash>.narinfo` and the other documents in a cache's top folder.
@@ -36,9 +46,39 @@ pub fn attic_cache_info(cache: &CacheName) -> String {
     ATTIC_CACHE_INFO.replace("{cache}", cache.as_str())
 }
 
+/// [`V2_CACHES`], from the first cache or from the one after this name on.
+pub fn v2_caches(after: Option<&CacheName>) -> String {
+    after.map_or_else(|| V2_CACHES.to_owned(), |after| format!("{V2_CACHES}?after={after}"))
+}
+
 /// [`V2_OBJECT`] of `cache` and `hash`.
 pub fn v2_object(cache: &CacheName, hash: &StorePathHash) -> String {
     V2_OBJECT.replace("{cache}", cache.as_str()).replace("{hash}", &hash.to_string())
+}
+
+/// [`V2_REFERRERS`] of `cache` and `hash`.
+pub fn v2_referrers(cache: &CacheName, hash: &StorePathHash) -> String {
+    format!("{}/referrers", v2_object(cache, hash))
+}
+
+/// [`V2_OBJECTS`] of `cache`.
+pub fn v2_objects(cache: &CacheName) -> String {
+    V2_OBJECTS.replace("{cache}", cache.as_str())
+}
+
+/// [`V2_PINS`] of `cache`.
+pub fn v2_pins(cache: &CacheName) -> String {
+    V2_PINS.replace("{cache}", cache.as_str())
+}
+
+/// [`V2_PIN`] of `cache` and `name`.
+pub fn v2_pin(cache: &CacheName, name: &PinName) -> String {
+    V2_PIN.replace("{cache}", cache.as_str()).replace("{name}", name.as_str())
+}
+
+/// [`V2_PINNED_PATH`] of `cache`, `name` and `hash`.
+pub fn v2_pinned_path(cache: &CacheName, name: &PinName, hash: &StorePathHash) -> String {
+    format!("{}/{hash}", v2_pin(cache, name))
 }
 
 /// The folder that is a cache to Nix: what stands in `substituters`, below the server's address.
@@ -57,6 +97,13 @@ mod tests {
         assert_eq!(cache_config(&cache), "/_api/v1/cache-config/team+a_1");
         assert_eq!(attic_cache_info(&cache), "/team+a_1/attic-cache-info");
         assert_eq!(v2_object(&cache, &hash), format!("/_api/v2/caches/team+a_1/objects/{hash}"));
+        assert_eq!(
+            v2_referrers(&cache, &hash),
+            V2_REFERRERS.replace("{cache}", "team+a_1").replace("{hash}", &hash.to_string())
+        );
+        let name: PinName = "ci".parse().unwrap();
+        assert_eq!(v2_pin(&cache, &name), "/_api/v2/caches/team+a_1/pins/ci");
+        assert_eq!(v2_pinned_path(&cache, &name, &hash), format!("/_api/v2/caches/team+a_1/pins/ci/{hash}"));
         assert_eq!(substituter(&cache), "/team+a_1");
     }
 }

@@ -48,6 +48,15 @@ pub struct CacheConfig {
     /// How long unused objects are kept.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub retention_period: Option<RetentionPeriod>,
+    /// Most bytes that the cache keeps; not Attic's.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub quota: Option<Quota>,
+    /// How many paths of a name are kept, 0 for all; not Attic's.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub keep_latest: Option<u32>,
+    /// Whether `upload-path` may give a path another NAR. Attic has no such setting.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub allow_replacement: Option<bool>,
 }
 
 impl CacheConfig {
@@ -58,7 +67,13 @@ impl CacheConfig {
             && self.store_dir.is_none()
             && self.priority.is_none()
             && self.upstream_cache_key_names.is_none()
-            && self.retention_period.is_none()
+            && !self.changes_retention()
+            && self.allow_replacement.is_none()
+    }
+
+    /// Whether a PATCH with it would change what the cache keeps.
+    pub fn changes_retention(&self) -> bool {
+        self.retention_period.is_some() || self.quota.is_some() || self.keep_latest.is_some()
     }
 }
 
@@ -69,6 +84,15 @@ pub enum RetentionPeriod {
     Global,
     /// This many seconds.
     Period(u32),
+}
+
+/// Most bytes that a cache keeps, as clients download them.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Quota {
+    /// As the server says for all caches.
+    Global,
+    /// This many bytes; 0 for no quota.
+    Bytes(u64),
 }
 
 /// A cache's signing key.
@@ -93,6 +117,9 @@ pub struct CreateCacheRequest {
     pub priority: i32,
     /// Keys whose paths clients need not push.
     pub upstream_cache_key_names: Vec<String>,
+    /// Whether `upload-path` may give a path another NAR. Attic's client does not send it.
+    #[serde(skip_serializing_if = "std::ops::Not::not", default)]
+    pub allow_replacement: bool,
 }
 
 /// Body of POST `get-missing-paths`.
@@ -240,6 +267,10 @@ pub struct UploadPathResult {
     /// Part of the NAR, 0 to 1, that the server had already.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub frac_deduplicated: Option<f64>,
+    /// Whether the path that was here first stays: it has another NAR or other references, and the
+    /// cache does not allow replacement.
+    #[serde(skip_serializing_if = "std::ops::Not::not", default)]
+    pub kept: bool,
 }
 
 /// What became of an upload.

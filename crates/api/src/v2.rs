@@ -6,11 +6,14 @@ use crate::{CacheName, RetentionPeriod};
 use dormer_nix::StoreDir;
 
 /// Answer to GET `caches`: every cache on which the caller has any permission, and the public ones;
-/// by name.
+/// by name, in pages.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ListCachesResponse {
     /// One entry a cache.
     pub caches: Vec<CacheEntry>,
+    /// There may be more: ask again for those `after` this name.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub next: Option<CacheName>,
 }
 
 /// One cache in the list.
@@ -38,4 +41,121 @@ pub struct CacheEntry {
 pub struct RemovePathResponse {
     /// Whether the cache had the path.
     pub removed: bool,
+}
+
+/// Answer to DELETE of an object's referrers.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RemoveReferrersResponse {
+    /// How many objects this request removed.
+    pub removed: u64,
+    /// Whether some are left: then the request is to be sent again.
+    pub more: bool,
+}
+
+/// Body of POST `objects`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ListObjectsRequest {
+    /// The order.
+    #[serde(default)]
+    pub sort: SortObjects,
+    /// `next` of the page before.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub after: Option<String>,
+}
+
+/// An order of objects.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum SortObjects {
+    /// The longest unused first.
+    #[default]
+    Used,
+    /// The oldest first.
+    Age,
+    /// The largest first.
+    Size,
+}
+
+/// Its answer.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ListObjectsResponse {
+    /// One page.
+    pub objects: Vec<ObjectEntry>,
+    /// Where the next page begins; absent after the last page.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub next: Option<String>,
+}
+
+/// One object in the list.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ObjectEntry {
+    /// `<hash>-<name>`.
+    pub store_path: String,
+    /// Bytes of its NAR, uncompressed.
+    pub nar_size: u64,
+    /// When it was pushed, in seconds since 1970.
+    pub created_at: i64,
+    /// When it was last used, in seconds since 1970.
+    pub last_used_at: i64,
+}
+
+/// Body of PUT of a pin.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct AddPinRequest {
+    /// `<hash>-<name>`.
+    pub store_path: String,
+    /// How long the pin lasts; for ever without it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub keep_for_seconds: Option<u32>,
+    /// How many paths of the name stay pinned, the newest; all without it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub keep: Option<u32>,
+}
+
+/// Its answer.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct AddPinResponse {
+    /// Paths of the closure that the cache lacks, as `<hash>-<name>`. An upstream cache may have
+    /// them.
+    pub missing: Vec<String>,
+    /// Whether the whole closure was looked at; a very large one is not.
+    pub complete: bool,
+}
+
+/// Body of POST `pins`.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ListPinsRequest {
+    /// The last pin of the page before.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub after: Option<PinEntry>,
+}
+
+/// Its answer.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ListPinsResponse {
+    /// One page, by name.
+    pub pins: Vec<PinEntry>,
+    /// Whether more follow.
+    pub more: bool,
+}
+
+/// One pin in the list.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PinEntry {
+    /// Its name.
+    pub name: String,
+    /// `<hash>-<name>`.
+    pub store_path: String,
+    /// When it was added, in seconds since 1970.
+    pub created_at: i64,
+    /// When it ends, in seconds since 1970; never without it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ends_at: Option<i64>,
+}
+
+/// Answer to DELETE of pins.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RemovePinsResponse {
+    /// How many there were.
+    pub removed: u64,
 }

@@ -5,8 +5,8 @@ use std::sync::Arc;
 
 use clap::Args;
 use dormer_client::{
-    ApiClient, CacheRef, HttpSettings, LoadedSettings, ResolvedServer, Retry, RetryPolicy, RetryReporter,
-    ServerName, SettingsPaths,
+    ApiClient, CacheRef, ENDPOINT_VARIABLE, Endpoint, HttpSettings, LoadedSettings, ResolvedServer, Retry,
+    RetryPolicy, RetryReporter, ServerName, SettingsPaths, process_variables,
 };
 
 use crate::error::Result;
@@ -24,22 +24,43 @@ Exit codes:
 pub(crate) struct Context {
     pub(crate) printer: Printer,
     pub(crate) environment: Environment,
+    /// The address of `--endpoint`.
+    endpoint: Option<Endpoint>,
 }
 
 impl Context {
-    pub(crate) fn new(printer: Printer) -> Self {
-        Self { printer, environment: Environment::of_process() }
+    pub(crate) fn new(printer: Printer, endpoint: Option<Endpoint>) -> Self {
+        Self { printer, environment: Environment::of_process(), endpoint }
     }
 
     /// The client's settings.
     pub(crate) fn client_settings() -> Result<LoadedSettings> {
-        let paths = SettingsPaths::from_variables(&dormer_client::process_variables)?;
-        Ok(LoadedSettings::load(&paths)?)
+        Ok(LoadedSettings::load(&SettingsPaths::from_variables(&process_variables))?)
+    }
+
+    /// The server of `DORMER_ENDPOINT`, if it is set.
+    pub(crate) fn server_of_environment() -> Result<Option<ResolvedServer>> {
+        let Some(address) = process_variables(ENDPOINT_VARIABLE) else { return Ok(None) };
+        Ok(Some(ResolvedServer::at(address.parse()?, None, &process_variables)))
+    }
+
+    /// A server by name, or the default one. An address on the command line comes first, and needs
+    /// no settings. `DORMER_ENDPOINT` stands for the default server.
+    pub(crate) fn server(&self, name: Option<&ServerName>) -> Result<ResolvedServer> {
+        if let Some(endpoint) = &self.endpoint {
+            return Ok(ResolvedServer::at(endpoint.clone(), name, &process_variables));
+        }
+        if name.is_none()
+            && let Some(server) = Self::server_of_environment()?
+        {
+            return Ok(server);
+        }
+        Ok(Self::client_settings()?.resolve_server(name, &process_variables)?)
     }
 
     /// A server by name, or the default one, and a client of this server.
     pub(crate) fn connect(&self, server: Option<&ServerName>) -> Result<(ResolvedServer, ApiClient)> {
-        let server = Self::client_settings()?.resolve_server(server, &dormer_client::process_variables)?;
+        let server = self.server(server)?;
         let api = self.client_for(&server)?;
         Ok((server, api))
     }
@@ -63,6 +84,15 @@ impl Context {
         let api = ApiClient::new(server.endpoint.clone(), server.token.as_ref(), settings)?;
         Ok(api.with_retry_reporter(Arc::new(RetryPrinter(self.printer.clone()))))
     }
+}
+
+/// The address of a server without settings, for all commands that talk to a server.
+#[derive(Debug, Clone, Default, Args)]
+pub(crate) struct EndpointArgs {
+    /// The server's address, in place of the settings; the token comes from DORMER_TOKEN [env:
+    /// DORMER_ENDPOINT]
+    #[arg(long, value_name = "URL", global = true)]
+    pub(crate) endpoint: Option<Endpoint>,
 }
 
 struct RetryPrinter(Printer);

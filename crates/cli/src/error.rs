@@ -6,6 +6,9 @@
 use std::io;
 use std::path::{Path, PathBuf};
 
+use dormer_client::MACHINE_SETTINGS;
+use dormer_edge_host::KeyError;
+
 use crate::settings;
 
 /// Result of a command.
@@ -41,10 +44,12 @@ pub(crate) enum Error {
     Publish(#[from] dormer_publish::Error),
     #[error("there is no installation here: no server ever made {}", path.display())]
     NoInstallation { path: PathBuf },
+    #[error("the collection failed: {reason}")]
+    NotCollected { reason: String },
     #[error("{caches} of the caches could not be published")]
     NotPublished { caches: usize },
     #[error(transparent)]
-    TokenVerifier(#[from] dormer_edge_host::KeyError),
+    TokenVerifier(#[from] KeyError),
     #[error(transparent)]
     EdgeSource(#[from] dormer_edge_host::SourceError),
     #[error(transparent)]
@@ -87,6 +92,10 @@ pub(crate) enum Error {
     ReportedAddress { cache: String, problem: String, may_allow: bool },
     #[error("cache {cache} of this server has no {what}")]
     IncompleteAnswer { cache: String, what: &'static str },
+    #[error("no server of Dormer or Attic answers at {endpoint}: it answers {status}, without their JSON")]
+    NotAServer { endpoint: String, status: u16 },
+    #[error("the netrc file that Nix reads, {}, belongs to others", path.display())]
+    NetrcOfOthers { path: PathBuf, source: io::Error },
     #[error("aborted: nothing was changed")]
     Aborted,
 }
@@ -192,6 +201,12 @@ impl Error {
                 "start `dormer serve` once with the same settings, or set jwt.signing.token-hs256-secret-base64".to_owned(),
                 "`dormer token create` runs where the server's settings are, not on its clients".to_owned(),
             ],
+            Self::TokenVerifier(KeyError::ShortSecret { .. }) => vec![
+                "make one: openssl rand -base64 64 | tr -d '\\n'".to_owned(),
+                "set it as jwt.signing.token-hs256-secret-base64 (Attic's variable: \
+                 ATTIC_SERVER_TOKEN_HS256_SECRET_BASE64), and make all tokens again: dormer token create"
+                    .to_owned(),
+            ],
             Self::TokenKey { .. } | Self::TokenVerifier(_) => {
                 hint("it must be a PEM file, encoded in base64 as a whole; make a key with: openssl genrsa -traditional 2048 | base64 -w0")
             }
@@ -204,6 +219,12 @@ impl Error {
                     hints.push("if that address is meant: --allow-other-host; a private cache's token goes there".to_owned());
                 }
                 hints
+            }
+            Self::NetrcOfOthers { .. } => hint(
+                "run it as root with --system: Nix reads one netrc file only, and one of your own would hide this one",
+            ),
+            Self::NotAServer { .. } => {
+                hint("is there another program at this address, or does the proxy lack the path /_api/ of the server?")
             }
             Self::CannotSignTokens => hint("make tokens on a machine with the RSA private key"),
             Self::ManagedFile { lines, .. } => {
@@ -220,10 +241,15 @@ fn client_hints(error: &dormer_client::Error) -> Vec<String> {
     use dormer_client::Error as Client;
     let hint = |text: &str| vec![text.to_owned()];
     match error {
-        Client::NoDefaultServer => hint(
+        Client::NoDefaultServer => vec![
             "log in first: dormer login NAME URL --token-file FILE; with several servers write SERVER:CACHE, or set a default with \
-             --set-default",
-        ),
+             --set-default"
+                .to_owned(),
+            format!("or, for a service, set DORMER_ENDPOINT and DORMER_TOKEN, or write {MACHINE_SETTINGS} for its user"),
+        ],
+        Client::NoSettingsFolder => vec![format!(
+            "only `dormer login` needs a home: set DORMER_ENDPOINT and DORMER_TOKEN, or write {MACHINE_SETTINGS}"
+        )],
         Client::UnknownServer { name } => {
             vec![format!("log in first: dormer login {name} URL --token-file FILE")]
         }
@@ -263,11 +289,18 @@ fn client_hints(error: &dormer_client::Error) -> Vec<String> {
         Client::NotInStore { .. } => hint(
             "give a store path, or a link to one such as ./result; `nix copy` and `nix store add-path` add paths to the store",
         ),
+        Client::NotDescribed { .. } => hint("this is a fault of Nix or of Dormer; nothing was pushed"),
+        Client::StoreElsewhere { .. } => hint(
+            "push on the machine that has the files, or name a local store: NIX_REMOTE=local, or NIX_REMOTE=local?root=DIR",
+        ),
         Client::StoreDirMismatch { .. } => {
             hint("a cache serves one store folder; make another cache for this one")
         }
         Client::HttpClient(_) => hint(
-            "install the system's certificates (ca-certificates), or name a file with them in SSL_CERT_FILE",
+            "install the system's certificates (ca-certificates), or name a file with them in NIX_SSL_CERT_FILE",
+        ),
+        Client::ReadCertificates { .. } | Client::NoCertificates { .. } => hint(
+            "the variable must name a PEM file with every authority to trust, as for Nix; unset it to trust the system's",
         ),
         Client::MalformedToken => hint("check that the token was copied completely, without other text"),
         _ => Vec::new(),

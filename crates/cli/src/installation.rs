@@ -18,8 +18,9 @@ use std::time::{Duration, SystemTime};
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use dormer_api::Permission;
-use dormer_engine::{CreateCache, Engine, MasterKey, SystemClock};
-use dormer_index::{Index, JobIndex, PostgresIndex, PublishIndex, SqliteIndex, SqliteOptions};
+use dormer_blobs::Blobs;
+use dormer_engine::{CollectSettings, Collector, CreateCache, Engine, MasterKey, SystemClock};
+use dormer_index::{CollectIndex, Index, JobIndex, PostgresIndex, PublishIndex, SqliteIndex, SqliteOptions};
 use dormer_nix::StoreDir;
 
 pub(crate) use self::store::refuse_foreign_folders;
@@ -74,6 +75,7 @@ pub(crate) struct Installation {
     pub(crate) publish: Arc<dyn PublishIndex>,
     /// The same index.
     pub(crate) jobs: Arc<dyn JobIndex>,
+    pub(crate) collector: Collector,
     pub(crate) token_key: SigningKey,
     /// Public key of the cache `main`, if the cache exists and is public.
     pub(crate) main_public_key: Option<String>,
@@ -94,7 +96,7 @@ pub(crate) async fn prepare(settings: &Settings, observer: Observer<'_>) -> Resu
 
     let index_is_new = index_is_new(settings).await?;
     let has_packs = settings.remote_storage.is_none() && settings.storage_path.join("packs").exists();
-    let OpenIndex { index, publish, jobs } = open_index(settings).await?;
+    let OpenIndex { index, publish, jobs, collect } = open_index(settings).await?;
     if index_is_new {
         observer(&match &settings.postgres {
             Some(server) => Made::Schema { database: server.name.clone() },
@@ -106,6 +108,7 @@ pub(crate) async fn prepare(settings: &Settings, observer: Observer<'_>) -> Resu
     }
     let was_started = index.find_setting(FIRST_START_SETTING).await?.is_some();
     let blobs = open_store(settings, &*index, was_started, &mut warnings).await?;
+    let collector = collector(settings, collect, Arc::clone(&blobs));
     let master_key = master_key(settings, &*index, observer).await?;
     let (token_key, made) = tokens::signing_key_or_new(settings)?;
     if made {
@@ -135,7 +138,7 @@ pub(crate) async fn prepare(settings: &Settings, observer: Observer<'_>) -> Resu
     let main = engine.find_cache(FIRST_CACHE).await?.filter(|cache| cache.is_public);
     let main_public_key = main
         .and_then(|cache| cache.keys.iter().rev().find(|key| key.active).map(|key| key.public_key.clone()));
-    Ok(Installation { engine, index, publish, jobs, token_key, main_public_key, warnings })
+    Ok(Installation { engine, index, publish, jobs, collector, token_key, main_public_key, warnings })
 }
 
 /// What a follower needs of an installation. Another process may be serving this installation.
@@ -164,13 +167,53 @@ pub(crate) struct OpenIndex {
     pub(crate) index: Arc<dyn Index>,
     pub(crate) publish: Arc<dyn PublishIndex>,
     pub(crate) jobs: Arc<dyn JobIndex>,
+    pub(crate) collect: Arc<dyn CollectIndex>,
 }
 
 impl OpenIndex {
-    fn new<I: Index + PublishIndex + JobIndex>(index: I) -> Self {
+    fn new<I: Index + PublishIndex + JobIndex + CollectIndex>(index: I) -> Self {
         let index = Arc::new(index);
-        Self { index: index.clone(), publish: index.clone(), jobs: index }
+        Self { index: index.clone(), publish: index.clone(), jobs: index.clone(), collect: index }
     }
+}
+
+fn collector(settings: &Settings, index: Arc<dyn CollectIndex>, blobs: Arc<dyn Blobs>) -> Collector {
+    let seconds = |duration: Duration| i64::try_from(duration.as_secs()).unwrap_or(i64::MAX);
+    let collect_settings = CollectSettings {
+        interval_seconds: Some(seconds(settings.collect_interval)).filter(|interval| *interval > 0),
+        upload_seconds_max: seconds(settings.upload_timeout),
+        alias_seconds: settings.engine.alias_seconds,
+        ..CollectSettings::default()
+    };
+    Collector::new(index, blobs, Arc::new(SystemClock), collect_settings)
+}
+
+/// What a command needs to collect, or to have a server collect.
+pub(crate) struct Collection {
+    pub(crate) opened: OpenIndex,
+    pub(crate) collector: Collector,
+    /// Whether a server has the database for itself.
+    pub(crate) is_served: bool,
+}
+
+/// Opens an existing installation to collect in it, beside its server or without one. With
+/// `reads_only`, no lock is taken.
+pub(crate) async fn open_collection(settings: &Settings, reads_only: bool) -> Result<Collection> {
+    let path = &settings.database_path;
+    let (opened, is_served) = if settings.postgres.is_some() || reads_only {
+        (open_jobs(settings).await?, false)
+    } else if !path.exists() {
+        return Err(Error::NoInstallation { path: path.clone() });
+    } else {
+        match open_index(settings).await {
+            Ok(opened) => (opened, false),
+            Err(Error::Index(dormer_index::Error::Locked { .. })) => (open_jobs(settings).await?, true),
+            Err(error) => return Err(error),
+        }
+    };
+    let blobs = open_store(settings, &*opened.index, true, &mut Vec::new()).await?;
+    let collector = collector(settings, Arc::clone(&opened.collect), blobs);
+    Ok(Collection { opened, collector, is_served })
 }
 
 /// Opens the index that the settings name and brings its schema up to date.
@@ -331,6 +374,7 @@ async fn make_first_cache(engine: &Engine, observer: Observer<'_>) -> Result<()>
         priority: DEFAULT_PRIORITY,
         upstream_cache_key_names: vec![DEFAULT_UPSTREAM_KEY.to_owned()],
         secret_key: None,
+        allow_replacement: false,
     };
     match engine.create_cache(new).await {
         Ok(cache) => observer(&Made::Cache { name: cache.name.clone() }),
@@ -368,6 +412,9 @@ mod tests {
     use crate::settings::{Environment, Flags, keys};
 
     use super::*;
+
+    /// 32 bytes of text.
+    const TOKEN_SECRET: &str = "YSBzZWNyZXQgb2YgdGhlIHRlc3RzLCAzMiBieXRlcy4=";
 
     /// 32 zero bytes.
     const ZEROS: &str = "AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA=";
@@ -497,10 +544,10 @@ mod tests {
     #[test]
     fn secrets_from_variables_leave_no_files() {
         let home = tempfile::tempdir().unwrap();
-        let secret = ("ATTIC_SERVER_TOKEN_HS256_SECRET_BASE64", "c2VjcmV0");
+        let secret = ("ATTIC_SERVER_TOKEN_HS256_SECRET_BASE64", TOKEN_SECRET);
         let settings = settings(home.path(), &[("DORMER_MASTER_KEY", ZEROS), secret]);
         let (key, made) = start(&settings, usize::MAX, async |first| first.token_key);
-        assert!(matches!(key.unwrap(), SigningKey::Hs256(key) if key == b"secret"));
+        assert!(matches!(key.unwrap(), SigningKey::Hs256(key) if key.starts_with(b"a secret of the tests")));
         assert!(!made.iter().any(|made| matches!(made, Made::MasterKey(_) | Made::TokenSecret(_))));
         assert!(
             !settings.data_dir.join("master-key").exists()
@@ -511,7 +558,7 @@ mod tests {
     /// Settings of a replica on a database server, with its own folder and with packs in a shared
     /// one.
     fn replica(folder: &Path, packs: &Path, database: &str) -> Settings {
-        let secret = ("ATTIC_SERVER_TOKEN_HS256_SECRET_BASE64", "c2VjcmV0");
+        let secret = ("ATTIC_SERVER_TOKEN_HS256_SECRET_BASE64", TOKEN_SECRET);
         let packs = packs.display().to_string();
         settings(
             folder,
@@ -598,7 +645,7 @@ mod tests {
             &[
                 ("DORMER_DATABASE_URL", &database),
                 ("DORMER_MASTER_KEY", ZEROS),
-                ("ATTIC_SERVER_TOKEN_HS256_SECRET_BASE64", "c2VjcmV0"),
+                ("ATTIC_SERVER_TOKEN_HS256_SECRET_BASE64", TOKEN_SECRET),
                 ("DORMER_STORAGE_TYPE", "s3"),
                 ("DORMER_STORAGE_BUCKET", "packs"),
                 ("DORMER_STORAGE_ENDPOINT", &endpoint),
@@ -635,7 +682,7 @@ mod tests {
                 &[
                     ("DORMER_DATABASE_URL", database),
                     ("DORMER_MASTER_KEY", ZEROS),
-                    ("ATTIC_SERVER_TOKEN_HS256_SECRET_BASE64", "c2VjcmV0"),
+                    ("ATTIC_SERVER_TOKEN_HS256_SECRET_BASE64", TOKEN_SECRET),
                     ("DORMER_STORAGE_TYPE", "s3"),
                     ("DORMER_STORAGE_BUCKET", bucket),
                     ("DORMER_STORAGE_PREFIX", "lab"),

@@ -5,6 +5,7 @@
 //! - `context`: what every command needs.
 //! - `settings`: the server's settings, from one table of keys.
 //! - `installation`: what `dormer serve` finds or makes before it listens.
+//! - `service_manager`: sockets of systemd, and what it is told.
 //! - `telemetry`: log lines and traces. `open_files`: the limit of open files.
 //! - `printer`: decides what is printed. `terminal_text`: what a terminal must not obey.
 //!   `progress`: draws a push.
@@ -25,6 +26,7 @@ mod open_files;
 mod printer;
 mod progress;
 mod secret_file;
+mod service_manager;
 mod settings;
 mod telemetry;
 mod terminal;
@@ -50,7 +52,7 @@ fn main() -> ExitCode {
             return ExitCode::from(error::EXIT_FAILURE);
         }
     };
-    let context = Context::new(printer.clone());
+    let context = Context::new(printer.clone(), command_line.command.endpoint());
     let result = runtime.block_on(commands::run(command_line.command, &context));
     // Reads of the local store that nobody needs any more must not delay the end.
     runtime.shutdown_background();

@@ -37,6 +37,20 @@ impl MarkedFile {
         }
     }
 
+    /// Sets the lines of the block `name` in a netrc file: at the beginning, where no `default`
+    /// hides them. A block that nothing hides stays in its place.
+    pub(crate) fn set_in_netrc(&mut self, name: &str, lines: &[String]) {
+        let is_reachable = self.find(name).is_some_and(|range| {
+            netrc_entries(self.text[..range.start].lines()).iter().all(|entry| entry.host.is_some())
+        });
+        if is_reachable {
+            self.set(name, lines);
+        } else {
+            self.remove(name);
+            self.text.insert_str(0, &format!("{}\n{}\n{}\n", begin(name), lines.join("\n"), end(name)));
+        }
+    }
+
     /// Removes `name` and its lines. Returns `false` if there is no such block.
     pub(crate) fn remove(&mut self, name: &str) -> bool {
         let Some(Range { mut start, mut end }) = self.find(name) else { return false };
@@ -122,37 +136,53 @@ pub(crate) fn nix_list_contains(file: &MarkedFile, name: &str, word: &str) -> bo
     })
 }
 
-/// Whether a line of the user gives a password for this host. curl takes the first matching entry.
-pub(crate) fn netrc_has_machine(file: &MarkedFile, host: &str) -> bool {
-    let lines = file.foreign_lines();
-    let words: Vec<&str> = lines
-        .into_iter()
-        .filter(|line| !line.trim_start().starts_with('#'))
-        .flat_map(str::split_whitespace)
-        .collect();
-    words.windows(2).any(|pair| pair == ["machine", host])
+/// One entry of a netrc file.
+struct NetrcEntry<'a> {
+    /// The host; `None` is `default`, which fits every host.
+    host: Option<&'a str>,
+    password: Option<&'a str>,
 }
 
-/// The password of a netrc file for a host. The first matching entry counts, as in curl.
-pub(crate) fn netrc_password<'a>(text: &'a str, host: &str) -> Option<&'a str> {
-    let mut words =
-        text.lines().filter(|line| !line.trim_start().starts_with('#')).flat_map(str::split_whitespace);
-    let mut fits = false;
+fn netrc_entries<'a>(lines: impl IntoIterator<Item = &'a str>) -> Vec<NetrcEntry<'a>> {
+    let lines = lines.into_iter().filter(|line| !line.trim_start().starts_with('#'));
+    let mut words = lines.flat_map(str::split_whitespace);
+    let mut entries: Vec<NetrcEntry<'a>> = Vec::new();
     while let Some(word) = words.next() {
         match word {
-            "machine" => fits = words.next() == Some(host),
-            "default" => fits = true,
+            "machine" => {
+                entries.extend(words.next().map(|host| NetrcEntry { host: Some(host), password: None }));
+            }
+            "default" => entries.push(NetrcEntry { host: None, password: None }),
             "password" => {
                 let password = words.next();
-                if fits {
-                    return password;
+                if let Some(entry) = entries.last_mut() {
+                    entry.password = entry.password.or(password);
                 }
             }
             "login" | "account" => drop(words.next()),
             _ => {}
         }
     }
-    None
+    entries
+}
+
+/// Whether a line of the user gives a password for this host. curl takes the first matching entry,
+/// so an entry behind `default` counts for nothing.
+pub(crate) fn netrc_has_machine(file: &MarkedFile, host: &str) -> bool {
+    let entries = netrc_entries(file.foreign_lines());
+    entries.iter().take_while(|entry| entry.host.is_some()).any(|entry| entry.host == Some(host))
+}
+
+/// The hosts whose entries `default` hides.
+pub(crate) fn netrc_hidden_hosts(text: &str) -> Vec<&str> {
+    let entries = netrc_entries(text.lines());
+    entries.into_iter().skip_while(|entry| entry.host.is_some()).filter_map(|entry| entry.host).collect()
+}
+
+/// The password of a netrc file for a host. The first matching entry counts, as in curl.
+pub(crate) fn netrc_password<'a>(text: &'a str, host: &str) -> Option<&'a str> {
+    let entries = netrc_entries(text.lines());
+    entries.iter().filter(|entry| entry.host.is_none_or(|own| own == host)).find_map(|entry| entry.password)
 }
 
 /// Longest line of a netrc file that curl surely reads: it takes 4,096 bytes in the oldest version
@@ -163,7 +193,7 @@ pub(crate) const NETRC_LINE_BYTES_MAX: usize = 4_000;
 pub(crate) const NETRC_LINE_ROOM: usize = 300;
 
 /// What a line that is too long means.
-pub(crate) const NETRC_TOO_LONG: &str = "with this token, the line in the netrc file is longer than 4,000 bytes, which Nix ignores: make a token with fewer permissions or patterns";
+pub(crate) const NETRC_TOO_LONG: &str = "with this token, the entry has more than 4,000 bytes, and some versions of Nix drop a netrc line of that length: make a token with fewer permissions, or with patterns such as 'team-*' in place of many names";
 
 /// The host in the form of netrc files: without user, port and brackets.
 pub(crate) fn host_of(url: &str) -> &str {
@@ -268,6 +298,32 @@ mod tests {
         let file = MarkedFile::new("machine a login x password y\nmachine\n  b\n login z\n# machine c\n");
         assert!(netrc_has_machine(&file, "a") && netrc_has_machine(&file, "b"));
         assert!(!netrc_has_machine(&file, "c") && !netrc_has_machine(&file, "x"));
+    }
+
+    /// Where a `default` of the user stands, ours is in front, and goes without a trace.
+    #[test]
+    fn no_default_hides_an_entry_of_ours() {
+        for text in [
+            "",
+            "default login a password b",
+            "machine x password y\ndefault\n login a password b\nmachine h password hidden\n",
+            "# default\nmachine x login default password y\n",
+        ] {
+            let entry = |token: &str| lines(&[&format!("machine h login dormer password {token}")]);
+            let mut file = MarkedFile::new(text);
+            assert!(!netrc_has_machine(&file, "h"), "{text}");
+            file.set_in_netrc("lab", &entry("one"));
+            file.set_in_netrc("lab", &entry("two"));
+            assert_eq!(netrc_password(file.text(), "h"), Some("two"), "{text}");
+            assert!(file.remove("lab"));
+            assert_eq!(file.text(), text);
+            // An entry at the end, from before, moves.
+            file.set("lab", &entry("old"));
+            file.set_in_netrc("lab", &entry("new"));
+            assert_eq!(netrc_password(file.text(), "h"), Some("new"), "{text}");
+        }
+        assert_eq!(netrc_hidden_hosts("machine a\ndefault\nmachine b\nmachine c\n"), ["b", "c"]);
+        assert!(netrc_hidden_hosts("machine default password default\nmachine b\n").is_empty());
     }
 
     #[test]

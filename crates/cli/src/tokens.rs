@@ -49,7 +49,11 @@ fn parse_secret(settings: &Settings, text: &str) -> Result<SigningKey> {
 /// Signs claims.
 pub(crate) fn sign(key: &SigningKey, claims: &TokenClaims) -> Result<Secret> {
     let (algorithm, key) = match key {
-        SigningKey::Hs256(secret) => (Algorithm::HS256, EncodingKey::from_secret(secret)),
+        SigningKey::Hs256(secret) => {
+            // No server would believe the token.
+            dormer_edge_host::check_secret(secret)?;
+            (Algorithm::HS256, EncodingKey::from_secret(secret))
+        }
         SigningKey::Rs256Secret(pem) => (
             Algorithm::RS256,
             EncodingKey::from_rsa_pem(pem).map_err(|source| Error::TokenKey {
@@ -195,9 +199,11 @@ mod tests {
         assert_eq!(claims(&endless, &jwt, now).exp, Some(1 << 52));
     }
 
+    const SECRET: &[u8] = b"a secret of the tests, 32 bytes.";
+
     #[test]
     fn a_signed_token_verifies_with_the_same_secret_only() {
-        let key = SigningKey::Hs256(b"secret".to_vec());
+        let key = SigningKey::Hs256(SECRET.to_vec());
         let token =
             sign(&key, &claims(&wish(&[("*", Permission::Pull)]), &jwt(), SystemTime::now())).unwrap();
         let verify = |secret: &[u8]| {
@@ -208,11 +214,14 @@ mod tests {
                 &validation,
             )
         };
-        assert_eq!(verify(b"secret").unwrap().claims.sub.as_deref(), Some("ada"));
+        assert_eq!(verify(SECRET).unwrap().claims.sub.as_deref(), Some("ada"));
         assert!(verify(b"other").is_err());
         assert!(matches!(
             sign(&SigningKey::Rs256Public(Vec::new()), &TokenClaims::default()),
             Err(Error::CannotSignTokens)
         ));
+        let short = sign(&SigningKey::Hs256(SECRET[1..].to_vec()), &TokenClaims::default()).unwrap_err();
+        assert_eq!(short.to_string(), "the HS256 secret has 31 bytes; it needs at least 32");
+        assert!(short.hints()[0].contains("openssl rand -base64 64"), "{:?}", short.hints());
     }
 }

@@ -17,10 +17,14 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, SystemTime};
 
 use bytes::Bytes;
-use dormer_api::v2::{ListCachesResponse, RemovePathResponse};
+use dormer_api::v2::{
+    AddPinRequest, AddPinResponse, ListCachesResponse, ListObjectsRequest, ListObjectsResponse,
+    ListPinsRequest, ListPinsResponse, RemovePathResponse, RemovePinsResponse, RemoveReferrersResponse,
+};
 use dormer_api::{
     CacheConfig, CacheName, CreateCacheRequest, ErrorBody, ErrorName, GetMissingPathsRequest,
-    GetMissingPathsResponse, NarInfoForm, Secret, UploadPathNarInfo, UploadPathResult, headers, routes,
+    GetMissingPathsResponse, NarInfoForm, PinName, Secret, UploadPathNarInfo, UploadPathResult, headers,
+    routes,
 };
 use dormer_nix::StorePathHash;
 use futures::{Stream, StreamExt as _, stream};
@@ -30,12 +34,14 @@ use reqwest::{Method, RequestBuilder, Response, StatusCode};
 use serde::de::DeserializeOwned;
 use tokio::time::Instant;
 
+use crate::certificates::http_client;
 use crate::endpoint::Endpoint;
 use crate::error::{Error, Result};
 use crate::nar_stream::NarSource;
 use crate::redirects;
 use crate::reporter::{Retry, RetryReporter, Silent, UploadReporter};
 use crate::retry::{Passing, RetryPolicy, parse_retry_after};
+use crate::settings::process_variables;
 use crate::token_expiry;
 
 /// Longest answer that the client reads: a list of some 50,000 caches, or of 400,000 missing paths.
@@ -121,7 +127,7 @@ impl ApiClient {
     /// A client for the server at `endpoint`. It sends `token` with every request.
     pub fn new(endpoint: Endpoint, token: Option<&Secret>, settings: HttpSettings) -> Result<Self> {
         let authorization = token.map(bearer).transpose()?;
-        let http = |redirects| build(&endpoint, &settings, redirects).map_err(Error::HttpClient);
+        let http = |redirects| build(&endpoint, &settings, redirects);
         let (reading, writing) = (http(redirects::to_same_origin())?, http(Policy::none())?);
         Ok(Self {
             reading,
@@ -197,13 +203,82 @@ impl ApiClient {
 
     /// The caches that this token may see.
     pub async fn list_caches(&self) -> Result<ListCachesResponse> {
-        self.ask("listing the caches", Repeat::Always, || self.request(Method::GET, routes::V2_CACHES)).await
+        let mut all = ListCachesResponse { caches: Vec::new(), next: None };
+        loop {
+            let route = routes::v2_caches(all.next.as_ref());
+            let request = || self.request(Method::GET, &route);
+            let page: ListCachesResponse = self.ask("listing the caches", Repeat::Always, request).await?;
+            all.caches.extend(page.caches);
+            // A server that ignores `after` would keep the client for ever. The order of the names
+            // is the database's, so they are not compared otherwise.
+            if page.next.is_none() || page.next == all.next {
+                return Ok(ListCachesResponse { next: None, ..all });
+            }
+            all.next = page.next;
+        }
     }
 
     /// Removes a path from a cache at once. `removed` says whether the path was there.
     pub async fn remove_path(&self, cache: &CacheName, hash: &StorePathHash) -> Result<RemovePathResponse> {
         let action = format!("removing {hash} from cache {cache}");
         let route = routes::v2_object(cache, hash);
+        self.ask(&action, Repeat::Always, || self.request(Method::DELETE, &route)).await
+    }
+
+    /// Removes what refers to a path, directly or not. Call it again while it says that there is
+    /// more.
+    pub async fn remove_referrers(
+        &self,
+        cache: &CacheName,
+        hash: &StorePathHash,
+    ) -> Result<RemoveReferrersResponse> {
+        let action = format!("removing what refers to {hash} from cache {cache}");
+        let route = routes::v2_referrers(cache, hash);
+        self.ask(&action, Repeat::Always, || self.request(Method::DELETE, &route)).await
+    }
+
+    /// A page of what is in a cache.
+    pub async fn list_objects(
+        &self,
+        cache: &CacheName,
+        request: &ListObjectsRequest,
+    ) -> Result<ListObjectsResponse> {
+        let action = format!("listing cache {cache}");
+        let route = routes::v2_objects(cache);
+        self.ask(&action, Repeat::Always, || self.request(Method::POST, &route).json(request)).await
+    }
+
+    /// Pins a path under a name.
+    pub async fn add_pin(
+        &self,
+        cache: &CacheName,
+        name: &PinName,
+        request: &AddPinRequest,
+    ) -> Result<AddPinResponse> {
+        let action = format!("adding a pin to cache {cache}");
+        let route = routes::v2_pin(cache, name);
+        self.ask(&action, Repeat::Always, || self.request(Method::PUT, &route).json(request)).await
+    }
+
+    /// A page of a cache's pins.
+    pub async fn list_pins(&self, cache: &CacheName, request: &ListPinsRequest) -> Result<ListPinsResponse> {
+        let action = format!("listing the pins of cache {cache}");
+        let route = routes::v2_pins(cache);
+        self.ask(&action, Repeat::Always, || self.request(Method::POST, &route).json(request)).await
+    }
+
+    /// Removes the pins of a name, or only that of one path.
+    pub async fn remove_pins(
+        &self,
+        cache: &CacheName,
+        name: &PinName,
+        hash: Option<&StorePathHash>,
+    ) -> Result<RemovePinsResponse> {
+        let action = format!("removing pins from cache {cache}");
+        let route = match hash {
+            Some(hash) => routes::v2_pinned_path(cache, name, hash),
+            None => routes::v2_pin(cache, name),
+        };
         self.ask(&action, Repeat::Always, || self.request(Method::DELETE, &route)).await
     }
 
@@ -473,13 +548,8 @@ impl Error {
     }
 }
 
-fn build(
-    endpoint: &Endpoint,
-    settings: &HttpSettings,
-    redirects: Policy,
-) -> reqwest::Result<reqwest::Client> {
-    let builder = reqwest::Client::builder()
-        .user_agent(concat!("dormer/", env!("CARGO_PKG_VERSION")))
+fn build(endpoint: &Endpoint, settings: &HttpSettings, redirects: Policy) -> Result<reqwest::Client> {
+    let builder = http_client(endpoint.is_encrypted(), &process_variables)?
         .connect_timeout(settings.connect_timeout)
         .redirect(redirects);
     // An upload that was given up leaves its connection to the kernel, which would keep trying for
@@ -487,10 +557,7 @@ fn build(
     // first.
     #[cfg(target_os = "linux")]
     let builder = builder.tcp_user_timeout(settings.idle_timeout * 2);
-    // In a minimal container without root certificates, a client with the system's certificates
-    // cannot be built. An unencrypted connection needs none.
-    let builder = if endpoint.is_encrypted() { builder } else { builder.tls_certs_only([]) };
-    builder.build()
+    builder.build().map_err(Error::HttpClient)
 }
 
 fn bearer(token: &Secret) -> Result<HeaderValue> {

@@ -3,7 +3,7 @@
 use std::fmt;
 use std::str::FromStr;
 
-use dormer_api::RedactedUrl;
+use dormer_api::{CacheName, RedactedUrl};
 use reqwest::Url;
 
 use crate::error::{Error, Result};
@@ -24,6 +24,19 @@ impl Endpoint {
 
     pub(crate) fn url(&self) -> &Url {
         &self.0
+    }
+
+    /// The address without its last segment, and this segment, if it could be the name of a cache.
+    pub fn split_cache(&self) -> Option<(Self, CacheName)> {
+        let (base, last) = self.0.path().trim_end_matches('/').rsplit_once('/')?;
+        let mut url = self.0.clone();
+        url.set_path(&format!("{base}/"));
+        Some((Self(url), last.parse().ok()?))
+    }
+
+    /// The host's name or address.
+    pub(crate) fn host(&self) -> &str {
+        self.0.host_str().expect("an address of http or https has a host")
     }
 
     /// Whether the connection needs certificates.
@@ -102,6 +115,19 @@ mod tests {
             endpoint.join(&routes::cache_config(&"a+b".parse().unwrap())),
             "https://example.org/attic/_api/v1/cache-config/a+b"
         );
+    }
+
+    #[test]
+    fn the_name_of_a_cache_is_the_last_segment() {
+        let split = |text: &str| {
+            let endpoint: Endpoint = text.parse().unwrap();
+            endpoint.split_cache().map(|(server, cache)| (server.to_string(), cache.to_string()))
+        };
+        let parts = |server: &str, cache: &str| Some((server.to_owned(), cache.to_owned()));
+        assert_eq!(split("http://a/main"), parts("http://a/", "main"));
+        assert_eq!(split("http://a/base/main/"), parts("http://a/base/", "main"));
+        assert_eq!(split("http://a/"), None);
+        assert_eq!(split("http://a/_api"), None);
     }
 
     #[test]

@@ -17,8 +17,11 @@ pub type Result<T, E = Error> = std::result::Result<T, E>;
 #[non_exhaustive]
 pub enum Error {
     // Settings
-    /// Neither `XDG_CONFIG_HOME` nor `HOME` gives a place for settings.
-    #[error("neither XDG_CONFIG_HOME nor HOME is set, so there is no place for settings")]
+    /// Neither `XDG_CONFIG_HOME` nor `HOME` nor the system's user database gives a place for
+    /// settings.
+    #[error(
+        "neither XDG_CONFIG_HOME nor HOME is set and this user has no home, so there is no place for settings"
+    )]
     NoSettingsFolder,
     /// The settings exist but cannot be read.
     #[error("reading settings from {}", path.display())]
@@ -108,6 +111,24 @@ pub enum Error {
     /// unreadable.
     #[error("setting up the HTTP client")]
     HttpClient(#[source] reqwest::Error),
+    /// The file with the certificates to trust cannot be read.
+    #[error("reading the certificates that {variable} names from {}", path.display())]
+    ReadCertificates {
+        /// The variable.
+        variable: &'static str,
+        /// The file.
+        path: PathBuf,
+        /// The error of the system.
+        source: io::Error,
+    },
+    /// The file with the certificates to trust has none.
+    #[error("{} holds no certificates, and {variable} names it", path.display())]
+    NoCertificates {
+        /// The variable.
+        variable: &'static str,
+        /// The file.
+        path: PathBuf,
+    },
     /// The server did not answer in any try.
     #[error("{action}: no answer from {endpoint} after {tries} {}", if *tries == 1 { "try" } else { "tries" })]
     Unreachable {
@@ -256,6 +277,18 @@ pub enum Error {
     InvalidPath {
         /// The path.
         path: String,
+    },
+    /// `nix` said nothing about a path that it was asked about.
+    #[error("`nix path-info` said nothing about {path}")]
+    NotDescribed {
+        /// The path.
+        path: String,
+    },
+    /// The files of the store are on another machine.
+    #[error("the store {store} is not on this machine")]
+    StoreElsewhere {
+        /// The setting `store` of Nix.
+        store: String,
     },
     /// An argument that does not lead to an existing path.
     #[error("looking up {}", path.display())]

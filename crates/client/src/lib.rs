@@ -22,10 +22,12 @@
 //!   incomplete one.
 
 mod api;
+mod certificates;
 mod dump;
 mod endpoint;
 mod error;
 pub mod fuzz_targets;
+mod links;
 mod nar_stream;
 mod nix_config;
 mod nix_store;
@@ -38,6 +40,7 @@ mod redirects;
 mod reporter;
 mod retry;
 mod settings;
+mod store_location;
 mod substituter_url;
 mod token_expiry;
 
@@ -45,9 +48,10 @@ pub use api::{AcknowledgedUpload, ApiClient, HttpSettings};
 pub use dump::{CaseHack, DumpError, dump_nar};
 pub use endpoint::Endpoint;
 pub use error::{Error, Result};
+pub use links::link_target;
 pub use nar_stream::{NAR_STREAM_BYTES_MAX, NarSource};
 pub use nix_config::NixConfig;
-pub use nix_store::NixStore;
+pub use nix_store::{NixStore, nix_program};
 pub use path_info::PathInfo;
 pub use probe::{ProbeAnswer, probe};
 pub use push::{
@@ -58,8 +62,8 @@ pub use push_plan::PushPlan;
 pub use reporter::{PathDone, PushReporter, Retry, RetryReporter, Silent, TransferId, UploadReporter};
 pub use retry::RetryPolicy;
 pub use settings::{
-    CacheRef, LoadedSettings, ResolvedServer, ServerName, ServerSettings, Settings, SettingsPaths, Variables,
-    process_variables,
+    CacheRef, ENDPOINT_VARIABLE, LoadedSettings, MACHINE_SETTINGS, ResolvedServer, ServerName,
+    ServerSettings, Settings, SettingsPaths, Variables, process_variables,
 };
 pub use substituter_url::SubstituterUrl;
 pub use token_expiry::token_expiry;

@@ -22,17 +22,20 @@ impl NixConfig {
     /// Asks `program`, usually `nix`.
     pub async fn read(program: impl AsRef<OsStr>) -> Result<Self> {
         let program = program.as_ref();
-        let version = checked("nix --version", run(program, &["--version"]).await?)?;
+        let version = checked("nix --version", run(program, Whose::User, &["--version"]).await?)?;
         let version = String::from_utf8_lossy(&version.stdout).trim().to_owned();
-        // `config show` exists since 2.20. Older versions have `show-config`, which newer ones will
-        // drop.
-        let mut output = run(program, &["config", "show", "--json"]).await?;
-        if !output.status.success() {
-            output = run(program, &["show-config", "--json"]).await?;
-        }
-        let output = checked("nix config show", output)?;
-        let settings = serde_json::from_slice(&output.stdout).map_err(Error::NixConfigJson)?;
-        Ok(Self { version, settings })
+        Ok(Self { version, settings: read_settings(program, Whose::User).await? })
+    }
+
+    /// Asks `program` for the settings of the machine, without this user's files and variables.
+    pub async fn read_of_machine(program: impl AsRef<OsStr>) -> Result<Self> {
+        let settings = read_settings(program.as_ref(), Whose::Machine).await?;
+        Ok(Self { version: String::new(), settings })
+    }
+
+    /// Asks `program` for its settings only. The version is empty.
+    pub(crate) async fn read_settings(program: &OsStr) -> Result<Self> {
+        Ok(Self { version: String::new(), settings: read_settings(program, Whose::User).await? })
     }
 
     /// The version as Nix prints it: `nix (Nix) 2.26.3`.
@@ -54,13 +57,39 @@ impl NixConfig {
         self.value(name).and_then(Value::as_str)
     }
 
+    /// A setting that is on or off, such as `use-case-hack`.
+    pub fn flag(&self, name: &str) -> Option<bool> {
+        self.value(name).and_then(Value::as_bool)
+    }
+
     fn value(&self, name: &str) -> Option<&Value> {
         self.settings.get(name)?.get("value")
     }
 }
 
-async fn run(program: &OsStr, arguments: &[&str]) -> Result<Output> {
+/// Whose settings are asked for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Whose {
+    User,
+    Machine,
+}
+
+/// `config show` exists since 2.20. Older versions have `show-config`, which newer ones will drop.
+async fn read_settings(program: &OsStr, whose: Whose) -> Result<Value> {
+    let mut output = run(program, whose, &["config", "show", "--json"]).await?;
+    if !output.status.success() {
+        output = run(program, whose, &["show-config", "--json"]).await?;
+    }
+    let output = checked("nix config show", output)?;
+    serde_json::from_slice(&output.stdout).map_err(Error::NixConfigJson)
+}
+
+async fn run(program: &OsStr, whose: Whose, arguments: &[&str]) -> Result<Output> {
     let mut command = tokio::process::Command::new(program);
+    if whose == Whose::Machine {
+        // An empty list of files differs from no list.
+        command.env("NIX_USER_CONF_FILES", "").env_remove("NIX_CONFIG");
+    }
     command.args(["--extra-experimental-features", "nix-command"]).args(arguments);
     command.stdin(Stdio::null()).kill_on_drop(true);
     command.output().await.map_err(|source| {
@@ -91,11 +120,14 @@ mod tests {
             "substituters": {"aliases": [], "value": ["https://a", "https://b"]},
             "netrc-file": {"value": "/etc/nix/netrc"},
             "trusted-users": {"value": "root @wheel"},
+            "use-case-hack": {"value": true},
         });
         let config = NixConfig { version: "nix (Nix) 2.8.0".to_owned(), settings };
         assert_eq!(config.list("substituters"), ["https://a", "https://b"]);
         assert_eq!(config.list("trusted-users"), ["root", "@wheel"]);
         assert_eq!(config.text("netrc-file"), Some("/etc/nix/netrc"));
         assert!(config.list("nothing").is_empty());
+        assert_eq!(config.flag("use-case-hack"), Some(true));
+        assert_eq!(config.flag("netrc-file"), None);
     }
 }

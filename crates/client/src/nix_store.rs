@@ -8,9 +8,12 @@ use std::process::{Output, Stdio};
 
 use dormer_nix::{StoreDir, StorePath};
 
+use crate::dump::CaseHack;
 use crate::error::{Error, Result};
+use crate::nix_config::NixConfig;
 use crate::path_info::PathInfo;
 use crate::settings::Variables;
+use crate::store_location::StoreLocation;
 
 /// Paths in one call of `nix`: some 500 KB of arguments at most, a quarter of the limit of Linux.
 const PATHS_PER_CALL: usize = 2_000;
@@ -25,7 +28,8 @@ const STDERR_BYTES_MAX: usize = 4096;
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct NixStore {
     program: OsString,
-    store_dir: StoreDir,
+    location: StoreLocation,
+    case_hack: CaseHack,
 }
 
 impl Default for NixStore {
@@ -35,9 +39,30 @@ impl Default for NixStore {
 }
 
 impl NixStore {
-    /// A store that asks `program` and looks for arguments in `store_dir`.
+    /// A store that asks `program` and has its files in `store_dir`.
     pub fn new(program: impl Into<OsString>, store_dir: StoreDir) -> Self {
-        Self { program: program.into(), store_dir }
+        let location = StoreLocation::plain(store_dir);
+        Self { program: program.into(), location, case_hack: CaseHack::default() }
+    }
+
+    /// The store that `nix` uses, according to its settings: `store` (or `NIX_REMOTE`), with a root
+    /// of its own perhaps, and `use-case-hack`.
+    pub async fn open(variables: Variables<'_>) -> Result<Self> {
+        Self::open_with(nix_program(variables), variables).await
+    }
+
+    async fn open_with(program: OsString, variables: Variables<'_>) -> Result<Self> {
+        let Self { location, case_hack, .. } = Self::from_variables(variables)?;
+        let config = NixConfig::read_settings(&program).await?;
+        let setting = config.text("store").unwrap_or_default();
+        let location =
+            StoreLocation::of_setting(setting, location.store_dir, variables, &|path| path.exists())?;
+        let case_hack = match config.flag("use-case-hack") {
+            Some(true) => CaseHack::Strip,
+            Some(false) => CaseHack::Keep,
+            None => case_hack,
+        };
+        Ok(Self { program, location, case_hack })
     }
 
     /// The `nix` on the search path, with the store folder from `NIX_STORE_DIR` (or `NIX_STORE`),
@@ -50,12 +75,22 @@ impl NixStore {
             }
             None => StoreDir::default(),
         };
-        Ok(Self::new("nix", store_dir))
+        Ok(Self::new(nix_program(variables), store_dir))
     }
 
-    /// The folder of the store.
+    /// The folder of the store in the names of paths.
     pub fn store_dir(&self) -> &StoreDir {
-        &self.store_dir
+        &self.location.store_dir
+    }
+
+    /// The folder with the files, which differs in a store with a root of its own.
+    pub fn real_dir(&self) -> &Path {
+        &self.location.real_dir
+    }
+
+    /// How file names in the store are read.
+    pub fn case_hack(&self) -> CaseHack {
+        self.case_hack
     }
 
     /// The store path of an argument: the argument itself, its target (`./result`), or the store
@@ -65,8 +100,9 @@ impl NixStore {
     pub fn resolve(&self, argument: &Path) -> Result<StorePath> {
         let unresolved = |source| Error::ResolvePath { path: argument.to_owned(), source };
         let mut path = std::path::absolute(argument).map_err(unresolved)?;
+        let folders = self.folders();
         for _ in 0..=LINKS_MAX {
-            match self.step(&path).map_err(unresolved)? {
+            match step(&folders, &path).map_err(unresolved)? {
                 Step::InStore(base_name) => {
                     let base_name = base_name.to_str().unwrap_or_default();
                     return base_name
@@ -76,7 +112,7 @@ impl NixStore {
                 Step::Outside => {
                     return Err(Error::NotInStore {
                         path: argument.to_owned(),
-                        store_dir: self.store_dir.clone(),
+                        store_dir: self.store_dir().clone(),
                     });
                 }
                 Step::Link(next) => path = next,
@@ -85,47 +121,35 @@ impl NixStore {
         Err(unresolved(io::Error::other("too many symbolic links")))
     }
 
-    /// Walks down an absolute path until it enters the store, or to its first symbolic link, which
-    /// the result replaces.
-    fn step(&self, path: &Path) -> io::Result<Step> {
-        let mut walked = PathBuf::new();
-        let mut components = path.components();
-        while let Some(component) = components.next() {
-            match component {
-                Component::CurDir => continue,
-                // The walked part has no links in it, so `..` is its parent.
-                Component::ParentDir => {
-                    walked.pop();
-                    continue;
-                }
-                other => walked.push(other),
-            }
-            if walked.as_os_str() == self.store_dir.as_str() {
-                // `..` right after the store leads out of it again.
-                if let Some(Component::Normal(base_name)) = components.clone().next() {
-                    let leaves = leaves(components.as_path());
-                    return Ok(if leaves { Step::Outside } else { Step::InStore(base_name.to_owned()) });
-                }
-            }
-            if std::fs::symlink_metadata(&walked)?.is_symlink() {
-                let target = std::fs::read_link(&walked)?;
-                walked.pop();
-                return Ok(Step::Link(walked.join(target).join(components.as_path())));
-            }
-        }
-        Ok(Step::Outside)
+    /// The folders in which a path is a path of the store: the one of the names, and the real one
+    /// under each of its names, because `/nix` may be a link.
+    fn folders(&self) -> Vec<PathBuf> {
+        let mut folders = vec![PathBuf::from(self.store_dir().as_str()), self.real_dir().to_owned()];
+        folders.extend(std::fs::canonicalize(self.real_dir()));
+        folders.dedup();
+        folders
     }
 
     /// What `nix` knows about `paths`, and with `closure` about their closure. Ordered by path,
-    /// without duplicates.
+    /// without duplicates. Each of `paths` is in the result.
     pub async fn path_infos(&self, paths: &[StorePath], closure: bool) -> Result<Vec<PathInfo>> {
+        // Up to 2.14, a derivation stands for its outputs unless `--derivation` says that the file
+        // itself is meant. For other paths, the option means their derivers.
+        let (derivations, others): (Vec<&StorePath>, Vec<&StorePath>) =
+            paths.iter().partition(|path| path.name().strip_suffix(".drv").is_some());
         let mut infos = Vec::new();
-        for batch in paths.chunks(PATHS_PER_CALL) {
-            infos.extend(self.path_info_batch(batch, closure).await?);
+        for (paths, kind) in [(others, &[][..]), (derivations, &["--derivation"])] {
+            for batch in paths.chunks(PATHS_PER_CALL) {
+                infos.extend(self.path_info_batch(batch, closure, kind).await?);
+            }
         }
         infos.sort_unstable_by(|a, b| a.path.cmp(&b.path));
         infos.dedup_by(|a, b| a.path == b.path);
-        Ok(infos)
+        let lost = paths.iter().find(|path| infos.binary_search_by(|info| info.path.cmp(path)).is_err());
+        match lost {
+            Some(path) => Err(Error::NotDescribed { path: path.to_absolute(self.store_dir()) }),
+            None => Ok(infos),
+        }
     }
 
     /// Those of `paths` that are not valid in the store.
@@ -133,6 +157,7 @@ impl NixStore {
         // This old command is in every version of Nix, and the only one that names all of them.
         let mut program = self.program.clone();
         program.push("-store");
+        let paths: Vec<&StorePath> = paths.iter().collect();
         let mut invalid = BTreeSet::new();
         for batch in paths.chunks(PATHS_PER_CALL) {
             let mut command = tokio::process::Command::new(&program);
@@ -142,7 +167,7 @@ impl NixStore {
                 return Err(failed("nix-store --check-validity", &output));
             }
             for line in String::from_utf8_lossy(&output.stdout).lines() {
-                let path = StorePath::parse_absolute(&self.store_dir, line);
+                let path = StorePath::parse_absolute(self.store_dir(), line);
                 let not_a_path = |source| Error::NotAStorePath { path: PathBuf::from(line), source };
                 invalid.insert(path.map_err(not_a_path)?);
             }
@@ -150,12 +175,18 @@ impl NixStore {
         Ok(invalid)
     }
 
-    async fn path_info_batch(&self, paths: &[StorePath], closure: bool) -> Result<Vec<PathInfo>> {
-        let mut output = self.run_path_info(paths, closure, &[]).await?;
+    async fn path_info_batch(
+        &self,
+        paths: &[&StorePath],
+        closure: bool,
+        kind: &[&str],
+    ) -> Result<Vec<PathInfo>> {
+        let mut output = self.run_path_info(paths, closure, kind).await?;
         // Old versions do not know `--json-format`, and new versions announce that they will
         // require it.
         if !output.status.success() && String::from_utf8_lossy(&output.stderr).contains("--json-format") {
-            output = self.run_path_info(paths, closure, &["--json-format", "1"]).await?;
+            let options = [&["--json-format", "1"], kind].concat();
+            output = self.run_path_info(paths, closure, &options).await?;
         }
         if !output.status.success() {
             let error = failed("nix path-info", &output);
@@ -169,9 +200,9 @@ impl NixStore {
         PathInfo::parse_all(&output.stdout)
     }
 
-    async fn run_path_info(&self, paths: &[StorePath], closure: bool, format: &[&str]) -> Result<Output> {
+    async fn run_path_info(&self, paths: &[&StorePath], closure: bool, options: &[&str]) -> Result<Output> {
         let mut command = tokio::process::Command::new(&self.program);
-        command.args(["--extra-experimental-features", "nix-command", "path-info", "--json"]).args(format);
+        command.args(["--extra-experimental-features", "nix-command", "path-info", "--json"]).args(options);
         // A path that is not here must not be fetched only to be pushed.
         command.args(["--option", "substitute", "false"]);
         if closure {
@@ -185,10 +216,10 @@ impl NixStore {
     async fn run(
         &self,
         mut command: tokio::process::Command,
-        paths: &[StorePath],
+        paths: &[&StorePath],
         program: &OsStr,
     ) -> Result<Output> {
-        command.args(paths.iter().map(|path| path.to_absolute(&self.store_dir)));
+        command.args(paths.iter().map(|path| path.to_absolute(self.store_dir())));
         command.stdin(Stdio::null()).kill_on_drop(true);
         command.output().await.map_err(|source| {
             let program = program.to_string_lossy().into_owned();
@@ -207,10 +238,66 @@ fn failed(command: &'static str, output: &Output) -> Error {
     Error::NixFailed { command, status: output.status.to_string(), stderr }
 }
 
+/// Where installations put `nix`. A service such as the Nix daemon often has a search path without
+/// it.
+const USUAL_PROGRAMS: &[&str] = &["/nix/var/nix/profiles/default/bin/nix", "/run/current-system/sw/bin/nix"];
+
+/// The program `nix`: the one on the search path, else the one of the installation.
+pub fn nix_program(variables: Variables<'_>) -> OsString {
+    nix_program_in(variables, USUAL_PROGRAMS)
+}
+
+fn nix_program_in(variables: Variables<'_>, usual: &[&str]) -> OsString {
+    let folders = variables("PATH").unwrap_or_default();
+    let is_on_path = std::env::split_paths(&folders).any(|folder| folder.join("nix").is_file());
+    let installed = || usual.iter().find(|program| Path::new(program).is_file());
+    if is_on_path { "nix".into() } else { installed().unwrap_or(&"nix").into() }
+}
+
 /// The path in `error: path '/nix/store/…' is not valid`, the error of Nix for a closure.
 fn invalid_path(stderr: &str) -> Option<&str> {
     let (before, _) = stderr.split_once("' is not valid")?;
     before.rsplit_once("path '").map(|(_, path)| path)
+}
+
+/// Walks down an absolute path until it enters one of `folders`, or to its first symbolic link,
+/// which the result replaces.
+fn step(folders: &[PathBuf], path: &Path) -> io::Result<Step> {
+    let in_store = |rest: &Path| match rest.components().next() {
+        // `..` right after the store leads out of it again.
+        Some(Component::Normal(_)) if leaves(rest) => Some(Step::Outside),
+        Some(Component::Normal(base_name)) => Some(Step::InStore(base_name.to_owned())),
+        _ => None,
+    };
+    // The names of paths hold even where no such folder exists, or where it is a link.
+    if let Some(step) = folders.iter().filter_map(|folder| path.strip_prefix(folder).ok()).find_map(in_store)
+    {
+        return Ok(step);
+    }
+    let mut walked = PathBuf::new();
+    let mut components = path.components();
+    while let Some(component) = components.next() {
+        match component {
+            Component::CurDir => continue,
+            // The walked part has no links in it, so `..` is its parent.
+            Component::ParentDir => {
+                walked.pop();
+                continue;
+            }
+            other => walked.push(other),
+        }
+        if folders.contains(&walked)
+            && let Some(step) = in_store(components.as_path())
+        {
+            return Ok(step);
+        }
+        if std::fs::symlink_metadata(&walked)?.is_symlink() {
+            let target = std::fs::read_link(&walked)?;
+            walked.pop();
+            return Ok(Step::Link(walked.join(target).join(components.as_path())));
+        }
+    }
+    Ok(Step::Outside)
 }
 
 /// Whether a relative path has enough `..` to leave its own first component.
@@ -300,6 +387,37 @@ mod tests {
         assert!(matches!(resolve("nixpkgs#hello"), Err(Error::ResolvePath { .. })));
     }
 
+    /// Every way to name a path of a store whose files are elsewhere.
+    #[test]
+    fn arguments_lead_into_a_store_with_a_root_of_its_own() {
+        let (_folder, mut store, root) = store();
+        // The files are in `store`; the names say `/nix/store`, which does not exist, or is a link.
+        store.location.store_dir = StoreDir::default();
+        symlink(format!("/nix/store/{C}"), root.join("result")).unwrap();
+        symlink(format!("/nix/store/{C}/bin"), root.join("bin")).unwrap();
+        symlink(&root, root.join("data")).unwrap();
+        let by_link = NixStore::new("nix", root.join("data/store").to_str().unwrap().parse().unwrap());
+        for argument in [
+            format!("/nix/store/{C}"),
+            format!("/nix/store/{C}/bin/hello"),
+            format!("/nix/./store/{C}/bin/.."),
+            format!("{}/store/{C}/bin", root.display()),
+            format!("{}/data/store/{C}", root.display()),
+            format!("{}/result", root.display()),
+            format!("{}/bin/hello", root.display()),
+        ] {
+            assert_eq!(store.resolve(Path::new(&argument)).unwrap().to_string(), C, "{argument}");
+        }
+        for argument in ["/nix/store", "/nix/store/..", "/nowhere"] {
+            assert!(store.resolve(Path::new(argument)).is_err(), "{argument}");
+        }
+        // The folder in the names is a link itself, as on machines where `/nix` is one.
+        for argument in ["store", "data/store", "data/data/store"] {
+            let argument = root.join(argument).join(C).join("bin");
+            assert_eq!(by_link.resolve(&argument).unwrap().to_string(), C, "{argument:?}");
+        }
+    }
+
     /// A program in place of `nix`: it writes its arguments to a file, then runs the script.
     fn fake_nix(folder: &Path, script: &str) -> NixStore {
         let program = folder.join("fake-nix");
@@ -337,6 +455,71 @@ mod tests {
         assert!(matches!(store.path_infos(&paths, false).await, Err(Error::PathInfoJson(_))));
     }
 
+    const DRV: &str = "f22352qy5d2vfxv22w7q3n7gz1ia47nx-c.drv";
+
+    #[tokio::test]
+    async fn derivations_are_asked_for_by_themselves() {
+        let folder = tempfile::tempdir().unwrap();
+        let entry = |name: &str| {
+            format!(
+                r#""/nix/store/{name}":{{"narHash":"sha256:{}","narSize":1,"references":[]}}"#,
+                "0".repeat(64)
+            )
+        };
+        let script = format!(
+            "case \"$*\" in *--derivation*) echo '{{{}}}';; *) echo '{{{},{}}}';; esac",
+            entry(DRV),
+            entry(B),
+            entry(C)
+        );
+        let store = fake_nix(folder.path(), &script);
+        let paths: Vec<StorePath> = [C, DRV, B].iter().map(|name| name.parse().unwrap()).collect();
+        let infos = store.path_infos(&paths, true).await.unwrap();
+        assert_eq!(infos.len(), 3);
+        let calls = std::fs::read_to_string(folder.path().join("calls")).unwrap();
+        let calls: Vec<&str> = calls.lines().collect();
+        assert!(calls[0].ends_with(&format!("-- /nix/store/{C} /nix/store/{B}")), "{calls:?}");
+        assert!(calls[1].contains("--derivation") && calls[1].ends_with(&format!("-- /nix/store/{DRV}")));
+    }
+
+    /// Whatever `nix` leaves out, the caller learns about it.
+    #[tokio::test]
+    async fn every_requested_path_is_in_the_answer() {
+        let data = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/data/path-info-2.8.json");
+        for (answer, lost) in [
+            (format!("cat {data}"), DRV),
+            ("echo '[]'".to_owned(), C),
+            ("echo '{}'".to_owned(), C),
+            (r#"echo '{"info":{},"storeDir":"/nix/store","version":2}'"#.to_owned(), B),
+        ] {
+            let folder = tempfile::tempdir().unwrap();
+            let store = fake_nix(folder.path(), &answer);
+            for closure in [true, false] {
+                let error = store.path_infos(&[lost.parse().unwrap()], closure).await.unwrap_err();
+                assert!(matches!(&error, Error::NotDescribed { path } if path.ends_with(lost)), "{error}");
+            }
+        }
+    }
+
+    #[tokio::test]
+    async fn the_settings_of_nix_say_where_the_files_are_and_how_names_are_read() {
+        for (settings, real, case_hack) in [
+            (
+                r#"{"store":{"value":"local?root=/r"},"use-case-hack":{"value":true}}"#,
+                "/r/nix/store",
+                CaseHack::Strip,
+            ),
+            (r#"{"store":{"value":"local"},"use-case-hack":{"value":false}}"#, "/nix/store", CaseHack::Keep),
+            (r#"{"store":{"value":"daemon"}}"#, "/nix/store", CaseHack::default()),
+            ("{}", "/nix/store", CaseHack::default()),
+        ] {
+            let folder = tempfile::tempdir().unwrap();
+            let program = fake_nix(folder.path(), &format!("echo '{settings}'")).program;
+            let store = NixStore::open_with(program, &|_| None).await.unwrap();
+            assert_eq!((store.real_dir(), store.case_hack()), (Path::new(real), case_hack), "{settings}");
+        }
+    }
+
     #[tokio::test]
     async fn a_nix_that_insists_on_a_format_gets_one() {
         let folder = tempfile::tempdir().unwrap();
@@ -346,6 +529,22 @@ mod tests {
         );
         let store = fake_nix(folder.path(), &script);
         assert_eq!(store.path_infos(&[C.parse().unwrap()], false).await.unwrap().len(), 3);
+    }
+
+    #[test]
+    fn nix_is_found_where_installations_put_it() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().to_str().unwrap().to_owned();
+        let (on_path, usual) = (folder.path().join("nix"), folder.path().join("usual"));
+        let found = || {
+            let variables = |name: &str| (name == "PATH").then(|| format!("/nowhere:{path}"));
+            nix_program_in(&variables, &["/nowhere/nix", usual.to_str().unwrap()])
+        };
+        assert_eq!(found(), "nix", "the error names what was looked for");
+        std::fs::write(&usual, "").unwrap();
+        assert_eq!(found(), usual.as_os_str());
+        std::fs::write(&on_path, "").unwrap();
+        assert_eq!(found(), "nix");
     }
 
     #[tokio::test]

@@ -8,7 +8,7 @@
 //! | later formats | the same | base names | objects `{"algorithm", "format", "hash"}` |
 //!
 //! Reading is lenient: the parser accepts each field in any form and ignores unknown fields.
-//! Anything that would make a wrong upload (no hash, no size, an invalid reference) is an error.
+//! Anything that would make a wrong upload (no hash, an invalid reference) is an error.
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
@@ -28,7 +28,8 @@ pub struct PathInfo {
     pub path: StorePath,
     /// Hash of the NAR.
     pub nar_hash: NarHash,
-    /// Size of the NAR in bytes.
+    /// Size of the NAR in bytes. 0 if Nix does not know it, as for paths that old versions
+    /// registered; no NAR is empty.
     pub nar_size: u64,
     /// The paths that this path refers to, perhaps including itself.
     pub references: Vec<StorePath>,
@@ -173,7 +174,6 @@ fn read_entry(key: Option<String>, entry: Value) -> Result<PathInfo> {
         }
         None => return Err(wrong("narHash", "it is missing".to_owned())),
     };
-    let nar_size = raw.nar_size.ok_or_else(|| wrong("narSize", "it is missing".to_owned()))?;
     let references = raw.references.ok_or_else(|| wrong("references", "they are missing".to_owned()))?;
     let mut references =
         references.iter().map(|text| store_path("references", text)).collect::<Result<Vec<_>>>()?;
@@ -191,6 +191,7 @@ fn read_entry(key: Option<String>, entry: Value) -> Result<PathInfo> {
             Some(render_ca(&method, &hash).ok_or_else(|| wrong("ca", format!("unknown method {method:?}")))?)
         }
     };
+    let nar_size = raw.nar_size.unwrap_or(0);
     Ok(PathInfo { store_dir, path, nar_hash, nar_size, references, deriver, signatures, ca })
 }
 
@@ -332,9 +333,11 @@ mod tests {
             r#""narSize":208,"references":["/nix/store/nmar8jgdmfzm21w8yi3qdl6n61pa5aj4-a"],"ca":null}}"#
         );
         assert_eq!(PathInfo::parse_all(good.as_bytes()).unwrap().len(), 1);
+        // The client can find out a size, but not a hash.
+        let without_size = PathInfo::parse_all(good.replace("narSize", "other").as_bytes()).unwrap();
+        assert_eq!(without_size[0].nar_size, 0);
         for (from, to) in [
             ("narHash", "other"),
-            ("narSize", "other"),
             ("references", "other"),
             ("sha256-", "sha1-"),
             ("sha256-", "sha512-"),

@@ -8,8 +8,10 @@ use dormer_api::{RedactedUrl, Secret};
 use futures::StreamExt as _;
 use reqwest::header::DATE;
 
+use crate::certificates::http_client;
 use crate::error::{Error, Result};
 use crate::redirects;
+use crate::settings::process_variables;
 
 /// Longest part of an answer that is kept.
 const BODY_BYTES_MAX: usize = 1024 * 1024;
@@ -29,14 +31,12 @@ pub struct ProbeAnswer {
 /// one, as Nix does with the password of a netrc file. The whole request may take `timeout`.
 pub async fn probe(url: &str, password: Option<&Secret>, timeout: Duration) -> Result<ProbeAnswer> {
     let action = "probing the address".to_owned();
-    let builder = reqwest::Client::builder()
-        .user_agent(concat!("dormer/", env!("CARGO_PKG_VERSION")))
+    let builder = http_client(!url.starts_with("http:"), &process_variables)?
         .redirect(match password {
             Some(_) => redirects::to_same_origin(),
             None => redirects::without_secrets(),
         })
         .timeout(timeout);
-    let builder = if url.starts_with("http:") { builder.tls_certs_only([]) } else { builder };
     let http = builder.build().map_err(Error::HttpClient)?;
     let mut request = http.get(url);
     if let Some(password) = password {

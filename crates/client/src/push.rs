@@ -17,7 +17,7 @@ use dormer_nix::{StorePath, StorePathHash};
 use tokio::task::JoinSet;
 
 use crate::api::{AcknowledgedUpload, ApiClient};
-use crate::dump::CaseHack;
+use crate::dump::{CaseHack, DumpError, dump_nar};
 use crate::error::{Error, Result};
 use crate::nar_stream::NarSource;
 use crate::nix_store::NixStore;
@@ -40,11 +40,29 @@ pub struct PushOptions {
     pub jobs: usize,
     /// How file names in the store are read.
     pub case_hack: CaseHack,
+    /// The folder with the store's files, if it is not the one in the names of paths.
+    pub real_store_dir: Option<PathBuf>,
+}
+
+impl PushOptions {
+    /// Where the files of a path are.
+    fn file_path(&self, info: &PathInfo) -> PathBuf {
+        match &self.real_store_dir {
+            Some(folder) => folder.join(info.path.to_string()),
+            None => PathBuf::from(info.absolute_path()),
+        }
+    }
 }
 
 impl Default for PushOptions {
     fn default() -> Self {
-        Self { closure: true, ignore_upstream: false, jobs: 5, case_hack: CaseHack::default() }
+        Self {
+            closure: true,
+            ignore_upstream: false,
+            jobs: 5,
+            case_hack: CaseHack::default(),
+            real_store_dir: None,
+        }
     }
 }
 
@@ -130,6 +148,9 @@ pub async fn plan_push(
     }
     let (mut missing, present): (Vec<_>, Vec<_>) =
         ours.into_iter().partition(|info| lacking.contains(&info.path.hash()));
+    for info in missing.iter_mut().filter(|info| info.nar_size == 0) {
+        info.nar_size = measure(info, options).await?;
+    }
     sort_largest_first(&mut missing);
     Ok(PushPlan {
         cache: cache.clone(),
@@ -160,6 +181,19 @@ async fn path_infos_of_valid(
         return Err(failure);
     }
     Ok((store.path_infos(&valid, closure).await?, invalid.into_iter().collect()))
+}
+
+/// The size of a NAR that Nix does not know.
+async fn measure(info: &PathInfo, options: &PushOptions) -> Result<u64> {
+    let (path, case_hack) = (options.file_path(info), options.case_hack);
+    let file = path.clone();
+    let measured = tokio::task::spawn_blocking(move || dump_nar(&file, case_hack, |_| Ok(()))).await;
+    let source = match measured {
+        Ok(Ok(bytes)) => return Ok(bytes),
+        Ok(Err(error)) => error,
+        Err(error) => DumpError::Thread(error),
+    };
+    Err(Error::Dump { path: path.display().to_string(), source })
 }
 
 /// Splits paths into those that one of `key_names` signed, and the others.
@@ -203,6 +237,7 @@ pub async fn execute_push(
                 api: api.clone(),
                 cache: cache.clone(),
                 case_hack: options.case_hack,
+                file_path: options.file_path(&info),
                 reporter: Arc::clone(&reporter),
                 id,
             };
@@ -275,6 +310,7 @@ struct PathUpload {
     api: ApiClient,
     cache: CacheName,
     case_hack: CaseHack,
+    file_path: PathBuf,
     reporter: Arc<dyn PushReporter>,
     id: TransferId,
 }
@@ -282,7 +318,7 @@ struct PathUpload {
 impl PathUpload {
     async fn run(self, info: PathInfo) -> (TransferId, PathInfo, Result<AcknowledgedUpload>) {
         let source = NarSource {
-            path: PathBuf::from(info.absolute_path()),
+            path: self.file_path.clone(),
             nar_hash: info.nar_hash,
             nar_size: info.nar_size,
             case_hack: self.case_hack,

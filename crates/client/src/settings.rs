@@ -9,9 +9,11 @@
 //! token = "…"              # or token-file = "/run/secrets/token"
 //! ```
 //!
-//! If there is no such file, the client reads Attic's `$XDG_CONFIG_HOME/attic/config.toml` instead.
-//! The client never writes to Attic's file. The first save copies its contents into Dormer's own
-//! file, so that no server is lost.
+//! If there is no such file, the client reads Attic's `$XDG_CONFIG_HOME/attic/config.toml` instead,
+//! else the file of the machine, `/etc/dormer/config.toml`. The client never writes to the last
+//! two. The first save copies their contents into the user's own file, so that no server is lost.
+//!
+//! `DORMER_ENDPOINT` names a server without any file: see [`ResolvedServer::at`].
 //!
 //! A token comes from `DORMER_TOKEN_<SERVER>` (the server's name in capitals, with `_` for other
 //! signs), else from `DORMER_TOKEN`, else from the file. The variable of a pipeline therefore
@@ -28,14 +30,26 @@ use serde::{Deserialize, Serialize};
 
 use crate::endpoint::Endpoint;
 use crate::error::{Error, Result};
+use crate::links::link_target;
 
 /// Looks up an environment variable. A function, so that tests control the environment.
 pub type Variables<'a> = &'a dyn Fn(&str) -> Option<String>;
 
-/// The environment of this process. Empty variables count as unset.
+/// The environment of this process. Empty variables count as unset. A service such as the Nix
+/// daemon has no `HOME`; then the system's user database names the home.
 pub fn process_variables(name: &str) -> Option<String> {
-    std::env::var(name).ok().filter(|value| !value.is_empty())
+    let value = std::env::var(name).ok().filter(|value| !value.is_empty());
+    if name != "HOME" || value.is_some() {
+        return value;
+    }
+    std::env::home_dir()?.into_os_string().into_string().ok().filter(|home| !home.is_empty())
 }
+
+/// The variable with the address of the server, for machines without settings.
+pub const ENDPOINT_VARIABLE: &str = "DORMER_ENDPOINT";
+
+/// The settings of the machine, for users without settings of their own, such as services.
+pub const MACHINE_SETTINGS: &str = "/etc/dormer/config.toml";
 
 /// The user's name for a server. It has the same characters as the name of a cache.
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -52,6 +66,21 @@ impl ServerName {
     pub fn token_variable(&self) -> String {
         let sign = |c: char| if c.is_ascii_alphanumeric() { c.to_ascii_uppercase() } else { '_' };
         format!("DORMER_TOKEN_{}", self.as_str().chars().map(sign).collect::<String>())
+    }
+
+    /// A name for a server that no settings name: its host, with `-` for other signs.
+    fn of_host(endpoint: &Endpoint) -> Self {
+        /// Longest name of a server.
+        const NAME_CHARS_MAX: usize = 50;
+        let sign = |c: char| if c.is_ascii_alphanumeric() { c } else { '-' };
+        let name: String = endpoint
+            .host()
+            .trim_matches(['[', ']', ':', '.'])
+            .chars()
+            .take(NAME_CHARS_MAX)
+            .map(sign)
+            .collect();
+        name.parse().unwrap_or_else(|_| "server".parse().expect("a valid name"))
     }
 }
 
@@ -157,28 +186,31 @@ impl ServerSettings {
     }
 }
 
-/// Where the client looks for settings.
+/// Where the client looks for settings. The first file that exists counts.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct SettingsPaths {
-    /// Dormer's file: read first, and the only file that the client writes.
-    pub dormer: PathBuf,
+    /// Dormer's file: read first, and the only file that the client writes. A user without a home
+    /// has none.
+    pub dormer: Option<PathBuf>,
     /// Attic's file: read if Dormer's file does not exist.
-    pub attic: PathBuf,
+    pub attic: Option<PathBuf>,
+    /// The machine's file: read if neither exists.
+    pub machine: PathBuf,
 }
 
 impl SettingsPaths {
     /// The paths of the XDG base directory specification: `$XDG_CONFIG_HOME`, if it is absolute,
-    /// else `$HOME/.config`.
-    pub fn from_variables(variables: Variables<'_>) -> Result<Self> {
-        let absolute = |path: &PathBuf| path.is_absolute();
-        let folder = variables("XDG_CONFIG_HOME")
-            .map(PathBuf::from)
-            .filter(absolute)
-            .or_else(|| {
-                variables("HOME").map(PathBuf::from).filter(absolute).map(|home| home.join(".config"))
-            })
-            .ok_or(Error::NoSettingsFolder)?;
-        Ok(Self { dormer: folder.join("dormer/config.toml"), attic: folder.join("attic/config.toml") })
+    /// else `$HOME/.config`; then [`MACHINE_SETTINGS`].
+    pub fn from_variables(variables: Variables<'_>) -> Self {
+        let absolute = |name| variables(name).map(PathBuf::from).filter(|path| path.is_absolute());
+        let folder =
+            absolute("XDG_CONFIG_HOME").or_else(|| absolute("HOME").map(|home| home.join(".config")));
+        let below = |file| folder.as_ref().map(|folder| folder.join(file));
+        Self {
+            dormer: below("dormer/config.toml"),
+            attic: below("attic/config.toml"),
+            machine: MACHINE_SETTINGS.into(),
+        }
     }
 }
 
@@ -189,26 +221,31 @@ pub struct LoadedSettings {
     pub settings: Settings,
     /// The file that was read, if any.
     pub read_from: Option<PathBuf>,
-    /// The file to write.
-    pub path: PathBuf,
+    /// The file to write, if the user has a home.
+    pub path: Option<PathBuf>,
 }
 
 impl LoadedSettings {
-    /// Reads Dormer's settings, else Attic's, else starts with none.
+    /// Reads Dormer's settings, else Attic's, else the machine's, else starts with none. The
+    /// machine's file may be for others only: a user that cannot read it starts with none.
     pub fn load(paths: &SettingsPaths) -> Result<Self> {
-        for path in [&paths.dormer, &paths.attic] {
+        let SettingsPaths { dormer, attic, machine } = paths;
+        for path in dormer.iter().chain(attic).chain([machine]) {
             // The text may hold tokens, so its memory is zeroed too.
             match std::fs::read_to_string(path).map(Secret::new) {
                 Ok(text) => {
                     let mut settings = parse(path, text.expose())?;
                     settings.find_token_files(path);
-                    return Ok(Self { settings, read_from: Some(path.clone()), path: paths.dormer.clone() });
+                    return Ok(Self { settings, read_from: Some(path.clone()), path: dormer.clone() });
                 }
-                Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+                // A home such as /dev/null is not even a folder.
+                Err(error)
+                    if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory) => {}
+                Err(error) if path == machine && error.kind() == io::ErrorKind::PermissionDenied => {}
                 Err(source) => return Err(Error::ReadSettings { path: path.clone(), source }),
             }
         }
-        Ok(Self { settings: Settings::default(), read_from: None, path: paths.dormer.clone() })
+        Ok(Self { settings: Settings::default(), read_from: None, path: dormer.clone() })
     }
 
     /// Writes Dormer's settings file: completely or not at all, and readable by its owner only,
@@ -217,8 +254,9 @@ impl LoadedSettings {
         // The table's writer puts plain values before tables, as TOML requires.
         let table = toml::Table::try_from(&self.settings).map_err(Error::EncodeSettings)?;
         let text = toml::to_string_pretty(&table).map(Secret::new).map_err(Error::EncodeSettings)?;
-        write_private(&self.path, text.expose().as_bytes())
-            .map_err(|source| Error::WriteSettings { path: self.path.clone(), source })
+        let path = self.path.as_ref().ok_or(Error::NoSettingsFolder)?;
+        write_private(path, text.expose().as_bytes())
+            .map_err(|source| Error::WriteSettings { path: path.clone(), source })
     }
 
     /// The server to talk to: the named one, else the default one, else the only one. The result
@@ -236,15 +274,19 @@ impl LoadedSettings {
         let name = name.or(settings.default_server.as_ref()).or_else(only).ok_or(Error::NoDefaultServer)?;
         let server =
             settings.servers.get(name).ok_or_else(|| Error::UnknownServer { name: name.to_string() })?;
-        let from_variables = variables(&name.token_variable()).or_else(|| variables("DORMER_TOKEN"));
-        let token = match (from_variables, &server.token, &server.token_file) {
-            (Some(token), ..) => Some(Secret::new(token.trim())),
+        let token = match (token_from(name, variables), &server.token, &server.token_file) {
+            (Some(token), ..) => Some(token),
             (None, Some(token), _) => Some(token.clone()),
             (None, None, Some(file)) => Some(read_token_file(name, file)?),
             (None, None, None) => None,
         };
         Ok(ResolvedServer { name: name.clone(), endpoint: server.endpoint.parse()?, token })
     }
+}
+
+fn token_from(server: &ServerName, variables: Variables<'_>) -> Option<Secret> {
+    let text = variables(&server.token_variable()).or_else(|| variables("DORMER_TOKEN"))?;
+    Some(Secret::new(text.trim()))
 }
 
 fn read_token_file(server: &ServerName, path: &Path) -> Result<Secret> {
@@ -267,6 +309,17 @@ pub struct ResolvedServer {
     pub token: Option<Secret>,
 }
 
+impl ResolvedServer {
+    /// The server at an address that no settings name. No file is read: the token comes from a
+    /// variable, so a token in the settings never goes to another address. Without a name, the
+    /// host gives one.
+    pub fn at(endpoint: Endpoint, name: Option<&ServerName>, variables: Variables<'_>) -> Self {
+        let name = name.cloned().unwrap_or_else(|| ServerName::of_host(&endpoint));
+        let token = token_from(&name, variables);
+        Self { name, endpoint, token }
+    }
+}
+
 fn parse(path: &Path, text: &str) -> Result<Settings> {
     toml::from_str(text).map_err(|error: toml::de::Error| {
         let before = error.span().and_then(|span| text.get(..span.start)).unwrap_or_default();
@@ -278,11 +331,7 @@ fn parse(path: &Path, text: &str) -> Result<Settings> {
 fn write_private(path: &Path, bytes: &[u8]) -> io::Result<()> {
     // A settings file may be a link into a folder of dotfiles. Writing replaces the link's target,
     // not the link.
-    let path = match std::fs::canonicalize(path) {
-        Ok(target) => target,
-        Err(error) if error.kind() == io::ErrorKind::NotFound => path.to_owned(),
-        Err(error) => return Err(error),
-    };
+    let path = link_target(path)?;
     let folder = path.parent().ok_or(io::ErrorKind::InvalidInput)?;
     std::fs::create_dir_all(folder)?;
     let temporary = folder.join(format!(".config.toml.{:016x}", rand::random::<u64>()));
@@ -312,12 +361,28 @@ mod tests {
         None
     }
 
-    fn folder() -> (tempfile::TempDir, SettingsPaths) {
+    /// The files of a user, all of them in one folder.
+    struct Files {
+        dormer: PathBuf,
+        attic: PathBuf,
+        paths: SettingsPaths,
+    }
+
+    impl std::ops::Deref for Files {
+        type Target = SettingsPaths;
+
+        fn deref(&self) -> &SettingsPaths {
+            &self.paths
+        }
+    }
+
+    fn folder() -> (tempfile::TempDir, Files) {
         let folder = tempfile::tempdir().unwrap();
         let root = folder.path().to_str().unwrap().to_owned();
-        let paths =
-            SettingsPaths::from_variables(&|name| (name == "XDG_CONFIG_HOME").then(|| root.clone())).unwrap();
-        (folder, paths)
+        let found = SettingsPaths::from_variables(&|name| (name == "XDG_CONFIG_HOME").then(|| root.clone()));
+        let paths = SettingsPaths { machine: folder.path().join("etc/config.toml"), ..found };
+        let (dormer, attic) = (paths.dormer.clone().unwrap(), paths.attic.clone().unwrap());
+        (folder, Files { dormer, attic, paths })
     }
 
     fn write(path: &Path, text: &str) {
@@ -331,20 +396,110 @@ mod tests {
     );
 
     #[test]
-    fn settings_live_below_xdg_config_home_or_home() {
+    fn settings_live_below_xdg_config_home_or_home_or_in_etc() {
         let paths = |pairs: &'static [(&str, &str)]| {
             SettingsPaths::from_variables(&move |name| {
                 pairs.iter().find(|(key, _)| *key == name).map(|(_, value)| (*value).to_owned())
             })
-            .map(|paths| paths.dormer.to_str().unwrap().to_owned())
         };
-        assert_eq!(paths(&[("XDG_CONFIG_HOME", "/x"), ("HOME", "/h")]).unwrap(), "/x/dormer/config.toml");
-        assert_eq!(paths(&[("HOME", "/h")]).unwrap(), "/h/.config/dormer/config.toml");
+        for (pairs, expected) in [
+            (&[("XDG_CONFIG_HOME", "/x"), ("HOME", "/h")][..], Some("/x/dormer/config.toml")),
+            (&[("HOME", "/h")], Some("/h/.config/dormer/config.toml")),
+            (&[("XDG_CONFIG_HOME", "rel"), ("HOME", "/h")], Some("/h/.config/dormer/config.toml")),
+            (&[("HOME", "rel")], None),
+            (&[], None),
+        ] {
+            let paths = paths(pairs);
+            assert_eq!(paths.dormer.as_deref(), expected.map(Path::new), "{pairs:?}");
+            assert_eq!(paths.dormer.is_some(), paths.attic.is_some());
+            assert_eq!(paths.machine, Path::new("/etc/dormer/config.toml"));
+        }
+    }
+
+    /// Machines as services find them: which files exist, and the server that counts.
+    #[test]
+    fn the_nearest_settings_count_and_the_machines_are_the_last() {
+        let server = |name: &str| format!("[servers.{name}]\nendpoint = \"http://{name}\"\n");
+        for (own, attic, machine, expected) in [
+            (true, true, true, Some("own")),
+            (false, true, true, Some("attic")),
+            (false, false, true, Some("machine")),
+            (false, false, false, None),
+        ] {
+            let (_folder, paths) = folder();
+            for (is_there, path, name) in [
+                (own, &paths.dormer, "own"),
+                (attic, &paths.attic, "attic"),
+                (machine, &paths.machine, "machine"),
+            ] {
+                if is_there {
+                    write(path, &server(name));
+                }
+            }
+            let mut loaded = LoadedSettings::load(&paths).unwrap();
+            let found = loaded.resolve_server(None, &no_variables).ok().map(|server| server.name.to_string());
+            assert_eq!(found.as_deref(), expected);
+            // A save never touches the files of others.
+            loaded.settings.default_server = Some("other".parse().unwrap());
+            loaded.save().unwrap();
+            for path in [&paths.attic, &paths.machine] {
+                assert!(!std::fs::read_to_string(path).unwrap_or_default().contains("other"));
+            }
+        }
+    }
+
+    #[test]
+    fn without_a_home_the_machines_settings_are_read_and_nothing_can_be_saved() {
+        let (_folder, files) = folder();
+        write(&files.machine, "[servers.lab]\nendpoint = \"http://a\"\ntoken-file = \"token\"\n");
+        write(&files.machine.with_file_name("token"), "of-the-machine\n");
+        let homes = [
+            (None, None),
+            // The home of users that must not have one.
+            (
+                Some("/dev/null/.config/dormer/config.toml".into()),
+                Some("/dev/null/.config/attic/config.toml".into()),
+            ),
+            (
+                Some("/nowhere/.config/dormer/config.toml".into()),
+                Some("/nowhere/.config/attic/config.toml".into()),
+            ),
+        ];
+        for (dormer, attic) in homes {
+            let paths = SettingsPaths { dormer: dormer.clone(), attic, machine: files.machine.clone() };
+            let loaded = LoadedSettings::load(&paths).unwrap();
+            let server = loaded.resolve_server(None, &no_variables).unwrap();
+            assert_eq!(server.token.unwrap().expose(), "of-the-machine");
+            if dormer.is_none() {
+                assert!(matches!(loaded.save(), Err(Error::NoSettingsFolder)));
+            }
+        }
+    }
+
+    #[test]
+    fn an_address_needs_no_settings_and_takes_its_token_from_variables() {
+        let at = |endpoint: &str, name: Option<&str>, variables: Variables<'_>| {
+            let name: Option<ServerName> = name.map(|name| name.parse().unwrap());
+            let server = ResolvedServer::at(endpoint.parse().unwrap(), name.as_ref(), variables);
+            (server.name.to_string(), server.token.map(|token| token.expose().to_owned()))
+        };
+        let general = |name: &str| (name == "DORMER_TOKEN").then(|| "general\n".to_owned());
+        let named = |name: &str| name.starts_with("DORMER_TOKEN").then(|| name.to_owned());
+        assert_eq!(at("https://a.b", None, &no_variables), ("a-b".to_owned(), None));
+        assert_eq!(at("https://a.b", None, &general).1.unwrap(), "general");
+        assert_eq!(at("https://a.b", None, &named).1.unwrap(), "DORMER_TOKEN_A_B");
         assert_eq!(
-            paths(&[("XDG_CONFIG_HOME", "rel"), ("HOME", "/h")]).unwrap(),
-            "/h/.config/dormer/config.toml"
+            at("https://a.b", Some("lab"), &named),
+            ("lab".to_owned(), Some("DORMER_TOKEN_LAB".to_owned()))
         );
-        assert!(matches!(paths(&[]), Err(Error::NoSettingsFolder)));
+        for (endpoint, name) in [
+            ("http://127.0.0.1:8080", "127-0-0-1"),
+            ("http://[::1]:8080", "1"),
+            ("http://[fe80::]/x", "fe80"),
+        ] {
+            assert_eq!(at(endpoint, None, &no_variables).0, name);
+        }
+        assert!(at(&format!("http://{}.org", "a".repeat(60)), None, &no_variables).0.len() <= 50);
     }
 
     #[test]
@@ -353,7 +508,7 @@ mod tests {
         write(&paths.attic, ATTIC);
         write(&paths.attic.with_file_name("token"), "from-file\n");
         let mut loaded = LoadedSettings::load(&paths).unwrap();
-        assert_eq!(loaded.read_from.as_deref(), Some(paths.attic.as_path()));
+        assert_eq!(loaded.read_from.as_ref(), Some(&paths.attic));
         let server = loaded.resolve_server(None, &no_variables).unwrap();
         assert_eq!(
             (server.name.as_str(), server.endpoint.to_string().as_str()),
@@ -368,7 +523,7 @@ mod tests {
         loaded.save().unwrap();
         assert_eq!(std::fs::read_to_string(&paths.attic).unwrap(), ATTIC);
         let again = LoadedSettings::load(&paths).unwrap();
-        assert_eq!(again.read_from.as_deref(), Some(paths.dormer.as_path()));
+        assert_eq!(again.read_from.as_ref(), Some(&paths.dormer));
         assert_eq!(again.settings, loaded.settings);
         assert_eq!(again.settings.servers.len(), 3);
         let other = again.resolve_server(Some(&"other".parse().unwrap()), &no_variables).unwrap();
@@ -435,6 +590,11 @@ mod tests {
         std::os::unix::fs::symlink(&target, &paths.dormer).unwrap();
         let mut loaded = LoadedSettings::load(&paths).unwrap();
         loaded.settings.default_server = Some("lab".parse().unwrap());
+        loaded.save().unwrap();
+        assert!(paths.dormer.is_symlink());
+        assert!(std::fs::read_to_string(&target).unwrap().contains("default-server"));
+        // The target may be gone for a while.
+        std::fs::remove_file(&target).unwrap();
         loaded.save().unwrap();
         assert!(paths.dormer.is_symlink());
         assert!(std::fs::read_to_string(&target).unwrap().contains("default-server"));

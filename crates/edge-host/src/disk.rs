@@ -137,7 +137,7 @@ impl DiskCache {
     async fn is_old(&self, key: &EdgeKey, name: &str) -> bool {
         let Ok(meta) = tokio::fs::metadata(self.folder.join(name)).await else { return false };
         let age = meta.modified().ok().and_then(|kept| kept.elapsed().ok());
-        age.is_some_and(|age| age.as_secs() > u64::from(key.life().edge_seconds))
+        age.is_some_and(|age| age.as_secs() > u64::from(key.edge_seconds()))
     }
 
     /// Keeps a NAR while it passes.
@@ -384,7 +384,7 @@ mod tests {
         assert!(has(&cache, 1).await);
         let file = std::fs::read_dir(folder.path()).unwrap().next().unwrap().unwrap().path();
         let old = std::time::SystemTime::now()
-            - std::time::Duration::from_secs(u64::from(key(1).life().edge_seconds) + 60);
+            - std::time::Duration::from_secs(u64::from(key(1).edge_seconds()) + 60);
         std::fs::File::options().write(true).open(&file).unwrap().set_modified(old).unwrap();
         assert!(!has(&cache, 1).await && !file.exists());
         pass(&cache, 1, &[10], 10).await;

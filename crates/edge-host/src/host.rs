@@ -11,7 +11,7 @@ use dormer_edge::{
     Admission, Answer, Body as EdgeBody, CacheState, Catalog, EdgeKey, MISS_SECONDS, ObjectMeta, Read,
     Request as EdgeRequest, RequestPlan, STATE_BYTES_MAX, STATE_SECONDS, TokenVerifier, Visit, home, plan,
 };
-use dormer_http_host::{Error, HostSettings, NotReady, Probe, Probes, Service, serve};
+use dormer_http_host::{Error, HostSettings, Listener, NotReady, Probe, Probes, Service, brief, serve};
 use dormer_stores::ByteStream;
 use futures::StreamExt as _;
 use http_body_util::combinators::UnsyncBoxBody;
@@ -20,7 +20,6 @@ use hyper::body::{Frame, Incoming};
 use hyper::header::{AUTHORIZATION, HOST, HeaderName, HeaderValue, IF_NONE_MATCH, IF_RANGE, RANGE};
 use hyper::{Method, Request, Response, StatusCode};
 use moka::sync::Cache as Memory;
-use tokio::net::TcpListener;
 
 use crate::disk::DiskCache;
 use crate::source::{Opened, Source, SourceError};
@@ -141,7 +140,11 @@ impl EdgeServer {
 
     /// Serves until `shutdown` is ready; then takes no more connections and lets requests in flight
     /// finish.
-    pub async fn run(self, listener: TcpListener, shutdown: impl Future<Output = ()>) -> Result<(), Error> {
+    pub async fn run(
+        self,
+        listener: impl Into<Listener>,
+        shutdown: impl Future<Output = ()>,
+    ) -> Result<(), Error> {
         let settings = self.settings.host.clone();
         serve(listener, Arc::new(self), settings, shutdown).await
     }
@@ -175,8 +178,8 @@ impl EdgeServer {
             (Answer::unavailable(is_head), None)
         });
         tracing::debug!(
-            method = %request.method(),
-            path = request.uri().path(),
+            method = brief(request.method().as_str()).as_ref(),
+            path = brief(request.uri().path()).as_ref(),
             status = answer.status,
             milliseconds = begin.elapsed().as_secs_f64() * 1e3,
             "answered"
@@ -226,7 +229,7 @@ impl EdgeServer {
         let found = self.within(self.source.read(&key.to_string(), NARINFO_BYTES_MAX)).await?;
         let fits = found.as_ref().is_none_or(|(meta, _)| meta.size <= DOCUMENT_BYTES_MAX);
         if self.source.is_remote() && fits {
-            let seconds = if found.is_some() { key.life().edge_seconds } else { MISS_SECONDS };
+            let seconds = if found.is_some() { key.edge_seconds() } else { MISS_SECONDS };
             self.documents.insert(key.clone(), Until::seconds(found.clone(), seconds));
         }
         Ok(found)

@@ -2,6 +2,8 @@
 
 use std::ops::Range;
 
+use crate::caching::{AnswerKind, Caching, Visibility, caching};
+
 /// An answer to a request.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Answer {
@@ -27,15 +29,25 @@ pub enum Body {
 }
 
 impl Answer {
-    /// A text. Of HEAD the headers alone are sent.
-    pub(crate) fn text(status: u16, content_type: &str, text: String, is_head: bool) -> Self {
-        let headers = vec![
+    /// An answer without a body, which carries what caches may do with it.
+    pub(crate) fn new(status: u16, kind: AnswerKind, visibility: Visibility) -> Self {
+        let Caching { cache_control, vary } = caching(kind, visibility, status);
+        let mut headers = vec![("cache-control", cache_control.to_owned())];
+        headers.extend(vary.map(|value| ("vary", value.to_owned())));
+        Self { status, headers, body: Body::Empty, edge_seconds: 0 }
+    }
+
+    /// With a text. Of HEAD the headers alone are sent.
+    pub(crate) fn text(mut self, content_type: &str, text: String, is_head: bool) -> Self {
+        self.headers.extend([
             ("content-type", content_type.to_owned()),
             ("content-length", text.len().to_string()),
             ("x-content-type-options", "nosniff".to_owned()),
-        ];
-        let body = if is_head { Body::Empty } else { Body::Text(text) };
-        Self { status, headers, body, edge_seconds: 0 }
+        ]);
+        if !is_head {
+            self.body = Body::Text(text);
+        }
+        self
     }
 
     pub(crate) fn with(mut self, name: &'static str, value: impl Into<String>) -> Self {
@@ -43,15 +55,20 @@ impl Answer {
         self
     }
 
-    /// "Not here": the one answer for everything that does not exist, or not for this caller.
+    /// "Not here": the one answer for everything that does not exist, or not for this caller. A
+    /// token may have decided, so the answer says so everywhere.
     pub fn not_found(is_head: bool) -> Self {
-        Self::text(404, "text/plain", "not found\n".to_owned(), is_head).with("cache-control", "no-store")
+        Self::new(404, AnswerKind::Document, Visibility::Private).text(
+            "text/plain",
+            "not found\n".to_owned(),
+            is_head,
+        )
     }
 
     /// The bucket does not answer. Never the answer for "not here".
     pub fn unavailable(is_head: bool) -> Self {
-        Self::text(503, "text/plain", "the store of this cache does not answer\n".to_owned(), is_head)
-            .with("cache-control", "no-store")
+        Self::new(503, AnswerKind::Document, Visibility::Private)
+            .text("text/plain", "the store of this cache does not answer\n".to_owned(), is_head)
             .with("retry-after", "5")
     }
 }

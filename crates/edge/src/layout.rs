@@ -22,6 +22,7 @@ use std::str::FromStr;
 use dormer_api::CacheName;
 use dormer_nix::{NarHash, StorePathHash, nix32};
 
+use crate::caching::AnswerKind;
 use crate::error::{Error, Result};
 
 /// How long a host may answer from a state document that it read, in seconds: by then a revoked
@@ -99,27 +100,6 @@ pub enum EdgeKey {
     Nar(CacheName, NarFile),
 }
 
-/// How long clients and the edge may keep an object.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Life {
-    /// Seconds that clients may keep it.
-    pub client_seconds: u32,
-    /// Seconds that the edge's own cache may keep it. Bounds how long something that was removed
-    /// for cause is still answered.
-    pub edge_seconds: u32,
-    /// Whether its bytes never change.
-    pub immutable: bool,
-}
-
-impl Life {
-    /// `Cache-Control` for clients and for proxies before them.
-    pub fn cache_control(self, public: bool) -> String {
-        let who = if public { "public" } else { "private" };
-        let immutable = if self.immutable { ", immutable" } else { "" };
-        format!("{who}, max-age={}{immutable}", self.client_seconds)
-    }
-}
-
 impl EdgeKey {
     /// Reads a name back. An error for a text that is no name of the layout.
     pub fn parse(name: &str) -> Result<Self> {
@@ -168,18 +148,27 @@ impl EdgeKey {
         }
     }
 
-    /// How long the object may be kept. A narinfo's life is far below the shortest grace of a NAR
-    /// (a day), so a client with a narinfo from a cache still finds its NAR.
-    pub fn life(&self) -> Life {
+    /// The row of [`caching`](crate::caching) that says what clients and proxies may keep.
+    pub fn answer_kind(&self) -> AnswerKind {
+        match self {
+            Self::Catalog | Self::State(_) => AnswerKind::State,
+            Self::CacheInfo(_) | Self::Narinfo(..) | Self::Listing(..) => AnswerKind::Document,
+            Self::Nar(..) => AnswerKind::CurrentNar,
+        }
+    }
+
+    /// Seconds that a host may keep the object in its own cache. This bounds how long something
+    /// that was removed for cause is still answered. A narinfo's life is far below the shortest
+    /// grace of a NAR (a day), so a client with a narinfo from a cache still finds its NAR.
+    pub fn edge_seconds(&self) -> u32 {
         const MINUTE: u32 = 60;
         const DAY: u32 = 24 * 60 * MINUTE;
-        let (client_seconds, edge_seconds, immutable) = match self {
-            Self::Catalog | Self::State(_) => (STATE_SECONDS, STATE_SECONDS, false),
-            Self::CacheInfo(_) | Self::Narinfo(..) => (5 * MINUTE, 5 * MINUTE, false),
-            Self::Listing(..) => (60 * MINUTE, 60 * MINUTE, false),
-            Self::Nar(..) => (365 * DAY, 7 * DAY, true),
-        };
-        Life { client_seconds, edge_seconds, immutable }
+        match self {
+            Self::Catalog | Self::State(_) => STATE_SECONDS,
+            Self::CacheInfo(_) | Self::Narinfo(..) => 5 * MINUTE,
+            Self::Listing(..) => 60 * MINUTE,
+            Self::Nar(..) => 7 * DAY,
+        }
     }
 }
 
@@ -249,12 +238,9 @@ mod tests {
 
     #[test]
     fn a_narinfo_is_forgotten_long_before_a_nars_grace_ends() {
-        let cache = || "main".parse::<CacheName>().unwrap();
-        let narinfo = EdgeKey::Narinfo(cache(), HASH.parse().unwrap()).life();
-        assert!(narinfo.client_seconds + narinfo.edge_seconds < 24 * 3_600);
-        let nar = EdgeKey::Nar(cache(), NarFile { hash: NarHash::from_bytes([1; 32]), tag: [2; 16] }).life();
-        assert_eq!(nar.cache_control(true), "public, max-age=31536000, immutable");
-        assert_eq!(narinfo.cache_control(false), "private, max-age=300");
+        let narinfo = EdgeKey::Narinfo("main".parse().unwrap(), HASH.parse().unwrap());
+        // A proxy may keep it for as long once more, from the moment that the host lets it go.
+        assert!(2 * narinfo.edge_seconds() < 24 * 3_600);
     }
 
     proptest! {

@@ -20,6 +20,7 @@
 //! answer, byte for byte.
 
 mod answer;
+mod caching;
 mod conditions;
 mod error;
 pub mod fuzz_targets;
@@ -33,12 +34,13 @@ mod token;
 mod verify;
 
 pub use answer::{Answer, Body};
+pub use caching::{AnswerKind, Caching, Visibility, caching};
 pub use conditions::{Part, client_has, wanted_part};
 pub use error::{Error, Result};
-pub use layout::{EdgeKey, Life, MISS_SECONDS, NarFile, STATE_SECONDS};
+pub use layout::{EdgeKey, MISS_SECONDS, NarFile, STATE_SECONDS};
 pub use page::home;
 pub use rules::{Admission, ObjectMeta, Read, Request, RequestPlan, Visit, plan};
 pub use state::{CacheState, Catalog, STATE_BYTES_MAX};
 pub use token::{Algorithm, HS256_SECRET_BYTES_MIN, SignedToken, may_read};
 #[cfg(feature = "verify")]
-pub use verify::{KeyError, TokenKey, TokenVerifier};
+pub use verify::{KeyError, TokenKey, TokenVerifier, check_secret};

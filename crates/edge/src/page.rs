@@ -4,6 +4,7 @@
 use std::fmt::Write as _;
 
 use crate::answer::Answer;
+use crate::caching::{AnswerKind, Visibility};
 use crate::state::{CacheState, Catalog};
 
 const STYLE: &str = "body{font:16px/1.5 system-ui,sans-serif;max-width:44rem;margin:2rem auto;padding:0 1rem;color:#222;background:#fff}\
@@ -12,9 +13,6 @@ pre{background:#f4f4f4;padding:.8rem;white-space:pre-wrap;overflow-wrap:anywhere
 
 /// No page needs more than its style.
 const POLICY: &str = "default-src 'none'; style-src 'unsafe-inline'; base-uri 'none'; form-action 'none'";
-
-/// Seconds that a page may be kept.
-const PAGE_SECONDS: u32 = 60;
 
 /// The page at `/`: the public caches that are published here. Private ones are not named.
 pub fn home(catalog: Option<&Catalog>, is_head: bool) -> Answer {
@@ -31,7 +29,7 @@ pub fn home(catalog: Option<&Catalog>, is_head: bool) -> Answer {
         }
         _ => html.push_str("<p>No public cache is published here.</p>\n"),
     }
-    page("Nix binary caches", &html, true, is_head)
+    page("Nix binary caches", &html, Visibility::Public, is_head)
 }
 
 /// The page of a cache, for readers with access to it.
@@ -56,19 +54,18 @@ pub(crate) fn of_cache(state: &CacheState, origin: Option<&str>, is_head: bool) 
         row("Access", "private: put a token as the password into netrc");
     }
     html.push_str("</dl>\n");
-    page(cache.as_str(), &html, state.public, is_head)
+    page(cache.as_str(), &html, state.visibility(), is_head)
 }
 
-fn page(title: &str, body: &str, is_public: bool, is_head: bool) -> Answer {
+fn page(title: &str, body: &str, visibility: Visibility, is_head: bool) -> Answer {
     let html = format!(
         "<!doctype html>\n<html lang=\"en\"><head><meta charset=\"utf-8\">\
          <meta name=\"viewport\" content=\"width=device-width,initial-scale=1\">\
          <title>{}</title><style>{STYLE}</style></head><body>\n{body}</body></html>\n",
         escape(title)
     );
-    let who = if is_public { "public" } else { "private" };
-    Answer::text(200, "text/html; charset=utf-8", html, is_head)
-        .with("cache-control", format!("{who}, max-age={PAGE_SECONDS}"))
+    Answer::new(200, AnswerKind::Page, visibility)
+        .text("text/html; charset=utf-8", html, is_head)
         .with("content-security-policy", POLICY)
         .with("referrer-policy", "no-referrer")
 }

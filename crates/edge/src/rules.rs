@@ -14,8 +14,9 @@
 use dormer_api::{CacheName, TokenClaims, presented_token};
 
 use crate::answer::{Answer, Body};
+use crate::caching::{AnswerKind, Visibility};
 use crate::conditions::{self, Part};
-use crate::layout::{EdgeKey, Life, MISS_SECONDS};
+use crate::layout::{EdgeKey, MISS_SECONDS};
 use crate::page;
 use crate::route::Route;
 use crate::state::CacheState;
@@ -58,8 +59,9 @@ pub fn plan(request: &Request<'_>) -> RequestPlan {
         "GET" => false,
         "HEAD" => true,
         _ => {
-            let refused = Answer::text(405, "text/plain", "read only\n".to_owned(), false);
-            return RequestPlan::Answer(refused.with("allow", "GET, HEAD").with("cache-control", "no-store"));
+            let refused = Answer::new(405, AnswerKind::Process, Visibility::Public);
+            let refused = refused.text("text/plain", "read only\n".to_owned(), false);
+            return RequestPlan::Answer(refused.with("allow", "GET, HEAD"));
         }
     };
     let owned = |text: Option<&str>| text.filter(|text| text.len() <= CONDITION_BYTES_MAX).map(str::to_owned);
@@ -68,8 +70,8 @@ pub fn plan(request: &Request<'_>) -> RequestPlan {
     let (cache, target) = match Route::parse(request.path) {
         None => return RequestPlan::Answer(Answer::not_found(is_head)),
         Some(Route::Health) => {
-            let alive = Answer::text(200, "text/plain", "alive\n".to_owned(), is_head);
-            return RequestPlan::Answer(alive.with("cache-control", "no-store"));
+            let alive = Answer::new(200, AnswerKind::Process, Visibility::Public);
+            return RequestPlan::Answer(alive.text("text/plain", "alive\n".to_owned(), is_head));
         }
         Some(Route::Home) => return RequestPlan::Home,
         Some(Route::Page(cache)) => (cache, None),
@@ -158,7 +160,7 @@ impl Visit {
                 Admission::Read(Box::new(Read {
                     key,
                     is_head: self.is_head,
-                    is_public: state.public,
+                    visibility: state.visibility(),
                     part,
                     if_none_match: self.if_none_match,
                 }))
@@ -181,7 +183,7 @@ fn tag_of(key: &EdgeKey) -> Option<String> {
 pub struct Read {
     key: EdgeKey,
     is_head: bool,
-    is_public: bool,
+    visibility: Visibility,
     part: Option<Part>,
     if_none_match: Option<String>,
 }
@@ -213,56 +215,46 @@ impl Read {
         self.part
     }
 
-    /// Whether anybody may read it.
-    pub fn is_public(&self) -> bool {
-        self.is_public
-    }
-
-    /// How long it may be kept.
-    pub fn life(&self) -> Life {
-        self.key.life()
-    }
-
     /// The answer, given what was found. With [`Body::Object`] the host sends these bytes of the
     /// object.
     pub fn respond(&self, found: Option<&ObjectMeta>) -> Answer {
         let Some(meta) = found else {
             return Answer { edge_seconds: MISS_SECONDS, ..Answer::not_found(self.is_head) };
         };
-        let life = self.life();
         let etag = tag_of(&self.key).or_else(|| meta.etag.clone());
-        let mut headers = vec![("cache-control", life.cache_control(self.is_public))];
-        headers.extend(etag.clone().map(|etag| ("etag", etag)));
-        if !self.is_public {
-            headers.push(("vary", "authorization".to_owned()));
-        }
+        let answer = |status| {
+            let answer = Answer::new(status, self.key.answer_kind(), self.visibility);
+            etag.iter().fold(answer, |answer, etag| answer.with("etag", etag))
+        };
         let known =
             etag.as_deref().is_some_and(|etag| conditions::client_has(self.if_none_match.as_deref(), etag));
         if known {
-            return Answer { status: 304, headers, body: Body::Empty, edge_seconds: 0 };
+            return answer(304);
         }
         let size = meta.size;
-        let (status, range) = match self.part.map(|part| part.of(size)) {
-            None => (200, 0..size),
+        let (mut answer, range) = match self.part.map(|part| part.of(size)) {
+            None => (answer(200), 0..size),
             Some(Some(range)) => {
-                headers.push(("content-range", format!("bytes {}-{}/{size}", range.start, range.end - 1)));
-                (206, range)
+                let value = format!("bytes {}-{}/{size}", range.start, range.end - 1);
+                (answer(206).with("content-range", value), range)
             }
             Some(None) => return self.outside().with("content-range", format!("bytes */{size}")),
         };
         if matches!(self.key, EdgeKey::Nar(..)) {
-            headers.push(("accept-ranges", "bytes".to_owned()));
+            answer = answer.with("accept-ranges", "bytes");
         }
-        headers.push(("x-content-type-options", "nosniff".to_owned()));
-        headers.push(("content-type", self.key.content_type().to_owned()));
-        headers.push(("content-length", (range.end - range.start).to_string()));
-        let body = if self.is_head { Body::Empty } else { Body::Object(range) };
-        Answer { status, headers, body, edge_seconds: life.edge_seconds }
+        answer.edge_seconds = self.key.edge_seconds();
+        answer.body = if self.is_head { Body::Empty } else { Body::Object(range.clone()) };
+        answer
+            .with("x-content-type-options", "nosniff")
+            .with("content-type", self.key.content_type())
+            .with("content-length", (range.end - range.start).to_string())
     }
 
     /// The answer to [`Read::part`] when the object has no such bytes.
     pub fn outside(&self) -> Answer {
-        Answer::text(416, "text/plain", String::new(), self.is_head).with("cache-control", "no-store")
+        let answer = Answer::new(416, self.key.answer_kind(), self.visibility);
+        answer.text("text/plain", String::new(), self.is_head)
     }
 }
 
@@ -397,6 +389,48 @@ mod tests {
         assert_eq!(header(&answer, "vary"), Some("authorization"));
     }
 
+    /// Every answer that the rules can give for a cache, public and private.
+    #[test]
+    fn every_answer_says_what_caches_may_do_with_it() {
+        let tag = nix32::encode(&[7; 16]);
+        let nar = format!("/main/nar/0mdqa9w1p6cmli6976v4wi0sw9r4p5prkj7lzfd1877wk11c9c73-{tag}.nar.zst");
+        let meta = ObjectMeta { size: 100, etag: Some("\"e\"".to_owned()) };
+        let token = pull("main", "");
+        let mut statuses = std::collections::BTreeSet::new();
+        for public in [true, false] {
+            let state = state("main", public);
+            for path in [
+                "/main".to_owned(),
+                "/main/nix-cache-info".to_owned(),
+                format!("/main/{HASH}.narinfo"),
+                format!("/main/{HASH}.ls"),
+                nar.clone(),
+            ] {
+                for (range, if_none_match) in
+                    [(None, None), (Some("bytes=1-2"), None), (Some("bytes=100-"), None), (None, Some("*"))]
+                {
+                    let asked = Request { range, if_none_match, ..request("GET", &path) };
+                    let mut answers = vec![Answer::unavailable(false), Answer::not_found(false)];
+                    match visit(&asked).admit(Some(&state), Some(&token), NOW) {
+                        Admission::Answer(answer) => answers.push(answer),
+                        Admission::Read(read) => {
+                            answers.extend([read.respond(Some(&meta)), read.respond(None), read.outside()]);
+                        }
+                    }
+                    for answer in answers {
+                        statuses.insert(answer.status);
+                        let control = header(&answer, "cache-control").expect("every answer says it");
+                        let is_private = control.starts_with("private");
+                        assert!(public || is_private, "{path}: {answer:?}");
+                        assert_eq!(is_private, header(&answer, "vary") == Some("authorization"), "{path}");
+                        assert_eq!(control.contains("no-store"), answer.status >= 400, "{path}: {answer:?}");
+                    }
+                }
+            }
+        }
+        assert_eq!(statuses.into_iter().collect::<Vec<_>>(), [200, 206, 304, 404, 416, 503]);
+    }
+
     #[test]
     fn a_nar_is_answered_whole_in_part_and_not_again() {
         let tag = nix32::encode(&[7; 16]);
@@ -415,7 +449,7 @@ mod tests {
             ("content-length", "100"),
             ("accept-ranges", "bytes"),
             ("content-type", "application/x-nix-nar"),
-            ("cache-control", "public, max-age=31536000, immutable"),
+            ("cache-control", "public, max-age=31536000, s-maxage=604800, immutable"),
         ] {
             assert_eq!(header(&whole, name), Some(value), "{name}");
         }

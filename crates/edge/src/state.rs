@@ -6,6 +6,7 @@
 use dormer_api::CacheName;
 use serde::{Deserialize, Serialize};
 
+use crate::caching::Visibility;
 use crate::error::{Error, Result};
 
 /// Largest document that is written or read, in bytes: room for 20,000 revoked tokens.
@@ -55,6 +56,11 @@ impl CacheState {
     /// Writes it.
     pub fn to_json(&self) -> Vec<u8> {
         serde_json::to_vec(self).expect("text keys only")
+    }
+
+    /// Whether a token decides about answers from the cache.
+    pub(crate) fn visibility(&self) -> Visibility {
+        if self.public { Visibility::Public } else { Visibility::Private }
     }
 }
 

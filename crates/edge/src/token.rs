@@ -10,7 +10,7 @@ use serde::Deserialize;
 
 use crate::state::CacheState;
 
-/// Shortest secret for HS256 at an edge, in bytes: RFC 7518 demands as many as the hash has.
+/// Shortest secret for HS256, in bytes: RFC 7518 demands as many as the hash has.
 pub const HS256_SECRET_BYTES_MIN: usize = 32;
 
 /// How a token is signed.
@@ -111,6 +111,7 @@ mod tests {
             "{}",
             "x",
             r#"{"alg":"HS256","crit":[]}"#,
+            r#"{"alg":"HS256","alg":"HS256"}"#,
         ] {
             assert_eq!(SignedToken::parse(&token(header)), None, "{header}");
         }

@@ -12,7 +12,7 @@ use dormer_api::{TokenBounds, TokenClaims};
 use jsonwebtoken::jwk::Jwk;
 use jsonwebtoken::{DecodingKey, EncodingKey, crypto};
 
-use crate::token::{Algorithm, SignedToken};
+use crate::token::{Algorithm, HS256_SECRET_BYTES_MIN, SignedToken};
 
 /// A key that verifies tokens.
 #[derive(Clone)]
@@ -41,9 +41,12 @@ impl std::fmt::Debug for TokenKey {
 /// A key that cannot verify tokens. The error shows none of its bytes.
 #[derive(Debug, thiserror::Error)]
 pub enum KeyError {
-    /// Anybody could sign with it.
-    #[error("the HS256 secret is empty")]
-    EmptySecret,
+    /// It can be guessed from one token, without asking any server.
+    #[error("the HS256 secret has {bytes} bytes; it needs at least {HS256_SECRET_BYTES_MIN}")]
+    ShortSecret {
+        /// Its length.
+        bytes: usize,
+    },
     /// The bytes are no key of this kind.
     #[error("failed to read {what} in PEM")]
     Unreadable {
@@ -52,6 +55,12 @@ pub enum KeyError {
         /// Why.
         source: jsonwebtoken::errors::Error,
     },
+}
+
+/// Checks that an HS256 secret is long enough to sign or verify with.
+pub fn check_secret(secret: &[u8]) -> Result<(), KeyError> {
+    let bytes = secret.len();
+    if bytes < HS256_SECRET_BYTES_MIN { Err(KeyError::ShortSecret { bytes }) } else { Ok(()) }
 }
 
 /// Verifies tokens with one key.
@@ -75,8 +84,10 @@ impl TokenVerifier {
     pub fn new(key: &TokenKey, bounds: TokenBounds) -> Result<Self, KeyError> {
         let unreadable = |what| move |source| KeyError::Unreadable { what, source };
         let (algorithm, key) = match key {
-            TokenKey::Hs256(secret) if secret.is_empty() => return Err(KeyError::EmptySecret),
-            TokenKey::Hs256(secret) => (Algorithm::Hs256, DecodingKey::from_secret(secret)),
+            TokenKey::Hs256(secret) => {
+                check_secret(secret)?;
+                (Algorithm::Hs256, DecodingKey::from_secret(secret))
+            }
             TokenKey::Rs256Public(pem) => {
                 (Algorithm::Rs256, DecodingKey::from_rsa_pem(pem).map_err(unreadable("an RSA public key"))?)
             }
@@ -115,7 +126,11 @@ mod tests {
     #[test]
     fn unusable_keys_are_refused_and_never_shown() {
         let new = |key: &TokenKey| TokenVerifier::new(key, TokenBounds::default());
-        assert!(matches!(new(&TokenKey::Hs256(Vec::new())), Err(KeyError::EmptySecret)));
+        for bytes in [0, 1, HS256_SECRET_BYTES_MIN - 1] {
+            let short = new(&TokenKey::Hs256(vec![7; bytes]));
+            assert!(matches!(short, Err(KeyError::ShortSecret { bytes: said }) if said == bytes));
+        }
+        assert!(new(&TokenKey::Hs256(vec![7; HS256_SECRET_BYTES_MIN])).is_ok());
         for key in [
             TokenKey::Rs256Public(b"hunter2".to_vec()),
             TokenKey::Rs256Secret(b"hunter2".to_vec()),

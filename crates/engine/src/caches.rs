@@ -13,6 +13,9 @@ use zeroize::Zeroizing;
 use crate::commit::finish;
 use crate::{Engine, Error, Result};
 
+/// Most signing keys of a cache, retired ones included. They are loaded with each cache.
+const KEYS_MAX: usize = 64;
+
 /// A cache to create.
 #[derive(Debug, Clone)]
 pub struct CreateCache {
@@ -28,6 +31,8 @@ pub struct CreateCache {
     pub upstream_cache_key_names: Vec<String>,
     /// The signing key; `None` generates one with the cache's name.
     pub secret_key: Option<SecretKey>,
+    /// Whether an upload may give a path another NAR. Off, a leaked token cannot rewrite a path.
+    pub allow_replacement: bool,
 }
 
 /// A new signing key.
@@ -52,8 +57,14 @@ pub struct UpdateCache {
     pub upstream_cache_key_names: Option<Vec<String>>,
     /// Retention in seconds; `Some(None)` goes back to the server's default.
     pub retention_seconds: Option<Option<i64>>,
+    /// Quota in bytes; `Some(None)` goes back to the server's default, and 0 is none.
+    pub quota_bytes: Option<Option<u64>>,
+    /// How many paths of a name are kept; `Some(None)` keeps all.
+    pub keep_latest: Option<Option<u32>>,
     /// A key that replaces the active ones.
     pub new_key: Option<KeyChange>,
+    /// Whether an upload may give a path another NAR.
+    pub allow_replacement: Option<bool>,
 }
 
 impl Engine {
@@ -69,17 +80,36 @@ impl Engine {
     /// use this: another replica may have changed the cache a moment ago.
     pub async fn current_cache(&self, name: &str) -> Result<Option<Arc<Cache>>> {
         let look = self.look_at_settings();
-        let Some(cache) = self.index().find_cache(name).await? else { return Ok(None) };
-        let cache = Arc::new(cache);
-        if look.is_fresh(self) {
-            self.remembered_caches().insert(name.to_owned(), Arc::clone(&cache));
+        let found = self.index().find_cache(name).await?.map(Arc::new);
+        if let Some(cache) = found.as_ref().filter(|_| look.is_fresh(self)) {
+            self.remembered_caches().insert(name.to_owned(), Arc::clone(cache));
+            if cache.is_public {
+                self.remembered_public_caches().insert(name.to_owned(), Arc::clone(cache));
+            }
         }
-        Ok(Some(cache))
+        Ok(found)
     }
 
-    /// All caches, by name.
-    pub async fn list_caches(&self) -> Result<Vec<Cache>> {
-        Ok(self.index().list_caches().await?)
+    /// A public cache by name, as it was at most 5 s ago, if the engine remembers it.
+    pub fn remembered_public_cache(&self, name: &str) -> Option<Arc<Cache>> {
+        self.remembered_public_caches().get(name)
+    }
+
+    /// A public cache by name, as it is now. For a caller that may know of no other cache: the
+    /// steps are the same for a private cache and for one that does not exist, so their time tells
+    /// the caller nothing.
+    pub async fn current_public_cache(&self, name: &str) -> Result<Option<Arc<Cache>>> {
+        let look = self.look_at_settings();
+        let found = self.index().find_public_cache(name).await?.map(Arc::new);
+        if let Some(cache) = found.as_ref().filter(|_| look.is_fresh(self)) {
+            self.remembered_public_caches().insert(name.to_owned(), Arc::clone(cache));
+        }
+        Ok(found)
+    }
+
+    /// The next `limit` caches by name, after this name; without the private ones if wanted.
+    pub async fn list_caches_after(&self, name: &str, only_public: bool, limit: u32) -> Result<Vec<Cache>> {
+        Ok(self.index().list_caches_after(name, only_public, limit).await?)
     }
 
     /// Creates a cache with its first signing key.
@@ -96,6 +126,7 @@ impl Engine {
             priority: new.priority,
             upstream_cache_key_names: new.upstream_cache_key_names,
             created_at: self.now(),
+            allow_replacement: new.allow_replacement,
         };
         self.index().create_cache(&cache).await?;
         self.current_cache(&new.name).await?.ok_or(Error::Index(dormer_index::Error::CacheGone))
@@ -105,6 +136,9 @@ impl Engine {
     /// folder of a cache that holds objects cannot change ([`Error::StoreDirInUse`]): their names
     /// and their holes belong to the old folder.
     pub async fn update_cache(&self, cache: &Cache, update: UpdateCache) -> Result<()> {
+        if update.new_key.is_some() && cache.keys.len() >= KEYS_MAX {
+            return Err(Error::TooManyKeys { cache: cache.name.clone(), max: KEYS_MAX });
+        }
         let secret = match update.new_key {
             None => None,
             Some(KeyChange::Generate) => Some(generate_key(&cache.name)?),
@@ -116,7 +150,10 @@ impl Engine {
             priority: update.priority,
             upstream_cache_key_names: update.upstream_cache_key_names,
             retention_seconds: update.retention_seconds,
+            quota_bytes: update.quota_bytes,
+            keep_latest: update.keep_latest,
             replace_keys: secret.map(|secret| self.seal_key(&secret)),
+            allow_replacement: update.allow_replacement,
         };
         let (engine, cache) = (self.clone(), cache.clone());
         finish(async move {
@@ -168,6 +205,14 @@ impl Engine {
             self.master_key().seal(&seal_context(&public_key), Zeroizing::new(secret.expose()).as_bytes());
         CacheKey { public_key, sealed_secret, active: true }
     }
+}
+
+/// Memory of a remembered cache, in bytes.
+pub(crate) fn cache_weight(name: &str, cache: &Cache) -> u32 {
+    let names = cache.upstream_cache_key_names.iter().map(|name| name.len() + 32);
+    let keys = cache.keys.iter().map(|key| key.public_key.len() + key.sealed_secret.len() + 64);
+    let fixed = 2 * name.len() + cache.store_dir.len() + 256;
+    u32::try_from(fixed + names.chain(keys).sum::<usize>()).unwrap_or(u32::MAX)
 }
 
 fn seal_context(public_key: &str) -> String {

@@ -141,6 +141,7 @@ impl Engine {
     fn forget_everything_of_caches(&self) {
         self.change_counts().note_all();
         self.remembered_caches().invalidate_all();
+        self.remembered_public_caches().invalidate_all();
         self.remembered_narinfos().invalidate_all();
         self.remembered_plans().invalidate_all();
     }

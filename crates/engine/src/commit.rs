@@ -1,22 +1,30 @@
 //! Makes a stored NAR visible: one short transaction, the last write of an upload.
 
-use dormer_index::{Alias, Cache, CommitOutcome, CommitTarget, NarCommit, NarSource, Object, Removal};
-use dormer_nix::{NarHash, StorePathHash};
+use dormer_index::{Alias, Cache, CommitOutcome, CommitTarget, NarCommit, NarSource, Object};
+use dormer_nix::{NarHash, PublicKey, fingerprint};
 use tracing::Instrument as _;
 
 use crate::ingest::Ingested;
+use crate::narinfo::store_dir;
 use crate::{Engine, Error, Result};
 
 impl Engine {
-    /// Makes a verified NAR visible as an object of a cache.
+    /// Makes a verified NAR visible as an object of a cache. Where the cache has the path with
+    /// another NAR or other references, the first stays ([`CommitOutcome::Kept`]), unless the
+    /// cache allows replacement.
     pub async fn commit_object(
         &self,
         cache: &Cache,
         ingested: Ingested,
-        object: Object,
+        mut object: Object,
     ) -> Result<CommitOutcome> {
-        let target = CommitTarget::Object(object);
-        self.commit(cache, ingested.source.clone(), target).await
+        let known_keys = drop_forged(cache, &mut object, &ingested.nar_hash, ingested.nar_size)?;
+        let target = if cache.allow_replacement {
+            CommitTarget::Object(object)
+        } else {
+            CommitTarget::ObjectIfSame(object)
+        };
+        self.commit(cache, ingested.source.clone(), target, known_keys).await
     }
 
     /// Records a verified NAR under its upload name, until its narinfo arrives.
@@ -29,7 +37,7 @@ impl Engine {
     ) -> Result<()> {
         let target =
             CommitTarget::Alias { file_name: file_name.to_owned(), compression: compression.to_owned() };
-        self.commit(cache, ingested.source.clone(), target).await.map(drop)
+        self.commit(cache, ingested.source.clone(), target, Vec::new()).await.map(drop)
     }
 
     /// Makes an uploaded NAR visible as the object that a narinfo describes. The narinfo must name
@@ -40,7 +48,7 @@ impl Engine {
         file_name: &str,
         nar_hash: &NarHash,
         nar_size: u64,
-        object: Object,
+        mut object: Object,
     ) -> Result<CommitOutcome> {
         let alias = self.find_alias(cache, file_name).await?;
         let Some(Alias { nar, .. }) = alias else {
@@ -52,7 +60,8 @@ impl Engine {
                 has: format!("{} and {} bytes", nar.hash, nar.size),
             });
         }
-        self.commit(cache, NarSource::Known(nar.id), CommitTarget::ObjectIfSame(object)).await
+        let known_keys = drop_forged(cache, &mut object, nar_hash, nar_size)?;
+        self.commit(cache, NarSource::Known(nar.id), CommitTarget::ObjectIfSame(object), known_keys).await
     }
 
     /// Finds an upload alias that still resolves to a sound NAR.
@@ -61,25 +70,19 @@ impl Engine {
         Ok(self.index().find_alias(cache.id, file_name, since).await?.filter(|alias| !alias.nar.damaged))
     }
 
-    /// Removes an object for cause: its narinfo, its NAR in this cache and its alias go at once.
-    /// `false` if it was not there.
-    pub async fn remove_object(&self, cache: &Cache, hash: &StorePathHash) -> Result<bool> {
-        let (engine, cache, hash) = (self.clone(), cache.id, *hash);
-        finish(async move {
-            let removed = engine.index().remove_object(cache, &hash, Removal::ForCause, engine.now()).await;
-            engine.forget_answers(cache, &hash);
-            Ok(removed?)
-        })
-        .await
-    }
-
-    async fn commit(&self, cache: &Cache, nar: NarSource, target: CommitTarget) -> Result<CommitOutcome> {
+    async fn commit(
+        &self,
+        cache: &Cache,
+        nar: NarSource,
+        target: CommitTarget,
+        known_keys: Vec<String>,
+    ) -> Result<CommitOutcome> {
         let hash = match &target {
             CommitTarget::Object(object) | CommitTarget::ObjectIfSame(object) => Some(object.path.hash()),
             CommitTarget::Alias { .. } => None,
         };
         let grace_seconds = self.settings().grace_seconds;
-        let commit = NarCommit { cache: cache.id, nar, target, at: self.now(), grace_seconds };
+        let commit = NarCommit { cache: cache.id, nar, target, at: self.now(), grace_seconds, known_keys };
         let engine = self.clone();
         finish(async move {
             let outcome = engine.index().commit_nar(&commit).await;
@@ -91,6 +94,29 @@ impl Engine {
         })
         .await
     }
+}
+
+/// The key of the cache that nearly every store path comes from.
+const NIXOS_KEY: &str = "cache.nixos.org-1:6NCHdD59X431o0gWypbMrAURkbJ16ZPMQFGspcDShjY=";
+
+/// Drops signatures in the name of a known key that the key did not make, and returns the names of
+/// the known keys: those of the cache, retired ones too, and that of cache.nixos.org.
+fn drop_forged(cache: &Cache, object: &mut Object, nar_hash: &NarHash, nar_size: u64) -> Result<Vec<String>> {
+    let own = cache.keys.iter().map(|key| key.public_key.as_str());
+    let known: Vec<PublicKey> = own.chain([NIXOS_KEY]).filter_map(|key| key.parse().ok()).collect();
+    let message = fingerprint(&store_dir(cache)?, &object.path, nar_hash, nar_size, &object.references);
+    let count = object.sigs.len();
+    object.sigs.retain(|text| {
+        let name = text.split_once(':').map_or("", |(name, _)| name);
+        let mut keys = known.iter().filter(|key| key.name() == name).peekable();
+        let made = |key: &PublicKey| text.parse().is_ok_and(|sig| key.verify(&message, &sig).is_ok());
+        keys.peek().is_none() || keys.any(made)
+    });
+    if object.sigs.len() < count {
+        let dropped = count - object.sigs.len();
+        tracing::warn!(cache.name, path = %object.path, dropped, "dropped signatures that do not verify");
+    }
+    Ok(known.iter().map(|key| key.name().to_owned()).collect())
 }
 
 /// Runs a change to its end on a task of its own. A caller that leaves would otherwise stop between

@@ -11,8 +11,9 @@ use dormer_format::{ChunkId, Encoder, RawChunk, StoredChunk};
 use crate::budget::Budget;
 use crate::{Error, Result};
 
+/// The pool; clones share it.
 #[derive(Debug, Clone)]
-pub(crate) struct CpuPool {
+pub struct CpuPool {
     turns: Budget,
     threads: usize,
     encoders: Arc<Encoders>,
@@ -31,7 +32,8 @@ impl std::fmt::Debug for Encoders {
 }
 
 impl CpuPool {
-    pub(crate) fn new(threads: usize, zstd_level: i32) -> Self {
+    /// A pool of so many threads, at least one, that compresses at this level.
+    pub fn new(threads: usize, zstd_level: i32) -> Self {
         let threads = threads.max(1);
         // Jobs belong to uploads that hold memory already, and each job is short: they wait without
         // a limit.
@@ -51,7 +53,7 @@ impl CpuPool {
 
     /// Runs CPU work when its turn comes. The work is never cancelled half-way, and it keeps its
     /// turn until it ends, also when the caller leaves.
-    pub(crate) async fn run<T: Send + 'static>(&self, work: impl FnOnce() -> T + Send + 'static) -> T {
+    pub async fn run<T: Send + 'static>(&self, work: impl FnOnce() -> T + Send + 'static) -> T {
         let turn = self.turns.take_at_last(1).await;
         let job = tokio::task::spawn_blocking(move || {
             let _turn = turn;

@@ -4,7 +4,8 @@
 //! Invariants
 //! - [`Ingest::finish`] succeeds only for a NAR that was read whole, parsed, and has the announced
 //!   hash and size.
-//! - A known NAR is still read and hashed: only a pusher that has the bytes may name them.
+//! - A known NAR is read, parsed and hashed as an unknown one: only a pusher that has the bytes may
+//!   name them, and no error tells a pusher whether some tenant has them.
 //! - An [`Ingest`] that is dropped leaves at most chunks behind. These are valid on their own, and
 //!   later uploads use them.
 
@@ -73,13 +74,16 @@ pub struct Ingest {
     request: IngestRequest,
     nar_bytes_max: u64,
     hasher: NarHasher,
+    /// On the heap, because every upload's future would carry its size.
+    reader: Box<NarReader>,
     received: u64,
     work: Work,
     memory: Arc<BudgetShare>,
 }
 
+/// What becomes of the bytes. The checks of the bytes are the same for both.
 enum Work {
-    /// The server has the NAR: hash the bytes, to check that the pusher has them.
+    /// The server has the NAR: only check that the pusher has it, too.
     Verify {
         id: NarId,
         file_size: u64,
@@ -88,7 +92,6 @@ enum Work {
 }
 
 struct Storing {
-    reader: NarReader,
     sink: ChunkSink,
     listing: ListingSink,
     upload: CountedUpload,
@@ -104,7 +107,7 @@ impl Engine {
         {
             return Err(Error::NarTooLarge { limit: settings.nar_bytes_max });
         }
-        let memory = Arc::new(self.take_upload_memory(&request).await?);
+        let memory = Arc::new(self.upload_memory().take(self.upload_bytes(&request)?).await?);
         let known = match &request.expected {
             Some((hash, _)) => self.index().find_nar(hash).await?.filter(|nar| !nar.damaged),
             None => None,
@@ -116,6 +119,7 @@ impl Engine {
         Ok(Ingest {
             context: self.ingest_context().clone(),
             nar_bytes_max: settings.nar_bytes_max,
+            reader: Box::new(NarReader::new(self.nar_limits(&request))),
             request,
             hasher: NarHasher::new(),
             received: 0,
@@ -124,21 +128,24 @@ impl Engine {
         })
     }
 
-    fn begin_storing(&self, request: &IngestRequest, memory: &Arc<BudgetShare>) -> Work {
+    fn nar_limits(&self, request: &IngestRequest) -> NarLimits {
         let settings = self.settings();
-        // The order in packs: the NAR's chunks, then its listing's.
-        let stream = self.streams_begun().fetch_add(2, Ordering::Relaxed);
-        let limits = NarLimits {
+        NarLimits {
             listing_bytes_max: settings.listing_bytes_max,
             nar_bytes_max: request.expected.map_or(settings.nar_bytes_max, |(_, size)| size),
             name_bytes_max: NAME_BYTES_MAX,
             target_bytes_max: NAME_BYTES_MAX,
             path_bytes_max: PATH_BYTES_MAX,
             ..NarLimits::default()
-        };
+        }
+    }
+
+    fn begin_storing(&self, request: &IngestRequest, memory: &Arc<BudgetShare>) -> Work {
+        let settings = self.settings();
+        // The order in packs: the NAR's chunks, then its listing's.
+        let stream = self.streams_begun().fetch_add(2, Ordering::Relaxed);
         let (params, store_dir) = (settings.chunk_params, &request.store_dir);
         Work::Store(Box::new(Storing {
-            reader: NarReader::new(limits),
             sink: ChunkSink::new(
                 self.ingest_context().clone(),
                 stream,
@@ -152,7 +159,9 @@ impl Engine {
         }))
     }
 
-    async fn take_upload_memory(&self, request: &IngestRequest) -> Result<BudgetShare> {
+    /// Memory that an upload takes, in bytes. [`Error::DecoderTooLarge`] if it can never have that
+    /// much.
+    pub fn upload_bytes(&self, request: &IngestRequest) -> Result<u64> {
         // Small NARs need little more than a MiB of overhead, so many of them fit at once.
         let needed = request.expected.map_or(UPLOAD_BYTES, |(_, size)| {
             UPLOAD_BYTES.min(size.saturating_add(size / 2).saturating_add(1024 * 1024))
@@ -162,7 +171,7 @@ impl Engine {
         if bytes > limit.max(UPLOAD_BYTES) {
             return Err(Error::DecoderTooLarge { needed: bytes, limit });
         }
-        self.upload_memory().take(bytes).await
+        Ok(bytes)
     }
 }
 
@@ -179,17 +188,16 @@ impl Ingest {
             return Err(Error::SizeMismatch { expected, got: self.received });
         }
         self.hasher.update(bytes);
+        for piece in bytes.chunks(PIECE_BYTES) {
+            self.reader.feed(piece).map_err(Error::MalformedNar)?;
+            let json = self.reader.take_listing(LISTING_PIECE_BYTES);
+            if let (Some(json), Work::Store(storing)) = (json, &mut self.work) {
+                storing.listing.write(&json).await?;
+            }
+        }
         match &mut self.work {
             Work::Verify { .. } => Ok(()),
-            Work::Store(storing) => {
-                for piece in bytes.chunks(PIECE_BYTES) {
-                    storing.reader.feed(piece).map_err(Error::MalformedNar)?;
-                    if let Some(json) = storing.reader.take_listing(LISTING_PIECE_BYTES) {
-                        storing.listing.write(&json).await?;
-                    }
-                }
-                storing.sink.write(bytes).await
-            }
+            Work::Store(storing) => storing.sink.write(bytes).await,
         }
     }
 
@@ -205,17 +213,16 @@ impl Ingest {
 
     async fn finish_uncounted(self) -> Result<Ingested> {
         let (nar_hash, nar_size) = self.hasher.finish();
-        let Storing { reader, mut sink, listing, mut upload } = match self.work {
+        let rest = self.reader.finish().map_err(Error::MalformedNar)?;
+        check_expected(self.request.expected, nar_hash, nar_size)?;
+        let Storing { mut sink, listing, mut upload } = match self.work {
             Work::Verify { id, file_size } => {
-                check_expected(self.request.expected, nar_hash, nar_size)?;
                 // (A known NAR that was not announced, below, was counted chunk by chunk.)
                 self.context.metrics.count_deduplicated(Deduplicated::Nar, nar_size);
                 return Ok(Ingested::known(nar_hash, nar_size, file_size, id, self.memory));
             }
             Work::Store(storing) => *storing,
         };
-        let rest = reader.finish().map_err(Error::MalformedNar)?;
-        check_expected(self.request.expected, nar_hash, nar_size)?;
         if self.request.expected.is_none()
             && let Some(nar) = self.context.index.find_nar(&nar_hash).await?.filter(|nar| !nar.damaged)
         {

@@ -13,20 +13,22 @@
 //! Any number of processes may run one over the same index: each job has one holder, and a job
 //! whose holder is gone is taken up again when its lease ends.
 
+use std::sync::atomic::{AtomicI64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use dormer_index::{Error as IndexError, JobIndex, JobKind, JobLease, JobStep, UnixSeconds};
+use dormer_index::{Error as IndexError, ExpiryDefaults, JobIndex, JobKind, JobLease, JobStep, UnixSeconds};
 use dormer_nix::with_causes;
-use prometheus::core::{Collector, Desc};
+use prometheus::core::{Collector as MetricSource, Desc};
 use prometheus::proto::MetricFamily;
 use prometheus::{IntGaugeVec, Opts};
 
-use crate::Clock;
+use crate::collect::Collector;
+use crate::{Clock, Error, Result};
 
 /// The kinds that this runner runs. Those of publishing belong to the holder of their target's
 /// lease.
-const RUNNABLE: [JobKind; 1] = [JobKind::DeleteCache];
+const RUNNABLE: [JobKind; 3] = [JobKind::DeleteCache, JobKind::ExpireCache, JobKind::Collect];
 
 /// How long giving a lease back may take when the runner stops. After that the lease has to end by
 /// itself.
@@ -34,6 +36,9 @@ const RELEASE_MAX: Duration = Duration::from_millis(500);
 
 /// A failed job is tried again after 2 s, 4 s and so on, but at least this often.
 const RETRY_SECONDS_MAX: UnixSeconds = 300;
+
+/// How often the runner looks for caches whose next expire job is due, at most.
+const EXPIRY_LOOK: Duration = Duration::from_mins(1);
 
 /// How a runner works.
 #[derive(Debug, Clone)]
@@ -45,11 +50,32 @@ pub struct JobSettings {
     pub poll: Duration,
     /// Most rows in one step.
     pub step_rows_max: u32,
+    /// When the runner opens expire jobs; `None` leaves that to others.
+    pub expiry: Option<ExpirySchedule>,
+    /// What is kept where a cache says nothing.
+    pub expiry_defaults: ExpiryDefaults,
+}
+
+/// When caches are looked through for what they keep no longer.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct ExpirySchedule {
+    /// How long after a cache's last expire job the next one is opened.
+    pub interval: Duration,
 }
 
 impl Default for JobSettings {
     fn default() -> Self {
-        Self { lease_seconds: 30, poll: Duration::from_secs(2), step_rows_max: 4_096 }
+        Self {
+            lease_seconds: 30,
+            poll: Duration::from_secs(2),
+            step_rows_max: 4_096,
+            expiry: None,
+            expiry_defaults: ExpiryDefaults {
+                retention_seconds: 0,
+                quota_bytes: 0,
+                grace_seconds: 30 * 86_400,
+            },
+        }
     }
 }
 
@@ -62,6 +88,9 @@ pub struct JobRunner {
     /// The name of this process in the table, for people.
     holder: String,
     held: Mutex<Option<JobLease>>,
+    collector: Option<Collector>,
+    /// When the next collection may be due.
+    collect_at: AtomicI64,
     metrics: JobMetrics,
 }
 
@@ -74,7 +103,22 @@ impl JobRunner {
         holder: String,
         settings: JobSettings,
     ) -> Self {
-        Self { jobs, clock, settings, holder, held: Mutex::new(None), metrics: JobMetrics::new() }
+        Self {
+            jobs,
+            clock,
+            settings,
+            holder,
+            held: Mutex::new(None),
+            collector: None,
+            collect_at: AtomicI64::new(0),
+            metrics: JobMetrics::new(),
+        }
+    }
+
+    /// Runs collections too, and opens them when they are due.
+    #[must_use]
+    pub fn with_collector(self, collector: Collector) -> Self {
+        Self { collector: Some(collector), ..self }
     }
 
     /// The gauges of open jobs, as of the runner's last look.
@@ -108,11 +152,20 @@ impl JobRunner {
 
     async fn work(&self) {
         let mut failures = 0;
+        let mut opened_at = None;
         loop {
-            let pause = match self.next_job().await {
+            self.open_expire_jobs(&mut opened_at).await;
+            let next = async {
+                self.open_collection_if_due().await?;
+                Ok::<_, Error>(self.next_job().await?)
+            };
+            let pause = match next.await {
                 Ok(Some((kind, lease))) => {
                     failures = 0;
-                    self.run_job(kind, &lease).await;
+                    match (kind, &self.collector) {
+                        (JobKind::Collect, Some(collector)) => self.run_collection(collector, &lease).await,
+                        _ => self.run_job(kind, &lease).await,
+                    }
                     continue;
                 }
                 Ok(None) => {
@@ -132,10 +185,38 @@ impl JobRunner {
         }
     }
 
+    /// Opens the expire jobs that are due, if it is time to look for them.
+    async fn open_expire_jobs(&self, opened_at: &mut Option<Instant>) {
+        let Some(ExpirySchedule { interval }) = self.settings.expiry else { return };
+        if opened_at.is_some_and(|opened_at| opened_at.elapsed() < interval.min(EXPIRY_LOOK)) {
+            return;
+        }
+        *opened_at = Some(Instant::now());
+        let now = self.clock.now();
+        let since = now.saturating_sub(UnixSeconds::try_from(interval.as_secs()).unwrap_or(UnixSeconds::MAX));
+        if let Err(error) = self.jobs.open_expire_jobs(&self.settings.expiry_defaults, now, since).await {
+            tracing::warn!(
+                error = &error as &dyn std::error::Error,
+                "failed to open expire jobs; the runner tries again"
+            );
+        }
+    }
+
+    async fn open_collection_if_due(&self) -> Result<()> {
+        let Some(collector) = &self.collector else { return Ok(()) };
+        if self.clock.now() < self.collect_at.load(Ordering::Relaxed) {
+            return Ok(());
+        }
+        let next = collector.open_if_due().await?;
+        self.collect_at.store(next.unwrap_or(UnixSeconds::MAX), Ordering::Relaxed);
+        Ok(())
+    }
+
     /// Takes the lease of a job, if one is open that nobody holds.
     async fn next_job(&self) -> dormer_index::Result<Option<(JobKind, JobLease)>> {
         let waiting = self.look().await?;
-        for kind in RUNNABLE.into_iter().filter(|kind| waiting.contains(kind)) {
+        let may_run = |kind: &JobKind| *kind != JobKind::Collect || self.collector.is_some();
+        for kind in RUNNABLE.into_iter().filter(|kind| waiting.contains(kind) && may_run(kind)) {
             let now = self.clock.now();
             let ends_at = now + self.settings.lease_seconds;
             if let Some(lease) = self.jobs.lease_job(kind, &self.holder, now, ends_at).await? {
@@ -204,23 +285,50 @@ impl JobRunner {
         self.hold(None);
     }
 
+    /// Runs a collection until it is done, fails or is lost.
+    async fn run_collection(&self, collector: &Collector, lease: &JobLease) {
+        tracing::info!(job.id = lease.job.0, job.kind = JobKind::Collect.as_str(), "a job is taken up");
+        match collector.run(lease, self.settings.lease_seconds).await {
+            Ok(report) => {
+                tracing::info!(
+                    job.id = lease.job.0,
+                    job.kind = JobKind::Collect.as_str(),
+                    nars = report.nars,
+                    packs_condemned = report.condemned.packs,
+                    packs_removed = report.removed.packs,
+                    bytes_freed = report.removed.bytes,
+                    "a job is done"
+                );
+            }
+            Err(Error::Index(IndexError::JobLeaseLost)) => {
+                tracing::info!(job.id = lease.job.0, "the lease of a collection was lost");
+            }
+            Err(error) => self.give_up(JobKind::Collect, lease, &error).await,
+        }
+        self.hold(None);
+    }
+
     async fn step(&self, kind: JobKind, lease: &JobLease, rows: u32) -> dormer_index::Result<JobStep> {
         let now = self.clock.now();
         let ends_at = now + self.settings.lease_seconds;
         match kind {
             JobKind::DeleteCache => self.jobs.delete_cache_step(lease, rows, now, ends_at).await,
-            JobKind::ScanCache => unreachable!("the runner leases no such job"),
+            JobKind::ExpireCache => {
+                let defaults = &self.settings.expiry_defaults;
+                self.jobs.expire_cache_step(lease, defaults, rows, now, ends_at).await
+            }
+            JobKind::ScanCache | JobKind::Collect => unreachable!("such a job has no step of this kind"),
         }
     }
 
     /// Writes down why a step failed. If that fails too, the lease has to end by itself.
-    async fn give_up(&self, kind: JobKind, lease: &JobLease, error: &IndexError) {
+    async fn give_up(&self, kind: JobKind, lease: &JobLease, error: &(dyn std::error::Error + Sync)) {
         let seconds = retry_seconds(lease.failures);
         tracing::warn!(
             job.id = lease.job.0,
             job.kind = kind.as_str(),
             retry_seconds = seconds,
-            error = error as &dyn std::error::Error,
+            error = with_causes(error),
             "a step of a job failed"
         );
         let text = with_causes(error);
@@ -265,7 +373,7 @@ impl StepSize {
 }
 
 /// The pause after a step: as long as the step, so that others have half of the time.
-fn pause_after(took: Duration) -> Duration {
+pub(crate) fn pause_after(took: Duration) -> Duration {
     took.clamp(Duration::from_millis(5), Duration::from_secs(5))
 }
 
@@ -325,13 +433,13 @@ impl JobMetrics {
     }
 }
 
-impl Collector for JobMetrics {
+impl MetricSource for JobMetrics {
     fn desc(&self) -> Vec<&Desc> {
-        self.all().into_iter().flat_map(Collector::desc).collect()
+        self.all().into_iter().flat_map(MetricSource::desc).collect()
     }
 
     fn collect(&self) -> Vec<MetricFamily> {
-        self.all().into_iter().flat_map(Collector::collect).collect()
+        self.all().into_iter().flat_map(MetricSource::collect).collect()
     }
 }
 

@@ -10,6 +10,7 @@ mod caches;
 mod chunk_sink;
 mod clock;
 mod coherence;
+mod collect;
 mod commit;
 mod cpu;
 mod error;
@@ -22,6 +23,7 @@ mod metrics;
 mod narinfo;
 mod packer;
 mod read;
+mod retention;
 mod seal_plan;
 mod settings;
 mod use_recorder;
@@ -33,14 +35,13 @@ use std::time::Duration;
 use bytes::Bytes;
 use dormer_blobs::Blobs;
 use dormer_format::PackId;
-use dormer_index::{Cache, Index, UnixSeconds};
+use dormer_index::{Cache, CollectIndex, Index, UnixSeconds};
 use dormer_nix::SecretKey;
 use moka::sync::Cache as Remembered;
 
 use crate::budget::{Budget, BudgetUse};
 use crate::chunk_sink::IngestContext;
 use crate::coherence::{ChangeCounts, REMEMBERED};
-use crate::cpu::CpuPool;
 use crate::metrics::{EngineMetrics, gauge_value};
 use crate::narinfo::NarinfoKey;
 use crate::packer::{Packer, Storage};
@@ -49,16 +50,23 @@ use crate::use_recorder::UseRecorder;
 
 pub use caches::{CreateCache, KeyChange, UpdateCache};
 pub use clock::{Clock, SystemClock};
+pub use collect::{CollectMetrics, CollectSettings, CollectionPlan, CollectionReport, Collector, PackTotals};
+pub use cpu::CpuPool;
 pub use error::{Error, ErrorClass, Result};
 pub use ingest::{Deduplication, Ingest, IngestRequest, Ingested};
-pub use jobs::{JobMetrics, JobRunner, JobSettings};
+pub use jobs::{ExpirySchedule, JobMetrics, JobRunner, JobSettings};
 pub use listing::ListingStream;
 pub use master_key::MasterKey;
 pub use read::{NarStream, OpenNar};
+pub use retention::MissingPaths;
 pub use settings::{EngineSettings, UPLOAD_BYTES};
 
 /// Memory for remembered narinfos, and for remembered read plans, in bytes each.
 const REMEMBERED_BYTES: u64 = 4 * 1024 * 1024;
+
+/// Memory for the settings of caches, and again for their signing keys, in bytes: some thousand
+/// caches.
+const REMEMBERED_CACHE_BYTES: u64 = 1024 * 1024;
 
 /// How long a pack is known to exist after it was stored, read or looked up.
 const PACK_PROOF: Duration = Duration::from_mins(1);
@@ -84,6 +92,8 @@ struct Inner {
     read_memory: Budget,
     stream_memory: Budget,
     caches: Remembered<String, Arc<Cache>>,
+    /// The public ones among them: a caller that may know of no others looks here alone.
+    public_caches: Remembered<String, Arc<Cache>>,
     unsealed_keys: Remembered<String, Arc<SecretKey>>,
     narinfos: Remembered<NarinfoKey, Bytes>,
     plans: Remembered<PlanKey, Arc<ReadPlan>>,
@@ -128,8 +138,12 @@ impl Engine {
             stream_turns: Budget::of_turns("streams", settings.reads_max, settings.read_wait, "downloads"),
             read_memory: for_reads("read_memory", settings.read_memory_bytes - stream_memory_bytes),
             stream_memory: for_reads("stream_memory", stream_memory_bytes),
-            caches: Remembered::builder().max_capacity(4_096).time_to_live(REMEMBERED).build(),
-            unsealed_keys: Remembered::builder().max_capacity(4_096).build(),
+            caches: remember_caches(),
+            public_caches: remember_caches(),
+            unsealed_keys: Remembered::builder()
+                .max_capacity(REMEMBERED_CACHE_BYTES)
+                .weigher(|key: &String, _| u32::try_from(2 * key.len() + 256).unwrap_or(u32::MAX))
+                .build(),
             narinfos: Remembered::builder()
                 .max_capacity(REMEMBERED_BYTES)
                 .weigher(|_, text: &Bytes| u32::try_from(text.len() + 128).unwrap_or(u32::MAX))
@@ -167,6 +181,22 @@ impl Engine {
         &self.inner.ingest.index
     }
 
+    /// A collector over the engine's store. `index` is the engine's own, by its other contract.
+    pub fn collector(
+        &self,
+        index: Arc<dyn CollectIndex>,
+        interval_seconds: Option<i64>,
+        upload_seconds_max: i64,
+    ) -> Collector {
+        let settings = CollectSettings {
+            interval_seconds,
+            upload_seconds_max,
+            alias_seconds: self.settings().alias_seconds,
+            ..CollectSettings::default()
+        };
+        Collector::new(index, Arc::clone(self.blobs()), Arc::clone(&self.inner.clock), settings)
+    }
+
     /// The limits and choices in force.
     pub fn settings(&self) -> &EngineSettings {
         &self.inner.settings
@@ -199,6 +229,18 @@ impl Engine {
             Err(_) if answers() > before => Ok(()),
             Err(_) => Err(Error::StoreSilent { patience }),
         }
+    }
+
+    /// Whether reads wait for what other reads hold: turns, or memory.
+    pub fn reads_wait(&self) -> bool {
+        let inner = &self.inner;
+        let budgets = [&inner.read_memory, &inner.stream_memory, &inner.stream_turns];
+        budgets.into_iter().any(|budget| budget.present_use().waiting > 0)
+    }
+
+    /// The threads for work that takes more than a moment of CPU.
+    pub fn cpu(&self) -> &CpuPool {
+        &self.inner.ingest.cpu
     }
 
     fn metrics(&self) -> &Arc<EngineMetrics> {
@@ -285,6 +327,10 @@ impl Engine {
         &self.inner.caches
     }
 
+    fn remembered_public_caches(&self) -> &Remembered<String, Arc<Cache>> {
+        &self.inner.public_caches
+    }
+
     fn unsealed_keys(&self) -> &Remembered<String, Arc<SecretKey>> {
         &self.inner.unsealed_keys
     }
@@ -316,4 +362,13 @@ impl Engine {
     fn change_counts(&self) -> &ChangeCounts {
         &self.inner.change_counts
     }
+}
+
+/// Caches that are remembered by name, weighed in bytes.
+fn remember_caches() -> Remembered<String, Arc<Cache>> {
+    Remembered::builder()
+        .max_capacity(REMEMBERED_CACHE_BYTES)
+        .weigher(|name: &String, cache: &Arc<Cache>| caches::cache_weight(name, cache))
+        .time_to_live(REMEMBERED)
+        .build()
 }

@@ -6,7 +6,7 @@
 use std::sync::Arc;
 
 use bytes::Bytes;
-use dormer_index::{Cache, CacheId, FoundObject, UnixSeconds};
+use dormer_index::{Cache, CacheId, FoundObject, UnixSeconds, Use};
 use dormer_nix::{NarHash, NarInfo, StoreDir, StorePathHash, fingerprint};
 
 use crate::{Engine, Error, Result};
@@ -54,18 +54,34 @@ impl Engine {
         let mut present = std::collections::HashSet::new();
         for batch in hashes.chunks(16_384) {
             let found = self.index().present_objects(cache.id, batch).await?;
-            self.record_uses(cache, &found).await?;
+            let old = self.record_uses(cache, &found).await?;
             present.extend(found.into_iter().map(|(hash, _)| hash));
+            if !old.is_empty() {
+                // One that expired before its use was written is missing. None expires after that.
+                for hash in &old {
+                    present.remove(hash);
+                }
+                let still = self.index().present_objects(cache.id, &old).await?;
+                present.extend(still.into_iter().map(|(hash, _)| hash));
+            }
         }
         Ok(hashes.iter().filter(|hash| !present.contains(hash)).copied().collect())
     }
 
-    /// Writes the present time as the last use of those objects whose stored time is old.
-    async fn record_uses(&self, cache: &Cache, used: &[(StorePathHash, UnixSeconds)]) -> Result<()> {
+    /// Writes the present time as the last push of those objects whose stored time is old, and
+    /// returns them.
+    async fn record_uses(
+        &self,
+        cache: &Cache,
+        used: &[(StorePathHash, UnixSeconds)],
+    ) -> Result<Vec<StorePathHash>> {
         let now = self.now();
         let old: Vec<StorePathHash> =
             used.iter().filter(|(_, last)| self.is_old(*last, now)).map(|(hash, _)| *hash).collect();
-        if old.is_empty() { Ok(()) } else { Ok(self.index().touch_objects(cache.id, &old, now).await?) }
+        if !old.is_empty() {
+            self.index().touch_objects(cache.id, &old, Use::Push, now).await?;
+        }
+        Ok(old)
     }
 
     /// Whether a stored time of last use has to be written anew.
@@ -85,9 +101,7 @@ impl Engine {
         found: FoundObject,
         file_hash: Option<NarHash>,
     ) -> Result<String> {
-        let store_dir: StoreDir = cache.store_dir.parse().map_err(|_| {
-            Error::Index(dormer_index::Error::Corrupt { table: "caches", what: "store folder".to_owned() })
-        })?;
+        let store_dir = store_dir(cache)?;
         let FoundObject { object, nar, .. } = found;
         let message = fingerprint(&store_dir, &object.path, &nar.hash, nar.size, &object.references);
         let mut sigs = object.sigs;
@@ -111,4 +125,11 @@ impl Engine {
         };
         Ok(narinfo.to_text(&store_dir))
     }
+}
+
+/// The store folder of a cache.
+pub(crate) fn store_dir(cache: &Cache) -> Result<StoreDir> {
+    cache.store_dir.parse().map_err(|_| {
+        Error::Index(dormer_index::Error::Corrupt { table: "caches", what: "store folder".to_owned() })
+    })
 }

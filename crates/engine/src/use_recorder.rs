@@ -17,7 +17,7 @@ use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use dormer_index::{CacheId, Index};
+use dormer_index::{CacheId, Index, Use};
 use dormer_nix::StorePathHash;
 use tokio::sync::mpsc;
 
@@ -92,7 +92,7 @@ impl Writer {
     }
 
     async fn write(&mut self, cache: CacheId, hashes: &[StorePathHash]) {
-        match self.index.touch_objects(cache, hashes, self.clock.now()).await {
+        match self.index.touch_objects(cache, hashes, Use::Pull, self.clock.now()).await {
             Ok(()) => self.metrics.uses.written.inc_by(hashes.len() as u64),
             Err(error) => {
                 self.metrics.uses.lost.inc_by(hashes.len() as u64);

@@ -10,7 +10,6 @@ use std::io;
 use std::net::SocketAddr;
 use std::pin::pin;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -22,9 +21,10 @@ use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::server::graceful::{GracefulConnection, GracefulShutdown};
-use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 
+use crate::listener::{Listener, Stream};
+use crate::places::{Kept, Place, Places};
 use crate::probes::Probes;
 use crate::socket::Socket;
 
@@ -40,6 +40,9 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 /// Each refused connection ends with its answer.
 pub const REFUSED_MAX: usize = 64;
 
+/// How long a new client waits for the place of a connection that was told to end.
+const GIVE_UP_WAIT: Duration = Duration::from_secs(1);
+
 /// How long a refused client may take to send its head.
 const REFUSED_HEAD_TIMEOUT: Duration = Duration::from_secs(5);
 
@@ -48,10 +51,15 @@ const REFUSED_HEAD_TIMEOUT: Duration = Duration::from_secs(5);
 /// client that sends half a head delays the stop by `header_timeout`.
 const HEAD_WAIT_STOPPING: Duration = Duration::from_secs(5);
 
-/// The address at the other end of the connection, as an extension of each request. A proxy in
-/// between hides the client's own.
+/// The other end of the connection, as an extension of each request. A proxy in between hides the
+/// client's own address.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Peer(pub SocketAddr);
+pub enum Peer {
+    /// An address.
+    Tcp(SocketAddr),
+    /// A program on this machine, through a Unix socket.
+    Unix,
+}
 
 /// Limits of a host.
 #[derive(Debug, Clone)]
@@ -76,7 +84,7 @@ pub struct HostSettings {
 /// What a host serves.
 pub trait Service: Send + Sync + 'static {
     /// The body of an answer. An error in the body cuts the connection.
-    type Body: http_body::Body<Data = Bytes, Error = io::Error> + Send + 'static;
+    type Body: http_body::Body<Data = Bytes, Error = io::Error> + Send + Unpin + 'static;
 
     /// Answers a request. Failures are answers, too.
     fn answer(
@@ -94,6 +102,12 @@ pub trait Service: Send + Sync + 'static {
 
     /// Whether the process is ready; the host sets it to "no" when it begins to stop.
     fn probes(&self) -> &Probes;
+
+    /// Whether requests wait for what readers hold that take next to nothing. Such readers are then
+    /// cut.
+    fn others_wait(&self) -> bool {
+        false
+    }
 
     /// A connection begins.
     fn connection_opened(&self) {}
@@ -118,11 +132,12 @@ pub enum Error {
 /// `drain_delay`, takes no more connections, and lets requests in flight finish within
 /// `shutdown_timeout`.
 pub async fn serve<S: Service>(
-    listener: TcpListener,
+    listener: impl Into<Listener>,
     service: Arc<S>,
     settings: HostSettings,
     shutdown: impl Future<Output = ()>,
 ) -> Result<(), Error> {
+    let listener = listener.into();
     let slots = ConnectionSlots::new(settings.connections_max);
     let host =
         Host { service, settings, graceful: GracefulShutdown::new(), stopping: watch::channel(false).0 };
@@ -142,13 +157,14 @@ pub async fn serve<S: Service>(
             () = &mut stop => break,
         };
         match accepted {
-            Ok((stream, slot)) => host.spawn_connection(stream, slot),
+            // A stop does not interrupt this short wait: the client would be reset.
+            Ok((stream, refused)) => host.spawn_connection(stream, slots.slot(refused).await),
             Err(error) => pause_after(&error).await,
         }
     }
     // Connections in the kernel's queue would be reset with the listener.
-    while let Some(Ok((stream, slot))) = slots.accept(&listener).now_or_never() {
-        host.spawn_connection(stream, slot);
+    while let Some(Ok((stream, refused))) = slots.accept(&listener).now_or_never() {
+        host.spawn_connection(stream, slots.slot(refused).await);
     }
     drop(listener);
     tracing::info!(connections = host.graceful.count(), "taking no more connections");
@@ -169,11 +185,10 @@ struct Host<S> {
 }
 
 impl<S: Service> Host<S> {
-    fn spawn_connection(&self, stream: TcpStream, slot: Slot) {
+    fn spawn_connection(&self, stream: Stream, slot: Slot) {
         let counted = Counted::new(Arc::clone(&self.service));
-        let has_asked = Arc::new(AtomicBool::new(false));
-        let connection =
-            self.graceful.watch(self.connection(stream, slot.is_refused(), Arc::clone(&has_asked)));
+        let place = Arc::clone(&slot.place);
+        let connection = self.graceful.watch(self.connection(stream, slot.is_refused, Arc::clone(&place)));
         let stopping = self.stopping.subscribe();
         tokio::spawn(async move {
             tokio::select! {
@@ -181,7 +196,10 @@ impl<S: Service> Host<S> {
                     // Clients leave as they like; failures are logged with their request.
                     tracing::debug!(%error, "connection ended");
                 },
-                () = head_is_late(stopping, &has_asked) => {
+                () = place.given_up() => {
+                    tracing::debug!("cut a connection that sent no head, for another client");
+                }
+                () = head_is_late(stopping, &place) => {
                     tracing::debug!("cut a connection that had sent half a head when the host stopped");
                 }
             }
@@ -191,16 +209,16 @@ impl<S: Service> Host<S> {
 
     fn connection(
         &self,
-        stream: TcpStream,
+        stream: Stream,
         is_refused: bool,
-        has_asked: Arc<AtomicBool>,
+        place: Arc<Place>,
     ) -> impl GracefulConnection<Error = hyper::Error> + use<S> {
         // Without it, the last part of an answer waits up to 40 ms for the client's acknowledgement
         // of the first.
         if let Err(error) = stream.set_nodelay(true) {
             tracing::debug!(%error, "failed to set TCP_NODELAY");
         }
-        let peer = stream.peer_addr().ok().map(Peer);
+        let peer = stream.peer();
         let settings = &self.settings;
         let service = Arc::clone(&self.service);
         let answer = service_fn(move |mut request: Request<Incoming>| {
@@ -208,14 +226,16 @@ impl<S: Service> Host<S> {
                 request.extensions_mut().insert(peer);
             }
             let service = Arc::clone(&service);
-            has_asked.store(true, Ordering::SeqCst);
+            let answering = place.begin_answer();
             async move {
-                if !is_refused {
-                    return Ok::<_, Infallible>(service.answer(request).await);
-                }
-                let mut response = service.refuse(request).await;
-                response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
-                Ok(response)
+                let response = if is_refused {
+                    let mut response = service.refuse(request).await;
+                    response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
+                    response
+                } else {
+                    service.answer(request).await
+                };
+                Ok::<_, Infallible>(response.map(|body| Kept::new(body, answering)))
             }
         });
         let header_timeout = if is_refused {
@@ -223,12 +243,15 @@ impl<S: Service> Host<S> {
         } else {
             settings.header_timeout
         };
+        let service = Arc::clone(&self.service);
+        let socket =
+            Socket::new(stream, settings.write_idle_timeout, Box::new(move || service.others_wait()));
         http1::Builder::new()
             .timer(TokioTimer::new())
             .header_read_timeout(header_timeout)
             .max_header_size(settings.header_bytes_max)
             .max_buf_size(WRITE_BUFFER_BYTES.max(settings.header_bytes_max))
-            .serve_connection(TokioIo::new(Socket::new(stream, settings.write_idle_timeout)), answer)
+            .serve_connection(TokioIo::new(socket), answer)
     }
 }
 
@@ -251,11 +274,11 @@ impl<S: Service> Drop for Counted<S> {
 /// Ready when the host has been stopping for so long that it waits no longer for a head that began
 /// before. Never ready for a connection that has sent a whole head: its request is in flight, or
 /// hyper has closed it.
-async fn head_is_late(mut stopping: watch::Receiver<bool>, has_asked: &AtomicBool) {
+async fn head_is_late(mut stopping: watch::Receiver<bool>, place: &Place) {
     // An error means that the host itself is gone, and nothing waits for this connection.
     let _ = stopping.wait_for(|stopping| *stopping).await;
     tokio::time::sleep(HEAD_WAIT_STOPPING).await;
-    if has_asked.load(Ordering::SeqCst) {
+    if place.has_asked() {
         std::future::pending::<()>().await;
     }
 }
@@ -265,18 +288,15 @@ struct ConnectionSlots {
     served_max: usize,
     served: Arc<Semaphore>,
     refused: Arc<Semaphore>,
+    places: Places,
+    refused_places: Places,
 }
 
 /// Held by a connection while it lives.
-enum Slot {
-    Served(#[expect(dead_code, reason = "held")] OwnedSemaphorePermit),
-    Refused(#[expect(dead_code, reason = "held")] OwnedSemaphorePermit),
-}
-
-impl Slot {
-    fn is_refused(&self) -> bool {
-        matches!(self, Self::Refused(_))
-    }
+struct Slot {
+    _permit: OwnedSemaphorePermit,
+    place: Arc<Place>,
+    is_refused: bool,
 }
 
 impl ConnectionSlots {
@@ -286,19 +306,49 @@ impl ConnectionSlots {
             served_max,
             served: Arc::new(Semaphore::new(served_max)),
             refused: Arc::new(Semaphore::new(REFUSED_MAX)),
+            places: Places::new(),
+            refused_places: Places::new(),
         }
     }
 
-    /// The next connection. It is refused if no slot to serve it is free.
-    async fn accept(&self, listener: &TcpListener) -> io::Result<(TcpStream, Slot)> {
-        let refused = Arc::clone(&self.refused).acquire_owned().await;
-        let refused = refused.expect("the semaphore is never closed");
-        let (stream, _) = listener.accept().await?;
-        let slot = match Arc::clone(&self.served).try_acquire_owned() {
-            Ok(served) => Slot::Served(served),
-            Err(_) => Slot::Refused(refused),
-        };
-        Ok((stream, slot))
+    /// The next connection, with leave to refuse it.
+    async fn accept(&self, listener: &Listener) -> io::Result<(Stream, OwnedSemaphorePermit)> {
+        let refused = self.leave_to_refuse().await;
+        let stream = listener.accept().await?;
+        Ok((stream, refused))
+    }
+
+    async fn leave_to_refuse(&self) -> OwnedSemaphorePermit {
+        loop {
+            if self.refused.available_permits() == 0 {
+                self.refused_places.give_up_oldest();
+            }
+            let leave = Arc::clone(&self.refused).acquire_owned();
+            if let Ok(leave) = tokio::time::timeout(GIVE_UP_WAIT, leave).await {
+                return leave.expect("the semaphore is never closed");
+            }
+        }
+    }
+
+    /// A slot for a new connection, which is refused if no slot to serve it is free, and no
+    /// connection that waits for a head makes room.
+    async fn slot(&self, refused: OwnedSemaphorePermit) -> Slot {
+        match self.serve().await {
+            Some(permit) => Slot { _permit: permit, place: self.places.take(), is_refused: false },
+            None => Slot { _permit: refused, place: self.refused_places.take(), is_refused: true },
+        }
+    }
+
+    async fn serve(&self) -> Option<OwnedSemaphorePermit> {
+        if let Ok(permit) = Arc::clone(&self.served).try_acquire_owned() {
+            return Some(permit);
+        }
+        if !self.places.give_up_oldest() {
+            return None;
+        }
+        // The connection's task ends as soon as it runs.
+        let freed = Arc::clone(&self.served).acquire_owned();
+        tokio::time::timeout(GIVE_UP_WAIT, freed).await.ok()?.ok()
     }
 
     fn taken(&self) -> usize {
@@ -323,11 +373,12 @@ async fn pause_after(error: &io::Error) {
 
 #[cfg(test)]
 mod tests {
-    use std::sync::atomic::AtomicUsize;
+    use std::sync::atomic::{AtomicUsize, Ordering};
 
     use http::StatusCode;
     use http_body_util::combinators::UnsyncBoxBody;
     use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+    use tokio::net::{TcpListener, TcpStream};
     use tokio::sync::{Notify, oneshot};
 
     use super::*;
@@ -431,6 +482,28 @@ mod tests {
         assert!(running.ask("/healthz").await.starts_with("HTTP/1.1 200 "));
         running.gate.go.notify_one();
         assert!(rest(first).await.ends_with("answered\n"));
+    }
+
+    #[tokio::test]
+    async fn half_a_head_makes_room_for_another_client() {
+        let running = start(|settings| settings.connections_max = 3).await;
+        let mut busy = running.connect().await;
+        send(&mut busy, "/").await;
+        let mut halves = Vec::new();
+        for _ in 0..2 + REFUSED_MAX {
+            let mut half = running.connect().await;
+            half.write_all(b"GET / HTTP/1.1\r\nHost: ").await.unwrap();
+            halves.push(half);
+        }
+        tokio::time::sleep(Duration::from_millis(1_100)).await;
+        let begin = std::time::Instant::now();
+        for _ in 0..10 {
+            assert!(running.ask("/readyz").await.ends_with("ready\n"), "served, not refused");
+        }
+        assert!(begin.elapsed() < Duration::from_secs(1), "{:?}", begin.elapsed());
+        assert_eq!(rest(halves.swap_remove(0)).await, "", "the oldest one was closed");
+        running.gate.go.notify_one();
+        assert!(rest(busy).await.ends_with("answered\n"), "a request in flight keeps its place");
     }
 
     #[tokio::test]

@@ -6,7 +6,9 @@
 pub(crate) mod bulk;
 mod caches;
 mod chunks;
+mod collect;
 mod commits;
+mod expiry;
 mod fixtures;
 mod jobs;
 mod names;
@@ -16,7 +18,7 @@ mod replicas;
 
 use std::sync::Arc;
 
-use crate::{Index, JobIndex, PublishIndex, Result};
+use crate::{CollectIndex, Index, JobIndex, PublishIndex, Result};
 
 /// Runs every case; `make` opens an empty index each time it is called.
 pub async fn run<F, Fut>(make: F)
@@ -152,6 +154,52 @@ where
         a_lost_lease_changes_nothing, a_failed_job_waits_for_its_next_try, a_deleted_cache_is_removed_in_steps,
         another_process_continues_at_the_cursor, a_deleted_cache_is_invisible_before_its_job_runs,
         the_rest_of_a_deleted_cache_tells_no_follower, jobs_are_counted_by_kind,
+    }
+    macro_rules! expiry_cases {
+        ($($case:ident),+ $(,)?) => {
+            $({
+                let index = make().await;
+                let both = jobs::Both { index: Arc::clone(&index) as Arc<dyn Index>, jobs: index };
+                check(stringify!($case), expiry::$case(both)).await;
+            })+
+        };
+    }
+    expiry_cases! {
+        what_is_unused_expires_with_a_grace, a_cache_that_keeps_everything_has_no_job, what_a_live_object_needs_stays,
+        a_removed_referrer_frees_what_it_needed, new_references_replace_those_of_before, a_pull_and_a_push_are_uses,
+        the_newest_of_a_name_are_kept, a_quota_takes_the_least_recently_used, a_quota_cuts_graces_to_a_day_first,
+        a_lost_lease_expires_nothing, a_policy_that_changes_counts_at_once, small_steps_remove_the_same,
+        a_pin_keeps_its_path_and_closure, pins_come_by_name_and_the_newest_stay,
+        references_are_found_in_both_directions, objects_are_listed_in_every_order,
+        a_removal_by_hand_is_in_the_audit, random_histories_keep_closures_whole,
+    }
+}
+
+/// Runs every case of the collector; `make` opens an empty index each time it is called.
+pub async fn run_collect<F, Fut, I>(make: F)
+where
+    F: Fn() -> Fut,
+    Fut: Future<Output = Arc<I>>,
+    I: Index + CollectIndex + JobIndex,
+{
+    macro_rules! cases {
+        ($($case:ident),+ $(,)?) => {
+            $({
+                let index = make().await;
+                let three = collect::Three {
+                    index: Arc::clone(&index) as Arc<dyn Index>,
+                    collect: Arc::clone(&index) as Arc<dyn CollectIndex>,
+                    jobs: index,
+                };
+                check(stringify!($case), collect::$case(three)).await;
+            })+
+        };
+    }
+    cases! {
+        collections_are_opened_when_due_and_once, what_names_a_nar_is_told_with_its_chunks, graces_and_aliases_end,
+        only_nars_without_a_name_are_deleted, racing_names_and_deletions_agree, a_condemned_pack_is_not_reused,
+        removed_packs_are_doomed_and_moved_chunks_stay, packs_without_a_row_are_doomed_later,
+        racing_commits_and_condemnations_agree,
     }
 }
 

@@ -53,10 +53,16 @@ pub struct Cache {
     pub upstream_cache_key_names: Vec<String>,
     /// Seconds an unused object is kept; `None` means the server's default.
     pub retention_seconds: Option<i64>,
+    /// Most bytes of its NARs as served; `None` means the server's default, and 0 no quota.
+    pub quota_bytes: Option<u64>,
+    /// Only the newest so many paths of a name are kept; `None` keeps all.
+    pub keep_latest: Option<u32>,
     /// Signing keys, oldest first.
     pub keys: Vec<CacheKey>,
     /// When it was created.
     pub created_at: UnixSeconds,
+    /// Whether an upload may give a path another NAR.
+    pub allow_replacement: bool,
 }
 
 /// A signing key of a cache. The secret half is sealed by the caller; the index never sees it in
@@ -88,6 +94,8 @@ pub struct NewCache {
     pub key: CacheKey,
     /// Now.
     pub created_at: UnixSeconds,
+    /// Whether an upload may give a path another NAR.
+    pub allow_replacement: bool,
 }
 
 /// Changes to a cache; `None` leaves a field as it is.
@@ -103,8 +111,14 @@ pub struct CachePatch {
     pub upstream_cache_key_names: Option<Vec<String>>,
     /// Retention; `Some(None)` goes back to the server's default.
     pub retention_seconds: Option<Option<i64>>,
+    /// Quota; `Some(None)` goes back to the server's default.
+    pub quota_bytes: Option<Option<u64>>,
+    /// Paths kept of a name; `Some(None)` keeps all.
+    pub keep_latest: Option<Option<u32>>,
     /// A new key that replaces all active ones (they are retired, not deleted).
     pub replace_keys: Option<CacheKey>,
+    /// Whether an upload may give a path another NAR.
+    pub allow_replacement: Option<bool>,
 }
 
 /// Where a chunk lives and how it is cut into frames.
@@ -278,7 +292,7 @@ pub struct Object {
 #[derive(Debug, Clone)]
 pub enum CommitTarget {
     /// An object: visible at once. Replaces what the cache had under this store hash; signatures of
-    /// the same path with the same NAR and references are merged (at most 16, old ones first). A
+    /// the same path with the same NAR and references are merged ([`NarCommit::known_keys`]). A
     /// replaced NAR stays readable for [`NarCommit::grace_seconds`].
     Object(Object),
     /// An object from a narinfo's PUT: like `Object`, but when the cache has this store hash with
@@ -318,6 +332,9 @@ pub struct NarCommit {
     pub at: UnixSeconds,
     /// How long a NAR that the object had before stays readable.
     pub grace_seconds: i64,
+    /// Names of keys whose signatures the caller has verified. Other signatures never displace
+    /// theirs.
+    pub known_keys: Vec<String>,
 }
 
 /// What a commit did.
@@ -386,6 +403,16 @@ pub struct OutboxRow {
     pub store_path_hash: Option<StorePathHash>,
     /// When.
     pub at: UnixSeconds,
+}
+
+/// How an object is used.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Use {
+    /// A client reads it.
+    Pull,
+    /// A client has it, and would push it if the cache lacked it. Objects of a published cache
+    /// expire by their last push.
+    Push,
 }
 
 /// How an object is removed.
@@ -458,8 +485,14 @@ pub trait CacheIndex: Send + Sync + std::fmt::Debug + 'static {
     async fn create_cache(&self, cache: &NewCache) -> Result<CacheId>;
     /// Finds a cache that is not deleted.
     async fn find_cache(&self, name: &str) -> Result<Option<Cache>>;
+    /// Finds a public cache that is not deleted. For a caller that may know of no other: a private
+    /// cache costs what a cache costs that does not exist.
+    async fn find_public_cache(&self, name: &str) -> Result<Option<Cache>>;
     /// All caches that are not deleted, by name.
     async fn list_caches(&self) -> Result<Vec<Cache>>;
+    /// The next `limit` caches that are not deleted, by name, after this name. `only_public` leaves
+    /// the private ones out, and then they cost nothing.
+    async fn list_caches_after(&self, name: &str, only_public: bool, limit: u32) -> Result<Vec<Cache>>;
     /// Every cache that may have left bytes behind, deleted ones too, each once, by name. A token
     /// that may read all of these may be told what is stored.
     async fn list_visibilities(&self) -> Result<Vec<CacheVisibility>>;
@@ -538,14 +571,20 @@ pub trait ObjectIndex: Send + Sync + std::fmt::Debug + 'static {
     /// Finds an object by its store hash. Damaged NARs are returned too, marked.
     async fn find_object(&self, cache: CacheId, hash: &StorePathHash) -> Result<Option<FoundObject>>;
     /// Which of these objects the cache has with a sound NAR and its listing, with the time of
-    /// their last use. One statement, at most 16,384 hashes a call.
+    /// their last push ([`Use::Push`]). One statement, at most 16,384 hashes a call.
     async fn present_objects(
         &self,
         cache: CacheId,
         hashes: &[StorePathHash],
     ) -> Result<Vec<(StorePathHash, UnixSeconds)>>;
     /// Records that objects were used. Never moves a time backwards.
-    async fn touch_objects(&self, cache: CacheId, hashes: &[StorePathHash], at: UnixSeconds) -> Result<()>;
+    async fn touch_objects(
+        &self,
+        cache: CacheId,
+        hashes: &[StorePathHash],
+        kind: Use,
+        at: UnixSeconds,
+    ) -> Result<()>;
     /// Removes an object, with its outbox row. `false` if it was not there; for cause there is an
     /// outbox row then, too.
     async fn remove_object(
@@ -557,6 +596,123 @@ pub trait ObjectIndex: Send + Sync + std::fmt::Debug + 'static {
     ) -> Result<bool>;
     /// Finds an upload alias of this cache made or used after `since`.
     async fn find_alias(&self, cache: CacheId, file_name: &str, since: UnixSeconds) -> Result<Option<Alias>>;
+}
+
+/// A pin: a name in a cache that keeps a path, and with it all that the path refers to.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Pin {
+    /// Name; several paths may have it.
+    pub name: String,
+    /// The path, in the cache or not.
+    pub path: StorePath,
+    /// When it was added last.
+    pub created_at: UnixSeconds,
+    /// When it keeps the path no longer; `None` is never.
+    pub ends_at: Option<UnixSeconds>,
+}
+
+/// The order of [`RetentionIndex::list_objects`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ObjectOrder {
+    /// The longest unused first.
+    Used,
+    /// The oldest first.
+    Age,
+    /// The largest first.
+    Size,
+}
+
+/// An object as people list it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ListedObject {
+    /// Store path.
+    pub path: StorePath,
+    /// Bytes of its NAR, uncompressed.
+    pub nar_size: u64,
+    /// When it was pushed first.
+    pub created_at: UnixSeconds,
+    /// When it was last used, as far as is written down.
+    pub last_used_at: UnixSeconds,
+    /// Its place in the order that it was listed in.
+    pub place: ObjectPlace,
+}
+
+/// A place in an order of objects.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct ObjectPlace {
+    /// Time or size.
+    pub value: i64,
+    /// Row number.
+    pub id: i64,
+}
+
+/// Something that a person did and that cannot be undone.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct AuditEntry {
+    /// Number, ascending.
+    pub number: i64,
+    /// When.
+    pub at: UnixSeconds,
+    /// Subject of the token, if it names one.
+    pub subject: Option<String>,
+    /// What was done, in a word or two.
+    pub action: String,
+    /// In which cache.
+    pub cache: CacheId,
+    /// To which path.
+    pub store_path_hash: Option<StorePathHash>,
+}
+
+/// What a cache keeps by hand, and what is in it.
+#[async_trait]
+pub trait RetentionIndex: Send + Sync + std::fmt::Debug + 'static {
+    /// Adds a pin, or renews the one of the same name and path. With `keep`, only so many paths of
+    /// the name stay pinned, the newest. [`Error::CacheGone`](crate::Error::CacheGone) if the cache
+    /// is not there.
+    async fn add_pin(&self, cache: CacheId, pin: &Pin, keep: Option<u32>) -> Result<()>;
+    /// Removes the pins of a name, or only that of one path; returns how many there were.
+    async fn remove_pins(&self, cache: CacheId, name: &str, hash: Option<&StorePathHash>) -> Result<u64>;
+    /// Pins that have not ended, after a name and hash, by name and hash.
+    async fn list_pins(
+        &self,
+        cache: CacheId,
+        after: Option<(&str, &StorePathHash)>,
+        now: UnixSeconds,
+        limit: u32,
+    ) -> Result<Vec<Pin>>;
+    /// What these objects refer to, themselves left out; one that the cache lacks is left out. At
+    /// most 16,384 hashes a call.
+    async fn find_references(
+        &self,
+        cache: CacheId,
+        hashes: &[StorePathHash],
+    ) -> Result<Vec<(StorePathHash, Vec<StorePath>)>>;
+    /// Some of the objects that refer to a path, itself left out; the path need not be there.
+    async fn find_referrers(
+        &self,
+        cache: CacheId,
+        hash: &StorePathHash,
+        limit: u32,
+    ) -> Result<Vec<StorePathHash>>;
+    /// Objects after a place of the same order.
+    async fn list_objects(
+        &self,
+        cache: CacheId,
+        order: ObjectOrder,
+        after: Option<ObjectPlace>,
+        limit: u32,
+    ) -> Result<Vec<ListedObject>>;
+    /// Removes an object as [`Removal::ForCause`] does, with an audit entry in the same
+    /// transaction. `false` if it was not there; there is an entry then, too.
+    async fn remove_for_cause(
+        &self,
+        cache: CacheId,
+        hash: &StorePathHash,
+        subject: Option<&str>,
+        at: UnixSeconds,
+    ) -> Result<bool>;
+    /// Entries after a number, in order.
+    async fn audit_after(&self, number: i64, limit: u32) -> Result<Vec<AuditEntry>>;
 }
 
 /// The log of what changed, and notices to other replicas.
@@ -573,7 +729,9 @@ pub trait OutboxIndex: Send + Sync + std::fmt::Debug + 'static {
 /// The index: all topics, and the database as a whole. A `dyn Index` has the methods of every
 /// topic.
 #[async_trait]
-pub trait Index: SettingIndex + CacheIndex + ChunkIndex + NarIndex + ObjectIndex + OutboxIndex {
+pub trait Index:
+    SettingIndex + CacheIndex + ChunkIndex + NarIndex + ObjectIndex + RetentionIndex + OutboxIndex
+{
     /// Answers when the database is reachable, within [`PING_MAX`]; it writes nothing. A database
     /// that answers other calls meanwhile is reachable, though it is too busy for this question.
     async fn ping(&self) -> Result<()>;

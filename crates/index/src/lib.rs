@@ -13,6 +13,7 @@
 
 mod backoff;
 mod changes;
+mod collect;
 mod columns;
 #[cfg(any(test, feature = "conformance"))]
 pub mod conformance;
@@ -35,12 +36,13 @@ mod topics;
 mod waiting_count;
 
 pub use changes::{Change, Changes};
+pub use collect::{CollectIndex, LastCollection, MarkedNar, PackRow, PacksRemoved, StampLimits};
 pub use contract::*;
 pub use dialects::postgres::{Postgres, PostgresIndex, PostgresOptions};
 pub use dialects::sqlite::{Sqlite, SqliteIndex, SqliteOptions};
 pub use error::{Error, Result};
 pub use examination::Examination;
-pub use jobs::{Job, JobBacklog, JobId, JobIndex, JobKind, JobLease, JobStep};
+pub use jobs::{ExpiryDefaults, Job, JobBacklog, JobId, JobIndex, JobKind, JobLease, JobStep};
 pub use migrations::{Migration, MigrationPlan};
 pub use publish::{
     AbsentPage, CacheScan, Lease, NotedFrom, PendingObject, PendingVerdicts, PublishBacklog, PublishCounts,

@@ -5,7 +5,7 @@ mod bulk_tests;
 mod contract;
 #[cfg(test)]
 mod plan_tests;
-mod records;
+pub(crate) mod records;
 pub(crate) mod work;
 
 pub use contract::{

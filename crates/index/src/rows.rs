@@ -180,6 +180,8 @@ pub(crate) fn read_caches(rows: &[impl Row]) -> Result<Vec<Cache>> {
 fn read_cache(id: CacheId, row: &impl Row) -> Result<Cache> {
     let table = "caches";
     let names: &str = row.column(5, table)?;
+    let quota: Option<i64> = row.column(12, table)?;
+    let keep_latest: Option<i64> = row.column(13, table)?;
     Ok(Cache {
         id,
         name: row.column(1, table)?,
@@ -188,8 +190,11 @@ fn read_cache(id: CacheId, row: &impl Row) -> Result<Cache> {
         priority: row.column(4, table)?,
         upstream_cache_key_names: serde_json::from_str(names).map_err(|error| corrupt(table, error))?,
         retention_seconds: row.column(6, table)?,
+        quota_bytes: quota.map(|bytes| unsigned(table, bytes)).transpose()?,
+        keep_latest: keep_latest.map(u32::try_from).transpose().map_err(|error| corrupt(table, error))?,
         keys: Vec::new(),
         created_at: row.column(7, table)?,
+        allow_replacement: row.column(11, table)?,
     })
 }
 

@@ -110,20 +110,27 @@ macro_rules! both {
             ),
         }
     };
-    // Text that ends with a column, the number of a parameter that is a list of keys, text: the
-    // column is one of the keys. PostgreSQL gets an array and not a table: it has no other way then
-    // than to look each key up, whatever it believes of the number of rows. With a table, and rows
-    // that nobody has counted, it once compared each row with each key.
-    ($before:expr, any $number:literal, $after:expr) => {
+    // The same with the columns `target` and `cache` too, which are the parameters 1 and 2. The
+    // OFFSET keeps the planner from seeing through it: a statement that joins on `k.target` and
+    // `k.cache` can only begin at the keys and look each one up. Compared with `$1` and `$2`, a
+    // planner that has no figures expects a handful of rows of a cache, and compares each row with
+    // each key.
+    ($before:expr, keyed $number:literal, $after:expr) => {
         crate::sql::Sql {
             sqlite: concat!(
                 $before,
-                " IN (SELECT unhex(value) AS item FROM json_each($",
+                " (SELECT $1 AS target, $2 AS cache, unhex(value) AS item FROM json_each($",
                 $number,
-                ")) ",
+                ") LIMIT -1 OFFSET 0) ",
                 $after
             ),
-            postgres: concat!($before, " = ANY ($", $number, "::bytea[]) ", $after),
+            postgres: concat!(
+                $before,
+                " (SELECT $1::bigint AS target, $2::bigint AS cache, item FROM unnest($",
+                $number,
+                "::bytea[]) AS l (item) OFFSET 0) ",
+                $after
+            ),
         }
     };
 }

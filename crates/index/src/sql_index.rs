@@ -47,6 +47,8 @@ pub(crate) trait Dialect: Send + Sync + fmt::Debug + 'static {
     /// How long a call may go on trying.
     fn patience(&self) -> Duration;
 
+    /// Reads all keys again, after many rows were removed: filters never forget a key.
+    fn reload(&self, known: &KnownKeys) -> impl Future<Output = Result<()>> + Send;
     /// Closes all connections, waiting for those in use.
     fn close(&self) -> impl Future<Output = Result<()>> + Send;
     /// Changes from now on that other processes make.

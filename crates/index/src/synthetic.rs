@@ -65,7 +65,7 @@ pub(crate) const NARS: u64 = 2;
 pub(crate) const OBJECTS: u64 = 3;
 pub(crate) const PACKS: u64 = 4;
 
-fn path_hash(number: u64) -> StorePathHash {
+pub(crate) fn path_hash(number: u64) -> StorePathHash {
     StorePathHash::from_bytes(key(OBJECTS, number, 20).try_into().expect("20 bytes"))
 }
 

@@ -28,5 +28,5 @@ pub use error::{Error, Result};
 pub use error_causes::with_causes;
 pub use hash::{NarHash, NarHasher};
 pub use narinfo::{NARINFO_BYTES_MAX, NarInfo};
-pub use signature::{PublicKey, SecretKey, Signature, check_key_name, fingerprint};
+pub use signature::{PublicKey, SecretKey, Signature, check_key_name, fingerprint, signature_key_name};
 pub use store_path::{STORE_PATH_NAME_BYTES_MAX, StoreDir, StorePath, StorePathHash};

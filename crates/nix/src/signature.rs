@@ -20,7 +20,10 @@ use crate::text::serde_as_string;
 /// its signature.
 const KEY_NAME_BYTES_MAX: usize = 512;
 
-/// A signature and the name of the key that made it.
+/// Longest signature that is kept, in bytes. Those of ML-DSA-87 have 4,627.
+const SIGNATURE_BYTES_MAX: usize = 8 * 1024;
+
+/// A signature by ed25519 and the name of the key that made it.
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Signature {
     key_name: String,
@@ -210,6 +213,15 @@ pub fn check_key_name(name: &str) -> Result<()> {
     if is_key_name(name) { Ok(()) } else { Err(Error::key_name(name)) }
 }
 
+/// The name of the key in a signature of any algorithm: `name:base64`. Some Nix implementations
+/// also sign with ECDSA and ML-DSA. The server cannot verify such a signature, and passes it on.
+pub fn signature_key_name(text: &str) -> Result<&str> {
+    let (name, base64) = text.split_once(':').ok_or_else(|| Error::signature(text))?;
+    let bytes = STANDARD.decode(base64).map_err(|_| Error::signature(text))?;
+    let is_sound = is_key_name(name) && (1..=SIGNATURE_BYTES_MAX).contains(&bytes.len());
+    if is_sound { Ok(name) } else { Err(Error::signature(text)) }
+}
+
 /// White space separates keys in lists, and a colon separates a key's name from the key.
 fn is_key_name(name: &str) -> bool {
     let plain = |char: char| !char.is_whitespace() && !char.is_control() && char != ':';
@@ -313,6 +325,30 @@ mod tests {
         ));
         assert!(SecretKey::generate("a:b", [0; 32]).is_err());
         assert!(SecretKey::generate("", [0; 32]).is_err());
+    }
+
+    #[test]
+    fn a_signature_of_any_algorithm_has_a_name_and_base64() {
+        let text = |name: &str, bytes: usize| format!("{name}:{}", STANDARD.encode(vec![7; bytes]));
+        // ed25519, ECDSA in DER, ML-DSA-44, -65 and -87, and the limits.
+        for bytes in [64, 70, 71, 72, 2_420, 3_309, 4_627, 1, SIGNATURE_BYTES_MAX] {
+            assert_eq!(signature_key_name(&text("cache-1", bytes)), Ok("cache-1"), "{bytes}");
+        }
+        for text in [
+            text("", 64),
+            text("a b", 64),
+            text("a\n", 64),
+            text("a:b", 64),
+            text("a", 0),
+            text("a", SIGNATURE_BYTES_MAX + 1),
+            text(&"a".repeat(KEY_NAME_BYTES_MAX + 1), 64),
+            "a".to_owned(),
+            "a:%".to_owned(),
+            text("a", 64) + "\n",
+            text("a", 64).trim_end_matches('=').to_owned(),
+        ] {
+            assert!(signature_key_name(&text).is_err(), "{text:?}");
+        }
     }
 
     #[test]

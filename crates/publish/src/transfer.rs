@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
 use dormer_blobs::{FileKind, Files, Stored};
-use dormer_edge::{EdgeKey, NarFile};
+use dormer_edge::{Caching, EdgeKey, NarFile, Visibility, caching};
 use dormer_engine::{Engine, ErrorClass};
 use dormer_format::EncodingTag;
 use dormer_index::{Cache, NarKey, PublishedNar};
@@ -231,7 +231,9 @@ fn is_passing(error: &dormer_blobs::Error) -> bool {
 /// The headers of a file of the layout. Proxies in front of a plain bucket see them, so a private
 /// file says that it is private.
 pub(crate) fn kind(key: &EdgeKey, is_public: bool) -> FileKind {
-    FileKind { content_type: key.content_type(), cache_control: key.life().cache_control(is_public) }
+    let visibility = if is_public { Visibility::Public } else { Visibility::Private };
+    let Caching { cache_control, .. } = caching(key.answer_kind(), visibility, 200);
+    FileKind { content_type: key.content_type(), cache_control: cache_control.to_owned() }
 }
 
 /// The name of a NAR's file.

@@ -90,19 +90,30 @@ impl App {
         pulling_suffices: bool,
         settings: Settings,
     ) -> Result<(Option<Arc<Cache>>, Permissions), Failure> {
-        let cache = match settings {
-            Settings::Remembered => self.engine.find_cache(name.as_str()).await?,
-            Settings::Current => self.engine.current_cache(name.as_str()).await?,
+        let is_remembered = settings == Settings::Remembered;
+        if pulling_suffices
+            && is_remembered
+            && let Some(cache) = self.engine.remembered_public_cache(name.as_str())
+        {
+            // Anybody may pull: the hottest path looks at no token.
+            call.set_about_public_cache();
+            return Ok((Some(cache), Permissions::NONE.with(Permission::Pull)));
+        }
+        let own = self.permissions(call, name);
+        let cache = match (own.is_empty(), is_remembered) {
+            // The caller may know of public caches only, so only those are looked at.
+            (true, true) => match self.engine.remembered_public_cache(name.as_str()) {
+                Some(cache) => Some(cache),
+                None => self.engine.current_public_cache(name.as_str()).await?,
+            },
+            (true, false) => self.engine.current_public_cache(name.as_str()).await?,
+            (false, true) => self.engine.find_cache(name.as_str()).await?,
+            (false, false) => self.engine.current_cache(name.as_str()).await?,
         };
         let is_public = cache.as_ref().is_some_and(|cache| cache.is_public);
         if is_public {
             call.set_about_public_cache();
-            if pulling_suffices {
-                // Anybody may pull: the hottest path looks at no token.
-                return Ok((cache, Permissions::NONE.with(Permission::Pull)));
-            }
         }
-        let own = self.claims(call).map_or(Permissions::NONE, |claims| claims.permissions_for(name));
         let permissions = if is_public { own.with(Permission::Pull) } else { own };
         Ok((cache, permissions))
     }
@@ -118,9 +129,15 @@ impl App {
         self.authenticator.authenticate(call.headers(), self.engine.now())
     }
 
-    /// Refuses a caller without a valid token, before the body is read to find the cache that the
-    /// request is about.
-    pub(crate) fn require_token(&self, call: &Call) -> Result<(), Failure> {
-        if self.claims(call).is_some() { Ok(()) } else { Err(Failure::Unauthorized) }
+    /// Refuses a caller that may push nowhere, before the body is read to find the cache that the
+    /// request is about. Like everywhere, a caller without any permission gets 401.
+    pub(crate) fn require_push_somewhere(&self, call: &Call) -> Result<(), Failure> {
+        match self.claims(call) {
+            Some(claims) if claims.may_somewhere(Permission::Push) => Ok(()),
+            Some(claims) if Permission::ALL.into_iter().any(|any| claims.may_somewhere(any)) => {
+                Err(Failure::Forbidden(Permission::Push))
+            }
+            Some(_) | None => Err(Failure::Unauthorized),
+        }
     }
 }

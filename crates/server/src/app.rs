@@ -1,24 +1,28 @@
 //! The parts that all requests share, and their turns at what is scarce.
 
+use std::pin::pin;
 use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
 use std::time::{Duration, Instant};
-
-use dormer_engine::Engine;
-use dormer_http_host::Probes;
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use crate::auth::Authenticator;
 use crate::call::Call;
 use crate::failure::Failure;
 use crate::health;
 use crate::metrics::{Metrics, QueuedRequest};
-use crate::push_rate::{PushRates, TooFast};
+use crate::push_rate::{PushRates, TooFast, caller};
 use crate::request_body::RequestBody;
 use crate::settings::ServerSettings;
+use crate::shares::{Caller, Share, Shares};
+use dormer_engine::{Engine, Ingest, IngestRequest};
+use dormer_http_host::Probes;
+use futures::FutureExt as _;
 
 /// How long a request waits for memory to read its body into, or for its turn to be re-encoded.
 const TURN_TIMEOUT: Duration = Duration::from_secs(30);
+
+/// What requests wait for that want an upload back as it was sent.
+const REENCODINGS: &str = "re-encodings";
 
 /// The parts that all requests share.
 #[derive(Debug)]
@@ -29,9 +33,11 @@ pub(crate) struct App {
     pub(crate) metrics: Arc<Metrics>,
     pub(crate) probes: Probes,
     push_rates: PushRates,
-    uploads: Arc<Semaphore>,
-    buffered_kib: Arc<Semaphore>,
-    reencodings: Arc<Semaphore>,
+    uploads: Shares,
+    /// Each pusher's part of the engine's memory for uploads.
+    upload_memory: Shares,
+    body_memory: Shares,
+    reencodings: Shares,
     pub(crate) next_request: AtomicU64,
 }
 
@@ -44,9 +50,10 @@ impl App {
             metrics: Arc::new(metrics),
             probes: Probes::new(move || Box::pin(health::check(asked.clone()))),
             push_rates: PushRates::new(settings.push_requests_per_second, settings.push_bytes_per_second),
-            uploads: semaphore(settings.uploads_max),
-            buffered_kib: semaphore(settings.buffered_bytes_max / 1024),
-            reencodings: semaphore(settings.reencodings_max),
+            uploads: Shares::of_turns(settings.uploads_max),
+            upload_memory: Shares::per_caller(engine.settings().upload_memory_bytes_max),
+            body_memory: Shares::of_memory(settings.buffered_bytes_max as u64),
+            reencodings: Shares::of_turns(settings.reencodings_max),
             // A random start, so that the ids of two runs or replicas differ in a shared log.
             next_request: AtomicU64::new(rand::random()),
             engine,
@@ -67,45 +74,70 @@ impl App {
     }
 
     /// Counts an upload, and waits for its turn. The turn lasts as long as what is returned.
-    pub(crate) async fn admit_upload(
-        &self,
-        call: &Call,
-        body: &mut RequestBody,
-    ) -> Result<OwnedSemaphorePermit, Failure> {
+    pub(crate) async fn admit_upload(&self, call: &Call, body: &mut RequestBody) -> Result<Share, Failure> {
         self.admit_push(call, body)?;
-        let turn = Arc::clone(&self.uploads).acquire_owned();
+        let turn = async { self.uploads.take(&self.caller(call), 1).await };
         self.in_time("uploads", self.engine.settings().upload_wait, turn).await
     }
 
-    /// Memory to read a body into.
-    pub(crate) async fn reserve_buffer(&self, bytes: u64) -> Result<OwnedSemaphorePermit, Failure> {
-        let all = (self.settings.buffered_bytes_max / 1024).max(1);
-        let kib = usize::try_from(bytes / 1024 + 1).unwrap_or(usize::MAX).min(all);
-        let kib = u32::try_from(kib).unwrap_or(u32::MAX);
-        let turn = Arc::clone(&self.buffered_kib).acquire_many_owned(kib);
-        self.in_time("requests", TURN_TIMEOUT, turn).await
+    /// Begins an upload when its pusher's share and the engine have memory for it. The share is
+    /// held as long as what is returned beside the upload.
+    pub(crate) async fn begin_ingest(
+        &self,
+        call: &Call,
+        request: IngestRequest,
+    ) -> Result<(Ingest, Share), Failure> {
+        let bytes = self.engine.upload_bytes(&request)?;
+        let share = async { self.upload_memory.take(&self.caller(call), bytes).await };
+        let share = self.in_time("uploads", self.engine.settings().upload_wait, share).await?;
+        Ok((self.engine.begin_ingest(request).await?, share))
+    }
+
+    /// The caller that a request's memory and turns count for.
+    fn caller(&self, call: &Call) -> Caller {
+        caller(&self.claims(call).unwrap_or_default())
+    }
+
+    /// Memory for a body that is read whole. It grows with the bytes that come.
+    pub(crate) fn begin_buffer(&self, call: &Call) -> BufferShare<'_> {
+        BufferShare { app: self, share: self.body_memory.begin(&self.caller(call)) }
     }
 
     /// A turn to compress an answer.
-    pub(crate) async fn reencoding_turn(&self) -> Result<OwnedSemaphorePermit, Failure> {
-        let turn = Arc::clone(&self.reencodings).acquire_owned();
-        self.in_time("re-encodings", TURN_TIMEOUT, turn).await
+    pub(crate) async fn reencoding_turn(&self, call: &Call) -> Result<Share, Failure> {
+        let turn = async { self.reencodings.take(&self.caller(call), 1).await };
+        self.in_time(REENCODINGS, TURN_TIMEOUT, turn).await
     }
 
-    async fn in_time(
+    /// Whether requests wait for a turn to compress an answer.
+    pub(crate) fn reencodings_wait(&self) -> bool {
+        self.metrics.http.waiting.with_label_values(&[REENCODINGS]).get() > 0
+    }
+
+    async fn in_time<T>(
         &self,
         what: &'static str,
         limit: Duration,
-        turn: impl Future<Output = Result<OwnedSemaphorePermit, tokio::sync::AcquireError>>,
-    ) -> Result<OwnedSemaphorePermit, Failure> {
-        let _queued = QueuedRequest::new(&self.metrics, what);
-        match tokio::time::timeout(limit, turn).await {
-            Ok(turn) => Ok(turn.expect("the semaphores are never closed")),
-            Err(_) => Err(Failure::Busy(what)),
+        turn: impl Future<Output = T>,
+    ) -> Result<T, Failure> {
+        let mut turn = pin!(turn);
+        if let Some(turn) = turn.as_mut().now_or_never() {
+            return Ok(turn);
         }
+        let _queued = QueuedRequest::new(&self.metrics, what);
+        tokio::time::timeout(limit, turn).await.map_err(|_| Failure::Busy(what))
     }
 }
 
-fn semaphore(permits: usize) -> Arc<Semaphore> {
-    Arc::new(Semaphore::new(permits.clamp(1, Semaphore::MAX_PERMITS)))
+/// What a body that is read whole holds of the memory for such bodies.
+pub(crate) struct BufferShare<'a> {
+    app: &'a App,
+    share: Share,
+}
+
+impl BufferShare<'_> {
+    /// Takes more when there is more. Returns whether others now wait for this request alone.
+    pub(crate) async fn grow(&mut self, bytes: u64) -> Result<bool, Failure> {
+        self.app.in_time("requests", TURN_TIMEOUT, self.share.grow(bytes)).await
+    }
 }

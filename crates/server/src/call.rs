@@ -1,9 +1,10 @@
 //! One request, as handlers see it.
 
+use std::borrow::Cow;
 use std::fmt;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use dormer_http_host::Peer;
+use dormer_http_host::{Peer, brief};
 use http::header::{AsHeaderName, HOST, HeaderName};
 use http::request::Parts;
 use http::{HeaderMap, HeaderValue, Method};
@@ -73,6 +74,32 @@ impl Call {
         self.parts.uri.path()
     }
 
+    /// The method, for labels and log lines. Clients can make up any number of methods, so others
+    /// share one name.
+    pub(crate) fn brief_method(&self) -> &'static str {
+        match self.parts.method {
+            Method::GET => "GET",
+            Method::HEAD => "HEAD",
+            Method::PUT => "PUT",
+            Method::POST => "POST",
+            Method::PATCH => "PATCH",
+            Method::DELETE => "DELETE",
+            Method::OPTIONS => "OPTIONS",
+            _ => "OTHER",
+        }
+    }
+
+    /// The path, for log lines.
+    pub(crate) fn brief_path(&self) -> Cow<'_, str> {
+        brief(self.path())
+    }
+
+    /// The value of a parameter of the query, as it stands there.
+    pub(crate) fn query(&self, name: &str) -> Option<&str> {
+        let mut pairs = self.parts.uri.query()?.split('&').filter_map(|pair| pair.split_once('='));
+        pairs.find(|(key, _)| *key == name).map(|(_, value)| value)
+    }
+
     pub(crate) fn headers(&self) -> &HeaderMap {
         &self.parts.headers
     }
@@ -100,7 +127,7 @@ impl Call {
     /// The address that the client used, with a slash at the end: as a trusted proxy reports it,
     /// else the host of the request.
     pub(crate) fn address(&self, trusted_proxies: &[Network]) -> String {
-        let peer = self.parts.extensions.get::<Peer>().map(|peer| peer.0.ip());
+        let peer = self.parts.extensions.get::<Peer>().copied();
         let is_trusted = forwarded::is_trusted(peer, trusted_proxies);
         let forwarded = if is_trusted { Forwarded::read(&self.parts.headers) } else { Forwarded::default() };
         forwarded.address(self.host().unwrap_or("localhost"))
@@ -128,6 +155,15 @@ mod tests {
             assert_eq!(id.header_value().to_str().unwrap(), id.to_string());
             assert_eq!(id.to_string(), format!("{number:016x}"));
         }
+    }
+
+    #[test]
+    fn methods_have_few_names() {
+        let name = |method: &[u8]| {
+            let request = http::Request::builder().method(Method::from_bytes(method).unwrap());
+            Call::new(request.body(()).unwrap().into_parts().0).brief_method()
+        };
+        assert_eq!([name(b"PUT"), name(b"BREW"), name(&b"X".repeat(60_000))], ["PUT", "OTHER", "OTHER"]);
     }
 
     #[test]

@@ -12,19 +12,16 @@
 //! | lz4 | `.lz4` | `04 22 4d 18` | 10 MiB |
 //!
 //! Invariants
-//! - Several members one after the other are one stream (brotli knows none); anything else after
-//!   the end is an error.
 //! - A later block or frame that needs more memory than the first announced is an error, not more
 //!   memory.
 
 use std::io;
-use std::pin::Pin;
 
-use async_compression::tokio::bufread::{
-    BrotliDecoder, BzDecoder, GzipDecoder, Lz4Decoder, XzDecoder, ZstdDecoder,
-};
+use async_compression::codecs::{BrotliDecoder, BzDecoder, GzipDecoder, Lz4Decoder, XzDecoder, ZstdDecoder};
 use async_compression::zstd::DParameter;
-use tokio::io::{AsyncBufRead, AsyncRead, AsyncReadExt};
+use dormer_engine::CpuPool;
+
+use crate::decoder::{self, Decoder, Input};
 
 const MIB: u64 = 1024 * 1024;
 
@@ -42,9 +39,6 @@ const HEAD_BYTES: usize = 12 + 1024;
 /// The names for error messages, in the order in which Nix's manual has them.
 pub(crate) const SUPPORTED: &str = "xz, zstd, bzip2, gzip, br, lz4 or none";
 
-/// Bytes to decode.
-pub(crate) type Input<'a> = Pin<Box<dyn AsyncBufRead + Send + 'a>>;
-
 /// How an upload is compressed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Compression {
@@ -60,12 +54,6 @@ pub(crate) enum Compression {
 /// A window or dictionary over the limit, in bytes.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) struct WindowTooLarge(pub(crate) u64);
-
-/// A decoder, which gives its input back so that what is left in it can be seen.
-pub(crate) trait Decode<'a>: AsyncRead + Send + Unpin {
-    /// What has not been decoded.
-    fn input(&mut self) -> &mut Input<'a>;
-}
 
 impl Compression {
     /// All of them.
@@ -147,68 +135,26 @@ impl Compression {
     }
 
     /// Decodes, within the memory that [`decoder_bytes`](Self::decoder_bytes) named.
-    pub(crate) fn decode<'a>(self, input: Input<'a>, decoder_bytes: u64) -> Box<dyn Decode<'a> + 'a> {
-        macro_rules! of_several_members {
-            ($decoder:expr) => {{
-                let mut decoder = $decoder;
-                decoder.multiple_members(true);
-                Box::new(decoder)
-            }};
-        }
+    pub(crate) fn decode<'a>(self, input: Input<'a>, decoder_bytes: u64, cpu: &CpuPool) -> Decoder<'a> {
         match self {
-            Self::None => Box::new(Plain(input)),
-            Self::Xz => of_several_members!(XzDecoder::with_mem_limit(input, decoder_bytes)),
+            Self::None => Decoder::plain(input, cpu),
+            Self::Xz => Decoder::of(input, cpu, XzDecoder::with_memlimit(decoder_bytes), true),
             Self::Zstd => {
-                let window_log = (decoder_bytes - MIB).ilog2();
-                of_several_members!(ZstdDecoder::with_params(
-                    input,
-                    &[DParameter::window_log_max(window_log)]
-                ))
+                let window_log = DParameter::window_log_max((decoder_bytes - MIB).ilog2());
+                Decoder::of(input, cpu, ZstdDecoder::new_with_params(&[window_log]), true)
             }
-            Self::Bzip2 => of_several_members!(BzDecoder::new(input)),
-            Self::Gzip => of_several_members!(GzipDecoder::new(input)),
-            Self::Brotli => Box::new(BrotliDecoder::new(input)),
-            Self::Lz4 => of_several_members!(Lz4Decoder::new(input)),
+            Self::Bzip2 => Decoder::of(input, cpu, BzDecoder::new(), true),
+            Self::Gzip => Decoder::of(input, cpu, GzipDecoder::new(), true),
+            Self::Brotli => Decoder::of(input, cpu, BrotliDecoder::new(), false),
+            Self::Lz4 => Decoder::of(input, cpu, Lz4Decoder::new(), true),
         }
     }
 }
 
 /// Reads what is needed to know a stream, and puts it back.
-pub(crate) async fn peek(mut input: Input<'_>) -> io::Result<(Vec<u8>, Input<'_>)> {
-    let mut head = Vec::with_capacity(HEAD_BYTES);
-    (&mut input).take(HEAD_BYTES as u64).read_to_end(&mut head).await?;
-    let whole = io::Cursor::new(head.clone()).chain(input);
-    Ok((head, Box::pin(whole)))
+pub(crate) async fn peek(input: Input<'_>) -> io::Result<(Vec<u8>, Input<'_>)> {
+    decoder::peek(input, HEAD_BYTES).await
 }
-
-struct Plain<'a>(Input<'a>);
-
-impl AsyncRead for Plain<'_> {
-    fn poll_read(
-        mut self: Pin<&mut Self>,
-        context: &mut std::task::Context<'_>,
-        buffer: &mut tokio::io::ReadBuf<'_>,
-    ) -> std::task::Poll<io::Result<()>> {
-        self.0.as_mut().poll_read(context, buffer)
-    }
-}
-
-impl<'a> Decode<'a> for Plain<'a> {
-    fn input(&mut self) -> &mut Input<'a> {
-        &mut self.0
-    }
-}
-
-macro_rules! decoders {
-    ($($decoder:ident)*) => {
-        $(impl<'a> Decode<'a> for $decoder<Input<'a>> {
-            fn input(&mut self) -> &mut Input<'a> {
-                self.get_mut()
-            }
-        })*
-    };
-}
-decoders!(XzDecoder ZstdDecoder BzDecoder GzipDecoder BrotliDecoder Lz4Decoder);
 
 /// The window in a zstd frame's header (RFC 8878, 3.1.1.1).
 fn zstd_window(head: &[u8]) -> Option<u64> {
@@ -290,8 +236,8 @@ fn brotli_window(head: &[u8]) -> Result<u64, WindowTooLarge> {
 
 #[cfg(test)]
 mod tests {
-    use futures::TryStreamExt as _;
-    use tokio::io::AsyncBufReadExt;
+    use futures::{StreamExt as _, TryStreamExt as _};
+    use tokio::io::AsyncReadExt as _;
 
     use super::*;
     use crate::reencode::reencode;
@@ -311,7 +257,7 @@ mod tests {
     fn pieces(bytes: &[u8], piece: usize) -> Input<'static> {
         let pieces: Vec<io::Result<bytes::Bytes>> =
             bytes.chunks(piece).map(|piece| Ok(bytes::Bytes::copy_from_slice(piece))).collect();
-        Box::pin(tokio_util::io::StreamReader::new(futures::stream::iter(pieces)))
+        futures::stream::iter(pieces).boxed()
     }
 
     /// What a whole stream decodes to; an error also for bytes that are left over.
@@ -319,25 +265,17 @@ mod tests {
         let (head, input) = peek(pieces(bytes, piece)).await?;
         let limit =
             compression.decoder_bytes(&head).map_err(|error| io::Error::other(format!("{error:?}")))?;
-        let mut decoder = compression.decode(input, limit);
-        let mut plain = Vec::new();
-        decoder.read_to_end(&mut plain).await?;
-        if decoder.input().fill_buf().await?.is_empty() {
-            Ok(plain)
-        } else {
-            Err(io::Error::other("trailing"))
-        }
+        let decoder = compression.decode(input, limit, &CpuPool::new(1, 1));
+        let plain: Vec<bytes::Bytes> = decoder.into_stream().try_collect().await?;
+        Ok(plain.concat())
     }
 
     const PLAIN: &[u8] = include_bytes!("codec.rs");
-    const COMPRESSED: [Compression; 6] = [
-        Compression::Xz,
-        Compression::Zstd,
-        Compression::Bzip2,
-        Compression::Gzip,
-        Compression::Brotli,
-        Compression::Lz4,
-    ];
+
+    /// Every codec there is.
+    fn compressed() -> impl Iterator<Item = Compression> {
+        Compression::ALL.into_iter().filter(|compression| *compression != Compression::None)
+    }
 
     #[tokio::test]
     async fn every_compression_is_decoded_however_it_is_cut() {
@@ -355,7 +293,7 @@ mod tests {
 
     #[tokio::test]
     async fn several_members_are_one_stream() {
-        for compression in COMPRESSED {
+        for compression in compressed() {
             let one = encoded(compression, PLAIN).await;
             let two = [one.as_slice(), &one].concat();
             for piece in [1, 4096, usize::MAX, one.len()] {
@@ -371,7 +309,7 @@ mod tests {
 
     #[tokio::test]
     async fn garbage_after_the_end_is_an_error_however_it_is_cut() {
-        for compression in COMPRESSED {
+        for compression in compressed() {
             let mut bytes = encoded(compression, PLAIN).await;
             let end = bytes.len();
             bytes.extend_from_slice(b"garbage behind the end");
@@ -383,7 +321,7 @@ mod tests {
 
     #[tokio::test]
     async fn a_cut_stream_is_an_error_wherever_it_is_cut() {
-        for compression in COMPRESSED {
+        for compression in compressed() {
             let bytes = encoded(compression, PLAIN).await;
             for end in [1, 5, 11, 20, bytes.len() / 2, bytes.len() - 1] {
                 assert!(decoded(compression, &bytes[..end], 4096).await.is_err(), "{compression:?} {end}");
@@ -411,6 +349,76 @@ mod tests {
         for frames in [[&large, &small], [&large, &large], [&larger, &large]] {
             let plain = decoded(Compression::Zstd, &frames.map(Vec::as_slice).concat(), 4096).await;
             assert_eq!(plain.unwrap(), [PLAIN, PLAIN].concat());
+        }
+    }
+
+    #[tokio::test]
+    async fn a_thousand_members_in_a_row_may_decode_to_nothing_and_no_more() {
+        for compression in compressed().filter(|compression| *compression != Compression::Brotli) {
+            let (empty, some) = (encoded(compression, b"").await, encoded(compression, b"x").await);
+            let most = [empty.repeat(1000), some.clone()].concat();
+            for piece in [777, usize::MAX] {
+                let twice = most.repeat(2);
+                assert_eq!(decoded(compression, &twice, piece).await.unwrap(), b"xx", "{compression:?}");
+                let error =
+                    decoded(compression, &[&empty, most.as_slice()].concat(), piece).await.unwrap_err();
+                assert!(error.to_string().contains("decode to nothing"), "{compression:?}: {error}");
+            }
+        }
+    }
+
+    /// Without a turn no codec does anything, so none decodes on the thread that asks.
+    #[tokio::test]
+    async fn every_codec_decodes_in_turns_of_the_cpu_pool_only() {
+        for compression in compressed() {
+            let bytes = encoded(compression, PLAIN).await;
+            let limit = compression.decoder_bytes(&bytes).unwrap();
+            let cpu = CpuPool::new(1, 1);
+            let (end, may_end) = std::sync::mpsc::channel::<()>();
+            let (begun, has_begun) = tokio::sync::oneshot::channel();
+            let other_work = tokio::spawn({
+                let cpu = cpu.clone();
+                async move {
+                    cpu.run(move || {
+                        begun.send(()).unwrap();
+                        may_end.recv().unwrap();
+                    })
+                    .await;
+                }
+            });
+            has_begun.await.unwrap();
+            let mut decoder = compression.decode(pieces(&bytes, usize::MAX), limit, &cpu);
+            let first = tokio::spawn(async move { decoder.next().await });
+            for _ in 0..100 {
+                tokio::task::yield_now().await;
+            }
+            assert!(!first.is_finished(), "{compression:?} decodes without a turn");
+            end.send(()).unwrap();
+            other_work.await.unwrap();
+            assert!(PLAIN.starts_with(&first.await.unwrap().unwrap().unwrap()), "{compression:?}");
+        }
+    }
+
+    /// The work that costs most for its bytes: members of nothing, as many as there may be.
+    #[tokio::test]
+    async fn timers_are_on_time_beside_every_codec() {
+        use std::time::{Duration, Instant};
+        const TICK: Duration = Duration::from_millis(2);
+        for compression in compressed() {
+            let (empty, some) = (encoded(compression, b"").await, encoded(compression, PLAIN).await);
+            let costly = match compression {
+                Compression::Brotli => some,
+                _ => [empty.repeat(1000), some].concat().repeat(5),
+            };
+            let decoding = tokio::spawn(async move { decoded(compression, &costly, usize::MAX).await });
+            let mut latest = Duration::ZERO;
+            while !decoding.is_finished() {
+                let due = Instant::now() + TICK;
+                tokio::time::sleep(TICK).await;
+                latest = latest.max(due.elapsed());
+            }
+            decoding.await.unwrap().unwrap();
+            assert!(latest < Duration::from_millis(250), "{compression:?}: a timer was {latest:?} late");
         }
     }
 

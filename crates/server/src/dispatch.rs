@@ -5,8 +5,9 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use dormer_api::headers::{CACHE_VISIBILITY, CACHE_VISIBILITY_PUBLIC};
+use dormer_edge::{AnswerKind, Caching, Visibility, caching};
 use futures::FutureExt as _;
-use http::header::{CONNECTION, HeaderName};
+use http::header::{CACHE_CONTROL, CONNECTION, HeaderName, VARY};
 use http::{HeaderValue, Method, Request, Response};
 use hyper::body::Incoming;
 
@@ -15,7 +16,7 @@ use crate::body::Body;
 use crate::call::{Call, REQUEST_ID, RequestId};
 use crate::exchange::{Exchange, Watched};
 use crate::failure::Failure;
-use crate::handlers::{attic, caches, documents, nar, pages, upload};
+use crate::handlers::{attic, caches, documents, nar, pages, retention, upload};
 use crate::request_body::RequestBody;
 use crate::route::Route;
 
@@ -51,6 +52,8 @@ impl App {
         let call = Call::new(parts);
         let route = Route::parse(call.path());
         let template = route.as_ref().map_or("none", Route::template);
+        let read_kind = route.as_ref().map_or(AnswerKind::Document, Route::answer_kind);
+        let is_of_no_cache = route.as_ref().is_some_and(Route::is_of_no_cache);
         let mut exchange = Exchange::begin(&self.metrics, &call, id, template, self.settings.traces);
         // Handlers share only locks that no panic leaves half done, and the index. So a panic fails
         // this request alone.
@@ -64,10 +67,23 @@ impl App {
                 if !failure.is_everyday_miss(&call) {
                     exchange.open_span();
                 }
-                exchange.span().in_scope(|| failure.answer(&call, &self.settings))
+                let has_token = self.claims(&call).is_some();
+                exchange.span().in_scope(|| failure.answer(&call, &self.settings, has_token))
             }
         };
+        let kind = match response.extensions().get::<AnswerKind>() {
+            Some(marked) => *marked,
+            None if call.is_read() => read_kind,
+            None => AnswerKind::Api,
+        };
+        let is_public = kind != AnswerKind::Api && (is_of_no_cache || call.is_about_public_cache());
+        let visibility = if is_public { Visibility::Public } else { Visibility::Private };
+        let Caching { cache_control, vary } = caching(kind, visibility, response.status().as_u16());
         let headers = response.headers_mut();
+        headers.insert(CACHE_CONTROL, HeaderValue::from_static(cache_control));
+        if let Some(vary) = vary {
+            headers.insert(VARY, HeaderValue::from_static(vary));
+        }
         headers.insert(&REQUEST_ID, exchange.id().header_value());
         if call.is_about_public_cache() {
             headers.insert(&VISIBILITY, HeaderValue::from_static(CACHE_VISIBILITY_PUBLIC));
@@ -80,7 +96,8 @@ impl App {
         }
         let status = response.status();
         exchange.span().in_scope(|| {
-            tracing::debug!(method = %call.method(), path = call.path(), status = status.as_u16(), "answered");
+            let (method, path) = (call.brief_method(), call.brief_path());
+            tracing::debug!(method, path = path.as_ref(), status = status.as_u16(), "answered");
         });
         exchange.answered(status);
         response.map(|body| Watched::new(body, exchange))
@@ -152,6 +169,20 @@ impl App {
             (&Method::DELETE, Route::Object(cache, hash)) => {
                 caches::remove_object(self, call, &cache, &hash).await
             }
+            (&Method::DELETE, Route::Referrers(cache, hash)) => {
+                retention::remove_referrers(self, call, &cache, &hash).await
+            }
+            (&Method::POST, Route::Objects(cache)) => retention::list_objects(self, call, body, &cache).await,
+            (&Method::POST, Route::Pins(cache)) => retention::list_pins(self, call, body, &cache).await,
+            (&Method::PUT, Route::Pin(cache, name)) => {
+                retention::add_pin(self, call, body, &cache, &name).await
+            }
+            (&Method::DELETE, Route::Pin(cache, name)) => {
+                retention::remove_pins(self, call, &cache, &name, None).await
+            }
+            (&Method::DELETE, Route::PinnedPath(cache, name, hash)) => {
+                retention::remove_pins(self, call, &cache, &name, Some(&hash)).await
+            }
 
             (_, route) => Err(Failure::MethodNotAllowed { allow: allowed_methods(&route) }),
         }
@@ -179,8 +210,9 @@ fn allowed_methods(route: &Route<'_>) -> &'static str {
         | Route::Nar(..)
         | Route::NotKept(..) => "GET, HEAD, PUT",
         Route::CacheConfig(_) => "GET, HEAD, POST, PATCH, DELETE",
-        Route::GetMissingPaths => "POST",
+        Route::GetMissingPaths | Route::Objects(_) | Route::Pins(_) => "POST",
         Route::UploadPath => "PUT",
-        Route::Object(..) => "DELETE",
+        Route::Pin(..) => "PUT, DELETE",
+        Route::Object(..) | Route::Referrers(..) | Route::PinnedPath(..) => "DELETE",
     }
 }

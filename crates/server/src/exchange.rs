@@ -14,7 +14,7 @@ use std::task::{Context, Poll};
 use std::time::Instant;
 
 use bytes::Bytes;
-use http::{Method, StatusCode};
+use http::StatusCode;
 use http_body::{Frame, SizeHint};
 use opentelemetry::trace::Status;
 use tracing::field::Empty;
@@ -52,7 +52,7 @@ impl Exchange {
         route: &'static str,
         is_traced: bool,
     ) -> Self {
-        let method = known_method(call.method());
+        let method = call.brief_method();
         metrics.http.in_flight.inc();
         let mut exchange = Self {
             metrics: Arc::clone(metrics),
@@ -73,7 +73,7 @@ impl Exchange {
                 span.record("otel.kind", "server");
                 span.set_attribute("http.request.method", method);
                 span.set_attribute("http.route", route);
-                span.set_attribute("url.path", call.path().to_owned());
+                span.set_attribute("url.path", call.brief_path().into_owned());
                 span.set_attribute("request.id", exchange.id.to_string());
                 trace_context::adopt(&span, call.headers());
             }
@@ -148,20 +148,6 @@ impl Drop for Exchange {
     }
 }
 
-/// A method as a label. Clients can make up any number of methods, so others share one label.
-fn known_method(method: &Method) -> &'static str {
-    match *method {
-        Method::GET => "GET",
-        Method::HEAD => "HEAD",
-        Method::PUT => "PUT",
-        Method::POST => "POST",
-        Method::PATCH => "PATCH",
-        Method::DELETE => "DELETE",
-        Method::OPTIONS => "OPTIONS",
-        _ => "OTHER",
-    }
-}
-
 /// Three digits, without an allocation; `gone` for a request whose client left before the answer.
 fn status_label(status: u16, digits: &mut [u8; 3]) -> &str {
     if !(100..=999).contains(&status) {
@@ -224,6 +210,5 @@ mod tests {
     fn labels_are_few() {
         let label = |status| status_label(status, &mut [0; 3]).to_owned();
         assert_eq!([label(0), label(200), label(404), label(503)], ["gone", "200", "404", "503"]);
-        assert_eq!(known_method(&Method::from_bytes(b"BREW").unwrap()), "OTHER");
     }
 }

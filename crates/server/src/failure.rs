@@ -9,7 +9,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use dormer_api::{ErrorBody, ErrorName, Permission};
 use dormer_engine::{Error as EngineError, ErrorClass};
-use dormer_http_host::NotReady;
+use dormer_http_host::{NotReady, brief};
 use dormer_nix::nar::NarError;
 use dormer_nix::with_causes;
 use http::header::{ALLOW, CONTENT_RANGE, RETRY_AFTER, WWW_AUTHENTICATE};
@@ -142,7 +142,8 @@ impl Failure {
     }
 
     /// Answers the request, and writes the log line that this failure deserves.
-    pub(crate) fn answer(self, call: &Call, settings: &ServerSettings) -> Response<Body> {
+    /// `has_token` says whether the caller has a token that counts.
+    pub(crate) fn answer(self, call: &Call, settings: &ServerSettings, has_token: bool) -> Response<Body> {
         let Verdict { status, name, tell } = self.verdict();
         let is_api = Route::is_api(call.path());
         if self.is_everyday_miss(call) {
@@ -151,7 +152,7 @@ impl Failure {
             return body::text(status, Bytes::from_static(b"the cache does not have this\n"));
         }
         let detail = with_causes(&self);
-        self.log(call, status, &detail);
+        self.log(call, status, &detail, has_token);
         let message = match tell {
             Tell::Everything => detail,
             Tell::Phrase(phrase) => phrase.to_owned(),
@@ -198,20 +199,23 @@ impl Failure {
         }
     }
 
-    fn log(&self, call: &Call, status: StatusCode, detail: &str) {
-        let (method, path) = (call.method(), call.path());
-        if matches!(self, Self::NotReady(_)) {
-            // Probes come every few seconds. The check itself logs which part does not answer.
-            tracing::debug!(%method, path, status = status.as_u16(), error = detail, "request refused");
+    fn log(&self, call: &Call, status: StatusCode, detail: &str, has_token: bool) {
+        let (method, path, detail) = (call.brief_method(), call.brief_path(), brief(detail));
+        let (path, detail) = (path.as_ref(), detail.as_ref());
+        let is_anonymous_rejection = !has_token && (self.limit().is_some() || !status.is_server_error());
+        if matches!(self, Self::NotReady(_)) || is_anonymous_rejection {
+            // Probes come every few seconds, and the check itself logs which part does not answer.
+            // Anybody can cause rejections, as many as the network takes.
+            tracing::debug!(method, path, status = status.as_u16(), error = detail, "request refused");
         } else if status == StatusCode::SERVICE_UNAVAILABLE {
-            tracing::warn!(%method, path, status = status.as_u16(), error = detail, "request failed");
+            tracing::warn!(method, path, status = status.as_u16(), error = detail, "request failed");
         } else if status.is_server_error() && !matches!(self, Self::NotKept(_)) {
-            tracing::error!(%method, path, status = status.as_u16(), error = detail, "request failed");
+            tracing::error!(method, path, status = status.as_u16(), error = detail, "request failed");
         } else if call.is_read() {
             // Misses, scans and forgotten tokens happen every day.
-            tracing::debug!(%method, path, status = status.as_u16(), error = detail, "request refused");
+            tracing::debug!(method, path, status = status.as_u16(), error = detail, "request refused");
         } else {
-            tracing::info!(%method, path, status = status.as_u16(), error = detail, "request refused");
+            tracing::info!(method, path, status = status.as_u16(), error = detail, "request refused");
         }
     }
 }

@@ -10,6 +10,7 @@ use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::str::FromStr;
 
+use dormer_http_host::Peer;
 use http::HeaderMap;
 use http::uri::Authority;
 
@@ -72,9 +73,14 @@ impl fmt::Display for Network {
     }
 }
 
-/// Whether a trusted proxy sent the request.
-pub(crate) fn is_trusted(peer: Option<IpAddr>, trusted: &[Network]) -> bool {
-    peer.is_some_and(|peer| trusted.iter().any(|network| network.contains(peer)))
+/// Whether a trusted proxy sent the request. What speaks through our Unix socket runs on this
+/// machine, and is trusted.
+pub(crate) fn is_trusted(peer: Option<Peer>, trusted: &[Network]) -> bool {
+    match peer {
+        Some(Peer::Tcp(address)) => trusted.iter().any(|network| network.contains(address.ip())),
+        Some(Peer::Unix) => true,
+        None => false,
+    }
 }
 
 /// The parts of the client's address that a proxy reported.
@@ -217,13 +223,11 @@ mod tests {
             ("::1", "::1", true),
         ] {
             let network: Network = network.parse().unwrap();
-            assert_eq!(
-                is_trusted(Some(address.parse().unwrap()), &[network]),
-                expected,
-                "{network} {address}"
-            );
+            let peer = Peer::Tcp((address.parse::<IpAddr>().unwrap(), 80).into());
+            assert_eq!(is_trusted(Some(peer), &[network]), expected, "{network} {address}");
         }
         assert!(!is_trusted(None, &["0.0.0.0/0".parse().unwrap()]));
+        assert!(is_trusted(Some(Peer::Unix), &[]));
         for text in ["", "localhost", "10.0.0.0/33", "10.0.0.0/-1", "::1/129", "10.0.0.0/"] {
             assert_eq!(text.parse::<Network>(), Err(NetworkError), "{text}");
         }

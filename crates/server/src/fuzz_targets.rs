@@ -4,19 +4,27 @@
 //! Tests run them over `fuzz/corpus/server_*` and mutations of it; a fuzzer can run them for longer
 //! (`fuzz/README.md`).
 
-use std::io::Cursor;
+use std::sync::LazyLock;
 
-use futures::FutureExt as _;
-use tokio::io::AsyncReadExt as _;
+use bytes::Bytes;
+use dormer_engine::CpuPool;
+use futures::{StreamExt as _, stream};
+use tokio::runtime::Runtime;
 
 use crate::codec::{Compression, WindowTooLarge};
+use crate::decoder::STEP_OUTPUT_BYTES;
 use crate::route::{NarFile, Route};
 
 /// The most memory that any decoder may name: a window of 128 MiB and one MiB more.
 const DECODER_BYTES_MAX: u64 = 129 * 1024 * 1024;
 
 /// Decoding ends here: the reader of the body limits its length.
-const PLAIN_BYTES_MAX: u64 = 1024 * 1024;
+const PLAIN_BYTES_MAX: usize = 1024 * 1024;
+
+/// Decoders run on its threads.
+static DECODING: LazyLock<Runtime> = LazyLock::new(|| {
+    tokio::runtime::Builder::new_current_thread().build().expect("a machine that fuzzes has threads")
+});
 
 /// A path. Nothing has two spellings, and nothing leads out of its cache.
 pub fn fuzz_route(data: &[u8]) {
@@ -57,11 +65,18 @@ pub fn fuzz_codec(data: &[u8]) {
             }
         };
         assert!(decoder_bytes <= DECODER_BYTES_MAX, "{compression:?} needs {decoder_bytes}");
-        let decoder = compression.decode(Box::pin(Cursor::new(data.to_vec())), decoder_bytes);
-        let mut plain = Vec::new();
-        let read = async { decoder.take(PLAIN_BYTES_MAX).read_to_end(&mut plain).await };
+        let input = stream::iter([Ok(Bytes::copy_from_slice(data))]).boxed();
+        let mut decoder = compression.decode(input, decoder_bytes, &CpuPool::new(1, 1));
+        let mut plain_bytes = 0;
         // Garbage is an error, which is fine.
-        let _ = read.now_or_never().expect("bytes in memory are never waited for");
-        assert!(plain.len() as u64 <= PLAIN_BYTES_MAX);
+        while let Ok(Some(piece)) = DECODING.block_on(decoder.next()) {
+            assert!(
+                !piece.is_empty() && (compression == Compression::None || piece.len() <= STEP_OUTPUT_BYTES)
+            );
+            plain_bytes += piece.len();
+            if plain_bytes > PLAIN_BYTES_MAX {
+                break;
+            }
+        }
     }
 }

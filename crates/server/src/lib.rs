@@ -26,6 +26,7 @@ mod body;
 mod call;
 mod codec;
 mod conditions;
+mod decoder;
 mod dispatch;
 mod exact;
 mod exchange;
@@ -44,6 +45,7 @@ mod request_body;
 mod route;
 mod server;
 mod settings;
+mod shares;
 mod trace_context;
 
 pub use auth::Authenticator;

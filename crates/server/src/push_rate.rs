@@ -10,11 +10,13 @@ use std::time::{Duration, Instant};
 use dormer_api::TokenClaims;
 use moka::sync::Cache as Remembered;
 
+use crate::shares::Caller;
+
 /// What may come at once after a pause: as much as in this time at the allowed rate.
 const BURST: Duration = Duration::from_secs(10);
 
-/// Most pushers remembered, 200 bytes each. A forgotten pusher begins with a full bucket.
-const PUSHERS_MAX: u64 = 10_000;
+/// Memory for pushers, in bytes: some 10,000. A forgotten pusher begins with a full bucket.
+const PUSHERS_BYTES_MAX: u64 = 2 * 1024 * 1024;
 
 /// Longest time that a pusher is told to wait; it may be told so again.
 const RETRY_MAX: Duration = Duration::from_hours(1);
@@ -29,7 +31,7 @@ pub(crate) struct PushRates {
     /// 0: no limit.
     requests_per_second: u64,
     bytes_per_second: u64,
-    pushers: Remembered<String, Arc<Pusher>>,
+    pushers: Remembered<Caller, Arc<Pusher>>,
 }
 
 /// One pusher.
@@ -42,7 +44,11 @@ pub(crate) struct Pusher {
 impl PushRates {
     pub(crate) fn new(requests_per_second: u64, bytes_per_second: u64) -> Self {
         // A bucket is full long before it is forgotten, unless its owner is deep in debt.
-        let pushers = Remembered::builder().max_capacity(PUSHERS_MAX).time_to_idle(RETRY_MAX).build();
+        let pushers = Remembered::builder()
+            .max_capacity(PUSHERS_BYTES_MAX)
+            .weigher(|caller: &Caller, _| u32::try_from(caller.0.len() + 200).unwrap_or(u32::MAX))
+            .time_to_idle(RETRY_MAX)
+            .build();
         Self { requests_per_second, bytes_per_second, pushers }
     }
 
@@ -51,7 +57,7 @@ impl PushRates {
         if self.requests_per_second == 0 && self.bytes_per_second == 0 {
             return Ok(None);
         }
-        let pusher = self.pushers.get_with(pusher_name(claims), || {
+        let pusher = self.pushers.get_with(caller(claims), || {
             Arc::new(Pusher {
                 requests: Bucket::new(self.requests_per_second, now),
                 bytes: Bucket::new(self.bytes_per_second, now),
@@ -71,10 +77,11 @@ impl Pusher {
     }
 }
 
-/// Whom a token was made for; without that, its own name. Tokens with neither are one pusher.
-fn pusher_name(claims: &TokenClaims) -> String {
+/// The subject that a token was made for; without a subject, the token's own name. Tokens with
+/// neither are one caller.
+pub(crate) fn caller(claims: &TokenClaims) -> Caller {
     let name = claims.sub.as_deref().or(claims.jti.as_deref()).unwrap_or_default();
-    format!("{}\n{name}", claims.iss.as_deref().unwrap_or_default())
+    Caller(format!("{}\n{name}", claims.iss.as_deref().unwrap_or_default()))
 }
 
 /// Fills at a rate up to its size; may be below zero.
@@ -175,7 +182,7 @@ mod tests {
 
     #[test]
     fn whoever_has_several_tokens_is_one_pusher() {
-        let name = |sub, jti| pusher_name(&claims(sub, jti));
+        let name = |sub, jti| caller(&claims(sub, jti));
         assert_eq!(name(Some("ada"), Some("1")), name(Some("ada"), Some("2")));
         assert_ne!(name(None, Some("1")), name(None, Some("2")));
         assert_ne!(name(Some("ada"), None), name(Some("bob"), None));

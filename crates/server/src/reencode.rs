@@ -111,6 +111,7 @@ mod tests {
     use std::pin::Pin;
     use std::task::{Context, Poll};
 
+    use futures::StreamExt as _;
     use tokio::io::ReadBuf;
 
     use super::*;
@@ -166,10 +167,9 @@ mod tests {
             }
             let limit = compression.decoder_bytes(&at_once).unwrap();
             if compression != Compression::Zstd {
-                let mut decoded = Vec::new();
-                let mut decoder = compression.decode(Box::pin(io::Cursor::new(at_once)), limit);
-                decoder.read_to_end(&mut decoded).await.unwrap();
-                assert!(decoded == plain, "{compression:?}");
+                let input = stream::iter([Ok(Bytes::from(at_once))]).boxed();
+                let decoder = compression.decode(input, limit, &dormer_engine::CpuPool::new(1, 1));
+                assert!(whole(decoder.into_stream()).await.unwrap() == plain, "{compression:?}");
             }
         }
     }

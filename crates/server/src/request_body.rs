@@ -32,7 +32,7 @@ pub(crate) enum BodyError {
     Incomplete,
     #[error("nothing of the body came for too long")]
     Idle,
-    #[error("the body took too long to come")]
+    #[error("the body took too long to come, or came too slowly")]
     TooSlow,
     #[error("the body is longer than {max} bytes, the limit")]
     TooLong { max: u64 },
@@ -44,17 +44,28 @@ impl From<BodyError> for io::Error {
     }
 }
 
+/// A wait for more of a body.
+struct Pause {
+    begin: Instant,
+    end: Pin<Box<Sleep>>,
+}
+
 /// A body being read.
 pub(crate) struct RequestBody {
     incoming: Incoming,
     idle_timeout: Duration,
+    /// Fewest bytes a second on average; 0 for any.
+    bytes_per_second_min: u32,
+    /// How long the server goes on waiting for bytes, all pauses together. A byte earns the time in
+    /// which it should have come, up to a pause as long as the idle limit.
+    patience: Duration,
     deadline: Instant,
     /// Most bytes that are taken, and the bytes that have come.
     max: u64,
     received: u64,
     metrics: Arc<Metrics>,
     pusher: Option<Arc<Pusher>>,
-    pause: Option<Pin<Box<Sleep>>>,
+    pause: Option<Pause>,
     was_polled: bool,
     ended: bool,
     expects_continue: bool,
@@ -71,6 +82,8 @@ impl RequestBody {
             ended: incoming.is_end_stream(),
             incoming,
             idle_timeout: settings.body_idle_timeout,
+            bytes_per_second_min: settings.body_bytes_per_second_min,
+            patience: settings.body_idle_timeout,
             deadline: Instant::now() + settings.upload_timeout,
             max: u64::MAX,
             received: 0,
@@ -137,9 +150,18 @@ impl RequestBody {
     fn count(&mut self, bytes: u64) {
         self.received += bytes;
         self.metrics.http.received_bytes.inc_by(bytes);
+        let millis = bytes.saturating_mul(1000) / u64::from(self.bytes_per_second_min.max(1));
+        let earned = Duration::from_millis(millis);
+        self.patience = self.patience.saturating_add(earned).min(self.idle_timeout);
         if let Some(pusher) = &self.pusher {
             pusher.count_bytes(bytes, std::time::Instant::now());
         }
+    }
+
+    /// How long the server waits for the next bytes.
+    fn longest_pause(&self) -> Duration {
+        let patience = if self.bytes_per_second_min == 0 { self.idle_timeout } else { self.patience };
+        patience.min(self.idle_timeout).min(self.deadline.saturating_duration_since(Instant::now()))
     }
 
     fn fail(&mut self, error: BodyError) -> Poll<Option<Result<Bytes, BodyError>>> {
@@ -157,7 +179,9 @@ impl Stream for RequestBody {
         while !this.ended {
             match Pin::new(&mut this.incoming).poll_frame(context) {
                 Poll::Ready(Some(Ok(frame))) => {
-                    this.pause = None;
+                    if let Some(pause) = this.pause.take() {
+                        this.patience = this.patience.saturating_sub(pause.begin.elapsed());
+                    }
                     if Instant::now() > this.deadline {
                         return this.fail(BodyError::TooSlow);
                     }
@@ -174,10 +198,14 @@ impl Stream for RequestBody {
                 Poll::Ready(Some(Err(_))) => return this.fail(BodyError::Incomplete),
                 Poll::Ready(None) => this.ended = true,
                 Poll::Pending => {
-                    let idle_timeout = this.idle_timeout;
-                    let pause = this.pause.get_or_insert_with(|| Box::pin(sleep(idle_timeout)));
-                    ready!(pause.as_mut().poll(context));
-                    return this.fail(BodyError::Idle);
+                    let longest = this.longest_pause();
+                    let pause = this.pause.get_or_insert_with(|| Pause {
+                        begin: Instant::now(),
+                        end: Box::pin(sleep(longest)),
+                    });
+                    ready!(pause.end.as_mut().poll(context));
+                    let is_idle = pause.begin.elapsed() >= this.idle_timeout;
+                    return this.fail(if is_idle { BodyError::Idle } else { BodyError::TooSlow });
                 }
             }
         }

@@ -3,7 +3,8 @@
 //! A path matches a route byte for byte or not at all. Nothing is percent-decoded and no empty or
 //! dotted segment is skipped, so nothing has a second spelling and no path leads out of a cache.
 
-use dormer_api::CacheName;
+use dormer_api::{CacheName, PinName};
+use dormer_edge::AnswerKind;
 use dormer_format::EncodingTag;
 use dormer_nix::{NarHash, StorePathHash};
 
@@ -34,6 +35,16 @@ pub(crate) enum Route<'a> {
     Caches,
     /// `/_api/v2/caches/{cache}/objects/{hash}`
     Object(CacheName, StorePathHash),
+    /// `/_api/v2/caches/{cache}/objects`
+    Objects(CacheName),
+    /// `/_api/v2/caches/{cache}/objects/{hash}/referrers`
+    Referrers(CacheName, StorePathHash),
+    /// `/_api/v2/caches/{cache}/pins`
+    Pins(CacheName),
+    /// `/_api/v2/caches/{cache}/pins/{name}`
+    Pin(CacheName, PinName),
+    /// `/_api/v2/caches/{cache}/pins/{name}/{hash}`
+    PinnedPath(CacheName, PinName, StorePathHash),
     /// `/{cache}/attic-cache-info`
     AtticCacheInfo(CacheName),
     /// `/{cache}/nix-cache-info`
@@ -77,9 +88,26 @@ impl<'a> Route<'a> {
             }
             ("_api", [Some("v2"), Some("caches"), None, ..]) => Some(Self::Caches),
             ("_api", [Some("v2"), Some("caches"), Some(cache), Some("objects"), Some(hash)]) => {
-                let ends = segments.next().is_none();
-                ends.then_some(())?;
-                Some(Self::Object(cache.parse().ok()?, hash.parse().ok()?))
+                let (cache, hash) = (cache.parse().ok()?, hash.parse().ok()?);
+                match (segments.next(), segments.next()) {
+                    (None, _) => Some(Self::Object(cache, hash)),
+                    (Some("referrers"), None) => Some(Self::Referrers(cache, hash)),
+                    _ => None,
+                }
+            }
+            ("_api", [Some("v2"), Some("caches"), Some(cache), Some("objects"), None]) => {
+                Some(Self::Objects(cache.parse().ok()?))
+            }
+            ("_api", [Some("v2"), Some("caches"), Some(cache), Some("pins"), None]) => {
+                Some(Self::Pins(cache.parse().ok()?))
+            }
+            ("_api", [Some("v2"), Some("caches"), Some(cache), Some("pins"), Some(name)]) => {
+                let (cache, name) = (cache.parse().ok()?, name.parse().ok()?);
+                match (segments.next(), segments.next()) {
+                    (None, _) => Some(Self::Pin(cache, name)),
+                    (Some(hash), None) => Some(Self::PinnedPath(cache, name, hash.parse().ok()?)),
+                    _ => None,
+                }
             }
             (cache, [Some(file), None, ..]) => Self::parse_document(cache, file),
             (cache, [Some("nar"), Some(file), None, ..]) => {
@@ -125,6 +153,11 @@ impl<'a> Route<'a> {
             Self::UploadPath => "/_api/v1/upload-path",
             Self::Caches => "/_api/v2/caches",
             Self::Object(..) => "/_api/v2/caches/{cache}/objects/{hash}",
+            Self::Objects(_) => "/_api/v2/caches/{cache}/objects",
+            Self::Referrers(..) => "/_api/v2/caches/{cache}/objects/{hash}/referrers",
+            Self::Pins(_) => "/_api/v2/caches/{cache}/pins",
+            Self::Pin(..) => "/_api/v2/caches/{cache}/pins/{name}",
+            Self::PinnedPath(..) => "/_api/v2/caches/{cache}/pins/{name}/{hash}",
             Self::AtticCacheInfo(_) => "/{cache}/attic-cache-info",
             Self::NixCacheInfo(_) => "/{cache}/nix-cache-info",
             Self::Narinfo(..) => NARINFO,
@@ -134,6 +167,35 @@ impl<'a> Route<'a> {
             Self::Nar(_, NarFile::Upload(_)) => "/{cache}/nar/{file}",
             Self::NotKept(..) => "/{cache}/{kind}/{document}",
         }
+    }
+
+    /// What a read of this route answers, as far as the life of its answer depends on it.
+    pub(crate) fn answer_kind(&self) -> AnswerKind {
+        match self {
+            Self::Home => AnswerKind::Page,
+            Self::Alive | Self::Ready | Self::Stats => AnswerKind::Process,
+            Self::CacheConfig(_)
+            | Self::GetMissingPaths
+            | Self::UploadPath
+            | Self::Caches
+            | Self::Object(..)
+            | Self::Objects(_)
+            | Self::Referrers(..)
+            | Self::Pins(_)
+            | Self::Pin(..)
+            | Self::PinnedPath(..)
+            | Self::AtticCacheInfo(_) => AnswerKind::Api,
+            Self::NixCacheInfo(_) | Self::Narinfo(..) | Self::Listing(..) | Self::NotKept(..) => {
+                AnswerKind::Document
+            }
+            // The handler knows which name is the present one, and marks its answer.
+            Self::Nar(..) => AnswerKind::OtherNar,
+        }
+    }
+
+    /// Whether every caller gets the same answer, whatever its token.
+    pub(crate) fn is_of_no_cache(&self) -> bool {
+        matches!(self, Self::Home | Self::Alive | Self::Ready | Self::Stats)
     }
 
     /// Whether errors are answered as JSON, with Attic's names.
@@ -190,6 +252,14 @@ mod tests {
             ("/_api/v1/upload-path", Route::UploadPath),
             ("/_api/v2/caches", Route::Caches),
             (&format!("/_api/v2/caches/main/objects/{HASH}"), Route::Object(main(), hash)),
+            ("/_api/v2/caches/main/objects", Route::Objects(main())),
+            (&format!("/_api/v2/caches/main/objects/{HASH}/referrers"), Route::Referrers(main(), hash)),
+            ("/_api/v2/caches/main/pins", Route::Pins(main())),
+            ("/_api/v2/caches/main/pins/ci", Route::Pin(main(), "ci".parse().unwrap())),
+            (
+                &format!("/_api/v2/caches/main/pins/ci/{HASH}"),
+                Route::PinnedPath(main(), "ci".parse().unwrap(), hash),
+            ),
             ("/main/attic-cache-info", Route::AtticCacheInfo(main())),
             ("/main/nix-cache-info", Route::NixCacheInfo(main())),
             (&format!("/main/{HASH}.narinfo"), Route::Narinfo(main(), hash)),
@@ -238,7 +308,13 @@ mod tests {
             "/_api/v1/cache-config/_x",
             "/_api/v1/cache-config/a/b",
             "/_api/v1/cache-config/",
+            "/_api/v2/caches/main/objects/",
             "/_api/v2/caches/main/objects/x",
+            "/_api/v2/caches/main/objects/1k8c1hiysz6aaks2mpfc5k7xbbjpw5z5/referrers/x",
+            "/_api/v2/caches/main/pins/",
+            "/_api/v2/caches/main/pins/_x",
+            "/_api/v2/caches/main/pins/ci/x",
+            "/_api/v2/caches/main/pins/ci/1k8c1hiysz6aaks2mpfc5k7xbbjpw5z5/x",
             "/_api/v2/caches/main/objects/1k8c1hiysz6aaks2mpfc5k7xbbjpw5z5/x",
             "/_api/nix-cache-info",
             "/-main/nix-cache-info",

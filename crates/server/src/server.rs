@@ -3,11 +3,10 @@
 use std::sync::Arc;
 
 use dormer_engine::Engine;
-use dormer_http_host::{Error, Probes, Service};
+use dormer_http_host::{Error, Listener, Probes, Service};
 use dormer_index::{Index, PublishIndex};
 use http::{Request, Response};
 use hyper::body::Incoming;
-use tokio::net::TcpListener;
 
 use crate::app::App;
 use crate::auth::Authenticator;
@@ -46,13 +45,17 @@ impl Server {
     }
 
     /// Serves clients until `shutdown` is ready, then stops; see [`dormer_http_host::serve`].
-    pub async fn run(self, listener: TcpListener, shutdown: impl Future<Output = ()>) -> Result<(), Error> {
+    pub async fn run(
+        self,
+        listener: impl Into<Listener>,
+        shutdown: impl Future<Output = ()>,
+    ) -> Result<(), Error> {
         let settings = self.app.settings.host();
         dormer_http_host::serve(listener, self.app, settings, shutdown).await
     }
 
     /// Serves operators `/metrics`, `/healthz` and `/readyz` for as long as the future is polled.
-    pub fn serve_metrics(&self, listener: TcpListener) -> impl Future<Output = ()> + use<> {
+    pub fn serve_metrics<L: Into<Listener>>(&self, listener: L) -> impl Future<Output = ()> + use<L> {
         let page = MetricsPage::new(Arc::clone(&self.app));
         async move {
             let serving = dormer_http_host::serve(
@@ -80,6 +83,10 @@ impl Service for App {
 
     fn probes(&self) -> &Probes {
         &self.probes
+    }
+
+    fn others_wait(&self) -> bool {
+        self.engine.reads_wait() || self.reencodings_wait()
     }
 
     fn connection_opened(&self) {

@@ -50,6 +50,9 @@ pub struct ServerSettings {
     /// How long a request body may pause. An upload that waits for its turn does not pause, because
     /// nobody reads it.
     pub body_idle_timeout: Duration,
+    /// Fewest bytes a second of a request body, on average of `body_idle_timeout`; 0 means any
+    /// number. Only the time in which the server waits for bytes counts.
+    pub body_bytes_per_second_min: u32,
     /// How long a reader may take nothing of an answer.
     pub write_idle_timeout: Duration,
     /// Longest upload. Code that deletes packs must spare packs that are younger than this.
@@ -90,7 +93,10 @@ impl ServerSettings {
     /// Most memory that requests take together, in bytes: a part of the sum in
     /// docs/ARCHITECTURE.md.
     pub fn memory_bytes_max(&self) -> u64 {
-        self.buffered_bytes_max as u64 + self.reencodings_max as u64 * REENCODING_BYTES
+        let body_bytes_max = self.json_bytes_max.max(self.narinfo_bytes_max) as u64;
+        self.buffered_bytes_max as u64
+            + crate::handlers::small_body::handling_bytes(body_bytes_max)
+            + self.reencodings_max as u64 * REENCODING_BYTES
     }
 }
 
@@ -114,6 +120,9 @@ impl Default for ServerSettings {
             // do not pile up.
             header_timeout: Duration::from_secs(75),
             body_idle_timeout: Duration::from_mins(1),
+            // A modem sends this much. Without a limit, a few bodies that come byte by byte would
+            // hold all the memory for uploads.
+            body_bytes_per_second_min: 4 * 1024,
             // Nix pauses a download while it unpacks; nginx allows 60 s between two writes.
             write_idle_timeout: Duration::from_mins(2),
             upload_timeout: Duration::from_hours(24),

@@ -73,10 +73,17 @@ fn a_request_is_found_again_by_its_id_in_every_line_and_no_line_has_a_secret() {
         assert_eq!(Reply::parse(&answer, false).status, 404);
     }
 
+    worst_requests(&server);
+
     let lines = common::until("what follows an answer is written, too", || {
         let lines = log.lines();
         lines.iter().any(|line| line.contains("cut an answer short")).then_some(lines)
     });
+    for line in &lines {
+        assert!(line.len() < 1_000, "{} bytes: {line}", line.len());
+        let is_quiet = line.contains(" DEBUG ") || line.contains(" TRACE ");
+        assert!(is_quiet || !line.contains("request.id=anonymous}"), "{line}");
+    }
     let of = |id: &str, text: &str| {
         lines.iter().any(|line| line.contains(&format!("request.id={id}}}")) && line.contains(text))
     };
@@ -88,6 +95,47 @@ fn a_request_is_found_again_by_its_id_in_every_line_and_no_line_has_a_secret() {
     let (_, secret_part) = token.split_once('.').unwrap();
     for secret in [secret_part, "c2VjcmV0", "Bearer", "Authorization"] {
         assert!(!lines.iter().any(|line| line.contains(secret)), "{secret}: {lines:#?}");
+    }
+}
+
+/// Long text wherever a client can put it, with and without a token.
+fn worst_requests(server: &Server) {
+    let long = "a".repeat(60_000);
+    let paths = [
+        format!("/{long}"),
+        format!("/main/{long}.narinfo"),
+        format!("/main/nar/{long}"),
+        format!("/main/log/{long}"),
+        format!("/_api/{long}"),
+        format!("/_api/v1/cache-config/{long}"),
+        "/_api/v1/get-missing-paths".to_owned(),
+        "/_api/v1/upload-path".to_owned(),
+        "/_api/v1/cache-config/main".to_owned(),
+        "/main/nix-cache-info".to_owned(),
+        "/main/nar/x.nar".to_owned(),
+        format!("/main/{}.narinfo", path(1).hash()),
+    ];
+    let bodies = [
+        format!("StoreDir: /{long}"),
+        format!("{{\"cache\": \"{long}\", \"keypair\": \"{long}\", \"{long}\": 1}}"),
+        format!("{}\nURL: {long}", common::narinfo(&path(1), &nar(1), "x.nar", "none", "")),
+    ];
+    let bearer = format!("Bearer {}", admin());
+    for path in &paths {
+        for method in ["GET", "PUT", "POST", "PATCH", "DELETE", &long[..50_000]] {
+            for body in &bodies {
+                for more in
+                    [("X-Other", "x"), ("Content-Encoding", &long[..1_000]), ("X-Attic-Nar-Info", "{")]
+                {
+                    let headers = [("X-Request-Id", "with-token"), ("Authorization", &bearer), more];
+                    if !(method == "DELETE" && path.ends_with("/main")) {
+                        server.request(method, path, &headers, body.as_bytes());
+                    }
+                    let headers = [("X-Request-Id", "anonymous"), more];
+                    server.request(method, path, &headers, body.as_bytes());
+                }
+            }
+        }
     }
 }
 

@@ -16,12 +16,13 @@ use bytes::Bytes;
 use dormer_blobs::{BlobKey, Blobs};
 use dormer_format::{ChunkId, ChunkRun, EncodingTag};
 use dormer_index::{
-    Alias, Cache, CacheId, CacheIndex, CachePatch, CacheTotals, CacheVisibility, CallCounts, Changes,
-    ChunkIndex, ChunkRow, CommitOutcome, Error as IndexError, FoundObject, Index, Nar, NarCommit, NarId,
-    NarIndex, NarKey, NarSource, NarSummary, NewCache, NewPack, ObjectIndex, OutboxIndex, OutboxPosition,
-    OutboxRow, PackNumber, PoolUse, Removal, SettingIndex, StoredListing, UnixSeconds,
+    Alias, AuditEntry, Cache, CacheId, CacheIndex, CachePatch, CacheTotals, CacheVisibility, CallCounts,
+    Changes, ChunkIndex, ChunkRow, CommitOutcome, Error as IndexError, FoundObject, Index, ListedObject, Nar,
+    NarCommit, NarId, NarIndex, NarKey, NarSource, NarSummary, NewCache, NewPack, ObjectIndex, ObjectOrder,
+    ObjectPlace, OutboxIndex, OutboxPosition, OutboxRow, PackNumber, Pin, PoolUse, Removal, RetentionIndex,
+    SettingIndex, StoredListing, UnixSeconds, Use,
 };
-use dormer_nix::{NarHash, StorePathHash};
+use dormer_nix::{NarHash, StorePath, StorePathHash};
 
 /// A planted defect.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -37,6 +38,12 @@ pub enum Lie {
     DeleteBeforeUnreference,
     /// The index acknowledges the commit without making it (breaks invariant 5).
     CommitLost,
+    /// The collector deletes the objects of packs before their rows (breaks invariant 4).
+    ObjectBeforeRow,
+    /// The collector condemns packs without a look at their stamps (a live pack is condemned).
+    StampsIgnored,
+    /// The collector marks no chunk of a NAR that only a grace names (breaks invariant 2).
+    GracesForgotten,
 }
 
 /// The script of one run. All wrappers of the run share it.
@@ -108,7 +115,7 @@ impl Faults {
         Fate::Run
     }
 
-    fn lies(&self, lie: Lie) -> bool {
+    pub(crate) fn lies(&self, lie: Lie) -> bool {
         self.lie == Some(lie)
     }
 }
@@ -277,8 +284,14 @@ impl CacheIndex for FaultIndex {
     async fn find_cache(&self, name: &str) -> Outcome<Option<Cache>> {
         read_step!(self, self.inner.find_cache(name))
     }
+    async fn find_public_cache(&self, name: &str) -> Outcome<Option<Cache>> {
+        read_step!(self, self.inner.find_public_cache(name))
+    }
     async fn list_caches(&self) -> Outcome<Vec<Cache>> {
         read_step!(self, self.inner.list_caches())
+    }
+    async fn list_caches_after(&self, name: &str, only_public: bool, limit: u32) -> Outcome<Vec<Cache>> {
+        read_step!(self, self.inner.list_caches_after(name, only_public, limit))
     }
     async fn list_visibilities(&self) -> Outcome<Vec<CacheVisibility>> {
         read_step!(self, self.inner.list_visibilities())
@@ -388,8 +401,14 @@ impl ObjectIndex for FaultIndex {
     ) -> Outcome<Vec<(StorePathHash, UnixSeconds)>> {
         read_step!(self, self.inner.present_objects(cache, hashes))
     }
-    async fn touch_objects(&self, cache: CacheId, hashes: &[StorePathHash], at: UnixSeconds) -> Outcome<()> {
-        write_step!(self, self.inner.touch_objects(cache, hashes, at))
+    async fn touch_objects(
+        &self,
+        cache: CacheId,
+        hashes: &[StorePathHash],
+        kind: Use,
+        at: UnixSeconds,
+    ) -> Outcome<()> {
+        write_step!(self, self.inner.touch_objects(cache, hashes, kind, at))
     }
     async fn remove_object(
         &self,
@@ -407,6 +426,62 @@ impl ObjectIndex for FaultIndex {
         since: UnixSeconds,
     ) -> Outcome<Option<Alias>> {
         read_step!(self, self.inner.find_alias(cache, file_name, since))
+    }
+}
+
+#[async_trait]
+#[deny(clippy::missing_trait_methods)]
+impl RetentionIndex for FaultIndex {
+    async fn add_pin(&self, cache: CacheId, pin: &Pin, keep: Option<u32>) -> Outcome<()> {
+        write_step!(self, self.inner.add_pin(cache, pin, keep))
+    }
+    async fn remove_pins(&self, cache: CacheId, name: &str, hash: Option<&StorePathHash>) -> Outcome<u64> {
+        write_step!(self, self.inner.remove_pins(cache, name, hash))
+    }
+    async fn list_pins(
+        &self,
+        cache: CacheId,
+        after: Option<(&str, &StorePathHash)>,
+        now: UnixSeconds,
+        limit: u32,
+    ) -> Outcome<Vec<Pin>> {
+        read_step!(self, self.inner.list_pins(cache, after, now, limit))
+    }
+    async fn find_references(
+        &self,
+        cache: CacheId,
+        hashes: &[StorePathHash],
+    ) -> Outcome<Vec<(StorePathHash, Vec<StorePath>)>> {
+        read_step!(self, self.inner.find_references(cache, hashes))
+    }
+    async fn find_referrers(
+        &self,
+        cache: CacheId,
+        hash: &StorePathHash,
+        limit: u32,
+    ) -> Outcome<Vec<StorePathHash>> {
+        read_step!(self, self.inner.find_referrers(cache, hash, limit))
+    }
+    async fn list_objects(
+        &self,
+        cache: CacheId,
+        order: ObjectOrder,
+        after: Option<ObjectPlace>,
+        limit: u32,
+    ) -> Outcome<Vec<ListedObject>> {
+        read_step!(self, self.inner.list_objects(cache, order, after, limit))
+    }
+    async fn remove_for_cause(
+        &self,
+        cache: CacheId,
+        hash: &StorePathHash,
+        subject: Option<&str>,
+        at: UnixSeconds,
+    ) -> Outcome<bool> {
+        write_step!(self, self.inner.remove_for_cause(cache, hash, subject, at))
+    }
+    async fn audit_after(&self, number: i64, limit: u32) -> Outcome<Vec<AuditEntry>> {
+        read_step!(self, self.inner.audit_after(number, limit))
     }
 }
 

@@ -4,6 +4,7 @@
 //! Layer: development only; no shipped crate depends on it.
 
 mod faults;
+mod faults_collect;
 mod faults_publish;
 mod fuzz;
 mod inspection;
@@ -12,6 +13,7 @@ mod nars;
 pub mod services;
 
 pub use faults::{FaultBlobs, FaultIndex, Faults, Lie};
+pub use faults_collect::FaultCollect;
 pub use faults_publish::{BusyPublish, FailingPublish, FaultFiles, FaultPublish, Meanwhile, SlowFiles};
 pub use fuzz::run_over_corpus;
 pub use inspection::Inspection;

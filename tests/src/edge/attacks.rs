@@ -93,6 +93,10 @@ fn methods(host: &Attacked<'_>) {
 fn paths(host: &Attacked<'_>) {
     let missing = told(&get(host, "/main/no-such-document", &[]));
     assert_eq!(missing.0, 404);
+    for header in [("cache-control", "private, no-store"), ("vary", "authorization")] {
+        let has = |(name, value): &(String, String)| name == header.0 && value.eq_ignore_ascii_case(header.1);
+        assert!(missing.1.iter().any(has), "{header:?} is not in {missing:?}");
+    }
     for path in [
         "/main/",
         "//main/nix-cache-info",
@@ -211,6 +215,8 @@ fn tokens(host: &Attacked<'_>) {
             assert_eq!(reply.status, 200, "{path}: {reply:?}");
             let control = reply.header("cache-control").unwrap_or_default();
             assert!(control.starts_with("private"), "{path} may be kept by anybody: {control}");
+            let vary = reply.header("vary").unwrap_or_default().to_ascii_lowercase();
+            assert!(vary.contains("authorization"), "{path} is kept for another token: {reply:?}");
         }
     }
     let mut bad = host.forged.clone();

@@ -164,6 +164,7 @@ fn a_cache_is_created_shown_patched_and_destroyed() {
     assert_eq!(
         keys,
         [
+            "allow_replacement",
             "api_endpoint",
             "is_public",
             "priority",

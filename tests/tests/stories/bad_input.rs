@@ -169,9 +169,14 @@ fn a_path_that_is_pushed_with_other_bytes_never_mixes_the_two() {
 
     let other = nars::file(b"second");
     let info = nars::attic_info("main", &other, "path").replace(&nars::path_hash(&other), &hash);
-    // Attic's client asks first what is missing, so this upload is deliberate: the new path
-    // replaces the old one.
-    assert_eq!(upload(&lab, &info, &other).status, 200);
+    let kept = upload(&lab, &info, &other);
+    assert_eq!((kept.status, kept.json()["kept"].as_bool()), (200, Some(true)));
+    assert_eq!(url_of(&lab.get(&format!("/main/{hash}.narinfo")).text()), old_url);
+    // Attic's client asks first what is missing, so this upload is deliberate: where the cache
+    // allows it, the new path replaces the old one.
+    lab.login();
+    lab.dormer(&["cache", "configure", "main", "--allow-replacement"]).succeeds();
+    assert_eq!(upload(&lab, &info, &other).json()["kept"].as_bool(), None);
     let narinfo = lab.get(&format!("/main/{hash}.narinfo")).text();
     assert!(narinfo.contains(&format!("NarHash: {}\n", dormer_nix::NarHash::digest(&other))), "{narinfo}");
     let served = |url: &str| zstd::decode_all(lab.get(&format!("/main/{url}")).body.as_slice()).unwrap();

@@ -67,6 +67,7 @@ const ARROWS: [(&str, &[&str]); 17] = [
             "dormer-engine",
             "dormer-server",
             "dormer-edge-host",
+            "dormer-http-host",
             "dormer-client",
             "dormer-edge",
             "dormer-publish",

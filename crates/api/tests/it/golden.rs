@@ -269,6 +269,8 @@ fn version_2_lists_caches_and_removes_paths() {
         r#"{"caches":[{"name":"main","is_public":true,"store_dir":"/nix/store","priority":41,"#,
         r#""upstream_cache_key_names":["cache.nixos.org-1"],"retention_period":{"Period":60},"public_keys":["main:AAAA"]}]}"#
     ));
-    assert_eq!(list.caches[0].name.as_str(), "main");
+    assert_eq!((list.caches[0].name.as_str(), list.next), ("main", None));
+    let page: ListCachesResponse = both_ways(r#"{"caches":[],"next":"main"}"#);
+    assert_eq!(dormer_api::routes::v2_caches(page.next.as_ref()), "/_api/v2/caches?after=main");
     assert!(both_ways::<RemovePathResponse>(r#"{"removed":true}"#).removed);
 }

@@ -5,24 +5,36 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use clap::{Args, Subcommand};
-use dormer_api::{CacheConfig, CreateCacheRequest, Keypair, RetentionPeriod, Secret};
+use dormer_api::v2::{ListObjectsRequest, SortObjects};
+use dormer_api::{CacheConfig, CreateCacheRequest, Keypair, Quota, RetentionPeriod, Secret};
 use dormer_client::{CacheRef, NixStore, ServerName};
+use dormer_engine::{Clock as _, SystemClock};
 use dormer_nix::{StoreDir, StorePathHash};
 use serde_json::json;
 
+use super::publish::ago;
 use super::token_create::parse_period;
-use crate::context::{Context, EXIT_CODES_OF_CLIENT};
+use crate::context::{Context, EXIT_CODES_OF_CLIENT, EndpointArgs};
 use crate::error::{Error, Result};
 use crate::installation::{DEFAULT_PRIORITY, DEFAULT_UPSTREAM_KEY};
 use crate::settings::units;
 
+#[derive(Debug, Args)]
+pub(crate) struct CacheArgs {
+    #[command(flatten)]
+    pub(crate) server: EndpointArgs,
+    #[command(subcommand)]
+    command: CacheCommand,
+}
+
 #[derive(Debug, Subcommand)]
-pub(crate) enum CacheCommand {
+enum CacheCommand {
     Create(CreateArgs),
     Info(InfoArgs),
     Configure(ConfigureArgs),
     List(ListArgs),
     Destroy(DestroyArgs),
+    Ls(LsArgs),
     RemovePath(RemovePathArgs),
 }
 
@@ -35,7 +47,7 @@ pub(crate) enum CacheCommand {
 ///   dormer cache create lab:team --upstream-cache-key-name cache.nixos.org-1
 #[derive(Debug, Args)]
 #[command(verbatim_doc_comment, after_long_help = EXIT_CODES_OF_CLIENT)]
-pub(crate) struct CreateArgs {
+struct CreateArgs {
     /// [SERVER:]CACHE
     cache: CacheRef,
     /// Let anybody read the cache
@@ -54,11 +66,14 @@ pub(crate) struct CreateArgs {
     /// a new key
     #[arg(long, value_name = "FILE")]
     keypair_file: Option<PathBuf>,
+    /// Let a push replace the contents of a path that the cache has; without it, the first stays
+    #[arg(long)]
+    allow_replacement: bool,
 }
 
 /// Show a cache's settings
 #[derive(Debug, Args)]
-pub(crate) struct InfoArgs {
+struct InfoArgs {
     /// [SERVER:]CACHE
     cache: CacheRef,
 }
@@ -67,11 +82,11 @@ pub(crate) struct InfoArgs {
 ///
 /// Examples:
 ///   dormer cache configure main --private
-///   dormer cache configure main --retention-period '3 months'
+///   dormer cache configure main --retention-period '3 months' --quota 200GB
 #[derive(Debug, Args)]
 #[command(verbatim_doc_comment, after_long_help = EXIT_CODES_OF_CLIENT)]
 #[expect(clippy::struct_excessive_bools, reason = "each is a flag of Attic's command line")]
-pub(crate) struct ConfigureArgs {
+struct ConfigureArgs {
     /// [SERVER:]CACHE
     cache: CacheRef,
     /// Sign with a new key from now on; every client must learn its public key
@@ -101,18 +116,33 @@ pub(crate) struct ConfigureArgs {
     /// Keep objects as long as the server's default
     #[arg(long, conflicts_with = "retention_period")]
     reset_retention_period: bool,
+    /// Most bytes that the cache keeps, as clients download them: `200GB`; 0 for no quota
+    #[arg(long, value_name = "SIZE", value_parser = parse_bytes)]
+    quota: Option<u64>,
+    /// Keep as much as the server's default
+    #[arg(long, conflicts_with = "quota")]
+    reset_quota: bool,
+    /// Keep only the newest NUMBER paths of each name; 0 keeps all
+    #[arg(long, value_name = "NUMBER")]
+    keep_latest: Option<u32>,
+    /// Let a push replace the contents of a path that the cache has
+    #[arg(long, conflicts_with = "forbid_replacement")]
+    allow_replacement: bool,
+    /// Keep the contents of a path that came first, whatever is pushed later
+    #[arg(long)]
+    forbid_replacement: bool,
 }
 
 /// List the caches that you may see
 #[derive(Debug, Args)]
-pub(crate) struct ListArgs {
+struct ListArgs {
     /// The server; without it, the default one
     server: Option<ServerName>,
 }
 
 /// Destroy a cache: its objects disappear at once and its name becomes free
 #[derive(Debug, Args)]
-pub(crate) struct DestroyArgs {
+struct DestroyArgs {
     /// [SERVER:]CACHE
     cache: CacheRef,
     /// Destroy without asking
@@ -130,21 +160,56 @@ pub(crate) struct DestroyArgs {
 ///   dormer cache remove-path main ./result
 #[derive(Debug, Args)]
 #[command(verbatim_doc_comment, after_long_help = EXIT_CODES_OF_CLIENT)]
-pub(crate) struct RemovePathArgs {
+struct RemovePathArgs {
     /// [SERVER:]CACHE
     cache: CacheRef,
     /// Store paths, links to them, or their hashes
     #[arg(required = true, value_name = "PATH")]
     paths: Vec<PathBuf>,
+    /// Also remove every path of the cache that refers to them, directly or not
+    #[arg(long)]
+    with_referrers: bool,
 }
 
-pub(super) async fn run(command: CacheCommand, context: &Context) -> Result<()> {
-    match command {
+/// List what is in a cache
+///
+/// Needs the permission to configure the cache's retention, or to delete.
+///
+/// Examples:
+///   dormer cache ls main --sort size
+///   dormer cache ls main --name 'linux-*' --unused-for 30d
+#[derive(Debug, Args)]
+#[command(verbatim_doc_comment, after_long_help = EXIT_CODES_OF_CLIENT)]
+pub(crate) struct LsArgs {
+    /// [SERVER:]CACHE
+    cache: CacheRef,
+    /// Only paths whose name fits; `*` stands for any text
+    #[arg(long, value_name = "PATTERN")]
+    name: Option<String>,
+    /// Only paths that nobody has used for so long: `30d`
+    #[arg(long, value_name = "PERIOD", value_parser = parse_period)]
+    unused_for: Option<Duration>,
+    /// The largest, the oldest or the longest unused first
+    #[arg(long, value_name = "ORDER", value_enum, default_value = "used")]
+    sort: LsSort,
+}
+
+/// An order of paths.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+enum LsSort {
+    Size,
+    Age,
+    Used,
+}
+
+pub(super) async fn run(args: CacheArgs, context: &Context) -> Result<()> {
+    match args.command {
         CacheCommand::Create(args) => create(args, context).await,
         CacheCommand::Info(args) => info(&args, context).await,
         CacheCommand::Configure(args) => configure(args, context).await,
         CacheCommand::List(args) => list(&args, context).await,
         CacheCommand::Destroy(args) => destroy(&args, context).await,
+        CacheCommand::Ls(args) => ls(&args, context).await,
         CacheCommand::RemovePath(args) => remove_paths(&args, context).await,
     }
 }
@@ -161,6 +226,7 @@ async fn create(args: CreateArgs, context: &Context) -> Result<()> {
         store_dir: args.store_dir,
         priority: args.priority,
         upstream_cache_key_names: args.upstream_cache_key_names,
+        allow_replacement: args.allow_replacement,
     };
     let cache = &args.cache.cache;
     api.create_cache(cache, &request).await?;
@@ -192,6 +258,10 @@ async fn info(args: &InfoArgs, context: &Context) -> Result<()> {
     lines.extend(config.priority.map(|priority| ("priority", priority.to_string())));
     lines.extend(config.upstream_cache_key_names.map(|names| ("upstream keys", names.join(" "))));
     lines.extend(config.retention_period.map(|period| ("retention", retention(period))));
+    lines.extend(config.quota.map(|quota| ("quota", write_quota(quota))));
+    lines.extend(config.keep_latest.map(|count| ("of a name", format!("the newest {count}"))));
+    let replacement = |allowed| if allowed { "allowed" } else { "forbidden: the first NAR of a path stays" };
+    lines.extend(config.allow_replacement.map(|allowed| ("replacement", replacement(allowed).to_owned())));
     for (label, value) in lines {
         context.printer.data(format!("{label:<14} {value}").trim_end())?;
     }
@@ -221,6 +291,10 @@ async fn configure(args: ConfigureArgs, context: &Context) -> Result<()> {
         upstream_cache_key_names: (!args.upstream_cache_key_names.is_empty())
             .then_some(args.upstream_cache_key_names),
         retention_period,
+        quota: args.quota.map(Quota::Bytes).or(args.reset_quota.then_some(Quota::Global)),
+        keep_latest: args.keep_latest,
+        allow_replacement: (args.allow_replacement || args.forbid_replacement)
+            .then_some(args.allow_replacement),
         ..CacheConfig::default()
     };
     if patch.is_empty_patch() {
@@ -302,10 +376,14 @@ fn confirm(context: &Context, cache: &str, server: &str) -> Result<()> {
 }
 
 async fn remove_paths(args: &RemovePathArgs, context: &Context) -> Result<()> {
-    let store = NixStore::from_variables(&dormer_client::process_variables)?;
+    // A hash needs no Nix on this machine; a link into a store with a root of its own does.
+    let store = match NixStore::open(&dormer_client::process_variables).await {
+        Ok(store) => store,
+        Err(_) => NixStore::from_variables(&dormer_client::process_variables)?,
+    };
     let hashes = args.paths.iter().map(|path| hash_of(&store, path)).collect::<Result<Vec<_>>>()?;
     let (server, api) = context.connect_to_cache(&args.cache)?;
-    let mut removed_count = 0;
+    let (mut removed_count, mut referrer_count) = (0, 0);
     for (path, hash) in args.paths.iter().zip(&hashes) {
         let removed = api.remove_path(&args.cache.cache, hash).await?.removed;
         removed_count += usize::from(removed);
@@ -316,15 +394,84 @@ async fn remove_paths(args: &RemovePathArgs, context: &Context) -> Result<()> {
         if !removed {
             context.printer.warn(&format!("{} was not in {}", path.display(), args.cache));
         }
+        let mut more = args.with_referrers;
+        while more {
+            let answer = api.remove_referrers(&args.cache.cache, hash).await?;
+            referrer_count += answer.removed;
+            more = answer.more;
+        }
+    }
+    if args.with_referrers {
+        context.printer.message(&json!({
+            "message_type": "referrers_removed", "server": server.name.as_str(),
+            "cache": args.cache.cache.as_str(), "removed": referrer_count,
+        }))?;
+        context.printer.conclude(&format!("removed {referrer_count} paths that refer to them"));
     }
     let all = crate::error::paths(hashes.len());
     context.printer.conclude(&format!("removed {removed_count} of {all} from {}", args.cache));
     Ok(())
 }
 
+async fn ls(args: &LsArgs, context: &Context) -> Result<()> {
+    let (server, api) = context.connect_to_cache(&args.cache)?;
+    let (now, printer) = (SystemClock.now(), &context.printer);
+    let unused_before = args.unused_for.map(|period| now.saturating_sub_unsigned(period.as_secs()));
+    let sort = match args.sort {
+        LsSort::Size => SortObjects::Size,
+        LsSort::Age => SortObjects::Age,
+        LsSort::Used => SortObjects::Used,
+    };
+    let mut request = ListObjectsRequest { sort, after: None };
+    loop {
+        let page = api.list_objects(&args.cache.cache, &request).await?;
+        for object in &page.objects {
+            if unused_before.is_some_and(|before| object.last_used_at > before) {
+                if args.sort == LsSort::Used {
+                    return Ok(());
+                }
+                continue;
+            }
+            let name = object.store_path.split_once('-').map_or("", |(_, name)| name);
+            if args.name.as_ref().is_some_and(|pattern| !fits(pattern, name)) {
+                continue;
+            }
+            printer.message(&json!({
+                "message_type": "object", "server": server.name.as_str(), "cache": args.cache.cache.as_str(),
+                "path": object.store_path, "nar_size": object.nar_size, "created_at": object.created_at,
+                "last_used_at": object.last_used_at,
+            }))?;
+            if !printer.json {
+                let size = units::human_size(object.nar_size);
+                let used = ago(now, object.last_used_at);
+                printer.data(&format!("{size:>10}  used {used:<16}  {}", object.store_path))?;
+            }
+        }
+        match page.next {
+            Some(next) => request.after = Some(next),
+            None => return Ok(()),
+        }
+    }
+}
+
+/// Whether a name fits a pattern in which `*` stands for any text.
+fn fits(pattern: &str, name: &str) -> bool {
+    let Some((first, rest)) = pattern.split_once('*') else { return pattern == name };
+    let Some(name) = name.strip_prefix(first) else { return false };
+    let mut middle: Vec<&str> = rest.split('*').collect();
+    let last = middle.pop().unwrap_or_default();
+    let mut left = name;
+    for piece in middle {
+        // The first place leaves the most to the pieces behind it.
+        let Some((_, behind)) = left.split_once(piece) else { return false };
+        left = behind;
+    }
+    left.ends_with(last)
+}
+
 /// Accepts a bare hash, `<hash>-<name>`, a store path that is no longer valid here, or anything
 /// that leads to a valid store path.
-fn hash_of(store: &NixStore, path: &Path) -> Result<StorePathHash> {
+pub(super) fn hash_of(store: &NixStore, path: &Path) -> Result<StorePathHash> {
     let text = path.to_str().unwrap_or_default();
     if let Ok(hash) = text.parse() {
         return Ok(hash);
@@ -354,9 +501,43 @@ fn visibility(public: bool) -> &'static str {
     if public { "public" } else { "private" }
 }
 
+fn parse_bytes(text: &str) -> Result<u64, String> {
+    units::parse_size(text).ok_or_else(|| "not a size such as `200GB` or `50 GiB`".to_owned())
+}
+
+fn write_quota(quota: Quota) -> String {
+    match quota {
+        Quota::Global => "the server's default".to_owned(),
+        Quota::Bytes(0) => "none".to_owned(),
+        Quota::Bytes(bytes) => units::write_size(bytes),
+    }
+}
+
 fn retention(period: RetentionPeriod) -> String {
     match period {
         RetentionPeriod::Global => "the server's default".to_owned(),
         RetentionPeriod::Period(seconds) => units::write_duration(Duration::from_secs(seconds.into())),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::fits;
+
+    #[test]
+    fn a_star_stands_for_any_text() {
+        for (pattern, name, is_fit) in [
+            ("hello", "hello", true),
+            ("hello", "hello-2", false),
+            ("hello*", "hello-2", true),
+            ("*", "", true),
+            ("*-2", "hello-2", true),
+            ("h*l*o", "hello", true),
+            ("h*lo*o", "hello", false),
+            ("*ab", "ab-ab", true),
+            ("a*a", "a", false),
+        ] {
+            assert_eq!(fits(pattern, name), is_fit, "{pattern} and {name}");
+        }
     }
 }

@@ -1,7 +1,6 @@
 //! `dormer edge serve`.
 
 use std::ffi::OsString;
-use std::net::SocketAddr;
 use std::path::PathBuf;
 
 use base64::Engine as _;
@@ -10,10 +9,12 @@ use clap::{ArgGroup, Args};
 use dormer_edge_host::{
     DiskCache, EdgeServer, EdgeSettings, HS256_SECRET_BYTES_MIN, Source, TokenBounds, TokenKey, TokenVerifier,
 };
+use dormer_http_host::ListenAddress;
 
-use super::serve::{listen, local_address, stop_signal};
+use super::serve::{listen_for_clients, listening_line, local_address, stop_signal};
 use crate::context::Context;
 use crate::error::{Error, Result};
+use crate::service_manager::{State, notify, stopping_after};
 use crate::settings::units::parse_size;
 
 /// Serve published caches, read-only, from a folder or a bucket
@@ -40,9 +41,9 @@ pub(crate) struct EdgeServeArgs {
     /// Bucket and prefix with the published caches, such as s3://bucket/prefix
     #[arg(long, value_name = "URL", group = "source")]
     bucket: Option<String>,
-    /// Address to listen on; port 0 takes a free port
+    /// Address to listen on, or unix:/path; port 0 takes a free port
     #[arg(long, value_name = "ADDRESS", default_value = "127.0.0.1:8081")]
-    listen: SocketAddr,
+    listen: ListenAddress,
     /// Folder for a disk cache of NARs from the bucket; without it, there is no disk cache
     #[arg(long, value_name = "FOLDER", requires = "bucket")]
     cache_dir: Option<PathBuf>,
@@ -69,11 +70,12 @@ pub(super) async fn run(args: EdgeServeArgs, context: &Context) -> Result<()> {
     let disk =
         args.cache_dir.as_deref().map(|folder| DiskCache::open(folder, args.cache_size)).transpose()?;
     let server = EdgeServer::new(source, disk, verifier()?, EdgeSettings::default());
-    let listener = listen(args.listen).await?;
+    let listener = listen_for_clients(&args.listen).await?;
     let address = local_address(&listener)?;
     let shutdown = stop_signal()?;
-    context.printer.say(&format!("listening on http://{address}"));
-    if let Err(error) = server.run(listener, shutdown).await {
+    context.printer.say(&listening_line(&address));
+    notify(State::Ready);
+    if let Err(error) = server.run(listener, stopping_after(shutdown)).await {
         context.printer.warn(&error.to_string());
     }
     context.printer.say("stopped");

@@ -1,6 +1,7 @@
 //! `dormer login`.
 
 use std::path::PathBuf;
+use std::time::Duration;
 
 use clap::Args;
 use dormer_api::Secret;
@@ -10,10 +11,14 @@ use serde_json::json;
 use crate::context::{Context, EXIT_CODES_OF_CLIENT};
 use crate::error::{Error, Result};
 
+/// Time limit for an address to say whether it is a cache.
+const PROBE_TIMEOUT: Duration = Duration::from_secs(10);
+
 /// Remember a server and its token
 ///
-/// The command asks the server for its caches before it stores anything. The settings go to
-/// ~/.config/dormer/config.toml, mode 0600. The first server becomes the default one.
+/// The command asks the server for its caches before it stores anything: a server is Dormer's or
+/// Attic's. The settings go to ~/.config/dormer/config.toml, mode 0600. The first server becomes
+/// the default one. For services without a home, copy the file to /etc/dormer/config.toml.
 ///
 /// Examples:
 ///   dormer login lab http://127.0.0.1:8080 --token-file ~/.local/share/dormer/admin-token
@@ -23,7 +28,7 @@ use crate::error::{Error, Result};
 pub(crate) struct LoginArgs {
     /// Your name for the server
     name: ServerName,
-    /// The server's address
+    /// The server's address, without the name of a cache
     #[arg(value_name = "URL")]
     endpoint: Endpoint,
     /// The token; other users of this machine can see it while the command runs
@@ -90,17 +95,43 @@ pub(super) async fn run(args: LoginArgs, context: &Context) -> Result<()> {
     Ok(())
 }
 
-/// Asks for the caches, to check that a server answers. Attic's server has no such list; its 404 is
-/// an answer, too.
+/// Asks for the caches, to check that a server answers. Attic's server has no such list; it says so
+/// in its own JSON, which no other program does.
 async fn check(context: &Context, server: &ResolvedServer) -> Result<Option<Vec<String>>> {
-    match context.impatient_client_for(server)?.list_caches().await {
-        Ok(list) => Ok(Some(list.caches.into_iter().map(|cache| cache.name.to_string()).collect())),
-        Err(
-            dormer_client::Error::Refused { status: 404 | 405, .. }
-            | dormer_client::Error::NoSuchCache { .. },
-        ) => Ok(None),
-        Err(error) => Err(error.into()),
+    use dormer_client::Error as Client;
+    let error = match context.impatient_client_for(server)?.list_caches().await {
+        Ok(list) => return Ok(Some(list.caches.into_iter().map(|cache| cache.name.to_string()).collect())),
+        Err(error @ (Client::Unreachable { .. } | Client::Unavailable { .. } | Client::Stalled { .. })) => {
+            return Err(error.into());
+        }
+        Err(error) => error,
+    };
+    if let Some((server_address, cache)) = server.endpoint.split_cache()
+        && is_cache(server).await
+    {
+        return Err(Error::usage(
+            format!("{} is the address of the cache {cache}, not of its server", server.endpoint),
+            format!("give the address of the server: {server_address}"),
+        ));
     }
+    match error {
+        Client::NoSuchCache { .. } | Client::Refused { status: 404 | 405, name: Some(_), .. } => Ok(None),
+        Client::Refused { status, .. } => {
+            Err(Error::NotAServer { endpoint: server.endpoint.to_string(), status })
+        }
+        error => Err(error.into()),
+    }
+}
+
+/// Whether the address has what every binary cache has, readable or not.
+async fn is_cache(server: &ResolvedServer) -> bool {
+    let info = format!("{}nix-cache-info", server.endpoint);
+    let seen = dormer_client::probe(&info, server.token.as_ref(), PROBE_TIMEOUT).await;
+    seen.is_ok_and(|seen| {
+        let text = String::from_utf8_lossy(&seen.body);
+        let shows_a_store = seen.status == 200 && text.lines().any(|line| line.starts_with("StoreDir:"));
+        shows_a_store || matches!(seen.status, 401 | 403)
+    })
 }
 
 fn read_token(from_stdin: bool) -> Result<Option<Secret>> {

@@ -4,10 +4,12 @@ mod cache;
 mod config_show;
 mod doctor;
 mod edge_serve;
+mod gc;
 mod jobs;
 mod login;
 mod migrate;
 mod nix_settings;
+mod pin;
 mod publish;
 mod push;
 mod serve;
@@ -17,6 +19,7 @@ mod use_cache;
 use std::process::ExitCode;
 
 use clap::{ArgAction, Args, Parser, Subcommand};
+use dormer_client::Endpoint;
 
 use crate::context::Context;
 use crate::error::Result;
@@ -35,6 +38,8 @@ Exit codes:
 
 Environment:
   DORMER_TOKEN, DORMER_TOKEN_<SERVER>  token for the client; overrides its settings
+  DORMER_ENDPOINT                      the server's address, for a client without settings
+  NIX_SSL_CERT_FILE, SSL_CERT_FILE     certificates to trust, in place of the system's
   DORMER_CONFIG, DORMER_<KEY>          settings of the server; `dormer config show` lists them
   NO_COLOR                             no colours";
 
@@ -80,11 +85,13 @@ pub(crate) enum Command {
     Serve(serve::ServeArgs),
     Login(login::LoginArgs),
     Push(push::PushArgs),
-    Use(use_cache::UseArgs),
+    Use(Box<use_cache::UseArgs>),
     Unuse(use_cache::UnuseArgs),
     /// Create, show, change and destroy caches
+    Cache(cache::CacheArgs),
+    /// Keep paths of a cache, whatever its retention
     #[command(subcommand)]
-    Cache(cache::CacheCommand),
+    Pin(pin::PinCommand),
     /// Make tokens
     #[command(subcommand)]
     Token(TokenCommand),
@@ -99,6 +106,7 @@ pub(crate) enum Command {
     #[command(subcommand)]
     Edge(EdgeCommand),
     Jobs(jobs::JobsArgs),
+    Gc(gc::GcArgs),
     Doctor(doctor::DoctorArgs),
     Migrate(migrate::MigrateArgs),
 }
@@ -120,6 +128,19 @@ pub(crate) enum ConfigCommand {
     Reference,
 }
 
+impl Command {
+    /// The address of `--endpoint`.
+    pub(crate) fn endpoint(&self) -> Option<Endpoint> {
+        let server = match self {
+            Self::Push(args) => &args.server,
+            Self::Use(args) => &args.server,
+            Self::Cache(args) => &args.server,
+            _ => return None,
+        };
+        server.endpoint.clone()
+    }
+}
+
 impl CommandLine {
     pub(crate) fn printer(&self) -> Printer {
         let level = match (self.output.quiet, self.output.verbose) {
@@ -137,7 +158,7 @@ impl Command {
     /// what they hold of private caches. Every command must say so here.
     fn makes_private_files(&self) -> bool {
         match self {
-            Self::Serve(_) | Self::Edge(_) | Self::Jobs(_) | Self::Migrate(_) => true,
+            Self::Serve(_) | Self::Edge(_) | Self::Jobs(_) | Self::Gc(_) | Self::Migrate(_) => true,
             // Other users read nix.conf, and other programs serve a folder of published caches.
             // Files with tokens have their own modes. The rest makes no files.
             Self::Use(_)
@@ -146,6 +167,7 @@ impl Command {
             | Self::Login(_)
             | Self::Push(_)
             | Self::Cache(_)
+            | Self::Pin(_)
             | Self::Token(_)
             | Self::MakeToken(_)
             | Self::Config(_)
@@ -168,10 +190,12 @@ pub(crate) async fn run(command: Command, context: &Context) -> Result<ExitCode>
         Command::Edge(EdgeCommand::Serve(args)) => edge_serve::run(args, context).await?,
         Command::Doctor(args) => return doctor::run(args, context).await,
         Command::Jobs(args) => jobs::run(args, context).await?,
+        Command::Gc(args) => gc::run(args, context).await?,
         Command::Migrate(args) => migrate::run(args, context).await?,
-        Command::Use(args) => use_cache::run_use(args, context).await?,
-        Command::Unuse(args) => use_cache::run_unuse(&args, context)?,
-        Command::Cache(command) => cache::run(command, context).await?,
+        Command::Use(args) => use_cache::run_use(*args, context).await?,
+        Command::Unuse(args) => use_cache::run_unuse(&args, context).await?,
+        Command::Cache(args) => cache::run(args, context).await?,
+        Command::Pin(command) => pin::run(command, context).await?,
         Command::Token(TokenCommand::Create(args)) | Command::MakeToken(args) => {
             token_create::run(args, context)?;
         }

@@ -5,6 +5,7 @@ use std::fs;
 use std::io::{self, Write as _};
 use std::path::{Path, PathBuf};
 
+use dormer_client::{NixConfig, link_target};
 use serde_json::json;
 
 use crate::context::Context;
@@ -22,14 +23,17 @@ pub(super) struct NixFiles {
     conf_before: Option<String>,
     pub(super) conf: MarkedFile,
     pub(super) netrc_path: PathBuf,
-    /// Whether Nix reads `netrc_path` without a setting.
-    netrc_is_default: bool,
+    /// Whether our lines in nix.conf must name the netrc file.
+    netrc_needs_line: bool,
+    /// Whether something else names the netrc file, which must then exist even if it is empty.
+    netrc_is_set: bool,
     netrc_before: Option<String>,
     pub(super) netrc: Option<MarkedFile>,
 }
 
 impl NixFiles {
-    pub(super) fn read(context: &Context, system: bool) -> Result<Self> {
+    /// Reads the files. `config` is what Nix says about itself; without it, the files alone count.
+    pub(super) fn read(context: &Context, system: bool, config: Option<&NixConfig>) -> Result<Self> {
         let environment = &context.environment;
         let system_folder = environment.path("NIX_CONF_DIR").unwrap_or(Path::new("/etc/nix")).to_owned();
         let folder = if system {
@@ -46,32 +50,49 @@ impl NixFiles {
         // The first of them has precedence.
         let listed = environment.text("NIX_USER_CONF_FILES")?.filter(|_| !system);
         let listed = listed.and_then(|files| files.split(':').find(|file| !file.is_empty()));
-        let conf_path = listed.map_or_else(|| folder.join("nix.conf"), PathBuf::from);
+        let conf_path = match listed {
+            Some(path) => PathBuf::from(path),
+            None if system => conf_for_additions(&folder)?,
+            None => folder.join("nix.conf"),
+        };
         let conf_before = read_if_there(&conf_path)?;
         let conf = MarkedFile::new(conf_before.clone().unwrap_or_default());
-        let netrc_default = system_folder.join("netrc");
-        let netrc_path = match find_nix_setting(&conf, "netrc-file") {
-            Some(path) => PathBuf::from(path),
-            None => folder.join("netrc"),
-        };
-        let netrc_is_default = netrc_path == netrc_default || find_nix_setting(&conf, "netrc-file").is_some();
+        let place = netrc_place(&NetrcFacts {
+            in_force: config.and_then(|config| config.text("netrc-file")).filter(|path| !path.is_empty()),
+            of_conf: find_nix_setting(&conf, "netrc-file"),
+            of_ours: conf
+                .names()
+                .into_iter()
+                .flat_map(|name| conf.lines_of(name))
+                .find_map(|line| line.strip_prefix("netrc-file = ")),
+            of_machine: &system_folder.join("netrc"),
+            beside_conf: &folder.join("netrc"),
+            exists: &|path| fs::symlink_metadata(path).is_ok(),
+        });
         Ok(Self {
             conf_path,
             conf_before,
             conf,
-            netrc_path,
-            netrc_is_default,
+            netrc_path: place.path,
+            netrc_needs_line: place.needs_line,
+            netrc_is_set: place.is_set,
             netrc_before: None,
             netrc: None,
         })
     }
 
     pub(super) fn netrc_line(&self) -> Option<String> {
-        (!self.netrc_is_default).then(|| format!("netrc-file = {}", self.netrc_path.display()))
+        self.netrc_needs_line.then(|| format!("netrc-file = {}", self.netrc_path.display()))
+    }
+
+    /// Whether the netrc file must exist although it is empty: a setting names it.
+    fn netrc_must_exist(&self) -> bool {
+        let line = format!("netrc-file = {}", self.netrc_path.display());
+        self.netrc_is_set || self.conf.text().lines().any(|own| own == line)
     }
 
     pub(super) fn load_netrc(&mut self) -> Result<()> {
-        self.netrc_before = read_if_there(&self.netrc_path)?;
+        self.netrc_before = read_if_there(&self.netrc_path).map_err(|error| self.not_ours(error))?;
         self.netrc = Some(MarkedFile::new(self.netrc_before.clone().unwrap_or_default()));
         Ok(())
     }
@@ -98,13 +119,19 @@ impl NixFiles {
         Ok(())
     }
 
-    /// Shows the change and writes it. The netrc file comes first: Nix must know the token before
-    /// it uses the cache.
+    /// Shows the change and writes it. A netrc file with tokens comes first, because Nix must know
+    /// the token before it uses the cache. An emptied one comes last, because some versions require
+    /// the file as long as a setting names it.
     pub(super) fn finish(&self, context: &Context, dry_run: bool) -> Result<bool> {
-        let netrc = self.netrc.as_ref().map(|netrc| (&self.netrc_path, &self.netrc_before, netrc, 0o600));
-        let conf = Some((&self.conf_path, &self.conf_before, &self.conf, 0o644));
+        let (keep, drop) = (true, false);
+        let netrc_end = if self.netrc_must_exist() { keep } else { drop };
+        let netrc = self.netrc.as_ref();
+        let netrc = netrc.map(|netrc| (&self.netrc_path, &self.netrc_before, netrc, 0o600, netrc_end));
+        let conf = Some((&self.conf_path, &self.conf_before, &self.conf, 0o644, drop));
+        let is_emptied = self.netrc.as_ref().is_some_and(|netrc| netrc.text().is_empty());
+        let order = if is_emptied { [conf, netrc] } else { [netrc, conf] };
         let mut changed = false;
-        for (path, before, after, mode) in [netrc, conf].into_iter().flatten() {
+        for (path, before, after, mode, keeps_empty) in order.into_iter().flatten() {
             let before = before.as_deref().unwrap_or_default();
             if before == after.text() {
                 continue;
@@ -114,10 +141,82 @@ impl NixFiles {
             if !dry_run {
                 refuse_managed(path, before, after.text())?;
                 refuse_readable(path, before, after.text())?;
-                write_whole(path, after.text(), mode).map_err(Error::io("write", path))?;
+                let written = write_whole(path, after.text(), mode, keeps_empty);
+                written
+                    .map_err(Error::io("write", path))
+                    .map_err(|error| if path == &self.netrc_path { self.not_ours(error) } else { error })?;
             }
         }
         Ok(changed)
+    }
+
+    /// The netrc file in force may be root's. Nix reads one netrc file only, so that a file of the
+    /// user's own would hide it.
+    fn not_ours(&self, error: Error) -> Error {
+        match error {
+            Error::Io { source, .. } if source.kind() == io::ErrorKind::PermissionDenied => {
+                Error::NetrcOfOthers { path: self.netrc_path.clone(), source }
+            }
+            other => other,
+        }
+    }
+}
+
+/// The file of the machine for lines of ours. Where nix.conf includes `nix.custom.conf`, an
+/// installer such as Determinate's replaces nix.conf at every start.
+fn conf_for_additions(folder: &Path) -> Result<PathBuf> {
+    const ADDITIONS: &str = "nix.custom.conf";
+    let conf = folder.join("nix.conf");
+    let text = read_if_there(&conf)?.unwrap_or_default();
+    let includes = text.lines().any(|line| {
+        let mut words = line.split_whitespace();
+        matches!(words.next(), Some("include" | "!include"))
+            && words.next().is_some_and(|file| folder.join(file) == folder.join(ADDITIONS))
+    });
+    Ok(if includes { folder.join(ADDITIONS) } else { conf })
+}
+
+/// What is known about netrc files.
+struct NetrcFacts<'a> {
+    /// The setting in force, according to Nix.
+    in_force: Option<&'a str>,
+    /// The setting of nix.conf, outside of our lines.
+    of_conf: Option<&'a str>,
+    /// The setting in our lines.
+    of_ours: Option<&'a str>,
+    /// The file that Nix reads without a setting.
+    of_machine: &'a Path,
+    /// The file that we make.
+    beside_conf: &'a Path,
+    exists: &'a dyn Fn(&Path) -> bool,
+}
+
+/// Where a token goes.
+#[derive(Debug, PartialEq, Eq)]
+struct NetrcPlace {
+    path: PathBuf,
+    needs_line: bool,
+    is_set: bool,
+}
+
+/// Determinate Nix writes this file anew from the files that its own settings name.
+pub(super) const DETERMINATE_NETRC: &str = "/nix/var/determinate/netrc";
+
+/// The file that Nix reads. A file of our own comes into question only where Nix reads none yet: it
+/// would hide the other.
+fn netrc_place(facts: &NetrcFacts<'_>) -> NetrcPlace {
+    let place = |path: &Path, needs_line, is_set| NetrcPlace { path: path.to_owned(), needs_line, is_set };
+    let read = facts.in_force.or(facts.of_conf).or(facts.of_ours).map(Path::new);
+    match read {
+        Some(path) if path == Path::new(DETERMINATE_NETRC) => place(facts.of_machine, false, true),
+        Some(path) if facts.of_ours.map(Path::new) == Some(path) && facts.of_conf.is_none() => {
+            place(path, true, false)
+        }
+        Some(path) if path != facts.of_machine => place(path, false, true),
+        Some(path) if facts.of_conf.is_some() || (facts.exists)(path) => {
+            place(path, false, facts.of_conf.is_some())
+        }
+        _ => place(facts.beside_conf, facts.beside_conf != facts.of_machine, false),
     }
 }
 
@@ -201,16 +300,12 @@ fn refuse_readable(path: &Path, before: &str, after: &str) -> Result<()> {
 }
 
 /// Replaces a whole file and keeps its mode, or creates it. A link stays a link. An empty result
-/// removes the file.
-fn write_whole(path: &Path, text: &str, mode: u32) -> io::Result<()> {
-    if text.is_empty() && !path.is_symlink() {
+/// removes the file, unless it must exist.
+fn write_whole(path: &Path, text: &str, mode: u32, keeps_empty: bool) -> io::Result<()> {
+    if text.is_empty() && !keeps_empty && !path.is_symlink() {
         return fs::remove_file(path);
     }
-    let path = match fs::canonicalize(path) {
-        Ok(target) => target,
-        Err(error) if error.kind() == io::ErrorKind::NotFound => path.to_owned(),
-        Err(error) => return Err(error),
-    };
+    let path = link_target(path)?;
     let folder = path.parent().ok_or(io::ErrorKind::InvalidInput)?;
     fs::create_dir_all(folder)?;
     let temporary = folder.join(format!(".dormer.{:016x}", rand::random::<u64>()));
@@ -239,6 +334,63 @@ fn write_new(temporary: &Path, text: &str, model: &Path, mode: u32) -> io::Resul
 mod tests {
     use super::*;
 
+    /// Every shape of a machine's settings, and where its token goes.
+    #[test]
+    fn the_token_goes_where_nix_reads() {
+        let (etc, own) = (Path::new("/etc/nix/netrc"), Path::new("/h/.config/nix/netrc"));
+        let own_text = own.to_str();
+        // In force, of nix.conf, of our lines, whether /etc/nix/netrc exists; the file, our line,
+        // whether something else names it.
+        for (in_force, of_conf, of_ours, etc_exists, path, needs_line, is_set) in [
+            // Nix cannot be asked.
+            (None, None, None, false, own, true, false),
+            (None, Some("/x"), None, false, Path::new("/x"), false, true),
+            (None, None, own_text, true, own, true, false),
+            // Nobody has set anything.
+            (etc.to_str(), None, None, false, own, true, false),
+            (etc.to_str(), None, None, true, etc, false, false),
+            // An include, NIX_CONFIG or the machine's nix.conf.
+            (Some("/x"), None, None, true, Path::new("/x"), false, true),
+            (Some("/x"), None, None, false, Path::new("/x"), false, true),
+            (Some("/x"), Some("/y"), None, true, Path::new("/x"), false, true),
+            (Some("/x"), None, own_text, true, Path::new("/x"), false, true),
+            (etc.to_str(), etc.to_str(), None, false, etc, false, true),
+            // Our own lines of earlier: they stay.
+            (own_text, None, own_text, false, own, true, false),
+            (own_text, None, own_text, true, own, true, false),
+            (own_text, own_text, None, false, own, false, true),
+            // Determinate Nix.
+            (Some(DETERMINATE_NETRC), None, None, false, etc, false, true),
+        ] {
+            let exists = |path: &Path| path == etc && etc_exists;
+            let facts =
+                NetrcFacts { in_force, of_conf, of_ours, of_machine: etc, beside_conf: own, exists: &exists };
+            let expected = NetrcPlace { path: path.to_owned(), needs_line, is_set };
+            assert_eq!(netrc_place(&facts), expected, "{in_force:?} {of_conf:?} {of_ours:?} {etc_exists}");
+            // For the whole machine, nothing is hidden and no line is needed.
+            let facts = NetrcFacts { beside_conf: etc, of_ours: None, ..facts };
+            assert!(!netrc_place(&facts).needs_line);
+        }
+    }
+
+    #[test]
+    fn a_generated_nix_conf_is_left_to_its_generator() {
+        for (conf, expected) in [
+            ("", "nix.conf"),
+            ("max-jobs = 4\n", "nix.conf"),
+            ("!include nix.custom.conf\n", "nix.custom.conf"),
+            ("a = 1\n  include   nix.custom.conf # ours\n", "nix.custom.conf"),
+            ("!include other.conf\n", "nix.conf"),
+            ("# !include nix.custom.conf\n", "nix.conf"),
+        ] {
+            let folder = tempfile::tempdir().unwrap();
+            fs::write(folder.path().join("nix.conf"), conf).unwrap();
+            assert_eq!(conf_for_additions(folder.path()).unwrap(), folder.path().join(expected), "{conf}");
+        }
+        let folder = tempfile::tempdir().unwrap();
+        assert_eq!(conf_for_additions(folder.path()).unwrap(), folder.path().join("nix.conf"));
+    }
+
     #[test]
     fn passwords_are_not_shown() {
         assert_eq!(
@@ -252,8 +404,8 @@ mod tests {
     fn files_are_replaced_whole_keep_their_mode_and_go_when_empty() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("nix/nix.conf");
-        write_whole(&path, "a\n", 0o600).unwrap();
-        write_whole(&path, "b\n", 0o644).unwrap();
+        write_whole(&path, "a\n", 0o600, false).unwrap();
+        write_whole(&path, "b\n", 0o644, false).unwrap();
         assert_eq!(fs::read_to_string(&path).unwrap(), "b\n");
         #[cfg(unix)]
         {
@@ -261,11 +413,18 @@ mod tests {
             assert_eq!(fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o600);
             let link = folder.path().join("link");
             std::os::unix::fs::symlink(&path, &link).unwrap();
-            write_whole(&link, "c\n", 0o644).unwrap();
+            write_whole(&link, "c\n", 0o644, false).unwrap();
             assert!(link.is_symlink());
             assert_eq!(fs::read_to_string(&path).unwrap(), "c\n");
+            let dangling = folder.path().join("dangling");
+            std::os::unix::fs::symlink("later/nix.conf", &dangling).unwrap();
+            write_whole(&dangling, "d\n", 0o644, false).unwrap();
+            assert!(dangling.is_symlink());
+            assert_eq!(fs::read_to_string(folder.path().join("later/nix.conf")).unwrap(), "d\n");
         }
-        write_whole(&path, "", 0o644).unwrap();
+        write_whole(&path, "", 0o644, true).unwrap();
+        assert_eq!(fs::read_to_string(&path).unwrap(), "");
+        write_whole(&path, "", 0o644, false).unwrap();
         assert!(!path.exists());
         assert_eq!(fs::read_dir(path.parent().unwrap()).unwrap().count(), 0);
     }

@@ -20,6 +20,7 @@ use crate::context::{Context, SettingsArgs};
 use crate::error::{self, Error, Result};
 use crate::installation::{Follower, open_beside};
 use crate::printer::Printer;
+use crate::service_manager::{State, notify, stopping_after};
 use crate::settings::units::{human_duration, human_size};
 use crate::settings::{EdgePlace, EdgeTarget, Settings};
 
@@ -148,7 +149,7 @@ async fn publish(
     let (stopped, mut stopping) = tokio::sync::watch::channel(false);
     let voice = printer.clone();
     tokio::spawn(async move {
-        stop.await;
+        stopping_after(stop).await;
         voice.say("stopping after what is under way");
         for publisher in &all {
             publisher.stop_soon();
@@ -157,6 +158,7 @@ async fn publish(
         let _ = stopped.send(true);
     });
     if args.watch {
+        notify(State::Ready);
         failures.say_last();
         let watches = publishers
             .iter()

@@ -7,12 +7,14 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use clap::Args;
+use dormer_api::PinName;
+use dormer_api::v2::AddPinRequest;
 use dormer_client::{CacheRef, NixStore, PushOptions, PushPlan, PushSummary, execute_push, plan_push};
 use dormer_nix::{StoreDir, StorePath};
 use serde_json::json;
 use tokio::signal::unix::{SignalKind, signal};
 
-use crate::context::Context;
+use crate::context::{Context, EndpointArgs};
 use crate::error::{self, Error, Result};
 use crate::printer::Printer;
 use crate::progress::PushProgress;
@@ -35,6 +37,9 @@ const EXIT_INTERRUPTED: u8 = 130;
 /// A PATH may be a link such as ./result, or lie inside a store path. Each path is sent after its
 /// references, so the cache never shows half a closure. Run the same command again to complete an
 /// interrupted push.
+///
+/// A service needs no settings and no home: DORMER_ENDPOINT and DORMER_TOKEN are enough, or a file
+/// /etc/dormer/config.toml. In a post-build hook of Nix, push $OUT_PATHS.
 ///
 /// Examples:
 ///   dormer push main ./result
@@ -64,14 +69,19 @@ pub(crate) struct PushArgs {
     /// Send metadata in front of each NAR instead of in a header, for proxies that limit headers
     #[arg(long)]
     force_preamble: bool,
+    /// Pin the given paths under this name once they are pushed
+    #[arg(long, value_name = "NAME")]
+    pin: Option<PinName>,
     /// Print what would be pushed, and push nothing
     #[arg(long)]
     dry_run: bool,
+    #[command(flatten)]
+    pub(crate) server: EndpointArgs,
 }
 
 pub(super) async fn run(args: PushArgs, context: &Context) -> Result<ExitCode> {
     let started = Instant::now();
-    let store = NixStore::from_variables(&dormer_client::process_variables)?;
+    let store = NixStore::open(&dormer_client::process_variables).await?;
     let mut arguments = args.paths;
     if args.stdin {
         arguments.extend(read_paths()?);
@@ -87,7 +97,8 @@ pub(super) async fn run(args: PushArgs, context: &Context) -> Result<ExitCode> {
         closure: !args.no_closure,
         ignore_upstream: args.ignore_upstream_cache_filter,
         jobs: args.jobs.into(),
-        ..PushOptions::default()
+        case_hack: store.case_hack(),
+        real_store_dir: Some(store.real_dir().to_owned()),
     };
     context.printer.detail(&format!("asking {} which paths {cache} lacks", server.name));
     let plan = plan_push(&api, &store, cache, &config, &roots, &options).await?;
@@ -122,10 +133,16 @@ pub(super) async fn run(args: PushArgs, context: &Context) -> Result<ExitCode> {
     };
     progress.finish();
     said.summary(&summary, planned, started.elapsed())?;
-    match outcome(summary, unresolved, tried) {
-        Some(error) => Err(error),
-        None => Ok(ExitCode::SUCCESS),
+    if let Some(error) = outcome(summary, unresolved, tried) {
+        return Err(error);
     }
+    if let Some(name) = &args.pin {
+        for root in &roots {
+            let request = AddPinRequest { store_path: root.to_string(), keep_for_seconds: None, keep: None };
+            super::pin::pin(&api, &args.cache, name, &request, context).await?;
+        }
+    }
+    Ok(ExitCode::SUCCESS)
 }
 
 /// The store paths of the arguments, and the number of arguments that lead to none. Those are

@@ -1,22 +1,22 @@
 //! `dormer serve`.
 
 use std::fmt::Write as _;
-use std::net::SocketAddr;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
 use clap::Args;
 use dormer_api::RedactedUrl;
-use dormer_engine::{JobRunner, JobSettings, SystemClock};
+use dormer_engine::{ExpirySchedule, JobRunner, JobSettings, SystemClock};
+use dormer_http_host::{ListenAddress, Listener};
 use dormer_server::{Authenticator, Server, ServerSettings, TokenBounds, TokenKey, TokenVerifier};
-use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
 
 use super::publish::holder;
 use crate::context::{Context, SettingsArgs};
 use crate::error::{Error, Result};
 use crate::installation::{FIRST_CACHE, Installation, Made, prepare};
+use crate::service_manager::{State, notify, passed_listener, stopping_after};
 use crate::settings::{Settings, SigningKey, keys};
 use crate::{open_files, telemetry};
 
@@ -28,8 +28,9 @@ use crate::{open_files, telemetry};
 /// Settings come from flags, environment variables and a file, in this order; `dormer config show`
 /// prints them and docs/SETTINGS.md explains them. Attic's server.toml works as it is.
 ///
-/// SIGTERM or Ctrl-C lets running requests finish; a second one does not. /metrics has its own
-/// address, 127.0.0.1:9464. The server sends traces if OTEL_EXPORTER_OTLP_ENDPOINT is set.
+/// SIGTERM, SIGHUP or Ctrl-C lets running requests finish; a second one does not. /metrics has its
+/// own address, 127.0.0.1:9464. systemd may pass the socket (LISTEN_FDS) and is told when the
+/// server is ready (NOTIFY_SOCKET). The server sends traces if OTEL_EXPORTER_OTLP_ENDPOINT is set.
 ///
 /// Examples:
 ///   dormer serve
@@ -38,7 +39,7 @@ use crate::{open_files, telemetry};
 #[derive(Debug, Args)]
 #[command(verbatim_doc_comment)]
 pub(crate) struct ServeArgs {
-    /// Listen address; port 0 takes a free port [env: DORMER_LISTEN] [default:
+    /// Listen address, or unix:/path; port 0 takes a free port [env: DORMER_LISTEN] [default:
     /// 127.0.0.1:8080]
     #[arg(long, value_name = "ADDRESS")]
     listen: Option<String>,
@@ -83,7 +84,7 @@ pub(super) async fn run(args: ServeArgs, context: &Context) -> Result<()> {
         voice.warn(warning);
     }
     let authenticator = authenticator(&settings, &installation.token_key)?;
-    let listener = listen(settings.listen).await?;
+    let listener = listen_for_clients(&settings.listen).await?;
     let address = local_address(&listener)?;
     let metrics_listener = listen_for_metrics(&settings, &voice).await?;
     let connections_max = open_files::connections_within_limit(settings.connections_max);
@@ -94,30 +95,38 @@ pub(super) async fn run(args: ServeArgs, context: &Context) -> Result<()> {
             settings.connections_max
         ));
     }
-    voice.say(&introduction(&settings, &installation, &made, address));
-    if !address.ip().is_loopback()
+    voice.say(&introduction(&settings, &installation, &made, &address));
+    if !address.is_local()
         && settings.api_endpoint.as_ref().is_none_or(|url| url.expose().starts_with("http:"))
     {
         voice.hint("without TLS, tokens travel unencrypted; put a proxy with TLS in front and set api-endpoint to its https:// address");
     }
 
-    let Installation { engine, index, publish, jobs, .. } = installation;
+    let Installation { engine, index, publish, jobs, collector, .. } = installation;
     let server_settings =
         ServerSettings { connections_max, traces: traces.is_on(), ..server_settings(&settings) };
     let server = Server::new(engine, authenticator, server_settings);
-    let runner = JobRunner::new(jobs, Arc::new(SystemClock), holder(), JobSettings::default());
+    let runner = JobRunner::new(jobs, Arc::new(SystemClock), holder(), job_settings(&settings));
+    let collect_metrics = collector.metrics();
+    let runner = runner.with_collector(collector);
     if let Some(listener) = metrics_listener {
         server.watch_publishing(Arc::clone(&index), publish).expect("publishing is counted only once");
         server.metrics().register(Box::new(runner.metrics())).expect("jobs are counted only once");
-        voice.say(&format!("metrics on http://{}/metrics", local_address(&listener)?));
+        server.metrics().register(Box::new(collect_metrics)).expect("collections are counted only once");
+        let address = local_address(&listener)?;
+        voice.say(&match &address {
+            ListenAddress::Tcp(address) => format!("metrics on http://{address}/metrics"),
+            ListenAddress::Unix(_) => format!("metrics on {address}, /metrics"),
+        });
         tokio::spawn(server.serve_metrics(listener));
     }
-    voice.say(&format!("listening on http://{address}"));
+    voice.say(&listening_line(&address));
+    notify(State::Ready);
     let (stop_jobs, jobs_stopped) = tokio::sync::oneshot::channel::<()>();
     // The sender is dropped when the stop is asked for, which is the signal.
     let running_jobs = tokio::spawn(async move { runner.run(async { drop(jobs_stopped.await) }).await });
     let shutdown = async move {
-        shutdown.await;
+        stopping_after(shutdown).await;
         drop(stop_jobs);
     };
     let served = server.run(listener, shutdown).await;
@@ -137,19 +146,34 @@ pub(super) async fn run(args: ServeArgs, context: &Context) -> Result<()> {
     Ok(())
 }
 
-pub(super) async fn listen(address: SocketAddr) -> Result<TcpListener> {
-    let failed = |source| Error::Io { attempt: format!("listen on {address}"), source };
-    TcpListener::bind(address).await.map_err(failed)
+/// The socket that the service manager passed, else a new one at this address.
+pub(super) async fn listen_for_clients(address: &ListenAddress) -> Result<Listener> {
+    match passed_listener()? {
+        Some(listener) => Ok(listener),
+        None => listen(address).await,
+    }
 }
 
-pub(super) fn local_address(listener: &TcpListener) -> Result<SocketAddr> {
+async fn listen(address: &ListenAddress) -> Result<Listener> {
+    let failed = |source| Error::Io { attempt: format!("listen on {address}"), source };
+    Listener::bind(address).await.map_err(failed)
+}
+
+pub(super) fn local_address(listener: &Listener) -> Result<ListenAddress> {
     let failed = |source| Error::Io { attempt: "find the port".to_owned(), source };
-    listener.local_addr().map_err(failed)
+    listener.local_address().map_err(failed)
+}
+
+pub(super) fn listening_line(address: &ListenAddress) -> String {
+    match address {
+        ListenAddress::Tcp(address) => format!("listening on http://{address}"),
+        ListenAddress::Unix(_) => format!("listening on {address}"),
+    }
 }
 
 /// A default address is not worth failing for: two servers on one machine would compete for it.
-async fn listen_for_metrics(settings: &Settings, voice: &Voice<'_>) -> Result<Option<TcpListener>> {
-    let Some(address) = settings.metrics_listen else { return Ok(None) };
+async fn listen_for_metrics(settings: &Settings, voice: &Voice<'_>) -> Result<Option<Listener>> {
+    let Some(address) = &settings.metrics_listen else { return Ok(None) };
     match listen(address).await {
         Ok(listener) => Ok(Some(listener)),
         Err(error) if settings.metrics_listen_was_set => Err(error),
@@ -160,6 +184,15 @@ async fn listen_for_metrics(settings: &Settings, voice: &Voice<'_>) -> Result<Op
             ));
             Ok(None)
         }
+    }
+}
+
+fn job_settings(settings: &Settings) -> JobSettings {
+    let interval = settings.expiry_interval;
+    JobSettings {
+        expiry: (!interval.is_zero()).then_some(ExpirySchedule { interval }),
+        expiry_defaults: settings.expiry_defaults,
+        ..JobSettings::default()
     }
 }
 
@@ -182,6 +215,7 @@ fn server_settings(settings: &Settings) -> ServerSettings {
         drain_delay: settings.drain_delay,
         header_timeout: settings.header_timeout,
         body_idle_timeout: settings.body_idle_timeout,
+        body_bytes_per_second_min: settings.body_bytes_per_second_min,
         write_idle_timeout: settings.write_idle_timeout,
         upload_timeout: settings.upload_timeout,
         shutdown_timeout: settings.shutdown_timeout,
@@ -204,29 +238,55 @@ pub(super) fn authenticator(settings: &Settings, key: &SigningKey) -> Result<Aut
     Ok(Authenticator::new(TokenVerifier::new(&key, bounds)?))
 }
 
-/// Resolves at the first SIGTERM or SIGINT. The second one ends the process at once.
+/// Resolves at the first SIGTERM, SIGINT or SIGHUP. A SIGTERM or SIGINT after it ends the process
+/// at once.
+///
+/// SIGHUP comes when the terminal or the session goes away; the requests in flight finish then,
+/// too. A process that was started to survive this (`nohup`) ignores SIGHUP, and goes on to do so.
 pub(super) fn stop_signal() -> Result<impl Future<Output = ()> + Send + 'static> {
     let failed = |source| Error::Io { attempt: "wait for signals".to_owned(), source };
     let mut terminate = signal(SignalKind::terminate()).map_err(failed)?;
     let mut interrupt = signal(SignalKind::interrupt()).map_err(failed)?;
-    let mut next = async move || {
+    let mut hangup =
+        if ignores_hangup() { None } else { Some(signal(SignalKind::hangup()).map_err(failed)?) };
+    let (stop, stopped) = tokio::sync::oneshot::channel();
+    tokio::spawn(async move {
+        let hung_up = async {
+            match &mut hangup {
+                Some(hangup) => hangup.recv().await,
+                None => std::future::pending().await,
+            }
+        };
+        tokio::select! {
+            _ = terminate.recv() => {}
+            _ = interrupt.recv() => {}
+            _ = hung_up => {}
+        }
+        // The receiver is gone only if the server is gone.
+        let _ = stop.send(());
+        // A closing terminal sends SIGHUP twice, from the kernel and from the shell.
         tokio::select! {
             _ = terminate.recv() => {}
             _ = interrupt.recv() => {}
         }
-    };
-    let (stop, stopped) = tokio::sync::oneshot::channel();
-    tokio::spawn(async move {
-        next().await;
-        // The receiver is gone only if the server is gone.
-        let _ = stop.send(());
-        next().await;
         std::process::exit(130);
     });
     Ok(async move {
         // An error means that the task above ended, which is also a reason to stop.
         let _ = stopped.await;
     })
+}
+
+/// Whether the process was started with SIGHUP ignored. Only Linux tells.
+fn ignores_hangup() -> bool {
+    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+    ignored_signals(&status).is_some_and(|signals| signals & 1 != 0)
+}
+
+/// The ignored signals of `/proc/self/status`: the lowest bit is signal 1, SIGHUP.
+fn ignored_signals(status: &str) -> Option<u64> {
+    let line = status.lines().find_map(|line| line.strip_prefix("SigIgn:"))?;
+    u64::from_str_radix(line.trim(), 16).ok()
 }
 
 /// Messages to people: text beside text log lines, or log lines if those are JSON for a collector.
@@ -263,7 +323,7 @@ fn introduction(
     settings: &Settings,
     installation: &Installation,
     made: &[Made],
-    address: SocketAddr,
+    address: &ListenAddress,
 ) -> String {
     let data_dir = settings.data_dir.display();
     let uses_data_dir = settings.uses_data_dir();
@@ -304,7 +364,7 @@ fn introduction(
     text
 }
 
-fn next_steps(settings: &Settings, key: &str, address: SocketAddr) -> String {
+fn next_steps(settings: &Settings, key: &str, address: &ListenAddress) -> String {
     let url = own_url(settings, address);
     let substituter = settings.substituter_endpoint.as_ref().unwrap_or(&url).to_string();
     let substituter = substituter.trim_end_matches('/');
@@ -333,12 +393,13 @@ or without this program, in the nix.conf of each client:
     )
 }
 
-/// The address for people on this machine, or the address in the settings.
-pub(super) fn own_url(settings: &Settings, address: SocketAddr) -> RedactedUrl {
+/// The address for people on this machine, or the address in the settings. For a Unix socket, only
+/// the settings can tell: else the result is a word to replace.
+pub(super) fn own_url(settings: &Settings, address: &ListenAddress) -> RedactedUrl {
     if let Some(url) = &settings.api_endpoint {
         return RedactedUrl::new(url.expose().trim_end_matches('/'));
     }
-    let mut address = address;
+    let ListenAddress::Tcp(mut address) = address.clone() else { return RedactedUrl::new("URL") };
     if address.ip().is_unspecified() {
         // "Everywhere" is not an address that a client can connect to.
         address.set_ip(std::net::Ipv4Addr::LOCALHOST.into());
@@ -373,7 +434,7 @@ mod tests {
             dormer_blobs::IDLE_BUFFER_BYTES_MAX as u64,
             20 * MIB,
         ];
-        assert!(rows.iter().sum::<u64>() <= 288 * MIB, "{rows:?}");
+        assert!(rows.iter().sum::<u64>() <= 312 * MIB, "{rows:?}");
     }
 
     #[test]
@@ -381,9 +442,10 @@ mod tests {
         let environment = crate::settings::Environment::from([("HOME", "/home/ada")]);
         let (mut settings, _) = Settings::load(&environment, &crate::settings::Flags::default()).unwrap();
         let url =
-            |settings: &Settings, address: &str| own_url(settings, address.parse().unwrap()).to_string();
+            |settings: &Settings, address: &str| own_url(settings, &address.parse().unwrap()).to_string();
         assert_eq!(url(&settings, "0.0.0.0:80"), "http://127.0.0.1:80");
         assert_eq!(url(&settings, "[::1]:80"), "http://[::1]:80");
+        assert_eq!(url(&settings, "unix:/run/dormer/socket"), "URL");
         settings.api_endpoint = Some(RedactedUrl::new("https://cache.example.org/"));
         assert_eq!(url(&settings, "0.0.0.0:80"), "https://cache.example.org");
     }

@@ -6,11 +6,13 @@ use std::time::Duration;
 
 use clap::Args;
 use dormer_api::Secret;
-use dormer_client::{CacheRef, Endpoint, ResolvedServer, ServerName, SubstituterUrl};
+use dormer_client::{
+    CacheRef, Endpoint, NixConfig, ResolvedServer, ServerName, SubstituterUrl, nix_program, process_variables,
+};
 use dormer_nix::PublicKey;
 
-use super::nix_settings::{EDGE_NETRC, NixFiles};
-use crate::context::{Context, EXIT_CODES_OF_CLIENT};
+use super::nix_settings::{DETERMINATE_NETRC, EDGE_NETRC, NixFiles};
+use crate::context::{Context, EXIT_CODES_OF_CLIENT, EndpointArgs};
 use crate::error::{Error, Result};
 use crate::nix_files::{
     MarkedFile, NETRC_LINE_BYTES_MAX, NETRC_TOO_LONG, host_of, netrc_has_machine, netrc_password,
@@ -57,6 +59,8 @@ pub(crate) struct UseArgs {
     token_file: Option<PathBuf>,
     #[command(flatten)]
     nix_files: NixFilesArgs,
+    #[command(flatten)]
+    pub(crate) server: EndpointArgs,
 }
 
 /// Undo `dormer use`
@@ -98,14 +102,20 @@ pub(super) async fn run_use(args: UseArgs, context: &Context) -> Result<()> {
         None => at_lab(&args, context).await?,
     };
     let Source { name, url, key, token, netrc_name } = source;
-    let mut files = NixFiles::read(context, args.nix_files.system)?;
+    let config = settings_of_nix(args.nix_files.system).await;
+    let mut files = NixFiles::read(context, args.nix_files.system, config.as_ref())?;
     let mut lines = vec![format!("extra-substituters = {url}"), format!("extra-trusted-public-keys = {key}")];
-    if token.is_none()
-        && nix_list_contains(&files.conf, "substituters", &url)
-        && nix_list_contains(&files.conf, "trusted-public-keys", &key.to_string())
-    {
+    let is_named = nix_list_contains(&files.conf, "substituters", &url)
+        && nix_list_contains(&files.conf, "trusted-public-keys", &key.to_string());
+    let is_in_force = !files.conf.names().contains(&name.as_str())
+        && config.as_ref().is_some_and(|config| lost_setting(config, &url, &key).is_none());
+    if token.is_none() && (is_named || is_in_force) {
         let cache = &args.cache.cache;
-        context.printer.conclude(&format!("{} names {cache} already", files.conf_path.display()));
+        context.printer.conclude(&if is_named {
+            format!("{} names {cache} already", files.conf_path.display())
+        } else {
+            format!("Nix uses {url} already")
+        });
         return Ok(());
     }
     if let Some(token) = token {
@@ -135,7 +145,7 @@ pub(super) async fn run_use(args: UseArgs, context: &Context) -> Result<()> {
                     ));
                 }
             }
-            netrc.set(&netrc_name, &[entry]);
+            netrc.set_in_netrc(&netrc_name, &[entry]);
         }
     }
     files.conf.set(&name, &lines);
@@ -147,10 +157,57 @@ pub(super) async fn run_use(args: UseArgs, context: &Context) -> Result<()> {
         (true, true) => format!("would let Nix use {name} ({url})"),
         (true, false) => format!("Nix uses {name} ({url}) from now on; undo it with: dormer unuse {name}"),
     });
+    if changed && !args.nix_files.dry_run {
+        check_effect(&files, args.nix_files.system, &url, &key, context).await;
+    }
     if changed && !args.nix_files.system && has_daemon() && !is_root() {
         context.printer.hint("Nix obeys a user's own settings only if the user is in trusted-users; otherwise use --system, as root");
     }
     Ok(())
+}
+
+/// What Nix says about itself. A machine whose Nix does not answer is set up by its files alone.
+async fn settings_of_nix(system: bool) -> Option<NixConfig> {
+    let program = nix_program(&process_variables);
+    let read =
+        if system { NixConfig::read_of_machine(program).await } else { NixConfig::read(program).await };
+    read.ok()
+}
+
+/// The setting in which Nix does not have the cache, if any.
+pub(super) fn lost_setting(config: &NixConfig, url: &str, key: &PublicKey) -> Option<&'static str> {
+    let url = url.trim_end_matches('/');
+    if !config.list("substituters").iter().any(|one| one.trim_end_matches('/') == url) {
+        return Some("substituters");
+    }
+    let has_key = config.list("trusted-public-keys").contains(&key.to_string().as_str());
+    (!has_key).then_some("trusted-public-keys")
+}
+
+/// Asks Nix whether the lines have the effect that they should have.
+async fn check_effect(files: &NixFiles, system: bool, url: &str, key: &PublicKey, context: &Context) {
+    let Some(config) = settings_of_nix(system).await else { return };
+    let printer = &context.printer;
+    if let Some(setting) = lost_setting(&config, url, key) {
+        printer.warn(&format!(
+            "Nix does not use it yet: something sets {setting} after {}: a later line, an included file or NIX_CONFIG (`nix \
+             config show` shows the result)",
+            files.conf_path.display()
+        ));
+    }
+    let in_force = config.text("netrc-file").unwrap_or_default();
+    let holds_token = files.netrc.as_ref().is_some_and(|netrc| !netrc.names().is_empty());
+    if holds_token && in_force != files.netrc_path.as_os_str() {
+        let path = files.netrc_path.display();
+        printer.warn(&if Path::new(in_force) == Path::new(DETERMINATE_NETRC) {
+            format!(
+                "Determinate Nix makes {in_force} from other files: add \"{path}\" to additionalNetrcSources under authentication \
+                 in /etc/determinate/config.json, and restart it"
+            )
+        } else {
+            format!("Nix reads {in_force}, not {path}: something sets netrc-file after {}", files.conf_path.display())
+        });
+    }
 }
 
 /// The cache as the lab serves it.
@@ -271,11 +328,12 @@ fn read_token_file(path: &Path) -> Result<Secret> {
     }
 }
 
-pub(super) fn run_unuse(args: &UnuseArgs, context: &Context) -> Result<()> {
-    let mut files = NixFiles::read(context, args.nix_files.system)?;
+pub(super) async fn run_unuse(args: &UnuseArgs, context: &Context) -> Result<()> {
+    let config = settings_of_nix(args.nix_files.system).await;
+    let mut files = NixFiles::read(context, args.nix_files.system, config.as_ref())?;
     let (name, server) = match &args.cache.server {
         Some(server) => (args.cache.to_string(), server.as_str().to_owned()),
-        None => find_block(&files.conf, &args.cache)?,
+        None => find_block(context, &files.conf, &args.cache)?,
     };
     let was_there = files.conf.remove(&name);
     // The entry in the netrc file serves all caches of the server.
@@ -303,7 +361,7 @@ fn block_name(server: &ServerName, cache: &CacheRef) -> String {
 
 /// Finds a cache named without its server: the only one of that name in the file, else that of the
 /// default server.
-fn find_block(conf: &MarkedFile, cache: &CacheRef) -> Result<(String, String)> {
+fn find_block(context: &Context, conf: &MarkedFile, cache: &CacheRef) -> Result<(String, String)> {
     let fits: Vec<&str> = conf
         .names()
         .into_iter()
@@ -313,10 +371,7 @@ fn find_block(conf: &MarkedFile, cache: &CacheRef) -> Result<(String, String)> {
         .collect();
     let server = match fits[..] {
         [only] => only.to_owned(),
-        _ => Context::client_settings()?
-            .resolve_server(None, &dormer_client::process_variables)?
-            .name
-            .to_string(),
+        _ => context.server(None)?.name.to_string(),
     };
     Ok((format!("{server}:{}", cache.cache), server))
 }

@@ -127,7 +127,6 @@ const DAY: u64 = 86_400;
 const CHUNKS_ARE_OURS: &str = "Dormer has its own rule for chunks; see [chunks]";
 const COMPRESSION_IS_OURS: &str =
     "Dormer stores zstd and serves it unchanged; chunks.zstd-level sets the level";
-const GC_IS_LATER: &str = "this release does not collect garbage yet; nothing expires";
 
 macro_rules! keys {
     ($all:ident: $($name:ident = $key:expr;)*) => {
@@ -154,7 +153,8 @@ keys! { KEYS:
     TRUSTED_PROXIES = Key::new("trusted-proxies", Kind::List,
         "Addresses or networks (`10.0.0.0/8`) of the proxies in front of the server. Without `api-endpoint`, the server \
          takes the address that its users see from their `Forwarded` or `X-Forwarded-Proto`, `-Host` and `-Prefix` headers: \
-         the first item of each list. The server ignores these headers from anybody else.").default("127.0.0.0/8, ::1");
+         the first item of each list. A proxy that comes through a Unix socket is always trusted. The server ignores these \
+         headers from anybody else.").default("127.0.0.0/8, ::1");
     MAX_NAR_INFO_SIZE = Key::new("max-nar-info-size", Kind::Size(4 * KIB, MIB),
         "Longest metadata of one upload.").default("1 MiB").attic();
     MASTER_KEY = Key::new("master-key", Kind::Text,
@@ -285,6 +285,9 @@ keys! { KEYS:
         "How long a connection may take to send the head of a request, including the wait between two requests.").default("75s");
     LIMIT_BODY_IDLE_TIMEOUT = Key::new("limits.body-idle-timeout", Kind::Duration(1, 3_600),
         "How long an upload may pause. Waiting for its turn does not count.").default("60s");
+    LIMIT_BODY_RATE = Key::new("limits.body-rate", Kind::Size(0, GIB),
+        "Fewest bytes a second of a request body, on average of `limits.body-idle-timeout`; 0 means any number. The server aborts \
+         slower uploads (408). Only the time in which the server waits for the client counts.").default("4 KiB");
     LIMIT_WRITE_IDLE_TIMEOUT = Key::new("limits.write-idle-timeout", Kind::Duration(1, 3_600),
         "How long a reader may pause while it receives an answer.").default("120s");
     LIMIT_UPLOAD_TIMEOUT = Key::new("limits.upload-timeout", Kind::Duration(60, 7 * DAY), "Longest upload.").default("24h");
@@ -303,17 +306,19 @@ keys! { KEYS:
         "Threads that hash and compress at the same time.").default_note("number of CPUs");
 
     GC_INTERVAL = Key::new("garbage-collection.interval", Kind::Duration(0, 100 * 366 * DAY),
-        "How often Attic collects garbage.").attic().ignored(GC_IS_LATER);
+        "How often the server looks for what a cache keeps no longer and for what nothing needs any more; 0 means only when `dormer gc` asks.")
+        .default("1h").attic();
     GC_DEFAULT_RETENTION_PERIOD = Key::new("garbage-collection.default-retention-period", Kind::Duration(0, 100 * 366 * DAY),
-        "How long a cache without its own setting keeps an unused object; 0 means for ever.")
-        .attic().ignored(GC_IS_LATER);
+        "How long a cache without its own setting keeps an unused object; 0 means for ever.").default("0s").attic();
+    GC_DEFAULT_QUOTA = Key::new("garbage-collection.default-quota", Kind::Size(0, 1 << 60),
+        "Most bytes that a cache without its own setting keeps, as clients download them; 0 means no quota.").default("0");
 
     JWT_BOUND_ISSUER = Key::new("jwt.token-bound-issuer", Kind::Text,
         "The server accepts only tokens with this `iss`, and puts it into new tokens.").attic();
     JWT_BOUND_AUDIENCES = Key::new("jwt.token-bound-audiences", Kind::List,
         "The server accepts only tokens with one of these in `aud`, and puts them into new tokens.").default("").attic();
     JWT_HS256_SECRET = Key::new("jwt.signing.token-hs256-secret-base64", Kind::Text,
-        "Secret that signs and verifies tokens, in base64. At most one of the three `jwt.signing` keys may be set; without \
+        "Secret that signs and verifies tokens, in base64, of at least 32 bytes (`openssl rand -base64 64`). At most one of the three `jwt.signing` keys may be set; without \
          any, the first start makes `<data-dir>/token-secret`.")
         .secret().attic().attic_variable("ATTIC_SERVER_TOKEN_HS256_SECRET_BASE64");
     JWT_RS256_SECRET = Key::new("jwt.signing.token-rs256-secret-base64", Kind::Text,

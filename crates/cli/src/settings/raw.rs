@@ -2,11 +2,11 @@
 //! them from all sources.
 
 use std::collections::BTreeMap;
-use std::net::SocketAddr;
 use std::path::Path;
 use std::time::Duration;
 
 use dormer_api::RedactedUrl;
+use dormer_http_host::ListenAddress;
 
 use super::error::{Error, Result};
 use super::keys::{KEYS, Key, Kind, SIGNING_KEYS, Standing};
@@ -39,9 +39,10 @@ pub(crate) struct Environment(BTreeMap<String, std::ffi::OsString>);
 impl Environment {
     /// The environment of this process.
     pub(crate) fn of_process() -> Self {
-        Self(
-            std::env::vars_os().filter_map(|(name, value)| Some((name.into_string().ok()?, value))).collect(),
-        )
+        let all = std::env::vars_os().filter_map(|(name, value)| Some((name.into_string().ok()?, value)));
+        // The home of a process without HOME is what the system says about its user.
+        let home = dormer_client::process_variables("HOME").map(|home| ("HOME".to_owned(), home.into()));
+        Self(all.chain(home).collect())
     }
 
     /// The text of a variable. An empty variable counts as unset, as in most container tools.
@@ -304,7 +305,7 @@ fn parse_text(key: &Key, text: &str, origin: &Origin) -> Result<Value> {
 /// The value for "no address".
 const OFF: &str = "off";
 
-fn parse_address(text: &str) -> Option<SocketAddr> {
+fn parse_address(text: &str) -> Option<ListenAddress> {
     let numeric = text.strip_prefix("localhost:").map(|port| format!("127.0.0.1:{port}"));
     numeric.as_deref().unwrap_or(text).parse().ok()
 }
@@ -313,7 +314,9 @@ fn parse_address(text: &str) -> Option<SocketAddr> {
 pub(crate) fn wanted(kind: Kind) -> String {
     match kind {
         Kind::Text => "a text".to_owned(),
-        Kind::Address => "an address such as \"127.0.0.1:8080\" or \"[::]:8080\"".to_owned(),
+        Kind::Address => {
+            "an address such as \"127.0.0.1:8080\", \"[::]:8080\" or \"unix:/run/dormer/socket\"".to_owned()
+        }
         Kind::AddressOrOff => "an address such as \"127.0.0.1:9464\", or \"off\"".to_owned(),
         Kind::HttpUrl => "an address such as \"https://cache.example.org/\"".to_owned(),
         Kind::Path => "a path".to_owned(),

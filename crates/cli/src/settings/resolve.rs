@@ -1,13 +1,14 @@
 //! Second step: turns the gathered values into the settings of the server, and checks values that
 //! depend on each other.
 
-use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use dormer_api::RedactedUrl;
 use dormer_engine::EngineSettings;
 use dormer_format::ChunkParams;
+use dormer_http_host::ListenAddress;
+use dormer_index::ExpiryDefaults;
 use dormer_server::{Network, NetworkError};
 
 use super::database::{PostgresDatabase, is_postgres, postgres, sqlite_path};
@@ -29,7 +30,7 @@ const DRAIN_DELAY: Duration = Duration::from_secs(5);
 /// The checked settings of this process.
 #[derive(Debug, Clone)]
 pub(crate) struct Settings {
-    pub(crate) listen: SocketAddr,
+    pub(crate) listen: ListenAddress,
     pub(crate) data_dir: PathBuf,
     /// File of the index, unless the index is on a server.
     pub(crate) database_path: PathBuf,
@@ -45,7 +46,7 @@ pub(crate) struct Settings {
     pub(crate) trusted_proxies: Vec<Network>,
     pub(crate) max_nar_info_bytes: usize,
     /// `None` turns metrics off.
-    pub(crate) metrics_listen: Option<SocketAddr>,
+    pub(crate) metrics_listen: Option<ListenAddress>,
     /// Whether the user chose that address. Then a failure to listen there is an error.
     pub(crate) metrics_listen_was_set: bool,
     pub(crate) connections_max: usize,
@@ -60,11 +61,17 @@ pub(crate) struct Settings {
     pub(crate) drain_delay: Duration,
     pub(crate) header_timeout: Duration,
     pub(crate) body_idle_timeout: Duration,
+    pub(crate) body_bytes_per_second_min: u32,
     pub(crate) write_idle_timeout: Duration,
     pub(crate) upload_timeout: Duration,
+    /// 0 for no collection but those that are asked for.
+    pub(crate) collect_interval: Duration,
     pub(crate) shutdown_timeout: Duration,
     pub(crate) reencodings_max: usize,
     pub(crate) stats: bool,
+    /// How often caches are looked through for what they keep no longer; 0 is never.
+    pub(crate) expiry_interval: Duration,
+    pub(crate) expiry_defaults: ExpiryDefaults,
     pub(crate) engine: EngineSettings,
     pub(crate) edges: Vec<EdgeTarget>,
     pub(crate) jwt: JwtSettings,
@@ -163,8 +170,7 @@ fn fill_paths(raw: &mut Raw, environment: &Environment) -> Result<()> {
     raw.set_default(&keys::DATABASE_URL, Value::Text(format!("sqlite://{}", below("index.sqlite"))));
     raw.set_default(&keys::STORAGE_PATH, Value::Text(below("storage")));
     let threads = EngineSettings::default().cpu_threads;
-    let is_loopback =
-        text(raw, &keys::LISTEN).parse().is_ok_and(|address: SocketAddr| address.ip().is_loopback());
+    let is_loopback = text(raw, &keys::LISTEN).parse().is_ok_and(|address: ListenAddress| address.is_local());
     let drain_delay = if is_loopback { Duration::ZERO } else { DRAIN_DELAY };
     raw.set_default(&keys::LIMIT_DRAIN_DELAY, Value::Duration(drain_delay));
     raw.set_default(&keys::LIMIT_CPU_THREADS, Value::Integer(i64::try_from(threads).unwrap_or(1)));
@@ -208,6 +214,7 @@ fn resolve(raw: &Raw) -> Result<Settings> {
                 .map_err(|_| wrong(raw, &keys::MASTER_KEY, format!("holds {} bytes, not 32", bytes.len())))?,
         ),
     };
+    let engine = engine_settings(raw)?;
     Ok(Settings {
         listen: text(raw, &keys::LISTEN).parse().expect("addresses were checked when they were read"),
         data_dir: path(raw, &keys::DATA_DIR),
@@ -237,12 +244,21 @@ fn resolve(raw: &Raw) -> Result<Settings> {
         drain_delay: duration(raw, &keys::LIMIT_DRAIN_DELAY),
         header_timeout: duration(raw, &keys::LIMIT_HEADER_TIMEOUT),
         body_idle_timeout: duration(raw, &keys::LIMIT_BODY_IDLE_TIMEOUT),
+        body_bytes_per_second_min: u32::try_from(size(raw, &keys::LIMIT_BODY_RATE)).unwrap_or(u32::MAX),
         write_idle_timeout: duration(raw, &keys::LIMIT_WRITE_IDLE_TIMEOUT),
         upload_timeout: duration(raw, &keys::LIMIT_UPLOAD_TIMEOUT),
+        collect_interval: duration(raw, &keys::GC_INTERVAL),
         shutdown_timeout: duration(raw, &keys::LIMIT_SHUTDOWN_TIMEOUT),
         reencodings_max: count(integer(raw, &keys::LIMIT_REENCODINGS).unsigned_abs()),
         stats: boolean(raw, &keys::STATS),
-        engine: engine_settings(raw)?,
+        expiry_interval: duration(raw, &keys::GC_INTERVAL),
+        expiry_defaults: ExpiryDefaults {
+            retention_seconds: i64::try_from(duration(raw, &keys::GC_DEFAULT_RETENTION_PERIOD).as_secs())
+                .unwrap_or(i64::MAX),
+            quota_bytes: size(raw, &keys::GC_DEFAULT_QUOTA),
+            grace_seconds: engine.grace_seconds,
+        },
+        engine,
         edges,
         jwt: JwtSettings {
             bound_issuer: optional_text(raw, &keys::JWT_BOUND_ISSUER),

@@ -111,8 +111,8 @@ fn a_mistyped_key_is_an_error_that_names_the_nearest() {
 
 #[test]
 fn wrong_values_are_named_with_their_key_and_place() {
-    insta::assert_snapshot!(message("listen = 8080"), @r#"listen (file dormer.toml): expects an address such as "127.0.0.1:8080" or "[::]:8080", not a integer"#);
-    insta::assert_snapshot!(message("listen = \"8080\""), @r#"listen (file dormer.toml): '8080' is not an address such as "127.0.0.1:8080" or "[::]:8080""#);
+    insta::assert_snapshot!(message("listen = 8080"), @r#"listen (file dormer.toml): expects an address such as "127.0.0.1:8080", "[::]:8080" or "unix:/run/dormer/socket", not a integer"#);
+    insta::assert_snapshot!(message("listen = \"8080\""), @r#"listen (file dormer.toml): '8080' is not an address such as "127.0.0.1:8080", "[::]:8080" or "unix:/run/dormer/socket""#);
     insta::assert_snapshot!(message("[chunks]\nzstd-level = 40"), @"chunks.zstd-level (file dormer.toml): 40 is out of range, 1 to 19");
     insta::assert_snapshot!(message("[chunks]\nzstd-level = \"5\""), @"chunks.zstd-level (file dormer.toml): expects a number, without quotes");
     insta::assert_snapshot!(message("[chunks]\navg = \"64 kilo\""), @r#"chunks.avg (file dormer.toml): '64 kilo' is not a size such as "64 MiB""#);
@@ -198,13 +198,14 @@ fn attics_server_toml_is_accepted_whole() {
     assert_eq!(settings.jwt.bound_issuer.as_deref(), Some("some-issuer"));
     assert_eq!(settings.jwt.bound_audiences, ["some-audience1", "some-audience2"]);
     assert!(matches!(&settings.jwt.signing, Some(SigningKey::Hs256(secret)) if secret == b"hunter2hunter2"));
+    assert_eq!(settings.expiry_interval, Duration::from_hours(12));
+    assert_eq!(settings.expiry_defaults.retention_seconds, 6 * 2_630_016);
     // Attic's chunk sizes do not set ours.
     assert_eq!(settings.engine.chunk_params, EngineSettings::default().chunk_params);
     insta::assert_snapshot!(settings.notes.join("\n"), @r"
     ignored: soft-delete-caches (the name of a destroyed cache is free at once, and its bytes go later)
     ignored: require-proof-of-possession (Dormer always requires the whole NAR and verifies it)
     ignored: database.heartbeat (Dormer checks a connection when it needs one)
-    ignored: garbage-collection.interval, garbage-collection.default-retention-period (this release does not collect garbage yet; nothing expires)
     ignored: chunking.nar-size-threshold, chunking.min-size, chunking.avg-size, chunking.max-size (Dormer has its own rule for chunks; see [chunks])
     ignored: compression.type, compression.level (Dormer stores zstd and serves it unchanged; chunks.zstd-level sets the level)
     ");

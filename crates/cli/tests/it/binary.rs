@@ -30,12 +30,37 @@ fn help_teaches() {
         "cache remove-path",
         "token create",
         "config show",
+        "gc",
     ] {
         let words: Vec<&str> = command.split(' ').chain(["--help"]).collect();
         let help = home.run(&words);
         assert!(help.starts_with("exit code: 0"), "{help}");
         assert!(help.contains("Examples:") || command == "unuse", "{help}");
     }
+}
+
+/// Beside a server, the server collects; without one, the command does.
+#[test]
+fn gc_works_beside_a_server_and_without_one() {
+    let mut home = TestHome::new();
+    let refused = home.run(&["gc", "--dry-run"]);
+    assert!(refused.contains("there is no installation here"), "{refused}");
+    home.serve();
+    insta::assert_snapshot!(home.run(&["gc", "--dry-run"]), @"
+    exit code: 0
+    --- stdout
+    NARs to remove: 0, 0 B uncompressed
+    to condemn: 0 packs, 0 B, 0 chunks
+    condemned, waiting for the longest upload: 0 packs, 0 B, 0 chunks
+    to free: 0 packs, 0 B, 0 chunks
+    ");
+    let beside = home.run(&["gc"]);
+    assert!(beside.contains("another process collects; waiting for it"), "{beside}");
+    assert!(beside.contains("freed: 0 packs"), "{beside}");
+    assert_eq!(home.stop(), Some(0));
+    let alone = home.run(&["gc", "--json"]);
+    assert!(alone.contains(r#""message_type":"collection""#), "{alone}");
+    assert!(!alone.contains("another process"), "{alone}");
 }
 
 #[test]
@@ -119,11 +144,12 @@ fn mistakes_are_explained() {
     --- stderr
     error: no server is named and no default server is set
     hint: log in first: dormer login NAME URL --token-file FILE; with several servers write SERVER:CACHE, or set a default with --set-default
+    hint: or, for a service, set DORMER_ENDPOINT and DORMER_TOKEN, or write /etc/dormer/config.toml for its user
     ");
     insta::assert_snapshot!(home.run(&["cache", "list", "--json"]), @r#"
     exit code: 2
     --- stderr
-    {"exit_code":2,"hints":["log in first: dormer login NAME URL --token-file FILE; with several servers write SERVER:CACHE, or set a default with --set-default"],"message":"no server is named and no default server is set","message_type":"error"}
+    {"exit_code":2,"hints":["log in first: dormer login NAME URL --token-file FILE; with several servers write SERVER:CACHE, or set a default with --set-default","or, for a service, set DORMER_ENDPOINT and DORMER_TOKEN, or write /etc/dormer/config.toml for its user"],"message":"no server is named and no default server is set","message_type":"error"}
     "#);
     insta::assert_snapshot!(home.run(&["cache", "list", "-qq"]), @"exit code: 2");
     insta::assert_snapshot!(home.run(&["token", "create", "--sub", "ci", "--validity", "1d", "--pull", "*"]), @"
@@ -471,6 +497,29 @@ fn a_reader_that_goes_away_is_a_success() {
     drop(shown.stdout.take());
     let output = shown.wait_with_output().unwrap();
     assert_eq!((output.status.code(), String::from_utf8_lossy(&output.stderr).as_ref()), (Some(0), ""));
+}
+
+/// Attic takes a secret of any length, so a server that moves here may have a short one.
+#[test]
+fn a_server_with_a_short_token_secret_does_not_start_and_says_how_to_make_a_long_one() {
+    for variable in ["ATTIC_SERVER_TOKEN_HS256_SECRET_BASE64", "DORMER_JWT_SIGNING_TOKEN_HS256_SECRET_BASE64"]
+    {
+        // "x", and 31 bytes.
+        for (secret, bytes) in
+            [("eA==", "1 bytes"), ("eHh4eHh4eHh4eHh4eHh4eHh4eHh4eHh4eHh4eHh4eA==", "31 bytes")]
+        {
+            let home = TestHome::new();
+            let mut command = home.command(&["serve", "--data-dir", "data", "--listen", "127.0.0.1:0"]);
+            let shown = home.shown(&command.env(variable, secret).output().unwrap());
+            assert!(shown.contains("exit code: 1"), "{shown}");
+            assert!(
+                shown.contains(&format!("the HS256 secret has {bytes}; it needs at least 32")),
+                "{shown}"
+            );
+            assert!(shown.contains("hint: make one: openssl rand -base64 64"), "{shown}");
+            assert!(!shown.contains("listening"), "{shown}");
+        }
+    }
 }
 
 #[test]

@@ -3,5 +3,6 @@
 mod binary;
 mod doctor;
 mod doctor_services;
+mod machines;
 mod test_home;
 mod traces;

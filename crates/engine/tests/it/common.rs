@@ -71,6 +71,7 @@ pub(crate) async fn create_cache(engine: &Engine, name: &str) -> Arc<Cache> {
         priority: 41,
         upstream_cache_key_names: Vec::new(),
         secret_key: None,
+        allow_replacement: true,
     };
     engine.create_cache(new).await.expect("a new cache")
 }

@@ -72,7 +72,14 @@ async fn add_objects(engine: &Engine, cache: &Cache, count: u64) {
         let nar = NarSource::Known(found.nar.id);
         engine
             .index()
-            .commit_nar(&NarCommit { cache: cache.id, nar, target, at: engine.now(), grace_seconds: 60 })
+            .commit_nar(&NarCommit {
+                cache: cache.id,
+                nar,
+                target,
+                at: engine.now(),
+                grace_seconds: 60,
+                known_keys: Vec::new(),
+            })
             .await
             .unwrap();
     }

@@ -125,7 +125,7 @@ impl Story {
             }
             Self::Removal => {
                 for number in 0..2 {
-                    let outcome = engine.remove_object(cache, &path(number).hash()).await;
+                    let outcome = engine.remove_object(cache, &path(number).hash(), None).await;
                     told.push((Told::Removed(path(number)), outcome.map(drop)));
                 }
                 let other = package_nar(&mut Random::new(7), 20_000, &[]);

@@ -11,14 +11,14 @@ use crate::common::{
 use async_trait::async_trait;
 use dormer_engine::{Clock, JobRunner, JobSettings, SystemClock};
 use dormer_index::{
-    CacheId, Error, Index, Job, JobBacklog, JobId, JobIndex, JobKind, JobLease, JobStep, Result, SqliteIndex,
-    TargetId, UnixSeconds,
+    CacheId, Error, ExpiryDefaults, Index, Job, JobBacklog, JobId, JobIndex, JobKind, JobLease, JobStep,
+    Result, SqliteIndex, TargetId, UnixSeconds,
 };
 use dormer_testkit::{Random, check_invariants, package_nar};
 
 /// A clock that tests move.
 #[derive(Debug)]
-struct TestClock(AtomicI64);
+pub(crate) struct TestClock(pub(crate) AtomicI64);
 
 impl Clock for TestClock {
     fn now(&self) -> UnixSeconds {
@@ -26,23 +26,23 @@ impl Clock for TestClock {
     }
 }
 
-fn clock_at(now: UnixSeconds) -> Arc<TestClock> {
+pub(crate) fn clock_at(now: UnixSeconds) -> Arc<TestClock> {
     Arc::new(TestClock(AtomicI64::new(now)))
 }
 
 /// Jobs in a process that dies at its call number `crash_at`, with that call's effect kept or
 /// dropped.
 #[derive(Debug)]
-struct FaultJobs {
+pub(crate) struct FaultJobs {
     inner: Arc<SqliteIndex>,
     calls: AtomicU64,
     crash_at: u64,
     effect_kept: bool,
-    crashed: AtomicBool,
+    pub(crate) crashed: AtomicBool,
 }
 
 impl FaultJobs {
-    fn crash_at(inner: Arc<SqliteIndex>, crash_at: u64, effect_kept: bool) -> Arc<Self> {
+    pub(crate) fn crash_at(inner: Arc<SqliteIndex>, crash_at: u64, effect_kept: bool) -> Arc<Self> {
         Arc::new(Self {
             inner,
             calls: AtomicU64::new(0),
@@ -110,15 +110,38 @@ impl JobIndex for FaultJobs {
     ) -> Result<JobStep> {
         self.call(self.inner.delete_cache_step(lease, limit, at, ends_at)).await
     }
+    async fn open_expire_jobs(
+        &self,
+        defaults: &ExpiryDefaults,
+        at: UnixSeconds,
+        since: UnixSeconds,
+    ) -> Result<u64> {
+        self.call(self.inner.open_expire_jobs(defaults, at, since)).await
+    }
+    async fn expire_cache_step(
+        &self,
+        lease: &JobLease,
+        defaults: &ExpiryDefaults,
+        limit: u32,
+        at: UnixSeconds,
+        ends_at: UnixSeconds,
+    ) -> Result<JobStep> {
+        self.call(self.inner.expire_cache_step(lease, defaults, limit, at, ends_at)).await
+    }
 }
 
 /// Two rows a step, so that a small cache has many steps.
 fn runner(jobs: Arc<dyn JobIndex>, clock: Arc<dyn Clock>) -> JobRunner {
-    let settings = JobSettings { lease_seconds: 30, poll: Duration::from_millis(2), step_rows_max: 2 };
+    let settings = JobSettings {
+        lease_seconds: 30,
+        poll: Duration::from_millis(2),
+        step_rows_max: 2,
+        ..JobSettings::default()
+    };
     JobRunner::new(jobs, clock, "test".to_owned(), settings)
 }
 
-async fn until(what: &str, mut is_so: impl AsyncFnMut() -> bool) {
+pub(crate) async fn until(what: &str, mut is_so: impl AsyncFnMut() -> bool) {
     let begun = Instant::now();
     while !is_so().await {
         assert!(begun.elapsed() < Duration::from_mins(1), "{what}");
@@ -126,7 +149,7 @@ async fn until(what: &str, mut is_so: impl AsyncFnMut() -> bool) {
     }
 }
 
-async fn has_no_job(jobs: &SqliteIndex) -> bool {
+pub(crate) async fn has_no_job(jobs: &SqliteIndex) -> bool {
     jobs.list_jobs(None, 1).await.expect("the index answers").is_empty()
 }
 

@@ -2,13 +2,17 @@
 
 mod at_rest;
 mod changes;
+mod collect;
+mod collect_model;
 mod common;
 mod cost;
 mod crash;
 mod damage;
 mod jobs;
+mod known_nars;
 mod large;
 mod push_and_pull;
 mod read_only;
 mod remote;
 mod replicas;
+mod retention;

@@ -88,6 +88,7 @@ async fn stored_bytes_are_served_as_they_are_and_no_codec_sees_them() {
         target: CommitTarget::Object(object_for(&path(1), &[])),
         at: engine.now(),
         grace_seconds: 60,
+        known_keys: Vec::new(),
     };
     engine.index().commit_nar(&commit).await.unwrap();
 
@@ -292,8 +293,8 @@ async fn a_nar_is_served_only_under_caches_that_have_it() {
     engine.commit_object(&other, again, object_for(&path(1), &[])).await.unwrap();
     assert!(served(&engine, &other, &nar, None).await.unwrap().is_some());
 
-    assert!(engine.remove_object(&other, &path(1).hash()).await.unwrap());
-    assert!(!engine.remove_object(&other, &path(1).hash()).await.unwrap());
+    assert!(engine.remove_object(&other, &path(1).hash(), None).await.unwrap());
+    assert!(!engine.remove_object(&other, &path(1).hash(), None).await.unwrap());
     assert!(served(&engine, &other, &nar, None).await.unwrap().is_none());
     assert!(engine.narinfo(&other, &path(1).hash()).await.unwrap().is_none());
     assert!(served(&engine, &main, &nar, None).await.unwrap().is_some());

@@ -57,9 +57,19 @@ pub(super) async fn caches_are_listed_by_name(index: Subject) -> Result<()> {
     }
     let listed = index.list_caches().await?;
     assert_eq!(listed.iter().map(|cache| cache.name.as_str()).collect::<Vec<_>>(), ["a", "b", "c"]);
+    for (after, limit, page) in
+        [("", 2, &listed[..2]), ("", 9, &listed[..]), ("b", 2, &listed[2..]), ("c", 2, &[])]
+    {
+        assert_eq!(index.list_caches_after(after, false, limit).await?, page, "{limit} after {after:?}");
+    }
+    let mut public = Vec::new();
     for found in listed {
         assert_eq!(Some(&found), index.find_cache(&found.name).await?.as_ref());
+        let expected = Some(&found).filter(|found| found.is_public);
+        assert_eq!(index.find_public_cache(&found.name).await?.as_ref(), expected);
+        public.extend(expected.cloned());
     }
+    assert_eq!(index.list_caches_after("", true, 9).await?, public);
     Ok(())
 }
 
@@ -72,9 +82,13 @@ pub(super) async fn a_patch_changes_what_it_names_and_nothing_else(index: Subjec
 
     let patch =
         CachePatch { is_public: Some(true), retention_seconds: Some(Some(5)), ..CachePatch::default() };
+    let patch = CachePatch { quota_bytes: Some(Some(6)), keep_latest: Some(Some(7)), ..patch };
     index.update_cache(id, &patch, NOW).await?;
     expected.is_public = true;
     expected.retention_seconds = Some(5);
+    (expected.quota_bytes, expected.keep_latest) = (Some(6), Some(7));
+    assert_eq!(index.find_public_cache("main").await?.as_ref(), Some(&expected));
+    assert_eq!(index.list_caches_after("", true, 9).await?, [expected.clone()]);
     assert_eq!(index.find_cache("main").await?.as_ref(), Some(&expected));
 
     let patch = CachePatch {
@@ -83,7 +97,10 @@ pub(super) async fn a_patch_changes_what_it_names_and_nothing_else(index: Subjec
         priority: Some(-3),
         upstream_cache_key_names: Some(Vec::new()),
         retention_seconds: Some(None),
+        quota_bytes: Some(None),
+        keep_latest: Some(None),
         replace_keys: None,
+        allow_replacement: Some(true),
     };
     index.update_cache(id, &patch, NOW).await?;
     expected.is_public = false;
@@ -91,6 +108,9 @@ pub(super) async fn a_patch_changes_what_it_names_and_nothing_else(index: Subjec
     expected.priority = -3;
     expected.upstream_cache_key_names = Vec::new();
     expected.retention_seconds = None;
+    (expected.quota_bytes, expected.keep_latest) = (None, None);
+    expected.allow_replacement = true;
+    assert_eq!(index.find_public_cache("main").await?, None, "it is private now");
     assert_eq!(index.find_cache("main").await?.as_ref(), Some(&expected));
     let untouched = index.find_cache("other").await?.expect("created");
     assert_eq!((untouched.id, untouched.priority), (other, 41));

@@ -22,7 +22,16 @@ async fn commit_at(
     target: CommitTarget,
     at: i64,
 ) -> Result<CommitOutcome> {
-    index.commit_nar(&NarCommit { cache, nar, target, at, grace_seconds: GRACE_SECONDS }).await
+    index
+        .commit_nar(&NarCommit {
+            cache,
+            nar,
+            target,
+            at,
+            grace_seconds: GRACE_SECONDS,
+            known_keys: Vec::new(),
+        })
+        .await
 }
 
 async fn rows_of(index: &Subject, number: u32) -> Result<Vec<ChunkRow>> {
@@ -216,7 +225,16 @@ pub(super) async fn a_replaced_nar_stays_readable_for_the_grace_of_the_commit(in
     }
     for (number, grace_seconds) in [(2, 30 * DAY), (3, 60)] {
         let nar = NarSource::Known(index.find_nar(&nar_hash(number)).await?.expect("there").id);
-        index.commit_nar(&NarCommit { cache, nar, target: object(), at: NOW, grace_seconds }).await?;
+        index
+            .commit_nar(&NarCommit {
+                cache,
+                nar,
+                target: object(),
+                at: NOW,
+                grace_seconds,
+                known_keys: Vec::new(),
+            })
+            .await?;
         index.remove_object(cache, &path_hash(number), Removal::WithGraceUntil(NOW), NOW).await?;
     }
     for (number, grace_seconds) in [(1, 30 * DAY), (2, 60)] {
@@ -233,13 +251,29 @@ pub(super) async fn signatures_are_merged_old_ones_first(index: Subject) -> Resu
     push(&index, cache, 1, CommitTarget::Object(signed_object(1, &["c:3", "a:1"]))).await?;
     let found = index.find_object(cache, &path_hash(1)).await?.expect("there");
     assert_eq!(found.object.sigs, ["a:1", "b:2", "c:3"]);
-    let many: Vec<String> = (0..30).map(|n| format!("m:{n}")).collect();
+    let many: Vec<String> = (0..30).map(|n| format!("m-{n}:x")).collect();
     let object = Object { sigs: many.clone(), ..object(1) };
     push(&index, cache, 1, CommitTarget::Object(object)).await?;
     let found = index.find_object(cache, &path_hash(1)).await?.expect("there").object.sigs;
-    assert_eq!(found.len(), 16);
-    assert_eq!(found[..3], ["a:1", "b:2", "c:3"]);
-    assert_eq!(found[3..], many[..13]);
+    assert_eq!(found, many[14..], "the newest stay");
+    // A signature that the caller has verified comes in, and no others displace it.
+    let nar = NarSource::Known(index.find_nar(&nar_hash(1)).await?.expect("there").id);
+    let known = |sigs: &[&str]| NarCommit {
+        cache,
+        nar: nar.clone(),
+        target: CommitTarget::Object(signed_object(1, sigs)),
+        at: NOW,
+        grace_seconds: GRACE_SECONDS,
+        known_keys: vec!["up-1".to_owned()],
+    };
+    index.commit_nar(&known(&["up-1:x"])).await?;
+    for round in 0..2 {
+        let others: Vec<String> = (0..16).map(|n| format!("{round}-{n}:x")).collect();
+        let others: Vec<&str> = others.iter().map(String::as_str).collect();
+        index.commit_nar(&known(&others)).await?;
+    }
+    let found = index.find_object(cache, &path_hash(1)).await?.expect("there").object.sigs;
+    assert_eq!((found.len(), found[0].as_str()), (17, "up-1:x"));
     Ok(())
 }
 

@@ -131,6 +131,7 @@ pub(super) fn new_cache(name: &str) -> NewCache {
         upstream_cache_key_names: vec!["cache.nixos.org-1".to_owned()],
         key: key(name),
         created_at: NOW,
+        allow_replacement: false,
     }
 }
 
@@ -161,7 +162,16 @@ pub(super) async fn commit(
     nar: NarSource,
     target: CommitTarget,
 ) -> Result<CommitOutcome> {
-    index.commit_nar(&NarCommit { cache, nar, target, at: NOW, grace_seconds: GRACE_SECONDS }).await
+    index
+        .commit_nar(&NarCommit {
+            cache,
+            nar,
+            target,
+            at: NOW,
+            grace_seconds: GRACE_SECONDS,
+            known_keys: Vec::new(),
+        })
+        .await
 }
 
 /// How long a replaced NAR stays readable.

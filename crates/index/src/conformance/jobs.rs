@@ -2,10 +2,10 @@
 
 use std::sync::Arc;
 
-use super::fixtures::{NOW, alias, cache, changes, nar_hash, object, path_hash, push, push_object};
+use super::fixtures::{NOW, alias, cache, changes, nar_hash, object, path, path_hash, push, push_object};
 use crate::{
-    CacheId, CacheTotals, CommitTarget, Error, Index, Job, JobIndex, JobKind, JobLease, NarKey, Removal,
-    Result,
+    CacheId, CacheTotals, CommitTarget, Error, Index, Job, JobIndex, JobKind, JobLease, NarKey, Object,
+    Removal, Result,
 };
 
 /// What every case works on: both contracts of one adapter.
@@ -39,10 +39,13 @@ impl Both {
         }
     }
 
-    /// A deleted cache that had 12 objects, one path in two graces and one in one, and 2 aliases.
+    /// A deleted cache that had 12 objects, one path in two graces and one in one, 2 aliases and 2
+    /// references.
     async fn deleted_cache(&self, name: &str) -> Result<CacheId> {
         let id = cache(&self.index, name).await?;
-        for number in 1..=14 {
+        let references = vec![path(2), path(3)];
+        push(&self.index, id, 1, CommitTarget::Object(Object { references, ..object(1) })).await?;
+        for number in 2..=14 {
             push_object(&self.index, id, number).await?;
         }
         push(&self.index, id, 20, CommitTarget::Object(object(13))).await?;
@@ -57,7 +60,7 @@ impl Both {
     }
 }
 
-const ROWS: u64 = 12 + 3 + 2;
+const ROWS: u64 = 12 + 3 + 2 + 2;
 
 pub(super) async fn a_job_is_opened_once(both: Both) -> Result<()> {
     assert_eq!(both.jobs.list_jobs(None, 10).await?, []);
@@ -176,8 +179,8 @@ pub(super) async fn a_deleted_cache_is_removed_in_steps(both: Both) -> Result<()
     both.deleted_cache("main").await?;
     let lease = both.lease("a", NOW).await?.expect("nobody holds it");
     let rows = both.run(&lease, 5, NOW).await?;
-    // Objects, then graces (a page ends with the last grace of a path), then aliases.
-    assert_eq!(rows, [5, 5, 2, 3, 2]);
+    // Objects, graces (a page ends with the last grace of a path), aliases, references, pins.
+    assert_eq!(rows, [5, 5, 2, 3, 2, 2, 0]);
     assert_eq!(both.jobs.list_jobs(None, 10).await?, [], "the last step took the job along");
     assert!(both.index.find_object(other, &path_hash(1)).await?.is_some());
     assert!(both.index.find_alias(other, "f.nar.xz", 0).await?.is_some());
@@ -236,7 +239,7 @@ pub(super) async fn a_deleted_cache_is_invisible_before_its_job_runs(both: Both)
             assert!(!index.remove_object(cache, &path_hash(12), grace, NOW).await?, "it is not there");
         }
         if both.jobs.delete_cache_step(&lease, 5, NOW, NOW + MINUTE).await?.is_last {
-            assert_eq!(step, 4);
+            assert_eq!(step, 6);
             break;
         }
     }

@@ -6,7 +6,7 @@ use super::fixtures::{
 };
 use crate::{
     CacheId, CacheVisibility, CommitTarget, NarCommit, NarKey, NarSource, Object, OutboxPosition, Removal,
-    Result,
+    Result, Use,
 };
 
 async fn reads(index: &Subject, cache: CacheId, number: u32, now: i64) -> Result<bool> {
@@ -94,7 +94,14 @@ pub(super) async fn old_aliases_are_not_found(index: Subject) -> Result<()> {
     assert!(index.find_alias(cache, "f", NOW - 1).await?.is_some());
     assert_eq!(index.find_alias(cache, "f", NOW).await?, None);
     let nar = NarSource::Known(nar);
-    let again = NarCommit { cache, nar, target: alias("f"), at: NOW + 10, grace_seconds: GRACE_SECONDS };
+    let again = NarCommit {
+        cache,
+        nar,
+        target: alias("f"),
+        at: NOW + 10,
+        grace_seconds: GRACE_SECONDS,
+        known_keys: Vec::new(),
+    };
     index.commit_nar(&again).await?;
     assert!(index.find_alias(cache, "f", NOW + 9).await?.is_some());
     Ok(())
@@ -187,7 +194,7 @@ pub(super) async fn present_objects_leaves_out_the_damaged_and_the_absent(index:
     }
     let damaged = index.find_nar(&nar_hash(2)).await?.expect("there").id;
     index.mark_damaged(damaged, &[], NOW).await?;
-    index.touch_objects(cache, &[path_hash(3)], NOW + 60).await?;
+    index.touch_objects(cache, &[path_hash(3)], Use::Push, NOW + 60).await?;
     let asked: Vec<_> = (0..16_384).map(path_hash).collect();
     let one = look_up_statements(&index).await?;
     let before = index.statement_count();
@@ -206,12 +213,12 @@ pub(super) async fn touching_never_goes_back_in_time(index: Subject) -> Result<(
     let nar = push_object(&index, a, 1).await?;
     commit(&index, b, NarSource::Known(nar), CommitTarget::Object(object(1))).await?;
     for (at, expected) in [(NOW - 50, NOW), (NOW + 50, NOW + 50), (NOW + 20, NOW + 50)] {
-        index.touch_objects(a, &[path_hash(1), path_hash(99)], at).await?;
+        index.touch_objects(a, &[path_hash(1), path_hash(99)], Use::Push, at).await?;
         assert_eq!(index.find_object(a, &path_hash(1)).await?.expect("there").last_used_at, expected);
     }
     assert_eq!(index.find_object(b, &path_hash(1)).await?.expect("there").last_used_at, NOW);
     let written = outbox(&index).await?.len();
-    index.touch_objects(a, &[], NOW + 99).await?;
+    index.touch_objects(a, &[], Use::Pull, NOW + 99).await?;
     assert_eq!(outbox(&index).await?.len(), written, "a use is no change");
     Ok(())
 }

@@ -106,7 +106,7 @@ pub(super) async fn new_objects_are_no_news(a: Subject, b: Subject) -> Result<()
     for number in 1..10 {
         push_object(&a, id, number).await?;
     }
-    a.touch_objects(id, &[path_hash(1)], NOW + 100).await?;
+    a.touch_objects(id, &[path_hash(1)], crate::Use::Push, NOW + 100).await?;
     a.update_cache(id, &CachePatch::default(), NOW).await?;
     let next = async {
         loop {

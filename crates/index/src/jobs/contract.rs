@@ -17,21 +17,29 @@ pub enum JobKind {
     /// Removes the objects, graces and aliases of a deleted cache. The holder of the job's lease
     /// runs it.
     DeleteCache,
+    /// Removes what a cache keeps no longer by its retention, quota and pins. The holder of the
+    /// job's lease runs it.
+    ExpireCache,
     /// Publishing's work over a whole cache ([`CacheScan`](crate::CacheScan)): compares the cache
     /// with a target's listing, and notes all of it as pending. The holder of the target's lease
     /// runs it.
     ScanCache,
+    /// Frees what nothing needs ([`CollectIndex`](crate::CollectIndex)). The holder of the job's
+    /// lease runs it.
+    Collect,
 }
 
 impl JobKind {
     /// All kinds.
-    pub const ALL: [Self; 2] = [Self::DeleteCache, Self::ScanCache];
+    pub const ALL: [Self; 4] = [Self::DeleteCache, Self::ExpireCache, Self::ScanCache, Self::Collect];
 
     /// The kind in the table, in `dormer jobs` and as a metric's label.
     pub fn as_str(self) -> &'static str {
         match self {
             Self::DeleteCache => "delete-cache",
+            Self::ExpireCache => "expire-cache",
             Self::ScanCache => "scan-cache",
+            Self::Collect => "collect",
         }
     }
 }
@@ -105,6 +113,17 @@ impl JobLease {
     }
 }
 
+/// What the server keeps where a cache says nothing, and the grace of what goes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct ExpiryDefaults {
+    /// How long an unused object is kept; 0 means for ever.
+    pub retention_seconds: i64,
+    /// Most bytes of the NARs of a cache, as served; 0 means no quota.
+    pub quota_bytes: u64,
+    /// How long the NAR of an expired object stays readable.
+    pub grace_seconds: i64,
+}
+
 /// What a step did.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct JobStep {
@@ -155,6 +174,27 @@ pub trait JobIndex: Send + Sync + std::fmt::Debug + 'static {
     async fn delete_cache_step(
         &self,
         lease: &JobLease,
+        limit: u32,
+        at: UnixSeconds,
+        ends_at: UnixSeconds,
+    ) -> Result<JobStep>;
+
+    /// Opens a job of [`JobKind::ExpireCache`] for each cache that does not keep everything and
+    /// whose last one ended at `since` or before; returns how many it opened.
+    async fn open_expire_jobs(
+        &self,
+        defaults: &ExpiryDefaults,
+        at: UnixSeconds,
+        since: UnixSeconds,
+    ) -> Result<u64>;
+    /// One step of [`JobKind::ExpireCache`]: looks at `limit` objects, and removes those that may
+    /// go and what they free, at most about five times `limit`. Each leaves a grace and an outbox
+    /// row. After every step each reference that an object of the cache had in it is still there.
+    /// Like [`JobIndex::delete_cache_step`] otherwise.
+    async fn expire_cache_step(
+        &self,
+        lease: &JobLease,
+        defaults: &ExpiryDefaults,
         limit: u32,
         at: UnixSeconds,
         ends_at: UnixSeconds,

@@ -1,4 +1,5 @@
-//! The job that removes what a deleted cache left: objects first, then graces, then aliases.
+//! The job that removes what a deleted cache left: objects first, then graces,
+//! aliases, references and pins.
 //!
 //! The deletion itself is a short transaction of the topic of caches: from then on no look-up finds
 //! anything of the cache, and no commit adds to it. So a page that the cursor has passed stays
@@ -28,9 +29,28 @@ struct Table {
     key_is_text: bool,
 }
 
+/// A statement about `object_refs`; the key is the reference and the referrer, one after the other.
+macro_rules! refs {
+    ($($part:tt),+) => {
+        Sql {
+            sqlite: concat!($(refs!(@sqlite $part)),+),
+            postgres: concat!($(refs!(@postgres $part)),+),
+        }
+    };
+    (@sqlite key) => { "unhex(hex(reference) || hex(referrer))" };
+    (@postgres key) => { "reference || referrer" };
+    // Part of an empty blob would be NULL.
+    (@sqlite 2) => { "(unhex(substr(hex($2), 1, 40)), unhex(substr(hex($2), 41)))" };
+    (@sqlite 3) => { "(unhex(substr(hex($3), 1, 40)), unhex(substr(hex($3), 41)))" };
+    (@postgres 2) => { "(substr($2::bytea, 1, 20), substr($2::bytea, 21))" };
+    (@postgres 3) => { "(substr($3::bytea, 1, 20), substr($3::bytea, 21))" };
+    (@sqlite $text:literal) => { $text };
+    (@postgres $text:literal) => { $text };
+}
+
 // A page of graces may be longer: a path that was pushed again and again has several, which go
 // together.
-const TABLES: [Table; 3] = [
+const TABLES: [Table; 5] = [
     Table {
         last_key: both!(
             "SELECT hash FROM objects WHERE cache = $1 AND hash > $2 ORDER BY hash LIMIT 1 OFFSET $3"
@@ -54,6 +74,34 @@ const TABLES: [Table; 3] = [
         ),
         delete_page: both!("DELETE FROM aliases WHERE cache = $1 AND file_name > $2 AND file_name <= $3"),
         delete_rest: both!("DELETE FROM aliases WHERE cache = $1 AND file_name > $2"),
+        key_is_text: true,
+    },
+    // The key is both columns: a path may have any number of referrers.
+    Table {
+        last_key: refs!(
+            "SELECT ",
+            key,
+            " FROM object_refs WHERE cache = $1 AND (reference, referrer) > ",
+            2,
+            "
+             ORDER BY reference, referrer LIMIT 1 OFFSET $3"
+        ),
+        delete_page: refs!(
+            "DELETE FROM object_refs WHERE cache = $1 AND (reference, referrer) > ",
+            2,
+            " AND (reference, referrer) <= ",
+            3,
+            ""
+        ),
+        delete_rest: refs!("DELETE FROM object_refs WHERE cache = $1 AND (reference, referrer) > ", 2, ""),
+        key_is_text: false,
+    },
+    Table {
+        last_key: both!(
+            "SELECT name FROM pins WHERE cache = $1 AND name > $2 ORDER BY name LIMIT 1 OFFSET $3"
+        ),
+        delete_page: both!("DELETE FROM pins WHERE cache = $1 AND name > $2 AND name <= $3"),
+        delete_rest: both!("DELETE FROM pins WHERE cache = $1 AND name > $2"),
         key_is_text: true,
     },
 ];

@@ -1,16 +1,17 @@
 //! Jobs: work over a whole cache or target, in steps that any process can continue.
 //!
-//! [`contract`] states the port, [`work`] holds the statements that keep a job's row, and
-//! [`delete_cache`] is the first job. Publishing's scans of a cache are jobs too; their steps run
-//! under the lease of their target (`publish/work/caches.rs`). A topic that has a job of its own
-//! runs its step in one transaction: it holds the job, does its work, and advances or finishes the
-//! job before it commits.
+//! [`contract`] states the port, and [`work`] holds the statements that keep a job's row.
+//! [`delete_cache`] and [`expire_cache`] are jobs. Publishing's scans are jobs too; their
+//! steps run under the lease of their target (`publish/work/caches.rs`). A topic that has a job of
+//! its own runs its step in one transaction: it holds the job, does its work, and advances or
+//! finishes the job before it commits.
 
 mod contract;
 mod delete_cache;
+pub(crate) mod expire_cache;
 pub(crate) mod work;
 
-pub use contract::{Job, JobBacklog, JobId, JobIndex, JobKind, JobLease, JobStep};
+pub use contract::{ExpiryDefaults, Job, JobBacklog, JobId, JobIndex, JobKind, JobLease, JobStep};
 use delete_cache::delete_cache_step;
 
 use async_trait::async_trait;
@@ -18,7 +19,7 @@ use async_trait::async_trait;
 use crate::Result;
 use crate::contract::{CacheId, UnixSeconds};
 use crate::publish::TargetId;
-use crate::sql_index::{Dialect, SqlIndex, Write};
+use crate::sql_index::{Dialect, Lock, SqlIndex, Write};
 
 #[async_trait]
 impl<D: Dialect> JobIndex for SqlIndex<D> {
@@ -76,6 +77,34 @@ impl<D: Dialect> JobIndex for SqlIndex<D> {
     ) -> Result<JobStep> {
         self.write(Write::from("delete what a deleted cache left").unless_done(), async |mut tx| {
             delete_cache_step(&mut tx, lease, limit, at, ends_at).await
+        })
+        .await
+    }
+
+    async fn open_expire_jobs(
+        &self,
+        defaults: &ExpiryDefaults,
+        at: UnixSeconds,
+        since: UnixSeconds,
+    ) -> Result<u64> {
+        self.write("open expire jobs", async |mut tx| {
+            expire_cache::open_due(&mut tx, defaults, at, since).await
+        })
+        .await
+    }
+
+    async fn expire_cache_step(
+        &self,
+        lease: &JobLease,
+        defaults: &ExpiryDefaults,
+        limit: u32,
+        at: UnixSeconds,
+        ends_at: UnixSeconds,
+    ) -> Result<JobStep> {
+        let locks = [Lock::Cache(lease.cache()?.0)];
+        let write = Write::from("remove what a cache keeps no longer").unless_done().with_locks(&locks);
+        self.write(write, async |mut tx| {
+            expire_cache::expire_cache_step(&mut tx, lease, defaults, limit, at, ends_at).await
         })
         .await
     }

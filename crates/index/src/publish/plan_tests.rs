@@ -5,9 +5,10 @@ use dormer_testkit::services::Postgres;
 use sqlx::sqlite::SqliteConnectOptions;
 use sqlx::{AssertSqlSafe, ConnectOptions as _, Connection as _, PgConnection, Row as _, query, raw_sql};
 
-use super::work::plans::{LOOK_UPS, PAGES};
+use super::bulk_tests::fill_postgres;
+use super::work::plans::{LOOK_UPS, PAGES, takes_any_rows};
 use crate::sql::Sql;
-use crate::{Index as _, PostgresIndex, PostgresOptions, SqliteIndex, SqliteOptions};
+use crate::{CacheId, Index as _, PostgresIndex, PostgresOptions, SqliteIndex, SqliteOptions};
 
 /// Statements that go on where the last page ended, with the place in the plan that shows it.
 struct Page {
@@ -48,6 +49,13 @@ async fn sqlite_searches_for_whatever_publishing_asks() {
                 step.contains("VIRTUAL TABLE") || step == "SCAN p" || step == "SCAN x" || step == "SCAN k";
             assert!(harmless, "{step} in the plan of {}:\n{plan}", sql.sqlite);
         }
+        for step in plan.lines().filter(|step| step.ends_with("(target=? AND cache=?)")) {
+            assert!(
+                takes_any_rows(sql),
+                "{step} reads a whole cache, in the plan of {}:\n{plan}",
+                sql.sqlite
+            );
+        }
     }
 }
 
@@ -55,6 +63,9 @@ async fn sqlite_searches_for_whatever_publishing_asks() {
 async fn postgresql_searches_for_whatever_publishing_asks() {
     let url = Postgres::shared().create_database();
     drop(PostgresIndex::open(&url, PostgresOptions::default()).await.unwrap());
+    // Of tables that nobody has analysed, PostgreSQL expects four rows of a cache.
+    Postgres::shared().sql(&url, &fill_postgres(2_000, CacheId(1)));
+    Postgres::shared().sql(&url, "ANALYZE");
     let mut connection = PgConnection::connect(&url).await.unwrap();
     // As the index has them: plans do not depend on what the server has counted.
     let settings =
@@ -81,5 +92,17 @@ async fn postgresql_searches_for_whatever_publishing_asks() {
     for sql in pages().iter().map(|page| page.sql).chain(LOOK_UPS.iter().copied()) {
         let plan = plan(sql).await;
         assert!(!plan.contains("Seq Scan"), "{}:\n{plan}", sql.postgres);
+        for index in ["publish_objects_by_name", "publish_nars_by_name"] {
+            let orders = sql.postgres.contains("ORDER BY substr");
+            assert!(orders || !plan.contains(index), "{index} in the plan of {}:\n{plan}", sql.postgres);
+        }
+        for step in plan.lines().filter(|step| step.trim() == "Index Cond: ((target = $1) AND (cache = $2))")
+        {
+            assert!(
+                takes_any_rows(sql),
+                "{step} reads a whole cache, in the plan of {}:\n{plan}",
+                sql.postgres
+            );
+        }
     }
 }

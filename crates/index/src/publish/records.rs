@@ -67,7 +67,23 @@ impl Records {
 /// A statement in both dialects in which one parameter, made by [`Records`], stands as a table. Its
 /// columns are given with their kind and position:
 /// `records!("… FROM", 3 { hash: bytes 0, since: number 1 }, "AS k …")`.
+///
+/// With `keyed`, the table also has the columns `target` and `cache`, as in
+/// [`both`](crate::sql::both).
 macro_rules! records {
+    ($before:expr, keyed $parameter:literal { $($column:ident: $kind:ident $position:literal),+ }, $after:expr) => {
+        Sql {
+            sqlite: concat!(
+                $before, " (SELECT ", $(records!(@sqlite $kind $position), " AS ", stringify!($column), ", ",)+
+                "$1 AS target, $2 AS cache FROM json_each($", $parameter, ") LIMIT -1 OFFSET 0) ", $after
+            ),
+            postgres: concat!(
+                $before, " (SELECT ", $(records!(@postgres $kind $position), " AS ", stringify!($column), ", ",)+
+                "$1::bigint AS target, $2::bigint AS cache FROM json_array_elements($", $parameter,
+                "::json) AS l (value) OFFSET 0) ", $after
+            ),
+        }
+    };
     ($before:expr, $parameter:literal { $($column:ident: $kind:ident $position:literal),+ }, $after:expr) => {
         Sql {
             sqlite: concat!(

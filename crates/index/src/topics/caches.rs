@@ -4,6 +4,7 @@ use async_trait::async_trait;
 
 use super::outbox;
 use crate::changes::Change;
+use crate::columns::signed;
 use crate::contract::{
     Cache, CacheId, CacheIndex, CacheKey, CachePatch, CacheTotals, CacheVisibility, NarId, NewCache,
     UnixSeconds,
@@ -15,8 +16,8 @@ use crate::sql_index::{Dialect, Lock, SqlIndex, Write};
 use crate::{Error, JobKind, Result, jobs};
 
 const INSERT_CACHE: Sql = both!(
-    "INSERT INTO caches (name, is_public, store_dir, priority, upstream_cache_key_names, created_at)
-     VALUES ($1, $2, $3, $4, $5, $6)
+    "INSERT INTO caches (name, is_public, store_dir, priority, upstream_cache_key_names, created_at, allow_replacement)
+     VALUES ($1, $2, $3, $4, $5, $6, $7)
      ON CONFLICT (name) WHERE deleted_at IS NULL DO NOTHING
      RETURNING id"
 );
@@ -29,7 +30,8 @@ const INSERT_KEY: Sql = both!(
 // One row for each key, so that a cache and its keys are read in one statement and agree.
 pub(crate) const FIND_CACHE: Sql = both!(
     "SELECT c.id, c.name, c.is_public, c.store_dir, c.priority, c.upstream_cache_key_names, c.retention_seconds,
-         c.created_at, k.public_key, k.sealed_secret, k.active
+         c.created_at, k.public_key, k.sealed_secret, k.active, c.allow_replacement, c.quota_bytes,
+         c.keep_latest
      FROM caches AS c LEFT JOIN cache_keys AS k ON k.cache = c.id
      WHERE c.name = $1 AND c.deleted_at IS NULL
      ORDER BY k.position"
@@ -37,9 +39,46 @@ pub(crate) const FIND_CACHE: Sql = both!(
 
 const LIST_CACHES: Sql = both!(
     "SELECT c.id, c.name, c.is_public, c.store_dir, c.priority, c.upstream_cache_key_names, c.retention_seconds,
-         c.created_at, k.public_key, k.sealed_secret, k.active
+         c.created_at, k.public_key, k.sealed_secret, k.active, c.allow_replacement, c.quota_bytes,
+         c.keep_latest
      FROM caches AS c LEFT JOIN cache_keys AS k ON k.cache = c.id
      WHERE c.deleted_at IS NULL
+     ORDER BY c.name, k.position"
+);
+
+// SQLite would take the index of all names, and then read the row of a private cache to refuse it.
+const FIND_PUBLIC_CACHE: Sql = Sql {
+    sqlite: "
+        SELECT c.id, c.name, c.is_public, c.store_dir, c.priority, c.upstream_cache_key_names, c.retention_seconds,
+            c.created_at, k.public_key, k.sealed_secret, k.active, c.allow_replacement, c.quota_bytes,
+         c.keep_latest
+        FROM caches AS c INDEXED BY public_caches_by_name LEFT JOIN cache_keys AS k ON k.cache = c.id
+        WHERE c.name = $1 AND c.is_public AND c.deleted_at IS NULL
+        ORDER BY k.position",
+    postgres: "
+        SELECT c.id, c.name, c.is_public, c.store_dir, c.priority, c.upstream_cache_key_names, c.retention_seconds,
+            c.created_at, k.public_key, k.sealed_secret, k.active, c.allow_replacement, c.quota_bytes,
+         c.keep_latest
+        FROM caches AS c LEFT JOIN cache_keys AS k ON k.cache = c.id
+        WHERE c.name = $1 AND c.is_public AND c.deleted_at IS NULL
+        ORDER BY k.position",
+};
+
+const LIST_CACHES_AFTER: Sql = both!(
+    "SELECT c.id, c.name, c.is_public, c.store_dir, c.priority, c.upstream_cache_key_names, c.retention_seconds,
+         c.created_at, k.public_key, k.sealed_secret, k.active, c.allow_replacement, c.quota_bytes,
+         c.keep_latest
+     FROM caches AS c LEFT JOIN cache_keys AS k ON k.cache = c.id
+     WHERE c.id IN (SELECT id FROM caches WHERE deleted_at IS NULL AND name > $1 ORDER BY name LIMIT $2)
+     ORDER BY c.name, k.position"
+);
+
+const LIST_PUBLIC_CACHES_AFTER: Sql = both!(
+    "SELECT c.id, c.name, c.is_public, c.store_dir, c.priority, c.upstream_cache_key_names, c.retention_seconds,
+         c.created_at, k.public_key, k.sealed_secret, k.active, c.allow_replacement, c.quota_bytes,
+         c.keep_latest
+     FROM caches AS c LEFT JOIN cache_keys AS k ON k.cache = c.id
+     WHERE c.id IN (SELECT id FROM caches WHERE is_public AND deleted_at IS NULL AND name > $1 ORDER BY name LIMIT $2)
      ORDER BY c.name, k.position"
 );
 
@@ -69,7 +108,10 @@ pub(crate) const UPDATE_CACHE: Sql = both!(
          store_dir = coalesce($3, store_dir),
          priority = coalesce($4, priority),
          upstream_cache_key_names = coalesce($5, upstream_cache_key_names),
-         retention_seconds = CASE WHEN $6 THEN $7 ELSE retention_seconds END
+         retention_seconds = CASE WHEN $6 THEN $7 ELSE retention_seconds END,
+         allow_replacement = coalesce($8, allow_replacement),
+         quota_bytes = CASE WHEN $9 THEN $10 ELSE quota_bytes END,
+         keep_latest = CASE WHEN $11 THEN $12 ELSE keep_latest END
      WHERE id = $1 AND deleted_at IS NULL AND (coalesce($3, store_dir) = store_dir
          OR NOT EXISTS (SELECT 1 FROM objects AS o WHERE o.cache = $1))"
 );
@@ -93,6 +135,7 @@ impl<D: Dialect> CacheIndex for SqlIndex<D> {
             Number(cache.priority.into()),
             Text(&names),
             Number(cache.created_at),
+            Flag(cache.allow_replacement),
         ];
         self.write(Write::from("create a cache").unless_done(), async |mut tx| {
             let inserted = tx.optional(INSERT_CACHE, &row).await?;
@@ -113,6 +156,21 @@ impl<D: Dialect> CacheIndex for SqlIndex<D> {
 
     async fn list_caches(&self) -> Result<Vec<Cache>> {
         self.read("list caches", async |mut tx| read_caches(&tx.rows(LIST_CACHES, &[]).await?)).await
+    }
+
+    async fn find_public_cache(&self, name: &str) -> Result<Option<Cache>> {
+        self.read("find a public cache", async |mut tx| {
+            Ok(read_caches(&tx.rows(FIND_PUBLIC_CACHE, &[Text(name)]).await?)?.pop())
+        })
+        .await
+    }
+
+    async fn list_caches_after(&self, name: &str, only_public: bool, limit: u32) -> Result<Vec<Cache>> {
+        let list = if only_public { LIST_PUBLIC_CACHES_AFTER } else { LIST_CACHES_AFTER };
+        self.read("list a page of caches", async |mut tx| {
+            read_caches(&tx.rows(list, &[Text(name), Number(limit.into())]).await?)
+        })
+        .await
     }
 
     async fn list_visibilities(&self) -> Result<Vec<CacheVisibility>> {
@@ -146,6 +204,11 @@ impl<D: Dialect> CacheIndex for SqlIndex<D> {
             OptionalText(names.as_deref()),
             Flag(patch.retention_seconds.is_some()),
             OptionalNumber(patch.retention_seconds.flatten()),
+            OptionalFlag(patch.allow_replacement),
+            Flag(patch.quota_bytes.is_some()),
+            OptionalNumber(patch.quota_bytes.flatten().map(signed)),
+            Flag(patch.keep_latest.is_some()),
+            OptionalNumber(patch.keep_latest.flatten().map(Into::into)),
         ];
         let write = Write::from("change a cache").unless_done();
         self.write(write.with_locks(&[Lock::Cache(cache.0)]), async |mut tx| {

@@ -113,7 +113,7 @@ pub(crate) const STAMP_PACKS: Sql = Sql {
     sqlite: "
         UPDATE packs SET used_at = CASE WHEN used_at < $1 THEN $1 ELSE used_at END
         WHERE number IN (SELECT value FROM json_each($2)) AND condemned_at IS NULL
-        RETURNING (SELECT json_group_array(c.number) FROM chunks AS c
+        RETURNING (SELECT json_group_array(c.number) FROM chunks AS c INDEXED BY chunks_damaged
             WHERE c.pack = packs.number AND c.damaged_at IS NOT NULL)",
     postgres: "
         WITH stale AS MATERIALIZED (

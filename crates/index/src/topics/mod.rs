@@ -8,7 +8,8 @@ mod installation;
 pub(crate) mod nars;
 pub(crate) mod objects;
 pub(crate) mod outbox;
+pub(crate) mod retention;
 mod settings;
 
 /// Most keys in one call.
-const KEYS_MAX: usize = 16_384;
+pub(crate) const KEYS_MAX: usize = 16_384;

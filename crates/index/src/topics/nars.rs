@@ -174,7 +174,8 @@ impl<D: Dialect> NarIndex for SqlIndex<D> {
             }
             let present = read_present(&row)?;
             let was_there = present.is_some();
-            let change = change_object(&commit.target, present, look.nar.map(|(id, _)| id));
+            let change =
+                change_object(&commit.target, &commit.known_keys, present, look.nar.map(|(id, _)| id));
             if matches!(change, Some(ObjectChange::Keep)) {
                 return Ok(CommitOutcome::Kept);
             }

@@ -1,16 +1,19 @@
 //! Objects, graces and upload aliases: what names a NAR in a cache.
 
 use async_trait::async_trait;
-use dormer_nix::StorePathHash;
+use dormer_nix::{StorePath, StorePathHash};
 
 use super::{KEYS_MAX, outbox};
 use crate::Result;
 use crate::changes::Change;
-use crate::columns::{pack_references, pack_signatures};
-use crate::contract::{Alias, CacheId, FoundObject, NarCommit, NarId, ObjectIndex, Removal, UnixSeconds};
+use crate::columns::{pack_references, pack_signatures, store_path, unpack_references};
+use crate::contract::{
+    Alias, CacheId, FoundObject, NarCommit, NarId, ObjectIndex, Removal, UnixSeconds, Use,
+};
 use crate::object_conflict::ObjectChange;
+use crate::publish::records::{Records, records};
 use crate::rows::{Row as _, read_alias, read_found, read_use};
-use crate::sql::Argument::{Bytes, List, Number, OptionalNumber, OptionalText, Text};
+use crate::sql::Argument::{Bytes, Flag, List, Number, OptionalNumber, OptionalText, Text};
 use crate::sql::{Sql, Transaction, both};
 use crate::sql_index::{Dialect, Lock, SqlIndex, Write};
 
@@ -24,7 +27,7 @@ pub(crate) const FIND_OBJECT: Sql = both!(
 
 // CROSS JOIN: from the keys to their rows, never the other way round.
 pub(crate) const PRESENT_OBJECTS: Sql = both!(
-    "SELECT o.hash, o.last_used_at FROM", list 2, "AS k CROSS JOIN objects AS o CROSS JOIN nars AS n
+    "SELECT o.hash, o.pushed_at FROM", list 2, "AS k CROSS JOIN objects AS o CROSS JOIN nars AS n
      WHERE o.cache = $1 AND o.hash = k.item AND n.id = o.nar AND n.damaged_at IS NULL
          AND EXISTS (SELECT 1 FROM listings AS l WHERE l.nar = n.id)
          AND EXISTS (SELECT 1 FROM caches WHERE id = $1 AND deleted_at IS NULL)"
@@ -34,26 +37,36 @@ pub(crate) const PRESENT_OBJECTS: Sql = both!(
 // time.
 pub(crate) const TOUCH_OBJECTS: Sql = Sql {
     sqlite: "
-        UPDATE objects SET last_used_at = $3
-        WHERE cache = $1 AND hash IN (SELECT unhex(value) FROM json_each($2)) AND last_used_at < $3",
+        UPDATE objects SET last_used_at = max(last_used_at, $3),
+            pushed_at = CASE WHEN $4 THEN max(pushed_at, $3) ELSE pushed_at END
+        WHERE cache = $1 AND hash IN (SELECT unhex(value) FROM json_each($2))
+            AND (last_used_at < $3 OR $4 AND pushed_at < $3)",
     postgres: "
         WITH held AS MATERIALIZED (
             SELECT o.id FROM objects AS o
-            WHERE o.cache = $1 AND o.hash = ANY ($2) AND o.last_used_at < $3
+            WHERE o.cache = $1 AND o.hash = ANY ($2) AND (o.last_used_at < $3 OR $4 AND o.pushed_at < $3)
             ORDER BY o.hash FOR NO KEY UPDATE)
-        UPDATE objects SET last_used_at = $3 FROM held WHERE objects.id = held.id AND objects.last_used_at < $3",
+        UPDATE objects SET last_used_at = greatest(objects.last_used_at, $3),
+            pushed_at = CASE WHEN $4 THEN greatest(objects.pushed_at, $3) ELSE objects.pushed_at END
+        FROM held WHERE objects.id = held.id",
 };
 
-const TOUCH_OBJECT: Sql =
-    both!("UPDATE objects SET last_used_at = $3 WHERE cache = $1 AND hash = $2 AND last_used_at < $3");
+// The last push is never later than the last use.
+const TOUCH_OBJECT: Sql = both!(
+    "UPDATE objects SET pushed_at = $3, last_used_at = CASE WHEN last_used_at < $3 THEN $3 ELSE last_used_at END
+     WHERE cache = $1 AND hash = $2 AND pushed_at < $3"
+);
 
 const WRITE_OBJECT: Sql = both!(
-    "INSERT INTO objects (cache, hash, nar, created_at, last_used_at, name, deriver, ca, system, sigs, refs)
-     VALUES ($1, $2, $3, $4, $4, $5, $6, $7, $8, $9, $10)
+    "INSERT INTO objects (cache, hash, nar, created_at, last_used_at, pushed_at, name, deriver, ca, system, sigs,
+         refs, nar_size)
+     VALUES ($1, $2, $3, $4, $4, $4, $5, $6, $7, $8, $9, $10, (SELECT n.size FROM nars AS n WHERE n.id = $3))
      ON CONFLICT (cache, hash) DO UPDATE SET
          created_at = CASE WHEN objects.nar = excluded.nar THEN objects.created_at ELSE excluded.created_at END,
          last_used_at = CASE WHEN objects.last_used_at < excluded.last_used_at
              THEN excluded.last_used_at ELSE objects.last_used_at END,
+         pushed_at = CASE WHEN objects.pushed_at < excluded.pushed_at THEN excluded.pushed_at ELSE objects.pushed_at END,
+         nar_size = excluded.nar_size,
          nar = excluded.nar, name = excluded.name, deriver = excluded.deriver, ca = excluded.ca,
          system = excluded.system, sigs = excluded.sigs, refs = excluded.refs"
 );
@@ -61,7 +74,17 @@ const WRITE_OBJECT: Sql = both!(
 const DELETE_OBJECT: Sql = both!(
     "DELETE FROM objects WHERE cache = $1 AND hash = $2
          AND EXISTS (SELECT 1 FROM caches WHERE id = $1 AND deleted_at IS NULL)
-     RETURNING nar"
+     RETURNING nar, name, refs"
+);
+
+pub(crate) const ADD_REFS: Sql = both!(
+    "INSERT INTO object_refs (cache, reference, referrer) SELECT $1, k.item, $2 FROM", list 3, "AS k WHERE true
+     ON CONFLICT (cache, reference, referrer) DO NOTHING"
+);
+
+pub(crate) const DROP_REFS: Sql = records!(
+    "DELETE FROM object_refs WHERE cache = $1
+         AND (reference, referrer) IN (SELECT k.reference, k.referrer FROM", 2 { reference: bytes 0, referrer: bytes 1 }, "AS k)"
 );
 
 const WRITE_GRACE: Sql = both!(
@@ -118,13 +141,20 @@ impl<D: Dialect> ObjectIndex for SqlIndex<D> {
         .await
     }
 
-    async fn touch_objects(&self, cache: CacheId, hashes: &[StorePathHash], at: UnixSeconds) -> Result<()> {
+    async fn touch_objects(
+        &self,
+        cache: CacheId,
+        hashes: &[StorePathHash],
+        kind: Use,
+        at: UnixSeconds,
+    ) -> Result<()> {
         if hashes.is_empty() {
             return Ok(());
         }
         let keys: Vec<&[u8]> = hashes.iter().map(|hash| hash.as_bytes().as_slice()).collect();
         self.write("record uses", async |mut tx| {
-            tx.run(TOUCH_OBJECTS, &[Number(cache.0), List(&keys), Number(at)]).await.map(drop)
+            let touch = [Number(cache.0), List(&keys), Number(at), Flag(kind == Use::Push)];
+            tx.run(TOUCH_OBJECTS, &touch).await.map(drop)
         })
         .await
     }
@@ -138,30 +168,7 @@ impl<D: Dialect> ObjectIndex for SqlIndex<D> {
     ) -> Result<bool> {
         let locks = [Lock::CacheShared(cache.0), Lock::object(cache.0, hash.as_bytes())];
         let write = Write::from("remove an object").unless_done().with_locks(&locks);
-        self.write(write, async |mut tx| {
-            let path = [Number(cache.0), Bytes(hash.as_bytes())];
-            let removed = tx.optional(DELETE_OBJECT, &path).await?;
-            let nar: Option<i64> = removed.map(|row| row.column(0, "objects")).transpose()?;
-            match (removal, nar) {
-                (Removal::WithGraceUntil(ends_at), Some(nar)) => {
-                    write_grace(&mut tx, cache, hash, NarId(nar), ends_at).await?;
-                }
-                (Removal::WithGraceUntil(_), None) => {}
-                // Also when the object went before: its grace ends now.
-                (Removal::ForCause, nar) => {
-                    for sql in [DELETE_ALIASES_FOR_CAUSE, DELETE_GRACES_FOR_CAUSE] {
-                        tx.run(sql, &[path[0], path[1], OptionalNumber(nar)]).await?;
-                    }
-                }
-            }
-            // Also when the object went before: followers have to know that its grace is over.
-            if nar.is_some() || removal == Removal::ForCause {
-                outbox::note_change(&mut tx, cache, Some(hash), at).await?;
-                tx.announce(Change::Object(cache, *hash)).await?;
-            }
-            Ok(nar.is_some())
-        })
-        .await
+        self.write(write, async |mut tx| remove(&mut tx, cache, hash, removal, at).await).await
     }
 
     async fn find_alias(&self, cache: CacheId, file_name: &str, since: UnixSeconds) -> Result<Option<Alias>> {
@@ -173,6 +180,59 @@ impl<D: Dialect> ObjectIndex for SqlIndex<D> {
     }
 }
 
+/// Removes an object; returns whether it was there. The caller holds the locks.
+pub(crate) async fn remove(
+    tx: &mut impl Transaction,
+    cache: CacheId,
+    hash: &StorePathHash,
+    removal: Removal,
+    at: UnixSeconds,
+) -> Result<bool> {
+    let path = [Number(cache.0), Bytes(hash.as_bytes())];
+    let mut nar = None;
+    if let Some(row) = tx.optional(DELETE_OBJECT, &path).await? {
+        nar = Some(row.column::<i64>(0, "objects")?);
+        let path = store_path(hash.as_bytes(), row.column(1, "objects")?)?;
+        let references = unpack_references(&path, row.column(2, "objects")?)?;
+        let pairs: Vec<_> = references.iter().map(|reference| (reference.hash(), *hash)).collect();
+        drop_refs(tx, cache, &pairs).await?;
+    }
+    match (removal, nar) {
+        (Removal::WithGraceUntil(ends_at), Some(nar)) => {
+            write_grace(tx, cache, hash, NarId(nar), ends_at).await?;
+        }
+        (Removal::WithGraceUntil(_), None) => {}
+        // Also when the object went before: its grace ends now.
+        (Removal::ForCause, nar) => {
+            for sql in [DELETE_ALIASES_FOR_CAUSE, DELETE_GRACES_FOR_CAUSE] {
+                tx.run(sql, &[path[0], path[1], OptionalNumber(nar)]).await?;
+            }
+        }
+    }
+    // Also when the object went before: followers have to know that its grace is over.
+    if nar.is_some() || removal == Removal::ForCause {
+        outbox::note_change(tx, cache, Some(hash), at).await?;
+        tx.announce(Change::Object(cache, *hash)).await?;
+    }
+    Ok(nar.is_some())
+}
+
+/// Forgets that paths refer to others: pairs of the path referred to and its referrer.
+pub(crate) async fn drop_refs(
+    tx: &mut impl Transaction,
+    cache: CacheId,
+    pairs: &[(StorePathHash, StorePathHash)],
+) -> Result<()> {
+    if pairs.is_empty() {
+        return Ok(());
+    }
+    let mut records = Records::default();
+    for (reference, referrer) in pairs {
+        records.row().bytes(reference.as_bytes()).bytes(referrer.as_bytes());
+    }
+    tx.run(DROP_REFS, &[Number(cache.0), Text(&records.finish())]).await.map(drop)
+}
+
 /// Carries out a change; returns whether a reader can see it.
 pub(crate) async fn write(
     tx: &mut impl Transaction,
@@ -181,13 +241,13 @@ pub(crate) async fn write(
     change: ObjectChange,
 ) -> Result<bool> {
     let cache = Number(commit.cache.0);
-    let (object, replaced) = match change {
+    let (object, replaced, old_references) = match change {
         ObjectChange::Keep => return Ok(false),
         ObjectChange::Touch(hash) => {
             tx.run(TOUCH_OBJECT, &[cache, Bytes(hash.as_bytes()), Number(commit.at)]).await?;
             return Ok(false);
         }
-        ObjectChange::Write { object, replaced } => (object, replaced),
+        ObjectChange::Write { object, replaced, old_references } => (object, replaced, old_references),
     };
     let hash = object.path.hash();
     let (sigs, refs) = (pack_signatures(&object.sigs), pack_references(&object.path, &object.references));
@@ -204,6 +264,15 @@ pub(crate) async fn write(
         Bytes(&refs),
     ];
     tx.run(WRITE_OBJECT, &row).await?;
+    let lost = old_references.iter().filter(|reference| !object.references.contains(reference));
+    let lost: Vec<_> = lost.map(|reference| (reference.hash(), hash)).collect();
+    drop_refs(tx, commit.cache, &lost).await?;
+    let added = object.references.iter().filter(|reference| !old_references.contains(reference));
+    let added: Vec<_> = added.map(StorePath::hash).filter(|reference| *reference != hash).collect();
+    if !added.is_empty() {
+        let keys: Vec<&[u8]> = added.iter().map(|reference| reference.as_bytes().as_slice()).collect();
+        tx.run(ADD_REFS, &[cache, Bytes(hash.as_bytes()), List(&keys)]).await?;
+    }
     if let Some(replaced) = replaced {
         let ends_at = commit.at.saturating_add(commit.grace_seconds);
         write_grace(tx, commit.cache, &hash, replaced, ends_at).await?;

@@ -13,7 +13,7 @@ use crate::Result;
 use crate::changes::Changes;
 use crate::contract::{CacheId, NarId, OutboxIndex, OutboxPosition, OutboxRow, UnixSeconds};
 use crate::rows::read_outbox;
-use crate::sql::Argument::{Number, OptionalBytes};
+use crate::sql::Argument::{List, Number, OptionalBytes};
 use crate::sql::{Sql, Transaction};
 use crate::sql_index::{Dialect, SqlIndex};
 
@@ -22,6 +22,15 @@ const INSERT: Sql = Sql {
     postgres: "
         INSERT INTO outbox (transaction, cache, hash, at)
         SELECT b.base + pg_current_xact_id()::text::bigint, $1, $2, $3 FROM outbox_base AS b",
+};
+
+const INSERT_MANY: Sql = Sql {
+    sqlite: "
+        INSERT INTO outbox (cache, hash, at) SELECT $1, unhex(k.value), $2 FROM json_each($3) AS k",
+    postgres: "
+        INSERT INTO outbox (transaction, cache, hash, at)
+        SELECT b.base + pg_current_xact_id()::text::bigint, $1, k.item, $2
+        FROM unnest($3::bytea[]) AS k (item) CROSS JOIN outbox_base AS b",
 };
 
 const INSERT_FOR_NAR: Sql = Sql {
@@ -55,6 +64,16 @@ pub(crate) async fn note_change(
 ) -> Result<()> {
     let hash = OptionalBytes(hash.map(|hash| hash.as_bytes().as_slice()));
     tx.run(INSERT, &[Number(cache.0), hash, Number(at)]).await.map(drop)
+}
+
+/// Notes that these objects changed.
+pub(crate) async fn note_changes(
+    tx: &mut impl Transaction,
+    cache: CacheId,
+    hashes: &[&[u8]],
+    at: UnixSeconds,
+) -> Result<()> {
+    tx.run(INSERT_MANY, &[Number(cache.0), Number(at), List(hashes)]).await.map(drop)
 }
 
 /// Notes that all objects with a NAR changed, in every cache: their narinfos name its new tag.

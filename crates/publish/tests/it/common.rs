@@ -252,7 +252,7 @@ impl Lab {
     }
 
     pub(crate) async fn remove_for_cause(&self, number: u8) {
-        self.engine.remove_object(&self.cache, &path(number).hash()).await.expect("a removal");
+        self.engine.remove_object(&self.cache, &path(number).hash(), None).await.expect("a removal");
     }
 
     pub(crate) async fn set_public(&self, is_public: bool) {
@@ -309,6 +309,7 @@ pub(crate) async fn create_cache(engine: &Engine, name: &str, is_public: bool) -
         priority: 41,
         upstream_cache_key_names: vec!["upstream-1".to_owned()],
         secret_key: None,
+        allow_replacement: true,
     };
     engine.create_cache(new).await.expect("a new cache")
 }

@@ -3,12 +3,12 @@
 use dormer_api::headers::{NAR_INFO, NAR_INFO_PREAMBLE_SIZE};
 use dormer_api::{
     CacheConfig, CacheName, CreateCacheRequest, GetMissingPathsRequest, GetMissingPathsResponse, Keypair,
-    Permission, RetentionPeriod, Secret, TokenClaims, UploadPathNarInfo, UploadPathResult,
+    Permission, Quota, RetentionPeriod, Secret, TokenClaims, UploadPathNarInfo, UploadPathResult,
     UploadPathResultKind,
 };
 use dormer_engine::{CreateCache, Deduplication, IngestRequest, Ingested, KeyChange, UpdateCache};
-use dormer_index::{Cache, CacheVisibility, Object};
-use dormer_nix::{NarInfo, SecretKey, check_key_name};
+use dormer_index::{Cache, CacheVisibility, CommitOutcome, Object};
+use dormer_nix::{NarInfo, SecretKey};
 use http::{Response, StatusCode};
 
 use crate::app::App;
@@ -16,7 +16,9 @@ use crate::body::{self, Body};
 use crate::call::Call;
 use crate::codec::Compression;
 use crate::failure::Failure;
-use crate::handlers::checks::{bad_request, check_signatures, retention_period, store_dir};
+use crate::handlers::checks::{
+    bad_request, check_fields, check_key_names, check_signatures, log_kept, retention_period, store_dir,
+};
 use crate::handlers::small_body::{self, Buffered};
 use crate::request_body::{BodyError, RequestBody};
 
@@ -40,6 +42,9 @@ pub(crate) async fn show_cache(app: &App, call: &Call, name: &CacheName) -> Resu
         priority: Some(cache.priority),
         upstream_cache_key_names: Some(cache.upstream_cache_key_names.clone()),
         retention_period: Some(retention_period(&cache)),
+        quota: cache.quota_bytes.map(Quota::Bytes),
+        keep_latest: cache.keep_latest,
+        allow_replacement: Some(cache.allow_replacement),
         keypair: None,
     };
     Ok(body::json(StatusCode::OK, &config))
@@ -78,6 +83,7 @@ pub(crate) async fn create_cache(
         priority: request.priority,
         upstream_cache_key_names: request.upstream_cache_key_names,
         secret_key,
+        allow_replacement: request.allow_replacement,
     };
     app.engine.create_cache(new).await?;
     tracing::info!(cache.name = %name, "created a cache");
@@ -101,11 +107,13 @@ pub(crate) async fn configure_cache(
     if patch.is_empty_patch() {
         return Err(Failure::BadRequest("no field was set that can be changed".to_owned()));
     }
-    let changes_only_retention = CacheConfig { retention_period: None, ..patch.clone() }.is_empty_patch();
+    let without_retention =
+        CacheConfig { retention_period: None, quota: None, keep_latest: None, ..patch.clone() };
+    let changes_only_retention = without_retention.is_empty_patch();
     if !changes_only_retention && !permissions.allows(Permission::ConfigureCache) {
         return Err(Failure::Forbidden(Permission::ConfigureCache));
     }
-    if patch.retention_period.is_some() && !permissions.allows(Permission::ConfigureCacheRetention) {
+    if patch.changes_retention() && !permissions.allows(Permission::ConfigureCacheRetention) {
         return Err(Failure::Forbidden(Permission::ConfigureCacheRetention));
     }
     let new_key = match &patch.keypair {
@@ -123,7 +131,13 @@ pub(crate) async fn configure_cache(
             RetentionPeriod::Global => None,
             RetentionPeriod::Period(seconds) => Some(i64::from(seconds)),
         }),
+        quota_bytes: patch.quota.map(|quota| match quota {
+            Quota::Global => None,
+            Quota::Bytes(bytes) => Some(bytes),
+        }),
+        keep_latest: patch.keep_latest.map(|count| Some(count).filter(|count| *count > 0)),
         new_key,
+        allow_replacement: patch.allow_replacement,
     };
     app.engine.update_cache(&cache, update).await?;
     tracing::info!(cache.name = %name, "changed a cache's settings");
@@ -153,7 +167,7 @@ pub(crate) async fn get_missing_paths(
     call: &Call,
     body: &mut RequestBody,
 ) -> Result<Response<Body>, Failure> {
-    app.require_token(call)?;
+    app.require_push_somewhere(call)?;
     let Buffered::<GetMissingPathsRequest> { value: request, memory: _memory } =
         small_body::read_json(app, call, body).await?;
     let cache = app.open_cache(call, &request.cache, Permission::Push).await?;
@@ -167,14 +181,11 @@ pub(crate) async fn upload_path(
     call: &Call,
     body: &mut RequestBody,
 ) -> Result<Response<Body>, Failure> {
-    let claims = app.claims(call).ok_or(Failure::Unauthorized)?;
+    app.require_push_somewhere(call)?;
     if small_body::content_encoding(call)? != Compression::None {
         return Err(Failure::ContentEncoding("upload-path takes the NAR as it is".to_owned()));
     }
-    // A client that may push nowhere is refused below, once the metadata names the cache. Meanwhile
-    // it takes nobody's turn.
-    let _turn =
-        if claims.may_somewhere(Permission::Push) { Some(app.admit_upload(call, body).await?) } else { None };
+    let _turn = app.admit_upload(call, body).await?;
     let mut upload = StorePathUpload::begin(app, call, body).await?;
     let info = &upload.info;
     let cache = app.open_cache(call, &info.cache, Permission::Push).await?;
@@ -184,16 +195,21 @@ pub(crate) async fn upload_path(
         expected: Some((info.nar_hash, info.nar_size)),
         extra_memory_bytes: 0,
     };
-    let mut ingest = app.engine.begin_ingest(request).await?;
+    let (mut ingest, _share) = app.begin_ingest(call, request).await?;
     while let Some(bytes) = upload.next().await? {
         ingest.write(&bytes).await?;
     }
     let ingested = ingest.finish().await?;
-    let result = describe(app, call, &ingested).await?;
+    let mut result = describe(app, call, &ingested).await?;
     let path = object.path.clone();
     let (size_bytes, new_bytes) = (ingested.nar_size, ingested.new_chunk_bytes);
-    app.engine.commit_object(&cache, ingested, object).await?;
-    tracing::info!(cache.name = cache.name, %path, size_bytes, new_bytes, "took a store path");
+    let nar_hash = ingested.nar_hash;
+    result.kept = app.engine.commit_object(&cache, ingested, object).await? == CommitOutcome::Kept;
+    if result.kept {
+        log_kept(&cache, &path, &nar_hash);
+    } else {
+        tracing::info!(cache.name = cache.name, %path, size_bytes, new_bytes, "took a store path");
+    }
     Ok(body::json(StatusCode::OK, &result))
 }
 
@@ -231,7 +247,7 @@ impl<'a> StorePathUpload<'a> {
         if size > max {
             return Err(too_long());
         }
-        let _memory = app.reserve_buffer(size as u64).await?;
+        let mut memory = app.begin_buffer(call);
         let all = body.hurry(small_body::WHOLE_BODY_TIMEOUT);
         let mut json = Vec::new();
         let mut first = None;
@@ -243,6 +259,9 @@ impl<'a> StorePathUpload<'a> {
                 )));
             };
             let rest = piece.split_off(piece.len().min(size - json.len()));
+            if memory.grow(piece.len() as u64).await? {
+                body.hurry(small_body::LAST_RESORT_TIMEOUT);
+            }
             json.extend_from_slice(&piece);
             first = Some(rest).filter(|rest| !rest.is_empty());
         }
@@ -257,12 +276,6 @@ impl<'a> StorePathUpload<'a> {
             None => self.body.next().await,
         }
     }
-}
-
-/// Refuses names that no key can have: they would match nothing, and not every database takes every
-/// text.
-fn check_key_names(names: &[String]) -> Result<(), Failure> {
-    names.iter().try_for_each(|name| check_key_name(name)).map_err(bad_request)
 }
 
 /// The object that the metadata describes, if a narinfo can hold all of it.
@@ -284,6 +297,7 @@ fn object(cache: &Cache, info: &UploadPathNarInfo) -> Result<Object, Failure> {
         sigs: info.sigs.clone(),
     };
     narinfo.check().map_err(bad_request)?;
+    check_fields(&narinfo)?;
     check_signatures(&narinfo.sigs)?;
     Ok(Object {
         path: narinfo.store_path,
@@ -314,7 +328,7 @@ async fn describe(app: &App, call: &Call, ingested: &Ingested) -> Result<UploadP
         Deduplication::Part(part) => (UploadPathResultKind::Uploaded, Some(part)),
         Deduplication::Untold => (UploadPathResultKind::Uploaded, None),
     };
-    Ok(UploadPathResult { kind, file_size: Some(ingested.file_size), frac_deduplicated })
+    Ok(UploadPathResult { kind, file_size: Some(ingested.file_size), frac_deduplicated, kept: false })
 }
 
 /// Whether the token reads every cache that exists, existed or will exist. Then nothing needs to be

@@ -13,23 +13,41 @@ use crate::call::Call;
 use crate::failure::Failure;
 use crate::handlers::checks::{bad_request, retention_period, store_dir};
 
-/// The caches that the caller may know of: public ones, and those on which the token has any
-/// permission. An invalid token is refused, although none is needed: its caller wants to know, and
-/// `dormer login` asks here.
+/// Most caches in one answer, and most that are loaded at once.
+const PAGE_CACHES: u32 = 100;
+
+/// The caches that the caller may know of, in pages: public ones, and those on which the token has
+/// any permission. An invalid token is refused, although none is needed: its caller wants to know,
+/// and `dormer login` asks here.
 pub(crate) async fn list_caches(app: &App, call: &Call) -> Result<Response<Body>, Failure> {
     let claims = app.claims(call);
     if claims.is_none() && call.headers().contains_key(AUTHORIZATION) {
         return Err(Failure::Unauthorized);
     }
+    // The time to list all caches would tell a stranger how many there are.
+    let only_public = claims.as_ref().is_none_or(|claims| claims.access.caches.is_empty());
+    let after = call.query("after").map(str::parse::<CacheName>).transpose().map_err(bad_request)?;
+    let mut after = after.map_or_else(String::new, |name| name.to_string());
     let mut caches = Vec::new();
-    for cache in app.engine.list_caches().await? {
-        let name: CacheName = cache.name.parse().map_err(bad_request)?;
-        let permissions = claims.as_ref().map_or(Permissions::NONE, |claims| claims.permissions_for(&name));
-        if cache.is_public || !permissions.is_empty() {
-            caches.push(entry(name, cache)?);
+    loop {
+        let page = app.engine.list_caches_after(&after, only_public, PAGE_CACHES).await?;
+        let Some(last) = page.last() else { break };
+        after.clone_from(&last.name);
+        for cache in page {
+            let name: CacheName = cache.name.parse().map_err(bad_request)?;
+            let permissions =
+                claims.as_ref().map_or(Permissions::NONE, |claims| claims.permissions_for(&name));
+            if cache.is_public || !permissions.is_empty() {
+                caches.push(entry(name, cache)?);
+            }
+            // The last name that the caller may know: a page must not name the caches between.
+            if caches.len() == PAGE_CACHES as usize {
+                let next = caches.last().map(|entry: &CacheEntry| entry.name.clone());
+                return Ok(body::json(StatusCode::OK, &ListCachesResponse { caches, next }));
+            }
         }
     }
-    Ok(body::json(StatusCode::OK, &ListCachesResponse { caches }))
+    Ok(body::json(StatusCode::OK, &ListCachesResponse { caches, next: None }))
 }
 
 fn entry(name: CacheName, cache: Cache) -> Result<CacheEntry, Failure> {
@@ -52,7 +70,9 @@ pub(crate) async fn remove_object(
     hash: &StorePathHash,
 ) -> Result<Response<Body>, Failure> {
     let cache = app.open_cache(call, name, Permission::Delete).await?;
-    let removed = app.engine.remove_object(&cache, hash).await?;
+    let claims = app.claims(call);
+    let subject = claims.as_ref().and_then(|claims| claims.sub.as_deref());
+    let removed = app.engine.remove_object(&cache, hash, subject).await?;
     if removed {
         tracing::info!(cache.name = %name, object.hash = %hash, "removed a store path");
     }

@@ -6,5 +6,6 @@ mod checks;
 pub(crate) mod documents;
 pub(crate) mod nar;
 pub(crate) mod pages;
+pub(crate) mod retention;
 pub(crate) mod small_body;
 pub(crate) mod upload;

@@ -4,13 +4,16 @@
 //! server answers and offers ranges only under the name with the present encoding tag. Other names
 //! of a NAR get the present bytes whole.
 
+use std::future::ready;
 use std::io;
+use std::time::{Duration, Instant};
 
 use dormer_api::{CacheName, Permission};
+use dormer_edge::AnswerKind;
 use dormer_engine::OpenNar;
 use dormer_format::EncodingTag;
 use dormer_index::{Cache, NarKey};
-use futures::TryStreamExt;
+use futures::{StreamExt as _, TryStreamExt as _};
 use http::header::{ACCEPT_RANGES, CONTENT_LENGTH, CONTENT_RANGE, CONTENT_TYPE, ETAG};
 use http::{HeaderValue, Response, StatusCode};
 use tokio_util::io::StreamReader;
@@ -26,6 +29,11 @@ use crate::reencode::reencode;
 use crate::route::NarFile;
 
 const NAR_TYPE: HeaderValue = HeaderValue::from_static("application/x-nix-nar");
+
+/// How long the answer with a re-encoded NAR may take: a minute, and as long as a reader of 256
+/// KiB/s takes for the NAR. A slower reader would keep its turn from the pushers that wait for one.
+const REENCODING_GRACE: Duration = Duration::from_mins(1);
+const REENCODING_BYTES_PER_SECOND_MIN: u64 = 256 * 1024;
 
 /// A NAR by any of its names.
 pub(crate) async fn get_nar(
@@ -53,6 +61,7 @@ async fn stored(call: &Call, open: OpenNar, named: Option<EncodingTag>) -> Resul
         let mut response = Response::new(Body::Full(None));
         *response.status_mut() = StatusCode::NOT_MODIFIED;
         response.headers_mut().insert(ETAG, etag_value);
+        mark(&mut response, is_present_name);
         return Ok(response);
     }
     let size = open.file_size();
@@ -76,6 +85,7 @@ async fn stored(call: &Call, open: OpenNar, named: Option<EncodingTag>) -> Resul
         Body::Nar(Box::new(NarBody { stream, left: length, nar_hash }))
     };
     let mut response = Response::new(body);
+    mark(&mut response, is_present_name);
     let headers = response.headers_mut();
     headers.insert(CONTENT_TYPE, NAR_TYPE);
     headers.insert(CONTENT_LENGTH, HeaderValue::from(length));
@@ -89,6 +99,13 @@ async fn stored(call: &Call, open: OpenNar, named: Option<EncodingTag>) -> Resul
         *response.status_mut() = StatusCode::PARTIAL_CONTENT;
     }
     Ok(response)
+}
+
+/// Marks an answer under the name whose bytes never change: caches may keep it.
+fn mark(response: &mut Response<Body>, is_present_name: bool) {
+    if is_present_name {
+        response.extensions_mut().insert(AnswerKind::CurrentNar);
+    }
 }
 
 /// A NAR by the name of its upload. The pusher's Nix remembers that name for 30 days and expects
@@ -113,20 +130,28 @@ async fn get_upload(
         // What is stored is zstd, if not the very frames that were uploaded.
         return stored(call, open, None).await;
     }
+    // Compressing costs CPU, and only the pusher's own Nix asks by this name.
+    if app.claims(call).is_none() {
+        return Err(Failure::Unauthorized);
+    }
     let size = open.size();
-    let turn = app.reencoding_turn().await?;
+    let turn = app.reencoding_turn(call).await?;
     let nar_hash = open.hash();
     let log = move |error: &dormer_engine::Error| {
         tracing::error!(nar.hash = %nar_hash, error = %error, "cut an answer short");
     };
     let frames = open.stream(None).await?.inspect_err(log).map_err(io::Error::other);
-    let frames = Box::pin(StreamReader::new(frames));
     let limit = Compression::Zstd.decoder_bytes(&[])?;
+    let decoder = Compression::Zstd.decode(frames.boxed(), limit, app.engine.cpu());
     // An answer without a length must not end as if it were whole when it is not.
-    let nar = Exact::new(Compression::Zstd.decode(frames, limit), size);
-    let pieces = reencode(nar, compression).inspect_ok(move |_| {
+    let nar = Exact::new(StreamReader::new(decoder.into_stream().boxed()), size);
+    let time_max = REENCODING_GRACE + Duration::from_secs(size / REENCODING_BYTES_PER_SECOND_MIN);
+    let end = Instant::now() + time_max;
+    let pieces = reencode(nar, compression).and_then(move |piece| {
         // The turn lasts as long as the answer.
         let _ = &turn;
+        let is_late = Instant::now() > end;
+        ready(if is_late { Err(io::ErrorKind::TimedOut.into()) } else { Ok(piece) })
     });
     let mut response = Response::new(Body::Stream(Box::pin(pieces)));
     response.headers_mut().insert(CONTENT_TYPE, NAR_TYPE);

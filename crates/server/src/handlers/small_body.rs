@@ -3,15 +3,15 @@
 use std::io;
 use std::time::Duration;
 
-use http::header::{CONTENT_ENCODING, CONTENT_LENGTH};
+use bytes::Bytes;
+use futures::{StreamExt as _, stream};
+use http::header::CONTENT_ENCODING;
 use serde::de::DeserializeOwned;
-use tokio::io::{AsyncBufReadExt, AsyncReadExt};
-use tokio::sync::OwnedSemaphorePermit;
-use tokio_util::io::StreamReader;
 
-use crate::app::App;
+use crate::app::{App, BufferShare};
 use crate::call::Call;
-use crate::codec::{self, Compression, Input, WindowTooLarge};
+use crate::codec::{Compression, WindowTooLarge};
+use crate::decoder::Input;
 use crate::failure::Failure;
 use crate::request_body::{BodyError, RequestBody};
 
@@ -22,14 +22,25 @@ pub(crate) const CONTENT_DECODER_BYTES_MAX: u64 = 16 * 1024 * 1024;
 /// is answered.
 const COPIES: u64 = 4;
 
+/// Most memory that one body of this length takes: while it is decoded, or while it is acted on.
+/// One body at a time may take it beside the budget ([`crate::shares`], the last resort).
+pub(crate) const fn handling_bytes(body_bytes: u64) -> u64 {
+    let (decoding, acting) = (2 * body_bytes + CONTENT_DECODER_BYTES_MAX, COPIES * body_bytes);
+    if decoding > acting { decoding } else { acting }
+}
+
 /// How long a body that is read whole, or the metadata before a NAR, may take to come: 4 MiB over
-/// half a Mbit/s. While it comes, others wait for the memory that it has.
+/// half a Mbit/s.
 pub(crate) const WHOLE_BODY_TIMEOUT: Duration = Duration::from_mins(1);
 
+/// How long the rest of a body may take to come while others wait for this body alone: 4 MiB over 4
+/// Mbit/s.
+pub(crate) const LAST_RESORT_TIMEOUT: Duration = Duration::from_secs(10);
+
 /// The contents of a body, with the memory that handling it may take.
-pub(crate) struct Buffered<T> {
+pub(crate) struct Buffered<'a, T> {
     pub(crate) value: T,
-    pub(crate) memory: OwnedSemaphorePermit,
+    pub(crate) memory: BufferShare<'a>,
 }
 
 /// The compression that `Content-Encoding` names.
@@ -50,47 +61,69 @@ pub(crate) fn content_decoder_bytes(coding: Compression, head: &[u8]) -> Result<
     if needed > CONTENT_DECODER_BYTES_MAX { Err(WindowTooLarge(needed).into()) } else { Ok(needed) }
 }
 
-/// The whole body, decoded, if it is not longer than `max`.
-pub(crate) async fn read(
-    app: &App,
+/// The whole body, decoded, if it is not longer than `max`. Decoding begins when all of the body
+/// has come, so a decoder never waits for a client.
+pub(crate) async fn read<'a>(
+    app: &'a App,
     call: &Call,
     body: &mut RequestBody,
     what: &'static str,
     max: usize,
-) -> Result<Buffered<Vec<u8>>, Failure> {
+) -> Result<Buffered<'a, Vec<u8>>, Failure> {
     let max = max as u64;
-    let too_long = Failure::TooLong { what, max };
     let coding = content_encoding(call)?;
-    let declared = call.header(CONTENT_LENGTH).and_then(|value| value.parse::<u64>().ok());
-    if declared.is_some_and(|length| length > max) {
-        return Err(too_long);
-    }
+    // Bytes that do not compress grow by less than a sixteenth in any of the formats.
+    let coded_max = if coding == Compression::None { max } else { max + max / 16 + 1024 };
+    body.limit(coded_max).map_err(|_| Failure::TooLong { what, max })?;
     body.hurry(WHOLE_BODY_TIMEOUT);
-    let fail = |error| decoding_failure(coding, error);
-    let input: Input<'_> = Box::pin(StreamReader::new(body));
-    let (head, input) = codec::peek(input).await.map_err(fail)?;
-    let decoder_bytes = content_decoder_bytes(coding, &head)?;
-    let expected = if coding == Compression::None { declared.unwrap_or(max) } else { max };
-    let memory = app.reserve_buffer(COPIES * expected + decoder_bytes).await?;
-    let mut decoder = coding.decode(input, decoder_bytes);
+    let mut memory = app.begin_buffer(call);
     let mut bytes = Vec::new();
-    // One byte more than allowed tells a body that is just long enough from one that is longer.
-    (&mut decoder).take(max + 1).read_to_end(&mut bytes).await.map_err(fail)?;
-    if bytes.len() as u64 > max {
-        return Err(too_long);
+    while let Some(piece) = body.next().await.map_err(|error| match error {
+        BodyError::TooLong { .. } => Failure::TooLong { what, max },
+        error => Failure::Body(error),
+    })? {
+        if memory.grow(piece.len() as u64).await? {
+            body.hurry(LAST_RESORT_TIMEOUT);
+        }
+        bytes.extend_from_slice(&piece);
     }
-    if !decoder.input().fill_buf().await.map_err(fail)?.is_empty() {
-        return Err(fail(trailing_bytes()));
+    if coding != Compression::None {
+        bytes = decode(app, &mut memory, coding, bytes, Failure::TooLong { what, max }, max).await?;
     }
+    memory.grow((COPIES - 1) * bytes.len() as u64).await?;
     Ok(Buffered { value: bytes, memory })
 }
 
-/// The body as a JSON document.
-pub(crate) async fn read_json<T: DeserializeOwned>(
+async fn decode(
     app: &App,
+    memory: &mut BufferShare<'_>,
+    coding: Compression,
+    bytes: Vec<u8>,
+    too_long: Failure,
+    max: u64,
+) -> Result<Vec<u8>, Failure> {
+    let fail = |error| decoding_failure(coding, error);
+    let decoder_bytes = content_decoder_bytes(coding, &bytes)?;
+    memory.grow(decoder_bytes).await?;
+    let input: Input<'_> = stream::iter([Ok(Bytes::from(bytes))]).boxed();
+    let mut decoder = coding.decode(input, decoder_bytes, app.engine.cpu());
+    let mut plain = Vec::new();
+    while let Some(piece) = decoder.next().await.map_err(fail)? {
+        if (plain.len() + piece.len()) as u64 > max {
+            return Err(too_long);
+        }
+        memory.grow(piece.len() as u64).await?;
+        plain.extend_from_slice(&piece);
+    }
+    Ok(plain)
+}
+
+/// The body as a JSON document.
+pub(crate) async fn read_json<'a, T: DeserializeOwned>(
+    app: &'a App,
     call: &Call,
     body: &mut RequestBody,
-) -> Result<Buffered<T>, Failure> {
+) -> Result<Buffered<'a, T>, Failure> {
     let Buffered { value: bytes, memory } =
         read(app, call, body, "the JSON body", app.settings.json_bytes_max).await?;
     let value = serde_json::from_slice(&bytes)
@@ -99,12 +132,12 @@ pub(crate) async fn read_json<T: DeserializeOwned>(
 }
 
 /// The body as text.
-pub(crate) async fn read_text(
-    app: &App,
+pub(crate) async fn read_text<'a>(
+    app: &'a App,
     call: &Call,
     body: &mut RequestBody,
     what: &'static str,
-) -> Result<Buffered<String>, Failure> {
+) -> Result<Buffered<'a, String>, Failure> {
     let Buffered { value: bytes, memory } =
         read(app, call, body, what, app.settings.narinfo_bytes_max).await?;
     let value = String::from_utf8(bytes).map_err(|_| Failure::BadRequest(format!("{what} is not text")))?;
@@ -117,9 +150,4 @@ pub(crate) fn decoding_failure(compression: Compression, error: io::Error) -> Fa
         Some(error) => Failure::Body(*error),
         None => Failure::Decode { compression: compression.name(), source: error },
     }
-}
-
-/// The error for what stands behind the end of a compressed stream.
-pub(crate) fn trailing_bytes() -> io::Error {
-    io::Error::new(io::ErrorKind::InvalidData, "there is something behind the end")
 }

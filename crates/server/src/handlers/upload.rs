@@ -1,25 +1,28 @@
 //! The write half of the binary-cache protocol, as `nix copy --to http://…` speaks it.
 
+use std::io;
+
 use dormer_api::{CacheName, Permission};
 use dormer_engine::IngestRequest;
 use dormer_index::{CommitOutcome, Object};
 use dormer_nix::{NarInfo, StorePathHash};
+use futures::{StreamExt as _, TryStreamExt as _};
 use http::Response;
-use tokio::io::{AsyncBufReadExt, AsyncReadExt, BufReader};
-use tokio_util::io::StreamReader;
 
 use crate::app::App;
 use crate::body::{self, Body};
 use crate::call::Call;
-use crate::codec::{self, Compression, Input};
+use crate::codec::{self, Compression, WindowTooLarge};
+use crate::decoder::{Input, STEP_OUTPUT_BYTES};
 use crate::failure::Failure;
-use crate::handlers::checks::{bad_request, check_signatures, store_dir};
-use crate::handlers::small_body::{self, Buffered, decoding_failure, trailing_bytes};
+use crate::handlers::checks::{bad_request, check_fields, check_signatures, log_kept, store_dir};
+use crate::handlers::small_body::{self, Buffered, decoding_failure};
 use crate::request_body::RequestBody;
 use crate::route::NarFile;
 
-/// Decoded bytes handed to the engine at once.
-const PIECE_BYTES: usize = 64 * 1024;
+/// Most memory for decoding a NAR that has a `Content-Encoding` too, in bytes: the default of every
+/// format. It is taken before the NAR's head is known.
+const CODED_DECODER_BYTES_MAX: u64 = 12 * 1024 * 1024;
 
 /// The server writes `nix-cache-info` itself. A client that agrees with it gets 200.
 pub(crate) async fn put_cache_info(
@@ -63,39 +66,38 @@ pub(crate) async fn put_nar(
     // also ends bodies that decode to nothing.
     let nar_bytes_max = app.engine.settings().nar_bytes_max;
     body.limit(nar_bytes_max.saturating_add(nar_bytes_max / 16 + 1024 * 1024))?;
-    let input: Input<'_> = Box::pin(StreamReader::new(body));
-    let (input, _memory) = if coding == Compression::None {
-        (input, None)
-    } else {
-        let (head, input) = codec::peek(input).await.map_err(|error| decoding_failure(coding, error))?;
-        let decoder_bytes = small_body::content_decoder_bytes(coding, &head)?;
-        let memory = app.reserve_buffer(decoder_bytes).await?;
-        let decoder = coding.decode(input, decoder_bytes);
-        (Box::pin(BufReader::new(decoder)) as Input<'_>, Some(memory))
+    let cpu = app.engine.cpu();
+    let input: Input<'_> = body.map_err(io::Error::from).boxed();
+    let fail_coding = |error| decoding_failure(coding, error);
+    let known = |head: &[u8]| {
+        let unknown = || Failure::UnknownCompression { file_name: file_name.to_owned() };
+        Compression::of_upload(file_name, head).ok_or_else(unknown)
     };
-    let (head, input) = codec::peek(input).await.map_err(|error| decoding_failure(coding, error))?;
-    let compression = Compression::of_upload(file_name, &head)
-        .ok_or_else(|| Failure::UnknownCompression { file_name: file_name.to_owned() })?;
-    let fail = |error| decoding_failure(compression, error);
 
-    let decoder_bytes = compression.decoder_bytes(&head)?;
+    // The upload takes the memory of its decoders before the first of them begins.
+    let (head, input) = codec::peek(input).await.map_err(fail_coding)?;
+    let coding_bytes = small_body::content_decoder_bytes(coding, &head)?;
+    let decoder_bytes_max = match coding {
+        Compression::None => known(&head)?.decoder_bytes(&head)?,
+        _ => CODED_DECODER_BYTES_MAX,
+    };
     let request = IngestRequest {
         store_dir: cache.store_dir.clone(),
         expected: None,
-        extra_memory_bytes: decoder_bytes + PIECE_BYTES as u64,
+        extra_memory_bytes: coding_bytes + decoder_bytes_max + 2 * STEP_OUTPUT_BYTES as u64,
     };
-    let mut ingest = app.engine.begin_ingest(request).await?;
-    let mut decoder = compression.decode(input, decoder_bytes);
-    let mut piece = vec![0; PIECE_BYTES];
-    loop {
-        let length = decoder.read(&mut piece).await.map_err(fail)?;
-        if length == 0 {
-            break;
-        }
-        ingest.write(&piece[..length]).await?;
+    let (mut ingest, _share) = app.begin_ingest(call, request).await?;
+    let input = coding.decode(input, coding_bytes, cpu).into_stream().boxed();
+    let (head, input) = codec::peek(input).await.map_err(fail_coding)?;
+    let compression = known(&head)?;
+    let decoder_bytes = compression.decoder_bytes(&head)?;
+    if decoder_bytes > decoder_bytes_max {
+        return Err(WindowTooLarge(decoder_bytes).into());
     }
-    if !decoder.input().fill_buf().await.map_err(fail)?.is_empty() {
-        return Err(fail(trailing_bytes()));
+    let fail = |error| decoding_failure(compression, error);
+    let mut decoder = compression.decode(input, decoder_bytes, cpu);
+    while let Some(piece) = decoder.next().await.map_err(fail)? {
+        ingest.write(&piece).await?;
     }
     let ingested = ingest.finish().await?;
     let nar_hash = ingested.nar_hash;
@@ -139,6 +141,7 @@ pub(crate) async fn put_narinfo(
             narinfo.compression, alias.compression
         )));
     }
+    check_fields(&narinfo)?;
     check_signatures(&narinfo.sigs)?;
     let object = Object {
         path: narinfo.store_path.clone(),
@@ -155,10 +158,7 @@ pub(crate) async fn put_narinfo(
         CommitOutcome::Committed(_) => {
             tracing::info!(cache.name = cache.name, path = %path, "took a store path");
         }
-        CommitOutcome::Kept => tracing::warn!(
-            cache.name = cache.name, path = %path, nar.hash = %narinfo.nar_hash,
-            "kept the store path that was here first: the new narinfo has another NAR or other references"
-        ),
+        CommitOutcome::Kept => log_kept(&cache, path, &narinfo.nar_hash),
     }
     Ok(body::empty())
 }

@@ -22,7 +22,7 @@ fn json_request(server: &Server, token: &str, line: &str, body: &str) -> common:
 /// Metadata as Attic's client writes it: compact, fields in this order, what is unknown as null.
 fn info(cache: &str, path: &dormer_nix::StorePath, nar: &[u8], references: &str) -> String {
     format!(
-        r#"{{"cache":"{cache}","store_path_hash":"{}","store_path":"/nix/store/{path}","references":[{references}],"system":null,"deriver":"{}-package.drv","sigs":["cache.nixos.org-1:AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA=="],"ca":null,"nar_hash":"sha256:{}","nar_size":{}}}"#,
+        r#"{{"cache":"{cache}","store_path_hash":"{}","store_path":"/nix/store/{path}","references":[{references}],"system":null,"deriver":"{}-package.drv","sigs":["upstream.example.org-1:AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA=="],"ca":null,"nar_hash":"sha256:{}","nar_size":{}}}"#,
         path.hash(),
         common::path(99).hash(),
         NarHash::digest(nar).to_hex(),
@@ -71,6 +71,7 @@ fn a_cache_lives_from_create_to_destroy() {
     assert_eq!(
         config,
         json!({
+            "allow_replacement": false,
             "substituter_endpoint": format!("http://{}/new", server.address),
             "api_endpoint": format!("http://{}/", server.address),
             "public_key": config["public_key"],
@@ -256,7 +257,7 @@ fn an_upload_in_header_form_is_served_with_all_it_said() {
     assert_eq!(parsed.file_size, result["file_size"].as_u64());
     assert_eq!(
         parsed.sigs[0],
-        "cache.nixos.org-1:AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA=="
+        "upstream.example.org-1:AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA=="
     );
 
     let key: dormer_nix::PublicKey =
@@ -333,7 +334,7 @@ fn uploads_that_are_wrong_change_nothing() {
         (
             "a second line in a signature",
             with(
-                "cache.nixos.org-1:AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA==",
+                "upstream.example.org-1:AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA==",
                 "a:b\\nURL: http://elsewhere",
             ),
             nar.clone(),
@@ -341,13 +342,16 @@ fn uploads_that_are_wrong_change_nothing() {
         ("a second line in the content address", with("\"ca\":null", "\"ca\":\"x\\nSig: y\""), nar.clone()),
         (
             "a signature that is none",
-            with("\"sigs\":[\"cache.nixos.org-1:", "\"sigs\":[\"no signature\",\"cache.nixos.org-1:"),
+            with(
+                "\"sigs\":[\"upstream.example.org-1:",
+                "\"sigs\":[\"no signature\",\"upstream.example.org-1:",
+            ),
             nar.clone(),
         ),
         (
             "a field missing",
             with(
-                "\"sigs\":[\"cache.nixos.org-1:AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA==\"],",
+                "\"sigs\":[\"upstream.example.org-1:AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA==\"],",
                 "",
             ),
             nar.clone(),
@@ -534,4 +538,54 @@ fn caches_are_listed_and_paths_removed_by_the_second_version() {
     assert_eq!(server.call(&admin(), "GET", &nar_url, b"").status, 404);
     server.push("team-a", &path(1), &nar(1));
     assert_eq!(server.call(&admin(), "GET", &narinfo, b"").status, 200);
+}
+
+#[test]
+fn retention_is_set_pins_added_and_objects_listed_by_the_second_version() {
+    let server = Server::start();
+    server.push("team-a", &path(1), &nar(1));
+    server.push("team-a", &path(2), &nar(2));
+    let keeper = token(&json!({"team-a": {"cq": 1}}));
+    let reader = token(&json!({"team-a": {"r": 1, "w": 1, "cr": 1}}));
+    let config = "/_api/v1/cache-config/team-a";
+    let patch = br#"{"quota":{"Bytes":200000000000},"keep_latest":3}"#;
+    assert_error(&server.call(&reader, "PATCH", config, patch), 403, "AccessError");
+    assert_eq!(server.call(&keeper, "PATCH", config, patch).status, 200);
+    let shown = server.call(&admin(), "GET", config, b"").json();
+    assert_eq!((&shown["quota"], &shown["keep_latest"]), (&json!({"Bytes": 200_000_000_000_u64}), &json!(3)));
+    let patch = br#"{"quota":"Global","keep_latest":0}"#;
+    assert_eq!(server.call(&keeper, "PATCH", config, patch).status, 200);
+    let shown = server.call(&admin(), "GET", config, b"").json();
+    assert_eq!((&shown["quota"], &shown["keep_latest"]), (&json!(null), &json!(null)));
+
+    let objects = "/_api/v2/caches/team-a/objects";
+    assert_error(&server.call(&reader, "POST", objects, b"{}"), 403, "AccessError");
+    let listed = server.call(&keeper, "POST", objects, br#"{"sort":"size"}"#).json();
+    let names: Vec<_> =
+        listed["objects"].as_array().unwrap().iter().map(|object| object["store_path"].clone()).collect();
+    assert_eq!(names.len(), 2, "{listed}");
+    assert!(names.contains(&json!(path(1).to_string())) && listed.get("next").is_none(), "{listed}");
+    assert_eq!(server.call(&keeper, "POST", objects, br#"{"after":"x"}"#).status, 400);
+
+    let pin = "/_api/v2/caches/team-a/pins/release";
+    let body = |number| format!(r#"{{"store_path":"{}","keep":1}}"#, path(number));
+    assert_error(&server.call(&reader, "PUT", pin, body(1).as_bytes()), 403, "AccessError");
+    let added = server.call(&keeper, "PUT", pin, body(9).as_bytes()).json();
+    assert_eq!(added, json!({"missing": [path(9).to_string()], "complete": true}));
+    let added = server.call(&keeper, "PUT", pin, body(1).as_bytes()).json();
+    assert_eq!(added, json!({"missing": [], "complete": true}));
+    let bad = format!(r#"{{"store_path":"{}","keep":0}}"#, path(1));
+    assert_eq!(server.call(&keeper, "PUT", pin, bad.as_bytes()).status, 400);
+    let pins = server.call(&keeper, "POST", "/_api/v2/caches/team-a/pins", b"{}").json();
+    assert_eq!(pins["pins"].as_array().unwrap().len(), 1, "{pins}");
+    assert_eq!(pins["pins"][0]["store_path"], json!(path(1).to_string()));
+    let one = format!("{pin}/{}", path(1).hash());
+    assert_eq!(server.call(&keeper, "DELETE", &one, b"").json(), json!({"removed": 1}));
+    assert_eq!(server.call(&keeper, "DELETE", pin, b"").json(), json!({"removed": 0}));
+
+    let referrers = format!("{objects}/{}/referrers", path(1).hash());
+    assert_error(&server.call(&keeper, "DELETE", &referrers, b""), 403, "AccessError");
+    let deleter = token(&json!({"team-a": {"d": 1}}));
+    let removed = server.call(&deleter, "DELETE", &referrers, b"").json();
+    assert_eq!(removed, json!({"removed": 0, "more": false}));
 }

@@ -121,6 +121,7 @@ impl Server {
                 priority: 41,
                 upstream_cache_key_names: vec!["cache.nixos.org-1".to_owned()],
                 secret_key: None,
+                allow_replacement: false,
             };
             runtime.block_on(engine.create_cache(new)).unwrap();
         }
@@ -148,6 +149,8 @@ impl Server {
             dormer_engine::JobSettings::default(),
         );
         server.metrics().register(Box::new(runner.metrics())).unwrap();
+        let collector = engine.collector(publish.clone(), None, 86_400);
+        server.metrics().register(Box::new(collector.metrics())).unwrap();
         let metrics = Arc::clone(server.metrics());
         let serving = server.clone().run(listener, async {
             stopped.await.ok();
@@ -404,6 +407,9 @@ impl Reply {
             .collect();
         let rest = &answer[end + 4..];
         let of = |name: &str| headers.iter().find(|(key, _)| key == name).map(|(_, value)| value.as_str());
+        if of("x-request-id").is_some() {
+            check_caching(status, of("cache-control"), of("vary"), of("x-attic-cache-visibility"));
+        }
         let (body, complete) = if is_head {
             (rest.to_vec(), true)
         } else if of("transfer-encoding") == Some("chunked") {
@@ -433,6 +439,17 @@ impl Reply {
         self.headers.retain(|(name, _)| name != "date" && name != "x-request-id");
         self
     }
+}
+
+/// What every answer of every test must say to caches between server and client.
+#[track_caller]
+fn check_caching(status: u16, control: Option<&str>, vary: Option<&str>, visibility: Option<&str>) {
+    let control = control.unwrap_or_else(|| panic!("a {status} without Cache-Control"));
+    let is_private = control.starts_with("private");
+    assert_eq!(vary == Some("authorization"), is_private, "{status}: {control}, {vary:?}");
+    assert!(control.contains("no-store") || matches!(status, 200 | 206 | 304), "{status}: {control}");
+    // Of what is not about a public cache, only the line at `/` may be kept by everybody.
+    assert!(!control.contains("immutable") || is_private || visibility == Some("public"), "{control}");
 }
 
 fn unchunk(mut rest: &[u8]) -> (Vec<u8>, bool) {

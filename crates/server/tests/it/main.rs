@@ -1,10 +1,14 @@
 //! Every integration test of `dormer-server`: one program, because each program costs a link.
 
 mod attic;
+mod caching;
 mod common;
+mod fairness;
 mod fuzz_corpus;
 mod metrics;
 mod nix;
 mod operating;
+mod signed_paths;
 mod status;
 mod tokens;
+mod unknown_caches;

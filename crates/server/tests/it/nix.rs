@@ -103,8 +103,8 @@ Sig: {second}
         );
         assert_eq!(unzstd(&server.get(&server.nar_url("main", &path)).body), nar, "{file}");
 
-        // The pusher's Nix remembers its own narinfo and asks for this.
-        let back = server.get(&url);
+        // The pusher's Nix remembers its own narinfo and asks for this, with its token.
+        let back = server.call(&admin(), "GET", &url, b"");
         assert_eq!((back.status, back.complete), (200, true), "{file}");
         assert_eq!(decompress(&server, compression, &back.body), nar, "{file}");
         assert_eq!(back.header("accept-ranges"), None, "{file}");

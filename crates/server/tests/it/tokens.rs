@@ -103,6 +103,24 @@ fn tokens_that_do_not_count_are_no_tokens() {
     assert_eq!(status_of_token(&server, &good), 200, "the good one was remembered or not, it still counts");
 }
 
+/// Which of the two counts depends on the reader, and the issuer may have meant the other.
+#[test]
+fn a_token_with_a_key_twice_counts_as_none() {
+    let server = Server::start();
+    let signed = |permissions: &str| {
+        let claims = format!(r#"{{"https://jwt.attic.rs/v1":{{"caches":{{"team-a":{permissions}}}}}}}"#);
+        let message =
+            format!("{}.{}", URL_SAFE_NO_PAD.encode(r#"{"alg":"HS256"}"#), URL_SAFE_NO_PAD.encode(claims));
+        let key = EncodingKey::from_secret(SECRET);
+        let signature = jsonwebtoken::crypto::sign(message.as_bytes(), &key, Algorithm::HS256).unwrap();
+        format!("{message}.{signature}")
+    };
+    assert_eq!(status_of_token(&server, &signed(r#"{"r":1}"#)), 200);
+    for permissions in [r#"{"r":1,"r":0}"#, r#"{"r":0,"r":1}"#, r#"{"r":1,"w":1,"w":1}"#] {
+        assert_eq!(status_of_token(&server, &signed(permissions)), 401, "{permissions}");
+    }
+}
+
 #[test]
 fn a_bad_token_counts_as_none_and_a_public_cache_needs_none() {
     let server = Server::start();
@@ -237,6 +255,12 @@ fn a_private_cache_looks_like_one_that_is_not_there() {
             ("DELETE", "/_api/v1/cache-config/CACHE", ""),
             ("POST", "/_api/v1/get-missing-paths", missing),
             ("DELETE", &format!("/_api/v2/caches/CACHE/objects/{hash}"), ""),
+            ("DELETE", &format!("/_api/v2/caches/CACHE/objects/{hash}/referrers"), ""),
+            ("POST", "/_api/v2/caches/CACHE/objects", "{}"),
+            ("POST", "/_api/v2/caches/CACHE/pins", "{}"),
+            ("PUT", "/_api/v2/caches/CACHE/pins/p", "{}"),
+            ("DELETE", "/_api/v2/caches/CACHE/pins/p", ""),
+            ("DELETE", &format!("/_api/v2/caches/CACHE/pins/p/{hash}"), ""),
         ] {
             let private = ask(method, "team-a", file, body);
             let absent = ask(method, "team-b", file, body);

@@ -11,6 +11,7 @@ use dormer_nix::{NarInfo, PublicKey, Signature, StoreDir, StorePath};
 use super::PROBE_TIMEOUT;
 use super::finding::Finding;
 use super::nix::Files;
+use crate::commands::use_cache::lost_setting;
 use crate::context::Context;
 use crate::error::{Error, Result};
 use crate::nix_files::{host_of, netrc_password};
@@ -35,6 +36,7 @@ pub(super) enum Known {
 /// Everything that this machine uses, according to its files.
 pub(super) fn known(files: &Files, _context: &Context) -> Result<Vec<Known>> {
     let mut known = Vec::new();
+    known.extend(Context::server_of_environment()?.map(|server| Known::Server(Box::new(server))));
     let settings = Context::client_settings()?;
     let servers: Vec<&ServerName> = settings.settings.servers.keys().collect();
     for name in servers {
@@ -157,13 +159,8 @@ async fn check_server(server: &dormer_client::ResolvedServer) -> Finding {
 
 /// Whether Nix applies what nix.conf says. A later line of a setting undoes an earlier one.
 fn check_settings(nix: &NixConfig, name: &str, url: &str, key: &PublicKey) -> Finding {
-    let has_url =
-        nix.list("substituters").iter().any(|one| one.trim_end_matches('/') == url.trim_end_matches('/'));
-    let has_key = nix.list("trusted-public-keys").contains(&key.to_string().as_str());
-    let lost = match (has_url, has_key) {
-        (true, true) => return Finding::ok(CACHE, format!("{name}: Nix has its address and its key")),
-        (false, _) => "substituters",
-        (true, false) => "trusted-public-keys",
+    let Some(lost) = lost_setting(nix, url, key) else {
+        return Finding::ok(CACHE, format!("{name}: Nix has its address and its key"));
     };
     Finding::fail(
         CACHE,

@@ -4,6 +4,7 @@ use std::time::{Duration, SystemTime};
 
 use dormer_api::{CacheName, Permission, RedactedUrl};
 use dormer_client::{ApiClient, Endpoint, HttpSettings, RetryPolicy};
+use dormer_http_host::ListenAddress;
 
 use super::PROBE_TIMEOUT;
 use super::clock::Clocks;
@@ -17,8 +18,15 @@ const SUBJECT: &str = "endpoint";
 
 /// Asks `api-endpoint`, or without this setting the address that the server listens on.
 pub(super) async fn check(settings: &Settings, clocks: &mut Clocks) -> Vec<Finding> {
-    let url = serve::own_url(settings, settings.listen);
     let is_public = settings.api_endpoint.is_some();
+    if let (false, ListenAddress::Unix(_)) = (is_public, &settings.listen) {
+        return vec![Finding::warn(
+            SUBJECT,
+            format!("the server listens on {}, which this check cannot ask", settings.listen),
+            ["set api-endpoint to the address that the proxy gives to its users"],
+        )];
+    }
+    let url = serve::own_url(settings, &settings.listen);
     let seen = match dormer_client::probe(&format!("{}/healthz", url.expose()), None, PROBE_TIMEOUT).await {
         Ok(seen) => seen,
         Err(error) if is_public => {

@@ -99,7 +99,7 @@ fn check_settings(settings: &Settings) -> Vec<Finding> {
     let mut findings: Vec<Finding> =
         settings.notes.iter().map(|note| Finding::warn(SUBJECT, note.clone(), [])).collect();
     let is_plain = settings.api_endpoint.as_ref().is_none_or(|url| url.expose().starts_with("http:"));
-    if is_plain && !settings.listen.ip().is_loopback() {
+    if is_plain && !settings.listen.is_local() {
         findings.push(Finding::warn(
             SUBJECT,
             format!("others reach {} without TLS: tokens travel unencrypted", settings.listen),
@@ -116,7 +116,7 @@ async fn check_client(doctor: &mut Doctor<'_>) -> Result<()> {
     let context = doctor.context;
     let mut nix = None;
     doctor.within("nix", nix::check(context, &mut nix)).await?;
-    let files = nix::Files::read(context)?;
+    let files = nix::Files::read(context, nix.as_ref())?;
     doctor.within("netrc", async { files.check_netrc(nix.as_ref()) }).await?;
     for cache in caches::known(&files, context)? {
         doctor.within("cache", caches::check(&cache, &files, nix.as_ref())).await?;

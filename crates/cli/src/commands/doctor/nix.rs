@@ -5,13 +5,14 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use dormer_client::NixConfig;
+use dormer_client::{NixConfig, nix_program, process_variables};
 
 use super::finding::Finding;
 use crate::commands::nix_settings::NixFiles;
 use crate::commands::use_cache::{has_daemon, is_root};
 use crate::context::Context;
 use crate::error::{Error, Result};
+use crate::nix_files::{NETRC_LINE_BYTES_MAX, netrc_hidden_hosts};
 use crate::secret_file;
 
 const NIX: &str = "nix";
@@ -22,7 +23,7 @@ const OLDEST: (u32, u32) = (2, 8);
 
 /// Asks `nix` for its version and settings, and keeps them for the next checks.
 pub(super) async fn check(context: &Context, config: &mut Option<NixConfig>) -> Vec<Finding> {
-    let read = match NixConfig::read("nix").await {
+    let read = match NixConfig::read(nix_program(&process_variables)).await {
         Ok(read) => read,
         Err(error) => return vec![Finding::error(NIX, &Error::from(error))],
     };
@@ -37,7 +38,7 @@ pub(super) async fn check(context: &Context, config: &mut Option<NixConfig>) -> 
     };
     let mut findings = vec![finding];
     if let Some(user) = ignored_user(&read)
-        && NixFiles::read(context, false).is_ok_and(|files| !files.conf.names().is_empty())
+        && NixFiles::read(context, false, Some(&read)).is_ok_and(|files| !files.conf.names().is_empty())
     {
         findings.push(Finding::fail(
             NIX,
@@ -85,9 +86,9 @@ pub(super) struct Files {
 }
 
 impl Files {
-    pub(super) fn read(context: &Context) -> Result<Self> {
-        let user = NixFiles::read(context, false).ok();
-        let system = NixFiles::read(context, true)?;
+    pub(super) fn read(context: &Context, config: Option<&NixConfig>) -> Result<Self> {
+        let user = NixFiles::read(context, false, config).ok();
+        let system = NixFiles::read(context, true, None)?;
         // With NIX_USER_CONF_FILES, both may be the same file.
         let user = user.filter(|user| user.conf_path != system.conf_path);
         Ok(Self { all: user.into_iter().chain([system]).collect() })
@@ -121,7 +122,11 @@ impl Files {
                 format!("{name} cannot be read: {error}"),
                 ["run `dormer use` again for each private cache, as the user that fetches"],
             )],
-            Ok(_) => vec![self.describe_netrc(&path, config)],
+            Ok(_) => {
+                let mut findings = vec![self.describe_netrc(&path, config)];
+                findings.extend(unread_entries(&path));
+                findings
+            }
         }
     }
 
@@ -150,6 +155,33 @@ impl Files {
             ),
         )
     }
+}
+
+/// Entries of the netrc file that curl, and so Nix, does not read.
+fn unread_entries(path: &Path) -> Vec<Finding> {
+    let text = fs::read_to_string(path).unwrap_or_default();
+    let name = path.display();
+    let mut findings = Vec::new();
+    let hidden = netrc_hidden_hosts(&text);
+    if !hidden.is_empty() {
+        findings.push(Finding::warn(
+            NETRC,
+            format!(
+                "{name}: the entry `default` fits every host and hides those behind it: {}",
+                hidden.join(", ")
+            ),
+            ["move `default` to the end"],
+        ));
+    }
+    let long = text.lines().filter(|line| line.len() > NETRC_LINE_BYTES_MAX).count();
+    if long > 0 {
+        findings.push(Finding::warn(
+            NETRC,
+            format!("{name}: some versions of Nix drop the lines over {NETRC_LINE_BYTES_MAX} bytes; there are {long}"),
+            ["ask for tokens with fewer patterns"],
+        ));
+    }
+    findings
 }
 
 #[cfg(test)]

@@ -63,6 +63,7 @@ async fn requests_look_as_attics_client_sends_them() {
         ok(""),
         ok(""),
         ok(&format!(r#"{{"missing_paths":["{HASH}"]}}"#)),
+        ok(r#"{"caches":[],"next":"main"}"#),
         ok(r#"{"caches":[]}"#),
         ok(r#"{"removed":false}"#),
     ])
@@ -77,6 +78,7 @@ async fn requests_look_as_attics_client_sends_them() {
         store_dir: StoreDir::default(),
         priority: 41,
         upstream_cache_key_names: vec!["cache.nixos.org-1".to_owned()],
+        allow_replacement: false,
     };
     api.create_cache(&cache, &create).await.unwrap();
     let patch = CacheConfig { retention_period: Some(RetentionPeriod::Period(60)), ..CacheConfig::default() };
@@ -109,6 +111,7 @@ async fn requests_look_as_attics_client_sends_them() {
                 r#"{"cache":"main","store_path_hashes":["1k8c1hiysz6aaks2mpfc5k7xbbjpw5z5"]}"#
             ),
             ("GET /_api/v2/caches HTTP/1.1", ""),
+            ("GET /_api/v2/caches?after=main HTTP/1.1", ""),
             ("DELETE /_api/v2/caches/main/objects/1k8c1hiysz6aaks2mpfc5k7xbbjpw5z5 HTTP/1.1", ""),
         ]
     );
@@ -243,6 +246,7 @@ async fn creating_and_destroying_are_not_repeated_when_they_may_have_been_done()
         store_dir: StoreDir::default(),
         priority: 41,
         upstream_cache_key_names: Vec::new(),
+        allow_replacement: false,
     };
     for step in [Step::HangUp, failure(500, "InternalServerError"), failure(502, "")] {
         let server = Server::scripted([step, ok("")]).await;

@@ -192,6 +192,47 @@ impl PushReporter for Log {
 }
 
 #[tokio::test]
+async fn sizes_that_nix_does_not_know_are_measured() {
+    for unknown in ["", "\"narSize\":0,", "\"narSize\":null,"] {
+        let store = Store::new(&[("a", 1000, None), ("b", 70_000, None)]);
+        let file = store.folder.path().join("infos.json");
+        let mut text = std::fs::read_to_string(&file).unwrap();
+        let known = store.nix.path_infos(&store.paths, false).await.unwrap();
+        for info in &known {
+            text = text.replace(&format!("\"narSize\":{},", info.nar_size), unknown);
+        }
+        std::fs::write(&file, text).unwrap();
+        let server = server(&[0, 1], uploaded).await;
+        let plan = plan(&store, &server, &PushOptions::default()).await.unwrap();
+        let sizes = |infos: &[dormer_client::PathInfo]| -> Vec<u64> {
+            let mut sizes: Vec<u64> = infos.iter().map(|info| info.nar_size).collect();
+            sizes.sort_unstable();
+            sizes
+        };
+        assert_eq!(sizes(&plan.missing), sizes(&known), "{unknown}");
+        let summary = execute_push(&api(&server), plan, &PushOptions::default(), Arc::new(Silent)).await;
+        assert!(summary.is_complete() && summary.pushed.len() == 2, "{summary:?}");
+    }
+}
+
+#[tokio::test]
+async fn the_files_of_a_store_may_be_in_another_folder_than_its_names_say() {
+    let store = Store::new(&[("a", 1000, None), ("b", 70_000, None)]);
+    let real = store.folder.path().join("root");
+    std::fs::rename(store.folder.path().join("store"), &real).unwrap();
+    let server = server(&[0, 1], uploaded).await;
+    let options = PushOptions { real_store_dir: Some(real), ..PushOptions::default() };
+    let pushed_to = plan(&store, &server, &options).await.unwrap();
+    let summary = execute_push(&api(&server), pushed_to, &options, Arc::new(Silent)).await;
+    assert!(summary.is_complete() && summary.pushed.len() == 2, "{summary:?}");
+    // The names stay those of the store.
+    let uploads = server.requests();
+    let names = uploads.iter().filter_map(|request| request.header("x-attic-nar-info"));
+    let expected = format!("{}/", store.nix.store_dir());
+    assert_eq!(names.filter(|json| json.contains(&expected)).count(), 2);
+}
+
+#[tokio::test]
 async fn a_push_sends_what_is_missing_and_accounts_for_every_path() {
     let store = Store::new(&[
         ("small", 10, None),

@@ -155,6 +155,11 @@ impl Dialect for Postgres {
         self.patience
     }
 
+    async fn reload(&self, _: &KnownKeys) -> Result<()> {
+        // Nothing is remembered between calls.
+        Ok(())
+    }
+
     async fn close(&self) -> Result<()> {
         self.stop_listening();
         // Running calls end by their own time-outs.

@@ -186,7 +186,7 @@ impl Session {
 
     /// Runs a statement; returns how many rows it changed.
     pub(super) async fn execute(&mut self, statement: Statement<'_>) -> Result<u64> {
-        let statement = statement.persistent(!self.shared.pooled);
+        let statement = if self.shared.pooled { statement.persistent(false) } else { statement };
         // Until it is answered: a caller that gives up waiting must not put the connection back,
         // where the pool would wait instead.
         self.broken = true;
@@ -198,7 +198,7 @@ impl Session {
 
     /// Runs a statement that gives rows.
     pub(super) async fn all(&mut self, statement: Statement<'_>) -> Result<Vec<PgRow>> {
-        let statement = statement.persistent(!self.shared.pooled);
+        let statement = if self.shared.pooled { statement.persistent(false) } else { statement };
         self.broken = true;
         let work = statement.fetch_all(&mut *self.connection);
         let done = self.shared.statement(self.attempt, work).await;
@@ -239,7 +239,10 @@ impl Transaction for Session {
 }
 
 fn bound<'a>(sql: Sql, arguments: &[Argument<'a>]) -> Statement<'a> {
-    let mut statement = query(sql.postgres);
+    // A prepared statement keeps the plan that it got when its tables were small, until PostgreSQL
+    // analyses them. Publishing fills its tables within seconds, and takes many rows with each
+    // statement, so it can afford a new plan for each.
+    let mut statement = query(sql.postgres).persistent(!sql.postgres.contains(" publish_"));
     for argument in arguments {
         statement = match *argument {
             Argument::Flag(flag) => statement.bind(flag),

@@ -10,9 +10,11 @@ use dormer_testkit::services::Postgres as Server;
 use sqlx::{AssertSqlSafe, Row as _, query};
 
 use super::*;
+use crate::collect;
+use crate::jobs::expire_cache;
 use crate::sql::{Sql, Transaction as _};
 use crate::sql_index::Lock;
-use crate::topics::{caches, chunks, nars, objects, outbox};
+use crate::topics::{caches, chunks, nars, objects, outbox, retention};
 use crate::*;
 
 pub(super) const NOW: UnixSeconds = 1_800_000_000;
@@ -71,6 +73,7 @@ async fn push(index: &PostgresIndex, cache: CacheId) -> Result<StorePathHash> {
             target,
             at: NOW,
             grace_seconds: 60,
+            known_keys: Vec::new(),
         })
         .await?;
     Ok(hash)
@@ -85,6 +88,7 @@ pub(super) async fn cache(index: &PostgresIndex, name: &str) -> CacheId {
         upstream_cache_key_names: Vec::new(),
         key: CacheKey { public_key: "k:p".to_owned(), sealed_secret: vec![0; 60], active: true },
         created_at: NOW,
+        allow_replacement: true,
     };
     index.create_cache(&cache).await.unwrap()
 }
@@ -157,6 +161,15 @@ async fn commits_that_share_a_fresh_pack_do_not_wait_for_each_other() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn postgresql_runs_jobs() {
     crate::conformance::run_jobs(|| async {
+        let url = Server::shared().create_database();
+        Arc::new(open(&url).await)
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn postgresql_serves_a_collector() {
+    crate::conformance::run_collect(|| async {
         let url = Server::shared().create_database();
         Arc::new(open(&url).await)
     })
@@ -648,7 +661,7 @@ pub(super) async fn look_ups_search_indexes(index: &PostgresIndex, with_removals
         (nars::LOOK_BY_ID, format!("1, 2, {bytes}"), &["nars_pkey", "objects_cache_hash_key"]),
         (objects::FIND_OBJECT, format!("1, {bytes}"), &["objects_cache_hash_key", "nars_pkey"]),
         (objects::PRESENT_OBJECTS, format!("1, {array}"), &["objects_cache_hash_key", "nars_pkey"]),
-        (objects::TOUCH_OBJECTS, format!("1, {array}, 2"), &["objects_cache_hash_key", "objects_pkey"]),
+        (objects::TOUCH_OBJECTS, format!("1, {array}, 2, true"), &["objects_cache_hash_key", "objects_pkey"]),
         (objects::FIND_ALIAS, "1, 'x', 2".to_owned(), &["aliases_pkey", "nars_pkey"]),
         (objects::DELETE_ALIASES_FOR_CAUSE, format!("1, {bytes}, 2"), &["aliases_pkey", "graces_pkey"]),
         (objects::DELETE_GRACES_FOR_CAUSE, format!("1, {bytes}, 2"), &["graces_pkey"]),
@@ -658,7 +671,31 @@ pub(super) async fn look_ups_search_indexes(index: &PostgresIndex, with_removals
             "1, 2".to_owned(),
             &["objects_by_nar", "graces_by_nar", "aliases_by_nar"],
         ),
+        (
+            expire_cache::EXAMINE_PAGE,
+            "1, 2, 3, 4, 5, 6, 7".to_owned(),
+            &["objects_by_use", "nars_pkey", "object_refs_pkey", "pins_by_path", "objects_by_name"],
+        ),
+        (
+            expire_cache::EXAMINE_FREED,
+            format!("1, 2, 3, {array}"),
+            &["objects_cache_hash_key", "nars_pkey", "object_refs_pkey", "pins_by_path", "objects_by_name"],
+        ),
+        (expire_cache::DELETE_OBJECTS, format!("1, 2, {array}"), &["objects_cache_hash_key", "objects_pkey"]),
+        (expire_cache::SUM_OBJECTS, format!("1, {bytes}, 3"), &["objects_cache_hash_key", "nars_pkey"]),
+        (expire_cache::SUM_GRACES, format!("1, {bytes}, 3, 4"), &["graces_pkey", "nars_pkey"]),
+        (retention::LIST_PINS, format!("1, 'x', {bytes}, 4, 5"), &["pins_by_name"]),
+        (retention::FIND_REFERENCES, format!("1, {array}"), &["objects_cache_hash_key"]),
+        (retention::FIND_REFERRERS, format!("1, {bytes}, 3"), &["object_refs_pkey"]),
+        (retention::LIST_BY_USE, "1, 2, 3, 4".to_owned(), &["objects_by_use"]),
+        (retention::LIST_BY_AGE, "1, 2, 3, 4".to_owned(), &["objects_by_age"]),
+        (retention::LIST_BY_SIZE, "1, 2, 3, 4".to_owned(), &["objects_by_size"]),
         (outbox::AFTER, "1, 2, 3".to_owned(), &["outbox_pkey"]),
+        (collect::MARK_NARS, "1, 2, 3, 4".to_owned(), &["nars_pkey", "objects_by_nar", "listings_pkey"]),
+        (collect::MOVED_CHUNKS, "1, 2".to_owned(), &["chunks_moved"]),
+        (collect::COUNT_CHUNKS, "ARRAY[1]".to_owned(), &["chunks_by_pack"]),
+        (collect::CONDEMN_PACKS, "ARRAY[1], 2, 3, 4".to_owned(), &["packs_pkey"]),
+        (collect::DELETE_CHUNKS, "ARRAY[1]".to_owned(), &["chunks_by_pack", "chunks_pkey"]),
     ] {
         if is_removal(sql) && !with_removals {
             continue;

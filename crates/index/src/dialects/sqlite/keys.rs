@@ -1,7 +1,7 @@
 //! Reads the keys of all chunks, NARs and objects into the filters of
 //! [`KnownKeys`](crate::known_keys::KnownKeys).
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -63,9 +63,9 @@ struct Source {
 }
 
 impl SqlIndex<Sqlite> {
-    pub(super) async fn load_keys_in_background(&self, path: &Path, busy_timeout: Duration) {
+    pub(super) async fn load_keys_in_background(&self) {
         let Some(filters) = self.known.filters() else { return };
-        let source = self.source(path, busy_timeout);
+        let source = self.database.source();
         let loading = Arc::clone(&filters);
         self.known.keep_loader(tokio::spawn(async move {
             let mut backoff = Backoff::new(Duration::from_secs(1), Duration::from_mins(1));
@@ -89,19 +89,17 @@ impl SqlIndex<Sqlite> {
             filters.loaded().await;
         }
     }
+}
 
-    /// Reads the keys of the file again, after many rows were removed: the filters never forget a
-    /// key. The old filters answer meanwhile.
-    pub async fn reload_keys(&self, path: impl AsRef<Path>, busy_timeout: Duration) -> Result<()> {
-        match self.known.filters() {
-            Some(filters) => load(&filters, &self.source(path.as_ref(), busy_timeout)).await,
-            None => Ok(()),
-        }
+impl Sqlite {
+    /// Reads the keys of the file. Old filters answer meanwhile.
+    pub(super) async fn load_keys(&self, filters: &LoadedFilters) -> Result<()> {
+        load(filters, &self.source()).await
     }
 
-    fn source(&self, path: &Path, busy_timeout: Duration) -> Source {
-        let (writer, shared) = (Arc::clone(&self.database.writer), Arc::clone(&self.database.shared));
-        Source { path: path.to_owned(), busy_timeout, writer, shared }
+    fn source(&self) -> Source {
+        let (writer, shared) = (Arc::clone(&self.writer), Arc::clone(&self.shared));
+        Source { path: self.path.clone(), busy_timeout: self.busy_timeout, writer, shared }
     }
 }
 

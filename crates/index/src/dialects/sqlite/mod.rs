@@ -17,7 +17,7 @@ mod session;
 mod tests;
 
 use std::fs::File;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -60,6 +60,8 @@ pub struct Sqlite {
     writer: Arc<Connections>,
     readers: Arc<Connections>,
     shared: Arc<Shared>,
+    path: PathBuf,
+    busy_timeout: Duration,
     /// Held for as long as the database is open, unless it was opened beside another process. Last,
     /// so that it outlives the connections.
     _lock: Option<File>,
@@ -80,7 +82,7 @@ impl SqlIndex<Sqlite> {
         open::migrate(&mut writer).await?;
         let database = Sqlite::connect(path, &options, writer, Some(lock)).await?;
         let index = Self::over(database, KnownKeys::to_be_loaded());
-        index.load_keys_in_background(path, options.busy_timeout).await;
+        index.load_keys_in_background().await;
         Ok(index)
     }
 
@@ -132,6 +134,8 @@ impl Sqlite {
             writer: Arc::new(Connections::new(vec![writer])),
             readers: Arc::new(Connections::new(readers)),
             shared: Arc::new(Shared::new(options.wait_max)),
+            path: path.to_owned(),
+            busy_timeout: options.busy_timeout,
             _lock: lock,
         })
     }
@@ -164,6 +168,13 @@ impl Dialect for Sqlite {
 
     fn patience(&self) -> Duration {
         Duration::ZERO
+    }
+
+    async fn reload(&self, known: &KnownKeys) -> Result<()> {
+        match known.filters() {
+            Some(filters) => self.load_keys(&filters).await,
+            None => Ok(()),
+        }
     }
 
     /// Also folds the log into the main file.

@@ -10,8 +10,10 @@ use sqlx::sqlite::{SqliteConnectOptions, SqliteConnection};
 use sqlx::{AssertSqlSafe, ConnectOptions as _, Connection as _, Row as _, query};
 
 use super::*;
+use crate::collect;
+use crate::jobs::expire_cache;
 use crate::sql::Sql;
-use crate::topics::{caches, chunks, nars, objects};
+use crate::topics::{caches, chunks, nars, objects, retention};
 use crate::*;
 
 const NOW: UnixSeconds = 1_800_000_000;
@@ -46,6 +48,7 @@ pub(super) fn new_cache(name: &str) -> NewCache {
         upstream_cache_key_names: Vec::new(),
         key: CacheKey { public_key: "k:p".to_owned(), sealed_secret: vec![0; 60], active: true },
         created_at: NOW,
+        allow_replacement: true,
     }
 }
 
@@ -105,6 +108,7 @@ fn commit(cache: CacheId, nar: NewNar, object: &Object) -> NarCommit {
         target: CommitTarget::Object(object.clone()),
         at: NOW,
         grace_seconds: 60,
+        known_keys: Vec::new(),
     }
 }
 
@@ -141,6 +145,17 @@ async fn sqlite_runs_jobs() {
     .await;
 }
 
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn sqlite_serves_a_collector() {
+    let folder = tempfile::tempdir().unwrap();
+    let number = AtomicU32::new(0);
+    crate::conformance::run_collect(|| {
+        let path = folder.path().join(format!("{}.sqlite", number.fetch_add(1, Ordering::Relaxed)));
+        async move { Arc::new(open(&path).await) }
+    })
+    .await;
+}
+
 /// A trigger fails one statement of the last step: either all of the step stays or none of it.
 #[tokio::test]
 async fn the_last_step_and_the_end_of_its_job_are_one_transaction() {
@@ -151,11 +166,16 @@ async fn the_last_step_and_the_end_of_its_job_are_one_transaction() {
     let rows = index.commit_pack(&new_pack(1)).await.unwrap();
     let target = CommitTarget::Alias { file_name: "f".to_owned(), compression: "xz".to_owned() };
     let nar = NarSource::New(Box::new(new_nar(&rows, 10)));
-    index.commit_nar(&NarCommit { cache, nar, target, at: NOW, grace_seconds: 60 }).await.unwrap();
+    index
+        .commit_nar(&NarCommit { cache, nar, target, at: NOW, grace_seconds: 60, known_keys: Vec::new() })
+        .await
+        .unwrap();
     index.delete_cache(cache, NOW).await.unwrap();
     let lease = index.lease_job(JobKind::DeleteCache, "a", NOW, NOW + 60).await.unwrap().unwrap();
     let step = || index.delete_cache_step(&lease, 10, NOW, NOW + 60);
-    for _ in ["objects", "graces"] {
+    let pin = "INSERT INTO pins (cache, name, hash, path_name, created_at) VALUES (1, 'a', x'01', 'b', 0)";
+    execute(&path, pin).await;
+    for _ in ["objects", "graces", "aliases", "references"] {
         assert!(!step().await.unwrap().is_last);
     }
     let fail = "CREATE TRIGGER fail BEFORE DELETE ON jobs BEGIN SELECT RAISE(ABORT, 'planted'); END";
@@ -163,7 +183,7 @@ async fn the_last_step_and_the_end_of_its_job_are_one_transaction() {
     assert!(step().await.is_err());
     execute(&path, "DROP TRIGGER fail").await;
     let last = step().await.unwrap();
-    assert_eq!((last.rows, last.is_last), (1, true), "the alias was still there");
+    assert_eq!((last.rows, last.is_last), (1, true), "the pin was still there");
     assert_eq!(index.list_jobs(None, 10).await.unwrap(), []);
 }
 
@@ -189,7 +209,7 @@ async fn keys_load_beside_writes_and_again() {
     let index = Arc::new(SqliteIndex::open(&path, SqliteOptions::default()).await.unwrap());
     let reload = async {
         for _ in 0..3 {
-            index.reload_keys(&path, Duration::from_secs(10)).await.unwrap();
+            index.reload_known_keys().await.unwrap();
         }
     };
     let write = async {
@@ -239,6 +259,28 @@ async fn a_follower_opens_it_beside_another_process() {
         matches!(refused, Err(Error::SchemaTooOld { found: 1, known }) if known == newest),
         "{refused:?}"
     );
+}
+
+#[tokio::test]
+async fn caches_from_before_the_setting_still_allow_replacement() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("index.sqlite");
+    let index = open(&path).await;
+    index.close().await.unwrap();
+    drop(index);
+    execute(
+        &path,
+        "DROP INDEX public_caches_by_name; ALTER TABLE caches DROP COLUMN allow_replacement;
+         DELETE FROM _sqlx_migrations WHERE version = 9;
+         INSERT INTO caches (name, is_public, store_dir, priority, upstream_cache_key_names, created_at)
+             VALUES ('old', 1, '/nix/store', 40, '[]', 1)",
+    )
+    .await;
+    let index = open(&path).await;
+    index.create_cache(&NewCache { allow_replacement: false, ..new_cache("new") }).await.unwrap();
+    for (name, expected) in [("old", true), ("new", false)] {
+        assert_eq!(index.find_cache(name).await.unwrap().unwrap().allow_replacement, expected, "{name}");
+    }
 }
 
 #[tokio::test]
@@ -479,7 +521,7 @@ async fn a_full_or_busy_database_may_work_later_and_a_defect_may_not() {
 
     // The one writing connection is taken for too long.
     let held = write_connection(&index).await;
-    let waited = index.touch_objects(cache, &[StorePathHash::from_bytes([0; 20])], NOW).await;
+    let waited = index.touch_objects(cache, &[StorePathHash::from_bytes([0; 20])], Use::Pull, NOW).await;
     assert!(matches!(waited, Err(Error::Unavailable { .. })), "{waited:?}");
     drop(held);
 
@@ -625,17 +667,84 @@ pub(super) async fn look_ups_search_indexes(index: &SqliteIndex) {
             objects::TOUCH_OBJECTS,
             &["SEARCH objects USING INDEX sqlite_autoindex_objects_1 (cache=? AND hash=?)"],
         ),
+        (
+            expire_cache::EXAMINE_PAGE,
+            &[
+                "SEARCH o USING INDEX objects_by_use (cache=? AND last_used_at>? AND last_used_at<?)",
+                "SEARCH n USING INTEGER PRIMARY KEY (rowid=?)",
+                "SEARCH r USING PRIMARY KEY (cache=? AND reference=?)",
+                "SEARCH p USING INDEX pins_by_path (cache=? AND hash=?)",
+                "SEARCH m USING COVERING INDEX objects_by_name (cache=? AND name=? AND created_at>?)",
+            ],
+        ),
+        (
+            expire_cache::EXAMINE_FREED,
+            &[
+                "SEARCH o USING INDEX sqlite_autoindex_objects_1 (cache=? AND hash=?)",
+                "SEARCH n USING INTEGER PRIMARY KEY (rowid=?)",
+            ],
+        ),
+        (
+            expire_cache::DELETE_OBJECTS,
+            &["SEARCH objects USING INDEX sqlite_autoindex_objects_1 (cache=? AND hash=?)"],
+        ),
+        (
+            expire_cache::SUM_OBJECTS,
+            &[
+                "SEARCH o USING INDEX sqlite_autoindex_objects_1 (cache=? AND hash>?)",
+                "SEARCH n USING INTEGER PRIMARY KEY (rowid=?)",
+            ],
+        ),
+        (
+            expire_cache::SUM_GRACES,
+            &[
+                "SEARCH g USING PRIMARY KEY (cache=? AND hash>?)",
+                "SEARCH n USING INTEGER PRIMARY KEY (rowid=?)",
+            ],
+        ),
+        (retention::LIST_PINS, &["SEARCH pins USING INDEX pins_by_name (cache=? AND (name,hash)>(?,?))"]),
+        (
+            retention::FIND_REFERENCES,
+            &["SEARCH o USING INDEX sqlite_autoindex_objects_1 (cache=? AND hash=?)"],
+        ),
+        (retention::FIND_REFERRERS, &["SEARCH object_refs USING PRIMARY KEY (cache=? AND reference=?)"]),
+        (retention::LIST_BY_USE, &["SEARCH objects USING INDEX objects_by_use (cache=? AND last_used_at>?)"]),
+        (retention::LIST_BY_AGE, &["SEARCH objects USING INDEX objects_by_age (cache=? AND created_at>?)"]),
+        (retention::LIST_BY_SIZE, &["SEARCH objects USING INDEX objects_by_size (cache=? AND nar_size<?)"]),
         (objects::FIND_ALIAS, &["SEARCH a USING PRIMARY KEY (cache=? AND file_name=?)"]),
         (objects::DELETE_ALIASES_FOR_CAUSE, &["SEARCH aliases USING PRIMARY KEY (cache=?)"]),
         (objects::DELETE_GRACES_FOR_CAUSE, &["SEARCH graces USING PRIMARY KEY (cache=?)"]),
+        (collect::EXPIRE_GRACES, &["SEARCH graces USING COVERING INDEX graces_to_expire (<expr><?)"]),
+        (collect::EXPIRE_ALIASES, &["SEARCH aliases USING COVERING INDEX aliases_to_expire (<expr><?)"]),
+        (
+            collect::MARK_NARS,
+            &[
+                "SEARCH n USING INTEGER PRIMARY KEY (rowid>?)",
+                "SEARCH l USING INTEGER PRIMARY KEY (rowid=?) LEFT-JOIN",
+                "SEARCH o USING COVERING INDEX objects_by_nar (nar=?)",
+            ],
+        ),
+        (
+            collect::DELETE_NARS,
+            &[
+                "SEARCH nars USING INTEGER PRIMARY KEY (rowid=?)",
+                "SEARCH o USING COVERING INDEX objects_by_nar (nar=?)",
+            ],
+        ),
+        (collect::MOVED_CHUNKS, &["SEARCH chunks USING COVERING INDEX chunks_moved (number>?)"]),
+        (collect::COUNT_CHUNKS, &["SEARCH chunks USING COVERING INDEX chunks_by_pack (pack=?)"]),
+        (collect::CONDEMN_PACKS, &["SEARCH packs USING INTEGER PRIMARY KEY (rowid=?)"]),
+        (collect::DELETE_CHUNKS, &["SEARCH chunks USING COVERING INDEX chunks_by_pack (pack=?)"]),
     ] {
         let plan = plan(index, sql).await;
         for search in searches {
             assert!(plan.iter().any(|step| step == search), "{search} is not in {plan:#?}");
         }
         for step in plan.iter().filter(|step| step.starts_with("SCAN")) {
-            let harmless =
-                step.contains("VIRTUAL TABLE") || step.contains("CONSTANT ROW") || step == "SCAN one";
+            let harmless = step.contains("VIRTUAL TABLE")
+                || step.contains("CONSTANT ROW")
+                || step == "SCAN one"
+                || step == "SCAN newer";
             assert!(harmless, "{step} in {plan:#?}");
         }
     }

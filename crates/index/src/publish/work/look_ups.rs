@@ -23,24 +23,26 @@ pub(super) const FIND_OBJECTS: Sql = both!(
          AND EXISTS (SELECT 1 FROM caches WHERE id = $1 AND deleted_at IS NULL)"
 );
 pub(super) const FIND_PUBLISHED: Sql = both!(
-    "SELECT o.hash, o.state, o.nar, o.tag, o.digest, o.etag, o.upstream FROM", list 3, "AS k CROSS JOIN publish_objects AS o
-     WHERE o.target = $1 AND o.cache = $2 AND o.hash = k.item"
+    "SELECT o.hash, o.state, o.nar, o.tag, o.digest, o.etag, o.upstream FROM", keyed 3, "AS k CROSS JOIN publish_objects AS o
+     WHERE o.target = k.target AND o.cache = k.cache AND o.hash = k.item"
 );
 // SQLite cannot begin a range of an index of expressions with a row of values: so the first value
 // is compared by itself too, and a page reads at most the rows with its first byte in vain.
 pub(super) const LIST_PUBLISHED: Sql = both!(
     "SELECT o.hash, o.state, o.nar, o.tag, o.digest, o.etag, o.upstream FROM publish_objects AS o
-     WHERE o.target = $1 AND o.cache = $2 AND (substr(o.hash, 20, 1), o.hash) > ($3, $4)
+     WHERE o.target * 4294967296 + o.cache = $1 * 4294967296 + $2 AND (substr(o.hash, 20, 1), o.hash) > ($3, $4)
          AND substr(o.hash, 20, 1) >= $3 AND substr(o.hash, 20, 1) <= $5
      ORDER BY substr(o.hash, 20, 1), o.hash LIMIT $6"
 );
 pub(super) const FIND_NARS: Sql = both!(
     "SELECT n.nar, n.tag, n.uploaded, n.file_size, n.file_hash, n.etag, n.delete_after
-     FROM", list 3, "AS k CROSS JOIN publish_nars AS n WHERE n.target = $1 AND n.cache = $2 AND n.nar = k.item"
+     FROM", keyed 3, "AS k CROSS JOIN publish_nars AS n
+     WHERE n.target = k.target AND n.cache = k.cache AND n.nar = k.item"
 );
 pub(super) const LIST_NARS: Sql = both!(
     "SELECT n.nar, n.tag, n.uploaded, n.file_size, n.file_hash, n.etag, n.delete_after FROM publish_nars AS n
-     WHERE n.target = $1 AND n.cache = $2 AND (substr(n.nar, 32, 1), n.nar, n.tag) > ($3, $4, $5)
+     WHERE n.target * 4294967296 + n.cache = $1 * 4294967296 + $2
+         AND (substr(n.nar, 32, 1), n.nar, n.tag) > ($3, $4, $5)
          AND substr(n.nar, 32, 1) >= $3 AND substr(n.nar, 32, 1) <= $6
      ORDER BY substr(n.nar, 32, 1), n.nar, n.tag LIMIT $7"
 );

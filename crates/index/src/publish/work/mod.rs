@@ -60,13 +60,14 @@ const HOLD: Sql = both!(
      WHERE id = $1 AND fence = $2 AND holder IS NOT NULL"
 );
 const DROP_PENDING: Sql = both!(
-    "DELETE FROM publish_pending WHERE target = $1 AND cache = $2 AND hash",
-    any 3,
-    ""
+    "DELETE FROM publish_pending WHERE (target, cache, hash) IN
+         (SELECT k.target, k.cache, k.item FROM",
+    keyed 3,
+    "AS k)"
 );
 const FIND_NARS_OF: Sql = both!(
-    "SELECT o.hash, o.nar, o.tag FROM", list 3, "AS k CROSS JOIN publish_objects AS o
-     WHERE o.target = $1 AND o.cache = $2 AND o.hash = k.item"
+    "SELECT o.hash, o.nar, o.tag FROM", keyed 3, "AS k CROSS JOIN publish_objects AS o
+     WHERE o.target = k.target AND o.cache = k.cache AND o.hash = k.item"
 );
 
 /// A NAR and its encoding.

@@ -63,30 +63,33 @@ pub(super) const NOTE_CHANGED: Sql = records!(
          since = CASE WHEN excluded.since > publish_pending.since THEN excluded.since ELSE publish_pending.since END"
 );
 pub(super) const NOTE_WAITING: Sql = records!(
-    "UPDATE publish_pending SET reason = k.reason FROM", 3 { hash: bytes 0, reason: text 1 }, "AS k
-     WHERE publish_pending.target = $1 AND publish_pending.cache = $2 AND publish_pending.hash = k.hash"
+    "UPDATE publish_pending SET reason = k.reason FROM", keyed 3 { hash: bytes 0, reason: text 1 }, "AS k
+     WHERE publish_pending.target = k.target AND publish_pending.cache = k.cache AND publish_pending.hash = k.hash"
 );
 pub(super) const SET_LOST: Sql = records!(
-    "UPDATE publish_pending SET lost = k.lost FROM", 3 { hash: bytes 0, lost: bytes 1 }, "AS k
-     WHERE publish_pending.target = $1 AND publish_pending.cache = $2 AND publish_pending.hash = k.hash"
+    "UPDATE publish_pending SET lost = k.lost FROM", keyed 3 { hash: bytes 0, lost: bytes 1 }, "AS k
+     WHERE publish_pending.target = k.target AND publish_pending.cache = k.cache AND publish_pending.hash = k.hash"
 );
 pub(super) const NOTE_REMOVED: Sql = both!(
     "INSERT INTO publish_removed (target, cache, hash, at) SELECT t.id, $2, k.item, $4
      FROM", list 3, "AS k CROSS JOIN publish_targets AS t WHERE t.id = $1
      ON CONFLICT (target, cache, hash) DO UPDATE SET at = excluded.at"
 );
+// Scalar look-ups: from EXISTS, PostgreSQL makes a table of all rows of the cache.
 pub(super) const FIND_REMOVED: Sql = both!(
     "SELECT k.item FROM", list 3, "AS k
-     WHERE EXISTS (SELECT 1 FROM publish_removed AS r WHERE r.target = $1 AND r.cache = $2 AND r.hash = k.item)
-         OR EXISTS (SELECT 1 FROM publish_pending AS p WHERE p.target = $1 AND p.cache = $2 AND p.hash = k.item)"
+     WHERE (SELECT r.at FROM publish_removed AS r WHERE r.target = $1 AND r.cache = $2 AND r.hash = k.item) IS NOT NULL
+         OR (SELECT p.since FROM publish_pending AS p
+             WHERE p.target = $1 AND p.cache = $2 AND p.hash = k.item) IS NOT NULL"
 );
 pub(super) const OLD_REMOVED: Sql = both!(
     "SELECT hash FROM publish_removed WHERE target = $1 AND cache = $2 AND at < $3 ORDER BY at LIMIT $4"
 );
 pub(super) const FORGET_REMOVED: Sql = both!(
-    "DELETE FROM publish_removed WHERE target = $1 AND cache = $2 AND hash",
-    any 3,
-    ""
+    "DELETE FROM publish_removed WHERE (target, cache, hash) IN
+         (SELECT k.target, k.cache, k.item FROM",
+    keyed 3,
+    "AS k)"
 );
 
 pub(crate) async fn note_pending(

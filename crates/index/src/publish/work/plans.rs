@@ -16,12 +16,12 @@ pub(crate) const PAGES: &[(Sql, &str, &str)] = &[
     (pending::LAST_PUBLISHED, "PRIMARY KEY (target=? AND cache=? AND hash>?)", "(hash > $3)"),
     (
         look_ups::LIST_PUBLISHED,
-        "publish_objects_by_name (target=? AND cache=? AND <expr>>? AND <expr><?)",
+        "publish_objects_by_name (<expr>=? AND <expr>>? AND <expr><?)",
         "publish_objects_by_name",
     ),
     (
         look_ups::LIST_NARS,
-        "publish_nars_by_name (target=? AND cache=? AND <expr>>? AND <expr><?)",
+        "publish_nars_by_name (<expr>=? AND <expr>>? AND <expr><?)",
         "publish_nars_by_name",
     ),
     (
@@ -80,3 +80,8 @@ pub(crate) const LOOK_UPS: &[Sql] = &[
     caches::FORGET_ROWS[3].1,
     caches::FORGET_ROWS[4].1,
 ];
+
+/// Whether a statement takes any rows of a cache, as many as its limit allows.
+pub(crate) fn takes_any_rows(sql: Sql) -> bool {
+    caches::FORGET_ROWS.iter().any(|(_, forget)| *forget == sql)
+}

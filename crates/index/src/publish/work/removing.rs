@@ -26,20 +26,22 @@ pub(super) const NOTE_LOST: Sql = records!(
      ON CONFLICT (target, cache, hash) DO UPDATE SET lost = excluded.lost"
 );
 pub(super) const DELETE_REFS: Sql = both!(
-    "DELETE FROM publish_refs WHERE target = $1 AND cache = $2 AND referrer",
-    any 3,
-    ""
+    "DELETE FROM publish_refs WHERE (target, cache, referrer) IN
+         (SELECT k.target, k.cache, k.item FROM",
+    keyed 3,
+    "AS k)"
 );
 pub(super) const DELETE_OBJECTS: Sql = both!(
-    "DELETE FROM publish_objects WHERE target = $1 AND cache = $2 AND hash",
-    any 3,
-    ""
+    "DELETE FROM publish_objects WHERE (target, cache, hash) IN
+         (SELECT k.target, k.cache, k.item FROM",
+    keyed 3,
+    "AS k)"
 );
 // The NAR that an object's row named.
 pub(super) const LEAVE_NARS: Sql = records!(
     "UPDATE publish_nars SET delete_after = k.delete_after, path = k.hash FROM",
-    3 { hash: bytes 0, nar: bytes 1, tag: bytes 2, delete_after: number 3 },
-    "AS k WHERE publish_nars.target = $1 AND publish_nars.cache = $2 AND publish_nars.nar = k.nar
+    keyed 3 { hash: bytes 0, nar: bytes 1, tag: bytes 2, delete_after: number 3 },
+    "AS k WHERE publish_nars.target = k.target AND publish_nars.cache = k.cache AND publish_nars.nar = k.nar
          AND publish_nars.tag = k.tag AND publish_nars.delete_after IS NULL
          AND NOT EXISTS (SELECT 1 FROM publish_objects AS o WHERE o.target = $1 AND o.cache = $2
              AND o.nar = publish_nars.nar AND o.tag = publish_nars.tag)"
@@ -47,16 +49,17 @@ pub(super) const LEAVE_NARS: Sql = records!(
 // And those that it named last: an intent may never have become more.
 pub(super) const LEAVE_NARS_OF: Sql = records!(
     "UPDATE publish_nars SET delete_after = k.delete_after FROM",
-    3 { hash: bytes 0, nar: bytes 1, tag: bytes 2, delete_after: number 3 },
-    "AS k WHERE publish_nars.target = $1 AND publish_nars.cache = $2 AND publish_nars.path = k.hash
+    keyed 3 { hash: bytes 0, nar: bytes 1, tag: bytes 2, delete_after: number 3 },
+    "AS k WHERE publish_nars.target = k.target AND publish_nars.cache = k.cache AND publish_nars.path = k.hash
          AND publish_nars.delete_after IS NULL
          AND NOT EXISTS (SELECT 1 FROM publish_objects AS o WHERE o.target = $1 AND o.cache = $2
              AND o.nar = publish_nars.nar AND o.tag = publish_nars.tag)"
 );
 pub(super) const BEGIN_REMOVING: Sql = both!(
-    "UPDATE publish_objects SET state = 2, referrers_taken = 0, referrers_after = NULL WHERE target = $1 AND cache = $2 AND hash",
-    any 3,
-    ""
+    "UPDATE publish_objects SET state = 2, referrers_taken = 0, referrers_after = NULL WHERE (target, cache, hash) IN
+         (SELECT k.target, k.cache, k.item FROM",
+    keyed 3,
+    "AS k)"
 );
 pub(super) const FIND_SPREADING: Sql = both!(
     "SELECT hash FROM publish_objects
@@ -64,7 +67,7 @@ pub(super) const FIND_SPREADING: Sql = both!(
 );
 // PostgreSQL looks each key up by itself: LATERAL with a limit, and scalar look-ups, are never
 // joined in another order. With joins, and rows that nobody has counted, it compared every
-// reference of the cache with every key.
+// reference of the cache with every key. Only the primary key serves a comparison of the pair.
 pub(super) const FIND_REFERRERS: Sql = Sql {
     sqlite: "
         SELECT r.referrer, r.reference FROM (SELECT unhex(value) AS item FROM json_each($3)) AS k
@@ -80,7 +83,8 @@ pub(super) const FIND_REFERRERS: Sql = Sql {
             WHERE o.target = $1 AND o.cache = $2 AND o.hash = k.item AND o.upstream = 0 OFFSET 0) AS x
         CROSS JOIN LATERAL (
             SELECT f.referrer, f.reference FROM publish_refs AS f
-            WHERE f.target = $1 AND f.cache = $2 AND f.reference = k.item AND f.referrer > x.after
+            WHERE f.target = $1 AND f.cache = $2 AND f.reference = k.item
+                AND (f.reference, f.referrer) > (k.item, x.after)
                 AND (SELECT u.state FROM publish_objects AS u
                     WHERE u.target = $1 AND u.cache = $2 AND u.hash = f.referrer) <> 2
             LIMIT $4) AS r
@@ -91,22 +95,25 @@ pub(super) const FIND_REFERRERS_OF: Sql = both!(
     "SELECT p.referrer, u.state
      FROM (SELECT r.referrer FROM publish_objects AS x CROSS JOIN publish_refs AS r
          WHERE x.target = $1 AND x.cache = $2 AND x.hash = $3 AND x.upstream = 0
-             AND r.target = $1 AND r.cache = $2 AND r.reference = $3 AND r.referrer > coalesce(x.referrers_after, $4)
-         ORDER BY r.referrer LIMIT $5) AS p
+             AND r.target = $1 AND r.cache = $2 AND r.reference = $3
+             AND (r.reference, r.referrer) > ($3, coalesce(x.referrers_after, $4))
+         ORDER BY r.reference, r.referrer LIMIT $5) AS p
      LEFT JOIN publish_objects AS u ON u.target = $1 AND u.cache = $2 AND u.hash = p.referrer AND u.state <> 2"
 );
 pub(super) const SET_AFTER: Sql =
     both!("UPDATE publish_objects SET referrers_after = $4 WHERE target = $1 AND cache = $2 AND hash = $3");
 pub(super) const SET_TAKEN: Sql = both!(
-    "UPDATE publish_objects SET referrers_taken = 1 WHERE target = $1 AND cache = $2 AND hash",
-    any 3,
-    ""
+    "UPDATE publish_objects SET referrers_taken = 1 WHERE (target, cache, hash) IN
+         (SELECT k.target, k.cache, k.item FROM",
+    keyed 3,
+    "AS k)"
 );
 pub(super) const REMOVABLE: Sql = both!(
     "SELECT x.hash, CASE WHEN x.upstream = 1 OR NOT EXISTS (
-         SELECT 1 FROM publish_refs AS r JOIN publish_objects AS u
-             ON u.target = r.target AND u.cache = r.cache AND u.hash = r.referrer
-         WHERE r.target = $1 AND r.cache = $2 AND r.reference = x.hash AND (u.state <> 2 OR $3 = 0)) THEN CAST(1 AS BIGINT) ELSE CAST(0 AS BIGINT) END
+         SELECT 1 FROM publish_refs AS r WHERE r.target = $1 AND r.cache = $2 AND r.reference = x.hash
+             AND (r.reference, r.referrer) > (x.hash, '') AND (SELECT u.state <> 2 OR $3 = 0 FROM publish_objects AS u
+                 WHERE u.target = $1 AND u.cache = $2 AND u.hash = r.referrer)
+     ) THEN CAST(1 AS BIGINT) ELSE CAST(0 AS BIGINT) END
      FROM (SELECT hash, upstream FROM publish_objects
          WHERE target = $1 AND cache = $2 AND state = 2 AND referrers_taken = 1 AND hash > $4
          ORDER BY hash LIMIT $5) AS x"
@@ -114,38 +121,39 @@ pub(super) const REMOVABLE: Sql = both!(
 // What the lab serves is what `find_nar_in_cache` finds.
 pub(super) const END_GRACES: Sql = both!(
     "UPDATE publish_nars SET delete_after = $4
-     WHERE target = $1 AND cache = $2 AND delete_after IS NOT NULL
+     WHERE delete_after IS NOT NULL
          AND NOT EXISTS (SELECT 1 FROM nars AS n WHERE n.hash = publish_nars.nar AND (
              EXISTS (SELECT 1 FROM objects AS o WHERE o.nar = n.id AND o.cache = $2)
              OR EXISTS (SELECT 1 FROM graces AS g WHERE g.nar = n.id AND g.cache = $2 AND g.ends_at > $4)
              OR EXISTS (SELECT 1 FROM aliases AS a WHERE a.nar = n.id AND a.cache = $2))
              AND EXISTS (SELECT 1 FROM caches WHERE id = $2 AND deleted_at IS NULL))
-         AND path",
-    any 3,
-    ""
+         AND (target, cache, path) IN (SELECT k.target, k.cache, k.item FROM",
+    keyed 3,
+    "AS k)"
 );
 pub(super) const BEGIN_DELETING: Sql = records!(
-    "UPDATE publish_nars SET uploaded = 0 FROM", 3 { nar: bytes 0, tag: bytes 1 }, "AS k
-     WHERE publish_nars.target = $1 AND publish_nars.cache = $2 AND publish_nars.nar = k.nar AND publish_nars.tag = k.tag"
+    "UPDATE publish_nars SET uploaded = 0 FROM", keyed 3 { nar: bytes 0, tag: bytes 1 }, "AS k
+     WHERE publish_nars.target = k.target AND publish_nars.cache = k.cache AND publish_nars.nar = k.nar AND publish_nars.tag = k.tag"
 );
 pub(super) const FORGET_NARS: Sql = records!(
-    "DELETE FROM publish_nars WHERE target = $1 AND cache = $2 AND delete_after IS NOT NULL
-     AND (nar, tag) IN (SELECT k.nar, k.tag FROM", 3 { nar: bytes 0, tag: bytes 1 }, "AS k)"
+    "DELETE FROM publish_nars WHERE delete_after IS NOT NULL
+     AND (target, cache, nar, tag) IN (SELECT k.target, k.cache, k.nar, k.tag FROM", keyed 3 { nar: bytes 0, tag: bytes 1 }, "AS k)"
 );
 pub(super) const DRIFTED_OBJECTS: Sql = both!(
-    "UPDATE publish_objects SET state = 0, digest = $4, etag = NULL WHERE target = $1 AND cache = $2 AND state = 1 AND hash",
-    any 3,
-    ""
+    "UPDATE publish_objects SET state = 0, digest = $4, etag = NULL WHERE state = 1 AND (target, cache, hash) IN
+         (SELECT k.target, k.cache, k.item FROM",
+    keyed 3,
+    "AS k)"
 );
 pub(super) const NOTE_NAMING: Sql = records!(
     "INSERT INTO publish_pending (target, cache, hash, since)
-     SELECT o.target, o.cache, o.hash, $4 FROM", 3 { nar: bytes 0, tag: bytes 1 }, "AS k CROSS JOIN publish_objects AS o
-     WHERE o.target = $1 AND o.cache = $2 AND o.nar = k.nar AND o.tag = k.tag
+     SELECT o.target, o.cache, o.hash, $4 FROM", keyed 3 { nar: bytes 0, tag: bytes 1 }, "AS k CROSS JOIN publish_objects AS o
+     WHERE o.target = k.target AND o.cache = k.cache AND o.nar = k.nar AND o.tag = k.tag
      ON CONFLICT (target, cache, hash) DO NOTHING"
 );
 pub(super) const DRIFTED_NAMING: Sql = records!(
-    "UPDATE publish_objects SET state = 0, digest = $4 FROM", 3 { nar: bytes 0, tag: bytes 1 }, "AS k
-     WHERE publish_objects.target = $1 AND publish_objects.cache = $2 AND publish_objects.nar = k.nar
+    "UPDATE publish_objects SET state = 0, digest = $4 FROM", keyed 3 { nar: bytes 0, tag: bytes 1 }, "AS k
+     WHERE publish_objects.target = k.target AND publish_objects.cache = k.cache AND publish_objects.nar = k.nar
          AND publish_objects.tag = k.tag AND publish_objects.state = 1"
 );
 

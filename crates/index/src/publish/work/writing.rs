@@ -15,9 +15,10 @@ use crate::rows::Row as _;
 use Argument::{Bytes, List, Number, Text};
 
 pub(super) const DROP_REMOVED: Sql = both!(
-    "DELETE FROM publish_removed WHERE target = $1 AND cache = $2 AND hash",
-    any 3,
-    ""
+    "DELETE FROM publish_removed WHERE (target, cache, hash) IN
+         (SELECT k.target, k.cache, k.item FROM",
+    keyed 3,
+    "AS k)"
 );
 // What is there stays there while it is written anew.
 pub(super) const BEGIN_OBJECTS: Sql = records!(
@@ -41,25 +42,25 @@ pub(super) const ADD_REFS: Sql = records!(
 );
 pub(super) const NOTE_UPLOADED: Sql = records!(
     "UPDATE publish_nars SET uploaded = 1, file_size = k.file_size, file_hash = k.file_hash, etag = k.etag FROM",
-    3 { nar: bytes 0, tag: bytes 1, file_size: number 2, file_hash: bytes 3, etag: text 4 }, "AS k
-     WHERE publish_nars.target = $1 AND publish_nars.cache = $2 AND publish_nars.nar = k.nar AND publish_nars.tag = k.tag"
+    keyed 3 { nar: bytes 0, tag: bytes 1, file_size: number 2, file_hash: bytes 3, etag: text 4 }, "AS k
+     WHERE publish_nars.target = k.target AND publish_nars.cache = k.cache AND publish_nars.nar = k.nar AND publish_nars.tag = k.tag"
 );
 pub(super) const FINISH_OBJECTS: Sql = records!(
     "UPDATE publish_objects SET state = 1, nar = k.nar, tag = k.tag, digest = k.digest, etag = k.etag, upstream = k.upstream
-     FROM", 3 { hash: bytes 0, nar: bytes 1, tag: bytes 2, digest: bytes 3, etag: text 4, upstream: number 5 }, "AS k
-     WHERE publish_objects.target = $1 AND publish_objects.cache = $2 AND publish_objects.hash = k.hash"
+     FROM", keyed 3 { hash: bytes 0, nar: bytes 1, tag: bytes 2, digest: bytes 3, etag: text 4, upstream: number 5 }, "AS k
+     WHERE publish_objects.target = k.target AND publish_objects.cache = k.cache AND publish_objects.hash = k.hash"
 );
 pub(super) const FIND_REFS: Sql = both!(
-    "SELECT r.reference, r.referrer FROM", list 3, "AS k CROSS JOIN publish_refs AS r
-     WHERE r.target = $1 AND r.cache = $2 AND r.referrer = k.item"
+    "SELECT r.reference, r.referrer FROM", keyed 3, "AS k CROSS JOIN publish_refs AS r
+     WHERE r.target = k.target AND r.cache = k.cache AND r.referrer = k.item"
 );
 pub(super) const DROP_REFS: Sql = records!(
-    "DELETE FROM publish_refs WHERE target = $1 AND cache = $2
-     AND (reference, referrer) IN (SELECT k.reference, k.referrer FROM", 3 { reference: bytes 0, referrer: bytes 1 }, "AS k)"
+    "DELETE FROM publish_refs WHERE (target, cache, reference, referrer) IN
+         (SELECT k.target, k.cache, k.reference, k.referrer FROM", keyed 3 { reference: bytes 0, referrer: bytes 1 }, "AS k)"
 );
 pub(super) const LEAVE_NARS: Sql = records!(
-    "UPDATE publish_nars SET delete_after = $4, path = k.hash FROM", 3 { hash: bytes 0, nar: bytes 1, tag: bytes 2 }, "AS k
-     WHERE publish_nars.target = $1 AND publish_nars.cache = $2 AND publish_nars.nar = k.nar AND publish_nars.tag = k.tag
+    "UPDATE publish_nars SET delete_after = $4, path = k.hash FROM", keyed 3 { hash: bytes 0, nar: bytes 1, tag: bytes 2 }, "AS k
+     WHERE publish_nars.target = k.target AND publish_nars.cache = k.cache AND publish_nars.nar = k.nar AND publish_nars.tag = k.tag
          AND publish_nars.delete_after IS NULL
          AND NOT EXISTS (SELECT 1 FROM publish_objects AS o WHERE o.target = $1 AND o.cache = $2
              AND o.nar = publish_nars.nar AND o.tag = publish_nars.tag)"

@@ -1,0 +1,146 @@
+//! `dormer gc`.
+
+use std::time::Duration;
+
+use clap::Args;
+use dormer_engine::{Clock as _, CollectionPlan, CollectionReport, PackTotals, SystemClock};
+use dormer_index::{JobId, JobKind};
+use serde_json::json;
+
+use super::publish::holder;
+use crate::context::{Context, SettingsArgs};
+use crate::error::{Error, Result};
+use crate::installation::{Collection, open_collection};
+use crate::settings::{Settings, units::human_size};
+
+/// Free what nothing needs any more
+///
+/// A collection removes NARs that no path, grace or upload names, and condemns packs that hold
+/// nothing else. A condemned pack is deleted by a later collection, after the longest upload that
+/// the server allows. A server collects by itself every `garbage-collection.interval`.
+///
+/// On SQLite, a running server does the work and this command waits for it. Without a server, and
+/// on PostgreSQL, this command does the work itself. The plan reads only, also beside a server.
+///
+/// Examples:
+///   dormer gc --dry-run
+///   dormer gc --json --config /etc/dormer.toml
+#[derive(Debug, Args)]
+#[command(verbatim_doc_comment)]
+pub(crate) struct GcArgs {
+    /// Print what a collection would free, and change nothing
+    #[arg(long)]
+    dry_run: bool,
+    #[command(flatten)]
+    settings: SettingsArgs,
+}
+
+/// How often the command looks whether a server is done.
+const LOOK: Duration = Duration::from_millis(500);
+
+/// How long a lease of this command lasts after its last step, in seconds.
+const LEASE_SECONDS: i64 = 30;
+
+pub(super) async fn run(args: GcArgs, context: &Context) -> Result<()> {
+    let (settings, _) = Settings::load(&context.environment, &args.settings.to_flags())?;
+    let collection = open_collection(&settings, args.dry_run).await?;
+    let printer = &context.printer;
+    if args.dry_run {
+        let plan = collection.collector.plan().await?;
+        let mut message = json!(plan);
+        message["message_type"] = "collection_plan".into();
+        printer.message(&message)?;
+        if !printer.json {
+            plan_lines(&plan).iter().try_for_each(|line| printer.data(line))?;
+        }
+    } else {
+        let report = collect(&collection, context).await?;
+        let mut message = json!(report);
+        message["message_type"] = "collection".into();
+        printer.message(&message)?;
+        if !printer.json {
+            report_lines(&report).iter().try_for_each(|line| printer.data(line))?;
+        }
+    }
+    Ok(collection.opened.index.close().await?)
+}
+
+/// Collects here, or waits for the process that does.
+async fn collect(collection: &Collection, context: &Context) -> Result<CollectionReport> {
+    let Collection { opened, collector, is_served } = collection;
+    let job = if *is_served {
+        opened.collect.open_collection(i64::MAX, SystemClock.now()).await?
+    } else {
+        let report = collector.run_now(&*opened.jobs, &holder(), LEASE_SECONDS).await?;
+        match report {
+            Some(report) => return Ok(report),
+            None => opened.collect.open_collection(i64::MAX, SystemClock.now()).await?,
+        }
+    };
+    let job = job.expect("a time in the future makes any collection due");
+    context.printer.say("another process collects; waiting for it");
+    wait_for(collection, job).await?;
+    let report = opened.collect.last_collection().await?.report;
+    serde_json::from_str(&report).map_err(|error| Error::NotCollected { reason: error.to_string() })
+}
+
+/// Waits until the job is done, or has failed.
+async fn wait_for(collection: &Collection, job: JobId) -> Result<()> {
+    loop {
+        let after = Some(JobId(job.0 - 1));
+        let found = collection.opened.jobs.list_jobs(after, 1).await?.pop();
+        let Some(found) = found.filter(|found| found.id == job && found.kind == JobKind::Collect.as_str())
+        else {
+            return Ok(());
+        };
+        if let Some(reason) = found.error {
+            return Err(Error::NotCollected { reason });
+        }
+        tokio::time::sleep(LOOK).await;
+    }
+}
+
+fn packs(totals: &PackTotals) -> String {
+    let PackTotals { packs, bytes, chunks } = totals;
+    format!("{packs} packs, {}, {chunks} chunks", human_size(*bytes))
+}
+
+fn plan_lines(plan: &CollectionPlan) -> Vec<String> {
+    vec![
+        format!("NARs to remove: {}, {} uncompressed", plan.nars, human_size(plan.nar_bytes)),
+        format!("to condemn: {}", packs(&plan.condemn)),
+        format!("condemned, waiting for the longest upload: {}", packs(&plan.wait)),
+        format!("to free: {}", packs(&plan.remove)),
+    ]
+}
+
+fn report_lines(report: &CollectionReport) -> Vec<String> {
+    let mut lines = vec![
+        format!("NARs removed: {}, {} uncompressed", report.nars, human_size(report.nar_bytes)),
+        format!("condemned: {}", packs(&report.condemned)),
+        format!("condemned before, waiting for the longest upload: {}", packs(&report.waiting)),
+        format!("freed: {}", packs(&report.removed)),
+    ];
+    if report.strays_found > 0 {
+        lines.push(format!("packs without a row, to be deleted later: {}", report.strays_found));
+    }
+    lines
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_plan_and_a_report_are_a_few_lines() {
+        let totals = PackTotals { packs: 2, bytes: 3 << 20, chunks: 40 };
+        let plan = CollectionPlan { nars: 5, nar_bytes: 1 << 20, condemn: totals, ..Default::default() };
+        let lines = plan_lines(&plan);
+        assert_eq!(lines[0], "NARs to remove: 5, 1.0 MiB uncompressed");
+        assert_eq!(lines[1], "to condemn: 2 packs, 3.0 MiB, 40 chunks");
+        let report = CollectionReport { removed: totals, strays_found: 1, ..Default::default() };
+        let lines = report_lines(&report);
+        assert_eq!(lines[3], "freed: 2 packs, 3.0 MiB, 40 chunks");
+        assert_eq!(lines[4], "packs without a row, to be deleted later: 1");
+    }
+}

@@ -1,0 +1,112 @@
+//! What collections of this process did.
+
+use std::time::Duration;
+
+use dormer_index::UnixSeconds;
+use prometheus::core::{Collector as MetricSource, Desc};
+use prometheus::proto::MetricFamily;
+use prometheus::{IntCounter, IntCounterVec, IntGauge, Opts};
+
+use super::CollectionReport;
+use crate::Result;
+use crate::metrics::gauge_value;
+
+/// Counters of the collector.
+#[derive(Debug, Clone)]
+pub struct CollectMetrics {
+    runs: IntCounterVec,
+    nars: IntCounter,
+    packs: IntCounterVec,
+    bytes: IntCounter,
+    chunks: IntCounter,
+    delete_failures: IntCounter,
+    waiting_bytes: IntGauge,
+    seconds: IntGauge,
+    succeeded_at: IntGauge,
+}
+
+impl CollectMetrics {
+    pub(super) fn new() -> Self {
+        let counter = |name, help| IntCounter::new(name, help).expect("well-formed names");
+        let counters = |name, help, label| {
+            IntCounterVec::new(Opts::new(name, help), &[label]).expect("well-formed names")
+        };
+        let gauge = |name, help| IntGauge::new(name, help).expect("well-formed names");
+        let metrics = Self {
+            runs: counters("dormer_gc_runs_total", "Collections, by how they ended", "outcome"),
+            nars: counter("dormer_gc_nars_removed_total", "NARs without a name that were removed"),
+            packs: counters("dormer_gc_packs_total", "Packs that collections condemned or removed", "what"),
+            bytes: counter("dormer_gc_freed_bytes_total", "Bytes of the packs that were removed"),
+            chunks: counter("dormer_gc_chunks_removed_total", "Chunk rows that went with their packs"),
+            delete_failures: counter(
+                "dormer_gc_delete_failures_total",
+                "Packs that the store did not delete; a later collection tries again",
+            ),
+            waiting_bytes: gauge(
+                "dormer_gc_condemned_bytes",
+                "Bytes of condemned packs whose grace was not over at the last collection",
+            ),
+            seconds: gauge("dormer_gc_last_duration_seconds", "How long the last collection took"),
+            succeeded_at: gauge(
+                "dormer_gc_last_success_timestamp_seconds",
+                "When the last collection of this process ended well; 0 before the first",
+            ),
+        };
+        for outcome in ["done", "failed"] {
+            metrics.runs.with_label_values(&[outcome]);
+        }
+        for what in ["condemned", "removed", "stray"] {
+            metrics.packs.with_label_values(&[what]);
+        }
+        metrics
+    }
+
+    pub(super) fn count(&self, outcome: &Result<CollectionReport>, took: Duration, now: UnixSeconds) {
+        self.seconds.set(gauge_value(took.as_secs()));
+        let Ok(report) = outcome else {
+            self.runs.with_label_values(&["failed"]).inc();
+            return;
+        };
+        self.runs.with_label_values(&["done"]).inc();
+        self.nars.inc_by(report.nars);
+        self.bytes.inc_by(report.removed.bytes);
+        self.chunks.inc_by(report.removed.chunks);
+        for (what, packs) in [
+            ("condemned", report.condemned.packs),
+            ("removed", report.removed.packs),
+            ("stray", report.strays_found),
+        ] {
+            self.packs.with_label_values(&[what]).inc_by(packs);
+        }
+        self.waiting_bytes.set(gauge_value(report.waiting.bytes + report.condemned.bytes));
+        self.succeeded_at.set(now);
+    }
+
+    pub(super) fn count_delete_failure(&self) {
+        self.delete_failures.inc();
+    }
+
+    fn all(&self) -> [&dyn MetricSource; 9] {
+        [
+            &self.runs,
+            &self.nars,
+            &self.packs,
+            &self.bytes,
+            &self.chunks,
+            &self.delete_failures,
+            &self.waiting_bytes,
+            &self.seconds,
+            &self.succeeded_at,
+        ]
+    }
+}
+
+impl MetricSource for CollectMetrics {
+    fn desc(&self) -> Vec<&Desc> {
+        self.all().into_iter().flat_map(MetricSource::desc).collect()
+    }
+
+    fn collect(&self) -> Vec<MetricFamily> {
+        self.all().into_iter().flat_map(MetricSource::collect).collect()
+    }
+}

@@ -1,0 +1,527 @@
+//! The collector: frees what nothing needs.
+//!
+//! Algorithm, in the order of a run:
+//! 1. Delete the objects of packs whose rows are gone; a run that was cut short may have left some.
+//! 2. Remove graces that are over, and upload aliases that no longer resolve.
+//! 3. Mark: read all NARs in pages. Those without a name are removed; the chunks of all others join
+//!    a bitmap. It takes at most two bytes for a chunk, so 20 million chunks take 40 MB.
+//! 4. Judge each pack ([`plan::PackVerdict`]): condemn it, wait, or remove its row and then its
+//!    object.
+//! 5. Now and then, list the store and note the packs without a row.
+//!
+//! docs/STORAGE.md argues why no order of these steps and those of uploads loses a live chunk.
+//!
+//! Invariants
+//! - An object is deleted only after the transaction that removed its row, which also noted the
+//!   object as doomed.
+//! - A pack goes only if it was condemned before the marks of this run began. So no commit could
+//!   use the pack since, and the marks saw every NAR that used the pack before.
+//! - Marks live in memory: a process that takes over a run begins again. What was freed stays
+//!   freed.
+
+mod metrics;
+mod plan;
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use dormer_blobs::{BlobKey, Blobs};
+use dormer_format::PackId;
+use dormer_index::{CollectIndex, JobIndex, JobKind, JobLease, NarId, PackNumber, PackRow, UnixSeconds};
+use dormer_nix::with_causes;
+use roaring::RoaringTreemap;
+use serde::{Deserialize, Serialize};
+
+pub use self::metrics::CollectMetrics;
+pub use self::plan::PackTotals;
+use self::plan::{Marks, PackLimits, PackVerdict, stray_seconds};
+use crate::jobs::pause_after;
+use crate::{Clock, Result};
+
+/// NARs in one page: a page of recipes is some 100 KiB.
+const PAGE_NARS: u32 = 1_024;
+
+/// Rows of packs, or of moved chunks, in one page.
+const PAGE_ROWS: u32 = 4_096;
+
+/// Graces or aliases removed in one transaction.
+const EXPIRE_ROWS: u32 = 1_024;
+
+/// NARs removed, or packs condemned, in one transaction.
+const CHANGE_ROWS: usize = 256;
+
+/// Packs whose rows go in one transaction: some 3,000 chunk rows.
+const REMOVE_PACKS: usize = 16;
+
+/// Objects deleted between two looks at the list.
+const DELETE_OBJECTS: u32 = 64;
+
+/// Packs looked up at once after a listing.
+const LISTED_PACKS: usize = 1_000;
+
+/// A listing that finds more packs without a row than this, and more than packs with one, is not
+/// believed: another installation may share the store.
+const STRAYS_BELIEVED: usize = 100;
+
+/// The lease is renewed at least so often; a lease lasts several times longer.
+const RENEW_AFTER: Duration = Duration::from_secs(3);
+
+/// How a collector works.
+#[derive(Debug, Clone)]
+pub struct CollectSettings {
+    /// Seconds between the beginnings of two collections; `None` for none but those that are asked
+    /// for.
+    pub interval_seconds: Option<i64>,
+    /// Seconds between two listings of the store.
+    pub listing_seconds: i64,
+    /// The longest upload that the server allows, in seconds. What an upload may use stays longer.
+    pub upload_seconds_max: i64,
+    /// Seconds for which an upload alias resolves.
+    pub alias_seconds: i64,
+}
+
+impl Default for CollectSettings {
+    fn default() -> Self {
+        Self {
+            interval_seconds: Some(3_600),
+            listing_seconds: 7 * 86_400,
+            upload_seconds_max: 86_400,
+            alias_seconds: 30 * 86_400,
+        }
+    }
+}
+
+/// What a collection would free.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CollectionPlan {
+    /// NARs without a name.
+    pub nars: u64,
+    /// Their bytes, uncompressed.
+    pub nar_bytes: u64,
+    /// Packs that would be condemned: no NAR needs them.
+    pub condemn: PackTotals,
+    /// Packs that are condemned already, and whose grace is not over.
+    pub wait: PackTotals,
+    /// Packs that would be removed.
+    pub remove: PackTotals,
+}
+
+/// What a collection did.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CollectionReport {
+    /// Graces that were over.
+    pub graces: u64,
+    /// Upload aliases that no longer resolved.
+    pub aliases: u64,
+    /// NARs without a name.
+    pub nars: u64,
+    /// Their bytes, uncompressed.
+    pub nar_bytes: u64,
+    /// Packs that were condemned. Their bytes are freed by a later collection.
+    pub condemned: PackTotals,
+    /// Packs that were condemned before, and wait.
+    pub waiting: PackTotals,
+    /// Packs whose rows were removed.
+    pub removed: PackTotals,
+    /// Objects that were deleted from the store.
+    pub objects_deleted: u64,
+    /// Packs without a row that a listing found first. A later collection deletes them.
+    pub strays_found: u64,
+}
+
+/// Frees what nothing needs.
+#[derive(Debug)]
+pub struct Collector {
+    index: Arc<dyn CollectIndex>,
+    blobs: Arc<dyn Blobs>,
+    clock: Arc<dyn Clock>,
+    settings: CollectSettings,
+    metrics: CollectMetrics,
+}
+
+/// The lease of a run, and where the run is.
+struct Turn<'a> {
+    index: &'a dyn CollectIndex,
+    clock: &'a dyn Clock,
+    lease: &'a JobLease,
+    lease_seconds: i64,
+    renewed: Instant,
+    rows: u64,
+}
+
+impl Turn<'_> {
+    /// Ends a step of some rows: renews the lease if that is due, and pauses for as long as the
+    /// step took.
+    async fn step(&mut self, begun: Instant, phase: u8, place: i64, rows: u64) -> Result<()> {
+        self.rows += rows;
+        let took = begun.elapsed();
+        if self.renewed.elapsed() >= RENEW_AFTER {
+            self.renew(phase, place).await?;
+        }
+        tokio::time::sleep(pause_after(took)).await;
+        Ok(())
+    }
+
+    async fn renew(&mut self, phase: u8, place: i64) -> Result<()> {
+        let now = self.clock.now();
+        let cursor = [&[phase], place.to_be_bytes().as_slice()].concat();
+        let (rows, ends_at) = (std::mem::take(&mut self.rows), now + self.lease_seconds);
+        self.index.advance_collection(self.lease, &cursor, rows, now, ends_at).await?;
+        self.renewed = Instant::now();
+        Ok(())
+    }
+}
+
+impl Collector {
+    /// A collector over an index and its store.
+    pub fn new(
+        index: Arc<dyn CollectIndex>,
+        blobs: Arc<dyn Blobs>,
+        clock: Arc<dyn Clock>,
+        settings: CollectSettings,
+    ) -> Self {
+        Self { index, blobs, clock, settings, metrics: CollectMetrics::new() }
+    }
+
+    /// The counters of this process.
+    pub fn metrics(&self) -> CollectMetrics {
+        self.metrics.clone()
+    }
+
+    /// Opens a collection, takes its lease for `holder` and runs it. `None` if another process is
+    /// running one.
+    pub async fn run_now(
+        &self,
+        jobs: &dyn JobIndex,
+        holder: &str,
+        lease_seconds: i64,
+    ) -> Result<Option<CollectionReport>> {
+        let now = self.clock.now();
+        self.index.open_collection(UnixSeconds::MAX, now).await?;
+        let lease = jobs.lease_job(JobKind::Collect, holder, now, now + lease_seconds).await?;
+        let Some(lease) = lease else { return Ok(None) };
+        let outcome = self.run(&lease, lease_seconds).await;
+        if let Err(error) = &outcome {
+            // If this fails too, the lease ends by itself.
+            let _ = jobs.fail_job(&lease, &with_causes(error), self.clock.now()).await;
+        }
+        outcome.map(Some)
+    }
+
+    /// Opens the job of the next collection if it is due. Returns when to ask again.
+    pub(crate) async fn open_if_due(&self) -> Result<Option<UnixSeconds>> {
+        let Some(interval) = self.settings.interval_seconds else { return Ok(None) };
+        let now = self.clock.now();
+        let last = self.index.last_collection().await?.opened_at;
+        if last + interval <= now {
+            self.index.open_collection(now - interval, now).await?;
+            return Ok(Some(now + interval));
+        }
+        Ok(Some(last + interval))
+    }
+
+    /// What a collection would free now. Reads only.
+    pub async fn plan(&self) -> Result<CollectionPlan> {
+        let mut plan = CollectionPlan::default();
+        let (now, limits) = self.begin_marks();
+        let mut marks = Marks::default();
+        let mut after = NarId(0);
+        loop {
+            let begun = Instant::now();
+            let page = self.index.mark_nars(after, PAGE_NARS, now, self.aliases_since(now)).await?;
+            let Some(last) = page.last() else { break };
+            after = last.id;
+            for nar in &page {
+                if nar.is_named {
+                    marks.add(&nar.runs);
+                } else {
+                    plan.nars += 1;
+                    plan.nar_bytes += nar.size;
+                }
+            }
+            tokio::time::sleep(pause_after(begun.elapsed())).await;
+        }
+        let live = self.live_packs(marks, None).await?;
+        let mut after = PackNumber(0);
+        loop {
+            let page = self.index.page_packs(after, PAGE_ROWS).await?;
+            let Some(last) = page.last() else { break };
+            after = last.number;
+            let judged = Judged::new(&page, &live, &limits);
+            for (packs, totals) in [
+                (&judged.condemn, &mut plan.condemn),
+                (&judged.wait, &mut plan.wait),
+                (&judged.remove, &mut plan.remove),
+            ] {
+                self.count(packs, totals).await?;
+            }
+        }
+        Ok(plan)
+    }
+
+    /// Runs a collection under the lease of its job, to the end.
+    pub(crate) async fn run(&self, lease: &JobLease, lease_seconds: i64) -> Result<CollectionReport> {
+        let timer = Instant::now();
+        let outcome = self.run_uncounted(lease, lease_seconds).await;
+        self.metrics.count(&outcome, timer.elapsed(), self.clock.now());
+        outcome
+    }
+
+    async fn run_uncounted(&self, lease: &JobLease, lease_seconds: i64) -> Result<CollectionReport> {
+        let mut report = CollectionReport::default();
+        let turn = &mut Turn {
+            index: &*self.index,
+            clock: &*self.clock,
+            lease,
+            lease_seconds,
+            renewed: Instant::now(),
+            rows: 0,
+        };
+        self.delete_objects(turn, &mut report).await?;
+        self.expire_names(turn, &mut report).await?;
+        // The order matters: what is condemned below is judged by these marks.
+        let (now, limits) = self.begin_marks();
+        let marks = self.mark(turn, now, &mut report).await?;
+        let live = self.live_packs(marks, Some(turn)).await?;
+        self.judge_packs(turn, &live, &limits, &mut report).await?;
+        self.delete_objects(turn, &mut report).await?;
+        let listed = self.list_if_due(turn, &mut report).await?;
+        if report.nars > 0 || report.removed.packs > 0 {
+            self.index.reload_known_keys().await?;
+        }
+        let text = serde_json::to_string(&report).expect("numbers are JSON");
+        self.index.finish_collection(lease, &text, listed, self.clock.now()).await?;
+        Ok(report)
+    }
+
+    /// The time of the snapshot: whatever is committed later stamps its packs later.
+    fn begin_marks(&self) -> (UnixSeconds, PackLimits) {
+        let now = self.clock.now();
+        (now, PackLimits::new(now, self.settings.upload_seconds_max))
+    }
+
+    fn aliases_since(&self, now: UnixSeconds) -> UnixSeconds {
+        now - self.settings.alias_seconds
+    }
+
+    async fn expire_names(&self, turn: &mut Turn<'_>, report: &mut CollectionReport) -> Result<()> {
+        let now = self.clock.now();
+        loop {
+            let begun = Instant::now();
+            let removed = self.index.expire_graces(EXPIRE_ROWS, now).await?;
+            report.graces += removed;
+            if removed == 0 {
+                break;
+            }
+            turn.step(begun, 1, 0, removed).await?;
+        }
+        loop {
+            let begun = Instant::now();
+            let removed = self.index.expire_aliases(EXPIRE_ROWS, self.aliases_since(now)).await?;
+            report.aliases += removed;
+            if removed == 0 {
+                return Ok(());
+            }
+            turn.step(begun, 2, 0, removed).await?;
+        }
+    }
+
+    /// Marks the chunks of every NAR that stays, and removes those without a name.
+    async fn mark(
+        &self,
+        turn: &mut Turn<'_>,
+        now: UnixSeconds,
+        report: &mut CollectionReport,
+    ) -> Result<Marks> {
+        let mut marks = Marks::default();
+        let mut after = NarId(0);
+        loop {
+            let begun = Instant::now();
+            let page = self.index.mark_nars(after, PAGE_NARS, now, self.aliases_since(now)).await?;
+            let Some(last) = page.last() else { return Ok(marks) };
+            after = last.id;
+            let unnamed: Vec<NarId> = page.iter().filter(|nar| !nar.is_named).map(|nar| nar.id).collect();
+            let mut deleted = std::collections::HashSet::new();
+            for nars in unnamed.chunks(CHANGE_ROWS) {
+                deleted.extend(self.index.delete_nars(nars).await?);
+            }
+            for nar in &page {
+                if deleted.contains(&nar.id) {
+                    report.nars += 1;
+                    report.nar_bytes += nar.size;
+                } else {
+                    marks.add(&nar.runs);
+                }
+            }
+            turn.step(begun, 3, after.0, deleted.len() as u64).await?;
+        }
+    }
+
+    /// The packs that hold a marked chunk.
+    async fn live_packs(&self, mut marks: Marks, mut turn: Option<&mut Turn<'_>>) -> Result<RoaringTreemap> {
+        let mut after = 0;
+        loop {
+            let begun = Instant::now();
+            let page = self.index.moved_chunks(after, PAGE_ROWS).await?;
+            let Some((last, _)) = page.last() else { return Ok(marks.into_packs()) };
+            after = *last;
+            for (chunk, pack) in page {
+                marks.note_moved(chunk, pack);
+            }
+            if let Some(turn) = &mut turn {
+                turn.step(begun, 4, after.cast_signed(), 0).await?;
+            }
+        }
+    }
+
+    async fn judge_packs(
+        &self,
+        turn: &mut Turn<'_>,
+        live: &RoaringTreemap,
+        limits: &PackLimits,
+        report: &mut CollectionReport,
+    ) -> Result<()> {
+        let mut after = PackNumber(0);
+        loop {
+            let begun = Instant::now();
+            let page = self.index.page_packs(after, PAGE_ROWS).await?;
+            let Some(last) = page.last() else { return Ok(()) };
+            after = last.number;
+            let judged = Judged::new(&page, live, limits);
+            self.count(&judged.wait, &mut report.waiting).await?;
+            if !judged.spare.is_empty() {
+                let spared = self.index.spare_packs(&numbers(&judged.spare)).await?;
+                tracing::error!(packs = spared, "condemned packs hold live chunks; they are kept");
+            }
+            turn.step(begun, 5, after.0, 0).await?;
+            for packs in judged.condemn.chunks(CHANGE_ROWS) {
+                let begun = Instant::now();
+                let now = self.clock.now();
+                let condemned = self.index.condemn_packs(&numbers(packs), limits.stamps, now).await?;
+                let condemned: Vec<PackRow> =
+                    packs.iter().filter(|pack| condemned.contains(&pack.number)).copied().collect();
+                self.count(&condemned, &mut report.condemned).await?;
+                turn.step(begun, 5, after.0, condemned.len() as u64).await?;
+            }
+            for packs in judged.remove.chunks(REMOVE_PACKS) {
+                let begun = Instant::now();
+                let (before, now) = (limits.condemned_before, self.clock.now());
+                let removed = self.index.remove_packs(&numbers(packs), before, now).await?;
+                report.removed.packs += removed.packs.len() as u64;
+                report.removed.bytes += removed.bytes;
+                report.removed.chunks += removed.chunks;
+                turn.step(begun, 5, after.0, removed.packs.len() as u64 + removed.chunks).await?;
+            }
+        }
+    }
+
+    /// Deletes the objects of doomed packs. One that cannot be deleted stays on the list for the
+    /// next collection.
+    async fn delete_objects(&self, turn: &mut Turn<'_>, report: &mut CollectionReport) -> Result<()> {
+        loop {
+            let begun = Instant::now();
+            let doomed = self.index.doomed_packs(DELETE_OBJECTS, self.clock.now()).await?;
+            if doomed.is_empty() {
+                return Ok(());
+            }
+            let mut deleted = Vec::with_capacity(doomed.len());
+            for pack in &doomed {
+                match self.blobs.delete(&BlobKey::Pack(*pack)).await {
+                    Ok(()) => deleted.push(*pack),
+                    Err(error) => {
+                        self.metrics.count_delete_failure();
+                        let error = with_causes(&error);
+                        tracing::warn!(pack.id = %pack, error, "a pack cannot be deleted; a later collection tries again");
+                        break;
+                    }
+                }
+            }
+            self.index.forget_doomed(&deleted).await?;
+            report.objects_deleted += deleted.len() as u64;
+            turn.step(begun, 6, 0, deleted.len() as u64).await?;
+            if deleted.len() < doomed.len() {
+                return Ok(());
+            }
+        }
+    }
+
+    /// Notes packs without a row, if it is time for a listing. The first listing of a database may
+    /// find packs of another one; these are never deleted.
+    async fn list_if_due(&self, turn: &mut Turn<'_>, report: &mut CollectionReport) -> Result<bool> {
+        let (now, listed_at) = (self.clock.now(), self.index.last_collection().await?.listed_at);
+        if listed_at.is_some_and(|at| now < at + self.settings.listing_seconds) {
+            return Ok(false);
+        }
+        turn.renew(7, 0).await?;
+        // The listing first, the rows second: the listing lacks a pack that is stored meanwhile.
+        let listed: Vec<PackId> =
+            self.blobs.list().await?.into_iter().map(|BlobKey::Pack(pack)| pack).collect();
+        let mut strays = Vec::new();
+        for packs in listed.chunks(LISTED_PACKS) {
+            let begun = Instant::now();
+            strays.extend(self.index.packs_without_row(packs).await?);
+            turn.step(begun, 7, 0, 0).await?;
+        }
+        if strays.len() > STRAYS_BELIEVED && strays.len() * 2 > listed.len() && listed_at.is_some() {
+            tracing::error!(
+                packs = strays.len(),
+                listed = listed.len(),
+                "most packs in the store have no row; does another installation share it? nothing of them is deleted"
+            );
+            return Ok(true);
+        }
+        let not_before = listed_at.map(|_| now + stray_seconds(self.settings.upload_seconds_max));
+        for packs in strays.chunks(LISTED_PACKS) {
+            let found = self.index.doom_packs(packs, not_before).await?;
+            if not_before.is_some() {
+                report.strays_found += found;
+            } else if found > 0 {
+                tracing::warn!(
+                    packs = found,
+                    "the store holds packs that this database never knew; they stay"
+                );
+            }
+        }
+        Ok(true)
+    }
+
+    async fn count(&self, packs: &[PackRow], totals: &mut PackTotals) -> Result<()> {
+        for packs in packs.chunks(CHANGE_ROWS) {
+            totals.packs += packs.len() as u64;
+            totals.bytes += packs.iter().map(|pack| pack.size).sum::<u64>();
+            totals.chunks += self.index.count_chunks(&numbers(packs)).await?;
+        }
+        Ok(())
+    }
+}
+
+/// A page of packs by verdict.
+#[derive(Default)]
+struct Judged {
+    condemn: Vec<PackRow>,
+    wait: Vec<PackRow>,
+    spare: Vec<PackRow>,
+    remove: Vec<PackRow>,
+}
+
+impl Judged {
+    fn new(page: &[PackRow], live: &RoaringTreemap, limits: &PackLimits) -> Self {
+        let mut judged = Self::default();
+        for pack in page {
+            let is_live = live.contains(pack.number.0.unsigned_abs());
+            match PackVerdict::new(pack, is_live, limits) {
+                PackVerdict::Keep => continue,
+                PackVerdict::Condemn => &mut judged.condemn,
+                PackVerdict::Wait => &mut judged.wait,
+                PackVerdict::Spare => &mut judged.spare,
+                PackVerdict::Remove => &mut judged.remove,
+            }
+            .push(*pack);
+        }
+        judged
+    }
+}
+
+fn numbers(packs: &[PackRow]) -> Vec<PackNumber> {
+    packs.iter().map(|pack| pack.number).collect()
+}

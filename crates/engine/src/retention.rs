@@ -1,0 +1,108 @@
+//! Pins, and removals by hand with what refers to the removed path. What expires by itself is a
+//! job.
+
+use std::collections::HashSet;
+
+use dormer_index::{Cache, Pin};
+use dormer_nix::{StorePath, StorePathHash};
+
+use crate::commit::finish;
+use crate::{Engine, Result};
+
+/// Most paths of a closure that adding a pin looks at: 20 MiB of names at most, and more than any
+/// system has.
+const CLOSURE_PATHS_MAX: usize = 65_536;
+
+/// Paths in one look-up.
+const LOOK_PATHS: usize = 4_096;
+
+/// Most objects that one call of [`Engine::remove_referrers`] removes.
+const REFERRERS_MAX: u64 = 1_000;
+
+/// What a cache lacks of the closure of a path.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct MissingPaths {
+    /// The paths, by name.
+    pub paths: Vec<StorePath>,
+    /// Whether the whole closure was looked at.
+    pub is_complete: bool,
+}
+
+impl Engine {
+    /// Adds a pin, or renews it; returns what the cache lacks of the closure of its path.
+    pub async fn add_pin(&self, cache: &Cache, pin: &Pin, keep: Option<u32>) -> Result<MissingPaths> {
+        self.index().add_pin(cache.id, pin, keep).await?;
+        let mut seen = HashSet::from([pin.path.hash()]);
+        let mut next = vec![pin.path.clone()];
+        let (mut paths, mut is_complete) = (Vec::new(), true);
+        while !next.is_empty() {
+            let look: Vec<StorePath> = next.drain(next.len().saturating_sub(LOOK_PATHS)..).collect();
+            let hashes: Vec<StorePathHash> = look.iter().map(StorePath::hash).collect();
+            let found = self.index().find_references(cache.id, &hashes).await?;
+            let present: HashSet<StorePathHash> = found.iter().map(|(hash, _)| *hash).collect();
+            paths.extend(look.into_iter().filter(|path| !present.contains(&path.hash())));
+            for reference in found.into_iter().flat_map(|(_, references)| references) {
+                if seen.len() == CLOSURE_PATHS_MAX {
+                    is_complete = false;
+                } else if seen.insert(reference.hash()) {
+                    next.push(reference);
+                }
+            }
+        }
+        paths.sort_unstable();
+        Ok(MissingPaths { paths, is_complete })
+    }
+
+    /// Removes objects for cause that refer to a path, directly or not; returns how many, and
+    /// whether some are left for another call. The path itself need not be there.
+    ///
+    /// An object goes after those that refer to it. So a call that breaks off leaves a way from the
+    /// path to each object that is left, and the next call finds them.
+    pub async fn remove_referrers(
+        &self,
+        cache: &Cache,
+        hash: &StorePathHash,
+        subject: Option<&str>,
+    ) -> Result<(u64, bool)> {
+        let mut removed = 0;
+        // From the path to one that refers to it, and so on. Memory: the longest chain.
+        let mut chain = vec![*hash];
+        let mut in_chain = HashSet::from([*hash]);
+        while let Some(last) = chain.last() {
+            if removed == REFERRERS_MAX {
+                return Ok((removed, true));
+            }
+            match self.index().find_referrers(cache.id, last, 1).await?.pop() {
+                Some(referrer) if in_chain.insert(referrer) => chain.push(referrer),
+                // They refer to each other in a circle.
+                Some(referrer) => removed += u64::from(self.remove_object(cache, &referrer, subject).await?),
+                None => {
+                    in_chain.remove(last);
+                    let done = chain.pop().expect("it is the last one");
+                    if !chain.is_empty() {
+                        removed += u64::from(self.remove_object(cache, &done, subject).await?);
+                    }
+                }
+            }
+        }
+        Ok((removed, false))
+    }
+
+    /// Removes an object for cause: its narinfo, its NAR in this cache and its alias go at once.
+    /// The audit names `subject`, that of the caller's token. `false` if it was not there.
+    pub async fn remove_object(
+        &self,
+        cache: &Cache,
+        hash: &StorePathHash,
+        subject: Option<&str>,
+    ) -> Result<bool> {
+        let (engine, cache, hash, subject) = (self.clone(), cache.id, *hash, subject.map(str::to_owned));
+        finish(async move {
+            let now = engine.now();
+            let removed = engine.index().remove_for_cause(cache, &hash, subject.as_deref(), now).await;
+            engine.forget_answers(cache, &hash);
+            Ok(removed?)
+        })
+        .await
+    }
+}

@@ -1,0 +1,780 @@
+//! Collections: what nothing needs is freed, and everything else reads back. With a crash at every
+//! step, with pushes before every step, with planted defects, and over random histories.
+
+use std::collections::{BTreeMap, HashSet};
+use std::sync::Arc;
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicI64, Ordering};
+
+use crate::common::{Installation, create_main, decompress, hash_of, ingest, path, push, served, settings};
+use dormer_blobs::{BlobKey, Blobs};
+use dormer_engine::{
+    Clock, CollectSettings, CollectionReport, Collector, Engine, ErrorClass, Ingested, JobRunner,
+    JobSettings, MasterKey,
+};
+use dormer_format::PackId;
+use dormer_index::{
+    Audit, Cache, CollectIndex, Index, JobIndex, PackNumber, PostgresIndex, PostgresOptions, Removal,
+    SqliteIndex, UnixSeconds,
+};
+use dormer_nix::NarHash;
+use dormer_testkit::services::Postgres;
+use dormer_testkit::{
+    FaultBlobs, FaultCollect, Faults, Lie, Random, Violation, check_invariants, find_leaks, object_for,
+    package_nar, rebuilt,
+};
+use proptest::prelude::*;
+
+const HOUR: i64 = 3_600;
+const DAY: i64 = 24 * HOUR;
+
+/// When a pack that no upload uses any more may be condemned: longest upload, a day, and a bit.
+const OLD: i64 = 2 * DAY + HOUR;
+
+/// When a condemned pack may go.
+const CONDEMNED: i64 = DAY + 2 * HOUR;
+
+/// Of calls that no fault touches.
+const ANSWERS: &str = "nothing is wrong";
+
+/// No crash.
+const NEVER: u64 = u64::MAX;
+
+/// A clock that tests move.
+#[derive(Debug)]
+struct TestClock(AtomicI64);
+
+impl Clock for TestClock {
+    fn now(&self) -> UnixSeconds {
+        self.0.load(Ordering::SeqCst)
+    }
+}
+
+/// One index, by its three contracts.
+#[derive(Clone)]
+struct Contracts {
+    index: Arc<dyn Index>,
+    collect: Arc<dyn CollectIndex>,
+    jobs: Arc<dyn JobIndex>,
+}
+
+impl Contracts {
+    fn new<I: Index + CollectIndex + JobIndex>(index: I) -> Self {
+        let index = Arc::new(index);
+        Self { index: index.clone(), collect: index.clone(), jobs: index }
+    }
+}
+
+/// An installation, and its time.
+struct Lab {
+    installation: Installation,
+    postgres: Option<String>,
+    clock: Arc<TestClock>,
+}
+
+impl Lab {
+    fn new(on_postgres: bool) -> Self {
+        let postgres = on_postgres.then(|| Postgres::shared().create_database());
+        let clock = Arc::new(TestClock(AtomicI64::new(1_800_000_000)));
+        Self { installation: Installation::new(), postgres, clock }
+    }
+
+    async fn postgres(url: &str) -> PostgresIndex {
+        let options = PostgresOptions { connections_max: 4, ..PostgresOptions::default() };
+        PostgresIndex::open(url, options).await.expect(ANSWERS)
+    }
+
+    async fn sqlite(&self) -> SqliteIndex {
+        self.installation.index().await
+    }
+
+    async fn open(&self) -> Process {
+        let contracts = match &self.postgres {
+            Some(url) => Contracts::new(Self::postgres(url).await),
+            None => Contracts::new(self.sqlite().await),
+        };
+        let blobs = Arc::clone(&self.installation.blobs);
+        let engine = Engine::new(
+            Arc::clone(&contracts.index),
+            blobs,
+            MasterKey::from_bytes([9; 32]),
+            settings(),
+            Arc::clone(&self.clock) as Arc<dyn Clock>,
+        );
+        Process { engine, contracts }
+    }
+
+    async fn audit(&self) -> Audit {
+        match &self.postgres {
+            Some(url) => Self::postgres(url).await.audit().await,
+            None => self.sqlite().await.audit().await,
+        }
+        .expect(ANSWERS)
+    }
+
+    fn pass(&self, seconds: i64) {
+        self.clock.0.fetch_add(seconds, Ordering::SeqCst);
+    }
+
+    fn collector(&self, index: Arc<dyn CollectIndex>, blobs: Arc<dyn Blobs>) -> Collector {
+        // Every collection lists.
+        let settings = CollectSettings { listing_seconds: 0, ..CollectSettings::default() };
+        Collector::new(index, blobs, Arc::clone(&self.clock) as Arc<dyn Clock>, settings)
+    }
+
+    /// Collects with faults until it ends or crashes.
+    async fn collect_with(
+        &self,
+        process: &Process,
+        faults: &Arc<Faults>,
+    ) -> dormer_engine::Result<Option<CollectionReport>> {
+        let blobs = Arc::clone(&self.installation.blobs);
+        let blobs: Arc<dyn Blobs> = Arc::new(FaultBlobs::new(blobs, Arc::clone(faults)));
+        let collect = Arc::clone(&process.contracts.collect);
+        let index = FaultCollect::new(collect, Arc::clone(&blobs), Arc::clone(faults));
+        self.collector(Arc::new(index), blobs).run_now(&*process.contracts.jobs, "test", 30).await
+    }
+
+    async fn collect(&self, process: &Process) -> CollectionReport {
+        let outcome = self.collect_with(process, &Faults::crash_at(NEVER, false)).await;
+        outcome.expect(ANSWERS).expect("no other process collects")
+    }
+
+    /// Collects as often as it takes to free everything that can be.
+    async fn collect_all(&self, process: &Process) {
+        for _ in 0..5 {
+            self.pass(OLD);
+            self.collect(process).await;
+        }
+    }
+
+    async fn violations(&self, acknowledged: &[NarHash], deleted: &[BlobKey]) -> Vec<Violation> {
+        check_invariants(self.audit().await, &*self.installation.blobs, acknowledged, deleted).await
+    }
+
+    /// Everything is gone: bucket, packs, chunks, NARs.
+    async fn is_empty(&self, when: &str) {
+        let audit = self.audit().await;
+        assert_eq!(audit.packs, [], "{when}");
+        assert_eq!(audit.chunks, [], "{when}");
+        assert_eq!(audit.nars, [], "{when}");
+        assert_eq!(self.installation.blobs.list().await.expect(ANSWERS), [], "{when}");
+    }
+}
+
+/// A server, while it runs.
+struct Process {
+    engine: Engine,
+    contracts: Contracts,
+}
+
+impl Process {
+    async fn cache(&self) -> Arc<Cache> {
+        self.engine.find_cache("main").await.expect(ANSWERS).expect("it was made before")
+    }
+
+    /// The bytes of a NAR, if the cache serves it.
+    async fn read(&self, nar: &[u8]) -> Option<Vec<u8>> {
+        let cache = self.cache().await;
+        let bytes = served(&self.engine, &cache, nar, None).await.expect(ANSWERS);
+        bytes.map(|bytes| decompress(&bytes))
+    }
+
+    async fn reads_back(&self, nar: &[u8], when: &str) {
+        assert!(self.read(nar).await.is_some_and(|bytes| bytes == nar), "{when}");
+    }
+
+    /// Numbers of the packs that a NAR needs although no upload may use them.
+    async fn live_condemned_packs(&self, audit: &Audit) -> Vec<PackNumber> {
+        let runs = audit.nars.iter().flat_map(|nar| &nar.recipe.runs);
+        let live: HashSet<u64> = runs.flat_map(|run| run.first..run.first + u64::from(run.count)).collect();
+        let live: HashSet<PackNumber> =
+            audit.chunks.iter().filter(|row| live.contains(&row.number)).map(|row| row.pack).collect();
+        let packs = self.contracts.collect.page_packs(PackNumber(0), 10_000).await.expect(ANSWERS);
+        let condemned = packs.iter().filter(|pack| pack.condemned_at.is_some());
+        condemned.map(|pack| pack.number).filter(|number| live.contains(number)).collect()
+    }
+}
+
+/// One with a reference, one without, and the first after a rebuild: the same chunks.
+fn nars() -> [Vec<u8>; 3] {
+    let mut random = Random::new(42);
+    let first = package_nar(&mut random, 40_000, &[path(100)]);
+    let second = package_nar(&mut random, 20_000, &[]);
+    let third = rebuilt(&first, &path(100), &path(101));
+    [first, second, third]
+}
+
+async fn frees_what_nothing_names(on_postgres: bool) {
+    let lab = Lab::new(on_postgres);
+    let process = lab.open().await;
+    let cache = create_main(&process.engine).await;
+    let [first, second, third] = nars();
+    lab.collect(&process).await;
+    push(&process.engine, &cache, &path(1), &first).await.expect(ANSWERS);
+    push(&process.engine, &cache, &path(2), &second).await.expect(ANSWERS);
+    push(&process.engine, &cache, &path(3), &third).await.expect(ANSWERS);
+    let uploaded = package_nar(&mut Random::new(7), 9_000, &[]);
+    let ingested = ingest(&process.engine, &uploaded).await.expect(ANSWERS);
+    process.engine.commit_alias(&cache, ingested, "f.nar.xz", "xz").await.expect(ANSWERS);
+
+    lab.pass(OLD);
+    let report = lab.collect(&process).await;
+    assert_eq!(report, CollectionReport::default(), "everything is named");
+
+    // The second goes for cause. The first shares its chunks with the third, and has a grace.
+    let grace = Removal::WithGraceUntil(lab.clock.now() + 10 * DAY);
+    process
+        .contracts
+        .index
+        .remove_object(cache.id, &path(1).hash(), grace, lab.clock.now())
+        .await
+        .expect(ANSWERS);
+    assert!(process.engine.remove_object(&cache, &path(2).hash(), None).await.expect(ANSWERS));
+    let plan = {
+        let (index, blobs) = (Arc::clone(&process.contracts.collect), Arc::clone(&lab.installation.blobs));
+        lab.collector(index, blobs).plan().await.expect(ANSWERS)
+    };
+    let report = lab.collect(&process).await;
+    assert_eq!((report.nars, report.condemned.packs), (1, 1));
+    assert_eq!((plan.nars, plan.nar_bytes), (report.nars, report.nar_bytes));
+    assert_eq!(plan.condemn, report.condemned, "the plan said so");
+    assert!(report.condemned.bytes > 0 && report.condemned.chunks > 0);
+    assert!(process.read(&second).await.is_none());
+
+    // A pack that is condemned waits for the longest upload.
+    lab.pass(DAY);
+    let report = lab.collect(&process).await;
+    assert_eq!((report.waiting.packs, report.removed.packs), (1, 0));
+    lab.pass(CONDEMNED - DAY);
+    let report = lab.collect(&process).await;
+    assert_eq!((report.removed.packs, report.objects_deleted), (1, 1));
+    for nar in [&first, &third, &uploaded] {
+        process.reads_back(nar, "it is named").await;
+    }
+
+    // The grace ends; its chunks are the third's.
+    lab.pass(10 * DAY);
+    let report = lab.collect(&process).await;
+    assert_eq!((report.graces, report.nars, report.condemned.packs), (1, 1, 0));
+    assert_eq!(process.contracts.index.find_nar(&hash_of(&first)).await.expect(ANSWERS), None);
+    process.reads_back(&third, "its chunks stay").await;
+
+    // The alias ends 30 days after its upload.
+    lab.pass(20 * DAY);
+    let report = lab.collect(&process).await;
+    assert_eq!((report.aliases, report.nars, report.condemned.packs), (1, 1, 1));
+
+    assert!(process.engine.remove_object(&cache, &path(3).hash(), None).await.expect(ANSWERS));
+    lab.collect_all(&process).await;
+    drop((process, cache));
+    lab.is_empty("everything was removed").await;
+}
+
+#[tokio::test]
+async fn what_nothing_names_is_freed_on_sqlite() {
+    frees_what_nothing_names(false).await;
+}
+
+#[tokio::test]
+async fn what_nothing_names_is_freed_on_postgresql() {
+    frees_what_nothing_names(true).await;
+}
+
+/// The chunks of a large listing are live as long as their NAR.
+#[tokio::test]
+async fn a_large_listing_stays_and_goes_with_its_nar() {
+    use dormer_nix::nar::{Node, encode_tree};
+    let lab = Lab::new(false);
+    let process = lab.open().await;
+    let cache = create_main(&process.engine).await;
+    let file = |n: u32| (format!("{n:0>64}").into_bytes(), Node::file(Vec::new()));
+    let nar = encode_tree(&Node::Directory((0..12_000).map(file).collect::<BTreeMap<_, _>>()));
+    push(&process.engine, &cache, &path(1), &nar).await.expect(ANSWERS);
+    let before = crate::common::listing(&process.engine, &cache, &path(1)).await.expect(ANSWERS);
+    assert!(before.as_ref().is_some_and(|json| json.len() > 1_100_000));
+    lab.collect_all(&process).await;
+    assert_eq!(crate::common::listing(&process.engine, &cache, &path(1)).await.expect(ANSWERS), before);
+    process.reads_back(&nar, "it is named").await;
+    process.engine.remove_object(&cache, &path(1).hash(), None).await.expect(ANSWERS);
+    lab.collect_all(&process).await;
+    drop((process, cache));
+    lab.is_empty("it was removed").await;
+}
+
+/// A crash between a pack's PUT and its row leaves an object that nothing knows. A listing finds
+/// it, and a later collection deletes it. Packs that were there before the first listing may be
+/// another database's: they stay.
+#[tokio::test]
+async fn packs_without_a_row_are_found_and_removed() {
+    let lab = Lab::new(false);
+    let process = lab.open().await;
+    let put = async |number: u8| {
+        let key = BlobKey::Pack(PackId::from_bytes([number; 16]));
+        lab.installation.blobs.put(&key, &[bytes::Bytes::from_static(b"a pack")]).await.expect(ANSWERS);
+        key
+    };
+    let foreign = put(1).await;
+    assert_eq!(lab.collect(&process).await.strays_found, 0);
+    let lost = put(2).await;
+    assert_eq!(lab.collect(&process).await.strays_found, 1);
+    lab.pass(2 * DAY - 1);
+    assert_eq!(lab.collect(&process).await.objects_deleted, 0, "its row may still come");
+    assert!(lab.installation.blobs.list().await.expect(ANSWERS).contains(&lost));
+    lab.pass(1);
+    assert_eq!(lab.collect(&process).await.objects_deleted, 1);
+    lab.pass(365 * DAY);
+    lab.collect(&process).await;
+    assert_eq!(lab.installation.blobs.list().await.expect(ANSWERS), [foreign]);
+}
+
+#[tokio::test]
+async fn a_store_full_of_unknown_packs_is_left_alone() {
+    let lab = Lab::new(false);
+    let process = lab.open().await;
+    lab.collect(&process).await;
+    for number in 0..101_u8 {
+        let key = BlobKey::Pack(PackId::from_bytes([number; 16]));
+        lab.installation.blobs.put(&key, &[bytes::Bytes::from_static(b"a pack")]).await.expect(ANSWERS);
+    }
+    assert_eq!(lab.collect(&process).await.strays_found, 0);
+    lab.collect_all(&process).await;
+    assert_eq!(lab.installation.blobs.list().await.expect(ANSWERS).len(), 101);
+}
+
+/// A store that does not delete keeps its packs on the list.
+#[tokio::test]
+async fn a_pack_that_cannot_be_deleted_is_tried_again() {
+    let lab = Lab::new(false);
+    let process = lab.open().await;
+    let cache = create_main(&process.engine).await;
+    let [first, ..] = nars();
+    push(&process.engine, &cache, &path(1), &first).await.expect(ANSWERS);
+    process.engine.remove_object(&cache, &path(1).hash(), None).await.expect(ANSWERS);
+    lab.pass(OLD);
+    assert_eq!(lab.collect(&process).await.condemned.packs, 1);
+    lab.pass(CONDEMNED);
+    // The store is dead, the index is not.
+    let blobs = Arc::clone(&lab.installation.blobs);
+    let dead = Arc::new(FaultBlobs::new(blobs, Faults::crash_at(0, false)));
+    let collector = lab.collector(Arc::clone(&process.contracts.collect), dead);
+    // The listing fails, which is noted as the job's failure.
+    assert!(collector.run_now(&*process.contracts.jobs, "test", 30).await.is_err());
+    let (audit, listed) =
+        (process.contracts.collect.page_packs(PackNumber(0), 9).await, lab.installation.blobs.list().await);
+    assert_eq!((audit.expect(ANSWERS).len(), listed.expect(ANSWERS).len()), (0, 1));
+    let report = lab.collect(&process).await;
+    assert_eq!((report.removed.packs, report.objects_deleted), (0, 1));
+}
+
+/// What happened before the collections that crash: two paths stay, one by its grace alone; one
+/// went for cause, with chunks of its own.
+async fn prepare(lab: &Lab) -> Vec<Vec<u8>> {
+    let process = lab.open().await;
+    let cache = create_main(&process.engine).await;
+    lab.collect(&process).await;
+    let [first, second, third] = nars();
+    for (number, nar) in (1..).zip([&first, &second, &third]) {
+        push(&process.engine, &cache, &path(number), nar).await.expect(ANSWERS);
+    }
+    let graced = package_nar(&mut Random::new(8), 12_000, &[]);
+    push(&process.engine, &cache, &path(4), &graced).await.expect(ANSWERS);
+    let grace = Removal::WithGraceUntil(lab.clock.now() + 30 * DAY);
+    process
+        .contracts
+        .index
+        .remove_object(cache.id, &path(4).hash(), grace, lab.clock.now())
+        .await
+        .expect(ANSWERS);
+    for gone in [1, 2] {
+        process.engine.remove_object(&cache, &path(gone).hash(), None).await.expect(ANSWERS);
+    }
+    vec![third, graced]
+}
+
+/// Three collections, with all that they are for; `Err` when the process died.
+async fn collect_thrice(lab: &Lab, process: &Process, faults: &Arc<Faults>) -> dormer_engine::Result<()> {
+    for _ in 0..3 {
+        lab.pass(OLD);
+        lab.collect_with(process, faults).await?;
+    }
+    Ok(())
+}
+
+async fn survives_a_crash_at_any_step(on_postgres: bool, kept: &[bool]) {
+    for &effect_kept in kept {
+        for step in 0.. {
+            let when = format!("after a crash at step {step}, effect kept: {effect_kept}");
+            let lab = Lab::new(on_postgres);
+            let alive = prepare(&lab).await;
+            let hashes: Vec<NarHash> = alive.iter().map(|nar| hash_of(nar)).collect();
+            let faults = Faults::crash_at(step, effect_kept);
+            {
+                let process = lab.open().await;
+                let outcome = collect_thrice(&lab, &process, &faults).await;
+                assert_eq!(outcome.is_err(), faults.crashed(), "{when}");
+            }
+            assert_eq!(lab.violations(&hashes, &faults.deleted()).await, [], "{when}");
+
+            // Another process collects when the lease has ended, and nothing stays behind.
+            let process = lab.open().await;
+            lab.pass(HOUR);
+            for _ in 0..3 {
+                lab.pass(OLD);
+                lab.collect(&process).await;
+            }
+            for nar in &alive {
+                process.reads_back(nar, &when).await;
+            }
+            let audit = lab_audit(&lab, process).await;
+            let leaks = find_leaks(&audit, &*lab.installation.blobs).await.expect("no pack is lost");
+            assert_eq!((leaks.packs, leaks.nars), (0, 0), "{when}");
+            assert_eq!(leaks.chunks, 0, "{when}");
+            assert_eq!(lab.violations(&hashes, &faults.deleted()).await, [], "{when}");
+            if !faults.crashed() {
+                assert!(step >= 12, "the collections have only {step} steps");
+                break;
+            }
+        }
+    }
+}
+
+/// On SQLite one process has the database at a time.
+async fn lab_audit(lab: &Lab, process: Process) -> Audit {
+    drop(process);
+    lab.audit().await
+}
+
+#[tokio::test]
+async fn a_crash_at_any_step_of_a_collection_is_survived_on_sqlite() {
+    survives_a_crash_at_any_step(false, &[false, true]).await;
+}
+
+#[tokio::test]
+async fn a_crash_at_any_step_of_a_collection_is_survived_on_postgresql() {
+    // A database for each step takes its time.
+    let both = std::env::var_os("DORMER_TEST_LONG").is_some();
+    survives_a_crash_at_any_step(true, if both { &[false, true] } else { &[true] }).await;
+}
+
+#[tokio::test]
+async fn an_object_deleted_before_its_row_is_caught() {
+    let mut caught = Vec::new();
+    for step in 0..40 {
+        let lab = Lab::new(false);
+        let alive = prepare(&lab).await;
+        let hashes: Vec<NarHash> = alive.iter().map(|nar| hash_of(nar)).collect();
+        let faults = Faults::crash_at_with(step, false, Lie::ObjectBeforeRow);
+        let process = lab.open().await;
+        let _ = collect_thrice(&lab, &process, &faults).await;
+        drop(process);
+        caught.extend(lab.violations(&hashes, &faults.deleted()).await.into_iter().map(|v| v.invariant));
+        if !faults.crashed() {
+            break;
+        }
+    }
+    assert!(caught.contains(&4), "found {caught:?}");
+}
+
+#[tokio::test]
+async fn graces_that_are_forgotten_as_roots_are_caught() {
+    let lab = Lab::new(false);
+    let alive = prepare(&lab).await;
+    let hashes: Vec<NarHash> = alive.iter().map(|nar| hash_of(nar)).collect();
+    let faults = Faults::crash_at_with(NEVER, false, Lie::GracesForgotten);
+    let process = lab.open().await;
+    collect_thrice(&lab, &process, &faults).await.expect(ANSWERS);
+    drop(process);
+    let broken: Vec<u8> =
+        lab.violations(&hashes, &faults.deleted()).await.into_iter().map(|v| v.invariant).collect();
+    assert!(broken.contains(&2) && broken.contains(&5), "found {broken:?}");
+}
+
+/// What a pusher does at a certain call of the collections.
+#[derive(Debug, Clone, Copy, PartialEq)]
+enum Racer {
+    /// Commits an upload that looked its chunks up before the first collection.
+    CommitsChunks,
+    /// Names a NAR that the index had when the upload began.
+    CommitsKnownNar,
+    /// Pushes from the beginning.
+    Pushes,
+}
+
+/// The racer's upload until its commit, and the outcome after it.
+type RacerTurn = Arc<Mutex<(Option<Ingested>, Option<dormer_engine::Result<()>>)>>;
+
+/// What became of a race at every call.
+#[derive(Default)]
+struct Races {
+    committed: u32,
+    refused: u32,
+    live_condemned: usize,
+}
+
+/// Runs three collections; before call `at`, a pusher uses the chunks that are being collected.
+/// `None` when there are fewer calls.
+async fn race(
+    on_postgres: bool,
+    racer: Racer,
+    at: u64,
+    faults: Arc<Faults>,
+    races: &mut Races,
+) -> Option<()> {
+    let when = format!("{racer:?} before call {at}");
+    let lab = Lab::new(on_postgres);
+    let process = lab.open().await;
+    let cache = create_main(&process.engine).await;
+    let [first, _, third] = nars();
+    push(&process.engine, &cache, &path(1), &first).await.expect(ANSWERS);
+    process.engine.remove_object(&cache, &path(1).hash(), None).await.expect(ANSWERS);
+    lab.pass(OLD);
+    // The third has the first's chunks and another hash.
+    let raced = if racer == Racer::CommitsKnownNar { first.clone() } else { third.clone() };
+    let ingested = match racer {
+        Racer::Pushes => None,
+        _ => Some(ingest(&process.engine, &raced).await.expect(ANSWERS)),
+    };
+    if let Some(ingested) = &ingested {
+        assert_eq!(ingested.new_chunk_bytes, 0, "it only reuses");
+    }
+    let turn: RacerTurn = Arc::new(Mutex::new((ingested, None)));
+    let meanwhile = {
+        let (engine, cache, turn, raced) =
+            (process.engine.clone(), Arc::clone(&cache), Arc::clone(&turn), raced.clone());
+        move |call: u64| -> futures::future::BoxFuture<'static, ()> {
+            let (engine, cache, turn, raced) =
+                (engine.clone(), Arc::clone(&cache), Arc::clone(&turn), raced.clone());
+            Box::pin(async move {
+                if call != at {
+                    return;
+                }
+                let ingested = turn.lock().expect(ANSWERS).0.take();
+                let outcome = match ingested {
+                    Some(ingested) => {
+                        engine.commit_object(&cache, ingested, object_for(&path(9), &[])).await.map(drop)
+                    }
+                    None => push(&engine, &cache, &path(9), &raced).await,
+                };
+                turn.lock().expect(ANSWERS).1 = Some(outcome);
+            })
+        }
+    };
+    let blobs: Arc<dyn Blobs> =
+        Arc::new(FaultBlobs::new(Arc::clone(&lab.installation.blobs), Arc::clone(&faults)));
+    let index = FaultCollect::new(Arc::clone(&process.contracts.collect), Arc::clone(&blobs), faults)
+        .with_meanwhile(meanwhile);
+    let collector = lab.collector(Arc::new(index), blobs);
+    for _ in 0..3 {
+        collector.run_now(&*process.contracts.jobs, "test", 30).await.expect(ANSWERS);
+        // SQLite's file has one reader of everything at a time.
+        if let Some(url) = &lab.postgres {
+            let audit = Lab::postgres(url).await.audit().await.expect(ANSWERS);
+            races.live_condemned += process.live_condemned_packs(&audit).await.len();
+        }
+        lab.pass(CONDEMNED);
+    }
+    // It has the database open.
+    drop(collector);
+    let outcome = turn.lock().expect(ANSWERS).1.take()?;
+    match outcome {
+        Ok(()) => races.committed += 1,
+        Err(error) => {
+            races.refused += 1;
+            assert_eq!(error.class(), ErrorClass::Unavailable, "{error} {when}");
+            push(&process.engine, &cache, &path(9), &raced).await.expect("the client pushes again");
+        }
+    }
+    process.reads_back(&raced, &when).await;
+    lab.collect_all(&process).await;
+    process.reads_back(&raced, &format!("{when}, after more collections")).await;
+    drop((process, cache));
+    assert_eq!(lab.violations(&[hash_of(&raced)], &[]).await, [], "{when}");
+    Some(())
+}
+
+async fn races_lose_nothing(on_postgres: bool, racer: Racer) {
+    let mut races = Races::default();
+    // A database for each call takes its time.
+    let all = !on_postgres || std::env::var_os("DORMER_TEST_LONG").is_some();
+    for at in (0..).step_by(if all { 1 } else { 4 }) {
+        let faults = Faults::crash_at(NEVER, false);
+        if race(on_postgres, racer, at, faults, &mut races).await.is_none() {
+            assert!(at > 20, "the collections have only {at} calls");
+            break;
+        }
+    }
+    assert!(races.committed > 0, "some pushes come in time");
+    assert_eq!(races.live_condemned, 0, "a pack that a NAR needs is never condemned");
+    assert_eq!(races.refused > 0, racer != Racer::Pushes, "some uploads come too late");
+}
+
+#[tokio::test]
+async fn a_commit_before_any_call_of_a_collection_loses_nothing() {
+    races_lose_nothing(false, Racer::CommitsChunks).await;
+}
+
+#[tokio::test]
+async fn a_known_nar_named_before_any_call_of_a_collection_is_not_lost() {
+    races_lose_nothing(false, Racer::CommitsKnownNar).await;
+}
+
+#[tokio::test]
+async fn a_push_before_any_call_of_a_collection_loses_nothing() {
+    races_lose_nothing(false, Racer::Pushes).await;
+}
+
+#[tokio::test]
+async fn pushes_before_any_call_of_a_collection_lose_nothing_on_postgresql() {
+    races_lose_nothing(true, Racer::CommitsChunks).await;
+    if std::env::var_os("DORMER_TEST_LONG").is_some() {
+        races_lose_nothing(true, Racer::CommitsKnownNar).await;
+        races_lose_nothing(true, Racer::Pushes).await;
+    }
+}
+
+#[tokio::test]
+async fn a_collector_that_skips_the_stamps_is_caught() {
+    let mut races = Races::default();
+    for at in 0.. {
+        let faults = Faults::crash_at_with(NEVER, false, Lie::StampsIgnored);
+        let raced = race(true, Racer::CommitsChunks, at, faults, &mut races).await;
+        if races.live_condemned > 0 {
+            return;
+        }
+        assert!(raced.is_some(), "no live pack was condemned");
+    }
+}
+
+/// The runner opens collections when they are due; of two runners, one runs each.
+#[tokio::test]
+async fn a_collection_runs_at_its_interval_and_once() {
+    let lab = Lab::new(false);
+    let process = lab.open().await;
+    let runner = || {
+        let collector =
+            lab.collector(Arc::clone(&process.contracts.collect), Arc::clone(&lab.installation.blobs));
+        let settings = JobSettings { poll: std::time::Duration::from_millis(2), ..JobSettings::default() };
+        JobRunner::new(
+            Arc::clone(&process.contracts.jobs),
+            Arc::clone(&lab.clock) as Arc<dyn Clock>,
+            "test".to_owned(),
+            settings,
+        )
+        .with_collector(collector)
+    };
+    let ended_at = async |expected: i64| {
+        for _ in 0..5_000 {
+            let last = process.contracts.collect.last_collection().await.expect(ANSWERS);
+            if last.ended_at == Some(expected) {
+                assert_eq!(last.opened_at, expected);
+                return;
+            }
+            tokio::time::sleep(std::time::Duration::from_millis(2)).await;
+        }
+        panic!("no collection ended at {expected}");
+    };
+    let test = async {
+        let start = lab.clock.now();
+        ended_at(start).await;
+        lab.pass(HOUR - 1);
+        tokio::time::sleep(std::time::Duration::from_millis(100)).await;
+        let last = process.contracts.collect.last_collection().await.expect(ANSWERS);
+        assert_eq!(last.opened_at, start, "it is not due yet");
+        lab.pass(1);
+        ended_at(start + HOUR).await;
+    };
+    let (stop_a, stopped_a) = tokio::sync::oneshot::channel::<()>();
+    let (stop_b, stopped_b) = tokio::sync::oneshot::channel::<()>();
+    let (a, b) = (runner(), runner());
+    tokio::join!(a.run(async { drop(stopped_a.await) }), b.run(async { drop(stopped_b.await) }), async {
+        test.await;
+        drop((stop_a, stop_b));
+    });
+}
+
+/// What may happen to an installation.
+#[derive(Debug, Clone, Copy)]
+enum Event {
+    /// A path is pushed, with one of a few NARs that share chunks.
+    Push { path: u8, nar: u8 },
+    /// An object goes for cause, or with a grace.
+    Remove { path: u8, for_cause: bool },
+    /// Hours pass.
+    Pass { hours: i64 },
+    /// A collection, with a crash at a step, if it has so many.
+    Collect { crash_at: Option<u64>, effect_kept: bool },
+}
+
+fn event() -> impl Strategy<Value = Event> {
+    prop_oneof![
+        3 => (0..4_u8, 0..4_u8).prop_map(|(path, nar)| Event::Push { path, nar }),
+        2 => (0..4_u8, any::<bool>()).prop_map(|(path, for_cause)| Event::Remove { path, for_cause }),
+        2 => prop::sample::select(vec![1, 27, 50, 800]).prop_map(|hours| Event::Pass { hours }),
+        3 => (prop::option::weighted(0.3, 0..14_u64), any::<bool>())
+            .prop_map(|(crash_at, effect_kept)| Event::Collect { crash_at, effect_kept }),
+    ]
+}
+
+async fn live_through(events: &[Event]) {
+    let lab = Lab::new(false);
+    let [first, second, third] = nars();
+    let fourth = rebuilt(&first, &path(100), &path(102));
+    let nars = [first, second, third, fourth];
+    let mut live: BTreeMap<u8, u8> = BTreeMap::new();
+    let mut process = lab.open().await;
+    create_main(&process.engine).await;
+    lab.collect(&process).await;
+    for (number, event) in events.iter().enumerate() {
+        let when = format!("after event {number}, {event:?}");
+        let cache = process.cache().await;
+        match *event {
+            Event::Push { path: place, nar } => {
+                push(&process.engine, &cache, &path(place), &nars[usize::from(nar)]).await.expect(&when);
+                live.insert(place, nar);
+            }
+            Event::Remove { path: place, for_cause } => {
+                if for_cause {
+                    process.engine.remove_object(&cache, &path(place).hash(), None).await.expect(&when);
+                } else {
+                    let (index, now) = (&process.contracts.index, lab.clock.now());
+                    let grace = Removal::WithGraceUntil(now + 3 * DAY);
+                    index.remove_object(cache.id, &path(place).hash(), grace, now).await.expect(&when);
+                }
+                live.remove(&place);
+            }
+            Event::Pass { hours } => lab.pass(hours * HOUR),
+            Event::Collect { crash_at, effect_kept } => {
+                let faults = Faults::crash_at(crash_at.unwrap_or(NEVER), effect_kept);
+                let outcome = lab.collect_with(&process, &faults).await;
+                assert_eq!(outcome.is_err(), faults.crashed(), "{when}");
+                if faults.crashed() {
+                    drop((process, cache));
+                    lab.pass(60);
+                    process = lab.open().await;
+                }
+            }
+        }
+        // For cause, a NAR goes from the cache under each of its names only if no object has it.
+        for nar in live.values() {
+            process.reads_back(&nars[usize::from(*nar)], &when).await;
+        }
+    }
+    let cache = process.cache().await;
+    for place in live.keys() {
+        process.engine.remove_object(&cache, &path(*place).hash(), None).await.expect(ANSWERS);
+    }
+    lab.pass(40 * DAY);
+    lab.collect_all(&process).await;
+    drop((process, cache));
+    lab.is_empty("at the end").await;
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 24, max_shrink_iters: 200, ..ProptestConfig::default() })]
+    #[test]
+    fn random_histories_lose_nothing_and_leave_nothing(events in prop::collection::vec(event(), 1..24)) {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("it starts");
+        runtime.block_on(live_through(&events));
+    }
+}

@@ -1,0 +1,168 @@
+//! The port of the collector. Its conventions are those of [`Index`](crate::Index): every method is
+//! one transaction, and time is an argument.
+//!
+//! The calls are safe in any order and by any number of collectors at once: each one that removes
+//! something looks again, in its own transaction, whether it may.
+
+use async_trait::async_trait;
+use dormer_format::{ChunkRun, PackId};
+
+use crate::Result;
+use crate::contract::{NarId, PackNumber, UnixSeconds};
+use crate::jobs::{JobId, JobLease};
+
+/// A NAR as the mark phase sees it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct MarkedNar {
+    /// Row number.
+    pub id: NarId,
+    /// Bytes of the archive.
+    pub size: u64,
+    /// Whether an object, a grace row that has not ended, or an upload alias that still resolves
+    /// names it.
+    pub is_named: bool,
+    /// The chunks of the NAR, and those of its listing.
+    pub runs: Vec<ChunkRun>,
+}
+
+/// A pack's row.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct PackRow {
+    /// Row number.
+    pub number: PackNumber,
+    /// Its id, from which the object's name follows.
+    pub id: PackId,
+    /// Bytes of the object.
+    pub size: u64,
+    /// When it was stored.
+    pub created_at: UnixSeconds,
+    /// Stamp of the last commit that used one of its chunks.
+    pub used_at: UnixSeconds,
+    /// Since when no upload may use it.
+    pub condemned_at: Option<UnixSeconds>,
+}
+
+/// Which packs may be condemned: those that were stored, and stamped for the last time, before
+/// these times.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct StampLimits {
+    /// The pack was stored before.
+    pub created_before: UnixSeconds,
+    /// The last stamp was set before.
+    pub used_before: UnixSeconds,
+}
+
+/// What a removal of packs removed.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct PacksRemoved {
+    /// Ids of the packs whose rows are gone. Their objects may be deleted now.
+    pub packs: Vec<PackId>,
+    /// Bytes of these packs.
+    pub bytes: u64,
+    /// Chunk rows that went with them.
+    pub chunks: u64,
+}
+
+/// The collection before this one.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct LastCollection {
+    /// When its job was opened; 0 if there was none.
+    pub opened_at: UnixSeconds,
+    /// When the last whole one ended.
+    pub ended_at: Option<UnixSeconds>,
+    /// When the store was last listed.
+    pub listed_at: Option<UnixSeconds>,
+    /// What the last whole one did, as JSON.
+    pub report: String,
+}
+
+/// What the collector asks of the index.
+#[async_trait]
+pub trait CollectIndex: Send + Sync + std::fmt::Debug + 'static {
+    /// Opens the collector's job ([`JobKind::Collect`](crate::JobKind::Collect)) unless one was
+    /// opened after `due_before`. Of racing callers, one opens it.
+    async fn open_collection(&self, due_before: UnixSeconds, at: UnixSeconds) -> Result<Option<JobId>>;
+    /// What is known of the last collection.
+    async fn last_collection(&self) -> Result<LastCollection>;
+    /// Renews the lease until `ends_at`, counts `rows`, and moves the cursor.
+    /// [`Error::JobLeaseLost`](crate::Error::JobLeaseLost) if another process has taken the lease.
+    async fn advance_collection(
+        &self,
+        lease: &JobLease,
+        cursor: &[u8],
+        rows: u64,
+        at: UnixSeconds,
+        ends_at: UnixSeconds,
+    ) -> Result<()>;
+    /// Ends the job and keeps its report. `listed` says that the store was listed.
+    /// [`Error::JobLeaseLost`](crate::Error::JobLeaseLost) as above.
+    async fn finish_collection(
+        &self,
+        lease: &JobLease,
+        report: &str,
+        listed: bool,
+        at: UnixSeconds,
+    ) -> Result<()>;
+
+    /// Removes at most `limit` grace rows that ended at `at` or before; returns how many.
+    async fn expire_graces(&self, limit: u32, at: UnixSeconds) -> Result<u64>;
+    /// Removes at most `limit` upload aliases that were used last at `used_until` or before;
+    /// returns how many.
+    async fn expire_aliases(&self, limit: u32, used_until: UnixSeconds) -> Result<u64>;
+    /// A page of NARs after one, by number. Aliases used after `aliases_since` count as names, and
+    /// graces that end after `now`.
+    async fn mark_nars(
+        &self,
+        after: NarId,
+        limit: u32,
+        now: UnixSeconds,
+        aliases_since: UnixSeconds,
+    ) -> Result<Vec<MarkedNar>>;
+    /// Removes those of these NARs, with their listings, that no object, grace row or alias names
+    /// when the transaction looks; returns them. A NAR that a commit is naming at this moment
+    /// stays, and so does one that was named meanwhile.
+    async fn delete_nars(&self, nars: &[NarId]) -> Result<Vec<NarId>>;
+    /// Chunks after a number, by number, that lie in another pack than the one that brought them:
+    /// their numbers, and the packs that hold them. Every other chunk lies in the pack
+    /// `number / 65,536`.
+    async fn moved_chunks(&self, after: u64, limit: u32) -> Result<Vec<(u64, PackNumber)>>;
+    /// A page of packs after one, by number.
+    async fn page_packs(&self, after: PackNumber, limit: u32) -> Result<Vec<PackRow>>;
+    /// How many chunk rows these packs have in all.
+    async fn count_chunks(&self, packs: &[PackNumber]) -> Result<u64>;
+    /// Condemns those of these packs that are not condemned and are within the limits when the
+    /// transaction has locked them; returns their numbers. It waits for commits that use them. From
+    /// then on no look-up finds their chunks for reuse, and no commit may use them.
+    async fn condemn_packs(
+        &self,
+        packs: &[PackNumber],
+        limits: StampLimits,
+        at: UnixSeconds,
+    ) -> Result<Vec<PackNumber>>;
+    /// Takes back that these packs are condemned; returns how many were.
+    async fn spare_packs(&self, packs: &[PackNumber]) -> Result<u64>;
+    /// Removes the rows of those of these packs that were condemned before `condemned_before` and
+    /// not stamped since, with their chunk rows. The ids go onto the list of doomed packs in the
+    /// same transaction, so that a crash does not forget the objects.
+    async fn remove_packs(
+        &self,
+        packs: &[PackNumber],
+        condemned_before: UnixSeconds,
+        at: UnixSeconds,
+    ) -> Result<PacksRemoved>;
+
+    /// Those of these packs that have no row, in the order given. At most 16,384 a call.
+    async fn packs_without_row(&self, packs: &[PackId]) -> Result<Vec<PackId>>;
+    /// Puts packs without a row onto the list of doomed packs: their objects may be deleted from
+    /// `not_before` on, or never with `None`. What is on the list already stays as it is. Returns
+    /// how many are new there.
+    async fn doom_packs(&self, packs: &[PackId], not_before: Option<UnixSeconds>) -> Result<u64>;
+    /// At most `limit` doomed packs whose objects may be deleted at `at`. One that has a row by now
+    /// is never among them.
+    async fn doomed_packs(&self, limit: u32, at: UnixSeconds) -> Result<Vec<PackId>>;
+    /// Takes packs whose objects are gone off the list.
+    async fn forget_doomed(&self, packs: &[PackId]) -> Result<()>;
+    /// Reads the keys behind the filters again, after many rows were removed: the filters never
+    /// forget a key. The old filters answer meanwhile.
+    async fn reload_known_keys(&self) -> Result<()>;
+}

@@ -1,0 +1,401 @@
+//! The collector's statements.
+//!
+//! Why a removal cannot race a commit:
+//! - *A NAR* goes only if its row is locked first and nothing names it when the next statement
+//!   looks. A commit that names it holds its row (PostgreSQL: the foreign key's lock), and such a
+//!   row is skipped. A commit that comes later finds no row, or fails on the foreign key and is
+//!   repeated.
+//! - *A pack* is condemned under a lock that waits for every commit that stamps it or holds it
+//!   unstamped ([`STAMP_PACKS`](crate::topics::chunks::STAMP_PACKS)). Later commits refuse it.
+//! - *A chunk row* of a condemned pack may move to a new pack, with its number. The removal of a
+//!   pack then finds the row elsewhere, and leaves it. Rows are locked in the order of their ids,
+//!   like those of a new pack.
+
+mod contract;
+
+pub use contract::{CollectIndex, LastCollection, MarkedNar, PackRow, PacksRemoved, StampLimits};
+
+use async_trait::async_trait;
+use dormer_format::PackId;
+
+use crate::Result;
+use crate::columns::{array, recipe, signed, unsigned};
+use crate::contract::{NarId, PackNumber, UnixSeconds};
+use crate::jobs::{JobId, JobKind, JobLease, work};
+use crate::rows::{Row, read_pack_id};
+use crate::sql::Argument::{Flag, List, Number, Numbers, Text};
+use crate::sql::{Sql, Transaction, both};
+use crate::sql_index::{Dialect, SqlIndex, Write};
+
+/// The deadline of a doomed pack whose object is never deleted.
+const NEVER: UnixSeconds = UnixSeconds::MAX;
+
+// Locks the row: of racing callers one opens the job.
+const TAKE_TURN: Sql = both!("UPDATE last_collection SET opened_at = $2 WHERE opened_at <= $1");
+const LAST: Sql = both!("SELECT opened_at, ended_at, listed_at, report FROM last_collection");
+const FINISH: Sql = both!(
+    "UPDATE last_collection SET ended_at = $1, report = $2,
+         listed_at = CASE WHEN $3 THEN $1 ELSE listed_at END"
+);
+
+// `+ 0` is the expression of the index.
+pub(crate) const EXPIRE_GRACES: Sql = both!(
+    "DELETE FROM graces WHERE (cache, hash, nar) IN
+         (SELECT cache, hash, nar FROM graces WHERE ends_at + 0 <= $1 ORDER BY ends_at + 0 LIMIT $2)"
+);
+pub(crate) const EXPIRE_ALIASES: Sql = both!(
+    "DELETE FROM aliases WHERE used_at <= $1 AND (cache, file_name) IN
+         (SELECT cache, file_name FROM aliases WHERE used_at + 0 <= $1 ORDER BY used_at + 0 LIMIT $2)"
+);
+
+pub(crate) const MARK_NARS: Sql = both!(
+    "SELECT n.id, n.size, n.recipe, l.body, CAST(CASE WHEN EXISTS (
+             SELECT 1 FROM objects AS o WHERE o.nar = n.id
+             UNION ALL SELECT 1 FROM graces AS g WHERE g.nar = n.id AND g.ends_at > $3
+             UNION ALL SELECT 1 FROM aliases AS a WHERE a.nar = n.id AND a.used_at > $4)
+         THEN 1 ELSE 0 END AS BIGINT)
+     FROM nars AS n LEFT JOIN listings AS l ON l.nar = n.id AND l.size IS NOT NULL
+     WHERE n.id > $1 ORDER BY n.id LIMIT $2"
+);
+
+/// The NARs that no commit is naming right now.
+const HOLD_NARS: Sql = Sql {
+    sqlite: "SELECT value FROM json_each($1)",
+    postgres: "SELECT n.id FROM nars AS n WHERE n.id = ANY ($1) ORDER BY n.id FOR UPDATE SKIP LOCKED",
+};
+pub(crate) const DELETE_NARS: Sql = Sql {
+    sqlite: "
+        DELETE FROM nars WHERE id IN (SELECT value FROM json_each($1))
+            AND NOT EXISTS (SELECT 1 FROM objects AS o WHERE o.nar = nars.id)
+            AND NOT EXISTS (SELECT 1 FROM graces AS g WHERE g.nar = nars.id)
+            AND NOT EXISTS (SELECT 1 FROM aliases AS a WHERE a.nar = nars.id)
+        RETURNING id",
+    postgres: "
+        DELETE FROM nars WHERE id = ANY ($1) AND NOT EXISTS (
+            SELECT 1 FROM objects AS o WHERE o.nar = nars.id
+            UNION ALL SELECT 1 FROM graces AS g WHERE g.nar = nars.id
+            UNION ALL SELECT 1 FROM aliases AS a WHERE a.nar = nars.id)
+        RETURNING id",
+};
+
+pub(crate) const MOVED_CHUNKS: Sql = both!(
+    "SELECT number, pack FROM chunks WHERE pack <> number / 65536 AND number > $1 ORDER BY number LIMIT $2"
+);
+const PAGE_PACKS: Sql = both!(
+    "SELECT id, number, size, created_at, used_at, condemned_at FROM packs
+     WHERE number > $1 ORDER BY number LIMIT $2"
+);
+pub(crate) const COUNT_CHUNKS: Sql = Sql {
+    sqlite: "SELECT count(*) FROM chunks WHERE pack IN (SELECT value FROM json_each($1))",
+    postgres: "SELECT count(*) FROM chunks WHERE pack = ANY ($1)",
+};
+
+/// On PostgreSQL the lock comes first: it waits for commits, and the conditions are looked at again
+/// when it is granted.
+pub(crate) const CONDEMN_PACKS: Sql = Sql {
+    sqlite: "
+        UPDATE packs SET condemned_at = $2
+        WHERE number IN (SELECT value FROM json_each($1)) AND condemned_at IS NULL
+            AND created_at < $3 AND used_at < $4
+        RETURNING number",
+    postgres: "
+        WITH held AS MATERIALIZED (
+            SELECT p.number FROM packs AS p
+            WHERE p.number = ANY ($1) AND p.condemned_at IS NULL AND p.created_at < $3 AND p.used_at < $4
+            ORDER BY p.number FOR NO KEY UPDATE)
+        UPDATE packs SET condemned_at = $2 FROM held WHERE packs.number = held.number
+        RETURNING packs.number",
+};
+const SPARE_PACKS: Sql = Sql {
+    sqlite: "
+        UPDATE packs SET condemned_at = NULL
+        WHERE number IN (SELECT value FROM json_each($1)) AND condemned_at IS NOT NULL",
+    postgres: "
+        UPDATE packs SET condemned_at = NULL WHERE number = ANY ($1) AND condemned_at IS NOT NULL",
+};
+
+/// Locks the packs that may go.
+const HOLD_PACKS: Sql = Sql {
+    sqlite: "
+        SELECT id, number, size FROM packs
+        WHERE number IN (SELECT value FROM json_each($1)) AND condemned_at < $2 AND used_at < condemned_at",
+    postgres: "
+        SELECT id, number, size FROM packs
+        WHERE number = ANY ($1) AND condemned_at < $2 AND used_at < condemned_at
+        ORDER BY number FOR UPDATE",
+};
+pub(crate) const DELETE_CHUNKS: Sql = Sql {
+    sqlite: "DELETE FROM chunks WHERE pack IN (SELECT value FROM json_each($1))",
+    postgres: "
+        WITH held AS MATERIALIZED (
+            SELECT c.number FROM chunks AS c WHERE c.pack = ANY ($1) ORDER BY c.id FOR UPDATE)
+        DELETE FROM chunks USING held WHERE chunks.number = held.number",
+};
+const DELETE_PACKS: Sql = Sql {
+    sqlite: "DELETE FROM packs WHERE number IN (SELECT value FROM json_each($1))",
+    postgres: "DELETE FROM packs WHERE number = ANY ($1)",
+};
+
+const PACKS_WITH_ROW: Sql =
+    both!("SELECT p.id FROM", list 1, "AS k CROSS JOIN packs AS p WHERE p.id = k.item");
+const DOOM_STRAYS: Sql = both!(
+    "INSERT INTO doomed_packs (id, not_before) SELECT k.item, $2 FROM", list 1,
+    "AS k WHERE NOT EXISTS (SELECT 1 FROM packs AS p WHERE p.id = k.item)
+     ON CONFLICT (id) DO NOTHING"
+);
+// A listing may have found the object before the pack got its row.
+const DOOM_REMOVED: Sql = both!(
+    "INSERT INTO doomed_packs (id, not_before) SELECT k.item, $2 FROM", list 1,
+    "AS k WHERE true ON CONFLICT (id) DO UPDATE SET not_before = excluded.not_before"
+);
+const DOOMED: Sql = both!(
+    "SELECT d.id FROM doomed_packs AS d WHERE d.not_before <= $1
+         AND NOT EXISTS (SELECT 1 FROM packs AS p WHERE p.id = d.id)
+     ORDER BY d.not_before, d.id LIMIT $2"
+);
+const FORGET_DOOMED: Sql = both!("DELETE FROM doomed_packs WHERE id IN (SELECT k.item FROM", list 1, "AS k)");
+
+#[async_trait]
+impl<D: Dialect> CollectIndex for SqlIndex<D> {
+    async fn open_collection(&self, due_before: UnixSeconds, at: UnixSeconds) -> Result<Option<JobId>> {
+        self.write(Write::from("open a collection").unless_done(), async |mut tx| {
+            if tx.run(TAKE_TURN, &[Number(due_before), Number(at)]).await? == 0 {
+                return Ok(None);
+            }
+            work::open_job(&mut tx, JobKind::Collect, None, None, at).await.map(Some)
+        })
+        .await
+    }
+
+    async fn last_collection(&self) -> Result<LastCollection> {
+        let table = "last_collection";
+        self.read("look at the last collection", async |mut tx| {
+            let row = tx.one(LAST, &[]).await?;
+            Ok(LastCollection {
+                opened_at: row.column(0, table)?,
+                ended_at: row.column(1, table)?,
+                listed_at: row.column(2, table)?,
+                report: row.column(3, table)?,
+            })
+        })
+        .await
+    }
+
+    async fn advance_collection(
+        &self,
+        lease: &JobLease,
+        cursor: &[u8],
+        rows: u64,
+        at: UnixSeconds,
+        ends_at: UnixSeconds,
+    ) -> Result<()> {
+        self.write(Write::from("go on with a collection").unless_done(), async |mut tx| {
+            work::hold_job(&mut tx, lease).await?;
+            work::advance_job(&mut tx, lease, cursor, rows, at, ends_at).await
+        })
+        .await
+    }
+
+    async fn finish_collection(
+        &self,
+        lease: &JobLease,
+        report: &str,
+        listed: bool,
+        at: UnixSeconds,
+    ) -> Result<()> {
+        self.write(Write::from("end a collection").unless_done(), async |mut tx| {
+            work::hold_job(&mut tx, lease).await?;
+            tx.run(FINISH, &[Number(at), Text(report), Flag(listed)]).await?;
+            work::finish_job(&mut tx, lease).await
+        })
+        .await
+    }
+
+    async fn expire_graces(&self, limit: u32, at: UnixSeconds) -> Result<u64> {
+        self.write("remove graces that are over", async |mut tx| {
+            tx.run(EXPIRE_GRACES, &[Number(at), Number(limit.into())]).await
+        })
+        .await
+    }
+
+    async fn expire_aliases(&self, limit: u32, used_until: UnixSeconds) -> Result<u64> {
+        self.write("remove old upload aliases", async |mut tx| {
+            tx.run(EXPIRE_ALIASES, &[Number(used_until), Number(limit.into())]).await
+        })
+        .await
+    }
+
+    async fn mark_nars(
+        &self,
+        after: NarId,
+        limit: u32,
+        now: UnixSeconds,
+        aliases_since: UnixSeconds,
+    ) -> Result<Vec<MarkedNar>> {
+        self.read("read the recipes of NARs", async |mut tx| {
+            let page = [Number(after.0), Number(limit.into()), Number(now), Number(aliases_since)];
+            tx.rows(MARK_NARS, &page).await?.iter().map(read_marked).collect()
+        })
+        .await
+    }
+
+    async fn delete_nars(&self, nars: &[NarId]) -> Result<Vec<NarId>> {
+        let ids: Vec<i64> = nars.iter().map(|nar| nar.0).collect();
+        self.write("remove NARs without a name", async |mut tx| {
+            let held = tx.rows(HOLD_NARS, &[Numbers(&ids)]).await?;
+            let held = held.iter().map(|row| row.column(0, "nars")).collect::<Result<Vec<i64>>>()?;
+            let deleted = tx.rows(DELETE_NARS, &[Numbers(&held)]).await?;
+            deleted.iter().map(|row| row.column(0, "nars").map(NarId)).collect()
+        })
+        .await
+    }
+
+    async fn moved_chunks(&self, after: u64, limit: u32) -> Result<Vec<(u64, PackNumber)>> {
+        self.read("read which chunks moved", async |mut tx| {
+            let page = [Number(signed(after)), Number(limit.into())];
+            let rows = tx.rows(MOVED_CHUNKS, &page).await?;
+            let read = |row: &_| {
+                let row: &_ = row;
+                let number = unsigned("chunks", Row::column(row, 0, "chunks")?)?;
+                Ok((number, PackNumber(Row::column(row, 1, "chunks")?)))
+            };
+            rows.iter().map(read).collect()
+        })
+        .await
+    }
+
+    async fn page_packs(&self, after: PackNumber, limit: u32) -> Result<Vec<PackRow>> {
+        self.read("read a page of packs", async |mut tx| {
+            let page = [Number(after.0), Number(limit.into())];
+            tx.rows(PAGE_PACKS, &page).await?.iter().map(read_pack).collect()
+        })
+        .await
+    }
+
+    async fn count_chunks(&self, packs: &[PackNumber]) -> Result<u64> {
+        let packs = numbers(packs);
+        self.read("count the chunks of packs", async |mut tx| {
+            unsigned("chunks", tx.one(COUNT_CHUNKS, &[Numbers(&packs)]).await?.column(0, "chunks")?)
+        })
+        .await
+    }
+
+    async fn condemn_packs(
+        &self,
+        packs: &[PackNumber],
+        limits: StampLimits,
+        at: UnixSeconds,
+    ) -> Result<Vec<PackNumber>> {
+        let packs = numbers(packs);
+        self.write("condemn packs", async |mut tx| {
+            let StampLimits { created_before, used_before } = limits;
+            let condemned = [Numbers(&packs), Number(at), Number(created_before), Number(used_before)];
+            let condemned = tx.rows(CONDEMN_PACKS, &condemned).await?;
+            condemned.iter().map(|row| row.column(0, "packs").map(PackNumber)).collect()
+        })
+        .await
+    }
+
+    async fn spare_packs(&self, packs: &[PackNumber]) -> Result<u64> {
+        let packs = numbers(packs);
+        self.write("spare condemned packs", async |mut tx| tx.run(SPARE_PACKS, &[Numbers(&packs)]).await)
+            .await
+    }
+
+    async fn remove_packs(
+        &self,
+        packs: &[PackNumber],
+        condemned_before: UnixSeconds,
+        at: UnixSeconds,
+    ) -> Result<PacksRemoved> {
+        let packs = numbers(packs);
+        self.write(Write::from("remove condemned packs").unless_done(), async |mut tx| {
+            let mut removed = PacksRemoved::default();
+            let mut held = Vec::new();
+            for row in tx.rows(HOLD_PACKS, &[Numbers(&packs), Number(condemned_before)]).await? {
+                removed.packs.push(read_pack_id(&row)?);
+                held.push(row.column::<i64>(1, "packs")?);
+                removed.bytes += unsigned("packs", row.column(2, "packs")?)?;
+            }
+            removed.chunks = tx.run(DELETE_CHUNKS, &[Numbers(&held)]).await?;
+            tx.run(DELETE_PACKS, &[Numbers(&held)]).await?;
+            tx.run(DOOM_REMOVED, &[List(&keys(&removed.packs)), Number(at)]).await?;
+            Ok(removed)
+        })
+        .await
+    }
+
+    async fn packs_without_row(&self, packs: &[PackId]) -> Result<Vec<PackId>> {
+        assert!(packs.len() <= crate::topics::KEYS_MAX, "too many packs in one look-up");
+        let keys = keys(packs);
+        self.read("find packs without a row", async |mut tx| {
+            let rows = tx.rows(PACKS_WITH_ROW, &[List(&keys)]).await?;
+            let known = rows.iter().map(read_pack_id).collect::<Result<std::collections::HashSet<_>>>()?;
+            Ok(packs.iter().filter(|pack| !known.contains(pack)).copied().collect())
+        })
+        .await
+    }
+
+    async fn doom_packs(&self, packs: &[PackId], not_before: Option<UnixSeconds>) -> Result<u64> {
+        let keys = keys(packs);
+        self.write("note packs without a row", async |mut tx| {
+            tx.run(DOOM_STRAYS, &[List(&keys), Number(not_before.unwrap_or(NEVER))]).await
+        })
+        .await
+    }
+
+    async fn doomed_packs(&self, limit: u32, at: UnixSeconds) -> Result<Vec<PackId>> {
+        self.read("look which packs to delete", async |mut tx| {
+            let rows = tx.rows(DOOMED, &[Number(at), Number(limit.into())]).await?;
+            rows.iter().map(read_pack_id).collect()
+        })
+        .await
+    }
+
+    async fn forget_doomed(&self, packs: &[PackId]) -> Result<()> {
+        let keys = keys(packs);
+        self.write("forget deleted packs", async |mut tx| {
+            tx.run(FORGET_DOOMED, &[List(&keys)]).await.map(drop)
+        })
+        .await
+    }
+
+    async fn reload_known_keys(&self) -> Result<()> {
+        self.database.reload(&self.known).await
+    }
+}
+
+fn numbers(packs: &[PackNumber]) -> Vec<i64> {
+    packs.iter().map(|pack| pack.0).collect()
+}
+
+fn keys(packs: &[PackId]) -> Vec<&[u8]> {
+    packs.iter().map(|pack| pack.as_bytes().as_slice()).collect()
+}
+
+/// Columns: id, size, recipe, recipe of its listing, whether something names it.
+fn read_marked(row: &impl Row) -> Result<MarkedNar> {
+    let mut runs = recipe("nars", row.column(2, "nars")?)?.runs;
+    if let Some(listing) = row.column::<Option<&[u8]>>(3, "listings")? {
+        runs.extend(recipe("listings", listing)?.runs);
+    }
+    Ok(MarkedNar {
+        id: NarId(row.column(0, "nars")?),
+        size: unsigned("nars", row.column(1, "nars")?)?,
+        is_named: row.column::<i64>(4, "nars")? != 0,
+        runs,
+    })
+}
+
+/// Columns: id, number, size, created_at, used_at, condemned_at.
+fn read_pack(row: &impl Row) -> Result<PackRow> {
+    let table = "packs";
+    Ok(PackRow {
+        id: PackId::from_bytes(array(table, row.column(0, table)?)?),
+        number: PackNumber(row.column(1, table)?),
+        size: unsigned(table, row.column(2, table)?)?,
+        created_at: row.column(3, table)?,
+        used_at: row.column(4, table)?,
+        condemned_at: row.column(5, table)?,
+    })
+}

@@ -1,0 +1,286 @@
+//! What the collector asks: removals that look again before they remove.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use super::fixtures::{
+    GRACE_SECONDS, NOW, alias, cache, chunk_id, commit, nar_hash, new_nar, object, pack, pack_id, path_hash,
+    push, push_object, run,
+};
+use crate::{
+    CollectIndex, CommitTarget, Error, Index, JobIndex, JobKind, MarkedNar, NarId, NarSource, PackNumber,
+    PackRow, Removal, Result, StampLimits, StoredListing,
+};
+
+/// What every case works on: the contracts of one adapter.
+pub(super) struct Three {
+    pub(super) index: Arc<dyn Index>,
+    pub(super) collect: Arc<dyn CollectIndex>,
+    pub(super) jobs: Arc<dyn JobIndex>,
+}
+
+/// Everything is old enough.
+const ANY: StampLimits = StampLimits { created_before: NOW + 1, used_before: NOW + 1 };
+
+impl Three {
+    async fn marked(&self, now: i64) -> Result<Vec<MarkedNar>> {
+        self.collect.mark_nars(NarId(0), 1_000, now, NOW - 1).await
+    }
+
+    async fn named(&self, now: i64) -> Result<Vec<bool>> {
+        Ok(self.marked(now).await?.iter().map(|nar| nar.is_named).collect())
+    }
+
+    async fn packs(&self) -> Result<Vec<PackRow>> {
+        self.collect.page_packs(PackNumber(0), 1_000).await
+    }
+
+    async fn numbers(&self) -> Result<Vec<PackNumber>> {
+        Ok(self.packs().await?.iter().map(|pack| pack.number).collect())
+    }
+}
+
+pub(super) async fn collections_are_opened_when_due_and_once(three: Three) -> Result<()> {
+    let first = three.collect.last_collection().await?;
+    assert_eq!((first.opened_at, first.ended_at, first.listed_at), (0, None, None));
+    assert_eq!(three.collect.open_collection(-1, NOW).await?, None);
+    let job = three.collect.open_collection(NOW - 60, NOW).await?.expect("none was opened before");
+    assert_eq!(three.collect.open_collection(NOW - 60, NOW).await?, None);
+    assert_eq!(three.collect.open_collection(i64::MAX, NOW + 1).await?, Some(job), "it is open already");
+    let lease = three.jobs.lease_job(JobKind::Collect, "a", NOW, NOW + 60).await?.expect("nobody has it");
+    three.collect.advance_collection(&lease, &[1], 7, NOW + 2, NOW + 90).await?;
+    let open = three.jobs.list_jobs(None, 10).await?.remove(0);
+    assert_eq!((open.id, open.rows_done, open.lease_ends_at), (job, 7, NOW + 90));
+    let other = three.jobs.lease_job(JobKind::Collect, "b", NOW + 90, NOW + 150).await?.expect("it ended");
+    for outcome in [
+        three.collect.advance_collection(&lease, &[2], 1, NOW, NOW).await,
+        three.collect.finish_collection(&lease, "{}", true, NOW).await,
+    ] {
+        assert!(matches!(outcome, Err(Error::JobLeaseLost)), "{outcome:?}");
+    }
+    assert_eq!(three.collect.last_collection().await?.ended_at, None);
+    three.collect.finish_collection(&other, "{\"a\":1}", false, NOW + 100).await?;
+    let last = three.collect.last_collection().await?;
+    assert_eq!((last.opened_at, last.ended_at, last.listed_at), (NOW + 1, Some(NOW + 100), None));
+    assert_eq!(last.report, "{\"a\":1}");
+    assert_eq!(three.jobs.list_jobs(None, 10).await?, []);
+    three.collect.open_collection(i64::MAX, NOW + 200).await?;
+    let lease = three.jobs.lease_job(JobKind::Collect, "a", NOW + 200, NOW + 260).await?.expect("it is open");
+    three.collect.finish_collection(&lease, "{}", true, NOW + 201).await?;
+    assert_eq!(three.collect.last_collection().await?.listed_at, Some(NOW + 201));
+    Ok(())
+}
+
+pub(super) async fn what_names_a_nar_is_told_with_its_chunks(three: Three) -> Result<()> {
+    let id = cache(&three.index, "main").await?;
+    for number in 1..=3 {
+        push_object(&three.index, id, number).await?;
+    }
+    push(&three.index, id, 4, alias("f.nar.xz")).await?;
+    let grace = Removal::WithGraceUntil(NOW + 10);
+    three.index.remove_object(id, &path_hash(2), grace, NOW).await?;
+    three.index.remove_object(id, &path_hash(3), Removal::ForCause, NOW).await?;
+    assert_eq!(three.named(NOW).await?, [true, true, false, true]);
+    assert_eq!(three.named(NOW + 9).await?, [true, true, false, true]);
+    assert_eq!(three.named(NOW + 10).await?, [true, false, false, true], "its grace is over");
+    let later = three.collect.mark_nars(NarId(0), 1_000, NOW, NOW).await?;
+    assert!(!later[3].is_named, "its alias is too old");
+
+    // The chunks of a listing count too.
+    let rows = three.index.commit_pack(&pack(5, [51, 52, 53])).await?;
+    let mut nar = new_nar(5, &rows[..2]);
+    nar.listing = StoredListing::Chunks { recipe: super::fixtures::recipe(&rows[2..]), size: 2_000_000 };
+    let target = CommitTarget::Object(object(5));
+    commit(&three.index, id, NarSource::New(Box::new(nar)), target).await?;
+    let marked = three.marked(NOW).await?;
+    assert_eq!(marked[4].runs, [run(rows[0].number, 2), run(rows[2].number, 1)]);
+    assert_eq!(marked[4].size, 10_005);
+    let page = three.collect.mark_nars(marked[1].id, 2, NOW, NOW - 1).await?;
+    assert_eq!(page, marked[2..4]);
+    Ok(())
+}
+
+pub(super) async fn graces_and_aliases_end(three: Three) -> Result<()> {
+    let id = cache(&three.index, "main").await?;
+    for number in 1..=5 {
+        push_object(&three.index, id, number).await?;
+        let grace = Removal::WithGraceUntil(NOW + i64::from(number));
+        three.index.remove_object(id, &path_hash(number), grace, NOW).await?;
+    }
+    push(&three.index, id, 9, alias("f.nar.xz")).await?;
+    assert_eq!(three.collect.expire_graces(2, NOW + 3).await?, 2);
+    assert_eq!(three.collect.expire_graces(2, NOW + 3).await?, 1);
+    assert_eq!(three.collect.expire_graces(2, NOW + 3).await?, 0);
+    let found = async |number, now| {
+        three.index.find_nar_in_cache(id, &crate::NarKey::Hash(nar_hash(number)), now).await
+    };
+    assert!(found(3, NOW).await?.is_none() && found(4, NOW).await?.is_some());
+    assert_eq!(three.collect.expire_aliases(5, NOW - 1).await?, 0);
+    assert!(three.index.find_alias(id, "f.nar.xz", 0).await?.is_some());
+    assert_eq!(three.collect.expire_aliases(5, NOW).await?, 1);
+    assert!(three.index.find_alias(id, "f.nar.xz", 0).await?.is_none());
+    Ok(())
+}
+
+pub(super) async fn only_nars_without_a_name_are_deleted(three: Three) -> Result<()> {
+    let id = cache(&three.index, "main").await?;
+    let object_nar = push_object(&three.index, id, 1).await?;
+    let grace_nar = push_object(&three.index, id, 2).await?;
+    let alias_nar = push(&three.index, id, 3, alias("f.nar.xz")).await?;
+    let unnamed = push_object(&three.index, id, 4).await?;
+    // Even a grace that is over protects its NAR until its row goes.
+    three.index.remove_object(id, &path_hash(2), Removal::WithGraceUntil(NOW - 1), NOW).await?;
+    three.index.remove_object(id, &path_hash(4), Removal::ForCause, NOW).await?;
+    let all = [object_nar, grace_nar, alias_nar, unnamed, NarId(9_999)];
+    assert_eq!(three.collect.delete_nars(&all).await?, [unnamed]);
+    assert_eq!(three.collect.delete_nars(&all).await?, []);
+    assert_eq!(three.index.find_nar(&nar_hash(4)).await?, None);
+    assert_eq!(three.index.find_listing(unnamed).await?, None);
+    assert!(three.index.find_nar(&nar_hash(2)).await?.is_some());
+    // It cannot be named any more, and can be stored again.
+    let target = CommitTarget::Object(object(4));
+    let named = commit(&three.index, id, NarSource::Known(unnamed), target).await;
+    assert!(matches!(named, Err(Error::NarGone)), "{named:?}");
+    assert!(push_object(&three.index, id, 4).await? > unnamed, "numbers are never given twice");
+    Ok(())
+}
+
+pub(super) async fn racing_names_and_deletions_agree(three: Three) -> Result<()> {
+    let id = cache(&three.index, "main").await?;
+    for number in 0..30 {
+        let nar = push_object(&three.index, id, number).await?;
+        three.index.remove_object(id, &path_hash(number), Removal::ForCause, NOW).await?;
+        let (index, collect) = (Arc::clone(&three.index), Arc::clone(&three.collect));
+        let name = tokio::spawn(async move {
+            let target = CommitTarget::Object(object(number));
+            commit(&index, id, NarSource::Known(nar), target).await
+        });
+        let delete = tokio::spawn(async move { collect.delete_nars(&[nar]).await });
+        let (named, deleted) = (name.await.expect("no panic"), delete.await.expect("no panic")?);
+        match named {
+            Ok(_) => assert_eq!(deleted, [], "it was named"),
+            Err(Error::NarGone) => assert_eq!(deleted, [nar]),
+            Err(error) => return Err(error),
+        }
+        let found = three.index.find_object(id, &path_hash(number)).await?;
+        assert_eq!(found.is_some(), deleted.is_empty());
+    }
+    Ok(())
+}
+
+pub(super) async fn a_condemned_pack_is_not_reused(three: Three) -> Result<()> {
+    let id = cache(&three.index, "main").await?;
+    let rows = three.index.commit_pack(&pack(1, [1, 2])).await?;
+    three.index.commit_pack(&pack(2, [3])).await?;
+    let packs = three.packs().await?;
+    assert_eq!((packs[0].id, packs[0].size), (pack_id(1), 1_000_001));
+    assert_eq!((packs[0].created_at, packs[0].used_at, packs[0].condemned_at), (NOW, NOW, None));
+    let numbers = three.numbers().await?;
+    assert_eq!(three.collect.page_packs(numbers[0], 5).await?, packs[1..]);
+    assert_eq!(three.collect.count_chunks(&numbers).await?, 3);
+
+    for limits in [StampLimits { created_before: NOW, ..ANY }, StampLimits { used_before: NOW, ..ANY }] {
+        assert_eq!(three.collect.condemn_packs(&numbers, limits, NOW + 5).await?, [], "{limits:?}");
+    }
+    assert_eq!(three.collect.condemn_packs(&numbers[..1], ANY, NOW + 5).await?, numbers[..1]);
+    assert_eq!(three.collect.condemn_packs(&numbers[..1], ANY, NOW + 9).await?, [], "it is already");
+    assert_eq!(three.packs().await?[0].condemned_at, Some(NOW + 5));
+    assert_eq!(three.index.find_chunks(&[chunk_id(1), chunk_id(3)]).await?[0], None);
+    let target = CommitTarget::Object(object(1));
+    let late = commit(&three.index, id, NarSource::New(Box::new(new_nar(1, &rows))), target).await;
+    assert!(matches!(late, Err(Error::PackGone)), "{late:?}");
+
+    assert_eq!(three.collect.spare_packs(&numbers).await?, 1);
+    assert_eq!(three.packs().await?[0].condemned_at, None);
+    let target = CommitTarget::Object(object(1));
+    commit(&three.index, id, NarSource::New(Box::new(new_nar(1, &rows))), target).await?;
+    Ok(())
+}
+
+pub(super) async fn removed_packs_are_doomed_and_moved_chunks_stay(three: Three) -> Result<()> {
+    let old = three.index.commit_pack(&pack(1, [1, 2])).await?;
+    three.index.commit_pack(&pack(2, [3])).await?;
+    let numbers = three.numbers().await?;
+    assert_eq!(three.collect.remove_packs(&numbers, NOW + 99, NOW).await?, Default::default());
+    three.collect.condemn_packs(&numbers[..1], ANY, NOW + 5).await?;
+    assert_eq!(three.collect.remove_packs(&numbers, NOW + 5, NOW).await?, Default::default(), "too early");
+
+    // A push stores chunk 2 again: its row moves, with its number.
+    let new = three.index.commit_pack(&pack(4, [2])).await?;
+    assert_eq!((new[0].number, new[0].pack_id), (old[1].number, pack_id(4)));
+    assert_eq!(three.collect.moved_chunks(0, 9).await?, [(old[1].number, new[0].pack)]);
+    assert_eq!(three.collect.moved_chunks(old[1].number, 9).await?, []);
+
+    let removed = three.collect.remove_packs(&numbers, NOW + 6, NOW + 7).await?;
+    assert_eq!((removed.packs, removed.bytes, removed.chunks), (vec![pack_id(1)], 1_000_001, 1));
+    assert_eq!(three.numbers().await?, [numbers[1], new[0].pack]);
+    let gone = three.index.load_chunks(&[run(old[0].number, 1)]).await;
+    assert!(matches!(gone, Err(Error::ChunkGone { .. })), "{gone:?}");
+    assert_eq!(three.index.load_chunks(&[run(old[1].number, 1)]).await?, new);
+    assert_eq!(three.collect.doomed_packs(9, NOW + 6).await?, []);
+    assert_eq!(three.collect.doomed_packs(9, NOW + 7).await?, [pack_id(1)]);
+    three.collect.forget_doomed(&[pack_id(1)]).await?;
+    assert_eq!(three.collect.doomed_packs(9, NOW + 7).await?, []);
+    three.collect.reload_known_keys().await?;
+    assert_eq!(three.index.find_chunks(&[chunk_id(1)]).await?, [None]);
+    assert!(three.index.find_chunks(&[chunk_id(2)]).await?[0].is_some());
+    Ok(())
+}
+
+pub(super) async fn packs_without_a_row_are_doomed_later(three: Three) -> Result<()> {
+    three.index.commit_pack(&pack(1, [1])).await?;
+    let all = [pack_id(3), pack_id(1), pack_id(2)];
+    let strays = three.collect.packs_without_row(&all).await?;
+    assert_eq!(strays, [pack_id(3), pack_id(2)]);
+    assert_eq!(three.collect.doom_packs(&[pack_id(2)], None).await?, 1);
+    assert_eq!(
+        three.collect.doom_packs(&all, Some(NOW + 5)).await?,
+        1,
+        "the others have a row, or are there"
+    );
+    assert_eq!(three.collect.doomed_packs(9, NOW + 4).await?, []);
+    assert_eq!(three.collect.doomed_packs(9, i64::MAX - 1).await?, [pack_id(3)]);
+    // Its row comes after all: the object stays.
+    three.index.commit_pack(&pack(3, [3])).await?;
+    assert_eq!(three.collect.doomed_packs(9, i64::MAX - 1).await?, []);
+    // A pack that a listing found too early goes like any other.
+    let number = three.packs().await?.iter().find(|row| row.id == pack_id(3)).expect("there").number;
+    three.collect.condemn_packs(&[number], ANY, NOW + 5).await?;
+    three.collect.remove_packs(&[number], NOW + 6, NOW + 2).await?;
+    assert_eq!(three.collect.doomed_packs(9, NOW + 2).await?, [pack_id(3)]);
+    Ok(())
+}
+
+/// Commits that use a pack, and collectors that condemn it, at the same time.
+pub(super) async fn racing_commits_and_condemnations_agree(three: Three) -> Result<()> {
+    let id = cache(&three.index, "main").await?;
+    for number in 0..30 {
+        let rows = three.index.commit_pack(&pack(number, [number])).await?;
+        let (index, collect, packs) =
+            (Arc::clone(&three.index), Arc::clone(&three.collect), vec![rows[0].pack]);
+        // The commit stamps: its time is later than the limit.
+        let commit_it = tokio::spawn(async move {
+            let nar = NarSource::New(Box::new(new_nar(number, &rows)));
+            let commit = crate::NarCommit {
+                known_keys: Vec::new(),
+                cache: id,
+                nar,
+                target: CommitTarget::Object(object(number)),
+                at: NOW + 10_000,
+                grace_seconds: GRACE_SECONDS,
+            };
+            index.commit_nar(&commit).await
+        });
+        let condemn = tokio::spawn(async move {
+            tokio::time::sleep(Duration::from_micros(u64::from(number) * 50)).await;
+            collect.condemn_packs(&packs, ANY, NOW + 10_000).await
+        });
+        let (committed, condemned) = (commit_it.await.expect("no panic"), condemn.await.expect("no panic")?);
+        match committed {
+            Ok(_) => assert_eq!(condemned, [], "a live pack is not condemned"),
+            Err(Error::PackGone) => assert_eq!(condemned.len(), 1),
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,568 @@
+//! Expiry: what goes, what stays, and that closures stay whole.
+
+use super::fixtures::{NOW, cache, changes, nar_hash, object, path, path_hash, push};
+use super::jobs::Both;
+use crate::{
+    CacheId, CachePatch, CommitTarget, Error, ExpiryDefaults, JobKind, JobLease, NarCommit, NarKey,
+    NarSource, Object, ObjectOrder, Pin, Result, Use,
+};
+use std::collections::{BTreeMap, BTreeSet};
+
+const HOUR: i64 = 3_600;
+const DAY: i64 = 24 * HOUR;
+const WEEK: i64 = 7 * DAY;
+const GRACE: i64 = 30 * DAY;
+/// The size of the first NAR as it is served; those after it have a byte more each.
+const FILE_SIZE: u64 = 5_000;
+
+const DEFAULTS: ExpiryDefaults =
+    ExpiryDefaults { retention_seconds: 0, quota_bytes: 0, grace_seconds: GRACE };
+
+fn referring(number: u32, to: &[u32]) -> Object {
+    Object { references: to.iter().map(|number| path(*number)).collect(), ..object(number) }
+}
+
+impl Both {
+    async fn kept_cache(&self, patch: CachePatch) -> Result<CacheId> {
+        let id = cache(&self.index, "main").await?;
+        self.index.update_cache(id, &patch, NOW).await?;
+        Ok(id)
+    }
+
+    /// A cache that keeps an unused path for a week.
+    async fn weekly_cache(&self) -> Result<CacheId> {
+        self.kept_cache(CachePatch { retention_seconds: Some(Some(WEEK)), ..CachePatch::default() }).await
+    }
+
+    async fn push_referring(&self, cache: CacheId, number: u32, to: &[u32]) -> Result<()> {
+        push(&self.index, cache, number, CommitTarget::Object(referring(number, to))).await.map(drop)
+    }
+
+    async fn take(&self, now: i64) -> Result<Option<JobLease>> {
+        self.jobs.lease_job(JobKind::ExpireCache, "a", now, now + 60).await
+    }
+
+    /// Runs all expire jobs that are due at `now`; returns how many rows they changed.
+    async fn expire(&self, now: i64, limit: u32) -> Result<u64> {
+        let mut rows = 0;
+        self.jobs.open_expire_jobs(&DEFAULTS, now, now - HOUR).await?;
+        while let Some(lease) = self.take(now).await? {
+            loop {
+                let step = self.jobs.expire_cache_step(&lease, &DEFAULTS, limit, now, now + 60).await?;
+                rows += step.rows;
+                if step.is_last {
+                    break;
+                }
+            }
+        }
+        Ok(rows)
+    }
+
+    /// Numbers of the paths that the cache has.
+    async fn live(&self, cache: CacheId) -> Result<Vec<u32>> {
+        let mut live = Vec::new();
+        for number in 1..=40 {
+            if self.index.find_object(cache, &path_hash(number)).await?.is_some() {
+                live.push(number);
+            }
+        }
+        Ok(live)
+    }
+
+    async fn is_readable(&self, cache: CacheId, number: u32, now: i64) -> Result<bool> {
+        let key = NarKey::Hash(nar_hash(number));
+        Ok(self.index.find_nar_in_cache(cache, &key, now).await?.is_some())
+    }
+}
+
+pub(super) async fn what_is_unused_expires_with_a_grace(both: Both) -> Result<()> {
+    let main = both.weekly_cache().await?;
+    let other = cache(&both.index, "other").await?;
+    both.push_referring(main, 1, &[]).await?;
+    both.push_referring(other, 1, &[]).await?;
+    assert_eq!(both.expire(NOW + WEEK, 10).await?, 0, "not before the period is over");
+    let before = changes(&both.index, main).await?.len();
+    let now = NOW + WEEK + 2 * HOUR;
+    assert_eq!(both.expire(now, 10).await?, 1);
+    assert!(both.live(main).await?.is_empty());
+    assert_eq!(both.live(other).await?, [1]);
+    assert_eq!(changes(&both.index, main).await?[before..], [Some(path_hash(1))]);
+    assert!(both.is_readable(main, 1, now + GRACE - 1).await?);
+    assert!(!both.is_readable(main, 1, now + GRACE).await?);
+    assert!(both.index.present_objects(main, &[path_hash(1)]).await?.is_empty());
+    both.push_referring(main, 1, &[]).await?;
+    assert_eq!(both.live(main).await?, [1], "it can be pushed again");
+    Ok(())
+}
+
+pub(super) async fn a_cache_that_keeps_everything_has_no_job(both: Both) -> Result<()> {
+    let main = cache(&both.index, "main").await?;
+    both.push_referring(main, 1, &[]).await?;
+    let now = NOW + 1000 * DAY;
+    assert_eq!(both.jobs.open_expire_jobs(&DEFAULTS, now, now).await?, 0);
+    let weekly = ExpiryDefaults { retention_seconds: WEEK, ..DEFAULTS };
+    let never = CachePatch { retention_seconds: Some(Some(0)), ..CachePatch::default() };
+    both.index.update_cache(main, &never, NOW).await?;
+    assert_eq!(both.jobs.open_expire_jobs(&weekly, now, now).await?, 0, "0 keeps everything");
+    let default = CachePatch { retention_seconds: Some(None), ..CachePatch::default() };
+    both.index.update_cache(main, &default, NOW).await?;
+    assert_eq!(both.jobs.open_expire_jobs(&weekly, now, now).await?, 1);
+    assert_eq!(both.jobs.open_expire_jobs(&weekly, now, now).await?, 0, "it is open");
+    let lease = both.take(now).await?.expect("it was opened");
+    while !both.jobs.expire_cache_step(&lease, &weekly, 10, now, now + 60).await?.is_last {}
+    assert!(both.live(main).await?.is_empty());
+    assert_eq!(both.jobs.open_expire_jobs(&weekly, now + 5, now - 1).await?, 0, "it has just ended");
+    assert_eq!(both.jobs.open_expire_jobs(&weekly, now + HOUR, now).await?, 1);
+    let lease = both.take(now + HOUR).await?.expect("it was opened");
+    both.index.delete_cache(main, now).await?;
+    let step = both.jobs.expire_cache_step(&lease, &weekly, 10, now, now + 60).await?;
+    assert!(step.is_last && step.rows == 0, "the cache went meanwhile");
+    Ok(())
+}
+
+/// 1 → 2 → 3, 1 → 4 (absent), 5 → 3.
+async fn small_closures(both: &Both, cache: CacheId) -> Result<()> {
+    both.push_referring(cache, 3, &[3]).await?;
+    both.push_referring(cache, 2, &[3]).await?;
+    both.push_referring(cache, 1, &[1, 2, 4]).await?;
+    both.push_referring(cache, 5, &[3]).await
+}
+
+pub(super) async fn what_a_live_object_needs_stays(both: Both) -> Result<()> {
+    let main = both.weekly_cache().await?;
+    small_closures(&both, main).await?;
+    let now = NOW + WEEK + DAY;
+    both.index.touch_objects(main, &[path_hash(1)], Use::Pull, now - DAY).await?;
+    assert_eq!(both.expire(now, 10).await?, 1);
+    assert_eq!(both.live(main).await?, [1, 2, 3], "5 went; 1 keeps its closure");
+    Ok(())
+}
+
+pub(super) async fn a_removed_referrer_frees_what_it_needed(both: Both) -> Result<()> {
+    let main = both.weekly_cache().await?;
+    small_closures(&both, main).await?;
+    let removal = crate::Removal::WithGraceUntil(NOW + GRACE);
+    both.index.remove_object(main, &path_hash(5), removal, NOW).await?;
+    let now = NOW + WEEK + DAY;
+    both.index.touch_objects(main, &[path_hash(2)], Use::Pull, now - DAY).await?;
+    assert_eq!(both.expire(now, 10).await?, 1);
+    assert_eq!(both.live(main).await?, [2, 3]);
+    both.index.remove_object(main, &path_hash(2), removal, now).await?;
+    assert_eq!(both.expire(now + DAY, 10).await?, 1);
+    assert!(both.live(main).await?.is_empty());
+    Ok(())
+}
+
+pub(super) async fn new_references_replace_those_of_before(both: Both) -> Result<()> {
+    let main = both.weekly_cache().await?;
+    small_closures(&both, main).await?;
+    both.push_referring(main, 1, &[5]).await?;
+    let now = NOW + WEEK + DAY;
+    both.index.touch_objects(main, &[path_hash(1)], Use::Pull, now - DAY).await?;
+    assert_eq!(both.expire(now, 10).await?, 1);
+    assert_eq!(both.live(main).await?, [1, 3, 5], "1 needs 5 and no longer 2");
+    Ok(())
+}
+
+pub(super) async fn a_pull_and_a_push_are_uses(both: Both) -> Result<()> {
+    let main = both.weekly_cache().await?;
+    for number in 1..=3 {
+        both.push_referring(main, number, &[]).await?;
+    }
+    let now = NOW + WEEK + DAY;
+    both.index.touch_objects(main, &[path_hash(1)], Use::Pull, now - DAY).await?;
+    both.index.touch_objects(main, &[path_hash(2)], Use::Push, now - DAY).await?;
+    let pushed = both.index.present_objects(main, &[path_hash(1)]).await?;
+    assert_eq!(pushed, [(path_hash(1), NOW)], "a pull is no push");
+    assert_eq!(both.expire(now, 10).await?, 1);
+    assert_eq!(both.live(main).await?, [1, 2]);
+    // A short period spares what was used within two hours.
+    let short = CachePatch { retention_seconds: Some(Some(1)), ..CachePatch::default() };
+    both.index.update_cache(main, &short, now).await?;
+    both.index.touch_objects(main, &[path_hash(1)], Use::Pull, now + HOUR).await?;
+    assert_eq!(both.expire(now + 3 * HOUR, 10).await?, 1);
+    assert_eq!(both.live(main).await?, [1]);
+    Ok(())
+}
+
+pub(super) async fn the_newest_of_a_name_are_kept(both: Both) -> Result<()> {
+    let two = CachePatch { keep_latest: Some(Some(2)), ..CachePatch::default() };
+    let main = both.kept_cache(two).await?;
+    // Paths of one name, pushed one after another; 1 needs 2, and 20 has another name.
+    for number in 1..=5 {
+        let path = dormer_nix::StorePath::new(path_hash(number), "app").expect("a good name");
+        let needed = dormer_nix::StorePath::new(path_hash(2), "app").expect("a good name");
+        let references = if number == 1 { vec![needed] } else { Vec::new() };
+        let object = Object { path, references, ..object(number) };
+        let rows = both.index.commit_pack(&super::fixtures::pack(number, [number])).await?;
+        let nar = crate::NarSource::New(Box::new(super::fixtures::new_nar(number, &rows)));
+        // Number 1 is the newest.
+        let at = if number == 1 { NOW + 10 } else { NOW + i64::from(number) };
+        let target = CommitTarget::Object(object);
+        both.index
+            .commit_nar(&crate::NarCommit {
+                cache: main,
+                nar,
+                target,
+                at,
+                grace_seconds: GRACE,
+                known_keys: Vec::new(),
+            })
+            .await?;
+    }
+    both.push_referring(main, 20, &[]).await?;
+    assert_eq!(both.expire(NOW + HOUR, 10).await?, 0, "all of them were used lately");
+    assert_eq!(both.expire(NOW + 3 * HOUR, 10).await?, 2);
+    assert_eq!(both.live(main).await?, [1, 2, 5, 20], "1 and 5 are the newest, and 1 needs 2");
+    Ok(())
+}
+
+pub(super) async fn a_quota_takes_the_least_recently_used(both: Both) -> Result<()> {
+    let quota = CachePatch { quota_bytes: Some(Some(4 * (FILE_SIZE + 100))), ..CachePatch::default() };
+    let main = both.kept_cache(quota).await?;
+    small_closures(&both, main).await?;
+    assert_eq!(both.expire(NOW + DAY, 10).await?, 0, "four fit");
+    for number in 6..=7 {
+        both.push_referring(main, number, &[]).await?;
+    }
+    // From the least recently used on: 6, 1, 2, 5, 3, 7; 2 and 3 wait for their referrers.
+    for (number, at) in [(1, 20), (2, 1), (3, 2), (5, 30), (6, 10), (7, 40)] {
+        both.index.touch_objects(main, &[path_hash(number)], Use::Pull, NOW + at).await?;
+    }
+    let now = NOW + DAY;
+    assert_eq!(both.expire(now + HOUR, 10).await?, 2, "6, then 1");
+    assert_eq!(both.live(main).await?, [2, 3, 5, 7]);
+    assert!(both.is_readable(main, 1, now + HOUR + DAY - 1).await?, "a day of grace");
+    assert!(!both.is_readable(main, 1, now + HOUR + DAY).await?);
+    let small = CachePatch { quota_bytes: Some(Some(1)), ..CachePatch::default() };
+    both.index.update_cache(main, &small, now).await?;
+    both.index.touch_objects(main, &[path_hash(5)], Use::Pull, now + 2 * HOUR).await?;
+    both.expire(now + 3 * HOUR, 10).await?;
+    assert_eq!(both.live(main).await?, [3, 5], "what was used lately stays whole, whatever the quota");
+    Ok(())
+}
+
+pub(super) async fn a_quota_cuts_graces_to_a_day_first(both: Both) -> Result<()> {
+    let quota = CachePatch { quota_bytes: Some(Some(2 * (FILE_SIZE + 100))), ..CachePatch::default() };
+    let main = both.kept_cache(quota).await?;
+    for number in 1..=3 {
+        both.push_referring(main, number, &[]).await?;
+    }
+    let removal = crate::Removal::WithGraceUntil(NOW + GRACE);
+    both.index.remove_object(main, &path_hash(1), removal, NOW).await?;
+    let now = NOW + 3 * HOUR;
+    assert_eq!(both.expire(now, 10).await?, 1, "bytes in grace count, and the grace goes first");
+    assert_eq!(both.live(main).await?, [2, 3]);
+    assert!(both.is_readable(main, 1, now + DAY - 1).await?);
+    assert!(!both.is_readable(main, 1, now + DAY).await?);
+    assert_eq!(both.expire(now + 2 * HOUR, 10).await?, 0, "what ends within a day is as good as gone");
+    Ok(())
+}
+
+pub(super) async fn a_lost_lease_expires_nothing(both: Both) -> Result<()> {
+    let main = both.weekly_cache().await?;
+    small_closures(&both, main).await?;
+    let now = NOW + WEEK + DAY;
+    both.jobs.open_expire_jobs(&DEFAULTS, now, now).await?;
+    let lost = both.take(now).await?.expect("it was opened");
+    let lease = both.take(now + 60).await?.expect("the lease has ended");
+    let step = both.jobs.expire_cache_step(&lost, &DEFAULTS, 10, now, now + 600).await;
+    assert!(matches!(step, Err(Error::JobLeaseLost)), "{step:?}");
+    assert_eq!(both.live(main).await?, [1, 2, 3, 5]);
+    let step = both.jobs.expire_cache_step(&lease, &DEFAULTS, 10, now, now + 600).await?;
+    assert!(step.is_last && step.rows == 4, "one step removes all: {step:?}");
+    Ok(())
+}
+
+pub(super) async fn a_policy_that_changes_counts_at_once(both: Both) -> Result<()> {
+    let main = both.weekly_cache().await?;
+    for number in 1..=6 {
+        both.push_referring(main, number, &[]).await?;
+    }
+    let now = NOW + WEEK + DAY;
+    both.jobs.open_expire_jobs(&DEFAULTS, now, now).await?;
+    let lease = both.take(now).await?.expect("it was opened");
+    assert_eq!(both.jobs.expire_cache_step(&lease, &DEFAULTS, 2, now, now + 60).await?.rows, 2);
+    let longer = CachePatch { retention_seconds: Some(Some(2 * WEEK)), ..CachePatch::default() };
+    both.index.update_cache(main, &longer, now).await?;
+    let step = both.jobs.expire_cache_step(&lease, &DEFAULTS, 2, now, now + 60).await?;
+    assert!(step.is_last && step.rows == 0, "{step:?}");
+    assert_eq!(both.live(main).await?.len(), 4);
+    Ok(())
+}
+
+/// A chain of twelve paths, a path with twelve references, and steps of one object: a step frees
+/// more than it may remove, and another pass takes the rest.
+pub(super) async fn small_steps_remove_the_same(both: Both) -> Result<()> {
+    let main = both.weekly_cache().await?;
+    both.push_referring(main, 12, &[]).await?;
+    for number in (1..12).rev() {
+        both.push_referring(main, number, &[number + 1]).await?;
+    }
+    let leaves: Vec<u32> = (20..32).collect();
+    for number in &leaves {
+        both.push_referring(main, *number, &[]).await?;
+    }
+    both.push_referring(main, 40, &leaves).await?;
+    both.index.touch_objects(main, &[path_hash(25)], Use::Pull, NOW + WEEK).await?;
+    assert_eq!(both.expire(NOW + WEEK + DAY, 1).await?, 12 + 12);
+    assert_eq!(both.live(main).await?, [25]);
+    // The references went with their referrers: nothing keeps what comes back.
+    for number in [2, 25] {
+        both.push_referring(main, number, &[]).await?;
+    }
+    assert_eq!(both.expire(NOW + 3 * WEEK, 10).await?, 2);
+    assert!(both.live(main).await?.is_empty());
+    Ok(())
+}
+
+fn pin(name: &str, number: u32, at: i64, ends_at: Option<i64>) -> Pin {
+    Pin { name: name.to_owned(), path: path(number), created_at: at, ends_at }
+}
+
+pub(super) async fn a_pin_keeps_its_path_and_closure(both: Both) -> Result<()> {
+    let main = both.weekly_cache().await?;
+    small_closures(&both, main).await?;
+    both.index.add_pin(main, &pin("release", 2, NOW, None), None).await?;
+    both.index.add_pin(main, &pin("demo", 5, NOW, Some(NOW + 2 * WEEK)), None).await?;
+    both.index.add_pin(main, &pin("absent", 30, NOW, None), None).await?;
+    assert_eq!(both.expire(NOW + 2 * WEEK - 1, 10).await?, 1);
+    assert_eq!(both.live(main).await?, [2, 3, 5]);
+    assert_eq!(both.expire(NOW + 2 * WEEK + DAY, 10).await?, 1, "the pin of 5 has ended");
+    assert_eq!(both.live(main).await?, [2, 3]);
+    assert_eq!(both.index.remove_pins(main, "release", None).await?, 1);
+    assert_eq!(both.index.remove_pins(main, "release", None).await?, 0, "again is no error");
+    assert_eq!(both.expire(NOW + 3 * WEEK, 10).await?, 2);
+    assert!(both.live(main).await?.is_empty());
+    Ok(())
+}
+
+pub(super) async fn pins_come_by_name_and_the_newest_stay(both: Both) -> Result<()> {
+    let (main, other) = (cache(&both.index, "main").await?, cache(&both.index, "other").await?);
+    let index = &both.index;
+    for number in 1..=3 {
+        index.add_pin(main, &pin("b", number, NOW + i64::from(number), None), Some(2)).await?;
+    }
+    index.add_pin(main, &pin("a", 9, NOW, Some(NOW + 5)), None).await?;
+    index.add_pin(other, &pin("b", 1, NOW, None), None).await?;
+    let hashes = |pins: &[Pin]| {
+        let mut hashes: Vec<_> = pins.iter().map(|pin| pin.path.hash()).collect();
+        hashes.sort_unstable();
+        hashes
+    };
+    let sorted = |numbers: &[u32]| {
+        let mut hashes: Vec<_> = numbers.iter().map(|number| path_hash(*number)).collect();
+        hashes.sort_unstable();
+        hashes
+    };
+    let pins = index.list_pins(main, None, NOW, 10).await?;
+    assert_eq!(pins[0], pin("a", 9, NOW, Some(NOW + 5)));
+    assert_eq!(hashes(&pins[1..]), sorted(&[2, 3]), "1 is the third newest");
+    let after = Some((pins[0].name.as_str(), &pins[0].path.hash()));
+    let rest = index.list_pins(main, after, NOW, 1).await?;
+    assert_eq!(rest, pins[1..2]);
+    assert_eq!(index.list_pins(main, None, NOW + 5, 10).await?, pins[1..], "one has ended");
+    // Renewed, 2 is the newest.
+    index.add_pin(main, &pin("b", 2, NOW + 9, None), None).await?;
+    index.add_pin(main, &pin("b", 4, NOW + 10, None), Some(2)).await?;
+    assert_eq!(hashes(&index.list_pins(main, None, NOW + 9, 10).await?), sorted(&[2, 4]));
+    assert_eq!(index.remove_pins(main, "b", Some(&path_hash(4))).await?, 1);
+    assert_eq!(hashes(&index.list_pins(main, None, NOW + 9, 10).await?), sorted(&[2]));
+    assert_eq!(index.list_pins(other, None, NOW, 10).await?.len(), 1);
+    index.delete_cache(other, NOW).await?;
+    let gone = index.add_pin(other, &pin("b", 1, NOW, None), None).await;
+    assert!(matches!(gone, Err(Error::CacheGone)), "{gone:?}");
+    Ok(())
+}
+
+pub(super) async fn references_are_found_in_both_directions(both: Both) -> Result<()> {
+    let main = cache(&both.index, "main").await?;
+    small_closures(&both, main).await?;
+    let found = both.index.find_references(main, &[path_hash(1), path_hash(3), path_hash(4)]).await?;
+    let found: BTreeMap<_, _> = found.into_iter().collect();
+    assert_eq!(found.len(), 2, "4 is not there");
+    assert_eq!(found[&path_hash(1)], [path(2), path(4)], "without itself");
+    assert!(found[&path_hash(3)].is_empty());
+    let mut referrers = both.index.find_referrers(main, &path_hash(3), 10).await?;
+    referrers.sort_unstable();
+    let mut expected = [path_hash(2), path_hash(5)];
+    expected.sort_unstable();
+    assert_eq!(referrers, expected);
+    assert_eq!(both.index.find_referrers(main, &path_hash(4), 10).await?, [path_hash(1)], "4 is not there");
+    assert_eq!(both.index.find_referrers(main, &path_hash(3), 1).await?.len(), 1);
+    Ok(())
+}
+
+pub(super) async fn objects_are_listed_in_every_order(both: Both) -> Result<()> {
+    let main = cache(&both.index, "main").await?;
+    for number in 1..=4 {
+        both.push_referring(main, number, &[]).await?;
+    }
+    for (number, at) in [(1, 3), (2, 9), (3, 1), (4, 3)] {
+        both.index.touch_objects(main, &[path_hash(number)], Use::Pull, NOW + at).await?;
+    }
+    for (order, expected) in [
+        (ObjectOrder::Used, [3, 1, 4, 2]),
+        (ObjectOrder::Age, [1, 2, 3, 4]),
+        (ObjectOrder::Size, [4, 3, 2, 1]),
+    ] {
+        let (mut listed, mut after) = (Vec::new(), None);
+        loop {
+            let page = both.index.list_objects(main, order, after, 3).await?;
+            let Some(last) = page.last() else { break };
+            after = Some(last.place);
+            listed.extend(page);
+        }
+        let paths: Vec<_> = listed.iter().map(|object| object.path.clone()).collect();
+        assert_eq!(paths, expected.map(path), "{order:?}");
+        let second = listed.iter().find(|object| object.path == path(2)).expect("it is listed");
+        assert_eq!((second.nar_size, second.created_at, second.last_used_at), (10_002, NOW, NOW + 9));
+    }
+    both.index.delete_cache(main, NOW).await?;
+    assert_eq!(both.index.list_objects(main, ObjectOrder::Age, None, 3).await?, []);
+    Ok(())
+}
+
+pub(super) async fn a_removal_by_hand_is_in_the_audit(both: Both) -> Result<()> {
+    let main = cache(&both.index, "main").await?;
+    small_closures(&both, main).await?;
+    assert!(both.index.remove_for_cause(main, &path_hash(2), Some("ada"), NOW + 1).await?);
+    assert!(!both.index.remove_for_cause(main, &path_hash(2), None, NOW + 2).await?, "again is no error");
+    assert_eq!(both.live(main).await?, [1, 3, 5]);
+    assert!(!both.is_readable(main, 2, NOW + 1).await?, "no grace");
+    let audit = both.index.audit_after(0, 10).await?;
+    let seen: Vec<_> = audit.iter().map(|entry| (entry.at - NOW, entry.subject.as_deref())).collect();
+    assert_eq!(seen, [(1, Some("ada")), (2, None)]);
+    assert!(audit.iter().all(|entry| {
+        (entry.action.as_str(), entry.cache, entry.store_path_hash)
+            == ("remove path", main, Some(path_hash(2)))
+    }));
+    assert_eq!(both.index.audit_after(audit[0].number, 1).await?, audit[1..]);
+    Ok(())
+}
+
+/// What a cache should hold, worked out anew after each action by marking all that is live.
+#[derive(Default)]
+struct Model {
+    /// References and last use of each object.
+    objects: BTreeMap<u32, (Vec<u32>, i64)>,
+    pinned: BTreeSet<u32>,
+}
+
+impl Model {
+    /// What has to be there at `now`, and what alone may be there after a whole expire job.
+    fn live(&self, now: i64) -> BTreeSet<u32> {
+        let is_root =
+            |number: &u32, last_used_at: i64| self.pinned.contains(number) || last_used_at >= now - WEEK;
+        let roots = self.objects.iter().filter(|(number, (_, used))| is_root(number, *used));
+        let mut next: Vec<u32> = roots.map(|(number, _)| *number).collect();
+        let mut live = BTreeSet::new();
+        while let Some(number) = next.pop() {
+            if let Some((references, _)) = self.objects.get(&number)
+                && live.insert(number)
+            {
+                next.extend(references);
+            }
+        }
+        live
+    }
+}
+
+/// Pushes, uses, pins and steps of expire jobs in any order. Whatever the order, what is live stays
+/// after every step, every reference of an object is there, and a job that runs alone leaves
+/// nothing else.
+pub(super) async fn random_histories_keep_closures_whole(both: Both) -> Result<()> {
+    let main = both.weekly_cache().await?;
+    let mut state = 0x5eed_u64;
+    let mut random = move |below: u32| {
+        state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        u32::try_from(state >> 33).expect("31 bits") % below
+    };
+    let (mut model, mut now, mut lease) = (Model::default(), NOW, None::<JobLease>);
+    let mut expired = 0;
+    for action in 0..400 {
+        now += i64::from(random(20)) * HOUR;
+        let number = 1 + random(24);
+        match random(10) {
+            0..=4 => {
+                let there: Vec<u32> =
+                    model.objects.keys().copied().filter(|other| *other != number).collect();
+                let count = if there.is_empty() { 0 } else { random(4) };
+                // No circles: a path refers to paths of lower numbers.
+                let mut references: Vec<u32> = (0..count)
+                    .map(|_| there[random(u32::try_from(there.len()).expect("few")) as usize])
+                    .collect();
+                references.retain(|other| *other < number);
+                references.sort_unstable();
+                references.dedup();
+                let nar = match both.index.find_nar(&nar_hash(number)).await? {
+                    Some(nar) => NarSource::Known(nar.id),
+                    None => {
+                        let rows = both.index.commit_pack(&super::fixtures::pack(number, [number])).await?;
+                        NarSource::New(Box::new(super::fixtures::new_nar(number, &rows)))
+                    }
+                };
+                let target = CommitTarget::Object(referring(number, &references));
+                both.index
+                    .commit_nar(&NarCommit {
+                        cache: main,
+                        nar,
+                        target,
+                        at: now,
+                        grace_seconds: GRACE,
+                        known_keys: Vec::new(),
+                    })
+                    .await?;
+                model.objects.insert(number, (references, now));
+            }
+            5 => {
+                both.index.touch_objects(main, &[path_hash(number)], Use::Pull, now).await?;
+                if let Some((_, used)) = model.objects.get_mut(&number) {
+                    *used = now;
+                }
+            }
+            6 => {
+                both.index.add_pin(main, &pin("p", number, now, None), None).await?;
+                model.pinned.insert(number);
+            }
+            7 => {
+                both.index.remove_pins(main, "p", Some(&path_hash(number))).await?;
+                model.pinned.remove(&number);
+            }
+            // A step of a job that others act beside.
+            8 => {
+                both.jobs.open_expire_jobs(&DEFAULTS, now, now).await?;
+                lease = both.jobs.lease_job(JobKind::ExpireCache, "a", now, now + 1).await?.or(lease);
+                if let Some(held) = lease {
+                    let step =
+                        both.jobs.expire_cache_step(&held, &DEFAULTS, 1 + random(3), now, now + 1).await?;
+                    expired += step.rows;
+                    lease = (!step.is_last).then_some(held);
+                }
+            }
+            // A whole job.
+            _ => {
+                let before = model.live(now);
+                for limit in [2, 1 + random(9)] {
+                    // The first run may go on with a job that has passed some objects.
+                    lease = None;
+                    now += 2;
+                    both.jobs.open_expire_jobs(&DEFAULTS, now, now).await?;
+                    expired += both.expire(now, limit).await?;
+                }
+                let left: BTreeSet<u32> = both.live(main).await?.into_iter().collect();
+                assert!(model.live(now).is_subset(&before), "time passes");
+                assert_eq!(left, model.live(now), "after action {action}");
+            }
+        }
+        let there: BTreeSet<u32> = both.live(main).await?.into_iter().collect();
+        let lost: Vec<_> = model.live(now).difference(&there).copied().collect();
+        assert_eq!(lost, [0; 0], "action {action} removed what is live");
+        model.objects.retain(|number, _| there.contains(number));
+        for (number, (references, _)) in &model.objects {
+            assert!(references.iter().all(|other| there.contains(other)), "{number} after action {action}");
+        }
+    }
+    assert!(expired > 30, "only {expired} objects expired");
+    Ok(())
+}

@@ -1,0 +1,242 @@
+//! Pins, lists of what is in a cache, and removals by hand. What expires by itself is a job
+//! (`jobs/expire_cache.rs`).
+
+use async_trait::async_trait;
+use dormer_nix::{StorePath, StorePathHash};
+
+use super::{KEYS_MAX, objects};
+use crate::columns::{array, store_path, unpack_references, unsigned};
+use crate::contract::{
+    AuditEntry, CacheId, ListedObject, ObjectOrder, ObjectPlace, Pin, Removal, RetentionIndex, UnixSeconds,
+};
+use crate::rows::Row;
+use crate::sql::Argument::{Bytes, List, Number, OptionalNumber, OptionalText, Text};
+use crate::sql::{Sql, Transaction, both};
+use crate::sql_index::{Dialect, Lock, SqlIndex, Write};
+use crate::{Error, Result};
+
+// The newest of a name has the highest row number: a pin that is renewed is a new row.
+const REMOVE_PIN: Sql = both!("DELETE FROM pins WHERE cache = $1 AND name = $2 AND hash = $3");
+const REMOVE_PINS: Sql = both!("DELETE FROM pins WHERE cache = $1 AND name = $2");
+const ADD_PIN: Sql = both!(
+    "INSERT INTO pins (cache, name, hash, path_name, created_at, ends_at)
+     SELECT c.id, $2, $3, $4, $5, $6 FROM caches AS c WHERE c.id = $1 AND c.deleted_at IS NULL"
+);
+const REMOVE_ENDED: Sql = both!("DELETE FROM pins WHERE cache = $1 AND name = $2 AND ends_at <= $3");
+const KEEP_NEWEST: Sql = both!(
+    "DELETE FROM pins WHERE cache = $1 AND name = $2 AND id NOT IN (
+         SELECT p.id FROM pins AS p WHERE p.cache = $1 AND p.name = $2 ORDER BY p.id DESC LIMIT $3)"
+);
+pub(crate) const LIST_PINS: Sql = both!(
+    "SELECT name, hash, path_name, created_at, ends_at FROM pins
+     WHERE cache = $1 AND (name, hash) > ($2, $3) AND (ends_at IS NULL OR ends_at > $4)
+     ORDER BY name, hash LIMIT $5"
+);
+pub(crate) const FIND_REFERENCES: Sql = both!(
+    "SELECT o.hash, o.name, o.refs FROM", list 2, "AS k CROSS JOIN objects AS o
+     WHERE o.cache = $1 AND o.hash = k.item"
+);
+pub(crate) const FIND_REFERRERS: Sql =
+    both!("SELECT referrer FROM object_refs WHERE cache = $1 AND reference = $2 ORDER BY referrer LIMIT $3");
+
+macro_rules! list {
+    ($value:literal, $after:literal, $order:literal) => {
+        both!(concat!(
+            "SELECT hash, name, nar_size, created_at, last_used_at, ",
+            $value,
+            ", id FROM objects
+             WHERE cache = $1 AND (",
+            $value,
+            ", id) ",
+            $after,
+            " ($2, $3)
+                 AND EXISTS (SELECT 1 FROM caches WHERE id = $1 AND deleted_at IS NULL)
+             ORDER BY ",
+            $value,
+            $order,
+            ", id",
+            $order,
+            " LIMIT $4"
+        ))
+    };
+}
+pub(crate) const LIST_BY_USE: Sql = list!("last_used_at", ">", "");
+pub(crate) const LIST_BY_AGE: Sql = list!("created_at", ">", "");
+pub(crate) const LIST_BY_SIZE: Sql = list!("nar_size", "<", " DESC");
+
+const ADD_AUDIT: Sql =
+    both!("INSERT INTO audit (at, subject, action, cache, hash) VALUES ($1, $2, $3, $4, $5)");
+const AUDIT_AFTER: Sql = both!(
+    "SELECT number, at, subject, action, cache, hash FROM audit WHERE number > $1 ORDER BY number LIMIT $2"
+);
+
+#[async_trait]
+impl<D: Dialect> RetentionIndex for SqlIndex<D> {
+    async fn add_pin(&self, cache: CacheId, pin: &Pin, keep: Option<u32>) -> Result<()> {
+        let hash = pin.path.hash();
+        let key = [Number(cache.0), Text(&pin.name), Bytes(hash.as_bytes())];
+        let [id, name, hash] = key;
+        let row =
+            [id, name, hash, Text(pin.path.name()), Number(pin.created_at), OptionalNumber(pin.ends_at)];
+        // No expire job looks for pins meanwhile, and two calls do not both count.
+        self.write(Write::from("add a pin").with_locks(&[Lock::Cache(cache.0)]), async |mut tx| {
+            tx.run(REMOVE_PIN, &key).await?;
+            tx.run(REMOVE_ENDED, &[id, name, Number(pin.created_at)]).await?;
+            if tx.run(ADD_PIN, &row).await? == 0 {
+                return Err(Error::CacheGone);
+            }
+            if let Some(keep) = keep {
+                tx.run(KEEP_NEWEST, &[id, name, Number(keep.max(1).into())]).await?;
+            }
+            Ok(())
+        })
+        .await
+    }
+
+    async fn remove_pins(&self, cache: CacheId, name: &str, hash: Option<&StorePathHash>) -> Result<u64> {
+        self.write(Write::from("remove pins").unless_done(), async |mut tx| match hash {
+            Some(hash) => tx.run(REMOVE_PIN, &[Number(cache.0), Text(name), Bytes(hash.as_bytes())]).await,
+            None => tx.run(REMOVE_PINS, &[Number(cache.0), Text(name)]).await,
+        })
+        .await
+    }
+
+    async fn list_pins(
+        &self,
+        cache: CacheId,
+        after: Option<(&str, &StorePathHash)>,
+        now: UnixSeconds,
+        limit: u32,
+    ) -> Result<Vec<Pin>> {
+        let (name, hash) = after.map_or(("", &[][..]), |(name, hash)| (name, hash.as_bytes().as_slice()));
+        let page = [Number(cache.0), Text(name), Bytes(hash), Number(now), Number(limit.into())];
+        self.read("list pins", async |mut tx| tx.rows(LIST_PINS, &page).await?.iter().map(read_pin).collect())
+            .await
+    }
+
+    async fn find_references(
+        &self,
+        cache: CacheId,
+        hashes: &[StorePathHash],
+    ) -> Result<Vec<(StorePathHash, Vec<StorePath>)>> {
+        assert!(hashes.len() <= KEYS_MAX, "too many objects in one look-up");
+        if hashes.is_empty() {
+            return Ok(Vec::new());
+        }
+        let keys: Vec<&[u8]> = hashes.iter().map(|hash| hash.as_bytes().as_slice()).collect();
+        self.read("find references", async |mut tx| {
+            let rows = tx.rows(FIND_REFERENCES, &[Number(cache.0), List(&keys)]).await?;
+            rows.iter().map(read_references).collect()
+        })
+        .await
+    }
+
+    async fn find_referrers(
+        &self,
+        cache: CacheId,
+        hash: &StorePathHash,
+        limit: u32,
+    ) -> Result<Vec<StorePathHash>> {
+        let key = [Number(cache.0), Bytes(hash.as_bytes()), Number(limit.into())];
+        self.read("find referrers", async |mut tx| {
+            let rows = tx.rows(FIND_REFERRERS, &key).await?;
+            rows.iter().map(|row| read_hash(row, 0, "object_refs")).collect()
+        })
+        .await
+    }
+
+    async fn list_objects(
+        &self,
+        cache: CacheId,
+        order: ObjectOrder,
+        after: Option<ObjectPlace>,
+        limit: u32,
+    ) -> Result<Vec<ListedObject>> {
+        let (sql, start) = match order {
+            ObjectOrder::Used => (LIST_BY_USE, ObjectPlace { value: i64::MIN, id: i64::MIN }),
+            ObjectOrder::Age => (LIST_BY_AGE, ObjectPlace { value: i64::MIN, id: i64::MIN }),
+            ObjectOrder::Size => (LIST_BY_SIZE, ObjectPlace { value: i64::MAX, id: i64::MAX }),
+        };
+        let ObjectPlace { value, id } = after.unwrap_or(start);
+        let page = [Number(cache.0), Number(value), Number(id), Number(limit.into())];
+        self.read("list objects", async |mut tx| tx.rows(sql, &page).await?.iter().map(read_listed).collect())
+            .await
+    }
+
+    async fn remove_for_cause(
+        &self,
+        cache: CacheId,
+        hash: &StorePathHash,
+        subject: Option<&str>,
+        at: UnixSeconds,
+    ) -> Result<bool> {
+        let locks = [Lock::CacheShared(cache.0), Lock::object(cache.0, hash.as_bytes())];
+        let write = Write::from("remove an object for cause").unless_done().with_locks(&locks);
+        let bytes = Bytes(hash.as_bytes());
+        let entry = [Number(at), OptionalText(subject), Text("remove path"), Number(cache.0), bytes];
+        self.write(write, async |mut tx| {
+            let removed = objects::remove(&mut tx, cache, hash, Removal::ForCause, at).await?;
+            tx.run(ADD_AUDIT, &entry).await?;
+            Ok(removed)
+        })
+        .await
+    }
+
+    async fn audit_after(&self, number: i64, limit: u32) -> Result<Vec<AuditEntry>> {
+        self.read("read the audit", async |mut tx| {
+            let rows = tx.rows(AUDIT_AFTER, &[Number(number), Number(limit.into())]).await?;
+            rows.iter().map(read_audit).collect()
+        })
+        .await
+    }
+}
+
+fn read_hash(row: &impl Row, column: usize, table: &'static str) -> Result<StorePathHash> {
+    Ok(StorePathHash::from_bytes(array(table, row.column(column, table)?)?))
+}
+
+/// Columns: name, hash, name of the path, creation, end.
+fn read_pin(row: &impl Row) -> Result<Pin> {
+    let table = "pins";
+    Ok(Pin {
+        name: row.column(0, table)?,
+        path: store_path(row.column(1, table)?, row.column(2, table)?)?,
+        created_at: row.column(3, table)?,
+        ends_at: row.column(4, table)?,
+    })
+}
+
+/// Columns: hash, name, references.
+fn read_references(row: &impl Row) -> Result<(StorePathHash, Vec<StorePath>)> {
+    let table = "objects";
+    let path = store_path(row.column(0, table)?, row.column(1, table)?)?;
+    let mut references = unpack_references(&path, row.column(2, table)?)?;
+    references.retain(|reference| *reference != path);
+    Ok((path.hash(), references))
+}
+
+/// Columns: hash, name, size, creation, last use, value of the order, row number.
+fn read_listed(row: &impl Row) -> Result<ListedObject> {
+    let table = "objects";
+    Ok(ListedObject {
+        path: store_path(row.column(0, table)?, row.column(1, table)?)?,
+        nar_size: unsigned(table, row.column(2, table)?)?,
+        created_at: row.column(3, table)?,
+        last_used_at: row.column(4, table)?,
+        place: ObjectPlace { value: row.column(5, table)?, id: row.column(6, table)? },
+    })
+}
+
+/// Columns: number, time, subject, action, cache, hash.
+fn read_audit(row: &impl Row) -> Result<AuditEntry> {
+    let table = "audit";
+    let hash: Option<&[u8]> = row.column(5, table)?;
+    Ok(AuditEntry {
+        number: row.column(0, table)?,
+        at: row.column(1, table)?,
+        subject: row.column(2, table)?,
+        action: row.column(3, table)?,
+        cache: CacheId(row.column(4, table)?),
+        store_path_hash: hash.map(|hash| array(table, hash).map(StorePathHash::from_bytes)).transpose()?,
+    })
+}

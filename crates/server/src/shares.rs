@@ -1,0 +1,240 @@
+//! Shares of memory and turns: what one caller may hold, and what all callers may hold together.
+//!
+//! A caller is a token's subject. Its requests wait for each other first and for other callers
+//! second, so a caller that asks for too much waits for itself.
+//!
+//! Invariants
+//! - A caller never holds more than three quarters of a budget, and all callers together never hold
+//!   more than all of it, except for the last resort.
+//! - The last resort: one request of each caller, and one of all requests, may grow beyond the
+//!   limit. Otherwise requests that hold a part of the memory could wait for each other for ever.
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, PoisonError, Weak};
+
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+
+/// Bytes per permit of a budget of memory.
+const MEMORY_UNIT: u64 = 1024;
+
+/// What one caller may hold of any budget: this part of it, so that the rest is free for others.
+const SHARE_NUMERATOR: usize = 3;
+const SHARE_DENOMINATOR: usize = 4;
+
+/// Names a caller: the issuer and the subject of its token.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub(crate) struct Caller(pub(crate) String);
+
+/// The shares of all callers in one budget.
+#[derive(Debug)]
+pub(crate) struct Shares {
+    unit: u64,
+    all: Arc<Level>,
+    share_permits: usize,
+    callers: Mutex<HashMap<Caller, Weak<Level>>>,
+}
+
+/// Limits what is held at once.
+#[derive(Debug)]
+struct Level {
+    permits: Arc<Semaphore>,
+    permits_max: usize,
+    /// The turn to go beyond the limit.
+    last_resort: Arc<Semaphore>,
+}
+
+/// What a request holds of a level.
+#[derive(Debug)]
+struct Held {
+    level: Arc<Level>,
+    permits: Option<OwnedSemaphorePermit>,
+    last_resort: Option<OwnedSemaphorePermit>,
+}
+
+/// What a request holds of a budget. It returns when it is dropped.
+#[derive(Debug)]
+pub(crate) struct Share {
+    unit: u64,
+    of_caller: Held,
+    of_all: Held,
+}
+
+impl Shares {
+    /// Memory, in bytes.
+    pub(crate) fn of_memory(bytes_max: u64) -> Self {
+        Self::new(bytes_max / MEMORY_UNIT, MEMORY_UNIT)
+    }
+
+    /// Turns.
+    pub(crate) fn of_turns(turns_max: usize) -> Self {
+        Self::new(turns_max as u64, 1)
+    }
+
+    /// Each caller's share of memory that is itself handed out elsewhere, in bytes.
+    pub(crate) fn per_caller(bytes_max: u64) -> Self {
+        let all = Arc::new(Level::new(Semaphore::MAX_PERMITS));
+        Self { all, ..Self::of_memory(bytes_max) }
+    }
+
+    fn new(permits_max: u64, unit: u64) -> Self {
+        let permits_max = usize::try_from(permits_max).unwrap_or(usize::MAX).max(1);
+        let all = Arc::new(Level::new(permits_max));
+        let share_permits = (all.permits_max * SHARE_NUMERATOR / SHARE_DENOMINATOR).max(1);
+        Self { unit, share_permits, all, callers: Mutex::default() }
+    }
+
+    /// A share of nothing, to grow.
+    pub(crate) fn begin(&self, caller: &Caller) -> Share {
+        let mut callers = self.callers.lock().unwrap_or_else(PoisonError::into_inner);
+        let level = callers.get(caller).and_then(Weak::upgrade).unwrap_or_else(|| {
+            // Only callers with requests in flight stay, and connections are limited.
+            callers.retain(|_, level| level.strong_count() > 0);
+            let level = Arc::new(Level::new(self.share_permits));
+            callers.insert(caller.clone(), Arc::downgrade(&level));
+            level
+        });
+        Share { unit: self.unit, of_caller: Held::new(level), of_all: Held::new(Arc::clone(&self.all)) }
+    }
+
+    /// Takes a share of a fixed size when its turn comes; all there is, if that is less.
+    pub(crate) async fn take(&self, caller: &Caller, amount: u64) -> Share {
+        let mut share = self.begin(caller);
+        let permits = share.permits(amount);
+        share.of_caller.take(permits).await;
+        share.of_all.take(permits).await;
+        share
+    }
+}
+
+impl Share {
+    /// Takes more, when there is more. Returns whether others now wait for this request alone,
+    /// because it goes beyond a limit.
+    pub(crate) async fn grow(&mut self, amount: u64) -> bool {
+        if self.of_all.last_resort.is_some() {
+            // It must not wait for its caller's other requests, which may wait for it.
+            return true;
+        }
+        let permits = self.permits(amount);
+        self.of_caller.grow(permits).await;
+        self.of_all.grow(permits).await;
+        self.of_caller.last_resort.is_some() || self.of_all.last_resort.is_some()
+    }
+
+    fn permits(&self, amount: u64) -> u32 {
+        u32::try_from(amount.div_ceil(self.unit)).unwrap_or(u32::MAX)
+    }
+}
+
+impl Level {
+    fn new(permits_max: usize) -> Self {
+        let permits_max = permits_max.min(Semaphore::MAX_PERMITS);
+        Self {
+            permits: Arc::new(Semaphore::new(permits_max)),
+            permits_max,
+            last_resort: Arc::new(Semaphore::new(1)),
+        }
+    }
+}
+
+const NEVER_CLOSED: &str = "the semaphores are never closed";
+
+impl Held {
+    fn new(level: Arc<Level>) -> Self {
+        Self { level, permits: None, last_resort: None }
+    }
+
+    async fn take(&mut self, permits: u32) {
+        let permits = permits.min(u32::try_from(self.level.permits_max).unwrap_or(u32::MAX));
+        let permits = Arc::clone(&self.level.permits).acquire_many_owned(permits).await;
+        self.add(permits.expect(NEVER_CLOSED));
+    }
+
+    async fn grow(&mut self, permits: u32) {
+        if self.last_resort.is_some() {
+            return;
+        }
+        let (free, last_resort) = (Arc::clone(&self.level.permits), Arc::clone(&self.level.last_resort));
+        tokio::select! {
+            biased;
+            permits = free.acquire_many_owned(permits) => self.add(permits.expect(NEVER_CLOSED)),
+            turn = last_resort.acquire_owned() => self.last_resort = Some(turn.expect(NEVER_CLOSED)),
+        }
+    }
+
+    fn add(&mut self, more: OwnedSemaphorePermit) {
+        match &mut self.permits {
+            Some(permits) => permits.merge(more),
+            None => self.permits = Some(more),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use futures::FutureExt as _;
+
+    use super::*;
+
+    fn caller(name: &str) -> Caller {
+        Caller(name.to_owned())
+    }
+
+    #[tokio::test]
+    async fn a_caller_leaves_a_quarter_to_others() {
+        let shares = Shares::of_turns(8);
+        let (ada, bob) = (caller("ada"), caller("bob"));
+        let mut held = Vec::new();
+        for _ in 0..6 {
+            held.push(shares.take(&ada, 1).now_or_never().expect("a turn is free"));
+        }
+        assert!(shares.take(&ada, 1).now_or_never().is_none(), "six of eight are a share");
+        let two = [shares.take(&bob, 1).now_or_never(), shares.take(&bob, 1).now_or_never()];
+        assert!(two.iter().all(Option::is_some));
+        assert!(shares.take(&bob, 1).now_or_never().is_none(), "all are taken");
+        held.pop();
+        assert!(shares.take(&bob, 1).now_or_never().is_some());
+        drop((held, two));
+        assert!(shares.take(&ada, 100).now_or_never().is_some(), "too much is all there is");
+        shares.begin(&bob);
+        assert_eq!(shares.callers.lock().unwrap().len(), 1, "only callers that hold something stay");
+    }
+
+    #[tokio::test]
+    async fn shares_that_grow_never_wait_for_each_other() {
+        const MIB: u64 = 1024 * 1024;
+        let shares = Shares::of_memory(16 * MIB);
+        let requests = ["ada", "ada", "ada", "bob", "cy"].map(|name| {
+            let mut share = shares.begin(&caller(name));
+            async move {
+                for _ in 0..16 {
+                    share.grow(MIB).await;
+                    tokio::task::yield_now().await;
+                }
+            }
+        });
+        // Each of five needs all there is.
+        let all = futures::future::join_all(requests);
+        tokio::time::timeout(std::time::Duration::from_secs(10), all).await.expect("all of them end");
+        let mut one = shares.begin(&caller("ada"));
+        assert!(!one.grow(12 * MIB).await);
+        assert!(one.grow(MIB).await, "beyond the caller's share");
+    }
+
+    #[tokio::test]
+    async fn a_caller_that_fills_its_share_stops_no_other() {
+        const MIB: u64 = 1024 * 1024;
+        let shares = Shares::of_memory(16 * MIB);
+        let mut held = Vec::new();
+        for _ in 0..12 {
+            let mut share = shares.begin(&caller("ada"));
+            assert!(!share.grow(MIB).now_or_never().expect("within the share"));
+            held.push(share);
+        }
+        let mut beyond = shares.begin(&caller("ada"));
+        assert!(beyond.grow(MIB).now_or_never().expect("the last resort is free"));
+        let mut waits = shares.begin(&caller("ada"));
+        assert!(waits.grow(MIB).now_or_never().is_none());
+        let mut other = shares.begin(&caller("bob"));
+        assert!(!other.grow(3 * MIB).now_or_never().expect("a quarter is free"));
+    }
+}

@@ -1,0 +1,366 @@
+//! One client must not stop the others: decoding, memory, turns.
+#![expect(clippy::unwrap_used, reason = "what fails here fails the test")]
+
+use std::collections::BTreeSet;
+use std::io::{Read as _, Write as _};
+use std::time::{Duration, Instant};
+
+use serde_json::json;
+
+use crate::common::{self, Reply, Server, admin, path, token};
+
+/// A bzip2 stream of nothing.
+const EMPTY_MEMBER: &[u8] = b"BZh9\x17\x72\x45\x38\x50\x90\0\0\0\0";
+
+/// Longest wait for `/healthz` beside a request that does its worst.
+const LATENESS_MAX: Duration = Duration::from_secs(1);
+
+/// Runs the requests at once, each on a thread, and asks for `/healthz` until all are answered.
+#[track_caller]
+fn beside_probes(server: &Server, requests: &[&(dyn Fn() -> Reply + Sync)]) -> Vec<Reply> {
+    std::thread::scope(|scope| {
+        let running: Vec<_> = requests.iter().map(|request| scope.spawn(request)).collect();
+        let mut slowest = Duration::ZERO;
+        while !running.iter().all(std::thread::ScopedJoinHandle::is_finished) {
+            let begin = Instant::now();
+            assert_eq!(server.get("/healthz").status, 200);
+            slowest = slowest.max(begin.elapsed());
+            std::thread::sleep(Duration::from_millis(5));
+        }
+        assert!(slowest < LATENESS_MAX, "a probe took {slowest:?}");
+        running.into_iter().map(|request| request.join().unwrap()).collect()
+    })
+}
+
+#[test]
+fn members_that_decode_to_nothing_stop_nobody() {
+    let server = Server::start();
+    let body = EMPTY_MEMBER.repeat(60_000);
+    let put = |name: &str| server.call(&admin(), "PUT", &format!("/main/nar/{name}.nar.bz2"), &body);
+    for reply in beside_probes(&server, &[&|| put("e"), &|| put("f")]) {
+        assert_eq!(reply.status, 400, "{reply:?}");
+        assert!(reply.text().contains("decode to nothing"), "{reply:?}");
+    }
+}
+
+#[test]
+fn a_body_that_decodes_to_nothing_is_refused_before_or_while_it_is_decoded() {
+    let server = Server::start();
+    let body = EMPTY_MEMBER.repeat(4_000_000 / EMPTY_MEMBER.len());
+    let ask = |caches: &serde_json::Value| {
+        let bearer = format!("Bearer {}", common::token(caches));
+        let headers = [("Authorization", bearer.as_str()), ("Content-Encoding", "bzip2")];
+        server.request("POST", "/_api/v1/get-missing-paths", &headers, &body)
+    };
+    let begin = Instant::now();
+    let replies = beside_probes(&server, &[&|| ask(&json!({})), &|| ask(&json!({ "main": { "w": 1 } }))]);
+    assert_eq!(replies.iter().map(|reply| reply.status).collect::<Vec<_>>(), [401, 400], "{replies:?}");
+    assert!(begin.elapsed() < Duration::from_secs(10), "{:?}", begin.elapsed());
+}
+
+/// The routes that take a body, by their names in the dispatcher.
+fn paths_with_bodies() -> Vec<(String, String)> {
+    let hash = path(1).hash().to_string();
+    let path_of = |route: &str| match route {
+        "NixCacheInfo" => "/team-a/nix-cache-info".to_owned(),
+        "Narinfo" => format!("/team-a/{hash}.narinfo"),
+        "Listing" => format!("/team-a/{hash}.ls"),
+        "Nar" => "/team-a/nar/x.nar".to_owned(),
+        "NotKept" => "/team-a/log/x.drv".to_owned(),
+        "CacheConfig" => "/_api/v1/cache-config/team-a".to_owned(),
+        "GetMissingPaths" => "/_api/v1/get-missing-paths".to_owned(),
+        "UploadPath" => "/_api/v1/upload-path".to_owned(),
+        other => panic!("{other} takes a body: which path has it?"),
+    };
+    let arms: BTreeSet<(&str, &str)> = include_str!("../../src/dispatch.rs")
+        .split("(&Method::")
+        .skip(1)
+        .map(|arm| arm.split_once(", Route::").unwrap())
+        .filter(|(method, _)| ["PUT", "POST", "PATCH"].contains(method))
+        .map(|(method, rest)| (method, rest.split(|c: char| !c.is_alphanumeric()).next().unwrap()))
+        .collect();
+    assert!(arms.len() >= 9, "{arms:?}");
+    arms.into_iter().map(|(method, route)| (method.to_owned(), path_of(route))).collect()
+}
+
+#[test]
+fn on_every_route_a_caller_without_permission_is_refused_before_its_body_comes() {
+    let server = Server::start();
+    let stranger = token(&json!({ "elsewhere": {} }));
+    let reader = token(&json!({ "*": { "r": 1 } }));
+    for (method, path) in paths_with_bodies() {
+        for token in [None, Some(&stranger), Some(&reader)] {
+            let mut stream = server.connect();
+            stream.set_read_timeout(Some(Duration::from_secs(5))).unwrap();
+            let bearer = token.map(|token| format!("Authorization: Bearer {token}\r\n")).unwrap_or_default();
+            let head = format!(
+                "{method} {path} HTTP/1.1\r\nHost: x\r\n{bearer}X-Attic-Nar-Info-Preamble-Size: 500\r\n\
+                 Content-Length: 900000\r\n\r\n{{"
+            );
+            stream.write_all(head.as_bytes()).unwrap();
+            let mut answer = [0; 12];
+            stream.read_exact(&mut answer).unwrap_or_else(|error| panic!("{method} {path}: {error}"));
+            let answer = String::from_utf8_lossy(&answer);
+            assert!(["HTTP/1.1 401", "HTTP/1.1 403"].contains(&&*answer), "{method} {path}: {answer}");
+        }
+    }
+}
+
+/// Sends the head of a request in chunked coding, and these bytes of its body.
+fn half_a_request(
+    server: &Server,
+    token: &str,
+    method: &str,
+    path: &str,
+    body: &[u8],
+) -> std::net::TcpStream {
+    let mut stream = server.connect();
+    let head = format!(
+        "{method} {path} HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {token}\r\n\
+         Transfer-Encoding: chunked\r\n\r\n{:x}\r\n",
+        body.len()
+    );
+    stream.write_all(&[head.as_bytes(), body, b"\r\n"].concat()).unwrap();
+    stream
+}
+
+/// What any caller may do to the public cache `main`.
+fn pusher(sub: &str) -> String {
+    common::token_of(sub, &json!({ "main": { "r": 1, "w": 1 } }))
+}
+
+/// Waits until a request waits for its turn. Before the first one, the metric has no such line.
+fn until_some_wait(server: &Server, what: &str) {
+    let line = format!("dormer_http_waiting{{for=\"{what}\"}} ");
+    common::until("some wait", || {
+        let page = String::from_utf8(server.metrics.render().unwrap()).unwrap();
+        page.lines().find_map(|found| found.strip_prefix(&line)).filter(|count| *count != "0").map(drop)
+    });
+}
+
+#[test]
+fn bodies_that_come_slowly_hold_only_the_memory_of_their_bytes() {
+    let server = Server::start();
+    let question = json!({ "cache": "main", "store_path_hashes": [path(1).hash().to_string()] }).to_string();
+    let (slow, other) = (pusher("slow"), pusher("other"));
+    let half = question.as_bytes().split_at(20).0;
+    let _held: Vec<_> =
+        (0..20).map(|_| half_a_request(&server, &slow, "POST", "/_api/v1/get-missing-paths", half)).collect();
+    let in_flight = || (server.metric("dormer_http_requests_in_flight") >= 20).then_some(());
+    common::until("all are being read", in_flight);
+    for token in [&other, &slow] {
+        let begin = Instant::now();
+        let reply = server.call(token, "POST", "/_api/v1/get-missing-paths", question.as_bytes());
+        assert_eq!(reply.status, 200, "{reply:?}");
+        assert!(begin.elapsed() < Duration::from_secs(5), "{:?}", begin.elapsed());
+    }
+}
+
+#[test]
+fn bodies_that_fill_a_pushers_share_stop_no_other_pusher() {
+    let server = Server::start_with(|options| options.server.buffered_bytes_max = 4 * 1024 * 1024);
+    let (slow, other) = (pusher("slow"), pusher("other"));
+    let blanks = vec![b' '; 1024 * 1024];
+    let _held: Vec<_> = (0..8)
+        .map(|_| half_a_request(&server, &slow, "POST", "/_api/v1/get-missing-paths", &blanks))
+        .collect();
+    until_some_wait(&server, "requests");
+    let question = json!({ "cache": "main", "store_path_hashes": [path(1).hash().to_string()] }).to_string();
+    let begin = Instant::now();
+    let reply = server.call(&other, "POST", "/_api/v1/get-missing-paths", question.as_bytes());
+    assert_eq!(reply.status, 200, "{reply:?}");
+    assert!(begin.elapsed() < Duration::from_secs(5), "{:?}", begin.elapsed());
+}
+
+#[test]
+fn half_open_uploads_of_one_pusher_stop_no_other_pusher() {
+    let server = Server::start();
+    let (slow, other) = (pusher("slow"), pusher("other"));
+    let large = common::sized_nar(1, 100_000);
+    let _held: Vec<_> = (0..12)
+        .map(|n| half_a_request(&server, &slow, "PUT", &format!("/main/nar/{n}.nar"), &large[..5000]))
+        .collect();
+    until_some_wait(&server, "uploads");
+    let begin = Instant::now();
+    let reply = server.call(&other, "PUT", "/main/nar/x.nar", &common::nar(2));
+    assert_eq!(reply.status, 200, "{reply:?}");
+    assert!(begin.elapsed() < Duration::from_secs(5), "{:?}", begin.elapsed());
+}
+
+#[test]
+fn a_body_that_comes_byte_by_byte_is_given_up() {
+    let server = Server::start_with(|options| options.server.body_idle_timeout = Duration::from_secs(1));
+    let nar = common::nar(1);
+    let mut upload = half_a_request(&server, &pusher("slow"), "PUT", "/main/nar/x.nar", &nar[..2000]);
+    upload.set_read_timeout(Some(Duration::from_millis(200))).unwrap();
+    let begin = Instant::now();
+    let mut answer = [0; 12];
+    let mut bytes = nar[2000..].iter();
+    // Never silent for as long as a body may pause.
+    while upload.read_exact(&mut answer).is_err() {
+        assert!(begin.elapsed() < Duration::from_secs(20), "it goes on");
+        let piece = [b"1\r\n".as_slice(), &[*bytes.next().unwrap()], b"\r\n"].concat();
+        let _ = upload.write_all(&piece);
+    }
+    assert_eq!(String::from_utf8_lossy(&answer), "HTTP/1.1 408");
+}
+
+/// Longest wait beside readers that take nothing. They have 5 s, the server looks each second, and
+/// as many of them as have a turn may come first: connections are limited to twice the turns.
+const READER_WAIT_MAX: Duration = Duration::from_secs(16);
+
+/// A reader that sends its request and takes nothing of the answer.
+fn sleeping_reader(server: &Server, token: &str, path: &str) -> std::net::TcpStream {
+    let mut stream = server.connect();
+    let head = format!("GET {path} HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {token}\r\n\r\n");
+    stream.write_all(head.as_bytes()).unwrap();
+    stream
+}
+
+#[test]
+fn readers_that_take_nothing_make_room_for_others() {
+    // One server has too few turns, the other one too little memory.
+    for (turns, memory) in [(32, 64 << 20), (512, 8 << 20)] {
+        let server = Server::start_with(|options| {
+            options.engine.reads_max = turns;
+            options.engine.read_memory_bytes = memory;
+            // Many small chunks would fill the memory for lists of chunks first.
+            options.engine.chunk_params = dormer_format::ChunkParams::default();
+        });
+        server.push("main", &path(1), &common::sized_nar(1, 24_000_000));
+        server.push("main", &path(2), &common::nar(2));
+        let large = server.nar_url("main", &path(1));
+        let _sleeping: Vec<_> = (0..64).map(|_| sleeping_reader(&server, "none", &large)).collect();
+        let waiting = ["read_memory", "stream_memory", "streams"]
+            .map(|budget| format!("dormer_budget_waiting{{budget=\"{budget}\"}}"));
+        let some_wait = || waiting.iter().any(|series| server.metric(series) > 0).then_some(());
+        common::until("the sleeping readers hold all there is", some_wait);
+        let begin = Instant::now();
+        let reply = server.get(&server.nar_url("main", &path(2)));
+        assert_eq!(reply.status, 200, "{reply:?}");
+        assert!(begin.elapsed() < READER_WAIT_MAX, "{turns} turns: {:?}", begin.elapsed());
+    }
+}
+
+#[test]
+fn slow_readers_of_uploads_do_not_keep_a_pusher_from_its_own() {
+    let server = Server::start();
+    let (slow, other) = (pusher("slow"), pusher("other"));
+    let large = common::sized_nar(1, 24_000_000);
+    // Uncompressed, so that more comes than the kernel keeps for a reader.
+    assert_eq!(server.call(&slow, "PUT", "/main/nar/large.nar", &large).status, 200);
+    let gzip = server.call(&other, "PUT", "/main/nar/small.nar", &common::nar(2));
+    assert_eq!(gzip.status, 200, "{gzip:?}");
+    let anonymous = server.get("/main/nar/small.nar");
+    assert_eq!(anonymous.status, 401, "{anonymous:?}");
+    let _sleeping: Vec<_> = (0..8).map(|_| sleeping_reader(&server, &slow, "/main/nar/large.nar")).collect();
+    until_some_wait(&server, "re-encodings");
+    let begin = Instant::now();
+    let reply = server.call(&other, "GET", "/main/nar/small.nar", b"");
+    assert_eq!((reply.status, reply.body.len()), (200, common::nar(2).len()));
+    assert!(begin.elapsed() < READER_WAIT_MAX, "{:?}", begin.elapsed());
+}
+
+#[test]
+fn half_sent_heads_starve_no_probe() {
+    let server = Server::start_with(|options| options.server.connections_max = 32);
+    let _held: Vec<_> = (0..128)
+        .map(|_| {
+            let mut half = server.connect();
+            half.write_all(b"GET /main/nix-cache-info HTTP/1.1\r\nHost: ").unwrap();
+            half
+        })
+        .collect();
+    for _ in 0..20 {
+        let begin = Instant::now();
+        assert_eq!(server.get("/healthz").status, 200);
+        assert!(begin.elapsed() < Duration::from_secs(4), "{:?}", begin.elapsed());
+    }
+    let served = || Some(server.get("/main/nix-cache-info")).filter(|reply| reply.status == 200);
+    common::until("halves that are a second old make room", served);
+}
+
+#[test]
+fn settings_and_metadata_are_bounded() {
+    let server = Server::start();
+    let admin = admin();
+    let config = |names: usize| {
+        let names: Vec<String> = (0..names).map(|n| format!("key-{n}")).collect();
+        json!({
+            "keypair": "Generate", "is_public": true, "store_dir": "/nix/store", "priority": 41,
+            "upstream_cache_key_names": names
+        })
+    };
+    let send = |method: &str, cache: &str, body: &serde_json::Value| {
+        let url = format!("/_api/v1/cache-config/{cache}");
+        server.call(&admin, method, &url, body.to_string().as_bytes()).status
+    };
+    assert_eq!(send("POST", "many", &config(65)), 400);
+    assert_eq!(send("POST", "many", &config(64)), 200);
+    for (names, status) in [(65, 400), (64, 200)] {
+        let patch = json!({ "upstream_cache_key_names": config(names)["upstream_cache_key_names"] });
+        assert_eq!(send("PATCH", "many", &patch), status, "{names} names");
+    }
+    assert_eq!(send("PATCH", "many", &json!({ "upstream_cache_key_names": ["k".repeat(4_000)] })), 400);
+    let new_key = json!({ "keypair": "Generate" });
+    let rotations = (0..100).take_while(|_| send("PATCH", "many", &new_key) == 200).count();
+    assert_eq!(rotations, 63, "with the first one, 64 keys");
+
+    let nar = common::nar(1);
+    assert_eq!(server.call(&admin, "PUT", "/main/nar/x.nar", &nar).status, 200);
+    for (json_field, narinfo_field) in [("system", "System"), ("ca", "CA")] {
+        for (bytes, status) in [(257, 400), (256, 200)] {
+            let text = "x".repeat(bytes);
+            let info = common::nar_info("main", &path(1), &nar, &json!({ json_field: text })).to_string();
+            let bearer = format!("Bearer {admin}");
+            let headers = [("Authorization", bearer.as_str()), ("X-Attic-Nar-Info", info.as_str())];
+            let reply = server.request("PUT", "/_api/v1/upload-path", &headers, &nar);
+            assert_eq!(reply.status, status, "{json_field}: {reply:?}");
+            let more = format!("{narinfo_field}: {text}\n");
+            let narinfo = common::narinfo(&path(2), &nar, "x.nar", "none", &more);
+            let url = format!("/main/{}.narinfo", path(2).hash());
+            let reply = server.call(&admin, "PUT", &url, narinfo.as_bytes());
+            assert_eq!(reply.status, status, "{narinfo_field}: {reply:?}");
+        }
+    }
+}
+
+#[test]
+fn caches_are_listed_in_pages_that_name_no_hidden_cache() {
+    let server = Server::start();
+    for n in 0..330 {
+        let new = dormer_engine::CreateCache {
+            allow_replacement: false,
+            name: format!("c{n:03}"),
+            is_public: n % 3 == 0,
+            store_dir: "/nix/store".to_owned(),
+            priority: 41,
+            upstream_cache_key_names: Vec::new(),
+            secret_key: None,
+        };
+        server.block_on(server.engine.create_cache(new)).unwrap();
+    }
+    let all = |token: Option<&str>| {
+        let mut names = Vec::new();
+        let mut query = String::new();
+        loop {
+            let url = format!("/_api/v2/caches{query}");
+            let reply = match token {
+                Some(token) => server.call(token, "GET", &url, b""),
+                None => server.get(&url),
+            };
+            let page = reply.json();
+            let caches = page["caches"].as_array().unwrap();
+            assert!(caches.len() <= 100, "{}", caches.len());
+            names.extend(caches.iter().map(|cache| cache["name"].as_str().unwrap().to_owned()));
+            let Some(next) = page["next"].as_str() else { return names };
+            assert_eq!(Some(next), names.last().map(String::as_str), "the last one in the page");
+            query = format!("?after={next}");
+        }
+    };
+    let public = all(None);
+    assert_eq!(public.len(), 111, "every third one, and main");
+    assert!(public.is_sorted());
+    assert_eq!(all(Some(&admin())).len(), 332);
+    assert_eq!(server.get("/_api/v2/caches?after=-x").status, 400);
+}

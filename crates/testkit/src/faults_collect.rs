@@ -1,0 +1,211 @@
+//! A collector's index that crashes, by the same script as the store and the index of
+//! [`faults`](crate::faults), and between whose calls others work.
+
+use std::fmt;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use async_trait::async_trait;
+use dormer_blobs::{BlobKey, Blobs};
+use dormer_format::PackId;
+use dormer_index::{
+    CollectIndex, Error as IndexError, JobId, JobLease, LastCollection, MarkedNar, NarId, PackNumber,
+    PackRow, PacksRemoved, Result, StampLimits, UnixSeconds,
+};
+use futures::future::BoxFuture;
+
+use crate::faults::{Fate, Faults, Lie};
+
+/// What others do just before a call; it gets the call's number.
+type BeforeCall = Box<dyn Fn(u64) -> BoxFuture<'static, ()> + Send + Sync>;
+
+/// A collector's index that crashes.
+pub struct FaultCollect {
+    inner: Arc<dyn CollectIndex>,
+    /// The store that crashes by the same script.
+    blobs: Arc<dyn Blobs>,
+    faults: Arc<Faults>,
+    calls: AtomicU64,
+    meanwhile: Option<BeforeCall>,
+}
+
+impl fmt::Debug for FaultCollect {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("FaultCollect").field("faults", &self.faults).finish_non_exhaustive()
+    }
+}
+
+fn dead_index() -> IndexError {
+    IndexError::Corrupt { table: "all", what: "the process has crashed".to_owned() }
+}
+
+macro_rules! write_step {
+    ($self:ident, $call:expr) => {{
+        $self.begin_call().await;
+        match $self.faults.step() {
+            Fate::Run => $call.await,
+            Fate::Die { effect_kept } => {
+                if effect_kept {
+                    let _ = $call.await;
+                }
+                Err(dead_index())
+            }
+            Fate::Dead => Err(dead_index()),
+        }
+    }};
+}
+
+macro_rules! read_step {
+    ($self:ident, $call:expr) => {{
+        $self.begin_call().await;
+        if $self.faults.crashed() { Err(dead_index()) } else { $call.await }
+    }};
+}
+
+impl FaultCollect {
+    /// Wraps an index. `blobs` is the store that the same collector deletes from.
+    pub fn new(inner: Arc<dyn CollectIndex>, blobs: Arc<dyn Blobs>, faults: Arc<Faults>) -> Self {
+        Self { inner, blobs, faults, calls: AtomicU64::new(0), meanwhile: None }
+    }
+
+    /// The same, and others do something before each call.
+    #[must_use]
+    pub fn with_meanwhile(
+        self,
+        meanwhile: impl Fn(u64) -> BoxFuture<'static, ()> + Send + Sync + 'static,
+    ) -> Self {
+        Self { meanwhile: Some(Box::new(meanwhile)), ..self }
+    }
+
+    /// Calls so far.
+    pub fn calls(&self) -> u64 {
+        self.calls.load(Ordering::SeqCst)
+    }
+
+    async fn begin_call(&self) {
+        let number = self.calls.fetch_add(1, Ordering::SeqCst);
+        if let Some(meanwhile) = &self.meanwhile {
+            meanwhile(number).await;
+        }
+    }
+
+    /// Deletes the objects of packs whose rows are there.
+    async fn delete_objects_of(&self, packs: &[PackNumber]) -> Result<()> {
+        for row in self.inner.page_packs(PackNumber(0), u32::MAX >> 1).await? {
+            if packs.contains(&row.number) {
+                // A crash in here is the next call's to report.
+                let _ = self.blobs.delete(&BlobKey::Pack(row.id)).await;
+            }
+        }
+        Ok(())
+    }
+}
+
+#[async_trait]
+#[deny(clippy::missing_trait_methods)]
+impl CollectIndex for FaultCollect {
+    async fn open_collection(&self, due_before: UnixSeconds, at: UnixSeconds) -> Result<Option<JobId>> {
+        write_step!(self, self.inner.open_collection(due_before, at))
+    }
+    async fn last_collection(&self) -> Result<LastCollection> {
+        read_step!(self, self.inner.last_collection())
+    }
+    async fn advance_collection(
+        &self,
+        lease: &JobLease,
+        cursor: &[u8],
+        rows: u64,
+        at: UnixSeconds,
+        ends_at: UnixSeconds,
+    ) -> Result<()> {
+        write_step!(self, self.inner.advance_collection(lease, cursor, rows, at, ends_at))
+    }
+    async fn finish_collection(
+        &self,
+        lease: &JobLease,
+        report: &str,
+        listed: bool,
+        at: UnixSeconds,
+    ) -> Result<()> {
+        write_step!(self, self.inner.finish_collection(lease, report, listed, at))
+    }
+    async fn expire_graces(&self, limit: u32, at: UnixSeconds) -> Result<u64> {
+        write_step!(self, self.inner.expire_graces(limit, at))
+    }
+    async fn expire_aliases(&self, limit: u32, used_until: UnixSeconds) -> Result<u64> {
+        write_step!(self, self.inner.expire_aliases(limit, used_until))
+    }
+    async fn mark_nars(
+        &self,
+        after: NarId,
+        limit: u32,
+        now: UnixSeconds,
+        aliases_since: UnixSeconds,
+    ) -> Result<Vec<MarkedNar>> {
+        let mut page = read_step!(self, self.inner.mark_nars(after, limit, now, aliases_since))?;
+        if self.faults.lies(Lie::GracesForgotten) {
+            // As if every grace were over.
+            let graceless = self.inner.mark_nars(after, limit, UnixSeconds::MAX, aliases_since).await?;
+            for nar in &mut page {
+                if !graceless.iter().any(|other| other.id == nar.id && other.is_named) {
+                    nar.runs.clear();
+                }
+            }
+        }
+        Ok(page)
+    }
+    async fn delete_nars(&self, nars: &[NarId]) -> Result<Vec<NarId>> {
+        write_step!(self, self.inner.delete_nars(nars))
+    }
+    async fn moved_chunks(&self, after: u64, limit: u32) -> Result<Vec<(u64, PackNumber)>> {
+        read_step!(self, self.inner.moved_chunks(after, limit))
+    }
+    async fn page_packs(&self, after: PackNumber, limit: u32) -> Result<Vec<PackRow>> {
+        read_step!(self, self.inner.page_packs(after, limit))
+    }
+    async fn count_chunks(&self, packs: &[PackNumber]) -> Result<u64> {
+        read_step!(self, self.inner.count_chunks(packs))
+    }
+    async fn condemn_packs(
+        &self,
+        packs: &[PackNumber],
+        limits: StampLimits,
+        at: UnixSeconds,
+    ) -> Result<Vec<PackNumber>> {
+        let limits = if self.faults.lies(Lie::StampsIgnored) {
+            StampLimits { created_before: UnixSeconds::MAX, used_before: UnixSeconds::MAX }
+        } else {
+            limits
+        };
+        write_step!(self, self.inner.condemn_packs(packs, limits, at))
+    }
+    async fn spare_packs(&self, packs: &[PackNumber]) -> Result<u64> {
+        write_step!(self, self.inner.spare_packs(packs))
+    }
+    async fn remove_packs(
+        &self,
+        packs: &[PackNumber],
+        condemned_before: UnixSeconds,
+        at: UnixSeconds,
+    ) -> Result<PacksRemoved> {
+        if self.faults.lies(Lie::ObjectBeforeRow) && !self.faults.crashed() {
+            self.delete_objects_of(packs).await?;
+        }
+        write_step!(self, self.inner.remove_packs(packs, condemned_before, at))
+    }
+    async fn packs_without_row(&self, packs: &[PackId]) -> Result<Vec<PackId>> {
+        read_step!(self, self.inner.packs_without_row(packs))
+    }
+    async fn doom_packs(&self, packs: &[PackId], not_before: Option<UnixSeconds>) -> Result<u64> {
+        write_step!(self, self.inner.doom_packs(packs, not_before))
+    }
+    async fn doomed_packs(&self, limit: u32, at: UnixSeconds) -> Result<Vec<PackId>> {
+        read_step!(self, self.inner.doomed_packs(limit, at))
+    }
+    async fn forget_doomed(&self, packs: &[PackId]) -> Result<()> {
+        write_step!(self, self.inner.forget_doomed(packs))
+    }
+    async fn reload_known_keys(&self) -> Result<()> {
+        read_step!(self, self.inner.reload_known_keys())
+    }
+}
