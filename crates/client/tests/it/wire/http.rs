@@ -438,6 +438,7 @@ async fn no_redirect_carries_anything_to_another_origin() {
         store_dir: StoreDir::default(),
         priority: 41,
         upstream_cache_key_names: Vec::new(),
+        allow_replacement: false,
     };
     let (cache, hash) = (main_cache(), HASH.parse::<StorePathHash>().unwrap());
     let package = package(100);
