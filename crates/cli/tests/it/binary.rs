@@ -225,6 +225,7 @@ fn caches_are_created_changed_listed_and_destroyed() {
     priority       30
     upstream keys  a-1
     retention      3 months
+    replacement    forbidden: the first NAR of a path stays
     ");
     insta::assert_snapshot!(home.run(&["cache", "list"]), @"
     exit code: 0
