@@ -211,6 +211,11 @@ impl Run {
         self.output.status.success()
     }
 
+    /// Its exit code, unless a signal ended it.
+    pub fn code(&self) -> Option<i32> {
+        self.output.status.code()
+    }
+
     /// What it wrote to standard output.
     pub fn stdout(&self) -> String {
         String::from_utf8_lossy(&self.output.stdout).into_owned()

@@ -13,6 +13,7 @@ pub mod fuzz_targets;
 pub mod headers;
 mod names;
 mod permissions;
+mod redacted_url;
 pub mod routes;
 mod secret;
 mod token;
@@ -24,6 +25,7 @@ mod wire_error;
 pub use error::{Error, Result};
 pub use names::{CACHE_NAME_BYTES_MAX, CacheName, CacheNamePattern, PinName};
 pub use permissions::{Permission, Permissions};
+pub use redacted_url::RedactedUrl;
 pub use secret::Secret;
 pub use token::{
     AccessClaim, Audience, CLAIM_NAMESPACE, CLOCK_LEEWAY_SECONDS, TOKEN_BYTES_MAX, TokenBounds, TokenClaims,

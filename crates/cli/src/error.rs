@@ -88,6 +88,8 @@ pub(crate) enum Error {
     SignToken(#[source] jsonwebtoken::errors::Error),
     #[error("{}: changing it here would be undone or impossible: {managed} manages it", path.display())]
     ManagedFile { path: PathBuf, managed: &'static str, lines: Vec<String> },
+    #[error("the address that the server reports for cache {cache} cannot be used: {problem}")]
+    ReportedAddress { cache: String, problem: String, may_allow: bool },
     #[error("cache {cache} of this server has no {what}")]
     IncompleteAnswer { cache: String, what: &'static str },
     #[error("no server of Dormer or Attic answers at {endpoint}: it answers {status}, without their JSON")]
@@ -140,6 +142,7 @@ impl Error {
                 Client::CacheRef { .. }
                 | Client::ServerName { .. }
                 | Client::Endpoint { .. }
+                | Client::SubstituterUrl { .. }
                 | Client::UnknownServer { .. }
                 | Client::NoDefaultServer => EXIT_USAGE,
                 _ => EXIT_FAILURE,
@@ -188,6 +191,9 @@ impl Error {
             {
                 hint("something else listens there: another `dormer serve`? Choose another address (--listen, metrics.listen)")
             }
+            Self::Io { source, .. } if source.kind() == std::io::ErrorKind::StorageFull => {
+                hint("the disk is full: free some space and run the command again")
+            }
             Self::NoInstallation { .. } => {
                 hint("start `dormer serve` once with the same settings (--data-dir, --config, DORMER_…)")
             }
@@ -203,6 +209,16 @@ impl Error {
             ],
             Self::TokenKey { .. } | Self::TokenVerifier(_) => {
                 hint("it must be a PEM file, encoded in base64 as a whole; make a key with: openssl genrsa -traditional 2048 | base64 -w0")
+            }
+            Self::ReportedAddress { may_allow, .. } => {
+                let mut hints = hint(
+                    "the server's setting api-endpoint (or substituter-endpoint) must be the address that its users see; a proxy \
+                     may report it instead (trusted-proxies)",
+                );
+                if *may_allow {
+                    hints.push("if that address is meant: --allow-other-host; a private cache's token goes there".to_owned());
+                }
+                hints
             }
             Self::NetrcOfOthers { .. } => hint(
                 "run it as root with --system: Nix reads one netrc file only, and one of your own would hide this one",
@@ -226,7 +242,7 @@ fn client_hints(error: &dormer_client::Error) -> Vec<String> {
     let hint = |text: &str| vec![text.to_owned()];
     match error {
         Client::NoDefaultServer => vec![
-            "log in first: dormer login NAME URL TOKEN; with several servers write SERVER:CACHE, or set a default with \
+            "log in first: dormer login NAME URL --token-file FILE; with several servers write SERVER:CACHE, or set a default with \
              --set-default"
                 .to_owned(),
             format!("or, for a service, set DORMER_ENDPOINT and DORMER_TOKEN, or write {MACHINE_SETTINGS} for its user"),
@@ -234,10 +250,12 @@ fn client_hints(error: &dormer_client::Error) -> Vec<String> {
         Client::NoSettingsFolder => vec![format!(
             "only `dormer login` needs a home: set DORMER_ENDPOINT and DORMER_TOKEN, or write {MACHINE_SETTINGS}"
         )],
-        Client::UnknownServer { name } => vec![format!("log in first: dormer login {name} URL TOKEN")],
+        Client::UnknownServer { name } => {
+            vec![format!("log in first: dormer login {name} URL --token-file FILE")]
+        }
         Client::CacheRef { .. } => hint("caches are named `main` (on the default server) or `lab:main`"),
         Client::Unauthorized { with_token: false, .. } => {
-            hint("log in with a token: dormer login NAME URL TOKEN; or set DORMER_TOKEN")
+            hint("log in with a token: dormer login NAME URL --token-file FILE; or set DORMER_TOKEN")
         }
         Client::Unauthorized { with_token: true, .. } => hint(
             "the token has no permission on this cache (which may not exist), has expired, or belongs to another server",
@@ -250,8 +268,17 @@ fn client_hints(error: &dormer_client::Error) -> Vec<String> {
         }
         Client::CacheExists { .. } => hint("`dormer cache configure` changes it"),
         Client::Unreachable { .. } | Client::Stalled { .. } => {
-            hint("is the server running, and is its address right?")
+            let mut hints = hint("is the server running, and is its address right?");
+            hints.extend(proxy_hint(&|name| std::env::var_os(name).is_some_and(|value| !value.is_empty())));
+            hints
         }
+        // Dormer's own answer has a name.
+        Client::Refused { status: 413, name: None, .. } => hint(
+            "a proxy in front of the server limits the size of requests; let it pass any size (nginx: client_max_body_size 0)",
+        ),
+        Client::Refused { status: 301..=308, .. } => hint(
+            "Dormer follows redirects only for reading and only on the same server; if the other address is yours, log in there",
+        ),
         Client::Answer { .. } | Client::AnswerTooLarge { .. } => {
             hint("is there another program at this address, or a proxy's login page?")
         }
@@ -278,6 +305,19 @@ fn client_hints(error: &dormer_client::Error) -> Vec<String> {
         Client::MalformedToken => hint("check that the token was copied completely, without other text"),
         _ => Vec::new(),
     }
+}
+
+/// Names the variables that send requests to a proxy.
+fn proxy_hint(is_set: &dyn Fn(&str) -> bool) -> Option<String> {
+    const VARIABLES: [&str; 6] =
+        ["http_proxy", "https_proxy", "all_proxy", "HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY"];
+    let set: Vec<&str> = VARIABLES.into_iter().filter(|name| is_set(name)).collect();
+    (!set.is_empty()).then(|| {
+        format!(
+            "requests go through the proxy in {}; no_proxy names the hosts that need none",
+            set.join(", ")
+        )
+    })
 }
 
 fn publish_hints(error: &dormer_publish::Error) -> Vec<String> {
@@ -331,4 +371,30 @@ fn index_hints(error: &dormer_index::Error) -> Vec<String> {
 /// `1 path`, `7 paths`.
 pub(crate) fn paths(count: usize) -> String {
     if count == 1 { "1 path".to_owned() } else { format!("{count} paths") }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn failures_that_others_cause_say_what_to_do() {
+        let refused = |status, name| dormer_client::Error::Refused {
+            action: "x".to_owned(),
+            status,
+            name,
+            message: "y".to_owned(),
+        };
+        let hints = |error: dormer_client::Error| Error::from(error).hints().join(" ");
+        assert!(hints(refused(413, None)).contains("client_max_body_size"));
+        // The server itself says which limit it is.
+        assert!(hints(refused(413, Some(dormer_api::ErrorName::RequestError))).is_empty());
+        assert!(hints(refused(307, None)).contains("redirects"));
+        let full = Error::Io { attempt: "write x".to_owned(), source: io::ErrorKind::StorageFull.into() };
+        assert!(full.hints()[0].contains("disk is full"));
+        let taken = Error::Io { attempt: "listen on x".to_owned(), source: io::ErrorKind::AddrInUse.into() };
+        assert!(taken.hints()[0].contains("--listen"));
+        assert_eq!(proxy_hint(&|_| false), None);
+        assert!(proxy_hint(&|name| name == "https_proxy").unwrap().contains("https_proxy; no_proxy"));
+    }
 }

@@ -7,7 +7,8 @@
 //! - `installation`: what `dormer serve` finds or makes before it listens.
 //! - `service_manager`: sockets of systemd, and what it is told.
 //! - `telemetry`: log lines and traces. `open_files`: the limit of open files.
-//! - `printer`: decides what is printed. `progress`: draws a push.
+//! - `printer`: decides what is printed. `terminal_text`: what a terminal must not obey.
+//!   `progress`: draws a push.
 //! - `error`: exit codes and hints.
 
 #![allow(
@@ -29,6 +30,7 @@ mod service_manager;
 mod settings;
 mod telemetry;
 mod terminal;
+mod terminal_text;
 mod tokens;
 
 use std::process::ExitCode;
@@ -70,7 +72,7 @@ fn fail(printer: &Printer, error: &error::Error) -> ExitCode {
                 "hints": hints,
                 "exit_code": error.exit_code(),
             });
-            printer::to_stderr(&message.to_string());
+            printer.json_error(&message);
         } else {
             printer.error(&error.chain());
             for hint in &hints {

@@ -136,9 +136,6 @@ pub(crate) fn nix_list_contains(file: &MarkedFile, name: &str, word: &str) -> bo
     })
 }
 
-/// Longest line of a netrc file that every curl reads whole; some drop the rest of a longer one.
-pub(crate) const NETRC_LINE_BYTES_MAX: usize = 4_000;
-
 /// One entry of a netrc file.
 struct NetrcEntry<'a> {
     /// The host; `None` is `default`, which fits every host.
@@ -187,6 +184,16 @@ pub(crate) fn netrc_password<'a>(text: &'a str, host: &str) -> Option<&'a str> {
     let entries = netrc_entries(text.lines());
     entries.iter().filter(|entry| entry.host.is_none_or(|own| own == host)).find_map(|entry| entry.password)
 }
+
+/// Longest line of a netrc file that curl surely reads: it takes 4,096 bytes in the oldest version
+/// of Nix, and drops a longer line without a word.
+pub(crate) const NETRC_LINE_BYTES_MAX: usize = 4_000;
+
+/// Bytes of a line beside the token: the words and the longest name of a host.
+pub(crate) const NETRC_LINE_ROOM: usize = 300;
+
+/// What a line that is too long means.
+pub(crate) const NETRC_TOO_LONG: &str = "with this token, the entry has more than 4,000 bytes, and some versions of Nix drop a netrc line of that length: make a token with fewer permissions, or with patterns such as 'team-*' in place of many names";
 
 /// The host in the form of netrc files: without user, port and brackets.
 pub(crate) fn host_of(url: &str) -> &str {

@@ -3,6 +3,9 @@
 //!
 //! Standard output is data, and standard error is conversation. Both may close at any time: a
 //! reader that has read enough (`dormer cache list | head -1`) is not a failure.
+//!
+//! Every line passes through `terminal_text`, because much of it comes from servers. The only
+//! escape sequences in the output are the colours that this file adds.
 
 use std::io::{self, IsTerminal as _, Write as _};
 
@@ -10,6 +13,7 @@ use indicatif::ProgressDrawTarget;
 use serde::Serialize;
 
 use crate::error::{Error, Result};
+use crate::terminal_text::{shown, shown_json};
 
 /// How much the program prints.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -49,11 +53,23 @@ impl Printer {
 
     /// A line of data, on standard output.
     pub(crate) fn data(&self, line: &str) -> Result<()> {
-        if self.level == Level::Silent {
-            return Ok(());
-        }
-        let mut out = io::stdout().lock();
-        writeln!(out, "{line}").and_then(|()| out.flush()).map_err(Error::Output)
+        self.to_stdout(&shown(line))
+    }
+
+    /// A line of data that begins with a coloured mark.
+    pub(crate) fn marked_data(&self, code: &str, mark: &str, line: &str) -> Result<()> {
+        self.to_stdout(&format!("{} {}", self.painted(code, mark), shown(line)))
+    }
+
+    /// Several lines of data.
+    pub(crate) fn data_lines(&self, text: &str) -> Result<()> {
+        text.lines().try_for_each(|line| self.data(line))
+    }
+
+    /// One JSON value as data, on one line.
+    pub(crate) fn json_data<T: Serialize>(&self, value: &T) -> Result<()> {
+        let text = serde_json::to_string(value).expect("our values have text keys only");
+        self.to_stdout(&shown_json(&text))
     }
 
     /// A line of JSON on standard output, if JSON was requested.
@@ -61,42 +77,54 @@ impl Printer {
         if !self.json {
             return Ok(());
         }
-        self.data(&serde_json::to_string(message).expect("our messages have text keys only"))
+        self.json_data(message)
     }
 
     /// A normal message on standard error.
     pub(crate) fn say(&self, line: &str) {
         if self.level >= Level::Default {
-            to_stderr(line);
+            to_stderr(&shown(line));
         }
+    }
+
+    /// A question, without which the program would wait for no visible reason.
+    #[expect(clippy::unused_self, reason = "all output goes through a printer")]
+    pub(crate) fn ask(&self, line: &str) {
+        to_stderr(&shown(line));
     }
 
     /// A message for `--verbose` only.
     pub(crate) fn detail(&self, line: &str) {
         if self.level >= Level::Verbose {
-            to_stderr(line);
+            to_stderr(&shown(line));
         }
     }
 
     /// A warning about a possible mistake.
     pub(crate) fn warn(&self, line: &str) {
         if self.level >= Level::Default {
-            to_stderr(&format!("{} {line}", self.painted("33", "warning:")));
+            to_stderr(&format!("{} {}", self.painted("33", "warning:"), shown(line)));
         }
     }
 
     /// Advice.
     pub(crate) fn hint(&self, line: &str) {
         if self.level >= Level::Quiet {
-            to_stderr(&format!("{} {line}", self.painted("36", "hint:")));
+            to_stderr(&format!("{} {}", self.painted("36", "hint:"), shown(line)));
         }
     }
 
     /// The error that ends the program, as one line with its causes.
     pub(crate) fn error(&self, line: &str) {
         if self.level >= Level::Quiet {
-            to_stderr(&format!("{} {line}", self.painted("31;1", "error:")));
+            to_stderr(&format!("{} {}", self.painted("31;1", "error:"), shown(line)));
         }
+    }
+
+    /// The error that ends the program, as JSON.
+    #[expect(clippy::unused_self, reason = "all output goes through a printer")]
+    pub(crate) fn json_error(&self, message: &serde_json::Value) {
+        to_stderr(&shown_json(&message.to_string()));
     }
 
     /// The last message of an action, which is complete by itself.
@@ -111,12 +139,21 @@ impl Printer {
         (self.progress && !self.json).then(ProgressDrawTarget::stderr)
     }
 
-    pub(crate) fn painted(&self, code: &str, text: &str) -> String {
-        if self.colour { format!("\u{1b}[{code}m{text}\u{1b}[0m") } else { text.to_owned() }
+    fn painted(&self, code: &str, text: &str) -> String {
+        let text = shown(text);
+        if self.colour { format!("\u{1b}[{code}m{text}\u{1b}[0m") } else { text.into_owned() }
+    }
+
+    fn to_stdout(&self, line: &str) -> Result<()> {
+        if self.level == Level::Silent {
+            return Ok(());
+        }
+        let mut out = io::stdout().lock();
+        writeln!(out, "{line}").and_then(|()| out.flush()).map_err(Error::Output)
     }
 }
 
 /// Ignores failures: if standard error is closed, nobody reads the message.
-pub(crate) fn to_stderr(line: &str) {
+fn to_stderr(line: &str) {
     let _ = writeln!(io::stderr().lock(), "{line}");
 }

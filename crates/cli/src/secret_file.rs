@@ -35,14 +35,23 @@ pub(crate) fn read(path: &Path) -> Result<Option<Secret>> {
 
 /// Whether users other than the owner may read the file.
 pub(crate) fn is_readable_by_others(path: &Path) -> bool {
+    has_any_mode(path, 0o077)
+}
+
+/// Whether every user may read the file.
+pub(crate) fn is_readable_by_all(path: &Path) -> bool {
+    has_any_mode(path, 0o007)
+}
+
+fn has_any_mode(path: &Path, bits: u32) -> bool {
     #[cfg(unix)]
     {
         use std::os::unix::fs::PermissionsExt as _;
-        fs::metadata(path).is_ok_and(|metadata| metadata.permissions().mode() & 0o077 != 0)
+        fs::metadata(path).is_ok_and(|metadata| metadata.permissions().mode() & bits != 0)
     }
     #[cfg(not(unix))]
     {
-        let _ = path;
+        let _ = (path, bits);
         false
     }
 }

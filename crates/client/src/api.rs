@@ -29,6 +29,7 @@ use dormer_api::{
 use dormer_nix::StorePathHash;
 use futures::{Stream, StreamExt as _, stream};
 use reqwest::header::{AUTHORIZATION, CONTENT_TYPE, HeaderName, HeaderValue, LOCATION, RETRY_AFTER};
+use reqwest::redirect::Policy;
 use reqwest::{Method, RequestBuilder, Response, StatusCode};
 use serde::de::DeserializeOwned;
 use tokio::time::Instant;
@@ -37,9 +38,11 @@ use crate::certificates::http_client;
 use crate::endpoint::Endpoint;
 use crate::error::{Error, Result};
 use crate::nar_stream::NarSource;
+use crate::redirects;
 use crate::reporter::{Retry, RetryReporter, Silent, UploadReporter};
 use crate::retry::{Passing, RetryPolicy, parse_retry_after};
 use crate::settings::process_variables;
+use crate::token_expiry;
 
 /// Longest answer that the client reads: a list of some 50,000 caches, or of 400,000 missing paths.
 const ANSWER_BYTES_MAX: usize = 16 * 1024 * 1024;
@@ -84,9 +87,16 @@ pub struct AcknowledgedUpload {
 /// A client of one server. Cloning is cheap; clones share their connections.
 #[derive(Clone)]
 pub struct ApiClient {
-    http: reqwest::Client,
+    /// For GET: follows redirects to the same origin.
+    reading: reqwest::Client,
+    /// For everything else: follows no redirect.
+    writing: reqwest::Client,
     endpoint: Endpoint,
     authorization: Option<HeaderValue>,
+    /// When the token says that it expires.
+    expiry: Option<SystemTime>,
+    /// Whether metadata always stands in front of the NAR.
+    forces_preamble: bool,
     settings: Arc<HttpSettings>,
     reporter: Arc<dyn RetryReporter>,
 }
@@ -117,15 +127,25 @@ impl ApiClient {
     /// A client for the server at `endpoint`. It sends `token` with every request.
     pub fn new(endpoint: Endpoint, token: Option<&Secret>, settings: HttpSettings) -> Result<Self> {
         let authorization = token.map(bearer).transpose()?;
-        let builder = http_client(endpoint.is_encrypted(), &process_variables)?
-            .connect_timeout(settings.connect_timeout);
-        // An upload that was given up leaves its connection to the kernel, which would keep trying
-        // for a quarter of an hour. This limit is twice our own time-out, so that our clearer error
-        // comes first.
-        #[cfg(target_os = "linux")]
-        let builder = builder.tcp_user_timeout(settings.idle_timeout * 2);
-        let http = builder.build().map_err(Error::HttpClient)?;
-        Ok(Self { http, endpoint, authorization, settings: Arc::new(settings), reporter: Arc::new(Silent) })
+        let http = |redirects| build(&endpoint, &settings, redirects);
+        let (reading, writing) = (http(redirects::to_same_origin())?, http(Policy::none())?);
+        Ok(Self {
+            reading,
+            writing,
+            endpoint,
+            authorization,
+            expiry: token.and_then(token_expiry::token_expiry),
+            forces_preamble: false,
+            settings: Arc::new(settings),
+            reporter: Arc::new(Silent),
+        })
+    }
+
+    /// Sends the metadata of every upload in front of the NAR instead of in a header, for proxies
+    /// with little room for headers.
+    pub fn with_forced_preamble(mut self, forces_preamble: bool) -> Self {
+        self.forces_preamble = forces_preamble;
+        self
     }
 
     /// Tells `reporter` about requests that are tried again. Each upload has its own reporter.
@@ -276,6 +296,10 @@ impl ApiClient {
                 Err(_) => Error::InvalidPath { path: info.store_path.clone() },
             }
         })?;
+        let form = match form {
+            NarInfoForm::Header(json) if self.forces_preamble => NarInfoForm::Preamble(json.into_bytes()),
+            form => form,
+        };
         let bytes_sent = AtomicU64::new(0);
         let mut tries = 0;
         loop {
@@ -434,7 +458,8 @@ impl ApiClient {
     }
 
     fn request(&self, method: Method, route: &str) -> RequestBuilder {
-        let request = self.http.request(method, self.endpoint.join(route));
+        let http = if method == Method::GET { &self.reading } else { &self.writing };
+        let request = http.request(method, self.endpoint.join(route));
         match &self.authorization {
             Some(authorization) => request.header(AUTHORIZATION, authorization.clone()),
             None => request,
@@ -487,7 +512,12 @@ impl ApiClient {
         let error = match (status.as_u16(), name) {
             (_, Some(ErrorName::NoSuchCache)) => Error::NoSuchCache { action, message },
             (_, Some(ErrorName::CacheAlreadyExists)) => Error::CacheExists { action, message },
-            (401, _) => Error::Unauthorized { action, with_token: self.authorization.is_some(), message },
+            (401, _) => Error::Unauthorized {
+                action,
+                with_token: self.authorization.is_some(),
+                expiry: self.expiry.map(|expiry| token_expiry::describe(expiry, SystemTime::now())),
+                message,
+            },
             (403, _) => Error::Forbidden { action, message },
             (status, _) if passing.is_some() => Error::Unavailable { action, status, tries: 1, message },
             (status, name) => Error::Refused { action, status, name, message },
@@ -516,6 +546,18 @@ impl Error {
         }
         self
     }
+}
+
+fn build(endpoint: &Endpoint, settings: &HttpSettings, redirects: Policy) -> Result<reqwest::Client> {
+    let builder = http_client(endpoint.is_encrypted(), &process_variables)?
+        .connect_timeout(settings.connect_timeout)
+        .redirect(redirects);
+    // An upload that was given up leaves its connection to the kernel, which would keep trying for
+    // a quarter of an hour. This limit is twice our own time-out, so that our clearer error comes
+    // first.
+    #[cfg(target_os = "linux")]
+    let builder = builder.tcp_user_timeout(settings.idle_timeout * 2);
+    builder.build().map_err(Error::HttpClient)
 }
 
 fn bearer(token: &Secret) -> Result<HeaderValue> {
@@ -557,7 +599,7 @@ async fn read_up_to(response: &mut Response, max: usize) -> reqwest::Result<Vec<
 /// The name and the message of an error, from Dormer's error body or from any other body.
 fn describe(status: StatusCode, body: &[u8]) -> (Option<ErrorName>, String) {
     if let Ok(body) = serde_json::from_slice::<ErrorBody>(body) {
-        let message = if body.message.is_empty() { body.error.clone() } else { printable(&body.message) };
+        let message = printable(if body.message.is_empty() { &body.error } else { &body.message });
         return (body.name(), message);
     }
     let text = printable(&String::from_utf8_lossy(body));

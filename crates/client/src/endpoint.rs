@@ -3,7 +3,7 @@
 use std::fmt;
 use std::str::FromStr;
 
-use dormer_api::CacheName;
+use dormer_api::{CacheName, RedactedUrl};
 use reqwest::Url;
 
 use crate::error::{Error, Result};
@@ -20,6 +20,10 @@ impl Endpoint {
             host == "localhost" || host.parse().is_ok_and(|address: std::net::IpAddr| address.is_loopback())
         });
         self.0.scheme() == "http" && !here
+    }
+
+    pub(crate) fn url(&self) -> &Url {
+        &self.0
     }
 
     /// The address without its last segment, and this segment, if it could be the name of a cache.
@@ -50,12 +54,13 @@ impl FromStr for Endpoint {
     type Err = Error;
 
     fn from_str(text: &str) -> Result<Self> {
-        let wrong =
-            |text: &str, reason: &str| Error::Endpoint { text: text.to_owned(), reason: reason.to_owned() };
+        let wrong = |text: &str, reason: &str| Error::Endpoint {
+            text: RedactedUrl::new(text).to_string(),
+            reason: reason.to_owned(),
+        };
         let mut url: Url = text.trim().parse().map_err(|_| wrong(text, "it is not a URL"))?;
         if !url.username().is_empty() || url.password().is_some() {
-            // Does not repeat the text, because it may contain a password.
-            return Err(wrong("…@…", "log in with a token instead of a user name in the address"));
+            return Err(wrong(text, "log in with a token instead of a user name in the address"));
         }
         if !matches!(url.scheme(), "http" | "https") {
             return Err(wrong(text, "it must begin with http:// or https://"));
@@ -92,8 +97,15 @@ mod tests {
         {
             assert!(matches!(read(text), Err(Error::Endpoint { .. })), "{text:?}");
         }
-        let error = read("https://user:hunter2@example.org").unwrap_err();
-        assert!(!format!("{error} {error:?}").contains("hunter2"));
+        for text in [
+            "https://user:hunter2@example.org",
+            "https://user:hunter2@exa mple",
+            "ftp://hunter2@h",
+            "https://h/?token=hunter2",
+        ] {
+            let error = read(text).unwrap_err();
+            assert!(!format!("{error} {error:?}").contains("hunter2"), "{text}");
+        }
     }
 
     #[test]

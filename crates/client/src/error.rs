@@ -97,6 +97,14 @@ pub enum Error {
         /// Why it is not an address.
         reason: String,
     },
+    /// The text is not the address of a cache.
+    #[error("{text:?} is not the address of a cache: {reason}")]
+    SubstituterUrl {
+        /// The text, without secrets.
+        text: String,
+        /// Why it is not an address.
+        reason: String,
+    },
 
     // The server
     /// The HTTP client could not be set up, for example because the system's certificates are
@@ -143,12 +151,18 @@ pub enum Error {
     },
     /// 401: no token, an expired or foreign token, or a token without any permission on the cache.
     /// The cache may not even exist.
-    #[error("{action}: the server does not accept {}: {message}", if *with_token { "the token for this" } else { "this without a token" })]
+    #[error(
+        "{action}: the server does not accept {}{}: {message}",
+        if *with_token { "the token for this" } else { "this without a token" },
+        expiry.as_ref().map_or(String::new(), |expiry| format!(" ({expiry})"))
+    )]
     Unauthorized {
         /// The attempted action.
         action: String,
         /// Whether a token was sent.
         with_token: bool,
+        /// What the token says about its expiry.
+        expiry: Option<String>,
         /// The message of the server.
         message: String,
     },

@@ -16,6 +16,8 @@
 //!   whatever its size.
 //! - The client hashes a NAR during reading and sends the last piece only if the hash is right. A
 //!   damaged store path therefore never arrives complete.
+//! - No path becomes visible before its references (`push_order`).
+//! - A token goes to the server that the user chose, and nowhere else (`redirects`).
 //! - Dropping any future here is safe: the server keeps complete requests, and shows nothing of an
 //!   incomplete one.
 
@@ -32,11 +34,15 @@ mod nix_store;
 mod path_info;
 mod probe;
 mod push;
+mod push_order;
 mod push_plan;
+mod redirects;
 mod reporter;
 mod retry;
 mod settings;
 mod store_location;
+mod substituter_url;
+mod token_expiry;
 
 pub use api::{AcknowledgedUpload, ApiClient, HttpSettings};
 pub use dump::{CaseHack, DumpError, dump_nar};
@@ -49,7 +55,8 @@ pub use nix_store::{NixStore, nix_program};
 pub use path_info::PathInfo;
 pub use probe::{ProbeAnswer, probe};
 pub use push::{
-    FailedPath, MISSING_PATHS_BATCH_MAX, PushOptions, PushSummary, execute_push, plan_push, split_upstream,
+    FailedPath, MISSING_PATHS_BATCH_MAX, NotTriedPath, PushOptions, PushSummary, execute_push, plan_push,
+    split_upstream,
 };
 pub use push_plan::PushPlan;
 pub use reporter::{PathDone, PushReporter, Retry, RetryReporter, Silent, TransferId, UploadReporter};
@@ -58,3 +65,5 @@ pub use settings::{
     CacheRef, ENDPOINT_VARIABLE, LoadedSettings, MACHINE_SETTINGS, ResolvedServer, ServerName,
     ServerSettings, Settings, SettingsPaths, Variables, process_variables,
 };
+pub use substituter_url::SubstituterUrl;
+pub use token_expiry::token_expiry;

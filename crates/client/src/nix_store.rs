@@ -1,9 +1,10 @@
 //! The local Nix store: resolves arguments to paths, and asks `nix` about paths.
 
-use std::ffi::OsString;
+use std::collections::BTreeSet;
+use std::ffi::{OsStr, OsString};
 use std::io;
 use std::path::{Component, Path, PathBuf};
-use std::process::Stdio;
+use std::process::{Output, Stdio};
 
 use dormer_nix::{StoreDir, StorePath};
 
@@ -151,6 +152,29 @@ impl NixStore {
         }
     }
 
+    /// Those of `paths` that are not valid in the store.
+    pub async fn invalid_paths(&self, paths: &[StorePath]) -> Result<BTreeSet<StorePath>> {
+        // This old command is in every version of Nix, and the only one that names all of them.
+        let mut program = self.program.clone();
+        program.push("-store");
+        let paths: Vec<&StorePath> = paths.iter().collect();
+        let mut invalid = BTreeSet::new();
+        for batch in paths.chunks(PATHS_PER_CALL) {
+            let mut command = tokio::process::Command::new(&program);
+            command.args(["--check-validity", "--print-invalid"]);
+            let output = self.run(command, batch, &program).await?;
+            if !output.status.success() {
+                return Err(failed("nix-store --check-validity", &output));
+            }
+            for line in String::from_utf8_lossy(&output.stdout).lines() {
+                let path = StorePath::parse_absolute(self.store_dir(), line);
+                let not_a_path = |source| Error::NotAStorePath { path: PathBuf::from(line), source };
+                invalid.insert(path.map_err(not_a_path)?);
+            }
+        }
+        Ok(invalid)
+    }
+
     async fn path_info_batch(
         &self,
         paths: &[&StorePath],
@@ -165,26 +189,18 @@ impl NixStore {
             output = self.run_path_info(paths, closure, &options).await?;
         }
         if !output.status.success() {
-            let start = output.stderr.len().saturating_sub(STDERR_BYTES_MAX);
-            let stderr = String::from_utf8_lossy(&output.stderr[start..]).trim().to_owned();
-            if let Some(path) = invalid_path(&stderr) {
+            let error = failed("nix path-info", &output);
+            if let Error::NixFailed { stderr, .. } = &error
+                && let Some(path) = invalid_path(stderr)
+            {
                 return Err(Error::InvalidPath { path: path.to_owned() });
             }
-            return Err(Error::NixFailed {
-                command: "nix path-info",
-                status: output.status.to_string(),
-                stderr,
-            });
+            return Err(error);
         }
         PathInfo::parse_all(&output.stdout)
     }
 
-    async fn run_path_info(
-        &self,
-        paths: &[&StorePath],
-        closure: bool,
-        options: &[&str],
-    ) -> Result<std::process::Output> {
+    async fn run_path_info(&self, paths: &[&StorePath], closure: bool, options: &[&str]) -> Result<Output> {
         let mut command = tokio::process::Command::new(&self.program);
         command.args(["--extra-experimental-features", "nix-command", "path-info", "--json"]).args(options);
         // A path that is not here must not be fetched only to be pushed.
@@ -192,16 +208,34 @@ impl NixStore {
         if closure {
             command.arg("--recursive");
         }
-        command.arg("--").args(paths.iter().map(|path| path.to_absolute(self.store_dir())));
+        command.arg("--");
+        self.run(command, paths, &self.program).await
+    }
+
+    /// Runs a command about `paths`, which become its last arguments.
+    async fn run(
+        &self,
+        mut command: tokio::process::Command,
+        paths: &[&StorePath],
+        program: &OsStr,
+    ) -> Result<Output> {
+        command.args(paths.iter().map(|path| path.to_absolute(self.store_dir())));
         command.stdin(Stdio::null()).kill_on_drop(true);
         command.output().await.map_err(|source| {
-            let program = self.program.to_string_lossy().into_owned();
+            let program = program.to_string_lossy().into_owned();
             match source.kind() {
                 io::ErrorKind::NotFound => Error::NixMissing { program },
                 _ => Error::NixRun { program, source },
             }
         })
     }
+}
+
+/// The error for a command that ended badly, with its last words.
+fn failed(command: &'static str, output: &Output) -> Error {
+    let start = output.stderr.len().saturating_sub(STDERR_BYTES_MAX);
+    let stderr = String::from_utf8_lossy(&output.stderr[start..]).trim().to_owned();
+    Error::NixFailed { command, status: output.status.to_string(), stderr }
 }
 
 /// Where installations put `nix`. A service such as the Nix daemon often has a search path without

@@ -4,12 +4,13 @@
 use std::time::{Duration, SystemTime};
 
 use bytes::Bytes;
-use dormer_api::Secret;
+use dormer_api::{RedactedUrl, Secret};
 use futures::StreamExt as _;
 use reqwest::header::DATE;
 
 use crate::certificates::http_client;
 use crate::error::{Error, Result};
+use crate::redirects;
 use crate::settings::process_variables;
 
 /// Longest part of an answer that is kept.
@@ -31,15 +32,23 @@ pub struct ProbeAnswer {
 pub async fn probe(url: &str, password: Option<&Secret>, timeout: Duration) -> Result<ProbeAnswer> {
     let action = "probing the address".to_owned();
     let builder = http_client(!url.starts_with("http:"), &process_variables)?
-        .redirect(reqwest::redirect::Policy::limited(3))
+        .redirect(match password {
+            Some(_) => redirects::to_same_origin(),
+            None => redirects::without_secrets(),
+        })
         .timeout(timeout);
     let http = builder.build().map_err(Error::HttpClient)?;
     let mut request = http.get(url);
     if let Some(password) = password {
         request = request.basic_auth("dormer", Some(password.expose()));
     }
-    let unreachable =
-        |source| Error::Unreachable { action: action.clone(), endpoint: url.to_owned(), tries: 1, source };
+    let unreachable = |source: reqwest::Error| Error::Unreachable {
+        action: action.clone(),
+        endpoint: RedactedUrl::new(url).to_string(),
+        tries: 1,
+        // The library would show the address with its secrets.
+        source: source.without_url(),
+    };
     let response = request.send().await.map_err(unreachable)?;
     let status = response.status().as_u16();
     let date = response.headers().get(DATE).and_then(|value| value.to_str().ok());

@@ -1,11 +1,11 @@
 //! Pushing: from store paths to a plan, from the plan to uploads and a summary.
 //!
 //! A plan is a value that a dry run prints. A plan leaves out paths that an upstream cache has
-//! signed, because clients find them there, and paths that the cache already has. Large uploads
-//! start first. If a large upload started last, everybody would wait for it alone.
+//! signed, because clients find them there, and paths that the cache already has.
 //!
-//! The server does not require an order. Each upload becomes visible when the server acknowledges
-//! it. Pushing the same paths again completes an interrupted push.
+//! The server does not require an order, and shows each path when it acknowledges the upload. So
+//! the client keeps the order: a path starts only after its references (`push_order`). Pushing the
+//! same paths again completes an interrupted push.
 
 use std::collections::BTreeSet;
 use std::path::PathBuf;
@@ -22,6 +22,7 @@ use crate::error::{Error, Result};
 use crate::nar_stream::NarSource;
 use crate::nix_store::NixStore;
 use crate::path_info::PathInfo;
+use crate::push_order::{UploadQueue, sort_largest_first};
 use crate::push_plan::PushPlan;
 use crate::reporter::{PathDone, PushReporter, Retry, TransferId, UploadReporter};
 
@@ -74,6 +75,15 @@ pub struct FailedPath {
     pub error: Error,
 }
 
+/// A path that was not tried because of the failure of another one.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct NotTriedPath {
+    /// The path.
+    pub path: StorePath,
+    /// The reference that failed. `None` if the failure would affect any path.
+    pub failed_reference: Option<StorePath>,
+}
+
 /// What a push did.
 #[derive(Debug, Default)]
 pub struct PushSummary {
@@ -82,7 +92,7 @@ pub struct PushSummary {
     /// Paths that were not uploaded because of an error.
     pub failed: Vec<FailedPath>,
     /// Paths that were not tried, because an earlier error would affect them too.
-    pub not_tried: Vec<StorePath>,
+    pub not_tried: Vec<NotTriedPath>,
     /// Paths that the cache already had.
     pub present: Vec<StorePath>,
     /// Paths that an upstream key signed.
@@ -104,7 +114,8 @@ impl PushSummary {
     }
 }
 
-/// Finds out what pushing `roots` means. `config` is the cache's configuration from the server.
+/// Finds out what pushing `roots` means. `config` is the cache's configuration from the server. The
+/// plan leaves out roots that are not valid, and names them. It is an error if no root is valid.
 pub async fn plan_push(
     api: &ApiClient,
     store: &NixStore,
@@ -114,7 +125,7 @@ pub async fn plan_push(
     options: &PushOptions,
 ) -> Result<PushPlan> {
     let roots: Vec<StorePath> = roots.iter().collect::<BTreeSet<_>>().into_iter().cloned().collect();
-    let infos = store.path_infos(&roots, options.closure).await?;
+    let (infos, invalid) = path_infos_of_valid(store, roots, options.closure).await?;
     if let Some(cache_store_dir) = &config.store_dir
         && let Some(foreign) = infos.iter().find(|info| info.store_dir != *cache_store_dir)
     {
@@ -140,8 +151,36 @@ pub async fn plan_push(
     for info in missing.iter_mut().filter(|info| info.nar_size == 0) {
         info.nar_size = measure(info, options).await?;
     }
-    missing.sort_by(|a, b| b.nar_size.cmp(&a.nar_size).then_with(|| a.path.cmp(&b.path)));
-    Ok(PushPlan { cache: cache.clone(), missing, present: names(present), upstream: names(upstream) })
+    sort_largest_first(&mut missing);
+    Ok(PushPlan {
+        cache: cache.clone(),
+        missing,
+        present: names(present),
+        upstream: names(upstream),
+        invalid,
+    })
+}
+
+/// What `nix` knows about the valid roots, and the roots that are not valid.
+async fn path_infos_of_valid(
+    store: &NixStore,
+    roots: Vec<StorePath>,
+    closure: bool,
+) -> Result<(Vec<PathInfo>, Vec<StorePath>)> {
+    let failure = match store.path_infos(&roots, closure).await {
+        Ok(infos) => return Ok((infos, Vec::new())),
+        Err(failure) => failure,
+    };
+    // Nix fails as a whole if one path is not valid, and names only the first.
+    let invalid = match store.invalid_paths(&roots).await {
+        Ok(invalid) if !invalid.is_empty() => invalid,
+        _ => return Err(failure),
+    };
+    let valid: Vec<StorePath> = roots.into_iter().filter(|root| !invalid.contains(root)).collect();
+    if valid.is_empty() {
+        return Err(failure);
+    }
+    Ok((store.path_infos(&valid, closure).await?, invalid.into_iter().collect()))
 }
 
 /// The size of a NAR that Nix does not know.
@@ -166,8 +205,9 @@ fn names(infos: Vec<PathInfo>) -> Vec<StorePath> {
     infos.into_iter().map(|info| info.path).collect()
 }
 
-/// Uploads the missing paths of the plan. The error of one path does not stop the others, unless it
-/// would affect them too. The summary contains all errors.
+/// Uploads the missing paths of the plan, each after its references. The error of one path stops
+/// only the paths that refer to it, unless it would affect the others too. The summary contains all
+/// errors.
 pub async fn execute_push(
     api: &ApiClient,
     plan: PushPlan,
@@ -176,15 +216,22 @@ pub async fn execute_push(
 ) -> PushSummary {
     let started = Instant::now();
     reporter.plan_made(&plan);
-    let PushPlan { cache, missing, present, upstream } = plan;
-    let mut summary = PushSummary { present, upstream, ..PushSummary::default() };
-    let mut waiting = missing.into_iter().enumerate();
+    let PushPlan { cache, missing, present, upstream, invalid } = plan;
+    let invalid = invalid.into_iter().map(|path| {
+        let error = Error::InvalidPath { path: path.to_string() };
+        FailedPath { path, error }
+    });
+    let mut summary = PushSummary { failed: invalid.collect(), present, upstream, ..PushSummary::default() };
+    let mut queue = UploadQueue::new(missing);
+    let mut started_count: TransferId = 0;
     let mut stop = false;
     // Each upload is a task, so that uploads share the cores. Dropping the set aborts the tasks.
     let mut running = JoinSet::new();
     loop {
         while !stop && running.len() < options.jobs.max(1) {
-            let Some((id, info)) = waiting.next() else { break };
+            let Some((number, info)) = queue.next() else { break };
+            let id = started_count;
+            started_count += 1;
             reporter.path_started(id, &info.path, info.nar_size);
             let upload = PathUpload {
                 api: api.clone(),
@@ -194,26 +241,33 @@ pub async fn execute_push(
                 reporter: Arc::clone(&reporter),
                 id,
             };
-            running.spawn(upload.run(info));
+            running.spawn(async move { (number, upload.run(info).await) });
         }
         let Some(ended) = running.join_next().await else { break };
         // Nothing aborts single tasks, so this is a panic in our code. It is passed on.
-        let (id, info, uploaded) =
+        let (number, (id, info, uploaded)) =
             ended.unwrap_or_else(|error| std::panic::resume_unwind(error.into_panic()));
         match uploaded {
             Ok(uploaded) => {
                 let done = summary.count(info, &uploaded);
                 reporter.path_done(id, &done);
                 summary.pushed.push(done);
+                queue.acknowledge(number);
             }
             Err(error) => {
                 reporter.path_failed(id, &info.path, &error);
                 stop |= error.is_fatal_for_push();
+                let failed_reference = Some(info.path.clone());
+                let referrers = queue.fail(number).into_iter();
+                summary.not_tried.extend(
+                    referrers.map(|path| NotTriedPath { path, failed_reference: failed_reference.clone() }),
+                );
                 summary.failed.push(FailedPath { path: info.path, error });
             }
         }
     }
-    summary.not_tried = waiting.map(|(_, info)| info.path).collect();
+    let rest = queue.into_rest().into_iter();
+    summary.not_tried.extend(rest.map(|path| NotTriedPath { path, failed_reference: None }));
     summary.elapsed = started.elapsed();
     summary
 }

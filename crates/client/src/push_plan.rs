@@ -10,12 +10,14 @@ use crate::path_info::PathInfo;
 pub struct PushPlan {
     /// The cache.
     pub cache: CacheName,
-    /// Paths to upload, largest first.
+    /// Paths to upload, largest first. The upload of a path waits for the path's references.
     pub missing: Vec<PathInfo>,
     /// Paths that the cache already has.
     pub present: Vec<StorePath>,
     /// Paths left out because an upstream key signed them.
     pub upstream: Vec<StorePath>,
+    /// Paths left out because they are not valid in the local store.
+    pub invalid: Vec<StorePath>,
 }
 
 impl PushPlan {
@@ -26,6 +28,6 @@ impl PushPlan {
 
     /// Number of all paths in the plan.
     pub fn path_count(&self) -> usize {
-        self.missing.len() + self.present.len() + self.upstream.len()
+        self.missing.len() + self.present.len() + self.upstream.len() + self.invalid.len()
     }
 }

@@ -7,6 +7,7 @@
 
 use std::convert::Infallible;
 use std::io;
+use std::net::SocketAddr;
 use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
@@ -49,6 +50,16 @@ const REFUSED_HEAD_TIMEOUT: Duration = Duration::from_secs(5);
 /// takes no more connections. A head is one packet, or two on a slow line. Without this limit, a
 /// client that sends half a head delays the stop by `header_timeout`.
 const HEAD_WAIT_STOPPING: Duration = Duration::from_secs(5);
+
+/// The other end of the connection, as an extension of each request. A proxy in between hides the
+/// client's own address.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Peer {
+    /// An address.
+    Tcp(SocketAddr),
+    /// A program on this machine, through a Unix socket.
+    Unix,
+}
 
 /// Limits of a host.
 #[derive(Debug, Clone)]
@@ -207,9 +218,13 @@ impl<S: Service> Host<S> {
         if let Err(error) = stream.set_nodelay(true) {
             tracing::debug!(%error, "failed to set TCP_NODELAY");
         }
+        let peer = stream.peer();
         let settings = &self.settings;
         let service = Arc::clone(&self.service);
-        let answer = service_fn(move |request| {
+        let answer = service_fn(move |mut request: Request<Incoming>| {
+            if let Some(peer) = peer {
+                request.extensions_mut().insert(peer);
+            }
             let service = Arc::clone(&service);
             let answering = place.begin_answer();
             async move {

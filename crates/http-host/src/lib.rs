@@ -20,6 +20,6 @@ mod probes;
 mod socket;
 
 pub use brief::{FOREIGN_BYTES_MAX, brief};
-pub use host::{Error, HostSettings, REFUSED_MAX, Service, serve};
+pub use host::{Error, HostSettings, Peer, REFUSED_MAX, Service, serve};
 pub use listener::{ListenAddress, Listener, ParseAddressError, SocketFile};
 pub use probes::{CheckFuture, NotReady, Probe, Probes, text};

@@ -14,6 +14,8 @@ use std::task::{Context, Poll};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpListener, TcpStream, UnixListener, UnixStream};
 
+use crate::host::Peer;
+
 /// Begins the text of a Unix socket's address.
 const UNIX_PREFIX: &str = "unix:";
 
@@ -144,6 +146,14 @@ pub(crate) enum Stream {
 }
 
 impl Stream {
+    /// The other end. `None` if the connection is broken already.
+    pub(crate) fn peer(&self) -> Option<Peer> {
+        match self {
+            Self::Tcp(stream) => stream.peer_addr().ok().map(Peer::Tcp),
+            Self::Unix(_) => Some(Peer::Unix),
+        }
+    }
+
     /// Sends small packets at once. A Unix socket always does.
     pub(crate) fn set_nodelay(&self, nodelay: bool) -> io::Result<()> {
         match self {

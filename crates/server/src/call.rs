@@ -4,10 +4,12 @@ use std::borrow::Cow;
 use std::fmt;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use dormer_http_host::brief;
+use dormer_http_host::{Peer, brief};
 use http::header::{AsHeaderName, HOST, HeaderName};
 use http::request::Parts;
 use http::{HeaderMap, HeaderValue, Method};
+
+use crate::forwarded::{self, Forwarded, Network};
 
 /// The header of a request's id, in requests and answers.
 pub(crate) static REQUEST_ID: HeaderName = HeaderName::from_static(dormer_api::headers::REQUEST_ID);
@@ -122,9 +124,13 @@ impl Call {
         self.parts.uri.authority().map(http::uri::Authority::as_str).or_else(|| self.header(HOST))
     }
 
-    /// Whether a proxy reports that the client uses TLS.
-    pub(crate) fn is_https(&self) -> bool {
-        self.header("x-forwarded-proto").is_some_and(|proto| proto.eq_ignore_ascii_case("https"))
+    /// The address that the client used, with a slash at the end: as a trusted proxy reports it,
+    /// else the host of the request.
+    pub(crate) fn address(&self, trusted_proxies: &[Network]) -> String {
+        let peer = self.parts.extensions.get::<Peer>().copied();
+        let is_trusted = forwarded::is_trusted(peer, trusted_proxies);
+        let forwarded = if is_trusted { Forwarded::read(&self.parts.headers) } else { Forwarded::default() };
+        forwarded.address(self.host().unwrap_or("localhost"))
     }
 
     /// Whether the answer is about a public cache.

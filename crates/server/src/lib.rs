@@ -15,6 +15,7 @@
 //!   `/readyz`.
 //! - `route`: from a path to a typed route; no other module reads paths.
 //! - `failure`: the one table from an error to its status.
+//! - `forwarded`: the address that clients use, as trusted proxies report it.
 //! - `auth` and `access`: tokens, and the rule that a caller without permissions learns nothing.
 //! - `codec`: the compressions of uploads, with the memory that each may take.
 
@@ -30,6 +31,7 @@ mod dispatch;
 mod exact;
 mod exchange;
 mod failure;
+mod forwarded;
 pub mod fuzz_targets;
 mod handlers;
 mod health;
@@ -50,6 +52,7 @@ pub use auth::Authenticator;
 pub use dormer_api::TokenBounds;
 pub use dormer_edge::{KeyError, TokenKey, TokenVerifier};
 pub use dormer_http_host::{Error, REFUSED_MAX};
+pub use forwarded::{Network, NetworkError};
 pub use metrics::{Described, Metrics, RegisterError};
 pub use server::Server;
 pub use settings::ServerSettings;

@@ -4,6 +4,8 @@ use std::time::Duration;
 
 use dormer_http_host::HostSettings;
 
+use crate::forwarded::Network;
+
 const KIB: usize = 1024;
 const MIB: usize = 1024 * KIB;
 
@@ -19,6 +21,8 @@ pub struct ServerSettings {
     /// `Host` headers that the server answers, compared without regard to case; empty means all of
     /// them. The server always answers probes, because they come by address.
     pub allowed_hosts: Vec<String>,
+    /// The proxies whose reports about the client's address count.
+    pub trusted_proxies: Vec<Network>,
     /// Longest metadata of an upload, in bytes, whether in a header or before the NAR.
     pub nar_info_preamble_bytes_max: usize,
     /// Longest JSON body, in bytes: 4 MiB hold a question about 119,000 paths.
@@ -102,6 +106,7 @@ impl Default for ServerSettings {
             api_endpoint: None,
             substituter_endpoint: None,
             allowed_hosts: Vec::new(),
+            trusted_proxies: Network::loopback(),
             nar_info_preamble_bytes_max: MIB,
             json_bytes_max: 4 * MIB,
             narinfo_bytes_max: MIB,

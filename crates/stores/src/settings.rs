@@ -101,10 +101,20 @@ impl RemoteSettings {
             name = format!("{name}/{prefix}");
         }
         match &self.endpoint {
-            Some(endpoint) => format!("{name} at {endpoint}"),
+            Some(endpoint) => format!("{name} at {}", without_secrets(endpoint)),
             None => name,
         }
     }
+}
+
+/// An address without user info and query, which may hold a password. Even the last `@` counts.
+fn without_secrets(address: &str) -> String {
+    let address = match (address.split_once("://"), address.rsplit_once('@')) {
+        (Some((scheme, _)), Some((_, host))) => format!("{scheme}://{host}"),
+        (None, Some((_, host))) => host.to_owned(),
+        (_, None) => address.to_owned(),
+    };
+    address.split(['?', '#']).next().unwrap_or_default().to_owned()
 }
 
 /// The first variable that is set counts.

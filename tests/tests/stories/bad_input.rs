@@ -391,3 +391,30 @@ fn a_path_that_does_not_exist_is_an_error_of_the_client_and_pushes_nothing() {
     let empty = machine.build("empty", &[("salt", "unknown-cache")]);
     machine.dormer(&["push", "no-such-cache", &empty]).fails();
 }
+
+#[test]
+fn invalid_paths_in_a_list_do_not_stop_the_others_with_any_nix() {
+    let lab = Lab::start();
+    for nix in Nix::ALL {
+        let machine = lab.machine(nix.name(), nix);
+        machine.login(&lab);
+        let salt = format!("beside-invalid-{}", nix.name());
+        let all = machine.build("all", &[("salt", &salt)]);
+        let nowhere = format!("/nix/store/{}-nowhere", "0".repeat(32));
+        let gone = format!("/nix/store/{}-gone.drv", "1".repeat(32));
+        for more in [&["--no-closure"][..], &[]] {
+            let mut arguments = vec!["push", "main", &nowhere, "/tmp", &all, &gone];
+            arguments.extend(more);
+            let pushed = machine.dormer(&arguments);
+            assert_eq!(pushed.code(), Some(3), "{pushed}");
+            let said = pushed.fails();
+            for wrong in [nowhere.as_str(), gone.as_str(), "/tmp is not in the store"] {
+                assert!(said.contains(wrong), "{nix:?}: {wrong}: {said}");
+            }
+        }
+        for path in machine.closure(&all) {
+            let narinfo = format!("/main/{}.narinfo", &path["/nix/store/".len()..][..32]);
+            assert_eq!(lab.get(&narinfo).status, 200, "{nix:?}: {path}");
+        }
+    }
+}

@@ -368,7 +368,7 @@ fn confirm(context: &Context, cache: &str, server: &str) -> Result<()> {
     context
         .printer
         .warn(&format!("all objects of the cache {cache} on {server} will be gone; this cannot be undone"));
-    crate::printer::to_stderr(&format!("type {cache} to destroy it:"));
+    context.printer.ask(&format!("type {cache} to destroy it:"));
     let mut line = String::new();
     let read = stdin.read_line(&mut line);
     read.map_err(|source| Error::Io { attempt: "read the answer".to_owned(), source })?;

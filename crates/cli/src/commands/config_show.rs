@@ -27,7 +27,7 @@ pub(super) fn run(args: &ConfigShowArgs, context: &Context) -> Result<()> {
         context.printer.warn(note);
     }
     if context.printer.json {
-        return context.printer.data(&show::to_json(&raw).to_string());
+        return context.printer.json_data(&show::to_json(&raw));
     }
-    context.printer.data(show::to_toml(&raw).trim_end())
+    context.printer.data_lines(show::to_toml(&raw).trim_end())
 }

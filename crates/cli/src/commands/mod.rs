@@ -153,8 +153,35 @@ impl CommandLine {
     }
 }
 
+impl Command {
+    /// Whether the files that the command makes are for its user alone: the index, packs, keys and
+    /// what they hold of private caches. Every command must say so here.
+    fn makes_private_files(&self) -> bool {
+        match self {
+            Self::Serve(_) | Self::Edge(_) | Self::Jobs(_) | Self::Gc(_) | Self::Migrate(_) => true,
+            // Other users read nix.conf, and other programs serve a folder of published caches.
+            // Files with tokens have their own modes. The rest makes no files.
+            Self::Use(_)
+            | Self::Unuse(_)
+            | Self::Publish(_)
+            | Self::Login(_)
+            | Self::Push(_)
+            | Self::Cache(_)
+            | Self::Pin(_)
+            | Self::Token(_)
+            | Self::MakeToken(_)
+            | Self::Config(_)
+            | Self::Doctor(_) => false,
+        }
+    }
+}
+
 /// Runs a command.
 pub(crate) async fn run(command: Command, context: &Context) -> Result<ExitCode> {
+    if command.makes_private_files() {
+        // Also in an existing folder that others may read.
+        rustix::process::umask(rustix::fs::Mode::from_raw_mode(0o077));
+    }
     match command {
         Command::Serve(args) => serve::run(args, context).await?,
         Command::Login(args) => login::run(args, context).await?,
@@ -174,7 +201,7 @@ pub(crate) async fn run(command: Command, context: &Context) -> Result<ExitCode>
         }
         Command::Config(ConfigCommand::Show(args)) => config_show::run(&args, context)?,
         Command::Config(ConfigCommand::Reference) => {
-            context.printer.data(settings::reference::to_markdown().trim_end())?;
+            context.printer.data_lines(settings::reference::to_markdown().trim_end())?;
         }
     }
     Ok(ExitCode::SUCCESS)
@@ -197,7 +224,7 @@ mod tests {
             "login lab https://example.org eyJ --set-default",
             "use lab:main",
             "push main ./result /nix/store/x -j 5 --no-closure --ignore-upstream-cache-filter",
-            "push lab:main --stdin",
+            "push lab:main --stdin --force-preamble",
             "cache create main --public --priority 41 --upstream-cache-key-name cache.nixos.org-1",
             "cache configure main --regenerate-keypair --private --priority 30 --upstream-cache-key-name a-1 \
              --upstream-cache-key-name b-1 --retention-period 3months",

@@ -11,6 +11,7 @@ use serde_json::json;
 use crate::context::Context;
 use crate::error::{Error, Result};
 use crate::nix_files::{Change, MarkedFile, changes, find_nix_setting, host_of};
+use crate::secret_file;
 
 /// Begins the names of netrc entries for edges; the host follows. The name of a server never
 /// contains a blank.
@@ -139,6 +140,7 @@ impl NixFiles {
             show(context, path, before, after.text())?;
             if !dry_run {
                 refuse_managed(path, before, after.text())?;
+                refuse_readable(path, before, after.text())?;
                 let written = write_whole(path, after.text(), mode, keeps_empty);
                 written
                     .map_err(Error::io("write", path))
@@ -279,6 +281,22 @@ fn refuse_managed(path: &Path, before: &str, after: &str) -> Result<()> {
         })
         .collect();
     Err(Error::ManagedFile { path: path.to_owned(), managed: "NixOS or home-manager", lines })
+}
+
+/// A token must not go into a file that every user of this machine can read.
+fn refuse_readable(path: &Path, before: &str, after: &str) -> Result<()> {
+    let is_token =
+        |change: &Change<'_>| matches!(change, Change::Added(line) if line.starts_with("machine "));
+    if changes(before, after).iter().any(is_token) && secret_file::is_readable_by_all(path) {
+        return Err(Error::usage(
+            format!(
+                "{} is readable by every user of this machine, and the token would be too",
+                path.display()
+            ),
+            format!("make it private first: chmod o-rwx {}", path.display()),
+        ));
+    }
+    Ok(())
 }
 
 /// Replaces a whole file and keeps its mode, or creates it. A link stays a link. An empty result

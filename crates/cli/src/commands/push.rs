@@ -34,8 +34,9 @@ const EXIT_INTERRUPTED: u8 = 130;
 /// Push store paths with their closures
 ///
 /// Skips paths that the cache already has or that an upstream cache has signed (-v names each one).
-/// A PATH may be a link such as ./result, or lie inside a store path. Run the same command again to
-/// complete an interrupted push.
+/// A PATH may be a link such as ./result, or lie inside a store path. Each path is sent after its
+/// references, so the cache never shows half a closure. Run the same command again to complete an
+/// interrupted push.
 ///
 /// A service needs no settings and no home: DORMER_ENDPOINT and DORMER_TOKEN are enough, or a file
 /// /etc/dormer/config.toml. In a post-build hook of Nix, push $OUT_PATHS.
@@ -65,6 +66,9 @@ pub(crate) struct PushArgs {
     /// Number of concurrent uploads
     #[arg(short, long, value_name = "NUMBER", default_value_t = 5, value_parser = clap::value_parser!(u16).range(1..=256))]
     jobs: u16,
+    /// Send metadata in front of each NAR instead of in a header, for proxies that limit headers
+    #[arg(long)]
+    force_preamble: bool,
     /// Pin the given paths under this name once they are pushed
     #[arg(long, value_name = "NAME")]
     pin: Option<PinName>,
@@ -82,9 +86,11 @@ pub(super) async fn run(args: PushArgs, context: &Context) -> Result<ExitCode> {
     if args.stdin {
         arguments.extend(read_paths()?);
     }
-    let roots = arguments.iter().map(|path| Ok(store.resolve(path)?)).collect::<Result<Vec<StorePath>>>()?;
+    let said = Said { printer: &context.printer, store_dir: store.store_dir() };
+    let (roots, unresolved) = resolve_all(&store, &arguments, &said)?;
 
     let (server, api) = context.connect_to_cache(&args.cache)?;
+    let api = api.with_forced_preamble(args.force_preamble);
     let cache = &args.cache.cache;
     let config = api.get_cache_config(cache).await?;
     let options = PushOptions {
@@ -96,14 +102,17 @@ pub(super) async fn run(args: PushArgs, context: &Context) -> Result<ExitCode> {
     };
     context.printer.detail(&format!("asking {} which paths {cache} lacks", server.name));
     let plan = plan_push(&api, &store, cache, &config, &roots, &options).await?;
-    let said = Said { printer: &context.printer, store_dir: store.store_dir() };
     said.plan(&plan)?;
     if args.dry_run {
         said.dry_run(&plan)?;
-        return Ok(ExitCode::SUCCESS);
+        return match unresolved + plan.invalid.len() {
+            0 => Ok(ExitCode::SUCCESS),
+            lost => Err(Error::PathsLost { lost, tried: unresolved + plan.path_count() }),
+        };
     }
 
     let (planned, missing) = (plan.path_count(), plan.missing.len());
+    let tried = missing + plan.invalid.len() + unresolved;
     // Listens before anything is drawn. Otherwise an early interrupt would leave the bars on the
     // screen.
     let mut interrupts = signal(SignalKind::interrupt())
@@ -124,7 +133,7 @@ pub(super) async fn run(args: PushArgs, context: &Context) -> Result<ExitCode> {
     };
     progress.finish();
     said.summary(&summary, planned, started.elapsed())?;
-    if let Some(error) = outcome(summary, missing) {
+    if let Some(error) = outcome(summary, unresolved, tried) {
         return Err(error);
     }
     if let Some(name) = &args.pin {
@@ -134,6 +143,26 @@ pub(super) async fn run(args: PushArgs, context: &Context) -> Result<ExitCode> {
         }
     }
     Ok(ExitCode::SUCCESS)
+}
+
+/// The store paths of the arguments, and the number of arguments that lead to none. Those are
+/// reported, and do not stop the others. If no argument leads to a path, the first reason is the
+/// answer.
+fn resolve_all(store: &NixStore, arguments: &[PathBuf], said: &Said<'_>) -> Result<(Vec<StorePath>, usize)> {
+    let (mut roots, mut failures) = (Vec::new(), Vec::new());
+    for argument in arguments {
+        match store.resolve(argument) {
+            Ok(root) => roots.push(root),
+            Err(error) => failures.push((argument, Error::from(error))),
+        }
+    }
+    if roots.is_empty() && !failures.is_empty() {
+        return Err(failures.swap_remove(0).1);
+    }
+    for (argument, error) in &failures {
+        said.unresolved(&argument.display().to_string(), error)?;
+    }
+    Ok((roots, failures.len()))
 }
 
 fn read_paths() -> Result<Vec<PathBuf>> {
@@ -150,11 +179,11 @@ fn read_paths() -> Result<Vec<PathBuf>> {
 
 /// If every path failed, the first reason is the best explanation, with its own exit code and
 /// hints.
-fn outcome(mut summary: PushSummary, tried: usize) -> Option<Error> {
-    if summary.is_complete() {
+fn outcome(mut summary: PushSummary, unresolved: usize, tried: usize) -> Option<Error> {
+    let lost = summary.failed.len() + summary.not_tried.len() + unresolved;
+    if lost == 0 {
         return None;
     }
-    let lost = summary.failed.len() + summary.not_tried.len();
     let explains =
         summary.pushed.is_empty() && summary.failed.iter().all(|failed| failed.error.is_fatal_for_push());
     if explains && !summary.failed.is_empty() {
@@ -174,11 +203,27 @@ impl Said<'_> {
         path.to_absolute(self.store_dir)
     }
 
+    /// An argument that leads to no path, before anything is pushed.
+    fn unresolved(&self, argument: &str, error: &Error) -> Result<()> {
+        self.printer.message(&json!({
+            "message_type": "path", "path": argument, "state": "failed", "error": error.chain(),
+        }))?;
+        self.printer.error(&error.chain());
+        for hint in error.hints() {
+            self.printer.hint(&hint);
+        }
+        Ok(())
+    }
+
     fn plan(&self, plan: &PushPlan) -> Result<()> {
+        for path in &plan.invalid {
+            let path = self.full(path);
+            self.printer.error(&Error::from(dormer_client::Error::InvalidPath { path }).chain());
+        }
         self.printer.message(&json!({
             "message_type": "plan", "cache": plan.cache.as_str(), "paths": plan.path_count(),
             "missing": plan.missing.len(), "missing_bytes": plan.missing_bytes(),
-            "present": plan.present.len(), "upstream": plan.upstream.len(),
+            "present": plan.present.len(), "upstream": plan.upstream.len(), "invalid": plan.invalid.len(),
         }))?;
         for (paths, state, label) in [
             (&plan.present, "present", "already there"),
@@ -227,10 +272,18 @@ impl Said<'_> {
                 "error": failed.error.to_string(),
             }))?;
         }
-        for path in &summary.not_tried {
-            self.printer
-                .message(&json!({ "message_type": "path", "path": self.full(path), "state": "not_tried" }))?;
-            self.printer.detail(&format!("not tried: {}", self.full(path)));
+        for skipped in &summary.not_tried {
+            let path = self.full(&skipped.path);
+            let reference = skipped.failed_reference.as_ref().map(|reference| self.full(reference));
+            self.printer.message(&json!({
+                "message_type": "path", "path": path, "state": "not_tried", "failed_reference": reference,
+            }))?;
+            match reference {
+                Some(reference) => {
+                    self.printer.say(&format!("not tried: {path}, because it refers to {reference}"));
+                }
+                None => self.printer.detail(&format!("not tried: {path}")),
+            }
         }
         self.printer.message(&json!({
             "message_type": "summary", "paths": planned, "pushed": summary.pushed.len(),
@@ -275,7 +328,7 @@ fn last_line(summary: &PushSummary, planned: usize, elapsed: Duration) -> String
 
 #[cfg(test)]
 mod tests {
-    use dormer_client::FailedPath;
+    use dormer_client::{FailedPath, NotTriedPath};
 
     use super::*;
 
@@ -295,23 +348,24 @@ mod tests {
         };
         let elapsed = Duration::from_millis(9_420);
         insta::assert_snapshot!(last_line(&summary, 3, elapsed), @"pushed 0 of 3 paths (1 already there, 2 upstream), 38.2 MiB read, 38.2 MiB sent, 12.0 MiB deduplicated, 9.4 s");
-        summary.not_tried = vec![path("d")];
+        summary.not_tried = vec![NotTriedPath { path: path("d"), failed_reference: None }];
         insta::assert_snapshot!(last_line(&summary, 4, elapsed), @"pushed 0 of 4 paths (1 already there, 2 upstream, 1 lost), 38.2 MiB read, 38.2 MiB sent, 12.0 MiB deduplicated, 9.4 s");
     }
 
     #[test]
     fn a_lost_path_is_never_a_success() {
         let failed = |error| FailedPath { path: path("a"), error };
-        assert!(outcome(PushSummary::default(), 0).is_none());
+        assert!(outcome(PushSummary::default(), 0, 0).is_none());
+        assert_eq!(outcome(PushSummary::default(), 1, 1).unwrap().exit_code(), error::EXIT_PATHS_LOST);
         let damaged = dormer_client::Error::InvalidPath { path: "x".to_owned() };
         let summary = PushSummary { failed: vec![failed(damaged)], ..PushSummary::default() };
-        assert_eq!(outcome(summary, 1).unwrap().exit_code(), error::EXIT_PATHS_LOST);
+        assert_eq!(outcome(summary, 0, 1).unwrap().exit_code(), error::EXIT_PATHS_LOST);
         let refused = dormer_client::Error::Forbidden { action: "x".to_owned(), message: "y".to_owned() };
         let summary = PushSummary {
             failed: vec![failed(refused)],
-            not_tried: vec![path("b")],
+            not_tried: vec![NotTriedPath { path: path("b"), failed_reference: None }],
             ..PushSummary::default()
         };
-        assert_eq!(outcome(summary, 2).unwrap().exit_code(), error::EXIT_UNAUTHORIZED);
+        assert_eq!(outcome(summary, 0, 2).unwrap().exit_code(), error::EXIT_UNAUTHORIZED);
     }
 }

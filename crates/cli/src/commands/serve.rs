@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use clap::Args;
+use dormer_api::RedactedUrl;
 use dormer_engine::{ExpirySchedule, JobRunner, JobSettings, SystemClock};
 use dormer_http_host::{ListenAddress, Listener};
 use dormer_server::{Authenticator, Server, ServerSettings, TokenBounds, TokenKey, TokenVerifier};
@@ -95,7 +96,9 @@ pub(super) async fn run(args: ServeArgs, context: &Context) -> Result<()> {
         ));
     }
     voice.say(&introduction(&settings, &installation, &made, &address));
-    if !address.is_local() && settings.api_endpoint.as_ref().is_none_or(|url| url.starts_with("http:")) {
+    if !address.is_local()
+        && settings.api_endpoint.as_ref().is_none_or(|url| url.expose().starts_with("http:"))
+    {
         voice.hint("without TLS, tokens travel unencrypted; put a proxy with TLS in front and set api-endpoint to its https:// address");
     }
 
@@ -195,9 +198,10 @@ fn job_settings(settings: &Settings) -> JobSettings {
 
 fn server_settings(settings: &Settings) -> ServerSettings {
     ServerSettings {
-        api_endpoint: settings.api_endpoint.clone(),
-        substituter_endpoint: settings.substituter_endpoint.clone(),
+        api_endpoint: settings.api_endpoint.as_ref().map(|url| url.expose().to_owned()),
+        substituter_endpoint: settings.substituter_endpoint.as_ref().map(|url| url.expose().to_owned()),
         allowed_hosts: settings.allowed_hosts.clone(),
+        trusted_proxies: settings.trusted_proxies.clone(),
         nar_info_preamble_bytes_max: settings.max_nar_info_bytes,
         connections_max: settings.connections_max,
         uploads_max: settings.uploads_max,
@@ -296,7 +300,7 @@ impl Voice<'_> {
         if self.json {
             text.lines().filter(|line| !line.is_empty()).for_each(|line| tracing::info!("{line}"));
         } else {
-            self.context.printer.say(text);
+            text.split('\n').for_each(|line| self.context.printer.say(line));
         }
     }
 
@@ -362,16 +366,17 @@ fn introduction(
 
 fn next_steps(settings: &Settings, key: &str, address: &ListenAddress) -> String {
     let url = own_url(settings, address);
-    let substituter = settings.substituter_endpoint.as_deref().unwrap_or(&url).trim_end_matches('/');
+    let substituter = settings.substituter_endpoint.as_ref().unwrap_or(&url).to_string();
+    let substituter = substituter.trim_end_matches('/');
     let token = shell_word(&settings.admin_token_file().display().to_string());
     let login = if settings.uses_data_dir() && settings.admin_token_file().exists() {
         format!("dormer login lab {url} --token-file {token}")
     } else if settings.uses_data_dir() {
-        format!("dormer login lab {url} TOKEN")
+        format!("dormer login lab {url} --token-file FILE")
     } else {
         // Runs with the same settings, so that the command finds the secret.
         format!(
-            "{ADMIN_TOKEN_COMMAND}   # where these settings are; prints TOKEN\n  dormer login lab {url} TOKEN"
+            "{ADMIN_TOKEN_COMMAND}   # where these settings are; prints the token\n  dormer login lab {url} --token-stdin"
         )
     };
     format!(
@@ -390,16 +395,16 @@ or without this program, in the nix.conf of each client:
 
 /// The address for people on this machine, or the address in the settings. For a Unix socket, only
 /// the settings can tell: else the result is a word to replace.
-pub(super) fn own_url(settings: &Settings, address: &ListenAddress) -> String {
+pub(super) fn own_url(settings: &Settings, address: &ListenAddress) -> RedactedUrl {
     if let Some(url) = &settings.api_endpoint {
-        return url.trim_end_matches('/').to_owned();
+        return RedactedUrl::new(url.expose().trim_end_matches('/'));
     }
-    let ListenAddress::Tcp(mut address) = address.clone() else { return "URL".to_owned() };
+    let ListenAddress::Tcp(mut address) = address.clone() else { return RedactedUrl::new("URL") };
     if address.ip().is_unspecified() {
         // "Everywhere" is not an address that a client can connect to.
         address.set_ip(std::net::Ipv4Addr::LOCALHOST.into());
     }
-    format!("http://{address}")
+    RedactedUrl::new(format!("http://{address}"))
 }
 
 /// Quoted if a shell would split the text.
@@ -436,11 +441,12 @@ mod tests {
     fn addresses_for_people_are_ones_that_they_can_go_to() {
         let environment = crate::settings::Environment::from([("HOME", "/home/ada")]);
         let (mut settings, _) = Settings::load(&environment, &crate::settings::Flags::default()).unwrap();
-        let url = |settings: &Settings, address: &str| own_url(settings, &address.parse().unwrap());
+        let url =
+            |settings: &Settings, address: &str| own_url(settings, &address.parse().unwrap()).to_string();
         assert_eq!(url(&settings, "0.0.0.0:80"), "http://127.0.0.1:80");
         assert_eq!(url(&settings, "[::1]:80"), "http://[::1]:80");
         assert_eq!(url(&settings, "unix:/run/dormer/socket"), "URL");
-        settings.api_endpoint = Some("https://cache.example.org/".to_owned());
+        settings.api_endpoint = Some(RedactedUrl::new("https://cache.example.org/"));
         assert_eq!(url(&settings, "0.0.0.0:80"), "https://cache.example.org");
     }
 

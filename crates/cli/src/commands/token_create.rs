@@ -8,7 +8,7 @@ use serde_json::json;
 
 use crate::context::{Context, SettingsArgs};
 use crate::error::Result;
-use crate::nix_files::NETRC_LINE_BYTES_MAX;
+use crate::nix_files;
 use crate::settings::{Settings, units};
 use crate::tokens;
 
@@ -58,9 +58,6 @@ pub(crate) struct TokenCreateArgs {
     settings: SettingsArgs,
 }
 
-/// Longest token that fits a line of a netrc file, beside a long host name.
-const NETRC_TOKEN_BYTES_MAX: usize = NETRC_LINE_BYTES_MAX - 300;
-
 /// Parses a period for clap.
 pub(super) fn parse_period(text: &str) -> Result<Duration, String> {
     units::parse_duration(text).ok_or_else(|| "not a period such as `2y`, `3 months` or `12h`".to_owned())
@@ -90,15 +87,11 @@ pub(super) fn run(args: TokenCreateArgs, context: &Context) -> Result<()> {
     let claims = tokens::claims(&wish, &settings.jwt, SystemTime::now());
     if args.dump_claims {
         let text = serde_json::to_string_pretty(&claims).expect("claims have text keys only");
-        return context.printer.data(&text);
+        return context.printer.data_lines(&text);
     }
     let token = tokens::sign(&tokens::signing_key(&settings)?, &claims)?;
-    if token.expose().len() > NETRC_TOKEN_BYTES_MAX {
-        context.printer.warn(&format!(
-            "the token has {} bytes: some versions of Nix cannot read one of more than {NETRC_TOKEN_BYTES_MAX} from a netrc file; \
-             grant patterns such as 'team-*' in place of many names",
-            token.expose().len()
-        ));
+    if token.expose().len() > nix_files::NETRC_LINE_BYTES_MAX - nix_files::NETRC_LINE_ROOM {
+        context.printer.warn(nix_files::NETRC_TOO_LONG);
     }
     if context.printer.json {
         return context.printer.message(&json!({

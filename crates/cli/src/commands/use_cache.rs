@@ -7,7 +7,7 @@ use std::time::Duration;
 use clap::Args;
 use dormer_api::Secret;
 use dormer_client::{
-    CacheRef, Endpoint, NixConfig, ResolvedServer, ServerName, nix_program, process_variables,
+    CacheRef, Endpoint, NixConfig, ResolvedServer, ServerName, SubstituterUrl, nix_program, process_variables,
 };
 use dormer_nix::PublicKey;
 
@@ -15,7 +15,8 @@ use super::nix_settings::{DETERMINATE_NETRC, EDGE_NETRC, NixFiles};
 use crate::context::{Context, EXIT_CODES_OF_CLIENT, EndpointArgs};
 use crate::error::{Error, Result};
 use crate::nix_files::{
-    MarkedFile, NETRC_LINE_BYTES_MAX, host_of, netrc_has_machine, netrc_password, nix_list_contains,
+    MarkedFile, NETRC_LINE_BYTES_MAX, NETRC_TOO_LONG, host_of, netrc_has_machine, netrc_password,
+    nix_list_contains,
 };
 
 /// Time limit for an edge to answer one small request.
@@ -32,6 +33,8 @@ const PROBE_TIMEOUT: Duration = Duration::from_secs(10);
 ///   sudo dormer use lab:main --system     # for everybody on this machine
 ///   dormer use main --dry-run             # only show what would change
 ///
+/// The command asks the server for the cache's address, and checks that the cache answers there.
+///
 /// With --edge, Nix fetches from the copy that `dormer publish` keeps at that address, instead of
 /// from the lab. The command asks the lab for the key; without access to the lab, give the key:
 ///
@@ -42,6 +45,9 @@ const PROBE_TIMEOUT: Duration = Duration::from_secs(10);
 pub(crate) struct UseArgs {
     /// [SERVER:]CACHE
     cache: CacheRef,
+    /// Accept an address on another host than the server's, or one without TLS
+    #[arg(long, conflicts_with = "edge")]
+    allow_other_host: bool,
     /// Address of the edge, without the cache's name
     #[arg(long, value_name = "URL")]
     edge: Option<Endpoint>,
@@ -127,6 +133,9 @@ pub(super) async fn run_use(args: UseArgs, context: &Context) -> Result<()> {
         } else {
             // Nix sends the password with Basic. The server ignores the user name.
             let entry = format!("machine {host} login dormer password {}", token.expose());
+            if entry.len() > NETRC_LINE_BYTES_MAX {
+                context.printer.warn(NETRC_TOO_LONG);
+            }
             for other in netrc.names().into_iter().filter(|name| *name != netrc_name) {
                 let lines = netrc.lines_of(other).join("\n");
                 if netrc_password(&lines, &host).is_some_and(|password| password != token.expose()) {
@@ -135,13 +144,6 @@ pub(super) async fn run_use(args: UseArgs, context: &Context) -> Result<()> {
                          servers accept one token, or give one of them another name"
                     ));
                 }
-            }
-            if entry.len() > NETRC_LINE_BYTES_MAX {
-                context.printer.warn(&format!(
-                    "the entry for {host} has {} bytes, and some versions of Nix drop a netrc line of more than {NETRC_LINE_BYTES_MAX}: \
-                     ask for a token with fewer patterns",
-                    entry.len()
-                ));
             }
             netrc.set_in_netrc(&netrc_name, &[entry]);
         }
@@ -214,20 +216,55 @@ async fn at_lab(args: &UseArgs, context: &Context) -> Result<Source> {
     let cache = &args.cache.cache;
     let config = api.get_cache_config(cache).await?;
     let incomplete = |what| Error::IncompleteAnswer { cache: cache.to_string(), what };
-    // The values go into a file in which a line break would begin a new setting, so no server is
-    // trusted.
-    let url = config
-        .substituter_endpoint
-        .filter(|url| is_plain_url(url))
-        .ok_or_else(|| incomplete("usable address"))?;
-    let key = config
-        .public_key
-        .and_then(|key| key.parse::<PublicKey>().ok())
-        .ok_or_else(|| incomplete("usable public key"))?;
+    // The values go into a file that decides what this machine trusts, so no server is trusted.
+    let reported = config.substituter_endpoint.ok_or_else(|| incomplete("address"))?;
+    let url = usable_address(&reported, &server, args)?;
+    let key = usable_key(config.public_key.as_deref()).ok_or_else(|| incomplete("usable public key"))?;
     let is_public = config.is_public.unwrap_or(true);
     let token = if is_public { None } else { Some(token_of(&server, &args.cache)?) };
+    check_answer(&url, token.as_ref(), cache.as_str()).await?;
     let name = block_name(&server.name, &args.cache);
     Ok(Source { name, url, key, token, netrc_name: server.name.to_string() })
+}
+
+/// The address that the server reports, if Nix may use it.
+fn usable_address(reported: &str, server: &ResolvedServer, args: &UseArgs) -> Result<String> {
+    let cache = &args.cache.cache;
+    let refused =
+        |problem: String, may_allow| Error::ReportedAddress { cache: cache.to_string(), problem, may_allow };
+    let url: SubstituterUrl =
+        reported.parse().map_err(|error| refused(Error::Client(error).chain(), false))?;
+    let endpoint = &server.endpoint;
+    if url.is_other_host(endpoint) && !args.allow_other_host {
+        return Err(refused(format!("{url} is on another host than {endpoint}"), true));
+    }
+    if url.is_downgrade(endpoint) && !args.allow_other_host {
+        return Err(refused(format!("{url} is without TLS, and {endpoint} has TLS"), true));
+    }
+    Ok(url.to_string())
+}
+
+/// A public key with a name that Nix accepts and that is one word in nix.conf.
+fn usable_key(text: Option<&str>) -> Option<PublicKey> {
+    let key: PublicKey = text?.parse().ok()?;
+    key.name().bytes().all(|byte| byte.is_ascii_graphic() && byte != b'#').then_some(key)
+}
+
+/// Asks the cache at the reported address, as Nix will. Behind a proxy, a server may not know the
+/// address that its users see.
+async fn check_answer(url: &str, token: Option<&Secret>, cache: &str) -> Result<()> {
+    let refused =
+        |problem: String| Error::ReportedAddress { cache: cache.to_owned(), problem, may_allow: false };
+    let info = format!("{url}/nix-cache-info");
+    let seen = dormer_client::probe(&info, token, PROBE_TIMEOUT)
+        .await
+        .map_err(|error| refused(Error::Client(error).chain()))?;
+    let is_cache = seen.body.split(|byte| *byte == b'\n').any(|line| line.starts_with(b"StoreDir:"));
+    match seen.status {
+        200 if is_cache => Ok(()),
+        200 => Err(refused(format!("the program at {url} is not a binary cache"))),
+        status => Err(refused(format!("{info} answers {status}"))),
+    }
 }
 
 /// The copy at an edge. An edge is only a file host, so the lab or the user decides which key to
@@ -240,12 +277,7 @@ async fn at_edge(edge: &Endpoint, args: &UseArgs, context: &Context) -> Result<S
         Some((_, last)) if last == cache.as_str() => base.to_owned(),
         _ => format!("{base}/{cache}"),
     };
-    if !is_plain_url(&url) {
-        return Err(Error::usage(
-            format!("{url} cannot be written to nix.conf"),
-            "give the address without spaces and #",
-        ));
-    }
+    let url = url.parse::<SubstituterUrl>()?.to_string();
     let own_token = args.token_file.as_deref().map(read_token_file).transpose()?;
     let (server, key, token) = if let Some(key) = &args.public_key {
         (args.cache.server.as_ref().map(ToString::to_string), key.clone(), own_token)
@@ -253,7 +285,7 @@ async fn at_edge(edge: &Endpoint, args: &UseArgs, context: &Context) -> Result<S
         let (server, api) = context.connect_to_cache(&args.cache)?;
         let config = api.get_cache_config(cache).await?;
         let incomplete = || Error::IncompleteAnswer { cache: cache.to_string(), what: "usable public key" };
-        let key = config.public_key.and_then(|key| key.parse().ok()).ok_or_else(incomplete)?;
+        let key = usable_key(config.public_key.as_deref()).ok_or_else(incomplete)?;
         let token = match (own_token, config.is_public.unwrap_or(true)) {
             (None, false) => Some(token_of(&server, &args.cache)?),
             (own, _) => own,
@@ -344,12 +376,6 @@ fn find_block(context: &Context, conf: &MarkedFile, cache: &CacheRef) -> Result<
     Ok((format!("{server}:{}", cache.cache), server))
 }
 
-/// Whether the address is one word, and so one item in `nix.conf`.
-fn is_plain_url(url: &str) -> bool {
-    (url.starts_with("http://") || url.starts_with("https://"))
-        && url.bytes().all(|byte| byte.is_ascii_graphic() && byte != b'#')
-}
-
 pub(super) fn has_daemon() -> bool {
     Path::new("/nix/var/nix/daemon-socket/socket").exists()
 }
@@ -373,10 +399,20 @@ mod tests {
     use super::*;
 
     #[test]
-    fn addresses_that_would_be_several_settings_are_refused() {
-        assert!(is_plain_url("https://cache.example.org/main"));
-        for url in ["https://a b", "https://a\nextra-x = y", "ftp://a", "https://a#b", "https://ä"] {
-            assert!(!is_plain_url(url), "{url}");
+    fn only_key_names_that_nix_accepts_are_taken() {
+        let key = "A".repeat(43) + "=";
+        for (name, is_usable) in [
+            ("main", true),
+            ("cache.nixos.org-1", true),
+            ("a#b", false),
+            ("a b", false),
+            ("a\nsubstituters = evil", false),
+            ("", false),
+            ("ä", false),
+            ("a\u{202e}b", false),
+        ] {
+            assert_eq!(usable_key(Some(&format!("{name}:{key}"))).is_some(), is_usable, "{name:?}");
         }
+        assert!(usable_key(Some("main:AAAA")).is_none() && usable_key(None).is_none());
     }
 }

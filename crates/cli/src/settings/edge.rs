@@ -6,6 +6,7 @@
 
 use std::path::PathBuf;
 
+use dormer_api::RedactedUrl;
 use dormer_publish::TargetSettings;
 use dormer_stores::{RemoteSettings, RetryPolicy};
 
@@ -63,7 +64,7 @@ pub(super) fn read_targets(
         let table = table.as_table().ok_or_else(not_tables)?;
         let name = table.get("name").and_then(toml::Value::as_str).unwrap_or_default().to_owned();
         let target = read_target(table, &name, origin, environment)
-            .map_err(|source| Error::EdgeTarget { name: name.clone(), source: Box::new(source) })?;
+            .map_err(|source| edge_target_error(&name, source))?;
         if targets.iter().any(|other| text(other, &keys::EDGE_NAME) == name) {
             let problem = format!("two targets are named '{name}'");
             return Err(wrong(&target, &keys::EDGE_NAME, problem));
@@ -87,6 +88,11 @@ fn read_target(table: &toml::Table, name: &str, origin: &Origin, environment: &E
         }
     }
     Ok(target)
+}
+
+/// The name of a target may be wrong, and so may hold anything.
+fn edge_target_error(name: &str, source: Error) -> Error {
+    Error::EdgeTarget { name: RedactedUrl::new(name).to_string(), source: Box::new(source) }
 }
 
 fn is_name(name: &str) -> bool {
@@ -115,7 +121,7 @@ pub(super) fn resolve_targets(targets: &[Raw], notes: &mut Vec<String>) -> Resul
         .iter()
         .map(|raw| {
             let name = text(raw, &keys::EDGE_NAME).to_owned();
-            resolve_target(raw, notes).map_err(|source| Error::EdgeTarget { name, source: Box::new(source) })
+            resolve_target(raw, notes).map_err(|source| edge_target_error(&name, source))
         })
         .collect()
 }
@@ -138,7 +144,11 @@ fn resolve_target(raw: &Raw, notes: &mut Vec<String>) -> Result<EdgeTarget> {
         .iter()
         .map(|name| {
             name.parse().map_err(|_| {
-                wrong(raw, &keys::EDGE_CACHES, format!("'{name}' is not the name of a cache or a pattern"))
+                wrong(
+                    raw,
+                    &keys::EDGE_CACHES,
+                    format!("'{}' is not the name of a cache or a pattern", RedactedUrl::new(name)),
+                )
             })
         })
         .collect::<Result<Vec<_>>>()?;

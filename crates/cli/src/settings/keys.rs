@@ -144,12 +144,17 @@ keys! { KEYS:
          A missing folder is created with mode 0700.")
         .default_note("`$XDG_DATA_HOME/dormer`, or `~/.local/share/dormer`").flag("--data-dir");
     API_ENDPOINT = Key::new("api-endpoint", Kind::HttpUrl,
-        "Address of the server for its users, if the server is behind a proxy. Without this key, the server trusts the \
-         `Host` header of each request.").attic();
+        "Address of the server for its users, if the server is behind a proxy. Without this key, the server takes it from \
+         `trusted-proxies`, or from the `Host` header of each request.").attic();
     SUBSTITUTER_ENDPOINT = Key::new("substituter-endpoint", Kind::HttpUrl,
         "Base address of the caches for Nix, if it differs from `api-endpoint`: a CDN, for example.").attic();
     ALLOWED_HOSTS = Key::new("allowed-hosts", Kind::List,
         "`Host` headers that the server answers; empty means all.").default("").attic();
+    TRUSTED_PROXIES = Key::new("trusted-proxies", Kind::List,
+        "Addresses or networks (`10.0.0.0/8`) of the proxies in front of the server. Without `api-endpoint`, the server \
+         takes the address that its users see from their `Forwarded` or `X-Forwarded-Proto`, `-Host` and `-Prefix` headers: \
+         the first item of each list. A proxy that comes through a Unix socket is always trusted. The server ignores these \
+         headers from anybody else.").default("127.0.0.0/8, ::1");
     MAX_NAR_INFO_SIZE = Key::new("max-nar-info-size", Kind::Size(4 * KIB, MIB),
         "Longest metadata of one upload.").default("1 MiB").attic();
     MASTER_KEY = Key::new("master-key", Kind::Text,

@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use std::path::Path;
 use std::time::Duration;
 
+use dormer_api::RedactedUrl;
 use dormer_http_host::ListenAddress;
 
 use super::error::{Error, Result};
@@ -237,7 +238,7 @@ fn parse_text(key: &Key, text: &str, origin: &Origin) -> Result<Value> {
         if key.secret {
             format!("is not {}", wanted(key.kind))
         } else {
-            format!("'{text}' is not {}", wanted(key.kind))
+            format!("'{}' is not {}", RedactedUrl::new(text), wanted(key.kind))
         }
     };
     let trimmed = text.trim();

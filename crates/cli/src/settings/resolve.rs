@@ -4,10 +4,12 @@
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use dormer_api::RedactedUrl;
 use dormer_engine::EngineSettings;
 use dormer_format::ChunkParams;
 use dormer_http_host::ListenAddress;
 use dormer_index::ExpiryDefaults;
+use dormer_server::{Network, NetworkError};
 
 use super::database::{PostgresDatabase, is_postgres, postgres, sqlite_path};
 use super::edge::{EdgeTarget, resolve_targets};
@@ -38,9 +40,10 @@ pub(crate) struct Settings {
     pub(crate) remote_storage: Option<RemoteStorage>,
     pub(crate) master_key: Option<[u8; 32]>,
     pub(crate) master_key_file: PathBuf,
-    pub(crate) api_endpoint: Option<String>,
-    pub(crate) substituter_endpoint: Option<String>,
+    pub(crate) api_endpoint: Option<RedactedUrl>,
+    pub(crate) substituter_endpoint: Option<RedactedUrl>,
     pub(crate) allowed_hosts: Vec<String>,
+    pub(crate) trusted_proxies: Vec<Network>,
     pub(crate) max_nar_info_bytes: usize,
     /// `None` turns metrics off.
     pub(crate) metrics_listen: Option<ListenAddress>,
@@ -221,9 +224,10 @@ fn resolve(raw: &Raw) -> Result<Settings> {
         remote_storage,
         master_key,
         master_key_file: path(raw, &keys::MASTER_KEY_FILE),
-        api_endpoint: optional_text(raw, &keys::API_ENDPOINT),
-        substituter_endpoint: optional_text(raw, &keys::SUBSTITUTER_ENDPOINT),
+        api_endpoint: optional_text(raw, &keys::API_ENDPOINT).map(RedactedUrl::new),
+        substituter_endpoint: optional_text(raw, &keys::SUBSTITUTER_ENDPOINT).map(RedactedUrl::new),
         allowed_hosts: list(raw, &keys::ALLOWED_HOSTS),
+        trusted_proxies: trusted_proxies(raw)?,
         max_nar_info_bytes: count(size(raw, &keys::MAX_NAR_INFO_SIZE)),
         // "off" is not an address.
         metrics_listen: text(raw, &keys::METRICS_LISTEN).parse().ok(),
@@ -295,4 +299,14 @@ fn engine_settings(raw: &Raw) -> Result<EngineSettings> {
         read_wait: duration(raw, &keys::LIMIT_READ_WAIT),
         ..EngineSettings::default()
     })
+}
+
+fn trusted_proxies(raw: &Raw) -> Result<Vec<Network>> {
+    let parse = |text: &String| {
+        text.parse().map_err(|error: NetworkError| {
+            let shown = RedactedUrl::new(text);
+            wrong(raw, &keys::TRUSTED_PROXIES, format!("'{shown}': {error}"))
+        })
+    };
+    list(raw, &keys::TRUSTED_PROXIES).iter().map(parse).collect()
 }

@@ -3,6 +3,8 @@
 
 use std::fmt::Write as _;
 
+use dormer_api::RedactedUrl;
+
 use super::keys::{EDGE_KEYS, KEYS, Key, Kind, Standing};
 use super::raw::{Raw, Value};
 use super::units;
@@ -95,20 +97,12 @@ fn to_json_of(raw: &Raw, keys: &[Key]) -> serde_json::Value {
 fn redacted(key: &Key, value: &Value) -> Value {
     match value {
         Value::Text(_) if key.secret => Value::Text(REDACTED.to_owned()),
-        Value::Text(text) if matches!(key.kind, Kind::Text | Kind::HttpUrl) => {
-            Value::Text(without_password(text))
+        // A path may have any sign in it, and is no address.
+        Value::Text(text) if key.kind != Kind::Path => Value::Text(RedactedUrl::new(text).to_string()),
+        Value::List(items) => {
+            Value::List(items.iter().map(|item| RedactedUrl::new(item).to_string()).collect())
         }
         other => other.clone(),
-    }
-}
-
-/// Removes the password of an address: `scheme://user:password@host/…`.
-fn without_password(text: &str) -> String {
-    let Some((scheme, rest)) = text.split_once("://") else { return text.to_owned() };
-    let end = rest.find('/').unwrap_or(rest.len());
-    match rest[..end].rfind('@') {
-        Some(at) => format!("{scheme}://{REDACTED}{}", &rest[at..]),
-        None => text.to_owned(),
     }
 }
 

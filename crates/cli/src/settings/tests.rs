@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
+use dormer_api::RedactedUrl;
 use dormer_engine::EngineSettings;
 
 use super::keys::{self, KEYS};
@@ -187,8 +188,11 @@ fn a_store_over_a_network_wants_what_it_needs() {
 fn attics_server_toml_is_accepted_whole() {
     let settings = load(ATTIC_SERVER_TOML, &[HOME].into(), &[]).unwrap();
     assert_eq!(settings.listen, "[::]:8080".parse().unwrap());
-    assert_eq!(settings.api_endpoint.as_deref(), Some("https://attic.example.org/"));
-    assert_eq!(settings.substituter_endpoint.as_deref(), Some("https://cdn.example.org/"));
+    assert_eq!(settings.api_endpoint.as_ref().map(RedactedUrl::expose), Some("https://attic.example.org/"));
+    assert_eq!(
+        settings.substituter_endpoint.as_ref().map(RedactedUrl::expose),
+        Some("https://cdn.example.org/")
+    );
     assert_eq!(settings.database_path, Path::new("/var/lib/dormer/index.sqlite"));
     assert_eq!(settings.storage_path, Path::new("/var/lib/dormer/storage"));
     assert_eq!(settings.jwt.bound_issuer.as_deref(), Some("some-issuer"));
@@ -317,4 +321,48 @@ fn settings_reference_is_made_from_the_table() {
         written == page,
         "docs/SETTINGS.md is out of date: run `DORMER_RENEW=1 cargo test -p dormer settings_reference`"
     );
+}
+
+/// What users put secrets into: the password and the parameters of an address.
+const ADDRESSES_WITH_SECRETS: [&str; 4] = [
+    "https://ada:MARKER@127.0.0.1:9/x?password=MARKER&token=MARKER#MARKER",
+    "postgresql://ada:MARKER@127.0.0.1:9/d?sslmode=disable",
+    "postgresql://127.0.0.1:9/d?user=ada&password=MARKER",
+    "ftp://MARKER@h",
+];
+
+#[test]
+fn no_setting_shows_a_secret_that_is_in_it() {
+    let is_text = |key: &&keys::Key| !matches!(key.kind, keys::Kind::Path);
+    let shown = |environment: &Environment| match Settings::load(environment, &Flags::default()) {
+        Ok((settings, raw)) => {
+            [show::to_toml(&raw), show::to_json(&raw).to_string(), settings.notes.join("\n")].concat()
+        }
+        Err(error) => format!("{} {error:?}", dormer_nix::with_causes(&error)),
+    };
+    let mut seen = 0;
+    for key in KEYS.iter().filter(is_text) {
+        let bare = key.secret.then_some("MARKER");
+        for value in ADDRESSES_WITH_SECRETS.into_iter().chain(bare) {
+            let environment = Environment::from([("HOME", "/home/ada"), (&*key.variable(), value)]);
+            let shown = shown(&environment);
+            assert!(!shown.contains("MARKER"), "{} = {value}:\n{shown}", key.path);
+            seen += 1;
+        }
+    }
+    for key in keys::EDGE_KEYS.iter().filter(is_text) {
+        let name = key.path.trim_start_matches("edge.");
+        let bare = key.secret.then_some("MARKER");
+        for value in ADDRESSES_WITH_SECRETS.into_iter().chain(bare) {
+            let name_line = if name == "name" { "" } else { "name = 'r2'\n" };
+            let file = format!("[[edge]]\n{name_line}{name} = '{value}'\n");
+            let file = STANDARD.encode(file);
+            let environment =
+                Environment::from([("HOME", "/home/ada"), ("ATTIC_SERVER_CONFIG_BASE64", &*file)]);
+            let shown = shown(&environment);
+            assert!(!shown.contains("MARKER"), "{} = {value}:\n{shown}", key.path);
+            seen += 1;
+        }
+    }
+    assert!(seen > 200, "the tables were empty");
 }

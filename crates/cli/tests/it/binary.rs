@@ -143,13 +143,13 @@ fn mistakes_are_explained() {
     exit code: 2
     --- stderr
     error: no server is named and no default server is set
-    hint: log in first: dormer login NAME URL TOKEN; with several servers write SERVER:CACHE, or set a default with --set-default
+    hint: log in first: dormer login NAME URL --token-file FILE; with several servers write SERVER:CACHE, or set a default with --set-default
     hint: or, for a service, set DORMER_ENDPOINT and DORMER_TOKEN, or write /etc/dormer/config.toml for its user
     ");
     insta::assert_snapshot!(home.run(&["cache", "list", "--json"]), @r#"
     exit code: 2
     --- stderr
-    {"exit_code":2,"hints":["log in first: dormer login NAME URL TOKEN; with several servers write SERVER:CACHE, or set a default with --set-default","or, for a service, set DORMER_ENDPOINT and DORMER_TOKEN, or write /etc/dormer/config.toml for its user"],"message":"no server is named and no default server is set","message_type":"error"}
+    {"exit_code":2,"hints":["log in first: dormer login NAME URL --token-file FILE; with several servers write SERVER:CACHE, or set a default with --set-default","or, for a service, set DORMER_ENDPOINT and DORMER_TOKEN, or write /etc/dormer/config.toml for its user"],"message":"no server is named and no default server is set","message_type":"error"}
     "#);
     insta::assert_snapshot!(home.run(&["cache", "list", "-qq"]), @"exit code: 2");
     insta::assert_snapshot!(home.run(&["token", "create", "--sub", "ci", "--validity", "1d", "--pull", "*"]), @"
@@ -225,6 +225,7 @@ fn caches_are_created_changed_listed_and_destroyed() {
     priority       30
     upstream keys  a-1
     retention      3 months
+    replacement    forbidden: the first NAR of a path stays
     ");
     insta::assert_snapshot!(home.run(&["cache", "list"]), @"
     exit code: 0
@@ -461,7 +462,7 @@ fn a_push_ends_with_a_line_that_stands_alone() {
     insta::assert_snapshot!(push(&home, &["./result", "--json", "-q"]), @r#"
     exit code: 0
     --- stdout
-    {"cache":"local","message_type":"plan","missing":0,"missing_bytes":0,"paths":1,"present":1,"upstream":0}
+    {"cache":"local","invalid":0,"message_type":"plan","missing":0,"missing_bytes":0,"paths":1,"present":1,"upstream":0}
     {"message_type":"path","path":"HOME/store/f22352qy5d2vfxv22w7q3n7gz1ia47nx-hello","state":"present"}
     {"bytes_read":0,"bytes_saved":0,"bytes_sent":0,"failed":0,"message_type":"summary","not_tried":0,"paths":1,"present":1,"pushed":0,"seconds":N,"upstream":0}
     "#);
@@ -566,4 +567,252 @@ fn the_pages_of_the_reference_are_there() {
             assert!(contract.contains(&format!("`{name}`")), "{name} is not in docs/CLI.md");
         }
     }
+}
+
+/// Commands that read the server's settings and end by themselves.
+const COMMANDS_WITH_SETTINGS: [&[&str]; 8] = [
+    &["config", "show"],
+    &["config", "show", "--json"],
+    &["doctor"],
+    &["doctor", "--json"],
+    &["jobs"],
+    &["migrate"],
+    &["publish", "--dry-run"],
+    &["token", "create", "--sub", "ada", "--validity", "1d", "--pull", "main"],
+];
+
+#[test]
+fn no_command_prints_a_secret_of_an_address_in_the_settings() {
+    let home = TestHome::new();
+    for (variable, value) in [
+        ("DORMER_API_ENDPOINT", "http://ada:MARKER@127.0.0.1:9/x?password=MARKER"),
+        ("DORMER_SUBSTITUTER_ENDPOINT", "http://ada:MARKER@127.0.0.1:9/x?password=MARKER"),
+        ("DORMER_DATABASE_URL", "postgresql://127.0.0.1:9/d?user=ada&password=MARKER"),
+        ("DORMER_DATABASE_URL", "postgresql://ada:MARKER@127.0.0.1:9/d"),
+        ("DORMER_DATABASE_URL", "mysql://ada:MARKER@127.0.0.1:9/d"),
+        ("DORMER_STORAGE_ENDPOINT", "http://ada:MARKER@127.0.0.1:9/?password=MARKER"),
+    ] {
+        for arguments in COMMANDS_WITH_SETTINGS {
+            let mut command = home.command(arguments);
+            command.env(variable, value).env("DORMER_DATABASE_ACQUIRE_TIMEOUT", "1s");
+            if variable == "DORMER_STORAGE_ENDPOINT" {
+                command.env("DORMER_STORAGE_TYPE", "s3").env("DORMER_STORAGE_BUCKET", "b");
+                command.env("DORMER_STORAGE_RETRY_TIME", "0");
+            }
+            let shown = home.shown(&command.output().unwrap());
+            assert!(!shown.contains("MARKER"), "{variable}={value} {arguments:?}:\n{shown}");
+        }
+    }
+}
+
+/// A server that gives the same answer to every request.
+fn hostile_server(status: u16, body: String) -> String {
+    use std::io::{Read as _, Write as _};
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = format!("http://{}", listener.local_addr().unwrap());
+    std::thread::spawn(move || {
+        for stream in listener.incoming() {
+            let Ok(mut stream) = stream else { break };
+            let mut head = [0; 8192];
+            let _ = stream.read(&mut head);
+            let _ = write!(
+                stream,
+                "HTTP/1.1 {status} X\r\nContent-Length: {}\r\nConnection: close\r\n\r\n{body}",
+                body.len()
+            );
+        }
+    });
+    address
+}
+
+#[test]
+fn nothing_that_a_server_says_reaches_the_terminal_as_a_command() {
+    // Clears the screen, in both encodings; turns the direction of text; ends a line.
+    const EVIL: &str = r"\u001b[2J\u009b2J\u202e\u2066\u2028\u007f\nerror: forged";
+    let config = format!(
+        r#"{{"substituter_endpoint":"{EVIL}","api_endpoint":"{EVIL}","is_public":true,"public_key":"{EVIL}",
+            "upstream_cache_key_names":["{EVIL}"],"priority":40}}"#
+    );
+    let list = format!(
+        r#"{{"caches":[{{"name":"main","is_public":true,"priority":40,"store_dir":"/nix/store","public_keys":["{EVIL}"],
+            "upstream_cache_key_names":["{EVIL}"]}}]}}"#
+    );
+    let raw_evil: String = serde_json::from_str(&format!("\"{EVIL}\"")).unwrap();
+    let answers = [
+        (200, config),
+        (200, list),
+        (200, format!(r#"{{"is_public":"{EVIL}"}}"#)),
+        (200, format!(r#"{{"retention_period":{{"{EVIL}":1}}}}"#)),
+        (200, raw_evil.clone()),
+        (400, format!(r#"{{"code":400,"error":"{EVIL}","message":"{EVIL}"}}"#)),
+        (400, format!(r#"{{"code":400,"error":"{EVIL}","message":""}}"#)),
+        (401, format!(r#"{{"code":401,"error":"Unauthorized","message":"{EVIL}"}}"#)),
+        (403, raw_evil),
+    ];
+    for (status, body) in answers {
+        let address = hostile_server(status, body.clone());
+        let home = TestHome::new();
+        fs::create_dir_all(home.path(".config/dormer")).unwrap();
+        let settings = format!("default-server = \"lab\"\n[servers.lab]\nendpoint = \"{address}\"\n");
+        fs::write(home.path(".config/dormer/config.toml"), settings).unwrap();
+        for arguments in [
+            &["cache", "info", "main"][..],
+            &["cache", "list"],
+            &["cache", "create", "main"],
+            &["cache", "destroy", "main", "--no-confirm"],
+            &["use", "main", "--dry-run"],
+            &["login", "other", &address],
+            &["doctor", "--client"],
+        ] {
+            for json in [None, Some("--json")] {
+                let all: Vec<&str> = arguments.iter().copied().chain(json).collect();
+                let output = home.command(&all).output().unwrap();
+                for bytes in [&output.stdout, &output.stderr] {
+                    let text = String::from_utf8(bytes.clone()).unwrap();
+                    let obeyed = text.chars().find(|c| {
+                        (c.is_control() && *c != '\n')
+                            || matches!(c, '\u{2028}'..='\u{202e}' | '\u{2066}'..='\u{2069}')
+                    });
+                    assert_eq!(obeyed, None, "{all:?} with {status} {body}:\n{text}");
+                    let forged = text.lines().any(|line| line.starts_with("error: forged"));
+                    assert!(!forged, "{all:?} with {status} {body}:\n{text}");
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn no_hint_puts_a_token_on_a_command_line() {
+    fn files(folder: &Path, found: &mut Vec<std::path::PathBuf>) {
+        for entry in fs::read_dir(folder).unwrap() {
+            let path = entry.unwrap().path();
+            if path.is_dir() { files(&path, found) } else { found.push(path) }
+        }
+    }
+    let mut sources = Vec::new();
+    files(&Path::new(env!("CARGO_MANIFEST_DIR")).join("src"), &mut sources);
+    assert!(sources.len() > 40);
+    for path in sources {
+        let Ok(text) = fs::read_to_string(&path) else { continue };
+        for (number, line) in text.lines().enumerate() {
+            // Other users of the machine see the words of a command.
+            let shown = line.contains("dormer login") && (line.contains(" TOKEN") || line.contains(" eyJ"));
+            assert!(!shown, "{}:{}: {line}", path.display(), number + 1);
+        }
+    }
+}
+
+/// The answer of a server about its cache `main`, which is public.
+fn cache_config(address: &str, key: &str) -> String {
+    serde_json::json!({ "substituter_endpoint": address, "public_key": key, "is_public": true }).to_string()
+}
+
+#[test]
+fn use_writes_no_address_that_is_more_than_an_address_of_this_server() {
+    let key = format!("main:{}=", "A".repeat(43));
+    let home = TestHome::new();
+    fs::create_dir_all(home.path(".config/dormer")).unwrap();
+    let use_main = |body: String, more: &[&str]| {
+        let address = hostile_server(200, body);
+        let settings = format!("default-server = \"lab\"\n[servers.lab]\nendpoint = \"{address}\"\n");
+        fs::write(home.path(".config/dormer/config.toml"), settings).unwrap();
+        let arguments: Vec<&str> = ["use", "main"].iter().chain(more).copied().collect();
+        home.run(&arguments)
+    };
+    for address in [
+        "http://127.0.0.1:9/x?trusted=1",
+        "http://127.0.0.1:9/x#y",
+        "http://ada:MARKER@127.0.0.1:9/x",
+        "file:///tmp/x",
+        "ssh://h",
+        "http://127.0.0.1:9/x y",
+        "http://127.0.0.1:9/x\nsubstituters = http://evil",
+        "http://example.org/main",
+        // Nobody listens there.
+        "http://127.0.0.1:9/main",
+    ] {
+        let said = use_main(cache_config(address, &key), &[]);
+        assert!(said.starts_with("exit code: 1") && said.contains("api-endpoint"), "{address}: {said}");
+        assert!(!said.contains("MARKER"), "{said}");
+        assert!(!home.path(".config/nix/nix.conf").exists(), "{address}");
+    }
+    let said = use_main(cache_config("http://example.org/main", &key), &[]);
+    assert!(said.contains("--allow-other-host"), "{said}");
+    // The flag allows another host, and nothing else.
+    let said = use_main(cache_config("http://localhost:9/x?trusted=1", &key), &["--allow-other-host"]);
+    assert!(said.starts_with("exit code: 1"), "{said}");
+    // Another host that is a cache: `localhost` is another name than 127.0.0.1.
+    let other = hostile_server(200, "StoreDir: /nix/store\n".to_owned()).replace("127.0.0.1", "localhost");
+    for bad in ["a#b", "a b", "a\nx"] {
+        let said = use_main(cache_config(&other, &key.replace("main", bad)), &["--allow-other-host"]);
+        assert!(said.starts_with("exit code: 1"), "{bad}: {said}");
+    }
+    assert!(!home.path(".config/nix/nix.conf").exists());
+    let said = use_main(cache_config(&other, &key), &["--allow-other-host"]);
+    assert!(said.starts_with("exit code: 0"), "{said}");
+    let conf = fs::read_to_string(home.path(".config/nix/nix.conf")).unwrap();
+    assert!(conf.contains(&format!("extra-substituters = {other}\n")), "{conf}");
+}
+
+#[test]
+fn files_of_a_server_are_private_also_in_a_folder_that_others_may_read() {
+    use std::os::unix::fs::PermissionsExt as _;
+    fn check(folder: &Path, seen: &mut usize) {
+        for entry in fs::read_dir(folder).unwrap() {
+            let path = entry.unwrap().path();
+            let metadata = fs::symlink_metadata(&path).unwrap();
+            let mode = metadata.permissions().mode() & 0o777;
+            assert_eq!(mode & 0o077, 0, "{}: {mode:o}", path.display());
+            *seen += 1;
+            if metadata.is_dir() {
+                check(&path, seen);
+            }
+        }
+    }
+    let mut home = TestHome::new();
+    let data = home.path(".local/share/dormer");
+    fs::create_dir_all(&data).unwrap();
+    fs::set_permissions(&data, fs::Permissions::from_mode(0o755)).unwrap();
+    home.serve();
+    home.login();
+    home.run(&["cache", "create", "team"]);
+    let mut seen = 0;
+    check(&data, &mut seen);
+    assert!(seen >= 5, "{seen}");
+}
+
+#[test]
+fn a_token_goes_into_no_netrc_that_everybody_can_read() {
+    use std::os::unix::fs::PermissionsExt as _;
+    let mut home = TestHome::new();
+    home.serve();
+    home.login();
+    home.run(&["cache", "create", "team"]);
+    let netrc = home.path(".config/nix/netrc");
+    fs::create_dir_all(netrc.parent().unwrap()).unwrap();
+    fs::write(&netrc, "machine other.example login a password b\n").unwrap();
+    fs::set_permissions(&netrc, fs::Permissions::from_mode(0o644)).unwrap();
+    let said = home.run(&["use", "team"]);
+    assert!(said.starts_with("exit code: 2") && said.contains("chmod o-rwx"), "{said}");
+    assert!(!fs::read_to_string(&netrc).unwrap().contains("127.0.0.1"));
+    assert!(!home.path(".config/nix/nix.conf").exists());
+    fs::set_permissions(&netrc, fs::Permissions::from_mode(0o640)).unwrap();
+    let said = home.run(&["use", "team"]);
+    assert!(said.starts_with("exit code: 0"), "{said}");
+}
+
+#[test]
+fn a_token_that_is_too_long_for_netrc_files_is_pointed_out() {
+    let mut home = TestHome::new();
+    home.serve();
+    let create = |patterns: usize| {
+        let names: Vec<String> = (0..patterns).map(|number| format!("{number:0>45}")).collect();
+        let mut arguments = vec!["token", "create", "--sub", "ada", "--validity", "1d"];
+        arguments.extend(names.iter().flat_map(|name| ["--pull", name.as_str()]));
+        home.run(&arguments)
+    };
+    let said = create(80);
+    assert!(said.starts_with("exit code: 0") && said.contains("4,000 bytes"), "{said}");
+    assert!(!create(10).contains("4,000 bytes"));
 }

@@ -329,6 +329,7 @@ fn with_nix(home: &TestHome, words: &[&str]) -> String {
 
 #[test]
 fn the_token_goes_into_the_netrc_file_that_nix_reads() {
+    use std::os::unix::fs::PermissionsExt as _;
     let mut home = TestHome::new();
     home.serve();
     home.login();
@@ -349,6 +350,7 @@ fn the_token_goes_into_the_netrc_file_that_nix_reads() {
         if let Some(text) = before {
             fs::create_dir_all(in_force.parent().unwrap()).unwrap();
             fs::write(&in_force, text).unwrap();
+            fs::set_permissions(&in_force, fs::Permissions::from_mode(0o600)).unwrap();
         }
         nix_says(&home, in_force.to_str().unwrap(), &[], &[]);
         let used = with_nix(&home, &["use", "team"]);
@@ -416,7 +418,7 @@ fn a_token_too_long_for_a_netrc_line_is_reported_where_it_is_made_and_used() {
     let mut words = vec!["token", "create", "--sub", "ci", "--validity", "1d", "--pull", "team"];
     words.extend(names.iter().flat_map(|name| ["--pull", name.as_str()]));
     let output = home.command(&words).output().unwrap();
-    assert!(String::from_utf8_lossy(&output.stderr).contains("from a netrc file"));
+    assert!(String::from_utf8_lossy(&output.stderr).contains("drop a netrc line"));
     let token = String::from_utf8(output.stdout).unwrap();
     let mut command = home.command(&["use", "team"]);
     let used = home.shown(&command.env("DORMER_TOKEN", token.trim()).output().unwrap());

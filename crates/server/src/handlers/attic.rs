@@ -28,8 +28,7 @@ pub(crate) async fn show_cache(app: &App, call: &Call, name: &CacheName) -> Resu
     let api_endpoint = if let Some(endpoint) = &app.settings.api_endpoint {
         with_slash(endpoint)
     } else {
-        let scheme = if call.is_https() { "https" } else { "http" };
-        format!("{scheme}://{}/", call.host().unwrap_or("localhost"))
+        call.address(&app.settings.trusted_proxies)
     };
     let substituters = app.settings.substituter_endpoint.as_deref().map(with_slash);
     let config = CacheConfig {

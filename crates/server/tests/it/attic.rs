@@ -477,6 +477,26 @@ fn endpoints_are_as_configured_or_as_the_proxy_says() {
     let server = Server::start();
     let info = server.request("GET", "/main/attic-cache-info", &[("X-Forwarded-Proto", "https")], b"").json();
     assert_eq!(info["api_endpoint"], format!("https://{}/", server.address));
+    let reported = [
+        ("X-Forwarded-Proto", "https, http"),
+        ("X-Forwarded-Host", "cache.example.com, inner"),
+        ("X-Forwarded-Prefix", "/nix/"),
+    ];
+    let info = server.request("GET", "/main/attic-cache-info", &reported, b"").json();
+    assert_eq!(info["api_endpoint"], "https://cache.example.com/nix/");
+    assert_eq!(info["substituter_endpoint"], "https://cache.example.com/nix/main");
+    let standard = [("Forwarded", "for=192.0.2.1;host=cache.example.com;proto=https, host=inner")];
+    let info = server.request("GET", "/main/attic-cache-info", &standard, b"").json();
+    assert_eq!(info["substituter_endpoint"], "https://cache.example.com/main");
+
+    // Anybody else can report what they like.
+    let server = Server::start_with(|options| {
+        options.server.trusted_proxies = vec!["192.0.2.0/24".parse().unwrap()];
+    });
+    for headers in [&reported[..], &standard] {
+        let info = server.request("GET", "/main/attic-cache-info", headers, b"").json();
+        assert_eq!(info["api_endpoint"], format!("http://{}/", server.address));
+    }
 
     let server = Server::start_with(|options| {
         options.server.api_endpoint = Some("https://cache.example.com".to_owned());

@@ -2,8 +2,9 @@
 //! answers, and whether its signatures verify.
 
 use std::fs;
+use std::time::{Duration, SystemTime};
 
-use dormer_api::{CacheConfig, Secret};
+use dormer_api::{CacheConfig, RedactedUrl, Secret};
 use dormer_client::{NixConfig, ServerName};
 use dormer_nix::{NarInfo, PublicKey, Signature, StoreDir, StorePath};
 
@@ -17,6 +18,8 @@ use crate::nix_files::{host_of, netrc_password};
 
 const CACHE: &str = "cache";
 const SERVER: &str = "server";
+/// A token that is valid for a shorter time is worth a warning.
+const TOKEN_TIME_MIN: Duration = Duration::from_hours(14 * 24);
 /// Most paths of the local store to ask for, until the cache has one with a signature to check.
 const PATHS_TRIED_MAX: usize = 64;
 
@@ -67,7 +70,7 @@ pub(super) fn known(files: &Files, _context: &Context) -> Result<Vec<Known>> {
         known.push(Known::Broken(Finding::warn(
             CACHE,
             "this machine uses no cache of Dormer",
-            ["dormer login NAME URL TOKEN, then dormer use CACHE"],
+            ["dormer login NAME URL --token-file FILE, then dormer use CACHE"],
         )));
     }
     Ok(known)
@@ -77,7 +80,16 @@ pub(super) fn known(files: &Files, _context: &Context) -> Result<Vec<Known>> {
 pub(super) async fn check(known: &Known, files: &Files, nix: Option<&NixConfig>) -> Vec<Finding> {
     match known {
         Known::Broken(finding) => vec![finding.clone()],
-        Known::Server(server) => vec![check_server(server).await],
+        Known::Server(server) => {
+            let mut findings = vec![check_server(server).await];
+            findings.extend(
+                server
+                    .token
+                    .as_ref()
+                    .and_then(|token| check_expiry(server.name.as_str(), token, SystemTime::now())),
+            );
+            findings
+        }
         Known::Cache { name, url, key } => {
             let mut findings: Vec<Finding> =
                 nix.map(|nix| check_settings(nix, name, url, key)).into_iter().collect();
@@ -96,6 +108,24 @@ pub(super) async fn check(known: &Known, files: &Files, nix: Option<&NixConfig>)
             findings
         }
     }
+}
+
+/// Warns before a token expires: since Nix 2.35, a token that does not count stops builds.
+fn check_expiry(name: &str, token: &Secret, now: SystemTime) -> Option<Finding> {
+    let left = dormer_client::token_expiry(token)?.duration_since(now).unwrap_or_default();
+    if left > TOKEN_TIME_MIN {
+        return None;
+    }
+    let when = match left.as_secs() / 86_400 {
+        _ if left.is_zero() => "has expired".to_owned(),
+        0 => "expires within a day".to_owned(),
+        days => format!("expires in {days} days"),
+    };
+    Some(Finding::warn(
+        SERVER,
+        format!("the token for {name} {when}"),
+        ["get a new one: log in with it (dormer login), then dormer unuse and dormer use each private cache"],
+    ))
 }
 
 async fn check_server(server: &dormer_client::ResolvedServer) -> Finding {
@@ -166,7 +196,7 @@ async fn check_address(name: &str, url: &str, password: Option<&Secret>) -> Resu
         (status, _) => {
             return Err(Finding::fail(
                 CACHE,
-                format!("{name}: {url}/nix-cache-info answers {status}"),
+                format!("{name}: {}/nix-cache-info answers {status}", RedactedUrl::new(url)),
                 ["does the cache still exist? dormer cache list"],
             ));
         }
@@ -175,7 +205,9 @@ async fn check_address(name: &str, url: &str, password: Option<&Secret>) -> Resu
     let store = text.lines().find_map(|line| line.strip_prefix("StoreDir: ")).map(str::trim);
     let own = std::env::var("NIX_STORE_DIR").unwrap_or_else(|_| StoreDir::default().to_string());
     match store {
-        Some(store) if store == own => Ok(Finding::ok(CACHE, format!("{name} answers at {url}"))),
+        Some(store) if store == own => {
+            Ok(Finding::ok(CACHE, format!("{name} answers at {}", RedactedUrl::new(url))))
+        }
         Some(store) => Err(Finding::fail(
             CACHE,
             format!("{name} is for the store {store}, and this machine's is {own}"),
@@ -183,7 +215,7 @@ async fn check_address(name: &str, url: &str, password: Option<&Secret>) -> Resu
         )),
         None => Err(Finding::fail(
             CACHE,
-            format!("the program at {url} is not a binary cache"),
+            format!("the program at {} is not a binary cache", RedactedUrl::new(url)),
             ["is there another program at this address, or a proxy's login page?"],
         )),
     }
@@ -228,7 +260,7 @@ async fn check_signature(
             Err(error) => {
                 return Finding::fail(
                     CACHE,
-                    format!("{name}: {narinfo}: {error}"),
+                    format!("{name}: {}: {error}", RedactedUrl::new(&narinfo)),
                     ["the narinfo of this cache is damaged"],
                 );
             }
@@ -263,4 +295,23 @@ fn local_paths(store_dir: &StoreDir) -> Vec<StorePath> {
     // Sorted by hash, so that every run tries the same sample.
     names.sort_unstable();
     names.iter().filter_map(|name| name.parse().ok()).take(PATHS_TRIED_MAX).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_token_is_warned_about_before_it_expires() {
+        // `{"exp":784111777}`
+        let token = Secret::new("e30.eyJleHAiOjc4NDExMTc3N30.c2ln");
+        let expiry = SystemTime::UNIX_EPOCH + Duration::from_secs(784_111_777);
+        let at =
+            |before: Duration| check_expiry("lab", &token, expiry - before).map(|finding| finding.message);
+        assert_eq!(at(Duration::from_hours(15 * 24)), None);
+        assert_eq!(at(Duration::from_hours(49)).as_deref(), Some("the token for lab expires in 2 days"));
+        assert_eq!(at(Duration::from_hours(1)).as_deref(), Some("the token for lab expires within a day"));
+        assert_eq!(at(Duration::ZERO).as_deref(), Some("the token for lab has expired"));
+        assert_eq!(check_expiry("lab", &Secret::new("opaque"), expiry), None);
+    }
 }

@@ -2,7 +2,7 @@
 
 use std::time::{Duration, SystemTime};
 
-use dormer_api::{CacheName, Permission};
+use dormer_api::{CacheName, Permission, RedactedUrl};
 use dormer_client::{ApiClient, Endpoint, HttpSettings, RetryPolicy};
 use dormer_http_host::ListenAddress;
 
@@ -27,7 +27,7 @@ pub(super) async fn check(settings: &Settings, clocks: &mut Clocks) -> Vec<Findi
         )];
     }
     let url = serve::own_url(settings, &settings.listen);
-    let seen = match dormer_client::probe(&format!("{url}/healthz"), None, PROBE_TIMEOUT).await {
+    let seen = match dormer_client::probe(&format!("{}/healthz", url.expose()), None, PROBE_TIMEOUT).await {
         Ok(seen) => seen,
         Err(error) if is_public => {
             return vec![Finding::fail(
@@ -64,7 +64,7 @@ pub(super) async fn check(settings: &Settings, clocks: &mut Clocks) -> Vec<Findi
 
 /// Sends our own token for a cache that does not exist. A server with our key answers that there is
 /// no such cache. Any other server refuses the token.
-async fn ask_as_ourselves(settings: &Settings, url: &str) -> Finding {
+async fn ask_as_ourselves(settings: &Settings, url: &RedactedUrl) -> Finding {
     let answers = format!("{url} answers");
     let Ok(key) = tokens::signing_key(settings) else {
         return Finding::warn(
@@ -88,7 +88,7 @@ async fn ask_as_ourselves(settings: &Settings, url: &str) -> Finding {
             grants: vec![(name.parse().expect("a name is a pattern"), Permission::Pull)],
         };
         let token = tokens::sign(&key, &tokens::claims(&wish, &settings.jwt, SystemTime::now()))?;
-        let endpoint: Endpoint = url.parse()?;
+        let endpoint: Endpoint = url.expose().parse()?;
         let patience = HttpSettings {
             connect_timeout: PROBE_TIMEOUT,
             idle_timeout: PROBE_TIMEOUT,

@@ -98,7 +98,7 @@ fn check_settings(settings: &Settings) -> Vec<Finding> {
     const SUBJECT: &str = "settings";
     let mut findings: Vec<Finding> =
         settings.notes.iter().map(|note| Finding::warn(SUBJECT, note.clone(), [])).collect();
-    let is_plain = settings.api_endpoint.as_ref().is_none_or(|url| url.starts_with("http:"));
+    let is_plain = settings.api_endpoint.as_ref().is_none_or(|url| url.expose().starts_with("http:"));
     if is_plain && !settings.listen.is_local() {
         findings.push(Finding::warn(
             SUBJECT,
@@ -177,8 +177,8 @@ impl<'a> Doctor<'a> {
             Status::Warn => "33",
             Status::Fail => "31;1",
         };
-        let word = printer.painted(colour, &format!("{:<5}", finding.status.word()));
-        printer.data(&format!("{word} {}: {}", finding.subject, finding.message))?;
+        let mark = format!("{:<5}", finding.status.word());
+        printer.marked_data(colour, &mark, &format!("{}: {}", finding.subject, finding.message))?;
         finding.advice.iter().try_for_each(|advice| printer.data(&format!("      -> {advice}")))
     }
 

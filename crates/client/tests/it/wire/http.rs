@@ -423,3 +423,97 @@ async fn a_refusal_names_the_request_so_that_the_servers_log_can_be_searched() {
     let error = client(&server).get_cache_config(&main_cache()).await.unwrap_err();
     assert!(error.to_string().ends_with("words of the server (request 0123456789abcdef)"), "{error}");
 }
+
+/// A redirect of this status to an address.
+fn redirect(status: u16, to: &str) -> Step {
+    let header: &'static str = Box::leak(format!("Location: {to}\r\n").into_boxed_str());
+    Step::Answer(status, header, String::new())
+}
+
+#[tokio::test]
+async fn no_redirect_carries_anything_to_another_origin() {
+    let create = CreateCacheRequest {
+        keypair: Keypair::Keypair(Secret::new("main:SECRETKEY")),
+        is_public: false,
+        store_dir: StoreDir::default(),
+        priority: 41,
+        upstream_cache_key_names: Vec::new(),
+        allow_replacement: false,
+    };
+    let (cache, hash) = (main_cache(), HASH.parse::<StorePathHash>().unwrap());
+    let package = package(100);
+    for status in [301, 302, 303, 307, 308] {
+        // Every method of the client, each at another server and at another path of the same one.
+        for method in 0..7 {
+            let other = Server::scripted([ok(r#"{"caches":[]}"#)]).await;
+            for to in [format!("{}/_api/v2/caches", other.address), "/elsewhere".to_owned()] {
+                let server = Server::scripted([redirect(status, &to), ok(r#"{"caches":[]}"#)]).await;
+                let api = client(&server);
+                let answered = match method {
+                    0 => api.get_cache_config(&cache).await.map(drop),
+                    1 => api.list_caches().await.map(drop),
+                    2 => api.create_cache(&cache, &create).await,
+                    3 => api.configure_cache(&cache, &CacheConfig::default()).await,
+                    4 => api.destroy_cache(&cache).await,
+                    5 => api.get_missing_paths(&cache, vec![hash]).await.map(drop),
+                    6 => api.remove_path(&cache, &hash).await.map(drop),
+                    _ => unreachable!(),
+                };
+                let (is_get, is_same_origin) = (method < 2, to.starts_with('/'));
+                assert_eq!(answered.is_ok(), is_get && is_same_origin, "{status} {method} {to} {answered:?}");
+                if let Err(error) = answered {
+                    assert!(error.to_string().contains(&to), "{error}");
+                }
+                assert_eq!(server.requests().len(), if is_get && is_same_origin { 2 } else { 1 });
+            }
+            assert!(other.requests().is_empty(), "{status} {method}");
+        }
+        let other = Server::scripted([ok(UPLOADED)]).await;
+        let server = Server::scripted([redirect(status, &other.address)]).await;
+        let error = client(&server).upload_path(&package.info, &package.source, &Silent).await.unwrap_err();
+        assert!(error.to_string().contains(&other.address), "{error}");
+        assert!(other.requests().is_empty());
+        // The token that Nix would send stays, too.
+        let server = Server::scripted([redirect(status, &other.address)]).await;
+        let timeout = Duration::from_secs(5);
+        let seen = dormer_client::probe(&server.address, Some(&Secret::new("t")), timeout).await.unwrap();
+        assert_eq!(seen.status, status);
+        assert!(other.requests().is_empty());
+    }
+}
+
+#[tokio::test]
+async fn redirects_come_to_an_end() {
+    let server = Server::scripted([redirect(302, "/again")]).await;
+    let error = client(&server).list_caches().await.unwrap_err();
+    assert!(matches!(error, Error::Refused { status: 302, .. }), "{error:?}");
+    assert_eq!(server.requests().len(), 4);
+}
+
+#[tokio::test]
+async fn a_preamble_can_be_forced() {
+    let package = package(1000);
+    let server = Server::scripted([ok(UPLOADED)]).await;
+    let api = client(&server).with_forced_preamble(true);
+    api.upload_path(&package.info, &package.source, &Silent).await.unwrap();
+    let request = &server.requests()[0];
+    assert_eq!(request.header("x-attic-nar-info"), None);
+    let size: usize = request.header("x-attic-nar-info-preamble-size").unwrap().parse().unwrap();
+    assert!(request.body[..size].starts_with(b"{") && request.body[size..] == package.nar);
+}
+
+#[tokio::test]
+async fn no_token_and_a_token_that_does_not_count_and_a_missing_permission_are_told_apart() {
+    // `{"exp":784111777}`, which was in 1994.
+    let expired = Secret::new("e30.eyJleHAiOjc4NDExMTc3N30.c2ln");
+    for (status, token, words) in [
+        (401, None, "without a token"),
+        (401, Some(&expired), "it expired on Sun, 06 Nov 1994 08:49:37 GMT"),
+        (403, Some(&expired), "does not permit this"),
+    ] {
+        let server = Server::scripted([failure(status, "Unauthorized")]).await;
+        let api = ApiClient::new(server.address.parse().unwrap(), token, quick()).unwrap();
+        let error = api.list_caches().await.unwrap_err();
+        assert!(error.to_string().contains(words), "{error}");
+    }
+}

@@ -24,6 +24,11 @@ struct Store {
 impl Store {
     /// One path for each `(name, bytes, signing key)`, in that order.
     fn new(contents: &[(&str, usize, Option<&str>)]) -> Self {
+        Self::with_references(contents, &[])
+    }
+
+    /// The same, where each `(path, reference)` is a pair of places in `contents`.
+    fn with_references(contents: &[(&str, usize, Option<&str>)], references: &[(usize, usize)]) -> Self {
         let folder = tempfile::tempdir().unwrap();
         let root = folder.path().canonicalize().unwrap();
         let store_dir = root.join("store");
@@ -40,9 +45,15 @@ impl Store {
             })
             .unwrap();
             let (nar_hash, nar_size) = hasher.finish();
+            let references: Vec<String> = references
+                .iter()
+                .filter(|(from, _)| *from == number)
+                .map(|(_, to)| format!("\"{}/{to:032}-{}\"", store_dir.display(), contents[*to].0))
+                .collect();
+            let references = references.join(",");
             let signatures = key.map_or(String::new(), |key| format!("\"{key}:AAAA\""));
             entries.push(format!(
-                r#""{}":{{"narHash":"{nar_hash}","narSize":{nar_size},"references":[],"signatures":[{signatures}]}}"#,
+                r#""{}":{{"narHash":"{nar_hash}","narSize":{nar_size},"references":[{references}],"signatures":[{signatures}]}}"#,
                 file.display()
             ));
             paths.push(path);
@@ -57,6 +68,33 @@ impl Store {
         std::fs::set_permissions(&program, std::fs::Permissions::from_mode(0o755)).unwrap();
         let nix = NixStore::new(program, store_dir.to_str().unwrap().parse().unwrap());
         Self { folder, nix, paths }
+    }
+
+    /// Makes these paths invalid: `nix` fails if it is asked about one of them.
+    fn invalidate(&self, numbers: &[usize]) {
+        use std::fmt::Write as _;
+        let root = self.folder.path().canonicalize().unwrap();
+        let full = |number: &usize| self.paths[*number].to_absolute(self.nix.store_dir());
+        let mut script = String::from("#!/bin/sh\ncase \"$*\" in\n");
+        for path in numbers.iter().map(full) {
+            writeln!(script, "*{path}*) echo \"error: path '{path}' is not valid\" >&2; exit 1;;").unwrap();
+        }
+        writeln!(script, "esac\ncat {}/infos.json", root.display()).unwrap();
+        std::fs::write(root.join("nix"), script).unwrap();
+        // The paths are arguments after two flags, and this program prints the invalid ones.
+        let mut script = String::from("#!/bin/sh\nfor path in \"$@\"; do case \"$path\" in\n");
+        for path in numbers.iter().map(full) {
+            writeln!(script, "{path}) echo \"$path\";;").unwrap();
+        }
+        script.push_str("esac; done\n");
+        std::fs::write(root.join("nix-store"), script).unwrap();
+        std::fs::set_permissions(root.join("nix-store"), std::fs::Permissions::from_mode(0o755)).unwrap();
+        let infos = std::fs::read_to_string(root.join("infos.json")).unwrap();
+        let mut infos: serde_json::Map<String, serde_json::Value> = serde_json::from_str(&infos).unwrap();
+        for path in numbers.iter().map(full) {
+            infos.remove(&path);
+        }
+        std::fs::write(root.join("infos.json"), serde_json::to_string(&infos).unwrap()).unwrap();
     }
 
     fn config(&self) -> CacheConfig {
@@ -332,6 +370,103 @@ async fn a_server_that_does_not_want_us_is_not_asked_again_for_every_path() {
     assert!((1..=4).contains(&summary.failed.len()), "{}", summary.failed.len());
     assert_eq!(summary.pushed.len() + summary.failed.len() + summary.not_tried.len(), 50);
     assert!(!summary.is_complete());
+}
+
+/// The events of one kind in a log, by the names of their paths.
+fn events<'a>(log: &'a [String], kind: &str) -> Vec<&'a str> {
+    let named = log.iter().filter(|line| line.starts_with(kind));
+    named.map(|line| line.rsplit(' ').next().unwrap()).collect()
+}
+
+#[tokio::test]
+async fn no_path_is_sent_before_its_references_are_acknowledged() {
+    // The top is the largest and refers to everything, as in a real closure.
+    let contents: Vec<(&str, usize, Option<&str>)> =
+        vec![("top", 500_000, None), ("a", 300_000, None), ("b", 10, None), ("c", 90_000, None)];
+    let store = Store::with_references(&contents, &[(0, 0), (0, 1), (0, 2), (0, 3), (1, 2), (3, 2)]);
+    let server = server(&[0, 1, 2, 3], uploaded).await;
+    for jobs in [1, 8] {
+        let options = PushOptions { jobs, ..PushOptions::default() };
+        let plan = plan(&store, &server, &options).await.unwrap();
+        let log = Arc::new(Log::default());
+        let summary = execute_push(&api(&server), plan, &options, log.clone()).await;
+        assert!(summary.is_complete());
+        let log = log.0.lock().unwrap();
+        let order: Vec<&String> = log.iter().filter(|line| !line.starts_with("progress")).collect();
+        let at = |wanted: &str, name: &str| {
+            let fits = |line: &&String| line.starts_with(wanted) && line.ends_with(&format!(" {name}"));
+            order.iter().position(fits).unwrap()
+        };
+        for (from, to) in [("top", "a"), ("top", "b"), ("top", "c"), ("a", "b"), ("c", "b")] {
+            assert!(at("done", to) < at("start", from), "{from} before {to}: {log:?}");
+        }
+        assert_eq!(events(&log, "start"), ["b", "a", "c", "top"], "the largest that may start");
+    }
+}
+
+#[tokio::test]
+async fn a_push_that_is_interrupted_anywhere_leaves_no_half_closure() {
+    // A chain: 0 is the top.
+    let contents: Vec<(&str, usize, Option<&str>)> = vec![("p", 20_000, None); 8];
+    let references: Vec<(usize, usize)> = (0..7).map(|number| (number, number + 1)).collect();
+    let store = Store::with_references(&contents, &references);
+    let all: Vec<usize> = (0..8).collect();
+    for cut in 0..8 {
+        let server =
+            server(&all, move |number| if number < cut { uploaded(number) } else { Step::Stall }).await;
+        let options = PushOptions { jobs: 8, ..PushOptions::default() };
+        let plan = plan(&store, &server, &options).await.unwrap();
+        let api = api(&server);
+        let push = execute_push(&api, plan, &options, Arc::new(Silent));
+        assert!(tokio::time::timeout(Duration::from_millis(300), push).await.is_err());
+        let sent: Vec<String> =
+            uploads(&server).into_iter().map(|(_, info)| info.store_path_hash.to_string()).collect();
+        let expected: Vec<String> = (7 - cut..8).rev().map(|number| format!("{number:032}")).collect();
+        assert_eq!(sent, expected, "cut after {cut}");
+    }
+}
+
+#[tokio::test]
+async fn a_failure_skips_the_paths_that_refer_to_it_and_says_so() {
+    let contents: Vec<(&str, usize, Option<&str>)> =
+        vec![("top", 10, None), ("middle", 10, None), ("damaged", 10, None), ("other", 10, None)];
+    let store = Store::with_references(&contents, &[(0, 1), (1, 2)]);
+    let server = server(&[0, 1, 2, 3], uploaded).await;
+    let options = PushOptions::default();
+    let plan = plan(&store, &server, &options).await.unwrap();
+    std::fs::write(store.folder.path().join("store").join(store.paths[2].to_string()), [9; 10]).unwrap();
+    let summary = execute_push(&api(&server), plan, &options, Arc::new(Silent)).await;
+    assert_eq!(summary.pushed.iter().map(|done| done.path.name()).collect::<Vec<_>>(), ["other"]);
+    assert_eq!(summary.failed.iter().map(|failed| failed.path.name()).collect::<Vec<_>>(), ["damaged"]);
+    let skipped: Vec<&str> = summary.not_tried.iter().map(|skipped| skipped.path.name()).collect();
+    assert_eq!(skipped, ["middle", "top"]);
+    assert!(summary.not_tried.iter().all(|skipped| skipped.failed_reference == Some(store.paths[2].clone())));
+    assert!(!uploads(&server).iter().any(|(_, info)| info.store_path.ends_with("-top")));
+}
+
+#[tokio::test]
+async fn invalid_paths_do_not_stop_the_others_and_are_named() {
+    let store = Store::new(&[("a", 10, None), ("gone", 10, None), ("b", 10, None), ("lost", 10, None)]);
+    store.invalidate(&[1, 3]);
+    let server = server(&[0, 2], uploaded).await;
+    for closure in [true, false] {
+        let options = PushOptions { closure, ..PushOptions::default() };
+        let plan = plan(&store, &server, &options).await.unwrap();
+        assert_eq!(names(&plan.invalid), ["gone", "lost"]);
+        assert_eq!((plan.missing.len(), plan.path_count()), (2, 4));
+        let summary = execute_push(&api(&server), plan, &options, Arc::new(Silent)).await;
+        assert_eq!(summary.pushed.len(), 2);
+        assert!(!summary.is_complete());
+        assert_eq!(
+            summary.failed.iter().map(|failed| failed.path.name()).collect::<Vec<_>>(),
+            ["gone", "lost"]
+        );
+        assert!(matches!(summary.failed[0].error, Error::InvalidPath { .. }));
+    }
+    // If nothing is left to push, the reason is the answer.
+    store.invalidate(&[0, 1, 2, 3]);
+    let error = plan(&store, &server, &PushOptions::default()).await.unwrap_err();
+    assert!(matches!(error, Error::InvalidPath { .. }));
 }
 
 /// Counts the uploads between start and end.

@@ -1,0 +1,77 @@
+//! Text that a terminal shows and does not obey.
+//!
+//! Names, messages and settings come from servers, files and other programs. An escape sequence in
+//! them could rewrite earlier lines, set the clipboard or change the title. A bidirectional control
+//! could show a command that differs from the one that is copied. So the printer passes every line
+//! through this module.
+
+use std::borrow::Cow;
+use std::fmt::Write as _;
+
+/// Whether a terminal or a reader would obey the character instead of showing it. Tabs are
+/// harmless.
+fn is_obeyed(c: char) -> bool {
+    let is_bidirectional =
+        matches!(c, '\u{61c}' | '\u{200e}' | '\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}');
+    let ends_a_line = matches!(c, '\u{2028}' | '\u{2029}');
+    (c.is_control() && c != '\t') || is_bidirectional || ends_a_line
+}
+
+/// The text on one line, with `\u{1b}` in place of an escape character.
+pub(crate) fn shown(text: &str) -> Cow<'_, str> {
+    escaped(text, |out, c| match c {
+        '\n' => out.push_str("\\n"),
+        '\r' => out.push_str("\\r"),
+        c => out.extend(c.escape_unicode()),
+    })
+}
+
+/// The same JSON, with such characters written as `\u001b`. All of them are inside of texts.
+pub(crate) fn shown_json(json: &str) -> Cow<'_, str> {
+    escaped(json, |out, c| {
+        let _ = write!(out, "\\u{:04x}", u32::from(c));
+    })
+}
+
+fn escaped(text: &str, escape: impl Fn(&mut String, char)) -> Cow<'_, str> {
+    if !text.contains(is_obeyed) {
+        return Cow::Borrowed(text);
+    }
+    let mut out = String::with_capacity(text.len() + 16);
+    for c in text.chars() {
+        if is_obeyed(c) { escape(&mut out, c) } else { out.push(c) }
+    }
+    Cow::Owned(out)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_a_terminal_would_obey_is_shown() {
+        assert_eq!(shown("plain\ttext, ä, 日本, 👍"), "plain\ttext, ä, 日本, 👍");
+        assert_eq!(shown("\u{1b}[2Jgone"), "\\u{1b}[2Jgone");
+        assert_eq!(shown("a\nerror: b\r"), "a\\nerror: b\\r");
+        assert_eq!(shown("\u{9b}31m \u{7f} \u{202e}gpj"), "\\u{9b}31m \\u{7f} \\u{202e}gpj");
+    }
+
+    #[test]
+    fn json_stays_the_same_value() {
+        let value = serde_json::json!({ "a\u{202e}": "\u{1b}[31m \u{9b} \u{2028} \u{7f} \u{61c} \\ \" ä" });
+        let text = value.to_string();
+        let safe = shown_json(&text);
+        assert!(!safe.contains(is_obeyed), "{safe}");
+        assert_eq!(serde_json::from_str::<serde_json::Value>(&safe).unwrap(), value);
+    }
+
+    #[test]
+    fn no_control_or_bidirectional_character_passes() {
+        for c in char::MIN..=char::MAX {
+            // The categories Cc, Zl and Zp, and the property Bidi_Control of Unicode.
+            let is_bad = matches!(u32::from(c),
+                0..=8 | 0xa..=0x1f | 0x7f..=0x9f | 0x61c | 0x200e | 0x200f | 0x2028..=0x202e | 0x2066..=0x2069);
+            assert_eq!(shown(&c.to_string()).contains(c), !is_bad, "{c:?}");
+        }
+    }
+}
