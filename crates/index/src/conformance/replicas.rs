@@ -179,14 +179,14 @@ pub(super) async fn signatures_of_racing_pushes_are_all_kept(a: Subject, b: Subj
     for number in 0..12 {
         let index = Arc::clone(if number % 2 == 0 { &a } else { &b });
         calls.spawn(async move {
-            let object = signed_object(1, &[&format!("k:{number}")]);
+            let object = signed_object(1, &[&format!("k{number}:s")]);
             commit(&index, id, NarSource::Known(nar), CommitTarget::ObjectIfSame(object)).await
         });
     }
     calls.join_all().await.into_iter().collect::<Result<Vec<_>>>()?;
     let mut sigs = b.find_object(id, &path_hash(1)).await?.expect("there").object.sigs;
     sigs.sort();
-    let mut expected: Vec<String> = (0..12).map(|number| format!("k:{number}")).collect();
+    let mut expected: Vec<String> = (0..12).map(|number| format!("k{number}:s")).collect();
     expected.sort();
     assert_eq!(sigs, expected);
     Ok(())

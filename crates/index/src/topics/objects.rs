@@ -57,10 +57,11 @@ const TOUCH_OBJECT: Sql = both!(
      WHERE cache = $1 AND hash = $2 AND pushed_at < $3"
 );
 
+// Of a NAR that is gone by now the size is 0, and the reference to it fails.
 const WRITE_OBJECT: Sql = both!(
     "INSERT INTO objects (cache, hash, nar, created_at, last_used_at, pushed_at, name, deriver, ca, system, sigs,
          refs, nar_size)
-     VALUES ($1, $2, $3, $4, $4, $4, $5, $6, $7, $8, $9, $10, (SELECT n.size FROM nars AS n WHERE n.id = $3))
+     VALUES ($1, $2, $3, $4, $4, $4, $5, $6, $7, $8, $9, $10, coalesce((SELECT n.size FROM nars AS n WHERE n.id = $3), 0))
      ON CONFLICT (cache, hash) DO UPDATE SET
          created_at = CASE WHEN objects.nar = excluded.nar THEN objects.created_at ELSE excluded.created_at END,
          last_used_at = CASE WHEN objects.last_used_at < excluded.last_used_at

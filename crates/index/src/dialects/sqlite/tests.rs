@@ -698,7 +698,7 @@ pub(super) async fn look_ups_search_indexes(index: &SqliteIndex) {
         (
             expire_cache::SUM_GRACES,
             &[
-                "SEARCH g USING PRIMARY KEY (cache=? AND hash>?)",
+                "SEARCH g USING PRIMARY KEY (cache=? AND (hash,nar)>(?,?))",
                 "SEARCH n USING INTEGER PRIMARY KEY (rowid=?)",
             ],
         ),
