@@ -4,7 +4,7 @@
 //! CPU is that of the whole process tree: Node, which starts workerd; workerd; and the R2 that
 //! miniflare simulates in it. This part is the same for both. Every answer comes from R2, because
 //! miniflare's cache keeps nothing here. Both are measured with the cache off, and with a cache
-//! that is filled in vain, as for requests that a data centre sees for the first time.
+//! that never hits, as for requests that a data centre sees for the first time.
 
 use std::fs;
 use std::io::{BufRead as _, BufReader, Write as _};

@@ -25,7 +25,7 @@ pub(crate) fn signing_key(settings: &Settings) -> Result<SigningKey> {
     }
 }
 
-/// The same key, which is made if there is none. The result says whether it was made.
+/// The same key; makes one if the installation has no key. The result says whether it is new.
 pub(crate) fn signing_key_or_new(settings: &Settings) -> Result<(SigningKey, bool)> {
     if let Some(key) = &settings.jwt.signing {
         return Ok((key.clone(), false));

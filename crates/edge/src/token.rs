@@ -51,8 +51,8 @@ struct Header {
 }
 
 impl SignedToken {
-    /// Takes a compact JWT apart. `None` if the text is no JWT, or its algorithm is none of these
-    /// three.
+    /// Takes a compact JWT apart. `None` if the text is no JWT, or names another algorithm than
+    /// these three.
     pub fn parse(token: &str) -> Option<Self> {
         let (message, signature) = token.rsplit_once('.')?;
         let (header, claims) = message.split_once('.')?;

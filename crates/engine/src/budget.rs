@@ -31,7 +31,7 @@ const MEMORY_UNIT: u64 = 1024;
 pub(crate) struct Budget {
     /// The budget's name in metrics.
     name: &'static str,
-    /// What there is too much of when a wait ends in vain.
+    /// What the error says there is too much of when a wait times out.
     busy: &'static str,
     patience: Duration,
     permits: Arc<Semaphore>,

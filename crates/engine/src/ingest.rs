@@ -98,8 +98,8 @@ struct Storing {
 }
 
 impl Engine {
-    /// Begins an upload as soon as there is memory for it. [`Error::Busy`] when there is none in
-    /// time.
+    /// Begins an upload as soon as there is memory for it. [`Error::Busy`] if the wait for memory
+    /// times out.
     pub async fn begin_ingest(&self, request: IngestRequest) -> Result<Ingest> {
         let settings = self.settings();
         if let Some((_, size)) = request.expected

@@ -84,7 +84,7 @@ impl Engine {
         Ok(old)
     }
 
-    /// Whether a stored time of last use has to be written anew.
+    /// Whether a stored time of last use has to be written again.
     fn is_old(&self, last_used_at: UnixSeconds, now: UnixSeconds) -> bool {
         now - last_used_at > self.settings().touch_after_seconds
     }

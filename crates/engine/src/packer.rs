@@ -316,7 +316,7 @@ impl Shared {
             for (id, pending, outcome) in outcomes {
                 let _ = pending.settled.set(outcome);
                 // After a panic of the packing task, another upload may have claimed the chunk
-                // anew.
+                // again.
                 if all.get(id).is_some_and(|present| std::ptr::eq(Arc::as_ptr(present), pending)) {
                     all.remove(id);
                 }

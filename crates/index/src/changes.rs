@@ -64,7 +64,7 @@ mod tests {
     use super::*;
 
     #[tokio::test]
-    async fn who_lags_is_told_to_forget_everything() {
+    async fn a_follower_that_lags_is_told_to_forget_everything() {
         let sender = ChangeSender::new();
         let mut changes = sender.subscribe();
         sender.send(Change::Cache(CacheId(1)));

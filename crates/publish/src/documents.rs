@@ -14,7 +14,7 @@ use crate::report::CacheOutcome;
 use crate::transfer::put_small;
 
 /// Digest of what every narinfo of a cache depends on. When it changes, the publisher writes all
-/// narinfos anew.
+/// narinfos again.
 pub(crate) fn basis(cache: &Cache) -> Vec<u8> {
     let mut text = format!("1\n{}\n", cache.store_dir);
     for key in cache.keys.iter().filter(|key| key.active) {
@@ -39,7 +39,7 @@ fn describe(run: &Run<'_>, cache: &Cache, name: &CacheName, before: Option<&Cach
     }
 }
 
-/// Writes what readers need first: the access rules, and the store folder. With `anew`, the
+/// Writes what readers need first: the access rules, and the store folder. With `again`, the
 /// publisher writes them even if they have not changed, because the target may have lost them.
 pub(crate) async fn write_before(
     run: &Run<'_>,

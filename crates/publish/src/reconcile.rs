@@ -1,4 +1,4 @@
-//! Comparing with a listing: what is missing or damaged is written anew, what is not ours goes.
+//! Comparing with a listing: what is missing or damaged is written again, what is not ours goes.
 //!
 //! A file is damaged when its size or the store's tag of it is not what was written down. Where a
 //! store gives no tags (a folder), narinfos are read and compared. What nobody wrote down is

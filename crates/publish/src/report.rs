@@ -114,7 +114,7 @@ impl Outcome {
 pub struct Preview {
     /// The cache.
     pub cache: String,
-    /// Paths that would be published or published anew, unless they wait for something.
+    /// Paths that would be published or published again, unless they wait for something.
     pub publish: u64,
     /// Bytes of their NARs' files, at most.
     pub bytes: u64,

@@ -98,7 +98,7 @@ impl PublishMetrics {
             return;
         }
         let inner = Arc::clone(&self.inner);
-        // A task of its own: a reader that leaves does not make the next one ask anew.
+        // A task of its own: a reader that leaves does not make the next one ask again.
         let asked = tokio::spawn(async move {
             let begin = Instant::now();
             inner.ask().await;

@@ -154,7 +154,7 @@ mod tests {
             rates.admit(&ada, much_later).unwrap();
         }
         assert!(rates.admit(&ada, much_later).is_err(), "a pause earns no more than the burst");
-        assert!(rates.admit(&ada, now).is_err(), "a time before the last one is none");
+        assert!(rates.admit(&ada, now).is_err(), "a clock that goes back admits nothing");
     }
 
     #[test]
@@ -181,7 +181,7 @@ mod tests {
     }
 
     #[test]
-    fn whoever_has_several_tokens_is_one_pusher() {
+    fn a_subject_with_several_tokens_is_one_pusher() {
         let name = |sub, jti| caller(&claims(sub, jti));
         assert_eq!(name(Some("ada"), Some("1")), name(Some("ada"), Some("2")));
         assert_ne!(name(None, Some("1")), name(None, Some("2")));

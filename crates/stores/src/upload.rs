@@ -43,7 +43,7 @@ impl Store {
 
 /// A large object that is being uploaded.
 ///
-/// The library repeats failed parts. If it gives up, the caller begins the whole object anew. An
+/// The library repeats failed parts. If it gives up, the caller begins the whole object again. An
 /// upload that is dropped before it is finished is aborted in the background.
 pub struct Upload {
     store: Store,

@@ -199,7 +199,7 @@ struct NetrcPlace {
     is_set: bool,
 }
 
-/// Determinate Nix writes this file anew from the files that its own settings name.
+/// Determinate Nix writes this file again from the files that its own settings name.
 pub(super) const DETERMINATE_NETRC: &str = "/nix/var/determinate/netrc";
 
 /// The file that Nix reads. A file of our own comes into question only where Nix reads none yet: it

@@ -107,8 +107,8 @@ impl Engine {
         }
     }
 
-    /// Bytes from the block cache are as good as bytes from the store, as long as their checksums
-    /// match.
+    /// Fetches once. The checksums are compared whether the bytes come from the store or from the
+    /// block cache.
     async fn fetch_once(
         &self,
         fetch: &Fetch,

@@ -264,7 +264,7 @@ impl Engine {
         any
     }
 
-    /// Packs of a recipe that are missing. Looks up all of them anew, because one turned out to be
+    /// Packs of a recipe that are missing. Looks up all of them again, because one turned out to be
     /// lost a moment ago.
     pub(crate) async fn lost_packs(&self, recipe: &Recipe) -> Result<BTreeSet<PackId>> {
         let mut packs = BTreeSet::new();

@@ -284,7 +284,7 @@ impl Blobs for Slow {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_reader_who_takes_nothing_keeps_no_turn_at_the_store() {
+async fn a_reader_that_takes_nothing_keeps_no_turn_at_the_store() {
     let installation = Installation::new();
     let index: Arc<dyn Index> = Arc::new(installation.index().await);
     let slow = Slow { inner: Arc::clone(&installation.blobs), turns: tokio::sync::Semaphore::new(1) };

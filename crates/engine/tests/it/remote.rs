@@ -177,7 +177,7 @@ async fn a_nar_of_one_read_costs_one_get_and_a_look_at_it_one_head() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_lost_pack_is_found_before_an_answer_begins_whoever_asks() {
+async fn a_lost_pack_is_found_before_any_answer_begins() {
     let installation = Installation::new();
     let (blobs, _) = bucket();
     // The first read does not reach the end of it.

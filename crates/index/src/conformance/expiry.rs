@@ -441,7 +441,7 @@ pub(super) async fn a_removal_by_hand_is_in_the_audit(both: Both) -> Result<()> 
     Ok(())
 }
 
-/// What a cache should hold, worked out anew after each action by marking all that is live.
+/// What a cache should hold, worked out again after each action by marking all that is live.
 #[derive(Default)]
 struct Model {
     /// References and last use of each object.

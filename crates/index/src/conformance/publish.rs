@@ -298,7 +298,7 @@ pub(super) async fn an_object_is_there_when_it_is_finished(both: Both) -> Result
     assert_eq!((found.state, found.nar, found.digest.len()), (PublishState::Published, nar(1), 32));
     assert_eq!(found.etag.as_deref(), Some("\"e\""));
     assert_eq!(pending(&both, &lease, id).await?, []);
-    // Written anew, it stays there meanwhile, and an uploaded NAR stays uploaded.
+    // Written again, it stays there meanwhile, and an uploaded NAR stays uploaded.
     both.publish.begin_publishing(&lease, id, &[intent(1, &[2])]).await?;
     assert_eq!(state(&both, &lease, id, 1).await?, Some(PublishState::Published));
     assert_eq!(both.publish.find_published_nars(lease.target, id, &[nar_hash(1)]).await?, [uploaded(1)]);
@@ -441,7 +441,7 @@ pub(super) async fn new_references_replace_the_old_ones(both: Both) -> Result<()
         publish(&both, &lease, id, number, &references).await?;
     }
     both.publish.begin_publishing(&lease, id, &[intent(3, &[2])]).await?;
-    // While it is written anew, both count.
+    // While it is written again, both count.
     assert_eq!(remove(&both, &lease, id, &hashes(&[1]), NOW).await?, 1);
     publish(&both, &lease, id, 3, &[2]).await?;
     assert_eq!(remove(&both, &lease, id, &hashes(&[1]), NOW).await?, 0);

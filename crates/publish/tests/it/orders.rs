@@ -166,7 +166,7 @@ async fn what_changed_while_it_waited_waits_for_its_new_references_too() {
     lab.publish().await.unwrap();
     lab.clock.advance(10 * SETTLE);
     assert_eq!(lab.publish().await.unwrap().waiting(), 1);
-    // Built anew, and pushed before what it refers to now.
+    // Built again, and pushed before what it refers to now.
     lab.push(2, 22, &[3]).await;
     assert_eq!(lab.publish().await.unwrap().waiting(), 1);
     lab.push(3, 3, &[]).await;
@@ -462,7 +462,7 @@ async fn whatever_happens_in_the_lab_a_reader_always_finds_whole_closures() {
                 }
             }
         }
-        // What is taken back looks at upstream's paths anew.
+        // What is taken back looks at upstream's paths again.
         lab.publish().await.unwrap();
         lab.clock.advance(SETTLE);
         let last = lab.publish().await.unwrap();
@@ -522,7 +522,7 @@ async fn recompressed_nars_are_other_files_of_the_same_archives() {
     let archive = zstd::bulk::decompress(nar, 1 << 20).unwrap();
     assert_eq!((NarHash::digest(&archive), archive.len() as u64), (narinfo.nar_hash, narinfo.nar_size));
 
-    // A new key has every narinfo written anew, with its NAR as the settings are by now; the one
+    // A new key has every narinfo written again, with its NAR as the settings are by now; the one
     // before stays for its grace.
     lab.settings.recompress_level = None;
     let update = UpdateCache { new_key: Some(dormer_engine::KeyChange::Generate), ..UpdateCache::default() };

@@ -115,7 +115,7 @@ fn a_connection_is_given_up_after_its_next_answer_when_a_server_stops() {
 }
 
 #[test]
-fn a_reader_who_takes_nothing_loses_its_turn() {
+fn a_reader_that_takes_nothing_loses_its_turn() {
     let server = Server::start_with(|options| {
         options.engine.reads_max = 1;
         options.server.write_idle_timeout = Duration::from_millis(200);
@@ -153,7 +153,7 @@ fn a_defect_fails_its_request_and_nothing_else() {
 }
 
 #[test]
-fn who_may_only_pull_takes_no_place_of_an_upload() {
+fn a_caller_that_may_only_pull_takes_no_place_of_an_upload() {
     let server = Server::start_with(|options| {
         options.server.uploads_max = 1;
         options.engine.upload_wait = Duration::from_millis(100);

@@ -137,7 +137,7 @@ fn no_such_address_is_404() {
 }
 
 #[test]
-fn no_such_cache_is_404_for_who_may_know() {
+fn no_such_cache_is_404_for_callers_that_may_know() {
     let server = Server::start();
     let reader = token(&json!({"team-*": {"r": 1}}));
     let reply = server.call(&reader, "GET", "/_api/v1/cache-config/team-b", b"");

@@ -172,7 +172,7 @@ async fn silence_ends_with_the_time_out_and_counts_as_too_much_to_do() {
     assert!(matches!(error, Error::Busy { .. }), "{error:?}");
 }
 
-/// A listing that fails half-way goes on behind the last name instead of beginning anew.
+/// A listing that fails half-way goes on behind the last name instead of beginning again.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_listing_goes_on_where_it_broke() {
     let (proxy, own) = behind_a_proxy();

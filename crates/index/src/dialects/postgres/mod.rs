@@ -109,7 +109,7 @@ impl SqlIndex<Postgres> {
         open::plan(&open::connect_options(url, options)?, options).await
     }
 
-    /// Where a URL leads, for people: without user and password. Fails if it is none.
+    /// The URL without user and password, for messages. Fails if the text is no URL.
     pub fn name_of(url: &str) -> Result<String> {
         open::name_of(url)
     }

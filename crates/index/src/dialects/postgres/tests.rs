@@ -603,7 +603,7 @@ async fn corrupt_rows_and_defects_are_told_apart() {
     assert!(matches!(defect, Err(Error::Database { .. })), "{defect:?}");
 }
 
-/// Transaction ids begin anew when a dump is restored into another server.
+/// Transaction ids begin again when a dump is restored into another server.
 #[tokio::test]
 async fn followers_miss_nothing_after_a_move_to_another_server() {
     let url = Server::shared().create_database();

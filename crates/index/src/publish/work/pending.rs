@@ -54,7 +54,7 @@ pub(super) const NOTE_PENDING: Sql = records!(
      WHERE true GROUP BY k.cache, k.hash
      ON CONFLICT (target, cache, hash) DO NOTHING"
 );
-// What changed may have other references now, which are to be waited for anew.
+// What changed may have other references now, which are to be waited for again.
 pub(super) const NOTE_CHANGED: Sql = records!(
     "INSERT INTO publish_pending (target, cache, hash, since)
      SELECT $1, k.cache, k.hash, max(k.since) FROM", 2 { cache: number 0, hash: bytes 1, since: number 2 }, "AS k

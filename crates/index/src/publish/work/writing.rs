@@ -20,7 +20,7 @@ pub(super) const DROP_REMOVED: Sql = both!(
     keyed 3,
     "AS k)"
 );
-// What is there stays there while it is written anew.
+// What is there stays there while it is written again.
 pub(super) const BEGIN_OBJECTS: Sql = records!(
     "INSERT INTO publish_objects (target, cache, hash, state, nar, tag, digest, upstream)
      SELECT $1, $2, k.hash, 0, k.nar, k.tag, $4, 0 FROM", 3 { hash: bytes 0, nar: bytes 1, tag: bytes 2 }, "AS k WHERE true
