@@ -46,8 +46,7 @@ pub struct LabOptions {
     /// Memory that the server may use in all, enforced by a control group where this machine lets
     /// us make one.
     pub memory_bytes_max: Option<u64>,
-    /// The data folder of the embedded default is a disk of this size, which is empty again after a
-    /// restart.
+    /// The data folder of the embedded default is a disk of this size.
     pub disk_bytes: Option<u64>,
 }
 
@@ -62,7 +61,13 @@ pub struct Lab {
     balancer: Option<Balancer>,
     admin_token: OnceLock<String>,
     control_group: Option<PathBuf>,
-    disk_bytes: Option<u64>,
+    disk: Option<Disk>,
+}
+
+/// A file system of its own where the data folder is. A process holds it, so it outlives the server.
+#[derive(Debug)]
+struct Disk {
+    holder: Child,
 }
 
 /// One replica. Its log is in the lab's folder.
@@ -126,6 +131,7 @@ impl Lab {
             fs::write(&path, text.replace("LAB", lab)).expect("the folder is new");
             environment.push(("DORMER_CONFIG".to_owned(), path.display().to_string()));
         }
+        let disk = options.disk_bytes.map(|bytes| Disk::mount(bytes, &folder.path().join("data")));
         let replicas = if embedded { 1 } else { REPLICAS };
         let servers = (1..=replicas)
             .map(|number| Server {
@@ -142,7 +148,7 @@ impl Lab {
             balancer: None,
             admin_token: OnceLock::new(),
             control_group,
-            disk_bytes: options.disk_bytes,
+            disk,
         };
         lab.restart();
         if !embedded {
@@ -181,8 +187,8 @@ impl Lab {
                 command.arg(self.binary());
                 command
             }
-            None => match self.disk_bytes {
-                Some(bytes) => self.command_with_a_disk(bytes),
+            None => match &self.disk {
+                Some(disk) => disk.command(&self.binary()),
                 None => Command::new(self.binary()),
             },
         };
@@ -202,21 +208,6 @@ impl Lab {
             .stderr(log);
         self.servers[number].process = Some(command.spawn().expect("the binary under test starts"));
         old_log_len
-    }
-
-    /// The server with a file system of its own where its data folder is, which ends with it.
-    fn command_with_a_disk(&self, bytes: u64) -> Command {
-        let data = self.folder.path().join("data");
-        fs::create_dir_all(&data).expect("a folder");
-        let mut command = Command::new("unshare");
-        // Root needs no other name space of users.
-        if fs::metadata("/proc/self").is_ok_and(|process| process.uid() != 0) {
-            command.arg("--map-root-user");
-        }
-        command.args(["--mount", "--propagation", "private", "sh", "-euc"]);
-        command.arg(r#"mount -t tmpfs -o "size=$0" tmpfs "$1"; shift; exec "$@""#);
-        command.arg(bytes.to_string()).arg(data).arg(self.binary());
-        command
     }
 
     /// Waits for the line with the address, and for the port to answer.
@@ -430,13 +421,13 @@ impl Lab {
     /// Where an embedded lab keeps everything.
     pub fn data_folder(&self) -> PathBuf {
         let folder = self.folder.path().join("data");
-        match (&self.servers[0].process, self.disk_bytes) {
-            // Only the server sees its disk.
-            (Some(server), Some(_)) => {
-                let root = PathBuf::from(format!("/proc/{}/root", server.id()));
+        match &self.disk {
+            // Only its holder and the server see the disk.
+            Some(disk) => {
+                let root = PathBuf::from(format!("/proc/{}/root", disk.holder.id()));
                 root.join(folder.strip_prefix("/").expect("it is absolute"))
             }
-            _ => folder,
+            None => folder,
         }
     }
 
@@ -455,8 +446,12 @@ impl Lab {
     /// Runs a statement in its database, behind the servers' back. An embedded lab must not run.
     pub fn sql(&self, statement: &str) {
         let mut command = if self.embedded {
-            let mut command = Command::new("sqlite3");
-            command.arg(self.data_folder().join("index.sqlite")).arg(statement);
+            // SQLite follows links, and would end behind the disk.
+            let mut command = match &self.disk {
+                Some(disk) => disk.command(Path::new("sqlite3")),
+                None => Command::new("sqlite3"),
+            };
+            command.arg(self.folder.path().join("data/index.sqlite")).arg(statement);
             command
         } else {
             let (_, url) =
@@ -504,6 +499,48 @@ impl Lab {
     fn binary(&self) -> PathBuf {
         self.folder.path().join("bin/dormer")
     }
+}
+
+impl Disk {
+    fn mount(bytes: u64, folder: &Path) -> Self {
+        fs::create_dir_all(folder).expect("a folder");
+        let mut command = Command::new("unshare");
+        if !is_root() {
+            command.arg("--map-root-user");
+        }
+        command.args(["--mount", "--propagation", "private", "sh", "-euc"]);
+        command.arg(r#"mount -t tmpfs -o "size=$0" tmpfs "$1"; echo mounted; exec sleep infinity"#);
+        command.arg(bytes.to_string()).arg(folder).stdin(Stdio::null()).stdout(Stdio::piped());
+        let mut holder = command.spawn().expect("unshare starts");
+        let mut said = [0; 8];
+        let out = holder.stdout.as_mut().expect("it is piped");
+        out.read_exact(&mut said).expect("the disk is mounted");
+        Self { holder }
+    }
+
+    /// A command that sees the disk.
+    fn command(&self, program: &Path) -> Command {
+        let mut command = Command::new("nsenter");
+        command.arg(format!("--target={}", self.holder.id())).arg("--mount");
+        // Root needs no other name space of users.
+        if !is_root() {
+            command.args(["--user", "--preserve-credentials"]);
+        }
+        command.arg(program);
+        command
+    }
+}
+
+impl Drop for Disk {
+    fn drop(&mut self) {
+        // It may be dead already.
+        let _ = self.holder.kill();
+        let _ = self.holder.wait();
+    }
+}
+
+fn is_root() -> bool {
+    fs::metadata("/proc/self").is_ok_and(|process| process.uid() == 0)
 }
 
 impl Server {

@@ -4,6 +4,7 @@
 #![expect(clippy::unwrap_used, reason = "a failed unwrap fails the test, as it should")]
 
 use std::fs;
+use std::io::Write as _;
 use std::path::{Path, PathBuf};
 
 use dormer_nix::NarHash;
@@ -92,6 +93,48 @@ fn a_full_disk_refuses_pushes_and_loses_nothing() {
     }
     for nar in safe.iter().chain(&refused) {
         reads_back(&lab, nar);
+    }
+}
+
+/// A use that is older than an hour is written with the next pull, which a full disk prevents.
+#[test]
+fn a_full_disk_stops_no_pull_of_paths_that_were_long_unused_not_even_after_a_restart() {
+    let mut lab = Lab::start_with(LabOptions { disk_bytes: Some(64 * MIB as u64), ..LabOptions::default() });
+    let mut random = SmallRng::seed_from_u64(2);
+    let pushed: Vec<Vec<u8>> = (0..3).map(|_| noise(&mut random, 1_500_000)).collect();
+    for nar in &pushed {
+        assert_eq!(push(&lab, nar).status, 200);
+    }
+    lab.kill();
+    lab.sql("UPDATE objects SET last_used_at = last_used_at - 86400");
+    lab.restart();
+    let filler = lab.data_folder().join("somebody-elses");
+    let full = fill(&filler);
+    assert!(full.to_string().contains("No space left"), "{full}");
+    lab.kill();
+    fill(&filler);
+    lab.restart();
+    for nar in &pushed {
+        reads_back(&lab, nar);
+    }
+    let refused = noise(&mut random, 1_500_000);
+    assert_eq!(push(&lab, &refused).status, 503, "the disk is full");
+    // The next pulls do not wait for the failed writes either.
+    for nar in &pushed {
+        reads_back(&lab, nar);
+    }
+    fs::remove_file(filler).unwrap();
+    assert_eq!(push(&lab, &refused).status, 200, "there is room again\n{}", lab.log());
+    reads_back(&lab, &refused);
+}
+
+/// Writes until the disk is full, and returns what the system says then.
+fn fill(file: &Path) -> std::io::Error {
+    let mut file = fs::File::options().append(true).create(true).open(file).unwrap();
+    loop {
+        if let Err(full) = file.write_all(&[1; 4096]) {
+            return full;
+        }
     }
 }
 

@@ -169,12 +169,32 @@ impl Session {
     /// Begins a transaction that may write: it takes the write lock at once, so it never fails
     /// half-way for it.
     pub(super) async fn begin(mut self) -> Result<Self> {
+        self.forget_ended_transaction().await?;
         // Also when this fails or is given up: a rollback without a transaction does nothing.
         self.in_transaction = true;
         let begin =
             TransactionManager::begin(&mut self.connection, Some(SqlStr::from_static("BEGIN IMMEDIATE")));
         self.shared.statement(self.attempt, begin).await?;
         Ok(self)
+    }
+
+    /// SQLite ends a transaction by itself when the disk is full or fails. The rollback fails then,
+    /// and sqlx would count that transaction as open for ever, so that no other could begin. The
+    /// rollback of one that begins here sets the count right.
+    async fn forget_ended_transaction(&mut self) -> Result<()> {
+        if TransactionManager::get_transaction_depth(&self.connection) == 0 {
+            return Ok(());
+        }
+        // After a rollback that a dropped session has started.
+        self.execute(query("SELECT 1")).await?;
+        if TransactionManager::get_transaction_depth(&self.connection) > 0 {
+            // This fails in a transaction that did not end, which the rollback ends then.
+            let begun = self.execute(query("BEGIN")).await;
+            let roll_back = TransactionManager::rollback(&mut self.connection);
+            self.shared.statement(self.attempt, roll_back).await?;
+            tracing::debug!(was_open = begun.is_err(), "a transaction that SQLite had ended is forgotten");
+        }
+        Ok(())
     }
 
     /// Ends the session and makes durable what it wrote.
