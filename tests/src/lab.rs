@@ -64,7 +64,8 @@ pub struct Lab {
     disk: Option<Disk>,
 }
 
-/// A file system of its own where the data folder is. A process holds it, so it outlives the server.
+/// A file system of its own where the data folder is. A process holds it, so it outlives the
+/// server.
 #[derive(Debug)]
 struct Disk {
     holder: Child,

@@ -1,14 +1,13 @@
 //! Opens the store of the settings. Checks that the store has this database's packs, and no data of
 //! another program.
 
-use std::collections::BTreeMap;
 use std::fs;
 use std::io;
 use std::path::Path;
 use std::sync::Arc;
 
 use dormer_blobs::{Blobs, LocalBlobs, StoreBlobs};
-use dormer_index::{CacheId, Index, OutboxPosition};
+use dormer_index::{Index, ObjectOrder};
 use dormer_nix::StorePathHash;
 use dormer_stores::CallPolicy;
 
@@ -60,21 +59,18 @@ pub(super) async fn open_store(
     Ok(Arc::new(blobs))
 }
 
-/// Whether there are sound objects, and therefore packs. Looks at the objects that were pushed
-/// first.
+/// Whether there are sound objects, and therefore packs. Looks at the first thousands of each
+/// cache.
 async fn holds_objects(index: &dyn Index) -> Result<bool> {
     const PAGES: usize = 10;
-    let mut position = OutboxPosition::START;
-    for _ in 0..PAGES {
-        let rows = index.outbox_after(position, 1_000).await?;
-        let Some(last) = rows.last() else { break };
-        position = last.position;
-        let mut pushed: BTreeMap<CacheId, Vec<StorePathHash>> = BTreeMap::new();
-        for row in &rows {
-            pushed.entry(row.cache).or_default().extend(row.store_path_hash);
-        }
-        for (cache, hashes) in pushed {
-            if !index.present_objects(cache, &hashes).await?.is_empty() {
+    for cache in index.list_caches().await? {
+        let mut after = None;
+        for _ in 0..PAGES {
+            let page = index.list_objects(cache.id, ObjectOrder::Age, after, 1_000).await?;
+            let Some(last) = page.last() else { break };
+            after = Some(last.place);
+            let hashes: Vec<StorePathHash> = page.iter().map(|object| object.path.hash()).collect();
+            if !index.present_objects(cache.id, &hashes).await?.is_empty() {
                 return Ok(true);
             }
         }

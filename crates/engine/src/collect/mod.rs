@@ -50,8 +50,9 @@ const EXPIRE_ROWS: u32 = 1_024;
 /// NARs removed, or packs condemned, in one transaction.
 const CHANGE_ROWS: usize = 256;
 
-/// Packs whose rows go in one transaction: some 3,000 chunk rows.
-const REMOVE_PACKS: usize = 16;
+/// Packs whose rows go in one transaction: some 800 chunk rows. A pack of tiny NARs may have
+/// 65,536.
+const REMOVE_PACKS: usize = 4;
 
 /// Objects deleted between two looks at the list.
 const DELETE_OBJECTS: u32 = 64;
@@ -454,8 +455,16 @@ impl Collector {
         }
         turn.renew(7, 0).await?;
         // The listing first, the rows second: the listing lacks a pack that is stored meanwhile.
-        let listed: Vec<PackId> =
-            self.blobs.list().await?.into_iter().map(|BlobKey::Pack(pack)| pack).collect();
+        let listed = match self.blobs.list().await {
+            Ok(listed) => listed,
+            // All else of the run is done, and a later run lists again.
+            Err(error) => {
+                let error = with_causes(&error);
+                tracing::warn!(error, "the store cannot be listed; a later collection tries again");
+                return Ok(false);
+            }
+        };
+        let listed: Vec<PackId> = listed.into_iter().map(|BlobKey::Pack(pack)| pack).collect();
         let mut strays = Vec::new();
         for packs in listed.chunks(LISTED_PACKS) {
             let begun = Instant::now();

@@ -31,16 +31,19 @@ use crate::sql_index::{Dialect, SqlIndex, Write};
 const NEVER: UnixSeconds = UnixSeconds::MAX;
 
 // Locks the row: of racing callers one opens the job.
-const TAKE_TURN: Sql = both!("UPDATE last_collection SET opened_at = $2 WHERE opened_at <= $1");
+// A time in the future is that of a clock that was wrong.
+const TAKE_TURN: Sql =
+    both!("UPDATE last_collection SET opened_at = $2 WHERE opened_at <= $1 OR opened_at > $2");
 const LAST: Sql = both!("SELECT opened_at, ended_at, listed_at, report FROM last_collection");
 const FINISH: Sql = both!(
     "UPDATE last_collection SET ended_at = $1, report = $2,
          listed_at = CASE WHEN $3 THEN $1 ELSE listed_at END"
 );
 
-// `+ 0` is the expression of the index.
+// `+ 0` is the expression of the index. PostgreSQL looks at the outer condition again when it has
+// waited for a transaction that put the end off.
 pub(crate) const EXPIRE_GRACES: Sql = both!(
-    "DELETE FROM graces WHERE (cache, hash, nar) IN
+    "DELETE FROM graces WHERE ends_at <= $1 AND (cache, hash, nar) IN
          (SELECT cache, hash, nar FROM graces WHERE ends_at + 0 <= $1 ORDER BY ends_at + 0 LIMIT $2)"
 );
 pub(crate) const EXPIRE_ALIASES: Sql = both!(

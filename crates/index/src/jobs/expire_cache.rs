@@ -117,7 +117,7 @@ const NOTE_EXPIRED: Sql = both!("UPDATE caches SET expired_at = $2 WHERE id = $1
 const OPEN_DUE: Sql = both!(
     "INSERT INTO jobs (kind, cache, target, done, fence, lease_ends_at, failures, created_at)
      SELECT 'expire-cache', c.id, NULL, 0, 0, 0, 0, $1 FROM caches AS c
-     WHERE c.deleted_at IS NULL AND (c.expired_at IS NULL OR c.expired_at <= $2)
+     WHERE c.deleted_at IS NULL AND (c.expired_at IS NULL OR c.expired_at <= $2 OR c.expired_at > $1)
          AND (coalesce(c.retention_seconds, $3) > 0 OR coalesce(c.quota_bytes, $4) > 0
              OR coalesce(c.keep_latest, 0) > 0)
      ON CONFLICT (kind, coalesce(cache, 0), coalesce(target, 0)) DO NOTHING"
