@@ -61,7 +61,7 @@ pub(crate) enum Error {
     #[error("failed to write to standard output")]
     Output(#[source] io::Error),
     #[error("{} of {} could not be pushed", paths(*lost), paths(*tried))]
-    PathsLost { lost: usize, tried: usize },
+    PathsLost { lost: usize, tried: usize, too_slow: bool },
     #[error("{} is a folder of {owner}", path.display())]
     ForeignFolder { path: PathBuf, owner: &'static str },
     #[error(transparent)]
@@ -163,7 +163,11 @@ impl Error {
                 "a private cache needs a bucket without a public domain, served by the Worker or `dormer edge serve`, which check tokens",
             ),
             Self::Usage { hint, .. } => hint.iter().cloned().collect(),
-            Self::PathsLost { .. } => hint("the pushed paths are in the cache; run the same command again to push the rest"),
+            Self::PathsLost { too_slow, .. } => {
+                let mut hints = hint("the pushed paths are in the cache; run the same command again to push the rest");
+                hints.extend(too_slow.then(|| TOO_SLOW.to_owned()));
+                hints
+            }
             Self::ForeignFolder { .. } => hint(
                 "Dormer uses another format and changed nothing there; give Dormer its own folder (--data-dir, or path under \
                  [storage])",
@@ -237,6 +241,13 @@ impl Error {
     }
 }
 
+const TOO_SLOW: &str = "the server gave up on a request that arrived too slowly; uploads share the connection: push with --jobs 1";
+
+/// Whether the server gave up on a body that came too slowly.
+pub(crate) fn is_too_slow(error: &dormer_client::Error) -> bool {
+    matches!(error, dormer_client::Error::Unavailable { status: 408, .. })
+}
+
 fn client_hints(error: &dormer_client::Error) -> Vec<String> {
     use dormer_client::Error as Client;
     let hint = |text: &str| vec![text.to_owned()];
@@ -272,6 +283,7 @@ fn client_hints(error: &dormer_client::Error) -> Vec<String> {
             hints.extend(proxy_hint(&|name| std::env::var_os(name).is_some_and(|value| !value.is_empty())));
             hints
         }
+        error if is_too_slow(error) => hint(TOO_SLOW),
         // Dormer's own answer has a name.
         Client::Refused { status: 413, name: None, .. } => hint(
             "a proxy in front of the server limits the size of requests; let it pass any size (nginx: client_max_body_size 0)",
@@ -279,7 +291,7 @@ fn client_hints(error: &dormer_client::Error) -> Vec<String> {
         Client::Refused { status: 301..=308, .. } => hint(
             "Dormer follows redirects only for reading and only on the same server; if the other address is yours, log in there",
         ),
-        Client::Answer { .. } | Client::AnswerTooLarge { .. } => {
+        Client::Answer { .. } | Client::AnswerTooLarge { .. } | Client::EndlessList { .. } => {
             hint("is there another program at this address, or a proxy's login page?")
         }
         Client::NixMissing { .. } => hint("install Nix, or put it into PATH"),
@@ -390,6 +402,17 @@ mod tests {
         // The server itself says which limit it is.
         assert!(hints(refused(413, Some(dormer_api::ErrorName::RequestError))).is_empty());
         assert!(hints(refused(307, None)).contains("redirects"));
+        let unavailable = |status| dormer_client::Error::Unavailable {
+            action: "x".to_owned(),
+            status,
+            tries: 4,
+            message: "y".to_owned(),
+        };
+        assert!(hints(unavailable(408)).contains("--jobs 1") && hints(unavailable(503)).is_empty());
+        let lost = |too_slow| Error::PathsLost { lost: 1, tried: 2, too_slow }.hints().join(" ");
+        assert!(lost(true).contains("--jobs 1") && !lost(false).contains("--jobs"));
+        let endless = dormer_client::Error::EndlessList { action: "x".to_owned() };
+        assert!(hints(endless).contains("another program"));
         let full = Error::Io { attempt: "write x".to_owned(), source: io::ErrorKind::StorageFull.into() };
         assert!(full.hints()[0].contains("disk is full"));
         let taken = Error::Io { attempt: "listen on x".to_owned(), source: io::ErrorKind::AddrInUse.into() };

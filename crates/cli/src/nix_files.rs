@@ -208,22 +208,90 @@ pub(crate) fn host_of(url: &str) -> &str {
 
 /// One line of a change.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) enum Change<'a> {
-    Removed(&'a str),
-    Added(&'a str),
+pub(crate) enum Change {
+    Removed(String),
+    Added(String),
+}
+
+impl Change {
+    pub(crate) fn line(&self) -> &str {
+        match self {
+            Self::Removed(line) | Self::Added(line) => line,
+        }
+    }
 }
 
 /// The changed lines. Our edits change one run of lines, so comparing common beginnings and ends is
 /// enough.
-pub(crate) fn changes<'a>(before: &'a str, after: &'a str) -> Vec<Change<'a>> {
-    let before: Vec<&str> = before.lines().collect();
-    let after: Vec<&str> = after.lines().collect();
-    let head = before.iter().zip(&after).take_while(|(a, b)| a == b).count();
-    let tail =
-        before[head..].iter().rev().zip(after[head..].iter().rev()).take_while(|(a, b)| a == b).count();
-    let removed = before[head..before.len() - tail].iter().map(|line| Change::Removed(line));
-    let added = after[head..after.len() - tail].iter().map(|line| Change::Added(line));
-    removed.chain(added).collect()
+pub(crate) fn changes(before: &str, after: &str) -> Vec<Change> {
+    changes_shown(before, after, |text| text.lines().map(str::to_owned).collect())
+}
+
+/// The changed lines of a netrc file without passwords, fit to be shown. The lines of others are
+/// among them where an entry of ours moves.
+pub(crate) fn netrc_changes(before: &str, after: &str) -> Vec<Change> {
+    changes_shown(before, after, netrc_without_passwords)
+}
+
+/// `shown` gives one text for each line. A line that differs only in its password has changed, too.
+fn changes_shown(before: &str, after: &str, shown: impl Fn(&str) -> Vec<String>) -> Vec<Change> {
+    let (old, new): (Vec<&str>, Vec<&str>) = (before.lines().collect(), after.lines().collect());
+    let head = old.iter().zip(&new).take_while(|(a, b)| a == b).count();
+    let tail = old[head..].iter().rev().zip(new[head..].iter().rev()).take_while(|(a, b)| a == b).count();
+    let run = |text: &str, lines: usize| shown(text).into_iter().take(lines - tail).skip(head);
+    let removed = run(before, old.len()).map(Change::Removed);
+    removed.chain(run(after, new.len()).map(Change::Added)).collect()
+}
+
+/// The lines of a netrc file, with `[redacted]` in place of every word after `password` or
+/// `account`, on the same line or on the next that has one.
+///
+/// Whether such a word is a key or itself a value does not matter, nor whether it is in a comment:
+/// the word after it goes. So no misunderstanding shows a password. A word in quotes may contain
+/// blanks.
+fn netrc_without_passwords(text: &str) -> Vec<String> {
+    const BLANKS: [char; 2] = [' ', '\t'];
+    let mut is_secret = false;
+    let mut lines = Vec::new();
+    for line in text.lines() {
+        let is_comment = line.trim_start().starts_with('#');
+        let was_secret = is_secret;
+        let mut shown = String::new();
+        let mut rest = line;
+        while let Some(start) = rest.find(|c: char| !BLANKS.contains(&c)) {
+            shown.push_str(&rest[..start]);
+            rest = &rest[start..];
+            let end = if is_secret { end_of_value(rest) } else { rest.find(BLANKS).unwrap_or(rest.len()) };
+            let (word, after) = rest.split_at(end);
+            rest = after;
+            // The mark of a comment is no word.
+            if is_comment && word.chars().all(|c| c == '#') {
+                shown.push_str(word);
+                continue;
+            }
+            shown.push_str(if is_secret { "[redacted]" } else { word });
+            let key = word.trim_matches(|c: char| !c.is_ascii_alphanumeric());
+            is_secret = ["password", "account"].iter().any(|secret| key.eq_ignore_ascii_case(secret));
+        }
+        shown.push_str(rest);
+        lines.push(shown);
+        // Others skip the comment, and find the value behind it.
+        is_secret |= is_comment && was_secret;
+    }
+    lines
+}
+
+/// Where a value at the beginning of `text` ends: at a blank, or after its closing quote.
+fn end_of_value(text: &str) -> usize {
+    let Some(quoted) = text.strip_prefix('"') else { return text.find([' ', '\t']).unwrap_or(text.len()) };
+    let mut escaped = false;
+    for (at, c) in quoted.char_indices() {
+        match c {
+            '"' if !escaped => return 1 + at + 1,
+            _ => escaped = c == '\\' && !escaped,
+        }
+    }
+    text.len()
 }
 
 #[cfg(test)]
@@ -358,10 +426,51 @@ mod tests {
 
     #[test]
     fn changes_are_the_lines_that_differ() {
-        use Change::{Added, Removed};
-        assert_eq!(changes("a\nb\nc\n", "a\nx\ny\nc\n"), [Removed("b"), Added("x"), Added("y")]);
-        assert_eq!(changes("", "a\n"), [Added("a")]);
-        assert_eq!(changes("a\na\n", "a\n"), [Removed("a")]);
+        let removed = |line: &str| Change::Removed(line.to_owned());
+        let added = |line: &str| Change::Added(line.to_owned());
+        assert_eq!(changes("a\nb\nc\n", "a\nx\ny\nc\n"), [removed("b"), added("x"), added("y")]);
+        assert_eq!(changes("", "a\n"), [added("a")]);
+        assert_eq!(changes("a\na\n", "a\n"), [removed("a")]);
         assert_eq!(changes("a\n", "a\n"), []);
+        // A new password is a change, although both lines look the same.
+        let (old, new) = ("machine h password one\nb\n", "machine h password two\nb\n");
+        let shown = "machine h password [redacted]";
+        assert_eq!(netrc_changes(old, new), [removed(shown), added(shown)]);
+    }
+
+    #[test]
+    fn no_layout_of_a_netrc_file_shows_a_password() {
+        for (text, shown) in [
+            ("machine h login dormer password S", "machine h login dormer password [redacted]"),
+            ("default login a password S", "default login a password [redacted]"),
+            (
+                "\tmachine h\tlogin a\tpassword\tS\taccount\tS",
+                "\tmachine h\tlogin a\tpassword\t[redacted]\taccount\t[redacted]",
+            ),
+            ("machine h\n  password S\n  login a", "machine h\n  password [redacted]\n  login a"),
+            (
+                "machine h password\n\n  S login a\nmachine i",
+                "machine h password\n\n  [redacted] login a\nmachine i",
+            ),
+            (
+                "machine h password S machine i account S",
+                "machine h password [redacted] machine i account [redacted]",
+            ),
+            ("machine h PASSWORD S", "machine h PASSWORD [redacted]"),
+            // A value that looks like a key.
+            ("login password password S", "login password [redacted] [redacted]"),
+            ("password password\nlogin S", "password [redacted]\n[redacted] S"),
+            // Comments: those that were entries, and those between a key and its value.
+            ("# machine h password S", "# machine h password [redacted]"),
+            ("#password\n# S\nmachine h", "#password\n# [redacted]\n[redacted] h"),
+            ("password\n# S\nS\nmachine h", "password\n# [redacted]\n[redacted]\nmachine h"),
+            // Quotes, as curl reads them.
+            (r#"password "S \"S S" login a"#, "password [redacted] login a"),
+            (r#""password" "S" login "a b""#, r#""password" [redacted] login "a b""#),
+            ("password \"S S", "password [redacted]"),
+            ("a = 1  b", "a = 1  b"),
+        ] {
+            assert_eq!(netrc_without_passwords(text).join("\n"), shown, "{text:?}");
+        }
     }
 }

@@ -27,7 +27,9 @@ pub(crate) struct PushProgress {
     printer: Printer,
     store_dir: StoreDir,
     path_count: usize,
-    pushed: AtomicUsize,
+    acknowledged: AtomicUsize,
+    /// How many of these the cache did not take, because it keeps what it has.
+    kept: AtomicUsize,
     /// This lock guards everything on the terminal, so that nothing is drawn after the end.
     screen: Mutex<Screen>,
 }
@@ -69,12 +71,13 @@ impl PushProgress {
         });
         let screen = Screen { drawn, transfers: HashMap::new(), bytes_saved: 0, finished: false };
         let path_count = plan.missing.len();
-        Self { printer, store_dir, path_count, pushed: AtomicUsize::new(0), screen: Mutex::new(screen) }
+        let (acknowledged, kept) = (AtomicUsize::new(0), AtomicUsize::new(0));
+        Self { printer, store_dir, path_count, acknowledged, kept, screen: Mutex::new(screen) }
     }
 
-    /// Number of acknowledged paths.
+    /// Number of acknowledged paths that are in the cache as this push sent them.
     pub(crate) fn pushed(&self) -> usize {
-        self.pushed.load(Ordering::Relaxed)
+        self.acknowledged.load(Ordering::Relaxed).saturating_sub(self.kept.load(Ordering::Relaxed))
     }
 
     /// Clears the screen. Later reports of aborted transfers are not shown.
@@ -156,12 +159,16 @@ impl PushReporter for PushProgress {
     }
 
     fn path_done(&self, id: TransferId, done: &PathDone) {
-        let number = self.pushed.fetch_add(1, Ordering::Relaxed) + 1;
+        let number = self.acknowledged.fetch_add(1, Ordering::Relaxed) + 1;
+        self.kept.fetch_add(usize::from(done.kept), Ordering::Relaxed);
         let path = done.path.to_absolute(&self.store_dir);
-        let line = format!("pushed {path} ({}), {number}/{}", human_size(done.nar_size), self.path_count);
+        let line = done_line(&path, done, number, self.path_count);
         self.on_screen(|screen| {
             screen.end(id);
             screen.bytes_saved += saved_bytes(done);
+            if done.kept {
+                screen.above(|| self.printer.warn(&line));
+            }
             match &screen.drawn {
                 Some(drawn) => {
                     drawn.status.set_prefix(format!("{number}/{} paths", self.path_count));
@@ -171,6 +178,7 @@ impl PushReporter for PushProgress {
                             .set_message(format!(", {} deduplicated", human_size(screen.bytes_saved)));
                     }
                 }
+                None if done.kept => {}
                 None if done.nar_size >= LARGE_BYTES => self.printer.say(&line),
                 None => self.printer.detail(&line),
             }
@@ -183,6 +191,15 @@ impl PushReporter for PushProgress {
             screen.end(id);
             screen.above(|| self.printer.error(&format!("{path}: {}", Error::chain_of(error))));
         });
+    }
+}
+
+/// The line about a path that the server acknowledged: a warning if the cache kept what it had.
+fn done_line(path: &str, done: &PathDone, number: usize, count: usize) -> String {
+    if done.kept {
+        format!("not pushed: {path}: the cache keeps the one it has, with another NAR or other references")
+    } else {
+        format!("pushed {path} ({}), {number}/{count}", human_size(done.nar_size))
     }
 }
 
@@ -208,4 +225,23 @@ fn style(template: &str) -> ProgressStyle {
 fn short_name(path: &StorePath) -> String {
     let text = path.to_string();
     text.split_once('-').map_or(text.as_str(), |(_, name)| name).to_owned()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_path_that_the_cache_kept_as_it_was_is_a_warning() {
+        let done = |kept| PathDone {
+            path: "f22352qy5d2vfxv22w7q3n7gz1ia47nx-a".parse().unwrap(),
+            nar_size: 1,
+            kind: dormer_api::UploadPathResultKind::Uploaded,
+            file_size: None,
+            frac_deduplicated: None,
+            kept,
+        };
+        assert_eq!(done_line("/p", &done(false), 1, 2), "pushed /p (1 B), 1/2");
+        assert!(done_line("/p", &done(true), 1, 2).starts_with("not pushed: /p: the cache keeps"));
+    }
 }

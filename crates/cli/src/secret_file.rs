@@ -38,7 +38,8 @@ pub(crate) fn is_readable_by_others(path: &Path) -> bool {
     has_any_mode(path, 0o077)
 }
 
-/// Whether every user may read the file.
+/// Whether every user may read the file: then no token goes into a netrc file. One that a group may
+/// read is fine, because the fetching user need not own it.
 pub(crate) fn is_readable_by_all(path: &Path) -> bool {
     has_any_mode(path, 0o007)
 }
@@ -95,6 +96,25 @@ mod tests {
         assert_eq!(create_or_read(&path, || "two".to_owned()).unwrap(), (Secret::new("one"), false));
         assert!(!is_readable_by_others(&path));
         assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 1, "a temporary file was left behind");
+    }
+
+    #[cfg(unix)]
+    #[test]
+    fn a_group_is_not_everybody() {
+        use std::os::unix::fs::PermissionsExt as _;
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("netrc");
+        fs::write(&path, "").unwrap();
+        for (mode, by_others, by_all) in
+            [(0o600, false, false), (0o640, true, false), (0o604, true, true), (0o644, true, true)]
+        {
+            fs::set_permissions(&path, fs::Permissions::from_mode(mode)).unwrap();
+            assert_eq!(
+                (is_readable_by_others(&path), is_readable_by_all(&path)),
+                (by_others, by_all),
+                "{mode:o}"
+            );
+        }
     }
 
     #[test]

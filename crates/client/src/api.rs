@@ -47,6 +47,10 @@ use crate::token_expiry;
 /// Longest answer that the client reads: a list of some 50,000 caches, or of 400,000 missing paths.
 const ANSWER_BYTES_MAX: usize = 16 * 1024 * 1024;
 
+/// Most caches in a list, and most pages of it. A page of Dormer's has 100 caches.
+const CACHES_MAX: usize = 1_000_000;
+const CACHE_PAGES_MAX: usize = 10_000;
+
 /// Longest error answer that the client reads. A longer one is not an error body of Dormer.
 const ERROR_BYTES_MAX: usize = 64 * 1024;
 
@@ -203,19 +207,22 @@ impl ApiClient {
 
     /// The caches that this token may see.
     pub async fn list_caches(&self) -> Result<ListCachesResponse> {
+        let action = "listing the caches";
         let mut all = ListCachesResponse { caches: Vec::new(), next: None };
-        loop {
+        for _ in 0..CACHE_PAGES_MAX {
             let route = routes::v2_caches(all.next.as_ref());
             let request = || self.request(Method::GET, &route);
-            let page: ListCachesResponse = self.ask("listing the caches", Repeat::Always, request).await?;
+            let page: ListCachesResponse = self.ask(action, Repeat::Always, request).await?;
             all.caches.extend(page.caches);
-            // A server that ignores `after` would keep the client for ever. The order of the names
-            // is the database's, so they are not compared otherwise.
-            if page.next.is_none() || page.next == all.next {
-                return Ok(ListCachesResponse { next: None, ..all });
+            let Some(next) = page.next else { return Ok(ListCachesResponse { next: None, ..all }) };
+            // A server lists the caches by name. One that goes back, or ignores `after`, would keep
+            // the client for ever.
+            if all.next.is_some_and(|last| next <= last) || all.caches.len() > CACHES_MAX {
+                break;
             }
-            all.next = page.next;
+            all.next = Some(next);
         }
+        Err(Error::EndlessList { action: action.to_owned() })
     }
 
     /// Removes a path from a cache at once. `removed` says whether the path was there.
@@ -226,7 +233,7 @@ impl ApiClient {
     }
 
     /// Removes what refers to a path, directly or not. Call it again while it says that there is
-    /// more.
+    /// more and removes something.
     pub async fn remove_referrers(
         &self,
         cache: &CacheName,

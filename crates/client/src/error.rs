@@ -230,6 +230,12 @@ pub enum Error {
         /// The limit in bytes.
         max: usize,
     },
+    /// The pages of a list repeat, or there are too many.
+    #[error("{action}: the pages of the server's answer do not end")]
+    EndlessList {
+        /// The attempted action.
+        action: String,
+    },
 
     // The local store
     /// The program `nix` is missing.

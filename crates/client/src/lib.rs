@@ -31,6 +31,7 @@ mod links;
 mod nar_stream;
 mod nix_config;
 mod nix_store;
+mod pages;
 mod path_info;
 mod probe;
 mod push;
@@ -52,6 +53,7 @@ pub use links::link_target;
 pub use nar_stream::{NAR_STREAM_BYTES_MAX, NarSource};
 pub use nix_config::NixConfig;
 pub use nix_store::{NixStore, nix_program};
+pub use pages::PageGuard;
 pub use path_info::PathInfo;
 pub use probe::{ProbeAnswer, probe};
 pub use push::{

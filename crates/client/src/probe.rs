@@ -6,7 +6,7 @@ use std::time::{Duration, SystemTime};
 use bytes::Bytes;
 use dormer_api::{RedactedUrl, Secret};
 use futures::StreamExt as _;
-use reqwest::header::DATE;
+use reqwest::header::{DATE, WWW_AUTHENTICATE};
 
 use crate::certificates::http_client;
 use crate::error::{Error, Result};
@@ -23,6 +23,8 @@ pub struct ProbeAnswer {
     pub status: u16,
     /// The server's clock, to the second.
     pub date: Option<SystemTime>,
+    /// Whether the answer asks for a token in Dormer's words.
+    pub is_dormers_challenge: bool,
     /// The body, at most one mebibyte of it.
     pub body: Bytes,
 }
@@ -53,6 +55,9 @@ pub async fn probe(url: &str, password: Option<&Secret>, timeout: Duration) -> R
     let status = response.status().as_u16();
     let date = response.headers().get(DATE).and_then(|value| value.to_str().ok());
     let date = date.and_then(|text| httpdate::parse_http_date(text).ok());
+    let challenges = response.headers().get_all(WWW_AUTHENTICATE).iter();
+    let is_dormers_challenge =
+        challenges.filter_map(|value| value.to_str().ok()).any(|text| text.contains("realm=\"dormer\""));
     let mut body = Vec::new();
     let mut pieces = response.bytes_stream();
     while let Some(piece) = pieces.next().await {
@@ -62,5 +67,5 @@ pub async fn probe(url: &str, password: Option<&Secret>, timeout: Duration) -> R
             break;
         }
     }
-    Ok(ProbeAnswer { status, date, body: body.into() })
+    Ok(ProbeAnswer { status, date, is_dormers_challenge, body: body.into() })
 }

@@ -89,6 +89,9 @@ pub struct NotTriedPath {
 pub struct PushSummary {
     /// Uploaded paths, in the order of their acknowledgements.
     pub pushed: Vec<PathDone>,
+    /// Uploaded paths that are in the cache with another NAR or other references: another push came
+    /// first, and the cache allows no replacement.
+    pub kept: Vec<PathDone>,
     /// Paths that were not uploaded because of an error.
     pub failed: Vec<FailedPath>,
     /// Paths that were not tried, because an earlier error would affect them too.
@@ -97,11 +100,11 @@ pub struct PushSummary {
     pub present: Vec<StorePath>,
     /// Paths that an upstream key signed.
     pub upstream: Vec<StorePath>,
-    /// NAR bytes of the pushed paths, as read from the disk.
+    /// NAR bytes of the uploaded paths, as read from the disk.
     pub bytes_read: u64,
     /// NAR bytes that were sent, including repeated tries.
     pub bytes_sent: u64,
-    /// NAR bytes of the pushed paths that the server already had, as far as the server says so.
+    /// NAR bytes of the uploaded paths that the server already had, as far as the server says so.
     pub bytes_saved: u64,
     /// Duration of the push.
     pub elapsed: Duration,
@@ -251,7 +254,11 @@ pub async fn execute_push(
             Ok(uploaded) => {
                 let done = summary.count(info, &uploaded);
                 reporter.path_done(id, &done);
-                summary.pushed.push(done);
+                if done.kept {
+                    summary.kept.push(done);
+                } else {
+                    summary.pushed.push(done);
+                }
                 queue.acknowledge(number);
             }
             Err(error) => {
@@ -289,6 +296,7 @@ impl PushSummary {
             kind: result.kind,
             file_size: result.file_size,
             frac_deduplicated: result.frac_deduplicated,
+            kept: result.kept,
         }
     }
 }

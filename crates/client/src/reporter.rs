@@ -54,6 +54,9 @@ pub struct PathDone {
     pub file_size: Option<u64>,
     /// Part of the NAR, 0 to 1, that the server already had, if the server said so.
     pub frac_deduplicated: Option<f64>,
+    /// Whether the cache kept the path that it had, with another NAR or other references, instead
+    /// of this one.
+    pub kept: bool,
 }
 
 /// Receives the events of a push. Calls come from several threads; the calls of one transfer come

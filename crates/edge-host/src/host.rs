@@ -8,10 +8,11 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use bytes::Bytes;
 use dormer_api::CacheName;
 use dormer_edge::{
-    Admission, Answer, Body as EdgeBody, CacheState, Catalog, EdgeKey, MISS_SECONDS, ObjectMeta, Read,
-    Request as EdgeRequest, RequestPlan, STATE_BYTES_MAX, STATE_SECONDS, TokenVerifier, Visit, home, plan,
+    Admission, Answer, Body as EdgeBody, CacheState, Catalog, EdgeKey, MISS_SECONDS, NARINFO_BYTES_MAX,
+    ObjectMeta, Read, Request as EdgeRequest, RequestPlan, STATE_BYTES_MAX, STATE_SECONDS, TokenVerifier,
+    Visit, home, plan,
 };
-use dormer_http_host::{Error, HostSettings, Listener, NotReady, Probe, Probes, Service, brief, serve};
+use dormer_http_host::{Error, HostSettings, Listener, NotReady, Peer, Probe, Probes, Service, brief, serve};
 use dormer_stores::ByteStream;
 use futures::StreamExt as _;
 use http_body_util::combinators::UnsyncBoxBody;
@@ -29,10 +30,6 @@ const FORWARDED_PROTO: HeaderName = HeaderName::from_static("x-forwarded-proto")
 /// Largest document that is remembered, in bytes. Nearly all narinfos and most listings are far
 /// smaller.
 const DOCUMENT_BYTES_MAX: u64 = 256 * 1024;
-
-/// Largest narinfo that is read, in bytes: four times the most that the lab takes of a path's
-/// metadata.
-const NARINFO_BYTES_MAX: usize = 4 * 1024 * 1024;
 
 /// Limits of a host. The defaults fit a small machine.
 #[derive(Debug, Clone)]
@@ -152,11 +149,7 @@ impl EdgeServer {
     async fn respond(&self, request: &Request<Incoming>) -> Response<Body> {
         let begin = Instant::now();
         let header = |name: HeaderName| request.headers().get(name).and_then(|value| value.to_str().ok());
-        let origin = header(HOST).map(|host| {
-            // A proxy in front of this program speaks TLS, and says so.
-            let scheme = if header(FORWARDED_PROTO) == Some("https") { "https" } else { "http" };
-            format!("{scheme}://{host}")
-        });
+        let origin = origin(request);
         let planned = plan(&EdgeRequest {
             origin: origin.as_deref(),
             method: request.method().as_str(),
@@ -295,6 +288,15 @@ impl Service for EdgeServer {
     }
 }
 
+/// The address of this host as the client knows it. A proxy in front speaks TLS, and says so; only
+/// one on this machine is believed, because caches keep a page for everybody.
+fn origin<B>(request: &Request<B>) -> Option<String> {
+    let header = |name: HeaderName| request.headers().get(name).and_then(|value| value.to_str().ok());
+    let is_trusted = request.extensions().get().is_some_and(Peer::is_local);
+    let scheme = if is_trusted && header(FORWARDED_PROTO) == Some("https") { "https" } else { "http" };
+    Some(format!("{scheme}://{}", header(HOST)?))
+}
+
 /// The edge's rules refuse other methods than these, whatever the path.
 fn probe(request: &Request<Incoming>) -> Option<Probe> {
     let is_read = matches!(*request.method(), Method::GET | Method::HEAD);
@@ -368,4 +370,45 @@ fn to_response(answer: Answer, bytes: Option<ByteStream>) -> Response<Body> {
         }
     }
     response
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_a_proxy_on_this_machine_says_the_scheme() {
+        let tcp = |address: &str| Some(Peer::Tcp(address.parse().unwrap()));
+        for (peer, expected) in [
+            (None, "http://edge"),
+            (tcp("192.0.2.1:80"), "http://edge"),
+            (tcp("[2001:db8::1]:80"), "http://edge"),
+            (tcp("127.0.0.1:80"), "https://edge"),
+            (tcp("[::1]:80"), "https://edge"),
+            (tcp("[::ffff:127.0.0.1]:80"), "https://edge"),
+            (Some(Peer::Unix), "https://edge"),
+        ] {
+            let mut request =
+                Request::builder().header(HOST, "edge").header(FORWARDED_PROTO, "https").body(()).unwrap();
+            if let Some(peer) = peer {
+                request.extensions_mut().insert(peer);
+            }
+            assert_eq!(origin(&request).as_deref(), Some(expected), "{peer:?}");
+        }
+    }
+
+    #[tokio::test]
+    async fn the_largest_narinfo_that_is_published_is_read() {
+        let folder = tempfile::tempdir().unwrap();
+        let server =
+            EdgeServer::new(Source::folder(folder.path()).unwrap(), None, None, EdgeSettings::default());
+        let hash = "1k8c1hiysz6aaks2mpfc5k7xbbjpw5z5";
+        let key = EdgeKey::parse(&format!("main/{hash}.narinfo")).unwrap();
+        std::fs::create_dir(folder.path().join("main")).unwrap();
+        // The largest that the server takes, with one more signature.
+        let text = vec![b'x'; 4 * 1024 * 1024 + 100];
+        std::fs::write(folder.path().join(key.to_string()), &text).unwrap();
+        let (meta, bytes) = server.document(&key).await.unwrap().unwrap();
+        assert_eq!((meta.size, bytes.len()), (text.len() as u64, text.len()));
+    }
 }

@@ -29,6 +29,10 @@ use crate::error::{Error, Result};
 /// token stops working.
 pub const STATE_SECONDS: u32 = 30;
 
+/// Largest narinfo that is published, in bytes. The server takes none that is larger than
+/// [`dormer_nix::NARINFO_BYTES_MAX`], and adds signatures.
+pub const NARINFO_BYTES_MAX: usize = 2 * dormer_nix::NARINFO_BYTES_MAX;
+
 /// How long a host may remember that an object is not there, in seconds: by then a freshly
 /// published path appears.
 pub const MISS_SECONDS: u32 = 5;

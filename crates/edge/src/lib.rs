@@ -37,7 +37,7 @@ pub use answer::{Answer, Body};
 pub use caching::{AnswerKind, Caching, Visibility, caching};
 pub use conditions::{Part, client_has, wanted_part};
 pub use error::{Error, Result};
-pub use layout::{EdgeKey, MISS_SECONDS, NarFile, STATE_SECONDS};
+pub use layout::{EdgeKey, MISS_SECONDS, NARINFO_BYTES_MAX, NarFile, STATE_SECONDS};
 pub use page::home;
 pub use rules::{Admission, ObjectMeta, Read, Request, RequestPlan, Visit, plan};
 pub use state::{CacheState, Catalog, STATE_BYTES_MAX};

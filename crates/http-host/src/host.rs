@@ -9,8 +9,8 @@ use std::convert::Infallible;
 use std::io;
 use std::net::SocketAddr;
 use std::pin::pin;
-use std::sync::Arc;
-use std::time::Duration;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use futures::FutureExt as _;
@@ -43,6 +43,9 @@ pub const REFUSED_MAX: usize = 64;
 /// How long a new client waits for the place of a connection that was told to end.
 const GIVE_UP_WAIT: Duration = Duration::from_secs(1);
 
+/// How long a refused client counts as waiting for a place: clients come back after a few seconds.
+const REFUSAL_COUNTS: Duration = Duration::from_secs(10);
+
 /// How long a refused client may take to send its head.
 const REFUSED_HEAD_TIMEOUT: Duration = Duration::from_secs(5);
 
@@ -61,10 +64,21 @@ pub enum Peer {
     Unix,
 }
 
+impl Peer {
+    /// Whether it is on this machine.
+    pub fn is_local(&self) -> bool {
+        match self {
+            Self::Tcp(address) => address.ip().to_canonical().is_loopback(),
+            Self::Unix => true,
+        }
+    }
+}
+
 /// Limits of a host.
 #[derive(Debug, Clone)]
 pub struct HostSettings {
-    /// Most connections at once. Later clients are answered 503.
+    /// Most connections at once. A later client takes the place of one that has waited long for a
+    /// head; without such a connection it is answered 503.
     pub connections_max: usize,
     /// Longest request line and headers together, in bytes.
     pub header_bytes_max: usize,
@@ -104,7 +118,7 @@ pub trait Service: Send + Sync + 'static {
     fn probes(&self) -> &Probes;
 
     /// Whether requests wait for what readers hold that take next to nothing. Such readers are then
-    /// cut.
+    /// cut, as they are while clients find no place.
     fn others_wait(&self) -> bool {
         false
     }
@@ -139,8 +153,13 @@ pub async fn serve<S: Service>(
 ) -> Result<(), Error> {
     let listener = listener.into();
     let slots = ConnectionSlots::new(settings.connections_max);
-    let host =
-        Host { service, settings, graceful: GracefulShutdown::new(), stopping: watch::channel(false).0 };
+    let host = Host {
+        service,
+        settings,
+        graceful: GracefulShutdown::new(),
+        refusals: Arc::clone(&slots.refusals),
+        stopping: watch::channel(false).0,
+    };
     let mut stop = pin!(async {
         shutdown.await;
         host.service.probes().begin_stopping();
@@ -180,6 +199,7 @@ struct Host<S> {
     service: Arc<S>,
     settings: HostSettings,
     graceful: GracefulShutdown,
+    refusals: Arc<Refusals>,
     /// True once no more connections are taken.
     stopping: watch::Sender<bool>,
 }
@@ -243,9 +263,9 @@ impl<S: Service> Host<S> {
         } else {
             settings.header_timeout
         };
-        let service = Arc::clone(&self.service);
-        let socket =
-            Socket::new(stream, settings.write_idle_timeout, Box::new(move || service.others_wait()));
+        let (service, refusals) = (Arc::clone(&self.service), Arc::clone(&self.refusals));
+        let others_wait = Box::new(move || refusals.go_on() || service.others_wait());
+        let socket = Socket::new(stream, settings.write_idle_timeout, others_wait);
         http1::Builder::new()
             .timer(TokioTimer::new())
             .header_read_timeout(header_timeout)
@@ -283,11 +303,32 @@ async fn head_is_late(mut stopping: watch::Receiver<bool>, place: &Place) {
     }
 }
 
+/// Whether clients are refused because all places are busy.
+struct Refusals {
+    places: Arc<Semaphore>,
+    /// When the newest client was refused; `None` if it got a place.
+    newest: Mutex<Option<Instant>>,
+}
+
+impl Refusals {
+    fn note(&self, is_refused: bool) {
+        let newest = is_refused.then(Instant::now);
+        *self.newest.lock().unwrap_or_else(PoisonError::into_inner) = newest;
+    }
+
+    /// Whether another client would be refused, and the newest one was, not long ago.
+    fn go_on(&self) -> bool {
+        let newest = *self.newest.lock().unwrap_or_else(PoisonError::into_inner);
+        self.places.available_permits() == 0 && newest.is_some_and(|at| at.elapsed() < REFUSAL_COUNTS)
+    }
+}
+
 /// Limits how many connections are open.
 struct ConnectionSlots {
     served_max: usize,
     served: Arc<Semaphore>,
     refused: Arc<Semaphore>,
+    refusals: Arc<Refusals>,
     places: Places,
     refused_places: Places,
 }
@@ -302,9 +343,12 @@ struct Slot {
 impl ConnectionSlots {
     fn new(connections_max: usize) -> Self {
         let served_max = connections_max.clamp(1, Semaphore::MAX_PERMITS);
+        let served = Arc::new(Semaphore::new(served_max));
+        let refusals = Refusals { places: Arc::clone(&served), newest: Mutex::default() };
         Self {
             served_max,
-            served: Arc::new(Semaphore::new(served_max)),
+            served,
+            refusals: Arc::new(refusals),
             refused: Arc::new(Semaphore::new(REFUSED_MAX)),
             places: Places::new(),
             refused_places: Places::new(),
@@ -333,7 +377,9 @@ impl ConnectionSlots {
     /// A slot for a new connection, which is refused if no slot to serve it is free, and no
     /// connection that waits for a head makes room.
     async fn slot(&self, refused: OwnedSemaphorePermit) -> Slot {
-        match self.serve().await {
+        let served = self.serve().await;
+        self.refusals.note(served.is_none());
+        match served {
             Some(permit) => Slot { _permit: permit, place: self.places.take(), is_refused: false },
             None => Slot { _permit: refused, place: self.refused_places.take(), is_refused: true },
         }

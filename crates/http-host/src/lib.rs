@@ -7,7 +7,8 @@
 //!   the rest wait in the kernel's queue.
 //! - No peer holds a connection for nothing: a head, a write and a stop each have a time limit, and
 //!   when all connections are taken, the oldest one that waits for a head makes room.
-//! - A reader that takes next to nothing is cut as soon as others wait for what it holds.
+//! - A reader that takes next to nothing is cut as soon as others wait for what it holds, its place
+//!   included.
 //! - A stop fails no request: readiness ends first, then new connections, then the requests in
 //!   flight.
 //! - Probes are answered on every listener, also when all connections are taken.

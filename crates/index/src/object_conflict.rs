@@ -75,9 +75,10 @@ fn change(
     if same {
         object.sigs = merge_signatures(&old.sigs, &object.sigs, known_keys);
         if only_if_same {
-            // The first stays; what it lacks is filled in.
+            // The first stays; what it lacks is filled in. Only `ca` is not: it tells how the path
+            // was named, which no later push changes.
             object.deriver = old.deriver.clone().or(object.deriver);
-            object.ca = old.ca.clone().or(object.ca);
+            object.ca.clone_from(&old.ca);
             object.system = old.system.clone().or(object.system);
         }
     } else {
@@ -181,6 +182,18 @@ mod tests {
             other_references,
             ObjectChange::Write { object: with_reference, replaced: None, old_references: vec![] }
         );
+    }
+
+    #[test]
+    fn a_later_push_neither_adds_nor_changes_the_content_address() {
+        let with_ca = |ca: Option<&str>| Object { ca: ca.map(str::to_owned), ..object(&[]) };
+        for old in [None, Some("text:sha256:a")] {
+            for new in [None, Some("text:sha256:b")] {
+                let change =
+                    change(&with_ca(new), true, &[], Some(present(with_ca(old), false)), Some(NarId(1)));
+                assert_eq!(change, ObjectChange::Touch(object(&[]).path.hash()), "{old:?} {new:?}");
+            }
+        }
     }
 
     #[test]

@@ -35,7 +35,8 @@ pub struct ServerSettings {
     /// Longest request line and headers together, in bytes. Attic's metadata header takes up to 4
     /// KiB of it.
     pub header_bytes_max: usize,
-    /// Most connections at once. Later clients are answered 503.
+    /// Most connections at once. A later client takes the place of one that has waited long for a
+    /// head; without such a connection it is answered 503.
     pub connections_max: usize,
     /// Most uploads at once, uploads that wait for memory included. More wait as long as the
     /// engine's `upload_wait`.

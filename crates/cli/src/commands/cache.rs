@@ -7,7 +7,7 @@ use std::time::Duration;
 use clap::{Args, Subcommand};
 use dormer_api::v2::{ListObjectsRequest, SortObjects};
 use dormer_api::{CacheConfig, CreateCacheRequest, Keypair, Quota, RetentionPeriod, Secret};
-use dormer_client::{CacheRef, NixStore, ServerName};
+use dormer_client::{CacheRef, NixStore, PageGuard, ServerName};
 use dormer_engine::{Clock as _, SystemClock};
 use dormer_nix::{StoreDir, StorePathHash};
 use serde_json::json;
@@ -383,7 +383,7 @@ async fn remove_paths(args: &RemovePathArgs, context: &Context) -> Result<()> {
     };
     let hashes = args.paths.iter().map(|path| hash_of(&store, path)).collect::<Result<Vec<_>>>()?;
     let (server, api) = context.connect_to_cache(&args.cache)?;
-    let (mut removed_count, mut referrer_count) = (0, 0);
+    let (mut removed_count, mut referrer_count) = (0, 0_u64);
     for (path, hash) in args.paths.iter().zip(&hashes) {
         let removed = api.remove_path(&args.cache.cache, hash).await?.removed;
         removed_count += usize::from(removed);
@@ -394,10 +394,13 @@ async fn remove_paths(args: &RemovePathArgs, context: &Context) -> Result<()> {
         if !removed {
             context.printer.warn(&format!("{} was not in {}", path.display(), args.cache));
         }
+        let mut pages = PageGuard::new(format!("removing what refers to {hash}"));
         let mut more = args.with_referrers;
         while more {
+            // Every request removes something, so the count is never the same.
+            pages.follow(referrer_count)?;
             let answer = api.remove_referrers(&args.cache.cache, hash).await?;
-            referrer_count += answer.removed;
+            referrer_count = referrer_count.saturating_add(answer.removed);
             more = answer.more;
         }
     }
@@ -423,6 +426,7 @@ async fn ls(args: &LsArgs, context: &Context) -> Result<()> {
         LsSort::Used => SortObjects::Used,
     };
     let mut request = ListObjectsRequest { sort, after: None };
+    let mut pages = PageGuard::new(format!("listing cache {}", args.cache.cache));
     loop {
         let page = api.list_objects(&args.cache.cache, &request).await?;
         for object in &page.objects {
@@ -448,7 +452,10 @@ async fn ls(args: &LsArgs, context: &Context) -> Result<()> {
             }
         }
         match page.next {
-            Some(next) => request.after = Some(next),
+            Some(next) => {
+                pages.follow(&next)?;
+                request.after = Some(next);
+            }
             None => return Ok(()),
         }
     }

@@ -123,14 +123,15 @@ async fn check(context: &Context, server: &ResolvedServer) -> Result<Option<Vec<
     }
 }
 
-/// Whether the address has what every binary cache has, readable or not.
+/// Whether the address has what every binary cache has, or is Dormer's and wants another token for
+/// it. A proxy may refuse any address.
 async fn is_cache(server: &ResolvedServer) -> bool {
     let info = format!("{}nix-cache-info", server.endpoint);
     let seen = dormer_client::probe(&info, server.token.as_ref(), PROBE_TIMEOUT).await;
     seen.is_ok_and(|seen| {
         let text = String::from_utf8_lossy(&seen.body);
         let shows_a_store = seen.status == 200 && text.lines().any(|line| line.starts_with("StoreDir:"));
-        shows_a_store || matches!(seen.status, 401 | 403)
+        shows_a_store || seen.is_dormers_challenge
     })
 }
 

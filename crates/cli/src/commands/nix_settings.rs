@@ -10,7 +10,7 @@ use serde_json::json;
 
 use crate::context::Context;
 use crate::error::{Error, Result};
-use crate::nix_files::{Change, MarkedFile, changes, find_nix_setting, host_of};
+use crate::nix_files::{Change, MarkedFile, changes, find_nix_setting, host_of, netrc_changes};
 use crate::secret_file;
 
 /// Begins the names of netrc entries for edges; the host follows. The name of a server never
@@ -137,9 +137,11 @@ impl NixFiles {
                 continue;
             }
             changed = true;
-            show(context, path, before, after.text())?;
+            let shown = if path == &self.netrc_path { netrc_changes } else { changes };
+            let shown = shown(before, after.text());
+            show(context, path, &shown)?;
             if !dry_run {
-                refuse_managed(path, before, after.text())?;
+                refuse_managed(path, shown)?;
                 refuse_readable(path, before, after.text())?;
                 let written = write_whole(path, after.text(), mode, keeps_empty);
                 written
@@ -228,16 +230,12 @@ fn read_if_there(path: &Path) -> Result<Option<String>> {
     }
 }
 
-fn show(context: &Context, path: &Path, before: &str, after: &str) -> Result<()> {
-    let changes = changes(before, after);
+/// Prints changes that are fit to be shown.
+fn show(context: &Context, path: &Path, changes: &[Change]) -> Result<()> {
     let printer = &context.printer;
     if printer.json {
-        let lines = |wanted: fn(&Change<'_>) -> bool| -> Vec<String> {
-            changes
-                .iter()
-                .filter(|change| wanted(change))
-                .map(|change| without_password(line_of(change)))
-                .collect()
+        let lines = |wanted: fn(&Change) -> bool| -> Vec<&str> {
+            changes.iter().filter(|change| wanted(change)).map(Change::line).collect()
         };
         return printer.message(&json!({
             "message_type": "file_change", "path": path.display().to_string(),
@@ -246,37 +244,23 @@ fn show(context: &Context, path: &Path, before: &str, after: &str) -> Result<()>
         }));
     }
     printer.data(&format!("{}:", path.display()))?;
-    for change in &changes {
+    for change in changes {
         let sign = if matches!(change, Change::Removed(_)) { '-' } else { '+' };
-        printer.data(&format!("{sign} {}", without_password(line_of(change))))?;
+        printer.data(&format!("{sign} {}", change.line()))?;
     }
     Ok(())
 }
 
-fn line_of<'a>(change: &Change<'a>) -> &'a str {
-    match change {
-        Change::Removed(line) | Change::Added(line) => line,
-    }
-}
-
-/// A line of a netrc file without its password, fit to be shown.
-fn without_password(line: &str) -> String {
-    match line.split_once(" password ") {
-        Some((before, _)) if line.starts_with("machine ") => format!("{before} password [redacted]"),
-        _ => line.to_owned(),
-    }
-}
-
 /// NixOS and home-manager link these files into the store, where they are read-only.
-fn refuse_managed(path: &Path, before: &str, after: &str) -> Result<()> {
+fn refuse_managed(path: &Path, shown: Vec<Change>) -> Result<()> {
     let Ok(target) = fs::canonicalize(path) else { return Ok(()) };
     if !target.starts_with("/nix/store") {
         return Ok(());
     }
-    let lines = changes(before, after)
+    let lines = shown
         .into_iter()
         .filter_map(|change| match change {
-            Change::Added(line) if !line.starts_with('#') => Some(without_password(line)),
+            Change::Added(line) if !line.starts_with('#') => Some(line),
             _ => None,
         })
         .collect();
@@ -285,8 +269,7 @@ fn refuse_managed(path: &Path, before: &str, after: &str) -> Result<()> {
 
 /// A token must not go into a file that every user of this machine can read.
 fn refuse_readable(path: &Path, before: &str, after: &str) -> Result<()> {
-    let is_token =
-        |change: &Change<'_>| matches!(change, Change::Added(line) if line.starts_with("machine "));
+    let is_token = |change: &Change| matches!(change, Change::Added(line) if line.starts_with("machine "));
     if changes(before, after).iter().any(is_token) && secret_file::is_readable_by_all(path) {
         return Err(Error::usage(
             format!(
@@ -299,8 +282,8 @@ fn refuse_readable(path: &Path, before: &str, after: &str) -> Result<()> {
     Ok(())
 }
 
-/// Replaces a whole file and keeps its mode, or creates it. A link stays a link. An empty result
-/// removes the file, unless it must exist.
+/// Replaces a whole file and keeps its mode, owner and group, or creates it. A link stays a link.
+/// An empty result removes the file, unless it must exist.
 fn write_whole(path: &Path, text: &str, mode: u32, keeps_empty: bool) -> io::Result<()> {
     if text.is_empty() && !keeps_empty && !path.is_symlink() {
         return fs::remove_file(path);
@@ -324,10 +307,35 @@ fn write_new(temporary: &Path, text: &str, model: &Path, mode: u32) -> io::Resul
     std::os::unix::fs::OpenOptionsExt::mode(&mut options, mode);
     let mut file = options.open(temporary)?;
     if let Ok(metadata) = fs::metadata(model) {
+        #[cfg(unix)]
+        keep_owner(&file, &metadata)?;
         file.set_permissions(metadata.permissions())?;
     }
     file.write_all(text.as_bytes())?;
     file.sync_all()
+}
+
+/// Gives `file` the group and the owner of the file that it replaces, as far as this user may: root
+/// edits files of others too, and they must stay readable for them.
+#[cfg(unix)]
+fn keep_owner(file: &fs::File, model: &fs::Metadata) -> io::Result<()> {
+    use std::os::unix::fs::{MetadataExt as _, fchown};
+    let own = file.metadata()?;
+    let group = (own.gid() != model.gid()).then(|| fchown(file, None, Some(model.gid())));
+    let owner = (own.uid() != model.uid()).then(|| fchown(file, Some(model.uid()), None));
+    // Not permitted, unknown to this user namespace, or not a thing of this file system.
+    let is_out_of_reach = |kind| {
+        use io::ErrorKind::{InvalidInput, PermissionDenied, Unsupported};
+        matches!(kind, InvalidInput | PermissionDenied | Unsupported)
+    };
+    for changed in [group, owner].into_iter().flatten() {
+        if let Err(error) = changed
+            && !is_out_of_reach(error.kind())
+        {
+            return Err(error);
+        }
+    }
+    Ok(())
 }
 
 #[cfg(test)]
@@ -391,13 +399,20 @@ mod tests {
         assert_eq!(conf_for_additions(folder.path()).unwrap(), folder.path().join("nix.conf"));
     }
 
+    #[cfg(unix)]
     #[test]
-    fn passwords_are_not_shown() {
-        assert_eq!(
-            without_password("machine h login dormer password eyJ"),
-            "machine h login dormer password [redacted]"
-        );
-        assert_eq!(without_password("extra-substituters = x"), "extra-substituters = x");
+    fn a_replaced_file_keeps_its_owner_and_group() {
+        use std::os::unix::fs::{MetadataExt as _, chown};
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("netrc");
+        fs::write(&path, "a\n").unwrap();
+        // Root only: others cannot give files away.
+        if chown(&path, Some(1234), Some(5678)).is_ok() {
+            write_whole(&path, "b\n", 0o600, false).unwrap();
+            let metadata = fs::metadata(&path).unwrap();
+            assert_eq!((metadata.uid(), metadata.gid()), (1234, 5678));
+            assert_eq!(fs::read_to_string(&path).unwrap(), "b\n");
+        }
     }
 
     #[test]

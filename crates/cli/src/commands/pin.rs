@@ -6,7 +6,7 @@ use std::time::Duration;
 use clap::{Args, Subcommand};
 use dormer_api::PinName;
 use dormer_api::v2::{AddPinRequest, AddPinResponse, ListPinsRequest};
-use dormer_client::{ApiClient, CacheRef, NixStore};
+use dormer_client::{ApiClient, CacheRef, NixStore, PageGuard};
 use dormer_engine::{Clock as _, SystemClock};
 use dormer_nix::StorePath;
 use serde_json::json;
@@ -129,6 +129,7 @@ async fn list(args: &ListArgs, context: &Context) -> Result<()> {
     let (server, api) = context.connect_to_cache(&args.cache)?;
     let (now, printer) = (SystemClock.now(), &context.printer);
     let mut request = ListPinsRequest::default();
+    let mut pages = PageGuard::new(format!("listing the pins of cache {}", args.cache.cache));
     loop {
         let page = api.list_pins(&args.cache.cache, &request).await?;
         for pin in &page.pins {
@@ -146,7 +147,10 @@ async fn list(args: &ListArgs, context: &Context) -> Result<()> {
             }
         }
         match page.pins.last() {
-            Some(last) if page.more => request.after = Some(last.clone()),
+            Some(last) if page.more => {
+                pages.follow((&last.name, &last.store_path))?;
+                request.after = Some(last.clone());
+            }
             _ => return Ok(()),
         }
     }

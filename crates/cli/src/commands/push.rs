@@ -9,7 +9,9 @@ use std::time::{Duration, Instant};
 use clap::Args;
 use dormer_api::PinName;
 use dormer_api::v2::AddPinRequest;
-use dormer_client::{CacheRef, NixStore, PushOptions, PushPlan, PushSummary, execute_push, plan_push};
+use dormer_client::{
+    CacheRef, NixStore, PathDone, PushOptions, PushPlan, PushSummary, execute_push, plan_push,
+};
 use dormer_nix::{StoreDir, StorePath};
 use serde_json::json;
 use tokio::signal::unix::{SignalKind, signal};
@@ -107,7 +109,7 @@ pub(super) async fn run(args: PushArgs, context: &Context) -> Result<ExitCode> {
         said.dry_run(&plan)?;
         return match unresolved + plan.invalid.len() {
             0 => Ok(ExitCode::SUCCESS),
-            lost => Err(Error::PathsLost { lost, tried: unresolved + plan.path_count() }),
+            lost => Err(Error::PathsLost { lost, tried: unresolved + plan.path_count(), too_slow: false }),
         };
     }
 
@@ -184,12 +186,14 @@ fn outcome(mut summary: PushSummary, unresolved: usize, tried: usize) -> Option<
     if lost == 0 {
         return None;
     }
-    let explains =
-        summary.pushed.is_empty() && summary.failed.iter().all(|failed| failed.error.is_fatal_for_push());
+    let explains = summary.pushed.is_empty()
+        && summary.kept.is_empty()
+        && summary.failed.iter().all(|failed| failed.error.is_fatal_for_push());
     if explains && !summary.failed.is_empty() {
         return Some(summary.failed.swap_remove(0).error.into());
     }
-    Some(Error::PathsLost { lost, tried })
+    let too_slow = summary.failed.iter().any(|failed| error::is_too_slow(&failed.error));
+    Some(Error::PathsLost { lost, tried, too_slow })
 }
 
 /// Prints what a push reports, apart from its progress.
@@ -260,11 +264,8 @@ impl Said<'_> {
     }
 
     fn summary(&self, summary: &PushSummary, planned: usize, elapsed: Duration) -> Result<()> {
-        for done in &summary.pushed {
-            self.printer.message(&json!({
-                "message_type": "path", "path": self.full(&done.path), "state": "pushed", "nar_size": done.nar_size,
-                "file_size": done.file_size, "deduplicated": done.frac_deduplicated,
-            }))?;
+        for done in summary.pushed.iter().chain(&summary.kept) {
+            self.printer.message(&done_message(&self.full(&done.path), done))?;
         }
         for failed in &summary.failed {
             self.printer.message(&json!({
@@ -287,7 +288,7 @@ impl Said<'_> {
         }
         self.printer.message(&json!({
             "message_type": "summary", "paths": planned, "pushed": summary.pushed.len(),
-            "present": summary.present.len(), "upstream": summary.upstream.len(),
+            "kept": summary.kept.len(), "present": summary.present.len(), "upstream": summary.upstream.len(),
             "failed": summary.failed.len(), "not_tried": summary.not_tried.len(),
             "bytes_read": summary.bytes_read, "bytes_sent": summary.bytes_sent, "bytes_saved": summary.bytes_saved,
             "seconds": elapsed.as_secs_f64(),
@@ -295,6 +296,14 @@ impl Said<'_> {
         self.printer.conclude(&last_line(summary, planned, elapsed));
         Ok(())
     }
+}
+
+/// The line of JSON for a path that the server acknowledged.
+fn done_message(path: &str, done: &PathDone) -> serde_json::Value {
+    json!({
+        "message_type": "path", "path": path, "state": if done.kept { "kept" } else { "pushed" },
+        "nar_size": done.nar_size, "file_size": done.file_size, "deduplicated": done.frac_deduplicated,
+    })
 }
 
 /// ` (400 already there, 19 upstream)`, without zero counts.
@@ -315,6 +324,7 @@ fn last_line(summary: &PushSummary, planned: usize, elapsed: Duration) -> String
         summary.pushed.len(),
         error::paths(planned),
         others(&[
+            (summary.kept.len(), "not replaced"),
             (summary.present.len(), "already there"),
             (summary.upstream.len(), "upstream"),
             (lost, "lost")
@@ -350,6 +360,23 @@ mod tests {
         insta::assert_snapshot!(last_line(&summary, 3, elapsed), @"pushed 0 of 3 paths (1 already there, 2 upstream), 38.2 MiB read, 38.2 MiB sent, 12.0 MiB deduplicated, 9.4 s");
         summary.not_tried = vec![NotTriedPath { path: path("d"), failed_reference: None }];
         insta::assert_snapshot!(last_line(&summary, 4, elapsed), @"pushed 0 of 4 paths (1 already there, 2 upstream, 1 lost), 38.2 MiB read, 38.2 MiB sent, 12.0 MiB deduplicated, 9.4 s");
+    }
+
+    #[test]
+    fn a_path_that_the_cache_kept_as_it_was_is_not_called_pushed() {
+        let done = |kept| PathDone {
+            path: path("a"),
+            nar_size: 1,
+            kind: dormer_api::UploadPathResultKind::Uploaded,
+            file_size: None,
+            frac_deduplicated: None,
+            kept,
+        };
+        assert_eq!(done_message("/p", &done(false))["state"], "pushed");
+        assert_eq!(done_message("/p", &done(true))["state"], "kept");
+        let summary = PushSummary { kept: vec![done(true)], ..PushSummary::default() };
+        insta::assert_snapshot!(last_line(&summary, 1, Duration::from_millis(100)), @"pushed 0 of 1 path (1 not replaced), 0 B read, 0 B sent, 0 B deduplicated, 0.1 s");
+        assert!(outcome(summary, 0, 1).is_none());
     }
 
     #[test]

@@ -387,6 +387,28 @@ fn a_password_that_somebody_else_wrote_is_left_alone() {
     assert!(!used.contains("+ netrc-file"), "{used}");
 }
 
+/// An entry of ours from before goes to the front, so all lines change.
+#[test]
+fn no_change_of_a_netrc_file_shows_the_passwords_of_others() {
+    let mut home = TestHome::new();
+    home.serve();
+    home.login();
+    home.run(&["cache", "create", "team"]);
+    let netrc = home.path(".config/nix/netrc");
+    fs::create_dir_all(netrc.parent().unwrap()).unwrap();
+    let theirs = "machine x login a\n  password MARKER\n\tmachine\ty\tpassword\tMARKER account MARKER\n\
+                  machine z password\n  MARKER\ndefault login a password MARKER\n";
+    let ours = "# >>> dormer use lab\nmachine 127.0.0.1 login dormer password MARKER\n# <<< dormer use lab\n";
+    fs::write(&netrc, format!("{theirs}{ours}")).unwrap();
+    for json in [None, Some("--json")] {
+        let words: Vec<&str> = ["use", "team", "--dry-run"].into_iter().chain(json).collect();
+        let said = home.run(&words);
+        assert!(said.starts_with("exit code: 0"), "{said}");
+        assert!(said.contains("default login a password [redacted]"), "{said}");
+        assert!(!said.contains("MARKER"), "{said}");
+    }
+}
+
 /// A store folder with one file, and a program that describes the file like `nix path-info`.
 fn fake_store(home: &TestHome, contents: &str) -> String {
     let store = home.path("store");
@@ -464,7 +486,7 @@ fn a_push_ends_with_a_line_that_stands_alone() {
     --- stdout
     {"cache":"local","invalid":0,"message_type":"plan","missing":0,"missing_bytes":0,"paths":1,"present":1,"upstream":0}
     {"message_type":"path","path":"HOME/store/f22352qy5d2vfxv22w7q3n7gz1ia47nx-hello","state":"present"}
-    {"bytes_read":0,"bytes_saved":0,"bytes_sent":0,"failed":0,"message_type":"summary","not_tried":0,"paths":1,"present":1,"pushed":0,"seconds":N,"upstream":0}
+    {"bytes_read":0,"bytes_saved":0,"bytes_sent":0,"failed":0,"kept":0,"message_type":"summary","not_tried":0,"paths":1,"present":1,"pushed":0,"seconds":N,"upstream":0}
     "#);
     insta::assert_snapshot!(home.run(&["cache", "remove-path", "local", "f22352qy5d2vfxv22w7q3n7gz1ia47nx-hello"]), @"
     exit code: 0

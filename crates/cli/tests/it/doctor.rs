@@ -305,7 +305,10 @@ fn what_keeps_a_client_from_its_caches_is_found() {
     fake_nix(&home, &settings);
 
     fs::set_permissions(&netrc, fs::Permissions::from_mode(0o644)).unwrap();
-    client(&home).fails_only("other users of this machine can read the tokens");
+    client(&home).fails_only("every user of this machine can read the tokens");
+    // As `dormer use` accepts it.
+    fs::set_permissions(&netrc, fs::Permissions::from_mode(0o640)).unwrap();
+    client(&home).is_healthy();
     fs::set_permissions(&netrc, fs::Permissions::from_mode(0o600)).unwrap();
     fs::write(&netrc, text.replace("password ey", "password xx")).unwrap();
     client(&home).fails_only("does not accept the token in the netrc file");
@@ -332,6 +335,25 @@ fn what_keeps_a_client_from_its_caches_is_found() {
     assert_eq!(away.len(), 3, "the server and both caches: {away:?}");
     let shown = format!("{away:?}{lost:?}");
     assert!(!shown.contains("eyJ"), "no token is shown: {shown}");
+}
+
+#[test]
+fn a_token_in_the_netrc_file_is_warned_about_before_it_expires() {
+    let (home, _) = client_of_two_caches();
+    let netrc = home.path(".config/nix/netrc");
+    let long = fs::read_to_string(home.path(".local/share/dormer/admin-token")).unwrap();
+    let create = ["token", "create", "--sub", "ada", "--validity", "1d", "--pull", "*"];
+    let short = home.command(&create).output().unwrap();
+    assert!(short.status.success(), "{short:?}");
+    let short = String::from_utf8(short.stdout).unwrap();
+    let text = fs::read_to_string(&netrc).unwrap();
+    assert!(text.contains(long.trim()));
+    fs::write(&netrc, text.replace(long.trim(), short.trim())).unwrap();
+    let report = client(&home);
+    report.is_healthy();
+    let warnings = report.with("warn").join("\n");
+    let expected = "cache: the token for lab:team in the netrc file expires within a day";
+    assert!(warnings.contains(expected), "{warnings}");
 }
 
 #[test]

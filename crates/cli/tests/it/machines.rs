@@ -14,7 +14,8 @@ use crate::test_home::TestHome;
 /// Longest wait for a process to end.
 const END_MAX: Duration = Duration::from_secs(20);
 
-/// Answers every request whose path begins with one of `paths`, and all others with 404.
+/// Answers every request whose path begins with one of `paths`, and all others with 404. The body
+/// of a 401 is also the realm that it asks for.
 fn answering(paths: &'static [(&'static str, u16, &'static str)]) -> String {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let url = format!("http://{}", listener.local_addr().unwrap());
@@ -28,9 +29,13 @@ fn answering(paths: &'static [(&'static str, u16, &'static str)]) -> String {
             let found = paths.iter().find(|(begin, ..)| path.starts_with(begin));
             let (status, body) =
                 found.map_or((404, "<html>nothing</html>"), |(_, status, body)| (*status, body));
+            let challenge = match status {
+                401 => format!("WWW-Authenticate: Basic realm=\"{body}\"\r\n"),
+                _ => String::new(),
+            };
             let _ = write!(
                 stream,
-                "HTTP/1.1 {status} X\r\nContent-Length: {}\r\nConnection: close\r\n\r\n{body}",
+                "HTTP/1.1 {status} X\r\nContent-Length: {}\r\nConnection: close\r\n{challenge}\r\n{body}",
                 body.len()
             );
         }
@@ -112,11 +117,14 @@ fn login_accepts_servers_only() {
             "is the address of the cache main",
         ),
         (
-            &[("/main/nix-cache-info", 401, ""), ("/", 404, ATTIC)],
+            &[("/main/nix-cache-info", 401, "dormer"), ("/", 404, ATTIC)],
             "/main/",
             2,
             "is the address of the cache main",
         ),
+        // A proxy that refuses everything says nothing about the address.
+        (&[("/", 401, "proxy")], "/main", 4, "without a token"),
+        (&[("/", 403, "no")], "/main", 4, "the token does not permit this"),
         (&[("/main/nix-cache-info", 200, INFO)], "/main", 2, "is the address of the cache main"),
         (&[("/b/main/nix-cache-info", 200, INFO)], "/b/main", 2, "give the address of the server: http://"),
     ] {
@@ -125,6 +133,38 @@ fn login_accepts_servers_only() {
         assert!(said.starts_with(&format!("exit code: {code}\n")), "{paths:?} {path}: {said}");
         assert!(said.contains(words), "{paths:?} {path}: {said}");
         assert_eq!(home.path(".config/dormer/config.toml").exists(), code == 0, "{paths:?} {path}: {said}");
+    }
+}
+
+#[test]
+fn no_server_keeps_a_command_for_ever() {
+    const OBJECT: &str = "/_api/v2/caches/main/objects/f22352qy5d2vfxv22w7q3n7gz1ia47nx";
+    const REFERRERS: &str = "/_api/v2/caches/main/objects/f22352qy5d2vfxv22w7q3n7gz1ia47nx/referrers";
+    const PINS: &str = r#"{"pins":[{"name":"n","store_path":"f22352qy5d2vfxv22w7q3n7gz1ia47nx-a","created_at":1}],"more":true}"#;
+    let url = answering(&[
+        (REFERRERS, 200, r#"{"removed":0,"more":true}"#),
+        (OBJECT, 200, r#"{"removed":true}"#),
+        ("/_api/v2/caches/main/objects", 200, r#"{"objects":[],"next":"here"}"#),
+        ("/_api/v2/caches/main/pins", 200, PINS),
+        ("/_api/v2/caches", 200, r#"{"caches":[],"next":"main"}"#),
+    ]);
+    let home = TestHome::new();
+    for words in [
+        &["cache", "list"][..],
+        &["cache", "ls", "main"],
+        &["cache", "remove-path", "main", "f22352qy5d2vfxv22w7q3n7gz1ia47nx", "--with-referrers"],
+        &["pin", "list", "main"],
+    ] {
+        let mut command = home.command(words);
+        command.env("DORMER_ENDPOINT", &url).stdout(Stdio::null()).stderr(Stdio::piped());
+        let mut child = command.spawn().unwrap();
+        let end = ends(&mut child, END_MAX);
+        // Best effort: it has ended unless the test fails.
+        let _ = child.kill();
+        let mut said = String::new();
+        child.stderr.take().unwrap().read_to_string(&mut said).unwrap();
+        assert_eq!(end.and_then(|end| end.code()), Some(1), "{words:?}: {said}");
+        assert!(said.contains("pages of the server's answer do not end"), "{words:?}: {said}");
     }
 }
 

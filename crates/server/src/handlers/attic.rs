@@ -11,7 +11,7 @@ use dormer_index::{Cache, CacheVisibility, CommitOutcome, Object};
 use dormer_nix::{NarInfo, SecretKey};
 use http::{Response, StatusCode};
 
-use crate::app::App;
+use crate::app::{App, BufferShare};
 use crate::body::{self, Body};
 use crate::call::Call;
 use crate::codec::Compression;
@@ -193,9 +193,11 @@ pub(crate) async fn upload_path(
     let request = IngestRequest {
         store_dir: cache.store_dir.clone(),
         expected: Some((info.nar_hash, info.nar_size)),
-        extra_memory_bytes: 0,
+        // The metadata lives as long as the upload.
+        extra_memory_bytes: upload.metadata_bytes,
     };
     let (mut ingest, _share) = app.begin_ingest(call, request).await?;
+    upload.memory = None;
     while let Some(bytes) = upload.next().await? {
         ingest.write(&bytes).await?;
     }
@@ -216,13 +218,18 @@ pub(crate) async fn upload_path(
 /// The body of `upload-path`: metadata, then the NAR.
 struct StorePathUpload<'a> {
     info: UploadPathNarInfo,
+    /// Memory that the metadata takes, in bytes.
+    metadata_bytes: u64,
+    /// The share of that memory, until the upload has its own.
+    memory: Option<BufferShare<'a>>,
     /// The bytes of the NAR that came in the same piece as the end of the metadata.
     first: Option<bytes::Bytes>,
     body: &'a mut RequestBody,
 }
 
 impl<'a> StorePathUpload<'a> {
-    async fn begin(app: &App, call: &Call, body: &'a mut RequestBody) -> Result<Self, Failure> {
+    async fn begin(app: &'a App, call: &Call, body: &'a mut RequestBody) -> Result<Self, Failure> {
+        let metadata_bytes = |json_bytes: usize| small_body::COPIES * json_bytes as u64;
         let max = app.settings.nar_info_preamble_bytes_max;
         let too_long = || Failure::TooLong { what: "the metadata", max: max as u64 };
         if let Some(json) = call.headers().get(NAR_INFO) {
@@ -230,7 +237,8 @@ impl<'a> StorePathUpload<'a> {
                 return Err(too_long());
             }
             let info = UploadPathNarInfo::parse(json.as_bytes()).map_err(bad_request)?;
-            return Ok(Self { info, first: None, body });
+            let metadata_bytes = metadata_bytes(json.len());
+            return Ok(Self { info, metadata_bytes, memory: None, first: None, body });
         }
         let Some(size) = call.headers().get(NAR_INFO_PREAMBLE_SIZE) else {
             return Err(Failure::BadRequest(format!(
@@ -266,8 +274,10 @@ impl<'a> StorePathUpload<'a> {
             first = Some(rest).filter(|rest| !rest.is_empty());
         }
         body.allow_until(all);
+        let metadata_bytes = metadata_bytes(size);
+        memory.grow(metadata_bytes - size as u64).await?;
         let info = UploadPathNarInfo::parse(&json).map_err(bad_request)?;
-        Ok(Self { info, first, body })
+        Ok(Self { info, metadata_bytes, memory: Some(memory), first, body })
     }
 
     async fn next(&mut self) -> Result<Option<bytes::Bytes>, BodyError> {

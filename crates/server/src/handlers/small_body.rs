@@ -20,7 +20,7 @@ pub(crate) const CONTENT_DECODER_BYTES_MAX: u64 = 16 * 1024 * 1024;
 
 /// Memory that acting on a body takes, in its own length: the body, what is read from it, and what
 /// is answered.
-const COPIES: u64 = 4;
+pub(crate) const COPIES: u64 = 4;
 
 /// Most memory that one body of this length takes: while it is decoded, or while it is acted on.
 /// One body at a time may take it beside the budget ([`crate::shares`], the last resort).

@@ -50,7 +50,10 @@ fn an_answer_that_depended_on_a_token_is_private_and_a_miss_is_never_kept() {
                 let stranger = server.request(method, &address, &[], b"");
                 if cache == "main" {
                     let same = stranger.header("cache-control");
-                    assert_eq!((stranger.status, same), (status, Some(control)), "{address}");
+                    // Encoding an upload again is work, and only for callers with a token.
+                    let costs = name == "nar/upload.nar" && method == "GET";
+                    let status = if costs { 401 } else { status };
+                    assert_eq!((stranger.status, same), (status, Some(control)), "{method} {address}");
                 } else if name != "other" {
                     let refused = (stranger.status, stranger.header("cache-control"));
                     assert_eq!(refused, (401, Some("private, no-store")), "{method} {address}");

@@ -30,7 +30,18 @@ fn requests(cache: &str) -> Vec<(&'static str, String, Option<String>, Vec<u8>)>
         let body = json!({"is_public": true}).to_string().into_bytes();
         requests.push((method, format!("/_api/v1/cache-config/{cache}"), None, body));
     }
-    requests.push(("DELETE", format!("/_api/v2/caches/{cache}/objects/{hash}"), None, Vec::new()));
+    for (method, rest, body) in [
+        ("DELETE", format!("objects/{hash}"), json!(null)),
+        ("DELETE", format!("objects/{hash}/referrers"), json!(null)),
+        ("POST", "objects".to_owned(), json!({"sort": "used"})),
+        ("POST", "pins".to_owned(), json!({})),
+        ("PUT", "pins/p".to_owned(), json!({"store_path": path(1).to_string()})),
+        ("DELETE", "pins/p".to_owned(), json!(null)),
+        ("DELETE", format!("pins/p/{hash}"), json!(null)),
+    ] {
+        let body = if body.is_null() { Vec::new() } else { body.to_string().into_bytes() };
+        requests.push((method, format!("/_api/v2/caches/{cache}/{rest}"), None, body));
+    }
     let missing = json!({"cache": cache, "store_path_hashes": [hash.to_string()]}).to_string();
     requests.push(("POST", "/_api/v1/get-missing-paths".to_owned(), None, missing.into_bytes()));
     let info = nar_info(cache, &path(1), &nar(1), &json!({})).to_string();

@@ -82,12 +82,9 @@ pub(super) async fn check(known: &Known, files: &Files, nix: Option<&NixConfig>)
         Known::Broken(finding) => vec![finding.clone()],
         Known::Server(server) => {
             let mut findings = vec![check_server(server).await];
-            findings.extend(
-                server
-                    .token
-                    .as_ref()
-                    .and_then(|token| check_expiry(server.name.as_str(), token, SystemTime::now())),
-            );
+            let name = server.name.as_str();
+            let token = server.token.as_ref();
+            findings.extend(token.and_then(|token| check_expiry(SERVER, name, token, SystemTime::now())));
             findings
         }
         Known::Cache { name, url, key } => {
@@ -96,6 +93,10 @@ pub(super) async fn check(known: &Known, files: &Files, nix: Option<&NixConfig>)
             let host = host_of(url);
             let netrc = fs::read_to_string(files.netrc_path(nix)).unwrap_or_default();
             let password = netrc_password(&netrc, host).map(Secret::new);
+            // The netrc file has a copy, which can be older than the token of `dormer login`.
+            let place = format!("{name} in the netrc file");
+            let token = password.as_ref();
+            findings.extend(token.and_then(|token| check_expiry(CACHE, &place, token, SystemTime::now())));
             match check_address(name, url, password.as_ref()).await {
                 Ok(finding) => findings.push(finding),
                 Err(finding) => {
@@ -111,7 +112,7 @@ pub(super) async fn check(known: &Known, files: &Files, nix: Option<&NixConfig>)
 }
 
 /// Warns before a token expires: since Nix 2.35, a token that does not count stops builds.
-fn check_expiry(name: &str, token: &Secret, now: SystemTime) -> Option<Finding> {
+fn check_expiry(subject: &'static str, name: &str, token: &Secret, now: SystemTime) -> Option<Finding> {
     let left = dormer_client::token_expiry(token)?.duration_since(now).unwrap_or_default();
     if left > TOKEN_TIME_MIN {
         return None;
@@ -122,7 +123,7 @@ fn check_expiry(name: &str, token: &Secret, now: SystemTime) -> Option<Finding> 
         days => format!("expires in {days} days"),
     };
     Some(Finding::warn(
-        SERVER,
+        subject,
         format!("the token for {name} {when}"),
         ["get a new one: log in with it (dormer login), then dormer unuse and dormer use each private cache"],
     ))
@@ -306,12 +307,13 @@ mod tests {
         // `{"exp":784111777}`
         let token = Secret::new("e30.eyJleHAiOjc4NDExMTc3N30.c2ln");
         let expiry = SystemTime::UNIX_EPOCH + Duration::from_secs(784_111_777);
-        let at =
-            |before: Duration| check_expiry("lab", &token, expiry - before).map(|finding| finding.message);
+        let at = |before: Duration| {
+            check_expiry(SERVER, "lab", &token, expiry - before).map(|finding| finding.message)
+        };
         assert_eq!(at(Duration::from_hours(15 * 24)), None);
         assert_eq!(at(Duration::from_hours(49)).as_deref(), Some("the token for lab expires in 2 days"));
         assert_eq!(at(Duration::from_hours(1)).as_deref(), Some("the token for lab expires within a day"));
         assert_eq!(at(Duration::ZERO).as_deref(), Some("the token for lab has expired"));
-        assert_eq!(check_expiry("lab", &Secret::new("opaque"), expiry), None);
+        assert_eq!(check_expiry(SERVER, "lab", &Secret::new("opaque"), expiry), None);
     }
 }

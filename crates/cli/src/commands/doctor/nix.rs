@@ -132,11 +132,11 @@ impl Files {
 
     fn describe_netrc(&self, path: &Path, config: Option<&NixConfig>) -> Finding {
         let name = path.display();
-        if secret_file::is_readable_by_others(path) {
+        if secret_file::is_readable_by_all(path) {
             return Finding::fail(
                 NETRC,
-                format!("{name}: other users of this machine can read the tokens in it"),
-                ["chmod 600 it"],
+                format!("{name}: every user of this machine can read the tokens in it"),
+                ["chmod o-rwx it"],
             );
         }
         let system = &self.all[self.all.len() - 1].netrc_path;
@@ -150,8 +150,9 @@ impl Files {
         Finding::ok(
             NETRC,
             format!(
-                "{name} can be read by this user{}, and by nobody else",
-                if has_daemon() { " and the daemon" } else { "" }
+                "{name} can be read by this user{}, and by {}",
+                if has_daemon() { " and the daemon" } else { "" },
+                if secret_file::is_readable_by_others(path) { "its group only" } else { "nobody else" }
             ),
         )
     }

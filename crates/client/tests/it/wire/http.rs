@@ -121,6 +121,21 @@ async fn requests_look_as_attics_client_sends_them() {
     }
 }
 
+#[tokio::test]
+async fn a_list_of_caches_that_does_not_go_forward_is_an_error() {
+    // Names of the pages, in turn, and how many pages the client reads.
+    for (names, pages) in [(&["main"][..], 2), (&["b", "a"], 2), (&["a", "b"], 3)] {
+        let answer =
+            move |number: usize| ok(&format!(r#"{{"caches":[],"next":"{}"}}"#, names[number % names.len()]));
+        let server = Server::answering(move |number, _| answer(number)).await;
+        let api = client(&server);
+        let listed = tokio::time::timeout(Duration::from_secs(20), api.list_caches()).await;
+        let listed = listed.expect("the list ends");
+        assert!(matches!(listed, Err(Error::EndlessList { .. })), "{names:?}: {listed:?}");
+        assert_eq!(server.requests().len(), pages, "{names:?}");
+    }
+}
+
 /// The answer of a server, and the error that it must become.
 type Case = (Step, fn(&Error) -> bool);
 

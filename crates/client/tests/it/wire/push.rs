@@ -183,7 +183,8 @@ impl PushReporter for Log {
     }
 
     fn path_done(&self, id: TransferId, done: &PathDone) {
-        self.write(format!("done {id} {}", done.path.name()));
+        let kept = if done.kept { " kept" } else { "" };
+        self.write(format!("done {id} {}{kept}", done.path.name()));
     }
 
     fn path_failed(&self, id: TransferId, path: &StorePath, _error: &Error) {
@@ -442,6 +443,25 @@ async fn a_failure_skips_the_paths_that_refer_to_it_and_says_so() {
     assert_eq!(skipped, ["middle", "top"]);
     assert!(summary.not_tried.iter().all(|skipped| skipped.failed_reference == Some(store.paths[2].clone())));
     assert!(!uploads(&server).iter().any(|(_, info)| info.store_path.ends_with("-top")));
+}
+
+#[tokio::test]
+async fn a_path_that_the_cache_kept_as_it_was_is_told_apart() {
+    let store = Store::new(&[("a", 10, None), ("b", 10, None)]);
+    let kept = Step::Answer(200, "", r#"{"kind":"Deduplicated","kept":true}"#.to_owned());
+    let answer = move |number: usize| if number == 0 { kept.clone() } else { uploaded(number) };
+    let server = server(&[0, 1], answer).await;
+    let options = PushOptions::default();
+    let plan = plan(&store, &server, &options).await.unwrap();
+    let log = Arc::new(Log::default());
+    let summary = execute_push(&api(&server), plan, &options, log.clone()).await;
+    assert!(summary.is_complete());
+    assert_eq!((summary.pushed.len(), summary.kept.len()), (1, 1), "{summary:?}");
+    assert!(summary.kept[0].kept && !summary.pushed[0].kept);
+    let said = format!("{} kept", summary.kept[0].path.name());
+    let events = log.0.lock().unwrap();
+    assert_eq!(events.iter().filter(|line| line.ends_with(" kept")).count(), 1, "{events:?}");
+    assert!(events.iter().any(|line| line.ends_with(&said)), "{events:?}");
 }
 
 #[tokio::test]
