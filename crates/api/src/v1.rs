@@ -208,9 +208,9 @@ impl UploadPathNarInfo {
         }
     }
 
-    /// Checks the paths against the store folder of the cache. References and the deriver may be
-    /// full paths too, and an empty or unknown deriver is none, because clients other than Attic's
-    /// write them so.
+    /// Checks the paths against the store folder of the cache. Clients other than Attic's write
+    /// references and the deriver as full paths, and a missing deriver as an empty text or
+    /// `unknown-deriver`; this accepts both.
     pub fn resolve(&self, store_dir: &StoreDir) -> Result<ResolvedNarInfo> {
         let path = |field, text: &str| {
             let parsed =

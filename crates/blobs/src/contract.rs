@@ -66,8 +66,8 @@ pub trait Blobs: Send + Sync + fmt::Debug + 'static {
     /// Names of all objects, in no order. For checks and repairs only: nothing on a hot path lists.
     async fn list(&self) -> Result<Vec<BlobKey>>;
 
-    /// Whether a call is a request over a network: then fewer, larger reads are better than many
-    /// small ones, even if they read some bytes in vain.
+    /// Whether a call is a request over a network. Then few large reads are better than many small
+    /// ones, even if nobody needs some of the bytes.
     fn is_remote(&self) -> bool {
         false
     }

@@ -303,8 +303,8 @@ fn probe(request: &Request<Incoming>) -> Option<Probe> {
     Probe::parse(request.uri().path()).filter(|_| is_read)
 }
 
-/// Whether the store answers. The catalogue is asked for because each publisher writes one; the
-/// answer that there is none is an answer, too.
+/// Whether the store answers. The check reads the catalogue, because each publisher writes one. A
+/// store without a catalogue answers too.
 async fn check(source: Source) -> Result<(), NotReady> {
     let name = EdgeKey::Catalog.to_string();
     let found = tokio::time::timeout(CHECK_TIMEOUT, source.head(&name)).await;

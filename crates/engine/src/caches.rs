@@ -57,7 +57,7 @@ pub struct UpdateCache {
     pub upstream_cache_key_names: Option<Vec<String>>,
     /// Retention in seconds; `Some(None)` goes back to the server's default.
     pub retention_seconds: Option<Option<i64>>,
-    /// Quota in bytes; `Some(None)` goes back to the server's default, and 0 is none.
+    /// Quota in bytes; `Some(None)` goes back to the server's default; 0 means no quota.
     pub quota_bytes: Option<Option<u64>>,
     /// How many paths of a name are kept; `Some(None)` keeps all.
     pub keep_latest: Option<Option<u32>>,

@@ -60,7 +60,8 @@ impl Places {
         place
     }
 
-    /// Closes the connection that has waited longest for a head. `false` if there is none.
+    /// Closes the connection that has waited longest for a head. `false` if no connection waits for
+    /// a head.
     pub(crate) fn give_up_oldest(&self) -> bool {
         let now = millis_since(self.begin);
         let open: Vec<Arc<Place>> = {

@@ -196,7 +196,7 @@ mod tests {
             (&[("forwarded", "for=1.2.3.4, host=b.example;proto=https")], "http://inner:8080/"),
             (&[("forwarded", "for=\"a,b;host=x\";host=a.example")], "http://a.example/"),
             (&[("forwarded", "host=a.example"), (HOST, "b.example"), (PROTO, "https")], "https://a.example/"),
-            // What is not well-formed is as good as missing.
+            // The server ignores a malformed value.
             (&[(PROTO, "ftp"), (HOST, "ada:x@h"), (PREFIX, "cache")], "http://inner:8080/"),
             (&[(HOST, "a b"), (PREFIX, "//evil")], "http://inner:8080/"),
             (&[(HOST, "a/b?trusted=1"), (PREFIX, "/x?trusted=1")], "http://inner:8080/"),

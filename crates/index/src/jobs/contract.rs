@@ -150,9 +150,9 @@ pub trait JobIndex: Send + Sync + std::fmt::Debug + 'static {
     /// How many jobs of each kind are open; a kind without any is left out. One statement.
     async fn job_backlog(&self, now: UnixSeconds) -> Result<Vec<JobBacklog>>;
     /// Takes, for `holder`, the lease of the oldest job of a kind whose last lease has ended at
-    /// `now`, until `ends_at`. `None` if there is none, or if another process takes that one at the
-    /// same moment. Two calls never get the same lease. A lease whose answer was lost has to run
-    /// out.
+    /// `now`, until `ends_at`. `None` if no job is free, or if another process takes that job at
+    /// the same moment. Two calls never get the same lease. A lease whose answer was lost has to
+    /// run out.
     async fn lease_job(
         &self,
         kind: JobKind,

@@ -26,8 +26,8 @@ pub(super) const FIND_PUBLISHED: Sql = both!(
     "SELECT o.hash, o.state, o.nar, o.tag, o.digest, o.etag, o.upstream FROM", keyed 3, "AS k CROSS JOIN publish_objects AS o
      WHERE o.target = k.target AND o.cache = k.cache AND o.hash = k.item"
 );
-// SQLite cannot begin a range of an index of expressions with a row of values: so the first value
-// is compared by itself too, and a page reads at most the rows with its first byte in vain.
+// SQLite cannot begin a range of an index of expressions with a row of values, so the first value
+// is compared by itself too. A page then skips at most the rows that share its first byte.
 pub(super) const LIST_PUBLISHED: Sql = both!(
     "SELECT o.hash, o.state, o.nar, o.tag, o.digest, o.etag, o.upstream FROM publish_objects AS o
      WHERE o.target * 4294967296 + o.cache = $1 * 4294967296 + $2 AND (substr(o.hash, 20, 1), o.hash) > ($3, $4)
