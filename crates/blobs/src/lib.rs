@@ -6,19 +6,18 @@
 //!       ◄── StoreBlobs   a bucket, by the crate `stores`; or memory, for tests
 //! ```
 //!
-//! [`conformance`] states what the contract promises as code; every adapter and every wrapper runs
-//! it.
+//! `conformance` states what the contract promises as code; every adapter and every wrapper runs
+//! it. It is there with the feature `conformance`.
 
 mod buffer_pool;
+#[cfg(any(test, feature = "conformance"))]
 pub mod conformance;
 mod contract;
-mod files;
 mod local;
 mod store_blobs;
 
 pub use buffer_pool::FREE_BYTES_MAX as IDLE_BUFFER_BYTES_MAX;
 pub use contract::{BlobKey, Blobs};
-pub use dormer_stores::{Cause, Counters, Error, FileEntry, FileKind, Method, Result, Stored};
-pub use files::{FileEvent, FileUpload, Files, MemoryFiles};
+pub use dormer_stores::{Cause, Counters, Error, Method, Result};
 pub use local::LocalBlobs;
 pub use store_blobs::StoreBlobs;

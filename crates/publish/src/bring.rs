@@ -293,7 +293,7 @@ impl Run<'_> {
             {
                 let key = EdgeKey::Nar(name.clone(), nar_file(nar.published()));
                 requests.begin(async move {
-                    publisher.sender.send_nar(&publisher.engine, &*publisher.files, cache, &key, nar).await
+                    publisher.sender.send_nar(&publisher.engine, &publisher.store, cache, &key, nar).await
                 });
             }
             match requests.next().await {
@@ -365,7 +365,7 @@ impl Run<'_> {
             self.write_listing(cache, name, &candidate.hash).await?;
         }
         let key = EdgeKey::Narinfo(name.clone(), candidate.hash);
-        let stored = put_small(self.files(), &key, cache.is_public, text.into_bytes()).await?;
+        let stored = put_small(self.store(), &key, cache.is_public, text.into_bytes()).await?;
         done.etag = stored.etag;
         self.publisher.reporter.path_published(&cache.name, &found.object.path);
         Ok((done, true))
@@ -395,7 +395,7 @@ impl Run<'_> {
             }
         }
         self.publisher.sender.throttle(json.len() as u64).await;
-        put_small(self.files(), &EdgeKey::Listing(name.clone(), *hash), cache.is_public, json).await.map(drop)
+        put_small(self.store(), &EdgeKey::Listing(name.clone(), *hash), cache.is_public, json).await.map(drop)
     }
 }
 

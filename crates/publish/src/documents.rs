@@ -57,7 +57,7 @@ pub(crate) async fn write_before(
     });
     if anew || !same_info {
         let text = format!("WantMassQuery: 1\nStoreDir: {}\nPriority: {}\n", cache.store_dir, cache.priority);
-        put_small(run.files(), &EdgeKey::CacheInfo(name.clone()), cache.is_public, text.into_bytes()).await?;
+        put_small(run.store(), &EdgeKey::CacheInfo(name.clone()), cache.is_public, text.into_bytes()).await?;
     }
     if anew || before.as_ref() != Some(&state) {
         write_state(run, name, row, &state).await?;
@@ -96,7 +96,7 @@ async fn write_state(
     state: &CacheState,
 ) -> Result<()> {
     let json = state.to_json();
-    put_small(run.files(), &EdgeKey::State(name.clone()), state.public, json.clone()).await?;
+    put_small(run.store(), &EdgeKey::State(name.clone()), state.public, json.clone()).await?;
     row.document = json;
     Ok(run.state().write_published_cache(&run.lease(), row, run.now()).await?)
 }
@@ -104,19 +104,19 @@ async fn write_state(
 /// Writes the catalogue of public caches, unless the same is there. Costs one read.
 pub(crate) async fn write_catalog(run: &Run<'_>, names: Vec<CacheName>) -> Result<()> {
     let json = Catalog::new(names).to_json();
-    let there = run.files().get(&EdgeKey::Catalog.to_string()).await?;
+    let there = run.store().get(&EdgeKey::Catalog.to_string()).await?;
     if there.as_deref() == Some(json.as_slice()) {
         return Ok(());
     }
-    put_small(run.files(), &EdgeKey::Catalog, true, json).await.map(drop)
+    put_small(run.store(), &EdgeKey::Catalog, true, json).await.map(drop)
 }
 
 /// Removes a cache's state document.
 pub(crate) async fn remove_state(run: &Run<'_>, name: &CacheName) -> Result<()> {
-    Ok(run.files().delete(&EdgeKey::State(name.clone()).to_string()).await?)
+    Ok(run.store().delete(&EdgeKey::State(name.clone()).to_string()).await?)
 }
 
 /// Removes `nix-cache-info`, without which the folder is no cache to Nix.
 pub(crate) async fn remove_cache_info(run: &Run<'_>, name: &CacheName) -> Result<()> {
-    Ok(run.files().delete(&EdgeKey::CacheInfo(name.clone()).to_string()).await?)
+    Ok(run.store().delete(&EdgeKey::CacheInfo(name.clone()).to_string()).await?)
 }

@@ -62,5 +62,5 @@ pub enum Error {
     Index(#[from] dormer_index::Error),
     /// The target failed.
     #[error(transparent)]
-    Target(#[from] dormer_blobs::Error),
+    Target(#[from] dormer_stores::Error),
 }

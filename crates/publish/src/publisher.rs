@@ -6,12 +6,12 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use dormer_api::CacheName;
-use dormer_blobs::Files;
 use dormer_engine::Engine;
 use dormer_index::{
     Cache, CacheId, CacheScan, Index, Lease, OutboxPosition, PublishIndex, PublishedCache, TargetId,
 };
 use dormer_nix::{StorePathHash, with_causes};
+use dormer_stores::Store;
 
 use crate::bring::PAGE_OBJECTS;
 use crate::documents;
@@ -42,7 +42,7 @@ pub enum Mode {
 pub struct Publisher {
     pub(crate) engine: Engine,
     pub(crate) state: Arc<dyn PublishIndex>,
-    pub(crate) files: Arc<dyn Files>,
+    pub(crate) store: Store,
     pub(crate) settings: TargetSettings,
     pub(crate) sender: Sender,
     pub(crate) reporter: Arc<dyn Reporter>,
@@ -54,23 +54,23 @@ impl fmt::Debug for Publisher {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Publisher")
             .field("settings", &self.settings)
-            .field("files", &self.files)
+            .field("store", &self.store)
             .finish_non_exhaustive()
     }
 }
 
 impl Publisher {
-    /// A publisher to `files`. `holder` names this process, for others that find the target taken.
+    /// A publisher to `store`. `holder` names this process, for others that find the target taken.
     pub fn new(
         engine: Engine,
         state: Arc<dyn PublishIndex>,
-        files: Arc<dyn Files>,
+        store: Store,
         settings: TargetSettings,
         holder: String,
         reporter: Arc<dyn Reporter>,
     ) -> Self {
         let sender = Sender::new(&settings);
-        Self { engine, state, files, settings, sender, reporter, holder, stopping: AtomicBool::new(false) }
+        Self { engine, state, store, settings, sender, reporter, holder, stopping: AtomicBool::new(false) }
     }
 
     /// Lets a run end after the requests under way; the next run goes on from there.
@@ -85,7 +85,7 @@ impl Publisher {
 
     /// Brings the target up to date with the caches.
     pub async fn run(&self, mode: Mode) -> Result<Outcome> {
-        let location = self.files.location();
+        let location = self.store.location().to_owned();
         let target = self.state.open_target(&self.settings.name, &location).await?;
         let moved = target.location != location;
         if (moved || !target.compared) && mode != Mode::Reconcile {
@@ -95,7 +95,7 @@ impl Publisher {
                 Error::Moving { target: target.name, now: location }
             });
         }
-        let requests = self.files.requests();
+        let requests = self.store.requests();
         let lease = self.take_lease(&target).await?;
         let in_flight = InFlight::new(self.settings.concurrency, self.settings.request_timeout);
         let work = async {
@@ -145,13 +145,13 @@ impl Publisher {
             self.state.release_lease(&self.renewed(&lease), self.engine.now(), error.as_deref()).await;
         let caches = outcome?;
         released?;
-        let (writes, listings) = self.files.requests();
+        let (writes, listings) = self.store.requests();
         Ok(Outcome { caches, writes: writes - requests.0, listings: listings - requests.1 })
     }
 
     /// Whether a run would find anything to do. Costs two statements or three.
     pub async fn has_work(&self) -> Result<bool> {
-        let target = self.state.open_target(&self.settings.name, &self.files.location()).await?;
+        let target = self.state.open_target(&self.settings.name, self.store.location()).await?;
         let published = self.state.published_caches(target.id).await?;
         if target.error.is_some() || published.is_empty() {
             return Ok(true);
@@ -283,8 +283,8 @@ impl Run<'_> {
         &*self.publisher.state
     }
 
-    pub(crate) fn files(&self) -> &dyn Files {
-        &*self.publisher.files
+    pub(crate) fn store(&self) -> &Store {
+        &self.publisher.store
     }
 
     pub(crate) fn now(&self) -> i64 {
@@ -318,7 +318,7 @@ impl Run<'_> {
             }
             let published = published.iter().find(|published| published.cache == cache.id).cloned();
             if !cache.is_public && readable {
-                let location = self.files().location();
+                let location = self.store().location().to_owned();
                 let refused = Error::PublicTarget { cache: cache.name.clone(), location };
                 let mut outcome = CacheOutcome { cache: cache.name.clone(), ..CacheOutcome::default() };
                 outcome.error = Some(refused.to_string());
@@ -342,7 +342,7 @@ impl Run<'_> {
         }
         // The catalogue names public caches only, so it is a harmless thing to try with.
         let catalog = dormer_edge::EdgeKey::Catalog.to_string();
-        Ok(self.files().is_public(&catalog).await?.unwrap_or(false))
+        Ok(self.store().is_public(&catalog).await?.unwrap_or(false))
     }
 
     /// A cache that is published and is not selected any more.
@@ -383,7 +383,7 @@ impl Run<'_> {
         let Some(counts) = self.scan_cache(cache, name, &mut row).await? else { return Ok(outcome) };
         outcome.add(counts);
         if self.mode == Mode::Reconcile && !compares {
-            self.files().delete_abandoned(name.as_str()).await?;
+            self.store().delete_abandoned(name.as_str()).await?;
             row.scan = Some(CacheScan::Narinfos(None));
             self.state().write_published_cache(&self.lease(), &row, self.now()).await?;
             let Some(counts) = self.scan_cache(cache, name, &mut row).await? else { return Ok(outcome) };

@@ -13,11 +13,11 @@
 use std::collections::{HashMap, HashSet};
 
 use dormer_api::CacheName;
-use dormer_blobs::FileEntry;
 use dormer_edge::EdgeKey;
 use dormer_format::EncodingTag;
 use dormer_index::{Cache, CacheScan, PublishState};
 use dormer_nix::{NarHash, StorePathHash, nix32};
+use dormer_stores::FileEntry;
 
 use crate::Result;
 use crate::publisher::Run;
@@ -81,7 +81,7 @@ impl Run<'_> {
                     entry.is_some_and(|entry| same_etag(entry.etag.as_deref(), row.etag.as_deref()));
                 if sound && row.etag.is_none() && row.state == PublishState::Published {
                     let key = EdgeKey::Narinfo(name.clone(), row.hash);
-                    let text = self.files().get(&key.to_string()).await?.unwrap_or_default();
+                    let text = self.store().get(&key.to_string()).await?.unwrap_or_default();
                     sound = NarHash::digest(&text).as_bytes().as_slice() == row.digest;
                 }
                 if !sound && row.state == PublishState::Published {
@@ -162,7 +162,7 @@ impl Run<'_> {
 
     async fn delete_strangers(&self, strangers: Vec<EdgeKey>) -> Result<()> {
         let deletions =
-            strangers.into_iter().map(|key| async move { Ok(self.files().delete(&key.to_string()).await?) });
+            strangers.into_iter().map(|key| async move { Ok(self.store().delete(&key.to_string()).await?) });
         self.in_flight.all(deletions).await.map(drop)
     }
 
@@ -179,7 +179,7 @@ impl Run<'_> {
         let mut files: Vec<(u8, K, FileEntry)> = Vec::new();
         let (mut lowest, mut highest) = (None, 0);
         loop {
-            let page = self.files().list_page(folder, after.as_deref(), FILES_PAGE).await?;
+            let page = self.store().list_page(folder, after.as_deref(), FILES_PAGE).await?;
             let is_last = page.len() < FILES_PAGE;
             after = page.last().map(|entry| entry.name.clone());
             for entry in page {

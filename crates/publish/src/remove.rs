@@ -195,8 +195,8 @@ impl Run<'_> {
         let run = &*self;
         // Listings also where none are published now: they may have been.
         let deletions = next.iter().map(|hash| async move {
-            run.files().delete(&EdgeKey::Narinfo(name.clone(), *hash).to_string()).await?;
-            Ok(run.files().delete(&EdgeKey::Listing(name.clone(), *hash).to_string()).await?)
+            run.store().delete(&EdgeKey::Narinfo(name.clone(), *hash).to_string()).await?;
+            Ok(run.store().delete(&EdgeKey::Listing(name.clone(), *hash).to_string()).await?)
         });
         self.in_flight.all(deletions).await?;
         let mut removed = Vec::with_capacity(rows.len());
@@ -244,7 +244,7 @@ impl Run<'_> {
             self.state().begin_deleting_nars(&self.lease(), cache, &keys).await?;
             let run = &*self;
             let deletions = keys.iter().map(|nar| async move {
-                Ok(run.files().delete(&EdgeKey::Nar(name.clone(), nar_file(*nar)).to_string()).await?)
+                Ok(run.store().delete(&EdgeKey::Nar(name.clone(), nar_file(*nar)).to_string()).await?)
             });
             self.in_flight.all(deletions).await?;
             self.state().forget_nars(&self.lease(), cache, &keys).await?;

@@ -5,12 +5,12 @@ use std::sync::Mutex;
 use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
-use dormer_blobs::{FileKind, Files, Stored};
 use dormer_edge::{Caching, EdgeKey, NarFile, Visibility, caching};
 use dormer_engine::{Engine, ErrorClass};
 use dormer_format::EncodingTag;
 use dormer_index::{Cache, NarKey, PublishedNar};
 use dormer_nix::{NarHash, NarHasher};
+use dormer_stores::{FileKind, Store, Stored};
 use futures::StreamExt as _;
 use tokio::sync::Semaphore;
 use tokio::time::{Instant, sleep_until};
@@ -79,13 +79,13 @@ impl Sender {
     pub(crate) async fn send_nar(
         &self,
         engine: &Engine,
-        files: &dyn Files,
+        store: &Store,
         cache: &Cache,
         key: &EdgeKey,
         nar: NarToSend,
     ) -> Result<Sent> {
         for attempt in 1.. {
-            let outcome = self.send_once(engine, files, cache, key, nar).await;
+            let outcome = self.send_once(engine, store, cache, key, nar).await;
             match outcome {
                 Err(crate::Error::Target(error)) if attempt < UPLOAD_TRIES && is_passing(&error) => {
                     tracing::warn!(file.name = %key, attempt, %error, "failed to send a NAR, trying again");
@@ -106,7 +106,7 @@ impl Sender {
     async fn send_once(
         &self,
         engine: &Engine,
-        files: &dyn Files,
+        store: &Store,
         cache: &Cache,
         key: &EdgeKey,
         nar: NarToSend,
@@ -123,11 +123,11 @@ impl Sender {
             None => (open.file_size(), 0),
             Some(_) => (recompress::size_max(nar.size), recompress::memory_bytes(nar.size)),
         };
-        let single = size <= files.single_put_max();
+        let single = size <= store.single_put_max();
         let mut upload = if single {
             None
         } else {
-            Some(files.begin_upload(&key.to_string(), &kind(key, cache.is_public), size).await?)
+            Some(store.begin_upload(&key.to_string(), &kind(key, cache.is_public), size).await?)
         };
         let piece_bytes = upload.as_ref().map_or(size, |upload| upload.part_bytes() as u64);
         let _memory = self.reserve(piece_bytes + extra).await;
@@ -178,7 +178,7 @@ impl Sender {
                 let sent = content.len() as u64;
                 self.throttle(sent).await;
                 let kind = kind(key, cache.is_public);
-                let stored = files.put(&key.to_string(), &kind, vec![content.clone()]).await?;
+                let stored = store.put(&key.to_string(), &kind, vec![content.clone()]).await?;
                 let hash = stored.sha256.map_or_else(|| NarHash::digest(&content), NarHash::from_bytes);
                 (stored, (hash, sent))
             }
@@ -223,9 +223,9 @@ impl Sender {
 }
 
 /// Whether the same upload may work in a moment.
-fn is_passing(error: &dormer_blobs::Error) -> bool {
-    use dormer_blobs::Error as Blobs;
-    matches!(error, Blobs::Busy { .. } | Blobs::Unavailable { .. } | Blobs::Io { .. })
+fn is_passing(error: &dormer_stores::Error) -> bool {
+    use dormer_stores::Error as Store;
+    matches!(error, Store::Busy { .. } | Store::Unavailable { .. } | Store::Io { .. })
 }
 
 /// The headers of a file of the layout. Proxies in front of a plain bucket see them, so a private
@@ -243,10 +243,10 @@ pub(crate) fn nar_file((hash, tag): (NarHash, EncodingTag)) -> NarFile {
 
 /// A small file.
 pub(crate) async fn put_small(
-    files: &dyn Files,
+    store: &Store,
     key: &EdgeKey,
     is_public: bool,
     content: Vec<u8>,
 ) -> Result<Stored> {
-    Ok(files.put(&key.to_string(), &kind(key, is_public), vec![Bytes::from(content)]).await?)
+    Ok(store.put(&key.to_string(), &kind(key, is_public), vec![Bytes::from(content)]).await?)
 }

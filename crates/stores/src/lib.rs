@@ -11,7 +11,7 @@
 //! - [`Counters`], which are metrics;
 //! - [`Store::probe`], which tries out the rights that a key has.
 //!
-//! [`conformance`] states the contract as code.
+//! `conformance` states the contract as code. It is there with the feature `conformance`.
 
 mod abandoned;
 mod counters;
@@ -30,6 +30,7 @@ mod store;
 mod stream;
 mod upload;
 
+#[cfg(any(test, feature = "conformance"))]
 pub mod conformance;
 
 pub use counters::{Counters, Failure, Method};

@@ -1,15 +1,12 @@
-//! A target and publishing's memory that crash, by the same script as the store and the index of
-//! [`faults`](crate::faults), and a memory between whose calls the lab changes.
+//! Publishing's memory that crashes, by the same script as the store and the index of
+//! [`faults`](crate::faults), that fails once, or between whose calls the lab changes.
 
 use std::fmt;
 use std::ops::RangeInclusive;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Duration;
 
 use async_trait::async_trait;
-use bytes::Bytes;
-use dormer_blobs::{FileEntry, FileKind, FileUpload, Files, Stored};
 use dormer_format::EncodingTag;
 use dormer_index::{
     AbsentPage, CacheId, CacheScan, Error as IndexError, FoundObject, Lease, NotedFrom, PendingObject,
@@ -20,25 +17,7 @@ use dormer_nix::{NarHash, StorePathHash};
 use futures::future::BoxFuture;
 
 use crate::faults::{Fate, Faults};
-
-/// A tree of files that crashes.
-#[derive(Debug)]
-pub struct FaultFiles {
-    inner: Arc<dyn Files>,
-    faults: Arc<Faults>,
-}
-
-impl FaultFiles {
-    /// Wraps a tree.
-    pub fn new(inner: Arc<dyn Files>, faults: Arc<Faults>) -> Self {
-        Self { inner, faults }
-    }
-}
-
-fn dead_files() -> dormer_blobs::Error {
-    // Of a kind that nobody tries again.
-    dormer_blobs::Error::NotFound { key: "anything: the process has crashed".to_owned() }
-}
+use crate::memory_target::SlowWrites;
 
 fn dead_index() -> IndexError {
     IndexError::Corrupt { table: "all", what: "the process has crashed".to_owned() }
@@ -65,223 +44,12 @@ macro_rules! read_step {
     };
 }
 
-#[async_trait]
-impl Files for FaultFiles {
-    fn location(&self) -> String {
-        self.inner.location()
-    }
-    fn single_put_max(&self) -> u64 {
-        self.inner.single_put_max()
-    }
-    async fn put(&self, name: &str, kind: &FileKind, parts: Vec<Bytes>) -> dormer_blobs::Result<Stored> {
-        write_step!(self, dead_files, self.inner.put(name, kind, parts.clone()))
-    }
-    async fn begin_upload(
-        &self,
-        name: &str,
-        kind: &FileKind,
-        size: u64,
-    ) -> dormer_blobs::Result<Box<dyn FileUpload>> {
-        let upload = write_step!(self, dead_files, self.inner.begin_upload(name, kind, size))?;
-        Ok(Box::new(FaultUpload { upload: Some(upload), faults: Arc::clone(&self.faults) }))
-    }
-    async fn get(&self, name: &str) -> dormer_blobs::Result<Option<Bytes>> {
-        read_step!(self, dead_files, self.inner.get(name))
-    }
-    async fn delete(&self, name: &str) -> dormer_blobs::Result<()> {
-        write_step!(self, dead_files, self.inner.delete(name))
-    }
-    async fn list_page(
-        &self,
-        folder: &str,
-        after: Option<&str>,
-        limit: usize,
-    ) -> dormer_blobs::Result<Vec<FileEntry>> {
-        read_step!(self, dead_files, self.inner.list_page(folder, after, limit))
-    }
-    async fn delete_abandoned(&self, folder: &str) -> dormer_blobs::Result<u64> {
-        write_step!(self, dead_files, self.inner.delete_abandoned(folder))
-    }
-    async fn is_public(&self, name: &str) -> dormer_blobs::Result<Option<bool>> {
-        read_step!(self, dead_files, self.inner.is_public(name))
-    }
-    fn requests(&self) -> (u64, u64) {
-        self.inner.requests()
-    }
-}
-
-#[derive(Debug)]
-struct FaultUpload {
-    /// Until it is finished or given up.
-    upload: Option<Box<dyn FileUpload>>,
-    faults: Arc<Faults>,
-}
-
-impl FaultUpload {
-    fn inner(&mut self) -> &mut Box<dyn FileUpload> {
-        self.upload.as_mut().expect("it is not finished yet")
-    }
-}
-
-#[async_trait]
-impl FileUpload for FaultUpload {
-    fn part_bytes(&self) -> usize {
-        self.upload.as_ref().expect("it is not finished yet").part_bytes()
-    }
-    async fn put_part(&mut self, part: Vec<Bytes>) -> dormer_blobs::Result<()> {
-        write_step!(self, dead_files, self.inner().put_part(part.clone()))
-    }
-    async fn finish(mut self: Box<Self>) -> dormer_blobs::Result<Stored> {
-        let upload = self.upload.take().expect("it is not finished yet");
-        write_step!(self, dead_files, upload.finish())
-    }
-    async fn abort(mut self: Box<Self>) {
-        // The dead give nothing up.
-        if let Some(upload) = self.upload.take().filter(|_| !self.faults.crashed()) {
-            upload.abort().await;
-        }
-    }
-}
-
-/// A tree of files whose writes take a while. It counts what is under way, and one of its writes
-/// fails.
-#[derive(Debug)]
-pub struct SlowFiles {
-    inner: Arc<dyn Files>,
-    pause: Duration,
-    counts: Arc<SlowCounts>,
-}
-
-#[derive(Debug)]
-struct SlowCounts {
-    /// Number of the write that fails, from 0.
-    fail_at: u64,
-    writes: AtomicU64,
-    under_way: AtomicU64,
-    /// Uploads in parts that were neither finished nor given up.
-    open_uploads: AtomicU64,
-}
-
-impl SlowFiles {
-    /// Wraps a tree. Each write takes at least `pause`; number `fail_at` fails.
-    pub fn new(inner: Arc<dyn Files>, pause: Duration, fail_at: u64) -> Self {
-        let counts = SlowCounts {
-            fail_at,
-            writes: AtomicU64::new(0),
-            under_way: AtomicU64::new(0),
-            open_uploads: AtomicU64::new(0),
-        };
-        Self { inner, pause, counts: Arc::new(counts) }
-    }
-
-    /// Writes so far.
-    pub fn writes(&self) -> u64 {
-        self.counts.writes.load(Ordering::SeqCst)
-    }
-
-    /// Writes that are under way, and uploads that are open.
-    pub fn unfinished(&self) -> (u64, u64) {
-        (self.counts.under_way.load(Ordering::SeqCst), self.counts.open_uploads.load(Ordering::SeqCst))
-    }
-}
-
-impl SlowCounts {
-    /// A write: counted as under way until it has ended, even if nobody waits for it any more.
-    async fn write(self: &Arc<Self>, pause: Duration) -> dormer_blobs::Result<()> {
-        let number = self.writes.fetch_add(1, Ordering::SeqCst);
-        self.under_way.fetch_add(1, Ordering::SeqCst);
-        let counts = Arc::clone(self);
-        let write = tokio::spawn(async move {
-            tokio::time::sleep(pause).await;
-            counts.under_way.fetch_sub(1, Ordering::SeqCst);
-        });
-        write.await.expect("a pause does not panic");
-        if number == self.fail_at { Err(dead_files()) } else { Ok(()) }
-    }
-}
-
-#[async_trait]
-impl Files for SlowFiles {
-    fn location(&self) -> String {
-        self.inner.location()
-    }
-    fn single_put_max(&self) -> u64 {
-        self.inner.single_put_max()
-    }
-    async fn put(&self, name: &str, kind: &FileKind, parts: Vec<Bytes>) -> dormer_blobs::Result<Stored> {
-        self.counts.write(self.pause).await?;
-        self.inner.put(name, kind, parts).await
-    }
-    async fn begin_upload(
-        &self,
-        name: &str,
-        kind: &FileKind,
-        size: u64,
-    ) -> dormer_blobs::Result<Box<dyn FileUpload>> {
-        let upload = self.inner.begin_upload(name, kind, size).await?;
-        self.counts.open_uploads.fetch_add(1, Ordering::SeqCst);
-        Ok(Box::new(SlowUpload { upload, pause: self.pause, counts: Arc::clone(&self.counts) }))
-    }
-    async fn get(&self, name: &str) -> dormer_blobs::Result<Option<Bytes>> {
-        self.inner.get(name).await
-    }
-    async fn delete(&self, name: &str) -> dormer_blobs::Result<()> {
-        self.counts.write(self.pause).await?;
-        self.inner.delete(name).await
-    }
-    async fn list_page(
-        &self,
-        folder: &str,
-        after: Option<&str>,
-        limit: usize,
-    ) -> dormer_blobs::Result<Vec<FileEntry>> {
-        self.inner.list_page(folder, after, limit).await
-    }
-    async fn delete_abandoned(&self, folder: &str) -> dormer_blobs::Result<u64> {
-        self.inner.delete_abandoned(folder).await
-    }
-    async fn is_public(&self, name: &str) -> dormer_blobs::Result<Option<bool>> {
-        self.inner.is_public(name).await
-    }
-    fn requests(&self) -> (u64, u64) {
-        self.inner.requests()
-    }
-}
-
-#[derive(Debug)]
-struct SlowUpload {
-    upload: Box<dyn FileUpload>,
-    pause: Duration,
-    counts: Arc<SlowCounts>,
-}
-
-#[async_trait]
-impl FileUpload for SlowUpload {
-    fn part_bytes(&self) -> usize {
-        self.upload.part_bytes()
-    }
-    async fn put_part(&mut self, part: Vec<Bytes>) -> dormer_blobs::Result<()> {
-        self.counts.write(self.pause).await?;
-        self.upload.put_part(part).await
-    }
-    async fn finish(self: Box<Self>) -> dormer_blobs::Result<Stored> {
-        // Finished or failed: a store's upload that cannot be finished gives itself up.
-        self.counts.open_uploads.fetch_sub(1, Ordering::SeqCst);
-        self.counts.write(self.pause).await?;
-        self.upload.finish().await
-    }
-    async fn abort(self: Box<Self>) {
-        self.counts.open_uploads.fetch_sub(1, Ordering::SeqCst);
-        self.upload.abort().await;
-    }
-}
-
 /// Publishing's memory of which one write fails while the process lives on. It looks at the target
 /// when the lease is given back.
 #[derive(Debug)]
 pub struct FailingPublish {
     inner: Arc<dyn PublishIndex>,
-    files: Arc<SlowFiles>,
+    target: Arc<SlowWrites>,
     fail_at: u64,
     writes: AtomicU64,
     at_release: Mutex<Option<(u64, u64)>>,
@@ -289,8 +57,8 @@ pub struct FailingPublish {
 
 impl FailingPublish {
     /// Wraps it. Write number `fail_at`, from 0, fails.
-    pub fn new(inner: Arc<dyn PublishIndex>, files: Arc<SlowFiles>, fail_at: u64) -> Self {
-        Self { inner, files, fail_at, writes: AtomicU64::new(0), at_release: Mutex::new(None) }
+    pub fn new(inner: Arc<dyn PublishIndex>, target: Arc<SlowWrites>, fail_at: u64) -> Self {
+        Self { inner, target, fail_at, writes: AtomicU64::new(0), at_release: Mutex::new(None) }
     }
 
     /// Writes so far.
@@ -298,14 +66,14 @@ impl FailingPublish {
         self.writes.load(Ordering::SeqCst)
     }
 
-    /// What was [unfinished](SlowFiles::unfinished) when the lease was given back, if it was.
+    /// What was [unfinished](SlowWrites::unfinished) when the lease was given back, if it was.
     pub fn at_release(&self) -> Option<(u64, u64)> {
         *self.at_release.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn before_write(&self, call: &str) -> Outcome<()> {
         if call == "release_lease" {
-            *self.at_release.lock().unwrap_or_else(PoisonError::into_inner) = Some(self.files.unfinished());
+            *self.at_release.lock().unwrap_or_else(PoisonError::into_inner) = Some(self.target.unfinished());
         }
         let fails = self.writes.fetch_add(1, Ordering::SeqCst) == self.fail_at;
         if fails { Err(dead_index()) } else { Ok(()) }

@@ -9,13 +9,15 @@ mod faults_publish;
 mod fuzz;
 mod inspection;
 mod invariants;
+mod memory_target;
 mod nars;
 pub mod services;
 
 pub use faults::{FaultBlobs, FaultIndex, Faults, Lie};
 pub use faults_collect::FaultCollect;
-pub use faults_publish::{BusyPublish, FailingPublish, FaultFiles, FaultPublish, Meanwhile, SlowFiles};
+pub use faults_publish::{BusyPublish, FailingPublish, FaultPublish, Meanwhile};
 pub use fuzz::run_over_corpus;
 pub use inspection::Inspection;
 pub use invariants::{Leaks, Violation, check_invariants, find_leaks};
+pub use memory_target::{FileEvent, MemoryTarget, SlowWrites};
 pub use nars::{Random, farm_nar, object_for, package_nar, rebuilt};

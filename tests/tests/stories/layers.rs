@@ -49,7 +49,6 @@ const ARROWS: [(&str, &[&str]); 17] = [
             "dormer-format",
             "dormer-api",
             "dormer-stores",
-            "dormer-blobs",
             "dormer-index",
             "dormer-engine",
             "dormer-edge",

@@ -8,7 +8,6 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use clap::{Args, Subcommand};
-use dormer_blobs::Files;
 use dormer_nix::{StorePath, StorePathHash};
 use dormer_publish::{Mode, Outcome, Publisher, Reporter};
 use dormer_stores::{CallPolicy, Store};
@@ -283,11 +282,11 @@ fn chosen<'a>(settings: &'a Settings, name: Option<&str>) -> Result<Vec<&'a Edge
     Ok(found)
 }
 
-fn open_location(place: &EdgePlace) -> Result<Arc<dyn Files>> {
+fn open_location(place: &EdgePlace) -> Result<Store> {
     Ok(match place {
-        EdgePlace::Folder(path) => Arc::new(Store::folder(path)?),
+        EdgePlace::Folder(path) => Store::folder(path)?,
         EdgePlace::Bucket(store, retries) => {
-            Arc::new(Store::open(store, &CallPolicy { retries: retries.clone(), requests_max: None })?)
+            Store::open(store, &CallPolicy { retries: retries.clone(), requests_max: None })?
         }
     })
 }

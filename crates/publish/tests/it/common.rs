@@ -7,7 +7,7 @@ use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use bytes::Bytes;
-use dormer_blobs::{Blobs, FileEvent, Files, MemoryFiles, StoreBlobs};
+use dormer_blobs::{Blobs, StoreBlobs};
 use dormer_edge::EdgeKey;
 use dormer_engine::{Clock, CreateCache, Engine, EngineSettings, IngestRequest, MasterKey, UpdateCache};
 use dormer_index::{
@@ -15,9 +15,10 @@ use dormer_index::{
 };
 use dormer_nix::{NarHash, NarInfo, StoreDir, StorePath, StorePathHash};
 use dormer_publish::{Mode, Outcome, Publisher, Result, Silent, TargetSettings};
+use dormer_stores::Store;
 use dormer_testkit::services::Postgres;
 use dormer_testkit::{
-    BusyPublish, FaultFiles, FaultPublish, Faults, Meanwhile, Random, object_for, package_nar,
+    BusyPublish, FaultPublish, Faults, FileEvent, Meanwhile, MemoryTarget, Random, object_for, package_nar,
 };
 use tempfile::TempDir;
 
@@ -130,7 +131,7 @@ pub(crate) struct Lab {
     pub(crate) index: Arc<dyn LabIndex>,
     pub(crate) engine: Engine,
     pub(crate) cache: Arc<Cache>,
-    pub(crate) files: Arc<MemoryFiles>,
+    pub(crate) target: MemoryTarget,
     pub(crate) settings: TargetSettings,
 }
 
@@ -173,32 +174,25 @@ impl Lab {
             index,
             engine,
             cache,
-            files: Arc::new(MemoryFiles::new()),
+            target: MemoryTarget::new(),
             settings,
         }
     }
 
     pub(crate) fn publisher(&self) -> Publisher {
-        self.publisher_of(
-            Arc::clone(&self.index) as Arc<dyn PublishIndex>,
-            Arc::clone(&self.files) as Arc<dyn Files>,
-        )
+        self.publisher_of(Arc::clone(&self.index) as Arc<dyn PublishIndex>, self.target.store())
     }
 
     pub(crate) fn crashing(&self, faults: &Arc<Faults>) -> Publisher {
         let index = FaultPublish::new(Arc::clone(&self.index) as Arc<dyn PublishIndex>, Arc::clone(faults));
-        let files = FaultFiles::new(Arc::clone(&self.files) as Arc<dyn Files>, Arc::clone(faults));
-        self.publisher_of(Arc::new(index), Arc::new(files))
+        self.publisher_of(Arc::new(index), self.target.crashing(faults))
     }
 
     /// A publisher in a lab where something happens before each call of publishing's memory.
     pub(crate) fn publisher_meanwhile(&self, meanwhile: Meanwhile) -> (Publisher, Arc<BusyPublish>) {
         let index = BusyPublish::new(Arc::clone(&self.index) as Arc<dyn PublishIndex>, meanwhile);
         let index = Arc::new(index);
-        let publisher = self.publisher_of(
-            Arc::clone(&index) as Arc<dyn PublishIndex>,
-            Arc::clone(&self.files) as Arc<dyn Files>,
-        );
+        let publisher = self.publisher_of(Arc::clone(&index) as Arc<dyn PublishIndex>, self.target.store());
         (publisher, index)
     }
 
@@ -212,9 +206,9 @@ impl Lab {
         outcome.await.expect("the other program ends")
     }
 
-    pub(crate) fn publisher_of(&self, index: Arc<dyn PublishIndex>, files: Arc<dyn Files>) -> Publisher {
+    pub(crate) fn publisher_of(&self, index: Arc<dyn PublishIndex>, target: Store) -> Publisher {
         let engine = self.engine.clone();
-        Publisher::new(engine, index, files, self.settings.clone(), "test".to_owned(), Arc::new(Silent))
+        Publisher::new(engine, index, target, self.settings.clone(), "test".to_owned(), Arc::new(Silent))
     }
 
     pub(crate) async fn publish(&self) -> Result<Outcome> {
@@ -263,18 +257,18 @@ impl Lab {
     /// Fails if a reader can see a narinfo without its closure now.
     #[track_caller]
     pub(crate) fn check_now(&self, what: &str) {
-        if let Err(why) = check(&self.files.files(), &BTreeSet::new()) {
+        if let Err(why) = check(&self.target.files(), &BTreeSet::new()) {
             panic!("{what}: {why}");
         }
     }
 
     /// Numbers of the paths that are published now.
     pub(crate) fn published(&self) -> BTreeSet<u8> {
-        published_in(&self.files.files()).keys().map(|hash| hash.as_bytes()[0]).collect()
+        published_in(&self.target.files()).keys().map(|hash| hash.as_bytes()[0]).collect()
     }
 
     pub(crate) fn nar_count(&self) -> usize {
-        self.files.files().keys().filter(|name| name.contains("/nar/")).count()
+        self.target.files().keys().filter(|name| name.contains("/nar/")).count()
     }
 
     /// Fails if a reader could ever have seen a narinfo without its closure. `upstream`: what
@@ -283,7 +277,7 @@ impl Lab {
     pub(crate) fn check_every_moment(&self, upstream: &[u8], what: &str) {
         let upstream: BTreeSet<StorePathHash> = upstream.iter().map(|number| path(*number).hash()).collect();
         let mut files = BTreeMap::new();
-        for (number, event) in self.files.events().into_iter().enumerate() {
+        for (number, event) in self.target.events().into_iter().enumerate() {
             let name = match event {
                 FileEvent::Put(name, content) => {
                     files.insert(name.clone(), content);

@@ -1,14 +1,12 @@
 //! Crash at every step of a run, with the lost call's effect kept and dropped: a reader sees whole
 //! closures all the way, and the next run finishes what was begun and leaves nothing behind.
 
-use std::sync::Arc;
-
 use crate::common::{Lab, on_both_databases, stride};
-use dormer_blobs::{FileKind, Files as _, MemoryFiles};
 use dormer_edge::CacheState;
 use dormer_engine::{KeyChange, UpdateCache};
 use dormer_publish::{Error, Mode};
-use dormer_testkit::Faults;
+use dormer_stores::FileKind;
+use dormer_testkit::{Faults, MemoryTarget};
 
 /// What the run that crashes finds.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -36,7 +34,7 @@ impl Before {
             lab.push(number, number.into(), &references).await;
         }
         if self == Self::NothingInParts {
-            lab.files = Arc::new(MemoryFiles::in_parts_of(1_000));
+            lab.target = MemoryTarget::in_parts_of(1_000);
         }
         if matches!(self, Self::Nothing | Self::NothingInParts) {
             return lab;
@@ -62,20 +60,20 @@ impl Before {
             }
             Self::Private => lab.set_public(false).await,
             Self::Damage => {
-                let names: Vec<String> = lab.files.files().into_keys().collect();
+                let names: Vec<String> = lab.target.files().into_keys().collect();
                 let is_nar = |name: &&String| name.contains("/nar/");
                 let nars: Vec<&String> = names.iter().filter(is_nar).collect();
                 let narinfos: Vec<&String> = names.iter().filter(|name| name.ends_with(".narinfo")).collect();
                 let kind = FileKind { content_type: "x", cache_control: String::new() };
-                lab.files.delete(narinfos[2]).await.expect("memory");
-                lab.files.delete(nars[1]).await.expect("memory");
-                lab.files.put(nars[2], &kind, vec!["short".into()]).await.expect("memory");
+                lab.target.store().delete(narinfos[2]).await.expect("memory");
+                lab.target.store().delete(nars[1]).await.expect("memory");
+                lab.target.store().put(nars[2], &kind, vec!["short".into()]).await.expect("memory");
                 let flipped =
                     if nars[0].contains("/nar/0") { ("/nar/0", "/nar/1") } else { ("/nar/1", "/nar/0") };
                 let stranger = nars[0].replace(flipped.0, flipped.1);
-                lab.files.put(&stranger, &kind, vec!["not ours".into()]).await.expect("memory");
+                lab.target.store().put(&stranger, &kind, vec!["not ours".into()]).await.expect("memory");
             }
-            Self::AnotherPlace => lab.files = Arc::new(MemoryFiles::at("elsewhere")),
+            Self::AnotherPlace => lab.target = MemoryTarget::at("elsewhere"),
         }
         lab
     }
@@ -130,7 +128,7 @@ async fn survives(before: Before, published: &[u8], nars: usize) {
             lab.check_now(&what);
             assert_eq!(lab.published().into_iter().collect::<Vec<_>>(), published, "{what}");
             assert_eq!(lab.nar_count(), nars, "{what}: NARs");
-            let files = lab.files.files();
+            let files = lab.target.files();
             assert!(files.contains_key("main/nix-cache-info"), "{what}");
             let state = CacheState::parse(&files["main/dormer-state.json"]).expect("a good state document");
             assert_eq!(state.object_count, published.len() as u64, "{what}");

@@ -6,10 +6,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crate::common::Lab;
-use dormer_blobs::{Files, MemoryFiles};
 use dormer_index::PublishIndex;
 use dormer_publish::Mode;
-use dormer_testkit::{FailingPublish, SlowFiles};
+use dormer_testkit::{FailingPublish, MemoryTarget, SlowWrites};
 
 /// What fails.
 #[derive(Debug, Clone, Copy)]
@@ -23,7 +22,7 @@ async fn prepare() -> Lab {
     lab.settings.concurrency = 4;
     lab.settings.request_timeout = Duration::from_secs(20);
     // NARs of three parts; everything else goes at once.
-    lab.files = Arc::new(MemoryFiles::in_parts_of(1_000));
+    lab.target = MemoryTarget::in_parts_of(1_000);
     for number in 1..=6 {
         lab.push(number, number.into(), &[]).await;
     }
@@ -38,13 +37,13 @@ async fn fails_cleanly(failing: Failing) -> bool {
         Failing::Target(step) => (u64::MAX, step),
     };
     let pause = Duration::from_millis(3);
-    let files = Arc::new(SlowFiles::new(Arc::clone(&lab.files) as Arc<dyn Files>, pause, target_at));
+    let writes = SlowWrites::new(pause, target_at);
     let index =
-        FailingPublish::new(Arc::clone(&lab.index) as Arc<dyn PublishIndex>, Arc::clone(&files), index_at);
+        FailingPublish::new(Arc::clone(&lab.index) as Arc<dyn PublishIndex>, Arc::clone(&writes), index_at);
     let index = Arc::new(index);
-    let publisher = lab.publisher_of(Arc::clone(&index) as Arc<dyn PublishIndex>, files.clone());
+    let publisher = lab.publisher_of(Arc::clone(&index) as Arc<dyn PublishIndex>, lab.target.slow(&writes));
     let outcome = publisher.run(Mode::Follow).await;
-    let failed = index.writes() > index_at || files.writes() > target_at;
+    let failed = index.writes() > index_at || writes.count() > target_at;
     assert_eq!(outcome.is_err(), failed, "{failing:?}: {outcome:?}");
     if let Some(unfinished) = index.at_release() {
         assert_eq!(unfinished, (0, 0), "{failing:?}: under way, and open");

@@ -5,12 +5,11 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crate::common::{GRACE, Lab, SETTLE, create_cache, on_both_databases, path, stride};
-use dormer_blobs::MemoryFiles;
 use dormer_edge::CacheState;
 use dormer_engine::{Clock as _, UpdateCache};
 use dormer_nix::{NarHash, NarInfo, StoreDir};
 use dormer_publish::{Error, Mode};
-use dormer_testkit::{Random, package_nar};
+use dormer_testkit::{MemoryTarget, Random, package_nar};
 
 fn numbers(published: impl IntoIterator<Item = u8>) -> Vec<u8> {
     published.into_iter().collect()
@@ -28,7 +27,7 @@ async fn references_are_published_before_their_referrers_and_nothing_twice() {
     assert_eq!(numbers(lab.published()), [1, 2, 3]);
     // Three NARs, three narinfos, nix-cache-info, the catalogue, the state document before and
     // after.
-    assert_eq!((outcome.writes, lab.files.events().len()), (10, 10));
+    assert_eq!((outcome.writes, lab.target.events().len()), (10, 10));
 
     let again = lab.publish().await.unwrap();
     assert_eq!((again.writes, again.caches[0].published), (0, 0));
@@ -37,7 +36,7 @@ async fn references_are_published_before_their_referrers_and_nothing_twice() {
     lab.push(4, 4, &[3]).await;
     let change = lab.publish().await.unwrap();
     assert_eq!((change.writes, change.listings), (3, 0));
-    let state = CacheState::parse(&lab.files.files()["main/dormer-state.json"]).unwrap();
+    let state = CacheState::parse(&lab.target.files()["main/dormer-state.json"]).unwrap();
     assert_eq!((state.object_count, state.public), (4, true));
     assert_eq!(state.public_keys.len(), 1);
 }
@@ -274,7 +273,7 @@ async fn a_new_key_signs_everything_again_and_sends_no_nar() {
 async fn private_caches_are_kept_from_a_readable_target_and_leave_it_when_they_become_private() {
     let mut lab = Lab::new().await;
     lab.settings.caches = vec!["m*".parse().unwrap(), "secret".parse().unwrap()];
-    lab.files = Arc::new(MemoryFiles::readable_by_anybody());
+    lab.target = MemoryTarget::readable_by_anybody();
     create_cache(&lab.engine, "secret", false).await;
     create_cache(&lab.engine, "mine", false).await;
     lab.push(1, 1, &[]).await;
@@ -282,13 +281,13 @@ async fn private_caches_are_kept_from_a_readable_target_and_leave_it_when_they_b
     let names: Vec<_> =
         outcome.caches.iter().map(|cache| (cache.cache.as_str(), cache.error.is_some())).collect();
     assert_eq!(names, [("main", false), ("secret", true)], "a pattern takes no private cache");
-    assert!(lab.files.files().keys().all(|name| !name.starts_with("secret/") && !name.starts_with("mine/")));
+    assert!(lab.target.files().keys().all(|name| !name.starts_with("secret/") && !name.starts_with("mine/")));
 
     let update = UpdateCache { is_public: Some(false), ..UpdateCache::default() };
     lab.engine.update_cache(&lab.cache, update).await.unwrap();
     let outcome = lab.publish().await.unwrap();
     assert_eq!(outcome.caches[0].removed, 1);
-    let left: Vec<String> = lab.files.files().into_keys().collect();
+    let left: Vec<String> = lab.target.files().into_keys().collect();
     assert_eq!(left, ["dormer-caches.json"]);
 }
 
@@ -392,28 +391,28 @@ async fn a_run_beside_one_that_lives_is_refused() {
 }
 
 async fn reconciling_repairs_what_is_missing_damaged_extra_or_unknown() {
-    use dormer_blobs::{FileKind, Files as _};
+    use dormer_stores::FileKind;
     let lab = Lab::new().await;
     for (number, references) in [(1, vec![]), (2, vec![1]), (3, vec![2])] {
         lab.push(number, number.into(), &references).await;
     }
     lab.publish().await.unwrap();
-    let sound = lab.files.files();
+    let sound = lab.target.files();
     let kind = FileKind { content_type: "x", cache_control: String::new() };
     let names: Vec<String> = sound.keys().cloned().collect();
     let nars: Vec<&String> = names.iter().filter(|name| name.contains("/nar/")).collect();
     let narinfos: Vec<&String> = names.iter().filter(|name| name.ends_with(".narinfo")).collect();
-    lab.files.delete(nars[0]).await.unwrap();
-    lab.files.put(nars[1], &kind, vec!["short".into()]).await.unwrap();
-    lab.files.delete(narinfos[0]).await.unwrap();
-    lab.files.put(narinfos[1], &kind, vec!["StorePath: x\n".into()]).await.unwrap();
+    lab.target.store().delete(nars[0]).await.unwrap();
+    lab.target.store().put(nars[1], &kind, vec!["short".into()]).await.unwrap();
+    lab.target.store().delete(narinfos[0]).await.unwrap();
+    lab.target.store().put(narinfos[1], &kind, vec!["StorePath: x\n".into()]).await.unwrap();
     let stranger = format!("main/{}.narinfo", path(77).hash());
-    lab.files.put(&stranger, &kind, vec!["not ours".into()]).await.unwrap();
-    lab.files.put("main/README", &kind, vec!["left alone".into()]).await.unwrap();
+    lab.target.store().put(&stranger, &kind, vec!["not ours".into()]).await.unwrap();
+    lab.target.store().put("main/README", &kind, vec!["left alone".into()]).await.unwrap();
     lab.publish().await.unwrap();
-    assert_ne!(lab.files.files(), sound, "a run that follows does not look");
+    assert_ne!(lab.target.files(), sound, "a run that follows does not look");
     lab.publisher().run(Mode::Reconcile).await.unwrap();
-    let mut repaired = lab.files.files();
+    let mut repaired = lab.target.files();
     assert!(repaired.remove("main/README").is_some());
     let without_time = |files: std::collections::BTreeMap<String, bytes::Bytes>| {
         files.into_iter().filter(|(name, _)| !name.ends_with("state.json")).collect::<Vec<_>>()
@@ -503,7 +502,7 @@ async fn recompressed_nars_are_other_files_of_the_same_archives() {
     lab.push(1, 1, &[]).await;
     lab.push(2, 2, &[1]).await;
     lab.publish().await.unwrap();
-    let as_stored = lab.files.files();
+    let as_stored = lab.target.files();
     lab.settings.recompress_level = Some(19);
     assert_eq!(lab.publish().await.unwrap().writes, 0, "what is there stays as it is");
     lab.push(3, 3, &[2]).await;
@@ -512,7 +511,7 @@ async fn recompressed_nars_are_other_files_of_the_same_archives() {
     assert_eq!(lab.publish().await.unwrap().writes, 0);
     lab.check_every_moment(&[], "recompressed");
 
-    let files = lab.files.files();
+    let files = lab.target.files();
     let narinfo = String::from_utf8(files[&format!("main/{}.narinfo", path(3).hash())].to_vec()).unwrap();
     let narinfo = NarInfo::parse(&narinfo, &StoreDir::default()).unwrap();
     let nar = &files[&format!("main/{}", narinfo.url)];
@@ -545,13 +544,13 @@ async fn an_emptied_target_is_filled_again_with_everything() {
     // In grace: its NAR is written down, and what nobody sees missing would not be sent again.
     lab.remove(3).await;
     lab.publish().await.unwrap();
-    lab.files = Arc::new(MemoryFiles::new());
+    lab.target = MemoryTarget::new();
     lab.publisher().run(Mode::Reconcile).await.unwrap();
     lab.push(3, 3, &[]).await;
     lab.publish().await.unwrap();
     lab.check_every_moment(&[], "filled again");
     assert_eq!(numbers(lab.published()), [1, 2, 3]);
-    let files = lab.files.files();
+    let files = lab.target.files();
     for name in ["main/nix-cache-info", "main/dormer-state.json", "dormer-caches.json"] {
         assert!(files.contains_key(name), "{name}");
     }
@@ -564,7 +563,7 @@ async fn listings_go_with_their_paths_whatever_the_settings_are_by_then() {
     lab.push(2, 2, &[]).await;
     lab.publish().await.unwrap();
     let listings = |lab: &Lab| {
-        lab.files
+        lab.target
             .files()
             .keys()
             .filter(|name| name.rsplit_once('.').is_some_and(|(_, end)| end == "ls"))
@@ -587,12 +586,12 @@ async fn revoked_tokens_are_told_to_the_edge() {
     lab.publish().await.unwrap();
     lab.settings.revoked_tokens = vec!["leaked".to_owned()];
     assert_eq!(lab.publish().await.unwrap().writes, 1);
-    let state = CacheState::parse(&lab.files.files()["main/dormer-state.json"]).unwrap();
+    let state = CacheState::parse(&lab.target.files()["main/dormer-state.json"]).unwrap();
     assert_eq!(state.revoked, ["leaked"]);
     assert_eq!(lab.publish().await.unwrap().writes, 0);
     lab.push(2, 2, &[]).await;
     lab.publish().await.unwrap();
-    let state = CacheState::parse(&lab.files.files()["main/dormer-state.json"]).unwrap();
+    let state = CacheState::parse(&lab.target.files()["main/dormer-state.json"]).unwrap();
     assert_eq!(state.revoked, ["leaked"], "also after other changes");
 }
 
