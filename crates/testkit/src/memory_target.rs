@@ -1,8 +1,8 @@
 //! A publishing target in memory. It remembers every change, and each of its writes can crash, take
 //! a while or fail.
 //!
-//! The faults lie below [`Store`], in the library's contract, so publishing runs with the store that
-//! it has in production.
+//! The faults lie below [`Store`], in the library's contract, so publishing runs with the
+//! same store as in production.
 
 use std::collections::BTreeMap;
 use std::fmt;
