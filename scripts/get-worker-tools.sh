@@ -4,6 +4,7 @@
 #
 #   DIR/node          Node, from npm's package, only where this machine has none or one before 20
 #   DIR/worker-node   npm's packages of worker/package-lock.json: workerd, miniflare, wrangler
+#   DIR/kubernetes-models   npm's packages of tests/kubernetes-models: schemas of custom resources
 #   DIR/worker-rust   Debian's Rust with std for wasm32, only where this machine's Rust has none
 #                     (`rustup target add wasm32-unknown-unknown` is the short way to it)
 #
@@ -45,14 +46,15 @@ node_runtime() {
   node_is_new || { echo "Node did not come: install Node 20 or newer, https://nodejs.org" >&2 && exit 1; }
 }
 
+# npm_packages FOLDER SOURCE: the packages of SOURCE/package-lock.json in FOLDER.
 npm_packages() {
-  local folder=$parts/worker-node want
-  want=$(cat "$root/worker/package.json" "$root/worker/package-lock.json" | sha256sum)
+  local folder=$1 source=$2 want
+  want=$(cat "$source/package.json" "$source/package-lock.json" | sha256sum)
   [ "$(cat "$folder/packages" 2>/dev/null)" = "$want" ] && return
-  echo "installing npm's packages of the Worker in $folder" >&2
+  echo "installing npm's packages of $source in $folder" >&2
   rm -rf "$folder"
   mkdir -p "$folder"
-  cp "$root"/worker/package.json "$root"/worker/package-lock.json "$root"/worker/.npmrc "$folder"
+  cp "$source"/package.json "$source"/package-lock.json "$source"/.npmrc "$folder"
   # No script of a package runs: workerd comes as a package of its own for each platform.
   (cd "$folder" && npm ci --ignore-scripts --no-fund --no-audit --loglevel=error >/dev/null)
   echo "$want" >"$folder/packages"
@@ -109,7 +111,10 @@ debian_rust() {
 }
 
 node_runtime
-npm_packages &
+{
+  npm_packages "$parts/worker-node" "$root/worker"
+  npm_packages "$parts/kubernetes-models" "$root/tests/kubernetes-models"
+} &
 npm=$!
 debian_rust
 wait "$npm"

@@ -17,6 +17,7 @@
 //! part.
 
 mod balancer;
+pub mod custom_kinds;
 pub mod edge;
 mod files;
 pub mod http;

@@ -19,6 +19,9 @@ pub fn problems(resources: &[Value]) -> Vec<String> {
         match text(resource, "/kind") {
             "Service" => check_service(resource, resources, &mut report),
             "Ingress" => check_ingress(resource, resources, &mut report),
+            "HTTPRoute" => check_http_route(resource, resources, &mut report),
+            "ServiceMonitor" => check_service_monitor(resource, resources, &mut report),
+            "HorizontalPodAutoscaler" => check_autoscaler(resource, resources, &mut report),
             "PodDisruptionBudget" => {
                 check_selects(resource, "/spec/selector/matchLabels", resources, &mut report);
             }
@@ -138,6 +141,59 @@ fn check_service(service: &Value, resources: &[Value], report: Report<'_>) {
     }
 }
 
+fn check_http_route(route: &Value, resources: &[Value], report: Report<'_>) {
+    for host in items(route, "/spec/hostnames").filter_map(Value::as_str) {
+        if !is_dns_name(host) {
+            report(format!("\"{host}\" is no host name"));
+        }
+    }
+    for backend in items(route, "/spec/rules").flat_map(|rule| items(rule, "/backendRefs")) {
+        let (name, port) = (text(backend, "/name"), &backend["port"]);
+        let service = find(resources, "Service", name, route);
+        let leads_there =
+            service.is_some_and(|service| items(service, "/spec/ports").any(|own| own["port"] == *port));
+        if !leads_there {
+            report(format!("there is no Service {name} with a port {port}"));
+        }
+    }
+}
+
+fn check_service_monitor(monitor: &Value, resources: &[Value], report: Report<'_>) {
+    let selector = monitor.pointer("/spec/selector/matchLabels").and_then(Value::as_object);
+    let services: Vec<&Value> = resources
+        .iter()
+        .filter(|other| text(other, "/kind") == "Service")
+        .filter(|service| {
+            let labels = service.pointer("/metadata/labels");
+            selector.is_some_and(|wanted| {
+                wanted.iter().all(|(key, value)| labels.and_then(|labels| labels.get(key)) == Some(value))
+            })
+        })
+        .collect();
+    if services.len() != 1 {
+        report(format!("it selects {} Services", services.len()));
+    }
+    for endpoint in items(monitor, "/spec/endpoints") {
+        let port = text(endpoint, "/port");
+        let is_port = |service: &&Value| items(service, "/spec/ports").any(|own| text(own, "/name") == port);
+        if !services.iter().any(is_port) {
+            report(format!("no Service that it selects has a port {port}"));
+        }
+    }
+}
+
+fn check_autoscaler(autoscaler: &Value, resources: &[Value], report: Report<'_>) {
+    let (kind, name) =
+        (text(autoscaler, "/spec/scaleTargetRef/kind"), text(autoscaler, "/spec/scaleTargetRef/name"));
+    match find(resources, kind, name, autoscaler) {
+        None => report(format!("there is no {kind} {name}")),
+        Some(scaled) if scaled.pointer("/spec/replicas").is_some() => {
+            report(format!("{kind} {name} sets its replicas too"));
+        }
+        Some(_) => {}
+    }
+}
+
 /// The templates of the pods that a selector fits. None at all is a mistake.
 fn check_selects<'a>(
     resource: &Value,
@@ -200,6 +256,17 @@ fn check_ingress(ingress: &Value, resources: &[Value], report: Report<'_>) {
 }
 
 fn check_network_policy(policy: &Value, resources: &[Value], report: Report<'_>) {
+    let selector = policy.pointer("/spec/podSelector/matchLabels");
+    if selector.is_none() {
+        return; // all pods
+    }
+    // The pods of a database that an operator makes from a resource of its own.
+    if let Some(cluster) = selector.and_then(|labels| labels.get("cnpg.io/cluster")).and_then(Value::as_str) {
+        if find(resources, "Cluster", cluster, policy).is_none() {
+            report(format!("there is no Cluster {cluster}"));
+        }
+        return;
+    }
     let pods = check_selects(policy, "/spec/podSelector/matchLabels", resources, report);
     let ports = items(policy, "/spec/ingress").flat_map(|rule| items(rule, "/ports"));
     for port in ports.filter_map(|port| port.pointer("/port").and_then(Value::as_str)) {
@@ -233,6 +300,9 @@ fn check_pod(resource: &Value, pod: &Value, resources: &[Value], report: Report<
         if let Some(source) = volume.pointer("/secret") {
             check_secret(text(source, "/secretName"), None, resource, resources, report);
         }
+    }
+    for claim in items(resource, "/spec/volumeClaimTemplates") {
+        volumes.insert(text(claim, "/metadata/name"), false);
     }
     for container in containers(pod) {
         check_container(container, resource, resources, report);
@@ -270,6 +340,12 @@ fn check_container(container: &Value, resource: &Value, resources: &[Value], rep
         let name = text(variable, "/name");
         if seen.contains(&name) {
             report(format!("{name} is set twice"));
+        }
+        let value = text(variable, "/value");
+        for used in value.split("$(").skip(1).filter_map(|rest| rest.split_once(')')) {
+            if !seen.contains(&used.0) {
+                report(format!("{name} uses {}, which is not set before it", used.0));
+            }
         }
         seen.push(name);
         for (kind, check) in [

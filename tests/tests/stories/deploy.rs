@@ -11,18 +11,32 @@ use std::io::Write as _;
 use std::path::PathBuf;
 use std::process::{Command, Stdio};
 
+use dormer_tests::custom_kinds;
 use dormer_tests::manifests::{containers, find, items, pod_template, problems, quantity, text, title};
 use dormer_tests::{binary, part, workspace_root};
 use serde_json::{Value, json};
 
 /// Everything that can be applied by itself.
-const KUSTOMIZATIONS: [&str; 2] = ["base", "overlays/lab"];
+const KUSTOMIZATIONS: [&str; 6] = [
+    "base",
+    "overlays/lab",
+    "overlays/production",
+    "overlays/garage",
+    "overlays/ceph",
+    "overlays/edge-publisher",
+];
 
-/// Secrets that neither the repository nor its template brings: certificates.
-const SECRETS_OF_OTHERS: [&str; 1] = ["dormer-tls"];
-
-/// Kinds without a schema in Kubernetes itself. None is used.
-const CUSTOM_KINDS: [&str; 0] = [];
+/// What neither the repository nor `dormer secrets init` brings: certificates, and what operators
+/// make from the resources here.
+const MADE_BY_OTHERS: [(&str, &str, &[&str]); 5] = [
+    ("Secret", "dormer-tls", &[]),
+    // CloudNativePG, from the Cluster.
+    ("Secret", "dormer-db-app", &["uri"]),
+    ("Secret", "dormer-backup", &["access-key-id", "secret-access-key"]),
+    // Rook, from the ObjectBucketClaim.
+    ("Secret", "dormer-bucket", &["AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"]),
+    ("ConfigMap", "dormer-bucket", &["BUCKET_HOST", "BUCKET_PORT", "BUCKET_NAME"]),
+];
 
 fn folder() -> PathBuf {
     workspace_root().join("deploy/kubernetes")
@@ -62,48 +76,128 @@ fn parse(yaml: &str) -> Vec<Value> {
     serde_json::from_str(&output).unwrap()
 }
 
-/// What runs in a cluster after everything was done that the documents say: a kustomization and the
-/// Secrets made by hand.
+/// What runs in a cluster after everything was done that the documents say: a kustomization, the
+/// Secret that `dormer secrets init` makes, and what others make.
 fn applied(kustomization: &str) -> Vec<Value> {
     let mut resources = parse(&render(kustomization));
-    let namespace = text(deployment(&resources), "/metadata/namespace").to_owned();
-    let template = fs::read_to_string(folder().join("base/secret.template.yaml")).unwrap();
-    let mut secrets = parse(&template);
-    for name in SECRETS_OF_OTHERS {
-        secrets.push(json!({"apiVersion": "v1", "kind": "Secret", "metadata": {"name": name}}));
+    let namespace = text(workload(&resources), "/metadata/namespace").to_owned();
+    for (kind, name, keys) in MADE_BY_OTHERS {
+        let data: serde_json::Map<String, Value> =
+            keys.iter().map(|&key| (key.to_owned(), example(key).into())).collect();
+        resources.push(json!({"apiVersion": "v1", "kind": kind,
+            "metadata": {"name": name, "namespace": namespace}, "data": data}));
     }
-    for mut secret in secrets {
-        secret["metadata"]["namespace"] = namespace.as_str().into();
-        resources.push(secret);
+    resources.extend(parse(&new_secret(&namespace)));
+    if kustomization == "overlays/edge-publisher" {
+        // It runs beside the server.
+        resources.push(json!({"kind": "Namespace", "metadata": {"name": namespace}}));
     }
     resources
 }
 
+/// The Secret of a server with an edge.
+fn new_secret(namespace: &str) -> String {
+    let edge_key = tempfile::NamedTempFile::new().unwrap();
+    fs::write(edge_key.path(), "key-of-the-edge\n").unwrap();
+    let mut command = Command::new(binary());
+    command.args(["secrets", "init", "--namespace", namespace]);
+    for key in ["edge-access-key-id", "edge-secret-access-key"] {
+        command.arg("--from-file").arg(format!("{key}={}", edge_key.path().display()));
+    }
+    let output = command.env_clear().output().unwrap();
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    String::from_utf8(output.stdout).unwrap()
+}
+
+/// What stands in a Secret or ConfigMap of others.
+fn example(key: &str) -> &'static str {
+    match key {
+        "uri" => "postgresql://dormer:secret@dormer-db-rw.dormer:5432/dormer",
+        "BUCKET_HOST" => "rook-ceph-rgw-store.rook-ceph.svc",
+        "BUCKET_PORT" => "80",
+        "BUCKET_NAME" => "dormer-1f0c",
+        _ => "secret",
+    }
+}
+
+fn has_server(kustomization: &str) -> bool {
+    kustomization != "overlays/edge-publisher"
+}
+
+/// The kustomizations with a server.
+fn servers() -> impl Iterator<Item = &'static str> {
+    KUSTOMIZATIONS.into_iter().filter(|name| has_server(name))
+}
+
+/// The first resource that runs something.
+fn workload(resources: &[Value]) -> &Value {
+    resources.iter().find(|resource| pod_template(resource).is_some()).unwrap()
+}
+
 fn deployment(resources: &[Value]) -> &Value {
-    resources.iter().find(|resource| text(resource, "/kind") == "Deployment").unwrap()
+    resources.iter().find(|resource| title(resource) == "Deployment dormer").unwrap()
 }
 
 fn server(resources: &[Value]) -> &Value {
-    containers(pod_template(deployment(resources)).unwrap()).next().unwrap()
+    containers(pod_template(deployment(resources)).unwrap())
+        .find(|container| text(container, "/name") == "dormer")
+        .unwrap()
 }
 
+/// Every container that runs `dormer`, with what it belongs to.
+fn dormers(resources: &[Value]) -> Vec<(&Value, &Value)> {
+    let of = |resource| containers(pod_template(resource).unwrap()).map(move |one| (resource, one));
+    let workloads = resources.iter().filter(|resource| pod_template(resource).is_some());
+    workloads.flat_map(of).filter(|(_, one)| text(one, "/image").contains("dormer")).collect()
+}
+
+/// Kubernetes' own schemas, and for kinds of others those of their projects, where a registry has
+/// them, and the closed ones of `custom_kinds`.
 #[test]
 fn everything_renders_and_fits_the_schemas_of_kubernetes() {
-    let template = fs::read_to_string(folder().join("base/secret.template.yaml")).unwrap();
-    let rendered = KUSTOMIZATIONS.iter().map(|name| render(name)).chain([template]);
-    for yaml in rendered {
-        let file = tempfile::Builder::new().suffix(".yaml").tempfile().unwrap();
-        fs::write(file.path(), &yaml).unwrap();
-        let (said, success) = run("kubernetes-validate", &["--strict", file.path().to_str().unwrap()], "");
-        assert!(success, "{said}");
-        let unknown: Vec<&str> = said
-            .lines()
-            .filter(|line| line.contains("Couldn't find schema"))
-            .filter(|line| !CUSTOM_KINDS.iter().any(|kind| line.contains(kind)))
-            .collect();
-        assert!(unknown.is_empty(), "{unknown:?}");
-        assert_eq!(said.matches(" passed for resource ").count(), parse(&yaml).len(), "{said}");
+    let mut rendered: Vec<String> = KUSTOMIZATIONS.iter().map(|name| render(name)).collect();
+    for file in
+        ["base/secret.template.yaml", "secrets/external-secret.yaml", "secrets/sealed-secret.template.yaml"]
+    {
+        rendered.push(fs::read_to_string(folder().join(file)).unwrap());
     }
+    let all: Vec<Value> = rendered.iter().flat_map(|yaml| parse(yaml)).collect();
+    let (custom, own): (Vec<&Value>, Vec<&Value>) = all.iter().partition(|one| custom_kinds::is_custom(one));
+    let file = tempfile::Builder::new().suffix(".yaml").tempfile().unwrap();
+    let documents: Vec<String> = own.iter().map(ToString::to_string).collect();
+    fs::write(file.path(), documents.join("\n---\n")).unwrap();
+    let (said, success) = run("kubernetes-validate", &["--strict", file.path().to_str().unwrap()], "");
+    assert!(success && !said.contains("Couldn't find schema"), "{said}");
+    assert_eq!(said.matches(" passed for resource ").count(), own.len(), "{said}");
+
+    assert!(custom.len() >= 15, "{}", custom.len());
+    let found: Vec<String> = custom.iter().flat_map(|one| custom_kinds::problems(one)).collect();
+    assert!(found.is_empty(), "{found:#?}");
+    assert_eq!(fits_their_projects(&custom), Ok(8));
+    // The validator of others' schemas sees.
+    let mut route = (*custom.iter().find(|one| text(one, "/kind") == "HTTPRoute").unwrap()).clone();
+    route["spec"]["rules"][0]["matches"][0]["path"]["type"] = "Prefix".into();
+    assert!(fits_their_projects(&[&route]).unwrap_err().contains("path/type"));
+}
+
+/// What the CustomResourceDefinitions of the projects say; the number of resources that they knew.
+fn fits_their_projects(resources: &[&Value]) -> Result<usize, String> {
+    let script = workspace_root().join("tests/kubernetes-models/validate.js");
+    let mut child = Command::new("node")
+        .arg(script)
+        .arg(part("kubernetes-models"))
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let input = serde_json::to_vec(resources).unwrap();
+    child.stdin.take().unwrap().write_all(&input).unwrap();
+    let output = child.wait_with_output().unwrap();
+    if !output.status.success() {
+        return Err(String::from_utf8_lossy(&output.stderr).into_owned());
+    }
+    Ok(String::from_utf8_lossy(&output.stdout).trim().parse().unwrap())
 }
 
 #[test]
@@ -125,8 +219,8 @@ fn planted_mistakes_are_found() {
         *by_kind(resources, kind).pointer_mut(pointer).unwrap() = value;
     }
     const SERVER: &str = "/spec/template/spec/containers/0";
-    let plants: [(Plant, &str); 14] = [
-        (|all| set(all, "CronJob", "/spec/schedule", "*/5 * * *".into()), "is no schedule"),
+    const ROUTE: &str = "/spec/rules/0/backendRefs/0";
+    let plants: [(Plant, &str); 17] = [
         (
             |all| set(all, "Deployment", &format!("{SERVER}/resources/limits/memory"), "512MB".into()),
             "no quantity",
@@ -161,18 +255,28 @@ fn planted_mistakes_are_found() {
             |all| set(all, "PodDisruptionBudget", "/spec/selector/matchLabels", json!({"a": "b"})),
             "selects no pod",
         ),
+        (|all| set(all, "HTTPRoute", &format!("{ROUTE}/port"), 81.into()), "a port 81"),
+        (|all| set(all, "HTTPRoute", "/spec/hostnames/0", "a_b".into()), "is no host name"),
+        (|all| set(all, "ServiceMonitor", "/spec/endpoints/0/port", "web".into()), "has a port web"),
         (
-            |all| set(all, "Ingress", "/spec/rules/0/http/paths/0/backend/service/port/name", "x".into()),
-            "a port x",
+            |all| set(all, "ServiceMonitor", "/spec/selector/matchLabels", json!({"a": "b"})),
+            "selects 0 Services",
         ),
         (
-            |all| set(all, "Ingress", "/spec/rules/0/host", "other.example.org".into()),
-            "no certificate for other",
+            |all| set(all, "HorizontalPodAutoscaler", "/spec/scaleTargetRef/name", "x".into()),
+            "no Deployment x",
         ),
-        (|all| all.retain(|one| title(one) != "Secret dormer-tls"), "no Secret dormer-tls"),
+        (
+            |all| {
+                let value = json!({"name": "DORMER_LISTEN", "value": "$(HOST):80"});
+                set(all, "Deployment", &format!("{SERVER}/env/0"), value);
+            },
+            "uses HOST",
+        ),
+        (|all| all.retain(|one| title(one) != "Secret dormer"), "no Secret dormer"),
     ];
     for (plant, words) in plants {
-        let mut resources = applied("base");
+        let mut resources = applied("overlays/production");
         plant(&mut resources);
         let found = problems(&resources);
         assert!(found.iter().any(|problem| problem.contains(words)), "{words}: {found:?}");
@@ -180,14 +284,14 @@ fn planted_mistakes_are_found() {
 }
 
 #[test]
-fn every_pod_fits_the_restricted_standard_and_writes_nothing() {
+fn every_pod_fits_the_restricted_standard_and_writes_only_to_volumes() {
     for name in KUSTOMIZATIONS {
         let resources = applied(name);
         let pods: Vec<&Value> = resources.iter().filter_map(pod_template).collect();
-        assert_eq!(pods.len(), 2);
+        assert!(!pods.is_empty());
         for pod in pods {
             assert_eq!(pod["spec"]["securityContext"]["runAsNonRoot"], true);
-            assert_ne!(pod["spec"]["securityContext"]["runAsUser"], 0);
+            assert!(pod["spec"]["securityContext"]["runAsUser"].as_u64().unwrap() > 0);
             assert_eq!(pod["spec"]["securityContext"]["seccompProfile"]["type"], "RuntimeDefault");
             assert_eq!(pod["spec"]["automountServiceAccountToken"], false);
             for container in containers(pod) {
@@ -196,20 +300,53 @@ fn every_pod_fits_the_restricted_standard_and_writes_nothing() {
                 assert_eq!(context["readOnlyRootFilesystem"], true);
                 assert_eq!(context["capabilities"]["drop"], json!(["ALL"]));
                 assert!(quantity(text(container, "/resources/limits/memory")).is_some());
-                assert!(container["image"].as_str().unwrap().contains("dormer"));
+                let image = text(container, "/image");
+                let tag = image.rsplit('/').next().unwrap().split_once(':').map(|(_, tag)| tag);
+                // The base names no image: the overlay does.
+                assert!(name == "base" || tag.is_some_and(|tag| tag != "latest"), "{name}: {image}");
             }
         }
         let namespace = resources.iter().find(|resource| text(resource, "/kind") == "Namespace").unwrap();
-        assert_eq!(namespace["metadata"]["labels"]["pod-security.kubernetes.io/enforce"], "restricted");
+        if has_server(name) {
+            assert_eq!(namespace["metadata"]["labels"]["pod-security.kubernetes.io/enforce"], "restricted");
+        }
+    }
+}
+
+/// Where policies are enforced, nothing is allowed that no policy names.
+#[test]
+fn the_network_is_closed_by_default() {
+    for name in servers().filter(|name| *name != "base") {
+        let resources = applied(name);
+        let denies_all = |policy: &&Value| {
+            policy["spec"]["podSelector"] == json!({})
+                && policy["spec"]["policyTypes"] == json!(["Ingress", "Egress"])
+                && policy["spec"]["ingress"].is_null()
+                && policy["spec"]["egress"].is_null()
+        };
+        let policies: Vec<&Value> =
+            resources.iter().filter(|one| text(one, "/kind") == "NetworkPolicy").collect();
+        assert_eq!(policies.iter().copied().filter(|one| denies_all(one)).count(), 1, "{name}");
+        // No rule without a sender: it would let everybody in.
+        for rule in policies.iter().flat_map(|policy| items(policy, "/spec/ingress")) {
+            assert!(items(rule, "/from").count() > 0 && items(rule, "/ports").count() > 0, "{name}: {rule}");
+        }
     }
 }
 
 #[test]
 fn the_repository_holds_no_secret() {
-    let resources = applied("base");
-    let secret = find(&resources, "Secret", "dormer", deployment(&resources)).unwrap();
-    let values = secret["stringData"].as_object().unwrap();
-    assert!(values.len() >= 5 && values.values().all(|value| value == "REPLACE"), "{values:?}");
+    let keys = |yaml: &str| -> BTreeMap<String, String> {
+        let secret = &parse(yaml)[0];
+        let values = secret["stringData"].as_object().unwrap();
+        values.iter().map(|(key, value)| (key.clone(), value.as_str().unwrap().to_owned())).collect()
+    };
+    let template = keys(&fs::read_to_string(folder().join("base/secret.template.yaml")).unwrap());
+    assert!(template.values().all(|value| value == "REPLACE"), "{template:?}");
+    // The form, and what the command makes, have the same keys.
+    let made = keys(&new_secret("dormer"));
+    assert_eq!(template.keys().collect::<Vec<_>>(), made.keys().collect::<Vec<_>>());
+    assert!(made.values().all(|value| value.len() > 8 && value != "REPLACE"));
     for name in KUSTOMIZATIONS {
         let kinds: Vec<String> = parse(&render(name)).iter().map(title).collect();
         assert!(!kinds.iter().any(|title| title.starts_with("Secret ")), "{kinds:?}");
@@ -217,113 +354,171 @@ fn the_repository_holds_no_secret() {
 }
 
 #[test]
-fn the_host_of_the_ingress_is_the_address_that_the_server_gives_its_clients() {
-    for name in KUSTOMIZATIONS {
+fn the_host_of_the_route_is_the_address_that_the_server_gives_its_clients() {
+    for name in servers().filter(|name| *name != "base") {
         let resources = applied(name);
-        let ingress = resources.iter().find(|resource| text(resource, "/kind") == "Ingress").unwrap();
-        let host = text(ingress, "/spec/rules/0/host");
+        let hosts: Vec<&str> = resources
+            .iter()
+            .filter_map(|resource| match text(resource, "/kind") {
+                "Ingress" => Some(text(resource, "/spec/rules/0/host")),
+                "HTTPRoute" => Some(text(resource, "/spec/hostnames/0")),
+                _ => None,
+            })
+            .collect();
+        let [host] = hosts[..] else { panic!("{name}: one way in, not {hosts:?}") };
         let endpoint = format!("api-endpoint = \"https://{host}/\"");
-        let (_, settings) = settings_file(&resources);
+        let settings = settings_file(&resources, deployment(&resources), server(&resources));
         assert!(settings.contains(&endpoint), "{name}: {settings}");
-        assert_eq!(items(ingress, "/spec/rules").count(), 1);
     }
 }
 
-/// Name and content of the settings file that the server is started with.
-fn settings_file(resources: &[Value]) -> (String, String) {
-    let argument = items(server(resources), "/args")
-        .filter_map(Value::as_str)
-        .find_map(|word| word.strip_prefix("--config="));
+/// The settings file that a container is started with.
+fn settings_file(resources: &[Value], of: &Value, container: &Value) -> String {
+    let argument =
+        items(container, "/args").filter_map(Value::as_str).find_map(|word| word.strip_prefix("--config="));
     let path = argument.unwrap();
-    let file = path
-        .strip_prefix(text(server(resources), "/volumeMounts/0/mountPath"))
-        .unwrap()
-        .trim_start_matches('/');
-    let pod = pod_template(deployment(resources)).unwrap();
-    let map =
-        find(resources, "ConfigMap", text(pod, "/spec/volumes/0/configMap/name"), deployment(resources))
-            .unwrap();
-    (file.to_owned(), map["data"][file].as_str().unwrap().to_owned())
+    let file =
+        path.strip_prefix(text(container, "/volumeMounts/0/mountPath")).unwrap().trim_start_matches('/');
+    let pod = pod_template(of).unwrap();
+    let map = find(resources, "ConfigMap", text(pod, "/spec/volumes/0/configMap/name"), of).unwrap();
+    map["data"][file].as_str().unwrap().to_owned()
 }
 
-/// The environment that the server has there: the image's, and what the Deployment adds, with
-/// secrets that look like real ones.
-fn environment(resources: &[Value]) -> BTreeMap<String, String> {
+/// The environment that a container has there: the image's, and what the manifest adds.
+fn environment(resources: &[Value], of: &Value, container: &Value) -> BTreeMap<String, String> {
     let recipe = fs::read_to_string(workspace_root().join("deploy/Containerfile")).unwrap();
     let (_, image) = recipe.split_once("\nENV ").unwrap();
     let image = image.lines().map_while(|line| line.trim().trim_end_matches(" \\").split_once('='));
     let mut environment: BTreeMap<String, String> =
         image.map(|(name, value)| (name.to_owned(), value.to_owned())).collect();
     assert_eq!(environment.len(), 3, "{environment:?}");
-    for variable in items(server(resources), "/env") {
-        let value = match text(variable, "/valueFrom/secretKeyRef/key") {
-            "database-url" => "postgresql://dormer:secret@postgres/dormer",
-            "master-key" => "MDEyMzQ1Njc4OWFiY2RlZmdoaWprbG1ub3BxcnN0dXY=",
-            "token-secret" => {
-                "MDEyMzQ1Njc4OWFiY2RlZmdoaWprbG1ub3BxcnN0dXZ3eHl6QUJDREVGR0hJSktMTU5PUFFSU1RVVldYWVotKw=="
+    for variable in items(container, "/env") {
+        let mut value = text(variable, "/value").to_owned();
+        for (kind, source) in [("Secret", "secretKeyRef"), ("ConfigMap", "configMapKeyRef")] {
+            if let Some(source) = variable.pointer(&format!("/valueFrom/{source}")) {
+                let found = find(resources, kind, text(source, "/name"), of).unwrap();
+                let key = text(source, "/key");
+                let mut data =
+                    ["data", "stringData"].into_iter().filter_map(|part| found[part][key].as_str());
+                value = data.next().unwrap().to_owned();
             }
-            "s3-access-key-id" | "s3-secret-access-key" => "secret",
-            other => panic!("what does {other} look like?"),
-        };
-        environment.insert(text(variable, "/name").to_owned(), value.to_owned());
+        }
+        for (known, content) in &environment {
+            value = value.replace(&format!("$({known})"), content);
+        }
+        environment.insert(text(variable, "/name").to_owned(), value);
     }
     environment
 }
 
+/// The binary reads what each of its containers is given, without a remark: it says so when it does
+/// not know a key or a variable.
 #[test]
 fn the_settings_of_every_place_are_ones_that_the_binary_takes() {
     for name in KUSTOMIZATIONS {
         let resources = applied(name);
-        let (_, settings) = settings_file(&resources);
-        let file = tempfile::NamedTempFile::new().unwrap();
-        fs::write(file.path(), settings).unwrap();
-        let mut command = Command::new(binary());
-        command.args(["config", "show", "--json", "--config"]).arg(file.path());
-        let output = command.env_clear().envs(environment(&resources)).output().unwrap();
-        let said = String::from_utf8_lossy(&output.stderr);
-        assert!(output.status.success() && said.is_empty(), "{name}: {said}");
-        let shown = String::from_utf8(output.stdout).unwrap();
-        assert!(!shown.contains("secret@"), "{shown}");
-        let shown: Value = serde_json::from_str(&shown).unwrap();
-        let value = |key: &str| &shown[key]["value"];
-
-        // Kubernetes kills later than the server gives up waiting.
-        let pod = pod_template(deployment(&resources)).unwrap();
-        let grace = pod["spec"]["terminationGracePeriodSeconds"].as_f64().unwrap();
-        let needed = value("limits.drain-delay").as_f64().unwrap()
-            + value("limits.shutdown-timeout").as_f64().unwrap();
-        assert!(needed + 10.0 <= grace, "{name}: {needed} s are needed and {grace} s are given");
-        // The ports of the pod are those that the server listens on.
-        for (port, key) in [("http", "listen"), ("metrics", "metrics.listen")] {
-            let port = items(server(&resources), "/ports").find(|one| text(one, "/name") == port).unwrap();
-            let address = value(key).as_str().unwrap();
-            assert!(address.ends_with(&format!(":{}", port["containerPort"])), "{name}: {key} is {address}");
-            assert!(!address.starts_with("127."), "{name}: {key} is {address}");
+        for (of, container) in dormers(&resources) {
+            let file = tempfile::NamedTempFile::new().unwrap();
+            fs::write(file.path(), settings_file(&resources, of, container)).unwrap();
+            let environment = environment(&resources, of, container);
+            let mut command = Command::new(binary());
+            command.args(["config", "show", "--json", "--config"]).arg(file.path());
+            let output = command.env_clear().envs(&environment).output().unwrap();
+            let said = String::from_utf8_lossy(&output.stderr);
+            assert!(output.status.success() && said.is_empty(), "{name}: {}: {said}", title(of));
+            let shown = String::from_utf8(output.stdout).unwrap();
+            for (variable, value) in &environment {
+                let is_secret = variable.contains("KEY") || variable.contains("SECRET");
+                assert!(!is_secret || !shown.contains(value.as_str()), "{variable} is shown");
+                // Others' variables are only there to make ours of.
+                let is_used = |(_, other): (&String, &String)| other.contains(value.as_str());
+                let of_ours = ["DORMER_", "AWS_", "SSL_"].iter().any(|prefix| variable.starts_with(prefix));
+                let uses = environment.iter().filter(|(other, _)| *other != variable);
+                assert!(of_ours || uses.filter(|one| is_used(*one)).count() > 0, "{name}: {variable}");
+            }
+            check_settings(name, &resources, of, container, &serde_json::from_str(&shown).unwrap());
         }
-        let metrics = &pod["metadata"]["annotations"]["prometheus.io/port"];
-        assert!(value("metrics.listen").as_str().unwrap().ends_with(metrics.as_str().unwrap()));
-        assert!(
-            ["s3", "gcs", "azure"].contains(&value("storage.type").as_str().unwrap()),
-            "replicas share no folder"
-        );
     }
 }
 
-#[test]
-fn the_fleet_bundle_names_overlays_that_exist() {
-    let bundle = parse(&fs::read_to_string(folder().join("fleet.yaml")).unwrap());
-    let [bundle] = &bundle[..] else { panic!("one document") };
-    let folders: Vec<&str> = items(bundle, "/targetCustomizations")
-        .chain([bundle])
-        .map(|part| text(part, "/kustomize/dir"))
-        .filter(|folder| !folder.is_empty())
-        .collect();
-    assert!(folders.len() >= 2);
-    for overlay in folders {
-        assert!(KUSTOMIZATIONS.contains(&overlay), "{overlay} is not among those that are checked");
-        let resources = parse(&render(overlay));
-        assert_eq!(bundle["defaultNamespace"], deployment(&resources)["metadata"]["namespace"]);
+fn check_settings(name: &str, resources: &[Value], of: &Value, container: &Value, shown: &Value) {
+    let value = |key: &str| &shown[key]["value"];
+    assert!(
+        ["s3", "gcs", "azure"].contains(&value("storage.type").as_str().unwrap()),
+        "replicas share no folder"
+    );
+    // A store or database in the same namespace is one that is there, at that port.
+    for address in ["storage.endpoint", "database.url"] {
+        let Some(url) = value(address).as_str() else { continue };
+        let host = url.split("://").nth(1).unwrap().rsplit('@').next().unwrap();
+        let host = host.split(['/', '?']).next().unwrap();
+        let (host, port) = host.split_once(':').unwrap_or((host, "5432"));
+        if !host.contains('.') && name != "base" && has_server(name) {
+            let service = find(resources, "Service", host, of);
+            let port: u16 = port.parse().unwrap();
+            let ports = service.into_iter().flat_map(|service| items(service, "/spec/ports"));
+            assert!(ports.clone().any(|own| own["port"] == port), "{name}: nothing is at {url}");
+        }
     }
+    let edges = shown.as_object().unwrap().keys().filter(|key| key.starts_with("edge")).count();
+    if items(container, "/args").any(|word| word == "publish") {
+        assert!(edges > 0, "{name}: there is nothing to publish to");
+    }
+    if !items(container, "/args").any(|word| word == "serve") {
+        return;
+    }
+    // Kubernetes kills later than the server gives up waiting.
+    let pod = pod_template(of).unwrap();
+    let grace = pod["spec"]["terminationGracePeriodSeconds"].as_f64().unwrap();
+    let needed =
+        value("limits.drain-delay").as_f64().unwrap() + value("limits.shutdown-timeout").as_f64().unwrap();
+    assert!(needed + 10.0 <= grace, "{name}: {needed} s are needed and {grace} s are given");
+    // The ports of the pod are those that the server listens on.
+    for (port, key) in [("http", "listen"), ("metrics", "metrics.listen")] {
+        let port = items(container, "/ports").find(|one| text(one, "/name") == port).unwrap();
+        let address = value(key).as_str().unwrap();
+        assert!(address.ends_with(&format!(":{}", port["containerPort"])), "{name}: {key} is {address}");
+        assert!(!address.starts_with("127."), "{name}: {key} is {address}");
+    }
+    let metrics = &pod["metadata"]["annotations"]["prometheus.io/port"];
+    assert!(value("metrics.listen").as_str().unwrap().ends_with(metrics.as_str().unwrap()));
+}
+
+#[test]
+fn the_fleet_bundles_name_overlays_that_exist_and_wait_for_each_other() {
+    let bundle = |file: &str| {
+        let [bundle] = &parse(&fs::read_to_string(folder().join(file)).unwrap())[..] else {
+            panic!("{file}")
+        };
+        bundle.clone()
+    };
+    let (lab, publisher) = (bundle("fleet-lab.yaml"), bundle("fleet-edge-publisher.yaml"));
+    for bundle in [&lab, &publisher] {
+        let mut places = 0;
+        for part in items(bundle, "/targetCustomizations").chain([bundle]) {
+            let overlay = text(part, "/kustomize/dir");
+            if overlay.is_empty() {
+                continue;
+            }
+            places += 1;
+            assert!(KUSTOMIZATIONS.contains(&overlay), "{overlay} is not among those that are checked");
+            let namespace = [part, bundle].map(|one| text(one, "/defaultNamespace"));
+            let namespace = namespace.into_iter().find(|one| !one.is_empty()).unwrap();
+            let resources = parse(&render(overlay));
+            assert_eq!(text(workload(&resources), "/metadata/namespace"), namespace, "{overlay}");
+        }
+        assert!(places > 0);
+        // Clusters that nobody labelled get nothing.
+        let last = items(bundle, "/targetCustomizations").last().unwrap();
+        assert_eq!((&last["clusterSelector"], &last["doNotDeploy"]), (&json!({}), &Value::Bool(true)));
+    }
+    assert_eq!(publisher["dependsOn"][0]["selector"]["matchLabels"], lab["labels"]);
+    // No two bundles own the same resource.
+    let names = |bundle: &Value| -> Vec<String> {
+        parse(&render(text(bundle, "/kustomize/dir"))).iter().map(title).collect()
+    };
+    let of_lab = names(&lab);
+    assert!(names(&publisher).iter().all(|name| !of_lab.contains(name)));
 }
 
 /// No builder of images runs in the tests; what it would copy is checked to be there.

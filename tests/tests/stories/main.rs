@@ -2,6 +2,7 @@
 //! Tests that load the whole machine are in `alone`.
 
 mod access;
+mod alerts;
 mod attic_wire;
 mod bad_input;
 mod bucket;
@@ -23,5 +24,6 @@ mod publish;
 mod replicas;
 mod retention;
 mod round_trip;
+mod sops;
 mod terminal;
 mod worker;

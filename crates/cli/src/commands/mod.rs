@@ -12,6 +12,7 @@ mod nix_settings;
 mod pin;
 mod publish;
 mod push;
+mod secrets_init;
 mod serve;
 mod token_create;
 mod use_cache;
@@ -101,6 +102,9 @@ pub(crate) enum Command {
     /// Show the server's settings
     #[command(subcommand)]
     Config(ConfigCommand),
+    /// Make the secrets of a server
+    #[command(subcommand)]
+    Secrets(SecretsCommand),
     Publish(publish::PublishArgs),
     /// Serve published caches
     #[command(subcommand)]
@@ -119,6 +123,11 @@ pub(crate) enum EdgeCommand {
 #[derive(Debug, Subcommand)]
 pub(crate) enum TokenCommand {
     Create(token_create::TokenCreateArgs),
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum SecretsCommand {
+    Init(secrets_init::SecretsInitArgs),
 }
 
 #[derive(Debug, Subcommand)]
@@ -171,6 +180,7 @@ impl Command {
             | Self::Token(_)
             | Self::MakeToken(_)
             | Self::Config(_)
+            | Self::Secrets(_)
             | Self::Doctor(_) => false,
         }
     }
@@ -199,6 +209,7 @@ pub(crate) async fn run(command: Command, context: &Context) -> Result<ExitCode>
         Command::Token(TokenCommand::Create(args)) | Command::MakeToken(args) => {
             token_create::run(args, context)?;
         }
+        Command::Secrets(SecretsCommand::Init(args)) => secrets_init::run(args, context)?,
         Command::Config(ConfigCommand::Show(args)) => config_show::run(&args, context)?,
         Command::Config(ConfigCommand::Reference) => {
             context.printer.data_lines(settings::reference::to_markdown().trim_end())?;
