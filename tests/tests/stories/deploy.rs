@@ -457,8 +457,8 @@ fn check_settings(name: &str, resources: &[Value], of: &Value, container: &Value
         if !host.contains('.') && name != "base" && has_server(name) {
             let service = find(resources, "Service", host, of);
             let port: u16 = port.parse().unwrap();
-            let ports = service.into_iter().flat_map(|service| items(service, "/spec/ports"));
-            assert!(ports.clone().any(|own| own["port"] == port), "{name}: nothing is at {url}");
+            let mut ports = service.into_iter().flat_map(|service| items(service, "/spec/ports"));
+            assert!(ports.any(|own| own["port"] == port), "{name}: nothing is at {url}");
         }
     }
     let edges = items(shown, "/edge").count();
