@@ -92,8 +92,8 @@ pub(super) fn run(args: SecretsInitArgs, context: &Context) -> Result<()> {
 
 /// Every key of base/secret.template.yaml that a server needs, with a fresh value.
 fn new_values() -> BTreeMap<String, Secret> {
-    let hex = |bytes: &[u8]| bytes.iter().map(|byte| format!("{byte:02x}")).collect::<String>();
-    let password = hex(&rand::random::<[u8; 32]>());
+    let digits_64 = || format!("{:032x}{:032x}", rand::random::<u128>(), rand::random::<u128>());
+    let password = digits_64();
     let url = format!("postgresql://dormer:{password}@postgres/dormer?sslmode=disable");
     let token_secret = STANDARD.encode([rand::random::<[u8; 32]>(), rand::random()].concat());
     [
@@ -102,24 +102,23 @@ fn new_values() -> BTreeMap<String, Secret> {
         ("master-key", STANDARD.encode(rand::random::<[u8; 32]>())),
         ("token-secret", token_secret),
         // The form that Garage demands. Other stores take any.
-        ("s3-access-key-id", format!("GK{}", hex(&rand::random::<[u8; 12]>()))),
-        ("s3-secret-access-key", hex(&rand::random::<[u8; 32]>())),
+        ("s3-access-key-id", format!("GK{:024x}", rand::random::<u128>() >> 32)),
+        ("s3-secret-access-key", digits_64()),
     ]
     .map(|(key, value)| (key.to_owned(), Secret::new(value)))
     .into()
 }
 
 fn manifest(name: &str, namespace: &str, values: &BTreeMap<String, Secret>) -> String {
-    let mut yaml = format!(
+    // A text of JSON is one of YAML too.
+    let line =
+        |(key, value): (&String, &Secret)| format!("  {key}: {}\n", serde_json::Value::from(value.expose()));
+    let lines: Vec<String> = values.iter().map(line).collect();
+    format!(
         "apiVersion: v1\nkind: Secret\nmetadata:\n  name: \"{name}\"\n  namespace: \"{namespace}\"\ntype: \
-         Opaque\nstringData:\n"
-    );
-    for (key, value) in values {
-        // A text of JSON is one of YAML too.
-        let value = serde_json::Value::from(value.expose());
-        yaml.push_str(&format!("  {key}: {value}\n"));
-    }
-    yaml
+         Opaque\nstringData:\n{}",
+        lines.concat()
+    )
 }
 
 #[cfg(test)]
