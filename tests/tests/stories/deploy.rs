@@ -400,7 +400,7 @@ fn environment(resources: &[Value], of: &Value, container: &Value) -> BTreeMap<S
                 let key = text(source, "/key");
                 let mut data =
                     ["data", "stringData"].into_iter().filter_map(|part| found[part][key].as_str());
-                value = data.next().unwrap().to_owned();
+                data.next().unwrap().clone_into(&mut value);
             }
         }
         for (known, content) in &environment {

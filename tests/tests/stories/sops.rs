@@ -73,7 +73,7 @@ fn a_new_secret_survives_encryption_and_the_replacement_of_the_age_key() {
     let test_recipient = test_key.lines().find_map(|line| line.strip_prefix("# public key: ")).unwrap();
     assert!(rules.contains(test_recipient));
     let configure = |recipient: &str| {
-        fs::write(place.join(".sops.yaml"), rules.replace(test_recipient, recipient)).unwrap()
+        fs::write(place.join(".sops.yaml"), rules.replace(test_recipient, recipient)).unwrap();
     };
 
     configure(&old_recipient);
