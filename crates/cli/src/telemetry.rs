@@ -23,6 +23,7 @@ use tracing_subscriber::{EnvFilter, filter};
 use crate::context::Context;
 use crate::error::{Error, Result};
 use crate::settings::{Environment, LogSettings};
+use crate::terminal_text::{LogForm, shown_log_line};
 
 /// Time limit for sending the last spans at the end.
 const FINISH_TIMEOUT: Duration = Duration::from_secs(5);
@@ -50,8 +51,13 @@ impl Traces {
 pub(crate) fn start(log: &LogSettings, context: &Context) -> Result<Traces> {
     let filter = log_filter(log, &context.environment)?;
     let colours = io::stderr().is_terminal() && context.environment.text("NO_COLOR")?.is_none();
+    let form = match (log.json, colours) {
+        (true, _) => LogForm::Json,
+        (false, true) => LogForm::Coloured,
+        (false, false) => LogForm::Plain,
+    };
     let lines = tracing_subscriber::fmt::layer()
-        .with_writer(io::stderr)
+        .with_writer(move || LogOutput(form))
         .with_ansi(colours)
         // The layer would report a closed standard error on standard error, and panic.
         .log_internal_errors(false);
@@ -83,6 +89,23 @@ pub(crate) fn start(log: &LogSettings, context: &Context) -> Result<Traces> {
     });
     tracing_subscriber::registry().with(lines).with(spans).init();
     Ok(Traces(provider))
+}
+
+/// Standard error for log lines. Lines have paths and messages of clients in them, and somebody may
+/// read them in a terminal.
+struct LogOutput(LogForm);
+
+impl io::Write for LogOutput {
+    /// The layer writes one whole line at once.
+    fn write(&mut self, line: &[u8]) -> io::Result<usize> {
+        let text = String::from_utf8_lossy(line);
+        io::stderr().write_all(shown_log_line(&text, self.0).as_bytes())?;
+        Ok(line.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        io::stderr().flush()
+    }
 }
 
 fn log_filter(log: &LogSettings, environment: &Environment) -> Result<EnvFilter> {
