@@ -378,8 +378,8 @@ fn uploads_that_are_wrong_change_nothing() {
 fn the_headers_of_celler_mean_the_same() {
     let server = Server::start();
     let bearer = format!("Bearer {}", admin());
-    for (number, in_body) in [(1, false), (2, true)] {
-        let nar = nar(number);
+    for (number, in_body) in [(1_u8, false), (2, true)] {
+        let nar = nar(number.into());
         let info = common::nar_info("main", &path(number), &nar, &json!({})).to_string();
         let length = info.len().to_string();
         let (header, body) = if in_body {
