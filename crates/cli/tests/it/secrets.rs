@@ -64,8 +64,8 @@ fn text_settings() -> Vec<TextSetting> {
     settings
 }
 
-/// The variables that let a setting count: a store for the settings of stores, a target for those of
-/// targets.
+/// The variables that let a setting count: a store for the settings of stores, a target for those
+/// of targets.
 fn variables_around(setting: &TextSetting) -> BTreeMap<String, String> {
     let mut variables = BTreeMap::new();
     let mut set = |name: &str, value: &str| variables.insert(name.to_owned(), value.to_owned());
@@ -95,8 +95,8 @@ fn variables_around(setting: &TextSetting) -> BTreeMap<String, String> {
     variables
 }
 
-/// What `serve` prints up to its first line as a server, or all of it if it does not become one; and
-/// the page of its metrics.
+/// What `serve` prints up to its first line as a server, or all of it if it does not become one;
+/// and the page of its metrics.
 fn start_of_serve(command: &mut Command) -> String {
     let mut server =
         command.args(["serve", "--listen", "127.0.0.1:0"]).stderr(Stdio::piped()).spawn().unwrap();
