@@ -10,6 +10,7 @@
 use std::io::{self, IsTerminal as _};
 use std::time::Duration;
 
+use dormer_api::RedactedUrl;
 use opentelemetry::KeyValue;
 use opentelemetry::trace::TracerProvider as _;
 use opentelemetry_otlp::{SpanExporter, WithHttpConfig as _};
@@ -111,10 +112,11 @@ impl io::Write for LogOutput {
 fn log_filter(log: &LogSettings, environment: &Environment) -> Result<EnvFilter> {
     let from_variable = environment.text("RUST_LOG")?;
     let text = from_variable.unwrap_or(&log.filter);
-    EnvFilter::try_new(text).map_err(|error| {
+    EnvFilter::try_new(text).map_err(|_| {
         let name = if from_variable.is_some() { "RUST_LOG" } else { "log.filter" };
         Error::usage(
-            format!("{name}: '{text}' is not a filter: {error}"),
+            // What the parser says may quote the text.
+            format!("{name}: '{}' is not a filter", RedactedUrl::new(text)),
             "such as `info` or `warn,dormer_engine=debug`",
         )
     })

@@ -675,7 +675,10 @@ fn nothing_that_a_client_says_reaches_the_terminal_of_the_server() {
     for format in ["text", "json"] {
         let home = TestHome::new();
         let mut command = home.command(&["serve", "--listen", "127.0.0.1:0"]);
-        command.env("DORMER_METRICS_LISTEN", "off").env("DORMER_LOG_FORMAT", format).env("RUST_LOG", "dormer_server=debug");
+        command
+            .env("DORMER_METRICS_LISTEN", "off")
+            .env("DORMER_LOG_FORMAT", format)
+            .env("RUST_LOG", "dormer_server=debug");
         let mut server = command.stderr(Stdio::piped()).spawn().unwrap();
         let mut log = BufReader::new(server.stderr.take().unwrap());
         let address = loop {
