@@ -33,3 +33,8 @@ bench *parts:
 # the tests too.
 deny:
     cargo deny check bans licenses sources
+
+# Known faults of dependencies, by cargo-deny (`cargo install cargo-deny`). It fetches RustSec's
+# database, so it is no part of the tests: a new advisory must not break an old commit.
+audit:
+    cargo deny check advisories

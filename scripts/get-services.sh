@@ -55,10 +55,11 @@ unpacked() {
     rm -rf "$folder"
 }
 # promtool checks metrics and rules; nginx serves what was published to a folder, and caches in
-# front of the lab as Varnish does.
+# front of the lab as Varnish does. nginx and HAProxy also pass requests on to the lab.
 unpacked prometheus usr/bin/promtool
 unpacked nginx usr/sbin/nginx
 unpacked varnish usr/sbin/varnishd libjemalloc2
+unpacked haproxy usr/sbin/haproxy liblua5.3-0 libopentracing-c-wrapper0 libopentracing1
 
 # venv NAME PROGRAM PACKAGE...: PyPI's packages in a folder of their own, pinned. Another pin brings
 # another folder's content.

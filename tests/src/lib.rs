@@ -8,7 +8,7 @@
 //!   network.
 //! - [`edge`]: a published layout, the Worker in workerd, and the attacks on whatever serves it.
 //! - [`http`]: requests as bytes on a socket, for clients other than Nix.
-//! - [`HttpCache`]: a real nginx or Varnish that caches before a host.
+//! - [`HttpProxy`]: a real nginx, HAProxy or Varnish before a host.
 //! - [`manifests`]: checks of what is applied to a Kubernetes.
 //! - [`Proxy`]: sees every request line between a machine and the lab, and cuts connections when
 //!   told to.
@@ -21,7 +21,7 @@ pub mod custom_kinds;
 pub mod edge;
 mod files;
 pub mod http;
-mod http_cache;
+mod http_proxy;
 mod lab;
 mod machine;
 pub mod manifests;
@@ -31,7 +31,7 @@ mod proxy;
 
 pub use balancer::Balancer;
 pub use files::StaticServer;
-pub use http_cache::HttpCache;
+pub use http_proxy::HttpProxy;
 pub use lab::{Lab, LabOptions};
 pub use machine::{Machine, Run};
 pub use parts::{Nix, binary, part, times, workspace_root};

@@ -10,6 +10,12 @@ pub const NAR_INFO: &str = "x-attic-nar-info";
 /// Length in bytes of the same JSON at the start of the body, when it is long.
 pub const NAR_INFO_PREAMBLE_SIZE: &str = "x-attic-nar-info-preamble-size";
 
+/// [`NAR_INFO`] under the name of Celler, which follows Attic's protocol.
+pub const CELLER_NAR_INFO: &str = "x-celler-nar-info";
+
+/// [`NAR_INFO_PREAMBLE_SIZE`] under the name of Celler.
+pub const CELLER_NAR_INFO_PREAMBLE_SIZE: &str = "x-celler-nar-info-preamble-size";
+
 /// `public` on every answer about a public cache.
 pub const CACHE_VISIBILITY: &str = "x-attic-cache-visibility";
 

@@ -22,6 +22,7 @@ mod context;
 mod error;
 mod installation;
 mod nix_files;
+mod nix_version;
 mod open_files;
 mod printer;
 mod progress;

@@ -5,6 +5,8 @@
 
 use std::ops::Range;
 
+use dormer_client::{netrc_entries, netrc_without_passwords};
+
 /// A file of the user, with marked blocks of ours.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct MarkedFile {
@@ -136,74 +138,11 @@ pub(crate) fn nix_list_contains(file: &MarkedFile, name: &str, word: &str) -> bo
     })
 }
 
-/// One entry of a netrc file.
-struct NetrcEntry<'a> {
-    /// The host; `None` is `default`, which fits every host.
-    host: Option<&'a str>,
-    password: Option<&'a str>,
-}
-
-fn netrc_entries<'a>(lines: impl IntoIterator<Item = &'a str>) -> Vec<NetrcEntry<'a>> {
-    let lines = lines.into_iter().filter(|line| !line.trim_start().starts_with('#'));
-    let mut words = lines.flat_map(str::split_whitespace);
-    let mut entries: Vec<NetrcEntry<'a>> = Vec::new();
-    while let Some(word) = words.next() {
-        match word {
-            "machine" => {
-                entries.extend(words.next().map(|host| NetrcEntry { host: Some(host), password: None }));
-            }
-            "default" => entries.push(NetrcEntry { host: None, password: None }),
-            "password" => {
-                let password = words.next();
-                if let Some(entry) = entries.last_mut() {
-                    entry.password = entry.password.or(password);
-                }
-            }
-            "login" | "account" => drop(words.next()),
-            _ => {}
-        }
-    }
-    entries
-}
-
 /// Whether a line of the user gives a password for this host. curl takes the first matching entry,
 /// so an entry behind `default` counts for nothing.
 pub(crate) fn netrc_has_machine(file: &MarkedFile, host: &str) -> bool {
     let entries = netrc_entries(file.foreign_lines());
     entries.iter().take_while(|entry| entry.host.is_some()).any(|entry| entry.host == Some(host))
-}
-
-/// The hosts whose entries `default` hides.
-pub(crate) fn netrc_hidden_hosts(text: &str) -> Vec<&str> {
-    let entries = netrc_entries(text.lines());
-    entries.into_iter().skip_while(|entry| entry.host.is_some()).filter_map(|entry| entry.host).collect()
-}
-
-/// The password of a netrc file for a host. The first matching entry counts, as in curl.
-pub(crate) fn netrc_password<'a>(text: &'a str, host: &str) -> Option<&'a str> {
-    let entries = netrc_entries(text.lines());
-    entries.iter().filter(|entry| entry.host.is_none_or(|own| own == host)).find_map(|entry| entry.password)
-}
-
-/// Longest line of a netrc file that curl surely reads: it takes 4,096 bytes in the oldest version
-/// of Nix, and drops a longer line without a word.
-pub(crate) const NETRC_LINE_BYTES_MAX: usize = 4_000;
-
-/// Bytes of a line beside the token: the words and the longest name of a host.
-pub(crate) const NETRC_LINE_ROOM: usize = 300;
-
-/// What a line that is too long means.
-pub(crate) const NETRC_TOO_LONG: &str = "with this token, the entry has more than 4,000 bytes, and some versions of Nix drop a netrc line of that length: make a token with fewer permissions, or with patterns such as 'team-*' in place of many names";
-
-/// The host in the form of netrc files: without user, port and brackets.
-pub(crate) fn host_of(url: &str) -> &str {
-    let rest = url.split_once("://").map_or(url, |(_, rest)| rest);
-    let authority = rest.split(['/', '?']).next().unwrap_or_default();
-    let host = authority.rsplit_once('@').map_or(authority, |(_, host)| host);
-    match host.strip_prefix('[').and_then(|host| host.split_once(']')) {
-        Some((address, _)) => address,
-        None => host.split_once(':').map_or(host, |(host, _)| host),
-    }
 }
 
 /// One line of a change.
@@ -243,59 +182,10 @@ fn changes_shown(before: &str, after: &str, shown: impl Fn(&str) -> Vec<String>)
     removed.chain(run(after, new.len()).map(Change::Added)).collect()
 }
 
-/// The lines of a netrc file, with `[redacted]` in place of every word after `password` or
-/// `account`, on the same line or on the next that has one.
-///
-/// Whether such a word is a key or itself a value does not matter, nor whether it is in a comment:
-/// the word after it goes. So no misunderstanding shows a password. A word in quotes may contain
-/// blanks.
-fn netrc_without_passwords(text: &str) -> Vec<String> {
-    const BLANKS: [char; 2] = [' ', '\t'];
-    let mut is_secret = false;
-    let mut lines = Vec::new();
-    for line in text.lines() {
-        let is_comment = line.trim_start().starts_with('#');
-        let was_secret = is_secret;
-        let mut shown = String::new();
-        let mut rest = line;
-        while let Some(start) = rest.find(|c: char| !BLANKS.contains(&c)) {
-            shown.push_str(&rest[..start]);
-            rest = &rest[start..];
-            let end = if is_secret { end_of_value(rest) } else { rest.find(BLANKS).unwrap_or(rest.len()) };
-            let (word, after) = rest.split_at(end);
-            rest = after;
-            // The mark of a comment is no word.
-            if is_comment && word.chars().all(|c| c == '#') {
-                shown.push_str(word);
-                continue;
-            }
-            shown.push_str(if is_secret { "[redacted]" } else { word });
-            let key = word.trim_matches(|c: char| !c.is_ascii_alphanumeric());
-            is_secret = ["password", "account"].iter().any(|secret| key.eq_ignore_ascii_case(secret));
-        }
-        shown.push_str(rest);
-        lines.push(shown);
-        // Others skip the comment, and find the value behind it.
-        is_secret |= is_comment && was_secret;
-    }
-    lines
-}
-
-/// Where a value at the beginning of `text` ends: at a blank, or after its closing quote.
-fn end_of_value(text: &str) -> usize {
-    let Some(quoted) = text.strip_prefix('"') else { return text.find([' ', '\t']).unwrap_or(text.len()) };
-    let mut escaped = false;
-    for (at, c) in quoted.char_indices() {
-        match c {
-            '"' if !escaped => return 1 + at + 1,
-            _ => escaped = c == '\\' && !escaped,
-        }
-    }
-    text.len()
-}
-
 #[cfg(test)]
 mod tests {
+    use dormer_client::{netrc_hidden_hosts, netrc_password};
+
     use super::*;
 
     fn lines(texts: &[&str]) -> Vec<String> {
@@ -395,33 +285,11 @@ mod tests {
     }
 
     #[test]
-    fn the_first_password_for_a_host_is_found() {
-        let text = "# machine a login x password no\nmachine a login password password one\nmachine\n  b\n password two\n\
-                    machine a password three\n";
-        assert_eq!(netrc_password(text, "a"), Some("one"));
-        assert_eq!(netrc_password(text, "b"), Some("two"));
-        assert_eq!(netrc_password(text, "c"), None);
-        assert_eq!(netrc_password("machine a\ndefault password all", "c"), Some("all"));
-    }
-
-    #[test]
     fn the_lines_of_a_block_are_those_that_were_set() {
         let mut file = MarkedFile::new("a = 1\n");
         file.set("lab:main", &lines(&["x = 1", "y = 2"]));
         assert_eq!(file.lines_of("lab:main"), ["x = 1", "y = 2"]);
         assert!(file.lines_of("lab:other").is_empty());
-    }
-
-    #[test]
-    fn hosts_are_named_as_netrc_files_name_them() {
-        for (url, host) in [
-            ("https://cache.example.org/main", "cache.example.org"),
-            ("http://127.0.0.1:8080/main", "127.0.0.1"),
-            ("http://[::1]:8080/main", "::1"),
-            ("https://ada:x@example.org", "example.org"),
-        ] {
-            assert_eq!(host_of(url), host);
-        }
     }
 
     #[test]
@@ -436,41 +304,5 @@ mod tests {
         let (old, new) = ("machine h password one\nb\n", "machine h password two\nb\n");
         let shown = "machine h password [redacted]";
         assert_eq!(netrc_changes(old, new), [removed(shown), added(shown)]);
-    }
-
-    #[test]
-    fn no_layout_of_a_netrc_file_shows_a_password() {
-        for (text, shown) in [
-            ("machine h login dormer password S", "machine h login dormer password [redacted]"),
-            ("default login a password S", "default login a password [redacted]"),
-            (
-                "\tmachine h\tlogin a\tpassword\tS\taccount\tS",
-                "\tmachine h\tlogin a\tpassword\t[redacted]\taccount\t[redacted]",
-            ),
-            ("machine h\n  password S\n  login a", "machine h\n  password [redacted]\n  login a"),
-            (
-                "machine h password\n\n  S login a\nmachine i",
-                "machine h password\n\n  [redacted] login a\nmachine i",
-            ),
-            (
-                "machine h password S machine i account S",
-                "machine h password [redacted] machine i account [redacted]",
-            ),
-            ("machine h PASSWORD S", "machine h PASSWORD [redacted]"),
-            // A value that looks like a key.
-            ("login password password S", "login password [redacted] [redacted]"),
-            ("password password\nlogin S", "password [redacted]\n[redacted] S"),
-            // Comments: those that were entries, and those between a key and its value.
-            ("# machine h password S", "# machine h password [redacted]"),
-            ("#password\n# S\nmachine h", "#password\n# [redacted]\n[redacted] h"),
-            ("password\n# S\nS\nmachine h", "password\n# [redacted]\n[redacted]\nmachine h"),
-            // Quotes, as curl reads them.
-            (r#"password "S \"S S" login a"#, "password [redacted] login a"),
-            (r#""password" "S" login "a b""#, r#""password" [redacted] login "a b""#),
-            ("password \"S S", "password [redacted]"),
-            ("a = 1  b", "a = 1  b"),
-        ] {
-            assert_eq!(netrc_without_passwords(text).join("\n"), shown, "{text:?}");
-        }
     }
 }

@@ -10,6 +10,7 @@
 use std::io::{self, IsTerminal as _};
 use std::time::Duration;
 
+use dormer_api::RedactedUrl;
 use opentelemetry::KeyValue;
 use opentelemetry::trace::TracerProvider as _;
 use opentelemetry_otlp::{SpanExporter, WithHttpConfig as _};
@@ -23,6 +24,7 @@ use tracing_subscriber::{EnvFilter, filter};
 use crate::context::Context;
 use crate::error::{Error, Result};
 use crate::settings::{Environment, LogSettings};
+use crate::terminal_text::{LogForm, shown_log_line};
 
 /// Time limit for sending the last spans at the end.
 const FINISH_TIMEOUT: Duration = Duration::from_secs(5);
@@ -50,8 +52,13 @@ impl Traces {
 pub(crate) fn start(log: &LogSettings, context: &Context) -> Result<Traces> {
     let filter = log_filter(log, &context.environment)?;
     let colours = io::stderr().is_terminal() && context.environment.text("NO_COLOR")?.is_none();
+    let form = match (log.json, colours) {
+        (true, _) => LogForm::Json,
+        (false, true) => LogForm::Coloured,
+        (false, false) => LogForm::Plain,
+    };
     let lines = tracing_subscriber::fmt::layer()
-        .with_writer(io::stderr)
+        .with_writer(move || LogOutput(form))
         .with_ansi(colours)
         // The layer would report a closed standard error on standard error, and panic.
         .log_internal_errors(false);
@@ -85,13 +92,31 @@ pub(crate) fn start(log: &LogSettings, context: &Context) -> Result<Traces> {
     Ok(Traces(provider))
 }
 
+/// Standard error for log lines. Lines have paths and messages of clients in them, and somebody may
+/// read them in a terminal.
+struct LogOutput(LogForm);
+
+impl io::Write for LogOutput {
+    /// The layer writes one whole line at once.
+    fn write(&mut self, line: &[u8]) -> io::Result<usize> {
+        let text = String::from_utf8_lossy(line);
+        io::stderr().write_all(shown_log_line(&text, self.0).as_bytes())?;
+        Ok(line.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        io::stderr().flush()
+    }
+}
+
 fn log_filter(log: &LogSettings, environment: &Environment) -> Result<EnvFilter> {
     let from_variable = environment.text("RUST_LOG")?;
     let text = from_variable.unwrap_or(&log.filter);
-    EnvFilter::try_new(text).map_err(|error| {
+    EnvFilter::try_new(text).map_err(|_| {
         let name = if from_variable.is_some() { "RUST_LOG" } else { "log.filter" };
         Error::usage(
-            format!("{name}: '{text}' is not a filter: {error}"),
+            // What the parser says may quote the text.
+            format!("{name}: '{}' is not a filter", RedactedUrl::new(text)),
             "such as `info` or `warn,dormer_engine=debug`",
         )
     })

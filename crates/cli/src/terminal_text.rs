@@ -26,6 +26,30 @@ pub(crate) fn shown(text: &str) -> Cow<'_, str> {
     })
 }
 
+/// A log line, with at most one line break: at its end.
+pub(crate) fn shown_log_line(line: &str, form: LogForm) -> Cow<'_, str> {
+    let (text, end) = line.strip_suffix('\n').map_or((line, ""), |text| (text, "\n"));
+    let safe = match form {
+        LogForm::Json => shown_json(text),
+        LogForm::Plain => shown(text),
+        LogForm::Coloured => {
+            let parts: Vec<_> = text.split('\u{1b}').map(shown).collect();
+            parts.join("\u{1b}").into()
+        }
+    };
+    if safe == text { Cow::Borrowed(line) } else { format!("{safe}{end}").into() }
+}
+
+/// How log lines are written.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum LogForm {
+    Plain,
+    /// With escape sequences for colours. The library that writes them takes escape characters out
+    /// of values.
+    Coloured,
+    Json,
+}
+
 /// The same JSON, with such characters written as `\u001b`. All of them are inside of texts.
 pub(crate) fn shown_json(json: &str) -> Cow<'_, str> {
     escaped(json, |out, c| {
@@ -54,6 +78,18 @@ mod tests {
         assert_eq!(shown("\u{1b}[2Jgone"), "\\u{1b}[2Jgone");
         assert_eq!(shown("a\nerror: b\r"), "a\\nerror: b\\r");
         assert_eq!(shown("\u{9b}31m \u{7f} \u{202e}gpj"), "\\u{9b}31m \\u{7f} \\u{202e}gpj");
+    }
+
+    #[test]
+    fn a_log_line_stays_one_line_and_is_not_obeyed() {
+        let evil = "a\u{202e}b\u{1b}[31m\nerror: forged\u{9b}\n";
+        assert_eq!(shown_log_line(evil, LogForm::Plain), "a\\u{202e}b\\u{1b}[31m\\nerror: forged\\u{9b}\n");
+        assert_eq!(shown_log_line(evil, LogForm::Coloured), "a\\u{202e}b\u{1b}[31m\\nerror: forged\\u{9b}\n");
+        let json = format!("{}\n", serde_json::json!({ "message": evil }));
+        let safe = shown_log_line(&json, LogForm::Json);
+        assert!(!safe.trim_end_matches('\n').contains(is_obeyed), "{safe}");
+        assert_eq!(serde_json::from_str::<serde_json::Value>(&safe).unwrap()["message"], evil);
+        assert!(matches!(shown_log_line("plain\n", LogForm::Plain), Cow::Borrowed("plain\n")));
     }
 
     #[test]

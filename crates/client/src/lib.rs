@@ -29,6 +29,7 @@ mod error;
 pub mod fuzz_targets;
 mod links;
 mod nar_stream;
+mod netrc;
 mod nix_config;
 mod nix_store;
 mod pages;
@@ -51,6 +52,10 @@ pub use endpoint::Endpoint;
 pub use error::{Error, Result};
 pub use links::link_target;
 pub use nar_stream::{NAR_STREAM_BYTES_MAX, NarSource};
+pub use netrc::{
+    NETRC_LINE_BYTES_MAX, NETRC_LINE_ROOM, NETRC_TOO_LONG, NetrcEntry, host_of, netrc_entries,
+    netrc_hidden_hosts, netrc_password, netrc_without_passwords,
+};
 pub use nix_config::NixConfig;
 pub use nix_store::{NixStore, nix_program};
 pub use pages::PageGuard;

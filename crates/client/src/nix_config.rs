@@ -22,15 +22,25 @@ impl NixConfig {
     /// Asks `program`, usually `nix`.
     pub async fn read(program: impl AsRef<OsStr>) -> Result<Self> {
         let program = program.as_ref();
-        let version = checked("nix --version", run(program, Whose::User, &["--version"]).await?)?;
-        let version = String::from_utf8_lossy(&version.stdout).trim().to_owned();
+        let version = read_version(program, Whose::User).await?;
         Ok(Self { version, settings: read_settings(program, Whose::User).await? })
     }
 
     /// Asks `program` for the settings of the machine, without this user's files and variables.
     pub async fn read_of_machine(program: impl AsRef<OsStr>) -> Result<Self> {
-        let settings = read_settings(program.as_ref(), Whose::Machine).await?;
-        Ok(Self { version: String::new(), settings })
+        let program = program.as_ref();
+        let version = read_version(program, Whose::Machine).await?;
+        Ok(Self { version, settings: read_settings(program, Whose::Machine).await? })
+    }
+
+    /// Reads what `nix config show --json` printed. The version is empty.
+    pub(crate) fn parse(output: &[u8]) -> Result<Self> {
+        Ok(Self { version: String::new(), settings: parse_settings(output)? })
+    }
+
+    /// The names of all settings.
+    pub(crate) fn names(&self) -> impl Iterator<Item = &str> {
+        self.settings.as_object().into_iter().flat_map(|settings| settings.keys().map(String::as_str))
     }
 
     /// Asks `program` for its settings only. The version is empty.
@@ -74,6 +84,11 @@ enum Whose {
     Machine,
 }
 
+async fn read_version(program: &OsStr, whose: Whose) -> Result<String> {
+    let output = checked("nix --version", run(program, whose, &["--version"]).await?)?;
+    Ok(String::from_utf8_lossy(&output.stdout).trim().to_owned())
+}
+
 /// `config show` exists since 2.20. Older versions have `show-config`, which newer ones will drop.
 async fn read_settings(program: &OsStr, whose: Whose) -> Result<Value> {
     let mut output = run(program, whose, &["config", "show", "--json"]).await?;
@@ -81,7 +96,11 @@ async fn read_settings(program: &OsStr, whose: Whose) -> Result<Value> {
         output = run(program, whose, &["show-config", "--json"]).await?;
     }
     let output = checked("nix config show", output)?;
-    serde_json::from_slice(&output.stdout).map_err(Error::NixConfigJson)
+    parse_settings(&output.stdout)
+}
+
+fn parse_settings(output: &[u8]) -> Result<Value> {
+    serde_json::from_slice(output).map_err(Error::NixConfigJson)
 }
 
 async fn run(program: &OsStr, whose: Whose, arguments: &[&str]) -> Result<Output> {

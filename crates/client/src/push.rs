@@ -152,7 +152,9 @@ pub async fn plan_push(
     let (mut missing, present): (Vec<_>, Vec<_>) =
         ours.into_iter().partition(|info| lacking.contains(&info.path.hash()));
     for info in missing.iter_mut().filter(|info| info.nar_size == 0) {
-        info.nar_size = measure(info, options).await?;
+        // A path that cannot be read stays in the plan: its upload fails with the same error, which
+        // stops only the paths that refer to it.
+        info.nar_size = measure(info, options).await.unwrap_or(0);
     }
     sort_largest_first(&mut missing);
     Ok(PushPlan {

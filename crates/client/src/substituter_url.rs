@@ -46,6 +46,11 @@ impl FromStr for SubstituterUrl {
         if !matches!(url.scheme(), "http" | "https") {
             return Err(wrong("it must begin with http:// or https://"));
         }
+        // The parser takes quotes and semicolons, which a netrc file may read differently.
+        let is_plain = |byte: u8| byte.is_ascii_alphanumeric() || b".-_[]:".contains(&byte);
+        if !url.host_str().is_some_and(|host| host.bytes().all(is_plain)) {
+            return Err(wrong("its host has characters that no host has"));
+        }
         if !url.username().is_empty() || url.password().is_some() {
             return Err(wrong("it must not have a user name or a password in it"));
         }
@@ -102,6 +107,7 @@ mod tests {
             "http://h/x\nsubstituters = evil",
             "http://h/\tx",
             "https://ä/x",
+            "http://h;x=\"y\"/main",
             "http://",
         ] {
             let error = read(text).unwrap_err();

@@ -13,9 +13,6 @@ use zeroize::Zeroizing;
 use crate::commit::finish;
 use crate::{Engine, Error, Result};
 
-/// Most signing keys of a cache, retired ones included. They are loaded with each cache.
-const KEYS_MAX: usize = 64;
-
 /// A cache to create.
 #[derive(Debug, Clone)]
 pub struct CreateCache {
@@ -132,13 +129,11 @@ impl Engine {
         self.current_cache(&new.name).await?.ok_or(Error::Index(dormer_index::Error::CacheGone))
     }
 
-    /// Changes a cache. A new key replaces the active keys, which stay listed as retired. The store
+    /// Changes a cache. A new key replaces the active keys, which stay listed as retired, up to
+    /// [`dormer_index::CACHE_KEYS_MAX`] keys in all. The store
     /// folder of a cache that holds objects cannot change ([`Error::StoreDirInUse`]): their names
     /// and their holes belong to the old folder.
     pub async fn update_cache(&self, cache: &Cache, update: UpdateCache) -> Result<()> {
-        if update.new_key.is_some() && cache.keys.len() >= KEYS_MAX {
-            return Err(Error::TooManyKeys { cache: cache.name.clone(), max: KEYS_MAX });
-        }
         let secret = match update.new_key {
             None => None,
             Some(KeyChange::Generate) => Some(generate_key(&cache.name)?),

@@ -97,14 +97,6 @@ pub enum Error {
         /// The requested store folder.
         wanted: String,
     },
-    /// The cache has as many signing keys, retired ones included, as it may have.
-    #[error("cache '{cache}' has {max} signing keys, the limit")]
-    TooManyKeys {
-        /// The cache.
-        cache: String,
-        /// The limit.
-        max: usize,
-    },
     /// Stored bytes are missing or changed. The path counts as missing until it is pushed again.
     #[error("stored bytes of NAR {nar} are damaged")]
     Damaged {
@@ -179,7 +171,6 @@ impl Error {
             | Self::NoAlias { .. }
             | Self::NarMismatch { .. }
             | Self::StoreDirInUse { .. }
-            | Self::TooManyKeys { .. }
             | Self::RangeOutside { .. } => ErrorClass::BadInput,
             Self::Busy { .. } => ErrorClass::Busy,
             Self::Damaged { .. } => ErrorClass::Missing,

@@ -68,7 +68,7 @@ impl Default for EngineSettings {
             zstd_level: 6,
             cpu_threads: std::thread::available_parallelism().map_or(2, usize::from),
             // Eight large NARs at once, or one that takes the decoder of `xz -9`.
-            upload_memory_bytes_max: 8 * UPLOAD_BYTES,
+            upload_memory_bytes_max: 144 * MIB,
             upload_wait: Duration::from_mins(1),
             nar_bytes_max: 64 * 1024 * MIB,
             listing_bytes_max: 64 * 1024 * 1024,

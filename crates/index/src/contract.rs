@@ -36,6 +36,10 @@ row_id!(/// Number of a NAR's row.
 row_id!(/// Number of a pack's row; never given twice.
     PackNumber);
 
+/// Most signing keys of a cache, retired ones included: they are loaded with each cache. A new key
+/// takes the place of the oldest retired one.
+pub const CACHE_KEYS_MAX: i64 = 64;
+
 /// One cache: a named tenant, with its signing keys.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Cache {

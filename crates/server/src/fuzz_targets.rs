@@ -9,10 +9,12 @@ use std::sync::LazyLock;
 use bytes::Bytes;
 use dormer_engine::CpuPool;
 use futures::{StreamExt as _, stream};
+use http::{HeaderMap, HeaderName, HeaderValue, Uri};
 use tokio::runtime::Runtime;
 
 use crate::codec::{Compression, WindowTooLarge};
 use crate::decoder::STEP_OUTPUT_BYTES;
+use crate::forwarded::{Forwarded, Network};
 use crate::route::{NarFile, Route};
 
 /// The most memory that any decoder may name: a window of 128 MiB and one MiB more.
@@ -79,4 +81,35 @@ pub fn fuzz_codec(data: &[u8]) {
             }
         }
     }
+}
+
+/// The headers of a trusted proxy, one value per line: `Forwarded`, `X-Forwarded-Proto`, `-Host`
+/// and `-Prefix`. Whatever a proxy passes on, the answer is a plain address. The first line may
+/// also be a network of the settings.
+pub fn fuzz_forwarded(data: &[u8]) {
+    const NAMES: [HeaderName; 4] = [
+        HeaderName::from_static("forwarded"),
+        HeaderName::from_static("x-forwarded-proto"),
+        HeaderName::from_static("x-forwarded-host"),
+        HeaderName::from_static("x-forwarded-prefix"),
+    ];
+    let mut headers = HeaderMap::new();
+    for (name, line) in NAMES.into_iter().zip(data.split(|byte| *byte == b'\n')) {
+        if let Ok(value) = HeaderValue::from_bytes(line) {
+            headers.append(name, value);
+        }
+    }
+    let address = Forwarded::read(&headers).address("inner:8080");
+    let uri: Uri = address.parse().expect("the address is one");
+    assert!(matches!(uri.scheme_str(), Some("http" | "https")), "{address}");
+    assert!(uri.query().is_none() && uri.path().ends_with('/') && !uri.path().contains("//"), "{address}");
+    assert!(uri.host().is_some_and(|host| !host.is_empty()), "{address}");
+    let is_plain = |byte: u8| byte.is_ascii_graphic() && !b"@#?\"\\<>".contains(&byte);
+    assert!(address.bytes().all(is_plain), "{address}");
+    assert!(!address.split('/').skip(3).any(|segment| matches!(segment, "." | "..")), "{address}");
+
+    let first = data.split(|byte| *byte == b'\n').next().unwrap_or_default();
+    let Ok(text) = std::str::from_utf8(first) else { return };
+    let Ok(network) = text.parse::<Network>() else { return };
+    assert_eq!(network.to_string().parse(), Ok(network));
 }

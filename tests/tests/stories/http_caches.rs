@@ -6,13 +6,13 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use dormer_tests::http::{self, Reply};
-use dormer_tests::{HttpCache, Lab, nars};
+use dormer_tests::{HttpProxy, Lab, nars};
 
 /// How long a proxy may keep a narinfo, and the time of a busy machine.
 const FORGOTTEN_AFTER: Duration = Duration::from_secs(60 + 15);
 
-fn caches(lab: &Lab) -> [HttpCache; 2] {
-    [HttpCache::nginx(lab.address()), HttpCache::varnish(lab.address())]
+fn caches(lab: &Lab) -> [HttpProxy; 2] {
+    [HttpProxy::nginx_cache(lab.address()), HttpProxy::varnish(lab.address())]
 }
 
 fn push(lab: &Lab, cache: &str, nar: &[u8]) {
@@ -79,7 +79,7 @@ fn a_miss_ends_with_the_push_and_a_hit_a_minute_after_the_removal() {
     let proxies = caches(&lab);
     let nar = nars::file("public".repeat(1000).as_bytes());
     let narinfo = narinfo("main", &nar);
-    let ask = |proxy: &HttpCache, address: &str| http::get(proxy.address(), address, None);
+    let ask = |proxy: &HttpProxy, address: &str| http::get(proxy.address(), address, None);
     for proxy in &proxies {
         for _ in 0..2 {
             assert_eq!(ask(proxy, &narinfo).status, 404, "{}", proxy.name());
@@ -143,7 +143,7 @@ fn a_proxy_keeps_nothing_of_a_damaged_nar() {
     inspection.overwrite(&pack, bytes);
     lab.restart();
 
-    let part = |proxy: &HttpCache, range: &str| {
+    let part = |proxy: &HttpProxy, range: &str| {
         http::request(proxy.address(), "GET", &url, &[("Range", range)], b"")
     };
     // In the middle of the bad bytes: a whole 206 of them must not exist, anywhere.

@@ -15,6 +15,7 @@ mod edge_story;
 mod examples;
 mod faults;
 mod http_caches;
+mod http_proxies;
 mod layers;
 mod machines;
 mod nix_copy;

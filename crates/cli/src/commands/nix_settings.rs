@@ -5,12 +5,12 @@ use std::fs;
 use std::io::{self, Write as _};
 use std::path::{Path, PathBuf};
 
-use dormer_client::{NixConfig, link_target};
+use dormer_client::{NixConfig, host_of, link_target};
 use serde_json::json;
 
 use crate::context::Context;
 use crate::error::{Error, Result};
-use crate::nix_files::{Change, MarkedFile, changes, find_nix_setting, host_of, netrc_changes};
+use crate::nix_files::{Change, MarkedFile, changes, find_nix_setting, netrc_changes};
 use crate::secret_file;
 
 /// Begins the names of netrc entries for edges; the host follows. The name of a server never

@@ -8,7 +8,6 @@ use serde_json::json;
 
 use crate::context::{Context, SettingsArgs};
 use crate::error::Result;
-use crate::nix_files;
 use crate::settings::{Settings, units};
 use crate::tokens;
 
@@ -90,8 +89,8 @@ pub(super) fn run(args: TokenCreateArgs, context: &Context) -> Result<()> {
         return context.printer.data_lines(&text);
     }
     let token = tokens::sign(&tokens::signing_key(&settings)?, &claims)?;
-    if token.expose().len() > nix_files::NETRC_LINE_BYTES_MAX - nix_files::NETRC_LINE_ROOM {
-        context.printer.warn(nix_files::NETRC_TOO_LONG);
+    if token.expose().len() > dormer_client::NETRC_LINE_BYTES_MAX - dormer_client::NETRC_LINE_ROOM {
+        context.printer.warn(dormer_client::NETRC_TOO_LONG);
     }
     if context.printer.json {
         return context.printer.message(&json!({

@@ -7,17 +7,17 @@ use std::time::Duration;
 use clap::Args;
 use dormer_api::Secret;
 use dormer_client::{
-    CacheRef, Endpoint, NixConfig, ResolvedServer, ServerName, SubstituterUrl, nix_program, process_variables,
+    CacheRef, Endpoint, NETRC_LINE_BYTES_MAX, NETRC_TOO_LONG, NixConfig, ResolvedServer, ServerName,
+    SubstituterUrl, host_of, netrc_password, nix_program, process_variables,
 };
 use dormer_nix::PublicKey;
 
 use super::nix_settings::{DETERMINATE_NETRC, EDGE_NETRC, NixFiles};
 use crate::context::{Context, EXIT_CODES_OF_CLIENT, EndpointArgs};
 use crate::error::{Error, Result};
-use crate::nix_files::{
-    MarkedFile, NETRC_LINE_BYTES_MAX, NETRC_TOO_LONG, host_of, netrc_has_machine, netrc_password,
-    nix_list_contains,
-};
+use crate::nix_files::{MarkedFile, netrc_has_machine, nix_list_contains};
+use crate::nix_version::parse_version;
+use crate::settings::units::parse_duration;
 
 /// Time limit for an edge to answer one small request.
 const PROBE_TIMEOUT: Duration = Duration::from_secs(10);
@@ -34,6 +34,10 @@ const PROBE_TIMEOUT: Duration = Duration::from_secs(10);
 ///   dormer use main --dry-run             # only show what would change
 ///
 /// The command asks the server for the cache's address, and checks that the cache answers there.
+///
+/// Nix remembers for an hour that a path is missing. For a cache that others fill meanwhile:
+///
+///   dormer use main --narinfo-cache-negative-ttl 1min
 ///
 /// With --edge, Nix fetches from the copy that `dormer publish` keeps at that address, instead of
 /// from the lab. The command asks the lab for the key; without access to the lab, give the key:
@@ -58,9 +62,69 @@ pub(crate) struct UseArgs {
     #[arg(long, value_name = "FILE", requires = "edge")]
     token_file: Option<PathBuf>,
     #[command(flatten)]
+    memory: NixMemoryArgs,
+    #[command(flatten)]
     nix_files: NixFilesArgs,
     #[command(flatten)]
     pub(crate) server: EndpointArgs,
+}
+
+/// What Nix remembers and how often it tries.
+#[derive(Debug, Args)]
+struct NixMemoryArgs {
+    /// How long Nix remembers that a path is missing (Nix: 1 hour); applies to all its caches
+    #[arg(long, value_name = "TIME", value_parser = parse_time)]
+    narinfo_cache_negative_ttl: Option<Duration>,
+    /// How long Nix remembers what a cache said about a path (Nix: 30 days); applies to all caches
+    #[arg(long, value_name = "TIME", value_parser = parse_time)]
+    narinfo_cache_positive_ttl: Option<Duration>,
+    /// How often Nix tries a request to this cache before it gives up; needs Nix 2.35 or newer
+    #[arg(long, value_name = "NUMBER", value_parser = clap::value_parser!(u16).range(1..=100))]
+    retry_attempts: Option<u16>,
+}
+
+impl NixMemoryArgs {
+    /// The address of the cache in nix.conf: with Nix's settings for this cache alone.
+    fn with_settings(&self, url: &str) -> String {
+        self.retry_attempts
+            .map_or_else(|| url.to_owned(), |attempts| format!("{url}?retry-attempts={attempts}"))
+    }
+
+    /// The lines for all caches of this Nix.
+    fn lines(&self) -> impl Iterator<Item = String> {
+        [
+            ("narinfo-cache-negative-ttl", self.narinfo_cache_negative_ttl),
+            ("narinfo-cache-positive-ttl", self.narinfo_cache_positive_ttl),
+        ]
+        .into_iter()
+        .filter_map(|(name, time)| time.map(|time| format!("{name} = {}", time.as_secs())))
+    }
+
+    fn is_empty(&self) -> bool {
+        self.retry_attempts.is_none() && self.lines().next().is_none()
+    }
+
+    /// A setting that Nix does not know would have no effect.
+    fn check(&self, config: Option<&NixConfig>) -> Result<()> {
+        match config.map(NixConfig::version) {
+            Some(version) if self.retry_attempts.is_some() && !has_retries_per_cache(version) => {
+                Err(Error::usage(
+                    format!("{version} has no number of retries for each cache"),
+                    "leave --retry-attempts out; download-attempts in nix.conf applies to all caches",
+                ))
+            }
+            _ => Ok(()),
+        }
+    }
+}
+
+/// Nix since 2.35, and not Lix, which counts on its own.
+fn has_retries_per_cache(version: &str) -> bool {
+    !version.contains("Lix") && parse_version(version).is_none_or(|version| version >= (2, 35))
+}
+
+fn parse_time(text: &str) -> Result<Duration, String> {
+    parse_duration(text).ok_or_else(|| "expected a time such as 60s, 10min or 2h".to_owned())
 }
 
 /// Undo `dormer use`
@@ -103,13 +167,17 @@ pub(super) async fn run_use(args: UseArgs, context: &Context) -> Result<()> {
     };
     let Source { name, url, key, token, netrc_name } = source;
     let config = settings_of_nix(args.nix_files.system).await;
+    args.memory.check(config.as_ref())?;
     let mut files = NixFiles::read(context, args.nix_files.system, config.as_ref())?;
-    let mut lines = vec![format!("extra-substituters = {url}"), format!("extra-trusted-public-keys = {key}")];
+    let substituter = args.memory.with_settings(&url);
+    let mut lines =
+        vec![format!("extra-substituters = {substituter}"), format!("extra-trusted-public-keys = {key}")];
+    lines.extend(args.memory.lines());
     let is_named = nix_list_contains(&files.conf, "substituters", &url)
         && nix_list_contains(&files.conf, "trusted-public-keys", &key.to_string());
     let is_in_force = !files.conf.names().contains(&name.as_str())
         && config.as_ref().is_some_and(|config| lost_setting(config, &url, &key).is_none());
-    if token.is_none() && (is_named || is_in_force) {
+    if token.is_none() && (is_named || is_in_force) && args.memory.is_empty() {
         let cache = &args.cache.cache;
         context.printer.conclude(&if is_named {
             format!("{} names {cache} already", files.conf_path.display())
@@ -176,8 +244,9 @@ async fn settings_of_nix(system: bool) -> Option<NixConfig> {
 
 /// The setting in which Nix does not have the cache, if any.
 pub(super) fn lost_setting(config: &NixConfig, url: &str, key: &PublicKey) -> Option<&'static str> {
-    let url = url.trim_end_matches('/');
-    if !config.list("substituters").iter().any(|one| one.trim_end_matches('/') == url) {
+    // Nix's settings for the store may follow the address.
+    let address = |one: &'_ str| one.split('?').next().unwrap_or_default().trim_end_matches('/').to_owned();
+    if !config.list("substituters").iter().any(|one| address(one) == address(url)) {
         return Some("substituters");
     }
     let has_key = config.list("trusted-public-keys").contains(&key.to_string().as_str());
@@ -218,30 +287,70 @@ async fn at_lab(args: &UseArgs, context: &Context) -> Result<Source> {
     let incomplete = |what| Error::IncompleteAnswer { cache: cache.to_string(), what };
     // The values go into a file that decides what this machine trusts, so no server is trusted.
     let reported = config.substituter_endpoint.ok_or_else(|| incomplete("address"))?;
-    let url = usable_address(&reported, &server, args)?;
+    let reported = reported_address(&reported, cache.as_str())?;
     let key = usable_key(config.public_key.as_deref()).ok_or_else(|| incomplete("usable public key"))?;
     let is_public = config.is_public.unwrap_or(true);
     let token = if is_public { None } else { Some(token_of(&server, &args.cache)?) };
-    check_answer(&url, token.as_ref(), cache.as_str()).await?;
+    let url = match check_address(&reported, &server, token.as_ref(), args).await {
+        Ok(()) => reported.to_string(),
+        Err(error) => own_address(&server, token.as_ref(), args, error, context).await?,
+    };
     let name = block_name(&server.name, &args.cache);
     Ok(Source { name, url, key, token, netrc_name: server.name.to_string() })
 }
 
-/// The address that the server reports, if Nix may use it.
-fn usable_address(reported: &str, server: &ResolvedServer, args: &UseArgs) -> Result<String> {
-    let cache = &args.cache.cache;
-    let refused =
-        |problem: String, may_allow| Error::ReportedAddress { cache: cache.to_string(), problem, may_allow };
-    let url: SubstituterUrl =
-        reported.parse().map_err(|error| refused(Error::Client(error).chain(), false))?;
+/// The address that the server reports, if it is nothing but an address.
+fn reported_address(reported: &str, cache: &str) -> Result<SubstituterUrl> {
+    reported.parse().map_err(|error| Error::ReportedAddress {
+        cache: cache.to_owned(),
+        problem: Error::Client(error).chain(),
+        may_allow: false,
+    })
+}
+
+/// Checks that Nix may use the address, and that the cache answers there.
+async fn check_address(
+    url: &SubstituterUrl,
+    server: &ResolvedServer,
+    token: Option<&Secret>,
+    args: &UseArgs,
+) -> Result<()> {
+    let cache = args.cache.cache.as_str();
+    let refused = |problem| Error::ReportedAddress { cache: cache.to_owned(), problem, may_allow: true };
     let endpoint = &server.endpoint;
     if url.is_other_host(endpoint) && !args.allow_other_host {
-        return Err(refused(format!("{url} is on another host than {endpoint}"), true));
+        return Err(refused(format!("{url} is on another host than {endpoint}")));
     }
     if url.is_downgrade(endpoint) && !args.allow_other_host {
-        return Err(refused(format!("{url} is without TLS, and {endpoint} has TLS"), true));
+        return Err(refused(format!("{url} is without TLS, and {endpoint} has TLS")));
     }
-    Ok(url.to_string())
+    check_answer(&url.to_string(), token, cache).await
+}
+
+/// The address of the cache below the one that the user chose, if the cache answers there. A server
+/// behind a proxy that does not report the client's address knows only its own. `error` says why
+/// the reported address is not usable.
+async fn own_address(
+    server: &ResolvedServer,
+    token: Option<&Secret>,
+    args: &UseArgs,
+    error: Error,
+    context: &Context,
+) -> Result<String> {
+    let cache = args.cache.cache.as_str();
+    let endpoint = server.endpoint.to_string();
+    let Ok(url) = format!("{}/{cache}", endpoint.trim_end_matches('/')).parse::<SubstituterUrl>() else {
+        return Err(error);
+    };
+    let url = url.to_string();
+    if check_answer(&url, token, cache).await.is_err() {
+        return Err(error);
+    }
+    context.printer.warn(&format!("{}; {cache} also answers at {url}, which is used", error.chain()));
+    for hint in error.hints() {
+        context.printer.hint(&hint);
+    }
+    Ok(url)
 }
 
 /// A public key with a name that Nix accepts and that is one word in nix.conf.
@@ -397,6 +506,20 @@ pub(super) fn is_root() -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn only_some_versions_of_nix_count_retries_for_each_cache() {
+        for (version, expected) in [
+            ("nix (Nix) 2.35.0", true),
+            ("nix (Nix) 2.36pre20260101_abc", true),
+            ("nix (Determinate Nix 3.21.0) 2.35.1", true),
+            ("nix (Nix) 2.34.8", false),
+            ("nix (Lix, like Nix) 2.94.0", false),
+            ("something else", true),
+        ] {
+            assert_eq!(has_retries_per_cache(version), expected, "{version}");
+        }
+    }
 
     #[test]
     fn only_key_names_that_nix_accepts_are_taken() {

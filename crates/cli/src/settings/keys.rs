@@ -241,9 +241,9 @@ keys! { KEYS:
 
     LIMIT_UPLOAD_MEMORY = Key::new("limits.upload-memory", Kind::Size(16 * MIB, 1024 * GIB),
         "Memory for all uploads together. The upload of a large NAR takes 10 MiB, and more if it is compressed (`xz`: 9 MiB, \
-         `xz -9`: 65 MiB). If there is not enough, uploads wait for their turn. The server refuses an upload that would need \
+         `xz -9`: 65 MiB, `zstd -22` and `zstd --long`: 129 MiB). If there is not enough, uploads wait for their turn. The server refuses an upload that would need \
          more than the whole limit.")
-        .default("80 MiB");
+        .default("144 MiB");
     LIMIT_UPLOAD_WAIT = Key::new("limits.upload-wait", Kind::Duration(0, 3_600),
         "How long an upload waits for its turn before the server answers 503 with Retry-After.").default("60s");
     LIMIT_NAR_SIZE = Key::new("limits.nar-size", Kind::Size(MIB, 1024 * 1024 * GIB),
@@ -274,8 +274,8 @@ keys! { KEYS:
          tokens of OIDC issuers take some KiB.").default("64 KiB");
     LIMIT_JSON_SIZE = Key::new("limits.json-size", Kind::Size(KIB, GIB),
         "Longest JSON body (413). 4 MiB hold a request about 119,000 paths.").default("4 MiB");
-    LIMIT_NARINFO_SIZE = Key::new("limits.narinfo-size", Kind::Size(KIB, 64 * MIB),
-        "Longest accepted narinfo (413). 1 MiB holds some 20,000 references.").default("1 MiB");
+    LIMIT_NARINFO_SIZE = Key::new("limits.narinfo-size", Kind::Size(KIB, 4 * MIB),
+        "Longest accepted narinfo (413). 1 MiB holds some 20,000 references; no reader takes more than 4 MiB.").default("1 MiB");
     LIMIT_BODY_MEMORY = Key::new("limits.body-memory", Kind::Size(MIB, 1024 * GIB),
         "Memory for all bodies that the server reads completely before it acts: JSON, narinfos, metadata. Further ones wait up to 30 s.")
         .default("16 MiB");

@@ -107,6 +107,14 @@ pub(super) fn remote_store(
         }
     };
     let endpoint = optional_text(raw, &keys.endpoint).map(|url| url.trim_end_matches('/').to_owned());
+    // The library that speaks to the store quotes the whole address in its errors.
+    if endpoint.as_deref().is_some_and(is_more_than_an_address) {
+        let problem = format!(
+            "must have no user name, password or parameters in it; {} and {} are for credentials",
+            keys.access_key_id.path, keys.secret_access_key.path
+        );
+        return Err(wrong(raw, &keys.endpoint, problem));
+    }
     // Self-hosted servers rarely have a wildcard in their DNS.
     let path_style =
         raw.find(&keys.path_style).map_or(endpoint.is_some(), |_| boolean(raw, &keys.path_style));
@@ -124,6 +132,12 @@ pub(super) fn remote_store(
     };
     let retries = RetryPolicy { time_max: duration(raw, &keys.retry_time), ..RetryPolicy::default() };
     Ok(Some((store, retries)))
+}
+
+fn is_more_than_an_address(url: &str) -> bool {
+    let rest = url.split_once("://").map_or(url, |(_, rest)| rest);
+    let authority = rest.split('/').next().unwrap_or_default();
+    authority.contains('@') || url.contains(['?', '#'])
 }
 
 fn note_keys_without_effect(raw: &Raw, keys: &StoreKeys, notes: &mut Vec<String>) {

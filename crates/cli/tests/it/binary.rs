@@ -591,42 +591,6 @@ fn the_pages_of_the_reference_are_there() {
     }
 }
 
-/// Commands that read the server's settings and end by themselves.
-const COMMANDS_WITH_SETTINGS: [&[&str]; 8] = [
-    &["config", "show"],
-    &["config", "show", "--json"],
-    &["doctor"],
-    &["doctor", "--json"],
-    &["jobs"],
-    &["migrate"],
-    &["publish", "--dry-run"],
-    &["token", "create", "--sub", "ada", "--validity", "1d", "--pull", "main"],
-];
-
-#[test]
-fn no_command_prints_a_secret_of_an_address_in_the_settings() {
-    let home = TestHome::new();
-    for (variable, value) in [
-        ("DORMER_API_ENDPOINT", "http://ada:MARKER@127.0.0.1:9/x?password=MARKER"),
-        ("DORMER_SUBSTITUTER_ENDPOINT", "http://ada:MARKER@127.0.0.1:9/x?password=MARKER"),
-        ("DORMER_DATABASE_URL", "postgresql://127.0.0.1:9/d?user=ada&password=MARKER"),
-        ("DORMER_DATABASE_URL", "postgresql://ada:MARKER@127.0.0.1:9/d"),
-        ("DORMER_DATABASE_URL", "mysql://ada:MARKER@127.0.0.1:9/d"),
-        ("DORMER_STORAGE_ENDPOINT", "http://ada:MARKER@127.0.0.1:9/?password=MARKER"),
-    ] {
-        for arguments in COMMANDS_WITH_SETTINGS {
-            let mut command = home.command(arguments);
-            command.env(variable, value).env("DORMER_DATABASE_ACQUIRE_TIMEOUT", "1s");
-            if variable == "DORMER_STORAGE_ENDPOINT" {
-                command.env("DORMER_STORAGE_TYPE", "s3").env("DORMER_STORAGE_BUCKET", "b");
-                command.env("DORMER_STORAGE_RETRY_TIME", "0");
-            }
-            let shown = home.shown(&command.output().unwrap());
-            assert!(!shown.contains("MARKER"), "{variable}={value} {arguments:?}:\n{shown}");
-        }
-    }
-}
-
 /// A server that gives the same answer to every request.
 fn hostile_server(status: u16, body: String) -> String {
     use std::io::{Read as _, Write as _};
@@ -701,6 +665,45 @@ fn nothing_that_a_server_says_reaches_the_terminal_as_a_command() {
                 }
             }
         }
+    }
+}
+
+#[test]
+fn nothing_that_a_client_says_reaches_the_terminal_of_the_server() {
+    use std::io::{BufRead as _, BufReader, Read as _, Write as _};
+    use std::process::{Command, Stdio};
+    for format in ["text", "json"] {
+        let home = TestHome::new();
+        let mut command = home.command(&["serve", "--listen", "127.0.0.1:0"]);
+        command
+            .env("DORMER_METRICS_LISTEN", "off")
+            .env("DORMER_LOG_FORMAT", format)
+            .env("RUST_LOG", "dormer_server=debug");
+        let mut server = command.stderr(Stdio::piped()).spawn().unwrap();
+        let mut log = BufReader::new(server.stderr.take().unwrap());
+        let address = loop {
+            let mut line = String::new();
+            assert!(log.read_line(&mut line).unwrap() > 0, "the server ended");
+            if let Some((_, rest)) = line.split_once("listening on http://") {
+                let is_of_address = |c: &char| c.is_ascii_digit() || ".:".contains(*c);
+                break rest.chars().take_while(is_of_address).collect::<String>();
+            }
+        };
+        // A path of UTF-8, which our HTTP library lets through.
+        let mut client = std::net::TcpStream::connect(address).unwrap();
+        let head =
+            "GET /main/nar/\u{202e}gpj\u{2028}\u{9b}31m HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n";
+        client.write_all(head.as_bytes()).unwrap();
+        client.read_to_string(&mut String::new()).unwrap();
+        Command::new("kill").arg(server.id().to_string()).status().unwrap();
+        let mut said = String::new();
+        log.read_to_string(&mut said).unwrap();
+        server.wait().unwrap();
+        assert!(said.contains("202e"), "{format}: the request is logged: {said}");
+        let obeyed = said.chars().find(|c| {
+            (c.is_control() && *c != '\n') || matches!(c, '\u{2028}'..='\u{202e}' | '\u{2066}'..='\u{2069}')
+        });
+        assert_eq!(obeyed, None, "{format}: {said}");
     }
 }
 

@@ -428,6 +428,35 @@ fn a_cache_that_nix_uses_already_needs_no_lines() {
 }
 
 #[test]
+fn use_writes_what_nix_remembers_and_unuse_takes_it_back() {
+    let mut home = TestHome::new();
+    home.serve();
+    home.login();
+    nix_says(&home, "/etc/nix/netrc", &[], &[]);
+    let times = ["--narinfo-cache-negative-ttl", "1min", "--narinfo-cache-positive-ttl", "2h"];
+    let used = with_nix(&home, &[&["use", "main"][..], &times].concat());
+    assert!(used.starts_with("exit code: 0"), "{used}");
+    let conf = fs::read_to_string(home.path(".config/nix/nix.conf")).unwrap();
+    assert!(
+        conf.contains("\nnarinfo-cache-negative-ttl = 60\nnarinfo-cache-positive-ttl = 7200\n"),
+        "{conf}"
+    );
+    // Nix 2.26 would only warn about a setting that it does not know.
+    let used = with_nix(&home, &["use", "main", "--retry-attempts", "9"]);
+    assert!(used.starts_with("exit code: 2") && used.contains("download-attempts"), "{used}");
+    // Where Nix cannot be asked, the user knows.
+    let used = home.run(&["use", "main", "--retry-attempts", "9"]);
+    assert!(used.starts_with("exit code: 0"), "{used}");
+    let conf = fs::read_to_string(home.path(".config/nix/nix.conf")).unwrap();
+    let url = format!("http://127.0.0.1:{}/main?retry-attempts=9\n", home.port);
+    assert!(conf.contains(&url) && !conf.contains("negative-ttl"), "{conf}");
+    let report = with_nix(&home, &["doctor", "--client"]);
+    assert!(report.contains("lab:main answers at http://127.0.0.1:PORT/main\n"), "{report}");
+    with_nix(&home, &["unuse", "main"]);
+    assert!(!home.path(".config/nix/nix.conf").exists());
+}
+
+#[test]
 fn installers_that_write_nix_conf_keep_theirs() {
     let mut home = TestHome::new();
     home.serve();

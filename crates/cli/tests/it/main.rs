@@ -4,5 +4,6 @@ mod binary;
 mod doctor;
 mod doctor_services;
 mod machines;
+mod secrets;
 mod test_home;
 mod traces;

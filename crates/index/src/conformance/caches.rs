@@ -5,8 +5,8 @@ use super::fixtures::{
     push_object,
 };
 use crate::{
-    CacheId, CachePatch, CacheTotals, CacheVisibility, CommitTarget, Error, NarKey, NarSource, Removal,
-    Result,
+    CACHE_KEYS_MAX, CacheId, CachePatch, CacheTotals, CacheVisibility, CommitTarget, Error, NarKey,
+    NarSource, Removal, Result,
 };
 
 pub(super) async fn a_setting_is_created_once(index: Subject) -> Result<()> {
@@ -126,6 +126,31 @@ pub(super) async fn replaced_keys_stay_listed(index: Subject) -> Result<()> {
     let keys = index.find_cache("main").await?.expect("created").keys;
     let states: Vec<_> = keys.iter().map(|key| (key.sealed_secret.as_slice(), key.active)).collect();
     assert_eq!(states, [(&b"main"[..], false), (b"second", false), (b"third", true)]);
+    Ok(())
+}
+
+pub(super) async fn a_cache_with_all_its_keys_forgets_the_oldest(index: Subject) -> Result<()> {
+    let id = cache(&index, "main").await?;
+    let other = cache(&index, "other").await?;
+    let keys_max = usize::try_from(CACHE_KEYS_MAX).expect("a small number");
+    let mut newest = Vec::new();
+    for number in 0..keys_max + 3 {
+        let key = key(&format!("main-{number}"));
+        newest.push(key.public_key.clone());
+        let patch = CachePatch { replace_keys: Some(key), ..CachePatch::default() };
+        index.update_cache(id, &patch, NOW).await?;
+        let keys = index.find_cache("main").await?.expect("it was created").keys;
+        assert_eq!(keys.len(), keys_max.min(number + 2));
+        assert_eq!(keys.iter().filter(|key| key.active).count(), 1);
+    }
+    let keys = index.find_cache("main").await?.expect("it was created").keys;
+    let listed: Vec<&String> = keys.iter().map(|key| &key.public_key).collect();
+    assert_eq!(listed, newest[3..].iter().collect::<Vec<_>>());
+    assert!(keys.last().is_some_and(|key| key.active));
+    assert_eq!(
+        index.list_caches().await?.iter().find(|cache| cache.id == other).map(|cache| cache.keys.len()),
+        Some(1)
+    );
     Ok(())
 }
 

@@ -6,8 +6,8 @@ use super::outbox;
 use crate::changes::Change;
 use crate::columns::signed;
 use crate::contract::{
-    Cache, CacheId, CacheIndex, CacheKey, CachePatch, CacheTotals, CacheVisibility, NarId, NewCache,
-    UnixSeconds,
+    CACHE_KEYS_MAX, Cache, CacheId, CacheIndex, CacheKey, CachePatch, CacheTotals, CacheVisibility, NarId,
+    NewCache, UnixSeconds,
 };
 use crate::rows::{Row as _, names_column, read_caches, read_totals, read_visibilities};
 use crate::sql::Argument::{Bytes, Flag, Number, OptionalFlag, OptionalNumber, OptionalText, Text};
@@ -120,6 +120,12 @@ const CACHE_EXISTS: Sql = both!("SELECT id FROM caches WHERE id = $1 AND deleted
 
 const RETIRE_KEYS: Sql = both!("UPDATE cache_keys SET active = $2 WHERE cache = $1");
 
+// Positions ascend by one, so these are all but the newest keys.
+const DELETE_OLDEST_KEYS: Sql = both!(
+    "DELETE FROM cache_keys WHERE cache = $1
+         AND position <= (SELECT max(position) FROM cache_keys WHERE cache = $1) - $2"
+);
+
 const DELETE_CACHE: Sql = both!("UPDATE caches SET deleted_at = $2 WHERE id = $1 AND deleted_at IS NULL");
 
 const DELETE_KEYS: Sql = both!("DELETE FROM cache_keys WHERE cache = $1");
@@ -218,6 +224,8 @@ impl<D: Dialect> CacheIndex for SqlIndex<D> {
             }
             if let Some(key) = &patch.replace_keys {
                 tx.run(RETIRE_KEYS, &[Number(cache.0), Flag(false)]).await?;
+                // One place is for the new key.
+                tx.run(DELETE_OLDEST_KEYS, &[Number(cache.0), Number(CACHE_KEYS_MAX - 1)]).await?;
                 insert_key(&mut tx, cache, key).await?;
             }
             outbox::note_change(&mut tx, cache, None, at).await?;

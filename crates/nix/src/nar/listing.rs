@@ -10,9 +10,13 @@
 //! `narOffset` is the position of the file's first byte in the NAR. `executable` appears only when
 //! true. Bytes go straight from the parser to the text; no tree is kept.
 //!
-//! File names are bytes, but JSON is text. The writer replaces each sequence that is not UTF-8 with
-//! U+FFFD, because newer versions of Nix fail on such a listing. Two names may then look alike. The
-//! NAR itself stays as it is.
+//! File names are bytes, but JSON is text. The writer replaces each byte that is not UTF-8 with
+//! U+FFFD and the byte in hexadecimal, so that different names stay different. There is no example
+//! to follow: newer versions of Nix write no listing of such a NAR, and fail on one with the bytes
+//! in it. The NAR itself stays as it is.
+
+use std::borrow::Cow;
+use std::fmt::Write as _;
 
 /// The listing of one NAR.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -123,6 +127,37 @@ impl ListingWriter {
 }
 
 fn push_string(json: &mut Vec<u8>, bytes: &[u8]) {
-    serde_json::to_writer(json, &String::from_utf8_lossy(bytes))
+    serde_json::to_writer(json, &as_text(bytes))
         .expect("a string is valid JSON, and writing to a vector cannot fail");
+}
+
+/// The bytes as text, with a mark for each byte that is not UTF-8.
+pub(crate) fn as_text(bytes: &[u8]) -> Cow<'_, str> {
+    if let Ok(text) = std::str::from_utf8(bytes) {
+        return Cow::Borrowed(text);
+    }
+    let mut text = String::with_capacity(bytes.len() + 16);
+    for chunk in bytes.utf8_chunks() {
+        text.push_str(chunk.valid());
+        for byte in chunk.invalid() {
+            let _ = write!(text, "{}{byte:02x}", char::REPLACEMENT_CHARACTER);
+        }
+    }
+    Cow::Owned(text)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_that_are_not_utf_8_stay_distinct() {
+        assert_eq!(as_text("naïve".as_bytes()), "naïve");
+        assert_eq!(as_text(b"na\xefve"), "na\u{fffd}efve");
+        assert_eq!(as_text(b"\xf0\x9f\x98"), "\u{fffd}f0\u{fffd}9f\u{fffd}98");
+        let names =
+            [&b"a\xff"[..], b"a\xfe", b"a\xff\xfe", b"a\xfe\xff", b"\xffa", "a\u{fffd}".as_bytes(), b"a"];
+        let texts: std::collections::BTreeSet<_> = names.iter().map(|name| as_text(name)).collect();
+        assert_eq!(texts.len(), names.len());
+    }
 }

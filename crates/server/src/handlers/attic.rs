@@ -1,6 +1,6 @@
 //! Attic's API, as its clients speak it.
 
-use dormer_api::headers::{NAR_INFO, NAR_INFO_PREAMBLE_SIZE};
+use dormer_api::headers::{CELLER_NAR_INFO, CELLER_NAR_INFO_PREAMBLE_SIZE, NAR_INFO, NAR_INFO_PREAMBLE_SIZE};
 use dormer_api::{
     CacheConfig, CacheName, CreateCacheRequest, GetMissingPathsRequest, GetMissingPathsResponse, Keypair,
     Permission, Quota, RetentionPeriod, Secret, TokenClaims, UploadPathNarInfo, UploadPathResult,
@@ -232,7 +232,8 @@ impl<'a> StorePathUpload<'a> {
         let metadata_bytes = |json_bytes: usize| small_body::COPIES * json_bytes as u64;
         let max = app.settings.nar_info_preamble_bytes_max;
         let too_long = || Failure::TooLong { what: "the metadata", max: max as u64 };
-        if let Some(json) = call.headers().get(NAR_INFO) {
+        let either = |ours, of_celler| call.headers().get(ours).or_else(|| call.headers().get(of_celler));
+        if let Some(json) = either(NAR_INFO, CELLER_NAR_INFO) {
             if json.len() > max {
                 return Err(too_long());
             }
@@ -240,7 +241,7 @@ impl<'a> StorePathUpload<'a> {
             let metadata_bytes = metadata_bytes(json.len());
             return Ok(Self { info, metadata_bytes, memory: None, first: None, body });
         }
-        let Some(size) = call.headers().get(NAR_INFO_PREAMBLE_SIZE) else {
+        let Some(size) = either(NAR_INFO_PREAMBLE_SIZE, CELLER_NAR_INFO_PREAMBLE_SIZE) else {
             return Err(Failure::BadRequest(format!(
                 "neither {NAR_INFO} nor {NAR_INFO_PREAMBLE_SIZE} is given"
             )));

@@ -375,6 +375,26 @@ fn uploads_that_are_wrong_change_nothing() {
 }
 
 #[test]
+fn the_headers_of_celler_mean_the_same() {
+    let server = Server::start();
+    let bearer = format!("Bearer {}", admin());
+    for (number, in_body) in [(1_u8, false), (2, true)] {
+        let nar = nar(number.into());
+        let info = common::nar_info("main", &path(number), &nar, &json!({})).to_string();
+        let length = info.len().to_string();
+        let (header, body) = if in_body {
+            (("X-Celler-Nar-Info-Preamble-Size", length.as_str()), [info.as_bytes(), &nar].concat())
+        } else {
+            (("X-Celler-Nar-Info", info.as_str()), nar)
+        };
+        let headers = [("Authorization", bearer.as_str()), header];
+        let reply = server.request("PUT", "/_api/v1/upload-path", &headers, &body);
+        assert_eq!(reply.status, 200, "{reply:?}");
+        assert_eq!(server.get(&format!("/main/{}.narinfo", path(number).hash())).status, 200);
+    }
+}
+
+#[test]
 fn a_preamble_must_be_as_long_as_it_says_and_no_longer_than_allowed() {
     let server = Server::start();
     let (path, nar) = (path(1), nar(1));

@@ -14,6 +14,11 @@ fn compressed_uploads() {
 }
 
 #[test]
+fn headers_of_proxies() {
+    run_over_corpus("server_forwarded", dormer_server::fuzz_targets::fuzz_forwarded);
+}
+
+#[test]
 fn requests_at_the_edge() {
     run_over_corpus("edge_request", dormer_edge::fuzz_targets::fuzz_request);
 }

@@ -248,6 +248,20 @@ fn a_bomb_is_refused_while_it_unpacks() {
 }
 
 #[test]
+fn the_largest_window_fits_the_default_memory() {
+    let server = Server::start();
+    let nar = nar(1);
+    // What `zstd -22` announces for a stream of unknown size: a window of 128 MiB.
+    let mut encoder = zstd::stream::Encoder::new(Vec::new(), 1).unwrap();
+    encoder.window_log(27).unwrap();
+    encoder.write_all(&nar).unwrap();
+    let frame = encoder.finish().unwrap();
+    assert_eq!(&frame[4..6], [0x00, 17 << 3], "the frame's header");
+    let put = server.call(&admin(), "PUT", "/main/nar/x.nar.zst", &frame);
+    assert_eq!(put.status, 200, "{put:?}");
+}
+
+#[test]
 fn unknown_compressions_are_refused_by_name() {
     let server = Server::start();
     for (file, body) in [("x.nar.lzip", b"LZIP\x01".as_slice()), ("x.nar", b"random bytes"), ("x.nar", b"")] {

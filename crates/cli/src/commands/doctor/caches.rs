@@ -5,7 +5,7 @@ use std::fs;
 use std::time::{Duration, SystemTime};
 
 use dormer_api::{CacheConfig, RedactedUrl, Secret};
-use dormer_client::{NixConfig, ServerName};
+use dormer_client::{NixConfig, ServerName, host_of, netrc_password};
 use dormer_nix::{NarInfo, PublicKey, Signature, StoreDir, StorePath};
 
 use super::PROBE_TIMEOUT;
@@ -14,7 +14,6 @@ use super::nix::Files;
 use crate::commands::use_cache::lost_setting;
 use crate::context::Context;
 use crate::error::{Error, Result};
-use crate::nix_files::{host_of, netrc_password};
 
 const CACHE: &str = "cache";
 const SERVER: &str = "server";
@@ -54,7 +53,8 @@ pub(super) fn known(files: &Files, _context: &Context) -> Result<Vec<Known>> {
                     .find_map(|line| line.split_once(" = ").filter(|(name, _)| *name == key))
                     .map(|(_, value)| value)
             };
-            let url = value("extra-substituters");
+            // Nix's settings for the store are no part of its address.
+            let url = value("extra-substituters").and_then(|url| url.split('?').next());
             let key = value("extra-trusted-public-keys").and_then(|key| key.parse().ok());
             known.push(match (url, key) {
                 (Some(url), Some(key)) => Known::Cache { name: name.to_owned(), url: url.to_owned(), key },

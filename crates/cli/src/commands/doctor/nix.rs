@@ -5,14 +5,14 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use dormer_client::{NixConfig, nix_program, process_variables};
+use dormer_client::{NETRC_LINE_BYTES_MAX, NixConfig, netrc_hidden_hosts, nix_program, process_variables};
 
 use super::finding::Finding;
 use crate::commands::nix_settings::NixFiles;
 use crate::commands::use_cache::{has_daemon, is_root};
 use crate::context::Context;
 use crate::error::{Error, Result};
-use crate::nix_files::{NETRC_LINE_BYTES_MAX, netrc_hidden_hosts};
+use crate::nix_version::parse_version;
 use crate::secret_file;
 
 const NIX: &str = "nix";
@@ -50,12 +50,6 @@ pub(super) async fn check(context: &Context, config: &mut Option<NixConfig>) -> 
     }
     *config = Some(read);
     findings
-}
-
-/// The first two numbers of `nix (Nix) 2.26.3`.
-fn parse_version(text: &str) -> Option<(u32, u32)> {
-    let mut numbers = text.rsplit(' ').next()?.split(|c: char| !c.is_ascii_digit());
-    Some((numbers.next()?.parse().ok()?, numbers.next()?.parse().ok()?))
 }
 
 /// This user's name, if there is a daemon that ignores this user's settings.
@@ -188,14 +182,6 @@ fn unread_entries(path: &Path) -> Vec<Finding> {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn versions_are_read_however_they_end() {
-        assert_eq!(parse_version("nix (Nix) 2.8.0"), Some((2, 8)));
-        assert_eq!(parse_version("nix (Nix) 2.36pre20260101_abc"), Some((2, 36)));
-        assert_eq!(parse_version("nix (Lix, like Nix) 2.93.0"), Some((2, 93)));
-        assert_eq!(parse_version("something else"), None);
-    }
 
     #[test]
     fn users_are_trusted_by_name_by_group_or_all() {

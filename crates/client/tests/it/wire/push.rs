@@ -217,6 +217,26 @@ async fn sizes_that_nix_does_not_know_are_measured() {
 }
 
 #[tokio::test]
+async fn a_path_that_cannot_be_measured_stops_only_its_referrers() {
+    let contents = [("top", 10, None), ("gone", 1000, None), ("other", 70_000, None)];
+    let store = Store::with_references(&contents, &[(0, 1)]);
+    let file = store.folder.path().join("infos.json");
+    let mut text = std::fs::read_to_string(&file).unwrap();
+    for info in store.nix.path_infos(&store.paths, false).await.unwrap() {
+        text = text.replace(&format!("\"narSize\":{},", info.nar_size), "");
+    }
+    std::fs::write(&file, text).unwrap();
+    std::fs::remove_file(store.folder.path().join("store").join(store.paths[1].to_string())).unwrap();
+    let server = server(&[0, 1, 2], uploaded).await;
+    let options = PushOptions::default();
+    let plan = plan(&store, &server, &options).await.unwrap();
+    let summary = execute_push(&api(&server), plan, &options, Arc::new(Silent)).await;
+    assert_eq!(summary.pushed.iter().map(|done| done.path.name()).collect::<Vec<_>>(), ["other"]);
+    assert_eq!(summary.failed.iter().map(|failed| failed.path.name()).collect::<Vec<_>>(), ["gone"]);
+    assert_eq!(names(&summary.not_tried.into_iter().map(|path| path.path).collect::<Vec<_>>()), ["top"]);
+}
+
+#[tokio::test]
 async fn the_files_of_a_store_may_be_in_another_folder_than_its_names_say() {
     let store = Store::new(&[("a", 1000, None), ("b", 70_000, None)]);
     let real = store.folder.path().join("root");

@@ -1,4 +1,4 @@
-//! Real HTTP caches before a host: nginx with `proxy_cache`, and Varnish.
+//! Real HTTP proxies before a host: nginx, HAProxy and Varnish, as caches or without memory.
 
 use std::fs;
 use std::net::TcpStream;
@@ -15,25 +15,51 @@ use crate::{part, parts};
 /// Varnish compiles its rules with gcc before it listens.
 const READY_TIMEOUT: Duration = Duration::from_mins(1);
 
-/// A running HTTP cache. It ends on drop.
+/// A running HTTP proxy. It ends on drop.
 #[derive(Debug)]
-pub struct HttpCache {
+pub struct HttpProxy {
     name: &'static str,
     address: String,
     process: Child,
     folder: TempDir,
 }
 
-impl HttpCache {
+impl HttpProxy {
     /// nginx before a host (`upstream` is its host and port). It keeps for ten minutes whatever the
     /// host does not forbid.
-    pub fn nginx(upstream: &str) -> Self {
-        let (folder, address) = place("nginx-cache-");
+    pub fn nginx_cache(upstream: &str) -> Self {
+        Self::nginx(
+            "proxy_cache_path cache keys_zone=all:1m;\n  proxy_cache all;\n  proxy_cache_valid any 10m;\n  \
+             proxy_http_version 1.1;\n  client_max_body_size 0;\n  add_header X-Cache $upstream_cache_status always;\n",
+            &format!("location / {{ proxy_pass http://{upstream}; }}"),
+        )
+    }
+
+    /// nginx with nothing but `proxy_pass`: HTTP/1.0, the inner host's name, and no word about the
+    /// address of the proxy.
+    pub fn nginx_bare(upstream: &str) -> Self {
+        Self::nginx("", &format!("location / {{ proxy_pass http://{upstream}; }}"))
+    }
+
+    /// nginx that serves a host below a path such as `/nix`, and also keeps quiet about it.
+    pub fn nginx_below(upstream: &str, prefix: &str) -> Self {
+        Self::nginx("", &format!("location {prefix}/ {{ proxy_pass http://{upstream}/; }}"))
+    }
+
+    /// The same, with headers that report the address.
+    pub fn nginx_below_with_headers(upstream: &str, prefix: &str) -> Self {
+        let headers = format!(
+            "proxy_set_header X-Forwarded-Proto $scheme; proxy_set_header X-Forwarded-Host $http_host; \
+             proxy_set_header X-Forwarded-Prefix {prefix};"
+        );
+        Self::nginx("", &format!("location {prefix}/ {{ proxy_pass http://{upstream}/; {headers} }}"))
+    }
+
+    fn nginx(settings: &str, location: &str) -> Self {
+        let (folder, address) = place("nginx-proxy-");
         let configuration = format!(
-            "error_log error.log;\npid nginx.pid;\nevents {{}}\nhttp {{\n  access_log off;\n  \
-             proxy_cache_path cache keys_zone=all:1m;\n  proxy_cache all;\n  proxy_cache_valid any 10m;\n  \
-             proxy_http_version 1.1;\n  client_max_body_size 0;\n  add_header X-Cache $upstream_cache_status always;\n  \
-             server {{ listen {address}; location / {{ proxy_pass http://{upstream}; }} }}\n  \
+            "error_log error.log;\npid nginx.pid;\nevents {{}}\nhttp {{\n  access_log off;\n  {settings}  \
+             server {{ listen {address}; {location} }}\n  \
              client_body_temp_path body; proxy_temp_path proxy;\n  \
              fastcgi_temp_path fastcgi; uwsgi_temp_path uwsgi; scgi_temp_path scgi;\n}}\n"
         );
@@ -43,6 +69,39 @@ impl HttpCache {
         // One process, which may read what we may read.
         command.args(["-g", "daemon off; master_process off;", "-e", "error.log"]);
         Self::start("nginx", command, folder, address)
+    }
+
+    /// HAProxy that serves a host below a path, gives the host another name, and reports the
+    /// address in the headers `X-Forwarded-…`.
+    pub fn haproxy_below(upstream: &str, prefix: &str) -> Self {
+        Self::haproxy(
+            upstream,
+            &format!(
+                "  option forwardfor\n  http-request set-header X-Forwarded-Proto http\n  \
+                 http-request set-header X-Forwarded-Host %[req.hdr(Host)]\n  \
+                 http-request set-header X-Forwarded-Prefix {prefix}\n  \
+                 http-request replace-path {prefix}/(.*) /\\1\n"
+            ),
+        )
+    }
+
+    /// HAProxy that gives the host another name, and reports the address in the header `Forwarded`.
+    pub fn haproxy_forwarded(upstream: &str) -> Self {
+        let value = r#""for=%[src];host=\"%[req.hdr(Host)]\";proto=http""#;
+        Self::haproxy(upstream, &format!("  http-request set-header Forwarded {value}\n"))
+    }
+
+    fn haproxy(upstream: &str, rules: &str) -> Self {
+        let (folder, address) = place("haproxy-");
+        let configuration = format!(
+            "global\n  maxconn 100\ndefaults\n  mode http\n  timeout connect 10s\n  timeout client 60s\n  \
+             timeout server 60s\nfrontend all\n  bind {address}\n{rules}  default_backend lab\n\
+             backend lab\n  http-request set-header Host inner.invalid\n  server lab {upstream}\n"
+        );
+        let path = written(folder.path(), "haproxy.cfg", &configuration);
+        let mut command = Command::new(part("haproxy/usr/sbin/haproxy"));
+        command.arg("-db").arg("-f").arg(path).env("LD_LIBRARY_PATH", libraries("haproxy"));
+        Self::start("haproxy", command, folder, address)
     }
 
     /// Varnish before a host, with its own defaults but one: it also looks up requests that carry a
@@ -56,14 +115,11 @@ impl HttpCache {
         );
         let path = written(folder.path(), "rules.vcl", &rules);
         let program = part("varnish/usr/sbin/varnishd");
-        let libraries = fs::read_dir(part("varnish/usr/lib")).expect("a folder of the package");
-        let libraries = libraries.map(|entry| entry.expect("it can be read").path());
-        let libraries: Vec<String> = libraries.map(|path| path.display().to_string()).collect();
         let mut command = Command::new(program);
         // Its users do not exist here, and its log in memory is 80 MB by default.
         command.args(["-F", "-j", "none", "-T", "none", "-p", "vsl_space=1m", "-s", "malloc,64m"]);
         command.arg("-n").arg(folder.path().join("work")).args(["-a", &address]).arg("-f").arg(path);
-        command.env("LD_LIBRARY_PATH", libraries.join(":"));
+        command.env("LD_LIBRARY_PATH", libraries("varnish"));
         Self::start("varnish", command, folder, address)
     }
 
@@ -97,13 +153,21 @@ impl HttpCache {
     }
 }
 
-impl Drop for HttpCache {
+impl Drop for HttpProxy {
     fn drop(&mut self) {
         // Varnish's child ends with the pipe to its parent. The parent may be dead already, which
         // is what the test then reports.
         let _ = self.process.kill();
         let _ = self.process.wait();
     }
+}
+
+/// The folders with the libraries that came with a package.
+fn libraries(package: &str) -> String {
+    let folders = fs::read_dir(part(&format!("{package}/usr/lib"))).expect("a folder of the package");
+    let folders = folders.map(|entry| entry.expect("it can be read").path());
+    let folders: Vec<String> = folders.map(|path| path.display().to_string()).collect();
+    folders.join(":")
 }
 
 fn place(prefix: &str) -> (TempDir, String) {

@@ -1,0 +1,169 @@
+//! A marker in every text setting, and a search for it in everything that the program prints.
+//!
+//! docs/SETTINGS.md lists all settings; a test of the crate holds it equal to their declaration. So
+//! a new text setting is tested here without another line.
+
+#![expect(clippy::unwrap_used, reason = "helpers of tests: a panic is the failure")]
+
+use std::collections::BTreeMap;
+use std::fmt::Write as _;
+use std::io::{BufRead as _, BufReader, Read as _, Write as _};
+use std::net::TcpStream;
+use std::process::{Command, Stdio};
+use std::thread;
+
+use crate::test_home::TestHome;
+
+/// Commands that read the server's settings and end by themselves.
+const COMMANDS: [&[&str]; 7] = [
+    &["config", "show"],
+    &["config", "show", "--json"],
+    &["doctor", "--json"],
+    &["jobs"],
+    &["migrate"],
+    &["publish", "--dry-run"],
+    &["token", "create", "--sub", "ada", "--validity", "1d", "--pull", "main"],
+];
+
+/// Beginnings of the kinds whose values are no texts, or, for a path, no secret.
+const OTHER_KINDS: [&str; 5] = ["a size ", "a time ", "a number", "true or false", "a path"];
+
+/// A secret that is good: 32 bytes in base64, with the marker in its text.
+const SOUND_SECRET: &str = "MARKERMARKERMARKERMARKERMARKERMARKERMARKERA=";
+
+/// Addresses that hold secrets as users put them there. The database is one of the texts.
+const ADDRESSES: [&str; 2] = [
+    "http://ada:MARKER@127.0.0.1:9/x?password=MARKER&token=MARKER#MARKER",
+    "postgresql://ada:MARKER@127.0.0.1:9/d?password=MARKER",
+];
+
+/// A target, so that its settings count.
+const TARGET: &str = "[[edge]]\nname = \"r2\"\n";
+
+/// One text setting, as its entry in docs/SETTINGS.md declares it.
+#[derive(Debug)]
+struct TextSetting {
+    variable: String,
+    is_secret: bool,
+}
+
+fn text_settings() -> Vec<TextSetting> {
+    let page = include_str!("../../../../docs/SETTINGS.md");
+    let lines: Vec<&str> = page.lines().collect();
+    let mut settings = Vec::new();
+    for pair in lines.windows(2).filter(|pair| pair[0].starts_with("- **`")) {
+        let facts: Vec<&str> = pair[1].trim().trim_start_matches("<br>").split(" · ").collect();
+        let variable = facts[0].trim_matches('`').replace("<NAME>", "R2");
+        assert!(variable.starts_with("DORMER_"), "{}", pair[1]);
+        // Flags and the variables of Attic are in backquotes, too.
+        let kind = facts[1..].iter().find(|fact| !fact.starts_with('`')).unwrap();
+        if !OTHER_KINDS.iter().any(|other| kind.starts_with(other)) {
+            settings.push(TextSetting { variable, is_secret: facts.contains(&"secret") });
+        }
+    }
+    settings
+}
+
+/// The variables that let a setting count: a store for the settings of stores, a target for those
+/// of targets.
+fn variables_around(setting: &TextSetting) -> BTreeMap<String, String> {
+    let mut variables = BTreeMap::new();
+    let mut set = |name: &str, value: &str| variables.insert(name.to_owned(), value.to_owned());
+    set("DORMER_DATABASE_ACQUIRE_TIMEOUT", "1s");
+    set("DORMER_METRICS_LISTEN", "127.0.0.1:0");
+    for prefix in ["DORMER_STORAGE_", "DORMER_EDGE_R2_"] {
+        if !setting.variable.starts_with(prefix) {
+            continue;
+        }
+        let values = [
+            ("TYPE", "s3"),
+            ("BUCKET", "b"),
+            ("ENDPOINT", "http://127.0.0.1:9"),
+            ("REGION", "r"),
+            ("RETRY_TIME", "0"),
+            ("CREDENTIALS_ACCESS_KEY_ID", "id"),
+            ("CREDENTIALS_SECRET_ACCESS_KEY", "key"),
+        ];
+        for (name, value) in values {
+            set(&format!("{prefix}{name}"), value);
+        }
+        if prefix.contains("EDGE") {
+            set(&format!("{prefix}CACHES"), "main");
+            set("DORMER_CONFIG", "target.toml");
+        }
+    }
+    variables
+}
+
+/// What `serve` prints up to its first line as a server, or all of it if it does not become one;
+/// and the page of its metrics.
+fn start_of_serve(command: &mut Command) -> String {
+    let mut server =
+        command.args(["serve", "--listen", "127.0.0.1:0"]).stderr(Stdio::piped()).spawn().unwrap();
+    let mut said = String::new();
+    let mut metrics = None;
+    let mut lines = BufReader::new(server.stderr.take().unwrap()).lines().map_while(Result::ok);
+    for line in lines.by_ref() {
+        let _ = writeln!(said, "{line}");
+        if let Some(rest) = line.strip_prefix("metrics on http://") {
+            metrics = rest.split('/').next().map(str::to_owned);
+        }
+        if line.starts_with("listening on ") {
+            break;
+        }
+    }
+    if let Some(address) = metrics {
+        let mut stream = TcpStream::connect(&address).unwrap();
+        write!(stream, "GET /metrics HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n").unwrap();
+        stream.read_to_string(&mut said).unwrap();
+        assert!(said.contains("dormer_"), "no metrics: {said}");
+        Command::new("kill").arg(server.id().to_string()).status().unwrap();
+        lines.for_each(|line| writeln!(said, "{line}").unwrap());
+    }
+    server.wait().unwrap();
+    said
+}
+
+fn check(home: &TestHome, setting: &TextSetting, value: &str) -> bool {
+    let mut variables = variables_around(setting);
+    variables.insert(setting.variable.clone(), value.to_owned());
+    let what = format!("{}={value}", setting.variable);
+    for arguments in COMMANDS {
+        let said = home.shown(&home.command(arguments).envs(&variables).output().unwrap());
+        assert!(!said.contains("MARKER"), "{what} {arguments:?}:\n{said}");
+    }
+    let said = start_of_serve(home.command(&[]).envs(&variables));
+    assert!(!said.contains("MARKER"), "{what} serve:\n{said}");
+    said.contains("listening on ")
+}
+
+#[test]
+fn no_output_shows_the_secret_of_any_text_setting() {
+    let settings = text_settings();
+    assert!(settings.iter().filter(|setting| setting.is_secret).count() >= 7, "{settings:?}");
+    let cases: Vec<(&TextSetting, &str)> = settings
+        .iter()
+        .flat_map(|setting| {
+            let secret = setting.is_secret.then_some(SOUND_SECRET);
+            // A secret of its own needs no address.
+            let addresses = ADDRESSES.into_iter().filter(|_| !setting.is_secret);
+            secret.into_iter().chain(addresses).map(move |value| (setting, value))
+        })
+        .collect();
+    let started: usize = thread::scope(|scope| {
+        let workers: Vec<_> = (0..4)
+            .map(|worker| {
+                let cases = &cases;
+                scope.spawn(move || {
+                    let home = TestHome::new();
+                    std::fs::write(home.path("target.toml"), TARGET).unwrap();
+                    let own = cases.iter().skip(worker).step_by(4);
+                    own.filter(|(setting, value)| check(&home, setting, value)).count()
+                })
+            })
+            .collect();
+        workers.into_iter().map(|worker| worker.join().unwrap()).sum()
+    });
+    // Values that every command refuses would show little.
+    assert!(started >= 10, "a server started with only {started} of {} values", cases.len());
+}

@@ -1,0 +1,5 @@
+//! Netrc files.
+
+#![no_main]
+
+libfuzzer_sys::fuzz_target!(|data: &[u8]| dormer_client::fuzz_targets::fuzz_netrc(data));

@@ -1,0 +1,5 @@
+//! The output of `nix config show --json`.
+
+#![no_main]
+
+libfuzzer_sys::fuzz_target!(|data: &[u8]| dormer_client::fuzz_targets::fuzz_nix_config(data));
