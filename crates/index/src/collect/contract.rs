@@ -8,7 +8,7 @@ use async_trait::async_trait;
 use dormer_format::{ChunkRun, PackId};
 
 use crate::Result;
-use crate::contract::{NarId, PackNumber, UnixSeconds};
+use crate::contract::{ChunkRow, NarId, PackNumber, UnixSeconds};
 use crate::jobs::{JobId, JobLease};
 
 /// A NAR as the mark phase sees it.
@@ -40,6 +40,44 @@ pub struct PackRow {
     pub used_at: UnixSeconds,
     /// Since when no upload may use it.
     pub condemned_at: Option<UnixSeconds>,
+    /// Chunks in the object, also those whose rows lie in another pack. `None` if an older Dormer
+    /// stored it.
+    pub chunks: Option<u64>,
+}
+
+/// A chunk whose row lies in a pack.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct PackedChunk {
+    /// Its row.
+    pub row: ChunkRow,
+    /// Whether a read found its bytes changed or missing.
+    pub is_damaged: bool,
+}
+
+/// A pack that a compaction has stored. It has no row yet, and is on the list of doomed packs.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct CompactedPack {
+    /// Its id.
+    pub id: PackId,
+    /// Bytes of the object.
+    pub size: u64,
+    /// Its chunks, with their new places.
+    pub chunks: Vec<ChunkMove>,
+}
+
+/// A chunk that moves to another pack, with its stored bytes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct ChunkMove {
+    /// Its number, which stays.
+    pub number: u64,
+    /// The pack that it was read from.
+    pub from: PackNumber,
+    /// Where its first frame was in that pack.
+    pub from_offset: u64,
+    /// XXH3-64 of the bytes that were read.
+    pub checksum: u64,
+    /// Where its first frame is in the new pack.
+    pub offset: u64,
 }
 
 /// Which packs may be condemned: those that were stored, and stamped for the last time, before
@@ -61,6 +99,19 @@ pub struct PacksRemoved {
     pub bytes: u64,
     /// Chunk rows that went with them.
     pub chunks: u64,
+}
+
+/// Number of a purge.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct PurgeId(pub i64);
+
+/// A NAR of a removed path, of which the bytes are to be removed that nothing else needs.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Purge {
+    /// Row number.
+    pub id: PurgeId,
+    /// The chunks of the NAR, and those of its listing.
+    pub runs: Vec<ChunkRun>,
 }
 
 /// The collection before this one.
@@ -94,7 +145,8 @@ pub trait CollectIndex: Send + Sync + std::fmt::Debug + 'static {
         at: UnixSeconds,
         ends_at: UnixSeconds,
     ) -> Result<()>;
-    /// Ends the job and keeps its report. `listed` says that the store was listed.
+    /// Ends the job and keeps its report. `listed` says that the store was listed. If a purge was
+    /// noted meanwhile that no collection has tried, another one is opened.
     /// [`Error::JobLeaseLost`](crate::Error::JobLeaseLost) as above.
     async fn finish_collection(
         &self,
@@ -109,7 +161,8 @@ pub trait CollectIndex: Send + Sync + std::fmt::Debug + 'static {
     /// Removes at most `limit` upload aliases that were used last at `used_until` or before;
     /// returns how many.
     async fn expire_aliases(&self, limit: u32, used_until: UnixSeconds) -> Result<u64>;
-    /// A page of NARs after one, by number. Aliases used after `aliases_since` count as names, and
+    /// A page of NARs after one, by number: at most `limit`, and fewer if their recipes are large;
+    /// an empty page is the end. Aliases used after `aliases_since` count as names, and
     /// graces that end after `now`.
     async fn mark_nars(
         &self,
@@ -130,6 +183,26 @@ pub trait CollectIndex: Send + Sync + std::fmt::Debug + 'static {
     async fn page_packs(&self, after: PackNumber, limit: u32) -> Result<Vec<PackRow>>;
     /// How many chunk rows these packs have in all.
     async fn count_chunks(&self, packs: &[PackNumber]) -> Result<u64>;
+    /// A page of the chunks whose rows lie in a pack, by number, after one.
+    async fn pack_chunks(&self, pack: PackNumber, after: Option<u64>, limit: u32)
+    -> Result<Vec<PackedChunk>>;
+    /// Gives a compacted pack its row, and moves those chunks to it whose rows are sound and still
+    /// lie where they were read; returns their numbers. Recipes and tags stay, since neither the
+    /// numbers nor the stored bytes change.
+    ///
+    /// The pack must be on the list of doomed packs, with a deadline after `doomed_after`, and is
+    /// taken off it. If it is not on the list (its object may be gone), or if no chunk moves,
+    /// nothing changes but that its object may be deleted from `at` on. A second call for the same
+    /// pack moves nothing.
+    async fn move_chunks(
+        &self,
+        pack: &CompactedPack,
+        at: UnixSeconds,
+        doomed_after: UnixSeconds,
+    ) -> Result<Vec<u64>>;
+    /// Marks chunks whose stored bytes cannot be read: no upload uses them, and the next push that
+    /// brings such a chunk heals it.
+    async fn mark_chunks_damaged(&self, chunks: &[u64], at: UnixSeconds) -> Result<()>;
     /// Condemns those of these packs that are not condemned and are within the limits when the
     /// transaction has locked them; returns their numbers. It waits for commits that use them. From
     /// then on no look-up finds their chunks for reuse, and no commit may use them.
@@ -139,6 +212,22 @@ pub trait CollectIndex: Send + Sync + std::fmt::Debug + 'static {
         limits: StampLimits,
         at: UnixSeconds,
     ) -> Result<Vec<PackNumber>>;
+    /// Condemns those of these packs that are not condemned, whatever their age and their stamps.
+    /// It waits for commits that use them; later ones fail, and their clients push again. Only
+    /// marks that begin after this call tell whether a NAR needs such a pack.
+    async fn condemn_now(&self, packs: &[PackNumber], at: UnixSeconds) -> Result<()>;
+    /// The open purges after one, by number.
+    async fn open_purges(&self, after: PurgeId, limit: u32) -> Result<Vec<Purge>>;
+    /// Where the chunks lie that have numbers of this run, after a number, by number; those without
+    /// a row are left out.
+    async fn find_places(
+        &self,
+        run: &ChunkRun,
+        after: Option<u64>,
+        limit: u32,
+    ) -> Result<Vec<(u64, PackNumber)>>;
+    /// Closes these purges, or notes that a collection tried them and had to leave some bytes.
+    async fn end_purges(&self, purges: &[PurgeId], is_done: bool, at: UnixSeconds) -> Result<()>;
     /// Takes back that these packs are condemned; returns how many were.
     async fn spare_packs(&self, packs: &[PackNumber]) -> Result<u64>;
     /// Removes the rows of those of these packs that were condemned before `condemned_before` and

@@ -7,25 +7,32 @@
 //!   repeated.
 //! - *A pack* is condemned under a lock that waits for every commit that stamps it or holds it
 //!   unstamped ([`STAMP_PACKS`](crate::topics::chunks::STAMP_PACKS)). Later commits refuse it.
+//! - *A compaction* moves a chunk's row only if it is sound and lies where its bytes were read. A
+//!   push that healed or moved the row meanwhile keeps it. What a commit that knows the old place
+//!   stamps is argued in docs/STORAGE.md.
 //! - *A chunk row* of a condemned pack may move to a new pack, with its number. The removal of a
 //!   pack then finds the row elsewhere, and leaves it. Rows are locked in the order of their ids,
 //!   like those of a new pack.
 
 mod contract;
 
-pub use contract::{CollectIndex, LastCollection, MarkedNar, PackRow, PacksRemoved, StampLimits};
+pub use contract::{
+    ChunkMove, CollectIndex, CompactedPack, LastCollection, MarkedNar, PackRow, PackedChunk, PacksRemoved,
+    Purge, PurgeId, StampLimits,
+};
 
 use async_trait::async_trait;
-use dormer_format::PackId;
+use dormer_format::{ChunkRun, PackId};
 
 use crate::Result;
 use crate::columns::{array, recipe, signed, unsigned};
 use crate::contract::{NarId, PackNumber, UnixSeconds};
 use crate::jobs::{JobId, JobKind, JobLease, work};
-use crate::rows::{Row, read_pack_id};
-use crate::sql::Argument::{Flag, List, Number, Numbers, Text};
-use crate::sql::{Sql, Transaction, both};
+use crate::rows::{Row, read_chunk, read_pack_id};
+use crate::sql::Argument::{Bytes, Flag, List, Number, Numbers, Table, Text};
+use crate::sql::{Column, Sql, Transaction, both};
 use crate::sql_index::{Dialect, SqlIndex, Write};
+use crate::topics::chunks::{insert_pack, mark_chunks_damaged};
 
 /// The deadline of a doomed pack whose object is never deleted.
 const NEVER: UnixSeconds = UnixSeconds::MAX;
@@ -51,6 +58,15 @@ pub(crate) const EXPIRE_ALIASES: Sql = both!(
          (SELECT cache, file_name FROM aliases WHERE used_at + 0 <= $1 ORDER BY used_at + 0 LIMIT $2)"
 );
 
+/// Bytes of recipes in one page of [`MARK_NARS`]. A recipe has 1 MiB at most.
+const MARK_BYTES_MAX: i64 = 2 << 20;
+
+// Both databases know the length without the bytes.
+const MARK_SIZES: Sql = both!(
+    "SELECT CAST(length(n.recipe) + coalesce(length(l.body), 0) AS BIGINT)
+     FROM nars AS n LEFT JOIN listings AS l ON l.nar = n.id AND l.size IS NOT NULL
+     WHERE n.id > $1 ORDER BY n.id LIMIT $2"
+);
 pub(crate) const MARK_NARS: Sql = both!(
     "SELECT n.id, n.size, n.recipe, l.body, CAST(CASE WHEN EXISTS (
              SELECT 1 FROM objects AS o WHERE o.nar = n.id
@@ -85,13 +101,52 @@ pub(crate) const MOVED_CHUNKS: Sql = both!(
     "SELECT number, pack FROM chunks WHERE pack <> number / 65536 AND number > $1 ORDER BY number LIMIT $2"
 );
 const PAGE_PACKS: Sql = both!(
-    "SELECT id, number, size, created_at, used_at, condemned_at FROM packs
+    "SELECT id, number, size, created_at, used_at, condemned_at, chunks FROM packs
      WHERE number > $1 ORDER BY number LIMIT $2"
 );
 pub(crate) const COUNT_CHUNKS: Sql = Sql {
     sqlite: "SELECT count(*) FROM chunks WHERE pack IN (SELECT value FROM json_each($1))",
     postgres: "SELECT count(*) FROM chunks WHERE pack = ANY ($1)",
 };
+
+// The first column is not read; `read_chunk` begins at the second. With the plain column,
+// PostgreSQL would walk through all chunks in the order of their numbers.
+pub(crate) const PACK_CHUNKS: Sql = Sql {
+    sqlite: "
+        SELECT 0, c.number, c.id, c.pack, p.id, c.start, c.checksum, c.layout, c.damaged_at
+        FROM packs AS p CROSS JOIN chunks AS c
+        WHERE p.number = $1 AND c.pack = p.number AND c.number > $2 ORDER BY c.number LIMIT $3",
+    postgres: "
+        SELECT 0, c.number, c.id, c.pack, p.id, c.start, c.checksum, c.layout, c.damaged_at
+        FROM packs AS p JOIN chunks AS c ON c.pack = p.number
+        WHERE p.number = $1 AND c.number + 0 > $2 ORDER BY c.number + 0 LIMIT $3",
+};
+// A pack that is never deleted has its deadline at the end of time.
+const TAKE_OFF_DOOMED: Sql =
+    both!("DELETE FROM doomed_packs WHERE id = $1 AND not_before > $2 AND not_before < 9223372036854775807");
+/// The chunks that are sound and lie where they were read. On PostgreSQL the locks come first, in
+/// the order of the chunks' ids as everywhere, and the conditions are looked at again when they are
+/// granted.
+pub(crate) const MOVE_CHUNKS: Sql = Sql {
+    sqlite: "
+        UPDATE chunks SET pack = $1, start = k.value ->> 4 FROM json_each($2) AS k
+        WHERE chunks.number = k.value ->> 0 AND +chunks.pack = k.value ->> 1
+            AND chunks.start = k.value ->> 2 AND chunks.checksum = k.value ->> 3
+            AND chunks.damaged_at IS NULL
+        RETURNING number",
+    postgres: "
+        WITH held AS MATERIALIZED (
+            SELECT c.number, k.start
+            FROM unnest($2::bigint[], $3::bigint[], $4::bigint[], $5::bigint[], $6::bigint[])
+                AS k (number, source, place, checksum, start)
+            JOIN chunks AS c ON c.number = k.number
+            WHERE c.pack = k.source AND c.start = k.place AND c.checksum = k.checksum
+                AND c.damaged_at IS NULL
+            ORDER BY c.id FOR NO KEY UPDATE OF c)
+        UPDATE chunks SET pack = $1, start = held.start FROM held WHERE chunks.number = held.number
+        RETURNING chunks.number",
+};
+const DELETE_PACK: Sql = both!("DELETE FROM packs WHERE number = $1");
 
 /// On PostgreSQL the lock comes first: it waits for commits, and the conditions are looked at again
 /// when it is granted.
@@ -108,6 +163,32 @@ pub(crate) const CONDEMN_PACKS: Sql = Sql {
             ORDER BY p.number FOR NO KEY UPDATE)
         UPDATE packs SET condemned_at = $2 FROM held WHERE packs.number = held.number
         RETURNING packs.number",
+};
+// Later than the last stamp, also if that is of another clock or of this second: a stamp that is
+// not older keeps a pack.
+const CONDEMN_NOW: Sql = Sql {
+    sqlite: "
+        UPDATE packs SET condemned_at = CASE WHEN used_at >= $2 THEN used_at + 1 ELSE $2 END
+        WHERE number IN (SELECT value FROM json_each($1)) AND condemned_at IS NULL",
+    postgres: "
+        WITH held AS MATERIALIZED (
+            SELECT p.number FROM packs AS p
+            WHERE p.number = ANY ($1) AND p.condemned_at IS NULL
+            ORDER BY p.number FOR NO KEY UPDATE)
+        UPDATE packs SET condemned_at = CASE WHEN used_at >= $2 THEN used_at + 1 ELSE $2 END
+        FROM held WHERE packs.number = held.number",
+};
+const OPEN_PURGES: Sql = both!("SELECT id, recipe, listing FROM purges WHERE id > $1 ORDER BY id LIMIT $2");
+pub(crate) const FIND_PLACES: Sql =
+    both!("SELECT number, pack FROM chunks WHERE number > $1 AND number <= $2 ORDER BY number LIMIT $3");
+const UNTRIED_PURGE: Sql = both!("SELECT 1 FROM purges WHERE tried_at IS NULL LIMIT 1");
+const CLOSE_PURGES: Sql = Sql {
+    sqlite: "DELETE FROM purges WHERE id IN (SELECT value FROM json_each($1))",
+    postgres: "DELETE FROM purges WHERE id = ANY ($1)",
+};
+const NOTE_TRIED: Sql = Sql {
+    sqlite: "UPDATE purges SET tried_at = $2 WHERE id IN (SELECT value FROM json_each($1))",
+    postgres: "UPDATE purges SET tried_at = $2 WHERE id = ANY ($1)",
 };
 const SPARE_PACKS: Sql = Sql {
     sqlite: "
@@ -209,7 +290,12 @@ impl<D: Dialect> CollectIndex for SqlIndex<D> {
         self.write(Write::from("end a collection").unless_done(), async |mut tx| {
             work::hold_job(&mut tx, lease).await?;
             tx.run(FINISH, &[Number(at), Text(report), Flag(listed)]).await?;
-            work::finish_job(&mut tx, lease).await
+            work::finish_job(&mut tx, lease).await?;
+            // A path was removed with its bytes while this collection ran.
+            if tx.optional(UNTRIED_PURGE, &[]).await?.is_some() {
+                work::open_job(&mut tx, JobKind::Collect, None, None, at).await?;
+            }
+            Ok(())
         })
         .await
     }
@@ -236,7 +322,18 @@ impl<D: Dialect> CollectIndex for SqlIndex<D> {
         aliases_since: UnixSeconds,
     ) -> Result<Vec<MarkedNar>> {
         self.read("read the recipes of NARs", async |mut tx| {
-            let page = [Number(after.0), Number(limit.into()), Number(now), Number(aliases_since)];
+            let sizes = tx.rows(MARK_SIZES, &[Number(after.0), Number(limit.into())]).await?;
+            let mut bytes = 0;
+            let mut fitting = 0;
+            for size in &sizes {
+                bytes += size.column::<i64>(0, "nars")?;
+                // The first one always fits.
+                if bytes > MARK_BYTES_MAX && fitting > 0 {
+                    break;
+                }
+                fitting += 1;
+            }
+            let page = [Number(after.0), Number(fitting), Number(now), Number(aliases_since)];
             tx.rows(MARK_NARS, &page).await?.iter().map(read_marked).collect()
         })
         .await
@@ -283,6 +380,53 @@ impl<D: Dialect> CollectIndex for SqlIndex<D> {
         .await
     }
 
+    async fn pack_chunks(
+        &self,
+        pack: PackNumber,
+        after: Option<u64>,
+        limit: u32,
+    ) -> Result<Vec<PackedChunk>> {
+        self.read("read the chunks of a pack", async |mut tx| {
+            let page = [Number(pack.0), Number(after.map_or(-1, signed)), Number(limit.into())];
+            tx.rows(PACK_CHUNKS, &page).await?.iter().map(read_packed).collect()
+        })
+        .await
+    }
+
+    async fn move_chunks(
+        &self,
+        pack: &CompactedPack,
+        at: UnixSeconds,
+        doomed_after: UnixSeconds,
+    ) -> Result<Vec<u64>> {
+        let column = |value: fn(&ChunkMove) -> i64| Column::Numbers(pack.chunks.iter().map(value).collect());
+        let table = [
+            column(|chunk| signed(chunk.number)),
+            column(|chunk| chunk.from.0),
+            column(|chunk| signed(chunk.from_offset)),
+            column(|chunk| chunk.checksum.cast_signed()),
+            column(|chunk| signed(chunk.offset)),
+        ];
+        self.write(Write::from("move chunks to a new pack").unless_done(), async |mut tx| {
+            let id = pack.id.as_bytes();
+            if tx.run(TAKE_OFF_DOOMED, &[Bytes(id), Number(doomed_after)]).await? == 0 {
+                return Ok(Vec::new());
+            }
+            let number = insert_pack(&mut tx, pack.id, pack.size, pack.chunks.len(), at).await?;
+            let moved = tx.rows(MOVE_CHUNKS, &[Number(number), Table(&table)]).await?;
+            if moved.is_empty() {
+                tx.run(DELETE_PACK, &[Number(number)]).await?;
+                tx.run(DOOM_REMOVED, &[List(&[id]), Number(at)]).await?;
+            }
+            moved.iter().map(|row| unsigned("chunks", row.column(0, "chunks")?)).collect()
+        })
+        .await
+    }
+
+    async fn mark_chunks_damaged(&self, chunks: &[u64], at: UnixSeconds) -> Result<()> {
+        self.write("mark damaged chunks", async |mut tx| mark_chunks_damaged(&mut tx, chunks, at).await).await
+    }
+
     async fn condemn_packs(
         &self,
         packs: &[PackNumber],
@@ -295,6 +439,50 @@ impl<D: Dialect> CollectIndex for SqlIndex<D> {
             let condemned = [Numbers(&packs), Number(at), Number(created_before), Number(used_before)];
             let condemned = tx.rows(CONDEMN_PACKS, &condemned).await?;
             condemned.iter().map(|row| row.column(0, "packs").map(PackNumber)).collect()
+        })
+        .await
+    }
+
+    async fn condemn_now(&self, packs: &[PackNumber], at: UnixSeconds) -> Result<()> {
+        let packs = numbers(packs);
+        self.write("condemn packs at once", async |mut tx| {
+            tx.run(CONDEMN_NOW, &[Numbers(&packs), Number(at)]).await.map(drop)
+        })
+        .await
+    }
+
+    async fn open_purges(&self, after: PurgeId, limit: u32) -> Result<Vec<Purge>> {
+        self.read("look what is to be purged", async |mut tx| {
+            let page = [Number(after.0), Number(limit.into())];
+            tx.rows(OPEN_PURGES, &page).await?.iter().map(read_purge).collect()
+        })
+        .await
+    }
+
+    async fn find_places(
+        &self,
+        run: &ChunkRun,
+        after: Option<u64>,
+        limit: u32,
+    ) -> Result<Vec<(u64, PackNumber)>> {
+        let end = signed(run.first) + i64::from(run.count);
+        let page =
+            [Number(after.map_or(signed(run.first) - 1, signed)), Number(end - 1), Number(limit.into())];
+        self.read("find where chunks lie", async |mut tx| {
+            tx.rows(FIND_PLACES, &page).await?.iter().map(read_place).collect()
+        })
+        .await
+    }
+
+    async fn end_purges(&self, purges: &[PurgeId], is_done: bool, at: UnixSeconds) -> Result<()> {
+        let purges: Vec<i64> = purges.iter().map(|purge| purge.0).collect();
+        self.write("end purges", async |mut tx| {
+            let ended = if is_done {
+                tx.run(CLOSE_PURGES, &[Numbers(&purges)]).await
+            } else {
+                tx.run(NOTE_TRIED, &[Numbers(&purges), Number(at)]).await
+            };
+            ended.map(drop)
         })
         .await
     }
@@ -390,7 +578,27 @@ fn read_marked(row: &impl Row) -> Result<MarkedNar> {
     })
 }
 
-/// Columns: id, number, size, created_at, used_at, condemned_at.
+/// Columns: number, recipe, recipe of the listing.
+fn read_purge(row: &impl Row) -> Result<Purge> {
+    let mut runs = recipe("purges", row.column(1, "purges")?)?.runs;
+    if let Some(listing) = row.column::<Option<&[u8]>>(2, "purges")? {
+        runs.extend(recipe("purges", listing)?.runs);
+    }
+    Ok(Purge { id: PurgeId(row.column(0, "purges")?), runs })
+}
+
+/// Columns: number of a chunk, its pack.
+fn read_place(row: &impl Row) -> Result<(u64, PackNumber)> {
+    Ok((unsigned("chunks", row.column(0, "chunks")?)?, PackNumber(row.column(1, "chunks")?)))
+}
+
+/// Columns: those of a chunk, and its damage.
+fn read_packed(row: &impl Row) -> Result<PackedChunk> {
+    let is_damaged = row.column::<Option<i64>>(8, "chunks")?.is_some();
+    Ok(PackedChunk { row: read_chunk(row)?, is_damaged })
+}
+
+/// Columns: id, number, size, created_at, used_at, condemned_at, chunks.
 fn read_pack(row: &impl Row) -> Result<PackRow> {
     let table = "packs";
     Ok(PackRow {
@@ -400,5 +608,6 @@ fn read_pack(row: &impl Row) -> Result<PackRow> {
         created_at: row.column(3, table)?,
         used_at: row.column(4, table)?,
         condemned_at: row.column(5, table)?,
+        chunks: row.column::<Option<i64>>(6, table)?.map(|chunks| unsigned(table, chunks)).transpose()?,
     })
 }
