@@ -46,6 +46,8 @@ pub(crate) enum Error {
     NoInstallation { path: PathBuf },
     #[error("the collection failed: {reason}")]
     NotCollected { reason: String },
+    #[error("the scrub failed: {reason}")]
+    NotScrubbed { reason: String },
     #[error("{caches} of the caches could not be published")]
     NotPublished { caches: usize },
     #[error(transparent)]

@@ -24,6 +24,7 @@ mod narinfo;
 mod packer;
 mod read;
 mod retention;
+mod scrub;
 mod seal_plan;
 mod settings;
 mod use_recorder;
@@ -59,6 +60,7 @@ pub use listing::ListingStream;
 pub use master_key::MasterKey;
 pub use read::{NarStream, OpenNar};
 pub use retention::MissingPaths;
+pub use scrub::{FULL_PPM, ScrubMetrics, ScrubOptions, ScrubReport, ScrubState, Scrubber};
 pub use settings::{EngineSettings, UPLOAD_BYTES};
 
 /// Memory for remembered narinfos, and for remembered read plans, in bytes each.

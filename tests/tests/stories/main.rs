@@ -23,5 +23,6 @@ mod publish;
 mod replicas;
 mod retention;
 mod round_trip;
+mod scrub;
 mod terminal;
 mod worker;

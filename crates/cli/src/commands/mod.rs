@@ -12,6 +12,7 @@ mod nix_settings;
 mod pin;
 mod publish;
 mod push;
+mod scrub;
 mod serve;
 mod token_create;
 mod use_cache;
@@ -34,6 +35,7 @@ Exit codes:
   3  push: some paths could not be pushed, the others were
   4  the server refuses the token, or requires one
   5  the server does not answer, or stays busy
+  6  scrub: stored bytes are damaged
   130  interrupted; acknowledged paths stay in the cache
 
 Environment:
@@ -107,6 +109,7 @@ pub(crate) enum Command {
     Edge(EdgeCommand),
     Jobs(jobs::JobsArgs),
     Gc(gc::GcArgs),
+    Scrub(scrub::ScrubArgs),
     Doctor(doctor::DoctorArgs),
     Migrate(migrate::MigrateArgs),
 }
@@ -158,7 +161,12 @@ impl Command {
     /// what they hold of private caches. Every command must say so here.
     fn makes_private_files(&self) -> bool {
         match self {
-            Self::Serve(_) | Self::Edge(_) | Self::Jobs(_) | Self::Gc(_) | Self::Migrate(_) => true,
+            Self::Serve(_)
+            | Self::Edge(_)
+            | Self::Jobs(_)
+            | Self::Gc(_)
+            | Self::Scrub(_)
+            | Self::Migrate(_) => true,
             // Other users read nix.conf, and other programs serve a folder of published caches.
             // Files with tokens have their own modes. The rest makes no files.
             Self::Use(_)
@@ -191,6 +199,7 @@ pub(crate) async fn run(command: Command, context: &Context) -> Result<ExitCode>
         Command::Doctor(args) => return doctor::run(args, context).await,
         Command::Jobs(args) => jobs::run(args, context).await?,
         Command::Gc(args) => gc::run(args, context).await?,
+        Command::Scrub(args) => return scrub::run(args, context).await,
         Command::Migrate(args) => migrate::run(args, context).await?,
         Command::Use(args) => use_cache::run_use(*args, context).await?,
         Command::Unuse(args) => use_cache::run_unuse(&args, context).await?,

@@ -391,7 +391,7 @@ fn read_marked(row: &impl Row) -> Result<MarkedNar> {
 }
 
 /// Columns: id, number, size, created_at, used_at, condemned_at.
-fn read_pack(row: &impl Row) -> Result<PackRow> {
+pub(crate) fn read_pack(row: &impl Row) -> Result<PackRow> {
     let table = "packs";
     Ok(PackRow {
         id: PackId::from_bytes(array(table, row.column(0, table)?)?),
