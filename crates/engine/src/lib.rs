@@ -36,7 +36,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use dormer_blobs::Blobs;
 use dormer_format::PackId;
-use dormer_index::{Cache, CollectIndex, Index, UnixSeconds};
+use dormer_index::{Cache, CollectIndex, Index, ScrubIndex, UnixSeconds};
 use dormer_nix::SecretKey;
 use moka::sync::Cache as Remembered;
 
@@ -197,6 +197,12 @@ impl Engine {
             ..CollectSettings::default()
         };
         Collector::new(index, Arc::clone(self.blobs()), Arc::clone(&self.inner.clock), settings)
+    }
+
+    /// A scrub over the engine's store. `index` is the engine's own, by its other contract.
+    pub fn scrubber(&self, index: Arc<dyn ScrubIndex>) -> Scrubber {
+        let blobs = Arc::clone(self.blobs());
+        Scrubber::new(Arc::clone(self.index()), index, blobs, Arc::clone(&self.inner.clock))
     }
 
     /// The limits and choices in force.

@@ -2,13 +2,16 @@
 
 use std::collections::HashMap;
 
-use dormer_format::{ChunkId, ChunkLayout, Decoder, HoleFill, PackId, checksum, read_pack};
+use dormer_format::{
+    ChunkId, ChunkLayout, Decoder, HoleFill, PACK_HEADER_BYTES, PACK_TRAILER_BYTES, PackEntry, PackId,
+    checksum, read_header, read_pack, read_table, read_trailer,
+};
 use dormer_index::ChunkRow;
 
 /// What is wrong with a pack.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub(super) struct PackFindings {
-    /// What is wrong with the pack as a whole: its hash, its table, or what the table says.
+    /// What is wrong with header, table or trailer, or what the table says.
     pub(super) whole: Option<String>,
     /// Numbers of the chunks that do not come back.
     pub(super) chunks: Vec<u64>,
@@ -32,20 +35,53 @@ pub(super) fn check_pack(id: PackId, bytes: &[u8], rows: &[ChunkRow]) -> PackFin
             findings.chunks.push(row.number);
         }
     }
-    findings.whole = match read_pack(bytes) {
-        Err(error) => Some(dormer_nix::with_causes(&error)),
-        Ok((named, _)) if named != id => Some(format!("the header names pack {named}")),
-        Ok((_, entries)) => {
-            let entries: HashMap<ChunkId, _> = entries.into_iter().map(|entry| (entry.id, entry)).collect();
-            let differs = rows.iter().find(|row| {
-                entries.get(&row.id).is_none_or(|entry| {
-                    (entry.offset, entry.checksum, &entry.layout) != (row.offset, row.checksum, &row.layout)
-                })
-            });
-            differs.map(|row| format!("the table says something else of chunk {}", row.number))
-        }
-    };
+    findings.whole = check_frame_of_pack(id, bytes, rows);
     findings
+}
+
+/// What is wrong with header, table or trailer. Chunks that no row needs any more may be damaged: a
+/// push has stored them elsewhere.
+fn check_frame_of_pack(id: PackId, bytes: &[u8], rows: &[ChunkRow]) -> Option<String> {
+    let (named, entries) = match read_pack(bytes) {
+        Ok(read) => read,
+        Err(whole) => match read_parts(bytes) {
+            Err(part) => return Some(part),
+            // Damaged chunks explain the hash of the pack.
+            Ok((named, entries)) if entries.iter().any(|entry| !is_sound(bytes, entry)) => (named, entries),
+            Ok(_) => return Some(dormer_nix::with_causes(&whole)),
+        },
+    };
+    if named != id {
+        return Some(format!("the header names pack {named}"));
+    }
+    let entries: HashMap<ChunkId, PackEntry> = entries.into_iter().map(|entry| (entry.id, entry)).collect();
+    let differs = rows.iter().find(|row| {
+        entries.get(&row.id).is_none_or(|entry| {
+            (entry.offset, entry.checksum, &entry.layout) != (row.offset, row.checksum, &row.layout)
+        })
+    });
+    differs.map(|row| format!("the table says something else of chunk {}", row.number))
+}
+
+/// Header and table by themselves.
+fn read_parts(bytes: &[u8]) -> Result<(PackId, Vec<PackEntry>), String> {
+    let short = || "the pack is too short".to_owned();
+    let header = bytes.first_chunk::<PACK_HEADER_BYTES>().ok_or_else(short)?;
+    let trailer = bytes.last_chunk::<PACK_TRAILER_BYTES>().ok_or_else(short)?;
+    let said = |error: dormer_format::Error| dormer_nix::with_causes(&error);
+    let named = read_header(header).map_err(said)?;
+    let trailer = read_trailer(trailer, bytes.len() as u64).map_err(said)?;
+    let range = trailer.table_range();
+    let range = usize::try_from(range.start).ok().zip(usize::try_from(range.end).ok());
+    let table = range.and_then(|(start, end)| bytes.get(start..end)).ok_or_else(short)?;
+    Ok((named, read_table(&trailer, table).map_err(said)?))
+}
+
+fn is_sound(bytes: &[u8], entry: &PackEntry) -> bool {
+    let range = entry.range();
+    let range = usize::try_from(range.start).ok().zip(usize::try_from(range.end).ok());
+    let stored = range.and_then(|(start, end)| bytes.get(start..end));
+    stored.is_some_and(|stored| checksum(stored) == entry.checksum)
 }
 
 /// The bytes of a chunk as they are in its NAR; `None` if one of its hashes is wrong.
@@ -113,8 +149,12 @@ mod tests {
             let hit =
                 |row: &&ChunkRow| (row.offset..row.offset + u64::from(row.layout.stored_len())).contains(&at);
             let hit: Vec<u64> = rows.iter().filter(hit).map(|row| row.number).collect();
-            assert!(findings.whole.is_some(), "byte {position}");
+            assert_eq!(findings.whole.is_some(), hit.is_empty(), "byte {position}: {findings:?}");
             assert_eq!(findings.chunks, hit, "byte {position}");
+            // When a push has stored the chunk elsewhere, nothing needs these bytes.
+            let moved: Vec<ChunkRow> =
+                rows.iter().filter(|row| !hit.contains(&row.number)).cloned().collect();
+            assert_eq!(check_pack(id, &flipped, &moved).whole, findings.whole, "byte {position}");
         }
     }
 

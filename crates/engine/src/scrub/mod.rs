@@ -73,7 +73,7 @@ pub struct ScrubReport {
     pub packs: u64,
     /// Packs that are missing or truncated in the store.
     pub packs_lost: u64,
-    /// Packs whose hash or table is wrong.
+    /// Packs whose header, table or trailer is wrong.
     pub packs_damaged: u64,
     /// Chunks that were checked in packs.
     pub chunks: u64,
@@ -319,6 +319,10 @@ impl Scrubber {
     }
 
     async fn lost_pack(&self, pack: &PackRow, rows: &[ChunkRow], report: &mut ScrubReport) -> Result<()> {
+        // Pushes have stored all of it elsewhere, so nothing needs the pack.
+        if rows.is_empty() {
+            return Ok(());
+        }
         // A collection may have removed the pack since its row was read.
         let still = self.scrub.scrub_packs(PackNumber(pack.number.0 - 1), 1).await?;
         if still.first().is_none_or(|row| row.number != pack.number) {
