@@ -1,10 +1,10 @@
 //! Jobs: work over a whole cache or target, in steps that any process can continue.
 //!
 //! [`contract`] states the port, and [`work`] holds the statements that keep a job's row.
-//! [`delete_cache`], [`expire_cache`] and [`spread_damage`] are jobs. Publishing's scans are jobs too; their
-//! steps run under the lease of their target (`publish/work/caches.rs`). A topic that has a job of
-//! its own runs its step in one transaction: it holds the job, does its work, and advances or
-//! finishes the job before it commits.
+//! [`delete_cache`], [`expire_cache`] and [`spread_damage`] are jobs. Publishing's scans are jobs
+//! too; their steps run under the lease of their target (`publish/work/caches.rs`). A topic that
+//! has a job of its own runs its step in one transaction: it holds the job, does its work, and
+//! advances or finishes the job before it commits.
 
 mod contract;
 mod delete_cache;

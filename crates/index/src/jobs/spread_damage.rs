@@ -15,8 +15,8 @@
 //!   writes an outbox row for each object whose NAR is sound again.
 //!
 //! Invariants
-//! - A row of `damaged_nars` is added under a lock on its NAR, for the recipe that the NAR has then:
-//!   a push that heals the NAR forgets the rows under the same lock.
+//! - A row of `damaged_nars` is added under a lock on its NAR, for the recipe that the NAR has
+//!   then: a push that heals the NAR forgets the rows under the same lock.
 //! - A crash leaves the cursor where it was. Each step may be repeated without harm.
 
 use std::collections::BTreeSet;
