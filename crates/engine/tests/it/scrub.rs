@@ -13,7 +13,7 @@ use dormer_index::{Cache, Index, JobIndex, JobKind, PostgresIndex, PostgresOptio
 use dormer_testkit::services::Postgres;
 use dormer_testkit::{FaultScrub, Faults, Random, package_nar, rebuilt};
 
-use crate::common::{Installation, create_main, decompress, path, push, served, settings};
+use crate::common::{Installation, create_main, decompress, engine_over, path, push, served, settings};
 
 const ANSWERS: &str = "nothing is wrong";
 const FULL: ScrubOptions = ScrubOptions { share_ppm: FULL_PPM, bytes_per_second: None };
@@ -93,13 +93,16 @@ impl Lab {
         runner.run(done).await;
     }
 
-    /// Numbers of the paths that are missing, by narinfo and by the question of a client.
+    /// Numbers of the paths that are missing, by narinfo and by the question of a client. A fresh
+    /// engine remembers no narinfo.
     async fn missing(&self, paths: std::ops::RangeInclusive<u8>) -> Vec<u8> {
+        let blobs = Arc::clone(&self.installation.blobs);
+        let engine = engine_over(Arc::clone(&self.index), blobs, settings());
         let mut missing = Vec::new();
         for number in paths {
             let hash = path(number).hash();
-            let has_narinfo = self.engine.narinfo(&self.cache, &hash).await.expect(ANSWERS).is_some();
-            let asked = self.engine.missing_paths(&self.cache, &[hash]).await.expect(ANSWERS);
+            let has_narinfo = engine.narinfo(&self.cache, &hash).await.expect(ANSWERS).is_some();
+            let asked = engine.missing_paths(&self.cache, &[hash]).await.expect(ANSWERS);
             assert_eq!(has_narinfo, asked.is_empty(), "path {number}");
             if !has_narinfo {
                 missing.push(number);
