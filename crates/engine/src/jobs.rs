@@ -179,7 +179,7 @@ impl JobRunner {
                     failures = 0;
                     match (kind, &self.collector, &self.scrubber) {
                         (JobKind::Collect, Some(collector), _) => {
-                            self.run_collection(collector, &lease).await
+                            self.run_collection(collector, &lease).await;
                         }
                         (JobKind::Scrub, _, Some(scrubber)) => self.run_scrub(scrubber, &lease).await,
                         _ => self.run_job(kind, &lease).await,
@@ -334,7 +334,7 @@ impl JobRunner {
     async fn run_scrub(&self, scrubber: &Scrubber, lease: &JobLease) {
         match scrubber.work(lease, self.settings.lease_seconds, SCRUB_SLICE).await {
             Ok(true) => {
-                tracing::info!(job.id = lease.job.0, job.kind = JobKind::Scrub.as_str(), "a job is done")
+                tracing::info!(job.id = lease.job.0, job.kind = JobKind::Scrub.as_str(), "a job is done");
             }
             Ok(false) => {
                 if let Err(error) = self.jobs.release_job(lease).await {

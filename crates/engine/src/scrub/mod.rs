@@ -493,10 +493,9 @@ impl Scrubber {
     /// take longer under the limit.
     async fn wait(&self, turn: &Turn<'_>, state: &ScrubState, timer: Instant, bytes: u64) -> Result<()> {
         let took = timer.elapsed();
-        let due = state
-            .options
-            .bytes_per_second
-            .map_or(Duration::ZERO, |limit| Duration::from_secs_f64(bytes as f64 / limit.max(1) as f64));
+        let due = state.options.bytes_per_second.map_or(Duration::ZERO, |limit| {
+            Duration::from_millis(bytes.saturating_mul(1_000) / limit.max(1))
+        });
         let mut left = pause_after(took).max(due.saturating_sub(took));
         while left > RENEW_AFTER {
             tokio::time::sleep(RENEW_AFTER).await;
