@@ -117,7 +117,7 @@ impl Lab {
     }
 
     /// Replaces the bytes of all packs; `None` deletes a pack.
-    async fn change_packs(&self, change: impl Fn(&mut Vec<u8>) -> bool) {
+    async fn change_packs(&self, change: impl Fn(&mut [u8]) -> bool) {
         for key in self.installation.blobs.list().await.expect(ANSWERS) {
             let size = self.installation.blobs.head(&key).await.expect(ANSWERS);
             let mut bytes = self.installation.blobs.get_range(&key, 0..size).await.expect(ANSWERS).to_vec();
@@ -145,12 +145,12 @@ impl Lab {
 }
 
 /// The first byte behind the header: in the first chunk of the pack.
-fn flip(bytes: &mut Vec<u8>) -> bool {
+fn flip(bytes: &mut [u8]) -> bool {
     bytes[40] ^= 1;
     true
 }
 
-async fn finds_and_heals(on_postgres: bool, change: impl Fn(&mut Vec<u8>) -> bool) {
+async fn finds_and_heals(on_postgres: bool, change: impl Fn(&mut [u8]) -> bool) {
     let lab = Lab::new(on_postgres).await;
     let nars = lab.push_all().await;
     let sound = lab.scrub(FULL).await;
