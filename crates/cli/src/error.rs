@@ -48,6 +48,8 @@ pub(crate) enum Error {
     BytesLeft { waiting: u64 },
     #[error("the collection failed: {reason}")]
     NotCollected { reason: String },
+    #[error("the scrub failed: {reason}")]
+    NotScrubbed { reason: String },
     #[error("{caches} of the caches could not be published")]
     NotPublished { caches: usize },
     #[error(transparent)]

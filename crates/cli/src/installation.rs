@@ -19,8 +19,10 @@ use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use dormer_api::Permission;
 use dormer_blobs::Blobs;
-use dormer_engine::{CollectSettings, Collector, CreateCache, Engine, MasterKey, SystemClock};
-use dormer_index::{CollectIndex, Index, JobIndex, PostgresIndex, PublishIndex, SqliteIndex, SqliteOptions};
+use dormer_engine::{CollectSettings, Collector, CreateCache, Engine, MasterKey, Scrubber, SystemClock};
+use dormer_index::{
+    CollectIndex, Index, JobIndex, PostgresIndex, PublishIndex, ScrubIndex, SqliteIndex, SqliteOptions,
+};
 use dormer_nix::StoreDir;
 
 pub(crate) use self::store::{INSTALLATION_SETTING, adopt_store, open_claims, refuse_foreign_folders};
@@ -76,6 +78,7 @@ pub(crate) struct Installation {
     /// The same index.
     pub(crate) jobs: Arc<dyn JobIndex>,
     pub(crate) collector: Collector,
+    pub(crate) scrubber: Scrubber,
     pub(crate) token_key: SigningKey,
     /// Public key of the cache `main`, if the cache exists and is public.
     pub(crate) main_public_key: Option<String>,
@@ -96,7 +99,7 @@ pub(crate) async fn prepare(settings: &Settings, observer: Observer<'_>) -> Resu
 
     let index_is_new = index_is_new(settings).await?;
     let has_packs = settings.remote_storage.is_none() && settings.storage_path.join("packs").exists();
-    let OpenIndex { index, publish, jobs, collect } = open_index(settings).await?;
+    let OpenIndex { index, publish, jobs, collect, scrub } = open_index(settings).await?;
     if index_is_new {
         observer(&match &settings.postgres {
             Some(server) => Made::Schema { database: server.name.clone() },
@@ -110,6 +113,7 @@ pub(crate) async fn prepare(settings: &Settings, observer: Observer<'_>) -> Resu
     let role = if was_started { StoreRole::Server } else { StoreRole::FirstStart };
     let blobs = open_store(settings, &*index, role, &mut warnings).await?;
     let collector = collector(settings, collect, Arc::clone(&blobs));
+    let scrubber = Scrubber::new(Arc::clone(&index), scrub, Arc::clone(&blobs), Arc::new(SystemClock));
     let master_key = master_key(settings, &*index, observer).await?;
     let (token_key, made) = tokens::signing_key_or_new(settings)?;
     if made {
@@ -139,7 +143,17 @@ pub(crate) async fn prepare(settings: &Settings, observer: Observer<'_>) -> Resu
     let main = engine.find_cache(FIRST_CACHE).await?.filter(|cache| cache.is_public);
     let main_public_key = main
         .and_then(|cache| cache.keys.iter().rev().find(|key| key.active).map(|key| key.public_key.clone()));
-    Ok(Installation { engine, index, publish, jobs, collector, token_key, main_public_key, warnings })
+    Ok(Installation {
+        engine,
+        index,
+        publish,
+        jobs,
+        collector,
+        scrubber,
+        token_key,
+        main_public_key,
+        warnings,
+    })
 }
 
 /// What a follower needs of an installation. Another process may be serving this installation.
@@ -169,12 +183,19 @@ pub(crate) struct OpenIndex {
     pub(crate) publish: Arc<dyn PublishIndex>,
     pub(crate) jobs: Arc<dyn JobIndex>,
     pub(crate) collect: Arc<dyn CollectIndex>,
+    pub(crate) scrub: Arc<dyn ScrubIndex>,
 }
 
 impl OpenIndex {
-    fn new<I: Index + PublishIndex + JobIndex + CollectIndex>(index: I) -> Self {
+    fn new<I: Index + PublishIndex + JobIndex + CollectIndex + ScrubIndex>(index: I) -> Self {
         let index = Arc::new(index);
-        Self { index: index.clone(), publish: index.clone(), jobs: index.clone(), collect: index }
+        Self {
+            index: index.clone(),
+            publish: index.clone(),
+            jobs: index.clone(),
+            collect: index.clone(),
+            scrub: index,
+        }
     }
 }
 
@@ -200,6 +221,29 @@ pub(crate) struct Collection {
 /// Opens an existing installation to collect in it, beside its server or without one. With
 /// `reads_only`, no lock is taken.
 pub(crate) async fn open_collection(settings: &Settings, reads_only: bool) -> Result<Collection> {
+    let (opened, blobs, is_served) = open_to_work(settings, reads_only).await?;
+    let collector = collector(settings, Arc::clone(&opened.collect), blobs);
+    Ok(Collection { opened, collector, is_served })
+}
+
+/// What a command needs to scrub, or to have a server scrub.
+pub(crate) struct OpenScrub {
+    pub(crate) opened: OpenIndex,
+    pub(crate) scrubber: Scrubber,
+    /// Whether a server has the database for itself.
+    pub(crate) is_served: bool,
+}
+
+/// Opens an existing installation to scrub it, beside its server or without one.
+pub(crate) async fn open_scrub(settings: &Settings) -> Result<OpenScrub> {
+    let (opened, blobs, is_served) = open_to_work(settings, false).await?;
+    let (index, scrub) = (Arc::clone(&opened.index), Arc::clone(&opened.scrub));
+    Ok(OpenScrub { opened, scrubber: Scrubber::new(index, scrub, blobs, Arc::new(SystemClock)), is_served })
+}
+
+/// Opens index and store of an existing installation. The flag says that a server has the database
+/// for itself, so that the server must do the work.
+async fn open_to_work(settings: &Settings, reads_only: bool) -> Result<(OpenIndex, Arc<dyn Blobs>, bool)> {
     let path = &settings.database_path;
     let (opened, is_served) = if settings.postgres.is_some() || reads_only {
         (open_jobs(settings).await?, false)
@@ -213,8 +257,7 @@ pub(crate) async fn open_collection(settings: &Settings, reads_only: bool) -> Re
         }
     };
     let blobs = open_store(settings, &*opened.index, StoreRole::Beside, &mut Vec::new()).await?;
-    let collector = collector(settings, Arc::clone(&opened.collect), blobs);
-    Ok(Collection { opened, collector, is_served })
+    Ok((opened, blobs, is_served))
 }
 
 /// Opens the index that the settings name and brings its schema up to date.

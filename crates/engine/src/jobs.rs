@@ -24,11 +24,18 @@ use prometheus::proto::MetricFamily;
 use prometheus::{IntGaugeVec, Opts};
 
 use crate::collect::Collector;
+use crate::scrub::Scrubber;
 use crate::{Clock, Error, Result};
 
 /// The kinds that this runner runs. Those of publishing belong to the holder of their target's
 /// lease.
-const RUNNABLE: [JobKind; 3] = [JobKind::DeleteCache, JobKind::ExpireCache, JobKind::Collect];
+///
+/// The scrub comes last: it takes hours, and gives its lease back so that the others get a turn.
+const RUNNABLE: [JobKind; 5] =
+    [JobKind::SpreadDamage, JobKind::DeleteCache, JobKind::ExpireCache, JobKind::Collect, JobKind::Scrub];
+
+/// How long a scrub works before other jobs get a turn.
+const SCRUB_SLICE: Duration = Duration::from_secs(2);
 
 /// How long giving a lease back may take when the runner stops. After that the lease has to end by
 /// itself.
@@ -89,6 +96,7 @@ pub struct JobRunner {
     holder: String,
     held: Mutex<Option<JobLease>>,
     collector: Option<Collector>,
+    scrubber: Option<Scrubber>,
     /// When the next collection may be due.
     collect_at: AtomicI64,
     metrics: JobMetrics,
@@ -110,6 +118,7 @@ impl JobRunner {
             holder,
             held: Mutex::new(None),
             collector: None,
+            scrubber: None,
             collect_at: AtomicI64::new(0),
             metrics: JobMetrics::new(),
         }
@@ -119,6 +128,12 @@ impl JobRunner {
     #[must_use]
     pub fn with_collector(self, collector: Collector) -> Self {
         Self { collector: Some(collector), ..self }
+    }
+
+    /// Runs scrubs too. They are opened by people.
+    #[must_use]
+    pub fn with_scrubber(self, scrubber: Scrubber) -> Self {
+        Self { scrubber: Some(scrubber), ..self }
     }
 
     /// The gauges of open jobs, as of the runner's last look.
@@ -162,8 +177,11 @@ impl JobRunner {
             let pause = match next.await {
                 Ok(Some((kind, lease))) => {
                     failures = 0;
-                    match (kind, &self.collector) {
-                        (JobKind::Collect, Some(collector)) => self.run_collection(collector, &lease).await,
+                    match (kind, &self.collector, &self.scrubber) {
+                        (JobKind::Collect, Some(collector), _) => {
+                            self.run_collection(collector, &lease).await;
+                        }
+                        (JobKind::Scrub, _, Some(scrubber)) => self.run_scrub(scrubber, &lease).await,
                         _ => self.run_job(kind, &lease).await,
                     }
                     continue;
@@ -215,7 +233,11 @@ impl JobRunner {
     /// Takes the lease of a job, if one is open that nobody holds.
     async fn next_job(&self) -> dormer_index::Result<Option<(JobKind, JobLease)>> {
         let waiting = self.look().await?;
-        let may_run = |kind: &JobKind| *kind != JobKind::Collect || self.collector.is_some();
+        let may_run = |kind: &JobKind| match kind {
+            JobKind::Collect => self.collector.is_some(),
+            JobKind::Scrub => self.scrubber.is_some(),
+            _ => true,
+        };
         for kind in RUNNABLE.into_iter().filter(|kind| waiting.contains(kind) && may_run(kind)) {
             let now = self.clock.now();
             let ends_at = now + self.settings.lease_seconds;
@@ -308,6 +330,26 @@ impl JobRunner {
         self.hold(None);
     }
 
+    /// Runs a scrub for a while, and gives its lease back.
+    async fn run_scrub(&self, scrubber: &Scrubber, lease: &JobLease) {
+        match scrubber.work(lease, self.settings.lease_seconds, SCRUB_SLICE).await {
+            Ok(true) => {
+                tracing::info!(job.id = lease.job.0, job.kind = JobKind::Scrub.as_str(), "a job is done");
+            }
+            Ok(false) => {
+                if let Err(error) = self.jobs.release_job(lease).await {
+                    let error = with_causes(&error);
+                    tracing::warn!(job.id = lease.job.0, error, "failed to give a scrub's lease back");
+                }
+            }
+            Err(Error::Index(IndexError::JobLeaseLost)) => {
+                tracing::info!(job.id = lease.job.0, "the lease of a scrub was lost");
+            }
+            Err(error) => self.give_up(JobKind::Scrub, lease, &error).await,
+        }
+        self.hold(None);
+    }
+
     async fn step(&self, kind: JobKind, lease: &JobLease, rows: u32) -> dormer_index::Result<JobStep> {
         let now = self.clock.now();
         let ends_at = now + self.settings.lease_seconds;
@@ -317,7 +359,10 @@ impl JobRunner {
                 let defaults = &self.settings.expiry_defaults;
                 self.jobs.expire_cache_step(lease, defaults, rows, now, ends_at).await
             }
-            JobKind::ScanCache | JobKind::Collect => unreachable!("such a job has no step of this kind"),
+            JobKind::SpreadDamage => self.jobs.spread_damage_step(lease, rows, now, ends_at).await,
+            JobKind::ScanCache | JobKind::Collect | JobKind::Scrub => {
+                unreachable!("such a job has no step of this kind")
+            }
         }
     }
 

@@ -24,6 +24,7 @@ mod narinfo;
 mod packer;
 mod read;
 mod retention;
+mod scrub;
 mod seal_plan;
 mod settings;
 mod use_recorder;
@@ -35,7 +36,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use dormer_blobs::Blobs;
 use dormer_format::PackId;
-use dormer_index::{Cache, CollectIndex, Index, UnixSeconds};
+use dormer_index::{Cache, CollectIndex, Index, ScrubIndex, UnixSeconds};
 use dormer_nix::SecretKey;
 use moka::sync::Cache as Remembered;
 
@@ -62,6 +63,7 @@ pub use listing::ListingStream;
 pub use master_key::MasterKey;
 pub use read::{NarStream, OpenNar};
 pub use retention::MissingPaths;
+pub use scrub::{FULL_PPM, ScrubMetrics, ScrubOptions, ScrubReport, ScrubState, Scrubber};
 pub use settings::{EngineSettings, UPLOAD_BYTES};
 
 /// Memory for remembered narinfos, and for remembered read plans, in bytes each.
@@ -198,6 +200,12 @@ impl Engine {
             ..CollectSettings::default()
         };
         Collector::new(index, Arc::clone(self.blobs()), Arc::clone(&self.inner.clock), settings)
+    }
+
+    /// A scrub over the engine's store. `index` is the engine's own, by its other contract.
+    pub fn scrubber(&self, index: Arc<dyn ScrubIndex>) -> Scrubber {
+        let blobs = Arc::clone(self.blobs());
+        Scrubber::new(Arc::clone(self.index()), index, blobs, Arc::clone(&self.inner.clock))
     }
 
     /// The limits and choices in force.

@@ -15,10 +15,11 @@ mod names;
 mod publish;
 mod races;
 mod replicas;
+mod scrub;
 
 use std::sync::Arc;
 
-use crate::{CollectIndex, Index, JobIndex, PublishIndex, Result};
+use crate::{CollectIndex, Index, JobIndex, PublishIndex, Result, ScrubIndex};
 
 /// Runs every case; `make` opens an empty index each time it is called.
 pub async fn run<F, Fut>(make: F)
@@ -202,6 +203,35 @@ where
         removed_packs_are_doomed_and_moved_chunks_stay, packs_without_a_row_are_doomed_later,
         racing_commits_and_condemnations_agree, chunks_move_only_from_where_they_were_read,
         a_purge_is_noted_with_the_removal_and_kept_until_it_is_done, packs_are_condemned_at_once_whatever_their_stamps,
+    }
+}
+
+/// Runs every case of damage and of the scrub; `make` opens an empty index each time it is called.
+pub async fn run_scrub<F, Fut, I>(make: F)
+where
+    F: Fn() -> Fut,
+    Fut: Future<Output = Arc<I>>,
+    I: Index + ScrubIndex + JobIndex,
+{
+    macro_rules! cases {
+        ($($case:ident),+ $(,)?) => {
+            $({
+                let index = make().await;
+                let three = scrub::Three {
+                    index: Arc::clone(&index) as Arc<dyn Index>,
+                    scrub: Arc::clone(&index) as Arc<dyn ScrubIndex>,
+                    jobs: index,
+                };
+                check(stringify!($case), scrub::$case(three)).await;
+            })+
+        };
+    }
+    cases! {
+        a_damaged_chunk_damages_every_nar_that_needs_it, storing_a_damaged_chunk_again_heals_every_nar,
+        chunks_that_are_marked_during_a_pass_get_a_pass_of_their_own,
+        a_nar_that_is_stored_again_forgets_the_chunks_that_it_needed,
+        a_listing_that_needs_a_damaged_chunk_is_forgotten, marks_name_the_place_that_was_read,
+        a_scrub_is_opened_once_and_any_process_continues_it, damage_costs_sound_paths_no_statement,
     }
 }
 

@@ -28,6 +28,7 @@ mod migrations;
 mod object_conflict;
 mod publish;
 mod rows;
+mod scrub;
 mod sql;
 mod sql_index;
 #[cfg(test)]
@@ -52,5 +53,6 @@ pub use publish::{
     PublishDone, PublishIndex, PublishIntent, PublishState, PublishTarget, PublishedCache, PublishedNar,
     PublishedObject, ReferrersTaken, RemovablePage, TargetId,
 };
+pub use scrub::{LastScrub, ScrubIndex};
 pub use sql_index::SqlIndex;
 pub use topics::audit::Audit;

@@ -135,3 +135,20 @@ macro_rules! both {
     };
 }
 pub(crate) use both;
+
+/// When a NAR was found damaged, or NULL: by itself, or because it needs a damaged chunk. The
+/// parameter is the name that the statement gives to the table `nars`. The table `damaged_nars` is
+/// nearly always empty, so this is one look into an empty index and no statement of its own.
+macro_rules! damaged {
+    ($nar:literal) => {
+        concat!(
+            "coalesce(",
+            $nar,
+            ".damaged_at, (SELECT max(dc.damaged_at) FROM damaged_nars AS d CROSS JOIN chunks AS dc
+                 WHERE d.nar = ",
+            $nar,
+            ".id AND dc.number = d.chunk))"
+        )
+    };
+}
+pub(crate) use damaged;

@@ -6,6 +6,7 @@
 mod faults;
 mod faults_collect;
 mod faults_publish;
+mod faults_scrub;
 mod fuzz;
 mod inspection;
 mod invariants;
@@ -16,6 +17,7 @@ pub mod services;
 pub use faults::{FaultBlobs, FaultIndex, Faults, Lie};
 pub use faults_collect::FaultCollect;
 pub use faults_publish::{BusyPublish, FailingPublish, FaultPublish, Meanwhile};
+pub use faults_scrub::FaultScrub;
 pub use fuzz::run_over_corpus;
 pub use inspection::Inspection;
 pub use invariants::{Leaks, Violation, check_invariants, find_leaks};

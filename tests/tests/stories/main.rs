@@ -26,5 +26,6 @@ mod replicas;
 mod retention;
 mod round_trip;
 mod sops;
+mod scrub;
 mod terminal;
 mod worker;

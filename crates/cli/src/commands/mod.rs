@@ -15,6 +15,7 @@ mod pin;
 mod publish;
 mod push;
 mod secrets_init;
+mod scrub;
 mod serve;
 mod token_create;
 mod use_cache;
@@ -37,6 +38,7 @@ Exit codes:
   3  push: some paths could not be pushed, the others were
   4  the server refuses the token, or requires one
   5  the server does not answer, or stays busy
+  6  scrub: stored bytes are damaged
   130  interrupted; acknowledged paths stay in the cache
 
 Environment:
@@ -116,6 +118,7 @@ pub(crate) enum Command {
     Backup(backup::BackupArgs),
     Restore(backup::RestoreArgs),
     Adopt(adopt::AdoptArgs),
+    Scrub(scrub::ScrubArgs),
     Doctor(doctor::DoctorArgs),
     Migrate(migrate::MigrateArgs),
 }
@@ -179,6 +182,7 @@ impl Command {
             | Self::Backup(_)
             | Self::Restore(_)
             | Self::Adopt(_)
+            | Self::Scrub(_)
             | Self::Migrate(_) => true,
             // Other users read nix.conf, and other programs serve a folder of published caches.
             // Files with tokens have their own modes. The rest makes no files.
@@ -216,6 +220,7 @@ pub(crate) async fn run(command: Command, context: &Context) -> Result<ExitCode>
         Command::Backup(args) => backup::run_backup(args, context).await?,
         Command::Restore(args) => backup::run_restore(args, context).await?,
         Command::Adopt(args) => adopt::run(args, context).await?,
+        Command::Scrub(args) => return scrub::run(args, context).await,
         Command::Migrate(args) => migrate::run(args, context).await?,
         Command::Use(args) => use_cache::run_use(*args, context).await?,
         Command::Unuse(args) => use_cache::run_unuse(&args, context).await?,

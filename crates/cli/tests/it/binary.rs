@@ -34,6 +34,7 @@ fn help_teaches() {
         "backup",
         "restore",
         "adopt",
+        "scrub",
     ] {
         let words: Vec<&str> = command.split(' ').chain(["--help"]).collect();
         let help = home.run(&words);
@@ -131,6 +132,31 @@ fn gc_works_beside_a_server_and_without_one() {
     let alone = home.run(&["gc", "--json"]);
     assert!(alone.contains(r#""message_type":"collection""#), "{alone}");
     assert!(!alone.contains("another process"), "{alone}");
+}
+
+/// Beside a server, the server scrubs; without one, the command does.
+#[test]
+fn scrub_works_beside_a_server_and_without_one() {
+    let mut home = TestHome::new();
+    let refused = home.run(&["scrub"]);
+    assert!(refused.contains("there is no installation here"), "{refused}");
+    let usage = home.run(&["scrub", "--sample", "0%"]);
+    assert!(usage.starts_with("exit code: 2") && usage.contains("such as 5%"), "{usage}");
+    home.serve();
+    insta::assert_snapshot!(home.run(&["scrub", "--full"]), @"
+    exit code: 0
+    --- stdout
+    checked: 0 packs with 0 chunks, 0 NARs; 0 B read
+    damaged: 0 packs, 0 chunks, 0 NARs; missing: 0 packs
+    --- stderr
+    a server has the database; it does the work
+    ");
+    assert_eq!(home.stop(), Some(0));
+    let alone = home.run(&["scrub", "--json"]);
+    assert!(
+        alone.contains(r#""message_type":"scrub""#) && alone.contains(r#""found_damage":false"#),
+        "{alone}"
+    );
 }
 
 #[test]

@@ -128,6 +128,15 @@ impl JobIndex for FaultJobs {
     ) -> Result<JobStep> {
         self.call(self.inner.expire_cache_step(lease, defaults, limit, at, ends_at)).await
     }
+    async fn spread_damage_step(
+        &self,
+        lease: &JobLease,
+        limit: u32,
+        at: UnixSeconds,
+        ends_at: UnixSeconds,
+    ) -> Result<JobStep> {
+        self.call(self.inner.spread_damage_step(lease, limit, at, ends_at)).await
+    }
 }
 
 /// Two rows a step, so that a small cache has many steps.

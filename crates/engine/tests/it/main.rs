@@ -18,3 +18,4 @@ mod read_only;
 mod remote;
 mod replicas;
 mod retention;
+mod scrub;

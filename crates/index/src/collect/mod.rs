@@ -32,7 +32,9 @@ use crate::rows::{Row, read_chunk, read_pack_id};
 use crate::sql::Argument::{Bytes, Flag, List, Number, Numbers, Table, Text};
 use crate::sql::{Column, Sql, Transaction, both};
 use crate::sql_index::{Dialect, SqlIndex, Write};
-use crate::topics::chunks::{insert_pack, mark_chunks_damaged};
+use crate::changes::Change;
+use crate::topics::chunks::insert_pack;
+use crate::topics::damage;
 
 /// The deadline of a doomed pack whose object is never deleted.
 const NEVER: UnixSeconds = UnixSeconds::MAX;
@@ -424,7 +426,11 @@ impl<D: Dialect> CollectIndex for SqlIndex<D> {
     }
 
     async fn mark_chunks_damaged(&self, chunks: &[u64], at: UnixSeconds) -> Result<()> {
-        self.write("mark damaged chunks", async |mut tx| mark_chunks_damaged(&mut tx, chunks, at).await).await
+        self.write("mark damaged chunks", async |mut tx| {
+            damage::mark_chunks(&mut tx, chunks, at).await?;
+            tx.announce(Change::Everything).await
+        })
+        .await
     }
 
     async fn condemn_packs(
@@ -599,7 +605,7 @@ fn read_packed(row: &impl Row) -> Result<PackedChunk> {
 }
 
 /// Columns: id, number, size, created_at, used_at, condemned_at, chunks.
-fn read_pack(row: &impl Row) -> Result<PackRow> {
+pub(crate) fn read_pack(row: &impl Row) -> Result<PackRow> {
     let table = "packs";
     Ok(PackRow {
         id: PackId::from_bytes(array(table, row.column(0, table)?)?),

@@ -27,11 +27,26 @@ pub enum JobKind {
     /// Frees what nothing needs ([`CollectIndex`](crate::CollectIndex)). The holder of the job's
     /// lease runs it.
     Collect,
+    /// Looks which NARs need a chunk that was found damaged, so that each of them counts as
+    /// damaged, and tells followers of those that were healed. The holder of the job's lease runs
+    /// it.
+    SpreadDamage,
+    /// Reads stored bytes again and checks their hashes ([`ScrubIndex`](crate::ScrubIndex)). The
+    /// holder of the job's lease runs it, and gives the lease back now and then, so that other jobs
+    /// get their turn.
+    Scrub,
 }
 
 impl JobKind {
     /// All kinds.
-    pub const ALL: [Self; 4] = [Self::DeleteCache, Self::ExpireCache, Self::ScanCache, Self::Collect];
+    pub const ALL: [Self; 6] = [
+        Self::DeleteCache,
+        Self::ExpireCache,
+        Self::ScanCache,
+        Self::Collect,
+        Self::SpreadDamage,
+        Self::Scrub,
+    ];
 
     /// The kind in the table, in `dormer jobs` and as a metric's label.
     pub fn as_str(self) -> &'static str {
@@ -40,6 +55,8 @@ impl JobKind {
             Self::ExpireCache => "expire-cache",
             Self::ScanCache => "scan-cache",
             Self::Collect => "collect",
+            Self::SpreadDamage => "spread-damage",
+            Self::Scrub => "scrub",
         }
     }
 }
@@ -195,6 +212,17 @@ pub trait JobIndex: Send + Sync + std::fmt::Debug + 'static {
         &self,
         lease: &JobLease,
         defaults: &ExpiryDefaults,
+        limit: u32,
+        at: UnixSeconds,
+        ends_at: UnixSeconds,
+    ) -> Result<JobStep>;
+
+    /// One step of [`JobKind::SpreadDamage`]: looks at the recipes of `limit` NARs, or at `limit`
+    /// rows of damage. After the last step every NAR that needs a damaged chunk counts as damaged.
+    /// Like [`JobIndex::delete_cache_step`] otherwise.
+    async fn spread_damage_step(
+        &self,
+        lease: &JobLease,
         limit: u32,
         at: UnixSeconds,
         ends_at: UnixSeconds,

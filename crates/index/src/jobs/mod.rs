@@ -1,14 +1,15 @@
 //! Jobs: work over a whole cache or target, in steps that any process can continue.
 //!
 //! [`contract`] states the port, and [`work`] holds the statements that keep a job's row.
-//! [`delete_cache`] and [`expire_cache`] are jobs. Publishing's scans are jobs too; their
-//! steps run under the lease of their target (`publish/work/caches.rs`). A topic that has a job of
-//! its own runs its step in one transaction: it holds the job, does its work, and advances or
-//! finishes the job before it commits.
+//! [`delete_cache`], [`expire_cache`] and [`spread_damage`] are jobs. Publishing's scans are jobs
+//! too; their steps run under the lease of their target (`publish/work/caches.rs`). A topic that
+//! has a job of its own runs its step in one transaction: it holds the job, does its work, and
+//! advances or finishes the job before it commits.
 
 mod contract;
 mod delete_cache;
 pub(crate) mod expire_cache;
+pub(crate) mod spread_damage;
 pub(crate) mod work;
 
 pub use contract::{ExpiryDefaults, Job, JobBacklog, JobId, JobIndex, JobKind, JobLease, JobStep};
@@ -105,6 +106,19 @@ impl<D: Dialect> JobIndex for SqlIndex<D> {
         let write = Write::from("remove what a cache keeps no longer").unless_done().with_locks(&locks);
         self.write(write, async |mut tx| {
             expire_cache::expire_cache_step(&mut tx, lease, defaults, limit, at, ends_at).await
+        })
+        .await
+    }
+
+    async fn spread_damage_step(
+        &self,
+        lease: &JobLease,
+        limit: u32,
+        at: UnixSeconds,
+        ends_at: UnixSeconds,
+    ) -> Result<JobStep> {
+        self.write(Write::from("look which NARs need damaged chunks").unless_done(), async |mut tx| {
+            spread_damage::spread_damage_step(&mut tx, lease, limit, at, ends_at).await
         })
         .await
     }

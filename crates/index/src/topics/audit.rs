@@ -7,7 +7,7 @@ use dormer_nix::NarHash;
 use crate::Result;
 use crate::contract::{ChunkRow, Nar};
 use crate::rows::{read_chunk, read_chunk_number, read_nar, read_nar_hash, read_pack_id};
-use crate::sql::{Sql, Transaction as _, both};
+use crate::sql::{Sql, Transaction as _, both, damaged};
 use crate::sql_index::{Dialect, SqlIndex};
 
 const CHUNKS: Sql = both!(
@@ -15,7 +15,11 @@ const CHUNKS: Sql = both!(
      FROM chunks AS c JOIN packs AS p ON p.number = c.pack ORDER BY c.number"
 );
 const DAMAGED_CHUNKS: Sql = both!("SELECT number FROM chunks WHERE damaged_at IS NOT NULL ORDER BY number");
-const NARS: Sql = both!("SELECT id, hash, size, file_size, tag, damaged_at, recipe FROM nars ORDER BY id");
+const NARS: Sql = both!(concat!(
+    "SELECT n.id, n.hash, n.size, n.file_size, n.tag, ",
+    damaged!("n"),
+    ", n.recipe FROM nars AS n ORDER BY n.id"
+));
 const PACKS: Sql = both!("SELECT id FROM packs ORDER BY number");
 
 /// NARs that are in no cache, neither as an object, nor in its grace, nor as an alias.

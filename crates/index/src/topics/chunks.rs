@@ -11,7 +11,7 @@ use std::collections::HashMap;
 use async_trait::async_trait;
 use dormer_format::{ChunkId, ChunkRun, PackId};
 
-use super::KEYS_MAX;
+use super::{KEYS_MAX, damage};
 use crate::changes::Change;
 use crate::columns::{corrupt, signed, unsigned};
 use crate::contract::{ChunkIndex, ChunkRow, NarId, NewChunk, NewNar, NewPack, PackNumber, UnixSeconds};
@@ -135,22 +135,6 @@ pub(crate) const STAMP_PACKS: Sql = Sql {
         FROM held",
 };
 
-const MARK_NAR_DAMAGED: Sql = both!("UPDATE nars SET damaged_at = $2 WHERE id = $1 AND damaged_at IS NULL");
-
-pub(crate) const MARK_CHUNKS_DAMAGED: Sql = Sql {
-    sqlite: "
-        UPDATE chunks SET damaged_at = $2
-        WHERE number IN (SELECT value FROM json_each($1)) AND damaged_at IS NULL",
-    postgres: "
-        WITH held AS MATERIALIZED (
-            SELECT c.number FROM chunks AS c
-            WHERE c.number = ANY ($1) AND c.damaged_at IS NULL
-            ORDER BY c.id FOR NO KEY UPDATE)
-        UPDATE chunks SET damaged_at = $2 FROM held WHERE chunks.number = held.number",
-};
-
-const FORGET_LISTING: Sql = both!("DELETE FROM listings WHERE nar = $1");
-
 /// Stamps a new NAR's packs. Fails with [`Error::PackGone`] if one of them, or a chunk that the NAR
 /// needs, may no longer be reused.
 pub(crate) async fn stamp_packs(tx: &mut impl Transaction, nar: &NewNar, at: UnixSeconds) -> Result<()> {
@@ -229,6 +213,7 @@ impl<D: Dialect> ChunkIndex for SqlIndex<D> {
                 }
             }
             if moved {
+                damage::note_healed(&mut tx, pack.created_at).await?;
                 // Other replicas may remember where the chunk was.
                 tx.announce(Change::Everything).await?;
             }
@@ -239,18 +224,13 @@ impl<D: Dialect> ChunkIndex for SqlIndex<D> {
     }
 
     async fn mark_damaged(&self, nar: NarId, chunks: &[u64], at: UnixSeconds) -> Result<()> {
-        self.write("mark damage", async |mut tx| {
-            mark_chunks_damaged(&mut tx, chunks, at).await?;
-            tx.run(MARK_NAR_DAMAGED, &[Number(nar.0), Number(at)]).await?;
-            tx.announce(Change::Everything).await
-        })
-        .await
+        self.write("mark damage", async |mut tx| damage::mark_nar(&mut tx, nar, chunks, at).await).await
     }
 
     async fn mark_listing_lost(&self, nar: NarId, chunks: &[u64], at: UnixSeconds) -> Result<()> {
         self.write("forget a listing", async |mut tx| {
-            mark_chunks_damaged(&mut tx, chunks, at).await?;
-            tx.run(FORGET_LISTING, &[Number(nar.0)]).await?;
+            damage::mark_chunks(&mut tx, chunks, at).await?;
+            damage::forget_listings(&mut tx, &[nar]).await?;
             tx.announce(Change::Everything).await
         })
         .await
@@ -268,20 +248,6 @@ pub(crate) async fn insert_pack(
     let chunks = i64::try_from(chunks).expect("a pack has at most 65,536 chunks");
     let row = [Bytes(id.as_bytes()), Number(signed(size)), Number(created_at), Number(chunks)];
     tx.one(INSERT_PACK, &row).await?.column(0, "packs")
-}
-
-/// Comes before any NAR in its transaction, as everywhere: a healing upload locks chunks and NARs
-/// in this order.
-pub(crate) async fn mark_chunks_damaged(
-    tx: &mut impl Transaction,
-    chunks: &[u64],
-    at: UnixSeconds,
-) -> Result<()> {
-    if chunks.is_empty() {
-        return Ok(());
-    }
-    let numbers: Vec<i64> = chunks.iter().map(|number| signed(*number)).collect();
-    tx.run(MARK_CHUNKS_DAMAGED, &[Numbers(&numbers), Number(at)]).await.map(drop)
 }
 
 /// The rows that now lie in this pack, by place, and whether one of them was in another pack

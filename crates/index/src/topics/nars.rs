@@ -10,7 +10,7 @@ use async_trait::async_trait;
 use dormer_format::EncodingTag;
 use dormer_nix::NarHash;
 
-use super::{chunks, objects, outbox};
+use super::{chunks, damage, objects, outbox};
 use crate::changes::Change;
 use crate::columns::{listing_columns, read_listing, signed};
 use crate::contract::{
@@ -20,42 +20,52 @@ use crate::contract::{
 use crate::object_conflict::{ObjectChange, change_object};
 use crate::rows::{Row as _, read_look, read_nar, read_present, read_summary};
 use crate::sql::Argument::{Bytes, Number, OptionalBytes, OptionalNumber, Text};
-use crate::sql::{Sql, Transaction, both};
+use crate::sql::{Sql, Transaction, both, damaged};
 use crate::sql_index::{Dialect, Lock, SqlIndex, Write};
 use crate::{Error, Result};
 
 // A NAR without its listing counts as damaged for uploads, which can store it again.
-pub(crate) const FIND_NAR: Sql = both!(
-    "SELECT n.id, n.hash, n.size, n.file_size, n.tag, CASE WHEN l.nar IS NULL THEN 0 ELSE n.damaged_at END
+pub(crate) const FIND_NAR: Sql = both!(concat!(
+    "SELECT n.id, n.hash, n.size, n.file_size, n.tag, CASE WHEN l.nar IS NULL THEN 0 ELSE ",
+    damaged!("n"),
+    " END
      FROM nars AS n LEFT JOIN listings AS l ON l.nar = n.id
      WHERE n.hash = $1"
-);
+));
 
 // One EXISTS, not three: of several that are joined by OR, PostgreSQL would first gather all NARs
 // of the cache.
-pub(crate) const FIND_NAR_BY_HASH: Sql = both!(
-    "SELECT n.id, n.hash, n.size, n.file_size, n.tag, n.damaged_at, n.recipe
+pub(crate) const FIND_NAR_BY_HASH: Sql = both!(concat!(
+    "SELECT n.id, n.hash, n.size, n.file_size, n.tag, ",
+    damaged!("n"),
+    ", n.recipe
      FROM nars AS n
      WHERE n.hash = $2 AND EXISTS (
          SELECT 1 FROM objects AS o WHERE o.nar = n.id AND o.cache = $1
          UNION ALL SELECT 1 FROM graces AS g WHERE g.nar = n.id AND g.cache = $1 AND g.ends_at > $3
          UNION ALL SELECT 1 FROM aliases AS a WHERE a.nar = n.id AND a.cache = $1)
          AND EXISTS (SELECT 1 FROM caches WHERE id = $1 AND deleted_at IS NULL)"
-);
+));
 
-pub(crate) const FIND_NAR_BY_PATH: Sql = both!(
-    "SELECT n.id, n.hash, n.size, n.file_size, n.tag, n.damaged_at, n.recipe
+pub(crate) const FIND_NAR_BY_PATH: Sql = both!(concat!(
+    "SELECT n.id, n.hash, n.size, n.file_size, n.tag, ",
+    damaged!("n"),
+    ", n.recipe
      FROM objects AS o JOIN nars AS n ON n.id = o.nar
      WHERE o.cache = $1 AND o.hash = $2
          AND EXISTS (SELECT 1 FROM caches WHERE id = $1 AND deleted_at IS NULL)"
-);
+));
 
 pub(crate) const FIND_LISTING: Sql = both!("SELECT size, body FROM listings WHERE nar = $1");
 
 /// Everything that a commit has to know first, in one row. `$2` is the NAR's hash. Without its
 /// listing a NAR counts as damaged: what was just stored replaces it.
-pub(crate) const LOOK_BY_HASH: Sql = both!(
-    "SELECT c.id, n.id, CASE WHEN l.nar IS NULL THEN 0 ELSE n.damaged_at END, m.damaged_at,
+pub(crate) const LOOK_BY_HASH: Sql = both!(concat!(
+    "SELECT c.id, n.id, CASE WHEN l.nar IS NULL THEN 0 ELSE ",
+    damaged!("n"),
+    " END, ",
+    damaged!("m"),
+    ",
          o.nar, o.hash, o.name, o.refs, o.deriver, o.ca, o.sigs, o.system
      FROM (SELECT 1) AS one
      LEFT JOIN caches AS c ON c.id = $1 AND c.deleted_at IS NULL
@@ -63,17 +73,21 @@ pub(crate) const LOOK_BY_HASH: Sql = both!(
      LEFT JOIN listings AS l ON l.nar = n.id
      LEFT JOIN objects AS o ON o.cache = $1 AND o.hash = $3
      LEFT JOIN nars AS m ON m.id = o.nar"
-);
+));
 
 /// The same; `$2` is the NAR's row number, and it can be named without its listing.
-pub(crate) const LOOK_BY_ID: Sql = both!(
-    "SELECT c.id, n.id, n.damaged_at, m.damaged_at, o.nar, o.hash, o.name, o.refs, o.deriver, o.ca, o.sigs, o.system
+pub(crate) const LOOK_BY_ID: Sql = both!(concat!(
+    "SELECT c.id, n.id, ",
+    damaged!("n"),
+    ", ",
+    damaged!("m"),
+    ", o.nar, o.hash, o.name, o.refs, o.deriver, o.ca, o.sigs, o.system
      FROM (SELECT 1) AS one
      LEFT JOIN caches AS c ON c.id = $1 AND c.deleted_at IS NULL
      LEFT JOIN nars AS n ON n.id = $2
      LEFT JOIN objects AS o ON o.cache = $1 AND o.hash = $3
      LEFT JOIN nars AS m ON m.id = o.nar"
-);
+));
 
 // New, or healed in place: the commit's look says that a row with this hash may be replaced.
 // PostgreSQL writes the listing with it.
@@ -154,7 +168,7 @@ impl<D: Dialect> NarIndex for SqlIndex<D> {
     }
 
     /// At most 8 statements, transaction control and locks included; up to 10 if an object was
-    /// there and changes.
+    /// there and changes, and one more if a damaged NAR is healed.
     async fn commit_nar(&self, commit: &NarCommit) -> Result<CommitOutcome> {
         let locks = locks(commit);
         self.write(Write::from("commit a NAR").with_locks(&locks), async |mut tx| {
@@ -186,6 +200,11 @@ impl<D: Dialect> NarIndex for SqlIndex<D> {
                 (NarSource::New(nar), damaged) => {
                     let id = write_nar(&mut tx, nar, commit.at).await?;
                     self.known.add_nar(&nar.hash);
+                    if damaged.is_some() {
+                        // The new recipe may need other chunks. None of them is damaged: the stamps
+                        // looked.
+                        damage::forget_nar(&mut tx, id).await?;
+                    }
                     (id, damaged.is_some())
                 }
             };

@@ -14,21 +14,25 @@ use crate::object_conflict::ObjectChange;
 use crate::publish::records::{Records, records};
 use crate::rows::{Row as _, read_alias, read_found, read_use};
 use crate::sql::Argument::{Bytes, Flag, List, Number, OptionalNumber, OptionalText, Text};
-use crate::sql::{Sql, Transaction, both};
+use crate::sql::{Sql, Transaction, both, damaged};
 use crate::sql_index::{Dialect, Lock, SqlIndex, Write};
 
-pub(crate) const FIND_OBJECT: Sql = both!(
-    "SELECT n.id, n.hash, n.size, n.file_size, n.tag, n.damaged_at, o.last_used_at,
+pub(crate) const FIND_OBJECT: Sql = both!(concat!(
+    "SELECT n.id, n.hash, n.size, n.file_size, n.tag, ",
+    damaged!("n"),
+    ", o.last_used_at,
          o.hash, o.name, o.refs, o.deriver, o.ca, o.sigs, o.system
      FROM objects AS o JOIN nars AS n ON n.id = o.nar
      WHERE o.cache = $1 AND o.hash = $2
          AND EXISTS (SELECT 1 FROM caches WHERE id = $1 AND deleted_at IS NULL)"
-);
+));
 
 // CROSS JOIN: from the keys to their rows, never the other way round.
 pub(crate) const PRESENT_OBJECTS: Sql = both!(
     "SELECT o.hash, o.pushed_at FROM", list 2, "AS k CROSS JOIN objects AS o CROSS JOIN nars AS n
      WHERE o.cache = $1 AND o.hash = k.item AND n.id = o.nar AND n.damaged_at IS NULL
+         AND NOT EXISTS (SELECT 1 FROM damaged_nars AS d CROSS JOIN chunks AS dc
+             WHERE d.nar = n.id AND dc.number = d.chunk AND dc.damaged_at IS NOT NULL)
          AND EXISTS (SELECT 1 FROM listings AS l WHERE l.nar = n.id)
          AND EXISTS (SELECT 1 FROM caches WHERE id = $1 AND deleted_at IS NULL)"
 );
@@ -103,12 +107,14 @@ pub(crate) const DELETE_ALIASES_FOR_CAUSE: Sql = both!(
 pub(crate) const DELETE_GRACES_FOR_CAUSE: Sql =
     both!("DELETE FROM graces WHERE cache = $1 AND (hash = $2 OR nar = $3)");
 
-pub(crate) const FIND_ALIAS: Sql = both!(
-    "SELECT n.id, n.hash, n.size, n.file_size, n.tag, n.damaged_at, a.compression
+pub(crate) const FIND_ALIAS: Sql = both!(concat!(
+    "SELECT n.id, n.hash, n.size, n.file_size, n.tag, ",
+    damaged!("n"),
+    ", a.compression
      FROM aliases AS a JOIN nars AS n ON n.id = a.nar
      WHERE a.cache = $1 AND a.file_name = $2 AND a.used_at > $3
          AND EXISTS (SELECT 1 FROM caches WHERE id = $1 AND deleted_at IS NULL)"
-);
+));
 
 #[async_trait]
 impl<D: Dialect> ObjectIndex for SqlIndex<D> {

@@ -151,6 +151,7 @@ impl Server {
         server.metrics().register(Box::new(runner.metrics())).unwrap();
         let collector = engine.collector(publish.clone(), None, 86_400);
         server.metrics().register(Box::new(collector.metrics())).unwrap();
+        server.metrics().register(Box::new(engine.scrubber(publish.clone()).metrics())).unwrap();
         let metrics = Arc::clone(server.metrics());
         let serving = server.clone().run(listener, async {
             stopped.await.ok();

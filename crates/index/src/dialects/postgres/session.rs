@@ -230,6 +230,9 @@ impl Transaction for Session {
     }
 
     async fn rows(&mut self, sql: Sql, arguments: &[Argument<'_>]) -> Result<Vec<PgRow>> {
+        if sql.postgres == Sql::NOTHING {
+            return Ok(Vec::new());
+        }
         self.all(bound(sql, arguments)).await
     }
 

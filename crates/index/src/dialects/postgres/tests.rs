@@ -11,10 +11,11 @@ use sqlx::{AssertSqlSafe, Row as _, query};
 
 use super::*;
 use crate::collect;
-use crate::jobs::expire_cache;
+use crate::jobs::{expire_cache, spread_damage};
+use crate::scrub;
 use crate::sql::{Sql, Transaction as _};
 use crate::sql_index::Lock;
-use crate::topics::{caches, chunks, nars, objects, outbox, retention};
+use crate::topics::{caches, chunks, damage, nars, objects, outbox, retention};
 use crate::*;
 
 pub(super) const NOW: UnixSeconds = 1_800_000_000;
@@ -170,6 +171,15 @@ async fn postgresql_runs_jobs() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn postgresql_serves_a_collector() {
     crate::conformance::run_collect(|| async {
+        let url = Server::shared().create_database();
+        Arc::new(open(&url).await)
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn postgresql_serves_a_scrub() {
+    crate::conformance::run_scrub(|| async {
         let url = Server::shared().create_database();
         Arc::new(open(&url).await)
     })
@@ -652,7 +662,8 @@ pub(super) async fn look_ups_search_indexes(index: &PostgresIndex, with_removals
         (chunks::FIND_WINNERS, array.to_owned(), &["chunks_id_key", "packs_pkey"]),
         (chunks::LOAD_CHUNKS, "ARRAY[1], ARRAY[2]".to_owned(), &["chunks_pkey", "packs_pkey"]),
         (chunks::STAMP_PACKS, "1, ARRAY[1]".to_owned(), &["packs_pkey", "chunks_damaged"]),
-        (chunks::MARK_CHUNKS_DAMAGED, "ARRAY[1], 2".to_owned(), &["chunks_pkey"]),
+        (damage::MARK_CHUNKS, "ARRAY[1], 2".to_owned(), &["chunks_pkey"]),
+        (spread_damage::PAGE, "1, 2".to_owned(), &["nars_pkey", "listings_pkey"]),
         (nars::FIND_NAR, bytes.to_owned(), &["nars_hash_key", "listings_pkey"]),
         (nars::FIND_NAR_BY_HASH, format!("1, {bytes}, 2"), &["nars_hash_key", "objects_by_nar"]),
         (nars::FIND_NAR_BY_PATH, format!("1, {bytes}"), &["objects_cache_hash_key", "nars_pkey"]),
@@ -700,6 +711,8 @@ pub(super) async fn look_ups_search_indexes(index: &PostgresIndex, with_removals
             "1, ARRAY[1], ARRAY[2], ARRAY[3], ARRAY[4], ARRAY[5]".to_owned(),
             &["chunks_pkey"],
         ),
+        (scrub::CHUNKS_OF_PACK, "1".to_owned(), &["packs_pkey", "chunks_by_pack"]),
+        (scrub::MARK_CHUNKS_OF_PACK, "ARRAY[1], 2, 3".to_owned(), &["chunks_pkey"]),
         (collect::CONDEMN_PACKS, "ARRAY[1], 2, 3, 4".to_owned(), &["packs_pkey"]),
         (collect::DELETE_CHUNKS, "ARRAY[1]".to_owned(), &["chunks_by_pack", "chunks_pkey"]),
     ] {

@@ -251,6 +251,9 @@ impl Transaction for Session {
     }
 
     async fn rows(&mut self, sql: Sql, arguments: &[Argument<'_>]) -> Result<Vec<SqliteRow>> {
+        if sql.sqlite == Sql::NOTHING {
+            return Ok(Vec::new());
+        }
         self.all(bound(sql, arguments)).await
     }
 

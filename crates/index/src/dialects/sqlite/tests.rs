@@ -13,7 +13,7 @@ use super::*;
 use crate::collect;
 use crate::jobs::expire_cache;
 use crate::sql::Sql;
-use crate::topics::{caches, chunks, nars, objects, retention};
+use crate::topics::{caches, chunks, damage, nars, objects, retention};
 use crate::*;
 
 const NOW: UnixSeconds = 1_800_000_000;
@@ -150,6 +150,17 @@ async fn sqlite_serves_a_collector() {
     let folder = tempfile::tempdir().unwrap();
     let number = AtomicU32::new(0);
     crate::conformance::run_collect(|| {
+        let path = folder.path().join(format!("{}.sqlite", number.fetch_add(1, Ordering::Relaxed)));
+        async move { Arc::new(open(&path).await) }
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn sqlite_serves_a_scrub() {
+    let folder = tempfile::tempdir().unwrap();
+    let number = AtomicU32::new(0);
+    crate::conformance::run_scrub(|| {
         let path = folder.path().join(format!("{}.sqlite", number.fetch_add(1, Ordering::Relaxed)));
         async move { Arc::new(open(&path).await) }
     })
@@ -605,7 +616,7 @@ pub(super) async fn look_ups_search_indexes(index: &SqliteIndex) {
                 "SEARCH c USING INDEX chunks_damaged (pack=?)",
             ],
         ),
-        (chunks::MARK_CHUNKS_DAMAGED, &["SEARCH chunks USING INTEGER PRIMARY KEY (rowid=?)"]),
+        (damage::MARK_CHUNKS, &["SEARCH chunks USING INTEGER PRIMARY KEY (rowid=?)"]),
         (
             nars::FIND_NAR_BY_HASH,
             &[

@@ -1,0 +1,350 @@
+//! The scrub finds what is damaged, every path that needs it is missing then, and one push heals
+//! all of them. With a crash at every write, on SQLite and on PostgreSQL.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use dormer_blobs::{BlobKey, Blobs};
+use dormer_engine::{
+    Engine, FULL_PPM, JobRunner, JobSettings, MasterKey, ScrubOptions, ScrubReport, Scrubber, SystemClock,
+};
+use dormer_index::{Cache, Index, JobIndex, JobKind, PostgresIndex, PostgresOptions, ScrubIndex};
+use dormer_testkit::services::Postgres;
+use dormer_testkit::{FaultScrub, Faults, Random, package_nar, rebuilt};
+
+use crate::common::{Installation, create_main, decompress, engine_over, path, push, served, settings};
+
+const ANSWERS: &str = "nothing is wrong";
+const FULL: ScrubOptions = ScrubOptions { share_ppm: FULL_PPM, bytes_per_second: None };
+/// Each slice checks one pack or NAR, and the lease goes back after it.
+const SLICE: Duration = Duration::ZERO;
+
+struct Lab {
+    installation: Installation,
+    index: Arc<dyn Index>,
+    scrub: Arc<dyn ScrubIndex>,
+    jobs: Arc<dyn JobIndex>,
+    engine: Engine,
+    cache: Arc<Cache>,
+}
+
+impl Lab {
+    async fn new(on_postgres: bool) -> Self {
+        let installation = Installation::new();
+        if on_postgres {
+            let url = Postgres::shared().create_database();
+            let options = PostgresOptions { connections_max: 4, ..PostgresOptions::default() };
+            Self::over(installation, PostgresIndex::open(&url, options).await.expect(ANSWERS)).await
+        } else {
+            let index = installation.index().await;
+            Self::over(installation, index).await
+        }
+    }
+
+    async fn over<I: Index + ScrubIndex + JobIndex>(installation: Installation, index: I) -> Self {
+        let index = Arc::new(index);
+        let clock = Arc::new(SystemClock);
+        let key = MasterKey::from_bytes([9; 32]);
+        let engine = Engine::new(index.clone(), Arc::clone(&installation.blobs), key, settings(), clock);
+        let cache = create_main(&engine).await;
+        Self { installation, index: index.clone(), scrub: index.clone(), jobs: index, engine, cache }
+    }
+
+    fn scrubber(&self, faults: Option<&Arc<Faults>>) -> Scrubber {
+        let scrub: Arc<dyn ScrubIndex> = match faults {
+            Some(faults) => Arc::new(FaultScrub::new(Arc::clone(&self.scrub), Arc::clone(faults))),
+            None => Arc::clone(&self.scrub),
+        };
+        let blobs = Arc::clone(&self.installation.blobs);
+        Scrubber::new(Arc::clone(&self.index), scrub, blobs, Arc::new(SystemClock))
+    }
+
+    /// Scrubs to the end, in slices.
+    async fn scrub(&self, options: ScrubOptions) -> ScrubReport {
+        self.scrub_with(&self.scrubber(None), options).await.expect(ANSWERS)
+    }
+
+    async fn scrub_with(
+        &self,
+        scrubber: &Scrubber,
+        options: ScrubOptions,
+    ) -> dormer_engine::Result<ScrubReport> {
+        let (job, _) = scrubber.open(options).await?;
+        while scrubber.state(job).await?.is_some() {
+            assert!(scrubber.work_now(&*self.jobs, "test", 30, SLICE).await?, "nobody else has the lease");
+        }
+        Ok(scrubber.report(job).await?.expect("it ended"))
+    }
+
+    /// Runs the job that looks which NARs need damaged chunks.
+    async fn spread(&self) {
+        let settings = JobSettings { poll: Duration::from_millis(5), ..JobSettings::default() };
+        let clock = Arc::new(SystemClock);
+        let runner = JobRunner::new(Arc::clone(&self.jobs), clock, "test".to_owned(), settings);
+        let done = async {
+            let is_open = |jobs: Vec<dormer_index::Job>| {
+                jobs.iter().any(|job| job.kind == JobKind::SpreadDamage.as_str())
+            };
+            while is_open(self.jobs.list_jobs(None, 100).await.expect(ANSWERS)) {
+                tokio::time::sleep(Duration::from_millis(2)).await;
+            }
+        };
+        runner.run(done).await;
+    }
+
+    /// Numbers of the paths that are missing, by narinfo and by the question of a client. A fresh
+    /// engine remembers no narinfo.
+    async fn missing(&self, paths: std::ops::RangeInclusive<u8>) -> Vec<u8> {
+        let blobs = Arc::clone(&self.installation.blobs);
+        let engine = engine_over(Arc::clone(&self.index), blobs, settings());
+        let mut missing = Vec::new();
+        for number in paths {
+            let hash = path(number).hash();
+            let has_narinfo = engine.narinfo(&self.cache, &hash).await.expect(ANSWERS).is_some();
+            let asked = engine.missing_paths(&self.cache, &[hash]).await.expect(ANSWERS);
+            assert_eq!(has_narinfo, asked.is_empty(), "path {number}");
+            if !has_narinfo {
+                missing.push(number);
+            }
+        }
+        missing
+    }
+
+    async fn reads_back(&self, nar: &[u8]) {
+        let bytes = served(&self.engine, &self.cache, nar, None).await.expect(ANSWERS).expect("it is there");
+        assert!(decompress(&bytes) == nar);
+    }
+
+    /// Replaces the bytes of all packs; `None` deletes a pack.
+    async fn change_packs(&self, change: impl Fn(&mut [u8]) -> bool) {
+        for key in self.installation.blobs.list().await.expect(ANSWERS) {
+            let size = self.installation.blobs.head(&key).await.expect(ANSWERS);
+            let mut bytes = self.installation.blobs.get_range(&key, 0..size).await.expect(ANSWERS).to_vec();
+            self.installation.blobs.delete(&key).await.expect(ANSWERS);
+            if change(&mut bytes) {
+                self.installation.blobs.put(&key, &[Bytes::from(bytes)]).await.expect(ANSWERS);
+            }
+        }
+    }
+
+    /// Paths 1 to 3 share all their chunks, path 4 shares none.
+    async fn push_all(&self) -> Vec<Vec<u8>> {
+        let first = package_nar(&mut Random::new(1), 30_000, &[path(100)]);
+        let nars = vec![
+            first.clone(),
+            rebuilt(&first, &path(100), &path(101)),
+            rebuilt(&first, &path(100), &path(102)),
+            package_nar(&mut Random::new(2), 30_000, &[]),
+        ];
+        for (number, nar) in (1..).zip(&nars) {
+            push(&self.engine, &self.cache, &path(number), nar).await.expect(ANSWERS);
+        }
+        nars
+    }
+}
+
+/// The first byte behind the header: in the first chunk of the pack.
+fn flip(bytes: &mut [u8]) -> bool {
+    bytes[40] ^= 1;
+    true
+}
+
+async fn finds_and_heals(on_postgres: bool, change: impl Fn(&mut [u8]) -> bool) {
+    let lab = Lab::new(on_postgres).await;
+    let nars = lab.push_all().await;
+    let sound = lab.scrub(FULL).await;
+    assert!(!sound.found_damage(), "{sound:?}");
+    assert_eq!(sound.nars, 4);
+    assert!(sound.packs > 0 && sound.chunks > 4 && sound.bytes_read > 60_000, "{sound:?}");
+
+    lab.change_packs(change).await;
+    let found = lab.scrub(FULL).await;
+    assert!(found.found_damage() && found.chunks_damaged > 0, "{found:?}");
+    assert!(!found.findings.is_empty());
+    lab.spread().await;
+    assert_eq!(lab.missing(1..=4).await, [1, 2, 3, 4]);
+
+    // One of the three that share their chunks, and not the first.
+    push(&lab.engine, &lab.cache, &path(2), &nars[1]).await.expect(ANSWERS);
+    assert_eq!(lab.missing(1..=4).await, [4]);
+    for nar in &nars[..3] {
+        lab.reads_back(nar).await;
+    }
+    push(&lab.engine, &lab.cache, &path(4), &nars[3]).await.expect(ANSWERS);
+    lab.spread().await;
+    assert_eq!(lab.missing(1..=4).await, [0_u8; 0]);
+    lab.reads_back(&nars[3]).await;
+    let healed = lab.scrub(FULL).await;
+    assert!(!healed.found_damage(), "{healed:?}");
+}
+
+#[tokio::test]
+async fn a_flipped_byte_in_every_pack_is_found_and_healed_on_sqlite() {
+    finds_and_heals(false, flip).await;
+}
+
+#[tokio::test]
+async fn a_flipped_byte_in_every_pack_is_found_and_healed_on_postgresql() {
+    finds_and_heals(true, flip).await;
+}
+
+#[tokio::test]
+async fn deleted_packs_are_found_and_healed_on_sqlite() {
+    finds_and_heals(false, |_| false).await;
+}
+
+#[tokio::test]
+async fn deleted_packs_are_found_and_healed_on_postgresql() {
+    finds_and_heals(true, |_| false).await;
+}
+
+/// No chunk is damaged, so nothing is missing; but a lost index could not be rebuilt from the pack.
+#[tokio::test]
+async fn a_damaged_table_is_reported_and_no_path_goes_missing() {
+    let lab = Lab::new(false).await;
+    lab.push_all().await;
+    lab.change_packs(|bytes| {
+        let last = bytes.len() - 100;
+        bytes[last] ^= 1;
+        true
+    })
+    .await;
+    let found = lab.scrub(FULL).await;
+    assert!(found.found_damage() && found.packs_damaged > 0, "{found:?}");
+    assert_eq!((found.chunks_damaged, found.nars_damaged), (0, 0));
+    assert_eq!(lab.missing(1..=4).await, [0_u8; 0]);
+}
+
+/// Two chunks of one NAR change places in its recipe: every chunk is sound, and the NAR is not.
+#[tokio::test]
+async fn a_nar_that_is_wrong_although_its_chunks_are_sound_is_found() {
+    let lab = Lab::new(false).await;
+    let nars = lab.push_all().await;
+    let page = lab.scrub.scrub_nars(dormer_index::NarId(0), 10).await.expect(ANSWERS);
+    let (wrong, other) = (&page[3], &page[0]);
+    let commit = dormer_index::NarCommit {
+        cache: lab.cache.id,
+        nar: dormer_index::NarSource::New(Box::new(dormer_index::NewNar {
+            hash: wrong.hash,
+            size: wrong.size,
+            file_size: other.file_size,
+            tag: other.tag,
+            recipe: other.recipe.clone(),
+            listing: dormer_index::StoredListing::Inline(Vec::new()),
+            packs: vec![],
+        })),
+        target: dormer_index::CommitTarget::Object(dormer_testkit::object_for(&path(4), &[])),
+        at: 1_800_000_000,
+        grace_seconds: 0,
+        known_keys: Vec::new(),
+    };
+    // Only a damaged NAR is replaced.
+    assert!(lab.scrub.mark_nar(wrong.id, &wrong.tag, 1).await.expect(ANSWERS));
+    lab.index.commit_nar(&commit).await.expect(ANSWERS);
+    let found = lab.scrub(FULL).await;
+    assert_eq!((found.chunks_damaged, found.nars_damaged), (0, 1), "{found:?}");
+    assert_eq!(lab.missing(1..=4).await, [4]);
+    push(&lab.engine, &lab.cache, &path(4), &nars[3]).await.expect(ANSWERS);
+    assert_eq!(lab.missing(1..=4).await, [0_u8; 0]);
+    assert!(!lab.scrub(FULL).await.found_damage());
+}
+
+#[tokio::test]
+async fn a_store_that_is_away_damages_nothing() {
+    let lab = Lab::new(false).await;
+    lab.push_all().await;
+    let away: Arc<dyn Blobs> = Arc::new(Away);
+    let scrubber = Scrubber::new(Arc::clone(&lab.index), Arc::clone(&lab.scrub), away, Arc::new(SystemClock));
+    let (job, _) = scrubber.open(FULL).await.expect(ANSWERS);
+    let outcome = scrubber.work_now(&*lab.jobs, "test", 30, SLICE).await;
+    assert!(outcome.is_err(), "{outcome:?}");
+    assert_eq!(lab.missing(1..=4).await, [0_u8; 0]);
+    let open = lab.jobs.list_jobs(None, 10).await.expect(ANSWERS);
+    assert!(open.iter().any(|open| open.id == job && open.error.is_some()), "{open:?}");
+    assert!(!lab.scrub(FULL).await.found_damage(), "it goes on when the store is back");
+}
+
+/// A store that cannot be reached.
+#[derive(Debug)]
+struct Away;
+
+#[async_trait::async_trait]
+impl Blobs for Away {
+    async fn put(&self, key: &BlobKey, _: &[Bytes]) -> dormer_blobs::Result<()> {
+        Err(away(key))
+    }
+    async fn get_range(&self, key: &BlobKey, _: std::ops::Range<u64>) -> dormer_blobs::Result<Bytes> {
+        Err(away(key))
+    }
+    async fn head(&self, key: &BlobKey) -> dormer_blobs::Result<u64> {
+        Err(away(key))
+    }
+    async fn delete(&self, key: &BlobKey) -> dormer_blobs::Result<()> {
+        Err(away(key))
+    }
+    async fn list(&self) -> dormer_blobs::Result<Vec<BlobKey>> {
+        Ok(Vec::new())
+    }
+}
+
+fn away(key: &BlobKey) -> dormer_blobs::Error {
+    dormer_blobs::Error::Unavailable { attempt: "read", key: key.to_string(), source: "away".into() }
+}
+
+/// Whatever step a crash takes, the scrub that goes on finds all of the damage, and everything
+/// heals.
+async fn crashes_at_every_step(on_postgres: bool, stride: usize) {
+    let lab = Lab::new(on_postgres).await;
+    let nars = lab.push_all().await;
+    for step in (0..).step_by(stride) {
+        for effect_kept in [false, true] {
+            lab.change_packs(flip).await;
+            let faults = Faults::crash_at(step, effect_kept);
+            let crashing = lab.scrubber(Some(&faults));
+            let outcome = lab.scrub_with(&crashing, FULL).await;
+            assert_eq!(outcome.is_err(), faults.crashed(), "{outcome:?}");
+            // Another process takes the run up, or begins one if none was open.
+            let report = lab.scrub(FULL).await;
+            lab.spread().await;
+            assert_eq!(lab.missing(1..=4).await, [1, 2, 3, 4], "step {step}: {report:?}");
+            for number in [2, 4] {
+                let nar = &nars[usize::from(number - 1)];
+                push(&lab.engine, &lab.cache, &path(number), nar).await.expect(ANSWERS);
+            }
+            lab.spread().await;
+            assert_eq!(lab.missing(1..=4).await, [0_u8; 0], "step {step}");
+            for nar in &nars {
+                lab.reads_back(nar).await;
+            }
+            if !faults.crashed() {
+                assert!(step > 5, "there are several steps");
+                return;
+            }
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_crash_at_any_step_of_a_scrub_forgets_no_damage_on_sqlite() {
+    crashes_at_every_step(false, 1).await;
+}
+
+#[tokio::test]
+async fn a_crash_at_some_steps_of_a_scrub_forgets_no_damage_on_postgresql() {
+    crashes_at_every_step(true, 4).await;
+}
+
+#[tokio::test]
+async fn a_sample_reads_a_part_and_a_full_scrub_everything() {
+    let lab = Lab::new(false).await;
+    for number in 1..=40 {
+        let nar = package_nar(&mut Random::new(u64::from(number)), 2_000, &[]);
+        push(&lab.engine, &lab.cache, &path(number), &nar).await.expect(ANSWERS);
+    }
+    let full = lab.scrub(FULL).await;
+    let half = lab.scrub(ScrubOptions { share_ppm: FULL_PPM / 2, ..FULL }).await;
+    assert_eq!(full.nars, 40);
+    assert!((5..=35).contains(&half.nars), "{half:?}");
+    assert!(half.packs < full.packs && half.bytes_read < full.bytes_read, "{half:?} {full:?}");
+}
