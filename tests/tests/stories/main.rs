@@ -16,6 +16,7 @@ mod faults;
 mod http_caches;
 mod layers;
 mod machines;
+mod moving;
 mod nix_copy;
 mod pooler;
 mod promises;
