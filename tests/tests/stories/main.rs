@@ -18,6 +18,7 @@ mod http_caches;
 mod http_proxies;
 mod layers;
 mod machines;
+mod moving;
 mod nix_copy;
 mod pooler;
 mod promises;

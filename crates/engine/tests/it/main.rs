@@ -15,6 +15,7 @@ mod large;
 mod purge;
 mod push_and_pull;
 mod read_only;
+mod rekey;
 mod remote;
 mod replicas;
 mod retention;

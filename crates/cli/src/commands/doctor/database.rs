@@ -1,20 +1,19 @@
 //! Checks the database: which program it belongs to, its schema, whether it keeps what it
 //! acknowledges, and whether the master key belongs to it.
 
-use dormer_index::{Examination, PostgresIndex, SqliteIndex};
+use dormer_index::{Examination, MASTER_KEY_PROOF, PostgresIndex, SqliteIndex};
 
 use super::clock::Clocks;
 use super::finding::Finding;
 use super::keys;
 use crate::error::Error;
-use crate::installation::MASTER_KEY_SETTING;
 use crate::settings::Settings;
 
 const SUBJECT: &str = "database";
 
 /// Checks the database and its master key.
 pub(super) async fn check(settings: &Settings, clocks: &mut Clocks) -> Vec<Finding> {
-    let found = match examine(settings, MASTER_KEY_SETTING).await {
+    let found = match examine(settings, MASTER_KEY_PROOF).await {
         Ok(found) => found,
         Err(error) => return vec![Finding::error(SUBJECT, &Error::from(error))],
     };
