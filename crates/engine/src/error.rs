@@ -147,6 +147,9 @@ pub enum Error {
     /// Compressing a listing failed: a defect.
     #[error("failed to compress a listing")]
     CompressListing(#[source] std::io::Error),
+    /// Compressing a document failed: a defect.
+    #[error("failed to compress a document")]
+    CompressDocument(#[source] std::io::Error),
     /// The index failed.
     #[error(transparent)]
     Index(#[from] dormer_index::Error),
@@ -194,7 +197,8 @@ impl Error {
             | Self::Sealed { .. }
             | Self::SigningKey { .. }
             | Self::Encode(_)
-            | Self::CompressListing(_) => ErrorClass::Internal,
+            | Self::CompressListing(_)
+            | Self::CompressDocument(_) => ErrorClass::Internal,
         }
     }
 }

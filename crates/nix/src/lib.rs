@@ -11,7 +11,9 @@
 //! - Foreign bytes never cause a panic, and never an allocation beyond a stated bound.
 //!   [`fuzz_targets`] holds one checked property per parser.
 
+mod build_trace;
 mod content_address;
+mod document_name;
 mod error;
 mod error_causes;
 pub mod fuzz_targets;
@@ -25,7 +27,9 @@ mod store_path;
 pub mod strategies;
 mod text;
 
+pub use build_trace::{BUILD_TRACE_BYTES_MAX, BuildTrace};
 pub use content_address::{ContentAddress, ContentProof, FileContentsHasher};
+pub use document_name::{DocumentName, TraceKey};
 pub use error::{Error, Result};
 pub use error_causes::with_causes;
 pub use hash::{NarHash, NarHasher};

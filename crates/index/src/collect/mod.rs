@@ -25,6 +25,7 @@ use async_trait::async_trait;
 use dormer_format::{ChunkRun, PackId};
 
 use crate::Result;
+use crate::changes::Change;
 use crate::columns::{array, recipe, signed, unsigned};
 use crate::contract::{NarId, PackNumber, UnixSeconds};
 use crate::jobs::{JobId, JobKind, JobLease, work};
@@ -32,7 +33,6 @@ use crate::rows::{Row, read_chunk, read_pack_id};
 use crate::sql::Argument::{Bytes, Flag, List, Number, Numbers, Table, Text};
 use crate::sql::{Column, Sql, Transaction, both};
 use crate::sql_index::{Dialect, SqlIndex, Write};
-use crate::changes::Change;
 use crate::topics::chunks::insert_pack;
 use crate::topics::damage;
 

@@ -5,8 +5,8 @@ use super::fixtures::{
     push_object,
 };
 use crate::{
-    CACHE_KEYS_MAX, CacheId, CachePatch, CacheTotals, CacheVisibility, CommitTarget, Error, MASTER_KEY_PROOF, NarKey,
-    NarSource, NewCache, PREVIOUS_KEY_PROOF, Removal, Result, SealedKey,
+    CACHE_KEYS_MAX, CacheId, CachePatch, CacheTotals, CacheVisibility, CommitTarget, Error, MASTER_KEY_PROOF,
+    NarKey, NarSource, NewCache, PREVIOUS_KEY_PROOF, Removal, Result, SealedKey,
 };
 
 pub(super) async fn a_setting_is_created_once(index: Subject) -> Result<()> {

@@ -5,6 +5,7 @@ pub(crate) mod audit;
 pub(crate) mod caches;
 pub(crate) mod chunks;
 pub(crate) mod damage;
+pub(crate) mod documents;
 mod installation;
 pub(crate) mod nars;
 pub(crate) mod objects;

@@ -15,7 +15,7 @@ use crate::jobs::{expire_cache, spread_damage};
 use crate::scrub;
 use crate::sql::{Sql, Transaction as _};
 use crate::sql_index::Lock;
-use crate::topics::{caches, chunks, damage, nars, objects, outbox, retention};
+use crate::topics::{caches, chunks, damage, documents, nars, objects, outbox, retention};
 use crate::*;
 
 pub(super) const NOW: UnixSeconds = 1_800_000_000;
@@ -702,6 +702,20 @@ pub(super) async fn look_ups_search_indexes(index: &PostgresIndex, with_removals
         (retention::LIST_BY_USE, "1, 2, 3, 4".to_owned(), &["objects_by_use"]),
         (retention::LIST_BY_AGE, "1, 2, 3, 4".to_owned(), &["objects_by_age"]),
         (retention::LIST_BY_SIZE, "1, 2, 3, 4".to_owned(), &["objects_by_size"]),
+        (documents::FIND, "1, 'x'".to_owned(), &["documents_by_name"]),
+        (documents::LOOK, "1, 'x'".to_owned(), &["documents_by_name"]),
+        (
+            documents::FORGET,
+            format!("1, {bytes}, {bytes}, 'x'"),
+            &["documents_by_owner", "objects_by_deriver"],
+        ),
+        (
+            expire_cache::EXAMINE_DOCUMENTS,
+            "1, 2, 3".to_owned(),
+            &["documents_by_number", "objects_by_deriver", "objects_cache_hash_key"],
+        ),
+        (expire_cache::DELETE_DOCUMENTS, "ARRAY[1]".to_owned(), &["documents_pkey"]),
+        (outbox::INSERT_FOR_OUTPUTS, "1, 'x', 3, 4".to_owned(), &["objects_by_deriver"]),
         (outbox::AFTER, "1, 2, 3".to_owned(), &["outbox_pkey"]),
         (collect::MARK_NARS, "1, 2, 3, 4".to_owned(), &["nars_pkey", "objects_by_nar", "listings_pkey"]),
         (collect::MOVED_CHUNKS, "1, 2".to_owned(), &["chunks_moved"]),
@@ -727,6 +741,8 @@ pub(super) async fn look_ups_search_indexes(index: &PostgresIndex, with_removals
         // What does not depend on the rows looked at may be gathered first.
         let gathers = sql != objects::DELETE_ALIASES_FOR_CAUSE && sql != caches::LIST_CACHES_OF_NAR;
         assert!(!(gathers && plan.contains("hashed SubPlan")), "{sql:?}:\n{plan}");
+        // Of another collation, an index would be read for the whole cache.
+        assert!(!plan.contains("Filter: (deriver ="), "{sql:?}:\n{plan}");
         let scans: Vec<&str> = plan.lines().filter(|line| line.contains("Seq Scan")).collect();
         assert!(scans.iter().all(|scan| scan.contains("outbox_base")), "{sql:?}:\n{plan}");
     }
