@@ -8,8 +8,11 @@
 //!
 //! `conformance` states what the contract promises as code; every adapter and every wrapper runs
 //! it. It is there with the feature `conformance`.
+//!
+//! [`StoreClaims`] keeps two installations out of one store.
 
 mod buffer_pool;
+mod claims;
 #[cfg(any(test, feature = "conformance"))]
 pub mod conformance;
 mod contract;
@@ -17,6 +20,7 @@ mod local;
 mod store_blobs;
 
 pub use buffer_pool::FREE_BYTES_MAX as IDLE_BUFFER_BYTES_MAX;
+pub use claims::{Claim, InstallationId, StoreClaims, UnprovenBlobs};
 pub use contract::{BlobKey, Blobs};
 pub use dormer_stores::{Cause, Counters, Error, Method, Result};
 pub use local::LocalBlobs;

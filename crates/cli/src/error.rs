@@ -68,6 +68,12 @@ pub(crate) enum Error {
     OpenStore(#[from] dormer_stores::OpenError),
     #[error("{store} holds chunks of {owner}")]
     ForeignBucket { store: String, owner: &'static str },
+    #[error("{store} does not carry the id of this database, and the store that the database used did")]
+    UnclaimedStore { store: String },
+    #[error("{} is there already", path.display())]
+    NotOverwritten { path: PathBuf },
+    #[error("PostgreSQL has its own tools for backups: dormer backup and dormer restore are for SQLite")]
+    BackupOfPostgres,
     #[error("{store} holds no packs, and the database names some")]
     EmptyBucket { store: String },
     #[error("the database was made with a different master key than {origin}")]
@@ -176,6 +182,21 @@ impl Error {
             Self::EmptyBucket { .. } => hint(
                 "correct storage.bucket, storage.prefix or storage.endpoint; to start with an empty store, use a new database too",
             ),
+            Self::Blobs(dormer_blobs::Error::ForeignStore { .. }) => vec![
+                "nothing was read or written there; correct storage.path, storage.bucket or storage.prefix, or the database".to_owned(),
+                "if this database and this store do belong together (docs/OPERATING.md, \"One database, one store\"): dormer adopt"
+                    .to_owned(),
+            ],
+            Self::UnclaimedStore { .. } => vec![
+                "correct storage.path, storage.bucket or storage.prefix".to_owned(),
+                "if the packs were copied there without the folder installation/: dormer adopt".to_owned(),
+            ],
+            Self::NotOverwritten { .. } => hint("choose another name, or move it away first, with the files -wal and -shm beside it"),
+            Self::BackupOfPostgres => vec![
+                "pg_dump --format=custom --file=dormer.dump \"$DORMER_DATABASE_URL\" backs up while replicas run; pg_restore brings it back"
+                    .to_owned(),
+                "docs/OPERATING.md, \"Backups\", has the whole procedure".to_owned(),
+            ],
             Self::Blobs(dormer_blobs::Error::StoreGone { .. }) => hint(
                 "mount it, or correct storage.path; to start with an empty store, remove the index too, because it names packs that are gone",
             ),

@@ -23,8 +23,8 @@ use dormer_engine::{CollectSettings, Collector, CreateCache, Engine, MasterKey, 
 use dormer_index::{CollectIndex, Index, JobIndex, PostgresIndex, PublishIndex, SqliteIndex, SqliteOptions};
 use dormer_nix::StoreDir;
 
-pub(crate) use self::store::refuse_foreign_folders;
-use self::store::{open_store, packs_without_index};
+pub(crate) use self::store::{INSTALLATION_SETTING, adopt_store, open_claims, refuse_foreign_folders};
+use self::store::{StoreRole, open_store, packs_without_index};
 use crate::error::{Error, Result};
 use crate::settings::{Settings, SigningKey};
 use crate::{secret_file, tokens};
@@ -107,7 +107,8 @@ pub(crate) async fn prepare(settings: &Settings, observer: Observer<'_>) -> Resu
         }
     }
     let was_started = index.find_setting(FIRST_START_SETTING).await?.is_some();
-    let blobs = open_store(settings, &*index, was_started, &mut warnings).await?;
+    let role = if was_started { StoreRole::Server } else { StoreRole::FirstStart };
+    let blobs = open_store(settings, &*index, role, &mut warnings).await?;
     let collector = collector(settings, collect, Arc::clone(&blobs));
     let master_key = master_key(settings, &*index, observer).await?;
     let (token_key, made) = tokens::signing_key_or_new(settings)?;
@@ -152,7 +153,7 @@ pub(crate) struct Follower {
 /// Opens an existing installation, beside its server or without one. Makes nothing.
 pub(crate) async fn open_beside(settings: &Settings) -> Result<Follower> {
     let OpenIndex { index, publish, .. } = open_index_beside(settings).await?;
-    let blobs = open_store(settings, &*index, true, &mut Vec::new()).await?;
+    let blobs = open_store(settings, &*index, StoreRole::Beside, &mut Vec::new()).await?;
     let proof = index.find_setting(MASTER_KEY_SETTING).await?;
     let Some(proof) = proof else {
         return Err(Error::NoInstallation { path: settings.database_path.clone() });
@@ -211,7 +212,7 @@ pub(crate) async fn open_collection(settings: &Settings, reads_only: bool) -> Re
             Err(error) => return Err(error),
         }
     };
-    let blobs = open_store(settings, &*opened.index, true, &mut Vec::new()).await?;
+    let blobs = open_store(settings, &*opened.index, StoreRole::Beside, &mut Vec::new()).await?;
     let collector = collector(settings, Arc::clone(&opened.collect), blobs);
     Ok(Collection { opened, collector, is_served })
 }
@@ -227,7 +228,7 @@ pub(crate) async fn open_index(settings: &Settings) -> Result<OpenIndex> {
 }
 
 /// Opens the index beside a server that may have it open. Makes none.
-async fn open_index_beside(settings: &Settings) -> Result<OpenIndex> {
+pub(crate) async fn open_index_beside(settings: &Settings) -> Result<OpenIndex> {
     let path = &settings.database_path;
     match &settings.postgres {
         Some(_) => open_index(settings).await,
@@ -284,7 +285,7 @@ fn make_folders(settings: &Settings, observer: Observer<'_>) -> Result<()> {
     Ok(())
 }
 
-fn make_private_folder(path: &Path) -> Result<bool> {
+pub(crate) fn make_private_folder(path: &Path) -> Result<bool> {
     if path.is_dir() {
         return Ok(false);
     }
@@ -676,7 +677,7 @@ mod tests {
         let home = tempfile::tempdir().unwrap();
         let server = SeaweedFs::start();
         let access = server.access();
-        let warnings = |database: &str, bucket: &str| {
+        let begin = |database: &str, bucket: &str| {
             let settings = settings(
                 home.path(),
                 &[
@@ -691,19 +692,66 @@ mod tests {
                     ("DORMER_STORAGE_CREDENTIALS_SECRET_ACCESS_KEY", &access.secret_access_key),
                 ],
             );
-            start(&settings, usize::MAX, async |first| first.warnings).0.unwrap()
+            start(&settings, usize::MAX, async |first| first.warnings).0
         };
         let [lost, used, other] = [(); 3].map(|()| Postgres::shared().create_database());
         let bucket = access.new_bucket();
-        assert_eq!(warnings(&used, &bucket), [""; 0], "an empty bucket");
         // A pack of another installation, beside ours.
         access.put_object(&bucket, "packs/00/00000000000000000000000000000000.pack", &b"x"[..]);
-        assert_eq!(warnings(&other, &bucket), [""; 0]);
+        assert_eq!(begin(&used, &bucket).unwrap(), [""; 0], "an empty prefix");
         access.put_object(&bucket, "lab/packs/00/00000000000000000000000000000000.pack", &b"x"[..]);
-        assert_eq!(warnings(&used, &bucket), [""; 0], "the database that was there all the time");
-        let warned = warnings(&lost, &bucket);
+        assert_eq!(begin(&used, &bucket).unwrap(), [""; 0], "the database that was there all the time");
+        for database in [&lost, &other] {
+            let refused = begin(database, &bucket).unwrap_err();
+            assert!(matches!(refused, Error::Blobs(dormer_blobs::Error::ForeignStore { .. })), "{refused}");
+            assert!(refused.to_string().contains(&bucket), "{refused}");
+            assert!(refused.hints().concat().contains("dormer adopt"), "{refused:?}");
+        }
+        // A bucket from before there were ids.
+        let old = access.new_bucket();
+        access.put_object(&old, "lab/packs/00/00000000000000000000000000000000.pack", &b"x"[..]);
+        let warned = begin(&lost, &old).unwrap();
         assert!(matches!(&warned[..], [one] if one.contains("was the database lost?")), "{warned:?}");
-        assert!(warned[0].contains(&bucket), "{warned:?}");
+        assert!(warned[0].contains(&old), "{warned:?}");
+        let foreign = begin(&lost, &bucket).unwrap_err();
+        assert!(matches!(foreign, Error::Blobs(dormer_blobs::Error::ForeignStore { .. })), "{foreign}");
+    }
+
+    #[test]
+    fn a_store_and_a_database_that_do_not_belong_together_are_refused_until_adopted() {
+        let homes = [tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap()];
+        let [first, second] = [&homes[0], &homes[1]].map(|home| settings(home.path(), &[]));
+        key_after_start(&first).unwrap();
+        key_after_start(&second).unwrap();
+        let packs = first.storage_path.display().to_string();
+        let mixed = settings(homes[1].path(), &[("DORMER_STORAGE_PATH", &packs)]);
+        let refused = key_after_start(&mixed).unwrap_err();
+        assert!(matches!(refused, Error::Blobs(dormer_blobs::Error::ForeignStore { .. })), "{refused}");
+
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        let beside = runtime.block_on(open_beside(&mixed)).map(drop).unwrap_err();
+        assert!(matches!(beside, Error::Blobs(dormer_blobs::Error::ForeignStore { .. })), "{beside}");
+        let collection = runtime.block_on(open_collection(&mixed, false)).map(drop).unwrap_err();
+        assert!(matches!(collection, Error::Blobs(dormer_blobs::Error::ForeignStore { .. })), "{collection}");
+        runtime.block_on(async {
+            let opened = open_index(&mixed).await.unwrap();
+            adopt_store(&mixed, &*opened.index).await.unwrap();
+            opened.index.close().await.unwrap();
+        });
+        key_after_start(&mixed).unwrap();
+        let refused = key_after_start(&first).unwrap_err();
+        assert!(matches!(refused, Error::Blobs(dormer_blobs::Error::ForeignStore { .. })), "{refused}");
+    }
+
+    #[test]
+    fn a_store_without_the_id_that_it_once_carried_is_refused() {
+        let home = tempfile::tempdir().unwrap();
+        let settings = settings(home.path(), &[]);
+        key_after_start(&settings).unwrap();
+        fs::remove_dir_all(settings.storage_path.join("installation")).unwrap();
+        let refused = key_after_start(&settings).unwrap_err();
+        assert!(matches!(refused, Error::UnclaimedStore { .. }), "{refused}");
+        assert!(refused.hints().concat().contains("dormer adopt"));
     }
 
     #[test]

@@ -88,6 +88,12 @@ pub enum Error {
         #[source]
         source: sqlx::Error,
     },
+    /// A copy of a database would overwrite a file.
+    #[error("{path} is there already")]
+    FileExists {
+        /// The file.
+        path: String,
+    },
     /// Another process holds the data folder.
     #[error("{path} is in use by another process")]
     Locked {

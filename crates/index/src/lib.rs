@@ -39,7 +39,7 @@ pub use changes::{Change, Changes};
 pub use collect::{CollectIndex, LastCollection, MarkedNar, PackRow, PacksRemoved, StampLimits};
 pub use contract::*;
 pub use dialects::postgres::{Postgres, PostgresIndex, PostgresOptions};
-pub use dialects::sqlite::{Sqlite, SqliteIndex, SqliteOptions};
+pub use dialects::sqlite::{DatabaseCopy, Sqlite, SqliteIndex, SqliteOptions};
 pub use error::{Error, Result};
 pub use examination::Examination;
 pub use jobs::{ExpiryDefaults, Job, JobBacklog, JobId, JobIndex, JobKind, JobLease, JobStep};

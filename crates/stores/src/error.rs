@@ -42,6 +42,16 @@ pub enum Error {
         /// The folder.
         path: String,
     },
+    /// The store belongs to another installation. Nothing was read or written.
+    #[error(
+        "{store} belongs to another installation: it carries the id {other}, and the database has another one"
+    )]
+    ForeignStore {
+        /// Where the store is.
+        store: String,
+        /// The id of the other installation.
+        other: String,
+    },
     /// The store is out of space.
     #[error("no space left while trying to {attempt} {key}")]
     NoSpace {

@@ -1,5 +1,7 @@
 //! The command line: one file per command.
 
+mod adopt;
+mod backup;
 mod cache;
 mod config_show;
 mod doctor;
@@ -111,6 +113,9 @@ pub(crate) enum Command {
     Edge(EdgeCommand),
     Jobs(jobs::JobsArgs),
     Gc(gc::GcArgs),
+    Backup(backup::BackupArgs),
+    Restore(backup::RestoreArgs),
+    Adopt(adopt::AdoptArgs),
     Doctor(doctor::DoctorArgs),
     Migrate(migrate::MigrateArgs),
 }
@@ -167,7 +172,14 @@ impl Command {
     /// what they hold of private caches. Every command must say so here.
     fn makes_private_files(&self) -> bool {
         match self {
-            Self::Serve(_) | Self::Edge(_) | Self::Jobs(_) | Self::Gc(_) | Self::Migrate(_) => true,
+            Self::Serve(_)
+            | Self::Edge(_)
+            | Self::Jobs(_)
+            | Self::Gc(_)
+            | Self::Backup(_)
+            | Self::Restore(_)
+            | Self::Adopt(_)
+            | Self::Migrate(_) => true,
             // Other users read nix.conf, and other programs serve a folder of published caches.
             // Files with tokens have their own modes. The rest makes no files.
             Self::Use(_)
@@ -201,6 +213,9 @@ pub(crate) async fn run(command: Command, context: &Context) -> Result<ExitCode>
         Command::Doctor(args) => return doctor::run(args, context).await,
         Command::Jobs(args) => jobs::run(args, context).await?,
         Command::Gc(args) => gc::run(args, context).await?,
+        Command::Backup(args) => backup::run_backup(args, context).await?,
+        Command::Restore(args) => backup::run_restore(args, context).await?,
+        Command::Adopt(args) => adopt::run(args, context).await?,
         Command::Migrate(args) => migrate::run(args, context).await?,
         Command::Use(args) => use_cache::run_use(*args, context).await?,
         Command::Unuse(args) => use_cache::run_unuse(&args, context).await?,

@@ -6,10 +6,10 @@ use std::io;
 use std::path::Path;
 use std::sync::Arc;
 
-use dormer_blobs::{Blobs, LocalBlobs, StoreBlobs};
+use dormer_blobs::{Blobs, Claim, InstallationId, LocalBlobs, StoreBlobs, StoreClaims, UnprovenBlobs};
 use dormer_index::{Index, ObjectOrder};
 use dormer_nix::StorePathHash;
-use dormer_stores::CallPolicy;
+use dormer_stores::{CallPolicy, Store};
 
 use crate::error::{Error, Result};
 use crate::settings::Settings;
@@ -20,16 +20,20 @@ use crate::settings::Settings;
 pub(super) async fn open_store(
     settings: &Settings,
     index: &dyn Index,
-    was_started: bool,
+    role: StoreRole,
     warnings: &mut Vec<String>,
 ) -> Result<Arc<dyn Blobs>> {
+    let was_started = role != StoreRole::FirstStart;
+    let own = Ownership::of(index, role).await?;
     let Some(remote) = &settings.remote_storage else {
         let path = &settings.storage_path;
-        let store = if was_started { LocalBlobs::open_existing(path) } else { LocalBlobs::open(path) };
-        return Ok(Arc::new(store?));
+        let store = if was_started { LocalBlobs::open_existing(path) } else { LocalBlobs::open(path) }?;
+        own.prove(&StoreClaims::new(Store::folder(path)?), &path.display(), index).await?;
+        return Ok(Arc::new(store));
     };
     let policy = CallPolicy { retries: remote.retries.clone(), requests_max: Some(remote.requests_max) };
     let blobs = StoreBlobs::open(&remote.store, &policy)?;
+    let mut answers = true;
     // Asked once: a store that does not answer is no reason to wait with the start.
     let store = StoreBlobs::new(blobs.store().bare());
     match store.holds_attic_chunks().await {
@@ -50,13 +54,140 @@ pub(super) async fn open_store(
             return Err(Error::ForeignBucket { store: store.store().location().to_owned(), owner: "Attic" });
         }
         Err(error @ dormer_blobs::Error::Refused { .. }) => return Err(error.into()),
-        Err(error) => warnings.push(format!(
-            "{} does not answer yet ({}); pushes and reads wait for it",
-            store.store().location(),
-            Error::chain_of(&error)
-        )),
+        Err(error) => {
+            answers = false;
+            warnings.push(format!(
+                "{} does not answer yet ({}); pushes and reads wait for it",
+                store.store().location(),
+                Error::chain_of(&error)
+            ));
+        }
     }
-    Ok(Arc::new(blobs))
+    if answers {
+        let claims = StoreClaims::new(store.store().clone());
+        own.prove(&claims, &store.store().location(), index).await?;
+        return Ok(Arc::new(blobs));
+    }
+    // Nothing is known of the store: its first answer has to be about its owner.
+    let claims = StoreClaims::new(blobs.store().clone());
+    let may_claim = own.may_claim && !own.was_claimed;
+    Ok(match own.id {
+        Some(id) => Arc::new(UnprovenBlobs::new(Arc::new(blobs), claims, id, may_claim)),
+        None => Arc::new(blobs),
+    })
+}
+
+/// For whom a store is opened.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum StoreRole {
+    /// A server whose first start is not over.
+    FirstStart,
+    /// A server that was started before.
+    Server,
+    /// A command beside a server. It claims no store.
+    Beside,
+}
+
+/// The installation's id, and what the database knows of its store.
+struct Ownership {
+    /// `None` beside a server of an older version, which gives the database no id.
+    id: Option<InstallationId>,
+    may_claim: bool,
+    /// Whether the database's store once carried the id.
+    was_claimed: bool,
+}
+
+impl Ownership {
+    async fn of(index: &dyn Index, role: StoreRole) -> Result<Self> {
+        let may_claim = role != StoreRole::Beside;
+        let id = if may_claim {
+            Some(installation_id_or_new(index).await?)
+        } else {
+            installation_id(index).await?
+        };
+        let was_claimed = index.find_setting(CLAIMED_SETTING).await?.is_some();
+        Ok(Self { id, may_claim, was_claimed })
+    }
+
+    /// Refuses a store that is not the database's own.
+    async fn prove(
+        &self,
+        claims: &StoreClaims,
+        store: &dyn std::fmt::Display,
+        index: &dyn Index,
+    ) -> Result<()> {
+        let Some(own) = self.id else { return Ok(()) };
+        let claim = if self.may_claim && !self.was_claimed {
+            claims.claim(own).await?
+        } else {
+            claims.check(own).await?
+        };
+        match claim {
+            Claim::Ours if self.may_claim && !self.was_claimed => {
+                index.create_setting(CLAIMED_SETTING, b"done").await?;
+                Ok(())
+            }
+            Claim::Ours => Ok(()),
+            Claim::Nobody if self.was_claimed => Err(Error::UnclaimedStore { store: store.to_string() }),
+            Claim::Nobody => Ok(()),
+            Claim::Foreign(other) => {
+                Err(dormer_blobs::Error::ForeignStore { store: store.to_string(), other: other.to_string() }
+                    .into())
+            }
+        }
+    }
+}
+
+/// The database's id, which its store carries too.
+pub(crate) const INSTALLATION_SETTING: &str = "installation-id";
+/// The database notes under this name that a store carried its id.
+const CLAIMED_SETTING: &str = "installation-claimed";
+
+fn read_id(bytes: &[u8]) -> Result<InstallationId> {
+    let what = || dormer_index::Error::Corrupt { table: "settings", what: INSTALLATION_SETTING.to_owned() };
+    Ok(InstallationId::from_bytes(bytes.try_into().map_err(|_| what())?))
+}
+
+/// The id of an installation; `None` before the first start of a version that knows ids.
+async fn installation_id(index: &dyn Index) -> Result<Option<InstallationId>> {
+    index.find_setting(INSTALLATION_SETTING).await?.map(|bytes| read_id(&bytes)).transpose()
+}
+
+/// Replicas that start at once agree on one: the first stays.
+async fn installation_id_or_new(index: &dyn Index) -> Result<InstallationId> {
+    match installation_id(index).await? {
+        Some(id) => Ok(id),
+        None => {
+            let new = InstallationId::random();
+            read_id(&index.create_setting(INSTALLATION_SETTING, new.as_bytes()).await?)
+        }
+    }
+}
+
+/// The claims of the store that the settings name, for a person's question: asked once.
+pub(crate) fn open_claims(settings: &Settings) -> Result<(StoreClaims, String)> {
+    let store = match &settings.remote_storage {
+        Some(remote) => Store::open(&remote.store, &CallPolicy::once())?,
+        None => Store::existing_folder(&settings.storage_path)?,
+    };
+    let location = match &settings.remote_storage {
+        Some(_) => store.location().to_owned(),
+        None => settings.storage_path.display().to_string(),
+    };
+    Ok((StoreClaims::new(store), location))
+}
+
+/// Makes the store of the settings this database's own. Returns where it is, the database's id, and
+/// the ids that the store carried before.
+pub(crate) async fn adopt_store(
+    settings: &Settings,
+    index: &dyn Index,
+) -> Result<(String, InstallationId, Vec<InstallationId>)> {
+    let (claims, location) = open_claims(settings)?;
+    let own = installation_id_or_new(index).await?;
+    let before = claims.adopt(own).await?;
+    index.create_setting(CLAIMED_SETTING, b"done").await?;
+    Ok((location, own, before))
 }
 
 /// Whether there are sound objects, and therefore packs. Looks at the first thousands of each

@@ -31,12 +31,81 @@ fn help_teaches() {
         "token create",
         "config show",
         "gc",
+        "backup",
+        "restore",
+        "adopt",
     ] {
         let words: Vec<&str> = command.split(' ').chain(["--help"]).collect();
         let help = home.run(&words);
         assert!(help.starts_with("exit code: 0"), "{help}");
         assert!(help.contains("Examples:") || command == "unuse", "{help}");
     }
+}
+
+/// What was there at the backup is there after the restoration, and nothing is overwritten.
+#[test]
+fn a_backup_is_made_beside_a_server_and_brings_its_caches_back() {
+    let mut home = TestHome::new();
+    let refused = home.run(&["backup", "early"]);
+    assert!(refused.contains("there is no installation here"), "{refused}");
+    home.serve();
+    home.login();
+    home.run(&["cache", "create", "before"]);
+    let made = home.run(&["backup", "backup.sqlite", "--json"]);
+    assert!(made.starts_with("exit code: 0") && made.contains(r#""objects":0"#), "{made}");
+    home.run(&["cache", "create", "after"]);
+    let again = home.run(&["backup", "backup.sqlite"]);
+    assert!(again.starts_with("exit code: 1") && again.contains("is there already"), "{again}");
+    let running = home.run(&["restore", "backup.sqlite"]);
+    assert!(running.starts_with("exit code: 1") && running.contains("is there already"), "{running}");
+    assert_eq!(home.stop(), Some(0));
+
+    fs::remove_file(home.path(".local/share/dormer/index.sqlite")).unwrap();
+    let restored = home.run(&["restore", "backup.sqlite"]);
+    assert!(restored.starts_with("exit code: 0") && restored.contains("--reconcile"), "{restored}");
+    home.serve();
+    home.login();
+    let caches = home.run(&["cache", "list"]);
+    assert!(caches.contains("before") && !caches.contains("after"), "{caches}");
+    assert_eq!(home.stop(), Some(0));
+
+    let postgres =
+        home.command(&["backup", "x"]).env("DORMER_DATABASE_URL", "postgresql://db/dormer").output();
+    let postgres = home.shown(&postgres.unwrap());
+    assert!(postgres.contains("pg_dump") && postgres.contains("OPERATING.md"), "{postgres}");
+}
+
+/// A server refuses the store of another database until a person says that they belong together.
+#[test]
+fn a_foreign_store_is_refused_until_it_is_adopted() {
+    let mut home = TestHome::new();
+    home.serve();
+    assert_eq!(home.stop(), Some(0));
+    let with_other_data = |arguments: &[&str]| {
+        let mut command = home.command(arguments);
+        command.env("DORMER_DATA_DIR", home.path("other")).env("DORMER_METRICS_LISTEN", "off");
+        command.env("DORMER_STORAGE_PATH", home.path(".local/share/dormer/storage"));
+        home.shown(&command.output().unwrap())
+    };
+    let refused = with_other_data(&["serve", "--listen", "127.0.0.1:0"]);
+    assert!(refused.starts_with("exit code: 1"), "{refused}");
+    assert!(
+        refused.contains("belongs to another installation") && refused.contains("dormer adopt"),
+        "{refused}"
+    );
+    let unasked = with_other_data(&["adopt"]);
+    assert!(unasked.starts_with("exit code: 2") && unasked.contains("--no-confirm"), "{unasked}");
+    let told = with_other_data(&["doctor"]);
+    assert!(told.contains("belongs to another installation"), "{told}");
+    let adopted = with_other_data(&["adopt", "--no-confirm", "--json"]);
+    assert!(adopted.starts_with("exit code: 0") && adopted.contains("store_adopted"), "{adopted}");
+    let told = with_other_data(&["doctor"]);
+    assert!(told.contains("carry the same id"), "{told}");
+    let first = home.run(&["serve", "--listen", "127.0.0.1:0"]);
+    assert!(
+        first.starts_with("exit code: 1") && first.contains("belongs to another installation"),
+        "{first}"
+    );
 }
 
 /// Beside a server, the server collects; without one, the command does.

@@ -14,13 +14,7 @@ const SUBJECT: &str = "database";
 
 /// Checks the database and its master key.
 pub(super) async fn check(settings: &Settings, clocks: &mut Clocks) -> Vec<Finding> {
-    let examined = match &settings.postgres {
-        Some(server) => {
-            PostgresIndex::examine(server.url.expose(), &server.options, MASTER_KEY_SETTING).await
-        }
-        None => SqliteIndex::examine(&settings.database_path, MASTER_KEY_SETTING).await,
-    };
-    let found = match examined {
+    let found = match examine(settings, MASTER_KEY_SETTING).await {
         Ok(found) => found,
         Err(error) => return vec![Finding::error(SUBJECT, &Error::from(error))],
     };
@@ -33,6 +27,14 @@ pub(super) async fn check(settings: &Settings, clocks: &mut Clocks) -> Vec<Findi
     }
     findings.extend(keys::check_master_key(settings, &found));
     findings
+}
+
+/// Looks at the database, and reads a named value.
+pub(super) async fn examine(settings: &Settings, setting: &str) -> dormer_index::Result<Examination> {
+    match &settings.postgres {
+        Some(server) => PostgresIndex::examine(server.url.expose(), &server.options, setting).await,
+        None => SqliteIndex::examine(&settings.database_path, setting).await,
+    }
 }
 
 fn describe(place: &str, found: &Examination) -> Vec<Finding> {

@@ -3,11 +3,12 @@
 
 use std::time::Duration;
 
-use dormer_blobs::StoreBlobs;
+use dormer_blobs::{Claim, InstallationId, StoreBlobs, StoreClaims};
 use dormer_stores::{CallPolicy, Probe, RemoteSettings, Right};
 
 use super::PROBE_TIMEOUT;
 use super::clock::Clocks;
+use super::database;
 use super::finding::Finding;
 use crate::error::Error;
 use crate::installation;
@@ -21,16 +22,39 @@ const REQUEST_TIMEOUT: Duration = PROBE_TIMEOUT;
 /// Checks the store. [`super::folder`] already checked a local store as a folder. Opening it here
 /// would remove files that a running server is writing.
 pub(super) async fn check(settings: &Settings, clocks: &mut Clocks) -> Vec<Finding> {
-    if let Some(remote) = &settings.remote_storage {
-        return check_remote(&remote.store, clocks).await;
-    }
-    let place = settings.storage_path.display();
-    match installation::refuse_foreign_folders(settings) {
-        Ok(()) => vec![Finding::ok(SUBJECT, format!("packs are kept in {place}"))],
-        Err(error @ Error::ForeignFolder { .. }) => vec![Finding::error(SUBJECT, &error)],
-        // The folder check already reported a folder that cannot be read.
-        Err(_) => Vec::new(),
-    }
+    let mut findings = if let Some(remote) = &settings.remote_storage {
+        check_remote(&remote.store, clocks).await
+    } else {
+        let place = settings.storage_path.display();
+        match installation::refuse_foreign_folders(settings) {
+            Ok(()) => vec![Finding::ok(SUBJECT, format!("packs are kept in {place}"))],
+            Err(error @ Error::ForeignFolder { .. }) => vec![Finding::error(SUBJECT, &error)],
+            // The folder check already reported a folder that cannot be read.
+            Err(_) => Vec::new(),
+        }
+    };
+    findings.extend(check_owner(settings).await);
+    findings
+}
+
+/// Checks whether store and database carry the same id. Says nothing where one of them cannot be
+/// read, which other checks report.
+async fn check_owner(settings: &Settings) -> Option<Finding> {
+    let found = database::examine(settings, installation::INSTALLATION_SETTING).await.ok()?;
+    let own = InstallationId::from_bytes(found.setting?.try_into().ok()?);
+    let (claims, store) = installation::open_claims(settings).ok()?;
+    owner_finding(store, own, &claims).await
+}
+
+async fn owner_finding(store: String, own: InstallationId, claims: &StoreClaims) -> Option<Finding> {
+    Some(match claims.check(own).await.ok()? {
+        Claim::Ours => Finding::ok(SUBJECT, "store and database carry the same id"),
+        Claim::Nobody => Finding::error(SUBJECT, &Error::UnclaimedStore { store }),
+        Claim::Foreign(other) => {
+            let error = dormer_blobs::Error::ForeignStore { store, other: other.to_string() };
+            Finding::error(SUBJECT, &error.into())
+        }
+    })
 }
 
 async fn check_remote(remote: &RemoteSettings, clocks: &mut Clocks) -> Vec<Finding> {
@@ -96,6 +120,20 @@ fn failure(right: Right, error: dormer_blobs::Error) -> Finding {
 mod tests {
     use super::super::finding::Status;
     use super::*;
+
+    #[tokio::test]
+    async fn a_store_of_another_installation_is_told() {
+        let [own, other] = [1, 2].map(|byte| InstallationId::from_bytes([byte; 16]));
+        let claims = StoreClaims::new(dormer_stores::Store::in_memory());
+        let look = async || owner_finding("s3://b".to_owned(), own, &claims).await.unwrap();
+        assert_eq!(look().await.status, Status::Fail, "no id");
+        claims.adopt(other).await.unwrap();
+        let foreign = look().await;
+        assert!(foreign.message.contains("another installation"), "{}", foreign.message);
+        assert!(foreign.advice.concat().contains("dormer adopt"));
+        claims.adopt(own).await.unwrap();
+        assert_eq!(look().await.status, Status::Ok);
+    }
 
     #[test]
     fn each_right_that_is_missing_is_told_with_its_name() {

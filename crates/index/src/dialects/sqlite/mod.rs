@@ -7,6 +7,7 @@
 //! - Every wait is bounded, and what may work later is told from what is a defect in one place
 //!   ([`session::failed`]).
 
+mod backup;
 mod examine;
 mod keys;
 #[cfg(test)]
@@ -15,6 +16,8 @@ mod open;
 mod session;
 #[cfg(test)]
 mod tests;
+
+pub use self::backup::DatabaseCopy;
 
 use std::fs::File;
 use std::path::{Path, PathBuf};

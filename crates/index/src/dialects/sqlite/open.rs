@@ -180,7 +180,7 @@ pub(super) async fn check_schema(connection: &mut SqliteConnection) -> Result<()
 }
 
 /// Newest schema that was applied, 0 for an empty database. Refuses one that is newer than we know.
-async fn found_version(connection: &mut SqliteConnection) -> Result<i64> {
+pub(super) async fn found_version(connection: &mut SqliteConnection) -> Result<i64> {
     const ATTEMPT: &str = "read the schema version";
     let exists = sqlx::query("SELECT 1 FROM sqlite_schema WHERE name = '_sqlx_migrations'")
         .fetch_optional(&mut *connection)
