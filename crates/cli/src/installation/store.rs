@@ -28,7 +28,7 @@ pub(super) async fn open_store(
     let Some(remote) = &settings.remote_storage else {
         let path = &settings.storage_path;
         let store = if was_started { LocalBlobs::open_existing(path) } else { LocalBlobs::open(path) }?;
-        own.prove(&StoreClaims::new(Store::folder(path)?), &path.display(), index).await?;
+        own.prove(&StoreClaims::new(Store::folder(path)?), &path.display().to_string(), index).await?;
         return Ok(Arc::new(store));
     };
     let policy = CallPolicy { retries: remote.retries.clone(), requests_max: Some(remote.requests_max) };
@@ -65,7 +65,7 @@ pub(super) async fn open_store(
     }
     if answers {
         let claims = StoreClaims::new(store.store().clone());
-        own.prove(&claims, &store.store().location(), index).await?;
+        own.prove(&claims, store.store().location(), index).await?;
         return Ok(Arc::new(blobs));
     }
     // Nothing is known of the store: its first answer has to be about its owner.
@@ -110,12 +110,7 @@ impl Ownership {
     }
 
     /// Refuses a store that is not the database's own.
-    async fn prove(
-        &self,
-        claims: &StoreClaims,
-        store: &dyn std::fmt::Display,
-        index: &dyn Index,
-    ) -> Result<()> {
+    async fn prove(&self, claims: &StoreClaims, store: &str, index: &dyn Index) -> Result<()> {
         let Some(own) = self.id else { return Ok(()) };
         let claim = if self.may_claim && !self.was_claimed {
             claims.claim(own).await?

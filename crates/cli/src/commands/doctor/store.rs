@@ -9,7 +9,7 @@ use dormer_stores::{CallPolicy, Probe, RemoteSettings, Right};
 use super::PROBE_TIMEOUT;
 use super::clock::Clocks;
 use super::database;
-use super::finding::Finding;
+use super::finding::{Finding, Status};
 use crate::error::Error;
 use crate::installation;
 use crate::settings::Settings;
@@ -33,7 +33,9 @@ pub(super) async fn check(settings: &Settings, clocks: &mut Clocks) -> Vec<Findi
             Err(_) => Vec::new(),
         }
     };
-    findings.extend(check_owner(settings).await);
+    if findings.iter().all(|finding| finding.status != Status::Fail) {
+        findings.extend(check_owner(settings).await);
+    }
     findings
 }
 
@@ -118,7 +120,6 @@ fn failure(right: Right, error: dormer_blobs::Error) -> Finding {
 
 #[cfg(test)]
 mod tests {
-    use super::super::finding::Status;
     use super::*;
 
     #[tokio::test]
