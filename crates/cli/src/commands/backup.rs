@@ -16,8 +16,8 @@ use crate::settings::units::{human_duration, human_size};
 /// Copy the database to a file, also while a server uses it
 ///
 /// For SQLite. The copy is the database as it was at one moment; it is checked and synced before it
-/// gets its name. An existing file is never overwritten. The packs are not in it: they never change,
-/// so copy them with any tool, after the database. Keep the master key apart from both.
+/// gets its name. An existing file is never overwritten. The packs are not in it: they never
+/// change, so copy them with any tool, after the database. Keep the master key apart from both.
 ///
 /// For PostgreSQL, use pg_dump (docs/OPERATING.md, "Backups").
 ///
