@@ -122,7 +122,7 @@ async fn vacuum_into(from: &Path, to: &Path) -> Result<()> {
         options.disable_statement_logging().connect().await.map_err(|error| failed(COPY, error))?;
     let copied = sqlx::query("VACUUM INTO $1").bind(to).execute(&mut connection).await;
     let closed = connection.close().await;
-    copied.and_then(|_| closed).map_err(|error| failed(COPY, error))
+    copied.and(closed).map_err(|error| failed(COPY, error))
 }
 
 /// Reads every page and index of a copy, and says what is in it.
