@@ -122,9 +122,8 @@ impl Ownership {
                 index.create_setting(CLAIMED_SETTING, b"done").await?;
                 Ok(())
             }
-            Claim::Ours => Ok(()),
             Claim::Nobody if self.was_claimed => Err(Error::UnclaimedStore { store: store.to_string() }),
-            Claim::Nobody => Ok(()),
+            Claim::Ours | Claim::Nobody => Ok(()),
             Claim::Foreign(other) => {
                 Err(dormer_blobs::Error::ForeignStore { store: store.to_string(), other: other.to_string() }
                     .into())
@@ -150,13 +149,11 @@ async fn installation_id(index: &dyn Index) -> Result<Option<InstallationId>> {
 
 /// Replicas that start at once agree on one: the first stays.
 async fn installation_id_or_new(index: &dyn Index) -> Result<InstallationId> {
-    match installation_id(index).await? {
-        Some(id) => Ok(id),
-        None => {
-            let new = InstallationId::random();
-            read_id(&index.create_setting(INSTALLATION_SETTING, new.as_bytes()).await?)
-        }
+    if let Some(id) = installation_id(index).await? {
+        return Ok(id);
     }
+    let new = InstallationId::random();
+    read_id(&index.create_setting(INSTALLATION_SETTING, new.as_bytes()).await?)
 }
 
 /// The claims of the store that the settings name, for a person's question: asked once.
