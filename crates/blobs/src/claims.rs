@@ -264,7 +264,7 @@ mod tests {
                 let own = [A, B][process];
                 match steps[process] {
                     0 | 2 if seen[process] == Claim::Nobody => {
-                        seen[process] = claims.check(own).await.unwrap()
+                        seen[process] = claims.check(own).await.unwrap();
                     }
                     1 if seen[process] == Claim::Nobody => claims.write(own).await.unwrap(),
                     _ => {}
