@@ -72,32 +72,37 @@ async fn copy(from: &Path, to: &Path, is_restored: bool) -> Result<DatabaseCopy>
     refuse_existing(to)?;
     let partial = open::beside(to, ".partial");
     remove_if_there(&partial)?;
-    vacuum_into(from, &partial).await?;
-    let checked = check(&partial, is_restored).await;
-    let named = checked.and_then(|checked| {
-        let in_place = || -> io::Result<u64> {
-            let file = File::open(&partial)?;
-            file.sync_all()?;
-            let bytes = file.metadata()?.len();
-            // Unlike a rename, a link replaces nothing.
-            match fs::hard_link(&partial, to) {
-                Ok(()) => fs::remove_file(&partial)?,
-                Err(error) if error.kind() == ErrorKind::AlreadyExists => return Err(error),
-                // Some file systems have no links.
-                Err(_) => fs::rename(&partial, to)?,
-            }
-            let folder = to.parent().filter(|folder| !folder.as_os_str().is_empty());
-            File::open(folder.unwrap_or(Path::new(".")))?.sync_all()?;
-            Ok(bytes)
-        };
-        let bytes = in_place().map_err(|error| failed(COPY, error.into()))?;
-        Ok(DatabaseCopy { bytes, ..checked })
-    });
-    if named.is_err() {
+    let copied = match vacuum_into(from, &partial).await {
+        Ok(()) => check_and_name(&partial, to, is_restored).await,
+        Err(error) => Err(error),
+    };
+    if copied.is_err() {
         // The failure itself is what matters; the next copy replaces the file.
         drop(fs::remove_file(&partial));
     }
-    named
+    copied
+}
+
+/// Gives a copy its name, once it was checked and synced.
+async fn check_and_name(partial: &Path, to: &Path, is_restored: bool) -> Result<DatabaseCopy> {
+    let checked = check(partial, is_restored).await?;
+    let name = || -> io::Result<u64> {
+        let file = File::open(partial)?;
+        file.sync_all()?;
+        let bytes = file.metadata()?.len();
+        // Unlike a rename, a link replaces nothing.
+        match fs::hard_link(partial, to) {
+            Ok(()) => fs::remove_file(partial)?,
+            Err(error) if error.kind() == ErrorKind::AlreadyExists => return Err(error),
+            // Some file systems have no links.
+            Err(_) => fs::rename(partial, to)?,
+        }
+        let folder = to.parent().filter(|folder| !folder.as_os_str().is_empty());
+        File::open(folder.unwrap_or(Path::new(".")))?.sync_all()?;
+        Ok(bytes)
+    };
+    let bytes = name().map_err(|error| failed(COPY, error.into()))?;
+    Ok(DatabaseCopy { bytes, ..checked })
 }
 
 fn refuse_existing(path: &Path) -> Result<()> {
@@ -180,6 +185,7 @@ mod tests {
             Err(Error::Locked { .. } | Error::FileExists { .. })
         ));
         index.close().await.unwrap();
+        drop(index);
         assert!(matches!(SqliteIndex::restore(&backup, &path).await, Err(Error::FileExists { .. })));
 
         assert_eq!(SqliteIndex::restore(&backup, &restored).await.unwrap().schema, copy.schema);
