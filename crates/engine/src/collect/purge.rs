@@ -34,6 +34,9 @@ const PURGES_MAX: u32 = 256;
 /// condemned packs back.
 const ROUNDS_MAX: usize = 4;
 
+/// Runs of chunks, most of them short, that are looked up between two pauses.
+const PAUSE_PAGES: usize = 64;
+
 /// Rows of chunks read at once.
 const PAGE_CHUNKS: u32 = 4_096;
 
@@ -126,17 +129,24 @@ impl Collector {
         chunks: &RoaringTreemap,
     ) -> Result<BTreeSet<PackNumber>> {
         let mut packs = BTreeSet::new();
+        let (mut begun, mut pages) = (Instant::now(), 0);
         for run in purges.iter().flat_map(|purge| &purge.runs) {
             let mut after = None;
             loop {
-                let begun = Instant::now();
                 let page = self.index.find_places(run, after, PAGE_CHUNKS).await?;
-                let Some((last, _)) = page.last() else { break };
-                after = Some(*last);
                 packs.extend(page.iter().filter(|(chunk, _)| chunks.contains(*chunk)).map(|(_, pack)| *pack));
-                turn.step(begun, 8, 0, 0).await?;
+                pages += 1;
+                if pages % PAUSE_PAGES == 0 {
+                    turn.step(begun, 8, 0, 0).await?;
+                    begun = Instant::now();
+                }
+                match page.last() {
+                    Some((last, _)) if page.len() == PAGE_CHUNKS as usize => after = Some(*last),
+                    _ => break,
+                }
             }
         }
+        turn.step(begun, 8, 0, 0).await?;
         Ok(packs)
     }
 

@@ -177,7 +177,13 @@ impl Process {
     /// The bytes of a NAR, if the cache serves it.
     pub(crate) async fn read(&self, nar: &[u8]) -> Option<Vec<u8>> {
         let cache = self.cache().await;
-        let bytes = served(&self.engine, &cache, nar, None).await.expect(ANSWERS);
+        let mut bytes = served(&self.engine, &cache, nar, None).await;
+        if let Err(dormer_engine::Error::Reencoded { .. }) = bytes {
+            // The engine remembers places for 1.5 s, in which the time of these tests passes by
+            // days. Clients repeat such a read.
+            bytes = served(&self.engine, &cache, nar, None).await;
+        }
+        let bytes = bytes.expect(ANSWERS);
         bytes.map(|bytes| decompress(&bytes))
     }
 
@@ -723,7 +729,7 @@ async fn a_compaction_that_moves_changed_chunks_is_caught() {
 /// A second collector runs from beginning to end before a call of the first, which does not know.
 #[tokio::test]
 async fn two_collectors_at_once_lose_nothing() {
-    for at in 0.. {
+    for at in (0..).step_by(if is_long() { 1 } else { 3 }) {
         let when = format!("a collection before call {at}");
         let lab = Lab::new(false);
         let alive = prepare(&lab).await;
@@ -896,11 +902,21 @@ async fn race(
     Some(())
 }
 
+fn is_long() -> bool {
+    std::env::var_os("DORMER_TEST_LONG").is_some()
+}
+
 async fn races_lose_nothing(on_postgres: bool, racer: Racer) {
     let mut races = Races::default();
     // A database for each call takes its time.
-    let all = !on_postgres || std::env::var_os("DORMER_TEST_LONG").is_some();
-    for at in (0..).step_by(if all { 1 } else { 4 }) {
+    let all = !on_postgres || is_long();
+    let has_many = [Racer::CommitsCompacted, Racer::CommitsPurged].contains(&racer);
+    let step = match (all, on_postgres) {
+        (true, true) => 1,
+        (true, false) => 1 + 2 * usize::from(has_many && !is_long()),
+        (false, _) => 4 + 4 * usize::from(has_many),
+    };
+    for at in (0..).step_by(step) {
         let faults = Faults::crash_at(NEVER, false);
         if race(on_postgres, racer, at, faults, &mut races).await.is_none() {
             assert!(at > 20, "the collections have only {at} calls");
