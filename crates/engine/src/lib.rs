@@ -50,7 +50,10 @@ use crate::use_recorder::UseRecorder;
 
 pub use caches::{CreateCache, KeyChange, UpdateCache};
 pub use clock::{Clock, SystemClock};
-pub use collect::{CollectMetrics, CollectSettings, CollectionPlan, CollectionReport, Collector, PackTotals};
+pub use collect::{
+    CollectMetrics, CollectSettings, CollectionPlan, CollectionReport, Collector, CompactionTotals,
+    PackTotals,
+};
 pub use cpu::CpuPool;
 pub use error::{Error, ErrorClass, Result};
 pub use ingest::{Deduplication, Ingest, IngestRequest, Ingested};

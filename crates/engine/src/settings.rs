@@ -56,6 +56,7 @@ impl EngineSettings {
     pub fn memory_bytes_max(&self) -> u64 {
         self.upload_memory_bytes_max
             + crate::packer::PACKER_BYTES_MAX
+            + crate::collect::COMPACTION_BYTES_MAX
             + self.read_memory_bytes
             + 2 * crate::REMEMBERED_BYTES
     }

@@ -199,7 +199,7 @@ where
         collections_are_opened_when_due_and_once, what_names_a_nar_is_told_with_its_chunks, graces_and_aliases_end,
         only_nars_without_a_name_are_deleted, racing_names_and_deletions_agree, a_condemned_pack_is_not_reused,
         removed_packs_are_doomed_and_moved_chunks_stay, packs_without_a_row_are_doomed_later,
-        racing_commits_and_condemnations_agree,
+        racing_commits_and_condemnations_agree, chunks_move_only_from_where_they_were_read,
     }
 }
 

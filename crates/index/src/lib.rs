@@ -36,7 +36,10 @@ mod topics;
 mod waiting_count;
 
 pub use changes::{Change, Changes};
-pub use collect::{CollectIndex, LastCollection, MarkedNar, PackRow, PacksRemoved, StampLimits};
+pub use collect::{
+    ChunkMove, CollectIndex, CompactedPack, LastCollection, MarkedNar, PackRow, PackedChunk, PacksRemoved,
+    StampLimits,
+};
 pub use contract::*;
 pub use dialects::postgres::{Postgres, PostgresIndex, PostgresOptions};
 pub use dialects::sqlite::{Sqlite, SqliteIndex, SqliteOptions};

@@ -44,6 +44,8 @@ pub enum Lie {
     StampsIgnored,
     /// The collector marks no chunk of a NAR that only a grace names (breaks invariant 2).
     GracesForgotten,
+    /// A compaction moves chunks whose rows have changed since it read them (breaks invariant 1).
+    MovesUnchecked,
 }
 
 /// The script of one run. All wrappers of the run share it.

@@ -9,8 +9,8 @@ use async_trait::async_trait;
 use dormer_blobs::{BlobKey, Blobs};
 use dormer_format::PackId;
 use dormer_index::{
-    CollectIndex, Error as IndexError, JobId, JobLease, LastCollection, MarkedNar, NarId, PackNumber,
-    PackRow, PacksRemoved, Result, StampLimits, UnixSeconds,
+    ChunkMove, CollectIndex, CompactedPack, Error as IndexError, JobId, JobLease, LastCollection, MarkedNar,
+    NarId, PackNumber, PackRow, PackedChunk, PacksRemoved, Result, StampLimits, UnixSeconds,
 };
 use futures::future::BoxFuture;
 
@@ -89,6 +89,18 @@ impl FaultCollect {
         }
     }
 
+    /// Says of chunks that they were read where they lie now, so that no check finds a change.
+    async fn pretend_unchanged(&self, chunks: &mut [ChunkMove]) -> Result<()> {
+        for pack in self.inner.page_packs(PackNumber(0), u32::MAX >> 1).await? {
+            for PackedChunk { row, .. } in self.inner.pack_chunks(pack.number, None, u32::MAX >> 1).await? {
+                for chunk in chunks.iter_mut().filter(|chunk| chunk.number == row.number) {
+                    (chunk.from, chunk.from_offset, chunk.checksum) = (row.pack, row.offset, row.checksum);
+                }
+            }
+        }
+        Ok(())
+    }
+
     /// Deletes the objects of packs whose rows are there.
     async fn delete_objects_of(&self, packs: &[PackNumber]) -> Result<()> {
         for row in self.inner.page_packs(PackNumber(0), u32::MAX >> 1).await? {
@@ -165,6 +177,31 @@ impl CollectIndex for FaultCollect {
     }
     async fn count_chunks(&self, packs: &[PackNumber]) -> Result<u64> {
         read_step!(self, self.inner.count_chunks(packs))
+    }
+    async fn pack_chunks(
+        &self,
+        pack: PackNumber,
+        after: Option<u64>,
+        limit: u32,
+    ) -> Result<Vec<PackedChunk>> {
+        read_step!(self, self.inner.pack_chunks(pack, after, limit))
+    }
+    async fn move_chunks(
+        &self,
+        pack: &CompactedPack,
+        at: UnixSeconds,
+        doomed_after: UnixSeconds,
+    ) -> Result<Vec<u64>> {
+        if self.faults.lies(Lie::MovesUnchecked) {
+            self.begin_call().await;
+            let mut pack = pack.clone();
+            self.pretend_unchanged(&mut pack.chunks).await?;
+            return self.inner.move_chunks(&pack, at, doomed_after).await;
+        }
+        write_step!(self, self.inner.move_chunks(pack, at, doomed_after))
+    }
+    async fn mark_chunks_damaged(&self, chunks: &[u64], at: UnixSeconds) -> Result<()> {
+        write_step!(self, self.inner.mark_chunks_damaged(chunks, at))
     }
     async fn condemn_packs(
         &self,

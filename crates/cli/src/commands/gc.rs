@@ -3,7 +3,9 @@
 use std::time::Duration;
 
 use clap::Args;
-use dormer_engine::{Clock as _, CollectionPlan, CollectionReport, PackTotals, SystemClock};
+use dormer_engine::{
+    Clock as _, CollectionPlan, CollectionReport, CompactionTotals, PackTotals, SystemClock,
+};
 use dormer_index::{JobId, JobKind};
 use serde_json::json;
 
@@ -18,6 +20,9 @@ use crate::settings::{Settings, units::human_size};
 /// A collection removes NARs that no path, grace or upload names, and condemns packs that hold
 /// nothing else. A condemned pack is deleted by a later collection, after the longest upload that
 /// the server allows. A server collects by itself every `garbage-collection.interval`.
+///
+/// A collection also compacts: it writes what is needed of packs that are less than half alive, and
+/// small packs, into new packs. The old ones are condemned. One collection writes 4 GiB at most.
 ///
 /// On SQLite, a running server does the work and this command waits for it. Without a server, and
 /// on PostgreSQL, this command does the work itself. The plan reads only, also beside a server.
@@ -105,12 +110,25 @@ fn packs(totals: &PackTotals) -> String {
     format!("{packs} packs, {}, {chunks} chunks", human_size(*bytes))
 }
 
+fn compaction(totals: &CompactionTotals) -> String {
+    format!(
+        "{} packs, {}; {} read and {} written into {} packs by {} requests",
+        totals.packs,
+        human_size(totals.bytes),
+        human_size(totals.bytes_read),
+        human_size(totals.bytes_written),
+        totals.packs_written,
+        totals.requests
+    )
+}
+
 fn plan_lines(plan: &CollectionPlan) -> Vec<String> {
     vec![
         format!("NARs to remove: {}, {} uncompressed", plan.nars, human_size(plan.nar_bytes)),
         format!("to condemn: {}", packs(&plan.condemn)),
         format!("condemned, waiting for the longest upload: {}", packs(&plan.wait)),
         format!("to free: {}", packs(&plan.remove)),
+        format!("to compact: {}", compaction(&plan.compact)),
     ]
 }
 
@@ -120,6 +138,7 @@ fn report_lines(report: &CollectionReport) -> Vec<String> {
         format!("condemned: {}", packs(&report.condemned)),
         format!("condemned before, waiting for the longest upload: {}", packs(&report.waiting)),
         format!("freed: {}", packs(&report.removed)),
+        format!("compacted: {}", compaction(&report.compacted)),
     ];
     if report.strays_found > 0 {
         lines.push(format!("packs without a row, to be deleted later: {}", report.strays_found));
@@ -138,9 +157,23 @@ mod tests {
         let lines = plan_lines(&plan);
         assert_eq!(lines[0], "NARs to remove: 5, 1.0 MiB uncompressed");
         assert_eq!(lines[1], "to condemn: 2 packs, 3.0 MiB, 40 chunks");
+        let compact = CompactionTotals {
+            packs: 3,
+            bytes: 60 << 20,
+            packs_written: 2,
+            chunks: 400,
+            bytes_read: 30 << 20,
+            bytes_written: 24 << 20,
+            requests: 11,
+        };
+        let lines = plan_lines(&CollectionPlan { compact, ..plan });
+        assert_eq!(
+            lines[4],
+            "to compact: 3 packs, 60 MiB; 30 MiB read and 24 MiB written into 2 packs by 11 requests"
+        );
         let report = CollectionReport { removed: totals, strays_found: 1, ..Default::default() };
         let lines = report_lines(&report);
         assert_eq!(lines[3], "freed: 2 packs, 3.0 MiB, 40 chunks");
-        assert_eq!(lines[4], "packs without a row, to be deleted later: 1");
+        assert_eq!(lines[5], "packs without a row, to be deleted later: 1");
     }
 }

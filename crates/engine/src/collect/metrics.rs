@@ -19,6 +19,7 @@ pub struct CollectMetrics {
     packs: IntCounterVec,
     bytes: IntCounter,
     chunks: IntCounter,
+    compacted_bytes: IntCounterVec,
     delete_failures: IntCounter,
     waiting_bytes: IntGauge,
     seconds: IntGauge,
@@ -38,6 +39,11 @@ impl CollectMetrics {
             packs: counters("dormer_gc_packs_total", "Packs that collections condemned or removed", "what"),
             bytes: counter("dormer_gc_freed_bytes_total", "Bytes of the packs that were removed"),
             chunks: counter("dormer_gc_chunks_removed_total", "Chunk rows that went with their packs"),
+            compacted_bytes: counters(
+                "dormer_gc_compacted_bytes_total",
+                "Bytes that compactions read from old packs and wrote into new ones",
+                "what",
+            ),
             delete_failures: counter(
                 "dormer_gc_delete_failures_total",
                 "Packs that the store did not delete; a later collection tries again",
@@ -55,8 +61,11 @@ impl CollectMetrics {
         for outcome in ["done", "failed"] {
             metrics.runs.with_label_values(&[outcome]);
         }
-        for what in ["condemned", "removed", "stray"] {
+        for what in ["condemned", "removed", "stray", "compacted"] {
             metrics.packs.with_label_values(&[what]);
+        }
+        for what in ["read", "written"] {
+            metrics.compacted_bytes.with_label_values(&[what]);
         }
         metrics
     }
@@ -75,10 +84,16 @@ impl CollectMetrics {
             ("condemned", report.condemned.packs),
             ("removed", report.removed.packs),
             ("stray", report.strays_found),
+            ("compacted", report.compacted.packs),
         ] {
             self.packs.with_label_values(&[what]).inc_by(packs);
         }
-        self.waiting_bytes.set(gauge_value(report.waiting.bytes + report.condemned.bytes));
+        let compacted = &report.compacted;
+        for (what, bytes) in [("read", compacted.bytes_read), ("written", compacted.bytes_written)] {
+            self.compacted_bytes.with_label_values(&[what]).inc_by(bytes);
+        }
+        let waiting = report.waiting.bytes + report.condemned.bytes + compacted.bytes;
+        self.waiting_bytes.set(gauge_value(waiting));
         self.succeeded_at.set(now);
     }
 
@@ -86,13 +101,14 @@ impl CollectMetrics {
         self.delete_failures.inc();
     }
 
-    fn all(&self) -> [&dyn MetricSource; 9] {
+    fn all(&self) -> [&dyn MetricSource; 10] {
         [
             &self.runs,
             &self.nars,
             &self.packs,
             &self.bytes,
             &self.chunks,
+            &self.compacted_bytes,
             &self.delete_failures,
             &self.waiting_bytes,
             &self.seconds,

@@ -6,7 +6,7 @@
 //! 3. Mark: read all NARs in pages. Those without a name are removed; the chunks of all others join
 //!    a bitmap. It takes at most two bytes for a chunk, so 20 million chunks take 40 MB.
 //! 4. Judge each pack ([`plan::PackVerdict`]): condemn it, wait, or remove its row and then its
-//!    object.
+//!    object. Packs that are less than half alive and small packs are compacted ([`compact`]).
 //! 5. Now and then, list the store and note the packs without a row.
 //!
 //! docs/STORAGE.md argues why no order of these steps and those of uploads loses a live chunk.
@@ -19,6 +19,7 @@
 //! - Marks live in memory: a process that takes over a run begins again. What was freed stays
 //!   freed.
 
+mod compact;
 mod metrics;
 mod plan;
 
@@ -29,12 +30,12 @@ use dormer_blobs::{BlobKey, Blobs};
 use dormer_format::PackId;
 use dormer_index::{CollectIndex, JobIndex, JobKind, JobLease, NarId, PackNumber, PackRow, UnixSeconds};
 use dormer_nix::with_causes;
-use roaring::RoaringTreemap;
 use serde::{Deserialize, Serialize};
 
+pub(crate) use self::compact::COMPACTION_BYTES_MAX;
 pub use self::metrics::CollectMetrics;
-pub use self::plan::PackTotals;
-use self::plan::{Marks, PackLimits, PackVerdict, stray_seconds};
+pub use self::plan::{CompactionTotals, PackTotals};
+use self::plan::{Live, Marks, PackLimits, PackVerdict, Rewrite, RewriteGroup, RewriteGroups, stray_seconds};
 use crate::jobs::pause_after;
 use crate::{Clock, Result};
 
@@ -105,10 +106,13 @@ pub struct CollectionPlan {
     pub wait: PackTotals,
     /// Packs that would be removed.
     pub remove: PackTotals,
+    /// Packs that would be compacted, and what that costs.
+    pub compact: CompactionTotals,
 }
 
 /// What a collection did.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
 pub struct CollectionReport {
     /// Graces that were over.
     pub graces: u64,
@@ -128,6 +132,8 @@ pub struct CollectionReport {
     pub objects_deleted: u64,
     /// Packs without a row that a listing found first. A later collection deletes them.
     pub strays_found: u64,
+    /// Packs that were compacted and condemned, and what that cost.
+    pub compacted: CompactionTotals,
 }
 
 /// Frees what nothing needs.
@@ -161,6 +167,11 @@ impl Turn<'_> {
         }
         tokio::time::sleep(pause_after(took)).await;
         Ok(())
+    }
+
+    /// Renews the lease in the middle of a step, if that is due.
+    async fn keep(&mut self) -> Result<()> {
+        if self.renewed.elapsed() >= RENEW_AFTER { self.renew(5, 0).await } else { Ok(()) }
     }
 
     async fn renew(&mut self, phase: u8, place: i64) -> Result<()> {
@@ -244,11 +255,15 @@ impl Collector {
         }
         let live = self.live_packs(marks, None).await?;
         let mut after = PackNumber(0);
+        let mut groups = RewriteGroups::default();
         loop {
             let page = self.index.page_packs(after, PAGE_ROWS).await?;
             let Some(last) = page.last() else { break };
             after = last.number;
             let judged = Judged::new(&page, &live, &limits);
+            for group in self.gather_rewrites(&mut groups, &page, &live, &limits).await? {
+                self.plan_group(&group, &live, &mut plan.compact).await?;
+            }
             for (packs, totals) in [
                 (&judged.condemn, &mut plan.condemn),
                 (&judged.wait, &mut plan.wait),
@@ -257,7 +272,33 @@ impl Collector {
                 self.count(packs, totals).await?;
             }
         }
+        for group in groups.rest() {
+            self.plan_group(&group, &live, &mut plan.compact).await?;
+        }
         Ok(plan)
+    }
+
+    /// Adds the packs of a page that are to be rewritten to their groups; returns the groups that
+    /// are full.
+    async fn gather_rewrites(
+        &self,
+        groups: &mut RewriteGroups,
+        page: &[PackRow],
+        live: &Live,
+        limits: &PackLimits,
+    ) -> Result<Vec<RewriteGroup>> {
+        let mut full = Vec::new();
+        for pack in page {
+            let in_pack = live.in_pack(pack.number);
+            let chunks = match pack.chunks {
+                Some(chunks) => chunks,
+                None => self.index.count_chunks(&[pack.number]).await?,
+            };
+            if let Some(why) = Rewrite::new(pack, in_pack, chunks, limits) {
+                full.extend(groups.add(why, *pack, in_pack, chunks));
+            }
+        }
+        Ok(full)
     }
 
     /// Runs a collection under the lease of its job, to the end.
@@ -358,13 +399,13 @@ impl Collector {
         }
     }
 
-    /// The packs that hold a marked chunk.
-    async fn live_packs(&self, mut marks: Marks, mut turn: Option<&mut Turn<'_>>) -> Result<RoaringTreemap> {
+    /// The marked chunks, by the packs that hold them.
+    async fn live_packs(&self, mut marks: Marks, mut turn: Option<&mut Turn<'_>>) -> Result<Live> {
         let mut after = 0;
         loop {
             let begun = Instant::now();
             let page = self.index.moved_chunks(after, PAGE_ROWS).await?;
-            let Some((last, _)) = page.last() else { return Ok(marks.into_packs()) };
+            let Some((last, _)) = page.last() else { return Ok(marks.into_live()) };
             after = *last;
             for (chunk, pack) in page {
                 marks.note_moved(chunk, pack);
@@ -378,15 +419,16 @@ impl Collector {
     async fn judge_packs(
         &self,
         turn: &mut Turn<'_>,
-        live: &RoaringTreemap,
+        live: &Live,
         limits: &PackLimits,
         report: &mut CollectionReport,
     ) -> Result<()> {
         let mut after = PackNumber(0);
+        let mut groups = RewriteGroups::default();
         loop {
             let begun = Instant::now();
             let page = self.index.page_packs(after, PAGE_ROWS).await?;
-            let Some(last) = page.last() else { return Ok(()) };
+            let Some(last) = page.last() else { break };
             after = last.number;
             let judged = Judged::new(&page, live, limits);
             self.count(&judged.wait, &mut report.waiting).await?;
@@ -413,7 +455,28 @@ impl Collector {
                 report.removed.chunks += removed.chunks;
                 turn.step(begun, 5, after.0, removed.packs.len() as u64 + removed.chunks).await?;
             }
+            for group in self.gather_rewrites(&mut groups, &page, live, limits).await? {
+                self.compact_if_room(turn, &group, live, limits, report).await?;
+            }
         }
+        for group in groups.rest() {
+            self.compact_if_room(turn, &group, live, limits, report).await?;
+        }
+        Ok(())
+    }
+
+    async fn compact_if_room(
+        &self,
+        turn: &mut Turn<'_>,
+        group: &RewriteGroup,
+        live: &Live,
+        limits: &PackLimits,
+        report: &mut CollectionReport,
+    ) -> Result<()> {
+        if Self::is_compaction_over(report) {
+            return Ok(());
+        }
+        self.compact_group(turn, group, live, limits, report).await
     }
 
     /// Deletes the objects of doomed packs. One that cannot be deleted stays on the list for the
@@ -455,7 +518,16 @@ impl Collector {
         }
         turn.renew(7, 0).await?;
         // The listing first, the rows second: the listing lacks a pack that is stored meanwhile.
-        let listed = match self.blobs.list().await {
+        let listing = self.blobs.list();
+        tokio::pin!(listing);
+        // A listing of a large bucket takes longer than the lease lasts.
+        let listed = loop {
+            tokio::select! {
+                listed = &mut listing => break listed,
+                () = tokio::time::sleep(RENEW_AFTER) => turn.renew(7, 0).await?,
+            }
+        };
+        let listed = match listed {
             Ok(listed) => listed,
             // All else of the run is done, and a later run lists again.
             Err(error) => {
@@ -514,10 +586,10 @@ struct Judged {
 }
 
 impl Judged {
-    fn new(page: &[PackRow], live: &RoaringTreemap, limits: &PackLimits) -> Self {
+    fn new(page: &[PackRow], live: &Live, limits: &PackLimits) -> Self {
         let mut judged = Self::default();
         for pack in page {
-            let is_live = live.contains(pack.number.0.unsigned_abs());
+            let is_live = live.in_pack(pack.number) > 0;
             match PackVerdict::new(pack, is_live, limits) {
                 PackVerdict::Keep => continue,
                 PackVerdict::Condemn => &mut judged.condemn,

@@ -1,6 +1,9 @@
 //! What a collection does with each pack: a pure function of rows, marks and times.
 
-use dormer_index::{PackNumber, PackRow, StampLimits, UnixSeconds};
+use std::collections::HashMap;
+use std::ops::Range;
+
+use dormer_index::{ChunkRow, PackNumber, PackRow, StampLimits, UnixSeconds};
 use roaring::RoaringTreemap;
 use serde::{Deserialize, Serialize};
 
@@ -79,7 +82,8 @@ impl PackVerdict {
 #[derive(Debug, Default)]
 pub(crate) struct Marks {
     chunks: RoaringTreemap,
-    packs: RoaringTreemap,
+    /// By pack: how many more marked chunks it holds than their numbers tell, or fewer.
+    moved: HashMap<u64, i64>,
 }
 
 impl Marks {
@@ -91,16 +95,185 @@ impl Marks {
 
     /// Says that a chunk lies in another pack than its number tells.
     pub(crate) fn note_moved(&mut self, chunk: u64, pack: PackNumber) {
-        if self.chunks.remove(chunk) {
-            self.packs.insert(pack.0.unsigned_abs());
+        if self.chunks.contains(chunk) {
+            *self.moved.entry(chunk / PACK_CHUNKS).or_default() -= 1;
+            *self.moved.entry(pack.0.unsigned_abs()).or_default() += 1;
         }
     }
 
-    /// The packs that hold a marked chunk. All moved chunks were noted before.
-    pub(crate) fn into_packs(self) -> RoaringTreemap {
-        let Self { chunks, mut packs } = self;
-        packs.extend(chunks.iter().map(|chunk| chunk / PACK_CHUNKS));
-        packs
+    /// Counts the marked chunks of each pack. All moved chunks were noted before.
+    pub(crate) fn into_live(self) -> Live {
+        let Self { chunks, moved: mut packs } = self;
+        let (mut pack, mut count) = (0, 0);
+        for chunk in &chunks {
+            let home = chunk / PACK_CHUNKS;
+            if home != pack {
+                *packs.entry(pack).or_default() += count;
+                (pack, count) = (home, 0);
+            }
+            count += 1;
+        }
+        *packs.entry(pack).or_default() += count;
+        packs.retain(|_, count| *count > 0);
+        Live { chunks, packs }
+    }
+}
+
+/// What NARs need: the chunks, and how many of them each pack holds.
+#[derive(Debug)]
+pub(crate) struct Live {
+    chunks: RoaringTreemap,
+    packs: HashMap<u64, i64>,
+}
+
+impl Live {
+    /// Whether a NAR needs the chunk.
+    pub(crate) fn has_chunk(&self, number: u64) -> bool {
+        self.chunks.contains(number)
+    }
+
+    /// Chunks of a pack that NARs need.
+    pub(crate) fn in_pack(&self, pack: PackNumber) -> u64 {
+        self.packs.get(&pack.0.unsigned_abs()).map_or(0, |count| count.unsigned_abs())
+    }
+}
+
+/// Why a pack is rewritten.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Rewrite {
+    /// Fewer than half of its chunks are live.
+    HalfDead,
+    /// It is small, and of this size class; it joins others of the class.
+    Small(usize),
+}
+
+/// Bytes below which a pack belongs to each size class of small packs. A merge makes packs of the
+/// next class or larger ones, so a byte is merged three times at most.
+const SMALL_BYTES: [u64; 3] = [32 << 10, 256 << 10, 2 << 20];
+
+/// The least packs that a merge makes one of.
+pub(crate) const MERGE_PACKS_MIN: usize = 8;
+
+impl Rewrite {
+    /// Whether a pack that stays is rewritten, when so many of its `chunks` are live.
+    pub(crate) fn new(pack: &PackRow, live: u64, chunks: u64, limits: &PackLimits) -> Option<Self> {
+        // What is young may hold chunks of uploads that no NAR needs yet.
+        if live == 0 || pack.condemned_at.is_some() || pack.created_at >= limits.stamps.created_before {
+            return None;
+        }
+        if live * 2 < chunks {
+            return Some(Self::HalfDead);
+        }
+        SMALL_BYTES.iter().position(|bytes| pack.size < *bytes).map(Self::Small)
+    }
+}
+
+/// Packs that are rewritten together.
+#[derive(Debug, Default)]
+pub(crate) struct RewriteGroup {
+    pub(crate) packs: Vec<PackRow>,
+    /// About the bytes that stay.
+    bytes: u64,
+}
+
+/// Most packs that are rewritten together: as many are read, each with one request or more.
+const GROUP_PACKS_MAX: usize = 256;
+
+/// The packs to rewrite, gathered until a new pack is full: those of each size class, and those
+/// that are half dead.
+#[derive(Debug, Default)]
+pub(crate) struct RewriteGroups {
+    half_dead: RewriteGroup,
+    small: [RewriteGroup; SMALL_BYTES.len()],
+}
+
+impl RewriteGroups {
+    /// Adds a pack; returns a group that is full with it.
+    pub(crate) fn add(
+        &mut self,
+        why: Rewrite,
+        pack: PackRow,
+        live: u64,
+        chunks: u64,
+    ) -> Option<RewriteGroup> {
+        let group = match why {
+            Rewrite::HalfDead => &mut self.half_dead,
+            Rewrite::Small(class) => &mut self.small[class],
+        };
+        group.bytes += pack.size * live / chunks.max(1);
+        group.packs.push(pack);
+        let is_full = group.bytes >= REWRITE_BYTES_MAX || group.packs.len() >= GROUP_PACKS_MAX;
+        is_full.then(|| std::mem::take(group))
+    }
+
+    /// The groups that are worth a new pack although it is not full.
+    pub(crate) fn rest(self) -> Vec<RewriteGroup> {
+        let merges = self.small.into_iter().filter(|group| group.packs.len() >= MERGE_PACKS_MIN);
+        let half_dead = Some(self.half_dead).filter(|group| !group.packs.is_empty());
+        half_dead.into_iter().chain(merges).collect()
+    }
+}
+
+/// Stored bytes of a pack that a compaction writes: it is in memory until it is stored.
+pub(crate) const REWRITE_BYTES_MAX: u64 = 16 << 20;
+
+/// Chunks of a pack that a compaction writes. They move in one transaction.
+pub(crate) const REWRITE_CHUNKS_MAX: usize = 4_096;
+
+/// Bytes of one read of a compaction.
+const READ_BYTES_MAX: u64 = 4 << 20;
+
+/// Most bytes that nobody needs between two chunks of one read. A request costs about as much as
+/// reading them.
+const READ_GAP_BYTES: u64 = 128 << 10;
+
+/// The reads that bring these chunks of one pack: the bytes, and which of the chunks lie in them.
+/// The chunks are in the order of their offsets.
+pub(crate) fn plan_reads(chunks: &[ChunkRow]) -> Vec<(Range<u64>, Range<usize>)> {
+    let mut reads: Vec<(Range<u64>, Range<usize>)> = Vec::new();
+    for (place, chunk) in chunks.iter().enumerate() {
+        let end = chunk.offset + u64::from(chunk.layout.stored_len());
+        match reads.last_mut() {
+            Some((bytes, places))
+                if chunk.offset <= bytes.end + READ_GAP_BYTES && end - bytes.start <= READ_BYTES_MAX =>
+            {
+                (bytes.end, places.end) = (bytes.end.max(end), place + 1);
+            }
+            _ => reads.push((chunk.offset..end, place..place + 1)),
+        }
+    }
+    reads
+}
+
+/// What compacting packs costs, and what it frees.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct CompactionTotals {
+    /// Packs that are rewritten.
+    pub packs: u64,
+    /// Their bytes in the store. They are freed after their grace.
+    pub bytes: u64,
+    /// Packs that are written.
+    pub packs_written: u64,
+    /// Chunks that move to them.
+    pub chunks: u64,
+    /// Bytes that are read.
+    pub bytes_read: u64,
+    /// Bytes that are written.
+    pub bytes_written: u64,
+    /// Reads and writes, each a request over a network.
+    pub requests: u64,
+}
+
+impl CompactionTotals {
+    pub(crate) fn add(&mut self, other: &Self) {
+        self.packs += other.packs;
+        self.bytes += other.bytes;
+        self.packs_written += other.packs_written;
+        self.chunks += other.chunks;
+        self.bytes_read += other.bytes_read;
+        self.bytes_written += other.bytes_written;
+        self.requests += other.requests;
     }
 }
 
@@ -134,6 +307,7 @@ mod tests {
             created_at: NOW - age,
             used_at: NOW - unused_for,
             condemned_at: condemned_for.map(|seconds| NOW - seconds),
+            chunks: Some(100),
         }
     }
 
@@ -164,6 +338,71 @@ mod tests {
         marks.note_moved(5 * PACK_CHUNKS + 65_535, PackNumber(9));
         marks.note_moved(3 * PACK_CHUNKS, PackNumber(8));
         marks.note_moved(4 * PACK_CHUNKS, PackNumber(10));
-        assert_eq!(marks.into_packs().iter().collect::<Vec<_>>(), [3, 8, 9], "no NAR needs what moved to 10");
+        let live = marks.into_live();
+        let packs = [3, 4, 5, 8, 9, 10].map(|pack| live.in_pack(PackNumber(pack)));
+        assert_eq!(packs, [1, 0, 0, 1, 1, 0], "no NAR needs what moved to 10");
+        assert!(live.has_chunk(3 * PACK_CHUNKS) && !live.has_chunk(4 * PACK_CHUNKS));
+    }
+
+    #[test]
+    fn what_is_half_dead_or_small_is_rewritten_when_it_is_old() {
+        let limits = PackLimits::new(NOW, DAY);
+        let why = |size, age, live| {
+            let pack = PackRow { size, ..pack(age, 0, None) };
+            Rewrite::new(&pack, live, 100, &limits)
+        };
+        for (size, age, live, expected) in [
+            (20 << 20, 90 * DAY, 49, Some(Rewrite::HalfDead)),
+            (20 << 20, 90 * DAY, 50, None),
+            (20 << 20, 90 * DAY, 0, None),
+            (20 << 20, 2 * DAY, 1, None),
+            (9, 2 * DAY, 100, None),
+            (9, 90 * DAY, 49, Some(Rewrite::HalfDead)),
+            (9, 90 * DAY, 100, Some(Rewrite::Small(0))),
+            (32 << 10, 90 * DAY, 100, Some(Rewrite::Small(1))),
+            ((2 << 20) - 1, 90 * DAY, 100, Some(Rewrite::Small(2))),
+            (2 << 20, 90 * DAY, 100, None),
+        ] {
+            assert_eq!(why(size, age, live), expected, "{size} bytes, {age} s old, {live} live");
+        }
+        let condemned = pack(90 * DAY, 0, Some(1));
+        assert_eq!(Rewrite::new(&condemned, 1, 100, &limits), None);
+    }
+
+    #[test]
+    fn groups_are_full_by_bytes_or_packs_and_small_ones_wait_for_eight() {
+        let sized = |size| PackRow { size, ..pack(90 * DAY, 0, None) };
+        let mut groups = RewriteGroups::default();
+        assert!(groups.add(Rewrite::HalfDead, sized(30 << 20), 40, 100).is_none());
+        let full = groups.add(Rewrite::HalfDead, sized(30 << 20), 40, 100).expect("12 MiB and 12 MiB");
+        assert_eq!(full.packs.len(), 2);
+        for _ in 0..MERGE_PACKS_MIN - 1 {
+            assert!(groups.add(Rewrite::Small(0), sized(1_000), 100, 100).is_none());
+        }
+        groups.add(Rewrite::HalfDead, sized(1_000), 1, 100);
+        for _ in 0..MERGE_PACKS_MIN {
+            assert!(groups.add(Rewrite::Small(2), sized(1 << 20), 100, 100).is_none());
+        }
+        let rest: Vec<usize> = groups.rest().iter().map(|group| group.packs.len()).collect();
+        assert_eq!(rest, [1, MERGE_PACKS_MIN]);
+    }
+
+    #[test]
+    fn chunks_that_lie_near_each_other_are_read_at_once() {
+        let chunk = |offset, len| ChunkRow {
+            number: offset,
+            id: dormer_format::ChunkId::from_bytes([0; 32]),
+            pack: PackNumber(1),
+            pack_id: PackId::from_bytes([1; 16]),
+            offset,
+            layout: dormer_format::ChunkLayout { raw_len: len, holes: Vec::new(), frames: vec![len] },
+            checksum: 0,
+        };
+        let near = [chunk(32, 100), chunk(1_000, 100), chunk(1_100 + READ_GAP_BYTES + 1, 50)];
+        let far = 1_101 + READ_GAP_BYTES;
+        assert_eq!(plan_reads(&near), [(32..1_100, 0..2), (far..far + 50, 2..3)]);
+        let large = [chunk(32, 3 << 20), chunk(32 + (3 << 20), 2 << 20)];
+        assert_eq!(plan_reads(&large).len(), 2, "at most 4 MiB at once");
+        assert_eq!(plan_reads(&[]), []);
     }
 }

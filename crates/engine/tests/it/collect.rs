@@ -9,12 +9,12 @@ use std::sync::atomic::{AtomicI64, Ordering};
 use crate::common::{Installation, create_main, decompress, hash_of, ingest, path, push, served, settings};
 use dormer_blobs::{BlobKey, Blobs};
 use dormer_engine::{
-    Clock, CollectSettings, CollectionReport, Collector, Engine, ErrorClass, Ingested, JobRunner,
-    JobSettings, MasterKey,
+    Clock, CollectSettings, CollectionReport, Collector, CompactionTotals, Engine, EngineSettings,
+    ErrorClass, Ingested, JobRunner, JobSettings, MasterKey,
 };
 use dormer_format::PackId;
 use dormer_index::{
-    Audit, Cache, CollectIndex, Index, JobIndex, PackNumber, PostgresIndex, PostgresOptions, Removal,
+    Audit, Cache, CollectIndex, Index, JobIndex, NarKey, PackNumber, PostgresIndex, PostgresOptions, Removal,
     SqliteIndex, UnixSeconds,
 };
 use dormer_nix::NarHash;
@@ -23,6 +23,7 @@ use dormer_testkit::{
     FaultBlobs, FaultCollect, Faults, Lie, Random, Violation, check_invariants, find_leaks, object_for,
     package_nar, rebuilt,
 };
+use futures::TryStreamExt as _;
 use proptest::prelude::*;
 
 const HOUR: i64 = 3_600;
@@ -194,6 +195,11 @@ impl Process {
         let condemned = packs.iter().filter(|pack| pack.condemned_at.is_some());
         condemned.map(|pack| pack.number).filter(|number| live.contains(number)).collect()
     }
+}
+
+/// The beginning of the first of [`nars`]: fewer than half of its chunks, and one of its own.
+fn beginning() -> Vec<u8> {
+    package_nar(&mut Random::new(42), 14_000, &[])
 }
 
 /// One with a reference, one without, and the first after a rebuild: the same chunks.
@@ -391,10 +397,14 @@ async fn prepare(lab: &Lab) -> Vec<Vec<u8>> {
         .remove_object(cache.id, &path(4).hash(), grace, lab.clock.now())
         .await
         .expect(ANSWERS);
-    for gone in [1, 2] {
+    // A pack of which less than half stays.
+    let [long, short] = [50_000, 18_000].map(|bytes| package_nar(&mut Random::new(11), bytes, &[]));
+    push(&process.engine, &cache, &path(5), &long).await.expect(ANSWERS);
+    push(&process.engine, &cache, &path(6), &short).await.expect(ANSWERS);
+    for gone in [1, 2, 5] {
         process.engine.remove_object(&cache, &path(gone).hash(), None).await.expect(ANSWERS);
     }
-    vec![third, graced]
+    vec![third, graced, short]
 }
 
 /// Three collections, with all that they are for; `Err` when the process died.
@@ -437,7 +447,7 @@ async fn survives_a_crash_at_any_step(on_postgres: bool, kept: &[bool]) {
             assert_eq!(leaks.chunks, 0, "{when}");
             assert_eq!(lab.violations(&hashes, &faults.deleted()).await, [], "{when}");
             if !faults.crashed() {
-                assert!(step >= 12, "the collections have only {step} steps");
+                assert!(step >= 18, "the collections have only {step} steps");
                 break;
             }
         }
@@ -495,9 +505,285 @@ async fn graces_that_are_forgotten_as_roots_are_caught() {
     assert!(broken.contains(&2) && broken.contains(&5), "found {broken:?}");
 }
 
+/// The collector's compaction: what is less than half alive is rewritten, with the plan's cost;
+/// nothing changes for readers.
+async fn rewrites_half_dead_packs(on_postgres: bool) {
+    let lab = Lab::new(on_postgres);
+    let process = lab.open().await;
+    let cache = create_main(&process.engine).await;
+    let [first, ..] = nars();
+    let short = beginning();
+    push(&process.engine, &cache, &path(1), &first).await.expect(ANSWERS);
+    push(&process.engine, &cache, &path(2), &short).await.expect(ANSWERS);
+    process.engine.remove_object(&cache, &path(1).hash(), None).await.expect(ANSWERS);
+    let key = NarKey::Hash(hash_of(&short));
+    let before = process.contracts.index.find_nar_in_cache(cache.id, &key, 0).await.expect(ANSWERS);
+    let packs_before = process.contracts.collect.page_packs(PackNumber(0), 9).await.expect(ANSWERS);
+    assert_eq!(packs_before.len(), 2);
+    assert_eq!(lab.collect(&process).await.compacted.packs, 0, "the pack is too young");
+    lab.pass(OLD);
+
+    // A reader that knows the old places.
+    let opened = process.engine.open_nar(&cache, &key).await.expect(ANSWERS).expect("it is there");
+    let plan = {
+        let (index, blobs) = (Arc::clone(&process.contracts.collect), Arc::clone(&lab.installation.blobs));
+        lab.collector(index, blobs).plan().await.expect(ANSWERS)
+    };
+    let report = lab.collect(&process).await;
+    assert_eq!(report.compacted, plan.compact, "the plan said so");
+    let CompactionTotals { packs, bytes, packs_written, chunks, bytes_read, bytes_written, requests } =
+        report.compacted;
+    assert_eq!((packs, packs_written, bytes), (1, 1, packs_before[0].size));
+    assert!(chunks > 0 && requests >= 2);
+    assert!(bytes_written <= bytes_read && bytes_written * 2 < bytes, "{report:?}");
+    assert_eq!(report.condemned.packs, 0, "it is counted once");
+
+    let old_pieces: Vec<bytes::Bytes> =
+        opened.stream(None).await.expect(ANSWERS).try_collect().await.expect("the old pack is there");
+    assert_eq!(decompress(&old_pieces.concat()), short);
+    process.reads_back(&short, "from the new pack").await;
+    let after = process.contracts.index.find_nar_in_cache(cache.id, &key, 0).await.expect(ANSWERS);
+    assert_eq!(after, before, "recipe and tag stay");
+
+    // A push reuses the chunks where they lie now, and stores those again that are condemned.
+    let ingested = ingest(&process.engine, &first).await.expect(ANSWERS);
+    assert!(ingested.new_chunk_bytes > 0 && ingested.new_chunk_bytes < first.len() as u64 - 8_000);
+    drop(ingested);
+
+    lab.pass(CONDEMNED);
+    let report = lab.collect(&process).await;
+    assert_eq!((report.removed.packs, report.compacted.packs), (1, 0));
+    process.reads_back(&short, "the old pack is gone").await;
+    let packs = process.contracts.collect.page_packs(PackNumber(0), 9).await.expect(ANSWERS);
+    assert!(!packs.contains(&packs_before[0]));
+    process.engine.remove_object(&cache, &path(2).hash(), None).await.expect(ANSWERS);
+    lab.collect_all(&process).await;
+    drop((process, cache));
+    lab.is_empty("everything was removed").await;
+}
+
+#[tokio::test]
+async fn packs_that_are_less_than_half_alive_are_rewritten_on_sqlite() {
+    rewrites_half_dead_packs(false).await;
+}
+
+#[tokio::test]
+async fn packs_that_are_less_than_half_alive_are_rewritten_on_postgresql() {
+    rewrites_half_dead_packs(true).await;
+}
+
+/// Eight small packs become one; seven wait.
+#[tokio::test]
+async fn small_packs_are_merged() {
+    let lab = Lab::new(false);
+    let process = lab.open().await;
+    let cache = create_main(&process.engine).await;
+    let nars: Vec<Vec<u8>> = (0..8).map(|seed| package_nar(&mut Random::new(seed), 5_000, &[])).collect();
+    for (number, nar) in (1..).zip(&nars[..7]) {
+        push(&process.engine, &cache, &path(number), nar).await.expect(ANSWERS);
+    }
+    lab.pass(OLD);
+    assert_eq!(lab.collect(&process).await.compacted, CompactionTotals::default());
+    push(&process.engine, &cache, &path(8), &nars[7]).await.expect(ANSWERS);
+    lab.pass(OLD);
+    let compacted = lab.collect(&process).await.compacted;
+    assert_eq!((compacted.packs, compacted.packs_written, compacted.requests), (8, 1, 9));
+    lab.pass(OLD);
+    let report = lab.collect(&process).await;
+    assert_eq!((report.removed.packs, report.compacted.packs), (8, 0));
+    for nar in &nars {
+        process.reads_back(nar, "it was merged").await;
+    }
+    let hashes: Vec<NarHash> = nars.iter().map(|nar| hash_of(nar)).collect();
+    drop((process, cache));
+    assert_eq!(lab.audit().await.packs.len(), 1);
+    assert_eq!(lab.violations(&hashes, &[]).await, []);
+}
+
+/// A chunk whose bytes are gone is marked, and the others move. The next push heals it.
+#[tokio::test]
+async fn a_compaction_leaves_damaged_chunks_for_the_next_push() {
+    let lab = Lab::new(false);
+    let process = lab.open().await;
+    let cache = create_main(&process.engine).await;
+    let [first, ..] = nars();
+    let short = beginning();
+    push(&process.engine, &cache, &path(1), &first).await.expect(ANSWERS);
+    let rows = process.contracts.collect.page_packs(PackNumber(0), 9).await.expect(ANSWERS);
+    push(&process.engine, &cache, &path(2), &short).await.expect(ANSWERS);
+    process.engine.remove_object(&cache, &path(1).hash(), None).await.expect(ANSWERS);
+    lab.pass(OLD);
+    let key = BlobKey::Pack(rows[0].id);
+    let stored = lab.installation.blobs.get_range(&key, 0..rows[0].size).await.expect(ANSWERS);
+    let nar = NarKey::Hash(hash_of(&short));
+    let nar = process.contracts.index.find_nar_in_cache(cache.id, &nar, 0).await.expect(ANSWERS);
+    let chunks = process.contracts.index.load_chunks(&nar.expect("there").recipe.runs).await.expect(ANSWERS);
+    let shared: Vec<_> = chunks.iter().filter(|chunk| chunk.pack == rows[0].number).collect();
+    assert!(shared.len() >= 2, "{shared:?}");
+    let mut spoiled = stored.to_vec();
+    spoiled[usize::try_from(shared[0].offset).expect("small")] ^= 1;
+    lab.installation.blobs.put(&key, &[spoiled.into()]).await.expect(ANSWERS);
+
+    let report = lab.collect(&process).await;
+    assert_eq!((report.compacted.packs, report.compacted.chunks), (0, shared.len() as u64 - 1));
+    assert_eq!(lab.collect(&process).await.compacted, CompactionTotals::default(), "nothing is left to move");
+    push(&process.engine, &cache, &path(3), &rebuilt_tail(&short)).await.expect(ANSWERS);
+    process.reads_back(&short, "the push of another NAR healed the chunk").await;
+    lab.collect_all(&process).await;
+    process.reads_back(&short, "the old pack is gone").await;
+    drop((process, cache));
+    assert_eq!(lab.violations(&[hash_of(&short)], &[]).await, []);
+}
+
+/// A NAR with the same chunks but for the last ones.
+fn rebuilt_tail(nar: &[u8]) -> Vec<u8> {
+    let mut nar = nar.to_vec();
+    // The symlink's target, near the end of the archive.
+    let at = nar.windows(7).rposition(|window| window == b"bin/run").expect("every package has one");
+    nar[at..at + 7].copy_from_slice(b"bin/ran");
+    nar
+}
+
+/// What is done to the chunks of a compaction, before one of its calls: a read finds them damaged,
+/// and a push heals them with other bytes.
+async fn heals_before(at: u64, faults: &Arc<Faults>) -> Option<Vec<Violation>> {
+    let lab = Lab::new(false);
+    let process = lab.open().await;
+    let cache = create_main(&process.engine).await;
+    let [first, ..] = nars();
+    let short = beginning();
+    push(&process.engine, &cache, &path(1), &first).await.expect(ANSWERS);
+    push(&process.engine, &cache, &path(2), &short).await.expect(ANSWERS);
+    process.engine.remove_object(&cache, &path(1).hash(), None).await.expect(ANSWERS);
+    lab.pass(OLD);
+    let healer = Engine::new(
+        Arc::clone(&process.contracts.index),
+        Arc::clone(&lab.installation.blobs),
+        MasterKey::from_bytes([9; 32]),
+        EngineSettings { zstd_level: 19, ..settings() },
+        Arc::clone(&lab.clock) as Arc<dyn Clock>,
+    );
+    let healed = Arc::new(std::sync::atomic::AtomicBool::new(false));
+    let meanwhile = {
+        let (cache, short, healed) = (Arc::clone(&cache), short.clone(), Arc::clone(&healed));
+        move |call: u64| -> futures::future::BoxFuture<'static, ()> {
+            let (healer, cache, short, healed) =
+                (healer.clone(), Arc::clone(&cache), short.clone(), Arc::clone(&healed));
+            Box::pin(async move {
+                if call != at {
+                    return;
+                }
+                healed.store(true, Ordering::SeqCst);
+                let index = healer.index();
+                let key = NarKey::Hash(hash_of(&short));
+                let nar = index.find_nar_in_cache(cache.id, &key, 0).await.expect(ANSWERS).expect("there");
+                let runs = nar.recipe.runs.iter();
+                let chunks: Vec<u64> =
+                    runs.flat_map(|run| run.first..run.first + u64::from(run.count)).collect();
+                index.mark_damaged(nar.id, &chunks, 0).await.expect(ANSWERS);
+                push(&healer, &cache, &path(2), &short).await.expect("it heals");
+            })
+        }
+    };
+    let blobs: Arc<dyn Blobs> =
+        Arc::new(FaultBlobs::new(Arc::clone(&lab.installation.blobs), Arc::clone(faults)));
+    let index =
+        FaultCollect::new(Arc::clone(&process.contracts.collect), Arc::clone(&blobs), Arc::clone(faults))
+            .with_meanwhile(meanwhile);
+    let collector = lab.collector(Arc::new(index), blobs);
+    collector.run_now(&*process.contracts.jobs, "test", 30).await.expect(ANSWERS);
+    drop((collector, process, cache));
+    let violations = lab.violations(&[hash_of(&short)], &[]).await;
+    healed.load(Ordering::SeqCst).then_some(violations)
+}
+
+#[tokio::test]
+async fn a_chunk_that_changed_since_it_was_read_is_not_moved() {
+    let faults = Faults::crash_at(NEVER, false);
+    for at in 0.. {
+        let Some(violations) = heals_before(at, &faults).await else {
+            assert!(at > 10, "the collection has only {at} calls");
+            break;
+        };
+        assert_eq!(violations, [], "healed before call {at}");
+    }
+}
+
+#[tokio::test]
+async fn a_compaction_that_moves_changed_chunks_is_caught() {
+    let faults = Faults::crash_at_with(NEVER, false, Lie::MovesUnchecked);
+    for at in 0.. {
+        let violations = heals_before(at, &faults).await.expect("no chunk was moved unchecked");
+        if violations.iter().any(|violation| violation.invariant == 1) {
+            return;
+        }
+    }
+}
+
+/// A second collector runs from beginning to end before a call of the first, which does not know.
+#[tokio::test]
+async fn two_collectors_at_once_lose_nothing() {
+    for at in 0.. {
+        let when = format!("a collection before call {at}");
+        let lab = Lab::new(false);
+        let alive = prepare(&lab).await;
+        let hashes: Vec<NarHash> = alive.iter().map(|nar| hash_of(nar)).collect();
+        let process = lab.open().await;
+        lab.pass(OLD);
+        let blobs = Arc::clone(&lab.installation.blobs);
+        let second = Arc::new(lab.collector(Arc::clone(&process.contracts.collect), Arc::clone(&blobs)));
+        let (jobs, clock) = (Arc::clone(&process.contracts.jobs), Arc::clone(&lab.clock));
+        let ran = Arc::new(std::sync::atomic::AtomicBool::new(false));
+        let meanwhile = {
+            let ran = Arc::clone(&ran);
+            move |call: u64| -> futures::future::BoxFuture<'static, ()> {
+                let (second, jobs, clock, ran) =
+                    (Arc::clone(&second), Arc::clone(&jobs), Arc::clone(&clock), Arc::clone(&ran));
+                Box::pin(async move {
+                    if call == at {
+                        ran.store(true, Ordering::SeqCst);
+                        // The first one's lease ends.
+                        clock.0.fetch_add(60, Ordering::SeqCst);
+                        second.run_now(&*jobs, "second", 30).await.expect(ANSWERS);
+                    }
+                })
+            }
+        };
+        let index = FaultCollect::new(
+            Arc::clone(&process.contracts.collect),
+            Arc::clone(&blobs),
+            Faults::crash_at(NEVER, false),
+        )
+        .with_meanwhile(meanwhile);
+        let first = lab.collector(Arc::new(index), blobs);
+        // The second one's end is the end of the job.
+        let _ = first.run_now(&*process.contracts.jobs, "test", 30).await;
+        drop(first);
+        let is_last = !ran.load(Ordering::SeqCst);
+        for _ in 0..2 {
+            lab.pass(OLD);
+            lab.collect(&process).await;
+        }
+        for nar in &alive {
+            process.reads_back(nar, &when).await;
+        }
+        let audit = lab_audit(&lab, process).await;
+        let leaks = find_leaks(&audit, &*lab.installation.blobs).await.expect("no pack is lost");
+        assert_eq!((leaks.packs, leaks.nars), (0, 0), "{when}");
+        assert_eq!(lab.violations(&hashes, &[]).await, [], "{when}");
+        if is_last {
+            assert!(at > 15, "the collection has only {at} calls");
+            break;
+        }
+    }
+}
+
 /// What a pusher does at a certain call of the collections.
 #[derive(Debug, Clone, Copy, PartialEq)]
 enum Racer {
+    /// Commits an upload that looked its chunks up before the first collection, and a part of them
+    /// is live: their packs are compacted.
+    CommitsCompacted,
     /// Commits an upload that looked its chunks up before the first collection.
     CommitsChunks,
     /// Names a NAR that the index had when the upload began.
@@ -532,6 +818,9 @@ async fn race(
     let cache = create_main(&process.engine).await;
     let [first, _, third] = nars();
     push(&process.engine, &cache, &path(1), &first).await.expect(ANSWERS);
+    if racer == Racer::CommitsCompacted {
+        push(&process.engine, &cache, &path(2), &beginning()).await.expect(ANSWERS);
+    }
     process.engine.remove_object(&cache, &path(1).hash(), None).await.expect(ANSWERS);
     lab.pass(OLD);
     // The third has the first's chunks and another hash.
@@ -593,6 +882,9 @@ async fn race(
     process.reads_back(&raced, &when).await;
     lab.collect_all(&process).await;
     process.reads_back(&raced, &format!("{when}, after more collections")).await;
+    if racer == Racer::CommitsCompacted {
+        process.reads_back(&beginning(), &when).await;
+    }
     drop((process, cache));
     assert_eq!(lab.violations(&[hash_of(&raced)], &[]).await, [], "{when}");
     Some(())
@@ -617,6 +909,16 @@ async fn races_lose_nothing(on_postgres: bool, racer: Racer) {
 #[tokio::test]
 async fn a_commit_before_any_call_of_a_collection_loses_nothing() {
     races_lose_nothing(false, Racer::CommitsChunks).await;
+}
+
+#[tokio::test]
+async fn a_commit_before_any_call_of_a_compaction_loses_nothing() {
+    races_lose_nothing(false, Racer::CommitsCompacted).await;
+}
+
+#[tokio::test]
+async fn a_commit_before_any_call_of_a_compaction_loses_nothing_on_postgresql() {
+    races_lose_nothing(true, Racer::CommitsCompacted).await;
 }
 
 #[tokio::test]
@@ -713,10 +1015,10 @@ enum Event {
 
 fn event() -> impl Strategy<Value = Event> {
     prop_oneof![
-        3 => (0..4_u8, 0..4_u8).prop_map(|(path, nar)| Event::Push { path, nar }),
+        3 => (0..4_u8, 0..5_u8).prop_map(|(path, nar)| Event::Push { path, nar }),
         2 => (0..4_u8, any::<bool>()).prop_map(|(path, for_cause)| Event::Remove { path, for_cause }),
         2 => prop::sample::select(vec![1, 27, 50, 800]).prop_map(|hours| Event::Pass { hours }),
-        3 => (prop::option::weighted(0.3, 0..14_u64), any::<bool>())
+        3 => (prop::option::weighted(0.3, 0..20_u64), any::<bool>())
             .prop_map(|(crash_at, effect_kept)| Event::Collect { crash_at, effect_kept }),
     ]
 }
@@ -725,7 +1027,7 @@ async fn live_through(events: &[Event]) {
     let lab = Lab::new(false);
     let [first, second, third] = nars();
     let fourth = rebuilt(&first, &path(100), &path(102));
-    let nars = [first, second, third, fourth];
+    let nars = [first, second, third, fourth, beginning()];
     let mut live: BTreeMap<u8, u8> = BTreeMap::new();
     let mut process = lab.open().await;
     create_main(&process.engine).await;

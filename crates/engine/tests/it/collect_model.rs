@@ -2,8 +2,11 @@
 //!
 //! One chunk lies in one old pack, and no NAR needs it at the start. Two pushers reuse the chunk,
 //! or store it again when they may not; a reader reads what a pusher made visible; a collector runs
-//! twice. Each step below is one transaction, or one call of the store, of the real code. The rules
-//! of the real code that the model leaves out (ages, clocks) only make the collector more careful.
+//! three times, and compacts the old pack when it is live: it stores a copy, moves the row, and
+//! condemns the old pack. It may be suspended so long that the copy is deleted before the row
+//! moves. A push may heal the chunk at any time, with other bytes in the new pack. Each step below
+//! is one transaction, or one call of the store, of the real code. The rules of the real code that
+//! the model leaves out (ages, clocks) only make the collector more careful.
 //!
 //! The model also shows which rules it needs: each planted defect must be found.
 
@@ -21,6 +24,12 @@ enum Defect {
     ObjectBeforeRow,
     /// A chunk that is stored again keeps its row in the condemned pack.
     RowStays,
+    /// A compaction moves the row before it has stored the copy.
+    MovesBeforeCopy,
+    /// A compaction moves the row wherever it lies now.
+    MovesUnchecked,
+    /// A compaction does not look whether its copy was deleted meanwhile.
+    MovesWithoutList,
 }
 
 /// Where the chunk's row is.
@@ -29,6 +38,8 @@ enum Row {
     None,
     Old,
     New,
+    /// In the copy that a compaction stored.
+    Copy,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -56,6 +67,14 @@ enum Collector {
         live: bool,
         was_condemned: bool,
     },
+    /// The old pack is live, and its chunk was read; the copy is stored next.
+    Copies,
+    /// The copy is stored; the row moves next.
+    Moves,
+    /// With a defect: the row has moved, and the copy is stored next.
+    CopiesLate,
+    /// The row has moved; the old pack is condemned next.
+    Condemns,
     /// The row of the old pack is gone; its object goes next.
     Deletes,
     /// With a defect: the object is gone and the row is not.
@@ -69,6 +88,11 @@ struct State {
     old_row: bool,
     old_object: bool,
     new_object: bool,
+    copy_object: bool,
+    /// The copy has no row yet, and may be deleted.
+    copy_doomed: bool,
+    /// The chunk's stored bytes are others than those of the old pack.
+    healed: bool,
     condemned: bool,
     /// A commit stamped the old pack after the collector's marks began.
     stamped: bool,
@@ -87,6 +111,9 @@ impl State {
             old_row: true,
             old_object: true,
             new_object: false,
+            copy_object: false,
+            copy_doomed: false,
+            healed: false,
             condemned: false,
             stamped: false,
             nars: [false; 2],
@@ -103,8 +130,11 @@ impl State {
             Row::None => false,
             Row::Old => self.old_object && self.old_row,
             Row::New => self.new_object,
+            // The copy holds the old bytes.
+            Row::Copy => self.copy_object && !self.healed,
         };
-        let row_without_object = self.old_row && !self.old_object;
+        let row_without_object =
+            self.old_row && !self.old_object || self.row == Row::Copy && !self.copy_object;
         row_without_object || self.nars.contains(&true) && !readable
     }
 
@@ -118,7 +148,55 @@ impl State {
             all.push(Self { reader: Reader::Knows, ..self.clone() });
         }
         all.extend(self.collect(defect));
+        all.extend(self.compact(defect));
+        if self.copy_doomed && self.copy_object {
+            // A later collection, of another process.
+            all.push(Self { copy_object: false, copy_doomed: false, ..self.clone() });
+        }
+        if self.row == Row::Old && !self.healed {
+            // A read found the chunk damaged, and a push stores it again.
+            all.push(Self { row: Row::New, new_object: true, healed: true, ..self.clone() });
+        }
         all
+    }
+
+    /// Instead of going on, a collector that finds the old pack live may compact it.
+    fn compact(&self, defect: Defect) -> Option<Self> {
+        let mut next = self.clone();
+        next.collector = match self.collector {
+            Collector::Judges { live: true, was_condemned: false } if self.row == Row::Old => {
+                if defect == Defect::MovesBeforeCopy {
+                    next.row = Row::Copy;
+                    Collector::CopiesLate
+                } else {
+                    Collector::Copies
+                }
+            }
+            Collector::CopiesLate => {
+                next.copy_object = true;
+                Collector::Condemns
+            }
+            Collector::Copies => {
+                (next.copy_object, next.copy_doomed) = (true, true);
+                Collector::Moves
+            }
+            Collector::Moves => {
+                let may = self.copy_doomed || defect == Defect::MovesWithoutList;
+                let lies_there = self.row == Row::Old || defect == Defect::MovesUnchecked;
+                if may && lies_there && self.row != Row::None {
+                    next.row = Row::Copy;
+                    next.copy_doomed = false;
+                }
+                Collector::Condemns
+            }
+            Collector::Condemns => {
+                // By the marks of this run: nothing marked lies in the old pack now.
+                next.condemned |= self.row != Row::Old && !self.stamped;
+                Collector::Marks
+            }
+            _ => return None,
+        };
+        Some(next)
     }
 
     fn push(&self, n: usize, defect: Defect) -> Option<Self> {
@@ -127,6 +205,7 @@ impl State {
             Pusher::Begins => match self.row {
                 Row::Old if !self.condemned => Pusher::Found(Row::Old),
                 Row::New => Pusher::Found(Row::New),
+                Row::Copy => Pusher::Found(Row::Copy),
                 _ => Pusher::Put,
             },
             // The new pack of the pusher that comes second stays without chunks: the first one's
@@ -142,7 +221,8 @@ impl State {
             Pusher::Found(found) => {
                 let may = match found {
                     Row::Old => self.old_row && (!self.condemned || defect == Defect::CommitIgnoresCondemned),
-                    Row::New => true,
+                    // Both are young.
+                    Row::New | Row::Copy => true,
                     Row::None => false,
                 };
                 let may = may || defect == Defect::RowStays && found == Row::Old;
@@ -169,6 +249,9 @@ impl State {
                 next.stamped = false;
                 let live = self.row == Row::Old && self.nars.contains(&true);
                 Collector::Judges { live, was_condemned: self.condemned }
+            }
+            Collector::Copies | Collector::Moves | Collector::CopiesLate | Collector::Condemns => {
+                return None;
             }
             Collector::Judges { live: true, .. } => {
                 next.condemned = false;
@@ -238,15 +321,24 @@ fn no_interleaving_loses_a_live_chunk() {
     assert!(seen.iter().any(|state| !state.old_object && state.nars == [true; 2]));
     assert!(seen.iter().any(|state| !state.old_object && state.nars == [false; 2]));
     assert!(seen.iter().any(|state| state.stamped && state.row == Row::Old && state.runs_left == 0));
+    assert!(seen.iter().any(|state| state.row == Row::Copy && !state.old_object && state.nars == [true; 2]));
+    let late = |state: &&State| state.collector == Collector::Moves && !state.copy_object;
+    assert!(seen.iter().any(|state| late(&state)), "a copy goes before its row comes");
     let stuck = |state: &&State| state.next(Defect::None).is_empty();
     assert!(seen.iter().filter(stuck).all(|state| state.nars == [true; 2]), "every push ends well");
 }
 
 #[test]
 fn every_rule_of_the_model_is_needed() {
-    for defect in
-        [Defect::CommitIgnoresCondemned, Defect::RemovesByOldMarks, Defect::ObjectBeforeRow, Defect::RowStays]
-    {
+    for defect in [
+        Defect::CommitIgnoresCondemned,
+        Defect::RemovesByOldMarks,
+        Defect::ObjectBeforeRow,
+        Defect::RowStays,
+        Defect::MovesBeforeCopy,
+        Defect::MovesUnchecked,
+        Defect::MovesWithoutList,
+    ] {
         assert!(explore(defect).1.is_some(), "{defect:?} should lose a chunk");
     }
 }

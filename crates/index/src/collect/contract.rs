@@ -8,7 +8,7 @@ use async_trait::async_trait;
 use dormer_format::{ChunkRun, PackId};
 
 use crate::Result;
-use crate::contract::{NarId, PackNumber, UnixSeconds};
+use crate::contract::{ChunkRow, NarId, PackNumber, UnixSeconds};
 use crate::jobs::{JobId, JobLease};
 
 /// A NAR as the mark phase sees it.
@@ -40,6 +40,44 @@ pub struct PackRow {
     pub used_at: UnixSeconds,
     /// Since when no upload may use it.
     pub condemned_at: Option<UnixSeconds>,
+    /// Chunks in the object, also those whose rows lie in another pack. `None` if an older Dormer
+    /// stored it.
+    pub chunks: Option<u64>,
+}
+
+/// A chunk whose row lies in a pack.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct PackedChunk {
+    /// Its row.
+    pub row: ChunkRow,
+    /// Whether a read found its bytes changed or missing.
+    pub is_damaged: bool,
+}
+
+/// A pack that a compaction has stored. It has no row yet, and is on the list of doomed packs.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct CompactedPack {
+    /// Its id.
+    pub id: PackId,
+    /// Bytes of the object.
+    pub size: u64,
+    /// Its chunks, with their new places.
+    pub chunks: Vec<ChunkMove>,
+}
+
+/// A chunk that moves to another pack, with its stored bytes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct ChunkMove {
+    /// Its number, which stays.
+    pub number: u64,
+    /// The pack that it was read from.
+    pub from: PackNumber,
+    /// Where its first frame was in that pack.
+    pub from_offset: u64,
+    /// XXH3-64 of the bytes that were read.
+    pub checksum: u64,
+    /// Where its first frame is in the new pack.
+    pub offset: u64,
 }
 
 /// Which packs may be condemned: those that were stored, and stamped for the last time, before
@@ -130,6 +168,26 @@ pub trait CollectIndex: Send + Sync + std::fmt::Debug + 'static {
     async fn page_packs(&self, after: PackNumber, limit: u32) -> Result<Vec<PackRow>>;
     /// How many chunk rows these packs have in all.
     async fn count_chunks(&self, packs: &[PackNumber]) -> Result<u64>;
+    /// A page of the chunks whose rows lie in a pack, by number, after one.
+    async fn pack_chunks(&self, pack: PackNumber, after: Option<u64>, limit: u32)
+    -> Result<Vec<PackedChunk>>;
+    /// Gives a compacted pack its row, and moves those chunks to it whose rows are sound and still
+    /// lie where they were read; returns their numbers. Recipes and tags stay, since neither the
+    /// numbers nor the stored bytes change.
+    ///
+    /// The pack must be on the list of doomed packs, with a deadline after `doomed_after`, and is
+    /// taken off it. If it is not on the list (its object may be gone), or if no chunk moves,
+    /// nothing changes but that its object may be deleted from `at` on. A second call for the same
+    /// pack moves nothing.
+    async fn move_chunks(
+        &self,
+        pack: &CompactedPack,
+        at: UnixSeconds,
+        doomed_after: UnixSeconds,
+    ) -> Result<Vec<u64>>;
+    /// Marks chunks whose stored bytes cannot be read: no upload uses them, and the next push that
+    /// brings such a chunk heals it.
+    async fn mark_chunks_damaged(&self, chunks: &[u64], at: UnixSeconds) -> Result<()>;
     /// Condemns those of these packs that are not condemned and are within the limits when the
     /// transaction has locked them; returns their numbers. It waits for commits that use them. From
     /// then on no look-up finds their chunks for reuse, and no commit may use them.

@@ -7,13 +7,19 @@
 //!   repeated.
 //! - *A pack* is condemned under a lock that waits for every commit that stamps it or holds it
 //!   unstamped ([`STAMP_PACKS`](crate::topics::chunks::STAMP_PACKS)). Later commits refuse it.
+//! - *A compaction* moves a chunk's row only if it is sound and lies where its bytes were read. A
+//!   push that healed or moved the row meanwhile keeps it. What a commit that knows the old place
+//!   stamps is argued in docs/STORAGE.md.
 //! - *A chunk row* of a condemned pack may move to a new pack, with its number. The removal of a
 //!   pack then finds the row elsewhere, and leaves it. Rows are locked in the order of their ids,
 //!   like those of a new pack.
 
 mod contract;
 
-pub use contract::{CollectIndex, LastCollection, MarkedNar, PackRow, PacksRemoved, StampLimits};
+pub use contract::{
+    ChunkMove, CollectIndex, CompactedPack, LastCollection, MarkedNar, PackRow, PackedChunk, PacksRemoved,
+    StampLimits,
+};
 
 use async_trait::async_trait;
 use dormer_format::PackId;
@@ -22,10 +28,11 @@ use crate::Result;
 use crate::columns::{array, recipe, signed, unsigned};
 use crate::contract::{NarId, PackNumber, UnixSeconds};
 use crate::jobs::{JobId, JobKind, JobLease, work};
-use crate::rows::{Row, read_pack_id};
-use crate::sql::Argument::{Flag, List, Number, Numbers, Text};
-use crate::sql::{Sql, Transaction, both};
+use crate::rows::{Row, read_chunk, read_pack_id};
+use crate::sql::Argument::{Bytes, Flag, List, Number, Numbers, Table, Text};
+use crate::sql::{Column, Sql, Transaction, both};
 use crate::sql_index::{Dialect, SqlIndex, Write};
+use crate::topics::chunks::{insert_pack, mark_chunks_damaged};
 
 /// The deadline of a doomed pack whose object is never deleted.
 const NEVER: UnixSeconds = UnixSeconds::MAX;
@@ -85,13 +92,46 @@ pub(crate) const MOVED_CHUNKS: Sql = both!(
     "SELECT number, pack FROM chunks WHERE pack <> number / 65536 AND number > $1 ORDER BY number LIMIT $2"
 );
 const PAGE_PACKS: Sql = both!(
-    "SELECT id, number, size, created_at, used_at, condemned_at FROM packs
+    "SELECT id, number, size, created_at, used_at, condemned_at, chunks FROM packs
      WHERE number > $1 ORDER BY number LIMIT $2"
 );
 pub(crate) const COUNT_CHUNKS: Sql = Sql {
     sqlite: "SELECT count(*) FROM chunks WHERE pack IN (SELECT value FROM json_each($1))",
     postgres: "SELECT count(*) FROM chunks WHERE pack = ANY ($1)",
 };
+
+// The first column is not read; `read_chunk` begins at the second.
+pub(crate) const PACK_CHUNKS: Sql = both!(
+    "SELECT 0, c.number, c.id, c.pack, p.id, c.start, c.checksum, c.layout, c.damaged_at
+     FROM packs AS p JOIN chunks AS c ON c.pack = p.number
+     WHERE p.number = $1 AND c.number > $2 ORDER BY c.number LIMIT $3"
+);
+// A pack that is never deleted has its deadline at the end of time.
+const TAKE_OFF_DOOMED: Sql =
+    both!("DELETE FROM doomed_packs WHERE id = $1 AND not_before > $2 AND not_before < 9223372036854775807");
+/// The chunks that are sound and lie where they were read. On PostgreSQL the locks come first, in
+/// the order of the chunks' ids as everywhere, and the conditions are looked at again when they are
+/// granted.
+pub(crate) const MOVE_CHUNKS: Sql = Sql {
+    sqlite: "
+        UPDATE chunks SET pack = $1, start = k.value ->> 4 FROM json_each($2) AS k
+        WHERE chunks.number = k.value ->> 0 AND +chunks.pack = k.value ->> 1
+            AND chunks.start = k.value ->> 2 AND chunks.checksum = k.value ->> 3
+            AND chunks.damaged_at IS NULL
+        RETURNING number",
+    postgres: "
+        WITH held AS MATERIALIZED (
+            SELECT c.number, k.start
+            FROM unnest($2::bigint[], $3::bigint[], $4::bigint[], $5::bigint[], $6::bigint[])
+                AS k (number, source, place, checksum, start)
+            JOIN chunks AS c ON c.number = k.number
+            WHERE c.pack = k.source AND c.start = k.place AND c.checksum = k.checksum
+                AND c.damaged_at IS NULL
+            ORDER BY c.id FOR NO KEY UPDATE OF c)
+        UPDATE chunks SET pack = $1, start = held.start FROM held WHERE chunks.number = held.number
+        RETURNING chunks.number",
+};
+const DELETE_PACK: Sql = both!("DELETE FROM packs WHERE number = $1");
 
 /// On PostgreSQL the lock comes first: it waits for commits, and the conditions are looked at again
 /// when it is granted.
@@ -283,6 +323,53 @@ impl<D: Dialect> CollectIndex for SqlIndex<D> {
         .await
     }
 
+    async fn pack_chunks(
+        &self,
+        pack: PackNumber,
+        after: Option<u64>,
+        limit: u32,
+    ) -> Result<Vec<PackedChunk>> {
+        self.read("read the chunks of a pack", async |mut tx| {
+            let page = [Number(pack.0), Number(after.map_or(-1, signed)), Number(limit.into())];
+            tx.rows(PACK_CHUNKS, &page).await?.iter().map(read_packed).collect()
+        })
+        .await
+    }
+
+    async fn move_chunks(
+        &self,
+        pack: &CompactedPack,
+        at: UnixSeconds,
+        doomed_after: UnixSeconds,
+    ) -> Result<Vec<u64>> {
+        let column = |value: fn(&ChunkMove) -> i64| Column::Numbers(pack.chunks.iter().map(value).collect());
+        let table = [
+            column(|chunk| signed(chunk.number)),
+            column(|chunk| chunk.from.0),
+            column(|chunk| signed(chunk.from_offset)),
+            column(|chunk| chunk.checksum.cast_signed()),
+            column(|chunk| signed(chunk.offset)),
+        ];
+        self.write(Write::from("move chunks to a new pack").unless_done(), async |mut tx| {
+            let id = pack.id.as_bytes();
+            if tx.run(TAKE_OFF_DOOMED, &[Bytes(id), Number(doomed_after)]).await? == 0 {
+                return Ok(Vec::new());
+            }
+            let number = insert_pack(&mut tx, pack.id, pack.size, pack.chunks.len(), at).await?;
+            let moved = tx.rows(MOVE_CHUNKS, &[Number(number), Table(&table)]).await?;
+            if moved.is_empty() {
+                tx.run(DELETE_PACK, &[Number(number)]).await?;
+                tx.run(DOOM_REMOVED, &[List(&[id]), Number(at)]).await?;
+            }
+            moved.iter().map(|row| unsigned("chunks", row.column(0, "chunks")?)).collect()
+        })
+        .await
+    }
+
+    async fn mark_chunks_damaged(&self, chunks: &[u64], at: UnixSeconds) -> Result<()> {
+        self.write("mark damaged chunks", async |mut tx| mark_chunks_damaged(&mut tx, chunks, at).await).await
+    }
+
     async fn condemn_packs(
         &self,
         packs: &[PackNumber],
@@ -390,7 +477,13 @@ fn read_marked(row: &impl Row) -> Result<MarkedNar> {
     })
 }
 
-/// Columns: id, number, size, created_at, used_at, condemned_at.
+/// Columns: those of a chunk, and its damage.
+fn read_packed(row: &impl Row) -> Result<PackedChunk> {
+    let is_damaged = row.column::<Option<i64>>(8, "chunks")?.is_some();
+    Ok(PackedChunk { row: read_chunk(row)?, is_damaged })
+}
+
+/// Columns: id, number, size, created_at, used_at, condemned_at, chunks.
 fn read_pack(row: &impl Row) -> Result<PackRow> {
     let table = "packs";
     Ok(PackRow {
@@ -400,5 +493,6 @@ fn read_pack(row: &impl Row) -> Result<PackRow> {
         created_at: row.column(3, table)?,
         used_at: row.column(4, table)?,
         condemned_at: row.column(5, table)?,
+        chunks: row.column::<Option<i64>>(6, table)?.map(|chunks| unsigned(table, chunks)).transpose()?,
     })
 }

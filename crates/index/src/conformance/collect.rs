@@ -8,8 +8,8 @@ use super::fixtures::{
     push, push_object, run,
 };
 use crate::{
-    CollectIndex, CommitTarget, Error, Index, JobIndex, JobKind, MarkedNar, NarId, NarSource, PackNumber,
-    PackRow, Removal, Result, StampLimits, StoredListing,
+    ChunkMove, ChunkRow, CollectIndex, CommitTarget, CompactedPack, Error, Index, JobIndex, JobKind,
+    MarkedNar, NarId, NarSource, PackNumber, PackRow, Removal, Result, StampLimits, StoredListing,
 };
 
 /// What every case works on: the contracts of one adapter.
@@ -286,5 +286,61 @@ pub(super) async fn racing_commits_and_condemnations_agree(three: Three) -> Resu
             Err(error) => return Err(error),
         }
     }
+    Ok(())
+}
+
+pub(super) async fn chunks_move_only_from_where_they_were_read(three: Three) -> Result<()> {
+    let id = cache(&three.index, "main").await?;
+    let rows = three.index.commit_pack(&pack(1, [1, 2, 3, 4])).await?;
+    let numbers = three.numbers().await?;
+    assert_eq!(three.packs().await?[0].chunks, Some(4));
+    three.collect.mark_chunks_damaged(&[rows[2].number], NOW).await?;
+    let packed = three.collect.pack_chunks(numbers[0], None, 9).await?;
+    assert_eq!(packed.iter().map(|chunk| chunk.row.clone()).collect::<Vec<_>>(), rows);
+    assert_eq!(packed.iter().map(|chunk| chunk.is_damaged).collect::<Vec<_>>(), [false, false, true, false]);
+    assert_eq!(three.collect.pack_chunks(numbers[0], Some(rows[0].number), 2).await?, packed[1..3]);
+
+    let moves = |rows: &[ChunkRow]| -> Vec<ChunkMove> {
+        let to = |(row, offset): (&ChunkRow, u64)| ChunkMove {
+            number: row.number,
+            from: row.pack,
+            from_offset: row.offset,
+            checksum: row.checksum,
+            offset,
+        };
+        rows.iter().zip((32..).step_by(1_000)).map(to).collect()
+    };
+    let mut new = CompactedPack { id: pack_id(7), size: 5_000, chunks: moves(&rows) };
+    // The second lies elsewhere than it was read, the fourth has other bytes.
+    new.chunks[1].from_offset += 1;
+    new.chunks[3].checksum ^= 1;
+    let nothing: Vec<u64> = Vec::new();
+    assert_eq!(three.collect.move_chunks(&new, NOW, NOW).await?, nothing, "it is not on the list");
+    three.collect.doom_packs(&[new.id], Some(NOW + 5)).await?;
+    assert_eq!(three.collect.move_chunks(&new, NOW, NOW + 5).await?, nothing, "its object may go soon");
+    assert_eq!(three.numbers().await?, numbers);
+    assert_eq!(three.collect.move_chunks(&new, NOW, NOW + 4).await?, [rows[0].number]);
+    assert_eq!(three.collect.move_chunks(&new, NOW, NOW + 4).await?, nothing, "a second time");
+    assert_eq!(three.collect.doomed_packs(9, NOW + 9).await?, []);
+    let added = three.packs().await?[1];
+    assert_eq!((added.id, added.size, added.chunks), (new.id, 5_000, Some(4)));
+    assert_eq!((added.created_at, added.condemned_at), (NOW, None));
+    let expected =
+        ChunkRow { pack: added.number, pack_id: new.id, offset: new.chunks[0].offset, ..rows[0].clone() };
+    assert_eq!(three.index.load_chunks(&[run(rows[0].number, 1)]).await?, std::slice::from_ref(&expected));
+    assert_eq!(three.index.load_chunks(&[run(rows[1].number, 3)]).await?, rows[1..]);
+    assert_eq!(three.index.find_chunks(&[chunk_id(1)]).await?, [Some(expected)]);
+    assert_eq!(three.collect.moved_chunks(0, 9).await?, [(rows[0].number, added.number)]);
+
+    // A commit that knows the old place goes through: the chunk is there.
+    let target = CommitTarget::Object(object(1));
+    commit(&three.index, id, NarSource::New(Box::new(new_nar(1, &rows[..1]))), target).await?;
+
+    // A pack that no chunk moves to gets no row, and may be deleted.
+    let again = CompactedPack { id: pack_id(8), size: 5_000, chunks: moves(&rows[..1]) };
+    three.collect.doom_packs(&[again.id], Some(NOW + 100)).await?;
+    assert_eq!(three.collect.move_chunks(&again, NOW + 1, NOW).await?, nothing, "it moved before");
+    assert_eq!(three.collect.doomed_packs(9, NOW + 1).await?, [again.id]);
+    assert_eq!(three.numbers().await?, [numbers[0], added.number]);
     Ok(())
 }

@@ -9,7 +9,7 @@
 use std::collections::HashMap;
 
 use async_trait::async_trait;
-use dormer_format::{ChunkId, ChunkRun};
+use dormer_format::{ChunkId, ChunkRun, PackId};
 
 use super::KEYS_MAX;
 use crate::changes::Change;
@@ -68,7 +68,7 @@ pub(crate) const LOAD_CHUNKS: Sql = Sql {
 
 // Repeating a commit whose answer was lost finds its own pack.
 const INSERT_PACK: Sql = both!(
-    "INSERT INTO packs (id, size, created_at, used_at) VALUES ($1, $2, $3, $3)
+    "INSERT INTO packs (id, size, created_at, used_at, chunks) VALUES ($1, $2, $3, $3, $4)
      ON CONFLICT (id) DO UPDATE SET used_at = excluded.used_at
      RETURNING number"
 );
@@ -216,8 +216,7 @@ impl<D: Dialect> ChunkIndex for SqlIndex<D> {
             Column::Bytes(layouts.iter().map(Vec::as_slice).collect()),
         ];
         self.write("commit a pack", async |mut tx| {
-            let pack_row = [Bytes(pack.id.as_bytes()), Number(signed(pack.size)), Number(pack.created_at)];
-            let number: i64 = tx.one(INSERT_PACK, &pack_row).await?.column(0, "packs")?;
+            let number = insert_pack(&mut tx, pack.id, pack.size, pack.chunks.len(), pack.created_at).await?;
             let inserted = tx.rows(INSERT_CHUNKS, &[Number(number), Table(&table)]).await?;
 
             let (mut rows, moved) = own_rows(pack, number, &inserted)?;
@@ -258,9 +257,26 @@ impl<D: Dialect> ChunkIndex for SqlIndex<D> {
     }
 }
 
+/// Adds the row of a pack of so many chunks; returns its number.
+pub(crate) async fn insert_pack(
+    tx: &mut impl Transaction,
+    id: PackId,
+    size: u64,
+    chunks: usize,
+    created_at: UnixSeconds,
+) -> Result<i64> {
+    let chunks = i64::try_from(chunks).expect("a pack has at most 65,536 chunks");
+    let row = [Bytes(id.as_bytes()), Number(signed(size)), Number(created_at), Number(chunks)];
+    tx.one(INSERT_PACK, &row).await?.column(0, "packs")
+}
+
 /// Comes before any NAR in its transaction, as everywhere: a healing upload locks chunks and NARs
 /// in this order.
-async fn mark_chunks_damaged(tx: &mut impl Transaction, chunks: &[u64], at: UnixSeconds) -> Result<()> {
+pub(crate) async fn mark_chunks_damaged(
+    tx: &mut impl Transaction,
+    chunks: &[u64],
+    at: UnixSeconds,
+) -> Result<()> {
     if chunks.is_empty() {
         return Ok(());
     }

@@ -694,6 +694,12 @@ pub(super) async fn look_ups_search_indexes(index: &PostgresIndex, with_removals
         (collect::MARK_NARS, "1, 2, 3, 4".to_owned(), &["nars_pkey", "objects_by_nar", "listings_pkey"]),
         (collect::MOVED_CHUNKS, "1, 2".to_owned(), &["chunks_moved"]),
         (collect::COUNT_CHUNKS, "ARRAY[1]".to_owned(), &["chunks_by_pack"]),
+        (collect::PACK_CHUNKS, "1, 2, 3".to_owned(), &["chunks_by_pack", "packs_pkey"]),
+        (
+            collect::MOVE_CHUNKS,
+            "1, ARRAY[1], ARRAY[2], ARRAY[3], ARRAY[4], ARRAY[5]".to_owned(),
+            &["chunks_pkey"],
+        ),
         (collect::CONDEMN_PACKS, "ARRAY[1], 2, 3, 4".to_owned(), &["packs_pkey"]),
         (collect::DELETE_CHUNKS, "ARRAY[1]".to_owned(), &["chunks_by_pack", "chunks_pkey"]),
     ] {
