@@ -21,6 +21,8 @@ pub const V2_CACHES: &str = "/_api/v2/caches";
 pub const V2_OBJECT: &str = "/_api/v2/caches/{cache}/objects/{hash}";
 /// DELETE: take every object out of a cache that refers to this one, directly or not.
 pub const V2_REFERRERS: &str = "/_api/v2/caches/{cache}/objects/{hash}/referrers";
+/// GET: how much of removed paths is still to be removed from the store.
+pub const V2_PURGES: &str = "/_api/v2/caches/{cache}/purges";
 /// POST: what is in a cache, in pages.
 pub const V2_OBJECTS: &str = "/_api/v2/caches/{cache}/objects";
 /// POST: a cache's pins, in pages.
@@ -59,6 +61,14 @@ pub fn v2_object(cache: &CacheName, hash: &StorePathHash) -> String {
 /// [`V2_REFERRERS`] of `cache` and `hash`.
 pub fn v2_referrers(cache: &CacheName, hash: &StorePathHash) -> String {
     format!("{}/referrers", v2_object(cache, hash))
+}
+
+/// The query of a DELETE below [`V2_OBJECT`] by which the bytes go too, without their grace.
+pub const NOW_QUERY: &str = "now=true";
+
+/// [`V2_PURGES`] of `cache`.
+pub fn v2_purges(cache: &CacheName) -> String {
+    V2_PURGES.replace("{cache}", cache.as_str())
 }
 
 /// [`V2_OBJECTS`] of `cache`.
@@ -101,6 +111,7 @@ mod tests {
             v2_referrers(&cache, &hash),
             V2_REFERRERS.replace("{cache}", "team+a_1").replace("{hash}", &hash.to_string())
         );
+        assert_eq!(v2_purges(&cache), "/_api/v2/caches/team+a_1/purges");
         let name: PinName = "ci".parse().unwrap();
         assert_eq!(v2_pin(&cache, &name), "/_api/v2/caches/team+a_1/pins/ci");
         assert_eq!(v2_pinned_path(&cache, &name, &hash), format!("/_api/v2/caches/team+a_1/pins/ci/{hash}"));

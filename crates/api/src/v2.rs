@@ -43,6 +43,16 @@ pub struct RemovePathResponse {
     pub removed: bool,
 }
 
+/// Answer to GET of a cache's purges: NARs of paths that were removed with their bytes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PurgesResponse {
+    /// NARs that still have bytes to be removed. At 0, the bytes that only removed paths needed are
+    /// gone from the store.
+    pub waiting: u64,
+    /// Those of them that no collection has tried yet.
+    pub untried: u64,
+}
+
 /// Answer to DELETE of an object's referrers.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct RemoveReferrersResponse {

@@ -44,6 +44,8 @@ pub(crate) enum Error {
     Publish(#[from] dormer_publish::Error),
     #[error("there is no installation here: no server ever made {}", path.display())]
     NoInstallation { path: PathBuf },
+    #[error("{waiting} removed paths still have bytes in the store")]
+    BytesLeft { waiting: u64 },
     #[error("the collection failed: {reason}")]
     NotCollected { reason: String },
     #[error("{caches} of the caches could not be published")]
@@ -159,6 +161,10 @@ impl Error {
             Self::Client(error) => client_hints(error),
             Self::Index(error) | Self::Engine(dormer_engine::Error::Index(error)) => index_hints(error),
             Self::Publish(error) => publish_hints(error),
+            Self::BytesLeft { .. } => hint(
+                "an upload may still need what shares their packs, or the store does not delete; later collections go on by \
+                 themselves, and the same command tells when all is gone",
+            ),
             Self::NotPublished { .. } => hint(
                 "a private cache needs a bucket without a public domain, served by the Worker or `dormer edge serve`, which check tokens",
             ),

@@ -19,7 +19,8 @@ use std::time::{Duration, SystemTime};
 use bytes::Bytes;
 use dormer_api::v2::{
     AddPinRequest, AddPinResponse, ListCachesResponse, ListObjectsRequest, ListObjectsResponse,
-    ListPinsRequest, ListPinsResponse, RemovePathResponse, RemovePinsResponse, RemoveReferrersResponse,
+    ListPinsRequest, ListPinsResponse, PurgesResponse, RemovePathResponse, RemovePinsResponse,
+    RemoveReferrersResponse,
 };
 use dormer_api::{
     CacheConfig, CacheName, CreateCacheRequest, ErrorBody, ErrorName, GetMissingPathsRequest,
@@ -226,9 +227,15 @@ impl ApiClient {
     }
 
     /// Removes a path from a cache at once. `removed` says whether the path was there.
-    pub async fn remove_path(&self, cache: &CacheName, hash: &StorePathHash) -> Result<RemovePathResponse> {
+    /// With `now`, a collection also removes its bytes from the store.
+    pub async fn remove_path(
+        &self,
+        cache: &CacheName,
+        hash: &StorePathHash,
+        now: bool,
+    ) -> Result<RemovePathResponse> {
         let action = format!("removing {hash} from cache {cache}");
-        let route = routes::v2_object(cache, hash);
+        let route = with_now(routes::v2_object(cache, hash), now);
         self.ask(&action, Repeat::Always, || self.request(Method::DELETE, &route)).await
     }
 
@@ -238,10 +245,18 @@ impl ApiClient {
         &self,
         cache: &CacheName,
         hash: &StorePathHash,
+        now: bool,
     ) -> Result<RemoveReferrersResponse> {
         let action = format!("removing what refers to {hash} from cache {cache}");
-        let route = routes::v2_referrers(cache, hash);
+        let route = with_now(routes::v2_referrers(cache, hash), now);
         self.ask(&action, Repeat::Always, || self.request(Method::DELETE, &route)).await
+    }
+
+    /// How much of removed paths is still to be removed from the store.
+    pub async fn count_purges(&self, cache: &CacheName) -> Result<PurgesResponse> {
+        let action = format!("asking which bytes of cache {cache} are still to be removed");
+        let route = routes::v2_purges(cache);
+        self.ask(&action, Repeat::Always, || self.request(Method::GET, &route)).await
     }
 
     /// A page of what is in a cache.
@@ -618,6 +633,11 @@ fn describe(status: StatusCode, body: &[u8]) -> (Option<ErrorName>, String) {
 fn printable(text: &str) -> String {
     let clean = |c: char| if c.is_control() { ' ' } else { c };
     text.trim().chars().take(ERROR_CHARS_MAX).map(clean).collect()
+}
+
+/// A route of a removal, by which the bytes go too or not.
+fn with_now(route: String, now: bool) -> String {
+    if now { format!("{route}?{}", routes::NOW_QUERY) } else { route }
 }
 
 #[cfg(test)]

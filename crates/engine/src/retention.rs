@@ -54,7 +54,8 @@ impl Engine {
     }
 
     /// Removes objects for cause that refer to a path, directly or not; returns how many, and
-    /// whether some are left for another call. The path itself need not be there.
+    /// whether some are left for another call. The path itself need not be there. With `purge`,
+    /// their bytes go as [`purge_object`](Self::purge_object) says.
     ///
     /// An object goes after those that refer to it. So a call that breaks off leaves a way from the
     /// path to each object that is left, and the next call finds them.
@@ -63,6 +64,7 @@ impl Engine {
         cache: &Cache,
         hash: &StorePathHash,
         subject: Option<&str>,
+        purge: bool,
     ) -> Result<(u64, bool)> {
         let mut removed = 0;
         // From the path to one that refers to it, and so on. Memory: the longest chain.
@@ -75,12 +77,14 @@ impl Engine {
             match self.index().find_referrers(cache.id, last, 1).await?.pop() {
                 Some(referrer) if in_chain.insert(referrer) => chain.push(referrer),
                 // They refer to each other in a circle.
-                Some(referrer) => removed += u64::from(self.remove_object(cache, &referrer, subject).await?),
+                Some(referrer) => {
+                    removed += u64::from(self.remove_or_purge(cache, &referrer, subject, purge).await?);
+                }
                 None => {
                     in_chain.remove(last);
                     let done = chain.pop().expect("it is the last one");
                     if !chain.is_empty() {
-                        removed += u64::from(self.remove_object(cache, &done, subject).await?);
+                        removed += u64::from(self.remove_or_purge(cache, &done, subject, purge).await?);
                     }
                 }
             }
@@ -96,10 +100,31 @@ impl Engine {
         hash: &StorePathHash,
         subject: Option<&str>,
     ) -> Result<bool> {
+        self.remove_or_purge(cache, hash, subject, false).await
+    }
+
+    /// Removes an object for cause, and lets a collection remove the bytes that nothing else needs
+    /// without their grace.
+    pub async fn purge_object(
+        &self,
+        cache: &Cache,
+        hash: &StorePathHash,
+        subject: Option<&str>,
+    ) -> Result<bool> {
+        self.remove_or_purge(cache, hash, subject, true).await
+    }
+
+    async fn remove_or_purge(
+        &self,
+        cache: &Cache,
+        hash: &StorePathHash,
+        subject: Option<&str>,
+        purge: bool,
+    ) -> Result<bool> {
         let (engine, cache, hash, subject) = (self.clone(), cache.id, *hash, subject.map(str::to_owned));
         finish(async move {
             let now = engine.now();
-            let removed = engine.index().remove_for_cause(cache, &hash, subject.as_deref(), now).await;
+            let removed = engine.index().remove_for_cause(cache, &hash, subject.as_deref(), purge, now).await;
             engine.forget_answers(cache, &hash);
             Ok(removed?)
         })

@@ -646,6 +646,15 @@ pub struct ObjectPlace {
     pub id: i64,
 }
 
+/// NARs of removed paths whose bytes are to be removed.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct PurgeCounts {
+    /// All of them.
+    pub waiting: u64,
+    /// Those that no collection has tried yet.
+    pub untried: u64,
+}
+
 /// Something that a person did and that cannot be undone.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct AuditEntry {
@@ -703,14 +712,20 @@ pub trait RetentionIndex: Send + Sync + std::fmt::Debug + 'static {
         limit: u32,
     ) -> Result<Vec<ListedObject>>;
     /// Removes an object as [`Removal::ForCause`] does, with an audit entry in the same
-    /// transaction. `false` if it was not there; there is an entry then, too.
+    /// transaction. `false` if it was not there; there is an entry then, too. With `purge`, the
+    /// same transaction also notes the object's NAR, and the NARs of its graces, for the collector:
+    /// it removes the bytes that nothing else needs without their grace. A collection is opened.
     async fn remove_for_cause(
         &self,
         cache: CacheId,
         hash: &StorePathHash,
         subject: Option<&str>,
+        purge: bool,
         at: UnixSeconds,
     ) -> Result<bool>;
+    /// How many NARs of removed paths of a cache still have bytes to be removed, and how many of
+    /// these no collection has tried yet.
+    async fn count_purges(&self, cache: CacheId) -> Result<PurgeCounts>;
     /// Entries after a number, in order.
     async fn audit_after(&self, number: i64, limit: u32) -> Result<Vec<AuditEntry>>;
 }

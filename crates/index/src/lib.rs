@@ -38,7 +38,7 @@ mod waiting_count;
 pub use changes::{Change, Changes};
 pub use collect::{
     ChunkMove, CollectIndex, CompactedPack, LastCollection, MarkedNar, PackRow, PackedChunk, PacksRemoved,
-    StampLimits,
+    Purge, PurgeId, StampLimits,
 };
 pub use contract::*;
 pub use dialects::postgres::{Postgres, PostgresIndex, PostgresOptions};

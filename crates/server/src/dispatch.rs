@@ -172,6 +172,7 @@ impl App {
             (&Method::DELETE, Route::Referrers(cache, hash)) => {
                 retention::remove_referrers(self, call, &cache, &hash).await
             }
+            (&Method::GET, Route::Purges(cache)) => caches::count_purges(self, call, &cache).await,
             (&Method::POST, Route::Objects(cache)) => retention::list_objects(self, call, body, &cache).await,
             (&Method::POST, Route::Pins(cache)) => retention::list_pins(self, call, body, &cache).await,
             (&Method::PUT, Route::Pin(cache, name)) => {
@@ -203,6 +204,7 @@ fn allowed_methods(route: &Route<'_>) -> &'static str {
         | Route::Ready
         | Route::Stats
         | Route::Caches
+        | Route::Purges(_)
         | Route::AtticCacheInfo(_) => "GET, HEAD",
         Route::NixCacheInfo(_)
         | Route::Narinfo(..)

@@ -39,6 +39,8 @@ pub(crate) enum Route<'a> {
     Objects(CacheName),
     /// `/_api/v2/caches/{cache}/objects/{hash}/referrers`
     Referrers(CacheName, StorePathHash),
+    /// `/_api/v2/caches/{cache}/purges`
+    Purges(CacheName),
     /// `/_api/v2/caches/{cache}/pins`
     Pins(CacheName),
     /// `/_api/v2/caches/{cache}/pins/{name}`
@@ -98,6 +100,9 @@ impl<'a> Route<'a> {
             ("_api", [Some("v2"), Some("caches"), Some(cache), Some("objects"), None]) => {
                 Some(Self::Objects(cache.parse().ok()?))
             }
+            ("_api", [Some("v2"), Some("caches"), Some(cache), Some("purges"), None]) => {
+                Some(Self::Purges(cache.parse().ok()?))
+            }
             ("_api", [Some("v2"), Some("caches"), Some(cache), Some("pins"), None]) => {
                 Some(Self::Pins(cache.parse().ok()?))
             }
@@ -155,6 +160,7 @@ impl<'a> Route<'a> {
             Self::Object(..) => "/_api/v2/caches/{cache}/objects/{hash}",
             Self::Objects(_) => "/_api/v2/caches/{cache}/objects",
             Self::Referrers(..) => "/_api/v2/caches/{cache}/objects/{hash}/referrers",
+            Self::Purges(_) => "/_api/v2/caches/{cache}/purges",
             Self::Pins(_) => "/_api/v2/caches/{cache}/pins",
             Self::Pin(..) => "/_api/v2/caches/{cache}/pins/{name}",
             Self::PinnedPath(..) => "/_api/v2/caches/{cache}/pins/{name}/{hash}",
@@ -181,6 +187,7 @@ impl<'a> Route<'a> {
             | Self::Object(..)
             | Self::Objects(_)
             | Self::Referrers(..)
+            | Self::Purges(_)
             | Self::Pins(_)
             | Self::Pin(..)
             | Self::PinnedPath(..)
@@ -254,6 +261,7 @@ mod tests {
             (&format!("/_api/v2/caches/main/objects/{HASH}"), Route::Object(main(), hash)),
             ("/_api/v2/caches/main/objects", Route::Objects(main())),
             (&format!("/_api/v2/caches/main/objects/{HASH}/referrers"), Route::Referrers(main(), hash)),
+            ("/_api/v2/caches/main/purges", Route::Purges(main())),
             ("/_api/v2/caches/main/pins", Route::Pins(main())),
             ("/_api/v2/caches/main/pins/ci", Route::Pin(main(), "ci".parse().unwrap())),
             (
@@ -311,6 +319,7 @@ mod tests {
             "/_api/v2/caches/main/objects/",
             "/_api/v2/caches/main/objects/x",
             "/_api/v2/caches/main/objects/1k8c1hiysz6aaks2mpfc5k7xbbjpw5z5/referrers/x",
+            "/_api/v2/caches/main/purges/",
             "/_api/v2/caches/main/pins/",
             "/_api/v2/caches/main/pins/_x",
             "/_api/v2/caches/main/pins/ci/x",

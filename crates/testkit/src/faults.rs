@@ -19,8 +19,8 @@ use dormer_index::{
     Alias, AuditEntry, Cache, CacheId, CacheIndex, CachePatch, CacheTotals, CacheVisibility, CallCounts,
     Changes, ChunkIndex, ChunkRow, CommitOutcome, Error as IndexError, FoundObject, Index, ListedObject, Nar,
     NarCommit, NarId, NarIndex, NarKey, NarSource, NarSummary, NewCache, NewPack, ObjectIndex, ObjectOrder,
-    ObjectPlace, OutboxIndex, OutboxPosition, OutboxRow, PackNumber, Pin, PoolUse, Removal, RetentionIndex,
-    SettingIndex, StoredListing, UnixSeconds, Use,
+    ObjectPlace, OutboxIndex, OutboxPosition, OutboxRow, PackNumber, Pin, PoolUse, PurgeCounts, Removal,
+    RetentionIndex, SettingIndex, StoredListing, UnixSeconds, Use,
 };
 use dormer_nix::{NarHash, StorePath, StorePathHash};
 
@@ -478,9 +478,13 @@ impl RetentionIndex for FaultIndex {
         cache: CacheId,
         hash: &StorePathHash,
         subject: Option<&str>,
+        purge: bool,
         at: UnixSeconds,
     ) -> Outcome<bool> {
-        write_step!(self, self.inner.remove_for_cause(cache, hash, subject, at))
+        write_step!(self, self.inner.remove_for_cause(cache, hash, subject, purge, at))
+    }
+    async fn count_purges(&self, cache: CacheId) -> Outcome<PurgeCounts> {
+        read_step!(self, self.inner.count_purges(cache))
     }
     async fn audit_after(&self, number: i64, limit: u32) -> Outcome<Vec<AuditEntry>> {
         read_step!(self, self.inner.audit_after(number, limit))

@@ -7,10 +7,10 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use async_trait::async_trait;
 use dormer_blobs::{BlobKey, Blobs};
-use dormer_format::PackId;
+use dormer_format::{ChunkRun, PackId};
 use dormer_index::{
     ChunkMove, CollectIndex, CompactedPack, Error as IndexError, JobId, JobLease, LastCollection, MarkedNar,
-    NarId, PackNumber, PackRow, PackedChunk, PacksRemoved, Result, StampLimits, UnixSeconds,
+    NarId, PackNumber, PackRow, PackedChunk, PacksRemoved, Purge, PurgeId, Result, StampLimits, UnixSeconds,
 };
 use futures::future::BoxFuture;
 
@@ -215,6 +215,23 @@ impl CollectIndex for FaultCollect {
             limits
         };
         write_step!(self, self.inner.condemn_packs(packs, limits, at))
+    }
+    async fn condemn_now(&self, packs: &[PackNumber], at: UnixSeconds) -> Result<()> {
+        write_step!(self, self.inner.condemn_now(packs, at))
+    }
+    async fn open_purges(&self, after: PurgeId, limit: u32) -> Result<Vec<Purge>> {
+        read_step!(self, self.inner.open_purges(after, limit))
+    }
+    async fn find_places(
+        &self,
+        run: &ChunkRun,
+        after: Option<u64>,
+        limit: u32,
+    ) -> Result<Vec<(u64, PackNumber)>> {
+        read_step!(self, self.inner.find_places(run, after, limit))
+    }
+    async fn end_purges(&self, purges: &[PurgeId], is_done: bool, at: UnixSeconds) -> Result<()> {
+        write_step!(self, self.inner.end_purges(purges, is_done, at))
     }
     async fn spare_packs(&self, packs: &[PackNumber]) -> Result<u64> {
         write_step!(self, self.inner.spare_packs(packs))

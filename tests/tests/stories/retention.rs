@@ -3,7 +3,8 @@
 use std::thread;
 use std::time::{Duration, Instant};
 
-use dormer_tests::{Lab, LabOptions, Machine, Nix};
+use dormer_nix::NarHash;
+use dormer_tests::{Lab, LabOptions, Machine, Nix, http, nars};
 
 /// The part of a narinfo's address that names a path.
 fn hash(path: &str) -> &str {
@@ -64,4 +65,59 @@ fn an_unused_closure_expires_and_a_pinned_one_stays() {
     assert_eq!(builder.dormer(&["pin", "list", "main"]).succeeds(), "");
     builder.dormer(&["push", "main", &pinned]).succeeds();
     assert!(listed(&builder).contains(hash(library)));
+}
+
+/// Bytes that do not compress, so that a pack holds them as they are.
+fn noise(seed: u64, length: usize) -> Vec<u8> {
+    let mut random = dormer_testkit::Random::new(seed);
+    (0..length.div_ceil(8)).flat_map(|_| random.next_u64().to_le_bytes()).take(length).collect()
+}
+
+/// How many files below a folder hold these bytes.
+fn count_files_with(folder: &std::path::Path, bytes: &[u8]) -> usize {
+    let mut count = 0;
+    for entry in std::fs::read_dir(folder).expect("the folder is there") {
+        let path = entry.expect("it can be listed").path();
+        if path.is_dir() {
+            count += count_files_with(&path, bytes);
+        } else if std::fs::read(&path).is_ok_and(|file| file.windows(bytes.len()).any(|part| part == bytes)) {
+            count += 1;
+        }
+    }
+    count
+}
+
+#[test]
+fn a_leaked_secret_leaves_the_bucket_and_what_shared_its_pack_stays() {
+    let lab = Lab::start();
+    let token = lab.admin_token();
+    let bearer = format!("Bearer {token}");
+    let shared = noise(1, 1 << 20);
+    let secret = noise(2, 300_000);
+    let leaked = nars::file(&[shared.as_slice(), &secret].concat());
+    let kept = nars::file(&[shared.as_slice(), b"nothing to hide"].concat());
+    let upload = |nar: &[u8], name: &str| {
+        let info = nars::attic_info("main", nar, name);
+        let headers = [("Authorization", bearer.as_str()), ("X-Attic-Nar-Info", info.as_str())];
+        http::request(lab.address(), "PUT", "/_api/v1/upload-path", &headers, nar)
+    };
+    assert_eq!(upload(&leaked, "leaked").status, 200);
+    assert_eq!(upload(&kept, "kept").status, 200);
+    let bucket = lab.data_folder().join("storage");
+    // The middle of the secret, which no chunk border cuts everywhere.
+    let parts: Vec<&[u8]> = secret.chunks(50_000).map(|part| &part[..64]).collect();
+    let found = |parts: &[&[u8]]| parts.iter().filter(|part| count_files_with(&bucket, part) > 0).count();
+    assert!(found(&parts) >= parts.len() - 1, "the bucket holds the secret");
+
+    lab.login();
+    let path = format!("/nix/store/{}-leaked", nars::path_hash(&leaked));
+    let run = lab.dormer(&["cache", "remove-path", "main", &path, "--now"]);
+    let said = run.stderr();
+    run.succeeds();
+    assert!(said.contains("gone from the store"), "{said}");
+    assert_eq!(found(&parts), 0, "no file holds a part of the secret");
+    assert_eq!(lab.get(&format!("/main/{}.narinfo", nars::path_hash(&leaked))).status, 404);
+    let leaks = lab.inspection().check(&[NarHash::digest(&kept)]);
+    assert_eq!((leaks.packs, leaks.nars), (0, 0), "{leaks}");
+    assert_eq!(upload(&leaked, "leaked").status, 200, "it can come again");
 }

@@ -5,9 +5,9 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use clap::{Args, Subcommand};
-use dormer_api::v2::{ListObjectsRequest, SortObjects};
+use dormer_api::v2::{ListObjectsRequest, PurgesResponse, SortObjects};
 use dormer_api::{CacheConfig, CreateCacheRequest, Keypair, Quota, RetentionPeriod, Secret};
-use dormer_client::{CacheRef, NixStore, PageGuard, ServerName};
+use dormer_client::{ApiClient, CacheRef, NixStore, PageGuard, ServerName};
 use dormer_engine::{Clock as _, SystemClock};
 use dormer_nix::{StoreDir, StorePathHash};
 use serde_json::json;
@@ -155,9 +155,14 @@ struct DestroyArgs {
 /// Clients that remember a path's narinfo may find the path missing. The bytes stay until garbage
 /// collection, and other caches keep the path.
 ///
+/// With --now, a collection removes the bytes from the store at once, and this command waits for
+/// it. Bytes that another path needs stay. Downloads and uploads that use the same packs at this
+/// moment break off, and clients repeat them.
+///
 /// Examples:
 ///   dormer cache remove-path main /nix/store/3n58xw4373jp0ljirf06d8077j15pc4j-leaked-secret
 ///   dormer cache remove-path main ./result
+///   dormer cache remove-path main ./leaked-secret --with-referrers --now
 #[derive(Debug, Args)]
 #[command(verbatim_doc_comment, after_long_help = EXIT_CODES_OF_CLIENT)]
 struct RemovePathArgs {
@@ -169,7 +174,14 @@ struct RemovePathArgs {
     /// Also remove every path of the cache that refers to them, directly or not
     #[arg(long)]
     with_referrers: bool,
+    /// Remove the bytes from the store too, and wait until they are gone
+    #[arg(long)]
+    now: bool,
 }
+
+/// The pauses between two questions whether the bytes are gone.
+const PURGE_LOOK: Duration = Duration::from_secs(1);
+const PURGE_LOOK_MAX: Duration = Duration::from_secs(15);
 
 /// List what is in a cache
 ///
@@ -385,7 +397,7 @@ async fn remove_paths(args: &RemovePathArgs, context: &Context) -> Result<()> {
     let (server, api) = context.connect_to_cache(&args.cache)?;
     let (mut removed_count, mut referrer_count) = (0, 0_u64);
     for (path, hash) in args.paths.iter().zip(&hashes) {
-        let removed = api.remove_path(&args.cache.cache, hash).await?.removed;
+        let removed = api.remove_path(&args.cache.cache, hash, args.now).await?.removed;
         removed_count += usize::from(removed);
         context.printer.message(&json!({
             "message_type": "path_removed", "server": server.name.as_str(), "cache": args.cache.cache.as_str(),
@@ -399,7 +411,7 @@ async fn remove_paths(args: &RemovePathArgs, context: &Context) -> Result<()> {
         while more {
             // Every request removes something, so the count is never the same.
             pages.follow(referrer_count)?;
-            let answer = api.remove_referrers(&args.cache.cache, hash).await?;
+            let answer = api.remove_referrers(&args.cache.cache, hash, args.now).await?;
             referrer_count = referrer_count.saturating_add(answer.removed);
             more = answer.more;
         }
@@ -413,6 +425,35 @@ async fn remove_paths(args: &RemovePathArgs, context: &Context) -> Result<()> {
     }
     let all = crate::error::paths(hashes.len());
     context.printer.conclude(&format!("removed {removed_count} of {all} from {}", args.cache));
+    if args.now { wait_for_purges(args, &server.name, &api, context).await } else { Ok(()) }
+}
+
+/// Waits until the bytes of removed paths are gone from the store, or until a collection had to
+/// leave some.
+async fn wait_for_purges(
+    args: &RemovePathArgs,
+    server: &ServerName,
+    api: &ApiClient,
+    context: &Context,
+) -> Result<()> {
+    let mut pause = PURGE_LOOK;
+    context.printer.say("waiting for a collection to remove the bytes from the store");
+    let waiting = loop {
+        let PurgesResponse { waiting, untried } = api.count_purges(&args.cache.cache).await?;
+        if waiting == 0 || untried == 0 {
+            break waiting;
+        }
+        tokio::time::sleep(pause).await;
+        pause = (pause * 2).min(PURGE_LOOK_MAX);
+    };
+    context.printer.message(&json!({
+        "message_type": "bytes_removed", "server": server.as_str(), "cache": args.cache.cache.as_str(),
+        "waiting": waiting,
+    }))?;
+    if waiting > 0 {
+        return Err(Error::BytesLeft { waiting });
+    }
+    context.printer.conclude("the bytes that only these paths needed are gone from the store");
     Ok(())
 }
 

@@ -140,6 +140,9 @@ fn report_lines(report: &CollectionReport) -> Vec<String> {
         format!("freed: {}", packs(&report.removed)),
         format!("compacted: {}", compaction(&report.compacted)),
     ];
+    if report.purged > 0 {
+        lines.push(format!("removed paths whose bytes left the store at once: {}", report.purged));
+    }
     if report.strays_found > 0 {
         lines.push(format!("packs without a row, to be deleted later: {}", report.strays_found));
     }

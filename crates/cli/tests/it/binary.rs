@@ -53,6 +53,7 @@ fn gc_works_beside_a_server_and_without_one() {
     to condemn: 0 packs, 0 B, 0 chunks
     condemned, waiting for the longest upload: 0 packs, 0 B, 0 chunks
     to free: 0 packs, 0 B, 0 chunks
+    to compact: 0 packs, 0 B; 0 B read and 0 B written into 0 packs by 0 requests
     ");
     let beside = home.run(&["gc"]);
     assert!(beside.contains("another process collects; waiting for it"), "{beside}");

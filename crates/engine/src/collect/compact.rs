@@ -48,20 +48,24 @@ const TRIES: u32 = 3;
 
 /// Chunks that go into one new pack, by the pack that holds them.
 #[derive(Default)]
-struct OpenPack {
+pub(super) struct OpenPack {
     sources: Vec<Vec<ChunkRow>>,
     chunks: usize,
     bytes: u64,
 }
 
 impl OpenPack {
-    fn has_room_for(&self, row: &ChunkRow) -> bool {
+    pub(super) fn has_room_for(&self, row: &ChunkRow) -> bool {
         self.chunks == 0
             || self.chunks < REWRITE_CHUNKS_MAX
                 && self.bytes + u64::from(row.layout.stored_len()) <= REWRITE_BYTES_MAX
     }
 
-    fn add(&mut self, row: ChunkRow) {
+    pub(super) fn chunks(&self) -> usize {
+        self.chunks
+    }
+
+    pub(super) fn add(&mut self, row: ChunkRow) {
         self.chunks += 1;
         self.bytes += u64::from(row.layout.stored_len());
         match self.sources.last_mut() {
@@ -200,7 +204,7 @@ impl Collector {
 
     /// Writes a new pack and moves its chunks; returns the old pack of each moved chunk. `None` if
     /// the store failed.
-    async fn write_pack(
+    pub(super) async fn write_pack(
         &self,
         turn: &mut Turn<'_>,
         open: OpenPack,

@@ -7,7 +7,8 @@
 //!    a bitmap. It takes at most two bytes for a chunk, so 20 million chunks take 40 MB.
 //! 4. Judge each pack ([`plan::PackVerdict`]): condemn it, wait, or remove its row and then its
 //!    object. Packs that are less than half alive and small packs are compacted ([`compact`]).
-//! 5. Now and then, list the store and note the packs without a row.
+//! 5. Remove the bytes of paths that were removed together with them ([`purge`]).
+//! 6. Now and then, list the store and note the packs without a row.
 //!
 //! docs/STORAGE.md argues why no order of these steps and those of uploads loses a live chunk.
 //!
@@ -22,6 +23,7 @@
 mod compact;
 mod metrics;
 mod plan;
+mod purge;
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -134,6 +136,8 @@ pub struct CollectionReport {
     pub strays_found: u64,
     /// Packs that were compacted and condemned, and what that cost.
     pub compacted: CompactionTotals,
+    /// NARs of removed paths whose bytes left the store without their grace.
+    pub purged: u64,
 }
 
 /// Frees what nothing needs.
@@ -326,7 +330,10 @@ impl Collector {
         let marks = self.mark(turn, now, &mut report).await?;
         let live = self.live_packs(marks, Some(turn)).await?;
         self.judge_packs(turn, &live, &limits, &mut report).await?;
+        drop(live);
+        let (purges, purged) = self.purge(turn, &mut report).await?;
         self.delete_objects(turn, &mut report).await?;
+        self.end_purges(turn, &purges, &purged, &mut report).await?;
         let listed = self.list_if_due(turn, &mut report).await?;
         if report.nars > 0 || report.removed.packs > 0 {
             self.index.reload_known_keys().await?;

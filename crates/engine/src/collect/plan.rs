@@ -8,7 +8,7 @@ use roaring::RoaringTreemap;
 use serde::{Deserialize, Serialize};
 
 /// Most chunks of a pack. A chunk that never moved lies in the pack `number / PACK_CHUNKS`.
-const PACK_CHUNKS: u64 = 65_536;
+pub(crate) const PACK_CHUNKS: u64 = 65_536;
 
 /// How far a stamp may lag behind the commit that it stands for: ten minutes that a fresh stamp is
 /// left as it is, the longest commit with its repetitions, and the difference between the clocks of

@@ -27,19 +27,19 @@ use futures::TryStreamExt as _;
 use proptest::prelude::*;
 
 const HOUR: i64 = 3_600;
-const DAY: i64 = 24 * HOUR;
+pub(crate) const DAY: i64 = 24 * HOUR;
 
 /// When a pack that no upload uses any more may be condemned: longest upload, a day, and a bit.
-const OLD: i64 = 2 * DAY + HOUR;
+pub(crate) const OLD: i64 = 2 * DAY + HOUR;
 
 /// When a condemned pack may go.
-const CONDEMNED: i64 = DAY + 2 * HOUR;
+pub(crate) const CONDEMNED: i64 = DAY + 2 * HOUR;
 
 /// Of calls that no fault touches.
-const ANSWERS: &str = "nothing is wrong";
+pub(crate) const ANSWERS: &str = "nothing is wrong";
 
 /// No crash.
-const NEVER: u64 = u64::MAX;
+pub(crate) const NEVER: u64 = u64::MAX;
 
 /// A clock that tests move.
 #[derive(Debug)]
@@ -53,10 +53,10 @@ impl Clock for TestClock {
 
 /// One index, by its three contracts.
 #[derive(Clone)]
-struct Contracts {
-    index: Arc<dyn Index>,
-    collect: Arc<dyn CollectIndex>,
-    jobs: Arc<dyn JobIndex>,
+pub(crate) struct Contracts {
+    pub(crate) index: Arc<dyn Index>,
+    pub(crate) collect: Arc<dyn CollectIndex>,
+    pub(crate) jobs: Arc<dyn JobIndex>,
 }
 
 impl Contracts {
@@ -67,14 +67,14 @@ impl Contracts {
 }
 
 /// An installation, and its time.
-struct Lab {
-    installation: Installation,
+pub(crate) struct Lab {
+    pub(crate) installation: Installation,
     postgres: Option<String>,
     clock: Arc<TestClock>,
 }
 
 impl Lab {
-    fn new(on_postgres: bool) -> Self {
+    pub(crate) fn new(on_postgres: bool) -> Self {
         let postgres = on_postgres.then(|| Postgres::shared().create_database());
         let clock = Arc::new(TestClock(AtomicI64::new(1_800_000_000)));
         Self { installation: Installation::new(), postgres, clock }
@@ -89,7 +89,7 @@ impl Lab {
         self.installation.index().await
     }
 
-    async fn open(&self) -> Process {
+    pub(crate) async fn open(&self) -> Process {
         let contracts = match &self.postgres {
             Some(url) => Contracts::new(Self::postgres(url).await),
             None => Contracts::new(self.sqlite().await),
@@ -105,7 +105,7 @@ impl Lab {
         Process { engine, contracts }
     }
 
-    async fn audit(&self) -> Audit {
+    pub(crate) async fn audit(&self) -> Audit {
         match &self.postgres {
             Some(url) => Self::postgres(url).await.audit().await,
             None => self.sqlite().await.audit().await,
@@ -113,18 +113,18 @@ impl Lab {
         .expect(ANSWERS)
     }
 
-    fn pass(&self, seconds: i64) {
+    pub(crate) fn pass(&self, seconds: i64) {
         self.clock.0.fetch_add(seconds, Ordering::SeqCst);
     }
 
-    fn collector(&self, index: Arc<dyn CollectIndex>, blobs: Arc<dyn Blobs>) -> Collector {
+    pub(crate) fn collector(&self, index: Arc<dyn CollectIndex>, blobs: Arc<dyn Blobs>) -> Collector {
         // Every collection lists.
         let settings = CollectSettings { listing_seconds: 0, ..CollectSettings::default() };
         Collector::new(index, blobs, Arc::clone(&self.clock) as Arc<dyn Clock>, settings)
     }
 
     /// Collects with faults until it ends or crashes.
-    async fn collect_with(
+    pub(crate) async fn collect_with(
         &self,
         process: &Process,
         faults: &Arc<Faults>,
@@ -136,7 +136,7 @@ impl Lab {
         self.collector(Arc::new(index), blobs).run_now(&*process.contracts.jobs, "test", 30).await
     }
 
-    async fn collect(&self, process: &Process) -> CollectionReport {
+    pub(crate) async fn collect(&self, process: &Process) -> CollectionReport {
         let outcome = self.collect_with(process, &Faults::crash_at(NEVER, false)).await;
         outcome.expect(ANSWERS).expect("no other process collects")
     }
@@ -149,7 +149,7 @@ impl Lab {
         }
     }
 
-    async fn violations(&self, acknowledged: &[NarHash], deleted: &[BlobKey]) -> Vec<Violation> {
+    pub(crate) async fn violations(&self, acknowledged: &[NarHash], deleted: &[BlobKey]) -> Vec<Violation> {
         check_invariants(self.audit().await, &*self.installation.blobs, acknowledged, deleted).await
     }
 
@@ -164,24 +164,30 @@ impl Lab {
 }
 
 /// A server, while it runs.
-struct Process {
-    engine: Engine,
-    contracts: Contracts,
+pub(crate) struct Process {
+    pub(crate) engine: Engine,
+    pub(crate) contracts: Contracts,
 }
 
 impl Process {
-    async fn cache(&self) -> Arc<Cache> {
+    pub(crate) async fn cache(&self) -> Arc<Cache> {
         self.engine.find_cache("main").await.expect(ANSWERS).expect("it was made before")
     }
 
     /// The bytes of a NAR, if the cache serves it.
-    async fn read(&self, nar: &[u8]) -> Option<Vec<u8>> {
+    pub(crate) async fn read(&self, nar: &[u8]) -> Option<Vec<u8>> {
         let cache = self.cache().await;
-        let bytes = served(&self.engine, &cache, nar, None).await.expect(ANSWERS);
+        let mut bytes = served(&self.engine, &cache, nar, None).await;
+        if let Err(dormer_engine::Error::Reencoded { .. }) = bytes {
+            // The engine remembers places for 1.5 s, in which the time of these tests passes by
+            // days. Clients repeat such a read.
+            bytes = served(&self.engine, &cache, nar, None).await;
+        }
+        let bytes = bytes.expect(ANSWERS);
         bytes.map(|bytes| decompress(&bytes))
     }
 
-    async fn reads_back(&self, nar: &[u8], when: &str) {
+    pub(crate) async fn reads_back(&self, nar: &[u8], when: &str) {
         assert!(self.read(nar).await.is_some_and(|bytes| bytes == nar), "{when}");
     }
 
@@ -198,12 +204,12 @@ impl Process {
 }
 
 /// The beginning of the first of [`nars`]: fewer than half of its chunks, and one of its own.
-fn beginning() -> Vec<u8> {
+pub(crate) fn beginning() -> Vec<u8> {
     package_nar(&mut Random::new(42), 14_000, &[])
 }
 
 /// One with a reference, one without, and the first after a rebuild: the same chunks.
-fn nars() -> [Vec<u8>; 3] {
+pub(crate) fn nars() -> [Vec<u8>; 3] {
     let mut random = Random::new(42);
     let first = package_nar(&mut random, 40_000, &[path(100)]);
     let second = package_nar(&mut random, 20_000, &[]);
@@ -723,7 +729,7 @@ async fn a_compaction_that_moves_changed_chunks_is_caught() {
 /// A second collector runs from beginning to end before a call of the first, which does not know.
 #[tokio::test]
 async fn two_collectors_at_once_lose_nothing() {
-    for at in 0.. {
+    for at in (0..).step_by(if is_long() { 1 } else { 3 }) {
         let when = format!("a collection before call {at}");
         let lab = Lab::new(false);
         let alive = prepare(&lab).await;
@@ -786,6 +792,8 @@ enum Racer {
     CommitsCompacted,
     /// Commits an upload that looked its chunks up before the first collection.
     CommitsChunks,
+    /// The same, and the path that brought the chunks is removed with its bytes.
+    CommitsPurged,
     /// Names a NAR that the index had when the upload began.
     CommitsKnownNar,
     /// Pushes from the beginning.
@@ -818,11 +826,15 @@ async fn race(
     let cache = create_main(&process.engine).await;
     let [first, _, third] = nars();
     push(&process.engine, &cache, &path(1), &first).await.expect(ANSWERS);
-    if racer == Racer::CommitsCompacted {
+    if [Racer::CommitsCompacted, Racer::CommitsPurged].contains(&racer) {
         push(&process.engine, &cache, &path(2), &beginning()).await.expect(ANSWERS);
     }
-    process.engine.remove_object(&cache, &path(1).hash(), None).await.expect(ANSWERS);
-    lab.pass(OLD);
+    if racer == Racer::CommitsPurged {
+        process.engine.purge_object(&cache, &path(1).hash(), None).await.expect(ANSWERS);
+    } else {
+        process.engine.remove_object(&cache, &path(1).hash(), None).await.expect(ANSWERS);
+        lab.pass(OLD);
+    }
     // The third has the first's chunks and another hash.
     let raced = if racer == Racer::CommitsKnownNar { first.clone() } else { third.clone() };
     let ingested = match racer {
@@ -882,7 +894,7 @@ async fn race(
     process.reads_back(&raced, &when).await;
     lab.collect_all(&process).await;
     process.reads_back(&raced, &format!("{when}, after more collections")).await;
-    if racer == Racer::CommitsCompacted {
+    if [Racer::CommitsCompacted, Racer::CommitsPurged].contains(&racer) {
         process.reads_back(&beginning(), &when).await;
     }
     drop((process, cache));
@@ -890,11 +902,21 @@ async fn race(
     Some(())
 }
 
+fn is_long() -> bool {
+    std::env::var_os("DORMER_TEST_LONG").is_some()
+}
+
 async fn races_lose_nothing(on_postgres: bool, racer: Racer) {
     let mut races = Races::default();
     // A database for each call takes its time.
-    let all = !on_postgres || std::env::var_os("DORMER_TEST_LONG").is_some();
-    for at in (0..).step_by(if all { 1 } else { 4 }) {
+    let all = !on_postgres || is_long();
+    let has_many = [Racer::CommitsCompacted, Racer::CommitsPurged].contains(&racer);
+    let step = match (all, on_postgres) {
+        (true, true) => 1,
+        (true, false) => 1 + 2 * usize::from(has_many && !is_long()),
+        (false, _) => 4 + 4 * usize::from(has_many),
+    };
+    for at in (0..).step_by(step) {
         let faults = Faults::crash_at(NEVER, false);
         if race(on_postgres, racer, at, faults, &mut races).await.is_none() {
             assert!(at > 20, "the collections have only {at} calls");
@@ -919,6 +941,16 @@ async fn a_commit_before_any_call_of_a_compaction_loses_nothing() {
 #[tokio::test]
 async fn a_commit_before_any_call_of_a_compaction_loses_nothing_on_postgresql() {
     races_lose_nothing(true, Racer::CommitsCompacted).await;
+}
+
+#[tokio::test]
+async fn a_commit_before_any_call_of_a_purge_loses_nothing() {
+    races_lose_nothing(false, Racer::CommitsPurged).await;
+}
+
+#[tokio::test]
+async fn a_commit_before_any_call_of_a_purge_loses_nothing_on_postgresql() {
+    races_lose_nothing(true, Racer::CommitsPurged).await;
 }
 
 #[tokio::test]
@@ -1007,6 +1039,8 @@ enum Event {
     Push { path: u8, nar: u8 },
     /// An object goes for cause, or with a grace.
     Remove { path: u8, for_cause: bool },
+    /// An object goes for cause, with its bytes.
+    Purge { path: u8 },
     /// Hours pass.
     Pass { hours: i64 },
     /// A collection, with a crash at a step, if it has so many.
@@ -1017,6 +1051,7 @@ fn event() -> impl Strategy<Value = Event> {
     prop_oneof![
         3 => (0..4_u8, 0..5_u8).prop_map(|(path, nar)| Event::Push { path, nar }),
         2 => (0..4_u8, any::<bool>()).prop_map(|(path, for_cause)| Event::Remove { path, for_cause }),
+        1 => (0..4_u8).prop_map(|path| Event::Purge { path }),
         2 => prop::sample::select(vec![1, 27, 50, 800]).prop_map(|hours| Event::Pass { hours }),
         3 => (prop::option::weighted(0.3, 0..20_u64), any::<bool>())
             .prop_map(|(crash_at, effect_kept)| Event::Collect { crash_at, effect_kept }),
@@ -1048,6 +1083,10 @@ async fn live_through(events: &[Event]) {
                     let grace = Removal::WithGraceUntil(now + 3 * DAY);
                     index.remove_object(cache.id, &path(place).hash(), grace, now).await.expect(&when);
                 }
+                live.remove(&place);
+            }
+            Event::Purge { path: place } => {
+                process.engine.purge_object(&cache, &path(place).hash(), None).await.expect(&when);
                 live.remove(&place);
             }
             Event::Pass { hours } => lab.pass(hours * HOUR),

@@ -3,6 +3,7 @@
 mod at_rest;
 mod changes;
 mod collect;
+mod collect_cost;
 mod collect_model;
 mod common;
 mod cost;
@@ -11,6 +12,7 @@ mod damage;
 mod jobs;
 mod known_nars;
 mod large;
+mod purge;
 mod push_and_pull;
 mod read_only;
 mod remote;

@@ -144,9 +144,15 @@ async fn a_removal_by_hand_takes_all_referrers_along_and_can_be_repeated() {
     assert!(engine.remove_object(&main, &path(2).hash(), Some("ada")).await.unwrap());
     assert_eq!(live(&index, &main).await, [0, 1, 3, 4, 5, 6], "at once, and alone");
     assert!(served(&engine, &main, &nars[2], None).await.unwrap().is_none());
-    assert_eq!(engine.remove_referrers(&main, &path(2).hash(), Some("ada")).await.unwrap(), (3, false));
+    assert_eq!(
+        engine.remove_referrers(&main, &path(2).hash(), Some("ada"), false).await.unwrap(),
+        (3, false)
+    );
     assert_eq!(live(&index, &main).await, [4, 5, 6]);
-    assert_eq!(engine.remove_referrers(&main, &path(2).hash(), Some("ada")).await.unwrap(), (0, false));
+    assert_eq!(
+        engine.remove_referrers(&main, &path(2).hash(), Some("ada"), false).await.unwrap(),
+        (0, false)
+    );
     let audit = index.audit_after(0, 10).await.unwrap();
     assert_eq!(audit.len(), 4);
     assert!(audit.iter().all(|entry| entry.subject.as_deref() == Some("ada")));
@@ -162,7 +168,7 @@ async fn a_circle_can_be_removed_by_hand() {
         let object = object_for(&path(number), &[path(other)]);
         engine.commit_object(&main, ingested, object).await.unwrap();
     }
-    let (removed, more) = engine.remove_referrers(&main, &path(5).hash(), None).await.unwrap();
+    let (removed, more) = engine.remove_referrers(&main, &path(5).hash(), None, false).await.unwrap();
     assert!((removed, more) == (2, false), "{removed}");
     assert_eq!(live(&index, &main).await, [0, 1, 2, 3, 6]);
 }

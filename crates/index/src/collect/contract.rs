@@ -101,6 +101,19 @@ pub struct PacksRemoved {
     pub chunks: u64,
 }
 
+/// Number of a purge.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct PurgeId(pub i64);
+
+/// A NAR of a removed path, of which the bytes are to be removed that nothing else needs.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Purge {
+    /// Row number.
+    pub id: PurgeId,
+    /// The chunks of the NAR, and those of its listing.
+    pub runs: Vec<ChunkRun>,
+}
+
 /// The collection before this one.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct LastCollection {
@@ -132,7 +145,8 @@ pub trait CollectIndex: Send + Sync + std::fmt::Debug + 'static {
         at: UnixSeconds,
         ends_at: UnixSeconds,
     ) -> Result<()>;
-    /// Ends the job and keeps its report. `listed` says that the store was listed.
+    /// Ends the job and keeps its report. `listed` says that the store was listed. If a purge was
+    /// noted meanwhile that no collection has tried, another one is opened.
     /// [`Error::JobLeaseLost`](crate::Error::JobLeaseLost) as above.
     async fn finish_collection(
         &self,
@@ -147,7 +161,8 @@ pub trait CollectIndex: Send + Sync + std::fmt::Debug + 'static {
     /// Removes at most `limit` upload aliases that were used last at `used_until` or before;
     /// returns how many.
     async fn expire_aliases(&self, limit: u32, used_until: UnixSeconds) -> Result<u64>;
-    /// A page of NARs after one, by number. Aliases used after `aliases_since` count as names, and
+    /// A page of NARs after one, by number: at most `limit`, and fewer if their recipes are large;
+    /// an empty page is the end. Aliases used after `aliases_since` count as names, and
     /// graces that end after `now`.
     async fn mark_nars(
         &self,
@@ -197,6 +212,22 @@ pub trait CollectIndex: Send + Sync + std::fmt::Debug + 'static {
         limits: StampLimits,
         at: UnixSeconds,
     ) -> Result<Vec<PackNumber>>;
+    /// Condemns those of these packs that are not condemned, whatever their age and their stamps.
+    /// It waits for commits that use them; later ones fail, and their clients push again. Only
+    /// marks that begin after this call tell whether a NAR needs such a pack.
+    async fn condemn_now(&self, packs: &[PackNumber], at: UnixSeconds) -> Result<()>;
+    /// The open purges after one, by number.
+    async fn open_purges(&self, after: PurgeId, limit: u32) -> Result<Vec<Purge>>;
+    /// Where the chunks lie that have numbers of this run, after a number, by number; those without
+    /// a row are left out.
+    async fn find_places(
+        &self,
+        run: &ChunkRun,
+        after: Option<u64>,
+        limit: u32,
+    ) -> Result<Vec<(u64, PackNumber)>>;
+    /// Closes these purges, or notes that a collection tried them and had to leave some bytes.
+    async fn end_purges(&self, purges: &[PurgeId], is_done: bool, at: UnixSeconds) -> Result<()>;
     /// Takes back that these packs are condemned; returns how many were.
     async fn spare_packs(&self, packs: &[PackNumber]) -> Result<u64>;
     /// Removes the rows of those of these packs that were condemned before `condemned_before` and

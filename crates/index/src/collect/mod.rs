@@ -18,11 +18,11 @@ mod contract;
 
 pub use contract::{
     ChunkMove, CollectIndex, CompactedPack, LastCollection, MarkedNar, PackRow, PackedChunk, PacksRemoved,
-    StampLimits,
+    Purge, PurgeId, StampLimits,
 };
 
 use async_trait::async_trait;
-use dormer_format::PackId;
+use dormer_format::{ChunkRun, PackId};
 
 use crate::Result;
 use crate::columns::{array, recipe, signed, unsigned};
@@ -58,6 +58,15 @@ pub(crate) const EXPIRE_ALIASES: Sql = both!(
          (SELECT cache, file_name FROM aliases WHERE used_at + 0 <= $1 ORDER BY used_at + 0 LIMIT $2)"
 );
 
+/// Bytes of recipes in one page of [`MARK_NARS`]. A recipe has 1 MiB at most.
+const MARK_BYTES_MAX: i64 = 2 << 20;
+
+// Both databases know the length without the bytes.
+const MARK_SIZES: Sql = both!(
+    "SELECT CAST(length(n.recipe) + coalesce(length(l.body), 0) AS BIGINT)
+     FROM nars AS n LEFT JOIN listings AS l ON l.nar = n.id AND l.size IS NOT NULL
+     WHERE n.id > $1 ORDER BY n.id LIMIT $2"
+);
 pub(crate) const MARK_NARS: Sql = both!(
     "SELECT n.id, n.size, n.recipe, l.body, CAST(CASE WHEN EXISTS (
              SELECT 1 FROM objects AS o WHERE o.nar = n.id
@@ -100,12 +109,18 @@ pub(crate) const COUNT_CHUNKS: Sql = Sql {
     postgres: "SELECT count(*) FROM chunks WHERE pack = ANY ($1)",
 };
 
-// The first column is not read; `read_chunk` begins at the second.
-pub(crate) const PACK_CHUNKS: Sql = both!(
-    "SELECT 0, c.number, c.id, c.pack, p.id, c.start, c.checksum, c.layout, c.damaged_at
-     FROM packs AS p JOIN chunks AS c ON c.pack = p.number
-     WHERE p.number = $1 AND c.number > $2 ORDER BY c.number LIMIT $3"
-);
+// The first column is not read; `read_chunk` begins at the second. With the plain column,
+// PostgreSQL would walk through all chunks in the order of their numbers.
+pub(crate) const PACK_CHUNKS: Sql = Sql {
+    sqlite: "
+        SELECT 0, c.number, c.id, c.pack, p.id, c.start, c.checksum, c.layout, c.damaged_at
+        FROM packs AS p CROSS JOIN chunks AS c
+        WHERE p.number = $1 AND c.pack = p.number AND c.number > $2 ORDER BY c.number LIMIT $3",
+    postgres: "
+        SELECT 0, c.number, c.id, c.pack, p.id, c.start, c.checksum, c.layout, c.damaged_at
+        FROM packs AS p JOIN chunks AS c ON c.pack = p.number
+        WHERE p.number = $1 AND c.number + 0 > $2 ORDER BY c.number + 0 LIMIT $3",
+};
 // A pack that is never deleted has its deadline at the end of time.
 const TAKE_OFF_DOOMED: Sql =
     both!("DELETE FROM doomed_packs WHERE id = $1 AND not_before > $2 AND not_before < 9223372036854775807");
@@ -148,6 +163,32 @@ pub(crate) const CONDEMN_PACKS: Sql = Sql {
             ORDER BY p.number FOR NO KEY UPDATE)
         UPDATE packs SET condemned_at = $2 FROM held WHERE packs.number = held.number
         RETURNING packs.number",
+};
+// Later than the last stamp, also if that is of another clock or of this second: a stamp that is
+// not older keeps a pack.
+const CONDEMN_NOW: Sql = Sql {
+    sqlite: "
+        UPDATE packs SET condemned_at = CASE WHEN used_at >= $2 THEN used_at + 1 ELSE $2 END
+        WHERE number IN (SELECT value FROM json_each($1)) AND condemned_at IS NULL",
+    postgres: "
+        WITH held AS MATERIALIZED (
+            SELECT p.number FROM packs AS p
+            WHERE p.number = ANY ($1) AND p.condemned_at IS NULL
+            ORDER BY p.number FOR NO KEY UPDATE)
+        UPDATE packs SET condemned_at = CASE WHEN used_at >= $2 THEN used_at + 1 ELSE $2 END
+        FROM held WHERE packs.number = held.number",
+};
+const OPEN_PURGES: Sql = both!("SELECT id, recipe, listing FROM purges WHERE id > $1 ORDER BY id LIMIT $2");
+pub(crate) const FIND_PLACES: Sql =
+    both!("SELECT number, pack FROM chunks WHERE number > $1 AND number <= $2 ORDER BY number LIMIT $3");
+const UNTRIED_PURGE: Sql = both!("SELECT 1 FROM purges WHERE tried_at IS NULL LIMIT 1");
+const CLOSE_PURGES: Sql = Sql {
+    sqlite: "DELETE FROM purges WHERE id IN (SELECT value FROM json_each($1))",
+    postgres: "DELETE FROM purges WHERE id = ANY ($1)",
+};
+const NOTE_TRIED: Sql = Sql {
+    sqlite: "UPDATE purges SET tried_at = $2 WHERE id IN (SELECT value FROM json_each($1))",
+    postgres: "UPDATE purges SET tried_at = $2 WHERE id = ANY ($1)",
 };
 const SPARE_PACKS: Sql = Sql {
     sqlite: "
@@ -249,7 +290,12 @@ impl<D: Dialect> CollectIndex for SqlIndex<D> {
         self.write(Write::from("end a collection").unless_done(), async |mut tx| {
             work::hold_job(&mut tx, lease).await?;
             tx.run(FINISH, &[Number(at), Text(report), Flag(listed)]).await?;
-            work::finish_job(&mut tx, lease).await
+            work::finish_job(&mut tx, lease).await?;
+            // A path was removed with its bytes while this collection ran.
+            if tx.optional(UNTRIED_PURGE, &[]).await?.is_some() {
+                work::open_job(&mut tx, JobKind::Collect, None, None, at).await?;
+            }
+            Ok(())
         })
         .await
     }
@@ -276,7 +322,18 @@ impl<D: Dialect> CollectIndex for SqlIndex<D> {
         aliases_since: UnixSeconds,
     ) -> Result<Vec<MarkedNar>> {
         self.read("read the recipes of NARs", async |mut tx| {
-            let page = [Number(after.0), Number(limit.into()), Number(now), Number(aliases_since)];
+            let sizes = tx.rows(MARK_SIZES, &[Number(after.0), Number(limit.into())]).await?;
+            let mut bytes = 0;
+            let mut fitting = 0;
+            for size in &sizes {
+                bytes += size.column::<i64>(0, "nars")?;
+                // The first one always fits.
+                if bytes > MARK_BYTES_MAX && fitting > 0 {
+                    break;
+                }
+                fitting += 1;
+            }
+            let page = [Number(after.0), Number(fitting), Number(now), Number(aliases_since)];
             tx.rows(MARK_NARS, &page).await?.iter().map(read_marked).collect()
         })
         .await
@@ -386,6 +443,50 @@ impl<D: Dialect> CollectIndex for SqlIndex<D> {
         .await
     }
 
+    async fn condemn_now(&self, packs: &[PackNumber], at: UnixSeconds) -> Result<()> {
+        let packs = numbers(packs);
+        self.write("condemn packs at once", async |mut tx| {
+            tx.run(CONDEMN_NOW, &[Numbers(&packs), Number(at)]).await.map(drop)
+        })
+        .await
+    }
+
+    async fn open_purges(&self, after: PurgeId, limit: u32) -> Result<Vec<Purge>> {
+        self.read("look what is to be purged", async |mut tx| {
+            let page = [Number(after.0), Number(limit.into())];
+            tx.rows(OPEN_PURGES, &page).await?.iter().map(read_purge).collect()
+        })
+        .await
+    }
+
+    async fn find_places(
+        &self,
+        run: &ChunkRun,
+        after: Option<u64>,
+        limit: u32,
+    ) -> Result<Vec<(u64, PackNumber)>> {
+        let end = signed(run.first) + i64::from(run.count);
+        let page =
+            [Number(after.map_or(signed(run.first) - 1, signed)), Number(end - 1), Number(limit.into())];
+        self.read("find where chunks lie", async |mut tx| {
+            tx.rows(FIND_PLACES, &page).await?.iter().map(read_place).collect()
+        })
+        .await
+    }
+
+    async fn end_purges(&self, purges: &[PurgeId], is_done: bool, at: UnixSeconds) -> Result<()> {
+        let purges: Vec<i64> = purges.iter().map(|purge| purge.0).collect();
+        self.write("end purges", async |mut tx| {
+            let ended = if is_done {
+                tx.run(CLOSE_PURGES, &[Numbers(&purges)]).await
+            } else {
+                tx.run(NOTE_TRIED, &[Numbers(&purges), Number(at)]).await
+            };
+            ended.map(drop)
+        })
+        .await
+    }
+
     async fn spare_packs(&self, packs: &[PackNumber]) -> Result<u64> {
         let packs = numbers(packs);
         self.write("spare condemned packs", async |mut tx| tx.run(SPARE_PACKS, &[Numbers(&packs)]).await)
@@ -475,6 +576,20 @@ fn read_marked(row: &impl Row) -> Result<MarkedNar> {
         is_named: row.column::<i64>(4, "nars")? != 0,
         runs,
     })
+}
+
+/// Columns: number, recipe, recipe of the listing.
+fn read_purge(row: &impl Row) -> Result<Purge> {
+    let mut runs = recipe("purges", row.column(1, "purges")?)?.runs;
+    if let Some(listing) = row.column::<Option<&[u8]>>(2, "purges")? {
+        runs.extend(recipe("purges", listing)?.runs);
+    }
+    Ok(Purge { id: PurgeId(row.column(0, "purges")?), runs })
+}
+
+/// Columns: number of a chunk, its pack.
+fn read_place(row: &impl Row) -> Result<(u64, PackNumber)> {
+    Ok((unsigned("chunks", row.column(0, "chunks")?)?, PackNumber(row.column(1, "chunks")?)))
 }
 
 /// Columns: those of a chunk, and its damage.

@@ -9,7 +9,8 @@ use super::fixtures::{
 };
 use crate::{
     ChunkMove, ChunkRow, CollectIndex, CommitTarget, CompactedPack, Error, Index, JobIndex, JobKind,
-    MarkedNar, NarId, NarSource, PackNumber, PackRow, Removal, Result, StampLimits, StoredListing,
+    MarkedNar, NarId, NarSource, PackNumber, PackRow, PurgeCounts, PurgeId, Removal, Result, StampLimits,
+    StoredListing,
 };
 
 /// What every case works on: the contracts of one adapter.
@@ -342,5 +343,66 @@ pub(super) async fn chunks_move_only_from_where_they_were_read(three: Three) -> 
     assert_eq!(three.collect.move_chunks(&again, NOW + 1, NOW).await?, nothing, "it moved before");
     assert_eq!(three.collect.doomed_packs(9, NOW + 1).await?, [again.id]);
     assert_eq!(three.numbers().await?, [numbers[0], added.number]);
+    Ok(())
+}
+
+pub(super) async fn a_purge_is_noted_with_the_removal_and_kept_until_it_is_done(three: Three) -> Result<()> {
+    let id = cache(&three.index, "main").await?;
+    let counts = async || three.index.count_purges(id).await;
+    for number in 1..=3 {
+        push_object(&three.index, id, number).await?;
+    }
+    let runs: Vec<_> = three.marked(NOW).await?.into_iter().map(|nar| nar.runs).collect();
+    // The NAR that the path had before is in its grace.
+    push_object(&three.index, id, 4).await?;
+    three.index.remove_object(id, &path_hash(3), Removal::WithGraceUntil(NOW + 9), NOW).await?;
+    assert!(three.index.remove_for_cause(id, &path_hash(4), None, false, NOW).await?);
+    assert_eq!(three.collect.open_purges(PurgeId(0), 9).await?, []);
+    assert_eq!(three.jobs.list_jobs(None, 9).await?, []);
+
+    assert!(three.index.remove_for_cause(id, &path_hash(1), None, true, NOW).await?);
+    assert!(!three.index.remove_for_cause(id, &path_hash(1), None, true, NOW).await?);
+    assert!(!three.index.remove_for_cause(id, &path_hash(3), None, true, NOW).await?, "it was in its grace");
+    let purges = three.collect.open_purges(PurgeId(0), 9).await?;
+    assert_eq!(purges.iter().map(|purge| purge.runs.clone()).collect::<Vec<_>>(), [&runs[0][..], &runs[2]]);
+    assert_eq!(three.collect.open_purges(purges[0].id, 9).await?, purges[1..]);
+    assert_eq!(counts().await?, PurgeCounts { waiting: 2, untried: 2 });
+    let jobs = three.jobs.list_jobs(None, 9).await?;
+    assert_eq!(jobs.iter().map(|job| job.kind.as_str()).collect::<Vec<_>>(), [JobKind::Collect.as_str()]);
+
+    // A purge that a collection has not tried opens another one at its end.
+    let end = async |now| {
+        let lease = three.jobs.lease_job(JobKind::Collect, "a", now, now + 60).await?.expect("it is open");
+        three.collect.finish_collection(&lease, "{}", false, now).await
+    };
+    end(NOW).await?;
+    three.collect.end_purges(&[purges[0].id], true, NOW).await?;
+    three.collect.end_purges(&[purges[1].id], false, NOW).await?;
+    assert_eq!(counts().await?, PurgeCounts { waiting: 1, untried: 0 });
+    end(NOW + 100).await?;
+    assert_eq!(three.jobs.list_jobs(None, 9).await?, []);
+
+    let run = runs[2][0];
+    let places = three.collect.find_places(&run, None, 9).await?;
+    assert_eq!(places.len(), run.count as usize);
+    assert_eq!(places[0].0, run.first);
+    assert_eq!(three.collect.find_places(&run, Some(run.first + u64::from(run.count) - 1), 9).await?, []);
+    Ok(())
+}
+
+pub(super) async fn packs_are_condemned_at_once_whatever_their_stamps(three: Three) -> Result<()> {
+    let id = cache(&three.index, "main").await?;
+    let rows = three.index.commit_pack(&pack(1, [1])).await?;
+    let numbers = three.numbers().await?;
+    three.collect.condemn_now(&numbers, NOW).await?;
+    let condemned = three.packs().await?[0];
+    assert_eq!(condemned.condemned_at, Some(condemned.used_at + 1), "later than the stamp");
+    let target = CommitTarget::Object(object(1));
+    let late = commit(&three.index, id, NarSource::New(Box::new(new_nar(1, &rows))), target).await;
+    assert!(matches!(late, Err(Error::PackGone)), "{late:?}");
+    three.collect.condemn_now(&numbers, NOW + 50).await?;
+    assert_eq!(three.packs().await?[0], condemned, "it was before");
+    let removed = three.collect.remove_packs(&numbers, NOW + 2, NOW).await?;
+    assert_eq!(removed.packs, [pack_id(1)]);
     Ok(())
 }

@@ -45,6 +45,10 @@ const SHORT_GRACE_SECONDS: i64 = 86_400;
 /// A step may remove this many times the rows of a page, with what it frees.
 const CASCADE_FACTOR: usize = 4;
 
+/// Objects that a step removes at most, with what it frees: each is six rows and more, and other
+/// writers wait for the step on SQLite.
+const REMOVED_MAX: usize = 512;
+
 const POLICY: Sql = both!(
     "SELECT retention_seconds, quota_bytes, keep_latest,
          EXISTS (SELECT 1 FROM publish_caches AS p WHERE p.cache = caches.id)
@@ -364,13 +368,20 @@ impl Step {
         let page: Vec<Examined> =
             tx.rows(EXAMINE_PAGE, &page).await?.iter().map(read_examined).collect::<Result<_>>()?;
         let is_last_page = page.len() < self.limit as usize;
-        let last = page.last().map(|found| (found.last_used_at, found.id));
+        let mut last = page.last().map(|found| (found.last_used_at, found.id));
+        let mut is_cut = false;
 
         let mut rows = 0;
         let mut candidates = page;
-        let most = (self.limit as usize).saturating_mul(CASCADE_FACTOR);
+        let most = (self.limit as usize).saturating_mul(CASCADE_FACTOR).min(REMOVED_MAX);
         loop {
-            let going = self.choose(candidates, phase, bytes);
+            let mut going = self.choose(candidates, phase, bytes);
+            if rows == 0 && going.len() > most {
+                // In the order of the page: the next step goes on behind the last one of them.
+                going.truncate(most);
+                last = going.last().map(|going| (going.last_used_at, going.id));
+                is_cut = true;
+            }
             let gone = self.remove(tx, going, phase).await?;
             rows += gone.len();
             if phase == Phase::Quota {
@@ -400,7 +411,7 @@ impl Step {
         }
         let next = match last {
             _ if phase == Phase::Quota && bytes == 0 => None,
-            Some((number, id)) if !is_last_page => {
+            Some((number, id)) if is_cut || !is_last_page => {
                 Some(Cursor { phase, again, bytes, number, id, hash: None })
             }
             _ if again => Some(Cursor::at(phase, bytes)),

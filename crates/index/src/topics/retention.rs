@@ -7,8 +7,10 @@ use dormer_nix::{StorePath, StorePathHash};
 use super::{KEYS_MAX, objects};
 use crate::columns::{array, store_path, unpack_references, unsigned};
 use crate::contract::{
-    AuditEntry, CacheId, ListedObject, ObjectOrder, ObjectPlace, Pin, Removal, RetentionIndex, UnixSeconds,
+    AuditEntry, CacheId, ListedObject, ObjectOrder, ObjectPlace, Pin, PurgeCounts, Removal, RetentionIndex,
+    UnixSeconds,
 };
+use crate::jobs::{JobKind, work};
 use crate::rows::Row;
 use crate::sql::Argument::{Bytes, List, Number, OptionalNumber, OptionalText, Text};
 use crate::sql::{Sql, Transaction, both};
@@ -63,6 +65,15 @@ macro_rules! list {
 pub(crate) const LIST_BY_USE: Sql = list!("last_used_at", ">", "");
 pub(crate) const LIST_BY_AGE: Sql = list!("created_at", ">", "");
 pub(crate) const LIST_BY_SIZE: Sql = list!("nar_size", "<", " DESC");
+
+pub(crate) const NOTE_PURGES: Sql = both!(
+    "INSERT INTO purges (cache, hash, asked_at, recipe, listing)
+     SELECT $1, $2, $3, n.recipe, CASE WHEN l.size IS NOT NULL THEN l.body END
+     FROM (SELECT o.nar FROM objects AS o WHERE o.cache = $1 AND o.hash = $2
+         UNION SELECT g.nar FROM graces AS g WHERE g.cache = $1 AND g.hash = $2) AS named
+     JOIN nars AS n ON n.id = named.nar LEFT JOIN listings AS l ON l.nar = n.id"
+);
+const COUNT_PURGES: Sql = both!("SELECT count(*), count(*) - count(tried_at) FROM purges WHERE cache = $1");
 
 const ADD_AUDIT: Sql =
     both!("INSERT INTO audit (at, subject, action, cache, hash) VALUES ($1, $2, $3, $4, $5)");
@@ -168,6 +179,7 @@ impl<D: Dialect> RetentionIndex for SqlIndex<D> {
         cache: CacheId,
         hash: &StorePathHash,
         subject: Option<&str>,
+        purge: bool,
         at: UnixSeconds,
     ) -> Result<bool> {
         let locks = [Lock::CacheShared(cache.0), Lock::object(cache.0, hash.as_bytes())];
@@ -175,9 +187,24 @@ impl<D: Dialect> RetentionIndex for SqlIndex<D> {
         let bytes = Bytes(hash.as_bytes());
         let entry = [Number(at), OptionalText(subject), Text("remove path"), Number(cache.0), bytes];
         self.write(write, async |mut tx| {
+            if purge {
+                tx.run(NOTE_PURGES, &[Number(cache.0), bytes, Number(at)]).await?;
+                work::open_job(&mut tx, JobKind::Collect, None, None, at).await?;
+            }
             let removed = objects::remove(&mut tx, cache, hash, Removal::ForCause, at).await?;
             tx.run(ADD_AUDIT, &entry).await?;
             Ok(removed)
+        })
+        .await
+    }
+
+    async fn count_purges(&self, cache: CacheId) -> Result<PurgeCounts> {
+        self.read("count what is to be purged", async |mut tx| {
+            let row = tx.one(COUNT_PURGES, &[Number(cache.0)]).await?;
+            Ok(PurgeCounts {
+                waiting: unsigned("purges", row.column(0, "purges")?)?,
+                untried: unsigned("purges", row.column(1, "purges")?)?,
+            })
         })
         .await
     }

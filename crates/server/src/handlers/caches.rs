@@ -1,8 +1,8 @@
 //! `/_api/v2/`: requests that Attic's API lacks.
 
-use dormer_api::v2::{CacheEntry, ListCachesResponse, RemovePathResponse};
+use dormer_api::v2::{CacheEntry, ListCachesResponse, PurgesResponse, RemovePathResponse};
 use dormer_api::{CacheName, Permission, Permissions};
-use dormer_index::Cache;
+use dormer_index::{Cache, PurgeCounts};
 use dormer_nix::StorePathHash;
 use http::header::AUTHORIZATION;
 use http::{Response, StatusCode};
@@ -62,6 +62,27 @@ fn entry(name: CacheName, cache: Cache) -> Result<CacheEntry, Failure> {
     })
 }
 
+/// Whether the bytes are to go too, without their grace.
+pub(super) fn wants_bytes_gone(call: &Call) -> Result<bool, Failure> {
+    match call.query("now") {
+        None | Some("false") => Ok(false),
+        Some("true") => Ok(true),
+        Some(_) => Err(Failure::BadRequest("`now` is neither true nor false".to_owned())),
+    }
+}
+
+/// How much of removed paths is still to be removed from the store.
+pub(crate) async fn count_purges(
+    app: &App,
+    call: &Call,
+    name: &CacheName,
+) -> Result<Response<Body>, Failure> {
+    let cache = app.open_cache(call, name, Permission::Delete).await?;
+    let counts = app.engine.index().count_purges(cache.id).await.map_err(dormer_engine::Error::from)?;
+    let PurgeCounts { waiting, untried } = counts;
+    Ok(body::json(StatusCode::OK, &PurgesResponse { waiting, untried }))
+}
+
 /// Removes one store path from a cache at once.
 pub(crate) async fn remove_object(
     app: &App,
@@ -72,9 +93,14 @@ pub(crate) async fn remove_object(
     let cache = app.open_cache(call, name, Permission::Delete).await?;
     let claims = app.claims(call);
     let subject = claims.as_ref().and_then(|claims| claims.sub.as_deref());
-    let removed = app.engine.remove_object(&cache, hash, subject).await?;
+    let purge = wants_bytes_gone(call)?;
+    let removed = if purge {
+        app.engine.purge_object(&cache, hash, subject).await?
+    } else {
+        app.engine.remove_object(&cache, hash, subject).await?
+    };
     if removed {
-        tracing::info!(cache.name = %name, object.hash = %hash, "removed a store path");
+        tracing::info!(cache.name = %name, object.hash = %hash, purge, "removed a store path");
     }
     Ok(body::json(StatusCode::OK, &RemovePathResponse { removed }))
 }

@@ -13,6 +13,7 @@ use crate::app::App;
 use crate::body::{self, Body};
 use crate::call::Call;
 use crate::failure::Failure;
+use crate::handlers::caches::wants_bytes_gone;
 use crate::handlers::checks::bad_request;
 use crate::handlers::small_body::{Buffered, read_json};
 use crate::request_body::RequestBody;
@@ -69,7 +70,7 @@ pub(crate) async fn remove_referrers(
     let cache = app.open_cache(call, name, Permission::Delete).await?;
     let claims = app.claims(call);
     let subject = claims.as_ref().and_then(|claims| claims.sub.as_deref());
-    let (removed, more) = app.engine.remove_referrers(&cache, hash, subject).await?;
+    let (removed, more) = app.engine.remove_referrers(&cache, hash, subject, wants_bytes_gone(call)?).await?;
     if removed > 0 {
         tracing::info!(cache.name = %name, object.hash = %hash, removed, "removed what refers to a store path");
     }

@@ -588,4 +588,12 @@ fn retention_is_set_pins_added_and_objects_listed_by_the_second_version() {
     let deleter = token(&json!({"team-a": {"d": 1}}));
     let removed = server.call(&deleter, "DELETE", &referrers, b"").json();
     assert_eq!(removed, json!({"removed": 0, "more": false}));
+
+    let (object, purges) = (format!("{objects}/{}", path(1).hash()), "/_api/v2/caches/team-a/purges");
+    assert_error(&server.call(&keeper, "GET", purges, b""), 403, "AccessError");
+    assert_eq!(server.call(&deleter, "DELETE", &format!("{object}?now=yes"), b"").status, 400);
+    assert_eq!(server.call(&deleter, "GET", purges, b"").json(), json!({"waiting": 0, "untried": 0}));
+    let removed = server.call(&deleter, "DELETE", &format!("{object}?now=true"), b"").json();
+    assert_eq!(removed, json!({"removed": true}));
+    assert_eq!(server.call(&deleter, "GET", purges, b"").json(), json!({"waiting": 1, "untried": 1}));
 }

@@ -256,6 +256,7 @@ fn a_private_cache_looks_like_one_that_is_not_there() {
             ("POST", "/_api/v1/get-missing-paths", missing),
             ("DELETE", &format!("/_api/v2/caches/CACHE/objects/{hash}"), ""),
             ("DELETE", &format!("/_api/v2/caches/CACHE/objects/{hash}/referrers"), ""),
+            ("GET", "/_api/v2/caches/CACHE/purges", ""),
             ("POST", "/_api/v2/caches/CACHE/objects", "{}"),
             ("POST", "/_api/v2/caches/CACHE/pins", "{}"),
             ("PUT", "/_api/v2/caches/CACHE/pins/p", "{}"),

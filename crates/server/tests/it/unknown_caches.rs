@@ -32,7 +32,9 @@ fn requests(cache: &str) -> Vec<(&'static str, String, Option<String>, Vec<u8>)>
     }
     for (method, rest, body) in [
         ("DELETE", format!("objects/{hash}"), json!(null)),
+        ("DELETE", format!("objects/{hash}?now=true"), json!(null)),
         ("DELETE", format!("objects/{hash}/referrers"), json!(null)),
+        ("GET", "purges".to_owned(), json!(null)),
         ("POST", "objects".to_owned(), json!({"sort": "used"})),
         ("POST", "pins".to_owned(), json!({})),
         ("PUT", "pins/p".to_owned(), json!({"store_path": path(1).to_string()})),

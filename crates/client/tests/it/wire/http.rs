@@ -86,7 +86,7 @@ async fn requests_look_as_attics_client_sends_them() {
     api.destroy_cache(&cache).await.unwrap();
     assert_eq!(api.get_missing_paths(&cache, vec![hash]).await.unwrap(), [hash]);
     assert!(api.list_caches().await.unwrap().caches.is_empty());
-    assert!(!api.remove_path(&cache, &hash).await.unwrap().removed);
+    assert!(!api.remove_path(&cache, &hash, false).await.unwrap().removed);
 
     let requests = server.requests();
     let sent: Vec<(&str, &str)> = requests
@@ -471,7 +471,7 @@ async fn no_redirect_carries_anything_to_another_origin() {
                     3 => api.configure_cache(&cache, &CacheConfig::default()).await,
                     4 => api.destroy_cache(&cache).await,
                     5 => api.get_missing_paths(&cache, vec![hash]).await.map(drop),
-                    6 => api.remove_path(&cache, &hash).await.map(drop),
+                    6 => api.remove_path(&cache, &hash, false).await.map(drop),
                     _ => unreachable!(),
                 };
                 let (is_get, is_same_origin) = (method < 2, to.starts_with('/'));

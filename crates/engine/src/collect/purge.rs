@@ -1,0 +1,235 @@
+//! Purges: bytes of removed paths leave the store without their grace (`remove-path --now`).
+//!
+//! Algorithm, in rounds, each under marks of its own:
+//! 1. Mark. Packs that were condemned before the marks began, and hold no live chunk, lose their
+//!    rows; their objects are deleted. Those with a live chunk are spared.
+//! 2. Find the packs that hold a chunk of a removed path which no NAR needs. Move everything else
+//!    that may be needed to new packs, as a compaction does, and condemn these packs at once. The
+//!    next round removes them.
+//!
+//! Invariants
+//! - A pack goes only by marks that began after it was condemned, as in any collection. Commits
+//!   that know the pack fail after that, and their clients push again.
+//! - From a young pack, chunks without a NAR move too: they may belong to uploads that are under
+//!   way. A chunk that came into a young pack from another one may be known to an upload by its old
+//!   place, so a purge waits until that upload has ended.
+//! - A purge is closed when no chunk row is left that only it needs, and when every object that was
+//!   to be deleted is deleted. A crash before leaves it open, and the next collection goes on.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::Instant;
+
+use dormer_index::{PackNumber, PackRow, PackedChunk, Purge, PurgeId, UnixSeconds};
+use roaring::RoaringTreemap;
+
+use super::compact::OpenPack;
+use super::plan::{Live, PACK_CHUNKS};
+use super::{CollectionReport, Collector, PAGE_ROWS, REMOVE_PACKS, Turn};
+use crate::Result;
+
+/// Purges that one collection takes up.
+const PURGES_MAX: u32 = 256;
+
+/// The first round condemns, the second removes. More are needed only when pushes bring chunks of
+/// condemned packs back.
+const ROUNDS_MAX: usize = 4;
+
+/// Runs of chunks, most of them short, that are looked up between two pauses.
+const PAUSE_PAGES: usize = 64;
+
+/// Rows of chunks read at once.
+const PAGE_CHUNKS: u32 = 4_096;
+
+impl Collector {
+    /// Removes the bytes that only removed paths needed. Returns the purges that it took up, and
+    /// their chunks that no NAR needs.
+    pub(super) async fn purge(
+        &self,
+        turn: &mut Turn<'_>,
+        report: &mut CollectionReport,
+    ) -> Result<(Vec<Purge>, RoaringTreemap)> {
+        let purges = self.index.open_purges(PurgeId(0), PURGES_MAX).await?;
+        let mut chunks = RoaringTreemap::new();
+        if purges.is_empty() {
+            return Ok((purges, chunks));
+        }
+        for _ in 0..ROUNDS_MAX {
+            let condemned = self.condemned_packs(turn).await?;
+            let (now, _) = self.begin_marks();
+            let marks = self.mark(turn, now, report).await?;
+            let live = self.live_packs(marks, Some(turn)).await?;
+            // What another process condemns again meanwhile waits for other marks.
+            let before = condemned.values().max().map_or(now, |at| at + 1);
+            let (dead, needed): (Vec<_>, Vec<_>) =
+                condemned.into_keys().partition(|pack| live.in_pack(*pack) == 0);
+            if !needed.is_empty() {
+                // A commit was faster than the round before.
+                self.index.spare_packs(&needed).await?;
+            }
+            for packs in dead.chunks(REMOVE_PACKS) {
+                let begun = Instant::now();
+                let removed = self.index.remove_packs(packs, before, self.clock.now()).await?;
+                report.removed.packs += removed.packs.len() as u64;
+                report.removed.bytes += removed.bytes;
+                report.removed.chunks += removed.chunks;
+                turn.step(begun, 8, 0, removed.packs.len() as u64 + removed.chunks).await?;
+            }
+            self.delete_objects(turn, report).await?;
+            chunks = unneeded(&purges, &live);
+            let packs = self.packs_of(turn, &purges, &chunks).await?;
+            let mut goes_on = false;
+            for pack in packs {
+                goes_on |= self.empty_pack(turn, pack, &chunks, &live, report).await?;
+            }
+            if !goes_on {
+                break;
+            }
+        }
+        Ok((purges, chunks))
+    }
+
+    /// Closes the purges whose bytes are gone. Call it when all objects were deleted that can be.
+    pub(super) async fn end_purges(
+        &self,
+        turn: &mut Turn<'_>,
+        purges: &[Purge],
+        chunks: &RoaringTreemap,
+        report: &mut CollectionReport,
+    ) -> Result<()> {
+        let now = self.clock.now();
+        let all_deleted = purges.is_empty() || self.index.doomed_packs(1, now).await?.is_empty();
+        for purge in purges {
+            let left = self.packs_of(turn, std::slice::from_ref(purge), chunks).await?;
+            let is_done = all_deleted && left.is_empty();
+            self.index.end_purges(&[purge.id], is_done, now).await?;
+            report.purged += u64::from(is_done);
+        }
+        Ok(())
+    }
+
+    /// The condemned packs, and since when they are.
+    async fn condemned_packs(&self, turn: &mut Turn<'_>) -> Result<BTreeMap<PackNumber, UnixSeconds>> {
+        let mut condemned = BTreeMap::new();
+        let mut after = PackNumber(0);
+        loop {
+            let begun = Instant::now();
+            let page = self.index.page_packs(after, PAGE_ROWS).await?;
+            let Some(last) = page.last() else { return Ok(condemned) };
+            after = last.number;
+            condemned.extend(page.iter().filter_map(|pack| Some((pack.number, pack.condemned_at?))));
+            turn.step(begun, 8, after.0, 0).await?;
+        }
+    }
+
+    /// The packs that hold one of these chunks.
+    async fn packs_of(
+        &self,
+        turn: &mut Turn<'_>,
+        purges: &[Purge],
+        chunks: &RoaringTreemap,
+    ) -> Result<BTreeSet<PackNumber>> {
+        let mut packs = BTreeSet::new();
+        let (mut begun, mut pages) = (Instant::now(), 0);
+        for run in purges.iter().flat_map(|purge| &purge.runs) {
+            let mut after = None;
+            loop {
+                let page = self.index.find_places(run, after, PAGE_CHUNKS).await?;
+                packs.extend(page.iter().filter(|(chunk, _)| chunks.contains(*chunk)).map(|(_, pack)| *pack));
+                pages += 1;
+                if pages % PAUSE_PAGES == 0 {
+                    turn.step(begun, 8, 0, 0).await?;
+                    begun = Instant::now();
+                }
+                match page.last() {
+                    Some((last, _)) if page.len() == PAGE_CHUNKS as usize => after = Some(*last),
+                    _ => break,
+                }
+            }
+        }
+        turn.step(begun, 8, 0, 0).await?;
+        Ok(packs)
+    }
+
+    /// Moves what may be needed out of a pack, and condemns it. `false` if the pack has to wait.
+    async fn empty_pack(
+        &self,
+        turn: &mut Turn<'_>,
+        number: PackNumber,
+        unneeded: &RoaringTreemap,
+        live: &Live,
+        report: &mut CollectionReport,
+    ) -> Result<bool> {
+        let found = self.index.page_packs(PackNumber(number.0 - 1), 1).await?.pop();
+        let Some(pack) = found.filter(|pack| pack.number == number) else { return Ok(true) };
+        let Some(open) = self.sort_out(&pack, unneeded, live).await? else { return Ok(false) };
+        for open in open {
+            let chunks = open.chunks();
+            let Some(moved) = self.write_pack(turn, open, report).await? else { return Ok(false) };
+            if moved.len() < chunks {
+                // Damaged, or moved by another process: the next round looks again.
+                return Ok(true);
+            }
+        }
+        if pack.condemned_at.is_none() {
+            self.index.condemn_now(&[number], self.clock.now()).await?;
+            report.condemned.packs += 1;
+            report.condemned.bytes += pack.size;
+        }
+        Ok(true)
+    }
+
+    /// What of a pack has to move, in new packs. `None` if the pack has to wait.
+    async fn sort_out(
+        &self,
+        pack: &PackRow,
+        unneeded: &RoaringTreemap,
+        live: &Live,
+    ) -> Result<Option<Vec<OpenPack>>> {
+        let now = self.clock.now();
+        let (_, limits) = self.begin_marks();
+        let is_young = pack.created_at >= limits.stamps.created_before;
+        // An upload that found a chunk where it was before has ended.
+        let is_settled = pack.created_at < now - self.settings.upload_seconds_max;
+        let mut rows = BTreeMap::new();
+        let mut after = None;
+        loop {
+            let page = self.index.pack_chunks(pack.number, after, PAGE_CHUNKS).await?;
+            let Some(last) = page.last() else { break };
+            after = Some(last.row.number);
+            for PackedChunk { row, is_damaged } in page {
+                let is_live = live.has_chunk(row.number);
+                let is_home = row.number / PACK_CHUNKS == pack.number.0.unsigned_abs();
+                if unneeded.contains(row.number) {
+                    if !is_home && !is_settled {
+                        return Ok(None);
+                    }
+                } else if is_damaged {
+                    if is_live || is_young {
+                        // Its row must stay until a push heals it.
+                        return Ok(None);
+                    }
+                } else if is_live || is_young {
+                    rows.insert(row.offset, row);
+                }
+            }
+        }
+        let mut packs = vec![OpenPack::default()];
+        for row in rows.into_values() {
+            if !packs.last().is_some_and(|open| open.has_room_for(&row)) {
+                packs.push(OpenPack::default());
+            }
+            packs.last_mut().expect("there is one").add(row);
+        }
+        packs.retain(|open| open.chunks() > 0);
+        Ok(Some(packs))
+    }
+}
+
+/// The chunks of removed paths that no NAR needs.
+fn unneeded(purges: &[Purge], live: &Live) -> RoaringTreemap {
+    let mut chunks = RoaringTreemap::new();
+    for run in purges.iter().flat_map(|purge| &purge.runs) {
+        chunks.extend((run.first..run.first + u64::from(run.count)).filter(|chunk| !live.has_chunk(*chunk)));
+    }
+    chunks
+}

@@ -1,0 +1,211 @@
+//! Purges (`remove-path --now`): the bytes that only a removed path needed leave the store at once,
+//! and everything else reads back. With a crash at every step.
+
+use std::sync::Arc;
+
+use dormer_blobs::BlobKey;
+use dormer_engine::CompactionTotals;
+use dormer_index::{Cache, NarKey, PurgeCounts};
+use dormer_nix::NarHash;
+use dormer_testkit::{Faults, find_leaks};
+
+use crate::collect::{ANSWERS, DAY, Lab, OLD, Process, beginning, nars};
+use crate::common::{create_main, hash_of, path, push};
+
+const NONE: PurgeCounts = PurgeCounts { waiting: 0, untried: 0 };
+
+/// The stored bytes of each chunk of a NAR.
+async fn stored_chunks(lab: &Lab, process: &Process, cache: &Cache, nar: &[u8]) -> Vec<Vec<u8>> {
+    let index = &process.contracts.index;
+    let found = index.find_nar_in_cache(cache.id, &NarKey::Hash(hash_of(nar)), 0).await.expect(ANSWERS);
+    let rows = index.load_chunks(&found.expect("it is there").recipe.runs).await.expect(ANSWERS);
+    let mut chunks = Vec::new();
+    for row in rows {
+        let bytes = row.offset..row.offset + u64::from(row.layout.stored_len());
+        let stored = lab.installation.blobs.get_range(&BlobKey::Pack(row.pack_id), bytes).await;
+        chunks.push(stored.expect(ANSWERS).to_vec());
+    }
+    chunks
+}
+
+/// How many of these bytes lie in any object of the store.
+async fn count_in_store(lab: &Lab, chunks: &[Vec<u8>]) -> usize {
+    let mut objects = Vec::new();
+    for key in lab.installation.blobs.list().await.expect(ANSWERS) {
+        let size = lab.installation.blobs.head(&key).await.expect(ANSWERS);
+        objects.push(lab.installation.blobs.get_range(&key, 0..size).await.expect(ANSWERS));
+    }
+    let is_there = |chunk: &&Vec<u8>| {
+        objects.iter().any(|object| object.windows(chunk.len()).any(|part| part == **chunk))
+    };
+    chunks.iter().filter(is_there).count()
+}
+
+async fn counts(process: &Process, cache: &Cache) -> PurgeCounts {
+    process.contracts.index.count_purges(cache.id).await.expect(ANSWERS)
+}
+
+/// Pushes a secret, and a path that shares the beginning of its pack. Returns the stored bytes of
+/// the secret's own chunks.
+async fn push_secret(lab: &Lab, process: &Process, cache: &Cache) -> Vec<Vec<u8>> {
+    let [secret, ..] = nars();
+    push(&process.engine, cache, &path(1), &secret).await.expect(ANSWERS);
+    push(&process.engine, cache, &path(2), &beginning()).await.expect(ANSWERS);
+    let kept = stored_chunks(lab, process, cache, &beginning()).await;
+    let mut own = stored_chunks(lab, process, cache, &secret).await;
+    let all = own.len();
+    own.retain(|chunk| !kept.contains(chunk));
+    assert!(own.len() < all, "they share some");
+    own
+}
+
+async fn purged_bytes_leave(on_postgres: bool) {
+    let lab = Lab::new(on_postgres);
+    let process = lab.open().await;
+    let cache = create_main(&process.engine).await;
+    let own = push_secret(&lab, &process, &cache).await;
+    assert_eq!(count_in_store(&lab, &own).await, own.len());
+    assert!(process.engine.purge_object(&cache, &path(1).hash(), None).await.expect(ANSWERS));
+    assert_eq!(counts(&process, &cache).await, PurgeCounts { waiting: 1, untried: 1 });
+    assert!(!process.contracts.jobs.list_jobs(None, 9).await.expect(ANSWERS).is_empty(), "a job is open");
+
+    // Everything is a second old.
+    lab.pass(1);
+    let report = lab.collect(&process).await;
+    assert_eq!((report.purged, report.removed.packs), (1, 1));
+    assert_eq!(count_in_store(&lab, &own).await, 0);
+    assert_eq!(counts(&process, &cache).await, NONE);
+    process.reads_back(&beginning(), "it shares chunks").await;
+    let [secret, ..] = nars();
+    push(&process.engine, &cache, &path(1), &secret).await.expect("it may come again");
+    process.reads_back(&secret, "it came again").await;
+    drop((process, cache));
+    assert_eq!(lab.violations(&[hash_of(&secret), hash_of(&beginning())], &[]).await, []);
+}
+
+#[tokio::test]
+async fn purged_bytes_leave_the_store_at_once_on_sqlite() {
+    purged_bytes_leave(false).await;
+}
+
+#[tokio::test]
+async fn purged_bytes_leave_the_store_at_once_on_postgresql() {
+    purged_bytes_leave(true).await;
+}
+
+#[tokio::test]
+async fn bytes_that_another_path_needs_stay() {
+    let lab = Lab::new(false);
+    let process = lab.open().await;
+    let cache = create_main(&process.engine).await;
+    let [first, _, third] = nars();
+    push(&process.engine, &cache, &path(1), &first).await.expect(ANSWERS);
+    push(&process.engine, &cache, &path(3), &third).await.expect(ANSWERS);
+    process.engine.purge_object(&cache, &path(1).hash(), None).await.expect(ANSWERS);
+    lab.pass(1);
+    let report = lab.collect(&process).await;
+    assert_eq!((report.purged, report.removed.packs, report.compacted), (1, 0, CompactionTotals::default()));
+    process.reads_back(&third, "it has the same chunks").await;
+}
+
+/// Old copies of the bytes in packs that were compacted go too. Chunks that a compaction moved less
+/// than the longest upload ago may be known to an upload by their old place: the purge waits.
+#[tokio::test]
+async fn a_purge_after_a_compaction_waits_for_the_longest_upload() {
+    let lab = Lab::new(false);
+    let process = lab.open().await;
+    let cache = create_main(&process.engine).await;
+    let own = push_secret(&lab, &process, &cache).await;
+    // The secret's pack is less than half alive, and is compacted with the beginning of it.
+    process.engine.remove_object(&cache, &path(1).hash(), None).await.expect(ANSWERS);
+    lab.pass(OLD);
+    assert_eq!(lab.collect(&process).await.compacted.packs, 1);
+    let shared = stored_chunks(&lab, &process, &cache, &beginning()).await;
+    process.engine.purge_object(&cache, &path(2).hash(), None).await.expect(ANSWERS);
+    lab.pass(1);
+    let report = lab.collect(&process).await;
+    assert_eq!((report.purged, report.removed.packs), (0, 2), "both packs of before go");
+    assert_eq!(count_in_store(&lab, &own).await, 0);
+    assert_eq!(counts(&process, &cache).await, PurgeCounts { waiting: 1, untried: 0 });
+    lab.pass(DAY);
+    assert_eq!(lab.collect(&process).await.purged, 1);
+    assert_eq!(count_in_store(&lab, &shared).await, 0);
+    assert_eq!(counts(&process, &cache).await, NONE);
+}
+
+async fn survives_a_crash_at_any_step(on_postgres: bool, kept: &[bool]) {
+    for &effect_kept in kept {
+        for step in 0.. {
+            let when = format!("after a crash at step {step}, effect kept: {effect_kept}");
+            let lab = Lab::new(on_postgres);
+            let faults = Faults::crash_at(step, effect_kept);
+            let hashes: [NarHash; 1] = [hash_of(&beginning())];
+            let own = {
+                let process = lab.open().await;
+                let cache = create_main(&process.engine).await;
+                let own = push_secret(&lab, &process, &cache).await;
+                process.engine.purge_object(&cache, &path(1).hash(), None).await.expect(ANSWERS);
+                lab.pass(1);
+                let outcome = lab.collect_with(&process, &faults).await;
+                assert_eq!(outcome.is_err(), faults.crashed(), "{when}");
+                own
+            };
+            assert_eq!(lab.violations(&hashes, &faults.deleted()).await, [], "{when}");
+            // Another process goes on when the lease has ended.
+            let process = lab.open().await;
+            let cache = process.cache().await;
+            lab.pass(60);
+            lab.collect(&process).await;
+            assert_eq!(count_in_store(&lab, &own).await, 0, "{when}");
+            assert_eq!(counts(&process, &cache).await, NONE, "{when}");
+            process.reads_back(&beginning(), &when).await;
+            // What the crash left without a row goes later.
+            lab.pass(OLD);
+            lab.collect(&process).await;
+            drop((process, cache));
+            let leaks = find_leaks(&lab.audit().await, &*lab.installation.blobs).await;
+            let leaks = leaks.expect("no pack is lost");
+            assert_eq!((leaks.packs, leaks.nars, leaks.chunks), (0, 0, 0), "{when}");
+            assert_eq!(lab.violations(&hashes, &faults.deleted()).await, [], "{when}");
+            if !faults.crashed() {
+                assert!(step >= 10, "the purge has only {step} steps");
+                break;
+            }
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_crash_at_any_step_of_a_purge_is_survived_on_sqlite() {
+    survives_a_crash_at_any_step(false, &[false, true]).await;
+}
+
+#[tokio::test]
+async fn a_crash_at_any_step_of_a_purge_is_survived_on_postgresql() {
+    // A database for each step takes its time.
+    let both = std::env::var_os("DORMER_TEST_LONG").is_some();
+    survives_a_crash_at_any_step(true, if both { &[false, true] } else { &[true] }).await;
+}
+
+#[tokio::test]
+async fn a_store_that_does_not_delete_keeps_a_purge_open() {
+    let lab = Lab::new(false);
+    let process = lab.open().await;
+    let cache = create_main(&process.engine).await;
+    push_secret(&lab, &process, &cache).await;
+    process.engine.purge_object(&cache, &path(1).hash(), None).await.expect(ANSWERS);
+    lab.pass(1);
+    let blobs = Arc::new(dormer_testkit::FaultBlobs::new(
+        Arc::clone(&lab.installation.blobs),
+        // The new pack is stored; the first deletion fails, as all later calls do.
+        Faults::crash_at(1, false),
+    ));
+    let collector = lab.collector(Arc::clone(&process.contracts.collect), blobs);
+    let report = collector.run_now(&*process.contracts.jobs, "test", 30).await.expect(ANSWERS);
+    let report = report.expect("it ran");
+    assert_eq!((report.removed.packs, report.objects_deleted, report.purged), (1, 0, 0));
+    assert_eq!(counts(&process, &cache).await, PurgeCounts { waiting: 1, untried: 0 });
+    drop(collector);
+    assert_eq!(lab.collect(&process).await.purged, 1);
+    assert_eq!(counts(&process, &cache).await, NONE);
+}
