@@ -346,6 +346,11 @@ impl Lab {
         Run::of(&mut self.command(arguments))
     }
 
+    /// The same, not started yet.
+    pub fn client_process(&self, arguments: &[&str]) -> Command {
+        self.command(arguments)
+    }
+
     /// Runs a command that reads the server's settings, such as `publish`, with those that the
     /// servers were started with.
     pub fn server_command(&self, arguments: &[&str]) -> Run {

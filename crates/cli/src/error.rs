@@ -60,6 +60,12 @@ pub(crate) enum Error {
     Io { attempt: String, source: io::Error },
     #[error("failed to write to standard output")]
     Output(#[source] io::Error),
+    #[error("{} of {} could not be exported", paths(*lost), paths(*tried))]
+    NotExported { lost: usize, tried: usize },
+    #[error("{} of {} could not be imported", paths(*lost), paths(*tried))]
+    NotImported { lost: usize, tried: usize, unsigned: usize, has_keys: bool },
+    #[error("there is no cache {name}")]
+    NoCache { name: String },
     #[error("{} of {} could not be pushed", paths(*lost), paths(*tried))]
     PathsLost { lost: usize, tried: usize, too_slow: bool },
     #[error("{} is a folder of {owner}", path.display())]
@@ -72,6 +78,8 @@ pub(crate) enum Error {
     EmptyBucket { store: String },
     #[error("the database was made with a different master key than {origin}")]
     WrongMasterKey { origin: String },
+    #[error("the master key is being replaced, and the previous one is missing")]
+    RekeyUnfinished,
     #[error("the master key of this database is missing: {}", path.display())]
     NoMasterKey { path: PathBuf },
     #[error("there is no master key: PostgreSQL may serve several replicas, which must share one ({} is not there)", path.display())]
@@ -133,7 +141,7 @@ impl Error {
         match self {
             Self::Settings(_) | Self::Usage { .. } => EXIT_USAGE,
             Self::Output(error) if error.kind() == io::ErrorKind::BrokenPipe => EXIT_OK,
-            Self::PathsLost { .. } => EXIT_PATHS_LOST,
+            Self::PathsLost { .. } | Self::NotExported { .. } | Self::NotImported { .. } => EXIT_PATHS_LOST,
             Self::Client(error) => match error {
                 Client::Unauthorized { .. } | Client::Forbidden { .. } => EXIT_UNAUTHORIZED,
                 Client::Unreachable { .. } | Client::Stalled { .. } | Client::Unavailable { .. } => {
@@ -144,6 +152,7 @@ impl Error {
                 | Client::Endpoint { .. }
                 | Client::SubstituterUrl { .. }
                 | Client::UnknownServer { .. }
+                | Client::NotListed { .. }
                 | Client::NoDefaultServer => EXIT_USAGE,
                 _ => EXIT_FAILURE,
             },
@@ -168,6 +177,22 @@ impl Error {
                 hints.extend(too_slow.then(|| TOO_SLOW.to_owned()));
                 hints
             }
+            Self::NotExported { .. } => hint(
+                "what is whole is in the place; push the named paths again, and run the same command again to export the rest",
+            ),
+            Self::NotImported { unsigned, has_keys, .. } => {
+                let mut hints =
+                    hint("the imported paths are in the cache; run the same command again to import the rest");
+                if *unsigned > 0 {
+                    let keys = if *has_keys { "another --trusted-public-key" } else { "--trusted-public-key KEY" };
+                    hints.push(format!(
+                        "{} by no trusted key: give {keys} (the source's own; its users have it in nix.conf), or --allow-unsigned if you trust everybody that can write to the source",
+                        if *unsigned == 1 { "1 path is signed".to_owned() } else { format!("{unsigned} paths are signed") },
+                    ));
+                }
+                hints
+            }
+            Self::NoCache { .. } => hint("`dormer cache list` lists the caches of a running server"),
             Self::ForeignFolder { .. } => hint(
                 "Dormer uses another format and changed nothing there; give Dormer its own folder (--data-dir, or path under \
                  [storage])",
@@ -182,9 +207,18 @@ impl Error {
             Self::Blobs(dormer_blobs::Error::Refused { .. }) => hint(
                 "the keys under [storage] describe the store; the server must be allowed to put, get, list and delete objects",
             ),
-            Self::WrongMasterKey { .. } | Self::NoMasterKey { .. } => hint(
+            Self::WrongMasterKey { .. } | Self::NoMasterKey { .. } => vec![
                 "restore the master key from its backup (file master-key of the data folder, or DORMER_MASTER_KEY); without \
-                 it the caches' signing keys cannot be read",
+                 it the caches' signing keys cannot be read"
+                    .to_owned(),
+                "if `dormer rekey` has replaced it, the new one is the key of this database now".to_owned(),
+            ],
+            Self::RekeyUnfinished | Self::Engine(dormer_engine::Error::RekeyUnfinished) => hint(
+                "set previous-master-key too (DORMER_PREVIOUS_MASTER_KEY), or previous-master-key-file, and finish with `dormer rekey`",
+            ),
+            Self::Engine(dormer_engine::Error::Sealed { .. }) => hint(
+                "if `dormer rekey` has replaced the master key, this process needs the new one in master-key; while it replaces \
+                 it, processes need both (previous-master-key)",
             ),
             Self::NoSharedMasterKey { .. } => vec![
                 "make one, keep a copy apart from the database's backup, and give it to every replica:".to_owned(),
@@ -293,6 +327,18 @@ fn client_hints(error: &dormer_client::Error) -> Vec<String> {
         ),
         Client::Answer { .. } | Client::AnswerTooLarge { .. } | Client::EndlessList { .. } => {
             hint("is there another program at this address, or a proxy's login page?")
+        }
+        Client::NotListed { .. } => hint(
+            "a cache on the web has no listing: name the paths, or send them with --stdin (nix-store -qR PATH); their closures are imported",
+        ),
+        Client::NoStaticCache { .. } => hint(
+            "give the folder, prefix or address that has nix-cache-info in it; a published target has one for each cache",
+        ),
+        Client::StaticCacheInfo {
+            source: dormer_client::FetchError::Status { status: 401, .. }, ..
+        } => hint("set DORMER_SOURCE_TOKEN to a token for the source"),
+        Client::SourceStoreDir { .. } => {
+            hint("a cache serves one store folder; make another cache for this one: dormer cache create --help")
         }
         Client::NixMissing { .. } => hint("install Nix, or put it into PATH"),
         Client::InvalidPath { .. } => {

@@ -20,7 +20,10 @@ use base64::engine::general_purpose::STANDARD;
 use dormer_api::Permission;
 use dormer_blobs::Blobs;
 use dormer_engine::{CollectSettings, Collector, CreateCache, Engine, MasterKey, SystemClock};
-use dormer_index::{CollectIndex, Index, JobIndex, PostgresIndex, PublishIndex, SqliteIndex, SqliteOptions};
+use dormer_index::{
+    CollectIndex, Index, JobIndex, MASTER_KEY_PROOF, PREVIOUS_KEY_PROOF, PostgresIndex, PublishIndex,
+    SqliteIndex, SqliteOptions,
+};
 use dormer_nix::StoreDir;
 
 pub(crate) use self::store::refuse_foreign_folders;
@@ -39,9 +42,6 @@ pub(crate) const DEFAULT_UPSTREAM_KEY: &str = "cache.nixos.org-1";
 const ADMIN_TOKEN_VALIDITY: Duration = Duration::from_hours(2 * 8_766);
 
 const FIRST_START_SETTING: &str = "first-start";
-/// The database keeps a proof of the master key under this name.
-pub(crate) const MASTER_KEY_SETTING: &str = "master-key-check";
-const MASTER_KEY_PROOF: &[u8] = b"dormer";
 
 /// Something that a start made.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -153,11 +153,7 @@ pub(crate) struct Follower {
 pub(crate) async fn open_beside(settings: &Settings) -> Result<Follower> {
     let OpenIndex { index, publish, .. } = open_index_beside(settings).await?;
     let blobs = open_store(settings, &*index, true, &mut Vec::new()).await?;
-    let proof = index.find_setting(MASTER_KEY_SETTING).await?;
-    let Some(proof) = proof else {
-        return Err(Error::NoInstallation { path: settings.database_path.clone() });
-    };
-    let key = read_master_key(settings, Some(&proof))?;
+    let key = master_key_beside(settings, &*index).await?;
     let engine = Engine::new(Arc::clone(&index), blobs, key, settings.engine.clone(), Arc::new(SystemClock));
     Ok(Follower { engine, index, publish })
 }
@@ -227,7 +223,7 @@ pub(crate) async fn open_index(settings: &Settings) -> Result<OpenIndex> {
 }
 
 /// Opens the index beside a server that may have it open. Makes none.
-async fn open_index_beside(settings: &Settings) -> Result<OpenIndex> {
+pub(crate) async fn open_index_beside(settings: &Settings) -> Result<OpenIndex> {
     let path = &settings.database_path;
     match &settings.postgres {
         Some(_) => open_index(settings).await,
@@ -306,29 +302,49 @@ fn warn_if_readable(path: &Path, warnings: &mut Vec<String>) {
 /// one. The database holds a sealed proof, so a start detects a lost or wrong key, long before the
 /// first signature.
 async fn master_key(settings: &Settings, index: &dyn Index, observer: Observer<'_>) -> Result<MasterKey> {
-    let proof = index.find_setting(MASTER_KEY_SETTING).await?;
+    let proof = index.find_setting(MASTER_KEY_PROOF).await?;
     let path = &settings.master_key_file;
-    let (bytes, origin) = if let Some(bytes) = settings.master_key {
-        (bytes, "the one in the settings (master-key)".to_owned())
-    } else {
-        (master_key_from_file(path, proof.is_some(), observer)?, path.display().to_string())
+    let bytes = match settings.master_key {
+        Some(bytes) => bytes,
+        None => master_key_from_file(path, proof.is_some(), observer)?,
     };
-    let key = MasterKey::from_bytes(bytes);
-    let proof = if let Some(proof) = proof {
-        proof
-    } else {
-        let proof = key.seal(MASTER_KEY_SETTING, MASTER_KEY_PROOF);
-        index.create_setting(MASTER_KEY_SETTING, &proof).await?
+    let key = with_previous_key(settings, MasterKey::from_bytes(bytes))?;
+    let proof = match proof {
+        Some(proof) => proof,
+        None => index.create_setting(MASTER_KEY_PROOF, &key.proof()).await?,
     };
-    verify_master_key(&key, &proof, origin)?;
+    verify_master_key(settings, &key, &proof)?;
+    verify_previous_key(&key, index).await?;
     Ok(key)
 }
 
-fn verify_master_key(key: &MasterKey, proof: &[u8], origin: String) -> Result<()> {
-    match key.unseal(MASTER_KEY_SETTING, proof) {
-        Ok(plain) if plain.as_slice() == MASTER_KEY_PROOF => Ok(()),
-        _ => Err(Error::WrongMasterKey { origin }),
+/// The master key of an installation that exists. Makes nothing.
+pub(crate) async fn master_key_beside(settings: &Settings, index: &dyn Index) -> Result<MasterKey> {
+    let Some(proof) = index.find_setting(MASTER_KEY_PROOF).await? else {
+        return Err(Error::NoInstallation { path: settings.database_path.clone() });
+    };
+    let key = read_master_key(settings, Some(&proof))?;
+    verify_previous_key(&key, index).await?;
+    Ok(key)
+}
+
+/// While a key is being replaced, secrets of both keys are there.
+async fn verify_previous_key(key: &MasterKey, index: &dyn Index) -> Result<()> {
+    match index.find_setting(PREVIOUS_KEY_PROOF).await? {
+        Some(proof) if !key.opens_proof(&proof) => Err(Error::RekeyUnfinished),
+        _ => Ok(()),
     }
+}
+
+fn verify_master_key(settings: &Settings, key: &MasterKey, proof: &[u8]) -> Result<()> {
+    if key.opens_proof(proof) {
+        return Ok(());
+    }
+    let origin = match settings.master_key {
+        Some(_) => "the one in the settings (master-key)".to_owned(),
+        None => settings.master_key_file.display().to_string(),
+    };
+    Err(Error::WrongMasterKey { origin })
 }
 
 /// Checks that the master key exists and matches the database's `proof`. Makes nothing.
@@ -337,15 +353,22 @@ pub(crate) fn check_master_key(settings: &Settings, proof: Option<&[u8]>) -> Res
 }
 
 fn read_master_key(settings: &Settings, proof: Option<&[u8]>) -> Result<MasterKey> {
-    let (bytes, origin) = if let Some(bytes) = settings.master_key {
-        (bytes, "the one in the settings (master-key)".to_owned())
-    } else {
-        let path = &settings.master_key_file;
-        (master_key_from_file(path, true, &mut |_| Ok(()))?, path.display().to_string())
+    let bytes = match settings.master_key {
+        Some(bytes) => bytes,
+        None => master_key_from_file(&settings.master_key_file, true, &mut |_| Ok(()))?,
     };
-    let key = MasterKey::from_bytes(bytes);
-    proof.map_or(Ok(()), |proof| verify_master_key(&key, proof, origin))?;
+    let key = with_previous_key(settings, MasterKey::from_bytes(bytes))?;
+    proof.map_or(Ok(()), |proof| verify_master_key(settings, &key, proof))?;
     Ok(key)
+}
+
+fn with_previous_key(settings: &Settings, key: MasterKey) -> Result<MasterKey> {
+    let previous = match (&settings.previous_master_key, &settings.previous_master_key_file) {
+        (Some(bytes), _) => Some(*bytes),
+        (None, Some(path)) => Some(master_key_from_file(path, true, &mut |_| Ok(()))?),
+        (None, None) => None,
+    };
+    Ok(key.with_previous(previous))
 }
 
 fn master_key_from_file(path: &Path, was_used: bool, observer: Observer<'_>) -> Result<[u8; 32]> {

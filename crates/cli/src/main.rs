@@ -28,6 +28,7 @@ mod progress;
 mod secret_file;
 mod service_manager;
 mod settings;
+mod static_place;
 mod telemetry;
 mod terminal;
 mod terminal_text;

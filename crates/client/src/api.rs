@@ -37,7 +37,7 @@ use tokio::time::Instant;
 use crate::certificates::http_client;
 use crate::endpoint::Endpoint;
 use crate::error::{Error, Result};
-use crate::nar_stream::NarSource;
+use crate::nar_stream::{NarFailure, OpenNar};
 use crate::redirects;
 use crate::reporter::{Retry, RetryReporter, Silent, UploadReporter};
 use crate::retry::{Passing, RetryPolicy, parse_retry_after};
@@ -289,11 +289,11 @@ impl ApiClient {
         self.ask(&action, Repeat::Always, || self.request(Method::DELETE, &route)).await
     }
 
-    /// Uploads one NAR. Each try reads the NAR from the disk again.
+    /// Uploads one NAR. Each try reads the NAR from its beginning.
     pub async fn upload_path(
         &self,
         info: &UploadPathNarInfo,
-        source: &NarSource,
+        source: &dyn OpenNar,
         reporter: &dyn UploadReporter,
     ) -> Result<AcknowledgedUpload> {
         let action = format!("uploading {}", info.store_path);
@@ -323,7 +323,7 @@ impl ApiClient {
         &self,
         action: &str,
         form: &NarInfoForm,
-        source: &NarSource,
+        source: &dyn OpenNar,
         reporter: &dyn UploadReporter,
         bytes_sent: &AtomicU64,
     ) -> Result<UploadPathResult, Failure> {
@@ -351,13 +351,17 @@ impl ApiClient {
         };
         let answer = self.watch(action, exchange, &taken, reporter, bytes_sent).await;
         // A stalled connection keeps its body. Asking for the outcome takes the NAR away from the
-        // connection. A broken disk or a damaged path also breaks the request, and is the better
+        // connection. A broken disk, source or path also breaks the request, and is the better
         // explanation.
         match (answer, outcome.failure().await) {
             (Ok(result), _) => Ok(result),
-            (Err(_), Some(dump)) => {
-                let path = source.path.display().to_string();
-                Err(Failure { error: Error::Dump { path, source: dump }, passing: None })
+            (Err(_), Some(NarFailure::Dump(dump))) => {
+                let error = Error::Dump { path: source.name(), source: dump };
+                Err(Failure { error, passing: None })
+            }
+            (Err(_), Some(NarFailure::Fetch(fetch))) => {
+                let passing = fetch.passing();
+                Err(Failure { error: Error::Fetch { source: fetch }, passing })
             }
             (Err(failure), None) => Err(failure),
         }
@@ -567,7 +571,7 @@ fn build(endpoint: &Endpoint, settings: &HttpSettings, redirects: Policy) -> Res
     builder.build().map_err(Error::HttpClient)
 }
 
-fn bearer(token: &Secret) -> Result<HeaderValue> {
+pub(crate) fn bearer(token: &Secret) -> Result<HeaderValue> {
     // A token is base64 and dots. Any other byte is a mistake, and could end the header early.
     let valid = |byte: u8| byte.is_ascii_graphic();
     if token.expose().is_empty() || !token.expose().bytes().all(valid) {

@@ -8,6 +8,7 @@ use dormer_api::{CacheName, ErrorName};
 use dormer_nix::{StoreDir, StorePath};
 
 use crate::dump::DumpError;
+use crate::static_cache::FetchError;
 
 /// The result type of this crate.
 pub type Result<T, E = Error> = std::result::Result<T, E>;
@@ -341,6 +342,54 @@ pub enum Error {
         path: StorePath,
         /// The local store.
         store_dir: StoreDir,
+    },
+
+    // Importing
+    /// A path of the source could not be fetched.
+    #[error(transparent)]
+    Fetch {
+        /// The reason.
+        source: FetchError,
+    },
+    /// The source could not be listed.
+    #[error("listing {location}")]
+    List {
+        /// The source.
+        location: String,
+        /// The reason.
+        source: FetchError,
+    },
+    /// The source is no static cache.
+    #[error("there is no cache at {location}: it has no nix-cache-info")]
+    NoStaticCache {
+        /// The source.
+        location: String,
+    },
+    /// `nix-cache-info` could not be read.
+    #[error("reading nix-cache-info from {location}")]
+    StaticCacheInfo {
+        /// The source.
+        location: String,
+        /// The reason.
+        source: FetchError,
+    },
+    /// The source serves another store folder than the cache.
+    #[error("cache {cache} is for the store {cache_store_dir}, but {location} is one of {store_dir}")]
+    SourceStoreDir {
+        /// The cache.
+        cache: CacheName,
+        /// The store of the cache.
+        cache_store_dir: StoreDir,
+        /// The source.
+        location: String,
+        /// The store of the source.
+        store_dir: String,
+    },
+    /// The source cannot be listed, so the paths have to be named.
+    #[error("{location} cannot be listed")]
+    NotListed {
+        /// The source.
+        location: String,
     },
     /// The client cannot send the metadata of a path.
     #[error("describing {path}")]

@@ -26,7 +26,9 @@ mod certificates;
 mod dump;
 mod endpoint;
 mod error;
+mod fetched_nar;
 pub mod fuzz_targets;
+mod import;
 mod links;
 mod nar_stream;
 mod nix_config;
@@ -41,6 +43,7 @@ mod redirects;
 mod reporter;
 mod retry;
 mod settings;
+mod static_cache;
 mod store_location;
 mod substituter_url;
 mod token_expiry;
@@ -49,8 +52,9 @@ pub use api::{AcknowledgedUpload, ApiClient, HttpSettings};
 pub use dump::{CaseHack, DumpError, dump_nar};
 pub use endpoint::Endpoint;
 pub use error::{Error, Result};
+pub use import::{ImportFailure, ImportOptions, ImportReporter, ImportSource, ImportSummary, import};
 pub use links::link_target;
-pub use nar_stream::{NAR_STREAM_BYTES_MAX, NarSource};
+pub use nar_stream::{NAR_STREAM_BYTES_MAX, NarFailure, NarSource, OpenNar};
 pub use nix_config::NixConfig;
 pub use nix_store::{NixStore, nix_program};
 pub use pages::PageGuard;
@@ -67,5 +71,6 @@ pub use settings::{
     CacheRef, ENDPOINT_VARIABLE, LoadedSettings, MACHINE_SETTINGS, ResolvedServer, ServerName,
     ServerSettings, Settings, SettingsPaths, Variables, process_variables,
 };
+pub use static_cache::{FetchError, FileStream, StaticCache, WebCache, file_name_in_cache};
 pub use substituter_url::SubstituterUrl;
 pub use token_expiry::token_expiry;

@@ -19,9 +19,10 @@ use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
 
 use crate::dump::{CaseHack, DumpError, PIECE_BYTES, ReaderGone, dump_nar};
+use crate::static_cache::FetchError;
 
 /// Number of pieces that wait for the network.
-const PIECES_WAITING: usize = 4;
+pub(crate) const PIECES_WAITING: usize = 4;
 
 /// Most bytes of one NAR in memory, 2.25 MiB: the waiting pieces, the read buffer, one piece being
 /// filled, one held back, one without room in the channel and one being sent.
@@ -40,17 +41,38 @@ pub struct NarSource {
     pub case_hack: CaseHack,
 }
 
-impl NarSource {
-    /// Starts a thread that reads the NAR. The thread ends when the caller awaits or drops the
+/// A NAR that can be sent, again and again if connections break.
+pub trait OpenNar: Send + Sync {
+    /// Its name in messages.
+    fn name(&self) -> String;
+    /// Starts to read the NAR in a thread or task. That ends when the caller awaits or drops the
     /// outcome, even if a stalled connection still holds the stream.
-    pub(crate) fn open(&self) -> (NarStream, NarOutcome) {
-        let (sender, receiver) = mpsc::channel(PIECES_WAITING);
-        let source = self.clone();
-        let thread = tokio::task::spawn_blocking(move || source.read_into(&sender));
-        let pieces: Pieces = Arc::new(Mutex::new(Some(receiver)));
-        (NarStream { pieces: Arc::clone(&pieces) }, NarOutcome { thread, closer: Closer(pieces) })
+    fn open(&self) -> (NarStream, NarOutcome);
+}
+
+/// Why a NAR could not be read to its end.
+#[derive(Debug)]
+pub enum NarFailure {
+    /// The local store.
+    Dump(DumpError),
+    /// A static cache.
+    Fetch(FetchError),
+}
+
+impl OpenNar for NarSource {
+    fn name(&self) -> String {
+        self.path.display().to_string()
     }
 
+    fn open(&self) -> (NarStream, NarOutcome) {
+        let (sender, receiver) = mpsc::channel(PIECES_WAITING);
+        let source = self.clone();
+        let thread = tokio::task::spawn_blocking(move || source.read_into(&sender).map_err(NarFailure::Dump));
+        NarStream::new(receiver, thread)
+    }
+}
+
+impl NarSource {
     fn read_into(&self, sender: &mpsc::Sender<io::Result<Bytes>>) -> Result<(), DumpError> {
         let outcome = self.read_pieces(|piece| sender.blocking_send(Ok(piece)).map_err(|_| ReaderGone));
         if let Err(error) = &outcome {
@@ -103,8 +125,20 @@ type Pieces = Arc<Mutex<Option<mpsc::Receiver<io::Result<Bytes>>>>>;
 
 /// The pieces of a NAR, as they are read. Ends with an error if the NAR is not the expected one, or
 /// if it was given up.
-pub(crate) struct NarStream {
+#[derive(Debug)]
+pub struct NarStream {
     pieces: Pieces,
+}
+
+impl NarStream {
+    /// A stream of what the reader sends, and the reader's outcome.
+    pub(crate) fn new(
+        receiver: mpsc::Receiver<io::Result<Bytes>>,
+        reader: JoinHandle<Result<(), NarFailure>>,
+    ) -> (Self, NarOutcome) {
+        let pieces: Pieces = Arc::new(Mutex::new(Some(receiver)));
+        (Self { pieces: Arc::clone(&pieces) }, NarOutcome { reader, closer: Closer(pieces) })
+    }
 }
 
 impl Stream for NarStream {
@@ -120,25 +154,30 @@ impl Stream for NarStream {
 }
 
 /// The outcome of the reading. Await it when nobody needs the stream any more.
-pub(crate) struct NarOutcome {
-    thread: JoinHandle<Result<(), DumpError>>,
+#[derive(Debug)]
+pub struct NarOutcome {
+    reader: JoinHandle<Result<(), NarFailure>>,
     closer: Closer,
 }
 
 impl NarOutcome {
-    /// The error of the disk. A reader that went away is not an error.
-    pub(crate) async fn failure(self) -> Option<DumpError> {
+    /// The error of the disk or of the source. A reader that went away is not an error.
+    pub(crate) async fn failure(self) -> Option<NarFailure> {
         drop(self.closer);
-        match self.thread.await {
-            Ok(Ok(()) | Err(DumpError::ReaderGone)) => None,
+        match self.reader.await {
+            Ok(
+                Ok(())
+                | Err(NarFailure::Dump(DumpError::ReaderGone) | NarFailure::Fetch(FetchError::ReaderGone)),
+            ) => None,
             Ok(Err(error)) => Some(error),
-            Err(error) => Some(DumpError::Thread(error)),
+            Err(error) => Some(NarFailure::Dump(DumpError::Thread(error))),
         }
     }
 }
 
 /// Takes the pieces away from the stream. If the peer stops reading, an HTTP connection keeps its
 /// body. The thread would then wait for room in the channel, and the process could not end.
+#[derive(Debug)]
 struct Closer(Pieces);
 
 impl Drop for Closer {
@@ -175,7 +214,7 @@ mod tests {
         }
     }
 
-    async fn collect(source: &NarSource) -> (Vec<u8>, Option<io::Error>, Option<DumpError>) {
+    async fn collect(source: &NarSource) -> (Vec<u8>, Option<io::Error>, Option<NarFailure>) {
         let (mut stream, outcome) = source.open();
         let (mut nar, mut broken) = (Vec::new(), None);
         while let Some(piece) = stream.next().await {
@@ -214,7 +253,7 @@ mod tests {
             assert!(broken.is_some());
             let expected = NarHash::digest(&nar);
             assert!(
-                matches!(failure, Some(DumpError::Damaged { expected: e, .. }) if e == expected),
+                matches!(failure, Some(NarFailure::Dump(DumpError::Damaged { expected: e, .. })) if e == expected),
                 "{failure:?}"
             );
         }

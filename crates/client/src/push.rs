@@ -19,7 +19,7 @@ use tokio::task::JoinSet;
 use crate::api::{AcknowledgedUpload, ApiClient};
 use crate::dump::{CaseHack, DumpError, dump_nar};
 use crate::error::{Error, Result};
-use crate::nar_stream::NarSource;
+use crate::nar_stream::{NarSource, OpenNar};
 use crate::nix_store::NixStore;
 use crate::path_info::PathInfo;
 use crate::push_order::{UploadQueue, sort_largest_first};
@@ -217,6 +217,38 @@ pub async fn execute_push(
     options: &PushOptions,
     reporter: Arc<dyn PushReporter>,
 ) -> PushSummary {
+    let sources = DiskSources(options.clone());
+    execute_push_from(api, plan, options.jobs, &sources, reporter).await
+}
+
+/// Where the NARs of a push come from.
+pub(crate) trait NarSources: Sync {
+    /// The NAR of a planned path.
+    fn source_of(&self, info: &PathInfo) -> Box<dyn OpenNar>;
+}
+
+/// The local store.
+struct DiskSources(PushOptions);
+
+impl NarSources for DiskSources {
+    fn source_of(&self, info: &PathInfo) -> Box<dyn OpenNar> {
+        Box::new(NarSource {
+            path: self.0.file_path(info),
+            nar_hash: info.nar_hash,
+            nar_size: info.nar_size,
+            case_hack: self.0.case_hack,
+        })
+    }
+}
+
+/// Uploads the missing paths of the plan as [`execute_push`] does, with NARs from `sources`.
+pub(crate) async fn execute_push_from(
+    api: &ApiClient,
+    plan: PushPlan,
+    jobs: usize,
+    sources: &dyn NarSources,
+    reporter: Arc<dyn PushReporter>,
+) -> PushSummary {
     let started = Instant::now();
     reporter.plan_made(&plan);
     let PushPlan { cache, missing, present, upstream, invalid } = plan;
@@ -231,7 +263,7 @@ pub async fn execute_push(
     // Each upload is a task, so that uploads share the cores. Dropping the set aborts the tasks.
     let mut running = JoinSet::new();
     loop {
-        while !stop && running.len() < options.jobs.max(1) {
+        while !stop && running.len() < jobs.max(1) {
             let Some((number, info)) = queue.next() else { break };
             let id = started_count;
             started_count += 1;
@@ -239,8 +271,7 @@ pub async fn execute_push(
             let upload = PathUpload {
                 api: api.clone(),
                 cache: cache.clone(),
-                case_hack: options.case_hack,
-                file_path: options.file_path(&info),
+                source: sources.source_of(&info),
                 reporter: Arc::clone(&reporter),
                 id,
             };
@@ -317,21 +348,15 @@ fn fraction_of(bytes: u64, fraction: f64) -> u64 {
 struct PathUpload {
     api: ApiClient,
     cache: CacheName,
-    case_hack: CaseHack,
-    file_path: PathBuf,
+    source: Box<dyn OpenNar>,
     reporter: Arc<dyn PushReporter>,
     id: TransferId,
 }
 
 impl PathUpload {
     async fn run(self, info: PathInfo) -> (TransferId, PathInfo, Result<AcknowledgedUpload>) {
-        let source = NarSource {
-            path: self.file_path.clone(),
-            nar_hash: info.nar_hash,
-            nar_size: info.nar_size,
-            case_hack: self.case_hack,
-        };
-        let uploaded = self.api.upload_path(&info.upload_info(&self.cache), &source, &self).await;
+        let info_to_send = info.upload_info(&self.cache);
+        let uploaded = self.api.upload_path(&info_to_send, &*self.source, &self).await;
         (self.id, info, uploaded)
     }
 }

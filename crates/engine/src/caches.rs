@@ -6,7 +6,7 @@
 
 use std::sync::Arc;
 
-use dormer_index::{Cache, CacheKey, CachePatch, NewCache};
+use dormer_index::{Cache, CacheKey, CachePatch, MASTER_KEY_PROOF, NewCache};
 use dormer_nix::SecretKey;
 use zeroize::Zeroizing;
 
@@ -118,8 +118,10 @@ impl Engine {
             Some(secret) => secret,
             None => generate_key(&new.name)?,
         };
+        let (key, master_key_proof) = self.seal_key(&secret).await?;
         let cache = NewCache {
-            key: self.seal_key(&secret),
+            key,
+            master_key_proof,
             name: new.name.clone(),
             is_public: new.is_public,
             store_dir: new.store_dir,
@@ -144,7 +146,16 @@ impl Engine {
             Some(KeyChange::Generate) => Some(generate_key(&cache.name)?),
             Some(KeyChange::Given(secret)) => Some(*secret),
         };
+        let (replace_keys, master_key_proof) = match secret {
+            None => (None, None),
+            Some(secret) => {
+                let (key, proof) = self.seal_key(&secret).await?;
+                (Some(key), proof)
+            }
+        };
         let patch = CachePatch {
+            replace_keys,
+            master_key_proof,
             is_public: update.is_public,
             store_dir: update.store_dir,
             priority: update.priority,
@@ -152,7 +163,6 @@ impl Engine {
             retention_seconds: update.retention_seconds,
             quota_bytes: update.quota_bytes,
             keep_latest: update.keep_latest,
-            replace_keys: secret.map(|secret| self.seal_key(&secret)),
             allow_replacement: update.allow_replacement,
         };
         let (engine, cache) = (self.clone(), cache.clone());
@@ -199,11 +209,17 @@ impl Engine {
         Ok(secret)
     }
 
-    fn seal_key(&self, secret: &SecretKey) -> CacheKey {
+    /// A sealed signing key, and the proof of the master key that sealed it. The transaction that
+    /// stores the key compares the proof again.
+    async fn seal_key(&self, secret: &SecretKey) -> Result<(CacheKey, Option<Vec<u8>>)> {
         let public_key = secret.public_key().to_string();
-        let sealed_secret =
-            self.master_key().seal(&seal_context(&public_key), Zeroizing::new(secret.expose()).as_bytes());
-        CacheKey { public_key, sealed_secret, active: true }
+        let (context, plain) = (seal_context(&public_key), Zeroizing::new(secret.expose()));
+        let proof = self.index().find_setting(MASTER_KEY_PROOF).await?;
+        let sealed_secret = match &proof {
+            Some(proof) => self.master_key().seal_like(proof, &context, plain.as_bytes())?,
+            None => self.master_key().seal(&context, plain.as_bytes()),
+        };
+        Ok((CacheKey { public_key, sealed_secret, active: true }, proof))
     }
 }
 
@@ -215,7 +231,7 @@ pub(crate) fn cache_weight(name: &str, cache: &Cache) -> u32 {
     u32::try_from(fixed + names.chain(keys).sum::<usize>()).unwrap_or(u32::MAX)
 }
 
-fn seal_context(public_key: &str) -> String {
+pub(crate) fn seal_context(public_key: &str) -> String {
     format!("signing key {public_key}")
 }
 

@@ -134,8 +134,11 @@ pub enum Error {
     /// The packing task is starting again after a panic.
     #[error("the packing task is starting again after a panic")]
     PackerDown,
-    /// A secret cannot be unsealed with this master key.
-    #[error("{what} cannot be unsealed with this master key")]
+    /// Another replacement of the master key was begun and not finished.
+    #[error("a replacement of the master key was begun with another key and is not finished")]
+    RekeyUnfinished,
+    /// A secret cannot be unsealed with the master keys of this process.
+    #[error("{what} is sealed with another master key than this process has")]
     Sealed {
         /// Which secret.
         what: String,
@@ -191,12 +194,16 @@ impl Error {
             Self::Index(error) => match error {
                 Index::CacheExists { .. } => ErrorClass::Conflict,
                 Index::CacheGone => ErrorClass::Missing,
-                Index::PackGone | Index::NarGone | Index::Unavailable { .. } => ErrorClass::Unavailable,
+                Index::PackGone | Index::NarGone | Index::MasterKeyReplaced | Index::Unavailable { .. } => {
+                    ErrorClass::Unavailable
+                }
                 _ => ErrorClass::Internal,
             },
-            Self::Sealed { .. } | Self::SigningKey { .. } | Self::Encode(_) | Self::CompressListing(_) => {
-                ErrorClass::Internal
-            }
+            Self::RekeyUnfinished
+            | Self::Sealed { .. }
+            | Self::SigningKey { .. }
+            | Self::Encode(_)
+            | Self::CompressListing(_) => ErrorClass::Internal,
         }
     }
 }

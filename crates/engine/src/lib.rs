@@ -23,6 +23,7 @@ mod metrics;
 mod narinfo;
 mod packer;
 mod read;
+mod rekey;
 mod retention;
 mod seal_plan;
 mod settings;
@@ -58,6 +59,7 @@ pub use jobs::{ExpirySchedule, JobMetrics, JobRunner, JobSettings};
 pub use listing::ListingStream;
 pub use master_key::MasterKey;
 pub use read::{NarStream, OpenNar};
+pub use rekey::{RekeyReport, rekey};
 pub use retention::MissingPaths;
 pub use settings::{EngineSettings, UPLOAD_BYTES};
 

@@ -19,6 +19,9 @@ pub enum Error {
     /// The cache has objects, so its store folder cannot change.
     #[error("cache has objects of its present store folder")]
     CacheNotEmpty,
+    /// The secrets are sealed with another master key by now, or are being sealed with another one.
+    #[error("the master key of the database was replaced")]
+    MasterKeyReplaced,
     /// A pack that a commit reuses was condemned or deleted meanwhile, or a chunk in it was found
     /// damaged; storing the chunks again heals it.
     #[error("a reused pack is gone or damaged")]

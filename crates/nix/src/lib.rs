@@ -11,6 +11,7 @@
 //! - Foreign bytes never cause a panic, and never an allocation beyond a stated bound.
 //!   [`fuzz_targets`] holds one checked property per parser.
 
+mod content_address;
 mod error;
 mod error_causes;
 pub mod fuzz_targets;
@@ -24,6 +25,7 @@ mod store_path;
 pub mod strategies;
 mod text;
 
+pub use content_address::{ContentAddress, ContentProof, FileContentsHasher};
 pub use error::{Error, Result};
 pub use error_causes::with_causes;
 pub use hash::{NarHash, NarHasher};

@@ -11,7 +11,6 @@ use dormer_index::{
     PublishedNar, PublishedObject,
 };
 use dormer_nix::{NarHash, StorePath, StorePathHash};
-use futures::StreamExt as _;
 
 use crate::Result;
 use crate::in_flight::Requests;
@@ -19,7 +18,7 @@ use crate::plan::{BringPlan, Candidate, Reference, Wait, plan_bringing};
 use crate::publisher::Run;
 use crate::report::Counts;
 use crate::settings::seconds;
-use crate::transfer::{NarToSend, Sent, nar_file, put_small};
+use crate::transfer::{FilePlace, NarToSend, Sent, nar_file, put_small};
 
 /// Paths planned together. Each holds its row in memory: about a KiB.
 pub(crate) const PAGE_OBJECTS: u32 = 1_024;
@@ -29,9 +28,6 @@ const REFERENCES_PAGE: usize = 4_096;
 
 /// NARs recorded together. After a crash, at most so many are sent again.
 const NARS_NOTED: usize = 32;
-
-/// Largest listing that is published, in bytes.
-const LISTING_BYTES_MAX: u64 = 16 * 1024 * 1024;
 
 /// What a page came to.
 #[derive(Debug, Default)]
@@ -292,8 +288,9 @@ impl Run<'_> {
                 && let Some(nar) = missing.next()
             {
                 let key = EdgeKey::Nar(name.clone(), nar_file(nar.published()));
+                let place = FilePlace::in_target(&key, cache.is_public);
                 requests.begin(async move {
-                    publisher.sender.send_nar(&publisher.engine, &publisher.store, cache, &key, nar).await
+                    publisher.sender.send_nar(&publisher.engine, &publisher.store, cache, &place, nar).await
                 });
             }
             match requests.next().await {
@@ -371,31 +368,11 @@ impl Run<'_> {
         Ok((done, true))
     }
 
-    /// Writes a listing, before the narinfo, as Nix does. A listing that cannot be read is left
-    /// out: Nix can do without.
+    /// Writes a listing, before the narinfo, as Nix does.
     async fn write_listing(&self, cache: &Cache, name: &CacheName, hash: &StorePathHash) -> Result<()> {
-        let listing = match self.publisher.engine.listing(cache, hash).await {
-            Ok(Some(listing)) if listing.size <= LISTING_BYTES_MAX => listing,
-            Ok(_) => return Ok(()),
-            Err(error) => {
-                tracing::warn!(path = %hash, %error, "a listing cannot be read");
-                return Ok(());
-            }
-        };
-        let _memory = self.publisher.sender.reserve(listing.size).await;
-        let mut json = Vec::with_capacity(usize::try_from(listing.size).unwrap_or_default());
-        let mut pieces = listing;
-        while let Some(piece) = pieces.next().await {
-            match piece {
-                Ok(piece) => json.extend_from_slice(&piece),
-                Err(error) => {
-                    tracing::warn!(path = %hash, %error, "a listing cannot be read to its end");
-                    return Ok(());
-                }
-            }
-        }
-        self.publisher.sender.throttle(json.len() as u64).await;
-        put_small(self.store(), &EdgeKey::Listing(name.clone(), *hash), cache.is_public, json).await.map(drop)
+        let (engine, sender) = (&self.publisher.engine, &self.publisher.sender);
+        let place = FilePlace::in_target(&EdgeKey::Listing(name.clone(), *hash), cache.is_public);
+        sender.send_listing(engine, self.store(), cache, hash, &place).await
     }
 }
 

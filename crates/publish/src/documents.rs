@@ -24,6 +24,11 @@ pub(crate) fn basis(cache: &Cache) -> Vec<u8> {
     NarHash::digest(text.as_bytes()).as_bytes().to_vec()
 }
 
+/// The text of `nix-cache-info`.
+pub(crate) fn cache_info(cache: &Cache) -> String {
+    format!("WantMassQuery: 1\nStoreDir: {}\nPriority: {}\n", cache.store_dir, cache.priority)
+}
+
 fn describe(run: &Run<'_>, cache: &Cache, name: &CacheName, before: Option<&CacheState>) -> CacheState {
     CacheState {
         version: CacheState::VERSION,
@@ -56,8 +61,8 @@ pub(crate) async fn write_before(
             && before.public == state.public
     });
     if anew || !same_info {
-        let text = format!("WantMassQuery: 1\nStoreDir: {}\nPriority: {}\n", cache.store_dir, cache.priority);
-        put_small(run.store(), &EdgeKey::CacheInfo(name.clone()), cache.is_public, text.into_bytes()).await?;
+        let text = cache_info(cache).into_bytes();
+        put_small(run.store(), &EdgeKey::CacheInfo(name.clone()), cache.is_public, text).await?;
     }
     if anew || before.as_ref() != Some(&state) {
         write_state(run, name, row, &state).await?;

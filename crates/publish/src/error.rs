@@ -45,6 +45,16 @@ pub enum Error {
         /// The target's location.
         location: String,
     },
+    /// The place of an export holds a cache of another store folder.
+    #[error("{location} holds a cache of {there}, and this one is of {store_dir}")]
+    OtherStoreDir {
+        /// The place.
+        location: String,
+        /// The store folder of the cache.
+        store_dir: String,
+        /// The store folder of what is there.
+        there: String,
+    },
     /// The edge cannot have a cache of this name.
     #[error("the cache's name '{name}' cannot be published")]
     CacheName {

@@ -9,6 +9,9 @@
 //! (`bring`) and removes (`remove`), and writes the documents about each cache (`documents`). Each
 //! of these returns what it changed; `publisher` adds that up.
 //!
+//! [`export`] writes one cache to any folder or bucket, without a row in the index. It shares the
+//! plan, the transfers and the documents with publishing.
+//!
 //! Invariants
 //! - The publisher writes a narinfo after its NAR and after the narinfos of its references, and
 //!   removes it before them. So a reader always finds whole closures; what is missing is an
@@ -24,6 +27,7 @@
 mod bring;
 mod documents;
 mod error;
+mod export;
 mod follow;
 mod in_flight;
 mod plan;
@@ -39,6 +43,7 @@ mod target;
 mod transfer;
 
 pub use error::{Error, Result};
+pub use export::{ExportOutcome, ExportSettings, export};
 pub use publisher::{Mode, Publisher};
 pub use report::{CacheOutcome, Outcome, Preview, Reporter, Silent};
 pub use settings::TargetSettings;

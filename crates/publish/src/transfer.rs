@@ -9,7 +9,7 @@ use dormer_edge::{Caching, EdgeKey, NarFile, Visibility, caching};
 use dormer_engine::{Engine, ErrorClass};
 use dormer_format::EncodingTag;
 use dormer_index::{Cache, NarKey, PublishedNar};
-use dormer_nix::{NarHash, NarHasher};
+use dormer_nix::{NarHash, NarHasher, StorePathHash};
 use dormer_stores::{FileKind, Store, Stored};
 use futures::StreamExt as _;
 use tokio::sync::Semaphore;
@@ -21,6 +21,9 @@ use crate::settings::TargetSettings;
 
 /// Unit of the account of memory.
 const PERMIT_BYTES: u64 = 64 * 1024;
+
+/// Largest listing that is published, in bytes.
+const LISTING_BYTES_MAX: u64 = 16 * 1024 * 1024;
 
 /// Tries of a large upload, which fails as a whole.
 const UPLOAD_TRIES: u32 = 3;
@@ -40,6 +43,34 @@ impl NarToSend {
     /// What names it in the target.
     pub(crate) fn published(&self) -> (NarHash, EncodingTag) {
         (self.nar.0, self.published_tag)
+    }
+}
+
+/// Where a file goes, and what it is.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct FilePlace {
+    /// Its name in the target.
+    pub(crate) name: String,
+    /// Its headers.
+    pub(crate) kind: FileKind,
+}
+
+impl FilePlace {
+    /// In an edge target, where each cache has a folder.
+    pub(crate) fn in_target(key: &EdgeKey, is_public: bool) -> Self {
+        Self { name: key.to_string(), kind: kind(key, is_public) }
+    }
+
+    /// In a place that holds one cache alone.
+    pub(crate) fn at_root(key: &EdgeKey, is_public: bool) -> Self {
+        let name = key.to_string();
+        let below = key.cache().and_then(|cache| name.strip_prefix(&format!("{cache}/")).map(str::to_owned));
+        Self { name: below.unwrap_or(name), kind: kind(key, is_public) }
+    }
+
+    /// Writes a small file there.
+    pub(crate) async fn put_small(&self, store: &Store, content: Vec<u8>) -> Result<Stored> {
+        Ok(store.put(&self.name, &self.kind, vec![Bytes::from(content)]).await?)
     }
 }
 
@@ -81,14 +112,14 @@ impl Sender {
         engine: &Engine,
         store: &Store,
         cache: &Cache,
-        key: &EdgeKey,
+        place: &FilePlace,
         nar: NarToSend,
     ) -> Result<Sent> {
         for attempt in 1.. {
-            let outcome = self.send_once(engine, store, cache, key, nar).await;
+            let outcome = self.send_once(engine, store, cache, place, nar).await;
             match outcome {
                 Err(crate::Error::Target(error)) if attempt < UPLOAD_TRIES && is_passing(&error) => {
-                    tracing::warn!(file.name = %key, attempt, %error, "failed to send a NAR, trying again");
+                    tracing::warn!(file.name = place.name, attempt, %error, "failed to send a NAR, trying again");
                     let pause = Duration::from_millis(500 << attempt).mul_f64(rand::random_range(0.5..1.5));
                     tokio::time::sleep(pause).await;
                 }
@@ -108,7 +139,7 @@ impl Sender {
         engine: &Engine,
         store: &Store,
         cache: &Cache,
-        key: &EdgeKey,
+        place: &FilePlace,
         nar: NarToSend,
     ) -> Result<Sent> {
         let (hash, tag) = nar.nar;
@@ -124,11 +155,8 @@ impl Sender {
             Some(_) => (recompress::size_max(nar.size), recompress::memory_bytes(nar.size)),
         };
         let single = size <= store.single_put_max();
-        let mut upload = if single {
-            None
-        } else {
-            Some(store.begin_upload(&key.to_string(), &kind(key, cache.is_public), size).await?)
-        };
+        let mut upload =
+            if single { None } else { Some(store.begin_upload(&place.name, &place.kind, size).await?) };
         let piece_bytes = upload.as_ref().map_or(size, |upload| upload.part_bytes() as u64);
         let _memory = self.reserve(piece_bytes + extra).await;
         let capacity = usize::try_from(piece_bytes).unwrap_or(usize::MAX);
@@ -177,8 +205,7 @@ impl Sender {
                 let content = buffer.freeze();
                 let sent = content.len() as u64;
                 self.throttle(sent).await;
-                let kind = kind(key, cache.is_public);
-                let stored = store.put(&key.to_string(), &kind, vec![content.clone()]).await?;
+                let stored = store.put(&place.name, &place.kind, vec![content.clone()]).await?;
                 let hash = stored.sha256.map_or_else(|| NarHash::digest(&content), NarHash::from_bytes);
                 (stored, (hash, sent))
             }
@@ -198,6 +225,39 @@ impl Sender {
             etag: stored.etag,
             delete_after: None,
         }))
+    }
+
+    /// Sends the listing of a path. A listing that cannot be read is left out: Nix can do without.
+    pub(crate) async fn send_listing(
+        &self,
+        engine: &Engine,
+        store: &Store,
+        cache: &Cache,
+        hash: &StorePathHash,
+        place: &FilePlace,
+    ) -> Result<()> {
+        let listing = match engine.listing(cache, hash).await {
+            Ok(Some(listing)) if listing.size <= LISTING_BYTES_MAX => listing,
+            Ok(_) => return Ok(()),
+            Err(error) => {
+                tracing::warn!(path = %hash, %error, "a listing cannot be read");
+                return Ok(());
+            }
+        };
+        let _memory = self.reserve(listing.size).await;
+        let mut json = Vec::with_capacity(usize::try_from(listing.size).unwrap_or_default());
+        let mut pieces = listing;
+        while let Some(piece) = pieces.next().await {
+            match piece {
+                Ok(piece) => json.extend_from_slice(&piece),
+                Err(error) => {
+                    tracing::warn!(path = %hash, %error, "a listing cannot be read to its end");
+                    return Ok(());
+                }
+            }
+        }
+        self.throttle(json.len() as u64).await;
+        place.put_small(store, json).await.map(drop)
     }
 
     /// Waits until there is memory. One that needs more than all of it gets all of it.
@@ -230,7 +290,7 @@ fn is_passing(error: &dormer_stores::Error) -> bool {
 
 /// The headers of a file of the layout. Proxies in front of a plain bucket see them, so a private
 /// file says that it is private.
-pub(crate) fn kind(key: &EdgeKey, is_public: bool) -> FileKind {
+fn kind(key: &EdgeKey, is_public: bool) -> FileKind {
     let visibility = if is_public { Visibility::Public } else { Visibility::Private };
     let Caching { cache_control, .. } = caching(key.answer_kind(), visibility, 200);
     FileKind { content_type: key.content_type(), cache_control: cache_control.to_owned() }
@@ -248,5 +308,5 @@ pub(crate) async fn put_small(
     is_public: bool,
     content: Vec<u8>,
 ) -> Result<Stored> {
-    Ok(store.put(&key.to_string(), &kind(key, is_public), vec![Bytes::from(content)]).await?)
+    FilePlace::in_target(key, is_public).put_small(store, content).await
 }

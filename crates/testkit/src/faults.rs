@@ -20,7 +20,7 @@ use dormer_index::{
     Changes, ChunkIndex, ChunkRow, CommitOutcome, Error as IndexError, FoundObject, Index, ListedObject, Nar,
     NarCommit, NarId, NarIndex, NarKey, NarSource, NarSummary, NewCache, NewPack, ObjectIndex, ObjectOrder,
     ObjectPlace, OutboxIndex, OutboxPosition, OutboxRow, PackNumber, Pin, PoolUse, Removal, RetentionIndex,
-    SettingIndex, StoredListing, UnixSeconds, Use,
+    SealedKey, SealedKeyPlace, SettingIndex, StoredListing, UnixSeconds, Use,
 };
 use dormer_nix::{NarHash, StorePath, StorePathHash};
 
@@ -272,6 +272,18 @@ impl SettingIndex for FaultIndex {
     }
     async fn create_setting(&self, name: &str, value: &[u8]) -> Outcome<Vec<u8>> {
         write_step!(self, self.inner.create_setting(name, value))
+    }
+    async fn begin_rekey(&self, before: &[u8], after: &[u8]) -> Outcome<()> {
+        write_step!(self, self.inner.begin_rekey(before, after))
+    }
+    async fn list_sealed_keys(&self, after: Option<SealedKeyPlace>, limit: u32) -> Outcome<Vec<SealedKey>> {
+        read_step!(self, self.inner.list_sealed_keys(after, limit))
+    }
+    async fn replace_sealed_keys(&self, keys: &[(SealedKey, Vec<u8>)]) -> Outcome<()> {
+        write_step!(self, self.inner.replace_sealed_keys(keys))
+    }
+    async fn end_rekey(&self) -> Outcome<()> {
+        write_step!(self, self.inner.end_rekey())
     }
 }
 

@@ -17,6 +17,7 @@ mod faults;
 mod http_caches;
 mod layers;
 mod machines;
+mod moving;
 mod nix_copy;
 mod pooler;
 mod promises;

@@ -4,7 +4,9 @@ mod cache;
 mod config_show;
 mod doctor;
 mod edge_serve;
+mod export;
 mod gc;
+mod import;
 mod jobs;
 mod login;
 mod migrate;
@@ -12,6 +14,7 @@ mod nix_settings;
 mod pin;
 mod publish;
 mod push;
+mod rekey;
 mod secrets_init;
 mod serve;
 mod token_create;
@@ -32,7 +35,7 @@ Exit codes:
   0  success (also when the reader of the output goes away)
   1  something failed
   2  the command line or the settings are wrong; nothing was tried
-  3  push: some paths could not be pushed, the others were
+  3  push, export, import: some paths could not be moved, the others were
   4  the server refuses the token, or requires one
   5  the server does not answer, or stays busy
   130  interrupted; acknowledged paths stay in the cache
@@ -106,11 +109,14 @@ pub(crate) enum Command {
     #[command(subcommand)]
     Secrets(SecretsCommand),
     Publish(publish::PublishArgs),
+    Export(export::ExportArgs),
+    Import(Box<import::ImportArgs>),
     /// Serve published caches
     #[command(subcommand)]
     Edge(EdgeCommand),
     Jobs(jobs::JobsArgs),
     Gc(gc::GcArgs),
+    Rekey(rekey::RekeyArgs),
     Doctor(doctor::DoctorArgs),
     Migrate(migrate::MigrateArgs),
 }
@@ -144,6 +150,7 @@ impl Command {
             Self::Push(args) => &args.server,
             Self::Use(args) => &args.server,
             Self::Cache(args) => &args.server,
+            Self::Import(args) => &args.server,
             _ => return None,
         };
         server.endpoint.clone()
@@ -167,12 +174,20 @@ impl Command {
     /// what they hold of private caches. Every command must say so here.
     fn makes_private_files(&self) -> bool {
         match self {
-            Self::Serve(_) | Self::Edge(_) | Self::Jobs(_) | Self::Gc(_) | Self::Migrate(_) => true,
+            Self::Serve(_)
+            | Self::Edge(_)
+            | Self::Jobs(_)
+            | Self::Gc(_)
+            | Self::Rekey(_)
+            | Self::Migrate(_) => true,
             // Other users read nix.conf, and other programs serve a folder of published caches.
-            // Files with tokens have their own modes. The rest makes no files.
+            // An export of a private cache sets its own mode. Files with tokens have theirs. The
+            // rest makes no files.
             Self::Use(_)
             | Self::Unuse(_)
             | Self::Publish(_)
+            | Self::Export(_)
+            | Self::Import(_)
             | Self::Login(_)
             | Self::Push(_)
             | Self::Cache(_)
@@ -197,9 +212,12 @@ pub(crate) async fn run(command: Command, context: &Context) -> Result<ExitCode>
         Command::Login(args) => login::run(args, context).await?,
         Command::Push(args) => return push::run(args, context).await,
         Command::Publish(args) => return publish::run(args, context).await,
+        Command::Import(args) => return import::run(*args, context).await,
+        Command::Export(args) => return export::run(args, context).await,
         Command::Edge(EdgeCommand::Serve(args)) => edge_serve::run(args, context).await?,
         Command::Doctor(args) => return doctor::run(args, context).await,
         Command::Jobs(args) => jobs::run(args, context).await?,
+        Command::Rekey(args) => rekey::run(args, context).await?,
         Command::Gc(args) => gc::run(args, context).await?,
         Command::Migrate(args) => migrate::run(args, context).await?,
         Command::Use(args) => use_cache::run_use(*args, context).await?,

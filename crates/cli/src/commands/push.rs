@@ -31,7 +31,7 @@ Exit codes:
   1  any other failure; 130  interrupted, acknowledged paths stay in the cache";
 
 /// The shell's exit code for an interrupted program: 128 + SIGINT.
-const EXIT_INTERRUPTED: u8 = 130;
+pub(super) const EXIT_INTERRUPTED: u8 = 130;
 
 /// Push store paths with their closures
 ///

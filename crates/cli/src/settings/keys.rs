@@ -163,6 +163,11 @@ keys! { KEYS:
     MASTER_KEY_FILE = Key::new("master-key-file", Kind::Path,
         "File with the master key. The first start creates it with mode 0600.")
         .default_note("`<data-dir>/master-key`");
+    PREVIOUS_MASTER_KEY = Key::new("previous-master-key", Kind::Text,
+        "The master key that `master-key` is to replace, 32 bytes in base64. With both, the server opens what either sealed, \
+         and goes on sealing with the previous key until `dormer rekey` begins. Remove this key when that is done.").secret();
+    PREVIOUS_MASTER_KEY_FILE = Key::new("previous-master-key-file", Kind::Path,
+        "File with the previous master key.");
     STATS = Key::new("stats", Kind::Bool,
         "Whether the server answers `/_dormer/stats`: counters for benchmarks, without a token.").default("false");
     SOFT_DELETE_CACHES = Key::new("soft-delete-caches", Kind::Bool,

@@ -40,6 +40,9 @@ pub(crate) struct Settings {
     pub(crate) remote_storage: Option<RemoteStorage>,
     pub(crate) master_key: Option<[u8; 32]>,
     pub(crate) master_key_file: PathBuf,
+    /// The key that the master key is to replace, or the file that has it.
+    pub(crate) previous_master_key: Option<[u8; 32]>,
+    pub(crate) previous_master_key_file: Option<PathBuf>,
     pub(crate) api_endpoint: Option<RedactedUrl>,
     pub(crate) substituter_endpoint: Option<RedactedUrl>,
     pub(crate) allowed_hosts: Vec<String>,
@@ -207,13 +210,8 @@ fn resolve(raw: &Raw) -> Result<Settings> {
     {
         return Err(wrong(raw, &keys::JWT_HS256_SECRET, "an empty secret would let anybody sign".to_owned()));
     }
-    let master_key = match base64(raw, &keys::MASTER_KEY)? {
-        None => None,
-        Some(bytes) => Some(
-            <[u8; 32]>::try_from(bytes.as_slice())
-                .map_err(|_| wrong(raw, &keys::MASTER_KEY, format!("holds {} bytes, not 32", bytes.len())))?,
-        ),
-    };
+    let master_key = key_of_32_bytes(raw, &keys::MASTER_KEY)?;
+    let previous_master_key = key_of_32_bytes(raw, &keys::PREVIOUS_MASTER_KEY)?;
     let engine = engine_settings(raw)?;
     Ok(Settings {
         listen: text(raw, &keys::LISTEN).parse().expect("addresses were checked when they were read"),
@@ -224,6 +222,10 @@ fn resolve(raw: &Raw) -> Result<Settings> {
         remote_storage,
         master_key,
         master_key_file: path(raw, &keys::MASTER_KEY_FILE),
+        previous_master_key,
+        previous_master_key_file: raw
+            .find(&keys::PREVIOUS_MASTER_KEY_FILE)
+            .map(|_| path(raw, &keys::PREVIOUS_MASTER_KEY_FILE)),
         api_endpoint: optional_text(raw, &keys::API_ENDPOINT).map(RedactedUrl::new),
         substituter_endpoint: optional_text(raw, &keys::SUBSTITUTER_ENDPOINT).map(RedactedUrl::new),
         allowed_hosts: list(raw, &keys::ALLOWED_HOSTS),
@@ -271,6 +273,12 @@ fn resolve(raw: &Raw) -> Result<Settings> {
         },
         notes,
     })
+}
+
+fn key_of_32_bytes(raw: &Raw, key: &Key) -> Result<Option<[u8; 32]>> {
+    let Some(bytes) = base64(raw, key)? else { return Ok(None) };
+    let wrong_length = |_| wrong(raw, key, format!("holds {} bytes, not 32", bytes.len()));
+    <[u8; 32]>::try_from(bytes.as_slice()).map(Some).map_err(wrong_length)
 }
 
 fn engine_settings(raw: &Raw) -> Result<EngineSettings> {

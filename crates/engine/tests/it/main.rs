@@ -13,6 +13,7 @@ mod known_nars;
 mod large;
 mod push_and_pull;
 mod read_only;
+mod rekey;
 mod remote;
 mod replicas;
 mod retention;

@@ -5,8 +5,8 @@ use super::fixtures::{
     push_object,
 };
 use crate::{
-    CacheId, CachePatch, CacheTotals, CacheVisibility, CommitTarget, Error, NarKey, NarSource, Removal,
-    Result,
+    CacheId, CachePatch, CacheTotals, CacheVisibility, CommitTarget, Error, MASTER_KEY_PROOF, NarKey,
+    NarSource, NewCache, PREVIOUS_KEY_PROOF, Removal, Result, SealedKey,
 };
 
 pub(super) async fn a_setting_is_created_once(index: Subject) -> Result<()> {
@@ -15,6 +15,67 @@ pub(super) async fn a_setting_is_created_once(index: Subject) -> Result<()> {
     assert_eq!(index.create_setting("secret", b"two").await?, b"one\0");
     assert_eq!(index.find_setting("secret").await?.as_deref(), Some(&b"one\0"[..]));
     assert_eq!(index.find_setting("other").await?, None);
+    Ok(())
+}
+
+pub(super) async fn the_master_keys_proof_is_replaced_once(index: Subject) -> Result<()> {
+    let with =
+        |name: &str, proof: &[u8]| NewCache { master_key_proof: Some(proof.to_vec()), ..new_cache(name) };
+    // Without a proof in the database, any key may seal.
+    index.create_cache(&with("first", b"old")).await?;
+    index.create_setting(MASTER_KEY_PROOF, b"old").await?;
+    let cache = index.create_cache(&with("second", b"old")).await?;
+    let refused = index.begin_rekey(b"other", b"new").await;
+    assert!(matches!(refused, Err(Error::MasterKeyReplaced)), "{refused:?}");
+    index.begin_rekey(b"old", b"new").await?;
+    assert_eq!(index.find_setting(MASTER_KEY_PROOF).await?.as_deref(), Some(&b"new"[..]));
+    assert_eq!(index.find_setting(PREVIOUS_KEY_PROOF).await?.as_deref(), Some(&b"old"[..]));
+    // Nothing that the old key sealed comes after it.
+    let refused = index.create_cache(&with("third", b"old")).await;
+    assert!(matches!(refused, Err(Error::MasterKeyReplaced)), "{refused:?}");
+    assert_eq!(index.find_cache("third").await?, None);
+    let patch = |proof: &[u8]| CachePatch {
+        replace_keys: Some(key("late")),
+        master_key_proof: Some(proof.to_vec()),
+        ..CachePatch::default()
+    };
+    let refused = index.update_cache(cache, &patch(b"old"), NOW).await;
+    assert!(matches!(refused, Err(Error::MasterKeyReplaced)), "{refused:?}");
+    assert_eq!(index.find_cache("second").await?.expect("it is there").keys.len(), 1);
+    index.update_cache(cache, &patch(b"new"), NOW).await?;
+    // One replacement at a time.
+    let refused = index.begin_rekey(b"new", b"newer").await;
+    assert!(matches!(refused, Err(Error::MasterKeyReplaced)), "{refused:?}");
+    assert_eq!(index.find_setting(MASTER_KEY_PROOF).await?.as_deref(), Some(&b"new"[..]));
+    index.end_rekey().await?;
+    index.end_rekey().await?;
+    assert_eq!(index.find_setting(PREVIOUS_KEY_PROOF).await?, None);
+    index.begin_rekey(b"new", b"newer").await
+}
+
+pub(super) async fn sealed_keys_are_listed_and_replaced_in_pages(index: Subject) -> Result<()> {
+    for name in ["a", "b"] {
+        let id = cache(&index, name).await?;
+        let patch = CachePatch { replace_keys: Some(key(&format!("{name}-2"))), ..CachePatch::default() };
+        index.update_cache(id, &patch, NOW).await?;
+    }
+    let mut keys: Vec<SealedKey> = Vec::new();
+    loop {
+        let page = index.list_sealed_keys(keys.last().map(|key| key.place), 3).await?;
+        assert!(page.len() <= 3);
+        if page.is_empty() {
+            break;
+        }
+        keys.extend(page);
+    }
+    assert_eq!(keys.len(), 4, "the retired ones too");
+    assert!(keys.iter().all(|key| !key.sealed_secret.is_empty() && key.public_key.contains(':')));
+    let stale = SealedKey { sealed_secret: b"changed meanwhile".to_vec(), ..keys[1].clone() };
+    let changes = [(keys[0].clone(), b"anew".to_vec()), (stale, b"never".to_vec())];
+    index.replace_sealed_keys(&changes).await?;
+    let after = index.list_sealed_keys(None, 100).await?;
+    assert_eq!(after[0].sealed_secret, b"anew");
+    assert_eq!(after[1..], keys[1..]);
     Ok(())
 }
 
@@ -92,6 +153,7 @@ pub(super) async fn a_patch_changes_what_it_names_and_nothing_else(index: Subjec
     assert_eq!(index.find_cache("main").await?.as_ref(), Some(&expected));
 
     let patch = CachePatch {
+        master_key_proof: None,
         is_public: Some(false),
         store_dir: Some("/gnu/store".to_owned()),
         priority: Some(-3),

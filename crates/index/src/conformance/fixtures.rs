@@ -124,6 +124,7 @@ pub(super) fn key(name: &str) -> CacheKey {
 
 pub(super) fn new_cache(name: &str) -> NewCache {
     NewCache {
+        master_key_proof: None,
         name: name.to_owned(),
         is_public: false,
         store_dir: "/nix/store".to_owned(),

@@ -116,6 +116,7 @@ fn postgres_key(kind: u64, number: &str, len: usize) -> String {
 
 async fn prepare(index: &(impl Index + PublishIndex)) -> (CacheId, Lease) {
     let cache = NewCache {
+        master_key_proof: None,
         name: "main".to_owned(),
         is_public: true,
         store_dir: "/nix/store".to_owned(),

@@ -3,6 +3,7 @@
 use async_trait::async_trait;
 
 use super::outbox;
+use super::settings::check_master_key;
 use crate::changes::Change;
 use crate::columns::signed;
 use crate::contract::{
@@ -138,6 +139,7 @@ impl<D: Dialect> CacheIndex for SqlIndex<D> {
             Flag(cache.allow_replacement),
         ];
         self.write(Write::from("create a cache").unless_done(), async |mut tx| {
+            check_master_key(&mut tx, cache.master_key_proof.as_deref()).await?;
             let inserted = tx.optional(INSERT_CACHE, &row).await?;
             let inserted = inserted.ok_or_else(|| Error::CacheExists { name: cache.name.clone() })?;
             let id = CacheId(inserted.column(0, "caches")?);
@@ -212,6 +214,7 @@ impl<D: Dialect> CacheIndex for SqlIndex<D> {
         ];
         let write = Write::from("change a cache").unless_done();
         self.write(write.with_locks(&[Lock::Cache(cache.0)]), async |mut tx| {
+            check_master_key(&mut tx, patch.master_key_proof.as_deref()).await?;
             if tx.run(UPDATE_CACHE, &change).await? == 0 {
                 let exists = tx.optional(CACHE_EXISTS, &[Number(cache.0)]).await?.is_some();
                 return Err(if exists { Error::CacheNotEmpty } else { Error::CacheGone });

@@ -313,7 +313,7 @@ pub(crate) fn path(number: u8) -> StorePath {
     format!("{hash}-package-{number}").parse().expect("a store path")
 }
 
-fn published_in(files: &BTreeMap<String, Bytes>) -> BTreeMap<StorePathHash, NarInfo> {
+pub(crate) fn published_in(files: &BTreeMap<String, Bytes>) -> BTreeMap<StorePathHash, NarInfo> {
     files
         .iter()
         .filter_map(|(name, content)| match EdgeKey::parse(name) {
@@ -327,7 +327,7 @@ fn published_in(files: &BTreeMap<String, Bytes>) -> BTreeMap<StorePathHash, NarI
 }
 
 /// As Nix reads: every narinfo's NAR is there as it says, and everything it refers to.
-fn check(
+pub(crate) fn check(
     files: &BTreeMap<String, Bytes>,
     upstream: &BTreeSet<StorePathHash>,
 ) -> std::result::Result<(), String> {

@@ -4,6 +4,7 @@
 
 mod common;
 mod crash;
+mod export;
 mod failing;
 mod meanwhile;
 mod orders;

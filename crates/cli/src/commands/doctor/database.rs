@@ -1,13 +1,12 @@
 //! Checks the database: which program it belongs to, its schema, whether it keeps what it
 //! acknowledges, and whether the master key belongs to it.
 
-use dormer_index::{Examination, PostgresIndex, SqliteIndex};
+use dormer_index::{Examination, MASTER_KEY_PROOF, PostgresIndex, SqliteIndex};
 
 use super::clock::Clocks;
 use super::finding::Finding;
 use super::keys;
 use crate::error::Error;
-use crate::installation::MASTER_KEY_SETTING;
 use crate::settings::Settings;
 
 const SUBJECT: &str = "database";
@@ -15,10 +14,8 @@ const SUBJECT: &str = "database";
 /// Checks the database and its master key.
 pub(super) async fn check(settings: &Settings, clocks: &mut Clocks) -> Vec<Finding> {
     let examined = match &settings.postgres {
-        Some(server) => {
-            PostgresIndex::examine(server.url.expose(), &server.options, MASTER_KEY_SETTING).await
-        }
-        None => SqliteIndex::examine(&settings.database_path, MASTER_KEY_SETTING).await,
+        Some(server) => PostgresIndex::examine(server.url.expose(), &server.options, MASTER_KEY_PROOF).await,
+        None => SqliteIndex::examine(&settings.database_path, MASTER_KEY_PROOF).await,
     };
     let found = match examined {
         Ok(found) => found,

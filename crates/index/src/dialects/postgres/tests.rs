@@ -81,6 +81,7 @@ async fn push(index: &PostgresIndex, cache: CacheId) -> Result<StorePathHash> {
 
 pub(super) async fn cache(index: &PostgresIndex, name: &str) -> CacheId {
     let cache = NewCache {
+        master_key_proof: None,
         name: name.to_owned(),
         is_public: true,
         store_dir: "/nix/store".to_owned(),

@@ -41,6 +41,7 @@ async fn execute(path: &Path, sql: &'static str) {
 
 pub(super) fn new_cache(name: &str) -> NewCache {
     NewCache {
+        master_key_proof: None,
         name: name.to_owned(),
         is_public: true,
         store_dir: "/nix/store".to_owned(),

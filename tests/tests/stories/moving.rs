@@ -1,0 +1,291 @@
+//! Moving a cache: exports that real Nix reads without Dormer, imports of what real Nix, Dormer and
+//! nginx hold, and a new master key while the server runs.
+
+#![expect(clippy::unwrap_used, reason = "a failed unwrap fails the test, as it should")]
+
+use std::fs;
+use std::path::Path;
+use std::process::Command;
+
+use dormer_testkit::services::{S3Access, SeaweedFs};
+use dormer_tests::{Lab, LabOptions, Machine, Nix, Run, StaticServer};
+use serde_json::Value;
+
+/// A machine that signs what it builds, and its public key.
+fn signing_builder(lab: &Lab, name: &str) -> (Machine, String) {
+    let machine = lab.machine(name, Nix::NEWEST);
+    let (secret, public) = (machine.home().join("secret-key"), machine.home().join("public-key"));
+    let (secret_path, public_path) = (secret.to_str().unwrap(), public.to_str().unwrap());
+    machine
+        .run("nix-store", &["--generate-binary-cache-key", "builder-1", secret_path, public_path])
+        .succeeds();
+    let public_key = fs::read_to_string(public_path).unwrap().trim().to_owned();
+    machine.configure(std::slice::from_ref(&public_key));
+    machine.sign_builds(&secret);
+    (machine, public_key)
+}
+
+/// A new machine that trusts this key fetches the path from a cache, with its closure.
+fn fetches(lab: &Lab, name: &str, key: &str, cache_url: &str, path: &str) {
+    let reader = lab.machine(name, Nix::NEWEST);
+    reader.configure(&[key.to_owned()]);
+    reader.substitute(cache_url, path).succeeds();
+    reader.verify_all();
+}
+
+/// The line of JSON of this type.
+fn message(run: &Run, message_type: &str) -> Value {
+    let stdout = run.stdout();
+    let mut lines = stdout.lines().map(|line| serde_json::from_str::<Value>(line).unwrap());
+    let found = lines.rfind(|line| line["message_type"] == message_type);
+    found.unwrap_or_else(|| panic!("no {message_type}: {run}"))
+}
+
+/// The hash part of a store path.
+fn hash_of(path: &str) -> &str {
+    &path["/nix/store/".len()..][..32]
+}
+
+fn with_credentials(command: &mut Command, access: &S3Access) -> Run {
+    command
+        .env("AWS_ACCESS_KEY_ID", &access.access_key_id)
+        .env("AWS_SECRET_ACCESS_KEY", &access.secret_access_key)
+        .env("AWS_REGION", &access.region);
+    Run::of(command)
+}
+
+#[test]
+fn an_export_is_read_by_nix_from_files_and_nginx_and_imported_from_a_bucket() {
+    let lab = Lab::start();
+    let builder = lab.machine("builder", Nix::NEWEST);
+    builder.login(&lab);
+    let all = builder.build("all", &[("salt", "export")]);
+    builder.dormer(&["push", "main", &all]).succeeds();
+    let count = builder.closure(&all).len() as u64;
+    let key = lab.public_key("main");
+
+    let folder = lab.folder().join("exported/main");
+    let to = folder.to_str().unwrap();
+    let exported = lab.server_command(&["export", "main", "--to", to, "--json"]);
+    exported.succeeds();
+    let said = message(&exported, "export");
+    assert_eq!((&said["exported"], &said["failed"]), (&count.into(), &0.into()), "{said}");
+    let narinfo = fs::read_to_string(folder.join(format!("{}.narinfo", hash_of(&all)))).unwrap();
+    assert!(narinfo.contains("\nFileHash: sha256:") && narinfo.contains("\nFileSize: "), "{narinfo}");
+    assert!(folder.join(format!("{}.ls", hash_of(&all))).exists());
+    let nginx = StaticServer::start(&lab.folder().join("exported"));
+    fetches(&lab, "from-nginx", &key, &nginx.url("main"), &all);
+    fetches(&lab, "from-files", &key, &format!("file://{to}"), &all);
+
+    // Again, and after another push: only what is new.
+    let library = builder.build("library", &[("salt", "export-later")]);
+    builder.dormer(&["push", "main", &library]).succeeds();
+    let again = lab.server_command(&["export", "main", "--to", to, "--json"]);
+    again.succeeds();
+    let said = message(&again, "export");
+    assert_eq!((&said["exported"], &said["unchanged"]), (&1.into(), &count.into()), "{said}");
+    assert_eq!(lab.server_command(&["export", "none", "--to", to]).code(), Some(1));
+
+    // To a bucket, and from there into another cache.
+    let s3 = SeaweedFs::start();
+    let access = s3.access();
+    let bucket = s3.new_bucket();
+    let place = format!("s3://{bucket}/a/prefix?endpoint={}&region={}", access.endpoint, access.region);
+    let mut export = lab.server_process(&["export", "main", "--to", &place]);
+    with_credentials(&mut export, access).succeeds();
+    lab.create_cache("copy", &["--public"]);
+    let mut import =
+        lab.client_process(&["import", "copy", "--from", &place, "--trusted-public-key", &key, "--json"]);
+    let imported = with_credentials(&mut import, access);
+    imported.succeeds();
+    let said = message(&imported, "import");
+    assert_eq!((&said["imported"], &said["failed"]), (&(count + 1).into(), &0.into()), "{said}");
+    fetches(&lab, "from-copy", &lab.public_key("copy"), &lab.cache_url("copy"), &all);
+    // The signature of the cache that it comes from stays.
+    let narinfo = lab.get(&format!("/copy/{}.narinfo", hash_of(&all))).text();
+    assert_eq!(narinfo.matches("\nSig: ").count(), 2, "{narinfo}");
+}
+
+#[test]
+fn whatever_nix_copied_to_files_is_imported_in_every_compression() {
+    let lab = Lab::start();
+    let (builder, key) = signing_builder(&lab, "builder");
+    lab.create_cache("moved", &["--public"]);
+    let mut tools = Vec::new();
+    for compression in ["xz", "zstd", "bzip2", "gzip", "br", "lz4", "none"] {
+        let tool = builder.build("tool", &[("salt", &format!("moved-{compression}"))]);
+        let folder = lab.folder().join(format!("theirs-{compression}"));
+        let to = format!("file://{}?compression={compression}", folder.display());
+        builder.run("nix", &["copy", "--to", &to, &tool]).succeeds();
+        let narinfo = fs::read_to_string(folder.join(format!("{}.narinfo", hash_of(&tool)))).unwrap();
+        assert!(narinfo.contains(&format!("Compression: {compression}\n")), "{narinfo}");
+        let from = folder.to_str().unwrap();
+        let run = lab.dormer(&["import", "moved", "--from", from, "--trusted-public-key", &key, "--json"]);
+        run.succeeds();
+        let said = message(&run, "import");
+        assert_eq!((&said["imported"], &said["failed"]), (&2.into(), &0.into()), "{compression}: {said}");
+        tools.push(tool);
+    }
+    let reader = lab.machine("reader", Nix::NEWEST);
+    reader.configure(&[lab.public_key("moved")]);
+    for tool in &tools {
+        reader.substitute(&lab.cache_url("moved"), tool).succeeds();
+    }
+    reader.verify_all();
+}
+
+#[test]
+fn an_import_takes_only_what_is_trusted_and_one_bad_path_stops_its_referrers_alone() {
+    let lab = Lab::start();
+    let builder = lab.machine("builder", Nix::NEWEST);
+    lab.create_cache("moved", &["--public"]);
+    let folder = lab.folder().join("theirs");
+    let to = format!("file://{}?compression=xz", folder.display());
+    let from = folder.to_str().unwrap();
+    // Nobody signs here. Three paths prove themselves by their content.
+    let all = builder.build("all", &[("salt", "unsigned")]);
+    let file = lab.folder().join("hello");
+    fs::write(&file, "hello\n").unwrap();
+    let file = file.to_str().unwrap();
+    let mut proven = vec![
+        builder.run("nix-store", &["--add", file]).succeeds().trim().to_owned(),
+        builder.run("nix-store", &["--add-fixed", "sha256", file]).succeeds().trim().to_owned(),
+    ];
+    let text =
+        builder.run("nix-instantiate", &["--eval", "--expr", "builtins.toFile \"note\" \"a note\\n\""]);
+    proven.push(text.succeeds().trim().trim_matches('"').to_owned());
+    let mut copy = vec!["copy", "--to", &to, &all];
+    copy.extend(proven.iter().map(String::as_str));
+    builder.run("nix", &copy).succeeds();
+
+    let refused = lab.dormer(&["import", "moved", "--from", from, "--json"]);
+    assert_eq!(refused.code(), Some(3), "{refused}");
+    assert!(refused.stderr().contains("--trusted-public-key"), "{refused}");
+    let said = message(&refused, "import");
+    let closure = builder.closure(&all);
+    assert_eq!((&said["imported"], &said["unsigned"]), (&3.into(), &closure.len().into()), "{said}");
+    for path in &proven {
+        assert_eq!(lab.get(&format!("/moved/{}.narinfo", hash_of(path))).status, 200, "{path}");
+    }
+    assert_eq!(lab.get(&format!("/moved/{}.narinfo", hash_of(&all))).status, 404);
+
+    // One that claims to prove itself, and does not.
+    let narinfo_path = |path: &str| folder.join(format!("{}.narinfo", hash_of(path)));
+    let narinfo = fs::read_to_string(narinfo_path(&all)).unwrap();
+    let nar_hash = narinfo.lines().find_map(|line| line.strip_prefix("NarHash: ")).unwrap().to_owned();
+    fs::write(narinfo_path(&all), format!("{narinfo}CA: fixed:r:{nar_hash}\n")).unwrap();
+    let refused = lab.dormer(&["import", "moved", "--from", from, "--json"]);
+    let said = message(&refused, "import");
+    assert_eq!((&said["imported"], &said["unsigned"]), (&0.into(), &closure.len().into()), "{said}");
+    fs::write(narinfo_path(&all), narinfo).unwrap();
+
+    // A NAR that was cut: its referrers are not tried, the others come.
+    let library = closure.iter().find(|path| path.contains("-library-")).unwrap();
+    let narinfo = fs::read_to_string(narinfo_path(library)).unwrap();
+    let url = narinfo.lines().find_map(|line| line.strip_prefix("URL: ")).unwrap();
+    let whole = fs::read(folder.join(url)).unwrap();
+    fs::write(folder.join(url), &whole[..whole.len() / 2]).unwrap();
+    let partly = lab.dormer(&["import", "moved", "--from", from, "--allow-unsigned", "--json"]);
+    assert_eq!(partly.code(), Some(3), "{partly}");
+    let said = message(&partly, "import");
+    assert_eq!((&said["failed"], &said["imported"]), (&1.into(), &1.into()), "only the empty file: {said}");
+    assert_eq!(lab.get(&format!("/moved/{}.narinfo", hash_of(library))).status, 404);
+    fs::write(folder.join(url), &whole).unwrap();
+    let rest = lab.dormer(&["import", "moved", "--from", from, "--allow-unsigned", "--json"]);
+    rest.succeeds();
+    let said = message(&rest, "import");
+    assert_eq!((&said["imported"], &said["present"]), (&(closure.len() - 1).into(), &4.into()), "{said}");
+    fetches(&lab, "reader", &lab.public_key("moved"), &lab.cache_url("moved"), &all);
+    assert_eq!(lab.dormer(&["import", "moved", "--from", "/nowhere"]).code(), Some(1));
+}
+
+#[test]
+fn an_edge_and_a_cache_on_the_web_are_imported_by_closure() {
+    let settings = "[[edge]]\nname = \"edge\"\nsettle-time = \"0s\"\ntype = \"local\"\npath = \"LAB/edge\"\ncaches = [\"main\"]\n";
+    let lab = Lab::start_with(LabOptions { settings: Some(settings.to_owned()), ..LabOptions::default() });
+    let builder = lab.machine("builder", Nix::NEWEST);
+    builder.login(&lab);
+    let all = builder.build("all", &[("salt", "web")]);
+    let other = builder.build("library", &[("salt", "web-other")]);
+    builder.dormer(&["push", "main", &all, &other]).succeeds();
+    lab.server_command(&["publish", "edge"]).succeeds();
+    let nginx = StaticServer::start(&lab.folder().join("edge"));
+    let (url, key) = (nginx.url("main"), lab.public_key("main"));
+
+    lab.create_cache("web", &["--public"]);
+    let import = |cache: &str, from: &str, more: &[&str]| {
+        let mut all = vec!["import", cache, "--from", from, "--trusted-public-key", &key, "--json"];
+        all.extend(more);
+        lab.dormer(&all)
+    };
+    let unnamed = import("web", &url, &[]);
+    assert_eq!(unnamed.code(), Some(2), "{unnamed}");
+    assert!(unnamed.stderr().contains("--stdin"), "{unnamed}");
+    let dry = import("web", &url, &[&all, "--dry-run"]);
+    dry.succeeds();
+    let count = builder.closure(&all).len();
+    assert_eq!(message(&dry, "import")["imported"], count, "{dry}");
+    let imported = import("web", &url, &[&all]);
+    imported.succeeds();
+    assert_eq!(message(&imported, "import")["imported"], count, "{imported}");
+    fetches(&lab, "reader", &lab.public_key("web"), &lab.cache_url("web"), &all);
+    // What nobody asked for stays there; the other closure is the other path alone.
+    assert_eq!(lab.get(&format!("/web/{}.narinfo", hash_of(&other))).status, 404);
+    let absent = import("web", &url, &[&"0".repeat(32)]);
+    assert_eq!(absent.code(), Some(3), "{absent}");
+    // The published folder, by its listing.
+    let folder = lab.folder().join("edge/main");
+    let listed = import("web", folder.to_str().unwrap(), &[]);
+    listed.succeeds();
+    let said = message(&listed, "import");
+    assert_eq!((&said["imported"], &said["present"]), (&1.into(), &count.into()), "{said}");
+    // The folder above holds no cache itself.
+    let above = import("web", lab.folder().join("edge").to_str().unwrap(), &[]);
+    assert!(above.fails().contains("nix-cache-info"), "{above}");
+}
+
+fn write_settings(path: &Path, keys: &[(&str, &Path)]) {
+    let lines = keys.iter().map(|(key, file)| format!("{key} = \"{}\"\n", file.display()));
+    fs::write(path, lines.collect::<String>()).unwrap();
+}
+
+#[test]
+fn a_new_master_key_takes_over_beside_the_server() {
+    let mut lab = Lab::start_with(LabOptions { settings: Some(String::new()), ..LabOptions::default() });
+    let builder = lab.machine("builder", Nix::NEWEST);
+    builder.login(&lab);
+    let library = builder.build("library", &[("salt", "rekey")]);
+    builder.dormer(&["push", "main", &library]).succeeds();
+    let (settings, new) = (lab.folder().join("dormer.toml"), lab.folder().join("new-key"));
+    let old = lab.folder().join("old-key");
+    // A lab in production has its master key in the environment.
+    let in_folder = lab.data_folder().join("master-key");
+    if !in_folder.exists() {
+        return;
+    }
+    fs::copy(&in_folder, &old).unwrap();
+    fs::write(&new, "AQIDBAUGBwgJCgsMDQ4PEBESExQVFhcYGRobHB0eHyA=\n").unwrap();
+
+    let (current, previous) = ("master-key-file", "previous-master-key-file");
+    write_settings(&settings, &[(current, &new), (previous, &old)]);
+    lab.kill();
+    lab.restart();
+    let public_key = lab.public_key("main");
+    // Beside the server, which has both keys.
+    let run = lab.server_command(&["rekey", "--json"]);
+    run.succeeds();
+    assert_eq!(message(&run, "rekey")["resealed"], 1, "{run}");
+    lab.create_cache("later", &["--public"]);
+
+    write_settings(&settings, &[(current, &old)]);
+    let refused = lab.server_command(&["export", "main", "--to", lab.folder().join("x").to_str().unwrap()]);
+    assert!(refused.fails().contains("dormer rekey"), "{refused}");
+    write_settings(&settings, &[(current, &new)]);
+    lab.kill();
+    lab.restart();
+    assert_eq!(lab.public_key("main"), public_key, "nothing changes for clients");
+    fetches(&lab, "reader", &public_key, &lab.cache_url("main"), &library);
+    let run = lab.server_command(&["rekey", "--json"]);
+    run.succeeds();
+    assert_eq!((message(&run, "rekey")["unchanged"]).as_u64(), Some(2), "{run}");
+}
