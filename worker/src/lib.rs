@@ -264,6 +264,7 @@ impl<'a> Host<'a> {
             EdgeKey::Narinfo(..) => "narinfo",
             EdgeKey::Nar(..) => "nar",
             EdgeKey::Listing(..) => "ls",
+            EdgeKey::Document(..) => "document",
             _ => "other",
         };
         #[expect(clippy::cast_precision_loss, reason = "a statistic")]

@@ -18,7 +18,8 @@
 pub enum AnswerKind {
     /// A page for people.
     Page,
-    /// `nix-cache-info`, a narinfo or a listing: these may change or go at any time.
+    /// `nix-cache-info`, a narinfo, a listing, a build log or a build trace: these may change or go
+    /// at any time.
     Document,
     /// A NAR under the name that holds the tag of its present encoding: its bytes never change.
     CurrentNar,
@@ -134,7 +135,7 @@ mod tests {
         for kind in AnswerKind::ALL {
             let what = match kind {
                 AnswerKind::Page => "pages for people",
-                AnswerKind::Document => "`nix-cache-info`, narinfos, listings",
+                AnswerKind::Document => "`nix-cache-info`, narinfos, listings, build logs and traces",
                 AnswerKind::CurrentNar => "a NAR under its present name",
                 AnswerKind::OtherNar => "a NAR under another name",
                 AnswerKind::Api => "the API, and every request that writes",

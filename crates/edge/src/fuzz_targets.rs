@@ -8,7 +8,7 @@ use dormer_api::{TokenBounds, TokenClaims, presented_token};
 
 use crate::{
     Admission, Answer, Body, CacheState, Catalog, EdgeKey, ObjectMeta, Request, RequestPlan, SignedToken,
-    plan,
+    decode_path, plan,
 };
 
 /// Bytes of the object that is found.
@@ -48,6 +48,7 @@ pub fn fuzz_request(data: &[u8]) {
     let Some(public) = visit() else { return };
     assert!(is_head || method == "GET");
     let cache = public.cache().clone();
+    let decoded = decode_path(path).expect("a path that names a cache is an address");
     let state = |is_public| CacheState {
         version: CacheState::VERSION,
         cache: cache.clone(),
@@ -67,13 +68,13 @@ pub fn fuzz_request(data: &[u8]) {
     }
     let read = match public.admit(Some(&state(true)), None, 0) {
         Admission::Answer(page) => {
-            assert_eq!((page.status, path.rsplit('/').next()), (200, Some(cache.as_str())));
+            assert_eq!((page.status, decoded.rsplit('/').next()), (200, Some(cache.as_str())));
             return;
         }
         Admission::Read(read) => read,
     };
-    assert_eq!(format!("/{}", read.key()), path, "nothing has two spellings");
-    assert_eq!(EdgeKey::parse(&path[1..]).ok().as_ref(), Some(read.key()));
+    assert_eq!(format!("/{}", read.key()), decoded, "decoded, nothing has two spellings");
+    assert_eq!(EdgeKey::parse(&decoded[1..]).ok().as_ref(), Some(read.key()));
     assert_eq!(read.respond(None).status, 404);
     let answer = read.respond(Some(&ObjectMeta { size: SIZE, etag: Some("\"x\"".to_owned()) }));
     match &answer.body {

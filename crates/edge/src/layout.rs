@@ -8,6 +8,7 @@
 //! main/<store hash>.narinfo
 //! main/<store hash>.ls
 //! main/nar/<NarHash>-<encoding tag>.nar.zst
+//! main/log/<derivation>                    and build-trace-v2/…, realisations/… as Nix names them
 //! ```
 //!
 //! Invariants
@@ -20,7 +21,7 @@ use std::fmt;
 use std::str::FromStr;
 
 use dormer_api::CacheName;
-use dormer_nix::{NarHash, StorePathHash, nix32};
+use dormer_nix::{DocumentName, NarHash, StorePathHash, nix32};
 
 use crate::caching::AnswerKind;
 use crate::error::{Error, Result};
@@ -102,6 +103,8 @@ pub enum EdgeKey {
     Listing(CacheName, StorePathHash),
     /// `<cache>/nar/<NarHash>-<tag>.nar.zst`.
     Nar(CacheName, NarFile),
+    /// A build log or a build trace, under Nix's name for it.
+    Document(CacheName, DocumentName),
 }
 
 impl EdgeKey {
@@ -114,6 +117,9 @@ impl EdgeKey {
             let cache: CacheName = cache.parse().ok()?;
             if let Some(file) = rest.strip_prefix("nar/") {
                 return Some(Self::Nar(cache, file.parse().ok()?));
+            }
+            if DocumentName::is_in_folder(rest) {
+                return Some(Self::Document(cache, rest.parse().ok()?));
             }
             if let Some(hash) = rest.strip_suffix(".narinfo") {
                 return Some(Self::Narinfo(cache, hash.parse().ok()?));
@@ -138,6 +144,7 @@ impl EdgeKey {
             | Self::CacheInfo(cache)
             | Self::Narinfo(cache, _)
             | Self::Listing(cache, _)
+            | Self::Document(cache, _)
             | Self::Nar(cache, _) => Some(cache),
         }
     }
@@ -149,6 +156,7 @@ impl EdgeKey {
             Self::CacheInfo(_) => "text/x-nix-cache-info",
             Self::Narinfo(..) => "text/x-nix-narinfo",
             Self::Nar(..) => "application/x-nix-nar",
+            Self::Document(_, name) => document_type(name),
         }
     }
 
@@ -156,7 +164,9 @@ impl EdgeKey {
     pub fn answer_kind(&self) -> AnswerKind {
         match self {
             Self::Catalog | Self::State(_) => AnswerKind::State,
-            Self::CacheInfo(_) | Self::Narinfo(..) | Self::Listing(..) => AnswerKind::Document,
+            Self::CacheInfo(_) | Self::Narinfo(..) | Self::Listing(..) | Self::Document(..) => {
+                AnswerKind::Document
+            }
             Self::Nar(..) => AnswerKind::CurrentNar,
         }
     }
@@ -169,7 +179,7 @@ impl EdgeKey {
         const DAY: u32 = 24 * 60 * MINUTE;
         match self {
             Self::Catalog | Self::State(_) => STATE_SECONDS,
-            Self::CacheInfo(_) | Self::Narinfo(..) => 5 * MINUTE,
+            Self::CacheInfo(_) | Self::Narinfo(..) | Self::Document(..) => 5 * MINUTE,
             Self::Listing(..) => 60 * MINUTE,
             Self::Nar(..) => 7 * DAY,
         }
@@ -185,7 +195,16 @@ impl fmt::Display for EdgeKey {
             Self::Narinfo(cache, hash) => write!(f, "{cache}/{hash}.narinfo"),
             Self::Listing(cache, hash) => write!(f, "{cache}/{hash}.ls"),
             Self::Nar(cache, file) => write!(f, "{cache}/nar/{file}"),
+            Self::Document(cache, name) => write!(f, "{cache}/{name}"),
         }
+    }
+}
+
+/// The media type of a document, in the lab and at the edge. Browsers show both.
+pub fn document_type(name: &DocumentName) -> &'static str {
+    match name {
+        DocumentName::Log(_) => "text/plain; charset=utf-8",
+        DocumentName::Trace(_) => "application/json",
     }
 }
 
@@ -208,6 +227,7 @@ mod tests {
         let cache = || "main".parse::<CacheName>().unwrap();
         let hash: StorePathHash = HASH.parse().unwrap();
         let file: NarFile = format!("{}-{}.nar.zst", &NAR[..52], nix32::encode(&[7; 16])).parse().unwrap();
+        let (log, trace) = (format!("log/{HASH}-x.drv"), format!("build-trace-v2/{HASH}-x.drv/out.doi"));
         for (key, name) in [
             (EdgeKey::Catalog, "dormer-caches.json".to_owned()),
             (EdgeKey::State(cache()), "main/dormer-state.json".to_owned()),
@@ -215,6 +235,8 @@ mod tests {
             (EdgeKey::Narinfo(cache(), hash), format!("main/{HASH}.narinfo")),
             (EdgeKey::Listing(cache(), hash), format!("main/{HASH}.ls")),
             (EdgeKey::Nar(cache(), file), format!("main/nar/{file}")),
+            (EdgeKey::Document(cache(), log.parse().unwrap()), format!("main/{log}")),
+            (EdgeKey::Document(cache(), trace.parse().unwrap()), format!("main/{trace}")),
         ] {
             assert_eq!(key.to_string(), name);
             assert_eq!(EdgeKey::parse(&name).unwrap(), key);
@@ -234,6 +256,10 @@ mod tests {
             "_x/nix-cache-info",
             "main/1k8c.narinfo",
             "dormer-caches.json/",
+            "main/log/x.drv",
+            "main/log/",
+            "main/build-trace-v2/x/out.doi",
+            "main/realisations/sha256:x!out.doi",
             "main/nar/0mdqa9w1p6cmli6976v4wi0sw9r4p5prkj7lzfd1877wk11c9c73.nar.zst",
         ] {
             assert!(EdgeKey::parse(name).is_err(), "{name}");

@@ -28,6 +28,7 @@ mod layout;
 mod page;
 mod route;
 mod rules;
+mod spelling;
 mod state;
 mod token;
 #[cfg(feature = "verify")]
@@ -37,9 +38,10 @@ pub use answer::{Answer, Body};
 pub use caching::{AnswerKind, Caching, Visibility, caching};
 pub use conditions::{Part, client_has, wanted_part};
 pub use error::{Error, Result};
-pub use layout::{EdgeKey, MISS_SECONDS, NARINFO_BYTES_MAX, NarFile, STATE_SECONDS};
+pub use layout::{EdgeKey, MISS_SECONDS, NARINFO_BYTES_MAX, NarFile, STATE_SECONDS, document_type};
 pub use page::home;
 pub use rules::{Admission, ObjectMeta, Read, Request, RequestPlan, Visit, plan};
+pub use spelling::decode_path;
 pub use state::{CacheState, Catalog, STATE_BYTES_MAX};
 pub use token::{Algorithm, HS256_SECRET_BYTES_MIN, SignedToken, may_read};
 #[cfg(feature = "verify")]

@@ -1,11 +1,10 @@
-//! From a path to what it names: byte for byte, or not at all.
-//!
-//! Nothing is percent-decoded and no empty or dotted segment is skipped, so nothing has a second
-//! spelling.
+//! From a path to what it names: escapes are decoded once ([`decode_path`]), and then every byte
+//! counts. No empty or dotted segment is skipped.
 
 use dormer_api::CacheName;
 
 use crate::layout::EdgeKey;
+use crate::spelling::decode_path;
 
 /// What a path names.
 #[derive(Debug, PartialEq, Eq)]
@@ -23,6 +22,7 @@ pub(crate) enum Route {
 impl Route {
     /// Reads a path, without its query. The edge's own documents have no address.
     pub(crate) fn parse(path: &str) -> Option<Self> {
+        let path = decode_path(path)?;
         let name = path.strip_prefix('/')?;
         match name {
             "" => return Some(Self::Home),
@@ -38,6 +38,7 @@ impl Route {
             EdgeKey::CacheInfo(cache)
             | EdgeKey::Narinfo(cache, _)
             | EdgeKey::Listing(cache, _)
+            | EdgeKey::Document(cache, _)
             | EdgeKey::Nar(cache, _) => Some(Self::Object(cache.clone(), key)),
         }
     }

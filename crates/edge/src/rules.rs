@@ -27,7 +27,7 @@ use crate::token::may_read;
 pub struct Request<'a> {
     /// `GET`, `HEAD`, …
     pub method: &'a str,
-    /// The path as it came, not decoded, without the query.
+    /// The path as it came, not decoded, without the query: [`plan`] decodes it.
     pub path: &'a str,
     /// Header `Authorization`.
     pub authorization: Option<&'a str>,

@@ -86,6 +86,35 @@ pub enum Error {
         /// Name of the key that the signature claims.
         key_name: String,
     },
+    /// Not the address of a build log or a build trace.
+    #[error(
+        "{text:?} is not the name of a document: expected log/<derivation>, \
+         build-trace-v2/<derivation>/<output>.doi or realisations/sha256:<hash>!<output>.doi"
+    )]
+    DocumentName {
+        /// What was read.
+        text: String,
+    },
+    /// The build trace is longer than the limit.
+    #[error("a build trace of {bytes} bytes is over the limit of {max}")]
+    BuildTraceTooLarge {
+        /// The size in bytes.
+        bytes: usize,
+        /// The limit in bytes.
+        max: usize,
+    },
+    /// The build trace is not JSON of the expected form.
+    #[error("reading the build trace: {reason}")]
+    BuildTrace {
+        /// What the JSON parser says.
+        reason: String,
+    },
+    /// The build trace names another output than its address does, or depends on what is no output.
+    #[error("the build trace is about {text:?}, which its address does not name")]
+    BuildTraceKey {
+        /// The key in the build trace.
+        text: String,
+    },
     /// The narinfo is longer than the limit.
     #[error("a narinfo of {bytes} bytes is over the limit of {max}")]
     NarInfoTooLarge {
@@ -157,4 +186,5 @@ text_errors! {
     signature => Signature,
     public_key => PublicKey,
     key_name => KeyName,
+    document_name => DocumentName,
 }

@@ -9,6 +9,8 @@
 //!   contents of an accepted NAR into the same bytes again. A limit equal to the NAR's size changes
 //!   nothing.
 //! - `narinfo`: an accepted narinfo is written and read back as the same value, and passes `check`.
+//! - `document`: an accepted address is written exactly as it was read, and stays in its folder. An
+//!   accepted build trace is written and read back as the same value, in any form.
 //! - `store_path`, `hash`, `signature`: an accepted text is written and read back as the same
 //!   value. A text with only one spelling is written exactly as it was read. An accepted secret key
 //!   signs what its public key verifies.
@@ -18,7 +20,10 @@ use std::collections::BTreeMap;
 use serde_json::Value;
 
 use crate::nar::{Listing, NarError, NarLimits, NarReader, Node, encode_tree};
-use crate::{NarHash, NarInfo, PublicKey, SecretKey, Signature, StoreDir, StorePath, StorePathHash, nix32};
+use crate::{
+    BuildTrace, DocumentName, NarHash, NarInfo, PublicKey, SecretKey, Signature, StoreDir, StorePath,
+    StorePathHash, nix32,
+};
 
 /// Longest input that the targets also feed byte by byte.
 const BYTEWISE_BYTES_MAX: usize = 64 * 1024;
@@ -53,6 +58,28 @@ pub fn fuzz_narinfo(data: &[u8]) {
     assert_eq!(NarInfo::parse(&info.to_text(&store_dir), &store_dir).as_ref(), Ok(&info));
     let fingerprint = info.fingerprint(&store_dir);
     assert_eq!(fingerprint.matches(';').count(), 4, "the fields of {fingerprint}");
+}
+
+/// The address of a document, a line feed, and the document.
+pub fn fuzz_document(data: &[u8]) {
+    let (address, json) = match data.iter().position(|byte| *byte == b'\n') {
+        Some(at) => (&data[..at], &data[at + 1..]),
+        None => (data, &[][..]),
+    };
+    let Ok(text) = std::str::from_utf8(address) else { return };
+    let Ok(name) = text.parse::<DocumentName>() else { return };
+    assert_eq!(name.to_string(), text);
+    assert!(DocumentName::is_in_folder(text) && !text.contains("//") && !text.contains("/../"));
+    let DocumentName::Trace(key) = name else { return };
+    let Ok(trace) = BuildTrace::parse(&key, json) else { return };
+    let written = trace.to_json(&[]);
+    assert_eq!(BuildTrace::parse(&key, written.as_bytes()).as_ref(), Ok(&trace));
+    // What is signed is the document without its signatures.
+    let unsigned = BuildTrace { sigs: Vec::new(), ..trace.clone() };
+    assert_eq!(unsigned.fingerprints(), trace.fingerprints());
+    for text in trace.fingerprints() {
+        assert!(serde_json::from_str::<Value>(&text).is_ok_and(|json| json.is_object()), "{text}");
+    }
 }
 
 /// A store path with and without its folder, the folder, and the hash part.

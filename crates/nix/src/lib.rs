@@ -11,6 +11,8 @@
 //! - Foreign bytes never cause a panic, and never an allocation beyond a stated bound.
 //!   [`fuzz_targets`] holds one checked property per parser.
 
+mod build_trace;
+mod document_name;
 mod error;
 mod error_causes;
 pub mod fuzz_targets;
@@ -24,6 +26,8 @@ mod store_path;
 pub mod strategies;
 mod text;
 
+pub use build_trace::{BUILD_TRACE_BYTES_MAX, BuildTrace};
+pub use document_name::{DocumentName, TraceKey};
 pub use error::{Error, Result};
 pub use error_causes::with_causes;
 pub use hash::{NarHash, NarHasher};

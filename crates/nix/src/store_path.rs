@@ -186,13 +186,17 @@ serde_as_string!(StorePath, "a store path without its folder");
 /// Nix's rules for names. Nix before 2.20 accepted any name that does not start with a dot, and
 /// later any name. The newest Nix refuses names that begin like the folders `.` and `..`.
 fn check_name(name: &str) -> Result<()> {
+    if is_name(name) { Ok(()) } else { Err(Error::store_path_name(name)) }
+}
+
+/// Whether this can be the name of a store path, or of a derivation's output.
+pub(crate) fn is_name(name: &str) -> bool {
     let known = |byte: u8| byte.is_ascii_alphanumeric() || b"+-._?=".contains(&byte);
     let first = name.split('-').next().unwrap_or_default();
-    let valid = !name.is_empty()
+    !name.is_empty()
         && name.len() <= STORE_PATH_NAME_BYTES_MAX
         && name.bytes().all(known)
-        && !matches!(first, "." | "..");
-    if valid { Ok(()) } else { Err(Error::store_path_name(name)) }
+        && !matches!(first, "." | "..")
 }
 
 #[cfg(test)]

@@ -47,6 +47,11 @@ fn narinfo_holds_its_properties() {
 }
 
 #[test]
+fn document_holds_its_properties() {
+    run("document", fuzz_targets::fuzz_document);
+}
+
+#[test]
 fn store_path_holds_its_properties() {
     run("store_path", fuzz_targets::fuzz_store_path);
 }
