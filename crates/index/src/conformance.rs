@@ -8,6 +8,7 @@ mod caches;
 mod chunks;
 mod collect;
 mod commits;
+mod documents;
 mod expiry;
 mod fixtures;
 mod jobs;
@@ -56,6 +57,10 @@ where
             an_object_removed_and_pushed_again_is_there, present_objects_leaves_out_the_damaged_and_the_absent,
             touching_never_goes_back_in_time, what_is_absent_costs_no_statement_or_one, every_field_of_an_object_comes_back,
             the_caches_of_a_nar_are_those_that_name_it, the_outbox_is_ordered_and_resumable, the_index_is_ready;
+        documents: a_document_comes_back_and_gives_way_to_the_next, a_deleted_cache_has_and_takes_no_document,
+            a_trace_gathers_signatures_and_keeps_its_first_path, signatures_of_racing_traces_are_all_kept,
+            a_document_is_told_to_followers_of_what_it_belongs_to, a_log_goes_with_the_last_object_of_its_derivation,
+            a_trace_goes_with_its_path, a_document_costs_few_statements;
         races: racing_packs_agree_on_every_chunk, racing_commits_of_one_nar_agree, racing_objects_leave_one_of_them,
             racing_settings_agree, racing_creations_of_a_cache_leave_one, commits_racing_a_deletion_leave_nothing,
             readers_see_whole_commits_only, a_dropped_call_harms_nobody;
@@ -171,7 +176,7 @@ where
         a_lost_lease_expires_nothing, a_policy_that_changes_counts_at_once, small_steps_remove_the_same,
         a_pin_keeps_its_path_and_closure, pins_come_by_name_and_the_newest_stay,
         references_are_found_in_both_directions, objects_are_listed_in_every_order,
-        a_removal_by_hand_is_in_the_audit, random_histories_keep_closures_whole,
+        a_removal_by_hand_is_in_the_audit, documents_of_no_object_expire, random_histories_keep_closures_whole,
     }
 }
 

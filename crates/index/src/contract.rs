@@ -14,7 +14,7 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use dormer_format::{ChunkId, ChunkLayout, ChunkRun, EncodingTag, PackId, Recipe};
-use dormer_nix::{NarHash, StorePath, StorePathHash};
+use dormer_nix::{BuildTrace, DocumentName, NarHash, StorePath, StorePathHash};
 
 use crate::Result;
 use crate::changes::Changes;
@@ -715,6 +715,67 @@ pub trait RetentionIndex: Send + Sync + std::fmt::Debug + 'static {
     async fn audit_after(&self, number: i64, limit: u32) -> Result<Vec<AuditEntry>>;
 }
 
+/// A document to store.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct NewDocument {
+    /// Its address below the cache.
+    pub name: DocumentName,
+    /// The store path that it belongs to: a log's derivation, or what a trace's output became.
+    pub owner: StorePathHash,
+    /// Bytes of the document.
+    pub size: u64,
+    /// How the body is compressed, as `Content-Encoding` says it.
+    pub encoding: Option<String>,
+    /// The document, compressed or not.
+    pub body: Vec<u8>,
+}
+
+/// A document at rest.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct StoredDocument {
+    /// Bytes of the document.
+    pub size: u64,
+    /// How the body is compressed.
+    pub encoding: Option<String>,
+    /// The document, compressed or not.
+    pub body: Vec<u8>,
+}
+
+/// What storing a build trace did.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum TraceOutcome {
+    /// It is there now, or has more signatures now.
+    Written,
+    /// It was there, with these signatures.
+    Unchanged,
+    /// The output is this other path according to the trace that was there first, which stays.
+    Kept(StorePath),
+}
+
+/// Documents: what belongs to a cache beside its objects. A log belongs to the objects that name
+/// its derivation, a trace to the object that the output became. [`ObjectIndex::remove_object`] and
+/// [`RetentionIndex::remove_for_cause`] forget what belonged to the removed object alone.
+#[async_trait]
+pub trait DocumentIndex: Send + Sync + std::fmt::Debug + 'static {
+    /// Stores a document in the place of the one of the same name, with an outbox row for each
+    /// object that it belongs to. [`Error::CacheGone`](crate::Error::CacheGone) if the cache is not
+    /// there. At most two statements, transaction control and locks excluded.
+    async fn put_document(&self, cache: CacheId, document: &NewDocument, at: UnixSeconds) -> Result<()>;
+    /// Stores a build trace, or adds its signatures to the one of the same key and path, within the
+    /// limits for objects ([`NarCommit::known_keys`]). Where the cache has the key with another
+    /// path, the first stays. With an outbox row for the object of the path, if anything changed.
+    /// [`Error::CacheGone`](crate::Error::CacheGone) if the cache is not there.
+    async fn merge_trace(
+        &self,
+        cache: CacheId,
+        trace: &BuildTrace,
+        known_keys: &[String],
+        at: UnixSeconds,
+    ) -> Result<TraceOutcome>;
+    /// Finds a document. One statement.
+    async fn find_document(&self, cache: CacheId, name: &DocumentName) -> Result<Option<StoredDocument>>;
+}
+
 /// The log of what changed, and notices to other replicas.
 #[async_trait]
 pub trait OutboxIndex: Send + Sync + std::fmt::Debug + 'static {
@@ -730,7 +791,7 @@ pub trait OutboxIndex: Send + Sync + std::fmt::Debug + 'static {
 /// topic.
 #[async_trait]
 pub trait Index:
-    SettingIndex + CacheIndex + ChunkIndex + NarIndex + ObjectIndex + RetentionIndex + OutboxIndex
+    SettingIndex + CacheIndex + ChunkIndex + NarIndex + ObjectIndex + RetentionIndex + DocumentIndex + OutboxIndex
 {
     /// Answers when the database is reachable, within [`PING_MAX`]; it writes nothing. A database
     /// that answers other calls meanwhile is reachable, though it is too busy for this question.

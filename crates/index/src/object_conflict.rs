@@ -95,7 +95,7 @@ fn change(
 }
 
 /// Old ones first, each once, within the limits.
-fn merge_signatures(old: &[String], new: &[String], known_keys: &[String]) -> Vec<String> {
+pub(crate) fn merge_signatures(old: &[String], new: &[String], known_keys: &[String]) -> Vec<String> {
     let mut merged: Vec<String> = Vec::new();
     // The new ones alone first: a push that is over the limits changes nothing the second time.
     for signature in old.iter().chain(&newest(new, known_keys)) {

@@ -17,12 +17,13 @@ use dormer_blobs::{BlobKey, Blobs};
 use dormer_format::{ChunkId, ChunkRun, EncodingTag};
 use dormer_index::{
     Alias, AuditEntry, Cache, CacheId, CacheIndex, CachePatch, CacheTotals, CacheVisibility, CallCounts,
-    Changes, ChunkIndex, ChunkRow, CommitOutcome, Error as IndexError, FoundObject, Index, ListedObject, Nar,
-    NarCommit, NarId, NarIndex, NarKey, NarSource, NarSummary, NewCache, NewPack, ObjectIndex, ObjectOrder,
-    ObjectPlace, OutboxIndex, OutboxPosition, OutboxRow, PackNumber, Pin, PoolUse, Removal, RetentionIndex,
-    SettingIndex, StoredListing, UnixSeconds, Use,
+    Changes, ChunkIndex, ChunkRow, CommitOutcome, DocumentIndex, Error as IndexError, FoundObject, Index,
+    ListedObject, Nar, NarCommit, NarId, NarIndex, NarKey, NarSource, NarSummary, NewCache, NewDocument,
+    NewPack, ObjectIndex, ObjectOrder, ObjectPlace, OutboxIndex, OutboxPosition, OutboxRow, PackNumber, Pin,
+    PoolUse, Removal, RetentionIndex, SettingIndex, StoredDocument, StoredListing, TraceOutcome, UnixSeconds,
+    Use,
 };
-use dormer_nix::{NarHash, StorePath, StorePathHash};
+use dormer_nix::{BuildTrace, DocumentName, NarHash, StorePath, StorePathHash};
 
 /// A planted defect.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -426,6 +427,26 @@ impl ObjectIndex for FaultIndex {
         since: UnixSeconds,
     ) -> Outcome<Option<Alias>> {
         read_step!(self, self.inner.find_alias(cache, file_name, since))
+    }
+}
+
+#[async_trait]
+#[deny(clippy::missing_trait_methods)]
+impl DocumentIndex for FaultIndex {
+    async fn put_document(&self, cache: CacheId, document: &NewDocument, at: UnixSeconds) -> Outcome<()> {
+        write_step!(self, self.inner.put_document(cache, document, at))
+    }
+    async fn merge_trace(
+        &self,
+        cache: CacheId,
+        trace: &BuildTrace,
+        known_keys: &[String],
+        at: UnixSeconds,
+    ) -> Outcome<TraceOutcome> {
+        write_step!(self, self.inner.merge_trace(cache, trace, known_keys, at))
+    }
+    async fn find_document(&self, cache: CacheId, name: &DocumentName) -> Outcome<Option<StoredDocument>> {
+        read_step!(self, self.inner.find_document(cache, name))
     }
 }
 

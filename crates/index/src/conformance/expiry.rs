@@ -4,8 +4,9 @@ use super::fixtures::{NOW, cache, changes, nar_hash, object, path, path_hash, pu
 use super::jobs::Both;
 use crate::{
     CacheId, CachePatch, CommitTarget, Error, ExpiryDefaults, JobKind, JobLease, NarCommit, NarKey,
-    NarSource, Object, ObjectOrder, Pin, Result, Use,
+    NarSource, NewDocument, Object, ObjectOrder, Pin, Result, Use,
 };
+use dormer_nix::{BuildTrace, DocumentName, StorePath, TraceKey};
 use std::collections::{BTreeMap, BTreeSet};
 
 const HOUR: i64 = 3_600;
@@ -117,6 +118,58 @@ pub(super) async fn a_cache_that_keeps_everything_has_no_job(both: Both) -> Resu
     both.index.delete_cache(main, now).await?;
     let step = both.jobs.expire_cache_step(&lease, &weekly, 10, now, now + 60).await?;
     assert!(step.is_last && step.rows == 0, "the cache went meanwhile");
+    Ok(())
+}
+
+pub(super) async fn documents_of_no_object_expire(both: Both) -> Result<()> {
+    let main = both.weekly_cache().await?;
+    let derivation = |number: u32| {
+        StorePath::new(path_hash(number), &format!("package-{number}.drv")).expect("a good name")
+    };
+    let log = |number: u32| NewDocument {
+        name: DocumentName::Log(derivation(number)),
+        owner: path_hash(number),
+        size: 1,
+        encoding: None,
+        body: vec![b'x'],
+    };
+    let trace = |number: u32| BuildTrace {
+        key: TraceKey::Derivation { derivation: derivation(number), output: "out".to_owned() },
+        out_path: path(number),
+        dependents: BTreeMap::new(),
+        sigs: Vec::new(),
+        is_keyed: false,
+    };
+    for number in 1..=2 {
+        let deriver = Some(derivation(number + 10).to_string());
+        let object = Object { deriver, ..object(number) };
+        push(&both.index, main, number, CommitTarget::Object(object)).await?;
+        both.index.put_document(main, &log(number + 10), NOW).await?;
+        both.index.merge_trace(main, &trace(number), &[], NOW).await?;
+    }
+    // Of paths that never came.
+    for number in 21..=25 {
+        both.index.put_document(main, &log(number), NOW).await?;
+        both.index.merge_trace(main, &trace(number), &[], NOW).await?;
+    }
+    let has = async |number: u32| -> Result<(bool, bool)> {
+        let (log, trace) =
+            (DocumentName::Log(derivation(number + 10)), DocumentName::Trace(trace(number).key));
+        let log = both.index.find_document(main, &log).await?.is_some();
+        Ok((log, both.index.find_document(main, &trace).await?.is_some()))
+    };
+    let now = NOW + WEEK + DAY;
+    both.index.touch_objects(main, &[path_hash(2)], Use::Pull, now - DAY).await?;
+    assert_eq!(both.expire(now, 3).await?, 1, "path 1; its documents are younger than the grace");
+    assert_eq!((has(1).await?, has(11).await?), ((true, true), (true, false)));
+    let now = NOW + GRACE + 1;
+    both.index.touch_objects(main, &[path_hash(2)], Use::Pull, now - DAY).await?;
+    assert_eq!(both.expire(now, 3).await?, 2 + 10, "in steps of three");
+    assert_eq!(
+        (has(1).await?, has(2).await?, has(11).await?),
+        ((false, false), (true, true), (false, false))
+    );
+    assert_eq!(both.expire(now + DAY, 3).await?, 0);
     Ok(())
 }
 

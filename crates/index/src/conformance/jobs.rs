@@ -2,10 +2,12 @@
 
 use std::sync::Arc;
 
+use dormer_nix::{DocumentName, StorePath};
+
 use super::fixtures::{NOW, alias, cache, changes, nar_hash, object, path, path_hash, push, push_object};
 use crate::{
-    CacheId, CacheTotals, CommitTarget, Error, Index, Job, JobIndex, JobKind, JobLease, NarKey, Object,
-    Removal, Result,
+    CacheId, CacheTotals, CommitTarget, Error, Index, Job, JobIndex, JobKind, JobLease, NarKey, NewDocument,
+    Object, Removal, Result,
 };
 
 /// What every case works on: both contracts of one adapter.
@@ -39,8 +41,8 @@ impl Both {
         }
     }
 
-    /// A deleted cache that had 12 objects, one path in two graces and one in one, 2 aliases and 2
-    /// references.
+    /// A deleted cache that had 12 objects, one path in two graces and one in one, 2 aliases, 2
+    /// references and 3 logs.
     async fn deleted_cache(&self, name: &str) -> Result<CacheId> {
         let id = cache(&self.index, name).await?;
         let references = vec![path(2), path(3)];
@@ -55,12 +57,19 @@ impl Both {
         }
         push(&self.index, id, 21, alias("é.nar.xz")).await?;
         push(&self.index, id, 22, alias("f.nar.xz")).await?;
+        for number in 1..=3 {
+            let derivation = StorePath::new(path_hash(number), "package.drv").expect("a good name");
+            let name = DocumentName::Log(derivation);
+            let document =
+                NewDocument { name, owner: path_hash(number), size: 1, encoding: None, body: vec![0] };
+            self.index.put_document(id, &document, NOW).await?;
+        }
         self.index.delete_cache(id, NOW).await?;
         Ok(id)
     }
 }
 
-const ROWS: u64 = 12 + 3 + 2 + 2;
+const ROWS: u64 = 12 + 3 + 2 + 2 + 3;
 
 pub(super) async fn a_job_is_opened_once(both: Both) -> Result<()> {
     assert_eq!(both.jobs.list_jobs(None, 10).await?, []);
@@ -179,8 +188,9 @@ pub(super) async fn a_deleted_cache_is_removed_in_steps(both: Both) -> Result<()
     both.deleted_cache("main").await?;
     let lease = both.lease("a", NOW).await?.expect("nobody holds it");
     let rows = both.run(&lease, 5, NOW).await?;
-    // Objects, graces (a page ends with the last grace of a path), aliases, references, pins.
-    assert_eq!(rows, [5, 5, 2, 3, 2, 2, 0]);
+    // Objects, graces (a page ends with the last grace of a path), aliases, references, pins,
+    // documents.
+    assert_eq!(rows, [5, 5, 2, 3, 2, 2, 0, 3]);
     assert_eq!(both.jobs.list_jobs(None, 10).await?, [], "the last step took the job along");
     assert!(both.index.find_object(other, &path_hash(1)).await?.is_some());
     assert!(both.index.find_alias(other, "f.nar.xz", 0).await?.is_some());

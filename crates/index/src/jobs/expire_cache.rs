@@ -1,5 +1,6 @@
 //! The job that removes what a cache keeps no longer: first what is too old, or not among the
-//! newest of its name, then the least recently used until the rest fits the quota.
+//! newest of its name, then the least recently used until the rest fits the quota. At the end, the
+//! documents that belong to no object any more.
 //!
 //! Algorithm
 //! - An object may go only when no object of the cache refers to it (`object_refs` has a row for
@@ -33,7 +34,7 @@ use crate::rows::Row;
 use crate::sql::{Argument, Sql, Transaction, both};
 use crate::topics::{objects, outbox};
 
-use Argument::{Bytes, List, Number, Text};
+use Argument::{Bytes, List, Number, Numbers, Text};
 
 /// An object that was used within this time stays, whatever the rules say: a client may rely on the
 /// answer that the cache has it.
@@ -111,6 +112,18 @@ const CUT_GRACES: Sql = records!(
     "UPDATE graces SET ends_at = $2 WHERE cache = $1
          AND (hash, nar) IN (SELECT k.hash, k.nar FROM", 3 { hash: bytes 0, nar: number 1 }, "AS k)"
 );
+// Whether an object is left that a document belongs to. The name of a log is that of its derivation
+// behind `log/`.
+pub(crate) const EXAMINE_DOCUMENTS: Sql = both!(
+    "SELECT d.id, d.written_at, CASE
+         WHEN d.kind = 1 THEN EXISTS (SELECT 1 FROM objects AS o WHERE o.cache = $1 AND o.deriver = substr(d.name, 5))
+         ELSE EXISTS (SELECT 1 FROM objects AS o WHERE o.cache = $1 AND o.hash = d.owner) END
+     FROM documents AS d WHERE d.cache = $1 AND d.id > $2 ORDER BY d.id LIMIT $3"
+);
+pub(crate) const DELETE_DOCUMENTS: Sql = Sql {
+    sqlite: "DELETE FROM documents WHERE id IN (SELECT value FROM json_each($1))",
+    postgres: "DELETE FROM documents WHERE id = ANY ($1)",
+};
 const NOTE_EXPIRED: Sql = both!("UPDATE caches SET expired_at = $2 WHERE id = $1");
 
 // The caches that keep everything have no job.
@@ -144,7 +157,8 @@ struct Cursor {
     bytes: u64,
     /// Last use of the last object, or NAR of the last grace.
     number: i64,
-    /// Row number of the last object, where objects come in the order of their use.
+    /// Row number of the last object, where objects come in the order of their use, or of the last
+    /// document.
     id: i64,
     /// The last object or grace, where they come in the order of their hashes; `None` before the
     /// first one.
@@ -158,10 +172,12 @@ enum Phase {
     SumGraces = 2,
     CutGraces = 3,
     Quota = 4,
+    Documents = 5,
 }
 
 impl Phase {
-    const ALL: [Self; 5] = [Self::Rules, Self::SumObjects, Self::SumGraces, Self::CutGraces, Self::Quota];
+    const ALL: [Self; 6] =
+        [Self::Rules, Self::SumObjects, Self::SumGraces, Self::CutGraces, Self::Quota, Self::Documents];
 }
 
 impl Cursor {
@@ -308,6 +324,16 @@ struct Outcome {
     rows: u64,
 }
 
+impl Outcome {
+    /// Whatever came before, documents come last.
+    fn unless_documents_follow(self, phase: Phase) -> Self {
+        match self.next {
+            None if phase != Phase::Documents => Self { next: Some(Cursor::at(Phase::Documents, 0)), ..self },
+            _ => self,
+        }
+    }
+}
+
 /// Runs one step. The caller holds the cache's lock.
 pub(crate) async fn expire_cache_step(
     tx: &mut impl Transaction,
@@ -331,7 +357,9 @@ pub(crate) async fn expire_cache_step(
                 Phase::SumObjects => step.sum_objects(tx, cursor).await?,
                 Phase::SumGraces => step.sum_graces(tx, cursor).await?,
                 Phase::CutGraces => step.cut_graces(tx, cursor).await?,
+                Phase::Documents => step.remove_documents(tx, cursor).await?,
             }
+            .unless_documents_follow(cursor.phase)
         }
     };
     if let Some(cursor) = next {
@@ -518,6 +546,29 @@ impl Step {
             Some(_) => Some(next),
             None => Some(Cursor::at(Phase::Quota, next.bytes)),
         };
+        Ok(Outcome { next, rows })
+    }
+
+    /// Removes those of a page of documents that belong to no object. A document that was written
+    /// within the grace stays: its path may still be on the way.
+    async fn remove_documents(&self, tx: &mut impl Transaction, cursor: Cursor) -> Result<Outcome> {
+        let table = "documents";
+        let page = [Number(self.cache.0), Number(cursor.id), Number(i64::from(self.limit))];
+        let page = tx.rows(EXAMINE_DOCUMENTS, &page).await?;
+        let written_before = self.now.saturating_sub(self.defaults.grace_seconds);
+        let (mut next, mut orphans) = (cursor, Vec::new());
+        for row in &page {
+            next.id = row.column(0, table)?;
+            let written_at: UnixSeconds = row.column(1, table)?;
+            if written_at < written_before && !row.column::<bool>(2, table)? {
+                orphans.push(next.id);
+            }
+        }
+        let mut rows = 0;
+        if !orphans.is_empty() {
+            rows = tx.run(DELETE_DOCUMENTS, &[Numbers(&orphans)]).await?;
+        }
+        let next = (page.len() == self.limit as usize).then_some(next);
         Ok(Outcome { next, rows })
     }
 

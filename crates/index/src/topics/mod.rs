@@ -4,6 +4,7 @@
 pub(crate) mod audit;
 pub(crate) mod caches;
 pub(crate) mod chunks;
+pub(crate) mod documents;
 mod installation;
 pub(crate) mod nars;
 pub(crate) mod objects;

@@ -3,7 +3,7 @@
 use async_trait::async_trait;
 use dormer_nix::{StorePath, StorePathHash};
 
-use super::{KEYS_MAX, outbox};
+use super::{KEYS_MAX, documents, outbox};
 use crate::Result;
 use crate::changes::Change;
 use crate::columns::{pack_references, pack_signatures, store_path, unpack_references};
@@ -75,7 +75,7 @@ const WRITE_OBJECT: Sql = both!(
 const DELETE_OBJECT: Sql = both!(
     "DELETE FROM objects WHERE cache = $1 AND hash = $2
          AND EXISTS (SELECT 1 FROM caches WHERE id = $1 AND deleted_at IS NULL)
-     RETURNING nar, name, refs"
+     RETURNING nar, name, refs, deriver"
 );
 
 pub(crate) const ADD_REFS: Sql = both!(
@@ -190,14 +190,16 @@ pub(crate) async fn remove(
     at: UnixSeconds,
 ) -> Result<bool> {
     let path = [Number(cache.0), Bytes(hash.as_bytes())];
-    let mut nar = None;
+    let (mut nar, mut deriver) = (None, None);
     if let Some(row) = tx.optional(DELETE_OBJECT, &path).await? {
         nar = Some(row.column::<i64>(0, "objects")?);
+        deriver = row.column::<Option<String>>(3, "objects")?;
         let path = store_path(hash.as_bytes(), row.column(1, "objects")?)?;
         let references = unpack_references(&path, row.column(2, "objects")?)?;
         let pairs: Vec<_> = references.iter().map(|reference| (reference.hash(), *hash)).collect();
         drop_refs(tx, cache, &pairs).await?;
     }
+    documents::forget(tx, cache, hash, deriver.as_deref()).await?;
     match (removal, nar) {
         (Removal::WithGraceUntil(ends_at), Some(nar)) => {
             write_grace(tx, cache, hash, NarId(nar), ends_at).await?;

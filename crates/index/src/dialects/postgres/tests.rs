@@ -14,7 +14,7 @@ use crate::collect;
 use crate::jobs::expire_cache;
 use crate::sql::{Sql, Transaction as _};
 use crate::sql_index::Lock;
-use crate::topics::{caches, chunks, nars, objects, outbox, retention};
+use crate::topics::{caches, chunks, documents, nars, objects, outbox, retention};
 use crate::*;
 
 pub(super) const NOW: UnixSeconds = 1_800_000_000;
@@ -690,6 +690,20 @@ pub(super) async fn look_ups_search_indexes(index: &PostgresIndex, with_removals
         (retention::LIST_BY_USE, "1, 2, 3, 4".to_owned(), &["objects_by_use"]),
         (retention::LIST_BY_AGE, "1, 2, 3, 4".to_owned(), &["objects_by_age"]),
         (retention::LIST_BY_SIZE, "1, 2, 3, 4".to_owned(), &["objects_by_size"]),
+        (documents::FIND, "1, 'x'".to_owned(), &["documents_by_name"]),
+        (documents::LOOK, "1, 'x'".to_owned(), &["documents_by_name"]),
+        (
+            documents::FORGET,
+            format!("1, {bytes}, {bytes}, 'x'"),
+            &["documents_by_owner", "objects_by_deriver"],
+        ),
+        (
+            expire_cache::EXAMINE_DOCUMENTS,
+            "1, 2, 3".to_owned(),
+            &["documents_by_number", "objects_by_deriver", "objects_cache_hash_key"],
+        ),
+        (expire_cache::DELETE_DOCUMENTS, "ARRAY[1]".to_owned(), &["documents_pkey"]),
+        (outbox::INSERT_FOR_OUTPUTS, "1, 'x', 3, 4".to_owned(), &["objects_by_deriver"]),
         (outbox::AFTER, "1, 2, 3".to_owned(), &["outbox_pkey"]),
         (collect::MARK_NARS, "1, 2, 3, 4".to_owned(), &["nars_pkey", "objects_by_nar", "listings_pkey"]),
         (collect::MOVED_CHUNKS, "1, 2".to_owned(), &["chunks_moved"]),

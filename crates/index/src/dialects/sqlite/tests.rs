@@ -13,7 +13,7 @@ use super::*;
 use crate::collect;
 use crate::jobs::expire_cache;
 use crate::sql::Sql;
-use crate::topics::{caches, chunks, nars, objects, retention};
+use crate::topics::{caches, chunks, documents, nars, objects, outbox, retention};
 use crate::*;
 
 const NOW: UnixSeconds = 1_800_000_000;
@@ -711,6 +711,25 @@ pub(super) async fn look_ups_search_indexes(index: &SqliteIndex) {
         (retention::LIST_BY_USE, &["SEARCH objects USING INDEX objects_by_use (cache=? AND last_used_at>?)"]),
         (retention::LIST_BY_AGE, &["SEARCH objects USING INDEX objects_by_age (cache=? AND created_at>?)"]),
         (retention::LIST_BY_SIZE, &["SEARCH objects USING INDEX objects_by_size (cache=? AND nar_size<?)"]),
+        (documents::FIND, &["SEARCH documents USING INDEX documents_by_name (cache=? AND name=?)"]),
+        (documents::LOOK, &["SEARCH d USING INDEX documents_by_name (cache=? AND name=?) LEFT-JOIN"]),
+        (
+            documents::FORGET,
+            &[
+                "SEARCH documents USING INDEX documents_by_owner (cache=? AND owner=?)",
+                "SEARCH o USING COVERING INDEX objects_by_deriver (cache=? AND deriver=?)",
+            ],
+        ),
+        (
+            expire_cache::EXAMINE_DOCUMENTS,
+            &[
+                "SEARCH d USING INDEX documents_by_number (cache=? AND id>?)",
+                "SEARCH o USING COVERING INDEX objects_by_deriver (cache=? AND deriver=?)",
+                "SEARCH o USING COVERING INDEX sqlite_autoindex_objects_1 (cache=? AND hash=?)",
+            ],
+        ),
+        (expire_cache::DELETE_DOCUMENTS, &["SEARCH documents USING INTEGER PRIMARY KEY (rowid=?)"]),
+        (outbox::INSERT_FOR_OUTPUTS, &["SEARCH o USING INDEX objects_by_deriver (cache=? AND deriver=?)"]),
         (objects::FIND_ALIAS, &["SEARCH a USING PRIMARY KEY (cache=? AND file_name=?)"]),
         (objects::DELETE_ALIASES_FOR_CAUSE, &["SEARCH aliases USING PRIMARY KEY (cache=?)"]),
         (objects::DELETE_GRACES_FOR_CAUSE, &["SEARCH graces USING PRIMARY KEY (cache=?)"]),

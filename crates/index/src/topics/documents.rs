@@ -1,0 +1,158 @@
+//! Documents: build logs and build traces, by their address below a cache.
+//!
+//! A document belongs to objects. A log belongs to the objects that name its derivation as their
+//! deriver; a trace belongs to the object that the output became. It goes with the last of them: at
+//! once when that one is removed by hand, and with an expire job of the cache otherwise.
+
+use async_trait::async_trait;
+use dormer_nix::{BuildTrace, DocumentName, NarHash, StorePathHash};
+
+use super::outbox;
+use crate::columns::{corrupt, signed, unsigned};
+use crate::contract::{CacheId, DocumentIndex, NewDocument, StoredDocument, TraceOutcome, UnixSeconds};
+use crate::object_conflict::merge_signatures;
+use crate::rows::Row as _;
+use crate::sql::Argument::{Bytes, Number, OptionalBytes, OptionalText, Text};
+use crate::sql::{Sql, Transaction, both};
+use crate::sql_index::{Dialect, Lock, SqlIndex, Write};
+use crate::{Error, Result};
+
+const TABLE: &str = "documents";
+
+/// Kinds in the table.
+pub(crate) const LOG: i64 = 1;
+pub(crate) const TRACE: i64 = 2;
+
+const WRITE: Sql = both!(
+    "INSERT INTO documents (cache, kind, owner, written_at, size, encoding, digest, name, body)
+     SELECT c.id, $2, $3, $4, $5, $6, $7, $8, $9 FROM caches AS c WHERE c.id = $1 AND c.deleted_at IS NULL
+     ON CONFLICT (cache, name) DO UPDATE SET owner = excluded.owner, written_at = excluded.written_at,
+         size = excluded.size, encoding = excluded.encoding, digest = excluded.digest, body = excluded.body"
+);
+pub(crate) const FIND: Sql = both!(
+    "SELECT size, encoding, body FROM documents WHERE cache = $1 AND name = $2
+         AND EXISTS (SELECT 1 FROM caches WHERE id = $1 AND deleted_at IS NULL)"
+);
+/// Whether the cache is there, and what it has under this name.
+pub(crate) const LOOK: Sql = both!(
+    "SELECT c.id, d.body FROM (SELECT 1) AS one
+     LEFT JOIN caches AS c ON c.id = $1 AND c.deleted_at IS NULL
+     LEFT JOIN documents AS d ON d.cache = $1 AND d.name = $2"
+);
+/// `$2` is a path that is no longer there, `$3` and `$4` are hash and base name of its deriver. A
+/// deriver that other objects name keeps its log.
+pub(crate) const FORGET: Sql = both!(
+    "DELETE FROM documents WHERE cache = $1 AND owner IN ($2, $3) AND (kind = 2 AND owner = $2
+         OR kind = 1 AND owner = $3 AND NOT EXISTS (SELECT 1 FROM objects AS o WHERE o.cache = $1 AND o.deriver = $4))"
+);
+
+#[async_trait]
+impl<D: Dialect> DocumentIndex for SqlIndex<D> {
+    async fn put_document(&self, cache: CacheId, document: &NewDocument, at: UnixSeconds) -> Result<()> {
+        let locks = [Lock::CacheShared(cache.0)];
+        self.write(Write::from("store a document").with_locks(&locks), async |mut tx| {
+            write(&mut tx, cache, document, at).await
+        })
+        .await
+    }
+
+    async fn merge_trace(
+        &self,
+        cache: CacheId,
+        trace: &BuildTrace,
+        known_keys: &[String],
+        at: UnixSeconds,
+    ) -> Result<TraceOutcome> {
+        let name = DocumentName::Trace(trace.key.clone());
+        let text = name.to_string();
+        let locks = [Lock::CacheShared(cache.0), name_lock(cache, &text)];
+        self.write(Write::from("store a build trace").with_locks(&locks), async |mut tx| {
+            let row = tx.one(LOOK, &[Number(cache.0), Text(&text)]).await?;
+            if row.column::<Option<i64>>(0, "caches")?.is_none() {
+                return Err(Error::CacheGone);
+            }
+            let mut merged = trace.clone();
+            merged.sigs = merge_signatures(&[], &trace.sigs, known_keys);
+            if let Some(body) = row.column::<Option<Vec<u8>>>(1, TABLE)? {
+                let present = BuildTrace::parse(&trace.key, &body).map_err(|error| corrupt(TABLE, error))?;
+                if present.out_path != trace.out_path {
+                    return Ok(TraceOutcome::Kept(present.out_path));
+                }
+                let sigs = merge_signatures(&present.sigs, &trace.sigs, known_keys);
+                if sigs == present.sigs {
+                    return Ok(TraceOutcome::Unchanged);
+                }
+                merged = BuildTrace { sigs, ..present };
+            }
+            let body = merged.to_json(&[]).into_bytes();
+            let (size, owner) = (body.len() as u64, merged.out_path.hash());
+            let document = NewDocument { name: name.clone(), owner, size, encoding: None, body };
+            write(&mut tx, cache, &document, at).await?;
+            Ok(TraceOutcome::Written)
+        })
+        .await
+    }
+
+    async fn find_document(&self, cache: CacheId, name: &DocumentName) -> Result<Option<StoredDocument>> {
+        let text = name.to_string();
+        self.read("find a document", async |mut tx| {
+            let Some(row) = tx.optional(FIND, &[Number(cache.0), Text(&text)]).await? else {
+                return Ok(None);
+            };
+            Ok(Some(StoredDocument {
+                size: unsigned(TABLE, row.column(0, TABLE)?)?,
+                encoding: row.column(1, TABLE)?,
+                body: row.column(2, TABLE)?,
+            }))
+        })
+        .await
+    }
+}
+
+/// Writers of one name wait for each other, whatever they name as its owner.
+fn name_lock(cache: CacheId, name: &str) -> Lock {
+    let digest = NarHash::digest(name.as_bytes());
+    Lock::object(cache.0, digest.as_bytes().first_chunk().expect("a digest has 32 bytes"))
+}
+
+async fn write(
+    tx: &mut impl Transaction,
+    cache: CacheId,
+    document: &NewDocument,
+    at: UnixSeconds,
+) -> Result<()> {
+    let NewDocument { name, owner, size, encoding, body } = document;
+    let (text, digest) = (name.to_string(), NarHash::digest(body));
+    let kind = if matches!(name, DocumentName::Log(_)) { LOG } else { TRACE };
+    let row = [
+        Number(cache.0),
+        Number(kind),
+        Bytes(owner.as_bytes()),
+        Number(at),
+        Number(signed(*size)),
+        OptionalText(encoding.as_deref()),
+        Bytes(digest.as_bytes()),
+        Text(&text),
+        Bytes(body),
+    ];
+    if tx.run(WRITE, &row).await? == 0 {
+        return Err(Error::CacheGone);
+    }
+    match name {
+        DocumentName::Log(derivation) => outbox::note_outputs(tx, cache, derivation.base_name(), at).await,
+        DocumentName::Trace(_) => outbox::note_if_present(tx, cache, owner, at).await,
+    }
+}
+
+/// Forgets what belonged to an object alone that is no longer there. The caller holds the locks.
+pub(crate) async fn forget(
+    tx: &mut impl Transaction,
+    cache: CacheId,
+    hash: &StorePathHash,
+    deriver: Option<&str>,
+) -> Result<()> {
+    let derivation = deriver.and_then(|deriver| deriver.get(..32)?.parse::<StorePathHash>().ok());
+    let owner = derivation.as_ref().map(|hash| hash.as_bytes().as_slice());
+    let arguments = [Number(cache.0), Bytes(hash.as_bytes()), OptionalBytes(owner), OptionalText(deriver)];
+    tx.run(FORGET, &arguments).await.map(drop)
+}
