@@ -66,6 +66,25 @@ rec {
     $b seq ${toString n} 20000 > $out/numbers
   '';
 
+  # Says something while it is built.
+  talker = build "talker-${salt}" ''
+    echo "a word from ${salt}"
+    echo ${salt} > $out
+  '';
+
+  # Two content-addressed paths, one of which needs the other: a feature that a machine has to allow.
+  addressed = name: script: derivation {
+    inherit name;
+    system = builtins.currentSystem;
+    builder = "/bin/busybox";
+    args = [ "sh" "-euc" "b=/bin/busybox; ${script}" ];
+    __contentAddressed = true;
+    outputHashMode = "recursive";
+    outputHashAlgo = "sha256";
+  };
+  floating = addressed "floating-${salt}" "echo ${salt} > $out";
+  floater = addressed "floater-${salt}" "$b mkdir $out; $b ln -s ${floating} $out/floating; echo ${salt}";
+
   all = build "all-${salt}" ''
     $b mkdir $out
     $b ln -s ${tool} $out/tool

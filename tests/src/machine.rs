@@ -50,6 +50,19 @@ impl Machine {
             .expect("nix.conf can be written");
     }
 
+    /// Allows content-addressed derivations, which Nix takes for an experiment.
+    pub fn allow_content_addressed(&self) {
+        let path = self.folder.join("conf/nix.conf");
+        let conf = fs::read_to_string(&path).expect("nix.conf was written");
+        fs::write(path, format!("{conf}extra-experimental-features = ca-derivations\n"))
+            .expect("nix.conf can be written");
+    }
+
+    /// The expression of the test closures, as the machine sees it.
+    pub fn expression(&self) -> String {
+        self.folder.join("closure.nix").to_str().expect("our folders are UTF-8").to_owned()
+    }
+
     /// Gives this machine's nix a token for a host, the way Nix knows it: the password in netrc.
     pub fn set_netrc(&self, address: &str, token: &str) {
         let host = address.split(':').next().expect("split gives at least one part");
@@ -126,9 +139,8 @@ impl Machine {
 
     /// Builds an attribute of tests/nix/closure.nix and gives its store path.
     pub fn build(&self, attribute: &str, arguments: &[(&str, &str)]) -> String {
-        let expression = self.folder.join("closure.nix");
-        let mut all =
-            vec![expression.to_str().expect("our folders are UTF-8"), "--no-out-link", "-A", attribute];
+        let expression = self.expression();
+        let mut all = vec![expression.as_str(), "--no-out-link", "-A", attribute];
         for (name, value) in arguments {
             let numeric = value.bytes().all(|byte| byte.is_ascii_digit());
             all.extend([if numeric { "--arg" } else { "--argstr" }, name, value]);

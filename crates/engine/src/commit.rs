@@ -1,7 +1,7 @@
 //! Makes a stored NAR visible: one short transaction, the last write of an upload.
 
 use dormer_index::{Alias, Cache, CommitOutcome, CommitTarget, NarCommit, NarSource, Object};
-use dormer_nix::{NarHash, PublicKey, fingerprint};
+use dormer_nix::{NarHash, PublicKey, StorePath, fingerprint};
 use tracing::Instrument as _;
 
 use crate::ingest::Ingested;
@@ -18,7 +18,7 @@ impl Engine {
         ingested: Ingested,
         mut object: Object,
     ) -> Result<CommitOutcome> {
-        let known_keys = drop_forged(cache, &mut object, &ingested.nar_hash, ingested.nar_size)?;
+        let known_keys = drop_forged_of(cache, &mut object, &ingested.nar_hash, ingested.nar_size)?;
         let target = if cache.allow_replacement {
             CommitTarget::Object(object)
         } else {
@@ -60,7 +60,7 @@ impl Engine {
                 has: format!("{} and {} bytes", nar.hash, nar.size),
             });
         }
-        let known_keys = drop_forged(cache, &mut object, nar_hash, nar_size)?;
+        let known_keys = drop_forged_of(cache, &mut object, nar_hash, nar_size)?;
         self.commit(cache, NarSource::Known(nar.id), CommitTarget::ObjectIfSame(object), known_keys).await
     }
 
@@ -99,24 +99,43 @@ impl Engine {
 /// The key of the cache that nearly every store path comes from.
 const NIXOS_KEY: &str = "cache.nixos.org-1:6NCHdD59X431o0gWypbMrAURkbJ16ZPMQFGspcDShjY=";
 
-/// Drops signatures in the name of a known key that the key did not make, and returns the names of
-/// the known keys: those of the cache, retired ones too, and that of cache.nixos.org.
-fn drop_forged(cache: &Cache, object: &mut Object, nar_hash: &NarHash, nar_size: u64) -> Result<Vec<String>> {
+/// [`drop_forged`] for an object.
+fn drop_forged_of(
+    cache: &Cache,
+    object: &mut Object,
+    nar_hash: &NarHash,
+    nar_size: u64,
+) -> Result<Vec<String>> {
+    let message = fingerprint(&store_dir(cache)?, &object.path, nar_hash, nar_size, &object.references);
+    Ok(drop_forged(cache, &object.path, &mut object.sigs, &[message]))
+}
+
+/// Drops signatures of `path` in the name of a known key that the key did not make for any of these
+/// messages, and returns the names of the known keys: those of the cache, retired ones too, and
+/// that of cache.nixos.org.
+pub(crate) fn drop_forged(
+    cache: &Cache,
+    path: &StorePath,
+    sigs: &mut Vec<String>,
+    messages: &[String],
+) -> Vec<String> {
     let own = cache.keys.iter().map(|key| key.public_key.as_str());
     let known: Vec<PublicKey> = own.chain([NIXOS_KEY]).filter_map(|key| key.parse().ok()).collect();
-    let message = fingerprint(&store_dir(cache)?, &object.path, nar_hash, nar_size, &object.references);
-    let count = object.sigs.len();
-    object.sigs.retain(|text| {
+    let count = sigs.len();
+    sigs.retain(|text| {
         let name = text.split_once(':').map_or("", |(name, _)| name);
         let mut keys = known.iter().filter(|key| key.name() == name).peekable();
-        let made = |key: &PublicKey| text.parse().is_ok_and(|sig| key.verify(&message, &sig).is_ok());
+        let made = |key: &PublicKey| {
+            let verifies = |sig| messages.iter().any(|message| key.verify(message, &sig).is_ok());
+            text.parse().is_ok_and(verifies)
+        };
         keys.peek().is_none() || keys.any(made)
     });
-    if object.sigs.len() < count {
-        let dropped = count - object.sigs.len();
-        tracing::warn!(cache.name, path = %object.path, dropped, "dropped signatures that do not verify");
+    if sigs.len() < count {
+        let dropped = count - sigs.len();
+        tracing::warn!(cache.name, %path, dropped, "dropped signatures that do not verify");
     }
-    Ok(known.iter().map(|key| key.name().to_owned()).collect())
+    known.iter().map(|key| key.name().to_owned()).collect()
 }
 
 /// Runs a change to its end on a task of its own. A caller that leaves would otherwise stop between

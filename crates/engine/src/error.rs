@@ -152,6 +152,9 @@ pub enum Error {
     /// Compressing a listing failed: a defect.
     #[error("failed to compress a listing")]
     CompressListing(#[source] std::io::Error),
+    /// Compressing a document failed: a defect.
+    #[error("failed to compress a document")]
+    CompressDocument(#[source] std::io::Error),
     /// The index failed.
     #[error(transparent)]
     Index(#[from] dormer_index::Error),
@@ -194,9 +197,11 @@ impl Error {
                 Index::PackGone | Index::NarGone | Index::Unavailable { .. } => ErrorClass::Unavailable,
                 _ => ErrorClass::Internal,
             },
-            Self::Sealed { .. } | Self::SigningKey { .. } | Self::Encode(_) | Self::CompressListing(_) => {
-                ErrorClass::Internal
-            }
+            Self::Sealed { .. }
+            | Self::SigningKey { .. }
+            | Self::Encode(_)
+            | Self::CompressListing(_)
+            | Self::CompressDocument(_) => ErrorClass::Internal,
         }
     }
 }

@@ -13,6 +13,7 @@ mod coherence;
 mod collect;
 mod commit;
 mod cpu;
+mod documents;
 mod error;
 mod ingest;
 mod ingest_listing;

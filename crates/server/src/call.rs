@@ -4,6 +4,7 @@ use std::borrow::Cow;
 use std::fmt;
 use std::sync::atomic::{AtomicBool, Ordering};
 
+use dormer_edge::decode_path;
 use dormer_http_host::{Peer, brief};
 use http::header::{AsHeaderName, HOST, HeaderName};
 use http::request::Parts;
@@ -55,21 +56,43 @@ impl RequestId {
     }
 }
 
+/// A path with an escape that no client needs to write.
+struct NoAddress;
+
+type DecodedPath = Result<String, NoAddress>;
+
 /// A request without its body.
 pub(crate) struct Call {
     parts: Parts,
+    /// The path with its escapes decoded, if it has any.
+    decoded: Option<DecodedPath>,
     is_about_public_cache: AtomicBool,
 }
 
 impl Call {
     pub(crate) fn new(parts: Parts) -> Self {
-        Self { parts, is_about_public_cache: AtomicBool::new(false) }
+        let decoded = match decode_path(parts.uri.path()) {
+            Some(Cow::Borrowed(_)) => None,
+            Some(Cow::Owned(path)) => Some(Ok(path)),
+            None => Some(Err(NoAddress)),
+        };
+        Self { parts, decoded, is_about_public_cache: AtomicBool::new(false) }
+    }
+
+    /// The path with its escapes decoded; `None` if it is no address at all.
+    pub(crate) fn decoded_path(&self) -> Option<&str> {
+        match &self.decoded {
+            None => Some(self.path()),
+            Some(Ok(path)) => Some(path),
+            Some(Err(NoAddress)) => None,
+        }
     }
 
     pub(crate) fn method(&self) -> &Method {
         &self.parts.method
     }
 
+    /// The path as it came.
     pub(crate) fn path(&self) -> &str {
         self.parts.uri.path()
     }

@@ -50,7 +50,7 @@ impl App {
             .unwrap_or_else(|| RequestId::new(self.next_request.fetch_add(1, Ordering::Relaxed)));
         let mut body = RequestBody::new(incoming, &parts.headers, &self.settings, &self.metrics);
         let call = Call::new(parts);
-        let route = Route::parse(call.path());
+        let route = call.decoded_path().and_then(Route::parse);
         let template = route.as_ref().map_or("none", Route::template);
         let read_kind = route.as_ref().map_or(AnswerKind::Document, Route::answer_kind);
         let is_of_no_cache = route.as_ref().is_some_and(Route::is_of_no_cache);
@@ -140,6 +140,9 @@ impl App {
                 documents::find_listing(self, call, &cache, &hash).await
             }
             (&Method::GET, Route::Nar(cache, file)) => nar::get_nar(self, call, &cache, file).await,
+            (&Method::GET, Route::Document(cache, name)) => {
+                documents::find_document(self, call, &cache, &name).await
+            }
             (&Method::GET, Route::NotKept(cache, _)) => documents::miss(self, call, &cache).await,
 
             (&Method::PUT, Route::NixCacheInfo(cache)) => {
@@ -151,6 +154,9 @@ impl App {
             (&Method::PUT, Route::Listing(cache, _)) => upload::put_listing(self, call, body, &cache).await,
             (&Method::PUT, Route::Nar(cache, file)) => {
                 Box::pin(upload::put_nar(self, call, body, &cache, file)).await
+            }
+            (&Method::PUT, Route::Document(cache, name)) => {
+                upload::put_document(self, call, body, &cache, name).await
             }
             (&Method::PUT, Route::NotKept(cache, kind)) => upload::refuse(self, call, &cache, kind).await,
 
@@ -208,6 +214,7 @@ fn allowed_methods(route: &Route<'_>) -> &'static str {
         | Route::Narinfo(..)
         | Route::Listing(..)
         | Route::Nar(..)
+        | Route::Document(..)
         | Route::NotKept(..) => "GET, HEAD, PUT",
         Route::CacheConfig(_) => "GET, HEAD, POST, PATCH, DELETE",
         Route::GetMissingPaths | Route::Objects(_) | Route::Pins(_) => "POST",

@@ -7,6 +7,7 @@
 use std::sync::LazyLock;
 
 use bytes::Bytes;
+use dormer_edge::decode_path;
 use dormer_engine::CpuPool;
 use futures::{StreamExt as _, stream};
 use tokio::runtime::Runtime;
@@ -26,9 +27,11 @@ static DECODING: LazyLock<Runtime> = LazyLock::new(|| {
     tokio::runtime::Builder::new_current_thread().build().expect("a machine that fuzzes has threads")
 });
 
-/// A path. Nothing has two spellings, and nothing leads out of its cache.
+/// A path. Decoded, nothing has two spellings, and nothing leads out of its cache.
 pub fn fuzz_route(data: &[u8]) {
     let Ok(path) = std::str::from_utf8(data) else { return };
+    let Some(path) = decode_path(path) else { return };
+    let path = path.as_ref();
     let Some(route) = Route::parse(path) else { return };
     let spelled = match &route {
         Route::Narinfo(cache, hash) => format!("/{cache}/{hash}.narinfo"),
@@ -42,6 +45,7 @@ pub fn fuzz_route(data: &[u8]) {
         }
         Route::Nar(cache, NarFile::StorePath(hash)) => format!("/{cache}/nar/{hash}.nar"),
         Route::Nar(cache, NarFile::Upload(name)) => format!("/{cache}/nar/{name}"),
+        Route::Document(cache, name) => format!("/{cache}/{name}"),
         // Whatever stands there, the answer is the same.
         Route::NotKept(cache, _) => {
             assert!(path.starts_with(&format!("/{cache}/")));

@@ -1,12 +1,12 @@
 //! From a path to a typed route.
 //!
-//! A path matches a route byte for byte or not at all. Nothing is percent-decoded and no empty or
-//! dotted segment is skipped, so nothing has a second spelling and no path leads out of a cache.
+//! A path, whose escapes were decoded ([`dormer_edge::decode_path`]), matches a route byte for byte
+//! or not at all. No empty or dotted segment is skipped, so no path leads out of a cache.
 
 use dormer_api::{CacheName, PinName};
 use dormer_edge::AnswerKind;
 use dormer_format::EncodingTag;
-use dormer_nix::{NarHash, StorePathHash};
+use dormer_nix::{DocumentName, NarHash, StorePathHash, TraceKey};
 
 /// The template of the busiest route.
 pub(crate) const NARINFO: &str = "/{cache}/{hash}.narinfo";
@@ -55,6 +55,8 @@ pub(crate) enum Route<'a> {
     Listing(CacheName, StorePathHash),
     /// `/{cache}/nar/…`
     Nar(CacheName, NarFile<'a>),
+    /// `/{cache}/log/…`, `/{cache}/build-trace-v2/…`, `/{cache}/realisations/…`
+    Document(CacheName, DocumentName),
     /// A kind of documents of the protocol that this server does not keep yet.
     NotKept(CacheName, &'static str),
 }
@@ -71,7 +73,7 @@ pub(crate) enum NarFile<'a> {
 }
 
 impl<'a> Route<'a> {
-    /// Reads a path. `None` if it matches no route.
+    /// Reads a decoded path. `None` if it matches no route.
     pub(crate) fn parse(path: &'a str) -> Option<Self> {
         let mut segments = path.strip_prefix('/')?.split('/');
         let first = segments.next()?;
@@ -114,16 +116,13 @@ impl<'a> Route<'a> {
                 let cache = cache.parse().ok()?;
                 Some(Self::Nar(cache, NarFile::parse(file)?))
             }
-            (cache, [Some(folder), Some(_), ..]) => {
-                let kind = match folder {
-                    "log" => "build logs",
-                    "realisations" | "build-trace-v2" => "realisations",
-                    "debuginfo" => "debug info",
-                    _ => return None,
-                };
-                Some(Self::NotKept(cache.parse().ok()?, kind))
+            (cache, [Some("debuginfo"), Some(_), ..]) => {
+                Some(Self::NotKept(cache.parse().ok()?, "debug info"))
             }
-            _ => None,
+            (cache, _) => {
+                let address = path.strip_prefix('/')?.strip_prefix(cache)?.strip_prefix('/')?;
+                Some(Self::Document(cache.parse().ok()?, address.parse().ok()?))
+            }
         }
     }
 
@@ -165,6 +164,11 @@ impl<'a> Route<'a> {
             Self::Nar(_, NarFile::Encoded(..)) => "/{cache}/nar/{hash}-{tag}.nar.zst",
             Self::Nar(_, NarFile::StorePath(_)) => "/{cache}/nar/{hash}.nar",
             Self::Nar(_, NarFile::Upload(_)) => "/{cache}/nar/{file}",
+            Self::Document(_, DocumentName::Log(_)) => "/{cache}/log/{derivation}",
+            Self::Document(_, DocumentName::Trace(TraceKey::Derivation { .. })) => {
+                "/{cache}/build-trace-v2/{derivation}/{output}.doi"
+            }
+            Self::Document(_, DocumentName::Trace(TraceKey::Hash { .. })) => "/{cache}/realisations/{id}.doi",
             Self::NotKept(..) => "/{cache}/{kind}/{document}",
         }
     }
@@ -185,9 +189,11 @@ impl<'a> Route<'a> {
             | Self::Pin(..)
             | Self::PinnedPath(..)
             | Self::AtticCacheInfo(_) => AnswerKind::Api,
-            Self::NixCacheInfo(_) | Self::Narinfo(..) | Self::Listing(..) | Self::NotKept(..) => {
-                AnswerKind::Document
-            }
+            Self::NixCacheInfo(_)
+            | Self::Narinfo(..)
+            | Self::Listing(..)
+            | Self::Document(..)
+            | Self::NotKept(..) => AnswerKind::Document,
             // The handler knows which name is the present one, and marks its answer.
             Self::Nar(..) => AnswerKind::OtherNar,
         }
@@ -242,6 +248,9 @@ mod tests {
         let main = || "main".parse::<CacheName>().unwrap();
         let hash: StorePathHash = HASH.parse().unwrap();
         let encoded = format!("/main/nar/{NAR_HASH}-{}.nar.zst", tag());
+        let document = |address: &str| format!("/main/{address}");
+        let (log, trace) = (format!("log/{HASH}-x.drv"), format!("build-trace-v2/{HASH}-x.drv/out.doi"));
+        let realisation = format!("realisations/sha256:{}!out.doi", "ab".repeat(32));
         for (path, route) in [
             ("/", Route::Home),
             ("/healthz", Route::Alive),
@@ -267,9 +276,9 @@ mod tests {
             (&format!("/main/nar/{HASH}.nar"), Route::Nar(main(), NarFile::StorePath(hash))),
             (&encoded, Route::Nar(main(), NarFile::Encoded(NarHash::from_nix32(NAR_HASH).unwrap(), tag()))),
             ("/main/nar/abc.nar.xz", Route::Nar(main(), NarFile::Upload("abc.nar.xz"))),
-            ("/main/log/x.drv", Route::NotKept(main(), "build logs")),
-            ("/main/realisations/sha256:x!out.doi", Route::NotKept(main(), "realisations")),
-            ("/main/build-trace-v2/a/b.doi", Route::NotKept(main(), "realisations")),
+            (&document(&log), Route::Document(main(), log.parse().unwrap())),
+            (&document(&trace), Route::Document(main(), trace.parse().unwrap())),
+            (&document(&realisation), Route::Document(main(), realisation.parse().unwrap())),
             ("/main/debuginfo/x.debug", Route::NotKept(main(), "debug info")),
         ] {
             assert_eq!(Route::parse(path), Some(route), "{path}");
@@ -320,6 +329,12 @@ mod tests {
             "/-main/nix-cache-info",
             "/main/other",
             "/main/other/x",
+            "/main/log/x.drv",
+            "/main/log/1k8c1hiysz6aaks2mpfc5k7xbbjpw5z5-x",
+            "/main/log/../nix-cache-info",
+            "/main/build-trace-v2/a/b.doi",
+            "/main/realisations/sha256:x!out.doi",
+            "/main/realisations/",
         ] {
             assert_eq!(Route::parse(path), None, "{path}");
         }

@@ -27,6 +27,8 @@ pub struct ServerSettings {
     pub nar_info_preamble_bytes_max: usize,
     /// Longest JSON body, in bytes: 4 MiB hold a question about 119,000 paths.
     pub json_bytes_max: usize,
+    /// Longest build log, decoded, in bytes.
+    pub log_bytes_max: usize,
     /// Longest narinfo taken, in bytes: 1 MiB holds some 20,000 references.
     pub narinfo_bytes_max: usize,
     /// Memory for bodies that are read whole, and for their parsed form, in bytes, all requests
@@ -94,7 +96,8 @@ impl ServerSettings {
     /// Most memory that requests take together, in bytes: a part of the sum in
     /// docs/ARCHITECTURE.md.
     pub fn memory_bytes_max(&self) -> u64 {
-        let body_bytes_max = self.json_bytes_max.max(self.narinfo_bytes_max) as u64;
+        let document_bytes_max = self.log_bytes_max.max(dormer_nix::BUILD_TRACE_BYTES_MAX);
+        let body_bytes_max = self.json_bytes_max.max(self.narinfo_bytes_max).max(document_bytes_max) as u64;
         self.buffered_bytes_max as u64
             + crate::handlers::small_body::handling_bytes(body_bytes_max)
             + self.reencodings_max as u64 * REENCODING_BYTES
@@ -110,6 +113,7 @@ impl Default for ServerSettings {
             trusted_proxies: Network::loopback(),
             nar_info_preamble_bytes_max: MIB,
             json_bytes_max: 4 * MIB,
+            log_bytes_max: 4 * MIB,
             narinfo_bytes_max: MIB,
             buffered_bytes_max: 16 * MIB,
             header_bytes_max: 64 * KIB,

@@ -10,6 +10,7 @@ mod dependencies;
 mod deploy;
 mod disk;
 mod doctor;
+mod documents;
 mod edge_serve;
 mod edge_story;
 mod examples;

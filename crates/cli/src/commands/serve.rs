@@ -209,6 +209,7 @@ fn server_settings(settings: &Settings) -> ServerSettings {
         push_bytes_per_second: settings.push_bytes_per_second,
         header_bytes_max: settings.header_bytes_max,
         json_bytes_max: settings.json_bytes_max,
+        log_bytes_max: settings.log_bytes_max,
         narinfo_bytes_max: settings.narinfo_bytes_max,
         buffered_bytes_max: settings.buffered_bytes_max,
         retry_after: settings.retry_after,

@@ -1,11 +1,13 @@
-//! The small documents of the binary-cache protocol: cache descriptions, narinfos, listings.
+//! The small documents of the binary-cache protocol: cache descriptions, narinfos, listings, build
+//! logs and build traces.
 
 use std::io;
 
 use dormer_api::{CacheName, Permission};
-use dormer_nix::StorePathHash;
+use dormer_edge::document_type;
+use dormer_nix::{DocumentName, StorePathHash};
 use futures::TryStreamExt;
-use http::header::{CONTENT_LENGTH, CONTENT_TYPE};
+use http::header::{CONTENT_LENGTH, CONTENT_TYPE, X_CONTENT_TYPE_OPTIONS};
 use http::{HeaderValue, Response};
 
 use crate::app::App;
@@ -55,6 +57,21 @@ pub(crate) async fn find_listing(
     let mut response = Response::new(body);
     response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
     response.headers_mut().insert(CONTENT_LENGTH, HeaderValue::from(length));
+    Ok(response)
+}
+
+/// A build log, or a build trace.
+pub(crate) async fn find_document(
+    app: &App,
+    call: &Call,
+    cache: &CacheName,
+    name: &DocumentName,
+) -> Result<Response<Body>, Failure> {
+    let cache = app.open_cache(call, cache, Permission::Pull).await?;
+    let bytes = app.engine.document(&cache, name).await?.ok_or(Failure::NoSuchObject)?;
+    let mut response = body::document(document_type(name), bytes);
+    // A log holds whatever a build printed, and a browser shows it.
+    response.headers_mut().insert(X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
     Ok(response)
 }
 

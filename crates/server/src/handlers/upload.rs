@@ -4,10 +4,10 @@ use std::io;
 
 use dormer_api::{CacheName, Permission};
 use dormer_engine::IngestRequest;
-use dormer_index::{CommitOutcome, Object};
-use dormer_nix::{NarInfo, StorePathHash};
+use dormer_index::{CommitOutcome, Object, TraceOutcome};
+use dormer_nix::{BUILD_TRACE_BYTES_MAX, BuildTrace, DocumentName, NarInfo, StorePathHash};
 use futures::{StreamExt as _, TryStreamExt as _};
-use http::Response;
+use http::{Response, StatusCode};
 
 use crate::app::App;
 use crate::body::{self, Body};
@@ -174,6 +174,50 @@ pub(crate) async fn put_listing(
     app.admit_push(call, body)?;
     body.limit(app.engine.settings().listing_bytes_max as u64)?;
     while body.next().await?.is_some() {}
+    Ok(body::empty())
+}
+
+/// A build log takes the place of the one that is there. A build trace adds its signatures to the
+/// one that is there; one with another path changes nothing, and the answer says so.
+pub(crate) async fn put_document(
+    app: &App,
+    call: &Call,
+    body: &mut RequestBody,
+    cache: &CacheName,
+    name: DocumentName,
+) -> Result<Response<Body>, Failure> {
+    let cache = app.open_cache(call, cache, Permission::Push).await?;
+    app.admit_push(call, body)?;
+    match name {
+        DocumentName::Log(derivation) => {
+            let max = app.settings.log_bytes_max;
+            let Buffered { value: log, memory: _memory } =
+                small_body::read(app, call, body, "the build log", max).await?;
+            let (size_bytes, path) = (log.len(), derivation.clone());
+            app.engine.put_log(&cache, derivation, log).await?;
+            tracing::info!(cache.name = cache.name, %path, size_bytes, "took a build log");
+        }
+        DocumentName::Trace(key) => {
+            let Buffered { value: json, memory: _memory } =
+                small_body::read(app, call, body, "the build trace", BUILD_TRACE_BYTES_MAX).await?;
+            let trace = BuildTrace::parse(&key, &json).map_err(bad_request)?;
+            let (name, path) = (DocumentName::Trace(key), trace.out_path.clone());
+            match app.engine.put_trace(&cache, trace).await? {
+                TraceOutcome::Written => {
+                    tracing::info!(cache.name = cache.name, document = %name, %path, "took a build trace");
+                }
+                TraceOutcome::Unchanged => {}
+                TraceOutcome::Kept(first) => {
+                    tracing::warn!(
+                        cache.name = cache.name, document = %name, %path, kept = %first,
+                        "kept the build trace that was here first: the new one has another path"
+                    );
+                    let said = format!("kept: this output is {first} here, not {path}\n");
+                    return Ok(crate::body::text(StatusCode::OK, said));
+                }
+            }
+        }
+    }
     Ok(body::empty())
 }
 

@@ -35,7 +35,7 @@ fn an_answer_that_depended_on_a_token_is_private_and_a_miss_is_never_kept() {
         ("nar/upload.nar".to_owned(), 200, NEVER),
         ("nar/other.nar".to_owned(), 404, NEVER),
         ("attic-cache-info".to_owned(), 200, NEVER),
-        ("log/x.drv".to_owned(), 404, NEVER),
+        (format!("log/{}.drv", path(9)), 404, NEVER),
         ("other".to_owned(), 404, NEVER),
     ] {
         for cache in ["main", "team-a"] {

@@ -3,6 +3,7 @@
 mod attic;
 mod caching;
 mod common;
+mod documents;
 mod fairness;
 mod fuzz_corpus;
 mod metrics;

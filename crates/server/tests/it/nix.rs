@@ -8,7 +8,7 @@ use serde_json::json;
 use tokio::io::AsyncReadExt as _;
 
 /// Compresses as Nix would.
-fn compress(server: &Server, compression: &str, plain: &[u8]) -> Vec<u8> {
+pub(crate) fn compress(server: &Server, compression: &str, plain: &[u8]) -> Vec<u8> {
     macro_rules! with {
         ($encoder:ident) => {{
             let mut bytes = Vec::new();

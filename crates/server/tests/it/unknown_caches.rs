@@ -18,7 +18,10 @@ fn requests(cache: &str) -> Vec<(&'static str, String, Option<String>, Vec<u8>)>
         format!("nar/{nar_hash}-{tag}.nar.zst"),
         format!("nar/{hash}.nar"),
         "nar/upload.nar.xz".to_owned(),
-        "log/x.drv".to_owned(),
+        format!("log/{hash}-x.drv"),
+        format!("build-trace-v2/{hash}-x.drv/out.doi"),
+        format!("realisations/sha256:{}!out.doi", "ab".repeat(32)),
+        "debuginfo/x".to_owned(),
     ];
     let mut requests = Vec::new();
     for document in documents {
