@@ -10,7 +10,7 @@ use crate::nix::compress;
 const LOG: &[u8] = b"building\n\x1b[31mred\x1b[0m \xff\n<script>alert(1)</script>\n";
 
 fn derivation(seed: u8) -> StorePath {
-    StorePath::new(path(seed).hash(), "package.drv").unwrap()
+    StorePath::new(path(seed).hash(), "package.drv").expect("a good name")
 }
 
 fn log_address(cache: &str, seed: u8) -> String {
@@ -70,8 +70,8 @@ fn a_log_comes_back_as_text_whatever_encoding_it_came_in() {
 fn served_trace(server: &Server, key: &TraceKey, public_key: &str) -> (Value, usize) {
     let reply = server.get(&format!("/main/{}", DocumentName::Trace(key.clone())));
     assert_eq!((reply.status, reply.header("content-type")), (200, Some("application/json")), "{reply:?}");
-    let trace = BuildTrace::parse(key, &reply.body).unwrap();
-    let public_key: PublicKey = public_key.parse().unwrap();
+    let trace = BuildTrace::parse(key, &reply.body).expect("what is served is a trace");
+    let public_key: PublicKey = public_key.parse().expect("what is served is a key");
     let holds = |text: &&String| {
         text.parse().is_ok_and(|signature| {
             trace.fingerprints().iter().any(|message| public_key.verify(message, &signature).is_ok())
@@ -82,7 +82,7 @@ fn served_trace(server: &Server, key: &TraceKey, public_key: &str) -> (Value, us
 
 fn public_key(server: &Server) -> String {
     let config = server.call(&admin(), "GET", "/_api/v1/cache-config/main", b"").json();
-    config["public_key"].as_str().unwrap().to_owned()
+    config["public_key"].as_str().expect("a cache has a key").to_owned()
 }
 
 fn keys() -> [TraceKey; 2] {

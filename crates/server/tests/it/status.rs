@@ -247,7 +247,7 @@ fn too_long_is_413() {
     );
     assert_eq!(server.get(&log).status, 404);
     let trace = format!("/main/build-trace-v2/{}.drv/out.doi", path(1));
-    assert_eq!(server.call(&admin(), "PUT", &trace, &[b' '; 256 * 1024 + 1]).status, 413);
+    assert_eq!(server.call(&admin(), "PUT", &trace, &vec![b' '; 256 * 1024 + 1]).status, 413);
 }
 
 #[test]
