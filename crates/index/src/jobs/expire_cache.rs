@@ -112,14 +112,24 @@ const CUT_GRACES: Sql = records!(
     "UPDATE graces SET ends_at = $2 WHERE cache = $1
          AND (hash, nar) IN (SELECT k.hash, k.nar FROM", 3 { hash: bytes 0, nar: number 1 }, "AS k)"
 );
-// Whether an object is left that a document belongs to. The name of a log is that of its derivation
-// behind `log/`.
-pub(crate) const EXAMINE_DOCUMENTS: Sql = both!(
-    "SELECT d.id, d.written_at, CASE
-         WHEN d.kind = 1 THEN EXISTS (SELECT 1 FROM objects AS o WHERE o.cache = $1 AND o.deriver = substr(d.name, 5))
-         ELSE EXISTS (SELECT 1 FROM objects AS o WHERE o.cache = $1 AND o.hash = d.owner) END
-     FROM documents AS d WHERE d.cache = $1 AND d.id > $2 ORDER BY d.id LIMIT $3"
-);
+// Whether an object is left that a document belongs to. The name of a log is that of its
+// derivation behind `log/`.
+macro_rules! examine_documents {
+    ($derivation:literal) => {
+        concat!(
+            "SELECT d.id, d.written_at, CASE
+                 WHEN d.kind = 1 THEN EXISTS (SELECT 1 FROM objects AS o WHERE o.cache = $1 AND o.deriver = ",
+            $derivation,
+            ") ELSE EXISTS (SELECT 1 FROM objects AS o WHERE o.cache = $1 AND o.hash = d.owner) END
+             FROM documents AS d WHERE d.cache = $1 AND d.id > $2 ORDER BY d.id LIMIT $3"
+        )
+    };
+}
+// The columns differ in their collation on PostgreSQL, and an index serves its own only.
+pub(crate) const EXAMINE_DOCUMENTS: Sql = Sql {
+    sqlite: examine_documents!("substr(d.name, 5)"),
+    postgres: examine_documents!("substr(d.name, 5) COLLATE \"default\""),
+};
 pub(crate) const DELETE_DOCUMENTS: Sql = Sql {
     sqlite: "DELETE FROM documents WHERE id IN (SELECT value FROM json_each($1))",
     postgres: "DELETE FROM documents WHERE id = ANY ($1)",
