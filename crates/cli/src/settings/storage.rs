@@ -106,6 +106,12 @@ pub(super) fn remote_store(
             return Err(wrong(raw, &keys.secret_access_key, problem));
         }
     };
+    // Names in the wrong place would be quoted by the store's errors, with a password in them.
+    for key in [&keys.bucket, &keys.prefix, &keys.region] {
+        if optional_text(raw, key).is_some_and(|text| text.contains("://")) {
+            return Err(wrong(raw, key, format!("must be a name; {} is for addresses", keys.endpoint.path)));
+        }
+    }
     let endpoint = optional_text(raw, &keys.endpoint).map(|url| url.trim_end_matches('/').to_owned());
     // The library that speaks to the store quotes the whole address in its errors.
     if endpoint.as_deref().is_some_and(is_more_than_an_address) {

@@ -774,7 +774,7 @@ fn nothing_that_a_client_says_reaches_the_terminal_of_the_server() {
         command
             .env("DORMER_METRICS_LISTEN", "off")
             .env("DORMER_LOG_FORMAT", format)
-            .env("RUST_LOG", "dormer_server=debug");
+            .env("RUST_LOG", "info,dormer_server=debug");
         let mut server = command.stderr(Stdio::piped()).spawn().unwrap();
         let mut log = BufReader::new(server.stderr.take().unwrap());
         let address = loop {
