@@ -75,9 +75,9 @@ pub(super) fn read_targets(
 }
 
 fn read_target(table: &toml::Table, name: &str, origin: &Origin, environment: &Environment) -> Result<Raw> {
+    let problem = || "expects a name: letters, digits and dashes, 50 at most".to_owned();
     if !is_name(name) {
-        let problem = "expects a name: letters, digits and dashes, 50 at most".to_owned();
-        return Err(Error::Value { key: keys::EDGE_NAME.path, origin: origin.clone(), problem });
+        return Err(Error::Value { key: keys::EDGE_NAME.path, origin: origin.clone(), problem: problem() });
     }
     let mut target = Raw::with_defaults(EDGE_KEYS)?;
     target.read_section("edge", table, origin, EDGE_KEYS)?;
@@ -86,6 +86,10 @@ fn read_target(table: &toml::Table, name: &str, origin: &Origin, environment: &E
         if let Some(value) = environment.text(&variable)? {
             target.set_text(key, value, &Origin::Variable(variable))?;
         }
+    }
+    // A variable may have replaced it.
+    if !is_name(text(&target, &keys::EDGE_NAME)) {
+        return Err(wrong(&target, &keys::EDGE_NAME, problem()));
     }
     Ok(target)
 }
