@@ -172,7 +172,7 @@ mod tests {
         let lines = plan_lines(&CollectionPlan { compact, ..plan });
         assert_eq!(
             lines[4],
-            "to compact: 3 packs, 60 MiB; 30 MiB read and 24 MiB written into 2 packs by 11 requests"
+            "to compact: 3 packs, 60.0 MiB; 30.0 MiB read and 24.0 MiB written into 2 packs by 11 requests"
         );
         let report = CollectionReport { removed: totals, strays_found: 1, ..Default::default() };
         let lines = report_lines(&report);
