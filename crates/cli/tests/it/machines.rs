@@ -245,7 +245,8 @@ fn every_service_ends_in_order_after_any_signal_to_stop() {
             let mut child = command.spawn().unwrap();
             wait_for_line(&mut child, line);
             signal(&child, name);
-            assert!(ends(&mut child, END_MAX).is_some_and(|status| status.success()), "{name}: {command:?}");
+            let status = ends(&mut child, END_MAX);
+            assert!(status.is_some_and(|status| status.success()), "{name}, {status:?}: {command:?}");
         }
     }
 }

@@ -35,7 +35,7 @@ const KEEP_PROOF: Sql =
 const FORGET_SETTING: Sql = both!("DELETE FROM settings WHERE name = $1");
 
 pub(crate) const LIST_SEALED_KEYS: Sql = both!(
-    "SELECT cache, position, public_key, sealed_secret FROM cache_keys
+    "SELECT cache, CAST(position AS BIGINT), public_key, sealed_secret FROM cache_keys
      WHERE (cache, position) > ($1, $2) ORDER BY cache, position LIMIT $3"
 );
 

@@ -48,7 +48,13 @@ fn fill(server: &Server, url: &str, cache: CacheId, objects: u64) {
          INSERT INTO aliases (cache, file_name, nar, used_at, compression)
              SELECT {cache}, i || '.nar.xz', i, {NOW}, 'xz' FROM generate_series(1, {objects} / 10) AS i;
          INSERT INTO graces (cache, hash, nar, ends_at)
-             SELECT {cache}, {path_hash}, i, {NOW} FROM generate_series(1, {objects} / 10) AS i;",
+             SELECT {cache}, {path_hash}, i, {NOW} FROM generate_series(1, {objects} / 10) AS i;
+         INSERT INTO documents (cache, kind, owner, written_at, size, digest, name, body)
+             SELECT {cache}, 1, {path_hash}, {NOW}, 1, '\\x00', 'log/' || i || '.drv', '\\x00'
+             FROM generate_series(1, {objects} / 10) AS i;
+         INSERT INTO documents (cache, kind, owner, written_at, size, digest, name, body)
+             SELECT c.id, 1, {path_hash}, {NOW}, 1, '\\x00', 'log/' || i || '.drv', '\\x00'
+             FROM caches AS c, generate_series(1, 20) AS i WHERE c.id <> {cache};",
         pack_id = key(PACKS, "i", 16),
         chunk_id = key(CHUNKS, &format!("(p - 1)::bigint * {PACK_CHUNKS} + i + 1"), 32),
         nar_hash = key(NARS, "i", 32),

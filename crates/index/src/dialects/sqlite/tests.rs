@@ -185,9 +185,10 @@ async fn the_last_step_and_the_end_of_its_job_are_one_transaction() {
     index.delete_cache(cache, NOW).await.unwrap();
     let lease = index.lease_job(JobKind::DeleteCache, "a", NOW, NOW + 60).await.unwrap().unwrap();
     let step = || index.delete_cache_step(&lease, 10, NOW, NOW + 60);
-    let pin = "INSERT INTO pins (cache, name, hash, path_name, created_at) VALUES (1, 'a', x'01', 'b', 0)";
-    execute(&path, pin).await;
-    for _ in ["objects", "graces", "aliases", "references"] {
+    let document = "INSERT INTO documents (cache, kind, owner, written_at, size, digest, name, body)
+                    VALUES (1, 1, x'01', 0, 0, x'02', 'log/a.drv', x'')";
+    execute(&path, document).await;
+    for _ in ["objects", "graces", "aliases", "references", "pins"] {
         assert!(!step().await.unwrap().is_last);
     }
     let fail = "CREATE TRIGGER fail BEFORE DELETE ON jobs BEGIN SELECT RAISE(ABORT, 'planted'); END";
@@ -195,7 +196,7 @@ async fn the_last_step_and_the_end_of_its_job_are_one_transaction() {
     assert!(step().await.is_err());
     execute(&path, "DROP TRIGGER fail").await;
     let last = step().await.unwrap();
-    assert_eq!((last.rows, last.is_last), (1, true), "the pin was still there");
+    assert_eq!((last.rows, last.is_last), (1, true), "the document was still there");
     assert_eq!(index.list_jobs(None, 10).await.unwrap(), []);
 }
 
