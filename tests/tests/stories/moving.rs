@@ -151,8 +151,10 @@ fn an_import_takes_only_what_is_trusted_and_one_bad_path_stops_its_referrers_alo
         builder.run("nix-store", &["--add", file]).succeeds().trim().to_owned(),
         builder.run("nix-store", &["--add-fixed", "sha256", file]).succeeds().trim().to_owned(),
     ];
-    let text =
-        builder.run("nix-instantiate", &["--eval", "--expr", "builtins.toFile \"note\" \"a note\\n\""]);
+    let text = builder.run(
+        "nix-instantiate",
+        &["--eval", "--read-write-mode", "--expr", "builtins.toFile \"note\" \"a note\\n\""],
+    );
     proven.push(text.succeeds().trim().trim_matches('"').to_owned());
     let mut copy = vec!["copy", "--to", &to, &all];
     copy.extend(proven.iter().map(String::as_str));
