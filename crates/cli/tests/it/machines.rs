@@ -235,12 +235,23 @@ fn services(home: &TestHome) -> Vec<(Command, &'static str)> {
     lines.map(command).into()
 }
 
+/// Starts a service by a program that sets what the service inherits.
+fn started_by(home: &TestHome, starter: &[&str], service: &Command) -> Command {
+    let mut command = Command::new(starter[0]);
+    command.args(&starter[1..]).arg(service.get_program()).args(service.get_args()).env_clear();
+    command.envs(service.get_envs().filter_map(|(name, value)| Some((name, value?))));
+    command.current_dir(home.folder.path()).stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped());
+    command
+}
+
 #[test]
 fn every_service_ends_in_order_after_any_signal_to_stop() {
     let mut home = TestHome::new();
     home.serve();
     assert_eq!(home.stop(), Some(0));
-    for (mut command, line) in services(&home) {
+    for (service, line) in services(&home) {
+        // The tests themselves may run under `nohup`, whose services would ignore SIGHUP.
+        let mut command = started_by(&home, &["env", "--default-signal=HUP"], &service);
         for name in ["TERM", "INT", "HUP"] {
             let mut child = command.spawn().unwrap();
             wait_for_line(&mut child, line);
@@ -257,14 +268,7 @@ fn a_service_that_must_survive_its_terminal_does() {
     home.serve();
     assert_eq!(home.stop(), Some(0));
     for (service, line) in services(&home) {
-        let mut command = Command::new("nohup");
-        command.arg(service.get_program()).args(service.get_args()).env_clear();
-        command.envs(service.get_envs().filter_map(|(name, value)| Some((name, value?))));
-        command
-            .current_dir(home.folder.path())
-            .stdin(Stdio::null())
-            .stdout(Stdio::null())
-            .stderr(Stdio::piped());
+        let mut command = started_by(&home, &["nohup"], &service);
         let mut child = command.spawn().unwrap();
         wait_for_line(&mut child, line);
         signal(&child, "HUP");
