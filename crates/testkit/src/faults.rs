@@ -238,7 +238,8 @@ impl FaultIndex {
     }
 }
 
-fn dead_index() -> IndexError {
+/// What every call of a crashed process fails with.
+pub(crate) fn dead_index() -> IndexError {
     IndexError::Corrupt { table: "all", what: "the process has crashed".to_owned() }
 }
 
@@ -246,14 +247,14 @@ fn dead_index() -> IndexError {
 macro_rules! write_step {
     ($self:ident, $call:expr) => {
         match $self.faults.step() {
-            Fate::Run => $call.await,
-            Fate::Die { effect_kept } => {
+            $crate::faults::Fate::Run => $call.await,
+            $crate::faults::Fate::Die { effect_kept } => {
                 if effect_kept {
                     let _ = $call.await;
                 }
-                Err(dead_index())
+                Err($crate::faults::dead_index())
             }
-            Fate::Dead => Err(dead_index()),
+            $crate::faults::Fate::Dead => Err($crate::faults::dead_index()),
         }
     };
 }
@@ -261,9 +262,10 @@ macro_rules! write_step {
 /// Runs a reading call while the process lives.
 macro_rules! read_step {
     ($self:ident, $call:expr) => {
-        if $self.faults.crashed() { Err(dead_index()) } else { $call.await }
+        if $self.faults.crashed() { Err($crate::faults::dead_index()) } else { $call.await }
     };
 }
+pub(crate) use {read_step, write_step};
 
 type Outcome<T> = dormer_index::Result<T>;
 

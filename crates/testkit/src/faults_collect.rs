@@ -9,12 +9,12 @@ use async_trait::async_trait;
 use dormer_blobs::{BlobKey, Blobs};
 use dormer_format::{ChunkRun, PackId};
 use dormer_index::{
-    ChunkMove, CollectIndex, CompactedPack, Error as IndexError, JobId, JobLease, LastCollection, MarkedNar,
-    NarId, PackNumber, PackRow, PackedChunk, PacksRemoved, Purge, PurgeId, Result, StampLimits, UnixSeconds,
+    ChunkMove, CollectIndex, CompactedPack, JobId, JobLease, LastCollection, MarkedNar, NarId, PackNumber,
+    PackRow, PackedChunk, PacksRemoved, Purge, PurgeId, Result, StampLimits, UnixSeconds,
 };
 use futures::future::BoxFuture;
 
-use crate::faults::{Fate, Faults, Lie};
+use crate::faults::{Faults, Lie};
 
 /// What others do just before a call; it gets the call's number.
 type BeforeCall = Box<dyn Fn(u64) -> BoxFuture<'static, ()> + Send + Sync>;
@@ -35,30 +35,17 @@ impl fmt::Debug for FaultCollect {
     }
 }
 
-fn dead_index() -> IndexError {
-    IndexError::Corrupt { table: "all", what: "the process has crashed".to_owned() }
-}
-
 macro_rules! write_step {
     ($self:ident, $call:expr) => {{
         $self.begin_call().await;
-        match $self.faults.step() {
-            Fate::Run => $call.await,
-            Fate::Die { effect_kept } => {
-                if effect_kept {
-                    let _ = $call.await;
-                }
-                Err(dead_index())
-            }
-            Fate::Dead => Err(dead_index()),
-        }
+        crate::faults::write_step!($self, $call)
     }};
 }
 
 macro_rules! read_step {
     ($self:ident, $call:expr) => {{
         $self.begin_call().await;
-        if $self.faults.crashed() { Err(dead_index()) } else { $call.await }
+        crate::faults::read_step!($self, $call)
     }};
 }
 

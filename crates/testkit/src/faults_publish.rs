@@ -9,40 +9,15 @@ use std::sync::{Arc, Mutex, PoisonError};
 use async_trait::async_trait;
 use dormer_format::EncodingTag;
 use dormer_index::{
-    AbsentPage, CacheId, CacheScan, Error as IndexError, FoundObject, Lease, NotedFrom, PendingObject,
-    PendingVerdicts, PublishBacklog, PublishCounts, PublishDone, PublishIndex, PublishIntent, PublishTarget,
-    PublishedCache, PublishedNar, PublishedObject, ReferrersTaken, RemovablePage, TargetId, UnixSeconds,
+    AbsentPage, CacheId, CacheScan, FoundObject, Lease, NotedFrom, PendingObject, PendingVerdicts,
+    PublishBacklog, PublishCounts, PublishDone, PublishIndex, PublishIntent, PublishTarget, PublishedCache,
+    PublishedNar, PublishedObject, ReferrersTaken, RemovablePage, TargetId, UnixSeconds,
 };
 use dormer_nix::{NarHash, StorePathHash};
 use futures::future::BoxFuture;
 
-use crate::faults::{Fate, Faults};
+use crate::faults::{Faults, dead_index, read_step, write_step};
 use crate::memory_target::SlowWrites;
-
-fn dead_index() -> IndexError {
-    IndexError::Corrupt { table: "all", what: "the process has crashed".to_owned() }
-}
-
-macro_rules! write_step {
-    ($self:ident, $dead:ident, $call:expr) => {
-        match $self.faults.step() {
-            Fate::Run => $call.await,
-            Fate::Die { effect_kept } => {
-                if effect_kept {
-                    let _ = $call.await;
-                }
-                Err($dead())
-            }
-            Fate::Dead => Err($dead()),
-        }
-    };
-}
-
-macro_rules! read_step {
-    ($self:ident, $dead:ident, $call:expr) => {
-        if $self.faults.crashed() { Err($dead()) } else { $call.await }
-    };
-}
 
 /// Publishing's memory of which one write fails while the process lives on. It looks at the target
 /// when the lease is given back.
@@ -135,10 +110,10 @@ macro_rules! publish_calls {
         #[deny(clippy::missing_trait_methods)]
         impl PublishIndex for FaultPublish {
             $(async fn $read(&self, $($read_arg: $read_type),*) -> Outcome<$read_out> {
-                read_step!(self, dead_index, self.inner.$read($($read_arg),*))
+                read_step!(self, self.inner.$read($($read_arg),*))
             })*
             $(async fn $write(&self, $($write_arg: $write_type),*) -> Outcome<$write_out> {
-                write_step!(self, dead_index, self.inner.$write($($write_arg),*))
+                write_step!(self, self.inner.$write($($write_arg),*))
             })*
         }
 

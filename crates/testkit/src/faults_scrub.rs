@@ -6,11 +6,10 @@ use std::sync::Arc;
 use async_trait::async_trait;
 use dormer_format::EncodingTag;
 use dormer_index::{
-    ChunkRow, Error as IndexError, JobId, JobLease, LastScrub, Nar, NarId, PackNumber, PackRow, Result,
-    ScrubIndex, UnixSeconds,
+    ChunkRow, JobId, JobLease, LastScrub, Nar, NarId, PackNumber, PackRow, Result, ScrubIndex, UnixSeconds,
 };
 
-use crate::faults::{Fate, Faults};
+use crate::faults::{Faults, read_step, write_step};
 
 /// A scrub's index that crashes.
 pub struct FaultScrub {
@@ -22,31 +21,6 @@ impl fmt::Debug for FaultScrub {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("FaultScrub").field("faults", &self.faults).finish_non_exhaustive()
     }
-}
-
-fn dead_index() -> IndexError {
-    IndexError::Corrupt { table: "all", what: "the process has crashed".to_owned() }
-}
-
-macro_rules! write_step {
-    ($self:ident, $call:expr) => {
-        match $self.faults.step() {
-            Fate::Run => $call.await,
-            Fate::Die { effect_kept } => {
-                if effect_kept {
-                    let _ = $call.await;
-                }
-                Err(dead_index())
-            }
-            Fate::Dead => Err(dead_index()),
-        }
-    };
-}
-
-macro_rules! read_step {
-    ($self:ident, $call:expr) => {
-        if $self.faults.crashed() { Err(dead_index()) } else { $call.await }
-    };
 }
 
 impl FaultScrub {
