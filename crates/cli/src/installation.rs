@@ -586,7 +586,7 @@ mod tests {
         let settings = settings(home.path(), &[]);
         let destroy = async |first: Installation| {
             let cache = first.engine.find_cache(FIRST_CACHE).await.unwrap().unwrap();
-            first.engine.delete_cache(&cache).await.unwrap();
+            first.engine.delete_cache(&cache, None).await.unwrap();
         };
         start(&settings, usize::MAX, destroy).0.unwrap();
         assert_eq!(key_after_start(&settings).unwrap(), None);

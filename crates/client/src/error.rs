@@ -8,7 +8,7 @@ use dormer_api::{CacheName, ErrorName};
 use dormer_nix::{StoreDir, StorePath};
 
 use crate::dump::DumpError;
-use crate::static_cache::FetchError;
+use crate::fetch_error::FetchError;
 
 /// The result type of this crate.
 pub type Result<T, E = Error> = std::result::Result<T, E>;

@@ -21,8 +21,9 @@ use tokio::sync::mpsc;
 use tokio_util::io::StreamReader;
 
 use crate::dump::PIECE_BYTES;
+use crate::fetch_error::FetchError;
 use crate::nar_stream::{NarFailure, NarOutcome, NarStream, OpenNar, PIECES_WAITING};
-use crate::static_cache::{FetchError, FileStream, IDLE_TIMEOUT, StaticCache};
+use crate::static_cache::{FileStream, IDLE_TIMEOUT, StaticCache};
 
 /// Largest window of a decoder: 27 bits.
 const WINDOW_LOG_MAX: u32 = 27;

@@ -31,6 +31,7 @@ use futures::StreamExt as _;
 
 use crate::api::ApiClient;
 use crate::error::{Error, Result};
+use crate::fetch_error::FetchError;
 use crate::fetched_nar::FetchedNar;
 use crate::nar_stream::OpenNar;
 use crate::path_info::PathInfo;
@@ -38,7 +39,7 @@ use crate::push::{MISSING_PATHS_BATCH_MAX, NarSources, PushSummary, execute_push
 use crate::push_order::sort_largest_first;
 use crate::push_plan::PushPlan;
 use crate::reporter::PushReporter;
-use crate::static_cache::{FetchError, StaticCache};
+use crate::static_cache::StaticCache;
 
 /// Paths of a listing that are handled together, with their closures.
 const ROOTS_PER_BATCH: usize = 1_000;

@@ -26,6 +26,7 @@ mod certificates;
 mod dump;
 mod endpoint;
 mod error;
+mod fetch_error;
 mod fetched_nar;
 pub mod fuzz_targets;
 mod import;
@@ -53,6 +54,7 @@ pub use api::{AcknowledgedUpload, ApiClient, HttpSettings};
 pub use dump::{CaseHack, DumpError, dump_nar};
 pub use endpoint::Endpoint;
 pub use error::{Error, Result};
+pub use fetch_error::FetchError;
 pub use import::{ImportFailure, ImportOptions, ImportReporter, ImportSource, ImportSummary, import};
 pub use links::link_target;
 pub use nar_stream::{NAR_STREAM_BYTES_MAX, NarFailure, NarSource, OpenNar};
@@ -76,6 +78,6 @@ pub use settings::{
     CacheRef, ENDPOINT_VARIABLE, LoadedSettings, MACHINE_SETTINGS, ResolvedServer, ServerName,
     ServerSettings, Settings, SettingsPaths, Variables, process_variables,
 };
-pub use static_cache::{FetchError, FileStream, StaticCache, WebCache, file_name_in_cache};
+pub use static_cache::{FileStream, StaticCache, WebCache, file_name_in_cache};
 pub use substituter_url::SubstituterUrl;
 pub use token_expiry::token_expiry;

@@ -19,7 +19,7 @@ use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
 
 use crate::dump::{CaseHack, DumpError, PIECE_BYTES, ReaderGone, dump_nar};
-use crate::static_cache::FetchError;
+use crate::fetch_error::FetchError;
 
 /// Number of pieces that wait for the network.
 pub(crate) const PIECES_WAITING: usize = 4;

@@ -15,7 +15,7 @@ use std::time::Duration;
 use async_trait::async_trait;
 use bytes::Bytes;
 use dormer_api::{RedactedUrl, Secret};
-use dormer_nix::{NarHash, StorePathHash};
+use dormer_nix::StorePathHash;
 use futures::StreamExt as _;
 use futures::stream::BoxStream;
 use reqwest::header::{AUTHORIZATION, HeaderValue, RETRY_AFTER};
@@ -25,8 +25,9 @@ use crate::api::bearer;
 use crate::certificates::http_client;
 use crate::endpoint::Endpoint;
 use crate::error::{Error, Result};
+use crate::fetch_error::FetchError;
 use crate::redirects;
-use crate::retry::{Passing, RetryPolicy, parse_retry_after};
+use crate::retry::{RetryPolicy, parse_retry_after};
 use crate::settings::process_variables;
 
 /// How long an answer may take to begin, and how long a body may stand still.
@@ -37,128 +38,6 @@ const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// Bytes on their way. An error of the source has the kind `ConnectionAborted`.
 pub type FileStream = BoxStream<'static, io::Result<Bytes>>;
-
-/// Why something of a static cache could not be read, or must not be imported.
-#[derive(Debug, thiserror::Error)]
-#[non_exhaustive]
-pub enum FetchError {
-    /// The source failed.
-    #[error("failed to read {name} from the source")]
-    Source {
-        /// The file.
-        name: String,
-        /// Whether a later try may work.
-        is_passing: bool,
-        /// The error of the source.
-        source: Box<dyn std::error::Error + Send + Sync>,
-    },
-    /// The source answered with a status that says nothing of the file.
-    #[error("the source answered {status} for {name}")]
-    Status {
-        /// The file.
-        name: String,
-        /// The HTTP status.
-        status: u16,
-        /// When the source wants to be asked again.
-        retry_after: Option<Duration>,
-    },
-    /// Nothing came for this long.
-    #[error("nothing of {name} came from the source for {seconds} seconds")]
-    Stalled {
-        /// The file.
-        name: String,
-        /// The time-out.
-        seconds: u64,
-    },
-    /// The source does not have the file.
-    #[error("the source has no {name}")]
-    Missing {
-        /// The file.
-        name: String,
-    },
-    /// The file is longer than any of its kind.
-    #[error("{name} is longer than {max} bytes")]
-    TooLarge {
-        /// The file.
-        name: String,
-        /// The limit in bytes.
-        max: usize,
-    },
-    /// A narinfo cannot be read.
-    #[error("the narinfo cannot be read")]
-    Narinfo(#[source] dormer_nix::Error),
-    /// A narinfo is not text.
-    #[error("the narinfo is not UTF-8")]
-    NotText,
-    /// A narinfo describes another path than its name says.
-    #[error("the narinfo describes another path, {path}")]
-    OtherPath {
-        /// That path.
-        path: String,
-    },
-    /// A narinfo names a file outside of its cache.
-    #[error("the narinfo names {url}, which does not belong to the source")]
-    Foreign {
-        /// The address in the narinfo.
-        url: String,
-    },
-    /// The compression is unknown.
-    #[error("the compression {name:?} is not one of xz, zstd, bzip2, gzip, br, lz4 and none")]
-    Compression {
-        /// Its name in the narinfo.
-        name: String,
-    },
-    /// Nothing proves that the path is what its name promises.
-    #[error("no trusted key signed the path, and it does not prove itself by its content")]
-    Unsigned,
-    /// The file cannot be decompressed.
-    #[error("failed to decompress {name}")]
-    Decode {
-        /// The file.
-        name: String,
-        /// The error of the decoder.
-        source: io::Error,
-    },
-    /// The NAR is another one than the narinfo says.
-    #[error(
-        "the NAR is not the one of the narinfo: it should have hash {expected} and {expected_size} bytes, but has {actual} and \
-         {actual_size}"
-    )]
-    Damaged {
-        /// The hash in the narinfo.
-        expected: NarHash,
-        /// The size in the narinfo.
-        expected_size: u64,
-        /// The hash of what came.
-        actual: NarHash,
-        /// The size of what came; at least that, if it is larger than expected.
-        actual_size: u64,
-    },
-    /// The contents are not those that the path's name follows from.
-    #[error("the contents are not those that the content address of the path promises")]
-    OtherContents,
-    /// The receiver of the bytes takes no more of them.
-    #[error("the reader went away")]
-    ReaderGone,
-    /// The reading task panicked.
-    #[error("the task that reads the source failed")]
-    Task(#[source] tokio::task::JoinError),
-}
-
-impl FetchError {
-    /// What a later try is worth; `None` if it would fail in the same way.
-    pub(crate) fn passing(&self) -> Option<Passing> {
-        match self {
-            Self::Source { is_passing: true, .. }
-            | Self::Stalled { .. }
-            | Self::Status { status: 408 | 500 | 502 | 504, .. } => Some(Passing::Broken),
-            Self::Status { status: 429 | 503, retry_after, .. } => {
-                Some(Passing::Busy { retry_after: *retry_after })
-            }
-            _ => None,
-        }
-    }
-}
 
 /// A static cache.
 #[async_trait]

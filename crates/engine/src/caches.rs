@@ -176,11 +176,12 @@ impl Engine {
         .await
     }
 
-    /// Deletes a cache with all its objects; the name is free at once.
-    pub async fn delete_cache(&self, cache: &Cache) -> Result<()> {
-        let (engine, cache) = (self.clone(), cache.clone());
+    /// Deletes a cache with all its objects; the name is free at once. The audit names `subject`,
+    /// that of the caller's token.
+    pub async fn delete_cache(&self, cache: &Cache, subject: Option<&str>) -> Result<()> {
+        let (engine, cache, subject) = (self.clone(), cache.clone(), subject.map(str::to_owned));
         finish(async move {
-            let deleted = engine.index().delete_cache(cache.id, engine.now()).await;
+            let deleted = engine.index().delete_cache(cache.id, subject.as_deref(), engine.now()).await;
             engine.forget_cache(&cache);
             Ok(deleted?)
         })

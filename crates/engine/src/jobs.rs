@@ -24,6 +24,7 @@ use prometheus::proto::MetricFamily;
 use prometheus::{IntGaugeVec, Opts};
 
 use crate::collect::Collector;
+use crate::pace::{StepSize, pause_after};
 use crate::scrub::Scrubber;
 use crate::{Clock, Error, Result};
 
@@ -389,39 +390,6 @@ impl JobRunner {
     }
 }
 
-/// How many rows a step changes, so that it takes some 50 ms.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-struct StepSize {
-    rows: u32,
-    rows_max: u32,
-}
-
-impl StepSize {
-    const ROWS_MIN: u32 = 64;
-    const TOO_SHORT: Duration = Duration::from_millis(25);
-    const TOO_LONG: Duration = Duration::from_millis(50);
-
-    fn new(rows_max: u32) -> Self {
-        Self { rows: rows_max.min(512), rows_max }
-    }
-
-    fn after(self, took: Duration) -> Self {
-        let rows = if took > Self::TOO_LONG {
-            (self.rows / 2).max(Self::ROWS_MIN)
-        } else if took < Self::TOO_SHORT {
-            self.rows.saturating_mul(2)
-        } else {
-            self.rows
-        };
-        Self { rows: rows.min(self.rows_max), ..self }
-    }
-}
-
-/// The pause after a step: as long as the step, so that others have half of the time.
-pub(crate) fn pause_after(took: Duration) -> Duration {
-    took.clamp(Duration::from_millis(5), Duration::from_secs(5))
-}
-
 /// The pause after a failed step, when so many before it failed too.
 fn retry_seconds(failures: u64) -> UnixSeconds {
     (2 << failures.min(16)).min(RETRY_SECONDS_MAX)
@@ -491,27 +459,6 @@ impl MetricSource for JobMetrics {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn the_size_of_a_step_follows_the_time_that_it_takes() {
-        let ms = Duration::from_millis;
-        let max = 4_096;
-        for (rows, took, next) in [
-            (512, ms(1), 1_024),
-            (512, ms(24), 1_024),
-            (512, ms(25), 512),
-            (512, ms(50), 512),
-            (512, ms(51), 256),
-            (4_096, ms(1), 4_096),
-            (100, ms(900), 64),
-            (64, ms(900), 64),
-        ] {
-            let size = StepSize { rows, rows_max: max }.after(took);
-            assert_eq!(size.rows, next, "{rows} rows took {took:?}");
-        }
-        assert_eq!(StepSize::new(2).rows, 2);
-        assert_eq!(StepSize::new(2).after(ms(900)).rows, 2, "never more than the most");
-    }
 
     #[test]
     fn retries_are_spaced_out_up_to_a_bound() {

@@ -22,6 +22,7 @@ mod listing;
 mod master_key;
 mod metrics;
 mod narinfo;
+mod pace;
 mod packer;
 mod read;
 mod rekey;

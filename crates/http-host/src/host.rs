@@ -54,26 +54,6 @@ const REFUSED_HEAD_TIMEOUT: Duration = Duration::from_secs(5);
 /// client that sends half a head delays the stop by `header_timeout`.
 const HEAD_WAIT_STOPPING: Duration = Duration::from_secs(5);
 
-/// The other end of the connection, as an extension of each request. A proxy in between hides the
-/// client's own address.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Peer {
-    /// An address.
-    Tcp(SocketAddr),
-    /// A program on this machine, through a Unix socket.
-    Unix,
-}
-
-impl Peer {
-    /// Whether it is on this machine.
-    pub fn is_local(&self) -> bool {
-        match self {
-            Self::Tcp(address) => address.ip().to_canonical().is_loopback(),
-            Self::Unix => true,
-        }
-    }
-}
-
 /// Limits of a host.
 #[derive(Debug, Clone)]
 pub struct HostSettings {

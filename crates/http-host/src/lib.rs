@@ -16,11 +16,13 @@
 mod brief;
 mod host;
 mod listener;
+mod peer;
 mod places;
 mod probes;
 mod socket;
 
 pub use brief::{FOREIGN_BYTES_MAX, brief};
-pub use host::{Error, HostSettings, Peer, REFUSED_MAX, Service, serve};
+pub use host::{Error, HostSettings, REFUSED_MAX, Service, serve};
 pub use listener::{ListenAddress, Listener, ParseAddressError, SocketFile};
+pub use peer::Peer;
 pub use probes::{CheckFuture, NotReady, Probe, Probes, text};

@@ -14,7 +14,7 @@ use std::task::{Context, Poll};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpListener, TcpStream, UnixListener, UnixStream};
 
-use crate::host::Peer;
+use crate::peer::Peer;
 
 /// Begins the text of a Unix socket's address.
 const UNIX_PREFIX: &str = "unix:";

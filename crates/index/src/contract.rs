@@ -554,13 +554,13 @@ pub trait CacheIndex: Send + Sync + std::fmt::Debug + 'static {
     /// not there; [`Error::CacheNotEmpty`](crate::Error::CacheNotEmpty) if the patch names another
     /// store folder and the cache has objects, whose names and holes are of the old folder.
     async fn update_cache(&self, cache: CacheId, patch: &CachePatch, at: UnixSeconds) -> Result<()>;
-    /// Deletes a cache, with an outbox row. At once its name is free, its keys are gone, no look-up
-    /// finds its objects, graces and aliases, and no commit adds any. The rows themselves stay
-    /// until the job that this opens has removed them
+    /// Deletes a cache, with an outbox row and an audit row that names `subject`. At once its name
+    /// is free, its keys are gone, no look-up finds its objects, graces and aliases, and no commit
+    /// adds any. The rows themselves stay until the job that this opens has removed them
     /// ([`JobKind::DeleteCache`](crate::JobKind::DeleteCache)), so the call takes as long for a
     /// large cache as for an empty one. Deleting a cache that does not exist is `Ok` and has no
     /// effect.
-    async fn delete_cache(&self, cache: CacheId, at: UnixSeconds) -> Result<()>;
+    async fn delete_cache(&self, cache: CacheId, subject: Option<&str>, at: UnixSeconds) -> Result<()>;
 }
 
 /// Chunks and packs.
@@ -717,7 +717,7 @@ pub struct AuditEntry {
     pub action: String,
     /// In which cache.
     pub cache: CacheId,
-    /// To which path.
+    /// To which path. `None`: to the cache.
     pub store_path_hash: Option<StorePathHash>,
 }
 

@@ -23,6 +23,7 @@ mod access;
 mod app;
 mod auth;
 mod body;
+mod body_memory;
 mod call;
 mod codec;
 mod conditions;

@@ -99,7 +99,7 @@ impl ServerSettings {
         let document_bytes_max = self.log_bytes_max.max(dormer_nix::BUILD_TRACE_BYTES_MAX);
         let body_bytes_max = self.json_bytes_max.max(self.narinfo_bytes_max).max(document_bytes_max) as u64;
         self.buffered_bytes_max as u64
-            + crate::handlers::small_body::handling_bytes(body_bytes_max)
+            + crate::body_memory::handling_bytes(body_bytes_max)
             + self.reencodings_max as u64 * REENCODING_BYTES
     }
 }

@@ -30,8 +30,12 @@ use crate::exchange::{Exchange, watched};
 use crate::failure::Attempt;
 use crate::limit::Limit;
 use crate::retry::{Retries, RetryPolicy};
-use crate::upload::PART_BYTES;
 use crate::{Error, Result};
+
+/// Bytes of a part, unless the object is so large that there would be too many parts. All parts but
+/// the last one are equal, as R2 demands. Larger objects than this are uploaded in parts, because
+/// one put holds the whole object in memory.
+pub(crate) const PART_BYTES: u64 = 16 * 1024 * 1024;
 
 /// How a store is called.
 #[derive(Debug, Clone, Default)]

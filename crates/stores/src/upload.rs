@@ -9,11 +9,6 @@ use crate::Result;
 use crate::exchange::watched;
 use crate::store::{FileKind, Store, Stored};
 
-/// Bytes of a part, unless the object is so large that there would be too many parts. All parts but
-/// the last one are equal, as R2 demands. Larger objects than this are uploaded in parts, because
-/// one put holds the whole object in memory.
-pub(crate) const PART_BYTES: u64 = 16 * 1024 * 1024;
-
 /// Stores take 10,000 parts.
 const PARTS_MAX: u64 = 9_000;
 

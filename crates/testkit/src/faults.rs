@@ -322,8 +322,8 @@ impl CacheIndex for FaultIndex {
     async fn update_cache(&self, cache: CacheId, patch: &CachePatch, at: UnixSeconds) -> Outcome<()> {
         write_step!(self, self.inner.update_cache(cache, patch, at))
     }
-    async fn delete_cache(&self, cache: CacheId, at: UnixSeconds) -> Outcome<()> {
-        write_step!(self, self.inner.delete_cache(cache, at))
+    async fn delete_cache(&self, cache: CacheId, subject: Option<&str>, at: UnixSeconds) -> Outcome<()> {
+        write_step!(self, self.inner.delete_cache(cache, subject, at))
     }
 }
 

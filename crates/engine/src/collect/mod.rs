@@ -38,7 +38,7 @@ pub(crate) use self::compact::COMPACTION_BYTES_MAX;
 pub use self::metrics::CollectMetrics;
 pub use self::plan::{CompactionTotals, PackTotals};
 use self::plan::{Live, Marks, PackLimits, PackVerdict, Rewrite, RewriteGroup, RewriteGroups, stray_seconds};
-use crate::jobs::pause_after;
+use crate::pace::pause_after;
 use crate::{Clock, Result};
 
 /// NARs in one page: a page of recipes is some 100 KiB.

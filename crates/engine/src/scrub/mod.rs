@@ -38,7 +38,7 @@ use serde::{Deserialize, Serialize};
 
 use self::check::{PackFindings, check_pack, decode_chunk};
 pub use self::metrics::ScrubMetrics;
-use crate::jobs::pause_after;
+use crate::pace::pause_after;
 use crate::read::windows;
 use crate::{Clock, Error, Result};
 

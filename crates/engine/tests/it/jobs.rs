@@ -179,7 +179,7 @@ async fn deleted_cache(
     let ingested = ingest(&engine, &nars[5]).await.expect("nothing crashes yet");
     engine.commit_alias(&main, ingested, "f.nar.xz", "xz").await.expect("nothing crashes yet");
     push(&engine, &other, &path(0), &nars[0]).await.expect("nothing crashes yet");
-    engine.delete_cache(&main).await.expect("nothing crashes yet");
+    engine.delete_cache(&main, None).await.expect("nothing crashes yet");
     (index, engine, nars)
 }
 

@@ -93,7 +93,7 @@ async fn changes_show_at_the_other_replica(transaction_pooler: bool) {
         .expect("the index answers");
     becomes("removed", async || narinfo(&b, &path(1)).await.is_none()).await;
 
-    a.delete_cache(main_of(&a).await.as_ref()).await.expect("the index answers");
+    a.delete_cache(main_of(&a).await.as_ref(), None).await.expect("the index answers");
     becomes("deleted", async || b.find_cache("main").await.expect("the index answers").is_none()).await;
 }
 

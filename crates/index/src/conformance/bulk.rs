@@ -170,7 +170,7 @@ async fn a_deleted_cache_goes_in_steps_beside_writes<D: Dialect>(
     cache: CacheId,
     count: u64,
 ) -> Result<()> {
-    in_time("deleting the cache", index.delete_cache(cache, NOW)).await?;
+    in_time("deleting the cache", index.delete_cache(cache, None, NOW)).await?;
     let totals = in_time("counting", index.cache_totals(cache)).await?;
     assert_eq!(totals, CacheTotals::default(), "no look-up finds what the job has not removed yet");
     let clock = Instant::now();

@@ -102,7 +102,7 @@ pub(super) async fn a_name_is_taken_until_its_cache_is_deleted(index: Subject) -
     let taken = cache(&index, "main").await;
     assert!(matches!(&taken, Err(Error::CacheExists { name }) if name == "main"), "{taken:?}");
     assert_eq!(index.find_cache("main").await?.expect("the first").keys.len(), 1);
-    index.delete_cache(first, NOW).await?;
+    index.delete_cache(first, None, NOW).await?;
     assert_eq!(index.find_cache("main").await?, None);
     assert_eq!(index.list_caches().await?, []);
     let second = cache(&index, "main").await?;
@@ -218,13 +218,13 @@ pub(super) async fn a_cache_with_all_its_keys_forgets_the_oldest(index: Subject)
 
 pub(super) async fn a_cache_that_is_gone_takes_no_change(index: Subject) -> Result<()> {
     let gone = cache(&index, "main").await?;
-    index.delete_cache(gone, NOW).await?;
+    index.delete_cache(gone, None, NOW).await?;
     let written = outbox(&index).await?.len();
     for id in [gone, CacheId(9999)] {
         let patch =
             CachePatch { is_public: Some(true), replace_keys: Some(key("k")), ..CachePatch::default() };
         assert!(matches!(index.update_cache(id, &patch, NOW).await, Err(Error::CacheGone)));
-        index.delete_cache(id, NOW).await?;
+        index.delete_cache(id, None, NOW).await?;
     }
     assert_eq!(outbox(&index).await?.len(), written, "nothing changed");
     Ok(())
@@ -259,7 +259,7 @@ pub(super) async fn deleting_a_cache_takes_its_contents(index: Subject) -> Resul
     push(&index, id, 3, alias("f.nar.xz")).await?;
     commit(&index, other, NarSource::Known(nar), CommitTarget::Object(object(1))).await?;
 
-    index.delete_cache(id, NOW).await?;
+    index.delete_cache(id, None, NOW).await?;
     assert_eq!(index.find_object(id, &path_hash(1)).await?, None);
     assert_eq!(index.present_objects(id, &[path_hash(1)]).await?, []);
     for number in 1..=3 {
@@ -275,7 +275,7 @@ pub(super) async fn deleting_a_cache_takes_its_contents(index: Subject) -> Resul
 pub(super) async fn a_cache_created_again_is_empty(index: Subject) -> Result<()> {
     let first = cache(&index, "main").await?;
     let nar = push_object(&index, first, 1).await?;
-    index.delete_cache(first, NOW).await?;
+    index.delete_cache(first, None, NOW).await?;
     let second = cache(&index, "main").await?;
     assert_eq!(index.find_object(second, &path_hash(1)).await?, None);
     commit(&index, second, NarSource::Known(nar), CommitTarget::Object(object(1))).await?;
@@ -304,7 +304,7 @@ pub(super) async fn visibilities_outlive_their_caches(index: Subject) -> Result<
     let public = CachePatch { is_public: Some(true), ..CachePatch::default() };
     let shown = cache(&index, "shown").await?;
     index.update_cache(shown, &public, NOW).await?;
-    index.delete_cache(gone, NOW).await?;
+    index.delete_cache(gone, None, NOW).await?;
     let again = cache(&index, "gone").await?;
     let visibility = |name: &str, is_public| CacheVisibility { name: name.to_owned(), is_public };
     assert_eq!(index.list_visibilities().await?, [visibility("gone", false), visibility("shown", true)]);
@@ -318,7 +318,7 @@ pub(super) async fn changes_of_a_cache_are_in_the_outbox(index: Subject) -> Resu
     let id = cache(&index, "main").await?;
     let patch = CachePatch { priority: Some(1), ..CachePatch::default() };
     index.update_cache(id, &patch, NOW + 1).await?;
-    index.delete_cache(id, NOW + 2).await?;
+    index.delete_cache(id, None, NOW + 2).await?;
     let rows = outbox(&index).await?;
     let rows: Vec<_> = rows.iter().map(|row| (row.cache, row.store_path_hash, row.at)).collect();
     assert_eq!(rows, [(id, None, NOW + 1), (id, None, NOW + 2)]);

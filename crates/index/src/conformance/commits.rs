@@ -94,7 +94,7 @@ pub(super) async fn a_nar_that_is_gone_or_damaged_cannot_be_named(index: Subject
 pub(super) async fn a_deleted_cache_takes_no_commit(index: Subject) -> Result<()> {
     let (gone, other) = (cache(&index, "gone").await?, cache(&index, "other").await?);
     let nar = push_object(&index, other, 1).await?;
-    index.delete_cache(gone, NOW).await?;
+    index.delete_cache(gone, None, NOW).await?;
     let rows = rows_of(&index, 2).await?;
     for source in [NarSource::Known(nar), source(new_nar(2, &rows))] {
         for target in [CommitTarget::Object(object(2)), alias("f")] {

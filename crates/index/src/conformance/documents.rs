@@ -72,7 +72,7 @@ pub(super) async fn a_deleted_cache_has_and_takes_no_document(index: Subject) ->
     let main = cache(&index, "main").await?;
     index.put_document(main, &log(1, b"x"), NOW).await?;
     index.merge_trace(main, &trace(1, 2, &[]), &[], NOW).await?;
-    index.delete_cache(main, NOW).await?;
+    index.delete_cache(main, None, NOW).await?;
     assert_eq!((find_log(&index, main, 1).await?, find_trace(&index, main, 1).await?), (None, None));
     assert!(matches!(index.put_document(main, &log(2, b"x"), NOW).await, Err(Error::CacheGone)));
     let merged = index.merge_trace(main, &trace(1, 2, &["a"]), &[], NOW).await;

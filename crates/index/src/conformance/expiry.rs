@@ -115,7 +115,7 @@ pub(super) async fn a_cache_that_keeps_everything_has_no_job(both: Both) -> Resu
     assert_eq!(both.jobs.open_expire_jobs(&weekly, now + 5, now - 1).await?, 0, "it has just ended");
     assert_eq!(both.jobs.open_expire_jobs(&weekly, now + HOUR, now).await?, 1);
     let lease = both.take(now + HOUR).await?.expect("it was opened");
-    both.index.delete_cache(main, now).await?;
+    both.index.delete_cache(main, None, now).await?;
     let step = both.jobs.expire_cache_step(&lease, &weekly, 10, now, now + 60).await?;
     assert!(step.is_last && step.rows == 0, "the cache went meanwhile");
     Ok(())
@@ -426,7 +426,7 @@ pub(super) async fn pins_come_by_name_and_the_newest_stay(both: Both) -> Result<
     assert_eq!(index.remove_pins(main, "b", Some(&path_hash(4))).await?, 1);
     assert_eq!(hashes(&index.list_pins(main, None, NOW + 9, 10).await?), sorted(&[2]));
     assert_eq!(index.list_pins(other, None, NOW, 10).await?.len(), 1);
-    index.delete_cache(other, NOW).await?;
+    index.delete_cache(other, None, NOW).await?;
     let gone = index.add_pin(other, &pin("b", 1, NOW, None), None).await;
     assert!(matches!(gone, Err(Error::CacheGone)), "{gone:?}");
     Ok(())
@@ -475,7 +475,7 @@ pub(super) async fn objects_are_listed_in_every_order(both: Both) -> Result<()> 
         let second = listed.iter().find(|object| object.path == path(2)).expect("it is listed");
         assert_eq!((second.nar_size, second.created_at, second.last_used_at), (10_002, NOW, NOW + 9));
     }
-    both.index.delete_cache(main, NOW).await?;
+    both.index.delete_cache(main, None, NOW).await?;
     assert_eq!(both.index.list_objects(main, ObjectOrder::Age, None, 3).await?, []);
     Ok(())
 }
@@ -498,6 +498,15 @@ pub(super) async fn a_removal_by_hand_is_in_the_audit(both: Both) -> Result<()> 
             == ("remove path", main, Some(path_hash(2)))
     }));
     assert_eq!(both.index.audit_after(audit[0].number, 1).await?, audit[1..]);
+
+    both.index.delete_cache(main, Some("bob"), NOW + 3).await?;
+    both.index.delete_cache(main, None, NOW + 4).await?;
+    let deleted = both.index.audit_after(audit[1].number, 10).await?;
+    let seen: Vec<_> = deleted
+        .iter()
+        .map(|entry| (entry.action.as_str(), entry.cache, entry.subject.as_deref(), entry.store_path_hash))
+        .collect();
+    assert_eq!(seen, [("delete cache", main, Some("bob"), None)], "once, and it outlives the cache");
     Ok(())
 }
 

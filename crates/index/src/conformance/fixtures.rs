@@ -195,7 +195,7 @@ pub(super) async fn outbox(index: &Subject) -> Result<Vec<OutboxRow>> {
     let mark = cache(index, "mark-in-the-outbox").await?;
     let patch = CachePatch { priority: Some(0), ..CachePatch::default() };
     index.update_cache(mark, &patch, MARK_TIME).await?;
-    index.delete_cache(mark, MARK_TIME).await?;
+    index.delete_cache(mark, None, MARK_TIME).await?;
     for _ in 0..1000 {
         let mut rows = index.outbox_after(OutboxPosition::START, 1000).await?;
         if rows.iter().any(|row| row.cache == mark) {

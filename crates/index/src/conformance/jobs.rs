@@ -64,7 +64,7 @@ impl Both {
                 NewDocument { name, owner: path_hash(number), size: 1, encoding: None, body: vec![0] };
             self.index.put_document(id, &document, NOW).await?;
         }
-        self.index.delete_cache(id, NOW).await?;
+        self.index.delete_cache(id, None, NOW).await?;
         Ok(id)
     }
 }
@@ -85,8 +85,8 @@ pub(super) async fn a_job_is_opened_once(both: Both) -> Result<()> {
     ];
     assert!(others.iter().all(|other| *other > first), "{others:?}");
     assert_eq!(note(Some(id), None).await?, others[0]);
-    both.index.delete_cache(id, NOW + 5).await?;
-    both.index.delete_cache(id, NOW + 6).await?;
+    both.index.delete_cache(id, None, NOW + 5).await?;
+    both.index.delete_cache(id, None, NOW + 6).await?;
     let jobs = both.jobs.list_jobs(None, 10).await?;
     assert_eq!(jobs.len(), 5);
     let last = &jobs[4];
@@ -123,7 +123,7 @@ pub(super) async fn a_job_has_one_holder_at_a_time(both: Both) -> Result<()> {
 pub(super) async fn racing_processes_never_share_a_lease(both: Both) -> Result<()> {
     for name in ["a", "b", "c"] {
         let id = cache(&both.index, name).await?;
-        both.index.delete_cache(id, NOW).await?;
+        both.index.delete_cache(id, None, NOW).await?;
     }
     let mut tasks = tokio::task::JoinSet::new();
     for _ in 0..8 {

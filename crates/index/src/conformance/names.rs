@@ -45,7 +45,7 @@ pub(super) async fn the_caches_of_a_nar_are_those_that_name_it(index: Subject) -
     let gone = cache(&index, "gone").await?;
     commit(&index, gone, NarSource::Known(nar), CommitTarget::Object(object(1))).await?;
     assert_eq!(names(NOW).await?, ["alias", "gone", "grace", "object"]);
-    index.delete_cache(gone, NOW).await?;
+    index.delete_cache(gone, None, NOW).await?;
     assert_eq!(names(NOW + 101).await?, ["alias", "object"]);
     let patch = crate::CachePatch { is_public: Some(true), ..crate::CachePatch::default() };
     index.update_cache(aliased, &patch, NOW).await?;

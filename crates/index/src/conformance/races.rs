@@ -120,7 +120,7 @@ pub(super) async fn commits_racing_a_deletion_leave_nothing(index: Subject) -> R
         let index = Arc::clone(&index);
         async move { push_object(&index, id, number).await }
     }));
-    let (deleted, outcomes) = tokio::join!(index.delete_cache(id, NOW), pushes);
+    let (deleted, outcomes) = tokio::join!(index.delete_cache(id, None, NOW), pushes);
     deleted?;
     assert!(outcomes.iter().all(|outcome| matches!(outcome, Ok(_) | Err(Error::CacheGone))), "{outcomes:?}");
     for number in 0..20 {

@@ -62,7 +62,7 @@ pub(super) async fn what_one_writes_the_other_reads_at_once(a: Subject, b: Subje
         assert_eq!(reader.present_objects(id, &[path_hash(number)]).await?.len(), 1);
     }
     assert!(matches!(cache(&b, "main").await, Err(Error::CacheExists { .. })));
-    b.delete_cache(id, NOW).await?;
+    b.delete_cache(id, None, NOW).await?;
     assert_eq!(a.find_cache("main").await?, None);
     assert!(matches!(push_object(&a, id, 50).await, Err(Error::CacheGone)));
     Ok(())
@@ -95,7 +95,7 @@ pub(super) async fn changes_are_told_to_the_other(a: Subject, b: Subject) -> Res
     hears(&mut changes, Change::Everything).await;
     a.update_cache(id, &CachePatch::default(), NOW).await?;
     hears(&mut changes, Change::Cache(id)).await;
-    a.delete_cache(id, NOW).await?;
+    a.delete_cache(id, None, NOW).await?;
     hears(&mut changes, Change::Cache(id)).await;
     Ok(())
 }

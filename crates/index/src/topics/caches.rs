@@ -3,6 +3,7 @@
 use async_trait::async_trait;
 
 use super::outbox;
+use super::retention::ADD_AUDIT;
 use super::settings::check_master_key;
 use crate::changes::Change;
 use crate::columns::signed;
@@ -11,7 +12,9 @@ use crate::contract::{
     NewCache, UnixSeconds,
 };
 use crate::rows::{Row as _, names_column, read_caches, read_totals, read_visibilities};
-use crate::sql::Argument::{Bytes, Flag, Number, OptionalFlag, OptionalNumber, OptionalText, Text};
+use crate::sql::Argument::{
+    Bytes, Flag, Number, OptionalBytes, OptionalFlag, OptionalNumber, OptionalText, Text,
+};
 use crate::sql::{Sql, Transaction, both};
 use crate::sql_index::{Dialect, Lock, SqlIndex, Write};
 use crate::{Error, JobKind, Result, jobs};
@@ -237,12 +240,15 @@ impl<D: Dialect> CacheIndex for SqlIndex<D> {
         .await
     }
 
-    async fn delete_cache(&self, cache: CacheId, at: UnixSeconds) -> Result<()> {
+    async fn delete_cache(&self, cache: CacheId, subject: Option<&str>, at: UnixSeconds) -> Result<()> {
         let write = Write::from("delete a cache");
+        let entry =
+            [Number(at), OptionalText(subject), Text("delete cache"), Number(cache.0), OptionalBytes(None)];
         self.write(write.with_locks(&[Lock::Cache(cache.0)]), async |mut tx| {
             if tx.run(DELETE_CACHE, &[Number(cache.0), Number(at)]).await? == 0 {
                 return Ok(());
             }
+            tx.run(ADD_AUDIT, &entry).await?;
             tx.run(DELETE_KEYS, &[Number(cache.0)]).await?;
             jobs::work::open_job(&mut tx, JobKind::DeleteCache, Some(cache), None, at).await?;
             outbox::note_change(&mut tx, cache, None, at).await?;

@@ -75,7 +75,7 @@ pub(crate) const NOTE_PURGES: Sql = both!(
 );
 const COUNT_PURGES: Sql = both!("SELECT count(*), count(*) - count(tried_at) FROM purges WHERE cache = $1");
 
-const ADD_AUDIT: Sql =
+pub(super) const ADD_AUDIT: Sql =
     both!("INSERT INTO audit (at, subject, action, cache, hash) VALUES ($1, $2, $3, $4, $5)");
 const AUDIT_AFTER: Sql = both!(
     "SELECT number, at, subject, action, cache, hash FROM audit WHERE number > $1 ORDER BY number LIMIT $2"

@@ -296,7 +296,7 @@ async fn a_deleted_cache_leaves_nothing_and_its_name_can_be_used_again() {
     lab.push(1, 1, &[]).await;
     lab.push(2, 2, &[1]).await;
     lab.publish().await.unwrap();
-    lab.engine.delete_cache(&lab.cache).await.unwrap();
+    lab.engine.delete_cache(&lab.cache, None).await.unwrap();
     let next = create_cache(&lab.engine, "main", true).await;
     let mut lab = lab;
     lab.cache = next;

@@ -13,6 +13,7 @@ use http::{Response, StatusCode};
 
 use crate::app::{App, BufferShare};
 use crate::body::{self, Body};
+use crate::body_memory::COPIES;
 use crate::call::Call;
 use crate::codec::Compression;
 use crate::failure::Failure;
@@ -156,7 +157,9 @@ pub(crate) async fn destroy_cache(
     name: &CacheName,
 ) -> Result<Response<Body>, Failure> {
     let cache = app.open_current_cache(call, name, Permission::DestroyCache).await?;
-    app.engine.delete_cache(&cache).await?;
+    let claims = app.claims(call);
+    let subject = claims.as_ref().and_then(|claims| claims.sub.as_deref());
+    app.engine.delete_cache(&cache, subject).await?;
     tracing::info!(cache.name = %name, "destroyed a cache");
     Ok(body::empty())
 }
@@ -229,7 +232,7 @@ struct StorePathUpload<'a> {
 
 impl<'a> StorePathUpload<'a> {
     async fn begin(app: &'a App, call: &Call, body: &'a mut RequestBody) -> Result<Self, Failure> {
-        let metadata_bytes = |json_bytes: usize| small_body::COPIES * json_bytes as u64;
+        let metadata_bytes = |json_bytes: usize| COPIES * json_bytes as u64;
         let max = app.settings.nar_info_preamble_bytes_max;
         let too_long = || Failure::TooLong { what: "the metadata", max: max as u64 };
         let either = |ours, of_celler| call.headers().get(ours).or_else(|| call.headers().get(of_celler));

@@ -9,25 +9,12 @@ use http::header::CONTENT_ENCODING;
 use serde::de::DeserializeOwned;
 
 use crate::app::{App, BufferShare};
+use crate::body_memory::{CONTENT_DECODER_BYTES_MAX, COPIES};
 use crate::call::Call;
 use crate::codec::{Compression, WindowTooLarge};
 use crate::decoder::Input;
 use crate::failure::Failure;
 use crate::request_body::{BodyError, RequestBody};
-
-/// Most memory for decoding a `Content-Encoding`, in bytes: more than any encoder's default needs.
-pub(crate) const CONTENT_DECODER_BYTES_MAX: u64 = 16 * 1024 * 1024;
-
-/// Memory that acting on a body takes, in its own length: the body, what is read from it, and what
-/// is answered.
-pub(crate) const COPIES: u64 = 4;
-
-/// Most memory that one body of this length takes: while it is decoded, or while it is acted on.
-/// One body at a time may take it beside the budget ([`crate::shares`], the last resort).
-pub(crate) const fn handling_bytes(body_bytes: u64) -> u64 {
-    let (decoding, acting) = (2 * body_bytes + CONTENT_DECODER_BYTES_MAX, COPIES * body_bytes);
-    if decoding > acting { decoding } else { acting }
-}
 
 /// How long a body that is read whole, or the metadata before a NAR, may take to come: 4 MiB over
 /// half a Mbit/s.

@@ -575,13 +575,13 @@ async fn waiting_for_a_lock_ends() {
     let short = PostgresOptions { lock_timeout: Duration::from_millis(100), ..options() };
     let hasty = PostgresIndex::open(&url, short).await.unwrap();
     let held = index.session(Access::Write(&[Lock::Cache(cache.0)])).await;
-    let waited = hasty.delete_cache(cache, NOW).await;
+    let waited = hasty.delete_cache(cache, None, NOW).await;
     assert!(matches!(waited, Err(Error::Unavailable { .. })), "{waited:?}");
     let waited = push(&hasty, cache).await;
     assert!(matches!(waited, Err(Error::Unavailable { .. })), "{waited:?}");
     drop(held);
     push(&index, cache).await.unwrap();
-    hasty.delete_cache(cache, NOW).await.unwrap();
+    hasty.delete_cache(cache, None, NOW).await.unwrap();
 }
 
 /// A session that is dropped in the middle of its transaction leaves nothing behind, and its

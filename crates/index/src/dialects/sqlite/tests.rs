@@ -182,7 +182,7 @@ async fn the_last_step_and_the_end_of_its_job_are_one_transaction() {
         .commit_nar(&NarCommit { cache, nar, target, at: NOW, grace_seconds: 60, known_keys: Vec::new() })
         .await
         .unwrap();
-    index.delete_cache(cache, NOW).await.unwrap();
+    index.delete_cache(cache, None, NOW).await.unwrap();
     let lease = index.lease_job(JobKind::DeleteCache, "a", NOW, NOW + 60).await.unwrap().unwrap();
     let step = || index.delete_cache_step(&lease, 10, NOW, NOW + 60);
     let document = "INSERT INTO documents (cache, kind, owner, written_at, size, digest, name, body)

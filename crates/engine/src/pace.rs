@@ -1,0 +1,62 @@
+//! How much work over a whole cache does at once, and how long it then leaves the index to others.
+
+use std::time::Duration;
+
+/// How many rows a step changes, so that it takes some 50 ms.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct StepSize {
+    pub(crate) rows: u32,
+    rows_max: u32,
+}
+
+impl StepSize {
+    const ROWS_MIN: u32 = 64;
+    const TOO_SHORT: Duration = Duration::from_millis(25);
+    const TOO_LONG: Duration = Duration::from_millis(50);
+
+    pub(crate) fn new(rows_max: u32) -> Self {
+        Self { rows: rows_max.min(512), rows_max }
+    }
+
+    pub(crate) fn after(self, took: Duration) -> Self {
+        let rows = if took > Self::TOO_LONG {
+            (self.rows / 2).max(Self::ROWS_MIN)
+        } else if took < Self::TOO_SHORT {
+            self.rows.saturating_mul(2)
+        } else {
+            self.rows
+        };
+        Self { rows: rows.min(self.rows_max), ..self }
+    }
+}
+
+/// The pause after a step: as long as the step, so that others have half of the time.
+pub(crate) fn pause_after(took: Duration) -> Duration {
+    took.clamp(Duration::from_millis(5), Duration::from_secs(5))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_size_of_a_step_follows_the_time_that_it_takes() {
+        let ms = Duration::from_millis;
+        let max = 4_096;
+        for (rows, took, next) in [
+            (512, ms(1), 1_024),
+            (512, ms(24), 1_024),
+            (512, ms(25), 512),
+            (512, ms(50), 512),
+            (512, ms(51), 256),
+            (4_096, ms(1), 4_096),
+            (100, ms(900), 64),
+            (64, ms(900), 64),
+        ] {
+            let size = StepSize { rows, rows_max: max }.after(took);
+            assert_eq!(size.rows, next, "{rows} rows took {took:?}");
+        }
+        assert_eq!(StepSize::new(2).rows, 2);
+        assert_eq!(StepSize::new(2).after(ms(900)).rows, 2, "never more than the most");
+    }
+}
