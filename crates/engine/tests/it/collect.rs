@@ -6,7 +6,9 @@ use std::sync::Arc;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicI64, Ordering};
 
-use crate::common::{Installation, create_main, decompress, hash_of, ingest, path, push, served, settings};
+use crate::common::{
+    Installation, create_main, decompress, hash_of, ingest, new_database, path, push, served, settings,
+};
 use dormer_blobs::{BlobKey, Blobs};
 use dormer_engine::{
     Clock, CollectSettings, CollectionReport, Collector, CompactionTotals, Engine, EngineSettings,
@@ -18,7 +20,6 @@ use dormer_index::{
     SqliteIndex, UnixSeconds,
 };
 use dormer_nix::NarHash;
-use dormer_testkit::services::Postgres;
 use dormer_testkit::{
     FaultBlobs, FaultCollect, Faults, Lie, Random, Violation, check_invariants, find_leaks, object_for,
     package_nar, rebuilt,
@@ -74,8 +75,8 @@ pub(crate) struct Lab {
 }
 
 impl Lab {
-    pub(crate) fn new(on_postgres: bool) -> Self {
-        let postgres = on_postgres.then(|| Postgres::shared().create_database());
+    pub(crate) async fn new(on_postgres: bool) -> Self {
+        let postgres = new_database(on_postgres).await;
         let clock = Arc::new(TestClock(AtomicI64::new(1_800_000_000)));
         Self { installation: Installation::new(), postgres, clock }
     }
@@ -218,7 +219,7 @@ pub(crate) fn nars() -> [Vec<u8>; 3] {
 }
 
 async fn frees_what_nothing_names(on_postgres: bool) {
-    let lab = Lab::new(on_postgres);
+    let lab = Lab::new(on_postgres).await;
     let process = lab.open().await;
     let cache = create_main(&process.engine).await;
     let [first, second, third] = nars();
@@ -297,7 +298,7 @@ async fn what_nothing_names_is_freed_on_postgresql() {
 #[tokio::test]
 async fn a_large_listing_stays_and_goes_with_its_nar() {
     use dormer_nix::nar::{Node, encode_tree};
-    let lab = Lab::new(false);
+    let lab = Lab::new(false).await;
     let process = lab.open().await;
     let cache = create_main(&process.engine).await;
     let file = |n: u32| (format!("{n:0>64}").into_bytes(), Node::file(Vec::new()));
@@ -319,7 +320,7 @@ async fn a_large_listing_stays_and_goes_with_its_nar() {
 /// another database's: they stay.
 #[tokio::test]
 async fn packs_without_a_row_are_found_and_removed() {
-    let lab = Lab::new(false);
+    let lab = Lab::new(false).await;
     let process = lab.open().await;
     let put = async |number: u8| {
         let key = BlobKey::Pack(PackId::from_bytes([number; 16]));
@@ -342,7 +343,7 @@ async fn packs_without_a_row_are_found_and_removed() {
 
 #[tokio::test]
 async fn a_store_full_of_unknown_packs_is_left_alone() {
-    let lab = Lab::new(false);
+    let lab = Lab::new(false).await;
     let process = lab.open().await;
     lab.collect(&process).await;
     for number in 0..101_u8 {
@@ -357,7 +358,7 @@ async fn a_store_full_of_unknown_packs_is_left_alone() {
 /// A store that does not delete keeps its packs on the list.
 #[tokio::test]
 async fn a_pack_that_cannot_be_deleted_is_tried_again() {
-    let lab = Lab::new(false);
+    let lab = Lab::new(false).await;
     let process = lab.open().await;
     let cache = create_main(&process.engine).await;
     let [first, ..] = nars();
@@ -426,7 +427,7 @@ async fn survives_a_crash_at_any_step(on_postgres: bool, kept: &[bool]) {
     for &effect_kept in kept {
         for step in 0.. {
             let when = format!("after a crash at step {step}, effect kept: {effect_kept}");
-            let lab = Lab::new(on_postgres);
+            let lab = Lab::new(on_postgres).await;
             let alive = prepare(&lab).await;
             let hashes: Vec<NarHash> = alive.iter().map(|nar| hash_of(nar)).collect();
             let faults = Faults::crash_at(step, effect_kept);
@@ -482,7 +483,7 @@ async fn a_crash_at_any_step_of_a_collection_is_survived_on_postgresql() {
 async fn an_object_deleted_before_its_row_is_caught() {
     let mut caught = Vec::new();
     for step in 0..40 {
-        let lab = Lab::new(false);
+        let lab = Lab::new(false).await;
         let alive = prepare(&lab).await;
         let hashes: Vec<NarHash> = alive.iter().map(|nar| hash_of(nar)).collect();
         let faults = Faults::crash_at_with(step, false, Lie::ObjectBeforeRow);
@@ -499,7 +500,7 @@ async fn an_object_deleted_before_its_row_is_caught() {
 
 #[tokio::test]
 async fn graces_that_are_forgotten_as_roots_are_caught() {
-    let lab = Lab::new(false);
+    let lab = Lab::new(false).await;
     let alive = prepare(&lab).await;
     let hashes: Vec<NarHash> = alive.iter().map(|nar| hash_of(nar)).collect();
     let faults = Faults::crash_at_with(NEVER, false, Lie::GracesForgotten);
@@ -514,7 +515,7 @@ async fn graces_that_are_forgotten_as_roots_are_caught() {
 /// The collector's compaction: what is less than half alive is rewritten, with the plan's cost;
 /// nothing changes for readers.
 async fn rewrites_half_dead_packs(on_postgres: bool) {
-    let lab = Lab::new(on_postgres);
+    let lab = Lab::new(on_postgres).await;
     let process = lab.open().await;
     let cache = create_main(&process.engine).await;
     let [first, ..] = nars();
@@ -581,7 +582,7 @@ async fn packs_that_are_less_than_half_alive_are_rewritten_on_postgresql() {
 /// Eight small packs become one; seven wait.
 #[tokio::test]
 async fn small_packs_are_merged() {
-    let lab = Lab::new(false);
+    let lab = Lab::new(false).await;
     let process = lab.open().await;
     let cache = create_main(&process.engine).await;
     let nars: Vec<Vec<u8>> = (0..8).map(|seed| package_nar(&mut Random::new(seed), 5_000, &[])).collect();
@@ -609,7 +610,7 @@ async fn small_packs_are_merged() {
 /// A chunk whose bytes are gone is marked, and the others move. The next push heals it.
 #[tokio::test]
 async fn a_compaction_leaves_damaged_chunks_for_the_next_push() {
-    let lab = Lab::new(false);
+    let lab = Lab::new(false).await;
     let process = lab.open().await;
     let cache = create_main(&process.engine).await;
     let [first, ..] = nars();
@@ -653,7 +654,7 @@ fn rebuilt_tail(nar: &[u8]) -> Vec<u8> {
 /// What is done to the chunks of a compaction, before one of its calls: a read finds them damaged,
 /// and a push heals them with other bytes.
 async fn heals_before(at: u64, faults: &Arc<Faults>) -> Option<Vec<Violation>> {
-    let lab = Lab::new(false);
+    let lab = Lab::new(false).await;
     let process = lab.open().await;
     let cache = create_main(&process.engine).await;
     let [first, ..] = nars();
@@ -731,7 +732,7 @@ async fn a_compaction_that_moves_changed_chunks_is_caught() {
 async fn two_collectors_at_once_lose_nothing() {
     for at in (0..).step_by(if is_long() { 1 } else { 3 }) {
         let when = format!("a collection before call {at}");
-        let lab = Lab::new(false);
+        let lab = Lab::new(false).await;
         let alive = prepare(&lab).await;
         let hashes: Vec<NarHash> = alive.iter().map(|nar| hash_of(nar)).collect();
         let process = lab.open().await;
@@ -821,7 +822,7 @@ async fn race(
     races: &mut Races,
 ) -> Option<()> {
     let when = format!("{racer:?} before call {at}");
-    let lab = Lab::new(on_postgres);
+    let lab = Lab::new(on_postgres).await;
     let process = lab.open().await;
     let cache = create_main(&process.engine).await;
     let [first, _, third] = nars();
@@ -988,7 +989,7 @@ async fn a_collector_that_skips_the_stamps_is_caught() {
 /// The runner opens collections when they are due; of two runners, one runs each.
 #[tokio::test]
 async fn a_collection_runs_at_its_interval_and_once() {
-    let lab = Lab::new(false);
+    let lab = Lab::new(false).await;
     let process = lab.open().await;
     let runner = || {
         let collector =
@@ -1059,7 +1060,7 @@ fn event() -> impl Strategy<Value = Event> {
 }
 
 async fn live_through(events: &[Event]) {
-    let lab = Lab::new(false);
+    let lab = Lab::new(false).await;
     let [first, second, third] = nars();
     let fourth = rebuilt(&first, &path(100), &path(102));
     let nars = [first, second, third, fourth, beginning()];

@@ -54,7 +54,7 @@ async fn stored_bytes(blobs: &dyn Blobs) -> u64 {
 
 #[tokio::test]
 async fn deleting_everything_costs_one_request_for_each_pack() {
-    let lab = Lab::new(false);
+    let lab = Lab::new(false).await;
     let process = lab.open().await;
     let cache = create_main(&process.engine).await;
     for number in 0..20 {
@@ -95,7 +95,7 @@ async fn rebuilds(new_packages: u8) -> (u64, u64) {
         (0..PACKAGES).map(package).collect()
     };
     let place = |number: u8, package: usize| path(number * PACKAGES + u8::try_from(package).expect("few"));
-    let lab = Lab::new(false);
+    let lab = Lab::new(false).await;
     let process = lab.open().await;
     let cache = create_main(&process.engine).await;
     for number in 0..=10 {
@@ -115,7 +115,7 @@ async fn rebuilds(new_packages: u8) -> (u64, u64) {
     }
     let bytes = stored_bytes(&*lab.installation.blobs).await;
 
-    let fresh = Lab::new(false);
+    let fresh = Lab::new(false).await;
     let alone = fresh.open().await;
     let only = create_main(&alone.engine).await;
     for number in 9..=10 {

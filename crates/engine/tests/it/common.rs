@@ -11,7 +11,8 @@ use dormer_engine::{
 };
 use dormer_index::{Cache, Index, NarKey, SqliteIndex, SqliteOptions};
 use dormer_nix::{NarHash, NarHasher, StorePath};
-use dormer_testkit::object_for;
+use dormer_testkit::services::Postgres;
+use dormer_testkit::{create_postgres_index, object_for, place_sqlite_index};
 use futures::TryStreamExt;
 use tempfile::TempDir;
 
@@ -29,6 +30,7 @@ impl Installation {
 
     pub(crate) async fn index(&self) -> SqliteIndex {
         let path = self.folder.path().join("index.sqlite");
+        place_sqlite_index(&path).await;
         // The process before may still be going: its packing task ends a moment after its last
         // handle.
         for _ in 0..1_000 {
@@ -43,6 +45,11 @@ impl Installation {
     pub(crate) async fn engine(&self) -> Engine {
         engine_over(Arc::new(self.index().await), Arc::clone(&self.blobs), settings())
     }
+}
+
+/// The URL of a new index on PostgreSQL, if it is wanted.
+pub(crate) async fn new_database(on_postgres: bool) -> Option<String> {
+    if on_postgres { Some(create_postgres_index(Postgres::shared()).await) } else { None }
 }
 
 /// Small chunks, so that small NARs have many.

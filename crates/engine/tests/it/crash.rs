@@ -9,14 +9,13 @@ use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 
 use crate::common::{
-    Installation, create_main, decompress, engine_over, hash_of, ingest, listing, path, push, served,
-    settings,
+    Installation, create_main, decompress, engine_over, hash_of, ingest, listing, new_database, path, push,
+    served, settings,
 };
 use dormer_engine::{Engine, Result};
 use dormer_index::{Audit, Cache, CommitOutcome, Index, PostgresIndex, PostgresOptions};
 use dormer_nix::nar::{NarLimits, NarReader, Node, encode_tree};
 use dormer_nix::{NarHash, StorePath};
-use dormer_testkit::services::Postgres;
 use dormer_testkit::{
     FaultBlobs, FaultIndex, Faults, Lie, Random, Violation, check_invariants, object_for, package_nar,
     rebuilt,
@@ -167,8 +166,8 @@ struct Site {
 }
 
 impl Site {
-    fn new(on_postgres: bool) -> Self {
-        let postgres = on_postgres.then(|| Postgres::shared().create_database());
+    async fn new(on_postgres: bool) -> Self {
+        let postgres = new_database(on_postgres).await;
         Self { installation: Installation::new(), postgres }
     }
 
@@ -259,7 +258,7 @@ async fn is_as_told(engine: &Engine, told: &[(Told, Result<()>)], when: &str) {
 async fn holds_at_every_step(story: Story, steps_min: u64, on_postgres: bool) {
     for effect_kept in [false, true] {
         for step in 0.. {
-            let site = Site::new(on_postgres);
+            let site = Site::new(on_postgres).await;
             let faults = Faults::crash_at(step, effect_kept);
             let told = site.tell(story, &faults).await;
             let when = format!("after a crash at step {step}, effect kept: {effect_kept}");
@@ -326,7 +325,7 @@ async fn is_caught(lie: Lie, invariant: u8) {
     let mut caught = Vec::new();
     for effect_kept in [false, true] {
         for step in 0..16 {
-            let site = Site::new(false);
+            let site = Site::new(false).await;
             let faults = Faults::crash_at_with(step, effect_kept, lie);
             let told = site.tell(Story::Objects, &faults).await;
             caught.extend(site.violations(&told, &faults).await.into_iter().map(|v| v.invariant));

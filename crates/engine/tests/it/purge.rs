@@ -60,7 +60,7 @@ async fn push_secret(lab: &Lab, process: &Process, cache: &Cache) -> Vec<Vec<u8>
 }
 
 async fn purged_bytes_leave(on_postgres: bool) {
-    let lab = Lab::new(on_postgres);
+    let lab = Lab::new(on_postgres).await;
     let process = lab.open().await;
     let cache = create_main(&process.engine).await;
     let own = push_secret(&lab, &process, &cache).await;
@@ -95,7 +95,7 @@ async fn purged_bytes_leave_the_store_at_once_on_postgresql() {
 
 #[tokio::test]
 async fn bytes_that_another_path_needs_stay() {
-    let lab = Lab::new(false);
+    let lab = Lab::new(false).await;
     let process = lab.open().await;
     let cache = create_main(&process.engine).await;
     let [first, _, third] = nars();
@@ -112,7 +112,7 @@ async fn bytes_that_another_path_needs_stay() {
 /// than the longest upload ago may be known to an upload by their old place: the purge waits.
 #[tokio::test]
 async fn a_purge_after_a_compaction_waits_for_the_longest_upload() {
-    let lab = Lab::new(false);
+    let lab = Lab::new(false).await;
     let process = lab.open().await;
     let cache = create_main(&process.engine).await;
     let own = push_secret(&lab, &process, &cache).await;
@@ -137,7 +137,7 @@ async fn survives_a_crash_at_any_step(on_postgres: bool, kept: &[bool]) {
     for &effect_kept in kept {
         for step in 0.. {
             let when = format!("after a crash at step {step}, effect kept: {effect_kept}");
-            let lab = Lab::new(on_postgres);
+            let lab = Lab::new(on_postgres).await;
             let faults = Faults::crash_at(step, effect_kept);
             let hashes: [NarHash; 1] = [hash_of(&beginning())];
             let own = {
@@ -189,7 +189,7 @@ async fn a_crash_at_any_step_of_a_purge_is_survived_on_postgresql() {
 
 #[tokio::test]
 async fn a_store_that_does_not_delete_keeps_a_purge_open() {
-    let lab = Lab::new(false);
+    let lab = Lab::new(false).await;
     let process = lab.open().await;
     let cache = create_main(&process.engine).await;
     push_secret(&lab, &process, &cache).await;

@@ -10,10 +10,11 @@ use dormer_engine::{
     Engine, FULL_PPM, JobRunner, JobSettings, MasterKey, ScrubOptions, ScrubReport, Scrubber, SystemClock,
 };
 use dormer_index::{Cache, Index, JobIndex, JobKind, PostgresIndex, PostgresOptions, ScrubIndex};
-use dormer_testkit::services::Postgres;
 use dormer_testkit::{FaultScrub, Faults, Random, package_nar, rebuilt};
 
-use crate::common::{Installation, create_main, decompress, engine_over, path, push, served, settings};
+use crate::common::{
+    Installation, create_main, decompress, engine_over, new_database, path, push, served, settings,
+};
 
 const ANSWERS: &str = "nothing is wrong";
 const FULL: ScrubOptions = ScrubOptions { share_ppm: FULL_PPM, bytes_per_second: None };
@@ -32,8 +33,7 @@ struct Lab {
 impl Lab {
     async fn new(on_postgres: bool) -> Self {
         let installation = Installation::new();
-        if on_postgres {
-            let url = Postgres::shared().create_database();
+        if let Some(url) = new_database(on_postgres).await {
             let options = PostgresOptions { connections_max: 4, ..PostgresOptions::default() };
             Self::over(installation, PostgresIndex::open(&url, options).await.expect(ANSWERS)).await
         } else {

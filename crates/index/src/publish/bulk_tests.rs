@@ -296,6 +296,8 @@ async fn a_large_cache_is_published_from_sqlite_within_every_limit() {
     let sql = format!("PRAGMA synchronous = OFF; PRAGMA foreign_keys = OFF; BEGIN; {sql} COMMIT;");
     raw_sql(AssertSqlSafe(sql)).execute(&mut connection).await.unwrap();
     connection.close().await.unwrap();
+    // Otherwise the first commit would wait until the system has written all of it.
+    std::fs::File::open(&path).unwrap().sync_all().unwrap();
     let index: Arc<dyn PublishIndex> = Arc::new(SqliteIndex::open(&path, options()).await.unwrap());
     publish_all("SQLite", &*index, cache, lease, objects).await;
 }

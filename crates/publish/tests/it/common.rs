@@ -2,7 +2,7 @@
 
 use std::cell::Cell;
 use std::collections::{BTreeMap, BTreeSet};
-use std::sync::atomic::{AtomicI64, AtomicU32, Ordering};
+use std::sync::atomic::{AtomicI64, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
@@ -18,7 +18,8 @@ use dormer_publish::{Mode, Outcome, Publisher, Result, Silent, TargetSettings};
 use dormer_stores::Store;
 use dormer_testkit::services::Postgres;
 use dormer_testkit::{
-    BusyPublish, FaultPublish, Faults, FileEvent, Meanwhile, MemoryTarget, Random, object_for, package_nar,
+    BusyPublish, FaultPublish, Faults, FileEvent, Meanwhile, MemoryTarget, Random, create_postgres_index,
+    object_for, package_nar, place_sqlite_index,
 };
 use tempfile::TempDir;
 
@@ -46,24 +47,30 @@ pub(crate) trait LabIndex: Index + PublishIndex {}
 
 impl<T: Index + PublishIndex> LabIndex for T {}
 
+/// PostgreSQL servers of this program. A test has one of them for itself.
+const SERVERS: usize = 2;
+
 thread_local! {
-    static ON_POSTGRES: Cell<bool> = const { Cell::new(false) };
+    static SERVER: Cell<Option<usize>> = const { Cell::new(None) };
 }
 
-/// Lets the labs of this test have PostgreSQL, and returns the turn of the test. Tests take turns:
-/// a follower sees an outbox row when no older transaction of the whole server runs, so a
-/// transaction of another lab would delay what a test expects at once.
+/// Lets the labs of this test have PostgreSQL, and returns the turn of the test. Tests on a server
+/// take turns: a follower sees an outbox row when no older transaction of the whole server runs, so
+/// a transaction of another lab would delay what a test expects at once.
 pub(crate) async fn on_postgres() -> tokio::sync::MutexGuard<'static, ()> {
-    static TURN: tokio::sync::Mutex<()> = tokio::sync::Mutex::const_new(());
-    let turn = TURN.lock().await;
-    ON_POSTGRES.set(true);
+    static TURNS: [tokio::sync::Mutex<()>; SERVERS] = [const { tokio::sync::Mutex::const_new(()) }; SERVERS];
+    let (turn, server) = tokio::select! {
+        turn = TURNS[0].lock() => (turn, 0),
+        turn = TURNS[1].lock() => (turn, 1),
+    };
+    SERVER.set(Some(server));
     turn
 }
 
 /// Of the steps of a sweep, every such one is taken: on PostgreSQL, a lab costs a tenth of a
 /// second.
 pub(crate) fn stride() -> usize {
-    if ON_POSTGRES.get() { 7 } else { 1 }
+    if SERVER.get().is_some() { 7 } else { 1 }
 }
 
 /// Makes two tests of each function: one with SQLite, one with PostgreSQL.
@@ -83,43 +90,31 @@ macro_rules! on_both_databases {
 pub(crate) use on_both_databases;
 
 /// A database of one lab; it goes with the value.
-struct LabDatabase(String);
+struct LabDatabase {
+    server: &'static Postgres,
+    url: String,
+}
 
 impl LabDatabase {
-    /// All labs of this program have one server. It syncs what it acknowledges, because the index
-    /// refuses a server that does not.
-    fn server() -> &'static Postgres {
-        static SERVER: OnceLock<Postgres> = OnceLock::new();
-        SERVER.get_or_init(|| Postgres::start_with(&["max_connections=300"]))
-    }
-
-    /// A copy of a database that has the schema already.
-    async fn create() -> Self {
-        static TEMPLATE: tokio::sync::OnceCell<String> = tokio::sync::OnceCell::const_new();
-        static NUMBER: AtomicU32 = AtomicU32::new(0);
-        let server = Self::server();
-        let template = TEMPLATE
-            .get_or_init(|| async {
-                let url = server.create_database();
-                let index = PostgresIndex::open(&url, PostgresOptions::default()).await.expect("it opens");
-                index.close().await.expect("it closes");
-                url.rsplit('/').next().expect("a name").to_owned()
-            })
-            .await;
-        let name = format!("lab_{}", NUMBER.fetch_add(1, Ordering::Relaxed));
-        server.sql("postgres", &format!("CREATE DATABASE {name} TEMPLATE {template}"));
-        Self(name)
+    /// `None`: the test runs on SQLite.
+    async fn create() -> Option<Self> {
+        // They sync what they acknowledge, because the index refuses a server that does not.
+        static STARTED: [OnceLock<Postgres>; SERVERS] = [const { OnceLock::new() }; SERVERS];
+        let number = SERVER.get()?;
+        let server = STARTED[number].get_or_init(|| Postgres::start_with(&["max_connections=300"]));
+        Some(Self { server, url: create_postgres_index(server).await })
     }
 
     async fn open(&self) -> PostgresIndex {
         let options = PostgresOptions { connections_max: 3, ..PostgresOptions::default() };
-        PostgresIndex::open(&Self::server().url(&self.0), options).await.expect("a new index opens")
+        PostgresIndex::open(&self.url, options).await.expect("a new index opens")
     }
 }
 
 impl Drop for LabDatabase {
     fn drop(&mut self) {
-        Self::server().sql("postgres", &format!("DROP DATABASE {} WITH (FORCE)", self.0));
+        let name = self.url.rsplit('/').next().expect("a name");
+        self.server.sql("postgres", &format!("DROP DATABASE {name} WITH (FORCE)"));
     }
 }
 
@@ -138,11 +133,12 @@ pub(crate) struct Lab {
 impl Lab {
     pub(crate) async fn new() -> Self {
         let folder = TempDir::new().expect("a temporary folder");
-        let database = if ON_POSTGRES.get() { Some(LabDatabase::create().await) } else { None };
+        let database = LabDatabase::create().await;
         let index: Arc<dyn LabIndex> = if let Some(database) = &database {
             Arc::new(database.open().await)
         } else {
             let path = folder.path().join("index.sqlite");
+            place_sqlite_index(&path).await;
             Arc::new(SqliteIndex::open(path, SqliteOptions::default()).await.expect("a new index opens"))
         };
         let clock = Arc::new(HandClock::default());

@@ -10,6 +10,8 @@ use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
 use std::thread;
 use std::time::Duration;
 
+use tokio::sync::OnceCell;
+
 use super::certificates::Certificates;
 use super::daemon::{Daemon, free_port, wait_until};
 use super::folder::own_folder;
@@ -29,6 +31,7 @@ pub struct Postgres {
     settings: Vec<String>,
     daemon: Mutex<Option<Daemon>>,
     databases: AtomicU32,
+    index_template: OnceCell<String>,
 }
 
 impl Postgres {
@@ -53,6 +56,7 @@ impl Postgres {
             settings: settings.iter().map(|setting| (*setting).to_owned()).collect(),
             daemon: Mutex::new(None),
             databases: AtomicU32::new(0),
+            index_template: OnceCell::const_new(),
         };
         server.make_cluster();
         server
@@ -82,9 +86,20 @@ impl Postgres {
 
     /// A new, empty database; returns its URL.
     pub fn create_database(&self) -> String {
+        self.create_database_like("template1")
+    }
+
+    /// A new database with what is in another one, to which nothing may be connected; returns its
+    /// URL.
+    pub(crate) fn create_database_like(&self, template: &str) -> String {
         let name = format!("test_{}", self.databases.fetch_add(1, Ordering::Relaxed));
-        self.sql("postgres", &format!("CREATE DATABASE {name}"));
+        self.sql("postgres", &format!("CREATE DATABASE {name} TEMPLATE {template}"));
         self.url(&name)
+    }
+
+    /// Name of the database with an index and no rows, once a test has needed one.
+    pub(crate) fn index_template(&self) -> &OnceCell<String> {
+        &self.index_template
     }
 
     /// Runs SQL as the superuser, and returns the rows as lines with `|` between columns.

@@ -6,6 +6,7 @@ use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 
 use dormer_format::{ChunkId, EncodingTag};
 use dormer_nix::{NarHash, StorePathHash};
+use dormer_testkit::create_postgres_index;
 use dormer_testkit::services::Postgres as Server;
 use sqlx::{AssertSqlSafe, Row as _, query};
 
@@ -98,7 +99,7 @@ pub(super) async fn cache(index: &PostgresIndex, name: &str) -> CacheId {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn postgresql_meets_the_contract() {
     crate::conformance::run(|| async {
-        let url = Server::shared().create_database();
+        let url = create_postgres_index(Server::shared()).await;
         Arc::new(open(&url).await) as Arc<dyn Index>
     })
     .await;
@@ -107,7 +108,7 @@ async fn postgresql_meets_the_contract() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn postgresql_remembers_what_is_published() {
     crate::conformance::run_publish(|| async {
-        let url = Server::shared().create_database();
+        let url = create_postgres_index(Server::shared()).await;
         Arc::new(open(&url).await)
     })
     .await;
@@ -163,7 +164,7 @@ async fn commits_that_share_a_fresh_pack_do_not_wait_for_each_other() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn postgresql_runs_jobs() {
     crate::conformance::run_jobs(|| async {
-        let url = Server::shared().create_database();
+        let url = create_postgres_index(Server::shared()).await;
         Arc::new(open(&url).await)
     })
     .await;
@@ -172,7 +173,7 @@ async fn postgresql_runs_jobs() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn postgresql_serves_a_collector() {
     crate::conformance::run_collect(|| async {
-        let url = Server::shared().create_database();
+        let url = create_postgres_index(Server::shared()).await;
         Arc::new(open(&url).await)
     })
     .await;
@@ -181,7 +182,7 @@ async fn postgresql_serves_a_collector() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn postgresql_serves_a_scrub() {
     crate::conformance::run_scrub(|| async {
-        let url = Server::shared().create_database();
+        let url = create_postgres_index(Server::shared()).await;
         Arc::new(open(&url).await)
     })
     .await;
@@ -190,7 +191,7 @@ async fn postgresql_serves_a_scrub() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn two_replicas_meet_the_contract() {
     crate::conformance::run_replicas(|| async {
-        let url = Server::shared().create_database();
+        let url = create_postgres_index(Server::shared()).await;
         [Arc::new(open(&url).await) as Arc<dyn Index>, Arc::new(open(&url).await)]
     })
     .await;

@@ -24,6 +24,12 @@ pub(super) async fn open(path: &Path) -> SqliteIndex {
     index
 }
 
+/// Opens a new index, without running every migration.
+async fn open_fresh(path: &Path) -> SqliteIndex {
+    dormer_testkit::place_sqlite_index(path).await;
+    open(path).await
+}
+
 pub(super) async fn raw(path: &Path) -> SqliteConnection {
     SqliteConnectOptions::new().filename(path).create_if_missing(true).connect().await.unwrap()
 }
@@ -119,7 +125,7 @@ async fn sqlite_meets_the_contract() {
     let number = AtomicU32::new(0);
     crate::conformance::run(|| {
         let path = folder.path().join(format!("{}.sqlite", number.fetch_add(1, Ordering::Relaxed)));
-        async move { Arc::new(open(&path).await) as Arc<dyn Index> }
+        async move { Arc::new(open_fresh(&path).await) as Arc<dyn Index> }
     })
     .await;
 }
@@ -130,7 +136,7 @@ async fn sqlite_remembers_what_is_published() {
     let number = AtomicU32::new(0);
     crate::conformance::run_publish(|| {
         let path = folder.path().join(format!("{}.sqlite", number.fetch_add(1, Ordering::Relaxed)));
-        async move { Arc::new(open(&path).await) }
+        async move { Arc::new(open_fresh(&path).await) }
     })
     .await;
 }
@@ -141,7 +147,7 @@ async fn sqlite_runs_jobs() {
     let number = AtomicU32::new(0);
     crate::conformance::run_jobs(|| {
         let path = folder.path().join(format!("{}.sqlite", number.fetch_add(1, Ordering::Relaxed)));
-        async move { Arc::new(open(&path).await) }
+        async move { Arc::new(open_fresh(&path).await) }
     })
     .await;
 }
@@ -152,7 +158,7 @@ async fn sqlite_serves_a_collector() {
     let number = AtomicU32::new(0);
     crate::conformance::run_collect(|| {
         let path = folder.path().join(format!("{}.sqlite", number.fetch_add(1, Ordering::Relaxed)));
-        async move { Arc::new(open(&path).await) }
+        async move { Arc::new(open_fresh(&path).await) }
     })
     .await;
 }
@@ -163,7 +169,7 @@ async fn sqlite_serves_a_scrub() {
     let number = AtomicU32::new(0);
     crate::conformance::run_scrub(|| {
         let path = folder.path().join(format!("{}.sqlite", number.fetch_add(1, Ordering::Relaxed)));
-        async move { Arc::new(open(&path).await) }
+        async move { Arc::new(open_fresh(&path).await) }
     })
     .await;
 }
