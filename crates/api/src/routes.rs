@@ -25,6 +25,10 @@ pub const V2_REFERRERS: &str = "/_api/v2/caches/{cache}/objects/{hash}/referrers
 pub const V2_PURGES: &str = "/_api/v2/caches/{cache}/purges";
 /// POST: what is in a cache, in pages.
 pub const V2_OBJECTS: &str = "/_api/v2/caches/{cache}/objects";
+/// GET: what a cache holds, in numbers.
+pub const V2_CACHE_STATS: &str = "/_api/v2/caches/{cache}/stats";
+/// GET: what the whole installation holds, in numbers.
+pub const V2_STATS: &str = "/_api/v2/stats";
 /// POST: a cache's pins, in pages.
 pub const V2_PINS: &str = "/_api/v2/caches/{cache}/pins";
 /// PUT: pin a path under a name. DELETE: remove the pins of a name.
@@ -74,6 +78,11 @@ pub fn v2_purges(cache: &CacheName) -> String {
 /// [`V2_OBJECTS`] of `cache`.
 pub fn v2_objects(cache: &CacheName) -> String {
     V2_OBJECTS.replace("{cache}", cache.as_str())
+}
+
+/// [`V2_CACHE_STATS`] of `cache`.
+pub fn v2_cache_stats(cache: &CacheName) -> String {
+    V2_CACHE_STATS.replace("{cache}", cache.as_str())
 }
 
 /// [`V2_PINS`] of `cache`.

@@ -18,9 +18,9 @@ use std::time::{Duration, SystemTime};
 
 use bytes::Bytes;
 use dormer_api::v2::{
-    AddPinRequest, AddPinResponse, ListCachesResponse, ListObjectsRequest, ListObjectsResponse,
-    ListPinsRequest, ListPinsResponse, PurgesResponse, RemovePathResponse, RemovePinsResponse,
-    RemoveReferrersResponse,
+    AddPinRequest, AddPinResponse, CacheStatsResponse, ListCachesResponse, ListObjectsRequest,
+    ListObjectsResponse, ListPinsRequest, ListPinsResponse, PurgesResponse, RemovePathResponse,
+    RemovePinsResponse, RemoveReferrersResponse, StatsResponse,
 };
 use dormer_api::{
     CacheConfig, CacheName, CreateCacheRequest, ErrorBody, ErrorName, GetMissingPathsRequest,
@@ -268,6 +268,19 @@ impl ApiClient {
         let action = format!("listing cache {cache}");
         let route = routes::v2_objects(cache);
         self.ask(&action, Repeat::Always, || self.request(Method::POST, &route).json(request)).await
+    }
+
+    /// What a cache holds.
+    pub async fn cache_stats(&self, cache: &CacheName) -> Result<CacheStatsResponse> {
+        let action = format!("asking what cache {cache} holds");
+        let route = routes::v2_cache_stats(cache);
+        self.ask(&action, Repeat::Always, || self.request(Method::GET, &route)).await
+    }
+
+    /// What the whole installation holds.
+    pub async fn stats(&self) -> Result<StatsResponse> {
+        let action = "asking what the server holds";
+        self.ask(action, Repeat::Always, || self.request(Method::GET, routes::V2_STATS)).await
     }
 
     /// Pins a path under a name.

@@ -257,6 +257,7 @@ impl Ingest {
                 file_size: stored.file_size,
                 tag: stored.tag,
                 recipe: stored.recipe,
+                holed_bytes: stored.holed_bytes,
                 listing,
                 packs: stored.packs.into_iter().collect(),
             })),

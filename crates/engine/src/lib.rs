@@ -30,6 +30,7 @@ mod retention;
 mod scrub;
 mod seal_plan;
 mod settings;
+mod stored_metrics;
 mod use_recorder;
 
 use std::sync::Arc;
@@ -69,6 +70,7 @@ pub use rekey::{RekeyReport, rekey};
 pub use retention::MissingPaths;
 pub use scrub::{FULL_PPM, ScrubMetrics, ScrubOptions, ScrubReport, ScrubState, Scrubber};
 pub use settings::{EngineSettings, UPLOAD_BYTES};
+pub use stored_metrics::StoredMetrics;
 
 /// Memory for remembered narinfos, and for remembered read plans, in bytes each.
 const REMEMBERED_BYTES: u64 = 4 * 1024 * 1024;

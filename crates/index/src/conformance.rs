@@ -8,6 +8,7 @@ mod caches;
 mod chunks;
 mod collect;
 mod commits;
+mod counters;
 mod documents;
 mod expiry;
 mod fixtures;
@@ -237,6 +238,34 @@ where
         a_nar_that_is_stored_again_forgets_the_chunks_that_it_needed,
         a_listing_that_needs_a_damaged_chunk_is_forgotten, marks_name_the_place_that_was_read,
         a_scrub_is_opened_once_and_any_process_continues_it, damage_costs_sound_paths_no_statement,
+    }
+}
+
+/// Runs every case of counters; `make` opens an empty index each time it is called.
+pub async fn run_counters<F, Fut, I>(make: F)
+where
+    F: Fn() -> Fut,
+    Fut: Future<Output = Arc<I>>,
+    I: Index + CollectIndex + ScrubIndex + JobIndex,
+{
+    macro_rules! cases {
+        ($($case:ident),+ $(,)?) => {
+            $({
+                let index = make().await;
+                let four = counters::Four {
+                    index: Arc::clone(&index) as Arc<dyn Index>,
+                    collect: Arc::clone(&index) as Arc<dyn CollectIndex>,
+                    scrub: Arc::clone(&index) as Arc<dyn ScrubIndex>,
+                    jobs: index,
+                };
+                check(stringify!($case), counters::$case(four)).await;
+            })+
+        };
+    }
+    cases! {
+        an_empty_index_holds_nothing, random_histories_keep_the_counters_right,
+        pushes_beside_a_recount_are_counted_once, a_recount_is_opened_when_it_is_due,
+        a_healed_nar_is_counted_as_it_is_now,
     }
 }
 

@@ -239,6 +239,8 @@ pub struct NewNar {
     pub tag: EncodingTag,
     /// How to rebuild it.
     pub recipe: Recipe,
+    /// Bytes of the archive in chunks with holes.
+    pub holed_bytes: u64,
     /// Its listing.
     pub listing: StoredListing,
     /// The packs that hold its chunks (and its listing's). The commit locks and stamps them, and
@@ -477,6 +479,48 @@ pub struct PoolUse {
     pub max: usize,
     /// Calls that wait for one.
     pub waiting: usize,
+}
+
+/// Paths, and the bytes of their NARs, uncompressed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct PathCounts {
+    /// Paths.
+    pub paths: u64,
+    /// Bytes of their NARs. A NAR counts once for each path.
+    pub bytes: u64,
+}
+
+/// What the whole installation holds. The differences from one line to the next are what is saved.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct StoredCounts {
+    /// The paths of all caches, with those of deleted caches until a job has removed them.
+    pub paths: PathCounts,
+    /// Distinct NARs, with those that only a grace, an upload or nothing names.
+    pub nars: u64,
+    /// Bytes of these NARs, uncompressed.
+    pub nar_bytes: u64,
+    /// Those of them that lie in chunks with holes.
+    pub nar_holed_bytes: u64,
+    /// Packs, condemned ones too.
+    pub packs: u64,
+    /// Bytes of the packs in the store.
+    pub pack_bytes: u64,
+    /// Bytes of the chunks in the packs, uncompressed; those of large listings too.
+    pub pack_raw_bytes: u64,
+    /// Those of them that lie in chunks with holes.
+    pub pack_holed_bytes: u64,
+    /// Whether everything is counted. After an upgrade from a version that did not count, a job has
+    /// to count what was there.
+    pub is_complete: bool,
+}
+
+/// What is stored, in numbers that writes keep up to date: nothing is counted when somebody asks.
+#[async_trait]
+pub trait CounterIndex: Send + Sync + std::fmt::Debug + 'static {
+    /// What a cache holds. One statement.
+    async fn path_counts(&self, cache: CacheId) -> Result<PathCounts>;
+    /// What everything holds. One statement.
+    async fn stored_counts(&self) -> Result<StoredCounts>;
 }
 
 /// Named values of the installation.
@@ -855,7 +899,15 @@ pub trait OutboxIndex: Send + Sync + std::fmt::Debug + 'static {
 /// topic.
 #[async_trait]
 pub trait Index:
-    SettingIndex + CacheIndex + ChunkIndex + NarIndex + ObjectIndex + RetentionIndex + DocumentIndex + OutboxIndex
+    SettingIndex
+    + CacheIndex
+    + ChunkIndex
+    + NarIndex
+    + ObjectIndex
+    + RetentionIndex
+    + DocumentIndex
+    + OutboxIndex
+    + CounterIndex
 {
     /// Answers when the database is reachable, within [`PING_MAX`]; it writes nothing. A database
     /// that answers other calls meanwhile is reachable, though it is too busy for this question.

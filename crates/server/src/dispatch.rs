@@ -16,7 +16,7 @@ use crate::body::Body;
 use crate::call::{Call, REQUEST_ID, RequestId};
 use crate::exchange::{Exchange, Watched};
 use crate::failure::Failure;
-use crate::handlers::{attic, caches, documents, nar, pages, retention, upload};
+use crate::handlers::{attic, caches, documents, nar, pages, retention, stats, upload};
 use crate::request_body::RequestBody;
 use crate::route::Route;
 
@@ -172,6 +172,8 @@ impl App {
             (&Method::PUT, Route::UploadPath) => Box::pin(attic::upload_path(self, call, body)).await,
 
             (&Method::GET, Route::Caches) => caches::list_caches(self, call).await,
+            (&Method::GET, Route::CacheStats(cache)) => stats::show_cache_stats(self, call, &cache).await,
+            (&Method::GET, Route::StoredStats) => stats::show_stats(self, call).await,
             (&Method::DELETE, Route::Object(cache, hash)) => {
                 caches::remove_object(self, call, &cache, &hash).await
             }
@@ -211,6 +213,8 @@ fn allowed_methods(route: &Route<'_>) -> &'static str {
         | Route::Stats
         | Route::Caches
         | Route::Purges(_)
+        | Route::CacheStats(_)
+        | Route::StoredStats
         | Route::AtticCacheInfo(_) => "GET, HEAD",
         Route::NixCacheInfo(_)
         | Route::Narinfo(..)

@@ -41,6 +41,10 @@ pub(crate) enum Route<'a> {
     Referrers(CacheName, StorePathHash),
     /// `/_api/v2/caches/{cache}/purges`
     Purges(CacheName),
+    /// `/_api/v2/caches/{cache}/stats`
+    CacheStats(CacheName),
+    /// `/_api/v2/stats`
+    StoredStats,
     /// `/_api/v2/caches/{cache}/pins`
     Pins(CacheName),
     /// `/_api/v2/caches/{cache}/pins/{name}`
@@ -105,6 +109,10 @@ impl<'a> Route<'a> {
             ("_api", [Some("v2"), Some("caches"), Some(cache), Some("purges"), None]) => {
                 Some(Self::Purges(cache.parse().ok()?))
             }
+            ("_api", [Some("v2"), Some("stats"), None, ..]) => Some(Self::StoredStats),
+            ("_api", [Some("v2"), Some("caches"), Some(cache), Some("stats"), None]) => {
+                Some(Self::CacheStats(cache.parse().ok()?))
+            }
             ("_api", [Some("v2"), Some("caches"), Some(cache), Some("pins"), None]) => {
                 Some(Self::Pins(cache.parse().ok()?))
             }
@@ -160,6 +168,8 @@ impl<'a> Route<'a> {
             Self::Objects(_) => "/_api/v2/caches/{cache}/objects",
             Self::Referrers(..) => "/_api/v2/caches/{cache}/objects/{hash}/referrers",
             Self::Purges(_) => "/_api/v2/caches/{cache}/purges",
+            Self::CacheStats(_) => "/_api/v2/caches/{cache}/stats",
+            Self::StoredStats => "/_api/v2/stats",
             Self::Pins(_) => "/_api/v2/caches/{cache}/pins",
             Self::Pin(..) => "/_api/v2/caches/{cache}/pins/{name}",
             Self::PinnedPath(..) => "/_api/v2/caches/{cache}/pins/{name}/{hash}",
@@ -192,6 +202,8 @@ impl<'a> Route<'a> {
             | Self::Objects(_)
             | Self::Referrers(..)
             | Self::Purges(_)
+            | Self::CacheStats(_)
+            | Self::StoredStats
             | Self::Pins(_)
             | Self::Pin(..)
             | Self::PinnedPath(..)
@@ -271,6 +283,8 @@ mod tests {
             ("/_api/v2/caches/main/objects", Route::Objects(main())),
             (&format!("/_api/v2/caches/main/objects/{HASH}/referrers"), Route::Referrers(main(), hash)),
             ("/_api/v2/caches/main/purges", Route::Purges(main())),
+            ("/_api/v2/caches/main/stats", Route::CacheStats(main())),
+            ("/_api/v2/stats", Route::StoredStats),
             ("/_api/v2/caches/main/pins", Route::Pins(main())),
             ("/_api/v2/caches/main/pins/ci", Route::Pin(main(), "ci".parse().unwrap())),
             (

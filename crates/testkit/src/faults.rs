@@ -17,11 +17,12 @@ use dormer_blobs::{BlobKey, Blobs};
 use dormer_format::{ChunkId, ChunkRun, EncodingTag};
 use dormer_index::{
     Alias, AuditEntry, Cache, CacheId, CacheIndex, CachePatch, CacheTotals, CacheVisibility, CallCounts,
-    Changes, ChunkIndex, ChunkRow, CommitOutcome, DocumentIndex, Error as IndexError, FoundObject, Index,
-    ListedObject, Nar, NarCommit, NarId, NarIndex, NarKey, NarSource, NarSummary, NewCache, NewDocument,
-    NewPack, ObjectIndex, ObjectOrder, ObjectPlace, OutboxIndex, OutboxPosition, OutboxRow, PackNumber, Pin,
-    PoolUse, PurgeCounts, Removal, RetentionIndex, SealedKey, SealedKeyPlace, SettingIndex, StoredDocument,
-    StoredListing, TraceOutcome, UnixSeconds, Use,
+    Changes, ChunkIndex, ChunkRow, CommitOutcome, CounterIndex, DocumentIndex, Error as IndexError,
+    FoundObject, Index, ListedObject, Nar, NarCommit, NarId, NarIndex, NarKey, NarSource, NarSummary,
+    NewCache, NewDocument, NewPack, ObjectIndex, ObjectOrder, ObjectPlace, OutboxIndex, OutboxPosition,
+    OutboxRow, PackNumber, PathCounts, Pin, PoolUse, PurgeCounts, Removal, RetentionIndex, SealedKey,
+    SealedKeyPlace, SettingIndex, StoredCounts, StoredDocument, StoredListing, TraceOutcome, UnixSeconds,
+    Use,
 };
 use dormer_nix::{BuildTrace, DocumentName, NarHash, StorePath, StorePathHash};
 
@@ -348,6 +349,17 @@ impl ChunkIndex for FaultIndex {
     }
     async fn mark_listing_lost(&self, nar: NarId, chunks: &[u64], at: UnixSeconds) -> Outcome<()> {
         write_step!(self, self.inner.mark_listing_lost(nar, chunks, at))
+    }
+}
+
+#[async_trait]
+#[deny(clippy::missing_trait_methods)]
+impl CounterIndex for FaultIndex {
+    async fn path_counts(&self, cache: CacheId) -> Outcome<PathCounts> {
+        read_step!(self, self.inner.path_counts(cache))
+    }
+    async fn stored_counts(&self) -> Outcome<StoredCounts> {
+        read_step!(self, self.inner.stored_counts())
     }
 }
 

@@ -20,6 +20,7 @@ mod rekey;
 mod scrub;
 mod secrets_init;
 mod serve;
+mod stats;
 mod token_create;
 mod use_cache;
 
@@ -125,6 +126,7 @@ pub(crate) enum Command {
     Adopt(adopt::AdoptArgs),
     Scrub(scrub::ScrubArgs),
     Rekey(rekey::RekeyArgs),
+    Stats(stats::StatsArgs),
     Doctor(doctor::DoctorArgs),
     Migrate(migrate::MigrateArgs),
 }
@@ -204,6 +206,7 @@ impl Command {
             | Self::Push(_)
             | Self::Cache(_)
             | Self::Pin(_)
+            | Self::Stats(_)
             | Self::Token(_)
             | Self::MakeToken(_)
             | Self::Config(_)
@@ -234,6 +237,7 @@ pub(crate) async fn run(command: Command, context: &Context) -> Result<ExitCode>
         Command::Backup(args) => backup::run_backup(args, context).await?,
         Command::Restore(args) => backup::run_restore(args, context).await?,
         Command::Adopt(args) => adopt::run(args, context).await?,
+        Command::Stats(args) => stats::run(&args, context).await?,
         Command::Scrub(args) => return scrub::run(args, context).await,
         Command::Migrate(args) => migrate::run(args, context).await?,
         Command::Use(args) => use_cache::run_use(*args, context).await?,

@@ -9,6 +9,7 @@ use clap::Args;
 use dormer_api::RedactedUrl;
 use dormer_engine::{ExpirySchedule, JobRunner, JobSettings, SystemClock};
 use dormer_http_host::{ListenAddress, Listener};
+use dormer_index::CounterIndex;
 use dormer_server::{Authenticator, Server, ServerSettings, TokenBounds, TokenKey, TokenVerifier};
 use tokio::signal::unix::{SignalKind, signal};
 
@@ -109,11 +110,18 @@ pub(super) async fn run(args: ServeArgs, context: &Context) -> Result<()> {
     let runner = JobRunner::new(jobs, Arc::new(SystemClock), holder(), job_settings(&settings));
     let collect_metrics = collector.metrics();
     let scrub_metrics = scrubber.metrics();
-    let runner = runner.with_collector(collector).with_scrubber(scrubber);
+    let runner = runner
+        .with_collector(collector)
+        .with_scrubber(scrubber)
+        .with_counters(Arc::clone(&index) as Arc<dyn CounterIndex>);
     if let Some(listener) = metrics_listener {
         server.watch_publishing(Arc::clone(&index), publish).expect("publishing is counted only once");
         server.metrics().register(Box::new(runner.metrics())).expect("jobs are counted only once");
         server.metrics().register(Box::new(collect_metrics)).expect("collections are counted only once");
+        server
+            .metrics()
+            .register(Box::new(runner.stored_metrics()))
+            .expect("what is stored is counted only once");
         server.metrics().register(Box::new(scrub_metrics)).expect("scrubs are counted only once");
         let address = local_address(&listener)?;
         voice.say(&match &address {
@@ -189,11 +197,15 @@ async fn listen_for_metrics(settings: &Settings, voice: &Voice<'_>) -> Result<Op
     }
 }
 
+/// Counters that somebody changed by hand are right again after a month.
+const RECOUNT_SECONDS: i64 = 30 * 86_400;
+
 fn job_settings(settings: &Settings) -> JobSettings {
     let interval = settings.expiry_interval;
     JobSettings {
         expiry: (!interval.is_zero()).then_some(ExpirySchedule { interval }),
         expiry_defaults: settings.expiry_defaults,
+        recount_seconds: Some(RECOUNT_SECONDS),
         ..JobSettings::default()
     }
 }

@@ -284,7 +284,13 @@ impl Collector {
             checksum: row.checksum,
             offset: entry.offset,
         });
-        let compacted = CompactedPack { id: pack.id, size: pack.size, chunks: moves.collect() };
+        let compacted = CompactedPack {
+            id: pack.id,
+            size: pack.size,
+            raw_bytes: rows.iter().map(|row| u64::from(row.layout.raw_len)).sum(),
+            holed_bytes: rows.iter().map(|row| row.layout.holed_bytes()).sum(),
+            chunks: moves.collect(),
+        };
         let now = self.clock.now();
         let moved = self.index.move_chunks(&compacted, now, now + DOOMED_MARGIN_SECONDS).await?;
         let moved: std::collections::HashSet<u64> = moved.into_iter().collect();

@@ -137,6 +137,18 @@ impl JobIndex for FaultJobs {
     ) -> Result<JobStep> {
         self.call(self.inner.spread_damage_step(lease, limit, at, ends_at)).await
     }
+    async fn tend_counters(&self, at: UnixSeconds, since: UnixSeconds) -> Result<bool> {
+        self.call(self.inner.tend_counters(at, since)).await
+    }
+    async fn recount_step(
+        &self,
+        lease: &JobLease,
+        limit: u32,
+        at: UnixSeconds,
+        ends_at: UnixSeconds,
+    ) -> Result<JobStep> {
+        self.call(self.inner.recount_step(lease, limit, at, ends_at)).await
+    }
 }
 
 /// Two rows a step, so that a small cache has many steps.

@@ -230,6 +230,7 @@ async fn a_nar_that_is_wrong_although_its_chunks_are_sound_is_found() {
             size: wrong.size,
             file_size: other.file_size,
             tag: other.tag,
+            holed_bytes: 0,
             recipe: other.recipe.clone(),
             listing: dormer_index::StoredListing::Inline(Vec::new()),
             packs: vec![],

@@ -61,6 +61,10 @@ pub struct CompactedPack {
     pub id: PackId,
     /// Bytes of the object.
     pub size: u64,
+    /// Raw bytes of its chunks.
+    pub raw_bytes: u64,
+    /// Those of them in chunks with holes.
+    pub holed_bytes: u64,
     /// Its chunks, with their new places.
     pub chunks: Vec<ChunkMove>,
 }

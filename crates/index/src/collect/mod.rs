@@ -33,7 +33,7 @@ use crate::rows::{Row, read_chunk, read_pack_id};
 use crate::sql::Argument::{Bytes, Flag, List, Number, Numbers, Table, Text};
 use crate::sql::{Column, Sql, Transaction, both};
 use crate::sql_index::{Dialect, SqlIndex, Write};
-use crate::topics::chunks::insert_pack;
+use crate::topics::chunks::{PackRowValues, insert_pack};
 use crate::topics::damage;
 
 /// The deadline of a doomed pack whose object is never deleted.
@@ -414,7 +414,15 @@ impl<D: Dialect> CollectIndex for SqlIndex<D> {
             if tx.run(TAKE_OFF_DOOMED, &[Bytes(id), Number(doomed_after)]).await? == 0 {
                 return Ok(Vec::new());
             }
-            let number = insert_pack(&mut tx, pack.id, pack.size, pack.chunks.len(), at).await?;
+            let row = PackRowValues {
+                id: pack.id,
+                size: pack.size,
+                created_at: at,
+                chunks: pack.chunks.len(),
+                raw_bytes: pack.raw_bytes,
+                holed_bytes: pack.holed_bytes,
+            };
+            let number = insert_pack(&mut tx, &row).await?;
             let moved = tx.rows(MOVE_CHUNKS, &[Number(number), Table(&table)]).await?;
             if moved.is_empty() {
                 tx.run(DELETE_PACK, &[Number(number)]).await?;

@@ -311,7 +311,11 @@ pub(super) async fn chunks_move_only_from_where_they_were_read(three: Three) -> 
         };
         rows.iter().zip((32..).step_by(1_000)).map(to).collect()
     };
-    let mut new = CompactedPack { id: pack_id(7), size: 5_000, chunks: moves(&rows) };
+    let compacted = |number, chunks| {
+        let id = pack_id(number);
+        CompactedPack { id, size: 5_000, raw_bytes: 9_000, holed_bytes: 4_000, chunks }
+    };
+    let mut new = compacted(7, moves(&rows));
     // The second lies elsewhere than it was read, the fourth has other bytes.
     new.chunks[1].from_offset += 1;
     new.chunks[3].checksum ^= 1;
@@ -338,7 +342,7 @@ pub(super) async fn chunks_move_only_from_where_they_were_read(three: Three) -> 
     commit(&three.index, id, NarSource::New(Box::new(new_nar(1, &rows[..1]))), target).await?;
 
     // A pack that no chunk moves to gets no row, and may be deleted.
-    let again = CompactedPack { id: pack_id(8), size: 5_000, chunks: moves(&rows[..1]) };
+    let again = compacted(8, moves(&rows[..1]));
     three.collect.doom_packs(&[again.id], Some(NOW + 100)).await?;
     assert_eq!(three.collect.move_chunks(&again, NOW + 1, NOW).await?, nothing, "it moved before");
     assert_eq!(three.collect.doomed_packs(9, NOW + 1).await?, [again.id]);

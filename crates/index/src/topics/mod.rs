@@ -4,6 +4,7 @@
 pub(crate) mod audit;
 pub(crate) mod caches;
 pub(crate) mod chunks;
+pub(crate) mod counters;
 pub(crate) mod damage;
 pub(crate) mod documents;
 mod installation;

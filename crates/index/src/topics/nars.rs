@@ -10,6 +10,7 @@ use async_trait::async_trait;
 use dormer_format::EncodingTag;
 use dormer_nix::NarHash;
 
+use super::counters::generation;
 use super::{chunks, damage, objects, outbox};
 use crate::changes::Change;
 use crate::columns::{listing_columns, read_listing, signed};
@@ -92,20 +93,30 @@ pub(crate) const LOOK_BY_ID: Sql = both!(concat!(
 // New, or healed in place: the commit's look says that a row with this hash may be replaced.
 // PostgreSQL writes the listing with it.
 const WRITE_NAR: Sql = Sql {
-    sqlite: "
-        INSERT INTO nars (hash, size, file_size, tag, recipe) VALUES ($1, $2, $3, $4, $5)
+    sqlite: concat!(
+        "INSERT INTO nars (hash, size, file_size, tag, recipe, holed_bytes, counted)
+        VALUES ($1, $2, $3, $4, $5, $6, ",
+        generation!(),
+        ")
         ON CONFLICT (hash) DO UPDATE SET size = excluded.size, file_size = excluded.file_size, tag = excluded.tag,
-            recipe = excluded.recipe, damaged_at = NULL
-        RETURNING id",
-    postgres: "
-        WITH nar AS (
-            INSERT INTO nars (hash, size, file_size, tag, recipe) VALUES ($1, $2, $3, $4, $5)
+            recipe = excluded.recipe, damaged_at = NULL, holed_bytes = excluded.holed_bytes,
+            counted = excluded.counted
+        RETURNING id"
+    ),
+    postgres: concat!(
+        "WITH nar AS (
+            INSERT INTO nars (hash, size, file_size, tag, recipe, holed_bytes, counted)
+            VALUES ($1, $2, $3, $4, $5, $6, ",
+        generation!(),
+        ")
             ON CONFLICT (hash) DO UPDATE SET size = excluded.size, file_size = excluded.file_size,
-                tag = excluded.tag, recipe = excluded.recipe, damaged_at = NULL
+                tag = excluded.tag, recipe = excluded.recipe, damaged_at = NULL,
+                holed_bytes = excluded.holed_bytes, counted = excluded.counted
             RETURNING id)
-        INSERT INTO listings (nar, size, body) SELECT nar.id, $6, $7 FROM nar
+        INSERT INTO listings (nar, size, body) SELECT nar.id, $7, $8 FROM nar
         ON CONFLICT (nar) DO UPDATE SET size = excluded.size, body = excluded.body
-        RETURNING nar",
+        RETURNING nar"
+    ),
 };
 
 const WRITE_LISTING: Sql = Sql {
@@ -277,6 +288,7 @@ async fn write_nar(tx: &mut impl Transaction, nar: &NewNar, at: UnixSeconds) -> 
         Number(signed(nar.file_size)),
         Bytes(nar.tag.as_bytes()),
         Bytes(&recipe),
+        Number(signed(nar.holed_bytes)),
         listing_size,
         listing,
     ];

@@ -3,6 +3,7 @@
 use async_trait::async_trait;
 use dormer_nix::{StorePath, StorePathHash};
 
+use super::counters::generation;
 use super::{KEYS_MAX, documents, outbox};
 use crate::Result;
 use crate::changes::Change;
@@ -62,10 +63,13 @@ const TOUCH_OBJECT: Sql = both!(
 );
 
 // Of a NAR that is gone by now the size is 0, and the reference to it fails.
-const WRITE_OBJECT: Sql = both!(
+const WRITE_OBJECT: Sql = both!(concat!(
     "INSERT INTO objects (cache, hash, nar, created_at, last_used_at, pushed_at, name, deriver, ca, system, sigs,
-         refs, nar_size)
-     VALUES ($1, $2, $3, $4, $4, $4, $5, $6, $7, $8, $9, $10, coalesce((SELECT n.size FROM nars AS n WHERE n.id = $3), 0))
+         refs, nar_size, counted)
+     VALUES ($1, $2, $3, $4, $4, $4, $5, $6, $7, $8, $9, $10,
+         coalesce((SELECT n.size FROM nars AS n WHERE n.id = $3), 0), ",
+    generation!(),
+    ")
      ON CONFLICT (cache, hash) DO UPDATE SET
          created_at = CASE WHEN objects.nar = excluded.nar THEN objects.created_at ELSE excluded.created_at END,
          last_used_at = CASE WHEN objects.last_used_at < excluded.last_used_at
@@ -74,7 +78,7 @@ const WRITE_OBJECT: Sql = both!(
          nar_size = excluded.nar_size,
          nar = excluded.nar, name = excluded.name, deriver = excluded.deriver, ca = excluded.ca,
          system = excluded.system, sigs = excluded.sigs, refs = excluded.refs"
-);
+));
 
 const DELETE_OBJECT: Sql = both!(
     "DELETE FROM objects WHERE cache = $1 AND hash = $2

@@ -347,7 +347,7 @@ async fn describe(app: &App, call: &Call, ingested: &Ingested) -> Result<UploadP
 
 /// Whether the token reads every cache that exists, existed or will exist. Then nothing needs to be
 /// looked up.
-fn may_pull_everything(claims: &TokenClaims) -> bool {
+pub(crate) fn may_pull_everything(claims: &TokenClaims) -> bool {
     let caches = &claims.access.caches;
     caches.iter().any(|(pattern, _)| pattern.as_str() == "*")
         && caches.iter().all(|(_, permissions)| permissions.allows(Permission::Pull))

@@ -102,6 +102,7 @@ fn new_nar(rows: &[ChunkRow], listing_bytes: usize) -> NewNar {
         size: 130_000 * rows.len() as u64,
         file_size: 40_000 * rows.len() as u64,
         tag: EncodingTag::from_bytes(rand::random()),
+        holed_bytes: 0,
         recipe: recipe.finish(),
         listing: StoredListing::Inline(vec![7; listing_bytes]),
         packs,
@@ -172,6 +173,57 @@ async fn sqlite_serves_a_scrub() {
         async move { Arc::new(open_fresh(&path).await) }
     })
     .await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn sqlite_counts() {
+    let folder = tempfile::tempdir().unwrap();
+    let number = AtomicU32::new(0);
+    crate::conformance::run_counters(|| {
+        let path = folder.path().join(format!("{}.sqlite", number.fetch_add(1, Ordering::Relaxed)));
+        async move { Arc::new(open(&path).await) }
+    })
+    .await;
+}
+
+/// What an older Dormer stored, and counters that somebody changed: a recount makes both right.
+#[tokio::test]
+async fn a_recount_counts_what_was_there_and_forgets_what_was_wrong() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("index.sqlite");
+    let index = open(&path).await;
+    let cache = index.create_cache(&new_cache("main")).await.unwrap();
+    let rows = index.commit_pack(&new_pack(1)).await.unwrap();
+    let target = CommitTarget::Alias { file_name: "f".to_owned(), compression: "xz".to_owned() };
+    let holed_bytes = rows.iter().map(|row| row.layout.holed_bytes()).sum();
+    let nar = NarSource::New(Box::new(NewNar { holed_bytes, ..new_nar(&rows, 10) }));
+    index
+        .commit_nar(&NarCommit { cache, nar, target, at: NOW, grace_seconds: 60, known_keys: Vec::new() })
+        .await
+        .unwrap();
+    let right = index.stored_counts().await.unwrap();
+    assert!(right.is_complete && right.nars == 1 && right.packs == 1, "{right:?}");
+    let recount = async || {
+        index.open_job(JobKind::Recount, None, None, NOW).await.unwrap();
+        let lease = index.lease_job(JobKind::Recount, "a", NOW, NOW + 60).await.unwrap().unwrap();
+        while !index.recount_step(&lease, 1, NOW, NOW + 60).await.unwrap().is_last {}
+        index.stored_counts().await.unwrap()
+    };
+    execute(&path, "UPDATE counters SET packs = packs + 7, nar_bytes = 1").await;
+    assert_ne!(index.stored_counts().await.unwrap(), right);
+    assert_eq!(recount().await, right);
+
+    for old in [
+        "UPDATE nars SET counted = 0, holed_bytes = NULL",
+        "UPDATE packs SET counted = 0, raw_bytes = NULL, holed_bytes = NULL",
+        "DELETE FROM counters",
+        "UPDATE counter_state SET generation = 1, counted_at = NULL",
+    ] {
+        execute(&path, old).await;
+    }
+    let old = index.stored_counts().await.unwrap();
+    assert_eq!((old.is_complete, old.nars), (false, 0));
+    assert_eq!(recount().await, right);
 }
 
 /// A trigger fails one statement of the last step: either all of the step stays or none of it.
