@@ -57,7 +57,7 @@ const RETRY_SECONDS_MAX: UnixSeconds = 300;
 /// How often the runner looks for caches whose next expire job is due, at most.
 const EXPIRY_LOOK: Duration = Duration::from_mins(1);
 
-/// How often the runner tends the counters of what is stored.
+/// How often the runner tends the counters of what is stored, and the outbox.
 const TEND_EVERY: Duration = Duration::from_mins(1);
 
 /// Pages that the runner tends at once, of thousands of rows each. A minute of pushes leaves fewer.
@@ -80,6 +80,25 @@ pub struct JobSettings {
     /// How long after the end of a recount the next one is opened, in seconds; `None` leaves that,
     /// and the summing up of changes, to others.
     pub recount_seconds: Option<i64>,
+    /// How long the outbox keeps changes; `None` leaves trimming it to others.
+    pub outbox: Option<OutboxLimits>,
+}
+
+/// How long the outbox keeps changes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct OutboxLimits {
+    /// Every change is kept for so many seconds: a cache that is new to a target looks for what it
+    /// had before.
+    pub keep_seconds: i64,
+    /// A change is kept for so many seconds at most, also if a target has not followed it.
+    pub give_up_seconds: i64,
+}
+
+impl Default for OutboxLimits {
+    /// 30 days, as long as publishing remembers removed paths, and 90 days.
+    fn default() -> Self {
+        Self { keep_seconds: 30 * 86_400, give_up_seconds: 90 * 86_400 }
+    }
 }
 
 /// When caches are looked through for what they keep no longer.
@@ -102,6 +121,7 @@ impl Default for JobSettings {
                 grace_seconds: 30 * 86_400,
             },
             recount_seconds: None,
+            outbox: None,
         }
     }
 }
@@ -259,6 +279,7 @@ impl JobRunner {
     async fn tend(&self) {
         loop {
             self.tend_counters().await;
+            self.trim_outbox().await;
             tokio::time::sleep(TEND_EVERY).await;
         }
     }
@@ -282,6 +303,25 @@ impl JobRunner {
         if let Some(counters) = &self.counters {
             // What could not be asked for is not shown.
             self.stored.write(counters.stored_counts().await.ok().as_ref());
+        }
+    }
+
+    /// Deletes the rows of the outbox that nobody needs any more.
+    async fn trim_outbox(&self) {
+        let Some(OutboxLimits { keep_seconds, give_up_seconds }) = self.settings.outbox else { return };
+        let now = self.clock.now();
+        let (keep_since, give_up_before) =
+            (now.saturating_sub(keep_seconds), now.saturating_sub(give_up_seconds));
+        for _ in 0..TENDED_PAGES_MAX {
+            match self.jobs.trim_outbox(keep_since, give_up_before, self.settings.step_rows_max).await {
+                Ok(0) => break,
+                Ok(_) => {}
+                Err(error) => {
+                    let error = with_causes(&error);
+                    tracing::warn!(error, "failed to trim the outbox; the runner tries again");
+                    break;
+                }
+            }
         }
     }
 

@@ -62,7 +62,7 @@ pub use collect::{
 pub use cpu::CpuPool;
 pub use error::{Error, ErrorClass, Result};
 pub use ingest::{Deduplication, Ingest, IngestRequest, Ingested};
-pub use jobs::{ExpirySchedule, JobMetrics, JobRunner, JobSettings};
+pub use jobs::{ExpirySchedule, JobMetrics, JobRunner, JobSettings, OutboxLimits};
 pub use listing::ListingStream;
 pub use master_key::MasterKey;
 pub use read::{NarStream, OpenNar};

@@ -137,7 +137,7 @@ where
         referrers_are_removed_first_and_know_what_they_lost, what_an_upstream_key_signed_takes_nothing_along,
         a_circle_can_be_removed, new_references_replace_the_old_ones, drift_is_looked_at_again,
         a_cache_is_remembered_and_forgotten, what_waits_is_counted_for_all_targets_at_once, every_write_renews_the_lease,
-        rows_come_in_the_order_of_names, a_grace_lasts_while_the_lab_serves_the_nar,
+        rows_come_in_the_order_of_names, the_outbox_is_trimmed_to_what_is_needed, a_grace_lasts_while_the_lab_serves_the_nar,
     }
 }
 

@@ -60,6 +60,12 @@ impl<D: Dialect> PublishIndex for SqlIndex<D> {
         })
         .await
     }
+    async fn clear_missed_changes(&self, lease: &Lease) -> Result<()> {
+        self.write("note what a target missed", async |mut tx| {
+            work::clear_missed_changes(&mut tx, lease).await
+        })
+        .await
+    }
     async fn note_pending(
         &self,
         lease: &Lease,

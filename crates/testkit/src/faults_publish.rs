@@ -167,6 +167,7 @@ publish_calls! {
         fn renew_lease(lease: &Lease) -> ();
         fn release_lease(lease: &Lease, at: UnixSeconds, error: Option<&str>) -> ();
         fn move_target(lease: &Lease, location: &str, compared: bool) -> ();
+        fn clear_missed_changes(lease: &Lease) -> ();
         fn note_pending(lease: &Lease, objects: &[(CacheId, StorePathHash, UnixSeconds)], from: NotedFrom) -> ();
         fn note_cache_step(lease: &Lease, cache: CacheId, scan: CacheScan, limit: u32, at: UnixSeconds) -> Option<CacheScan>;
         fn forget_removed(lease: &Lease, cache: CacheId, before: UnixSeconds, limit: u32) -> u64;

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use clap::Args;
 use dormer_api::RedactedUrl;
-use dormer_engine::{ExpirySchedule, JobRunner, JobSettings, SystemClock};
+use dormer_engine::{ExpirySchedule, JobRunner, JobSettings, OutboxLimits, SystemClock};
 use dormer_http_host::{ListenAddress, Listener};
 use dormer_index::CounterIndex;
 use dormer_server::{Authenticator, Server, ServerSettings, TokenBounds, TokenKey, TokenVerifier};
@@ -206,6 +206,7 @@ fn job_settings(settings: &Settings) -> JobSettings {
         expiry: (!interval.is_zero()).then_some(ExpirySchedule { interval }),
         expiry_defaults: settings.expiry_defaults,
         recount_seconds: Some(RECOUNT_SECONDS),
+        outbox: Some(OutboxLimits::default()),
         ..JobSettings::default()
     }
 }

@@ -184,6 +184,7 @@ pub(super) async fn a_lost_lease_writes_nothing(both: Both) -> Result<()> {
         both.publish.forget_nars(&old, id, &key).await,
         both.publish.note_drift(&old, id, &one, &key, NOW, CacheScan::Nars(None)).await,
         both.publish.move_target(&old, "elsewhere", true).await,
+        both.publish.clear_missed_changes(&old).await,
     ];
     for outcome in outcomes {
         assert!(matches!(outcome, Err(Error::LeaseLost)), "{outcome:?}");
@@ -621,5 +622,56 @@ pub(super) async fn a_grace_lasts_while_the_lab_serves_the_nar(both: Both) -> Re
     );
     both.index.remove_object(id, &path_hash(1), Removal::ForCause, NOW).await?;
     assert_eq!(both.publish.end_graces(&lease, id, &of_one, NOW).await?, ended + 1, "of {before}");
+    Ok(())
+}
+
+pub(super) async fn the_outbox_is_trimmed_to_what_is_needed(both: Both) -> Result<()> {
+    let id = cache(&both.index, "main").await?;
+    for number in 1..=6 {
+        push_object(&both.index, id, number).await?;
+    }
+    // On PostgreSQL rows appear when no older transaction of the server runs.
+    let rest = async || both.index.outbox_after(OutboxPosition::START, 100).await;
+    while rest().await?.len() < 6 {
+        tokio::task::yield_now().await;
+    }
+    let all = rest().await?;
+    let trim = |keep_since, give_up_before, limit| both.jobs.trim_outbox(keep_since, give_up_before, limit);
+    assert_eq!(trim(NOW, NOW, 100).await?, 0, "they are not old enough");
+    assert_eq!(trim(NOW + 1, 0, 2).await?, 2, "nobody follows");
+    assert_eq!(rest().await?, all[2..]);
+
+    let (target, lease) = target(&both).await?;
+    let missed = async || Ok::<_, Error>(both.publish.open_target("edge", "").await?.missed_changes);
+    assert_eq!(trim(NOW + 1, NOW, 100).await?, 0, "the target has not seen them");
+    both.publish.note_pending(&lease, &[], NotedFrom::Outbox(all[3].position)).await?;
+    let late = both.publish.open_target("late", "").await?;
+    assert_eq!(trim(NOW + 1, NOW, 100).await?, 0, "another one has not");
+    let late_lease = both.publish.acquire_lease(late.id, "me", NOW, NOW + HOUR).await?.expect("it is free");
+    both.publish.note_pending(&late_lease, &[], NotedFrom::Outbox(all[5].position)).await?;
+    assert_eq!(trim(NOW + 1, NOW, 100).await?, 2);
+    assert_eq!(rest().await?, all[4..]);
+    assert!(!missed().await?);
+
+    // It does not come back.
+    assert_eq!(trim(NOW + 1, NOW + 1, 1).await?, 1);
+    assert_eq!(rest().await?, all[5..]);
+    assert!(missed().await?);
+    let others = both.publish.list_targets().await?;
+    assert_eq!(others.iter().map(|target| target.missed_changes).collect::<Vec<_>>(), [true, false]);
+    assert_eq!(others[0].cursor, all[3].position);
+    both.publish.clear_missed_changes(&lease).await?;
+    assert!(!missed().await?);
+    assert_eq!(target.id, lease.target);
+
+    // What comes now lies behind everything that was there.
+    assert_eq!(trim(NOW + 1, NOW + 1, 100).await?, 1);
+    push_object(&both.index, id, 7).await?;
+    while rest().await?.is_empty() {
+        tokio::task::yield_now().await;
+    }
+    let new = rest().await?;
+    assert_eq!((new.len(), new[0].store_path_hash), (1, Some(path_hash(7))));
+    assert!(new[0].position > all[5].position);
     Ok(())
 }

@@ -237,6 +237,17 @@ pub trait JobIndex: Send + Sync + std::fmt::Debug + 'static {
     /// [`JobKind::Recount`] if the last one ended at `since` or before. Returns whether changes may
     /// be left for another call.
     async fn tend_counters(&self, at: UnixSeconds, since: UnixSeconds) -> Result<bool>;
+    /// Deletes the first rows of the outbox, at most `limit`, as far as nobody needs them. Rows
+    /// since `keep_since` stay: a cache that is new to a target looks through them for what it had
+    /// before. Older ones stay while a target has not followed them, unless they are from before
+    /// `give_up_before`; the targets that miss them are told
+    /// ([`PublishTarget::missed_changes`](crate::PublishTarget)). Returns how many rows are gone.
+    async fn trim_outbox(
+        &self,
+        keep_since: UnixSeconds,
+        give_up_before: UnixSeconds,
+        limit: u32,
+    ) -> Result<u64>;
     /// One step of [`JobKind::Recount`]: counts at most `limit` objects, NARs or packs. The
     /// counters are right after every step. Like [`JobIndex::delete_cache_step`] otherwise.
     async fn recount_step(

@@ -19,10 +19,10 @@ use delete_cache::delete_cache_step;
 use async_trait::async_trait;
 
 use crate::Result;
-use crate::contract::{CacheId, UnixSeconds};
+use crate::contract::{CacheId, OutboxIndex as _, OutboxPosition, UnixSeconds};
 use crate::publish::TargetId;
 use crate::sql_index::{Dialect, Lock, SqlIndex, Write};
-use crate::topics::counters;
+use crate::topics::{counters, outbox};
 
 #[async_trait]
 impl<D: Dialect> JobIndex for SqlIndex<D> {
@@ -130,6 +130,23 @@ impl<D: Dialect> JobIndex for SqlIndex<D> {
             let is_more = counters::fold(&mut tx).await?;
             counters::open_recount_if_due(&mut tx, at, since).await?;
             Ok(is_more)
+        })
+        .await
+    }
+
+    async fn trim_outbox(
+        &self,
+        keep_since: UnixSeconds,
+        give_up_before: UnixSeconds,
+        limit: u32,
+    ) -> Result<u64> {
+        // Most calls find nothing, and then write nothing.
+        let oldest = self.outbox_after(OutboxPosition::START, 1).await?;
+        if oldest.first().is_none_or(|row| row.at >= keep_since) {
+            return Ok(0);
+        }
+        self.write(Write::from("trim the outbox").unless_done(), async |mut tx| {
+            outbox::trim(&mut tx, keep_since, give_up_before, limit).await
         })
         .await
     }

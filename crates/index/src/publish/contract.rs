@@ -33,6 +33,9 @@ pub struct PublishTarget {
     pub compared: bool,
     /// The outbox is followed up to here.
     pub cursor: OutboxPosition,
+    /// Whether outbox rows behind the cursor were deleted before they were followed
+    /// ([`JobIndex::trim_outbox`](crate::JobIndex::trim_outbox)).
+    pub missed_changes: bool,
     /// The process that has the lease, or had it and ended without giving it back.
     pub holder: Option<String>,
     /// When that lease ends.
@@ -340,6 +343,9 @@ pub trait PublishIndex: Send + Sync + std::fmt::Debug + 'static {
     /// Writes down where a target is, and whether its rows were compared with what is there. Of
     /// another location than before, no comparison that had begun counts.
     async fn move_target(&self, lease: &Lease, location: &str, compared: bool) -> Result<()>;
+
+    /// Writes down that whole caches are compared in place of the changes that the target missed.
+    async fn clear_missed_changes(&self, lease: &Lease) -> Result<()>;
 
     // --- changes to look at ----------------------------------------------------------------------
 

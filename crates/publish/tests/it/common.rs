@@ -11,7 +11,7 @@ use dormer_blobs::{Blobs, StoreBlobs};
 use dormer_edge::EdgeKey;
 use dormer_engine::{Clock, CreateCache, Engine, EngineSettings, IngestRequest, MasterKey, UpdateCache};
 use dormer_index::{
-    Cache, Index, PostgresIndex, PostgresOptions, PublishIndex, Removal, SqliteIndex, SqliteOptions,
+    Cache, Index, JobIndex, PostgresIndex, PostgresOptions, PublishIndex, Removal, SqliteIndex, SqliteOptions,
 };
 use dormer_nix::{NarHash, NarInfo, StoreDir, StorePath, StorePathHash};
 use dormer_publish::{Mode, Outcome, Publisher, Result, Silent, TargetSettings};
@@ -42,10 +42,10 @@ impl Clock for HandClock {
 pub(crate) const SETTLE: i64 = 300;
 pub(crate) const GRACE: i64 = 30 * 86_400;
 
-/// Both contracts of an index.
-pub(crate) trait LabIndex: Index + PublishIndex {}
+/// The contracts of an index that publishing meets.
+pub(crate) trait LabIndex: Index + PublishIndex + JobIndex {}
 
-impl<T: Index + PublishIndex> LabIndex for T {}
+impl<T: Index + PublishIndex + JobIndex> LabIndex for T {}
 
 /// PostgreSQL servers of this program. A test has one of them for itself.
 const SERVERS: usize = 2;

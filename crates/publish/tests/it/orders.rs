@@ -9,7 +9,7 @@ use dormer_edge::CacheState;
 use dormer_engine::{Clock as _, UpdateCache};
 use dormer_nix::{NarHash, NarInfo, StoreDir};
 use dormer_publish::{Error, Mode};
-use dormer_testkit::{MemoryTarget, Random, package_nar};
+use dormer_testkit::{Faults, MemoryTarget, Random, package_nar};
 
 fn numbers(published: impl IntoIterator<Item = u8>) -> Vec<u8> {
     published.into_iter().collect()
@@ -217,6 +217,50 @@ async fn what_was_removed_before_a_cache_was_published_is_known_too() {
         assert_eq!(lab.publish().await.unwrap().waiting(), 0);
         lab.check_every_moment(&[], "pushed again");
     }
+}
+
+async fn a_target_that_was_away_for_too_long_comes_out_right() {
+    let lab = Lab::new().await;
+    for number in 1..=6 {
+        lab.push(number, number.into(), if number == 2 { &[1] } else { &[] }).await;
+    }
+    lab.publish().await.unwrap();
+    assert_eq!(numbers(lab.published()), [1, 2, 3, 4, 5, 6]);
+
+    // Something comes, something goes, and something is replaced, while nobody publishes. Then the
+    // outbox forgets all of it.
+    lab.push(7, 7, &[3]).await;
+    lab.remove(1).await;
+    lab.remove_for_cause(4).await;
+    lab.push(5, 55, &[]).await;
+    lab.clock.advance(1_000);
+    let now = lab.clock.now();
+    let trim = async |limit| lab.index.trim_outbox(now, now, limit).await.unwrap();
+    let last = lab.index.list_targets().await.unwrap()[0].cursor;
+    while !lab.index.outbox_after(last, 1).await.unwrap().is_empty() {
+        assert!(trim(2).await <= 2);
+    }
+    assert!(lab.index.list_targets().await.unwrap()[0].missed_changes);
+    let publisher = lab.publisher();
+    assert!(publisher.has_work().await.unwrap(), "no row says so any more");
+
+    // Runs die before all is noted and while it is brought; the last one does the rest.
+    for step in 2..9 {
+        lab.crashing(&Faults::crash_at(step, step % 2 == 0)).run(Mode::Follow).await.unwrap_err();
+        lab.clock.advance(SETTLE);
+    }
+    let outcome = lab.publish().await.unwrap();
+    lab.check_every_moment(&[], "after a long time");
+    // The second waits for its reference to be pushed again, as after every removal.
+    assert_eq!((numbers(lab.published()), outcome.waiting()), (vec![3, 5, 6, 7], 1));
+    let archive = package_nar(&mut Random::new(55), 3_000, &[]);
+    let narinfo = &crate::common::published_in(&lab.target.files())[&path(5).hash()];
+    assert_eq!(narinfo.nar_hash, NarHash::digest(&archive));
+    assert!(!lab.index.list_targets().await.unwrap()[0].missed_changes);
+    // Nothing is left to do, and the next change costs what a change costs.
+    assert!(!publisher.has_work().await.unwrap());
+    lab.push(8, 8, &[]).await;
+    assert_eq!(lab.publish().await.unwrap().writes, 3);
 }
 
 async fn an_upstream_path_that_is_removed_takes_nothing_along() {
@@ -604,6 +648,7 @@ on_both_databases! {
     what_changed_while_it_waited_waits_for_its_new_references_too,
     a_reference_that_is_removed_while_its_referrer_waits_never_counts_as_upstreams,
     what_was_removed_before_a_cache_was_published_is_known_too,
+    a_target_that_was_away_for_too_long_comes_out_right,
     an_upstream_path_that_is_removed_takes_nothing_along,
     an_object_with_another_nar_is_updated_in_place,
     a_new_key_signs_everything_again_and_sends_no_nar,

@@ -34,7 +34,7 @@ pub(crate) use self::removing::{
     take_referrers,
 };
 pub(crate) use self::targets::{
-    acquire_lease, list_targets, move_target, open_target, release_lease, renew_lease,
+    acquire_lease, clear_missed_changes, list_targets, move_target, open_target, release_lease, renew_lease,
 };
 pub(crate) use self::writing::{begin_publishing, finish_publishing, note_uploaded};
 use crate::columns::{array, corrupt, nar_hash, tag, unsigned};
@@ -134,6 +134,7 @@ fn read_target(row: &impl crate::rows::Row) -> Result<PublishTarget> {
         ran_at: row.column(7, table)?,
         error: error.zip(error_at),
         compared: row.column::<i64>(10, table)? != 0,
+        missed_changes: row.column::<i64>(11, table)? != 0,
     })
 }
 
