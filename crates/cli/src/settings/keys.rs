@@ -320,6 +320,9 @@ keys! { KEYS:
         "How long a cache without its own setting keeps an unused object; 0 means for ever.").default("0s").attic();
     GC_DEFAULT_QUOTA = Key::new("garbage-collection.default-quota", Kind::Size(0, 1 << 60),
         "Most bytes that a cache without its own setting keeps, as clients download them; 0 means no quota.").default("0");
+    GC_RECOMPRESS_LEVEL = Key::new("garbage-collection.recompress-level", Kind::Integer(0, 19),
+        "zstd level at which collections recompress packs that no push has used for 30 days, once. 0 leaves them as they are. \
+         Docs: OPERATING.md, \"Recompression\".").default("0");
 
     JWT_BOUND_ISSUER = Key::new("jwt.token-bound-issuer", Kind::Text,
         "The server accepts only tokens with this `iss`, and puts it into new tokens.").attic();

@@ -15,6 +15,7 @@ mod large;
 mod purge;
 mod push_and_pull;
 mod read_only;
+mod recompress;
 mod rekey;
 mod remote;
 mod replicas;

@@ -26,7 +26,7 @@ use dormer_format::{ChunkRun, PackId};
 
 use crate::Result;
 use crate::changes::Change;
-use crate::columns::{array, recipe, signed, unsigned};
+use crate::columns::{array, corrupt, recipe, signed, unsigned};
 use crate::contract::{NarId, PackNumber, UnixSeconds};
 use crate::jobs::{JobId, JobKind, JobLease, work};
 use crate::rows::{Row, read_chunk, read_pack_id};
@@ -103,7 +103,7 @@ pub(crate) const MOVED_CHUNKS: Sql = both!(
     "SELECT number, pack FROM chunks WHERE pack <> number / 65536 AND number > $1 ORDER BY number LIMIT $2"
 );
 const PAGE_PACKS: Sql = both!(
-    "SELECT id, number, size, created_at, used_at, condemned_at, chunks FROM packs
+    "SELECT id, number, size, created_at, used_at, condemned_at, chunks, recompressed_level FROM packs
      WHERE number > $1 ORDER BY number LIMIT $2"
 );
 pub(crate) const COUNT_CHUNKS: Sql = Sql {
@@ -147,6 +147,39 @@ pub(crate) const MOVE_CHUNKS: Sql = Sql {
             ORDER BY c.id FOR NO KEY UPDATE OF c)
         UPDATE chunks SET pack = $1, start = held.start FROM held WHERE chunks.number = held.number
         RETURNING chunks.number",
+};
+/// The same for chunks that get new frames.
+pub(crate) const REFRAME_CHUNKS: Sql = Sql {
+    sqlite: "
+        UPDATE chunks SET pack = $1, start = k.value ->> 4, checksum = k.value ->> 5, layout = unhex(k.value ->> 6)
+        FROM json_each($2) AS k
+        WHERE chunks.number = k.value ->> 0 AND +chunks.pack = k.value ->> 1
+            AND chunks.start = k.value ->> 2 AND chunks.checksum = k.value ->> 3
+            AND chunks.damaged_at IS NULL
+        RETURNING number",
+    postgres: "
+        WITH held AS MATERIALIZED (
+            SELECT c.number, k.start, k.new_checksum, k.layout
+            FROM unnest($2::bigint[], $3::bigint[], $4::bigint[], $5::bigint[], $6::bigint[], $7::bigint[],
+                $8::bytea[]) AS k (number, source, place, checksum, start, new_checksum, layout)
+            JOIN chunks AS c ON c.number = k.number
+            WHERE c.pack = k.source AND c.start = k.place AND c.checksum = k.checksum
+                AND c.damaged_at IS NULL
+            ORDER BY c.id FOR NO KEY UPDATE OF c)
+        UPDATE chunks SET pack = $1, start = held.start, checksum = held.new_checksum, layout = held.layout
+        FROM held WHERE chunks.number = held.number
+        RETURNING chunks.number",
+};
+// Stamps are locked in the order of numbers everywhere.
+const NOTE_RECOMPRESSED: Sql = Sql {
+    sqlite: "
+        UPDATE packs SET recompressed_level = $2
+        WHERE number IN (SELECT value FROM json_each($1)) AND recompressed_level < $2",
+    postgres: "
+        WITH held AS MATERIALIZED (
+            SELECT p.number FROM packs AS p WHERE p.number = ANY ($1) AND p.recompressed_level < $2
+            ORDER BY p.number FOR NO KEY UPDATE)
+        UPDATE packs SET recompressed_level = $2 FROM held WHERE packs.number = held.number",
 };
 const DELETE_PACK: Sql = both!("DELETE FROM packs WHERE number = $1");
 
@@ -402,13 +435,22 @@ impl<D: Dialect> CollectIndex for SqlIndex<D> {
         doomed_after: UnixSeconds,
     ) -> Result<Vec<u64>> {
         let column = |value: fn(&ChunkMove) -> i64| Column::Numbers(pack.chunks.iter().map(value).collect());
-        let table = [
+        let mut table = vec![
             column(|chunk| signed(chunk.number)),
             column(|chunk| chunk.from.0),
             column(|chunk| signed(chunk.from_offset)),
             column(|chunk| chunk.checksum.cast_signed()),
             column(|chunk| signed(chunk.offset)),
         ];
+        let new_frames = pack.new_frames.as_deref();
+        assert!(new_frames.is_none_or(|frames| frames.len() == pack.chunks.len()), "frames for each chunk");
+        let layouts: Vec<Vec<u8>> =
+            new_frames.unwrap_or_default().iter().map(|(_, layout)| layout.encode()).collect();
+        if let Some(frames) = new_frames {
+            table.push(Column::Numbers(frames.iter().map(|(checksum, _)| checksum.cast_signed()).collect()));
+            table.push(Column::Bytes(layouts.iter().map(Vec::as_slice).collect()));
+        }
+        let move_chunks = if new_frames.is_some() { REFRAME_CHUNKS } else { MOVE_CHUNKS };
         self.write(Write::from("move chunks to a new pack").unless_done(), async |mut tx| {
             let id = pack.id.as_bytes();
             if tx.run(TAKE_OFF_DOOMED, &[Bytes(id), Number(doomed_after)]).await? == 0 {
@@ -421,14 +463,27 @@ impl<D: Dialect> CollectIndex for SqlIndex<D> {
                 chunks: pack.chunks.len(),
                 raw_bytes: pack.raw_bytes,
                 holed_bytes: pack.holed_bytes,
+                recompressed_level: pack.recompressed_level,
             };
             let number = insert_pack(&mut tx, &row).await?;
-            let moved = tx.rows(MOVE_CHUNKS, &[Number(number), Table(&table)]).await?;
+            let moved = tx.rows(move_chunks, &[Number(number), Table(&table)]).await?;
+            if new_frames.is_some() {
+                // Other replicas may remember the frames: they would give NARs their old tags back.
+                tx.announce(Change::Everything).await?;
+            }
             if moved.is_empty() {
                 tx.run(DELETE_PACK, &[Number(number)]).await?;
                 tx.run(DOOM_REMOVED, &[List(&[id]), Number(at)]).await?;
             }
             moved.iter().map(|row| unsigned("chunks", row.column(0, "chunks")?)).collect()
+        })
+        .await
+    }
+
+    async fn note_recompressed(&self, packs: &[PackNumber], level: u8) -> Result<()> {
+        let packs = numbers(packs);
+        self.write("note what was recompressed", async |mut tx| {
+            tx.run(NOTE_RECOMPRESSED, &[Numbers(&packs), Number(level.into())]).await.map(drop)
         })
         .await
     }
@@ -612,7 +667,7 @@ fn read_packed(row: &impl Row) -> Result<PackedChunk> {
     Ok(PackedChunk { row: read_chunk(row)?, is_damaged })
 }
 
-/// Columns: id, number, size, created_at, used_at, condemned_at, chunks.
+/// Columns: id, number, size, created_at, used_at, condemned_at, chunks, recompressed_level.
 pub(crate) fn read_pack(row: &impl Row) -> Result<PackRow> {
     let table = "packs";
     Ok(PackRow {
@@ -623,5 +678,7 @@ pub(crate) fn read_pack(row: &impl Row) -> Result<PackRow> {
         used_at: row.column(4, table)?,
         condemned_at: row.column(5, table)?,
         chunks: row.column::<Option<i64>>(6, table)?.map(|chunks| unsigned(table, chunks)).transpose()?,
+        recompressed_level: u8::try_from(row.column::<i64>(7, table)?)
+            .map_err(|error| corrupt(table, error))?,
     })
 }

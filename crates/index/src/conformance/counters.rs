@@ -83,6 +83,8 @@ impl Four {
             size: 2_000 + u64::from(number),
             raw_bytes: rows.iter().map(|row| u64::from(row.layout.raw_len)).sum(),
             holed_bytes: rows.iter().map(|row| row.layout.holed_bytes()).sum(),
+            recompressed_level: 0,
+            new_frames: None,
             chunks: rows.iter().zip((32..).step_by(1_000)).map(to).collect(),
         };
         if self.collect.move_chunks(&new, NOW, NOW).await?.is_empty() {

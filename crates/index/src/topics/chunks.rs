@@ -69,8 +69,8 @@ pub(crate) const LOAD_CHUNKS: Sql = Sql {
 
 // Repeating a commit whose answer was lost finds its own pack.
 const INSERT_PACK: Sql = both!(concat!(
-    "INSERT INTO packs (id, size, created_at, used_at, chunks, raw_bytes, holed_bytes, counted)
-     VALUES ($1, $2, $3, $3, $4, $5, $6, ",
+    "INSERT INTO packs (id, size, created_at, used_at, chunks, raw_bytes, holed_bytes, recompressed_level, counted)
+     VALUES ($1, $2, $3, $3, $4, $5, $6, $7, ",
     generation!(),
     ")
      ON CONFLICT (id) DO UPDATE SET used_at = excluded.used_at
@@ -213,6 +213,7 @@ impl<D: Dialect> ChunkIndex for SqlIndex<D> {
             chunks: pack.chunks.len(),
             raw_bytes: layouts().map(|layout| u64::from(layout.raw_len)).sum(),
             holed_bytes: layouts().map(ChunkLayout::holed_bytes).sum(),
+            recompressed_level: 0,
         };
         self.write("commit a pack", async |mut tx| {
             let number = insert_pack(&mut tx, &pack_row).await?;
@@ -264,6 +265,8 @@ pub(crate) struct PackRowValues {
     pub(crate) raw_bytes: u64,
     /// Those of them in chunks with holes.
     pub(crate) holed_bytes: u64,
+    /// The least level that the chunks were recompressed at; 0: some were not.
+    pub(crate) recompressed_level: u8,
 }
 
 /// Adds the row of a pack; returns its number.
@@ -276,6 +279,7 @@ pub(crate) async fn insert_pack(tx: &mut impl Transaction, pack: &PackRowValues)
         Number(chunks),
         Number(signed(pack.raw_bytes)),
         Number(signed(pack.holed_bytes)),
+        Number(pack.recompressed_level.into()),
     ];
     tx.one(INSERT_PACK, &row).await?.column(0, "packs")
 }

@@ -845,6 +845,11 @@ pub(super) async fn look_ups_search_indexes(index: &PostgresIndex, with_removals
             "1, ARRAY[1], ARRAY[2], ARRAY[3], ARRAY[4], ARRAY[5]".to_owned(),
             &["chunks_pkey"],
         ),
+        (
+            collect::REFRAME_CHUNKS,
+            "1, ARRAY[1], ARRAY[2], ARRAY[3], ARRAY[4], ARRAY[5], ARRAY[6], ARRAY['\\x00'::bytea]".to_owned(),
+            &["chunks_pkey"],
+        ),
         (counters::PATHS_OF_CACHE, "1".to_owned(), &["counters_pkey", "counter_changes_by_cache"]),
         (recount::LAST_OBJECT, "1, 2".to_owned(), &["objects_pkey"]),
         (recount::NARS, "1, 2".to_owned(), &["nars_pkey"]),

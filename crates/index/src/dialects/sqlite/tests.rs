@@ -825,6 +825,7 @@ pub(super) async fn look_ups_search_indexes(index: &SqliteIndex) {
         (collect::COUNT_CHUNKS, &["SEARCH chunks USING COVERING INDEX chunks_by_pack (pack=?)"]),
         (collect::PACK_CHUNKS, &["SEARCH c USING INDEX chunks_by_pack (pack=? AND rowid>?)"]),
         (collect::MOVE_CHUNKS, &["SEARCH chunks USING INTEGER PRIMARY KEY (rowid=?)"]),
+        (collect::REFRAME_CHUNKS, &["SEARCH chunks USING INTEGER PRIMARY KEY (rowid=?)"]),
         (collect::CONDEMN_PACKS, &["SEARCH packs USING INTEGER PRIMARY KEY (rowid=?)"]),
         (collect::DELETE_CHUNKS, &["SEARCH chunks USING COVERING INDEX chunks_by_pack (pack=?)"]),
     ] {
