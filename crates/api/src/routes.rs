@@ -1,9 +1,10 @@
 //! Every route of the API, as templates for the server's router and as builders for clients.
 //!
-//! Builders need no percent-encoding: cache names and hashes consist of characters that stand for
-//! themselves in a path. No cache name begins with `_`, so `/_api/` can never be taken for a cache.
+//! Builders need no percent-encoding, but for the `?` in names of store paths: cache names and
+//! hashes consist of characters that stand for themselves in a path. No cache name begins with `_`,
+//! so `/_api/` can never be taken for a cache.
 
-use dormer_nix::StorePathHash;
+use dormer_nix::{StorePath, StorePathHash};
 
 use crate::{CacheName, PinName};
 
@@ -37,6 +38,15 @@ pub const NIX_CACHE_INFO: &str = "/{cache}/nix-cache-info";
 pub const CACHE_FILE: &str = "/{cache}/{file}";
 /// GET, HEAD, PUT: a NAR.
 pub const NAR: &str = "/{cache}/nar/{file}";
+
+/// GET, HEAD, PUT: the log of a derivation's build.
+pub const BUILD_LOG: &str = "/{cache}/log/{derivation}";
+
+/// [`BUILD_LOG`] of `cache` and `derivation`.
+pub fn build_log(cache: &CacheName, derivation: &StorePath) -> String {
+    let derivation = derivation.base_name().replace('?', "%3F");
+    BUILD_LOG.replace("{cache}", cache.as_str()).replace("{derivation}", &derivation)
+}
 
 /// [`CACHE_CONFIG`] of `cache`.
 pub fn cache_config(cache: &CacheName) -> String {
@@ -116,5 +126,7 @@ mod tests {
         assert_eq!(v2_pin(&cache, &name), "/_api/v2/caches/team+a_1/pins/ci");
         assert_eq!(v2_pinned_path(&cache, &name, &hash), format!("/_api/v2/caches/team+a_1/pins/ci/{hash}"));
         assert_eq!(substituter(&cache), "/team+a_1");
+        let derivation = format!("{hash}-a?b+c.drv").parse().unwrap();
+        assert_eq!(build_log(&cache, &derivation), format!("/team+a_1/log/{hash}-a%3Fb+c.drv"));
     }
 }

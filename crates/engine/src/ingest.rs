@@ -211,8 +211,9 @@ impl Ingest {
         Ok(ingested)
     }
 
-    async fn finish_uncounted(self) -> Result<Ingested> {
+    async fn finish_uncounted(mut self) -> Result<Ingested> {
         let (nar_hash, nar_size) = self.hasher.finish();
+        let build_ids = self.reader.take_build_ids();
         let rest = self.reader.finish().map_err(Error::MalformedNar)?;
         check_expected(self.request.expected, nar_hash, nar_size)?;
         let Storing { mut sink, listing, mut upload } = match self.work {
@@ -258,6 +259,7 @@ impl Ingest {
                 tag: stored.tag,
                 recipe: stored.recipe,
                 listing,
+                build_ids,
                 packs: stored.packs.into_iter().collect(),
             })),
             _memory: self.memory,

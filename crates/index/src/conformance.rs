@@ -62,7 +62,7 @@ where
         documents: a_document_comes_back_and_gives_way_to_the_next, a_deleted_cache_has_and_takes_no_document,
             a_trace_gathers_signatures_and_keeps_its_first_path, signatures_of_racing_traces_are_all_kept,
             a_document_is_told_to_followers_of_what_it_belongs_to, a_log_goes_with_the_last_object_of_its_derivation,
-            a_trace_goes_with_its_path, a_document_costs_few_statements;
+            a_trace_goes_with_its_path, debug_info_is_found_by_its_build_id, a_document_costs_few_statements;
         races: racing_packs_agree_on_every_chunk, racing_commits_of_one_nar_agree, racing_objects_leave_one_of_them,
             racing_settings_agree, racing_creations_of_a_cache_leave_one, commits_racing_a_deletion_leave_nothing,
             readers_see_whole_commits_only, a_dropped_call_harms_nobody;
@@ -135,7 +135,7 @@ where
         a_nar_that_nothing_names_may_go, an_intent_that_came_to_nothing_leaves_nothing,
         referrers_are_removed_first_and_know_what_they_lost, what_an_upstream_key_signed_takes_nothing_along,
         a_circle_can_be_removed, new_references_replace_the_old_ones, drift_is_looked_at_again,
-        a_cache_is_remembered_and_forgotten, what_waits_is_counted_for_all_targets_at_once, every_write_renews_the_lease,
+        a_cache_is_remembered_and_forgotten, documents_are_written_down_with_their_objects, what_waits_is_counted_for_all_targets_at_once, every_write_renews_the_lease,
         rows_come_in_the_order_of_names, a_grace_lasts_while_the_lab_serves_the_nar,
     }
 }

@@ -14,7 +14,7 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use dormer_format::{ChunkId, ChunkLayout, ChunkRun, EncodingTag, PackId, Recipe};
-use dormer_nix::{BuildTrace, DocumentName, NarHash, StorePath, StorePathHash};
+use dormer_nix::{BuildId, BuildTrace, DocumentName, NarHash, StorePath, StorePathHash};
 
 use crate::Result;
 use crate::changes::Changes;
@@ -241,6 +241,8 @@ pub struct NewNar {
     pub recipe: Recipe,
     /// Its listing.
     pub listing: StoredListing,
+    /// Build ids of the debug files in it.
+    pub build_ids: Vec<BuildId>,
     /// The packs that hold its chunks (and its listing's). The commit locks and stamps them, and
     /// fails with [`Error::PackGone`](crate::Error::PackGone) when one is condemned or deleted, or
     /// when one of the chunks is marked damaged.
@@ -296,6 +298,8 @@ pub struct Object {
     pub sigs: Vec<String>,
     /// System it was built for, if the pusher said.
     pub system: Option<String>,
+    /// Fields of its narinfo that no part of Dormer knows: names and values.
+    pub extra: Vec<(String, String)>,
 }
 
 /// What names a NAR in a commit.
@@ -824,6 +828,9 @@ pub trait DocumentIndex: Send + Sync + std::fmt::Debug + 'static {
     /// Stores a document in the place of the one of the same name, with an outbox row for each
     /// object that it belongs to. [`Error::CacheGone`](crate::Error::CacheGone) if the cache is not
     /// there. At most two statements, transaction control and locks excluded.
+    ///
+    /// # Panics
+    /// If the name is that of debug info, which is in NARs.
     async fn put_document(&self, cache: CacheId, document: &NewDocument, at: UnixSeconds) -> Result<()>;
     /// Stores a build trace, or adds its signatures to the one of the same key and path, within the
     /// limits for objects ([`NarCommit::known_keys`]). Where the cache has the key with another
@@ -836,8 +843,16 @@ pub trait DocumentIndex: Send + Sync + std::fmt::Debug + 'static {
         known_keys: &[String],
         at: UnixSeconds,
     ) -> Result<TraceOutcome>;
-    /// Finds a document. One statement.
+    /// Finds a document. One statement. Debug info is no document here: see
+    /// [`Self::find_debug_nar`].
     async fn find_document(&self, cache: CacheId, name: &DocumentName) -> Result<Option<StoredDocument>>;
+    /// The newest sound NAR of an object of the cache that has the debug file with this build id.
+    /// One statement.
+    async fn find_debug_nar(
+        &self,
+        cache: CacheId,
+        build_id: &BuildId,
+    ) -> Result<Option<(NarHash, EncodingTag)>>;
 }
 
 /// The log of what changed, and notices to other replicas.

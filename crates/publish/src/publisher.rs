@@ -379,7 +379,8 @@ impl Run<'_> {
         // The access rules take effect before the contents.
         documents::write_before(self, cache, name, &mut row, self.mode == Mode::Reconcile).await?;
         self.untouched = Some(PublishedCache { scan: None, ..row.clone() });
-        let compares = matches!(row.scan, Some(CacheScan::Narinfos(_) | CacheScan::Nars(_)));
+        let compares =
+            matches!(row.scan, Some(CacheScan::Narinfos(_) | CacheScan::Nars(_) | CacheScan::Documents(_)));
         let Some(counts) = self.scan_cache(cache, name, &mut row).await? else { return Ok(outcome) };
         outcome.add(counts);
         if self.mode == Mode::Reconcile && !compares {

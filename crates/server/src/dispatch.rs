@@ -143,7 +143,6 @@ impl App {
             (&Method::GET, Route::Document(cache, name)) => {
                 documents::find_document(self, call, &cache, &name).await
             }
-            (&Method::GET, Route::NotKept(cache, _)) => documents::miss(self, call, &cache).await,
 
             (&Method::PUT, Route::NixCacheInfo(cache)) => {
                 upload::put_cache_info(self, call, body, &cache).await
@@ -158,7 +157,6 @@ impl App {
             (&Method::PUT, Route::Document(cache, name)) => {
                 upload::put_document(self, call, body, &cache, name).await
             }
-            (&Method::PUT, Route::NotKept(cache, kind)) => upload::refuse(self, call, &cache, kind).await,
 
             (&Method::GET, Route::CacheConfig(cache) | Route::AtticCacheInfo(cache)) => {
                 attic::show_cache(self, call, &cache).await
@@ -216,8 +214,7 @@ fn allowed_methods(route: &Route<'_>) -> &'static str {
         | Route::Narinfo(..)
         | Route::Listing(..)
         | Route::Nar(..)
-        | Route::Document(..)
-        | Route::NotKept(..) => "GET, HEAD, PUT",
+        | Route::Document(..) => "GET, HEAD, PUT",
         Route::CacheConfig(_) => "GET, HEAD, POST, PATCH, DELETE",
         Route::GetMissingPaths | Route::Objects(_) | Route::Pins(_) => "POST",
         Route::UploadPath => "PUT",

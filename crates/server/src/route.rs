@@ -57,10 +57,9 @@ pub(crate) enum Route<'a> {
     Listing(CacheName, StorePathHash),
     /// `/{cache}/nar/…`
     Nar(CacheName, NarFile<'a>),
-    /// `/{cache}/log/…`, `/{cache}/build-trace-v2/…`, `/{cache}/realisations/…`
+    /// `/{cache}/log/…`, `/{cache}/build-trace-v2/…`, `/{cache}/realisations/…`,
+    /// `/{cache}/debuginfo/…`
     Document(CacheName, DocumentName),
-    /// A kind of documents of the protocol that this server does not keep yet.
-    NotKept(CacheName, &'static str),
 }
 
 /// A name below `nar/`.
@@ -121,12 +120,9 @@ impl<'a> Route<'a> {
                 let cache = cache.parse().ok()?;
                 Some(Self::Nar(cache, NarFile::parse(file)?))
             }
-            (cache, [Some("debuginfo"), Some(_), ..]) => {
-                Some(Self::NotKept(cache.parse().ok()?, "debug info"))
-            }
             (cache, _) => {
                 let address = path.strip_prefix('/')?.strip_prefix(cache)?.strip_prefix('/')?;
-                Some(Self::Document(cache.parse().ok()?, address.parse().ok()?))
+                Some(Self::Document(cache.parse().ok()?, DocumentName::of_address(address).ok()?))
             }
         }
     }
@@ -175,7 +171,7 @@ impl<'a> Route<'a> {
                 "/{cache}/build-trace-v2/{derivation}/{output}.doi"
             }
             Self::Document(_, DocumentName::Trace(TraceKey::Hash { .. })) => "/{cache}/realisations/{id}.doi",
-            Self::NotKept(..) => "/{cache}/{kind}/{document}",
+            Self::Document(_, DocumentName::DebugInfo(_)) => "/{cache}/debuginfo/{build_id}.debug",
         }
     }
 
@@ -196,11 +192,9 @@ impl<'a> Route<'a> {
             | Self::Pin(..)
             | Self::PinnedPath(..)
             | Self::AtticCacheInfo(_) => AnswerKind::Api,
-            Self::NixCacheInfo(_)
-            | Self::Narinfo(..)
-            | Self::Listing(..)
-            | Self::Document(..)
-            | Self::NotKept(..) => AnswerKind::Document,
+            Self::NixCacheInfo(_) | Self::Narinfo(..) | Self::Listing(..) | Self::Document(..) => {
+                AnswerKind::Document
+            }
             // The handler knows which name is the present one, and marks its answer.
             Self::Nar(..) => AnswerKind::OtherNar,
         }
@@ -258,6 +252,7 @@ mod tests {
         let document = |address: &str| format!("/main/{address}");
         let (log, trace) = (format!("log/{HASH}-x.drv"), format!("build-trace-v2/{HASH}-x.drv/out.doi"));
         let realisation = format!("realisations/sha256:{}!out.doi", "ab".repeat(32));
+        let debug_info = || Route::Document(main(), DocumentName::DebugInfo("00ab".parse().unwrap()));
         for (path, route) in [
             ("/", Route::Home),
             ("/healthz", Route::Alive),
@@ -287,7 +282,8 @@ mod tests {
             (&document(&log), Route::Document(main(), log.parse().unwrap())),
             (&document(&trace), Route::Document(main(), trace.parse().unwrap())),
             (&document(&realisation), Route::Document(main(), realisation.parse().unwrap())),
-            ("/main/debuginfo/x.debug", Route::NotKept(main(), "debug info")),
+            ("/main/debuginfo/00ab.debug", debug_info()),
+            ("/main/debuginfo/00ab", debug_info()),
         ] {
             assert_eq!(Route::parse(path), Some(route), "{path}");
         }

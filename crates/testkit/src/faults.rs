@@ -23,7 +23,7 @@ use dormer_index::{
     PoolUse, PurgeCounts, Removal, RetentionIndex, SealedKey, SealedKeyPlace, SettingIndex, StoredDocument,
     StoredListing, TraceOutcome, UnixSeconds, Use,
 };
-use dormer_nix::{BuildTrace, DocumentName, NarHash, StorePath, StorePathHash};
+use dormer_nix::{BuildId, BuildTrace, DocumentName, NarHash, StorePath, StorePathHash};
 
 /// A planted defect.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -463,6 +463,13 @@ impl DocumentIndex for FaultIndex {
     }
     async fn find_document(&self, cache: CacheId, name: &DocumentName) -> Outcome<Option<StoredDocument>> {
         read_step!(self, self.inner.find_document(cache, name))
+    }
+    async fn find_debug_nar(
+        &self,
+        cache: CacheId,
+        build_id: &BuildId,
+    ) -> Outcome<Option<(NarHash, EncodingTag)>> {
+        read_step!(self, self.inner.find_debug_nar(cache, build_id))
     }
 }
 

@@ -396,6 +396,13 @@ keys! { EDGE_KEYS:
         "How long the publisher repeats a request when the store is busy or does not answer.").default("45s");
     EDGE_LISTINGS = Key::new("edge.listings", Kind::Bool,
         "Whether to publish listings (`.ls`) too: one more request for each path.").default("false");
+    EDGE_LOGS = Key::new("edge.logs", Kind::Bool,
+        "Whether to publish build logs too, for `nix log`: one more request for each.").default("false");
+    EDGE_TRACES = Key::new("edge.traces", Kind::Bool,
+        "Whether to publish build traces too, with which Nix substitutes content-addressed paths: one more request for each.")
+        .default("true");
+    EDGE_DEBUG_INFO = Key::new("edge.debug-info", Kind::Bool,
+        "Whether to publish links to debug info too, for debuggers: one more request for each debug file.").default("false");
     EDGE_RECOMPRESS_LEVEL = Key::new("edge.recompress-level", Kind::Integer(0, 19),
         "zstd level for recompressing NARs during publishing. Level 19 makes them a tenth smaller than the default of \
          `chunks.zstd-level`, and costs a second of CPU for each 2 MB, once. 0 sends NARs as stored, which costs almost no CPU. A \

@@ -80,6 +80,7 @@ async fn stored_bytes_are_served_as_they_are_and_no_codec_sees_them() {
         tag: tag.finish(),
         recipe: recipe.finish(),
         listing: StoredListing::Inline(Vec::new()),
+        build_ids: Vec::new(),
         packs: rows.iter().map(|row| row.pack).collect(),
     };
     let commit = NarCommit {

@@ -232,6 +232,7 @@ async fn a_nar_that_is_wrong_although_its_chunks_are_sound_is_found() {
             tag: other.tag,
             recipe: other.recipe.clone(),
             listing: dormer_index::StoredListing::Inline(Vec::new()),
+            build_ids: Vec::new(),
             packs: vec![],
         })),
         target: dormer_index::CommitTarget::Object(dormer_testkit::object_for(&path(4), &[])),

@@ -98,6 +98,7 @@ pub(super) fn new_nar(number: u32, rows: &[ChunkRow]) -> NewNar {
         tag: tag(number),
         recipe: recipe(rows),
         listing: StoredListing::Inline(vec![40, 181, 47, 253, number.to_le_bytes()[0]]),
+        build_ids: Vec::new(),
         packs: rows.iter().map(|row| row.pack).collect(),
     }
 }
@@ -111,6 +112,7 @@ pub(super) fn object(number: u32) -> Object {
         ca: None,
         sigs: Vec::new(),
         system: None,
+        extra: Vec::new(),
     }
 }
 

@@ -18,6 +18,7 @@ use crate::contract::{
     NewNar, StoredListing, UnixSeconds,
 };
 use crate::object_conflict::{ObjectChange, change_object};
+use crate::publish::records::{Records, records};
 use crate::rows::{Row as _, read_look, read_nar, read_present, read_summary};
 use crate::sql::Argument::{Bytes, Number, OptionalBytes, OptionalNumber, Text};
 use crate::sql::{Sql, Transaction, both, damaged};
@@ -66,7 +67,7 @@ pub(crate) const LOOK_BY_HASH: Sql = both!(concat!(
     " END, ",
     damaged!("m"),
     ",
-         o.nar, o.hash, o.name, o.refs, o.deriver, o.ca, o.sigs, o.system
+         o.nar, o.hash, o.name, o.refs, o.deriver, o.ca, o.sigs, o.system, o.extra
      FROM (SELECT 1) AS one
      LEFT JOIN caches AS c ON c.id = $1 AND c.deleted_at IS NULL
      LEFT JOIN nars AS n ON n.hash = $2
@@ -81,7 +82,7 @@ pub(crate) const LOOK_BY_ID: Sql = both!(concat!(
     damaged!("n"),
     ", ",
     damaged!("m"),
-    ", o.nar, o.hash, o.name, o.refs, o.deriver, o.ca, o.sigs, o.system
+    ", o.nar, o.hash, o.name, o.refs, o.deriver, o.ca, o.sigs, o.system, o.extra
      FROM (SELECT 1) AS one
      LEFT JOIN caches AS c ON c.id = $1 AND c.deleted_at IS NULL
      LEFT JOIN nars AS n ON n.id = $2
@@ -114,6 +115,12 @@ const WRITE_LISTING: Sql = Sql {
         ON CONFLICT (nar) DO UPDATE SET size = excluded.size, body = excluded.body",
     postgres: Sql::NOTHING,
 };
+
+// The same archive has the same debug files.
+const WRITE_BUILD_IDS: Sql = records!(
+    "INSERT INTO build_ids (build_id, nar) SELECT k.build_id, $1 FROM", 2 { build_id: bytes 0 }, "AS k WHERE true
+     ON CONFLICT (build_id, nar) DO NOTHING"
+);
 
 const UPDATE_ENCODING: Sql = both!("UPDATE nars SET tag = $2, file_size = $3 WHERE id = $1");
 
@@ -282,5 +289,12 @@ async fn write_nar(tx: &mut impl Transaction, nar: &NewNar, at: UnixSeconds) -> 
     ];
     let id: i64 = tx.one(WRITE_NAR, &row).await?.column(0, "nars")?;
     tx.run(WRITE_LISTING, &[Number(id), listing_size, listing]).await?;
+    if !nar.build_ids.is_empty() {
+        let mut records = Records::default();
+        for build_id in &nar.build_ids {
+            records.row().bytes(build_id.as_bytes());
+        }
+        tx.run(WRITE_BUILD_IDS, &[Number(id), Text(&records.finish())]).await?;
+    }
     Ok(NarId(id))
 }

@@ -13,7 +13,7 @@ use dormer_engine::{Clock, CreateCache, Engine, EngineSettings, IngestRequest, M
 use dormer_index::{
     Cache, Index, PostgresIndex, PostgresOptions, PublishIndex, Removal, SqliteIndex, SqliteOptions,
 };
-use dormer_nix::{NarHash, NarInfo, StoreDir, StorePath, StorePathHash};
+use dormer_nix::{BuildTrace, DocumentName, NarHash, NarInfo, StoreDir, StorePath, StorePathHash, TraceKey};
 use dormer_publish::{Mode, Outcome, Publisher, Result, Silent, TargetSettings};
 use dormer_stores::Store;
 use dormer_testkit::services::Postgres;
@@ -228,8 +228,26 @@ impl Lab {
         ingest.write(nar).await.expect("a good NAR");
         let ingested = ingest.finish().await.expect("a whole NAR");
         let mut object = object_for(&path(number), references);
+        object.deriver = Some(derivation().to_string());
         object.sigs = sigs.iter().map(|sig| (*sig).to_owned()).collect();
         self.engine.commit_object(&self.cache, ingested, object).await.expect("a commit");
+    }
+
+    /// Stores a log of the derivation that all packages come from.
+    pub(crate) async fn put_log(&self, log: &str) {
+        self.engine.put_log(&self.cache, derivation(), log.as_bytes().to_vec()).await.expect("a log");
+    }
+
+    /// Stores a trace of package `number`.
+    pub(crate) async fn put_trace(&self, number: u8) {
+        let trace = BuildTrace {
+            key: trace_key(number),
+            out_path: path(number),
+            dependents: BTreeMap::new(),
+            sigs: Vec::new(),
+            is_keyed: false,
+        };
+        self.engine.put_trace(&self.cache, trace).await.expect("a trace");
     }
 
     pub(crate) async fn remove(&self, number: u8) {
@@ -309,6 +327,25 @@ pub(crate) fn path(number: u8) -> StorePath {
     format!("{hash}-package-{number}").parse().expect("a store path")
 }
 
+/// What all packages come from.
+pub(crate) fn derivation() -> StorePath {
+    format!("{}-package.drv", dormer_nix::nix32::encode(&[200; 20])).parse().expect("a store path")
+}
+
+fn trace_key(number: u8) -> TraceKey {
+    TraceKey::Derivation { derivation: derivation(), output: format!("out-{number}") }
+}
+
+/// The name of a trace in the target.
+pub(crate) fn trace_name(number: u8) -> String {
+    format!("main/{}", DocumentName::Trace(trace_key(number)))
+}
+
+/// The name of the log in the target.
+pub(crate) fn log_name() -> String {
+    format!("main/{}", DocumentName::Log(derivation()))
+}
+
 pub(crate) fn published_in(files: &BTreeMap<String, Bytes>) -> BTreeMap<StorePathHash, NarInfo> {
     files
         .iter()
@@ -328,6 +365,21 @@ pub(crate) fn check(
     upstream: &BTreeSet<StorePathHash>,
 ) -> std::result::Result<(), String> {
     let narinfos = published_in(files);
+    for (name, content) in files {
+        let belongs = match EdgeKey::parse(name) {
+            Ok(EdgeKey::Document(_, DocumentName::Log(derivation))) => {
+                narinfos.values().any(|narinfo| narinfo.deriver.as_ref() == Some(&derivation))
+            }
+            Ok(EdgeKey::Document(_, DocumentName::Trace(key))) => {
+                let trace = BuildTrace::parse(&key, content).expect("a good trace");
+                narinfos.contains_key(&trace.out_path.hash())
+            }
+            _ => true,
+        };
+        if !belongs {
+            return Err(format!("{name} belongs to nothing that is there"));
+        }
+    }
     for (hash, narinfo) in &narinfos {
         let Some(nar) = files.get(&format!("main/{}", narinfo.url)) else {
             return Err(format!("{hash} names {}, which is not there", narinfo.url));

@@ -309,6 +309,7 @@ fn object(cache: &Cache, info: &UploadPathNarInfo) -> Result<Object, Failure> {
         system: info.system.clone().filter(|text| !text.is_empty()),
         ca: info.ca.clone().filter(|text| !text.is_empty()),
         sigs: info.sigs.clone(),
+        extra: Vec::new(),
     };
     narinfo.check().map_err(bad_request)?;
     check_fields(&narinfo)?;
@@ -320,6 +321,7 @@ fn object(cache: &Cache, info: &UploadPathNarInfo) -> Result<Object, Failure> {
         ca: narinfo.ca,
         sigs: narinfo.sigs,
         system: narinfo.system,
+        extra: narinfo.extra,
     })
 }
 

@@ -56,6 +56,7 @@ async fn push(index: &PostgresIndex, cache: CacheId) -> Result<StorePathHash> {
         tag: EncodingTag::from_bytes(rand::random()),
         recipe: recipe.finish(),
         listing: StoredListing::Inline(vec![7; 100]),
+        build_ids: Vec::new(),
         packs: vec![rows[0].pack],
     };
     let hash = StorePathHash::from_bytes(rand::random());
@@ -66,6 +67,7 @@ async fn push(index: &PostgresIndex, cache: CacheId) -> Result<StorePathHash> {
         ca: None,
         sigs: Vec::new(),
         system: None,
+        extra: Vec::new(),
     };
     let target = CommitTarget::Object(object);
     index

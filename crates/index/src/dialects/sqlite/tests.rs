@@ -87,6 +87,7 @@ fn new_object(name: &str, references: u32) -> Object {
         ca: None,
         sigs: vec![format!("cache.example.org-1:{}==", "A".repeat(86))],
         system: Some("x86_64-linux".to_owned()),
+        extra: Vec::new(),
     }
 }
 
@@ -104,6 +105,7 @@ fn new_nar(rows: &[ChunkRow], listing_bytes: usize) -> NewNar {
         tag: EncodingTag::from_bytes(rand::random()),
         recipe: recipe.finish(),
         listing: StoredListing::Inline(vec![7; listing_bytes]),
+        build_ids: Vec::new(),
         packs,
     }
 }

@@ -24,7 +24,7 @@ pub(super) const WRITE_CACHE: Sql = both!(
 pub(super) const FORGET_CACHE: Sql = both!("DELETE FROM publish_caches WHERE target = $1 AND cache = $2");
 /// For each kind of row: finds the last key of a page, and deletes up to it. A range of the primary
 /// key, whatever the planner knows.
-pub(super) const FORGET_ROWS: [(Sql, Sql); 5] = [
+pub(super) const FORGET_ROWS: [(Sql, Sql); 6] = [
     (
         both!(
             "SELECT hash, hash FROM publish_objects WHERE target = $1 AND cache = $2 ORDER BY hash LIMIT 1 OFFSET $3"
@@ -57,6 +57,12 @@ pub(super) const FORGET_ROWS: [(Sql, Sql); 5] = [
             "SELECT hash, hash FROM publish_removed WHERE target = $1 AND cache = $2 ORDER BY hash LIMIT 1 OFFSET $3"
         ),
         both!("DELETE FROM publish_removed WHERE target = $1 AND cache = $2 AND hash <= $3 AND $4 = $4"),
+    ),
+    (
+        both!(
+            "SELECT hash, hash FROM publish_documents WHERE target = $1 AND cache = $2 ORDER BY hash LIMIT 1 OFFSET $3"
+        ),
+        both!("DELETE FROM publish_documents WHERE target = $1 AND cache = $2 AND hash <= $3 AND $4 = $4"),
     ),
 ];
 // A scan is a job of its cache and target. The lease of the target fences its steps.
@@ -130,7 +136,7 @@ pub(crate) async fn write_published_cache(
         Number(cache.published_at),
     ];
     tx.run(WRITE_CACHE, &arguments).await?;
-    if let Some(scan) = cache.scan {
+    if let Some(scan) = &cache.scan {
         let scan = scan.encode();
         let arguments = [Number(lease.target.0), Number(cache.cache.0), Bytes(&scan), Number(at)];
         tx.run(OPEN_SCAN, &arguments).await?;
@@ -172,7 +178,7 @@ pub(super) async fn move_scan(
     tx: &mut impl Transaction,
     lease: &Lease,
     cache: CacheId,
-    scan: Option<CacheScan>,
+    scan: Option<&CacheScan>,
     rows: u64,
     at: Option<UnixSeconds>,
 ) -> Result<()> {

@@ -8,6 +8,7 @@
 //!   "names" is a row of `publish_objects`, whatever its state, or an intent that has begun.
 
 mod caches;
+mod documents;
 mod look_ups;
 mod pending;
 #[cfg(test)]
@@ -21,6 +22,10 @@ use dormer_nix::{NarHash, StorePathHash};
 
 pub(crate) use self::caches::{
     forget_published_cache, publish_backlog, publish_counts, published_caches, write_published_cache,
+};
+pub(crate) use self::documents::{
+    find_build_ids, find_needed_documents, find_owned_documents, find_published_documents,
+    forget_published_documents, list_published_documents, note_document_drift, write_published_documents,
 };
 pub(crate) use self::look_ups::{
     due_nars, find_objects, find_published, find_published_nars, list_published, list_published_nars,
