@@ -12,6 +12,7 @@ mod documents;
 mod expiry;
 mod fixtures;
 mod jobs;
+mod journal;
 mod names;
 mod publish;
 mod races;
@@ -20,7 +21,7 @@ mod scrub;
 
 use std::sync::Arc;
 
-use crate::{CollectIndex, Index, JobIndex, PublishIndex, Result, ScrubIndex};
+use crate::{CollectIndex, Index, JobIndex, JournalIndex, PublishIndex, Result, ScrubIndex};
 
 /// Runs every case; `make` opens an empty index each time it is called.
 pub async fn run<F, Fut>(make: F)
@@ -237,6 +238,30 @@ where
         a_nar_that_is_stored_again_forgets_the_chunks_that_it_needed,
         a_listing_that_needs_a_damaged_chunk_is_forgotten, marks_name_the_place_that_was_read,
         a_scrub_is_opened_once_and_any_process_continues_it, damage_costs_sound_paths_no_statement,
+    }
+}
+
+/// Runs every case of the journal; `make` opens an empty index each time it is called.
+pub async fn run_journal<F, Fut, I>(make: F)
+where
+    F: Fn() -> Fut,
+    Fut: Future<Output = Arc<I>>,
+    I: Index + JournalIndex + CollectIndex,
+{
+    macro_rules! cases {
+        ($($case:ident),+ $(,)?) => {
+            $({
+                let index = make().await;
+                let two = journal::Two { index: index.clone(), journal: index.clone(), collect: index };
+                check(stringify!($case), journal::$case(two)).await;
+            })+
+        };
+    }
+    cases! {
+        a_lost_lease_saves_nothing, a_note_stays_until_the_state_that_it_stands_for_is_written,
+        a_removal_for_cause_notes_the_aliases_that_it_takes, the_present_state_is_read_by_key_and_in_pages,
+        a_cache_is_restored_with_all_its_keys, what_changes_besides_objects_is_noted,
+        documents_are_read_in_pages_of_few_bytes,
     }
 }
 

@@ -823,7 +823,7 @@ pub enum TraceOutcome {
 pub trait DocumentIndex: Send + Sync + std::fmt::Debug + 'static {
     /// Stores a document in the place of the one of the same name, with an outbox row for each
     /// object that it belongs to. [`Error::CacheGone`](crate::Error::CacheGone) if the cache is not
-    /// there. At most two statements, transaction control and locks excluded.
+    /// there. At most three statements, transaction control and locks excluded.
     async fn put_document(&self, cache: CacheId, document: &NewDocument, at: UnixSeconds) -> Result<()>;
     /// Stores a build trace, or adds its signatures to the one of the same key and path, within the
     /// limits for objects ([`NarCommit::known_keys`]). Where the cache has the key with another

@@ -56,3 +56,7 @@ pub use publish::{
 pub use scrub::{LastScrub, ScrubIndex};
 pub use sql_index::SqlIndex;
 pub use topics::audit::Audit;
+pub use topics::journal::{
+    JournalIndex, JournalLease, JournalNote, JournalState, JournalSubject, JournaledAlias, JournaledDocument,
+    JournaledNar, JournaledObject,
+};

@@ -78,7 +78,7 @@ pub(crate) fn read_found(row: &impl Row) -> Result<FoundObject> {
 }
 
 /// The seven columns of an object, from `first` on: hash, name, refs, deriver, ca, sigs, system.
-fn read_object(row: &impl Row, first: usize) -> Result<Object> {
+pub(crate) fn read_object(row: &impl Row, first: usize) -> Result<Object> {
     let table = "objects";
     let path = store_path(row.column(first, table)?, row.column(first + 1, table)?)?;
     Ok(Object {

@@ -16,6 +16,7 @@ mod nix_settings;
 mod pin;
 mod publish;
 mod push;
+mod recover;
 mod rekey;
 mod scrub;
 mod secrets_init;
@@ -28,6 +29,7 @@ use std::process::ExitCode;
 use clap::{ArgAction, Args, Parser, Subcommand};
 use dormer_client::Endpoint;
 
+pub(crate) use self::publish::holder;
 use crate::context::Context;
 use crate::error::Result;
 use crate::printer::{Level, Printer};
@@ -122,6 +124,7 @@ pub(crate) enum Command {
     Gc(gc::GcArgs),
     Backup(backup::BackupArgs),
     Restore(backup::RestoreArgs),
+    Recover(recover::RecoverArgs),
     Adopt(adopt::AdoptArgs),
     Scrub(scrub::ScrubArgs),
     Rekey(rekey::RekeyArgs),
@@ -188,6 +191,7 @@ impl Command {
             | Self::Gc(_)
             | Self::Backup(_)
             | Self::Restore(_)
+            | Self::Recover(_)
             | Self::Adopt(_)
             | Self::Scrub(_)
             | Self::Rekey(_)
@@ -233,6 +237,7 @@ pub(crate) async fn run(command: Command, context: &Context) -> Result<ExitCode>
         Command::Gc(args) => gc::run(args, context).await?,
         Command::Backup(args) => backup::run_backup(args, context).await?,
         Command::Restore(args) => backup::run_restore(args, context).await?,
+        Command::Recover(args) => recover::run(args, context).await?,
         Command::Adopt(args) => adopt::run(args, context).await?,
         Command::Scrub(args) => return scrub::run(args, context).await,
         Command::Migrate(args) => migrate::run(args, context).await?,

@@ -321,6 +321,10 @@ keys! { KEYS:
     GC_DEFAULT_QUOTA = Key::new("garbage-collection.default-quota", Kind::Size(0, 1 << 60),
         "Most bytes that a cache without its own setting keeps, as clients download them; 0 means no quota.").default("0");
 
+    JOURNAL_INTERVAL = Key::new("journal.interval", Kind::Duration(1, 3_600),
+        "How often the server writes what changed to the journal beside the packs. A lost database loses what changed since the \
+         last time.").default("20s");
+
     JWT_BOUND_ISSUER = Key::new("jwt.token-bound-issuer", Kind::Text,
         "The server accepts only tokens with this `iss`, and puts it into new tokens.").attic();
     JWT_BOUND_AUDIENCES = Key::new("jwt.token-bound-audiences", Kind::List,

@@ -33,6 +33,7 @@ fn help_teaches() {
         "gc",
         "backup",
         "restore",
+        "recover",
         "adopt",
         "scrub",
     ] {

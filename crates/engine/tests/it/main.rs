@@ -10,6 +10,7 @@ mod cost;
 mod crash;
 mod damage;
 mod jobs;
+mod journal;
 mod known_nars;
 mod large;
 mod purge;

@@ -55,10 +55,26 @@ pub(crate) const EXPIRE_GRACES: Sql = both!(
     "DELETE FROM graces WHERE ends_at <= $1 AND (cache, hash, nar) IN
          (SELECT cache, hash, nar FROM graces WHERE ends_at + 0 <= $1 ORDER BY ends_at + 0 LIMIT $2)"
 );
-pub(crate) const EXPIRE_ALIASES: Sql = both!(
-    "DELETE FROM aliases WHERE used_at <= $1 AND (cache, file_name) IN
-         (SELECT cache, file_name FROM aliases WHERE used_at + 0 <= $1 ORDER BY used_at + 0 LIMIT $2)"
-);
+// Noted for the journal too; PostgreSQL does it with the deletion.
+const NOTE_EXPIRED_ALIASES: Sql = Sql {
+    sqlite: "
+        INSERT INTO journal_notes (cache, kind, name, changes)
+        SELECT cache, 2, file_name, 1 FROM aliases WHERE used_at + 0 <= $1 ORDER BY used_at + 0 LIMIT $2
+        ON CONFLICT (cache, kind, name) DO UPDATE SET changes = journal_notes.changes + 1",
+    postgres: Sql::NOTHING,
+};
+pub(crate) const EXPIRE_ALIASES: Sql = Sql {
+    sqlite: "
+        DELETE FROM aliases WHERE used_at <= $1 AND (cache, file_name) IN
+            (SELECT cache, file_name FROM aliases WHERE used_at + 0 <= $1 ORDER BY used_at + 0 LIMIT $2)",
+    postgres: "
+        WITH gone AS (
+            DELETE FROM aliases WHERE used_at <= $1 AND (cache, file_name) IN
+                (SELECT cache, file_name FROM aliases WHERE used_at + 0 <= $1 ORDER BY used_at + 0 LIMIT $2)
+            RETURNING cache, file_name)
+        INSERT INTO journal_notes (cache, kind, name, changes) SELECT cache, 2, file_name, 1 FROM gone
+        ON CONFLICT (cache, kind, name) DO UPDATE SET changes = journal_notes.changes + 1",
+};
 
 /// Bytes of recipes in one page of [`MARK_NARS`]. A recipe has 1 MiB at most.
 const MARK_BYTES_MAX: i64 = 2 << 20;
@@ -311,7 +327,9 @@ impl<D: Dialect> CollectIndex for SqlIndex<D> {
 
     async fn expire_aliases(&self, limit: u32, used_until: UnixSeconds) -> Result<u64> {
         self.write("remove old upload aliases", async |mut tx| {
-            tx.run(EXPIRE_ALIASES, &[Number(used_until), Number(limit.into())]).await
+            let page = [Number(used_until), Number(limit.into())];
+            tx.run(NOTE_EXPIRED_ALIASES, &page).await?;
+            tx.run(EXPIRE_ALIASES, &page).await
         })
         .await
     }

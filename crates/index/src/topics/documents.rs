@@ -7,7 +7,8 @@
 use async_trait::async_trait;
 use dormer_nix::{BuildTrace, DocumentName, NarHash, StorePathHash};
 
-use super::outbox;
+use super::journal::JournalSubject;
+use super::{journal, outbox};
 use crate::columns::{corrupt, signed, unsigned};
 use crate::contract::{CacheId, DocumentIndex, NewDocument, StoredDocument, TraceOutcome, UnixSeconds};
 use crate::object_conflict::merge_signatures;
@@ -43,7 +44,8 @@ pub(crate) const LOOK: Sql = both!(
 /// deriver that other objects name keeps its log.
 pub(crate) const FORGET: Sql = both!(
     "DELETE FROM documents WHERE cache = $1 AND owner IN ($2, $3) AND (kind = 2 AND owner = $2
-         OR kind = 1 AND owner = $3 AND NOT EXISTS (SELECT 1 FROM objects AS o WHERE o.cache = $1 AND o.deriver = $4))"
+         OR kind = 1 AND owner = $3 AND NOT EXISTS (SELECT 1 FROM objects AS o WHERE o.cache = $1 AND o.deriver = $4))
+     RETURNING name"
 );
 
 #[async_trait]
@@ -138,6 +140,7 @@ async fn write(
     if tx.run(WRITE, &row).await? == 0 {
         return Err(Error::CacheGone);
     }
+    journal::note(tx, &JournalSubject::Document(cache, text)).await?;
     match name {
         DocumentName::Log(derivation) => outbox::note_outputs(tx, cache, derivation.base_name(), at).await,
         DocumentName::Trace(_) => outbox::note_if_present(tx, cache, owner, at).await,
@@ -154,5 +157,8 @@ pub(crate) async fn forget(
     let derivation = deriver.and_then(|deriver| deriver.get(..32)?.parse::<StorePathHash>().ok());
     let owner = derivation.as_ref().map(|hash| hash.as_bytes().as_slice());
     let arguments = [Number(cache.0), Bytes(hash.as_bytes()), OptionalBytes(owner), OptionalText(deriver)];
-    tx.run(FORGET, &arguments).await.map(drop)
+    for row in tx.rows(FORGET, &arguments).await? {
+        journal::note(tx, &JournalSubject::Document(cache, row.column(0, TABLE)?)).await?;
+    }
+    Ok(())
 }

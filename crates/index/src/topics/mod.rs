@@ -7,6 +7,7 @@ pub(crate) mod chunks;
 pub(crate) mod damage;
 pub(crate) mod documents;
 mod installation;
+pub(crate) mod journal;
 pub(crate) mod nars;
 pub(crate) mod objects;
 pub(crate) mod outbox;

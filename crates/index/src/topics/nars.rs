@@ -10,7 +10,8 @@ use async_trait::async_trait;
 use dormer_format::EncodingTag;
 use dormer_nix::NarHash;
 
-use super::{chunks, damage, objects, outbox};
+use super::journal::JournalSubject;
+use super::{chunks, damage, journal, objects, outbox};
 use crate::changes::Change;
 use crate::columns::{listing_columns, read_listing, signed};
 use crate::contract::{
@@ -222,6 +223,8 @@ impl<D: Dialect> NarIndex for SqlIndex<D> {
                     Number(commit.at),
                 ];
                 tx.run(WRITE_ALIAS, &alias).await?;
+                let alias = JournalSubject::Alias(commit.cache, file_name.clone());
+                journal::note(&mut tx, &alias).await?;
             }
             if healed {
                 outbox::note_new_tag(&mut tx, nar, commit.at).await?;

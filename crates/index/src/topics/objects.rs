@@ -3,7 +3,8 @@
 use async_trait::async_trait;
 use dormer_nix::{StorePath, StorePathHash};
 
-use super::{KEYS_MAX, documents, outbox};
+use super::journal::JournalSubject;
+use super::{KEYS_MAX, documents, journal, outbox};
 use crate::Result;
 use crate::changes::Change;
 use crate::columns::{pack_references, pack_signatures, store_path, unpack_references};
@@ -101,7 +102,8 @@ const WRITE_GRACE: Sql = both!(
 // The NAR of the object ($3), and those that the path had before.
 pub(crate) const DELETE_ALIASES_FOR_CAUSE: Sql = both!(
     "DELETE FROM aliases WHERE cache = $1 AND (nar = $3
-         OR nar IN (SELECT g.nar FROM graces AS g WHERE g.cache = $1 AND g.hash = $2))"
+         OR nar IN (SELECT g.nar FROM graces AS g WHERE g.cache = $1 AND g.hash = $2))
+     RETURNING file_name"
 );
 
 pub(crate) const DELETE_GRACES_FOR_CAUSE: Sql =
@@ -213,9 +215,11 @@ pub(crate) async fn remove(
         (Removal::WithGraceUntil(_), None) => {}
         // Also when the object went before: its grace ends now.
         (Removal::ForCause, nar) => {
-            for sql in [DELETE_ALIASES_FOR_CAUSE, DELETE_GRACES_FOR_CAUSE] {
-                tx.run(sql, &[path[0], path[1], OptionalNumber(nar)]).await?;
+            let names = [path[0], path[1], OptionalNumber(nar)];
+            for row in tx.rows(DELETE_ALIASES_FOR_CAUSE, &names).await? {
+                journal::note(tx, &JournalSubject::Alias(cache, row.column(0, "aliases")?)).await?;
             }
+            tx.run(DELETE_GRACES_FOR_CAUSE, &names).await?;
         }
     }
     // Also when the object went before: followers have to know that its grace is over.

@@ -16,7 +16,7 @@ use crate::jobs::{expire_cache, spread_damage};
 use crate::scrub;
 use crate::sql::{Sql, Transaction as _};
 use crate::sql_index::Lock;
-use crate::topics::{caches, chunks, damage, documents, nars, objects, outbox, retention};
+use crate::topics::{caches, chunks, damage, documents, journal, nars, objects, outbox, retention};
 use crate::*;
 
 pub(super) const NOW: UnixSeconds = 1_800_000_000;
@@ -182,6 +182,15 @@ async fn postgresql_serves_a_collector() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn postgresql_serves_a_scrub() {
     crate::conformance::run_scrub(|| async {
+        let url = create_postgres_index(Server::shared()).await;
+        Arc::new(open(&url).await)
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn postgresql_serves_the_journal() {
+    crate::conformance::run_journal(|| async {
         let url = create_postgres_index(Server::shared()).await;
         Arc::new(open(&url).await)
     })
@@ -717,6 +726,17 @@ pub(super) async fn look_ups_search_indexes(index: &PostgresIndex, with_removals
         ),
         (expire_cache::DELETE_DOCUMENTS, "ARRAY[1]".to_owned(), &["documents_pkey"]),
         (outbox::INSERT_FOR_OUTPUTS, "1, 'x', 3, 4".to_owned(), &["objects_by_deriver"]),
+        (journal::OBJECTS, format!("1, {array}"), &["objects_cache_hash_key", "nars_pkey", "listings_pkey"]),
+        (
+            journal::OBJECTS_AFTER,
+            format!("1, {bytes}, 3"),
+            &["objects_cache_hash_key", "nars_pkey", "listings_pkey"],
+        ),
+        (journal::ALIAS, "1, 'x'".to_owned(), &["aliases_pkey", "nars_pkey", "listings_pkey"]),
+        (journal::ALIASES_AFTER, "1, 'x', 3".to_owned(), &["aliases_pkey", "nars_pkey", "listings_pkey"]),
+        (journal::DOCUMENT, "1, 'x', 3".to_owned(), &["documents_by_name"]),
+        (journal::DOCUMENT_SIZES, "1, 2, 3".to_owned(), &["documents_by_number"]),
+        (journal::DOCUMENTS_AFTER, "1, 2, 3, 4".to_owned(), &["documents_by_number"]),
         (outbox::AFTER, "1, 2, 3".to_owned(), &["outbox_pkey"]),
         (collect::MARK_NARS, "1, 2, 3, 4".to_owned(), &["nars_pkey", "objects_by_nar", "listings_pkey"]),
         (collect::MOVED_CHUNKS, "1, 2".to_owned(), &["chunks_moved"]),

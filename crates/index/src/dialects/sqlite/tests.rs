@@ -13,7 +13,7 @@ use super::*;
 use crate::collect;
 use crate::jobs::expire_cache;
 use crate::sql::Sql;
-use crate::topics::{caches, chunks, damage, documents, nars, objects, outbox, retention};
+use crate::topics::{caches, chunks, damage, documents, journal, nars, objects, outbox, retention};
 use crate::*;
 
 const NOW: UnixSeconds = 1_800_000_000;
@@ -168,6 +168,17 @@ async fn sqlite_serves_a_scrub() {
     let folder = tempfile::tempdir().unwrap();
     let number = AtomicU32::new(0);
     crate::conformance::run_scrub(|| {
+        let path = folder.path().join(format!("{}.sqlite", number.fetch_add(1, Ordering::Relaxed)));
+        async move { Arc::new(open_fresh(&path).await) }
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn sqlite_serves_the_journal() {
+    let folder = tempfile::tempdir().unwrap();
+    let number = AtomicU32::new(0);
+    crate::conformance::run_journal(|| {
         let path = folder.path().join(format!("{}.sqlite", number.fetch_add(1, Ordering::Relaxed)));
         async move { Arc::new(open_fresh(&path).await) }
     })
@@ -749,6 +760,27 @@ pub(super) async fn look_ups_search_indexes(index: &SqliteIndex) {
         ),
         (expire_cache::DELETE_DOCUMENTS, &["SEARCH documents USING INTEGER PRIMARY KEY (rowid=?)"]),
         (outbox::INSERT_FOR_OUTPUTS, &["SEARCH o USING INDEX objects_by_deriver (cache=? AND deriver=?)"]),
+        (
+            journal::OBJECTS,
+            &[
+                "SEARCH o USING INDEX sqlite_autoindex_objects_1 (cache=? AND hash=?)",
+                "SEARCH n USING INTEGER PRIMARY KEY (rowid=?)",
+                "SEARCH l USING INTEGER PRIMARY KEY (rowid=?) LEFT-JOIN",
+            ],
+        ),
+        (
+            journal::OBJECTS_AFTER,
+            &[
+                "SEARCH o USING INDEX sqlite_autoindex_objects_1 ((cache,hash)>(?,?))",
+                "SEARCH n USING INTEGER PRIMARY KEY (rowid=?)",
+                "SEARCH l USING INTEGER PRIMARY KEY (rowid=?) LEFT-JOIN",
+            ],
+        ),
+        (journal::ALIAS, &["SEARCH a USING PRIMARY KEY (cache=? AND file_name=?)"]),
+        (journal::ALIASES_AFTER, &["SEARCH a USING PRIMARY KEY ((cache,file_name)>(?,?))"]),
+        (journal::DOCUMENT, &["SEARCH documents USING INDEX documents_by_name (cache=? AND name=?)"]),
+        (journal::DOCUMENT_SIZES, &["SEARCH documents USING INDEX documents_by_number ((cache,id)>(?,?))"]),
+        (journal::DOCUMENTS_AFTER, &["SEARCH documents USING INDEX documents_by_number ((cache,id)>(?,?))"]),
         (objects::FIND_ALIAS, &["SEARCH a USING PRIMARY KEY (cache=? AND file_name=?)"]),
         (objects::DELETE_ALIASES_FOR_CAUSE, &["SEARCH aliases USING PRIMARY KEY (cache=?)"]),
         (objects::DELETE_GRACES_FOR_CAUSE, &["SEARCH graces USING PRIMARY KEY (cache=?)"]),
