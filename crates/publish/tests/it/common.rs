@@ -11,7 +11,8 @@ use dormer_blobs::{Blobs, StoreBlobs};
 use dormer_edge::EdgeKey;
 use dormer_engine::{Clock, CreateCache, Engine, EngineSettings, IngestRequest, MasterKey, UpdateCache};
 use dormer_index::{
-    Cache, Index, PostgresIndex, PostgresOptions, PublishIndex, Removal, SqliteIndex, SqliteOptions,
+    Cache, Index, PostgresIndex, PostgresOptions, PublishCounts, PublishIndex, PublishState, Removal,
+    SqliteIndex, SqliteOptions,
 };
 use dormer_nix::{NarHash, NarInfo, StoreDir, StorePath, StorePathHash};
 use dormer_publish::{Mode, Outcome, Publisher, Result, Silent, TargetSettings};
@@ -255,6 +256,28 @@ impl Lab {
     pub(crate) fn check_now(&self, what: &str) {
         if let Err(why) = check(&self.target.files(), &BTreeSet::new()) {
             panic!("{what}: {why}");
+        }
+    }
+
+    /// Fails if the counts of what is published differ from the rows.
+    pub(crate) async fn check_counts(&self, what: &str) {
+        const ALL: u32 = 1_000;
+        for target in self.index.list_targets().await.expect("the index answers") {
+            let (id, cache) = (target.id, self.cache.id);
+            let objects = self.index.list_published(id, cache, 0..=255, None, ALL).await.expect("a page");
+            let nars = self.index.list_published_nars(id, cache, 0..=255, None, ALL).await.expect("a page");
+            let nars: Vec<_> = nars.iter().filter(|nar| nar.uploaded).collect();
+            let pending = self.index.pending_objects(id, cache, None, ALL).await.expect("a page");
+            let rows = PublishCounts {
+                published: objects.iter().filter(|object| object.state == PublishState::Published).count()
+                    as u64,
+                pending: pending.len() as u64,
+                pending_since: pending.first().map(|object| object.since),
+                nars: nars.len() as u64,
+                file_bytes: nars.iter().map(|nar| nar.file_size).sum(),
+            };
+            let counts = self.index.publish_counts(id, cache).await.expect("the index answers");
+            assert_eq!(counts, rows, "{what}");
         }
     }
 

@@ -126,6 +126,7 @@ async fn survives(before: Before, published: &[u8], nars: usize) {
                 lab.check_every_moment(&[], &format!("{what}, and a run after it"));
             }
             lab.check_now(&what);
+            lab.check_counts(&what).await;
             assert_eq!(lab.published().into_iter().collect::<Vec<_>>(), published, "{what}");
             assert_eq!(lab.nar_count(), nars, "{what}: NARs");
             let files = lab.target.files();

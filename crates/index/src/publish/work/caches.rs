@@ -1,6 +1,6 @@
 //! Caches that are published to a target.
 
-use super::{AFTER_ALL_KEYS, hold_lease, one};
+use super::{AFTER_ALL_KEYS, hold_lease};
 use crate::Result;
 use crate::columns::{corrupt, signed, unsigned};
 use crate::contract::{CacheId, UnixSeconds};
@@ -72,23 +72,17 @@ pub(super) const MOVE_SCAN: Sql = both!(
 pub(super) const END_SCAN: Sql = both!(
     "DELETE FROM jobs WHERE kind = 'scan-cache' AND coalesce(cache, 0) = $2 AND coalesce(target, 0) = $1"
 );
-pub(super) const COUNT_OBJECTS: Sql =
-    both!("SELECT count(*) FROM publish_objects WHERE target = $1 AND cache = $2 AND state = 1");
-pub(super) const COUNT_PENDING: Sql =
-    both!("SELECT count(*), min(since) FROM publish_pending WHERE target = $1 AND cache = $2");
-pub(super) const COUNT_NARS: Sql = Sql {
-    sqlite: "SELECT count(*), coalesce(sum(file_size), 0) FROM publish_nars
-        WHERE target = $1 AND cache = $2 AND uploaded = 1",
-    // A sum of BIGINT is NUMERIC there.
-    postgres: "SELECT count(*), coalesce(sum(file_size), 0)::bigint FROM publish_nars
-        WHERE target = $1 AND cache = $2 AND uploaded = 1",
-};
+pub(super) const FORGET_COUNTS: Sql = both!("DELETE FROM publish_counts WHERE target = $1 AND cache = $2");
+pub(super) const COUNTS: Sql = both!(
+    "SELECT k.published, k.pending, k.nars, k.file_bytes,
+        (SELECT min(since) FROM publish_pending AS p WHERE p.target = $1 AND p.cache = $2)
+     FROM publish_counts AS k WHERE k.target = $1 AND k.cache = $2"
+);
 pub(super) const LIST_BACKLOG: Sql = both!(
-    "SELECT c.target, c.name,
-        (SELECT count(*) FROM publish_objects o WHERE o.target = c.target AND o.cache = c.cache AND o.state = 1),
-        (SELECT count(*) FROM publish_pending p WHERE p.target = c.target AND p.cache = c.cache),
-        (SELECT min(since) FROM publish_pending p WHERE p.target = c.target AND p.cache = c.cache)
-     FROM publish_caches c ORDER BY c.target, c.name, c.cache LIMIT $1"
+    "SELECT c.target, c.name, coalesce(k.published, 0), coalesce(k.pending, 0),
+        (SELECT min(since) FROM publish_pending AS p WHERE p.target = c.target AND p.cache = c.cache)
+     FROM publish_caches AS c LEFT JOIN publish_counts AS k ON k.target = c.target AND k.cache = c.cache
+     ORDER BY c.target, c.name, c.cache LIMIT $1"
 );
 
 pub(crate) async fn published_caches(
@@ -162,6 +156,7 @@ pub(crate) async fn forget_published_cache(
     }
     if all_gone {
         tx.run(END_SCAN, &[target, cache]).await?;
+        tx.run(FORGET_COUNTS, &[target, cache]).await?;
         tx.run(FORGET_CACHE, &[target, cache]).await?;
     }
     Ok(all_gone)
@@ -189,16 +184,15 @@ pub(crate) async fn publish_counts(
     target: TargetId,
     cache: CacheId,
 ) -> Result<PublishCounts> {
-    let place = [Number(target.0), Number(cache.0)];
-    let objects = one(tx, COUNT_OBJECTS, &place).await?;
-    let pending = one(tx, COUNT_PENDING, &place).await?;
-    let nars = one(tx, COUNT_NARS, &place).await?;
+    let table = "publish_counts";
+    let row = tx.optional(COUNTS, &[Number(target.0), Number(cache.0)]).await?;
+    let Some(row) = row else { return Ok(PublishCounts::default()) };
     Ok(PublishCounts {
-        published: unsigned("publish_objects", objects.column(0, "publish_objects")?)?,
-        pending: unsigned("publish_pending", pending.column(0, "publish_pending")?)?,
-        pending_since: pending.column(1, "publish_pending")?,
-        nars: unsigned("publish_nars", nars.column(0, "publish_nars")?)?,
-        file_bytes: unsigned("publish_nars", nars.column(1, "publish_nars")?)?,
+        published: unsigned(table, row.column(0, table)?)?,
+        pending: unsigned(table, row.column(1, table)?)?,
+        nars: unsigned(table, row.column(2, table)?)?,
+        file_bytes: unsigned(table, row.column(3, table)?)?,
+        pending_since: row.column(4, table)?,
     })
 }
 

@@ -98,11 +98,6 @@ async fn nars_of(
     rows.iter().map(|row| Ok((read_hash(row, 0, "publish_objects")?, read_nar(row, 1)?))).collect()
 }
 
-async fn one<T: Transaction>(tx: &mut T, sql: Sql, arguments: &[Argument<'_>]) -> Result<T::Row> {
-    let row = tx.rows(sql, arguments).await?.pop();
-    row.ok_or_else(|| corrupt("publish_objects", "a count gave no row"))
-}
-
 fn keys(hashes: &[StorePathHash]) -> Vec<&[u8]> {
     hashes.iter().map(|hash| hash.as_bytes().as_slice()).collect()
 }
