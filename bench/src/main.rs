@@ -10,6 +10,7 @@ mod corpus;
 mod edge;
 mod error;
 mod floors;
+mod gc;
 mod http;
 mod ingest;
 mod levels;
@@ -31,7 +32,7 @@ use std::process::ExitCode;
 use clap::{Args, Parser, Subcommand};
 
 use crate::corpus::Generation;
-use crate::error::Result;
+use crate::error::{Context as _, Result};
 use crate::report::{note, print, save};
 
 #[derive(Debug, Parser)]
@@ -130,6 +131,30 @@ enum Command {
     /// The Worker in workerd, compared with a passthrough in JavaScript. Run from the repository's
     /// root, after scripts/build-worker.sh.
     Worker,
+    /// Planning a collection over a large index, on SQLite and PostgreSQL: CPU and peak memory.
+    Gc {
+        /// Objects in the index.
+        #[arg(long, default_value_t = 1_000_000)]
+        objects: u64,
+        /// Chunks in the index; a multiple of the objects.
+        #[arg(long, default_value_t = 5_000_000)]
+        chunks: u64,
+        /// SQLite only.
+        #[arg(long)]
+        no_postgres: bool,
+    },
+    /// Plans a collection over a database, and prints what that cost this process as JSON.
+    #[command(hide = true)]
+    GcPlan {
+        /// A file, or the URL of a PostgreSQL database.
+        database: String,
+    },
+    /// Recompression of cold packs: bytes saved against CPU.
+    Recompress {
+        /// zstd levels, each compared with the server's default level.
+        #[arg(long, value_delimiter = ',', default_value = "9,12,19")]
+        levels: Vec<u8>,
+    },
     /// All tables of the results, as Markdown.
     Report,
 }
@@ -191,6 +216,23 @@ fn run(cli: &Cli) -> Result<()> {
             let cpu = worker::measure(Path::new("."), &common.work(), common.runs)?;
             save(&common.results(), "worker", &cpu)?;
             print(&cpu.markdown())
+        }
+        Command::Gc { objects, chunks, no_postgres } => {
+            let (objects, chunks) =
+                if common.quick { (objects / 100, chunks / 100) } else { (*objects, *chunks) };
+            let costs = gc::measure(&common.work(), objects, chunks, !no_postgres)?;
+            save(&common.results(), "gc", &costs)?;
+            print(&costs.markdown())
+        }
+        Command::GcPlan { database } => {
+            let cost = gc::plan(database)?;
+            print(&serde_json::to_string(&cost).context(|| "encode the cost".to_owned())?)
+        }
+        Command::Recompress { levels } => {
+            let generation = Generation::load(&common.corpus(), "gen1", common.quick)?;
+            let done = gc::recompress(&generation, &common.work(), common.default_level, levels)?;
+            save(&common.results(), "recompress", &done)?;
+            print(&done.markdown())
         }
         Command::Report => print(&tables::all(&common.results())?),
     }

@@ -8,6 +8,7 @@ use serde::{Deserialize, Serialize};
 use crate::edge::Edge;
 use crate::error::Result;
 use crate::floors::{Floors, REFERENCE_LEVEL};
+use crate::gc::{PlanCosts, Recompression};
 use crate::ingest::{Configuration, Ingest, Push};
 use crate::levels::Row;
 use crate::measure::Samples;
@@ -51,6 +52,14 @@ pub(crate) fn all(results: &Path) -> Result<String> {
     if let Some(memory) = load::<Memory>(results, "memory")? {
         text += "## Memory\n\n";
         text += &memory.markdown();
+    }
+    if let Some(costs) = load::<PlanCosts>(results, "gc")? {
+        text += "## Planning a collection\n\n";
+        text += &costs.markdown();
+    }
+    if let Some(recompression) = load::<Recompression>(results, "recompress")? {
+        text += "## Recompression\n\n";
+        text += &recompression.markdown();
     }
     Ok(text)
 }

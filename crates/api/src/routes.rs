@@ -1,9 +1,10 @@
 //! Every route of the API, as templates for the server's router and as builders for clients.
 //!
-//! Builders need no percent-encoding: cache names and hashes consist of characters that stand for
-//! themselves in a path. No cache name begins with `_`, so `/_api/` can never be taken for a cache.
+//! Builders need no percent-encoding, but for the `?` in names of store paths: cache names and
+//! hashes consist of characters that stand for themselves in a path. No cache name begins with `_`,
+//! so `/_api/` can never be taken for a cache.
 
-use dormer_nix::StorePathHash;
+use dormer_nix::{StorePath, StorePathHash};
 
 use crate::{CacheName, PinName};
 
@@ -25,6 +26,10 @@ pub const V2_REFERRERS: &str = "/_api/v2/caches/{cache}/objects/{hash}/referrers
 pub const V2_PURGES: &str = "/_api/v2/caches/{cache}/purges";
 /// POST: what is in a cache, in pages.
 pub const V2_OBJECTS: &str = "/_api/v2/caches/{cache}/objects";
+/// GET: what a cache holds, in numbers.
+pub const V2_CACHE_STATS: &str = "/_api/v2/caches/{cache}/stats";
+/// GET: what the whole installation holds, in numbers.
+pub const V2_STATS: &str = "/_api/v2/stats";
 /// POST: a cache's pins, in pages.
 pub const V2_PINS: &str = "/_api/v2/caches/{cache}/pins";
 /// PUT: pin a path under a name. DELETE: remove the pins of a name.
@@ -37,6 +42,15 @@ pub const NIX_CACHE_INFO: &str = "/{cache}/nix-cache-info";
 pub const CACHE_FILE: &str = "/{cache}/{file}";
 /// GET, HEAD, PUT: a NAR.
 pub const NAR: &str = "/{cache}/nar/{file}";
+
+/// GET, HEAD, PUT: the log of a derivation's build.
+pub const BUILD_LOG: &str = "/{cache}/log/{derivation}";
+
+/// [`BUILD_LOG`] of `cache` and `derivation`.
+pub fn build_log(cache: &CacheName, derivation: &StorePath) -> String {
+    let derivation = derivation.base_name().replace('?', "%3F");
+    BUILD_LOG.replace("{cache}", cache.as_str()).replace("{derivation}", &derivation)
+}
 
 /// [`CACHE_CONFIG`] of `cache`.
 pub fn cache_config(cache: &CacheName) -> String {
@@ -74,6 +88,11 @@ pub fn v2_purges(cache: &CacheName) -> String {
 /// [`V2_OBJECTS`] of `cache`.
 pub fn v2_objects(cache: &CacheName) -> String {
     V2_OBJECTS.replace("{cache}", cache.as_str())
+}
+
+/// [`V2_CACHE_STATS`] of `cache`.
+pub fn v2_cache_stats(cache: &CacheName) -> String {
+    V2_CACHE_STATS.replace("{cache}", cache.as_str())
 }
 
 /// [`V2_PINS`] of `cache`.
@@ -116,5 +135,7 @@ mod tests {
         assert_eq!(v2_pin(&cache, &name), "/_api/v2/caches/team+a_1/pins/ci");
         assert_eq!(v2_pinned_path(&cache, &name, &hash), format!("/_api/v2/caches/team+a_1/pins/ci/{hash}"));
         assert_eq!(substituter(&cache), "/team+a_1");
+        let derivation = format!("{hash}-a?b+c.drv").parse().unwrap();
+        assert_eq!(build_log(&cache, &derivation), format!("/team+a_1/log/{hash}-a%3Fb+c.drv"));
     }
 }

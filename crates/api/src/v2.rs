@@ -169,3 +169,47 @@ pub struct RemovePinsResponse {
     /// How many there were.
     pub removed: u64,
 }
+
+/// Answer to GET of a cache's `stats`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CacheStatsResponse {
+    /// Paths in the cache.
+    pub paths: u64,
+    /// Bytes of their NARs, uncompressed.
+    pub nar_bytes: u64,
+    /// Whether everything is counted; after an upgrade a job may have to count what was there.
+    pub complete: bool,
+    /// The largest paths. Only for a caller that may list the cache.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub largest: Option<Vec<ObjectEntry>>,
+    /// The longest unused paths. Only for a caller that may list the cache.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub longest_unused: Option<Vec<ObjectEntry>>,
+}
+
+/// Answer to GET `stats`: what the whole installation holds. The four lines of savings add up to
+/// what the store does not have to hold: `path_bytes` less `stored_bytes`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct StatsResponse {
+    /// Paths in all caches.
+    pub paths: u64,
+    /// Bytes of their NARs, uncompressed; a NAR counts for each path.
+    pub path_bytes: u64,
+    /// Distinct NARs.
+    pub nars: u64,
+    /// Packs in the store.
+    pub packs: u64,
+    /// Bytes of the packs.
+    pub stored_bytes: u64,
+    /// What is saved by whole NARs that several paths or caches have. Negative while NARs are
+    /// stored that no path has: those in grace, for example.
+    pub saved_by_same_nars: i64,
+    /// What is saved by equal chunks without holes, in different NARs.
+    pub saved_by_chunks: i64,
+    /// What is saved by equal chunks with holes: most of them would differ without holes.
+    pub saved_by_holes: i64,
+    /// What is saved by compression.
+    pub saved_by_compression: i64,
+    /// Whether everything is counted; after an upgrade a job may have to count what was there.
+    pub complete: bool,
+}

@@ -22,6 +22,6 @@ mod store_blobs;
 pub use buffer_pool::FREE_BYTES_MAX as IDLE_BUFFER_BYTES_MAX;
 pub use claims::{Claim, InstallationId, StoreClaims, UnprovenBlobs};
 pub use contract::{BlobKey, Blobs};
-pub use dormer_stores::{Cause, Counters, Error, Method, Result};
+pub use dormer_stores::{Cause, Counters, Error, Method, Result, Store};
 pub use local::LocalBlobs;
 pub use store_blobs::StoreBlobs;

@@ -80,6 +80,12 @@ pub(crate) enum Error {
     ForeignBucket { store: String, owner: &'static str },
     #[error("{store} does not carry the id of this database, and the store that the database used did")]
     UnclaimedStore { store: String },
+    #[error("{database} is not empty: only an empty database can be recovered")]
+    NotEmpty { database: String },
+    #[error("{store} holds no journal")]
+    NoJournal { store: String },
+    #[error("this database was being recovered from its store, and that was interrupted")]
+    RecoveryUnfinished,
     #[error("{} is there already", path.display())]
     NotOverwritten { path: PathBuf },
     #[error("PostgreSQL has its own tools for backups: dormer backup and dormer restore are for SQLite")]
@@ -217,6 +223,7 @@ impl Error {
             ),
             Self::Blobs(dormer_blobs::Error::ForeignStore { .. }) => vec![
                 "nothing was read or written there; correct storage.path, storage.bucket or storage.prefix, or the database".to_owned(),
+                "if the database was lost, an empty one can be filled from this store: dormer recover --from-store".to_owned(),
                 "if this database and this store do belong together (docs/OPERATING.md, \"One database, one store\"): dormer adopt"
                     .to_owned(),
             ],
@@ -224,6 +231,11 @@ impl Error {
                 "correct storage.path, storage.bucket or storage.prefix".to_owned(),
                 "if the packs were copied there without the folder installation/: dormer adopt".to_owned(),
             ],
+            Self::NotEmpty { .. } => hint("name a new database, or remove this one if nothing in it is needed"),
+            Self::NoJournal { .. } => hint(
+                "is this the right store? Versions before 0.1.0 wrote no journal: restore a backup of the database instead",
+            ),
+            Self::RecoveryUnfinished => hint("run `dormer recover --from-store` again: it goes on"),
             Self::NotOverwritten { .. } => hint("choose another name, or move it away first, with the files -wal and -shm beside it"),
             Self::BackupOfPostgres => vec![
                 "pg_dump --format=custom --file=dormer.dump \"$DORMER_DATABASE_URL\" backs up while replicas run; pg_restore brings it back"

@@ -19,15 +19,21 @@ use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use dormer_api::Permission;
 use dormer_blobs::Blobs;
-use dormer_engine::{CollectSettings, Collector, CreateCache, Engine, MasterKey, Scrubber, SystemClock};
+use dormer_engine::{
+    CollectSettings, Collector, CreateCache, Engine, Journal, JournalSettings, MasterKey, RecoveryIndex,
+    Scrubber, SystemClock,
+};
 use dormer_index::{
-    CollectIndex, Index, JobIndex, MASTER_KEY_PROOF, PREVIOUS_KEY_PROOF, PostgresIndex, PublishIndex,
-    ScrubIndex, SqliteIndex, SqliteOptions,
+    CollectIndex, Index, JobIndex, JournalIndex, MASTER_KEY_PROOF, PREVIOUS_KEY_PROOF, PostgresIndex,
+    PublishIndex, ScrubIndex, SqliteIndex, SqliteOptions,
 };
 use dormer_nix::StoreDir;
+use dormer_stores::Store;
 
-pub(crate) use self::store::{INSTALLATION_SETTING, adopt_store, open_claims, refuse_foreign_folders};
-use self::store::{StoreRole, open_store, packs_without_index};
+pub(crate) use self::store::{
+    INSTALLATION_SETTING, OpenStore, adopt_store, open_claims, open_files, read_id, refuse_foreign_folders,
+};
+use self::store::{StoreRole, open_store, open_unproven_store, packs_without_index};
 use crate::error::{Error, Result};
 use crate::settings::{Settings, SigningKey};
 use crate::{secret_file, tokens};
@@ -41,7 +47,11 @@ pub(crate) const DEFAULT_UPSTREAM_KEY: &str = "cache.nixos.org-1";
 /// Validity of the admin token, the same as for Attic's first token.
 const ADMIN_TOKEN_VALIDITY: Duration = Duration::from_hours(2 * 8_766);
 
-const FIRST_START_SETTING: &str = "first-start";
+/// The database notes under this name that `dormer recover` began.
+pub(crate) const RECOVERY_BEGUN: &str = "recovery-begun";
+/// The database notes under this name that `dormer recover` ended.
+pub(crate) const RECOVERY_ENDED: &str = "recovery-ended";
+pub(crate) const FIRST_START_SETTING: &str = "first-start";
 
 /// Something that a start made.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -77,6 +87,7 @@ pub(crate) struct Installation {
     pub(crate) jobs: Arc<dyn JobIndex>,
     pub(crate) collector: Collector,
     pub(crate) scrubber: Scrubber,
+    pub(crate) journal: Journal,
     pub(crate) token_key: SigningKey,
     /// Public key of the cache `main`, if the cache exists and is public.
     pub(crate) main_public_key: Option<String>,
@@ -97,7 +108,10 @@ pub(crate) async fn prepare(settings: &Settings, observer: Observer<'_>) -> Resu
 
     let index_is_new = index_is_new(settings).await?;
     let has_packs = settings.remote_storage.is_none() && settings.storage_path.join("packs").exists();
-    let OpenIndex { index, publish, jobs, collect, scrub } = open_index(settings).await?;
+    let OpenIndex { index, publish, jobs, collect, scrub, journal } = open_index(settings).await?;
+    if is_recovery_unfinished(&*index).await? {
+        return Err(Error::RecoveryUnfinished);
+    }
     if index_is_new {
         observer(&match &settings.postgres {
             Some(server) => Made::Schema { database: server.name.clone() },
@@ -109,9 +123,20 @@ pub(crate) async fn prepare(settings: &Settings, observer: Observer<'_>) -> Resu
     }
     let was_started = index.find_setting(FIRST_START_SETTING).await?.is_some();
     let role = if was_started { StoreRole::Server } else { StoreRole::FirstStart };
-    let blobs = open_store(settings, &*index, role, &mut warnings).await?;
+    let OpenStore { blobs, files } = open_store(settings, &*index, role, &mut warnings).await?;
     let collector = collector(settings, collect, Arc::clone(&blobs));
     let scrubber = Scrubber::new(Arc::clone(&index), scrub, Arc::clone(&blobs), Arc::new(SystemClock));
+    let journal_settings =
+        JournalSettings { interval: settings.journal_interval, ..JournalSettings::default() };
+    let journal = Journal::new(
+        Arc::clone(&index),
+        journal,
+        Arc::clone(&blobs),
+        files,
+        Arc::new(SystemClock),
+        crate::commands::holder(),
+        journal_settings,
+    );
     let master_key = master_key(settings, &*index, observer).await?;
     let (token_key, made) = tokens::signing_key_or_new(settings)?;
     if made {
@@ -148,6 +173,7 @@ pub(crate) async fn prepare(settings: &Settings, observer: Observer<'_>) -> Resu
         jobs,
         collector,
         scrubber,
+        journal,
         token_key,
         main_public_key,
         warnings,
@@ -165,7 +191,7 @@ pub(crate) struct Follower {
 /// Opens an existing installation, beside its server or without one. Makes nothing.
 pub(crate) async fn open_beside(settings: &Settings) -> Result<Follower> {
     let OpenIndex { index, publish, .. } = open_index_beside(settings).await?;
-    let blobs = open_store(settings, &*index, StoreRole::Beside, &mut Vec::new()).await?;
+    let blobs = open_store(settings, &*index, StoreRole::Beside, &mut Vec::new()).await?.blobs;
     let key = master_key_beside(settings, &*index).await?;
     let engine = Engine::new(Arc::clone(&index), blobs, key, settings.engine.clone(), Arc::new(SystemClock));
     Ok(Follower { engine, index, publish })
@@ -178,17 +204,30 @@ pub(crate) struct OpenIndex {
     pub(crate) jobs: Arc<dyn JobIndex>,
     pub(crate) collect: Arc<dyn CollectIndex>,
     pub(crate) scrub: Arc<dyn ScrubIndex>,
+    pub(crate) journal: Arc<dyn JournalIndex>,
 }
 
 impl OpenIndex {
-    fn new<I: Index + PublishIndex + JobIndex + CollectIndex + ScrubIndex>(index: I) -> Self {
+    fn new<I: Index + PublishIndex + JobIndex + CollectIndex + ScrubIndex + JournalIndex>(index: I) -> Self {
         let index = Arc::new(index);
         Self {
             index: index.clone(),
             publish: index.clone(),
             jobs: index.clone(),
             collect: index.clone(),
-            scrub: index,
+            scrub: index.clone(),
+            journal: index,
+        }
+    }
+}
+
+impl OpenIndex {
+    /// Those of its contracts that a recovery needs.
+    pub(crate) fn for_recovery(&self) -> RecoveryIndex {
+        RecoveryIndex {
+            index: Arc::clone(&self.index),
+            journal: Arc::clone(&self.journal),
+            collect: Arc::clone(&self.collect),
         }
     }
 }
@@ -199,9 +238,28 @@ fn collector(settings: &Settings, index: Arc<dyn CollectIndex>, blobs: Arc<dyn B
         interval_seconds: Some(seconds(settings.collect_interval)).filter(|interval| *interval > 0),
         upload_seconds_max: seconds(settings.upload_timeout),
         alias_seconds: settings.engine.alias_seconds,
+        recompress_level: settings.recompress_level,
         ..CollectSettings::default()
     };
     Collector::new(index, blobs, Arc::new(SystemClock), collect_settings)
+}
+
+/// Whether `dormer recover` was interrupted.
+pub(crate) async fn is_recovery_unfinished(index: &dyn Index) -> Result<bool> {
+    Ok(index.find_setting(RECOVERY_BEGUN).await?.is_some()
+        && index.find_setting(RECOVERY_ENDED).await?.is_none())
+}
+
+/// Opens an index, made if there is none, and the store that it is to be recovered from, whichever
+/// database that belonged to.
+pub(crate) async fn open_for_recovery(settings: &Settings) -> Result<(OpenIndex, Store)> {
+    if settings.postgres.is_none()
+        && let Some(folder) = settings.database_path.parent().filter(|folder| !folder.as_os_str().is_empty())
+    {
+        make_private_folder(folder)?;
+    }
+    let store = open_unproven_store(settings)?;
+    Ok((open_index(settings).await?, store))
 }
 
 /// What a command needs to collect, or to have a server collect.
@@ -250,7 +308,7 @@ async fn open_to_work(settings: &Settings, reads_only: bool) -> Result<(OpenInde
             Err(error) => return Err(error),
         }
     };
-    let blobs = open_store(settings, &*opened.index, StoreRole::Beside, &mut Vec::new()).await?;
+    let blobs = open_store(settings, &*opened.index, StoreRole::Beside, &mut Vec::new()).await?.blobs;
     Ok((opened, blobs, is_served))
 }
 

@@ -18,23 +18,26 @@ use std::time::{Duration, SystemTime};
 
 use bytes::Bytes;
 use dormer_api::v2::{
-    AddPinRequest, AddPinResponse, ListCachesResponse, ListObjectsRequest, ListObjectsResponse,
-    ListPinsRequest, ListPinsResponse, PurgesResponse, RemovePathResponse, RemovePinsResponse,
-    RemoveReferrersResponse,
+    AddPinRequest, AddPinResponse, CacheStatsResponse, ListCachesResponse, ListObjectsRequest,
+    ListObjectsResponse, ListPinsRequest, ListPinsResponse, PurgesResponse, RemovePathResponse,
+    RemovePinsResponse, RemoveReferrersResponse, StatsResponse,
 };
 use dormer_api::{
     CacheConfig, CacheName, CreateCacheRequest, ErrorBody, ErrorName, GetMissingPathsRequest,
     GetMissingPathsResponse, NarInfoForm, PinName, Secret, UploadPathNarInfo, UploadPathResult, headers,
     routes,
 };
-use dormer_nix::StorePathHash;
+use dormer_nix::{StorePath, StorePathHash};
 use futures::{Stream, StreamExt as _, stream};
-use reqwest::header::{AUTHORIZATION, CONTENT_TYPE, HeaderName, HeaderValue, LOCATION, RETRY_AFTER};
+use reqwest::header::{
+    AUTHORIZATION, CONTENT_ENCODING, CONTENT_TYPE, HeaderName, HeaderValue, LOCATION, RETRY_AFTER,
+};
 use reqwest::redirect::Policy;
 use reqwest::{Method, RequestBuilder, Response, StatusCode};
 use serde::de::DeserializeOwned;
 use tokio::time::Instant;
 
+use crate::build_logs::BuildLog;
 use crate::certificates::http_client;
 use crate::endpoint::Endpoint;
 use crate::error::{Error, Result};
@@ -270,6 +273,19 @@ impl ApiClient {
         self.ask(&action, Repeat::Always, || self.request(Method::POST, &route).json(request)).await
     }
 
+    /// What a cache holds.
+    pub async fn cache_stats(&self, cache: &CacheName) -> Result<CacheStatsResponse> {
+        let action = format!("asking what cache {cache} holds");
+        let route = routes::v2_cache_stats(cache);
+        self.ask(&action, Repeat::Always, || self.request(Method::GET, &route)).await
+    }
+
+    /// What the whole installation holds.
+    pub async fn stats(&self) -> Result<StatsResponse> {
+        let action = "asking what the server holds";
+        self.ask(action, Repeat::Always, || self.request(Method::GET, routes::V2_STATS)).await
+    }
+
     /// Pins a path under a name.
     pub async fn add_pin(
         &self,
@@ -280,6 +296,21 @@ impl ApiClient {
         let action = format!("adding a pin to cache {cache}");
         let route = routes::v2_pin(cache, name);
         self.ask(&action, Repeat::Always, || self.request(Method::PUT, &route).json(request)).await
+    }
+
+    /// Stores the log of a derivation's build, in the place of the one that is there.
+    pub async fn put_log(&self, cache: &CacheName, derivation: &StorePath, log: BuildLog) -> Result<()> {
+        let action = format!("uploading the build log of {derivation} to cache {cache}");
+        let route = routes::build_log(cache, derivation);
+        let (bytes, encoding) = (Bytes::from(log.bytes), log.encoding);
+        let request = || {
+            let request = self.request(Method::PUT, &route).body(bytes.clone());
+            match encoding {
+                Some(encoding) => request.header(CONTENT_ENCODING, encoding),
+                None => request,
+            }
+        };
+        self.tell(&action, Repeat::Always, request).await
     }
 
     /// A page of a cache's pins.

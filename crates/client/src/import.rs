@@ -440,6 +440,7 @@ impl Import<'_> {
             missing,
             present: Vec::new(),
             upstream: Vec::new(),
+            derivers: Vec::new(),
             invalid: Vec::new(),
         };
         let reporter: Arc<dyn PushReporter> = Arc::clone(&self.reporter) as Arc<dyn PushReporter>;

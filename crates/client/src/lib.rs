@@ -22,6 +22,7 @@
 //!   incomplete one.
 
 mod api;
+mod build_logs;
 mod certificates;
 mod dump;
 mod endpoint;
@@ -51,6 +52,7 @@ mod substituter_url;
 mod token_expiry;
 
 pub use api::{AcknowledgedUpload, ApiClient, HttpSettings};
+pub use build_logs::{BuildLog, BuildLogs};
 pub use dump::{CaseHack, DumpError, dump_nar};
 pub use endpoint::Endpoint;
 pub use error::{Error, Result};

@@ -144,6 +144,8 @@ pub async fn plan_push(
         _ => &[],
     };
     let (upstream, ours) = split_upstream(infos, key_names);
+    let derivers: BTreeSet<&StorePath> = ours.iter().filter_map(|info| info.deriver.as_ref()).collect();
+    let derivers = derivers.into_iter().cloned().collect();
     let mut lacking = BTreeSet::new();
     for batch in ours.chunks(MISSING_PATHS_BATCH_MAX) {
         let hashes: Vec<StorePathHash> = batch.iter().map(|info| info.path.hash()).collect();
@@ -162,6 +164,7 @@ pub async fn plan_push(
         missing,
         present: names(present),
         upstream: names(upstream),
+        derivers,
         invalid,
     })
 }
@@ -253,7 +256,7 @@ pub(crate) async fn execute_push_from(
 ) -> PushSummary {
     let started = Instant::now();
     reporter.plan_made(&plan);
-    let PushPlan { cache, missing, present, upstream, invalid } = plan;
+    let PushPlan { cache, missing, present, upstream, invalid, .. } = plan;
     let invalid = invalid.into_iter().map(|path| {
         let error = Error::InvalidPath { path: path.to_string() };
         FailedPath { path, error }

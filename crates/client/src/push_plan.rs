@@ -16,6 +16,8 @@ pub struct PushPlan {
     pub present: Vec<StorePath>,
     /// Paths left out because an upstream key signed them.
     pub upstream: Vec<StorePath>,
+    /// The derivations that made what the cache has or gets, each once.
+    pub derivers: Vec<StorePath>,
     /// Paths left out because they are not valid in the local store.
     pub invalid: Vec<StorePath>,
 }

@@ -8,7 +8,7 @@
 //! main/<store hash>.narinfo
 //! main/<store hash>.ls
 //! main/nar/<NarHash>-<encoding tag>.nar.zst
-//! main/log/<derivation>                    and build-trace-v2/…, realisations/… as Nix names them
+//! main/log/<derivation>                    and build-trace-v2/…, realisations/…, debuginfo/…
 //! ```
 //!
 //! Invariants
@@ -103,7 +103,7 @@ pub enum EdgeKey {
     Listing(CacheName, StorePathHash),
     /// `<cache>/nar/<NarHash>-<tag>.nar.zst`.
     Nar(CacheName, NarFile),
-    /// A build log or a build trace, under Nix's name for it.
+    /// A build log, a build trace or debug info, under Nix's name for it.
     Document(CacheName, DocumentName),
 }
 
@@ -134,6 +134,15 @@ impl EdgeKey {
             }
         });
         parsed.ok_or_else(|| no_name(name))
+    }
+
+    /// Reads an address as a client spells it: [`DocumentName::of_address`] has a second spelling.
+    pub fn of_address(address: &str) -> Result<Self> {
+        Self::parse(address).or_else(|error| {
+            let (cache, document) = address.split_once('/').ok_or(error)?;
+            let name = DocumentName::of_address(document).map_err(|_| no_name(address))?;
+            Ok(Self::Document(cache.parse().map_err(|_| no_name(address))?, name))
+        })
     }
 
     /// The cache it belongs to; none for the catalogue.
@@ -204,7 +213,7 @@ impl fmt::Display for EdgeKey {
 pub fn document_type(name: &DocumentName) -> &'static str {
     match name {
         DocumentName::Log(_) => "text/plain; charset=utf-8",
-        DocumentName::Trace(_) => "application/json",
+        DocumentName::Trace(_) | DocumentName::DebugInfo(_) => "application/json",
     }
 }
 
@@ -228,6 +237,7 @@ mod tests {
         let hash: StorePathHash = HASH.parse().unwrap();
         let file: NarFile = format!("{}-{}.nar.zst", &NAR[..52], nix32::encode(&[7; 16])).parse().unwrap();
         let (log, trace) = (format!("log/{HASH}-x.drv"), format!("build-trace-v2/{HASH}-x.drv/out.doi"));
+        let debug = "debuginfo/00ab3f.debug";
         for (key, name) in [
             (EdgeKey::Catalog, "dormer-caches.json".to_owned()),
             (EdgeKey::State(cache()), "main/dormer-state.json".to_owned()),
@@ -237,6 +247,7 @@ mod tests {
             (EdgeKey::Nar(cache(), file), format!("main/nar/{file}")),
             (EdgeKey::Document(cache(), log.parse().unwrap()), format!("main/{log}")),
             (EdgeKey::Document(cache(), trace.parse().unwrap()), format!("main/{trace}")),
+            (EdgeKey::Document(cache(), debug.parse().unwrap()), format!("main/{debug}")),
         ] {
             assert_eq!(key.to_string(), name);
             assert_eq!(EdgeKey::parse(&name).unwrap(), key);

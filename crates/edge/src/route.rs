@@ -32,7 +32,7 @@ impl Route {
         if !name.contains('/') {
             return Some(Self::Page(name.parse().ok()?));
         }
-        let key = EdgeKey::parse(name).ok()?;
+        let key = EdgeKey::of_address(name).ok()?;
         match &key {
             EdgeKey::Catalog | EdgeKey::State(_) => None,
             EdgeKey::CacheInfo(cache)

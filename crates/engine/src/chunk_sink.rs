@@ -54,6 +54,8 @@ pub(crate) struct StoredStream {
     pub(crate) recipe: Recipe,
     pub(crate) tag: EncodingTag,
     pub(crate) file_size: u64,
+    /// Raw bytes in chunks with holes.
+    pub(crate) holed_bytes: u64,
     pub(crate) packs: BTreeSet<PackNumber>,
     /// Raw bytes in all chunks.
     pub(crate) chunk_bytes: u64,
@@ -108,6 +110,7 @@ pub(crate) struct ChunkSink {
 #[derive(Default)]
 struct StoredCounts {
     file_size: u64,
+    holed_bytes: u64,
     packs: BTreeSet<PackNumber>,
     chunk_bytes: u64,
     new_chunk_bytes: u64,
@@ -191,6 +194,7 @@ impl ChunkSink {
             recipe: self.recipe.finish(),
             tag: self.tag.finish(),
             file_size: self.stored.file_size,
+            holed_bytes: self.stored.holed_bytes,
             packs: self.stored.packs,
             chunk_bytes: self.stored.chunk_bytes,
             new_chunk_bytes: self.stored.new_chunk_bytes,
@@ -318,6 +322,7 @@ impl ChunkSink {
                 self.tag.push_fill(fill);
             }
             self.stored.file_size += row.layout.spliced_len();
+            self.stored.holed_bytes += row.layout.holed_bytes();
             self.stored.packs.insert(row.pack);
             self.queued_bytes -= chunk.memory_bytes();
             self.queued.pop_front();

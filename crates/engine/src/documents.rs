@@ -1,8 +1,11 @@
-//! Documents: build logs and build traces.
+//! Documents: build logs, build traces and debug info.
 //!
 //! A log is kept compressed, and read back as text: people read logs in browsers, and not every Nix
 //! decodes what a cache would send compressed. A trace is kept with the signatures that it came
 //! with, and signed when it is read, as narinfos are: a reader needs the cache's public key only.
+//!
+//! Debug info is not stored: the index knows which NAR has the debug file of a build id, and the
+//! answer is a link to it.
 //!
 //! Each document is one row, written in one transaction, so a crash leaves all of it or nothing.
 
@@ -10,7 +13,7 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use dormer_index::{Cache, NewDocument, StoredDocument, TraceOutcome};
-use dormer_nix::{BuildTrace, DocumentName, StorePath};
+use dormer_nix::{BuildTrace, DebugLink, DocumentName, StorePath};
 
 use crate::budget::hold;
 use crate::commit::{drop_forged, finish};
@@ -48,11 +51,19 @@ impl Engine {
     }
 
     /// A document as it is served: a log as text, a trace with a signature for each active key of
-    /// the cache beside those that it came with. `None` if the cache lacks it.
+    /// the cache beside those that it came with, debug info as a link to a NAR of the cache. `None`
+    /// if the cache lacks it.
     pub async fn document(&self, cache: &Cache, name: &DocumentName) -> Result<Option<Bytes>> {
+        if let DocumentName::DebugInfo(build_id) = name {
+            let found = self.index().find_debug_nar(cache.id, build_id).await?;
+            return Ok(found.map(|(hash, tag)| {
+                let file = format!("{}-{tag}.nar.zst", hash.to_nix32());
+                DebugLink::new(build_id, &file).to_json().into()
+            }));
+        }
         let Some(stored) = self.index().find_document(cache.id, name).await? else { return Ok(None) };
         match name {
-            DocumentName::Log(_) => self.decode(stored).await.map(Some),
+            DocumentName::Log(_) | DocumentName::DebugInfo(_) => self.decode(stored).await.map(Some),
             DocumentName::Trace(key) => {
                 let trace = BuildTrace::parse(key, &stored.body).map_err(|error| corrupt(&error))?;
                 let mut own = Vec::new();

@@ -144,6 +144,15 @@ pub enum Error {
     /// Compression failed: a defect.
     #[error("failed to encode a chunk")]
     Encode(#[source] dormer_format::Error),
+    /// The table of a pack cannot be read.
+    #[error("the table of {key} cannot be read")]
+    Pack {
+        /// Name of the pack.
+        key: String,
+        /// Why.
+        #[source]
+        source: dormer_format::Error,
+    },
     /// Compressing a listing failed: a defect.
     #[error("failed to compress a listing")]
     CompressListing(#[source] std::io::Error),
@@ -197,6 +206,7 @@ impl Error {
             | Self::Sealed { .. }
             | Self::SigningKey { .. }
             | Self::Encode(_)
+            | Self::Pack { .. }
             | Self::CompressListing(_)
             | Self::CompressDocument(_) => ErrorClass::Internal,
         }

@@ -211,8 +211,9 @@ impl Ingest {
         Ok(ingested)
     }
 
-    async fn finish_uncounted(self) -> Result<Ingested> {
+    async fn finish_uncounted(mut self) -> Result<Ingested> {
         let (nar_hash, nar_size) = self.hasher.finish();
+        let build_ids = self.reader.take_build_ids();
         let rest = self.reader.finish().map_err(Error::MalformedNar)?;
         check_expected(self.request.expected, nar_hash, nar_size)?;
         let Storing { mut sink, listing, mut upload } = match self.work {
@@ -257,7 +258,9 @@ impl Ingest {
                 file_size: stored.file_size,
                 tag: stored.tag,
                 recipe: stored.recipe,
+                holed_bytes: stored.holed_bytes,
                 listing,
+                build_ids,
                 packs: stored.packs.into_iter().collect(),
             })),
             _memory: self.memory,

@@ -17,7 +17,9 @@ use std::sync::atomic::{AtomicI64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use dormer_index::{Error as IndexError, ExpiryDefaults, JobIndex, JobKind, JobLease, JobStep, UnixSeconds};
+use dormer_index::{
+    CounterIndex, Error as IndexError, ExpiryDefaults, JobIndex, JobKind, JobLease, JobStep, UnixSeconds,
+};
 use dormer_nix::with_causes;
 use prometheus::core::{Collector as MetricSource, Desc};
 use prometheus::proto::MetricFamily;
@@ -26,14 +28,21 @@ use prometheus::{IntGaugeVec, Opts};
 use crate::collect::Collector;
 use crate::pace::{StepSize, pause_after};
 use crate::scrub::Scrubber;
+use crate::stored_metrics::StoredMetrics;
 use crate::{Clock, Error, Result};
 
 /// The kinds that this runner runs. Those of publishing belong to the holder of their target's
 /// lease.
 ///
 /// The scrub comes last: it takes hours, and gives its lease back so that the others get a turn.
-const RUNNABLE: [JobKind; 5] =
-    [JobKind::SpreadDamage, JobKind::DeleteCache, JobKind::ExpireCache, JobKind::Collect, JobKind::Scrub];
+const RUNNABLE: [JobKind; 6] = [
+    JobKind::SpreadDamage,
+    JobKind::DeleteCache,
+    JobKind::ExpireCache,
+    JobKind::Collect,
+    JobKind::Recount,
+    JobKind::Scrub,
+];
 
 /// How long a scrub works before other jobs get a turn.
 const SCRUB_SLICE: Duration = Duration::from_secs(2);
@@ -47,6 +56,12 @@ const RETRY_SECONDS_MAX: UnixSeconds = 300;
 
 /// How often the runner looks for caches whose next expire job is due, at most.
 const EXPIRY_LOOK: Duration = Duration::from_mins(1);
+
+/// How often the runner tends the counters of what is stored, and the outbox.
+const TEND_EVERY: Duration = Duration::from_mins(1);
+
+/// Pages that the runner tends at once, of thousands of rows each. A minute of pushes leaves fewer.
+const TENDED_PAGES_MAX: u32 = 64;
 
 /// How a runner works.
 #[derive(Debug, Clone)]
@@ -62,6 +77,28 @@ pub struct JobSettings {
     pub expiry: Option<ExpirySchedule>,
     /// What is kept where a cache says nothing.
     pub expiry_defaults: ExpiryDefaults,
+    /// How long after the end of a recount the next one is opened, in seconds; `None` leaves that,
+    /// and the summing up of changes, to others.
+    pub recount_seconds: Option<i64>,
+    /// How long the outbox keeps changes; `None` leaves trimming it to others.
+    pub outbox: Option<OutboxLimits>,
+}
+
+/// How long the outbox keeps changes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct OutboxLimits {
+    /// Every change is kept for so many seconds: a cache that is new to a target looks for what it
+    /// had before.
+    pub keep_seconds: i64,
+    /// A change is kept for so many seconds at most, also if a target has not followed it.
+    pub give_up_seconds: i64,
+}
+
+impl Default for OutboxLimits {
+    /// 30 days, as long as publishing remembers removed paths, and 90 days.
+    fn default() -> Self {
+        Self { keep_seconds: 30 * 86_400, give_up_seconds: 90 * 86_400 }
+    }
 }
 
 /// When caches are looked through for what they keep no longer.
@@ -83,6 +120,8 @@ impl Default for JobSettings {
                 quota_bytes: 0,
                 grace_seconds: 30 * 86_400,
             },
+            recount_seconds: None,
+            outbox: None,
         }
     }
 }
@@ -98,6 +137,8 @@ pub struct JobRunner {
     held: Mutex<Option<JobLease>>,
     collector: Option<Collector>,
     scrubber: Option<Scrubber>,
+    counters: Option<Arc<dyn CounterIndex>>,
+    stored: StoredMetrics,
     /// When the next collection may be due.
     collect_at: AtomicI64,
     metrics: JobMetrics,
@@ -120,6 +161,8 @@ impl JobRunner {
             held: Mutex::new(None),
             collector: None,
             scrubber: None,
+            counters: None,
+            stored: StoredMetrics::new(),
             collect_at: AtomicI64::new(0),
             metrics: JobMetrics::new(),
         }
@@ -137,6 +180,17 @@ impl JobRunner {
         Self { scrubber: Some(scrubber), ..self }
     }
 
+    /// Shows what is stored in gauges, too.
+    #[must_use]
+    pub fn with_counters(self, counters: Arc<dyn CounterIndex>) -> Self {
+        Self { counters: Some(counters), ..self }
+    }
+
+    /// The gauges of what is stored, as of the last minute.
+    pub fn stored_metrics(&self) -> StoredMetrics {
+        self.stored.clone()
+    }
+
     /// The gauges of open jobs, as of the runner's last look.
     pub fn metrics(&self) -> JobMetrics {
         self.metrics.clone()
@@ -147,7 +201,7 @@ impl JobRunner {
         tokio::select! {
             biased;
             () = shutdown => {}
-            () = self.work() => {}
+            ((), ()) = async { tokio::join!(self.work(), self.tend()) } => {}
         }
         let held = self.hold(None);
         let Some(lease) = held else { return };
@@ -218,6 +272,56 @@ impl JobRunner {
                 error = &error as &dyn std::error::Error,
                 "failed to open expire jobs; the runner tries again"
             );
+        }
+    }
+
+    /// What has to be done every minute, also while a job runs that takes days.
+    async fn tend(&self) {
+        loop {
+            self.tend_counters().await;
+            self.trim_outbox().await;
+            tokio::time::sleep(TEND_EVERY).await;
+        }
+    }
+
+    /// Sums up changes of counters, opens a recount that is due, and reads the gauges.
+    async fn tend_counters(&self) {
+        if let Some(seconds) = self.settings.recount_seconds {
+            let now = self.clock.now();
+            for _ in 0..TENDED_PAGES_MAX {
+                match self.jobs.tend_counters(now, now.saturating_sub(seconds)).await {
+                    Ok(true) => {}
+                    Ok(false) => break,
+                    Err(error) => {
+                        let error = with_causes(&error);
+                        tracing::warn!(error, "failed to tend the counters; the runner tries again");
+                        break;
+                    }
+                }
+            }
+        }
+        if let Some(counters) = &self.counters {
+            // What could not be asked for is not shown.
+            self.stored.write(counters.stored_counts().await.ok().as_ref());
+        }
+    }
+
+    /// Deletes the rows of the outbox that nobody needs any more.
+    async fn trim_outbox(&self) {
+        let Some(OutboxLimits { keep_seconds, give_up_seconds }) = self.settings.outbox else { return };
+        let now = self.clock.now();
+        let (keep_since, give_up_before) =
+            (now.saturating_sub(keep_seconds), now.saturating_sub(give_up_seconds));
+        for _ in 0..TENDED_PAGES_MAX {
+            match self.jobs.trim_outbox(keep_since, give_up_before, self.settings.step_rows_max).await {
+                Ok(0) => break,
+                Ok(_) => {}
+                Err(error) => {
+                    let error = with_causes(&error);
+                    tracing::warn!(error, "failed to trim the outbox; the runner tries again");
+                    break;
+                }
+            }
         }
     }
 
@@ -361,6 +465,7 @@ impl JobRunner {
                 self.jobs.expire_cache_step(lease, defaults, rows, now, ends_at).await
             }
             JobKind::SpreadDamage => self.jobs.spread_damage_step(lease, rows, now, ends_at).await,
+            JobKind::Recount => self.jobs.recount_step(lease, rows, now, ends_at).await,
             JobKind::ScanCache | JobKind::Collect | JobKind::Scrub => {
                 unreachable!("such a job has no step of this kind")
             }

@@ -18,9 +18,11 @@ mod error;
 mod ingest;
 mod ingest_listing;
 mod jobs;
+mod journal;
 mod listing;
 mod master_key;
 mod metrics;
+mod missing;
 mod narinfo;
 mod pace;
 mod packer;
@@ -30,6 +32,7 @@ mod retention;
 mod scrub;
 mod seal_plan;
 mod settings;
+mod stored_metrics;
 mod use_recorder;
 
 use std::sync::Arc;
@@ -61,14 +64,17 @@ pub use collect::{
 pub use cpu::CpuPool;
 pub use error::{Error, ErrorClass, Result};
 pub use ingest::{Deduplication, Ingest, IngestRequest, Ingested};
-pub use jobs::{ExpirySchedule, JobMetrics, JobRunner, JobSettings};
+pub use jobs::{ExpirySchedule, JobMetrics, JobRunner, JobSettings, OutboxLimits};
+pub use journal::{Journal, JournalMetrics, JournalSettings, Recovered, Recovery, RecoveryIndex};
 pub use listing::ListingStream;
 pub use master_key::MasterKey;
+pub use missing::{Missing, find_missing};
 pub use read::{NarStream, OpenNar};
 pub use rekey::{RekeyReport, rekey};
 pub use retention::MissingPaths;
 pub use scrub::{FULL_PPM, ScrubMetrics, ScrubOptions, ScrubReport, ScrubState, Scrubber};
 pub use settings::{EngineSettings, UPLOAD_BYTES};
+pub use stored_metrics::StoredMetrics;
 
 /// Memory for remembered narinfos, and for remembered read plans, in bytes each.
 const REMEMBERED_BYTES: u64 = 4 * 1024 * 1024;

@@ -122,6 +122,7 @@ impl Engine {
             system: object.system,
             ca: object.ca,
             sigs,
+            extra: object.extra,
         };
         Ok(narinfo.to_text(&store_dir))
     }

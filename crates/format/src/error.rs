@@ -93,6 +93,12 @@ pub enum Error {
         /// What is wrong with the chunk.
         source: Malformed,
     },
+    /// A journal file cannot be read.
+    #[error("could not read a journal file")]
+    Journal {
+        /// What is wrong with the file.
+        source: Malformed,
+    },
     /// A text is not a valid id.
     #[error("could not parse {what}: expected {expected}")]
     ParseId {

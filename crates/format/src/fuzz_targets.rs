@@ -10,6 +10,8 @@
 //!   bytes.
 //! - `table`, `pack`: the entries of an accepted input cover its bytes without gap or overlap. A
 //!   pack built from its chunks has the same bytes.
+//! - `journal`: accepted records are written back as the same bytes; a file of them reads back, and
+//!   a cut one gives a prefix of them.
 //! - `frame`: the form check accepts a frame only if zstd reads exactly one frame of the stated
 //!   size, and nothing after it.
 
@@ -18,6 +20,9 @@ use bytes::Bytes;
 use crate::codec::{Decoder, StoredChunk, checksum};
 use crate::frame::{HOLE_FRAME_BYTES, splice, validate_frame};
 use crate::ids::HoleFill;
+use crate::journal::{
+    JournalFile, JournalHeader, JournalKind, JournalRecord, JournalWriter, put_record, read_records,
+};
 use crate::layout::{CHUNK_BYTES_MAX, ChunkLayout};
 use crate::pack::{
     PACK_HEADER_BYTES, PACK_TRAILER_BYTES, PackBuilder, PackEntry, PackTrailer, TRAILER_HASHED_BYTES,
@@ -100,6 +105,37 @@ pub fn fuzz_recipe(data: &[u8]) {
     assert!(rebuilt.chunk_numbers().eq(numbers));
     assert!(rebuilt.hole_fills().eq(&fills));
     assert_eq!(Recipe::decode(&rebuilt.encode()).expect("what the builder makes is sound"), rebuilt);
+}
+
+/// The records of a block of a journal file, and the same bytes as a file.
+pub fn fuzz_journal(data: &[u8]) {
+    if let Ok(file) = JournalFile::read(data) {
+        assert!(!file.is_whole || data.len() >= 56 + 16, "a whole file has a header and an end");
+    }
+    let mut records = Vec::new();
+    if read_records(data, &mut records).is_err() {
+        return;
+    }
+    assert_eq!(journal_records(&records), data, "a record has one spelling");
+    let header = JournalHeader { kind: JournalKind::Part, lineage: 1, generation: 2, position: (3, 4) };
+    let mut writer = JournalWriter::new(&header);
+    for record in &records {
+        writer.push(record).expect("there is memory for a compressor");
+    }
+    let bytes = writer.finish().expect("there is memory for a compressor");
+    let whole = JournalFile::read(&bytes).expect("what was written can be read");
+    assert!(whole.is_whole && whole.header == header && whole.records == records);
+    let cut = JournalFile::read(&bytes[..56 + (bytes.len() - 56) / 2]).expect("the header is whole");
+    assert!(!cut.is_whole && records.starts_with(&cut.records), "a cut leaves a prefix");
+}
+
+/// The bytes of records in a block: seeds for [`fuzz_journal`].
+pub fn journal_records(records: &[JournalRecord]) -> Vec<u8> {
+    let mut bytes = Vec::new();
+    for record in records {
+        put_record(&mut bytes, record);
+    }
+    bytes
 }
 
 /// A chunk's layout.

@@ -48,6 +48,12 @@ impl ChunkLayout {
         self.frames.iter().sum()
     }
 
+    /// Raw bytes of a chunk with holes, 0 for one without. Such a chunk would be another one after
+    /// each rebuild of what it refers to, if the holes were not blanked.
+    pub fn holed_bytes(&self) -> u64 {
+        if self.holes.is_empty() { 0 } else { u64::from(self.raw_len) }
+    }
+
     /// Number of served bytes: all frames, and a frame for each hole.
     pub fn spliced_len(&self) -> u64 {
         u64::from(self.stored_len()) + (self.holes.len() * HOLE_FRAME_BYTES) as u64

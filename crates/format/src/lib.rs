@@ -17,6 +17,7 @@ mod error;
 mod frame;
 pub mod fuzz_targets;
 mod ids;
+mod journal;
 mod layout;
 mod pack;
 mod recipe;
@@ -28,6 +29,11 @@ pub use codec::{Decoder, Encoder, StoredChunk, checksum};
 pub use error::{Error, Malformed, Result};
 pub use frame::{HOLE_FRAME_BYTES, hole_frame, splice, validate_frame};
 pub use ids::{ChunkId, EncodingTag, HOLE_BYTES, HoleFill, PackId};
+pub use journal::{
+    JOURNAL_BODY_BYTES_MAX, JOURNAL_FOLDER, JournalAlias, JournalCache, JournalContent, JournalDocument,
+    JournalFile, JournalHeader, JournalKey, JournalKind, JournalListing, JournalName, JournalNar,
+    JournalObject, JournalPath, JournalPin, JournalRecipe, JournalRecord, JournalWriter,
+};
 pub use layout::{CHUNK_BYTES_MAX, ChunkLayout, HOLES_MAX, STREAM_HOLES_MAX};
 pub use pack::{
     PACK_BYTES_MAX, PACK_CHUNKS_MAX, PACK_HEADER_BYTES, PACK_TRAILER_BYTES, Pack, PackBuilder, PackEntry,

@@ -175,6 +175,18 @@ fn split_signature(signature: &str) -> Option<(u8, &str, Vec<u8>)> {
     (STANDARD.encode(&bytes) == encoded).then_some((len, name, bytes))
 }
 
+/// Fields of a narinfo, one a line: `name: value`.
+pub(crate) fn pack_fields(fields: &[(String, String)]) -> Option<String> {
+    let lines: Vec<String> = fields.iter().map(|(name, value)| format!("{name}: {value}\n")).collect();
+    (!lines.is_empty()).then(|| lines.concat())
+}
+
+/// The reverse of [`pack_fields`].
+pub(crate) fn unpack_fields(packed: Option<&str>) -> Vec<(String, String)> {
+    let fields = packed.unwrap_or_default().lines().filter_map(|line| line.split_once(": "));
+    fields.map(|(name, value)| (name.to_owned(), value.to_owned())).collect()
+}
+
 /// Walks through a packed column of `objects`.
 struct Reader<'a> {
     left: &'a [u8],

@@ -8,10 +8,12 @@ mod caches;
 mod chunks;
 mod collect;
 mod commits;
+mod counters;
 mod documents;
 mod expiry;
 mod fixtures;
 mod jobs;
+mod journal;
 mod names;
 mod publish;
 mod races;
@@ -20,7 +22,7 @@ mod scrub;
 
 use std::sync::Arc;
 
-use crate::{CollectIndex, Index, JobIndex, PublishIndex, Result, ScrubIndex};
+use crate::{CollectIndex, Index, JobIndex, JournalIndex, PublishIndex, Result, ScrubIndex};
 
 /// Runs every case; `make` opens an empty index each time it is called.
 pub async fn run<F, Fut>(make: F)
@@ -62,7 +64,7 @@ where
         documents: a_document_comes_back_and_gives_way_to_the_next, a_deleted_cache_has_and_takes_no_document,
             a_trace_gathers_signatures_and_keeps_its_first_path, signatures_of_racing_traces_are_all_kept,
             a_document_is_told_to_followers_of_what_it_belongs_to, a_log_goes_with_the_last_object_of_its_derivation,
-            a_trace_goes_with_its_path, a_document_costs_few_statements;
+            a_trace_goes_with_its_path, debug_info_is_found_by_its_build_id, a_document_costs_few_statements;
         races: racing_packs_agree_on_every_chunk, racing_commits_of_one_nar_agree, racing_objects_leave_one_of_them,
             racing_settings_agree, racing_creations_of_a_cache_leave_one, commits_racing_a_deletion_leave_nothing,
             readers_see_whole_commits_only, a_dropped_call_harms_nobody;
@@ -135,8 +137,8 @@ where
         a_nar_that_nothing_names_may_go, an_intent_that_came_to_nothing_leaves_nothing,
         referrers_are_removed_first_and_know_what_they_lost, what_an_upstream_key_signed_takes_nothing_along,
         a_circle_can_be_removed, new_references_replace_the_old_ones, drift_is_looked_at_again,
-        a_cache_is_remembered_and_forgotten, what_waits_is_counted_for_all_targets_at_once, every_write_renews_the_lease,
-        rows_come_in_the_order_of_names, a_grace_lasts_while_the_lab_serves_the_nar,
+        a_cache_is_remembered_and_forgotten, documents_are_written_down_with_their_objects, what_waits_is_counted_for_all_targets_at_once,
+        every_write_renews_the_lease, rows_come_in_the_order_of_names, the_outbox_is_trimmed_to_what_is_needed, a_grace_lasts_while_the_lab_serves_the_nar,
     }
 }
 
@@ -207,6 +209,7 @@ where
         only_nars_without_a_name_are_deleted, racing_names_and_deletions_agree, a_condemned_pack_is_not_reused,
         removed_packs_are_doomed_and_moved_chunks_stay, packs_without_a_row_are_doomed_later,
         racing_commits_and_condemnations_agree, chunks_move_only_from_where_they_were_read,
+        chunks_get_new_frames_where_they_were_read,
         a_purge_is_noted_with_the_removal_and_kept_until_it_is_done, packs_are_condemned_at_once_whatever_their_stamps,
     }
 }
@@ -237,6 +240,63 @@ where
         a_nar_that_is_stored_again_forgets_the_chunks_that_it_needed,
         a_listing_that_needs_a_damaged_chunk_is_forgotten, marks_name_the_place_that_was_read,
         a_scrub_is_opened_once_and_any_process_continues_it, damage_costs_sound_paths_no_statement,
+    }
+}
+
+/// Runs every case of counters; `make` opens an empty index each time it is called.
+pub async fn run_counters<F, Fut, I>(make: F)
+where
+    F: Fn() -> Fut,
+    Fut: Future<Output = Arc<I>>,
+    I: Index + CollectIndex + ScrubIndex + JobIndex,
+{
+    macro_rules! cases {
+        ($($case:ident),+ $(,)?) => {
+            $({
+                let index = make().await;
+                let four = counters::Four {
+                    index: Arc::clone(&index) as Arc<dyn Index>,
+                    collect: Arc::clone(&index) as Arc<dyn CollectIndex>,
+                    scrub: Arc::clone(&index) as Arc<dyn ScrubIndex>,
+                    jobs: index,
+                };
+                check(stringify!($case), counters::$case(four)).await;
+            })+
+        };
+    }
+    cases! {
+        an_empty_index_holds_nothing, random_histories_keep_the_counters_right,
+        pushes_beside_a_recount_are_counted_once, a_recount_is_opened_when_it_is_due,
+        a_healed_nar_is_counted_as_it_is_now,
+    }
+}
+
+/// Runs every case of the journal; `make` opens an empty index each time it is called.
+pub async fn run_journal<F, Fut, I>(make: F)
+where
+    F: Fn() -> Fut,
+    Fut: Future<Output = Arc<I>>,
+    I: Index + JournalIndex + CollectIndex + JobIndex,
+{
+    macro_rules! cases {
+        ($($case:ident),+ $(,)?) => {
+            $({
+                let index = make().await;
+                let two = journal::Two {
+                    index: index.clone(),
+                    journal: index.clone(),
+                    collect: index.clone(),
+                    jobs: index,
+                };
+                check(stringify!($case), journal::$case(two)).await;
+            })+
+        };
+    }
+    cases! {
+        a_lost_lease_saves_nothing, changes_that_the_journal_missed_ask_for_a_snapshot, a_note_stays_until_the_state_that_it_stands_for_is_written,
+        a_removal_for_cause_notes_the_aliases_that_it_takes, the_present_state_is_read_by_key_and_in_pages,
+        a_cache_is_restored_with_all_its_keys, what_changes_besides_objects_is_noted,
+        documents_are_read_in_pages_of_few_bytes,
     }
 }
 

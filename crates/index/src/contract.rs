@@ -14,7 +14,7 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use dormer_format::{ChunkId, ChunkLayout, ChunkRun, EncodingTag, PackId, Recipe};
-use dormer_nix::{BuildTrace, DocumentName, NarHash, StorePath, StorePathHash};
+use dormer_nix::{BuildId, BuildTrace, DocumentName, NarHash, StorePath, StorePathHash};
 
 use crate::Result;
 use crate::changes::Changes;
@@ -239,8 +239,12 @@ pub struct NewNar {
     pub tag: EncodingTag,
     /// How to rebuild it.
     pub recipe: Recipe,
+    /// Bytes of the archive in chunks with holes.
+    pub holed_bytes: u64,
     /// Its listing.
     pub listing: StoredListing,
+    /// Build ids of the debug files in it.
+    pub build_ids: Vec<BuildId>,
     /// The packs that hold its chunks (and its listing's). The commit locks and stamps them, and
     /// fails with [`Error::PackGone`](crate::Error::PackGone) when one is condemned or deleted, or
     /// when one of the chunks is marked damaged.
@@ -296,6 +300,8 @@ pub struct Object {
     pub sigs: Vec<String>,
     /// System it was built for, if the pusher said.
     pub system: Option<String>,
+    /// Fields of its narinfo that no part of Dormer knows: names and values.
+    pub extra: Vec<(String, String)>,
 }
 
 /// What names a NAR in a commit.
@@ -477,6 +483,48 @@ pub struct PoolUse {
     pub max: usize,
     /// Calls that wait for one.
     pub waiting: usize,
+}
+
+/// Paths, and the bytes of their NARs, uncompressed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct PathCounts {
+    /// Paths.
+    pub paths: u64,
+    /// Bytes of their NARs. A NAR counts once for each path.
+    pub bytes: u64,
+}
+
+/// What the whole installation holds. The differences from one line to the next are what is saved.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct StoredCounts {
+    /// The paths of all caches, with those of deleted caches until a job has removed them.
+    pub paths: PathCounts,
+    /// Distinct NARs, with those that only a grace, an upload or nothing names.
+    pub nars: u64,
+    /// Bytes of these NARs, uncompressed.
+    pub nar_bytes: u64,
+    /// Those of them that lie in chunks with holes.
+    pub nar_holed_bytes: u64,
+    /// Packs, condemned ones too.
+    pub packs: u64,
+    /// Bytes of the packs in the store.
+    pub pack_bytes: u64,
+    /// Bytes of the chunks in the packs, uncompressed; those of large listings too.
+    pub pack_raw_bytes: u64,
+    /// Those of them that lie in chunks with holes.
+    pub pack_holed_bytes: u64,
+    /// Whether everything is counted. After an upgrade from a version that did not count, a job has
+    /// to count what was there.
+    pub is_complete: bool,
+}
+
+/// What is stored, in numbers that writes keep up to date: nothing is counted when somebody asks.
+#[async_trait]
+pub trait CounterIndex: Send + Sync + std::fmt::Debug + 'static {
+    /// What a cache holds. One statement.
+    async fn path_counts(&self, cache: CacheId) -> Result<PathCounts>;
+    /// What everything holds. One statement.
+    async fn stored_counts(&self) -> Result<StoredCounts>;
 }
 
 /// Named values of the installation.
@@ -823,7 +871,10 @@ pub enum TraceOutcome {
 pub trait DocumentIndex: Send + Sync + std::fmt::Debug + 'static {
     /// Stores a document in the place of the one of the same name, with an outbox row for each
     /// object that it belongs to. [`Error::CacheGone`](crate::Error::CacheGone) if the cache is not
-    /// there. At most two statements, transaction control and locks excluded.
+    /// there. At most three statements, transaction control and locks excluded.
+    ///
+    /// # Panics
+    /// If the name is that of debug info, which is in NARs.
     async fn put_document(&self, cache: CacheId, document: &NewDocument, at: UnixSeconds) -> Result<()>;
     /// Stores a build trace, or adds its signatures to the one of the same key and path, within the
     /// limits for objects ([`NarCommit::known_keys`]). Where the cache has the key with another
@@ -836,8 +887,16 @@ pub trait DocumentIndex: Send + Sync + std::fmt::Debug + 'static {
         known_keys: &[String],
         at: UnixSeconds,
     ) -> Result<TraceOutcome>;
-    /// Finds a document. One statement.
+    /// Finds a document. One statement. Debug info is no document here: see
+    /// [`Self::find_debug_nar`].
     async fn find_document(&self, cache: CacheId, name: &DocumentName) -> Result<Option<StoredDocument>>;
+    /// The newest sound NAR of an object of the cache that has the debug file with this build id.
+    /// One statement.
+    async fn find_debug_nar(
+        &self,
+        cache: CacheId,
+        build_id: &BuildId,
+    ) -> Result<Option<(NarHash, EncodingTag)>>;
 }
 
 /// The log of what changed, and notices to other replicas.
@@ -855,7 +914,15 @@ pub trait OutboxIndex: Send + Sync + std::fmt::Debug + 'static {
 /// topic.
 #[async_trait]
 pub trait Index:
-    SettingIndex + CacheIndex + ChunkIndex + NarIndex + ObjectIndex + RetentionIndex + DocumentIndex + OutboxIndex
+    SettingIndex
+    + CacheIndex
+    + ChunkIndex
+    + NarIndex
+    + ObjectIndex
+    + RetentionIndex
+    + DocumentIndex
+    + OutboxIndex
+    + CounterIndex
 {
     /// Answers when the database is reachable, within [`PING_MAX`]; it writes nothing. A database
     /// that answers other calls meanwhile is reachable, though it is too busy for this question.

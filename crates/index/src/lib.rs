@@ -49,10 +49,14 @@ pub use examination::Examination;
 pub use jobs::{ExpiryDefaults, Job, JobBacklog, JobId, JobIndex, JobKind, JobLease, JobStep};
 pub use migrations::{Migration, MigrationPlan};
 pub use publish::{
-    AbsentPage, CacheScan, Lease, NotedFrom, PendingObject, PendingVerdicts, PublishBacklog, PublishCounts,
-    PublishDone, PublishIndex, PublishIntent, PublishState, PublishTarget, PublishedCache, PublishedNar,
-    PublishedObject, ReferrersTaken, RemovablePage, TargetId,
+    AbsentPage, CacheScan, Lease, NotedFrom, OwnedDocument, PendingObject, PendingVerdicts, PublishBacklog,
+    PublishCounts, PublishDone, PublishIndex, PublishIntent, PublishState, PublishTarget, PublishedCache,
+    PublishedDocument, PublishedFile, PublishedNar, PublishedObject, ReferrersTaken, RemovablePage, TargetId,
 };
 pub use scrub::{LastScrub, ScrubIndex};
 pub use sql_index::SqlIndex;
 pub use topics::audit::Audit;
+pub use topics::journal::{
+    JournalIndex, JournalLease, JournalNote, JournalState, JournalSubject, JournaledAlias, JournaledDocument,
+    JournaledNar, JournaledObject,
+};

@@ -80,6 +80,9 @@ fn change(
             object.deriver = old.deriver.clone().or(object.deriver);
             object.ca.clone_from(&old.ca);
             object.system = old.system.clone().or(object.system);
+            if !old.extra.is_empty() {
+                object.extra.clone_from(&old.extra);
+            }
         }
     } else {
         object.sigs = merge_signatures(&[], &object.sigs, known_keys);
@@ -139,6 +142,7 @@ mod tests {
             ca: None,
             sigs: sigs.iter().map(|sig| (*sig).to_owned()).collect(),
             system: None,
+            extra: Vec::new(),
         }
     }
 

@@ -9,16 +9,16 @@ pub(crate) mod records;
 pub(crate) mod work;
 
 pub use contract::{
-    AbsentPage, CacheScan, Lease, NotedFrom, PendingObject, PendingVerdicts, PublishBacklog, PublishCounts,
-    PublishDone, PublishIndex, PublishIntent, PublishState, PublishTarget, PublishedCache, PublishedNar,
-    PublishedObject, ReferrersTaken, RemovablePage, TargetId,
+    AbsentPage, CacheScan, Lease, NotedFrom, OwnedDocument, PendingObject, PendingVerdicts, PublishBacklog,
+    PublishCounts, PublishDone, PublishIndex, PublishIntent, PublishState, PublishTarget, PublishedCache,
+    PublishedDocument, PublishedFile, PublishedNar, PublishedObject, ReferrersTaken, RemovablePage, TargetId,
 };
 
 use std::ops::RangeInclusive;
 
 use async_trait::async_trait;
 use dormer_format::EncodingTag;
-use dormer_nix::{NarHash, StorePathHash};
+use dormer_nix::{BuildId, DocumentName, NarHash, StorePathHash};
 
 use crate::Result;
 use crate::contract::{CacheId, FoundObject, UnixSeconds};
@@ -60,6 +60,12 @@ impl<D: Dialect> PublishIndex for SqlIndex<D> {
         })
         .await
     }
+    async fn clear_missed_changes(&self, lease: &Lease) -> Result<()> {
+        self.write("note what a target missed", async |mut tx| {
+            work::clear_missed_changes(&mut tx, lease).await
+        })
+        .await
+    }
     async fn note_pending(
         &self,
         lease: &Lease,
@@ -67,7 +73,7 @@ impl<D: Dialect> PublishIndex for SqlIndex<D> {
         from: NotedFrom,
     ) -> Result<()> {
         self.write("note what to publish", async |mut tx| {
-            work::note_pending(&mut tx, lease, objects, from).await
+            work::note_pending(&mut tx, lease, objects, &from).await
         })
         .await
     }
@@ -80,7 +86,7 @@ impl<D: Dialect> PublishIndex for SqlIndex<D> {
         at: UnixSeconds,
     ) -> Result<Option<CacheScan>> {
         self.write("note a cache to publish", async |mut tx| {
-            work::note_cache_step(&mut tx, lease, cache, scan, limit, at).await
+            work::note_cache_step(&mut tx, lease, cache, &scan, limit, at).await
         })
         .await
     }
@@ -287,6 +293,98 @@ impl<D: Dialect> PublishIndex for SqlIndex<D> {
         })
         .await
     }
+    async fn find_owned_documents(
+        &self,
+        cache: CacheId,
+        owners: &[StorePathHash],
+        limit: u32,
+    ) -> Result<Vec<OwnedDocument>> {
+        self.read("find documents of objects", async |mut tx| {
+            work::find_owned_documents(&mut tx, cache, owners, limit).await
+        })
+        .await
+    }
+    async fn find_build_ids(
+        &self,
+        cache: CacheId,
+        objects: &[StorePathHash],
+        limit: u32,
+    ) -> Result<Vec<(StorePathHash, BuildId)>> {
+        self.read("find build ids of objects", async |mut tx| {
+            work::find_build_ids(&mut tx, cache, objects, limit).await
+        })
+        .await
+    }
+    async fn find_published_documents(
+        &self,
+        target: TargetId,
+        cache: CacheId,
+        hashes: &[StorePathHash],
+    ) -> Result<Vec<PublishedDocument>> {
+        self.read("find published documents", async |mut tx| {
+            work::find_published_documents(&mut tx, target, cache, hashes).await
+        })
+        .await
+    }
+    async fn list_published_documents(
+        &self,
+        target: TargetId,
+        cache: CacheId,
+        after: (&str, Option<StorePathHash>),
+        through: &str,
+        limit: u32,
+    ) -> Result<Vec<PublishedDocument>> {
+        self.read("list published documents", async |mut tx| {
+            work::list_published_documents(&mut tx, target, cache, after, through, limit).await
+        })
+        .await
+    }
+    async fn find_needed_documents(
+        &self,
+        target: TargetId,
+        cache: CacheId,
+        documents: &[(StorePathHash, DocumentName)],
+    ) -> Result<Vec<(StorePathHash, DocumentName)>> {
+        self.read("find documents that others have", async |mut tx| {
+            work::find_needed_documents(&mut tx, target, cache, documents).await
+        })
+        .await
+    }
+    async fn write_published_documents(
+        &self,
+        lease: &Lease,
+        cache: CacheId,
+        documents: &[PublishedDocument],
+    ) -> Result<()> {
+        self.write("note documents", async |mut tx| {
+            work::write_published_documents(&mut tx, lease, cache, documents).await
+        })
+        .await
+    }
+    async fn note_document_drift(
+        &self,
+        lease: &Lease,
+        cache: CacheId,
+        documents: &[(StorePathHash, DocumentName)],
+        at: UnixSeconds,
+        scan: Option<CacheScan>,
+    ) -> Result<()> {
+        self.write("note documents that drifted", async |mut tx| {
+            work::note_document_drift(&mut tx, lease, cache, documents, at, scan.as_ref()).await
+        })
+        .await
+    }
+    async fn forget_published_documents(
+        &self,
+        lease: &Lease,
+        cache: CacheId,
+        documents: &[(StorePathHash, DocumentName)],
+    ) -> Result<()> {
+        self.write("forget documents", async |mut tx| {
+            work::forget_published_documents(&mut tx, lease, cache, documents).await
+        })
+        .await
+    }
     async fn finish_removing(
         &self,
         lease: &Lease,
@@ -338,7 +436,7 @@ impl<D: Dialect> PublishIndex for SqlIndex<D> {
         scan: CacheScan,
     ) -> Result<()> {
         self.write("note what is missing", async |mut tx| {
-            work::note_drift(&mut tx, lease, cache, objects, nars, at, scan).await
+            work::note_drift(&mut tx, lease, cache, objects, nars, at, &scan).await
         })
         .await
     }

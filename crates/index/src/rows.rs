@@ -9,8 +9,8 @@ use sqlx::{Decode, Row as _, Type};
 
 use crate::Result;
 use crate::columns::{
-    ChunkColumns, array, corrupt, nar_hash, recipe, store_path, tag, unpack_references, unpack_signatures,
-    unsigned,
+    ChunkColumns, array, corrupt, nar_hash, recipe, store_path, tag, unpack_fields, unpack_references,
+    unpack_signatures, unsigned,
 };
 use crate::contract::{
     Alias, Cache, CacheId, CacheKey, CacheTotals, CacheVisibility, ChunkRow, FoundObject, Nar, NarId,
@@ -77,8 +77,9 @@ pub(crate) fn read_found(row: &impl Row) -> Result<FoundObject> {
     })
 }
 
-/// The seven columns of an object, from `first` on: hash, name, refs, deriver, ca, sigs, system.
-fn read_object(row: &impl Row, first: usize) -> Result<Object> {
+/// The eight columns of an object, from `first` on: hash, name, refs, deriver, ca, sigs, system,
+/// extra.
+pub(crate) fn read_object(row: &impl Row, first: usize) -> Result<Object> {
     let table = "objects";
     let path = store_path(row.column(first, table)?, row.column(first + 1, table)?)?;
     Ok(Object {
@@ -87,6 +88,7 @@ fn read_object(row: &impl Row, first: usize) -> Result<Object> {
         ca: row.column(first + 4, table)?,
         sigs: unpack_signatures(row.column(first + 5, table)?)?,
         system: row.column(first + 6, table)?,
+        extra: unpack_fields(row.column(first + 7, table)?),
         path,
     })
 }

@@ -5,6 +5,7 @@
 //! log/<hash>-<name>.drv                                   a build log
 //! build-trace-v2/<hash>-<name>.drv/<output>.doi           a build trace (Nix 2.35 and later)
 //! realisations/sha256:<64 hex digits>!<output>.doi        the same before 2.35: a realisation
+//! debuginfo/<build id>.debug                              a link to a file of debug info
 //! ```
 //!
 //! Invariants
@@ -14,6 +15,7 @@
 use std::fmt;
 use std::str::FromStr;
 
+use crate::build_id::BuildId;
 use crate::error::{Error, Result};
 use crate::store_path::{StorePath, is_name};
 
@@ -21,6 +23,8 @@ const LOG: &str = "log/";
 const DERIVATION_TRACE: &str = "build-trace-v2/";
 const HASH_TRACE: &str = "realisations/";
 const TRACE_SUFFIX: &str = ".doi";
+const DEBUG_INFO: &str = "debuginfo/";
+const DEBUG_INFO_SUFFIX: &str = ".debug";
 
 /// What a build trace is about: one output of a derivation.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -63,12 +67,27 @@ pub enum DocumentName {
     Log(StorePath),
     /// Which path an output of a derivation became.
     Trace(TraceKey),
+    /// Where the debug info of a program is.
+    DebugInfo(BuildId),
 }
 
 impl DocumentName {
+    /// Reads an address as a client spells it. Clients also ask for debug info without `.debug`.
+    pub fn of_address(address: &str) -> Result<Self> {
+        match address.strip_prefix(DEBUG_INFO) {
+            Some(file) if !file.ends_with(DEBUG_INFO_SUFFIX) => {
+                file.parse().map(Self::DebugInfo).map_err(|_| Error::document_name(address))
+            }
+            _ => address.parse(),
+        }
+    }
+
+    /// The folders of documents, in the order of names; each ends with a slash.
+    pub const FOLDERS: [&str; 4] = [DERIVATION_TRACE, DEBUG_INFO, LOG, HASH_TRACE];
+
     /// Whether an address is in a folder of documents, be it the name of one or not.
     pub fn is_in_folder(address: &str) -> bool {
-        [LOG, DERIVATION_TRACE, HASH_TRACE].into_iter().any(|folder| address.starts_with(folder))
+        Self::FOLDERS.into_iter().any(|folder| address.starts_with(folder))
     }
 }
 
@@ -76,6 +95,7 @@ impl fmt::Display for DocumentName {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Log(derivation) => write!(f, "{LOG}{derivation}"),
+            Self::DebugInfo(build_id) => write!(f, "{DEBUG_INFO}{build_id}{DEBUG_INFO_SUFFIX}"),
             Self::Trace(TraceKey::Derivation { derivation, output }) => {
                 write!(f, "{DERIVATION_TRACE}{derivation}/{output}{TRACE_SUFFIX}")
             }
@@ -92,6 +112,9 @@ impl FromStr for DocumentName {
     fn from_str(text: &str) -> Result<Self> {
         let parsed = if let Some(derivation) = text.strip_prefix(LOG) {
             parse_derivation(derivation).map(Self::Log)
+        } else if let Some(file) = text.strip_prefix(DEBUG_INFO) {
+            let build_id = file.strip_suffix(DEBUG_INFO_SUFFIX).and_then(|build_id| build_id.parse().ok());
+            build_id.map(Self::DebugInfo)
         } else if let Some(key) = text.strip_prefix(DERIVATION_TRACE) {
             let parts = key.strip_suffix(TRACE_SUFFIX).and_then(|key| key.split_once('/'));
             parts
@@ -127,6 +150,7 @@ mod tests {
                 format!("build-trace-v2/{DRV}/out.doi"),
                 DocumentName::Trace(TraceKey::Derivation { derivation, output: "out".to_owned() }),
             ),
+            (format!("debuginfo/{hex}.debug"), DocumentName::DebugInfo(hex.parse().unwrap())),
             (
                 format!("realisations/sha256:{hex}!dev-x.doi.doi"),
                 DocumentName::Trace(TraceKey::Hash { hash: hex.clone(), output: "dev-x.doi".to_owned() }),
@@ -134,7 +158,23 @@ mod tests {
         ] {
             assert_eq!(text.parse().as_ref(), Ok(&name));
             assert_eq!(name.to_string(), text);
+            assert_eq!(DocumentName::of_address(&text).as_ref(), Ok(&name));
             assert!(DocumentName::is_in_folder(&text));
+        }
+        let folders = DocumentName::FOLDERS.map(str::to_owned).to_vec();
+        assert!(folders.is_sorted() && folders.iter().all(|folder| folder.ends_with('/')));
+    }
+
+    #[test]
+    fn debug_info_has_a_second_spelling() {
+        let name = DocumentName::DebugInfo("00ab3f".parse().unwrap());
+        assert_eq!(name.to_string(), "debuginfo/00ab3f.debug");
+        assert!("debuginfo/00ab3f".parse::<DocumentName>().is_err());
+        for text in ["debuginfo/00ab3f", "debuginfo/00ab3f.debug"] {
+            assert_eq!(DocumentName::of_address(text).as_ref(), Ok(&name));
+        }
+        for text in ["debuginfo/", "debuginfo/.debug", "debuginfo/00AB", "debuginfo/00ab/3f", "00ab3f"] {
+            assert!(DocumentName::of_address(text).is_err(), "{text}");
         }
     }
 
@@ -175,7 +215,7 @@ mod tests {
     proptest! {
         #[test]
         fn what_parses_prints_the_same(
-            text in "(log/|build-trace-v2/|realisations/)?(sha256:[0-9a-f]{64}!|[0-9a-d]{32}-[a-z.]{0,6}(\\.drv)?/?)[a-z./]{0,6}(\\.doi)?",
+            text in "(log/|build-trace-v2/|realisations/|debuginfo/)?([0-9a-g]{0,9}|sha256:[0-9a-f]{64}!|[0-9a-d]{32}-[a-z.]{0,6}(\\.drv)?/?)[a-z./]{0,6}(\\.doi|\\.debug)?",
         ) {
             if let Ok(name) = text.parse::<DocumentName>() {
                 prop_assert_eq!(name.to_string(), text);

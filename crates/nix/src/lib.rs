@@ -11,6 +11,7 @@
 //! - Foreign bytes never cause a panic, and never an allocation beyond a stated bound.
 //!   [`fuzz_targets`] holds one checked property per parser.
 
+mod build_id;
 mod build_trace;
 mod content_address;
 mod document_name;
@@ -27,6 +28,7 @@ mod store_path;
 pub mod strategies;
 mod text;
 
+pub use build_id::{BuildId, DebugLink};
 pub use build_trace::{BUILD_TRACE_BYTES_MAX, BuildTrace};
 pub use content_address::{ContentAddress, ContentProof, FileContentsHasher};
 pub use document_name::{DocumentName, TraceKey};

@@ -1,8 +1,9 @@
 //! narinfo: the text with which a binary cache describes a store path.
 //!
 //! Reading is strict where a mistake would hurt: it refuses a cut text (references may be missing),
-//! a repeated field and an invalid path. It ignores unknown fields, because Nix adds fields over
-//! time. Writing keeps Nix's order of fields. A value can never add a line of its own.
+//! a repeated field and an invalid path. It keeps unknown fields within bounds, because Nix adds
+//! fields over time (Determinate Nix has `Provenance`), and drops those beyond. Writing keeps Nix's
+//! order of fields, with the unknown ones at the end. A value can never add a line of its own.
 
 use std::fmt::Write as _;
 
@@ -15,6 +16,15 @@ use crate::text::{excerpt, is_line};
 /// Longest narinfo that the parser reads, in bytes. At about 60 bytes a reference, 4 MiB hold
 /// 65,000 references.
 pub const NARINFO_BYTES_MAX: usize = 4 * 1024 * 1024;
+
+/// Most unknown fields that are kept of a narinfo.
+const EXTRA_FIELDS_MAX: usize = 16;
+
+/// Most bytes of all unknown fields that are kept. A `Provenance` has some hundred.
+const EXTRA_BYTES_MAX: usize = 16 * 1024;
+
+/// Longest name of an unknown field, in bytes.
+const EXTRA_NAME_BYTES_MAX: usize = 64;
 
 /// The compression that Nix assumes if the narinfo names none.
 const COMPRESSION_DEFAULT: &str = "bzip2";
@@ -51,6 +61,9 @@ pub struct NarInfo {
     /// Signatures in their original order. They are texts, so that a signature of an unknown form
     /// is passed on.
     pub sigs: Vec<String>,
+    /// Fields that this parser does not know, such as `Provenance`: names and values, in their
+    /// original order. A signature covers none of them.
+    pub extra: Vec<(String, String)>,
 }
 
 impl NarInfo {
@@ -107,6 +120,9 @@ impl NarInfo {
         if let Some(ca) = &self.ca {
             line("CA", &plain(ca));
         }
+        for (name, value) in &self.extra {
+            line(name, &plain(value));
+        }
         text
     }
 
@@ -118,9 +134,13 @@ impl NarInfo {
         let texts = required
             .into_iter()
             .chain(optional.into_iter().filter_map(|(field, value)| Some((field, value.as_ref()?))))
-            .chain(self.sigs.iter().map(|sig| ("Sig", sig)));
+            .chain(self.sigs.iter().map(|sig| ("Sig", sig)))
+            .chain(self.extra.iter().map(|(_, value)| ("of a future version", value)));
         for (field, value) in texts {
             line_value(field, value)?;
+        }
+        if let Some((name, _)) = self.extra.iter().find(|(name, _)| !is_extra_name(name)) {
+            return Err(Error::NarInfoValue { field: "of a future version", value: excerpt(name) });
         }
         if self.nar_size == 0 {
             return Err(Error::NarInfoValue { field: "NarSize", value: "0".to_owned() });
@@ -155,6 +175,8 @@ struct Fields {
     system: Option<String>,
     ca: Option<String>,
     sigs: Vec<String>,
+    extra: Vec<(String, String)>,
+    extra_bytes: usize,
 }
 
 impl Fields {
@@ -183,7 +205,15 @@ impl Fields {
                 self.sigs.push(line_value("Sig", value)?);
                 Ok(())
             }
-            _ => Ok(()),
+            name => {
+                let bytes = self.extra_bytes + name.len() + value.len();
+                let fits = self.extra.len() < EXTRA_FIELDS_MAX && bytes <= EXTRA_BYTES_MAX;
+                if fits && is_extra_name(name) && !value.is_empty() {
+                    self.extra_bytes = bytes;
+                    self.extra.push((name.to_owned(), value.to_owned()));
+                }
+                Ok(())
+            }
         }
     }
 
@@ -205,8 +235,31 @@ impl Fields {
             system: self.system,
             ca: self.ca,
             sigs: self.sigs,
+            extra: self.extra,
         })
     }
+}
+
+/// Whether a field that is not known may have this name: one that no reader takes for another's.
+fn is_extra_name(name: &str) -> bool {
+    const KNOWN: [&str; 12] = [
+        "StorePath",
+        "URL",
+        "Compression",
+        "FileHash",
+        "FileSize",
+        "NarHash",
+        "NarSize",
+        "References",
+        "Deriver",
+        "System",
+        "Sig",
+        "CA",
+    ];
+    let is_plain = |byte: u8| byte.is_ascii_alphanumeric() || b"-_".contains(&byte);
+    (1..=EXTRA_NAME_BYTES_MAX).contains(&name.len())
+        && name.bytes().all(is_plain)
+        && !KNOWN.iter().any(|known| known.eq_ignore_ascii_case(name))
 }
 
 fn once<T>(field: &'static str, slot: &mut Option<T>, read: impl FnOnce() -> Result<T>) -> Result<()> {
@@ -293,6 +346,30 @@ mod tests {
         assert_eq!((info.file_hash, info.file_size, info.deriver), (None, None, None));
         assert_eq!(parse(&format!("{MINIMAL}Deriver: unknown-deriver\n")).unwrap().deriver, None);
         assert!(parse(&format!("{MINIMAL}References:\nReferencesX: y\nFuture: z: z\n")).is_ok());
+    }
+
+    #[test]
+    fn fields_of_future_versions_are_kept_within_bounds() {
+        let provenance = r#"{"pname":"x: y","type":"flake"}"#;
+        let text = format!("{MINIMAL}Provenance: {provenance}\nFuture:z\nEmpty:\nod d: x\nsig: x\n");
+        let info = parse(&text).unwrap();
+        let kept = [("Provenance", provenance), ("Future", "z")].map(|(a, b)| (a.to_owned(), b.to_owned()));
+        assert_eq!(info.extra, kept);
+        assert!(
+            info.to_text(&StoreDir::default()).ends_with(&format!("Provenance: {provenance}\nFuture: z\n"))
+        );
+        assert_eq!(info.check(), Ok(()));
+        let many = (0..40).map(|n| format!("F{n}: x\n")).collect::<Vec<_>>().concat();
+        assert_eq!(parse(&format!("{MINIMAL}{many}")).unwrap().extra.len(), EXTRA_FIELDS_MAX);
+        let long = format!("{MINIMAL}A: {}\nB: x\n", "x".repeat(EXTRA_BYTES_MAX));
+        assert_eq!(parse(&long).unwrap().extra, [("B".to_owned(), "x".to_owned())]);
+        for (name, value) in
+            [("Sig", "x"), ("a:b", "x"), ("a\nSig", "x"), ("", "x"), ("X", ""), ("X", "a\nb")]
+        {
+            let mut info = parse(MINIMAL).unwrap();
+            info.extra = vec![(name.to_owned(), value.to_owned())];
+            assert!(info.check().is_err(), "{name:?} {value:?}");
+        }
     }
 
     #[test]

@@ -62,11 +62,12 @@ pub fn nar_info() -> impl Strategy<Value = NarInfo> {
     let line = || "[!-~][ -~é]{0,40}";
     let file = (line(), line(), option::of(nar_hash()), option::of(any::<u64>()));
     let nar = (store_path(), nar_hash(), 1u64.., btree_set(store_path(), 0..6), option::of(store_path()));
-    let rest = (option::of(line()), option::of(line()), vec(line(), 0..4));
+    let extra = vec(("X[a-zA-Z0-9_-]{0,20}", line()), 0..3);
+    let rest = (option::of(line()), option::of(line()), vec(line(), 0..4), extra);
     (file, nar, rest).prop_map(|(file, nar, rest)| {
         let (url, compression, file_hash, file_size) = file;
         let (store_path, nar_hash, nar_size, references, deriver) = nar;
-        let (system, ca, sigs) = rest;
+        let (system, ca, sigs, extra) = rest;
         NarInfo {
             store_path,
             url,
@@ -80,6 +81,7 @@ pub fn nar_info() -> impl Strategy<Value = NarInfo> {
             system,
             ca,
             sigs,
+            extra,
         }
     })
 }

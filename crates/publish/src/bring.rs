@@ -211,6 +211,8 @@ impl Run<'_> {
 
         let wanted: Vec<NarToSend> = places.iter().map(|place| to_send(*place)).collect();
         let nars = self.send_nars(cache, name, &wanted, &mut done.counts).await?;
+        let objects: Vec<&FoundObject> = places.iter().map(|place| &page.found[*place]).collect();
+        let mut documents = self.plan_documents(cache, &objects, &page.published).await?;
         let mut gone: HashSet<StorePathHash> = HashSet::new();
         for level in &plan.levels {
             let mut ready = Vec::new();
@@ -237,12 +239,16 @@ impl Run<'_> {
             if !ready.is_empty() {
                 self.touch().await?;
             }
+            let hashes: Vec<StorePathHash> =
+                ready.iter().map(|(place, _)| page.candidates[*place].hash).collect();
+            self.begin_documents(cache.id, &documents, &hashes).await?;
             let run = &*self;
             let writing = ready.into_iter().map(|(place, nar)| async move {
                 let row = page.published.get(&page.candidates[place].hash);
                 run.write_narinfo(cache, name, &page.candidates[place], &page.found[place], nar, row).await
             });
             let written: Vec<(PublishDone, bool)> = self.in_flight.all(writing).await?;
+            done.counts.documents += self.bring_documents(cache, name, &mut documents, &hashes).await?;
             let finished: Vec<PublishDone> = written.iter().map(|(finished, _)| finished.clone()).collect();
             self.state().finish_publishing(&self.lease(), cache.id, &finished, self.grace_end()).await?;
             let wrote = written.iter().filter(|(_, wrote)| *wrote).count() as u64;

@@ -68,7 +68,7 @@ impl Run<'_> {
             .filter_map(|row| Some((cache, row.store_path_hash?, row.at)))
             .filter(|(_, hash, _)| noted.insert(*hash))
             .collect();
-        self.state().note_pending(&self.lease(), &marks, NotedFrom::Scan(cache, next)).await?;
+        self.state().note_pending(&self.lease(), &marks, NotedFrom::Scan(cache, next.clone())).await?;
         Ok(next)
     }
 }

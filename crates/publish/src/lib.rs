@@ -25,6 +25,7 @@
 //!   Only a reconciliation lists.
 
 mod bring;
+mod bring_documents;
 mod documents;
 mod error;
 mod export;

@@ -116,6 +116,9 @@ impl Publisher {
                 untouched: None,
                 mode,
             };
+            if target.missed_changes {
+                run.compare_whole_caches().await?;
+            }
             let outcomes = run.all_caches().await?;
             if !is_compared && !self.is_stopping() {
                 self.state.move_target(&self.renewed(&lease), &location, true).await?;
@@ -153,7 +156,7 @@ impl Publisher {
     pub async fn has_work(&self) -> Result<bool> {
         let target = self.state.open_target(&self.settings.name, self.store.location()).await?;
         let published = self.state.published_caches(target.id).await?;
-        if target.error.is_some() || published.is_empty() {
+        if target.error.is_some() || target.missed_changes || published.is_empty() {
             return Ok(true);
         }
         if !self.index().outbox_after(target.cursor, 1).await?.is_empty() {
@@ -296,6 +299,32 @@ impl Run<'_> {
         self.now().saturating_add(seconds(self.publisher.settings.nar_grace))
     }
 
+    /// The outbox rows of some changes are gone, so every cache is compared with what is written
+    /// down of the target. A crash in between repeats this.
+    async fn compare_whole_caches(&self) -> Result<()> {
+        tracing::warn!(
+            target.name = self.publisher.settings.name,
+            "the target was away for too long: its caches are compared as a whole"
+        );
+        for mut row in self.state().published_caches(self.target()).await? {
+            match row.scan {
+                // These come to the objects by and by, from the first one on.
+                Some(
+                    CacheScan::Narinfos(_)
+                    | CacheScan::Nars(_)
+                    | CacheScan::Documents(_)
+                    | CacheScan::Past(_),
+                ) => {}
+                Some(CacheScan::Objects(_) | CacheScan::Published(_)) | None => {
+                    row.scan = Some(CacheScan::Objects(None));
+                    self.state().write_published_cache(&self.lease(), &row, self.now()).await?;
+                }
+            }
+        }
+        self.state().clear_missed_changes(&self.lease()).await?;
+        Ok(())
+    }
+
     async fn all_caches(&mut self) -> Result<Vec<CacheOutcome>> {
         let selected = self.publisher.selected().await?;
         let published = self.state().published_caches(self.target()).await?;
@@ -379,7 +408,8 @@ impl Run<'_> {
         // The access rules take effect before the contents.
         documents::write_before(self, cache, name, &mut row, self.mode == Mode::Reconcile).await?;
         self.untouched = Some(PublishedCache { scan: None, ..row.clone() });
-        let compares = matches!(row.scan, Some(CacheScan::Narinfos(_) | CacheScan::Nars(_)));
+        let compares =
+            matches!(row.scan, Some(CacheScan::Narinfos(_) | CacheScan::Nars(_) | CacheScan::Documents(_)));
         let Some(counts) = self.scan_cache(cache, name, &mut row).await? else { return Ok(outcome) };
         outcome.add(counts);
         if self.mode == Mode::Reconcile && !compares {

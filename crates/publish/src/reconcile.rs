@@ -8,15 +8,15 @@
 //! The listing and the rows are two streams in the same order, merged step by step, so the memory
 //! does not grow with the cache. A listing comes in the order of names. Names show a hash in Nix's
 //! base 32, which begins with the last byte: so the rows come in the order of last bytes, and a
-//! step ends where the last byte changes.
+//! step ends where the last byte changes. Rows of documents come in the order of names.
 
 use std::collections::{HashMap, HashSet};
 
 use dormer_api::CacheName;
 use dormer_edge::EdgeKey;
 use dormer_format::EncodingTag;
-use dormer_index::{Cache, CacheScan, PublishState};
-use dormer_nix::{NarHash, StorePathHash, nix32};
+use dormer_index::{Cache, CacheScan, PublishState, PublishedDocument, PublishedFile};
+use dormer_nix::{DocumentName, NarHash, StorePathHash, nix32};
 use dormer_stores::FileEntry;
 
 use crate::Result;
@@ -28,6 +28,9 @@ const ROWS_PAGE: u32 = 2_048;
 
 /// Files listed together: about 10 MB of names and sizes.
 const FILES_PAGE: usize = 50_000;
+
+/// Where the comparison of documents ends: a name in none of their folders.
+const END: &str = "end";
 
 /// What a step of the listing gave.
 struct ListedFiles<K> {
@@ -105,7 +108,7 @@ impl Run<'_> {
         let repaired = (drifted.len() + strangers.len()) as u64;
         self.delete_strangers(strangers).await?;
         let next = CacheScan::Narinfos(Some(listed.through));
-        self.state().note_drift(&self.lease(), cache.id, &drifted, &[], self.now(), next).await?;
+        self.state().note_drift(&self.lease(), cache.id, &drifted, &[], self.now(), next.clone()).await?;
         Ok((next, repaired))
     }
 
@@ -118,8 +121,7 @@ impl Run<'_> {
         after: Option<u8>,
     ) -> Result<(CacheScan, u64)> {
         let Some(first) = after.map_or(Some(0), |byte| byte.checked_add(1)) else {
-            // What was never noted, or whose row was lost, is looked at too.
-            return Ok((CacheScan::Objects(None), 0));
+            return Ok((CacheScan::Documents(None), 0));
         };
         let folder = format!("{name}/nar");
         let start = after.map(|byte| format!("{folder}/{}", last_text(byte, 32)));
@@ -156,8 +158,119 @@ impl Run<'_> {
         let repaired = (drifted.len() + strangers.len()) as u64;
         self.delete_strangers(strangers).await?;
         let next = CacheScan::Nars(Some(listed.through));
-        self.state().note_drift(&self.lease(), cache.id, &[], &drifted, self.now(), next).await?;
+        self.state().note_drift(&self.lease(), cache.id, &[], &drifted, self.now(), next.clone()).await?;
         Ok((next, repaired))
+    }
+
+    /// Compares logs and traces after this name below the cache.
+    pub(crate) async fn compare_documents(
+        &mut self,
+        cache: &Cache,
+        name: &CacheName,
+        after: Option<String>,
+    ) -> Result<(CacheScan, u64)> {
+        let after = after.unwrap_or_else(|| DocumentName::FOLDERS[0].to_owned());
+        let place = DocumentName::FOLDERS.iter().position(|folder| after.starts_with(folder));
+        let Some(place) = place else {
+            // What was never noted, or whose row was lost, is looked at too.
+            return Ok((CacheScan::Objects(None), 0));
+        };
+        let folder = DocumentName::FOLDERS[place];
+        let in_target = |below: &str| format!("{name}/{below}");
+        let start = (after != folder).then(|| in_target(&after));
+        let page = self
+            .store()
+            .list_page(in_target(folder).trim_end_matches('/'), start.as_deref(), FILES_PAGE)
+            .await?;
+        let prefix = in_target("");
+        let below = |entry: &FileEntry| entry.name.strip_prefix(&prefix).map(str::to_owned);
+        let (through, next) = match page.last().filter(|_| page.len() == FILES_PAGE).and_then(below) {
+            Some(last) => (last.clone(), last),
+            // The first name after all that begin with the folder's: `0` comes after `/`.
+            None => (
+                format!("{}0", folder.trim_end_matches('/')),
+                DocumentName::FOLDERS.get(place + 1).map_or_else(|| END.to_owned(), ToString::to_string),
+            ),
+        };
+        let mut files: HashMap<DocumentName, FileEntry> = page
+            .into_iter()
+            .filter_map(|entry| match EdgeKey::parse(&entry.name) {
+                Ok(EdgeKey::Document(_, name)) => Some((name, entry)),
+                _ => None,
+            })
+            .collect();
+        let mut drifted: Vec<(StorePathHash, DocumentName)> = Vec::new();
+        // The rows of one document, which may be on two pages.
+        let mut rows_of_one: Vec<PublishedDocument> = Vec::new();
+        let mut row_after = (after, None);
+        loop {
+            let rows = self
+                .state()
+                .list_published_documents(
+                    self.target(),
+                    cache.id,
+                    (&row_after.0, row_after.1),
+                    &through,
+                    ROWS_PAGE,
+                )
+                .await?;
+            let is_last = rows.is_empty();
+            for row in rows {
+                row_after = (row.name.to_string(), Some(row.hash));
+                if rows_of_one.first().is_some_and(|one| one.name != row.name) {
+                    self.compare_document(name, &mut rows_of_one, &mut files, &mut drifted).await?;
+                }
+                rows_of_one.push(row);
+            }
+            if is_last {
+                self.compare_document(name, &mut rows_of_one, &mut files, &mut drifted).await?;
+                break;
+            }
+        }
+        let strangers: Vec<EdgeKey> =
+            files.into_keys().map(|document| EdgeKey::Document(name.clone(), document)).collect();
+        let documents: HashSet<&DocumentName> = drifted.iter().map(|(_, document)| document).collect();
+        let repaired = (documents.len() + strangers.len()) as u64;
+        self.delete_strangers(strangers).await?;
+        let next = CacheScan::Documents(Some(next));
+        let (lease, now) = (self.lease(), self.now());
+        self.state().note_document_drift(&lease, cache.id, &drifted, now, Some(next.clone())).await?;
+        Ok((next, repaired))
+    }
+
+    /// Compares the file of a document with its rows. Objects share a document: the file is that of
+    /// the row that was written last, and any of them may be.
+    async fn compare_document(
+        &self,
+        name: &CacheName,
+        rows: &mut Vec<PublishedDocument>,
+        files: &mut HashMap<DocumentName, FileEntry>,
+        drifted: &mut Vec<(StorePathHash, DocumentName)>,
+    ) -> Result<()> {
+        let rows = std::mem::take(rows);
+        let Some(document) = rows.first().map(|row| row.name.clone()) else { return Ok(()) };
+        let entry = files.remove(&document);
+        // One that was not written yet may be there or not.
+        let written: Vec<&PublishedFile> = rows.iter().filter_map(|row| row.file.as_ref()).collect();
+        if written.is_empty() {
+            return Ok(());
+        }
+        let is_sound = match entry.as_ref() {
+            None => false,
+            Some(FileEntry { etag: Some(etag), .. }) if written.iter().all(|file| file.etag.is_some()) => {
+                written.iter().any(|file| same_etag(Some(etag), file.etag.as_deref()))
+            }
+            Some(_) => {
+                let key = EdgeKey::Document(name.clone(), document);
+                let content = self.store().get(&key.to_string()).await?.unwrap_or_default();
+                let digest = NarHash::digest(&content);
+                written.iter().any(|file| file.digest == digest.as_bytes())
+            }
+        };
+        if !is_sound {
+            drifted.extend(rows.into_iter().map(|row| (row.hash, row.name)));
+        }
+        Ok(())
     }
 
     async fn delete_strangers(&self, strangers: Vec<EdgeKey>) -> Result<()> {

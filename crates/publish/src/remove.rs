@@ -192,6 +192,7 @@ impl Run<'_> {
     ) -> Result<u64> {
         self.touch().await?;
         let rows = self.state().find_published(self.target(), cache_id, &next).await?;
+        self.take_documents_of(cache_id, name, &next).await?;
         let run = &*self;
         // Listings also where none are published now: they may have been.
         let deletions = next.iter().map(|hash| async move {

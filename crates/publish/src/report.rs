@@ -31,6 +31,8 @@ pub struct CacheOutcome {
     pub published: u64,
     /// Paths that a run looked at and left as they were.
     pub unchanged: u64,
+    /// Logs, traces and debug info that were written, or removed from paths that stay.
+    pub documents: u64,
     /// Narinfos that were removed.
     pub removed: u64,
     /// NARs that were sent.
@@ -54,6 +56,7 @@ pub struct CacheOutcome {
 pub(crate) struct Counts {
     pub(crate) published: u64,
     pub(crate) unchanged: u64,
+    pub(crate) documents: u64,
     pub(crate) removed: u64,
     pub(crate) nars_uploaded: u64,
     pub(crate) bytes_uploaded: u64,
@@ -65,6 +68,7 @@ impl AddAssign for Counts {
     fn add_assign(&mut self, other: Self) {
         self.published += other.published;
         self.unchanged += other.unchanged;
+        self.documents += other.documents;
         self.removed += other.removed;
         self.nars_uploaded += other.nars_uploaded;
         self.bytes_uploaded += other.bytes_uploaded;
@@ -78,6 +82,7 @@ impl CacheOutcome {
     pub(crate) fn add(&mut self, counts: Counts) {
         self.published += counts.published;
         self.unchanged += counts.unchanged;
+        self.documents += counts.documents;
         self.removed += counts.removed;
         self.nars_uploaded += counts.nars_uploaded;
         self.bytes_uploaded += counts.bytes_uploaded;
@@ -87,7 +92,8 @@ impl CacheOutcome {
 
     /// Whether anything in the target changed.
     pub fn changed(&self) -> bool {
-        self.published + self.removed + self.nars_uploaded + self.nars_deleted + self.repaired > 0
+        let paths = self.published + self.removed + self.documents;
+        paths + self.nars_uploaded + self.nars_deleted + self.repaired > 0
     }
 }
 

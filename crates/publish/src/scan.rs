@@ -22,7 +22,7 @@ impl Run<'_> {
         row: &mut PublishedCache,
     ) -> Result<Option<Counts>> {
         let mut counts = Counts::default();
-        while let Some(scan) = row.scan {
+        while let Some(scan) = row.scan.clone() {
             if self.publisher.is_stopping() {
                 return Ok(None);
             }
@@ -34,6 +34,11 @@ impl Run<'_> {
                 }
                 CacheScan::Nars(byte) => {
                     let (next, repaired) = self.compare_nars(cache, name, byte).await?;
+                    counts.repaired += repaired;
+                    Some(next)
+                }
+                CacheScan::Documents(after) => {
+                    let (next, repaired) = self.compare_documents(cache, name, after).await?;
                     counts.repaired += repaired;
                     Some(next)
                 }

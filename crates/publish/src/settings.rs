@@ -9,6 +9,7 @@ use crate::recompress::recompressed_tag;
 
 /// A target without its location.
 #[derive(Debug, Clone)]
+#[expect(clippy::struct_excessive_bools, reason = "each is a setting of the target by itself")]
 pub struct TargetSettings {
     /// Its name.
     pub name: String,
@@ -16,6 +17,12 @@ pub struct TargetSettings {
     pub caches: Vec<CacheNamePattern>,
     /// Whether listings (`.ls`) are published, at one more request for each path.
     pub listings: bool,
+    /// Whether build logs are published, at one more request for each.
+    pub logs: bool,
+    /// Whether build traces are published, at one more request for each.
+    pub traces: bool,
+    /// Whether debug info is published, at one more request for each debug file.
+    pub debug_info: bool,
     /// zstd level (1 to 19) that NARs are recompressed at; `None` sends them as the lab has them.
     pub recompress_level: Option<i32>,
     /// How long a NAR stays after its last narinfo is removed, for clients that remember the
@@ -45,6 +52,9 @@ impl Default for TargetSettings {
             name: String::new(),
             caches: Vec::new(),
             listings: false,
+            logs: false,
+            traces: true,
+            debug_info: false,
             recompress_level: None,
             nar_grace: Duration::from_hours(30 * 24),
             settle: Duration::from_mins(5),

@@ -5,6 +5,7 @@
 //! |---|---|---|---|
 //! | none | `.nar` | a NAR's | – |
 //! | xz | `.xz` | `fd 37 7a 58 5a 00` | dictionary of the first block, 8 to 127 MiB |
+//! | lzma, the format before xz | `.lzma` | `5d`, a size of a dictionary, and no length | that dictionary, 8 to 128 MiB |
 //! | zstd | `.zst` | `28 b5 2f fd` | window of the first frame, rounded up to a power of two, 8 to 128 MiB |
 //! | bzip2 | `.bz2` | `BZh` | 5 MiB |
 //! | gzip | `.gz` | `1f 8b` | 1 MiB |
@@ -17,7 +18,9 @@
 
 use std::io;
 
-use async_compression::codecs::{BrotliDecoder, BzDecoder, GzipDecoder, Lz4Decoder, XzDecoder, ZstdDecoder};
+use async_compression::codecs::{
+    BrotliDecoder, BzDecoder, GzipDecoder, Lz4Decoder, LzmaDecoder, XzDecoder, ZstdDecoder,
+};
 use async_compression::zstd::DParameter;
 use dormer_engine::CpuPool;
 
@@ -37,7 +40,7 @@ const WINDOW_BYTES_MIN: u64 = 8 * MIB;
 const HEAD_BYTES: usize = 12 + 1024;
 
 /// The names for error messages, in the order in which Nix's manual has them.
-pub(crate) const SUPPORTED: &str = "xz, zstd, bzip2, gzip, br, lz4 or none";
+pub(crate) const SUPPORTED: &str = "xz, zstd, bzip2, gzip, br, lz4, lzma or none";
 
 /// How an upload is compressed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -49,6 +52,7 @@ pub(crate) enum Compression {
     Gzip,
     Brotli,
     Lz4,
+    Lzma,
 }
 
 /// A window or dictionary over the limit, in bytes.
@@ -57,8 +61,8 @@ pub(crate) struct WindowTooLarge(pub(crate) u64);
 
 impl Compression {
     /// All of them.
-    pub(crate) const ALL: [Self; 7] =
-        [Self::None, Self::Xz, Self::Zstd, Self::Bzip2, Self::Gzip, Self::Brotli, Self::Lz4];
+    pub(crate) const ALL: [Self; 8] =
+        [Self::None, Self::Xz, Self::Zstd, Self::Bzip2, Self::Gzip, Self::Brotli, Self::Lz4, Self::Lzma];
 
     /// Its name in a narinfo and in `Content-Encoding`.
     pub(crate) const fn name(self) -> &'static str {
@@ -70,6 +74,7 @@ impl Compression {
             Self::Gzip => "gzip",
             Self::Brotli => "br",
             Self::Lz4 => "lz4",
+            Self::Lzma => "lzma",
         }
     }
 
@@ -88,7 +93,7 @@ impl Compression {
     }
 
     /// How an upload of this name, that begins with these bytes, is compressed. Nix writes no
-    /// suffix for gzip, so `.nar` alone promises nothing.
+    /// suffix for gzip and lzma, so `.nar` alone promises nothing.
     pub(crate) fn of_upload(file_name: &str, head: &[u8]) -> Option<Self> {
         match file_name.rsplit_once('.').map(|(_, suffix)| suffix) {
             Some("xz") => Some(Self::Xz),
@@ -97,6 +102,7 @@ impl Compression {
             Some("gz") => Some(Self::Gzip),
             Some("br") => Some(Self::Brotli),
             Some("lz4") => Some(Self::Lz4),
+            Some("lzma") => Some(Self::Lzma),
             _ => Self::of_magic(head),
         }
     }
@@ -110,7 +116,13 @@ impl Compression {
             (b"\x1f\x8b", Compression::Gzip),
             (b"\x04\x22\x4d\x18", Compression::Lz4),
         ];
-        MAGICS.into_iter().find(|(magic, _)| head.starts_with(magic)).map(|(_, compression)| compression)
+        let known = MAGICS.into_iter().find(|(magic, _)| head.starts_with(magic));
+        known.map(|(_, compression)| compression).or_else(|| {
+            // The format has no magic: these are the properties that all encoders write by default,
+            // and the length of a stream whose end is marked.
+            let is_stream = head.get(5..13) == Some(&[0xff; 8]);
+            (head.first() == Some(&0x5d) && is_stream).then_some(Self::Lzma)
+        })
     }
 
     /// Memory that decoding a stream which begins with these bytes takes, in bytes.
@@ -123,6 +135,7 @@ impl Compression {
             Self::Brotli => return brotli_window(head).map(|window| window + 8 * MIB),
             // A stream whose head cannot be read fails in the decoder, with a better message.
             Self::Xz => xz_dictionary(head).unwrap_or(WINDOW_BYTES_MIN),
+            Self::Lzma => lzma_dictionary(head).unwrap_or(WINDOW_BYTES_MIN),
             Self::Zstd => zstd_window(head).unwrap_or(WINDOW_BYTES_MIN),
         };
         if window > WINDOW_BYTES_MAX {
@@ -139,6 +152,7 @@ impl Compression {
         match self {
             Self::None => Decoder::plain(input, cpu),
             Self::Xz => Decoder::of(input, cpu, XzDecoder::with_memlimit(decoder_bytes), true),
+            Self::Lzma => Decoder::of(input, cpu, LzmaDecoder::with_memlimit(decoder_bytes), true),
             Self::Zstd => {
                 let window_log = DParameter::window_log_max((decoder_bytes - MIB).ilog2());
                 Decoder::of(input, cpu, ZstdDecoder::new_with_params(&[window_log]), true)
@@ -203,6 +217,12 @@ fn xz_dictionary(head: &[u8]) -> Option<u64> {
         }
     }
     None
+}
+
+/// The dictionary in the header of an lzma stream: four bytes behind the properties.
+fn lzma_dictionary(head: &[u8]) -> Option<u64> {
+    let size = head.get(1..5)?.first_chunk()?;
+    Some(u64::from(u32::from_le_bytes(*size)))
 }
 
 /// A number of the xz format: seven bits a byte, the lowest first, at most nine bytes.
@@ -439,6 +459,9 @@ mod tests {
             ("x", b"\xfd7zXZ\0", Some(Compression::Xz)),
             ("x.nar", b"BZh9", Some(Compression::Bzip2)),
             ("x.nar", b"\x04\x22\x4d\x18", Some(Compression::Lz4)),
+            ("x.nar", b"\x5d\0\0\x80\0\xff\xff\xff\xff\xff\xff\xff\xff\0", Some(Compression::Lzma)),
+            ("x.nar", b"\x5d\0\0\x80\0\x10\0\0\0\0\0\0\0\0", None),
+            ("x.nar.lzma", b"", Some(Compression::Lzma)),
             ("x.nar", b"", None),
             ("x.nar", b"random", None),
         ] {
@@ -471,6 +494,13 @@ mod tests {
         assert_eq!(Compression::Xz.decoder_bytes(&xz(28)), Ok(65 * MIB));
         assert_eq!(Compression::Xz.decoder_bytes(&xz(31)), Err(WindowTooLarge(192 * MIB)));
         assert_eq!(Compression::Xz.decoder_bytes(&xz(40)), Err(WindowTooLarge(u64::from(u32::MAX))));
+        let lzma = |size: u32| [b"\x5d".as_slice(), &size.to_le_bytes(), &[0xff; 8]].concat();
+        assert_eq!(Compression::Lzma.decoder_bytes(&lzma(1 << 16)), Ok(9 * MIB));
+        assert_eq!(Compression::Lzma.decoder_bytes(&lzma(1 << 26)), Ok(65 * MIB));
+        assert_eq!(
+            Compression::Lzma.decoder_bytes(&lzma(u32::MAX)),
+            Err(WindowTooLarge(u64::from(u32::MAX)))
+        );
         assert_eq!(Compression::Brotli.decoder_bytes(b"\x11"), Err(WindowTooLarge(1 << 30)));
         assert_eq!(Compression::Brotli.decoder_bytes(b"\x0b"), Ok((1 << 22) + 8 * MIB));
         for compression in Compression::ALL {

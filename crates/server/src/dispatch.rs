@@ -16,7 +16,7 @@ use crate::body::Body;
 use crate::call::{Call, REQUEST_ID, RequestId};
 use crate::exchange::{Exchange, Watched};
 use crate::failure::Failure;
-use crate::handlers::{attic, caches, documents, nar, pages, retention, upload};
+use crate::handlers::{attic, caches, documents, nar, pages, retention, stats, upload};
 use crate::request_body::RequestBody;
 use crate::route::Route;
 
@@ -143,7 +143,6 @@ impl App {
             (&Method::GET, Route::Document(cache, name)) => {
                 documents::find_document(self, call, &cache, &name).await
             }
-            (&Method::GET, Route::NotKept(cache, _)) => documents::miss(self, call, &cache).await,
 
             (&Method::PUT, Route::NixCacheInfo(cache)) => {
                 upload::put_cache_info(self, call, body, &cache).await
@@ -158,7 +157,6 @@ impl App {
             (&Method::PUT, Route::Document(cache, name)) => {
                 upload::put_document(self, call, body, &cache, name).await
             }
-            (&Method::PUT, Route::NotKept(cache, kind)) => upload::refuse(self, call, &cache, kind).await,
 
             (&Method::GET, Route::CacheConfig(cache) | Route::AtticCacheInfo(cache)) => {
                 attic::show_cache(self, call, &cache).await
@@ -172,6 +170,8 @@ impl App {
             (&Method::PUT, Route::UploadPath) => Box::pin(attic::upload_path(self, call, body)).await,
 
             (&Method::GET, Route::Caches) => caches::list_caches(self, call).await,
+            (&Method::GET, Route::CacheStats(cache)) => stats::show_cache_stats(self, call, &cache).await,
+            (&Method::GET, Route::StoredStats) => stats::show_stats(self, call).await,
             (&Method::DELETE, Route::Object(cache, hash)) => {
                 caches::remove_object(self, call, &cache, &hash).await
             }
@@ -211,13 +211,14 @@ fn allowed_methods(route: &Route<'_>) -> &'static str {
         | Route::Stats
         | Route::Caches
         | Route::Purges(_)
+        | Route::CacheStats(_)
+        | Route::StoredStats
         | Route::AtticCacheInfo(_) => "GET, HEAD",
         Route::NixCacheInfo(_)
         | Route::Narinfo(..)
         | Route::Listing(..)
         | Route::Nar(..)
-        | Route::Document(..)
-        | Route::NotKept(..) => "GET, HEAD, PUT",
+        | Route::Document(..) => "GET, HEAD, PUT",
         Route::CacheConfig(_) => "GET, HEAD, POST, PATCH, DELETE",
         Route::GetMissingPaths | Route::Objects(_) | Route::Pins(_) => "POST",
         Route::UploadPath => "PUT",

@@ -59,8 +59,6 @@ pub(crate) enum Failure {
         "these bytes have another encoding by now: ranges are answered under the name in the present narinfo only"
     )]
     RangeOfOldName,
-    #[error("this server does not keep {0} yet")]
-    NotKept(&'static str),
     #[error("too many {0} at once")]
     Busy(&'static str),
     #[error("this token pushes faster than allowed: try again in {} s", .0.as_secs_f64().ceil())]
@@ -124,7 +122,6 @@ impl Failure {
             Self::TooFast(_) => of(StatusCode::TOO_MANY_REQUESTS, Name::TooManyRequests),
             Self::RangeOutside { .. } => of(StatusCode::RANGE_NOT_SATISFIABLE, Name::RequestError),
             Self::RangeOfOldName => of(StatusCode::PRECONDITION_FAILED, Name::RequestError),
-            Self::NotKept(_) => of(StatusCode::NOT_IMPLEMENTED, Name::RequestError),
             Self::Busy(_) | Self::NotReady(_) => {
                 of(StatusCode::SERVICE_UNAVAILABLE, Name::ServiceUnavailable)
             }
@@ -209,7 +206,7 @@ impl Failure {
             tracing::debug!(method, path, status = status.as_u16(), error = detail, "request refused");
         } else if status == StatusCode::SERVICE_UNAVAILABLE {
             tracing::warn!(method, path, status = status.as_u16(), error = detail, "request failed");
-        } else if status.is_server_error() && !matches!(self, Self::NotKept(_)) {
+        } else if status.is_server_error() {
             tracing::error!(method, path, status = status.as_u16(), error = detail, "request failed");
         } else if call.is_read() {
             // Misses, scans and forgotten tokens happen every day.

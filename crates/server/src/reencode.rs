@@ -14,7 +14,9 @@
 use std::io;
 
 use async_compression::Level;
-use async_compression::tokio::write::{BrotliEncoder, BzEncoder, GzipEncoder, Lz4Encoder, XzEncoder};
+use async_compression::tokio::write::{
+    BrotliEncoder, BzEncoder, GzipEncoder, Lz4Encoder, LzmaEncoder, XzEncoder,
+};
 use bytes::Bytes;
 use futures::{FutureExt as _, Stream, TryStreamExt as _, future, stream};
 use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWriteExt as _};
@@ -65,6 +67,7 @@ fn encoder(compression: Compression) -> Box<dyn Encode> {
         // zstd is never asked for: such an alias is served as it is stored.
         Compression::None | Compression::Zstd => Box::new(AsItIs),
         Compression::Xz => Box::new(XzEncoder::with_quality(Vec::new(), Level::Precise(0))),
+        Compression::Lzma => Box::new(LzmaEncoder::with_quality(Vec::new(), Level::Precise(0))),
         Compression::Bzip2 => Box::new(BzEncoder::with_quality(Vec::new(), FAST)),
         Compression::Gzip => Box::new(GzipEncoder::with_quality(Vec::new(), FAST)),
         Compression::Brotli => Box::new(BrotliEncoder::with_quality(Vec::new(), FAST)),
@@ -103,7 +106,7 @@ macro_rules! encoders {
     )*};
 }
 
-encoders!(XzEncoder BzEncoder GzipEncoder BrotliEncoder Lz4Encoder);
+encoders!(XzEncoder LzmaEncoder BzEncoder GzipEncoder BrotliEncoder Lz4Encoder);
 
 #[cfg(test)]
 mod tests {

@@ -41,6 +41,10 @@ pub(crate) enum Route<'a> {
     Referrers(CacheName, StorePathHash),
     /// `/_api/v2/caches/{cache}/purges`
     Purges(CacheName),
+    /// `/_api/v2/caches/{cache}/stats`
+    CacheStats(CacheName),
+    /// `/_api/v2/stats`
+    StoredStats,
     /// `/_api/v2/caches/{cache}/pins`
     Pins(CacheName),
     /// `/_api/v2/caches/{cache}/pins/{name}`
@@ -57,10 +61,9 @@ pub(crate) enum Route<'a> {
     Listing(CacheName, StorePathHash),
     /// `/{cache}/nar/…`
     Nar(CacheName, NarFile<'a>),
-    /// `/{cache}/log/…`, `/{cache}/build-trace-v2/…`, `/{cache}/realisations/…`
+    /// `/{cache}/log/…`, `/{cache}/build-trace-v2/…`, `/{cache}/realisations/…`,
+    /// `/{cache}/debuginfo/…`
     Document(CacheName, DocumentName),
-    /// A kind of documents of the protocol that this server does not keep yet.
-    NotKept(CacheName, &'static str),
 }
 
 /// A name below `nar/`.
@@ -105,6 +108,10 @@ impl<'a> Route<'a> {
             ("_api", [Some("v2"), Some("caches"), Some(cache), Some("purges"), None]) => {
                 Some(Self::Purges(cache.parse().ok()?))
             }
+            ("_api", [Some("v2"), Some("stats"), None, ..]) => Some(Self::StoredStats),
+            ("_api", [Some("v2"), Some("caches"), Some(cache), Some("stats"), None]) => {
+                Some(Self::CacheStats(cache.parse().ok()?))
+            }
             ("_api", [Some("v2"), Some("caches"), Some(cache), Some("pins"), None]) => {
                 Some(Self::Pins(cache.parse().ok()?))
             }
@@ -121,12 +128,9 @@ impl<'a> Route<'a> {
                 let cache = cache.parse().ok()?;
                 Some(Self::Nar(cache, NarFile::parse(file)?))
             }
-            (cache, [Some("debuginfo"), Some(_), ..]) => {
-                Some(Self::NotKept(cache.parse().ok()?, "debug info"))
-            }
             (cache, _) => {
                 let address = path.strip_prefix('/')?.strip_prefix(cache)?.strip_prefix('/')?;
-                Some(Self::Document(cache.parse().ok()?, address.parse().ok()?))
+                Some(Self::Document(cache.parse().ok()?, DocumentName::of_address(address).ok()?))
             }
         }
     }
@@ -160,6 +164,8 @@ impl<'a> Route<'a> {
             Self::Objects(_) => "/_api/v2/caches/{cache}/objects",
             Self::Referrers(..) => "/_api/v2/caches/{cache}/objects/{hash}/referrers",
             Self::Purges(_) => "/_api/v2/caches/{cache}/purges",
+            Self::CacheStats(_) => "/_api/v2/caches/{cache}/stats",
+            Self::StoredStats => "/_api/v2/stats",
             Self::Pins(_) => "/_api/v2/caches/{cache}/pins",
             Self::Pin(..) => "/_api/v2/caches/{cache}/pins/{name}",
             Self::PinnedPath(..) => "/_api/v2/caches/{cache}/pins/{name}/{hash}",
@@ -175,7 +181,7 @@ impl<'a> Route<'a> {
                 "/{cache}/build-trace-v2/{derivation}/{output}.doi"
             }
             Self::Document(_, DocumentName::Trace(TraceKey::Hash { .. })) => "/{cache}/realisations/{id}.doi",
-            Self::NotKept(..) => "/{cache}/{kind}/{document}",
+            Self::Document(_, DocumentName::DebugInfo(_)) => "/{cache}/debuginfo/{build_id}.debug",
         }
     }
 
@@ -192,15 +198,15 @@ impl<'a> Route<'a> {
             | Self::Objects(_)
             | Self::Referrers(..)
             | Self::Purges(_)
+            | Self::CacheStats(_)
+            | Self::StoredStats
             | Self::Pins(_)
             | Self::Pin(..)
             | Self::PinnedPath(..)
             | Self::AtticCacheInfo(_) => AnswerKind::Api,
-            Self::NixCacheInfo(_)
-            | Self::Narinfo(..)
-            | Self::Listing(..)
-            | Self::Document(..)
-            | Self::NotKept(..) => AnswerKind::Document,
+            Self::NixCacheInfo(_) | Self::Narinfo(..) | Self::Listing(..) | Self::Document(..) => {
+                AnswerKind::Document
+            }
             // The handler knows which name is the present one, and marks its answer.
             Self::Nar(..) => AnswerKind::OtherNar,
         }
@@ -258,6 +264,7 @@ mod tests {
         let document = |address: &str| format!("/main/{address}");
         let (log, trace) = (format!("log/{HASH}-x.drv"), format!("build-trace-v2/{HASH}-x.drv/out.doi"));
         let realisation = format!("realisations/sha256:{}!out.doi", "ab".repeat(32));
+        let debug_info = || Route::Document(main(), DocumentName::DebugInfo("00ab".parse().unwrap()));
         for (path, route) in [
             ("/", Route::Home),
             ("/healthz", Route::Alive),
@@ -271,6 +278,8 @@ mod tests {
             ("/_api/v2/caches/main/objects", Route::Objects(main())),
             (&format!("/_api/v2/caches/main/objects/{HASH}/referrers"), Route::Referrers(main(), hash)),
             ("/_api/v2/caches/main/purges", Route::Purges(main())),
+            ("/_api/v2/caches/main/stats", Route::CacheStats(main())),
+            ("/_api/v2/stats", Route::StoredStats),
             ("/_api/v2/caches/main/pins", Route::Pins(main())),
             ("/_api/v2/caches/main/pins/ci", Route::Pin(main(), "ci".parse().unwrap())),
             (
@@ -287,7 +296,8 @@ mod tests {
             (&document(&log), Route::Document(main(), log.parse().unwrap())),
             (&document(&trace), Route::Document(main(), trace.parse().unwrap())),
             (&document(&realisation), Route::Document(main(), realisation.parse().unwrap())),
-            ("/main/debuginfo/x.debug", Route::NotKept(main(), "debug info")),
+            ("/main/debuginfo/00ab.debug", debug_info()),
+            ("/main/debuginfo/00ab", debug_info()),
         ] {
             assert_eq!(Route::parse(path), Some(route), "{path}");
         }

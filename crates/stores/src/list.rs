@@ -20,6 +20,8 @@ pub struct FileEntry {
     pub size: u64,
     /// The store's tag of the content, as [`Stored::etag`](crate::Stored::etag) tells it.
     pub etag: Option<String>,
+    /// When it was written, in milliseconds since 1970-01-01 UTC, by the store's clock.
+    pub modified_at: i64,
 }
 
 /// Names of a folder that are held in memory at once, some 50 MB. A folder is walked once for as
@@ -142,7 +144,7 @@ impl Listing {
     fn entry(&self, meta: &ObjectMeta) -> Option<FileEntry> {
         let name = self.store.name_of(&meta.location)?;
         let etag = meta.e_tag.clone().filter(|_| !self.store.is_folder());
-        Some(FileEntry { name, size: meta.size, etag })
+        Some(FileEntry { name, size: meta.size, etag, modified_at: meta.last_modified.timestamp_millis() })
     }
 
     /// The first entries of a store that lists in order.

@@ -17,13 +17,14 @@ use dormer_blobs::{BlobKey, Blobs};
 use dormer_format::{ChunkId, ChunkRun, EncodingTag};
 use dormer_index::{
     Alias, AuditEntry, Cache, CacheId, CacheIndex, CachePatch, CacheTotals, CacheVisibility, CallCounts,
-    Changes, ChunkIndex, ChunkRow, CommitOutcome, DocumentIndex, Error as IndexError, FoundObject, Index,
-    ListedObject, Nar, NarCommit, NarId, NarIndex, NarKey, NarSource, NarSummary, NewCache, NewDocument,
-    NewPack, ObjectIndex, ObjectOrder, ObjectPlace, OutboxIndex, OutboxPosition, OutboxRow, PackNumber, Pin,
-    PoolUse, PurgeCounts, Removal, RetentionIndex, SealedKey, SealedKeyPlace, SettingIndex, StoredDocument,
-    StoredListing, TraceOutcome, UnixSeconds, Use,
+    Changes, ChunkIndex, ChunkRow, CommitOutcome, CounterIndex, DocumentIndex, Error as IndexError,
+    FoundObject, Index, ListedObject, Nar, NarCommit, NarId, NarIndex, NarKey, NarSource, NarSummary,
+    NewCache, NewDocument, NewPack, ObjectIndex, ObjectOrder, ObjectPlace, OutboxIndex, OutboxPosition,
+    OutboxRow, PackNumber, PathCounts, Pin, PoolUse, PurgeCounts, Removal, RetentionIndex, SealedKey,
+    SealedKeyPlace, SettingIndex, StoredCounts, StoredDocument, StoredListing, TraceOutcome, UnixSeconds,
+    Use,
 };
-use dormer_nix::{BuildTrace, DocumentName, NarHash, StorePath, StorePathHash};
+use dormer_nix::{BuildId, BuildTrace, DocumentName, NarHash, StorePath, StorePathHash};
 
 /// A planted defect.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -353,6 +354,17 @@ impl ChunkIndex for FaultIndex {
 
 #[async_trait]
 #[deny(clippy::missing_trait_methods)]
+impl CounterIndex for FaultIndex {
+    async fn path_counts(&self, cache: CacheId) -> Outcome<PathCounts> {
+        read_step!(self, self.inner.path_counts(cache))
+    }
+    async fn stored_counts(&self) -> Outcome<StoredCounts> {
+        read_step!(self, self.inner.stored_counts())
+    }
+}
+
+#[async_trait]
+#[deny(clippy::missing_trait_methods)]
 impl NarIndex for FaultIndex {
     async fn find_nar(&self, hash: &NarHash) -> Outcome<Option<NarSummary>> {
         read_step!(self, self.inner.find_nar(hash))
@@ -463,6 +475,13 @@ impl DocumentIndex for FaultIndex {
     }
     async fn find_document(&self, cache: CacheId, name: &DocumentName) -> Outcome<Option<StoredDocument>> {
         read_step!(self, self.inner.find_document(cache, name))
+    }
+    async fn find_debug_nar(
+        &self,
+        cache: CacheId,
+        build_id: &BuildId,
+    ) -> Outcome<Option<(NarHash, EncodingTag)>> {
+        read_step!(self, self.inner.find_debug_nar(cache, build_id))
     }
 }
 

@@ -187,6 +187,9 @@ impl CollectIndex for FaultCollect {
         }
         write_step!(self, self.inner.move_chunks(pack, at, doomed_after))
     }
+    async fn note_recompressed(&self, packs: &[PackNumber], level: u8) -> Result<()> {
+        write_step!(self, self.inner.note_recompressed(packs, level))
+    }
     async fn mark_chunks_damaged(&self, chunks: &[u64], at: UnixSeconds) -> Result<()> {
         write_step!(self, self.inner.mark_chunks_damaged(chunks, at))
     }

@@ -9,11 +9,12 @@ use std::sync::{Arc, Mutex, PoisonError};
 use async_trait::async_trait;
 use dormer_format::EncodingTag;
 use dormer_index::{
-    AbsentPage, CacheId, CacheScan, FoundObject, Lease, NotedFrom, PendingObject, PendingVerdicts,
-    PublishBacklog, PublishCounts, PublishDone, PublishIndex, PublishIntent, PublishTarget, PublishedCache,
-    PublishedNar, PublishedObject, ReferrersTaken, RemovablePage, TargetId, UnixSeconds,
+    AbsentPage, CacheId, CacheScan, FoundObject, Lease, NotedFrom, OwnedDocument, PendingObject,
+    PendingVerdicts, PublishBacklog, PublishCounts, PublishDone, PublishIndex, PublishIntent, PublishTarget,
+    PublishedCache, PublishedDocument, PublishedNar, PublishedObject, ReferrersTaken, RemovablePage,
+    TargetId, UnixSeconds,
 };
-use dormer_nix::{NarHash, StorePathHash};
+use dormer_nix::{BuildId, DocumentName, NarHash, StorePathHash};
 use futures::future::BoxFuture;
 
 use crate::faults::{Faults, dead_index, read_step, write_step};
@@ -101,6 +102,9 @@ impl fmt::Debug for BusyPublish {
     }
 }
 
+/// A document and an object that it belongs to.
+type Document = (StorePathHash, DocumentName);
+
 macro_rules! publish_calls {
     (
         read { $(fn $read:ident($($read_arg:ident: $read_type:ty),*) -> $read_out:ty;)* }
@@ -154,6 +158,11 @@ publish_calls! {
         fn publish_counts(target: TargetId, cache: CacheId) -> PublishCounts;
         fn publish_backlog(limit: u32) -> Vec<PublishBacklog>;
         fn find_objects(cache: CacheId, hashes: &[StorePathHash]) -> Vec<FoundObject>;
+        fn find_owned_documents(cache: CacheId, owners: &[StorePathHash], limit: u32) -> Vec<OwnedDocument>;
+        fn find_build_ids(cache: CacheId, objects: &[StorePathHash], limit: u32) -> Vec<(StorePathHash, BuildId)>;
+        fn find_published_documents(target: TargetId, cache: CacheId, hashes: &[StorePathHash]) -> Vec<PublishedDocument>;
+        fn list_published_documents(target: TargetId, cache: CacheId, after: (&str, Option<StorePathHash>), through: &str, limit: u32) -> Vec<PublishedDocument>;
+        fn find_needed_documents(target: TargetId, cache: CacheId, documents: &[Document]) -> Vec<Document>;
         fn find_published(target: TargetId, cache: CacheId, hashes: &[StorePathHash]) -> Vec<PublishedObject>;
         fn list_published(target: TargetId, cache: CacheId, bytes: RangeInclusive<u8>, after: Option<StorePathHash>, limit: u32) -> Vec<PublishedObject>;
         fn find_published_nars(target: TargetId, cache: CacheId, nars: &[NarHash]) -> Vec<PublishedNar>;
@@ -167,6 +176,7 @@ publish_calls! {
         fn renew_lease(lease: &Lease) -> ();
         fn release_lease(lease: &Lease, at: UnixSeconds, error: Option<&str>) -> ();
         fn move_target(lease: &Lease, location: &str, compared: bool) -> ();
+        fn clear_missed_changes(lease: &Lease) -> ();
         fn note_pending(lease: &Lease, objects: &[(CacheId, StorePathHash, UnixSeconds)], from: NotedFrom) -> ();
         fn note_cache_step(lease: &Lease, cache: CacheId, scan: CacheScan, limit: u32, at: UnixSeconds) -> Option<CacheScan>;
         fn forget_removed(lease: &Lease, cache: CacheId, before: UnixSeconds, limit: u32) -> u64;
@@ -178,6 +188,9 @@ publish_calls! {
         fn finish_publishing(lease: &Lease, cache: CacheId, done: &[PublishDone], delete_after: UnixSeconds) -> ();
         fn begin_removing(lease: &Lease, cache: CacheId, hashes: &[StorePathHash]) -> ();
         fn take_referrers(lease: &Lease, cache: CacheId, at: UnixSeconds) -> ReferrersTaken;
+        fn write_published_documents(lease: &Lease, cache: CacheId, documents: &[PublishedDocument]) -> ();
+        fn note_document_drift(lease: &Lease, cache: CacheId, documents: &[Document], at: UnixSeconds, scan: Option<CacheScan>) -> ();
+        fn forget_published_documents(lease: &Lease, cache: CacheId, documents: &[Document]) -> ();
         fn finish_removing(lease: &Lease, cache: CacheId, removed: &[(StorePathHash, UnixSeconds)]) -> ();
         fn end_graces(lease: &Lease, cache: CacheId, hashes: &[StorePathHash], at: UnixSeconds) -> u64;
         fn begin_deleting_nars(lease: &Lease, cache: CacheId, nars: &[Nar]) -> ();

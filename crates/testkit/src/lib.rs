@@ -5,6 +5,7 @@
 
 mod faults;
 mod faults_collect;
+mod faults_journal;
 mod faults_publish;
 mod faults_scrub;
 mod fresh_index;
@@ -17,6 +18,7 @@ pub mod services;
 
 pub use faults::{FaultBlobs, FaultIndex, Faults, Lie};
 pub use faults_collect::FaultCollect;
+pub use faults_journal::FaultJournal;
 pub use faults_publish::{BusyPublish, FailingPublish, FaultPublish, Meanwhile};
 pub use faults_scrub::FaultScrub;
 pub use fresh_index::{create_postgres_index, place_sqlite_index};

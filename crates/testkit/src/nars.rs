@@ -82,6 +82,7 @@ pub fn object_for(path: &StorePath, references: &[StorePath]) -> Object {
         ca: None,
         sigs: Vec::new(),
         system: None,
+        extra: Vec::new(),
     }
 }
 

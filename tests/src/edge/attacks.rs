@@ -8,6 +8,7 @@ use base64::engine::general_purpose::STANDARD;
 use serde_json::{Value, json};
 
 use super::Published;
+use super::layout::DOCUMENTS;
 use crate::http::{self, Reply};
 
 /// A host of a layout with the public cache `main` and the private caches `secret` and `other`, in
@@ -49,6 +50,7 @@ pub fn attack(host: &Attacked<'_>) {
     let mut read = reads();
     read.retain(|name| !name.ends_with("/dormer-state.json"));
     assert_eq!(read, Vec::<String>::new(), "something was read for a path that is none");
+    spellings(host);
     ranges(host);
     tokens(host);
     headers(host);
@@ -135,6 +137,30 @@ fn paths(host: &Attacked<'_>) {
     }
 }
 
+/// Nix 2.34 escapes what earlier versions send as it is.
+fn spellings(host: &Attacked<'_>) {
+    let types = ["text/plain; charset=utf-8", "application/json", "application/json"];
+    for (name, content_type) in DOCUMENTS.into_iter().zip(types) {
+        let mut escaped = name.to_owned();
+        for (plain, escape) in [("+", "%2B"), ("=", "%3d"), (":", "%3A"), ("!", "%21")] {
+            escaped = escaped.replace(plain, escape);
+        }
+        // Clients also ask for debug info without `.debug`.
+        for spelled in [name, &escaped, name.strip_suffix(".debug").unwrap_or(name)] {
+            let reply = get(host, &format!("/main/{spelled}"), &[]);
+            assert_eq!((reply.status, reply.text().as_str()), (200, "{\"of\": \"main\"}"), "{spelled}");
+            assert_eq!(reply.header("content-type"), Some(content_type), "{spelled}");
+            assert_eq!(reply.header("x-content-type-options"), Some("nosniff"), "{spelled}");
+        }
+        for bad in [escaped.replace("%2B", "%252B"), escaped.replace('.', "%2e"), escaped.replace('/', "%2F")]
+        {
+            if bad != escaped {
+                assert_eq!(get(host, &format!("/main/{bad}"), &[]).status, 404, "{bad}");
+            }
+        }
+    }
+}
+
 fn ranges(host: &Attacked<'_>) {
     let name = host.published.some_nar("main");
     let path = format!("/main/{name}");
@@ -209,7 +235,8 @@ fn tokens(host: &Attacked<'_>) {
     let bearer = |token: &str| format!("Bearer {token}");
     let basic = |token: &str| format!("Basic {}", STANDARD.encode(format!("any:{token}")));
     // First, readers with access ask, so that every memory is filled before the others ask.
-    for path in [cache_info, &narinfo, &nar, "/secret"] {
+    let [log, trace, debug_info] = DOCUMENTS.map(|name| format!("/secret/{name}"));
+    for path in [cache_info, &narinfo, &nar, &log, &trace, &debug_info, "/secret"] {
         for authorization in [bearer(&good), basic(&good)] {
             let reply = get(host, path, &[("Authorization", &authorization)]);
             assert_eq!(reply.status, 200, "{path}: {reply:?}");
@@ -234,7 +261,7 @@ fn tokens(host: &Attacked<'_>) {
         String::from("x"),
         "a".repeat(20_000),
     ]);
-    for path in [cache_info, &narinfo, &nar, "/secret"] {
+    for path in [cache_info, &narinfo, &nar, &log, &trace, &debug_info, "/secret"] {
         assert_eq!(told(&get(host, path, &[])), absent, "{path} without a token");
         for token in &bad {
             for authorization in [bearer(token), basic(token)] {

@@ -21,6 +21,13 @@ impl Default for Published {
     }
 }
 
+/// A build log, a build trace and debug info that each cache has.
+pub(crate) const DOCUMENTS: [&str; 3] = [
+    "log/1k8c1hiysz6aaks2mpfc5k7xbbjpw5z5-x+y=.drv",
+    "realisations/sha256:0123456789abcdef0123456789abcdef0123456789abcdef0123456789abcdef!out.doi",
+    "debuginfo/00ab3f2d5c6e7f8091a2b3c4d5e6f708192a3b4c.debug",
+];
+
 impl Published {
     /// An empty one.
     pub fn new() -> Self {
@@ -47,6 +54,9 @@ impl Published {
             nars += 1;
         }
         self.fetch(lab, &format!("{cache}/nix-cache-info"));
+        for name in DOCUMENTS {
+            self.write(&format!("{cache}/{name}"), format!("{{\"of\": \"{cache}\"}}").as_bytes());
+        }
         self.describe(cache, public, &[lab.public_key(cache)], &[]);
         nars
     }

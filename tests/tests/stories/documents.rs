@@ -1,6 +1,12 @@
 //! Build logs, build traces and the spelling of addresses, as every Nix has them.
 
-use dormer_tests::{Lab, Machine, Nix, Proxy};
+use std::path::Path;
+use std::process::Command;
+
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
+use dormer_tests::edge::{Host, Published, Workerd, WorkerdOptions};
+use dormer_tests::{Lab, LabOptions, Machine, Nix, Proxy, binary};
 
 fn pusher(lab: &Lab, name: &str, nix: Nix, cache: &str) -> Machine {
     let machine = lab.machine(name, nix);
@@ -90,6 +96,135 @@ fn content_addressed_paths_are_substituted_by_every_nix() {
         let traces: Vec<String> = traces.map(|seen| seen.line).collect();
         assert!(traces.iter().any(|line| line.starts_with("GET /main/realisations/")), "{traces:?}");
     }
+}
+
+/// Puts the files of a folder into the Worker's bucket.
+fn put_all(worker: &Workerd, target: &Path, folder: &Path) {
+    for entry in std::fs::read_dir(folder).expect("a folder") {
+        let path = entry.expect("an entry").path();
+        if path.is_dir() {
+            put_all(worker, target, &path);
+        } else {
+            let key = path.strip_prefix(target).expect("it lies there").to_str().expect("our names are text");
+            worker.put(key, &path);
+        }
+    }
+}
+
+/// `dormer push --with-logs`, `dormer publish`, and then `nix log` and a build from `dormer edge
+/// serve` and from the folder itself.
+#[test]
+fn logs_and_traces_are_read_at_the_edge() {
+    let settings = "[[edge]]\nname = \"edge\"\nsettle-time = \"0s\"\ntype = \"local\"\npath = \"LAB/edge\"\n\
+                    caches = [\"main\"]\nlogs = true\n";
+    let lab = Lab::start_with(LabOptions { settings: Some(settings.to_owned()), ..LabOptions::default() });
+    let machine = pusher(&lab, "pusher", Nix::NEWEST, "main");
+    machine.login(&lab);
+    let talker = machine.build("talker", &[("salt", "edge")]);
+    let said = machine.dormer(&["push", "main", "--with-logs", &talker]);
+    said.succeeds();
+    assert!(said.stderr().contains("pushed 1 build logs"), "{said}");
+    machine.allow_content_addressed();
+    let floater = machine.build("floater", &[("salt", "edge")]);
+    let expression = machine.expression();
+    let installable = ["--file", &expression, "--argstr", "salt", "edge", "floater"];
+    let target = lab.cache_url("main");
+    machine.run("nix", &[&["copy", "--to", &target][..], &installable].concat()).succeeds();
+    lab.server_command(&["publish", "edge"]).succeeds();
+
+    let folder = lab.folder().join("edge");
+    // A folder has no tags of files: what is written there is compared itself.
+    let log = deriver(&machine, &talker).replace("/nix/store/", "main/log/");
+    std::fs::write(folder.join(&log), "not how it was built").expect("the log is published");
+    std::fs::write(folder.join(log.replace("talker", "stranger")), "not ours").expect("a file");
+    lab.server_command(&["publish", "edge", "--reconcile"]).succeeds();
+    assert!(!folder.join(log.replace("talker", "stranger")).exists());
+    let host = Host::start(Command::new(binary()).args(["edge", "serve", "--dir"]).arg(&folder));
+    let secret = ("TOKEN_HS256_SECRET_BASE64".to_owned(), STANDARD.encode([9; 32]));
+    let options = WorkerdOptions { variables: vec![secret], ..WorkerdOptions::default() };
+    let worker = Workerd::start(&Published::new(), &options);
+    put_all(&worker, &folder, &folder);
+    for nix in Nix::ALL {
+        let caches = [
+            format!("http://{}/main", host.address()),
+            format!("http://{}/main", worker.address()),
+            format!("file://{}/main", folder.display()),
+        ];
+        for (number, cache) in caches.iter().enumerate() {
+            let reader = lab.machine(&format!("reader-{}-{number}", nix.name()), nix);
+            reader.configure(&[lab.public_key("main")]);
+            reader.allow_content_addressed();
+            let log = reader.run("nix", &["log", "--option", "substituters", cache, &talker]);
+            assert_eq!(log.succeeds(), "a word from edge\n", "{cache}");
+            let expression = reader.expression();
+            let build = ["--no-out-link", "--argstr", "salt", "edge", "-A", "floater", "--max-jobs", "0"];
+            let from = [&[expression.as_str()][..], &build, &["--option", "substituters", cache]].concat();
+            assert_eq!(reader.run("nix-build", &from).succeeds().trim(), floater, "{cache}");
+            reader.verify_all();
+        }
+    }
+}
+
+/// The build id in a program, in its note.
+fn build_id(elf: &[u8]) -> Option<String> {
+    // Lengths of name and id, the type of the note, and the name.
+    let note = b"\x04\0\0\0\x14\0\0\0\x03\0\0\0GNU\0";
+    let start = elf.windows(note.len()).position(|window| window == note)? + note.len();
+    let digits = elf.get(start..start + 20)?.iter().map(|byte| format!("{byte:02x}"));
+    elf.starts_with(b"\x7fELF").then(|| digits.collect())
+}
+
+/// Pushed by Nix with links of its own, and by `dormer push` without any.
+#[test]
+fn debug_info_leads_to_a_file_with_this_build_id() {
+    let settings = "[[edge]]\nname = \"edge\"\nsettle-time = \"0s\"\ntype = \"local\"\npath = \"LAB/edge\"\n\
+                    caches = [\"main\"]\ndebug-info = true\n";
+    let lab = Lab::start_with(LabOptions { settings: Some(settings.to_owned()), ..LabOptions::default() });
+    let elf = std::fs::read("/bin/true").expect("every system has one");
+    let id = build_id(&elf).expect("a linker wrote a build id");
+    let file = format!("{}.debug", &id[2..]);
+    let folder = format!("lib/debug/.build-id/{}", &id[..2]);
+    let target = format!("{}?index-debug-info=true", lab.cache_url("main"));
+    for nix in Nix::ALL {
+        for by_nix in [true, false] {
+            let machine = pusher(&lab, &format!("pusher-{}-{by_nix}", nix.name()), nix, "main");
+            let tree = machine.home().join("debug");
+            std::fs::create_dir_all(tree.join(&folder)).expect("a folder");
+            std::fs::write(tree.join(&folder).join(&file), &elf).expect("a file");
+            std::fs::write(tree.join("salt"), format!("{}-{by_nix}", nix.name())).expect("a file");
+            let path = machine.run("nix-store", &["--add", &tree.to_string_lossy()]).succeeds();
+            let path = path.trim();
+            if by_nix {
+                machine.run("nix", &["copy", "--to", &target, path]).succeeds();
+            } else {
+                machine.login(&lab);
+                machine.dormer(&["push", "main", path]).succeeds();
+            }
+            let link = lab.get(&format!("/main/debuginfo/{id}")).json();
+            assert_eq!(link["member"], format!("{folder}/{file}"));
+            let archive = link["archive"].as_str().expect("a text").trim_start_matches("../");
+            let hash = &path["/nix/store/".len()..][..32];
+            let narinfo = lab.get(&format!("/main/{hash}.narinfo")).text();
+            assert!(narinfo.contains(archive), "{archive} is not of the newest path: {narinfo}");
+            let nar = zstd::decode_all(&*lab.get(&format!("/main/{archive}")).body).expect("a NAR");
+            let listing = lab.get(&format!("/main/{hash}.ls")).json();
+            let mut node = &listing["root"];
+            for name in folder.split('/').chain([file.as_str()]) {
+                node = &node["entries"][name];
+            }
+            let number = |key: &str| usize::try_from(node[key].as_u64().expect("a number")).expect("small");
+            let found = &nar[number("narOffset")..][..number("size")];
+            assert_eq!(build_id(found).as_ref(), Some(&id));
+        }
+    }
+    lab.server_command(&["publish", "edge"]).succeeds();
+    let host =
+        Host::start(Command::new(binary()).args(["edge", "serve", "--dir"]).arg(lab.folder().join("edge")));
+    let get = |path: &str| dormer_tests::http::get(host.address(), path, None);
+    let link = get(&format!("/main/debuginfo/{id}")).json();
+    assert_eq!(link, lab.get(&format!("/main/debuginfo/{id}.debug")).json());
+    let archive = link["archive"].as_str().expect("a text").trim_start_matches("../");
+    assert_eq!(get(&format!("/main/{archive}")).status, 200);
 }
 
 /// Nix 2.34 escapes the `+`, and earlier ones do not.

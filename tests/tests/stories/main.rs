@@ -24,6 +24,7 @@ mod nix_copy;
 mod pooler;
 mod promises;
 mod publish;
+mod recover;
 mod replicas;
 mod retention;
 mod round_trip;

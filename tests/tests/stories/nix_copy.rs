@@ -101,6 +101,11 @@ fn nix_copy_with_lz4_comes_back() {
 }
 
 #[test]
+fn nix_copy_with_lzma_comes_back() {
+    copies_and_fetches_back("lzma", ".nar");
+}
+
+#[test]
 fn nix_copy_without_compression_comes_back() {
     copies_and_fetches_back("none", ".nar");
 }

@@ -123,13 +123,21 @@ fn compaction(totals: &CompactionTotals) -> String {
 }
 
 fn plan_lines(plan: &CollectionPlan) -> Vec<String> {
-    vec![
+    let mut lines = vec![
         format!("NARs to remove: {}, {} uncompressed", plan.nars, human_size(plan.nar_bytes)),
         format!("to condemn: {}", packs(&plan.condemn)),
         format!("condemned, waiting for the longest upload: {}", packs(&plan.wait)),
         format!("to free: {}", packs(&plan.remove)),
         format!("to compact: {}", compaction(&plan.compact)),
-    ]
+    ];
+    if plan.recompress.packs > 0 {
+        let CompactionTotals { packs, bytes, .. } = plan.recompress;
+        lines.push(format!(
+            "to recompress, in this collection and later ones: {packs} packs, {}",
+            human_size(bytes)
+        ));
+    }
+    lines
 }
 
 fn report_lines(report: &CollectionReport) -> Vec<String> {
@@ -140,6 +148,9 @@ fn report_lines(report: &CollectionReport) -> Vec<String> {
         format!("freed: {}", packs(&report.removed)),
         format!("compacted: {}", compaction(&report.compacted)),
     ];
+    if report.recompressed.bytes_read > 0 {
+        lines.push(format!("recompressed: {}", compaction(&report.recompressed)));
+    }
     if report.purged > 0 {
         lines.push(format!("removed paths whose bytes left the store at once: {}", report.purged));
     }

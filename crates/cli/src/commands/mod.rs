@@ -16,10 +16,12 @@ mod nix_settings;
 mod pin;
 mod publish;
 mod push;
+mod recover;
 mod rekey;
 mod scrub;
 mod secrets_init;
 mod serve;
+mod stats;
 mod token_create;
 mod use_cache;
 
@@ -28,6 +30,7 @@ use std::process::ExitCode;
 use clap::{ArgAction, Args, Parser, Subcommand};
 use dormer_client::Endpoint;
 
+pub(crate) use self::publish::holder;
 use crate::context::Context;
 use crate::error::Result;
 use crate::printer::{Level, Printer};
@@ -122,9 +125,11 @@ pub(crate) enum Command {
     Gc(gc::GcArgs),
     Backup(backup::BackupArgs),
     Restore(backup::RestoreArgs),
+    Recover(recover::RecoverArgs),
     Adopt(adopt::AdoptArgs),
     Scrub(scrub::ScrubArgs),
     Rekey(rekey::RekeyArgs),
+    Stats(stats::StatsArgs),
     Doctor(doctor::DoctorArgs),
     Migrate(migrate::MigrateArgs),
 }
@@ -188,6 +193,7 @@ impl Command {
             | Self::Gc(_)
             | Self::Backup(_)
             | Self::Restore(_)
+            | Self::Recover(_)
             | Self::Adopt(_)
             | Self::Scrub(_)
             | Self::Rekey(_)
@@ -204,6 +210,7 @@ impl Command {
             | Self::Push(_)
             | Self::Cache(_)
             | Self::Pin(_)
+            | Self::Stats(_)
             | Self::Token(_)
             | Self::MakeToken(_)
             | Self::Config(_)
@@ -233,7 +240,9 @@ pub(crate) async fn run(command: Command, context: &Context) -> Result<ExitCode>
         Command::Gc(args) => gc::run(args, context).await?,
         Command::Backup(args) => backup::run_backup(args, context).await?,
         Command::Restore(args) => backup::run_restore(args, context).await?,
+        Command::Recover(args) => recover::run(args, context).await?,
         Command::Adopt(args) => adopt::run(args, context).await?,
+        Command::Stats(args) => stats::run(&args, context).await?,
         Command::Scrub(args) => return scrub::run(args, context).await,
         Command::Migrate(args) => migrate::run(args, context).await?,
         Command::Use(args) => use_cache::run_use(*args, context).await?,

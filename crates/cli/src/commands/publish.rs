@@ -292,7 +292,7 @@ fn open_location(place: &EdgePlace) -> Result<Store> {
 }
 
 /// Names this process, for others that find the target or the job taken.
-pub(super) fn holder() -> String {
+pub(crate) fn holder() -> String {
     let host = rustix::system::uname().nodename().to_string_lossy().into_owned();
     format!("process {} on {host}", std::process::id())
 }

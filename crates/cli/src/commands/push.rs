@@ -7,10 +7,11 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use clap::Args;
-use dormer_api::PinName;
 use dormer_api::v2::AddPinRequest;
+use dormer_api::{CacheName, PinName};
 use dormer_client::{
-    CacheRef, NixStore, PathDone, PushOptions, PushPlan, PushSummary, execute_push, plan_push,
+    ApiClient, BuildLogs, CacheRef, NixStore, PathDone, PushOptions, PushPlan, PushSummary, execute_push,
+    plan_push,
 };
 use dormer_nix::{StoreDir, StorePath};
 use serde_json::json;
@@ -74,6 +75,9 @@ pub(crate) struct PushArgs {
     /// Pin the given paths under this name once they are pushed
     #[arg(long, value_name = "NAME")]
     pin: Option<PinName>,
+    /// Also upload the logs of the builds that Nix keeps on this machine
+    #[arg(long)]
+    with_logs: bool,
     /// Print what would be pushed, and push nothing
     #[arg(long)]
     dry_run: bool,
@@ -114,6 +118,7 @@ pub(super) async fn run(args: PushArgs, context: &Context) -> Result<ExitCode> {
     }
 
     let (planned, missing) = (plan.path_count(), plan.missing.len());
+    let derivers = plan.derivers.clone();
     let tried = missing + plan.invalid.len() + unresolved;
     // Listens before anything is drawn. Otherwise an early interrupt would leave the bars on the
     // screen.
@@ -138,6 +143,9 @@ pub(super) async fn run(args: PushArgs, context: &Context) -> Result<ExitCode> {
     if let Some(error) = outcome(summary, unresolved, tried) {
         return Err(error);
     }
+    if args.with_logs {
+        push_logs(&api, cache, &derivers, &said).await?;
+    }
     if let Some(name) = &args.pin {
         for root in &roots {
             let request = AddPinRequest { store_path: root.to_string(), keep_for_seconds: None, keep: None };
@@ -145,6 +153,34 @@ pub(super) async fn run(args: PushArgs, context: &Context) -> Result<ExitCode> {
         }
     }
     Ok(ExitCode::SUCCESS)
+}
+
+/// Uploads the logs that are here of these builds. A log that cannot be uploaded is reported and
+/// does not stop the others; the first reason is the answer.
+async fn push_logs(
+    api: &ApiClient,
+    cache: &CacheName,
+    derivers: &[StorePath],
+    said: &Said<'_>,
+) -> Result<()> {
+    let logs = BuildLogs::from_variables(&dormer_client::process_variables);
+    let (mut pushed, mut first_failure) = (0, None);
+    for derivation in derivers {
+        let attempt = || format!("read the build log of {derivation}");
+        let uploaded = match logs.find(derivation) {
+            Ok(None) => continue,
+            Ok(Some(log)) => api.put_log(cache, derivation, log).await.map_err(Error::from),
+            Err(source) => Err(Error::Io { attempt: attempt(), source }),
+        };
+        let error = uploaded.as_ref().err().map(Error::chain);
+        said.log(derivation, error.as_deref())?;
+        pushed += usize::from(error.is_none());
+        if let Err(error) = uploaded {
+            first_failure.get_or_insert(error);
+        }
+    }
+    said.printer.say(&format!("pushed {pushed} build logs"));
+    first_failure.map_or(Ok(()), Err)
 }
 
 /// The store paths of the arguments, and the number of arguments that lead to none. Those are
@@ -215,6 +251,18 @@ impl Said<'_> {
         self.printer.error(&error.chain());
         for hint in error.hints() {
             self.printer.hint(&hint);
+        }
+        Ok(())
+    }
+
+    fn log(&self, derivation: &StorePath, error: Option<&str>) -> Result<()> {
+        let path = self.full(derivation);
+        let state = if error.is_some() { "failed" } else { "pushed" };
+        self.printer
+            .message(&json!({ "message_type": "log", "path": path, "state": state, "error": error }))?;
+        match error {
+            Some(error) => self.printer.error(error),
+            None => self.printer.detail(&format!("build log: {path}")),
         }
         Ok(())
     }

@@ -7,8 +7,9 @@ use std::time::Duration;
 
 use clap::Args;
 use dormer_api::RedactedUrl;
-use dormer_engine::{ExpirySchedule, JobRunner, JobSettings, SystemClock};
+use dormer_engine::{ExpirySchedule, JobRunner, JobSettings, OutboxLimits, SystemClock};
 use dormer_http_host::{ListenAddress, Listener};
+use dormer_index::CounterIndex;
 use dormer_server::{Authenticator, Server, ServerSettings, TokenBounds, TokenKey, TokenVerifier};
 use tokio::signal::unix::{SignalKind, signal};
 
@@ -102,19 +103,28 @@ pub(super) async fn run(args: ServeArgs, context: &Context) -> Result<()> {
         voice.hint("without TLS, tokens travel unencrypted; put a proxy with TLS in front and set api-endpoint to its https:// address");
     }
 
-    let Installation { engine, index, publish, jobs, collector, scrubber, .. } = installation;
+    let Installation { engine, index, publish, jobs, collector, scrubber, journal, .. } = installation;
     let server_settings =
         ServerSettings { connections_max, traces: traces.is_on(), ..server_settings(&settings) };
     let server = Server::new(engine, authenticator, server_settings);
     let runner = JobRunner::new(jobs, Arc::new(SystemClock), holder(), job_settings(&settings));
     let collect_metrics = collector.metrics();
     let scrub_metrics = scrubber.metrics();
-    let runner = runner.with_collector(collector).with_scrubber(scrubber);
+    let journal_metrics = journal.metrics();
+    let runner = runner
+        .with_collector(collector)
+        .with_scrubber(scrubber)
+        .with_counters(Arc::clone(&index) as Arc<dyn CounterIndex>);
     if let Some(listener) = metrics_listener {
         server.watch_publishing(Arc::clone(&index), publish).expect("publishing is counted only once");
         server.metrics().register(Box::new(runner.metrics())).expect("jobs are counted only once");
         server.metrics().register(Box::new(collect_metrics)).expect("collections are counted only once");
+        server
+            .metrics()
+            .register(Box::new(runner.stored_metrics()))
+            .expect("what is stored is counted only once");
         server.metrics().register(Box::new(scrub_metrics)).expect("scrubs are counted only once");
+        server.metrics().register(Box::new(journal_metrics)).expect("the journal is counted only once");
         let address = local_address(&listener)?;
         voice.say(&match &address {
             ListenAddress::Tcp(address) => format!("metrics on http://{address}/metrics"),
@@ -131,7 +141,15 @@ pub(super) async fn run(args: ServeArgs, context: &Context) -> Result<()> {
         stopping_after(shutdown).await;
         drop(stop_jobs);
     };
+    // Ends after the last request, so that what was acknowledged last is in the journal too.
+    let (stop_journal, journal_stopped) = tokio::sync::oneshot::channel::<()>();
+    let running_journal =
+        tokio::spawn(async move { journal.run(async { drop(journal_stopped.await) }).await });
     let served = server.run(listener, shutdown).await;
+    drop(stop_journal);
+    if let Err(error) = running_journal.await {
+        voice.warn(&format!("the journal ended badly: {error}"));
+    }
     if let Err(error) = running_jobs.await {
         voice.warn(&format!("the job runner ended badly: {error}"));
     }
@@ -189,11 +207,16 @@ async fn listen_for_metrics(settings: &Settings, voice: &Voice<'_>) -> Result<Op
     }
 }
 
+/// Counters that somebody changed by hand are right again after a month.
+const RECOUNT_SECONDS: i64 = 30 * 86_400;
+
 fn job_settings(settings: &Settings) -> JobSettings {
     let interval = settings.expiry_interval;
     JobSettings {
         expiry: (!interval.is_zero()).then_some(ExpirySchedule { interval }),
         expiry_defaults: settings.expiry_defaults,
+        recount_seconds: Some(RECOUNT_SECONDS),
+        outbox: Some(OutboxLimits::default()),
         ..JobSettings::default()
     }
 }

@@ -22,17 +22,19 @@ pub(super) async fn open_store(
     index: &dyn Index,
     role: StoreRole,
     warnings: &mut Vec<String>,
-) -> Result<Arc<dyn Blobs>> {
+) -> Result<OpenStore> {
     let was_started = role != StoreRole::FirstStart;
     let own = Ownership::of(index, role).await?;
     let Some(remote) = &settings.remote_storage else {
         let path = &settings.storage_path;
         let store = if was_started { LocalBlobs::open_existing(path) } else { LocalBlobs::open(path) }?;
-        own.prove(&StoreClaims::new(Store::folder(path)?), &path.display().to_string(), index).await?;
-        return Ok(Arc::new(store));
+        let files = Store::folder(path)?;
+        own.prove(&StoreClaims::new(files.clone()), &path.display().to_string(), index).await?;
+        return Ok(OpenStore { blobs: Arc::new(store), files });
     };
     let policy = CallPolicy { retries: remote.retries.clone(), requests_max: Some(remote.requests_max) };
     let blobs = StoreBlobs::open(&remote.store, &policy)?;
+    let files = blobs.store().clone();
     let mut answers = true;
     // Asked once: a store that does not answer is no reason to wait with the start.
     let store = StoreBlobs::new(blobs.store().bare());
@@ -66,15 +68,33 @@ pub(super) async fn open_store(
     if answers {
         let claims = StoreClaims::new(store.store().clone());
         own.prove(&claims, store.store().location(), index).await?;
-        return Ok(Arc::new(blobs));
+        return Ok(OpenStore { blobs: Arc::new(blobs), files });
     }
     // Nothing is known of the store: its first answer has to be about its owner.
     let claims = StoreClaims::new(blobs.store().clone());
     let may_claim = own.may_claim && !own.was_claimed;
-    Ok(match own.id {
+    let blobs: Arc<dyn Blobs> = match own.id {
         Some(id) => Arc::new(UnprovenBlobs::new(Arc::new(blobs), claims, id, may_claim)),
         None => Arc::new(blobs),
-    })
+    };
+    Ok(OpenStore { blobs, files })
+}
+
+/// A store by both of its contracts.
+#[derive(Debug)]
+pub(crate) struct OpenStore {
+    pub(crate) blobs: Arc<dyn Blobs>,
+    /// All objects of the store, for the journal.
+    pub(crate) files: Store,
+}
+
+/// Opens the store of the settings, whichever database it belongs to.
+pub(super) fn open_unproven_store(settings: &Settings) -> Result<Store> {
+    let Some(remote) = &settings.remote_storage else {
+        return Ok(Store::existing_folder(&settings.storage_path)?);
+    };
+    let policy = CallPolicy { retries: remote.retries.clone(), requests_max: Some(remote.requests_max) };
+    Ok(Store::open(&remote.store, &policy)?)
 }
 
 /// For whom a store is opened.
@@ -137,7 +157,8 @@ pub(crate) const INSTALLATION_SETTING: &str = "installation-id";
 /// The database notes under this name that a store carried its id.
 const CLAIMED_SETTING: &str = "installation-claimed";
 
-fn read_id(bytes: &[u8]) -> Result<InstallationId> {
+/// Reads an installation's id as a database or a journal keeps it.
+pub(crate) fn read_id(bytes: &[u8]) -> Result<InstallationId> {
     let what = || dormer_index::Error::Corrupt { table: "settings", what: INSTALLATION_SETTING.to_owned() };
     Ok(InstallationId::from_bytes(bytes.try_into().map_err(|_| what())?))
 }
@@ -156,12 +177,17 @@ async fn installation_id_or_new(index: &dyn Index) -> Result<InstallationId> {
     read_id(&index.create_setting(INSTALLATION_SETTING, new.as_bytes()).await?)
 }
 
-/// The claims of the store that the settings name, for a person's question: asked once.
-pub(crate) fn open_claims(settings: &Settings) -> Result<(StoreClaims, String)> {
-    let store = match &settings.remote_storage {
+/// The store that the settings name, for a person's question: asked once. A folder stays as it is.
+pub(crate) fn open_files(settings: &Settings) -> Result<Store> {
+    Ok(match &settings.remote_storage {
         Some(remote) => Store::open(&remote.store, &CallPolicy::once())?,
         None => Store::existing_folder(&settings.storage_path)?,
-    };
+    })
+}
+
+/// The claims of the store that the settings name, for a person's question: asked once.
+pub(crate) fn open_claims(settings: &Settings) -> Result<(StoreClaims, String)> {
+    let store = open_files(settings)?;
     let location = match &settings.remote_storage {
         Some(_) => store.location().to_owned(),
         None => settings.storage_path.display().to_string(),

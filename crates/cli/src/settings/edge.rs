@@ -160,6 +160,9 @@ fn resolve_target(raw: &Raw, notes: &mut Vec<String>) -> Result<EdgeTarget> {
         name: text(raw, &keys::EDGE_NAME).to_owned(),
         caches,
         listings: boolean(raw, &keys::EDGE_LISTINGS),
+        logs: boolean(raw, &keys::EDGE_LOGS),
+        traces: boolean(raw, &keys::EDGE_TRACES),
+        debug_info: boolean(raw, &keys::EDGE_DEBUG_INFO),
         recompress_level: match integer(raw, &keys::EDGE_RECOMPRESS_LEVEL) {
             0 => None,
             level => Some(i32::try_from(level).expect("at most 19")),

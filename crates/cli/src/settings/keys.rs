@@ -320,6 +320,13 @@ keys! { KEYS:
         "How long a cache without its own setting keeps an unused object; 0 means for ever.").default("0s").attic();
     GC_DEFAULT_QUOTA = Key::new("garbage-collection.default-quota", Kind::Size(0, 1 << 60),
         "Most bytes that a cache without its own setting keeps, as clients download them; 0 means no quota.").default("0");
+    GC_RECOMPRESS_LEVEL = Key::new("garbage-collection.recompress-level", Kind::Integer(0, 19),
+        "zstd level at which collections recompress packs that no push has used for 30 days, once. 0 leaves them as they are. \
+         Docs: OPERATING.md, \"Recompression\".").default("0");
+
+    JOURNAL_INTERVAL = Key::new("journal.interval", Kind::Duration(1, 3_600),
+        "How often the server writes what changed to the journal beside the packs. A lost database loses what changed since the \
+         last time.").default("20s");
 
     JWT_BOUND_ISSUER = Key::new("jwt.token-bound-issuer", Kind::Text,
         "The server accepts only tokens with this `iss`, and puts it into new tokens.").attic();
@@ -396,6 +403,13 @@ keys! { EDGE_KEYS:
         "How long the publisher repeats a request when the store is busy or does not answer.").default("45s");
     EDGE_LISTINGS = Key::new("edge.listings", Kind::Bool,
         "Whether to publish listings (`.ls`) too: one more request for each path.").default("false");
+    EDGE_LOGS = Key::new("edge.logs", Kind::Bool,
+        "Whether to publish build logs too, for `nix log`: one more request for each.").default("false");
+    EDGE_TRACES = Key::new("edge.traces", Kind::Bool,
+        "Whether to publish build traces too, with which Nix substitutes content-addressed paths: one more request for each.")
+        .default("true");
+    EDGE_DEBUG_INFO = Key::new("edge.debug-info", Kind::Bool,
+        "Whether to publish links to debug info too, for debuggers: one more request for each debug file.").default("false");
     EDGE_RECOMPRESS_LEVEL = Key::new("edge.recompress-level", Kind::Integer(0, 19),
         "zstd level for recompressing NARs during publishing. Level 19 makes them a tenth smaller than the default of \
          `chunks.zstd-level`, and costs a second of CPU for each 2 MB, once. 0 sends NARs as stored, which costs almost no CPU. A \

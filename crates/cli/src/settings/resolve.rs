@@ -70,6 +70,9 @@ pub(crate) struct Settings {
     pub(crate) upload_timeout: Duration,
     /// 0 for no collection but those that are asked for.
     pub(crate) collect_interval: Duration,
+    /// The level that cold packs are recompressed at.
+    pub(crate) recompress_level: Option<u8>,
+    pub(crate) journal_interval: Duration,
     pub(crate) shutdown_timeout: Duration,
     pub(crate) reencodings_max: usize,
     pub(crate) stats: bool,
@@ -252,6 +255,10 @@ fn resolve(raw: &Raw) -> Result<Settings> {
         write_idle_timeout: duration(raw, &keys::LIMIT_WRITE_IDLE_TIMEOUT),
         upload_timeout: duration(raw, &keys::LIMIT_UPLOAD_TIMEOUT),
         collect_interval: duration(raw, &keys::GC_INTERVAL),
+        recompress_level: u8::try_from(integer(raw, &keys::GC_RECOMPRESS_LEVEL))
+            .ok()
+            .filter(|level| *level > 0),
+        journal_interval: duration(raw, &keys::JOURNAL_INTERVAL),
         shutdown_timeout: duration(raw, &keys::LIMIT_SHUTDOWN_TIMEOUT),
         reencodings_max: count(integer(raw, &keys::LIMIT_REENCODINGS).unsigned_abs()),
         stats: boolean(raw, &keys::STATS),

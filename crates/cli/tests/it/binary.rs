@@ -33,8 +33,10 @@ fn help_teaches() {
         "gc",
         "backup",
         "restore",
+        "recover",
         "adopt",
         "scrub",
+        "stats",
     ] {
         let words: Vec<&str> = command.split(' ').chain(["--help"]).collect();
         let help = home.run(&words);
@@ -157,6 +159,30 @@ fn scrub_works_beside_a_server_and_without_one() {
         alone.contains(r#""message_type":"scrub""#) && alone.contains(r#""found_damage":false"#),
         "{alone}"
     );
+}
+
+#[test]
+fn stats_shows_a_cache_and_the_whole_server() {
+    let mut home = TestHome::new();
+    home.serve();
+    home.login();
+    insta::assert_snapshot!(home.run(&["stats", "main"]), @"
+    exit code: 0
+    --- stdout
+    0 paths, 0 B uncompressed
+    ");
+    insta::assert_snapshot!(home.run(&["stats"]), @"
+    exit code: 0
+    --- stdout
+    0 paths in all caches, 0 B uncompressed
+    0 NARs, in 0 packs of 0 B
+    saved by NARs that several paths have: 0 B
+    saved by equal chunks: 0 B
+    saved by holes: 0 B
+    saved by compression: 0 B
+    ");
+    let json = home.run(&["stats", "--json"]);
+    assert!(json.contains(r#""message_type":"stats""#) && json.contains(r#""complete":true"#), "{json}");
 }
 
 #[test]

@@ -6,7 +6,8 @@
 //! read on. docs/STORAGE.md argues why this loses nothing.
 //!
 //! Invariants
-//! - Stored bytes are copied verbatim, and each chunk's checksum is compared before it is written.
+//! - Stored bytes are copied verbatim, unless a cold pack is recompressed ([`super::recompress`]).
+//!   Each chunk's checksum is compared before it is written.
 //! - A new pack is in memory once, with one read of an old pack: [`COMPACTION_BYTES_MAX`] in all.
 //! - A crash leaves a pack on the list of doomed packs at most. A store that fails stops the
 //!   compaction and not the collection.
@@ -15,18 +16,20 @@ use std::time::Instant;
 
 use bytes::Bytes;
 use dormer_blobs::BlobKey;
-use dormer_format::{Pack, PackBuilder, PackId, StoredChunk, checksum};
+use dormer_format::{ChunkLayout, Pack, PackBuilder, PackId, checksum};
 use dormer_index::{ChunkMove, ChunkRow, CompactedPack, PackNumber, PackRow, PackedChunk};
 use dormer_nix::with_causes;
 
 use super::plan::{
     CompactionTotals, Live, PackLimits, REWRITE_BYTES_MAX, REWRITE_CHUNKS_MAX, RewriteGroup, plan_reads,
 };
+use super::recompress::{self, Recompressor};
 use super::{CollectionReport, Collector, Turn};
 use crate::Result;
 use crate::back_off::pause_after;
 
-/// Memory of a compaction, in bytes: a new pack, a read, and rows.
+/// Memory of a compaction, in bytes: a new pack, a read, and rows. The zstd contexts of a
+/// recompression come on top.
 pub(crate) const COMPACTION_BYTES_MAX: u64 = 24 << 20;
 
 /// Bytes that one collection writes at most. Another one goes on, so a large compaction keeps no
@@ -52,6 +55,22 @@ pub(super) struct OpenPack {
     sources: Vec<Vec<ChunkRow>>,
     chunks: usize,
     bytes: u64,
+    frames: Frames,
+}
+
+/// What becomes of the frames of chunks that move.
+#[derive(Debug, Clone, Copy)]
+enum Frames {
+    /// They stay. The least level that the old packs were recompressed at.
+    Kept(u8),
+    /// They are made anew, at this level.
+    New(u8),
+}
+
+impl Default for Frames {
+    fn default() -> Self {
+        Self::Kept(0)
+    }
 }
 
 impl OpenPack {
@@ -122,9 +141,13 @@ impl Collector {
         Ok(())
     }
 
-    /// Whether this collection has written as much as it may.
-    pub(super) fn is_compaction_over(report: &CollectionReport) -> bool {
-        report.compacted.bytes_written >= RUN_BYTES_MAX
+    /// Whether this collection has done as much for such a group as it may.
+    pub(super) fn is_compaction_over(report: &CollectionReport, group: &RewriteGroup) -> bool {
+        match group.level {
+            None => report.compacted.bytes_written >= RUN_BYTES_MAX,
+            // What turned out to be hardly smaller took as long.
+            Some(_) => report.recompressed.bytes_read >= recompress::RUN_BYTES_MAX,
+        }
     }
 
     /// Compacts a group: rewrites its packs, and condemns those that can go then.
@@ -136,7 +159,12 @@ impl Collector {
         limits: &PackLimits,
         report: &mut CollectionReport,
     ) -> Result<()> {
-        let mut open = OpenPack::default();
+        let frames = match group.level {
+            Some(level) => Frames::New(level),
+            None => Frames::Kept(group.packs.iter().map(|pack| pack.recompressed_level).min().unwrap_or(0)),
+        };
+        let empty = || OpenPack { frames, ..OpenPack::default() };
+        let mut open = empty();
         // Live chunks that are still in their packs.
         let mut left: Vec<(PackRow, u64)> = Vec::new();
         let mut moved = Vec::new();
@@ -147,7 +175,9 @@ impl Collector {
             left.push((*pack, chunks.rows.len() as u64 + u64::from(!chunks.is_all)));
             for row in chunks.rows {
                 if !open.has_room_for(&row) {
-                    let Some(more) = self.write_pack(turn, std::mem::take(&mut open), report).await? else {
+                    let Some(more) =
+                        self.write_pack(turn, std::mem::replace(&mut open, empty()), report).await?
+                    else {
                         return Ok(());
                     };
                     moved.extend(more);
@@ -162,15 +192,20 @@ impl Collector {
         for (pack, left) in &mut left {
             *left -= moved.iter().filter(|source| **source == pack.number).count() as u64;
         }
+        if let Some(level) = group.level {
+            // Whatever became of their chunks, another run at this level would do the same.
+            self.index.note_recompressed(&super::numbers(&group.packs), level).await?;
+        }
         let empty: Vec<PackRow> =
             left.into_iter().filter(|(_, left)| *left == 0).map(|(pack, _)| pack).collect();
         let begun = Instant::now();
         // These marks saw every NAR, but for those of commits whose stamps are looked at here.
         let (numbers, now) = (super::numbers(&empty), self.clock.now());
         let condemned = self.index.condemn_packs(&numbers, limits.stamps, now).await?;
+        let totals = if group.level.is_some() { &mut report.recompressed } else { &mut report.compacted };
         for pack in empty.iter().filter(|pack| condemned.contains(&pack.number)) {
-            report.compacted.packs += 1;
-            report.compacted.bytes += pack.size;
+            totals.packs += 1;
+            totals.bytes += pack.size;
         }
         turn.step(begun, 5, 0, condemned.len() as u64).await
     }
@@ -215,7 +250,12 @@ impl Collector {
         let mut builder = PackBuilder::new(id);
         let mut rows = Vec::with_capacity(open.chunks);
         let mut damaged = Vec::new();
-        let cost = open.cost();
+        let mut cost = open.cost();
+        let mut recompressor = match open.frames {
+            Frames::Kept(_) => None,
+            Frames::New(level) => Some(Recompressor::new(level)?),
+        };
+        let mut new_frames = Vec::new();
         for source in open.sources {
             let key = BlobKey::Pack(source[0].pack_id);
             for (bytes, places) in plan_reads(&source) {
@@ -223,18 +263,24 @@ impl Collector {
                 let chunks = &source[places];
                 match self.read_chunks(&key, bytes.start..bytes.end, chunks).await {
                     Ok(stored) => {
+                        let mut sound = Vec::with_capacity(chunks.len());
                         for (row, stored) in chunks.iter().zip(stored) {
                             match stored {
-                                Some(bytes) => {
-                                    builder.add(StoredChunk {
-                                        id: row.id,
-                                        layout: row.layout.clone(),
-                                        checksum: row.checksum,
-                                        bytes,
-                                    });
-                                    rows.push(row.clone());
-                                }
+                                Some(bytes) => sound.push((row.clone(), bytes)),
                                 None => damaged.push(row.number),
+                            }
+                        }
+                        rows.extend(sound.iter().map(|(row, _)| row.clone()));
+                        if let Some(contexts) = recompressor.take() {
+                            let (contexts, shrunk) = recompress::recompress(turn, contexts, sound).await?;
+                            recompressor = Some(contexts);
+                            for chunk in shrunk {
+                                new_frames.push((chunk.checksum, chunk.layout.clone()));
+                                builder.add(chunk);
+                            }
+                        } else {
+                            for (row, bytes) in sound {
+                                builder.add(recompress::as_stored(&row, bytes));
                             }
                         }
                     }
@@ -254,12 +300,27 @@ impl Collector {
             return Ok(Some(Vec::new()));
         }
         let pack = builder.finish();
+        let frames = match open.frames {
+            Frames::Kept(_) => None,
+            Frames::New(_) => {
+                let before: u64 = rows.iter().map(|row| u64::from(row.layout.stored_len())).sum();
+                let after: u64 = new_frames.iter().map(|(_, layout)| u64::from(layout.stored_len())).sum();
+                if !recompress::is_worth(before, after) {
+                    let cost = CompactionTotals { bytes_read: cost.bytes_read, ..Default::default() };
+                    report.recompressed.add(&cost);
+                    return Ok(Some(Vec::new()));
+                }
+                cost.bytes_written = after;
+                Some(new_frames)
+            }
+        };
         if !self.store_pack(&pack).await? {
             return Ok(None);
         }
         turn.keep().await?;
-        let moved = self.move_to(&pack, &rows).await?;
-        report.compacted.add(&CompactionTotals { chunks: moved.len() as u64, ..cost });
+        let totals = if frames.is_some() { &mut report.recompressed } else { &mut report.compacted };
+        let moved = self.move_to(&pack, &rows, open.frames, frames).await?;
+        totals.add(&CompactionTotals { chunks: moved.len() as u64, ..cost });
         turn.step(begun, 5, 0, moved.len() as u64).await?;
         Ok(Some(moved))
     }
@@ -276,7 +337,13 @@ impl Collector {
     }
 
     /// Moves chunks to a stored pack; returns the old pack of each that moved.
-    async fn move_to(&self, pack: &Pack, rows: &[ChunkRow]) -> Result<Vec<PackNumber>> {
+    async fn move_to(
+        &self,
+        pack: &Pack,
+        rows: &[ChunkRow],
+        frames: Frames,
+        new_frames: Option<Vec<(u64, ChunkLayout)>>,
+    ) -> Result<Vec<PackNumber>> {
         let moves = rows.iter().zip(&pack.entries).map(|(row, entry)| ChunkMove {
             number: row.number,
             from: row.pack,
@@ -284,7 +351,17 @@ impl Collector {
             checksum: row.checksum,
             offset: entry.offset,
         });
-        let compacted = CompactedPack { id: pack.id, size: pack.size, chunks: moves.collect() };
+        let compacted = CompactedPack {
+            id: pack.id,
+            size: pack.size,
+            raw_bytes: rows.iter().map(|row| u64::from(row.layout.raw_len)).sum(),
+            holed_bytes: rows.iter().map(|row| row.layout.holed_bytes()).sum(),
+            recompressed_level: match frames {
+                Frames::Kept(level) | Frames::New(level) => level,
+            },
+            chunks: moves.collect(),
+            new_frames,
+        };
         let now = self.clock.now();
         let moved = self.index.move_chunks(&compacted, now, now + DOOMED_MARGIN_SECONDS).await?;
         let moved: std::collections::HashSet<u64> = moved.into_iter().collect();

@@ -24,6 +24,7 @@ mod compact;
 mod metrics;
 mod plan;
 mod purge;
+mod recompress;
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -38,6 +39,7 @@ pub(crate) use self::compact::COMPACTION_BYTES_MAX;
 pub use self::metrics::CollectMetrics;
 pub use self::plan::{CompactionTotals, PackTotals};
 use self::plan::{Live, Marks, PackLimits, PackVerdict, Rewrite, RewriteGroup, RewriteGroups, stray_seconds};
+use self::recompress::Recompression;
 use crate::pace::pause_after;
 use crate::{Clock, Result};
 
@@ -82,6 +84,10 @@ pub struct CollectSettings {
     pub upload_seconds_max: i64,
     /// Seconds for which an upload alias resolves.
     pub alias_seconds: i64,
+    /// The zstd level that cold packs are recompressed at; `None` leaves them as they are.
+    pub recompress_level: Option<u8>,
+    /// A pack is cold so many seconds after it was stored, and after a commit used it last.
+    pub cold_seconds: i64,
 }
 
 impl Default for CollectSettings {
@@ -91,6 +97,8 @@ impl Default for CollectSettings {
             listing_seconds: 7 * 86_400,
             upload_seconds_max: 86_400,
             alias_seconds: 30 * 86_400,
+            recompress_level: None,
+            cold_seconds: 30 * 86_400,
         }
     }
 }
@@ -110,6 +118,16 @@ pub struct CollectionPlan {
     pub remove: PackTotals,
     /// Packs that would be compacted, and what that costs.
     pub compact: CompactionTotals,
+    /// Packs that would be recompressed, by this collection and the next ones. What they would be
+    /// then is not known: the bytes to write are those that are read.
+    #[serde(default)]
+    pub recompress: CompactionTotals,
+}
+
+impl CollectionPlan {
+    fn totals_of(&mut self, group: &RewriteGroup) -> &mut CompactionTotals {
+        if group.level.is_some() { &mut self.recompress } else { &mut self.compact }
+    }
 }
 
 /// What a collection did.
@@ -136,6 +154,9 @@ pub struct CollectionReport {
     pub strays_found: u64,
     /// Packs that were compacted and condemned, and what that cost.
     pub compacted: CompactionTotals,
+    /// Packs that were recompressed and condemned, and what that cost. It does not count those that
+    /// are hardly smaller at the higher level, which stay.
+    pub recompressed: CompactionTotals,
     /// NARs of removed paths whose bytes left the store without their grace.
     pub purged: u64,
 }
@@ -266,7 +287,7 @@ impl Collector {
             after = last.number;
             let judged = Judged::new(&page, &live, &limits);
             for group in self.gather_rewrites(&mut groups, &page, &live, &limits).await? {
-                self.plan_group(&group, &live, &mut plan.compact).await?;
+                self.plan_group(&group, &live, plan.totals_of(&group)).await?;
             }
             for (packs, totals) in [
                 (&judged.condemn, &mut plan.condemn),
@@ -277,7 +298,7 @@ impl Collector {
             }
         }
         for group in groups.rest() {
-            self.plan_group(&group, &live, &mut plan.compact).await?;
+            self.plan_group(&group, &live, plan.totals_of(&group)).await?;
         }
         Ok(plan)
     }
@@ -291,6 +312,7 @@ impl Collector {
         live: &Live,
         limits: &PackLimits,
     ) -> Result<Vec<RewriteGroup>> {
+        let recompression = self.recompression();
         let mut full = Vec::new();
         for pack in page {
             let in_pack = live.in_pack(pack.number);
@@ -298,7 +320,7 @@ impl Collector {
                 Some(chunks) => chunks,
                 None => self.index.count_chunks(&[pack.number]).await?,
             };
-            if let Some(why) = Rewrite::new(pack, in_pack, chunks, limits) {
+            if let Some(why) = Rewrite::new(pack, in_pack, chunks, limits, recompression) {
                 full.extend(groups.add(why, *pack, in_pack, chunks));
             }
         }
@@ -347,6 +369,11 @@ impl Collector {
     fn begin_marks(&self) -> (UnixSeconds, PackLimits) {
         let now = self.clock.now();
         (now, PackLimits::new(now, self.settings.upload_seconds_max))
+    }
+
+    fn recompression(&self) -> Option<Recompression> {
+        let cold_before = self.clock.now() - self.settings.cold_seconds;
+        self.settings.recompress_level.map(|level| Recompression { level, cold_before })
     }
 
     fn aliases_since(&self, now: UnixSeconds) -> UnixSeconds {
@@ -480,7 +507,7 @@ impl Collector {
         limits: &PackLimits,
         report: &mut CollectionReport,
     ) -> Result<()> {
-        if Self::is_compaction_over(report) {
+        if Self::is_compaction_over(report, group) {
             return Ok(());
         }
         self.compact_group(turn, group, live, limits, report).await

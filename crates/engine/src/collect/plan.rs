@@ -7,6 +7,8 @@ use dormer_index::{ChunkRow, PackNumber, PackRow, StampLimits, UnixSeconds};
 use roaring::RoaringTreemap;
 use serde::{Deserialize, Serialize};
 
+use super::recompress::Recompression;
+
 /// Most chunks of a pack. A chunk that never moved lies in the pack `number / PACK_CHUNKS`.
 pub(crate) const PACK_CHUNKS: u64 = 65_536;
 
@@ -145,6 +147,8 @@ pub(crate) enum Rewrite {
     HalfDead,
     /// It is small, and of this size class; it joins others of the class.
     Small(usize),
+    /// It is cold, and its chunks can be compressed at this level.
+    Cold(u8),
 }
 
 /// Bytes below which a pack belongs to each size class of small packs. A merge makes packs of the
@@ -156,13 +160,27 @@ pub(crate) const MERGE_PACKS_MIN: usize = 8;
 
 impl Rewrite {
     /// Whether a pack that stays is rewritten, when so many of its `chunks` are live.
-    pub(crate) fn new(pack: &PackRow, live: u64, chunks: u64, limits: &PackLimits) -> Option<Self> {
+    pub(crate) fn new(
+        pack: &PackRow,
+        live: u64,
+        chunks: u64,
+        limits: &PackLimits,
+        recompression: Option<Recompression>,
+    ) -> Option<Self> {
         // What is young may hold chunks of uploads that no NAR needs yet.
         if live == 0 || pack.condemned_at.is_some() || pack.created_at >= limits.stamps.created_before {
             return None;
         }
         if live * 2 < chunks {
             return Some(Self::HalfDead);
+        }
+        // Before small packs are merged: cold ones are merged while they are recompressed.
+        if let Some(Recompression { level, cold_before }) = recompression
+            && pack.created_at < cold_before
+            && pack.used_at < cold_before
+            && pack.recompressed_level < level
+        {
+            return Some(Self::Cold(level));
         }
         SMALL_BYTES.iter().position(|bytes| pack.size < *bytes).map(Self::Small)
     }
@@ -172,6 +190,8 @@ impl Rewrite {
 #[derive(Debug, Default)]
 pub(crate) struct RewriteGroup {
     pub(crate) packs: Vec<PackRow>,
+    /// The level that their chunks are compressed at; `None`: they stay as they are.
+    pub(crate) level: Option<u8>,
     /// About the bytes that stay.
     bytes: u64,
 }
@@ -185,6 +205,7 @@ const GROUP_PACKS_MAX: usize = 256;
 pub(crate) struct RewriteGroups {
     half_dead: RewriteGroup,
     small: [RewriteGroup; SMALL_BYTES.len()],
+    cold: RewriteGroup,
 }
 
 impl RewriteGroups {
@@ -199,6 +220,10 @@ impl RewriteGroups {
         let group = match why {
             Rewrite::HalfDead => &mut self.half_dead,
             Rewrite::Small(class) => &mut self.small[class],
+            Rewrite::Cold(level) => {
+                self.cold.level = Some(level);
+                &mut self.cold
+            }
         };
         group.bytes += pack.size * live / chunks.max(1);
         group.packs.push(pack);
@@ -209,8 +234,8 @@ impl RewriteGroups {
     /// The groups that are worth a new pack although it is not full.
     pub(crate) fn rest(self) -> Vec<RewriteGroup> {
         let merges = self.small.into_iter().filter(|group| group.packs.len() >= MERGE_PACKS_MIN);
-        let half_dead = Some(self.half_dead).filter(|group| !group.packs.is_empty());
-        half_dead.into_iter().chain(merges).collect()
+        let others = [self.half_dead, self.cold].into_iter().filter(|group| !group.packs.is_empty());
+        others.chain(merges).collect()
     }
 }
 
@@ -308,6 +333,7 @@ mod tests {
             used_at: NOW - unused_for,
             condemned_at: condemned_for.map(|seconds| NOW - seconds),
             chunks: Some(100),
+            recompressed_level: 0,
         }
     }
 
@@ -349,7 +375,7 @@ mod tests {
         let limits = PackLimits::new(NOW, DAY);
         let why = |size, age, live| {
             let pack = PackRow { size, ..pack(age, 0, None) };
-            Rewrite::new(&pack, live, 100, &limits)
+            Rewrite::new(&pack, live, 100, &limits, None)
         };
         for (size, age, live, expected) in [
             (20 << 20, 90 * DAY, 49, Some(Rewrite::HalfDead)),
@@ -366,7 +392,35 @@ mod tests {
             assert_eq!(why(size, age, live), expected, "{size} bytes, {age} s old, {live} live");
         }
         let condemned = pack(90 * DAY, 0, Some(1));
-        assert_eq!(Rewrite::new(&condemned, 1, 100, &limits), None);
+        assert_eq!(Rewrite::new(&condemned, 1, 100, &limits, None), None);
+    }
+
+    #[test]
+    fn what_is_cold_is_recompressed_once_at_each_level() {
+        let limits = PackLimits::new(NOW, DAY);
+        let recompression = Some(Recompression { level: 9, cold_before: NOW - 30 * DAY });
+        let why = |age, unused_for, recompressed_level, live| {
+            let pack = PackRow { size: 20 << 20, recompressed_level, ..pack(age, unused_for, None) };
+            Rewrite::new(&pack, live, 100, &limits, recompression)
+        };
+        for (age, unused_for, level, live, expected) in [
+            (31 * DAY, 31 * DAY, 0, 100, Some(Rewrite::Cold(9))),
+            (31 * DAY, 31 * DAY, 8, 100, Some(Rewrite::Cold(9))),
+            (31 * DAY, 31 * DAY, 9, 100, None),
+            (31 * DAY, 31 * DAY, 19, 100, None),
+            (31 * DAY, 29 * DAY, 0, 100, None),
+            (30 * DAY, 30 * DAY, 0, 100, None),
+            (31 * DAY, 31 * DAY, 0, 49, Some(Rewrite::HalfDead)),
+        ] {
+            assert_eq!(why(age, unused_for, level, live), expected, "{age} s old, level {level}");
+        }
+        let small = PackRow { size: 9, ..pack(31 * DAY, 31 * DAY, None) };
+        assert_eq!(Rewrite::new(&small, 100, 100, &limits, recompression), Some(Rewrite::Cold(9)));
+        let mut groups = RewriteGroups::default();
+        let cold = pack(90 * DAY, 90 * DAY, None);
+        assert!(groups.add(Rewrite::Cold(9), cold, 100, 100).is_none());
+        let rest = groups.rest();
+        assert_eq!((rest.len(), rest[0].level), (1, Some(9)), "one is enough");
     }
 
     #[test]

@@ -38,6 +38,7 @@ use serde::{Deserialize, Serialize};
 
 use self::check::{PackFindings, check_pack, decode_chunk};
 pub use self::metrics::ScrubMetrics;
+use crate::cpu::blocking;
 use crate::pace::pause_after;
 use crate::read::windows;
 use crate::{Clock, Error, Result};
@@ -531,18 +532,6 @@ fn fetches(rows: &[ChunkRow]) -> impl Iterator<Item = &[ChunkRow]> {
         rest = others;
         Some(group)
     })
-}
-
-/// Runs work that takes more than a moment of CPU.
-async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> T {
-    match tokio::task::spawn_blocking(work).await {
-        Ok(done) => done,
-        Err(error) => match error.try_into_panic() {
-            Ok(panic) => std::panic::resume_unwind(panic),
-            // The run time is shutting down and takes the caller with it.
-            Err(_) => std::future::pending().await,
-        },
-    }
 }
 
 #[cfg(test)]

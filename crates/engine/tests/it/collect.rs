@@ -72,13 +72,15 @@ pub(crate) struct Lab {
     pub(crate) installation: Installation,
     postgres: Option<String>,
     clock: Arc<TestClock>,
+    /// Collections recompress cold packs at this level.
+    pub(crate) recompress_level: Option<u8>,
 }
 
 impl Lab {
     pub(crate) async fn new(on_postgres: bool) -> Self {
         let postgres = new_database(on_postgres).await;
         let clock = Arc::new(TestClock(AtomicI64::new(1_800_000_000)));
-        Self { installation: Installation::new(), postgres, clock }
+        Self { installation: Installation::new(), postgres, clock, recompress_level: None }
     }
 
     async fn postgres(url: &str) -> PostgresIndex {
@@ -120,7 +122,11 @@ impl Lab {
 
     pub(crate) fn collector(&self, index: Arc<dyn CollectIndex>, blobs: Arc<dyn Blobs>) -> Collector {
         // Every collection lists.
-        let settings = CollectSettings { listing_seconds: 0, ..CollectSettings::default() };
+        let settings = CollectSettings {
+            listing_seconds: 0,
+            recompress_level: self.recompress_level,
+            ..CollectSettings::default()
+        };
         Collector::new(index, blobs, Arc::clone(&self.clock) as Arc<dyn Clock>, settings)
     }
 

@@ -15,7 +15,7 @@ use crate::common::{
 use dormer_engine::{Engine, Result};
 use dormer_index::{Audit, Cache, CommitOutcome, Index, PostgresIndex, PostgresOptions};
 use dormer_nix::nar::{NarLimits, NarReader, Node, encode_tree};
-use dormer_nix::{NarHash, StorePath};
+use dormer_nix::{BuildTrace, DocumentName, NarHash, StorePath, TraceKey};
 use dormer_testkit::{
     FaultBlobs, FaultIndex, Faults, Lie, Random, Violation, check_invariants, object_for, package_nar,
     rebuilt,
@@ -37,6 +37,8 @@ enum Story {
     Removal,
     /// A path whose listing is too large for a row.
     LargeListing,
+    /// Logs and a trace, each again with more; then the path that they belong to is removed.
+    Documents,
 }
 
 /// What a client knows after an answer.
@@ -48,6 +50,8 @@ enum Told {
     Removed(StorePath),
     /// The upload is there under this name.
     Uploaded(String, Vec<u8>),
+    /// The document has this in it; `None`: it is gone.
+    Document(DocumentName, Option<String>),
 }
 
 /// Plain ones, one that shares chunks with the first, and the first again.
@@ -79,6 +83,9 @@ impl Story {
         let cache = create_main(&engine).await;
         match self {
             Self::Objects | Self::Aliases | Self::LargeListing => {}
+            Self::Documents => {
+                push(&engine, &cache, &path(0), &nars()[0]).await.expect("nothing crashes yet");
+            }
             Self::Removal => {
                 for (number, nar) in (0..).zip(nars()) {
                     push(&engine, &cache, &path(number), &nar).await.expect("nothing crashes yet");
@@ -130,6 +137,29 @@ impl Story {
                 let other = package_nar(&mut Random::new(7), 20_000, &[]);
                 let outcome = push(engine, cache, &path(0), &other).await;
                 told.push((Told::Present(path(0), other), outcome));
+            }
+            Self::Documents => {
+                let derivation: StorePath = format!("{}.drv", path(9)).parse().expect("a store path");
+                let log = DocumentName::Log(derivation.clone());
+                for text in ["first", "second"] {
+                    let outcome = engine.put_log(cache, derivation.clone(), text.into()).await;
+                    told.push((Told::Document(log.clone(), Some(text.to_owned())), outcome));
+                }
+                let key = TraceKey::Derivation { derivation, output: "out".to_owned() };
+                let name = DocumentName::Trace(key.clone());
+                for signer in ["one", "two"] {
+                    let trace = BuildTrace {
+                        key: key.clone(),
+                        out_path: path(0),
+                        dependents: BTreeMap::new(),
+                        sigs: vec![format!("{signer}:AAAA")],
+                        is_keyed: false,
+                    };
+                    let outcome = engine.put_trace(cache, trace).await;
+                    told.push((Told::Document(name.clone(), Some(signer.to_owned())), outcome.map(drop)));
+                }
+                let outcome = engine.remove_object(cache, &path(0).hash(), None).await;
+                told.push((Told::Document(name, None), outcome.map(drop)));
             }
             Self::LargeListing => {
                 let nar = nar_with_large_listing();
@@ -213,7 +243,7 @@ impl Site {
             .filter(|(_, outcome)| outcome.is_ok())
             .filter_map(|(told, _)| match told {
                 Told::Present(_, nar) | Told::Uploaded(_, nar) => Some(hash_of(nar)),
-                Told::Removed(_) => None,
+                Told::Removed(_) | Told::Document(..) => None,
             })
             .collect();
         let audit = self.audit().await;
@@ -224,6 +254,7 @@ impl Site {
 /// Asks for everything that a client was told last; what was not answered may be either way.
 async fn is_as_told(engine: &Engine, told: &[(Told, Result<()>)], when: &str) {
     let cache = engine.find_cache("main").await.expect(ANSWERS).expect("it was made before");
+    let mut documents: HashMap<&DocumentName, Option<&Option<String>>> = HashMap::new();
     let mut paths: HashMap<&StorePath, Option<Option<&Vec<u8>>>> = HashMap::new();
     for (told, outcome) in told {
         match told {
@@ -238,7 +269,20 @@ async fn is_as_told(engine: &Engine, told: &[(Told, Result<()>)], when: &str) {
                 assert_eq!(alias.map(|alias| alias.nar.hash), Some(hash_of(nar)), "{name} {when}");
             }
             Told::Uploaded(..) => {}
+            Told::Document(name, text) => {
+                documents.insert(name, outcome.is_ok().then_some(text));
+            }
         }
+    }
+    for (name, known) in documents {
+        let document = engine.document(&cache, name).await.expect(ANSWERS);
+        let Some(known) = known else { continue };
+        let found = document.map(|bytes| String::from_utf8(bytes.to_vec()).expect("text"));
+        let is_as_told = match known {
+            None => found.is_none(),
+            Some(text) => found.as_ref().is_some_and(|found| found.contains(text)),
+        };
+        assert!(is_as_told, "{name} should have {known:?}, and is {found:?} {when}");
     }
     for (path, known) in paths {
         let narinfo = engine.narinfo(&cache, &path.hash()).await.expect(ANSWERS);
@@ -305,6 +349,11 @@ async fn a_crash_at_any_step_of_a_removal_is_survived() {
 #[tokio::test]
 async fn a_crash_at_any_step_of_a_push_with_a_large_listing_is_survived() {
     holds_at_every_step(Story::LargeListing, 3, false).await;
+}
+
+#[tokio::test]
+async fn a_crash_at_any_step_of_documents_is_survived() {
+    holds_at_every_step(Story::Documents, 5, false).await;
 }
 
 #[tokio::test]

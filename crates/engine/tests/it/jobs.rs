@@ -9,12 +9,13 @@ use crate::common::{
     Installation, create_cache, create_main, decompress, engine_over, ingest, path, push, served, settings,
 };
 use async_trait::async_trait;
-use dormer_engine::{Clock, JobRunner, JobSettings, SystemClock};
+use dormer_engine::{Clock, JobRunner, JobSettings, OutboxLimits, SystemClock};
 use dormer_index::{
-    CacheId, Error, ExpiryDefaults, Index, Job, JobBacklog, JobId, JobIndex, JobKind, JobLease, JobStep,
-    Result, SqliteIndex, TargetId, UnixSeconds,
+    CacheId, CounterIndex as _, Error, ExpiryDefaults, Index, Job, JobBacklog, JobId, JobIndex, JobKind,
+    JobLease, JobStep, OutboxIndex as _, OutboxPosition, Result, SqliteIndex, TargetId, UnixSeconds,
 };
 use dormer_testkit::{Random, check_invariants, package_nar};
+use prometheus::core::Collector as _;
 
 /// A clock that tests move.
 #[derive(Debug)]
@@ -137,6 +138,26 @@ impl JobIndex for FaultJobs {
     ) -> Result<JobStep> {
         self.call(self.inner.spread_damage_step(lease, limit, at, ends_at)).await
     }
+    async fn tend_counters(&self, at: UnixSeconds, since: UnixSeconds) -> Result<bool> {
+        self.call(self.inner.tend_counters(at, since)).await
+    }
+    async fn trim_outbox(
+        &self,
+        keep_since: UnixSeconds,
+        give_up_before: UnixSeconds,
+        limit: u32,
+    ) -> Result<u64> {
+        self.call(self.inner.trim_outbox(keep_since, give_up_before, limit)).await
+    }
+    async fn recount_step(
+        &self,
+        lease: &JobLease,
+        limit: u32,
+        at: UnixSeconds,
+        ends_at: UnixSeconds,
+    ) -> Result<JobStep> {
+        self.call(self.inner.recount_step(lease, limit, at, ends_at)).await
+    }
 }
 
 /// Two rows a step, so that a small cache has many steps.
@@ -232,6 +253,31 @@ async fn a_runner_that_stops_gives_its_job_back() {
             .await;
     }
     assert_eq!(index.audit().await.unwrap().unnamed_nars.len(), 5);
+}
+
+#[tokio::test]
+async fn a_runner_counts_anew_and_trims_the_outbox() {
+    let installation = Installation::new();
+    let (index, _engine, _) = deleted_cache(&installation).await;
+    let settings = JobSettings {
+        poll: Duration::from_millis(2),
+        step_rows_max: 2,
+        recount_seconds: Some(1),
+        outbox: Some(OutboxLimits { keep_seconds: 100, give_up_seconds: 200 }),
+        ..JobSettings::default()
+    };
+    let runner = JobRunner::new(index.clone(), clock_at(1_800_000_000), "test".to_owned(), settings);
+    let runner = runner.with_counters(index.clone());
+    let trimmed = async || index.outbox_after(OutboxPosition::START, 1).await.unwrap().is_empty();
+    assert!(!trimmed().await);
+    let before = index.stored_counts().await.unwrap();
+    runner.run(until("both are done", async || trimmed().await && has_no_job(&index).await)).await;
+    let after = index.stored_counts().await.unwrap();
+    assert_eq!((before.paths.paths, after.paths.paths), (6, 1), "five are gone with their cache");
+    assert_eq!((after.is_complete, after.nars, after.pack_bytes), (true, 6, before.pack_bytes));
+    assert!(!runner.stored_metrics().collect().is_empty());
+    let due = index.tend_counters(1_800_000_001, 1_799_999_999).await.unwrap();
+    assert!(!due && has_no_job(&index).await, "the last recount is of now");
 }
 
 /// A holder that was silent for longer than its lease finds out by its next step, and changes

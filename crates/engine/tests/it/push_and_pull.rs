@@ -78,8 +78,10 @@ async fn stored_bytes_are_served_as_they_are_and_no_codec_sees_them() {
         size: 180_096,
         file_size,
         tag: tag.finish(),
+        holed_bytes: 0,
         recipe: recipe.finish(),
         listing: StoredListing::Inline(Vec::new()),
+        build_ids: Vec::new(),
         packs: rows.iter().map(|row| row.pack).collect(),
     };
     let commit = NarCommit {

@@ -109,6 +109,15 @@ fn recipe_holds_its_properties() {
 }
 
 #[test]
+fn journal_holds_its_properties() {
+    let records = crate::journal::every_record();
+    let mut seeds: Vec<Vec<u8>> =
+        records.iter().map(|record| fuzz_targets::journal_records(std::slice::from_ref(record))).collect();
+    seeds.push(fuzz_targets::journal_records(&records));
+    run("journal", &seeds, fuzz_targets::fuzz_journal);
+}
+
+#[test]
 fn layout_holds_its_properties() {
     let mut encoder = Encoder::new(3).unwrap();
     let seeds: Vec<Vec<u8>> = (0..4)

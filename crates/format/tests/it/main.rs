@@ -3,4 +3,5 @@
 mod common;
 mod fuzz_corpus;
 mod golden;
+mod journal;
 mod properties;

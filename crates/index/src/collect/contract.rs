@@ -5,7 +5,7 @@
 //! something looks again, in its own transaction, whether it may.
 
 use async_trait::async_trait;
-use dormer_format::{ChunkRun, PackId};
+use dormer_format::{ChunkLayout, ChunkRun, PackId};
 
 use crate::Result;
 use crate::contract::{ChunkRow, NarId, PackNumber, UnixSeconds};
@@ -43,6 +43,9 @@ pub struct PackRow {
     /// Chunks in the object, also those whose rows lie in another pack. `None` if an older Dormer
     /// stored it.
     pub chunks: Option<u64>,
+    /// The least level that its chunks were recompressed at, or would hardly be smaller at; 0:
+    /// none.
+    pub recompressed_level: u8,
 }
 
 /// A chunk whose row lies in a pack.
@@ -61,8 +64,17 @@ pub struct CompactedPack {
     pub id: PackId,
     /// Bytes of the object.
     pub size: u64,
+    /// Raw bytes of its chunks.
+    pub raw_bytes: u64,
+    /// Those of them in chunks with holes.
+    pub holed_bytes: u64,
+    /// The least level that its chunks were recompressed at; 0: some were not.
+    pub recompressed_level: u8,
     /// Its chunks, with their new places.
     pub chunks: Vec<ChunkMove>,
+    /// For each chunk, the XXH3-64 and the layout of its new frames. `None`: the chunks were
+    /// copied.
+    pub new_frames: Option<Vec<(u64, ChunkLayout)>>,
 }
 
 /// A chunk that moves to another pack, with its stored bytes.
@@ -187,8 +199,9 @@ pub trait CollectIndex: Send + Sync + std::fmt::Debug + 'static {
     async fn pack_chunks(&self, pack: PackNumber, after: Option<u64>, limit: u32)
     -> Result<Vec<PackedChunk>>;
     /// Gives a compacted pack its row, and moves those chunks to it whose rows are sound and still
-    /// lie where they were read; returns their numbers. Recipes and tags stay, since neither the
-    /// numbers nor the stored bytes change.
+    /// lie where they were read; returns their numbers. Recipes stay, since the numbers do. Tags
+    /// stay too, unless the chunks get new frames: then the next opening of a NAR finds its new
+    /// tag.
     ///
     /// The pack must be on the list of doomed packs, with a deadline after `doomed_after`, and is
     /// taken off it. If it is not on the list (its object may be gone), or if no chunk moves,
@@ -200,6 +213,9 @@ pub trait CollectIndex: Send + Sync + std::fmt::Debug + 'static {
         at: UnixSeconds,
         doomed_after: UnixSeconds,
     ) -> Result<Vec<u64>>;
+    /// Writes down that the chunks of these packs were compressed at a level, or would hardly be
+    /// smaller at it.
+    async fn note_recompressed(&self, packs: &[PackNumber], level: u8) -> Result<()>;
     /// Marks chunks whose stored bytes cannot be read: no upload uses them, and the next push that
     /// brings such a chunk heals it.
     async fn mark_chunks_damaged(&self, chunks: &[u64], at: UnixSeconds) -> Result<()>;

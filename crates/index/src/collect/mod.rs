@@ -26,14 +26,14 @@ use dormer_format::{ChunkRun, PackId};
 
 use crate::Result;
 use crate::changes::Change;
-use crate::columns::{array, recipe, signed, unsigned};
+use crate::columns::{array, corrupt, recipe, signed, unsigned};
 use crate::contract::{NarId, PackNumber, UnixSeconds};
 use crate::jobs::{JobId, JobKind, JobLease, work};
 use crate::rows::{Row, read_chunk, read_pack_id};
 use crate::sql::Argument::{Bytes, Flag, List, Number, Numbers, Table, Text};
 use crate::sql::{Column, Sql, Transaction, both};
 use crate::sql_index::{Dialect, SqlIndex, Write};
-use crate::topics::chunks::insert_pack;
+use crate::topics::chunks::{PackRowValues, insert_pack};
 use crate::topics::damage;
 
 /// The deadline of a doomed pack whose object is never deleted.
@@ -55,10 +55,26 @@ pub(crate) const EXPIRE_GRACES: Sql = both!(
     "DELETE FROM graces WHERE ends_at <= $1 AND (cache, hash, nar) IN
          (SELECT cache, hash, nar FROM graces WHERE ends_at + 0 <= $1 ORDER BY ends_at + 0 LIMIT $2)"
 );
-pub(crate) const EXPIRE_ALIASES: Sql = both!(
-    "DELETE FROM aliases WHERE used_at <= $1 AND (cache, file_name) IN
-         (SELECT cache, file_name FROM aliases WHERE used_at + 0 <= $1 ORDER BY used_at + 0 LIMIT $2)"
-);
+// Noted for the journal too; PostgreSQL does it with the deletion.
+const NOTE_EXPIRED_ALIASES: Sql = Sql {
+    sqlite: "
+        INSERT INTO journal_notes (cache, kind, name, changes)
+        SELECT cache, 2, file_name, 1 FROM aliases WHERE used_at + 0 <= $1 ORDER BY used_at + 0 LIMIT $2
+        ON CONFLICT (cache, kind, name) DO UPDATE SET changes = journal_notes.changes + 1",
+    postgres: Sql::NOTHING,
+};
+pub(crate) const EXPIRE_ALIASES: Sql = Sql {
+    sqlite: "
+        DELETE FROM aliases WHERE used_at <= $1 AND (cache, file_name) IN
+            (SELECT cache, file_name FROM aliases WHERE used_at + 0 <= $1 ORDER BY used_at + 0 LIMIT $2)",
+    postgres: "
+        WITH gone AS (
+            DELETE FROM aliases WHERE used_at <= $1 AND (cache, file_name) IN
+                (SELECT cache, file_name FROM aliases WHERE used_at + 0 <= $1 ORDER BY used_at + 0 LIMIT $2)
+            RETURNING cache, file_name)
+        INSERT INTO journal_notes (cache, kind, name, changes) SELECT cache, 2, file_name, 1 FROM gone
+        ON CONFLICT (cache, kind, name) DO UPDATE SET changes = journal_notes.changes + 1",
+};
 
 /// Bytes of recipes in one page of [`MARK_NARS`]. A recipe has 1 MiB at most.
 const MARK_BYTES_MAX: i64 = 2 << 20;
@@ -103,7 +119,7 @@ pub(crate) const MOVED_CHUNKS: Sql = both!(
     "SELECT number, pack FROM chunks WHERE pack <> number / 65536 AND number > $1 ORDER BY number LIMIT $2"
 );
 const PAGE_PACKS: Sql = both!(
-    "SELECT id, number, size, created_at, used_at, condemned_at, chunks FROM packs
+    "SELECT id, number, size, created_at, used_at, condemned_at, chunks, recompressed_level FROM packs
      WHERE number > $1 ORDER BY number LIMIT $2"
 );
 pub(crate) const COUNT_CHUNKS: Sql = Sql {
@@ -147,6 +163,39 @@ pub(crate) const MOVE_CHUNKS: Sql = Sql {
             ORDER BY c.id FOR NO KEY UPDATE OF c)
         UPDATE chunks SET pack = $1, start = held.start FROM held WHERE chunks.number = held.number
         RETURNING chunks.number",
+};
+/// The same for chunks that get new frames.
+pub(crate) const REFRAME_CHUNKS: Sql = Sql {
+    sqlite: "
+        UPDATE chunks SET pack = $1, start = k.value ->> 4, checksum = k.value ->> 5, layout = unhex(k.value ->> 6)
+        FROM json_each($2) AS k
+        WHERE chunks.number = k.value ->> 0 AND +chunks.pack = k.value ->> 1
+            AND chunks.start = k.value ->> 2 AND chunks.checksum = k.value ->> 3
+            AND chunks.damaged_at IS NULL
+        RETURNING number",
+    postgres: "
+        WITH held AS MATERIALIZED (
+            SELECT c.number, k.start, k.new_checksum, k.layout
+            FROM unnest($2::bigint[], $3::bigint[], $4::bigint[], $5::bigint[], $6::bigint[], $7::bigint[],
+                $8::bytea[]) AS k (number, source, place, checksum, start, new_checksum, layout)
+            JOIN chunks AS c ON c.number = k.number
+            WHERE c.pack = k.source AND c.start = k.place AND c.checksum = k.checksum
+                AND c.damaged_at IS NULL
+            ORDER BY c.id FOR NO KEY UPDATE OF c)
+        UPDATE chunks SET pack = $1, start = held.start, checksum = held.new_checksum, layout = held.layout
+        FROM held WHERE chunks.number = held.number
+        RETURNING chunks.number",
+};
+// Stamps are locked in the order of numbers everywhere.
+const NOTE_RECOMPRESSED: Sql = Sql {
+    sqlite: "
+        UPDATE packs SET recompressed_level = $2
+        WHERE number IN (SELECT value FROM json_each($1)) AND recompressed_level < $2",
+    postgres: "
+        WITH held AS MATERIALIZED (
+            SELECT p.number FROM packs AS p WHERE p.number = ANY ($1) AND p.recompressed_level < $2
+            ORDER BY p.number FOR NO KEY UPDATE)
+        UPDATE packs SET recompressed_level = $2 FROM held WHERE packs.number = held.number",
 };
 const DELETE_PACK: Sql = both!("DELETE FROM packs WHERE number = $1");
 
@@ -311,7 +360,9 @@ impl<D: Dialect> CollectIndex for SqlIndex<D> {
 
     async fn expire_aliases(&self, limit: u32, used_until: UnixSeconds) -> Result<u64> {
         self.write("remove old upload aliases", async |mut tx| {
-            tx.run(EXPIRE_ALIASES, &[Number(used_until), Number(limit.into())]).await
+            let page = [Number(used_until), Number(limit.into())];
+            tx.run(NOTE_EXPIRED_ALIASES, &page).await?;
+            tx.run(EXPIRE_ALIASES, &page).await
         })
         .await
     }
@@ -402,25 +453,55 @@ impl<D: Dialect> CollectIndex for SqlIndex<D> {
         doomed_after: UnixSeconds,
     ) -> Result<Vec<u64>> {
         let column = |value: fn(&ChunkMove) -> i64| Column::Numbers(pack.chunks.iter().map(value).collect());
-        let table = [
+        let mut table = vec![
             column(|chunk| signed(chunk.number)),
             column(|chunk| chunk.from.0),
             column(|chunk| signed(chunk.from_offset)),
             column(|chunk| chunk.checksum.cast_signed()),
             column(|chunk| signed(chunk.offset)),
         ];
+        let new_frames = pack.new_frames.as_deref();
+        assert!(new_frames.is_none_or(|frames| frames.len() == pack.chunks.len()), "frames for each chunk");
+        let layouts: Vec<Vec<u8>> =
+            new_frames.unwrap_or_default().iter().map(|(_, layout)| layout.encode()).collect();
+        if let Some(frames) = new_frames {
+            table.push(Column::Numbers(frames.iter().map(|(checksum, _)| checksum.cast_signed()).collect()));
+            table.push(Column::Bytes(layouts.iter().map(Vec::as_slice).collect()));
+        }
+        let move_chunks = if new_frames.is_some() { REFRAME_CHUNKS } else { MOVE_CHUNKS };
         self.write(Write::from("move chunks to a new pack").unless_done(), async |mut tx| {
             let id = pack.id.as_bytes();
             if tx.run(TAKE_OFF_DOOMED, &[Bytes(id), Number(doomed_after)]).await? == 0 {
                 return Ok(Vec::new());
             }
-            let number = insert_pack(&mut tx, pack.id, pack.size, pack.chunks.len(), at).await?;
-            let moved = tx.rows(MOVE_CHUNKS, &[Number(number), Table(&table)]).await?;
+            let row = PackRowValues {
+                id: pack.id,
+                size: pack.size,
+                created_at: at,
+                chunks: pack.chunks.len(),
+                raw_bytes: pack.raw_bytes,
+                holed_bytes: pack.holed_bytes,
+                recompressed_level: pack.recompressed_level,
+            };
+            let number = insert_pack(&mut tx, &row).await?;
+            let moved = tx.rows(move_chunks, &[Number(number), Table(&table)]).await?;
+            if new_frames.is_some() {
+                // Other replicas may remember the frames: they would give NARs their old tags back.
+                tx.announce(Change::Everything).await?;
+            }
             if moved.is_empty() {
                 tx.run(DELETE_PACK, &[Number(number)]).await?;
                 tx.run(DOOM_REMOVED, &[List(&[id]), Number(at)]).await?;
             }
             moved.iter().map(|row| unsigned("chunks", row.column(0, "chunks")?)).collect()
+        })
+        .await
+    }
+
+    async fn note_recompressed(&self, packs: &[PackNumber], level: u8) -> Result<()> {
+        let packs = numbers(packs);
+        self.write("note what was recompressed", async |mut tx| {
+            tx.run(NOTE_RECOMPRESSED, &[Numbers(&packs), Number(level.into())]).await.map(drop)
         })
         .await
     }
@@ -604,7 +685,7 @@ fn read_packed(row: &impl Row) -> Result<PackedChunk> {
     Ok(PackedChunk { row: read_chunk(row)?, is_damaged })
 }
 
-/// Columns: id, number, size, created_at, used_at, condemned_at, chunks.
+/// Columns: id, number, size, created_at, used_at, condemned_at, chunks, recompressed_level.
 pub(crate) fn read_pack(row: &impl Row) -> Result<PackRow> {
     let table = "packs";
     Ok(PackRow {
@@ -615,5 +696,7 @@ pub(crate) fn read_pack(row: &impl Row) -> Result<PackRow> {
         used_at: row.column(4, table)?,
         condemned_at: row.column(5, table)?,
         chunks: row.column::<Option<i64>>(6, table)?.map(|chunks| unsigned(table, chunks)).transpose()?,
+        recompressed_level: u8::try_from(row.column::<i64>(7, table)?)
+            .map_err(|error| corrupt(table, error))?,
     })
 }

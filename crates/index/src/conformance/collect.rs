@@ -1,7 +1,10 @@
 //! What the collector asks: removals that look again before they remove.
 
+use std::collections::HashSet;
 use std::sync::Arc;
 use std::time::Duration;
+
+use dormer_format::ChunkLayout;
 
 use super::fixtures::{
     GRACE_SECONDS, NOW, alias, cache, chunk_id, commit, nar_hash, new_nar, object, pack, pack_id, path_hash,
@@ -311,7 +314,19 @@ pub(super) async fn chunks_move_only_from_where_they_were_read(three: Three) -> 
         };
         rows.iter().zip((32..).step_by(1_000)).map(to).collect()
     };
-    let mut new = CompactedPack { id: pack_id(7), size: 5_000, chunks: moves(&rows) };
+    let compacted = |number, chunks| {
+        let id = pack_id(number);
+        CompactedPack {
+            id,
+            size: 5_000,
+            raw_bytes: 9_000,
+            holed_bytes: 4_000,
+            recompressed_level: 0,
+            chunks,
+            new_frames: None,
+        }
+    };
+    let mut new = compacted(7, moves(&rows));
     // The second lies elsewhere than it was read, the fourth has other bytes.
     new.chunks[1].from_offset += 1;
     new.chunks[3].checksum ^= 1;
@@ -338,11 +353,62 @@ pub(super) async fn chunks_move_only_from_where_they_were_read(three: Three) -> 
     commit(&three.index, id, NarSource::New(Box::new(new_nar(1, &rows[..1]))), target).await?;
 
     // A pack that no chunk moves to gets no row, and may be deleted.
-    let again = CompactedPack { id: pack_id(8), size: 5_000, chunks: moves(&rows[..1]) };
+    let again = compacted(8, moves(&rows[..1]));
     three.collect.doom_packs(&[again.id], Some(NOW + 100)).await?;
     assert_eq!(three.collect.move_chunks(&again, NOW + 1, NOW).await?, nothing, "it moved before");
     assert_eq!(three.collect.doomed_packs(9, NOW + 1).await?, [again.id]);
     assert_eq!(three.numbers().await?, [numbers[0], added.number]);
+    Ok(())
+}
+
+pub(super) async fn chunks_get_new_frames_where_they_were_read(three: Three) -> Result<()> {
+    let rows = three.index.commit_pack(&pack(1, [1, 2, 3])).await?;
+    let numbers = three.numbers().await?;
+    let to = |(row, offset): (&ChunkRow, u64)| ChunkMove {
+        number: row.number,
+        from: row.pack,
+        from_offset: row.offset,
+        checksum: row.checksum,
+        offset,
+    };
+    let layout = |row: &ChunkRow| {
+        let frames = row.layout.frames.iter().map(|frame| frame - 1).collect();
+        ChunkLayout { frames, ..row.layout.clone() }
+    };
+    let mut new = CompactedPack {
+        id: pack_id(7),
+        size: 5_000,
+        raw_bytes: 9_000,
+        holed_bytes: 4_000,
+        recompressed_level: 9,
+        chunks: rows.iter().zip((32..).step_by(1_000)).map(to).collect(),
+        new_frames: Some(rows.iter().map(|row| (row.checksum ^ 7, layout(row))).collect()),
+    };
+    // The second has other bytes by now.
+    new.chunks[1].checksum ^= 1;
+    three.collect.doom_packs(&[new.id], Some(NOW + 5)).await?;
+    let moved = three.collect.move_chunks(&new, NOW, NOW).await?;
+    assert_eq!(HashSet::from([rows[0].number, rows[2].number]), moved.into_iter().collect());
+    let added = three.packs().await?[1];
+    assert_eq!((added.id, added.recompressed_level), (new.id, 9));
+    let expected = |place: usize| ChunkRow {
+        pack: added.number,
+        pack_id: new.id,
+        offset: new.chunks[place].offset,
+        checksum: rows[place].checksum ^ 7,
+        layout: layout(&rows[place]),
+        ..rows[place].clone()
+    };
+    let found = three.index.load_chunks(&[run(rows[0].number, 3)]).await?;
+    assert_eq!(found, [expected(0), rows[1].clone(), expected(2)]);
+
+    let levels = async || {
+        let packs = three.packs().await?;
+        Ok::<_, Error>(packs.iter().map(|pack| pack.recompressed_level).collect::<Vec<_>>())
+    };
+    assert_eq!(levels().await?, [0, 9]);
+    three.collect.note_recompressed(&[numbers[0], added.number], 5).await?;
+    assert_eq!(levels().await?, [5, 9], "a level never sinks");
     Ok(())
 }
 

@@ -97,7 +97,9 @@ pub(super) fn new_nar(number: u32, rows: &[ChunkRow]) -> NewNar {
         file_size: 5_000 + u64::from(number),
         tag: tag(number),
         recipe: recipe(rows),
+        holed_bytes: rows.iter().map(|row| row.layout.holed_bytes()).sum(),
         listing: StoredListing::Inline(vec![40, 181, 47, 253, number.to_le_bytes()[0]]),
+        build_ids: Vec::new(),
         packs: rows.iter().map(|row| row.pack).collect(),
     }
 }
@@ -111,6 +113,7 @@ pub(super) fn object(number: u32) -> Object {
         ca: None,
         sigs: Vec::new(),
         system: None,
+        extra: Vec::new(),
     }
 }
 

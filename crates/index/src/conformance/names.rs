@@ -248,6 +248,10 @@ pub(super) async fn every_field_of_an_object_comes_back(index: Subject) -> Resul
         ca: Some("fixed:r:sha256:x".to_owned()),
         sigs: vec![format!("cache.example.org-1:{}==", "A".repeat(86)), "odd".to_owned(), String::new()],
         system: Some("aarch64-linux".to_owned()),
+        extra: vec![
+            ("Provenance".to_owned(), "{\"a\": \"b: c\"}".to_owned()),
+            ("X".to_owned(), "é".to_owned()),
+        ],
     };
     push(&index, cache, 1, CommitTarget::Object(whole.clone())).await?;
     assert_eq!(index.find_object(cache, &path_hash(7)).await?.expect("there").object, whole);

@@ -3,13 +3,14 @@
 use std::sync::Arc;
 
 use dormer_format::EncodingTag;
-use dormer_nix::{NarHash, StorePathHash};
+use dormer_nix::{BuildId, DocumentName, NarHash, StorePathHash};
 
-use super::fixtures::{NOW, cache, nar_hash, path_hash, push_object, tag};
+use super::fixtures::{NOW, cache, commit, nar_hash, new_nar, object, pack, path_hash, push_object, tag};
 use crate::{
-    AbsentPage, CacheId, CacheScan, Error, Index, JobIndex, Lease, NotedFrom, OutboxPosition,
-    PendingVerdicts, PublishBacklog, PublishDone, PublishIndex, PublishIntent, PublishState, PublishTarget,
-    PublishedCache, PublishedNar, Removal, Result,
+    AbsentPage, CacheId, CacheScan, CommitTarget, Error, Index, JobIndex, Lease, NarSource, NewDocument,
+    NewNar, NotedFrom, OutboxPosition, PendingVerdicts, PublishBacklog, PublishDone, PublishIndex,
+    PublishIntent, PublishState, PublishTarget, PublishedCache, PublishedDocument, PublishedFile,
+    PublishedNar, Removal, Result,
 };
 
 /// What every case works on: the contracts of one adapter.
@@ -92,7 +93,7 @@ async fn pending(both: &Both, lease: &Lease, cache: CacheId) -> Result<Vec<Store
 /// Notes the whole cache, two objects at a time.
 async fn note_all(both: &Both, lease: &Lease, cache: CacheId, at: i64) -> Result<()> {
     let mut scan = CacheScan::Objects(None);
-    while let Some(next) = both.publish.note_cache_step(lease, cache, scan, 2, at).await? {
+    while let Some(next) = both.publish.note_cache_step(lease, cache, scan.clone(), 2, at).await? {
         assert_ne!(next, scan, "a step goes on");
         scan = next;
     }
@@ -184,6 +185,7 @@ pub(super) async fn a_lost_lease_writes_nothing(both: Both) -> Result<()> {
         both.publish.forget_nars(&old, id, &key).await,
         both.publish.note_drift(&old, id, &one, &key, NOW, CacheScan::Nars(None)).await,
         both.publish.move_target(&old, "elsewhere", true).await,
+        both.publish.clear_missed_changes(&old).await,
     ];
     for outcome in outcomes {
         assert!(matches!(outcome, Err(Error::LeaseLost)), "{outcome:?}");
@@ -464,6 +466,97 @@ pub(super) async fn drift_is_looked_at_again(both: Both) -> Result<()> {
     Ok(())
 }
 
+pub(super) async fn documents_are_written_down_with_their_objects(both: Both) -> Result<()> {
+    let id = cache(&both.index, "main").await?;
+    let (_, lease) = target(&both).await?;
+    let name = |number: u32| -> DocumentName {
+        let derivation = format!("{}-package-{number}.drv", path_hash(number));
+        DocumentName::Log(derivation.parse().expect("a store path"))
+    };
+    // What the lab has of them, the newest first.
+    for number in [1, 2, 3] {
+        let (name, owner, body) = (name(number), path_hash(number), vec![7]);
+        let document = NewDocument { name, owner, size: 9, encoding: None, body };
+        both.index.put_document(id, &document, NOW).await?;
+    }
+    let owned = async |owners: &[u32], limit| -> Result<Vec<DocumentName>> {
+        let found = both.publish.find_owned_documents(id, &hashes(owners), limit).await?;
+        assert!(found.iter().all(|found| found.size == 9 && found.digest.len() == 32));
+        Ok(found.into_iter().map(|found| found.name).collect())
+    };
+    assert_eq!(owned(&[1, 3, 4], 10).await?, [name(3), name(1)]);
+    assert_eq!(owned(&[1, 2, 3], 2).await?, [name(3), name(2)]);
+    assert_eq!(owned(&[], 2).await?, []);
+    // Build ids of the NARs of objects.
+    let rows = both.index.commit_pack(&pack(7, [7])).await?;
+    let build_ids: Vec<BuildId> = ["aa01", "aa02"].map(|id| id.parse().expect("a build id")).to_vec();
+    let nar = NewNar { build_ids: build_ids.clone(), ..new_nar(7, &rows) };
+    let target = CommitTarget::Object(object(7));
+    commit(&both.index, id, NarSource::New(Box::new(nar)), target).await?;
+    push_object(&both.index, id, 8).await?;
+    let mut found = both.publish.find_build_ids(id, &hashes(&[7, 8]), 10).await?;
+    found.sort_unstable();
+    assert_eq!(found, build_ids.iter().map(|build_id| (path_hash(7), build_id.clone())).collect::<Vec<_>>());
+    assert_eq!(both.publish.find_build_ids(id, &hashes(&[7, 8]), 1).await?.len(), 1);
+    assert_eq!(both.publish.find_build_ids(id, &[], 1).await?, []);
+    // What the target has: 1 has a log alone, 2 and 3 share one.
+    let row = |hash: u32, document: u32, file: Option<&str>| PublishedDocument {
+        hash: path_hash(hash),
+        name: name(document),
+        digest: file.map_or_else(Vec::new, |_| vec![5; 32]),
+        file: file.map(|etag| PublishedFile {
+            digest: vec![6; 32],
+            etag: Some(etag.to_owned()).filter(|etag| !etag.is_empty()),
+        }),
+    };
+    let rows = [row(1, 1, None), row(2, 2, Some("\"e\"")), row(3, 2, Some(""))];
+    both.publish.write_published_documents(&lease, id, &rows).await?;
+    let find = async |numbers: &[u32]| {
+        both.publish.find_published_documents(lease.target, id, &hashes(numbers)).await
+    };
+    assert_eq!(find(&[1, 4]).await?, [row(1, 1, None)]);
+    let written = row(1, 1, Some("\"f\""));
+    both.publish.write_published_documents(&lease, id, std::slice::from_ref(&written)).await?;
+    assert_eq!(find(&[1]).await?, std::slice::from_ref(&written));
+    let list = async |limit: u32, through: &str| -> Result<Vec<PublishedDocument>> {
+        let (mut found, mut after) = (Vec::new(), ("log/".to_owned(), None));
+        loop {
+            let place = (after.0.as_str(), after.1);
+            let page = both.publish.list_published_documents(lease.target, id, place, through, limit).await?;
+            let Some(last) = page.last() else { return Ok(found) };
+            after = (last.name.to_string(), Some(last.hash));
+            found.extend(page);
+        }
+    };
+    let mut all = vec![written, rows[1].clone(), rows[2].clone()];
+    all.sort_by_key(|row| (row.name.to_string(), row.hash));
+    assert_eq!(list(1, "log0").await?, all);
+    assert_eq!(list(2, "log0").await?, all);
+    let first = all[0].name.to_string();
+    assert_eq!(
+        list(9, &first).await?,
+        all.iter().filter(|row| row.name == all[0].name).cloned().collect::<Vec<_>>()
+    );
+    assert_eq!(list(9, "log/0").await?, []);
+    // One of two that share a document does not take it along.
+    let needed = async |documents: &[(StorePathHash, DocumentName)]| {
+        both.publish.find_needed_documents(lease.target, id, documents).await
+    };
+    let (of_one, of_two) = ((path_hash(1), name(1)), (path_hash(2), name(2)));
+    assert_eq!(needed(&[of_one.clone(), of_two.clone()]).await?, [(path_hash(3), name(2))]);
+    both.publish.forget_published_documents(&lease, id, &[(path_hash(3), name(2))]).await?;
+    assert_eq!(needed(&[of_one, of_two.clone()]).await?, []);
+    assert_eq!(find(&[3]).await?, []);
+    // Drift: looked at again, with nothing written.
+    let scan = CacheScan::Documents(Some("log/x".to_owned()));
+    both.publish.note_document_drift(&lease, id, &[of_two], NOW, Some(scan)).await?;
+    assert_eq!(find(&[2]).await?, [row(2, 2, None)]);
+    assert_eq!(pending(&both, &lease, id).await?, hashes(&[2]));
+    while !both.publish.forget_published_cache(&lease, id, 1).await? {}
+    assert_eq!(find(&[1, 2, 3]).await?, []);
+    Ok(())
+}
+
 pub(super) async fn a_cache_is_remembered_and_forgotten(both: Both) -> Result<()> {
     let id = cache(&both.index, "main").await?;
     let (_, lease) = target(&both).await?;
@@ -494,10 +587,15 @@ pub(super) async fn a_cache_is_remembered_and_forgotten(both: Both) -> Result<()
     assert_eq!((backlog[0].running, backlog[0].waiting), (1, 0));
     assert_eq!(both.jobs.job_backlog(NOW + HOUR).await?[0].running, 0, "the target's lease has ended");
     // How far the work over all of it has come is written down with each of its steps.
-    let scans =
-        [CacheScan::Narinfos(None), CacheScan::Nars(Some(255)), CacheScan::Objects(Some(path_hash(1)))];
+    let scans = [
+        CacheScan::Narinfos(None),
+        CacheScan::Nars(Some(255)),
+        CacheScan::Documents(None),
+        CacheScan::Documents(Some("log/x".to_owned())),
+        CacheScan::Objects(Some(path_hash(1))),
+    ];
     for scan in scans {
-        both.publish.note_drift(&lease, id, &[], &[], NOW, scan).await?;
+        both.publish.note_drift(&lease, id, &[], &[], NOW, scan.clone()).await?;
         assert_eq!(both.publish.published_caches(lease.target).await?[0].scan, Some(scan));
     }
     let noted = [(id, path_hash(8), NOW), (id, path_hash(9), NOW)];
@@ -621,5 +719,56 @@ pub(super) async fn a_grace_lasts_while_the_lab_serves_the_nar(both: Both) -> Re
     );
     both.index.remove_object(id, &path_hash(1), Removal::ForCause, NOW).await?;
     assert_eq!(both.publish.end_graces(&lease, id, &of_one, NOW).await?, ended + 1, "of {before}");
+    Ok(())
+}
+
+pub(super) async fn the_outbox_is_trimmed_to_what_is_needed(both: Both) -> Result<()> {
+    let id = cache(&both.index, "main").await?;
+    for number in 1..=6 {
+        push_object(&both.index, id, number).await?;
+    }
+    // On PostgreSQL rows appear when no older transaction of the server runs.
+    let rest = async || both.index.outbox_after(OutboxPosition::START, 100).await;
+    while rest().await?.len() < 6 {
+        tokio::task::yield_now().await;
+    }
+    let all = rest().await?;
+    let trim = |keep_since, give_up_before, limit| both.jobs.trim_outbox(keep_since, give_up_before, limit);
+    assert_eq!(trim(NOW, NOW, 100).await?, 0, "they are not old enough");
+    assert_eq!(trim(NOW + 1, 0, 2).await?, 2, "nobody follows");
+    assert_eq!(rest().await?, all[2..]);
+
+    let (target, lease) = target(&both).await?;
+    let missed = async || Ok::<_, Error>(both.publish.open_target("edge", "").await?.missed_changes);
+    assert_eq!(trim(NOW + 1, NOW, 100).await?, 0, "the target has not seen them");
+    both.publish.note_pending(&lease, &[], NotedFrom::Outbox(all[3].position)).await?;
+    let late = both.publish.open_target("late", "").await?;
+    assert_eq!(trim(NOW + 1, NOW, 100).await?, 0, "another one has not");
+    let late_lease = both.publish.acquire_lease(late.id, "me", NOW, NOW + HOUR).await?.expect("it is free");
+    both.publish.note_pending(&late_lease, &[], NotedFrom::Outbox(all[5].position)).await?;
+    assert_eq!(trim(NOW + 1, NOW, 100).await?, 2);
+    assert_eq!(rest().await?, all[4..]);
+    assert!(!missed().await?);
+
+    // It does not come back.
+    assert_eq!(trim(NOW + 1, NOW + 1, 1).await?, 1);
+    assert_eq!(rest().await?, all[5..]);
+    assert!(missed().await?);
+    let others = both.publish.list_targets().await?;
+    assert_eq!(others.iter().map(|target| target.missed_changes).collect::<Vec<_>>(), [true, false]);
+    assert_eq!(others[0].cursor, all[3].position);
+    both.publish.clear_missed_changes(&lease).await?;
+    assert!(!missed().await?);
+    assert_eq!(target.id, lease.target);
+
+    // What comes now lies behind everything that was there.
+    assert_eq!(trim(NOW + 1, NOW + 1, 100).await?, 1);
+    push_object(&both.index, id, 7).await?;
+    while rest().await?.is_empty() {
+        tokio::task::yield_now().await;
+    }
+    let new = rest().await?;
+    assert_eq!((new.len(), new[0].store_path_hash), (1, Some(path_hash(7))));
+    assert!(new[0].position > all[5].position);
     Ok(())
 }

@@ -35,17 +35,21 @@ pub enum JobKind {
     /// holder of the job's lease runs it, and gives the lease back now and then, so that other jobs
     /// get their turn.
     Scrub,
+    /// Counts everything anew ([`CounterIndex`](crate::CounterIndex)). The holder of the job's lease
+    /// runs it.
+    Recount,
 }
 
 impl JobKind {
     /// All kinds.
-    pub const ALL: [Self; 6] = [
+    pub const ALL: [Self; 7] = [
         Self::DeleteCache,
         Self::ExpireCache,
         Self::ScanCache,
         Self::Collect,
         Self::SpreadDamage,
         Self::Scrub,
+        Self::Recount,
     ];
 
     /// The kind in the table, in `dormer jobs` and as a metric's label.
@@ -57,6 +61,7 @@ impl JobKind {
             Self::Collect => "collect",
             Self::SpreadDamage => "spread-damage",
             Self::Scrub => "scrub",
+            Self::Recount => "recount",
         }
     }
 }
@@ -221,6 +226,32 @@ pub trait JobIndex: Send + Sync + std::fmt::Debug + 'static {
     /// rows of damage. After the last step every NAR that needs a damaged chunk counts as damaged.
     /// Like [`JobIndex::delete_cache_step`] otherwise.
     async fn spread_damage_step(
+        &self,
+        lease: &JobLease,
+        limit: u32,
+        at: UnixSeconds,
+        ends_at: UnixSeconds,
+    ) -> Result<JobStep>;
+
+    /// Sums up a page of the changes of counters that pushes left (PostgreSQL), and opens a job of
+    /// [`JobKind::Recount`] if the last one ended at `since` or before. Returns whether changes may
+    /// be left for another call.
+    async fn tend_counters(&self, at: UnixSeconds, since: UnixSeconds) -> Result<bool>;
+    /// Deletes the first rows of the outbox, at most `limit`, as far as nobody needs them. Rows
+    /// since `keep_since` stay: a cache that is new to a target looks through them for what it had
+    /// before. Older ones stay while a target or the journal has not followed them, unless they are
+    /// from before `give_up_before`. The targets that miss them are told
+    /// ([`PublishTarget::missed_changes`](crate::PublishTarget)), and the journal writes a new
+    /// snapshot. Returns how many rows are gone.
+    async fn trim_outbox(
+        &self,
+        keep_since: UnixSeconds,
+        give_up_before: UnixSeconds,
+        limit: u32,
+    ) -> Result<u64>;
+    /// One step of [`JobKind::Recount`]: counts at most `limit` objects, NARs or packs. The
+    /// counters are right after every step. Like [`JobIndex::delete_cache_step`] otherwise.
+    async fn recount_step(
         &self,
         lease: &JobLease,
         limit: u32,

@@ -134,9 +134,20 @@ pub(crate) const EXAMINE_DOCUMENTS: Sql = Sql {
     sqlite: examine_documents!("substr(d.name, 5)"),
     postgres: examine_documents!("substr(d.name, 5) COLLATE \"default\""),
 };
+// Noted for the journal too; PostgreSQL does it with the deletion.
+const NOTE_DOCUMENTS: Sql = Sql {
+    sqlite: "
+        INSERT INTO journal_notes (cache, kind, name, changes)
+        SELECT cache, 3, name, 1 FROM documents WHERE id IN (SELECT value FROM json_each($1))
+        ON CONFLICT (cache, kind, name) DO UPDATE SET changes = journal_notes.changes + 1",
+    postgres: Sql::NOTHING,
+};
 pub(crate) const DELETE_DOCUMENTS: Sql = Sql {
     sqlite: "DELETE FROM documents WHERE id IN (SELECT value FROM json_each($1))",
-    postgres: "DELETE FROM documents WHERE id = ANY ($1)",
+    postgres: "
+        WITH gone AS (DELETE FROM documents WHERE id = ANY ($1) RETURNING cache, name)
+        INSERT INTO journal_notes (cache, kind, name, changes) SELECT cache, 3, name, 1 FROM gone
+        ON CONFLICT (cache, kind, name) DO UPDATE SET changes = journal_notes.changes + 1",
 };
 const NOTE_EXPIRED: Sql = both!("UPDATE caches SET expired_at = $2 WHERE id = $1");
 
@@ -587,6 +598,7 @@ impl Step {
         }
         let mut rows = 0;
         if !orphans.is_empty() {
+            tx.run(NOTE_DOCUMENTS, &[Numbers(&orphans)]).await?;
             rows = tx.run(DELETE_DOCUMENTS, &[Numbers(&orphans)]).await?;
         }
         let next = (page.len() == self.limit as usize).then_some(next);

@@ -1,14 +1,15 @@
 //! Jobs: work over a whole cache or target, in steps that any process can continue.
 //!
 //! [`contract`] states the port, and [`work`] holds the statements that keep a job's row.
-//! [`delete_cache`], [`expire_cache`] and [`spread_damage`] are jobs. Publishing's scans are jobs
-//! too; their steps run under the lease of their target (`publish/work/caches.rs`). A topic that
-//! has a job of its own runs its step in one transaction: it holds the job, does its work, and
-//! advances or finishes the job before it commits.
+//! [`delete_cache`], [`expire_cache`], [`recount`] and [`spread_damage`] are jobs. Publishing's
+//! scans are jobs too; their steps run under the lease of their target (`publish/work/caches.rs`).
+//! A topic that has a job of its own runs its step in one transaction: it holds the job, does its
+//! work, and advances or finishes the job before it commits.
 
 mod contract;
 mod delete_cache;
 pub(crate) mod expire_cache;
+pub(crate) mod recount;
 pub(crate) mod spread_damage;
 pub(crate) mod work;
 
@@ -18,9 +19,10 @@ use delete_cache::delete_cache_step;
 use async_trait::async_trait;
 
 use crate::Result;
-use crate::contract::{CacheId, UnixSeconds};
+use crate::contract::{CacheId, OutboxIndex as _, OutboxPosition, UnixSeconds};
 use crate::publish::TargetId;
 use crate::sql_index::{Dialect, Lock, SqlIndex, Write};
+use crate::topics::{counters, outbox};
 
 #[async_trait]
 impl<D: Dialect> JobIndex for SqlIndex<D> {
@@ -119,6 +121,45 @@ impl<D: Dialect> JobIndex for SqlIndex<D> {
     ) -> Result<JobStep> {
         self.write(Write::from("look which NARs need damaged chunks").unless_done(), async |mut tx| {
             spread_damage::spread_damage_step(&mut tx, lease, limit, at, ends_at).await
+        })
+        .await
+    }
+
+    async fn tend_counters(&self, at: UnixSeconds, since: UnixSeconds) -> Result<bool> {
+        self.write(Write::from("tend the counters").unless_done(), async |mut tx| {
+            let is_more = counters::fold(&mut tx).await?;
+            counters::open_recount_if_due(&mut tx, at, since).await?;
+            Ok(is_more)
+        })
+        .await
+    }
+
+    async fn trim_outbox(
+        &self,
+        keep_since: UnixSeconds,
+        give_up_before: UnixSeconds,
+        limit: u32,
+    ) -> Result<u64> {
+        // Most calls find nothing, and then write nothing.
+        let oldest = self.outbox_after(OutboxPosition::START, 1).await?;
+        if oldest.first().is_none_or(|row| row.at >= keep_since) {
+            return Ok(0);
+        }
+        self.write(Write::from("trim the outbox").unless_done(), async |mut tx| {
+            outbox::trim(&mut tx, keep_since, give_up_before, limit).await
+        })
+        .await
+    }
+
+    async fn recount_step(
+        &self,
+        lease: &JobLease,
+        limit: u32,
+        at: UnixSeconds,
+        ends_at: UnixSeconds,
+    ) -> Result<JobStep> {
+        self.write(Write::from("count what is stored").unless_done(), async |mut tx| {
+            recount::recount_step(&mut tx, lease, limit, at, ends_at).await
         })
         .await
     }

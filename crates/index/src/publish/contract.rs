@@ -11,7 +11,7 @@ use std::ops::RangeInclusive;
 
 use async_trait::async_trait;
 use dormer_format::EncodingTag;
-use dormer_nix::{NarHash, StorePathHash};
+use dormer_nix::{BuildId, DocumentName, NarHash, StorePathHash};
 
 use crate::Result;
 use crate::contract::{CacheId, FoundObject, OutboxPosition, UnixSeconds};
@@ -33,6 +33,9 @@ pub struct PublishTarget {
     pub compared: bool,
     /// The outbox is followed up to here.
     pub cursor: OutboxPosition,
+    /// Whether outbox rows behind the cursor were deleted before they were followed
+    /// ([`JobIndex::trim_outbox`](crate::JobIndex::trim_outbox)).
+    pub missed_changes: bool,
     /// The process that has the lease, or had it and ended without giving it back.
     pub holder: Option<String>,
     /// When that lease ends.
@@ -78,12 +81,14 @@ pub struct PublishedCache {
 
 /// How far the work over a whole published cache has come. The work is done in this order, from any
 /// of its parts on.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub enum CacheScan {
     /// Comparing narinfos with the target's listing: done up to this last byte of their hashes.
     Narinfos(Option<u8>),
     /// Comparing NAR files, likewise.
     Nars(Option<u8>),
+    /// Comparing documents: done up to this name below the cache.
+    Documents(Option<String>),
     /// Noting what the cache had once, from the outbox: done up to this position.
     Past(OutboxPosition),
     /// Noting what the cache has: done up to this hash.
@@ -104,6 +109,7 @@ impl CacheScan {
             }
             Self::Objects(hash) => after(3, hash.as_ref().map_or(&[], |hash| hash.as_bytes())),
             Self::Published(hash) => after(4, hash.as_ref().map_or(&[], |hash| hash.as_bytes())),
+            Self::Documents(name) => after(5, name.as_deref().unwrap_or_default().as_bytes()),
         }
     }
 
@@ -128,13 +134,15 @@ impl CacheScan {
             }
             (3, rest) => after(Self::Objects, rest)?,
             (4, rest) => after(Self::Published, rest)?,
+            (5, []) => Self::Documents(None),
+            (5, name) => Self::Documents(Some(std::str::from_utf8(name).ok()?.to_owned())),
             _ => return None,
         })
     }
 }
 
 /// What a call of [`PublishIndex::note_pending`] has read to its end.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub enum NotedFrom {
     /// A page of the outbox, up to this position. The objects are changes: what changed again since
     /// it was noted is noted since then.
@@ -282,6 +290,41 @@ pub struct PublishDone {
     pub references: Vec<StorePathHash>,
 }
 
+/// A document that the lab has.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct OwnedDocument {
+    /// The store path that it belongs to: a log's derivation, or what a trace's output became.
+    pub owner: StorePathHash,
+    /// Its address below the cache.
+    pub name: DocumentName,
+    /// Bytes of the document.
+    pub size: u64,
+    /// Digest of what is stored of it.
+    pub digest: Vec<u8>,
+}
+
+/// A document in a target, with one of the objects that it was published with.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct PublishedDocument {
+    /// The object.
+    pub hash: StorePathHash,
+    /// Its address below the cache.
+    pub name: DocumentName,
+    /// Digest of what it depended on when it was written; empty before it was written.
+    pub digest: Vec<u8>,
+    /// Digest of the file, and what the target said of it, likewise.
+    pub file: Option<PublishedFile>,
+}
+
+/// A small file as it was written to a target.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct PublishedFile {
+    /// SHA-256 of its bytes.
+    pub digest: Vec<u8>,
+    /// The target's tag of it, if it gives any.
+    pub etag: Option<String>,
+}
+
 /// What a target holds of a cache, in numbers.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct PublishCounts {
@@ -340,6 +383,9 @@ pub trait PublishIndex: Send + Sync + std::fmt::Debug + 'static {
     /// Writes down where a target is, and whether its rows were compared with what is there. Of
     /// another location than before, no comparison that had begun counts.
     async fn move_target(&self, lease: &Lease, location: &str, compared: bool) -> Result<()>;
+
+    /// Writes down that whole caches are compared in place of the changes that the target missed.
+    async fn clear_missed_changes(&self, lease: &Lease) -> Result<()>;
 
     // --- changes to look at ----------------------------------------------------------------------
 
@@ -476,6 +522,77 @@ pub trait PublishIndex: Send + Sync + std::fmt::Debug + 'static {
         now: UnixSeconds,
         limit: u32,
     ) -> Result<Vec<PublishedNar>>;
+
+    // --- documents -------------------------------------------------------------------------------
+
+    /// Documents of the lab that belong to these store paths (at most 16,384), the newest first, at
+    /// most `limit`. One statement.
+    async fn find_owned_documents(
+        &self,
+        cache: CacheId,
+        owners: &[StorePathHash],
+        limit: u32,
+    ) -> Result<Vec<OwnedDocument>>;
+    /// Build ids of the debug files in the NARs of these objects (at most 16,384), at most `limit`.
+    /// One statement.
+    async fn find_build_ids(
+        &self,
+        cache: CacheId,
+        objects: &[StorePathHash],
+        limit: u32,
+    ) -> Result<Vec<(StorePathHash, BuildId)>>;
+    /// Documents that may be in the target with these objects. At most 16,384 objects; one
+    /// statement.
+    async fn find_published_documents(
+        &self,
+        target: TargetId,
+        cache: CacheId,
+        hashes: &[StorePathHash],
+    ) -> Result<Vec<PublishedDocument>>;
+    /// A page of all documents that a row is written of, in the order of names and objects: those
+    /// after a name and object (or, without an object, after all of a name that is none), up to and
+    /// with the name `through`.
+    async fn list_published_documents(
+        &self,
+        target: TargetId,
+        cache: CacheId,
+        after: (&str, Option<StorePathHash>),
+        through: &str,
+        limit: u32,
+    ) -> Result<Vec<PublishedDocument>>;
+    /// Those of these documents that may be in the target with another object than the one given,
+    /// with such an object.
+    async fn find_needed_documents(
+        &self,
+        target: TargetId,
+        cache: CacheId,
+        documents: &[(StorePathHash, DocumentName)],
+    ) -> Result<Vec<(StorePathHash, DocumentName)>>;
+    /// Writes down documents that may be there from now on, or that are there.
+    async fn write_published_documents(
+        &self,
+        lease: &Lease,
+        cache: CacheId,
+        documents: &[PublishedDocument],
+    ) -> Result<()>;
+    /// Forgets documents that are gone, or that an object no longer has.
+    async fn forget_published_documents(
+        &self,
+        lease: &Lease,
+        cache: CacheId,
+        documents: &[(StorePathHash, DocumentName)],
+    ) -> Result<()>;
+
+    /// Writes down that documents are not there, or not as they should be. Their objects have to be
+    /// looked at again. With a `scan`, a listing showed it that was read so far.
+    async fn note_document_drift(
+        &self,
+        lease: &Lease,
+        cache: CacheId,
+        documents: &[(StorePathHash, DocumentName)],
+        at: UnixSeconds,
+        scan: Option<CacheScan>,
+    ) -> Result<()>;
 
     // --- writing ---------------------------------------------------------------------------------
 

@@ -28,7 +28,7 @@ const CURSOR: Sql = both!("SELECT cursor FROM jobs WHERE id = $1 AND kind = 'scr
 const LAST: Sql = both!("SELECT job, ended_at, report FROM last_scrub");
 const FINISH: Sql = both!("UPDATE last_scrub SET job = $1, ended_at = $2, report = $3");
 const PACKS: Sql = both!(
-    "SELECT id, number, size, created_at, used_at, condemned_at, chunks FROM packs
+    "SELECT id, number, size, created_at, used_at, condemned_at, chunks, recompressed_level FROM packs
      WHERE number > $1 AND condemned_at IS NULL ORDER BY number LIMIT $2"
 );
 pub(crate) const CHUNKS_OF_PACK: Sql = both!(

@@ -2,9 +2,9 @@
 
 use async_trait::async_trait;
 
-use super::outbox;
 use super::retention::ADD_AUDIT;
 use super::settings::check_master_key;
+use super::{journal, outbox};
 use crate::changes::Change;
 use crate::columns::signed;
 use crate::contract::{
@@ -153,6 +153,7 @@ impl<D: Dialect> CacheIndex for SqlIndex<D> {
             let inserted = inserted.ok_or_else(|| Error::CacheExists { name: cache.name.clone() })?;
             let id = CacheId(inserted.column(0, "caches")?);
             insert_key(&mut tx, id, &cache.key).await?;
+            journal::note_cache(&mut tx, id).await?;
             Ok(id)
         })
         .await

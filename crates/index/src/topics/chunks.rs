@@ -9,8 +9,9 @@
 use std::collections::HashMap;
 
 use async_trait::async_trait;
-use dormer_format::{ChunkId, ChunkRun, PackId};
+use dormer_format::{ChunkId, ChunkLayout, ChunkRun, PackId};
 
+use super::counters::generation;
 use super::{KEYS_MAX, damage};
 use crate::changes::Change;
 use crate::columns::{corrupt, signed, unsigned};
@@ -67,11 +68,16 @@ pub(crate) const LOAD_CHUNKS: Sql = Sql {
 };
 
 // Repeating a commit whose answer was lost finds its own pack.
-const INSERT_PACK: Sql = both!(
-    "INSERT INTO packs (id, size, created_at, used_at, chunks) VALUES ($1, $2, $3, $3, $4)
+const INSERT_PACK: Sql = both!(concat!(
+    "INSERT INTO packs (id, size, created_at, used_at, chunks, raw_bytes, holed_bytes, recompressed_level, counted)
+     VALUES ($1, $2, $3, $3, $4, $5, $6, $7, ",
+    generation!(),
+    ")
      ON CONFLICT (id) DO UPDATE SET used_at = excluded.used_at
      RETURNING number"
-);
+));
+/// The layouts of the chunks that lie in a pack.
+pub(crate) const LAYOUTS_OF_PACK: Sql = both!("SELECT c.layout FROM chunks AS c WHERE c.pack = $1");
 
 // A chunk that came first stays, unless nothing may use it: then its row, with its number, moves to
 // this pack.
@@ -192,15 +198,25 @@ impl<D: Dialect> ChunkIndex for SqlIndex<D> {
 
     async fn commit_pack(&self, pack: &NewPack) -> Result<Vec<ChunkRow>> {
         assert!(pack.chunks.len() <= PACK_CHUNKS_MAX, "too many chunks in one pack");
-        let layouts: Vec<Vec<u8>> = pack.chunks.iter().map(|chunk| chunk.layout.encode()).collect();
+        let encoded: Vec<Vec<u8>> = pack.chunks.iter().map(|chunk| chunk.layout.encode()).collect();
         let table = [
             Column::Bytes(pack.chunks.iter().map(|chunk| chunk.id.as_bytes().as_slice()).collect()),
             Column::Numbers(pack.chunks.iter().map(|chunk| signed(chunk.offset)).collect()),
             Column::Numbers(pack.chunks.iter().map(|chunk| chunk.checksum.cast_signed()).collect()),
-            Column::Bytes(layouts.iter().map(Vec::as_slice).collect()),
+            Column::Bytes(encoded.iter().map(Vec::as_slice).collect()),
         ];
+        let layouts = || pack.chunks.iter().map(|chunk| &chunk.layout);
+        let pack_row = PackRowValues {
+            id: pack.id,
+            size: pack.size,
+            created_at: pack.created_at,
+            chunks: pack.chunks.len(),
+            raw_bytes: layouts().map(|layout| u64::from(layout.raw_len)).sum(),
+            holed_bytes: layouts().map(ChunkLayout::holed_bytes).sum(),
+            recompressed_level: 0,
+        };
         self.write("commit a pack", async |mut tx| {
-            let number = insert_pack(&mut tx, pack.id, pack.size, pack.chunks.len(), pack.created_at).await?;
+            let number = insert_pack(&mut tx, &pack_row).await?;
             let inserted = tx.rows(INSERT_CHUNKS, &[Number(number), Table(&table)]).await?;
 
             let (mut rows, moved) = own_rows(pack, number, &inserted)?;
@@ -237,16 +253,34 @@ impl<D: Dialect> ChunkIndex for SqlIndex<D> {
     }
 }
 
-/// Adds the row of a pack of so many chunks; returns its number.
-pub(crate) async fn insert_pack(
-    tx: &mut impl Transaction,
-    id: PackId,
-    size: u64,
-    chunks: usize,
-    created_at: UnixSeconds,
-) -> Result<i64> {
-    let chunks = i64::try_from(chunks).expect("a pack has at most 65,536 chunks");
-    let row = [Bytes(id.as_bytes()), Number(signed(size)), Number(created_at), Number(chunks)];
+/// What the row of a new pack says.
+pub(crate) struct PackRowValues {
+    pub(crate) id: PackId,
+    /// Bytes of the object.
+    pub(crate) size: u64,
+    pub(crate) created_at: UnixSeconds,
+    /// How many chunks the object has.
+    pub(crate) chunks: usize,
+    /// Raw bytes of these chunks.
+    pub(crate) raw_bytes: u64,
+    /// Those of them in chunks with holes.
+    pub(crate) holed_bytes: u64,
+    /// The least level that the chunks were recompressed at; 0: some were not.
+    pub(crate) recompressed_level: u8,
+}
+
+/// Adds the row of a pack; returns its number.
+pub(crate) async fn insert_pack(tx: &mut impl Transaction, pack: &PackRowValues) -> Result<i64> {
+    let chunks = i64::try_from(pack.chunks).expect("a pack has at most 65,536 chunks");
+    let row = [
+        Bytes(pack.id.as_bytes()),
+        Number(signed(pack.size)),
+        Number(pack.created_at),
+        Number(chunks),
+        Number(signed(pack.raw_bytes)),
+        Number(signed(pack.holed_bytes)),
+        Number(pack.recompressed_level.into()),
+    ];
     tx.one(INSERT_PACK, &row).await?.column(0, "packs")
 }
 

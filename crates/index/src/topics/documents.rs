@@ -5,15 +5,17 @@
 //! once when that one is removed by hand, and with an expire job of the cache otherwise.
 
 use async_trait::async_trait;
-use dormer_nix::{BuildTrace, DocumentName, NarHash, StorePathHash};
+use dormer_format::EncodingTag;
+use dormer_nix::{BuildId, BuildTrace, DocumentName, NarHash, StorePathHash};
 
-use super::outbox;
-use crate::columns::{corrupt, signed, unsigned};
+use super::journal::JournalSubject;
+use super::{journal, outbox};
+use crate::columns::{corrupt, nar_hash, signed, tag, unsigned};
 use crate::contract::{CacheId, DocumentIndex, NewDocument, StoredDocument, TraceOutcome, UnixSeconds};
 use crate::object_conflict::merge_signatures;
 use crate::rows::Row as _;
 use crate::sql::Argument::{Bytes, Number, OptionalBytes, OptionalText, Text};
-use crate::sql::{Sql, Transaction, both};
+use crate::sql::{Sql, Transaction, both, damaged};
 use crate::sql_index::{Dialect, Lock, SqlIndex, Write};
 use crate::{Error, Result};
 
@@ -43,8 +45,19 @@ pub(crate) const LOOK: Sql = both!(
 /// deriver that other objects name keeps its log.
 pub(crate) const FORGET: Sql = both!(
     "DELETE FROM documents WHERE cache = $1 AND owner IN ($2, $3) AND (kind = 2 AND owner = $2
-         OR kind = 1 AND owner = $3 AND NOT EXISTS (SELECT 1 FROM objects AS o WHERE o.cache = $1 AND o.deriver = $4))"
+         OR kind = 1 AND owner = $3 AND NOT EXISTS (SELECT 1 FROM objects AS o WHERE o.cache = $1 AND o.deriver = $4))
+     RETURNING name"
 );
+
+/// `$2` is a build id. From its NARs to their objects.
+pub(crate) const FIND_DEBUG_NAR: Sql = both!(concat!(
+    "SELECT n.hash, n.tag FROM build_ids AS b CROSS JOIN nars AS n
+     WHERE b.build_id = $2 AND n.id = b.nar AND ",
+    damaged!("n"),
+    " IS NULL AND EXISTS (SELECT 1 FROM objects AS o WHERE o.nar = n.id AND o.cache = $1)
+         AND EXISTS (SELECT 1 FROM caches WHERE id = $1 AND deleted_at IS NULL)
+     ORDER BY b.nar DESC LIMIT 1"
+));
 
 #[async_trait]
 impl<D: Dialect> DocumentIndex for SqlIndex<D> {
@@ -107,6 +120,19 @@ impl<D: Dialect> DocumentIndex for SqlIndex<D> {
         })
         .await
     }
+
+    async fn find_debug_nar(
+        &self,
+        cache: CacheId,
+        build_id: &BuildId,
+    ) -> Result<Option<(NarHash, EncodingTag)>> {
+        self.read("find debug info", async |mut tx| {
+            let key = [Number(cache.0), Bytes(build_id.as_bytes())];
+            let row = tx.optional(FIND_DEBUG_NAR, &key).await?;
+            row.map(|row| Ok((nar_hash(row.column(0, "nars")?)?, tag(row.column(1, "nars")?)?))).transpose()
+        })
+        .await
+    }
 }
 
 /// Writers of one name wait for each other, whatever they name as its owner.
@@ -123,7 +149,11 @@ async fn write(
 ) -> Result<()> {
     let NewDocument { name, owner, size, encoding, body } = document;
     let (text, digest) = (name.to_string(), NarHash::digest(body));
-    let kind = if matches!(name, DocumentName::Log(_)) { LOG } else { TRACE };
+    let kind = match name {
+        DocumentName::Log(_) => LOG,
+        DocumentName::Trace(_) => TRACE,
+        DocumentName::DebugInfo(_) => panic!("debug info is in NARs"),
+    };
     let row = [
         Number(cache.0),
         Number(kind),
@@ -138,9 +168,12 @@ async fn write(
     if tx.run(WRITE, &row).await? == 0 {
         return Err(Error::CacheGone);
     }
+    journal::note(tx, &JournalSubject::Document(cache, text)).await?;
     match name {
         DocumentName::Log(derivation) => outbox::note_outputs(tx, cache, derivation.base_name(), at).await,
-        DocumentName::Trace(_) => outbox::note_if_present(tx, cache, owner, at).await,
+        DocumentName::Trace(_) | DocumentName::DebugInfo(_) => {
+            outbox::note_if_present(tx, cache, owner, at).await
+        }
     }
 }
 
@@ -154,5 +187,8 @@ pub(crate) async fn forget(
     let derivation = deriver.and_then(|deriver| deriver.get(..32)?.parse::<StorePathHash>().ok());
     let owner = derivation.as_ref().map(|hash| hash.as_bytes().as_slice());
     let arguments = [Number(cache.0), Bytes(hash.as_bytes()), OptionalBytes(owner), OptionalText(deriver)];
-    tx.run(FORGET, &arguments).await.map(drop)
+    for row in tx.rows(FORGET, &arguments).await? {
+        journal::note(tx, &JournalSubject::Document(cache, row.column(0, TABLE)?)).await?;
+    }
+    Ok(())
 }

@@ -4,9 +4,11 @@
 pub(crate) mod audit;
 pub(crate) mod caches;
 pub(crate) mod chunks;
+pub(crate) mod counters;
 pub(crate) mod damage;
 pub(crate) mod documents;
 mod installation;
+pub(crate) mod journal;
 pub(crate) mod nars;
 pub(crate) mod objects;
 pub(crate) mod outbox;

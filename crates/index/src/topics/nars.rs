@@ -10,7 +10,9 @@ use async_trait::async_trait;
 use dormer_format::EncodingTag;
 use dormer_nix::NarHash;
 
-use super::{chunks, damage, objects, outbox};
+use super::counters::generation;
+use super::journal::JournalSubject;
+use super::{chunks, damage, journal, objects, outbox};
 use crate::changes::Change;
 use crate::columns::{listing_columns, read_listing, signed};
 use crate::contract::{
@@ -18,6 +20,7 @@ use crate::contract::{
     NewNar, StoredListing, UnixSeconds,
 };
 use crate::object_conflict::{ObjectChange, change_object};
+use crate::publish::records::{Records, records};
 use crate::rows::{Row as _, read_look, read_nar, read_present, read_summary};
 use crate::sql::Argument::{Bytes, Number, OptionalBytes, OptionalNumber, Text};
 use crate::sql::{Sql, Transaction, both, damaged};
@@ -66,7 +69,7 @@ pub(crate) const LOOK_BY_HASH: Sql = both!(concat!(
     " END, ",
     damaged!("m"),
     ",
-         o.nar, o.hash, o.name, o.refs, o.deriver, o.ca, o.sigs, o.system
+         o.nar, o.hash, o.name, o.refs, o.deriver, o.ca, o.sigs, o.system, o.extra
      FROM (SELECT 1) AS one
      LEFT JOIN caches AS c ON c.id = $1 AND c.deleted_at IS NULL
      LEFT JOIN nars AS n ON n.hash = $2
@@ -81,7 +84,7 @@ pub(crate) const LOOK_BY_ID: Sql = both!(concat!(
     damaged!("n"),
     ", ",
     damaged!("m"),
-    ", o.nar, o.hash, o.name, o.refs, o.deriver, o.ca, o.sigs, o.system
+    ", o.nar, o.hash, o.name, o.refs, o.deriver, o.ca, o.sigs, o.system, o.extra
      FROM (SELECT 1) AS one
      LEFT JOIN caches AS c ON c.id = $1 AND c.deleted_at IS NULL
      LEFT JOIN nars AS n ON n.id = $2
@@ -92,20 +95,30 @@ pub(crate) const LOOK_BY_ID: Sql = both!(concat!(
 // New, or healed in place: the commit's look says that a row with this hash may be replaced.
 // PostgreSQL writes the listing with it.
 const WRITE_NAR: Sql = Sql {
-    sqlite: "
-        INSERT INTO nars (hash, size, file_size, tag, recipe) VALUES ($1, $2, $3, $4, $5)
+    sqlite: concat!(
+        "INSERT INTO nars (hash, size, file_size, tag, recipe, holed_bytes, counted)
+        VALUES ($1, $2, $3, $4, $5, $6, ",
+        generation!(),
+        ")
         ON CONFLICT (hash) DO UPDATE SET size = excluded.size, file_size = excluded.file_size, tag = excluded.tag,
-            recipe = excluded.recipe, damaged_at = NULL
-        RETURNING id",
-    postgres: "
-        WITH nar AS (
-            INSERT INTO nars (hash, size, file_size, tag, recipe) VALUES ($1, $2, $3, $4, $5)
+            recipe = excluded.recipe, damaged_at = NULL, holed_bytes = excluded.holed_bytes,
+            counted = excluded.counted
+        RETURNING id"
+    ),
+    postgres: concat!(
+        "WITH nar AS (
+            INSERT INTO nars (hash, size, file_size, tag, recipe, holed_bytes, counted)
+            VALUES ($1, $2, $3, $4, $5, $6, ",
+        generation!(),
+        ")
             ON CONFLICT (hash) DO UPDATE SET size = excluded.size, file_size = excluded.file_size,
-                tag = excluded.tag, recipe = excluded.recipe, damaged_at = NULL
+                tag = excluded.tag, recipe = excluded.recipe, damaged_at = NULL,
+                holed_bytes = excluded.holed_bytes, counted = excluded.counted
             RETURNING id)
-        INSERT INTO listings (nar, size, body) SELECT nar.id, $6, $7 FROM nar
+        INSERT INTO listings (nar, size, body) SELECT nar.id, $7, $8 FROM nar
         ON CONFLICT (nar) DO UPDATE SET size = excluded.size, body = excluded.body
-        RETURNING nar",
+        RETURNING nar"
+    ),
 };
 
 const WRITE_LISTING: Sql = Sql {
@@ -114,6 +127,12 @@ const WRITE_LISTING: Sql = Sql {
         ON CONFLICT (nar) DO UPDATE SET size = excluded.size, body = excluded.body",
     postgres: Sql::NOTHING,
 };
+
+// The same archive has the same debug files.
+const WRITE_BUILD_IDS: Sql = records!(
+    "INSERT INTO build_ids (build_id, nar) SELECT k.build_id, $1 FROM", 2 { build_id: bytes 0 }, "AS k WHERE true
+     ON CONFLICT (build_id, nar) DO NOTHING"
+);
 
 const UPDATE_ENCODING: Sql = both!("UPDATE nars SET tag = $2, file_size = $3 WHERE id = $1");
 
@@ -222,6 +241,8 @@ impl<D: Dialect> NarIndex for SqlIndex<D> {
                     Number(commit.at),
                 ];
                 tx.run(WRITE_ALIAS, &alias).await?;
+                let alias = JournalSubject::Alias(commit.cache, file_name.clone());
+                journal::note(&mut tx, &alias).await?;
             }
             if healed {
                 outbox::note_new_tag(&mut tx, nar, commit.at).await?;
@@ -277,10 +298,18 @@ async fn write_nar(tx: &mut impl Transaction, nar: &NewNar, at: UnixSeconds) -> 
         Number(signed(nar.file_size)),
         Bytes(nar.tag.as_bytes()),
         Bytes(&recipe),
+        Number(signed(nar.holed_bytes)),
         listing_size,
         listing,
     ];
     let id: i64 = tx.one(WRITE_NAR, &row).await?.column(0, "nars")?;
     tx.run(WRITE_LISTING, &[Number(id), listing_size, listing]).await?;
+    if !nar.build_ids.is_empty() {
+        let mut records = Records::default();
+        for build_id in &nar.build_ids {
+            records.row().bytes(build_id.as_bytes());
+        }
+        tx.run(WRITE_BUILD_IDS, &[Number(id), Text(&records.finish())]).await?;
+    }
     Ok(NarId(id))
 }

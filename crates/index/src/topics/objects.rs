@@ -3,10 +3,12 @@
 use async_trait::async_trait;
 use dormer_nix::{StorePath, StorePathHash};
 
-use super::{KEYS_MAX, documents, outbox};
+use super::counters::generation;
+use super::journal::JournalSubject;
+use super::{KEYS_MAX, documents, journal, outbox};
 use crate::Result;
 use crate::changes::Change;
-use crate::columns::{pack_references, pack_signatures, store_path, unpack_references};
+use crate::columns::{pack_fields, pack_references, pack_signatures, store_path, unpack_references};
 use crate::contract::{
     Alias, CacheId, FoundObject, NarCommit, NarId, ObjectIndex, Removal, UnixSeconds, Use,
 };
@@ -21,7 +23,7 @@ pub(crate) const FIND_OBJECT: Sql = both!(concat!(
     "SELECT n.id, n.hash, n.size, n.file_size, n.tag, ",
     damaged!("n"),
     ", o.last_used_at,
-         o.hash, o.name, o.refs, o.deriver, o.ca, o.sigs, o.system
+         o.hash, o.name, o.refs, o.deriver, o.ca, o.sigs, o.system, o.extra
      FROM objects AS o JOIN nars AS n ON n.id = o.nar
      WHERE o.cache = $1 AND o.hash = $2
          AND EXISTS (SELECT 1 FROM caches WHERE id = $1 AND deleted_at IS NULL)"
@@ -62,10 +64,13 @@ const TOUCH_OBJECT: Sql = both!(
 );
 
 // Of a NAR that is gone by now the size is 0, and the reference to it fails.
-const WRITE_OBJECT: Sql = both!(
+const WRITE_OBJECT: Sql = both!(concat!(
     "INSERT INTO objects (cache, hash, nar, created_at, last_used_at, pushed_at, name, deriver, ca, system, sigs,
-         refs, nar_size)
-     VALUES ($1, $2, $3, $4, $4, $4, $5, $6, $7, $8, $9, $10, coalesce((SELECT n.size FROM nars AS n WHERE n.id = $3), 0))
+         refs, extra, nar_size, counted)
+     VALUES ($1, $2, $3, $4, $4, $4, $5, $6, $7, $8, $9, $10, $11,
+         coalesce((SELECT n.size FROM nars AS n WHERE n.id = $3), 0), ",
+    generation!(),
+    ")
      ON CONFLICT (cache, hash) DO UPDATE SET
          created_at = CASE WHEN objects.nar = excluded.nar THEN objects.created_at ELSE excluded.created_at END,
          last_used_at = CASE WHEN objects.last_used_at < excluded.last_used_at
@@ -73,8 +78,9 @@ const WRITE_OBJECT: Sql = both!(
          pushed_at = CASE WHEN objects.pushed_at < excluded.pushed_at THEN excluded.pushed_at ELSE objects.pushed_at END,
          nar_size = excluded.nar_size,
          nar = excluded.nar, name = excluded.name, deriver = excluded.deriver, ca = excluded.ca,
-         system = excluded.system, sigs = excluded.sigs, refs = excluded.refs"
-);
+         system = excluded.system, sigs = excluded.sigs, refs = excluded.refs,
+         extra = excluded.extra"
+));
 
 const DELETE_OBJECT: Sql = both!(
     "DELETE FROM objects WHERE cache = $1 AND hash = $2
@@ -101,7 +107,8 @@ const WRITE_GRACE: Sql = both!(
 // The NAR of the object ($3), and those that the path had before.
 pub(crate) const DELETE_ALIASES_FOR_CAUSE: Sql = both!(
     "DELETE FROM aliases WHERE cache = $1 AND (nar = $3
-         OR nar IN (SELECT g.nar FROM graces AS g WHERE g.cache = $1 AND g.hash = $2))"
+         OR nar IN (SELECT g.nar FROM graces AS g WHERE g.cache = $1 AND g.hash = $2))
+     RETURNING file_name"
 );
 
 pub(crate) const DELETE_GRACES_FOR_CAUSE: Sql =
@@ -213,9 +220,11 @@ pub(crate) async fn remove(
         (Removal::WithGraceUntil(_), None) => {}
         // Also when the object went before: its grace ends now.
         (Removal::ForCause, nar) => {
-            for sql in [DELETE_ALIASES_FOR_CAUSE, DELETE_GRACES_FOR_CAUSE] {
-                tx.run(sql, &[path[0], path[1], OptionalNumber(nar)]).await?;
+            let names = [path[0], path[1], OptionalNumber(nar)];
+            for row in tx.rows(DELETE_ALIASES_FOR_CAUSE, &names).await? {
+                journal::note(tx, &JournalSubject::Alias(cache, row.column(0, "aliases")?)).await?;
             }
+            tx.run(DELETE_GRACES_FOR_CAUSE, &names).await?;
         }
     }
     // Also when the object went before: followers have to know that its grace is over.
@@ -259,6 +268,7 @@ pub(crate) async fn write(
         ObjectChange::Write { object, replaced, old_references } => (object, replaced, old_references),
     };
     let hash = object.path.hash();
+    let extra = pack_fields(&object.extra);
     let (sigs, refs) = (pack_signatures(&object.sigs), pack_references(&object.path, &object.references));
     let row = [
         cache,
@@ -271,6 +281,7 @@ pub(crate) async fn write(
         OptionalText(object.system.as_deref()),
         Bytes(&sigs),
         Bytes(&refs),
+        OptionalText(extra.as_deref()),
     ];
     tx.run(WRITE_OBJECT, &row).await?;
     let lost = old_references.iter().filter(|reference| !object.references.contains(reference));

@@ -12,9 +12,9 @@ use dormer_nix::StorePathHash;
 use crate::Result;
 use crate::changes::Changes;
 use crate::contract::{CacheId, NarId, OutboxIndex, OutboxPosition, OutboxRow, UnixSeconds};
-use crate::rows::read_outbox;
+use crate::rows::{Row as _, read_outbox};
 use crate::sql::Argument::{Bytes, List, Number, OptionalBytes, Text};
-use crate::sql::{Sql, Transaction};
+use crate::sql::{Sql, Transaction, both};
 use crate::sql_index::{Dialect, SqlIndex};
 
 const INSERT: Sql = Sql {
@@ -77,6 +77,63 @@ pub(crate) const AFTER: Sql = Sql {
                 + pg_snapshot_xmin(pg_current_snapshot())::text::bigint
         ORDER BY o.transaction, o.number LIMIT $3",
 };
+
+const SLOWEST: Sql = both!(
+    "SELECT followed.cursor_transaction, followed.cursor_number FROM (
+         SELECT cursor_transaction, cursor_number FROM publish_targets
+         UNION ALL SELECT cursor_transaction, cursor_number FROM journal WHERE lineage <> 0) AS followed
+     ORDER BY followed.cursor_transaction, followed.cursor_number LIMIT 1"
+);
+const NOTE_MISSED: Sql = both!(
+    "UPDATE publish_targets SET missed_changes = 1 WHERE (cursor_transaction, cursor_number) < ($1, $2)"
+);
+// Segments of this weight ask for a snapshot. The new fence ends a turn that goes on meanwhile: it
+// would save the weight that it knows.
+const NOTE_MISSED_BY_JOURNAL: Sql = both!(
+    "UPDATE journal SET segment_bytes = 4611686018427387904, fence = fence + 1
+     WHERE lineage <> 0 AND (cursor_transaction, cursor_number) < ($1, $2)"
+);
+pub(crate) const DELETE_THROUGH: Sql = Sql {
+    sqlite: "DELETE FROM outbox WHERE number <= $2",
+    postgres: "DELETE FROM outbox WHERE (transaction, number) <= ($1, $2)",
+};
+
+/// Deletes the first rows, as far as nobody needs them
+/// ([`JobIndex::trim_outbox`](crate::JobIndex::trim_outbox)).
+///
+/// Only rows that followers may see go, and nothing appears before those any more. A target whose
+/// cursor moves meanwhile is told needlessly at worst.
+pub(crate) async fn trim(
+    tx: &mut impl Transaction,
+    keep_since: UnixSeconds,
+    give_up_before: UnixSeconds,
+    limit: u32,
+) -> Result<u64> {
+    let slowest = match tx.optional(SLOWEST, &[]).await? {
+        Some(row) => {
+            let table = "publish_targets";
+            Some(OutboxPosition { transaction: row.column(0, table)?, number: row.column(1, table)? })
+        }
+        None => None,
+    };
+    let page = [Number(0), Number(0), Number(limit.into())];
+    let mut last = None;
+    for row in tx.rows(AFTER, &page).await? {
+        let row = read_outbox(&row)?;
+        let is_followed = slowest.is_none_or(|slowest| row.position <= slowest);
+        if row.at >= keep_since || !is_followed && row.at >= give_up_before {
+            break;
+        }
+        last = Some((row.position, is_followed));
+    }
+    let Some((OutboxPosition { transaction, number }, is_followed)) = last else { return Ok(0) };
+    let through = [Number(transaction), Number(number)];
+    if !is_followed {
+        tx.run(NOTE_MISSED, &through).await?;
+        tx.run(NOTE_MISSED_BY_JOURNAL, &through).await?;
+    }
+    tx.run(DELETE_THROUGH, &through).await
+}
 
 /// Notes that an object changed, or with `None` the cache itself.
 pub(crate) async fn note_change(

@@ -4,7 +4,7 @@
 use async_trait::async_trait;
 use dormer_nix::{StorePath, StorePathHash};
 
-use super::{KEYS_MAX, objects};
+use super::{KEYS_MAX, journal, objects};
 use crate::columns::{array, store_path, unpack_references, unsigned};
 use crate::contract::{
     AuditEntry, CacheId, ListedObject, ObjectOrder, ObjectPlace, Pin, PurgeCounts, Removal, RetentionIndex,
@@ -99,15 +99,23 @@ impl<D: Dialect> RetentionIndex for SqlIndex<D> {
             if let Some(keep) = keep {
                 tx.run(KEEP_NEWEST, &[id, name, Number(keep.max(1).into())]).await?;
             }
-            Ok(())
+            journal::note_cache(&mut tx, cache).await
         })
         .await
     }
 
     async fn remove_pins(&self, cache: CacheId, name: &str, hash: Option<&StorePathHash>) -> Result<u64> {
-        self.write(Write::from("remove pins").unless_done(), async |mut tx| match hash {
-            Some(hash) => tx.run(REMOVE_PIN, &[Number(cache.0), Text(name), Bytes(hash.as_bytes())]).await,
-            None => tx.run(REMOVE_PINS, &[Number(cache.0), Text(name)]).await,
+        self.write(Write::from("remove pins").unless_done(), async |mut tx| {
+            let removed = match hash {
+                Some(hash) => {
+                    tx.run(REMOVE_PIN, &[Number(cache.0), Text(name), Bytes(hash.as_bytes())]).await?
+                }
+                None => tx.run(REMOVE_PINS, &[Number(cache.0), Text(name)]).await?,
+            };
+            if removed > 0 {
+                journal::note_cache(&mut tx, cache).await?;
+            }
+            Ok(removed)
         })
         .await
     }

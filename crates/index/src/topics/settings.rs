@@ -2,6 +2,8 @@
 
 use async_trait::async_trait;
 
+use super::journal;
+use super::journal::JournalSubject;
 use crate::contract::{
     CacheId, MASTER_KEY_PROOF, PREVIOUS_KEY_PROOF, SealedKey, SealedKeyPlace, SettingIndex,
 };
@@ -75,7 +77,7 @@ impl<D: Dialect> SettingIndex for SqlIndex<D> {
             if tx.run(REPLACE_PROOF, &replace).await? == 0 || tx.run(KEEP_PROOF, &keep).await? == 0 {
                 return Err(Error::MasterKeyReplaced);
             }
-            Ok(())
+            journal::note(&mut tx, &JournalSubject::Settings).await
         })
         .await
     }
@@ -106,7 +108,9 @@ impl<D: Dialect> SettingIndex for SqlIndex<D> {
             for (key, sealed) in keys {
                 let SealedKeyPlace { cache, position } = key.place;
                 let change = [Number(cache.0), Number(position), Bytes(&key.sealed_secret), Bytes(sealed)];
-                tx.run(REPLACE_SEALED_KEY, &change).await?;
+                if tx.run(REPLACE_SEALED_KEY, &change).await? > 0 {
+                    journal::note_cache(&mut tx, cache).await?;
+                }
             }
             Ok(())
         })
@@ -115,7 +119,8 @@ impl<D: Dialect> SettingIndex for SqlIndex<D> {
 
     async fn end_rekey(&self) -> Result<()> {
         self.write("forget the proof of the master key before", async |mut tx| {
-            tx.run(FORGET_SETTING, &[Text(PREVIOUS_KEY_PROOF)]).await.map(drop)
+            tx.run(FORGET_SETTING, &[Text(PREVIOUS_KEY_PROOF)]).await?;
+            journal::note(&mut tx, &JournalSubject::Settings).await
         })
         .await
     }

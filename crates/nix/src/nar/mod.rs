@@ -48,9 +48,14 @@ pub const DEPTH_MAX: usize = 1024;
 /// all of TeX Live has 150,000.
 pub const LISTING_BYTES_MAX: usize = 16 * 1024 * 1024;
 
+/// Most build ids that the reader keeps until they are taken. The debug info of a large package has
+/// some hundred files.
+pub const BUILD_IDS_MAX: usize = 16 * 1024;
+
 /// The limits of a [`NarReader`]. Its memory is at most the larger of `name_bytes_max` and
 /// `target_bytes_max`, plus `path_bytes_max`, plus `listing_bytes_max`, plus 8 bytes for each level
-/// of `depth_max`. Growing vectors may double that.
+/// of `depth_max`, plus the build ids ([`BUILD_IDS_MAX`], some 60 bytes each). Growing vectors may
+/// double that.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct NarLimits {
     /// Longest NAR in bytes.

@@ -11,10 +11,16 @@
 
 use super::error::excerpt;
 use super::listing::{Listing, ListingWriter};
-use super::{MAGIC, NarError, NarLimits, is_entry_name, is_target, padding};
+use super::{BUILD_IDS_MAX, MAGIC, NarError, NarLimits, is_entry_name, is_target, padding};
+use crate::BuildId;
 
 /// The longest word of the format is `nix-archive-1`, so a longer string is not a word.
 const WORD_BYTES_MAX: u64 = 16;
+
+/// The names of the folders above the folder of a debug file, as `path` has them, and where the
+/// names of all five levels begin.
+const DEBUG_FOLDERS: &[u8] = b"libdebug.build-id";
+const DEBUG_LEVELS: [usize; 5] = [0, 3, 8, 17, 19];
 
 /// Words that follow each other in nearly every entry of a directory. If the bytes at hand hold a
 /// whole row, one comparison takes the row. An entry then costs three comparisons instead of
@@ -127,6 +133,7 @@ pub struct NarReader {
     /// and sorts after it.
     levels: Vec<usize>,
     listing: ListingWriter,
+    build_ids: Vec<BuildId>,
     failed: Option<NarError>,
 }
 
@@ -145,6 +152,7 @@ impl NarReader {
             path: Vec::new(),
             levels: Vec::new(),
             listing: ListingWriter::new(limits.listing_bytes_max),
+            build_ids: Vec::new(),
             failed: None,
         }
     }
@@ -176,6 +184,12 @@ impl NarReader {
     /// the rest.
     pub fn take_listing(&mut self, bytes_min: usize) -> Option<Vec<u8>> {
         self.listing.take(bytes_min)
+    }
+
+    /// Build ids of the debug files that came so far: of `lib/debug/.build-id/xx/yyyy.debug`. Takes
+    /// them out; at most [`BUILD_IDS_MAX`](super::BUILD_IDS_MAX) are kept.
+    pub fn take_build_ids(&mut self) -> Vec<BuildId> {
+        std::mem::take(&mut self.build_ids)
     }
 
     /// Ends the NAR: no more bytes come. Returns the listing.
@@ -300,11 +314,21 @@ impl NarReader {
             return Err(self.too_large(self.token_offset));
         }
         self.listing.file(len, self.executable, self.offset);
+        if self.levels == DEBUG_LEVELS && self.build_ids.len() < BUILD_IDS_MAX {
+            self.build_ids.extend(self.debug_file());
+        }
         self.phase = Phase::Contents { left: len, padding };
         if len == 0 {
             self.end_contents(0);
         }
         Ok(())
+    }
+
+    /// The build id of the file that begins here, if it is a debug file.
+    fn debug_file(&self) -> Option<BuildId> {
+        let names = self.path.strip_prefix(DEBUG_FOLDERS)?;
+        let (folder, file) = names.split_at_checked(2)?;
+        BuildId::of_debug_file(folder, file)
     }
 
     fn end_contents(&mut self, padding: usize) {

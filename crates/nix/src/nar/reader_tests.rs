@@ -42,6 +42,37 @@ fn strings(strings: &[&[u8]]) -> Vec<u8> {
     nar
 }
 
+#[test]
+fn build_ids_are_those_of_debug_files_alone() {
+    let file = || Node::file("x");
+    let in_folders = |folders: &[&str], leaf: Node| {
+        folders.iter().rev().fold(leaf, |node, name| Node::directory([(*name, node)]))
+    };
+    let ids = |tree: &Node| {
+        let mut reader = NarReader::new(NarLimits::default());
+        reader.feed(&encode_tree(tree)).unwrap();
+        let ids: Vec<String> = reader.take_build_ids().iter().map(ToString::to_string).collect();
+        assert_eq!(reader.take_build_ids(), []);
+        ids
+    };
+    let debug = ["lib", "debug", ".build-id"];
+    let of_two = Node::directory([
+        ("00", Node::directory([("ab12.debug", file()), ("cd34.debug", file()), ("ef56", file())])),
+        ("ff", Node::directory([("1234.debug", file()), ("xy.debug", file()), ("z.debug", file())])),
+    ]);
+    assert_eq!(ids(&in_folders(&debug, of_two)), ["00ab12", "00cd34", "ff1234"]);
+    for (folders, leaf) in [
+        (vec!["lib", "debug", ".build-id"], Node::directory([("ab12.debug", file())])),
+        (vec!["lib", "debug", ".build-id", "00"], Node::directory([("ab.debug", Node::symlink("x"))])),
+        (vec!["lib", "debug", ".build-id", "00", "x"], Node::directory([("ab.debug", file())])),
+        (vec!["libd", "ebug", ".build-id", "00"], Node::directory([("ab.debug", file())])),
+        (vec!["lib", "debug", ".build-id0", "0"], Node::directory([("ab.debug", file())])),
+        (vec!["usr", "lib", "debug", ".build-id", "00"], Node::directory([("ab.debug", file())])),
+    ] {
+        assert_eq!(ids(&in_folders(&folders, leaf)), Vec::<String>::new(), "{folders:?}");
+    }
+}
+
 /// A NAR that is a directory of empty files with these names.
 fn directory_of(names: &[&[u8]]) -> Vec<u8> {
     let mut all: Vec<&[u8]> = vec![b"nix-archive-1", b"(", b"type", b"directory"];

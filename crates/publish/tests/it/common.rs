@@ -11,9 +11,10 @@ use dormer_blobs::{Blobs, StoreBlobs};
 use dormer_edge::EdgeKey;
 use dormer_engine::{Clock, CreateCache, Engine, EngineSettings, IngestRequest, MasterKey, UpdateCache};
 use dormer_index::{
-    Cache, Index, PostgresIndex, PostgresOptions, PublishIndex, Removal, SqliteIndex, SqliteOptions,
+    Cache, Index, JobIndex, PostgresIndex, PostgresOptions, PublishCounts, PublishIndex, PublishState,
+    Removal, SqliteIndex, SqliteOptions,
 };
-use dormer_nix::{NarHash, NarInfo, StoreDir, StorePath, StorePathHash};
+use dormer_nix::{BuildTrace, DocumentName, NarHash, NarInfo, StoreDir, StorePath, StorePathHash, TraceKey};
 use dormer_publish::{Mode, Outcome, Publisher, Result, Silent, TargetSettings};
 use dormer_stores::Store;
 use dormer_testkit::services::Postgres;
@@ -42,10 +43,10 @@ impl Clock for HandClock {
 pub(crate) const SETTLE: i64 = 300;
 pub(crate) const GRACE: i64 = 30 * 86_400;
 
-/// Both contracts of an index.
-pub(crate) trait LabIndex: Index + PublishIndex {}
+/// The contracts of an index that publishing meets.
+pub(crate) trait LabIndex: Index + PublishIndex + JobIndex {}
 
-impl<T: Index + PublishIndex> LabIndex for T {}
+impl<T: Index + PublishIndex + JobIndex> LabIndex for T {}
 
 /// PostgreSQL servers of this program. A test has one of them for itself.
 const SERVERS: usize = 2;
@@ -228,8 +229,26 @@ impl Lab {
         ingest.write(nar).await.expect("a good NAR");
         let ingested = ingest.finish().await.expect("a whole NAR");
         let mut object = object_for(&path(number), references);
+        object.deriver = Some(derivation().to_string());
         object.sigs = sigs.iter().map(|sig| (*sig).to_owned()).collect();
         self.engine.commit_object(&self.cache, ingested, object).await.expect("a commit");
+    }
+
+    /// Stores a log of the derivation that all packages come from.
+    pub(crate) async fn put_log(&self, log: &str) {
+        self.engine.put_log(&self.cache, derivation(), log.as_bytes().to_vec()).await.expect("a log");
+    }
+
+    /// Stores a trace of package `number`.
+    pub(crate) async fn put_trace(&self, number: u8) {
+        let trace = BuildTrace {
+            key: trace_key(number),
+            out_path: path(number),
+            dependents: BTreeMap::new(),
+            sigs: Vec::new(),
+            is_keyed: false,
+        };
+        self.engine.put_trace(&self.cache, trace).await.expect("a trace");
     }
 
     pub(crate) async fn remove(&self, number: u8) {
@@ -255,6 +274,28 @@ impl Lab {
     pub(crate) fn check_now(&self, what: &str) {
         if let Err(why) = check(&self.target.files(), &BTreeSet::new()) {
             panic!("{what}: {why}");
+        }
+    }
+
+    /// Fails if the counts of what is published differ from the rows.
+    pub(crate) async fn check_counts(&self, what: &str) {
+        const ALL: u32 = 1_000;
+        for target in self.index.list_targets().await.expect("the index answers") {
+            let (id, cache) = (target.id, self.cache.id);
+            let objects = self.index.list_published(id, cache, 0..=255, None, ALL).await.expect("a page");
+            let nars = self.index.list_published_nars(id, cache, 0..=255, None, ALL).await.expect("a page");
+            let nars: Vec<_> = nars.iter().filter(|nar| nar.uploaded).collect();
+            let pending = self.index.pending_objects(id, cache, None, ALL).await.expect("a page");
+            let rows = PublishCounts {
+                published: objects.iter().filter(|object| object.state == PublishState::Published).count()
+                    as u64,
+                pending: pending.len() as u64,
+                pending_since: pending.first().map(|object| object.since),
+                nars: nars.len() as u64,
+                file_bytes: nars.iter().map(|nar| nar.file_size).sum(),
+            };
+            let counts = self.index.publish_counts(id, cache).await.expect("the index answers");
+            assert_eq!(counts, rows, "{what}");
         }
     }
 
@@ -309,6 +350,25 @@ pub(crate) fn path(number: u8) -> StorePath {
     format!("{hash}-package-{number}").parse().expect("a store path")
 }
 
+/// What all packages come from.
+pub(crate) fn derivation() -> StorePath {
+    format!("{}-package.drv", dormer_nix::nix32::encode(&[200; 20])).parse().expect("a store path")
+}
+
+fn trace_key(number: u8) -> TraceKey {
+    TraceKey::Derivation { derivation: derivation(), output: format!("out-{number}") }
+}
+
+/// The name of a trace in the target.
+pub(crate) fn trace_name(number: u8) -> String {
+    format!("main/{}", DocumentName::Trace(trace_key(number)))
+}
+
+/// The name of the log in the target.
+pub(crate) fn log_name() -> String {
+    format!("main/{}", DocumentName::Log(derivation()))
+}
+
 pub(crate) fn published_in(files: &BTreeMap<String, Bytes>) -> BTreeMap<StorePathHash, NarInfo> {
     files
         .iter()
@@ -328,6 +388,21 @@ pub(crate) fn check(
     upstream: &BTreeSet<StorePathHash>,
 ) -> std::result::Result<(), String> {
     let narinfos = published_in(files);
+    for (name, content) in files {
+        let belongs = match EdgeKey::parse(name) {
+            Ok(EdgeKey::Document(_, DocumentName::Log(derivation))) => {
+                narinfos.values().any(|narinfo| narinfo.deriver.as_ref() == Some(&derivation))
+            }
+            Ok(EdgeKey::Document(_, DocumentName::Trace(key))) => {
+                let trace = BuildTrace::parse(&key, content).expect("a good trace");
+                narinfos.contains_key(&trace.out_path.hash())
+            }
+            _ => true,
+        };
+        if !belongs {
+            return Err(format!("{name} belongs to nothing that is there"));
+        }
+    }
     for (hash, narinfo) in &narinfos {
         let Some(nar) = files.get(&format!("main/{}", narinfo.url)) else {
             return Err(format!("{hash} names {}, which is not there", narinfo.url));

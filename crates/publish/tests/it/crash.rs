@@ -1,7 +1,7 @@
 //! Crash at every step of a run, with the lost call's effect kept and dropped: a reader sees whole
 //! closures all the way, and the next run finishes what was begun and leaves nothing behind.
 
-use crate::common::{Lab, on_both_databases, stride};
+use crate::common::{Lab, log_name, on_both_databases, stride, trace_name};
 use dormer_edge::CacheState;
 use dormer_engine::{KeyChange, UpdateCache};
 use dormer_publish::{Error, Mode};
@@ -30,8 +30,13 @@ enum Before {
 impl Before {
     async fn prepare(self) -> Lab {
         let mut lab = Lab::new().await;
+        lab.settings.logs = true;
         for (number, references) in [(1, vec![]), (2, vec![1]), (3, vec![2]), (4, vec![]), (5, vec![4])] {
             lab.push(number, number.into(), &references).await;
+        }
+        lab.put_log("built").await;
+        for number in [3, 4] {
+            lab.put_trace(number).await;
         }
         if self == Self::NothingInParts {
             lab.target = MemoryTarget::in_parts_of(1_000);
@@ -44,6 +49,7 @@ impl Before {
             Self::Nothing | Self::NothingInParts => {}
             Self::Changes => {
                 lab.push(6, 6, &[3]).await;
+                lab.put_log("built again").await;
                 // Another NAR, other references; an orderly removal; one for cause that takes a
                 // referrer along, and one of what was pushed again since.
                 lab.push(3, 33, &[1]).await;
@@ -72,6 +78,8 @@ impl Before {
                     if nars[0].contains("/nar/0") { ("/nar/0", "/nar/1") } else { ("/nar/1", "/nar/0") };
                 let stranger = nars[0].replace(flipped.0, flipped.1);
                 lab.target.store().put(&stranger, &kind, vec!["not ours".into()]).await.expect("memory");
+                lab.target.store().delete(&trace_name(3)).await.expect("memory");
+                lab.target.store().put(&log_name(), &kind, vec!["short".into()]).await.expect("memory");
             }
             Self::AnotherPlace => lab.target = MemoryTarget::at("elsewhere"),
         }
@@ -126,9 +134,16 @@ async fn survives(before: Before, published: &[u8], nars: usize) {
                 lab.check_every_moment(&[], &format!("{what}, and a run after it"));
             }
             lab.check_now(&what);
+            lab.check_counts(&what).await;
             assert_eq!(lab.published().into_iter().collect::<Vec<_>>(), published, "{what}");
             assert_eq!(lab.nar_count(), nars, "{what}: NARs");
             let files = lab.target.files();
+            let log = if before == Before::Changes { "built again" } else { "built" };
+            assert_eq!(files.get(&log_name()).map(AsRef::as_ref), Some(log.as_bytes()), "{what}: the log");
+            for number in [3, 4] {
+                let is_there = files.contains_key(&trace_name(number));
+                assert_eq!(is_there, published.contains(&number), "{what}: the trace of {number}");
+            }
             assert!(files.contains_key("main/nix-cache-info"), "{what}");
             let state = CacheState::parse(&files["main/dormer-state.json"]).expect("a good state document");
             assert_eq!(state.object_count, published.len() as u64, "{what}");

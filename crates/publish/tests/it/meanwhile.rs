@@ -68,6 +68,7 @@ async fn at_any_moment(changes: &'static [Change], published: &[u8]) {
         lab.clock.advance(SETTLE);
         lab.publish().await.unwrap_or_else(|error| panic!("{what}: {error}"));
         lab.check_every_moment(&[9], &format!("{what}, and a run after it"));
+        lab.check_counts(&what).await;
         assert_eq!(lab.published().into_iter().collect::<Vec<_>>(), published, "{what}");
     }
 }

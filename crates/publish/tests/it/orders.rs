@@ -4,12 +4,15 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
-use crate::common::{GRACE, Lab, SETTLE, create_cache, on_both_databases, path, stride};
+use crate::common::{
+    GRACE, Lab, SETTLE, create_cache, log_name, on_both_databases, path, stride, trace_name,
+};
 use dormer_edge::CacheState;
-use dormer_engine::{Clock as _, UpdateCache};
+use dormer_engine::{Clock as _, KeyChange, UpdateCache};
+use dormer_nix::nar::{Node, encode_tree};
 use dormer_nix::{NarHash, NarInfo, StoreDir};
 use dormer_publish::{Error, Mode};
-use dormer_testkit::{MemoryTarget, Random, package_nar};
+use dormer_testkit::{Faults, MemoryTarget, Random, package_nar};
 
 fn numbers(published: impl IntoIterator<Item = u8>) -> Vec<u8> {
     published.into_iter().collect()
@@ -219,6 +222,50 @@ async fn what_was_removed_before_a_cache_was_published_is_known_too() {
     }
 }
 
+async fn a_target_that_was_away_for_too_long_comes_out_right() {
+    let lab = Lab::new().await;
+    for number in 1..=6 {
+        lab.push(number, number.into(), if number == 2 { &[1] } else { &[] }).await;
+    }
+    lab.publish().await.unwrap();
+    assert_eq!(numbers(lab.published()), [1, 2, 3, 4, 5, 6]);
+
+    // Something comes, something goes, and something is replaced, while nobody publishes. Then the
+    // outbox forgets all of it.
+    lab.push(7, 7, &[3]).await;
+    lab.remove(1).await;
+    lab.remove_for_cause(4).await;
+    lab.push(5, 55, &[]).await;
+    lab.clock.advance(1_000);
+    let now = lab.clock.now();
+    let trim = async |limit| lab.index.trim_outbox(now, now, limit).await.unwrap();
+    let last = lab.index.list_targets().await.unwrap()[0].cursor;
+    while !lab.index.outbox_after(last, 1).await.unwrap().is_empty() {
+        assert!(trim(2).await <= 2);
+    }
+    assert!(lab.index.list_targets().await.unwrap()[0].missed_changes);
+    let publisher = lab.publisher();
+    assert!(publisher.has_work().await.unwrap(), "no row says so any more");
+
+    // Runs die before all is noted and while it is brought; the last one does the rest.
+    for step in 2..9 {
+        lab.crashing(&Faults::crash_at(step, step % 2 == 0)).run(Mode::Follow).await.unwrap_err();
+        lab.clock.advance(SETTLE);
+    }
+    let outcome = lab.publish().await.unwrap();
+    lab.check_every_moment(&[], "after a long time");
+    // The second waits for its reference to be pushed again, as after every removal.
+    assert_eq!((numbers(lab.published()), outcome.waiting()), (vec![3, 5, 6, 7], 1));
+    let archive = package_nar(&mut Random::new(55), 3_000, &[]);
+    let narinfo = &crate::common::published_in(&lab.target.files())[&path(5).hash()];
+    assert_eq!(narinfo.nar_hash, NarHash::digest(&archive));
+    assert!(!lab.index.list_targets().await.unwrap()[0].missed_changes);
+    // Nothing is left to do, and the next change costs what a change costs.
+    assert!(!publisher.has_work().await.unwrap());
+    lab.push(8, 8, &[]).await;
+    assert_eq!(lab.publish().await.unwrap().writes, 3);
+}
+
 async fn an_upstream_path_that_is_removed_takes_nothing_along() {
     let lab = Lab::new().await;
     let nar = package_nar(&mut Random::new(1), 1_000, &[]);
@@ -392,12 +439,16 @@ async fn a_run_beside_one_that_lives_is_refused() {
 
 async fn reconciling_repairs_what_is_missing_damaged_extra_or_unknown() {
     use dormer_stores::FileKind;
-    let lab = Lab::new().await;
+    let mut lab = Lab::new().await;
+    lab.settings.logs = true;
     for (number, references) in [(1, vec![]), (2, vec![1]), (3, vec![2])] {
         lab.push(number, number.into(), &references).await;
+        lab.put_trace(number).await;
     }
+    lab.put_log("built").await;
     lab.publish().await.unwrap();
     let sound = lab.target.files();
+    assert!(sound.contains_key(&log_name()) && sound.contains_key(&trace_name(3)));
     let kind = FileKind { content_type: "x", cache_control: String::new() };
     let names: Vec<String> = sound.keys().cloned().collect();
     let nars: Vec<&String> = names.iter().filter(|name| name.contains("/nar/")).collect();
@@ -408,12 +459,19 @@ async fn reconciling_repairs_what_is_missing_damaged_extra_or_unknown() {
     lab.target.store().put(narinfos[1], &kind, vec!["StorePath: x\n".into()]).await.unwrap();
     let stranger = format!("main/{}.narinfo", path(77).hash());
     lab.target.store().put(&stranger, &kind, vec!["not ours".into()]).await.unwrap();
+    lab.target.store().delete(&trace_name(1)).await.unwrap();
+    lab.target.store().put(&trace_name(2), &kind, vec!["{}".into()]).await.unwrap();
+    lab.target.store().put(&log_name(), &kind, vec!["not how it was built".into()]).await.unwrap();
+    lab.target.store().put(&trace_name(77), &kind, vec!["not ours".into()]).await.unwrap();
     lab.target.store().put("main/README", &kind, vec!["left alone".into()]).await.unwrap();
+    lab.target.store().put("main/log/README", &kind, vec!["left alone".into()]).await.unwrap();
     lab.publish().await.unwrap();
     assert_ne!(lab.target.files(), sound, "a run that follows does not look");
-    lab.publisher().run(Mode::Reconcile).await.unwrap();
+    let outcome = lab.publisher().run(Mode::Reconcile).await.unwrap();
+    // Of NARs and narinfos two each, and one that is not ours; of documents three, and one.
+    assert_eq!(outcome.caches[0].repaired, 5 + 4);
     let mut repaired = lab.target.files();
-    assert!(repaired.remove("main/README").is_some());
+    assert!(repaired.remove("main/README").is_some() && repaired.remove("main/log/README").is_some());
     let without_time = |files: std::collections::BTreeMap<String, bytes::Bytes>| {
         files.into_iter().filter(|(name, _)| !name.ends_with("state.json")).collect::<Vec<_>>()
     };
@@ -580,6 +638,116 @@ async fn listings_go_with_their_paths_whatever_the_settings_are_by_then() {
     assert_eq!(listings(&lab), 0, "the names of files are as private as the files");
 }
 
+async fn documents_come_after_their_narinfos_and_go_before_them() {
+    let mut lab = Lab::new().await;
+    lab.push(1, 1, &[]).await;
+    lab.push(2, 2, &[1]).await;
+    lab.put_log("first").await;
+    lab.put_trace(1).await;
+    lab.put_trace(9).await;
+    lab.publish().await.unwrap();
+    let has = |lab: &Lab, name: &str| lab.target.files().contains_key(name);
+    assert!(has(&lab, &trace_name(1)) && !has(&lab, &log_name()), "logs are published only if wanted");
+    assert!(!has(&lab, &trace_name(9)), "its path is not there");
+
+    lab.settings.logs = true;
+    lab.put_log("second").await;
+    lab.publish().await.unwrap();
+    assert_eq!(lab.target.files()[&log_name()].as_ref(), b"second");
+    assert_eq!(lab.publish().await.unwrap().writes, 0, "nothing twice");
+    lab.put_log("third").await;
+    lab.put_trace(1).await;
+    lab.publish().await.unwrap();
+    assert_eq!(lab.target.files()[&log_name()].as_ref(), b"third");
+
+    let before = lab.target.files()[&trace_name(1)].clone();
+    let update = UpdateCache { new_key: Some(KeyChange::Generate), ..UpdateCache::default() };
+    lab.engine.update_cache(&lab.cache, update).await.unwrap();
+    lab.publish().await.unwrap();
+    assert_ne!(lab.target.files()[&trace_name(1)], before, "the new key signs it");
+
+    lab.push(9, 9, &[]).await;
+    lab.publish().await.unwrap();
+    assert!(has(&lab, &trace_name(9)), "its path came later");
+    lab.remove(2).await;
+    lab.remove_for_cause(1).await;
+    lab.publish().await.unwrap();
+    assert!(!has(&lab, &trace_name(1)) && has(&lab, &log_name()), "one path names its derivation still");
+    lab.settings.logs = false;
+    lab.push(9, 99, &[]).await;
+    lab.publish().await.unwrap();
+    assert!(!has(&lab, &log_name()), "they are not wanted any more");
+    lab.settings.logs = true;
+    lab.push(9, 9, &[]).await;
+    lab.publish().await.unwrap();
+    assert!(has(&lab, &log_name()) && has(&lab, &trace_name(9)));
+    lab.remove(9).await;
+    lab.publish().await.unwrap();
+    let documents =
+        lab.target.files().into_keys().filter(|name| name.contains("/log/") || name.contains(".drv/"));
+    assert_eq!(documents.count(), 0);
+    lab.check_every_moment(&[], "documents");
+}
+
+async fn documents_of_a_private_cache_leave_a_readable_target() {
+    let mut lab = Lab::new().await;
+    lab.settings.logs = true;
+    lab.push(1, 1, &[]).await;
+    lab.put_log("secret").await;
+    lab.put_trace(1).await;
+    lab.publish().await.unwrap();
+    assert!(lab.target.files().contains_key(&log_name()));
+    lab.set_public(false).await;
+    lab.publish().await.unwrap();
+    let left: Vec<String> =
+        lab.target.files().into_keys().filter(|name| name.starts_with("main/l")).collect();
+    assert_eq!(left, Vec::<String>::new());
+    assert!(!lab.target.files().contains_key(&trace_name(1)));
+    lab.check_every_moment(&[], "a cache that became private");
+}
+
+async fn debug_info_leads_to_a_nar_of_the_target() {
+    let mut lab = Lab::new().await;
+    lab.settings.debug_info = true;
+    let id = "00ab12";
+    let debug_nar = |contents: &str| {
+        let file = Node::directory([("ab12.debug", Node::file(contents))]);
+        let folders = ["lib", "debug", ".build-id", "00"];
+        let tree = folders.iter().rev().fold(file, |node, name| Node::directory([(*name, node)]));
+        encode_tree(&tree)
+    };
+    let name = format!("main/debuginfo/{id}.debug");
+    let archive = |lab: &Lab| {
+        let files = lab.target.files();
+        let link: serde_json::Value = serde_json::from_slice(files.get(&name)?).unwrap();
+        assert_eq!(link["member"], "lib/debug/.build-id/00/ab12.debug");
+        let nar = link["archive"].as_str().unwrap().strip_prefix("../").unwrap().to_owned();
+        assert!(files.contains_key(&format!("main/{nar}")), "{nar} is not there");
+        Some(nar)
+    };
+    lab.push_nar(1, &debug_nar("one"), &[], &[]).await;
+    lab.push(2, 2, &[]).await;
+    lab.publish().await.unwrap();
+    let first = archive(&lab).expect("it is published");
+    assert_eq!(lab.publish().await.unwrap().writes, 0, "nothing twice");
+    // Another path with the same build id, and then without the first.
+    lab.push_nar(3, &debug_nar("two"), &[], &[]).await;
+    lab.publish().await.unwrap();
+    lab.remove_for_cause(1).await;
+    lab.publish().await.unwrap();
+    let second = archive(&lab).expect("another path has it");
+    assert_ne!(first, second);
+    lab.remove_for_cause(3).await;
+    lab.publish().await.unwrap();
+    assert_eq!(archive(&lab), None);
+    // As the settings are by then.
+    lab.settings.debug_info = false;
+    lab.push_nar(4, &debug_nar("three"), &[], &[]).await;
+    lab.publish().await.unwrap();
+    assert_eq!(archive(&lab), None);
+    lab.check_every_moment(&[], "debug info");
+}
+
 async fn revoked_tokens_are_told_to_the_edge() {
     let mut lab = Lab::new().await;
     lab.push(1, 1, &[]).await;
@@ -604,6 +772,7 @@ on_both_databases! {
     what_changed_while_it_waited_waits_for_its_new_references_too,
     a_reference_that_is_removed_while_its_referrer_waits_never_counts_as_upstreams,
     what_was_removed_before_a_cache_was_published_is_known_too,
+    a_target_that_was_away_for_too_long_comes_out_right,
     an_upstream_path_that_is_removed_takes_nothing_along,
     an_object_with_another_nar_is_updated_in_place,
     a_new_key_signs_everything_again_and_sends_no_nar,
@@ -616,5 +785,8 @@ on_both_databases! {
     recompressed_nars_are_other_files_of_the_same_archives,
     an_emptied_target_is_filled_again_with_everything,
     listings_go_with_their_paths_whatever_the_settings_are_by_then,
+    documents_come_after_their_narinfos_and_go_before_them,
+    documents_of_a_private_cache_leave_a_readable_target,
+    debug_info_leads_to_a_nar_of_the_target,
     revoked_tokens_are_told_to_the_edge,
 }

@@ -309,6 +309,7 @@ fn object(cache: &Cache, info: &UploadPathNarInfo) -> Result<Object, Failure> {
         system: info.system.clone().filter(|text| !text.is_empty()),
         ca: info.ca.clone().filter(|text| !text.is_empty()),
         sigs: info.sigs.clone(),
+        extra: Vec::new(),
     };
     narinfo.check().map_err(bad_request)?;
     check_fields(&narinfo)?;
@@ -320,6 +321,7 @@ fn object(cache: &Cache, info: &UploadPathNarInfo) -> Result<Object, Failure> {
         ca: narinfo.ca,
         sigs: narinfo.sigs,
         system: narinfo.system,
+        extra: narinfo.extra,
     })
 }
 
@@ -347,7 +349,7 @@ async fn describe(app: &App, call: &Call, ingested: &Ingested) -> Result<UploadP
 
 /// Whether the token reads every cache that exists, existed or will exist. Then nothing needs to be
 /// looked up.
-fn may_pull_everything(claims: &TokenClaims) -> bool {
+pub(crate) fn may_pull_everything(claims: &TokenClaims) -> bool {
     let caches = &claims.access.caches;
     caches.iter().any(|(pattern, _)| pattern.as_str() == "*")
         && caches.iter().all(|(_, permissions)| permissions.allows(Permission::Pull))

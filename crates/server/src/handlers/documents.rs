@@ -1,5 +1,5 @@
 //! The small documents of the binary-cache protocol: cache descriptions, narinfos, listings, build
-//! logs and build traces.
+//! logs, build traces and debug info.
 
 use std::io;
 
@@ -60,7 +60,7 @@ pub(crate) async fn find_listing(
     Ok(response)
 }
 
-/// A build log, or a build trace.
+/// A build log, a build trace, or debug info.
 pub(crate) async fn find_document(
     app: &App,
     call: &Call,
@@ -73,10 +73,4 @@ pub(crate) async fn find_document(
     // A log holds whatever a build printed, and a browser shows it.
     response.headers_mut().insert(X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
     Ok(response)
-}
-
-/// Documents of kinds that this server does not keep.
-pub(crate) async fn miss(app: &App, call: &Call, name: &CacheName) -> Result<Response<Body>, Failure> {
-    app.open_cache(call, name, Permission::Pull).await?;
-    Err(Failure::NoSuchObject)
 }

@@ -8,4 +8,5 @@ pub(crate) mod nar;
 pub(crate) mod pages;
 pub(crate) mod retention;
 pub(crate) mod small_body;
+pub(crate) mod stats;
 pub(crate) mod upload;

@@ -150,6 +150,7 @@ pub(crate) async fn put_narinfo(
         ca: narinfo.ca,
         sigs: narinfo.sigs,
         system: narinfo.system,
+        extra: narinfo.extra,
     };
     let outcome =
         app.engine.commit_narinfo(&cache, file_name, &narinfo.nar_hash, narinfo.nar_size, object).await?;
@@ -177,8 +178,12 @@ pub(crate) async fn put_listing(
     Ok(body::empty())
 }
 
+/// Largest link to debug info that is taken, in bytes. Nix sends some 200.
+const DEBUG_LINK_BYTES_MAX: u64 = 64 * 1024;
+
 /// A build log takes the place of the one that is there. A build trace adds its signatures to the
-/// one that is there; one with another path changes nothing, and the answer says so.
+/// one that is there; one with another path changes nothing, and the answer says so. A link to
+/// debug info is read and dropped.
 pub(crate) async fn put_document(
     app: &App,
     call: &Call,
@@ -196,6 +201,11 @@ pub(crate) async fn put_document(
             let (size_bytes, path) = (log.len(), derivation.clone());
             app.engine.put_log(&cache, derivation, log).await?;
             tracing::info!(cache.name = cache.name, %path, size_bytes, "took a build log");
+        }
+        // The server finds the debug files of a NAR itself, and links to its own names.
+        DocumentName::DebugInfo(_) => {
+            body.limit(DEBUG_LINK_BYTES_MAX)?;
+            while body.next().await?.is_some() {}
         }
         DocumentName::Trace(key) => {
             let Buffered { value: json, memory: _memory } =
@@ -219,16 +229,4 @@ pub(crate) async fn put_document(
         }
     }
     Ok(body::empty())
-}
-
-/// Refuses documents that the server does not keep: a 200 would turn out to be a lie when somebody
-/// needs the document.
-pub(crate) async fn refuse(
-    app: &App,
-    call: &Call,
-    name: &CacheName,
-    kind: &'static str,
-) -> Result<Response<Body>, Failure> {
-    app.open_cache(call, name, Permission::Push).await?;
-    Err(Failure::NotKept(kind))
 }

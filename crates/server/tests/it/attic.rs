@@ -561,6 +561,40 @@ fn caches_are_listed_and_paths_removed_by_the_second_version() {
 }
 
 #[test]
+fn what_a_cache_holds_is_told_and_paths_are_named_to_its_owner_only() {
+    let server = Server::start();
+    server.push("team-a", &path(1), &nar(1));
+    server.push("team-a", &path(2), &nar(2));
+    server.push("main", &path(1), &nar(1));
+    let stats = "/_api/v2/caches/team-a/stats";
+    let reader = token(&json!({"team-a": {"r": 1}}));
+    let told = server.call(&reader, "GET", stats, b"").json();
+    let bytes = nar(1).len() + nar(2).len();
+    assert_eq!(told, json!({"paths": 2, "nar_bytes": bytes, "complete": true}));
+    let owner = token(&json!({"team-a": {"r": 1, "cq": 1}}));
+    let told = server.call(&owner, "GET", stats, b"").json();
+    assert_eq!(told["largest"].as_array().unwrap().len(), 2, "{told}");
+    assert_eq!(told["longest_unused"].as_array().unwrap().len(), 2, "{told}");
+    assert_error(&server.call(&token(&json!({"team-a": {"w": 1}})), "GET", stats, b""), 403, "AccessError");
+
+    assert_eq!(server.get("/_api/v2/stats").status, 401);
+    assert_error(&server.call(&owner, "GET", "/_api/v2/stats", b""), 403, "AccessError");
+    let all = server.call(&admin(), "GET", "/_api/v2/stats", b"").json();
+    assert_eq!(
+        (&all["paths"], &all["nars"], &all["complete"]),
+        (&json!(3), &json!(2), &json!(true)),
+        "{all}"
+    );
+    let number = |name: &str| all[name].as_i64().unwrap_or_else(|| panic!("{name}: {all}"));
+    assert_eq!(number("path_bytes"), i64::try_from(bytes + nar(1).len()).unwrap());
+    assert_eq!(number("saved_by_same_nars"), i64::try_from(nar(1).len()).unwrap());
+    let saved =
+        ["saved_by_same_nars", "saved_by_chunks", "saved_by_holes", "saved_by_compression"].map(number);
+    assert_eq!(saved.iter().sum::<i64>(), number("path_bytes") - number("stored_bytes"));
+    assert!(number("stored_bytes") > 0 && number("packs") > 0, "{all}");
+}
+
+#[test]
 fn retention_is_set_pins_added_and_objects_listed_by_the_second_version() {
     let server = Server::start();
     server.push("team-a", &path(1), &nar(1));

@@ -149,9 +149,11 @@ impl Server {
             dormer_engine::JobSettings::default(),
         );
         server.metrics().register(Box::new(runner.metrics())).unwrap();
+        server.metrics().register(Box::new(runner.stored_metrics())).unwrap();
         let collector = engine.collector(publish.clone(), None, 86_400);
         server.metrics().register(Box::new(collector.metrics())).unwrap();
         server.metrics().register(Box::new(engine.scrubber(publish.clone()).metrics())).unwrap();
+        server.metrics().register(Box::new(dormer_engine::JournalMetrics::default())).unwrap();
         let metrics = Arc::clone(server.metrics());
         let serving = server.clone().run(listener, async {
             stopped.await.ok();

@@ -1,6 +1,7 @@
 //! Build logs and build traces: what comes back, what merges, which callers read them, and when
 //! they go.
 
+use dormer_nix::nar::{Node, encode_tree};
 use dormer_nix::{BuildTrace, DocumentName, PublicKey, SecretKey, StorePath, TraceKey};
 use serde_json::{Value, json};
 
@@ -187,6 +188,83 @@ fn both_spellings_of_an_address_are_one() {
     ] {
         assert_eq!(server.call(&admin(), "GET", &address, b"").status, 404, "{address}");
     }
+}
+
+/// Determinate Nix describes where a path comes from.
+#[test]
+fn fields_that_the_server_does_not_know_are_served_as_they_came() {
+    let server = Server::start();
+    let narinfo = |more: &str| crate::common::narinfo(&path(1), &nar(1), "1.nar", "none", more);
+    let provenance =
+        "Provenance: {\"type\":\"flake\",\"url\":\"git+https://example.org/x?rev=1\"}\nFuture: 1: 2\n";
+    put(&server, "/main/nar/1.nar", &nar(1));
+    let address = format!("/main/{}.narinfo", path(1).hash());
+    put(&server, &address, narinfo(provenance).as_bytes());
+    let served = server.get(&address).text();
+    assert!(served.ends_with(provenance), "{served}");
+    // Another push of the path neither drops nor changes them, and none of them is a known field.
+    put(&server, &address, narinfo("").as_bytes());
+    put(&server, &address, narinfo("Provenance: {}\nsig: x:AAAA\nDeriver : x\n").as_bytes());
+    assert_eq!(server.get(&address).text(), served);
+}
+
+/// A NAR with the debug file of a build id.
+fn debug_nar(build_id: &str, contents: &str) -> Vec<u8> {
+    let (folder, rest) = build_id.split_at(2);
+    let file = Node::directory([(format!("{rest}.debug"), Node::file(contents))]);
+    let folders = ["lib", "debug", ".build-id", folder];
+    encode_tree(&folders.iter().rev().fold(file, |node, name| Node::directory([(*name, node)])))
+}
+
+fn push_nar(server: &Server, cache: &str, seed: u8, nar: &[u8]) {
+    let info = nar_info(cache, &path(seed), nar, &json!({})).to_string();
+    let bearer = format!("Bearer {}", admin());
+    let headers = [("X-Attic-Nar-Info", info.as_str()), ("Authorization", bearer.as_str())];
+    let reply = server.request("PUT", "/_api/v1/upload-path", &headers, nar);
+    assert_eq!(reply.status, 200, "{reply:?}");
+}
+
+#[test]
+fn debug_info_is_a_link_to_the_nar_that_has_it() {
+    let server = Server::start();
+    let id = "00ab3f2d5c6e7f8091a2b3c4d5e6f708192a3b4c";
+    let address = |cache: &str| format!("/{cache}/debuginfo/{id}.debug");
+    assert_eq!(server.get(&address("main")).status, 404);
+    // Nix sends its own link, before the NAR; it names an upload, and is not kept.
+    put(&server, &address("main"), br#"{"archive":"../nar/x.nar.xz","member":"x"}"#);
+    assert_eq!(server.get(&address("main")).status, 404);
+    push_nar(&server, "main", 1, &debug_nar(id, "symbols"));
+    let reply = server.get(&address("main"));
+    assert_eq!((reply.status, reply.header("content-type")), (200, Some("application/json")), "{reply:?}");
+    assert_eq!(reply.header("cache-control"), Some("public, max-age=60"));
+    let link = reply.json();
+    assert_eq!(link["member"], format!("lib/debug/.build-id/00/{}.debug", &id[2..]));
+    let archive = link["archive"].as_str().unwrap().strip_prefix("../").unwrap();
+    assert!(server.get(&format!("/main/{}.narinfo", path(1).hash())).text().contains(archive));
+    assert_eq!(server.get(&format!("/main/{archive}")).status, 200);
+    assert_eq!(server.get(&format!("/main/debuginfo/{id}")).json(), link);
+    put(&server, &address("main"), b"{}");
+    assert_eq!(server.get(&address("main")).json(), link);
+    // Of the cache that has the path alone, and for its readers.
+    assert_eq!(server.call(&admin(), "GET", &address("team-a"), b"").status, 404);
+    push_nar(&server, "team-a", 2, &debug_nar(id, "symbols"));
+    assert_eq!(server.get(&address("team-a")).status, 401);
+    assert_eq!(server.call(&token(&json!({"main": {"r": 1}})), "GET", &address("team-a"), b"").status, 401);
+    let reader = token(&json!({"team-a": {"r": 1}}));
+    assert_eq!(server.call(&reader, "GET", &address("team-a"), b"").status, 200);
+    assert_eq!(server.call(&reader, "PUT", &address("team-a"), b"{}").status, 403);
+    let too_long = server.call(&admin(), "PUT", &address("main"), &vec![b' '; 70_000]);
+    assert_eq!(too_long.status, 413, "{too_long:?}");
+    for bad in ["x", "00AB", "00ab/3f", "%30%30ab"] {
+        assert_eq!(
+            server.call(&admin(), "PUT", &format!("/main/debuginfo/{bad}"), b"{}").status,
+            404,
+            "{bad}"
+        );
+    }
+    let remove = format!("/_api/v2/caches/main/objects/{}", path(1).hash());
+    assert_eq!(server.call(&admin(), "DELETE", &remove, b"").json()["removed"], true);
+    assert_eq!(server.get(&address("main")).status, 404);
 }
 
 #[test]

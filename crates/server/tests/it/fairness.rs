@@ -67,7 +67,6 @@ fn paths_with_bodies() -> Vec<(String, String)> {
         "Listing" => format!("/team-a/{hash}.ls"),
         "Nar" => "/team-a/nar/x.nar".to_owned(),
         "Document" => format!("/team-a/log/{hash}-x.drv"),
-        "NotKept" => "/team-a/debuginfo/x".to_owned(),
         "CacheConfig" => "/_api/v1/cache-config/team-a".to_owned(),
         "GetMissingPaths" => "/_api/v1/get-missing-paths".to_owned(),
         "UploadPath" => "/_api/v1/upload-path".to_owned(),

@@ -23,6 +23,7 @@ pub(crate) fn compress(server: &Server, compression: &str, plain: &[u8]) -> Vec<
         "gzip" => with!(GzipEncoder),
         "br" => with!(BrotliEncoder),
         "lz4" => with!(Lz4Encoder),
+        "lzma" => with!(LzmaEncoder),
         "none" => plain.to_vec(),
         other => panic!("{other}"),
     }
@@ -45,19 +46,21 @@ fn decompress(server: &Server, compression: &str, bytes: &[u8]) -> Vec<u8> {
         "gzip" => with!(GzipDecoder),
         "br" => with!(BrotliDecoder),
         "lz4" => with!(Lz4Decoder),
+        "lzma" => with!(LzmaDecoder),
         "none" => bytes.to_vec(),
         other => panic!("{other}"),
     }
 }
 
-/// Names as Nix makes them: it writes no suffix for gzip.
-const FILES: [(&str, &str); 7] = [
+/// Names as Nix makes them: it writes no suffix for gzip and lzma.
+const FILES: [(&str, &str); 8] = [
     ("xz", "1xz.nar.xz"),
     ("zstd", "1zstd.nar.zst"),
     ("bzip2", "1bzip2.nar.bz2"),
     ("gzip", "1gzip.nar"),
     ("br", "1br.nar.br"),
     ("lz4", "1lz4.nar.lz4"),
+    ("lzma", "1lzma.nar"),
     ("none", "1none.nar"),
 ];
 

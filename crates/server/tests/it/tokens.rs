@@ -262,6 +262,7 @@ fn a_private_cache_looks_like_one_that_is_not_there() {
             ("DELETE", &format!("/_api/v2/caches/CACHE/objects/{hash}/referrers"), ""),
             ("GET", "/_api/v2/caches/CACHE/purges", ""),
             ("POST", "/_api/v2/caches/CACHE/objects", "{}"),
+            ("GET", "/_api/v2/caches/CACHE/stats", ""),
             ("POST", "/_api/v2/caches/CACHE/pins", "{}"),
             ("PUT", "/_api/v2/caches/CACHE/pins/p", "{}"),
             ("DELETE", "/_api/v2/caches/CACHE/pins/p", ""),

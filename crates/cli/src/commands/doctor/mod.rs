@@ -12,6 +12,7 @@ mod finding;
 mod folder;
 mod keys;
 mod nix;
+mod packs;
 mod store;
 
 use std::process::ExitCode;
@@ -33,9 +34,10 @@ const PROBE_TIMEOUT: Duration = Duration::from_secs(8);
 
 /// Check an installation and say what to do
 ///
-/// With the settings of a server, this checks its keys, folders, database, store and clock, and
-/// whether the server answers at its address. The server may run meanwhile. The check changes
-/// nothing, except that it writes and removes a probe in the store.
+/// With the settings of a server, this checks its keys, folders, database, store and clock, whether
+/// the store has every pack that the database names, and whether the server answers at its address.
+/// If packs are missing, the paths that need them are named. The server may run meanwhile. The
+/// check changes nothing, except that it writes and removes a probe in the store.
 ///
 /// With --client, or without the settings of a server, this checks this machine's Nix: whether
 /// nix.conf and netrc still have the lines of `dormer use`, and whether each cache answers
@@ -90,6 +92,7 @@ async fn check_server(doctor: &mut Doctor<'_>, args: &SettingsArgs) -> Result<()
     let mut clocks = clock::Clocks::default();
     doctor.within("database", database::check(&settings, &mut clocks)).await?;
     doctor.within("store", store::check(&settings, &mut clocks)).await?;
+    doctor.within("packs", Box::pin(packs::check(&settings))).await?;
     doctor.within("endpoint", endpoint::check(&settings, &mut clocks)).await?;
     doctor.tell_all(clocks.check())
 }

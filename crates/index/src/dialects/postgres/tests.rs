@@ -12,11 +12,11 @@ use sqlx::{AssertSqlSafe, Row as _, query};
 
 use super::*;
 use crate::collect;
-use crate::jobs::{expire_cache, spread_damage};
+use crate::jobs::{expire_cache, recount, spread_damage};
 use crate::scrub;
 use crate::sql::{Sql, Transaction as _};
 use crate::sql_index::Lock;
-use crate::topics::{caches, chunks, damage, documents, nars, objects, outbox, retention};
+use crate::topics::{caches, chunks, counters, damage, documents, journal, nars, objects, outbox, retention};
 use crate::*;
 
 pub(super) const NOW: UnixSeconds = 1_800_000_000;
@@ -54,8 +54,10 @@ async fn push(index: &PostgresIndex, cache: CacheId) -> Result<StorePathHash> {
         size: 1000,
         file_size: 500,
         tag: EncodingTag::from_bytes(rand::random()),
+        holed_bytes: 0,
         recipe: recipe.finish(),
         listing: StoredListing::Inline(vec![7; 100]),
+        build_ids: Vec::new(),
         packs: vec![rows[0].pack],
     };
     let hash = StorePathHash::from_bytes(rand::random());
@@ -66,6 +68,7 @@ async fn push(index: &PostgresIndex, cache: CacheId) -> Result<StorePathHash> {
         ca: None,
         sigs: Vec::new(),
         system: None,
+        extra: Vec::new(),
     };
     let target = CommitTarget::Object(object);
     index
@@ -186,6 +189,132 @@ async fn postgresql_serves_a_scrub() {
         Arc::new(open(&url).await)
     })
     .await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn postgresql_counts() {
+    crate::conformance::run_counters(|| async {
+        let url = create_postgres_index(Server::shared()).await;
+        Arc::new(open(&url).await)
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn postgresql_serves_the_journal() {
+    crate::conformance::run_journal(|| async {
+        let url = create_postgres_index(Server::shared()).await;
+        Arc::new(open(&url).await)
+    })
+    .await;
+}
+
+/// What an older Dormer stored, and counters that somebody changed: a recount makes both right.
+#[tokio::test]
+async fn a_recount_counts_what_was_there_and_forgets_what_was_wrong() {
+    let url = Server::shared().create_database();
+    let index = open(&url).await;
+    let main = cache(&index, "main").await;
+    push(&index, main).await.unwrap();
+    let right = index.stored_counts().await.unwrap();
+    assert!(right.is_complete && right.nars == 1 && right.paths.paths == 1, "{right:?}");
+    let recount = async || {
+        index.open_job(JobKind::Recount, None, None, NOW).await.unwrap();
+        let lease = index.lease_job(JobKind::Recount, "a", NOW, NOW + 60).await.unwrap().unwrap();
+        while !index.recount_step(&lease, 1, NOW, NOW + 60).await.unwrap().is_last {}
+        index.stored_counts().await.unwrap()
+    };
+    index.tend_counters(NOW, 0).await.unwrap();
+    Server::shared().sql(&url, "UPDATE counters SET packs = packs + 7, nar_bytes = 1");
+    assert_ne!(index.stored_counts().await.unwrap(), right);
+    assert_eq!(recount().await, right);
+
+    for old in [
+        "UPDATE objects SET counted = 0",
+        "UPDATE nars SET counted = 0, holed_bytes = NULL",
+        "UPDATE packs SET counted = 0, raw_bytes = NULL, holed_bytes = NULL",
+        "DELETE FROM counters",
+        "DELETE FROM counter_changes",
+        "UPDATE counter_state SET generation = 1, counted_at = NULL",
+    ] {
+        Server::shared().sql(&url, old);
+    }
+    let old = index.stored_counts().await.unwrap();
+    assert_eq!((old.is_complete, old.nars), (false, 0));
+    let counted = recount().await;
+    assert_eq!((counted.paths, counted.nars, counted.packs), (right.paths, right.nars, right.packs));
+    assert!(counted.is_complete && counted.pack_bytes == right.pack_bytes);
+}
+
+/// A transaction that has counted an object, a NAR and a pack of a cache, and has not ended.
+async fn open_commit(index: &PostgresIndex, number: u8) -> Session {
+    let mut open = index.session(Access::Write(&[])).await;
+    for sql in [
+        "INSERT INTO packs (id, size, created_at, used_at, raw_bytes, holed_bytes, counted)
+            SELECT decode(repeat('NN', 16), 'hex'), 7, 1, 1, 8, 9, generation FROM counting",
+        "INSERT INTO nars (hash, size, file_size, tag, recipe, holed_bytes, counted)
+            SELECT decode(repeat('NN', 32), 'hex'), 7, 7, decode(repeat('NN', 16), 'hex'), '', 0, generation
+            FROM counting",
+        "INSERT INTO objects (cache, hash, nar, created_at, last_used_at, name, sigs, refs, nar_size, counted)
+            SELECT o.cache, decode(repeat('NN', 20), 'hex'), o.nar, 1, 1, 'a', '', '', 7, generation
+            FROM counting, (SELECT cache, nar FROM objects LIMIT 1) AS o",
+    ] {
+        let sql = sql.replace("NN", &format!("{number:02x}"));
+        assert_eq!(open.execute(query(AssertSqlSafe(sql))).await.unwrap(), 1);
+    }
+    open
+}
+
+/// Commits to one cache do not wait for each other: one that has not ended holds no counter. A
+/// commit that waited would fail here, because none of the others ends before.
+#[tokio::test]
+async fn commits_to_one_cache_that_have_not_ended_keep_no_other_from_counting() {
+    let url = Server::shared().create_database();
+    let index = open(&url).await;
+    let main = cache(&index, "main").await;
+    push(&index, main).await.unwrap();
+    let first = open_commit(&index, 1).await;
+    let second = open_commit(&index, 2).await;
+    push(&index, main).await.unwrap();
+    index.tend_counters(NOW, 0).await.unwrap();
+    let paths = async || index.path_counts(main).await.unwrap().paths;
+    assert_eq!(paths().await, 2);
+    second.commit().await.unwrap();
+    first.commit().await.unwrap();
+    let stored = index.stored_counts().await.unwrap();
+    assert_eq!((paths().await, stored.paths.paths, stored.nars, stored.packs), (4, 4, 4, 4));
+    assert_eq!((stored.pack_raw_bytes, stored.pack_holed_bytes), (2 * 1000 + 2 * 8, 2 * 9));
+    index.tend_counters(NOW, 0).await.unwrap();
+    assert_eq!(index.stored_counts().await.unwrap(), stored);
+    let rows = Server::shared().sql(&url, "SELECT count(*) FROM counter_changes");
+    assert_eq!(rows.trim(), "0", "all of them are summed up");
+}
+
+/// A recount begins when no transaction is left that counts in the generation before.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_recount_waits_for_commits_that_have_not_ended() {
+    let url = Server::shared().create_database();
+    let index = Arc::new(open(&url).await);
+    let main = cache(&index, "main").await;
+    push(&index, main).await.unwrap();
+    let open_end = open_commit(&index, 1).await;
+    index.open_job(JobKind::Recount, None, None, NOW).await.unwrap();
+    let lease = index.lease_job(JobKind::Recount, "a", NOW, NOW + 60).await.unwrap().unwrap();
+    let steps = tokio::spawn({
+        let index = Arc::clone(&index);
+        async move { while !index.recount_step(&lease, 9, NOW, NOW + 60).await.unwrap().is_last {} }
+    });
+    let waiting = "SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND NOT granted
+        AND database = (SELECT oid FROM pg_database WHERE datname = current_database())";
+    while Server::shared().sql(&url, waiting).trim() == "0" {
+        assert!(!steps.is_finished(), "it did not wait");
+        tokio::task::yield_now().await;
+    }
+    open_end.commit().await.unwrap();
+    steps.await.unwrap();
+    let old = "SELECT count(*) FROM objects WHERE counted <> (SELECT generation FROM counter_state)";
+    assert_eq!(Server::shared().sql(&url, old).trim(), "0", "no row is left behind");
+    assert_eq!(index.path_counts(main).await.unwrap().paths, 2);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -717,6 +846,17 @@ pub(super) async fn look_ups_search_indexes(index: &PostgresIndex, with_removals
         ),
         (expire_cache::DELETE_DOCUMENTS, "ARRAY[1]".to_owned(), &["documents_pkey"]),
         (outbox::INSERT_FOR_OUTPUTS, "1, 'x', 3, 4".to_owned(), &["objects_by_deriver"]),
+        (journal::OBJECTS, format!("1, {array}"), &["objects_cache_hash_key", "nars_pkey", "listings_pkey"]),
+        (
+            journal::OBJECTS_AFTER,
+            format!("1, {bytes}, 3"),
+            &["objects_cache_hash_key", "nars_pkey", "listings_pkey"],
+        ),
+        (journal::ALIAS, "1, 'x'".to_owned(), &["aliases_pkey", "nars_pkey", "listings_pkey"]),
+        (journal::ALIASES_AFTER, "1, 'x', 3".to_owned(), &["aliases_pkey", "nars_pkey", "listings_pkey"]),
+        (journal::DOCUMENT, "1, 'x', 3".to_owned(), &["documents_by_name"]),
+        (journal::DOCUMENT_SIZES, "1, 2, 3".to_owned(), &["documents_by_number"]),
+        (journal::DOCUMENTS_AFTER, "1, 2, 3, 4".to_owned(), &["documents_by_number"]),
         (outbox::AFTER, "1, 2, 3".to_owned(), &["outbox_pkey"]),
         (collect::MARK_NARS, "1, 2, 3, 4".to_owned(), &["nars_pkey", "objects_by_nar", "listings_pkey"]),
         (collect::MOVED_CHUNKS, "1, 2".to_owned(), &["chunks_moved"]),
@@ -727,6 +867,16 @@ pub(super) async fn look_ups_search_indexes(index: &PostgresIndex, with_removals
             "1, ARRAY[1], ARRAY[2], ARRAY[3], ARRAY[4], ARRAY[5]".to_owned(),
             &["chunks_pkey"],
         ),
+        (
+            collect::REFRAME_CHUNKS,
+            "1, ARRAY[1], ARRAY[2], ARRAY[3], ARRAY[4], ARRAY[5], ARRAY[6], ARRAY['\\x00'::bytea]".to_owned(),
+            &["chunks_pkey"],
+        ),
+        (counters::PATHS_OF_CACHE, "1".to_owned(), &["counters_pkey", "counter_changes_by_cache"]),
+        (recount::LAST_OBJECT, "1, 2".to_owned(), &["objects_pkey"]),
+        (recount::NARS, "1, 2".to_owned(), &["nars_pkey"]),
+        (recount::PACKS, "1, 2".to_owned(), &["packs_pkey"]),
+        (chunks::LAYOUTS_OF_PACK, "1".to_owned(), &["chunks_by_pack"]),
         (scrub::CHUNKS_OF_PACK, "1".to_owned(), &["packs_pkey", "chunks_by_pack"]),
         (scrub::MARK_CHUNKS_OF_PACK, "ARRAY[1], 2, 3".to_owned(), &["chunks_pkey"]),
         (collect::CONDEMN_PACKS, "ARRAY[1], 2, 3, 4".to_owned(), &["packs_pkey"]),

@@ -30,6 +30,9 @@ const BUSY_TIMEOUT: Duration = Duration::from_secs(10);
 /// The schema whose targets say whether their rows were compared with what is there.
 const SCHEMA_WITH_COMPARED: i64 = 6;
 
+/// The first schema with a journal.
+const SCHEMA_WITH_JOURNAL: i64 = 16;
+
 /// What a copy holds.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct DatabaseCopy {
@@ -157,7 +160,12 @@ async fn describe(
     let newest_change =
         sqlx::query("SELECT max(at) FROM outbox").fetch_one(&mut *connection).await?.try_get(0)?;
     if is_restored && schema >= SCHEMA_WITH_COMPARED {
-        sqlx::query("UPDATE publish_targets SET compared = 0").execute(connection).await?;
+        sqlx::query("UPDATE publish_targets SET compared = 0").execute(&mut *connection).await?;
+    }
+    if is_restored && schema >= SCHEMA_WITH_JOURNAL {
+        // The journal goes on from another past: with a new lineage and a snapshot.
+        let reset = "UPDATE journal SET lineage = 0, snapshot = NULL, holder = NULL, lease_ends_at = 0";
+        sqlx::query(reset).execute(connection).await?;
     }
     Ok((verdict, DatabaseCopy { bytes: 0, schema, objects: objects.unsigned_abs(), newest_change }))
 }

@@ -13,7 +13,7 @@ use super::*;
 use crate::collect;
 use crate::jobs::expire_cache;
 use crate::sql::Sql;
-use crate::topics::{caches, chunks, damage, documents, nars, objects, outbox, retention};
+use crate::topics::{caches, chunks, damage, documents, journal, nars, objects, outbox, retention};
 use crate::*;
 
 const NOW: UnixSeconds = 1_800_000_000;
@@ -87,6 +87,7 @@ fn new_object(name: &str, references: u32) -> Object {
         ca: None,
         sigs: vec![format!("cache.example.org-1:{}==", "A".repeat(86))],
         system: Some("x86_64-linux".to_owned()),
+        extra: Vec::new(),
     }
 }
 
@@ -102,8 +103,10 @@ fn new_nar(rows: &[ChunkRow], listing_bytes: usize) -> NewNar {
         size: 130_000 * rows.len() as u64,
         file_size: 40_000 * rows.len() as u64,
         tag: EncodingTag::from_bytes(rand::random()),
+        holed_bytes: 0,
         recipe: recipe.finish(),
         listing: StoredListing::Inline(vec![7; listing_bytes]),
+        build_ids: Vec::new(),
         packs,
     }
 }
@@ -172,6 +175,68 @@ async fn sqlite_serves_a_scrub() {
         async move { Arc::new(open_fresh(&path).await) }
     })
     .await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn sqlite_counts() {
+    let folder = tempfile::tempdir().unwrap();
+    let number = AtomicU32::new(0);
+    crate::conformance::run_counters(|| {
+        let path = folder.path().join(format!("{}.sqlite", number.fetch_add(1, Ordering::Relaxed)));
+        async move { Arc::new(open_fresh(&path).await) }
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn sqlite_serves_the_journal() {
+    let folder = tempfile::tempdir().unwrap();
+    let number = AtomicU32::new(0);
+    crate::conformance::run_journal(|| {
+        let path = folder.path().join(format!("{}.sqlite", number.fetch_add(1, Ordering::Relaxed)));
+        async move { Arc::new(open_fresh(&path).await) }
+    })
+    .await;
+}
+
+/// What an older Dormer stored, and counters that somebody changed: a recount makes both right.
+#[tokio::test]
+async fn a_recount_counts_what_was_there_and_forgets_what_was_wrong() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("index.sqlite");
+    let index = open(&path).await;
+    let cache = index.create_cache(&new_cache("main")).await.unwrap();
+    let rows = index.commit_pack(&new_pack(1)).await.unwrap();
+    let target = CommitTarget::Alias { file_name: "f".to_owned(), compression: "xz".to_owned() };
+    let holed_bytes = rows.iter().map(|row| row.layout.holed_bytes()).sum();
+    let nar = NarSource::New(Box::new(NewNar { holed_bytes, ..new_nar(&rows, 10) }));
+    index
+        .commit_nar(&NarCommit { cache, nar, target, at: NOW, grace_seconds: 60, known_keys: Vec::new() })
+        .await
+        .unwrap();
+    let right = index.stored_counts().await.unwrap();
+    assert!(right.is_complete && right.nars == 1 && right.packs == 1, "{right:?}");
+    let recount = async || {
+        index.open_job(JobKind::Recount, None, None, NOW).await.unwrap();
+        let lease = index.lease_job(JobKind::Recount, "a", NOW, NOW + 60).await.unwrap().unwrap();
+        while !index.recount_step(&lease, 1, NOW, NOW + 60).await.unwrap().is_last {}
+        index.stored_counts().await.unwrap()
+    };
+    execute(&path, "UPDATE counters SET packs = packs + 7, nar_bytes = 1").await;
+    assert_ne!(index.stored_counts().await.unwrap(), right);
+    assert_eq!(recount().await, right);
+
+    for old in [
+        "UPDATE nars SET counted = 0, holed_bytes = NULL",
+        "UPDATE packs SET counted = 0, raw_bytes = NULL, holed_bytes = NULL",
+        "DELETE FROM counters",
+        "UPDATE counter_state SET generation = 1, counted_at = NULL",
+    ] {
+        execute(&path, old).await;
+    }
+    let old = index.stored_counts().await.unwrap();
+    assert_eq!((old.is_complete, old.nars), (false, 0));
+    assert_eq!(recount().await, right);
 }
 
 /// A trigger fails one statement of the last step: either all of the step stays or none of it.
@@ -749,6 +814,27 @@ pub(super) async fn look_ups_search_indexes(index: &SqliteIndex) {
         ),
         (expire_cache::DELETE_DOCUMENTS, &["SEARCH documents USING INTEGER PRIMARY KEY (rowid=?)"]),
         (outbox::INSERT_FOR_OUTPUTS, &["SEARCH o USING INDEX objects_by_deriver (cache=? AND deriver=?)"]),
+        (
+            journal::OBJECTS,
+            &[
+                "SEARCH o USING INDEX sqlite_autoindex_objects_1 (cache=? AND hash=?)",
+                "SEARCH n USING INTEGER PRIMARY KEY (rowid=?)",
+                "SEARCH l USING INTEGER PRIMARY KEY (rowid=?) LEFT-JOIN",
+            ],
+        ),
+        (
+            journal::OBJECTS_AFTER,
+            &[
+                "SEARCH o USING INDEX sqlite_autoindex_objects_1 ((cache,hash)>(?,?))",
+                "SEARCH n USING INTEGER PRIMARY KEY (rowid=?)",
+                "SEARCH l USING INTEGER PRIMARY KEY (rowid=?) LEFT-JOIN",
+            ],
+        ),
+        (journal::ALIAS, &["SEARCH a USING PRIMARY KEY (cache=? AND file_name=?)"]),
+        (journal::ALIASES_AFTER, &["SEARCH a USING PRIMARY KEY ((cache,file_name)>(?,?))"]),
+        (journal::DOCUMENT, &["SEARCH documents USING INDEX documents_by_name (cache=? AND name=?)"]),
+        (journal::DOCUMENT_SIZES, &["SEARCH documents USING INDEX documents_by_number ((cache,id)>(?,?))"]),
+        (journal::DOCUMENTS_AFTER, &["SEARCH documents USING INDEX documents_by_number ((cache,id)>(?,?))"]),
         (objects::FIND_ALIAS, &["SEARCH a USING PRIMARY KEY (cache=? AND file_name=?)"]),
         (objects::DELETE_ALIASES_FOR_CAUSE, &["SEARCH aliases USING PRIMARY KEY (cache=?)"]),
         (objects::DELETE_GRACES_FOR_CAUSE, &["SEARCH graces USING PRIMARY KEY (cache=?)"]),
@@ -773,6 +859,7 @@ pub(super) async fn look_ups_search_indexes(index: &SqliteIndex) {
         (collect::COUNT_CHUNKS, &["SEARCH chunks USING COVERING INDEX chunks_by_pack (pack=?)"]),
         (collect::PACK_CHUNKS, &["SEARCH c USING INDEX chunks_by_pack (pack=? AND rowid>?)"]),
         (collect::MOVE_CHUNKS, &["SEARCH chunks USING INTEGER PRIMARY KEY (rowid=?)"]),
+        (collect::REFRAME_CHUNKS, &["SEARCH chunks USING INTEGER PRIMARY KEY (rowid=?)"]),
         (collect::CONDEMN_PACKS, &["SEARCH packs USING INTEGER PRIMARY KEY (rowid=?)"]),
         (collect::DELETE_CHUNKS, &["SEARCH chunks USING COVERING INDEX chunks_by_pack (pack=?)"]),
     ] {

@@ -1,6 +1,6 @@
 //! Caches that are published to a target.
 
-use super::{AFTER_ALL_KEYS, hold_lease, one};
+use super::{AFTER_ALL_KEYS, hold_lease};
 use crate::Result;
 use crate::columns::{corrupt, signed, unsigned};
 use crate::contract::{CacheId, UnixSeconds};
@@ -24,7 +24,7 @@ pub(super) const WRITE_CACHE: Sql = both!(
 pub(super) const FORGET_CACHE: Sql = both!("DELETE FROM publish_caches WHERE target = $1 AND cache = $2");
 /// For each kind of row: finds the last key of a page, and deletes up to it. A range of the primary
 /// key, whatever the planner knows.
-pub(super) const FORGET_ROWS: [(Sql, Sql); 5] = [
+pub(super) const FORGET_ROWS: [(Sql, Sql); 6] = [
     (
         both!(
             "SELECT hash, hash FROM publish_objects WHERE target = $1 AND cache = $2 ORDER BY hash LIMIT 1 OFFSET $3"
@@ -58,6 +58,12 @@ pub(super) const FORGET_ROWS: [(Sql, Sql); 5] = [
         ),
         both!("DELETE FROM publish_removed WHERE target = $1 AND cache = $2 AND hash <= $3 AND $4 = $4"),
     ),
+    (
+        both!(
+            "SELECT hash, hash FROM publish_documents WHERE target = $1 AND cache = $2 ORDER BY hash LIMIT 1 OFFSET $3"
+        ),
+        both!("DELETE FROM publish_documents WHERE target = $1 AND cache = $2 AND hash <= $3 AND $4 = $4"),
+    ),
 ];
 // A scan is a job of its cache and target. The lease of the target fences its steps.
 pub(super) const OPEN_SCAN: Sql = both!(
@@ -72,23 +78,17 @@ pub(super) const MOVE_SCAN: Sql = both!(
 pub(super) const END_SCAN: Sql = both!(
     "DELETE FROM jobs WHERE kind = 'scan-cache' AND coalesce(cache, 0) = $2 AND coalesce(target, 0) = $1"
 );
-pub(super) const COUNT_OBJECTS: Sql =
-    both!("SELECT count(*) FROM publish_objects WHERE target = $1 AND cache = $2 AND state = 1");
-pub(super) const COUNT_PENDING: Sql =
-    both!("SELECT count(*), min(since) FROM publish_pending WHERE target = $1 AND cache = $2");
-pub(super) const COUNT_NARS: Sql = Sql {
-    sqlite: "SELECT count(*), coalesce(sum(file_size), 0) FROM publish_nars
-        WHERE target = $1 AND cache = $2 AND uploaded = 1",
-    // A sum of BIGINT is NUMERIC there.
-    postgres: "SELECT count(*), coalesce(sum(file_size), 0)::bigint FROM publish_nars
-        WHERE target = $1 AND cache = $2 AND uploaded = 1",
-};
+pub(super) const FORGET_COUNTS: Sql = both!("DELETE FROM publish_counts WHERE target = $1 AND cache = $2");
+pub(super) const COUNTS: Sql = both!(
+    "SELECT k.published, k.pending, k.nars, k.file_bytes,
+        (SELECT min(since) FROM publish_pending AS p WHERE p.target = $1 AND p.cache = $2)
+     FROM publish_counts AS k WHERE k.target = $1 AND k.cache = $2"
+);
 pub(super) const LIST_BACKLOG: Sql = both!(
-    "SELECT c.target, c.name,
-        (SELECT count(*) FROM publish_objects o WHERE o.target = c.target AND o.cache = c.cache AND o.state = 1),
-        (SELECT count(*) FROM publish_pending p WHERE p.target = c.target AND p.cache = c.cache),
-        (SELECT min(since) FROM publish_pending p WHERE p.target = c.target AND p.cache = c.cache)
-     FROM publish_caches c ORDER BY c.target, c.name, c.cache LIMIT $1"
+    "SELECT c.target, c.name, coalesce(k.published, 0), coalesce(k.pending, 0),
+        (SELECT min(since) FROM publish_pending AS p WHERE p.target = c.target AND p.cache = c.cache)
+     FROM publish_caches AS c LEFT JOIN publish_counts AS k ON k.target = c.target AND k.cache = c.cache
+     ORDER BY c.target, c.name, c.cache LIMIT $1"
 );
 
 pub(crate) async fn published_caches(
@@ -130,7 +130,7 @@ pub(crate) async fn write_published_cache(
         Number(cache.published_at),
     ];
     tx.run(WRITE_CACHE, &arguments).await?;
-    if let Some(scan) = cache.scan {
+    if let Some(scan) = &cache.scan {
         let scan = scan.encode();
         let arguments = [Number(lease.target.0), Number(cache.cache.0), Bytes(&scan), Number(at)];
         tx.run(OPEN_SCAN, &arguments).await?;
@@ -162,6 +162,7 @@ pub(crate) async fn forget_published_cache(
     }
     if all_gone {
         tx.run(END_SCAN, &[target, cache]).await?;
+        tx.run(FORGET_COUNTS, &[target, cache]).await?;
         tx.run(FORGET_CACHE, &[target, cache]).await?;
     }
     Ok(all_gone)
@@ -172,7 +173,7 @@ pub(super) async fn move_scan(
     tx: &mut impl Transaction,
     lease: &Lease,
     cache: CacheId,
-    scan: Option<CacheScan>,
+    scan: Option<&CacheScan>,
     rows: u64,
     at: Option<UnixSeconds>,
 ) -> Result<()> {
@@ -189,16 +190,15 @@ pub(crate) async fn publish_counts(
     target: TargetId,
     cache: CacheId,
 ) -> Result<PublishCounts> {
-    let place = [Number(target.0), Number(cache.0)];
-    let objects = one(tx, COUNT_OBJECTS, &place).await?;
-    let pending = one(tx, COUNT_PENDING, &place).await?;
-    let nars = one(tx, COUNT_NARS, &place).await?;
+    let table = "publish_counts";
+    let row = tx.optional(COUNTS, &[Number(target.0), Number(cache.0)]).await?;
+    let Some(row) = row else { return Ok(PublishCounts::default()) };
     Ok(PublishCounts {
-        published: unsigned("publish_objects", objects.column(0, "publish_objects")?)?,
-        pending: unsigned("publish_pending", pending.column(0, "publish_pending")?)?,
-        pending_since: pending.column(1, "publish_pending")?,
-        nars: unsigned("publish_nars", nars.column(0, "publish_nars")?)?,
-        file_bytes: unsigned("publish_nars", nars.column(1, "publish_nars")?)?,
+        published: unsigned(table, row.column(0, table)?)?,
+        pending: unsigned(table, row.column(1, table)?)?,
+        nars: unsigned(table, row.column(2, table)?)?,
+        file_bytes: unsigned(table, row.column(3, table)?)?,
+        pending_since: row.column(4, table)?,
     })
 }
 

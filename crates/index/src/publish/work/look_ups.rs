@@ -17,7 +17,7 @@ use Argument::{Bytes, List, Number};
 // CROSS JOIN: from the keys to their rows, never the other way round.
 pub(super) const FIND_OBJECTS: Sql = both!(
     concat!("SELECT n.id, n.hash, n.size, n.file_size, n.tag, ", damaged!("n"), ", o.last_used_at,
-        o.hash, o.name, o.refs, o.deriver, o.ca, o.sigs, o.system
+        o.hash, o.name, o.refs, o.deriver, o.ca, o.sigs, o.system, o.extra
      FROM"), list 2, "AS k CROSS JOIN objects AS o CROSS JOIN nars AS n
      WHERE o.cache = $1 AND o.hash = k.item AND n.id = o.nar
          AND EXISTS (SELECT 1 FROM caches WHERE id = $1 AND deleted_at IS NULL)"

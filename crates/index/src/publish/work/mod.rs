@@ -8,6 +8,7 @@
 //!   "names" is a row of `publish_objects`, whatever its state, or an intent that has begun.
 
 mod caches;
+mod documents;
 mod look_ups;
 mod pending;
 #[cfg(test)]
@@ -22,6 +23,10 @@ use dormer_nix::{NarHash, StorePathHash};
 pub(crate) use self::caches::{
     forget_published_cache, publish_backlog, publish_counts, published_caches, write_published_cache,
 };
+pub(crate) use self::documents::{
+    find_build_ids, find_needed_documents, find_owned_documents, find_published_documents,
+    forget_published_documents, list_published_documents, note_document_drift, write_published_documents,
+};
 pub(crate) use self::look_ups::{
     due_nars, find_objects, find_published, find_published_nars, list_published, list_published_nars,
 };
@@ -34,7 +39,7 @@ pub(crate) use self::removing::{
     take_referrers,
 };
 pub(crate) use self::targets::{
-    acquire_lease, list_targets, move_target, open_target, release_lease, renew_lease,
+    acquire_lease, clear_missed_changes, list_targets, move_target, open_target, release_lease, renew_lease,
 };
 pub(crate) use self::writing::{begin_publishing, finish_publishing, note_uploaded};
 use crate::columns::{array, corrupt, nar_hash, tag, unsigned};
@@ -98,11 +103,6 @@ async fn nars_of(
     rows.iter().map(|row| Ok((read_hash(row, 0, "publish_objects")?, read_nar(row, 1)?))).collect()
 }
 
-async fn one<T: Transaction>(tx: &mut T, sql: Sql, arguments: &[Argument<'_>]) -> Result<T::Row> {
-    let row = tx.rows(sql, arguments).await?.pop();
-    row.ok_or_else(|| corrupt("publish_objects", "a count gave no row"))
-}
-
 fn keys(hashes: &[StorePathHash]) -> Vec<&[u8]> {
     hashes.iter().map(|hash| hash.as_bytes().as_slice()).collect()
 }
@@ -134,6 +134,7 @@ fn read_target(row: &impl crate::rows::Row) -> Result<PublishTarget> {
         ran_at: row.column(7, table)?,
         error: error.zip(error_at),
         compared: row.column::<i64>(10, table)? != 0,
+        missed_changes: row.column::<i64>(11, table)? != 0,
     })
 }
 

@@ -96,7 +96,7 @@ pub(crate) async fn note_pending(
     tx: &mut impl Transaction,
     lease: &Lease,
     objects: &[(CacheId, StorePathHash, UnixSeconds)],
-    from: NotedFrom,
+    from: &NotedFrom,
 ) -> Result<()> {
     hold_lease(tx, lease).await?;
     let note = if matches!(from, NotedFrom::Outbox(_)) { NOTE_CHANGED } else { NOTE_PENDING };
@@ -109,7 +109,7 @@ pub(crate) async fn note_pending(
             tx.run(MOVE_CURSOR, &arguments).await.map(drop)
         }
         NotedFrom::Scan(cache, scan) => {
-            move_scan(tx, lease, cache, Some(scan), objects.len() as u64, None).await
+            move_scan(tx, lease, *cache, Some(scan), objects.len() as u64, None).await
         }
         NotedFrom::Referrers => Ok(()),
     }
@@ -132,7 +132,7 @@ pub(crate) async fn note_cache_step(
     tx: &mut impl Transaction,
     lease: &Lease,
     cache: CacheId,
-    scan: CacheScan,
+    scan: &CacheScan,
     limit: u32,
     at: UnixSeconds,
 ) -> Result<Option<CacheScan>> {
@@ -152,11 +152,11 @@ pub(crate) async fn note_cache_step(
             rows = tx.run(NOTE_PUBLISHED, &[target, id, after, through(last.as_ref()), Number(at)]).await?;
             last.map(|last| CacheScan::Published(Some(last)))
         }
-        CacheScan::Narinfos(_) | CacheScan::Nars(_) | CacheScan::Past(_) => {
+        CacheScan::Narinfos(_) | CacheScan::Nars(_) | CacheScan::Documents(_) | CacheScan::Past(_) => {
             panic!("a scan at {scan:?} notes nothing")
         }
     };
-    move_scan(tx, lease, cache, next, rows, Some(at)).await?;
+    move_scan(tx, lease, cache, next.as_ref(), rows, Some(at)).await?;
     Ok(next)
 }
 

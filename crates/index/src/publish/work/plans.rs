@@ -1,6 +1,6 @@
 //! Publishing's statements, for tests of their plans.
 
-use super::{caches, look_ups, pending, removing, writing};
+use super::{caches, documents, look_ups, pending, removing, writing};
 use crate::sql::Sql;
 
 /// Statements that go on where the last page ended, with what shows that in the plans of SQLite and
@@ -23,6 +23,11 @@ pub(crate) const PAGES: &[(Sql, &str, &str)] = &[
         look_ups::LIST_NARS,
         "publish_nars_by_name (<expr>=? AND <expr>>? AND <expr><?)",
         "publish_nars_by_name",
+    ),
+    (
+        documents::LIST_DOCUMENTS,
+        "publish_documents_by_name (target=? AND cache=? AND (name,hash)>(?,?) AND name<?)",
+        "publish_documents_by_name",
     ),
     (
         removing::FIND_SPREADING,
@@ -79,6 +84,14 @@ pub(crate) const LOOK_UPS: &[Sql] = &[
     caches::FORGET_ROWS[2].1,
     caches::FORGET_ROWS[3].1,
     caches::FORGET_ROWS[4].1,
+    caches::FORGET_ROWS[5].1,
+    documents::FIND_OWNED,
+    documents::FIND_BUILD_IDS,
+    documents::FIND_DOCUMENTS,
+    documents::FIND_NEEDED,
+    documents::WRITE_DOCUMENTS,
+    documents::DRIFTED,
+    documents::FORGET_DOCUMENTS,
 ];
 
 /// Whether a statement takes any rows of a cache, as many as its limit allows.

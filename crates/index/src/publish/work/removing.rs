@@ -336,7 +336,7 @@ pub(crate) async fn note_drift(
     objects: &[StorePathHash],
     nars: &[(NarHash, EncodingTag)],
     at: UnixSeconds,
-    scan: CacheScan,
+    scan: &CacheScan,
 ) -> Result<()> {
     hold_lease(tx, lease).await?;
     let (id, nar_count) = (cache, nars.len());

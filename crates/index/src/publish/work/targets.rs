@@ -12,12 +12,12 @@ use Argument::{Number, OptionalNumber, OptionalText, Text};
 
 const FIND_TARGET: Sql = both!(
     "SELECT id, name, location, cursor_transaction, cursor_number, holder, lease_ends_at, ran_at, error, error_at,
-        compared
+        compared, missed_changes
      FROM publish_targets WHERE name = $1"
 );
 const LIST_TARGETS: Sql = both!(
     "SELECT id, name, location, cursor_transaction, cursor_number, holder, lease_ends_at, ran_at, error, error_at,
-        compared
+        compared, missed_changes
      FROM publish_targets ORDER BY name"
 );
 const CREATE_TARGET: Sql = both!(
@@ -34,6 +34,7 @@ const RELEASE: Sql = both!(
     "UPDATE publish_targets SET holder = NULL, lease_ends_at = 0, ran_at = $2, error = $3, error_at = $4 WHERE id = $1"
 );
 const MOVE: Sql = both!("UPDATE publish_targets SET location = $2, compared = $3 WHERE id = $1");
+const CLEAR_MISSED: Sql = both!("UPDATE publish_targets SET missed_changes = 0 WHERE id = $1");
 const FIND_LOCATION: Sql = both!("SELECT location FROM publish_targets WHERE id = $1");
 const FORGET_SCANS: Sql = both!("DELETE FROM jobs WHERE kind = 'scan-cache' AND target = $1");
 
@@ -103,4 +104,9 @@ pub(crate) async fn move_target(
         tx.run(FORGET_SCANS, &[target]).await?;
     }
     tx.run(MOVE, &[target, Text(location), Number(i64::from(compared))]).await.map(drop)
+}
+
+pub(crate) async fn clear_missed_changes(tx: &mut impl Transaction, lease: &Lease) -> Result<()> {
+    hold_lease(tx, lease).await?;
+    tx.run(CLEAR_MISSED, &[Number(lease.target.0)]).await.map(drop)
 }

@@ -1,0 +1,165 @@
+//! `dormer recover`.
+
+use std::sync::{Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use clap::Args;
+use dormer_engine::{Recovered, Recovery, SystemClock};
+use dormer_index::MASTER_KEY_PROOF;
+use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+use serde_json::json;
+
+use crate::context::{Context, SettingsArgs};
+use crate::error::{Error, Result};
+use crate::installation::{
+    FIRST_START_SETTING, INSTALLATION_SETTING, OpenIndex, RECOVERY_BEGUN, RECOVERY_ENDED, adopt_store,
+    check_master_key, is_recovery_unfinished, open_claims, open_for_recovery, read_id,
+};
+use crate::settings::Settings;
+
+/// Make a lost database anew from the store
+///
+/// The server writes a journal beside the packs (journal/). This command fills an empty database
+/// from both: caches with their signing keys and settings, paths, pins, build logs, build traces
+/// and uploads. What changed within the last `journal.interval` before the loss may be missing. The
+/// master key must be the one of the lost database. If the command is interrupted, run it again: it
+/// goes on.
+///
+/// No server may run meanwhile, and none may use the lost database again: the new one carries its
+/// id. Afterwards each edge target needs one `dormer publish --reconcile`.
+///
+/// Examples:
+///   dormer recover --from-store --config /etc/dormer.toml
+///   dormer recover --from-store --json
+#[derive(Debug, Args)]
+#[command(verbatim_doc_comment)]
+pub(crate) struct RecoverArgs {
+    /// Recover from the packs and the journal in the store of the settings
+    #[arg(long, required = true)]
+    from_store: bool,
+    #[command(flatten)]
+    settings: SettingsArgs,
+}
+
+/// Between two lines of progress where there is no terminal.
+const PROGRESS_PAUSE: Duration = Duration::from_secs(5);
+
+pub(super) async fn run(args: RecoverArgs, context: &Context) -> Result<()> {
+    let (settings, _) = Settings::load(&context.environment, &args.settings.to_flags())?;
+    debug_assert!(args.from_store, "the flag is required: there may be other sources one day");
+    let printer = &context.printer;
+    let (opened, store) = open_for_recovery(&settings).await?;
+    let OpenIndex { index, journal, .. } = &opened;
+    if !is_recovery_unfinished(&**index).await? && !journal.is_empty().await? {
+        return Err(Error::NotEmpty { database: settings.database_name() });
+    }
+    let recovery = Recovery::open(store.clone()).await?;
+    if recovery.is_empty() {
+        return Err(Error::NoJournal { store: store.location().to_owned() });
+    }
+    check_owner(&settings, &recovery).await?;
+    if !recovery.is_snapshot_whole() {
+        printer.warn("the journal has no whole snapshot: what changed before its first file is missing");
+    }
+    check_master_key(&settings, recovery.setting(MASTER_KEY_PROOF))?;
+    index.create_setting(RECOVERY_BEGUN, b"yes").await?;
+    let progress = Progress::new(context);
+    let report = recovery.run(&opened.for_recovery(), &SystemClock, &|report| progress.tell(report)).await?;
+    progress.bar.finish_and_clear();
+    adopt_store(&settings, &**index).await?;
+    index.create_setting(FIRST_START_SETTING, b"done").await?;
+    index.create_setting(RECOVERY_ENDED, b"yes").await?;
+    index.close().await?;
+    let mut message = json!(report);
+    message["message_type"] = "recovery".into();
+    printer.message(&message)?;
+    conclude(&report, context);
+    Ok(())
+}
+
+/// The database carries the id that the journal has, and with it the store. A store that another
+/// database adopted meanwhile is not taken from it.
+async fn check_owner(settings: &Settings, recovery: &Recovery) -> Result<()> {
+    let Some(id) = recovery.setting(INSTALLATION_SETTING) else { return Ok(()) };
+    let id = read_id(id)?;
+    let (claims, store) = open_claims(settings)?;
+    let ids = claims.list().await?;
+    match ids.iter().find(|other| **other != id) {
+        Some(other) if !ids.contains(&id) => {
+            Err(dormer_blobs::Error::ForeignStore { store, other: other.to_string() }.into())
+        }
+        _ => Ok(()),
+    }
+}
+
+fn conclude(report: &Recovered, context: &Context) {
+    let printer = &context.printer;
+    for path in &report.lost_paths {
+        printer.warn(&format!("{path} is lost: the store lacks bytes of it"));
+    }
+    let Recovered { caches, paths, aliases, pins, documents, lost, .. } = report;
+    printer.conclude(&format!(
+        "recovered {caches} caches, {paths} paths, {pins} pins, {documents} logs and traces, {aliases} uploads; {lost} lost"
+    ));
+    if report.cut_journal_files > 0 {
+        printer.warn(&format!(
+            "{} files of the journal are damaged; what they said is missing",
+            report.cut_journal_files
+        ));
+    }
+    if report.unreadable_packs > 0 {
+        printer.warn(&format!(
+            "the tables of {} packs cannot be read; paths that need them are lost",
+            report.unreadable_packs
+        ));
+    }
+    printer.hint("start the server; then publish each edge target once with --reconcile");
+}
+
+/// A line that changes on a terminal, and one now and then elsewhere.
+struct Progress<'a> {
+    context: &'a Context,
+    bar: ProgressBar,
+    has_terminal: bool,
+    said_at: Mutex<Instant>,
+}
+
+impl<'a> Progress<'a> {
+    fn new(context: &'a Context) -> Self {
+        let target = context.printer.progress_target();
+        let has_terminal = target.is_some();
+        let bar = ProgressBar::with_draw_target(None, target.unwrap_or_else(ProgressDrawTarget::hidden));
+        let style = ProgressStyle::with_template("{elapsed_precise}  {msg}").expect("a well-formed template");
+        bar.set_style(style);
+        Self { context, bar, has_terminal, said_at: Mutex::new(Instant::now()) }
+    }
+
+    fn tell(&self, report: &Recovered) {
+        if self.has_terminal {
+            self.bar.set_message(progress_line(report));
+            self.bar.tick();
+            return;
+        }
+        let mut said_at = self.said_at.lock().unwrap_or_else(PoisonError::into_inner);
+        if said_at.elapsed() >= PROGRESS_PAUSE {
+            *said_at = Instant::now();
+            self.context.printer.say(&progress_line(report));
+        }
+    }
+}
+
+fn progress_line(report: &Recovered) -> String {
+    let Recovered { packs, packs_found, chunks, paths, .. } = report;
+    format!("{packs} of {packs_found} packs, {chunks} chunks, {paths} paths")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn progress_is_one_line() {
+        let report = Recovered { packs: 3, packs_found: 9, chunks: 400, paths: 12, ..Recovered::default() };
+        assert_eq!(progress_line(&report), "3 of 9 packs, 400 chunks, 12 paths");
+    }
+}

@@ -1,0 +1,147 @@
+//! `dormer stats`.
+
+use clap::Args;
+use dormer_api::v2::{CacheStatsResponse, ObjectEntry, StatsResponse};
+use dormer_client::{CacheRef, ServerName};
+use dormer_engine::{Clock as _, SystemClock};
+use serde_json::json;
+
+use super::publish::ago;
+use crate::context::{Context, EXIT_CODES_OF_CLIENT};
+use crate::error::Result;
+use crate::settings::units::human_size;
+
+/// Show what a cache or the whole server holds
+///
+/// Of a cache: its paths, their bytes, and, for a token that may list the cache, the largest and
+/// the longest unused ones. Without a cache: what all caches hold, what the store takes for it, and
+/// what deduplication, holes and compression save. That needs a token that may read every cache.
+///
+/// Examples:
+///   dormer stats main
+///   dormer stats
+///   dormer stats --server lab --json
+#[derive(Debug, Args)]
+#[command(verbatim_doc_comment, after_long_help = EXIT_CODES_OF_CLIENT)]
+pub(crate) struct StatsArgs {
+    /// [SERVER:]CACHE; without it, the whole server
+    cache: Option<CacheRef>,
+    /// The server; without it, the default one
+    #[arg(long, conflicts_with = "cache")]
+    server: Option<ServerName>,
+}
+
+pub(super) async fn run(args: &StatsArgs, context: &Context) -> Result<()> {
+    let printer = &context.printer;
+    if let Some(cache) = &args.cache {
+        let (server, api) = context.connect_to_cache(cache)?;
+        let stats = api.cache_stats(&cache.cache).await?;
+        let mut message = json!(stats);
+        message["message_type"] = "cache_stats".into();
+        message["server"] = server.name.as_str().into();
+        message["cache"] = cache.cache.as_str().into();
+        printer.message(&message)?;
+        if !printer.json {
+            cache_lines(&stats, SystemClock.now()).iter().try_for_each(|line| printer.data(line))?;
+        }
+        return Ok(());
+    }
+    let (server, api) = context.connect(args.server.as_ref())?;
+    let stats = api.stats().await?;
+    let mut message = json!(stats);
+    message["message_type"] = "stats".into();
+    message["server"] = server.name.as_str().into();
+    printer.message(&message)?;
+    if !printer.json {
+        lines(&stats).iter().try_for_each(|line| printer.data(line))?;
+    }
+    Ok(())
+}
+
+const INCOMPLETE: &str = "what an older version stored is still being counted: the figures grow";
+
+fn cache_lines(stats: &CacheStatsResponse, now: i64) -> Vec<String> {
+    let mut lines = vec![format!("{} paths, {} uncompressed", stats.paths, human_size(stats.nar_bytes))];
+    let entry = |object: &ObjectEntry| {
+        let (size, used) = (human_size(object.nar_size), ago(now, object.last_used_at));
+        format!("  {}  {size}, used {used}", object.store_path)
+    };
+    for (title, objects) in [("largest:", &stats.largest), ("longest unused:", &stats.longest_unused)] {
+        if let Some(objects) = objects.as_ref().filter(|objects| !objects.is_empty()) {
+            lines.push(title.to_owned());
+            lines.extend(objects.iter().map(entry));
+        }
+    }
+    if !stats.complete {
+        lines.push(INCOMPLETE.to_owned());
+    }
+    lines
+}
+
+fn lines(stats: &StatsResponse) -> Vec<String> {
+    // Negative while more is stored than paths name: in grace, or not collected yet.
+    let saved = |bytes: i64| {
+        let size = human_size(bytes.unsigned_abs());
+        if bytes < 0 { format!("-{size}") } else { size }
+    };
+    let mut lines = vec![
+        format!("{} paths in all caches, {} uncompressed", stats.paths, human_size(stats.path_bytes)),
+        format!("{} NARs, in {} packs of {}", stats.nars, stats.packs, human_size(stats.stored_bytes)),
+        format!("saved by NARs that several paths have: {}", saved(stats.saved_by_same_nars)),
+        format!("saved by equal chunks: {}", saved(stats.saved_by_chunks)),
+        format!("saved by holes: {}", saved(stats.saved_by_holes)),
+        format!("saved by compression: {}", saved(stats.saved_by_compression)),
+    ];
+    if !stats.complete {
+        lines.push(INCOMPLETE.to_owned());
+    }
+    lines
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn figures_are_lines_for_people() {
+        let stats = StatsResponse {
+            paths: 3,
+            path_bytes: 3 << 20,
+            nars: 2,
+            packs: 1,
+            stored_bytes: 1 << 20,
+            saved_by_same_nars: -(1 << 20),
+            saved_by_chunks: 0,
+            saved_by_holes: 1 << 20,
+            saved_by_compression: 2 << 20,
+            complete: false,
+        };
+        let shown = lines(&stats);
+        assert_eq!(shown[0], "3 paths in all caches, 3.0 MiB uncompressed");
+        assert_eq!(shown[1], "2 NARs, in 1 packs of 1.0 MiB");
+        assert_eq!(shown[2], "saved by NARs that several paths have: -1.0 MiB");
+        assert_eq!(shown.last().map(String::as_str), Some(INCOMPLETE));
+        assert_eq!(lines(&StatsResponse { complete: true, ..stats }).len(), shown.len() - 1);
+    }
+
+    #[test]
+    fn paths_are_shown_to_those_who_may_list_them() {
+        let object = ObjectEntry {
+            store_path: "x-hello".to_owned(),
+            nar_size: 1 << 20,
+            created_at: 0,
+            last_used_at: 940,
+        };
+        let stats = CacheStatsResponse {
+            paths: 1,
+            nar_bytes: 1 << 20,
+            complete: true,
+            largest: Some(vec![object]),
+            longest_unused: None,
+        };
+        assert_eq!(
+            cache_lines(&stats, 1_000),
+            ["1 paths, 1.0 MiB uncompressed", "largest:", "  x-hello  1.0 MiB, used 1 min 00 s ago"]
+        );
+    }
+}

@@ -1,0 +1,690 @@
+//! Recovery: an empty index is filled from the packs and the journal.
+//!
+//! Algorithm
+//! 1. The newest whole snapshot is chosen, with all segments after it.
+//! 2. The tables of all packs are read, and packs and chunks become rows.
+//! 3. The files are read from the newest to the oldest. The first record about a thing counts;
+//!    caches first, then paths, aliases and documents.
+//!
+//! A chunk may lie in several packs: a compaction moved it, or a push healed it. The newest pack is
+//! read first, because its copy is the one that the lost index named, and the chunk gets one row.
+//!
+//! Everything goes through the same calls as a push, so every invariant of the index holds at every
+//! moment, and an interrupted recovery simply begins again: what is there already stays, and packs
+//! that have a row are not read again.
+//!
+//! Memory: one file of the journal, the keys of the segments' records, and the ids of all packs.
+
+use std::collections::{HashMap, HashSet};
+use std::ops::Range;
+use std::sync::Arc;
+
+use bytes::Bytes;
+use dormer_blobs::{BlobKey, Store};
+use dormer_format::{
+    ChunkId, JournalAlias, JournalCache, JournalDocument, JournalFile, JournalKind, JournalListing,
+    JournalName, JournalNar, JournalObject, JournalPath, JournalRecord, PACK_TRAILER_BYTES, PackEntry,
+    PackId, RecipeBuilder, TagBuilder, read_table, read_trailer,
+};
+use dormer_index::{
+    Cache, CacheId, CacheKey, ChunkRow, CollectIndex, CommitTarget, Index, JournalIndex, NarCommit, NarId,
+    NarSource, NewChunk, NewDocument, NewNar, NewPack, Object, PackNumber, Pin, StoredListing, UnixSeconds,
+    Use,
+};
+use dormer_nix::{DocumentName, NarHash, StorePath, StorePathHash, with_causes};
+use futures::{StreamExt as _, TryStreamExt as _};
+use serde::Serialize;
+
+use super::files::{CHUNKS_MAX, list};
+use crate::{Clock, Error, Result};
+
+/// Bytes read from the end of a pack at first: the tables of nearly all packs fit.
+const TAIL_BYTES: u64 = 64 * 1024;
+
+/// Packs whose tables are read at once.
+const PACKS_AT_ONCE: usize = 8;
+
+/// Bytes of a file that its header takes, and a little more: nothing is known of the rest by then.
+const HEAD_BYTES: u64 = 64;
+
+/// Packs that the index is asked about at once.
+const PACKS_PAGE: usize = 1_000;
+
+/// Folder of the packs.
+const PACKS: &str = "packs";
+
+/// Paths that the report names.
+const LOST_NAMED_MAX: usize = 20;
+
+/// An empty index, by each of its contracts.
+#[derive(Debug, Clone)]
+pub struct RecoveryIndex {
+    /// The index.
+    pub index: Arc<dyn Index>,
+    /// The same.
+    pub journal: Arc<dyn JournalIndex>,
+    /// The same.
+    pub collect: Arc<dyn CollectIndex>,
+}
+
+/// What a recovery did.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize)]
+pub struct Recovered {
+    /// Packs in the store.
+    pub packs_found: u64,
+    /// Packs that have a row now.
+    pub packs: u64,
+    /// Chunks in those of them that this run read.
+    pub chunks: u64,
+    /// Packs whose tables could not be read.
+    pub unreadable_packs: u64,
+    /// Files of the journal that count.
+    pub journal_files: u64,
+    /// Files that are missing their end, or could not be read at all.
+    pub cut_journal_files: u64,
+    /// Caches.
+    pub caches: u64,
+    /// Paths.
+    pub paths: u64,
+    /// Upload aliases.
+    pub aliases: u64,
+    /// Pins.
+    pub pins: u64,
+    /// Documents: build logs and build traces.
+    pub documents: u64,
+    /// Paths and aliases whose bytes are not in the store.
+    pub lost: u64,
+    /// The first of them.
+    pub lost_paths: Vec<String>,
+}
+
+/// A store to recover from.
+#[derive(Debug)]
+pub struct Recovery {
+    store: Store,
+    /// The newest first.
+    names: Vec<JournalName>,
+    settings: Vec<(String, Vec<u8>)>,
+    /// By label; `None` for one that is gone.
+    caches: HashMap<u64, Option<JournalCache>>,
+    is_snapshot_whole: bool,
+    report: Recovered,
+}
+
+impl Recovery {
+    /// Reads from the journal what is to be recovered: its files, settings and caches. Changes
+    /// nothing.
+    pub async fn open(store: Store) -> Result<Self> {
+        let names = list(&store).await?;
+        let mut this = Self {
+            store,
+            names: Vec::new(),
+            settings: Vec::new(),
+            caches: HashMap::new(),
+            is_snapshot_whole: false,
+            report: Recovered::default(),
+        };
+        this.names = this.choose(names).await?;
+        let mut settings: Option<Vec<(String, Vec<u8>)>> = None;
+        for name in this.names.clone() {
+            let Some(file) = this.read(&name, true).await? else { continue };
+            let mut own_settings = Vec::new();
+            // Of two records in one file the later one counts, as it does of two files.
+            for record in file.records.into_iter().rev() {
+                match record {
+                    JournalRecord::Setting { name, value } => own_settings.push((name, value)),
+                    JournalRecord::Cache(cache) => {
+                        this.caches.entry(cache.cache).or_insert(Some(cache));
+                    }
+                    JournalRecord::CacheGone { cache } => {
+                        this.caches.entry(cache).or_insert(None);
+                    }
+                    _ => {}
+                }
+            }
+            // A file that has settings has all that there were.
+            if !own_settings.is_empty() {
+                settings.get_or_insert(own_settings);
+            }
+        }
+        this.settings = settings.unwrap_or_default();
+        this.settings.sort_unstable();
+        this.keep_newest_of_each_name();
+        Ok(this)
+    }
+
+    /// A deleted cache whose name another one has now: should the record of its deletion be lost,
+    /// it is still not to come back, least of all under the rights of the other one.
+    fn keep_newest_of_each_name(&mut self) {
+        let mut newest: HashMap<String, u64> = HashMap::new();
+        for (label, cache) in &self.caches {
+            if let Some(cache) = cache {
+                let kept = newest.entry(cache.name.clone()).or_insert(*label);
+                *kept = (*kept).max(*label);
+            }
+        }
+        for (label, cache) in &mut self.caches {
+            if cache.as_ref().is_some_and(|cache| newest[&cache.name] != *label) {
+                *cache = None;
+            }
+        }
+    }
+
+    /// Whether there is a journal at all.
+    pub fn is_empty(&self) -> bool {
+        self.names.is_empty()
+    }
+
+    /// Whether the journal has a snapshot that was finished. Without one, paths from before it may
+    /// be missing.
+    pub fn is_snapshot_whole(&self) -> bool {
+        self.is_snapshot_whole
+    }
+
+    /// A named value of the lost installation.
+    pub fn setting(&self, name: &str) -> Option<&[u8]> {
+        self.settings.iter().find(|(found, _)| found == name).map(|(_, value)| value.as_slice())
+    }
+
+    /// The newest whole snapshot with the segments after it, the newest file first. Without a whole
+    /// snapshot, all there is of the newest lineage.
+    async fn choose(&mut self, names: Vec<JournalName>) -> Result<Vec<JournalName>> {
+        let mut ends: Vec<JournalName> =
+            names.iter().copied().filter(|name| name.kind == JournalKind::End).collect();
+        ends.sort_unstable_by_key(|name| std::cmp::Reverse(name.generation));
+        let mut base = None;
+        for end in ends {
+            if let Some(file) = self.read(&end, false).await?.filter(|file| file.is_whole) {
+                base = Some(file.header);
+                break;
+            }
+        }
+        self.is_snapshot_whole = base.is_some();
+        let mut chosen: Vec<JournalName> = match base {
+            Some(base) => names
+                .into_iter()
+                .filter(|name| match name.kind {
+                    JournalKind::Segment => {
+                        name.generation >= base.generation && name.position > base.position
+                    }
+                    JournalKind::Part => name.generation == base.generation,
+                    JournalKind::End => false,
+                })
+                .collect(),
+            None => names.into_iter().filter(|name| name.kind != JournalKind::End).collect(),
+        };
+        // Segments after parts: what a part says is as new as the snapshot's place only.
+        chosen.sort_unstable_by_key(|name| {
+            std::cmp::Reverse((name.kind == JournalKind::Segment, name.position, name.random))
+        });
+        let mut lineage = base.map(|base| base.lineage);
+        if lineage.is_none()
+            && let Some(newest) = chosen.iter().copied().max_by_key(|name| (name.generation, name.position))
+        {
+            lineage = self.lineage(&newest).await?;
+        }
+        let mut of_lineage = Vec::new();
+        for name in chosen {
+            let Some(own) = self.lineage(&name).await? else {
+                self.report.cut_journal_files += 1;
+                tracing::warn!(journal.file = %name, "a file of the journal has no readable beginning");
+                continue;
+            };
+            if *lineage.get_or_insert(own) == own {
+                of_lineage.push(name);
+            }
+        }
+        Ok(of_lineage)
+    }
+
+    /// The lineage of a file; `None` if not even its header is there. Only one database writes a
+    /// journal, so nearly always all are alike.
+    async fn lineage(&self, name: &JournalName) -> Result<Option<u64>> {
+        match self.store.get_up_to(&name.to_string(), 0..HEAD_BYTES).await {
+            Ok(head) => Ok(JournalFile::read(&head).ok().map(|file| file.header.lineage)),
+            Err(dormer_blobs::Error::Truncated { .. } | dormer_blobs::Error::NotFound { .. }) => Ok(None),
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    /// Reads a file as far as it goes. With `counts`, a file that is cut is counted and told.
+    async fn read(&mut self, name: &JournalName, counts: bool) -> Result<Option<JournalFile>> {
+        let text = name.to_string();
+        let Some(bytes) = self.store.get(&text).await? else { return Ok(None) };
+        let read = JournalFile::read(&bytes);
+        let is_whole = read.as_ref().is_ok_and(|file| file.is_whole);
+        if counts {
+            self.report.journal_files += 1;
+            self.report.cut_journal_files += u64::from(!is_whole);
+            if !is_whole {
+                tracing::warn!(
+                    journal.file = text,
+                    "a file of the journal is cut short; the rest of it is lost"
+                );
+            }
+        }
+        Ok(read.ok())
+    }
+
+    /// Fills the index, which has to be empty or half recovered, and returns what was done.
+    /// `progress` is told what was done so far, now and then.
+    pub async fn run(
+        mut self,
+        into: &RecoveryIndex,
+        clock: &dyn Clock,
+        progress: &(dyn Fn(&Recovered) + Send + Sync),
+    ) -> Result<Recovered> {
+        let now = clock.now();
+        let RecoveryIndex { index, journal, .. } = into;
+        self.recover_packs(into, now, progress).await?;
+        for (name, value) in &self.settings {
+            journal.restore_setting(name, value).await?;
+        }
+        let mut ids = HashMap::new();
+        let mut labels: Vec<&u64> = self.caches.keys().collect();
+        labels.sort_unstable();
+        for label in labels {
+            let Some(cache) = &self.caches[label] else { continue };
+            let id = journal.restore_cache(&restored_cache(cache)).await?;
+            ids.insert(*label, id);
+            self.report.caches += 1;
+            // Of a name, the pin that was added last is the newest.
+            let mut pins: Vec<_> = cache.pins.iter().collect();
+            pins.sort_by_key(|pin| pin.created_at);
+            for pin in pins {
+                let (name, path) = (pin.name.clone(), pin.path.clone());
+                let pin = Pin { name, path, created_at: pin.created_at, ends_at: pin.ends_at };
+                index.add_pin(id, &pin, None).await?;
+                self.report.pins += 1;
+            }
+        }
+        let mut seen = Seen::default();
+        for name in self.names.clone() {
+            let Some(file) = self.read(&name, false).await? else { continue };
+            self.recover_file(index, file, &ids, &mut seen, now).await?;
+            progress(&self.report);
+        }
+        Ok(self.report)
+    }
+
+    async fn recover_packs(
+        &mut self,
+        into: &RecoveryIndex,
+        now: UnixSeconds,
+        progress: &(dyn Fn(&Recovered) + Send + Sync),
+    ) -> Result<()> {
+        let mut packs = self.list_packs().await?;
+        self.report.packs_found = packs.len() as u64;
+        packs.sort_unstable_by_key(|pack| (std::cmp::Reverse(pack.modified_at), *pack.id.as_bytes()));
+        for page in packs.chunks(PACKS_PAGE) {
+            let ids: Vec<PackId> = page.iter().map(|pack| pack.id).collect();
+            let new: HashSet<PackId> = into.collect.packs_without_row(&ids).await?.into_iter().collect();
+            self.report.packs += (page.len() - new.len()) as u64;
+            let store = self.store.clone();
+            let mut tables = futures::stream::iter(page.iter().filter(|pack| new.contains(&pack.id)))
+                .map(|pack| {
+                    let store = &store;
+                    async move { (pack, read_pack_table(store, pack).await) }
+                })
+                .buffered(PACKS_AT_ONCE);
+            while let Some((pack, read)) = tables.next().await {
+                match read {
+                    Ok(entries) => {
+                        let chunks = entries.into_iter().map(new_chunk).collect();
+                        let pack = NewPack { id: pack.id, size: pack.size, chunks, created_at: now };
+                        into.index.commit_pack(&pack).await?;
+                        self.report.chunks += pack.chunks.len() as u64;
+                        self.report.packs += 1;
+                    }
+                    Err(
+                        error @ (Error::Pack { .. } | Error::Blobs(dormer_blobs::Error::Truncated { .. })),
+                    ) => {
+                        tracing::warn!(
+                            pack.id = %pack.id,
+                            error = with_causes(&error),
+                            "the table of a pack cannot be read"
+                        );
+                        self.report.unreadable_packs += 1;
+                    }
+                    // The store failed: that says nothing of the pack.
+                    Err(error) => return Err(error),
+                }
+                progress(&self.report);
+            }
+        }
+        Ok(())
+    }
+
+    async fn list_packs(&self) -> Result<Vec<StoredPack>> {
+        let mut packs = Vec::new();
+        let mut entries = self.store.list(PACKS);
+        while let Some(entry) = entries.try_next().await? {
+            if let Some(BlobKey::Pack(id)) = BlobKey::parse(&entry.name) {
+                packs.push(StoredPack { id, size: entry.size, modified_at: entry.modified_at });
+            }
+        }
+        Ok(packs)
+    }
+
+    async fn recover_file(
+        &mut self,
+        index: &Arc<dyn Index>,
+        file: JournalFile,
+        caches: &HashMap<u64, CacheId>,
+        seen: &mut Seen,
+        now: UnixSeconds,
+    ) -> Result<()> {
+        let mut nars: HashMap<NarHash, JournalNar> = HashMap::new();
+        let (mut paths, mut aliases, mut documents) = (Vec::new(), Vec::new(), Vec::new());
+        for record in file.records {
+            match record {
+                JournalRecord::Nar(nar) => {
+                    nars.insert(nar.hash, nar);
+                }
+                JournalRecord::Path(path) => paths.push(path),
+                JournalRecord::Alias(alias) => aliases.push(alias),
+                JournalRecord::Document(document) => documents.push(document),
+                _ => {}
+            }
+        }
+        let is_part = file.header.kind == JournalKind::Part;
+        let mut used: HashMap<CacheId, Vec<StorePathHash>> = HashMap::new();
+        for path in paths {
+            if seen.had_path(path.cache, path.hash, is_part) {
+                continue;
+            }
+            if let Some(cache) = caches.get(&path.cache)
+                && let Some(hash) = self.recover_path(index, *cache, path, &nars).await?
+            {
+                used.entry(*cache).or_default().push(hash);
+            }
+        }
+        for (cache, hashes) in used {
+            // When a path was used is not in the journal. Nothing expires because of that.
+            for page in hashes.chunks(CHUNKS_MAX) {
+                index.touch_objects(cache, page, Use::Push, now).await?;
+            }
+        }
+        for alias in aliases {
+            let was_seen = seen.had_alias(alias.cache, &alias.file_name, is_part);
+            if let (false, Some(cache)) = (was_seen, caches.get(&alias.cache)) {
+                self.recover_alias(index, *cache, alias, &nars).await?;
+            }
+        }
+        for document in documents {
+            let was_seen = seen.had_document(document.cache, &document.name, is_part);
+            if let (false, Some(cache)) = (was_seen, caches.get(&document.cache)) {
+                self.recover_document(index, *cache, document).await?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Commits a path; returns its hash if it is there now.
+    async fn recover_path(
+        &mut self,
+        index: &Arc<dyn Index>,
+        cache: CacheId,
+        path: JournalPath,
+        nars: &HashMap<NarHash, JournalNar>,
+    ) -> Result<Option<StorePathHash>> {
+        let Some(object) = path.object else { return Ok(None) };
+        let name = format!("{}-{}", path.hash, object.name);
+        let (nar, created_at) = (object.nar, object.created_at);
+        let is_there = match restored_object(path.hash, object) {
+            Some(object) => {
+                let target = CommitTarget::Object(object);
+                self.commit(index, cache, nars.get(&nar), nar, target, created_at).await?
+            }
+            None => false,
+        };
+        if is_there {
+            self.report.paths += 1;
+            return Ok(Some(path.hash));
+        }
+        self.lost(name);
+        Ok(None)
+    }
+
+    async fn recover_alias(
+        &mut self,
+        index: &Arc<dyn Index>,
+        cache: CacheId,
+        alias: JournalAlias,
+        nars: &HashMap<NarHash, JournalNar>,
+    ) -> Result<()> {
+        let Some((nar, compression, used_at)) = alias.upload else { return Ok(()) };
+        let target = CommitTarget::Alias { file_name: alias.file_name.clone(), compression };
+        if self.commit(index, cache, nars.get(&nar), nar, target, used_at).await? {
+            self.report.aliases += 1;
+        } else {
+            self.lost(format!("nar/{}", alias.file_name));
+        }
+        Ok(())
+    }
+
+    async fn recover_document(
+        &mut self,
+        index: &Arc<dyn Index>,
+        cache: CacheId,
+        document: JournalDocument,
+    ) -> Result<()> {
+        let Some(content) = document.content else { return Ok(()) };
+        let Ok(name) = document.name.parse::<DocumentName>() else {
+            self.lost(document.name);
+            return Ok(());
+        };
+        let written_at = content.written_at;
+        let (owner, size, encoding, body) = (content.owner, content.size, content.encoding, content.body);
+        index.put_document(cache, &NewDocument { name, owner, size, encoding, body }, written_at).await?;
+        self.report.documents += 1;
+        Ok(())
+    }
+
+    fn lost(&mut self, name: String) {
+        self.report.lost += 1;
+        if self.report.lost_paths.len() < LOST_NAMED_MAX {
+            self.report.lost_paths.push(name);
+        }
+    }
+
+    /// Commits a NAR under a name; `false` if its bytes are not in the store.
+    async fn commit(
+        &self,
+        index: &Arc<dyn Index>,
+        cache: CacheId,
+        nar: Option<&JournalNar>,
+        hash: NarHash,
+        target: CommitTarget,
+        at: UnixSeconds,
+    ) -> Result<bool> {
+        let known = index.find_nar(&hash).await?.filter(|nar| !nar.damaged);
+        let mut lost_listing = false;
+        let source = match (known, nar) {
+            (Some(known), _) => NarSource::Known(known.id),
+            (None, None) => return Ok(false),
+            (None, Some(nar)) => {
+                lost_listing = nar.listing == JournalListing::Lost;
+                match restored_nar(index, nar).await? {
+                    Some(nar) => NarSource::New(Box::new(nar)),
+                    None => return Ok(false),
+                }
+            }
+        };
+        let commit = NarCommit { cache, nar: source, target, at, grace_seconds: 0, known_keys: Vec::new() };
+        index.commit_nar(&commit).await?;
+        if lost_listing {
+            let id: Option<NarId> = index.find_nar(&hash).await?.map(|nar| nar.id);
+            if let Some(id) = id {
+                index.mark_listing_lost(id, &[], at).await?;
+            }
+        }
+        Ok(true)
+    }
+}
+
+/// What the files so far had. Only keys of segments are remembered: a snapshot names each thing
+/// once, nearly always, and its states are equally new where it does not.
+#[derive(Debug, Default)]
+struct Seen {
+    paths: HashSet<(u64, StorePathHash)>,
+    aliases: HashSet<(u64, String)>,
+    documents: HashSet<(u64, String)>,
+}
+
+impl Seen {
+    fn had_path(&mut self, cache: u64, hash: StorePathHash, is_part: bool) -> bool {
+        if is_part { self.paths.contains(&(cache, hash)) } else { !self.paths.insert((cache, hash)) }
+    }
+
+    fn had_alias(&mut self, cache: u64, name: &str, is_part: bool) -> bool {
+        let key = (cache, name.to_owned());
+        if is_part { self.aliases.contains(&key) } else { !self.aliases.insert(key) }
+    }
+
+    fn had_document(&mut self, cache: u64, name: &str, is_part: bool) -> bool {
+        let key = (cache, name.to_owned());
+        if is_part { self.documents.contains(&key) } else { !self.documents.insert(key) }
+    }
+}
+
+fn restored_cache(cache: &JournalCache) -> Cache {
+    Cache {
+        id: CacheId(0),
+        name: cache.name.clone(),
+        is_public: cache.is_public,
+        store_dir: cache.store_dir.clone(),
+        priority: i32::try_from(cache.priority).unwrap_or(i32::MAX),
+        upstream_cache_key_names: cache.upstream_key_names.clone(),
+        retention_seconds: cache.retention_seconds,
+        quota_bytes: cache.quota_bytes.map(i64::unsigned_abs),
+        keep_latest: cache.keep_latest.and_then(|keep| u32::try_from(keep).ok()),
+        keys: cache
+            .keys
+            .iter()
+            .map(|key| CacheKey {
+                public_key: key.public_key.clone(),
+                sealed_secret: key.sealed_secret.clone(),
+                active: key.active,
+            })
+            .collect(),
+        created_at: cache.created_at,
+        allow_replacement: cache.allow_replacement,
+    }
+}
+
+fn restored_object(hash: StorePathHash, object: JournalObject) -> Option<Object> {
+    Some(Object {
+        path: StorePath::new(hash, &object.name).ok()?,
+        references: object.references,
+        deriver: object.deriver,
+        ca: object.ca,
+        sigs: object.signatures,
+        system: object.system,
+        extra: object.extra,
+    })
+}
+
+/// A NAR with the numbers that its chunks have now; `None` if one of them is not in the store, or
+/// if chunks and fills do not fit together.
+async fn restored_nar(index: &Arc<dyn Index>, nar: &JournalNar) -> Result<Option<NewNar>> {
+    let Some(rows) = find_all(index, &nar.recipe.chunks).await? else { return Ok(None) };
+    let (mut recipe, mut tag) = (RecipeBuilder::new(), TagBuilder::new());
+    let (mut holes, mut raw_bytes, mut holed_bytes, mut file_size) = (0, 0, 0, 0);
+    for row in &rows {
+        recipe.push_chunk(row.number);
+        tag.push_chunk(&row.id, row.checksum, &row.layout);
+        holes += row.layout.holes.len() as u64;
+        raw_bytes += u64::from(row.layout.raw_len);
+        holed_bytes += row.layout.holed_bytes();
+        file_size += row.layout.spliced_len();
+    }
+    if holes != nar.recipe.fills.hole_count() || raw_bytes != nar.size {
+        return Ok(None);
+    }
+    for fill in nar.recipe.fills.hole_fills() {
+        recipe.push_fill(fill);
+        tag.push_fill(fill);
+    }
+    let mut packs: Vec<PackNumber> = rows.iter().map(|row| row.pack).collect();
+    let listing = match &nar.listing {
+        // Marked as lost after the commit.
+        JournalListing::Lost => StoredListing::Inline(Vec::new()),
+        JournalListing::Inline(body) => StoredListing::Inline(body.clone()),
+        JournalListing::Chunks { chunks, size } => {
+            let Some(rows) = find_all(index, chunks).await? else { return Ok(None) };
+            let mut recipe = RecipeBuilder::new();
+            for row in &rows {
+                recipe.push_chunk(row.number);
+            }
+            packs.extend(rows.iter().map(|row| row.pack));
+            StoredListing::Chunks { recipe: recipe.finish(), size: *size }
+        }
+    };
+    packs.sort_unstable();
+    packs.dedup();
+    Ok(Some(NewNar {
+        hash: nar.hash,
+        size: nar.size,
+        file_size,
+        tag: tag.finish(),
+        recipe: recipe.finish(),
+        holed_bytes,
+        listing,
+        // The journal does not have them; docs/STORAGE.md, "Debug info".
+        build_ids: Vec::new(),
+        packs,
+    }))
+}
+
+async fn find_all(index: &Arc<dyn Index>, chunks: &[ChunkId]) -> Result<Option<Vec<ChunkRow>>> {
+    let mut rows = Vec::with_capacity(chunks.len());
+    for batch in chunks.chunks(CHUNKS_MAX) {
+        for found in index.find_chunks(batch).await? {
+            let Some(row) = found else { return Ok(None) };
+            rows.push(row);
+        }
+    }
+    Ok(Some(rows))
+}
+
+fn new_chunk(entry: PackEntry) -> NewChunk {
+    NewChunk { id: entry.id, offset: entry.offset, layout: entry.layout, checksum: entry.checksum }
+}
+
+/// A pack as the store lists it.
+#[derive(Debug, Clone, Copy)]
+struct StoredPack {
+    id: PackId,
+    size: u64,
+    modified_at: i64,
+}
+
+/// The table of a pack, by one request nearly always.
+async fn read_pack_table(store: &Store, pack: &StoredPack) -> Result<Vec<PackEntry>> {
+    let (key, size) = (BlobKey::Pack(pack.id).to_string(), pack.size);
+    let unreadable = |source| Error::Pack { key: key.clone(), source };
+    let begin = size.saturating_sub(TAIL_BYTES);
+    let tail = if size == 0 { Bytes::new() } else { read_exactly(store, &key, begin..size).await? };
+    let Some(trailer) = tail.last_chunk::<PACK_TRAILER_BYTES>() else {
+        return Err(dormer_blobs::Error::Truncated { key }.into());
+    };
+    let trailer = read_trailer(trailer, size).map_err(unreadable)?;
+    let range = trailer.table_range();
+    let table = if range.start >= begin {
+        let at = |place: u64| usize::try_from(place - begin).expect("it lies in the tail");
+        tail.slice(at(range.start)..at(range.end))
+    } else {
+        read_exactly(store, &key, range).await?
+    };
+    read_table(&trailer, &table).map_err(unreadable)
+}
+
+async fn read_exactly(store: &Store, key: &str, range: Range<u64>) -> Result<Bytes> {
+    let bytes = store.get_up_to(key, range.clone()).await?;
+    if bytes.len() as u64 == range.end - range.start {
+        Ok(bytes)
+    } else {
+        Err(dormer_blobs::Error::Truncated { key: key.to_owned() }.into())
+    }
+}

@@ -1,0 +1,729 @@
+//! The journal and recovery: what is recovered equals what was there, whichever step crashes and
+//! wherever a file is cut, also when two processes write at once.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use bytes::Bytes;
+use dormer_blobs::{BlobKey, Blobs, Store, StoreBlobs};
+use dormer_engine::{
+    Clock, CollectSettings, Collector, Engine, Journal, JournalSettings, MasterKey, Recovered, Recovery,
+    RecoveryIndex, Result, SystemClock, find_missing, rekey,
+};
+use dormer_index::{
+    Alias, Audit, Cache, CacheId, FoundObject, JobIndex, JournalIndex, JournaledDocument, MASTER_KEY_PROOF,
+    ObjectOrder, Pin, PostgresIndex, PostgresOptions, SqliteIndex, SqliteOptions, StoredListing, UnixSeconds,
+};
+use dormer_nix::{BuildTrace, StorePath, TraceKey};
+use dormer_testkit::services::Postgres;
+use dormer_testkit::{
+    FaultCollect, FaultIndex, FaultJournal, Faults, MemoryTarget, Random, check_invariants,
+    create_postgres_index, find_leaks, object_for, package_nar, place_sqlite_index,
+};
+use proptest::prelude::*;
+use tempfile::TempDir;
+
+use crate::common::{
+    create_cache, create_main, decompress, engine_over, hash_of, ingest, path, push, served, settings,
+};
+
+const ANSWERS: &str = "nothing is wrong";
+
+/// An index, and all that belongs to it.
+struct Database {
+    contracts: RecoveryIndex,
+    jobs: Arc<dyn JobIndex>,
+    kind: Kind,
+    _folder: Option<TempDir>,
+}
+
+enum Kind {
+    Sqlite(Arc<SqliteIndex>),
+    Postgres(Arc<PostgresIndex>),
+}
+
+impl Database {
+    async fn empty(on_postgres: bool) -> Self {
+        if on_postgres {
+            let url = create_postgres_index(Postgres::shared()).await;
+            let options = PostgresOptions { connections_max: 2, ..PostgresOptions::default() };
+            let index = Arc::new(PostgresIndex::open(&url, options).await.expect(ANSWERS));
+            let contracts =
+                RecoveryIndex { index: index.clone(), journal: index.clone(), collect: index.clone() };
+            return Self { contracts, jobs: index.clone(), kind: Kind::Postgres(index), _folder: None };
+        }
+        let folder = TempDir::new().expect("a temporary folder");
+        let path = folder.path().join("index.sqlite");
+        place_sqlite_index(&path).await;
+        let index = Arc::new(SqliteIndex::open(&path, SqliteOptions::default()).await.expect(ANSWERS));
+        let contracts =
+            RecoveryIndex { index: index.clone(), journal: index.clone(), collect: index.clone() };
+        Self { contracts, jobs: index.clone(), kind: Kind::Sqlite(index), _folder: Some(folder) }
+    }
+
+    async fn audit(&self) -> Audit {
+        match &self.kind {
+            Kind::Sqlite(index) => index.audit().await,
+            Kind::Postgres(index) => index.audit().await,
+        }
+        .expect(ANSWERS)
+    }
+}
+
+/// An installation with a journal, in one store.
+struct Lab {
+    database: Database,
+    engine: Engine,
+    files: MemoryTarget,
+    blobs: Arc<dyn Blobs>,
+    on_postgres: bool,
+}
+
+/// Every write is followed by snapshots, and any lease can be taken at once.
+fn restless() -> JournalSettings {
+    JournalSettings {
+        segment_bytes_min: 0,
+        snapshot_weight: 0,
+        lease_seconds: 0,
+        ..JournalSettings::default()
+    }
+}
+
+/// Steps between two crashes of the usual run.
+fn stride(on_postgres: bool) -> usize {
+    match (std::env::var_os("DORMER_TEST_LONG"), on_postgres) {
+        (Some(_), _) => 1,
+        (None, false) => 3,
+        (None, true) => 7,
+    }
+}
+
+impl Lab {
+    async fn new(on_postgres: bool) -> Self {
+        let database = Database::empty(on_postgres).await;
+        let files = MemoryTarget::new();
+        let blobs: Arc<dyn Blobs> = Arc::new(StoreBlobs::new(files.store()));
+        let engine = engine_over(database.contracts.index.clone(), Arc::clone(&blobs), settings());
+        Self { database, engine, files, blobs, on_postgres }
+    }
+
+    fn journal(&self, settings: JournalSettings) -> Journal {
+        self.journal_over(self.database.contracts.journal.clone(), self.files.store(), settings)
+    }
+
+    fn journal_over(
+        &self,
+        journal: Arc<dyn JournalIndex>,
+        store: Store,
+        settings: JournalSettings,
+    ) -> Journal {
+        let (index, blobs) = (self.database.contracts.index.clone(), Arc::clone(&self.blobs));
+        Journal::new(index, journal, blobs, store, Arc::new(SystemClock), "test".to_owned(), settings)
+    }
+
+    /// Recovers into an empty index.
+    async fn recover(&self) -> (Database, Recovered) {
+        let database = Database::empty(self.on_postgres).await;
+        let report = self.recover_into(&database.contracts).await.expect(ANSWERS);
+        (database, report)
+    }
+
+    async fn recover_into(&self, into: &RecoveryIndex) -> Result<Recovered> {
+        Recovery::open(self.files.store()).await?.run(into, &SystemClock, &|_| ()).await
+    }
+
+    /// Recovers, and compares everything.
+    async fn check(&self, when: &str) -> Recovered {
+        let (recovered, report) = self.recover().await;
+        assert_eq!(contents(&recovered).await, contents(&self.database).await, "{when}");
+        assert_eq!((report.lost, report.cut_journal_files), (0, 0), "{when}: {report:?}");
+        assert!(report.journal_files > 0, "{when}");
+        self.check_invariants(&recovered, when).await;
+        recovered.contracts.index.close().await.expect(ANSWERS);
+        report
+    }
+
+    /// Whatever was recovered is whole: every invariant holds, and no pack is a stray.
+    async fn check_invariants(&self, recovered: &Database, when: &str) {
+        let leaks = find_leaks(&recovered.audit().await, &*self.blobs).await.expect(ANSWERS);
+        assert_eq!(leaks.packs, 0, "{when}: a pack without a row");
+        assert_eq!(check_invariants(recovered.audit().await, &*self.blobs, &[], &[]).await, [], "{when}");
+    }
+
+    /// Something of every kind changes.
+    async fn change(&self, cache: &Cache, number: u8) {
+        let index = &self.database.contracts.index;
+        let nar = nar(number);
+        let mut object = object_for(&path(number), &[path(200)]);
+        object.deriver = Some(derivation(number).to_string());
+        let ingested = ingest(&self.engine, &nar).await.expect(ANSWERS);
+        self.engine.commit_object(cache, ingested, object).await.expect(ANSWERS);
+        let pin =
+            Pin { name: "newest".to_owned(), path: path(number), created_at: 1_700_000_000, ends_at: None };
+        index.add_pin(cache.id, &pin, Some(2)).await.expect(ANSWERS);
+        let ingested = ingest(&self.engine, &nar).await.expect(ANSWERS);
+        let name = format!("{number}.nar.xz");
+        self.engine.commit_alias(cache, ingested, &name, "xz").await.expect(ANSWERS);
+        let log = format!("building {number}").into_bytes();
+        self.engine.put_log(cache, derivation(number), log).await.expect(ANSWERS);
+        self.engine.put_trace(cache, trace(number)).await.expect(ANSWERS);
+        if let Some(old) = number.checked_sub(3) {
+            // For cause, which takes alias, log and trace too.
+            self.engine.remove_object(cache, &path(old).hash(), None).await.expect(ANSWERS);
+        }
+    }
+
+    /// Collects at this time.
+    async fn collect(&self, at: UnixSeconds) -> dormer_engine::CollectionReport {
+        let settings = CollectSettings { listing_seconds: 0, ..CollectSettings::default() };
+        // A compaction is put on the list of doomed packs through the wrapper's contract only.
+        let collect = Arc::clone(&self.database.contracts.collect);
+        let faults = Faults::crash_at(u64::MAX, false);
+        let collect = Arc::new(FaultCollect::new(collect, Arc::clone(&self.blobs), faults));
+        let collector = Collector::new(collect, Arc::clone(&self.blobs), Arc::new(At(at)), settings);
+        collector
+            .run_now(&*self.database.jobs, "test", 30)
+            .await
+            .expect(ANSWERS)
+            .expect("nobody else collects")
+    }
+}
+
+/// A clock that stands still.
+#[derive(Debug)]
+struct At(UnixSeconds);
+
+impl Clock for At {
+    fn now(&self) -> UnixSeconds {
+        self.0
+    }
+}
+
+fn derivation(number: u8) -> StorePath {
+    StorePath::new(path(number).hash(), "package.drv").expect("a good name")
+}
+
+fn trace(number: u8) -> BuildTrace {
+    BuildTrace {
+        key: TraceKey::Derivation { derivation: derivation(number), output: "out".to_owned() },
+        out_path: path(number),
+        dependents: BTreeMap::new(),
+        sigs: Vec::new(),
+        is_keyed: false,
+    }
+}
+
+fn nar(number: u8) -> Vec<u8> {
+    package_nar(&mut Random::new(number.into()), 9_000, &[path(200)])
+}
+
+/// All that a user can see of an index, by cache and name.
+#[derive(Debug, Default, PartialEq)]
+struct Contents {
+    caches: Vec<Cache>,
+    objects: BTreeMap<String, (FoundObject, i64, Option<StoredListing>)>,
+    referrers: BTreeMap<String, Vec<dormer_nix::StorePathHash>>,
+    pins: BTreeMap<String, Vec<Pin>>,
+    aliases: BTreeMap<String, Alias>,
+    documents: BTreeMap<String, JournaledDocument>,
+}
+
+async fn contents(database: &Database) -> Contents {
+    let RecoveryIndex { index, journal, .. } = &database.contracts;
+    let mut all = Contents::default();
+    for mut cache in index.list_caches().await.expect(ANSWERS) {
+        let id = cache.id;
+        for listed in index.list_objects(id, ObjectOrder::Age, None, 1_000).await.expect(ANSWERS) {
+            let mut found =
+                index.find_object(id, &listed.path.hash()).await.expect(ANSWERS).expect("it is listed");
+            let listing = index.find_listing(found.nar.id).await.expect(ANSWERS);
+            // Recovered listings in chunks have other numbers.
+            let listing = listing.filter(|listing| matches!(listing, StoredListing::Inline(_)));
+            found.nar.id = dormer_index::NarId(0);
+            found.last_used_at = 0;
+            all.objects
+                .insert(format!("{}/{}", cache.name, listed.path), (found, listed.created_at, listing));
+        }
+        let pins = index.list_pins(id, None, 0, 1_000).await.expect(ANSWERS);
+        all.pins.insert(cache.name.clone(), pins);
+        let referrers = index.find_referrers(id, &path(200).hash(), 1_000).await.expect(ANSWERS);
+        all.referrers.insert(cache.name.clone(), referrers);
+        let documents = journal.journaled_documents_after((id, 0), 1_000).await.expect(ANSWERS);
+        for document in documents.into_iter().filter(|document| document.cache == id) {
+            let name = format!("{}/{}", cache.name, document.name);
+            all.documents.insert(name, JournaledDocument { cache: CacheId(0), id: 0, ..document });
+        }
+        for alias in journal.journaled_aliases_after((id, ""), 1_000).await.expect(ANSWERS) {
+            if alias.cache == id {
+                let mut found =
+                    index.find_alias(id, &alias.file_name, 0).await.expect(ANSWERS).expect("it is there");
+                found.nar.id = dormer_index::NarId(0);
+                all.aliases.insert(format!("{}/{}", cache.name, alias.file_name), found);
+            }
+        }
+        cache.id = dormer_index::CacheId(0);
+        all.caches.push(cache);
+    }
+    all
+}
+
+async fn every_kind_of_thing_is_recovered(on_postgres: bool) {
+    let lab = Lab::new(on_postgres).await;
+    let RecoveryIndex { index, journal: settings_of, .. } = &lab.database.contracts;
+    let main = create_main(&lab.engine).await;
+    let other = create_cache(&lab.engine, "other").await;
+    let key = MasterKey::from_bytes([9; 32]);
+    index.create_setting(MASTER_KEY_PROOF, &key.proof()).await.expect(ANSWERS);
+    index.create_setting("first-start", b"done").await.expect(ANSWERS);
+    for number in 0..5 {
+        lab.change(&main, number).await;
+    }
+    let mut object = object_for(&path(1), &[path(3), path(1)]);
+    object.deriver = Some(format!("{}.drv", path(9)));
+    object.sigs = vec!["a-key:AAAA".to_owned()];
+    let ingested = ingest(&lab.engine, &nar(1)).await.expect(ANSWERS);
+    lab.engine.commit_object(&other, ingested, object).await.expect(ANSWERS);
+    let gone = create_cache(&lab.engine, "gone").await;
+    push(&lab.engine, &gone, &path(7), &nar(7)).await.expect(ANSWERS);
+
+    let journal = lab.journal(JournalSettings::default());
+    assert!(journal.write().await.expect(ANSWERS) >= 2, "a snapshot");
+    lab.check("after a snapshot").await;
+    lab.engine.delete_cache(&gone, None).await.expect(ANSWERS);
+    lab.change(&main, 5).await;
+    index.remove_pins(main.id, "newest", Some(&path(4).hash())).await.expect(ANSWERS);
+    // A log that comes before its path, and another master key.
+    lab.engine.put_log(&other, derivation(50), b"early".to_vec()).await.expect(ANSWERS);
+    let key = MasterKey::from_bytes([8; 32]).with_previous(Some([9; 32]));
+    rekey(&**index, &key).await.expect(ANSWERS);
+    assert_eq!(journal.write().await.expect(ANSWERS), 1, "a segment");
+    // Nothing changed, so nothing is asked of the store.
+    let (requests, statements) = (lab.files.store().requests(), index.statement_count());
+    let events = lab.files.events().len();
+    assert_eq!(journal.write().await.expect(ANSWERS), 0);
+    assert_eq!((lab.files.store().requests(), lab.files.events().len()), (requests, events));
+    assert!(index.statement_count() <= statements + 9, "three look-ups");
+
+    let report = lab.check("after a snapshot and a segment").await;
+    assert_eq!((report.caches, report.pins, report.unreadable_packs), (2, 1, 0), "{report:?}");
+    assert_eq!(report.documents, 7, "{report:?}");
+    let (recovered, _) = lab.recover().await;
+    let engine = engine_over(recovered.contracts.index.clone(), Arc::clone(&lab.blobs), settings());
+    for (name, path, bytes) in [("main", path(5), nar(5)), ("other", path(1), nar(1))] {
+        let cache = engine.find_cache(name).await.expect(ANSWERS).expect("it is there");
+        let bytes_served = served(&engine, &cache, &bytes, None).await.expect(ANSWERS).expect("it is there");
+        assert_eq!(decompress(&bytes_served), bytes, "{path}");
+    }
+    let mut expected = settings_of.settings().await.expect(ANSWERS);
+    expected.retain(|(name, _)| name != "first-start");
+    assert_eq!(recovered.contracts.journal.settings().await.expect(ANSWERS), expected);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn every_kind_of_thing_is_recovered_on_sqlite() {
+    every_kind_of_thing_is_recovered(false).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn every_kind_of_thing_is_recovered_on_postgres() {
+    every_kind_of_thing_is_recovered(true).await;
+}
+
+/// The journal crashes at a step; another process goes on. Then the same with a later step.
+async fn a_crash_at_any_step_of_the_journal_loses_nothing(on_postgres: bool) {
+    let lab = Lab::new(on_postgres).await;
+    let cache = create_main(&lab.engine).await;
+    let mut number = 0;
+    // On PostgreSQL, the usual run keeps the effect of the last step: that is the harder half.
+    let is_short = on_postgres && stride(on_postgres) > 1;
+    for effect_kept in [false, true].into_iter().filter(|kept| *kept || !is_short) {
+        for step in (0_u64..).step_by(stride(on_postgres)) {
+            lab.change(&cache, number).await;
+            number += 1;
+            let faults = Faults::crash_at(step, effect_kept);
+            let inner = lab.database.contracts.journal.clone();
+            let journal = Arc::new(FaultJournal::new(inner, Arc::clone(&faults)));
+            let store = lab.files.crashing(&faults);
+            let outcome = lab.journal_over(journal, store, restless()).write().await;
+            assert_eq!(outcome.is_err(), faults.crashed(), "step {step}: {outcome:?}");
+            let when = format!("step {step}, effect kept: {effect_kept}");
+            // What is in the store now is whole: some earlier state, or the present one.
+            let (recovered, _) = lab.recover().await;
+            lab.check_invariants(&recovered, &when).await;
+            lab.journal(restless()).write().await.expect(ANSWERS);
+            lab.check(&when).await;
+            if !faults.crashed() {
+                assert!(step > 5, "{step} steps: a segment, a snapshot, deletions");
+                break;
+            }
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_crash_at_any_step_of_the_journal_loses_nothing_on_sqlite() {
+    a_crash_at_any_step_of_the_journal_loses_nothing(false).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_crash_at_any_step_of_the_journal_loses_nothing_on_postgres() {
+    a_crash_at_any_step_of_the_journal_loses_nothing(true).await;
+}
+
+/// Recovery crashes at a step and begins again.
+async fn a_recovery_that_crashes_at_any_step_begins_again(on_postgres: bool) {
+    let lab = Lab::new(on_postgres).await;
+    let cache = create_main(&lab.engine).await;
+    for number in 0..4 {
+        lab.change(&cache, number).await;
+    }
+    lab.journal(JournalSettings::default()).write().await.expect(ANSWERS);
+    let expected = contents(&lab.database).await;
+    for step in (0_u64..).step_by(stride(on_postgres)) {
+        let database = Database::empty(on_postgres).await;
+        let faults = Faults::crash_at(step, step % 2 == 0);
+        let RecoveryIndex { index, journal, collect } = database.contracts.clone();
+        let dying = RecoveryIndex {
+            index: Arc::new(FaultIndex::new(index, Arc::clone(&faults))),
+            journal: Arc::new(FaultJournal::new(journal, Arc::clone(&faults))),
+            collect: Arc::new(FaultCollect::new(collect, Arc::clone(&lab.blobs), Arc::clone(&faults))),
+        };
+        let outcome = lab.recover_into(&dying).await;
+        assert_eq!(outcome.is_err(), faults.crashed(), "step {step}: {outcome:?}");
+        let report = lab.recover_into(&database.contracts).await.expect(ANSWERS);
+        assert_eq!(report.packs, report.packs_found, "step {step}: {report:?}");
+        assert_eq!(contents(&database).await, expected, "step {step}");
+        lab.check_invariants(&database, &format!("step {step}")).await;
+        database.contracts.index.close().await.expect(ANSWERS);
+        if !faults.crashed() {
+            assert!(step > 10, "{step} steps");
+            break;
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_recovery_that_crashes_at_any_step_begins_again_on_sqlite() {
+    a_recovery_that_crashes_at_any_step_begins_again(false).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_recovery_that_crashes_at_any_step_begins_again_on_postgres() {
+    a_recovery_that_crashes_at_any_step_begins_again(true).await;
+}
+
+/// Two processes that both believe they hold the lease write at once, while clients push.
+#[tokio::test(flavor = "multi_thread")]
+async fn two_processes_that_write_the_journal_at_once_lose_nothing() {
+    let lab = Lab::new(true).await;
+    let cache = create_main(&lab.engine).await;
+    let (first, second) = (lab.journal(restless()), lab.journal(restless()));
+    for number in 0..8 {
+        let pushes = lab.change(&cache, number);
+        let (first, second, ()) = tokio::join!(first.write(), second.write(), pushes);
+        // Which of them wrote does not matter; one that lost its lease is no failure.
+        first.expect(ANSWERS);
+        second.expect(ANSWERS);
+    }
+    lab.journal(restless()).write().await.expect(ANSWERS);
+    lab.check("in the end").await;
+}
+
+/// The file of the newest segment, and its name.
+fn newest_segment(files: &MemoryTarget) -> (String, Bytes) {
+    let files = files.files().into_iter().filter(|(name, _)| name.contains("segment"));
+    files.max_by_key(|(name, _)| name.clone()).expect("a segment")
+}
+
+#[tokio::test]
+async fn a_file_that_is_cut_gives_what_was_before_the_cut() {
+    let lab = Lab::new(false).await;
+    let cache = create_main(&lab.engine).await;
+    let journal = lab.journal(JournalSettings::default());
+    lab.change(&cache, 0).await;
+    journal.write().await.expect(ANSWERS);
+    lab.change(&cache, 1).await;
+    journal.write().await.expect(ANSWERS);
+    let (name, whole) = newest_segment(&lab.files);
+    let store = lab.files.store();
+    for length in [0, 1, 55, 56, 57, 80, whole.len() / 2, whole.len() - 17, whole.len() - 1] {
+        store.put(&name, None, [whole.slice(..length)]).await.expect(ANSWERS);
+        let (recovered, report) = lab.recover().await;
+        assert_eq!(report.cut_journal_files, 1, "{length} of {} bytes", whole.len());
+        lab.check_invariants(&recovered, &format!("{length} bytes")).await;
+        let paths: Vec<StorePath> =
+            contents(&recovered).await.objects.into_values().map(|(found, ..)| found.object.path).collect();
+        let has_second = length >= whole.len() - 16;
+        assert_eq!(
+            (paths.contains(&path(0)), paths.contains(&path(1))),
+            (true, has_second),
+            "{length} bytes"
+        );
+    }
+    // The snapshot's end is gone: all there is of the lineage counts.
+    store.put(&name, None, [whole]).await.expect(ANSWERS);
+    let end = lab.files.files().into_keys().find(|name| name.contains("/end-")).expect("a whole snapshot");
+    store.delete(&end).await.expect(ANSWERS);
+    lab.check("without the snapshot's end").await;
+}
+
+/// Cuts any files of a journal of several segments anywhere. Nothing that is recovered was never
+/// so: each path that is there has the bytes that it always had, and reads back.
+#[test]
+fn a_journal_that_is_cut_anywhere_recovers_to_something_that_was() {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect(ANSWERS);
+    let lab = runtime.block_on(async {
+        let lab = Lab::new(false).await;
+        let cache = create_main(&lab.engine).await;
+        let journal = lab.journal(JournalSettings::default());
+        for number in 0..5 {
+            lab.change(&cache, number).await;
+            journal.write().await.expect(ANSWERS);
+        }
+        lab
+    });
+    let whole: Vec<(String, Bytes)> =
+        lab.files.files().into_iter().filter(|(name, _)| name.starts_with("journal/")).collect();
+    let cases = if std::env::var_os("DORMER_TEST_LONG").is_some() { 200 } else { 8 };
+    let config = ProptestConfig { cases, failure_persistence: None, ..ProptestConfig::default() };
+    let cuts = proptest::collection::vec((any::<prop::sample::Index>(), any::<prop::sample::Index>()), 1..4);
+    proptest::test_runner::TestRunner::new(config)
+        .run(&cuts, |cuts| {
+            runtime.block_on(async {
+                let store = lab.files.store();
+                for (file, length) in &cuts {
+                    let (name, bytes) = &whole[file.index(whole.len())];
+                    let cut = bytes.slice(..length.index(bytes.len()));
+                    store.put(name, None, [cut]).await.expect(ANSWERS);
+                }
+                let (recovered, report) = lab.recover().await;
+                assert!(report.cut_journal_files > 0 || report.journal_files == 0, "{report:?}");
+                lab.check_invariants(&recovered, "cut").await;
+                let engine =
+                    engine_over(recovered.contracts.index.clone(), Arc::clone(&lab.blobs), settings());
+                if let Some(cache) = engine.find_cache("main").await.expect(ANSWERS) {
+                    for number in 0..5 {
+                        let found = recovered
+                            .contracts
+                            .index
+                            .find_object(cache.id, &path(number).hash())
+                            .await
+                            .expect(ANSWERS);
+                        let Some(found) = found else { continue };
+                        assert_eq!(found.nar.hash, hash_of(&nar(number)));
+                        let bytes = served(&engine, &cache, &nar(number), None).await.expect(ANSWERS);
+                        assert!(decompress(&bytes.expect("it is there")) == nar(number));
+                    }
+                }
+                for (name, bytes) in &whole {
+                    store.put(name, None, [bytes.clone()]).await.expect(ANSWERS);
+                }
+            });
+            Ok(())
+        })
+        .expect(ANSWERS);
+    runtime.block_on(lab.check("whole again"));
+}
+
+#[tokio::test]
+async fn paths_whose_packs_are_gone_are_named_and_the_others_recovered() {
+    let lab = Lab::new(false).await;
+    let cache = create_main(&lab.engine).await;
+    push(&lab.engine, &cache, &path(0), &nar(0)).await.expect(ANSWERS);
+    let old: Vec<_> = lab.blobs.list().await.expect(ANSWERS);
+    push(&lab.engine, &cache, &path(1), &nar(1)).await.expect(ANSWERS);
+    lab.journal(JournalSettings::default()).write().await.expect(ANSWERS);
+    for key in lab.blobs.list().await.expect(ANSWERS) {
+        if !old.contains(&key) {
+            lab.blobs.delete(&key).await.expect(ANSWERS);
+        }
+    }
+    let (recovered, report) = lab.recover().await;
+    assert_eq!((report.paths, report.lost), (1, 1), "{report:?}");
+    assert_eq!(report.lost_paths, [path(1).to_string()]);
+    assert_eq!(contents(&recovered).await.objects.len(), 1);
+    // The lost index would name the same path.
+    let until = std::time::Instant::now() + std::time::Duration::from_mins(1);
+    let missing = find_missing(&lab.database.contracts, &lab.files.store(), until).await.expect(ANSWERS);
+    assert_eq!((missing.packs_known, missing.packs.len(), missing.paths), (2, 1, 1), "{missing:?}");
+    assert_eq!(missing.first_paths, [(cache.id, path(1))]);
+    let missing = find_missing(&recovered.contracts, &lab.files.store(), until).await.expect(ANSWERS);
+    assert_eq!((missing.packs_known, missing.packs.len(), missing.is_whole), (1, 0, true));
+}
+
+/// The numbers of packs that hold a chunk of a NAR, by the index.
+async fn packs_of(database: &Database, cache: &str) -> Vec<BlobKey> {
+    let RecoveryIndex { index, journal, .. } = &database.contracts;
+    let id = index.find_cache(cache).await.expect(ANSWERS).expect("it is there").id;
+    let mut packs = Vec::new();
+    for object in journal.journaled_objects_after(None, 100).await.expect(ANSWERS) {
+        if object.cache == id {
+            let rows = index.load_chunks(&object.nar.recipe.runs).await.expect(ANSWERS);
+            packs.extend(rows.iter().map(|row| BlobKey::Pack(row.pack_id)));
+        }
+    }
+    packs.sort_unstable_by_key(ToString::to_string);
+    packs.dedup();
+    packs
+}
+
+/// A compaction moved chunks: they lie in two packs until the old one goes. Whether it is there or
+/// not, a chunk is recovered once, where the lost index had it.
+#[tokio::test]
+async fn chunks_that_moved_to_another_pack_are_recovered_there() {
+    let lab = Lab::new(false).await;
+    let cache = create_main(&lab.engine).await;
+    for number in 0..8 {
+        push(&lab.engine, &cache, &path(number), &nar(number)).await.expect(ANSWERS);
+    }
+    let old = packs_of(&lab.database, "main").await;
+    let day = 86_400;
+    let later = SystemClock.now() + 3 * day;
+    assert_eq!(lab.collect(later).await.compacted.packs, 8);
+    let new = packs_of(&lab.database, "main").await;
+    assert!(old.len() == 8 && new.len() == 1 && !old.contains(&new[0]), "{old:?} {new:?}");
+    lab.journal(JournalSettings::default()).write().await.expect(ANSWERS);
+    assert_eq!(lab.blobs.list().await.expect(ANSWERS).len(), 9);
+    lab.check("both are there").await;
+    let (recovered, report) = lab.recover().await;
+    assert_eq!((packs_of(&recovered, "main").await, report.packs), (new.clone(), 9));
+    assert_eq!(lab.collect(later + 3 * day).await.removed.packs, 8);
+    lab.check("the old packs are gone").await;
+    let (recovered, report) = lab.recover().await;
+    assert_eq!((packs_of(&recovered, "main").await, report.packs), (new, 1));
+}
+
+/// A push healed damaged chunks: their old bytes are still in the old pack.
+#[tokio::test]
+async fn a_healed_chunk_is_recovered_from_the_pack_that_healed_it() {
+    let lab = Lab::new(false).await;
+    let cache = create_main(&lab.engine).await;
+    push(&lab.engine, &cache, &path(0), &nar(0)).await.expect(ANSWERS);
+    let store = lab.files.store();
+    let key = lab.blobs.list().await.expect(ANSWERS)[0].to_string();
+    let mut bytes = store.get(&key).await.expect(ANSWERS).expect("it is there").to_vec();
+    bytes[50] ^= 1;
+    store.put(&key, None, [Bytes::from(bytes)]).await.expect(ANSWERS);
+    assert!(served(&lab.engine, &cache, &nar(0), None).await.is_err(), "it is damaged");
+    tokio::time::sleep(std::time::Duration::from_millis(5)).await;
+    push(&lab.engine, &cache, &path(0), &nar(0)).await.expect(ANSWERS);
+    lab.journal(JournalSettings::default()).write().await.expect(ANSWERS);
+    let (recovered, _) = lab.recover().await;
+    let engine = engine_over(recovered.contracts.index.clone(), Arc::clone(&lab.blobs), settings());
+    let main = engine.find_cache("main").await.expect(ANSWERS).expect("it is there");
+    let bytes = served(&engine, &main, &nar(0), None).await.expect(ANSWERS).expect("it is there");
+    assert!(decompress(&bytes) == nar(0));
+}
+
+/// A deleted cache does not come back under the rights of a later one of its name, also if the
+/// record of its deletion is lost.
+#[tokio::test]
+async fn paths_of_a_deleted_cache_do_not_appear_in_a_later_one_of_its_name() {
+    let lab = Lab::new(false).await;
+    let secret = create_main(&lab.engine).await;
+    push(&lab.engine, &secret, &path(0), &nar(0)).await.expect(ANSWERS);
+    let journal = lab.journal(JournalSettings::default());
+    journal.write().await.expect(ANSWERS);
+    lab.engine.delete_cache(&secret, None).await.expect(ANSWERS);
+    journal.write().await.expect(ANSWERS);
+    let (deletion, _) = newest_segment(&lab.files);
+    let later = create_main(&lab.engine).await;
+    push(&lab.engine, &later, &path(1), &nar(1)).await.expect(ANSWERS);
+    journal.write().await.expect(ANSWERS);
+    lab.check("everything is there").await;
+    lab.files.store().delete(&deletion).await.expect(ANSWERS);
+    let (recovered, report) = lab.recover().await;
+    assert_eq!((report.caches, report.paths), (1, 1), "{report:?}");
+    assert!(contents(&recovered).await.objects.keys().all(|name| name.ends_with(&path(1).to_string())));
+}
+
+/// A database that was restored from a copy knows less than the journal does. What it journals
+/// next must not be mixed with what it has forgotten.
+#[tokio::test]
+async fn a_database_that_went_back_in_time_begins_a_new_lineage() {
+    let lab = Lab::new(false).await;
+    let cache = create_main(&lab.engine).await;
+    push(&lab.engine, &cache, &path(0), &nar(0)).await.expect(ANSWERS);
+    let journal = lab.journal(JournalSettings::default());
+    journal.write().await.expect(ANSWERS);
+    // The same files would be there if a copy of the database had been taken here.
+    let future: BTreeMap<String, Bytes> = {
+        let other = Lab::new(false).await;
+        let main = create_main(&other.engine).await;
+        push(&other.engine, &main, &path(9), &nar(9)).await.expect(ANSWERS);
+        let journal = other.journal(JournalSettings::default());
+        for number in 0..4 {
+            push(&other.engine, &main, &path(10 + number), &nar(10 + number)).await.expect(ANSWERS);
+            journal.write().await.expect(ANSWERS);
+        }
+        other.files.files()
+    };
+    let store = lab.files.store();
+    for (name, bytes) in future.into_iter().filter(|(name, _)| name.contains("/segment-")) {
+        store.put(&name, None, [bytes]).await.expect(ANSWERS);
+    }
+    push(&lab.engine, &cache, &path(1), &nar(1)).await.expect(ANSWERS);
+    // The next process of this database.
+    assert!(lab.journal(JournalSettings::default()).write().await.expect(ANSWERS) >= 2, "a snapshot");
+    lab.check("after the restore").await;
+    let generations = |lab: &Lab| {
+        let files = lab.files.files().into_keys().filter(|name| name.starts_with("journal/"));
+        files.map(|name| name.split('/').nth(1).map(str::to_owned)).collect::<std::collections::HashSet<_>>()
+    };
+    assert_eq!(generations(&lab).len(), 1, "what was forgotten is gone");
+}
+
+/// A store that was restored from a copy lacks what the journal wrote since. The database has it.
+#[tokio::test]
+async fn a_store_that_went_back_in_time_gets_everything_again() {
+    let lab = Lab::new(false).await;
+    let cache = create_main(&lab.engine).await;
+    let journal = lab.journal(JournalSettings::default());
+    for number in 0..3 {
+        push(&lab.engine, &cache, &path(number), &nar(number)).await.expect(ANSWERS);
+        assert!(journal.write().await.expect(ANSWERS) > 0);
+    }
+    assert_eq!(lab.journal(JournalSettings::default()).write().await.expect(ANSWERS), 0, "nothing is due");
+    let (newest, _) = newest_segment(&lab.files);
+    lab.files.store().delete(&newest).await.expect(ANSWERS);
+    push(&lab.engine, &cache, &path(3), &nar(3)).await.expect(ANSWERS);
+    assert!(lab.journal(JournalSettings::default()).write().await.expect(ANSWERS) >= 2, "a snapshot");
+    lab.check("all four are there").await;
+}
+
+/// What a journal costs beside packs of ordinary software, at the default sizes of chunks: after
+/// a mass rebuild and after many small changes, each with a file of its own.
+#[tokio::test]
+async fn the_journal_takes_few_bytes_beside_the_packs() {
+    let database = Database::empty(false).await;
+    let files = MemoryTarget::new();
+    let blobs: Arc<dyn Blobs> = Arc::new(StoreBlobs::new(files.store()));
+    let settings = dormer_engine::EngineSettings::default();
+    let engine = engine_over(database.contracts.index.clone(), Arc::clone(&blobs), settings);
+    let lab = Lab { database, engine, files, blobs, on_postgres: false };
+    let cache = create_main(&lab.engine).await;
+    let journal = lab.journal(JournalSettings::default());
+    // Store paths of nixpkgs have some 2 MB on average, and most have far less.
+    for number in 0_u8..60 {
+        let bytes = if number % 10 == 0 { 4_000_000 } else { 200_000 };
+        let references: Vec<StorePath> =
+            (0..6).map(|reference| path(number.saturating_sub(reference))).collect();
+        let nar = package_nar(&mut Random::new(number.into()), bytes, &references);
+        let ingested = ingest(&lab.engine, &nar).await.expect(ANSWERS);
+        lab.engine
+            .commit_object(&cache, ingested, object_for(&path(number), &references))
+            .await
+            .expect(ANSWERS);
+        if number % 3 == 0 {
+            journal.write().await.expect(ANSWERS);
+        }
+    }
+    let sizes = |folder: &str| -> usize {
+        let files = lab.files.files().into_iter().filter(|(name, _)| name.starts_with(folder));
+        files.map(|(_, bytes)| bytes.len()).sum()
+    };
+    let (packs, journal) = (sizes("packs/"), sizes("journal/"));
+    println!("{packs} bytes of packs, {journal} of the journal, {} / 10,000", journal * 10_000 / packs);
+    // With a snapshot beside all segments, and another one under way, it is three times as much.
+    assert!(journal * 3 * 100 <= packs * 3, "{journal} bytes beside {packs}");
+}

@@ -1,0 +1,137 @@
+//! A lost database: it is made anew from the packs and the journal, and real Nix substitutes every
+//! path from it. And a store that is older than its database: the doctor says what is lost.
+
+#![expect(clippy::unwrap_used, reason = "a failed unwrap fails the test, as it should")]
+
+use std::fs;
+use std::path::Path;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use dormer_tests::{Lab, LabOptions, Nix, http, nars};
+
+const LOG: &str = "1k8c1hiysz6aaks2mpfc5k7xbbjpw5z5-hello.drv";
+
+/// Files of the journal.
+fn journal_files(lab: &Lab) -> usize {
+    let folder = lab.data_folder().join("storage/journal");
+    let Ok(generations) = fs::read_dir(folder) else { return 0 };
+    generations.flatten().filter_map(|entry| fs::read_dir(entry.path()).ok()).flatten().count()
+}
+
+/// Waits until what was changed before is in the journal: a later change has got a file.
+fn journalled(lab: &Lab) {
+    for name in ["later", "last"] {
+        let before = journal_files(lab);
+        lab.create_cache(name, &[]);
+        let begun = Instant::now();
+        while journal_files(lab) <= before {
+            assert!(begun.elapsed() < Duration::from_mins(1), "no journal is written: {}", lab.log());
+            thread::sleep(Duration::from_millis(50));
+        }
+    }
+}
+
+fn drop_database(lab: &mut Lab) {
+    lab.kill();
+    for suffix in ["", "-wal", "-shm"] {
+        let _ = fs::remove_file(lab.data_folder().join(format!("index.sqlite{suffix}")));
+    }
+}
+
+fn start() -> Lab {
+    let settings = "[journal]\ninterval = \"1s\"\n".to_owned();
+    Lab::start_with(LabOptions { settings: Some(settings), ..LabOptions::default() })
+}
+
+#[test]
+fn a_lost_database_is_recovered_and_nix_substitutes_every_path() {
+    let mut lab = start();
+    let builder = lab.machine("builder", Nix::NEWEST);
+    builder.login(&lab);
+    let pushed = builder.build("all", &[("salt", "pushed")]);
+    let closure = builder.closure(&pushed);
+    builder.dormer(&["cache", "create", "private"]).succeeds();
+    builder.dormer(&["push", "main", &pushed, "--pin", "release"]).succeeds();
+    let bearer = format!("Bearer {}", lab.admin_token());
+    let headers = [("Authorization", bearer.as_str())];
+    let logged = http::request(lab.address(), "PUT", &format!("/main/log/{LOG}"), &headers, b"it was built");
+    assert!(logged.status < 300, "{logged:?}");
+    let key = lab.public_key("main");
+    journalled(&lab);
+    drop_database(&mut lab);
+
+    let refused = lab.server_command(&["serve", "--listen", "127.0.0.1:0"]).fails();
+    assert!(refused.contains("belongs to another installation") && refused.contains("recover"), "{refused}");
+    let report = lab.server_command(&["recover", "--from-store", "--json"]).succeeds();
+    assert!(report.contains("\"lost\":0") && report.contains("\"documents\":1"), "{report}");
+    let again = lab.server_command(&["recover", "--from-store"]).fails();
+    assert!(again.contains("is not empty"), "{again}");
+    lab.restart();
+
+    assert_eq!(lab.public_key("main"), key, "the cache signs with the same key");
+    let caches = builder.dormer(&["cache", "list"]).succeeds();
+    assert!(["main", "private", "later"].iter().all(|name| caches.contains(name)), "{caches}");
+    let pins = builder.dormer(&["pin", "list", "main"]).succeeds();
+    assert!(pins.starts_with("release  "), "{pins}");
+    assert_eq!(lab.get(&format!("/main/log/{LOG}")).text(), "it was built");
+    let machine = lab.machine("reader", Nix::NEWEST);
+    machine.configure(&[lab.public_key("main")]);
+    machine.substitute(&lab.cache_url("main"), &pushed).succeeds();
+    assert_eq!(machine.closure(&pushed), closure);
+    machine.verify_all();
+    // A push of the same path finds everything there.
+    let again = builder.dormer(&["push", "main", &pushed, "--json"]).succeeds();
+    assert!(again.contains("\"pushed\":0"), "{again}");
+    let doctor = lab.server_command(&["doctor"]).succeeds();
+    assert!(doctor.contains("store and database carry the same id"), "{doctor}");
+    assert!(doctor.contains("packs of the database"), "{doctor}");
+}
+
+fn copy(from: &Path, to: &Path) {
+    fs::create_dir_all(to).unwrap();
+    for entry in fs::read_dir(from).unwrap().map(Result::unwrap) {
+        let target = to.join(entry.file_name());
+        if entry.file_type().unwrap().is_dir() {
+            copy(&entry.path(), &target);
+        } else {
+            fs::copy(entry.path(), target).unwrap();
+        }
+    }
+}
+
+fn push(lab: &Lab, nar: &[u8], name: &str) {
+    let bearer = format!("Bearer {}", lab.admin_token());
+    let info = nars::attic_info("main", nar, name);
+    let headers = [("Authorization", bearer.as_str()), ("X-Attic-Nar-Info", info.as_str())];
+    let reply = http::request(lab.address(), "PUT", "/_api/v1/upload-path", &headers, nar);
+    assert_eq!(reply.status, 200, "{reply:?}");
+}
+
+#[test]
+fn an_older_store_than_its_database_is_told_and_the_next_push_heals() {
+    let mut lab = start();
+    let (old, new) = (nars::file(b"in the copy"), nars::file(&[7; 9_000]));
+    push(&lab, &old, "old");
+    let (storage, saved) = (lab.data_folder().join("storage"), lab.folder().join("saved"));
+    copy(&storage, &saved);
+    push(&lab, &new, "new");
+    lab.kill();
+    fs::remove_dir_all(&storage).unwrap();
+    copy(&saved, &storage);
+    lab.restart();
+
+    let doctor = lab.server_command(&["doctor"]).fails();
+    let lost = format!("{}-new", nars::path_hash(&new));
+    assert!(doctor.contains("the store lacks 1 of 2 packs of the database"), "{doctor}");
+    assert!(doctor.contains(&format!("1 paths cannot be read: main/{lost}")), "{doctor}");
+    assert!(!doctor.contains("-old"), "{doctor}");
+    assert!(doctor.contains("scrub --full"), "{doctor}");
+
+    assert_eq!(lab.get(&format!("/main/{}.narinfo", nars::path_hash(&old))).status, 200);
+    push(&lab, &old, "old");
+    lab.server_command(&["scrub", "--full"]).fails();
+    push(&lab, &new, "new");
+    let doctor = lab.server_command(&["doctor"]);
+    assert!(doctor.stdout().contains("no path needs them"), "{}", doctor.stdout());
+}
