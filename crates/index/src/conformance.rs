@@ -32,7 +32,10 @@ where
 {
     macro_rules! cases {
         ($($topic:ident: $($case:ident),+;)+) => {
-            $($(check(stringify!($case), $topic::$case(make().await)).await;)+)+
+            $($(
+                let index = make().await;
+                check(stringify!($case), || $topic::$case(index)).await;
+            )+)+
         };
     }
     cases! {
@@ -81,7 +84,7 @@ where
         ($($case:ident),+ $(,)?) => {
             $({
                 let [a, b] = make().await;
-                check(stringify!($case), replicas::$case(a, b)).await;
+                check(stringify!($case), || replicas::$case(a, b)).await;
             })+
         };
     }
@@ -100,7 +103,7 @@ where
         ($($case:ident),+ $(,)?) => {
             $({
                 let [a, b] = make().await;
-                check(stringify!($case), replicas::$case(a, b)).await;
+                check(stringify!($case), || replicas::$case(a, b)).await;
             })+
         };
     }
@@ -127,7 +130,7 @@ where
                     publish: Arc::clone(&index) as Arc<dyn PublishIndex>,
                     jobs: index,
                 };
-                check(stringify!($case), publish::$case(both)).await;
+                check(stringify!($case), || publish::$case(both)).await;
             })+
         };
     }
@@ -154,7 +157,7 @@ where
             $({
                 let index = make().await;
                 let both = jobs::Both { index: Arc::clone(&index) as Arc<dyn Index>, jobs: index };
-                check(stringify!($case), jobs::$case(both)).await;
+                check(stringify!($case), || jobs::$case(both)).await;
             })+
         };
     }
@@ -169,7 +172,7 @@ where
             $({
                 let index = make().await;
                 let both = jobs::Both { index: Arc::clone(&index) as Arc<dyn Index>, jobs: index };
-                check(stringify!($case), expiry::$case(both)).await;
+                check(stringify!($case), || expiry::$case(both)).await;
             })+
         };
     }
@@ -200,7 +203,7 @@ where
                     collect: Arc::clone(&index) as Arc<dyn CollectIndex>,
                     jobs: index,
                 };
-                check(stringify!($case), collect::$case(three)).await;
+                check(stringify!($case), || collect::$case(three)).await;
             })+
         };
     }
@@ -230,7 +233,7 @@ where
                     scrub: Arc::clone(&index) as Arc<dyn ScrubIndex>,
                     jobs: index,
                 };
-                check(stringify!($case), scrub::$case(three)).await;
+                check(stringify!($case), || scrub::$case(three)).await;
             })+
         };
     }
@@ -260,7 +263,7 @@ where
                     scrub: Arc::clone(&index) as Arc<dyn ScrubIndex>,
                     jobs: index,
                 };
-                check(stringify!($case), counters::$case(four)).await;
+                check(stringify!($case), || counters::$case(four)).await;
             })+
         };
     }
@@ -288,7 +291,7 @@ where
                     collect: index.clone(),
                     jobs: index,
                 };
-                check(stringify!($case), journal::$case(two)).await;
+                check(stringify!($case), || journal::$case(two)).await;
             })+
         };
     }
@@ -300,8 +303,10 @@ where
     }
 }
 
-async fn check(case: &str, outcome: impl Future<Output = Result<()>>) {
-    if let Err(error) = outcome.await {
+/// Runs a case. Its future is made here and lies on the heap: those of all cases in the frame of one
+/// function overflow a test's stack.
+async fn check<F: Future<Output = Result<()>>>(case: &str, run: impl FnOnce() -> F) {
+    if let Err(error) = Box::pin(run()).await {
         panic!("{}: {error:?}", case.replace('_', " "));
     }
 }
