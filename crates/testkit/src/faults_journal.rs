@@ -94,11 +94,7 @@ impl JournalIndex for FaultJournal {
     async fn journaled_document(&self, cache: CacheId, name: &str) -> Result<Option<JournaledDocument>> {
         read_step!(self, self.inner.journaled_document(cache, name))
     }
-    async fn journaled_documents_after(
-        &self,
-        after: (CacheId, i64),
-        limit: u32,
-    ) -> Result<Vec<JournaledDocument>> {
+    async fn journaled_documents_after(&self, after: i64, limit: u32) -> Result<Vec<JournaledDocument>> {
         read_step!(self, self.inner.journaled_documents_after(after, limit))
     }
     async fn settings(&self) -> Result<Vec<(String, Vec<u8>)>> {

@@ -269,7 +269,7 @@ enum Cursor {
     Caches(String),
     Objects(Option<(CacheId, StorePathHash)>),
     Aliases(CacheId, String),
-    Documents(CacheId, i64),
+    Documents(i64),
 }
 
 impl Cursor {
@@ -281,7 +281,7 @@ impl Cursor {
                 [&[1], &cache.0.to_be_bytes()[..], hash.as_bytes()].concat()
             }
             Self::Aliases(cache, name) => [&[2], &cache.0.to_be_bytes()[..], name.as_bytes()].concat(),
-            Self::Documents(cache, id) => [&[3], &cache.0.to_be_bytes()[..], &id.to_be_bytes()[..]].concat(),
+            Self::Documents(id) => [&[3], &id.to_be_bytes()[..]].concat(),
         }
     }
 
@@ -291,13 +291,13 @@ impl Cursor {
         Some(match kind {
             0 => Self::Caches(text(rest)?),
             1 if rest.is_empty() => Self::Objects(None),
+            3 => Self::Documents(i64::from_be_bytes(rest.try_into().ok()?)),
             _ => {
                 let (cache, rest) = rest.split_first_chunk::<8>()?;
                 let cache = CacheId(i64::from_be_bytes(*cache));
                 match kind {
                     1 => Self::Objects(Some((cache, StorePathHash::from_bytes(rest.try_into().ok()?)))),
                     2 => Self::Aliases(cache, text(rest)?),
-                    3 => Self::Documents(cache, i64::from_be_bytes(rest.try_into().ok()?)),
                     _ => return None,
                 }
             }
@@ -655,21 +655,20 @@ impl Turn<'_> {
             Cursor::Aliases(cache, after) => {
                 let page = self.journal.memory.journaled_aliases_after((cache, &after), PAGE).await?;
                 let Some(last) = page.last().map(|last| (last.cache, last.file_name.clone())) else {
-                    return Ok(Some(Cursor::Documents(CacheId(0), 0)));
+                    return Ok(Some(Cursor::Documents(0)));
                 };
                 for alias in page {
                     self.add_alias(file, alias).await?;
                 }
                 Cursor::Aliases(last.0, last.1)
             }
-            Cursor::Documents(cache, after) => {
-                let page =
-                    self.journal.memory.journaled_documents_after((cache, after), DOCUMENTS_PAGE).await?;
-                let Some(last) = page.last().map(|last| (last.cache, last.id)) else { return Ok(None) };
+            Cursor::Documents(after) => {
+                let page = self.journal.memory.journaled_documents_after(after, DOCUMENTS_PAGE).await?;
+                let Some(last) = page.last().map(|last| last.id) else { return Ok(None) };
                 for document in page {
                     add_document(file, document)?;
                 }
-                Cursor::Documents(last.0, last.1)
+                Cursor::Documents(last)
             }
         }))
     }
@@ -771,8 +770,8 @@ mod tests {
             Cursor::Objects(Some((CacheId(3), hash))),
             Cursor::Aliases(CacheId(0), String::new()),
             Cursor::Aliases(CacheId(1 << 40), "x.nar.xz".to_owned()),
-            Cursor::Documents(CacheId(0), 0),
-            Cursor::Documents(CacheId(7), 1 << 40),
+            Cursor::Documents(0),
+            Cursor::Documents(1 << 40),
         ] {
             assert_eq!(Cursor::decode(&cursor.encode()), Some(cursor));
         }

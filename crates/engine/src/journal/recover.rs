@@ -198,6 +198,8 @@ impl Recovery {
                 base = Some(file.header);
                 break;
             }
+            self.report.cut_journal_files += 1;
+            tracing::warn!(journal.file = %end, "the end of a snapshot is cut short; all files count");
         }
         self.is_snapshot_whole = base.is_some();
         let mut chosen: Vec<JournalName> = match base {

@@ -248,7 +248,7 @@ async fn contents(database: &Database) -> Contents {
         all.pins.insert(cache.name.clone(), pins);
         let referrers = index.find_referrers(id, &path(200).hash(), 1_000).await.expect(ANSWERS);
         all.referrers.insert(cache.name.clone(), referrers);
-        let documents = journal.journaled_documents_after((id, 0), 1_000).await.expect(ANSWERS);
+        let documents = journal.journaled_documents_after(0, 1_000).await.expect(ANSWERS);
         for document in documents.into_iter().filter(|document| document.cache == id) {
             let name = format!("{}/{}", cache.name, document.name);
             all.documents.insert(name, JournaledDocument { cache: CacheId(0), id: 0, ..document });

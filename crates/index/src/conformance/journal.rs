@@ -6,7 +6,7 @@ use dormer_nix::DocumentName;
 
 use super::fixtures::{NOW, alias, cache, chunk_id, nar_hash, new_cache, path, path_hash, push, push_object};
 use crate::{
-    CacheId, CachePatch, CollectIndex, Error, Index, JobIndex, JournalIndex, JournalNote, JournalState,
+    CachePatch, CollectIndex, Error, Index, JobIndex, JournalIndex, JournalNote, JournalState,
     JournalSubject, NewDocument, OutboxPosition, Pin, Removal, Result, StoredListing,
 };
 
@@ -168,11 +168,11 @@ pub(super) async fn documents_are_read_in_pages_of_few_bytes(two: Two) -> Result
     for (cache, number, bytes) in [(a, 1, large), (a, 2, large), (b, 1, 10), (b, 3, 20)] {
         index.put_document(cache, &log(number, vec![7; bytes]), NOW).await?;
     }
-    let (mut after, mut pages) = ((CacheId(0), 0), Vec::new());
+    let (mut after, mut pages) = (0, Vec::new());
     loop {
         let page = journal.journaled_documents_after(after, 9).await?;
         let Some(last) = page.last() else { break };
-        after = (last.cache, last.id);
+        after = last.id;
         pages.push(page.iter().map(|document| document.body.as_ref().map(Vec::len)).collect::<Vec<_>>());
     }
     // The second page has room for small ones, and the pages hold each document once.

@@ -187,11 +187,11 @@ pub(crate) const DOCUMENT: Sql = both!(
 // Both databases know the length without the bytes.
 pub(crate) const DOCUMENT_SIZES: Sql = both!(
     "SELECT CAST(length(body) AS BIGINT) FROM documents
-     WHERE (cache, id) > ($1, $2) ORDER BY cache, id LIMIT $3"
+     WHERE id > $1 ORDER BY id LIMIT $2"
 );
 pub(crate) const DOCUMENTS_AFTER: Sql = both!(
-    "SELECT cache, id, name, owner, written_at, size, encoding, CASE WHEN length(body) <= $4 THEN body END
-     FROM documents WHERE (cache, id) > ($1, $2) ORDER BY cache, id LIMIT $3"
+    "SELECT cache, id, name, owner, written_at, size, encoding, CASE WHEN length(body) <= $3 THEN body END
+     FROM documents WHERE id > $1 ORDER BY id LIMIT $2"
 );
 
 /// Bytes of documents in one page of [`DOCUMENTS_AFTER`].
@@ -318,13 +318,9 @@ pub trait JournalIndex: Send + Sync + std::fmt::Debug + 'static {
     ) -> Result<Vec<JournaledAlias>>;
     /// A document.
     async fn journaled_document(&self, cache: CacheId, name: &str) -> Result<Option<JournaledDocument>>;
-    /// Documents of all caches, by cache and row number, after one: at most `limit`, and fewer if
-    /// they are large.
-    async fn journaled_documents_after(
-        &self,
-        after: (CacheId, i64),
-        limit: u32,
-    ) -> Result<Vec<JournaledDocument>>;
+    /// Documents of all caches, by row number, after one: at most `limit`, and fewer if they are
+    /// large.
+    async fn journaled_documents_after(&self, after: i64, limit: u32) -> Result<Vec<JournaledDocument>>;
     /// All named values of the installation.
     async fn settings(&self) -> Result<Vec<(String, Vec<u8>)>>;
     /// Whether no cache, NAR or pack was ever made.
@@ -477,14 +473,10 @@ impl<D: Dialect> JournalIndex for SqlIndex<D> {
         .await
     }
 
-    async fn journaled_documents_after(
-        &self,
-        after: (CacheId, i64),
-        limit: u32,
-    ) -> Result<Vec<JournaledDocument>> {
-        let (cache, id) = (Number(after.0.0), Number(after.1));
+    async fn journaled_documents_after(&self, after: i64, limit: u32) -> Result<Vec<JournaledDocument>> {
+        let after = Number(after);
         self.read("read a page of documents for the journal", async |mut tx| {
-            let sizes = tx.rows(DOCUMENT_SIZES, &[cache, id, Number(limit.into())]).await?;
+            let sizes = tx.rows(DOCUMENT_SIZES, &[after, Number(limit.into())]).await?;
             let (mut bytes, mut fitting) = (0, 0);
             for size in &sizes {
                 bytes += size.column::<i64>(0, "documents")?;
@@ -495,7 +487,7 @@ impl<D: Dialect> JournalIndex for SqlIndex<D> {
                 fitting += 1;
             }
             let largest = Number(signed(JOURNAL_BODY_BYTES_MAX as u64));
-            let page = [cache, id, Number(fitting), largest];
+            let page = [after, Number(fitting), largest];
             tx.rows(DOCUMENTS_AFTER, &page).await?.iter().map(read_document).collect()
         })
         .await
