@@ -185,6 +185,7 @@ fn debug_info_leads_to_a_file_with_this_build_id() {
     let file = format!("{}.debug", &id[2..]);
     let folder = format!("lib/debug/.build-id/{}", &id[..2]);
     let target = format!("{}?index-debug-info=true", lab.cache_url("main"));
+    let mut archives = Vec::new();
     for nix in Nix::ALL {
         for by_nix in [true, false] {
             let machine = pusher(&lab, &format!("pusher-{}-{by_nix}", nix.name()), nix, "main");
@@ -215,6 +216,7 @@ fn debug_info_leads_to_a_file_with_this_build_id() {
             let number = |key: &str| usize::try_from(node[key].as_u64().expect("a number")).expect("small");
             let found = &nar[number("narOffset")..][..number("size")];
             assert_eq!(build_id(found).as_ref(), Some(&id));
+            archives.push(link["archive"].clone());
         }
     }
     lab.server_command(&["publish", "edge"]).succeeds();
@@ -222,7 +224,8 @@ fn debug_info_leads_to_a_file_with_this_build_id() {
         Host::start(Command::new(binary()).args(["edge", "serve", "--dir"]).arg(lab.folder().join("edge")));
     let get = |path: &str| dormer_tests::http::get(host.address(), path, None);
     let link = get(&format!("/main/debuginfo/{id}")).json();
-    assert_eq!(link, lab.get(&format!("/main/debuginfo/{id}.debug")).json());
+    assert_eq!(link["member"], format!("{folder}/{file}"));
+    assert!(archives.contains(&link["archive"]), "any of these has the file: {link}");
     let archive = link["archive"].as_str().expect("a text").trim_start_matches("../");
     assert_eq!(get(&format!("/main/{archive}")).status, 200);
 }

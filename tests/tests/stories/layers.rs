@@ -78,7 +78,10 @@ const ARROWS: [(&str, &[&str]); 17] = [
         &["dormer-nix", "dormer-format", "dormer-stores", "dormer-blobs", "dormer-index", "dormer-engine"],
     ),
     ("dormer-tests", &["dormer-nix", "dormer-testkit"]),
-    ("dormer-bench", &["dormer-nix", "dormer-format", "dormer-testkit"]),
+    (
+        "dormer-bench",
+        &["dormer-nix", "dormer-format", "dormer-blobs", "dormer-index", "dormer-engine", "dormer-testkit"],
+    ),
 ];
 
 /// Crates without I/O, and the folders they live in.
