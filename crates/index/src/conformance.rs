@@ -303,8 +303,8 @@ where
     }
 }
 
-/// Runs a case. Its future is made here and lies on the heap: those of all cases in the frame of one
-/// function overflow a test's stack.
+/// Runs a case. Its future is made here and lies on the heap: those of all cases in the frame of
+/// one function overflow a test's stack.
 async fn check<F: Future<Output = Result<()>>>(case: &str, run: impl FnOnce() -> F) {
     if let Err(error) = Box::pin(run()).await {
         panic!("{}: {error:?}", case.replace('_', " "));

@@ -160,6 +160,7 @@ fn a_miss_is_404() {
         format!("/main/realisations/sha256:{}!out.doi", "ab".repeat(32)),
         format!("/main/build-trace-v2/{}.drv/out.doi", path(1)),
         "/main/debuginfo/x".to_owned(),
+        format!("/main/debuginfo/{}", "ab".repeat(20)),
     ] {
         for method in ["GET", "HEAD"] {
             assert_eq!(server.request(method, &url, &[], b"").status, 404, "{url}");

@@ -21,7 +21,7 @@ fn requests(cache: &str) -> Vec<(&'static str, String, Option<String>, Vec<u8>)>
         format!("log/{hash}-x.drv"),
         format!("build-trace-v2/{hash}-x.drv/out.doi"),
         format!("realisations/sha256:{}!out.doi", "ab".repeat(32)),
-        "debuginfo/x".to_owned(),
+        "debuginfo/0123456789abcdef0123456789abcdef01234567".to_owned(),
     ];
     let mut requests = Vec::new();
     for document in documents {
@@ -38,6 +38,7 @@ fn requests(cache: &str) -> Vec<(&'static str, String, Option<String>, Vec<u8>)>
         ("DELETE", format!("objects/{hash}?now=true"), json!(null)),
         ("DELETE", format!("objects/{hash}/referrers"), json!(null)),
         ("GET", "purges".to_owned(), json!(null)),
+        ("GET", "stats".to_owned(), json!(null)),
         ("POST", "objects".to_owned(), json!({"sort": "used"})),
         ("POST", "pins".to_owned(), json!({})),
         ("PUT", "pins/p".to_owned(), json!({"store_path": path(1).to_string()})),
