@@ -145,6 +145,8 @@ impl S3Access {
         };
         let mut request = HttpRequest::new(body.into());
         *request.method_mut() = method.parse().expect("a method");
+        // What is signed is escaped, and the signer takes the path as it is.
+        let path = path.replace('+', "%2B").replace('=', "%3D");
         *request.uri_mut() = format!("{}/{path}", self.endpoint).parse().expect("an address");
         *request.headers_mut() = HeaderMap::new();
         AwsAuthorizer::new(&credential, "s3", &self.region)
