@@ -146,7 +146,15 @@ impl S3Access {
         let mut request = HttpRequest::new(body.into());
         *request.method_mut() = method.parse().expect("a method");
         // What is signed is escaped, and the signer takes the path as it is.
-        let path = path.replace('+', "%2B").replace('=', "%3D");
+        let path: String = path
+            .bytes()
+            .map(|byte| match byte {
+                b'a'..=b'z' | b'A'..=b'Z' | b'0'..=b'9' | b'/' | b'-' | b'.' | b'_' | b'~' => {
+                    char::from(byte).to_string()
+                }
+                byte => format!("%{byte:02X}"),
+            })
+            .collect();
         *request.uri_mut() = format!("{}/{path}", self.endpoint).parse().expect("an address");
         *request.headers_mut() = HeaderMap::new();
         AwsAuthorizer::new(&credential, "s3", &self.region)
