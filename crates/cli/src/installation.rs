@@ -250,8 +250,8 @@ pub(crate) async fn is_recovery_unfinished(index: &dyn Index) -> Result<bool> {
         && index.find_setting(RECOVERY_ENDED).await?.is_none())
 }
 
-/// Opens an index, made if there is none, and the store that it is to be recovered from, whichever
-/// database that belonged to.
+/// Opens an index and the store that it is recovered from. An index that is not there is made. The
+/// store may belong to any database.
 pub(crate) async fn open_for_recovery(settings: &Settings) -> Result<(OpenIndex, Store)> {
     if settings.postgres.is_none()
         && let Some(folder) = settings.database_path.parent().filter(|folder| !folder.as_os_str().is_empty())

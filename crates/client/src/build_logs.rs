@@ -39,7 +39,7 @@ impl BuildLogs {
         Self { folder: named.map_or_else(|| PathBuf::from(FOLDER_DEFAULT), PathBuf::from) }
     }
 
-    /// The log of a derivation's last build here. `None` if there is none.
+    /// The log of a derivation's last build here; `None` if this machine keeps no log of it.
     pub fn find(&self, derivation: &StorePath) -> io::Result<Option<BuildLog>> {
         let (start, rest) = derivation.base_name().split_at(2);
         let plain = self.folder.join("drvs").join(start).join(rest);

@@ -184,7 +184,7 @@ pub enum JournalListing {
     },
 }
 
-/// A path in a cache: its object, or that there is none.
+/// A path in a cache: its object, or the fact that it was removed.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct JournalPath {
     /// Label of the cache.

@@ -549,9 +549,9 @@ pub trait PublishIndex: Send + Sync + std::fmt::Debug + 'static {
         cache: CacheId,
         hashes: &[StorePathHash],
     ) -> Result<Vec<PublishedDocument>>;
-    /// A page of all documents that a row is written of, in the order of names and objects: those
-    /// after a name and object (or, without an object, after all of a name that is none), up to and
-    /// with the name `through`.
+    /// A page of all documents that a row is written of, in the order of names and objects. The
+    /// page begins after the name and object in `after`; a name without an object stands before all
+    /// objects of that name. It ends with the name `through`.
     async fn list_published_documents(
         &self,
         target: TargetId,

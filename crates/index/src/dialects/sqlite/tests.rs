@@ -24,10 +24,26 @@ pub(super) async fn open(path: &Path) -> SqliteIndex {
     index
 }
 
-/// Opens a new index, without running every migration.
-async fn open_fresh(path: &Path) -> SqliteIndex {
-    dormer_testkit::place_sqlite_index(path).await;
-    open(path).await
+/// New indexes in a folder that goes with the value. They are copies, so that not each of them runs
+/// every migration.
+struct Fresh {
+    folder: tempfile::TempDir,
+    number: AtomicU32,
+}
+
+impl Fresh {
+    fn new() -> Self {
+        Self { folder: tempfile::tempdir().unwrap(), number: AtomicU32::new(0) }
+    }
+
+    fn open(&self) -> impl Future<Output = Arc<SqliteIndex>> + use<> {
+        let number = self.number.fetch_add(1, Ordering::Relaxed);
+        let path = self.folder.path().join(format!("{number}.sqlite"));
+        async move {
+            dormer_testkit::place_sqlite_index(&path).await;
+            Arc::new(open(&path).await)
+        }
+    }
 }
 
 pub(super) async fn raw(path: &Path) -> SqliteConnection {
@@ -124,79 +140,48 @@ fn commit(cache: CacheId, nar: NewNar, object: &Object) -> NarCommit {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn sqlite_meets_the_contract() {
-    let folder = tempfile::tempdir().unwrap();
-    let number = AtomicU32::new(0);
+    let fresh = Fresh::new();
     crate::conformance::run(|| {
-        let path = folder.path().join(format!("{}.sqlite", number.fetch_add(1, Ordering::Relaxed)));
-        async move { Arc::new(open_fresh(&path).await) as Arc<dyn Index> }
+        let opened = fresh.open();
+        async { opened.await as Arc<dyn Index> }
     })
     .await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn sqlite_remembers_what_is_published() {
-    let folder = tempfile::tempdir().unwrap();
-    let number = AtomicU32::new(0);
-    crate::conformance::run_publish(|| {
-        let path = folder.path().join(format!("{}.sqlite", number.fetch_add(1, Ordering::Relaxed)));
-        async move { Arc::new(open_fresh(&path).await) }
-    })
-    .await;
+    let fresh = Fresh::new();
+    crate::conformance::run_publish(|| fresh.open()).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn sqlite_runs_jobs() {
-    let folder = tempfile::tempdir().unwrap();
-    let number = AtomicU32::new(0);
-    crate::conformance::run_jobs(|| {
-        let path = folder.path().join(format!("{}.sqlite", number.fetch_add(1, Ordering::Relaxed)));
-        async move { Arc::new(open_fresh(&path).await) }
-    })
-    .await;
+    let fresh = Fresh::new();
+    crate::conformance::run_jobs(|| fresh.open()).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn sqlite_serves_a_collector() {
-    let folder = tempfile::tempdir().unwrap();
-    let number = AtomicU32::new(0);
-    crate::conformance::run_collect(|| {
-        let path = folder.path().join(format!("{}.sqlite", number.fetch_add(1, Ordering::Relaxed)));
-        async move { Arc::new(open_fresh(&path).await) }
-    })
-    .await;
+    let fresh = Fresh::new();
+    crate::conformance::run_collect(|| fresh.open()).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn sqlite_serves_a_scrub() {
-    let folder = tempfile::tempdir().unwrap();
-    let number = AtomicU32::new(0);
-    crate::conformance::run_scrub(|| {
-        let path = folder.path().join(format!("{}.sqlite", number.fetch_add(1, Ordering::Relaxed)));
-        async move { Arc::new(open_fresh(&path).await) }
-    })
-    .await;
+    let fresh = Fresh::new();
+    crate::conformance::run_scrub(|| fresh.open()).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn sqlite_counts() {
-    let folder = tempfile::tempdir().unwrap();
-    let number = AtomicU32::new(0);
-    crate::conformance::run_counters(|| {
-        let path = folder.path().join(format!("{}.sqlite", number.fetch_add(1, Ordering::Relaxed)));
-        async move { Arc::new(open_fresh(&path).await) }
-    })
-    .await;
+    let fresh = Fresh::new();
+    crate::conformance::run_counters(|| fresh.open()).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn sqlite_serves_the_journal() {
-    let folder = tempfile::tempdir().unwrap();
-    let number = AtomicU32::new(0);
-    crate::conformance::run_journal(|| {
-        let path = folder.path().join(format!("{}.sqlite", number.fetch_add(1, Ordering::Relaxed)));
-        async move { Arc::new(open_fresh(&path).await) }
-    })
-    .await;
+    let fresh = Fresh::new();
+    crate::conformance::run_journal(|| fresh.open()).await;
 }
 
 /// What an older Dormer stored, and counters that somebody changed: a recount makes both right.
