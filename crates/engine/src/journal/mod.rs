@@ -775,7 +775,7 @@ mod tests {
         ] {
             assert_eq!(Cursor::decode(&cursor.encode()), Some(cursor));
         }
-        for bytes in [&[][..], &[1, 2], &[2], &[3, 0, 0, 0, 0, 0, 0, 0, 0], &[0, 0xff]] {
+        for bytes in [&[][..], &[1, 2], &[2], &[3, 0, 0, 0, 0, 0, 0, 0], &[4], &[0, 0xff]] {
             assert_eq!(Cursor::decode(bytes), None, "{bytes:?}");
         }
     }
