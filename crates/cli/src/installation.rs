@@ -24,8 +24,8 @@ use dormer_engine::{
     Scrubber, SystemClock,
 };
 use dormer_index::{
-    CollectIndex, Index, JobIndex, JournalIndex, MASTER_KEY_PROOF, PREVIOUS_KEY_PROOF, PostgresIndex,
-    PublishIndex, ScrubIndex, SqliteIndex, SqliteOptions,
+    CollectIndex, Index, JobIndex, MASTER_KEY_PROOF, OpenIndex, PREVIOUS_KEY_PROOF, PostgresIndex,
+    PublishIndex, SqliteIndex, SqliteOptions,
 };
 use dormer_nix::StoreDir;
 use dormer_stores::Store;
@@ -197,38 +197,12 @@ pub(crate) async fn open_beside(settings: &Settings) -> Result<Follower> {
     Ok(Follower { engine, index, publish })
 }
 
-/// An open index, by each of its contracts.
-pub(crate) struct OpenIndex {
-    pub(crate) index: Arc<dyn Index>,
-    pub(crate) publish: Arc<dyn PublishIndex>,
-    pub(crate) jobs: Arc<dyn JobIndex>,
-    pub(crate) collect: Arc<dyn CollectIndex>,
-    pub(crate) scrub: Arc<dyn ScrubIndex>,
-    pub(crate) journal: Arc<dyn JournalIndex>,
-}
-
-impl OpenIndex {
-    fn new<I: Index + PublishIndex + JobIndex + CollectIndex + ScrubIndex + JournalIndex>(index: I) -> Self {
-        let index = Arc::new(index);
-        Self {
-            index: index.clone(),
-            publish: index.clone(),
-            jobs: index.clone(),
-            collect: index.clone(),
-            scrub: index.clone(),
-            journal: index,
-        }
-    }
-}
-
-impl OpenIndex {
-    /// Those of its contracts that a recovery needs.
-    pub(crate) fn for_recovery(&self) -> RecoveryIndex {
-        RecoveryIndex {
-            index: Arc::clone(&self.index),
-            journal: Arc::clone(&self.journal),
-            collect: Arc::clone(&self.collect),
-        }
+/// The contracts that a recovery needs.
+pub(crate) fn for_recovery(opened: &OpenIndex) -> RecoveryIndex {
+    RecoveryIndex {
+        index: Arc::clone(&opened.index),
+        journal: Arc::clone(&opened.journal),
+        collect: Arc::clone(&opened.collect),
     }
 }
 
@@ -315,10 +289,8 @@ async fn open_to_work(settings: &Settings, reads_only: bool) -> Result<(OpenInde
 /// Opens the index that the settings name and brings its schema up to date.
 pub(crate) async fn open_index(settings: &Settings) -> Result<OpenIndex> {
     Ok(match &settings.postgres {
-        Some(server) => {
-            OpenIndex::new(PostgresIndex::open(server.url.expose(), server.options.clone()).await?)
-        }
-        None => OpenIndex::new(SqliteIndex::open(&settings.database_path, SqliteOptions::default()).await?),
+        Some(server) => PostgresIndex::open(server.url.expose(), server.options.clone()).await?.into(),
+        None => SqliteIndex::open(&settings.database_path, SqliteOptions::default()).await?.into(),
     })
 }
 
@@ -328,7 +300,7 @@ pub(crate) async fn open_index_beside(settings: &Settings) -> Result<OpenIndex> 
     match &settings.postgres {
         Some(_) => open_index(settings).await,
         None if !path.exists() => Err(Error::NoInstallation { path: path.clone() }),
-        None => Ok(OpenIndex::new(SqliteIndex::open_beside(path, SqliteOptions::default()).await?)),
+        None => Ok(SqliteIndex::open_beside(path, SqliteOptions::default()).await?.into()),
     }
 }
 

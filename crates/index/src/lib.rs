@@ -26,6 +26,7 @@ mod key_filter;
 mod known_keys;
 mod migrations;
 mod object_conflict;
+mod open_index;
 mod publish;
 mod rows;
 mod scrub;
@@ -48,6 +49,7 @@ pub use error::{Error, Result};
 pub use examination::Examination;
 pub use jobs::{ExpiryDefaults, Job, JobBacklog, JobId, JobIndex, JobKind, JobLease, JobStep};
 pub use migrations::{Migration, MigrationPlan};
+pub use open_index::OpenIndex;
 pub use publish::{
     AbsentPage, CacheScan, Lease, NotedFrom, OwnedDocument, PendingObject, PendingVerdicts, PublishBacklog,
     PublishCounts, PublishDone, PublishIndex, PublishIntent, PublishState, PublishTarget, PublishedCache,

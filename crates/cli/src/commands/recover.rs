@@ -5,15 +5,15 @@ use std::time::{Duration, Instant};
 
 use clap::Args;
 use dormer_engine::{Recovered, Recovery, SystemClock};
-use dormer_index::MASTER_KEY_PROOF;
+use dormer_index::{MASTER_KEY_PROOF, OpenIndex};
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use serde_json::json;
 
 use crate::context::{Context, SettingsArgs};
 use crate::error::{Error, Result};
 use crate::installation::{
-    FIRST_START_SETTING, INSTALLATION_SETTING, OpenIndex, RECOVERY_BEGUN, RECOVERY_ENDED, adopt_store,
-    check_master_key, is_recovery_unfinished, open_claims, open_for_recovery, read_id,
+    FIRST_START_SETTING, INSTALLATION_SETTING, RECOVERY_BEGUN, RECOVERY_ENDED, adopt_store, check_master_key,
+    for_recovery, is_recovery_unfinished, open_claims, open_for_recovery, read_id,
 };
 use crate::settings::Settings;
 
@@ -64,7 +64,7 @@ pub(super) async fn run(args: RecoverArgs, context: &Context) -> Result<()> {
     check_master_key(&settings, recovery.setting(MASTER_KEY_PROOF))?;
     index.create_setting(RECOVERY_BEGUN, b"yes").await?;
     let progress = Progress::new(context);
-    let report = recovery.run(&opened.for_recovery(), &SystemClock, &|report| progress.tell(report)).await?;
+    let report = recovery.run(&for_recovery(&opened), &SystemClock, &|report| progress.tell(report)).await?;
     progress.bar.finish_and_clear();
     adopt_store(&settings, &**index).await?;
     index.create_setting(FIRST_START_SETTING, b"done").await?;

@@ -28,7 +28,8 @@ pub(super) async fn check(settings: &Settings) -> Vec<Finding> {
 async fn compare(settings: &Settings) -> Result<Finding> {
     let opened = installation::open_jobs(settings).await?;
     let store = installation::open_files(settings)?;
-    let missing = find_missing(&opened.for_recovery(), &store, Instant::now() + LOOK_MAX).await?;
+    let missing =
+        find_missing(&installation::for_recovery(&opened), &store, Instant::now() + LOOK_MAX).await?;
     let mut names = Vec::new();
     for (cache, path) in missing.first_paths.iter().take(NAMED_MAX) {
         let found = opened.journal.find_cache_by_id(*cache).await?;
