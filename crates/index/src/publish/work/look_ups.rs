@@ -26,26 +26,56 @@ pub(super) const FIND_PUBLISHED: Sql = both!(
     "SELECT o.hash, o.state, o.nar, o.tag, o.digest, o.etag, o.upstream FROM", keyed 3, "AS k CROSS JOIN publish_objects AS o
      WHERE o.target = k.target AND o.cache = k.cache AND o.hash = k.item"
 );
-// SQLite cannot begin a range of an index of expressions with a row of values, so the first value
-// is compared by itself too. A page then skips at most the rows that share its first byte.
-pub(super) const LIST_PUBLISHED: Sql = both!(
-    "SELECT o.hash, o.state, o.nar, o.tag, o.digest, o.etag, o.upstream FROM publish_objects AS o
-     WHERE o.target * 4294967296 + o.cache = $1 * 4294967296 + $2 AND (substr(o.hash, 20, 1), o.hash) > ($3, $4)
-         AND substr(o.hash, 20, 1) >= $3 AND substr(o.hash, 20, 1) <= $5
-     ORDER BY substr(o.hash, 20, 1), o.hash LIMIT $6"
-);
+// SQLite cannot begin a range of an index of expressions with a row of values. It reads the rest of
+// the first byte's rows and the rows of the bytes behind it, a page of each.
+pub(super) const LIST_PUBLISHED: Sql = Sql {
+    sqlite: "
+        SELECT hash, state, nar, tag, digest, etag, upstream FROM (
+            SELECT * FROM (
+                SELECT o.hash, o.state, o.nar, o.tag, o.digest, o.etag, o.upstream FROM publish_objects AS o
+                WHERE o.target * 4294967296 + o.cache = $1 * 4294967296 + $2
+                    AND substr(o.hash, 20, 1) = $3 AND o.hash > $4
+                ORDER BY o.hash LIMIT $6)
+            UNION ALL SELECT * FROM (
+                SELECT o.hash, o.state, o.nar, o.tag, o.digest, o.etag, o.upstream FROM publish_objects AS o
+                WHERE o.target * 4294967296 + o.cache = $1 * 4294967296 + $2
+                    AND substr(o.hash, 20, 1) > $3 AND substr(o.hash, 20, 1) <= $5
+                ORDER BY substr(o.hash, 20, 1), o.hash LIMIT $6)
+        ) ORDER BY substr(hash, 20, 1), hash LIMIT $6",
+    postgres: "
+        SELECT o.hash, o.state, o.nar, o.tag, o.digest, o.etag, o.upstream FROM publish_objects AS o
+        WHERE o.target * 4294967296 + o.cache = $1 * 4294967296 + $2
+            AND (substr(o.hash, 20, 1), o.hash) > ($3, $4) AND substr(o.hash, 20, 1) <= $5
+        ORDER BY substr(o.hash, 20, 1), o.hash LIMIT $6",
+};
 pub(super) const FIND_NARS: Sql = both!(
     "SELECT n.nar, n.tag, n.uploaded, n.file_size, n.file_hash, n.etag, n.delete_after
      FROM", keyed 3, "AS k CROSS JOIN publish_nars AS n
      WHERE n.target = k.target AND n.cache = k.cache AND n.nar = k.item"
 );
-pub(super) const LIST_NARS: Sql = both!(
-    "SELECT n.nar, n.tag, n.uploaded, n.file_size, n.file_hash, n.etag, n.delete_after FROM publish_nars AS n
-     WHERE n.target * 4294967296 + n.cache = $1 * 4294967296 + $2
-         AND (substr(n.nar, 32, 1), n.nar, n.tag) > ($3, $4, $5)
-         AND substr(n.nar, 32, 1) >= $3 AND substr(n.nar, 32, 1) <= $6
-     ORDER BY substr(n.nar, 32, 1), n.nar, n.tag LIMIT $7"
-);
+pub(super) const LIST_NARS: Sql = Sql {
+    sqlite: "
+        SELECT nar, tag, uploaded, file_size, file_hash, etag, delete_after FROM (
+            SELECT * FROM (
+                SELECT n.nar, n.tag, n.uploaded, n.file_size, n.file_hash, n.etag, n.delete_after
+                FROM publish_nars AS n
+                WHERE n.target * 4294967296 + n.cache = $1 * 4294967296 + $2
+                    AND substr(n.nar, 32, 1) = $3 AND (n.nar, n.tag) > ($4, $5)
+                ORDER BY n.nar, n.tag LIMIT $7)
+            UNION ALL SELECT * FROM (
+                SELECT n.nar, n.tag, n.uploaded, n.file_size, n.file_hash, n.etag, n.delete_after
+                FROM publish_nars AS n
+                WHERE n.target * 4294967296 + n.cache = $1 * 4294967296 + $2
+                    AND substr(n.nar, 32, 1) > $3 AND substr(n.nar, 32, 1) <= $6
+                ORDER BY substr(n.nar, 32, 1), n.nar, n.tag LIMIT $7)
+        ) ORDER BY substr(nar, 32, 1), nar, tag LIMIT $7",
+    postgres: "
+        SELECT n.nar, n.tag, n.uploaded, n.file_size, n.file_hash, n.etag, n.delete_after
+        FROM publish_nars AS n
+        WHERE n.target * 4294967296 + n.cache = $1 * 4294967296 + $2
+            AND (substr(n.nar, 32, 1), n.nar, n.tag) > ($3, $4, $5) AND substr(n.nar, 32, 1) <= $6
+        ORDER BY substr(n.nar, 32, 1), n.nar, n.tag LIMIT $7",
+};
 pub(super) const DUE_NARS: Sql = both!(
     "SELECT n.nar, n.tag, n.uploaded, n.file_size, n.file_hash, n.etag, n.delete_after FROM publish_nars AS n
      WHERE n.target = $1 AND n.cache = $2 AND n.delete_after <= $3
