@@ -24,6 +24,8 @@ need postgresql /usr/lib/postgresql/*/bin/postgres
 need pgbouncer /usr/sbin/pgbouncer
 # The keys of files that sops encrypts.
 need age /usr/bin/age-keygen
+# systemd-analyze reads the units for NixOS; systemd itself does not run.
+need systemd /usr/bin/systemd-analyze
 if [ -n "$packages" ]; then
     echo "installing$packages" >&2
     # A packaged service must not start by itself: it would take ports and memory.

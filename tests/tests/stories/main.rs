@@ -21,6 +21,7 @@ mod layers;
 mod machines;
 mod moving;
 mod nix_copy;
+mod nixos;
 mod pooler;
 mod promises;
 mod publish;
