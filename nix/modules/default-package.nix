@@ -1,0 +1,4 @@
+# Brings `pkgs.dormer`, the default of every `package` option here.
+{
+  nixpkgs.overlays = [ (import ../overlay.nix) ];
+}

@@ -1,0 +1,4 @@
+# Adds `dormer` to nixpkgs.
+final: _previous: {
+  dormer = final.callPackage ./package.nix { };
+}

@@ -1,0 +1,229 @@
+//! The Helm chart makes the same objects as the kustomize base and its components, and refuses
+//! values that make no sense. Helm is the real one, from `scripts/get-services.sh`.
+
+#![expect(clippy::unwrap_used, reason = "a failed unwrap fails the test, as it should")]
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::PathBuf;
+use std::process::Command;
+
+use dormer_tests::manifests::{containers, pod_template, problems, text, title};
+use dormer_tests::{Run, binary, part, workspace_root};
+use serde_json::{Value, json};
+
+const REPOSITORY: &str = "image.repository=registry.example.org/dormer";
+
+fn chart() -> PathBuf {
+    workspace_root().join("deploy/helm/dormer")
+}
+
+fn helm(arguments: &[&str]) -> Run {
+    let home = tempfile::tempdir().unwrap();
+    let mut command = Command::new(part("helm/bin/helm"));
+    // It would keep settings and caches there.
+    Run::of(command.args(arguments).env("HOME", home.path()).env_remove("KUBECONFIG"))
+}
+
+fn template(sets: &[&str]) -> Run {
+    let chart = chart().display().to_string();
+    let mut arguments = vec!["template", "dormer", &chart, "--namespace", "dormer"];
+    for set in sets {
+        arguments.extend(["--set", set]);
+    }
+    helm(&arguments)
+}
+
+fn parse(yaml: &str) -> Vec<Value> {
+    let file = tempfile::NamedTempFile::new().unwrap();
+    fs::write(file.path(), yaml).unwrap();
+    let script = "import json, sys, yaml\n\
+                  print(json.dumps([d for d in yaml.safe_load_all(open(sys.argv[1])) if d]))";
+    let mut python = Command::new(part("deploy-tools/bin/python3"));
+    serde_json::from_str(&Run::of(python.args(["-c", script]).arg(file.path())).succeeds()).unwrap()
+}
+
+/// The base with components, as an overlay would have them.
+fn kustomized(components: &[&str]) -> Vec<Value> {
+    let work = tempfile::tempdir().unwrap();
+    let from = workspace_root().join("deploy/kubernetes");
+    Run::of(Command::new("cp").arg("-r").arg(from).arg(work.path())).succeeds();
+    let overlay = work.path().join("kubernetes/overlays/compared");
+    fs::create_dir(&overlay).unwrap();
+    let lines: String = components.iter().map(|name| format!("  - ../../components/{name}\n")).collect();
+    let list = if components.is_empty() { String::new() } else { format!("components:\n{lines}") };
+    let kustomization = format!(
+        "apiVersion: kustomize.config.k8s.io/v1beta1\nkind: Kustomization\nnamespace: dormer\n\
+         resources:\n  - ../../base\n{list}images:\n  - name: dormer\n    \
+         newName: registry.example.org/dormer\n    newTag: {}\n",
+        env!("CARGO_PKG_VERSION")
+    );
+    fs::write(overlay.join("kustomization.yaml"), kustomization).unwrap();
+    let mut kubectl = Command::new(part("deploy-tools/bin/kubectl"));
+    parse(&Run::of(kubectl.arg("kustomize").arg(&overlay)).succeeds())
+}
+
+/// Objects by their titles, without what only tells who made them: Helm's labels, and the two ways
+/// to roll the pods when the settings change.
+fn comparable(objects: Vec<Value>) -> BTreeMap<String, Value> {
+    const OF_HELM: [&str; 4] = [
+        "app.kubernetes.io/instance",
+        "app.kubernetes.io/managed-by",
+        "app.kubernetes.io/version",
+        "helm.sh/chart",
+    ];
+    fn clean(value: &mut Value) {
+        match value {
+            Value::Object(map) => {
+                if let Some(Value::Object(labels)) = map.get_mut("labels") {
+                    labels.retain(|name, _| !OF_HELM.contains(&name.as_str()));
+                }
+                if let Some(Value::Object(annotations)) = map.get_mut("annotations") {
+                    annotations.remove("checksum/settings");
+                }
+                map.values_mut().for_each(clean);
+            }
+            Value::Array(list) => list.iter_mut().for_each(clean),
+            Value::String(name) => {
+                // dormer-b267c2dbfb
+                let digest = name.strip_prefix("dormer-").unwrap_or_default();
+                if digest.len() == 10
+                    && digest.bytes().all(|byte| byte.is_ascii_lowercase() || byte.is_ascii_digit())
+                {
+                    "dormer".clone_into(name);
+                }
+            }
+            _ => {}
+        }
+    }
+    objects
+        .into_iter()
+        // Helm makes the namespace, or the administrator does.
+        .filter(|object| text(object, "/kind") != "Namespace")
+        .map(|mut object| {
+            clean(&mut object);
+            // `dormer-metrics` and `dormer-publisher` are names, not digests.
+            (title(&object), object)
+        })
+        .collect()
+}
+
+#[test]
+fn the_chart_makes_the_same_objects_as_the_base_and_its_components() {
+    let components: [(&[&str], &[&str]); 2] = [
+        (&[], &[REPOSITORY]),
+        (
+            &["publisher", "gateway", "autoscaling"],
+            &[REPOSITORY, "publisher.enabled=true", "gateway.enabled=true", "autoscaling.enabled=true"],
+        ),
+    ];
+    for (components, sets) in components {
+        let expected = comparable(kustomized(components));
+        let made = comparable(parse(&template(sets).succeeds()));
+        assert_eq!(made.keys().collect::<Vec<_>>(), expected.keys().collect::<Vec<_>>());
+        for (name, object) in &expected {
+            assert!(made[name] == *object, "{name}\nchart: {:#}\nbase: {object:#}", made[name]);
+        }
+        assert!(expected.len() >= 6, "{:?}", expected.keys());
+    }
+    // The settings are the base's, byte by byte.
+    let own = fs::read_to_string(chart().join("dormer.toml")).unwrap();
+    assert_eq!(own, fs::read_to_string(workspace_root().join("deploy/kubernetes/base/dormer.toml")).unwrap());
+    // And the one kind that no overlay of these compares.
+    let monitor = workspace_root().join("deploy/kubernetes/components/monitoring/servicemonitor.yaml");
+    let mut expected = parse(&fs::read_to_string(monitor).unwrap());
+    expected[0]["metadata"]["namespace"] = "dormer".into();
+    let made = comparable(parse(&template(&[REPOSITORY, "monitoring.enabled=true"]).succeeds()));
+    assert_eq!(made["ServiceMonitor dormer"], comparable(expected)["ServiceMonitor dormer"]);
+}
+
+#[test]
+fn values_reach_the_objects_and_nothing_names_what_is_not_there() {
+    let settings = tempfile::NamedTempFile::new().unwrap();
+    fs::write(settings.path(), "listen = \"0.0.0.0:8080\"\n").unwrap();
+    let digest = format!("image.digest=sha256:{}", "a".repeat(64));
+    let path = chart().display().to_string();
+    let file = format!("settings={}", settings.path().display());
+    let set = [
+        "replicas=3",
+        "secretName=vault",
+        "serviceAccount.annotations.role=cache",
+        "nodeSelector.disk=ssd",
+        "tolerations[0].operator=Exists",
+        "imagePullSecrets[0].name=registry",
+        "extraEnv[0].name=DORMER_STATS",
+        "extraEnv[0].value=yes",
+        "publisher.enabled=true",
+        "publisher.edge=my-edge",
+    ];
+    let mut arguments = vec!["template", "cache", &path, "--namespace", "lab", "--set-file", &file];
+    for one in set.iter().copied().chain([REPOSITORY, &digest]) {
+        arguments.extend(["--set", one]);
+    }
+    let mut objects = parse(&helm(&arguments).succeeds());
+    let deployment = objects.iter().find(|object| title(object) == "Deployment dormer").unwrap();
+    assert_eq!(deployment["spec"]["replicas"], 3);
+    let pod = &pod_template(deployment).unwrap()["spec"];
+    assert_eq!(pod["nodeSelector"], json!({"disk": "ssd"}));
+    assert_eq!(pod["tolerations"], json!([{"operator": "Exists"}]));
+    assert_eq!(pod["imagePullSecrets"], json!([{"name": "registry"}]));
+    for container in containers(pod_template(deployment).unwrap()) {
+        assert!(text(container, "/image").starts_with("registry.example.org/dormer@sha256:aaa"));
+        assert!(
+            container["env"].as_array().unwrap().contains(&json!({"name": "DORMER_STATS", "value": "yes"}))
+        );
+    }
+    let map = objects.iter().find(|object| title(object) == "ConfigMap dormer").unwrap();
+    assert_eq!(map["data"]["dormer.toml"], "listen = \"0.0.0.0:8080\"\n");
+    assert!(objects.iter().all(|object| object["metadata"]["namespace"] == "lab"));
+    let publisher = objects.iter().find(|object| text(object, "/kind") == "CronJob").unwrap();
+    let variables = publisher.to_string();
+    assert!(variables.contains("DORMER_EDGE_MY_EDGE_CREDENTIALS_SECRET_ACCESS_KEY"));
+
+    // With the Secret of `dormer secrets init`, every name leads somewhere.
+    let key = tempfile::NamedTempFile::new().unwrap();
+    fs::write(key.path(), "key-of-the-edge\n").unwrap();
+    let mut secrets = Command::new(binary());
+    secrets.args(["secrets", "init", "--namespace", "lab"]);
+    for name in ["edge-access-key-id", "edge-secret-access-key"] {
+        secrets.arg("--from-file").arg(format!("{name}={}", key.path().display()));
+    }
+    let mut secret = parse(&Run::of(secrets.env_clear()).succeeds());
+    secret[0]["metadata"]["name"] = "vault".into();
+    objects.extend(secret);
+    assert_eq!(problems(&objects), Vec::<String>::new());
+}
+
+#[test]
+fn values_that_make_no_sense_are_refused() {
+    for (set, words) in [
+        ("replicas=3", "repository"), // none is given
+        ("image.repository=x,replicas=0", "replicas"),
+        ("image.repository=x,image.tag=latest", "tag"),
+        ("image.repository=x,image.digest=sha256:short", "digest"),
+        ("image.repository=x,replica=2", "replica"),
+        ("image.repository=x,publisher.schedule=hourly", "schedule"),
+        ("image.repository=x,gateway.host=Cache_1", "host"),
+        ("image.repository=x,resources.limits.memory=1GB", "memory"),
+        ("image.repository=x,resources.limits.memory=null", "memory"),
+        ("image.repository=x,extraEnv[0].name=a-b", "name"),
+    ] {
+        let said = template(&[set]).fails();
+        assert!(
+            said.contains("don't meet the specifications of the schema") && said.contains(words),
+            "{set}: {said}"
+        );
+    }
+    let chart = chart().display().to_string();
+    helm(&["lint", "--strict", &chart, "--set", REPOSITORY]).succeeds();
+}
+
+/// The files that name the version of a release agree, and a tag of another version is refused.
+#[test]
+fn one_version_is_named_everywhere() {
+    let version = env!("CARGO_PKG_VERSION");
+    let check =
+        |tag: &str| Run::of(Command::new(workspace_root().join("scripts/release-version.sh")).arg(tag));
+    assert_eq!(check(&format!("v{version}")).succeeds(), format!("version={version}\n"));
+    assert!(check("v9.9.9").fails().contains("but Cargo.toml has version"));
+}
