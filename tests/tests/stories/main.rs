@@ -21,6 +21,7 @@ mod layers;
 mod machines;
 mod moving;
 mod nix_copy;
+mod nix_suite;
 mod pooler;
 mod promises;
 mod publish;
