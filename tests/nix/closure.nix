@@ -49,6 +49,15 @@ rec {
     done < ${list}
   '';
 
+  # Two outputs, the first of which needs the second.
+  pair = derivation {
+    name = "pair-${salt}";
+    outputs = [ "out" "lib" ];
+    system = builtins.currentSystem;
+    builder = "/bin/busybox";
+    args = [ "sh" "-euc" "b=/bin/busybox; $b mkdir $out $lib; echo ${salt} > $lib/data; $b ln -s $lib/data $out/data" ];
+  };
+
   # Bytes that no codec and no deduplication makes smaller.
   noise = build "noise-${salt}" ''
     $b mkdir $out

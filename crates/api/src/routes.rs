@@ -4,6 +4,8 @@
 //! hashes consist of characters that stand for themselves in a path. No cache name begins with `_`,
 //! so `/_api/` can never be taken for a cache.
 
+use std::fmt::Write as _;
+
 use dormer_nix::{StorePath, StorePathHash};
 
 use crate::{CacheName, PinName};
@@ -18,13 +20,16 @@ pub const UPLOAD_PATH: &str = "/_api/v1/upload-path";
 pub const ATTIC_CACHE_INFO: &str = "/{cache}/attic-cache-info";
 /// GET: the caches that the caller may know of.
 pub const V2_CACHES: &str = "/_api/v2/caches";
-/// DELETE: take one object out of a cache at once.
+/// GET: what a cache says of one object. DELETE: take it out of the cache at once.
 pub const V2_OBJECT: &str = "/_api/v2/caches/{cache}/objects/{hash}";
-/// DELETE: take every object out of a cache that refers to this one, directly or not.
+/// GET: what refers to an object, in pages. DELETE: take every object out of a cache that refers to
+/// this one, directly or not.
 pub const V2_REFERRERS: &str = "/_api/v2/caches/{cache}/objects/{hash}/referrers";
 /// GET: how much of removed paths is still to be removed from the store.
 pub const V2_PURGES: &str = "/_api/v2/caches/{cache}/purges";
-/// POST: what is in a cache, in pages.
+/// GET: one file out of an object. The names below `file/` may be escaped as any text is.
+pub const V2_FILE: &str = "/_api/v2/caches/{cache}/objects/{hash}/file/{path}";
+/// GET and POST: what is in a cache, in pages.
 pub const V2_OBJECTS: &str = "/_api/v2/caches/{cache}/objects";
 /// GET: what a cache holds, in numbers.
 pub const V2_CACHE_STATS: &str = "/_api/v2/caches/{cache}/stats";
@@ -75,6 +80,22 @@ pub fn v2_object(cache: &CacheName, hash: &StorePathHash) -> String {
 /// [`V2_REFERRERS`] of `cache` and `hash`.
 pub fn v2_referrers(cache: &CacheName, hash: &StorePathHash) -> String {
     format!("{}/referrers", v2_object(cache, hash))
+}
+
+/// The file with this path in an object of `cache`.
+pub fn v2_file(cache: &CacheName, hash: &StorePathHash, names: &[String]) -> String {
+    let mut route = format!("{}/file", v2_object(cache, hash));
+    for name in names {
+        route.push('/');
+        for byte in name.bytes() {
+            if byte.is_ascii_alphanumeric() || b"-._~".contains(&byte) {
+                route.push(char::from(byte));
+            } else {
+                let _ = write!(route, "%{byte:02X}");
+            }
+        }
+    }
+    route
 }
 
 /// The query of a DELETE below [`V2_OBJECT`] by which the bytes go too, without their grace.
@@ -135,6 +156,11 @@ mod tests {
         assert_eq!(v2_pin(&cache, &name), "/_api/v2/caches/team+a_1/pins/ci");
         assert_eq!(v2_pinned_path(&cache, &name, &hash), format!("/_api/v2/caches/team+a_1/pins/ci/{hash}"));
         assert_eq!(substituter(&cache), "/team+a_1");
+        let names = ["a b".to_owned(), "é%.x".to_owned()];
+        assert_eq!(
+            v2_file(&cache, &hash, &names),
+            format!("/_api/v2/caches/team+a_1/objects/{hash}/file/a%20b/%C3%A9%25.x")
+        );
         let derivation = format!("{hash}-a?b+c.drv").parse().unwrap();
         assert_eq!(build_log(&cache, &derivation), format!("/team+a_1/log/{hash}-a%3Fb+c.drv"));
     }

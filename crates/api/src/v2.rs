@@ -1,9 +1,11 @@
 //! `/_api/v2/`: what Attic's API lacks.
 
+use std::collections::BTreeMap;
+
 use serde::{Deserialize, Serialize};
 
 use crate::{CacheName, RetentionPeriod};
-use dormer_nix::StoreDir;
+use dormer_nix::{StoreDir, StorePathHash};
 
 /// Answer to GET `caches`: every cache on which the caller has any permission, and the public ones;
 /// by name, in pages.
@@ -94,6 +96,80 @@ pub struct ListObjectsResponse {
     /// Where the next page begins; absent after the last page.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub next: Option<String>,
+}
+
+/// Whether the name of a store path fits a pattern in which `*` stands for any text.
+pub fn name_fits(pattern: &str, name: &str) -> bool {
+    let Some((first, rest)) = pattern.split_once('*') else { return pattern == name };
+    let Some(name) = name.strip_prefix(first) else { return false };
+    let mut middle: Vec<&str> = rest.split('*').collect();
+    let last = middle.pop().unwrap_or_default();
+    let mut left = name;
+    for piece in middle {
+        // The first place leaves the most to the pieces behind it.
+        let Some((_, behind)) = left.split_once(piece) else { return false };
+        left = behind;
+    }
+    left.ends_with(last)
+}
+
+/// Answer to GET of an object: its narinfo, and what the cache has of its closure.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ObjectResponse {
+    /// `<hash>-<name>`.
+    pub store_path: String,
+    /// Address of the NAR, below the cache.
+    pub url: String,
+    /// How the NAR is compressed there.
+    pub compression: String,
+    /// Bytes of the NAR as it is downloaded.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub file_size: Option<u64>,
+    /// `sha256:` and the hash of the NAR in nix-base32.
+    pub nar_hash: String,
+    /// Bytes of the NAR, uncompressed.
+    pub nar_size: u64,
+    /// What it refers to, as `<hash>-<name>`.
+    pub references: Vec<String>,
+    /// The derivation that made it, as `<hash>-<name>.drv`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub deriver: Option<String>,
+    /// System that it was built for.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub system: Option<String>,
+    /// Its content address.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ca: Option<String>,
+    /// Signatures, the cache's own included.
+    pub signatures: Vec<String>,
+    /// Fields of the narinfo that the server does not know, such as `Provenance`.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub extra: BTreeMap<String, String>,
+    /// What the cache has of its closure.
+    pub closure: ClosureEntry,
+}
+
+/// What a cache has of a closure.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ClosureEntry {
+    /// How many paths, the object itself included.
+    pub paths: u64,
+    /// Bytes of their NARs, uncompressed.
+    pub nar_size: u64,
+    /// Paths that the cache lacks. An upstream cache may have them.
+    pub missing: u64,
+    /// Whether all of the closure was counted: the server stops after some thousand paths.
+    pub complete: bool,
+}
+
+/// Answer to GET of an object's referrers.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ListReferrersResponse {
+    /// One page, as `<hash>-<name>`.
+    pub referrers: Vec<String>,
+    /// What `after` has to be for the next page; absent after the last page.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub next: Option<StorePathHash>,
 }
 
 /// One object in the list.

@@ -19,8 +19,8 @@ use std::time::{Duration, SystemTime};
 use bytes::Bytes;
 use dormer_api::v2::{
     AddPinRequest, AddPinResponse, CacheStatsResponse, ListCachesResponse, ListObjectsRequest,
-    ListObjectsResponse, ListPinsRequest, ListPinsResponse, PurgesResponse, RemovePathResponse,
-    RemovePinsResponse, RemoveReferrersResponse, StatsResponse,
+    ListObjectsResponse, ListPinsRequest, ListPinsResponse, ListReferrersResponse, ObjectResponse,
+    PurgesResponse, RemovePathResponse, RemovePinsResponse, RemoveReferrersResponse, StatsResponse,
 };
 use dormer_api::{
     CacheConfig, CacheName, CreateCacheRequest, ErrorBody, ErrorName, GetMissingPathsRequest,
@@ -90,6 +90,25 @@ pub struct AcknowledgedUpload {
     pub result: UploadPathResult,
     /// Bytes of the NAR that the connection took, in all tries.
     pub bytes_sent: u64,
+}
+
+/// A file that is being downloaded.
+#[derive(Debug)]
+pub struct FileDownload {
+    api: ApiClient,
+    response: Response,
+    action: String,
+}
+
+impl FileDownload {
+    /// The next bytes; `None` at the end. An error if the connection ends before the file does.
+    pub async fn next(&mut self) -> Result<Option<Bytes>> {
+        match tokio::time::timeout(self.api.settings.idle_timeout, self.response.chunk()).await {
+            Ok(Ok(piece)) => Ok(piece),
+            Ok(Err(error)) => Err(self.api.broken(&self.action, Repeat::Always, error).error),
+            Err(_) => Err(self.api.stalled(&self.action).error),
+        }
+    }
 }
 
 /// A client of one server. Cloning is cheap; clones share their connections.
@@ -260,6 +279,55 @@ impl ApiClient {
         let action = format!("asking which bytes of cache {cache} are still to be removed");
         let route = routes::v2_purges(cache);
         self.ask(&action, Repeat::Always, || self.request(Method::GET, &route)).await
+    }
+
+    /// What a cache says of a path.
+    pub async fn get_object(&self, cache: &CacheName, hash: &StorePathHash) -> Result<ObjectResponse> {
+        let action = format!("looking up {hash} in cache {cache}");
+        let route = routes::v2_object(cache, hash);
+        self.ask(&action, Repeat::Always, || self.request(Method::GET, &route)).await
+    }
+
+    /// A page of what refers to a path.
+    pub async fn list_referrers(
+        &self,
+        cache: &CacheName,
+        hash: &StorePathHash,
+        after: Option<&StorePathHash>,
+    ) -> Result<ListReferrersResponse> {
+        let action = format!("listing what refers to {hash} in cache {cache}");
+        let query = after.map_or_else(String::new, |after| format!("?after={after}"));
+        let route = routes::v2_referrers(cache, hash) + &query;
+        self.ask(&action, Repeat::Always, || self.request(Method::GET, &route)).await
+    }
+
+    /// One file out of a path of a cache. It is repeated until the answer begins, and not after
+    /// that.
+    pub async fn get_file(
+        &self,
+        cache: &CacheName,
+        hash: &StorePathHash,
+        names: &[String],
+    ) -> Result<FileDownload> {
+        let action = format!("reading {} of {hash} in cache {cache}", names.join("/"));
+        let route = routes::v2_file(cache, hash, names);
+        let response = self
+            .with_retries(&action, async || {
+                let request = self.request(Method::GET, &route).send();
+                let response = tokio::time::timeout(self.settings.idle_timeout, request).await;
+                let stalled = || self.stalled(&action);
+                let response = response.map_err(|_| stalled())?;
+                let response = response.map_err(|error| self.broken(&action, Repeat::Always, error))?;
+                self.check(&action, response).await
+            })
+            .await?;
+        Ok(FileDownload { api: self.clone(), response, action })
+    }
+
+    fn stalled(&self, action: &str) -> Failure {
+        let seconds = self.settings.idle_timeout.as_secs();
+        let error = Error::Stalled { action: action.to_owned(), seconds };
+        Failure { error, passing: Some(Passing::Broken) }
     }
 
     /// A page of what is in a cache.

@@ -51,7 +51,7 @@ mod store_location;
 mod substituter_url;
 mod token_expiry;
 
-pub use api::{AcknowledgedUpload, ApiClient, HttpSettings};
+pub use api::{AcknowledgedUpload, ApiClient, FileDownload, HttpSettings};
 pub use build_logs::{BuildLog, BuildLogs};
 pub use dump::{CaseHack, DumpError, dump_nar};
 pub use endpoint::Endpoint;

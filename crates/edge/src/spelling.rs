@@ -31,6 +31,33 @@ pub fn decode_path(path: &str) -> Option<Cow<'_, str>> {
     Some(Cow::Owned(decoded))
 }
 
+/// The names in the path of a file in a store path. Names are any text, so every byte may be
+/// escaped, and each segment is still decoded once. `None` for a path that names nothing: with an
+/// empty name, `.` or `..`, a slash or a zero byte in a name, or bytes that are no UTF-8.
+pub fn decode_file_path(path: &str) -> Option<Vec<String>> {
+    path.split('/').map(decode_name).collect()
+}
+
+fn decode_name(segment: &str) -> Option<String> {
+    let mut bytes = Vec::with_capacity(segment.len());
+    let mut rest = segment.as_bytes();
+    while let Some((&byte, after)) = rest.split_first() {
+        rest = after;
+        if byte != b'%' {
+            bytes.push(byte);
+            continue;
+        }
+        let (digits, after) = rest.split_at_checked(2)?;
+        let digits = std::str::from_utf8(digits)
+            .ok()
+            .filter(|digits| digits.bytes().all(|digit| digit.is_ascii_hexdigit()))?;
+        bytes.push(u8::from_str_radix(digits, 16).ok()?);
+        rest = after;
+    }
+    let name = String::from_utf8(bytes).ok()?;
+    (!matches!(name.as_str(), "" | "." | "..") && !name.contains(['/', '\0'])).then_some(name)
+}
+
 /// The character that two hexadecimal digits stand for, if it needs an escape.
 fn escaped(digits: &str) -> Option<u8> {
     let are_digits = digits.bytes().all(|digit| digit.is_ascii_hexdigit());
@@ -56,6 +83,40 @@ mod tests {
             if is_unreserved(byte) { char::from(byte).to_string() } else { format!("%{byte:02X}") }
         };
         segment.bytes().map(escape).collect()
+    }
+
+    #[test]
+    fn the_path_of_a_file_has_any_names_and_no_way_out() {
+        for (path, names) in [
+            ("bin/hello", &["bin", "hello"][..]),
+            ("a%20b/%C3%A9/%2525", &["a b", "é", "%25"]),
+            ("share/..x/.y/a+b", &["share", "..x", ".y", "a+b"]),
+        ] {
+            assert_eq!(decode_file_path(path).unwrap(), names, "{path}");
+        }
+        for path in [
+            "",
+            "/",
+            "a/",
+            "/a",
+            "a//b",
+            ".",
+            "..",
+            "a/../b",
+            "a/%2e%2e/b",
+            "%2E",
+            "a%2Fb",
+            "a%00",
+            "%",
+            "%2",
+            "%g0",
+            "%+1",
+            "%c0%af",
+            "%ff",
+            "%C3",
+        ] {
+            assert_eq!(decode_file_path(path), None, "{path}");
+        }
     }
 
     #[test]

@@ -69,9 +69,9 @@ pub use journal::{Journal, JournalMetrics, JournalSettings, Recovered, Recovery,
 pub use listing::ListingStream;
 pub use master_key::MasterKey;
 pub use missing::{Missing, find_missing};
-pub use read::{NarStream, OpenNar};
+pub use read::{NarStream, OpenNar, PartStream};
 pub use rekey::{RekeyReport, rekey};
-pub use retention::MissingPaths;
+pub use retention::{Closure, MissingPaths};
 pub use scrub::{FULL_PPM, ScrubMetrics, ScrubOptions, ScrubReport, ScrubState, Scrubber};
 pub use settings::{EngineSettings, UPLOAD_BYTES};
 pub use stored_metrics::StoredMetrics;

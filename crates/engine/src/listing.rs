@@ -14,7 +14,7 @@ use std::task::{Context, Poll};
 use bytes::Bytes;
 use dormer_format::{ChunkRun, Decoder, HoleFill, PackId, Recipe};
 use dormer_index::{Cache, ChunkRow, NarSummary, StoredListing};
-use dormer_nix::StorePathHash;
+use dormer_nix::{NarHash, StorePathHash};
 use futures::stream::{BoxStream, Stream};
 use futures::{StreamExt, TryStreamExt};
 
@@ -28,6 +28,8 @@ use crate::{Engine, Error, Result};
 pub struct ListingStream {
     /// Bytes in all.
     pub size: u64,
+    /// The NAR that it lists.
+    pub nar: NarHash,
     pieces: BoxStream<'static, Result<Bytes>>,
 }
 
@@ -55,7 +57,8 @@ impl Engine {
                 };
                 let size = json.len() as u64;
                 let json = hold(json.into(), &Arc::new(memory));
-                Ok(Some(ListingStream { size, pieces: futures::stream::iter([Ok(json)]).boxed() }))
+                let pieces = futures::stream::iter([Ok(json)]).boxed();
+                Ok(Some(ListingStream { size, nar: found.nar.hash, pieces }))
             }
             Some(StoredListing::Chunks { recipe, size }) => {
                 drop(memory);
@@ -67,6 +70,7 @@ impl Engine {
     async fn chunked_listing(&self, nar: NarSummary, recipe: Recipe, size: u64) -> Result<ListingStream> {
         let recipe_bytes = recipe.runs.len() * 16 + recipe.hashes.len() * 32 + recipe.fills.len() * 8;
         let memory = self.stream_memory().take(ROWS_BYTES + recipe_bytes as u64).await?;
+        let nar_hash = nar.hash;
         let mut groups = windows(&recipe.runs);
         groups.reverse();
         let state = ListingReader {
@@ -87,7 +91,7 @@ impl Engine {
         .boxed();
         let first = pieces.try_next().await?;
         let pieces = futures::stream::iter(first.map(Ok)).chain(pieces).boxed();
-        Ok(ListingStream { size, pieces })
+        Ok(ListingStream { size, nar: nar_hash, pieces })
     }
 
     /// A failure is only logged: the caller already answers with an error, and the next read finds

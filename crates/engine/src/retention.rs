@@ -28,21 +28,40 @@ pub struct MissingPaths {
     pub is_complete: bool,
 }
 
+/// What a cache has of the closure of a path.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Closure {
+    /// How many paths.
+    pub paths: u64,
+    /// Bytes of their NARs, uncompressed.
+    pub nar_bytes: u64,
+    /// What the cache lacks.
+    pub missing: MissingPaths,
+}
+
 impl Engine {
     /// Adds a pin, or renews it; returns what the cache lacks of the closure of its path.
     pub async fn add_pin(&self, cache: &Cache, pin: &Pin, keep: Option<u32>) -> Result<MissingPaths> {
         self.index().add_pin(cache.id, pin, keep).await?;
-        let mut seen = HashSet::from([pin.path.hash()]);
-        let mut next = vec![pin.path.clone()];
+        Ok(self.closure(cache, &pin.path, CLOSURE_PATHS_MAX).await?.missing)
+    }
+
+    /// Walks through the closure of a path, up to so many paths.
+    pub async fn closure(&self, cache: &Cache, path: &StorePath, paths_max: usize) -> Result<Closure> {
+        let mut seen = HashSet::from([path.hash()]);
+        let mut next = vec![path.clone()];
         let (mut paths, mut is_complete) = (Vec::new(), true);
+        let (mut count, mut nar_bytes) = (0, 0);
         while !next.is_empty() {
             let look: Vec<StorePath> = next.drain(next.len().saturating_sub(LOOK_PATHS)..).collect();
             let hashes: Vec<StorePathHash> = look.iter().map(StorePath::hash).collect();
             let found = self.index().find_references(cache.id, &hashes).await?;
-            let present: HashSet<StorePathHash> = found.iter().map(|(hash, _)| *hash).collect();
+            let present: HashSet<StorePathHash> = found.iter().map(|found| found.hash).collect();
+            count += found.len() as u64;
+            nar_bytes += found.iter().map(|found| found.nar_size).sum::<u64>();
             paths.extend(look.into_iter().filter(|path| !present.contains(&path.hash())));
-            for reference in found.into_iter().flat_map(|(_, references)| references) {
-                if seen.len() == CLOSURE_PATHS_MAX {
+            for reference in found.into_iter().flat_map(|found| found.references) {
+                if seen.len() == paths_max {
                     is_complete = false;
                 } else if seen.insert(reference.hash()) {
                     next.push(reference);
@@ -50,7 +69,7 @@ impl Engine {
             }
         }
         paths.sort_unstable();
-        Ok(MissingPaths { paths, is_complete })
+        Ok(Closure { paths: count, nar_bytes, missing: MissingPaths { paths, is_complete } })
     }
 
     /// Removes objects for cause that refer to a path, directly or not; returns how many, and

@@ -769,6 +769,17 @@ pub struct AuditEntry {
     pub store_path_hash: Option<StorePathHash>,
 }
 
+/// How large an object is, and what it refers to.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ObjectReferences {
+    /// The object.
+    pub hash: StorePathHash,
+    /// Bytes of its NAR, uncompressed.
+    pub nar_size: u64,
+    /// What it refers to, itself left out.
+    pub references: Vec<StorePath>,
+}
+
 /// What a cache keeps by hand, and what is in it.
 #[async_trait]
 pub trait RetentionIndex: Send + Sync + std::fmt::Debug + 'static {
@@ -786,13 +797,22 @@ pub trait RetentionIndex: Send + Sync + std::fmt::Debug + 'static {
         now: UnixSeconds,
         limit: u32,
     ) -> Result<Vec<Pin>>;
-    /// What these objects refer to, themselves left out; one that the cache lacks is left out. At
+    /// How large these objects are and what they refer to; one that the cache lacks is left out. At
     /// most 16,384 hashes a call.
     async fn find_references(
         &self,
         cache: CacheId,
         hashes: &[StorePathHash],
-    ) -> Result<Vec<(StorePathHash, Vec<StorePath>)>>;
+    ) -> Result<Vec<ObjectReferences>>;
+    /// A page of the objects that refer to a path, after one of them, by hash; itself left out. The
+    /// path need not be there.
+    async fn list_referrers(
+        &self,
+        cache: CacheId,
+        hash: &StorePathHash,
+        after: Option<&StorePathHash>,
+        limit: u32,
+    ) -> Result<Vec<StorePath>>;
     /// Some of the objects that refer to a path, itself left out; the path need not be there.
     async fn find_referrers(
         &self,

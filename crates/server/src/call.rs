@@ -4,7 +4,7 @@ use std::borrow::Cow;
 use std::fmt;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use dormer_edge::decode_path;
+use dormer_edge::{decode_file_path, decode_path};
 use dormer_http_host::{Peer, brief};
 use http::header::{AsHeaderName, HOST, HeaderName};
 use http::request::Parts;
@@ -66,17 +66,39 @@ pub(crate) struct Call {
     parts: Parts,
     /// The path with its escapes decoded, if it has any.
     decoded: Option<DecodedPath>,
+    /// The names behind `…/objects/<hash>/file/`, decoded.
+    file_names: Vec<String>,
     is_about_public_cache: AtomicBool,
+}
+
+/// The address of the files of an object, and the path of one of them.
+fn split_file(path: &str) -> Option<(&str, &str)> {
+    let (_, below) = path.strip_prefix("/_api/v2/caches/")?.split_once("/objects/")?;
+    let file = below.split_once('/')?.1.strip_prefix("file/")?;
+    Some((&path[..path.len() - file.len() - 1], file))
 }
 
 impl Call {
     pub(crate) fn new(parts: Parts) -> Self {
-        let decoded = match decode_path(parts.uri.path()) {
+        let path = parts.uri.path();
+        let (address, file) = match split_file(path) {
+            Some((address, file)) => (address, Some(file)),
+            None => (path, None),
+        };
+        // The names of a file are any text; everything else has one spelling.
+        let file_names = file.and_then(decode_file_path);
+        let decoded = match decode_path(address).filter(|_| file.is_none() || file_names.is_some()) {
+            Some(Cow::Borrowed(address)) if file.is_some() => Some(Ok(address.to_owned())),
             Some(Cow::Borrowed(_)) => None,
             Some(Cow::Owned(path)) => Some(Ok(path)),
             None => Some(Err(NoAddress)),
         };
-        Self { parts, decoded, is_about_public_cache: AtomicBool::new(false) }
+        Self {
+            parts,
+            decoded,
+            file_names: file_names.unwrap_or_default(),
+            is_about_public_cache: AtomicBool::new(false),
+        }
     }
 
     /// The path with its escapes decoded; `None` if it is no address at all.
@@ -86,6 +108,12 @@ impl Call {
             Some(Ok(path)) => Some(path),
             Some(Err(NoAddress)) => None,
         }
+    }
+
+    /// The names that lead to a file in a store path, if the address is one of a file. The decoded
+    /// path ends before them.
+    pub(crate) fn file_names(&self) -> &[String] {
+        &self.file_names
     }
 
     pub(crate) fn method(&self) -> &Method {

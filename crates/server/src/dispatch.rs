@@ -16,7 +16,7 @@ use crate::body::Body;
 use crate::call::{Call, REQUEST_ID, RequestId};
 use crate::exchange::{Exchange, Watched};
 use crate::failure::Failure;
-use crate::handlers::{attic, caches, documents, nar, pages, retention, stats, upload};
+use crate::handlers::{attic, browse, caches, documents, nar, pages, retention, stats, upload};
 use crate::request_body::RequestBody;
 use crate::route::Route;
 
@@ -172,6 +172,14 @@ impl App {
             (&Method::GET, Route::Caches) => caches::list_caches(self, call).await,
             (&Method::GET, Route::CacheStats(cache)) => stats::show_cache_stats(self, call, &cache).await,
             (&Method::GET, Route::StoredStats) => stats::show_stats(self, call).await,
+            (&Method::GET, Route::Object(cache, hash)) => {
+                browse::find_object(self, call, &cache, &hash).await
+            }
+            (&Method::GET, Route::Referrers(cache, hash)) => {
+                browse::list_referrers(self, call, &cache, &hash).await
+            }
+            (&Method::GET, Route::File(cache, hash)) => browse::get_file(self, call, &cache, &hash).await,
+            (&Method::GET, Route::Objects(cache)) => browse::list_objects(self, call, &cache).await,
             (&Method::DELETE, Route::Object(cache, hash)) => {
                 caches::remove_object(self, call, &cache, &hash).await
             }
@@ -220,9 +228,12 @@ fn allowed_methods(route: &Route<'_>) -> &'static str {
         | Route::Nar(..)
         | Route::Document(..) => "GET, HEAD, PUT",
         Route::CacheConfig(_) => "GET, HEAD, POST, PATCH, DELETE",
-        Route::GetMissingPaths | Route::Objects(_) | Route::Pins(_) => "POST",
+        Route::GetMissingPaths | Route::Pins(_) => "POST",
+        Route::Objects(_) => "GET, HEAD, POST",
+        Route::File(..) => "GET, HEAD",
         Route::UploadPath => "PUT",
         Route::Pin(..) => "PUT, DELETE",
-        Route::Object(..) | Route::Referrers(..) | Route::PinnedPath(..) => "DELETE",
+        Route::Object(..) | Route::Referrers(..) => "GET, HEAD, DELETE",
+        Route::PinnedPath(..) => "DELETE",
     }
 }

@@ -42,6 +42,7 @@ pub fn fuzz_route(data: &[u8]) {
         Route::AtticCacheInfo(cache) => format!("/{cache}/attic-cache-info"),
         Route::CacheConfig(cache) => format!("/_api/v1/cache-config/{cache}"),
         Route::Object(cache, hash) => format!("/_api/v2/caches/{cache}/objects/{hash}"),
+        Route::File(cache, hash) => format!("/_api/v2/caches/{cache}/objects/{hash}/file"),
         Route::Nar(cache, NarFile::Encoded(hash, tag)) => {
             format!("/{cache}/nar/{}-{tag}.nar.zst", hash.to_nix32())
         }

@@ -39,6 +39,10 @@ pub(crate) enum Route<'a> {
     Objects(CacheName),
     /// `/_api/v2/caches/{cache}/objects/{hash}/referrers`
     Referrers(CacheName, StorePathHash),
+    /// `/_api/v2/caches/{cache}/objects/{hash}/file/{path}`; [`Call::file_names`] has the path.
+    ///
+    /// [`Call::file_names`]: crate::call::Call::file_names
+    File(CacheName, StorePathHash),
     /// `/_api/v2/caches/{cache}/purges`
     Purges(CacheName),
     /// `/_api/v2/caches/{cache}/stats`
@@ -99,6 +103,7 @@ impl<'a> Route<'a> {
                 match (segments.next(), segments.next()) {
                     (None, _) => Some(Self::Object(cache, hash)),
                     (Some("referrers"), None) => Some(Self::Referrers(cache, hash)),
+                    (Some("file"), None) => Some(Self::File(cache, hash)),
                     _ => None,
                 }
             }
@@ -161,6 +166,7 @@ impl<'a> Route<'a> {
             Self::UploadPath => "/_api/v1/upload-path",
             Self::Caches => "/_api/v2/caches",
             Self::Object(..) => "/_api/v2/caches/{cache}/objects/{hash}",
+            Self::File(..) => "/_api/v2/caches/{cache}/objects/{hash}/file/{path}",
             Self::Objects(_) => "/_api/v2/caches/{cache}/objects",
             Self::Referrers(..) => "/_api/v2/caches/{cache}/objects/{hash}/referrers",
             Self::Purges(_) => "/_api/v2/caches/{cache}/purges",
@@ -197,6 +203,7 @@ impl<'a> Route<'a> {
             | Self::Object(..)
             | Self::Objects(_)
             | Self::Referrers(..)
+            | Self::File(..)
             | Self::Purges(_)
             | Self::CacheStats(_)
             | Self::StoredStats
@@ -277,6 +284,7 @@ mod tests {
             (&format!("/_api/v2/caches/main/objects/{HASH}"), Route::Object(main(), hash)),
             ("/_api/v2/caches/main/objects", Route::Objects(main())),
             (&format!("/_api/v2/caches/main/objects/{HASH}/referrers"), Route::Referrers(main(), hash)),
+            (&format!("/_api/v2/caches/main/objects/{HASH}/file"), Route::File(main(), hash)),
             ("/_api/v2/caches/main/purges", Route::Purges(main())),
             ("/_api/v2/caches/main/stats", Route::CacheStats(main())),
             ("/_api/v2/stats", Route::StoredStats),

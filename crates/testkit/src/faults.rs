@@ -19,10 +19,10 @@ use dormer_index::{
     Alias, AuditEntry, Cache, CacheId, CacheIndex, CachePatch, CacheTotals, CacheVisibility, CallCounts,
     Changes, ChunkIndex, ChunkRow, CommitOutcome, CounterIndex, DocumentIndex, Error as IndexError,
     FoundObject, Index, ListedObject, Nar, NarCommit, NarId, NarIndex, NarKey, NarSource, NarSummary,
-    NewCache, NewDocument, NewPack, ObjectIndex, ObjectOrder, ObjectPlace, OutboxIndex, OutboxPosition,
-    OutboxRow, PackNumber, PathCounts, Pin, PoolUse, PurgeCounts, Removal, RetentionIndex, SealedKey,
-    SealedKeyPlace, SettingIndex, StoredCounts, StoredDocument, StoredListing, TraceOutcome, UnixSeconds,
-    Use,
+    NewCache, NewDocument, NewPack, ObjectIndex, ObjectOrder, ObjectPlace, ObjectReferences, OutboxIndex,
+    OutboxPosition, OutboxRow, PackNumber, PathCounts, Pin, PoolUse, PurgeCounts, Removal, RetentionIndex,
+    SealedKey, SealedKeyPlace, SettingIndex, StoredCounts, StoredDocument, StoredListing, TraceOutcome,
+    UnixSeconds, Use,
 };
 use dormer_nix::{BuildId, BuildTrace, DocumentName, NarHash, StorePath, StorePathHash};
 
@@ -507,8 +507,17 @@ impl RetentionIndex for FaultIndex {
         &self,
         cache: CacheId,
         hashes: &[StorePathHash],
-    ) -> Outcome<Vec<(StorePathHash, Vec<StorePath>)>> {
+    ) -> Outcome<Vec<ObjectReferences>> {
         read_step!(self, self.inner.find_references(cache, hashes))
+    }
+    async fn list_referrers(
+        &self,
+        cache: CacheId,
+        hash: &StorePathHash,
+        after: Option<&StorePathHash>,
+        limit: u32,
+    ) -> Outcome<Vec<StorePath>> {
+        read_step!(self, self.inner.list_referrers(cache, hash, after, limit))
     }
     async fn find_referrers(
         &self,

@@ -246,3 +246,23 @@ fn a_cache_with_a_plus_in_its_name_works_with_every_nix() {
         reader.verify_all();
     }
 }
+
+/// `dormer cat` and `dormer cache show`, of a path that came by `nix copy`.
+#[test]
+fn a_path_of_a_private_cache_is_looked_into_without_fetching_it() {
+    let lab = Lab::start();
+    lab.create_cache("team", &[]);
+    let machine = pusher(&lab, "pusher", Nix::NEWEST, "team");
+    let tool = machine.build("tool", &[("salt", "cat")]);
+    machine.run("nix", &["copy", "--to", &lab.cache_url("team"), &tool]).succeeds();
+    let file = format!("{tool}/self");
+    assert_eq!(lab.dormer(&["cat", "team", &file]).succeeds(), format!("{tool}\n"));
+    let missing = format!("{tool}/missing");
+    assert!(lab.dormer(&["cat", "team", &missing]).fails().contains("the cache does not have this"));
+    assert!(lab.dormer(&["cat", "team", &format!("{tool}/bin")]).fails().contains("a folder"));
+    let shown = lab.dormer(&["cache", "show", "team", &tool]).succeeds();
+    assert!(
+        shown.contains(&tool["/nix/store/".len()..]) && shown.contains("closure        2 paths"),
+        "{shown}"
+    );
+}

@@ -23,6 +23,7 @@ mod layers;
 mod machines;
 mod moving;
 mod nix_copy;
+mod nix_suite;
 mod nixos;
 mod pooler;
 mod promises;

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use clap::{Args, Subcommand};
-use dormer_api::v2::{ListObjectsRequest, PurgesResponse, SortObjects};
+use dormer_api::v2::{ListObjectsRequest, ObjectResponse, PurgesResponse, SortObjects, name_fits};
 use dormer_api::{CacheConfig, CreateCacheRequest, Keypair, Quota, RetentionPeriod, Secret};
 use dormer_client::{ApiClient, CacheRef, NixStore, PageGuard, ServerName};
 use dormer_engine::{Clock as _, SystemClock};
@@ -35,6 +35,7 @@ enum CacheCommand {
     List(ListArgs),
     Destroy(DestroyArgs),
     Ls(LsArgs),
+    Show(ShowArgs),
     RemovePath(RemovePathArgs),
 }
 
@@ -206,6 +207,25 @@ pub(crate) struct LsArgs {
     sort: LsSort,
 }
 
+/// Show what a cache has of a path, and how large its closure is there
+///
+/// Examples:
+///   dormer cache show main ./result
+///   dormer cache show main 3n58xw4373jp0ljirf06d8077j15pc4j --referrers
+#[derive(Debug, Args)]
+#[command(verbatim_doc_comment, after_long_help = EXIT_CODES_OF_CLIENT)]
+pub(crate) struct ShowArgs {
+    /// [SERVER:]CACHE
+    cache: CacheRef,
+    /// A store path, a link to one, or its hash
+    #[arg(value_name = "PATH")]
+    path: PathBuf,
+    /// Also list what refers to it; needs the permission to configure the cache's retention, or to
+    /// delete
+    #[arg(long)]
+    referrers: bool,
+}
+
 /// An order of paths.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
 enum LsSort {
@@ -222,6 +242,7 @@ pub(super) async fn run(args: CacheArgs, context: &Context) -> Result<()> {
         CacheCommand::List(args) => list(&args, context).await,
         CacheCommand::Destroy(args) => destroy(&args, context).await,
         CacheCommand::Ls(args) => ls(&args, context).await,
+        CacheCommand::Show(args) => show(&args, context).await,
         CacheCommand::RemovePath(args) => remove_paths(&args, context).await,
     }
 }
@@ -478,7 +499,7 @@ async fn ls(args: &LsArgs, context: &Context) -> Result<()> {
                 continue;
             }
             let name = object.store_path.split_once('-').map_or("", |(_, name)| name);
-            if args.name.as_ref().is_some_and(|pattern| !fits(pattern, name)) {
+            if args.name.as_ref().is_some_and(|pattern| !name_fits(pattern, name)) {
                 continue;
             }
             printer.message(&json!({
@@ -502,19 +523,65 @@ async fn ls(args: &LsArgs, context: &Context) -> Result<()> {
     }
 }
 
-/// Whether a name fits a pattern in which `*` stands for any text.
-fn fits(pattern: &str, name: &str) -> bool {
-    let Some((first, rest)) = pattern.split_once('*') else { return pattern == name };
-    let Some(name) = name.strip_prefix(first) else { return false };
-    let mut middle: Vec<&str> = rest.split('*').collect();
-    let last = middle.pop().unwrap_or_default();
-    let mut left = name;
-    for piece in middle {
-        // The first place leaves the most to the pieces behind it.
-        let Some((_, behind)) = left.split_once(piece) else { return false };
-        left = behind;
+async fn show(args: &ShowArgs, context: &Context) -> Result<()> {
+    let store = NixStore::from_variables(&dormer_client::process_variables)?;
+    let hash = hash_of(&store, &args.path)?;
+    let (server, api) = context.connect_to_cache(&args.cache)?;
+    let (cache, printer) = (&args.cache.cache, &context.printer);
+    let object = api.get_object(cache, &hash).await?;
+    if printer.json {
+        let mut message = serde_json::to_value(&object).expect("an object has text keys only");
+        message["message_type"] = "object_details".into();
+        message["server"] = server.name.as_str().into();
+        message["cache"] = cache.as_str().into();
+        printer.message(&message)?;
+    } else {
+        for (label, value) in lines_of(&object) {
+            printer.data(format!("{label:<14} {value}").trim_end())?;
+        }
     }
-    left.ends_with(last)
+    if !args.referrers {
+        return Ok(());
+    }
+    let mut pages = PageGuard::new(format!("listing what refers to {hash}"));
+    let mut after = None;
+    loop {
+        let page = api.list_referrers(cache, &hash, after.as_ref()).await?;
+        for path in &page.referrers {
+            printer.message(&json!({
+                "message_type": "referrer", "server": server.name.as_str(), "cache": cache.as_str(), "path": path,
+            }))?;
+            if !printer.json {
+                printer.data(&format!("{:<14} {path}", "referrer"))?;
+            }
+        }
+        let Some(next) = page.next else { return Ok(()) };
+        pages.follow(next)?;
+        after = Some(next);
+    }
+}
+
+fn lines_of(object: &ObjectResponse) -> Vec<(&str, String)> {
+    let size = units::human_size;
+    let mut lines = vec![("path", object.store_path.clone())];
+    lines.push(("NAR", format!("{}, {}", size(object.nar_size), object.nar_hash)));
+    let download = object.file_size.map_or_else(String::new, |bytes| format!("{}, ", size(bytes)));
+    lines.push(("download", format!("{download}{}", object.url)));
+    let closure = &object.closure;
+    let more = if closure.complete { "" } else { "more than " };
+    let lacking = match closure.missing {
+        0 => String::new(),
+        count => format!("; {count} not in this cache"),
+    };
+    let paths = crate::error::paths(usize::try_from(closure.paths).unwrap_or(usize::MAX));
+    lines.push(("closure", format!("{more}{paths}, {}{lacking}", size(closure.nar_size))));
+    lines.extend(object.deriver.clone().map(|deriver| ("deriver", deriver)));
+    lines.extend(object.system.clone().map(|system| ("system", system)));
+    lines.extend(object.ca.clone().map(|ca| ("CA", ca)));
+    lines.extend(object.references.iter().map(|reference| ("reference", reference.clone())));
+    lines.extend(object.signatures.iter().map(|signature| ("signature", signature.clone())));
+    lines.extend(object.extra.iter().map(|(name, value)| (name.as_str(), value.clone())));
+    lines
 }
 
 /// Accepts a bare hash, `<hash>-<name>`, a store path that is no longer valid here, or anything
@@ -570,7 +637,7 @@ fn retention(period: RetentionPeriod) -> String {
 
 #[cfg(test)]
 mod tests {
-    use super::fits;
+    use super::name_fits;
 
     #[test]
     fn a_star_stands_for_any_text() {
@@ -585,7 +652,7 @@ mod tests {
             ("*ab", "ab-ab", true),
             ("a*a", "a", false),
         ] {
-            assert_eq!(fits(pattern, name), is_fit, "{pattern} and {name}");
+            assert_eq!(name_fits(pattern, name), is_fit, "{pattern} and {name}");
         }
     }
 }

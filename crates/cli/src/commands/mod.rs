@@ -3,6 +3,7 @@
 mod adopt;
 mod backup;
 mod cache;
+mod cat;
 mod config_show;
 mod doctor;
 mod edge_serve;
@@ -100,6 +101,7 @@ pub(crate) enum Command {
     Unuse(use_cache::UnuseArgs),
     /// Create, show, change and destroy caches
     Cache(cache::CacheArgs),
+    Cat(cat::CatArgs),
     /// Keep paths of a cache, whatever its retention
     #[command(subcommand)]
     Pin(pin::PinCommand),
@@ -163,6 +165,7 @@ impl Command {
             Self::Push(args) => &args.server,
             Self::Use(args) => &args.server,
             Self::Cache(args) => &args.server,
+            Self::Cat(args) => &args.server,
             Self::Import(args) => &args.server,
             _ => return None,
         };
@@ -209,6 +212,7 @@ impl Command {
             | Self::Login(_)
             | Self::Push(_)
             | Self::Cache(_)
+            | Self::Cat(_)
             | Self::Pin(_)
             | Self::Stats(_)
             | Self::Token(_)
@@ -248,6 +252,7 @@ pub(crate) async fn run(command: Command, context: &Context) -> Result<ExitCode>
         Command::Use(args) => use_cache::run_use(*args, context).await?,
         Command::Unuse(args) => use_cache::run_unuse(&args, context).await?,
         Command::Cache(args) => cache::run(args, context).await?,
+        Command::Cat(args) => cat::run(args, context).await?,
         Command::Pin(command) => pin::run(command, context).await?,
         Command::Token(TokenCommand::Create(args)) | Command::MakeToken(args) => {
             token_create::run(args, context)?;

@@ -30,6 +30,6 @@ mod plan;
 pub(crate) use self::block_cache::BlockCache;
 pub(crate) use self::fetch::ReadFailure;
 pub use self::nar_stream::NarStream;
-pub use self::open::OpenNar;
 pub(crate) use self::open::{ENCODING_UPDATES_MAX, PlanKey};
+pub use self::open::{OpenNar, PartStream};
 pub(crate) use self::plan::{ReadPlan, windows};

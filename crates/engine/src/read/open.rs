@@ -85,6 +85,77 @@ impl OpenNar {
     }
 }
 
+/// Frames that hold a part of an archive.
+pub struct PartStream {
+    /// Whole zstd frames, which decode to a run of the archive's bytes.
+    pub frames: NarStream,
+    /// Bytes of that run before the part. They belong to the same chunk.
+    pub skip: u64,
+}
+
+impl OpenNar {
+    /// Starts to read the frames that hold these bytes of the archive, and nothing before them.
+    /// When this returns, the first read is verified. Other packs of the NAR are not proven to
+    /// exist: nobody asked for them.
+    pub async fn stream_part(self, part: Range<u64>) -> Result<PartStream> {
+        let (served, skip) = self.frames_of(&part).await?;
+        let frames = NarStream::begin(self.engine.clone(), Arc::clone(&self.plan), served).await?;
+        Ok(PartStream { frames, skip })
+    }
+
+    /// The served bytes of the chunks that hold these bytes of the archive, and how many bytes of
+    /// the first chunk come before them.
+    async fn frames_of(&self, part: &Range<u64>) -> Result<(Range<u64>, u64)> {
+        let size = self.plan.size;
+        if part.is_empty() || part.end > size {
+            return Err(Error::RangeOutside { start: part.start, end: part.end, size });
+        }
+        let mut place = FramePlace { part: part.clone(), raw: 0, served: 0, start: None };
+        match &self.plan.chunks {
+            Chunks::Rows(rows) => place.add(rows),
+            Chunks::Windows(windows) => {
+                for (number, window) in windows.iter().enumerate() {
+                    if place.raw + window.raw_bytes <= part.start {
+                        place.raw += window.raw_bytes;
+                        place.served += window.served_bytes();
+                    } else if place.raw < part.end {
+                        let (engine, plan) = (self.engine.clone(), Arc::clone(&self.plan));
+                        place.add(&engine.load_window(plan, number).await?);
+                    }
+                }
+            }
+        }
+        let (start, skip) = place.start.unwrap_or_default();
+        Ok((start..place.served, skip))
+    }
+}
+
+/// Where the frames of a part are, while chunks are counted.
+struct FramePlace {
+    part: Range<u64>,
+    /// Bytes of the archive, and of what is served, up to the next chunk.
+    raw: u64,
+    served: u64,
+    /// Where the first chunk of the part begins, and how much of it comes before the part.
+    start: Option<(u64, u64)>,
+}
+
+impl FramePlace {
+    fn add(&mut self, rows: &[ChunkRow]) {
+        for row in rows {
+            if self.raw >= self.part.end {
+                return;
+            }
+            let end = self.raw + u64::from(row.layout.raw_len);
+            if self.start.is_none() && end > self.part.start {
+                self.start = Some((self.served, self.part.start - self.raw));
+            }
+            self.raw = end;
+            self.served += row.layout.spliced_len();
+        }
+    }
+}
+
 impl Engine {
     /// Opens a NAR of a cache. `None` when the cache has no NAR under this key, or when bytes of
     /// the NAR turn out missing.

@@ -157,6 +157,8 @@ pub(super) struct Window {
     /// Digest of the parts of the rows that decide which bytes are served.
     digest: EncodingTag,
     served_bytes: u64,
+    /// Bytes of the archive.
+    pub(super) raw_bytes: u64,
     holes: usize,
 }
 
@@ -167,8 +169,14 @@ impl Window {
             runs,
             digest: digest(rows),
             served_bytes: rows.iter().map(|row| row.layout.spliced_len()).sum(),
+            raw_bytes: rows.iter().map(|row| u64::from(row.layout.raw_len)).sum(),
             holes: rows.iter().map(|row| row.layout.holes.len()).sum(),
         }
+    }
+
+    /// Bytes that are served of it.
+    pub(super) fn served_bytes(&self) -> u64 {
+        self.served_bytes
     }
 
     /// Whether these rows serve the same bytes.

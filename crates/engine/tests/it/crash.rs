@@ -39,6 +39,8 @@ enum Story {
     LargeListing,
     /// Logs and a trace, each again with more; then the path that they belong to is removed.
     Documents,
+    /// Paths with debug info: one whose bytes were lost comes again, another is new and removed.
+    DebugInfo,
 }
 
 /// What a client knows after an answer.
@@ -61,6 +63,20 @@ fn nars() -> Vec<Vec<u8>> {
     let second = package_nar(&mut random, 30_000, &[]);
     let third = rebuilt(&first, &path(100), &path(101));
     vec![first.clone(), second, third, first]
+}
+
+/// A NAR with debug info for this build id.
+fn debug_nar(build_id: &str) -> Vec<u8> {
+    let (folder, file) = build_id.split_at(2);
+    let file = Node::directory([(format!("{file}.debug"), Node::file(format!("debug info of {build_id}")))]);
+    let folders = ["lib", "debug", ".build-id", folder];
+    encode_tree(&folders.iter().rev().fold(file, |node, name| Node::directory([(*name, node)])))
+}
+
+/// Where debug info is asked for, and what the answer names.
+fn debug_link(build_id: &str) -> (DocumentName, String) {
+    let name = format!("debuginfo/{build_id}.debug").parse().expect("an address");
+    (name, hash_of(&debug_nar(build_id)).to_nix32())
 }
 
 /// More than a MiB of names.
@@ -91,8 +107,8 @@ impl Story {
                     push(&engine, &cache, &path(number), &nar).await.expect("nothing crashes yet");
                 }
             }
-            Self::Healing => {
-                let nars = nars();
+            Self::Healing | Self::DebugInfo => {
+                let nars = if matches!(self, Self::Healing) { nars() } else { vec![debug_nar("00ab")] };
                 for (number, nar) in (0..).zip(&nars) {
                     push(&engine, &cache, &path(number), nar).await.expect("nothing crashes yet");
                 }
@@ -160,6 +176,15 @@ impl Story {
                 }
                 let outcome = engine.remove_object(cache, &path(0).hash(), None).await;
                 told.push((Told::Document(name, None), outcome.map(drop)));
+            }
+            Self::DebugInfo => {
+                for (number, build_id) in [(0, "00ab"), (1, "00cd")] {
+                    let outcome = push(engine, cache, &path(number), &debug_nar(build_id)).await;
+                    let (name, nar) = debug_link(build_id);
+                    told.push((Told::Document(name, Some(nar)), outcome));
+                }
+                let outcome = engine.remove_object(cache, &path(1).hash(), None).await;
+                told.push((Told::Document(debug_link("00cd").0, None), outcome.map(drop)));
             }
             Self::LargeListing => {
                 let nar = nar_with_large_listing();
@@ -357,6 +382,11 @@ async fn a_crash_at_any_step_of_documents_is_survived() {
 }
 
 #[tokio::test]
+async fn a_crash_at_any_step_of_debug_info_is_survived() {
+    holds_at_every_step(Story::DebugInfo, 4, false).await;
+}
+
+#[tokio::test]
 async fn a_crash_at_any_step_is_survived_on_postgresql() {
     holds_at_every_step(Story::Objects, 8, true).await;
     holds_at_every_step(Story::Aliases, 16, true).await;
@@ -366,6 +396,7 @@ async fn a_crash_at_any_step_is_survived_on_postgresql() {
         holds_at_every_step(Story::Healing, 8, true).await;
         holds_at_every_step(Story::Removal, 4, true).await;
         holds_at_every_step(Story::LargeListing, 3, true).await;
+        holds_at_every_step(Story::DebugInfo, 4, true).await;
     }
 }
 

@@ -7,8 +7,10 @@ use std::time::Duration;
 use crate::common::{Installation, create_main, decompress, engine_over, hash_of, path, push, served};
 use dormer_blobs::{Blobs, Counters, Method, StoreBlobs};
 use dormer_engine::{Engine, EngineSettings, Error};
+use dormer_format::ChunkParams;
 use dormer_index::{Cache, Index, NarKey};
 use dormer_nix::StorePath;
+use dormer_nix::nar::{ListedNode, ListingSearch, Node, encode_tree};
 use dormer_stores::{CallPolicy, Credentials, RemoteKind, RemoteSettings};
 use dormer_testkit::services::SeaweedFs;
 use dormer_testkit::{Random, package_nar};
@@ -174,6 +176,53 @@ async fn a_nar_of_one_read_costs_one_get_and_a_look_at_it_one_head() {
     let engine = engine_on(&installation, &blobs).await;
     engine.open_nar(&cache, &key).await.unwrap().unwrap().prove().await.unwrap();
     assert_eq!(counts(), (before.0 + 1, before.1 + 1), "who does not read asks");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_small_file_of_a_large_nar_costs_two_reads_and_two_megabytes() {
+    let installation = Installation::new();
+    let (blobs, counters) = bucket();
+    let mut random = Random::new(7);
+    let small = random.bytes(10_000);
+    // More chunks than the rows of which are loaded at once, most of them alike.
+    let large = random.bytes(1_000_000).repeat(50);
+    let chunk_params = ChunkParams { min: 8 * 1024, avg: 32 * 1024, max: 128 * 1024 };
+    let engine_on = async || {
+        let index: Arc<dyn Index> = Arc::new(installation.index().await);
+        engine_over(index, Arc::clone(&blobs), EngineSettings { chunk_params, ..real_settings() })
+    };
+    let names = ["lib", "b"].map(str::to_owned);
+    let nar = encode_tree(&Node::directory([(
+        "lib",
+        Node::directory([
+            ("a", Node::file(large)),
+            ("b", Node::file(small.clone())),
+            ("c", Node::file(random.bytes(5_000_000))),
+        ]),
+    )]));
+    {
+        let engine = engine_on().await;
+        let cache = create_main(&engine).await;
+        push(&engine, &cache, &path(1), &nar).await.unwrap();
+    }
+    let engine = engine_on().await;
+    let cache = engine.find_cache("main").await.unwrap().unwrap();
+    let before = (counters.requests(Method::Get), counters.requests(Method::Head), counters.bytes_received());
+    let mut listing = engine.listing(&cache, &path(1).hash()).await.unwrap().unwrap();
+    let mut search = ListingSearch::new(names);
+    while let Some(piece) = listing.try_next().await.unwrap() {
+        search.feed(&piece);
+    }
+    let Some(ListedNode::File { size, nar_offset, .. }) = search.finish() else { panic!("it is a file") };
+    let open = engine.open_nar(&cache, &NarKey::Hash(listing.nar)).await.unwrap().unwrap();
+    let part = open.stream_part(nar_offset..nar_offset + size).await.unwrap();
+    let frames = part.frames.map_ok(|piece| piece.to_vec()).try_concat().await.unwrap();
+    let skip = usize::try_from(part.skip).unwrap();
+    assert_eq!(decompress(&frames)[skip..][..small.len()], small);
+    let gets = counters.requests(Method::Get) - before.0;
+    let bytes = counters.bytes_received() - before.2;
+    assert!(gets <= 2 && bytes <= 2_000_000, "{gets} reads of {bytes} bytes");
+    assert_eq!(counters.requests(Method::Head), before.1, "packs that the file does not need");
 }
 
 #[tokio::test(flavor = "multi_thread")]

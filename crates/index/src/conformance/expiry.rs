@@ -436,7 +436,8 @@ pub(super) async fn references_are_found_in_both_directions(both: Both) -> Resul
     let main = cache(&both.index, "main").await?;
     small_closures(&both, main).await?;
     let found = both.index.find_references(main, &[path_hash(1), path_hash(3), path_hash(4)]).await?;
-    let found: BTreeMap<_, _> = found.into_iter().collect();
+    assert!(found.iter().all(|found| found.nar_size > 10_000), "{found:?}");
+    let found: BTreeMap<_, _> = found.into_iter().map(|found| (found.hash, found.references)).collect();
     assert_eq!(found.len(), 2, "4 is not there");
     assert_eq!(found[&path_hash(1)], [path(2), path(4)], "without itself");
     assert!(found[&path_hash(3)].is_empty());
@@ -447,6 +448,14 @@ pub(super) async fn references_are_found_in_both_directions(both: Both) -> Resul
     assert_eq!(referrers, expected);
     assert_eq!(both.index.find_referrers(main, &path_hash(4), 10).await?, [path_hash(1)], "4 is not there");
     assert_eq!(both.index.find_referrers(main, &path_hash(3), 1).await?.len(), 1);
+    // The same, page by page.
+    let (mut pages, mut after) = (Vec::new(), None);
+    while let Some(path) = both.index.list_referrers(main, &path_hash(3), after.as_ref(), 1).await?.pop() {
+        after = Some(path.hash());
+        pages.push(path);
+    }
+    assert_eq!(pages.iter().map(StorePath::hash).collect::<Vec<_>>(), expected);
+    assert_eq!(both.index.list_referrers(main, &path_hash(9), None, 9).await?, []);
     Ok(())
 }
 

@@ -7,8 +7,8 @@ use dormer_nix::{StorePath, StorePathHash};
 use super::{KEYS_MAX, journal, objects};
 use crate::columns::{array, store_path, unpack_references, unsigned};
 use crate::contract::{
-    AuditEntry, CacheId, ListedObject, ObjectOrder, ObjectPlace, Pin, PurgeCounts, Removal, RetentionIndex,
-    UnixSeconds,
+    AuditEntry, CacheId, ListedObject, ObjectOrder, ObjectPlace, ObjectReferences, Pin, PurgeCounts, Removal,
+    RetentionIndex, UnixSeconds,
 };
 use crate::jobs::{JobKind, work};
 use crate::rows::Row;
@@ -35,11 +35,19 @@ pub(crate) const LIST_PINS: Sql = both!(
      ORDER BY name, hash LIMIT $5"
 );
 pub(crate) const FIND_REFERENCES: Sql = both!(
-    "SELECT o.hash, o.name, o.refs FROM", list 2, "AS k CROSS JOIN objects AS o
+    "SELECT o.hash, o.name, o.refs, o.nar_size FROM", list 2, "AS k CROSS JOIN objects AS o
      WHERE o.cache = $1 AND o.hash = k.item"
 );
 pub(crate) const FIND_REFERRERS: Sql =
     both!("SELECT referrer FROM object_refs WHERE cache = $1 AND reference = $2 ORDER BY referrer LIMIT $3");
+
+// From the path to its referrers, in the order of the key.
+pub(crate) const LIST_REFERRERS: Sql = both!(
+    "SELECT r.referrer, o.name FROM object_refs AS r CROSS JOIN objects AS o
+     WHERE r.cache = $1 AND r.reference = $2 AND r.referrer > $3 AND o.cache = r.cache AND o.hash = r.referrer
+         AND EXISTS (SELECT 1 FROM caches WHERE id = $1 AND deleted_at IS NULL)
+     ORDER BY r.referrer LIMIT $4"
+);
 
 macro_rules! list {
     ($value:literal, $after:literal, $order:literal) => {
@@ -137,7 +145,7 @@ impl<D: Dialect> RetentionIndex for SqlIndex<D> {
         &self,
         cache: CacheId,
         hashes: &[StorePathHash],
-    ) -> Result<Vec<(StorePathHash, Vec<StorePath>)>> {
+    ) -> Result<Vec<ObjectReferences>> {
         assert!(hashes.len() <= KEYS_MAX, "too many objects in one look-up");
         if hashes.is_empty() {
             return Ok(Vec::new());
@@ -146,6 +154,24 @@ impl<D: Dialect> RetentionIndex for SqlIndex<D> {
         self.read("find references", async |mut tx| {
             let rows = tx.rows(FIND_REFERENCES, &[Number(cache.0), List(&keys)]).await?;
             rows.iter().map(read_references).collect()
+        })
+        .await
+    }
+
+    async fn list_referrers(
+        &self,
+        cache: CacheId,
+        hash: &StorePathHash,
+        after: Option<&StorePathHash>,
+        limit: u32,
+    ) -> Result<Vec<StorePath>> {
+        let after: &[u8] = after.map_or(&[], |hash| hash.as_bytes());
+        let key = [Number(cache.0), Bytes(hash.as_bytes()), Bytes(after), Number(limit.into())];
+        self.read("list referrers", async |mut tx| {
+            let rows = tx.rows(LIST_REFERRERS, &key).await?;
+            rows.iter()
+                .map(|row| store_path(row.column(0, "object_refs")?, row.column(1, "objects")?))
+                .collect()
         })
         .await
     }
@@ -241,13 +267,14 @@ fn read_pin(row: &impl Row) -> Result<Pin> {
     })
 }
 
-/// Columns: hash, name, references.
-fn read_references(row: &impl Row) -> Result<(StorePathHash, Vec<StorePath>)> {
+/// Columns: hash, name, references, size.
+fn read_references(row: &impl Row) -> Result<ObjectReferences> {
     let table = "objects";
     let path = store_path(row.column(0, table)?, row.column(1, table)?)?;
     let mut references = unpack_references(&path, row.column(2, table)?)?;
     references.retain(|reference| *reference != path);
-    Ok((path.hash(), references))
+    let nar_size = unsigned(table, row.column(3, table)?)?;
+    Ok(ObjectReferences { hash: path.hash(), nar_size, references })
 }
 
 /// Columns: hash, name, size, creation, last use, value of the order, row number.

@@ -17,12 +17,14 @@
 
 mod error;
 mod listing;
+mod listing_search;
 mod reader;
 mod tree;
 mod writer;
 
 pub use error::NarError;
 pub use listing::Listing;
+pub use listing_search::{ListedNode, ListingSearch};
 pub use reader::NarReader;
 pub use tree::{Node, encode_tree};
 pub use writer::{NarWriteError, NarWriter};

@@ -14,6 +14,7 @@ use dormer_index::{
     Cache, Index, JobIndex, PostgresIndex, PostgresOptions, PublishCounts, PublishIndex, PublishState,
     Removal, SqliteIndex, SqliteOptions,
 };
+use dormer_nix::nar::{Node, encode_tree};
 use dormer_nix::{BuildTrace, DocumentName, NarHash, NarInfo, StoreDir, StorePath, StorePathHash, TraceKey};
 use dormer_publish::{Mode, Outcome, Publisher, Result, Silent, TargetSettings};
 use dormer_stores::Store;
@@ -234,6 +235,15 @@ impl Lab {
         self.engine.commit_object(&self.cache, ingested, object).await.expect("a commit");
     }
 
+    /// Pushes package `number`, which holds debug info, with references.
+    pub(crate) async fn push_debug(&self, number: u8, references: &[u8]) {
+        let references: Vec<StorePath> = references.iter().map(|number| path(*number)).collect();
+        let file = Node::directory([(format!("ab{number:02x}.debug"), Node::file([number; 100]))]);
+        let folders = ["lib", "debug", ".build-id", "00"];
+        let tree = folders.iter().rev().fold(file, |node, name| Node::directory([(*name, node)]));
+        self.push_nar(number, &encode_tree(&tree), &references, &[]).await;
+    }
+
     /// Stores a log of the derivation that all packages come from.
     pub(crate) async fn put_log(&self, log: &str) {
         self.engine.put_log(&self.cache, derivation(), log.as_bytes().to_vec()).await.expect("a log");
@@ -364,6 +374,11 @@ pub(crate) fn trace_name(number: u8) -> String {
     format!("main/{}", DocumentName::Trace(trace_key(number)))
 }
 
+/// The name of the link to the debug info of package `number` in the target.
+pub(crate) fn debug_name(number: u8) -> String {
+    format!("main/debuginfo/00ab{number:02x}.debug")
+}
+
 /// The name of the log in the target.
 pub(crate) fn log_name() -> String {
     format!("main/{}", DocumentName::Log(derivation()))
@@ -396,6 +411,11 @@ pub(crate) fn check(
             Ok(EdgeKey::Document(_, DocumentName::Trace(key))) => {
                 let trace = BuildTrace::parse(&key, content).expect("a good trace");
                 narinfos.contains_key(&trace.out_path.hash())
+            }
+            Ok(EdgeKey::Document(_, DocumentName::DebugInfo(_))) => {
+                let link: serde_json::Value = serde_json::from_slice(content).expect("a good link");
+                let nar = link["archive"].as_str().and_then(|archive| archive.strip_prefix("../"));
+                files.contains_key(&format!("main/{}", nar.expect("a NAR beside it")))
             }
             _ => true,
         };

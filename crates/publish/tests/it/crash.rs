@@ -1,7 +1,7 @@
 //! Crash at every step of a run, with the lost call's effect kept and dropped: a reader sees whole
 //! closures all the way, and the next run finishes what was begun and leaves nothing behind.
 
-use crate::common::{Lab, log_name, on_both_databases, stride, trace_name};
+use crate::common::{Lab, debug_name, log_name, on_both_databases, stride, trace_name};
 use dormer_edge::CacheState;
 use dormer_engine::{KeyChange, UpdateCache};
 use dormer_publish::{Error, Mode};
@@ -31,8 +31,13 @@ impl Before {
     async fn prepare(self) -> Lab {
         let mut lab = Lab::new().await;
         lab.settings.logs = true;
-        for (number, references) in [(1, vec![]), (2, vec![1]), (3, vec![2]), (4, vec![]), (5, vec![4])] {
+        lab.settings.debug_info = true;
+        for (number, references) in [(1, vec![]), (2, vec![1]), (3, vec![2]), (4, vec![])] {
             lab.push(number, number.into(), &references).await;
+        }
+        lab.push_debug(5, &[4]).await;
+        if self == Self::Changes {
+            lab.push_debug(8, &[]).await;
         }
         lab.put_log("built").await;
         for number in [3, 4] {
@@ -55,6 +60,7 @@ impl Before {
                 lab.push(3, 33, &[1]).await;
                 lab.remove(2).await;
                 lab.remove_for_cause(4).await;
+                lab.remove_for_cause(8).await;
                 lab.push(7, 7, &[]).await;
                 lab.remove_for_cause(1).await;
                 lab.push(1, 11, &[]).await;
@@ -79,6 +85,7 @@ impl Before {
                 let stranger = nars[0].replace(flipped.0, flipped.1);
                 lab.target.store().put(&stranger, &kind, vec!["not ours".into()]).await.expect("memory");
                 lab.target.store().delete(&trace_name(3)).await.expect("memory");
+                lab.target.store().delete(&debug_name(5)).await.expect("memory");
                 lab.target.store().put(&log_name(), &kind, vec!["short".into()]).await.expect("memory");
             }
             Self::AnotherPlace => lab.target = MemoryTarget::at("elsewhere"),
@@ -143,6 +150,10 @@ async fn survives(before: Before, published: &[u8], nars: usize) {
             for number in [3, 4] {
                 let is_there = files.contains_key(&trace_name(number));
                 assert_eq!(is_there, published.contains(&number), "{what}: the trace of {number}");
+            }
+            for number in [5, 8] {
+                let is_there = files.contains_key(&debug_name(number));
+                assert_eq!(is_there, published.contains(&number), "{what}: the debug info of {number}");
             }
             assert!(files.contains_key("main/nix-cache-info"), "{what}");
             let state = CacheState::parse(&files["main/dormer-state.json"]).expect("a good state document");

@@ -748,6 +748,30 @@ async fn debug_info_leads_to_a_nar_of_the_target() {
     lab.check_every_moment(&[], "debug info");
 }
 
+/// docs/PERFORMANCE.md: what a first run asks of a target for each path, and for each document.
+async fn a_path_costs_two_requests_and_a_document_one() {
+    const PATHS: u8 = 40;
+    let mut requests = Vec::new();
+    for traces in [0, PATHS] {
+        let lab = Lab::new().await;
+        for number in 1..=PATHS {
+            lab.push(number, number.into(), &[]).await;
+        }
+        for number in 1..=traces {
+            lab.put_trace(number).await;
+        }
+        let outcome = lab.publish().await.unwrap();
+        assert_eq!(lab.published().len(), usize::from(PATHS));
+        // What the target saw, and what the run counted, which has to be no less.
+        let seen = lab.target.events().len() as u64;
+        assert!(outcome.writes >= seen, "{seen} seen, {} counted", outcome.writes);
+        requests.push(outcome.writes + outcome.listings);
+    }
+    let paths = u64::from(PATHS);
+    assert!(requests[0] * 10 <= paths * 22, "{requests:?} for {PATHS} paths");
+    assert_eq!(requests[1] - requests[0], paths, "one for each trace");
+}
+
 async fn revoked_tokens_are_told_to_the_edge() {
     let mut lab = Lab::new().await;
     lab.push(1, 1, &[]).await;
@@ -788,5 +812,6 @@ on_both_databases! {
     documents_come_after_their_narinfos_and_go_before_them,
     documents_of_a_private_cache_leave_a_readable_target,
     debug_info_leads_to_a_nar_of_the_target,
+    a_path_costs_two_requests_and_a_document_one,
     revoked_tokens_are_told_to_the_edge,
 }

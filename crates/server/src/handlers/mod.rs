@@ -1,6 +1,7 @@
 //! Handlers: one for each method of each route. Each translates, none decides.
 
 pub(crate) mod attic;
+pub(crate) mod browse;
 pub(crate) mod caches;
 mod checks;
 pub(crate) mod documents;

@@ -145,13 +145,11 @@ async fn get_upload(
     let decoder = Compression::Zstd.decode(frames.boxed(), limit, app.engine.cpu());
     // An answer without a length must not end as if it were whole when it is not.
     let nar = Exact::new(StreamReader::new(decoder.into_stream().boxed()), size);
-    let time_max = REENCODING_GRACE + Duration::from_secs(size / REENCODING_BYTES_PER_SECOND_MIN);
-    let end = Instant::now() + time_max;
+    let is_in_time = end_of_answer(size);
     let pieces = reencode(nar, compression).and_then(move |piece| {
         // The turn lasts as long as the answer.
         let _ = &turn;
-        let is_late = Instant::now() > end;
-        ready(if is_late { Err(io::ErrorKind::TimedOut.into()) } else { Ok(piece) })
+        ready(is_in_time().map(|()| piece))
     });
     let mut response = Response::new(Body::Stream(Box::pin(pieces)));
     response.headers_mut().insert(CONTENT_TYPE, NAR_TYPE);
@@ -159,6 +157,12 @@ async fn get_upload(
         response.headers_mut().insert(CONTENT_LENGTH, HeaderValue::from(size));
     }
     Ok(response)
+}
+
+/// Says whether an answer of so many bytes, which begins now and holds a turn, may still go on.
+pub(super) fn end_of_answer(size: u64) -> impl Fn() -> io::Result<()> {
+    let end = Instant::now() + REENCODING_GRACE + Duration::from_secs(size / REENCODING_BYTES_PER_SECOND_MIN);
+    move || if Instant::now() > end { Err(io::ErrorKind::TimedOut.into()) } else { Ok(()) }
 }
 
 async fn open_upload(app: &App, cache: &Cache, file_name: &str) -> Result<(Compression, OpenNar), Failure> {

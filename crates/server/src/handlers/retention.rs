@@ -5,7 +5,7 @@ use dormer_api::v2::{
     ListPinsResponse, ObjectEntry, PinEntry, RemovePinsResponse, RemoveReferrersResponse, SortObjects,
 };
 use dormer_api::{CacheName, Permission, PinName};
-use dormer_index::{ObjectOrder, ObjectPlace, Pin};
+use dormer_index::{CacheId, ObjectOrder, ObjectPlace, Pin};
 use dormer_nix::{StorePath, StorePathHash};
 use http::{Response, StatusCode};
 
@@ -33,27 +33,41 @@ pub(crate) async fn list_objects(
     let cache = app.open_cache_for_any(call, name, &owner).await?;
     let Buffered::<ListObjectsRequest> { value: request, memory: _memory } =
         read_json(app, call, body).await?;
-    let order = match request.sort {
+    let after = request.after.as_deref().map(read_place).transpose()?;
+    let (objects, next) = page_of_objects(app, cache.id, request.sort, after).await?;
+    let next = next.map(write_place);
+    Ok(body::json(StatusCode::OK, &ListObjectsResponse { objects, next }))
+}
+
+/// A page of objects, and where the next one begins.
+pub(super) async fn page_of_objects(
+    app: &App,
+    cache: CacheId,
+    sort: SortObjects,
+    after: Option<ObjectPlace>,
+) -> Result<(Vec<ObjectEntry>, Option<ObjectPlace>), Failure> {
+    let order = match sort {
         SortObjects::Used => ObjectOrder::Used,
         SortObjects::Age => ObjectOrder::Age,
         SortObjects::Size => ObjectOrder::Size,
     };
-    let after = request.after.as_deref().map(read_place).transpose()?;
-    let found = app.engine.index().list_objects(cache.id, order, after, PAGE).await;
+    let found = app.engine.index().list_objects(cache, order, after, PAGE).await;
     let found = found.map_err(dormer_engine::Error::from)?;
-    let last = found.last().filter(|_| found.len() == PAGE as usize);
-    let next = last.map(|last| format!("{}.{}", last.place.value, last.place.id));
+    let next = found.last().filter(|_| found.len() == PAGE as usize).map(|last| last.place);
     let entry = |object: &dormer_index::ListedObject| ObjectEntry {
         store_path: object.path.to_string(),
         nar_size: object.nar_size,
         created_at: object.created_at,
         last_used_at: object.last_used_at,
     };
-    let objects = found.iter().map(entry).collect();
-    Ok(body::json(StatusCode::OK, &ListObjectsResponse { objects, next }))
+    Ok((found.iter().map(entry).collect(), next))
 }
 
-fn read_place(text: &str) -> Result<ObjectPlace, Failure> {
+pub(super) fn write_place(place: ObjectPlace) -> String {
+    format!("{}.{}", place.value, place.id)
+}
+
+pub(super) fn read_place(text: &str) -> Result<ObjectPlace, Failure> {
     let place = text
         .split_once('.')
         .and_then(|(value, id)| Some(ObjectPlace { value: value.parse().ok()?, id: id.parse().ok()? }));

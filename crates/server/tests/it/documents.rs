@@ -131,6 +131,43 @@ fn a_trace_is_signed_when_it_is_served_and_gathers_signatures() {
     }
 }
 
+/// Golden files pin both versions of the document: `<name>.put` as Nix sends it, `<name>.served` as
+/// the server answers, with the signature of the cache's key. A Nix that is in use reads them, so
+/// they never change. `DORMER_WRITE_GOLDEN=1` writes those of a new version.
+#[test]
+fn traces_are_served_as_the_golden_files_say() {
+    let server = Server::start();
+    let key = include_str!("../../../nix/tests/data/signing-key.secret");
+    let public: PublicKey = include_str!("../../../nix/tests/data/signing-key.public").parse().unwrap();
+    let keypair = json!({"keypair": {"Keypair": key}});
+    let reply = server.call(&admin(), "PATCH", "/_api/v1/cache-config/main", keypair.to_string().as_bytes());
+    assert_eq!(reply.status, 200, "{reply:?}");
+    let folder = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden");
+    let derivation = "1k8c1hiysz6aaks2mpfc5k7xbbjpw5z5-hello.drv";
+    let hash = "ab".repeat(32);
+    for (name, address) in [
+        ("realisation", format!("realisations/sha256:{hash}!out.doi")),
+        ("build-trace", format!("build-trace-v2/{derivation}/out.doi")),
+        ("keyed-build-trace", format!("build-trace-v2/{derivation}/dev.doi")),
+    ] {
+        let sent = std::fs::read(folder.join(format!("{name}.put"))).unwrap();
+        let plain = format!("/main/{address}");
+        put(&server, &plain, &sent);
+        let served = server.get(&plain).body;
+        // As Nix spells it since 2.34.
+        assert_eq!(server.get(&plain.replace('!', "%21")).body, served, "{name}");
+        let golden = folder.join(format!("{name}.served"));
+        if std::env::var_os("DORMER_WRITE_GOLDEN").is_some() {
+            std::fs::write(&golden, &served).unwrap();
+        }
+        assert_eq!(std::fs::read_to_string(&golden).unwrap(), String::from_utf8_lossy(&served), "{name}");
+        let Ok(DocumentName::Trace(key)) = plain["/main/".len()..].parse() else { panic!("{plain}") };
+        let trace = BuildTrace::parse(&key, &served).unwrap();
+        let signature = trace.sigs.last().unwrap().parse().unwrap();
+        assert!(trace.fingerprints().iter().any(|text| public.verify(text, &signature).is_ok()), "{name}");
+    }
+}
+
 #[test]
 fn nobody_forges_a_signature_in_the_name_of_a_key_of_the_cache() {
     let server = Server::start();

@@ -1,6 +1,7 @@
 //! Every integration test of `dormer-server`: one program, because each program costs a link.
 
 mod attic;
+mod browse;
 mod caching;
 mod common;
 mod documents;

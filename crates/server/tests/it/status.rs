@@ -4,6 +4,7 @@ use std::io::{Read as _, Write as _};
 use std::time::Duration;
 
 use crate::common::{self, Reply, Server, admin, nar, path, sized_nar, token};
+use dormer_nix::nar::{Node, encode_tree};
 use serde_json::json;
 
 #[test]
@@ -70,6 +71,19 @@ fn an_unknown_compression_is_400() {
     let reply = server.call(&admin(), "PUT", "/main/nar/x.nar.lzip", b"LZIP");
     assert_eq!(reply.status, 400);
     assert!(reply.text().contains("xz, zstd, bzip2, gzip, br, lz4, lzma or none"));
+}
+
+#[test]
+fn what_is_no_file_is_400_with_what_it_is() {
+    let server = Server::start();
+    let folder = Node::directory([("bin", Node::directory([("tool", Node::file("x"))]))]);
+    server.push("main", &path(1), &encode_tree(&folder));
+    let get =
+        |file: &str| server.get(&format!("/_api/v2/caches/main/objects/{}/file/{file}", path(1).hash()));
+    assert_eq!(get("bin/tool").status, 200);
+    let reply = get("bin");
+    assert_eq!(reply.status, 400);
+    assert!(reply.text().contains("a folder"), "{reply:?}");
 }
 
 #[test]
