@@ -43,8 +43,8 @@ use self::recompress::Recompression;
 use crate::pace::pause_after;
 use crate::{Clock, Result};
 
-/// NARs in one page: a page of recipes is some 100 KiB.
-const PAGE_NARS: u32 = 1_024;
+/// NARs in one page: a page of recipes is some 400 KiB.
+const PAGE_NARS: u32 = 4_096;
 
 /// Rows of packs, or of moved chunks, in one page.
 const PAGE_ROWS: u32 = 4_096;

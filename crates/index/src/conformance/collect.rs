@@ -7,8 +7,8 @@ use std::time::Duration;
 use dormer_format::ChunkLayout;
 
 use super::fixtures::{
-    GRACE_SECONDS, NOW, alias, cache, chunk_id, commit, nar_hash, new_nar, object, pack, pack_id, path_hash,
-    push, push_object, run,
+    GRACE_SECONDS, NOW, alias, cache, chunk_id, commit, fill, nar_hash, new_nar, object, pack, pack_id,
+    path_hash, push, push_object, run,
 };
 use crate::{
     ChunkMove, ChunkRow, CollectIndex, CommitTarget, CompactedPack, Error, Index, JobIndex, JobKind,
@@ -101,6 +101,24 @@ pub(super) async fn what_names_a_nar_is_told_with_its_chunks(three: Three) -> Re
     assert_eq!(marked[4].size, 10_005);
     let page = three.collect.mark_nars(marked[1].id, 2, NOW, NOW - 1).await?;
     assert_eq!(page, marked[2..4]);
+    Ok(())
+}
+
+pub(super) async fn a_page_of_large_recipes_is_short(three: Three) -> Result<()> {
+    let id = cache(&three.index, "main").await?;
+    for number in 1..=4 {
+        let rows = three.index.commit_pack(&pack(number, [number])).await?;
+        let mut nar = new_nar(number, &rows);
+        // Some 800 kB: two of them fit 2 MiB, and three do not.
+        nar.recipe.hashes = vec![fill(); 40_000];
+        commit(&three.index, id, NarSource::New(Box::new(nar)), CommitTarget::Object(object(number))).await?;
+    }
+    let mut after = NarId(0);
+    for length in [2, 2, 0] {
+        let page = three.collect.mark_nars(after, 1_000, NOW, NOW).await?;
+        assert_eq!(page.len(), length, "after {after:?}");
+        after = page.last().map_or(after, |nar| nar.id);
+    }
     Ok(())
 }
 

@@ -82,11 +82,15 @@ pub(super) fn recipe(rows: &[ChunkRow]) -> Recipe {
     for row in rows {
         builder.push_chunk(row.number);
         for _ in &row.layout.holes {
-            builder
-                .push_fill(&HoleFill::from_bytes(*b"0123456789abcdfghijklmnpqrsvwxyz").expect("nix-base32"));
+            builder.push_fill(&fill());
         }
     }
     builder.finish()
+}
+
+/// What fills all holes.
+pub(super) fn fill() -> HoleFill {
+    HoleFill::from_bytes(*b"0123456789abcdfghijklmnpqrsvwxyz").expect("nix-base32")
 }
 
 /// NAR `number`, made of these rows.

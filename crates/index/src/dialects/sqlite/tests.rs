@@ -825,11 +825,21 @@ pub(super) async fn look_ups_search_indexes(index: &SqliteIndex) {
         (objects::DELETE_GRACES_FOR_CAUSE, &["SEARCH graces USING PRIMARY KEY (cache=?)"]),
         (collect::EXPIRE_GRACES, &["SEARCH graces USING COVERING INDEX graces_to_expire (<expr><?)"]),
         (collect::EXPIRE_ALIASES, &["SEARCH aliases USING COVERING INDEX aliases_to_expire (<expr><?)"]),
+        (collect::MARK_END, &["SEARCH nars USING INTEGER PRIMARY KEY (rowid>?)"]),
         (
-            collect::MARK_NARS,
+            collect::MARK_BYTES,
             &[
-                "SEARCH n USING INTEGER PRIMARY KEY (rowid>?)",
-                "SEARCH l USING INTEGER PRIMARY KEY (rowid=?) LEFT-JOIN",
+                "SEARCH nars USING INTEGER PRIMARY KEY (rowid>? AND rowid<?)",
+                "SEARCH listings USING INDEX listings_in_chunks (nar>? AND nar<?)",
+            ],
+        ),
+        (collect::MARK_SIZES, &["SEARCH n USING INTEGER PRIMARY KEY (rowid>?)"]),
+        (collect::MARK_RECIPES, &["SEARCH nars USING INTEGER PRIMARY KEY (rowid>? AND rowid<?)"]),
+        (collect::MARK_LISTINGS, &["SEARCH listings USING INDEX listings_in_chunks (nar>? AND nar<?)"]),
+        (
+            collect::UNNAMED_NARS,
+            &[
+                "SEARCH n USING INTEGER PRIMARY KEY (rowid>? AND rowid<?)",
                 "SEARCH o USING COVERING INDEX objects_by_nar (nar=?)",
             ],
         ),
