@@ -1,6 +1,6 @@
 #!/bin/sh
-# release-version.sh TAG: prints `version=1.2.3` if the tag v1.2.3 is what every file says that names
-# the version of a release, and fails otherwise.
+# release-version.sh TAG: prints `version=1.2.3` if every file that names the version of a release
+# agrees with the tag v1.2.3, and fails otherwise.
 set -eu
 cd "$(dirname "$0")/.."
 version=$(sed -n '/^\[workspace.package\]/,/^\[/s/^version = "\(.*\)"$/\1/p' Cargo.toml)

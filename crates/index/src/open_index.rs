@@ -1,8 +1,8 @@
 //! An open index, as each of its contracts.
 //!
 //! The compiler makes the code of a generic contract where a `dyn` is made of it. [`OpenIndex`] is
-//! therefore made here, once for each dialect: made by callers, all statements of both dialects would
-//! be compiled again in each program that opens an index (`docs/adr/0012-build-time.md`).
+//! therefore made here, once for each dialect: made by callers, all statements of both dialects
+//! would be compiled again in each program that opens an index (`docs/adr/0012-build-time.md`).
 
 use std::sync::Arc;
 

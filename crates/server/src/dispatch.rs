@@ -221,7 +221,8 @@ fn allowed_methods(route: &Route<'_>) -> &'static str {
         | Route::Purges(_)
         | Route::CacheStats(_)
         | Route::StoredStats
-        | Route::AtticCacheInfo(_) => "GET, HEAD",
+        | Route::AtticCacheInfo(_)
+        | Route::File(..) => "GET, HEAD",
         Route::NixCacheInfo(_)
         | Route::Narinfo(..)
         | Route::Listing(..)
@@ -230,7 +231,6 @@ fn allowed_methods(route: &Route<'_>) -> &'static str {
         Route::CacheConfig(_) => "GET, HEAD, POST, PATCH, DELETE",
         Route::GetMissingPaths | Route::Pins(_) => "POST",
         Route::Objects(_) => "GET, HEAD, POST",
-        Route::File(..) => "GET, HEAD",
         Route::UploadPath => "PUT",
         Route::Pin(..) => "PUT, DELETE",
         Route::Object(..) | Route::Referrers(..) => "GET, HEAD, DELETE",

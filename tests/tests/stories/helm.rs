@@ -50,7 +50,8 @@ fn kustomized(components: &[&str]) -> Vec<Value> {
     Run::of(Command::new("cp").arg("-r").arg(from).arg(work.path())).succeeds();
     let overlay = work.path().join("kubernetes/overlays/compared");
     fs::create_dir(&overlay).unwrap();
-    let lines: String = components.iter().map(|name| format!("  - ../../components/{name}\n")).collect();
+    let lines: Vec<_> = components.iter().map(|name| format!("  - ../../components/{name}\n")).collect();
+    let lines = lines.concat();
     let list = if components.is_empty() { String::new() } else { format!("components:\n{lines}") };
     let kustomization = format!(
         "apiVersion: kustomize.config.k8s.io/v1beta1\nkind: Kustomization\nnamespace: dormer\n\
@@ -63,8 +64,8 @@ fn kustomized(components: &[&str]) -> Vec<Value> {
     parse(&Run::of(kubectl.arg("kustomize").arg(&overlay)).succeeds())
 }
 
-/// Objects by their titles, without what only tells who made them: Helm's labels, and the two ways
-/// to roll the pods when the settings change.
+/// Objects by their titles, without what only Helm adds: its labels, and the two ways to roll the
+/// pods when the settings change.
 fn comparable(objects: Vec<Value>) -> BTreeMap<String, Value> {
     const OF_HELM: [&str; 4] = [
         "app.kubernetes.io/instance",

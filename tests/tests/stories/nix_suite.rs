@@ -116,8 +116,8 @@ fn an_expression_fetches_a_closure_from_the_cache() {
     reader.verify_all();
 }
 
-/// ca/post-hook.sh: a hook that copies each path that was built, content-addressed ones too. Nix 2.8
-/// tells its hook no paths, and a derivation alone does not say which they are.
+/// ca/post-hook.sh: a hook that copies each path that was built, content-addressed ones too. Nix
+/// 2.8 tells its hook no paths, and a derivation alone does not say which they are.
 #[test]
 fn a_hook_copies_content_addressed_paths() {
     let lab = Lab::start();

@@ -235,12 +235,12 @@ fn modules_do_what_their_options_say_and_nothing_unless_enabled() {
 
 #[test]
 fn mistakes_in_a_configuration_are_refused_with_a_reason() {
+    const KEY: &str = r#"publicKeys = [ "a:kK3qGmZjtzvEwvdRgmIBvKEUQxWoKXpqwoBMpVu4JhQ=" ];"#;
     let tree = Tree::new();
     let server = |rest: &str| format!("{{ services.dormer = {{ enable = true; {rest} }}; }}");
     let publisher = |rest: &str| format!("{{ services.dormer = {{ publisher.enable = true; {rest} }}; }}");
     let client =
         |rest: &str| format!("{{ programs.dormer = {{ enable = true; caches.a = {{ {rest} }}; }}; }}");
-    const KEY: &str = r#"publicKeys = [ "a:kK3qGmZjtzvEwvdRgmIBvKEUQxWoKXpqwoBMpVu4JhQ=" ];"#;
     let cases = [
         (server("enabled = true;"), "option `services.dormer.enabled' does not exist"),
         (server("settings.listen = 8080;"), "`services.dormer.settings.listen' is not of type"),

@@ -31,7 +31,7 @@ pub(crate) struct CatArgs {
 pub(super) async fn run(args: CatArgs, context: &Context) -> Result<()> {
     let (hash, names) = split(&args.file).ok_or_else(|| {
         Error::usage(
-            &format!("{} is not a store path with a file in it", args.file),
+            format!("{} is not a store path with a file in it", args.file),
             "the form is /nix/store/<hash>-<name>/<path of the file>, or <hash>/<path of the file>",
         )
     })?;

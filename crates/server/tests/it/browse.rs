@@ -31,7 +31,7 @@ fn tree() -> (Vec<u8>, Vec<(String, Vec<u8>)>) {
     ];
     let bin = files
         .iter()
-        .map(|(name, contents)| (name["bin/".len()..].as_bytes().to_vec(), Node::file(contents.clone())));
+        .map(|(name, contents)| (name.as_bytes()["bin/".len()..].to_vec(), Node::file(contents.clone())));
     let root = Node::directory([
         (b"bin".to_vec(), Node::directory(bin)),
         (b"link".to_vec(), Node::symlink("bin/a")),
