@@ -310,7 +310,8 @@ impl Run<'_> {
                 Some(Sent::Unreadable) => {}
             }
             if sent.len() >= NARS_NOTED {
-                match self.state().note_uploaded(&self.lease(), cache.id, &sent).await {
+                let lease = self.lease();
+                match requests.meanwhile(self.state().note_uploaded(&lease, cache.id, &sent)).await {
                     Ok(()) => there.extend(sent.drain(..).map(|nar| (nar.nar, nar))),
                     // What is under way is waited for all the same.
                     Err(error) => {

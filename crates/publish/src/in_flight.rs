@@ -6,6 +6,8 @@
 //! longest request. If something is under way even then, the run does not give its lease back: the
 //! next holder finds a lease that ran out, and waits for the longest request itself.
 
+use std::collections::VecDeque;
+use std::pin::pin;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
@@ -64,15 +66,17 @@ impl InFlight {
 }
 
 /// Requests that are under way.
-pub(crate) struct Requests<'a, F> {
+pub(crate) struct Requests<'a, F, T> {
     rules: &'a InFlight,
     under_way: FuturesUnordered<F>,
+    /// What ended while the publisher waited for something else.
+    ended: VecDeque<Result<T>>,
     failure: Option<(Error, Instant)>,
 }
 
-impl<'a, T, F: Future<Output = Result<T>>> Requests<'a, F> {
+impl<'a, T, F: Future<Output = Result<T>>> Requests<'a, F, T> {
     pub(crate) fn new(rules: &'a InFlight) -> Self {
-        Self { rules, under_way: FuturesUnordered::new(), failure: None }
+        Self { rules, under_way: FuturesUnordered::new(), ended: VecDeque::new(), failure: None }
     }
 
     /// Whether one more may begin.
@@ -80,7 +84,7 @@ impl<'a, T, F: Future<Output = Result<T>>> Requests<'a, F> {
         if self.rules.lease_lost.load(Ordering::Relaxed) {
             self.fail(dormer_index::Error::LeaseLost.into());
         }
-        self.failure.is_none() && self.under_way.len() < self.rules.concurrency
+        self.failure.is_none() && self.under_way.len() + self.ended.len() < self.rules.concurrency
     }
 
     /// Begins one.
@@ -97,6 +101,7 @@ impl<'a, T, F: Future<Output = Result<T>>> Requests<'a, F> {
     pub(crate) async fn next(&mut self) -> Option<T> {
         loop {
             let next = match &self.failure {
+                _ if !self.ended.is_empty() => self.ended.pop_front(),
                 None => self.under_way.next().await,
                 Some((_, deadline)) => {
                     if let Ok(next) = timeout_at(*deadline, self.under_way.next()).await {
@@ -111,6 +116,21 @@ impl<'a, T, F: Future<Output = Result<T>>> Requests<'a, F> {
             match next? {
                 Ok(done) => return Some(done),
                 Err(error) => self.fail(error),
+            }
+        }
+    }
+
+    /// Waits for something else while what is under way goes on.
+    ///
+    /// A request may hold what `other` waits for, such as a connection to the database, and gives it
+    /// back only if it is polled.
+    pub(crate) async fn meanwhile<O>(&mut self, other: impl Future<Output = O>) -> O {
+        let mut other = pin!(other);
+        loop {
+            tokio::select! {
+                biased;
+                done = &mut other => return done,
+                Some(ended) = self.under_way.next() => self.ended.push_back(ended),
             }
         }
     }
@@ -150,6 +170,34 @@ mod tests {
         assert!(!rules.left_behind());
         let rules = InFlight::new(2, Duration::ZERO);
         assert_eq!(rules.all((0..9).map(|number| async move { Ok(number) })).await.unwrap().len(), 9);
+    }
+
+    #[tokio::test]
+    async fn what_is_under_way_goes_on_while_something_else_is_waited_for() {
+        let rules = InFlight::new(3, Duration::from_mins(1));
+        let connections = tokio::sync::Semaphore::new(2);
+        let mut requests = Requests::new(&rules);
+        for number in 0..3 {
+            let connections = &connections;
+            requests.begin(async move {
+                let _connection = if number == 0 { None } else { Some(connections.acquire().await) };
+                for _ in 0..number {
+                    tokio::task::yield_now().await;
+                }
+                Ok(number)
+            });
+        }
+        let mut done = vec![requests.next().await.unwrap()];
+        assert_eq!(connections.available_permits(), 0, "the others hold all connections");
+        let noted = requests.meanwhile(connections.acquire());
+        let noted = tokio::time::timeout(Duration::from_mins(1), noted).await.expect("they give one back");
+        drop(noted);
+        while let Some(number) = requests.next().await {
+            done.push(number);
+        }
+        done.sort_unstable();
+        assert_eq!(done, [0, 1, 2]);
+        requests.end().unwrap();
     }
 
     #[tokio::test]

@@ -27,21 +27,20 @@ pub(super) const FIND_PUBLISHED: Sql = both!(
      WHERE o.target = k.target AND o.cache = k.cache AND o.hash = k.item"
 );
 // SQLite cannot begin a range of an index of expressions with a row of values. It reads the rest of
-// the first byte's rows and the rows of the bytes behind it, a page of each.
+// the first byte's rows and the rows of the bytes behind it, a page of each; `in_name_order` makes
+// one page of both.
 pub(super) const LIST_PUBLISHED: Sql = Sql {
     sqlite: "
-        SELECT hash, state, nar, tag, digest, etag, upstream FROM (
-            SELECT * FROM (
-                SELECT o.hash, o.state, o.nar, o.tag, o.digest, o.etag, o.upstream FROM publish_objects AS o
-                WHERE o.target * 4294967296 + o.cache = $1 * 4294967296 + $2
-                    AND substr(o.hash, 20, 1) = $3 AND o.hash > $4
-                ORDER BY o.hash LIMIT $6)
-            UNION ALL SELECT * FROM (
-                SELECT o.hash, o.state, o.nar, o.tag, o.digest, o.etag, o.upstream FROM publish_objects AS o
-                WHERE o.target * 4294967296 + o.cache = $1 * 4294967296 + $2
-                    AND substr(o.hash, 20, 1) > $3 AND substr(o.hash, 20, 1) <= $5
-                ORDER BY substr(o.hash, 20, 1), o.hash LIMIT $6)
-        ) ORDER BY substr(hash, 20, 1), hash LIMIT $6",
+        SELECT * FROM (
+            SELECT o.hash, o.state, o.nar, o.tag, o.digest, o.etag, o.upstream FROM publish_objects AS o
+            WHERE o.target * 4294967296 + o.cache = $1 * 4294967296 + $2
+                AND substr(o.hash, 20, 1) = $3 AND o.hash > $4
+            ORDER BY o.hash LIMIT $6) AS p
+        UNION ALL SELECT * FROM (
+            SELECT o.hash, o.state, o.nar, o.tag, o.digest, o.etag, o.upstream FROM publish_objects AS o
+            WHERE o.target * 4294967296 + o.cache = $1 * 4294967296 + $2
+                AND substr(o.hash, 20, 1) > $3 AND substr(o.hash, 20, 1) <= $5
+            ORDER BY substr(o.hash, 20, 1), o.hash LIMIT $6) AS p",
     postgres: "
         SELECT o.hash, o.state, o.nar, o.tag, o.digest, o.etag, o.upstream FROM publish_objects AS o
         WHERE o.target * 4294967296 + o.cache = $1 * 4294967296 + $2
@@ -55,20 +54,18 @@ pub(super) const FIND_NARS: Sql = both!(
 );
 pub(super) const LIST_NARS: Sql = Sql {
     sqlite: "
-        SELECT nar, tag, uploaded, file_size, file_hash, etag, delete_after FROM (
-            SELECT * FROM (
-                SELECT n.nar, n.tag, n.uploaded, n.file_size, n.file_hash, n.etag, n.delete_after
-                FROM publish_nars AS n
-                WHERE n.target * 4294967296 + n.cache = $1 * 4294967296 + $2
-                    AND substr(n.nar, 32, 1) = $3 AND (n.nar, n.tag) > ($4, $5)
-                ORDER BY n.nar, n.tag LIMIT $7)
-            UNION ALL SELECT * FROM (
-                SELECT n.nar, n.tag, n.uploaded, n.file_size, n.file_hash, n.etag, n.delete_after
-                FROM publish_nars AS n
-                WHERE n.target * 4294967296 + n.cache = $1 * 4294967296 + $2
-                    AND substr(n.nar, 32, 1) > $3 AND substr(n.nar, 32, 1) <= $6
-                ORDER BY substr(n.nar, 32, 1), n.nar, n.tag LIMIT $7)
-        ) ORDER BY substr(nar, 32, 1), nar, tag LIMIT $7",
+        SELECT * FROM (
+            SELECT n.nar, n.tag, n.uploaded, n.file_size, n.file_hash, n.etag, n.delete_after
+            FROM publish_nars AS n
+            WHERE n.target * 4294967296 + n.cache = $1 * 4294967296 + $2
+                AND substr(n.nar, 32, 1) = $3 AND (n.nar, n.tag) > ($4, $5)
+            ORDER BY n.nar, n.tag LIMIT $7) AS p
+        UNION ALL SELECT * FROM (
+            SELECT n.nar, n.tag, n.uploaded, n.file_size, n.file_hash, n.etag, n.delete_after
+            FROM publish_nars AS n
+            WHERE n.target * 4294967296 + n.cache = $1 * 4294967296 + $2
+                AND substr(n.nar, 32, 1) > $3 AND substr(n.nar, 32, 1) <= $6
+            ORDER BY substr(n.nar, 32, 1), n.nar, n.tag LIMIT $7) AS p",
     postgres: "
         SELECT n.nar, n.tag, n.uploaded, n.file_size, n.file_hash, n.etag, n.delete_after
         FROM publish_nars AS n
@@ -130,7 +127,17 @@ pub(crate) async fn list_published(
         Bytes(std::slice::from_ref(bytes.end())),
         Number(i64::from(limit)),
     ];
-    tx.rows(LIST_PUBLISHED, &arguments).await?.iter().map(read_published).collect()
+    let page: Result<Vec<_>> =
+        tx.rows(LIST_PUBLISHED, &arguments).await?.iter().map(read_published).collect();
+    Ok(in_name_order(page?, limit, |row| (row.hash.as_bytes()[19], row.hash)))
+}
+
+/// The first `limit` rows of up to two pages, in the order of names: a name begins with the last byte
+/// of its hash.
+fn in_name_order<T, K: Ord>(mut rows: Vec<T>, limit: u32, key: impl FnMut(&T) -> K) -> Vec<T> {
+    rows.sort_by_key(key);
+    rows.truncate(limit as usize);
+    rows
 }
 
 pub(crate) async fn find_published_nars(
@@ -173,7 +180,8 @@ pub(crate) async fn list_published_nars(
         Bytes(std::slice::from_ref(bytes.end())),
         Number(i64::from(limit)),
     ];
-    tx.rows(LIST_NARS, &arguments).await?.iter().map(read_published_nar).collect()
+    let page: Result<Vec<_>> = tx.rows(LIST_NARS, &arguments).await?.iter().map(read_published_nar).collect();
+    Ok(in_name_order(page?, limit, |row| (row.nar.0.as_bytes()[31], row.nar)))
 }
 
 pub(crate) async fn due_nars(

@@ -16,12 +16,12 @@ pub(crate) const PAGES: &[(Sql, &str, &str)] = &[
     (pending::LAST_PUBLISHED, "PRIMARY KEY (target=? AND cache=? AND hash>?)", "(hash > $3)"),
     (
         look_ups::LIST_PUBLISHED,
-        "publish_objects_by_name (<expr>=? AND <expr>>? AND <expr><?)",
+        "publish_objects_by_name (<expr>=? AND <expr>=? AND hash>?)",
         "publish_objects_by_name",
     ),
     (
         look_ups::LIST_NARS,
-        "publish_nars_by_name (<expr>=? AND <expr>>? AND <expr><?)",
+        "publish_nars_by_name (<expr>=? AND <expr>=? AND (nar,tag)>(?,?))",
         "publish_nars_by_name",
     ),
     (
