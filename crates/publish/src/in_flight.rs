@@ -122,8 +122,8 @@ impl<'a, T, F: Future<Output = Result<T>>> Requests<'a, F, T> {
 
     /// Waits for something else while what is under way goes on.
     ///
-    /// A request may hold what `other` waits for, such as a connection to the database, and gives it
-    /// back only if it is polled.
+    /// A request may hold what `other` waits for, such as a connection to the database, and gives
+    /// it back only if it is polled.
     pub(crate) async fn meanwhile<O>(&mut self, other: impl Future<Output = O>) -> O {
         let mut other = pin!(other);
         loop {

@@ -132,8 +132,8 @@ pub(crate) async fn list_published(
     Ok(in_name_order(page?, limit, |row| (row.hash.as_bytes()[19], row.hash)))
 }
 
-/// The first `limit` rows of up to two pages, in the order of names: a name begins with the last byte
-/// of its hash.
+/// The first `limit` rows of up to two pages, in the order of names: a name begins with the last
+/// byte of its hash.
 fn in_name_order<T, K: Ord>(mut rows: Vec<T>, limit: u32, key: impl FnMut(&T) -> K) -> Vec<T> {
     rows.sort_by_key(key);
     rows.truncate(limit as usize);
