@@ -181,7 +181,7 @@ mod tests {
             let connections = &connections;
             requests.begin(async move {
                 let _connection = if number == 0 { None } else { Some(connections.acquire().await) };
-                for _ in 0..number {
+                for _ in 0..=4 * number {
                     tokio::task::yield_now().await;
                 }
                 Ok(number)
