@@ -260,7 +260,7 @@ impl Read {
 
 #[cfg(test)]
 mod tests {
-    use dormer_nix::nix32;
+    use dormer_nix::{DocumentName, nix32};
 
     use super::*;
 
@@ -368,6 +368,48 @@ mod tests {
             (404, &expected.headers, &expected.body)
         );
         assert_eq!(missing.edge_seconds, MISS_SECONDS);
+    }
+
+    /// A kind of file without a path here does not compile, or is not counted. Fails, as planted
+    /// once, if `admit` lets anybody read documents. The Worker and the edge host use these rules.
+    #[test]
+    fn no_kind_of_file_of_a_private_cache_is_read_without_a_token() {
+        let kind = |key: &EdgeKey| match key {
+            EdgeKey::Catalog | EdgeKey::State(_) => panic!("{key} is not for clients"),
+            EdgeKey::CacheInfo(_) => "cache info",
+            EdgeKey::Narinfo(..) => "narinfo",
+            EdgeKey::Listing(..) => "listing",
+            EdgeKey::Nar(..) => "NAR",
+            EdgeKey::Document(_, DocumentName::Log(_)) => "log",
+            EdgeKey::Document(_, DocumentName::Trace(_)) => "trace",
+            EdgeKey::Document(_, DocumentName::DebugInfo(_)) => "debug info",
+        };
+        let (tag, old_trace) = (nix32::encode(&[7; 16]), "ab".repeat(32));
+        let private = state("secret", false);
+        let mut kinds = std::collections::BTreeSet::new();
+        for path in [
+            "nix-cache-info".to_owned(),
+            format!("{HASH}.narinfo"),
+            format!("{HASH}.ls"),
+            format!("nar/0mdqa9w1p6cmli6976v4wi0sw9r4p5prkj7lzfd1877wk11c9c73-{tag}.nar.zst"),
+            format!("log/{HASH}-x.drv"),
+            format!("build-trace-v2/{HASH}-x.drv/out.doi"),
+            format!("realisations/sha256:{old_trace}!out.doi"),
+            "debuginfo/00ab3f".to_owned(),
+            "debuginfo/00ab3f.debug".to_owned(),
+        ] {
+            let path = format!("/secret/{path}");
+            let visit = || visit(&request("GET", &path));
+            kinds.insert(kind(visit().target.as_ref().expect("a file")));
+            assert!(visit().needs_token(Some(&private)), "{path}");
+            assert_eq!(refused(visit(), Some(&private), None), Answer::not_found(false), "{path}");
+            let other = pull("other", "");
+            assert_eq!(refused(visit(), Some(&private), Some(&other)), Answer::not_found(false), "{path}");
+            let Admission::Read(_) = visit().admit(Some(&private), Some(&pull("secret", "")), NOW) else {
+                panic!("{path} is refused to a reader")
+            };
+        }
+        assert_eq!(kinds.len(), 7, "{kinds:?}");
     }
 
     #[test]

@@ -304,6 +304,7 @@ fn debug_info_is_a_link_to_the_nar_that_has_it() {
     assert_eq!(server.get(&address("main")).status, 404);
 }
 
+/// Fails, as planted once, if `find_document` opens the cache for callers without a permission.
 #[test]
 fn a_private_caches_documents_are_for_its_readers() {
     let server = Server::start();
