@@ -599,14 +599,14 @@ async fn survives_a_crash(on_postgres: bool, steps_min: u64) {
 }
 
 #[tokio::test]
-async fn a_crash_at_any_step_is_survived() {
+async fn a_crash_at_any_step_of_a_push_by_chunks_is_survived() {
     // Opening, and for each of three NARs: a pack and its rows, a part, a commit. The third brings
     // no chunk.
     survives_a_crash(false, 9).await;
 }
 
 #[tokio::test]
-async fn a_crash_at_any_step_is_survived_on_postgresql() {
+async fn a_crash_at_any_step_of_a_push_by_chunks_is_survived_on_postgresql() {
     if std::env::var_os("DORMER_TEST_LONG").is_some() {
         survives_a_crash(true, 9).await;
     }
