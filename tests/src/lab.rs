@@ -454,8 +454,8 @@ impl Lab {
         Run::of(&mut command).succeeds().trim().parse().expect("a number")
     }
 
-    /// Runs a statement in its database, behind the servers' back, and returns its rows. An embedded
-    /// lab must not run.
+    /// Runs a statement in its database, behind the servers' back, and returns its rows. An
+    /// embedded lab must not run.
     pub fn sql(&self, statement: &str) -> String {
         let mut command = if self.embedded {
             // SQLite follows links, and would end behind the disk.

@@ -13,8 +13,8 @@
 //! moment, and an interrupted recovery simply begins again: what is there already stays, and packs
 //! that have a row are not read again.
 //!
-//! Memory: one file of the journal, the keys of the segments' records, the ids of all packs, and one
-//! listing.
+//! Memory: one file of the journal, the keys of the segments' records, the ids of all packs, and
+//! one listing.
 
 use std::collections::{HashMap, HashSet};
 use std::ops::Range;
@@ -649,8 +649,8 @@ async fn restored_nar(index: &Arc<dyn Index>, store: &Store, nar: &JournalNar) -
     }))
 }
 
-/// The JSON of a listing in chunks, at most [`LISTING_BYTES_MAX`]. It is empty if a chunk is damaged:
-/// then the first reader finds that, too.
+/// The JSON of a listing in chunks, at most [`LISTING_BYTES_MAX`]. It is empty if a chunk is
+/// damaged: the first reader finds that, too.
 async fn read_listing(store: &Store, rows: &[ChunkRow], size: u64) -> Result<Vec<u8>> {
     let mut json = Vec::new();
     if size > LISTING_BYTES_MAX as u64 {
