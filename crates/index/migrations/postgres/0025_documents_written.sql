@@ -1,10 +1,10 @@
--- Writing a document is one statement. What followers must learn of it is written by a trigger, in
--- the same transaction: a note for the journal, and an outbox row for each object that the document
--- belongs to. docs/STORAGE.md, "Documents".
+-- Writing a document is one statement. Triggers write what followers must learn of it, in the same
+-- transaction: a note for the journal, and an outbox row for each object that the document belongs
+-- to. docs/STORAGE.md, "Documents".
 --
 -- A log belongs to the objects that name its derivation (its name is "log/" and that). A derivation
--- has a handful of outputs; no more than 256 are noted. A trace belongs to the object that its output
--- became.
+-- has a handful of outputs; no more than 256 are noted. A trace belongs to the object that its
+-- output became.
 CREATE FUNCTION note_document_written() RETURNS trigger LANGUAGE plpgsql AS $$
 BEGIN
     INSERT INTO journal_notes (cache, kind, name, changes) VALUES (NEW.cache, 3, NEW.name, 1)
