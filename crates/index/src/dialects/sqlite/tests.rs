@@ -13,7 +13,7 @@ use super::*;
 use crate::collect;
 use crate::jobs::expire_cache;
 use crate::sql::Sql;
-use crate::topics::{caches, chunks, damage, documents, journal, nars, objects, outbox, retention, sessions};
+use crate::topics::{caches, chunks, damage, documents, journal, nars, objects, retention, sessions};
 use crate::*;
 
 const NOW: UnixSeconds = 1_800_000_000;
@@ -830,7 +830,7 @@ pub(super) async fn look_ups_search_indexes(index: &SqliteIndex) {
             ],
         ),
         (expire_cache::DELETE_DOCUMENTS, &["SEARCH documents USING INTEGER PRIMARY KEY (rowid=?)"]),
-        (outbox::INSERT_FOR_OUTPUTS, &["SEARCH o USING INDEX objects_by_deriver (cache=? AND deriver=?)"]),
+        (documents::OUTPUTS, &["SEARCH o USING INDEX objects_by_deriver (cache=? AND deriver=?)"]),
         (
             journal::OBJECTS,
             &[
