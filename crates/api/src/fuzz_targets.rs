@@ -64,8 +64,8 @@ pub fn fuzz_nar_info_preamble(data: &[u8]) {
     }
 }
 
-/// The body of a commit. What was read is written back as the same bytes, and its entries lie in the
-/// body. Results that were read are written so that they read the same.
+/// The body of a commit. What was read is written back as the same bytes, and its entries lie in
+/// the body. Results that were read are written so that they read the same.
 pub fn fuzz_commit(data: &[u8]) {
     const PATHS_MAX: usize = 8;
     if let Ok(result) = serde_json::from_slice::<CommitResult>(data) {

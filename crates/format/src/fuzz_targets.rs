@@ -5,9 +5,9 @@
 //! of it. cargo-fuzz runs the same functions for as long as you like.
 //!
 //! Properties
-//! - `layout`, `recipe`, `manifest`: an accepted input is written back as the same bytes, because there is one
-//!   spelling. The value keeps the rules of its module, and takes memory in proportion to its
-//!   bytes.
+//! - `layout`, `recipe`, `manifest`: an accepted input is written back as the same bytes, because
+//!   there is one spelling. The value keeps the rules of its module, and takes memory in proportion
+//!   to its bytes.
 //! - `table`, `pack`: the entries of an accepted input cover its bytes without gap or overlap. A
 //!   pack built from its chunks has the same bytes.
 //! - `journal`: accepted records are written back as the same bytes; a file of them reads back, and

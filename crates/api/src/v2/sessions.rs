@@ -1,7 +1,7 @@
 //! Push by chunks: what `…/sessions` takes and answers.
 //!
-//! Layer: pure. The byte tables are in docs/HTTP-API.md, "Push by chunks". A pack and a NAR manifest
-//! are bytes here: only the format crate reads them.
+//! Layer: pure. The byte tables are in docs/HTTP-API.md, "Push by chunks". A pack and a NAR
+//! manifest are bytes here: only the format crate reads them.
 //!
 //! Invariants
 //! - The body of a commit has one spelling, and reading it copies nothing.
@@ -215,8 +215,8 @@ pub fn read_chunk_ids(body: &[u8]) -> Option<impl ExactSizeIterator<Item = [u8; 
     rest.is_empty().then(|| ids.iter().copied())
 }
 
-/// The answer to `missing`: one bit per chunk, lowest first; 1 asks for the chunk. The unused bits of
-/// the last byte are 0.
+/// The answer to `missing`: one bit per chunk, lowest first; 1 asks for the chunk. The unused bits
+/// of the last byte are 0.
 pub fn encode_missing(missing: impl IntoIterator<Item = bool>) -> Vec<u8> {
     let mut bytes = Vec::new();
     for (position, missing) in missing.into_iter().enumerate() {

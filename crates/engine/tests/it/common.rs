@@ -58,6 +58,8 @@ pub(crate) fn settings() -> EngineSettings {
         chunk_params: dormer_format::ChunkParams { min: 1024, avg: 4096, max: 16 * 1024 },
         zstd_level: 1,
         pack_wait: Duration::from_millis(5),
+        // Tests look at what is answered, and the grid has one of its own.
+        session_grid: Duration::from_millis(1),
         ..EngineSettings::default()
     }
 }

@@ -13,7 +13,7 @@ use super::*;
 use crate::collect;
 use crate::jobs::expire_cache;
 use crate::sql::Sql;
-use crate::topics::{caches, chunks, damage, documents, journal, nars, objects, outbox, retention};
+use crate::topics::{caches, chunks, damage, documents, journal, nars, objects, outbox, retention, sessions};
 use crate::*;
 
 const NOW: UnixSeconds = 1_800_000_000;
@@ -780,6 +780,38 @@ pub(super) async fn look_ups_search_indexes(index: &SqliteIndex) {
         (retention::LIST_BY_USE, &["SEARCH objects USING INDEX objects_by_use (cache=? AND last_used_at>?)"]),
         (retention::LIST_BY_AGE, &["SEARCH objects USING INDEX objects_by_age (cache=? AND created_at>?)"]),
         (retention::LIST_BY_SIZE, &["SEARCH objects USING INDEX objects_by_size (cache=? AND nar_size<?)"]),
+        (sessions::FIND, &["SEARCH sessions USING PRIMARY KEY (id=?)"]),
+        (
+            sessions::OPEN,
+            &[
+                "SEARCH c USING INTEGER PRIMARY KEY (rowid=?)",
+                "SEARCH s USING COVERING INDEX sessions_by_subject (subject=? AND ends_at>?)",
+            ],
+        ),
+        (sessions::ADD_PART, &["SEARCH s USING PRIMARY KEY (id=?)"]),
+        (sessions::FIND_PART, &["SEARCH session_parts USING PRIMARY KEY (session=? AND digest=?)"]),
+        (sessions::PARTS_AFTER, &["SEARCH session_parts USING PRIMARY KEY (session=? AND digest>?)"]),
+        (
+            sessions::RECIPES_AFTER,
+            &[
+                "SEARCH o USING INDEX objects_by_age (cache=? AND created_at>?)",
+                "SEARCH n USING INTEGER PRIMARY KEY (rowid=?)",
+            ],
+        ),
+        (
+            sessions::SWEEP_PARTS,
+            &[
+                "SEARCH s USING COVERING INDEX sessions_by_end (ends_at<?)",
+                "SEARCH p USING PRIMARY KEY (session=?)",
+            ],
+        ),
+        (
+            sessions::SWEEP_SESSIONS,
+            &[
+                "SEARCH s USING COVERING INDEX sessions_by_end (ends_at<?)",
+                "SEARCH p USING PRIMARY KEY (session=?)",
+            ],
+        ),
         (documents::FIND, &["SEARCH documents USING INDEX documents_by_name (cache=? AND name=?)"]),
         (documents::LOOK, &["SEARCH d USING INDEX documents_by_name (cache=? AND name=?) LEFT-JOIN"]),
         (
