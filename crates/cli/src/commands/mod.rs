@@ -17,6 +17,7 @@ mod nix_settings;
 mod pin;
 mod publish;
 mod push;
+mod push_transfer;
 mod recover;
 mod rekey;
 mod scrub;

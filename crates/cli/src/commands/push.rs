@@ -10,13 +10,14 @@ use clap::Args;
 use dormer_api::v2::AddPinRequest;
 use dormer_api::{CacheName, PinName};
 use dormer_client::{
-    ApiClient, BuildLogs, CacheRef, NixStore, PathDone, PushOptions, PushPlan, PushSummary, execute_push,
-    plan_push,
+    ApiClient, BuildLogs, CacheRef, NixStore, PathDone, PushOptions, PushPlan, PushSummary, PushTarget,
+    execute_push_to, plan_push,
 };
 use dormer_nix::{StoreDir, StorePath};
 use serde_json::json;
 use tokio::signal::unix::{SignalKind, signal};
 
+use super::push_transfer::{TransferArgs, no_path, split_targets};
 use crate::context::{Context, EndpointArgs};
 use crate::error::{self, Error, Result};
 use crate::printer::Printer;
@@ -41,12 +42,17 @@ pub(super) const EXIT_INTERRUPTED: u8 = 130;
 /// references, so the cache never shows half a closure. Run the same command again to complete an
 /// interrupted push.
 ///
+/// Sends only the chunks that a cache lacks, compressed, if the server can take them (--api). With
+/// several caches, each NAR is read once. Every argument before the first path is a cache; an
+/// argument with a / is a path, and so is one that names a file here.
+///
 /// A service needs no settings and no home: DORMER_ENDPOINT and DORMER_TOKEN are enough, or a file
 /// /etc/dormer/config.toml. In a post-build hook of Nix, push $OUT_PATHS.
 ///
 /// Examples:
 ///   dormer push main ./result
 ///   nix build --print-out-paths .#a .#b | dormer push lab:team --stdin -j 8
+///   dormer push main lab2:team ./result --limit-rate 20M
 ///   dormer push main ./result --dry-run
 #[derive(Debug, Args)]
 #[command(verbatim_doc_comment, after_long_help = EXIT_CODES)]
@@ -54,7 +60,7 @@ pub(super) const EXIT_INTERRUPTED: u8 = 130;
 pub(crate) struct PushArgs {
     /// [SERVER:]CACHE
     cache: CacheRef,
-    /// The paths to push
+    /// More caches, and then the paths to push
     #[arg(value_name = "PATH", required_unless_present = "stdin")]
     paths: Vec<PathBuf>,
     /// Also read paths from standard input, one a line
@@ -66,7 +72,9 @@ pub(crate) struct PushArgs {
     /// Also push paths that an upstream cache has signed
     #[arg(long)]
     ignore_upstream_cache_filter: bool,
-    /// Number of concurrent uploads
+    #[command(flatten)]
+    transfer: TransferArgs,
+    /// Number of concurrent uploads to each cache
     #[arg(short, long, value_name = "NUMBER", default_value_t = 5, value_parser = clap::value_parser!(u16).range(1..=256))]
     jobs: u16,
     /// Send metadata in front of each NAR instead of in a header, for proxies that limit headers
@@ -88,17 +96,16 @@ pub(crate) struct PushArgs {
 pub(super) async fn run(args: PushArgs, context: &Context) -> Result<ExitCode> {
     let started = Instant::now();
     let store = NixStore::open(&dormer_client::process_variables).await?;
-    let mut arguments = args.paths;
+    let (caches, mut arguments) = split_targets(args.cache, args.paths);
     if args.stdin {
         arguments.extend(read_paths()?);
+    } else if arguments.is_empty() {
+        return Err(no_path(&caches));
     }
     let said = Said { printer: &context.printer, store_dir: store.store_dir() };
     let (roots, unresolved) = resolve_all(&store, &arguments, &said)?;
 
-    let (server, api) = context.connect_to_cache(&args.cache)?;
-    let api = api.with_forced_preamble(args.force_preamble);
-    let cache = &args.cache.cache;
-    let config = api.get_cache_config(cache).await?;
+    let rate_limit = args.transfer.rate_limit();
     let options = PushOptions {
         closure: !args.no_closure,
         ignore_upstream: args.ignore_upstream_cache_filter,
@@ -106,28 +113,60 @@ pub(super) async fn run(args: PushArgs, context: &Context) -> Result<ExitCode> {
         case_hack: store.case_hack(),
         real_store_dir: Some(store.real_dir().to_owned()),
     };
-    context.printer.detail(&format!("asking {} which paths {cache} lacks", server.name));
-    let plan = plan_push(&api, &store, cache, &config, &roots, &options).await?;
-    said.plan(&plan)?;
+    let plan = async |cache: &CacheRef| {
+        let (server, api) = context.connect_to_cache(cache)?;
+        let api = api.with_forced_preamble(args.force_preamble).with_rate_limit(rate_limit.clone());
+        let config = api.get_cache_config(&cache.cache).await?;
+        context.printer.detail(&format!("asking {} which paths {} lacks", server.name, cache.cache));
+        let plan = plan_push(&api, &store, &cache.cache, &config, &roots, &options).await?;
+        said.plan(cache, &plan)?;
+        Ok::<_, Error>(PushTarget { api, plan })
+    };
+    let (mut targets, mut planned_caches, mut first_failure) = (Vec::new(), Vec::new(), None);
+    for cache in &caches {
+        match plan(cache).await {
+            Ok(target) => {
+                targets.push(target);
+                planned_caches.push(cache);
+            }
+            Err(error) if caches.len() == 1 => return Err(error),
+            // One cache does not stop the others.
+            Err(error) => {
+                context.printer.warn(&format!("nothing is pushed to {cache}: {}", error.chain()));
+                first_failure.get_or_insert(error);
+            }
+        }
+    }
     if args.dry_run {
-        said.dry_run(&plan)?;
-        return match unresolved + plan.invalid.len() {
-            0 => Ok(ExitCode::SUCCESS),
-            lost => Err(Error::PathsLost { lost, tried: unresolved + plan.path_count(), too_slow: false }),
+        let (mut lost, mut tried) = (unresolved, unresolved);
+        for (cache, PushTarget { plan, .. }) in planned_caches.into_iter().zip(&targets) {
+            said.dry_run(cache, plan)?;
+            lost += plan.invalid.len();
+            tried += plan.path_count();
+        }
+        return match (first_failure, lost) {
+            (Some(error), _) => Err(error),
+            (None, 0) => Ok(ExitCode::SUCCESS),
+            (None, lost) => Err(Error::PathsLost { lost, tried, too_slow: false }),
         };
     }
 
-    let (planned, missing) = (plan.path_count(), plan.missing.len());
-    let derivers = plan.derivers.clone();
-    let tried = missing + plan.invalid.len() + unresolved;
+    let planned: Vec<Planned> = planned_caches
+        .into_iter()
+        .zip(&targets)
+        .map(|(cache, target)| Planned::new(cache, target, unresolved))
+        .collect();
+    let missing: usize = targets.iter().map(|target| target.plan.missing.len()).sum();
     // Listens before anything is drawn. Otherwise an early interrupt would leave the bars on the
     // screen.
     let mut interrupts = signal(SignalKind::interrupt())
         .map_err(|source| Error::Io { attempt: "listen for Ctrl-C".to_owned(), source })?;
-    let progress = Arc::new(PushProgress::new(context.printer.clone(), store.store_dir().clone(), &plan));
-    let push = execute_push(&api, plan, &options, progress.clone());
-    let summary = tokio::select! {
-        summary = push => summary,
+    let plans: Vec<&PushPlan> = targets.iter().map(|target| &target.plan).collect();
+    let progress = Arc::new(PushProgress::new(context.printer.clone(), store.store_dir().clone(), &plans));
+    let transfer = args.transfer.options();
+    let push = execute_push_to(targets, &options, &transfer, progress.clone());
+    let summaries = tokio::select! {
+        summaries = push => summaries,
         _ = interrupts.recv() => {
             progress.finish();
             let pushed = progress.pushed();
@@ -139,20 +178,59 @@ pub(super) async fn run(args: PushArgs, context: &Context) -> Result<ExitCode> {
         }
     };
     progress.finish();
-    said.summary(&summary, planned, started.elapsed())?;
-    if let Some(error) = outcome(summary, unresolved, tried) {
-        return Err(error);
-    }
-    if args.with_logs {
-        push_logs(&api, cache, &derivers, &said).await?;
-    }
-    if let Some(name) = &args.pin {
-        for root in &roots {
-            let request = AddPinRequest { store_path: root.to_string(), keep_for_seconds: None, keep: None };
-            super::pin::pin(&api, &args.cache, name, &request, context).await?;
+    for (target, summary) in planned.iter().zip(summaries) {
+        said.summary(target.cache, &summary, target.paths, started.elapsed())?;
+        let finished = match outcome(summary, unresolved, target.tried) {
+            Some(error) => Err(error),
+            None => target.finish(args.with_logs, args.pin.as_ref(), &roots, &said, context).await,
+        };
+        if let Err(error) = finished {
+            if first_failure.is_some() {
+                context.printer.error(&format!("{}: {}", target.cache, error.chain()));
+            }
+            first_failure.get_or_insert(error);
         }
     }
-    Ok(ExitCode::SUCCESS)
+    first_failure.map_or(Ok(ExitCode::SUCCESS), Err)
+}
+
+/// What a push to one cache began with.
+struct Planned<'a> {
+    cache: &'a CacheRef,
+    api: ApiClient,
+    derivers: Vec<StorePath>,
+    /// All paths of the plan.
+    paths: usize,
+    /// Those that are not in the cache or upstream.
+    tried: usize,
+}
+
+impl<'a> Planned<'a> {
+    fn new(cache: &'a CacheRef, target: &PushTarget, unresolved: usize) -> Self {
+        let PushTarget { api, plan } = target;
+        let tried = plan.missing.len() + plan.invalid.len() + unresolved;
+        Self { cache, api: api.clone(), derivers: plan.derivers.clone(), paths: plan.path_count(), tried }
+    }
+
+    /// What comes after a push without failures.
+    async fn finish(
+        &self,
+        with_logs: bool,
+        pin: Option<&PinName>,
+        roots: &[StorePath],
+        said: &Said<'_>,
+        context: &Context,
+    ) -> Result<()> {
+        if with_logs {
+            push_logs(&self.api, &self.cache.cache, &self.derivers, said).await?;
+        }
+        let Some(name) = pin else { return Ok(()) };
+        for root in roots {
+            let request = AddPinRequest { store_path: root.to_string(), keep_for_seconds: None, keep: None };
+            super::pin::pin(&self.api, self.cache, name, &request, context).await?;
+        }
+        Ok(())
+    }
 }
 
 /// Uploads the logs that are here of these builds. A log that cannot be uploaded is reported and
@@ -267,7 +345,7 @@ impl Said<'_> {
         Ok(())
     }
 
-    fn plan(&self, plan: &PushPlan) -> Result<()> {
+    fn plan(&self, cache: &CacheRef, plan: &PushPlan) -> Result<()> {
         for path in &plan.invalid {
             let path = self.full(path);
             self.printer.error(&Error::from(dormer_client::Error::InvalidPath { path }).chain());
@@ -282,20 +360,22 @@ impl Said<'_> {
             (&plan.upstream, "upstream", "skipped, upstream has it"),
         ] {
             for path in paths {
-                self.printer
-                    .message(&json!({ "message_type": "path", "path": self.full(path), "state": state }))?;
+                self.printer.message(&json!({
+                    "message_type": "path", "cache": cache.to_string(), "path": self.full(path), "state": state,
+                }))?;
                 self.printer.detail(&format!("{label}: {}", self.full(path)));
             }
         }
         Ok(())
     }
 
-    fn dry_run(&self, plan: &PushPlan) -> Result<()> {
+    fn dry_run(&self, cache: &CacheRef, plan: &PushPlan) -> Result<()> {
         for info in &plan.missing {
             let path = self.full(&info.path);
             if self.printer.json {
                 self.printer.message(&json!({
-                    "message_type": "path", "path": path, "state": "missing", "nar_size": info.nar_size,
+                    "message_type": "path", "cache": cache.to_string(), "path": path, "state": "missing",
+                    "nar_size": info.nar_size,
                 }))?;
             } else {
                 self.printer.data(&path)?;
@@ -311,13 +391,20 @@ impl Said<'_> {
         Ok(())
     }
 
-    fn summary(&self, summary: &PushSummary, planned: usize, elapsed: Duration) -> Result<()> {
+    fn summary(
+        &self,
+        cache: &CacheRef,
+        summary: &PushSummary,
+        planned: usize,
+        elapsed: Duration,
+    ) -> Result<()> {
+        let cache = cache.to_string();
         for done in summary.pushed.iter().chain(&summary.kept) {
-            self.printer.message(&done_message(&self.full(&done.path), done))?;
+            self.printer.message(&done_message(&cache, &self.full(&done.path), done))?;
         }
         for failed in &summary.failed {
             self.printer.message(&json!({
-                "message_type": "path", "path": self.full(&failed.path), "state": "failed",
+                "message_type": "path", "cache": cache, "path": self.full(&failed.path), "state": "failed",
                 "error": failed.error.to_string(),
             }))?;
         }
@@ -325,7 +412,8 @@ impl Said<'_> {
             let path = self.full(&skipped.path);
             let reference = skipped.failed_reference.as_ref().map(|reference| self.full(reference));
             self.printer.message(&json!({
-                "message_type": "path", "path": path, "state": "not_tried", "failed_reference": reference,
+                "message_type": "path", "cache": cache, "path": path, "state": "not_tried",
+                "failed_reference": reference,
             }))?;
             match reference {
                 Some(reference) => {
@@ -335,7 +423,8 @@ impl Said<'_> {
             }
         }
         self.printer.message(&json!({
-            "message_type": "summary", "paths": planned, "pushed": summary.pushed.len(),
+            "message_type": "summary", "cache": cache, "api": if summary.by_chunks { "v2" } else { "attic" },
+            "paths": planned, "pushed": summary.pushed.len(),
             "kept": summary.kept.len(), "present": summary.present.len(), "upstream": summary.upstream.len(),
             "failed": summary.failed.len(), "not_tried": summary.not_tried.len(),
             "bytes_read": summary.bytes_read, "bytes_sent": summary.bytes_sent, "bytes_saved": summary.bytes_saved,
@@ -347,9 +436,10 @@ impl Said<'_> {
 }
 
 /// The line of JSON for a path that the server acknowledged.
-fn done_message(path: &str, done: &PathDone) -> serde_json::Value {
+fn done_message(cache: &str, path: &str, done: &PathDone) -> serde_json::Value {
     json!({
-        "message_type": "path", "path": path, "state": if done.kept { "kept" } else { "pushed" },
+        "message_type": "path", "cache": cache, "path": path,
+        "state": if done.kept { "kept" } else { "pushed" },
         "nar_size": done.nar_size, "file_size": done.file_size, "deduplicated": done.frac_deduplicated,
     })
 }
@@ -420,8 +510,8 @@ mod tests {
             frac_deduplicated: None,
             kept,
         };
-        assert_eq!(done_message("/p", &done(false))["state"], "pushed");
-        assert_eq!(done_message("/p", &done(true))["state"], "kept");
+        assert_eq!(done_message("main", "/p", &done(false))["state"], "pushed");
+        assert_eq!(done_message("main", "/p", &done(true))["state"], "kept");
         let summary = PushSummary { kept: vec![done(true)], ..PushSummary::default() };
         insta::assert_snapshot!(last_line(&summary, 1, Duration::from_millis(100)), @"pushed 0 of 1 path (1 not replaced), 0 B read, 0 B sent, 0 B deduplicated, 0.1 s");
         assert!(outcome(summary, 0, 1).is_none());
