@@ -28,6 +28,7 @@ mod nixos;
 mod pooler;
 mod promises;
 mod publish;
+mod queue;
 mod recover;
 mod replicas;
 mod retention;

@@ -6,4 +6,6 @@
 mod http;
 #[cfg(unix)]
 mod push;
+#[cfg(unix)]
+mod queue;
 mod support;
