@@ -39,6 +39,8 @@
         publisher = withPackage ./nix/modules/publisher.nix;
         # A machine that substitutes from caches: `programs.dormer`.
         client = withPackage ./nix/modules/client.nix;
+        # A machine that pushes what it builds: `programs.dormer.queue`.
+        queue = withPackage ./nix/modules/queue.nix;
         default = withPackage ./nix/modules;
       };
     };

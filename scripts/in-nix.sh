@@ -27,6 +27,17 @@ exec unshare "${user[@]}" --mount --propagation private bash -euc '
       mount --bind "$TREE/$name" "$root/$name"
     fi
   done
+  # Every system has /bin/sh. The trees are only unpacked, and some have none. Links to the programs
+  # of the tree, and one more, stand in front of its folder.
+  if [ ! -e "$root/bin/sh" ]; then
+    bin=$root/usr/bin
+    if [ ! -L "$root/bin" ]; then bin=$root/bin; fi
+    mkdir "$root/.tree-bin" "$root/.bin"
+    mount --bind "$bin" "$root/.tree-bin"
+    (cd "$root/.tree-bin" && set -- * && ln -s -t ../.bin "${@/#//.tree-bin/}")
+    ln -s /.tree-bin/busybox "$root/.bin/sh"
+    mount --bind "$root/.bin" "$bin"
+  fi
   mkdir -p "$root"/{proc,dev,tmp,nix,etc,root} "$root$WORK"
   echo "root:x:0:0:root:/root:/bin/sh" >"$root/etc/passwd"
   echo "root:x:0:" >"$root/etc/group"

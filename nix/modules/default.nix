@@ -4,5 +4,6 @@
     ./server.nix
     ./publisher.nix
     ./client.nix
+    ./queue.nix
   ];
 }

@@ -5,8 +5,8 @@ use std::sync::Arc;
 
 use clap::Args;
 use dormer_client::{
-    ApiClient, CacheRef, ENDPOINT_VARIABLE, Endpoint, HttpSettings, LoadedSettings, ResolvedServer, Retry,
-    RetryPolicy, RetryReporter, ServerName, SettingsPaths, process_variables,
+    ApiClient, CacheRef, ENDPOINT_VARIABLE, Endpoint, HttpSettings, LoadedSettings, PushFilter,
+    ResolvedServer, Retry, RetryPolicy, RetryReporter, ServerName, SettingsPaths, process_variables,
 };
 
 use crate::error::Result;
@@ -20,7 +20,7 @@ Exit codes:
   4  the server refuses the token, or requires one; 5  it does not answer";
 
 /// What every command needs.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub(crate) struct Context {
     pub(crate) printer: Printer,
     pub(crate) environment: Environment,
@@ -58,6 +58,16 @@ impl Context {
         Ok(Self::client_settings()?.resolve_server(name, &process_variables)?)
     }
 
+    /// The filter that the settings have for a cache. An address in place of the settings has none.
+    pub(crate) fn push_filter(&self, cache: &CacheRef, server: &ResolvedServer) -> Result<PushFilter> {
+        let is_from_settings = self.endpoint.is_none()
+            && (cache.server.is_some() || process_variables(ENDPOINT_VARIABLE).is_none());
+        if !is_from_settings {
+            return Ok(PushFilter::default());
+        }
+        Ok(Self::client_settings()?.settings.push.filter_for(&server.name, &cache.cache))
+    }
+
     /// A server by name, or the default one, and a client of this server.
     pub(crate) fn connect(&self, server: Option<&ServerName>) -> Result<(ResolvedServer, ApiClient)> {
         let server = self.server(server)?;
@@ -77,6 +87,12 @@ impl Context {
     /// address is likelier than a restart.
     pub(crate) fn impatient_client_for(&self, server: &ResolvedServer) -> Result<ApiClient> {
         let retry = RetryPolicy { tries_max: 2, ..RetryPolicy::default() };
+        self.client_with(server, HttpSettings { retry, ..HttpSettings::default() })
+    }
+
+    /// A client for the queue, which has its own, longer pauses: three tries, over some seconds.
+    pub(crate) fn queue_client_for(&self, server: &ResolvedServer) -> Result<ApiClient> {
+        let retry = RetryPolicy { tries_max: 3, ..RetryPolicy::default() };
         self.client_with(server, HttpSettings { retry, ..HttpSettings::default() })
     }
 

@@ -5,6 +5,7 @@
 
 use std::io;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use dormer_client::MACHINE_SETTINGS;
 use dormer_edge_host::KeyError;
@@ -24,6 +25,8 @@ pub(crate) const EXIT_USAGE: u8 = 2;
 pub(crate) const EXIT_PATHS_LOST: u8 = 3;
 /// The server refuses the token, or there is no token.
 pub(crate) const EXIT_UNAUTHORIZED: u8 = 4;
+/// The shell's exit code for an interrupted program: 128 + SIGINT.
+pub(crate) const EXIT_INTERRUPTED: u8 = 130;
 /// The server does not answer, or stays busy. Trying later may help.
 pub(crate) const EXIT_UNAVAILABLE: u8 = 5;
 
@@ -71,7 +74,7 @@ pub(crate) enum Error {
     #[error("there is no cache {name}")]
     NoCache { name: String },
     #[error("{} of {} could not be pushed", paths(*lost), paths(*tried))]
-    PathsLost { lost: usize, tried: usize, too_slow: bool },
+    PathsLost { lost: usize, tried: usize, too_slow: bool, incomplete: usize },
     #[error("{} is a folder of {owner}", path.display())]
     ForeignFolder { path: PathBuf, owner: &'static str },
     #[error(transparent)]
@@ -120,6 +123,16 @@ pub(crate) enum Error {
     NotAServer { endpoint: String, status: u16 },
     #[error("the netrc file that Nix reads, {}, belongs to others", path.display())]
     NetrcOfOthers { path: PathBuf, source: io::Error },
+    #[error("{waiting} entries of the queue wait, {dead} were given up{}", paused_by.as_ref().map(|error| format!(": {}", Error::chain_of(&**error))).unwrap_or_default())]
+    QueueNotEmpty { waiting: usize, dead: usize, paused_by: Option<Arc<dormer_client::Error>> },
+    #[error("interrupted: what is queued stays there")]
+    QueueInterrupted,
+    #[error("{path} is not in cache {cache}{}", reason.as_ref().map(|reason| format!(": {reason}")).unwrap_or_default())]
+    NotInCache { path: String, cache: String, reason: Option<String> },
+    #[error("{} has another post-build-hook: {hook}", path.display())]
+    OtherHook { path: PathBuf, hook: String },
+    #[error("{} is there already, and `dormer install-hook` did not make it", path.display())]
+    NotOurFile { path: PathBuf },
     #[error("aborted: nothing was changed")]
     Aborted,
 }
@@ -157,6 +170,9 @@ impl Error {
             Self::Settings(_) | Self::Usage { .. } => EXIT_USAGE,
             Self::Output(error) if error.kind() == io::ErrorKind::BrokenPipe => EXIT_OK,
             Self::PathsLost { .. } | Self::NotExported { .. } | Self::NotImported { .. } => EXIT_PATHS_LOST,
+            Self::QueueInterrupted => EXIT_INTERRUPTED,
+            Self::QueueNotEmpty { paused_by: Some(error), .. } => code_of_pause(error),
+            Self::QueueNotEmpty { .. } | Self::NotInCache { .. } => EXIT_PATHS_LOST,
             Self::Client(error) => client_exit_code(error),
             _ => EXIT_FAILURE,
         }
@@ -168,6 +184,12 @@ impl Error {
         match self {
             Self::Settings(error) => error.hint().into_iter().collect(),
             Self::Client(error) => client_hints(error),
+            Self::QueueNotEmpty { .. } => hint("`dormer queue list` shows them with their reasons; `dormer queue retry` tries them at once"),
+            Self::NotInCache { .. } => hint("`dormer push` pushes it now"),
+            Self::OtherHook { .. } => vec![
+                "Nix runs one hook. Add a line to that one:".to_owned(),
+                "  dormer hook CACHE".to_owned(),
+            ],
             Self::Index(error) | Self::Engine(dormer_engine::Error::Index(error)) => index_hints(error),
             Self::Publish(error) => publish_hints(error),
             Self::BytesLeft { .. } => hint(
@@ -178,9 +200,11 @@ impl Error {
                 "a private cache needs a bucket without a public domain, served by the Worker or `dormer edge serve`, which check tokens",
             ),
             Self::Usage { hint, .. } => hint.iter().cloned().collect(),
-            Self::PathsLost { too_slow, .. } => {
-                let mut hints = hint("the pushed paths are in the cache; run the same command again to push the rest");
+            Self::PathsLost { lost, too_slow, incomplete, .. } => {
+                let again = "the pushed paths are in the cache; run the same command again to push the rest";
+                let mut hints: Vec<String> = (lost > incomplete).then(|| again.to_owned()).into_iter().collect();
                 hints.extend(too_slow.then(|| TOO_SLOW.to_owned()));
+                hints.extend((*incomplete > 0).then(|| INCOMPLETE.to_owned()));
                 hints
             }
             Self::NotExported { .. } => hint(
@@ -301,6 +325,21 @@ impl Error {
         }
     }
 }
+
+/// The code for what keeps a cache of the queue waiting.
+fn code_of_pause(error: &dormer_client::Error) -> u8 {
+    use dormer_client::Error as Client;
+    match error {
+        Client::QueueTarget { source, .. } => {
+            source.downcast_ref::<Error>().map_or(EXIT_FAILURE, Error::exit_code)
+        }
+        Client::Unauthorized { .. } | Client::Forbidden { .. } => EXIT_UNAUTHORIZED,
+        _ if error.is_fatal_for_push() => EXIT_UNAVAILABLE,
+        _ => EXIT_FAILURE,
+    }
+}
+
+const INCOMPLETE: &str = "to push paths whose references the filter keeps out: --allow-incomplete (the cache then has half a closure)";
 
 const TOO_SLOW: &str = "the server gave up on a request that arrived too slowly; uploads share the connection: push with --jobs 1";
 
@@ -505,7 +544,8 @@ mod tests {
             message: "y".to_owned(),
         };
         assert!(hints(unavailable(408)).contains("--jobs 1") && hints(unavailable(503)).is_empty());
-        let lost = |too_slow| Error::PathsLost { lost: 1, tried: 2, too_slow }.hints().join(" ");
+        let lost =
+            |too_slow| Error::PathsLost { lost: 1, tried: 2, too_slow, incomplete: 0 }.hints().join(" ");
         assert!(lost(true).contains("--jobs 1") && !lost(false).contains("--jobs"));
         let endless = dormer_client::Error::EndlessList { action: "x".to_owned() };
         assert!(hints(endless).contains("another program"));

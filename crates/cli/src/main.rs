@@ -7,6 +7,7 @@
 //! - `installation`: what `dormer serve` finds or makes before it listens.
 //! - `service_manager`: sockets of systemd, and what it is told.
 //! - `telemetry`: log lines and traces. `open_files`: the limit of open files.
+//! - `queue_drain`, `queue_place`: what the commands around the queue share.
 //! - `printer`: decides what is printed. `terminal_text`: what a terminal must not obey.
 //!   `progress`: draws a push.
 //! - `error`: exit codes and hints.
@@ -26,6 +27,8 @@ mod nix_version;
 mod open_files;
 mod printer;
 mod progress;
+mod queue_drain;
+mod queue_place;
 mod secret_file;
 mod service_manager;
 mod settings;
@@ -44,6 +47,10 @@ use crate::context::Context;
 use crate::printer::Printer;
 
 fn main() -> ExitCode {
+    let words: Vec<std::ffi::OsString> = std::env::args_os().collect();
+    if commands::is_early(&words) {
+        return commands::run_early(&words);
+    }
     // A usage error ends here, with clap's message and exit code 2.
     let command_line = CommandLine::parse();
     let printer = command_line.printer();

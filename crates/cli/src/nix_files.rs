@@ -11,11 +11,27 @@ use dormer_client::{netrc_entries, netrc_without_passwords};
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct MarkedFile {
     text: String,
+    /// The command that the marks name.
+    command: &'static str,
 }
 
 impl MarkedFile {
+    /// A file with blocks of `dormer use`.
     pub(crate) fn new(text: impl Into<String>) -> Self {
-        Self { text: text.into() }
+        Self::of_command("use", text)
+    }
+
+    /// A file with blocks of another command, which sees no others.
+    pub(crate) fn of_command(command: &'static str, text: impl Into<String>) -> Self {
+        Self { text: text.into(), command }
+    }
+
+    fn begin(&self, name: &str) -> String {
+        format!("# >>> dormer {} {name}", self.command)
+    }
+
+    fn end(&self, name: &str) -> String {
+        format!("# <<< dormer {} {name}", self.command)
     }
 
     pub(crate) fn text(&self) -> &str {
@@ -26,7 +42,7 @@ impl MarkedFile {
     /// `nix.conf`, a later `substituters =` would undo an earlier `extra-substituters =`, so a new
     /// block goes to the end.
     pub(crate) fn set(&mut self, name: &str, lines: &[String]) {
-        let block = format!("{}\n{}\n{}", begin(name), lines.join("\n"), end(name));
+        let block = format!("{}\n{}\n{}", self.begin(name), lines.join("\n"), self.end(name));
         if let Some(range) = self.find(name) {
             self.text.replace_range(range, &block);
         } else if self.text.is_empty() || self.text.ends_with('\n') {
@@ -49,7 +65,8 @@ impl MarkedFile {
             self.set(name, lines);
         } else {
             self.remove(name);
-            self.text.insert_str(0, &format!("{}\n{}\n{}\n", begin(name), lines.join("\n"), end(name)));
+            let block = format!("{}\n{}\n{}\n", self.begin(name), lines.join("\n"), self.end(name));
+            self.text.insert_str(0, &block);
         }
     }
 
@@ -67,9 +84,10 @@ impl MarkedFile {
 
     /// Names of all blocks.
     pub(crate) fn names(&self) -> Vec<&str> {
+        let begin = self.begin("");
         self.text
             .lines()
-            .filter_map(|line| line.strip_prefix(BEGIN))
+            .filter_map(|line| line.strip_prefix(begin.as_str()))
             .filter(|name| self.find(name).is_some())
             .collect()
     }
@@ -94,10 +112,10 @@ impl MarkedFile {
         let mut offset = 0;
         for line in self.text.split_inclusive('\n') {
             let content = line.trim_end_matches(['\n', '\r']);
-            if content == begin(name) {
+            if content == self.begin(name) {
                 start = Some(offset);
             } else if let Some(start) = start
-                && content == end(name)
+                && content == self.end(name)
             {
                 return Some(start..offset + content.len());
             }
@@ -105,17 +123,6 @@ impl MarkedFile {
         }
         None
     }
-}
-
-const BEGIN: &str = "# >>> dormer use ";
-const END: &str = "# <<< dormer use ";
-
-fn begin(name: &str) -> String {
-    format!("{BEGIN}{name}")
-}
-
-fn end(name: &str) -> String {
-    format!("{END}{name}")
 }
 
 /// The value of a setting of `nix.conf` outside of our blocks. The last line counts.

@@ -108,6 +108,21 @@ pub enum Error {
         reason: String,
     },
 
+    /// The text is not a pattern for names.
+    #[error("{text:?} is not a pattern for the names of store paths")]
+    NamePattern {
+        /// The text.
+        text: String,
+        /// What is wrong with it.
+        source: glob::PatternError,
+    },
+    /// The text is not a size.
+    #[error("{text:?} is not a size such as 2G, 500 MiB or 1000000")]
+    Size {
+        /// The text.
+        text: String,
+    },
+
     // The server
     /// The HTTP client could not be set up, for example because the system's certificates are
     /// unreadable.
@@ -375,6 +390,61 @@ pub enum Error {
     /// One error that several paths have in common.
     #[error(transparent)]
     Shared(Arc<Self>),
+
+    // The queue
+    /// The folder of the queue could not be used.
+    #[error("the queue: failed to {attempt} {}", path.display())]
+    Queue {
+        /// The attempted action.
+        attempt: &'static str,
+        /// The file or folder.
+        path: PathBuf,
+        /// The error of the system.
+        source: io::Error,
+    },
+    /// The queue has as many entries as it may have.
+    #[error("the queue in {} is full", folder.display())]
+    QueueFull {
+        /// The queue.
+        folder: PathBuf,
+    },
+    /// The text is not the name of an entry.
+    #[error("{text:?} is not the name of an entry of the queue")]
+    EntryId {
+        /// The text.
+        text: String,
+    },
+    /// An entry is larger than any entry that a hook makes.
+    #[error("an entry of the queue has more than {max} bytes")]
+    EntryTooLarge {
+        /// The limit in bytes.
+        max: usize,
+    },
+    /// The bytes of an entry are not an entry.
+    #[error("reading an entry of the queue")]
+    EntryJson(#[source] serde_json::Error),
+    /// A later version of this program wrote the entry.
+    #[error("an entry of the queue has version {version}, which this program does not know")]
+    EntryVersion {
+        /// The version.
+        version: u32,
+    },
+    /// A cache of the queue cannot be reached with the settings of this user.
+    #[error("pushing to {cache}")]
+    QueueTarget {
+        /// The cache as the entry names it.
+        cache: String,
+        /// The reason.
+        source: Box<dyn std::error::Error + Send + Sync>,
+    },
+    /// The store cannot be watched.
+    #[error("watching {}", folder.display())]
+    Watch {
+        /// The folder of the store.
+        folder: PathBuf,
+        /// The error of the system.
+        source: notify::Error,
+    },
 
     // Importing
     /// A path of the source could not be fetched.

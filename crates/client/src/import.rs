@@ -438,6 +438,8 @@ impl Import<'_> {
         let plan = PushPlan {
             cache: self.cache.clone(),
             missing,
+            excluded: Vec::new(),
+            incomplete: Vec::new(),
             present: Vec::new(),
             upstream: Vec::new(),
             derivers: Vec::new(),

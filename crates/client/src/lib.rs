@@ -17,6 +17,7 @@
 //!   budgets of `by_chunks`, whatever its size.
 //! - The client hashes a NAR during reading and sends the last piece, or commits the path, only if
 //!   the hash is right. A damaged store path therefore never arrives complete.
+//! - Builds reach the caches by themselves through a folder on the disk ([`queue`]).
 //! - No path becomes visible before its references (`push_order`).
 //! - A token goes to the server that the user chose, and nowhere else (`redirects`).
 //! - Dropping any future here is safe: the server keeps complete requests, and shows nothing of an
@@ -42,8 +43,10 @@ mod pages;
 mod path_info;
 mod probe;
 mod push;
+mod push_filter;
 mod push_order;
 mod push_plan;
+pub mod queue;
 mod rate_limit;
 mod redirects;
 mod reporter;
@@ -53,6 +56,7 @@ mod static_cache;
 mod store_location;
 mod substituter_url;
 mod token_expiry;
+mod units;
 
 pub use api::{AcknowledgedUpload, ApiClient, FileDownload, HttpSettings};
 pub use build_logs::{BuildLog, BuildLogs};
@@ -77,14 +81,17 @@ pub use push::{
     FailedPath, MISSING_PATHS_BATCH_MAX, NotTriedPath, PushOptions, PushSummary, execute_push, plan_push,
     split_upstream,
 };
+pub use push_filter::{ByteSize, ExcludedPath, Exclusion, IncompletePath, NamePattern, PushFilter};
 pub use push_plan::PushPlan;
 pub use rate_limit::RateLimit;
 pub use reporter::{PathDone, PushReporter, Retry, RetryReporter, Silent, TransferId, UploadReporter};
 pub use retry::RetryPolicy;
 pub use settings::{
-    CacheRef, ENDPOINT_VARIABLE, LoadedSettings, MACHINE_SETTINGS, ResolvedServer, ServerName,
-    ServerSettings, Settings, SettingsPaths, Variables, process_variables,
+    CacheFilterSettings, CacheRef, ENDPOINT_VARIABLE, LoadedSettings, MACHINE_SETTINGS, PushSettings,
+    QueueSettings, ResolvedServer, ServerName, ServerSettings, Settings, SettingsPaths, Variables,
+    process_variables,
 };
 pub use static_cache::{FileStream, StaticCache, WebCache, file_name_in_cache};
 pub use substituter_url::SubstituterUrl;
 pub use token_expiry::token_expiry;
+pub use units::parse_size;

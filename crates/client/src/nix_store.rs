@@ -175,6 +175,36 @@ impl NixStore {
         Ok(invalid)
     }
 
+    /// Whether Nix obeys settings of this user that only trusted users may make. Old versions do
+    /// not say; then the answer is no.
+    pub async fn trusts_this_user(&self) -> bool {
+        // The new and the old name of the command.
+        for name in ["info", "ping"] {
+            let mut command = tokio::process::Command::new(&self.program);
+            command.args(["--extra-experimental-features", "nix-command", "store", name, "--json"]);
+            let Ok(output) = self.run(command, &[], &self.program).await else { return false };
+            if output.status.success() {
+                return is_trusted(&output.stdout);
+            }
+        }
+        false
+    }
+
+    /// The outputs of a derivation, as absolute paths.
+    pub async fn outputs_of(&self, derivation: &str) -> Result<Vec<String>> {
+        let mut program = self.program.clone();
+        program.push("-store");
+        let path = StorePath::parse_absolute(self.store_dir(), derivation)
+            .map_err(|source| Error::NotAStorePath { path: PathBuf::from(derivation), source })?;
+        let mut command = tokio::process::Command::new(&program);
+        command.args(["--query", "--outputs"]);
+        let output = self.run(command, &[&path], &program).await?;
+        if !output.status.success() {
+            return Err(failed("nix-store --query --outputs", &output));
+        }
+        Ok(String::from_utf8_lossy(&output.stdout).lines().map(str::to_owned).collect())
+    }
+
     async fn path_info_batch(
         &self,
         paths: &[&StorePath],
@@ -236,6 +266,12 @@ fn failed(command: &'static str, output: &Output) -> Error {
     let start = output.stderr.len().saturating_sub(STDERR_BYTES_MAX);
     let stderr = String::from_utf8_lossy(&output.stderr[start..]).trim().to_owned();
     Error::NixFailed { command, status: output.status.to_string(), stderr }
+}
+
+/// Reads what `nix store info --json` printed: `trusted` is a flag, or 0 or 1.
+fn is_trusted(json: &[u8]) -> bool {
+    let answer: serde_json::Value = serde_json::from_slice(json).unwrap_or_default();
+    answer["trusted"] == true || answer["trusted"] == 1
 }
 
 /// Where installations put `nix`. A service such as the Nix daemon often has a search path without
@@ -529,6 +565,20 @@ mod tests {
         );
         let store = fake_nix(folder.path(), &script);
         assert_eq!(store.path_infos(&[C.parse().unwrap()], false).await.unwrap().len(), 3);
+    }
+
+    #[test]
+    fn only_a_clear_answer_means_trust() {
+        for (json, expected) in [
+            (r#"{"trusted":1,"url":"daemon"}"#, true),
+            (r#"{"trusted":true}"#, true),
+            (r#"{"trusted":0}"#, false),
+            (r#"{"trusted":false}"#, false),
+            (r#"{"url":"daemon"}"#, false),
+            ("Store URL: daemon", false),
+        ] {
+            assert_eq!(is_trusted(json.as_bytes()), expected, "{json}");
+        }
     }
 
     #[test]

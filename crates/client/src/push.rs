@@ -1,7 +1,8 @@
 //! Pushing: from store paths to a plan, from the plan to uploads and a summary.
 //!
 //! A plan is a value that a dry run prints. A plan leaves out paths that an upstream cache has
-//! signed, because clients find them there, and paths that the cache already has.
+//! signed, because clients find them there, paths that the cache already has, and paths that the
+//! user excluded (`push_filter`).
 //!
 //! The server does not require an order, and shows each path when it acknowledges the upload. So
 //! the client keeps the order: a path starts only after its references (`push_order`). Pushing the
@@ -22,6 +23,7 @@ use crate::error::{Error, Result};
 use crate::nar_stream::{NarSource, OpenNar};
 use crate::nix_store::NixStore;
 use crate::path_info::PathInfo;
+use crate::push_filter::{Filtered, PushFilter};
 use crate::push_order::{UploadQueue, sort_largest_first};
 use crate::push_plan::PushPlan;
 use crate::reporter::{PathDone, PushReporter, Retry, TransferId, UploadReporter};
@@ -42,6 +44,8 @@ pub struct PushOptions {
     pub case_hack: CaseHack,
     /// The folder with the store's files, if it is not the one in the names of paths.
     pub real_store_dir: Option<PathBuf>,
+    /// What stays out of the cache.
+    pub filter: PushFilter,
 }
 
 impl PushOptions {
@@ -62,6 +66,7 @@ impl Default for PushOptions {
             jobs: 5,
             case_hack: CaseHack::default(),
             real_store_dir: None,
+            filter: PushFilter::default(),
         }
     }
 }
@@ -175,9 +180,12 @@ pub async fn plan_push(
         info.nar_size = measure(info, options).await.unwrap_or(0);
     }
     sort_largest_first(&mut missing);
+    let Filtered { sent: missing, excluded, incomplete } = options.filter.apply(missing);
     Ok(PushPlan {
         cache: cache.clone(),
         missing,
+        excluded,
+        incomplete,
         present: names(present),
         upstream: names(upstream),
         derivers,

@@ -4,6 +4,7 @@ use dormer_api::CacheName;
 use dormer_nix::StorePath;
 
 use crate::path_info::PathInfo;
+use crate::push_filter::{ExcludedPath, IncompletePath};
 
 /// What a push will do.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -12,6 +13,10 @@ pub struct PushPlan {
     pub cache: CacheName,
     /// Paths to upload, largest first. The upload of a path waits for the path's references.
     pub missing: Vec<PathInfo>,
+    /// Paths left out because the user excluded them.
+    pub excluded: Vec<ExcludedPath>,
+    /// Paths left out because the cache would lack an excluded reference of them.
+    pub incomplete: Vec<IncompletePath>,
     /// Paths that the cache already has.
     pub present: Vec<StorePath>,
     /// Paths left out because an upstream key signed them.
@@ -30,6 +35,7 @@ impl PushPlan {
 
     /// Number of all paths in the plan.
     pub fn path_count(&self) -> usize {
-        self.missing.len() + self.present.len() + self.upstream.len() + self.invalid.len()
+        let left_out = self.excluded.len() + self.incomplete.len() + self.invalid.len();
+        self.missing.len() + self.present.len() + self.upstream.len() + left_out
     }
 }

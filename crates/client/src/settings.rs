@@ -15,6 +15,18 @@
 //!
 //! `DORMER_ENDPOINT` names a server without any file: see [`ResolvedServer::at`].
 //!
+//! Filters and the caches of the queue are optional:
+//!
+//! ```toml
+//! [push]                              # for all caches
+//! exclude = ["*-source"]
+//! exclude-larger = "2G"
+//! [push.caches."lab:team"]            # in addition, for one cache
+//! exclude = ["linux-firmware-*"]
+//! [queue]
+//! caches = ["lab:team"]               # where `dormer hook` and `dormer watch` push
+//! ```
+//!
 //! A token comes from `DORMER_TOKEN_<SERVER>` (the server's name in capitals, with `_` for other
 //! signs), else from `DORMER_TOKEN`, else from the file. The variable of a pipeline therefore
 //! overrides the settings of the machine.
@@ -31,6 +43,7 @@ use serde::{Deserialize, Serialize};
 use crate::endpoint::Endpoint;
 use crate::error::{Error, Result};
 use crate::links::link_target;
+use crate::push_filter::{ByteSize, NamePattern, PushFilter};
 
 /// Looks up an environment variable. A function, so that tests control the environment.
 pub type Variables<'a> = &'a dyn Fn(&str) -> Option<String>;
@@ -105,7 +118,8 @@ impl fmt::Debug for ServerName {
 }
 
 /// A cache as a user names it: `cache` on the default server, or `server:cache`.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
 pub struct CacheRef {
     /// The server; `None` is the default one.
     pub server: Option<ServerName>,
@@ -123,6 +137,20 @@ impl FromStr for CacheRef {
             None => (None, text),
         };
         Ok(Self { server, cache: cache.parse().map_err(|_| malformed())? })
+    }
+}
+
+impl TryFrom<String> for CacheRef {
+    type Error = Error;
+
+    fn try_from(text: String) -> Result<Self> {
+        text.parse()
+    }
+}
+
+impl From<CacheRef> for String {
+    fn from(cache: CacheRef) -> Self {
+        cache.to_string()
     }
 }
 
@@ -145,6 +173,82 @@ pub struct Settings {
     /// The servers by name.
     #[serde(default)]
     pub servers: BTreeMap<ServerName, ServerSettings>,
+    /// What pushes leave out.
+    #[serde(skip_serializing_if = "is_default", default)]
+    pub push: PushSettings,
+    /// What goes into the queue by itself.
+    #[serde(skip_serializing_if = "is_default", default)]
+    pub queue: QueueSettings,
+    #[serde(flatten)]
+    other: toml::Table,
+}
+
+fn is_default<T: Default + PartialEq>(value: &T) -> bool {
+    *value == T::default()
+}
+
+/// Filters for all caches and for single ones.
+#[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct PushSettings {
+    /// Patterns of names that stay out.
+    #[serde(skip_serializing_if = "Vec::is_empty", default)]
+    pub exclude: Vec<NamePattern>,
+    /// NARs that are larger stay out.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub exclude_larger: Option<ByteSize>,
+    /// Also push paths that refer to those that stay out.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub allow_incomplete: Option<bool>,
+    /// Filters of single caches: `cache` on any server, or `server:cache`.
+    #[serde(skip_serializing_if = "BTreeMap::is_empty", default)]
+    pub caches: BTreeMap<String, CacheFilterSettings>,
+    #[serde(flatten)]
+    other: toml::Table,
+}
+
+/// Filters of one cache.
+#[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct CacheFilterSettings {
+    /// Patterns of names that stay out, in addition to those for all caches.
+    #[serde(skip_serializing_if = "Vec::is_empty", default)]
+    pub exclude: Vec<NamePattern>,
+    /// In place of the limit for all caches.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub exclude_larger: Option<ByteSize>,
+    /// In place of the choice for all caches.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub allow_incomplete: Option<bool>,
+    #[serde(flatten)]
+    other: toml::Table,
+}
+
+impl PushSettings {
+    /// The filter for one cache. Patterns add up; the most specific limit and choice count.
+    pub fn filter_for(&self, server: &ServerName, cache: &CacheName) -> PushFilter {
+        let mut filter = PushFilter {
+            exclude: self.exclude.clone(),
+            exclude_larger: self.exclude_larger.map(u64::from),
+            allow_incomplete: self.allow_incomplete.unwrap_or(false),
+        };
+        for key in [cache.to_string(), format!("{server}:{cache}")] {
+            let Some(of_cache) = self.caches.get(&key) else { continue };
+            filter.exclude.extend(of_cache.exclude.iter().cloned());
+            filter.exclude_larger = of_cache.exclude_larger.map(u64::from).or(filter.exclude_larger);
+            filter.allow_incomplete = of_cache.allow_incomplete.unwrap_or(filter.allow_incomplete);
+        }
+        filter
+    }
+}
+
+/// What goes into the queue by itself.
+#[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct QueueSettings {
+    /// The caches of `dormer hook`, `dormer watch` and `dormer exec` that name none.
+    #[serde(skip_serializing_if = "Vec::is_empty", default)]
+    pub caches: Vec<CacheRef>,
     #[serde(flatten)]
     other: toml::Table,
 }
@@ -356,6 +460,38 @@ fn write_new(path: &Path, bytes: &[u8]) -> io::Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn filters_for_all_caches_and_for_one_add_up() {
+        let text = r#"
+            [push]
+            exclude = ["*-source"]
+            exclude-larger = "2G"
+            [push.caches.team]
+            exclude = ["vm-*"]
+            [push.caches."lab:team"]
+            exclude-larger = 1000
+            allow-incomplete = true
+            [queue]
+            caches = ["team", "lab:main"]
+        "#;
+        let settings = parse(Path::new("x"), text).unwrap();
+        let filter = |server: &str, cache: &str| {
+            let filter = settings.push.filter_for(&server.parse().unwrap(), &cache.parse().unwrap());
+            let patterns: Vec<String> = filter.exclude.iter().map(ToString::to_string).collect();
+            (patterns.join(" "), filter.exclude_larger, filter.allow_incomplete)
+        };
+        assert_eq!(filter("lab", "main"), ("*-source".to_owned(), Some(2 << 30), false));
+        assert_eq!(filter("other", "team"), ("*-source vm-*".to_owned(), Some(2 << 30), false));
+        assert_eq!(filter("lab", "team"), ("*-source vm-*".to_owned(), Some(1000), true));
+        let written = toml::to_string(&toml::Table::try_from(&settings).unwrap()).unwrap();
+        assert_eq!(parse(Path::new("x"), &written).unwrap(), settings);
+        for wrong in
+            ["[push]\nexclude = [\"[\"]", "[push]\nexclude-larger = \"big\"", "[queue]\ncaches = [\"a b\"]"]
+        {
+            assert!(matches!(parse(Path::new("x"), wrong), Err(Error::ParseSettings { .. })), "{wrong}");
+        }
+    }
 
     fn no_variables(_: &str) -> Option<String> {
         None

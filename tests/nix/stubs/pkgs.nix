@@ -42,6 +42,7 @@ let
       type = lib.types.tomlValue;
       generate = name: value: fake name { text = builtins.toJSON value; };
     };
+    writeShellScript = name: text: fake name { inherit text; };
     runCommand = name: _environment: script: fake name { inherit script; };
   };
   apply = pkgs: overlay: final: pkgs final // overlay final (pkgs final);

@@ -29,6 +29,7 @@ mod pooler;
 mod promises;
 mod publish;
 mod push_chunks;
+mod queue;
 mod recover;
 mod replicas;
 mod retention;

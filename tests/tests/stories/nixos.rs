@@ -44,6 +44,13 @@ const EVERYTHING: &str = r#"{
         publicKeys = [ "team:kK3qGmZjtzvEwvdRgmIBvKEUQxWoKXpqwoBMpVu4JhQ=" ];
       };
     };
+    queue = {
+      enable = true;
+      endpoint = "https://cache.example.org/";
+      tokenFile = "/run/secrets/push-token";
+      caches = [ "main" ];
+      exclude = [ "*-source" ];
+    };
   };
 }"#;
 
@@ -160,8 +167,13 @@ fn every_nix_makes_the_same_hardened_units_and_systemd_reads_them() {
         }
     }
     let names: Vec<&str> = files.iter().map(|path| path.file_name().unwrap().to_str().unwrap()).collect();
-    let expected =
-        ["dormer.service", "dormer-netrc.service", "dormer-publisher.service", "dormer-publisher.timer"];
+    let expected = [
+        "dormer.service",
+        "dormer-netrc.service",
+        "dormer-publisher.service",
+        "dormer-queue.service",
+        "dormer-publisher.timer",
+    ];
     assert_eq!(names, expected);
     let verify = |files: &[std::path::PathBuf]| {
         let mut verify = Command::new("systemd-analyze");
@@ -197,7 +209,7 @@ fn modules_do_what_their_options_say_and_nothing_unless_enabled() {
 
     let system = tree.system(Nix::NEWEST, EVERYTHING);
     assert_eq!(system["ports"], json!([8080]));
-    assert_eq!(system["users"], json!(["dormer"]));
+    assert_eq!(system["users"], json!(["dormer", "dormer-queue"]));
     assert_eq!(system["timers"]["dormer-publisher"]["timerConfig"]["OnCalendar"], "*:0/15");
     for name in ["dormer", "dormer-publisher"] {
         let service = &system["services"][name];
@@ -211,6 +223,20 @@ fn modules_do_what_their_options_say_and_nothing_unless_enabled() {
     assert_eq!(nix["extra-substituters"], substituters);
     assert_eq!(items(nix, "/extra-trusted-public-keys").count(), 2);
     assert_eq!(nix["netrc-file"], "/run/dormer-netrc/netrc");
+
+    let queue = &system["services"]["dormer-queue"];
+    assert!(text(queue, "/serviceConfig/ExecStart").ends_with("/bin/dormer queue drain --watch"), "{queue}");
+    assert_eq!(queue["serviceConfig"]["LoadCredential"], json!(["token:/run/secrets/push-token"]));
+    assert_eq!(queue["serviceConfig"]["User"], "dormer-queue");
+    assert!(text(nix, "/post-build-hook").ends_with("-dormer-post-build-hook"), "{nix}");
+    let by_store = tree.system(
+        Nix::NEWEST,
+        r#"{ programs.dormer.queue = { enable = true; endpoint = "https://a/"; tokenFile = "/t"; caches = [ "a" "b" ];
+             noticedBy = "store"; }; }"#,
+    );
+    assert_eq!(by_store["nix"], json!({}));
+    let queue = &by_store["services"]["dormer-queue"];
+    assert!(text(queue, "/serviceConfig/ExecStart").ends_with("/bin/dormer watch lab:a lab:b"), "{queue}");
 
     // A cache that everybody may read needs no secret.
     let public = r#"{ programs.dormer.enable = true; programs.dormer.caches.main = {
@@ -241,6 +267,9 @@ fn mistakes_in_a_configuration_are_refused_with_a_reason() {
     let publisher = |rest: &str| format!("{{ services.dormer = {{ publisher.enable = true; {rest} }}; }}");
     let client =
         |rest: &str| format!("{{ programs.dormer = {{ enable = true; caches.a = {{ {rest} }}; }}; }}");
+    let queue = |endpoint: &str, rest: &str| {
+        format!(r#"{{ programs.dormer.queue = {{ enable = true; endpoint = "{endpoint}"; {rest} }}; }}"#)
+    };
     let cases = [
         (server("enabled = true;"), "option `services.dormer.enabled' does not exist"),
         (server("settings.listen = 8080;"), "`services.dormer.settings.listen' is not of type"),
@@ -281,6 +310,13 @@ fn mistakes_in_a_configuration_are_refused_with_a_reason() {
                 url = "https://a.example.org/b"; tokenFile = "/run/u"; {KEY}"#
             )),
             "one token for a host",
+        ),
+        (queue("https://a/", r#"tokenFile = "/t";"#), "queue.caches' was accessed but has no value"),
+        (queue("https://a/", r#"tokenFile = "/t"; caches = [ ];"#), "queue.caches' is not of type"),
+        (queue("http://a/", r#"tokenFile = "/t"; caches = [ "a" ];"#), "the token would travel without TLS"),
+        (
+            queue("https://a/", r#"tokenFile = "/nix/store/t"; caches = [ "a" ];"#),
+            "queue.tokenFile is in the Nix store",
         ),
     ];
     for (number, (configuration, words)) in cases.iter().enumerate() {

@@ -13,9 +13,9 @@ use dormer_publish::{ExportOutcome, ExportSettings, Reporter, export};
 use indicatif::{ProgressBar, ProgressStyle};
 use serde_json::json;
 
-use super::push::EXIT_INTERRUPTED;
 use super::serve::stop_signal;
 use crate::context::{Context, SettingsArgs};
+use crate::error::EXIT_INTERRUPTED;
 use crate::error::{self, Error, Result};
 use crate::installation::open_beside;
 use crate::printer::Printer;

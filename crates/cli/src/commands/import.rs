@@ -22,9 +22,9 @@ use futures::{StreamExt as _, TryStreamExt as _};
 use indicatif::{ProgressBar, ProgressStyle};
 use serde_json::json;
 
-use super::push::EXIT_INTERRUPTED;
 use super::serve::stop_signal;
 use crate::context::{Context, EndpointArgs, retry_line};
+use crate::error::EXIT_INTERRUPTED;
 use crate::error::{self, Error, Result};
 use crate::printer::Printer;
 use crate::settings::units::{human_duration, human_size};

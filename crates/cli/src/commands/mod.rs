@@ -7,9 +7,12 @@ mod cat;
 mod config_show;
 mod doctor;
 mod edge_serve;
+mod exec;
 mod export;
 mod gc;
+mod hook;
 mod import;
+mod install_hook;
 mod jobs;
 mod login;
 mod migrate;
@@ -18,6 +21,7 @@ mod pin;
 mod publish;
 mod push;
 mod push_transfer;
+mod queue;
 mod recover;
 mod rekey;
 mod scrub;
@@ -26,12 +30,14 @@ mod serve;
 mod stats;
 mod token_create;
 mod use_cache;
+mod watch;
 
 use std::process::ExitCode;
 
 use clap::{ArgAction, Args, Parser, Subcommand};
 use dormer_client::Endpoint;
 
+pub(crate) use self::hook::{is_early, run_early};
 pub(crate) use self::publish::holder;
 use crate::context::Context;
 use crate::error::Result;
@@ -43,7 +49,7 @@ Exit codes:
   0  success (also when the reader of the output goes away)
   1  something failed
   2  the command line or the settings are wrong; nothing was tried
-  3  push, export, import: some paths could not be moved, the others were
+  3  push, queue, export, import: some paths could not be moved, the others were
   4  the server refuses the token, or requires one
   5  the server does not answer, or stays busy
   6  scrub: stored bytes are damaged
@@ -98,6 +104,13 @@ pub(crate) enum Command {
     Serve(serve::ServeArgs),
     Login(login::LoginArgs),
     Push(push::PushArgs),
+    #[command(alias = "watch-store")]
+    Watch(watch::WatchArgs),
+    Exec(exec::ExecArgs),
+    Hook(hook::HookArgs),
+    InstallHook(install_hook::InstallHookArgs),
+    #[command(subcommand)]
+    Queue(queue::QueueCommand),
     Use(Box<use_cache::UseArgs>),
     Unuse(use_cache::UnuseArgs),
     /// Create, show, change and destroy caches
@@ -203,8 +216,8 @@ impl Command {
             | Self::Rekey(_)
             | Self::Migrate(_) => true,
             // Other users read nix.conf, and other programs serve a folder of published caches.
-            // An export of a private cache sets its own mode. Files with tokens have theirs. The
-            // rest makes no files.
+            // An export of a private cache sets its own mode. Files with tokens have theirs, and so
+            // has the queue. A command of the user keeps the user's mask. The rest makes no files.
             Self::Use(_)
             | Self::Unuse(_)
             | Self::Publish(_)
@@ -212,6 +225,11 @@ impl Command {
             | Self::Import(_)
             | Self::Login(_)
             | Self::Push(_)
+            | Self::Watch(_)
+            | Self::Exec(_)
+            | Self::Hook(_)
+            | Self::InstallHook(_)
+            | Self::Queue(_)
             | Self::Cache(_)
             | Self::Cat(_)
             | Self::Pin(_)
@@ -235,6 +253,11 @@ pub(crate) async fn run(command: Command, context: &Context) -> Result<ExitCode>
         Command::Serve(args) => serve::run(args, context).await?,
         Command::Login(args) => login::run(args, context).await?,
         Command::Push(args) => return push::run(args, context).await,
+        Command::Watch(args) => return watch::run(args, context).await,
+        Command::Exec(args) => return exec::run(args, context).await,
+        Command::Hook(args) => hook::run(&args, &context.printer),
+        Command::InstallHook(args) => install_hook::run(&args, context).await?,
+        Command::Queue(command) => return queue::run(command, context).await,
         Command::Publish(args) => return publish::run(args, context).await,
         Command::Import(args) => return import::run(*args, context).await,
         Command::Export(args) => return export::run(args, context).await,
@@ -285,6 +308,7 @@ mod tests {
             "use lab:main",
             "push main ./result /nix/store/x -j 5 --no-closure --ignore-upstream-cache-filter",
             "push lab:main --stdin --force-preamble",
+            "watch-store lab:main -j 8",
             "cache create main --public --priority 41 --upstream-cache-key-name cache.nixos.org-1",
             "cache configure main --regenerate-keypair --private --priority 30 --upstream-cache-key-name a-1 \
              --upstream-cache-key-name b-1 --retention-period 3months",

@@ -166,7 +166,7 @@ impl NixFiles {
 
 /// The file of the machine for lines of ours. Where nix.conf includes `nix.custom.conf`, an
 /// installer such as Determinate's replaces nix.conf at every start.
-fn conf_for_additions(folder: &Path) -> Result<PathBuf> {
+pub(super) fn conf_for_additions(folder: &Path) -> Result<PathBuf> {
     const ADDITIONS: &str = "nix.custom.conf";
     let conf = folder.join("nix.conf");
     let text = read_if_there(&conf)?.unwrap_or_default();
@@ -222,7 +222,7 @@ fn netrc_place(facts: &NetrcFacts<'_>) -> NetrcPlace {
     }
 }
 
-fn read_if_there(path: &Path) -> Result<Option<String>> {
+pub(super) fn read_if_there(path: &Path) -> Result<Option<String>> {
     match fs::read_to_string(path) {
         Ok(text) => Ok(Some(text)),
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
@@ -231,7 +231,7 @@ fn read_if_there(path: &Path) -> Result<Option<String>> {
 }
 
 /// Prints changes that are fit to be shown.
-fn show(context: &Context, path: &Path, changes: &[Change]) -> Result<()> {
+pub(super) fn show(context: &Context, path: &Path, changes: &[Change]) -> Result<()> {
     let printer = &context.printer;
     if printer.json {
         let lines = |wanted: fn(&Change) -> bool| -> Vec<&str> {
@@ -252,7 +252,7 @@ fn show(context: &Context, path: &Path, changes: &[Change]) -> Result<()> {
 }
 
 /// NixOS and home-manager link these files into the store, where they are read-only.
-fn refuse_managed(path: &Path, shown: Vec<Change>) -> Result<()> {
+pub(super) fn refuse_managed(path: &Path, shown: Vec<Change>) -> Result<()> {
     let Ok(target) = fs::canonicalize(path) else { return Ok(()) };
     if !target.starts_with("/nix/store") {
         return Ok(());
@@ -284,7 +284,7 @@ fn refuse_readable(path: &Path, before: &str, after: &str) -> Result<()> {
 
 /// Replaces a whole file and keeps its mode, owner and group, or creates it. A link stays a link.
 /// An empty result removes the file, unless it must exist.
-fn write_whole(path: &Path, text: &str, mode: u32, keeps_empty: bool) -> io::Result<()> {
+pub(super) fn write_whole(path: &Path, text: &str, mode: u32, keeps_empty: bool) -> io::Result<()> {
     if text.is_empty() && !keeps_empty && !path.is_symlink() {
         return fs::remove_file(path);
     }

@@ -10,8 +10,8 @@ use clap::Args;
 use dormer_api::v2::AddPinRequest;
 use dormer_api::{CacheName, PinName};
 use dormer_client::{
-    ApiClient, BuildLogs, CacheRef, NixStore, PathDone, PushOptions, PushPlan, PushSummary, PushTarget,
-    execute_push_to, plan_push,
+    ApiClient, BuildLogs, ByteSize, CacheRef, NamePattern, NixStore, PathDone, PushFilter, PushOptions,
+    PushPlan, PushSummary, PushTarget, execute_push_to, plan_push,
 };
 use dormer_nix::{StoreDir, StorePath};
 use serde_json::json;
@@ -32,9 +32,6 @@ Exit codes:
   4  the server refuses the token, or requires one; 5  it does not answer
   1  any other failure; 130  interrupted, acknowledged paths stay in the cache";
 
-/// The shell's exit code for an interrupted program: 128 + SIGINT.
-pub(super) const EXIT_INTERRUPTED: u8 = 130;
-
 /// Push store paths with their closures
 ///
 /// Skips paths that the cache already has or that an upstream cache has signed (-v names each one).
@@ -46,14 +43,20 @@ pub(super) const EXIT_INTERRUPTED: u8 = 130;
 /// several caches, each NAR is read once. Every argument before the first path is a cache; an
 /// argument with a / is a path, and so is one that names a file here.
 ///
+/// --exclude and --exclude-larger keep paths out, also inside closures; [push] in the settings does
+/// so for every push. A path that refers to one that is kept out is not pushed either, and the
+/// command ends with 3, unless --allow-incomplete is given.
+///
 /// A service needs no settings and no home: DORMER_ENDPOINT and DORMER_TOKEN are enough, or a file
-/// /etc/dormer/config.toml. In a post-build hook of Nix, push $OUT_PATHS.
+/// /etc/dormer/config.toml. To push every build, see `dormer hook`, `dormer watch` and `dormer
+/// exec`.
 ///
 /// Examples:
 ///   dormer push main ./result
 ///   nix build --print-out-paths .#a .#b | dormer push lab:team --stdin -j 8
 ///   dormer push main lab2:team ./result --limit-rate 20M
 ///   dormer push main ./result --dry-run
+///   dormer push main ./result --exclude '*-source' --exclude-larger 2G
 #[derive(Debug, Args)]
 #[command(verbatim_doc_comment, after_long_help = EXIT_CODES)]
 #[expect(clippy::struct_excessive_bools, reason = "each is a flag of Attic's command line")]
@@ -74,6 +77,8 @@ pub(crate) struct PushArgs {
     ignore_upstream_cache_filter: bool,
     #[command(flatten)]
     transfer: TransferArgs,
+    #[command(flatten)]
+    filter: FilterArgs,
     /// Number of concurrent uploads to each cache
     #[arg(short, long, value_name = "NUMBER", default_value_t = 5, value_parser = clap::value_parser!(u16).range(1..=256))]
     jobs: u16,
@@ -91,6 +96,32 @@ pub(crate) struct PushArgs {
     dry_run: bool,
     #[command(flatten)]
     pub(crate) server: EndpointArgs,
+}
+
+/// What stays out of the cache.
+#[derive(Debug, Clone, Args)]
+struct FilterArgs {
+    /// Leave out paths whose names match this pattern, such as '*-source'; may be repeated
+    #[arg(long, value_name = "PATTERN")]
+    exclude: Vec<NamePattern>,
+    /// Leave out paths whose NARs are larger, such as 2G
+    #[arg(long, value_name = "SIZE")]
+    exclude_larger: Option<ByteSize>,
+    /// Also push paths that refer to paths that were left out
+    #[arg(long)]
+    allow_incomplete: bool,
+}
+
+impl FilterArgs {
+    /// The filter of the settings with these arguments: patterns add up, and the limit of the
+    /// command line counts.
+    fn added_to(self, settings: PushFilter) -> PushFilter {
+        PushFilter {
+            exclude: [settings.exclude, self.exclude].concat(),
+            exclude_larger: self.exclude_larger.map(u64::from).or(settings.exclude_larger),
+            allow_incomplete: self.allow_incomplete || settings.allow_incomplete,
+        }
+    }
 }
 
 pub(super) async fn run(args: PushArgs, context: &Context) -> Result<ExitCode> {
@@ -112,12 +143,15 @@ pub(super) async fn run(args: PushArgs, context: &Context) -> Result<ExitCode> {
         jobs: args.jobs.into(),
         case_hack: store.case_hack(),
         real_store_dir: Some(store.real_dir().to_owned()),
+        filter: PushFilter::default(),
     };
     let plan = async |cache: &CacheRef| {
         let (server, api) = context.connect_to_cache(cache)?;
         let api = api.with_forced_preamble(args.force_preamble).with_rate_limit(rate_limit.clone());
         let config = api.get_cache_config(&cache.cache).await?;
         context.printer.detail(&format!("asking {} which paths {} lacks", server.name, cache.cache));
+        let filter = args.filter.clone().added_to(context.push_filter(cache, &server)?);
+        let options = PushOptions { filter, ..options.clone() };
         let plan = plan_push(&api, &store, &cache.cache, &config, &roots, &options).await?;
         said.plan(cache, &plan)?;
         Ok::<_, Error>(PushTarget { api, plan })
@@ -138,16 +172,17 @@ pub(super) async fn run(args: PushArgs, context: &Context) -> Result<ExitCode> {
         }
     }
     if args.dry_run {
-        let (mut lost, mut tried) = (unresolved, unresolved);
+        let (mut lost, mut tried, mut incomplete) = (unresolved, unresolved, 0);
         for (cache, PushTarget { plan, .. }) in planned_caches.into_iter().zip(&targets) {
             said.dry_run(cache, plan)?;
-            lost += plan.invalid.len();
+            lost += plan.invalid.len() + plan.incomplete.len();
             tried += plan.path_count();
+            incomplete += plan.incomplete.len();
         }
         return match (first_failure, lost) {
             (Some(error), _) => Err(error),
             (None, 0) => Ok(ExitCode::SUCCESS),
-            (None, lost) => Err(Error::PathsLost { lost, tried, too_slow: false }),
+            (None, lost) => Err(Error::PathsLost { lost, tried, too_slow: false, incomplete }),
         };
     }
 
@@ -174,13 +209,13 @@ pub(super) async fn run(args: PushArgs, context: &Context) -> Result<ExitCode> {
                 "interrupted: {pushed} of {} pushed; they stay; run the same command again to push the rest",
                 error::paths(missing)
             ));
-            return Ok(ExitCode::from(EXIT_INTERRUPTED));
+            return Ok(ExitCode::from(error::EXIT_INTERRUPTED));
         }
     };
     progress.finish();
     for (target, summary) in planned.iter().zip(summaries) {
-        said.summary(target.cache, &summary, target.paths, started.elapsed())?;
-        let finished = match outcome(summary, unresolved, target.tried) {
+        said.summary(target.cache, &summary, target.left_out, target.paths, started.elapsed())?;
+        let finished = match outcome(summary, target.left_out, unresolved, target.tried) {
             Some(error) => Err(error),
             None => target.finish(args.with_logs, args.pin.as_ref(), &roots, &said, context).await,
         };
@@ -203,13 +238,16 @@ struct Planned<'a> {
     paths: usize,
     /// Those that are not in the cache or upstream.
     tried: usize,
+    left_out: LeftOut,
 }
 
 impl<'a> Planned<'a> {
     fn new(cache: &'a CacheRef, target: &PushTarget, unresolved: usize) -> Self {
         let PushTarget { api, plan } = target;
-        let tried = plan.missing.len() + plan.invalid.len() + unresolved;
-        Self { cache, api: api.clone(), derivers: plan.derivers.clone(), paths: plan.path_count(), tried }
+        let left_out = LeftOut { excluded: plan.excluded.len(), incomplete: plan.incomplete.len() };
+        let tried = plan.missing.len() + plan.invalid.len() + left_out.incomplete + unresolved;
+        let (derivers, paths) = (plan.derivers.clone(), plan.path_count());
+        Self { cache, api: api.clone(), derivers, paths, tried, left_out }
     }
 
     /// What comes after a push without failures.
@@ -293,10 +331,19 @@ fn read_paths() -> Result<Vec<PathBuf>> {
     Ok(paths)
 }
 
+/// How many paths the filter left out.
+#[derive(Debug, Clone, Copy, Default)]
+struct LeftOut {
+    excluded: usize,
+    /// Those that refer to an excluded one.
+    incomplete: usize,
+}
+
 /// If every path failed, the first reason is the best explanation, with its own exit code and
-/// hints.
-fn outcome(mut summary: PushSummary, unresolved: usize, tried: usize) -> Option<Error> {
-    let lost = summary.failed.len() + summary.not_tried.len() + unresolved;
+/// hints. The user did not ask to leave out paths that would be incomplete, so they count as lost.
+fn outcome(mut summary: PushSummary, left_out: LeftOut, unresolved: usize, tried: usize) -> Option<Error> {
+    let LeftOut { incomplete, .. } = left_out;
+    let lost = summary.failed.len() + summary.not_tried.len() + incomplete + unresolved;
     if lost == 0 {
         return None;
     }
@@ -307,7 +354,7 @@ fn outcome(mut summary: PushSummary, unresolved: usize, tried: usize) -> Option<
         return Some(summary.failed.swap_remove(0).error.into());
     }
     let too_slow = summary.failed.iter().any(|failed| error::is_too_slow(&failed.error));
-    Some(Error::PathsLost { lost, tried, too_slow })
+    Some(Error::PathsLost { lost, tried, too_slow, incomplete })
 }
 
 /// Prints what a push reports, apart from its progress.
@@ -354,7 +401,9 @@ impl Said<'_> {
             "message_type": "plan", "cache": plan.cache.as_str(), "paths": plan.path_count(),
             "missing": plan.missing.len(), "missing_bytes": plan.missing_bytes(),
             "present": plan.present.len(), "upstream": plan.upstream.len(), "invalid": plan.invalid.len(),
+            "excluded": plan.excluded.len(), "incomplete": plan.incomplete.len(),
         }))?;
+        self.left_out(cache, plan)?;
         for (paths, state, label) in [
             (&plan.present, "present", "already there"),
             (&plan.upstream, "upstream", "skipped, upstream has it"),
@@ -365,6 +414,27 @@ impl Said<'_> {
                 }))?;
                 self.printer.detail(&format!("{label}: {}", self.full(path)));
             }
+        }
+        Ok(())
+    }
+
+    /// What the filter keeps out: as asked for, and because of a reference.
+    fn left_out(&self, cache: &CacheRef, plan: &PushPlan) -> Result<()> {
+        for excluded in &plan.excluded {
+            let (path, reason) = (self.full(&excluded.path), excluded.exclusion.to_string());
+            self.printer.message(&json!({
+                "message_type": "path", "cache": cache.to_string(), "path": path, "state": "excluded",
+                "nar_size": excluded.nar_size, "reason": reason,
+            }))?;
+            self.printer.detail(&format!("excluded: {path}, because {reason}"));
+        }
+        for incomplete in &plan.incomplete {
+            let (path, reference) = (self.full(&incomplete.path), self.full(&incomplete.excluded_reference));
+            self.printer.message(&json!({
+                "message_type": "path", "cache": cache.to_string(), "path": path, "state": "incomplete",
+                "excluded_reference": reference,
+            }))?;
+            self.printer.warn(&format!("not pushed: {path} refers to {reference}, which is excluded"));
         }
         Ok(())
     }
@@ -385,7 +455,12 @@ impl Said<'_> {
             "would push {} of {}{}, {}",
             plan.missing.len(),
             error::paths(plan.path_count()),
-            others(&[(plan.present.len(), "already there"), (plan.upstream.len(), "upstream")]),
+            others(&[
+                (plan.present.len(), "already there"),
+                (plan.upstream.len(), "upstream"),
+                (plan.excluded.len(), "excluded"),
+                (plan.incomplete.len(), "incomplete"),
+            ]),
             human_size(plan.missing_bytes()),
         ));
         Ok(())
@@ -395,6 +470,7 @@ impl Said<'_> {
         &self,
         cache: &CacheRef,
         summary: &PushSummary,
+        left_out: LeftOut,
         planned: usize,
         elapsed: Duration,
     ) -> Result<()> {
@@ -427,10 +503,11 @@ impl Said<'_> {
             "paths": planned, "pushed": summary.pushed.len(),
             "kept": summary.kept.len(), "present": summary.present.len(), "upstream": summary.upstream.len(),
             "failed": summary.failed.len(), "not_tried": summary.not_tried.len(),
+            "excluded": left_out.excluded, "incomplete": left_out.incomplete,
             "bytes_read": summary.bytes_read, "bytes_sent": summary.bytes_sent, "bytes_saved": summary.bytes_saved,
             "seconds": elapsed.as_secs_f64(),
         }))?;
-        self.printer.conclude(&last_line(summary, planned, elapsed));
+        self.printer.conclude(&last_line(summary, left_out, planned, elapsed));
         Ok(())
     }
 }
@@ -455,7 +532,7 @@ fn others(counts: &[(usize, &str)]) -> String {
 }
 
 /// The last line, which is complete by itself.
-fn last_line(summary: &PushSummary, planned: usize, elapsed: Duration) -> String {
+fn last_line(summary: &PushSummary, left_out: LeftOut, planned: usize, elapsed: Duration) -> String {
     let lost = summary.failed.len() + summary.not_tried.len();
     format!(
         "pushed {} of {}{}, {} read, {} sent, {} deduplicated, {}",
@@ -465,6 +542,8 @@ fn last_line(summary: &PushSummary, planned: usize, elapsed: Duration) -> String
             (summary.kept.len(), "not replaced"),
             (summary.present.len(), "already there"),
             (summary.upstream.len(), "upstream"),
+            (left_out.excluded, "excluded"),
+            (left_out.incomplete, "incomplete"),
             (lost, "lost")
         ]),
         human_size(summary.bytes_read),
@@ -495,9 +574,9 @@ mod tests {
             ..PushSummary::default()
         };
         let elapsed = Duration::from_millis(9_420);
-        insta::assert_snapshot!(last_line(&summary, 3, elapsed), @"pushed 0 of 3 paths (1 already there, 2 upstream), 38.2 MiB read, 38.2 MiB sent, 12.0 MiB deduplicated, 9.4 s");
+        insta::assert_snapshot!(last_line(&summary, LeftOut::default(), 3, elapsed), @"pushed 0 of 3 paths (1 already there, 2 upstream), 38.2 MiB read, 38.2 MiB sent, 12.0 MiB deduplicated, 9.4 s");
         summary.not_tried = vec![NotTriedPath { path: path("d"), failed_reference: None }];
-        insta::assert_snapshot!(last_line(&summary, 4, elapsed), @"pushed 0 of 4 paths (1 already there, 2 upstream, 1 lost), 38.2 MiB read, 38.2 MiB sent, 12.0 MiB deduplicated, 9.4 s");
+        insta::assert_snapshot!(last_line(&summary, LeftOut::default(), 4, elapsed), @"pushed 0 of 4 paths (1 already there, 2 upstream, 1 lost), 38.2 MiB read, 38.2 MiB sent, 12.0 MiB deduplicated, 9.4 s");
     }
 
     #[test]
@@ -513,24 +592,38 @@ mod tests {
         assert_eq!(done_message("main", "/p", &done(false))["state"], "pushed");
         assert_eq!(done_message("main", "/p", &done(true))["state"], "kept");
         let summary = PushSummary { kept: vec![done(true)], ..PushSummary::default() };
-        insta::assert_snapshot!(last_line(&summary, 1, Duration::from_millis(100)), @"pushed 0 of 1 path (1 not replaced), 0 B read, 0 B sent, 0 B deduplicated, 0.1 s");
-        assert!(outcome(summary, 0, 1).is_none());
+        insta::assert_snapshot!(last_line(&summary, LeftOut::default(), 1, Duration::from_millis(100)), @"pushed 0 of 1 path (1 not replaced), 0 B read, 0 B sent, 0 B deduplicated, 0.1 s");
+        assert!(outcome(summary, LeftOut::default(), 0, 1).is_none());
+    }
+
+    #[test]
+    fn paths_that_would_be_incomplete_are_lost_and_excluded_ones_are_not() {
+        let (only_excluded, both) =
+            (LeftOut { excluded: 2, incomplete: 0 }, LeftOut { excluded: 2, incomplete: 1 });
+        assert!(outcome(PushSummary::default(), only_excluded, 0, 0).is_none());
+        let error = outcome(PushSummary::default(), both, 0, 1).unwrap();
+        assert_eq!(error.exit_code(), error::EXIT_PATHS_LOST);
+        assert!(error.hints().iter().any(|hint| hint.contains("--allow-incomplete")), "{:?}", error.hints());
+        insta::assert_snapshot!(last_line(&PushSummary::default(), both, 3, Duration::from_millis(100)), @"pushed 0 of 3 paths (2 excluded, 1 incomplete), 0 B read, 0 B sent, 0 B deduplicated, 0.1 s");
     }
 
     #[test]
     fn a_lost_path_is_never_a_success() {
         let failed = |error| FailedPath { path: path("a"), error };
-        assert!(outcome(PushSummary::default(), 0, 0).is_none());
-        assert_eq!(outcome(PushSummary::default(), 1, 1).unwrap().exit_code(), error::EXIT_PATHS_LOST);
+        assert!(outcome(PushSummary::default(), LeftOut::default(), 0, 0).is_none());
+        assert_eq!(
+            outcome(PushSummary::default(), LeftOut::default(), 1, 1).unwrap().exit_code(),
+            error::EXIT_PATHS_LOST
+        );
         let damaged = dormer_client::Error::InvalidPath { path: "x".to_owned() };
         let summary = PushSummary { failed: vec![failed(damaged)], ..PushSummary::default() };
-        assert_eq!(outcome(summary, 0, 1).unwrap().exit_code(), error::EXIT_PATHS_LOST);
+        assert_eq!(outcome(summary, LeftOut::default(), 0, 1).unwrap().exit_code(), error::EXIT_PATHS_LOST);
         let refused = dormer_client::Error::Forbidden { action: "x".to_owned(), message: "y".to_owned() };
         let summary = PushSummary {
             failed: vec![failed(refused)],
             not_tried: vec![NotTriedPath { path: path("b"), failed_reference: None }],
             ..PushSummary::default()
         };
-        assert_eq!(outcome(summary, 0, 2).unwrap().exit_code(), error::EXIT_UNAUTHORIZED);
+        assert_eq!(outcome(summary, LeftOut::default(), 0, 2).unwrap().exit_code(), error::EXIT_UNAUTHORIZED);
     }
 }

@@ -6,6 +6,8 @@
 
 use std::time::Duration;
 
+pub(crate) use dormer_client::parse_size;
+
 const DURATION_UNITS: &[(&[&str], u64)] = &[
     (&["s", "sec", "secs", "second", "seconds"], 1),
     (&["m", "min", "mins", "minute", "minutes"], 60),
@@ -14,19 +16,6 @@ const DURATION_UNITS: &[(&[&str], u64)] = &[
     (&["w", "week", "weeks"], 7 * 86_400),
     (&["M", "month", "months"], 2_630_016),
     (&["y", "yr", "yrs", "year", "years"], 31_557_600),
-];
-
-const SIZE_UNITS: &[(&str, u64)] = &[
-    ("GiB", 1 << 30),
-    ("MiB", 1 << 20),
-    ("KiB", 1 << 10),
-    ("TiB", 1 << 40),
-    ("GB", 1_000_000_000),
-    ("MB", 1_000_000),
-    ("KB", 1_000),
-    ("kB", 1_000),
-    ("TB", 1_000_000_000_000),
-    ("B", 1),
 ];
 
 /// Parses `90`, `90s`, `250ms`, `2h 30min`, `3 months`. A bare number means seconds.
@@ -54,17 +43,6 @@ pub(crate) fn parse_duration(text: &str) -> Option<Duration> {
         rest = tail.trim_start();
     }
     Some(total)
-}
-
-/// Parses `1048576`, `1 MiB`, `1MiB`, `64 KB`. A bare number means bytes.
-pub(crate) fn parse_size(text: &str) -> Option<u64> {
-    let (number, unit) = split_number(text.trim())?;
-    let unit = unit.trim();
-    if unit.is_empty() {
-        return Some(number);
-    }
-    let (_, bytes) = SIZE_UNITS.iter().find(|(name, _)| *name == unit)?;
-    number.checked_mul(*bytes)
 }
 
 fn split_number(text: &str) -> Option<(u64, &str)> {
@@ -162,9 +140,14 @@ mod tests {
 
     #[test]
     fn sizes_are_read_in_binary_and_decimal_units() {
-        for (text, bytes) in
-            [("0", 0), ("17", 17), ("64 KiB", 65_536), ("1MiB", 1 << 20), ("2 GB", 2_000_000_000)]
-        {
+        for (text, bytes) in [
+            ("0", 0),
+            ("17", 17),
+            ("64 KiB", 65_536),
+            ("1MiB", 1 << 20),
+            ("2 GB", 2_000_000_000),
+            ("2G", 2 << 30),
+        ] {
             assert_eq!(parse_size(text), Some(bytes), "{text}");
         }
         for text in ["", "KiB", "1 kib", "-1", "1.5 MiB", "99999999999 TiB"] {

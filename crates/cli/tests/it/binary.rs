@@ -23,6 +23,11 @@ fn help_teaches() {
     for command in [
         "login",
         "push",
+        "watch",
+        "exec",
+        "install-hook",
+        "queue retry",
+        "queue drop",
         "use",
         "unuse",
         "cache create",

@@ -78,6 +78,8 @@ impl Files {
             upstream: Vec::new(),
             derivers: Vec::new(),
             invalid: Vec::new(),
+            excluded: Vec::new(),
+            incomplete: Vec::new(),
         }
     }
 

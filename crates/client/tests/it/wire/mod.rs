@@ -8,4 +8,6 @@ mod chunk_server;
 mod http;
 #[cfg(unix)]
 mod push;
+#[cfg(unix)]
+mod queue;
 mod support;

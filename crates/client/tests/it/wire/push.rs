@@ -9,26 +9,29 @@ use std::time::Duration;
 use super::support::{Request, Server, Step};
 use dormer_api::{CacheConfig, UploadPathNarInfo};
 use dormer_client::{
-    ApiClient, CaseHack, Error, HttpSettings, NixStore, PathDone, PushOptions, PushPlan, PushReporter,
-    RetryPolicy, Silent, TransferId, dump_nar, execute_push, plan_push,
+    ApiClient, CaseHack, Error, Exclusion, HttpSettings, NixStore, PathDone, PushFilter, PushOptions,
+    PushPlan, PushReporter, RetryPolicy, Silent, TransferId, dump_nar, execute_push, plan_push,
 };
 use dormer_nix::{NarHasher, StorePath};
 
 /// A store folder with files of some sizes, and a `nix` that knows them.
-struct Store {
+pub(super) struct Store {
     folder: tempfile::TempDir,
-    nix: NixStore,
-    paths: Vec<StorePath>,
+    pub(super) nix: NixStore,
+    pub(super) paths: Vec<StorePath>,
 }
 
 impl Store {
     /// One path for each `(name, bytes, signing key)`, in that order.
-    fn new(contents: &[(&str, usize, Option<&str>)]) -> Self {
+    pub(super) fn new(contents: &[(&str, usize, Option<&str>)]) -> Self {
         Self::with_references(contents, &[])
     }
 
     /// The same, where each `(path, reference)` is a pair of places in `contents`.
-    fn with_references(contents: &[(&str, usize, Option<&str>)], references: &[(usize, usize)]) -> Self {
+    pub(super) fn with_references(
+        contents: &[(&str, usize, Option<&str>)],
+        references: &[(usize, usize)],
+    ) -> Self {
         let folder = tempfile::tempdir().unwrap();
         let root = folder.path().canonicalize().unwrap();
         let store_dir = root.join("store");
@@ -71,7 +74,7 @@ impl Store {
     }
 
     /// Makes these paths invalid: `nix` fails if it is asked about one of them.
-    fn invalidate(&self, numbers: &[usize]) {
+    pub(super) fn invalidate(&self, numbers: &[usize]) {
         use std::fmt::Write as _;
         let root = self.folder.path().canonicalize().unwrap();
         let full = |number: &usize| self.paths[*number].to_absolute(self.nix.store_dir());
@@ -234,6 +237,52 @@ async fn a_path_that_cannot_be_measured_stops_only_its_referrers() {
     assert_eq!(summary.pushed.iter().map(|done| done.path.name()).collect::<Vec<_>>(), ["other"]);
     assert_eq!(summary.failed.iter().map(|failed| failed.path.name()).collect::<Vec<_>>(), ["gone"]);
     assert_eq!(names(&summary.not_tried.into_iter().map(|path| path.path).collect::<Vec<_>>()), ["top"]);
+}
+
+/// The filter reaches into the closure, and says nothing about what the cache or an upstream cache
+/// has.
+#[tokio::test]
+async fn excluded_paths_and_what_refers_to_them_stay_out() {
+    let contents = [
+        ("top", 10, None),
+        ("big-source", 1000, None),
+        ("other", 70_000, None),
+        ("old-source", 10, None),
+        ("up-source", 10, Some("cache.nixos.org-1")),
+    ];
+    let store = Store::with_references(&contents, &[(0, 1), (0, 4), (2, 3), (2, 4)]);
+    let server = server(&[0, 1, 2], uploaded).await;
+    let filter = PushFilter { exclude: vec!["*-source".parse().unwrap()], ..PushFilter::default() };
+    let mut options = PushOptions { filter, ..PushOptions::default() };
+    let plan_of = async |options: &PushOptions| plan(&store, &server, options).await.unwrap();
+    let planned = plan_of(&options).await;
+    let missing: Vec<&str> = planned.missing.iter().map(|info| info.path.name()).collect();
+    assert_eq!(
+        (missing, names(&planned.present), names(&planned.upstream)),
+        (vec!["other"], vec!["old-source"], vec!["up-source"])
+    );
+    assert_eq!(
+        planned.excluded.iter().map(|one| (&one.path, &one.exclusion)).collect::<Vec<_>>(),
+        [(&store.paths[1], &Exclusion::Name("*-source".parse().unwrap()),)]
+    );
+    let [incomplete] = planned.incomplete.as_slice() else { panic!("{planned:?}") };
+    assert_eq!((&incomplete.path, &incomplete.excluded_reference), (&store.paths[0], &store.paths[1]));
+    assert_eq!(planned.path_count(), 5);
+    let summary = execute_push(&api(&server), planned, &options, Arc::new(Silent)).await;
+    assert!(summary.is_complete());
+    let sent =
+        uploads(&server).into_iter().map(|(_, info)| info.store_path.rsplit('-').next().unwrap().to_owned());
+    assert_eq!(sent.collect::<Vec<_>>(), ["other"]);
+
+    options.filter.allow_incomplete = true;
+    let planned = plan_of(&options).await;
+    assert_eq!((planned.missing.len(), planned.excluded.len(), planned.incomplete.len()), (2, 1, 0));
+    options.filter = PushFilter { exclude_larger: Some(10_000), ..PushFilter::default() };
+    let planned = plan_of(&options).await;
+    assert_eq!(
+        (planned.missing.len(), planned.excluded[0].path.name(), planned.incomplete.len()),
+        (2, "other", 0)
+    );
 }
 
 #[tokio::test]

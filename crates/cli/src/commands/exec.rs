@@ -1,0 +1,260 @@
+//! `dormer exec`: pushes what a command builds.
+
+use std::ffi::OsString;
+use std::fs;
+use std::os::unix::fs::OpenOptionsExt as _;
+use std::os::unix::process::ExitStatusExt as _;
+use std::path::{Path, PathBuf};
+use std::process::{ExitCode, ExitStatus};
+use std::time::{Duration, SystemTime};
+
+use clap::{Args, ValueEnum};
+use dormer_client::queue::{DrainEnd, StoreWatch};
+use dormer_client::{CacheRef, NixConfig, nix_program, process_variables};
+use rustix::process::{Pid, Signal, kill_process};
+use tokio::process::{Child, Command};
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::{mpsc, watch};
+
+use super::hook::chosen_caches;
+use super::install_hook::hook_script;
+use super::queue::parse_time;
+use crate::context::Context;
+use crate::error::{Error, Result};
+use crate::queue_drain::{JOBS, Queue, outcome};
+use crate::queue_place::QueueDirArgs;
+
+const EXIT_CODES: &str = "\
+Exit codes:
+  those of COMMAND, and 128 and the signal's number if a signal ended it, whatever became of the push
+  1, 2  the command could not be started";
+
+/// Run a command, and push what it builds
+///
+/// Builds are pushed while COMMAND runs and after it, also if it fails: what was built before a
+/// failure is in the cache. Where Nix trusts this user, a post-build hook for COMMAND alone queues
+/// what is built. Elsewhere, or if Nix has another hook, everything that appears in the store
+/// meanwhile is pushed. Filters of the settings ([push]) apply.
+///
+/// The exit code is that of COMMAND. Paths that could not be pushed stay in the queue: `dormer
+/// queue list` shows them, and `dormer queue drain` pushes them. Signals go to COMMAND; a signal
+/// after its end stops the push.
+///
+/// Examples:
+///   dormer exec main -- nix build .#a .#b
+///   dormer exec lab:team -- make check
+#[derive(Debug, Args)]
+#[command(verbatim_doc_comment, after_long_help = EXIT_CODES)]
+pub(crate) struct ExecArgs {
+    /// [SERVER:]CACHE; without any, the caches of [queue] in the settings
+    #[arg(value_name = "CACHE")]
+    caches: Vec<CacheRef>,
+    /// The command and its arguments
+    #[arg(last = true, required = true, value_name = "COMMAND")]
+    command: Vec<OsString>,
+    /// How builds are noticed
+    #[arg(long, value_enum, default_value_t = By::Auto)]
+    by: By,
+    /// How long failed pushes are tried again after COMMAND
+    #[arg(long, value_name = "TIME", default_value = "10min", value_parser = parse_time)]
+    drain_timeout: Duration,
+    /// Number of concurrent uploads
+    #[arg(short, long, value_name = "NUMBER", default_value_t = JOBS, value_parser = clap::value_parser!(u16).range(1..=256))]
+    jobs: u16,
+    #[command(flatten)]
+    queue: QueueDirArgs,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum By {
+    /// By a hook where Nix obeys one of this user, else by the store
+    Auto,
+    /// A post-build hook in NIX_CONFIG
+    Hook,
+    /// New paths of the store
+    Store,
+}
+
+pub(super) async fn run(args: ExecArgs, context: &Context) -> Result<ExitCode> {
+    // First of all, so that no signal is lost during the start.
+    let mut signals = listen()?;
+    let caches = chosen_caches(&args.caches)?;
+    for cache in &caches {
+        context.server(cache.server.as_ref())?;
+    }
+    let queue = Queue::open(&args.queue.folder(&process_variables)?, args.jobs, context).await?;
+    let since = SystemTime::now();
+    let by_hook = match args.by {
+        By::Auto => is_hook_obeyed(&queue).await,
+        by => by == By::Hook,
+    };
+    let mut command = Command::new(&args.command[0]);
+    command.args(&args.command[1..]);
+    let (mut store_watch, mut hook) = (None, None);
+    if by_hook {
+        let file = HookFile::write(queue.spool.folder(), &caches)?;
+        command.env("NIX_CONFIG", with_hook(process_variables("NIX_CONFIG").as_deref(), &file.0));
+        hook = Some(file);
+    } else {
+        store_watch = Some(StoreWatch::start(queue.store.clone(), queue.spool.clone(), caches)?);
+    }
+    let program = Path::new(&args.command[0]);
+    let child = command.spawn().map_err(Error::io("start", program))?;
+
+    let (command_ended, ended) = watch::channel(false);
+    let mut draining = Box::pin(queue.drain_during(ended, args.drain_timeout));
+    let mut drained = None;
+    let status = {
+        let mut waiting = Box::pin(wait(child, &mut signals));
+        let mut watching = Box::pin(async {
+            match &mut store_watch {
+                Some(watch) => watch.run(&*queue.reporter).await,
+                None => std::future::pending().await,
+            }
+        });
+        loop {
+            tokio::select! {
+                status = &mut waiting => break status,
+                end = &mut draining, if drained.is_none() => drained = Some(end),
+                () = &mut watching => {}
+            }
+        }
+    };
+    let status = status.map_err(Error::io("wait for", program))?;
+    drop(hook);
+    if let Some(watch) = &mut store_watch
+        && let Err(error) = watch.finish(since, &*queue.reporter).await
+    {
+        context.printer.error(&format!("what was built is not queued: {}", Error::from(error).chain()));
+    }
+    // The drainer listens for as long as it runs.
+    let _ = command_ended.send(true);
+    let end = match drained {
+        // It failed while the command ran, and may succeed now.
+        Some(Err(_)) => stoppable(queue.drain(Some(args.drain_timeout)), &mut signals).await,
+        Some(end) => end,
+        None => stoppable(draining, &mut signals).await,
+    };
+    if let Err(error) = end.and_then(outcome) {
+        context.printer.error(&error.chain());
+        context.printer.hint(
+            "what is not pushed stays in the queue: dormer queue list shows it, dormer queue drain pushes it",
+        );
+    }
+    Ok(ExitCode::from(exit_code(status)))
+}
+
+/// A drain, until a signal comes.
+async fn stoppable(
+    drain: impl Future<Output = Result<DrainEnd>>,
+    signals: &mut mpsc::Receiver<Signal>,
+) -> Result<DrainEnd> {
+    tokio::select! {
+        end = drain => end,
+        _ = signals.recv() => Err(Error::QueueInterrupted),
+    }
+}
+
+/// Whether Nix runs a hook that this user sets, and has none of its own that this would replace.
+async fn is_hook_obeyed(queue: &Queue) -> bool {
+    let Ok(config) = NixConfig::read(nix_program(&process_variables)).await else { return false };
+    let has_hook = config.text("post-build-hook").is_some_and(|hook| !hook.is_empty());
+    !has_hook && queue.store.trusts_this_user().await
+}
+
+/// `NIX_CONFIG` with a hook.
+fn with_hook(before: Option<&str>, hook: &Path) -> String {
+    let line = format!("post-build-hook = {}\n", hook.display());
+    before.map_or(line.clone(), |before| format!("{before}\n{line}"))
+}
+
+/// The script that Nix runs after each build, which goes with this process.
+struct HookFile(PathBuf);
+
+impl HookFile {
+    fn write(folder: &Path, caches: &[CacheRef]) -> Result<Self> {
+        let path = folder.join(format!("exec-{:016x}", rand::random::<u64>()));
+        let failed = |source| Error::io("write", &path)(source);
+        let mut options = fs::OpenOptions::new();
+        let file = options.write(true).create_new(true).mode(0o700).open(&path).map_err(failed)?;
+        let hook = Self(path.clone());
+        std::io::Write::write_all(&mut &file, hook_script(folder, caches)?.as_bytes()).map_err(failed)?;
+        Ok(hook)
+    }
+}
+
+impl Drop for HookFile {
+    fn drop(&mut self) {
+        // Best effort: the folder is ours.
+        let _ = fs::remove_file(&self.0);
+    }
+}
+
+/// The signals that end programs, each passed on as it comes.
+fn listen() -> Result<mpsc::Receiver<Signal>> {
+    let (sender, signals) = mpsc::channel(16);
+    for (kind, number) in [
+        (SignalKind::interrupt(), Signal::INT),
+        (SignalKind::terminate(), Signal::TERM),
+        (SignalKind::hangup(), Signal::HUP),
+        (SignalKind::quit(), Signal::QUIT),
+    ] {
+        let failed = |source| Error::Io { attempt: "listen for signals".to_owned(), source };
+        let (mut came, sender) = (signal(kind).map_err(failed)?, sender.clone());
+        tokio::spawn(async move {
+            while came.recv().await.is_some() {
+                // More than a few at once say nothing new.
+                let _ = sender.try_send(number);
+            }
+        });
+    }
+    Ok(signals)
+}
+
+/// Waits for the command, and passes signals on to it.
+async fn wait(mut child: Child, signals: &mut mpsc::Receiver<Signal>) -> std::io::Result<ExitStatus> {
+    let process = child.id().and_then(|id| Pid::from_raw(i32::try_from(id).ok()?));
+    loop {
+        tokio::select! {
+            status = child.wait() => return status,
+            Some(signal) = signals.recv() => {
+                let from_terminal = matches!(signal, Signal::INT | Signal::QUIT) && is_in_foreground();
+                if let Some(process) = process.filter(|_| !from_terminal) {
+                    // The command may have ended meanwhile.
+                    let _ = kill_process(process, signal);
+                }
+            }
+        }
+    }
+}
+
+/// Whether keys such as Ctrl-C reach the command by themselves, as one of the terminal's processes.
+fn is_in_foreground() -> bool {
+    let Ok(terminal) = fs::File::open("/dev/tty") else { return false };
+    rustix::termios::tcgetpgrp(terminal).is_ok_and(|group| group == rustix::process::getpgrp())
+}
+
+/// The command's exit code, as a shell gives it.
+fn exit_code(status: ExitStatus) -> u8 {
+    let code = status.code().or_else(|| status.signal().map(|signal| 128 + signal));
+    code.and_then(|code| u8::try_from(code).ok()).unwrap_or(crate::error::EXIT_FAILURE)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn exit_codes_are_those_of_a_shell() {
+        assert_eq!(exit_code(ExitStatus::from_raw(0)), 0);
+        assert_eq!(exit_code(ExitStatus::from_raw(7 << 8)), 7);
+        assert_eq!(exit_code(ExitStatus::from_raw(15)), 143);
+    }
+
+    #[test]
+    fn the_settings_of_the_user_stay() {
+        let hook = Path::new("/q/exec-1");
+        assert_eq!(with_hook(None, hook), "post-build-hook = /q/exec-1\n");
+        assert_eq!(with_hook(Some("cores = 1"), hook), "cores = 1\npost-build-hook = /q/exec-1\n");
+    }
+}

@@ -1,0 +1,190 @@
+//! `dormer hook`: Nix's post-build hook.
+//!
+//! Nix waits for its hook after each build, and a hook that fails stops the build. So this command
+//! starts no runtime, opens no connection, asks nobody, and ends with 0 whatever happens. Its start
+//! goes around the other commands (`is_early`).
+
+use std::ffi::OsString;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::process::ExitCode;
+use std::time::SystemTime;
+
+use clap::{Args, Parser};
+use dormer_client::queue::{QueueEntry, Spool};
+use dormer_client::{CacheRef, Variables, process_variables};
+use dormer_nix::StorePath;
+
+use crate::context::Context;
+use crate::error::{Error, Result};
+use crate::printer::{Level, Printer};
+use crate::queue_place::QueueDirArgs;
+
+/// Queue what Nix has built, as its post-build hook
+///
+/// Writes the paths of $OUT_PATHS into the queue and returns: nothing is pushed here. `dormer queue
+/// drain --watch` pushes what is queued, and `dormer install-hook` sets both up. Without a CACHE,
+/// the caches of [queue] in the settings get the builds.
+///
+/// Never fails a build: the exit code is always 0. What could not be queued is reported on standard
+/// error, which Nix shows with the build, and counted (`dormer queue list`).
+///
+/// Example of a hook (nix.conf: post-build-hook = /etc/nix/push):
+///   #!/bin/sh
+///   exec dormer hook lab:main
+#[derive(Debug, Args)]
+#[command(verbatim_doc_comment)]
+pub(crate) struct HookArgs {
+    /// [SERVER:]CACHE
+    #[arg(value_name = "CACHE")]
+    caches: Vec<CacheRef>,
+    #[command(flatten)]
+    queue: QueueDirArgs,
+}
+
+/// The command line of the hook alone: the whole one takes longer to build than the hook may take.
+#[derive(Debug, Parser)]
+#[command(name = "dormer hook", disable_help_flag = true)]
+struct HookCommandLine {
+    #[command(flatten)]
+    args: HookArgs,
+}
+
+/// Whether the process is a hook. A person that asks for help is none.
+pub(crate) fn is_early(words: &[OsString]) -> bool {
+    let is_help = |word: &OsString| word == "-h" || word == "--help";
+    words.get(1).is_some_and(|word| word == "hook") && !words.iter().any(is_help)
+}
+
+/// The whole process of a hook.
+pub(crate) fn run_early(words: &[OsString]) -> ExitCode {
+    let printer = Printer::new(Level::Default, false, false);
+    let hook = || match HookCommandLine::try_parse_from(&words[1..]) {
+        Ok(line) => run(&line.args, &printer),
+        Err(error) => printer.error(&format!("no build is queued: {}", error.to_string().trim_end())),
+    };
+    // A panic has printed itself.
+    let _ = catch_unwind(AssertUnwindSafe(hook));
+    ExitCode::SUCCESS
+}
+
+/// Queues the build of the environment, and reports why not.
+pub(super) fn run(args: &HookArgs, printer: &Printer) {
+    let Err(error) = enqueue(args, &process_variables) else { return };
+    printer.error(&format!("the build is not queued for the cache: {}", error.chain()));
+    for hint in error.hints() {
+        printer.hint(&hint);
+    }
+    if let Ok(spool) = args.queue.folder(&process_variables).and_then(|folder| Ok(Spool::open(folder)?)) {
+        spool.count_refused(&error.chain(), SystemTime::now());
+    }
+}
+
+fn enqueue(args: &HookArgs, variables: Variables<'_>) -> Result<()> {
+    let caches = chosen_caches(&args.caches)?;
+    let now = SystemTime::now();
+    let paths = variables("OUT_PATHS").unwrap_or_default();
+    let paths = paths.split_whitespace().map(checked).collect::<Result<Vec<String>>>()?;
+    let entry = match (paths.is_empty(), variables("DRV_PATH")) {
+        (false, _) => QueueEntry::new(&caches, paths, now),
+        // Nix 2.8 leaves OUT_PATHS empty.
+        (true, Some(derivation)) => QueueEntry::of_derivation(&caches, checked(&derivation)?, now),
+        (true, None) => {
+            return Err(Error::usage(
+                "neither OUT_PATHS nor DRV_PATH is set",
+                "Nix sets them for its post-build-hook; by hand: OUT_PATHS=\"/nix/store/…\" dormer hook CACHE",
+            ));
+        }
+    };
+    Spool::open(args.queue.folder(variables)?)?.enqueue(&entry, now)?;
+    Ok(())
+}
+
+/// The named caches, else those of the settings.
+pub(super) fn chosen_caches(named: &[CacheRef]) -> Result<Vec<CacheRef>> {
+    if !named.is_empty() {
+        return Ok(named.to_vec());
+    }
+    let caches = Context::client_settings()?.settings.queue.caches;
+    if caches.is_empty() {
+        return Err(Error::usage(
+            "no cache is named",
+            "name one, or set caches under [queue] in the settings (/etc/dormer/config.toml for services)",
+        ));
+    }
+    Ok(caches)
+}
+
+/// An absolute store path, whatever the store's folder: the drainer knows it.
+fn checked(text: &str) -> Result<String> {
+    let base_name = text.rsplit_once('/').filter(|_| text.starts_with('/')).map(|(_, base_name)| base_name);
+    match base_name.map(str::parse::<StorePath>) {
+        Some(Ok(_)) => Ok(text.to_owned()),
+        _ => Err(Error::Usage { problem: format!("{text:?} is not a store path"), hint: None }),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const PATH: &str = "/nix/store/f22352qy5d2vfxv22w7q3n7gz1ia47nx-a";
+
+    fn words(line: &str) -> Vec<OsString> {
+        line.split_whitespace().map(OsString::from).collect()
+    }
+
+    #[test]
+    fn only_a_hook_goes_around_the_other_commands() {
+        for (line, expected) in [
+            ("dormer hook main", true),
+            ("dormer hook", true),
+            ("dormer hook --help", false),
+            ("dormer push hook", false),
+            ("dormer", false),
+        ] {
+            assert_eq!(is_early(&words(line)), expected, "{line}");
+        }
+    }
+
+    /// Queues with these variables, and gives the entries.
+    fn queued(variables: &[(&str, &str)], caches: &str) -> (Result<()>, Vec<QueueEntry>) {
+        let folder = tempfile::tempdir().unwrap();
+        let line = format!("hook {caches} --queue-dir {}", folder.path().join("q").display());
+        let args = HookCommandLine::try_parse_from(words(&line)).unwrap().args;
+        let done = enqueue(&args, &|name| {
+            variables.iter().find(|(other, _)| *other == name).map(|(_, value)| (*value).to_owned())
+        });
+        let entries = Spool::open(folder.path().join("q")).unwrap().entries().unwrap();
+        (done, entries.into_iter().map(|(_, entry)| entry).collect())
+    }
+
+    #[test]
+    fn the_paths_of_a_build_are_one_entry_for_all_caches() {
+        let out = format!("{PATH} {PATH}-lib");
+        let (done, entries) = queued(&[("OUT_PATHS", &out), ("DRV_PATH", "/x")], "main lab:team");
+        done.unwrap();
+        assert_eq!(entries.len(), 1);
+        assert_eq!(entries[0].paths, [PATH.to_owned(), format!("{PATH}-lib")]);
+        assert_eq!(entries[0].caches.len(), 2);
+    }
+
+    #[test]
+    fn a_nix_that_names_no_outputs_names_the_derivation() {
+        let derivation = format!("{PATH}.drv");
+        let (done, entries) = queued(&[("DRV_PATH", &derivation)], "main");
+        done.unwrap();
+        assert_eq!(
+            (entries[0].derivation.as_deref(), entries[0].paths.len()),
+            (Some(derivation.as_str()), 0)
+        );
+    }
+
+    #[test]
+    fn what_is_no_store_path_is_not_queued() {
+        for out in ["result", "/nix/store/x", "/nix/store/", "/"] {
+            let (done, entries) = queued(&[("OUT_PATHS", &format!("{PATH} {out}"))], "main");
+            assert!(done.is_err() && entries.is_empty(), "{out}");
+        }
+        assert!(queued(&[], "main").0.is_err());
+    }
+}

@@ -1,0 +1,383 @@
+//! `dormer install-hook`: Nix's post-build hook and the service that pushes, written and taken
+//! back.
+//!
+//! Three files: a line in nix.conf between marks, a script that Nix runs, and the unit of a service
+//! manager. The script and the unit are wholly ours and begin with a mark.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use clap::{Args, ValueEnum};
+use dormer_client::{CacheRef, NixConfig, nix_program, process_variables};
+
+use super::hook::chosen_caches;
+use super::nix_settings::{conf_for_additions, read_if_there, refuse_managed, show, write_whole};
+use crate::context::Context;
+use crate::error::{Error, Result};
+use crate::nix_files::{MarkedFile, changes, find_nix_setting};
+use crate::queue_place::QueueDirArgs;
+
+/// In each file that is wholly ours.
+const MARK: &str = "Made by `dormer install-hook`; `dormer install-hook --undo` removes it.";
+
+/// Name of the lines in nix.conf.
+const BLOCK: &str = "post-build-hook";
+
+const SETTING: &str = "post-build-hook";
+
+/// Let Nix queue every build, and a service push what is queued
+///
+/// Writes a post-build-hook line into nix.conf, the script that it names, and a unit of systemd (on
+/// macOS, a job of launchd) that runs `dormer queue drain --watch`. The changes appear on standard
+/// output, with --dry-run nothing else happens, and --undo takes them back exactly. Refuses to
+/// replace another hook. The commands that start the service are printed and not run.
+///
+/// Examples:
+///   sudo dormer install-hook lab:main --system
+///   dormer install-hook main --dry-run
+///   sudo dormer install-hook --undo --system
+///
+/// With --system, the daemon of Nix queues the builds of all users, and root's settings, or
+/// /etc/dormer/config.toml, name the server. Without it, Nix obeys the hook if this user is in
+/// trusted-users or if there is no daemon.
+#[derive(Debug, Args)]
+#[command(verbatim_doc_comment)]
+pub(crate) struct InstallHookArgs {
+    /// [SERVER:]CACHE; without any, the caches of [queue] in the settings
+    #[arg(value_name = "CACHE", conflicts_with = "undo")]
+    caches: Vec<CacheRef>,
+    /// Change /etc instead of this user's files
+    #[arg(long)]
+    system: bool,
+    /// Show what would change, and change nothing
+    #[arg(long)]
+    dry_run: bool,
+    /// Take the changes back
+    #[arg(long)]
+    undo: bool,
+    /// The service manager
+    #[arg(long, value_enum, default_value_t = Manager::of_this_machine())]
+    service_manager: Manager,
+    #[command(flatten)]
+    queue: QueueDirArgs,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum Manager {
+    Systemd,
+    Launchd,
+    /// No unit is written
+    None,
+}
+
+impl Manager {
+    fn of_this_machine() -> Self {
+        if cfg!(target_os = "macos") { Self::Launchd } else { Self::Systemd }
+    }
+}
+
+/// Where the files go.
+struct Places {
+    conf: PathBuf,
+    script: PathBuf,
+    unit: Option<PathBuf>,
+}
+
+impl Places {
+    fn of(args: &InstallHookArgs, context: &Context) -> Result<Self> {
+        let environment = &context.environment;
+        let home = environment.path("HOME").filter(|path| path.is_absolute());
+        let config =
+            environment.path("XDG_CONFIG_HOME").filter(|path| path.is_absolute()).map(Path::to_owned);
+        let config = config.or_else(|| home.map(|home| home.join(".config")));
+        let no_home = || Error::usage("no folder for nix.conf: HOME is not set", "set HOME, or use --system");
+        let (nix, units, agents) = if args.system {
+            let nix = environment.path("NIX_CONF_DIR").unwrap_or(Path::new("/etc/nix")).to_owned();
+            (nix, PathBuf::from("/etc/systemd/system"), PathBuf::from("/Library/LaunchDaemons"))
+        } else {
+            let config = config.ok_or_else(no_home)?;
+            let agents = home.map(|home| home.join("Library/LaunchAgents")).ok_or_else(no_home)?;
+            (config.join("nix"), config.join("systemd/user"), agents)
+        };
+        let unit = match args.service_manager {
+            Manager::Systemd => Some(units.join("dormer-queue.service")),
+            Manager::Launchd => Some(agents.join("org.dormer.queue.plist")),
+            Manager::None => None,
+        };
+        let conf = if args.system { conf_for_additions(&nix)? } else { nix.join("nix.conf") };
+        Ok(Self { conf, script: nix.join("dormer-post-build-hook"), unit })
+    }
+}
+
+pub(super) async fn run(args: &InstallHookArgs, context: &Context) -> Result<()> {
+    let places = Places::of(args, context)?;
+    if args.undo {
+        return undo(args, &places, context);
+    }
+    let caches = chosen_caches(&args.caches)?;
+    let folder = args.queue.folder(&process_variables)?;
+    let before = read_if_there(&places.conf)?.unwrap_or_default();
+    refuse_other_hook(&places, &before, args.system).await?;
+    let mut conf = MarkedFile::of_command("install-hook", before.clone());
+    conf.set(BLOCK, &[format!("{SETTING} = {}", places.script.display())]);
+    let mut files = vec![(&places.script, hook_script(&folder, &caches)?, 0o755)];
+    if let Some(unit) = &places.unit {
+        let text = match args.service_manager {
+            Manager::Launchd => launchd_job(&folder)?,
+            Manager::Systemd | Manager::None => systemd_unit(&folder, args.system)?,
+        };
+        files.push((unit, text, 0o644));
+    }
+    let mut changed = false;
+    for (path, text, mode) in &files {
+        let old = read_if_there(path)?;
+        if old.as_ref().is_some_and(|old| !is_ours(old)) {
+            return Err(Error::NotOurFile { path: (*path).clone() });
+        }
+        changed |= change(path, &old.unwrap_or_default(), text, *mode, args.dry_run, context)?;
+    }
+    // Last: Nix must find the script.
+    changed |= change(&places.conf, &before, conf.text(), 0o644, args.dry_run, context)?;
+    let names: Vec<String> = caches.iter().map(ToString::to_string).collect();
+    let names = names.join(", ");
+    context.printer.conclude(&match (changed, args.dry_run) {
+        (false, _) => format!("nothing to do: builds are queued for {names} already"),
+        (true, true) => format!("would queue every build for {names}"),
+        (true, false) => format!(
+            "Nix queues every build for {names} from now on; undo it with: dormer install-hook --undo"
+        ),
+    });
+    if changed && !args.dry_run {
+        for line in next_steps(args) {
+            context.printer.hint(&line);
+        }
+    }
+    Ok(())
+}
+
+fn undo(args: &InstallHookArgs, places: &Places, context: &Context) -> Result<()> {
+    let before = read_if_there(&places.conf)?.unwrap_or_default();
+    let mut conf = MarkedFile::of_command("install-hook", before.clone());
+    conf.remove(BLOCK);
+    // First: Nix must not look for a script that is gone.
+    let mut changed = change(&places.conf, &before, conf.text(), 0o644, args.dry_run, context)?;
+    for path in [Some(&places.script), places.unit.as_ref()].into_iter().flatten() {
+        if let Some(text) = read_if_there(path)?.filter(|text| is_ours(text)) {
+            changed |= change(path, &text, "", 0o644, args.dry_run, context)?;
+        }
+    }
+    context.printer.conclude(match (changed, args.dry_run) {
+        (false, _) => "nothing to do: no hook of Dormer is installed",
+        (true, true) => "would take the hook and the service back",
+        (true, false) => "Nix queues no builds any more; what is queued stays in the queue",
+    });
+    if changed && !args.dry_run && args.service_manager == Manager::Systemd {
+        let user = if args.system { "" } else { " --user" };
+        context.printer.hint(&format!("stop the service: systemctl{user} disable --now dormer-queue"));
+    }
+    Ok(())
+}
+
+/// Shows a change, and makes it. Returns whether there is one.
+fn change(
+    path: &Path,
+    before: &str,
+    after: &str,
+    mode: u32,
+    dry_run: bool,
+    context: &Context,
+) -> Result<bool> {
+    if before == after {
+        return Ok(false);
+    }
+    let shown = changes(before, after);
+    show(context, path, &shown)?;
+    if !dry_run {
+        refuse_managed(path, shown)?;
+        write_whole(path, after, mode, false).map_err(Error::io("write", path))?;
+    }
+    Ok(true)
+}
+
+/// Nix has one hook. One that Nix names in another file counts as well.
+async fn refuse_other_hook(places: &Places, conf: &str, system: bool) -> Result<()> {
+    let conf = MarkedFile::of_command("install-hook", conf);
+    let ours = places.script.display().to_string();
+    if let Some(hook) = find_nix_setting(&conf, SETTING).filter(|hook| !hook.is_empty()) {
+        return Err(Error::OtherHook { path: places.conf.clone(), hook: hook.to_owned() });
+    }
+    let program = nix_program(&process_variables);
+    let config =
+        if system { NixConfig::read_of_machine(program).await } else { NixConfig::read(program).await };
+    // A machine whose Nix does not answer is set up by its files alone.
+    let in_force = config.ok().and_then(|config| config.text(SETTING).map(str::to_owned));
+    match in_force.filter(|hook| !hook.is_empty() && *hook != ours) {
+        Some(hook) => Err(Error::OtherHook { path: "Nix".into(), hook }),
+        None => Ok(()),
+    }
+}
+
+fn is_ours(text: &str) -> bool {
+    text.contains(MARK)
+}
+
+/// The script that Nix runs after each build. It ends with 0 even if the program is gone.
+pub(super) fn hook_script(folder: &Path, caches: &[CacheRef]) -> Result<String> {
+    let program = own_program()?;
+    let words: Vec<String> = [program.display().to_string(), "hook".to_owned()]
+        .into_iter()
+        .chain(caches.iter().map(ToString::to_string))
+        .chain(["--queue-dir".to_owned(), folder.display().to_string()])
+        .map(|word| quoted_for_shell(&word))
+        .collect();
+    Ok(format!(
+        "#!/bin/sh\n# {MARK}\n# Nix runs this after each build. It only writes a file, and never fails the build.\n{} ||\n  echo \
+         'dormer: the build is not queued for the cache' >&2\nexit 0\n",
+        words.join(" ")
+    ))
+}
+
+fn systemd_unit(folder: &Path, system: bool) -> Result<String> {
+    let words = [
+        own_program()?,
+        "queue".into(),
+        "drain".into(),
+        "--watch".into(),
+        "--queue-dir".into(),
+        folder.into(),
+    ];
+    let words: Vec<String> =
+        words.iter().map(|word| quoted_for_systemd(&word.display().to_string())).collect();
+    let target = if system { "multi-user.target" } else { "default.target" };
+    Ok(format!(
+        "# {MARK}\n[Unit]\nDescription=Pushes what Nix has built (Dormer's queue)\nWants=network-online.target\n\
+         After=network-online.target\n\n[Service]\nExecStart={}\nRestart=always\nRestartSec=10\nNice=10\n\n[Install]\n\
+         WantedBy={target}\n",
+        words.join(" ")
+    ))
+}
+
+fn launchd_job(folder: &Path) -> Result<String> {
+    let words = [
+        own_program()?,
+        "queue".into(),
+        "drain".into(),
+        "--watch".into(),
+        "--queue-dir".into(),
+        folder.into(),
+    ];
+    let words: String = words
+        .iter()
+        .map(|word| format!("    <string>{}</string>\n", escaped_for_xml(&word.display().to_string())))
+        .collect();
+    Ok(format!(
+        "<?xml version=\"1.0\" encoding=\"UTF-8\"?>\n<!-- {MARK} -->\n<!DOCTYPE plist PUBLIC \"-//Apple//DTD PLIST 1.0//EN\" \
+         \"http://www.apple.com/DTDs/PropertyList-1.0.dtd\">\n<plist version=\"1.0\">\n<dict>\n  <key>Label</key>\n  \
+         <string>org.dormer.queue</string>\n  <key>ProgramArguments</key>\n  <array>\n{words}  </array>\n  \
+         <key>RunAtLoad</key>\n  <true/>\n  <key>KeepAlive</key>\n  <true/>\n</dict>\n</plist>\n"
+    ))
+}
+
+fn next_steps(args: &InstallHookArgs) -> Vec<String> {
+    let mut lines = match (args.service_manager, args.system) {
+        (Manager::Systemd, true) => vec![
+            "start the service: systemctl daemon-reload && systemctl enable --now dormer-queue".to_owned(),
+        ],
+        (Manager::Systemd, false) => vec![
+            "start the service: systemctl --user daemon-reload && systemctl --user enable --now dormer-queue"
+                .to_owned(),
+            "it runs while you are logged in; to let it run always: loginctl enable-linger".to_owned(),
+        ],
+        (Manager::Launchd, true) => {
+            vec![
+                "start the service: launchctl bootstrap system /Library/LaunchDaemons/org.dormer.queue.plist"
+                    .to_owned(),
+            ]
+        }
+        (Manager::Launchd, false) => {
+            vec!["start the service: launchctl bootstrap gui/$(id -u) ~/Library/LaunchAgents/org.dormer.queue.plist".to_owned()]
+        }
+        (Manager::None, _) => vec!["push what is queued: dormer queue drain --watch".to_owned()],
+    };
+    if args.system {
+        lines
+            .push("the daemon of Nix reads nix.conf when it starts: systemctl restart nix-daemon".to_owned());
+    }
+    lines
+}
+
+/// This program, by a name that outlives an update: a profile's link to it, if the search path has
+/// one.
+fn own_program() -> Result<PathBuf> {
+    let failed = |source| Error::Io { attempt: "find this program".to_owned(), source };
+    let program = std::env::current_exe().and_then(fs::canonicalize).map_err(failed)?;
+    let folders = process_variables("PATH").unwrap_or_default();
+    let mut links = std::env::split_paths(&folders).map(|folder| folder.join("dormer"));
+    let same =
+        |link: &PathBuf| link.is_absolute() && fs::canonicalize(link).is_ok_and(|target| target == program);
+    Ok(links.find(same).unwrap_or(program))
+}
+
+fn is_plain(word: &str) -> bool {
+    !word.is_empty() && word.chars().all(|c| c.is_ascii_alphanumeric() || "/.-_:+@".contains(c))
+}
+
+fn quoted_for_shell(word: &str) -> String {
+    if is_plain(word) { word.to_owned() } else { format!("'{}'", word.replace('\'', "'\\''")) }
+}
+
+fn quoted_for_systemd(word: &str) -> String {
+    if is_plain(word) {
+        return word.to_owned();
+    }
+    let escaped = word.replace('\\', "\\\\").replace('"', "\\\"").replace('%', "%%").replace('$', "$$");
+    format!("\"{escaped}\"")
+}
+
+fn escaped_for_xml(word: &str) -> String {
+    word.replace('&', "&amp;").replace('<', "&lt;").replace('>', "&gt;")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn words_reach_programs_as_they_are() {
+        let words = ["/usr/bin/dormer", "lab:main", "/a b", "it's", "$x", "%h", "\"\\", "a&b<c"];
+        for word in words {
+            let shell = std::process::Command::new("sh")
+                .args(["-c", &format!("printf %s {}", quoted_for_shell(word))])
+                .output()
+                .unwrap();
+            assert_eq!(String::from_utf8(shell.stdout).unwrap(), word);
+        }
+        assert_eq!(quoted_for_systemd("/a b"), "\"/a b\"");
+        assert_eq!(quoted_for_systemd("%h$x\"\\"), "\"%%h$$x\\\"\\\\\"");
+        assert_eq!(escaped_for_xml("a&b<c>"), "a&amp;b&lt;c&gt;");
+    }
+
+    #[test]
+    fn the_script_succeeds_even_without_the_program() {
+        let folder = tempfile::tempdir().unwrap();
+        let script = hook_script(&folder.path().join("a b"), &["lab:main".parse().unwrap()]).unwrap();
+        assert!(is_ours(&script));
+        let program = own_program().unwrap();
+        let gone = script.replace(&program.display().to_string(), "/nowhere/dormer");
+        assert_ne!(gone, script);
+        let ended = std::process::Command::new("sh").args(["-c", &gone]).output().unwrap();
+        assert!(ended.status.success());
+        let said = String::from_utf8(ended.stderr).unwrap();
+        assert!(said.contains("the build is not queued"), "{said}");
+    }
+
+    #[test]
+    fn units_name_the_queue_and_are_ours() {
+        let unit = systemd_unit(Path::new("/var/lib/dormer-queue"), true).unwrap();
+        assert!(unit.contains("queue drain --watch --queue-dir /var/lib/dormer-queue\n"), "{unit}");
+        assert!(unit.contains("WantedBy=multi-user.target") && is_ours(&unit));
+        assert!(systemd_unit(Path::new("/q"), false).unwrap().contains("WantedBy=default.target"));
+        let job = launchd_job(Path::new("/q&a")).unwrap();
+        assert!(job.contains("<string>/q&amp;a</string>") && is_ours(&job), "{job}");
+    }
+}

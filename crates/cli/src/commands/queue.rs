@@ -1,0 +1,341 @@
+//! `dormer queue`: what waits for its push.
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::time::{Duration, Instant, SystemTime};
+
+use clap::{Args, Subcommand};
+use dormer_client::queue::{DeadLetter, EntryId, QueueEntry, Spool};
+use dormer_client::{CacheRef, NixStore, process_variables};
+use dormer_nix::StorePath;
+use serde_json::json;
+
+use super::serve::stop_signal;
+use crate::context::Context;
+use crate::error::{Error, Result};
+use crate::queue_drain::{JOBS, Queue, outcome};
+use crate::queue_place::QueueDirArgs;
+use crate::settings::units::{human_duration, parse_duration};
+
+const EXIT_CODES: &str = "\
+Exit codes:
+  0  done: what was queued is in the caches, or was there, or is left out by a filter
+  1  failed; 2  wrong usage, nothing was tried
+  3  an entry was given up, or waits for a later try
+  4  the server refuses the token, or requires one; 5  it does not answer; the entries wait";
+
+/// How often a wait looks at the queue.
+const POLL: Duration = Duration::from_millis(300);
+
+/// Show and push what waits for a cache
+///
+/// `dormer hook`, `dormer watch` and `dormer exec` put builds into the queue, a folder on the disk.
+/// One process for each user pushes them. An entry waits for as long as the server is away. An
+/// entry whose paths fail is tried 8 times in about an hour and is then given up, with the reason.
+#[derive(Debug, Subcommand)]
+#[command(verbatim_doc_comment)]
+pub(crate) enum QueueCommand {
+    List(ListArgs),
+    Retry(RetryArgs),
+    Drop(DropArgs),
+    Drain(DrainArgs),
+    WaitFor(WaitForArgs),
+}
+
+/// List the entries that wait, and those that were given up
+#[derive(Debug, Args)]
+pub(crate) struct ListArgs {
+    #[command(flatten)]
+    queue: QueueDirArgs,
+}
+
+/// Try entries again at once, also those that were given up
+///
+/// Examples:
+///   dormer queue retry --all
+///   dormer queue retry /nix/store/…-hello
+#[derive(Debug, Args)]
+#[command(verbatim_doc_comment)]
+pub(crate) struct RetryArgs {
+    #[command(flatten)]
+    chosen: ChosenArgs,
+    #[command(flatten)]
+    queue: QueueDirArgs,
+}
+
+/// Drop entries without a push
+///
+/// Examples:
+///   dormer queue drop --dead
+///   dormer queue drop 01764400000123456789-9f86d081
+#[derive(Debug, Args)]
+#[command(verbatim_doc_comment)]
+pub(crate) struct DropArgs {
+    #[command(flatten)]
+    chosen: ChosenArgs,
+    #[command(flatten)]
+    queue: QueueDirArgs,
+}
+
+/// Which entries are meant.
+#[derive(Debug, Args)]
+struct ChosenArgs {
+    /// An entry's name, or a store path
+    #[arg(value_name = "ENTRY", required_unless_present_any = ["all", "dead"])]
+    entries: Vec<String>,
+    /// All entries
+    #[arg(long, conflicts_with = "entries")]
+    all: bool,
+    /// All entries that were given up
+    #[arg(long, conflicts_with_all = ["entries", "all"])]
+    dead: bool,
+}
+
+impl ChosenArgs {
+    fn has(&self, name: &str, entry: Option<&QueueEntry>, is_dead: bool) -> bool {
+        if self.all || self.dead {
+            return self.all || is_dead;
+        }
+        let is_named = |text: &String| text == name || entry.is_some_and(|entry| entry.concerns(text));
+        self.entries.iter().any(is_named)
+    }
+}
+
+/// Push what is in the queue
+///
+/// Ends when nothing is left that can be pushed now. If another process drains the queue, waits
+/// until what was queued is gone. With --watch, goes on for ever, as a service does; `dormer
+/// install-hook` makes one.
+#[derive(Debug, Args)]
+#[command(after_long_help = EXIT_CODES)]
+pub(crate) struct DrainArgs {
+    /// Push what comes from now on, too
+    #[arg(long, conflicts_with = "timeout")]
+    watch: bool,
+    /// Try failures again for this long
+    #[arg(long, value_name = "TIME", value_parser = parse_time)]
+    timeout: Option<Duration>,
+    /// Number of concurrent uploads
+    #[arg(short, long, value_name = "NUMBER", default_value_t = JOBS, value_parser = clap::value_parser!(u16).range(1..=256))]
+    jobs: u16,
+    #[command(flatten)]
+    queue: QueueDirArgs,
+}
+
+/// Wait until paths are in the cache
+///
+/// Waits while an entry has a PATH, and then asks each cache. Fails if an entry with the path was
+/// given up, or if a cache lacks the path although nothing waits.
+#[derive(Debug, Args)]
+#[command(after_long_help = EXIT_CODES)]
+pub(crate) struct WaitForArgs {
+    /// The paths, or links to them
+    #[arg(value_name = "PATH", required = true)]
+    paths: Vec<PathBuf>,
+    /// [SERVER:]CACHE that must have the paths; by default those of [queue] in the settings
+    #[arg(long = "cache", value_name = "CACHE")]
+    caches: Vec<CacheRef>,
+    /// Longest wait
+    #[arg(long, value_name = "TIME", default_value = "10min", value_parser = parse_time)]
+    timeout: Duration,
+    #[command(flatten)]
+    queue: QueueDirArgs,
+}
+
+pub(super) fn parse_time(text: &str) -> Result<Duration, String> {
+    parse_duration(text).ok_or_else(|| "expected a time such as 60s, 10min or 2h".to_owned())
+}
+
+pub(super) async fn run(command: QueueCommand, context: &Context) -> Result<ExitCode> {
+    match command {
+        QueueCommand::List(args) => list(&args, context)?,
+        QueueCommand::Retry(args) => retry(&args, context)?,
+        QueueCommand::Drop(args) => drop_entries(&args, context)?,
+        QueueCommand::Drain(args) => drain(&args, context).await?,
+        QueueCommand::WaitFor(args) => wait_for(&args, context).await?,
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+fn open(queue: &QueueDirArgs) -> Result<Spool> {
+    Ok(Spool::open(queue.folder(&process_variables)?)?)
+}
+
+fn list(args: &ListArgs, context: &Context) -> Result<()> {
+    let spool = open(&args.queue)?;
+    let (entries, dead) = (spool.entries()?, spool.dead()?);
+    for (id, entry) in &entries {
+        show_entry(id.as_str(), "waiting", Some(entry), context)?;
+    }
+    for DeadLetter { name, entry } in &dead {
+        show_entry(name, "dead", entry.as_ref(), context)?;
+    }
+    let (refused, drainer) = (spool.refused(), spool.drainer()?);
+    let printer = &context.printer;
+    printer.message(&json!({
+        "message_type": "queue", "folder": spool.folder().display().to_string(), "waiting": entries.len(),
+        "dead": dead.len(), "refused": refused.count, "drainer": drainer,
+    }))?;
+    if refused.count > 0 {
+        printer.warn(&format!(
+            "{} builds could not be queued; the last one: {}",
+            refused.count, refused.last_reason
+        ));
+    }
+    let state = match drainer {
+        Some(process) => format!("process {process} pushes them"),
+        None => "nothing pushes them now".to_owned(),
+    };
+    printer.conclude(&format!("{} waiting, {} given up; {state}", entries.len(), dead.len()));
+    if drainer.is_none() && !entries.is_empty() {
+        printer.hint("dormer queue drain pushes them; dormer install-hook makes a service that always does");
+    }
+    Ok(())
+}
+
+fn show_entry(name: &str, state: &str, entry: Option<&QueueEntry>, context: &Context) -> Result<()> {
+    let printer = &context.printer;
+    let Some(entry) = entry else {
+        let error = "it cannot be read";
+        printer.message(
+            &json!({ "message_type": "queue_entry", "entry": name, "state": state, "error": error }),
+        )?;
+        return if printer.json { Ok(()) } else { printer.data(&format!("{name}  {state}: {error}")) };
+    };
+    for (cache, standing) in &entry.caches {
+        if printer.json {
+            printer.message(&json!({
+                "message_type": "queue_entry", "entry": name, "state": state, "cache": cache.to_string(),
+                "paths": entry.paths, "derivation": entry.derivation, "queued_at": entry.queued_at,
+                "tries": standing.tries, "not_before": standing.not_before, "error": standing.error,
+            }))?;
+            continue;
+        }
+        let queued_at = SystemTime::UNIX_EPOCH + Duration::from_secs(entry.queued_at);
+        let age = human_duration(queued_at.elapsed().unwrap_or_default());
+        let error = standing.error.as_ref().map(|error| format!(": {error}")).unwrap_or_default();
+        printer.data(&format!("{name}  {state} for {cache}, queued {age} ago{error}"))?;
+        for path in entry.paths.iter().chain(&entry.derivation) {
+            printer.data(&format!("  {path}"))?;
+        }
+    }
+    Ok(())
+}
+
+fn retry(args: &RetryArgs, context: &Context) -> Result<()> {
+    let spool = open(&args.queue)?;
+    let mut retried = 0;
+    // Entries that wait go first: a revived one becomes one of them.
+    for (id, entry) in spool.entries()? {
+        if args.chosen.has(id.as_str(), Some(&entry), false) {
+            retried += usize::from(spool.hasten(&id, SystemTime::now())?);
+        }
+    }
+    for letter in spool.dead()? {
+        if args.chosen.has(&letter.name, letter.entry.as_ref(), true) {
+            retried += usize::from(spool.revive(&letter, SystemTime::now())?);
+        }
+    }
+    conclude("queue_retried", "retried", retried, &args.chosen, context)
+}
+
+fn drop_entries(args: &DropArgs, context: &Context) -> Result<()> {
+    let spool = open(&args.queue)?;
+    let mut dropped = 0;
+    for (id, entry) in spool.entries()? {
+        if args.chosen.has(id.as_str(), Some(&entry), false) {
+            dropped += usize::from(spool.drop_entry(&id)?);
+        }
+    }
+    for letter in spool.dead()? {
+        if args.chosen.has(&letter.name, letter.entry.as_ref(), true) {
+            dropped += usize::from(spool.drop_dead(&letter)?);
+        }
+    }
+    if args.chosen.all || args.chosen.dead {
+        spool.forget_refused()?;
+    }
+    conclude("queue_dropped", "dropped", dropped, &args.chosen, context)
+}
+
+/// Reports a change. Naming an entry that is not there is a mistake.
+fn conclude(
+    message_type: &str,
+    done: &str,
+    count: usize,
+    chosen: &ChosenArgs,
+    context: &Context,
+) -> Result<()> {
+    if count == 0 && !chosen.entries.is_empty() {
+        return Err(Error::usage(
+            "no entry of the queue has this name or path",
+            "`dormer queue list` shows all entries",
+        ));
+    }
+    context.printer.message(&json!({ "message_type": message_type, "entries": count }))?;
+    context.printer.conclude(&format!("{count} entries {done}"));
+    Ok(())
+}
+
+async fn drain(args: &DrainArgs, context: &Context) -> Result<()> {
+    let mut stop = Box::pin(stop_signal()?);
+    let folder = args.queue.folder(&process_variables)?;
+    let queue = Queue::open(&folder, args.jobs, context).await?;
+    if args.watch {
+        context.printer.say(&format!("pushing what comes into {}", folder.display()));
+        tokio::select! {
+            ended = queue.drain_forever() => ended?,
+            () = &mut stop => context.printer.conclude("stopped; what is queued stays there"),
+        }
+        return Ok(());
+    }
+    tokio::select! {
+        end = queue.drain(args.timeout) => outcome(end?),
+        () = &mut stop => Err(Error::QueueInterrupted),
+    }
+}
+
+async fn wait_for(args: &WaitForArgs, context: &Context) -> Result<()> {
+    let spool = open(&args.queue)?;
+    let store = NixStore::from_variables(&process_variables)?;
+    let paths = args.paths.iter().map(|path| Ok(store.resolve(path)?)).collect::<Result<Vec<StorePath>>>()?;
+    let absolute: Vec<String> = paths.iter().map(|path| path.to_absolute(store.store_dir())).collect();
+    let caches = super::hook::chosen_caches(&args.caches)?;
+    let until = Instant::now() + args.timeout;
+    let concerns = |entry: &QueueEntry| {
+        let is_for_cache = caches.iter().any(|cache| entry.caches.contains_key(cache));
+        is_for_cache && (entry.derivation.is_some() || absolute.iter().any(|path| entry.concerns(path)))
+    };
+    let mut has_said = false;
+    loop {
+        let waiting: Vec<EntryId> =
+            spool.entries()?.into_iter().filter(|(_, entry)| concerns(entry)).map(|(id, _)| id).collect();
+        if waiting.is_empty() {
+            break;
+        }
+        if Instant::now() >= until {
+            return Err(Error::QueueNotEmpty { waiting: waiting.len(), dead: 0, paused_by: None });
+        }
+        if !has_said && spool.drainer()?.is_none() {
+            context.printer.warn("nothing pushes what is in the queue now");
+            context.printer.hint("dormer queue drain pushes it");
+        }
+        has_said = true;
+        tokio::time::sleep(POLL).await;
+    }
+    for cache in &caches {
+        let (_, api) = context.connect_to_cache(cache)?;
+        let hashes = paths.iter().map(StorePath::hash).collect();
+        let missing = api.get_missing_paths(&cache.cache, hashes).await?;
+        if let Some(lacking) = paths.iter().find(|path| missing.contains(&path.hash())) {
+            let path = lacking.to_absolute(store.store_dir());
+            let dead = spool.dead()?.into_iter().filter_map(|letter| letter.entry);
+            let dead = dead.filter(|entry| entry.concerns(&path));
+            let reason = dead.filter_map(|entry| entry.caches.get(cache)?.error.clone()).next_back();
+            return Err(Error::NotInCache { path, cache: cache.to_string(), reason });
+        }
+    }
+    context.printer.message(&json!({ "message_type": "queue_done", "paths": absolute }))?;
+    context.printer.conclude("all of them are in the cache");
+    Ok(())
+}

@@ -1,0 +1,243 @@
+//! What the commands around the queue share: the caches of the settings, one process that drains,
+//! and the words for what it does.
+
+use std::path::Path;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use async_trait::async_trait;
+use dormer_client::queue::{
+    DrainEnd, DrainReporter, DrainTarget, DrainTargets, Drainer, DrainerLock, DrainerOptions, EntryId,
+    RootEnd, Spool, Standing, WatchReporter,
+};
+use dormer_client::{
+    CacheRef, Error as ClientError, NixStore, PushOptions, PushReporter, Retry, TransferId, TransferOptions,
+    process_variables, session_folder,
+};
+use dormer_nix::{StoreDir, StorePath};
+use serde_json::json;
+use tokio::sync::watch;
+
+use crate::context::{Context, retry_line};
+use crate::error::{Error, Result};
+use crate::printer::Printer;
+use crate::settings::units::human_duration;
+
+/// How often a process looks whether another one still drains.
+const LOCK_POLL: Duration = Duration::from_millis(300);
+
+/// Pause after the queue's own disk failed.
+const DISK_PAUSE: Duration = Duration::from_secs(10);
+
+/// Uploads at once, as in `dormer push`.
+pub(crate) const JOBS: u16 = 5;
+
+/// A queue with what it takes to drain it.
+pub(crate) struct Queue {
+    pub(crate) spool: Spool,
+    pub(crate) store: NixStore,
+    targets: Arc<SettingsTargets>,
+    pub(crate) reporter: Arc<QueuePrinter>,
+}
+
+impl Queue {
+    pub(crate) async fn open(folder: &Path, jobs: u16, context: &Context) -> Result<Self> {
+        let spool = Spool::open(folder)?;
+        let store = NixStore::open(&dormer_client::process_variables).await?;
+        let targets = Arc::new(SettingsTargets { context: context.clone(), jobs: jobs.into() });
+        let (printer, store_dir) = (context.printer.clone(), store.store_dir().clone());
+        Ok(Self { spool, store, targets, reporter: Arc::new(QueuePrinter { printer, store_dir }) })
+    }
+
+    fn drainer(&self, lock: DrainerLock) -> Drainer {
+        Drainer::new(
+            self.spool.clone(),
+            lock,
+            self.store.clone(),
+            Arc::clone(&self.targets) as Arc<dyn DrainTargets>,
+            Arc::clone(&self.reporter) as Arc<dyn DrainReporter>,
+            DrainerOptions::default(),
+        )
+    }
+
+    /// Pushes what is in the queue. If another process drains it, waits until what was in the queue
+    /// at the start has left it. `patience` is how long failures are tried again, and how long the
+    /// other process may take.
+    pub(crate) async fn drain(&self, patience: Option<Duration>) -> Result<DrainEnd> {
+        /// How long another process may take, if nothing else is said.
+        const FOLLOW_MAX: Duration = Duration::from_mins(10);
+        let until = Instant::now() + patience.unwrap_or(FOLLOW_MAX);
+        let seen = self.spool.ids()?;
+        let mut has_said = false;
+        loop {
+            if let Some(lock) = self.spool.try_lock_drainer()? {
+                let left = patience.map(|_| until.saturating_duration_since(Instant::now()));
+                return Ok(self.drainer(lock).drain(left).await?);
+            }
+            let now = self.spool.ids()?;
+            let waiting = seen.iter().filter(|id| now.contains(id)).count();
+            if waiting == 0 || Instant::now() >= until {
+                return Ok(DrainEnd { waiting, ..DrainEnd::default() });
+            }
+            if !has_said {
+                self.reporter.printer.say("another process drains this queue; waiting for it");
+                has_said = true;
+            }
+            tokio::time::sleep(LOCK_POLL).await;
+        }
+    }
+
+    /// Pushes what comes until `ended` becomes true, and then drains with this patience.
+    pub(crate) async fn drain_during(
+        &self,
+        mut ended: watch::Receiver<bool>,
+        patience: Duration,
+    ) -> Result<DrainEnd> {
+        loop {
+            if let Some(lock) = self.spool.try_lock_drainer()? {
+                return Ok(self.drainer(lock).drain_after(ended, Some(patience)).await?);
+            }
+            if *ended.borrow_and_update() {
+                return self.drain(Some(patience)).await;
+            }
+            tokio::select! {
+                () = tokio::time::sleep(LOCK_POLL) => {}
+                _ = ended.changed() => {}
+            }
+        }
+    }
+
+    /// Pushes what comes, until the future is dropped. While another process drains the queue, this
+    /// one stands by.
+    pub(crate) async fn drain_forever(&self) -> Result<()> {
+        let mut has_said = false;
+        loop {
+            if let Some(lock) = self.spool.try_lock_drainer()? {
+                let mut drainer = self.drainer(lock);
+                loop {
+                    if let Err(error) = drainer.watch().await {
+                        self.reporter.printer.error(&Error::from(error).chain());
+                        tokio::time::sleep(DISK_PAUSE).await;
+                    }
+                }
+            }
+            if !has_said {
+                self.reporter.printer.say("another process drains this queue; standing by");
+                has_said = true;
+            }
+            tokio::time::sleep(LOCK_POLL).await;
+        }
+    }
+}
+
+/// What a drain means for the exit code.
+pub(crate) fn outcome(end: DrainEnd) -> Result<()> {
+    match end {
+        DrainEnd { waiting: 0, dead: 0, .. } => Ok(()),
+        DrainEnd { waiting, dead, paused_by } => Err(Error::QueueNotEmpty { waiting, dead, paused_by }),
+    }
+}
+
+/// The servers of the settings.
+struct SettingsTargets {
+    context: Context,
+    jobs: usize,
+}
+
+#[async_trait]
+impl DrainTargets for SettingsTargets {
+    async fn connect(
+        &self,
+        cache: &CacheRef,
+        store: &NixStore,
+    ) -> Result<DrainTarget, Box<dyn std::error::Error + Send + Sync>> {
+        let server = self.context.server(cache.server.as_ref())?;
+        let api = self.context.queue_client_for(&server)?;
+        let options = PushOptions {
+            jobs: self.jobs,
+            case_hack: store.case_hack(),
+            real_store_dir: Some(store.real_dir().to_owned()),
+            filter: self.context.push_filter(cache, &server)?,
+            ..PushOptions::default()
+        };
+        let session_folder = session_folder(&process_variables);
+        let transfer = TransferOptions { session_folder, ..TransferOptions::default() };
+        Ok(DrainTarget { api, cache: cache.cache.clone(), options, transfer })
+    }
+}
+
+/// Prints what a drainer and a watcher do, a line for each path.
+pub(crate) struct QueuePrinter {
+    printer: Printer,
+    store_dir: StoreDir,
+}
+
+impl DrainReporter for QueuePrinter {
+    fn push_reporter(&self, _cache: &CacheRef) -> Arc<dyn PushReporter> {
+        Arc::new(UploadPrinter { printer: self.printer.clone() })
+    }
+
+    fn root_ended(&self, cache: &CacheRef, path: &StorePath, end: &RootEnd) {
+        let path = path.to_absolute(&self.store_dir);
+        let (state, reason) = match end {
+            RootEnd::Pushed => ("pushed", None),
+            RootEnd::Present => ("present", None),
+            RootEnd::LeftOut(reason) => ("left_out", Some(reason)),
+            RootEnd::Gone => ("gone", None),
+            RootEnd::Failed(reason) => ("failed", Some(reason)),
+        };
+        // A reader that went away does not stop the drainer.
+        let _ = self.printer.message(&json!({
+            "message_type": "queue_path", "cache": cache.to_string(), "path": path, "state": state, "reason": reason,
+        }));
+        match end {
+            RootEnd::Pushed => self.printer.say(&format!("pushed to {cache}: {path}")),
+            RootEnd::Present => self.printer.detail(&format!("already in {cache}: {path}")),
+            RootEnd::LeftOut(reason) => {
+                self.printer.say(&format!("left out of {cache}: {path}, because {reason}"));
+            }
+            // The entry's own line says more.
+            RootEnd::Gone | RootEnd::Failed(_) => {}
+        }
+    }
+
+    fn entry_failed(&self, cache: &CacheRef, id: &EntryId, standing: &Standing) {
+        let reason = standing.error.as_deref().unwrap_or_default();
+        self.printer.warn(&format!(
+            "{cache}: entry {id} failed {} times and is tried later: {reason}",
+            standing.tries
+        ));
+    }
+
+    fn entry_dead(&self, cache: &CacheRef, id: &EntryId, reason: &str) {
+        self.printer.error(&format!("{cache}: entry {id} is given up: {reason}"));
+    }
+
+    fn cache_paused(&self, cache: &CacheRef, reason: &str, pause: Duration) {
+        self.printer
+            .warn(&format!("{cache} waits, and is tried again in {}: {reason}", human_duration(pause)));
+    }
+}
+
+impl WatchReporter for QueuePrinter {
+    fn queued(&self, paths: &[String]) {
+        for path in paths {
+            self.printer.detail(&format!("queued: {path}"));
+        }
+    }
+
+    fn failed(&self, error: &ClientError) {
+        self.printer.warn(&format!("not queued yet: {}", Error::chain_of(error)));
+    }
+}
+
+/// Prints why a push takes longer.
+struct UploadPrinter {
+    printer: Printer,
+}
+
+impl PushReporter for UploadPrinter {
+    fn path_retrying(&self, _id: TransferId, retry: &Retry<'_>) {
+        self.printer.warn(&retry_line(retry));
+    }
+}

@@ -1,0 +1,567 @@
+//! Pushes what is in the queue.
+//!
+//! All due entries of a cache are pushed as one plan, so that their closures are looked at once. A
+//! failure of the server or of Nix makes the cache wait, and changes no entry: hours without a
+//! server cost nothing. A failure of a path is noted in the entry, which rests and is tried again,
+//! and becomes a dead letter after [`DrainerOptions::tries_max`] tries.
+//!
+//! Invariants
+//! - An entry is settled only after every path of it is in the cache, or is one that the cache's
+//!   filter or upstream keys leave out.
+//! - The future may be dropped at any time. What was acknowledged is found by the next plan.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
+use async_trait::async_trait;
+use dormer_api::CacheName;
+use dormer_nix::{StorePath, StorePathHash};
+use futures::StreamExt as _;
+use futures::future::LocalBoxFuture;
+use futures::stream::FuturesUnordered;
+use tokio::sync::watch;
+use tokio::time::Instant;
+
+use super::entry::{EntryId, QueueEntry, Standing, seconds};
+use super::spool::{DrainerLock, Spool};
+use crate::api::ApiClient;
+use crate::by_chunks::{PushTarget, TransferOptions, execute_push_to};
+use crate::error::{Error, Result};
+use crate::nix_store::NixStore;
+use crate::push::{MISSING_PATHS_BATCH_MAX, PushOptions, PushSummary, plan_push};
+use crate::push_plan::PushPlan;
+use crate::reporter::PushReporter;
+use crate::retry::{Passing, RetryPolicy};
+use crate::settings::CacheRef;
+
+/// Most paths of one plan. Their closures, some kilobytes for each path, are in memory.
+const ROOTS_MAX: usize = 1_000;
+
+/// How often the drainer looks for new entries.
+const POLL: Duration = Duration::from_secs(1);
+
+/// A cache with everything that a push to it needs.
+pub struct DrainTarget {
+    /// The server.
+    pub api: ApiClient,
+    /// The cache.
+    pub cache: CacheName,
+    /// How to push, and what stays out.
+    pub options: PushOptions,
+    /// How chunks are sent.
+    pub transfer: TransferOptions,
+}
+
+/// Finds the server of a cache. Settings may change while a drainer runs, so it asks for each plan.
+#[async_trait]
+pub trait DrainTargets: Send + Sync {
+    /// The cache, or why it cannot be reached.
+    async fn connect(
+        &self,
+        cache: &CacheRef,
+        store: &NixStore,
+    ) -> Result<DrainTarget, Box<dyn std::error::Error + Send + Sync>>;
+}
+
+/// What became of a path in the queue.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum RootEnd {
+    /// The cache has it now.
+    Pushed,
+    /// The cache, or an upstream cache, had it already.
+    Present,
+    /// The filter keeps it out.
+    LeftOut(String),
+    /// It is not in the store any more, and the cache lacks it.
+    Gone,
+    /// It could not be pushed.
+    Failed(String),
+}
+
+/// Receives what a drainer does.
+pub trait DrainReporter: Send + Sync {
+    /// Receives the events of a push to `cache`.
+    fn push_reporter(&self, cache: &CacheRef) -> Arc<dyn PushReporter>;
+    /// A plan for `cache` was carried out.
+    fn pushed(&self, _cache: &CacheRef, _summary: &PushSummary) {}
+    /// The fate of one queued path.
+    fn root_ended(&self, _cache: &CacheRef, _path: &StorePath, _end: &RootEnd) {}
+    /// An entry rests until it is tried again.
+    fn entry_failed(&self, _cache: &CacheRef, _id: &EntryId, _standing: &Standing) {}
+    /// An entry became a dead letter.
+    fn entry_dead(&self, _cache: &CacheRef, _id: &EntryId, _reason: &str) {}
+    /// A cache is not tried before the end of this pause.
+    fn cache_paused(&self, _cache: &CacheRef, _reason: &str, _pause: Duration) {}
+}
+
+/// How patient a drainer is.
+#[derive(Debug, Clone)]
+pub struct DrainerOptions {
+    /// Pauses of a cache whose server fails. The number of tries does not count.
+    pub cache_retry: RetryPolicy,
+    /// Pauses of an entry whose paths fail.
+    pub entry_retry: RetryPolicy,
+}
+
+impl Default for DrainerOptions {
+    /// A cache is tried after 5 s, and then up to every 10 minutes. An entry is tried 8 times in
+    /// about an hour.
+    fn default() -> Self {
+        Self {
+            cache_retry: RetryPolicy {
+                tries_max: u32::MAX,
+                wait_first: Duration::from_secs(5),
+                wait_first_busy: Duration::from_secs(5),
+                wait_max: Duration::from_mins(10),
+                ..RetryPolicy::default()
+            },
+            entry_retry: RetryPolicy {
+                tries_max: 8,
+                wait_first: Duration::from_secs(30),
+                wait_first_busy: Duration::from_secs(30),
+                wait_max: Duration::from_mins(30),
+                ..RetryPolicy::default()
+            },
+        }
+    }
+}
+
+/// What a drainer leaves behind.
+#[derive(Debug, Default)]
+pub struct DrainEnd {
+    /// Entries that wait.
+    pub waiting: usize,
+    /// Entries that became dead letters.
+    pub dead: usize,
+    /// The failure that keeps a cache waiting, if one does.
+    pub paused_by: Option<Arc<Error>>,
+}
+
+/// Pushes what is in the queue.
+pub struct Drainer {
+    spool: Spool,
+    _lock: DrainerLock,
+    store: NixStore,
+    targets: Arc<dyn DrainTargets>,
+    reporter: Arc<dyn DrainReporter>,
+    options: DrainerOptions,
+    known: BTreeMap<EntryId, QueueEntry>,
+    caches: HashMap<CacheRef, CacheState>,
+    dead: usize,
+}
+
+/// What is remembered of a cache between plans.
+#[derive(Debug, Default)]
+struct CacheState {
+    is_busy: bool,
+    failures: u32,
+    not_before: Option<Instant>,
+    paused_by: Option<Arc<Error>>,
+}
+
+/// The entries of one plan, with their paths.
+type Batch = Vec<(EntryId, BTreeSet<StorePath>)>;
+
+/// The plans that are being carried out, one for each cache. Their uploads are tasks of their own.
+type RunningPlans = FuturesUnordered<LocalBoxFuture<'static, BatchEnd>>;
+
+/// What a plan came to.
+struct BatchEnd {
+    cache: CacheRef,
+    batch: Batch,
+    roots: HashMap<StorePath, RootEnd>,
+    /// The failure of the server or of Nix that ended it.
+    stopped: Option<Error>,
+}
+
+impl Drainer {
+    /// A drainer of `spool`, which holds the lock of it.
+    pub fn new(
+        spool: Spool,
+        lock: DrainerLock,
+        store: NixStore,
+        targets: Arc<dyn DrainTargets>,
+        reporter: Arc<dyn DrainReporter>,
+        options: DrainerOptions,
+    ) -> Self {
+        let (known, caches) = (BTreeMap::new(), HashMap::new());
+        Self { spool, _lock: lock, store, targets, reporter, options, known, caches, dead: 0 }
+    }
+
+    /// Pushes until nothing is left that can be pushed now. With `patience`, entries that rest and
+    /// caches that fail are tried again for that long.
+    pub async fn drain(&mut self, patience: Option<Duration>) -> Result<DrainEnd> {
+        let (_, ended) = watch::channel(true);
+        self.drain_after(ended, patience).await
+    }
+
+    /// Pushes what comes until `ended` becomes true, and then drains as [`Drainer::drain`] does.
+    pub async fn drain_after(
+        &mut self,
+        mut ended: watch::Receiver<bool>,
+        patience: Option<Duration>,
+    ) -> Result<DrainEnd> {
+        self.dead = 0;
+        let mut patient_until = None;
+        let mut running = RunningPlans::new();
+        loop {
+            self.scan()?;
+            self.start_due(&mut running).await?;
+            if *ended.borrow_and_update() {
+                let until =
+                    *patient_until.get_or_insert_with(|| Instant::now() + patience.unwrap_or_default());
+                if running.is_empty() && (self.known.is_empty() || Instant::now() >= until) {
+                    let paused_by = self.caches.values().find_map(|state| state.paused_by.clone());
+                    return Ok(DrainEnd { waiting: self.known.len(), dead: self.dead, paused_by });
+                }
+                self.next(&mut running).await?;
+            } else {
+                tokio::select! {
+                    next = self.next(&mut running) => next?,
+                    // A sender that went away says the same.
+                    changed = ended.changed() => if changed.is_err() {
+                        let (_, over) = watch::channel(true);
+                        ended = over;
+                    },
+                }
+            }
+        }
+    }
+
+    /// Pushes what comes, until the future is dropped.
+    pub async fn watch(&mut self) -> Result<()> {
+        let mut running = RunningPlans::new();
+        loop {
+            self.scan()?;
+            self.start_due(&mut running).await?;
+            self.next(&mut running).await?;
+        }
+    }
+
+    /// Waits for the end of a plan, or until it is time to look again.
+    async fn next(&mut self, running: &mut RunningPlans) -> Result<()> {
+        tokio::select! {
+            Some(ended) = running.next() => self.end_batch(ended),
+            () = tokio::time::sleep(POLL) => Ok(()),
+        }
+    }
+
+    /// Learns which entries came and went.
+    fn scan(&mut self) -> Result<()> {
+        let ids: BTreeSet<EntryId> = self.spool.ids()?.into_iter().collect();
+        self.known.retain(|id, _| ids.contains(id));
+        for id in ids {
+            if !self.known.contains_key(&id)
+                && let Some(entry) = self.spool.read(&id)?
+            {
+                self.known.insert(id, entry);
+            }
+        }
+        Ok(())
+    }
+
+    /// Starts a plan for each cache that has due entries and no plan.
+    async fn start_due(&mut self, running: &mut RunningPlans) -> Result<()> {
+        self.find_outputs().await?;
+        let caches: BTreeSet<CacheRef> =
+            self.known.values().flat_map(|entry| entry.caches.keys().cloned()).collect();
+        for cache in caches {
+            let state = self.caches.entry(cache.clone()).or_default();
+            if state.is_busy || state.not_before.is_some_and(|until| Instant::now() < until) {
+                continue;
+            }
+            let batch = self.due_batch(&cache)?;
+            if batch.is_empty() {
+                continue;
+            }
+            self.caches.entry(cache.clone()).or_default().is_busy = true;
+            let (targets, store, reporter) =
+                (Arc::clone(&self.targets), self.store.clone(), Arc::clone(&self.reporter));
+            running.push(Box::pin(async move {
+                let paths = batch.iter().flat_map(|(_, paths)| paths.iter().cloned()).collect();
+                let (roots, stopped) = push_batch(&cache, paths, &*targets, &store, &*reporter).await;
+                BatchEnd { cache, batch, roots, stopped }
+            }));
+        }
+        Ok(())
+    }
+
+    /// Puts the outputs of a derivation in its place.
+    async fn find_outputs(&mut self) -> Result<()> {
+        let without_paths: Vec<EntryId> = self
+            .known
+            .iter()
+            .filter(|(_, entry)| entry.derivation.is_some() && entry.paths.is_empty())
+            .map(|(id, _)| id.clone())
+            .collect();
+        for id in without_paths {
+            let entry = self.known.get_mut(&id).expect("it was just listed");
+            let derivation = entry.derivation.clone().unwrap_or_default();
+            match self.store.outputs_of(&derivation).await {
+                Ok(paths) => entry.paths = paths,
+                Err(error) => {
+                    let caches: Vec<CacheRef> = entry.caches.keys().cloned().collect();
+                    for cache in caches {
+                        self.fail(&id, &cache, &dormer_nix::with_causes(&error))?;
+                    }
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// The entries of a cache that are due. Entries with a path that is none become dead letters.
+    fn due_batch(&mut self, cache: &CacheRef) -> Result<Batch> {
+        let now = seconds(SystemTime::now());
+        let (mut batch, mut malformed, mut count) = (Batch::new(), Vec::new(), 0);
+        for (id, entry) in &self.known {
+            let Some(standing) = entry.caches.get(cache) else { continue };
+            if standing.not_before > now || entry.paths.is_empty() {
+                continue;
+            }
+            let store_dir = self.store.store_dir();
+            let paths = entry.paths.iter().map(|path| StorePath::parse_absolute(store_dir, path));
+            match paths.collect::<Result<BTreeSet<_>, _>>() {
+                Ok(paths) => {
+                    count += paths.len();
+                    if count > ROOTS_MAX && !batch.is_empty() {
+                        break;
+                    }
+                    batch.push((id.clone(), paths));
+                }
+                Err(error) => malformed.push((id.clone(), dormer_nix::with_causes(&error))),
+            }
+        }
+        for (id, reason) in malformed {
+            self.bury(&id, cache, &reason)?;
+        }
+        Ok(batch)
+    }
+
+    /// Writes down what a plan came to.
+    fn end_batch(&mut self, ended: BatchEnd) -> Result<()> {
+        let BatchEnd { cache, batch, roots, stopped } = ended;
+        for (id, paths) in batch {
+            let ends: Vec<(&StorePath, Option<&RootEnd>)> =
+                paths.iter().map(|path| (path, roots.get(path))).collect();
+            let failure = ends.iter().find_map(|(path, end)| match end {
+                Some(RootEnd::Failed(reason)) => Some(format!("{path}: {reason}")),
+                _ => None,
+            });
+            let gone = ends.iter().find(|(_, end)| matches!(end, Some(RootEnd::Gone)));
+            let is_open = ends.iter().any(|(_, end)| end.is_none());
+            if let Some(reason) = failure {
+                self.fail(&id, &cache, &reason)?;
+            } else if is_open {
+                // The server went away before its turn.
+            } else if let Some((path, _)) = gone {
+                self.bury(
+                    &id,
+                    &cache,
+                    &format!("{path} is not in the store any more, and the cache lacks it"),
+                )?;
+            } else {
+                let left = self.spool.settle(&id, &cache)?;
+                self.remember(&id, left);
+            }
+        }
+        let state = self.caches.entry(cache.clone()).or_default();
+        state.is_busy = false;
+        let Some(error) = stopped else {
+            *state = CacheState::default();
+            return Ok(());
+        };
+        state.failures = state.failures.saturating_add(1);
+        let pause = self.options.cache_retry.wait(state.failures, Passing::Broken).unwrap_or(Duration::MAX);
+        state.not_before = Instant::now().checked_add(pause);
+        self.reporter.cache_paused(&cache, &dormer_nix::with_causes(&error), pause);
+        state.paused_by = Some(Arc::new(error));
+        Ok(())
+    }
+
+    /// Notes a failure of an entry, which rests, or becomes a dead letter after the last try.
+    fn fail(&mut self, id: &EntryId, cache: &CacheRef, reason: &str) -> Result<()> {
+        let before = self.known.get(id).and_then(|entry| entry.caches.get(cache));
+        let tries = before.map_or(0, |standing| standing.tries) + 1;
+        let Some(pause) = self.options.entry_retry.wait(tries, Passing::Broken) else {
+            return self.bury(id, cache, reason);
+        };
+        let not_before = seconds(SystemTime::now() + pause);
+        let standing = Standing { tries, not_before, error: Some(reason.to_owned()) };
+        let left = self.spool.note_failure(id, cache, &standing)?;
+        self.reporter.entry_failed(cache, id, &standing);
+        self.remember(id, left);
+        Ok(())
+    }
+
+    fn bury(&mut self, id: &EntryId, cache: &CacheRef, reason: &str) -> Result<()> {
+        let before = self.known.get(id).and_then(|entry| entry.caches.get(cache));
+        let tries = before.map_or(0, |standing| standing.tries) + 1;
+        let standing = Standing { tries, not_before: 0, error: Some(reason.to_owned()) };
+        let left = self.spool.bury(id, cache, &standing)?;
+        self.dead += 1;
+        self.reporter.entry_dead(cache, id, reason);
+        self.remember(id, left);
+        Ok(())
+    }
+
+    fn remember(&mut self, id: &EntryId, left: Option<QueueEntry>) {
+        match left {
+            // The outputs of a derivation are known already.
+            Some(left) => {
+                let paths = self.known.get(id).map(|known| known.paths.clone()).unwrap_or_default();
+                self.known.insert(id.clone(), QueueEntry { paths, ..left });
+            }
+            None => {
+                self.known.remove(id);
+            }
+        }
+    }
+}
+
+/// Pushes the closures of `paths` as one plan. The result has no end for a path that was not tried
+/// because of the failure that is returned with it.
+async fn push_batch(
+    cache: &CacheRef,
+    paths: BTreeSet<StorePath>,
+    targets: &dyn DrainTargets,
+    store: &NixStore,
+    reporter: &dyn DrainReporter,
+) -> (HashMap<StorePath, RootEnd>, Option<Error>) {
+    let mut roots = HashMap::new();
+    let target = match targets.connect(cache, store).await {
+        Ok(target) => target,
+        Err(source) => return (roots, Some(Error::QueueTarget { cache: cache.to_string(), source })),
+    };
+    // A path that breaks the plan of all others is found by halving.
+    let mut parts = vec![paths.into_iter().collect::<Vec<_>>()];
+    while let Some(mut part) = parts.pop() {
+        let Err(error) = push_part(cache, &part, &target, store, reporter, &mut roots).await else {
+            continue;
+        };
+        if stops_all(&error) {
+            return (roots, Some(error));
+        }
+        if part.len() > 1 {
+            let rest = part.split_off(part.len() / 2);
+            parts.extend([rest, part]);
+        } else if let Some(path) = part.pop() {
+            let end = RootEnd::Failed(dormer_nix::with_causes(&error));
+            reporter.root_ended(cache, &path, &end);
+            roots.insert(path, end);
+        }
+    }
+    (roots, None)
+}
+
+/// Whether the failure concerns the server, or Nix as a whole, and not the paths.
+fn stops_all(error: &Error) -> bool {
+    error.is_fatal_for_push()
+        || matches!(
+            error,
+            Error::QueueTarget { .. }
+                | Error::NixMissing { .. }
+                | Error::NixRun { .. }
+                | Error::Answer { .. }
+                | Error::AnswerTooLarge { .. }
+                | Error::Refused { .. }
+                | Error::Unavailable { .. }
+        )
+}
+
+async fn push_part(
+    cache: &CacheRef,
+    paths: &[StorePath],
+    target: &DrainTarget,
+    store: &NixStore,
+    reporter: &dyn DrainReporter,
+    roots: &mut HashMap<StorePath, RootEnd>,
+) -> Result<()> {
+    // This old and simple question fails only if Nix as a whole does.
+    let invalid = store
+        .invalid_paths(paths)
+        .await
+        .map_err(|source| Error::QueueTarget { cache: cache.to_string(), source: source.into() })?;
+    let mut ends: HashMap<StorePath, RootEnd> = HashMap::new();
+    if !invalid.is_empty() {
+        let lacking = missing(target, &invalid).await?;
+        ends.extend(invalid.iter().map(|path| {
+            let end = if lacking.contains(&path.hash()) { RootEnd::Gone } else { RootEnd::Present };
+            (path.clone(), end)
+        }));
+    }
+    let valid: Vec<StorePath> = paths.iter().filter(|path| !invalid.contains(path)).cloned().collect();
+    let mut stopped = None;
+    if !valid.is_empty() {
+        let config = target.api.get_cache_config(&target.cache).await?;
+        let plan = plan_push(&target.api, store, &target.cache, &config, &valid, &target.options).await?;
+        ends.extend(ends_of_plan(&plan));
+        let push_target = PushTarget { api: target.api.clone(), plan };
+        let reports = reporter.push_reporter(cache);
+        let push = execute_push_to(vec![push_target], &target.options, &target.transfer, reports);
+        let mut summary = push.await.pop().expect("each target has a summary");
+        reporter.pushed(cache, &summary);
+        ends.extend(ends_of_summary(&summary));
+        let fatal = summary.failed.iter().position(|failed| failed.error.is_fatal_for_push());
+        stopped = fatal.map(|place| summary.failed.swap_remove(place).error);
+    }
+    for path in paths {
+        if let Some(end) = ends.remove(path) {
+            reporter.root_ended(cache, path, &end);
+            roots.insert(path.clone(), end);
+        }
+    }
+    stopped.map_or(Ok(()), Err)
+}
+
+/// The hashes of `paths` that the cache lacks.
+async fn missing(target: &DrainTarget, paths: &BTreeSet<StorePath>) -> Result<BTreeSet<StorePathHash>> {
+    let hashes: Vec<StorePathHash> = paths.iter().map(StorePath::hash).collect();
+    let mut lacking = BTreeSet::new();
+    for batch in hashes.chunks(MISSING_PATHS_BATCH_MAX) {
+        lacking.extend(target.api.get_missing_paths(&target.cache, batch.to_vec()).await?);
+    }
+    Ok(lacking)
+}
+
+/// What is certain before anything is sent.
+fn ends_of_plan(plan: &PushPlan) -> HashMap<StorePath, RootEnd> {
+    let mut ends = HashMap::new();
+    for path in plan.present.iter().chain(&plan.upstream) {
+        ends.insert(path.clone(), RootEnd::Present);
+    }
+    for excluded in &plan.excluded {
+        ends.insert(excluded.path.clone(), RootEnd::LeftOut(excluded.exclusion.to_string()));
+    }
+    for incomplete in &plan.incomplete {
+        let reason = format!("it refers to {}, which is excluded", incomplete.excluded_reference);
+        ends.insert(incomplete.path.clone(), RootEnd::LeftOut(reason));
+    }
+    ends
+}
+
+/// What became of the paths that were sent. A path that a failure of the server stopped has no end.
+fn ends_of_summary(summary: &PushSummary) -> HashMap<StorePath, RootEnd> {
+    let mut ends = HashMap::new();
+    for done in summary.pushed.iter().chain(&summary.kept) {
+        ends.insert(done.path.clone(), RootEnd::Pushed);
+    }
+    let mut reasons: HashMap<&StorePath, Option<String>> = HashMap::new();
+    for failed in &summary.failed {
+        let reason = (!failed.error.is_fatal_for_push()).then(|| dormer_nix::with_causes(&failed.error));
+        if let Some(reason) = &reason {
+            ends.insert(failed.path.clone(), RootEnd::Failed(reason.clone()));
+        }
+        reasons.insert(&failed.path, reason);
+    }
+    for not_tried in &summary.not_tried {
+        let reference = not_tried.failed_reference.as_ref();
+        let reason = reference.and_then(|path| Some((path, reasons.get(path)?.as_ref()?)));
+        if let Some((reference, reason)) = reason {
+            let reason = format!("its reference {reference} failed: {reason}");
+            ends.insert(not_tried.path.clone(), RootEnd::Failed(reason));
+        }
+    }
+    ends
+}

@@ -1,0 +1,341 @@
+//! Queues what appears in the local store.
+//!
+//! One watch on the folder of the store, whatever its size. A name in the folder is a candidate
+//! only: Nix may still be building it, and registers it when it is complete. So each candidate is
+//! checked with `nix-store --check-validity`, all due candidates in one call: soon after it
+//! appeared, when Nix removes its lock, and then at longer and longer pauses, for as long as the
+//! file exists.
+//!
+//! Derivations (`.drv`) are left out: an evaluation writes thousands, and nobody substitutes them.
+//!
+//! Events may be lost: the kernel's queue is bounded, and the watcher may be down. Nix gives all
+//! files one time of modification, but the kernel's time of change stays, so a look through the
+//! folder finds what is new since a moment. The file `watched` in the queue's folder has the moment
+//! up to which everything is queued.
+
+use std::collections::BTreeMap;
+use std::fs::{self, File};
+use std::io;
+use std::os::unix::fs::MetadataExt as _;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, SystemTime};
+
+use dormer_nix::StorePath;
+use notify::{EventKind, RecursiveMode, Watcher as _};
+use tokio::sync::mpsc;
+use tokio::time::Instant;
+
+use super::entry::{QueueEntry, seconds};
+use super::spool::Spool;
+use crate::error::{Error, Result};
+use crate::nix_store::NixStore;
+use crate::settings::CacheRef;
+
+/// First pause before the check of a candidate. A build registers its outputs together, within
+/// this time.
+const SETTLE: Duration = Duration::from_millis(300);
+
+/// Longest pause between two checks of a candidate.
+const CHECK_MAX: Duration = Duration::from_mins(1);
+
+/// Most paths of one entry: some 100 KB.
+const ENTRY_PATHS_MAX: usize = 1_000;
+
+/// How long a failure of `nix` or of the queue's disk delays the next try.
+const FAILURE_PAUSE: Duration = Duration::from_secs(10);
+
+/// What appeared while no watcher ran is queued if it is not older.
+const CATCH_UP_MAX: Duration = Duration::from_hours(24);
+
+/// The kernel's clock for files may be this much behind, with room to spare.
+const CLOCK_SLACK: Duration = Duration::from_secs(2);
+
+/// How often `watched` is renewed at least.
+const MARK_EVERY: Duration = Duration::from_secs(10);
+
+/// Waiting events. More are counted as lost, and the folder is looked through.
+const EVENTS_MAX: usize = 65_536;
+
+/// Receives what a watcher does.
+pub trait WatchReporter: Send + Sync {
+    /// These absolute paths were queued.
+    fn queued(&self, _paths: &[String]) {}
+    /// Something failed, and is tried again.
+    fn failed(&self, _error: &Error) {}
+}
+
+/// Watches the store of this machine.
+pub struct StoreWatch {
+    store: NixStore,
+    spool: Spool,
+    caches: Vec<CacheRef>,
+    events: mpsc::Receiver<StoreEvent>,
+    /// Set when an event found no room.
+    overflowed: std::sync::Arc<std::sync::atomic::AtomicBool>,
+    _watcher: notify::RecommendedWatcher,
+    candidates: BTreeMap<StorePath, Candidate>,
+}
+
+#[derive(Debug, PartialEq, Eq)]
+enum StoreEvent {
+    /// A name appeared in the folder, or the lock of the name went.
+    Changed(StorePath),
+    /// Events were lost.
+    Lost,
+}
+
+#[derive(Debug)]
+struct Candidate {
+    seen_at: SystemTime,
+    check_at: Instant,
+    pause: Duration,
+}
+
+impl StoreWatch {
+    /// Begins to watch. What appears from now on is queued by [`StoreWatch::run`].
+    pub fn start(store: NixStore, spool: Spool, caches: Vec<CacheRef>) -> Result<Self> {
+        let (sender, events) = mpsc::channel(EVENTS_MAX);
+        let overflowed = std::sync::Arc::new(std::sync::atomic::AtomicBool::new(false));
+        let folder = store.real_dir().to_owned();
+        let failed = |source| Error::Watch { folder: folder.clone(), source };
+        let lost = std::sync::Arc::clone(&overflowed);
+        let mut watcher = notify::recommended_watcher(move |event: notify::Result<notify::Event>| {
+            for event in store_events(event) {
+                if sender.try_send(event).is_err() {
+                    lost.store(true, std::sync::atomic::Ordering::Release);
+                }
+            }
+        })
+        .map_err(failed)?;
+        watcher.watch(&folder, RecursiveMode::NonRecursive).map_err(failed)?;
+        let candidates = BTreeMap::new();
+        Ok(Self { store, spool, caches, events, overflowed, _watcher: watcher, candidates })
+    }
+
+    /// Also queues what appeared since the last watcher of this queue ended, at most a day ago.
+    pub fn catch_up(&mut self, now: SystemTime) -> Result<()> {
+        let marked = fs::metadata(self.mark_path()).and_then(|file| file.modified()).ok();
+        match marked.filter(|at| now.duration_since(*at).unwrap_or_default() <= CATCH_UP_MAX) {
+            Some(since) => self.add_since(since),
+            None => Ok(()),
+        }
+    }
+
+    /// Queues what appears, until the future is dropped.
+    pub async fn run(&mut self, reporter: &dyn WatchReporter) {
+        let mut mark_at = Instant::now();
+        loop {
+            let next_check = self.candidates.values().map(|candidate| candidate.check_at).min();
+            let wake = next_check.map_or(mark_at, |at| at.min(mark_at));
+            tokio::select! {
+                event = self.events.recv() => match event {
+                    Some(StoreEvent::Changed(path)) => self.add(path, SystemTime::now()),
+                    Some(StoreEvent::Lost) => self.overflowed.store(true, std::sync::atomic::Ordering::Release),
+                    // The watcher lives as long as this does.
+                    None => return,
+                },
+                () = tokio::time::sleep_until(wake) => {}
+            }
+            if let Err(error) = self.step().await {
+                reporter.failed(&error);
+                self.postpone(FAILURE_PAUSE);
+            } else {
+                self.queue_due(reporter).await;
+            }
+            if Instant::now() >= mark_at {
+                self.mark();
+                mark_at = Instant::now() + MARK_EVERY;
+            }
+        }
+    }
+
+    /// Queues everything that appeared since `since` and is valid now. For a command that ended: no
+    /// later event can belong to it.
+    pub async fn finish(&mut self, since: SystemTime, reporter: &dyn WatchReporter) -> Result<()> {
+        self.add_since(since)?;
+        let due = self.candidates.keys().cloned().collect();
+        let queued = self.check(due).await?;
+        self.mark();
+        reporter.queued(&queued);
+        Ok(())
+    }
+
+    /// Looks through the folder after events were lost.
+    async fn step(&mut self) -> Result<()> {
+        if self.overflowed.swap(false, std::sync::atomic::Ordering::AcqRel) {
+            let since = fs::metadata(self.mark_path()).and_then(|file| file.modified());
+            let added = self.add_since(since.unwrap_or_else(|_| SystemTime::now() - MARK_EVERY * 2));
+            if added.is_err() {
+                self.overflowed.store(true, std::sync::atomic::Ordering::Release);
+            }
+            return added;
+        }
+        Ok(())
+    }
+
+    async fn queue_due(&mut self, reporter: &dyn WatchReporter) {
+        let now = Instant::now();
+        if !self.candidates.values().any(|candidate| candidate.check_at <= now) {
+            return;
+        }
+        // Those that are nearly due save a call.
+        let due = self.candidates.iter().filter(|(_, candidate)| candidate.check_at <= now + SETTLE);
+        let due: Vec<StorePath> = due.map(|(path, _)| path.clone()).collect();
+        match self.check(due).await {
+            Ok(queued) if queued.is_empty() => {}
+            Ok(queued) => reporter.queued(&queued),
+            Err(error) => {
+                reporter.failed(&error);
+                self.postpone(FAILURE_PAUSE);
+            }
+        }
+    }
+
+    /// Queues those of `due` that are valid. The others wait longer, unless their files are gone.
+    async fn check(&mut self, due: Vec<StorePath>) -> Result<Vec<String>> {
+        if due.is_empty() {
+            return Ok(Vec::new());
+        }
+        let invalid = self.store.invalid_paths(&due).await?;
+        let valid: Vec<&StorePath> = due.iter().filter(|path| !invalid.contains(path)).collect();
+        let mut queued = Vec::with_capacity(valid.len());
+        for part in valid.chunks(ENTRY_PATHS_MAX) {
+            let paths: Vec<String> =
+                part.iter().map(|path| path.to_absolute(self.store.store_dir())).collect();
+            let now = SystemTime::now();
+            self.spool.enqueue(&QueueEntry::new(&self.caches, paths.clone(), now), now)?;
+            for path in part {
+                self.candidates.remove(path);
+            }
+            queued.extend(paths);
+        }
+        for path in invalid {
+            if fs::symlink_metadata(self.store.real_dir().join(path.to_string())).is_err() {
+                self.candidates.remove(&path);
+            } else if let Some(candidate) = self.candidates.get_mut(&path) {
+                candidate.pause = (candidate.pause * 2).min(CHECK_MAX);
+                candidate.check_at = Instant::now() + candidate.pause;
+            }
+        }
+        Ok(queued)
+    }
+
+    fn add(&mut self, path: StorePath, seen_at: SystemTime) {
+        let check_at = Instant::now() + SETTLE;
+        let candidate = self.candidates.entry(path).or_insert(Candidate { seen_at, check_at, pause: SETTLE });
+        candidate.check_at = candidate.check_at.min(check_at);
+    }
+
+    fn add_since(&mut self, since: SystemTime) -> Result<()> {
+        let folder = self.store.real_dir().to_owned();
+        let found = changed_since(&folder, since - CLOCK_SLACK).map_err(|source| Error::Queue {
+            attempt: "look through",
+            path: folder,
+            source,
+        })?;
+        for (path, at) in found {
+            self.add(path, at);
+        }
+        Ok(())
+    }
+
+    fn postpone(&mut self, pause: Duration) {
+        let at = Instant::now() + pause;
+        for candidate in self.candidates.values_mut() {
+            candidate.check_at = candidate.check_at.max(at);
+        }
+    }
+
+    fn mark_path(&self) -> PathBuf {
+        self.spool.folder().join("watched")
+    }
+
+    /// Notes that everything is queued that appeared before the oldest candidate. Best effort: an
+    /// older mark only means more to look at.
+    fn mark(&self) {
+        if self.overflowed.load(std::sync::atomic::Ordering::Acquire) {
+            return;
+        }
+        let oldest = self.candidates.values().map(|candidate| candidate.seen_at).min();
+        let until = oldest.unwrap_or_else(SystemTime::now) - CLOCK_SLACK;
+        let _ = File::create(self.mark_path()).and_then(|file| file.set_modified(until));
+    }
+}
+
+/// What an event of the folder means for us.
+fn store_events(event: notify::Result<notify::Event>) -> Vec<StoreEvent> {
+    let Ok(event) = event else { return vec![StoreEvent::Lost] };
+    if event.need_rescan() {
+        return vec![StoreEvent::Lost];
+    }
+    if matches!(event.kind, EventKind::Access(_)) {
+        return Vec::new();
+    }
+    let names = event.paths.iter().filter_map(|path| path.file_name()?.to_str());
+    names
+        .filter_map(|name| changed_path(name, matches!(event.kind, EventKind::Remove(_))))
+        .map(StoreEvent::Changed)
+        .collect()
+}
+
+/// The path that a name in the store's folder stands for: itself, or the path whose lock went.
+fn changed_path(name: &str, is_removed: bool) -> Option<StorePath> {
+    let name = if is_removed { name.strip_suffix(".lock")? } else { name };
+    let path: StorePath = name.parse().ok()?;
+    (!path.name().ends_with(".drv")).then_some(path)
+}
+
+/// The store paths in a folder whose files changed at `since` or later, with the time of the
+/// change.
+fn changed_since(folder: &Path, since: SystemTime) -> io::Result<Vec<(StorePath, SystemTime)>> {
+    let since = seconds(since);
+    let mut found = Vec::new();
+    for entry in fs::read_dir(folder)? {
+        let entry = entry?;
+        let Some(path) = entry.file_name().to_str().and_then(|name| changed_path(name, false)) else {
+            continue;
+        };
+        // The path may go meanwhile.
+        let Ok(file) = entry.metadata() else { continue };
+        let changed = u64::try_from(file.ctime()).unwrap_or(0);
+        if changed >= since {
+            found.push((path, SystemTime::UNIX_EPOCH + Duration::from_secs(changed)));
+        }
+    }
+    Ok(found)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const A: &str = "f22352qy5d2vfxv22w7q3n7gz1ia47nx-a";
+
+    #[test]
+    fn names_in_the_store_stand_for_paths() {
+        let changed = |name: &str, is_removed| changed_path(name, is_removed).map(|path| path.to_string());
+        assert_eq!(changed(A, false).as_deref(), Some(A));
+        assert_eq!(changed(A, true), None, "a removed path is nothing to push");
+        assert_eq!(changed(&format!("{A}.lock"), true).as_deref(), Some(A));
+        // A lock, or a path of this name: the check tells.
+        assert_eq!(changed(&format!("{A}.lock"), false), Some(format!("{A}.lock")));
+        for name in [".links", "trash", "tmp-1-2", &format!("{A}.drv"), &format!(".tmp-link-{A}")] {
+            assert_eq!(changed(name, false), None, "{name}");
+        }
+        assert_eq!(changed(&format!("{A}.drv.lock"), true), None);
+    }
+
+    #[test]
+    fn what_changed_since_a_moment_is_found() {
+        let folder = tempfile::tempdir().unwrap();
+        let before = SystemTime::now();
+        let file = File::create(folder.path().join(A)).unwrap();
+        // As Nix does.
+        file.set_modified(SystemTime::UNIX_EPOCH + Duration::from_secs(1)).unwrap();
+        File::create(folder.path().join(".links")).unwrap();
+        let found = changed_since(folder.path(), before).unwrap();
+        assert_eq!(found.iter().map(|(path, _)| path.to_string()).collect::<Vec<_>>(), [A]);
+        let later = SystemTime::now() + Duration::from_mins(1);
+        assert!(changed_since(folder.path(), later).unwrap().is_empty());
+    }
+}

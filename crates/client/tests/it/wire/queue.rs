@@ -1,0 +1,321 @@
+//! The drainer of the queue, against a scripted server and a program in place of `nix`.
+
+use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, SystemTime};
+
+use async_trait::async_trait;
+use dormer_client::queue::{
+    DrainEnd, DrainReporter, DrainTarget, DrainTargets, Drainer, DrainerOptions, EntryId, QueueEntry,
+    RootEnd, Spool, Standing,
+};
+use dormer_client::{
+    ApiClient, CacheRef, Error, HttpSettings, NixStore, PushApi, PushFilter, PushOptions, PushReporter,
+    RetryPolicy, Silent, TransferOptions,
+};
+use dormer_nix::StorePath;
+
+use super::push::Store;
+use super::support::{Server, Step};
+
+const UPLOADED: &str = r#"{"kind":"Uploaded"}"#;
+
+/// Servers of caches, by the caches' names.
+struct Targets {
+    addresses: BTreeMap<String, String>,
+    filter: PushFilter,
+}
+
+#[async_trait]
+impl DrainTargets for Targets {
+    async fn connect(
+        &self,
+        cache: &CacheRef,
+        _store: &NixStore,
+    ) -> Result<DrainTarget, Box<dyn std::error::Error + Send + Sync>> {
+        let address = self.addresses.get(&cache.to_string()).ok_or("no such server")?;
+        let retry = RetryPolicy { tries_max: 1, ..RetryPolicy::default() };
+        let settings = HttpSettings { retry, ..HttpSettings::default() };
+        let api = ApiClient::new(address.parse()?, None, settings)?;
+        let options = PushOptions { filter: self.filter.clone(), ..PushOptions::default() };
+        let transfer = TransferOptions { api: PushApi::Attic, ..TransferOptions::default() };
+        Ok(DrainTarget { api, cache: cache.cache.clone(), options, transfer })
+    }
+}
+
+/// Records what the drainer says.
+#[derive(Default)]
+struct Log(Mutex<Vec<String>>);
+
+impl Log {
+    fn write(&self, line: String) {
+        self.0.lock().unwrap().push(line);
+    }
+
+    fn take(&self) -> Vec<String> {
+        let mut lines = std::mem::take(&mut *self.0.lock().unwrap());
+        lines.sort_unstable();
+        lines
+    }
+}
+
+impl DrainReporter for Log {
+    fn push_reporter(&self, _cache: &CacheRef) -> Arc<dyn PushReporter> {
+        Arc::new(Silent)
+    }
+
+    fn root_ended(&self, cache: &CacheRef, path: &StorePath, end: &RootEnd) {
+        let end = match end {
+            RootEnd::Pushed => "pushed",
+            RootEnd::Present => "present",
+            RootEnd::LeftOut(_) => "left out",
+            RootEnd::Gone => "gone",
+            RootEnd::Failed(_) => "failed",
+        };
+        self.write(format!("{cache} {} {end}", path.name()));
+    }
+
+    fn entry_failed(&self, cache: &CacheRef, _id: &EntryId, standing: &Standing) {
+        self.write(format!("{cache} try {}", standing.tries));
+    }
+
+    fn entry_dead(&self, cache: &CacheRef, _id: &EntryId, _reason: &str) {
+        self.write(format!("{cache} dead"));
+    }
+
+    fn cache_paused(&self, cache: &CacheRef, _reason: &str, _pause: Duration) {
+        self.write(format!("{cache} paused"));
+    }
+}
+
+/// A queue in a folder of its own, and what it takes to drain it.
+struct Queue {
+    _folder: tempfile::TempDir,
+    spool: Spool,
+    store: Store,
+    log: Arc<Log>,
+    filter: PushFilter,
+    options: DrainerOptions,
+}
+
+impl Queue {
+    fn new(store: Store) -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        let spool = Spool::open(folder.path().join("queue")).unwrap();
+        // No pauses, so that a test decides when something is tried again.
+        let entry_retry = RetryPolicy { wait_first: Duration::ZERO, tries_max: 3, ..RetryPolicy::default() };
+        let options = DrainerOptions { entry_retry, ..DrainerOptions::default() };
+        store.invalidate(&[]);
+        Self { _folder: folder, spool, store, log: Arc::default(), filter: PushFilter::default(), options }
+    }
+
+    fn add(&self, caches: &[&str], numbers: &[usize]) -> EntryId {
+        let caches: Vec<CacheRef> = caches.iter().map(|cache| cache.parse().unwrap()).collect();
+        let full = |number: &usize| self.store.paths[*number].to_absolute(self.store.nix.store_dir());
+        let now = SystemTime::now();
+        self.spool.enqueue(&QueueEntry::new(&caches, numbers.iter().map(full).collect(), now), now).unwrap()
+    }
+
+    async fn drain(&self, servers: &[(&str, &Server)]) -> DrainEnd {
+        let addresses = servers.iter().map(|(cache, server)| ((*cache).to_owned(), server.address.clone()));
+        let targets = Targets { addresses: addresses.collect(), filter: self.filter.clone() };
+        let lock = self.spool.try_lock_drainer().unwrap().unwrap();
+        let (log, options) = (Arc::clone(&self.log) as Arc<dyn DrainReporter>, self.options.clone());
+        let store = self.store.nix.clone();
+        Drainer::new(self.spool.clone(), lock, store, Arc::new(targets), log, options)
+            .drain(None)
+            .await
+            .unwrap()
+    }
+
+    fn waiting(&self) -> Vec<QueueEntry> {
+        self.spool.entries().unwrap().into_iter().map(|(_, entry)| entry).collect()
+    }
+}
+
+/// A server that lacks the paths of these numbers and answers uploads with `upload`.
+async fn server(missing: &[usize], upload: impl Fn(usize) -> Step + Send + Sync + 'static) -> Server {
+    let hashes: Vec<String> = missing.iter().map(|number| format!("\"{number:032}\"")).collect();
+    let missing = format!("{{\"missing_paths\":[{}]}}", hashes.join(","));
+    let uploads = AtomicUsize::new(0);
+    Server::answering(move |_, line| {
+        if line.starts_with("POST /_api/v1/get-missing-paths") {
+            Step::Answer(200, "", missing.clone())
+        } else if line.starts_with("GET ") {
+            Step::Answer(200, "", "{}".to_owned())
+        } else {
+            upload(uploads.fetch_add(1, Ordering::Relaxed))
+        }
+    })
+    .await
+}
+
+fn uploaded(_: usize) -> Step {
+    Step::Answer(200, "", UPLOADED.to_owned())
+}
+
+fn count(server: &Server, start: &str) -> usize {
+    server.requests().iter().filter(|request| request.line.starts_with(start)).count()
+}
+
+#[tokio::test]
+async fn many_entries_are_one_plan_and_a_path_is_sent_once() {
+    let queue = Queue::new(Store::new(&[("a", 10, None), ("b", 20, None), ("c", 30, None)]));
+    let server = server(&[0, 1], uploaded).await;
+    for numbers in [&[0][..], &[0, 1], &[1, 2], &[2]] {
+        queue.add(&["main"], numbers);
+    }
+    let end = queue.drain(&[("main", &server)]).await;
+    assert_eq!((end.waiting, end.dead), (0, 0));
+    assert_eq!((count(&server, "POST "), count(&server, "PUT ")), (1, 2));
+    assert_eq!(queue.log.take(), ["main a pushed", "main b pushed", "main c present"]);
+    assert!(queue.waiting().is_empty());
+}
+
+#[tokio::test]
+async fn what_the_cache_has_is_not_sent() {
+    let queue = Queue::new(Store::new(&[("a", 10, None)]));
+    let server = server(&[], uploaded).await;
+    queue.add(&["main"], &[0]);
+    queue.drain(&[("main", &server)]).await;
+    assert_eq!((count(&server, "POST "), count(&server, "PUT ")), (1, 0));
+    assert!(queue.waiting().is_empty());
+}
+
+#[tokio::test]
+async fn a_server_that_is_away_costs_no_try() {
+    let queue = Queue::new(Store::new(&[("a", 10, None), ("b", 10, None)]));
+    let away = Arc::new(AtomicBool::new(true));
+    let is_away = Arc::clone(&away);
+    let server = Server::answering(move |_, line| {
+        if is_away.load(Ordering::SeqCst) {
+            Step::HangUp
+        } else if line.starts_with("POST ") {
+            Step::Answer(200, "", format!("{{\"missing_paths\":[\"{:032}\",\"{:032}\"]}}", 0, 1))
+        } else if line.starts_with("GET ") {
+            Step::Answer(200, "", "{}".to_owned())
+        } else {
+            Step::Answer(200, "", UPLOADED.to_owned())
+        }
+    })
+    .await;
+    queue.add(&["main"], &[0]);
+    queue.add(&["main"], &[1]);
+    let before = queue.waiting();
+    for _ in 0..5 {
+        let end = queue.drain(&[("main", &server)]).await;
+        assert_eq!((end.waiting, end.dead), (2, 0));
+        assert!(matches!(end.paused_by.as_deref(), Some(Error::Unreachable { .. })), "{:?}", end.paused_by);
+        assert_eq!(queue.waiting(), before, "no entry changes");
+    }
+    assert_eq!(queue.log.take(), ["main paused"; 5]);
+    away.store(false, Ordering::SeqCst);
+    assert_eq!(queue.drain(&[("main", &server)]).await.waiting, 0);
+    assert_eq!(queue.log.take(), ["main a pushed", "main b pushed"]);
+}
+
+/// The server goes away in the middle of a plan.
+#[tokio::test]
+async fn what_was_acknowledged_leaves_the_queue_and_the_rest_stays() {
+    let queue = Queue::new(Store::with_references(&[("a", 10, None), ("b", 10, None)], &[(0, 1)]));
+    let server =
+        server(
+            &[0, 1],
+            |number| if number == 0 { uploaded(0) } else { Step::Answer(503, "", String::new()) },
+        )
+        .await;
+    queue.add(&["main"], &[0]);
+    queue.add(&["main"], &[1]);
+    let end = queue.drain(&[("main", &server)]).await;
+    assert!(matches!(end.paused_by.as_deref(), Some(Error::Unavailable { .. })), "{:?}", end.paused_by);
+    assert_eq!(queue.log.take(), ["main b pushed", "main paused"]);
+    let waiting = queue.waiting();
+    assert_eq!(waiting.len(), 1);
+    assert!(
+        waiting[0].paths[0].ends_with("-a") && waiting[0].caches.values().all(|standing| standing.tries == 0)
+    );
+}
+
+#[tokio::test]
+async fn a_path_that_fails_is_given_up_after_its_last_try_and_stops_no_other() {
+    let contents = [("top", 10, None), ("bad", 10, None), ("good", 20, None)];
+    let queue = Queue::new(Store::with_references(&contents, &[(0, 1)]));
+    // Its upload fails here, whatever the server says.
+    let store_dir = std::path::PathBuf::from(queue.store.nix.store_dir().as_str());
+    std::fs::remove_file(store_dir.join(queue.store.paths[1].to_string())).unwrap();
+    let server = server(&[0, 1, 2], uploaded).await;
+    for number in [0, 1, 2] {
+        queue.add(&["main"], &[number]);
+    }
+    let end = queue.drain(&[("main", &server)]).await;
+    assert_eq!((end.waiting, end.dead), (0, 2));
+    let log = queue.log.take();
+    let told = |line: &str| log.iter().filter(|one| *one == line).count();
+    assert_eq!((told("main good pushed"), told("main try 1"), told("main try 2")), (1, 2, 2), "{log:?}");
+    assert_eq!(told("main dead"), 2, "{log:?}");
+    let dead = queue.spool.dead().unwrap();
+    let reasons: Vec<String> = dead
+        .iter()
+        .flat_map(|letter| letter.entry.as_ref().unwrap().caches.values())
+        .map(|standing| standing.error.clone().unwrap())
+        .collect();
+    assert!(reasons[0].contains("its reference") && reasons[0].contains("-bad failed"), "{reasons:?}");
+    assert!(reasons[1].contains("-bad: reading "), "{reasons:?}");
+}
+
+#[tokio::test]
+async fn a_path_that_was_deleted_is_given_up_unless_the_cache_has_it() {
+    let queue = Queue::new(Store::new(&[("gone", 10, None), ("there", 10, None), ("good", 10, None)]));
+    let server = server(&[0, 2], uploaded).await;
+    queue.store.invalidate(&[0, 1]);
+    for number in [0, 1, 2] {
+        queue.add(&["main"], &[number]);
+    }
+    let end = queue.drain(&[("main", &server)]).await;
+    assert_eq!((end.waiting, end.dead), (0, 1));
+    assert_eq!(queue.log.take(), ["main dead", "main gone gone", "main good pushed", "main there present"]);
+    let letter = queue.spool.dead().unwrap().pop().unwrap().entry.unwrap();
+    assert!(
+        letter.caches.values().next().unwrap().error.as_ref().unwrap().contains("not in the store any more")
+    );
+}
+
+#[tokio::test]
+async fn what_a_filter_leaves_out_leaves_the_queue() {
+    let contents = [("top", 10, None), ("x-source", 10, None), ("good", 10, None)];
+    let mut queue = Queue::new(Store::with_references(&contents, &[(0, 1)]));
+    queue.filter.exclude = vec!["*-source".parse().unwrap()];
+    let server = server(&[0, 1, 2], uploaded).await;
+    queue.add(&["main"], &[0, 1, 2]);
+    let end = queue.drain(&[("main", &server)]).await;
+    assert_eq!((end.waiting, end.dead), (0, 0));
+    assert_eq!(queue.log.take(), ["main good pushed", "main top left out", "main x-source left out"]);
+    assert_eq!(count(&server, "PUT "), 1);
+}
+
+#[tokio::test]
+async fn a_cache_that_is_away_does_not_hold_up_the_others() {
+    let queue = Queue::new(Store::new(&[("a", 10, None)]));
+    let good = server(&[0], uploaded).await;
+    let away = Server::scripted([Step::HangUp]).await;
+    queue.add(&["good", "away", "lab:unknown"], &[0]);
+    let end = queue.drain(&[("good", &good), ("away", &away)]).await;
+    assert_eq!((end.waiting, end.dead), (1, 0));
+    assert_eq!(queue.log.take(), ["away paused", "good a pushed", "lab:unknown paused"]);
+    let left: Vec<String> = queue.waiting()[0].caches.keys().map(ToString::to_string).collect();
+    assert_eq!(left, ["away", "lab:unknown"]);
+}
+
+#[tokio::test]
+async fn an_entry_of_another_store_is_given_up_alone() {
+    let queue = Queue::new(Store::new(&[("a", 10, None)]));
+    let server = server(&[0], uploaded).await;
+    queue.add(&["main"], &[0]);
+    let now = SystemTime::now();
+    let foreign = vec![format!("/elsewhere/{:032}-b", 0)];
+    queue.spool.enqueue(&QueueEntry::new(&["main".parse().unwrap()], foreign, now), now).unwrap();
+    let end = queue.drain(&[("main", &server)]).await;
+    assert_eq!((end.waiting, end.dead), (0, 1));
+    assert_eq!(queue.log.take(), ["main a pushed", "main dead"]);
+}

@@ -1,0 +1,487 @@
+//! Builds that reach a cache by themselves: the hook, the queue, the commands that watch and wrap,
+//! and what survives kills, a full disk and an absent server.
+
+#![expect(clippy::unwrap_used, reason = "a failed unwrap fails the test, as it should")]
+
+use std::fs;
+use std::os::unix::process::ExitStatusExt as _;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use dormer_tests::{Lab, Machine, Nix, Proxy, Run, binary, times};
+use rand::RngExt as _;
+use serde_json::Value;
+
+const PATH: &str = "/nix/store/f22352qy5d2vfxv22w7q3n7gz1ia47nx-a";
+
+fn is_in(lab: &Lab, path: &str) -> bool {
+    lab.get(&format!("/main/{}.narinfo", &path["/nix/store/".len()..][..32])).status == 200
+}
+
+/// The values of `--json`.
+fn lines(run: &Run) -> Vec<Value> {
+    run.stdout().lines().map(|line| serde_json::from_str(line).unwrap()).collect()
+}
+
+/// How often a drain said that a path is in this state.
+fn count(run: &Run, state: &str) -> usize {
+    lines(run).iter().filter(|line| line["message_type"] == "queue_path" && line["state"] == state).count()
+}
+
+/// A machine with a queue in its home.
+struct Builder {
+    machine: Machine,
+    queue: PathBuf,
+}
+
+impl Builder {
+    fn new(lab: &Lab, name: &str, nix: Nix) -> Self {
+        let machine = lab.machine(name, nix);
+        machine.login(lab);
+        // The first build makes the store.
+        machine.build("empty", &[("salt", name)]);
+        let queue = machine.home().join("queue");
+        Self { machine, queue }
+    }
+
+    fn command(&self, arguments: &[&str]) -> Command {
+        let mut command = self.machine.command(&self.machine.dormer_path(), arguments);
+        command.env("DORMER_QUEUE_DIR", &self.queue);
+        command
+    }
+
+    fn dormer(&self, arguments: &[&str]) -> Run {
+        Run::of(&mut self.command(arguments))
+    }
+
+    fn spawn(&self, arguments: &[&str]) -> Child {
+        let mut command = self.command(arguments);
+        command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap()
+    }
+
+    /// The last line of `queue list`.
+    fn list(&self) -> Value {
+        let listed = self.dormer(&["queue", "list", "--json"]);
+        listed.succeeds();
+        lines(&listed).pop().unwrap()
+    }
+
+    /// The words of a build, for a shell.
+    fn build_words(&self, attribute: &str, salt: &str) -> String {
+        format!("nix-build {} --no-out-link -A {attribute} --argstr salt {salt}", self.machine.expression())
+    }
+
+    /// Queues paths as Nix's hook does.
+    fn hook(&self, paths: &[String]) {
+        let mut command = self.command(&["hook", "main"]);
+        command.env("OUT_PATHS", paths.join(" "));
+        let run = Run::of(&mut command);
+        run.succeeds();
+        assert_eq!(run.stderr(), "", "a hook that works says nothing");
+    }
+}
+
+fn signal(child: &Child, name: &str) {
+    Run::of(Command::new("kill").args(["-s", name, &child.id().to_string()])).succeeds();
+}
+
+/// The whole way: a build of the daemon, which has neither a home nor a token, a service that
+/// pushes, another machine that substitutes. And back: the files are as they were.
+#[test]
+fn an_installed_hook_queues_builds_of_the_daemon_and_a_service_pushes_them() {
+    let lab = Lab::start();
+    for nix in Nix::ALL {
+        let builder = Builder::new(&lab, &format!("builder-{}", nix.name()), nix);
+        let machine = &builder.machine;
+        let conf = machine.home().parent().unwrap().join("conf");
+        let files = || {
+            let mut files: Vec<(PathBuf, String)> = fs::read_dir(&conf)
+                .unwrap()
+                .map(|entry| entry.unwrap().path())
+                .map(|path| (path.clone(), fs::read_to_string(path).unwrap()))
+                .collect();
+            files.sort();
+            files
+        };
+        let before = files();
+        let install = ["install-hook", "main", "--system", "--service-manager", "none"];
+        let shown = builder.dormer(&[install.as_slice(), &["--dry-run"]].concat());
+        assert!(shown.succeeds().contains("post-build-hook = "), "{shown}");
+        assert_eq!(files(), before, "a dry run writes nothing");
+        builder.dormer(&install).succeeds();
+        assert!(builder.dormer(&install).stderr().contains("nothing to do"));
+        let words = builder.build_words("all", &format!("hook-{}", nix.name()));
+        let script = format!(
+            r#"set -eu
+            b=/bin/busybox
+            $b env -i NIX_CONF_DIR="$NIX_CONF_DIR" PATH=/usr/bin:/bin nix-daemon &
+            daemon=$!
+            trap 'kill $daemon' EXIT
+            for _ in $($b seq 100); do [ -S /nix/var/nix/daemon-socket/socket ] && break; $b sleep 0.1; done
+            NIX_REMOTE=daemon {words}
+            "#
+        );
+        let built = machine.run("/bin/busybox", &["sh", "-c", &script]);
+        let all = built.succeeds().trim().to_owned();
+        assert!(!is_in(&lab, &all), "the hook only queues");
+        let queued = builder.list();
+        assert!(queued["waiting"].as_u64().unwrap() >= 6 && queued["refused"] == 0, "{queued}\n{built}");
+
+        let drained = builder.dormer(&["queue", "drain", "--json"]);
+        drained.succeeds();
+        assert_eq!(count(&drained, "pushed"), 6, "{drained}");
+        let again = builder.dormer(&["queue", "drain", "--json"]);
+        again.succeeds();
+        assert_eq!((lines(&again).len(), builder.list()["waiting"].as_u64()), (0, Some(0)), "{again}");
+        builder.dormer(&["queue", "wait-for", &all, "--cache", "main"]).succeeds();
+
+        let other = lab.machine(&format!("other-{}", nix.name()), nix);
+        other.configure(&[lab.public_key("main")]);
+        other.substitute(&lab.cache_url("main"), &all).succeeds();
+        other.verify_all();
+
+        builder.dormer(&["install-hook", "--undo", "--system", "--service-manager", "none"]).succeeds();
+        assert_eq!(files(), before, "everything is as it was");
+    }
+}
+
+#[test]
+fn another_hook_is_never_replaced() {
+    let lab = Lab::start();
+    let builder = Builder::new(&lab, "builder", Nix::NEWEST);
+    let conf = builder.machine.home().parent().unwrap().join("conf/nix.conf");
+    let text = format!("{}post-build-hook = /etc/nix/mine\n", fs::read_to_string(&conf).unwrap());
+    fs::write(&conf, &text).unwrap();
+    let install = ["install-hook", "main", "--system", "--service-manager", "none"];
+    let said = builder.dormer(&install).fails();
+    assert!(
+        said.contains("another post-build-hook: /etc/nix/mine") && said.contains("dormer hook CACHE"),
+        "{said}"
+    );
+    assert_eq!(fs::read_to_string(&conf).unwrap(), text);
+    // Nix names it in another file.
+    fs::write(&conf, text.replace("post-build-hook", "include more.conf\n# post-build-hook")).unwrap();
+    fs::write(conf.with_file_name("more.conf"), "post-build-hook = /etc/nix/mine\n").unwrap();
+    assert!(builder.dormer(&install).fails().contains("/etc/nix/mine"));
+    // A script that is not ours stays, too.
+    fs::write(conf.with_file_name("more.conf"), "").unwrap();
+    fs::write(conf.with_file_name("dormer-post-build-hook"), "mine").unwrap();
+    assert!(builder.dormer(&install).fails().contains("did not make it"));
+    builder.dormer(&["install-hook", "--undo", "--system", "--service-manager", "none"]).succeeds();
+    assert_eq!(fs::read_to_string(conf.with_file_name("dormer-post-build-hook")).unwrap(), "mine");
+}
+
+#[test]
+fn exec_pushes_what_a_command_built_also_if_it_fails_and_keeps_its_code() {
+    let lab = Lab::start();
+    for (nix, by) in
+        [(Nix::OLDEST, "auto"), (Nix::MIDDLE, "hook"), (Nix::NEWEST, "auto"), (Nix::NEWEST, "store")]
+    {
+        let builder = Builder::new(&lab, &format!("{by}-{}", nix.name()), nix);
+        let words = builder.build_words("all", &format!("exec-{by}-{}", nix.name()));
+        let script = format!("{words} || exit 99; exit 7");
+        let run = builder.dormer(&["exec", "main", "--by", by, "--", "/bin/busybox", "sh", "-c", &script]);
+        assert_eq!(run.code(), Some(7), "{run}");
+        let all = run.stdout().trim().to_owned();
+        for path in builder.machine.closure(&all) {
+            assert!(is_in(&lab, &path), "{by}, {}: {path}\n{run}", nix.name());
+        }
+        assert_eq!(builder.list()["waiting"], 0);
+        let left: Vec<_> =
+            fs::read_dir(&builder.queue).unwrap().map(|entry| entry.unwrap().file_name()).collect();
+        assert!(left.iter().all(|name| !name.to_str().unwrap().starts_with("exec-")), "{left:?}");
+    }
+}
+
+#[test]
+fn exec_passes_signals_on_and_drains_all_the_same() {
+    let lab = Lab::start();
+    let builder = Builder::new(&lab, "builder", Nix::NEWEST);
+    let words = builder.build_words("empty", "signals");
+    let ready = builder.machine.home().join("ready");
+    let script = format!(
+        "trap 'exit 9' TERM; {words}; : > {}; while :; do /bin/busybox sleep 0.05; done",
+        ready.display()
+    );
+    let child = builder.spawn(&["exec", "main", "--", "/bin/busybox", "sh", "-c", &script]);
+    wait_until(|| ready.exists());
+    signal(&child, "TERM");
+    let run = Run::wait_for(child);
+    assert_eq!(run.code(), Some(9), "{run}");
+    assert!(is_in(&lab, run.stdout().trim()), "{run}");
+    // A command that a signal ends has the code that a shell gives.
+    let run = builder.dormer(&["exec", "main", "--", "/bin/busybox", "sh", "-c", "kill -KILL $$"]);
+    assert_eq!(run.code(), Some(137), "{run}");
+    assert_eq!(builder.dormer(&["exec", "main", "--", "/nowhere/x"]).code(), Some(1));
+}
+
+/// Without a server, the command's code stays, and so do the builds.
+#[test]
+fn hours_without_a_server_lose_nothing() {
+    let mut lab = Lab::start();
+    let builder = Builder::new(&lab, "builder", Nix::NEWEST);
+    lab.kill();
+    let words = builder.build_words("all", "away");
+    let run =
+        builder.dormer(&["exec", "main", "--drain-timeout", "0s", "--", "/bin/busybox", "sh", "-c", &words]);
+    let all = run.succeeds().trim().to_owned();
+    assert!(run.stderr().contains("stays in the queue"), "{run}");
+    let drained = builder.dormer(&["queue", "drain"]);
+    assert_eq!(drained.code(), Some(5), "{drained}");
+    let listed = builder.list();
+    assert!(listed["waiting"].as_u64().unwrap() > 0 && listed["dead"] == 0, "{listed}");
+    lab.restart();
+    builder.dormer(&["queue", "drain"]).succeeds();
+    for path in builder.machine.closure(&all) {
+        assert!(is_in(&lab, &path), "{path}");
+    }
+}
+
+#[test]
+fn watch_pushes_what_appears_in_the_store_and_what_appeared_before_it_came_back() {
+    let lab = Lab::start();
+    for nix in [Nix::OLDEST, Nix::NEWEST] {
+        let builder = Builder::new(&lab, nix.name(), nix);
+        let marked = builder.queue.join("watched");
+        let watch = builder.spawn(&["watch", "main", "-v"]);
+        wait_until(|| marked.exists());
+        let first = builder.machine.build("all", &[("salt", nix.name())]);
+        wait_until(|| is_in(&lab, &first));
+        for path in builder.machine.closure(&first) {
+            assert!(is_in(&lab, &path), "{path}");
+        }
+        signal(&watch, "TERM");
+        let ended = Run::wait_for(watch);
+        assert!(ended.is_success(), "{ended}");
+        assert!(!ended.stderr().contains(".drv"), "derivations stay here: {ended}");
+
+        let second = builder.machine.build("empty", &[("salt", &format!("down-{}", nix.name()))]);
+        let watch = builder.spawn(&["watch", "main"]);
+        wait_until(|| is_in(&lab, &second));
+        signal(&watch, "INT");
+        Run::wait_for(watch).succeeds();
+    }
+}
+
+fn wait_until(mut done: impl FnMut() -> bool) {
+    let begin = Instant::now();
+    while !done() {
+        assert!(begin.elapsed() < Duration::from_mins(2), "it does not happen");
+        thread::sleep(Duration::from_millis(50));
+    }
+}
+
+#[test]
+fn filters_of_the_settings_apply_to_pushes_and_to_the_queue() {
+    let lab = Lab::start();
+    let builder = Builder::new(&lab, "builder", Nix::NEWEST);
+    let all = builder.machine.build("all", &[("salt", "filter")]);
+    let by_name = |name: &str| {
+        let closure = builder.machine.closure(&all);
+        closure.into_iter().find(|path| path.contains(name)).unwrap()
+    };
+    let shown = builder.dormer(&["push", "main", &all, "--exclude", "library-*", "--dry-run", "--json"]);
+    assert_eq!(shown.code(), Some(3), "{shown}");
+    let states = |state: &str| -> Vec<String> {
+        let found = lines(&shown).into_iter().filter(|line| line["state"] == state);
+        found.map(|line| line["path"].as_str().unwrap().to_owned()).collect()
+    };
+    assert_eq!((states("excluded"), states("missing")), (vec![by_name("library")], vec![by_name("empty")]));
+    assert_eq!(states("incomplete").len(), 4, "{shown}");
+
+    let settings = builder.machine.home().join(".config/dormer/config.toml");
+    let text = fs::read_to_string(&settings).unwrap();
+    fs::write(&settings, format!("{text}\n[push.caches.main]\nexclude = [\"library-*\"]\n")).unwrap();
+    let pushed = builder.dormer(&["push", "main", &all]);
+    assert_eq!(pushed.code(), Some(3), "{pushed}");
+    assert!(pushed.stderr().contains("--allow-incomplete"), "{pushed}");
+    builder.hook(&[all.clone(), by_name("library")]);
+    let drained = builder.dormer(&["queue", "drain", "--json"]);
+    drained.succeeds();
+    assert_eq!((count(&drained, "left_out"), builder.list()["waiting"].as_u64()), (2, Some(0)), "{drained}");
+    for (name, expected) in [("empty", true), ("library", false), ("tool", false), ("all", false)] {
+        assert_eq!(is_in(&lab, &by_name(name)), expected, "{name}");
+    }
+    builder.dormer(&["push", "main", &all, "--allow-incomplete"]).succeeds();
+    assert!(is_in(&lab, &all) && !is_in(&lab, &by_name("library")));
+}
+
+/// A hook that ended with success has queued its build, whatever else is killed meanwhile, and no
+/// kill leaves a half entry.
+#[test]
+fn killed_hooks_queue_all_or_nothing() {
+    let folder = tempfile::tempdir().unwrap();
+    let queue = folder.path().join("queue");
+    let mut random = rand::rng();
+    let (mut accepted, mut killed) = (Vec::new(), 0);
+    for round in 0..times(30) {
+        let path = format!("{PATH}-{round}");
+        let mut command = Command::new(binary());
+        command.args(["hook", "main", "--queue-dir"]).arg(&queue).env_clear().env("OUT_PATHS", &path);
+        let mut child = command.stderr(Stdio::piped()).spawn().unwrap();
+        thread::sleep(Duration::from_micros(random.random_range(0..8_000)));
+        let _ = child.kill();
+        let status = child.wait().unwrap();
+        match status.signal() {
+            None if status.success() => accepted.push(path),
+            None => panic!("a hook ends with 0: {status}"),
+            Some(_) => killed += 1,
+        }
+    }
+    // The race is real in both directions, or the pauses above are wrong for this machine.
+    let mut command = Command::new(binary());
+    let last = format!("{PATH}-last");
+    command.args(["hook", "main", "--queue-dir"]).arg(&queue).env_clear().env("OUT_PATHS", &last);
+    Run::of(&mut command).succeeds();
+    accepted.push(last);
+    assert!(killed > 0, "no hook was killed");
+    let mut list = Command::new(binary());
+    let listed = Run::of(list.args(["queue", "list", "--json", "--queue-dir"]).arg(&queue).env_clear());
+    listed.succeeds();
+    let entries: Vec<Value> =
+        lines(&listed).into_iter().filter(|line| line["message_type"] == "queue_entry").collect();
+    assert!(entries.iter().all(|entry| entry["state"] == "waiting"), "{listed}");
+    for path in &accepted {
+        let has_it = |entry: &&Value| entry["paths"][0] == path.as_str();
+        assert_eq!(entries.iter().filter(has_it).count(), 1, "{path}: {listed}");
+    }
+}
+
+/// Drainers are killed until everything is pushed. A kill costs at most the uploads in flight.
+#[test]
+fn killed_drainers_lose_nothing_and_push_little_twice() {
+    const LEAVES: usize = 40;
+    const JOBS: usize = 2;
+    let lab = Lab::start();
+    let proxy = Proxy::watching(lab.address());
+    let builder = Builder::new(&lab, "builder", Nix::NEWEST);
+    let url = proxy.cache_url("");
+    builder.dormer(&["login", "proxied", &url, &lab.admin_token(), "--set-default"]).succeeds();
+    let crowd = builder.machine.build("crowd", &[("salt", "kill"), ("leaves", &LEAVES.to_string())]);
+    let closure = builder.machine.closure(&crowd);
+    for path in &closure {
+        builder.hook(std::slice::from_ref(path));
+    }
+    let mut random = rand::rng();
+    let jobs = JOBS.to_string();
+    let mut kills = 0;
+    for _ in 0..times(3) {
+        let mut child = builder.spawn(&["queue", "drain", "-j", &jobs]);
+        thread::sleep(Duration::from_millis(random.random_range(100..900)));
+        // The process that it started, and all that this one started.
+        let _ = child.kill();
+        kills += usize::from(child.wait().unwrap().signal().is_some());
+    }
+    let left = builder.list()["waiting"].as_u64().unwrap();
+    // Started twice: one drains, the other waits for it.
+    let both = [(); 2].map(|()| builder.spawn(&["queue", "drain", "--json", "-j", &jobs]));
+    for run in both.map(Run::wait_for) {
+        run.succeeds();
+    }
+    assert_eq!((builder.list()["waiting"].as_u64(), builder.list()["dead"].as_u64()), (Some(0), Some(0)));
+    for path in &closure {
+        assert!(is_in(&lab, path), "{path}, {left} of {} were left after {kills} kills", closure.len());
+    }
+    let uploads =
+        proxy.seen().iter().filter(|seen| seen.line.starts_with("PUT /_api/v1/upload-path")).count();
+    assert!(
+        uploads <= closure.len() + kills * JOBS,
+        "{uploads} uploads of {} paths, {kills} kills",
+        closure.len()
+    );
+}
+
+/// A disk without space: the build goes on, the reason is said and counted, no entry is damaged,
+/// and with space again everything works again.
+#[test]
+fn a_full_disk_refuses_builds_and_damages_nothing() {
+    let folder = tempfile::tempdir().unwrap();
+    let script = r#"set -eu
+        mount -t tmpfs -o size=256k tmpfs "$1"
+        export DORMER_QUEUE_DIR=$1/queue
+        OUT_PATHS=$2-one "$0" hook main
+        head -c 1000000 /dev/zero >"$1/filler" 2>/dev/null || true
+        for _ in 1 2; do OUT_PATHS=$2-two "$0" hook main; done
+        "$0" queue list --json
+        rm "$1/filler"
+        OUT_PATHS=$2-three "$0" hook main
+        "$0" queue list --json
+        ls -A "$1"/queue/pending/*
+    "#;
+    let mut command = Command::new("unshare");
+    if !Path::new("/proc/self").metadata().is_ok_and(|me| std::os::unix::fs::MetadataExt::uid(&me) == 0) {
+        command.arg("--map-root-user");
+    }
+    command.args(["--mount", "--propagation", "private", "sh", "-c", script]).arg(binary());
+    let run = Run::of(command.arg(folder.path()).arg(PATH));
+    let said = run.succeeds();
+    assert_eq!(run.stderr().matches("not queued").count(), 2, "{run}");
+    assert!(run.stderr().contains("No space left on device"), "{run}");
+    assert!(!said.contains(".unfinished"), "{run}");
+    let values: Vec<Value> = said.lines().filter_map(|line| serde_json::from_str(line).ok()).collect();
+    let sums: Vec<&Value> = values.iter().filter(|line| line["message_type"] == "queue").collect();
+    assert_eq!((&sums[0]["waiting"], &sums[0]["refused"]), (&1.into(), &2.into()), "{run}");
+    assert_eq!((&sums[1]["waiting"], &sums[1]["dead"]), (&2.into(), &0.into()), "{run}");
+}
+
+/// What a hook may never do: fail a build.
+#[test]
+fn a_hook_ends_with_success_whatever_is_wrong() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("file");
+    fs::write(&file, "").unwrap();
+    let good = folder.path().join("queue");
+    for (queue, arguments, out, words) in [
+        (&good, vec!["main"], "", "neither OUT_PATHS nor DRV_PATH"),
+        (&good, vec!["main"], "result", "is not a store path"),
+        (&good, vec!["a b"], PATH, "is not a cache"),
+        (&good, vec!["--nonsense"], PATH, "--nonsense"),
+        (&good, vec![], PATH, "no cache is named"),
+        (&file, vec!["main"], PATH, "Not a directory"),
+    ] {
+        let mut command = Command::new(binary());
+        command.arg("hook").args(&arguments).arg("--queue-dir").arg(queue).env_clear().env("OUT_PATHS", out);
+        // Neither the settings of this machine nor those of its user.
+        let run = Run::of(command.env("XDG_CONFIG_HOME", folder.path()));
+        assert!(run.is_success() && run.stderr().contains(words), "{arguments:?}: {run}");
+        assert_eq!(run.stdout(), "");
+    }
+    let mut list = Command::new(binary());
+    let listed = Run::of(list.args(["queue", "list", "--json", "--queue-dir"]).arg(&good).env_clear());
+    assert_eq!(lines(&listed).last().unwrap()["waiting"], 0, "{listed}");
+}
+
+#[test]
+fn entries_are_retried_and_dropped_by_hand_and_waited_for() {
+    let lab = Lab::start();
+    let builder = Builder::new(&lab, "builder", Nix::NEWEST);
+    let (kept, gone) = (
+        builder.machine.build("empty", &[("salt", "kept")]),
+        builder.machine.build("empty", &[("salt", "gone")]),
+    );
+    builder.hook(&[gone.clone()]);
+    builder.machine.delete(&[gone.clone()]);
+    let drained = builder.dormer(&["queue", "drain"]);
+    assert_eq!(drained.code(), Some(3), "{drained}");
+    let waited = builder.dormer(&["queue", "wait-for", &gone, "--cache", "main"]);
+    assert!(waited.code() == Some(3) && waited.stderr().contains("not in the store any more"), "{waited}");
+
+    // Built again, it is in the store again.
+    builder.machine.build("empty", &[("salt", "gone")]);
+    builder.dormer(&["queue", "retry", &gone]).succeeds();
+    assert_eq!((&builder.list()["waiting"], &builder.list()["dead"]), (&1.into(), &0.into()));
+    let waiting = builder.spawn(&["queue", "wait-for", &gone, "--cache", "main"]);
+    builder.dormer(&["queue", "drain"]).succeeds();
+    Run::wait_for(waiting).succeeds();
+    assert!(is_in(&lab, &gone));
+
+    builder.hook(&[kept.clone()]);
+    assert_eq!(builder.dormer(&["queue", "drop", "nothing"]).code(), Some(2));
+    builder.dormer(&["queue", "drop", &kept]).succeeds();
+    builder.dormer(&["queue", "drain"]).succeeds();
+    assert!(!is_in(&lab, &kept), "dropped is not pushed");
+    let waited = builder.dormer(&["queue", "wait-for", &kept, "--cache", "main"]);
+    assert!(waited.code() == Some(3) && waited.stderr().contains("is not in cache main"), "{waited}");
+}
