@@ -30,7 +30,7 @@ use crate::common::{
 use crate::jobs::TestClock;
 
 /// Long enough for any check of a test, short enough to see that one hangs.
-const PATIENCE: Duration = Duration::from_secs(60);
+const PATIENCE: Duration = Duration::from_mins(1);
 
 fn session_id(number: u8) -> SessionId {
     SessionId([number; 16])
