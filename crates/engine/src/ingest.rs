@@ -66,7 +66,7 @@ pub struct Ingested {
     pub known: bool,
     pub(crate) source: NarSource,
     /// Held until the commit, so that memory and packs in flight stay accounted for.
-    _memory: Arc<BudgetShare>,
+    memory: Arc<BudgetShare>,
 }
 
 /// A share of the memory for uploads. It returns when it is dropped.
@@ -289,7 +289,7 @@ impl Ingest {
                 build_ids,
                 packs: stored.packs.into_iter().collect(),
             })),
-            _memory: self.memory,
+            memory: self.memory,
         })
     }
 }
@@ -359,7 +359,7 @@ impl Ingested {
             }
         };
         // A job that still holds the memory returns it when the job ends.
-        if let Some(memory) = Arc::get_mut(&mut self._memory) {
+        if let Some(memory) = Arc::get_mut(&mut self.memory) {
             memory.shrink_to(1024 + kept as u64);
         }
     }
@@ -373,7 +373,7 @@ impl Ingested {
             new_chunk_bytes: 0,
             known: true,
             source: NarSource::Known(id),
-            _memory: memory,
+            memory,
         }
     }
 }

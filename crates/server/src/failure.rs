@@ -103,7 +103,7 @@ impl Failure {
         use ErrorName as Name;
         let of = |status, name| Verdict { status, name, tell: Tell::Everything };
         match self {
-            Self::NoRoute => of(StatusCode::NOT_FOUND, Name::NotFound),
+            Self::NoRoute | Self::Engine(EngineError::NoSession) => of(StatusCode::NOT_FOUND, Name::NotFound),
             Self::MethodNotAllowed { .. } => of(StatusCode::METHOD_NOT_ALLOWED, Name::RequestError),
             Self::Unauthorized => of(StatusCode::UNAUTHORIZED, Name::Unauthorized),
             Self::Forbidden(_) => of(StatusCode::FORBIDDEN, Name::AccessError),
@@ -119,7 +119,9 @@ impl Failure {
             Self::Body(BodyError::Idle | BodyError::TooSlow) => {
                 of(StatusCode::REQUEST_TIMEOUT, Name::RequestError)
             }
-            Self::TooFast(_) => of(StatusCode::TOO_MANY_REQUESTS, Name::TooManyRequests),
+            Self::TooFast(_) | Self::Engine(EngineError::TooManySessions { .. }) => {
+                of(StatusCode::TOO_MANY_REQUESTS, Name::TooManyRequests)
+            }
             Self::RangeOutside { .. } => of(StatusCode::RANGE_NOT_SATISFIABLE, Name::RequestError),
             Self::RangeOfOldName => of(StatusCode::PRECONDITION_FAILED, Name::RequestError),
             Self::Busy(_) | Self::NotReady(_) => {
@@ -132,10 +134,6 @@ impl Failure {
             ) => of(StatusCode::PAYLOAD_TOO_LARGE, Name::RequestError),
             Self::Engine(EngineError::Index(dormer_index::Error::CacheGone)) => {
                 of(StatusCode::NOT_FOUND, Name::NoSuchCache)
-            }
-            Self::Engine(EngineError::NoSession) => of(StatusCode::NOT_FOUND, Name::NotFound),
-            Self::Engine(EngineError::TooManySessions { .. }) => {
-                of(StatusCode::TOO_MANY_REQUESTS, Name::TooManyRequests)
             }
             Self::Panicked => engine_verdict(ErrorClass::Internal),
             Self::Engine(error) => engine_verdict(error.class()),

@@ -264,7 +264,7 @@ impl Engine {
             let turn = engine.verifications().turns.take_at_last(1).await;
             let work = engine.clone();
             // A task of its own, so that a panic ends the check and nothing waits for ever.
-            let checked = tokio::spawn(async move { work.verify(&session, &reader, manifest, nar).await });
+            let checked = tokio::spawn(async move { work.verify(&session, &reader, &manifest, nar).await });
             let state = match checked.await {
                 Ok(Ok(Verified::Sound(ingested))) => State::Sound(Arc::new(Mutex::new(Some(*ingested)))),
                 Ok(Ok(Verified::Missing(chunks))) => State::Missing(Arc::new(chunks)),

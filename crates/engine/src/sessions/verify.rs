@@ -49,7 +49,7 @@ impl Engine {
         &self,
         session: &PushSession,
         reader: &Reader,
-        manifest: Bytes,
+        manifest: &Bytes,
         (nar_hash, nar_size): (NarHash, u64),
     ) -> Result<Verified> {
         let request = IngestRequest {
@@ -58,7 +58,7 @@ impl Engine {
             extra_memory_bytes: MANIFEST_COPIES * manifest.len() as u64,
         };
         let mut ingest = self.begin_ingest_of(request, true).await?;
-        let manifest = NarManifest::decode(&manifest).map_err(Error::MalformedManifest)?;
+        let manifest = NarManifest::decode(manifest).map_err(Error::MalformedManifest)?;
         let allowed = self.allowed(session, reader).await?;
         if let Some(missing) = self.look_through(&allowed, &manifest, nar_size).await? {
             return Ok(Verified::Missing(missing));

@@ -30,7 +30,7 @@ use crate::common::{
 use crate::jobs::TestClock;
 
 /// Long enough for any check of a test, short enough to see that one hangs.
-const PATIENCE: Duration = Duration::from_secs(60);
+const PATIENCE: Duration = Duration::from_mins(1);
 
 fn session_id(number: u8) -> SessionId {
     SessionId([number; 16])
@@ -530,8 +530,15 @@ async fn a_session_ends_and_its_rows_are_swept_in_pages() {
 /// Pushes by chunks until the process dies, and again after a restart.
 async fn survives_a_crash(on_postgres: bool, steps_min: u64) {
     let nars = nars();
-    // In the usual run every other step; both kinds of effects meet each step in two runs.
-    let stride = if std::env::var_os("DORMER_TEST_LONG").is_some() { 1 } else { 2 };
+    // In the usual run every other step, and fewer where each takes a database of its own.
+    let is_long = std::env::var_os("DORMER_TEST_LONG").is_some();
+    let stride = if is_long {
+        1
+    } else if on_postgres {
+        5
+    } else {
+        2
+    };
     for (effect_kept, first) in [(false, 0), (true, stride - 1)] {
         for step in (first..).step_by(usize::try_from(stride).unwrap()) {
             let installation = Installation::new();
@@ -599,17 +606,15 @@ async fn survives_a_crash(on_postgres: bool, steps_min: u64) {
 }
 
 #[tokio::test]
-async fn a_crash_at_any_step_is_survived() {
+async fn a_crash_at_any_step_of_a_push_by_chunks_is_survived() {
     // Opening, and for each of three NARs: a pack and its rows, a part, a commit. The third brings
     // no chunk.
     survives_a_crash(false, 9).await;
 }
 
 #[tokio::test]
-async fn a_crash_at_any_step_is_survived_on_postgresql() {
-    if std::env::var_os("DORMER_TEST_LONG").is_some() {
-        survives_a_crash(true, 9).await;
-    }
+async fn a_crash_at_any_step_of_a_push_by_chunks_is_survived_on_postgresql() {
+    survives_a_crash(true, 9).await;
 }
 
 /// What a tenant that may read nothing of another one learns: in one installation the other tenant
@@ -683,7 +688,9 @@ async fn no_answer_tells_what_another_tenant_has() {
     for kind in ["true", "Missing", "CutMismatch", "Committed", "Untold"] {
         assert!(with.iter().any(|answer| answer.contains(kind)), "no answer has {kind}");
     }
-    assert!(!with.iter().any(|answer| answer.contains("Whole") || answer.contains("false")), "{with:#?}");
+    let tells =
+        |answer: &String| answer.contains("Whole") || answer.starts_with("Ok([") && answer.contains("false");
+    assert!(!with.iter().any(tells), "{with:#?}");
 }
 
 /// A store whose writes wait until the test lets them go.

@@ -9,7 +9,7 @@ CREATE TABLE sessions (
 );
 CREATE INDEX sessions_by_subject ON sessions (subject, ends_at);
 CREATE INDEX sessions_by_end ON sessions (ends_at);
-CREATE INDEX sessions_by_cache ON sessions (cache, id);
+CREATE INDEX sessions_by_cache ON sessions (cache);
 
 CREATE TABLE session_parts (
     session BYTEA NOT NULL,

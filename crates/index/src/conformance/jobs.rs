@@ -249,7 +249,7 @@ pub(super) async fn a_deleted_cache_is_invisible_before_its_job_runs(both: Both)
             assert!(!index.remove_object(cache, &path_hash(12), grace, NOW).await?, "it is not there");
         }
         if both.jobs.delete_cache_step(&lease, 5, NOW, NOW + MINUTE).await?.is_last {
-            assert_eq!(step, 7);
+            assert_eq!(step, 8);
             break;
         }
     }

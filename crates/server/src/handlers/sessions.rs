@@ -26,7 +26,7 @@ use crate::failure::Failure;
 use crate::handlers::attic::{may_pull_everything, may_read, object};
 use crate::handlers::checks::{bad_request, log_kept, store_dir};
 use crate::handlers::small_body::{self, Buffered};
-use crate::request_body::RequestBody;
+use crate::request_body::{BodyError, RequestBody};
 use crate::settings::COMMIT_BYTES_MAX;
 
 /// Most paths in a commit.
@@ -201,7 +201,6 @@ async fn read_all(
     what: &'static str,
     max: u64,
 ) -> Result<Bytes, Failure> {
-    use crate::request_body::BodyError;
     let mut bytes = Vec::with_capacity(usize::try_from(length).unwrap_or_default());
     while let Some(piece) = body.next().await.map_err(|error| match error {
         BodyError::TooLong { .. } => Failure::TooLong { what, max },

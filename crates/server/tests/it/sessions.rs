@@ -216,7 +216,7 @@ fn tenants_learn_nothing_of_each_other_and_do_not_share_sessions() {
     }
     // A token without a permission on the cache does not even learn whether that exists.
     for cache in ["team-a", "main-x"] {
-        let stranger = Session::new(&server, &bob, if cache == "team-a" { "team-a" } else { "main-x" }, 4);
+        let stranger = Session::new(&server, &bob, cache, 4);
         assert_eq!(stranger.open().status, 401, "{cache}");
     }
     let reader = token(&json!({"team-a": {"r": 1}}));

@@ -855,7 +855,7 @@ pub(super) async fn look_ups_search_indexes(index: &PostgresIndex, with_removals
             &["documents_by_number", "objects_by_deriver", "objects_cache_hash_key"],
         ),
         (expire_cache::DELETE_DOCUMENTS, "ARRAY[1]".to_owned(), &["documents_pkey"]),
-        (outbox::INSERT_FOR_OUTPUTS, "1, 'x', 3, 4".to_owned(), &["objects_by_deriver"]),
+        (documents::OUTPUTS, "1, 'x'".to_owned(), &["objects_by_deriver"]),
         (journal::OBJECTS, format!("1, {array}"), &["objects_cache_hash_key", "nars_pkey", "listings_pkey"]),
         (
             journal::OBJECTS_AFTER,
