@@ -499,7 +499,7 @@ impl Said<'_> {
             }
         }
         self.printer.message(&json!({
-            "message_type": "summary", "cache": cache, "api": if summary.by_chunks { "v2" } else { "attic" },
+            "message_type": "summary", "cache": cache, "api": api_name(summary),
             "paths": planned, "pushed": summary.pushed.len(),
             "kept": summary.kept.len(), "present": summary.present.len(), "upstream": summary.upstream.len(),
             "failed": summary.failed.len(), "not_tried": summary.not_tried.len(),
@@ -510,6 +510,12 @@ impl Said<'_> {
         self.printer.conclude(&last_line(summary, left_out, planned, elapsed));
         Ok(())
     }
+}
+
+/// The API that sent something, in the words of `--api`.
+fn api_name(summary: &PushSummary) -> Option<&'static str> {
+    let idle = summary.pushed.is_empty() && summary.kept.is_empty() && summary.bytes_sent == 0;
+    (!idle).then_some(if summary.by_chunks { "v2" } else { "attic" })
 }
 
 /// The line of JSON for a path that the server acknowledged.

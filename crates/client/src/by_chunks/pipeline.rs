@@ -40,12 +40,17 @@ use crate::error::{Error, Result};
 use crate::path_info::PathInfo;
 use crate::reporter::{PushReporter, Retry, UploadReporter};
 
-/// Raw bytes that are asked about at once.
-const WINDOW_BYTES: usize = 48 * 1024 * 1024;
-/// Raw bytes in memory: a window, and half of the next one.
-pub(super) const RAW_BYTES_MAX: usize = 72 * 1024 * 1024;
-/// Compressed bytes in memory: five parts of 8 MiB.
-pub(super) const ENCODED_BYTES_MAX: u64 = 40 * 1024 * 1024;
+/// Raw bytes that are asked about at once. With those below, the process takes less than 192 MiB,
+/// of which 40 are the program's own and as many are lost between allocations.
+const WINDOW_BYTES: usize = 32 * 1024 * 1024;
+/// Raw bytes in memory: a window, and the beginning of the next one.
+pub(super) const RAW_BYTES_MAX: usize = 44 * 1024 * 1024;
+/// Compressed bytes in memory: four parts of 8 MiB.
+pub(super) const ENCODED_BYTES_MAX: u64 = 32 * 1024 * 1024;
+/// The first window and the first part of a push go earlier, so that no line is idle while a full
+/// one gathers. Each one that goes early doubles the size of the next.
+const EARLY_WINDOW_BYTES: usize = 4 * 1024 * 1024;
+const EARLY_PART_BYTES: u64 = 1024 * 1024;
 /// Bytes of manifests that wait for their commit, before another NAR is begun. A manifest takes
 /// about 1/4,000 of its NAR.
 const MANIFEST_BYTES_MAX: usize = 16 * 1024 * 1024;
@@ -87,6 +92,10 @@ pub(super) struct Pipeline {
     cut_events: mpsc::Receiver<CutEvent>,
     window: Vec<WindowChunk>,
     window_bytes: usize,
+    /// The size of a window that goes although it is not full, if nothing else goes.
+    early_window_bytes: usize,
+    /// The same for a part.
+    early_part_bytes: u64,
     asking: bool,
     lacked: VecDeque<LackedChunk>,
     encoders: Arc<Encoders>,
@@ -174,6 +183,8 @@ impl Pipeline {
             cut_events,
             window: Vec::new(),
             window_bytes: 0,
+            early_window_bytes: EARLY_WINDOW_BYTES,
+            early_part_bytes: EARLY_PART_BYTES,
             asking: false,
             lacked: VecDeque::new(),
             encoders,
@@ -378,8 +389,14 @@ impl Pipeline {
         let chunks_max = self.targets.iter().map(|target| target.limits.missing_chunks_max).min();
         let chunks_max = chunks_max.and_then(|max| usize::try_from(max).ok()).unwrap_or(usize::MAX).max(1);
         let full = self.window_bytes >= WINDOW_BYTES || self.window.len() >= chunks_max;
-        if self.asking || self.window.is_empty() || !(full || self.cuts_nothing()) {
+        if self.asking || self.window.is_empty() {
             return;
+        }
+        if !full && !self.cuts_nothing() {
+            if self.window_bytes < self.early_window_bytes || !self.sends_nothing() {
+                return;
+            }
+            self.early_window_bytes *= 2;
         }
         // A burst may have gone over the limit of a question.
         let count = self.window.len().min(chunks_max);
@@ -508,6 +525,14 @@ impl Pipeline {
     /// Sends parts that are not full if nothing adds to them, or if they take the room that others
     /// need.
     fn flush_parts(&mut self) {
+        let early = self.early_part_bytes;
+        for target in &mut self.targets {
+            let is_idle = target.is_active() && target.parts.is_empty() && target.parts_in_flight == 0;
+            if is_idle && target.builder.bytes() >= early {
+                self.early_part_bytes = 2 * early;
+                target.finish_part();
+            }
+        }
         if !self.encodes.is_empty() {
             return;
         }
@@ -518,12 +543,16 @@ impl Pipeline {
         let takes_room = !self.lacked.is_empty() && nothing_goes;
         if nothing_comes || takes_room {
             for target in self.targets.iter_mut().filter(|target| target.is_active()) {
-                if let Some(part) = target.builder.finish() {
-                    target.part_bytes += part.size;
-                    target.parts.push_back(part);
-                }
+                target.finish_part();
             }
         }
+    }
+
+    /// Whether nothing is compressed or on a line.
+    fn sends_nothing(&self) -> bool {
+        self.lacked.is_empty()
+            && self.encodes.is_empty()
+            && self.targets.iter().all(|target| target.parts.is_empty() && target.parts_in_flight == 0)
     }
 
     fn send_parts(&mut self) {

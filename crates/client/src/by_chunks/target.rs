@@ -235,6 +235,14 @@ impl Target {
         }
     }
 
+    /// Makes a part of the chunks that are compressed so far.
+    pub(super) fn finish_part(&mut self) {
+        if let Some(part) = self.builder.finish() {
+            self.part_bytes += part.size;
+            self.parts.push_back(part);
+        }
+    }
+
     /// When a commit becomes due that is not due now.
     pub(super) fn next_commit_at(&self) -> Option<Instant> {
         if self.committing || !self.is_active() {
