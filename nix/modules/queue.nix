@@ -158,6 +158,12 @@ in
           Restart = "always";
           RestartSec = 10;
           Nice = 10;
+          # Nix's own program runs here, which sets its limits and gets over a refusal.
+          SystemCallFilter = [
+            "@system-service"
+            "~@privileged"
+          ];
+          SystemCallErrorNumber = "EPERM";
         };
     };
   };
