@@ -6,6 +6,7 @@
 //! subcommands in order. Method: docs/PERFORMANCE.md.
 #![expect(clippy::cast_precision_loss, reason = "counts become figures in tables; 2^53 is far away")]
 
+mod chunks;
 mod corpus;
 mod edge;
 mod error;
@@ -14,6 +15,8 @@ mod gc;
 mod http;
 mod ingest;
 mod levels;
+mod link;
+mod local_store;
 mod measure;
 mod memory;
 mod nginx;
@@ -98,6 +101,9 @@ enum Command {
         #[arg(long, value_delimiter = ',', default_value = "5,32")]
         connections: Vec<usize>,
     },
+    /// `dormer push` by chunks beside Attic's API, directly and over a slow link: bytes, requests,
+    /// CPU of both sides.
+    Chunks,
     /// Pulls of everything by a reader that discards the bytes, compared with nginx.
     Pull,
     /// Narinfo requests by wrk, compared with nginx.
@@ -175,6 +181,13 @@ fn run(cli: &Cli) -> Result<()> {
     match &cli.command {
         Command::Levels { levels, sizes } => run_levels(common, levels, sizes),
         Command::Ingest { connections } => run_ingest(common, connections),
+        Command::Chunks => {
+            let generations = Generation::load_all(&common.corpus(), common.quick)?;
+            let (work, level) = (common.work(), common.default_level);
+            let chunks = chunks::measure(&common.dormer, &work, &generations, level, common.runs)?;
+            save(&common.results(), "chunks", &chunks)?;
+            print(&chunks.markdown())
+        }
         Command::Pull => {
             let reads = pair(common)?.pull(common.runs)?;
             save(&common.results(), "pull", &reads)?;

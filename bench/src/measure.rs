@@ -38,6 +38,16 @@ pub(crate) fn process_cpu_seconds(pid: u32) -> Result<f64> {
     Ok(stat(&format!("/proc/{pid}/stat"))?.cpu_seconds)
 }
 
+/// CPU seconds of all children of this process that have ended.
+pub(crate) fn children_cpu_seconds() -> Result<f64> {
+    let path = "/proc/self/stat";
+    let text = fs::read_to_string(path).context(|| format!("read {path}"))?;
+    let (_, fields) = text.rsplit_once(')').ok_or_else(|| Error::new(format!("{path} has no name")))?;
+    let fields = fields.split_ascii_whitespace().skip(13).take(2);
+    let ticks: u64 = fields.filter_map(|field| field.parse::<u64>().ok()).sum();
+    Ok(ticks as f64 / TICKS_PER_SECOND)
+}
+
 /// CPU seconds of a process and of all its descendants.
 pub(crate) fn tree_cpu_seconds(root: u32) -> Result<f64> {
     let entries = fs::read_dir("/proc").context(|| "list /proc".to_owned())?;

@@ -5,6 +5,7 @@ use std::path::Path;
 
 use serde::{Deserialize, Serialize};
 
+use crate::chunks::Chunks;
 use crate::edge::Edge;
 use crate::error::Result;
 use crate::floors::{Floors, REFERENCE_LEVEL};
@@ -28,6 +29,10 @@ pub(crate) fn all(results: &Path) -> Result<String> {
     if let Some(ingest) = load::<Ingest>(results, "ingest")? {
         text += "## Ingest\n\n";
         text += &ingest.markdown();
+    }
+    if let Some(chunks) = load::<Chunks>(results, "chunks")? {
+        text += "## Push by chunks\n\n";
+        text += &chunks.markdown();
     }
     if let Some(reads) = load::<Reads>(results, "pull")? {
         text += "## Pull\n\n";

@@ -41,6 +41,14 @@ impl HttpProxy {
         Self::nginx("", &format!("location / {{ proxy_pass http://{upstream}; }}"))
     }
 
+    /// nginx that refuses bodies of more than `size`, and keeps a body until all of it is there.
+    pub fn nginx_limiting(upstream: &str, size: &str) -> Self {
+        Self::nginx(
+            &format!("client_max_body_size {size};\n"),
+            &format!("location / {{ proxy_pass http://{upstream}; }}"),
+        )
+    }
+
     /// nginx that serves a host below a path such as `/nix`, and also keeps quiet about it.
     pub fn nginx_below(upstream: &str, prefix: &str) -> Self {
         Self::nginx("", &format!("location {prefix}/ {{ proxy_pass http://{upstream}/; }}"))

@@ -437,6 +437,11 @@ impl Lab {
         }
     }
 
+    /// Whether it runs on the embedded default.
+    pub fn is_embedded(&self) -> bool {
+        self.embedded
+    }
+
     /// Bytes of all packs.
     pub fn stored_bytes(&self) -> u64 {
         if self.embedded {
@@ -449,8 +454,9 @@ impl Lab {
         Run::of(&mut command).succeeds().trim().parse().expect("a number")
     }
 
-    /// Runs a statement in its database, behind the servers' back. An embedded lab must not run.
-    pub fn sql(&self, statement: &str) {
+    /// Runs a statement in its database, behind the servers' back, and returns its rows. An
+    /// embedded lab must not run.
+    pub fn sql(&self, statement: &str) -> String {
         let mut command = if self.embedded {
             // SQLite follows links, and would end behind the disk.
             let mut command = match &self.disk {
@@ -463,10 +469,10 @@ impl Lab {
             let (_, url) =
                 self.environment.iter().find(|(name, _)| name == "DORMER_DATABASE_URL").expect("it is set");
             let mut command = Command::new("psql");
-            command.args([url, "-X", "-q", "-c", statement]);
+            command.args([url, "-X", "-q", "-A", "-t", "-c", statement]);
             command
         };
-        Run::of(&mut command).succeeds();
+        Run::of(&mut command).succeeds()
     }
 
     /// Its database and its store, behind the servers' back.

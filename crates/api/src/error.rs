@@ -26,6 +26,18 @@ pub enum Error {
         /// What was read, shortened.
         text: String,
     },
+    /// The name of a session or of a part of one.
+    #[error("{text:?} is not the name of a session or part: expected lower-case hexadecimal digits")]
+    SessionName {
+        /// What was read, shortened.
+        text: String,
+    },
+    /// The body of a commit cannot be divided into paths.
+    #[error("could not read the body of a commit: {what}")]
+    CommitBody {
+        /// What is wrong with it.
+        what: &'static str,
+    },
     /// The preamble's length is not a decimal number.
     #[error("{text:?} is not the length of a preamble")]
     PreambleSize {

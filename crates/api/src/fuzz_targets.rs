@@ -6,6 +6,7 @@
 
 use dormer_nix::StoreDir;
 
+use crate::v2::{CommitEntry, CommitResult};
 use crate::{CacheName, CacheNamePattern, NarInfoForm, Permissions, TokenClaims, UploadPathNarInfo};
 
 /// Claims that were read are written so that they read the same, and a token never grants more than
@@ -61,6 +62,24 @@ pub fn fuzz_nar_info_preamble(data: &[u8]) {
         assert!(resolved.references.len() <= info.references.len());
         assert!(resolved.references.is_sorted());
     }
+}
+
+/// The body of a commit. What was read is written back as the same bytes, and its entries lie in
+/// the body. Results that were read are written so that they read the same.
+pub fn fuzz_commit(data: &[u8]) {
+    const PATHS_MAX: usize = 8;
+    if let Ok(result) = serde_json::from_slice::<CommitResult>(data) {
+        let json = serde_json::to_vec(&result).expect("a result holds nothing that JSON cannot");
+        let _: CommitResult = serde_json::from_slice(&json).expect("what we wrote, we read");
+    }
+    let Ok(entries) = CommitEntry::decode_all(data, PATHS_MAX) else { return };
+    assert!((1..=PATHS_MAX).contains(&entries.len()));
+    let mut again = Vec::new();
+    for entry in &entries {
+        assert!(entry.info.len() <= crate::NAR_INFO_BYTES_MAX);
+        entry.encode_to(&mut again).expect("the lengths were read from 32 bits");
+    }
+    assert_eq!(again, data, "a body has one spelling");
 }
 
 /// A name prints as it was read and is matched by itself as a pattern; it cannot leave its URL

@@ -8,6 +8,7 @@ use std::fmt::Write as _;
 
 use dormer_nix::{StorePath, StorePathHash};
 
+use crate::v2::{PartDigest, SessionId};
 use crate::{CacheName, PinName};
 
 /// GET, POST, PATCH, DELETE: a cache's settings.
@@ -41,6 +42,14 @@ pub const V2_PINS: &str = "/_api/v2/caches/{cache}/pins";
 pub const V2_PIN: &str = "/_api/v2/caches/{cache}/pins/{name}";
 /// DELETE: remove the pin of one path.
 pub const V2_PINNED_PATH: &str = "/_api/v2/caches/{cache}/pins/{name}/{hash}";
+/// PUT: open a session of a push by chunks, or join it again.
+pub const V2_SESSION: &str = "/_api/v2/caches/{cache}/sessions/{session}";
+/// POST: which of these chunks does the server ask the session for?
+pub const V2_SESSION_MISSING: &str = "/_api/v2/caches/{cache}/sessions/{session}/missing";
+/// PUT: a pack of chunks.
+pub const V2_SESSION_PART: &str = "/_api/v2/caches/{cache}/sessions/{session}/parts/{digest}";
+/// POST: make paths of the chunks.
+pub const V2_SESSION_COMMIT: &str = "/_api/v2/caches/{cache}/sessions/{session}/commit";
 /// GET and PUT: Nix's own description of a cache.
 pub const NIX_CACHE_INFO: &str = "/{cache}/nix-cache-info";
 /// GET, HEAD, PUT: `<hash>.narinfo` and the other documents in a cache's top folder.
@@ -131,6 +140,26 @@ pub fn v2_pinned_path(cache: &CacheName, name: &PinName, hash: &StorePathHash) -
     format!("{}/{hash}", v2_pin(cache, name))
 }
 
+/// [`V2_SESSION`] of `cache` and `session`.
+pub fn v2_session(cache: &CacheName, session: &SessionId) -> String {
+    V2_SESSION.replace("{cache}", cache.as_str()).replace("{session}", &session.to_string())
+}
+
+/// [`V2_SESSION_MISSING`] of `cache` and `session`.
+pub fn v2_session_missing(cache: &CacheName, session: &SessionId) -> String {
+    format!("{}/missing", v2_session(cache, session))
+}
+
+/// [`V2_SESSION_PART`] of `cache`, `session` and `digest`.
+pub fn v2_session_part(cache: &CacheName, session: &SessionId, digest: &PartDigest) -> String {
+    format!("{}/parts/{digest}", v2_session(cache, session))
+}
+
+/// [`V2_SESSION_COMMIT`] of `cache` and `session`.
+pub fn v2_session_commit(cache: &CacheName, session: &SessionId) -> String {
+    format!("{}/commit", v2_session(cache, session))
+}
+
 /// The folder that is a cache to Nix: what stands in `substituters`, below the server's address.
 pub fn substituter(cache: &CacheName) -> String {
     format!("/{cache}")
@@ -155,6 +184,16 @@ mod tests {
         let name: PinName = "ci".parse().unwrap();
         assert_eq!(v2_pin(&cache, &name), "/_api/v2/caches/team+a_1/pins/ci");
         assert_eq!(v2_pinned_path(&cache, &name, &hash), format!("/_api/v2/caches/team+a_1/pins/ci/{hash}"));
+        let session = SessionId::from_bytes([0xa5; 16]);
+        let template = |route: &str| {
+            let filled = route.replace("{cache}", "team+a_1").replace("{session}", &"a5".repeat(16));
+            filled.replace("{digest}", &"0f".repeat(32))
+        };
+        assert_eq!(v2_session(&cache, &session), template(V2_SESSION));
+        assert_eq!(v2_session_missing(&cache, &session), template(V2_SESSION_MISSING));
+        let digest = PartDigest::from_bytes([0x0f; 32]);
+        assert_eq!(v2_session_part(&cache, &session, &digest), template(V2_SESSION_PART));
+        assert_eq!(v2_session_commit(&cache, &session), template(V2_SESSION_COMMIT));
         assert_eq!(substituter(&cache), "/team+a_1");
         let names = ["a b".to_owned(), "é%.x".to_owned()];
         assert_eq!(

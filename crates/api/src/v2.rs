@@ -1,11 +1,18 @@
 //! `/_api/v2/`: what Attic's API lacks.
 
+mod sessions;
+
 use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
 use crate::{CacheName, RetentionPeriod};
 use dormer_nix::{StoreDir, StorePathHash};
+
+pub use sessions::{
+    CHUNK_ID_BYTES, CommitEntry, CommitResponse, CommitResult, MISSING_POSITIONS_MAX, PartDigest,
+    SESSION_FORMAT, SessionId, SessionResponse, decode_missing, encode_missing, read_chunk_ids,
+};
 
 /// Answer to GET `caches`: every cache on which the caller has any permission, and the public ones;
 /// by name, in pages.

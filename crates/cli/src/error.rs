@@ -166,7 +166,6 @@ impl Error {
 
     /// The exit code for the shell.
     pub(crate) fn exit_code(&self) -> u8 {
-        use dormer_client::Error as Client;
         match self {
             Self::Settings(_) | Self::Usage { .. } => EXIT_USAGE,
             Self::Output(error) if error.kind() == io::ErrorKind::BrokenPipe => EXIT_OK,
@@ -174,20 +173,7 @@ impl Error {
             Self::QueueInterrupted => EXIT_INTERRUPTED,
             Self::QueueNotEmpty { paused_by: Some(error), .. } => code_of_pause(error),
             Self::QueueNotEmpty { .. } | Self::NotInCache { .. } => EXIT_PATHS_LOST,
-            Self::Client(error) => match error {
-                Client::Unauthorized { .. } | Client::Forbidden { .. } => EXIT_UNAUTHORIZED,
-                Client::Unreachable { .. } | Client::Stalled { .. } | Client::Unavailable { .. } => {
-                    EXIT_UNAVAILABLE
-                }
-                Client::CacheRef { .. }
-                | Client::ServerName { .. }
-                | Client::Endpoint { .. }
-                | Client::SubstituterUrl { .. }
-                | Client::UnknownServer { .. }
-                | Client::NotListed { .. }
-                | Client::NoDefaultServer => EXIT_USAGE,
-                _ => EXIT_FAILURE,
-            },
+            Self::Client(error) => client_exit_code(error),
             _ => EXIT_FAILURE,
         }
     }
@@ -362,6 +348,23 @@ pub(crate) fn is_too_slow(error: &dormer_client::Error) -> bool {
     matches!(error, dormer_client::Error::Unavailable { status: 408, .. })
 }
 
+fn client_exit_code(error: &dormer_client::Error) -> u8 {
+    use dormer_client::Error as Client;
+    match error {
+        Client::Unauthorized { .. } | Client::Forbidden { .. } => EXIT_UNAUTHORIZED,
+        Client::Unreachable { .. } | Client::Stalled { .. } | Client::Unavailable { .. } => EXIT_UNAVAILABLE,
+        Client::CacheRef { .. }
+        | Client::ServerName { .. }
+        | Client::Endpoint { .. }
+        | Client::SubstituterUrl { .. }
+        | Client::UnknownServer { .. }
+        | Client::NotListed { .. }
+        | Client::NoDefaultServer => EXIT_USAGE,
+        Client::Shared(error) => client_exit_code(error),
+        _ => EXIT_FAILURE,
+    }
+}
+
 fn client_hints(error: &dormer_client::Error) -> Vec<String> {
     use dormer_client::Error as Client;
     let hint = |text: &str| vec![text.to_owned()];
@@ -440,6 +443,12 @@ fn client_hints(error: &dormer_client::Error) -> Vec<String> {
         Client::ReadCertificates { .. } | Client::NoCertificates { .. } => hint(
             "the variable must name a PEM file with every authority to trust, as for Nix; unset it to trust the system's",
         ),
+        Client::NoChunkApi { .. } => hint("leave out `--api v2`: then the NARs are sent whole, by Attic's API"),
+        Client::SessionEnded { .. } => hint("run the same command again: it goes on in a new session"),
+        Client::ChunksLost { .. } => {
+            hint("`dormer scrub` on the server finds damage; or push the path with `--api attic`")
+        }
+        Client::Shared(error) => client_hints(error),
         Client::MalformedToken => hint("check that the token was copied completely, without other text"),
         _ => Vec::new(),
     }

@@ -38,7 +38,10 @@ pub(crate) struct PushProgress {
 struct Screen {
     drawn: Option<Drawn>,
     transfers: HashMap<TransferId, Transfer>,
+    bytes_sent: u64,
     bytes_saved: u64,
+    /// Whether the push told of single chunks that it need not send.
+    spares_chunks: bool,
     finished: bool,
 }
 
@@ -57,20 +60,28 @@ struct Transfer {
 }
 
 impl PushProgress {
-    pub(crate) fn new(printer: Printer, store_dir: StoreDir, plan: &PushPlan) -> Self {
-        let drawn = printer.progress_target().filter(|_| !plan.missing.is_empty()).map(|target| {
+    /// Progress of a push by these plans, one for each cache.
+    pub(crate) fn new(printer: Printer, store_dir: StoreDir, plans: &[&PushPlan]) -> Self {
+        let path_count = plans.iter().map(|plan| plan.missing.len()).sum();
+        let drawn = printer.progress_target().filter(|_| path_count > 0).map(|target| {
             let silent_keys = SilentKeys::on_stderr();
             let all = MultiProgress::with_draw_target(target);
-            let status = all.add(ProgressBar::new(plan.missing_bytes()));
+            let status = all.add(ProgressBar::new(bytes_to_read(plans)));
             status.set_style(style(
-                "{elapsed_precise}  {prefix}  {bytes} / {total_bytes} sent{msg}  {bytes_per_sec}  ETA {eta}",
+                "{elapsed_precise}  {prefix}  {bytes} / {total_bytes} read{msg}  {bytes_per_sec}  ETA {eta}",
             ));
-            status.set_prefix(format!("0/{} paths", plan.missing.len()));
+            status.set_prefix(format!("0/{path_count} paths"));
             status.enable_steady_tick(Duration::from_millis(200));
             Drawn { all, status, silent_keys }
         });
-        let screen = Screen { drawn, transfers: HashMap::new(), bytes_saved: 0, finished: false };
-        let path_count = plan.missing.len();
+        let screen = Screen {
+            drawn,
+            transfers: HashMap::new(),
+            bytes_sent: 0,
+            bytes_saved: 0,
+            spares_chunks: false,
+            finished: false,
+        };
         let (acknowledged, kept) = (AtomicUsize::new(0), AtomicUsize::new(0));
         Self { printer, store_dir, path_count, acknowledged, kept, screen: Mutex::new(screen) }
     }
@@ -126,6 +137,17 @@ impl Screen {
         }
     }
 
+    /// Shows what was sent, and what need not be.
+    fn show_bytes(&self) {
+        if let Some(drawn) = &self.drawn {
+            let spared = match self.bytes_saved {
+                0 => String::new(),
+                bytes => format!(", {} spared", human_size(bytes)),
+            };
+            drawn.status.set_message(format!(", {} sent{spared}", human_size(self.bytes_sent)));
+        }
+    }
+
     fn end(&mut self, id: TransferId) {
         if let Some(Transfer { bar: Some(bar), .. }) = self.transfers.remove(&id) {
             bar.finish_and_clear();
@@ -151,6 +173,25 @@ impl PushReporter for PushProgress {
         self.on_screen(|screen| screen.count(id, Some(bytes)));
     }
 
+    fn sent(&self, bytes: u64) {
+        self.on_screen(|screen| {
+            screen.bytes_sent += bytes;
+            screen.show_bytes();
+        });
+    }
+
+    fn spared(&self, bytes: u64) {
+        self.on_screen(|screen| {
+            screen.bytes_saved += bytes;
+            screen.spares_chunks = true;
+            screen.show_bytes();
+        });
+    }
+
+    fn part_retrying(&self, retry: &Retry<'_>) {
+        self.on_screen(|screen| screen.above(|| self.printer.warn(&retry_line(retry))));
+    }
+
     fn path_retrying(&self, id: TransferId, retry: &Retry<'_>) {
         self.on_screen(|screen| {
             screen.count(id, None);
@@ -165,18 +206,17 @@ impl PushReporter for PushProgress {
         let line = done_line(&path, done, number, self.path_count);
         self.on_screen(|screen| {
             screen.end(id);
-            screen.bytes_saved += saved_bytes(done);
+            // A push by chunks told of each chunk.
+            if !screen.spares_chunks {
+                screen.bytes_saved += saved_bytes(done);
+                screen.show_bytes();
+            }
             if done.kept {
                 screen.above(|| self.printer.warn(&line));
             }
             match &screen.drawn {
                 Some(drawn) => {
                     drawn.status.set_prefix(format!("{number}/{} paths", self.path_count));
-                    if screen.bytes_saved > 0 {
-                        drawn
-                            .status
-                            .set_message(format!(", {} deduplicated", human_size(screen.bytes_saved)));
-                    }
                 }
                 None if done.kept => {}
                 None if done.nar_size >= LARGE_BYTES => self.printer.say(&line),
@@ -192,6 +232,13 @@ impl PushReporter for PushProgress {
             screen.above(|| self.printer.error(&format!("{path}: {}", Error::chain_of(error))));
         });
     }
+}
+
+/// Bytes of the NARs that some cache lacks. Each is read once.
+fn bytes_to_read(plans: &[&PushPlan]) -> u64 {
+    let infos = plans.iter().flat_map(|plan| &plan.missing);
+    let sizes: HashMap<&StorePath, u64> = infos.map(|info| (&info.path, info.nar_size)).collect();
+    sizes.values().sum()
 }
 
 /// The line about a path that the server acknowledged: a warning if the cache kept what it had.

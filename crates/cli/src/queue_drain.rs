@@ -10,7 +10,10 @@ use dormer_client::queue::{
     DrainEnd, DrainReporter, DrainTarget, DrainTargets, Drainer, DrainerLock, DrainerOptions, EntryId,
     RootEnd, Spool, Standing, WatchReporter,
 };
-use dormer_client::{CacheRef, Error as ClientError, NixStore, PushOptions, PushReporter, Retry, TransferId};
+use dormer_client::{
+    CacheRef, Error as ClientError, NixStore, PushOptions, PushReporter, Retry, TransferId, TransferOptions,
+    process_variables, session_folder,
+};
 use dormer_nix::{StoreDir, StorePath};
 use serde_json::json;
 use tokio::sync::watch;
@@ -157,7 +160,9 @@ impl DrainTargets for SettingsTargets {
             filter: self.context.push_filter(cache, &server)?,
             ..PushOptions::default()
         };
-        Ok(DrainTarget { api, cache: cache.cache.clone(), options })
+        let session_folder = session_folder(&process_variables);
+        let transfer = TransferOptions { session_folder, ..TransferOptions::default() };
+        Ok(DrainTarget { api, cache: cache.cache.clone(), options, transfer })
     }
 }
 

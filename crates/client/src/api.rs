@@ -10,6 +10,8 @@
 //! sent, or was answered by 429 or 503. After a lost answer, a repetition could report a success as
 //! a failure.
 
+mod sessions;
+
 use std::fmt;
 use std::io;
 use std::sync::Arc;
@@ -42,11 +44,14 @@ use crate::certificates::http_client;
 use crate::endpoint::Endpoint;
 use crate::error::{Error, Result};
 use crate::nar_stream::{NarFailure, OpenNar};
+use crate::rate_limit::{RateLimit, turns};
 use crate::redirects;
 use crate::reporter::{Retry, RetryReporter, Silent, UploadReporter};
 use crate::retry::{Passing, RetryPolicy, parse_retry_after};
 use crate::settings::process_variables;
 use crate::token_expiry;
+
+pub(crate) use sessions::{is_passing, path_refusal};
 
 /// Longest answer that the client reads: a list of some 50,000 caches, or of 400,000 missing paths.
 const ANSWER_BYTES_MAX: usize = 16 * 1024 * 1024;
@@ -124,6 +129,8 @@ pub struct ApiClient {
     expiry: Option<SystemTime>,
     /// Whether metadata always stands in front of the NAR.
     forces_preamble: bool,
+    /// For the bodies of uploads.
+    rate_limit: Option<Arc<RateLimit>>,
     settings: Arc<HttpSettings>,
     reporter: Arc<dyn RetryReporter>,
 }
@@ -163,6 +170,7 @@ impl ApiClient {
             authorization,
             expiry: token.and_then(token_expiry::token_expiry),
             forces_preamble: false,
+            rate_limit: None,
             settings: Arc::new(settings),
             reporter: Arc::new(Silent),
         })
@@ -172,6 +180,12 @@ impl ApiClient {
     /// with little room for headers.
     pub fn with_forced_preamble(mut self, forces_preamble: bool) -> Self {
         self.forces_preamble = forces_preamble;
+        self
+    }
+
+    /// Sends the bodies of uploads within this limit, which clients may share.
+    pub fn with_rate_limit(mut self, rate_limit: Option<Arc<RateLimit>>) -> Self {
+        self.rate_limit = rate_limit;
         self
     }
 
@@ -443,7 +457,7 @@ impl ApiClient {
     ) -> Result<UploadPathResult, Failure> {
         let (nar, outcome) = source.open();
         let taken = Arc::new(AtomicU64::new(0));
-        let body = counted(nar, Arc::clone(&taken));
+        let body = counted(limited(nar, self.rate_limit.clone()), Arc::clone(&taken));
         let request =
             self.request(Method::PUT, routes::UPLOAD_PATH).header(CONTENT_TYPE, "application/octet-stream");
         let request = match form {
@@ -707,6 +721,28 @@ fn counted(
             taken.fetch_add(piece.len() as u64, Ordering::Relaxed);
         }
     })
+}
+
+/// Hands out bytes as the limit permits.
+fn limited(
+    pieces: impl Stream<Item = io::Result<Bytes>> + Send + 'static,
+    limit: Option<Arc<RateLimit>>,
+) -> impl Stream<Item = io::Result<Bytes>> + Send + 'static {
+    let Some(limit) = limit else { return pieces.left_stream() };
+    let in_turns = pieces.flat_map(|piece| match piece {
+        Ok(bytes) => stream::iter(turns(bytes).map(Ok)).left_stream(),
+        Err(error) => stream::iter([Err(error)]).right_stream(),
+    });
+    let wait = move |piece: io::Result<Bytes>| {
+        let limit = Arc::clone(&limit);
+        async move {
+            if let Ok(bytes) = &piece {
+                limit.take(bytes.len()).await;
+            }
+            piece
+        }
+    };
+    in_turns.then(wait).right_stream()
 }
 
 async fn read_up_to(response: &mut Response, max: usize) -> reqwest::Result<Vec<u8>> {

@@ -3,6 +3,7 @@
 
 use std::io;
 use std::path::PathBuf;
+use std::sync::Arc;
 
 use dormer_api::{CacheName, ErrorName};
 use dormer_nix::{StoreDir, StorePath};
@@ -359,6 +360,37 @@ pub enum Error {
         store_dir: StoreDir,
     },
 
+    // Pushing by chunks
+    /// The server has no push by chunks, and the user asked for it.
+    #[error("{endpoint} has no push by chunks that this client knows")]
+    NoChunkApi {
+        /// The server.
+        endpoint: String,
+    },
+    /// The session of a push is over, or the server lost it.
+    #[error("{action}: the session has ended")]
+    SessionEnded {
+        /// The attempted action.
+        action: String,
+    },
+    /// The server lost chunks of a path again and again.
+    #[error("cache {cache} lost chunks of {path} again and again")]
+    ChunksLost {
+        /// The path.
+        path: StorePath,
+        /// The cache.
+        cache: CacheName,
+    },
+    /// Chunks could not be compressed.
+    #[error("compressing chunks")]
+    Compress {
+        /// The reason.
+        source: dormer_format::Error,
+    },
+    /// One error that several paths have in common.
+    #[error(transparent)]
+    Shared(Arc<Self>),
+
     // The queue
     /// The folder of the queue could not be used.
     #[error("the queue: failed to {attempt} {}", path.display())]
@@ -480,7 +512,10 @@ impl Error {
             | Self::Stalled { .. }
             | Self::Unauthorized { .. }
             | Self::Forbidden { .. }
-            | Self::NoSuchCache { .. } => true,
+            | Self::NoSuchCache { .. }
+            | Self::NoChunkApi { .. }
+            | Self::SessionEnded { .. } => true,
+            Self::Shared(error) => error.is_fatal_for_push(),
             // A 500 may concern one path. The other states mean that the server is not working.
             Self::Unavailable { status, .. } => *status != 500,
             _ => false,

@@ -6,16 +6,17 @@
 //!                                                                           │  ApiClient::get_missing_paths
 //!                                                          plan_push ◄──────┘
 //!                                                             │  PushPlan: what a dry run shows
-//!                                                        execute_push ── NarSource (file system → NAR) ── ApiClient::upload_path
+//!                                                       execute_push_to ─┬─ by_chunks: NAR → chunks → parts → commit
+//!                                                             │          └─ Attic's API: NarSource ── ApiClient::upload_path
 //!                                                             │  PushReporter: events on the way
 //!                                                         PushSummary
 //! ```
 //!
 //! Rules
-//! - The client never holds a whole NAR in memory: at most [`NAR_STREAM_BYTES_MAX`] of one,
-//!   whatever its size.
-//! - The client hashes a NAR during reading and sends the last piece only if the hash is right. A
-//!   damaged store path therefore never arrives complete.
+//! - The client never holds a whole NAR in memory: at most [`NAR_STREAM_BYTES_MAX`] of one, or the
+//!   budgets of `by_chunks`, whatever its size.
+//! - The client hashes a NAR during reading and sends the last piece, or commits the path, only if
+//!   the hash is right. A damaged store path therefore never arrives complete.
 //! - Builds reach the caches by themselves through a folder on the disk ([`queue`]).
 //! - No path becomes visible before its references (`push_order`).
 //! - A token goes to the server that the user chose, and nowhere else (`redirects`).
@@ -24,6 +25,7 @@
 
 mod api;
 mod build_logs;
+mod by_chunks;
 mod certificates;
 mod dump;
 mod endpoint;
@@ -45,6 +47,7 @@ mod push_filter;
 mod push_order;
 mod push_plan;
 pub mod queue;
+mod rate_limit;
 mod redirects;
 mod reporter;
 mod retry;
@@ -57,6 +60,7 @@ mod units;
 
 pub use api::{AcknowledgedUpload, ApiClient, FileDownload, HttpSettings};
 pub use build_logs::{BuildLog, BuildLogs};
+pub use by_chunks::{PushApi, PushTarget, TransferOptions, execute_push_to, session_folder};
 pub use dump::{CaseHack, DumpError, dump_nar};
 pub use endpoint::Endpoint;
 pub use error::{Error, Result};
@@ -79,6 +83,7 @@ pub use push::{
 };
 pub use push_filter::{ByteSize, ExcludedPath, Exclusion, IncompletePath, NamePattern, PushFilter};
 pub use push_plan::PushPlan;
+pub use rate_limit::RateLimit;
 pub use reporter::{PathDone, PushReporter, Retry, RetryReporter, Silent, TransferId, UploadReporter};
 pub use retry::RetryPolicy;
 pub use settings::{

@@ -50,7 +50,7 @@ pub struct PushOptions {
 
 impl PushOptions {
     /// Where the files of a path are.
-    fn file_path(&self, info: &PathInfo) -> PathBuf {
+    pub(crate) fn file_path(&self, info: &PathInfo) -> PathBuf {
         match &self.real_store_dir {
             Some(folder) => folder.join(info.path.to_string()),
             None => PathBuf::from(info.absolute_path()),
@@ -107,15 +107,31 @@ pub struct PushSummary {
     pub upstream: Vec<StorePath>,
     /// NAR bytes of the uploaded paths, as read from the disk.
     pub bytes_read: u64,
-    /// NAR bytes that were sent, including repeated tries.
+    /// Bytes that were sent, including repeated tries: NAR bytes with Attic's API, else the bodies
+    /// of all requests of the session.
     pub bytes_sent: u64,
     /// NAR bytes of the uploaded paths that the server already had, as far as the server says so.
     pub bytes_saved: u64,
+    /// Whether paths were pushed by chunks.
+    pub by_chunks: bool,
     /// Duration of the push.
     pub elapsed: Duration,
 }
 
 impl PushSummary {
+    /// Adds what a later push of other paths of the same plan did.
+    pub(crate) fn absorb(&mut self, other: Self) {
+        self.pushed.extend(other.pushed);
+        self.kept.extend(other.kept);
+        self.failed.extend(other.failed);
+        self.not_tried.extend(other.not_tried);
+        self.present.extend(other.present);
+        self.upstream.extend(other.upstream);
+        self.bytes_read += other.bytes_read;
+        self.bytes_sent += other.bytes_sent;
+        self.bytes_saved += other.bytes_saved;
+    }
+
     /// Whether the cache now has every path of the plan.
     pub fn is_complete(&self) -> bool {
         self.failed.is_empty() && self.not_tried.is_empty()
@@ -377,6 +393,7 @@ impl PathUpload {
 impl UploadReporter for PathUpload {
     fn progress(&self, bytes: u64) {
         self.reporter.path_progress(self.id, bytes);
+        self.reporter.sent(bytes);
     }
 
     fn retrying(&self, retry: &Retry<'_>) {

@@ -24,6 +24,17 @@ pub(crate) fn sort_largest_first(infos: &mut [PathInfo]) {
     infos.sort_by(|a, b| b.nar_size.cmp(&a.nar_size).then_with(|| a.path.cmp(&b.path)));
 }
 
+/// All paths, each after its references. The members of a circle follow each other.
+pub(crate) fn closure_order(infos: Vec<PathInfo>) -> Vec<PathInfo> {
+    let mut queue = UploadQueue::new(infos);
+    let mut ordered = Vec::new();
+    while let Some((number, info)) = queue.next() {
+        ordered.push(info);
+        queue.acknowledge(number);
+    }
+    ordered
+}
+
 /// For each path, the numbers of the planned paths that it refers to, without itself.
 fn planned_references(infos: &[PathInfo]) -> Vec<BTreeSet<UploadNumber>> {
     let numbers: HashMap<&StorePath, UploadNumber> =

@@ -52,7 +52,8 @@ pub struct PathDone {
     pub kind: UploadPathResultKind,
     /// Size of the NAR on the server as it is served, if the server said so.
     pub file_size: Option<u64>,
-    /// Part of the NAR, 0 to 1, that the server already had, if the server said so.
+    /// Part of the NAR, 0 to 1, that the server already had, as far as this is known. By chunks,
+    /// it is the part that was not sent.
     pub frac_deduplicated: Option<f64>,
     /// Whether the cache kept the path that it had, with another NAR or other references, instead
     /// of this one.
@@ -66,8 +67,15 @@ pub trait PushReporter: Send + Sync {
     fn plan_made(&self, _plan: &PushPlan) {}
     /// An upload begins.
     fn path_started(&self, _id: TransferId, _path: &StorePath, _nar_size: u64) {}
-    /// The connection took this many more bytes of the NAR.
+    /// This many more bytes of the NAR were read. With Attic's API, the connection took them.
     fn path_progress(&self, _id: TransferId, _bytes: u64) {}
+    /// The connections took this many more bytes, of all paths.
+    fn sent(&self, _bytes: u64) {}
+    /// This many more NAR bytes need not be sent, because the server has them, or gets them with
+    /// another path.
+    fn spared(&self, _bytes: u64) {}
+    /// A part of a push by chunks is sent again after a pause.
+    fn part_retrying(&self, _retry: &Retry<'_>) {}
     /// The upload starts again from its first byte after a pause.
     fn path_retrying(&self, _id: TransferId, _retry: &Retry<'_>) {}
     /// The server acknowledged an upload.

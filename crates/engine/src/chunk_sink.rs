@@ -15,11 +15,11 @@ use dormer_format::{
 use dormer_index::{ChunkRow, Index, PackNumber};
 use tokio::task::JoinSet;
 
-use crate::Result;
 use crate::budget::BudgetShare;
 use crate::cpu::CpuPool;
 use crate::metrics::{Deduplicated, EngineMetrics};
 use crate::packer::{Claim, ClaimedChunk, PackSlot, Packer, PendingChunk};
+use crate::{Error, Result};
 
 /// Raw bytes of a NAR looked up at once: one statement for up to 96 chunks of 32 KiB. Two batches
 /// are the largest part of an upload's memory.
@@ -93,6 +93,8 @@ pub(crate) struct ChunkSink {
     stream: u64,
     position: u64,
     chunker: Option<Chunker>,
+    /// The chunks that the rest of the stream must be cut into.
+    cuts: Option<std::vec::IntoIter<ChunkId>>,
     batch: Vec<RawChunk>,
     batch_bytes: usize,
     /// A batch is looked up when it has so many raw bytes.
@@ -130,6 +132,7 @@ impl ChunkSink {
             stream,
             position: 0,
             chunker: Some(Chunker::new(params, store_dir)),
+            cuts: None,
             batch: Vec::new(),
             batch_bytes: 0,
             batch_bytes_max,
@@ -141,6 +144,12 @@ impl ChunkSink {
             tag: TagBuilder::new(),
             stored: StoredCounts::default(),
         }
+    }
+
+    /// Demands that the stream is cut into exactly these chunks ([`Error::CutMismatch`]). No other
+    /// chunk is stored.
+    pub(crate) fn expect_cuts(&mut self, cuts: Vec<ChunkId>) {
+        self.cuts = Some(cuts.into_iter());
     }
 
     /// Takes more bytes; waits while too much is being compressed or stored.
@@ -163,7 +172,10 @@ impl ChunkSink {
         }
         self.flush().await?;
         self.finish_jobs().await;
-        Ok(())
+        match &self.cuts {
+            Some(left) if left.len() > 0 => Err(Error::CutMismatch { position: self.position }),
+            _ => Ok(()),
+        }
     }
 
     /// Waits until the packer has every claimed chunk.
@@ -210,6 +222,12 @@ impl ChunkSink {
         // At most two batches of an upload are in memory: one being compressed, one being gathered.
         self.finish_jobs().await;
         let chunks = self.hash(chunks).await;
+        if let Some(cuts) = &mut self.cuts {
+            let wrong = chunks.iter().position(|(id, _)| cuts.next() != Some(*id));
+            if let Some(wrong) = wrong {
+                return Err(Error::CutMismatch { position: self.position + wrong as u64 });
+            }
+        }
         let mut in_flight: Vec<Option<Arc<PendingChunk>>> =
             chunks.iter().map(|(id, _)| self.context.packer.find_pending(id)).collect();
         let unknown: Vec<ChunkId> = chunks

@@ -114,9 +114,19 @@ impl Engine {
         tokio::spawn(async move {
             while let Some(change) = changes.next().await {
                 let Some(inner) = inner.upgrade() else { return };
-                Engine { inner }.forget(change);
+                let engine = Engine { inner };
+                engine.note_removal(change);
+                engine.forget(change);
             }
         });
+    }
+
+    /// Notes that what is known of the chunks of a cache may be too much.
+    fn note_removal(&self, change: Change) {
+        match change {
+            Change::Object(cache, _) | Change::Cache(cache) => self.readable().note_removal(Some(cache)),
+            Change::Everything => self.readable().note_removal(None),
+        }
     }
 
     // The counts change before anything is discarded, so that a look-up which began earlier puts

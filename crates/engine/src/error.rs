@@ -54,6 +54,61 @@ pub enum Error {
         /// Limit in bytes.
         limit: u64,
     },
+    /// The NAR is not cut into the chunks that its manifest names: chunk sizes, holes or versions
+    /// differ.
+    #[error("the NAR is not made of the chunks that its manifest names: they differ at chunk {position}")]
+    CutMismatch {
+        /// Position of the first chunk that differs, from zero.
+        position: u64,
+    },
+    /// A NAR manifest cannot be read.
+    #[error("could not read the NAR manifest")]
+    MalformedManifest(#[source] dormer_format::Error),
+    /// A manifest does not fill the holes of its chunks.
+    #[error("the manifest has {fills} fills, and its chunks have {holes} holes")]
+    FillMismatch {
+        /// Fills in the manifest.
+        fills: u64,
+        /// Holes in its chunks.
+        holes: u64,
+    },
+    /// A part of a session is not a pack of sound chunks.
+    #[error("could not read the part as a pack")]
+    MalformedPart(#[source] dormer_format::Error),
+    /// A chunk of a part breaks a rule, or has another id.
+    #[error("chunk {position} of the part {what}")]
+    PartChunk {
+        /// Position of the chunk in the part, from zero.
+        position: usize,
+        /// What is wrong with it.
+        what: &'static str,
+    },
+    /// The digest in a part's address is not that of its bytes.
+    #[error("the part's bytes have another digest than its address names")]
+    PartDigest,
+    /// The chunks of a part are too large in all.
+    #[error("the chunks of the part have {bytes} bytes, more than the {max} allowed")]
+    PartTooLarge {
+        /// Their raw bytes.
+        bytes: u64,
+        /// Most raw bytes.
+        max: u64,
+    },
+    /// A check of a NAR ended without a result: a defect.
+    #[error("the check of the NAR ended without a result")]
+    CheckLost,
+    /// A check of a NAR could not reach a part of the server. Several callers may wait for it.
+    #[error(transparent)]
+    CheckFailed(std::sync::Arc<Error>),
+    /// The session is unknown to the caller, or has ended.
+    #[error("there is no such session: take a new one")]
+    NoSession,
+    /// The caller has too many sessions that have not ended.
+    #[error("this token has {max} sessions that have not ended, the most there may be")]
+    TooManySessions {
+        /// Most sessions.
+        max: u32,
+    },
     /// The budget had no free share in time.
     #[error("too many {what} at once, none ended in time")]
     Busy {
@@ -186,9 +241,16 @@ impl Error {
             | Self::NoAlias { .. }
             | Self::NarMismatch { .. }
             | Self::StoreDirInUse { .. }
+            | Self::CutMismatch { .. }
+            | Self::FillMismatch { .. }
+            | Self::MalformedManifest(_)
+            | Self::MalformedPart(_)
+            | Self::PartChunk { .. }
+            | Self::PartDigest
+            | Self::PartTooLarge { .. }
             | Self::RangeOutside { .. } => ErrorClass::BadInput,
-            Self::Busy { .. } => ErrorClass::Busy,
-            Self::Damaged { .. } => ErrorClass::Missing,
+            Self::Busy { .. } | Self::TooManySessions { .. } => ErrorClass::Busy,
+            Self::Damaged { .. } | Self::NoSession => ErrorClass::Missing,
             Self::PackLost(_)
             | Self::PackerDown
             | Self::Reencoded { .. }
@@ -202,7 +264,9 @@ impl Error {
                 }
                 _ => ErrorClass::Internal,
             },
-            Self::RekeyUnfinished
+            Self::CheckFailed(error) => error.class(),
+            Self::CheckLost
+            | Self::RekeyUnfinished
             | Self::Sealed { .. }
             | Self::SigningKey { .. }
             | Self::Encode(_)

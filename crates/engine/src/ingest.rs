@@ -12,6 +12,7 @@
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
+use dormer_format::ChunkId;
 use dormer_index::{CacheVisibility, NarId, NarSource, NewNar, StoredListing};
 use dormer_nix::nar::{Listing, NarLimits, NarReader};
 use dormer_nix::{NarHash, NarHasher};
@@ -68,6 +69,12 @@ pub struct Ingested {
     _memory: Arc<BudgetShare>,
 }
 
+/// A share of the memory for uploads. It returns when it is dropped.
+#[derive(Debug)]
+pub struct UploadMemory {
+    _share: BudgetShare,
+}
+
 /// An upload in progress.
 pub struct Ingest {
     context: IngestContext,
@@ -78,6 +85,9 @@ pub struct Ingest {
     reader: Box<NarReader>,
     received: u64,
     work: Work,
+    /// Whether the bytes must be cut into chunks that the caller named. Then a known NAR is cut as
+    /// an unknown one: no error tells whether the server has it.
+    checks_cuts: bool,
     memory: Arc<BudgetShare>,
 }
 
@@ -101,6 +111,11 @@ impl Engine {
     /// Begins an upload as soon as there is memory for it. [`Error::Busy`] if the wait for memory
     /// times out.
     pub async fn begin_ingest(&self, request: IngestRequest) -> Result<Ingest> {
+        self.begin_ingest_of(request, false).await
+    }
+
+    /// Begins an upload. With `checks_cuts`, [`Ingest::expect_cuts`] has to follow.
+    pub(crate) async fn begin_ingest_of(&self, request: IngestRequest, checks_cuts: bool) -> Result<Ingest> {
         let settings = self.settings();
         if let Some((_, size)) = request.expected
             && size > settings.nar_bytes_max
@@ -109,8 +124,8 @@ impl Engine {
         }
         let memory = Arc::new(self.upload_memory().take(self.upload_bytes(&request)?).await?);
         let known = match &request.expected {
-            Some((hash, _)) => self.index().find_nar(hash).await?.filter(|nar| !nar.damaged),
-            None => None,
+            Some((hash, _)) if !checks_cuts => self.index().find_nar(hash).await?.filter(|nar| !nar.damaged),
+            _ => None,
         };
         let work = match known {
             Some(nar) => Work::Verify { id: nar.id, file_size: nar.file_size },
@@ -124,6 +139,7 @@ impl Engine {
             hasher: NarHasher::new(),
             received: 0,
             work,
+            checks_cuts,
             memory,
         })
     }
@@ -145,18 +161,18 @@ impl Engine {
         // The order in packs: the NAR's chunks, then its listing's.
         let stream = self.streams_begun().fetch_add(2, Ordering::Relaxed);
         let (params, store_dir) = (settings.chunk_params, &request.store_dir);
+        let context = self.ingest_context().clone();
+        let sink = ChunkSink::new(context, stream, params, store_dir, BATCH_BYTES, memory);
         Work::Store(Box::new(Storing {
-            sink: ChunkSink::new(
-                self.ingest_context().clone(),
-                stream,
-                params,
-                store_dir,
-                BATCH_BYTES,
-                memory,
-            ),
+            sink,
             listing: ListingSink::new(self.ingest_context().clone(), stream + 1, params, store_dir, memory),
             upload: self.ingest_context().packer.begin(),
         }))
+    }
+
+    /// Takes memory for an upload that is no NAR. [`Error::Busy`] if none is free in time.
+    pub async fn take_upload_memory(&self, bytes: u64) -> Result<UploadMemory> {
+        Ok(UploadMemory { _share: self.upload_memory().take(bytes).await? })
     }
 
     /// Memory that an upload takes, in bytes. [`Error::DecoderTooLarge`] if it can never have that
@@ -176,6 +192,13 @@ impl Engine {
 }
 
 impl Ingest {
+    /// Demands that the NAR is cut into exactly these chunks ([`Error::CutMismatch`]).
+    pub(crate) fn expect_cuts(&mut self, cuts: Vec<ChunkId>) {
+        if let Work::Store(storing) = &mut self.work {
+            storing.sink.expect_cuts(cuts);
+        }
+    }
+
     /// Takes the next bytes of the NAR. An error is final: drop the upload.
     pub async fn write(&mut self, bytes: &[u8]) -> Result<()> {
         self.received += bytes.len() as u64;
@@ -224,7 +247,10 @@ impl Ingest {
             }
             Work::Store(storing) => *storing,
         };
-        if self.request.expected.is_none()
+        if self.checks_cuts {
+            sink.finish_chunks().await?;
+        }
+        if (self.request.expected.is_none() || self.checks_cuts)
             && let Some(nar) = self.context.index.find_nar(&nar_hash).await?.filter(|nar| !nar.damaged)
         {
             return Ok(Ingested::known(nar_hash, nar_size, nar.file_size, nar.id, self.memory));
@@ -316,6 +342,26 @@ impl Ingested {
         #[expect(clippy::cast_precision_loss, reason = "a fraction for humans")]
         let new = self.new_chunk_bytes as f64 / self.chunk_bytes as f64;
         Deduplication::Part((1.0 - new).clamp(0.0, 1.0))
+    }
+
+    /// Gives back the memory that checking the NAR took, and keeps what it takes until the commit.
+    pub(crate) fn shrink_memory(&mut self) {
+        let kept = match &self.source {
+            NarSource::Known(_) => 0,
+            NarSource::New(nar) => {
+                let listing = match &nar.listing {
+                    StoredListing::Inline(body) => body.len(),
+                    StoredListing::Chunks { recipe, .. } => recipe.runs.len() * 16,
+                };
+                let recipe = &nar.recipe;
+                let recipe = recipe.runs.len() * 16 + recipe.hashes.len() * 32 + recipe.fills.len() * 8;
+                listing + recipe + nar.packs.len() * 8
+            }
+        };
+        // A job that still holds the memory returns it when the job ends.
+        if let Some(memory) = Arc::get_mut(&mut self._memory) {
+            memory.shrink_to(1024 + kept as u64);
+        }
     }
 
     fn known(hash: NarHash, size: u64, file_size: u64, id: NarId, memory: Arc<BudgetShare>) -> Self {

@@ -280,6 +280,7 @@ impl JobRunner {
         loop {
             self.tend_counters().await;
             self.trim_outbox().await;
+            self.sweep_sessions().await;
             tokio::time::sleep(TEND_EVERY).await;
         }
     }
@@ -319,6 +320,21 @@ impl JobRunner {
                 Err(error) => {
                     let error = with_causes(&error);
                     tracing::warn!(error, "failed to trim the outbox; the runner tries again");
+                    break;
+                }
+            }
+        }
+    }
+
+    /// Deletes what is left of pushes by chunks that ended.
+    async fn sweep_sessions(&self) {
+        for _ in 0..TENDED_PAGES_MAX {
+            match self.jobs.sweep_sessions(self.clock.now(), self.settings.step_rows_max).await {
+                Ok(0) => break,
+                Ok(_) => {}
+                Err(error) => {
+                    let error = with_causes(&error);
+                    tracing::warn!(error, "failed to sweep sessions; the runner tries again");
                     break;
                 }
             }

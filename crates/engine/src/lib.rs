@@ -31,6 +31,7 @@ mod rekey;
 mod retention;
 mod scrub;
 mod seal_plan;
+mod sessions;
 mod settings;
 mod stored_metrics;
 mod use_recorder;
@@ -53,6 +54,7 @@ use crate::metrics::{EngineMetrics, gauge_value};
 use crate::narinfo::NarinfoKey;
 use crate::packer::{Packer, Storage};
 use crate::read::{BlockCache, ENCODING_UPDATES_MAX, PlanKey, ReadPlan};
+use crate::sessions::{ReadableChunks, Verifications};
 use crate::use_recorder::UseRecorder;
 
 pub use caches::{CreateCache, KeyChange, UpdateCache};
@@ -63,7 +65,7 @@ pub use collect::{
 };
 pub use cpu::CpuPool;
 pub use error::{Error, ErrorClass, Result};
-pub use ingest::{Deduplication, Ingest, IngestRequest, Ingested};
+pub use ingest::{Deduplication, Ingest, IngestRequest, Ingested, UploadMemory};
 pub use jobs::{ExpirySchedule, JobMetrics, JobRunner, JobSettings, OutboxLimits};
 pub use journal::{Journal, JournalMetrics, JournalSettings, Recovered, Recovery, RecoveryIndex};
 pub use listing::ListingStream;
@@ -73,6 +75,10 @@ pub use read::{NarStream, OpenNar, PartStream};
 pub use rekey::{RekeyReport, rekey};
 pub use retention::{Closure, MissingPaths};
 pub use scrub::{FULL_PPM, ScrubMetrics, ScrubOptions, ScrubReport, ScrubState, Scrubber};
+pub use sessions::{
+    ChunkedPath, CommittedPath, MISSING_CHUNKS_MAX, PART_BYTES_MAX, PART_RAW_BYTES_MAX, PathOutcome,
+    PushSession, Reader,
+};
 pub use settings::{EngineSettings, UPLOAD_BYTES};
 pub use stored_metrics::StoredMetrics;
 
@@ -117,6 +123,8 @@ struct Inner {
     uses: UseRecorder,
     encoding_updates: Budget,
     change_counts: ChangeCounts,
+    readable: ReadableChunks,
+    verifications: Verifications,
 }
 
 impl Engine {
@@ -181,6 +189,8 @@ impl Engine {
             ingest: IngestContext { index, cpu, packer, metrics: Arc::clone(&metrics) },
             metrics,
             change_counts: ChangeCounts::default(),
+            readable: ReadableChunks::default(),
+            verifications: Verifications::new(2 * settings.cpu_threads.max(1)),
             settings,
             clock,
             blobs,
@@ -285,6 +295,7 @@ impl Engine {
             &inner.stream_memory,
             &inner.stream_turns,
             &inner.upload_memory,
+            inner.verifications.turns(),
         ];
         let of_engine = of_engine.into_iter().map(Budget::present_use);
         of_engine.chain([index_connections, inner.ingest.packer.queue_use()]).collect()
@@ -378,6 +389,14 @@ impl Engine {
 
     fn block_cache(&self) -> &BlockCache {
         &self.inner.block_cache
+    }
+
+    fn readable(&self) -> &ReadableChunks {
+        &self.inner.readable
+    }
+
+    fn verifications(&self) -> &Verifications {
+        &self.inner.verifications
     }
 
     fn change_counts(&self) -> &ChangeCounts {

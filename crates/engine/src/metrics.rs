@@ -54,6 +54,9 @@ pub(crate) struct EngineMetrics {
     pub(crate) packer_restarts: IntCounter,
     pub(crate) budgets: BudgetGauges,
     pub(crate) uploads_streaming: IntGauge,
+    pub(crate) session_chunks: IntCounterVec,
+    pub(crate) session_parts: IntCounter,
+    pub(crate) session_part_bytes: IntCounter,
     /// Describes the metrics of a store, which a local store lacks. A store over a network has
     /// counters of its own.
     store: dormer_blobs::Counters,
@@ -229,13 +232,28 @@ impl EngineMetrics {
                 "dormer_uploads_streaming",
                 "Uploads that are being received and stored now",
             ),
+            session_chunks: counters(
+                "dormer_session_chunks_total",
+                "Chunks that pushes by chunks asked for, by the answer: present, or missing and to be sent",
+                "answer",
+            ),
+            session_parts: counter(
+                "dormer_session_parts_total",
+                "Parts of pushes by chunks that were received and stored",
+            ),
+            session_part_bytes: counter(
+                "dormer_session_part_bytes_total",
+                "Bytes of those parts, compressed",
+            ),
             store: dormer_blobs::Counters::default(),
         };
         // Shown as zero from the start: a rate over a series that begins with its first event
         // misses that event.
-        for (counters, labels) in
-            [(&metrics.nars, ["false", "true"]), (&metrics.pack_retries, ["object", "rows"])]
-        {
+        for (counters, labels) in [
+            (&metrics.nars, ["false", "true"]),
+            (&metrics.pack_retries, ["object", "rows"]),
+            (&metrics.session_chunks, ["missing", "present"]),
+        ] {
             for label in labels {
                 counters.with_label_values(&[label]);
             }
@@ -255,7 +273,7 @@ impl EngineMetrics {
         self.deduplicated.with_label_values(&[label]).inc_by(bytes);
     }
 
-    fn all(&self) -> [&dyn Collector; 24] {
+    fn all(&self) -> [&dyn Collector; 27] {
         [
             &self.nars,
             &self.nar_bytes,
@@ -281,6 +299,9 @@ impl EngineMetrics {
             &self.budgets.in_use,
             &self.budgets.waiting,
             &self.uploads_streaming,
+            &self.session_chunks,
+            &self.session_parts,
+            &self.session_part_bytes,
         ]
     }
 }

@@ -145,6 +145,7 @@ impl Engine {
             let now = engine.now();
             let removed = engine.index().remove_for_cause(cache, &hash, subject.as_deref(), purge, now).await;
             engine.forget_answers(cache, &hash);
+            engine.readable().note_removal(Some(cache));
             Ok(removed?)
         })
         .await

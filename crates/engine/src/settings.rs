@@ -43,6 +43,13 @@ pub struct EngineSettings {
     pub reads_max: usize,
     /// How long a read waits for its turn and its memory.
     pub read_wait: Duration,
+    /// Seconds after which a push by chunks ends: at most the longest upload that the collector
+    /// allows for, so that it keeps the chunks that were sent.
+    pub session_seconds: i64,
+    /// The grid of a session's answers to callers that may not read everything: an answer leaves at
+    /// a multiple of this since its request came, so that the time tells nothing of what others
+    /// have. A look-up of 16,384 chunks takes 10 to 60 ms, and less if none is stored.
+    pub session_grid: Duration,
 }
 
 /// Memory of one upload of a large NAR: a batch of chunks that gathers and one that is being
@@ -81,6 +88,8 @@ impl Default for EngineSettings {
             read_memory_bytes: 64 * MIB,
             reads_max: 512,
             read_wait: Duration::from_secs(30),
+            session_seconds: 86_400,
+            session_grid: Duration::from_millis(250),
         }
     }
 }

@@ -79,6 +79,12 @@ pub enum Error {
         /// What is wrong with the recipe.
         source: Malformed,
     },
+    /// A NAR manifest cannot be read.
+    #[error("could not decode a NAR manifest")]
+    Manifest {
+        /// What is wrong with the manifest.
+        source: Malformed,
+    },
     /// A pack, or a part of a pack, cannot be read.
     #[error("could not read a pack")]
     Pack {

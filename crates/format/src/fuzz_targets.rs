@@ -5,9 +5,9 @@
 //! of it. cargo-fuzz runs the same functions for as long as you like.
 //!
 //! Properties
-//! - `layout`, `recipe`: an accepted input is written back as the same bytes, because there is one
-//!   spelling. The value keeps the rules of its module, and takes memory in proportion to its
-//!   bytes.
+//! - `layout`, `recipe`, `manifest`: an accepted input is written back as the same bytes, because
+//!   there is one spelling. The value keeps the rules of its module, and takes memory in proportion
+//!   to its bytes.
 //! - `table`, `pack`: the entries of an accepted input cover its bytes without gap or overlap. A
 //!   pack built from its chunks has the same bytes.
 //! - `journal`: accepted records are written back as the same bytes; a file of them reads back, and
@@ -24,6 +24,7 @@ use crate::journal::{
     JournalFile, JournalHeader, JournalKind, JournalRecord, JournalWriter, put_record, read_records,
 };
 use crate::layout::{CHUNK_BYTES_MAX, ChunkLayout};
+use crate::manifest::NarManifest;
 use crate::pack::{
     PACK_HEADER_BYTES, PACK_TRAILER_BYTES, PackBuilder, PackEntry, PackTrailer, TRAILER_HASHED_BYTES,
     put_entry, read_header, read_pack, read_table, read_trailer,
@@ -105,6 +106,16 @@ pub fn fuzz_recipe(data: &[u8]) {
     assert!(rebuilt.chunk_numbers().eq(numbers));
     assert!(rebuilt.hole_fills().eq(&fills));
     assert_eq!(Recipe::decode(&rebuilt.encode()).expect("what the builder makes is sound"), rebuilt);
+}
+
+/// A NAR manifest.
+pub fn fuzz_manifest(data: &[u8]) {
+    let Ok(manifest) = NarManifest::decode(data) else { return };
+    assert_eq!(manifest.encode(), data, "a manifest has one spelling");
+    assert!(manifest.chunks.len() <= data.len() / 32, "no more chunks than there are ids");
+    assert!(manifest.fills.runs.is_empty());
+    let walked = manifest.fills.hole_fills().take(WALK_MAX).count() as u64;
+    assert_eq!(walked, manifest.fills.hole_count().min(WALK_MAX as u64), "every hole has a fill");
 }
 
 /// The records of a block of a journal file, and the same bytes as a file.

@@ -18,7 +18,7 @@ use dormer_nix::{NarHash, StorePath, StorePathHash};
 use crate::codec::checksum;
 use crate::error::{Error, Malformed, Result};
 use crate::ids::ChunkId;
-use crate::recipe::Recipe;
+use crate::manifest::{NarManifest, decode_fills, encode_fills, put_chunks, read_chunks};
 use crate::wire::{Reader, put_varint, unzigzag, zigzag};
 
 const MAGIC: &[u8; 8] = b"DORMJRNL";
@@ -146,15 +146,6 @@ pub struct JournalPin {
     pub ends_at: Option<i64>,
 }
 
-/// Chunks by id, with what fills their holes.
-#[derive(Debug, Clone, PartialEq, Eq, Default)]
-pub struct JournalRecipe {
-    /// The chunks, in order.
-    pub chunks: Vec<ChunkId>,
-    /// The fills of all holes. Its runs are empty.
-    pub fills: Recipe,
-}
-
 /// A NAR.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct JournalNar {
@@ -163,7 +154,7 @@ pub struct JournalNar {
     /// Bytes of the archive.
     pub size: u64,
     /// How to rebuild it.
-    pub recipe: JournalRecipe,
+    pub recipe: NarManifest,
     /// Its listing.
     pub listing: JournalListing,
 }
@@ -447,7 +438,7 @@ pub(crate) fn put_record(out: &mut Vec<u8>, record: &JournalRecord) {
             out.extend_from_slice(nar.hash.as_bytes());
             put_varint(out, nar.size);
             put_chunks(out, &nar.recipe.chunks);
-            put_bytes(out, &Recipe { runs: Vec::new(), ..nar.recipe.fills.clone() }.encode());
+            put_bytes(out, &encode_fills(&nar.recipe.fills));
             match &nar.listing {
                 JournalListing::Lost => out.push(0),
                 JournalListing::Inline(body) => {
@@ -541,13 +532,6 @@ fn put_object(out: &mut Vec<u8>, object: &JournalObject) {
 fn put_path(out: &mut Vec<u8>, path: &StorePath) {
     out.extend_from_slice(path.hash().as_bytes());
     put_bytes(out, path.name().as_bytes());
-}
-
-fn put_chunks(out: &mut Vec<u8>, chunks: &[ChunkId]) {
-    put_varint(out, chunks.len() as u64);
-    for chunk in chunks {
-        out.extend_from_slice(chunk.as_bytes());
-    }
 }
 
 fn put_texts(out: &mut Vec<u8>, texts: &[String]) {
@@ -644,7 +628,7 @@ fn read_nar(reader: &mut Reader<'_>) -> Result<JournalNar, Malformed> {
     let size = reader.varint()?;
     let chunks = read_chunks(reader)?;
     let bad = Malformed::OutOfBounds { what: "the fills of a journal's NAR" };
-    let fills = Recipe::decode(read_bytes(reader)?).ok().filter(|fills| fills.runs.is_empty()).ok_or(bad)?;
+    let fills = decode_fills(read_bytes(reader)?).map_err(|_| bad)?;
     let listing = match reader.u8()? {
         0 => JournalListing::Lost,
         1 => JournalListing::Inline(read_bytes(reader)?.to_vec()),
@@ -654,7 +638,7 @@ fn read_nar(reader: &mut Reader<'_>) -> Result<JournalNar, Malformed> {
         }
         _ => return Err(Malformed::OutOfBounds { what: "the kind of a listing" }),
     };
-    Ok(JournalNar { hash, size, recipe: JournalRecipe { chunks, fills }, listing })
+    Ok(JournalNar { hash, size, recipe: NarManifest { chunks, fills }, listing })
 }
 
 fn read_object(reader: &mut Reader<'_>) -> Result<JournalObject, Malformed> {
@@ -675,10 +659,6 @@ fn read_path(reader: &mut Reader<'_>) -> Result<StorePath, Malformed> {
     let hash = StorePathHash::from_bytes(reader.array()?);
     StorePath::new(hash, &read_text(reader)?)
         .map_err(|_| Malformed::OutOfBounds { what: "the name of a path" })
-}
-
-fn read_chunks(reader: &mut Reader<'_>) -> Result<Vec<ChunkId>, Malformed> {
-    read_list(reader, 32, |reader| reader.array().map(ChunkId::from_bytes))
 }
 
 /// A list of items of at least `bytes_each` bytes.

@@ -19,6 +19,7 @@ pub mod fuzz_targets;
 mod ids;
 mod journal;
 mod layout;
+mod manifest;
 mod pack;
 mod recipe;
 mod tag;
@@ -32,9 +33,10 @@ pub use ids::{ChunkId, EncodingTag, HOLE_BYTES, HoleFill, PackId};
 pub use journal::{
     JOURNAL_BODY_BYTES_MAX, JOURNAL_FOLDER, JournalAlias, JournalCache, JournalContent, JournalDocument,
     JournalFile, JournalHeader, JournalKey, JournalKind, JournalListing, JournalName, JournalNar,
-    JournalObject, JournalPath, JournalPin, JournalRecipe, JournalRecord, JournalWriter,
+    JournalObject, JournalPath, JournalPin, JournalRecord, JournalWriter,
 };
 pub use layout::{CHUNK_BYTES_MAX, ChunkLayout, HOLES_MAX, STREAM_HOLES_MAX};
+pub use manifest::NarManifest;
 pub use pack::{
     PACK_BYTES_MAX, PACK_CHUNKS_MAX, PACK_HEADER_BYTES, PACK_TRAILER_BYTES, Pack, PackBuilder, PackEntry,
     PackTrailer, read_header, read_pack, read_table, read_trailer,

@@ -19,6 +19,7 @@ mod publish;
 mod races;
 mod replicas;
 mod scrub;
+mod sessions;
 
 use std::sync::Arc;
 
@@ -68,6 +69,9 @@ where
             a_trace_gathers_signatures_and_keeps_its_first_path, signatures_of_racing_traces_are_all_kept,
             a_document_is_told_to_followers_of_what_it_belongs_to, a_log_goes_with_the_last_object_of_its_derivation,
             a_trace_goes_with_its_path, debug_info_is_found_by_its_build_id, a_document_costs_few_statements;
+        sessions: a_session_is_its_callers_until_it_ends, a_subject_has_few_sessions_at_once,
+            a_session_remembers_its_parts_in_pages, the_recipes_of_a_cache_come_by_age,
+            chunks_marked_alone_are_stored_again;
         races: racing_packs_agree_on_every_chunk, racing_commits_of_one_nar_agree, racing_objects_leave_one_of_them,
             racing_settings_agree, racing_creations_of_a_cache_leave_one, commits_racing_a_deletion_leave_nothing,
             readers_see_whole_commits_only, a_dropped_call_harms_nobody;
@@ -167,6 +171,16 @@ where
         another_process_continues_at_the_cursor, a_deleted_cache_is_invisible_before_its_job_runs,
         the_rest_of_a_deleted_cache_tells_no_follower, jobs_are_counted_by_kind,
     }
+    macro_rules! session_cases {
+        ($($case:ident),+ $(,)?) => {
+            $({
+                let index = make().await;
+                let both = jobs::Both { index: Arc::clone(&index) as Arc<dyn Index>, jobs: index };
+                check(stringify!($case), || sessions::$case(both)).await;
+            })+
+        };
+    }
+    session_cases! { ended_sessions_are_swept_in_pages, a_deleted_cache_ends_its_sessions }
     macro_rules! expiry_cases {
         ($($case:ident),+ $(,)?) => {
             $({

@@ -14,7 +14,7 @@ use crate::push_rate::{PushRates, TooFast, caller};
 use crate::request_body::RequestBody;
 use crate::settings::ServerSettings;
 use crate::shares::{Caller, Share, Shares};
-use dormer_engine::{Engine, Ingest, IngestRequest};
+use dormer_engine::{Engine, Ingest, IngestRequest, UploadMemory};
 use dormer_http_host::Probes;
 use futures::FutureExt as _;
 
@@ -93,8 +93,19 @@ impl App {
         Ok((self.engine.begin_ingest(request).await?, share))
     }
 
+    /// Memory for a part of a session, when its pusher's share and the engine have it.
+    pub(crate) async fn part_memory(
+        &self,
+        call: &Call,
+        bytes: u64,
+    ) -> Result<(UploadMemory, Share), Failure> {
+        let share = async { self.upload_memory.take(&self.caller(call), bytes).await };
+        let share = self.in_time("uploads", self.engine.settings().upload_wait, share).await?;
+        Ok((self.engine.take_upload_memory(bytes).await?, share))
+    }
+
     /// The caller that a request's memory and turns count for.
-    fn caller(&self, call: &Call) -> Caller {
+    pub(crate) fn caller(&self, call: &Call) -> Caller {
         caller(&self.claims(call).unwrap_or_default())
     }
 

@@ -104,6 +104,13 @@ pub(crate) fn empty() -> Response<Body> {
     Response::new(Body::Full(None))
 }
 
+/// 204.
+pub(crate) fn no_content() -> Response<Body> {
+    let mut response = empty();
+    *response.status_mut() = StatusCode::NO_CONTENT;
+    response
+}
+
 /// A body of this type.
 pub(crate) fn document(content_type: &'static str, bytes: impl Into<Bytes>) -> Response<Body> {
     let mut response = Response::new(Body::Full(Some(bytes.into())));

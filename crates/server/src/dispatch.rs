@@ -16,7 +16,7 @@ use crate::body::Body;
 use crate::call::{Call, REQUEST_ID, RequestId};
 use crate::exchange::{Exchange, Watched};
 use crate::failure::Failure;
-use crate::handlers::{attic, browse, caches, documents, nar, pages, retention, stats, upload};
+use crate::handlers::{attic, browse, caches, documents, nar, pages, retention, sessions, stats, upload};
 use crate::request_body::RequestBody;
 use crate::route::Route;
 
@@ -199,6 +199,19 @@ impl App {
                 retention::remove_pins(self, call, &cache, &name, Some(&hash)).await
             }
 
+            (&Method::PUT, Route::Session(cache, session)) => {
+                sessions::open_session(self, call, body, &cache, session).await
+            }
+            (&Method::POST, Route::SessionMissing(cache, session)) => {
+                sessions::find_missing_chunks(self, call, body, &cache, session).await
+            }
+            (&Method::PUT, Route::SessionPart(cache, session, digest)) => {
+                Box::pin(sessions::put_part(self, call, body, &cache, session, digest)).await
+            }
+            (&Method::POST, Route::SessionCommit(cache, session)) => {
+                Box::pin(sessions::commit_paths(self, call, body, &cache, session)).await
+            }
+
             (_, route) => Err(Failure::MethodNotAllowed { allow: allowed_methods(&route) }),
         }
     }
@@ -229,9 +242,11 @@ fn allowed_methods(route: &Route<'_>) -> &'static str {
         | Route::Nar(..)
         | Route::Document(..) => "GET, HEAD, PUT",
         Route::CacheConfig(_) => "GET, HEAD, POST, PATCH, DELETE",
-        Route::GetMissingPaths | Route::Pins(_) => "POST",
+        Route::GetMissingPaths | Route::Pins(_) | Route::SessionMissing(..) | Route::SessionCommit(..) => {
+            "POST"
+        }
         Route::Objects(_) => "GET, HEAD, POST",
-        Route::UploadPath => "PUT",
+        Route::UploadPath | Route::Session(..) | Route::SessionPart(..) => "PUT",
         Route::Pin(..) => "PUT, DELETE",
         Route::Object(..) | Route::Referrers(..) => "GET, HEAD, DELETE",
         Route::PinnedPath(..) => "DELETE",

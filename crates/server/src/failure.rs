@@ -133,9 +133,23 @@ impl Failure {
             Self::Engine(EngineError::Index(dormer_index::Error::CacheGone)) => {
                 of(StatusCode::NOT_FOUND, Name::NoSuchCache)
             }
+            Self::Engine(EngineError::NoSession) => of(StatusCode::NOT_FOUND, Name::NotFound),
+            Self::Engine(EngineError::TooManySessions { .. }) => {
+                of(StatusCode::TOO_MANY_REQUESTS, Name::TooManyRequests)
+            }
             Self::Panicked => engine_verdict(ErrorClass::Internal),
             Self::Engine(error) => engine_verdict(error.class()),
         }
+    }
+
+    /// The failure as one of several results in an answer.
+    pub(crate) fn body(&self) -> ErrorBody {
+        let Verdict { status, name, tell } = self.verdict();
+        let message = match tell {
+            Tell::Everything => with_causes(self),
+            Tell::Phrase(phrase) => phrase.to_owned(),
+        };
+        ErrorBody { code: status.as_u16(), ..ErrorBody::new(name, message) }
     }
 
     /// Answers the request, and writes the log line that this failure deserves.
@@ -176,7 +190,7 @@ impl Failure {
         }
         if let Self::TooFast(wait) = self {
             headers.insert(RETRY_AFTER, HeaderValue::from(whole_seconds(wait)));
-        } else if status == StatusCode::SERVICE_UNAVAILABLE {
+        } else if matches!(status, StatusCode::SERVICE_UNAVAILABLE | StatusCode::TOO_MANY_REQUESTS) {
             headers.insert(RETRY_AFTER, HeaderValue::from(whole_seconds(settings.retry_after)));
         }
         response

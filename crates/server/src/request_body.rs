@@ -102,6 +102,11 @@ impl RequestBody {
         if self.incoming.size_hint().lower() > max { Err(BodyError::TooLong { max }) } else { Ok(()) }
     }
 
+    /// The length of the body, if its request says it.
+    pub(crate) fn known_length(&self) -> Option<u64> {
+        self.incoming.size_hint().exact()
+    }
+
     /// Limits the time of the next part of the body, for small parts during which the request holds
     /// memory or a turn. Returns the argument for [`RequestBody::allow_until`] afterwards.
     pub(crate) fn hurry(&mut self, time: Duration) -> Instant {

@@ -3,7 +3,8 @@
 //! A path, whose escapes were decoded ([`dormer_edge::decode_path`]), matches a route byte for byte
 //! or not at all. No empty or dotted segment is skipped, so no path leads out of a cache.
 
-use dormer_api::{CacheName, PinName};
+use dormer_api::v2::{PartDigest, SessionId};
+use dormer_api::{CacheName, PinName, routes};
 use dormer_edge::AnswerKind;
 use dormer_format::EncodingTag;
 use dormer_nix::{DocumentName, NarHash, StorePathHash, TraceKey};
@@ -55,6 +56,14 @@ pub(crate) enum Route<'a> {
     Pin(CacheName, PinName),
     /// `/_api/v2/caches/{cache}/pins/{name}/{hash}`
     PinnedPath(CacheName, PinName, StorePathHash),
+    /// `/_api/v2/caches/{cache}/sessions/{session}`
+    Session(CacheName, SessionId),
+    /// `/_api/v2/caches/{cache}/sessions/{session}/missing`
+    SessionMissing(CacheName, SessionId),
+    /// `/_api/v2/caches/{cache}/sessions/{session}/parts/{digest}`
+    SessionPart(CacheName, SessionId, PartDigest),
+    /// `/_api/v2/caches/{cache}/sessions/{session}/commit`
+    SessionCommit(CacheName, SessionId),
     /// `/{cache}/attic-cache-info`
     AtticCacheInfo(CacheName),
     /// `/{cache}/nix-cache-info`
@@ -128,6 +137,18 @@ impl<'a> Route<'a> {
                     _ => None,
                 }
             }
+            ("_api", [Some("v2"), Some("caches"), Some(cache), Some("sessions"), Some(session)]) => {
+                let (cache, session) = (cache.parse().ok()?, session.parse().ok()?);
+                match (segments.next(), segments.next(), segments.next()) {
+                    (None, ..) => Some(Self::Session(cache, session)),
+                    (Some("missing"), None, _) => Some(Self::SessionMissing(cache, session)),
+                    (Some("commit"), None, _) => Some(Self::SessionCommit(cache, session)),
+                    (Some("parts"), Some(digest), None) => {
+                        Some(Self::SessionPart(cache, session, digest.parse().ok()?))
+                    }
+                    _ => None,
+                }
+            }
             (cache, [Some(file), None, ..]) => Self::parse_document(cache, file),
             (cache, [Some("nar"), Some(file), None, ..]) => {
                 let cache = cache.parse().ok()?;
@@ -175,6 +196,10 @@ impl<'a> Route<'a> {
             Self::Pins(_) => "/_api/v2/caches/{cache}/pins",
             Self::Pin(..) => "/_api/v2/caches/{cache}/pins/{name}",
             Self::PinnedPath(..) => "/_api/v2/caches/{cache}/pins/{name}/{hash}",
+            Self::Session(..) => routes::V2_SESSION,
+            Self::SessionMissing(..) => routes::V2_SESSION_MISSING,
+            Self::SessionPart(..) => routes::V2_SESSION_PART,
+            Self::SessionCommit(..) => routes::V2_SESSION_COMMIT,
             Self::AtticCacheInfo(_) => "/{cache}/attic-cache-info",
             Self::NixCacheInfo(_) => "/{cache}/nix-cache-info",
             Self::Narinfo(..) => NARINFO,
@@ -210,6 +235,10 @@ impl<'a> Route<'a> {
             | Self::Pins(_)
             | Self::Pin(..)
             | Self::PinnedPath(..)
+            | Self::Session(..)
+            | Self::SessionMissing(..)
+            | Self::SessionPart(..)
+            | Self::SessionCommit(..)
             | Self::AtticCacheInfo(_) => AnswerKind::Api,
             Self::NixCacheInfo(_) | Self::Narinfo(..) | Self::Listing(..) | Self::Document(..) => {
                 AnswerKind::Document
@@ -271,6 +300,7 @@ mod tests {
         let document = |address: &str| format!("/main/{address}");
         let (log, trace) = (format!("log/{HASH}-x.drv"), format!("build-trace-v2/{HASH}-x.drv/out.doi"));
         let realisation = format!("realisations/sha256:{}!out.doi", "ab".repeat(32));
+        let session = |rest: &str| format!("/_api/v2/caches/main/sessions/{}{rest}", "a5".repeat(16));
         let debug_info = || Route::Document(main(), DocumentName::DebugInfo("00ab".parse().unwrap()));
         for (path, route) in [
             ("/", Route::Home),
@@ -293,6 +323,17 @@ mod tests {
             (
                 &format!("/_api/v2/caches/main/pins/ci/{HASH}"),
                 Route::PinnedPath(main(), "ci".parse().unwrap(), hash),
+            ),
+            (&session(""), Route::Session(main(), SessionId::from_bytes([0xa5; 16]))),
+            (&session("/missing"), Route::SessionMissing(main(), SessionId::from_bytes([0xa5; 16]))),
+            (&session("/commit"), Route::SessionCommit(main(), SessionId::from_bytes([0xa5; 16]))),
+            (
+                &session(&format!("/parts/{}", "0f".repeat(32))),
+                Route::SessionPart(
+                    main(),
+                    SessionId::from_bytes([0xa5; 16]),
+                    PartDigest::from_bytes([0x0f; 32]),
+                ),
             ),
             ("/main/attic-cache-info", Route::AtticCacheInfo(main())),
             ("/main/nix-cache-info", Route::NixCacheInfo(main())),
@@ -352,6 +393,15 @@ mod tests {
             "/_api/v2/caches/main/pins/ci/x",
             "/_api/v2/caches/main/pins/ci/1k8c1hiysz6aaks2mpfc5k7xbbjpw5z5/x",
             "/_api/v2/caches/main/objects/1k8c1hiysz6aaks2mpfc5k7xbbjpw5z5/x",
+            "/_api/v2/caches/main/sessions",
+            "/_api/v2/caches/main/sessions/",
+            "/_api/v2/caches/main/sessions/a5",
+            "/_api/v2/caches/main/sessions/A5A5A5A5A5A5A5A5A5A5A5A5A5A5A5A5",
+            "/_api/v2/caches/main/sessions/a5a5a5a5a5a5a5a5a5a5a5a5a5a5a5a5/",
+            "/_api/v2/caches/main/sessions/a5a5a5a5a5a5a5a5a5a5a5a5a5a5a5a5/x",
+            "/_api/v2/caches/main/sessions/a5a5a5a5a5a5a5a5a5a5a5a5a5a5a5a5/missing/x",
+            "/_api/v2/caches/main/sessions/a5a5a5a5a5a5a5a5a5a5a5a5a5a5a5a5/parts",
+            "/_api/v2/caches/main/sessions/a5a5a5a5a5a5a5a5a5a5a5a5a5a5a5a5/parts/a5",
             "/_api/nix-cache-info",
             "/-main/nix-cache-info",
             "/main/other",

@@ -77,6 +77,9 @@ pub struct ServerSettings {
     pub traces: bool,
 }
 
+/// Largest body of a commit of a session, in bytes: the manifest of a NAR of 90 GiB.
+pub(crate) const COMMIT_BYTES_MAX: usize = 24 * MIB;
+
 /// Memory that re-encoding one answer takes, in bytes, beside what is read for it.
 const REENCODING_BYTES: u64 = 4 * MIB as u64;
 
@@ -99,7 +102,7 @@ impl ServerSettings {
         let document_bytes_max = self.log_bytes_max.max(dormer_nix::BUILD_TRACE_BYTES_MAX);
         let body_bytes_max = self.json_bytes_max.max(self.narinfo_bytes_max).max(document_bytes_max) as u64;
         self.buffered_bytes_max as u64
-            + crate::body_memory::handling_bytes(body_bytes_max)
+            + crate::body_memory::handling_bytes(body_bytes_max).max(COMMIT_BYTES_MAX as u64)
             + self.reencodings_max as u64 * REENCODING_BYTES
     }
 }

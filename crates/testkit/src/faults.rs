@@ -16,12 +16,13 @@ use bytes::Bytes;
 use dormer_blobs::{BlobKey, Blobs};
 use dormer_format::{ChunkId, ChunkRun, EncodingTag};
 use dormer_index::{
-    Alias, AuditEntry, Cache, CacheId, CacheIndex, CachePatch, CacheTotals, CacheVisibility, CallCounts,
-    Changes, ChunkIndex, ChunkRow, CommitOutcome, CounterIndex, DocumentIndex, Error as IndexError,
-    FoundObject, Index, ListedObject, Nar, NarCommit, NarId, NarIndex, NarKey, NarSource, NarSummary,
-    NewCache, NewDocument, NewPack, ObjectIndex, ObjectOrder, ObjectPlace, ObjectReferences, OutboxIndex,
-    OutboxPosition, OutboxRow, PackNumber, PathCounts, Pin, PoolUse, PurgeCounts, Removal, RetentionIndex,
-    SealedKey, SealedKeyPlace, SettingIndex, StoredCounts, StoredDocument, StoredListing, TraceOutcome,
+    Alias, AuditEntry, Cache, CacheId, CacheIndex, CachePatch, CacheRecipe, CacheTotals, CacheVisibility,
+    CallCounts, Changes, ChunkIndex, ChunkRow, CommitOutcome, CounterIndex, DocumentIndex,
+    Error as IndexError, FoundObject, Index, ListedObject, Nar, NarCommit, NarId, NarIndex, NarKey,
+    NarSource, NarSummary, NewCache, NewDocument, NewPack, NewSession, ObjectIndex, ObjectOrder, ObjectPlace,
+    ObjectReferences, OutboxIndex, OutboxPosition, OutboxRow, PackNumber, PathCounts, Pin, PoolUse,
+    PurgeCounts, Removal, RetentionIndex, SealedKey, SealedKeyPlace, SessionEnd, SessionId, SessionIndex,
+    SessionOpened, SessionPart, SettingIndex, StoredCounts, StoredDocument, StoredListing, TraceOutcome,
     UnixSeconds, Use,
 };
 use dormer_nix::{BuildId, BuildTrace, DocumentName, NarHash, StorePath, StorePathHash};
@@ -360,6 +361,48 @@ impl CounterIndex for FaultIndex {
     }
     async fn stored_counts(&self) -> Outcome<StoredCounts> {
         read_step!(self, self.inner.stored_counts())
+    }
+}
+
+#[async_trait]
+#[deny(clippy::missing_trait_methods)]
+impl SessionIndex for FaultIndex {
+    async fn open_session(&self, session: &NewSession, sessions_max: u32) -> Outcome<SessionOpened> {
+        write_step!(self, self.inner.open_session(session, sessions_max))
+    }
+    async fn find_session(
+        &self,
+        session: &SessionId,
+        cache: CacheId,
+        subject: &str,
+        now: UnixSeconds,
+    ) -> Outcome<Option<SessionEnd>> {
+        read_step!(self, self.inner.find_session(session, cache, subject, now))
+    }
+    async fn add_part(&self, session: &SessionId, part: &SessionPart, now: UnixSeconds) -> Outcome<bool> {
+        write_step!(self, self.inner.add_part(session, part, now))
+    }
+    async fn find_part(&self, session: &SessionId, digest: &[u8; 32]) -> Outcome<Option<SessionPart>> {
+        read_step!(self, self.inner.find_part(session, digest))
+    }
+    async fn parts_after(
+        &self,
+        session: &SessionId,
+        after: Option<&[u8; 32]>,
+        limit: u32,
+    ) -> Outcome<Vec<SessionPart>> {
+        read_step!(self, self.inner.parts_after(session, after, limit))
+    }
+    async fn recipes_after(
+        &self,
+        cache: CacheId,
+        after: Option<ObjectPlace>,
+        limit: u32,
+    ) -> Outcome<Vec<CacheRecipe>> {
+        read_step!(self, self.inner.recipes_after(cache, after, limit))
+    }
+    async fn mark_chunks_damaged(&self, chunks: &[u64], at: UnixSeconds) -> Outcome<()> {
+        write_step!(self, self.inner.mark_chunks_damaged(chunks, at))
     }
 }
 

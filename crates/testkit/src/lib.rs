@@ -3,6 +3,7 @@
 //!
 //! Layer: development only; no shipped crate depends on it.
 
+mod chunked;
 mod faults;
 mod faults_collect;
 mod faults_journal;
@@ -16,6 +17,7 @@ mod memory_target;
 mod nars;
 pub mod services;
 
+pub use chunked::{ChunkedNar, digest_of, part_of};
 pub use faults::{FaultBlobs, FaultIndex, Faults, Lie};
 pub use faults_collect::FaultCollect;
 pub use faults_journal::FaultJournal;

@@ -1,10 +1,10 @@
 //! The arrows between crates, checked by machine.
 //!
 //! nix ← format ← {blobs, index} ← engine ← {publish, server}; nix ← api ← edge ← {server,
-//! edge-host, publish}; stores ← {blobs, publish, edge-host}; http-host ← {server, edge-host}; api
-//! ← client; everything ← cli. The pure crates (nix, format, api, edge) do no I/O and know no
-//! runtime: their dependencies are searched for one, and their clippy.toml must ban the parts of
-//! std that would still compile.
+//! edge-host, publish}; stores ← {blobs, publish, edge-host}; http-host ← {server, edge-host};
+//! {api, format} ← client; everything ← cli. The pure crates (nix, format, api, edge) do no I/O and
+//! know no runtime: their dependencies are searched for one, and their clippy.toml must ban the
+//! parts of std that would still compile.
 
 #![expect(clippy::unwrap_used, reason = "a failed unwrap fails the test, as it should")]
 
@@ -41,7 +41,7 @@ const ARROWS: [(&str, &[&str]); 17] = [
     ),
     ("dormer-http-host", &[]),
     ("dormer-edge-host", &["dormer-nix", "dormer-api", "dormer-edge", "dormer-http-host", "dormer-stores"]),
-    ("dormer-client", &["dormer-nix", "dormer-api"]),
+    ("dormer-client", &["dormer-nix", "dormer-api", "dormer-format"]),
     (
         "dormer-publish",
         &[

@@ -28,6 +28,7 @@ mod nixos;
 mod pooler;
 mod promises;
 mod publish;
+mod push_chunks;
 mod queue;
 mod recover;
 mod replicas;

@@ -12,8 +12,11 @@ use dormer_tests::{Lab, LabOptions, Nix, http, nars};
 
 const LOG: &str = "1k8c1hiysz6aaks2mpfc5k7xbbjpw5z5-hello.drv";
 
-/// Files of the journal.
+/// How many files of the journal were written.
 fn journal_files(lab: &Lab) -> usize {
+    if !lab.is_embedded() {
+        return lab.sql("SELECT sequence FROM journal").trim().parse().unwrap();
+    }
     let folder = lab.data_folder().join("storage/journal");
     let Ok(generations) = fs::read_dir(folder) else { return 0 };
     generations.flatten().filter_map(|entry| fs::read_dir(entry.path()).ok()).flatten().count()
@@ -34,6 +37,10 @@ fn journalled(lab: &Lab) {
 
 fn drop_database(lab: &mut Lab) {
     lab.kill();
+    if !lab.is_embedded() {
+        lab.sql("DROP SCHEMA public CASCADE; CREATE SCHEMA public");
+        return;
+    }
     for suffix in ["", "-wal", "-shm"] {
         let _ = fs::remove_file(lab.data_folder().join(format!("index.sqlite{suffix}")));
     }
@@ -86,6 +93,32 @@ fn a_lost_database_is_recovered_and_nix_substitutes_every_path() {
     let doctor = lab.server_command(&["doctor"]).succeeds();
     assert!(doctor.contains("store and database carry the same id"), "{doctor}");
     assert!(doctor.contains("packs of the database"), "{doctor}");
+}
+
+#[test]
+fn a_lost_postgresql_database_is_recovered_from_its_bucket() {
+    let settings = "[journal]\ninterval = \"1s\"\n".to_owned();
+    let mut lab =
+        Lab::start_production_with(LabOptions { settings: Some(settings), ..LabOptions::default() });
+    let nars: Vec<Vec<u8>> = (0..20_u8).map(|number| nars::file(&[number; 9_000])).collect();
+    for nar in &nars {
+        push(&lab, nar, "pushed");
+    }
+    let key = lab.public_key("main");
+    journalled(&lab);
+    drop_database(&mut lab);
+    let report = lab.server_command(&["recover", "--from-store", "--json"]).succeeds();
+    assert!(report.contains("\"lost\":0") && report.contains("\"paths\":20"), "{report}");
+    lab.restart();
+    assert_eq!(lab.public_key("main"), key, "the cache signs with the same key");
+    for nar in &nars {
+        let narinfo = lab.get(&format!("/main/{}.narinfo", nars::path_hash(nar))).text();
+        let url = narinfo
+            .lines()
+            .find_map(|line| line.strip_prefix("URL: "))
+            .unwrap_or_else(|| panic!("{narinfo}"));
+        assert_eq!(zstd::decode_all(&*lab.get(&format!("/main/{url}")).body).unwrap(), *nar);
+    }
 }
 
 fn copy(from: &Path, to: &Path) {

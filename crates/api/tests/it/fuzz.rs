@@ -40,3 +40,8 @@ fn nar_info_preambles() {
 fn cache_names() {
     run("api_cache_name", fuzz_targets::fuzz_cache_name);
 }
+
+#[test]
+fn commits() {
+    run("api_commit", fuzz_targets::fuzz_commit);
+}

@@ -20,6 +20,7 @@ mod nix_settings;
 mod pin;
 mod publish;
 mod push;
+mod push_transfer;
 mod queue;
 mod recover;
 mod rekey;

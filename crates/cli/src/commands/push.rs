@@ -11,12 +11,13 @@ use dormer_api::v2::AddPinRequest;
 use dormer_api::{CacheName, PinName};
 use dormer_client::{
     ApiClient, BuildLogs, ByteSize, CacheRef, NamePattern, NixStore, PathDone, PushFilter, PushOptions,
-    PushPlan, PushSummary, execute_push, plan_push,
+    PushPlan, PushSummary, PushTarget, execute_push_to, plan_push,
 };
 use dormer_nix::{StoreDir, StorePath};
 use serde_json::json;
 use tokio::signal::unix::{SignalKind, signal};
 
+use super::push_transfer::{TransferArgs, no_path, split_targets};
 use crate::context::{Context, EndpointArgs};
 use crate::error::{self, Error, Result};
 use crate::printer::Printer;
@@ -38,6 +39,10 @@ Exit codes:
 /// references, so the cache never shows half a closure. Run the same command again to complete an
 /// interrupted push.
 ///
+/// Sends only the chunks that a cache lacks, compressed, if the server can take them (--api). With
+/// several caches, each NAR is read once. Every argument before the first path is a cache; an
+/// argument with a / is a path, and so is one that names a file here.
+///
 /// --exclude and --exclude-larger keep paths out, also inside closures; [push] in the settings does
 /// so for every push. A path that refers to one that is kept out is not pushed either, and the
 /// command ends with 3, unless --allow-incomplete is given.
@@ -49,6 +54,7 @@ Exit codes:
 /// Examples:
 ///   dormer push main ./result
 ///   nix build --print-out-paths .#a .#b | dormer push lab:team --stdin -j 8
+///   dormer push main lab2:team ./result --limit-rate 20M
 ///   dormer push main ./result --dry-run
 ///   dormer push main ./result --exclude '*-source' --exclude-larger 2G
 #[derive(Debug, Args)]
@@ -57,7 +63,7 @@ Exit codes:
 pub(crate) struct PushArgs {
     /// [SERVER:]CACHE
     cache: CacheRef,
-    /// The paths to push
+    /// More caches, and then the paths to push
     #[arg(value_name = "PATH", required_unless_present = "stdin")]
     paths: Vec<PathBuf>,
     /// Also read paths from standard input, one a line
@@ -70,8 +76,10 @@ pub(crate) struct PushArgs {
     #[arg(long)]
     ignore_upstream_cache_filter: bool,
     #[command(flatten)]
+    transfer: TransferArgs,
+    #[command(flatten)]
     filter: FilterArgs,
-    /// Number of concurrent uploads
+    /// Number of concurrent uploads to each cache
     #[arg(short, long, value_name = "NUMBER", default_value_t = 5, value_parser = clap::value_parser!(u16).range(1..=256))]
     jobs: u16,
     /// Send metadata in front of each NAR instead of in a header, for proxies that limit headers
@@ -91,7 +99,7 @@ pub(crate) struct PushArgs {
 }
 
 /// What stays out of the cache.
-#[derive(Debug, Args)]
+#[derive(Debug, Clone, Args)]
 struct FilterArgs {
     /// Leave out paths whose names match this pattern, such as '*-source'; may be repeated
     #[arg(long, value_name = "PATTERN")]
@@ -119,53 +127,81 @@ impl FilterArgs {
 pub(super) async fn run(args: PushArgs, context: &Context) -> Result<ExitCode> {
     let started = Instant::now();
     let store = NixStore::open(&dormer_client::process_variables).await?;
-    let mut arguments = args.paths;
+    let (caches, mut arguments) = split_targets(args.cache, args.paths);
     if args.stdin {
         arguments.extend(read_paths()?);
+    } else if arguments.is_empty() {
+        return Err(no_path(&caches));
     }
     let said = Said { printer: &context.printer, store_dir: store.store_dir() };
     let (roots, unresolved) = resolve_all(&store, &arguments, &said)?;
 
-    let (server, api) = context.connect_to_cache(&args.cache)?;
-    let api = api.with_forced_preamble(args.force_preamble);
-    let cache = &args.cache.cache;
-    let config = api.get_cache_config(cache).await?;
+    let rate_limit = args.transfer.rate_limit();
     let options = PushOptions {
         closure: !args.no_closure,
         ignore_upstream: args.ignore_upstream_cache_filter,
         jobs: args.jobs.into(),
         case_hack: store.case_hack(),
         real_store_dir: Some(store.real_dir().to_owned()),
-        filter: args.filter.added_to(context.push_filter(&args.cache, &server)?),
+        filter: PushFilter::default(),
     };
-    context.printer.detail(&format!("asking {} which paths {cache} lacks", server.name));
-    let plan = plan_push(&api, &store, cache, &config, &roots, &options).await?;
-    said.plan(&plan)?;
+    let plan = async |cache: &CacheRef| {
+        let (server, api) = context.connect_to_cache(cache)?;
+        let api = api.with_forced_preamble(args.force_preamble).with_rate_limit(rate_limit.clone());
+        let config = api.get_cache_config(&cache.cache).await?;
+        context.printer.detail(&format!("asking {} which paths {} lacks", server.name, cache.cache));
+        let filter = args.filter.clone().added_to(context.push_filter(cache, &server)?);
+        let options = PushOptions { filter, ..options.clone() };
+        let plan = plan_push(&api, &store, &cache.cache, &config, &roots, &options).await?;
+        said.plan(cache, &plan)?;
+        Ok::<_, Error>(PushTarget { api, plan })
+    };
+    let (mut targets, mut planned_caches, mut first_failure) = (Vec::new(), Vec::new(), None);
+    for cache in &caches {
+        match plan(cache).await {
+            Ok(target) => {
+                targets.push(target);
+                planned_caches.push(cache);
+            }
+            Err(error) if caches.len() == 1 => return Err(error),
+            // One cache does not stop the others.
+            Err(error) => {
+                context.printer.warn(&format!("nothing is pushed to {cache}: {}", error.chain()));
+                first_failure.get_or_insert(error);
+            }
+        }
+    }
     if args.dry_run {
-        said.dry_run(&plan)?;
-        return match unresolved + plan.invalid.len() + plan.incomplete.len() {
-            0 => Ok(ExitCode::SUCCESS),
-            lost => Err(Error::PathsLost {
-                lost,
-                tried: unresolved + plan.path_count(),
-                too_slow: false,
-                incomplete: plan.incomplete.len(),
-            }),
+        let (mut lost, mut tried, mut incomplete) = (unresolved, unresolved, 0);
+        for (cache, PushTarget { plan, .. }) in planned_caches.into_iter().zip(&targets) {
+            said.dry_run(cache, plan)?;
+            lost += plan.invalid.len() + plan.incomplete.len();
+            tried += plan.path_count();
+            incomplete += plan.incomplete.len();
+        }
+        return match (first_failure, lost) {
+            (Some(error), _) => Err(error),
+            (None, 0) => Ok(ExitCode::SUCCESS),
+            (None, lost) => Err(Error::PathsLost { lost, tried, too_slow: false, incomplete }),
         };
     }
 
-    let (planned, missing) = (plan.path_count(), plan.missing.len());
-    let derivers = plan.derivers.clone();
-    let left_out = LeftOut { excluded: plan.excluded.len(), incomplete: plan.incomplete.len() };
-    let tried = missing + plan.invalid.len() + left_out.incomplete + unresolved;
+    let planned: Vec<Planned> = planned_caches
+        .into_iter()
+        .zip(&targets)
+        .map(|(cache, target)| Planned::new(cache, target, unresolved))
+        .collect();
+    let missing: usize = targets.iter().map(|target| target.plan.missing.len()).sum();
     // Listens before anything is drawn. Otherwise an early interrupt would leave the bars on the
     // screen.
     let mut interrupts = signal(SignalKind::interrupt())
         .map_err(|source| Error::Io { attempt: "listen for Ctrl-C".to_owned(), source })?;
-    let progress = Arc::new(PushProgress::new(context.printer.clone(), store.store_dir().clone(), &plan));
-    let push = execute_push(&api, plan, &options, progress.clone());
-    let summary = tokio::select! {
-        summary = push => summary,
+    let plans: Vec<&PushPlan> = targets.iter().map(|target| &target.plan).collect();
+    let progress = Arc::new(PushProgress::new(context.printer.clone(), store.store_dir().clone(), &plans));
+    let transfer = args.transfer.options();
+    let push = execute_push_to(targets, &options, &transfer, progress.clone());
+    let summaries = tokio::select! {
+        summaries = push => summaries,
         _ = interrupts.recv() => {
             progress.finish();
             let pushed = progress.pushed();
@@ -177,20 +213,62 @@ pub(super) async fn run(args: PushArgs, context: &Context) -> Result<ExitCode> {
         }
     };
     progress.finish();
-    said.summary(&summary, left_out, planned, started.elapsed())?;
-    if let Some(error) = outcome(summary, left_out, unresolved, tried) {
-        return Err(error);
-    }
-    if args.with_logs {
-        push_logs(&api, cache, &derivers, &said).await?;
-    }
-    if let Some(name) = &args.pin {
-        for root in &roots {
-            let request = AddPinRequest { store_path: root.to_string(), keep_for_seconds: None, keep: None };
-            super::pin::pin(&api, &args.cache, name, &request, context).await?;
+    for (target, summary) in planned.iter().zip(summaries) {
+        said.summary(target.cache, &summary, target.left_out, target.paths, started.elapsed())?;
+        let finished = match outcome(summary, target.left_out, unresolved, target.tried) {
+            Some(error) => Err(error),
+            None => target.finish(args.with_logs, args.pin.as_ref(), &roots, &said, context).await,
+        };
+        if let Err(error) = finished {
+            if first_failure.is_some() {
+                context.printer.error(&format!("{}: {}", target.cache, error.chain()));
+            }
+            first_failure.get_or_insert(error);
         }
     }
-    Ok(ExitCode::SUCCESS)
+    first_failure.map_or(Ok(ExitCode::SUCCESS), Err)
+}
+
+/// What a push to one cache began with.
+struct Planned<'a> {
+    cache: &'a CacheRef,
+    api: ApiClient,
+    derivers: Vec<StorePath>,
+    /// All paths of the plan.
+    paths: usize,
+    /// Those that are not in the cache or upstream.
+    tried: usize,
+    left_out: LeftOut,
+}
+
+impl<'a> Planned<'a> {
+    fn new(cache: &'a CacheRef, target: &PushTarget, unresolved: usize) -> Self {
+        let PushTarget { api, plan } = target;
+        let left_out = LeftOut { excluded: plan.excluded.len(), incomplete: plan.incomplete.len() };
+        let tried = plan.missing.len() + plan.invalid.len() + left_out.incomplete + unresolved;
+        let (derivers, paths) = (plan.derivers.clone(), plan.path_count());
+        Self { cache, api: api.clone(), derivers, paths, tried, left_out }
+    }
+
+    /// What comes after a push without failures.
+    async fn finish(
+        &self,
+        with_logs: bool,
+        pin: Option<&PinName>,
+        roots: &[StorePath],
+        said: &Said<'_>,
+        context: &Context,
+    ) -> Result<()> {
+        if with_logs {
+            push_logs(&self.api, &self.cache.cache, &self.derivers, said).await?;
+        }
+        let Some(name) = pin else { return Ok(()) };
+        for root in roots {
+            let request = AddPinRequest { store_path: root.to_string(), keep_for_seconds: None, keep: None };
+            super::pin::pin(&self.api, self.cache, name, &request, context).await?;
+        }
+        Ok(())
+    }
 }
 
 /// Uploads the logs that are here of these builds. A log that cannot be uploaded is reported and
@@ -314,7 +392,7 @@ impl Said<'_> {
         Ok(())
     }
 
-    fn plan(&self, plan: &PushPlan) -> Result<()> {
+    fn plan(&self, cache: &CacheRef, plan: &PushPlan) -> Result<()> {
         for path in &plan.invalid {
             let path = self.full(path);
             self.printer.error(&Error::from(dormer_client::Error::InvalidPath { path }).chain());
@@ -325,14 +403,15 @@ impl Said<'_> {
             "present": plan.present.len(), "upstream": plan.upstream.len(), "invalid": plan.invalid.len(),
             "excluded": plan.excluded.len(), "incomplete": plan.incomplete.len(),
         }))?;
-        self.left_out(plan)?;
+        self.left_out(cache, plan)?;
         for (paths, state, label) in [
             (&plan.present, "present", "already there"),
             (&plan.upstream, "upstream", "skipped, upstream has it"),
         ] {
             for path in paths {
-                self.printer
-                    .message(&json!({ "message_type": "path", "path": self.full(path), "state": state }))?;
+                self.printer.message(&json!({
+                    "message_type": "path", "cache": cache.to_string(), "path": self.full(path), "state": state,
+                }))?;
                 self.printer.detail(&format!("{label}: {}", self.full(path)));
             }
         }
@@ -340,31 +419,33 @@ impl Said<'_> {
     }
 
     /// What the filter keeps out: as asked for, and because of a reference.
-    fn left_out(&self, plan: &PushPlan) -> Result<()> {
+    fn left_out(&self, cache: &CacheRef, plan: &PushPlan) -> Result<()> {
         for excluded in &plan.excluded {
             let (path, reason) = (self.full(&excluded.path), excluded.exclusion.to_string());
             self.printer.message(&json!({
-                "message_type": "path", "path": path, "state": "excluded", "nar_size": excluded.nar_size,
-                "reason": reason,
+                "message_type": "path", "cache": cache.to_string(), "path": path, "state": "excluded",
+                "nar_size": excluded.nar_size, "reason": reason,
             }))?;
             self.printer.detail(&format!("excluded: {path}, because {reason}"));
         }
         for incomplete in &plan.incomplete {
             let (path, reference) = (self.full(&incomplete.path), self.full(&incomplete.excluded_reference));
             self.printer.message(&json!({
-                "message_type": "path", "path": path, "state": "incomplete", "excluded_reference": reference,
+                "message_type": "path", "cache": cache.to_string(), "path": path, "state": "incomplete",
+                "excluded_reference": reference,
             }))?;
             self.printer.warn(&format!("not pushed: {path} refers to {reference}, which is excluded"));
         }
         Ok(())
     }
 
-    fn dry_run(&self, plan: &PushPlan) -> Result<()> {
+    fn dry_run(&self, cache: &CacheRef, plan: &PushPlan) -> Result<()> {
         for info in &plan.missing {
             let path = self.full(&info.path);
             if self.printer.json {
                 self.printer.message(&json!({
-                    "message_type": "path", "path": path, "state": "missing", "nar_size": info.nar_size,
+                    "message_type": "path", "cache": cache.to_string(), "path": path, "state": "missing",
+                    "nar_size": info.nar_size,
                 }))?;
             } else {
                 self.printer.data(&path)?;
@@ -387,17 +468,19 @@ impl Said<'_> {
 
     fn summary(
         &self,
+        cache: &CacheRef,
         summary: &PushSummary,
         left_out: LeftOut,
         planned: usize,
         elapsed: Duration,
     ) -> Result<()> {
+        let cache = cache.to_string();
         for done in summary.pushed.iter().chain(&summary.kept) {
-            self.printer.message(&done_message(&self.full(&done.path), done))?;
+            self.printer.message(&done_message(&cache, &self.full(&done.path), done))?;
         }
         for failed in &summary.failed {
             self.printer.message(&json!({
-                "message_type": "path", "path": self.full(&failed.path), "state": "failed",
+                "message_type": "path", "cache": cache, "path": self.full(&failed.path), "state": "failed",
                 "error": failed.error.to_string(),
             }))?;
         }
@@ -405,7 +488,8 @@ impl Said<'_> {
             let path = self.full(&skipped.path);
             let reference = skipped.failed_reference.as_ref().map(|reference| self.full(reference));
             self.printer.message(&json!({
-                "message_type": "path", "path": path, "state": "not_tried", "failed_reference": reference,
+                "message_type": "path", "cache": cache, "path": path, "state": "not_tried",
+                "failed_reference": reference,
             }))?;
             match reference {
                 Some(reference) => {
@@ -415,7 +499,8 @@ impl Said<'_> {
             }
         }
         self.printer.message(&json!({
-            "message_type": "summary", "paths": planned, "pushed": summary.pushed.len(),
+            "message_type": "summary", "cache": cache, "api": if summary.by_chunks { "v2" } else { "attic" },
+            "paths": planned, "pushed": summary.pushed.len(),
             "kept": summary.kept.len(), "present": summary.present.len(), "upstream": summary.upstream.len(),
             "failed": summary.failed.len(), "not_tried": summary.not_tried.len(),
             "excluded": left_out.excluded, "incomplete": left_out.incomplete,
@@ -428,9 +513,10 @@ impl Said<'_> {
 }
 
 /// The line of JSON for a path that the server acknowledged.
-fn done_message(path: &str, done: &PathDone) -> serde_json::Value {
+fn done_message(cache: &str, path: &str, done: &PathDone) -> serde_json::Value {
     json!({
-        "message_type": "path", "path": path, "state": if done.kept { "kept" } else { "pushed" },
+        "message_type": "path", "cache": cache, "path": path,
+        "state": if done.kept { "kept" } else { "pushed" },
         "nar_size": done.nar_size, "file_size": done.file_size, "deduplicated": done.frac_deduplicated,
     })
 }
@@ -503,8 +589,8 @@ mod tests {
             frac_deduplicated: None,
             kept,
         };
-        assert_eq!(done_message("/p", &done(false))["state"], "pushed");
-        assert_eq!(done_message("/p", &done(true))["state"], "kept");
+        assert_eq!(done_message("main", "/p", &done(false))["state"], "pushed");
+        assert_eq!(done_message("main", "/p", &done(true))["state"], "kept");
         let summary = PushSummary { kept: vec![done(true)], ..PushSummary::default() };
         insta::assert_snapshot!(last_line(&summary, LeftOut::default(), 1, Duration::from_millis(100)), @"pushed 0 of 1 path (1 not replaced), 0 B read, 0 B sent, 0 B deduplicated, 0.1 s");
         assert!(outcome(summary, LeftOut::default(), 0, 1).is_none());

@@ -314,8 +314,16 @@ fn engine_settings(raw: &Raw) -> Result<EngineSettings> {
         read_memory_bytes: size(raw, &keys::LIMIT_READ_MEMORY),
         reads_max: count(integer(raw, &keys::LIMIT_READS).unsigned_abs()),
         read_wait: duration(raw, &keys::LIMIT_READ_WAIT),
+        session_seconds: session_seconds(duration(raw, &keys::LIMIT_UPLOAD_TIMEOUT)),
         ..EngineSettings::default()
     })
+}
+
+/// A push by chunks lasts a day, but no longer than the longest upload: the collector spares packs
+/// of that age.
+fn session_seconds(upload_timeout: Duration) -> i64 {
+    let default = EngineSettings::default().session_seconds;
+    i64::try_from(upload_timeout.as_secs()).unwrap_or(i64::MAX).clamp(1, default)
 }
 
 fn trusted_proxies(raw: &Raw) -> Result<Vec<Network>> {

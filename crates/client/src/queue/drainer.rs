@@ -26,9 +26,10 @@ use tokio::time::Instant;
 use super::entry::{EntryId, QueueEntry, Standing, seconds};
 use super::spool::{DrainerLock, Spool};
 use crate::api::ApiClient;
+use crate::by_chunks::{PushTarget, TransferOptions, execute_push_to};
 use crate::error::{Error, Result};
 use crate::nix_store::NixStore;
-use crate::push::{MISSING_PATHS_BATCH_MAX, PushOptions, PushSummary, execute_push, plan_push};
+use crate::push::{MISSING_PATHS_BATCH_MAX, PushOptions, PushSummary, plan_push};
 use crate::push_plan::PushPlan;
 use crate::reporter::PushReporter;
 use crate::retry::{Passing, RetryPolicy};
@@ -52,6 +53,8 @@ pub struct DrainTarget {
     pub cache: CacheName,
     /// How to push, and what stays out.
     pub options: PushOptions,
+    /// How chunks are sent.
+    pub transfer: TransferOptions,
 }
 
 /// Finds the server of a cache. Settings may change while a drainer runs, so it asks for each plan.
@@ -510,8 +513,10 @@ async fn push_part(
         let config = target.api.get_cache_config(&target.cache).await?;
         let plan = plan_push(&target.api, store, &target.cache, &config, &valid, &target.options).await?;
         ends.extend(ends_of_plan(&plan));
-        let push = execute_push(&target.api, plan, &target.options, reporter.push_reporter(cache));
-        let mut summary = push.await;
+        let push_target = PushTarget { api: target.api.clone(), plan };
+        let reports = reporter.push_reporter(cache);
+        let push = execute_push_to(vec![push_target], &target.options, &target.transfer, reports);
+        let mut summary = push.await.pop().expect("each target has a summary");
         reporter.pushed(cache, &summary);
         ends.extend(ends_of_summary(&summary));
         let fatal = summary.failed.iter().position(|failed| failed.error.is_fatal_for_push());

@@ -3,7 +3,7 @@
 //!
 //! ```text
 //! dormer hook ───────┐
-//! store_watch ───────┼─► Spool (a folder) ─► Drainer ─► plan_push, execute_push
+//! store_watch ───────┼─► Spool (a folder) ─► Drainer ─► plan_push, execute_push_to
 //! dormer exec ───────┘                        │
 //!                                             └─► dead letters, with a reason
 //! ```

@@ -37,7 +37,7 @@ use dormer_blobs::{BlobKey, Blobs, Store};
 use dormer_format::{
     ChunkId, ChunkRun, JournalAlias, JournalCache, JournalContent, JournalDocument, JournalHeader,
     JournalKey, JournalKind, JournalListing, JournalName, JournalNar, JournalObject, JournalPath, JournalPin,
-    JournalRecipe, JournalRecord, JournalWriter, PackId, Recipe,
+    JournalRecord, JournalWriter, NarManifest, PackId, Recipe,
 };
 use dormer_index::{
     Cache, CacheId, Error as IndexError, Index, JournalIndex, JournalLease, JournalNote, JournalState,
@@ -542,7 +542,7 @@ impl Turn<'_> {
             },
         };
         let fills = Recipe { runs: Vec::new(), ..nar.recipe };
-        let recipe = JournalRecipe { chunks, fills };
+        let recipe = NarManifest { chunks, fills };
         file.push(&JournalRecord::Nar(JournalNar { hash: nar.hash, size: nar.size, recipe, listing }))
     }
 

@@ -13,7 +13,8 @@
 //! moment, and an interrupted recovery simply begins again: what is there already stays, and packs
 //! that have a row are not read again.
 //!
-//! Memory: one file of the journal, the keys of the segments' records, and the ids of all packs.
+//! Memory: one file of the journal, the keys of the segments' records, the ids of all packs, and
+//! one listing.
 
 use std::collections::{HashMap, HashSet};
 use std::ops::Range;
@@ -22,20 +23,22 @@ use std::sync::Arc;
 use bytes::Bytes;
 use dormer_blobs::{BlobKey, Store};
 use dormer_format::{
-    ChunkId, JournalAlias, JournalCache, JournalDocument, JournalFile, JournalKind, JournalListing,
+    ChunkId, Decoder, JournalAlias, JournalCache, JournalDocument, JournalFile, JournalKind, JournalListing,
     JournalName, JournalNar, JournalObject, JournalPath, JournalRecord, PACK_TRAILER_BYTES, PackEntry,
-    PackId, RecipeBuilder, TagBuilder, read_table, read_trailer,
+    PackId, RecipeBuilder, TagBuilder, checksum, read_table, read_trailer,
 };
 use dormer_index::{
     Cache, CacheId, CacheKey, ChunkRow, CollectIndex, CommitTarget, Index, JournalIndex, NarCommit, NarId,
     NarSource, NewChunk, NewDocument, NewNar, NewPack, Object, PackNumber, Pin, StoredListing, UnixSeconds,
     Use,
 };
+use dormer_nix::nar::{LISTING_BYTES_MAX, listed_build_ids};
 use dormer_nix::{DocumentName, NarHash, StorePath, StorePathHash, with_causes};
 use futures::{StreamExt as _, TryStreamExt as _};
 use serde::Serialize;
 
 use super::files::{CHUNKS_MAX, list};
+use crate::ingest_listing::GATHERED_BYTES_MAX;
 use crate::{Clock, Error, Result};
 
 /// Bytes read from the end of a pack at first: the tables of nearly all packs fit.
@@ -507,7 +510,7 @@ impl Recovery {
             (None, None) => return Ok(false),
             (None, Some(nar)) => {
                 lost_listing = nar.listing == JournalListing::Lost;
-                match restored_nar(index, nar).await? {
+                match restored_nar(index, &self.store, nar).await? {
                     Some(nar) => NarSource::New(Box::new(nar)),
                     None => return Ok(false),
                 }
@@ -589,7 +592,7 @@ fn restored_object(hash: StorePathHash, object: JournalObject) -> Option<Object>
 
 /// A NAR with the numbers that its chunks have now; `None` if one of them is not in the store, or
 /// if chunks and fills do not fit together.
-async fn restored_nar(index: &Arc<dyn Index>, nar: &JournalNar) -> Result<Option<NewNar>> {
+async fn restored_nar(index: &Arc<dyn Index>, store: &Store, nar: &JournalNar) -> Result<Option<NewNar>> {
     let Some(rows) = find_all(index, &nar.recipe.chunks).await? else { return Ok(None) };
     let (mut recipe, mut tag) = (RecipeBuilder::new(), TagBuilder::new());
     let (mut holes, mut raw_bytes, mut holed_bytes, mut file_size) = (0, 0, 0, 0);
@@ -609,12 +612,20 @@ async fn restored_nar(index: &Arc<dyn Index>, nar: &JournalNar) -> Result<Option
         tag.push_fill(fill);
     }
     let mut packs: Vec<PackNumber> = rows.iter().map(|row| row.pack).collect();
+    let mut build_ids = Vec::new();
     let listing = match &nar.listing {
         // Marked as lost after the commit.
         JournalListing::Lost => StoredListing::Inline(Vec::new()),
-        JournalListing::Inline(body) => StoredListing::Inline(body.clone()),
+        JournalListing::Inline(body) => {
+            // A body that cannot be read is found, and marked as lost, by the first reader.
+            if let Ok(json) = zstd::bulk::decompress(body, GATHERED_BYTES_MAX) {
+                build_ids = listed_build_ids(&json);
+            }
+            StoredListing::Inline(body.clone())
+        }
         JournalListing::Chunks { chunks, size } => {
             let Some(rows) = find_all(index, chunks).await? else { return Ok(None) };
+            build_ids = listed_build_ids(&read_listing(store, &rows, *size).await?);
             let mut recipe = RecipeBuilder::new();
             for row in &rows {
                 recipe.push_chunk(row.number);
@@ -633,10 +644,30 @@ async fn restored_nar(index: &Arc<dyn Index>, nar: &JournalNar) -> Result<Option
         recipe: recipe.finish(),
         holed_bytes,
         listing,
-        // The journal does not have them; docs/STORAGE.md, "Debug info".
-        build_ids: Vec::new(),
+        build_ids,
         packs,
     }))
+}
+
+/// The JSON of a listing in chunks, at most [`LISTING_BYTES_MAX`]. It is empty if a chunk is
+/// damaged: the first reader finds that, too.
+async fn read_listing(store: &Store, rows: &[ChunkRow], size: u64) -> Result<Vec<u8>> {
+    let mut json = Vec::new();
+    if size > LISTING_BYTES_MAX as u64 {
+        return Ok(json);
+    }
+    let mut decoder = Decoder::new().map_err(Error::Encode)?;
+    for row in rows {
+        let range = row.offset..row.offset + u64::from(row.layout.stored_len());
+        let frames = read_exactly(store, &BlobKey::Pack(row.pack_id).to_string(), range).await?;
+        let decoded = match checksum(&frames) == row.checksum {
+            true => decoder.decode(&frames, &row.layout, &[]).ok(),
+            false => None,
+        };
+        let Some(bytes) = decoded else { return Ok(Vec::new()) };
+        json.extend_from_slice(&bytes);
+    }
+    Ok(json)
 }
 
 async fn find_all(index: &Arc<dyn Index>, chunks: &[ChunkId]) -> Result<Option<Vec<ChunkRow>>> {

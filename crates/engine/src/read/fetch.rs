@@ -11,7 +11,7 @@ use dormer_index::{ChunkRow, PackNumber};
 use futures::future::try_join_all;
 
 use super::block_cache;
-use super::plan::{Fetch, Read, ReadPlan};
+use super::plan::{Fetch, Read, ReadPlan, gather};
 use crate::back_off::pause_after;
 use crate::budget::{BudgetShare, hold};
 use crate::{Engine, Error, Result};
@@ -89,6 +89,26 @@ impl Engine {
         self.fetch(&Fetch::of(row), &[row]).await
     }
 
+    /// Stored bytes of the first of these chunks, as many as one read takes and at least one, each
+    /// equal to its checksum. The bytes keep their share of the memory for reads.
+    pub(crate) async fn fetch_chunks(&self, rows: &[ChunkRow]) -> Result<Vec<Bytes>, FetchFailure> {
+        let (fetches, count) = gather(rows, &self.read_limits());
+        let rows = &rows[..count];
+        let fetched_bytes: u64 = fetches.iter().map(|fetch| self.fetch_memory_bytes(fetch)).sum();
+        let memory = self.read_memory().take(fetched_bytes).await.map_err(FetchFailure::Busy)?;
+        let memory = Arc::new(memory);
+        let reads = fetches.iter().map(|fetch| {
+            let rows = rows.iter().filter(|row| fetch.holds(row)).collect::<Vec<_>>();
+            async move { self.fetch(fetch, &rows).await }
+        });
+        let stored = try_join_all(reads).await.map_err(FetchFailure::Read)?;
+        let of = |row: &ChunkRow| {
+            let number = fetches.iter().position(|fetch| fetch.holds(row)).expect("each row has a fetch");
+            hold(stored[number].slice(within(row, fetches[number].bytes.start)), &memory)
+        };
+        Ok(rows.iter().map(of).collect())
+    }
+
     /// Part of a pack, in which each of these chunks is equal to its checksum.
     async fn fetch(&self, fetch: &Fetch, rows: &[&ChunkRow]) -> Result<Bytes, ReadFailure> {
         let mut attempt = 1;
@@ -161,6 +181,14 @@ impl Engine {
     fn kept_bytes(&self, fetch: &Fetch) -> u64 {
         if self.is_small(fetch) { fetch.len() } else { self.fetch_memory_bytes(fetch) }
     }
+}
+
+/// Why chunks could not be fetched.
+pub(crate) enum FetchFailure {
+    /// No memory was free in time.
+    Busy(Error),
+    /// Their bytes could not be read.
+    Read(ReadFailure),
 }
 
 /// Why stored bytes could not be read.

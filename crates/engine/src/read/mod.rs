@@ -28,7 +28,7 @@ mod open;
 mod plan;
 
 pub(crate) use self::block_cache::BlockCache;
-pub(crate) use self::fetch::ReadFailure;
+pub(crate) use self::fetch::{FetchFailure, ReadFailure};
 pub use self::nar_stream::NarStream;
 pub(crate) use self::open::{ENCODING_UPDATES_MAX, PlanKey};
 pub use self::open::{OpenNar, PartStream};

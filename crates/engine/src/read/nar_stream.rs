@@ -186,7 +186,7 @@ impl Drop for ActiveRead {
 
 impl Engine {
     /// How much one read may take at present, and how it may be put together.
-    fn read_limits(&self) -> Limits {
+    pub(super) fn read_limits(&self) -> Limits {
         let readers = self.active_reads().load(Ordering::Relaxed).max(1) as u64;
         // Streams hold the other quarter all the time.
         let bytes = self.settings().read_memory_bytes / 4 * 3;

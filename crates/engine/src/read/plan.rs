@@ -145,6 +145,13 @@ impl Gathered {
     }
 }
 
+/// What one read fetches of the first of these chunks, and how many of them that is: at least one.
+pub(super) fn gather(rows: &[ChunkRow], limits: &Limits) -> (Vec<Fetch>, usize) {
+    let mut gathered = Gathered::default();
+    let count = rows.iter().take_while(|row| gathered.add(row, limits)).count();
+    (gathered.fetches, count)
+}
+
 /// A chunk with holes is sent as a copy.
 fn copied_bytes(row: &ChunkRow) -> u64 {
     if row.layout.holes.is_empty() { 0 } else { row.layout.spliced_len() }

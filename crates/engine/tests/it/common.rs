@@ -10,6 +10,7 @@ use dormer_engine::{
     CreateCache, Engine, EngineSettings, IngestRequest, Ingested, MasterKey, Result, SystemClock,
 };
 use dormer_index::{Cache, Index, NarKey, SqliteIndex, SqliteOptions};
+use dormer_nix::nar::{Node, encode_tree};
 use dormer_nix::{NarHash, NarHasher, StorePath};
 use dormer_testkit::services::Postgres;
 use dormer_testkit::{create_postgres_index, object_for, place_sqlite_index};
@@ -58,6 +59,8 @@ pub(crate) fn settings() -> EngineSettings {
         chunk_params: dormer_format::ChunkParams { min: 1024, avg: 4096, max: 16 * 1024 },
         zstd_level: 1,
         pack_wait: Duration::from_millis(5),
+        // Tests look at what is answered, and the grid has one of its own.
+        session_grid: Duration::from_millis(1),
         ..EngineSettings::default()
     }
 }
@@ -86,6 +89,15 @@ pub(crate) async fn create_cache(engine: &Engine, name: &str) -> Arc<Cache> {
 pub(crate) fn path(number: u8) -> StorePath {
     let hash = dormer_nix::nix32::encode(&[number; 20]);
     format!("{hash}-package-{number}").parse().expect("a store path")
+}
+
+/// A NAR with the debug file of this build id, and these files beside it.
+pub(crate) fn debug_nar(build_id: &str, others: impl IntoIterator<Item = (String, Node)>) -> Vec<u8> {
+    let (folder, file) = build_id.split_at(2);
+    let file = Node::directory([(format!("{file}.debug"), Node::file(format!("debug info of {build_id}")))]);
+    let folders = ["debug", ".build-id", folder];
+    let lib = folders.iter().rev().fold(file, |node, name| Node::directory([(*name, node)]));
+    encode_tree(&Node::directory(others.into_iter().chain([("lib".to_owned(), lib)])))
 }
 
 pub(crate) fn hash_of(nar: &[u8]) -> NarHash {

@@ -9,8 +9,8 @@ use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 
 use crate::common::{
-    Installation, create_main, decompress, engine_over, hash_of, ingest, listing, new_database, path, push,
-    served, settings,
+    Installation, create_main, debug_nar, decompress, engine_over, hash_of, ingest, listing, new_database,
+    path, push, served, settings,
 };
 use dormer_engine::{Engine, Result};
 use dormer_index::{Audit, Cache, CommitOutcome, Index, PostgresIndex, PostgresOptions};
@@ -65,18 +65,10 @@ fn nars() -> Vec<Vec<u8>> {
     vec![first.clone(), second, third, first]
 }
 
-/// A NAR with debug info for this build id.
-fn debug_nar(build_id: &str) -> Vec<u8> {
-    let (folder, file) = build_id.split_at(2);
-    let file = Node::directory([(format!("{file}.debug"), Node::file(format!("debug info of {build_id}")))]);
-    let folders = ["lib", "debug", ".build-id", folder];
-    encode_tree(&folders.iter().rev().fold(file, |node, name| Node::directory([(*name, node)])))
-}
-
 /// Where debug info is asked for, and what the answer names.
 fn debug_link(build_id: &str) -> (DocumentName, String) {
     let name = format!("debuginfo/{build_id}.debug").parse().expect("an address");
-    (name, hash_of(&debug_nar(build_id)).to_nix32())
+    (name, hash_of(&debug_nar(build_id, [])).to_nix32())
 }
 
 /// More than a MiB of names.
@@ -108,7 +100,7 @@ impl Story {
                 }
             }
             Self::Healing | Self::DebugInfo => {
-                let nars = if matches!(self, Self::Healing) { nars() } else { vec![debug_nar("00ab")] };
+                let nars = if matches!(self, Self::Healing) { nars() } else { vec![debug_nar("00ab", [])] };
                 for (number, nar) in (0..).zip(&nars) {
                     push(&engine, &cache, &path(number), nar).await.expect("nothing crashes yet");
                 }
@@ -179,7 +171,7 @@ impl Story {
             }
             Self::DebugInfo => {
                 for (number, build_id) in [(0, "00ab"), (1, "00cd")] {
-                    let outcome = push(engine, cache, &path(number), &debug_nar(build_id)).await;
+                    let outcome = push(engine, cache, &path(number), &debug_nar(build_id, [])).await;
                     let (name, nar) = debug_link(build_id);
                     told.push((Told::Document(name, Some(nar)), outcome));
                 }

@@ -149,6 +149,9 @@ impl JobIndex for FaultJobs {
     ) -> Result<u64> {
         self.call(self.inner.trim_outbox(keep_since, give_up_before, limit)).await
     }
+    async fn sweep_sessions(&self, now: UnixSeconds, limit: u32) -> Result<u64> {
+        self.call(self.inner.sweep_sessions(now, limit)).await
+    }
     async fn recount_step(
         &self,
         lease: &JobLease,

@@ -14,7 +14,8 @@ use dormer_index::{
     Alias, Audit, Cache, CacheId, FoundObject, JobIndex, JournalIndex, JournaledDocument, MASTER_KEY_PROOF,
     ObjectOrder, Pin, PostgresIndex, PostgresOptions, SqliteIndex, SqliteOptions, StoredListing, UnixSeconds,
 };
-use dormer_nix::{BuildTrace, StorePath, TraceKey};
+use dormer_nix::nar::Node;
+use dormer_nix::{BuildTrace, NarHash, StorePath, TraceKey};
 use dormer_testkit::services::Postgres;
 use dormer_testkit::{
     FaultCollect, FaultIndex, FaultJournal, Faults, MemoryTarget, Random, check_invariants,
@@ -24,7 +25,8 @@ use proptest::prelude::*;
 use tempfile::TempDir;
 
 use crate::common::{
-    create_cache, create_main, decompress, engine_over, hash_of, ingest, path, push, served, settings,
+    create_cache, create_main, debug_nar, decompress, engine_over, hash_of, ingest, path, push, served,
+    settings,
 };
 
 const ANSWERS: &str = "nothing is wrong";
@@ -217,6 +219,21 @@ fn nar(number: u8) -> Vec<u8> {
     package_nar(&mut Random::new(number.into()), 9_000, &[path(200)])
 }
 
+/// Build ids of debug files: the first lies in a small NAR, the second among so many files that the
+/// listing is in chunks.
+const BUILD_IDS: [&str; 2] = ["00ab", "00cd"];
+
+async fn push_debug_files(engine: &Engine, cache: &Cache) {
+    push(engine, cache, &path(60), &debug_nar(BUILD_IDS[0], [])).await.expect(ANSWERS);
+    let mut random = Random::new(60);
+    let files =
+        (0..5_000).map(|_| (format!("{:x}{:x}", random.next_u64(), random.next_u64()), Node::file("")));
+    push(engine, cache, &path(61), &debug_nar(BUILD_IDS[1], files)).await.expect(ANSWERS);
+    let found = engine.index().find_object(cache.id, &path(61).hash()).await.expect(ANSWERS);
+    let listing = engine.index().find_listing(found.expect("it was pushed").nar.id).await.expect(ANSWERS);
+    assert!(matches!(listing, Some(StoredListing::Chunks { .. })), "a large listing");
+}
+
 /// All that a user can see of an index, by cache and name.
 #[derive(Debug, Default, PartialEq)]
 struct Contents {
@@ -226,6 +243,8 @@ struct Contents {
     pins: BTreeMap<String, Vec<Pin>>,
     aliases: BTreeMap<String, Alias>,
     documents: BTreeMap<String, JournaledDocument>,
+    /// Which NAR has the debug file of a build id.
+    debug_files: BTreeMap<String, NarHash>,
 }
 
 async fn contents(database: &Database) -> Contents {
@@ -252,6 +271,12 @@ async fn contents(database: &Database) -> Contents {
         for document in documents.into_iter().filter(|document| document.cache == id) {
             let name = format!("{}/{}", cache.name, document.name);
             all.documents.insert(name, JournaledDocument { cache: CacheId(0), id: 0, ..document });
+        }
+        for build_id in BUILD_IDS {
+            let wanted = build_id.parse().expect("a build id");
+            if let Some((nar, _)) = index.find_debug_nar(id, &wanted).await.expect(ANSWERS) {
+                all.debug_files.insert(format!("{}/{build_id}", cache.name), nar);
+            }
         }
         for alias in journal.journaled_aliases_after((id, ""), 1_000).await.expect(ANSWERS) {
             if alias.cache == id {
@@ -283,6 +308,7 @@ async fn every_kind_of_thing_is_recovered(on_postgres: bool) {
     object.sigs = vec!["a-key:AAAA".to_owned()];
     let ingested = ingest(&lab.engine, &nar(1)).await.expect(ANSWERS);
     lab.engine.commit_object(&other, ingested, object).await.expect(ANSWERS);
+    push_debug_files(&lab.engine, &other).await;
     let gone = create_cache(&lab.engine, "gone").await;
     push(&lab.engine, &gone, &path(7), &nar(7)).await.expect(ANSWERS);
 
@@ -308,6 +334,8 @@ async fn every_kind_of_thing_is_recovered(on_postgres: bool) {
     assert_eq!((report.caches, report.pins, report.unreadable_packs), (2, 1, 0), "{report:?}");
     assert_eq!(report.documents, 7, "{report:?}");
     let (recovered, _) = lab.recover().await;
+    let debug_files = contents(&recovered).await.debug_files;
+    assert_eq!(debug_files.keys().collect::<Vec<_>>(), ["other/00ab", "other/00cd"]);
     let engine = engine_over(recovered.contracts.index.clone(), Arc::clone(&lab.blobs), settings());
     for (name, path, bytes) in [("main", path(5), nar(5)), ("other", path(1), nar(1))] {
         let cache = engine.find_cache(name).await.expect(ANSWERS).expect("it is there");

@@ -22,3 +22,4 @@ mod remote;
 mod replicas;
 mod retention;
 mod scrub;
+mod sessions;

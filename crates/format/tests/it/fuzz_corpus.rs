@@ -12,8 +12,8 @@ use std::path::{Path, PathBuf};
 
 use crate::common::{chunks, dense_sample};
 use dormer_format::{
-    ChunkParams, Encoder, PackBuilder, PackId, PackTrailer, RawChunk, RecipeBuilder, fuzz_targets,
-    hole_frame, read_trailer,
+    ChunkParams, Encoder, NarManifest, PackBuilder, PackId, PackTrailer, RawChunk, RecipeBuilder,
+    fuzz_targets, hole_frame, read_trailer,
 };
 use dormer_nix::fuzz_targets::mutated;
 
@@ -106,6 +106,26 @@ fn recipe_holds_its_properties() {
     seeds.push(vec![1, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0x7f]);
     seeds.push(vec![1, 1, 0, 0xff, 0xff, 0xff, 0xff, 0x0f, 0, 0]);
     run("recipe", &seeds, fuzz_targets::fuzz_recipe);
+}
+
+#[test]
+fn manifest_holds_its_properties() {
+    let mut seeds: Vec<Vec<u8>> = (0..6)
+        .map(|seed| {
+            let mut fills = RecipeBuilder::new();
+            let chunks = some_chunks(seed);
+            for fill in chunks.iter().flat_map(|chunk| &chunk.fills) {
+                fills.push_fill(fill);
+            }
+            let chunks = chunks.iter().map(RawChunk::id).collect();
+            NarManifest { chunks, fills: fills.finish() }.encode()
+        })
+        .collect();
+    // No chunk, 2^40 chunks, and fills with a run of chunks.
+    seeds.push(vec![1, 0, 1, 0, 0, 0]);
+    seeds.push([&[1, 0x80, 0x80, 0x80, 0x80, 0x80, 0x20][..], &[7; 64]].concat());
+    seeds.push(vec![1, 0, 1, 1, 0, 1, 0, 0]);
+    run("manifest", &seeds, fuzz_targets::fuzz_manifest);
 }
 
 #[test]

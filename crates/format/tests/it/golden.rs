@@ -15,8 +15,8 @@ use std::path::{Path, PathBuf};
 use crate::common::{chunks, dense_sample, sample};
 use bytes::Bytes;
 use dormer_format::{
-    ChunkLayout, ChunkParams, ChunkRun, Decoder, Encoder, FillRun, HoleFill, PackBuilder, PackId, RawChunk,
-    Recipe, RecipeBuilder, StoredChunk, TagBuilder, read_pack,
+    ChunkLayout, ChunkParams, ChunkRun, Decoder, Encoder, FillRun, HoleFill, NarManifest, PackBuilder,
+    PackId, RawChunk, Recipe, RecipeBuilder, StoredChunk, TagBuilder, read_pack,
 };
 
 const SEED: u64 = 20_260_101;
@@ -133,6 +133,25 @@ fn a_recipe_of_version_1_does_not_change() {
         [ChunkRun { first: 7, count: 1 }, ChunkRun { first: 139, count: 2 }].map(|run| run)
     );
     assert_eq!(recipe.fills, [FillRun { hash: 0, count: 1 }, FillRun { hash: 0, count: 3 }]);
+}
+
+#[test]
+fn a_manifest_of_version_1_does_not_change() {
+    let chunks = pack_chunks();
+    let mut fills = RecipeBuilder::new();
+    for fill in chunks.iter().flat_map(|chunk| &chunk.fills) {
+        fills.push_fill(fill);
+    }
+    let chunks = chunks.iter().map(RawChunk::id).collect();
+    let manifest = NarManifest { chunks, fills: fills.finish() };
+    check("v1.manifest", &manifest.encode());
+    assert_eq!(NarManifest::decode(&std::fs::read(golden("v1.manifest")).unwrap()).unwrap(), manifest);
+
+    // Written by hand, after the byte table of docs/STORAGE.md: two chunks, one hash, two holes.
+    let by_hand = [&[1, 2][..], &[7; 32], &[8; 32], &[1, 0, 1], &[0; 20], &[1, 1, 2]].concat();
+    let manifest = NarManifest::decode(&by_hand).unwrap();
+    assert_eq!(manifest.chunks.iter().map(|id| id.as_bytes()[0]).collect::<Vec<_>>(), [7, 8]);
+    assert_eq!(manifest.fills.fills, [FillRun { hash: 0, count: 2 }]);
 }
 
 #[test]

@@ -9,7 +9,7 @@ use dormer_format::fuzz_targets::journal_records;
 use dormer_format::{
     ChunkId, HoleFill, JournalAlias, JournalCache, JournalContent, JournalDocument, JournalFile,
     JournalHeader, JournalKey, JournalKind, JournalListing, JournalName, JournalNar, JournalObject,
-    JournalPath, JournalPin, JournalRecipe, JournalRecord, JournalWriter, RecipeBuilder,
+    JournalPath, JournalPin, JournalRecord, JournalWriter, NarManifest, RecipeBuilder,
 };
 use dormer_nix::{NarHash, StorePath, StorePathHash};
 use proptest::prelude::*;
@@ -24,7 +24,7 @@ fn path(byte: u8) -> StorePath {
 fn nar(byte: u8, listing: JournalListing) -> JournalNar {
     let mut fills = RecipeBuilder::new();
     fills.push_fill(&HoleFill::from_bytes([b'0'; 32]).unwrap());
-    let recipe = JournalRecipe { chunks: vec![ChunkId::from_bytes([byte; 32]); 3], fills: fills.finish() };
+    let recipe = NarManifest { chunks: vec![ChunkId::from_bytes([byte; 32]); 3], fills: fills.finish() };
     JournalNar { hash: NarHash::from_bytes([byte; 32]), size: 123_456, recipe, listing }
 }
 

@@ -249,6 +249,10 @@ pub trait JobIndex: Send + Sync + std::fmt::Debug + 'static {
         give_up_before: UnixSeconds,
         limit: u32,
     ) -> Result<u64>;
+    /// Deletes the rows of sessions that ended a while ago: at most `limit` parts, or else
+    /// sessions. Returns how many rows are gone. The rows are their own cursor: what is left is
+    /// what is to be done.
+    async fn sweep_sessions(&self, now: UnixSeconds, limit: u32) -> Result<u64>;
     /// One step of [`JobKind::Recount`]: counts at most `limit` objects, NARs or packs. The
     /// counters are right after every step. Like [`JobIndex::delete_cache_step`] otherwise.
     async fn recount_step(

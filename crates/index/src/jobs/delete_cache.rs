@@ -1,5 +1,5 @@
 //! The job that removes what a deleted cache left: objects first, then graces,
-//! aliases, references, pins and documents.
+//! aliases, references, pins and documents, and the end of its sessions.
 //!
 //! The deletion itself is a short transaction of the topic of caches: from then on no look-up finds
 //! anything of the cache, and no commit adds to it. So a page that the cursor has passed stays
@@ -50,7 +50,7 @@ macro_rules! refs {
 
 // A page of graces may be longer: a path that was pushed again and again has several, which go
 // together.
-const TABLES: [Table; 6] = [
+const TABLES: [Table; 7] = [
     Table {
         last_key: both!(
             "SELECT hash FROM objects WHERE cache = $1 AND hash > $2 ORDER BY hash LIMIT 1 OFFSET $3"
@@ -111,6 +111,14 @@ const TABLES: [Table; 6] = [
         delete_page: both!("DELETE FROM documents WHERE cache = $1 AND name > $2 AND name <= $3"),
         delete_rest: both!("DELETE FROM documents WHERE cache = $1 AND name > $2"),
         key_is_text: true,
+    },
+    // A session may have many parts, so it only ends here. Its rows are swept in pages of their
+    // own.
+    Table {
+        last_key: both!("SELECT id FROM sessions WHERE cache = $1 AND id > $2 ORDER BY id LIMIT 1 OFFSET $3"),
+        delete_page: both!("UPDATE sessions SET ends_at = 0 WHERE cache = $1 AND id > $2 AND id <= $3"),
+        delete_rest: both!("UPDATE sessions SET ends_at = 0 WHERE cache = $1 AND id > $2"),
+        key_is_text: false,
     },
 ];
 

@@ -22,7 +22,7 @@ use crate::Result;
 use crate::contract::{CacheId, OutboxIndex as _, OutboxPosition, UnixSeconds};
 use crate::publish::TargetId;
 use crate::sql_index::{Dialect, Lock, SqlIndex, Write};
-use crate::topics::{counters, outbox};
+use crate::topics::{counters, outbox, sessions};
 
 #[async_trait]
 impl<D: Dialect> JobIndex for SqlIndex<D> {
@@ -149,6 +149,10 @@ impl<D: Dialect> JobIndex for SqlIndex<D> {
             outbox::trim(&mut tx, keep_since, give_up_before, limit).await
         })
         .await
+    }
+
+    async fn sweep_sessions(&self, now: UnixSeconds, limit: u32) -> Result<u64> {
+        self.write("sweep sessions", async |mut tx| sessions::sweep(&mut tx, now, limit).await).await
     }
 
     async fn recount_step(

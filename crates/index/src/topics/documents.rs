@@ -8,8 +8,8 @@ use async_trait::async_trait;
 use dormer_format::EncodingTag;
 use dormer_nix::{BuildId, BuildTrace, DocumentName, NarHash, StorePathHash};
 
+use super::journal;
 use super::journal::JournalSubject;
-use super::{journal, outbox};
 use crate::columns::{corrupt, nar_hash, signed, tag, unsigned};
 use crate::contract::{CacheId, DocumentIndex, NewDocument, StoredDocument, TraceOutcome, UnixSeconds};
 use crate::object_conflict::merge_signatures;
@@ -48,6 +48,12 @@ pub(crate) const FORGET: Sql = both!(
          OR kind = 1 AND owner = $3 AND NOT EXISTS (SELECT 1 FROM objects AS o WHERE o.cache = $1 AND o.deriver = $4))
      RETURNING name"
 );
+
+/// How the triggers that follow [`WRITE`] find the outputs of a log's derivation. Tests look at its
+/// plan, because no statement of a trigger can be explained.
+#[cfg(test)]
+pub(crate) const OUTPUTS: Sql =
+    both!("SELECT o.hash FROM objects AS o WHERE o.cache = $1 AND o.deriver = $2 LIMIT 256");
 
 /// `$2` is a build id. From its NARs to their objects.
 pub(crate) const FIND_DEBUG_NAR: Sql = both!(concat!(
@@ -141,6 +147,7 @@ fn name_lock(cache: CacheId, name: &str) -> Lock {
     Lock::object(cache.0, digest.as_bytes().first_chunk().expect("a digest has 32 bytes"))
 }
 
+/// Writes a document. Triggers note it for the journal, and its objects in the outbox.
 async fn write(
     tx: &mut impl Transaction,
     cache: CacheId,
@@ -168,13 +175,7 @@ async fn write(
     if tx.run(WRITE, &row).await? == 0 {
         return Err(Error::CacheGone);
     }
-    journal::note(tx, &JournalSubject::Document(cache, text)).await?;
-    match name {
-        DocumentName::Log(derivation) => outbox::note_outputs(tx, cache, derivation.base_name(), at).await,
-        DocumentName::Trace(_) | DocumentName::DebugInfo(_) => {
-            outbox::note_if_present(tx, cache, owner, at).await
-        }
-    }
+    Ok(())
 }
 
 /// Forgets what belonged to an object alone that is no longer there. The caller holds the locks.

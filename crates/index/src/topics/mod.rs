@@ -13,6 +13,7 @@ pub(crate) mod nars;
 pub(crate) mod objects;
 pub(crate) mod outbox;
 pub(crate) mod retention;
+pub(crate) mod sessions;
 mod settings;
 
 /// Most keys in one call.

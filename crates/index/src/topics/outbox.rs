@@ -13,7 +13,7 @@ use crate::Result;
 use crate::changes::Changes;
 use crate::contract::{CacheId, NarId, OutboxIndex, OutboxPosition, OutboxRow, UnixSeconds};
 use crate::rows::{Row as _, read_outbox};
-use crate::sql::Argument::{Bytes, List, Number, OptionalBytes, Text};
+use crate::sql::Argument::{List, Number, OptionalBytes};
 use crate::sql::{Sql, Transaction, both};
 use crate::sql_index::{Dialect, SqlIndex};
 
@@ -43,29 +43,6 @@ const INSERT_FOR_NAR: Sql = Sql {
         SELECT b.base + pg_current_xact_id()::text::bigint, o.cache, o.hash, $2
         FROM objects AS o JOIN caches AS c ON c.id = o.cache CROSS JOIN outbox_base AS b
         WHERE o.nar = $1 AND c.deleted_at IS NULL",
-};
-
-/// Outputs of one derivation that are noted together. Derivations have a handful.
-const OUTPUTS_MAX: i64 = 256;
-
-pub(crate) const INSERT_FOR_OUTPUTS: Sql = Sql {
-    sqlite: "
-        INSERT INTO outbox (cache, hash, at)
-        SELECT o.cache, o.hash, $3 FROM objects AS o WHERE o.cache = $1 AND o.deriver = $2 LIMIT $4",
-    postgres: "
-        INSERT INTO outbox (transaction, cache, hash, at)
-        SELECT b.base + pg_current_xact_id()::text::bigint, o.cache, o.hash, $3
-        FROM objects AS o CROSS JOIN outbox_base AS b WHERE o.cache = $1 AND o.deriver = $2 LIMIT $4",
-};
-
-const INSERT_IF_PRESENT: Sql = Sql {
-    sqlite: "
-        INSERT INTO outbox (cache, hash, at)
-        SELECT o.cache, o.hash, $3 FROM objects AS o WHERE o.cache = $1 AND o.hash = $2",
-    postgres: "
-        INSERT INTO outbox (transaction, cache, hash, at)
-        SELECT b.base + pg_current_xact_id()::text::bigint, o.cache, o.hash, $3
-        FROM objects AS o CROSS JOIN outbox_base AS b WHERE o.cache = $1 AND o.hash = $2",
 };
 
 pub(crate) const AFTER: Sql = Sql {
@@ -159,27 +136,6 @@ pub(crate) async fn note_changes(
 /// Notes that all objects with a NAR changed, in every cache: their narinfos name its new tag.
 pub(crate) async fn note_new_tag(tx: &mut impl Transaction, nar: NarId, at: UnixSeconds) -> Result<()> {
     tx.run(INSERT_FOR_NAR, &[Number(nar.0), Number(at)]).await.map(drop)
-}
-
-/// Notes that the objects of a cache changed that name this derivation.
-pub(crate) async fn note_outputs(
-    tx: &mut impl Transaction,
-    cache: CacheId,
-    deriver: &str,
-    at: UnixSeconds,
-) -> Result<()> {
-    let arguments = [Number(cache.0), Text(deriver), Number(at), Number(OUTPUTS_MAX)];
-    tx.run(INSERT_FOR_OUTPUTS, &arguments).await.map(drop)
-}
-
-/// Notes that an object changed, if the cache has it.
-pub(crate) async fn note_if_present(
-    tx: &mut impl Transaction,
-    cache: CacheId,
-    hash: &StorePathHash,
-    at: UnixSeconds,
-) -> Result<()> {
-    tx.run(INSERT_IF_PRESENT, &[Number(cache.0), Bytes(hash.as_bytes()), Number(at)]).await.map(drop)
 }
 
 #[async_trait]

@@ -17,6 +17,7 @@
 
 mod error;
 mod listing;
+mod listing_build_ids;
 mod listing_search;
 mod reader;
 mod tree;
@@ -24,6 +25,7 @@ mod writer;
 
 pub use error::NarError;
 pub use listing::Listing;
+pub use listing_build_ids::listed_build_ids;
 pub use listing_search::{ListedNode, ListingSearch};
 pub use reader::NarReader;
 pub use tree::{Node, encode_tree};

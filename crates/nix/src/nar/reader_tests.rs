@@ -5,7 +5,7 @@ use proptest::prelude::*;
 
 use super::*;
 use crate::fuzz_targets::rebuild;
-use crate::nar::{Node, encode_tree};
+use crate::nar::{Node, encode_tree, listed_build_ids};
 use crate::{NarHash, NarInfo, StoreDir, strategies};
 
 /// NARs, listings and narinfos that Nix 2.8.0 made of tests/data/tree.nix, with `nix-store --dump`
@@ -51,9 +51,11 @@ fn build_ids_are_those_of_debug_files_alone() {
     let ids = |tree: &Node| {
         let mut reader = NarReader::new(NarLimits::default());
         reader.feed(&encode_tree(tree)).unwrap();
-        let ids: Vec<String> = reader.take_build_ids().iter().map(ToString::to_string).collect();
+        let ids = reader.take_build_ids();
         assert_eq!(reader.take_build_ids(), []);
-        ids
+        let Listing::Json(listing) = reader.finish().unwrap() else { panic!("it is small") };
+        assert_eq!(listed_build_ids(&listing), ids, "as the listing names them");
+        ids.iter().map(ToString::to_string).collect::<Vec<_>>()
     };
     let debug = ["lib", "debug", ".build-id"];
     let of_two = Node::directory([

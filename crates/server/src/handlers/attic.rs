@@ -293,7 +293,7 @@ impl<'a> StorePathUpload<'a> {
 }
 
 /// The object that the metadata describes, if a narinfo can hold all of it.
-fn object(cache: &Cache, info: &UploadPathNarInfo) -> Result<Object, Failure> {
+pub(crate) fn object(cache: &Cache, info: &UploadPathNarInfo) -> Result<Object, Failure> {
     let resolved = info.resolve(&store_dir(cache)?).map_err(bad_request)?;
     let narinfo = NarInfo {
         store_path: resolved.store_path,
@@ -328,16 +328,10 @@ fn object(cache: &Cache, info: &UploadPathNarInfo) -> Result<Object, Failure> {
 /// The answer about deduplication. It tells a tenant nothing about the paths of other tenants.
 async fn describe(app: &App, call: &Call, ingested: &Ingested) -> Result<UploadPathResult, Failure> {
     let claims = app.claims(call);
-    let may_read = |cache: &CacheVisibility| {
-        let may_pull = |claims: &TokenClaims| {
-            cache.name.parse().is_ok_and(|name| claims.permissions_for(&name).allows(Permission::Pull))
-        };
-        cache.is_public || claims.as_deref().is_some_and(may_pull)
-    };
     let deduplication = if claims.as_deref().is_some_and(may_pull_everything) {
         ingested.deduplication()
     } else {
-        app.engine.deduplication(ingested, may_read).await?
+        app.engine.deduplication(ingested, |cache| may_read(claims.as_deref(), cache)).await?
     };
     let (kind, frac_deduplicated) = match deduplication {
         Deduplication::Whole => (UploadPathResultKind::Deduplicated, Some(1.0)),
@@ -345,6 +339,14 @@ async fn describe(app: &App, call: &Call, ingested: &Ingested) -> Result<UploadP
         Deduplication::Untold => (UploadPathResultKind::Uploaded, None),
     };
     Ok(UploadPathResult { kind, file_size: Some(ingested.file_size), frac_deduplicated, kept: false })
+}
+
+/// Whether a caller with these claims may read a cache.
+pub(crate) fn may_read(claims: Option<&TokenClaims>, cache: &CacheVisibility) -> bool {
+    let may_pull = |claims: &TokenClaims| {
+        cache.name.parse().is_ok_and(|name| claims.permissions_for(&name).allows(Permission::Pull))
+    };
+    cache.is_public || claims.is_some_and(may_pull)
 }
 
 /// Whether the token reads every cache that exists, existed or will exist. Then nothing needs to be

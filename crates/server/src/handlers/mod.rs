@@ -8,6 +8,7 @@ pub(crate) mod documents;
 pub(crate) mod nar;
 pub(crate) mod pages;
 pub(crate) mod retention;
+pub(crate) mod sessions;
 pub(crate) mod small_body;
 pub(crate) mod stats;
 pub(crate) mod upload;

@@ -45,6 +45,7 @@ impl Default for Options {
             chunk_params: dormer_format::ChunkParams { min: 1024, avg: 4096, max: 16 * 1024 },
             zstd_level: 1,
             pack_wait: Duration::from_millis(2),
+            session_grid: Duration::from_millis(1),
             ..EngineSettings::default()
         };
         Self {

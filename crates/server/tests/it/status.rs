@@ -4,6 +4,7 @@ use std::io::{Read as _, Write as _};
 use std::time::Duration;
 
 use crate::common::{self, Reply, Server, admin, nar, path, sized_nar, token};
+use crate::sessions::{self, Session};
 use dormer_nix::nar::{Node, encode_tree};
 use serde_json::json;
 
@@ -34,6 +35,14 @@ fn a_hit_is_200() {
             assert_eq!(server.request(method, &url, &[], b"").status, 200);
         }
     }
+}
+
+#[test]
+fn a_stored_part_is_204() {
+    let server = Server::start();
+    let session = Session::opened(&server, &admin(), "main", 1);
+    let (digest, part) = sessions::cut(&nar(1)).part(3);
+    assert_eq!(session.put(digest, &part).status, 204);
 }
 
 #[test]
@@ -71,6 +80,27 @@ fn an_unknown_compression_is_400() {
     let reply = server.call(&admin(), "PUT", "/main/nar/x.nar.lzip", b"LZIP");
     assert_eq!(reply.status, 400);
     assert!(reply.text().contains("xz, zstd, bzip2, gzip, br, lz4, lzma or none"));
+}
+
+#[test]
+fn a_wrong_part_or_commit_is_400_with_what_is_wrong() {
+    let server = Server::start();
+    let session = Session::opened(&server, &admin(), "main", 1);
+    let (digest, part) = sessions::cut(&nar(1)).part(3);
+    let mut changed = part.to_vec();
+    changed[200] ^= 1;
+    for (digest, part, says) in [
+        ([3; 32], &part[..], "another digest than its address names"),
+        (digest, &changed, "could not read the part as a pack"),
+        (digest, &part[..100], "could not read the part as a pack"),
+    ] {
+        let reply = session.put(digest, part);
+        assert_eq!((reply.status, reply.json()["error"].as_str()), (400, Some("RequestError")));
+        assert!(reply.text().contains(says), "{reply:?}");
+    }
+    let reply = session.commit(b"abc");
+    assert_eq!(reply.status, 400);
+    assert!(reply.text().contains("could not read the body of a commit"), "{reply:?}");
 }
 
 #[test]
@@ -198,6 +228,19 @@ fn a_damaged_nar_is_404() {
     assert_eq!(missing["missing_paths"].as_array().unwrap().len(), 1);
     server.push("main", &path(1), &nar(1));
     assert_eq!(common::unzstd(&server.get(&server.nar_url("main", &path(1))).body), nar(1));
+}
+
+#[test]
+fn a_session_that_is_not_the_callers_is_404() {
+    let server = Server::start();
+    let _own = Session::opened(&server, &admin(), "main", 1);
+    let other = common::token_of("another", &json!({"*": {"r": 1, "w": 1}}));
+    for number in [1, 2] {
+        let session = Session::new(&server, &other, "main", number);
+        let reply = session.missing(&sessions::cut(&nar(1)));
+        assert_eq!((reply.status, reply.json()["error"].as_str()), (404, Some("NotFound")), "{number}");
+    }
+    assert_eq!(Session::new(&server, &other, "main", 1).open().status, 404, "the name is taken");
 }
 
 #[test]
@@ -330,6 +373,19 @@ fn a_token_that_pushes_too_fast_is_429() {
     let seconds: u64 = refused.header("retry-after").unwrap().parse().unwrap();
     // 40 kB and some were pushed where 10 kB may come at once.
     assert!((20..=40).contains(&seconds), "{seconds}");
+}
+
+#[test]
+fn too_many_sessions_are_429() {
+    let server = Server::start();
+    let open = |number: u32| {
+        let url = format!("/_api/v2/caches/main/sessions/{number:032x}");
+        server.call(&admin(), "PUT", &url, b"")
+    };
+    let refused = (1..1_000).map(open).find(|reply| reply.status != 200).expect("there is a limit");
+    assert_eq!((refused.status, refused.json()["error"].as_str()), (429, Some("TooManyRequests")));
+    assert!(refused.header("retry-after").is_some(), "{refused:?}");
+    assert_eq!(open(1).status, 200, "an open one is joined");
 }
 
 #[test]

@@ -3,6 +3,8 @@
 
 #![expect(clippy::unwrap_used, reason = "a failed unwrap fails the test, as it should")]
 
+mod by_chunks;
+mod chunk_server;
 mod http;
 #[cfg(unix)]
 mod push;

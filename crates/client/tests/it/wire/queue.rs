@@ -11,8 +11,8 @@ use dormer_client::queue::{
     RootEnd, Spool, Standing,
 };
 use dormer_client::{
-    ApiClient, CacheRef, Error, HttpSettings, NixStore, PushFilter, PushOptions, PushReporter, RetryPolicy,
-    Silent,
+    ApiClient, CacheRef, Error, HttpSettings, NixStore, PushApi, PushFilter, PushOptions, PushReporter,
+    RetryPolicy, Silent, TransferOptions,
 };
 use dormer_nix::StorePath;
 
@@ -39,7 +39,8 @@ impl DrainTargets for Targets {
         let settings = HttpSettings { retry, ..HttpSettings::default() };
         let api = ApiClient::new(address.parse()?, None, settings)?;
         let options = PushOptions { filter: self.filter.clone(), ..PushOptions::default() };
-        Ok(DrainTarget { api, cache: cache.cache.clone(), options })
+        let transfer = TransferOptions { api: PushApi::Attic, ..TransferOptions::default() };
+        Ok(DrainTarget { api, cache: cache.cache.clone(), options, transfer })
     }
 }
 

@@ -89,26 +89,7 @@ async fn serve(
     decide: &(dyn Fn(usize, &str) -> Step + Send + Sync),
     seen: &Mutex<Vec<Request>>,
 ) -> std::io::Result<()> {
-    let mut input = Vec::new();
-    let head_end = loop {
-        if let Some(at) = input.windows(4).position(|window| window == b"\r\n\r\n") {
-            break at;
-        }
-        if stream.read_buf(&mut input).await? == 0 {
-            return Ok(());
-        }
-    };
-    let rest = input.split_off(head_end + 4);
-    let head = String::from_utf8(input).expect("a head of ASCII");
-    let mut lines = head.trim_end().split("\r\n").map(str::to_owned);
-    let line = lines.next().expect("a first line");
-    let headers = lines
-        .map(|line| {
-            let (name, value) = line.split_once(':').expect("a header line");
-            (name.to_lowercase(), value.trim().to_owned())
-        })
-        .collect();
-    let request = Request { line, headers, body: Vec::new(), is_whole: false, at: Instant::now() };
+    let Some((request, rest)) = read_head(&mut stream).await? else { return Ok(()) };
     let (number, step) = {
         let mut seen = seen.lock().expect("not poisoned");
         seen.push(request.clone());
@@ -141,6 +122,31 @@ async fn serve(
     Ok(())
 }
 
+/// Reads the head of a request, and what came of its body already. `None` if the client went away.
+pub(crate) async fn read_head(stream: &mut TcpStream) -> std::io::Result<Option<(Request, Vec<u8>)>> {
+    let mut input = Vec::new();
+    let head_end = loop {
+        if let Some(at) = input.windows(4).position(|window| window == b"\r\n\r\n") {
+            break at;
+        }
+        if stream.read_buf(&mut input).await? == 0 {
+            return Ok(None);
+        }
+    };
+    let rest = input.split_off(head_end + 4);
+    let head = String::from_utf8(input).expect("a head of ASCII");
+    let mut lines = head.trim_end().split("\r\n").map(str::to_owned);
+    let line = lines.next().expect("a first line");
+    let headers = lines
+        .map(|line| {
+            let (name, value) = line.split_once(':').expect("a header line");
+            (name.to_lowercase(), value.trim().to_owned())
+        })
+        .collect();
+    let request = Request { line, headers, body: Vec::new(), is_whole: false, at: Instant::now() };
+    Ok(Some((request, rest)))
+}
+
 async fn answer(stream: &mut TcpStream, status: u16, headers: &str, body: &str) -> std::io::Result<()> {
     let length = body.len();
     let text = format!(
@@ -150,7 +156,7 @@ async fn answer(stream: &mut TcpStream, status: u16, headers: &str, body: &str) 
 }
 
 /// Reads at least `max` bytes of the body, or all of it, and says whether it was complete.
-async fn read_body(
+pub(crate) async fn read_body(
     stream: &mut TcpStream,
     mut input: Vec<u8>,
     request: &Request,

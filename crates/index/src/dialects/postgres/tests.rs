@@ -16,7 +16,9 @@ use crate::jobs::{expire_cache, recount, spread_damage};
 use crate::scrub;
 use crate::sql::{Sql, Transaction as _};
 use crate::sql_index::Lock;
-use crate::topics::{caches, chunks, counters, damage, documents, journal, nars, objects, outbox, retention};
+use crate::topics::{
+    caches, chunks, counters, damage, documents, journal, nars, objects, outbox, retention, sessions,
+};
 use crate::*;
 
 pub(super) const NOW: UnixSeconds = 1_800_000_000;
@@ -832,6 +834,14 @@ pub(super) async fn look_ups_search_indexes(index: &PostgresIndex, with_removals
         (retention::LIST_BY_USE, "1, 2, 3, 4".to_owned(), &["objects_by_use"]),
         (retention::LIST_BY_AGE, "1, 2, 3, 4".to_owned(), &["objects_by_age"]),
         (retention::LIST_BY_SIZE, "1, 2, 3, 4".to_owned(), &["objects_by_size"]),
+        (sessions::FIND, bytes.to_owned(), &["sessions_pkey"]),
+        (sessions::OPEN, format!("{bytes}, 1, 'x', 2, 3, 4"), &["caches_pkey", "sessions_by_subject"]),
+        (sessions::ADD_PART, format!("{bytes}, {bytes}, {bytes}, 1"), &["sessions_pkey"]),
+        (sessions::FIND_PART, format!("{bytes}, {bytes}"), &["session_parts_pkey"]),
+        (sessions::PARTS_AFTER, format!("{bytes}, {bytes}, 1"), &["session_parts_pkey"]),
+        (sessions::RECIPES_AFTER, "1, 2, 3, 4".to_owned(), &["objects_by_age", "nars_pkey"]),
+        (sessions::SWEEP_PARTS, "1, 2".to_owned(), &["sessions_by_end", "session_parts_pkey"]),
+        (sessions::SWEEP_SESSIONS, "1, 2".to_owned(), &["sessions_by_end", "session_parts_pkey"]),
         (documents::FIND, "1, 'x'".to_owned(), &["documents_by_name"]),
         (documents::LOOK, "1, 'x'".to_owned(), &["documents_by_name"]),
         (
@@ -845,7 +855,7 @@ pub(super) async fn look_ups_search_indexes(index: &PostgresIndex, with_removals
             &["documents_by_number", "objects_by_deriver", "objects_cache_hash_key"],
         ),
         (expire_cache::DELETE_DOCUMENTS, "ARRAY[1]".to_owned(), &["documents_pkey"]),
-        (outbox::INSERT_FOR_OUTPUTS, "1, 'x', 3, 4".to_owned(), &["objects_by_deriver"]),
+        (documents::OUTPUTS, "1, 'x'".to_owned(), &["objects_by_deriver"]),
         (journal::OBJECTS, format!("1, {array}"), &["objects_cache_hash_key", "nars_pkey", "listings_pkey"]),
         (
             journal::OBJECTS_AFTER,

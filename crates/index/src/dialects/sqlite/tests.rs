@@ -13,7 +13,7 @@ use super::*;
 use crate::collect;
 use crate::jobs::expire_cache;
 use crate::sql::Sql;
-use crate::topics::{caches, chunks, damage, documents, journal, nars, objects, outbox, retention};
+use crate::topics::{caches, chunks, damage, documents, journal, nars, objects, retention, sessions};
 use crate::*;
 
 const NOW: UnixSeconds = 1_800_000_000;
@@ -241,10 +241,10 @@ async fn the_last_step_and_the_end_of_its_job_are_one_transaction() {
     index.delete_cache(cache, None, NOW).await.unwrap();
     let lease = index.lease_job(JobKind::DeleteCache, "a", NOW, NOW + 60).await.unwrap().unwrap();
     let step = || index.delete_cache_step(&lease, 10, NOW, NOW + 60);
-    let document = "INSERT INTO documents (cache, kind, owner, written_at, size, digest, name, body)
-                    VALUES (1, 1, x'01', 0, 0, x'02', 'log/a.drv', x'')";
-    execute(&path, document).await;
-    for _ in ["objects", "graces", "aliases", "references", "pins"] {
+    let session = "INSERT INTO sessions (id, cache, subject, created_at, ends_at)
+                   VALUES (x'00112233445566778899aabbccddeeff', 1, '', 0, 1)";
+    execute(&path, session).await;
+    for _ in ["objects", "graces", "aliases", "references", "pins", "documents"] {
         assert!(!step().await.unwrap().is_last);
     }
     let fail = "CREATE TRIGGER fail BEFORE DELETE ON jobs BEGIN SELECT RAISE(ABORT, 'planted'); END";
@@ -252,7 +252,7 @@ async fn the_last_step_and_the_end_of_its_job_are_one_transaction() {
     assert!(step().await.is_err());
     execute(&path, "DROP TRIGGER fail").await;
     let last = step().await.unwrap();
-    assert_eq!((last.rows, last.is_last), (1, true), "the document was still there");
+    assert_eq!((last.rows, last.is_last), (1, true), "the session was still open");
     assert_eq!(index.list_jobs(None, 10).await.unwrap(), []);
 }
 
@@ -780,6 +780,38 @@ pub(super) async fn look_ups_search_indexes(index: &SqliteIndex) {
         (retention::LIST_BY_USE, &["SEARCH objects USING INDEX objects_by_use (cache=? AND last_used_at>?)"]),
         (retention::LIST_BY_AGE, &["SEARCH objects USING INDEX objects_by_age (cache=? AND created_at>?)"]),
         (retention::LIST_BY_SIZE, &["SEARCH objects USING INDEX objects_by_size (cache=? AND nar_size<?)"]),
+        (sessions::FIND, &["SEARCH sessions USING PRIMARY KEY (id=?)"]),
+        (
+            sessions::OPEN,
+            &[
+                "SEARCH c USING INTEGER PRIMARY KEY (rowid=?)",
+                "SEARCH s USING COVERING INDEX sessions_by_subject (subject=? AND ends_at>?)",
+            ],
+        ),
+        (sessions::ADD_PART, &["SEARCH s USING PRIMARY KEY (id=?)"]),
+        (sessions::FIND_PART, &["SEARCH session_parts USING PRIMARY KEY (session=? AND digest=?)"]),
+        (sessions::PARTS_AFTER, &["SEARCH session_parts USING PRIMARY KEY (session=? AND digest>?)"]),
+        (
+            sessions::RECIPES_AFTER,
+            &[
+                "SEARCH o USING INDEX objects_by_age (cache=? AND created_at>?)",
+                "SEARCH n USING INTEGER PRIMARY KEY (rowid=?)",
+            ],
+        ),
+        (
+            sessions::SWEEP_PARTS,
+            &[
+                "SEARCH s USING COVERING INDEX sessions_by_end (ends_at<?)",
+                "SEARCH p USING PRIMARY KEY (session=?)",
+            ],
+        ),
+        (
+            sessions::SWEEP_SESSIONS,
+            &[
+                "SEARCH s USING COVERING INDEX sessions_by_end (ends_at<?)",
+                "SEARCH p USING PRIMARY KEY (session=?)",
+            ],
+        ),
         (documents::FIND, &["SEARCH documents USING INDEX documents_by_name (cache=? AND name=?)"]),
         (documents::LOOK, &["SEARCH d USING INDEX documents_by_name (cache=? AND name=?) LEFT-JOIN"]),
         (
@@ -798,7 +830,7 @@ pub(super) async fn look_ups_search_indexes(index: &SqliteIndex) {
             ],
         ),
         (expire_cache::DELETE_DOCUMENTS, &["SEARCH documents USING INTEGER PRIMARY KEY (rowid=?)"]),
-        (outbox::INSERT_FOR_OUTPUTS, &["SEARCH o USING INDEX objects_by_deriver (cache=? AND deriver=?)"]),
+        (documents::OUTPUTS, &["SEARCH o USING INDEX objects_by_deriver (cache=? AND deriver=?)"]),
         (
             journal::OBJECTS,
             &[

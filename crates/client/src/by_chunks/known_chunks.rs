@@ -1,0 +1,123 @@
+//! What a target is known to have, so that a chunk that several paths share is asked about and sent
+//! once.
+//!
+//! Invariants
+//! - Memory is bounded: [`KNOWN_MAX`] chunks, and those that are under way. A chunk that was
+//!   forgotten is asked about again, which costs 32 bytes.
+//! - A chunk that is under way is never forgotten: paths wait for it.
+
+use std::collections::HashMap;
+
+use dormer_format::ChunkId;
+
+use super::PathNumber;
+
+/// As many as a table with 2^18 places takes: about 15 MiB, for 28 GiB of NARs.
+const KNOWN_MAX: usize = (1 << 18) / 8 * 7;
+
+/// What happens to a chunk.
+#[derive(Debug)]
+enum ChunkState {
+    /// The client asks about it or sends it. These paths wait.
+    UnderWay(Vec<PathNumber>),
+    /// The target has it.
+    There,
+}
+
+/// What a path finds out about one of its chunks.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Known {
+    /// Nobody asked about the chunk. It is under way now, and the path waits for it.
+    New,
+    /// The path waits for it now.
+    UnderWay,
+    /// The target has it.
+    There,
+}
+
+/// The chunks of one target.
+#[derive(Debug, Default)]
+pub(super) struct KnownChunks {
+    states: HashMap<ChunkId, ChunkState>,
+}
+
+impl KnownChunks {
+    /// A path has this chunk.
+    pub(super) fn look_up(&mut self, chunk: ChunkId, path: PathNumber) -> Known {
+        match self.states.get_mut(&chunk) {
+            Some(ChunkState::There) => Known::There,
+            Some(ChunkState::UnderWay(waiting)) => {
+                waiting.push(path);
+                Known::UnderWay
+            }
+            None => {
+                if self.states.len() >= KNOWN_MAX {
+                    self.states.retain(|_, state| matches!(state, ChunkState::UnderWay(_)));
+                }
+                self.states.insert(chunk, ChunkState::UnderWay(vec![path]));
+                Known::New
+            }
+        }
+    }
+
+    /// The target has this chunk. Returns the paths that waited for it, each as often as it has the
+    /// chunk.
+    pub(super) fn arrived(&mut self, chunk: ChunkId) -> Vec<PathNumber> {
+        match self.states.insert(chunk, ChunkState::There) {
+            Some(ChunkState::UnderWay(waiting)) => waiting,
+            Some(ChunkState::There) | None => Vec::new(),
+        }
+    }
+
+    /// The paths that wait for this chunk.
+    pub(super) fn waiting(&self, chunk: &ChunkId) -> &[PathNumber] {
+        match self.states.get(chunk) {
+            Some(ChunkState::UnderWay(waiting)) => waiting,
+            Some(ChunkState::There) | None => &[],
+        }
+    }
+
+    /// The target may lack this chunk again.
+    pub(super) fn doubt(&mut self, chunk: &ChunkId) {
+        if let Some(ChunkState::There) = self.states.get(chunk) {
+            self.states.remove(chunk);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn id(number: usize) -> ChunkId {
+        let mut bytes = [0; 32];
+        bytes[..8].copy_from_slice(&(number as u64).to_le_bytes());
+        ChunkId::from_bytes(bytes)
+    }
+
+    #[test]
+    fn a_shared_chunk_is_new_once_and_wakes_all_that_wait() {
+        let mut known = KnownChunks::default();
+        assert_eq!(known.look_up(id(1), 10), Known::New);
+        assert_eq!(known.look_up(id(1), 11), Known::UnderWay);
+        assert_eq!(known.look_up(id(1), 11), Known::UnderWay);
+        assert_eq!(known.waiting(&id(1)), [10, 11, 11]);
+        known.doubt(&id(1));
+        assert_eq!(known.arrived(id(1)), [10, 11, 11]);
+        assert_eq!(known.look_up(id(1), 12), Known::There);
+        known.doubt(&id(1));
+        assert_eq!(known.look_up(id(1), 12), Known::New);
+    }
+
+    #[test]
+    fn memory_is_bounded_and_keeps_what_is_under_way() {
+        let mut known = KnownChunks::default();
+        assert_eq!(known.look_up(id(0), 1), Known::New);
+        for number in 1..2 * KNOWN_MAX {
+            known.look_up(id(number), 1);
+            known.arrived(id(number));
+            assert!(known.states.len() <= KNOWN_MAX);
+        }
+        assert_eq!(known.look_up(id(0), 2), Known::UnderWay);
+    }
+}

@@ -1,0 +1,485 @@
+//! One cache that a push by chunks goes to: what it has, what it is sent, and what it commits.
+//!
+//! Everything here is bookkeeping without waiting. `pipeline` sends the requests.
+
+use std::collections::{HashSet, VecDeque};
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use dormer_api::v2::{CommitEntry, CommitResult, SessionResponse};
+use dormer_api::{CacheName, UploadPathResult, UploadPathResultKind};
+use dormer_format::{ChunkId, NarManifest};
+use tokio::time::Instant;
+
+use super::PathNumber;
+use super::commit_order::{CommitOrder, PathGraph};
+use super::known_chunks::{Known, KnownChunks};
+use super::part_builder::{Part, PartBuilder};
+use super::session_file::SessionFile;
+use crate::api::{ApiClient, is_passing, path_refusal};
+use crate::error::Error;
+use crate::path_info::PathInfo;
+use crate::push::{FailedPath, NotTriedPath, PushSummary};
+use crate::reporter::{PathDone, PushReporter};
+
+/// NAR bytes in a commit that does not wait for more paths. A gigabyte takes some 16 commits.
+const COMMIT_NAR_BYTES: u64 = 64 * 1024 * 1024;
+/// Paths in a commit that does not wait for more paths.
+const COMMIT_PATHS: usize = 128;
+/// Longest time that a path waits for others to be committed with.
+const COMMIT_WAIT: Duration = Duration::from_secs(3);
+/// Bytes of a commit's body, unless one path alone needs more.
+const COMMIT_BODY_BYTES: usize = 4 * 1024 * 1024;
+/// First and longest pause before the client asks again for what the server still verifies. The
+/// server itself waits some seconds before it answers.
+const ASK_AGAIN_FIRST: Duration = Duration::from_millis(100);
+const ASK_AGAIN_MAX: Duration = Duration::from_secs(5);
+/// Longest time without any progress in what the server verifies. It reads 100 GiB within that.
+const COMMIT_PATIENCE: Duration = Duration::from_mins(30);
+/// How often a path's chunks may turn out to be missing at the commit.
+const ROUNDS_MAX: u8 = 5;
+
+/// Why a target gets nothing more.
+#[derive(Debug)]
+pub(super) enum Stop {
+    /// Every path is committed or lost.
+    Done,
+    /// An error that would affect every path.
+    Failed,
+    /// The session is over. A new one may go on.
+    SessionEnded,
+}
+
+/// A cache that a push goes to.
+pub(super) struct Target {
+    pub(super) api: ApiClient,
+    pub(super) cache: CacheName,
+    pub(super) session: SessionFile,
+    pub(super) limits: SessionResponse,
+    pub(super) order: CommitOrder,
+    pub(super) stop: Option<Stop>,
+    pub(super) summary: PushSummary,
+    paths: Arc<Vec<PathInfo>>,
+    reporter: Arc<dyn PushReporter>,
+    /// Paths that have to be cut, for the first time or again.
+    cut_wanted: Vec<bool>,
+    /// Paths whose chunks are all known.
+    is_cut: Vec<bool>,
+    /// Number of chunks of each path that the target does not have yet.
+    awaited: Vec<usize>,
+    /// Raw bytes that are sent for each path.
+    sent_raw: Vec<u64>,
+    rounds: Vec<u8>,
+    known: KnownChunks,
+    /// Chunks that the target asked for at a commit.
+    demanded: HashSet<ChunkId>,
+    pub(super) builder: PartBuilder,
+    /// Parts that wait for a connection.
+    pub(super) parts: VecDeque<Part>,
+    pub(super) parts_in_flight: usize,
+    /// Bytes of the parts that wait or are in flight.
+    pub(super) part_bytes: u64,
+    /// When the first path became ready that was not in a commit yet.
+    ready_since: Option<Instant>,
+    ready_nar_bytes: u64,
+    /// Whether something changed since no path could be committed.
+    may_commit: bool,
+    pub(super) committing: bool,
+    /// Paths that the server verifies.
+    asked: HashSet<PathNumber>,
+    ask_again_at: Option<Instant>,
+    ask_again_wait: Duration,
+    last_progress: Instant,
+}
+
+/// What to do with a chunk of a path.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Need {
+    /// Nothing: the target has the chunk, or is sent it for another path.
+    None,
+    /// Ask whether the target has it.
+    Ask,
+    /// Send it.
+    Send,
+}
+
+impl Target {
+    pub(super) fn new(
+        api: ApiClient,
+        cache: CacheName,
+        session: SessionFile,
+        limits: SessionResponse,
+        (paths, graph, wants): (Arc<Vec<PathInfo>>, Arc<PathGraph>, Vec<bool>),
+        part_bytes_max: u64,
+        reporter: Arc<dyn PushReporter>,
+    ) -> Self {
+        let count = paths.len();
+        Self {
+            api,
+            cache,
+            session,
+            limits,
+            order: CommitOrder::new(graph, &wants),
+            stop: None,
+            summary: PushSummary::default(),
+            paths,
+            reporter,
+            cut_wanted: wants,
+            is_cut: vec![false; count],
+            awaited: vec![0; count],
+            sent_raw: vec![0; count],
+            rounds: vec![0; count],
+            known: KnownChunks::default(),
+            demanded: HashSet::new(),
+            builder: PartBuilder::new(part_bytes_max),
+            parts: VecDeque::new(),
+            parts_in_flight: 0,
+            part_bytes: 0,
+            ready_since: None,
+            ready_nar_bytes: 0,
+            may_commit: false,
+            committing: false,
+            asked: HashSet::new(),
+            ask_again_at: None,
+            ask_again_wait: ASK_AGAIN_FIRST,
+            last_progress: Instant::now(),
+        }
+    }
+
+    pub(super) fn is_active(&self) -> bool {
+        self.stop.is_none()
+    }
+
+    /// Whether the path has to be cut for this target. A cut begins now if so.
+    pub(super) fn begin_cut(&mut self, path: PathNumber) -> bool {
+        let wanted = self.wants_cut(path);
+        self.cut_wanted[path] = false;
+        wanted
+    }
+
+    pub(super) fn wants_cut(&self, path: PathNumber) -> bool {
+        self.is_active() && self.cut_wanted[path] && self.order.is_left(path)
+    }
+
+    /// The path has this chunk.
+    pub(super) fn see_chunk(&mut self, path: PathNumber, chunk: ChunkId, raw_bytes: u64) -> Need {
+        if !self.is_active() || !self.order.is_left(path) {
+            return Need::None;
+        }
+        match self.known.look_up(chunk, path) {
+            Known::New => {
+                self.awaited[path] += 1;
+                if self.demanded.remove(&chunk) {
+                    self.sent_raw[path] += raw_bytes;
+                    Need::Send
+                } else {
+                    Need::Ask
+                }
+            }
+            Known::UnderWay => {
+                self.awaited[path] += 1;
+                self.reporter.spared(raw_bytes);
+                Need::None
+            }
+            Known::There => {
+                self.reporter.spared(raw_bytes);
+                Need::None
+            }
+        }
+    }
+
+    /// The target answered for a chunk that it was asked about for `path`. Returns whether to send
+    /// it.
+    pub(super) fn answered(
+        &mut self,
+        path: PathNumber,
+        chunk: ChunkId,
+        raw_bytes: u64,
+        missing: bool,
+    ) -> bool {
+        if !self.is_active() {
+            return false;
+        }
+        if missing {
+            self.sent_raw[path] += raw_bytes;
+        } else {
+            self.reporter.spared(raw_bytes);
+            self.arrived(chunk);
+        }
+        missing
+    }
+
+    /// The target has this chunk now.
+    pub(super) fn arrived(&mut self, chunk: ChunkId) {
+        for path in self.known.arrived(chunk) {
+            self.awaited[path] = self.awaited[path].saturating_sub(1);
+            self.check_ready(path);
+        }
+    }
+
+    /// All chunks of the path were seen.
+    pub(super) fn end_cut(&mut self, path: PathNumber) {
+        self.is_cut[path] = true;
+        self.check_ready(path);
+    }
+
+    fn check_ready(&mut self, path: PathNumber) {
+        if self.is_cut[path] && self.awaited[path] == 0 && self.order.is_left(path) {
+            if !self.order.ready().contains(&path) {
+                self.ready_nar_bytes += self.paths[path].nar_size;
+                self.ready_since.get_or_insert_with(Instant::now);
+                self.may_commit = true;
+            }
+            self.order.set_ready(path);
+        }
+    }
+
+    /// When a commit becomes due that is not due now.
+    pub(super) fn next_commit_at(&self) -> Option<Instant> {
+        if self.committing || !self.is_active() {
+            return None;
+        }
+        let waited = self.ready_since.filter(|_| self.may_commit).map(|since| since + COMMIT_WAIT);
+        waited.into_iter().chain(self.ask_again_at).min()
+    }
+
+    /// The paths of the next commit with the request's body, if a commit is due. `nothing_comes`
+    /// says that no path becomes ready by itself.
+    pub(super) fn next_commit(
+        &mut self,
+        manifests: &[Option<Arc<NarManifest>>],
+        nothing_comes: bool,
+    ) -> Option<(Vec<PathNumber>, Bytes)> {
+        if self.committing || !self.is_active() || self.order.ready().is_empty() {
+            return None;
+        }
+        let now = Instant::now();
+        let asks_again = self.ask_again_at.is_some_and(|at| at <= now);
+        let is_new = self.may_commit
+            && (nothing_comes
+                || self.ready_nar_bytes >= COMMIT_NAR_BYTES
+                || self.order.ready().len() >= COMMIT_PATHS
+                || self.ready_since.is_some_and(|since| since + COMMIT_WAIT <= now));
+        // What the server verifies goes first, so new paths alone would jump the queue.
+        if !asks_again && (!is_new || self.ask_again_at.is_some()) {
+            return None;
+        }
+        let paths_max = usize::try_from(self.limits.commit_paths_max).unwrap_or(usize::MAX).max(1);
+        let body_max = usize::try_from(self.limits.commit_bytes_max).unwrap_or(usize::MAX);
+        let body_max = body_max.min(COMMIT_BODY_BYTES);
+        let mut body = Vec::new();
+        let mut count = 0;
+        let (cache, paths) = (&self.cache, &self.paths);
+        let mut broken = None;
+        let batch = self.order.batch(|path| {
+            if count == paths_max || broken.is_some() {
+                return false;
+            }
+            let manifest = manifests[path].as_ref().expect("a ready path was cut").encode();
+            let info = serde_json::to_vec(&paths[path].upload_info(cache)).expect("text and numbers only");
+            let before = body.len();
+            let entry = CommitEntry { info: &info, manifest: &manifest };
+            if entry.encode_to(&mut body).is_err() {
+                broken = Some(path);
+                return false;
+            }
+            if before > 0 && body.len() > body_max {
+                body.truncate(before);
+                return false;
+            }
+            count += 1;
+            true
+        });
+        debug_assert!(broken.is_none(), "paths with such manifests are not pushed by chunks");
+        self.may_commit = false;
+        self.ready_since = None;
+        self.ready_nar_bytes = 0;
+        self.ask_again_at = None;
+        if batch.is_empty() {
+            return None;
+        }
+        self.committing = true;
+        Some((batch, body.into()))
+    }
+
+    /// The server answered a commit. Returns the paths that have to be cut again.
+    pub(super) fn committed(
+        &mut self,
+        batch: &[PathNumber],
+        results: Vec<CommitResult>,
+        manifests: &[Option<Arc<NarManifest>>],
+    ) -> Vec<PathNumber> {
+        let mut again = Vec::new();
+        let mut changed = false;
+        let left_before = self.order.left();
+        self.asked.clear();
+        for (&path, result) in batch.iter().zip(results) {
+            if !self.order.is_left(path) {
+                continue;
+            }
+            match result {
+                CommitResult::Committed(result) => self.count(path, &result),
+                CommitResult::Verifying | CommitResult::Waiting => {
+                    self.asked.insert(path);
+                }
+                CommitResult::Failed { error } if is_passing(&error) => {
+                    self.asked.insert(path);
+                }
+                CommitResult::Failed { error } => {
+                    let action = format!("pushing {} to cache {}", self.paths[path].path, self.cache);
+                    self.fail(path, path_refusal(action, &error));
+                }
+                CommitResult::Missing { chunks } => {
+                    self.rounds[path] += 1;
+                    changed = true;
+                    if self.rounds[path] > ROUNDS_MAX {
+                        let (path_name, cache) = (self.paths[path].path.clone(), self.cache.clone());
+                        self.fail(path, Error::ChunksLost { path: path_name, cache });
+                        continue;
+                    }
+                    let manifest = manifests[path].as_ref().expect("a path that was asked for was cut");
+                    self.demand(path, manifest, &chunks);
+                    again.push(path);
+                }
+            }
+        }
+        self.committing = false;
+        self.may_commit = true;
+        changed |= self.order.left() < left_before;
+        if changed {
+            self.last_progress = Instant::now();
+            self.ask_again_wait = ASK_AGAIN_FIRST;
+        }
+        if self.order.ready().len() > self.asked.len() {
+            self.ready_since.get_or_insert_with(Instant::now);
+        }
+        if !self.asked.is_empty() {
+            self.ask_again_at = Some(Instant::now() + self.ask_again_wait);
+            self.ask_again_wait = (self.ask_again_wait * 2).min(ASK_AGAIN_MAX);
+            if self.last_progress.elapsed() > COMMIT_PATIENCE {
+                let action = format!("committing paths to cache {}", self.cache);
+                self.stop_with(Error::Stalled { action, seconds: COMMIT_PATIENCE.as_secs() });
+            }
+        }
+        again
+    }
+
+    /// The target lacks chunks of a path at these places, and perhaps others.
+    fn demand(&mut self, path: PathNumber, manifest: &NarManifest, places: &[u64]) {
+        self.order.set_open(path);
+        self.is_cut[path] = false;
+        self.cut_wanted[path] = true;
+        for chunk in &manifest.chunks {
+            self.known.doubt(chunk);
+        }
+        let chunk = |place: &u64| manifest.chunks.get(usize::try_from(*place).ok()?).copied();
+        self.demanded.extend(places.iter().filter_map(chunk));
+    }
+
+    fn count(&mut self, path: PathNumber, result: &UploadPathResult) {
+        let info = &self.paths[path];
+        let spared = info.nar_size.saturating_sub(self.sent_raw[path]);
+        let done = PathDone {
+            path: info.path.clone(),
+            nar_size: info.nar_size,
+            kind: result.kind,
+            file_size: result.file_size,
+            frac_deduplicated: Some(share(spared, info.nar_size)),
+            kept: result.kept,
+        };
+        debug_assert!(result.kind != UploadPathResultKind::Unknown || result.file_size.is_none());
+        self.summary.bytes_read += info.nar_size;
+        self.summary.bytes_saved += spared;
+        self.order.set_committed(path);
+        self.reporter.path_done(path, &done);
+        if done.kept { self.summary.kept.push(done) } else { self.summary.pushed.push(done) }
+    }
+
+    /// The path failed, and with it the paths that refer to it.
+    pub(super) fn fail(&mut self, path: PathNumber, error: Error) {
+        if !self.is_active() || !self.order.is_left(path) {
+            return;
+        }
+        if error.is_fatal_for_push() {
+            self.stop_at(path, error);
+            return;
+        }
+        let lost = self.order.lose(path);
+        self.note_failure(path, error);
+        let failed_reference = Some(self.paths[path].path.clone());
+        self.summary.not_tried.extend(lost.into_iter().map(|path| NotTriedPath {
+            path: self.paths[path].path.clone(),
+            failed_reference: failed_reference.clone(),
+        }));
+        self.may_commit = true;
+    }
+
+    /// An error that would affect every path.
+    pub(super) fn stop_with(&mut self, error: Error) {
+        if let Some(path) = self.order.first_left()
+            && self.is_active()
+        {
+            self.stop_at(path, error);
+        }
+    }
+
+    fn stop_at(&mut self, path: PathNumber, error: Error) {
+        if matches!(error, Error::SessionEnded { .. }) {
+            self.end(Stop::SessionEnded);
+            return;
+        }
+        self.note_failure(path, error);
+        let rest = (0..self.paths.len()).filter(|other| *other != path && self.order.is_left(*other));
+        let not_tried = rest
+            .map(|other| NotTriedPath { path: self.paths[other].path.clone(), failed_reference: None })
+            .collect::<Vec<_>>();
+        self.summary.not_tried.extend(not_tried);
+        self.end(Stop::Failed);
+    }
+
+    /// A request failed that carried chunks for these paths.
+    pub(super) fn fail_chunks(&mut self, chunks: &[ChunkId], error: Error) {
+        if error.is_fatal_for_push() || matches!(error, Error::SessionEnded { .. }) {
+            self.stop_with(error);
+            return;
+        }
+        let waiting: std::collections::BTreeSet<PathNumber> =
+            chunks.iter().flat_map(|chunk| self.known.waiting(chunk)).copied().collect();
+        let error = Arc::new(error);
+        for path in waiting {
+            self.fail(path, Error::Shared(Arc::clone(&error)));
+        }
+    }
+
+    fn note_failure(&mut self, path: PathNumber, error: Error) {
+        let name = self.paths[path].path.clone();
+        self.reporter.path_failed(path, &name, &error);
+        self.summary.failed.push(FailedPath { path: name, error });
+    }
+
+    /// Notes that the target is done, if it is.
+    pub(super) fn check_done(&mut self) {
+        if self.is_active() && self.order.left() == 0 {
+            self.end(Stop::Done);
+        }
+    }
+
+    fn end(&mut self, stop: Stop) {
+        self.stop = Some(stop);
+        self.builder = PartBuilder::new(0);
+        self.part_bytes -= self.parts.drain(..).map(|part| part.size).sum::<u64>();
+    }
+
+    /// The paths that neither ended nor failed.
+    pub(super) fn rest(&self) -> Vec<PathInfo> {
+        let left = (0..self.paths.len()).filter(|path| self.order.is_left(*path));
+        left.map(|path| self.paths[path].clone()).collect()
+    }
+}
+
+/// `part` of `whole`, in 0 to 1.
+#[expect(clippy::cast_precision_loss, reason = "a figure for people")]
+fn share(part: u64, whole: u64) -> f64 {
+    if whole == 0 { 0.0 } else { part as f64 / whole as f64 }
+}

@@ -1,0 +1,365 @@
+//! Commits the paths of a session: checks their NARs in the background, and makes them visible in
+//! order.
+//!
+//! Algorithm: a check is a task, named by its session and the bytes of its entry. A request begins
+//! the checks of its paths, a few at a time, and waits until its time is up. It commits each path
+//! whose NAR is sound and whose references, as far as they stand earlier in the request, are
+//! committed. What is not done then goes on without the request: the client asks again with the
+//! same entries, and finds the task or what it left.
+//!
+//! Invariants
+//! - A path never becomes visible before a reference that stands earlier in its request.
+//! - One task checks an entry, however many requests ask for it. What it left is kept for
+//!   [`KEPT`], so an answer that was lost costs no second check.
+//! - The request commits, not the task: what a client gave up never becomes visible later.
+//! - Of one request at most [`CHECKS_MAX`] checks run at once, and of all requests as many as there
+//!   are turns. A sound NAR that waits for its commit keeps a share of the memory for uploads.
+
+use std::collections::HashMap;
+use std::fmt;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use bytes::Bytes;
+use dormer_index::{CommitOutcome, Error as IndexError, Object, SessionId};
+use dormer_nix::{NarHash, StorePathHash};
+use futures::StreamExt as _;
+use futures::stream::FuturesUnordered;
+use tokio::sync::watch;
+use tokio::time::Instant;
+use tracing::Instrument as _;
+
+use super::verify::Verified;
+use super::{PushSession, Reader};
+use crate::budget::Budget;
+use crate::ingest::{Deduplication, Ingested};
+use crate::{Engine, Error, ErrorClass, Result};
+
+/// Checks of one request that run at once.
+const CHECKS_MAX: usize = 4;
+
+/// How long what a check left is kept for the next request.
+const KEPT: Duration = Duration::from_mins(2);
+
+/// A path to commit.
+#[derive(Debug, Clone)]
+pub struct ChunkedPath {
+    /// A digest of the whole entry, which names its check.
+    pub digest: NarHash,
+    /// The object.
+    pub object: Object,
+    /// The announced hash of its NAR.
+    pub nar_hash: NarHash,
+    /// The announced bytes of its NAR.
+    pub nar_size: u64,
+    /// The NAR manifest: how the NAR is made.
+    pub manifest: Bytes,
+}
+
+/// A path that was committed.
+#[derive(Debug, Clone, PartialEq)]
+pub struct CommittedPath {
+    /// Bytes that readers will get.
+    pub file_size: u64,
+    /// What the server may tell about deduplication: [`Deduplication::Whole`] or
+    /// [`Deduplication::Untold`].
+    pub deduplication: Deduplication,
+    /// Whether the path that was here first stays.
+    pub is_kept: bool,
+}
+
+/// What became of a path.
+#[derive(Debug)]
+pub enum PathOutcome {
+    /// It is durable and visible.
+    Committed(CommittedPath),
+    /// Its check goes on.
+    Verifying,
+    /// Its check did not begin, or a reference that stands earlier is not committed.
+    Waiting,
+    /// The session may not use the chunks at these positions.
+    Missing(Vec<u64>),
+    /// It cannot be committed as it is.
+    Failed(Arc<Error>),
+}
+
+/// The session that asks, and a digest of its entry.
+type Key = (SessionId, NarHash);
+
+/// The checks that run, and what ended ones left.
+#[derive(Debug)]
+pub(crate) struct Verifications {
+    all: Mutex<HashMap<Key, Arc<Verification>>>,
+    turns: Budget,
+}
+
+#[derive(Debug)]
+struct Verification {
+    state: watch::Sender<State>,
+}
+
+#[derive(Clone)]
+enum State {
+    Running,
+    /// Sound. The first commit takes what is in it.
+    Sound(Arc<Mutex<Option<Ingested>>>),
+    Missing(Arc<Vec<u64>>),
+    Failed(Arc<Error>),
+    Committed(CommittedPath),
+}
+
+impl fmt::Debug for State {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Running => "Running",
+            Self::Sound(_) => "Sound",
+            Self::Missing(_) => "Missing",
+            Self::Failed(_) => "Failed",
+            Self::Committed(_) => "Committed",
+        })
+    }
+}
+
+impl Verification {
+    fn state(&self) -> State {
+        self.state.borrow().clone()
+    }
+
+    /// Waits until the check has ended.
+    async fn ended(&self) {
+        let mut state = self.state.subscribe();
+        // The sender lives as long as `self`.
+        let _ = state.wait_for(|state| !matches!(state, State::Running)).await;
+    }
+}
+
+impl Verifications {
+    pub(crate) fn new(turns: usize) -> Self {
+        // Checks wait for their turn without a limit: their requests do not wait for them.
+        Self { all: Mutex::default(), turns: Budget::of_turns("checks", turns, Duration::MAX, "checks") }
+    }
+
+    pub(crate) fn turns(&self) -> &Budget {
+        &self.turns
+    }
+
+    fn lock(&self) -> std::sync::MutexGuard<'_, HashMap<Key, Arc<Verification>>> {
+        self.all.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Forgets a check, unless another one has its name by now.
+    fn forget(&self, key: &Key, check: &Arc<Verification>) {
+        let mut all = self.lock();
+        if all.get(key).is_some_and(|present| Arc::ptr_eq(present, check)) {
+            all.remove(key);
+        }
+    }
+}
+
+impl Engine {
+    /// Commits paths of a session. Each gets an outcome, in order, after `patience` at the latest;
+    /// checks go on in the background. `hold` is kept until each check has ended.
+    ///
+    /// An error says that a part of the server cannot be reached. What was committed before is
+    /// remembered, so the same request may be repeated.
+    pub async fn commit_paths(
+        &self,
+        session: &PushSession,
+        reader: &Reader,
+        paths: &[ChunkedPath],
+        patience: Duration,
+        hold: &Arc<impl Send + Sync + 'static>,
+    ) -> Result<Vec<PathOutcome>> {
+        let begun = Instant::now();
+        let may_tell = self.reads_everything(reader).await?;
+        let outcomes = self.commit_in_order(session, reader, paths, begun + patience, hold).await;
+        self.answer_on_grid(begun, may_tell).await;
+        outcomes
+    }
+
+    async fn commit_in_order(
+        &self,
+        session: &PushSession,
+        reader: &Reader,
+        paths: &[ChunkedPath],
+        until: Instant,
+        hold: &Arc<impl Send + Sync + 'static>,
+    ) -> Result<Vec<PathOutcome>> {
+        let needed = references_before(paths);
+        let mut outcomes: Vec<Option<PathOutcome>> = (0..paths.len()).map(|_| None).collect();
+        let mut checks: Vec<Arc<Verification>> = Vec::with_capacity(paths.len());
+        let mut running = FuturesUnordered::new();
+        loop {
+            while checks.len() < paths.len() && running.len() < CHECKS_MAX {
+                let check = self.begin_check(session, reader, &paths[checks.len()], hold);
+                checks.push(Arc::clone(&check));
+                running.push(async move { check.ended().await });
+            }
+            for (number, check) in checks.iter().enumerate() {
+                let is_committed =
+                    |earlier: &usize| matches!(outcomes[*earlier], Some(PathOutcome::Committed(_)));
+                if outcomes[number].is_none() && needed[number].iter().all(is_committed) {
+                    outcomes[number] = self.settle(session, reader, &paths[number], check).await?;
+                }
+            }
+            tokio::select! {
+                ended = running.next() => if ended.is_none() && checks.len() == paths.len() { break },
+                () = tokio::time::sleep_until(until) => break,
+            }
+        }
+        let mut settled = Vec::with_capacity(paths.len());
+        for (number, outcome) in outcomes.into_iter().enumerate() {
+            settled.push(match outcome {
+                Some(outcome) => outcome,
+                None => self.unsettled(session, &paths[number], checks.get(number)),
+            });
+        }
+        Ok(settled)
+    }
+
+    /// What to say of a path that was not settled in time.
+    fn unsettled(
+        &self,
+        session: &PushSession,
+        path: &ChunkedPath,
+        check: Option<&Arc<Verification>>,
+    ) -> PathOutcome {
+        let Some(check) = check else { return PathOutcome::Waiting };
+        let outcome = match check.state() {
+            State::Running => return PathOutcome::Verifying,
+            State::Sound(_) | State::Committed(_) => return PathOutcome::Waiting,
+            State::Missing(chunks) => PathOutcome::Missing(chunks.to_vec()),
+            State::Failed(error) if matches!(error.class(), ErrorClass::Busy | ErrorClass::Unavailable) => {
+                PathOutcome::Waiting
+            }
+            State::Failed(error) => PathOutcome::Failed(error),
+        };
+        self.verifications().forget(&(session.id, path.digest), check);
+        outcome
+    }
+
+    /// The check of a path: the one that runs or ended, or a new one.
+    fn begin_check(
+        &self,
+        session: &PushSession,
+        reader: &Reader,
+        path: &ChunkedPath,
+        hold: &Arc<impl Send + Sync + 'static>,
+    ) -> Arc<Verification> {
+        let key = (session.id, path.digest);
+        let mut all = self.verifications().lock();
+        if let Some(present) = all.get(&key) {
+            return Arc::clone(present);
+        }
+        let check = Arc::new(Verification { state: watch::Sender::new(State::Running) });
+        all.insert(key, Arc::clone(&check));
+        drop(all);
+        let (engine, session, reader, hold) =
+            (self.clone(), session.clone(), reader.clone(), Arc::clone(hold));
+        // A copy: the check must not keep the whole request.
+        let manifest = Bytes::copy_from_slice(&path.manifest);
+        let nar = (path.nar_hash, path.nar_size);
+        let begun = Arc::clone(&check);
+        let work = async move {
+            let turn = engine.verifications().turns.take_at_last(1).await;
+            let work = engine.clone();
+            // A task of its own, so that a panic ends the check and nothing waits for ever.
+            let checked = tokio::spawn(async move { work.verify(&session, &reader, manifest, nar).await });
+            let state = match checked.await {
+                Ok(Ok(Verified::Sound(ingested))) => State::Sound(Arc::new(Mutex::new(Some(*ingested)))),
+                Ok(Ok(Verified::Missing(chunks))) => State::Missing(Arc::new(chunks)),
+                Ok(Err(error)) => State::Failed(Arc::new(error)),
+                Err(_) => State::Failed(Arc::new(Error::CheckLost)),
+            };
+            drop((turn, hold));
+            begun.state.send_replace(state);
+            // What is kept keeps no engine alive.
+            let inner = Arc::downgrade(&engine.inner);
+            drop(engine);
+            tokio::time::sleep(KEPT).await;
+            if let Some(inner) = inner.upgrade() {
+                Engine { inner }.verifications().forget(&key, &begun);
+            }
+        };
+        tokio::spawn(work.in_current_span());
+        check
+    }
+
+    /// What became of a path whose references are committed; `None` while its check runs.
+    async fn settle(
+        &self,
+        session: &PushSession,
+        reader: &Reader,
+        path: &ChunkedPath,
+        check: &Arc<Verification>,
+    ) -> Result<Option<PathOutcome>> {
+        let key = (session.id, path.digest);
+        match check.state() {
+            State::Running => Ok(None),
+            State::Committed(committed) => Ok(Some(PathOutcome::Committed(committed))),
+            State::Missing(chunks) => {
+                // The client sends them, and then the NAR is to be looked at again.
+                self.verifications().forget(&key, check);
+                Ok(Some(PathOutcome::Missing(chunks.to_vec())))
+            }
+            State::Failed(error) => {
+                self.verifications().forget(&key, check);
+                match error.class() {
+                    ErrorClass::Busy => Ok(Some(PathOutcome::Waiting)),
+                    ErrorClass::Unavailable => Err(Error::CheckFailed(error)),
+                    _ => Ok(Some(PathOutcome::Failed(error))),
+                }
+            }
+            State::Sound(ingested) => {
+                let taken = ingested.lock().unwrap_or_else(PoisonError::into_inner).take();
+                // Another request commits it right now.
+                let Some(ingested) = taken else { return Ok(Some(PathOutcome::Waiting)) };
+                match self.commit_checked(session, reader, path, ingested).await {
+                    Ok(committed) => {
+                        check.state.send_replace(State::Committed(committed.clone()));
+                        Ok(Some(PathOutcome::Committed(committed)))
+                    }
+                    Err(error) => {
+                        self.verifications().forget(&key, check);
+                        match error {
+                            // A collection took something since the check: it is to be made again.
+                            Error::Index(IndexError::PackGone | IndexError::NarGone) => {
+                                Ok(Some(PathOutcome::Waiting))
+                            }
+                            error => Err(error),
+                        }
+                    }
+                }
+            }
+        }
+    }
+
+    async fn commit_checked(
+        &self,
+        session: &PushSession,
+        reader: &Reader,
+        path: &ChunkedPath,
+        ingested: Ingested,
+    ) -> Result<CommittedPath> {
+        let file_size = ingested.file_size;
+        let is_whole = ingested.known
+            && (reader.everything
+                || self.deduplication(&ingested, |cache| (reader.may_read)(cache)).await?
+                    == Deduplication::Whole);
+        let deduplication = if is_whole { Deduplication::Whole } else { Deduplication::Untold };
+        let outcome = self.commit_object(&session.cache, ingested, path.object.clone()).await?;
+        Ok(CommittedPath { file_size, deduplication, is_kept: outcome == CommitOutcome::Kept })
+    }
+}
+
+/// For each path, the earlier ones that it refers to.
+fn references_before(paths: &[ChunkedPath]) -> Vec<Vec<usize>> {
+    let mut places: HashMap<StorePathHash, usize> = HashMap::new();
+    let mut needed = Vec::with_capacity(paths.len());
+    for (number, path) in paths.iter().enumerate() {
+        let references = path.object.references.iter().filter_map(|path| places.get(&path.hash()));
+        needed.push(references.copied().collect());
+        places.entry(path.object.path.hash()).or_insert(number);
+    }
+    needed
+}

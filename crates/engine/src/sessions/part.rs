@@ -1,0 +1,269 @@
+//! Receives a part: a pack of chunks that a client compressed.
+//!
+//! Algorithm: check the pack, its digest and the form of its frames; decode each chunk on the CPU
+//! pool and compare its id; claim the chunks that are stored nowhere, and hand their frames to the
+//! packer as they came; wait for the packs; write down what the session received.
+//!
+//! Invariants
+//! - Frames are stored only after they were decoded and their chunk's id compared.
+//! - A part that was answered is durable: its chunks' packs first, then the note about the part.
+//! - A part whose chunks are all stored waits for a pack as well, if its caller may not know that
+//!   they are: it stores a chunk of noise ([`DECOY_BYTES`]), which the next collection removes.
+//! - Memory: the part, which the caller accounts for, and one chunk. The packer gets copies, so a
+//!   pack that waits keeps no whole part alive.
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+use bytes::Bytes;
+use dormer_format::{
+    ChunkId, ChunkRun, Decoder, HOLE_BYTES, PACK_TRAILER_BYTES, PackEntry, RawChunk, RecipeBuilder,
+    StoredChunk, read_pack, read_trailer,
+};
+use dormer_index::{Error as IndexError, SessionPart};
+use tokio::time::Instant;
+
+use super::{LOOK_CHUNKS, PushSession, Reader};
+use crate::commit::finish;
+use crate::packer::{Claim, PackSlot, PendingChunk};
+use crate::read::windows;
+use crate::{Engine, Error, Result};
+
+/// Largest part, in bytes. Proxies often refuse bodies over 32 MB, and a part should be answered
+/// within seconds also over a slow line.
+pub const PART_BYTES_MAX: usize = 8 * 1024 * 1024;
+
+/// Most raw bytes of the chunks of a part: half a second of decoding and hashing. Software
+/// compresses to a third; a part of larger chunks than this is a bomb.
+pub const PART_RAW_BYTES_MAX: u64 = 512 * 1024 * 1024;
+
+/// Raw bytes decoded in one job of the CPU pool: 1 to 3 ms of work.
+const JOB_BYTES: u64 = 1024 * 1024;
+
+/// Bytes of the noise that a part stores which brings nothing new. A pack of this size takes about
+/// as long to store as one of a part.
+const DECOY_BYTES: usize = 64 * 1024;
+
+impl Engine {
+    /// Takes a part of a session. When this returns, every chunk of the part is durable, and the
+    /// session may name it. Repeating a part costs a look-up.
+    ///
+    /// The work goes on when the caller leaves.
+    pub async fn receive_part(
+        &self,
+        session: &PushSession,
+        reader: &Reader,
+        digest: [u8; 32],
+        part: Bytes,
+    ) -> Result<()> {
+        let begun = Instant::now();
+        if let Some(known) = self.index().find_part(&session.id, &digest).await?
+            && self.are_sound(&known).await?
+        {
+            return Ok(());
+        }
+        let (engine, session, reader) = (self.clone(), session.clone(), reader.clone());
+        finish(async move {
+            let may_tell = engine.reads_everything(&reader).await?;
+            let received = engine.store_part(&session, &reader, may_tell, digest, part).await;
+            engine.answer_on_grid(begun, may_tell).await;
+            received
+        })
+        .await
+    }
+
+    /// Whether the chunks of a part are all still there. If not, the part is to be stored again.
+    async fn are_sound(&self, part: &SessionPart) -> Result<bool> {
+        for runs in windows(&part.chunks) {
+            let rows = match self.index().load_chunks(&runs).await {
+                Ok(rows) => rows,
+                Err(IndexError::ChunkGone { .. }) => return Ok(false),
+                Err(error) => return Err(error.into()),
+            };
+            let ids: Vec<ChunkId> = rows.iter().map(|row| row.id).collect();
+            if self.index().find_chunks(&ids).await?.iter().any(Option::is_none) {
+                return Ok(false);
+            }
+        }
+        Ok(true)
+    }
+
+    async fn store_part(
+        &self,
+        session: &PushSession,
+        reader: &Reader,
+        may_tell: bool,
+        digest: [u8; 32],
+        part: Bytes,
+    ) -> Result<()> {
+        let entries = self.read_part(digest, &part).await?;
+        self.check_chunks(&part, &entries).await?;
+
+        let mut upload = self.ingest_context().packer.begin();
+        let stream = self.streams_begun().fetch_add(2, Ordering::Relaxed);
+        let mut numbers = Vec::with_capacity(entries.len());
+        let mut pending: Vec<Arc<PendingChunk>> = Vec::new();
+        let mut stored_before = Vec::new();
+        let mut is_any_new = false;
+        for (batch, entries) in entries.chunks(LOOK_CHUNKS).enumerate() {
+            let ids: Vec<ChunkId> = entries.iter().map(|entry| entry.id).collect();
+            let mut on_their_way: Vec<_> =
+                ids.iter().map(|id| self.ingest_context().packer.find_pending(id)).collect();
+            let rows = self.index().find_chunks(&ids).await?;
+            // No await until everything is claimed: otherwise another upload could store a chunk
+            // after the look-up missed it, and the chunk would be stored twice.
+            let mut claims = Vec::new();
+            for (position, row) in rows.into_iter().enumerate() {
+                match (on_their_way[position].take(), row) {
+                    (Some(taken), _) => pending.push(taken),
+                    (None, Some(row)) => {
+                        stored_before.push(row.number);
+                        numbers.push(row.number);
+                    }
+                    (None, None) => match self.ingest_context().packer.claim(ids[position]) {
+                        Claim::Taken(taken) => pending.push(taken),
+                        Claim::Yours(claimed) => {
+                            pending.push(Arc::clone(claimed.pending()));
+                            claims.push((position, claimed));
+                        }
+                    },
+                }
+            }
+            is_any_new |= !claims.is_empty();
+            for (position, claimed) in claims {
+                let chunk = stored_chunk(&part, &entries[position]);
+                self.metrics().new_chunk_bytes.inc_by(chunk.layout.raw_len.into());
+                let slot = PackSlot { stream, position: (batch * LOOK_CHUNKS + position) as u64 };
+                self.ingest_context().packer.add(slot, chunk, claimed).await;
+            }
+        }
+        if !is_any_new && pending.is_empty() && !may_tell {
+            let allowed = self.allowed(session, reader).await?;
+            if stored_before.iter().any(|number| !allowed.holds(*number)) {
+                pending.extend(self.store_decoy(stream).await?);
+            }
+        }
+        upload.end_stream();
+        self.ingest_context().packer.wait_for(pending.iter()).await;
+        for pending in &pending {
+            let row =
+                pending.row().unwrap_or_else(|| Err(Error::PackLost("it was not settled".to_owned())))?;
+            numbers.push(row.number);
+        }
+        numbers.sort_unstable();
+        numbers.dedup();
+        let part_row = SessionPart { digest, chunks: runs(&numbers) };
+        if !self.index().add_part(&session.id, &part_row, self.now()).await? {
+            return Err(Error::NoSession);
+        }
+        self.metrics().session_parts.inc();
+        self.metrics().session_part_bytes.inc_by(part.len() as u64);
+        Ok(())
+    }
+
+    /// Checks a part as a pack, and that it is the one that its address names.
+    async fn read_part(&self, digest: [u8; 32], part: &Bytes) -> Result<Vec<PackEntry>> {
+        let max = u64::from(self.settings().chunk_params.max) + HOLE_BYTES as u64;
+        let part = part.clone();
+        self.cpu()
+            .run(move || {
+                let (_, entries) = read_pack(&part).map_err(Error::MalformedPart)?;
+                let trailer: &[u8; PACK_TRAILER_BYTES] = part.last_chunk().ok_or(Error::PartDigest)?;
+                let trailer = read_trailer(trailer, part.len() as u64).map_err(Error::MalformedPart)?;
+                if trailer.hash != digest {
+                    return Err(Error::PartDigest);
+                }
+                let is_large = |entry: &PackEntry| u64::from(entry.layout.raw_len) > max;
+                if let Some(position) = entries.iter().position(is_large) {
+                    return Err(Error::PartChunk {
+                        position,
+                        what: "is larger than any that this server cuts",
+                    });
+                }
+                let bytes = entries.iter().map(|entry| u64::from(entry.layout.raw_len)).sum();
+                if bytes > PART_RAW_BYTES_MAX {
+                    return Err(Error::PartTooLarge { bytes, max: PART_RAW_BYTES_MAX });
+                }
+                Ok(entries)
+            })
+            .await
+    }
+
+    /// Decodes the chunks and compares their ids.
+    async fn check_chunks(&self, part: &Bytes, entries: &[PackEntry]) -> Result<()> {
+        let mut decoder = Decoder::new().map_err(Error::Encode)?;
+        let mut first = 0;
+        while first < entries.len() {
+            let mut bytes = 0;
+            let count = entries[first..]
+                .iter()
+                .take_while(|entry| {
+                    let fits = bytes < JOB_BYTES;
+                    bytes += u64::from(entry.layout.raw_len);
+                    fits
+                })
+                .count();
+            let (part, job) = (part.clone(), entries[first..first + count].to_vec());
+            let check = move || {
+                let checked = job.iter().enumerate().try_for_each(|(position, entry)| {
+                    let position = first + position;
+                    let stored = &part[range(entry)];
+                    let raw = decoder
+                        .decode_blanked(stored, &entry.layout)
+                        .map_err(|_| Error::PartChunk { position, what: "cannot be decoded" })?;
+                    if ChunkId::compute(&raw, &entry.layout.holes) == entry.id {
+                        Ok(())
+                    } else {
+                        Err(Error::PartChunk { position, what: "has another id than it is sent under" })
+                    }
+                });
+                (decoder, checked)
+            };
+            let checked;
+            (decoder, checked) = self.cpu().run(check).await;
+            checked?;
+            first += count;
+        }
+        Ok(())
+    }
+
+    /// Stores noise, as if a part had brought a new chunk. No recipe ever names it, so the next
+    /// collection removes it.
+    async fn store_decoy(&self, stream: u64) -> Result<Option<Arc<PendingChunk>>> {
+        let bytes = self
+            .cpu()
+            .run(|| (0..DECOY_BYTES / 8).flat_map(|_| rand::random::<u64>().to_le_bytes()).collect())
+            .await;
+        let chunk = RawChunk { bytes, holes: Vec::new(), fills: Vec::new() };
+        let mut stored = self.cpu().encode(vec![(chunk.id(), chunk)]).await?;
+        let Some(chunk) = stored.pop() else { return Ok(None) };
+        let Claim::Yours(claimed) = self.ingest_context().packer.claim(chunk.id) else { return Ok(None) };
+        let pending = Arc::clone(claimed.pending());
+        self.ingest_context().packer.add(PackSlot { stream, position: 0 }, chunk, claimed).await;
+        Ok(Some(pending))
+    }
+}
+
+fn range(entry: &PackEntry) -> std::ops::Range<usize> {
+    let start = usize::try_from(entry.offset).expect("the pack was read, and its entries lie in it");
+    start..start + entry.layout.stored_len() as usize
+}
+
+/// A chunk as the packer takes it: a copy of the frames, exactly as they came.
+fn stored_chunk(part: &Bytes, entry: &PackEntry) -> StoredChunk {
+    StoredChunk {
+        id: entry.id,
+        layout: entry.layout.clone(),
+        checksum: entry.checksum,
+        bytes: Bytes::copy_from_slice(&part[range(entry)]),
+    }
+}
+
+/// Ascending numbers as runs.
+fn runs(numbers: &[u64]) -> Vec<ChunkRun> {
+    let mut recipe = RecipeBuilder::new();
+    for number in numbers {
+        recipe.push_chunk(*number);
+    }
+    recipe.finish().runs
+}

@@ -1,0 +1,186 @@
+//! Checks a NAR that a client describes by its chunks: reads the chunks back and hands their bytes
+//! to an upload of the usual kind.
+//!
+//! So the same code parses, cuts and hashes the NAR as if it had been uploaded whole, and makes the
+//! same recipe, tag and listing of it. The cuts must be those of the manifest.
+//!
+//! Invariants
+//! - Only chunks that the session may name are read, and whether another chunk is stored changes
+//!   nothing: it counts as missing.
+//! - Stored bytes that cannot be read are marked damaged and count as missing, so that the client
+//!   sends the chunks again.
+//! - Memory: that of an upload, the manifest, and the reads in progress.
+
+use std::collections::BTreeSet;
+
+use bytes::Bytes;
+use dormer_format::{Decoder, HoleFill, NarManifest};
+use dormer_index::ChunkRow;
+use dormer_nix::NarHash;
+
+use super::{Allowed, LOOK_CHUNKS, PushSession, Reader};
+use crate::ingest::{Ingest, IngestRequest, Ingested};
+use crate::read::{FetchFailure, ReadFailure};
+use crate::{Engine, Error, Result};
+
+/// Most positions of missing chunks in an answer.
+const POSITIONS_MAX: usize = 1_000;
+
+/// Chunk rows loaded at once while a NAR is read: 128 MiB of NAR.
+const READ_ROWS: usize = 1_024;
+
+/// Raw bytes decoded in one job of the CPU pool.
+const JOB_BYTES: usize = 1024 * 1024;
+
+/// Memory of a manifest, in its bytes: decoded, it takes 8 times its bytes at most.
+const MANIFEST_COPIES: u64 = 9;
+
+/// What a check found.
+pub(super) enum Verified {
+    /// The NAR is what it was said to be.
+    Sound(Box<Ingested>),
+    /// The session may not use the chunks at these positions.
+    Missing(Vec<u64>),
+}
+
+impl Engine {
+    /// Checks the NAR of a manifest.
+    pub(super) async fn verify(
+        &self,
+        session: &PushSession,
+        reader: &Reader,
+        manifest: Bytes,
+        (nar_hash, nar_size): (NarHash, u64),
+    ) -> Result<Verified> {
+        let request = IngestRequest {
+            store_dir: session.cache.store_dir.clone(),
+            expected: Some((nar_hash, nar_size)),
+            extra_memory_bytes: MANIFEST_COPIES * manifest.len() as u64,
+        };
+        let mut ingest = self.begin_ingest_of(request, true).await?;
+        let manifest = NarManifest::decode(&manifest).map_err(Error::MalformedManifest)?;
+        let allowed = self.allowed(session, reader).await?;
+        if let Some(missing) = self.look_through(&allowed, &manifest, nar_size).await? {
+            return Ok(Verified::Missing(missing));
+        }
+        ingest.expect_cuts(manifest.chunks.clone());
+        let mut fills = manifest.fills.hole_fills();
+        let mut decoder = Decoder::new().map_err(Error::Encode)?;
+        for (window, ids) in manifest.chunks.chunks(READ_ROWS).enumerate() {
+            let found = self.index().find_chunks(ids).await?;
+            let mut rows = Vec::with_capacity(found.len());
+            for (position, row) in found.into_iter().enumerate() {
+                // It was there a moment ago.
+                let Some(row) = row else {
+                    return Ok(Verified::Missing(vec![(window * READ_ROWS + position) as u64]));
+                };
+                rows.push(row);
+            }
+            let mut rest = &rows[..];
+            while !rest.is_empty() {
+                let stored = match self.fetch_chunks(rest).await {
+                    Ok(stored) => stored,
+                    Err(FetchFailure::Busy(error)) => return Err(error),
+                    Err(FetchFailure::Read(failure)) => {
+                        return self.missing_after(failure, &rows, window * READ_ROWS).await;
+                    }
+                };
+                let (now, later) = rest.split_at(stored.len());
+                decoder = self.hand_on(&mut ingest, decoder, now, stored, &mut fills).await?;
+                rest = later;
+            }
+        }
+        let mut ingested = ingest.finish().await?;
+        ingested.shrink_memory();
+        Ok(Verified::Sound(Box::new(ingested)))
+    }
+
+    /// Positions of the chunks that the session may not name, if there are any. Checks what the
+    /// rows alone tell: that the fills fit the holes, and the sizes.
+    async fn look_through(
+        &self,
+        allowed: &Allowed,
+        manifest: &NarManifest,
+        nar_size: u64,
+    ) -> Result<Option<Vec<u64>>> {
+        let mut missing = Vec::new();
+        let (mut holes, mut bytes) = (0, 0);
+        for (window, ids) in manifest.chunks.chunks(LOOK_CHUNKS).enumerate() {
+            for (position, row) in self.index().find_chunks(ids).await?.iter().enumerate() {
+                match row.as_ref().filter(|row| allowed.holds(row.number)) {
+                    Some(row) => {
+                        holes += row.layout.holes.len() as u64;
+                        bytes += u64::from(row.layout.raw_len);
+                    }
+                    None if missing.len() < POSITIONS_MAX => {
+                        missing.push((window * LOOK_CHUNKS + position) as u64);
+                    }
+                    None => {}
+                }
+            }
+        }
+        if !missing.is_empty() {
+            return Ok(Some(missing));
+        }
+        let fills = manifest.fills.hole_count();
+        if fills != holes {
+            return Err(Error::FillMismatch { fills, holes });
+        }
+        if bytes != nar_size {
+            return Err(Error::SizeMismatch { expected: nar_size, got: bytes });
+        }
+        Ok(None)
+    }
+
+    /// Decodes chunks and gives their bytes to the upload.
+    async fn hand_on(
+        &self,
+        ingest: &mut Ingest,
+        mut decoder: Decoder,
+        rows: &[ChunkRow],
+        stored: Vec<Bytes>,
+        fills: &mut impl Iterator<Item = &HoleFill>,
+    ) -> Result<Decoder> {
+        let mut chunks = rows.iter().zip(stored).peekable();
+        while chunks.peek().is_some() {
+            let (mut job, mut raw_bytes) = (Vec::new(), 0);
+            while raw_bytes < JOB_BYTES
+                && let Some((row, stored)) = chunks.next()
+            {
+                raw_bytes += row.layout.raw_len as usize;
+                let fills: Vec<HoleFill> = fills.by_ref().take(row.layout.holes.len()).copied().collect();
+                job.push((row.layout.clone(), stored, fills));
+            }
+            let decode = move || {
+                let mut raw = Vec::with_capacity(raw_bytes);
+                let decoded = job.iter().try_for_each(|(layout, stored, fills)| {
+                    raw.extend_from_slice(&decoder.decode(stored, layout, fills)?);
+                    Ok(())
+                });
+                (decoder, decoded.map(|()| raw))
+            };
+            let raw;
+            (decoder, raw) = self.cpu().run(decode).await;
+            // Its checksum matched, and it was decoded when it came.
+            ingest.write(&raw.map_err(Error::Encode)?).await?;
+        }
+        Ok(decoder)
+    }
+
+    /// Marks what could not be read, and says where it lies among the chunks of a window.
+    async fn missing_after(&self, failure: ReadFailure, rows: &[ChunkRow], first: usize) -> Result<Verified> {
+        let lost: BTreeSet<u64> = match failure {
+            ReadFailure::Unavailable(error) => return Err(error.into()),
+            ReadFailure::Damaged(numbers) => numbers.into_iter().collect(),
+            ReadFailure::PackLost(pack) => {
+                rows.iter().filter(|row| row.pack_id == pack).map(|row| row.number).collect()
+            }
+        };
+        let damaged = self.still_there(rows, lost.iter().copied().collect()).await;
+        tracing::error!(chunk.numbers = ?damaged, "stored bytes of a push by chunks are damaged");
+        self.index().mark_chunks_damaged(&damaged, self.now()).await?;
+        self.forget_nars();
+        let positions = (first..).zip(rows).filter(|(_, row)| lost.contains(&row.number));
+        Ok(Verified::Missing(positions.map(|(position, _)| position as u64).take(POSITIONS_MAX).collect()))
+    }
+}

@@ -1,0 +1,272 @@
+//! Push by chunks: sessions, their parts and their commits.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use dormer_api::v2::{
+    CommitEntry, CommitResponse, CommitResult, PartDigest, SESSION_FORMAT, SessionId, SessionResponse,
+    encode_missing, read_chunk_ids,
+};
+use dormer_api::{CacheName, Permission, UploadPathNarInfo, UploadPathResult, UploadPathResultKind};
+use dormer_engine::{
+    ChunkedPath, CommittedPath, Deduplication, MISSING_CHUNKS_MAX, PART_BYTES_MAX, PathOutcome, PushSession,
+    Reader,
+};
+use dormer_format::ChunkId;
+use dormer_index::{CacheVisibility, SessionId as SessionKey};
+use dormer_nix::NarHasher;
+use http::{Response, StatusCode};
+
+use crate::app::App;
+use crate::body::{self, Body};
+use crate::call::Call;
+use crate::codec::Compression;
+use crate::failure::Failure;
+use crate::handlers::attic::{may_pull_everything, may_read, object};
+use crate::handlers::checks::{bad_request, log_kept, store_dir};
+use crate::handlers::small_body::{self, Buffered};
+use crate::request_body::RequestBody;
+use crate::settings::COMMIT_BYTES_MAX;
+
+/// Most paths in a commit.
+const COMMIT_PATHS_MAX: usize = 512;
+
+/// How long a commit waits for its checks before it answers what is done. Many proxies give up
+/// after 60 s, and a client shows progress with each answer.
+const COMMIT_PATIENCE: Duration = Duration::from_secs(8);
+
+/// Memory of a part beside its bytes: a decoded chunk, and what is written down of its chunks.
+const PART_OVERHEAD_BYTES: u64 = 2 * 1024 * 1024;
+
+/// Opens a session, or joins it again.
+pub(crate) async fn open_session(
+    app: &App,
+    call: &Call,
+    body: &mut RequestBody,
+    name: &CacheName,
+    session: SessionId,
+) -> Result<Response<Body>, Failure> {
+    // The present settings: a cache that was made a moment ago by another replica is there.
+    let cache = app.open_current_cache(call, name, Permission::Push).await?;
+    app.admit_push(call, body)?;
+    let store_dir = store_dir(&cache)?;
+    let session = app.engine.open_session(cache, key(session), &app.caller(call).0).await?;
+    let settings = app.engine.settings();
+    let count = |count: usize| u32::try_from(count).unwrap_or(u32::MAX);
+    let answer = SessionResponse {
+        format: SESSION_FORMAT,
+        store_dir,
+        chunk_min: settings.chunk_params.min,
+        chunk_avg: settings.chunk_params.avg,
+        chunk_max: settings.chunk_params.max,
+        level: settings.zstd_level,
+        part_bytes_max: PART_BYTES_MAX as u64,
+        missing_chunks_max: count(MISSING_CHUNKS_MAX),
+        commit_bytes_max: COMMIT_BYTES_MAX as u64,
+        commit_paths_max: count(COMMIT_PATHS_MAX),
+        ends_at: session.ends_at(),
+    };
+    Ok(body::json(StatusCode::OK, &answer))
+}
+
+/// Says which chunks the session has to send.
+pub(crate) async fn find_missing_chunks(
+    app: &App,
+    call: &Call,
+    body: &mut RequestBody,
+    name: &CacheName,
+    session: SessionId,
+) -> Result<Response<Body>, Failure> {
+    let session = find_session(app, call, name, session).await?;
+    app.admit_push(call, body)?;
+    let max = MISSING_CHUNKS_MAX * dormer_api::v2::CHUNK_ID_BYTES;
+    let Buffered { value: bytes, memory: _memory } =
+        small_body::read(app, call, body, "the list of chunks", max).await?;
+    let ids = read_chunk_ids(&bytes).ok_or_else(|| {
+        Failure::BadRequest("the body does not consist of chunk ids of 32 bytes".to_owned())
+    })?;
+    let ids: Vec<ChunkId> = ids.map(ChunkId::from_bytes).collect();
+    let missing = app.engine.missing_chunks(&session, &reader(app, call), &ids).await?;
+    Ok(body::document("application/octet-stream", encode_missing(missing)))
+}
+
+/// Takes a part: a pack of chunks.
+pub(crate) async fn put_part(
+    app: &App,
+    call: &Call,
+    body: &mut RequestBody,
+    name: &CacheName,
+    session: SessionId,
+    digest: PartDigest,
+) -> Result<Response<Body>, Failure> {
+    let session = find_session(app, call, name, session).await?;
+    let _turn = app.admit_upload(call, body).await?;
+    let what = "the part";
+    let max = PART_BYTES_MAX as u64;
+    refuse_coding(call, "a part is compressed already")?;
+    body.limit(max).map_err(|_| Failure::TooLong { what, max })?;
+    let length = body.known_length().unwrap_or(max);
+    let _memory = app.part_memory(call, length + PART_OVERHEAD_BYTES).await?;
+    let bytes = read_all(body, length, what, max).await?;
+    app.engine.receive_part(&session, &reader(app, call), *digest.as_bytes(), bytes).await?;
+    Ok(body::no_content())
+}
+
+/// Makes paths of the session's chunks.
+pub(crate) async fn commit_paths(
+    app: &App,
+    call: &Call,
+    body: &mut RequestBody,
+    name: &CacheName,
+    session: SessionId,
+) -> Result<Response<Body>, Failure> {
+    let session = find_session(app, call, name, session).await?;
+    // Held until the checks have ended that this request begins.
+    let turn = Arc::new(app.admit_upload(call, body).await?);
+    let (what, max) = ("the commit", COMMIT_BYTES_MAX as u64);
+    refuse_coding(call, "a commit is sent as it is")?;
+    body.limit(max).map_err(|_| Failure::TooLong { what, max })?;
+    body.hurry(small_body::WHOLE_BODY_TIMEOUT);
+    let mut memory = app.begin_buffer(call);
+    let mut bytes = Vec::new();
+    while let Some(piece) = body.next().await? {
+        if memory.grow(piece.len() as u64).await? {
+            body.hurry(small_body::LAST_RESORT_TIMEOUT);
+        }
+        bytes.extend_from_slice(&piece);
+    }
+    let bytes = Bytes::from(bytes);
+    let entries = CommitEntry::decode_all(&bytes, COMMIT_PATHS_MAX).map_err(bad_request)?;
+    // What is read from the metadata takes about as much as the text.
+    memory.grow(entries.iter().map(|entry| 2 * entry.info.len() as u64).sum()).await?;
+
+    let mut results: Vec<Option<CommitResult>> = Vec::with_capacity(entries.len());
+    let mut paths = Vec::with_capacity(entries.len());
+    for entry in entries {
+        match read_entry(&session, name, &bytes, entry) {
+            Ok(path) => {
+                results.push(None);
+                paths.push(path);
+            }
+            Err(failure) => results.push(Some(CommitResult::Failed { error: failure.body() })),
+        }
+    }
+    let reader = reader(app, call);
+    let outcomes = app.engine.commit_paths(&session, &reader, &paths, COMMIT_PATIENCE, &turn).await?;
+    let mut outcomes =
+        outcomes.into_iter().zip(&paths).map(|(outcome, path)| result(&session, path, outcome));
+    let results = results
+        .into_iter()
+        .map(|result| result.unwrap_or_else(|| outcomes.next().expect("each sound entry has an outcome")))
+        .collect();
+    Ok(body::json(StatusCode::OK, &CommitResponse { results }))
+}
+
+async fn find_session(
+    app: &App,
+    call: &Call,
+    name: &CacheName,
+    session: SessionId,
+) -> Result<PushSession, Failure> {
+    let cache = app.open_cache(call, name, Permission::Push).await?;
+    Ok(app.engine.find_session(cache, key(session), &app.caller(call).0).await?)
+}
+
+fn key(session: SessionId) -> SessionKey {
+    SessionKey(*session.as_bytes())
+}
+
+/// What the caller may read.
+fn reader(app: &App, call: &Call) -> Reader {
+    let claims = app.claims(call);
+    if claims.as_deref().is_some_and(may_pull_everything) {
+        return Reader::of_everything();
+    }
+    Reader::of_some(move |cache: &CacheVisibility| may_read(claims.as_deref(), cache))
+}
+
+fn refuse_coding(call: &Call, why: &str) -> Result<(), Failure> {
+    if small_body::content_encoding(call)? == Compression::None {
+        Ok(())
+    } else {
+        Err(Failure::ContentEncoding(why.to_owned()))
+    }
+}
+
+/// A body whose memory is taken already.
+async fn read_all(
+    body: &mut RequestBody,
+    length: u64,
+    what: &'static str,
+    max: u64,
+) -> Result<Bytes, Failure> {
+    use crate::request_body::BodyError;
+    let mut bytes = Vec::with_capacity(usize::try_from(length).unwrap_or_default());
+    while let Some(piece) = body.next().await.map_err(|error| match error {
+        BodyError::TooLong { .. } => Failure::TooLong { what, max },
+        error => Failure::Body(error),
+    })? {
+        bytes.extend_from_slice(&piece);
+    }
+    Ok(bytes.into())
+}
+
+/// One path of a commit.
+fn read_entry(
+    session: &PushSession,
+    cache: &CacheName,
+    body: &Bytes,
+    entry: CommitEntry<'_>,
+) -> Result<ChunkedPath, Failure> {
+    let info = UploadPathNarInfo::parse(entry.info).map_err(bad_request)?;
+    if info.cache != *cache {
+        return Err(Failure::BadRequest("the metadata names another cache than the address".to_owned()));
+    }
+    let object = object(session.cache(), &info)?;
+    let mut digest = NarHasher::new();
+    digest.update(&(entry.info.len() as u64).to_le_bytes());
+    digest.update(entry.info);
+    digest.update(entry.manifest);
+    Ok(ChunkedPath {
+        digest: digest.finish().0,
+        object,
+        nar_hash: info.nar_hash,
+        nar_size: info.nar_size,
+        manifest: body.slice_ref(entry.manifest),
+    })
+}
+
+fn result(session: &PushSession, path: &ChunkedPath, outcome: PathOutcome) -> CommitResult {
+    match outcome {
+        PathOutcome::Committed(committed) => {
+            let (cache, size_bytes) = (session.cache(), path.nar_size);
+            if committed.is_kept {
+                log_kept(cache, &path.object.path, &path.nar_hash);
+            } else {
+                tracing::info!(cache.name = cache.name, path = %path.object.path, size_bytes, "took a store path by chunks");
+            }
+            CommitResult::Committed(describe(&committed))
+        }
+        PathOutcome::Verifying => CommitResult::Verifying,
+        PathOutcome::Waiting => CommitResult::Waiting,
+        PathOutcome::Missing(chunks) => CommitResult::Missing { chunks },
+        PathOutcome::Failed(error) => {
+            CommitResult::Failed { error: Failure::Engine(dormer_engine::Error::CheckFailed(error)).body() }
+        }
+    }
+}
+
+fn describe(committed: &CommittedPath) -> UploadPathResult {
+    let (kind, frac_deduplicated) = match committed.deduplication {
+        Deduplication::Whole => (UploadPathResultKind::Deduplicated, Some(1.0)),
+        Deduplication::Part(part) => (UploadPathResultKind::Uploaded, Some(part)),
+        Deduplication::Untold => (UploadPathResultKind::Uploaded, None),
+    };
+    UploadPathResult {
+        kind,
+        file_size: Some(committed.file_size),
+        frac_deduplicated,
+        kept: committed.is_kept,
+    }
+}

@@ -1,0 +1,145 @@
+//! Push by chunks: the same objects as by Attic's API, through proxies that limit bodies, and by a
+//! client that is killed again and again. (What `dormer push` does by default, every other story
+//! does too.)
+
+use std::collections::BTreeMap;
+
+use dormer_tests::{HttpProxy, Lab, Machine, Nix, Proxy, times};
+use rand::RngExt as _;
+
+/// What a narinfo says, apart from the signatures: they are the lab's own.
+fn described(lab: &Lab, path: &str) -> BTreeMap<String, String> {
+    let narinfo = lab.get(&format!("/main/{}.narinfo", &path["/nix/store/".len()..][..32]));
+    assert_eq!(narinfo.status, 200, "{path}");
+    let text = narinfo.text();
+    let fields = text.lines().filter_map(|line| line.split_once(": "));
+    fields.filter(|(key, _)| *key != "Sig").map(|(key, value)| (key.to_owned(), value.to_owned())).collect()
+}
+
+fn substitutes_and_verifies(lab: &Lab, puller: &Machine, root: &str) {
+    puller.configure(&[lab.public_key("main")]);
+    puller.substitute(&lab.cache_url("main"), root).succeeds();
+    puller.verify_all();
+}
+
+#[test]
+fn both_apis_make_the_same_objects_and_every_nix_substitutes_them() {
+    let (by_chunks, whole) = (Lab::start(), Lab::start());
+    let builder = by_chunks.machine("builder", Nix::MIDDLE);
+    builder.dormer(&["login", "chunks", &by_chunks.url(), &by_chunks.admin_token()]).succeeds();
+    builder.dormer(&["login", "whole", &whole.url(), &whole.admin_token()]).succeeds();
+    let roots = [
+        builder.build("all", &[("salt", "same")]),
+        builder.build("farm", &[("salt", "same"), ("leaves", "300")]),
+        builder.build("noise", &[("salt", "same"), ("megabytes", "9")]),
+    ];
+    let roots: Vec<&str> = roots.iter().map(String::as_str).collect();
+    let push = |cache: &str, api: &str| {
+        let pushed = builder.dormer(&[&["push", cache], &roots[..], &["--json", "--api", api]].concat());
+        let said = pushed.succeeds();
+        assert!(said.contains(&format!("\"api\":\"{api}\"")), "{said}");
+    };
+    push("chunks:main", "v2");
+    push("whole:main", "attic");
+    for root in &roots {
+        for path in builder.closure(root) {
+            // The address holds the encoding tag, a digest over the stored frames.
+            assert_eq!(described(&by_chunks, &path), described(&whole, &path), "{path}");
+        }
+    }
+    for nix in Nix::ALL {
+        let puller = by_chunks.machine(nix.name(), nix);
+        for root in &roots {
+            substitutes_and_verifies(&by_chunks, &puller, root);
+        }
+    }
+}
+
+#[test]
+fn several_caches_get_what_they_lack_and_a_rebuild_sends_next_to_nothing() {
+    let (one, two) = (Lab::start(), Lab::start());
+    two.create_cache("team", &[]);
+    let builder = one.machine("builder", Nix::NEWEST);
+    builder.login(&one);
+    builder.dormer(&["login", "lab2", &two.url(), &two.admin_token()]).succeeds();
+    let all = builder.build("all", &[("salt", "several")]);
+    builder.dormer(&["push", "main", &all]).succeeds();
+    let said = builder.dormer(&["push", "main", "lab2:team", &all, "--json"]);
+    let said = said.succeeds();
+    let summaries: Vec<&str> = said.lines().filter(|line| line.contains("\"summary\"")).collect();
+    assert_eq!(summaries.len(), 2, "{said}");
+    assert!(summaries[0].contains("\"cache\":\"main\"") && summaries[0].contains("\"pushed\":0"), "{said}");
+    assert!(
+        summaries[1].contains("\"cache\":\"lab2:team\"") && summaries[1].contains("\"pushed\":6"),
+        "{said}"
+    );
+    let narinfo = format!("/team/{}.narinfo", &all["/nix/store/".len()..][..32]);
+    assert_eq!(two.get(&narinfo).status, 200);
+}
+
+#[test]
+fn a_proxy_that_limits_bodies_passes_chunks() {
+    let lab = Lab::start();
+    let proxy = HttpProxy::nginx_limiting(lab.address(), "32m");
+    let builder = lab.machine("builder", Nix::NEWEST);
+    let url = format!("http://{}", proxy.address());
+    builder.dormer(&["login", "lab", &url, &lab.admin_token(), "--set-default"]).succeeds();
+    let noise = builder.build("noise", &[("salt", "limited"), ("megabytes", "40")]);
+    let refused = builder.dormer(&["push", "main", &noise, "--api", "attic"]);
+    assert!(refused.fails().contains("413"), "the limit counts: {refused}");
+    builder.dormer(&["push", "main", &noise, "--part-size", "4M"]).succeeds();
+    substitutes_and_verifies(&lab, &lab.machine("puller", Nix::OLDEST), &noise);
+}
+
+#[test]
+fn a_client_that_is_killed_again_and_again_gets_there() {
+    let lab = Lab::start();
+    let proxy = Proxy::watching(lab.address());
+    let builder = lab.machine("builder", Nix::NEWEST);
+    let url = proxy.cache_url("");
+    builder
+        .dormer(&["login", "lab", url.trim_end_matches('/'), &lab.admin_token(), "--set-default"])
+        .succeeds();
+    let noise = builder.build("noise", &[("salt", "killed-client"), ("megabytes", "24")]);
+    let crowd = builder.build("crowd", &[("salt", "killed-client"), ("leaves", "12")]);
+    let dormer = builder.dormer_path();
+    let mut random = rand::rng();
+    for _ in 0..times(3) {
+        let seconds = format!("{:.3}", random.random_range(0.05..1.2));
+        let arguments = [
+            "-s",
+            "KILL",
+            &seconds,
+            &dormer,
+            "push",
+            "main",
+            &noise,
+            &crowd,
+            "--limit-rate",
+            "20M",
+            "-j",
+            "2",
+        ];
+        // It may also be fast enough.
+        let _ = builder.run("timeout", &arguments);
+        // Whatever is visible is whole: nothing refers to what is not there.
+        for path in builder.closure(&crowd) {
+            let narinfo = lab.get(&format!("/main/{}.narinfo", &path["/nix/store/".len()..][..32]));
+            for reference in narinfo.text().lines().filter_map(|line| line.strip_prefix("References: ")) {
+                for name in reference.split_whitespace() {
+                    assert_eq!(lab.get(&format!("/main/{}.narinfo", &name[..32])).status, 200, "{path}");
+                }
+            }
+        }
+    }
+    builder.dormer(&["push", "main", &noise, &crowd, "--part-size", "2M"]).succeeds();
+    let puller = lab.machine("puller", Nix::MIDDLE);
+    substitutes_and_verifies(&lab, &puller, &noise);
+    substitutes_and_verifies(&lab, &puller, &crowd);
+    let sessions: std::collections::BTreeSet<String> = proxy
+        .seen()
+        .into_iter()
+        .filter_map(|seen| seen.line.split_once("/sessions/").map(|(_, rest)| rest[..32].to_owned()))
+        .collect();
+    assert_eq!(sessions.len(), 1, "every push joined the first one's session");
+}
