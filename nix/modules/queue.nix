@@ -94,6 +94,11 @@ in
   config = lib.mkIf cfg.enable {
     assertions = [
       {
+        # The type says it; this looks at the value, wherever it is used.
+        assertion = cfg.caches != [ ];
+        message = "programs.dormer.queue.caches names no cache.";
+      }
+      {
         assertion = !lib.hasPrefix builtins.storeDir (toString cfg.tokenFile);
         message = "programs.dormer.queue.tokenFile is in the Nix store, which every user can read.";
       }
