@@ -94,6 +94,11 @@ in
   config = lib.mkIf cfg.enable {
     assertions = [
       {
+        # The type says it; this looks at the value, wherever it is used.
+        assertion = cfg.caches != [ ];
+        message = "programs.dormer.queue.caches names no cache.";
+      }
+      {
         assertion = !lib.hasPrefix builtins.storeDir (toString cfg.tokenFile);
         message = "programs.dormer.queue.tokenFile is in the Nix store, which every user can read.";
       }
@@ -158,6 +163,12 @@ in
           Restart = "always";
           RestartSec = 10;
           Nice = 10;
+          # Nix's own program runs here, which sets its limits and gets over a refusal.
+          SystemCallFilter = [
+            "@system-service"
+            "~@privileged"
+          ];
+          SystemCallErrorNumber = "EPERM";
         };
     };
   };

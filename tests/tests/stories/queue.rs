@@ -147,6 +147,40 @@ fn an_installed_hook_queues_builds_of_the_daemon_and_a_service_pushes_them() {
     }
 }
 
+/// The files of a user, with a blank in the name of the queue's folder.
+#[test]
+fn systemd_reads_the_unit_and_a_shell_the_script_that_install_hook_writes() {
+    let home = tempfile::tempdir().unwrap();
+    let queue = home.path().join("the queue");
+    let dormer = |arguments: &[&str]| {
+        let mut command = Command::new(binary());
+        command.args(arguments).arg("--queue-dir").arg(&queue).env_clear();
+        Run::of(command.env("HOME", home.path()).env("PATH", "/usr/bin:/bin"))
+    };
+    dormer(&["install-hook", "lab:main"]).succeeds();
+    let config = home.path().join(".config");
+    let unit = config.join("systemd/user/dormer-queue.service");
+    let verify = || {
+        let mut verify = Command::new("systemd-analyze");
+        Run::of(verify.args(["verify", "--man=no", "--recursive-errors=no"]).arg(&unit))
+    };
+    let said = verify();
+    assert!(said.is_success() && said.stderr().is_empty(), "{said}");
+    let mut hook = Command::new(config.join("nix/dormer-post-build-hook"));
+    Run::of(hook.env_clear().env("OUT_PATHS", PATH)).succeeds();
+    let listed = dormer(&["queue", "list", "--json"]);
+    let entry = lines(&listed).swap_remove(0);
+    assert_eq!((&entry["cache"], &entry["paths"][0]), (&"lab:main".into(), &PATH.into()), "{listed}");
+
+    // A line that is not ours is left alone, and the check sees a mistake.
+    let text = fs::read_to_string(&unit).unwrap();
+    fs::write(&unit, text.replace("ExecStart=", "ExecStrt=")).unwrap();
+    assert!(verify().stderr().contains("ExecStrt"));
+    dormer(&["install-hook", "--undo"]).succeeds();
+    assert!(!unit.exists() && !config.join("nix/dormer-post-build-hook").exists());
+    assert!(!config.join("nix/nix.conf").exists(), "there was none before");
+}
+
 #[test]
 fn another_hook_is_never_replaced() {
     let lab = Lab::start();
@@ -316,7 +350,7 @@ fn killed_hooks_queue_all_or_nothing() {
     let queue = folder.path().join("queue");
     let mut random = rand::rng();
     let (mut accepted, mut killed) = (Vec::new(), 0);
-    for round in 0..times(30) {
+    for round in 0..times(10) {
         let path = format!("{PATH}-{round}");
         let mut command = Command::new(binary());
         command.args(["hook", "main", "--queue-dir"]).arg(&queue).env_clear().env("OUT_PATHS", &path);
@@ -349,11 +383,10 @@ fn killed_hooks_queue_all_or_nothing() {
     }
 }
 
-/// Drainers are killed until everything is pushed. A kill costs at most the uploads in flight.
+/// Hooks and drainers are killed together, and then everything is pushed, and once.
 #[test]
-fn killed_drainers_lose_nothing_and_push_little_twice() {
+fn killed_hooks_and_drainers_lose_nothing_and_push_nothing_twice() {
     const LEAVES: usize = 40;
-    const JOBS: usize = 2;
     let lab = Lab::start();
     let proxy = Proxy::watching(lab.address());
     let builder = Builder::new(&lab, "builder", Nix::NEWEST);
@@ -361,36 +394,50 @@ fn killed_drainers_lose_nothing_and_push_little_twice() {
     builder.dormer(&["login", "proxied", &url, &lab.admin_token(), "--set-default"]).succeeds();
     let crowd = builder.machine.build("crowd", &[("salt", "kill"), ("leaves", &LEAVES.to_string())]);
     let closure = builder.machine.closure(&crowd);
-    for path in &closure {
-        builder.hook(std::slice::from_ref(path));
-    }
     let mut random = rand::rng();
-    let jobs = JOBS.to_string();
-    let mut kills = 0;
-    for _ in 0..times(3) {
-        let mut child = builder.spawn(&["queue", "drain", "-j", &jobs]);
-        thread::sleep(Duration::from_millis(random.random_range(100..900)));
-        // The process that it started, and all that this one started.
-        let _ = child.kill();
-        kills += usize::from(child.wait().unwrap().signal().is_some());
+    let (mut kills, mut accepted) = (0, Vec::new());
+    let rounds = times(3);
+    for round in 0..rounds {
+        let mut drainer = builder.spawn(&["queue", "drain", "-j", "2"]);
+        // Some of the paths, each by a hook that may be killed.
+        for path in closure.iter().skip(round).step_by(rounds) {
+            let mut command = builder.command(&["hook", "main"]);
+            let mut hook = command.env("OUT_PATHS", path).spawn().unwrap();
+            thread::sleep(Duration::from_millis(random.random_range(0..300)));
+            let _ = hook.kill();
+            if hook.wait().unwrap().success() {
+                accepted.push(path.clone());
+            }
+        }
+        let _ = drainer.kill();
+        kills += usize::from(drainer.wait().unwrap().signal().is_some());
     }
-    let left = builder.list()["waiting"].as_u64().unwrap();
     // Started twice: one drains, the other waits for it.
-    let both = [(); 2].map(|()| builder.spawn(&["queue", "drain", "--json", "-j", &jobs]));
-    for run in both.map(Run::wait_for) {
-        run.succeeds();
+    let drain_twice = || {
+        let both = [(); 2].map(|()| builder.spawn(&["queue", "drain", "--json", "-j", "2"]));
+        for run in both.map(Run::wait_for) {
+            run.succeeds();
+        }
+    };
+    drain_twice();
+    let listed = builder.list();
+    assert_eq!((&listed["waiting"], &listed["dead"]), (&0.into(), &0.into()), "{listed}");
+    for path in &accepted {
+        assert!(is_in(&lab, path), "{path}: {} of {}, {kills} kills", accepted.len(), closure.len());
     }
-    assert_eq!((builder.list()["waiting"].as_u64(), builder.list()["dead"].as_u64()), (Some(0), Some(0)));
+    builder.hook(&closure);
+    drain_twice();
     for path in &closure {
-        assert!(is_in(&lab, path), "{path}, {left} of {} were left after {kills} kills", closure.len());
+        assert!(is_in(&lab, path), "{path}");
     }
-    let uploads =
-        proxy.seen().iter().filter(|seen| seen.line.starts_with("PUT /_api/v1/upload-path")).count();
-    assert!(
-        uploads <= closure.len() + kills * JOBS,
-        "{uploads} uploads of {} paths, {kills} kills",
-        closure.len()
-    );
+    // What the cache has is not sent again.
+    proxy.forget();
+    builder.hook(&closure);
+    let again = builder.dormer(&["queue", "drain", "--json"]);
+    again.succeeds();
+    assert_eq!(count(&again, "present"), closure.len(), "{kills} kills: {again}");
+    let sent: Vec<_> = proxy.seen().into_iter().filter(|seen| seen.line.starts_with("PUT ")).collect();
+    assert!(sent.is_empty(), "{sent:?}");
 }
 
 /// A disk without space: the build goes on, the reason is said and counted, no entry is damaged,

@@ -616,9 +616,9 @@ fn a_push_ends_with_a_line_that_stands_alone() {
     insta::assert_snapshot!(push(&home, &["./result", "--json", "-q"]), @r#"
     exit code: 0
     --- stdout
-    {"cache":"local","invalid":0,"message_type":"plan","missing":0,"missing_bytes":0,"paths":1,"present":1,"upstream":0}
+    {"cache":"local","excluded":0,"incomplete":0,"invalid":0,"message_type":"plan","missing":0,"missing_bytes":0,"paths":1,"present":1,"upstream":0}
     {"cache":"local","message_type":"path","path":"HOME/store/f22352qy5d2vfxv22w7q3n7gz1ia47nx-hello","state":"present"}
-    {"api":null,"bytes_read":0,"bytes_saved":0,"bytes_sent":0,"cache":"local","failed":0,"kept":0,"message_type":"summary","not_tried":0,"paths":1,"present":1,"pushed":0,"seconds":N,"upstream":0}
+    {"api":null,"bytes_read":0,"bytes_saved":0,"bytes_sent":0,"cache":"local","excluded":0,"failed":0,"incomplete":0,"kept":0,"message_type":"summary","not_tried":0,"paths":1,"present":1,"pushed":0,"seconds":N,"upstream":0}
     "#);
     insta::assert_snapshot!(home.run(&["cache", "remove-path", "local", "f22352qy5d2vfxv22w7q3n7gz1ia47nx-hello"]), @"
     exit code: 0

@@ -38,6 +38,10 @@ use crate::settings::CacheRef;
 /// Most paths of one plan. Their closures, some kilobytes for each path, are in memory.
 const ROOTS_MAX: usize = 1_000;
 
+/// Most bytes of paths that the drainer remembers, of its oldest entries. The others wait on the
+/// disk; an entry has some 200 bytes.
+const KNOWN_BYTES_MAX: usize = 32 * 1024 * 1024;
+
 /// How often the drainer looks for new entries.
 const POLL: Duration = Duration::from_secs(1);
 
@@ -148,6 +152,8 @@ pub struct Drainer {
     options: DrainerOptions,
     known: BTreeMap<EntryId, QueueEntry>,
     caches: HashMap<CacheRef, CacheState>,
+    /// Entries in the folder at the last look.
+    waiting: usize,
     dead: usize,
 }
 
@@ -186,7 +192,7 @@ impl Drainer {
         options: DrainerOptions,
     ) -> Self {
         let (known, caches) = (BTreeMap::new(), HashMap::new());
-        Self { spool, _lock: lock, store, targets, reporter, options, known, caches, dead: 0 }
+        Self { spool, _lock: lock, store, targets, reporter, options, known, caches, waiting: 0, dead: 0 }
     }
 
     /// Pushes until nothing is left that can be pushed now. With `patience`, entries that rest and
@@ -213,7 +219,7 @@ impl Drainer {
                     *patient_until.get_or_insert_with(|| Instant::now() + patience.unwrap_or_default());
                 if running.is_empty() && (self.known.is_empty() || Instant::now() >= until) {
                     let paused_by = self.caches.values().find_map(|state| state.paused_by.clone());
-                    return Ok(DrainEnd { waiting: self.known.len(), dead: self.dead, paused_by });
+                    return Ok(DrainEnd { waiting: self.waiting, dead: self.dead, paused_by });
                 }
                 self.next(&mut running).await?;
             } else {
@@ -251,10 +257,16 @@ impl Drainer {
     fn scan(&mut self) -> Result<()> {
         let ids: BTreeSet<EntryId> = self.spool.ids()?.into_iter().collect();
         self.known.retain(|id, _| ids.contains(id));
+        self.waiting = ids.len();
+        let mut bytes: usize = self.known.values().map(path_bytes).sum();
         for id in ids {
+            if bytes > KNOWN_BYTES_MAX {
+                break;
+            }
             if !self.known.contains_key(&id)
                 && let Some(entry) = self.spool.read(&id)?
             {
+                bytes += path_bytes(&entry);
                 self.known.insert(id, entry);
             }
         }
@@ -418,6 +430,10 @@ impl Drainer {
             }
         }
     }
+}
+
+fn path_bytes(entry: &QueueEntry) -> usize {
+    entry.paths.iter().map(String::len).sum()
 }
 
 /// Pushes the closures of `paths` as one plan. The result has no end for a path that was not tried

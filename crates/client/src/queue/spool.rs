@@ -157,18 +157,17 @@ impl Spool {
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
             Err(source) => return Err(Error::Queue { attempt: "read", path, source }),
         };
-        match QueueEntry::decode(&bytes) {
-            Ok(entry) => Ok(Some(entry)),
-            Err(_) => {
-                let _editing = self.edit()?;
-                let dead = self.folder.join("dead").join(file_name(id));
-                fs::rename(&path, dead).map_err(|source| Error::Queue {
-                    attempt: "give up",
-                    path: path.clone(),
-                    source,
-                })?;
-                Ok(None)
+        if let Ok(entry) = QueueEntry::decode(&bytes) {
+            return Ok(Some(entry));
+        }
+        let _editing = self.edit()?;
+        let dead = self.folder.join("dead").join(file_name(id));
+        match fs::rename(&path, dead) {
+            // Another process may have been faster.
+            Err(source) if source.kind() != io::ErrorKind::NotFound => {
+                Err(Error::Queue { attempt: "give up", path: path.clone(), source })
             }
+            _ => Ok(None),
         }
     }
 

@@ -18,6 +18,8 @@ use std::fs::{self, File};
 use std::io;
 use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, SystemTime};
 
 use dormer_nix::StorePath;
@@ -71,7 +73,7 @@ pub struct StoreWatch {
     caches: Vec<CacheRef>,
     events: mpsc::Receiver<StoreEvent>,
     /// Set when an event found no room.
-    overflowed: std::sync::Arc<std::sync::atomic::AtomicBool>,
+    overflowed: Arc<AtomicBool>,
     _watcher: notify::RecommendedWatcher,
     candidates: BTreeMap<StorePath, Candidate>,
 }
@@ -95,14 +97,14 @@ impl StoreWatch {
     /// Begins to watch. What appears from now on is queued by [`StoreWatch::run`].
     pub fn start(store: NixStore, spool: Spool, caches: Vec<CacheRef>) -> Result<Self> {
         let (sender, events) = mpsc::channel(EVENTS_MAX);
-        let overflowed = std::sync::Arc::new(std::sync::atomic::AtomicBool::new(false));
+        let overflowed = Arc::new(AtomicBool::new(false));
         let folder = store.real_dir().to_owned();
         let failed = |source| Error::Watch { folder: folder.clone(), source };
-        let lost = std::sync::Arc::clone(&overflowed);
+        let lost = Arc::clone(&overflowed);
         let mut watcher = notify::recommended_watcher(move |event: notify::Result<notify::Event>| {
             for event in store_events(event) {
                 if sender.try_send(event).is_err() {
-                    lost.store(true, std::sync::atomic::Ordering::Release);
+                    lost.store(true, Ordering::Release);
                 }
             }
         })
@@ -130,13 +132,13 @@ impl StoreWatch {
             tokio::select! {
                 event = self.events.recv() => match event {
                     Some(StoreEvent::Changed(path)) => self.add(path, SystemTime::now()),
-                    Some(StoreEvent::Lost) => self.overflowed.store(true, std::sync::atomic::Ordering::Release),
+                    Some(StoreEvent::Lost) => self.overflowed.store(true, Ordering::Release),
                     // The watcher lives as long as this does.
                     None => return,
                 },
                 () = tokio::time::sleep_until(wake) => {}
             }
-            if let Err(error) = self.step().await {
+            if let Err(error) = self.find_lost() {
                 reporter.failed(&error);
                 self.postpone(FAILURE_PAUSE);
             } else {
@@ -161,16 +163,16 @@ impl StoreWatch {
     }
 
     /// Looks through the folder after events were lost.
-    async fn step(&mut self) -> Result<()> {
-        if self.overflowed.swap(false, std::sync::atomic::Ordering::AcqRel) {
-            let since = fs::metadata(self.mark_path()).and_then(|file| file.modified());
-            let added = self.add_since(since.unwrap_or_else(|_| SystemTime::now() - MARK_EVERY * 2));
-            if added.is_err() {
-                self.overflowed.store(true, std::sync::atomic::Ordering::Release);
-            }
-            return added;
+    fn find_lost(&mut self) -> Result<()> {
+        if !self.overflowed.swap(false, Ordering::AcqRel) {
+            return Ok(());
         }
-        Ok(())
+        let since = fs::metadata(self.mark_path()).and_then(|file| file.modified());
+        let added = self.add_since(since.unwrap_or_else(|_| SystemTime::now() - MARK_EVERY * 2));
+        if added.is_err() {
+            self.overflowed.store(true, Ordering::Release);
+        }
+        added
     }
 
     async fn queue_due(&mut self, reporter: &dyn WatchReporter) {
@@ -253,7 +255,7 @@ impl StoreWatch {
     /// Notes that everything is queued that appeared before the oldest candidate. Best effort: an
     /// older mark only means more to look at.
     fn mark(&self) {
-        if self.overflowed.load(std::sync::atomic::Ordering::Acquire) {
+        if self.overflowed.load(Ordering::Acquire) {
             return;
         }
         let oldest = self.candidates.values().map(|candidate| candidate.seen_at).min();
@@ -282,7 +284,7 @@ fn store_events(event: notify::Result<notify::Event>) -> Vec<StoreEvent> {
 fn changed_path(name: &str, is_removed: bool) -> Option<StorePath> {
     let name = if is_removed { name.strip_suffix(".lock")? } else { name };
     let path: StorePath = name.parse().ok()?;
-    (!path.name().ends_with(".drv")).then_some(path)
+    path.name().strip_suffix(".drv").is_none().then_some(path)
 }
 
 /// The store paths in a folder whose files changed at `since` or later, with the time of the
