@@ -16,13 +16,13 @@ use bytes::Bytes;
 use dormer_blobs::{BlobKey, Blobs};
 use dormer_format::{ChunkId, ChunkRun, EncodingTag};
 use dormer_index::{
-    Alias, AuditEntry, Cache, CacheId, CacheIndex, CachePatch, CacheTotals, CacheVisibility, CallCounts,
-    Changes, ChunkIndex, ChunkRow, CommitOutcome, CounterIndex, DocumentIndex, Error as IndexError,
-    FoundObject, Index, ListedObject, Nar, NarCommit, NarId, NarIndex, NarKey, NarSource, NarSummary,
-    NewCache, NewDocument, NewPack, ObjectIndex, ObjectOrder, ObjectPlace, ObjectReferences, OutboxIndex,
-    OutboxPosition, OutboxRow, PackNumber, PathCounts, Pin, PoolUse, PurgeCounts, Removal, RetentionIndex,
-    SealedKey, SealedKeyPlace, SettingIndex, StoredCounts, StoredDocument, StoredListing, TraceOutcome,
-    UnixSeconds, Use,
+    Alias, AuditEntry, Cache, CacheGlance, CacheId, CacheIndex, CachePatch, CacheTotals, CacheVisibility,
+    CallCounts, Changes, ChunkIndex, ChunkRow, CommitOutcome, CounterIndex, DocumentIndex,
+    Error as IndexError, FoundObject, Index, ListedObject, Nar, NarCommit, NarId, NarIndex, NarKey,
+    NarSource, NarSummary, NewCache, NewDocument, NewPack, ObjectIndex, ObjectOrder, ObjectPlace,
+    ObjectReferences, OutboxIndex, OutboxPosition, OutboxRow, PackNumber, PathCounts, Pin, PoolUse,
+    PurgeCounts, Removal, RetentionIndex, SealedKey, SealedKeyPlace, SettingIndex, StoredCounts,
+    StoredDocument, StoredListing, TraceOutcome, UnixSeconds, Use,
 };
 use dormer_nix::{BuildId, BuildTrace, DocumentName, NarHash, StorePath, StorePathHash};
 
@@ -358,6 +358,9 @@ impl CounterIndex for FaultIndex {
     async fn path_counts(&self, cache: CacheId) -> Outcome<PathCounts> {
         read_step!(self, self.inner.path_counts(cache))
     }
+    async fn glance_at_caches(&self, caches: &[CacheId]) -> Outcome<Vec<CacheGlance>> {
+        read_step!(self, self.inner.glance_at_caches(caches))
+    }
     async fn stored_counts(&self) -> Outcome<StoredCounts> {
         read_step!(self, self.inner.stored_counts())
     }
@@ -502,6 +505,15 @@ impl RetentionIndex for FaultIndex {
         limit: u32,
     ) -> Outcome<Vec<Pin>> {
         read_step!(self, self.inner.list_pins(cache, after, now, limit))
+    }
+    async fn list_pins_of_path(
+        &self,
+        cache: CacheId,
+        hash: &StorePathHash,
+        now: UnixSeconds,
+        limit: u32,
+    ) -> Outcome<Vec<Pin>> {
+        read_step!(self, self.inner.list_pins_of_path(cache, hash, now, limit))
     }
     async fn find_references(
         &self,
