@@ -71,7 +71,7 @@ pub use master_key::MasterKey;
 pub use missing::{Missing, find_missing};
 pub use read::{NarStream, OpenNar, PartStream};
 pub use rekey::{RekeyReport, rekey};
-pub use retention::{Closure, MissingPaths};
+pub use retention::{Closure, LARGEST_PATHS, MissingPaths};
 pub use scrub::{FULL_PPM, ScrubMetrics, ScrubOptions, ScrubReport, ScrubState, Scrubber};
 pub use settings::{EngineSettings, UPLOAD_BYTES};
 pub use stored_metrics::StoredMetrics;
