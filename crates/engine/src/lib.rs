@@ -73,7 +73,7 @@ pub use master_key::MasterKey;
 pub use missing::{Missing, find_missing};
 pub use read::{NarStream, OpenNar, PartStream};
 pub use rekey::{RekeyReport, rekey};
-pub use retention::{Closure, MissingPaths};
+pub use retention::{Closure, LARGEST_PATHS, MissingPaths};
 pub use scrub::{FULL_PPM, ScrubMetrics, ScrubOptions, ScrubReport, ScrubState, Scrubber};
 pub use sessions::{
     ChunkedPath, CommittedPath, MISSING_CHUNKS_MAX, PART_BYTES_MAX, PART_RAW_BYTES_MAX, PathOutcome,

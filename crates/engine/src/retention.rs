@@ -1,7 +1,7 @@
 //! Pins, and removals by hand with what refers to the removed path. What expires by itself is a
 //! job.
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 
 use dormer_index::{Cache, Pin};
 use dormer_nix::{StorePath, StorePathHash};
@@ -35,9 +35,14 @@ pub struct Closure {
     pub paths: u64,
     /// Bytes of their NARs, uncompressed.
     pub nar_bytes: u64,
+    /// The largest paths, largest first: at most [`LARGEST_PATHS`], with the bytes of their NARs.
+    pub largest: Vec<(StorePath, u64)>,
     /// What the cache lacks.
     pub missing: MissingPaths,
 }
+
+/// Most paths that [`Closure::largest`] names.
+pub const LARGEST_PATHS: usize = 20;
 
 impl Engine {
     /// Adds a pin, or renews it; returns what the cache lacks of the closure of its path.
@@ -52,14 +57,23 @@ impl Engine {
         let mut next = vec![path.clone()];
         let (mut paths, mut is_complete) = (Vec::new(), true);
         let (mut count, mut nar_bytes) = (0, 0);
+        let mut largest: Vec<(StorePath, u64)> = Vec::new();
         while !next.is_empty() {
             let look: Vec<StorePath> = next.drain(next.len().saturating_sub(LOOK_PATHS)..).collect();
             let hashes: Vec<StorePathHash> = look.iter().map(StorePath::hash).collect();
             let found = self.index().find_references(cache.id, &hashes).await?;
-            let present: HashSet<StorePathHash> = found.iter().map(|found| found.hash).collect();
+            let present: HashMap<StorePathHash, u64> =
+                found.iter().map(|found| (found.hash, found.nar_size)).collect();
             count += found.len() as u64;
             nar_bytes += found.iter().map(|found| found.nar_size).sum::<u64>();
-            paths.extend(look.into_iter().filter(|path| !present.contains(&path.hash())));
+            for path in look {
+                match present.get(&path.hash()) {
+                    Some(nar_size) => largest.push((path, *nar_size)),
+                    None => paths.push(path),
+                }
+            }
+            largest.sort_unstable_by(|one, other| other.1.cmp(&one.1).then_with(|| one.0.cmp(&other.0)));
+            largest.truncate(LARGEST_PATHS);
             for reference in found.into_iter().flat_map(|found| found.references) {
                 if seen.len() == paths_max {
                     is_complete = false;
@@ -69,7 +83,7 @@ impl Engine {
             }
         }
         paths.sort_unstable();
-        Ok(Closure { paths: count, nar_bytes, missing: MissingPaths { paths, is_complete } })
+        Ok(Closure { paths: count, nar_bytes, largest, missing: MissingPaths { paths, is_complete } })
     }
 
     /// Removes objects for cause that refer to a path, directly or not; returns how many, and

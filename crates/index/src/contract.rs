@@ -518,11 +518,25 @@ pub struct StoredCounts {
     pub is_complete: bool,
 }
 
+/// A cache at a glance.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct CacheGlance {
+    /// The cache.
+    pub cache: CacheId,
+    /// What it holds.
+    pub counts: PathCounts,
+    /// When its newest path was pushed first.
+    pub newest_at: Option<UnixSeconds>,
+}
+
 /// What is stored, in numbers that writes keep up to date: nothing is counted when somebody asks.
 #[async_trait]
 pub trait CounterIndex: Send + Sync + std::fmt::Debug + 'static {
     /// What a cache holds. One statement.
     async fn path_counts(&self, cache: CacheId) -> Result<PathCounts>;
+    /// Each of these caches at a glance, in any order. One statement, which looks one path up for
+    /// each cache.
+    async fn glance_at_caches(&self, caches: &[CacheId]) -> Result<Vec<CacheGlance>>;
     /// What everything holds. One statement.
     async fn stored_counts(&self) -> Result<StoredCounts>;
 }
@@ -794,6 +808,14 @@ pub trait RetentionIndex: Send + Sync + std::fmt::Debug + 'static {
         &self,
         cache: CacheId,
         after: Option<(&str, &StorePathHash)>,
+        now: UnixSeconds,
+        limit: u32,
+    ) -> Result<Vec<Pin>>;
+    /// Pins of one path that have not ended, by name.
+    async fn list_pins_of_path(
+        &self,
+        cache: CacheId,
+        hash: &StorePathHash,
         now: UnixSeconds,
         limit: u32,
     ) -> Result<Vec<Pin>>;

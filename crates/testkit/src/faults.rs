@@ -16,8 +16,8 @@ use bytes::Bytes;
 use dormer_blobs::{BlobKey, Blobs};
 use dormer_format::{ChunkId, ChunkRun, EncodingTag};
 use dormer_index::{
-    Alias, AuditEntry, Cache, CacheId, CacheIndex, CachePatch, CacheRecipe, CacheTotals, CacheVisibility,
-    CallCounts, Changes, ChunkIndex, ChunkRow, CommitOutcome, CounterIndex, DocumentIndex,
+    Alias, AuditEntry, Cache, CacheGlance, CacheId, CacheIndex, CachePatch, CacheRecipe, CacheTotals,
+    CacheVisibility, CallCounts, Changes, ChunkIndex, ChunkRow, CommitOutcome, CounterIndex, DocumentIndex,
     Error as IndexError, FoundObject, Index, ListedObject, Nar, NarCommit, NarId, NarIndex, NarKey,
     NarSource, NarSummary, NewCache, NewDocument, NewPack, NewSession, ObjectIndex, ObjectOrder, ObjectPlace,
     ObjectReferences, OutboxIndex, OutboxPosition, OutboxRow, PackNumber, PathCounts, Pin, PoolUse,
@@ -359,6 +359,9 @@ impl CounterIndex for FaultIndex {
     async fn path_counts(&self, cache: CacheId) -> Outcome<PathCounts> {
         read_step!(self, self.inner.path_counts(cache))
     }
+    async fn glance_at_caches(&self, caches: &[CacheId]) -> Outcome<Vec<CacheGlance>> {
+        read_step!(self, self.inner.glance_at_caches(caches))
+    }
     async fn stored_counts(&self) -> Outcome<StoredCounts> {
         read_step!(self, self.inner.stored_counts())
     }
@@ -545,6 +548,15 @@ impl RetentionIndex for FaultIndex {
         limit: u32,
     ) -> Outcome<Vec<Pin>> {
         read_step!(self, self.inner.list_pins(cache, after, now, limit))
+    }
+    async fn list_pins_of_path(
+        &self,
+        cache: CacheId,
+        hash: &StorePathHash,
+        now: UnixSeconds,
+        limit: u32,
+    ) -> Outcome<Vec<Pin>> {
+        read_step!(self, self.inner.list_pins_of_path(cache, hash, now, limit))
     }
     async fn find_references(
         &self,

@@ -7,8 +7,8 @@ use super::fixtures::{
     NOW, alias, cache, commit, committed, new_nar, object, pack, pack_id, path_hash, push_object, tag,
 };
 use crate::{
-    CacheId, ChunkMove, ChunkRow, CollectIndex, CommitTarget, CompactedPack, Index, JobIndex, JobKind,
-    JobLease, NarId, NarSource, ObjectOrder, PackNumber, PathCounts, Removal, Result, ScrubIndex,
+    CacheGlance, CacheId, ChunkMove, ChunkRow, CollectIndex, CommitTarget, CompactedPack, Index, JobIndex,
+    JobKind, JobLease, NarId, NarSource, ObjectOrder, PackNumber, PathCounts, Removal, Result, ScrubIndex,
     StampLimits, StoredCounts,
 };
 
@@ -124,6 +124,9 @@ pub(super) async fn an_empty_index_holds_nothing(four: Four) -> Result<()> {
     let before = four.index.statement_count();
     four.index.path_counts(main).await?;
     four.index.stored_counts().await?;
+    let nothing = CacheGlance { cache: main, counts: PathCounts::default(), newest_at: None };
+    assert_eq!(four.index.glance_at_caches(&[main]).await?, [nothing]);
+    assert_eq!(four.index.glance_at_caches(&[]).await?, []);
     assert!(four.index.statement_count() - before <= 6, "a look-up each");
     Ok(())
 }
@@ -219,8 +222,16 @@ pub(super) async fn random_histories_keep_the_counters_right(four: Four) -> Resu
         if step % 7 == 0 {
             four.jobs.tend_counters(NOW, NOW - 1).await?;
         }
+        let glances = four.index.glance_at_caches(&caches).await?;
+        assert_eq!(glances.len(), caches.len(), "step {step}");
         for cache in &caches {
-            assert_eq!(four.index.path_counts(*cache).await?, four.count_paths(*cache).await?, "step {step}");
+            let counts = four.count_paths(*cache).await?;
+            assert_eq!(four.index.path_counts(*cache).await?, counts, "step {step}");
+            let glance = glances.iter().find(|glance| glance.cache == *cache).expect("each cache once");
+            assert_eq!(glance.counts, counts, "step {step}");
+            let newest_at = four.index.list_objects(*cache, ObjectOrder::Age, None, 10_000).await?;
+            let newest_at = newest_at.last().map(|object| object.created_at);
+            assert_eq!(glance.newest_at, newest_at, "step {step}");
         }
         let counted = four.count_all(&caches, &packs).await?;
         assert_eq!(four.index.stored_counts().await?, counted, "step {step}");

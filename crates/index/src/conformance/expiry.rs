@@ -419,6 +419,11 @@ pub(super) async fn pins_come_by_name_and_the_newest_stay(both: Both) -> Result<
     let rest = index.list_pins(main, after, NOW, 1).await?;
     assert_eq!(rest, pins[1..2]);
     assert_eq!(index.list_pins(main, None, NOW + 5, 10).await?, pins[1..], "one has ended");
+    let of_path = async |number, now| index.list_pins_of_path(main, &path_hash(number), now, 10).await;
+    assert_eq!(of_path(9, NOW).await?, pins[..1]);
+    assert_eq!(of_path(9, NOW + 5).await?, [], "it has ended");
+    assert_eq!(of_path(1, NOW).await?, [], "it is no longer pinned here");
+    assert_eq!(hashes(&of_path(2, NOW).await?), sorted(&[2]));
     // Renewed, 2 is the newest.
     index.add_pin(main, &pin("b", 2, NOW + 9, None), None).await?;
     index.add_pin(main, &pin("b", 4, NOW + 10, None), Some(2)).await?;

@@ -12,9 +12,9 @@
 use async_trait::async_trait;
 
 use crate::Result;
-use crate::contract::{CacheId, CounterIndex, PathCounts, StoredCounts, UnixSeconds};
+use crate::contract::{CacheGlance, CacheId, CounterIndex, PathCounts, StoredCounts, UnixSeconds};
 use crate::rows::Row;
-use crate::sql::Argument::Number;
+use crate::sql::Argument::{Number, Numbers};
 use crate::sql::{Sql, Transaction, both};
 use crate::sql_index::{Dialect, SqlIndex};
 
@@ -36,6 +36,22 @@ pub(crate) const PATHS_OF_CACHE: Sql = Sql {
         SELECT coalesce(sum(k.paths), 0)::bigint, coalesce(sum(k.path_bytes), 0)::bigint FROM (
             SELECT c.paths, c.path_bytes FROM counters AS c WHERE c.cache = $1
             UNION ALL SELECT c.paths, c.path_bytes FROM counter_changes AS c WHERE c.cache = $1) AS k",
+};
+/// The newest path is the end of an index: one step for each cache.
+pub(crate) const GLANCE: Sql = Sql {
+    sqlite: "
+        SELECT k.value,
+            (SELECT coalesce(sum(c.paths), 0) FROM counters AS c WHERE c.cache = k.value),
+            (SELECT coalesce(sum(c.path_bytes), 0) FROM counters AS c WHERE c.cache = k.value),
+            (SELECT o.created_at FROM objects AS o WHERE o.cache = k.value ORDER BY o.created_at DESC LIMIT 1)
+        FROM json_each($1) AS k",
+    postgres: "
+        SELECT k.item, s.paths, s.path_bytes,
+            (SELECT o.created_at FROM objects AS o WHERE o.cache = k.item ORDER BY o.created_at DESC LIMIT 1)
+        FROM unnest($1::bigint[]) AS k (item) CROSS JOIN LATERAL (
+            SELECT coalesce(sum(u.paths), 0)::bigint AS paths, coalesce(sum(u.path_bytes), 0)::bigint AS path_bytes
+            FROM (SELECT c.paths, c.path_bytes FROM counters AS c WHERE c.cache = k.item
+                UNION ALL SELECT c.paths, c.path_bytes FROM counter_changes AS c WHERE c.cache = k.item) AS u) AS s",
 };
 /// One row for each generation of each cache: few.
 const STORED: Sql = Sql {
@@ -115,6 +131,25 @@ impl<D: Dialect> CounterIndex for SqlIndex<D> {
         self.read("look up what a cache holds", async |mut tx| {
             let row = tx.one(PATHS_OF_CACHE, &[Number(cache.0)]).await?;
             Ok(PathCounts { paths: counter(&row, 0)?, bytes: counter(&row, 1)? })
+        })
+        .await
+    }
+
+    async fn glance_at_caches(&self, caches: &[CacheId]) -> Result<Vec<CacheGlance>> {
+        if caches.is_empty() {
+            return Ok(Vec::new());
+        }
+        let numbers: Vec<i64> = caches.iter().map(|cache| cache.0).collect();
+        self.read("look up what caches hold", async |mut tx| {
+            let rows = tx.rows(GLANCE, &[Numbers(&numbers)]).await?;
+            let glance = |row: &_| {
+                Ok(CacheGlance {
+                    cache: CacheId(Row::column(row, 0, "counters")?),
+                    counts: PathCounts { paths: counter(row, 1)?, bytes: counter(row, 2)? },
+                    newest_at: Row::column(row, 3, "objects")?,
+                })
+            };
+            rows.iter().map(glance).collect()
         })
         .await
     }

@@ -34,6 +34,10 @@ pub(crate) const LIST_PINS: Sql = both!(
      WHERE cache = $1 AND (name, hash) > ($2, $3) AND (ends_at IS NULL OR ends_at > $4)
      ORDER BY name, hash LIMIT $5"
 );
+pub(crate) const LIST_PINS_OF_PATH: Sql = both!(
+    "SELECT name, hash, path_name, created_at, ends_at FROM pins
+     WHERE cache = $1 AND hash = $2 AND (ends_at IS NULL OR ends_at > $3) ORDER BY name LIMIT $4"
+);
 pub(crate) const FIND_REFERENCES: Sql = both!(
     "SELECT o.hash, o.name, o.refs, o.nar_size FROM", list 2, "AS k CROSS JOIN objects AS o
      WHERE o.cache = $1 AND o.hash = k.item"
@@ -139,6 +143,20 @@ impl<D: Dialect> RetentionIndex for SqlIndex<D> {
         let page = [Number(cache.0), Text(name), Bytes(hash), Number(now), Number(limit.into())];
         self.read("list pins", async |mut tx| tx.rows(LIST_PINS, &page).await?.iter().map(read_pin).collect())
             .await
+    }
+
+    async fn list_pins_of_path(
+        &self,
+        cache: CacheId,
+        hash: &StorePathHash,
+        now: UnixSeconds,
+        limit: u32,
+    ) -> Result<Vec<Pin>> {
+        let key = [Number(cache.0), Bytes(hash.as_bytes()), Number(now), Number(limit.into())];
+        self.read("list the pins of a path", async |mut tx| {
+            tx.rows(LIST_PINS_OF_PATH, &key).await?.iter().map(read_pin).collect()
+        })
+        .await
     }
 
     async fn find_references(

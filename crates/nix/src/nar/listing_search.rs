@@ -33,10 +33,32 @@ pub enum ListedNode {
     Directory,
 }
 
+/// An entry of a folder.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct FolderEntry {
+    /// Its name.
+    pub name: String,
+    /// What it is. The target of a link is empty if it is too long to be looked at.
+    pub node: ListedNode,
+}
+
+/// The entries of a folder that are wanted, and those found.
+#[derive(Debug)]
+struct Folder {
+    /// Entries before the first one that is wanted.
+    skip: usize,
+    wanted: usize,
+    entries: Vec<FolderEntry>,
+    has_more: bool,
+    /// The name of the entry that is open.
+    name: Option<String>,
+}
+
 /// Looks for one path.
 #[derive(Debug)]
 pub struct ListingSearch {
     wanted: Vec<String>,
+    folder: Option<Folder>,
     /// How many of the wanted names lead to the node that is open.
     matched: usize,
     /// Open objects. The node behind `matched` names has the depth `2 + 2 * matched`, and the
@@ -70,6 +92,7 @@ impl ListingSearch {
     pub fn new(names: impl IntoIterator<Item = impl Into<String>>) -> Self {
         Self {
             wanted: names.into_iter().map(Into::into).collect(),
+            folder: None,
             matched: 0,
             depth: 0,
             state: State::Between,
@@ -87,6 +110,14 @@ impl ListingSearch {
         }
     }
 
+    /// Also reads entries, if there is a folder at the path: at most `wanted`, from number `first`
+    /// on. Memory then also has these entries.
+    #[must_use]
+    pub fn with_entries(self, first: usize, wanted: usize) -> Self {
+        let folder = Folder { skip: first, wanted, entries: Vec::new(), has_more: false, name: None };
+        Self { folder: Some(folder), ..self }
+    }
+
     /// Takes the next piece of the JSON. Returns whether the search has ended.
     pub fn feed(&mut self, json: &[u8]) -> bool {
         for byte in json {
@@ -96,6 +127,12 @@ impl ListingSearch {
             self.take(*byte);
         }
         self.is_done
+    }
+
+    /// What the listing has at the path, with the entries of a folder, and whether more follow.
+    pub fn finish_with_entries(self) -> Option<(ListedNode, Vec<FolderEntry>, bool)> {
+        let (entries, has_more) = self.folder.map_or_else(Default::default, |of| (of.entries, of.has_more));
+        self.found.map(|node| (node, entries, has_more))
     }
 
     /// What the listing has at the path, if anything.
@@ -144,7 +181,14 @@ impl ListingSearch {
             }
             b',' => self.key = None,
             b'{' => {
-                self.key = None;
+                let key = self.key.take();
+                if self.depth == self.node_depth() + 1
+                    && self.matched == self.wanted.len()
+                    && let Some(folder) = &mut self.folder
+                {
+                    folder.name = key;
+                    self.forget_node();
+                }
                 self.depth += 1;
                 if std::mem::take(&mut self.is_next) {
                     self.matched += 1;
@@ -152,6 +196,9 @@ impl ListingSearch {
             }
             b'}' => {
                 self.key = None;
+                if self.is_in_entry() {
+                    self.end_entry();
+                }
                 if self.depth == self.node_depth() {
                     // All of the node on the way was seen: the path leads to it, or nowhere.
                     self.is_done = true;
@@ -175,13 +222,47 @@ impl ListingSearch {
     /// Whether texts at this place matter: fields of the node on the way, and the names in it.
     fn looks(&self) -> bool {
         let is_name = self.depth == self.node_depth() + 1 && self.matched < self.wanted.len();
-        self.depth == self.node_depth() || is_name
+        let is_entry = self.folder.is_some()
+            && self.matched == self.wanted.len()
+            && (self.depth == self.node_depth() + 1 || self.is_in_entry());
+        self.depth == self.node_depth() || is_name || is_entry
+    }
+
+    /// Whether the fields here are those of an entry that is wanted.
+    fn is_in_entry(&self) -> bool {
+        self.folder.is_some() && self.matched == self.wanted.len() && self.depth == self.node_depth() + 2
+    }
+
+    fn forget_node(&mut self) {
+        (self.kind, self.size, self.nar_offset, self.target) = (None, None, None, None);
+        self.executable = false;
+    }
+
+    fn end_entry(&mut self) {
+        let node = match self.kind.as_deref() {
+            // A target that was too long.
+            Some("symlink") if self.target.is_none() => Some(ListedNode::Symlink(String::new())),
+            _ => self.node(),
+        };
+        // What is read after the entries belongs to the folder.
+        self.forget_node();
+        self.kind = Some("directory".to_owned());
+        let Some(folder) = &mut self.folder else { return };
+        if folder.skip > 0 {
+            folder.skip -= 1;
+        } else if folder.entries.len() == folder.wanted {
+            folder.has_more = true;
+            self.is_done = true;
+            self.found = Some(ListedNode::Directory);
+        } else if let (Some(name), Some(node)) = (folder.name.take(), node) {
+            folder.entries.push(FolderEntry { name, node });
+        }
     }
 
     fn keep(&mut self, byte: u8, bytes_max: usize) {
         if self.text.len() < bytes_max {
             self.text.push(byte);
-        } else {
+        } else if !self.is_in_entry() {
             self.is_done = true;
         }
     }
@@ -190,7 +271,7 @@ impl ListingSearch {
         let text = if is_kept { serde_json::from_slice::<String>(&self.text).ok() } else { None };
         match (self.key.take(), text) {
             (None, text) => self.last_text = text,
-            (Some(key), Some(text)) if self.is_at_target() => match key.as_str() {
+            (Some(key), Some(text)) if self.is_at_target() || self.is_in_entry() => match key.as_str() {
                 "type" => self.kind = Some(text),
                 "target" => self.target = Some(text),
                 _ => {}
@@ -201,7 +282,7 @@ impl ListingSearch {
 
     fn end_bare(&mut self) {
         let word = std::str::from_utf8(&self.text).unwrap_or_default();
-        match self.key.take().as_deref().filter(|_| self.is_at_target()) {
+        match self.key.take().as_deref().filter(|_| self.is_at_target() || self.is_in_entry()) {
             Some("size") => self.size = word.parse().ok(),
             Some("narOffset") => self.nar_offset = word.parse().ok(),
             Some("executable") => self.executable = word == "true",
@@ -279,8 +360,59 @@ mod tests {
         }
     }
 
+    /// The entries of the folder at these names, in pages of this length.
+    fn entries(json: &[u8], names: &[String], piece: usize, page: usize) -> Vec<FolderEntry> {
+        let mut all = Vec::new();
+        loop {
+            let mut search = ListingSearch::new(names).with_entries(all.len(), page);
+            json.chunks(piece).any(|piece| search.feed(piece));
+            let (node, entries, has_more) = search.finish_with_entries().expect("the folder is there");
+            assert_eq!(node, ListedNode::Directory);
+            assert!(entries.len() == page || !has_more);
+            all.extend(entries);
+            if !has_more {
+                return all;
+            }
+        }
+    }
+
+    fn check_folders(json: &[u8], node: &Node, names: &mut Vec<String>, piece: usize, page: usize) {
+        let Node::Directory(children) = node else {
+            let mut search = ListingSearch::new(names.iter()).with_entries(0, page);
+            json.chunks(piece).any(|piece| search.feed(piece));
+            let found = search.finish_with_entries().map(|(node, entries, _)| (node, entries.len()));
+            assert_eq!(found, self::search(json, names, piece).map(|node| (node, 0)));
+            return;
+        };
+        let found = entries(json, names, piece, page);
+        assert_eq!(found.len(), children.len());
+        for (entry, (name, node)) in found.into_iter().zip(children) {
+            assert_eq!(entry.name, crate::nar::listing::as_text(name));
+            names.push(entry.name);
+            assert_eq!(Some(entry.node), search(json, names, piece));
+            check_folders(json, node, names, piece, page);
+            names.pop();
+        }
+    }
+
+    #[test]
+    fn a_link_that_is_too_long_hides_no_other_entry() {
+        let long = Node::symlink("x".repeat(3_000));
+        let root = Node::directory([(b"a".to_vec(), long), (b"b".to_vec(), Node::file(b"y".to_vec()))]);
+        let json = listing_of(&encode_tree(&root));
+        let found = entries(&json, &[], 7, 10);
+        assert_eq!(found[0].node, ListedNode::Symlink(String::new()));
+        assert!(matches!(found[1].node, ListedNode::File { size: 1, .. }));
+    }
+
     proptest! {
         #![proptest_config(ProptestConfig::with_cases(64))]
+        #[test]
+        fn every_folder_is_listed_in_pages(tree in strategies::node(), piece in 1_usize..40, page in 1_usize..4) {
+            let json = listing_of(&encode_tree(&tree));
+            check_folders(&json, &tree, &mut Vec::new(), piece, page);
+        }
+
         #[test]
         fn every_node_is_found_however_the_listing_is_cut(tree in strategies::node(), piece in 1_usize..40) {
             let nar = encode_tree(&tree);

@@ -772,6 +772,7 @@ pub(super) async fn look_ups_search_indexes(index: &SqliteIndex) {
             ],
         ),
         (retention::LIST_PINS, &["SEARCH pins USING INDEX pins_by_name (cache=? AND (name,hash)>(?,?))"]),
+        (retention::LIST_PINS_OF_PATH, &["SEARCH pins USING INDEX pins_by_path (cache=? AND hash=?)"]),
         (
             retention::FIND_REFERENCES,
             &["SEARCH o USING INDEX sqlite_autoindex_objects_1 (cache=? AND hash=?)"],
