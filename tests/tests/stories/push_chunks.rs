@@ -56,7 +56,7 @@ fn both_apis_make_the_same_objects_and_every_nix_substitutes_them() {
 }
 
 #[test]
-fn several_caches_get_what_they_lack_and_a_rebuild_sends_next_to_nothing() {
+fn several_caches_get_what_they_lack() {
     let (one, two) = (Lab::start(), Lab::start());
     two.create_cache("team", &[]);
     let builder = one.machine("builder", Nix::NEWEST);
