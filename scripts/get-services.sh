@@ -26,6 +26,9 @@ need pgbouncer /usr/sbin/pgbouncer
 need age /usr/bin/age-keygen
 # systemd-analyze reads the units for NixOS; systemd itself does not run.
 need systemd /usr/bin/systemd-analyze
+# The browser that visits the pages, and a font for what it draws.
+need chromium /usr/bin/chromium
+need fonts-dejavu-core /usr/share/fonts/truetype/dejavu/DejaVuSans.ttf
 if [ -n "$packages" ]; then
     echo "installing$packages" >&2
     # A packaged service must not start by itself: it would take ports and memory.

@@ -5,6 +5,7 @@
 #   DIR/node          Node, from npm's package, only where this machine has none or one before 20
 #   DIR/worker-node   npm's packages of worker/package-lock.json: workerd, miniflare, wrangler
 #   DIR/kubernetes-models   npm's packages of tests/kubernetes-models: schemas of custom resources
+#   DIR/browser-node   npm's packages of tests/browser: what drives a browser through the pages
 #   DIR/worker-rust   Debian's Rust with std for wasm32, only where this machine's Rust has none
 #                     (`rustup target add wasm32-unknown-unknown` is the short way to it)
 #
@@ -114,6 +115,7 @@ node_runtime
 {
   npm_packages "$parts/worker-node" "$root/worker"
   npm_packages "$parts/kubernetes-models" "$root/tests/kubernetes-models"
+  npm_packages "$parts/browser-node" "$root/tests/browser"
 } &
 npm=$!
 debian_rust

@@ -16,7 +16,7 @@
 /// What is answered, as far as its life depends on it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum AnswerKind {
-    /// A page for people.
+    /// A page that is the same for all its readers, and what pages load.
     Page,
     /// `nix-cache-info`, a narinfo, a listing, a build log or a build trace: these may change or go
     /// at any time.
@@ -25,7 +25,7 @@ pub enum AnswerKind {
     CurrentNar,
     /// A NAR under any other name: an old tag, the hash of a store path, the name of an upload.
     OtherNar,
-    /// The API, and every request that writes.
+    /// The API, pages that depend on their visitor, and every request that writes.
     Api,
     /// Probes, counters, and addresses where nothing is.
     Process,
@@ -134,11 +134,11 @@ mod tests {
         let document = include_str!("../../../docs/HTTP-API.md");
         for kind in AnswerKind::ALL {
             let what = match kind {
-                AnswerKind::Page => "pages for people",
+                AnswerKind::Page => "pages of the edge, the text at `/`, style and script of pages",
                 AnswerKind::Document => "`nix-cache-info`, narinfos, listings, build logs and traces",
                 AnswerKind::CurrentNar => "a NAR under its present name",
                 AnswerKind::OtherNar => "a NAR under another name",
-                AnswerKind::Api => "the API, and every request that writes",
+                AnswerKind::Api => "the API, the lab's pages, and every request that writes",
                 AnswerKind::Process => "probes, counters",
                 AnswerKind::State => "the edge's own documents in a bucket",
             };

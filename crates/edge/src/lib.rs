@@ -41,7 +41,7 @@ pub use error::{Error, Result};
 pub use layout::{EdgeKey, MISS_SECONDS, NARINFO_BYTES_MAX, NarFile, STATE_SECONDS, document_type};
 pub use page::home;
 pub use rules::{Admission, ObjectMeta, Read, Request, RequestPlan, Visit, plan};
-pub use spelling::{decode_file_path, decode_path};
+pub use spelling::{decode_file_path, decode_form, decode_path};
 pub use state::{CacheState, Catalog, STATE_BYTES_MAX};
 pub use token::{Algorithm, HS256_SECRET_BYTES_MIN, SignedToken, may_read};
 #[cfg(feature = "verify")]

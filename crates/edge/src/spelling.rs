@@ -39,8 +39,14 @@ pub fn decode_file_path(path: &str) -> Option<Vec<String>> {
 }
 
 fn decode_name(segment: &str) -> Option<String> {
-    let mut bytes = Vec::with_capacity(segment.len());
-    let mut rest = segment.as_bytes();
+    let name = String::from_utf8(unescape(segment)?).ok()?;
+    (!matches!(name.as_str(), "" | "." | "..") && !name.contains(['/', '\0'])).then_some(name)
+}
+
+/// The bytes that a text with escapes stands for.
+fn unescape(text: &str) -> Option<Vec<u8>> {
+    let mut bytes = Vec::with_capacity(text.len());
+    let mut rest = text.as_bytes();
     while let Some((&byte, after)) = rest.split_first() {
         rest = after;
         if byte != b'%' {
@@ -54,8 +60,25 @@ fn decode_name(segment: &str) -> Option<String> {
         bytes.push(u8::from_str_radix(digits, 16).ok()?);
         rest = after;
     }
-    let name = String::from_utf8(bytes).ok()?;
-    (!matches!(name.as_str(), "" | "." | "..") && !name.contains(['/', '\0'])).then_some(name)
+    Some(bytes)
+}
+
+/// The fields of a form, or of the query that a form makes (`application/x-www-form-urlencoded`):
+/// names and values, in their order. `None` for an escape that is none, and for bytes that are no
+/// UTF-8 or hold a zero byte.
+pub fn decode_form(text: &str) -> Option<Vec<(String, String)>> {
+    let pairs = text.split('&').filter(|pair| !pair.is_empty());
+    pairs
+        .map(|pair| {
+            let (name, value) = pair.split_once('=').unwrap_or((pair, ""));
+            Some((decode_field(name)?, decode_field(value)?))
+        })
+        .collect()
+}
+
+fn decode_field(text: &str) -> Option<String> {
+    let text = String::from_utf8(unescape(&text.replace('+', " "))?).ok()?;
+    (!text.contains('\0')).then_some(text)
 }
 
 /// The character that two hexadecimal digits stand for, if it needs an escape.
@@ -116,6 +139,17 @@ mod tests {
             "%C3",
         ] {
             assert_eq!(decode_file_path(path), None, "{path}");
+        }
+    }
+
+    #[test]
+    fn the_fields_of_a_form_are_any_text() {
+        let fields = decode_form("q=a+b%2Bc&&x=%C3%A9%26%3D=&y").unwrap();
+        let fields: Vec<_> = fields.iter().map(|(name, value)| (name.as_str(), value.as_str())).collect();
+        assert_eq!(fields, [("q", "a b+c"), ("x", "é&=="), ("y", "")]);
+        assert_eq!(decode_form(""), Some(vec![]));
+        for text in ["q=%", "q=%2", "q=%g0", "q=%ff", "q=%00", "%c0%af=x"] {
+            assert_eq!(decode_form(text), None, "{text}");
         }
     }
 

@@ -8,8 +8,10 @@ use dormer_api::{CacheName, Permission, Permissions, TokenClaims};
 use dormer_index::Cache;
 
 use crate::app::App;
+use crate::auth::header_token;
 use crate::call::Call;
 use crate::failure::Failure;
+use crate::handlers::people::session::cookie_token;
 
 /// How old the settings of a cache may be for a request.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -126,7 +128,19 @@ impl App {
 
     /// The claims of the caller's token, if it counts.
     pub(crate) fn claims(&self, call: &Call) -> Option<Arc<TokenClaims>> {
+        if call.allows_session() {
+            return self.presented(call).map(|(_, claims)| claims);
+        }
         self.authenticator.authenticate(call.headers(), self.engine.now())
+    }
+
+    /// The token of a page's visitor with its claims, if it counts: from the headers, else from the
+    /// cookie of the session.
+    pub(crate) fn presented(&self, call: &Call) -> Option<(String, Arc<TokenClaims>)> {
+        let from_cookie = || cookie_token(call, &self.settings.trusted_proxies);
+        let token = header_token(call.headers()).or_else(from_cookie)?;
+        let claims = self.authenticator.verify(&token, self.engine.now())?;
+        Some((token, claims))
     }
 
     /// Refuses a caller that may push nowhere, before the body is read to find the cache that the

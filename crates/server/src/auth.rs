@@ -6,7 +6,7 @@
 
 use std::sync::Arc;
 
-use dormer_api::{TokenClaims, presented_token};
+use dormer_api::{TOKEN_BYTES_MAX, TokenClaims, presented_token};
 use dormer_edge::TokenVerifier;
 use http::HeaderMap;
 use http::header::AUTHORIZATION;
@@ -36,14 +36,26 @@ impl Authenticator {
 
     /// The claims of the token that a request carries, if it counts now.
     pub(crate) fn authenticate(&self, headers: &HeaderMap, now: i64) -> Option<Arc<TokenClaims>> {
-        let token = presented_token(headers.get(AUTHORIZATION)?.to_str().ok()?)?;
-        let claims = if let Some(claims) = self.remembered.get(&token) {
+        self.verify(&header_token(headers)?, now)
+    }
+
+    /// The claims of a token, if it counts now.
+    pub(crate) fn verify(&self, token: &str, now: i64) -> Option<Arc<TokenClaims>> {
+        if token.len() > TOKEN_BYTES_MAX {
+            return None;
+        }
+        let claims = if let Some(claims) = self.remembered.get(token) {
             claims
         } else {
-            let claims = Arc::new(self.verifier.verify(&token)?);
-            self.remembered.insert(token, Arc::clone(&claims));
+            let claims = Arc::new(self.verifier.verify(token)?);
+            self.remembered.insert(token.to_owned(), Arc::clone(&claims));
             claims
         };
         claims.is_valid_at(now).then_some(claims)
     }
+}
+
+/// The token in the headers of a request.
+pub(crate) fn header_token(headers: &HeaderMap) -> Option<String> {
+    presented_token(headers.get(AUTHORIZATION)?.to_str().ok()?)
 }

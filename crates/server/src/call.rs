@@ -11,6 +11,7 @@ use http::request::Parts;
 use http::{HeaderMap, HeaderValue, Method};
 
 use crate::forwarded::{self, Forwarded, Network};
+use crate::page_route::split_files;
 
 /// The header of a request's id, in requests and answers.
 pub(crate) static REQUEST_ID: HeaderName = HeaderName::from_static(dormer_api::headers::REQUEST_ID);
@@ -66,14 +67,17 @@ pub(crate) struct Call {
     parts: Parts,
     /// The path with its escapes decoded, if it has any.
     decoded: Option<DecodedPath>,
-    /// The names behind `…/objects/<hash>/file/`, decoded.
+    /// The names behind `…/objects/<hash>/file/` or `…/<hash>/files/`, decoded.
     file_names: Vec<String>,
     is_about_public_cache: AtomicBool,
+    /// Whether the cookie of a session counts as a token.
+    has_session: AtomicBool,
 }
 
 /// The address of the files of an object, and the path of one of them.
 fn split_file(path: &str) -> Option<(&str, &str)> {
-    let (_, below) = path.strip_prefix("/_api/v2/caches/")?.split_once("/objects/")?;
+    let Some(below) = path.strip_prefix("/_api/v2/caches/") else { return split_files(path) };
+    let (_, below) = below.split_once("/objects/")?;
     let file = below.split_once('/')?.1.strip_prefix("file/")?;
     Some((&path[..path.len() - file.len() - 1], file))
 }
@@ -86,7 +90,8 @@ impl Call {
             None => (path, None),
         };
         // The names of a file are any text; everything else has one spelling.
-        let file_names = file.and_then(decode_file_path);
+        let decode = |file: &str| if file.is_empty() { Some(Vec::new()) } else { decode_file_path(file) };
+        let file_names = file.and_then(decode);
         let decoded = match decode_path(address).filter(|_| file.is_none() || file_names.is_some()) {
             Some(Cow::Borrowed(address)) if file.is_some() => Some(Ok(address.to_owned())),
             Some(Cow::Borrowed(_)) => None,
@@ -98,7 +103,24 @@ impl Call {
             decoded,
             file_names: file_names.unwrap_or_default(),
             is_about_public_cache: AtomicBool::new(false),
+            has_session: AtomicBool::new(false),
         }
+    }
+
+    /// Lets the cookie of a session count as a token. For pages alone: every other address takes
+    /// tokens that a program sends on purpose.
+    pub(crate) fn allow_session(&self) {
+        self.has_session.store(true, Ordering::Relaxed);
+    }
+
+    /// Whether the cookie of a session counts as a token.
+    pub(crate) fn allows_session(&self) -> bool {
+        self.has_session.load(Ordering::Relaxed)
+    }
+
+    /// The query as it stands in the address; empty if there is none.
+    pub(crate) fn query_text(&self) -> &str {
+        self.parts.uri.query().unwrap_or_default()
     }
 
     /// The path with its escapes decoded; `None` if it is no address at all.

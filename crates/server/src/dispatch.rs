@@ -16,7 +16,9 @@ use crate::body::Body;
 use crate::call::{Call, REQUEST_ID, RequestId};
 use crate::exchange::{Exchange, Watched};
 use crate::failure::Failure;
-use crate::handlers::{attic, browse, caches, documents, nar, pages, retention, sessions, stats, upload};
+use crate::handlers::{
+    attic, browse, caches, documents, nar, pages, people, retention, sessions, stats, upload,
+};
 use crate::request_body::RequestBody;
 use crate::route::Route;
 
@@ -53,6 +55,10 @@ impl App {
         let route = call.decoded_path().and_then(Route::parse);
         let template = route.as_ref().map_or("none", Route::template);
         let read_kind = route.as_ref().map_or(AnswerKind::Document, Route::answer_kind);
+        let shows_page = people::shows_page(self, &call, route.as_ref());
+        if shows_page {
+            call.allow_session();
+        }
         let is_of_no_cache = route.as_ref().is_some_and(Route::is_of_no_cache);
         let mut exchange = Exchange::begin(&self.metrics, &call, id, template, self.settings.traces);
         // Handlers share only locks that no panic leaves half done, and the index. So a panic fails
@@ -68,7 +74,12 @@ impl App {
                     exchange.open_span();
                 }
                 let has_token = self.claims(&call).is_some();
-                exchange.span().in_scope(|| failure.answer(&call, &self.settings, has_token))
+                let answer = exchange.span().in_scope(|| failure.answer(&call, &self.settings, has_token));
+                if shows_page {
+                    people::dress(self, &call, &exchange.id().to_string(), answer)
+                } else {
+                    answer
+                }
             }
         };
         let kind = match response.extensions().get::<AnswerKind>() {
@@ -130,7 +141,7 @@ impl App {
     ) -> Result<Response<Body>, Failure> {
         let method = if call.is_head() { &Method::GET } else { call.method() };
         match (method, route) {
-            (&Method::GET, Route::Home) => Ok(pages::home()),
+            (&Method::GET, Route::Home) => people::home(self, call).await,
             (&Method::GET, Route::Alive) => Ok(pages::alive()),
             (&Method::GET, Route::Ready) => pages::ready(self).await,
             (&Method::GET, Route::Stats) => pages::stats(self),
@@ -211,6 +222,7 @@ impl App {
             (&Method::POST, Route::SessionCommit(cache, session)) => {
                 Box::pin(sessions::commit_paths(self, call, body, &cache, session)).await
             }
+            (_, Route::Page(page)) => people::respond(self, call, body, page).await,
 
             (_, route) => Err(Failure::MethodNotAllowed { allow: allowed_methods(&route) }),
         }
@@ -226,6 +238,7 @@ impl App {
 
 fn allowed_methods(route: &Route<'_>) -> &'static str {
     match route {
+        Route::Page(page) => page.allowed_methods(),
         Route::Home
         | Route::Alive
         | Route::Ready

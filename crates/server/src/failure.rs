@@ -39,6 +39,8 @@ pub(crate) enum Failure {
     NoSuchCache,
     #[error("the cache does not have this")]
     NoSuchObject,
+    #[error("this form did not come from a page of this session: open the page again")]
+    ForeignForm,
     #[error("{0}")]
     BadRequest(String),
     #[error("cannot tell how {file_name} is compressed: expected {SUPPORTED}")]
@@ -106,7 +108,7 @@ impl Failure {
             Self::NoRoute | Self::Engine(EngineError::NoSession) => of(StatusCode::NOT_FOUND, Name::NotFound),
             Self::MethodNotAllowed { .. } => of(StatusCode::METHOD_NOT_ALLOWED, Name::RequestError),
             Self::Unauthorized => of(StatusCode::UNAUTHORIZED, Name::Unauthorized),
-            Self::Forbidden(_) => of(StatusCode::FORBIDDEN, Name::AccessError),
+            Self::Forbidden(_) | Self::ForeignForm => of(StatusCode::FORBIDDEN, Name::AccessError),
             Self::NoSuchCache => of(StatusCode::NOT_FOUND, Name::NoSuchCache),
             Self::NoSuchObject => of(StatusCode::NOT_FOUND, Name::NoSuchObject),
             Self::BadHost

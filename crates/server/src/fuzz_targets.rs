@@ -7,8 +7,9 @@
 use std::sync::LazyLock;
 
 use bytes::Bytes;
-use dormer_edge::decode_path;
+use dormer_edge::{decode_form, decode_path};
 use dormer_engine::CpuPool;
+use dormer_pages::{escape_segment, terminal_text};
 use futures::{StreamExt as _, stream};
 use http::{HeaderMap, HeaderName, HeaderValue, Uri};
 use tokio::runtime::Runtime;
@@ -16,6 +17,7 @@ use tokio::runtime::Runtime;
 use crate::codec::{Compression, WindowTooLarge};
 use crate::decoder::STEP_OUTPUT_BYTES;
 use crate::forwarded::{Forwarded, Network};
+use crate::page_route::PageRoute;
 use crate::route::{NarFile, Route};
 
 /// The most memory that any decoder may name: a window of 128 MiB and one MiB more.
@@ -55,10 +57,58 @@ pub fn fuzz_route(data: &[u8]) {
             }
             spelled => spelled,
         },
+        Route::Objects(cache) | Route::Purges(cache) | Route::CacheStats(cache) | Route::Pins(cache) => {
+            route.template().replace("{cache}", cache.as_str())
+        }
+        Route::Referrers(cache, hash) => format!("/_api/v2/caches/{cache}/objects/{hash}/referrers"),
+        Route::Pin(cache, name) => format!("/_api/v2/caches/{cache}/pins/{}", name.as_str()),
+        Route::PinnedPath(cache, name, hash) => {
+            format!("/_api/v2/caches/{cache}/pins/{}/{hash}", name.as_str())
+        }
+        Route::Page(page) => {
+            let template = page.template().replace("/{path}", "");
+            match page {
+                PageRoute::Asset(asset) => template.replace("{file}", asset.name()),
+                PageRoute::SignIn | PageRoute::SignOut => template,
+                PageRoute::CacheWithoutSlash(cache)
+                | PageRoute::Cache(cache)
+                | PageRoute::Paths(cache)
+                | PageRoute::Pins(cache) => template.replace("{cache}", cache.as_str()),
+                PageRoute::OfPath(cache, hash, _) => {
+                    template.replace("{cache}", cache.as_str()).replace("{hash}", &hash.to_string())
+                }
+            }
+        }
         route => route.template().to_owned(),
     };
     assert_eq!(spelled, path);
     assert!(!path.contains("/../") && !path.contains("//") && !path.contains('%'), "{route:?}");
+}
+
+/// A form, or the query of a page. What is decoded can be written again and reads back the same.
+pub fn fuzz_form(data: &[u8]) {
+    let Ok(text) = std::str::from_utf8(data) else { return };
+    let Some(fields) = decode_form(text) else { return };
+    let written = fields
+        .iter()
+        .map(|(name, value)| format!("{}={}", escape_segment(name), escape_segment(value)))
+        .collect::<Vec<_>>()
+        .join("&");
+    // A field without a name and a value is an empty text between two signs, which is no field.
+    assert_eq!(decode_form(&written).as_ref(), Some(&fields), "{written}");
+    assert!(fields.iter().all(|(name, value)| !name.contains('\0') && !value.contains('\0')));
+}
+
+/// A build log. Its page shows visible text only, in a few styles.
+pub fn fuzz_log(data: &[u8]) {
+    for part in terminal_text(data) {
+        assert!(part.colour.is_none_or(|colour| colour < 16), "{part:?}");
+        for character in part.text.chars() {
+            let is_visible = !character.is_control() || matches!(character, '\n' | '\t');
+            let turns = matches!(character, '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}');
+            assert!(is_visible && !turns, "{character:?}");
+        }
+    }
 }
 
 /// An upload's bytes: what its head announces is within the limit, and decoding takes any bytes and

@@ -13,7 +13,8 @@
 //! - [`Metrics`]: everything that is counted; `metrics_page` is the listener that shows it, and
 //!   `publish_metrics` its part about publishing. `health` asks the database and the store for
 //!   `/readyz`.
-//! - `route`: from a path to a typed route; no other module reads paths.
+//! - `route` and `page_route`: from a path to a typed route; no other module reads paths.
+//! - `handlers::people`: pages for people, and their sessions; every other handler serves programs.
 //! - `failure`: the one table from an error to its status.
 //! - `forwarded`: the address that clients use, as trusted proxies report it.
 //! - `auth` and `access`: tokens, and the rule that a caller without permissions learns nothing.
@@ -38,6 +39,7 @@ mod handlers;
 mod health;
 mod metrics;
 mod metrics_page;
+mod page_route;
 mod process;
 mod publish_metrics;
 mod push_rate;

@@ -9,6 +9,8 @@ use dormer_edge::AnswerKind;
 use dormer_format::EncodingTag;
 use dormer_nix::{DocumentName, NarHash, StorePathHash, TraceKey};
 
+use crate::page_route::PageRoute;
+
 /// The template of the busiest route.
 pub(crate) const NARINFO: &str = "/{cache}/{hash}.narinfo";
 
@@ -77,6 +79,8 @@ pub(crate) enum Route<'a> {
     /// `/{cache}/log/…`, `/{cache}/build-trace-v2/…`, `/{cache}/realisations/…`,
     /// `/{cache}/debuginfo/…`
     Document(CacheName, DocumentName),
+    /// A page for people.
+    Page(PageRoute),
 }
 
 /// A name below `nar/`.
@@ -93,6 +97,10 @@ pub(crate) enum NarFile<'a> {
 impl<'a> Route<'a> {
     /// Reads a decoded path. `None` if it matches no route.
     pub(crate) fn parse(path: &'a str) -> Option<Self> {
+        Self::parse_protocol(path).or_else(|| PageRoute::parse(path).map(Self::Page))
+    }
+
+    fn parse_protocol(path: &'a str) -> Option<Self> {
         let mut segments = path.strip_prefix('/')?.split('/');
         let first = segments.next()?;
         let rest = [segments.next(), segments.next(), segments.next(), segments.next(), segments.next()];
@@ -213,13 +221,15 @@ impl<'a> Route<'a> {
             }
             Self::Document(_, DocumentName::Trace(TraceKey::Hash { .. })) => "/{cache}/realisations/{id}.doi",
             Self::Document(_, DocumentName::DebugInfo(_)) => "/{cache}/debuginfo/{build_id}.debug",
+            Self::Page(page) => page.template(),
         }
     }
 
     /// What a read of this route answers, as far as the life of its answer depends on it.
     pub(crate) fn answer_kind(&self) -> AnswerKind {
         match self {
-            Self::Home => AnswerKind::Page,
+            // The handler marks its answer if it depends on the visitor.
+            Self::Home | Self::Page(PageRoute::Asset(_)) => AnswerKind::Page,
             Self::Alive | Self::Ready | Self::Stats => AnswerKind::Process,
             Self::CacheConfig(_)
             | Self::GetMissingPaths
@@ -239,7 +249,8 @@ impl<'a> Route<'a> {
             | Self::SessionMissing(..)
             | Self::SessionPart(..)
             | Self::SessionCommit(..)
-            | Self::AtticCacheInfo(_) => AnswerKind::Api,
+            | Self::AtticCacheInfo(_)
+            | Self::Page(_) => AnswerKind::Api,
             Self::NixCacheInfo(_) | Self::Narinfo(..) | Self::Listing(..) | Self::Document(..) => {
                 AnswerKind::Document
             }
@@ -250,7 +261,7 @@ impl<'a> Route<'a> {
 
     /// Whether every caller gets the same answer, whatever its token.
     pub(crate) fn is_of_no_cache(&self) -> bool {
-        matches!(self, Self::Home | Self::Alive | Self::Ready | Self::Stats)
+        matches!(self, Self::Home | Self::Alive | Self::Ready | Self::Stats | Self::Page(PageRoute::Asset(_)))
     }
 
     /// Whether errors are answered as JSON, with Attic's names.
@@ -359,8 +370,6 @@ mod tests {
             "*",
             "main/nix-cache-info",
             "//nix-cache-info",
-            "/main/",
-            "/main",
             "/main//nix-cache-info",
             "/main/nix-cache-info/",
             "/main/./nix-cache-info",

@@ -73,6 +73,8 @@ pub struct ServerSettings {
     pub reencodings_max: usize,
     /// Whether `/_dormer/stats` is answered.
     pub stats: bool,
+    /// Whether there are pages for people. Without them, `/` is a line of text for everybody.
+    pub pages: bool,
     /// Whether spans of requests are exported, so that more detail in them is worth its cost.
     pub traces: bool,
 }
@@ -139,6 +141,7 @@ impl Default for ServerSettings {
             retry_after: Duration::from_secs(5),
             reencodings_max: 4,
             stats: false,
+            pages: true,
             traces: false,
         }
     }

@@ -25,6 +25,7 @@ mod moving;
 mod nix_copy;
 mod nix_suite;
 mod nixos;
+mod pages;
 mod pooler;
 mod promises;
 mod publish;

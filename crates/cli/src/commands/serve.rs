@@ -247,6 +247,7 @@ fn server_settings(settings: &Settings) -> ServerSettings {
         shutdown_timeout: settings.shutdown_timeout,
         reencodings_max: settings.reencodings_max,
         stats: settings.stats,
+        pages: settings.pages,
         ..ServerSettings::default()
     }
 }

@@ -170,6 +170,9 @@ keys! { KEYS:
         "File with the previous master key.");
     STATS = Key::new("stats", Kind::Bool,
         "Whether the server answers `/_dormer/stats`: counters for benchmarks, without a token.").default("false");
+    PAGES = Key::new("pages", Kind::Bool,
+        "Whether the server has pages for people (docs/PAGES.md). If false, `/` is a line of text for everybody, and \
+         the addresses of pages are 404.").default("true");
     SOFT_DELETE_CACHES = Key::new("soft-delete-caches", Kind::Bool,
         "If true, Attic keeps the name of a destroyed cache taken.")
         .attic().ignored("the name of a destroyed cache is free at once, and its bytes go later");

@@ -76,6 +76,7 @@ pub(crate) struct Settings {
     pub(crate) shutdown_timeout: Duration,
     pub(crate) reencodings_max: usize,
     pub(crate) stats: bool,
+    pub(crate) pages: bool,
     /// How often caches are looked through for what they keep no longer; 0 is never.
     pub(crate) expiry_interval: Duration,
     pub(crate) expiry_defaults: ExpiryDefaults,
@@ -262,6 +263,7 @@ fn resolve(raw: &Raw) -> Result<Settings> {
         shutdown_timeout: duration(raw, &keys::LIMIT_SHUTDOWN_TIMEOUT),
         reencodings_max: count(integer(raw, &keys::LIMIT_REENCODINGS).unsigned_abs()),
         stats: boolean(raw, &keys::STATS),
+        pages: boolean(raw, &keys::PAGES),
         expiry_interval: duration(raw, &keys::GC_INTERVAL),
         expiry_defaults: ExpiryDefaults {
             retention_seconds: i64::try_from(duration(raw, &keys::GC_DEFAULT_RETENTION_PERIOD).as_secs())

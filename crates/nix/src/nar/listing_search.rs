@@ -12,6 +12,9 @@ use super::NAME_BYTES_MAX;
 /// Longest text that is looked at, in bytes of JSON: a name in which every byte is escaped.
 const TEXT_BYTES_MAX: usize = 6 * NAME_BYTES_MAX + 2;
 
+/// Most bytes of names and targets of the entries in one answer; one entry may have more.
+pub const ENTRIES_BYTES_MAX: usize = 256 * 1024;
+
 /// Longest number or word.
 const BARE_BYTES_MAX: usize = 32;
 
@@ -38,7 +41,7 @@ pub enum ListedNode {
 pub struct FolderEntry {
     /// Its name.
     pub name: String,
-    /// What it is. The target of a link is empty if it is too long to be looked at.
+    /// What it is.
     pub node: ListedNode,
 }
 
@@ -49,6 +52,8 @@ struct Folder {
     skip: usize,
     wanted: usize,
     entries: Vec<FolderEntry>,
+    /// Bytes of the names and targets of these entries.
+    bytes: usize,
     has_more: bool,
     /// The name of the entry that is open.
     name: Option<String>,
@@ -111,10 +116,11 @@ impl ListingSearch {
     }
 
     /// Also reads entries, if there is a folder at the path: at most `wanted`, from number `first`
-    /// on. Memory then also has these entries.
+    /// on, and fewer if their texts are long. Memory then also has [`ENTRIES_BYTES_MAX`] of texts.
     #[must_use]
     pub fn with_entries(self, first: usize, wanted: usize) -> Self {
-        let folder = Folder { skip: first, wanted, entries: Vec::new(), has_more: false, name: None };
+        let folder =
+            Folder { skip: first, wanted, entries: Vec::new(), bytes: 0, has_more: false, name: None };
         Self { folder: Some(folder), ..self }
     }
 
@@ -239,22 +245,24 @@ impl ListingSearch {
     }
 
     fn end_entry(&mut self) {
-        let node = match self.kind.as_deref() {
-            // A target that was too long.
-            Some("symlink") if self.target.is_none() => Some(ListedNode::Symlink(String::new())),
-            _ => self.node(),
-        };
+        let node = self.node();
         // What is read after the entries belongs to the folder.
         self.forget_node();
         self.kind = Some("directory".to_owned());
         let Some(folder) = &mut self.folder else { return };
         if folder.skip > 0 {
             folder.skip -= 1;
-        } else if folder.entries.len() == folder.wanted {
+            return;
+        }
+        let (Some(name), Some(node)) = (folder.name.take(), node) else { return };
+        let target_bytes = if let ListedNode::Symlink(target) = &node { target.len() } else { 0 };
+        folder.bytes += name.len() + target_bytes;
+        let is_full = folder.bytes > ENTRIES_BYTES_MAX && !folder.entries.is_empty();
+        if is_full || folder.entries.len() == folder.wanted {
             folder.has_more = true;
             self.is_done = true;
             self.found = Some(ListedNode::Directory);
-        } else if let (Some(name), Some(node)) = (folder.name.take(), node) {
+        } else {
             folder.entries.push(FolderEntry { name, node });
         }
     }
@@ -262,7 +270,7 @@ impl ListingSearch {
     fn keep(&mut self, byte: u8, bytes_max: usize) {
         if self.text.len() < bytes_max {
             self.text.push(byte);
-        } else if !self.is_in_entry() {
+        } else {
             self.is_done = true;
         }
     }
@@ -368,7 +376,7 @@ mod tests {
             json.chunks(piece).any(|piece| search.feed(piece));
             let (node, entries, has_more) = search.finish_with_entries().expect("the folder is there");
             assert_eq!(node, ListedNode::Directory);
-            assert!(entries.len() == page || !has_more);
+            assert!(!entries.is_empty() || !has_more, "every page leads on");
             all.extend(entries);
             if !has_more {
                 return all;
@@ -396,13 +404,16 @@ mod tests {
     }
 
     #[test]
-    fn a_link_that_is_too_long_hides_no_other_entry() {
-        let long = Node::symlink("x".repeat(3_000));
-        let root = Node::directory([(b"a".to_vec(), long), (b"b".to_vec(), Node::file(b"y".to_vec()))]);
+    fn long_texts_make_short_pages() {
+        let name = |number: usize| format!("{number}{}", "x".repeat(100_000)).into_bytes();
+        let children = (0..9).map(|number| (name(number), Node::symlink("y".repeat(100_000))));
+        let root = Node::directory(children.chain([(b"z".to_vec(), Node::file(b"z".to_vec()))]));
         let json = listing_of(&encode_tree(&root));
-        let found = entries(&json, &[], 7, 10);
-        assert_eq!(found[0].node, ListedNode::Symlink(String::new()));
-        assert!(matches!(found[1].node, ListedNode::File { size: 1, .. }));
+        let mut search = ListingSearch::new(Vec::<String>::new()).with_entries(0, 100);
+        search.feed(&json);
+        let (_, page, has_more) = search.finish_with_entries().unwrap();
+        assert_eq!((page.len(), has_more), (1, true));
+        assert_eq!(entries(&json, &[], 4_096, 100).len(), 10, "the pages have all of them");
     }
 
     proptest! {

@@ -12,9 +12,9 @@ use dormer_api::v2::{
     ClosureEntry, ListObjectsResponse, ListReferrersResponse, ObjectResponse, SortObjects, name_fits,
 };
 use dormer_api::{CacheName, Permission};
-use dormer_index::NarKey;
+use dormer_index::{Cache, NarKey};
 use dormer_nix::nar::{ListedNode, ListingSearch};
-use dormer_nix::{NarInfo, StorePath, StorePathHash, with_causes};
+use dormer_nix::{NarHash, NarInfo, StorePath, StorePathHash, with_causes};
 use futures::{Stream, StreamExt as _, TryStreamExt as _, future, stream};
 use http::header::{CONTENT_LENGTH, CONTENT_TYPE, X_CONTENT_TYPE_OPTIONS};
 use http::{HeaderValue, Response, StatusCode};
@@ -29,7 +29,7 @@ use crate::handlers::nar::end_of_answer;
 use crate::handlers::retention::{page_of_objects, read_place, write_place};
 
 /// Most paths of a closure that are counted: three look-ups in the index.
-const CLOSURE_PATHS_MAX: usize = 8_192;
+pub(super) const CLOSURE_PATHS_MAX: usize = 8_192;
 
 /// Referrers in one answer.
 const REFERRERS_PAGE: u32 = 1_000;
@@ -37,7 +37,7 @@ const REFERRERS_PAGE: u32 = 1_000;
 /// Most pages of objects that one request with a name looks through.
 const SEARCHED_PAGES: usize = 10;
 
-const OWNER: [Permission; 2] = [Permission::ConfigureCacheRetention, Permission::Delete];
+pub(super) const OWNER: [Permission; 2] = [Permission::ConfigureCacheRetention, Permission::Delete];
 
 /// What the cache says of a path.
 pub(crate) async fn find_object(
@@ -163,23 +163,7 @@ pub(crate) async fn get_file(
     let body = if call.is_head() || size == 0 {
         if call.is_head() { Body::Unknown } else { Body::Full(None) }
     } else {
-        let end = start.checked_add(size).ok_or(Failure::NoSuchObject)?;
-        let turn = app.reencoding_turn(call).await?;
-        let open = app.engine.open_nar(&cache, &NarKey::Hash(nar)).await?.ok_or(Failure::NoSuchObject)?;
-        let part = open.stream_part(Range { start, end }).await?;
-        let log = move |error: &dormer_engine::Error| {
-            tracing::error!(nar.hash = %nar, error = %error, "cut a file short");
-        };
-        let frames = part.frames.inspect_err(log).map_err(io::Error::other);
-        let limit = Compression::Zstd.decoder_bytes(&[])?;
-        let decoder = Compression::Zstd.decode(frames.boxed(), limit, app.engine.cpu());
-        let is_in_time = end_of_answer(size);
-        let pieces = part_of(decoder.into_stream().boxed(), part.skip, size).and_then(move |piece| {
-            // The turn lasts as long as the answer.
-            let _ = &turn;
-            future::ready(is_in_time().map(|()| piece))
-        });
-        Body::Stream(Box::pin(pieces))
+        Body::Stream(Box::pin(file_pieces(app, call, &cache, nar, start, size).await?))
     };
     let mut response = Response::new(body);
     let headers = response.headers_mut();
@@ -188,6 +172,33 @@ pub(crate) async fn get_file(
     // A file holds whatever a build made, and no browser may take it for a page.
     headers.insert(X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
     Ok(response)
+}
+
+/// Bytes of a NAR, uncompressed, from a place on.
+pub(super) async fn file_pieces(
+    app: &App,
+    call: &Call,
+    cache: &Cache,
+    nar: NarHash,
+    start: u64,
+    size: u64,
+) -> Result<impl Stream<Item = io::Result<Bytes>> + Send + use<>, Failure> {
+    let end = start.checked_add(size).ok_or(Failure::NoSuchObject)?;
+    let turn = app.reencoding_turn(call).await?;
+    let open = app.engine.open_nar(cache, &NarKey::Hash(nar)).await?.ok_or(Failure::NoSuchObject)?;
+    let part = open.stream_part(Range { start, end }).await?;
+    let log = move |error: &dormer_engine::Error| {
+        tracing::error!(nar.hash = %nar, error = %error, "cut a file short");
+    };
+    let frames = part.frames.inspect_err(log).map_err(io::Error::other);
+    let limit = Compression::Zstd.decoder_bytes(&[])?;
+    let decoder = Compression::Zstd.decode(frames.boxed(), limit, app.engine.cpu());
+    let is_in_time = end_of_answer(size);
+    Ok(part_of(decoder.into_stream().boxed(), part.skip, size).and_then(move |piece| {
+        // The turn lasts as long as the answer.
+        let _ = &turn;
+        future::ready(is_in_time().map(|()| piece))
+    }))
 }
 
 /// So many bytes of a stream after the first ones. It fails if there are fewer.

@@ -7,6 +7,7 @@ mod checks;
 pub(crate) mod documents;
 pub(crate) mod nar;
 pub(crate) mod pages;
+pub(crate) mod people;
 pub(crate) mod retention;
 pub(crate) mod sessions;
 pub(crate) mod small_body;

@@ -1,17 +1,10 @@
-//! Pages about the server itself.
+//! What the server says of itself: probes and counters.
 
 use http::{Response, StatusCode};
 
 use crate::app::App;
 use crate::body::{self, Body};
 use crate::failure::Failure;
-
-const HOME: &str = "This is a Dormer, a Nix binary cache.\n\n\
-    Each cache is a folder here: use http(s)://<this address>/<cache> as a substituter.\n";
-
-pub(crate) fn home() -> Response<Body> {
-    body::text(StatusCode::OK, HOME)
-}
 
 /// The process answers.
 pub(crate) fn alive() -> Response<Body> {

@@ -68,7 +68,7 @@ pub(crate) async fn show_stats(app: &App, call: &Call) -> Result<Response<Body>,
     Ok(body::json(StatusCode::OK, &answer(&counts)))
 }
 
-fn answer(counts: &StoredCounts) -> StatsResponse {
+pub(super) fn answer(counts: &StoredCounts) -> StatsResponse {
     let less = |whole: u64, part: u64| whole.cast_signed().saturating_sub(part.cast_signed());
     let same_nars = less(counts.paths.bytes, counts.nar_bytes);
     let holes = less(counts.nar_holed_bytes, counts.pack_holed_bytes);

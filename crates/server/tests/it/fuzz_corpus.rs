@@ -19,6 +19,16 @@ fn headers_of_proxies() {
 }
 
 #[test]
+fn forms_of_pages() {
+    run_over_corpus("server_form", dormer_server::fuzz_targets::fuzz_form);
+}
+
+#[test]
+fn logs_on_pages() {
+    run_over_corpus("server_log", dormer_server::fuzz_targets::fuzz_log);
+}
+
+#[test]
 fn requests_at_the_edge() {
     run_over_corpus("edge_request", dormer_edge::fuzz_targets::fuzz_request);
 }

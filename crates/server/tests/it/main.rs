@@ -10,6 +10,7 @@ mod fuzz_corpus;
 mod metrics;
 mod nix;
 mod operating;
+mod pages;
 mod sessions;
 mod signed_paths;
 mod status;

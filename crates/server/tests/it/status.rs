@@ -167,8 +167,8 @@ fn no_such_address_is_404() {
     let server = Server::start();
     let paths = [
         "/main",
-        "/main/",
         "/main/x",
+        "/main/x/",
         "/main/../main/nix-cache-info",
         "/_x/nix-cache-info",
         "/main/nar/%2e%2e",

@@ -1,0 +1,191 @@
+//! `/<cache>/`: how to use a cache, its keys, and what is in it.
+
+use maud::{Markup, html};
+
+use crate::frame::{Frame, cache_address, escape_segment};
+use crate::parts::{copyable, moment, size, visibility};
+use crate::picture::{SizedPath, sizes};
+use crate::text::{bytes, nix_string, number, shell_word, shortened, span};
+
+/// Keys and upstream names that a page shows, and keys that stand in each of its texts to copy.
+const KEYS_SHOWN: usize = 4;
+const KEYS_IN_TEXTS: usize = 2;
+
+/// A cache.
+#[derive(Debug, Clone)]
+pub struct CacheView {
+    /// Its name.
+    pub name: String,
+    /// Whether everybody may read it.
+    pub is_public: bool,
+    /// Its address, as Nix uses it as a substituter.
+    pub substituter: String,
+    /// The address of the server, for `dormer login`. `None` where nothing can be pushed.
+    pub server: Option<String>,
+    /// Its active keys, `name:base64`.
+    pub public_keys: Vec<String>,
+    /// Names of keys whose paths clients need not push.
+    pub upstream_key_names: Vec<String>,
+    /// Its store folder.
+    pub store_dir: String,
+    /// Its priority.
+    pub priority: i32,
+    /// What it holds.
+    pub counts: Counts,
+    /// Seconds for which an unused path is kept; `None` if the page does not say so.
+    pub retention_seconds: Option<i64>,
+    /// Most bytes of its NARs as served.
+    pub quota_bytes: Option<u64>,
+    /// Its largest paths, for visitors that may list them.
+    pub largest: Option<Vec<SizedPath>>,
+    /// Whether the visitor may see its pins.
+    pub shows_pins: bool,
+}
+
+/// What a cache holds.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Counts {
+    /// Paths.
+    pub paths: u64,
+    /// Bytes of their NARs, uncompressed.
+    pub nar_bytes: u64,
+    /// When the newest path came.
+    pub newest_at: Option<i64>,
+}
+
+impl CacheView {
+    /// The page.
+    pub fn render(&self, frame: &Frame) -> String {
+        let address = cache_address(&self.name);
+        let content = html! {
+            h1 { (self.name) " " (visibility(self.is_public)) }
+            (search(frame, &address))
+            dl.facts {
+                div { dt { "Paths" } dd { (number(self.counts.paths)) } }
+                div { dt { "Size" } dd { (size(self.counts.nar_bytes)) } }
+                div { dt { "Newest path" } dd { @if let Some(at) = self.counts.newest_at { (moment(frame, at)) } @else { "none yet" } } }
+                div { dt { "Priority" } dd { (self.priority) } }
+                div { dt { "Store folder" } dd { code { (shortened(&self.store_dir, 200)) } } }
+                @if let Some(seconds) = self.retention_seconds { div { dt { "Unused paths stay" } dd { (span(seconds)) } } }
+                @if let Some(quota) = self.quota_bytes { div { dt { "Quota" } dd { (bytes(quota)) } } }
+            }
+            p {
+                a href=(frame.link(&(address.clone() + "paths"))) { "Paths" }
+                @if self.shows_pins { " · " a href=(frame.link(&(address.clone() + "pins"))) { "Pins" } }
+                " · " a href=(frame.link(&(address + "nix-cache-info"))) { "nix-cache-info" }
+            }
+            (self.usage())
+            (self.keys())
+            @if let Some(largest) = self.largest.as_ref().filter(|largest| !largest.is_empty()) {
+                section {
+                    h2 { "Largest paths" }
+                    (sizes(frame, &self.name, "Sizes of the NARs, uncompressed", largest))
+                }
+            }
+        };
+        frame.page(&self.name, &[(cache_address(&self.name), self.name.clone())], &content)
+    }
+
+    fn usage(&self) -> Markup {
+        let keys: Vec<String> = self.shown_keys().take(KEYS_IN_TEXTS).cloned().collect();
+        let list = |texts: &[String]| texts.iter().map(|text| nix_string(text)).collect::<Vec<_>>().join(" ");
+        let substituter = std::slice::from_ref(&self.substituter);
+        let mut conf = format!(
+            "extra-substituters = {}\nextra-trusted-public-keys = {}\n",
+            self.substituter,
+            keys.join(" ")
+        );
+        if !self.is_public {
+            conf.push_str("netrc-file = /etc/nix/netrc\n");
+        }
+        let nixos = format!(
+            "nix.settings = {{\n  substituters = [ {} ];\n  trusted-public-keys = [ {} ];\n}};\n",
+            list(substituter),
+            list(&keys)
+        );
+        let flake = format!(
+            "nixConfig = {{\n  extra-substituters = [ {} ];\n  extra-trusted-public-keys = [ {} ];\n}};\n",
+            list(substituter),
+            list(&keys)
+        );
+        let actions = format!(
+            "- uses: cachix/install-nix-action@v31\n  with:\n    extra_nix_config: |\n      extra-substituters = {}\n      \
+             extra-trusted-public-keys = {}\n",
+            self.substituter,
+            keys.join(" ")
+        );
+        let host =
+            self.substituter.split_once("://").map_or("", |(_, rest)| rest).split('/').next().unwrap_or("");
+        let host = host.split(':').next().unwrap_or("");
+        html! {
+            section {
+                h2 #use { "Use this cache" }
+                h3 { "nix.conf" }
+                (copyable("the lines for nix.conf", &conf))
+                @if !self.is_public {
+                    p { "The cache is private. Put a token that may pull from it into " code { "/etc/nix/netrc" } ":" }
+                    (copyable("the line for netrc", &format!("machine {host} login token password TOKEN\n")))
+                }
+                details { summary { "NixOS" } (copyable("the lines for NixOS", &nixos)) }
+                details { summary { "A flake" } (copyable("the lines for a flake", &flake)) }
+                details { summary { "GitHub Actions" } (copyable("the step for GitHub Actions", &actions)) }
+                @if let Some(server) = &self.server {
+                    details {
+                        summary { "The command line, and pushing" }
+                        (copyable("the commands", &format!(
+                            "dormer login lab {}\ndormer use {}\ndormer push {} ./result\n",
+                            shell_word(server), shell_word(&self.name), shell_word(&self.name)
+                        )))
+                    }
+                }
+            }
+        }
+    }
+
+    fn keys(&self) -> Markup {
+        html! {
+            section {
+                h2 { "Keys" }
+                p { "Nix accepts paths from here that one of these keys signed." }
+                @for key in self.shown_keys() { (copyable("the key", key)) }
+                @if self.public_keys.len() > KEYS_SHOWN { p { "And " (self.public_keys.len() - KEYS_SHOWN) " more." } }
+                @if !self.upstream_key_names.is_empty() {
+                    p {
+                        "Clients do not push paths with a signature of "
+                        @for (place, name) in self.upstream_key_names.iter().take(KEYS_SHOWN).enumerate() {
+                            @if place > 0 { ", " }
+                            code { (shortened(name, 60)) }
+                        }
+                        "."
+                    }
+                }
+            }
+        }
+    }
+
+    fn shown_keys(&self) -> impl Iterator<Item = &String> {
+        // A key of Nix has some 100 bytes; a page does not grow with one that has more.
+        self.public_keys.iter().filter(|key| key.len() <= 200).take(KEYS_SHOWN)
+    }
+}
+
+/// The form that finds a path.
+fn search(frame: &Frame, address: &str) -> Markup {
+    html! {
+        form.search method="get" action=(frame.link(&format!("{address}paths"))) role="search" {
+            label for="q" { "Find a path" }
+            input #q type="search" name="q" maxlength="300" placeholder="name, hash or store path" autocomplete="off" spellcheck="false";
+            button { "Search" }
+        }
+    }
+}
+
+/// The way to a page below a cache.
+pub(crate) fn way_below(cache: &str, address: String, name: String) -> Vec<crate::frame::Step> {
+    vec![(cache_address(cache), cache.to_owned()), (address, name)]
+}
+
+/// An address below a cache's.
+pub(crate) fn below(cache: &str, rest: &str) -> String {
+    format!("{}/{rest}", escape_segment(cache))
+}

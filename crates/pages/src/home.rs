@@ -1,0 +1,77 @@
+//! `/`: the caches that the visitor may see.
+
+use maud::html;
+
+use crate::frame::{Frame, Visitor, cache_address};
+use crate::parts::{moment, size, visibility};
+use crate::picture::{Savings, savings};
+use crate::text::number;
+
+/// The first page of a host.
+#[derive(Debug, Clone)]
+pub struct HomeView {
+    /// The caches, by name.
+    pub caches: Vec<CacheRow>,
+    /// The last name on this page, if more follow.
+    pub next: Option<String>,
+    /// What the whole store saves, for visitors that may read every cache.
+    pub savings: Option<Savings>,
+}
+
+/// A cache in the list.
+#[derive(Debug, Clone)]
+pub struct CacheRow {
+    /// Its name.
+    pub name: String,
+    /// Whether everybody may read it.
+    pub is_public: bool,
+    /// How many paths it has.
+    pub paths: u64,
+    /// Bytes of their NARs, uncompressed.
+    pub nar_bytes: u64,
+    /// When its newest path came.
+    pub newest_at: Option<i64>,
+}
+
+impl HomeView {
+    /// The page.
+    pub fn render(&self, frame: &Frame) -> String {
+        let content = html! {
+            h1 { "Nix binary caches" }
+            @if self.caches.is_empty() {
+                p {
+                    @match frame.visitor {
+                        Visitor::Anybody { may_sign_in: true } => "There is no public cache here. Sign in to see those of your token.",
+                        Visitor::Anybody { .. } => "There is no public cache here.",
+                        Visitor::SignedIn { .. } => "There is no cache here that your token may see.",
+                    }
+                }
+            } @else {
+                table.wide {
+                    thead { tr { th scope="col" { "Cache" } th scope="col" { "Readers" } th.figure scope="col" { "Paths" } th.figure scope="col" { "Size" } th scope="col" { "Newest path" } } }
+                    tbody {
+                        @for cache in &self.caches {
+                            tr {
+                                th scope="row" { a href=(frame.link(&cache_address(&cache.name))) { (cache.name) } }
+                                td data-label="Readers" { (visibility(cache.is_public)) }
+                                td.figure data-label="Paths" { (number(cache.paths)) }
+                                td.figure data-label="Size" { (size(cache.nar_bytes)) }
+                                td data-label="Newest path" { @if let Some(at) = cache.newest_at { (moment(frame, at)) } @else { span.quiet { "none yet" } } }
+                            }
+                        }
+                    }
+                }
+                @if let Some(next) = &self.next {
+                    p { a.button href={ "?after=" (crate::frame::escape_segment(next)) } { "More caches" } }
+                }
+            }
+            @if let Some(of) = &self.savings {
+                section {
+                    h2 { "What the store saves" }
+                    (savings(of))
+                }
+            }
+        };
+        frame.page("Nix binary caches", &[], &content)
+    }
+}

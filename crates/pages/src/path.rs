@@ -1,0 +1,236 @@
+//! `/<cache>/<hash>`: one store path, what it needs, what needs it, and what keeps it.
+
+use maud::{Markup, html};
+
+use crate::cache::{below, way_below};
+use crate::frame::{Frame, file_address, path_address};
+use crate::parts::{copyable, moment, path_link, size};
+use crate::text::{counted, date, shell_word, shortened};
+
+/// References, referrers, signatures and pins that a page shows. With the longest names, they stay
+/// below [`PAGE_BYTES_MAX`](crate::PAGE_BYTES_MAX) together.
+const REFERENCES_SHOWN: usize = 40;
+const REFERRERS_SHOWN: usize = 20;
+const SIGNATURES_SHOWN: usize = 8;
+const PINS_SHOWN: usize = 8;
+
+/// A store path.
+#[derive(Debug, Clone)]
+pub struct PathView {
+    /// The cache.
+    pub cache: String,
+    /// The cache's address, as Nix uses it as a substituter.
+    pub substituter: String,
+    /// The store folder.
+    pub store_dir: String,
+    /// `<hash>-<name>`.
+    pub base_name: String,
+    /// Address of the NAR, below the cache; `None` while the NAR is damaged.
+    pub nar_url: Option<String>,
+    /// `sha256:…`.
+    pub nar_hash: String,
+    /// Bytes of the NAR, uncompressed.
+    pub nar_bytes: u64,
+    /// Bytes of the NAR as it is downloaded.
+    pub file_bytes: u64,
+    /// The derivation that built it.
+    pub deriver: Option<String>,
+    /// Whether the cache has the derivation's log, as far as the page knows.
+    pub shows_log: bool,
+    /// The kind of machine it was built for.
+    pub system: Option<String>,
+    /// What determines the path, if its content does.
+    pub content_address: Option<String>,
+    /// Signatures that the path came with.
+    pub signatures: Vec<String>,
+    /// Names of the cache's keys, which sign every answer.
+    pub own_keys: Vec<String>,
+    /// What it refers to, itself left out.
+    pub references: Vec<String>,
+    /// What refers to it, and whether there is more; `None` for visitors that may not know.
+    pub referrers: Option<(Vec<String>, bool)>,
+    /// The pins of this path; `None` for visitors that may not know.
+    pub pins: Option<Vec<PinRow>>,
+    /// When it was last used, as far as is written down.
+    pub used_at: i64,
+    /// What becomes of it.
+    pub expiry: ExpiryView,
+    /// Whether the visitor may remove it.
+    pub may_remove: bool,
+}
+
+/// What becomes of a path that nobody uses.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ExpiryView {
+    /// The cache keeps everything.
+    Kept,
+    /// It may go from then on, if nothing that stays refers to it.
+    From(i64),
+    /// The server's default applies.
+    Default,
+}
+
+/// A pin.
+#[derive(Debug, Clone)]
+pub struct PinRow {
+    /// Its name.
+    pub name: String,
+    /// `<hash>-<name>` of the path.
+    pub base_name: String,
+    /// When it was added last.
+    pub created_at: i64,
+    /// When it ends.
+    pub ends_at: Option<i64>,
+}
+
+impl PathView {
+    /// The page.
+    pub fn render(&self, frame: &Frame) -> String {
+        let (hash, name) = self.base_name.split_once('-').unwrap_or((&self.base_name, ""));
+        let address = path_address(&self.cache, hash);
+        let link = |rest: &str| frame.link(&format!("{address}{rest}"));
+        let content = html! {
+            h1 { (name) }
+            p.store-path { code { (shortened(&self.store_dir, 200)) "/" (self.base_name) } }
+            @if self.nar_url.is_none() {
+                p.notice role="status" { "Bytes of this path are damaged, so nobody can download it. The next push of the same path heals it." }
+            }
+            p {
+                a href=(frame.link(&file_address(&self.cache, hash, []))) { "Files" }
+                @if self.shows_log { " · " a href=(link("/log")) { "Build log" } }
+                " · " a href=(link(".narinfo")) { "narinfo" }
+                @if let Some(url) = &self.nar_url { " · " a href=(frame.link(&below(&self.cache, url))) { "NAR" } }
+            }
+            dl.facts {
+                div { dt { "Size" } dd { (size(self.nar_bytes)) } }
+                div { dt { "Download" } dd { (size(self.file_bytes)) } }
+                div { dt { "Closure" } dd { a href=(link("/closure")) { "show" } } }
+                div { dt { "Last used" } dd { (moment(frame, self.used_at)) } }
+                @if let Some(system) = &self.system { div { dt { "System" } dd { (shortened(system, 100)) } } }
+            }
+            (self.commands())
+            (self.references(frame))
+            (self.keeping(frame, &link("/pin"), &link("/unpin")))
+            (self.origin())
+            @if self.may_remove {
+                section {
+                    h2 { "Remove" }
+                    p { "The next page says what the removal does before it happens." }
+                    p { a.button.danger href=(link("/remove")) { "Remove this path" } }
+                }
+            }
+        };
+        frame.page(name, &way_below(&self.cache, address.clone(), name.to_owned()), &content)
+    }
+
+    fn commands(&self) -> Markup {
+        let path = shell_word(&format!("{}/{}", self.store_dir, self.base_name));
+        let cache = shell_word(&self.substituter);
+        html! {
+            section {
+                h2 { "Commands" }
+                (copyable("the command that fetches the path", &format!("nix copy --from {cache} {path}\n")))
+                (copyable("the command that shows the closure", &format!("nix path-info --store {cache} --recursive --closure-size --human-readable {path}\n")))
+            }
+        }
+    }
+
+    fn references(&self, frame: &Frame) -> Markup {
+        html! {
+            section {
+                h2 { "Refers to " (counted(self.references.len() as u64, "other path", "other paths")) }
+                @if !self.references.is_empty() { (links(frame, &self.cache, &self.references, REFERENCES_SHOWN)) }
+                @if self.references.len() > REFERENCES_SHOWN {
+                    p { "And " (self.references.len() - REFERENCES_SHOWN) " more, which the narinfo names." }
+                }
+            }
+            @if let Some((referrers, has_more)) = &self.referrers {
+                section {
+                    h2 { "Needed by" }
+                    @if referrers.is_empty() { p { "No path in this cache refers to it." } } @else {
+                        (links(frame, &self.cache, referrers, REFERRERS_SHOWN))
+                        @if *has_more || referrers.len() > REFERRERS_SHOWN { p { "And more." } }
+                    }
+                }
+            }
+        }
+    }
+
+    fn keeping(&self, frame: &Frame, pin: &str, unpin: &str) -> Markup {
+        html! {
+            section {
+                h2 { "How long it stays" }
+                p {
+                    @match self.expiry {
+                        ExpiryView::Kept => "The cache keeps its paths, whether they are used or not.",
+                        ExpiryView::Default => "The server's default decides how long an unused path stays.",
+                        ExpiryView::From(at) => {
+                            "If nobody uses it, it may go "
+                            @if at <= frame.now { "any time" } @else { (moment(frame, at)) }
+                            ". Pins keep it, and so does every path that stays and needs it."
+                        }
+                    }
+                }
+                @if let Some(pins) = &self.pins {
+                    @if !pins.is_empty() {
+                        table {
+                            thead { tr { th scope="col" { "Pin" } th scope="col" { "Since" } th scope="col" { "Until" } th scope="col" { span.unseen { "Remove" } } } }
+                            tbody {
+                                @for row in pins.iter().take(PINS_SHOWN) {
+                                    tr {
+                                        th scope="row" { (row.name) }
+                                        td { (moment(frame, row.created_at)) }
+                                        td { @if let Some(at) = row.ends_at { (date(at)) } @else { "for ever" } }
+                                        td {
+                                            form method="post" action=(unpin) {
+                                                (frame.form_token())
+                                                input type="hidden" name="name" value=(row.name);
+                                                button aria-label={ "Remove the pin " (row.name) } { "Remove" }
+                                            }
+                                        }
+                                    }
+                                }
+                            }
+                        }
+                        @if pins.len() > PINS_SHOWN { p { "And more pins." } }
+                    }
+                    form.inline method="post" action=(pin) {
+                        (frame.form_token())
+                        p { label for="pin-name" { "Name of a pin" } input #pin-name name="name" required maxlength="50" pattern="[A-Za-z0-9][A-Za-z0-9\\-_+]*" autocomplete="off" spellcheck="false"; }
+                        p { label for="pin-days" { "Days (empty: for ever)" } input #pin-days name="days" type="number" min="1" max="36500"; }
+                        button { "Pin this path" }
+                    }
+                }
+            }
+        }
+    }
+
+    fn origin(&self) -> Markup {
+        html! {
+            section {
+                h2 { "Where it comes from" }
+                dl.facts.long {
+                    div { dt { "NAR" } dd { code { (shortened(&self.nar_hash, 100)) } } }
+                    @if let Some(deriver) = &self.deriver { div { dt { "Built by" } dd { code { (shortened(deriver, 260)) } } } }
+                    @if let Some(text) = &self.content_address { div { dt { "Content address" } dd { code { (shortened(text, 200)) } } } }
+                    @for name in self.own_keys.iter().take(SIGNATURES_SHOWN) {
+                        div { dt { "Signed here with" } dd { code { (shortened(name, 100)) } } }
+                    }
+                    @for signature in self.signatures.iter().take(SIGNATURES_SHOWN) {
+                        div { dt { "Came with" } dd { code { (shortened(signature, 200)) } } }
+                    }
+                    @if self.signatures.len() > SIGNATURES_SHOWN {
+                        div { dt { "Came with" } dd { (self.signatures.len() - SIGNATURES_SHOWN) " more signatures, which the narinfo names" } }
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// Links to paths of a cache.
+pub(crate) fn links(frame: &Frame, cache: &str, base_names: &[String], shown: usize) -> Markup {
+    html! {
+        ul.paths { @for base_name in base_names.iter().take(shown) { li { (path_link(frame, cache, base_name)) } } }
+    }
+}

@@ -1,0 +1,329 @@
+//! Every page with hostile texts in every field: no text becomes markup, no address leads away, and
+//! no page grows beyond its limit.
+
+use proptest::prelude::*;
+
+use crate::{
+    CacheRow, CacheView, ClosureView, Counts, ExpiryView, FileView, FilesView, Found, Frame, HomeView,
+    ListedFile, ListedKind, LogView, PAGE_BYTES_MAX, PathRow, PathView, PathsView, PinRow, PinsView,
+    ProblemView, RemoveView, Savings, SignInView, SizedPath, SortedBy, Visitor,
+};
+
+/// The frame of a page below a cache, for anybody.
+pub(crate) fn frame() -> Frame {
+    Frame { root: "../".to_owned(), visitor: Visitor::Anybody { may_sign_in: true }, now: 1_800_000_000 }
+}
+
+fn signed_in(subject: &str) -> Frame {
+    let visitor = Visitor::SignedIn {
+        subject: Some(subject.to_owned()),
+        ends_at: Some(1_800_003_600),
+        form_token: "0123abcd".repeat(8),
+    };
+    Frame { visitor, ..frame() }
+}
+
+/// Every page, with this text wherever a text stands, and lists of this length.
+fn pages(text: &str, length: usize) -> Vec<(&'static str, String)> {
+    let owned = || text.to_owned();
+    // What a host checks before it makes a page: the lengths of names, and the hash of a path.
+    let name = || text.chars().take(50).collect::<String>();
+    let base_name = || {
+        let name: String = text.chars().take(211).collect();
+        format!("1k8c1hiysz6aaks2mpfc5k7xbbjpw5z5-{name}")
+    };
+    let many = || vec![base_name(); length];
+    let sized = || vec![SizedPath { base_name: base_name(), nar_bytes: 5 }; length];
+    let pin = PinRow { name: name(), base_name: base_name(), created_at: 5, ends_at: Some(1_900_000_000) };
+    let home = HomeView {
+        caches: vec![
+            CacheRow { name: name(), is_public: false, paths: 1, nar_bytes: 2, newest_at: Some(3) };
+            length.min(50)
+        ],
+        next: Some(name()),
+        savings: Some(Savings::default()),
+    };
+    let cache = CacheView {
+        name: name(),
+        is_public: false,
+        substituter: owned(),
+        server: Some(owned()),
+        public_keys: vec![owned(); length],
+        upstream_key_names: vec![owned(); length],
+        store_dir: owned(),
+        priority: 41,
+        counts: Counts { paths: 1, nar_bytes: 2, newest_at: None },
+        retention_seconds: Some(86_400),
+        quota_bytes: Some(1 << 40),
+        largest: Some(sized().into_iter().take(10).collect()),
+        shows_pins: true,
+    };
+    let row = PathRow { base_name: base_name(), nar_bytes: 7, created_at: 1, used_at: 2 };
+    let paths = PathsView {
+        cache: name(),
+        query: owned(),
+        sort: SortedBy::Age,
+        paths: Some(vec![row; length.min(50)]),
+        next: Some(owned()),
+        notice: Some(owned()),
+    };
+    let path = PathView {
+        cache: name(),
+        substituter: owned(),
+        store_dir: owned(),
+        base_name: base_name(),
+        nar_url: Some(owned()),
+        nar_hash: owned(),
+        nar_bytes: 1,
+        file_bytes: 1,
+        deriver: Some(owned()),
+        shows_log: true,
+        system: Some(owned()),
+        content_address: Some(owned()),
+        signatures: vec![owned(); length],
+        own_keys: vec![owned(); length],
+        references: many(),
+        referrers: Some((many(), true)),
+        pins: Some(vec![pin.clone(); length]),
+        used_at: 0,
+        expiry: ExpiryView::From(1_900_000_000),
+        may_remove: true,
+    };
+    let closure = ClosureView {
+        cache: name(),
+        base_name: base_name(),
+        paths: 1,
+        nar_bytes: 1,
+        largest: sized(),
+        missing: many(),
+        is_complete: false,
+    };
+    let entry = |kind| ListedFile { name: owned(), kind };
+    let file = || ListedKind::File { bytes: 1, is_executable: true };
+    let entries = vec![entry(ListedKind::Folder), entry(file()), entry(ListedKind::Link(owned()))];
+    let entries = entries.into_iter().cycle().take(3 * length).collect();
+    let files = |names: usize, found| FilesView {
+        cache: name(),
+        base_name: base_name(),
+        names: vec![owned(); names],
+        found,
+    };
+    let folder = files(length.min(64), Found::Folder { first: 0, entries, has_more: true });
+    let file = FileView { bytes: 1 << 40, is_executable: true, text: Some(text.repeat(length)) };
+    let log =
+        LogView { cache: name(), base_name: base_name(), deriver: owned(), log: text.as_bytes(), from: None };
+    let remove = RemoveView {
+        cache: name(),
+        store_dir: owned(),
+        base_name: base_name(),
+        nar_bytes: 1,
+        referrers: (many(), true),
+        pins: Some(vec![owned(); length]),
+    };
+    let problem = ProblemView { title: owned(), text: owned(), request: Some(owned()) };
+    let (frame, member) = (frame(), signed_in(text));
+    vec![
+        ("home", home.render(&member)),
+        ("cache", cache.render(&frame)),
+        ("paths", paths.render(&frame)),
+        ("path", path.render(&member)),
+        ("closure", closure.render(&frame)),
+        ("folder", folder.render(&frame)),
+        ("file", files(1, Found::File(file)).render(&frame)),
+        ("link", files(2, Found::Link(owned())).render(&frame)),
+        ("log", log.render(&frame)),
+        (
+            "pins",
+            PinsView { cache: name(), pins: vec![pin; length.min(40)], next: Some(owned()) }.render(&member),
+        ),
+        ("remove", remove.render(&member)),
+        ("sign in", SignInView { refused: Some(owned()) }.render(&frame)),
+        ("problem", problem.render(&frame)),
+    ]
+}
+
+/// A tag, as a browser reads it.
+#[derive(Debug)]
+struct Tag {
+    name: String,
+    attributes: Vec<(String, String)>,
+}
+
+/// The tags of a page. Whatever begins with `<` is one.
+fn tags(html: &str) -> Vec<Tag> {
+    let mut tags = Vec::new();
+    let mut rest = html;
+    while let Some((_, after)) = rest.split_once('<') {
+        let end = after.find(|one: char| one.is_whitespace() || one == '>').unwrap_or(after.len());
+        let mut tag = Tag { name: after[..end].to_lowercase(), attributes: Vec::new() };
+        rest = &after[end..];
+        loop {
+            rest = rest.trim_start();
+            if let Some(after) = rest.strip_prefix('>') {
+                rest = after;
+                break;
+            }
+            let end = rest.find(['=', '>', ' ']).unwrap_or(rest.len());
+            if end == rest.len() {
+                break;
+            }
+            let name = rest[..end].to_lowercase();
+            rest = &rest[end..];
+            let mut value = String::new();
+            if let Some(after) = rest.strip_prefix('=') {
+                let quoted = after.strip_prefix('"').expect("every value is in double quotes");
+                let (inside, after) = quoted.split_once('"').expect("every quote ends");
+                inside.clone_into(&mut value);
+                rest = after;
+            }
+            tag.attributes.push((name, value));
+        }
+        tags.push(tag);
+    }
+    tags
+}
+
+/// What the page is made of, without its texts.
+fn shape(html: &str) -> Vec<String> {
+    let names = |tag: Tag| {
+        let attributes: Vec<String> = tag.attributes.into_iter().map(|(name, _)| name).collect();
+        format!("{} {}", tag.name, attributes.join(" "))
+    };
+    tags(html).into_iter().map(names).collect()
+}
+
+#[track_caller]
+fn check(page: &str, html: &str) {
+    assert!(html.len() <= PAGE_BYTES_MAX, "{page} has {} bytes", html.len());
+    let tags = tags(html);
+    let scripts: Vec<&Tag> = tags.iter().filter(|tag| tag.name == "script").collect();
+    assert_eq!(scripts.len(), 1, "{page}: one script");
+    assert!(
+        scripts[0]
+            .attributes
+            .iter()
+            .any(|(name, value)| name == "src" && value == "../_dormer/pages/script.js")
+    );
+    for tag in &tags {
+        assert!(
+            !["style", "iframe", "object", "base", "embed"].contains(&tag.name.as_str()),
+            "{page}: {tag:?}"
+        );
+        for (name, value) in &tag.attributes {
+            assert!(!name.starts_with("on") && name != "style", "{page}: {tag:?}");
+            if ["href", "src", "action"].contains(&name.as_str()) {
+                let is_local = ["../", "?", "#"].iter().any(|start| value.starts_with(start))
+                    || value.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"-._~%/".contains(&byte));
+                assert!(is_local, "{page}: {tag:?}");
+            }
+        }
+    }
+}
+
+const HOSTILE: [&str; 12] = [
+    "<script>alert(1)</script>",
+    "\"><script>alert(1)</script>",
+    "\" onmouseover=\"alert(1)",
+    "' onfocus='alert(1)' autofocus='",
+    "</title><svg onload=alert(1)>",
+    "</pre></code><img src=x onerror=alert(1)>",
+    "javascript:alert(1)",
+    "//evil.example/x",
+    "https://evil.example/",
+    "<!-- ",
+    "]]><!DOCTYPE x>",
+    "&#x3c;script&#62;\u{202e}\0\u{1b}[31m",
+];
+
+#[test]
+fn no_hostile_text_becomes_markup() {
+    for (page, plain) in pages("x", 3) {
+        check(page, &plain);
+        for text in HOSTILE {
+            let (_, html) = pages(text, 3).into_iter().find(|(name, _)| *name == page).unwrap();
+            check(page, &html);
+            if page != "log" {
+                assert_eq!(shape(&html), shape(&plain), "{page} with {text}");
+            }
+        }
+    }
+}
+
+#[test]
+fn no_page_grows_beyond_its_limit() {
+    for (text, length) in [
+        ("x".repeat(250), 3_000),
+        ("\"".repeat(211), 3_000),
+        ("\"".repeat(9_000), 300),
+        ("\u{1f980}".repeat(250), 3_000),
+        ("a".to_owned(), 20_000),
+    ] {
+        for (page, html) in pages(&text, length) {
+            // A host checks these before it makes a page: their lengths are limited there.
+            let has_long_name = text.len() > 250 && page != "file";
+            assert!(has_long_name || html.len() <= PAGE_BYTES_MAX, "{page} has {} bytes", html.len());
+        }
+    }
+}
+
+#[test]
+fn a_real_page_is_small() {
+    for (page, html) in pages("hello-2.12.1", 20) {
+        assert!(html.len() < 32_000, "{page} has {} bytes", html.len());
+    }
+}
+
+/// What a screen reader and a keyboard need.
+#[test]
+fn pages_have_a_language_a_title_one_heading_and_labels() {
+    for (page, html) in pages("x", 3) {
+        assert!(html.starts_with("<!DOCTYPE html><html lang=\"en\">"), "{page}");
+        let tags = tags(&html);
+        let count = |name: &str| tags.iter().filter(|tag| tag.name == name).count();
+        assert_eq!([count("h1"), count("main"), count("title")], [1, 1, 1], "{page}");
+        assert!(html.contains("href=\"#main\"") && html.contains("id=\"main\""), "{page}");
+        let attribute = |tag: &Tag, wanted: &str| {
+            tag.attributes.iter().find(|(name, _)| name == wanted).map(|(_, value)| value.clone())
+        };
+        for input in tags.iter().filter(|tag| tag.name == "input") {
+            if attribute(input, "type").as_deref() == Some("hidden") {
+                continue;
+            }
+            let id = attribute(input, "id").unwrap_or_else(|| panic!("{page}: {input:?} has no id"));
+            let is_labelled = |tag: &Tag| tag.name == "label" && attribute(tag, "for").as_ref() == Some(&id);
+            assert!(tags.iter().any(is_labelled), "{page}: {input:?} has no label");
+        }
+        for form in tags.iter().filter(|tag| tag.name == "form") {
+            let is_post = attribute(form, "method").as_deref() == Some("post");
+            let is_sign_in = attribute(form, "action").as_deref() == Some("../_dormer/sign-in");
+            assert!(
+                !is_post || is_sign_in || html.contains("name=\"form_token\" value=\"0123abcd"),
+                "{page}"
+            );
+        }
+        for image in tags.iter().filter(|tag| tag.name == "img") {
+            assert!(attribute(image, "alt").is_some(), "{page}: {image:?}");
+        }
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(32))]
+
+    #[test]
+    fn whatever_the_texts_are_the_markup_is_the_same(
+        text in prop_oneof![
+            "[<>\"'&=/ a-z:;()\\\\-]{1,40}",
+            proptest::sample::select(&HOSTILE[..]).prop_flat_map(|part| (any::<String>(), Just(part)))
+                .prop_map(|(random, part)| format!("{}{part}", random.chars().take(20).collect::<String>())),
+        ],
+    ) {
+        let plain = pages("x", 2);
+        for ((page, html), (_, plain)) in pages(&text, 2).into_iter().zip(plain) {
+            check(page, &html);
+            if page != "log" {
+                prop_assert_eq!(shape(&html), shape(&plain), "{} with {}", page, text);
+            }
+        }
+    }
+}

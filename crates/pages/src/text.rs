@@ -1,0 +1,136 @@
+//! Numbers, sizes and times as people read them.
+
+/// `1,234,567`.
+pub fn number(value: u64) -> String {
+    let digits = value.to_string();
+    let mut text = String::with_capacity(digits.len() + digits.len() / 3);
+    for (place, digit) in digits.chars().enumerate() {
+        if place > 0 && (digits.len() - place).is_multiple_of(3) {
+            text.push(',');
+        }
+        text.push(digit);
+    }
+    text
+}
+
+/// `1 path`, `2 paths`.
+pub(crate) fn counted(count: u64, one: &str, many: &str) -> String {
+    format!("{} {}", number(count), if count == 1 { one } else { many })
+}
+
+/// `1.5 KiB`; below 1 KiB `17 bytes`.
+pub fn bytes(bytes: u64) -> String {
+    const UNITS: [&str; 5] = ["KiB", "MiB", "GiB", "TiB", "PiB"];
+    if bytes < 1024 {
+        return format!("{bytes} byte{}", if bytes == 1 { "" } else { "s" });
+    }
+    let mut tenths = u128::from(bytes) * 10 / 1024;
+    let mut unit = 0;
+    while tenths >= 10_240 && unit + 1 < UNITS.len() {
+        tenths /= 1024;
+        unit += 1;
+    }
+    format!("{}.{} {}", tenths / 10, tenths % 10, UNITS[unit])
+}
+
+/// `73 %` of a whole; `0 %` of nothing.
+pub fn percent(part: u64, whole: u64) -> String {
+    let share = (u128::from(part) * 100 + u128::from(whole) / 2).checked_div(u128::from(whole)).unwrap_or(0);
+    format!("{share} %")
+}
+
+/// `2026-11-23 04:05 UTC`, of seconds since 1970.
+pub fn date(seconds: i64) -> String {
+    let rest = seconds.rem_euclid(86_400);
+    format!("{} {:02}:{:02} UTC", day(seconds), rest / 3_600, rest / 60 % 60)
+}
+
+/// `2026-11-23`. The civil calendar from days since 1970, after Howard Hinnant.
+pub fn day(seconds: i64) -> String {
+    let shifted = seconds.div_euclid(86_400) + 719_468;
+    let era = shifted.div_euclid(146_097);
+    let day_of_era = shifted.rem_euclid(146_097);
+    let year_of_era = (day_of_era - day_of_era / 1_460 + day_of_era / 36_524 - day_of_era / 146_096) / 365;
+    let day_of_year = day_of_era - (365 * year_of_era + year_of_era / 4 - year_of_era / 100);
+    let month_from_march = (5 * day_of_year + 2) / 153;
+    let day = day_of_year - (153 * month_from_march + 2) / 5 + 1;
+    let month = if month_from_march < 10 { month_from_march + 3 } else { month_from_march - 9 };
+    let year = year_of_era + era * 400 + i64::from(month <= 2);
+    format!("{year:04}-{month:02}-{day:02}")
+}
+
+/// `3 days`, `1 hour`, `20 seconds`: the largest unit that fits, cut off.
+pub fn span(seconds: i64) -> String {
+    let seconds = seconds.unsigned_abs();
+    let (count, one, many) = match seconds {
+        172_800.. => (seconds / 86_400, "day", "days"),
+        7_200.. => (seconds / 3_600, "hour", "hours"),
+        120.. => (seconds / 60, "minute", "minutes"),
+        _ => (seconds, "second", "seconds"),
+    };
+    counted(count, one, many)
+}
+
+/// At most so many characters, and a mark if there were more.
+pub(crate) fn shortened(text: &str, characters: usize) -> String {
+    match text.char_indices().nth(characters) {
+        Some((end, _)) => format!("{}…", &text[..end]),
+        None => text.to_owned(),
+    }
+}
+
+/// A string of the Nix language.
+pub(crate) fn nix_string(text: &str) -> String {
+    format!("\"{}\"", text.replace('\\', "\\\\").replace('"', "\\\"").replace("${", "\\${"))
+}
+
+/// A word for a shell, quoted where it has to be.
+pub(crate) fn shell_word(text: &str) -> String {
+    let plain = |byte: u8| byte.is_ascii_alphanumeric() || b"/:._+-=,@%".contains(&byte);
+    if !text.is_empty() && text.bytes().all(plain) {
+        text.to_owned()
+    } else {
+        format!("'{}'", text.replace('\'', "'\\''"))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn dates_sizes_and_numbers_are_for_people() {
+        assert_eq!(date(0), "1970-01-01 00:00 UTC");
+        assert_eq!(date(951_782_400), "2000-02-29 00:00 UTC");
+        assert_eq!(date(1_800_000_000), "2027-01-15 08:00 UTC");
+        assert_eq!(day(-1), "1969-12-31");
+        assert_eq!([bytes(0), bytes(1), bytes(1_023)], ["0 bytes", "1 byte", "1023 bytes"]);
+        assert_eq!([bytes(1_536), bytes(5 << 30)], ["1.5 KiB", "5.0 GiB"]);
+        assert_eq!(bytes(u64::MAX), "16383.9 PiB");
+        assert_eq!(
+            [number(0), number(999), number(1_000), number(1_234_567)],
+            ["0", "999", "1,000", "1,234,567"]
+        );
+        assert_eq!([percent(1, 3), percent(2, 3), percent(0, 0)], ["33 %", "67 %", "0 %"]);
+        assert_eq!(
+            [span(1), span(119), span(120), span(7_199)],
+            ["1 second", "119 seconds", "2 minutes", "119 minutes"]
+        );
+        assert_eq!([span(7_200), span(172_800), span(-172_800)], ["2 hours", "2 days", "2 days"]);
+    }
+
+    #[test]
+    fn what_is_copied_is_one_word() {
+        assert_eq!(nix_string(r#"a"\${b}"#), r#""a\"\\\${b}""#);
+        assert_eq!(shell_word("/nix/store/x-y+1.0"), "/nix/store/x-y+1.0");
+        assert_eq!(shell_word("a?b"), "'a?b'");
+        assert_eq!(shell_word("a'; rm -rf ~"), r"'a'\''; rm -rf ~'");
+        assert_eq!(shell_word(""), "''");
+    }
+
+    #[test]
+    fn long_texts_are_cut_between_characters() {
+        assert_eq!(shortened("äöü", 3), "äöü");
+        assert_eq!(shortened("äöüß", 3), "äöü…");
+    }
+}

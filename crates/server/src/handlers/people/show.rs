@@ -1,0 +1,452 @@
+//! Pages that only show: the caches, a cache, its paths and pins, a path, its closure and its log.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use dormer_api::v2::name_fits;
+use dormer_api::{CacheName, Permission, Permissions};
+use dormer_index::{Cache, CacheGlance, FoundObject, ListedObject, ObjectOrder, ObjectPlace, Pin};
+use dormer_nix::{DocumentName, StoreDir, StorePath, StorePathHash, signature_key_name};
+use dormer_pages::{
+    CacheRow, CacheView, ClosureView, Counts, ExpiryView, HomeView, LogView, PathRow, PathView, PathsView,
+    PinRow, PinsView, ProblemView, Savings, SizedPath, SortedBy, path_address,
+};
+use http::{Response, StatusCode};
+
+use super::{frame, page, see_other};
+use crate::app::App;
+use crate::body::Body;
+use crate::call::Call;
+use crate::failure::Failure;
+use crate::handlers::attic::may_pull_everything;
+use crate::handlers::browse::{CLOSURE_PATHS_MAX, OWNER};
+use crate::handlers::checks::{bad_request, store_dir};
+use crate::handlers::retention::{read_place, write_place};
+
+/// Caches on a page, and in one look-up.
+const SHOWN_CACHES: usize = 50;
+const PAGE_CACHES: u32 = 100;
+
+/// Paths and pins on a page.
+const PAGE_PATHS: usize = 50;
+const PAGE_PINS: u32 = 40;
+
+/// Largest paths of a cache that its page names.
+const LARGEST: u32 = 10;
+
+/// Paths that a search by name looks through: names are in no index that every database could use,
+/// so a search goes on with another request. Three look-ups.
+const SEARCHED_PATHS: u32 = 1_000;
+const SEARCHED_PAGES: usize = 3;
+
+/// Referrers and pins that the page of a path names.
+const REFERRERS: u32 = 20;
+const PINS: u32 = 9;
+
+/// Longest search, in bytes.
+const QUERY_BYTES_MAX: usize = 300;
+
+/// The rest of a failure of the index.
+pub(super) fn index(error: dormer_index::Error) -> Failure {
+    Failure::Engine(error.into())
+}
+
+/// `/`
+pub(super) async fn home(app: &App, call: &Call) -> Result<Response<Body>, Failure> {
+    let claims = app.claims(call);
+    // The time to list all caches would tell a stranger how many there are.
+    let only_public = claims.as_ref().is_none_or(|claims| claims.access.caches.is_empty());
+    let after =
+        query(call, "after")?.map(|name| name.parse::<CacheName>()).transpose().map_err(bad_request)?;
+    let mut after = after.map_or_else(String::new, |name| name.to_string());
+    let mut caches: Vec<Cache> = Vec::new();
+    let mut next = None;
+    'pages: loop {
+        let found = app.engine.list_caches_after(&after, only_public, PAGE_CACHES).await?;
+        let Some(last) = found.last() else { break };
+        after.clone_from(&last.name);
+        let is_last = found.len() < PAGE_CACHES as usize;
+        for cache in found {
+            let name: CacheName = cache.name.parse().map_err(bad_request)?;
+            let own = claims.as_ref().map_or(Permissions::NONE, |claims| claims.permissions_for(&name));
+            if !cache.is_public && own.is_empty() {
+                continue;
+            }
+            if caches.len() == SHOWN_CACHES {
+                // The last name that the visitor may know: no page names the caches between.
+                next = caches.last().map(|last| last.name.clone());
+                break 'pages;
+            }
+            caches.push(cache);
+        }
+        if is_last {
+            break;
+        }
+    }
+    let numbers: Vec<_> = caches.iter().map(|cache| cache.id).collect();
+    let glances = app.engine.index().glance_at_caches(&numbers).await.map_err(index)?;
+    let glances: HashMap<_, _> = glances.into_iter().map(|glance| (glance.cache, glance)).collect();
+    let caches = caches.into_iter().map(|cache| {
+        let glance = glances.get(&cache.id);
+        CacheRow {
+            paths: glance.map_or(0, |glance| glance.counts.paths),
+            nar_bytes: glance.map_or(0, |glance| glance.counts.bytes),
+            newest_at: glance.and_then(|glance| glance.newest_at),
+            is_public: cache.is_public,
+            name: cache.name,
+        }
+    });
+    let caches = caches.collect();
+    let savings = match claims.as_deref() {
+        Some(claims) if may_pull_everything(claims) => Some(savings(app).await?),
+        _ => None,
+    };
+    Ok(page(HomeView { caches, next, savings }.render(&frame(app, call))))
+}
+
+async fn savings(app: &App) -> Result<Savings, Failure> {
+    let counts = app.engine.index().stored_counts().await.map_err(index)?;
+    let stats = crate::handlers::stats::answer(&counts);
+    Ok(Savings {
+        path_bytes: stats.path_bytes,
+        stored_bytes: stats.stored_bytes,
+        by_same_nars: stats.saved_by_same_nars,
+        by_chunks: stats.saved_by_chunks,
+        by_holes: stats.saved_by_holes,
+        by_compression: stats.saved_by_compression,
+    })
+}
+
+/// What the visitor may do with a cache that it may read.
+pub(super) struct Opened {
+    pub(super) cache: Arc<Cache>,
+    /// Of the token; of a public cache, everybody may also pull.
+    own: Permissions,
+}
+
+impl Opened {
+    /// Whether the visitor may list what is in the cache.
+    pub(super) fn may_list(&self) -> bool {
+        OWNER.into_iter().any(|one| self.own.allows(one))
+    }
+
+    pub(super) fn may(&self, permission: Permission) -> bool {
+        self.own.allows(permission)
+    }
+
+    pub(super) fn store_dir(&self) -> Result<StoreDir, Failure> {
+        store_dir(&self.cache)
+    }
+}
+
+/// The cache, for a visitor that may pull from it.
+pub(super) async fn open(app: &App, call: &Call, name: &CacheName) -> Result<Opened, Failure> {
+    let cache = app.open_cache(call, name, Permission::Pull).await?;
+    Ok(Opened { cache, own: app.permissions(call, name) })
+}
+
+/// The path, for a visitor that may pull from its cache. Looking is no use: the path does not live
+/// longer because somebody reads about it.
+pub(super) async fn find(app: &App, opened: &Opened, hash: &StorePathHash) -> Result<FoundObject, Failure> {
+    let found = app.engine.index().find_object(opened.cache.id, hash).await.map_err(index)?;
+    found.ok_or(Failure::NoSuchObject)
+}
+
+/// A parameter of the query, decoded.
+pub(super) fn query(call: &Call, name: &str) -> Result<Option<String>, Failure> {
+    let bad = || Failure::BadRequest("the query cannot be read".to_owned());
+    let fields = dormer_edge::decode_form(call.query_text()).ok_or_else(bad)?;
+    Ok(fields.into_iter().find(|(key, _)| key == name).map(|(_, value)| value))
+}
+
+fn substituter(app: &App, call: &Call, cache: &str) -> String {
+    let settings = &app.settings;
+    let configured = settings.substituter_endpoint.as_ref().or(settings.api_endpoint.as_ref());
+    let address = configured.cloned().unwrap_or_else(|| call.address(&settings.trusted_proxies));
+    format!("{}/{cache}", address.trim_end_matches('/'))
+}
+
+/// `/{cache}/`
+pub(super) async fn cache(app: &App, call: &Call, name: &CacheName) -> Result<Response<Body>, Failure> {
+    let opened = open(app, call, name).await?;
+    let cache = &opened.cache;
+    let glances = app.engine.index().glance_at_caches(&[cache.id]).await.map_err(index)?;
+    let counts = glances.first().map_or_else(Counts::default, |CacheGlance { counts, newest_at, .. }| {
+        Counts { paths: counts.paths, nar_bytes: counts.bytes, newest_at: *newest_at }
+    });
+    let largest = if opened.may_list() {
+        let found = app.engine.index().list_objects(cache.id, ObjectOrder::Size, None, LARGEST).await;
+        Some(found.map_err(index)?.iter().map(sized).collect())
+    } else {
+        None
+    };
+    let settings = &app.settings;
+    let server = settings.api_endpoint.clone().unwrap_or_else(|| call.address(&settings.trusted_proxies));
+    let view = CacheView {
+        name: cache.name.clone(),
+        is_public: cache.is_public,
+        substituter: substituter(app, call, &cache.name),
+        server: Some(server.trim_end_matches('/').to_owned()),
+        public_keys: active_keys(cache),
+        upstream_key_names: cache.upstream_cache_key_names.clone(),
+        store_dir: cache.store_dir.clone(),
+        priority: cache.priority,
+        counts,
+        retention_seconds: cache.retention_seconds.filter(|seconds| *seconds > 0),
+        quota_bytes: cache.quota_bytes.filter(|bytes| *bytes > 0),
+        largest,
+        shows_pins: opened.may(Permission::ConfigureCacheRetention),
+    };
+    Ok(page(view.render(&frame(app, call))))
+}
+
+fn active_keys(cache: &Cache) -> Vec<String> {
+    cache.keys.iter().filter(|key| key.active).map(|key| key.public_key.clone()).collect()
+}
+
+fn sized(object: &ListedObject) -> SizedPath {
+    SizedPath { base_name: object.path.to_string(), nar_bytes: object.nar_size }
+}
+
+/// `/{cache}/paths`
+pub(super) async fn paths(app: &App, call: &Call, name: &CacheName) -> Result<Response<Body>, Failure> {
+    let opened = open(app, call, name).await?;
+    let wanted = query(call, "q")?.unwrap_or_default().trim().to_owned();
+    if wanted.len() > QUERY_BYTES_MAX {
+        return Err(Failure::BadRequest(format!("a search has at most {QUERY_BYTES_MAX} bytes")));
+    }
+    if let Some(hash) = hash_in(&wanted, &opened.store_dir()?) {
+        return Ok(see_other(&format!("../{}", path_address(name.as_str(), &hash.to_string()))));
+    }
+    let sort = match query(call, "sort")? {
+        None => SortedBy::Size,
+        Some(sort) => SortedBy::named(&sort)
+            .ok_or_else(|| Failure::BadRequest("`sort` is none of used, age and size".to_owned()))?,
+    };
+    let (paths, next) = if opened.may_list() {
+        let after = query(call, "after")?.as_deref().map(read_place).transpose()?;
+        let (paths, next) = search(app, &opened.cache, &wanted, sort, after).await?;
+        (Some(paths), next.map(write_place))
+    } else {
+        (None, None)
+    };
+    let notice = (paths.is_none() && !wanted.is_empty())
+        .then(|| "This is no hash and no store path, and you may not search by name here.".to_owned());
+    let view = PathsView { cache: opened.cache.name.clone(), query: wanted, sort, paths, next, notice };
+    Ok(page(view.render(&frame(app, call))))
+}
+
+/// The hash in a text that is a hash, a store path, or the base name of one.
+fn hash_in(text: &str, store_dir: &StoreDir) -> Option<StorePathHash> {
+    let base_name =
+        text.strip_prefix(store_dir.as_str()).and_then(|rest| rest.strip_prefix('/')).unwrap_or(text);
+    let base_name = base_name.split('/').next()?;
+    base_name.parse().ok().or_else(|| base_name.parse::<StorePath>().ok().map(|path| path.hash()))
+}
+
+/// Paths whose name has a text in it, from a place on; and the place behind them.
+async fn search(
+    app: &App,
+    cache: &Cache,
+    wanted: &str,
+    sort: SortedBy,
+    mut after: Option<ObjectPlace>,
+) -> Result<(Vec<PathRow>, Option<ObjectPlace>), Failure> {
+    let order = match sort {
+        SortedBy::Used => ObjectOrder::Used,
+        SortedBy::Age => ObjectOrder::Age,
+        SortedBy::Size => ObjectOrder::Size,
+    };
+    let pattern = if wanted.contains('*') { wanted.to_owned() } else { format!("*{wanted}*") };
+    let page = if wanted.is_empty() { 1 + u32::try_from(PAGE_PATHS).unwrap_or(0) } else { SEARCHED_PATHS };
+    let mut paths = Vec::new();
+    for _ in 0..SEARCHED_PAGES {
+        let found = app.engine.index().list_objects(cache.id, order, after, page).await.map_err(index)?;
+        let is_last = found.len() < page as usize;
+        for object in found {
+            if !name_fits(&pattern, object.path.name()) {
+                after = Some(object.place);
+                continue;
+            }
+            if paths.len() == PAGE_PATHS {
+                return Ok((paths, after));
+            }
+            after = Some(object.place);
+            paths.push(PathRow {
+                base_name: object.path.to_string(),
+                nar_bytes: object.nar_size,
+                created_at: object.created_at,
+                used_at: object.last_used_at,
+            });
+        }
+        if is_last {
+            return Ok((paths, None));
+        }
+    }
+    Ok((paths, after))
+}
+
+/// `/{cache}/pins`
+pub(super) async fn pins(app: &App, call: &Call, name: &CacheName) -> Result<Response<Body>, Failure> {
+    let opened = open(app, call, name).await?;
+    if !opened.may(Permission::ConfigureCacheRetention) {
+        return Err(Failure::Forbidden(Permission::ConfigureCacheRetention));
+    }
+    // The place behind a pin: its name and the hash of its path.
+    let after = query(call, "after")?;
+    let after = match after.as_deref().map(|place| place.split_once('.')) {
+        None => None,
+        Some(Some((hash, name))) => Some((name, hash.parse::<StorePathHash>().map_err(bad_request)?)),
+        Some(None) => return Err(Failure::BadRequest("`after` is not the `next` of a page".to_owned())),
+    };
+    let after = after.as_ref().map(|(name, hash)| (*name, hash));
+    let now = app.engine.now();
+    let found = app.engine.index().list_pins(opened.cache.id, after, now, PAGE_PINS).await.map_err(index)?;
+    let last = found.last().filter(|_| found.len() == PAGE_PINS as usize);
+    let next = last.map(|pin| format!("{}.{}", pin.path.hash(), pin.name));
+    let pins = found.into_iter().map(pin_row).collect();
+    Ok(page(PinsView { cache: opened.cache.name.clone(), pins, next }.render(&frame(app, call))))
+}
+
+pub(super) fn pin_row(pin: Pin) -> PinRow {
+    PinRow {
+        name: pin.name,
+        base_name: pin.path.to_string(),
+        created_at: pin.created_at,
+        ends_at: pin.ends_at,
+    }
+}
+
+/// What refers to a path, for a visitor that may know; and whether there is more.
+pub(super) async fn referrers(
+    app: &App,
+    cache: &Cache,
+    hash: &StorePathHash,
+    limit: u32,
+) -> Result<(Vec<String>, bool), Failure> {
+    let found = app.engine.index().list_referrers(cache.id, hash, None, limit + 1).await.map_err(index)?;
+    let has_more = found.len() > limit as usize;
+    Ok((found.iter().take(limit as usize).map(StorePath::to_string).collect(), has_more))
+}
+
+/// `/{cache}/{hash}`
+pub(super) async fn path(
+    app: &App,
+    call: &Call,
+    name: &CacheName,
+    hash: &StorePathHash,
+) -> Result<Response<Body>, Failure> {
+    let opened = open(app, call, name).await?;
+    let FoundObject { object, nar, last_used_at } = find(app, &opened, hash).await?;
+    let cache = &opened.cache;
+    let referrers =
+        if opened.may_list() { Some(referrers(app, cache, hash, REFERRERS).await?) } else { None };
+    let pins = if opened.may(Permission::ConfigureCacheRetention) {
+        let found = app.engine.index().list_pins_of_path(cache.id, hash, app.engine.now(), PINS).await;
+        Some(found.map_err(index)?.into_iter().map(pin_row).collect())
+    } else {
+        None
+    };
+    let expiry = match cache.retention_seconds {
+        None => ExpiryView::Default,
+        Some(0) => ExpiryView::Kept,
+        Some(seconds) => ExpiryView::From(last_used_at.saturating_add(seconds)),
+    };
+    let own_keys = active_keys(cache);
+    let key_name =
+        |key: &String| key.split_once(':').map_or_else(|| key.clone(), |(name, _)| name.to_owned());
+    let own_names: Vec<String> = own_keys.iter().map(key_name).collect();
+    let is_foreign = |signature: &String| {
+        signature_key_name(signature).map_or(true, |name| !own_names.iter().any(|own| own == name))
+    };
+    let view = PathView {
+        cache: cache.name.clone(),
+        substituter: substituter(app, call, &cache.name),
+        store_dir: cache.store_dir.clone(),
+        base_name: object.path.to_string(),
+        nar_url: (!nar.damaged).then(|| format!("nar/{}-{}.nar.zst", nar.hash.to_nix32(), nar.tag)),
+        nar_hash: format!("sha256:{}", nar.hash.to_nix32()),
+        nar_bytes: nar.size,
+        file_bytes: nar.file_size,
+        shows_log: object.deriver.is_some(),
+        deriver: object.deriver,
+        system: object.system,
+        content_address: object.ca,
+        signatures: object.sigs.into_iter().filter(is_foreign).collect(),
+        own_keys: own_names,
+        references: others(&object.references, &object.path),
+        referrers,
+        pins,
+        used_at: last_used_at,
+        expiry,
+        may_remove: opened.may(Permission::Delete),
+    };
+    Ok(page(view.render(&frame(app, call))))
+}
+
+/// References but the one to the path itself.
+fn others(references: &[StorePath], path: &StorePath) -> Vec<String> {
+    references.iter().filter(|reference| *reference != path).map(StorePath::to_string).collect()
+}
+
+/// `/{cache}/{hash}/closure`
+pub(super) async fn closure(
+    app: &App,
+    call: &Call,
+    name: &CacheName,
+    hash: &StorePathHash,
+) -> Result<Response<Body>, Failure> {
+    let opened = open(app, call, name).await?;
+    let found = find(app, &opened, hash).await?;
+    let path = found.object.path;
+    let closure = app.engine.closure(&opened.cache, &path, CLOSURE_PATHS_MAX).await?;
+    let largest = closure.largest.into_iter();
+    let view = ClosureView {
+        cache: opened.cache.name.clone(),
+        base_name: path.to_string(),
+        paths: closure.paths,
+        nar_bytes: closure.nar_bytes,
+        largest: largest
+            .map(|(path, nar_bytes)| SizedPath { base_name: path.to_string(), nar_bytes })
+            .collect(),
+        missing: closure.missing.paths.iter().map(StorePath::to_string).collect(),
+        is_complete: closure.missing.is_complete,
+    };
+    Ok(page(view.render(&frame(app, call))))
+}
+
+/// `/{cache}/{hash}/log`
+pub(super) async fn log(
+    app: &App,
+    call: &Call,
+    name: &CacheName,
+    hash: &StorePathHash,
+) -> Result<Response<Body>, Failure> {
+    let opened = open(app, call, name).await?;
+    let from = query(call, "from")?.map(|from| from.parse::<usize>()).transpose().map_err(bad_request)?;
+    let found = find(app, &opened, hash).await?;
+    let deriver = found.object.deriver.as_deref().and_then(|deriver| format!("log/{deriver}").parse().ok());
+    let log = match &deriver {
+        Some(document @ DocumentName::Log(_)) => app.engine.document(&opened.cache, document).await?,
+        _ => None,
+    };
+    let frame = frame(app, call);
+    let (Some(log), Some(deriver)) = (log, found.object.deriver) else {
+        let view = ProblemView {
+            title: "No build log".to_owned(),
+            text: "The cache has no log of the build that made this path.".to_owned(),
+            request: None,
+        };
+        let mut response = page(view.render(&frame));
+        *response.status_mut() = StatusCode::NOT_FOUND;
+        return Ok(response);
+    };
+    let view = LogView {
+        cache: opened.cache.name.clone(),
+        base_name: found.object.path.to_string(),
+        deriver,
+        log: &log,
+        from,
+    };
+    Ok(page(view.render(&frame)))
+}

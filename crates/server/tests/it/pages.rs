@@ -1,0 +1,548 @@
+//! Pages for people: what each shows to whom, sessions, forms, and attacks on them.
+
+use dormer_nix::StorePath;
+use dormer_nix::nar::{Node, encode_tree};
+use serde_json::{Value, json};
+
+use crate::common::{Reply, Server, admin, nar, nar_info, now, path, token, token_of};
+
+const BROWSER: (&str, &str) = ("Accept", "text/html,application/xhtml+xml,application/xml;q=0.9,*/*;q=0.8");
+
+const PAGE_BYTES_MAX: usize = 50_000;
+
+fn cookie(token: &str) -> String {
+    format!("dormer={token}")
+}
+
+/// What a browser gets, signed in with this token or not.
+fn browse(server: &Server, token: Option<&str>, address: &str) -> Reply {
+    let cookie = token.map(cookie);
+    let mut headers = vec![BROWSER];
+    headers.extend(cookie.as_deref().map(|value| ("Cookie", value)));
+    let reply = server.request("GET", address, &headers, b"");
+    if reply.header("content-type").is_some_and(|kind| kind.starts_with("text/html")) {
+        assert!(reply.body.len() <= PAGE_BYTES_MAX, "{address} has {} bytes", reply.body.len());
+        let policy = reply.header("content-security-policy").unwrap_or_default();
+        assert!(
+            policy.contains("default-src 'none'") && policy.contains("frame-ancestors 'none'"),
+            "{address}"
+        );
+        assert!(!policy.contains("unsafe"), "{policy}");
+        assert_eq!(reply.header("x-content-type-options"), Some("nosniff"), "{address}");
+        assert_eq!(reply.header("cache-control"), Some("private, no-store"), "{address}");
+        assert_eq!(reply.header("www-authenticate"), None, "{address}: no browser asks for a password");
+    }
+    reply
+}
+
+/// Sends a form as a browser does.
+fn submit(server: &Server, token: &str, address: &str, fields: &str, more: &[(&str, &str)]) -> Reply {
+    let cookie = cookie(token);
+    let mut headers = vec![
+        BROWSER,
+        ("Cookie", cookie.as_str()),
+        ("Content-Type", "application/x-www-form-urlencoded"),
+        ("Sec-Fetch-Site", "same-origin"),
+    ];
+    headers.retain(|(name, _)| more.iter().all(|(other, _)| other != name));
+    headers.extend(more.iter().filter(|(_, value)| !value.is_empty()));
+    server.request("POST", address, &headers, fields.as_bytes())
+}
+
+/// The proof that the forms of this session bring.
+fn form_token(server: &Server, token: &str) -> String {
+    let home = browse(server, Some(token), "/").text();
+    let (_, rest) = home.split_once("name=\"form_token\" value=\"").expect("a signed-in page has a form");
+    rest.split('"').next().expect("a text has a first part").to_owned()
+}
+
+fn push(server: &Server, cache: &str, path: &StorePath, nar: &[u8], more: &Value) {
+    let info = nar_info(cache, path, nar, more).to_string();
+    let bearer = format!("Bearer {}", admin());
+    let headers = [("X-Attic-Nar-Info", info.as_str()), ("Authorization", bearer.as_str())];
+    let reply = server.request("PUT", "/_api/v1/upload-path", &headers, nar);
+    assert_eq!(reply.status, 200, "{reply:?}");
+}
+
+fn named(number: u8, name: &str) -> StorePath {
+    format!("{}-{name}", path(number).hash()).parse().expect("the name is valid")
+}
+
+fn tree() -> Vec<u8> {
+    let bin = Node::directory([
+        (b"hello".to_vec(), Node::file(b"#!/bin/sh\necho \"hello\" && <b>\n".to_vec())),
+        (b"zero".to_vec(), Node::file(vec![0; 100])),
+    ]);
+    encode_tree(&Node::directory([
+        (b"bin".to_vec(), bin),
+        (b"link".to_vec(), Node::symlink("bin/hello")),
+        (b"a \"<script>alert(1)".to_vec(), Node::file(b"x".to_vec())),
+        (b"javascript:alert(1)".to_vec(), Node::file(Vec::new())),
+    ]))
+}
+
+#[test]
+fn the_first_page_lists_what_the_visitor_may_see_and_other_programs_get_their_text() {
+    let server = Server::start();
+    push(&server, "main", &path(1), &nar(1), &json!({}));
+    let stranger = browse(&server, None, "/");
+    assert_eq!(stranger.status, 200);
+    let page = stranger.text();
+    assert!(page.contains("href=\"./main/\"") && !page.contains("team-a"), "{page}");
+    assert!(page.contains("Sign in") && !page.contains("What the store saves"), "{page}");
+    let member = browse(&server, Some(&token_of("alice", &json!({"team-a": {"r": 1}}))), "/").text();
+    assert!(member.contains("href=\"./team-a/\"") && member.contains("alice"), "{member}");
+    assert!(!member.contains("What the store saves"), "that tells of all caches");
+    let all = browse(&server, Some(&admin()), "/").text();
+    assert!(all.contains("What the store saves") && all.contains("role=\"img\""), "{all}");
+    for accept in [None, Some("*/*"), Some("text/plain")] {
+        let headers: Vec<_> = accept.iter().map(|accept| ("Accept", *accept)).collect();
+        let reply = server.request("GET", "/", &headers, b"");
+        assert!(reply.text().starts_with("This is a Dormer"), "{accept:?}: {reply:?}");
+        assert_eq!(reply.header("vary"), Some("accept"));
+        assert_eq!(reply.header("cache-control"), Some("public, max-age=60"));
+    }
+    assert_eq!(server.request("HEAD", "/", &[BROWSER], b"").status, 200);
+}
+
+#[test]
+fn a_cache_says_how_to_use_it() {
+    let server = Server::start();
+    push(&server, "main", &named(1, "hello-2.12"), &nar(1), &json!({}));
+    let key = server.call(&admin(), "GET", "/_api/v1/cache-config/main", b"").json()["public_key"].clone();
+    let page = browse(&server, None, "/main/").text();
+    let lines = format!(
+        "extra-substituters = http://{}/main\nextra-trusted-public-keys = {}\n",
+        server.address,
+        key.as_str().unwrap()
+    );
+    assert!(page.contains(&lines), "{page}");
+    assert!(
+        page.contains("nix.settings") && page.contains("nixConfig") && page.contains("install-nix-action")
+    );
+    assert!(page.contains("<dd>1</dd>") && !page.contains("hello-2.12"), "names are for the owner");
+    let owner = browse(&server, Some(&admin()), "/main/").text();
+    assert!(owner.contains("hello-2.12") && owner.contains("Largest paths"), "{owner}");
+    let private = browse(&server, Some(&admin()), "/team-a/").text();
+    assert!(private.contains("netrc") && private.contains("TOKEN"), "{private}");
+    let redirect = browse(&server, None, "/main");
+    assert_eq!((redirect.status, redirect.header("location")), (308, Some("main/")));
+    assert_eq!(server.get("/main").status, 404, "for other programs nothing is here");
+    let unknown = browse(&server, None, "/team-a");
+    assert_eq!(
+        (unknown.status, unknown.header("location")),
+        (308, Some("team-a/")),
+        "the same for every name"
+    );
+}
+
+#[test]
+fn a_path_leads_to_what_it_needs_and_what_needs_it() {
+    let server = Server::start();
+    let (library, program) = (named(1, "library-1.0"), named(2, "program-2.0"));
+    push(&server, "main", &library, &tree(), &json!({}));
+    let more = json!({"references": [library.to_string(), path(9).to_string()], "deriver": format!("{}.drv", program)});
+    push(&server, "main", &program, &nar(2), &more);
+    let page = browse(&server, None, &format!("/main/{}", program.hash()));
+    assert_eq!(page.status, 200);
+    let text = page.text();
+    assert!(text.contains(&format!("/nix/store/{program}")), "{text}");
+    assert!(text.contains(&format!("href=\"../main/{}\"", library.hash())), "{text}");
+    assert!(text.contains("nix copy --from") && text.contains("Signed here with"), "{text}");
+    assert!(
+        !text.contains("Needed by") && !text.contains("Pin this path") && !text.contains("Remove"),
+        "{text}"
+    );
+    let owner = browse(&server, Some(&admin()), &format!("/main/{}", library.hash())).text();
+    assert!(owner.contains("Needed by") && owner.contains(&program.hash().to_string()), "{owner}");
+    assert!(owner.contains("Pin this path") && owner.contains("Remove this path"), "{owner}");
+    let closure = browse(&server, None, &format!("/main/{}/closure", program.hash())).text();
+    assert!(closure.contains("2 paths") && closure.contains("library-1.0"), "{closure}");
+    assert!(closure.contains("Not in this cache") && closure.contains(path(9).name()), "{closure}");
+    let miss = browse(&server, None, &format!("/main/{}", path(7).hash()));
+    assert_eq!(miss.status, 404);
+    assert!(miss.text().contains("Nothing here"), "{miss:?}");
+}
+
+#[test]
+fn a_search_finds_a_path_by_hash_or_name_and_reads_a_bounded_part_of_a_cache() {
+    let server = Server::start();
+    for (number, name) in [(1, "hello-2.12"), (2, "hello-3.0"), (3, "other")] {
+        push(&server, "main", &named(number, name), &nar(number.into()), &json!({}));
+    }
+    let hash = path(1).hash().to_string();
+    for query in [
+        hash.clone(),
+        format!("{hash}-hello-2.12"),
+        format!("/nix/store/{hash}-hello-2.12"),
+        format!("+/nix/store/{hash}-hello-2.12/bin/hello+"),
+    ] {
+        let reply = browse(&server, None, &format!("/main/paths?q={}", query.replace('/', "%2F")));
+        assert_eq!(
+            (reply.status, reply.header("location")),
+            (303, Some(format!("../main/{hash}").as_str())),
+            "{query}"
+        );
+    }
+    let found = |query: &str| browse(&server, Some(&admin()), &format!("/main/paths?{query}")).text();
+    let hello = found("q=hello");
+    assert!(
+        hello.contains("hello-2.12") && hello.contains("hello-3.0") && !hello.contains(">other<"),
+        "{hello}"
+    );
+    assert!(found("q=hello*0&sort=age").contains("hello-3.0"));
+    assert!(!found("q=hello*0").contains("hello-2.12"));
+    assert!(found("q=no+such+thing").contains("Nothing here."));
+    assert!(found("").contains(">other<"));
+    for bad in ["q=%ff", "sort=x", "after=x", &format!("q={}", "x".repeat(301))] {
+        assert_eq!(browse(&server, Some(&admin()), &format!("/main/paths?{bad}")).status, 400, "{bad}");
+    }
+    // A reader of a public cache learns no names.
+    for reader in [None, Some(token(&json!({"main": {"r": 1, "w": 1}})))] {
+        let page = browse(&server, reader.as_deref(), "/main/paths?q=hello").text();
+        assert!(!page.contains("hello-2.12") && page.contains("may not search by name"), "{page}");
+    }
+    let before = server.index.statement_count();
+    found("q=nothing-fits");
+    let cost = server.index.statement_count() - before;
+    assert!(cost <= 4, "{cost} statements");
+}
+
+#[test]
+fn files_are_shown_as_text_and_downloaded_as_bytes() {
+    let server = Server::start();
+    push(&server, "main", &path(1), &tree(), &json!({}));
+    let files = format!("/main/{}/files", path(1).hash());
+    let slash = browse(&server, None, &files);
+    let location = slash.header("location").unwrap();
+    assert_eq!((slash.status, location), (303, format!("../../main/{}/files/", path(1).hash()).as_str()));
+    let root = browse(&server, None, &format!("{files}/")).text();
+    assert!(root.contains("href=\"bin/\"") && root.contains("href=\"link\""), "{root}");
+    assert!(root.contains("href=\"javascript%3Aalert%281%29\""), "{root}");
+    assert!(!root.contains("<script>alert") && root.contains("a &quot;&lt;script&gt;alert(1)"), "{root}");
+    let file = browse(&server, None, &format!("{files}/bin/hello")).text();
+    assert!(file.contains("echo &quot;hello&quot; &amp;&amp; &lt;b&gt;"), "{file}");
+    assert!(browse(&server, None, &format!("{files}/bin/zero")).text().contains("This is no text"));
+    assert!(browse(&server, None, &format!("{files}/link")).text().contains("A link to"));
+    for (address, location) in [("/bin", "bin/"), ("/bin/hello/", "bin/hello")] {
+        let reply = browse(&server, None, &format!("{files}{address}"));
+        assert_eq!(reply.status, 303, "{address}: {reply:?}");
+        assert!(reply.header("location").unwrap().ends_with(&format!("/files/{location}")), "{reply:?}");
+    }
+    let strange = browse(&server, None, &format!("{files}/a%20%22%3Cscript%3Ealert(1)%3C%2Fscript%3E"));
+    assert_eq!(strange.status, 404, "a slash is no part of a name");
+    for (address, status) in
+        [("/none", 404), ("/bin/..", 404), ("//", 404), ("/bin//hello", 404), ("/bin/?from=x", 400)]
+    {
+        assert_eq!(browse(&server, None, &format!("{files}{address}")).status, status, "{address}");
+    }
+    assert_eq!(browse(&server, None, &format!("{files}/{}", "a/".repeat(65))).status, 400);
+    let bytes = browse(&server, None, &format!("{files}/bin/hello?download=1"));
+    assert_eq!((bytes.status, &bytes.body[..9]), (200, &b"#!/bin/sh"[..]));
+    for (name, value) in [
+        ("content-type", "application/octet-stream"),
+        ("content-disposition", "attachment"),
+        ("x-content-type-options", "nosniff"),
+        ("content-security-policy", "default-src 'none'; sandbox"),
+    ] {
+        assert_eq!(bytes.header(name), Some(value), "{name}");
+    }
+}
+
+#[test]
+fn a_log_is_text_with_safe_colours() {
+    let server = Server::start();
+    let derivation = format!("{}-hello.drv", path(8).hash());
+    push(&server, "main", &path(1), &nar(1), &json!({ "deriver": derivation }));
+    let address = format!("/main/{}/log", path(1).hash());
+    let none = browse(&server, None, &address);
+    assert!(none.status == 404 && none.text().contains("No build log"), "{none:?}");
+    let log = "\u{1b}[31mfailed\u{1b}[0m <script>alert(1)</script>\u{1b}]8;;javascript:x\u{7}\u{202e}\n";
+    let put = server.call(&admin(), "PUT", &format!("/main/log/{derivation}"), log.as_bytes());
+    assert_eq!(put.status, 200, "{put:?}");
+    let page = browse(&server, None, &address).text();
+    assert!(
+        page.contains("<span class=\"t1\">failed</span> &lt;script&gt;alert(1)&lt;/script&gt;\u{fffd}\n"),
+        "{page}"
+    );
+    // The protocol's address stays what it is.
+    let plain = server.request("GET", &format!("/main/log/{derivation}"), &[BROWSER], b"");
+    assert_eq!(
+        (plain.header("content-type"), plain.text().as_str()),
+        (Some("text/plain; charset=utf-8"), log)
+    );
+}
+
+/// Every page below a cache, and its forms.
+fn pages_of(cache: &str) -> Vec<(&'static str, String)> {
+    let hash = path(1).hash();
+    let mut pages = vec![("GET", format!("/{cache}/"))];
+    for page in ["paths", "paths?q=x", "pins"] {
+        pages.push(("GET", format!("/{cache}/{page}")));
+    }
+    for page in
+        ["", "/closure", "/files", "/files/", "/files/bin/x", "/files/bin/x?download=1", "/log", "/remove"]
+    {
+        pages.push(("GET", format!("/{cache}/{hash}{page}")));
+    }
+    for form in ["pin", "unpin", "remove"] {
+        pages.push(("POST", format!("/{cache}/{hash}/{form}")));
+    }
+    pages
+}
+
+#[test]
+fn a_private_cache_looks_absent_on_every_page() {
+    let server = Server::start();
+    push(&server, "team-a", &path(1), &tree(), &json!({}));
+    let other = token(&json!({"other": {"r": 1, "w": 1, "d": 1, "cq": 1}}));
+    let member = token(&json!({"team-a": {"r": 1}}));
+    for session in [None, Some("garbage"), Some(other.as_str())] {
+        for ((method, private), (_, unknown)) in pages_of("team-a").into_iter().zip(pages_of("team-z")) {
+            let read = browse(&server, Some(&member), "/team-a/");
+            assert_eq!(read.status, 200, "its member has just read it");
+            let ask = |address: &str| {
+                let cookie = session.map(cookie);
+                let mut headers = vec![BROWSER];
+                headers.extend(cookie.as_deref().map(|value| ("Cookie", value)));
+                let before = server.index.statement_count();
+                let reply = server.request(method, address, &headers, b"form_token=x").without_noise();
+                (reply, server.index.statement_count() - before)
+            };
+            let (hidden, absent) = (ask(&private), ask(&unknown));
+            assert_eq!(hidden.0.status, 404, "{method} {private}: {:?}", hidden.0);
+            assert_eq!(hidden, absent, "{method} {private} with {session:?}");
+        }
+    }
+    for (method, address) in pages_of("team-a") {
+        if method == "GET" && !address.contains("bin/x") {
+            let status = browse(&server, Some(&admin()), &address).status;
+            assert!(matches!(status, 200 | 303 | 404), "{address}: {status}");
+        }
+    }
+}
+
+#[test]
+fn a_token_becomes_a_session_that_ends_with_it_and_is_no_token_elsewhere() {
+    let server = Server::start();
+    push(&server, "team-a", &path(1), &nar(1), &json!({}));
+    let good = token(&json!({"team-a": {"r": 1}}));
+    let sign_in = |token: &str, more: &[(&str, &str)]| {
+        let mut headers = vec![BROWSER, ("Sec-Fetch-Site", "same-origin")];
+        headers.retain(|(name, _)| more.iter().all(|(other, _)| other != name));
+        headers.extend(more);
+        server.request("POST", "/_dormer/sign-in", &headers, format!("token=+{token}%0A").as_bytes())
+    };
+    let reply = sign_in(&good, &[]);
+    assert_eq!((reply.status, reply.header("location")), (303, Some("../")), "{reply:?}");
+    let set = reply.header("set-cookie").unwrap().to_owned();
+    let (pair, attributes) = set.split_once("; ").unwrap();
+    assert_eq!(pair, cookie(&good));
+    let (attributes, life) = attributes.split_once("; Max-Age=").unwrap();
+    assert_eq!(attributes, "Path=/; HttpOnly; SameSite=Strict");
+    assert!((3_500..=3_600).contains(&life.parse::<i64>().unwrap()), "{life}");
+    let secure = sign_in(&good, &[("X-Forwarded-Proto", "https")]);
+    let set = secure.header("set-cookie").unwrap();
+    assert!(set.starts_with("__Host-dormer=") && set.contains("; Secure"), "{set}");
+    // Over HTTPS, only the cookie that no other host can plant counts.
+    let over_https = |cookie: String| {
+        let headers = [BROWSER, ("X-Forwarded-Proto", "https"), ("Cookie", cookie.as_str())];
+        server.request("GET", "/team-a/", &headers, b"").status
+    };
+    assert_eq!([over_https(cookie(&good)), over_https(format!("__Host-{}", cookie(&good)))], [404, 200]);
+
+    for bad in ["", "garbage", "a.b.c", &good[1..], &format!("{good}%3B+Domain%3Dx")] {
+        let reply = sign_in(bad, &[]);
+        assert_eq!((reply.status, reply.header("set-cookie")), (403, None), "{bad}: {reply:?}");
+        assert!(bad.len() < 10 || !reply.text().contains(bad), "no page shows a token");
+    }
+    let long: Value =
+        (0..200).map(|n| (format!("cache-{n}"), json!({"r": 1}))).collect::<serde_json::Map<_, _>>().into();
+    let reply = sign_in(&token(&long), &[]);
+    assert!(reply.status == 403 && reply.text().contains("too long"), "{reply:?}");
+    for foreign in
+        [("Sec-Fetch-Site", "cross-site"), ("Sec-Fetch-Site", "same-site"), ("Sec-Fetch-Site", "none")]
+    {
+        let reply = sign_in(&good, &[foreign]);
+        assert_eq!((reply.status, reply.header("set-cookie")), (403, None), "{foreign:?}");
+    }
+
+    assert_eq!(browse(&server, Some(&good), "/team-a/").status, 200);
+    let ended = {
+        let claims = json!({"exp": now() - 1, "https://jwt.attic.rs/v1": {"caches": {"team-a": {"r": 1}}}});
+        let key = jsonwebtoken::EncodingKey::from_secret(crate::common::SECRET);
+        crate::common::sign(jsonwebtoken::Algorithm::HS256, &key, &claims)
+    };
+    assert_eq!(browse(&server, Some(&ended), "/team-a/").status, 404, "it has ended");
+
+    // The protocols and the API know no cookies.
+    let cookie = cookie(&admin());
+    for (method, address, status) in [
+        ("GET", "/team-a/nix-cache-info".to_owned(), 401),
+        ("GET", format!("/team-a/{}.narinfo", path(1).hash()), 401),
+        ("GET", "/_api/v1/cache-config/team-a".to_owned(), 401),
+        ("DELETE", format!("/_api/v2/caches/team-a/objects/{}", path(1).hash()), 401),
+        ("GET", format!("/_api/v2/caches/team-a/objects/{}/file/bin/x", path(1).hash()), 401),
+    ] {
+        let reply = server.request(method, &address, &[("Cookie", &cookie), BROWSER], b"");
+        assert_eq!(reply.status, status, "{method} {address}");
+    }
+    assert!(!server.request("GET", "/_api/v2/caches", &[("Cookie", &cookie)], b"").text().contains("team-a"));
+
+    let proof = form_token(&server, &good);
+    assert!(!proof.contains(&good));
+    let out = submit(&server, &good, "/_dormer/sign-out", &format!("form_token={proof}"), &[]);
+    assert_eq!(out.status, 303, "{out:?}");
+    assert!(
+        out.header("set-cookie").unwrap().starts_with("dormer=; ")
+            && out.header("set-cookie").unwrap().contains("Max-Age=0")
+    );
+}
+
+#[test]
+fn forms_change_only_what_a_page_of_the_same_session_sent_with_its_permission() {
+    let server = Server::start();
+    let (library, program) = (named(1, "library"), named(2, "program"));
+    push(&server, "main", &library, &nar(1), &json!({}));
+    push(&server, "main", &program, &nar(2), &json!({"references": [library.to_string()]}));
+    let owner = token_of("owner", &json!({"main": {"r": 1, "d": 1, "cq": 1}}));
+    let proof = form_token(&server, &owner);
+    let of = |rest: &str| format!("/main/{}/{rest}", library.hash());
+    let pins = || {
+        let reply = server.call(&admin(), "POST", "/_api/v2/caches/main/pins", b"{}").json();
+        reply["pins"].as_array().unwrap().iter().map(|pin| pin["name"].clone()).collect::<Vec<_>>()
+    };
+    let fields = format!("form_token={proof}&name=release&days=30");
+    let origin = format!("http://{}", server.address);
+    // Another site, another session, no proof, and no permission.
+    let stolen = form_token(&server, &token_of("other", &json!({"main": {"r": 1, "d": 1, "cq": 1}})));
+    for (fields, more) in [
+        (fields.clone(), &[("Sec-Fetch-Site", "cross-site")][..]),
+        (fields.clone(), &[("Sec-Fetch-Site", "same-site")]),
+        (fields.clone(), &[("Sec-Fetch-Site", ""), ("Origin", "https://evil.example")]),
+        (fields.clone(), &[("Sec-Fetch-Site", ""), ("Origin", "null")]),
+        ("name=release".to_owned(), &[]),
+        (format!("form_token={stolen}&name=release"), &[]),
+        ("form_token=&name=release".to_owned(), &[]),
+    ] {
+        for form in ["pin", "unpin", "remove"] {
+            let reply = submit(&server, &owner, &of(form), &fields, more);
+            assert_eq!(reply.status, 403, "{form} {fields} {more:?}: {reply:?}");
+        }
+    }
+    for weak in [json!({"main": {"r": 1}}), json!({"main": {"r": 1, "w": 1}})] {
+        let weak = token(&weak);
+        let proof = form_token(&server, &weak);
+        for form in ["pin", "unpin", "remove"] {
+            let reply = submit(&server, &weak, &of(form), &format!("form_token={proof}&name=release"), &[]);
+            assert_eq!(reply.status, 403, "{form}: {reply:?}");
+        }
+        assert_eq!(browse(&server, Some(&weak), &of("remove")).status, 403);
+        assert_eq!(browse(&server, Some(&weak), "/main/pins").status, 403);
+    }
+    assert_eq!(pins(), Vec::<Value>::new());
+    assert_eq!(server.get(&format!("/main/{}.narinfo", library.hash())).status, 200);
+
+    let pinned = submit(&server, &owner, &of("pin"), &fields, &[("Sec-Fetch-Site", ""), ("Origin", &origin)]);
+    let back = format!("../../main/{}", library.hash());
+    assert_eq!((pinned.status, pinned.header("location")), (303, Some(back.as_str())), "{pinned:?}");
+    assert_eq!(pins(), [json!("release")]);
+    assert!(browse(&server, Some(&owner), "/main/pins").text().contains("release"));
+    for bad in ["name=", "name=a/b", "name=x&days=0", "name=x&days=99999", "name=x&days=y"] {
+        let reply = submit(&server, &owner, &of("pin"), &format!("form_token={proof}&{bad}"), &[]);
+        assert_eq!(reply.status, 400, "{bad}: {reply:?}");
+    }
+    let consequences = browse(&server, Some(&owner), &of("remove")).text();
+    assert!(
+        consequences.contains("1 path in this cache need it") && consequences.contains("program"),
+        "{consequences}"
+    );
+    assert!(consequences.contains("It is pinned as") && consequences.contains("release"), "{consequences}");
+    let unpinned =
+        submit(&server, &owner, &of("unpin"), &format!("form_token={proof}&name=release&back=pins"), &[]);
+    assert_eq!((unpinned.status, unpinned.header("location")), (303, Some("../pins")));
+    assert_eq!(pins(), Vec::<Value>::new());
+    let removed = submit(&server, &owner, &of("remove"), &format!("form_token={proof}"), &[]);
+    assert_eq!((removed.status, removed.header("location")), (303, Some("../")), "{removed:?}");
+    assert_eq!(server.get(&format!("/main/{}.narinfo", library.hash())).status, 404);
+    let audit = server.block_on(server.index.audit_after(0, 100)).unwrap();
+    assert_eq!(audit.last().unwrap().subject.as_deref(), Some("owner"));
+}
+
+#[test]
+fn the_first_page_and_those_of_a_cache_and_a_path_cost_four_statements_at_most() {
+    let server = Server::start();
+    for number in 1..=60 {
+        let references: Vec<String> = (1..number).map(|other| path(other).to_string()).collect();
+        push(&server, "main", &path(number), &nar(1), &json!({ "references": references }));
+    }
+    for session in [None, Some(admin())] {
+        for address in [
+            "/".to_owned(),
+            "/main/".to_owned(),
+            format!("/main/{}", path(30).hash()),
+            "/main/paths".to_owned(),
+        ] {
+            let before = server.index.statement_count();
+            assert_eq!(browse(&server, session.as_deref(), &address).status, 200);
+            let cost = server.index.statement_count() - before;
+            assert!(cost <= 4, "{address} took {cost} statements");
+        }
+    }
+}
+
+#[test]
+fn what_fails_is_a_page_too_and_says_nothing_of_the_inside() {
+    let server = Server::start();
+    push(&server, "main", &path(1), &tree(), &json!({}));
+    let file = format!("/main/{}/files/bin/hello?download=1", path(1).hash());
+    server.store.set_down(true);
+    let down = browse(&server, None, &file);
+    assert_eq!(down.status, 503, "{down:?}");
+    assert!(down.header("content-type").unwrap().starts_with("text/html"));
+    assert!(down.header("retry-after").is_some() && !down.text().contains("secret"), "{down:?}");
+    server.store.set_down(false);
+    for (method, address, status) in [
+        ("PUT", "/main/", 405),
+        ("POST", "/main/pins", 405),
+        ("GET", "/_dormer/sign-out", 405),
+        ("DELETE", "/main/paths", 405),
+    ] {
+        let reply = server.request(method, address, &[BROWSER], b"");
+        assert_eq!(reply.status, status, "{method} {address}: {reply:?}");
+        assert!(reply.header("allow").is_some(), "{method} {address}");
+    }
+}
+
+#[test]
+fn style_script_and_icon_come_from_here() {
+    let server = Server::start();
+    for (name, kind) in
+        [("style.css", "text/css"), ("script.js", "text/javascript"), ("icon.svg", "image/svg+xml")]
+    {
+        let reply = server.get(&format!("/_dormer/pages/{name}"));
+        assert_eq!(reply.status, 200);
+        assert!(reply.header("content-type").unwrap().starts_with(kind), "{reply:?}");
+        assert_eq!(reply.header("cache-control"), Some("public, max-age=60"));
+    }
+    assert_eq!(server.get("/_dormer/pages/other").status, 404);
+}
+
+#[test]
+fn without_pages_everything_is_as_programs_know_it() {
+    let server = Server::start_with(|options| options.server.pages = false);
+    push(&server, "main", &path(1), &nar(1), &json!({}));
+    let home = server.request("GET", "/", &[BROWSER], b"");
+    assert!(home.text().starts_with("This is a Dormer") && home.header("vary").is_none(), "{home:?}");
+    let mut pages = pages_of("main");
+    pages.extend([
+        ("GET", "/main".to_owned()),
+        ("GET", "/_dormer/sign-in".to_owned()),
+        ("GET", "/_dormer/pages/style.css".to_owned()),
+    ]);
+    for (method, address) in pages {
+        let reply = server.request(method, &address, &[BROWSER, ("Cookie", &cookie(&admin()))], b"");
+        assert_eq!(reply.status, 404, "{method} {address}: {reply:?}");
+        assert_eq!(reply.header("content-type"), Some("text/plain; charset=utf-8"), "{address}");
+    }
+}

@@ -1,0 +1,5 @@
+//! Build logs, as a page shows them.
+
+#![no_main]
+
+libfuzzer_sys::fuzz_target!(|data: &[u8]| dormer_server::fuzz_targets::fuzz_log(data));

@@ -1,0 +1,223 @@
+// pages.mjs: a real Chromium visits the pages of a lab, as a person would.
+//
+// The story `pages::` starts the lab and calls this with its facts as JSON in the environment
+// (`VISIT`). Whatever is wrong goes to standard error, and the exit code says so.
+//
+// Invariants that hold of every page, in two widths and two themes:
+// - no error in the console, no request to another host, no request that fails;
+// - axe-core finds nothing serious (in each width and each theme once, because it takes the most
+//   time), and nothing is wider than the window;
+// - every step works with the keyboard and the labels that a screen reader reads.
+
+import assert from "node:assert/strict";
+import { readFileSync } from "node:fs";
+import { mkdir } from "node:fs/promises";
+import { createRequire } from "node:module";
+import { join } from "node:path";
+
+const visit = JSON.parse(process.env.VISIT);
+const require = createRequire(join(visit.modules, "node_modules", "x"));
+const { chromium } = require("playwright-core");
+const axe = readFileSync(require.resolve("axe-core/axe.min.js"), "utf8");
+
+const WIDE = { width: 1200, height: 800 };
+const PHONE = { width: 390, height: 844 };
+const LOOKS = [
+  { name: "wide-light", viewport: WIDE, colorScheme: "light", isExamined: true },
+  { name: "wide-dark", viewport: WIDE, colorScheme: "dark", isExamined: false },
+  { name: "phone-light", viewport: PHONE, colorScheme: "light", isExamined: false },
+  { name: "phone-dark", viewport: PHONE, colorScheme: "dark", isExamined: true },
+];
+
+await mkdir(visit.pictures, { recursive: true });
+const browser = await chromium.launch({
+  executablePath: visit.chromium,
+  args: [
+    "--headless",
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+  ],
+});
+
+// A browser of its own: no cookie of another one.
+async function open(options) {
+  const context = await browser.newContext({ baseURL: visit.url, ...options });
+  context.setDefaultTimeout(20_000);
+  const page = await context.newPage();
+  const faults = [];
+  page.on("console", (message) => {
+    if (["error", "warning"].includes(message.type())) faults.push(`console: ${message.text()}`);
+  });
+  page.on("pageerror", (error) => faults.push(`script: ${error}`));
+  page.on("request", (request) => {
+    if (!request.url().startsWith(visit.url)) faults.push(`another host: ${request.url()}`);
+  });
+  page.on("response", (response) => {
+    if (response.status() >= 400) faults.push(`${response.status()}: ${response.url()}`);
+  });
+  return { context, page, faults };
+}
+
+async function inspect(page, what, isExamined) {
+  if (isExamined) await examine(page, what);
+  const [inside, window] = await page.evaluate(() => [document.documentElement.scrollWidth, innerWidth]);
+  assert.ok(inside <= window, `${what}: ${inside} pixels in a window of ${window}`);
+}
+
+async function examine(page, what) {
+  await page.evaluate(axe);
+  // What axe would fetch by itself, the page's policy forbids.
+  const { violations } = await page.evaluate(() => window.axe.run(document, { preload: false }));
+  const serious = violations.filter(({ impact }) => ["serious", "critical"].includes(impact));
+  const told = serious.map(({ id, nodes }) => `${id}: ${nodes.map(({ html }) => html).join(" | ")}`);
+  assert.deepEqual(told, [], `${what}: axe`);
+}
+
+async function signIn(page) {
+  await page.goto("/");
+  await page.getByRole("link", { name: "Sign in" }).click();
+  await page.getByLabel("Token").fill(visit.token);
+  await page.getByRole("button", { name: "Sign in" }).click();
+  await page.getByRole("button", { name: "Sign out" }).waitFor();
+  assert.ok(!page.url().includes(".".concat(visit.token.split(".")[2])), "no token in an address");
+}
+
+// Finds a cache and copies its lines, without a token.
+async function copyLines() {
+  const { context, page, faults } = await open({ viewport: WIDE, permissions: ["clipboard-read", "clipboard-write"] });
+  await page.goto("/");
+  assert.equal(await page.getByRole("link", { name: "secret" }).count(), 0, "a private cache is not shown");
+  // The first stop of the keyboard leads to the content.
+  await page.keyboard.press("Tab");
+  assert.equal(await page.evaluate(() => document.activeElement.textContent), "Skip to content");
+  await page.keyboard.press("Enter");
+  await page.keyboard.press("Tab");
+  assert.equal(await page.evaluate(() => document.activeElement.textContent), "main");
+  await page.keyboard.press("Enter");
+  await page.getByRole("heading", { level: 1, name: "main" }).waitFor();
+  await page.getByRole("button", { name: "Copy the lines for nix.conf" }).click();
+  await page.getByText("Copied").first().waitFor();
+  const copied = await page.evaluate(() => navigator.clipboard.readText());
+  assert.ok(copied.startsWith(`extra-substituters = ${visit.url}/main\nextra-trusted-public-keys = main:`), copied);
+  assert.deepEqual(faults, []);
+  await context.close();
+}
+
+// Searches, follows a reference, opens a file, pins a path, and signs out.
+async function look() {
+  const { context, page, faults } = await open({ viewport: WIDE });
+  await signIn(page);
+  const cookies = await context.cookies();
+  assert.deepEqual(cookies.map(({ httpOnly, sameSite }) => [httpOnly, sameSite]), [[true, "Strict"]]);
+  assert.equal(await page.evaluate(() => document.cookie), "", "no script reads the token");
+  await page.getByRole("link", { name: "secret" }).click();
+  await page.getByText("The cache is private").waitFor();
+  await page.getByRole("link", { name: "Dormer", exact: true }).click();
+  await page.getByRole("link", { name: "main", exact: true }).click();
+  await page.getByLabel("Find a path").fill(visit.program.name);
+  await page.keyboard.press("Enter");
+  // A rebuild has the same name.
+  await page.locator(`tbody a[href$="/${visit.program.hash}"]`).click();
+  await page.getByRole("heading", { level: 1, name: visit.program.name }).waitFor();
+  await page.getByRole("link", { name: visit.reference.name }).click();
+  await page.getByRole("heading", { level: 1, name: visit.reference.name }).waitFor();
+  assert.ok(page.url().endsWith(`/main/${visit.reference.hash}`), page.url());
+  await page.getByRole("heading", { name: "Needed by" }).waitFor();
+
+  await page.goto(`/main/${visit.file.hash}`);
+  await page.getByRole("link", { name: "Files", exact: true }).click();
+  for (const name of visit.file.names) await page.locator("tbody").getByRole("link", { name }).click();
+  await page.getByText(visit.file.text).waitFor();
+  const [download] = await Promise.all([page.waitForEvent("download"), page.getByRole("link", { name: "Download" }).click()]);
+  assert.ok(readFileSync(await download.path(), "utf8").includes(visit.file.text));
+
+  await page.goto(`/main/${visit.program.hash}`);
+  await page.getByLabel("Name of a pin").fill("release");
+  await page.getByLabel("Days").fill("30");
+  await page.getByRole("button", { name: "Pin this path" }).click();
+  await page.getByRole("rowheader", { name: "release" }).waitFor();
+  await page.goto("/main/pins");
+  await page.getByRole("button", { name: "Remove the pin release" }).click();
+  await page.getByText("Nothing is pinned.").waitFor();
+  await page.goto(`/main/${visit.program.hash}`);
+  await page.getByRole("link", { name: "Remove this path" }).click();
+  await page.getByRole("link", { name: "Keep it" }).click();
+  await page.getByRole("heading", { level: 1, name: visit.program.name }).waitFor();
+
+  await page.getByRole("button", { name: "Sign out" }).click();
+  await page.getByRole("link", { name: "Sign in" }).waitFor();
+  assert.deepEqual(await context.cookies(), []);
+  assert.deepEqual(faults, []);
+  const after = await context.request.get("/secret/", { headers: { accept: "text/html" } });
+  assert.equal(after.status(), 404);
+  await context.close();
+}
+
+// The script only adds to the pages.
+async function withoutScript() {
+  const { context, page, faults } = await open({ viewport: PHONE, javaScriptEnabled: false });
+  await signIn(page);
+  await page.getByRole("link", { name: "main", exact: true }).click();
+  await page.getByLabel("Find a path").fill(visit.program.hash);
+  await page.getByRole("button", { name: "Search" }).click();
+  await page.getByRole("heading", { level: 1, name: visit.program.name }).waitFor();
+  assert.equal(await page.getByRole("button", { name: /^Copy/ }).count(), 0, "no button without a use");
+  assert.deepEqual(faults, []);
+  await context.close();
+}
+
+// Every page in one look.
+async function see({ name, viewport, colorScheme, isExamined }) {
+  const { context, page, faults } = await open({ viewport, colorScheme });
+  await signIn(page);
+  const program = `/main/${visit.program.hash}`;
+  for (const [what, address] of [
+    ["home", "/"],
+    ["cache", "/main/"],
+    ["paths", "/main/paths"],
+    ["path", program],
+    ["closure", `${program}/closure`],
+    ["folder", `/main/${visit.file.hash}/files/`],
+    ["file", `/main/${visit.file.hash}/files/${visit.file.names.join("/")}`],
+    ["log", `${program}/log`],
+    ["pins", "/main/pins"],
+    ["remove", `${program}/remove`],
+    ["sign-in", "/_dormer/sign-in"],
+  ]) {
+    await page.goto(address);
+    await inspect(page, `${name} ${what}`, isExamined);
+    await page.screenshot({ path: join(visit.pictures, `${name}-${what}.png`), fullPage: true });
+  }
+  // Small pictures, for docs/PAGES.md.
+  const small = { "wide-light": ["cache", "/main/"], "phone-dark": ["path", program] }[name];
+  if (small) {
+    await page.goto(small[1]);
+    await page.screenshot({ path: join(visit.pictures, `pages-${small[0]}.png`) });
+  }
+  // The page of what is not there is a 404, which the browser also tells in its console.
+  assert.deepEqual(faults, []);
+  await page.goto("/none/");
+  await inspect(page, `${name} none`, isExamined);
+  // Filters while somebody types, where there is enough to filter.
+  await page.goto("/main/paths");
+  const rows = page.locator("tbody tr");
+  if ((await rows.count()) >= 8) {
+    await page.getByLabel("Filter this page").fill(visit.program.name);
+    assert.ok((await rows.filter({ visible: true }).count()) < (await rows.count()), "some are hidden");
+  }
+  await context.close();
+}
+
+try {
+  await copyLines();
+  await look();
+  await withoutScript();
+  await Promise.all(LOOKS.map(see));
+} finally {
+  await browser.close();
+}

@@ -1,0 +1,112 @@
+//! The pages of a lab, visited by a real Chromium.
+
+#![expect(clippy::unwrap_used, reason = "a failed unwrap fails the test, as it should")]
+
+use std::env;
+use std::path::PathBuf;
+use std::process::Command;
+
+use dormer_nix::nar::{Node, encode_tree};
+use dormer_nix::{NarHash, StorePath, nix32};
+use dormer_testkit::{Random, package_nar};
+use dormer_tests::{Lab, http, part, workspace_root};
+use serde_json::json;
+
+/// Packages with what they need, each after it, and their size in KiB.
+const PACKAGES: [(&str, &[&str], usize); 12] = [
+    ("glibc-2.40-66", &[], 2_900),
+    ("gcc-14.2.1-lib", &["glibc-2.40-66"], 1_700),
+    ("zlib-1.3.1", &["glibc-2.40-66"], 120),
+    ("zstd-1.5.7", &["glibc-2.40-66", "gcc-14.2.1-lib"], 500),
+    ("openssl-3.4.1", &["glibc-2.40-66", "zlib-1.3.1"], 1_400),
+    ("sqlite-3.48.0", &["glibc-2.40-66", "zlib-1.3.1"], 900),
+    ("curl-8.12.1", &["glibc-2.40-66", "openssl-3.4.1", "zlib-1.3.1", "zstd-1.5.7"], 450),
+    ("bash-5.2p37", &["glibc-2.40-66"], 800),
+    ("git-2.48.1", &["glibc-2.40-66", "bash-5.2p37", "curl-8.12.1", "zlib-1.3.1"], 2_300),
+    ("python3-3.12.9", &["glibc-2.40-66", "openssl-3.4.1", "sqlite-3.48.0", "bash-5.2p37"], 2_600),
+    ("hello-2.12.1", &["glibc-2.40-66"], 60),
+    ("nix-2.26.2", &["glibc-2.40-66", "curl-8.12.1", "sqlite-3.48.0", "zstd-1.5.7", "git-2.48.1"], 1_900),
+];
+
+const LOG: &str = "\u{1b}[1munpacking sources\u{1b}[0m\nunpacking source archive /build/curl-8.12.1.tar.xz\n\
+    \u{1b}[1mconfiguring\u{1b}[0m\nchecking for gcc... \u{1b}[32myes\u{1b}[0m\nchecking for \"libpsl\"... \u{1b}[33mno\u{1b}[0m\n\
+    \u{1b}[1mbuilding\u{1b}[0m\nmake: 'all' is up to date & <fine>\n\u{1b}[31;1mwarning:\u{1b}[0m 2 tests were skipped\n";
+
+const README: &str = "curl is a command line tool for transferring data specified with URL syntax.\n";
+
+fn path(name: &str, salt: u8) -> StorePath {
+    let mut seed = [salt; 20];
+    for (place, byte) in name.bytes().enumerate() {
+        seed[place % 20] = seed[place % 20].wrapping_mul(31).wrapping_add(byte);
+    }
+    format!("{}-{name}", nix32::encode(&seed)).parse().unwrap()
+}
+
+fn push(lab: &Lab, cache: &str, path: &StorePath, nar: &[u8], references: &[StorePath]) {
+    let info = json!({
+        "cache": cache, "store_path_hash": path.hash().to_string(), "store_path": format!("/nix/store/{path}"),
+        "references": references.iter().map(StorePath::to_string).collect::<Vec<_>>(), "system": "x86_64-linux",
+        "deriver": format!("{}.drv", self::path(path.name(), 9)), "sigs": [], "ca": null,
+        "nar_hash": format!("sha256:{}", NarHash::digest(nar).to_hex()), "nar_size": nar.len(),
+    });
+    let bearer = format!("Bearer {}", lab.admin_token());
+    let headers = [("X-Attic-Nar-Info", info.to_string()), ("Authorization", bearer)];
+    let headers: Vec<_> = headers.iter().map(|(name, value)| (*name, value.as_str())).collect();
+    let reply = http::ask(lab.address(), "PUT", "/_api/v1/upload-path", &headers, nar);
+    assert_eq!(reply.status, 200, "{reply:?}");
+}
+
+/// A cache with packages, also rebuilt ones, and a private cache.
+fn fill(lab: &Lab) {
+    lab.create_cache("secret", &[]);
+    for salt in 0..2 {
+        for (number, (name, needs, kib)) in PACKAGES.iter().enumerate() {
+            let needs: Vec<StorePath> = needs.iter().map(|name| path(name, salt)).collect();
+            // A rebuild changes nothing but the paths that are named.
+            let nar = if *name == "curl-8.12.1" {
+                let docs = Node::directory([(b"README.md".to_vec(), Node::file(README))]);
+                let bin = Node::file(Random::new(number as u64).bytes(kib * 1024));
+                let link = Node::symlink(format!("/nix/store/{}/lib", needs[0]));
+                encode_tree(&Node::directory([
+                    (b"bin".to_vec(), Node::directory([(b"curl".to_vec(), bin)])),
+                    (b"doc".to_vec(), docs),
+                    (b"lib".to_vec(), link),
+                ]))
+            } else {
+                package_nar(&mut Random::new(number as u64), kib * 1024, &needs)
+            };
+            push(lab, "main", &path(name, salt), &nar, &needs);
+        }
+    }
+    let alone = path("company-secrets-1.0", 0);
+    push(lab, "secret", &alone, &package_nar(&mut Random::new(99), 10_000, &[]), &[]);
+    let bearer = format!("Bearer {}", lab.admin_token());
+    let address = format!("/main/log/{}.drv", path("curl-8.12.1", 9));
+    let put = http::ask(lab.address(), "PUT", &address, &[("Authorization", &bearer)], LOG.as_bytes());
+    assert_eq!(put.status, 200, "{put:?}");
+}
+
+/// A browser does on the pages what a person does, in two widths and two themes, with and without
+/// scripts: `tests/browser/pages.mjs` says what it does and what must hold.
+#[test]
+fn a_browser_finds_its_way_through_the_pages() {
+    let lab = Lab::start();
+    fill(&lab);
+    let folder = tempfile::tempdir().unwrap();
+    let wanted = env::var_os("DORMER_PAGES_PICTURES").map(PathBuf::from);
+    let facts = |name: &str| json!({ "name": name, "hash": path(name, 0).hash().to_string() });
+    let visit = json!({
+        "url": lab.url().trim_end_matches('/'), "token": lab.admin_token(), "chromium": "/usr/bin/chromium",
+        "modules": part("browser-node"), "pictures": wanted.unwrap_or_else(|| folder.path().join("pictures")),
+        "program": facts("curl-8.12.1"), "reference": facts("openssl-3.4.1"),
+        "file": { "hash": path("curl-8.12.1", 0).hash().to_string(), "names": ["doc", "README.md"], "text": README.trim_end() },
+    });
+    let output = Command::new("node")
+        .arg(workspace_root().join("tests/browser/pages.mjs"))
+        .env("VISIT", visit.to_string())
+        .env("TMPDIR", folder.path())
+        .output()
+        .unwrap();
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "{said}");
+}
