@@ -1,5 +1,7 @@
 //! Pushes by chunks: what a session stores, what it may name, and what a caller can learn.
 
+#![expect(clippy::unwrap_used, reason = "a failed unwrap fails the test")]
+
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Duration;
