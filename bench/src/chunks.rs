@@ -1,5 +1,5 @@
-//! Push by chunks beside Attic's API: `dormer push` itself, on one server program, directly and over
-//! a slow link. Bytes, requests, CPU of both sides, wall time, memory of the client.
+//! Push by chunks beside Attic's API: `dormer push` itself, on one server program, directly and
+//! over a slow link. Bytes, requests, CPU of both sides, wall time, memory of the client.
 
 use std::fs::{self, File};
 use std::path::Path;

@@ -8,8 +8,9 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use dormer_api::v2::{CommitEntry, CommitResult, SessionResponse};
-use dormer_api::{CacheName, UploadPathResult, UploadPathResultKind};
+use dormer_api::{CacheName, UploadPathNarInfo, UploadPathResult, UploadPathResultKind};
 use dormer_format::{ChunkId, NarManifest};
+use serde::Serialize;
 use tokio::time::Instant;
 
 use super::PathNumber;
@@ -91,6 +92,18 @@ pub(super) struct Target {
     ask_again_at: Option<Instant>,
     ask_again_wait: Duration,
     last_progress: Instant,
+    /// Differs from that of every other push.
+    name: String,
+}
+
+/// The metadata of a path in a commit. A server remembers for some minutes what it answered to an
+/// entry of a session. The name of the push tells apart a repeated request and a later push in the
+/// same session: what was removed between two pushes comes back with the second.
+#[derive(Serialize)]
+struct EntryInfo<'a> {
+    #[serde(flatten)]
+    info: UploadPathNarInfo,
+    push: &'a str,
 }
 
 /// What to do with a chunk of a path.
@@ -144,6 +157,7 @@ impl Target {
             ask_again_at: None,
             ask_again_wait: ASK_AGAIN_FIRST,
             last_progress: Instant::now(),
+            name: format!("{:016x}", rand::random::<u64>()),
         }
     }
 
@@ -285,7 +299,8 @@ impl Target {
                 return false;
             }
             let manifest = manifests[path].as_ref().expect("a ready path was cut").encode();
-            let info = serde_json::to_vec(&paths[path].upload_info(cache)).expect("text and numbers only");
+            let info = EntryInfo { info: paths[path].upload_info(cache), push: &self.name };
+            let info = serde_json::to_vec(&info).expect("text and numbers only");
             let before = body.len();
             let entry = CommitEntry { info: &info, manifest: &manifest };
             if entry.encode_to(&mut body).is_err() {

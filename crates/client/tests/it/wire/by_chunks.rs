@@ -345,6 +345,21 @@ async fn chunks_that_the_server_lost_are_read_and_sent_again() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_was_removed_comes_back_with_a_later_push_in_the_same_session() {
+    let folder = tempfile::tempdir().unwrap();
+    let transfer = transfer(Some(folder.path().to_owned()));
+    let files = Files::some();
+    let server = server_for(&files).await;
+    for _ in 0..2 {
+        server.state().committed.clear();
+        let summary = push_with(&server, &files, &transfer, Arc::new(Silent)).await;
+        assert!(summary.is_complete(), "{summary:?}");
+        assert_all_there(&server, &files);
+    }
+    assert_eq!(server.state().opened.len(), 1);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn what_the_server_still_verifies_is_asked_again() {
     let files = Files::some();
     let server = ChunkServer::start(limits(files.store_dir()), true).await;

@@ -52,6 +52,8 @@ pub(crate) struct State {
     pub(crate) committed: Vec<(String, Vec<u8>)>,
     pub(crate) seen: Vec<Seen>,
     asked: HashSet<String>,
+    /// What was answered to an entry of a session is answered again.
+    answered: HashSet<(SessionId, Vec<u8>)>,
 }
 
 impl State {
@@ -217,17 +219,24 @@ impl Shared {
             let error = ErrorBody::new(ErrorName::RequestError, "the NAR has another hash");
             return CommitResult::Failed { error };
         }
+        if !state.answered.insert((session, entry.info.to_vec())) {
+            return committed();
+        }
         let is_there = state.committed.iter().any(|(path, _)| *path == info.store_path);
         if !is_there {
             state.committed.push((info.store_path, nar));
         }
-        CommitResult::Committed(UploadPathResult {
-            kind: UploadPathResultKind::Uploaded,
-            file_size: None,
-            frac_deduplicated: None,
-            kept: false,
-        })
+        committed()
     }
+}
+
+fn committed() -> CommitResult {
+    CommitResult::Committed(UploadPathResult {
+        kind: UploadPathResultKind::Uploaded,
+        file_size: None,
+        frac_deduplicated: None,
+        kept: false,
+    })
 }
 
 /// What a server checks of a part, and no more.
