@@ -169,10 +169,13 @@ impl Error {
         match self {
             Self::Settings(_) | Self::Usage { .. } => EXIT_USAGE,
             Self::Output(error) if error.kind() == io::ErrorKind::BrokenPipe => EXIT_OK,
-            Self::PathsLost { .. } | Self::NotExported { .. } | Self::NotImported { .. } => EXIT_PATHS_LOST,
             Self::QueueInterrupted => EXIT_INTERRUPTED,
             Self::QueueNotEmpty { paused_by: Some(error), .. } => code_of_pause(error),
-            Self::QueueNotEmpty { .. } | Self::NotInCache { .. } => EXIT_PATHS_LOST,
+            Self::PathsLost { .. }
+            | Self::NotExported { .. }
+            | Self::NotImported { .. }
+            | Self::QueueNotEmpty { .. }
+            | Self::NotInCache { .. } => EXIT_PATHS_LOST,
             Self::Client(error) => client_exit_code(error),
             _ => EXIT_FAILURE,
         }

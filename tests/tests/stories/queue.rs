@@ -508,8 +508,8 @@ fn entries_are_retried_and_dropped_by_hand_and_waited_for() {
         builder.machine.build("empty", &[("salt", "kept")]),
         builder.machine.build("empty", &[("salt", "gone")]),
     );
-    builder.hook(&[gone.clone()]);
-    builder.machine.delete(&[gone.clone()]);
+    builder.hook(std::slice::from_ref(&gone));
+    builder.machine.delete(std::slice::from_ref(&gone));
     let drained = builder.dormer(&["queue", "drain"]);
     assert_eq!(drained.code(), Some(3), "{drained}");
     let waited = builder.dormer(&["queue", "wait-for", &gone, "--cache", "main"]);
@@ -524,7 +524,7 @@ fn entries_are_retried_and_dropped_by_hand_and_waited_for() {
     Run::wait_for(waiting).succeeds();
     assert!(is_in(&lab, &gone));
 
-    builder.hook(&[kept.clone()]);
+    builder.hook(std::slice::from_ref(&kept));
     assert_eq!(builder.dormer(&["queue", "drop", "nothing"]).code(), Some(2));
     builder.dormer(&["queue", "drop", &kept]).succeeds();
     builder.dormer(&["queue", "drain"]).succeeds();

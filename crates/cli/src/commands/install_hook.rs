@@ -266,10 +266,9 @@ fn launchd_job(folder: &Path) -> Result<String> {
         "--queue-dir".into(),
         folder.into(),
     ];
-    let words: String = words
-        .iter()
-        .map(|word| format!("    <string>{}</string>\n", escaped_for_xml(&word.display().to_string())))
-        .collect();
+    let words =
+        words.map(|word| format!("    <string>{}</string>\n", escaped_for_xml(&word.display().to_string())));
+    let words = words.concat();
     Ok(format!(
         "<?xml version=\"1.0\" encoding=\"UTF-8\"?>\n<!-- {MARK} -->\n<!DOCTYPE plist PUBLIC \"-//Apple//DTD PLIST 1.0//EN\" \
          \"http://www.apple.com/DTDs/PropertyList-1.0.dtd\">\n<plist version=\"1.0\">\n<dict>\n  <key>Label</key>\n  \

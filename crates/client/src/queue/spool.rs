@@ -556,7 +556,7 @@ mod tests {
         let [a, b] = ["a", "b"].map(|text| text.parse::<CacheRef>().unwrap());
         assert_eq!(
             spool.settle(&second, &a).unwrap().unwrap().caches.into_keys().collect::<Vec<_>>(),
-            [b.clone()]
+            std::slice::from_ref(&b)
         );
         assert_eq!(spool.settle(&first, &a).unwrap(), None);
         assert_eq!(paths(&spool), ["/2"]);
