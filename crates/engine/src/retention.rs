@@ -41,6 +41,10 @@ pub struct Closure {
     pub missing: MissingPaths,
 }
 
+/// Most look-ups for one closure, of up to [`LOOK_PATHS`] paths each. A chain of paths, each of which
+/// refers to the next, takes one for each; real closures are some 30 levels deep.
+const LOOKS_MAX: usize = 128;
+
 /// Most paths that [`Closure::largest`] names.
 pub const LARGEST_PATHS: usize = 20;
 
@@ -58,7 +62,13 @@ impl Engine {
         let (mut paths, mut is_complete) = (Vec::new(), true);
         let (mut count, mut nar_bytes) = (0, 0);
         let mut largest: Vec<(StorePath, u64)> = Vec::new();
+        let mut looks = 0;
         while !next.is_empty() {
+            looks += 1;
+            if looks > LOOKS_MAX {
+                is_complete = false;
+                break;
+            }
             let look: Vec<StorePath> = next.drain(next.len().saturating_sub(LOOK_PATHS)..).collect();
             let hashes: Vec<StorePathHash> = look.iter().map(StorePath::hash).collect();
             let found = self.index().find_references(cache.id, &hashes).await?;

@@ -72,7 +72,7 @@ impl CacheView {
             p {
                 a href=(frame.link(&(address.clone() + "paths"))) { "Paths" }
                 @if self.shows_pins { " · " a href=(frame.link(&(address.clone() + "pins"))) { "Pins" } }
-                " · " a href=(frame.link(&(address + "nix-cache-info"))) { "nix-cache-info" }
+                @if self.is_public { " · " a href=(frame.link(&(address + "nix-cache-info"))) { "nix-cache-info" } }
             }
             (self.usage())
             (self.keys())

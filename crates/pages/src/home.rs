@@ -25,10 +25,9 @@ pub struct CacheRow {
     pub name: String,
     /// Whether everybody may read it.
     pub is_public: bool,
-    /// How many paths it has.
-    pub paths: u64,
-    /// Bytes of their NARs, uncompressed.
-    pub nar_bytes: u64,
+    /// How many paths it has, and the bytes of their NARs, uncompressed; `None` if the visitor may not
+    /// read it.
+    pub counts: Option<(u64, u64)>,
     /// When its newest path came.
     pub newest_at: Option<i64>,
 }
@@ -54,8 +53,8 @@ impl HomeView {
                             tr {
                                 th scope="row" { a href=(frame.link(&cache_address(&cache.name))) { (cache.name) } }
                                 td data-label="Readers" { (visibility(cache.is_public)) }
-                                td.figure data-label="Paths" { (number(cache.paths)) }
-                                td.figure data-label="Size" { (size(cache.nar_bytes)) }
+                                td.figure data-label="Paths" { @if let Some((paths, _)) = cache.counts { (number(paths)) } }
+                                td.figure data-label="Size" { @if let Some((_, nar_bytes)) = cache.counts { (size(nar_bytes)) } }
                                 td data-label="Newest path" { @if let Some(at) = cache.newest_at { (moment(frame, at)) } @else { span.quiet { "none yet" } } }
                             }
                         }

@@ -15,6 +15,8 @@ const CONTENT_BYTES_MAX: usize = PAGE_BYTES_MAX - 10_000;
 pub struct LogView<'a> {
     /// The cache.
     pub cache: String,
+    /// Whether anybody may read it.
+    pub is_public: bool,
     /// `<hash>-<name>` of the path.
     pub base_name: String,
     /// The derivation.
@@ -39,8 +41,8 @@ impl LogView<'_> {
         let content = html! {
             h1 { "Build log of " (name) }
             p {
-                code { (shortened(&self.deriver, 260)) } " · " (bytes(self.log.len() as u64)) " · "
-                a href=(frame.link(&plain)) { "All of it as text" }
+                code { (shortened(&self.deriver, 260)) } " · " (bytes(self.log.len() as u64))
+                @if self.is_public { " · " a href=(frame.link(&plain)) { "All of it as text" } }
             }
             p.orders {
                 @if start > 0 {
@@ -118,6 +120,7 @@ mod tests {
 
     fn view(log: &[u8], from: Option<usize>) -> LogView<'_> {
         LogView {
+            is_public: true,
             cache: "main".to_owned(),
             base_name: "1k8c1hiysz6aaks2mpfc5k7xbbjpw5z5-hello".to_owned(),
             deriver: "1k8c1hiysz6aaks2mpfc5k7xbbjpw5z5-hello.drv".to_owned(),

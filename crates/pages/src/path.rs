@@ -5,7 +5,7 @@ use maud::{Markup, html};
 use crate::cache::{below, way_below};
 use crate::frame::{Frame, file_address, path_address};
 use crate::parts::{copyable, moment, path_link, size};
-use crate::text::{counted, date, shell_word, shortened};
+use crate::text::{counted, date, shell_word, shortened, span};
 
 /// References, referrers, signatures and pins that a page shows. With the longest names, they stay
 /// below [`PAGE_BYTES_MAX`](crate::PAGE_BYTES_MAX) together.
@@ -52,7 +52,10 @@ pub struct PathView {
     /// The pins of this path; `None` for visitors that may not know.
     pub pins: Option<Vec<PinRow>>,
     /// When it was last used, as far as is written down.
-    pub used_at: i64,
+    pub used_at: Option<i64>,
+    /// Whether anybody may read the cache. Addresses of the protocol take no session of a browser, so
+    /// only the pages of public caches lead to them.
+    pub is_public: bool,
     /// What becomes of it.
     pub expiry: ExpiryView,
     /// Whether the visitor may remove it.
@@ -66,6 +69,8 @@ pub enum ExpiryView {
     Kept,
     /// It may go from then on, if nothing that stays refers to it.
     From(i64),
+    /// It may go when it was not used for so many seconds; the visitor may not know when it was.
+    Unused(i64),
     /// The server's default applies.
     Default,
 }
@@ -98,14 +103,14 @@ impl PathView {
             p {
                 a href=(frame.link(&file_address(&self.cache, hash, []))) { "Files" }
                 @if self.shows_log { " · " a href=(link("/log")) { "Build log" } }
-                " · " a href=(link(".narinfo")) { "narinfo" }
-                @if let Some(url) = &self.nar_url { " · " a href=(frame.link(&below(&self.cache, url))) { "NAR" } }
+                @if self.is_public { " · " a href=(link(".narinfo")) { "narinfo" } }
+                @if let Some(url) = self.nar_url.as_ref().filter(|_| self.is_public) { " · " a href=(frame.link(&below(&self.cache, url))) { "NAR" } }
             }
             dl.facts {
                 div { dt { "Size" } dd { (size(self.nar_bytes)) } }
                 div { dt { "Download" } dd { (size(self.file_bytes)) } }
                 div { dt { "Closure" } dd { a href=(link("/closure")) { "show" } } }
-                div { dt { "Last used" } dd { (moment(frame, self.used_at)) } }
+                @if let Some(at) = self.used_at { div { dt { "Last used" } dd { (moment(frame, at)) } } }
                 @if let Some(system) = &self.system { div { dt { "System" } dd { (shortened(system, 100)) } } }
             }
             (self.commands())
@@ -164,6 +169,10 @@ impl PathView {
                     @match self.expiry {
                         ExpiryView::Kept => "The cache keeps its paths, whether they are used or not.",
                         ExpiryView::Default => "The server's default decides how long an unused path stays.",
+                        ExpiryView::Unused(seconds) => {
+                            "It may go when nobody has used it for " (span(seconds))
+                            ". Pins keep it, and so does every path that stays and needs it."
+                        }
                         ExpiryView::From(at) => {
                             "If nobody uses it, it may go "
                             @if at <= frame.now { "any time" } @else { (moment(frame, at)) }

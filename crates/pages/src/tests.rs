@@ -39,7 +39,7 @@ fn pages(text: &str, length: usize) -> Vec<(&'static str, String)> {
     let pin = PinRow { name: name(), base_name: base_name(), created_at: 5, ends_at: Some(1_900_000_000) };
     let home = HomeView {
         caches: vec![
-            CacheRow { name: name(), is_public: false, paths: 1, nar_bytes: 2, newest_at: Some(3) };
+            CacheRow { name: name(), is_public: false, counts: Some((1, 2)), newest_at: Some(3) };
             length.min(50)
         ],
         next: Some(name()),
@@ -87,7 +87,8 @@ fn pages(text: &str, length: usize) -> Vec<(&'static str, String)> {
         references: many(),
         referrers: Some((many(), true)),
         pins: Some(vec![pin.clone(); length]),
-        used_at: 0,
+        used_at: Some(0),
+        is_public: true,
         expiry: ExpiryView::From(1_900_000_000),
         may_remove: true,
     };
@@ -112,8 +113,14 @@ fn pages(text: &str, length: usize) -> Vec<(&'static str, String)> {
     };
     let folder = files(length.min(64), Found::Folder { first: 0, entries, has_more: true });
     let file = FileView { bytes: 1 << 40, is_executable: true, text: Some(text.repeat(length)) };
-    let log =
-        LogView { cache: name(), base_name: base_name(), deriver: owned(), log: text.as_bytes(), from: None };
+    let log = LogView {
+        cache: name(),
+        is_public: true,
+        base_name: base_name(),
+        deriver: owned(),
+        log: text.as_bytes(),
+        from: None,
+    };
     let remove = RemoveView {
         cache: name(),
         store_dir: owned(),

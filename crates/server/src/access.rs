@@ -137,7 +137,7 @@ impl App {
     /// The token of a page's visitor with its claims, if it counts: from the headers, else from the
     /// cookie of the session.
     pub(crate) fn presented(&self, call: &Call) -> Option<(String, Arc<TokenClaims>)> {
-        let from_cookie = || cookie_token(call, &self.settings.trusted_proxies);
+        let from_cookie = || cookie_token(self, call);
         let token = header_token(call.headers()).or_else(from_cookie)?;
         let claims = self.authenticator.verify(&token, self.engine.now())?;
         Some((token, claims))

@@ -189,6 +189,7 @@ impl App {
             (&Method::GET, Route::Referrers(cache, hash)) => {
                 browse::list_referrers(self, call, &cache, &hash).await
             }
+            (&Method::GET, Route::File(..)) if call.file_names().is_empty() => Err(Failure::NoRoute),
             (&Method::GET, Route::File(cache, hash)) => browse::get_file(self, call, &cache, &hash).await,
             (&Method::GET, Route::Objects(cache)) => browse::list_objects(self, call, &cache).await,
             (&Method::DELETE, Route::Object(cache, hash)) => {

@@ -73,7 +73,7 @@ fn message(toml: &str) -> String {
     };
     text.split(' ')
         .map(|word| match word.rsplit_once('/') {
-            Some((before, file)) if before.starts_with("/tmp") => file,
+            Some((before, file)) if Path::new(before).starts_with(std::env::temp_dir()) => file,
             _ => word,
         })
         .collect::<Vec<_>>()

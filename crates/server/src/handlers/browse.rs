@@ -140,9 +140,6 @@ pub(crate) async fn get_file(
     hash: &StorePathHash,
 ) -> Result<Response<Body>, Failure> {
     let names = call.file_names();
-    if names.is_empty() {
-        return Err(Failure::NoRoute);
-    }
     let cache = app.open_cache(call, name, Permission::Pull).await?;
     let mut listing = app.engine.listing(&cache, hash).await?.ok_or(Failure::NoSuchObject)?;
     let nar = listing.nar;

@@ -209,6 +209,19 @@ fn a_search_finds_a_path_by_hash_or_name_and_reads_a_bounded_part_of_a_cache() {
 }
 
 #[test]
+fn a_path_that_is_one_file_is_shown_and_downloaded() {
+    let server = Server::start();
+    push(&server, "main", &path(1), &encode_tree(&Node::file("a patch")), &json!({}));
+    let files = format!("/main/{}/files", path(1).hash());
+    let slash = browse(&server, None, &format!("{files}/"));
+    assert_eq!(slash.status, 303, "{slash:?}");
+    assert!(slash.header("location").unwrap().ends_with("/files"), "{slash:?}");
+    assert!(browse(&server, None, &files).text().contains("a patch"));
+    let bytes = browse(&server, None, &format!("{files}?download=1"));
+    assert_eq!((bytes.status, bytes.body.as_slice()), (200, b"a patch".as_slice()), "{bytes:?}");
+}
+
+#[test]
 fn files_are_shown_as_text_and_downloaded_as_bytes() {
     let server = Server::start();
     push(&server, "main", &path(1), &tree(), &json!({}));
@@ -343,6 +356,14 @@ fn a_token_becomes_a_session_that_ends_with_it_and_is_no_token_elsewhere() {
     assert!((3_500..=3_600).contains(&life.parse::<i64>().unwrap()), "{life}");
     let secure = sign_in(&good, &[("X-Forwarded-Proto", "https")]);
     let set = secure.header("set-cookie").unwrap();
+    assert!(set.starts_with("__Host-dormer=") && set.contains("; Secure"), "{set}");
+    // A proxy that ends TLS need not be a trusted one: the operator said what the address is.
+    let behind_proxy =
+        Server::start_with(|options| options.server.api_endpoint = Some("https://cache.example/".to_owned()));
+    let headers = [BROWSER, ("Sec-Fetch-Site", "same-origin")];
+    let signed_in =
+        behind_proxy.request("POST", "/_dormer/sign-in", &headers, format!("token={}", admin()).as_bytes());
+    let set = signed_in.header("set-cookie").unwrap();
     assert!(set.starts_with("__Host-dormer=") && set.contains("; Secure"), "{set}");
     // Over HTTPS, only the cookie that no other host can plant counts.
     let over_https = |cookie: String| {

@@ -54,7 +54,10 @@ fn fill(server: &Server, url: &str, cache: CacheId, objects: u64) {
              FROM generate_series(1, {objects} / 10) AS i;
          INSERT INTO documents (cache, kind, owner, written_at, size, digest, name, body)
              SELECT c.id, 1, {path_hash}, {NOW}, 1, '\\x00', 'log/' || i || '.drv', '\\x00'
-             FROM caches AS c, generate_series(1, 20) AS i WHERE c.id <> {cache};",
+             FROM caches AS c, generate_series(1, 20) AS i WHERE c.id <> {cache};
+         INSERT INTO sessions (id, cache, subject, created_at, ends_at)
+             SELECT substr({nar_hash}, 1, 16), {cache}, 'subject-' || i, {NOW}, {NOW} + 86400
+             FROM generate_series(1, {objects} / 10) AS i;",
         pack_id = key(PACKS, "i", 16),
         chunk_id = key(CHUNKS, &format!("(p - 1)::bigint * {PACK_CHUNKS} + i + 1"), 32),
         nar_hash = key(NARS, "i", 32),

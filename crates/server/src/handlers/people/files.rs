@@ -58,7 +58,7 @@ pub(super) async fn files(
     if has_slash != (node == ListedNode::Directory) {
         let root = "../".repeat(call.path().matches('/').count() - 1);
         let address = file_address(name.as_str(), &hash.to_string(), names.iter().map(String::as_str));
-        let slash = if has_slash || names.is_empty() { "" } else { "/" };
+        let (address, slash) = (address.trim_end_matches('/'), if has_slash { "" } else { "/" });
         return Ok(redirect(StatusCode::SEE_OTHER, &format!("{root}{address}{slash}")));
     }
     let found = match node {
@@ -78,7 +78,8 @@ pub(super) async fn files(
                 });
                 let bytes = bytes.await.map_err(|error| {
                     tracing::error!(nar.hash = %nar, %error, "cannot read a file for its page");
-                    Failure::NoSuchObject
+                    // The path is there: what cannot be read now is not "not here".
+                    Failure::Busy("reads of the store")
                 })?;
                 as_text(bytes, shown < size)
             };

@@ -24,7 +24,6 @@ use crate::app::App;
 use crate::body::Body;
 use crate::call::Call;
 use crate::failure::Failure;
-use crate::forwarded::Network;
 use crate::handlers::small_body;
 use crate::request_body::RequestBody;
 
@@ -47,8 +46,8 @@ impl Form {
 }
 
 /// The token in the cookie of a request.
-pub(crate) fn cookie_token(call: &Call, trusted_proxies: &[Network]) -> Option<String> {
-    let name = cookie_name(is_https(call, trusted_proxies));
+pub(crate) fn cookie_token(app: &App, call: &Call) -> Option<String> {
+    let name = cookie_name(is_https(app, call));
     read_cookie(call.headers(), name)
 }
 
@@ -61,8 +60,14 @@ fn read_cookie(headers: &HeaderMap, name: &str) -> Option<String> {
     (1..=COOKIE_TOKEN_BYTES_MAX).contains(&token.len()).then(|| token.to_owned())
 }
 
-fn is_https(call: &Call, trusted_proxies: &[Network]) -> bool {
-    call.address(trusted_proxies).starts_with("https:")
+/// The address that the visitor's browser knows: what the operator says it is, else what the request
+/// and trusted proxies say. A proxy that ends TLS need not be a trusted one.
+fn own_address(app: &App, call: &Call) -> String {
+    app.settings.api_endpoint.clone().unwrap_or_else(|| call.address(&app.settings.trusted_proxies))
+}
+
+fn is_https(app: &App, call: &Call) -> bool {
+    own_address(app, call).starts_with("https:")
 }
 
 const fn cookie_name(is_https: bool) -> &'static str {
@@ -125,7 +130,7 @@ fn with_cookie(
     token: &str,
     life: Option<i64>,
 ) -> Response<Body> {
-    let is_https = is_https(call, &app.settings.trusted_proxies);
+    let is_https = is_https(app, call);
     let mut cookie = format!("{}={token}; Path=/; HttpOnly; SameSite=Strict", cookie_name(is_https));
     if is_https {
         cookie.push_str("; Secure");
@@ -156,7 +161,7 @@ fn check_origin(app: &App, call: &Call) -> Result<(), Failure> {
     let is_ours = match (call.header(&FETCH_SITE), call.header(ORIGIN)) {
         (Some(site), _) => site == "same-origin",
         (None, Some(origin)) => {
-            let address = call.address(&app.settings.trusted_proxies);
+            let address = own_address(app, call);
             let after_scheme = address.find("://").map_or(0, |place| place + 3);
             let end = address[after_scheme..].find('/').map_or(address.len(), |place| after_scheme + place);
             origin.eq_ignore_ascii_case(&address[..end])

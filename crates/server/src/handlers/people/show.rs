@@ -83,14 +83,21 @@ pub(super) async fn home(app: &App, call: &Call) -> Result<Response<Body>, Failu
             break;
         }
     }
-    let numbers: Vec<_> = caches.iter().map(|cache| cache.id).collect();
+    // As in the API, only readers learn what a cache holds.
+    let may_pull = |cache: &&Cache| {
+        let name = cache.name.parse::<CacheName>();
+        cache.is_public
+            || name.is_ok_and(|name| {
+                claims.as_ref().is_some_and(|claims| claims.permissions_for(&name).allows(Permission::Pull))
+            })
+    };
+    let numbers: Vec<_> = caches.iter().filter(may_pull).map(|cache| cache.id).collect();
     let glances = app.engine.index().glance_at_caches(&numbers).await.map_err(index)?;
     let glances: HashMap<_, _> = glances.into_iter().map(|glance| (glance.cache, glance)).collect();
     let caches = caches.into_iter().map(|cache| {
         let glance = glances.get(&cache.id);
         CacheRow {
-            paths: glance.map_or(0, |glance| glance.counts.paths),
-            nar_bytes: glance.map_or(0, |glance| glance.counts.bytes),
+            counts: glance.map(|glance| (glance.counts.paths, glance.counts.bytes)),
             newest_at: glance.and_then(|glance| glance.newest_at),
             is_public: cache.is_public,
             name: cache.name,
@@ -350,7 +357,9 @@ pub(super) async fn path(
     let expiry = match cache.retention_seconds {
         None => ExpiryView::Default,
         Some(0) => ExpiryView::Kept,
-        Some(seconds) => ExpiryView::From(last_used_at.saturating_add(seconds)),
+        Some(seconds) if opened.may_list() => ExpiryView::From(last_used_at.saturating_add(seconds)),
+        // When a path was used is for those alone that the API tells it.
+        Some(seconds) => ExpiryView::Unused(seconds),
     };
     let own_keys = active_keys(cache);
     let key_name =
@@ -377,7 +386,8 @@ pub(super) async fn path(
         references: others(&object.references, &object.path),
         referrers,
         pins,
-        used_at: last_used_at,
+        used_at: opened.may_list().then_some(last_used_at),
+        is_public: cache.is_public,
         expiry,
         may_remove: opened.may(Permission::Delete),
     };
@@ -443,6 +453,7 @@ pub(super) async fn log(
     };
     let view = LogView {
         cache: opened.cache.name.clone(),
+        is_public: opened.cache.is_public,
         base_name: found.object.path.to_string(),
         deriver,
         log: &log,
