@@ -1,14 +1,15 @@
 //! What the commands around the queue share: the caches of the settings, one process that drains,
 //! and the words for what it does.
 
+use std::collections::BTreeSet;
 use std::path::Path;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 use async_trait::async_trait;
 use dormer_client::queue::{
-    DrainEnd, DrainReporter, DrainTarget, DrainTargets, Drainer, DrainerLock, DrainerOptions, EntryId,
-    RootEnd, Spool, Standing, WatchReporter,
+    DrainEnd, DrainReporter, DrainScope, DrainTarget, DrainTargets, Drainer, DrainerLock, DrainerOptions,
+    EntryId, RootEnd, Spool, Standing, WatchReporter,
 };
 use dormer_client::{
     CacheRef, Error as ClientError, NixStore, PushOptions, PushReporter, Retry, TransferId, TransferOptions,
@@ -62,22 +63,28 @@ impl Queue {
 
     /// Pushes what is in the queue. If another process drains it, waits until what was in the queue
     /// at the start has left it. `patience` is how long failures are tried again, and how long the
-    /// other process may take.
-    pub(crate) async fn drain(&self, patience: Option<Duration>) -> Result<DrainEnd> {
+    /// other process may take. With a `scope`, nothing else is waited for.
+    pub(crate) async fn drain(
+        &self,
+        patience: Option<Duration>,
+        scope: Option<&DrainScope>,
+    ) -> Result<DrainEnd> {
         /// How long another process may take, if nothing else is said.
         const FOLLOW_MAX: Duration = Duration::from_mins(10);
         let until = Instant::now() + patience.unwrap_or(FOLLOW_MAX);
-        let seen = self.spool.ids()?;
+        let mut followed = Followed::start(&self.spool, scope)?;
         let mut has_said = false;
         loop {
             if let Some(lock) = self.spool.try_lock_drainer()? {
                 let left = patience.map(|_| until.saturating_duration_since(Instant::now()));
-                return Ok(self.drainer(lock).drain(left).await?);
+                let (_, ended) = watch::channel(true);
+                let end = self.drainer(lock).drain_after(ended, left, scope).await?;
+                // The other process may have given some up.
+                return Ok(DrainEnd { dead: end.dead.max(followed.dead(&self.spool)?), ..end });
             }
-            let now = self.spool.ids()?;
-            let waiting = seen.iter().filter(|id| now.contains(id)).count();
+            let waiting = followed.waiting(&self.spool)?;
             if waiting == 0 || Instant::now() >= until {
-                return Ok(DrainEnd { waiting, ..DrainEnd::default() });
+                return Ok(DrainEnd { waiting, dead: followed.dead(&self.spool)?, paused_by: None });
             }
             if !has_said {
                 self.reporter.printer.say("another process drains this queue; waiting for it");
@@ -92,13 +99,14 @@ impl Queue {
         &self,
         mut ended: watch::Receiver<bool>,
         patience: Duration,
+        scope: &DrainScope,
     ) -> Result<DrainEnd> {
         loop {
             if let Some(lock) = self.spool.try_lock_drainer()? {
-                return Ok(self.drainer(lock).drain_after(ended, Some(patience)).await?);
+                return Ok(self.drainer(lock).drain_after(ended, Some(patience), Some(scope)).await?);
             }
             if *ended.borrow_and_update() {
-                return self.drain(Some(patience)).await;
+                return self.drain(Some(patience), Some(scope)).await;
             }
             tokio::select! {
                 () = tokio::time::sleep(LOCK_POLL) => {}
@@ -127,6 +135,55 @@ impl Queue {
             }
             tokio::time::sleep(LOCK_POLL).await;
         }
+    }
+}
+
+/// The entries whose end one process awaits while another one pushes them.
+struct Followed<'a> {
+    scope: Option<&'a DrainScope>,
+    /// In seconds since 1970, as in the entries.
+    started_at: u64,
+    ids: BTreeSet<EntryId>,
+    /// Entries that were looked at and are not followed.
+    others: BTreeSet<EntryId>,
+    dead_before: BTreeSet<String>,
+}
+
+impl<'a> Followed<'a> {
+    fn start(spool: &Spool, scope: Option<&'a DrainScope>) -> Result<Self> {
+        let started_at = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+        let dead_before = spool.dead()?.into_iter().map(|letter| letter.name).collect();
+        let (ids, others) = (BTreeSet::new(), BTreeSet::new());
+        let mut followed = Self { scope, started_at: started_at.as_secs(), ids, others, dead_before };
+        followed.waiting(spool)?;
+        Ok(followed)
+    }
+
+    /// How many of them wait. An entry that `dormer queue retry` gave a new name is the same one.
+    fn waiting(&mut self, spool: &Spool) -> Result<usize> {
+        let now = spool.ids()?;
+        for id in &now {
+            if self.ids.contains(id) || self.others.contains(id) {
+                continue;
+            }
+            let Some(entry) = spool.read(id)? else { continue };
+            let is_ours =
+                entry.queued_at <= self.started_at && self.scope.is_none_or(|scope| scope.has(id, &entry));
+            let known = if is_ours { &mut self.ids } else { &mut self.others };
+            known.insert(id.clone());
+        }
+        Ok(now.iter().filter(|id| self.ids.contains(id)).count())
+    }
+
+    /// How many of them were given up since the start, each for one cache.
+    fn dead(&self, spool: &Spool) -> Result<usize> {
+        let is_new = |name: &String| !self.dead_before.contains(name);
+        let names = spool.dead()?.into_iter().map(|letter| letter.name).filter(is_new);
+        let is_ours = |name: &String| {
+            let id = name.split_once('.').map_or(name.as_str(), |(id, _)| id);
+            id.parse().is_ok_and(|id: EntryId| self.ids.contains(&id))
+        };
+        Ok(names.filter(is_ours).count())
     }
 }
 
@@ -239,5 +296,64 @@ struct UploadPrinter {
 impl PushReporter for UploadPrinter {
     fn path_retrying(&self, _id: TransferId, retry: &Retry<'_>) {
         self.printer.warn(&retry_line(retry));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+
+    use dormer_client::queue::QueueEntry;
+
+    use super::*;
+
+    fn add(spool: &Spool, cache: &str) -> EntryId {
+        let now = SystemTime::now();
+        spool.enqueue(&QueueEntry::new(&[cache.parse().unwrap()], vec!["/x".to_owned()], now), now).unwrap()
+    }
+
+    /// Gives an entry up, as another process does.
+    fn give_up(spool: &Spool, id: &EntryId) {
+        let shard = id.as_str().chars().next_back().unwrap().to_string();
+        let from = spool.folder().join("pending").join(shard).join(format!("{id}.json"));
+        fs::rename(from, spool.folder().join("dead").join(format!("{id}.main.json"))).unwrap();
+    }
+
+    #[test]
+    fn an_entry_that_another_process_gave_up_is_not_done() {
+        let folder = tempfile::tempdir().unwrap();
+        let spool = Spool::open(folder.path().join("queue")).unwrap();
+        give_up(&spool, &add(&spool, "main"));
+        let [pushed, given_up] = [(); 2].map(|()| add(&spool, "main"));
+        let mut followed = Followed::start(&spool, None).unwrap();
+        assert_eq!((followed.waiting(&spool).unwrap(), followed.dead(&spool).unwrap()), (2, 0));
+        spool.drop_entry(&pushed).unwrap();
+        give_up(&spool, &given_up);
+        assert_eq!((followed.waiting(&spool).unwrap(), followed.dead(&spool).unwrap()), (0, 1));
+    }
+
+    #[test]
+    fn an_entry_that_is_retried_is_still_awaited() {
+        let folder = tempfile::tempdir().unwrap();
+        let spool = Spool::open(folder.path().join("queue")).unwrap();
+        let id = add(&spool, "main");
+        let mut followed = Followed::start(&spool, None).unwrap();
+        assert!(spool.hasten(&id, SystemTime::now()).unwrap());
+        assert_eq!(followed.waiting(&spool).unwrap(), 1);
+        give_up(&spool, &spool.ids().unwrap()[0]);
+        assert_eq!((followed.waiting(&spool).unwrap(), followed.dead(&spool).unwrap()), (0, 1));
+    }
+
+    #[test]
+    fn a_scope_awaits_its_own_entries() {
+        let folder = tempfile::tempdir().unwrap();
+        let spool = Spool::open(folder.path().join("queue")).unwrap();
+        add(&spool, "main");
+        let scope = DrainScope { since: SystemTime::now(), caches: vec!["main".parse().unwrap()] };
+        add(&spool, "other");
+        let mut followed = Followed::start(&spool, Some(&scope)).unwrap();
+        assert_eq!(followed.waiting(&spool).unwrap(), 0);
+        add(&spool, "main");
+        assert_eq!(Followed::start(&spool, Some(&scope)).unwrap().waiting(&spool).unwrap(), 1);
     }
 }

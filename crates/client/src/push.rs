@@ -180,7 +180,7 @@ pub async fn plan_push(
         info.nar_size = measure(info, options).await.unwrap_or(0);
     }
     sort_largest_first(&mut missing);
-    let Filtered { sent: missing, excluded, incomplete } = options.filter.apply(missing);
+    let Filtered { sent: missing, excluded, incomplete } = options.filter.apply(missing, &present);
     Ok(PushPlan {
         cache: cache.clone(),
         missing,

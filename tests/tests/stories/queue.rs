@@ -157,7 +157,10 @@ fn systemd_reads_the_unit_and_a_shell_the_script_that_install_hook_writes() {
         command.args(arguments).arg("--queue-dir").arg(&queue).env_clear();
         Run::of(command.env("HOME", home.path()).env("PATH", "/usr/bin:/bin"))
     };
+    dormer(&["install-hook", "lab:main", "--dry-run"]).succeeds();
+    assert!(!queue.exists());
     dormer(&["install-hook", "lab:main"]).succeeds();
+    assert!(queue.join("pending/f").is_dir(), "its user makes the queue, and not the daemon's root");
     let config = home.path().join(".config");
     let unit = config.join("systemd/user/dormer-queue.service");
     let verify = || {
@@ -223,9 +226,8 @@ fn exec_pushes_what_a_command_built_also_if_it_fails_and_keeps_its_code() {
             assert!(is_in(&lab, &path), "{by}, {}: {path}\n{run}", nix.name());
         }
         assert_eq!(builder.list()["waiting"], 0);
-        let left: Vec<_> =
-            fs::read_dir(&builder.queue).unwrap().map(|entry| entry.unwrap().file_name()).collect();
-        assert!(left.iter().all(|name| !name.to_str().unwrap().starts_with("exec-")), "{left:?}");
+        let is_marked = names(&builder.queue).iter().any(|name| name.starts_with("watched-"));
+        assert!(!is_marked, "what came before the command is not queued");
     }
 }
 
@@ -234,13 +236,16 @@ fn exec_passes_signals_on_and_drains_all_the_same() {
     let lab = Lab::start();
     let builder = Builder::new(&lab, "builder", Nix::NEWEST);
     let words = builder.build_words("empty", "signals");
-    let ready = builder.machine.home().join("ready");
+    let [ready, told] = ["ready", "told"].map(|name| builder.machine.home().join(name));
     let script = format!(
-        "trap 'exit 9' TERM; {words}; : > {}; while :; do /bin/busybox sleep 0.05; done",
+        "trap 'exit 9' TERM; trap ': > {}' USR1; {words}; : > {}; while :; do /bin/busybox sleep 0.05; done",
+        told.display(),
         ready.display()
     );
     let child = builder.spawn(&["exec", "main", "--", "/bin/busybox", "sh", "-c", &script]);
     wait_until(|| ready.exists());
+    signal(&child, "USR1");
+    wait_until(|| told.exists());
     signal(&child, "TERM");
     let run = Run::wait_for(child);
     assert_eq!(run.code(), Some(9), "{run}");
@@ -278,9 +283,9 @@ fn watch_pushes_what_appears_in_the_store_and_what_appeared_before_it_came_back(
     let lab = Lab::start();
     for nix in [Nix::OLDEST, Nix::NEWEST] {
         let builder = Builder::new(&lab, nix.name(), nix);
-        let marked = builder.queue.join("watched");
+        let is_marked = || names(&builder.queue).iter().any(|name| name.starts_with("watched-"));
         let watch = builder.spawn(&["watch", "main", "-v"]);
-        wait_until(|| marked.exists());
+        wait_until(is_marked);
         let first = builder.machine.build("all", &[("salt", nix.name())]);
         wait_until(|| is_in(&lab, &first));
         for path in builder.machine.closure(&first) {
@@ -297,6 +302,12 @@ fn watch_pushes_what_appears_in_the_store_and_what_appeared_before_it_came_back(
         signal(&watch, "INT");
         Run::wait_for(watch).succeeds();
     }
+}
+
+/// The names in a folder; none if it is not there yet.
+fn names(folder: &Path) -> Vec<String> {
+    let entries = fs::read_dir(folder).into_iter().flatten();
+    entries.map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect()
 }
 
 fn wait_until(mut done: impl FnMut() -> bool) {
@@ -398,7 +409,8 @@ fn killed_hooks_and_drainers_lose_nothing_and_push_nothing_twice() {
     let (mut kills, mut accepted) = (0, Vec::new());
     let rounds = times(3);
     for round in 0..rounds {
-        let mut drainer = builder.spawn(&["queue", "drain", "-j", "2"]);
+        // One that does not end by itself: the first one finds an empty queue.
+        let mut drainer = builder.spawn(&["queue", "drain", "--watch", "-j", "2"]);
         // Some of the paths, each by a hook that may be killed.
         for path in closure.iter().skip(round).step_by(rounds) {
             let mut command = builder.command(&["hook", "main"]);
@@ -412,6 +424,7 @@ fn killed_hooks_and_drainers_lose_nothing_and_push_nothing_twice() {
         let _ = drainer.kill();
         kills += usize::from(drainer.wait().unwrap().signal().is_some());
     }
+    assert_eq!(kills, rounds, "a drainer ended by itself");
     // Started twice: one drains, the other waits for it.
     let drain_twice = || {
         let both = [(); 2].map(|()| builder.spawn(&["queue", "drain", "--json", "-j", "2"]));

@@ -2,15 +2,15 @@
 
 use std::ffi::OsString;
 use std::fs;
-use std::os::unix::fs::OpenOptionsExt as _;
 use std::os::unix::process::ExitStatusExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{ExitCode, ExitStatus};
 use std::time::{Duration, SystemTime};
 
 use clap::{Args, ValueEnum};
-use dormer_client::queue::{DrainEnd, StoreWatch};
+use dormer_client::queue::{DrainEnd, DrainScope, StoreWatch};
 use dormer_client::{CacheRef, NixConfig, nix_program, process_variables};
+use dormer_nix::NarHash;
 use rustix::process::{Pid, Signal, kill_process};
 use tokio::process::{Child, Command};
 use tokio::signal::unix::{SignalKind, signal};
@@ -18,6 +18,7 @@ use tokio::sync::{mpsc, watch};
 
 use super::hook::chosen_caches;
 use super::install_hook::hook_script;
+use super::nix_settings::write_whole;
 use super::queue::parse_time;
 use crate::context::Context;
 use crate::error::{Error, Result};
@@ -90,11 +91,11 @@ pub(super) async fn run(args: ExecArgs, context: &Context) -> Result<ExitCode> {
     };
     let mut command = Command::new(&args.command[0]);
     command.args(&args.command[1..]);
-    let (mut store_watch, mut hook) = (None, None);
+    let mut store_watch = None;
+    let scope = DrainScope { since, caches: caches.clone() };
     if by_hook {
-        let file = HookFile::write(queue.spool.folder(), &caches)?;
-        command.env("NIX_CONFIG", with_hook(process_variables("NIX_CONFIG").as_deref(), &file.0));
-        hook = Some(file);
+        let hook = write_hook(queue.spool.folder(), &caches)?;
+        command.env("NIX_CONFIG", with_hook(process_variables("NIX_CONFIG").as_deref(), &hook));
     } else {
         store_watch = Some(StoreWatch::start(queue.store.clone(), queue.spool.clone(), caches)?);
     }
@@ -102,7 +103,7 @@ pub(super) async fn run(args: ExecArgs, context: &Context) -> Result<ExitCode> {
     let child = command.spawn().map_err(Error::io("start", program))?;
 
     let (command_ended, ended) = watch::channel(false);
-    let mut draining = Box::pin(queue.drain_during(ended, args.drain_timeout));
+    let mut draining = Box::pin(queue.drain_during(ended, args.drain_timeout, &scope));
     let mut drained = None;
     let status = {
         let mut waiting = Box::pin(wait(child, &mut signals));
@@ -121,7 +122,6 @@ pub(super) async fn run(args: ExecArgs, context: &Context) -> Result<ExitCode> {
         }
     };
     let status = status.map_err(Error::io("wait for", program))?;
-    drop(hook);
     if let Some(watch) = &mut store_watch
         && let Err(error) = watch.finish(since, &*queue.reporter).await
     {
@@ -131,7 +131,10 @@ pub(super) async fn run(args: ExecArgs, context: &Context) -> Result<ExitCode> {
     let _ = command_ended.send(true);
     let end = match drained {
         // It failed while the command ran, and may succeed now.
-        Some(Err(_)) => stoppable(queue.drain(Some(args.drain_timeout)), &mut signals).await,
+        Some(Err(_)) => {
+            let again = queue.drain(Some(args.drain_timeout), Some(&scope));
+            stoppable(again, &mut signals).await
+        }
         Some(end) => end,
         None => stoppable(draining, &mut signals).await,
     };
@@ -149,9 +152,10 @@ async fn stoppable(
     drain: impl Future<Output = Result<DrainEnd>>,
     signals: &mut mpsc::Receiver<Signal>,
 ) -> Result<DrainEnd> {
+    let ending = async { while signals.recv().await.is_some_and(|signal| !ENDING.contains(&signal)) {} };
     tokio::select! {
         end = drain => end,
-        _ = signals.recv() => Err(Error::QueueInterrupted),
+        () = ending => Err(Error::QueueInterrupted),
     }
 }
 
@@ -168,29 +172,24 @@ fn with_hook(before: Option<&str>, hook: &Path) -> String {
     before.map_or(line.clone(), |before| format!("{before}\n{line}"))
 }
 
-/// The script that Nix runs after each build, which goes with this process.
-struct HookFile(PathBuf);
-
-impl HookFile {
-    fn write(folder: &Path, caches: &[CacheRef]) -> Result<Self> {
-        let path = folder.join(format!("exec-{:016x}", rand::random::<u64>()));
-        let failed = |source| Error::io("write", &path)(source);
-        let mut options = fs::OpenOptions::new();
-        let file = options.write(true).create_new(true).mode(0o700).open(&path).map_err(failed)?;
-        let hook = Self(path.clone());
-        std::io::Write::write_all(&mut &file, hook_script(folder, caches)?.as_bytes()).map_err(failed)?;
-        Ok(hook)
+/// The script that Nix runs after each build, one for each set of caches. It stays: the command may
+/// leave processes behind that keep `NIX_CONFIG`, and Nix fails a build whose hook is gone.
+fn write_hook(folder: &Path, caches: &[CacheRef]) -> Result<PathBuf> {
+    let text = hook_script(folder, caches)?;
+    let digest = NarHash::digest(text.as_bytes()).to_hex();
+    let path = folder.join(format!("exec-{}", &digest[..16]));
+    if fs::read_to_string(&path).is_ok_and(|there| there == text) {
+        return Ok(path);
     }
+    // Another process may run the script, so it appears with its whole text.
+    write_whole(&path, &text, 0o700, false).map_err(Error::io("write", &path))?;
+    Ok(path)
 }
 
-impl Drop for HookFile {
-    fn drop(&mut self) {
-        // Best effort: the folder is ours.
-        let _ = fs::remove_file(&self.0);
-    }
-}
+/// The signals with which people and service managers end programs.
+const ENDING: [Signal; 4] = [Signal::INT, Signal::TERM, Signal::HUP, Signal::QUIT];
 
-/// The signals that end programs, each passed on as it comes.
+/// The signals that end a program that does not expect them, each passed on as it comes.
 fn listen() -> Result<mpsc::Receiver<Signal>> {
     let (sender, signals) = mpsc::channel(16);
     for (kind, number) in [
@@ -198,6 +197,9 @@ fn listen() -> Result<mpsc::Receiver<Signal>> {
         (SignalKind::terminate(), Signal::TERM),
         (SignalKind::hangup(), Signal::HUP),
         (SignalKind::quit(), Signal::QUIT),
+        (SignalKind::user_defined1(), Signal::USR1),
+        (SignalKind::user_defined2(), Signal::USR2),
+        (SignalKind::alarm(), Signal::ALARM),
     ] {
         let failed = |source| Error::Io { attempt: "listen for signals".to_owned(), source };
         let (mut came, sender) = (signal(kind).map_err(failed)?, sender.clone());
@@ -249,6 +251,24 @@ mod tests {
         assert_eq!(exit_code(ExitStatus::from_raw(0)), 0);
         assert_eq!(exit_code(ExitStatus::from_raw(7 << 8)), 7);
         assert_eq!(exit_code(ExitStatus::from_raw(15)), 143);
+    }
+
+    /// Processes that outlive the command keep its NIX_CONFIG.
+    #[test]
+    fn the_script_of_a_set_of_caches_stays_and_is_one() {
+        let folder = tempfile::tempdir().unwrap();
+        let write = |caches: &[&str]| {
+            let caches: Vec<CacheRef> = caches.iter().map(|cache| cache.parse().unwrap()).collect();
+            write_hook(folder.path(), &caches).unwrap()
+        };
+        let first = write(&["main"]);
+        assert_eq!(write(&["main"]), first);
+        assert_ne!(write(&["lab:team"]), first);
+        fs::write(&first, "half").unwrap();
+        assert_eq!(write(&["main"]), first, "a damaged script is written again");
+        let ran = std::process::Command::new(&first).arg("x").env_clear().output().unwrap();
+        assert!(ran.status.success(), "{ran:?}");
+        assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 2);
     }
 
     #[test]

@@ -5,7 +5,10 @@
 //! goes around the other commands (`is_early`).
 
 use std::ffi::OsString;
+use std::fs;
+use std::os::unix::fs::MetadataExt as _;
 use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::path::Path;
 use std::process::ExitCode;
 use std::time::SystemTime;
 
@@ -74,7 +77,7 @@ pub(super) fn run(args: &HookArgs, printer: &Printer) {
     for hint in error.hints() {
         printer.hint(&hint);
     }
-    if let Ok(spool) = args.queue.folder(&process_variables).and_then(|folder| Ok(Spool::open(folder)?)) {
+    if let Ok(spool) = args.queue.folder(&process_variables).and_then(|folder| open(&folder)) {
         spool.count_refused(&error.chain(), SystemTime::now());
     }
 }
@@ -95,8 +98,33 @@ fn enqueue(args: &HookArgs, variables: Variables<'_>) -> Result<()> {
             ));
         }
     };
-    Spool::open(args.queue.folder(variables)?)?.enqueue(&entry, now)?;
+    open(&args.queue.folder(variables)?)?.enqueue(&entry, now)?;
     Ok(())
+}
+
+/// Opens the queue. The daemon of Nix runs its hook as root, and must not make the queue of another
+/// user, which that user's own processes could not read.
+fn open(folder: &Path) -> Result<Spool> {
+    let user = rustix::process::geteuid();
+    if user.is_root() {
+        refuse_to_make(folder, user.as_raw())?;
+    }
+    Ok(Spool::open(folder)?)
+}
+
+/// Refuses a queue that is not there yet and would be in a folder of another user than `user`.
+fn refuse_to_make(folder: &Path, user: u32) -> Result<()> {
+    if Spool::is_made(folder) {
+        return Ok(());
+    }
+    let owner = folder.ancestors().find_map(|place| fs::metadata(place).ok()).map(|place| place.uid());
+    match owner.filter(|owner| *owner != user) {
+        None => Ok(()),
+        Some(owner) => Err(Error::usage(
+            format!("user {owner} has no queue in {} yet", folder.display()),
+            "as that user, `dormer install-hook` and `dormer queue list` make it",
+        )),
+    }
 }
 
 /// The named caches, else those of the settings.
@@ -177,6 +205,17 @@ mod tests {
             (entries[0].derivation.as_deref(), entries[0].paths.len()),
             (Some(derivation.as_str()), 0)
         );
+    }
+
+    #[test]
+    fn the_queue_of_another_user_is_used_and_never_made() {
+        let folder = tempfile::tempdir().unwrap();
+        let queue = folder.path().join("state/queue");
+        let own = rustix::process::geteuid().as_raw();
+        assert!(refuse_to_make(&queue, own + 1).is_err());
+        refuse_to_make(&queue, own).unwrap();
+        Spool::open(&queue).unwrap();
+        refuse_to_make(&queue, own + 1).unwrap();
     }
 
     #[test]

@@ -8,6 +8,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use clap::{Args, ValueEnum};
+use dormer_client::queue::Spool;
 use dormer_client::{CacheRef, NixConfig, nix_program, process_variables};
 
 use super::hook::chosen_caches;
@@ -135,6 +136,10 @@ pub(super) async fn run(args: &InstallHookArgs, context: &Context) -> Result<()>
             return Err(Error::NotOurFile { path: (*path).clone() });
         }
         changed |= change(path, &old.unwrap_or_default(), text, *mode, args.dry_run, context)?;
+    }
+    if !args.dry_run {
+        // By its owner, and not by the first build: the daemon of Nix runs the hook as root.
+        Spool::open(&folder)?;
     }
     // Last: Nix must find the script.
     changed |= change(&places.conf, &before, conf.text(), 0o644, args.dry_run, context)?;

@@ -290,7 +290,7 @@ async fn drain(args: &DrainArgs, context: &Context) -> Result<()> {
         return Ok(());
     }
     tokio::select! {
-        end = queue.drain(args.timeout) => outcome(end?),
+        end = queue.drain(args.timeout, None) => outcome(end?),
         () = &mut stop => Err(Error::QueueInterrupted),
     }
 }

@@ -21,8 +21,8 @@ use crate::queue_place::QueueDirArgs;
 /// filters of the settings exclude ([push]). What an upstream cache has signed, and what the cache
 /// has, is not sent. Ends with Ctrl-C or SIGTERM; what is queued stays in the queue.
 ///
-/// A path that appears while no watcher runs is queued by the next one, if it is at most a day
-/// later.
+/// A path that appears while no watcher runs is queued by the next one for the same caches, if it
+/// is at most a day later.
 ///
 /// Examples:
 ///   dormer watch main

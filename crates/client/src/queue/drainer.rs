@@ -45,6 +45,10 @@ const KNOWN_BYTES_MAX: usize = 32 * 1024 * 1024;
 /// How often the drainer looks for new entries.
 const POLL: Duration = Duration::from_secs(1);
 
+/// Most derivations at a look whose outputs are asked for. Each is a call of Nix, and plans that
+/// run wait for it.
+const OUTPUTS_AT_ONCE: usize = 16;
+
 /// A cache with everything that a push to it needs.
 pub struct DrainTarget {
     /// The server.
@@ -131,6 +135,22 @@ impl Default for DrainerOptions {
     }
 }
 
+/// The entries that a drain waits for.
+#[derive(Debug, Clone)]
+pub struct DrainScope {
+    /// Those queued at this time or later,
+    pub since: SystemTime,
+    /// for one of these caches.
+    pub caches: Vec<CacheRef>,
+}
+
+impl DrainScope {
+    /// Whether an entry is one of them.
+    pub fn has(&self, id: &EntryId, entry: &QueueEntry) -> bool {
+        *id >= EntryId::new(self.since, 0) && self.caches.iter().any(|cache| entry.caches.contains_key(cache))
+    }
+}
+
 /// What a drainer leaves behind.
 #[derive(Debug, Default)]
 pub struct DrainEnd {
@@ -152,6 +172,8 @@ pub struct Drainer {
     options: DrainerOptions,
     known: BTreeMap<EntryId, QueueEntry>,
     caches: HashMap<CacheRef, CacheState>,
+    /// The calls of Nix that ask for the outputs of derivations.
+    nix: Waiting,
     /// Entries in the folder at the last look.
     waiting: usize,
     dead: usize,
@@ -161,9 +183,29 @@ pub struct Drainer {
 #[derive(Debug, Default)]
 struct CacheState {
     is_busy: bool,
+    waiting: Waiting,
+}
+
+/// The failures of a cache, or of Nix, since its last success.
+#[derive(Debug, Default)]
+struct Waiting {
     failures: u32,
     not_before: Option<Instant>,
     paused_by: Option<Arc<Error>>,
+}
+
+impl Waiting {
+    /// One failure more. Returns the pause until the next try.
+    fn pause(&mut self, retry: &RetryPolicy) -> Duration {
+        self.failures = self.failures.saturating_add(1);
+        let pause = retry.wait(self.failures, Passing::Broken).unwrap_or(Duration::MAX);
+        self.not_before = Instant::now().checked_add(pause);
+        pause
+    }
+
+    fn is_paused(&self) -> bool {
+        self.not_before.is_some_and(|until| Instant::now() < until)
+    }
 }
 
 /// The entries of one plan, with their paths.
@@ -191,35 +233,49 @@ impl Drainer {
         reporter: Arc<dyn DrainReporter>,
         options: DrainerOptions,
     ) -> Self {
-        let (known, caches) = (BTreeMap::new(), HashMap::new());
-        Self { spool, _lock: lock, store, targets, reporter, options, known, caches, waiting: 0, dead: 0 }
+        let (known, caches, nix) = (BTreeMap::new(), HashMap::new(), Waiting::default());
+        Self {
+            spool,
+            _lock: lock,
+            store,
+            targets,
+            reporter,
+            options,
+            known,
+            caches,
+            nix,
+            waiting: 0,
+            dead: 0,
+        }
     }
 
     /// Pushes until nothing is left that can be pushed now. With `patience`, entries that rest and
     /// caches that fail are tried again for that long.
     pub async fn drain(&mut self, patience: Option<Duration>) -> Result<DrainEnd> {
         let (_, ended) = watch::channel(true);
-        self.drain_after(ended, patience).await
+        self.drain_after(ended, patience, None).await
     }
 
     /// Pushes what comes until `ended` becomes true, and then drains as [`Drainer::drain`] does.
+    /// With a `scope`, entries outside of it are pushed as well, but nothing waits for their next
+    /// try.
     pub async fn drain_after(
         &mut self,
         mut ended: watch::Receiver<bool>,
         patience: Option<Duration>,
+        scope: Option<&DrainScope>,
     ) -> Result<DrainEnd> {
         self.dead = 0;
         let mut patient_until = None;
-        let mut running = RunningPlans::new();
+        let mut running = self.no_plans();
         loop {
             self.scan()?;
             self.start_due(&mut running).await?;
             if *ended.borrow_and_update() {
                 let until =
                     *patient_until.get_or_insert_with(|| Instant::now() + patience.unwrap_or_default());
-                if running.is_empty() && (self.known.is_empty() || Instant::now() >= until) {
-                    let paused_by = self.caches.values().find_map(|state| state.paused_by.clone());
-                    return Ok(DrainEnd { waiting: self.waiting, dead: self.dead, paused_by });
+                if running.is_empty() && (self.is_done(scope) || Instant::now() >= until) {
+                    return Ok(self.drain_end(scope));
                 }
                 self.next(&mut running).await?;
             } else {
@@ -237,12 +293,38 @@ impl Drainer {
 
     /// Pushes what comes, until the future is dropped.
     pub async fn watch(&mut self) -> Result<()> {
-        let mut running = RunningPlans::new();
+        let mut running = self.no_plans();
         loop {
             self.scan()?;
             self.start_due(&mut running).await?;
             self.next(&mut running).await?;
         }
+    }
+
+    fn is_done(&self, scope: Option<&DrainScope>) -> bool {
+        self.drain_end(scope).waiting == 0
+    }
+
+    fn drain_end(&self, scope: Option<&DrainScope>) -> DrainEnd {
+        // Entries that found no room in memory may be in the scope.
+        let known_outside =
+            |scope: &DrainScope| self.known.iter().filter(|(id, entry)| !scope.has(id, entry)).count();
+        let waiting = self.waiting.saturating_sub(scope.map_or(0, known_outside));
+        let counts = |cache: &CacheRef| scope.is_none_or(|scope| scope.caches.contains(cache));
+        let caches = self.caches.iter().filter(|(cache, _)| counts(cache));
+        let paused_by = caches
+            .map(|(_, state)| &state.waiting)
+            .chain([&self.nix])
+            .find_map(|waiting| waiting.paused_by.clone());
+        DrainEnd { waiting, dead: self.dead, paused_by }
+    }
+
+    /// The plans at the start. Those of an earlier call ended with it, also if an error ended it.
+    fn no_plans(&mut self) -> RunningPlans {
+        for state in self.caches.values_mut() {
+            state.is_busy = false;
+        }
+        RunningPlans::new()
     }
 
     /// Waits for the end of a plan, or until it is time to look again.
@@ -280,7 +362,7 @@ impl Drainer {
             self.known.values().flat_map(|entry| entry.caches.keys().cloned()).collect();
         for cache in caches {
             let state = self.caches.entry(cache.clone()).or_default();
-            if state.is_busy || state.not_before.is_some_and(|until| Instant::now() < until) {
+            if state.is_busy || state.waiting.is_paused() {
                 continue;
             }
             let batch = self.due_batch(&cache)?;
@@ -299,25 +381,47 @@ impl Drainer {
         Ok(())
     }
 
-    /// Puts the outputs of a derivation in its place.
+    /// Puts the outputs of a derivation in its place. Entries at rest keep their rest. A failure of
+    /// Nix as a whole makes all of them wait, and costs none a try.
     async fn find_outputs(&mut self) -> Result<()> {
-        let without_paths: Vec<EntryId> = self
-            .known
-            .iter()
-            .filter(|(_, entry)| entry.derivation.is_some() && entry.paths.is_empty())
-            .map(|(id, _)| id.clone())
-            .collect();
-        for id in without_paths {
-            let entry = self.known.get_mut(&id).expect("it was just listed");
-            let derivation = entry.derivation.clone().unwrap_or_default();
-            match self.store.outputs_of(&derivation).await {
-                Ok(paths) => entry.paths = paths,
-                Err(error) => {
-                    let caches: Vec<CacheRef> = entry.caches.keys().cloned().collect();
-                    for cache in caches {
-                        self.fail(&id, &cache, &dormer_nix::with_causes(&error))?;
+        if self.nix.is_paused() {
+            return Ok(());
+        }
+        let now = seconds(SystemTime::now());
+        let without_paths = self.known.iter().filter_map(|(id, entry)| {
+            let derivation = entry.derivation.clone().filter(|_| entry.paths.is_empty())?;
+            let is_due = |(_, standing): &(&CacheRef, &Standing)| standing.not_before <= now;
+            let due: Vec<CacheRef> =
+                entry.caches.iter().filter(is_due).map(|(cache, _)| cache.clone()).collect();
+            (!due.is_empty()).then(|| (id.clone(), derivation, due))
+        });
+        let without_paths: Vec<_> = without_paths.take(OUTPUTS_AT_ONCE).collect();
+        for (id, derivation, due) in without_paths {
+            let reason = match self.store.outputs_of(&derivation).await {
+                Ok(paths) if paths.is_empty() => format!("{derivation} has no outputs"),
+                Ok(paths) => {
+                    self.nix = Waiting::default();
+                    if let Some(entry) = self.known.get_mut(&id) {
+                        entry.paths = paths;
                     }
+                    continue;
                 }
+                Err(error) => dormer_nix::with_causes(&error),
+            };
+            // As for paths: this question fails only if Nix as a whole does.
+            let path = StorePath::parse_absolute(self.store.store_dir(), &derivation);
+            if let Ok(path) = path
+                && let Err(failure) = self.store.invalid_paths(&[path]).await
+            {
+                let pause = self.nix.pause(&self.options.cache_retry);
+                for cache in &due {
+                    self.reporter.cache_paused(cache, &dormer_nix::with_causes(&failure), pause);
+                }
+                self.nix.paused_by = Some(Arc::new(failure));
+                return Ok(());
+            }
+            for cache in &due {
+                self.fail(&id, cache, &reason)?;
             }
         }
         Ok(())
@@ -354,6 +458,7 @@ impl Drainer {
     /// Writes down what a plan came to.
     fn end_batch(&mut self, ended: BatchEnd) -> Result<()> {
         let BatchEnd { cache, batch, roots, stopped } = ended;
+        let mut reason = stopped.as_ref().map(|error| dormer_nix::with_causes(error));
         for (id, paths) in batch {
             let ends: Vec<(&StorePath, Option<&RootEnd>)> =
                 paths.iter().map(|path| (path, roots.get(path))).collect();
@@ -362,11 +467,12 @@ impl Drainer {
                 _ => None,
             });
             let gone = ends.iter().find(|(_, end)| matches!(end, Some(RootEnd::Gone)));
-            let is_open = ends.iter().any(|(_, end)| end.is_none());
+            let open = ends.iter().find(|(_, end)| end.is_none());
             if let Some(reason) = failure {
                 self.fail(&id, &cache, &reason)?;
-            } else if is_open {
-                // The server went away before its turn.
+            } else if let Some((path, _)) = open {
+                // The push ended before its turn. Without a pause, it would start again at once.
+                reason.get_or_insert_with(|| format!("{path} was not tried"));
             } else if let Some((path, _)) = gone {
                 self.bury(
                     &id,
@@ -380,15 +486,13 @@ impl Drainer {
         }
         let state = self.caches.entry(cache.clone()).or_default();
         state.is_busy = false;
-        let Some(error) = stopped else {
+        let Some(reason) = reason else {
             *state = CacheState::default();
             return Ok(());
         };
-        state.failures = state.failures.saturating_add(1);
-        let pause = self.options.cache_retry.wait(state.failures, Passing::Broken).unwrap_or(Duration::MAX);
-        state.not_before = Instant::now().checked_add(pause);
-        self.reporter.cache_paused(&cache, &dormer_nix::with_causes(&error), pause);
-        state.paused_by = Some(Arc::new(error));
+        let pause = state.waiting.pause(&self.options.cache_retry);
+        self.reporter.cache_paused(&cache, &reason, pause);
+        state.waiting.paused_by = stopped.map(Arc::new);
         Ok(())
     }
 
@@ -519,8 +623,7 @@ async fn push_part(
         let mut summary = push.await.pop().expect("each target has a summary");
         reporter.pushed(cache, &summary);
         ends.extend(ends_of_summary(&summary));
-        let fatal = summary.failed.iter().position(|failed| failed.error.is_fatal_for_push());
-        stopped = fatal.map(|place| summary.failed.swap_remove(place).error);
+        stopped = stopper(&summary).map(|place| summary.failed.swap_remove(place).error);
     }
     for path in paths {
         if let Some(end) = ends.remove(path) {
@@ -557,15 +660,34 @@ fn ends_of_plan(plan: &PushPlan) -> HashMap<StorePath, RootEnd> {
     ends
 }
 
+/// The place of the failure that ended a push, if one did. A request for many paths, such as the
+/// opening of a session, fails for the first of them and leaves the others without a failed
+/// reference: then the last failure ended the push, whatever its kind. If the first was also the
+/// only one, the kind decides: a server that refuses a path says so in an answer that can be read.
+fn stopper(summary: &PushSummary) -> Option<usize> {
+    if let Some(fatal) = summary.failed.iter().position(|failed| failed.error.is_fatal_for_push()) {
+        return Some(fatal);
+    }
+    let ended_early = summary.not_tried.iter().any(|path| path.failed_reference.is_none());
+    let is_of_server = |error: &Error| {
+        matches!(error, Error::Answer { .. } | Error::AnswerTooLarge { .. } | Error::Unavailable { .. })
+    };
+    let last = summary.failed.len().checked_sub(1)?;
+    let stops = ended_early || (summary.by_chunks && is_of_server(&summary.failed[last].error));
+    stops.then_some(last)
+}
+
 /// What became of the paths that were sent. A path that a failure of the server stopped has no end.
 fn ends_of_summary(summary: &PushSummary) -> HashMap<StorePath, RootEnd> {
+    let stopper = stopper(summary);
     let mut ends = HashMap::new();
     for done in summary.pushed.iter().chain(&summary.kept) {
         ends.insert(done.path.clone(), RootEnd::Pushed);
     }
     let mut reasons: HashMap<&StorePath, Option<String>> = HashMap::new();
-    for failed in &summary.failed {
-        let reason = (!failed.error.is_fatal_for_push()).then(|| dormer_nix::with_causes(&failed.error));
+    for (place, failed) in summary.failed.iter().enumerate() {
+        let concerns_all = failed.error.is_fatal_for_push() || stopper == Some(place);
+        let reason = (!concerns_all).then(|| dormer_nix::with_causes(&failed.error));
         if let Some(reason) = &reason {
             ends.insert(failed.path.clone(), RootEnd::Failed(reason.clone()));
         }

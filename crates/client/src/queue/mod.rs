@@ -15,7 +15,9 @@ mod entry;
 mod spool;
 mod store_watch;
 
-pub use drainer::{DrainEnd, DrainReporter, DrainTarget, DrainTargets, Drainer, DrainerOptions, RootEnd};
+pub use drainer::{
+    DrainEnd, DrainReporter, DrainScope, DrainTarget, DrainTargets, Drainer, DrainerOptions, RootEnd,
+};
 pub use entry::{ENTRY_BYTES_MAX, EntryId, QueueEntry, Standing};
 pub use spool::{DeadLetter, DrainerLock, Refused, Spool};
 pub use store_watch::{StoreWatch, WatchReporter};

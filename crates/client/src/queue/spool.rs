@@ -87,7 +87,7 @@ impl Spool {
         let make = || -> io::Result<()> {
             let mut private = DirBuilder::new();
             private.recursive(true).mode(0o700);
-            if folder.join("pending/f").is_dir() {
+            if Self::is_made(&folder) {
                 return Ok(());
             }
             private.create(folder.join("dead"))?;
@@ -106,6 +106,12 @@ impl Spool {
         // A queue without a counter of refused builds still works.
         let _ = spool.prepare_refused();
         Ok(spool)
+    }
+
+    /// Whether there is a queue in `folder`, so that opening it makes nothing.
+    pub fn is_made(folder: &Path) -> bool {
+        // The last of the folders.
+        folder.join("pending/f").is_dir()
     }
 
     /// The folder.

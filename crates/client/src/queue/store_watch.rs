@@ -10,10 +10,10 @@
 //!
 //! Events may be lost: the kernel's queue is bounded, and the watcher may be down. Nix gives all
 //! files one time of modification, but the kernel's time of change stays, so a look through the
-//! folder finds what is new since a moment. The file `watched` in the queue's folder has the moment
-//! up to which everything is queued.
+//! folder finds what is new since a moment. A file `watched-…` in the queue's folder, one for each
+//! set of caches, has the moment up to which everything is queued for them.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{self, File};
 use std::io;
 use std::os::unix::fs::MetadataExt as _;
@@ -22,7 +22,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, SystemTime};
 
-use dormer_nix::StorePath;
+use dormer_nix::{NarHash, StorePath};
 use notify::{EventKind, RecursiveMode, Watcher as _};
 use tokio::sync::mpsc;
 use tokio::time::Instant;
@@ -49,10 +49,14 @@ const FAILURE_PAUSE: Duration = Duration::from_secs(10);
 /// What appeared while no watcher ran is queued if it is not older.
 const CATCH_UP_MAX: Duration = Duration::from_hours(24);
 
+/// What is not valid this long after its file appeared, such as the leftover of a failed build,
+/// does not hold the mark back. If Nix registers it all the same, it changes the file.
+const LEFTOVER_AGE: Duration = Duration::from_hours(1);
+
 /// The kernel's clock for files may be this much behind, with room to spare.
 const CLOCK_SLACK: Duration = Duration::from_secs(2);
 
-/// How often `watched` is renewed at least.
+/// How often the mark is renewed at least.
 const MARK_EVERY: Duration = Duration::from_secs(10);
 
 /// Waiting events. More are counted as lost, and the folder is looked through.
@@ -76,6 +80,10 @@ pub struct StoreWatch {
     overflowed: Arc<AtomicBool>,
     _watcher: notify::RecommendedWatcher,
     candidates: BTreeMap<StorePath, Candidate>,
+    /// Everything that appeared before is queued, or was when this watcher began.
+    queued_until: SystemTime,
+    /// Whether the mark may be renewed: what appeared before this watcher began is a candidate.
+    has_caught_up: bool,
 }
 
 #[derive(Debug, PartialEq, Eq)]
@@ -110,17 +118,29 @@ impl StoreWatch {
         })
         .map_err(failed)?;
         watcher.watch(&folder, RecursiveMode::NonRecursive).map_err(failed)?;
-        let candidates = BTreeMap::new();
-        Ok(Self { store, spool, caches, events, overflowed, _watcher: watcher, candidates })
+        Ok(Self {
+            store,
+            spool,
+            caches,
+            events,
+            overflowed,
+            _watcher: watcher,
+            candidates: BTreeMap::new(),
+            queued_until: SystemTime::now(),
+            has_caught_up: false,
+        })
     }
 
-    /// Also queues what appeared since the last watcher of this queue ended, at most a day ago.
+    /// Also queues what appeared since the last watcher for these caches ended, at most a day ago,
+    /// and lets the next one begin where this one ends.
     pub fn catch_up(&mut self, now: SystemTime) -> Result<()> {
-        let marked = fs::metadata(self.mark_path()).and_then(|file| file.modified()).ok();
-        match marked.filter(|at| now.duration_since(*at).unwrap_or_default() <= CATCH_UP_MAX) {
-            Some(since) => self.add_since(since),
-            None => Ok(()),
+        let marked = fs::metadata(self.mark_path()).and_then(|file| file.modified());
+        if let Ok(marked) = marked {
+            self.queued_until = marked.max(now - CATCH_UP_MAX).min(now);
+            self.add_since(self.queued_until)?;
         }
+        self.has_caught_up = true;
+        Ok(())
     }
 
     /// Queues what appears, until the future is dropped.
@@ -157,7 +177,6 @@ impl StoreWatch {
         self.add_since(since)?;
         let due = self.candidates.keys().cloned().collect();
         let queued = self.check(due).await?;
-        self.mark();
         reporter.queued(&queued);
         Ok(())
     }
@@ -167,8 +186,7 @@ impl StoreWatch {
         if !self.overflowed.swap(false, Ordering::AcqRel) {
             return Ok(());
         }
-        let since = fs::metadata(self.mark_path()).and_then(|file| file.modified());
-        let added = self.add_since(since.unwrap_or_else(|_| SystemTime::now() - MARK_EVERY * 2));
+        let added = self.add_since(self.queued_until);
         if added.is_err() {
             self.overflowed.store(true, Ordering::Release);
         }
@@ -249,19 +267,36 @@ impl StoreWatch {
     }
 
     fn mark_path(&self) -> PathBuf {
-        self.spool.folder().join("watched")
+        self.spool.folder().join(mark_name(&self.caches))
     }
 
-    /// Notes that everything is queued that appeared before the oldest candidate. Best effort: an
-    /// older mark only means more to look at.
-    fn mark(&self) {
-        if self.overflowed.load(Ordering::Acquire) {
+    /// Notes up to when everything is queued. Best effort: an older mark only means more to look
+    /// at.
+    fn mark(&mut self) {
+        if self.overflowed.load(Ordering::Acquire) || !self.events.is_empty() {
             return;
         }
-        let oldest = self.candidates.values().map(|candidate| candidate.seen_at).min();
-        let until = oldest.unwrap_or_else(SystemTime::now) - CLOCK_SLACK;
-        let _ = File::create(self.mark_path()).and_then(|file| file.set_modified(until));
+        let seen_at = self.candidates.values().map(|candidate| candidate.seen_at);
+        self.queued_until = queued_until(seen_at, SystemTime::now());
+        if self.has_caught_up {
+            let _ = File::create(self.mark_path()).and_then(|file| file.set_modified(self.queued_until));
+        }
     }
+}
+
+/// The name of the mark for a set of caches.
+fn mark_name(caches: &[CacheRef]) -> String {
+    let names: BTreeSet<String> = caches.iter().map(ToString::to_string).collect();
+    let names: Vec<String> = names.into_iter().collect();
+    let digest = NarHash::digest(names.join(" ").as_bytes()).to_hex();
+    format!("watched-{}", &digest[..16])
+}
+
+/// The moment before which everything is queued, if the candidates that wait were seen at these
+/// times.
+fn queued_until(seen_at: impl Iterator<Item = SystemTime>, now: SystemTime) -> SystemTime {
+    let fresh = seen_at.filter(|at| now.duration_since(*at).unwrap_or_default() < LEFTOVER_AGE);
+    fresh.min().unwrap_or(now).min(now) - CLOCK_SLACK
 }
 
 /// What an event of the folder means for us.
@@ -325,6 +360,89 @@ mod tests {
             assert_eq!(changed(name, false), None, "{name}");
         }
         assert_eq!(changed(&format!("{A}.drv.lock"), true), None);
+    }
+
+    #[test]
+    fn each_set_of_caches_has_its_own_mark() {
+        let name = |texts: &[&str]| {
+            let caches: Vec<CacheRef> = texts.iter().map(|text| text.parse().unwrap()).collect();
+            mark_name(&caches)
+        };
+        assert_eq!(name(&["main", "lab:team"]), name(&["lab:team", "main"]));
+        let names = [name(&["main"]), name(&["lab:main"]), name(&["main", "team"]), name(&["maint"])];
+        assert_eq!(names.iter().collect::<BTreeSet<_>>().len(), names.len(), "{names:?}");
+    }
+
+    #[test]
+    fn a_leftover_holds_the_mark_back_for_an_hour_only() {
+        let now = SystemTime::now();
+        let until = |ages: &[u64]| {
+            let seen_at = ages.iter().map(|age| now - Duration::from_mins(*age));
+            now.duration_since(queued_until(seen_at, now) + CLOCK_SLACK).unwrap()
+        };
+        assert_eq!(until(&[]), Duration::ZERO);
+        assert_eq!(until(&[5, 59, 1]), Duration::from_mins(59));
+        assert_eq!(until(&[5, 60, 10_000]), Duration::from_mins(5));
+    }
+
+    const CACHE: &str = "main";
+
+    fn watch(store: &Path, spool: &Spool, cache: &str) -> StoreWatch {
+        let nix = NixStore::new("/nowhere/nix", store.to_str().unwrap().parse().unwrap());
+        StoreWatch::start(nix, spool.clone(), vec![cache.parse().unwrap()]).unwrap()
+    }
+
+    #[tokio::test]
+    async fn what_appeared_while_no_watcher_ran_is_found_whatever_else_ran() {
+        let folder = tempfile::tempdir().unwrap();
+        let store = folder.path().canonicalize().unwrap().join("store");
+        fs::create_dir(&store).unwrap();
+        let spool = Spool::open(folder.path().join("queue")).unwrap();
+        let candidates = |now: SystemTime, cache| {
+            let mut watch = watch(&store, &spool, cache);
+            watch.catch_up(now).unwrap();
+            watch.candidates.len()
+        };
+        let now = SystemTime::now();
+        assert_eq!(candidates(now, CACHE), 0, "there is no mark yet");
+        let mut first = watch(&store, &spool, CACHE);
+        first.catch_up(now).unwrap();
+        first.mark();
+        let mark = File::options().write(true).open(first.mark_path()).unwrap();
+        drop(first);
+        File::create(store.join(A)).unwrap();
+        // A watcher that did not catch up, as `dormer exec` has, and one for another cache.
+        let hour_ago = now - Duration::from_hours(1);
+        mark.set_modified(hour_ago).unwrap();
+        let (mut of_exec, mut other) = (watch(&store, &spool, CACHE), watch(&store, &spool, "other"));
+        other.catch_up(now).unwrap();
+        of_exec.mark();
+        other.mark();
+        assert_eq!(mark.metadata().unwrap().modified().unwrap(), hour_ago);
+        assert_eq!(candidates(SystemTime::now(), CACHE), 1);
+        // A mark that is older than a day stands for the last day.
+        mark.set_modified(now - 2 * CATCH_UP_MAX).unwrap();
+        assert_eq!(candidates(SystemTime::now(), CACHE), 1);
+        assert_eq!(candidates(SystemTime::now() + 2 * CATCH_UP_MAX, CACHE), 0);
+    }
+
+    #[tokio::test]
+    async fn no_mark_is_made_while_events_wait() {
+        let folder = tempfile::tempdir().unwrap();
+        let store = folder.path().canonicalize().unwrap().join("store");
+        fs::create_dir(&store).unwrap();
+        let spool = Spool::open(folder.path().join("queue")).unwrap();
+        let mut watch = watch(&store, &spool, CACHE);
+        watch.catch_up(SystemTime::now()).unwrap();
+        File::create(store.join(A)).unwrap();
+        while watch.events.is_empty() {
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+        watch.mark();
+        assert!(!watch.mark_path().exists());
+        while watch.events.try_recv().is_ok() {}
+        watch.mark();
+        assert!(watch.mark_path().exists());
     }
 
     #[test]

@@ -100,6 +100,13 @@ impl Store {
         std::fs::write(root.join("infos.json"), serde_json::to_string(&infos).unwrap()).unwrap();
     }
 
+    /// Puts this script in the place of `nix-store`.
+    pub(super) fn replace_nix_store(&self, script: &str) {
+        let program = self.folder.path().join("nix-store");
+        std::fs::write(&program, format!("#!/bin/sh\n{script}\n")).unwrap();
+        std::fs::set_permissions(program, std::fs::Permissions::from_mode(0o755)).unwrap();
+    }
+
     fn config(&self) -> CacheConfig {
         CacheConfig {
             store_dir: Some(self.nix.store_dir().clone()),

@@ -7,8 +7,8 @@ use std::time::{Duration, SystemTime};
 
 use async_trait::async_trait;
 use dormer_client::queue::{
-    DrainEnd, DrainReporter, DrainTarget, DrainTargets, Drainer, DrainerOptions, EntryId, QueueEntry,
-    RootEnd, Spool, Standing,
+    DrainEnd, DrainReporter, DrainScope, DrainTarget, DrainTargets, Drainer, DrainerOptions, EntryId,
+    QueueEntry, RootEnd, Spool, Standing,
 };
 use dormer_client::{
     ApiClient, CacheRef, Error, HttpSettings, NixStore, PushApi, PushFilter, PushOptions, PushReporter,
@@ -25,6 +25,7 @@ const UPLOADED: &str = r#"{"kind":"Uploaded"}"#;
 struct Targets {
     addresses: BTreeMap<String, String>,
     filter: PushFilter,
+    api: PushApi,
 }
 
 #[async_trait]
@@ -39,7 +40,7 @@ impl DrainTargets for Targets {
         let settings = HttpSettings { retry, ..HttpSettings::default() };
         let api = ApiClient::new(address.parse()?, None, settings)?;
         let options = PushOptions { filter: self.filter.clone(), ..PushOptions::default() };
-        let transfer = TransferOptions { api: PushApi::Attic, ..TransferOptions::default() };
+        let transfer = TransferOptions { api: self.api, ..TransferOptions::default() };
         Ok(DrainTarget { api, cache: cache.cache.clone(), options, transfer })
     }
 }
@@ -97,6 +98,7 @@ struct Queue {
     log: Arc<Log>,
     filter: PushFilter,
     options: DrainerOptions,
+    api: PushApi,
 }
 
 impl Queue {
@@ -107,7 +109,8 @@ impl Queue {
         let entry_retry = RetryPolicy { wait_first: Duration::ZERO, tries_max: 3, ..RetryPolicy::default() };
         let options = DrainerOptions { entry_retry, ..DrainerOptions::default() };
         store.invalidate(&[]);
-        Self { _folder: folder, spool, store, log: Arc::default(), filter: PushFilter::default(), options }
+        let (log, filter, api) = (Arc::default(), PushFilter::default(), PushApi::Attic);
+        Self { _folder: folder, spool, store, log, filter, options, api }
     }
 
     fn add(&self, caches: &[&str], numbers: &[usize]) -> EntryId {
@@ -118,15 +121,16 @@ impl Queue {
     }
 
     async fn drain(&self, servers: &[(&str, &Server)]) -> DrainEnd {
+        self.drainer(servers).drain(None).await.unwrap()
+    }
+
+    fn drainer(&self, servers: &[(&str, &Server)]) -> Drainer {
         let addresses = servers.iter().map(|(cache, server)| ((*cache).to_owned(), server.address.clone()));
-        let targets = Targets { addresses: addresses.collect(), filter: self.filter.clone() };
+        let targets = Targets { addresses: addresses.collect(), filter: self.filter.clone(), api: self.api };
         let lock = self.spool.try_lock_drainer().unwrap().unwrap();
         let (log, options) = (Arc::clone(&self.log) as Arc<dyn DrainReporter>, self.options.clone());
         let store = self.store.nix.clone();
         Drainer::new(self.spool.clone(), lock, store, Arc::new(targets), log, options)
-            .drain(None)
-            .await
-            .unwrap()
     }
 
     fn waiting(&self) -> Vec<QueueEntry> {
@@ -318,4 +322,104 @@ async fn an_entry_of_another_store_is_given_up_alone() {
     let end = queue.drain(&[("main", &server)]).await;
     assert_eq!((end.waiting, end.dead), (0, 1));
     assert_eq!(queue.log.take(), ["main a pushed", "main dead"]);
+}
+
+/// The queue's disk fails while results are written down, and then works again.
+#[tokio::test]
+async fn every_cache_is_pushed_again_after_the_disk_failed() {
+    let queue = Queue::new(Store::new(&[("a", 10, None)]));
+    let [one, other] = [server(&[0], uploaded).await, server(&[0], uploaded).await];
+    queue.add(&["one", "other"], &[0]);
+    let mut drainer = queue.drainer(&[("one", &one), ("other", &other)]);
+    let lock = queue.spool.folder().join("edit.lock");
+    std::fs::remove_file(&lock).unwrap();
+    std::fs::create_dir(&lock).unwrap();
+    let failed = drainer.drain(None).await;
+    assert!(matches!(failed, Err(Error::Queue { .. })), "{failed:?}");
+    std::fs::remove_dir(&lock).unwrap();
+    let end = drainer.drain(None).await.unwrap();
+    assert_eq!((end.waiting, end.dead), (0, 0));
+}
+
+/// A server that is there, and fails each session.
+#[tokio::test]
+async fn a_server_that_fails_as_a_whole_costs_no_try() {
+    for (status, paths) in [(500, 2), (500, 1), (400, 2)] {
+        let mut queue = Queue::new(Store::new(&[("a", 10, None), ("b", 10, None)]));
+        queue.api = PushApi::Best;
+        let server = Server::answering(move |_, line| {
+            if line.contains("/_api/v2/") {
+                Step::Answer(status, "", String::new())
+            } else if line.starts_with("POST ") {
+                Step::Answer(200, "", format!("{{\"missing_paths\":[\"{:032}\",\"{:032}\"]}}", 0, 1))
+            } else {
+                Step::Answer(200, "", "{}".to_owned())
+            }
+        })
+        .await;
+        for number in 0..paths {
+            queue.add(&["main"], &[number]);
+        }
+        let before = queue.waiting();
+        for _ in 0..5 {
+            let end = queue.drain(&[("main", &server)]).await;
+            assert_eq!((end.waiting, end.dead), (paths, 0));
+            assert!(end.paused_by.is_some(), "{status}");
+            assert_eq!(queue.waiting(), before, "{status}: no entry changes");
+        }
+        assert_eq!(queue.log.take(), ["main paused"; 5], "{status}");
+    }
+}
+
+#[tokio::test]
+async fn a_derivation_rests_after_a_failure_and_waits_for_nix() {
+    let mut queue = Queue::new(Store::new(&[("a", 10, None)]));
+    queue.options.entry_retry.wait_first = Duration::from_hours(1);
+    queue.options.entry_retry.wait_max = Duration::from_hours(1);
+    let server = server(&[0], uploaded).await;
+    let out = queue.store.paths[0].to_absolute(queue.store.nix.store_dir());
+    let now = SystemTime::now();
+    let entry = QueueEntry::of_derivation(&["main".parse().unwrap()], format!("{out}.drv"), now);
+    let before = queue.spool.enqueue(&entry, now).unwrap();
+    // Nix does not work.
+    queue.store.replace_nix_store("exit 1");
+    for _ in 0..2 {
+        let end = queue.drain(&[("main", &server)]).await;
+        assert_eq!((end.waiting, end.dead), (1, 0));
+        assert!(end.paused_by.is_some());
+    }
+    assert_eq!(queue.log.take(), ["main paused"; 2]);
+    assert_eq!(queue.waiting()[0].caches.values().next().unwrap().tries, 0);
+    // Nix works, but not for this derivation.
+    queue.store.replace_nix_store("[ \"$1\" = --check-validity ]");
+    for _ in 0..3 {
+        assert_eq!(queue.drain(&[("main", &server)]).await.waiting, 1);
+    }
+    assert_eq!(queue.log.take(), ["main try 1"]);
+    assert!(queue.spool.hasten(&before, SystemTime::now()).unwrap());
+    queue.store.replace_nix_store(&format!("[ \"$1\" = --check-validity ] || echo {out}"));
+    assert_eq!(queue.drain(&[("main", &server)]).await.waiting, 0);
+    assert_eq!(queue.log.take(), ["main a pushed"]);
+}
+
+#[tokio::test]
+async fn a_drain_with_a_scope_waits_for_nothing_else() {
+    let mut queue = Queue::new(Store::new(&[("bad", 10, None), ("good", 10, None)]));
+    queue.options.entry_retry.wait_first = Duration::from_hours(1);
+    queue.options.entry_retry.wait_max = Duration::from_hours(1);
+    let store_dir = std::path::PathBuf::from(queue.store.nix.store_dir().as_str());
+    std::fs::remove_file(store_dir.join(queue.store.paths[0].to_string())).unwrap();
+    let good = server(&[0, 1], uploaded).await;
+    let away = Server::scripted([Step::HangUp]).await;
+    // It fails, and rests.
+    queue.add(&["good"], &[0]);
+    assert_eq!(queue.drain(&[("good", &good)]).await.waiting, 1);
+    let scope = DrainScope { since: SystemTime::now(), caches: vec!["good".parse().unwrap()] };
+    queue.add(&["good", "away"], &[1]);
+    let mut drainer = queue.drainer(&[("good", &good), ("away", &away)]);
+    let (_, ended) = tokio::sync::watch::channel(true);
+    let end = drainer.drain_after(ended, Some(Duration::from_hours(1)), Some(&scope));
+    let end = tokio::time::timeout(Duration::from_mins(1), end).await.expect("it waits for others").unwrap();
+    assert_eq!((end.waiting, end.dead), (0, 0));
+    assert!(end.paused_by.is_none() && queue.waiting().len() == 2);
 }
