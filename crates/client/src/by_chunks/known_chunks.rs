@@ -69,11 +69,12 @@ impl KnownChunks {
         }
     }
 
-    /// The paths that wait for this chunk.
-    pub(super) fn waiting(&self, chunk: &ChunkId) -> &[PathNumber] {
-        match self.states.get(chunk) {
+    /// This chunk is not under way any more, and did not arrive: the next path that has it asks
+    /// about it again. Returns the paths that waited for it, each as often as it has the chunk.
+    pub(super) fn lost(&mut self, chunk: &ChunkId) -> Vec<PathNumber> {
+        match self.states.remove(chunk) {
             Some(ChunkState::UnderWay(waiting)) => waiting,
-            Some(ChunkState::There) | None => &[],
+            Some(ChunkState::There) | None => Vec::new(),
         }
     }
 
@@ -101,12 +102,22 @@ mod tests {
         assert_eq!(known.look_up(id(1), 10), Known::New);
         assert_eq!(known.look_up(id(1), 11), Known::UnderWay);
         assert_eq!(known.look_up(id(1), 11), Known::UnderWay);
-        assert_eq!(known.waiting(&id(1)), [10, 11, 11]);
         known.doubt(&id(1));
         assert_eq!(known.arrived(id(1)), [10, 11, 11]);
         assert_eq!(known.look_up(id(1), 12), Known::There);
         known.doubt(&id(1));
         assert_eq!(known.look_up(id(1), 12), Known::New);
+    }
+
+    #[test]
+    fn a_chunk_that_was_lost_on_its_way_is_new_again() {
+        let mut known = KnownChunks::default();
+        known.look_up(id(1), 10);
+        known.look_up(id(1), 11);
+        assert_eq!(known.lost(&id(1)), [10, 11]);
+        assert_eq!(known.look_up(id(1), 12), Known::New);
+        assert_eq!(known.lost(&id(1)), [12]);
+        assert!(known.lost(&id(1)).is_empty());
     }
 
     #[test]
