@@ -247,6 +247,7 @@ fn failed_push(mut plan: PushPlan, error: Error, reporter: &dyn PushReporter) ->
     if let Some(path) = paths.next() {
         reporter.path_failed(0, &path, &error);
         summary.failed.push(FailedPath { path, error });
+    let error = error.of_whole_push();
     }
     summary.not_tried.extend(paths.map(|path| NotTriedPath { path, failed_reference: None }));
     summary
@@ -394,21 +395,78 @@ fn split_too_large(missing: Vec<PathInfo>, limits: &SessionResponse) -> (Vec<Pat
     })
 }
 
-/// Takes out of a plan what refers to paths that failed.
+/// Takes out of a plan what refers to paths that failed, directly or through paths that were not
+/// tried.
 fn drop_lost(plan: &mut PushPlan, summary: &mut PushSummary) {
-    let failed = summary.failed.iter().map(|failed| failed.path.clone());
-    let mut lost: HashSet<StorePath> =
-        failed.chain(summary.not_tried.iter().map(|skipped| skipped.path.clone())).collect();
+    // What is lost, and the failure that it is lost with.
+    let failed = summary.failed.iter().map(|failed| (failed.path.clone(), Some(failed.path.clone())));
+    let not_tried = summary.not_tried.iter();
+    let not_tried = not_tried.map(|skipped| (skipped.path.clone(), skipped.failed_reference.clone()));
+    let mut lost: HashMap<StorePath, Option<StorePath>> = failed.chain(not_tried).collect();
     let stopped = summary.failed.iter().any(|failed| failed.error.is_fatal_for_push());
     let mut kept = Vec::new();
     for info in closure_order(std::mem::take(&mut plan.missing)) {
-        let failed_reference = info.references.iter().find(|path| lost.contains(path)).cloned();
-        if stopped || failed_reference.is_some() {
-            lost.insert(info.path.clone());
+        let lost_with = info.references.iter().find_map(|path| lost.get(path).cloned());
+        if stopped || lost_with.is_some() {
+            let failed_reference = lost_with.flatten();
+            lost.insert(info.path.clone(), failed_reference.clone());
             summary.not_tried.push(NotTriedPath { path: info.path, failed_reference });
         } else {
             kept.push(info);
         }
     }
     plan.missing = kept;
+}
+
+#[cfg(test)]
+mod tests {
+    use dormer_nix::NarHash;
+
+    use super::*;
+
+    fn info(name: &str, references: &[&PathInfo]) -> PathInfo {
+        PathInfo {
+            store_dir: "/nix/store".parse().unwrap(),
+            path: format!("{}-{name}", "0".repeat(32)).parse().unwrap(),
+            nar_hash: NarHash::digest(b""),
+            nar_size: 1000,
+            references: references.iter().map(|info| info.path.clone()).collect(),
+            deriver: None,
+            signatures: Vec::new(),
+            ca: None,
+        }
+    }
+
+    fn plan(missing: Vec<PathInfo>) -> PushPlan {
+        PushPlan {
+            cache: "main".parse().unwrap(),
+            missing,
+            excluded: Vec::new(),
+            incomplete: Vec::new(),
+            present: Vec::new(),
+            upstream: Vec::new(),
+            derivers: Vec::new(),
+            invalid: Vec::new(),
+        }
+    }
+
+    #[test]
+    fn what_is_lost_names_the_path_that_failed() {
+        let failed = info("failed", &[]);
+        let skipped = info("skipped", &[&failed]);
+        let next = info("next", &[&skipped]);
+        let last = info("last", &[&next]);
+        let other = info("other", &[]);
+        let error = Error::Refused { action: String::new(), status: 400, name: None, message: String::new() };
+        let mut summary = PushSummary {
+            failed: vec![FailedPath { path: failed.path.clone(), error }],
+            not_tried: vec![NotTriedPath { path: skipped.path, failed_reference: Some(failed.path.clone()) }],
+            ..PushSummary::default()
+        };
+        let mut plan = plan(vec![last, other.clone(), next]);
+        drop_lost(&mut plan, &mut summary);
+        assert_eq!(plan.missing, [other]);
+        let names: Vec<_> = summary.not_tried.iter().map(|skipped| &skipped.failed_reference).collect();
+        assert_eq!(names, [&Some(failed.path.clone()), &Some(failed.path.clone()), &Some(failed.path)]);
+    }
 }

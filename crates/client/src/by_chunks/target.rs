@@ -456,7 +456,7 @@ impl Target {
             self.end(Stop::SessionEnded);
             return;
         }
-        self.note_failure(path, error);
+        self.note_failure(path, error.of_whole_push());
         let rest = (0..self.paths.len()).filter(|other| *other != path && self.order.is_left(*other));
         let not_tried = rest
             .map(|other| NotTriedPath { path: self.paths[other].path.clone(), failed_reference: None })

@@ -386,6 +386,36 @@ async fn a_part_that_is_refused_stops_only_the_paths_that_wait_for_it() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_request_for_all_paths_that_fails_is_no_failure_of_one_path() {
+    let is_opening = |line: &str| line.starts_with("PUT") && !line.contains("/parts/");
+    let is_question = |line: &str| line.contains("/missing");
+    let is_commit = |line: &str| line.contains("/commit");
+    for request in [is_opening as fn(&str) -> bool, is_question, is_commit] {
+        // The answer of 200 is empty, so it is malformed.
+        for status in [500, 400, 200] {
+            let files = Files::some();
+            let server = server_for(&files).await;
+            server.fail(move |_, line| request(line).then_some(Fault::Status(status)));
+            let target = PushTarget { api: api(&server.address, 3), plan: files.plan() };
+            let (options, transfer) = (PushOptions::default(), transfer(None));
+            let summaries = execute_push_to(vec![target], &options, &transfer, Arc::new(Silent)).await;
+            let [summary] = &summaries[..] else { panic!("{summaries:?}") };
+            assert_eq!(summary.failed.len(), 1, "{summary:?}");
+            let error = &summary.failed[0].error;
+            assert!(error.is_fatal_for_push(), "{summary:?}");
+            let Error::WholePush(error) = error else { panic!("{summary:?}") };
+            match status {
+                500 => assert!(matches!(**error, Error::Unavailable { status: 500, .. }), "{error:?}"),
+                400 => assert!(matches!(**error, Error::Refused { status: 400, .. }), "{error:?}"),
+                _ => assert!(matches!(**error, Error::Answer { .. }), "{error:?}"),
+            }
+            assert_eq!(summary.not_tried.len(), files.infos.len() - 1);
+            assert!(summary.not_tried.iter().all(|skipped| skipped.failed_reference.is_none()));
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn what_the_server_still_verifies_is_asked_again() {
     let files = Files::some();
     let server = ChunkServer::start(limits(files.store_dir()), true).await;
