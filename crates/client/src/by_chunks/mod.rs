@@ -60,6 +60,10 @@ const TARGETS_MAX: usize = TargetSet::BITS as usize;
 /// How often a push goes on in a new session after one that ended. A session lasts a day.
 const SESSIONS_MAX: usize = 3;
 
+/// Threads for each stage unless the user says otherwise: more would take more memory, and a line
+/// has hardly work for more.
+const THREADS_DEFAULT_MAX: usize = 4;
+
 /// A session that an earlier push left is joined only if it lasts at least this long.
 const SESSION_SECONDS_MIN: i64 = 3600;
 
@@ -86,7 +90,8 @@ pub struct TransferOptions {
     pub api: PushApi,
     /// The zstd level; `None` for the server's own.
     pub compression_level: Option<i32>,
-    /// Threads that read, and as many that compress; at least one.
+    /// Threads that read, and as many that compress; at least one. Memory limits both: at most
+    /// eight read, and fewer compress at high levels.
     pub threads: usize,
     /// Most bytes of a part; `None` for the server's limit.
     pub part_bytes_max: Option<u64>,
@@ -100,11 +105,16 @@ impl Default for TransferOptions {
         Self {
             api: PushApi::Best,
             compression_level: None,
-            threads: std::thread::available_parallelism().map_or(1, usize::from),
+            threads: default_threads(std::thread::available_parallelism().map_or(1, usize::from)),
             part_bytes_max: None,
             session_folder: None,
         }
     }
+}
+
+/// Threads for each stage on a machine with so many processors.
+fn default_threads(processors: usize) -> usize {
+    processors.min(THREADS_DEFAULT_MAX)
 }
 
 /// A cache to push to.
@@ -242,12 +252,12 @@ fn begun_summary(plan: &mut PushPlan) -> PushSummary {
 /// The summary of a push that failed before its first path.
 fn failed_push(mut plan: PushPlan, error: Error, reporter: &dyn PushReporter) -> PushSummary {
     reporter.plan_made(&plan);
+    let error = error.of_whole_push();
     let mut summary = begun_summary(&mut plan);
     let mut paths = closure_order(plan.missing).into_iter().map(|info| info.path);
     if let Some(path) = paths.next() {
         reporter.path_failed(0, &path, &error);
         summary.failed.push(FailedPath { path, error });
-    let error = error.of_whole_push();
     }
     summary.not_tried.extend(paths.map(|path| NotTriedPath { path, failed_reference: None }));
     summary
@@ -326,6 +336,7 @@ async fn push_once(
     let (paths, graph) = all_paths(&group);
     let paths = Arc::new(paths);
     let mut plans = Vec::new();
+    let count = group.len();
     let targets = group.into_iter().map(|OpenTarget { place, api, plan, session, limits }| {
         let wanted: HashSet<&StorePath> = plan.missing.iter().map(|info| &info.path).collect();
         let wants = paths.iter().map(|info| wanted.contains(&info.path)).collect();
@@ -333,7 +344,7 @@ async fn push_once(
         let work = (Arc::clone(&paths), Arc::clone(&graph), wants);
         let cache = plan.cache.clone();
         plans.push((place, plan));
-        Target::new(api, cache, session, limits, work, part_bytes_max, Arc::clone(reporter))
+        Target::new(api, cache, session, limits, work, (part_bytes_max, count), Arc::clone(reporter))
     });
     let targets: Vec<Target> = targets.collect();
     let work = Work {
@@ -468,5 +479,10 @@ mod tests {
         assert_eq!(plan.missing, [other]);
         let names: Vec<_> = summary.not_tried.iter().map(|skipped| &skipped.failed_reference).collect();
         assert_eq!(names, [&Some(failed.path.clone()), &Some(failed.path.clone()), &Some(failed.path)]);
+    }
+
+    #[test]
+    fn many_processors_do_not_take_more_memory_by_default() {
+        assert_eq!([1, 4, 5, 256].map(default_threads), [1, 4, 4, 4]);
     }
 }

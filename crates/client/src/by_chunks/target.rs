@@ -118,13 +118,14 @@ pub(super) enum Need {
 }
 
 impl Target {
+    /// One of `targets` targets that share the memory.
     pub(super) fn new(
         api: ApiClient,
         cache: CacheName,
         session: SessionFile,
         limits: SessionResponse,
         (paths, graph, wants): (Arc<Vec<PathInfo>>, Arc<PathGraph>, Vec<bool>),
-        part_bytes_max: u64,
+        (part_bytes_max, targets): (u64, usize),
         reporter: Arc<dyn PushReporter>,
     ) -> Self {
         let count = paths.len();
@@ -143,7 +144,7 @@ impl Target {
             awaited: vec![0; count],
             sent_raw: vec![0; count],
             rounds: vec![0; count],
-            known: KnownChunks::default(),
+            known: KnownChunks::of_one_of(targets),
             demanded: HashSet::new(),
             builder: PartBuilder::new(part_bytes_max),
             parts: VecDeque::new(),
@@ -322,11 +323,11 @@ impl Target {
         if batch.is_empty() {
             return None;
         }
-        self.committing = true;
         // The server begins with what it was not asked about before.
         if batch.iter().any(|path| !self.asked.contains(path)) {
             self.last_progress = now;
         }
+        self.committing = true;
         Some((batch, body.into()))
     }
 
@@ -552,7 +553,7 @@ mod tests {
         let api = ApiClient::new(endpoint, None, HttpSettings::default()).unwrap();
         let graph = Arc::new(PathGraph::new(vec![Vec::new(); count]));
         let work = (Arc::new((0..count).map(info).collect()), graph, vec![true; count]);
-        Target::new(api, cache, session, limits, work, 1 << 20, Arc::new(Silent))
+        Target::new(api, cache, session, limits, work, (1 << 20, 1), Arc::new(Silent))
     }
 
     fn chunk(number: u8) -> ChunkId {
