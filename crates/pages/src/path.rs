@@ -9,9 +9,9 @@ use crate::text::{counted, date, shell_word, shortened};
 
 /// References, referrers, signatures and pins that a page shows. With the longest names, they stay
 /// below [`PAGE_BYTES_MAX`](crate::PAGE_BYTES_MAX) together.
-const REFERENCES_SHOWN: usize = 40;
-const REFERRERS_SHOWN: usize = 20;
-const SIGNATURES_SHOWN: usize = 8;
+const REFERENCES_SHOWN: usize = 30;
+const REFERRERS_SHOWN: usize = 16;
+const SIGNATURES_SHOWN: usize = 4;
 const PINS_SHOWN: usize = 8;
 
 /// A store path.
@@ -217,7 +217,7 @@ impl PathView {
                         div { dt { "Signed here with" } dd { code { (shortened(name, 100)) } } }
                     }
                     @for signature in self.signatures.iter().take(SIGNATURES_SHOWN) {
-                        div { dt { "Came with" } dd { code { (shortened(signature, 200)) } } }
+                        div { dt { "Came with" } dd { code { (shortened(signature, 120)) } } }
                     }
                     @if self.signatures.len() > SIGNATURES_SHOWN {
                         div { dt { "Came with" } dd { (self.signatures.len() - SIGNATURES_SHOWN) " more signatures, which the narinfo names" } }

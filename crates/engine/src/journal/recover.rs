@@ -660,11 +660,10 @@ async fn read_listing(store: &Store, rows: &[ChunkRow], size: u64) -> Result<Vec
     for row in rows {
         let range = row.offset..row.offset + u64::from(row.layout.stored_len());
         let frames = read_exactly(store, &BlobKey::Pack(row.pack_id).to_string(), range).await?;
-        let decoded = match checksum(&frames) == row.checksum {
-            true => decoder.decode(&frames, &row.layout, &[]).ok(),
-            false => None,
-        };
-        let Some(bytes) = decoded else { return Ok(Vec::new()) };
+        if checksum(&frames) != row.checksum {
+            return Ok(Vec::new());
+        }
+        let Ok(bytes) = decoder.decode(&frames, &row.layout, &[]) else { return Ok(Vec::new()) };
         json.extend_from_slice(&bytes);
     }
     Ok(json)

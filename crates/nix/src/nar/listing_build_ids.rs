@@ -33,8 +33,10 @@ struct Lib {
 #[derive(Deserialize)]
 struct Debug {
     #[serde(rename = ".build-id")]
-    build_id: Option<Folder<BTreeMap<String, Folder<BTreeMap<String, File>>>>>,
+    build_id: Option<Folder<BTreeMap<String, DebugFiles>>>,
 }
+
+type DebugFiles = Folder<BTreeMap<String, File>>;
 
 #[derive(Deserialize)]
 struct File {

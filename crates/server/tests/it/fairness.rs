@@ -73,6 +73,12 @@ fn paths_with_bodies() -> Vec<(String, String)> {
         "Objects" => "/_api/v2/caches/team-a/objects".to_owned(),
         "Pins" => "/_api/v2/caches/team-a/pins".to_owned(),
         "Pin" => "/_api/v2/caches/team-a/pins/p".to_owned(),
+        "Session" => format!("/_api/v2/caches/team-a/sessions/{}", "a".repeat(32)),
+        "SessionMissing" => format!("/_api/v2/caches/team-a/sessions/{}/missing", "a".repeat(32)),
+        "SessionPart" => {
+            format!("/_api/v2/caches/team-a/sessions/{}/parts/{}", "a".repeat(32), "b".repeat(64))
+        }
+        "SessionCommit" => format!("/_api/v2/caches/team-a/sessions/{}/commit", "a".repeat(32)),
         other => panic!("{other} takes a body: which path has it?"),
     };
     let arms: BTreeSet<(&str, &str)> = include_str!("../../src/dispatch.rs")
