@@ -364,6 +364,7 @@ fn client_exit_code(error: &dormer_client::Error) -> u8 {
         | Client::NotListed { .. }
         | Client::NoDefaultServer => EXIT_USAGE,
         Client::Shared(error) => client_exit_code(error),
+        Client::WholePush(error) => client_exit_code(error),
         _ => EXIT_FAILURE,
     }
 }
@@ -452,6 +453,7 @@ fn client_hints(error: &dormer_client::Error) -> Vec<String> {
             hint("`dormer scrub` on the server finds damage; or push the path with `--api attic`")
         }
         Client::Shared(error) => client_hints(error),
+        Client::WholePush(error) => client_hints(error),
         Client::MalformedToken => hint("check that the token was copied completely, without other text"),
         _ => Vec::new(),
     }

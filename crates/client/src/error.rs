@@ -390,6 +390,9 @@ pub enum Error {
     /// One error that several paths have in common.
     #[error(transparent)]
     Shared(Arc<Self>),
+    /// A request for the push as a whole failed, such as a commit. Every other path would fail too.
+    #[error(transparent)]
+    WholePush(Box<Self>),
 
     // The queue
     /// The folder of the queue could not be used.
@@ -514,11 +517,18 @@ impl Error {
             | Self::Forbidden { .. }
             | Self::NoSuchCache { .. }
             | Self::NoChunkApi { .. }
-            | Self::SessionEnded { .. } => true,
+            | Self::SessionEnded { .. }
+            | Self::WholePush(_) => true,
             Self::Shared(error) => error.is_fatal_for_push(),
             // A 500 may concern one path. The other states mean that the server is not working.
             Self::Unavailable { status, .. } => *status != 500,
             _ => false,
         }
+    }
+
+    /// The error of a request for the push as a whole. It is fatal for the push, whatever it would
+    /// be for one path.
+    pub(crate) fn of_whole_push(self) -> Self {
+        if self.is_fatal_for_push() { self } else { Self::WholePush(Box::new(self)) }
     }
 }

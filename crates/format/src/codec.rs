@@ -45,6 +45,23 @@ pub struct StoredChunk {
     pub bytes: Bytes,
 }
 
+/// Most bytes of memory that an [`Encoder`] of this zstd level takes for chunks of up to
+/// `chunk_max` bytes: the context, whose tables grow with both, and the buffer.
+pub fn encoder_bytes_max(level: i32, chunk_max: u32) -> usize {
+    const MIB: usize = 1024 * 1024;
+    let chunk_max = usize::try_from(chunk_max).unwrap_or(usize::MAX);
+    // Measured of zstd 1.5.7; levels below 1 are fast ones, and 0 is 3.
+    let context_max = match level {
+        ..=3 => 2 * MIB,
+        4..=6 => 4 * MIB,
+        7..=8 => 7 * MIB,
+        9 => 13 * MIB,
+        10..=11 => 25 * MIB,
+        _ => 66 * MIB,
+    };
+    context_max.min(chunk_max.saturating_mul(18).saturating_add(MIB)).saturating_add(2 * chunk_max)
+}
+
 /// Compresses chunks one after another with one context.
 pub struct Encoder {
     compressor: Compressor<'static>,
@@ -215,6 +232,24 @@ mod tests {
                     assert!(stored.bytes.len() <= frame_bytes_max(size));
                     stored.layout.validate().unwrap();
                     assert_eq!(decoder.decode(&stored.bytes, &stored.layout, &[]).unwrap(), chunk.bytes);
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn an_encoder_takes_no_more_memory_than_is_told() {
+        for chunk_max in [64 * 1024, 512 * 1024, 4 * 1024 * 1024] {
+            for level in
+                [-5, 0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16, 17, 18, 19, 20, 21, 22]
+            {
+                let mut encoder = Encoder::new(level).unwrap();
+                // zstd chooses other tables for small segments.
+                for len in [chunk_max / 16, chunk_max / 2, chunk_max] {
+                    encoder.encode(&literal(vec![0; len])).unwrap();
+                    let memory = encoder.compressor.context_mut().sizeof() + encoder.scratch.capacity();
+                    let told = encoder_bytes_max(level, u32::try_from(chunk_max).unwrap());
+                    assert!(memory <= told, "level {level}, {len} bytes: {memory} > {told}");
                 }
             }
         }

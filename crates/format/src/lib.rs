@@ -26,7 +26,7 @@ mod tag;
 mod wire;
 
 pub use chunker::{BLANK, ChunkParams, Chunker, RawChunk};
-pub use codec::{Decoder, Encoder, StoredChunk, checksum};
+pub use codec::{Decoder, Encoder, StoredChunk, checksum, encoder_bytes_max};
 pub use error::{Error, Malformed, Result};
 pub use frame::{HOLE_FRAME_BYTES, hole_frame, splice, validate_frame};
 pub use ids::{ChunkId, EncodingTag, HOLE_BYTES, HoleFill, PackId};

@@ -26,7 +26,7 @@ pub(super) struct TransferArgs {
     /// zstd level for chunks [default: the server's own]
     #[arg(long, value_name = "LEVEL", value_parser = clap::value_parser!(i32).range(1..=19))]
     compression_level: Option<i32>,
-    /// Threads that read, and as many that compress [default: one for each processor]
+    /// Threads that read, and as many that compress [default: one for each processor, at most 4]
     #[arg(long, value_name = "NUMBER", value_parser = clap::value_parser!(u16).range(1..=256))]
     threads: Option<u16>,
     /// Most bytes of one request with chunks, for proxies that limit them [default: the server's

@@ -2,10 +2,18 @@
 
 use std::sync::{Mutex, PoisonError};
 
-use dormer_format::{ChunkId, Encoder, RawChunk, StoredChunk};
+use dormer_format::{ChunkId, Encoder, RawChunk, StoredChunk, encoder_bytes_max};
 use tokio::sync::OwnedSemaphorePermit;
 
 use super::TargetSet;
+
+/// Most bytes that the contexts of all threads take, unless one alone takes more.
+const CONTEXT_BYTES_MAX: usize = 32 * 1024 * 1024;
+
+/// How many of `threads` threads may compress at once, so that their contexts fit.
+pub(super) fn encoding_threads(threads: usize, level: i32, chunk_max: u32) -> usize {
+    threads.min(CONTEXT_BYTES_MAX / encoder_bytes_max(level, chunk_max)).max(1)
+}
 
 /// A chunk that some targets lack.
 #[derive(Debug)]
@@ -52,5 +60,22 @@ impl Encoders {
     fn lock(&self) -> std::sync::MutexGuard<'_, Vec<Encoder>> {
         // A push or a pop cannot panic half-way.
         self.idle.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn fewer_threads_compress_if_each_takes_more_memory() {
+        const CHUNK_MAX: u32 = 512 * 1024;
+        assert_eq!(encoding_threads(4, 6, CHUNK_MAX), 4, "the usual case is not held back");
+        assert_eq!(encoding_threads(1, 22, 4 * 1024 * 1024), 1);
+        assert_eq!(encoding_threads(256, 22, 4 * 1024 * 1024), 1, "one alone may take more");
+        for level in 1..=22 {
+            let threads = encoding_threads(256, level, CHUNK_MAX);
+            assert!(threads >= 2 && threads * encoder_bytes_max(level, CHUNK_MAX) <= CONTEXT_BYTES_MAX);
+        }
     }
 }

@@ -60,6 +60,10 @@ const TARGETS_MAX: usize = TargetSet::BITS as usize;
 /// How often a push goes on in a new session after one that ended. A session lasts a day.
 const SESSIONS_MAX: usize = 3;
 
+/// Threads for each stage unless the user says otherwise: more would take more memory, and a line
+/// has hardly work for more.
+const THREADS_DEFAULT_MAX: usize = 4;
+
 /// A session that an earlier push left is joined only if it lasts at least this long.
 const SESSION_SECONDS_MIN: i64 = 3600;
 
@@ -86,7 +90,8 @@ pub struct TransferOptions {
     pub api: PushApi,
     /// The zstd level; `None` for the server's own.
     pub compression_level: Option<i32>,
-    /// Threads that read, and as many that compress; at least one.
+    /// Threads that read, and as many that compress; at least one. Memory limits both: at most
+    /// eight read, and fewer compress at high levels.
     pub threads: usize,
     /// Most bytes of a part; `None` for the server's limit.
     pub part_bytes_max: Option<u64>,
@@ -100,11 +105,16 @@ impl Default for TransferOptions {
         Self {
             api: PushApi::Best,
             compression_level: None,
-            threads: std::thread::available_parallelism().map_or(1, usize::from),
+            threads: default_threads(std::thread::available_parallelism().map_or(1, usize::from)),
             part_bytes_max: None,
             session_folder: None,
         }
     }
+}
+
+/// Threads for each stage on a machine with so many processors.
+fn default_threads(processors: usize) -> usize {
+    processors.min(THREADS_DEFAULT_MAX)
 }
 
 /// A cache to push to.
@@ -242,6 +252,7 @@ fn begun_summary(plan: &mut PushPlan) -> PushSummary {
 /// The summary of a push that failed before its first path.
 fn failed_push(mut plan: PushPlan, error: Error, reporter: &dyn PushReporter) -> PushSummary {
     reporter.plan_made(&plan);
+    let error = error.of_whole_push();
     let mut summary = begun_summary(&mut plan);
     let mut paths = closure_order(plan.missing).into_iter().map(|info| info.path);
     if let Some(path) = paths.next() {
@@ -325,6 +336,7 @@ async fn push_once(
     let (paths, graph) = all_paths(&group);
     let paths = Arc::new(paths);
     let mut plans = Vec::new();
+    let count = group.len();
     let targets = group.into_iter().map(|OpenTarget { place, api, plan, session, limits }| {
         let wanted: HashSet<&StorePath> = plan.missing.iter().map(|info| &info.path).collect();
         let wants = paths.iter().map(|info| wanted.contains(&info.path)).collect();
@@ -332,7 +344,7 @@ async fn push_once(
         let work = (Arc::clone(&paths), Arc::clone(&graph), wants);
         let cache = plan.cache.clone();
         plans.push((place, plan));
-        Target::new(api, cache, session, limits, work, part_bytes_max, Arc::clone(reporter))
+        Target::new(api, cache, session, limits, work, (part_bytes_max, count), Arc::clone(reporter))
     });
     let targets: Vec<Target> = targets.collect();
     let work = Work {
@@ -394,21 +406,83 @@ fn split_too_large(missing: Vec<PathInfo>, limits: &SessionResponse) -> (Vec<Pat
     })
 }
 
-/// Takes out of a plan what refers to paths that failed.
+/// Takes out of a plan what refers to paths that failed, directly or through paths that were not
+/// tried.
 fn drop_lost(plan: &mut PushPlan, summary: &mut PushSummary) {
-    let failed = summary.failed.iter().map(|failed| failed.path.clone());
-    let mut lost: HashSet<StorePath> =
-        failed.chain(summary.not_tried.iter().map(|skipped| skipped.path.clone())).collect();
+    // What is lost, and the failure that it is lost with.
+    let failed = summary.failed.iter().map(|failed| (failed.path.clone(), Some(failed.path.clone())));
+    let not_tried = summary.not_tried.iter();
+    let not_tried = not_tried.map(|skipped| (skipped.path.clone(), skipped.failed_reference.clone()));
+    let mut lost: HashMap<StorePath, Option<StorePath>> = failed.chain(not_tried).collect();
     let stopped = summary.failed.iter().any(|failed| failed.error.is_fatal_for_push());
     let mut kept = Vec::new();
     for info in closure_order(std::mem::take(&mut plan.missing)) {
-        let failed_reference = info.references.iter().find(|path| lost.contains(path)).cloned();
-        if stopped || failed_reference.is_some() {
-            lost.insert(info.path.clone());
+        let lost_with = info.references.iter().find_map(|path| lost.get(path).cloned());
+        if stopped || lost_with.is_some() {
+            let failed_reference = lost_with.flatten();
+            lost.insert(info.path.clone(), failed_reference.clone());
             summary.not_tried.push(NotTriedPath { path: info.path, failed_reference });
         } else {
             kept.push(info);
         }
     }
     plan.missing = kept;
+}
+
+#[cfg(test)]
+mod tests {
+    use dormer_nix::NarHash;
+
+    use super::*;
+
+    fn info(name: &str, references: &[&PathInfo]) -> PathInfo {
+        PathInfo {
+            store_dir: "/nix/store".parse().unwrap(),
+            path: format!("{}-{name}", "0".repeat(32)).parse().unwrap(),
+            nar_hash: NarHash::digest(b""),
+            nar_size: 1000,
+            references: references.iter().map(|info| info.path.clone()).collect(),
+            deriver: None,
+            signatures: Vec::new(),
+            ca: None,
+        }
+    }
+
+    fn plan(missing: Vec<PathInfo>) -> PushPlan {
+        PushPlan {
+            cache: "main".parse().unwrap(),
+            missing,
+            excluded: Vec::new(),
+            incomplete: Vec::new(),
+            present: Vec::new(),
+            upstream: Vec::new(),
+            derivers: Vec::new(),
+            invalid: Vec::new(),
+        }
+    }
+
+    #[test]
+    fn what_is_lost_names_the_path_that_failed() {
+        let failed = info("failed", &[]);
+        let skipped = info("skipped", &[&failed]);
+        let next = info("next", &[&skipped]);
+        let last = info("last", &[&next]);
+        let other = info("other", &[]);
+        let error = Error::Refused { action: String::new(), status: 400, name: None, message: String::new() };
+        let mut summary = PushSummary {
+            failed: vec![FailedPath { path: failed.path.clone(), error }],
+            not_tried: vec![NotTriedPath { path: skipped.path, failed_reference: Some(failed.path.clone()) }],
+            ..PushSummary::default()
+        };
+        let mut plan = plan(vec![last, other.clone(), next]);
+        drop_lost(&mut plan, &mut summary);
+        assert_eq!(plan.missing, [other]);
+        let names: Vec<_> = summary.not_tried.iter().map(|skipped| &skipped.failed_reference).collect();
+        assert_eq!(names, [&Some(failed.path.clone()), &Some(failed.path.clone()), &Some(failed.path)]);
+    }
+
+    #[test]
+    fn many_processors_do_not_take_more_memory_by_default() {
+        assert_eq!([1, 4, 5, 256].map(default_threads), [1, 4, 4, 4]);
+    }
 }

@@ -8,6 +8,8 @@ use rand::Rng as _;
 /// Most raw bytes of the chunks of a part, which the server decodes before it answers. It refuses
 /// parts of twice as many.
 const RAW_BYTES_MAX: u64 = 256 * 1024 * 1024;
+/// Most chunks of a part. A server takes memory for each.
+const CHUNKS_MAX: usize = 4096;
 
 /// A pack that is ready to be sent.
 #[derive(Debug, Clone)]
@@ -52,6 +54,7 @@ impl PartBuilder {
         let numbers = 2 + chunk.layout.holes.len() + chunk.layout.frames.len();
         let bytes = chunk.bytes.len() + 40 + 5 * numbers;
         pack.has_room_for(chunk)
+            && self.chunks.len() < CHUNKS_MAX
             && pack.bytes() + bytes as u64 <= self.bytes_max
             && self.raw_bytes + u64::from(chunk.layout.raw_len) <= RAW_BYTES_MAX
     }
@@ -113,6 +116,15 @@ mod tests {
             ids.extend(part.chunks.iter().copied());
         }
         assert_eq!(ids, chunks.iter().map(|chunk| chunk.id).collect::<Vec<_>>());
+    }
+
+    #[test]
+    fn parts_have_a_limit_of_chunks() {
+        let mut builder = PartBuilder::new(8 << 20);
+        let chunk = stored(1, 10);
+        assert!((0..CHUNKS_MAX).all(|_| builder.add(chunk.clone()).is_none()));
+        assert_eq!(builder.add(chunk).unwrap().chunks.len(), CHUNKS_MAX);
+        assert_eq!(builder.finish().unwrap().chunks.len(), 1);
     }
 
     #[test]

@@ -11,6 +11,8 @@
 //! Invariants
 //! - Memory: raw chunks take at most [`RAW_BYTES_MAX`], compressed ones [`ENCODED_BYTES_MAX`], and
 //!   manifests of paths that are not committed about [`MANIFEST_BYTES_MAX`], whatever the push.
+//!   Threads that read hold 2 MiB each, and [`CUTTING_MAX`] limits their number; `encoders` limits
+//!   what those that compress hold.
 //! - The push never waits for itself. A window or a part that is not full goes as soon as nothing
 //!   can add to it, or as soon as it takes the room that others need.
 //! - Chunks go into parts in the order of the NARs, so that readers find neighbours together.
@@ -31,7 +33,7 @@ use tokio::task::{JoinError, JoinHandle, JoinSet};
 use tokio::time::Instant;
 
 use super::cutter::{CutChunk, CutEvent, CutJob};
-use super::encoders::{Encoders, LackedChunk};
+use super::encoders::{Encoders, LackedChunk, encoding_threads};
 use super::target::{Need, Target};
 use super::{PathNumber, TargetNumber, TargetSet};
 use crate::api::ApiClient;
@@ -56,6 +58,8 @@ const EARLY_PART_BYTES: u64 = 1024 * 1024;
 const MANIFEST_BYTES_MAX: usize = 16 * 1024 * 1024;
 /// Raw bytes that one thread compresses in a row.
 const BATCH_BYTES: usize = 1024 * 1024;
+/// Most threads that read. Each takes up to 2 MiB beside the room.
+const CUTTING_MAX: usize = 8;
 /// Bytes of a chunk's id.
 const ID_BYTES: u64 = 32;
 /// Chunks between the cutting threads and the task. The room counts their bytes.
@@ -69,6 +73,7 @@ pub(super) struct Work {
     pub(super) params: ChunkParams,
     pub(super) store_dir: String,
     pub(super) level: i32,
+    /// Most threads that read, and most that compress.
     pub(super) threads: usize,
     /// Most parts in flight to each target.
     pub(super) jobs: usize,
@@ -99,6 +104,8 @@ pub(super) struct Pipeline {
     asking: bool,
     lacked: VecDeque<LackedChunk>,
     encoders: Arc<Encoders>,
+    /// Most threads that compress.
+    encoding_max: usize,
     encodes: FuturesOrdered<JoinHandle<EncodedBatch>>,
     /// Raw bytes that are being compressed, once for each target that gets them.
     encoding_bytes: u64,
@@ -170,6 +177,7 @@ impl Pipeline {
         let (cut_sender, cut_events) = mpsc::channel(CHUNKS_WAITING);
         let count = work.paths.len();
         let encoders = Arc::new(Encoders::new(work.level));
+        let encoding_max = encoding_threads(work.threads, work.level, work.params.max);
         Self {
             work,
             targets,
@@ -188,6 +196,7 @@ impl Pipeline {
             asking: false,
             lacked: VecDeque::new(),
             encoders,
+            encoding_max,
             encodes: FuturesOrdered::new(),
             encoding_bytes: 0,
             tasks: JoinSet::new(),
@@ -241,7 +250,7 @@ impl Pipeline {
     }
 
     fn start_cutting(&mut self) {
-        while self.cutting < self.work.threads {
+        while self.cutting < self.work.threads.min(CUTTING_MAX) {
             let Some(path) = self.next_to_cut() else { return };
             let wanting = |(number, target): (TargetNumber, &mut Target)| {
                 if target.begin_cut(path) { 1 << number } else { 0 }
@@ -470,7 +479,7 @@ impl Pipeline {
     }
 
     fn start_encoding(&mut self) {
-        while self.encodes.len() < self.work.threads && !self.lacked.is_empty() {
+        while self.encodes.len() < self.encoding_max && !self.lacked.is_empty() {
             let (mut batch, mut raw_bytes, mut bytes) = (Vec::new(), 0, 0);
             let mut targets = 0;
             let used = self.encoded_bytes();

@@ -118,13 +118,14 @@ pub(super) enum Need {
 }
 
 impl Target {
+    /// One of `targets` targets that share the memory.
     pub(super) fn new(
         api: ApiClient,
         cache: CacheName,
         session: SessionFile,
         limits: SessionResponse,
         (paths, graph, wants): (Arc<Vec<PathInfo>>, Arc<PathGraph>, Vec<bool>),
-        part_bytes_max: u64,
+        (part_bytes_max, targets): (u64, usize),
         reporter: Arc<dyn PushReporter>,
     ) -> Self {
         let count = paths.len();
@@ -143,7 +144,7 @@ impl Target {
             awaited: vec![0; count],
             sent_raw: vec![0; count],
             rounds: vec![0; count],
-            known: KnownChunks::default(),
+            known: KnownChunks::of_one_of(targets),
             demanded: HashSet::new(),
             builder: PartBuilder::new(part_bytes_max),
             parts: VecDeque::new(),
@@ -259,11 +260,11 @@ impl Target {
 
     /// When a commit becomes due that is not due now.
     pub(super) fn next_commit_at(&self) -> Option<Instant> {
-        if self.committing || !self.is_active() {
+        if self.committing || !self.is_active() || self.order.ready().is_empty() {
             return None;
         }
-        let waited = self.ready_since.filter(|_| self.may_commit).map(|since| since + COMMIT_WAIT);
-        waited.into_iter().chain(self.ask_again_at).min()
+        // New paths wait until the server is asked about the others again.
+        self.ask_again_at.or_else(|| Some(self.ready_since.filter(|_| self.may_commit)? + COMMIT_WAIT))
     }
 
     /// The paths of the next commit with the request's body, if a commit is due. `nothing_comes`
@@ -321,6 +322,10 @@ impl Target {
         self.ask_again_at = None;
         if batch.is_empty() {
             return None;
+        }
+        // The server begins with what it was not asked about before.
+        if batch.iter().any(|path| !self.asked.contains(path)) {
+            self.last_progress = now;
         }
         self.committing = true;
         Some((batch, body.into()))
@@ -452,7 +457,7 @@ impl Target {
             self.end(Stop::SessionEnded);
             return;
         }
-        self.note_failure(path, error);
+        self.note_failure(path, error.of_whole_push());
         let rest = (0..self.paths.len()).filter(|other| *other != path && self.order.is_left(*other));
         let not_tried = rest
             .map(|other| NotTriedPath { path: self.paths[other].path.clone(), failed_reference: None })
@@ -461,14 +466,15 @@ impl Target {
         self.end(Stop::Failed);
     }
 
-    /// A request failed that carried chunks for these paths.
+    /// A request failed that carried these chunks. The paths that wait for them fail. A path that
+    /// is cut later asks about them again.
     pub(super) fn fail_chunks(&mut self, chunks: &[ChunkId], error: Error) {
         if error.is_fatal_for_push() || matches!(error, Error::SessionEnded { .. }) {
             self.stop_with(error);
             return;
         }
         let waiting: std::collections::BTreeSet<PathNumber> =
-            chunks.iter().flat_map(|chunk| self.known.waiting(chunk)).copied().collect();
+            chunks.iter().flat_map(|chunk| self.known.lost(chunk)).collect();
         let error = Arc::new(error);
         for path in waiting {
             self.fail(path, Error::Shared(Arc::clone(&error)));
@@ -505,4 +511,131 @@ impl Target {
 #[expect(clippy::cast_precision_loss, reason = "a figure for people")]
 fn share(part: u64, whole: u64) -> f64 {
     if whole == 0 { 0.0 } else { part as f64 / whole as f64 }
+}
+
+#[cfg(test)]
+mod tests {
+    use dormer_api::ErrorName;
+    use dormer_nix::NarHash;
+
+    use super::*;
+    use crate::api::HttpSettings;
+    use crate::reporter::Silent;
+
+    /// A target that wants `count` paths without references.
+    fn target(count: usize) -> Target {
+        let info = |number| PathInfo {
+            store_dir: "/nix/store".parse().unwrap(),
+            path: format!("{number:032}-p").parse().unwrap(),
+            nar_hash: NarHash::digest(b""),
+            nar_size: 1000,
+            references: Vec::new(),
+            deriver: None,
+            signatures: Vec::new(),
+            ca: None,
+        };
+        let limits = SessionResponse {
+            format: 1,
+            store_dir: "/nix/store".parse().unwrap(),
+            chunk_min: 1024,
+            chunk_avg: 4096,
+            chunk_max: 16 * 1024,
+            level: 1,
+            part_bytes_max: 1 << 20,
+            missing_chunks_max: 100,
+            commit_bytes_max: 1 << 20,
+            commit_paths_max: 10,
+            ends_at: i64::MAX,
+        };
+        let endpoint = "http://127.0.0.1:1".parse().unwrap();
+        let cache: CacheName = "main".parse().unwrap();
+        let session = SessionFile::open(None, &endpoint, &cache);
+        let api = ApiClient::new(endpoint, None, HttpSettings::default()).unwrap();
+        let graph = Arc::new(PathGraph::new(vec![Vec::new(); count]));
+        let work = (Arc::new((0..count).map(info).collect()), graph, vec![true; count]);
+        Target::new(api, cache, session, limits, work, (1 << 20, 1), Arc::new(Silent))
+    }
+
+    fn chunk(number: u8) -> ChunkId {
+        ChunkId::from_bytes([number; 32])
+    }
+
+    fn manifests(count: usize) -> Vec<Option<Arc<NarManifest>>> {
+        let fills = dormer_format::RecipeBuilder::new().finish();
+        vec![Some(Arc::new(NarManifest { chunks: vec![chunk(1)], fills })); count]
+    }
+
+    fn refusal() -> Error {
+        let (action, message) = ("sending chunks".to_owned(), "too large".to_owned());
+        Error::Refused { action, status: 413, name: Some(ErrorName::RequestError), message }
+    }
+
+    fn make_ready(target: &mut Target, path: PathNumber) {
+        assert!(target.begin_cut(path));
+        target.end_cut(path);
+    }
+
+    /// An instant before which the server was silent for too long.
+    fn too_long_ago() -> Instant {
+        Instant::now().checked_sub(COMMIT_PATIENCE + Duration::from_secs(1)).unwrap()
+    }
+
+    #[test]
+    fn a_chunk_of_a_part_that_was_refused_is_asked_about_again() {
+        let mut target = target(3);
+        for path in 0..3 {
+            assert!(target.begin_cut(path));
+        }
+        assert_eq!(target.see_chunk(0, chunk(1), 1000), Need::Ask);
+        assert_eq!(target.see_chunk(1, chunk(1), 1000), Need::None);
+        assert!(target.answered(0, chunk(1), 1000, true));
+        target.fail_chunks(&[chunk(1)], refusal());
+        assert_eq!(target.summary.failed.len(), 2, "both waited for it");
+        assert_eq!(target.see_chunk(2, chunk(1), 1000), Need::Ask, "nothing brings it to the third path");
+        target.end_cut(2);
+        assert!(target.order.ready().is_empty());
+        target.arrived(chunk(1));
+        assert!(target.order.ready().contains(&2));
+    }
+
+    #[test]
+    fn nothing_wakes_a_target_that_can_commit_nothing() {
+        let mut target = target(3);
+        make_ready(&mut target, 0);
+        assert!(target.next_commit_at().is_some());
+        target.fail(0, refusal());
+        assert_eq!(target.next_commit_at(), None, "no path is ready");
+
+        // A path that is ready for long waits for the next question about the others.
+        make_ready(&mut target, 1);
+        let (batch, _) = target.next_commit(&manifests(3), true).unwrap();
+        target.committed(&batch, vec![CommitResult::Verifying], &manifests(3));
+        make_ready(&mut target, 2);
+        target.ready_since = Some(too_long_ago());
+        let ask_again_at = Some(Instant::now() + Duration::from_mins(1));
+        target.ask_again_at = ask_again_at;
+        assert!(target.next_commit(&manifests(3), true).is_none());
+        assert_eq!(target.next_commit_at(), ask_again_at);
+    }
+
+    #[test]
+    fn patience_begins_with_the_commit_and_not_with_the_push() {
+        let mut target = target(2);
+        let ask = |target: &mut Target| {
+            target.ask_again_at = target.ask_again_at.map(|_| Instant::now());
+            let (batch, _) = target.next_commit(&manifests(2), true).unwrap();
+            let results = vec![CommitResult::Verifying; batch.len()];
+            target.committed(&batch, results, &manifests(2));
+        };
+        for path in 0..2 {
+            // Sending the NAR took long.
+            target.last_progress = too_long_ago();
+            make_ready(&mut target, path);
+            ask(&mut target);
+            assert!(target.is_active(), "{:?}", target.summary);
+        }
+        target.last_progress = too_long_ago();
+        ask(&mut target);
+        assert!(matches!(target.summary.failed[0].error, Error::Stalled { .. }), "{:?}", target.summary);
+    }
 }

@@ -360,6 +360,62 @@ async fn what_was_removed_comes_back_with_a_later_push_in_the_same_session() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_part_that_is_refused_stops_only_the_paths_that_wait_for_it() {
+    let mut files = Files::new();
+    let contents = files.contents(1, 60_000, 0);
+    for _ in 0..2 {
+        files.add(&contents, &[]);
+    }
+    // One path at a time: the first has to be sent again when the second is not yet asked for.
+    let limits = SessionResponse { commit_paths_max: 1, ..limits(files.store_dir()) };
+    let server = ChunkServer::start(limits, false).await;
+    let (losing, parts) = (server.clone(), AtomicUsize::new(0));
+    server.fail(move |_, line| {
+        let mut state = losing.state();
+        if line.contains("/commit") && state.count("/commit") == 1 {
+            state.chunks.clear();
+        }
+        let is_again = line.contains("/parts/") && state.count("/commit") > 0;
+        (is_again && parts.fetch_add(1, Ordering::Relaxed) == 0).then_some(Fault::Status(413))
+    });
+    let summary = push(&server, &files).await;
+    assert_eq!((summary.failed.len(), summary.pushed.len()), (1, 1), "{summary:?}");
+    let Error::Shared(error) = &summary.failed[0].error else { panic!("{summary:?}") };
+    assert!(matches!(**error, Error::Refused { status: 413, .. }), "{summary:?}");
+    assert_eq!(server.state().committed.len(), 1);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_request_for_all_paths_that_fails_is_no_failure_of_one_path() {
+    let is_opening = |line: &str| line.starts_with("PUT") && !line.contains("/parts/");
+    let is_question = |line: &str| line.contains("/missing");
+    let is_commit = |line: &str| line.contains("/commit");
+    for request in [is_opening as fn(&str) -> bool, is_question, is_commit] {
+        // The answer of 200 is empty, so it is malformed.
+        for status in [500, 400, 200] {
+            let files = Files::some();
+            let server = server_for(&files).await;
+            server.fail(move |_, line| request(line).then_some(Fault::Status(status)));
+            let target = PushTarget { api: api(&server.address, 3), plan: files.plan() };
+            let (options, transfer) = (PushOptions::default(), transfer(None));
+            let summaries = execute_push_to(vec![target], &options, &transfer, Arc::new(Silent)).await;
+            let [summary] = &summaries[..] else { panic!("{summaries:?}") };
+            assert_eq!(summary.failed.len(), 1, "{summary:?}");
+            let error = &summary.failed[0].error;
+            assert!(error.is_fatal_for_push(), "{summary:?}");
+            let Error::WholePush(error) = error else { panic!("{summary:?}") };
+            match status {
+                500 => assert!(matches!(**error, Error::Unavailable { status: 500, .. }), "{error:?}"),
+                400 => assert!(matches!(**error, Error::Refused { status: 400, .. }), "{error:?}"),
+                _ => assert!(matches!(**error, Error::Answer { .. }), "{error:?}"),
+            }
+            assert_eq!(summary.not_tried.len(), files.infos.len() - 1);
+            assert!(summary.not_tried.iter().all(|skipped| skipped.failed_reference.is_none()));
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn what_the_server_still_verifies_is_asked_again() {
     let files = Files::some();
     let server = ChunkServer::start(limits(files.store_dir()), true).await;
