@@ -25,8 +25,8 @@ pub struct CacheRow {
     pub name: String,
     /// Whether everybody may read it.
     pub is_public: bool,
-    /// How many paths it has, and the bytes of their NARs, uncompressed; `None` if the visitor may not
-    /// read it.
+    /// How many paths it has, and the bytes of their NARs, uncompressed; `None` if the visitor may
+    /// not read it.
     pub counts: Option<(u64, u64)>,
     /// When its newest path came.
     pub newest_at: Option<i64>,

@@ -53,8 +53,8 @@ pub struct PathView {
     pub pins: Option<Vec<PinRow>>,
     /// When it was last used, as far as is written down.
     pub used_at: Option<i64>,
-    /// Whether anybody may read the cache. Addresses of the protocol take no session of a browser, so
-    /// only the pages of public caches lead to them.
+    /// Whether anybody may read the cache. Addresses of the protocol take no session of a browser,
+    /// so only the pages of public caches lead to them.
     pub is_public: bool,
     /// What becomes of it.
     pub expiry: ExpiryView,

@@ -60,8 +60,8 @@ fn read_cookie(headers: &HeaderMap, name: &str) -> Option<String> {
     (1..=COOKIE_TOKEN_BYTES_MAX).contains(&token.len()).then(|| token.to_owned())
 }
 
-/// The address that the visitor's browser knows: what the operator says it is, else what the request
-/// and trusted proxies say. A proxy that ends TLS need not be a trusted one.
+/// The address that the visitor's browser knows: what the operator says it is, else what the
+/// request and trusted proxies say. A proxy that ends TLS need not be a trusted one.
 fn own_address(app: &App, call: &Call) -> String {
     app.settings.api_endpoint.clone().unwrap_or_else(|| call.address(&app.settings.trusted_proxies))
 }
