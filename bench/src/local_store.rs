@@ -65,8 +65,8 @@ impl LocalStore {
             "#!/bin/sh\ncase \"$*\" in\n*path-info*) cat {};;\n*) echo '{{\"store\":{{\"value\":\"local?root={root}\"}}}}';;\nesac\n",
             described.display()
         );
-        let list: String =
-            entries.iter().map(|entry| format!("{}\n", paths.join(base_name(entry)).display())).collect();
+        let lines = entries.iter().map(|entry| format!("{}\n", paths.join(base_name(entry)).display()));
+        let list = lines.collect::<Vec<_>>().concat();
         let nix = self.programs.join("nix");
         for (file, text) in [(&described, &infos), (&self.list, &list), (&nix, &program)] {
             fs::write(file, text).context(|| format!("write {}", file.display()))?;

@@ -73,7 +73,7 @@ mod tests {
         });
         futures::future::join_all(takers).await;
         // The last of 20 turns begins when 19 of them are through.
-        assert_eq!(start.elapsed().as_secs_f64().round(), 10.0);
+        assert_eq!((start.elapsed() + Duration::from_millis(500)).as_secs(), 10);
         assert!(start.elapsed() >= Duration::from_millis(9500));
     }
 
@@ -81,7 +81,7 @@ mod tests {
     async fn a_pause_is_not_saved_up() {
         let limit = RateLimit::new(NonZeroU64::new(1000).unwrap());
         limit.take(1000).await;
-        tokio::time::sleep(Duration::from_secs(60)).await;
+        tokio::time::sleep(Duration::from_mins(1)).await;
         let start = Instant::now();
         limit.take(1000).await;
         assert_eq!(start.elapsed(), Duration::ZERO);

@@ -352,7 +352,8 @@ impl Pipeline {
     fn fail_cut(&mut self, path: PathNumber, targets: TargetSet, source: DumpError) {
         let file = self.work.files[path].display().to_string();
         let error = Error::Dump { path: file, source };
-        if targets.count_ones() == 1 {
+        if targets.is_power_of_two() {
+            // One target.
             let mut error = Some(error);
             self.each(targets, |target| {
                 if let Some(error) = error.take() {

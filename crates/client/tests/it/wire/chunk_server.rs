@@ -179,8 +179,8 @@ impl Shared {
             }
             "parts" => {
                 assert!(body.len() as u64 <= self.limits.part_bytes_max, "{}", body.len());
-                let digest: String =
-                    body[body.len() - 40..][..32].iter().map(|byte| format!("{byte:02x}")).collect();
+                let digits = body[body.len() - 40..][..32].iter().map(|byte| format!("{byte:02x}"));
+                let digest = digits.collect::<Vec<_>>().concat();
                 assert!(action.ends_with(&digest), "the name of a part is its hash");
                 take_part(&mut state, session, body);
                 (204, Vec::new())
