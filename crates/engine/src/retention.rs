@@ -41,8 +41,8 @@ pub struct Closure {
     pub missing: MissingPaths,
 }
 
-/// Most look-ups for one closure, of up to [`LOOK_PATHS`] paths each. A chain of paths, each of which
-/// refers to the next, takes one for each; real closures are some 30 levels deep.
+/// Most look-ups for one closure, of up to [`LOOK_PATHS`] paths each. A chain of paths, each of
+/// which refers to the next, takes one for each; real closures are some 30 levels deep.
 const LOOKS_MAX: usize = 128;
 
 /// Most paths that [`Closure::largest`] names.
