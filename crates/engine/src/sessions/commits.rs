@@ -11,7 +11,8 @@
 //! - A path never becomes visible before a reference that stands earlier in its request.
 //! - One task checks an entry, however many requests ask for it. What it left is kept for
 //!   [`KEPT`], so an answer that was lost costs no second check.
-//! - The request commits, not the task: what a client gave up never becomes visible later.
+//! - The request commits, not the task: what a client gave up never becomes visible later. A commit
+//!   that has begun goes to its end, and the next request finds it.
 //! - Of one request at most [`CHECKS_MAX`] checks run at once, and of all requests as many as there
 //!   are turns. A sound NAR that waits for its commit keeps a share of the memory for uploads.
 
@@ -32,6 +33,7 @@ use tracing::Instrument as _;
 use super::verify::Verified;
 use super::{PushSession, Reader};
 use crate::budget::Budget;
+use crate::commit::finish;
 use crate::ingest::{Deduplication, Ingested};
 use crate::{Engine, Error, ErrorClass, Result};
 
@@ -314,21 +316,26 @@ impl Engine {
                 let taken = ingested.lock().unwrap_or_else(PoisonError::into_inner).take();
                 // Another request commits it right now.
                 let Some(ingested) = taken else { return Ok(Some(PathOutcome::Waiting)) };
-                match self.commit_checked(session, reader, path, ingested).await {
-                    Ok(committed) => {
-                        check.state.send_replace(State::Committed(committed.clone()));
-                        Ok(Some(PathOutcome::Committed(committed)))
-                    }
-                    Err(error) => {
-                        self.verifications().forget(&key, check);
-                        match error {
-                            // A collection took something since the check: it is to be made again.
-                            Error::Index(IndexError::PackGone | IndexError::NarGone) => {
-                                Ok(Some(PathOutcome::Waiting))
-                            }
-                            error => Err(error),
+                let (engine, session, reader) = (self.clone(), session.clone(), reader.clone());
+                let (object, check) = (path.object.clone(), Arc::clone(check));
+                // To its end, also when the request is given up: the check says what became of it.
+                let committed = finish(async move {
+                    let committed = engine.commit_checked(&session, &reader, object, ingested).await;
+                    match &committed {
+                        Ok(committed) => {
+                            check.state.send_replace(State::Committed(committed.clone()));
                         }
+                        Err(_) => engine.verifications().forget(&key, &check),
                     }
+                    committed
+                });
+                match committed.await {
+                    Ok(committed) => Ok(Some(PathOutcome::Committed(committed))),
+                    // A collection took something since the check: it is to be made again.
+                    Err(Error::Index(IndexError::PackGone | IndexError::NarGone)) => {
+                        Ok(Some(PathOutcome::Waiting))
+                    }
+                    Err(error) => Err(error),
                 }
             }
         }
@@ -338,7 +345,7 @@ impl Engine {
         &self,
         session: &PushSession,
         reader: &Reader,
-        path: &ChunkedPath,
+        object: Object,
         ingested: Ingested,
     ) -> Result<CommittedPath> {
         let file_size = ingested.file_size;
@@ -347,7 +354,7 @@ impl Engine {
                 || self.deduplication(&ingested, |cache| (reader.may_read)(cache)).await?
                     == Deduplication::Whole);
         let deduplication = if is_whole { Deduplication::Whole } else { Deduplication::Untold };
-        let outcome = self.commit_object(&session.cache, ingested, path.object.clone()).await?;
+        let outcome = self.commit_object(&session.cache, ingested, object).await?;
         Ok(CommittedPath { file_size, deduplication, is_kept: outcome == CommitOutcome::Kept })
     }
 }

@@ -48,13 +48,15 @@ impl Engine {
     /// Takes a part of a session. When this returns, every chunk of the part is durable, and the
     /// session may name it. Repeating a part costs a look-up.
     ///
-    /// The work goes on when the caller leaves.
+    /// The work goes on when the caller leaves. `hold` is kept until it has ended: the caller's
+    /// share of the memory that `part` takes.
     pub async fn receive_part(
         &self,
         session: &PushSession,
         reader: &Reader,
         digest: [u8; 32],
         part: Bytes,
+        hold: impl Send + 'static,
     ) -> Result<()> {
         let begun = Instant::now();
         if let Some(known) = self.index().find_part(&session.id, &digest).await?
@@ -66,6 +68,7 @@ impl Engine {
         finish(async move {
             let may_tell = engine.reads_everything(&reader).await?;
             let received = engine.store_part(&session, &reader, may_tell, digest, part).await;
+            drop(hold);
             engine.answer_on_grid(begun, may_tell).await;
             received
         })

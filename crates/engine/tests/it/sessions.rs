@@ -4,6 +4,7 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::task::Poll;
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -99,7 +100,7 @@ async fn push_chunks(
     let send: Vec<StoredChunk> = send.map(|(chunk, _)| chunk).collect();
     if !send.is_empty() {
         let (digest, part) = part_of(send);
-        engine.receive_part(session, reader, digest, part).await?;
+        engine.receive_part(session, reader, digest, part, ()).await?;
     }
     match commit_one(engine, session, reader, entry(path, nar, &chunked.manifest)).await? {
         PathOutcome::Committed(_) => Ok(()),
@@ -169,7 +170,7 @@ async fn another_replica_takes_a_session_over() {
     let session = open(&a, &main, 1).await;
     let (digest, part) = chunked.part(1);
     let reader = only(&[]);
-    a.receive_part(&session, &reader, digest, part).await.unwrap();
+    a.receive_part(&session, &reader, digest, part, ()).await.unwrap();
     drop(a);
 
     let main = b.current_cache("main").await.unwrap().expect("it is there");
@@ -212,11 +213,11 @@ async fn a_part_is_answered_again_and_its_chunks_are_stored_once() {
     let session = open(&engine, &main, 1).await;
     let (digest, part) = cut(&nars()[0]).part(1);
     for _ in 0..3 {
-        engine.receive_part(&session, &all(), digest, part.clone()).await.unwrap();
+        engine.receive_part(&session, &all(), digest, part.clone(), ()).await.unwrap();
     }
     assert_eq!(installation.blobs.list().await.unwrap().len(), 1);
     let other = open(&engine, &main, 2).await;
-    engine.receive_part(&other, &all(), digest, part).await.unwrap();
+    engine.receive_part(&other, &all(), digest, part, ()).await.unwrap();
     assert_eq!(installation.blobs.list().await.unwrap().len(), 1);
 }
 
@@ -285,16 +286,16 @@ async fn what_is_no_sound_part_is_refused_and_stores_nothing() {
         ("a chunk larger than any cut", bomb),
     ] {
         let (digest, part) = part_of([chunk]);
-        let refused = engine.receive_part(&session, &all(), digest, part).await;
+        let refused = engine.receive_part(&session, &all(), digest, part, ()).await;
         assert!(
             matches!(refused, Err(Error::MalformedPart(_) | Error::PartChunk { .. })),
             "{what}: {refused:?}"
         );
     }
     let (digest, part) = part_of([forged(id, len, sound)]);
-    let other = engine.receive_part(&session, &all(), [9; 32], part.clone()).await;
+    let other = engine.receive_part(&session, &all(), [9; 32], part.clone(), ()).await;
     assert!(matches!(other, Err(Error::PartDigest)), "{other:?}");
-    let cut = engine.receive_part(&session, &all(), digest, part.slice(..part.len() - 1)).await;
+    let cut = engine.receive_part(&session, &all(), digest, part.slice(..part.len() - 1), ()).await;
     assert!(matches!(cut, Err(Error::MalformedPart(_))), "{cut:?}");
     // Chunks that are small as they are sent, and large in all.
     let mut pack = PackBuilder::new(PackId::from_bytes([1; 16]));
@@ -304,11 +305,11 @@ async fn what_is_no_sound_part_is_refused_and_stores_nothing() {
         pack.add(chunk.clone());
     }
     let bomb = Bytes::from(pack.finish().parts.concat());
-    let refused = engine.receive_part(&session, &all(), dormer_testkit::digest_of(&bomb), bomb).await;
+    let refused = engine.receive_part(&session, &all(), dormer_testkit::digest_of(&bomb), bomb, ()).await;
     assert!(matches!(refused, Err(Error::PartTooLarge { .. })), "{refused:?}");
 
     assert_eq!(installation.blobs.list().await.unwrap(), []);
-    engine.receive_part(&session, &all(), digest, part).await.expect("the frame itself is sound");
+    engine.receive_part(&session, &all(), digest, part, ()).await.expect("the frame itself is sound");
 }
 
 #[tokio::test]
@@ -320,7 +321,7 @@ async fn a_manifest_that_is_not_that_of_its_nar_is_refused() {
     let nar = &nars()[0];
     let chunked = cut(nar);
     let (digest, part) = chunked.part(1);
-    engine.receive_part(&session, &all(), digest, part).await.unwrap();
+    engine.receive_part(&session, &all(), digest, part, ()).await.unwrap();
     let sound = entry(&path(1), nar, &chunked.manifest);
     let failure = async |path: ChunkedPath| match commit_one(&engine, &session, &all(), path).await.unwrap() {
         PathOutcome::Failed(error) => error,
@@ -365,7 +366,7 @@ async fn a_manifest_that_is_not_that_of_its_nar_is_refused() {
     chunks.splice(0..1, [literal(&whole[..700]), literal(&whole[700..])]);
     let recut = ChunkedNar::of(chunks);
     let (digest, part) = recut.part(1);
-    engine.receive_part(&session, &all(), digest, part).await.unwrap();
+    engine.receive_part(&session, &all(), digest, part, ()).await.unwrap();
     let error = failure(with(&recut.manifest)).await;
     assert!(matches!(*error, Error::CutMismatch { position: 0 }), "{error:?}");
     let narinfo = engine.narinfo(&main, &path(1).hash()).await.unwrap();
@@ -398,7 +399,7 @@ async fn paths_become_visible_after_their_references() {
     // The third refers to the first, which lacks its chunks.
     paths[2].object.references = vec![path(0)];
     let (digest, part) = chunked[1].part(1);
-    engine.receive_part(&session, &only(&[]), digest, part).await.unwrap();
+    engine.receive_part(&session, &only(&[]), digest, part, ()).await.unwrap();
     let outcomes = commit(&engine, &session, &only(&[]), &paths).await.unwrap();
     let is_as_expected = matches!(
         &outcomes[..],
@@ -408,7 +409,7 @@ async fn paths_become_visible_after_their_references() {
     assert!(is_as_expected, "{outcomes:?}");
     // Its chunks come, those of its reference do not: it waits.
     let (digest, part) = chunked[2].part(1);
-    engine.receive_part(&session, &only(&[]), digest, part).await.unwrap();
+    engine.receive_part(&session, &only(&[]), digest, part, ()).await.unwrap();
     paths[0].manifest = {
         let mut unknown = chunked[0].manifest.clone();
         unknown.chunks[0] = ChunkId::from_bytes([9; 32]);
@@ -425,6 +426,56 @@ async fn paths_become_visible_after_their_references() {
     assert!(outcomes.iter().all(|outcome| matches!(outcome, PathOutcome::Committed(_))), "{outcomes:?}");
 }
 
+/// Polls a future this many times, whenever it wakes, and then gives it up.
+async fn polled<F: Future>(times: usize, future: F) -> Option<F::Output> {
+    let mut future = Box::pin(future);
+    let mut left = times;
+    std::future::poll_fn(|context| {
+        if left == 0 {
+            return Poll::Ready(None);
+        }
+        left -= 1;
+        future.as_mut().poll(context).map(Some)
+    })
+    .await
+}
+
+#[tokio::test]
+async fn a_commit_whose_request_is_given_up_is_found_by_the_next_one() {
+    let installation = Installation::new();
+    let engine = installation.engine().await;
+    let main = create_main(&engine).await;
+    let session = open(&engine, &main, 1).await;
+    let nar = &nars()[1];
+    let chunked = cut(nar);
+    let (digest, part) = chunked.part(1);
+    engine.receive_part(&session, &all(), digest, part, ()).await.unwrap();
+    // Wherever the request waits.
+    for polls in 1..200 {
+        let path = entry(&path(polls), nar, &chunked.manifest);
+        let paths = [path.clone()];
+        let reader = all();
+        let request = commit(&engine, &session, &reader, &paths);
+        let is_given_up = polled(polls.into(), request).await.is_none();
+        let again = async {
+            loop {
+                match commit_one(&engine, &session, &all(), path.clone()).await.unwrap() {
+                    PathOutcome::Committed(_) => break,
+                    PathOutcome::Waiting => tokio::time::sleep(Duration::from_millis(1)).await,
+                    other => panic!("after {polls} polls: {other:?}"),
+                }
+            }
+        };
+        let found = tokio::time::timeout(Duration::from_secs(30), again).await;
+        assert!(found.is_ok(), "the request was given up after {polls} polls, and the next one waits");
+        if !is_given_up {
+            assert!(polls > 1, "a commit waits somewhere");
+            return;
+        }
+    }
+    panic!("no request came to its end");
+}
+
 #[tokio::test]
 async fn chunks_that_were_lost_are_asked_for_again_and_heal() {
     let installation = Installation::new();
@@ -434,7 +485,7 @@ async fn chunks_that_were_lost_are_asked_for_again_and_heal() {
     let nar = &nars()[0];
     let chunked = cut(nar);
     let (digest, part) = chunked.part(1);
-    engine.receive_part(&session, &all(), digest, part.clone()).await.unwrap();
+    engine.receive_part(&session, &all(), digest, part.clone(), ()).await.unwrap();
     for pack in installation.blobs.list().await.unwrap() {
         installation.blobs.delete(&pack).await.unwrap();
     }
@@ -443,7 +494,7 @@ async fn chunks_that_were_lost_are_asked_for_again_and_heal() {
     let PathOutcome::Missing(missing) = outcome else { panic!("the pack is lost: {outcome:?}") };
     assert_eq!(missing.len(), chunked.chunks.len());
     // The very same part is stored again, although the session has received it before.
-    engine.receive_part(&session, &all(), digest, part).await.unwrap();
+    engine.receive_part(&session, &all(), digest, part, ()).await.unwrap();
     let outcome = commit_one(&engine, &session, &all(), path_1).await.unwrap();
     assert!(matches!(outcome, PathOutcome::Committed(_)), "{outcome:?}");
     assert_eq!(decompress(&served(&engine, &main, nar, None).await.unwrap().unwrap()), *nar);
@@ -497,7 +548,7 @@ async fn a_session_ends_and_its_rows_are_swept_in_pages() {
     let chunked = cut(&nars()[0]);
     for chunk in chunked.stored(1) {
         let (digest, part) = part_of([chunk]);
-        engine.receive_part(&session, &all(), digest, part).await.unwrap();
+        engine.receive_part(&session, &all(), digest, part, ()).await.unwrap();
     }
     let day = settings().session_seconds;
     assert_eq!(session.ends_at(), engine.now() + day);
@@ -511,7 +562,7 @@ async fn a_session_ends_and_its_rows_are_swept_in_pages() {
     let opened = engine.open_session(Arc::clone(&main), session_id(1), "ci").await;
     assert!(matches!(opened, Err(Error::NoSession)), "the client takes a new name: {opened:?}");
     let (digest, part) = part_of(cut(&nars()[1]).stored(1));
-    let late = engine.receive_part(&session, &all(), digest, part).await;
+    let late = engine.receive_part(&session, &all(), digest, part, ()).await;
     assert!(matches!(late, Err(Error::NoSession)), "a part that was on its way: {late:?}");
     assert_eq!(index.sweep_sessions(engine.now(), 100).await.unwrap(), 0, "not before no request uses it");
 
@@ -660,7 +711,7 @@ async fn no_answer_tells_what_another_tenant_has() {
             let mut stored = chunked.stored(1);
             let held_back = stored.pop().expect("a NAR has chunks");
             let (digest, part) = part_of(stored);
-            told.push(format!("{:?}", engine.receive_part(&session, &reader, digest, part).await));
+            told.push(format!("{:?}", engine.receive_part(&session, &reader, digest, part, ()).await));
             told.push(format!("{:?}", commit_one(engine, &session, &reader, path_of.clone()).await));
             // 5. Another session of the same caller knows nothing of the first one's chunks.
             let other = open(engine, &own, 2).await;
@@ -674,12 +725,12 @@ async fn no_answer_tells_what_another_tenant_has() {
             chunks.splice(0..1, [literal(&whole[..700]), literal(&whole[700..])]);
             let recut = ChunkedNar::of(chunks);
             let (digest, part) = recut.part(1);
-            told.push(format!("{:?}", engine.receive_part(&session, &reader, digest, part).await));
+            told.push(format!("{:?}", engine.receive_part(&session, &reader, digest, part, ()).await));
             let recut = entry(&path(number), nar, &recut.manifest);
             told.push(format!("{:?}", commit_one(engine, &session, &reader, recut).await));
             // 7. Sends the last chunk, and the path is taken: as a new one in both installations.
             let (digest, part) = part_of([held_back]);
-            told.push(format!("{:?}", engine.receive_part(&session, &reader, digest, part).await));
+            told.push(format!("{:?}", engine.receive_part(&session, &reader, digest, part, ()).await));
             told.push(format!("{:?}", commit_one(engine, &session, &reader, path_of).await));
         }
         answers.push(told);
@@ -726,14 +777,44 @@ impl Blobs for GatedStore {
     }
 }
 
+impl GatedStore {
+    fn new(installation: &Installation) -> Arc<Self> {
+        let (is_open, waiting) = (AtomicBool::new(true), AtomicUsize::new(0));
+        Arc::new(Self { inner: Arc::clone(&installation.blobs), is_open, waiting })
+    }
+}
+
+#[tokio::test]
+async fn a_part_keeps_its_memory_until_its_work_has_ended() {
+    let installation = Installation::new();
+    let store = GatedStore::new(&installation);
+    let index = Arc::new(installation.index().await);
+    let engine = engine_over(index, Arc::clone(&store) as Arc<dyn Blobs>, settings());
+    let main = create_main(&engine).await;
+    let session = open(&engine, &main, 1).await;
+    store.is_open.store(false, Ordering::SeqCst);
+    let (digest, part) = cut(&nars()[0]).part(1);
+    let memory = Arc::new(());
+    let request = tokio::spawn({
+        let (engine, session, memory) = (engine.clone(), session.clone(), Arc::clone(&memory));
+        async move { engine.receive_part(&session, &all(), digest, part, memory).await }
+    });
+    while store.waiting.load(Ordering::SeqCst) == 0 {
+        tokio::time::sleep(Duration::from_millis(1)).await;
+    }
+    request.abort();
+    assert!(request.await.unwrap_err().is_cancelled());
+    assert_eq!(Arc::strong_count(&memory), 2, "the work goes on, with the bytes of the part");
+    store.is_open.store(true, Ordering::SeqCst);
+    while Arc::strong_count(&memory) > 1 {
+        tokio::time::sleep(Duration::from_millis(1)).await;
+    }
+}
+
 #[tokio::test]
 async fn a_part_waits_for_the_store_whether_its_chunks_are_known_or_not() {
     let installation = Installation::new();
-    let store = Arc::new(GatedStore {
-        inner: Arc::clone(&installation.blobs),
-        is_open: AtomicBool::new(true),
-        waiting: AtomicUsize::new(0),
-    });
+    let store = GatedStore::new(&installation);
     let index = Arc::new(installation.index().await);
     let engine = engine_over(index, Arc::clone(&store) as Arc<dyn Blobs>, settings());
     let (victim, own) = (create_cache(&engine, "victim").await, create_cache(&engine, "own").await);
@@ -746,7 +827,9 @@ async fn a_part_waits_for_the_store_whether_its_chunks_are_known_or_not() {
         let (digest, part) = cut(nar).part(1);
         let (engine, session) = (engine.clone(), session.clone());
         let received =
-            tokio::spawn(async move { engine.receive_part(&session, &only(&["own"]), digest, part).await });
+            tokio::spawn(
+                async move { engine.receive_part(&session, &only(&["own"]), digest, part, ()).await },
+            );
         while store.waiting.load(Ordering::SeqCst) == before {
             assert!(!received.is_finished(), "{what} were answered without a look at the store");
             tokio::task::yield_now().await;
@@ -760,7 +843,7 @@ async fn a_part_waits_for_the_store_whether_its_chunks_are_known_or_not() {
     let before = store.waiting.load(Ordering::SeqCst);
     let other = open(&engine, &own, 2).await;
     let (digest, part) = cut(&known).part(1);
-    engine.receive_part(&other, &all(), digest, part).await.unwrap();
+    engine.receive_part(&other, &all(), digest, part, ()).await.unwrap();
     assert_eq!(store.waiting.load(Ordering::SeqCst), before);
 }
 
@@ -782,7 +865,7 @@ async fn an_answer_waits_for_the_grid_unless_the_caller_may_read_everything() {
         let begun = tokio::time::Instant::now();
         match request {
             0 => drop(engine.missing_chunks(&session, &reader, &chunked.manifest.chunks).await.unwrap()),
-            1 => engine.receive_part(&session, &reader, digest, part.clone()).await.unwrap(),
+            1 => engine.receive_part(&session, &reader, digest, part.clone(), ()).await.unwrap(),
             _ => drop(commit_one(&engine, &session, &reader, path.clone()).await.unwrap()),
         }
         assert!(begun.elapsed() >= grid, "request {request}");
@@ -799,7 +882,7 @@ async fn what_was_received_counts_as_deduplicated_only_if_the_caller_may_know() 
     let session = open(&engine, &main, 1).await;
     let chunked = cut(nar);
     let (digest, part) = chunked.part(1);
-    engine.receive_part(&session, &only(&["main"]), digest, part).await.unwrap();
+    engine.receive_part(&session, &only(&["main"]), digest, part, ()).await.unwrap();
     for (number, reader, expected) in [
         (2, only(&["main"]), Deduplication::Untold),
         (3, only(&["other"]), Deduplication::Whole),

@@ -183,6 +183,45 @@ fn every_result_says_what_to_do() {
 }
 
 #[test]
+fn what_refers_to_a_refused_path_waits() {
+    let server = Server::start();
+    let session = Session::opened(&server, &admin(), "main", 1);
+    let bytes = nar(1);
+    let (digest, part) = cut(&bytes).part(3);
+    assert_eq!(session.put(digest, &part).status, 204);
+    let manifest = cut(&bytes).manifest.encode();
+    let entry_of = |info: Value| (info, manifest.clone());
+    let after = |number: u8, references: &[u8]| {
+        let references: Vec<_> = references.iter().map(|number| path(*number).to_string()).collect();
+        entry_of(nar_info("main", &path(number), &bytes, &json!({ "references": references })))
+    };
+    for refused in [
+        nar_info("team-a", &path(1), &bytes, &json!({})),
+        nar_info("main", &path(1), &bytes, &json!({"sigs": ["no signature"]})),
+        nar_info("main", &path(1), &bytes, &json!({"store_path_hash": "?"})),
+        json!({"store_path_hash": path(1).hash().to_string()}),
+    ] {
+        let entries = [entry_of(refused), after(2, &[2, 1]), after(3, &[2]), after(4, &[4])];
+        let is_settled = |result: &CommitResult| matches!(result, CommitResult::Committed(_));
+        let results = loop {
+            let reply = session.commit(&commit_body(&entries));
+            assert_eq!(reply.status, 200, "{reply:?}");
+            let response: CommitResponse = serde_json::from_slice(&reply.body).unwrap();
+            if is_settled(&response.results[3]) {
+                break response.results;
+            }
+        };
+        assert!(matches!(&results[0], CommitResult::Failed { .. }), "{results:?}");
+        assert_eq!(results[1..3], [CommitResult::Waiting, CommitResult::Waiting], "{results:?}");
+        for number in [1, 2, 3] {
+            assert_eq!(server.get(&format!("/main/{}.narinfo", path(number).hash())).status, 404);
+        }
+    }
+    let results = session.commit_all(&[after(1, &[]), after(2, &[2, 1]), after(3, &[2])]);
+    assert!(results.iter().all(|result| matches!(result, CommitResult::Committed(_))), "{results:?}");
+}
+
+#[test]
 fn tenants_learn_nothing_of_each_other_and_do_not_share_sessions() {
     let server = Server::start();
     let team = |name: &str, sub: &str| token_of(sub, &json!({name: {"r": 1, "w": 1}}));
