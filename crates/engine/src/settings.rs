@@ -58,6 +58,11 @@ pub struct EngineSettings {
 pub const UPLOAD_BYTES: u64 = 10 * MIB;
 
 impl EngineSettings {
+    /// Checks of NARs that a push by chunks describes, at most so many at once.
+    pub fn checks_max(&self) -> usize {
+        2 * self.cpu_threads.max(1)
+    }
+
     /// Most memory of all work at once, in bytes: the sum in docs/ARCHITECTURE.md, without the
     /// process itself.
     pub fn memory_bytes_max(&self) -> u64 {

@@ -34,7 +34,7 @@ use roaring::RoaringTreemap;
 use tokio::time::Instant;
 
 pub(crate) use commits::Verifications;
-pub use commits::{ChunkedPath, CommittedPath, PathOutcome};
+pub use commits::{AdmitCheck, CheckHold, ChunkedPath, CommittedPath, PathOutcome};
 pub use part::{PART_BYTES_MAX, PART_RAW_BYTES_MAX};
 pub(crate) use readable::ReadableChunks;
 

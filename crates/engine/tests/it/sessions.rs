@@ -3,7 +3,7 @@
 #![expect(clippy::unwrap_used, reason = "a failed unwrap fails the test")]
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::task::Poll;
 use std::time::Duration;
 
@@ -11,8 +11,8 @@ use async_trait::async_trait;
 use bytes::Bytes;
 use dormer_blobs::{BlobKey, Blobs};
 use dormer_engine::{
-    ChunkedPath, Clock, Deduplication, Engine, EngineSettings, Error, MasterKey, PathOutcome, PushSession,
-    Reader, Result,
+    CheckHold, ChunkedPath, Clock, Deduplication, Engine, EngineSettings, Error, MasterKey, PathOutcome,
+    PushSession, Reader, Result, UPLOAD_BYTES,
 };
 use dormer_format::{
     ChunkId, HoleFill, NarManifest, PackBuilder, PackId, RawChunk, RecipeBuilder, StoredChunk, checksum,
@@ -25,6 +25,7 @@ use dormer_testkit::{
     ChunkedNar, FaultBlobs, FaultIndex, Faults, Random, check_invariants, object_for, package_nar, part_of,
     rebuilt,
 };
+use futures::FutureExt as _;
 
 use crate::common::{
     Installation, create_cache, create_main, decompress, engine_over, hash_of, listing, new_database, path,
@@ -73,7 +74,18 @@ async fn commit(
     reader: &Reader,
     paths: &[ChunkedPath],
 ) -> Result<Vec<PathOutcome>> {
-    engine.commit_paths(session, reader, paths, PATIENCE, &Arc::new(())).await
+    commit_within(engine, session, reader, paths, PATIENCE).await
+}
+
+async fn commit_within(
+    engine: &Engine,
+    session: &PushSession,
+    reader: &Reader,
+    paths: &[ChunkedPath],
+    patience: Duration,
+) -> Result<Vec<PathOutcome>> {
+    let admit = |_| async { Box::new(()) as CheckHold }.boxed();
+    engine.commit_paths(session, reader, paths, patience, &admit).await
 }
 
 /// Commits one path.
@@ -474,6 +486,96 @@ async fn a_commit_whose_request_is_given_up_is_found_by_the_next_one() {
         }
     }
     panic!("no request came to its end");
+}
+
+#[tokio::test]
+async fn a_check_begins_only_with_its_callers_shares_and_returns_them() {
+    let installation = Installation::new();
+    let engine = installation.engine().await;
+    let main = create_main(&engine).await;
+    let session = open(&engine, &main, 1).await;
+    let nar = &nars()[0];
+    let chunked = cut(nar);
+    let (digest, part) = chunked.part(1);
+    engine.receive_part(&session, &all(), digest, part, ()).await.unwrap();
+    let paths = [1, 2].map(|number| entry(&path(number), nar, &chunked.manifest));
+
+    let none_free = |_| std::future::pending::<CheckHold>().boxed();
+    let (reader, patience) = (all(), Duration::from_millis(20));
+    let outcomes = engine.commit_paths(&session, &reader, &paths, patience, &none_free).await.unwrap();
+    assert!(matches!(&outcomes[..], [PathOutcome::Waiting, PathOutcome::Waiting]), "{outcomes:?}");
+    // Nothing goes on that holds a manifest: the check begins with the next request.
+    let share = Arc::new(AtomicU64::new(0));
+    let one = |bytes| {
+        share.store(bytes, Ordering::SeqCst);
+        std::future::ready(Box::new(Arc::clone(&share)) as CheckHold).boxed()
+    };
+    let outcomes = engine.commit_paths(&session, &all(), &paths[..1], PATIENCE, &one).await.unwrap();
+    assert!(matches!(&outcomes[..], [PathOutcome::Committed(_)]), "{outcomes:?}");
+    assert!(share.load(Ordering::SeqCst) > nar.len() as u64, "memory for the NAR");
+    assert_eq!(Arc::strong_count(&share), 1, "a check that has ended holds nothing");
+    let outcomes = engine.commit_paths(&session, &all(), &paths, Duration::ZERO, &none_free).await.unwrap();
+    let is_as_expected = matches!(&outcomes[..], [PathOutcome::Committed(_), PathOutcome::Waiting]);
+    assert!(is_as_expected, "what is done needs no share: {outcomes:?}");
+}
+
+#[tokio::test]
+async fn a_check_that_was_told_of_is_kept_no_longer() {
+    let installation = Installation::new();
+    let engine = installation.engine().await;
+    let main = create_main(&engine).await;
+    let session = open(&engine, &main, 1).await;
+    let no_manifest = NarManifest { chunks: Vec::new(), fills: RecipeBuilder::new().finish() };
+    let bad = entry(&path(1), b"a NAR", &no_manifest);
+    let outcome = commit_one(&engine, &session, &all(), bad).await.unwrap();
+    let PathOutcome::Failed(error) = outcome else { panic!("{outcome:?}") };
+    let forgotten = async {
+        while Arc::strong_count(&error) > 1 {
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(30), forgotten).await.expect("nothing keeps its error");
+}
+
+#[tokio::test]
+async fn a_request_whose_time_is_up_commits_no_more_paths() {
+    let installation = Installation::new();
+    let engine = installation.engine().await;
+    let main = create_main(&engine).await;
+    let session = open(&engine, &main, 1).await;
+    let nar = &nars()[1];
+    let chunked = cut(nar);
+    let (digest, part) = chunked.part(1);
+    engine.receive_part(&session, &all(), digest, part, ()).await.unwrap();
+    let paths = [1, 2, 3].map(|number| entry(&path(number), nar, &chunked.manifest));
+    let mut committed = 0;
+    while committed < paths.len() {
+        let outcomes = commit_within(&engine, &session, &all(), &paths, Duration::ZERO).await.unwrap();
+        let is_committed = |outcome: &&PathOutcome| matches!(outcome, PathOutcome::Committed(_));
+        let now = outcomes.iter().filter(is_committed).count();
+        assert!(now <= committed + 1, "{outcomes:?}");
+        committed = now;
+        // Time for all checks to end, so that more could be committed at once.
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
+}
+
+#[tokio::test]
+async fn a_manifest_that_needs_all_memory_is_checked() {
+    let installation = Installation::new();
+    let little = EngineSettings { upload_memory_bytes_max: UPLOAD_BYTES, ..settings() };
+    let index = Arc::new(installation.index().await);
+    let engine = engine_over(index, Arc::clone(&installation.blobs), little);
+    let main = create_main(&engine).await;
+    let session = open(&engine, &main, 1).await;
+    // The upload alone takes all there is.
+    let nar = package_nar(&mut Random::new(7), 7 * 1024 * 1024, &[]);
+    let chunked = cut(&nar);
+    let (digest, part) = chunked.part(1);
+    engine.receive_part(&session, &all(), digest, part, ()).await.unwrap();
+    let path = entry(&path(1), &nar, &chunked.manifest);
+    let outcome = commit_one(&engine, &session, &all(), path).await.unwrap();
+    assert!(matches!(outcome, PathOutcome::Committed(_)), "{outcome:?}");
 }
 
 #[tokio::test]

@@ -11,12 +11,13 @@ use dormer_api::v2::{
 };
 use dormer_api::{CacheName, Permission, UploadPathNarInfo, UploadPathResult, UploadPathResultKind};
 use dormer_engine::{
-    ChunkedPath, CommittedPath, Deduplication, MISSING_CHUNKS_MAX, PART_BYTES_MAX, PathOutcome, PushSession,
-    Reader,
+    CheckHold, ChunkedPath, CommittedPath, Deduplication, MISSING_CHUNKS_MAX, PART_BYTES_MAX, PathOutcome,
+    PushSession, Reader,
 };
 use dormer_format::ChunkId;
 use dormer_index::{CacheVisibility, SessionId as SessionKey};
 use dormer_nix::{NarHasher, StorePathHash};
+use futures::FutureExt as _;
 use http::{Response, StatusCode};
 use serde::Deserialize;
 
@@ -126,7 +127,7 @@ pub(crate) async fn commit_paths(
     session: SessionId,
 ) -> Result<Response<Body>, Failure> {
     let session = find_session(app, call, name, session).await?;
-    // Held until the checks have ended that this request begins.
+    // Also held until the checks have ended that this request begins.
     let turn = Arc::new(app.admit_upload(call, body).await?);
     let (what, max) = ("the commit", COMMIT_BYTES_MAX as u64);
     refuse_coding(call, "a commit is sent as it is")?;
@@ -167,7 +168,16 @@ pub(crate) async fn commit_paths(
         }
     }
     let reader = reader(app, call);
-    let outcomes = app.engine.commit_paths(&session, &reader, &paths, COMMIT_PATIENCE, &turn).await?;
+    let caller = app.caller(call);
+    let admit = |bytes| {
+        let (caller, turn) = (&caller, Arc::clone(&turn));
+        async move {
+            let shares = app.admit_check(caller, bytes).await;
+            Box::new((shares, turn)) as CheckHold
+        }
+        .boxed()
+    };
+    let outcomes = app.engine.commit_paths(&session, &reader, &paths, COMMIT_PATIENCE, &admit).await?;
     let mut outcomes =
         outcomes.into_iter().zip(&paths).map(|(outcome, path)| result(&session, path, outcome));
     let results = results
