@@ -17,13 +17,13 @@ use std::sync::atomic::Ordering;
 
 use bytes::Bytes;
 use dormer_format::{
-    ChunkId, ChunkRun, Decoder, HOLE_BYTES, PACK_TRAILER_BYTES, PackEntry, RawChunk, RecipeBuilder,
-    StoredChunk, read_pack, read_trailer,
+    ChunkId, ChunkRun, Decoder, HOLE_BYTES, PACK_TRAILER_BYTES, PackEntry, PackTrailer, RawChunk,
+    RecipeBuilder, StoredChunk, read_pack, read_trailer,
 };
 use dormer_index::{Error as IndexError, SessionPart};
 use tokio::time::Instant;
 
-use super::{LOOK_CHUNKS, PushSession, Reader};
+use super::{PushSession, Reader};
 use crate::commit::finish;
 use crate::packer::{Claim, PackSlot, PendingChunk};
 use crate::read::windows;
@@ -37,12 +37,35 @@ pub const PART_BYTES_MAX: usize = 8 * 1024 * 1024;
 /// compresses to a third; a part of larger chunks than this is a bomb.
 pub const PART_RAW_BYTES_MAX: u64 = 512 * 1024 * 1024;
 
+/// Most chunks of a part. 8 MiB of software are some hundred chunks; only chunks that compress to
+/// nearly nothing come near this.
+pub const PART_CHUNKS_MAX: usize = 4_096;
+
+/// Memory of a part beside its bytes: a decoded chunk and small things.
+const PART_MEMORY_BYTES: u64 = 2 * 1024 * 1024;
+
+/// Memory of a chunk of a part, until the part is written down: its entry, its row, and what waits
+/// for its pack. A chunk with as many holes as there can be takes twice as much.
+const CHUNK_MEMORY_BYTES: u64 = 1024;
+
+/// The least bytes of a chunk in a part: the frame's head, and an entry of the table.
+const CHUNK_BYTES_MIN: u64 = 48;
+
+/// Chunks of a part in one look-up.
+const LOOK_PART_CHUNKS: usize = 1_024;
+
 /// Raw bytes decoded in one job of the CPU pool: 1 to 3 ms of work.
 const JOB_BYTES: u64 = 1024 * 1024;
 
 /// Bytes of the noise that a part stores which brings nothing new. A pack of this size takes about
 /// as long to store as one of a part.
 const DECOY_BYTES: usize = 64 * 1024;
+
+/// Memory to receive a part of so many bytes, in bytes, those of the part included.
+pub fn part_memory_bytes(part_bytes: u64) -> u64 {
+    let chunks = (part_bytes / CHUNK_BYTES_MIN).min(PART_CHUNKS_MAX as u64);
+    part_bytes + PART_MEMORY_BYTES + chunks * CHUNK_MEMORY_BYTES
+}
 
 impl Engine {
     /// Takes a part of a session. When this returns, every chunk of the part is durable, and the
@@ -108,7 +131,7 @@ impl Engine {
         let mut pending: Vec<Arc<PendingChunk>> = Vec::new();
         let mut stored_before = Vec::new();
         let mut is_any_new = false;
-        for (batch, entries) in entries.chunks(LOOK_CHUNKS).enumerate() {
+        for (batch, entries) in entries.chunks(LOOK_PART_CHUNKS).enumerate() {
             let ids: Vec<ChunkId> = entries.iter().map(|entry| entry.id).collect();
             let mut on_their_way: Vec<_> =
                 ids.iter().map(|id| self.ingest_context().packer.find_pending(id)).collect();
@@ -136,7 +159,7 @@ impl Engine {
             for (position, claimed) in claims {
                 let chunk = stored_chunk(&part, &entries[position]);
                 self.metrics().new_chunk_bytes.inc_by(chunk.layout.raw_len.into());
-                let slot = PackSlot { stream, position: (batch * LOOK_CHUNKS + position) as u64 };
+                let slot = PackSlot { stream, position: (batch * LOOK_PART_CHUNKS + position) as u64 };
                 self.ingest_context().packer.add(slot, chunk, claimed).await;
             }
         }
@@ -170,12 +193,17 @@ impl Engine {
         let part = part.clone();
         self.cpu()
             .run(move || {
-                let (_, entries) = read_pack(&part).map_err(Error::MalformedPart)?;
                 let trailer: &[u8; PACK_TRAILER_BYTES] = part.last_chunk().ok_or(Error::PartDigest)?;
                 let trailer = read_trailer(trailer, part.len() as u64).map_err(Error::MalformedPart)?;
                 if trailer.hash != digest {
                     return Err(Error::PartDigest);
                 }
+                // Before the table is read, whose entries take memory.
+                let chunks = count_chunks(&part, &trailer);
+                if chunks > PART_CHUNKS_MAX as u64 {
+                    return Err(Error::PartChunks { chunks, max: PART_CHUNKS_MAX as u64 });
+                }
+                let (_, entries) = read_pack(&part).map_err(Error::MalformedPart)?;
                 let is_large = |entry: &PackEntry| u64::from(entry.layout.raw_len) > max;
                 if let Some(position) = entries.iter().position(is_large) {
                     return Err(Error::PartChunk {
@@ -245,6 +273,13 @@ impl Engine {
         self.ingest_context().packer.add(PackSlot { stream, position: 0 }, chunk, claimed).await;
         Ok(Some(pending))
     }
+}
+
+/// How many chunks a pack's table says that there are.
+fn count_chunks(pack: &[u8], trailer: &PackTrailer) -> u64 {
+    let table = usize::try_from(trailer.table_offset).ok().and_then(|start| pack.get(start..));
+    // A table without a count is refused when it is read.
+    table.and_then(|table| table.first_chunk()).map_or(0, |count| u32::from_le_bytes(*count).into())
 }
 
 fn range(entry: &PackEntry) -> std::ops::Range<usize> {

@@ -11,8 +11,8 @@ use async_trait::async_trait;
 use bytes::Bytes;
 use dormer_blobs::{BlobKey, Blobs};
 use dormer_engine::{
-    CheckHold, ChunkedPath, Clock, Deduplication, Engine, EngineSettings, Error, MasterKey, PathOutcome,
-    PushSession, Reader, Result, UPLOAD_BYTES,
+    CheckHold, ChunkedPath, Clock, Deduplication, Engine, EngineSettings, Error, MasterKey, PART_CHUNKS_MAX,
+    PathOutcome, PushSession, Reader, Result, UPLOAD_BYTES, part_memory_bytes,
 };
 use dormer_format::{
     ChunkId, HoleFill, NarManifest, PackBuilder, PackId, RawChunk, RecipeBuilder, StoredChunk, checksum,
@@ -309,15 +309,27 @@ async fn what_is_no_sound_part_is_refused_and_stores_nothing() {
     assert!(matches!(other, Err(Error::PartDigest)), "{other:?}");
     let cut = engine.receive_part(&session, &all(), digest, part.slice(..part.len() - 1), ()).await;
     assert!(matches!(cut, Err(Error::MalformedPart(_))), "{cut:?}");
-    // Chunks that are small as they are sent, and large in all.
-    let mut pack = PackBuilder::new(PackId::from_bytes([1; 16]));
-    let zeros = vec![0; 16 * 1024];
-    let chunk = forged(ChunkId::compute(&zeros, &[]), 16 * 1024, zstd::bulk::compress(&zeros, 1).unwrap());
-    for _ in 0..40_000 {
-        pack.add(chunk.clone());
-    }
-    let bomb = Bytes::from(pack.finish().parts.concat());
-    let refused = engine.receive_part(&session, &all(), dormer_testkit::digest_of(&bomb), bomb, ()).await;
+    // Chunks that are small as they are sent, and many.
+    let zeros = |count: usize, bytes: u32| {
+        let zeros = vec![0; bytes as usize];
+        let chunk = forged(ChunkId::compute(&zeros, &[]), bytes, zstd::bulk::compress(&zeros, 1).unwrap());
+        let mut pack = PackBuilder::new(PackId::from_bytes([1; 16]));
+        for _ in 0..count {
+            pack.add(chunk.clone());
+        }
+        let part = Bytes::from(pack.finish().parts.concat());
+        (dormer_testkit::digest_of(&part), part)
+    };
+    let (many_digest, many) = zeros(PART_CHUNKS_MAX + 1, 1024);
+    let refused = engine.receive_part(&session, &all(), many_digest, many, ()).await;
+    assert!(matches!(refused, Err(Error::PartChunks { chunks: 4_097, .. })), "{refused:?}");
+    // Or large in all, for a server that makes large chunks.
+    let large = EngineSettings { chunk_params: EngineSettings::default().chunk_params, ..settings() };
+    let other = Installation::new();
+    let with_large = engine_over(Arc::new(other.index().await), Arc::clone(&other.blobs), large);
+    let session_there = open(&with_large, &create_main(&with_large).await, 1).await;
+    let (bomb_digest, bomb) = zeros(1_025, 512 * 1024);
+    let refused = with_large.receive_part(&session_there, &all(), bomb_digest, bomb, ()).await;
     assert!(matches!(refused, Err(Error::PartTooLarge { .. })), "{refused:?}");
 
     assert_eq!(installation.blobs.list().await.unwrap(), []);
@@ -911,6 +923,49 @@ async fn a_part_keeps_its_memory_until_its_work_has_ended() {
     while Arc::strong_count(&memory) > 1 {
         tokio::time::sleep(Duration::from_millis(1)).await;
     }
+}
+
+#[tokio::test]
+async fn a_part_of_as_many_chunks_as_may_be_is_taken_and_its_memory_counted() {
+    let installation = Installation::new();
+    let engine = installation.engine().await;
+    let main = create_main(&engine).await;
+    let session = open(&engine, &main, 1).await;
+    let chunks: Vec<RawChunk> = (0..PART_CHUNKS_MAX as u64)
+        .map(|number| RawChunk { bytes: number.to_le_bytes().to_vec(), holes: Vec::new(), fills: Vec::new() })
+        .collect();
+    let chunked = ChunkedNar::of(chunks);
+    let (digest, part) = chunked.part(1);
+    let (full, of_this) = (part_memory_bytes(8 << 20), part_memory_bytes(part.len() as u64));
+    assert_eq!(full, (8 + 2 + 4) << 20, "the part, what every part takes, and 4,096 chunks");
+    assert_eq!(of_this, part.len() as u64 + (6 << 20), "small chunks take it as well");
+    assert_eq!(part_memory_bytes(4_800), 4_800 + (2 << 20) + 100 * 1024, "a small part takes less");
+    engine.receive_part(&session, &only(&[]), digest, part, ()).await.unwrap();
+    let missing = engine.missing_chunks(&session, &only(&[]), &chunked.manifest.chunks).await.unwrap();
+    assert!(!missing.contains(&true));
+}
+
+#[tokio::test]
+async fn a_session_of_too_many_parts_has_ended() {
+    let installation = Installation::new();
+    let few = EngineSettings { session_parts_max: 33, ..settings() };
+    let index = Arc::new(installation.index().await);
+    let engine = engine_over(index, Arc::clone(&installation.blobs), few);
+    let main = create_main(&engine).await;
+    let session = open(&engine, &main, 1).await;
+    let chunk =
+        |number: u64| RawChunk { bytes: number.to_le_bytes().to_vec(), holes: Vec::new(), fills: Vec::new() };
+    let ids: Vec<ChunkId> = (0..34).map(|number| chunk(number).id()).collect();
+    for number in 0..34 {
+        if number == 33 {
+            let missing = engine.missing_chunks(&session, &only(&[]), &ids).await.unwrap();
+            assert_eq!(missing, [vec![false; 33], vec![true]].concat(), "from two pages");
+        }
+        let (digest, part) = ChunkedNar::of(vec![chunk(number)]).part(1);
+        engine.receive_part(&session, &only(&[]), digest, part, ()).await.unwrap();
+    }
+    let asked = engine.missing_chunks(&session, &only(&[]), &ids).await;
+    assert!(matches!(asked, Err(Error::NoSession)), "{asked:?}");
 }
 
 #[tokio::test]

@@ -11,8 +11,8 @@ use dormer_api::v2::{
 };
 use dormer_api::{CacheName, Permission, UploadPathNarInfo, UploadPathResult, UploadPathResultKind};
 use dormer_engine::{
-    CheckHold, ChunkedPath, CommittedPath, Deduplication, MISSING_CHUNKS_MAX, PART_BYTES_MAX, PathOutcome,
-    PushSession, Reader,
+    CheckHold, ChunkedPath, CommittedPath, Deduplication, MISSING_CHUNKS_MAX, PART_BYTES_MAX,
+    PART_CHUNKS_MAX, PathOutcome, PushSession, Reader, part_memory_bytes,
 };
 use dormer_format::ChunkId;
 use dormer_index::{CacheVisibility, SessionId as SessionKey};
@@ -39,9 +39,6 @@ const COMMIT_PATHS_MAX: usize = 512;
 /// after 60 s, and a client shows progress with each answer.
 const COMMIT_PATIENCE: Duration = Duration::from_secs(8);
 
-/// Memory of a part beside its bytes: a decoded chunk, and what is written down of its chunks.
-const PART_OVERHEAD_BYTES: u64 = 2 * 1024 * 1024;
-
 /// Opens a session, or joins it again.
 pub(crate) async fn open_session(
     app: &App,
@@ -65,6 +62,7 @@ pub(crate) async fn open_session(
         chunk_max: settings.chunk_params.max,
         level: settings.zstd_level,
         part_bytes_max: PART_BYTES_MAX as u64,
+        part_chunks_max: count(PART_CHUNKS_MAX),
         missing_chunks_max: count(MISSING_CHUNKS_MAX),
         commit_bytes_max: COMMIT_BYTES_MAX as u64,
         commit_paths_max: count(COMMIT_PATHS_MAX),
@@ -110,7 +108,7 @@ pub(crate) async fn put_part(
     refuse_coding(call, "a part is compressed already")?;
     body.limit(max).map_err(|_| Failure::TooLong { what, max })?;
     let length = body.known_length().unwrap_or(max);
-    let memory = app.part_memory(call, length + PART_OVERHEAD_BYTES).await?;
+    let memory = app.part_memory(call, part_memory_bytes(length)).await?;
     let bytes = read_all(body, length, what, max).await?;
     // The engine goes on when the caller leaves, and keeps turn and memory until it has ended.
     let hold = (turn, memory);

@@ -105,6 +105,7 @@ fn a_push_by_chunks_is_read_back() {
     assert_eq!((answer.format, answer.chunk_min, answer.chunk_max), (1, 1024, 16 * 1024));
     assert_eq!((answer.part_bytes_max, answer.missing_chunks_max), (8 * 1024 * 1024, 65_536));
     assert_eq!((answer.commit_bytes_max, answer.commit_paths_max), (24 * 1024 * 1024, 512));
+    assert_eq!(answer.part_chunks_max, 4_096);
     assert_eq!(answer.store_dir.to_string(), "/nix/store");
 
     let (first, second) = (sized_nar(1, 700_000), nar(2));
