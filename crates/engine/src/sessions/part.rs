@@ -5,7 +5,8 @@
 //! packer as they came; wait for the packs; write down what the session received.
 //!
 //! Invariants
-//! - Frames are stored only after they were decoded and their chunk's id compared.
+//! - Frames are stored only after they were decoded and their chunk's id compared, and not if they
+//!   are hardly compressed although they could be: every tenant gets the frames that came first.
 //! - A part that was answered is durable: its chunks' packs first, then the note about the part.
 //! - A part whose chunks are all stored waits for a pack as well, if its caller may not know that
 //!   they are: it stores a chunk of noise ([`DECOY_BYTES`]), which the next collection removes.
@@ -17,8 +18,8 @@ use std::sync::atomic::Ordering;
 
 use bytes::Bytes;
 use dormer_format::{
-    ChunkId, ChunkRun, Decoder, HOLE_BYTES, PACK_TRAILER_BYTES, PackEntry, PackTrailer, RawChunk,
-    RecipeBuilder, StoredChunk, read_pack, read_trailer,
+    ChunkId, ChunkLayout, ChunkRun, Decoder, Encoder, HOLE_BYTES, PACK_TRAILER_BYTES, PackEntry, PackTrailer,
+    RawChunk, RecipeBuilder, StoredChunk, read_pack, read_trailer,
 };
 use dormer_index::{Error as IndexError, SessionPart};
 use tokio::time::Instant;
@@ -236,17 +237,23 @@ impl Engine {
                 .count();
             let (part, job) = (part.clone(), entries[first..first + count].to_vec());
             let check = move || {
+                let mut trial = None;
                 let checked = job.iter().enumerate().try_for_each(|(position, entry)| {
                     let position = first + position;
                     let stored = &part[range(entry)];
                     let raw = decoder
                         .decode_blanked(stored, &entry.layout)
                         .map_err(|_| Error::PartChunk { position, what: "cannot be decoded" })?;
-                    if ChunkId::compute(&raw, &entry.layout.holes) == entry.id {
-                        Ok(())
-                    } else {
-                        Err(Error::PartChunk { position, what: "has another id than it is sent under" })
+                    if ChunkId::compute(&raw, &entry.layout.holes) != entry.id {
+                        return Err(Error::PartChunk {
+                            position,
+                            what: "has another id than it is sent under",
+                        });
                     }
+                    if is_wasteful(&mut trial, raw, &entry.layout)? {
+                        return Err(Error::PartChunk { position, what: "is hardly compressed" });
+                    }
+                    Ok(())
                 });
                 (decoder, checked)
             };
@@ -273,6 +280,22 @@ impl Engine {
         self.ingest_context().packer.add(PackSlot { stream, position: 0 }, chunk, claimed).await;
         Ok(Some(pending))
     }
+}
+
+/// Whether a chunk that was hardly compressed takes a third more than zstd's fastest level makes of
+/// it. Other chunks are not tried, so this costs little.
+fn is_wasteful(trial: &mut Option<Encoder>, raw: Vec<u8>, layout: &ChunkLayout) -> Result<bool> {
+    let stored = u64::from(layout.stored_len());
+    if stored < u64::from(layout.raw_len) / 8 * 7 {
+        return Ok(false);
+    }
+    let encoder = match trial {
+        Some(encoder) => encoder,
+        None => trial.insert(Encoder::new(1).map_err(Error::Encode)?),
+    };
+    let chunk = RawChunk { bytes: raw, holes: layout.holes.clone(), fills: Vec::new() };
+    let tried = encoder.encode(&chunk).map_err(Error::Encode)?.bytes.len() as u64;
+    Ok(4 * tried < 3 * stored)
 }
 
 /// How many chunks a pack's table says that there are.

@@ -279,6 +279,15 @@ async fn what_is_no_sound_part_is_refused_and_stores_nothing() {
         let zeros = vec![0; 1024 * 1024];
         forged(ChunkId::compute(&zeros, &[]), 1024 * 1024, zstd::bulk::compress(&zeros, 3).unwrap())
     };
+    let of_raw_block = |raw: &[u8]| {
+        let len = u32::try_from(raw.len()).unwrap();
+        let mut frame = vec![0x28, 0xb5, 0x2f, 0xfd, 0x60];
+        frame.extend(u16::try_from(len - 256).unwrap().to_le_bytes());
+        frame.extend(&(len << 3 | 1).to_le_bytes()[..3]);
+        frame.extend(raw);
+        assert_eq!(zstd::decode_all(&frame[..]).unwrap(), raw, "zstd reads it");
+        forged(ChunkId::compute(raw, &[]), len, frame)
+    };
     let mut trailing = sound.clone();
     trailing.push(0);
     let garbled = {
@@ -296,6 +305,7 @@ async fn what_is_no_sound_part_is_refused_and_stores_nothing() {
         ("a frame that is changed", forged(id, len, garbled)),
         ("a chunk under another one's id", forged(ChunkId::from_bytes([3; 32]), len, sound.clone())),
         ("a chunk larger than any cut", bomb),
+        ("a chunk that is not compressed", of_raw_block(&raw)),
     ] {
         let (digest, part) = part_of([chunk]);
         let refused = engine.receive_part(&session, &all(), digest, part, ()).await;
@@ -334,6 +344,10 @@ async fn what_is_no_sound_part_is_refused_and_stores_nothing() {
 
     assert_eq!(installation.blobs.list().await.unwrap(), []);
     engine.receive_part(&session, &all(), digest, part, ()).await.expect("the frame itself is sound");
+    let mut random = Random::new(1);
+    let noise: Vec<u8> = (0..250).flat_map(|_| random.next_u64().to_le_bytes()).collect();
+    let (digest, part) = part_of([of_raw_block(&noise)]);
+    engine.receive_part(&session, &all(), digest, part, ()).await.expect("noise cannot be compressed");
 }
 
 #[tokio::test]
