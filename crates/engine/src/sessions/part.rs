@@ -9,7 +9,7 @@
 //!   are hardly compressed although they could be: every tenant gets the frames that came first.
 //! - A part that was answered is durable: its chunks' packs first, then the note about the part.
 //! - A part whose chunks are all stored waits for a pack as well, if its caller may not know that
-//!   they are: it stores a chunk of noise ([`DECOY_BYTES`]), which the next collection removes.
+//!   they are: it stores a chunk of noise, which the next collection removes.
 //! - Memory: the part, which the caller accounts for, and one chunk. The packer gets copies, so a
 //!   pack that waits keeps no whole part alive.
 
@@ -57,10 +57,6 @@ const LOOK_PART_CHUNKS: usize = 1_024;
 
 /// Raw bytes decoded in one job of the CPU pool: 1 to 3 ms of work.
 const JOB_BYTES: u64 = 1024 * 1024;
-
-/// Bytes of the noise that a part stores which brings nothing new. A pack of this size takes about
-/// as long to store as one of a part.
-const DECOY_BYTES: usize = 64 * 1024;
 
 /// Memory to receive a part of so many bytes, in bytes, those of the part included.
 pub fn part_memory_bytes(part_bytes: u64) -> u64 {
@@ -167,7 +163,7 @@ impl Engine {
         if !is_any_new && pending.is_empty() && !may_tell {
             let allowed = self.allowed(session, reader).await?;
             if stored_before.iter().any(|number| !allowed.holds(*number)) {
-                pending.extend(self.store_decoy(stream).await?);
+                pending.extend(self.ingest_context().store_decoy(PackSlot { stream, position: 0 }).await?);
             }
         }
         upload.end_stream();
@@ -263,22 +259,6 @@ impl Engine {
             first += count;
         }
         Ok(())
-    }
-
-    /// Stores noise, as if a part had brought a new chunk. No recipe ever names it, so the next
-    /// collection removes it.
-    async fn store_decoy(&self, stream: u64) -> Result<Option<Arc<PendingChunk>>> {
-        let bytes = self
-            .cpu()
-            .run(|| (0..DECOY_BYTES / 8).flat_map(|_| rand::random::<u64>().to_le_bytes()).collect())
-            .await;
-        let chunk = RawChunk { bytes, holes: Vec::new(), fills: Vec::new() };
-        let mut stored = self.cpu().encode(vec![(chunk.id(), chunk)]).await?;
-        let Some(chunk) = stored.pop() else { return Ok(None) };
-        let Claim::Yours(claimed) = self.ingest_context().packer.claim(chunk.id) else { return Ok(None) };
-        let pending = Arc::clone(claimed.pending());
-        self.ingest_context().packer.add(PackSlot { stream, position: 0 }, chunk, claimed).await;
-        Ok(Some(pending))
     }
 }
 

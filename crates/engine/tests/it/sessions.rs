@@ -22,8 +22,8 @@ use dormer_index::{
 };
 use dormer_nix::{NarHash, StorePath};
 use dormer_testkit::{
-    ChunkedNar, FaultBlobs, FaultIndex, Faults, Random, check_invariants, object_for, package_nar, part_of,
-    rebuilt,
+    ChunkedNar, FaultBlobs, FaultIndex, Faults, Random, check_invariants, farm_nar, object_for, package_nar,
+    part_of, rebuilt,
 };
 use futures::FutureExt as _;
 
@@ -1016,6 +1016,46 @@ async fn a_part_waits_for_the_store_whether_its_chunks_are_known_or_not() {
     let (digest, part) = cut(&known).part(1);
     engine.receive_part(&other, &all(), digest, part, ()).await.unwrap();
     assert_eq!(store.waiting.load(Ordering::SeqCst), before);
+}
+
+#[tokio::test]
+async fn a_commit_waits_for_its_listing_whether_the_nar_is_known_or_not() {
+    let installation = Installation::new();
+    let store = GatedStore::new(&installation);
+    let index = Arc::new(installation.index().await);
+    let engine = engine_over(index, Arc::clone(&store) as Arc<dyn Blobs>, settings());
+    let (victim, own) = (create_cache(&engine, "victim").await, create_cache(&engine, "own").await);
+    let mut random = Random::new(11);
+    // So many names that their listing is kept as chunks.
+    let mut farm = || {
+        let name = |bytes: Vec<u8>| {
+            let hash: [u8; 20] = bytes.try_into().unwrap();
+            format!("{}-x", dormer_nix::nix32::encode(&hash)).parse::<StorePath>().unwrap()
+        };
+        farm_nar(&(0..4_000).map(|_| name(random.bytes(20))).collect::<Vec<_>>())
+    };
+    let (known, new) = (farm(), farm());
+    push(&engine, &victim, &path(1), &known).await.unwrap();
+    let session = open(&engine, &own, 1).await;
+    for (number, what, nar) in [(2, "a NAR that another tenant has", &known), (3, "a new NAR", &new)] {
+        let chunked = cut(nar);
+        let (digest, part) = chunked.part(1);
+        engine.receive_part(&session, &only(&["own"]), digest, part, ()).await.unwrap();
+        store.is_open.store(false, Ordering::SeqCst);
+        let before = store.waiting.load(Ordering::SeqCst);
+        let path = entry(&path(number), nar, &chunked.manifest);
+        let (engine, session) = (engine.clone(), session.clone());
+        let committed =
+            tokio::spawn(async move { commit_one(&engine, &session, &only(&["own"]), path).await });
+        while store.waiting.load(Ordering::SeqCst) == before {
+            assert!(!committed.is_finished(), "{what} was committed without a look at the store");
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+        assert!(!committed.is_finished(), "{what}");
+        store.is_open.store(true, Ordering::SeqCst);
+        let outcome = committed.await.unwrap().unwrap();
+        assert!(matches!(outcome, PathOutcome::Committed(_)), "{what}: {outcome:?}");
+    }
 }
 
 #[tokio::test]
