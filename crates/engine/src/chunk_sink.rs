@@ -39,6 +39,10 @@ const BATCH_CHUNKS: usize = 4_096;
 /// Raw bytes compressed in one job: 3 to 15 ms of work.
 const JOB_BYTES_MAX: usize = 768 * 1024;
 
+/// Bytes of the noise that is stored for a caller that brings nothing new and must not learn it. A
+/// pack of this size takes about as long to store as one of a part.
+const DECOY_BYTES: usize = 64 * 1024;
+
 /// What all uploads need.
 #[derive(Debug, Clone)]
 pub(crate) struct IngestContext {
@@ -46,6 +50,22 @@ pub(crate) struct IngestContext {
     pub(crate) cpu: CpuPool,
     pub(crate) packer: Packer,
     pub(crate) metrics: Arc<EngineMetrics>,
+}
+
+impl IngestContext {
+    /// Stores noise, as if a caller had brought a new chunk. No recipe ever names it, so the next
+    /// collection removes it.
+    pub(crate) async fn store_decoy(&self, slot: PackSlot) -> Result<Option<Arc<PendingChunk>>> {
+        let noise =
+            || (0..DECOY_BYTES / 8).flat_map(|_| rand::random::<u64>().to_le_bytes()).collect::<Vec<u8>>();
+        let chunk = RawChunk { bytes: self.cpu.run(noise).await, holes: Vec::new(), fills: Vec::new() };
+        let mut stored = self.cpu.encode(vec![(chunk.id(), chunk)]).await?;
+        let Some(chunk) = stored.pop() else { return Ok(None) };
+        let Claim::Yours(claimed) = self.packer.claim(chunk.id) else { return Ok(None) };
+        let pending = Arc::clone(claimed.pending());
+        self.packer.add(slot, chunk, claimed).await;
+        Ok(Some(pending))
+    }
 }
 
 /// A stored stream of bytes: all its packs are durable and in the index.
@@ -187,6 +207,16 @@ impl ChunkSink {
                 std::panic::resume_unwind(panic);
             }
         }
+    }
+
+    /// Stores noise if the whole stream, whose chunks are finished, is stored already: then its end
+    /// waits for the store as that of any other stream.
+    pub(crate) async fn store_decoy_if_known(&self) -> Result<Option<Arc<PendingChunk>>> {
+        let waits = self.queued.iter().any(|chunk| matches!(chunk.source, Source::Pending(_)));
+        if waits || self.stored.new_chunk_bytes > 0 {
+            return Ok(None);
+        }
+        self.context.store_decoy(PackSlot { stream: self.stream, position: self.position }).await
     }
 
     /// Waits for the packs and returns how to read the stream back.

@@ -94,6 +94,14 @@ pub enum Error {
         /// Most raw bytes.
         max: u64,
     },
+    /// A part has too many chunks.
+    #[error("the part has {chunks} chunks, more than the {max} allowed")]
+    PartChunks {
+        /// How many it has.
+        chunks: u64,
+        /// Most chunks.
+        max: u64,
+    },
     /// A check of a NAR ended without a result: a defect.
     #[error("the check of the NAR ended without a result")]
     CheckLost,
@@ -248,6 +256,7 @@ impl Error {
             | Self::PartChunk { .. }
             | Self::PartDigest
             | Self::PartTooLarge { .. }
+            | Self::PartChunks { .. }
             | Self::RangeOutside { .. } => ErrorClass::BadInput,
             Self::Busy { .. } | Self::TooManySessions { .. } => ErrorClass::Busy,
             Self::Damaged { .. } | Self::NoSession => ErrorClass::Missing,

@@ -88,6 +88,9 @@ pub struct Ingest {
     /// Whether the bytes must be cut into chunks that the caller named. Then a known NAR is cut as
     /// an unknown one: no error tells whether the server has it.
     checks_cuts: bool,
+    /// Whether a known NAR also takes the time of an unknown one: the caller must not learn that
+    /// the server has it.
+    hides_known: bool,
     memory: Arc<BudgetShare>,
 }
 
@@ -140,6 +143,7 @@ impl Engine {
             received: 0,
             work,
             checks_cuts,
+            hides_known: false,
             memory,
         })
     }
@@ -192,8 +196,10 @@ impl Engine {
 }
 
 impl Ingest {
-    /// Demands that the NAR is cut into exactly these chunks ([`Error::CutMismatch`]).
-    pub(crate) fn expect_cuts(&mut self, cuts: Vec<ChunkId>) {
+    /// Demands that the NAR is cut into exactly these chunks ([`Error::CutMismatch`]). With
+    /// `hides_known`, the upload of a NAR that the server has takes as long as any other.
+    pub(crate) fn expect_cuts(&mut self, cuts: Vec<ChunkId>, hides_known: bool) {
+        self.hides_known = hides_known;
         if let Work::Store(storing) = &mut self.work {
             storing.sink.expect_cuts(cuts);
         }
@@ -250,8 +256,10 @@ impl Ingest {
         if self.checks_cuts {
             sink.finish_chunks().await?;
         }
+        let is_sound = |nar: &dormer_index::NarSummary| !nar.damaged;
         if (self.request.expected.is_none() || self.checks_cuts)
-            && let Some(nar) = self.context.index.find_nar(&nar_hash).await?.filter(|nar| !nar.damaged)
+            && !self.hides_known
+            && let Some(nar) = self.context.index.find_nar(&nar_hash).await?.filter(is_sound)
         {
             return Ok(Ingested::known(nar_hash, nar_size, nar.file_size, nar.id, self.memory));
         }
@@ -260,7 +268,12 @@ impl Ingest {
             Listing::Json(rest) => listing.finish_chunks(&rest).await?,
             Listing::TooLarge => PendingListing::none(),
         };
+        let decoy = match &listing {
+            PendingListing::Chunks { sink, .. } if self.hides_known => sink.store_decoy_if_known().await?,
+            _ => None,
+        };
         upload.end_stream();
+        self.context.packer.wait_for(decoy.iter()).await;
 
         let mut stored = sink.finish().await?;
         let listing = match listing {
@@ -271,6 +284,11 @@ impl Ingest {
                 StoredListing::Chunks { recipe, size }
             }
         };
+        if self.hides_known
+            && let Some(nar) = self.context.index.find_nar(&nar_hash).await?.filter(is_sound)
+        {
+            return Ok(Ingested::known(nar_hash, nar_size, nar.file_size, nar.id, self.memory));
+        }
         Ok(Ingested {
             nar_hash,
             nar_size,

@@ -76,8 +76,8 @@ pub use rekey::{RekeyReport, rekey};
 pub use retention::{Closure, LARGEST_PATHS, MissingPaths};
 pub use scrub::{FULL_PPM, ScrubMetrics, ScrubOptions, ScrubReport, ScrubState, Scrubber};
 pub use sessions::{
-    ChunkedPath, CommittedPath, MISSING_CHUNKS_MAX, PART_BYTES_MAX, PART_RAW_BYTES_MAX, PathOutcome,
-    PushSession, Reader,
+    AdmitCheck, CheckHold, ChunkedPath, CommittedPath, MISSING_CHUNKS_MAX, PART_BYTES_MAX, PART_CHUNKS_MAX,
+    PART_RAW_BYTES_MAX, PathOutcome, PushSession, Reader, part_memory_bytes,
 };
 pub use settings::{EngineSettings, UPLOAD_BYTES};
 pub use stored_metrics::StoredMetrics;
@@ -190,7 +190,7 @@ impl Engine {
             metrics,
             change_counts: ChangeCounts::default(),
             readable: ReadableChunks::default(),
-            verifications: Verifications::new(2 * settings.cpu_threads.max(1)),
+            verifications: Verifications::new(settings.checks_max()),
             settings,
             clock,
             blobs,

@@ -46,6 +46,9 @@ pub struct EngineSettings {
     /// Seconds after which a push by chunks ends: at most the longest upload that the collector
     /// allows for, so that it keeps the chunks that were sent.
     pub session_seconds: i64,
+    /// Most parts of a push by chunks whose caller may not read everything: full ones hold 128 GiB.
+    /// With more, it has ended, and its client goes on in a new one.
+    pub session_parts_max: usize,
     /// The grid of a session's answers to callers that may not read everything: an answer leaves at
     /// a multiple of this since its request came, so that the time tells nothing of what others
     /// have. A look-up of 16,384 chunks takes 10 to 60 ms, and less if none is stored.
@@ -58,6 +61,11 @@ pub struct EngineSettings {
 pub const UPLOAD_BYTES: u64 = 10 * MIB;
 
 impl EngineSettings {
+    /// Checks of NARs that a push by chunks describes, at most so many at once.
+    pub fn checks_max(&self) -> usize {
+        2 * self.cpu_threads.max(1)
+    }
+
     /// Most memory of all work at once, in bytes: the sum in docs/ARCHITECTURE.md, without the
     /// process itself.
     pub fn memory_bytes_max(&self) -> u64 {
@@ -88,6 +96,7 @@ impl Default for EngineSettings {
             read_memory_bytes: 64 * MIB,
             reads_max: 512,
             read_wait: Duration::from_secs(30),
+            session_parts_max: 16_384,
             session_seconds: 86_400,
             session_grid: Duration::from_millis(250),
         }

@@ -69,7 +69,7 @@ where
             a_trace_gathers_signatures_and_keeps_its_first_path, signatures_of_racing_traces_are_all_kept,
             a_document_is_told_to_followers_of_what_it_belongs_to, a_log_goes_with_the_last_object_of_its_derivation,
             a_trace_goes_with_its_path, debug_info_is_found_by_its_build_id, a_document_costs_few_statements;
-        sessions: a_session_is_its_callers_until_it_ends, a_subject_has_few_sessions_at_once,
+        sessions: a_session_is_its_callers_until_it_ends, a_subject_has_few_sessions_at_once, the_oldest_session_makes_room_after_an_hour,
             a_session_remembers_its_parts_in_pages, the_recipes_of_a_cache_come_by_age,
             chunks_marked_alone_are_stored_again;
         races: racing_packs_agree_on_every_chunk, racing_commits_of_one_nar_agree, racing_objects_leave_one_of_them,

@@ -985,7 +985,7 @@ pub enum SessionOpened {
     Open(SessionEnd),
     /// The name is that of another caller, cache or time.
     NotYours,
-    /// The subject has too many sessions that last.
+    /// The subject has too many sessions that last, and all are young.
     TooMany,
 }
 
@@ -1011,7 +1011,8 @@ pub struct CacheRecipe {
 #[async_trait]
 pub trait SessionIndex: Send + Sync + std::fmt::Debug + 'static {
     /// Opens a session, or finds it open. A subject has at most `sessions_max` that last; racing
-    /// openings may pass this by a few. [`Error::CacheGone`](crate::Error::CacheGone) if the cache
+    /// openings may pass this by a few. At the limit the subject's oldest session ends, if it is
+    /// an hour old. [`Error::CacheGone`](crate::Error::CacheGone) if the cache
     /// is not there. Opening twice is the same as once.
     async fn open_session(&self, session: &NewSession, sessions_max: u32) -> Result<SessionOpened>;
     /// Finds a session of this cache and subject that lasts. One statement.

@@ -36,6 +36,8 @@ pub(crate) struct App {
     uploads: Shares,
     /// Each pusher's part of the engine's memory for uploads.
     upload_memory: Shares,
+    /// Each pusher's part of the engine's turns to check NARs of pushes by chunks.
+    checks: Shares,
     body_memory: Shares,
     reencodings: Shares,
     pub(crate) next_request: AtomicU64,
@@ -52,6 +54,7 @@ impl App {
             push_rates: PushRates::new(settings.push_requests_per_second, settings.push_bytes_per_second),
             uploads: Shares::of_turns(settings.uploads_max),
             upload_memory: Shares::per_caller(engine.settings().upload_memory_bytes_max),
+            checks: Shares::turns_per_caller(engine.settings().checks_max()),
             body_memory: Shares::of_memory(settings.buffered_bytes_max as u64),
             reencodings: Shares::of_turns(settings.reencodings_max),
             // A random start, so that the ids of two runs or replicas differ in a shared log.
@@ -102,6 +105,13 @@ impl App {
         let share = async { self.upload_memory.take(&self.caller(call), bytes).await };
         let share = self.in_time("uploads", self.engine.settings().upload_wait, share).await?;
         Ok((self.engine.take_upload_memory(bytes).await?, share))
+    }
+
+    /// A caller's shares for a check of a NAR, which the engine admits: a turn, and memory for
+    /// uploads. The commit that asks for them gives up in time.
+    pub(crate) async fn admit_check(&self, caller: &Caller, bytes: u64) -> [Share; 2] {
+        let turn = self.checks.take(caller, 1).await;
+        [turn, self.upload_memory.take(caller, bytes).await]
     }
 
     /// The caller that a request's memory and turns count for.

@@ -76,6 +76,12 @@ impl Shares {
         Self { all, ..Self::of_memory(bytes_max) }
     }
 
+    /// Each caller's share of turns that are themselves handed out elsewhere.
+    pub(crate) fn turns_per_caller(turns_max: usize) -> Self {
+        let all = Arc::new(Level::new(Semaphore::MAX_PERMITS));
+        Self { all, ..Self::of_turns(turns_max) }
+    }
+
     fn new(permits_max: u64, unit: u64) -> Self {
         let permits_max = usize::try_from(permits_max).unwrap_or(usize::MAX).max(1);
         let all = Arc::new(Level::new(permits_max));
@@ -197,6 +203,16 @@ mod tests {
         assert!(shares.take(&ada, 100).now_or_never().is_some(), "too much is all there is");
         shares.begin(&bob);
         assert_eq!(shares.callers.lock().unwrap().len(), 1, "only callers that hold something stay");
+    }
+
+    #[tokio::test]
+    async fn of_turns_that_are_handed_out_elsewhere_each_caller_has_three_quarters() {
+        let shares = Shares::turns_per_caller(4);
+        let (ada, bob) = (caller("ada"), caller("bob"));
+        let take = |caller| shares.take(caller, 1).now_or_never();
+        let held = [take(&ada), take(&ada), take(&ada), take(&bob), take(&bob), take(&bob)];
+        assert!(held.iter().all(Option::is_some));
+        assert!(take(&ada).is_none() && take(&bob).is_none());
     }
 
     #[tokio::test]

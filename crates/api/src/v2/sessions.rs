@@ -120,6 +120,9 @@ pub struct SessionResponse {
     pub level: i32,
     /// Largest part, in bytes.
     pub part_bytes_max: u64,
+    /// Most chunks of a part.
+    #[serde(default = "part_chunks_max")]
+    pub part_chunks_max: u32,
     /// Most chunks in one question for missing ones.
     pub missing_chunks_max: u32,
     /// Largest body of a commit, in bytes.
@@ -128,6 +131,11 @@ pub struct SessionResponse {
     pub commit_paths_max: u32,
     /// When the session ends, in seconds since 1970.
     pub ends_at: i64,
+}
+
+/// What a server takes that does not say it.
+fn part_chunks_max() -> u32 {
+    4_096
 }
 
 /// Answer to a commit: one result per path, in the order of the request.

@@ -2,7 +2,8 @@
 //! order.
 //!
 //! Algorithm: a check is a task, named by its session and the bytes of its entry. A request begins
-//! the checks of its paths, a few at a time, and waits until its time is up. It commits each path
+//! the checks of its paths, a few at a time, each when the caller's shares and the server have a
+//! turn for it, and waits until its time is up. It commits each path
 //! whose NAR is sound and whose references, as far as they stand earlier in the request, are
 //! committed. What is not done then goes on without the request: the client asks again with the
 //! same entries, and finds the task or what it left.
@@ -10,10 +11,13 @@
 //! Invariants
 //! - A path never becomes visible before a reference that stands earlier in its request.
 //! - One task checks an entry, however many requests ask for it. What it left is kept for
-//!   [`KEPT`], so an answer that was lost costs no second check.
-//! - The request commits, not the task: what a client gave up never becomes visible later.
+//!   [`KEPT`], so an answer that was lost costs no second check. A check that no request has asked
+//!   for in that time ends.
+//! - The request commits, not the task: what a client gave up never becomes visible later. A commit
+//!   that has begun goes to its end, and the next request finds it.
 //! - Of one request at most [`CHECKS_MAX`] checks run at once, and of all requests as many as there
-//!   are turns. A sound NAR that waits for its commit keeps a share of the memory for uploads.
+//!   are turns. Only requests wait for turns: a check that has not begun holds nothing.
+//! - A sound NAR that waits for its commit keeps a share of the memory for uploads.
 
 use std::collections::HashMap;
 use std::fmt;
@@ -23,23 +27,37 @@ use std::time::Duration;
 use bytes::Bytes;
 use dormer_index::{CommitOutcome, Error as IndexError, Object, SessionId};
 use dormer_nix::{NarHash, StorePathHash};
-use futures::StreamExt as _;
+use futures::future::{BoxFuture, OptionFuture};
 use futures::stream::FuturesUnordered;
+use futures::{FutureExt as _, StreamExt as _};
 use tokio::sync::watch;
+use tokio::task::JoinHandle;
 use tokio::time::Instant;
 use tracing::Instrument as _;
 
 use super::verify::Verified;
 use super::{PushSession, Reader};
-use crate::budget::Budget;
+use crate::budget::{Budget, BudgetShare};
+use crate::commit::finish;
 use crate::ingest::{Deduplication, Ingested};
+use crate::settings::UPLOAD_BYTES;
 use crate::{Engine, Error, ErrorClass, Result};
 
 /// Checks of one request that run at once.
 const CHECKS_MAX: usize = 4;
 
-/// How long what a check left is kept for the next request.
+/// How long a check goes on, and what it left is kept, for the next request.
 const KEPT: Duration = Duration::from_mins(2);
+
+/// What a check holds of its caller's shares, until it has ended.
+pub type CheckHold = Box<dyn Send>;
+
+/// Takes a caller's shares for one check, when there is room: a turn, and so many bytes of the
+/// memory for uploads.
+pub type AdmitCheck<'a> = dyn Fn(u64) -> BoxFuture<'a, CheckHold> + Send + Sync + 'a;
+
+/// What a check needs to begin.
+type Admission = (CheckHold, BudgetShare);
 
 /// A path to commit.
 #[derive(Debug, Clone)]
@@ -96,6 +114,8 @@ pub(crate) struct Verifications {
 #[derive(Debug)]
 struct Verification {
     state: watch::Sender<State>,
+    /// When a request last asked for it.
+    asked_at: Mutex<Instant>,
 }
 
 #[derive(Clone)]
@@ -121,6 +141,18 @@ impl fmt::Debug for State {
 }
 
 impl Verification {
+    fn new() -> Self {
+        Self { state: watch::Sender::new(State::Running), asked_at: Mutex::new(Instant::now()) }
+    }
+
+    fn asked_at(&self) -> Instant {
+        *self.asked_at.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn note_request(&self) {
+        *self.asked_at.lock().unwrap_or_else(PoisonError::into_inner) = Instant::now();
+    }
+
     fn state(&self) -> State {
         self.state.borrow().clone()
     }
@@ -135,7 +167,7 @@ impl Verification {
 
 impl Verifications {
     pub(crate) fn new(turns: usize) -> Self {
-        // Checks wait for their turn without a limit: their requests do not wait for them.
+        // Requests wait for turns as long as they wait for checks.
         Self { all: Mutex::default(), turns: Budget::of_turns("checks", turns, Duration::MAX, "checks") }
     }
 
@@ -145,6 +177,13 @@ impl Verifications {
 
     fn lock(&self) -> std::sync::MutexGuard<'_, HashMap<Key, Arc<Verification>>> {
         self.all.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The check of this name that runs or has ended.
+    fn find(&self, key: &Key) -> Option<Arc<Verification>> {
+        let check = self.lock().get(key).map(Arc::clone)?;
+        check.note_request();
+        Some(check)
     }
 
     /// Forgets a check, unless another one has its name by now.
@@ -158,7 +197,7 @@ impl Verifications {
 
 impl Engine {
     /// Commits paths of a session. Each gets an outcome, in order, after `patience` at the latest;
-    /// checks go on in the background. `hold` is kept until each check has ended.
+    /// checks go on in the background. `admit` takes the caller's shares for each check.
     ///
     /// An error says that a part of the server cannot be reached. What was committed before is
     /// remembered, so the same request may be repeated.
@@ -168,11 +207,11 @@ impl Engine {
         reader: &Reader,
         paths: &[ChunkedPath],
         patience: Duration,
-        hold: &Arc<impl Send + Sync + 'static>,
+        admit: &AdmitCheck<'_>,
     ) -> Result<Vec<PathOutcome>> {
         let begun = Instant::now();
         let may_tell = self.reads_everything(reader).await?;
-        let outcomes = self.commit_in_order(session, reader, paths, begun + patience, hold).await;
+        let outcomes = self.commit_in_order(session, reader, paths, begun + patience, admit).await;
         self.answer_on_grid(begun, may_tell).await;
         outcomes
     }
@@ -183,28 +222,51 @@ impl Engine {
         reader: &Reader,
         paths: &[ChunkedPath],
         until: Instant,
-        hold: &Arc<impl Send + Sync + 'static>,
+        admit: &AdmitCheck<'_>,
     ) -> Result<Vec<PathOutcome>> {
         let needed = references_before(paths);
         let mut outcomes: Vec<Option<PathOutcome>> = (0..paths.len()).map(|_| None).collect();
         let mut checks: Vec<Arc<Verification>> = Vec::with_capacity(paths.len());
         let mut running = FuturesUnordered::new();
-        loop {
+        let ended = |check: Arc<Verification>| async move { check.ended().await };
+        let mut admission: Option<BoxFuture<'_, Admission>> = None;
+        'work: loop {
             while checks.len() < paths.len() && running.len() < CHECKS_MAX {
-                let check = self.begin_check(session, reader, &paths[checks.len()], hold);
-                checks.push(Arc::clone(&check));
-                running.push(async move { check.ended().await });
+                let path = &paths[checks.len()];
+                if let Some(check) = self.verifications().find(&(session.id, path.digest)) {
+                    admission = None;
+                    checks.push(Arc::clone(&check));
+                    running.push(ended(check));
+                } else {
+                    admission.get_or_insert_with(|| self.admit(session, path, admit).boxed());
+                    break;
+                }
             }
             for (number, check) in checks.iter().enumerate() {
                 let is_committed =
                     |earlier: &usize| matches!(outcomes[*earlier], Some(PathOutcome::Committed(_)));
                 if outcomes[number].is_none() && needed[number].iter().all(is_committed) {
+                    let is_sound = matches!(check.state(), State::Sound(_));
                     outcomes[number] = self.settle(session, reader, &paths[number], check).await?;
+                    // The next request commits the others.
+                    if is_sound && Instant::now() >= until {
+                        break 'work;
+                    }
                 }
             }
+            if checks.len() == paths.len() && running.is_empty() {
+                break;
+            }
             tokio::select! {
-                ended = running.next() => if ended.is_none() && checks.len() == paths.len() { break },
+                biased;
+                Some(admission_of_next) = OptionFuture::from(admission.as_mut()) => {
+                    admission = None;
+                    let check = self.begin_check(session, reader, &paths[checks.len()], admission_of_next);
+                    checks.push(Arc::clone(&check));
+                    running.push(ended(check));
+                }
                 () = tokio::time::sleep_until(until) => break,
+                Some(()) = running.next() => {}
             }
         }
         let mut settled = Vec::with_capacity(paths.len());
@@ -238,47 +300,49 @@ impl Engine {
         outcome
     }
 
-    /// The check of a path: the one that runs or ended, or a new one.
+    /// Waits for what a check needs: its caller's shares, then a turn.
+    async fn admit(&self, session: &PushSession, path: &ChunkedPath, admit: &AdmitCheck<'_>) -> Admission {
+        // A NAR that is too large fails in its check.
+        let bytes = self.upload_bytes(&self.check_request(session, path)).unwrap_or(UPLOAD_BYTES);
+        let hold = admit(bytes).await;
+        (hold, self.verifications().turns.take_at_last(1).await)
+    }
+
+    /// Begins the check of a path, unless another request has begun it meanwhile.
     fn begin_check(
         &self,
         session: &PushSession,
         reader: &Reader,
         path: &ChunkedPath,
-        hold: &Arc<impl Send + Sync + 'static>,
+        admission: Admission,
     ) -> Arc<Verification> {
         let key = (session.id, path.digest);
         let mut all = self.verifications().lock();
         if let Some(present) = all.get(&key) {
             return Arc::clone(present);
         }
-        let check = Arc::new(Verification { state: watch::Sender::new(State::Running) });
+        let check = Arc::new(Verification::new());
         all.insert(key, Arc::clone(&check));
         drop(all);
-        let (engine, session, reader, hold) =
-            (self.clone(), session.clone(), reader.clone(), Arc::clone(hold));
+        let (engine, session, reader) = (self.clone(), session.clone(), reader.clone());
+        let request = self.check_request(&session, path);
         // A copy: the check must not keep the whole request.
         let manifest = Bytes::copy_from_slice(&path.manifest);
-        let nar = (path.nar_hash, path.nar_size);
         let begun = Arc::clone(&check);
         let work = async move {
-            let turn = engine.verifications().turns.take_at_last(1).await;
             let work = engine.clone();
             // A task of its own, so that a panic ends the check and nothing waits for ever.
-            let checked = tokio::spawn(async move { work.verify(&session, &reader, &manifest, nar).await });
-            let state = match checked.await {
-                Ok(Ok(Verified::Sound(ingested))) => State::Sound(Arc::new(Mutex::new(Some(*ingested)))),
-                Ok(Ok(Verified::Missing(chunks))) => State::Missing(Arc::new(chunks)),
-                Ok(Err(error)) => State::Failed(Arc::new(error)),
-                Err(_) => State::Failed(Arc::new(Error::CheckLost)),
-            };
-            drop((turn, hold));
+            let checked = async move { work.verify(&session, &reader, &manifest, request).await };
+            let checked = tokio::spawn(checked.in_current_span());
+            let state = watch_over(&begun, checked, KEPT).await;
+            drop(admission);
             begun.state.send_replace(state);
-            // What is kept keeps no engine alive.
-            let inner = Arc::downgrade(&engine.inner);
-            drop(engine);
+            // What waits here keeps alive neither the engine nor a check that was forgotten.
+            let (inner, kept) = (Arc::downgrade(&engine.inner), Arc::downgrade(&begun));
+            drop((engine, begun));
             tokio::time::sleep(KEPT).await;
-            if let Some(inner) = inner.upgrade() {
-                Engine { inner }.verifications().forget(&key, &begun);
+            if let (Some(inner), Some(kept)) = (inner.upgrade(), kept.upgrade()) {
+                Engine { inner }.verifications().forget(&key, &kept);
             }
         };
         tokio::spawn(work.in_current_span());
@@ -314,21 +378,26 @@ impl Engine {
                 let taken = ingested.lock().unwrap_or_else(PoisonError::into_inner).take();
                 // Another request commits it right now.
                 let Some(ingested) = taken else { return Ok(Some(PathOutcome::Waiting)) };
-                match self.commit_checked(session, reader, path, ingested).await {
-                    Ok(committed) => {
-                        check.state.send_replace(State::Committed(committed.clone()));
-                        Ok(Some(PathOutcome::Committed(committed)))
-                    }
-                    Err(error) => {
-                        self.verifications().forget(&key, check);
-                        match error {
-                            // A collection took something since the check: it is to be made again.
-                            Error::Index(IndexError::PackGone | IndexError::NarGone) => {
-                                Ok(Some(PathOutcome::Waiting))
-                            }
-                            error => Err(error),
+                let (engine, session, reader) = (self.clone(), session.clone(), reader.clone());
+                let (object, check) = (path.object.clone(), Arc::clone(check));
+                // To its end, also when the request is given up: the check says what became of it.
+                let committed = finish(async move {
+                    let committed = engine.commit_checked(&session, &reader, object, ingested).await;
+                    match &committed {
+                        Ok(committed) => {
+                            check.state.send_replace(State::Committed(committed.clone()));
                         }
+                        Err(_) => engine.verifications().forget(&key, &check),
                     }
+                    committed
+                });
+                match committed.await {
+                    Ok(committed) => Ok(Some(PathOutcome::Committed(committed))),
+                    // A collection took something since the check: it is to be made again.
+                    Err(Error::Index(IndexError::PackGone | IndexError::NarGone)) => {
+                        Ok(Some(PathOutcome::Waiting))
+                    }
+                    Err(error) => Err(error),
                 }
             }
         }
@@ -338,7 +407,7 @@ impl Engine {
         &self,
         session: &PushSession,
         reader: &Reader,
-        path: &ChunkedPath,
+        object: Object,
         ingested: Ingested,
     ) -> Result<CommittedPath> {
         let file_size = ingested.file_size;
@@ -347,8 +416,35 @@ impl Engine {
                 || self.deduplication(&ingested, |cache| (reader.may_read)(cache)).await?
                     == Deduplication::Whole);
         let deduplication = if is_whole { Deduplication::Whole } else { Deduplication::Untold };
-        let outcome = self.commit_object(&session.cache, ingested, path.object.clone()).await?;
+        let outcome = self.commit_object(&session.cache, ingested, object).await?;
         Ok(CommittedPath { file_size, deduplication, is_kept: outcome == CommitOutcome::Kept })
+    }
+}
+
+/// Waits for a check. Ends it when no request has asked for it in `patience`.
+async fn watch_over(
+    check: &Verification,
+    mut checked: JoinHandle<Result<Verified>>,
+    patience: Duration,
+) -> State {
+    loop {
+        let asked_at = check.asked_at();
+        tokio::select! {
+            checked = &mut checked => return match checked {
+                Ok(Ok(Verified::Sound(ingested))) => State::Sound(Arc::new(Mutex::new(Some(*ingested)))),
+                Ok(Ok(Verified::Missing(chunks))) => State::Missing(Arc::new(chunks)),
+                Ok(Err(error)) => State::Failed(Arc::new(error)),
+                Err(_) => State::Failed(Arc::new(Error::CheckLost)),
+            },
+            () = tokio::time::sleep_until(asked_at + patience) => {
+                if check.asked_at() == asked_at {
+                    checked.abort();
+                    // Then what it held has returned.
+                    let _ = checked.await;
+                    return State::Failed(Arc::new(Error::Busy { what: "checks" }));
+                }
+            }
+        }
     }
 }
 
@@ -362,4 +458,35 @@ fn references_before(paths: &[ChunkedPath]) -> Vec<Vec<usize>> {
         places.entry(path.object.path.hash()).or_insert(number);
     }
     needed
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_check_ends_when_no_request_asks_for_it_any_more() {
+        const PATIENCE: Duration = Duration::from_millis(40);
+        let check = Verification::new();
+        let memory = Arc::new(());
+        let endless = || {
+            let held = Arc::clone(&memory);
+            tokio::spawn(async move {
+                let () = std::future::pending().await;
+                drop(held);
+                Ok(Verified::Missing(Vec::new()))
+            })
+        };
+        let state = watch_over(&check, endless(), PATIENCE).await;
+        assert!(matches!(&state, State::Failed(error) if error.class() == ErrorClass::Busy), "{state:?}");
+        assert_eq!(Arc::strong_count(&memory), 1, "what the check held has returned");
+
+        // A request has asked meanwhile.
+        *check.asked_at.lock().unwrap() = Instant::now() + KEPT;
+        let watched = watch_over(&check, endless(), PATIENCE);
+        assert!(tokio::time::timeout(2 * PATIENCE, watched).await.is_err());
+        let ends = tokio::spawn(async { Ok(Verified::Missing(vec![3])) });
+        let state = watch_over(&check, ends, KEPT).await;
+        assert!(matches!(&state, State::Missing(chunks) if **chunks == [3]), "{state:?}");
+    }
 }

@@ -34,8 +34,8 @@ use roaring::RoaringTreemap;
 use tokio::time::Instant;
 
 pub(crate) use commits::Verifications;
-pub use commits::{ChunkedPath, CommittedPath, PathOutcome};
-pub use part::{PART_BYTES_MAX, PART_RAW_BYTES_MAX};
+pub use commits::{AdmitCheck, CheckHold, ChunkedPath, CommittedPath, PathOutcome};
+pub use part::{PART_BYTES_MAX, PART_CHUNKS_MAX, PART_RAW_BYTES_MAX, part_memory_bytes};
 pub(crate) use readable::ReadableChunks;
 
 use crate::{Engine, Error, Result};
@@ -50,8 +50,8 @@ pub const MISSING_CHUNKS_MAX: usize = 65_536;
 /// Chunks in one look-up, at most what the index takes.
 const LOOK_CHUNKS: usize = 16_384;
 
-/// Parts of a session in one look-up.
-const LOOK_PARTS: u32 = 1_024;
+/// Parts of a session in one look-up. The runs of one take 64 KiB at most.
+const LOOK_PARTS: u32 = 32;
 
 /// What a caller may read.
 #[derive(Clone)]
@@ -182,11 +182,13 @@ impl Engine {
     async fn received(&self, session: &PushSession) -> Result<RoaringTreemap> {
         let mut received = RoaringTreemap::new();
         let mut after = None;
+        let mut left = self.settings().session_parts_max;
         loop {
             let parts = self.index().parts_after(&session.id, after.as_ref(), LOOK_PARTS).await?;
             for run in parts.iter().flat_map(|part| &part.chunks) {
                 received.insert_range(run.first..run.first.saturating_add(run.count.into()));
             }
+            left = left.checked_sub(parts.len()).ok_or(Error::NoSession)?;
             match parts.last() {
                 Some(last) if parts.len() == LOOK_PARTS as usize => after = Some(last.digest),
                 _ => return Ok(received),

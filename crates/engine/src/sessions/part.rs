@@ -5,10 +5,11 @@
 //! packer as they came; wait for the packs; write down what the session received.
 //!
 //! Invariants
-//! - Frames are stored only after they were decoded and their chunk's id compared.
+//! - Frames are stored only after they were decoded and their chunk's id compared, and not if they
+//!   are hardly compressed although they could be: every tenant gets the frames that came first.
 //! - A part that was answered is durable: its chunks' packs first, then the note about the part.
 //! - A part whose chunks are all stored waits for a pack as well, if its caller may not know that
-//!   they are: it stores a chunk of noise ([`DECOY_BYTES`]), which the next collection removes.
+//!   they are: it stores a chunk of noise, which the next collection removes.
 //! - Memory: the part, which the caller accounts for, and one chunk. The packer gets copies, so a
 //!   pack that waits keeps no whole part alive.
 
@@ -17,13 +18,13 @@ use std::sync::atomic::Ordering;
 
 use bytes::Bytes;
 use dormer_format::{
-    ChunkId, ChunkRun, Decoder, HOLE_BYTES, PACK_TRAILER_BYTES, PackEntry, RawChunk, RecipeBuilder,
-    StoredChunk, read_pack, read_trailer,
+    ChunkId, ChunkLayout, ChunkRun, Decoder, Encoder, HOLE_BYTES, PACK_TRAILER_BYTES, PackEntry, PackTrailer,
+    RawChunk, RecipeBuilder, StoredChunk, read_pack, read_trailer,
 };
 use dormer_index::{Error as IndexError, SessionPart};
 use tokio::time::Instant;
 
-use super::{LOOK_CHUNKS, PushSession, Reader};
+use super::{PushSession, Reader};
 use crate::commit::finish;
 use crate::packer::{Claim, PackSlot, PendingChunk};
 use crate::read::windows;
@@ -37,24 +38,45 @@ pub const PART_BYTES_MAX: usize = 8 * 1024 * 1024;
 /// compresses to a third; a part of larger chunks than this is a bomb.
 pub const PART_RAW_BYTES_MAX: u64 = 512 * 1024 * 1024;
 
+/// Most chunks of a part. 8 MiB of software are some hundred chunks; only chunks that compress to
+/// nearly nothing come near this.
+pub const PART_CHUNKS_MAX: usize = 4_096;
+
+/// Memory of a part beside its bytes: a decoded chunk and small things.
+const PART_MEMORY_BYTES: u64 = 2 * 1024 * 1024;
+
+/// Memory of a chunk of a part, until the part is written down: its entry, its row, and what waits
+/// for its pack. A chunk with as many holes as there can be takes twice as much.
+const CHUNK_MEMORY_BYTES: u64 = 1024;
+
+/// The least bytes of a chunk in a part: the frame's head, and an entry of the table.
+const CHUNK_BYTES_MIN: u64 = 48;
+
+/// Chunks of a part in one look-up.
+const LOOK_PART_CHUNKS: usize = 1_024;
+
 /// Raw bytes decoded in one job of the CPU pool: 1 to 3 ms of work.
 const JOB_BYTES: u64 = 1024 * 1024;
 
-/// Bytes of the noise that a part stores which brings nothing new. A pack of this size takes about
-/// as long to store as one of a part.
-const DECOY_BYTES: usize = 64 * 1024;
+/// Memory to receive a part of so many bytes, in bytes, those of the part included.
+pub fn part_memory_bytes(part_bytes: u64) -> u64 {
+    let chunks = (part_bytes / CHUNK_BYTES_MIN).min(PART_CHUNKS_MAX as u64);
+    part_bytes + PART_MEMORY_BYTES + chunks * CHUNK_MEMORY_BYTES
+}
 
 impl Engine {
     /// Takes a part of a session. When this returns, every chunk of the part is durable, and the
     /// session may name it. Repeating a part costs a look-up.
     ///
-    /// The work goes on when the caller leaves.
+    /// The work goes on when the caller leaves. `hold` is kept until it has ended: the caller's
+    /// share of the memory that `part` takes.
     pub async fn receive_part(
         &self,
         session: &PushSession,
         reader: &Reader,
         digest: [u8; 32],
         part: Bytes,
+        hold: impl Send + 'static,
     ) -> Result<()> {
         let begun = Instant::now();
         if let Some(known) = self.index().find_part(&session.id, &digest).await?
@@ -66,6 +88,7 @@ impl Engine {
         finish(async move {
             let may_tell = engine.reads_everything(&reader).await?;
             let received = engine.store_part(&session, &reader, may_tell, digest, part).await;
+            drop(hold);
             engine.answer_on_grid(begun, may_tell).await;
             received
         })
@@ -105,7 +128,7 @@ impl Engine {
         let mut pending: Vec<Arc<PendingChunk>> = Vec::new();
         let mut stored_before = Vec::new();
         let mut is_any_new = false;
-        for (batch, entries) in entries.chunks(LOOK_CHUNKS).enumerate() {
+        for (batch, entries) in entries.chunks(LOOK_PART_CHUNKS).enumerate() {
             let ids: Vec<ChunkId> = entries.iter().map(|entry| entry.id).collect();
             let mut on_their_way: Vec<_> =
                 ids.iter().map(|id| self.ingest_context().packer.find_pending(id)).collect();
@@ -133,14 +156,14 @@ impl Engine {
             for (position, claimed) in claims {
                 let chunk = stored_chunk(&part, &entries[position]);
                 self.metrics().new_chunk_bytes.inc_by(chunk.layout.raw_len.into());
-                let slot = PackSlot { stream, position: (batch * LOOK_CHUNKS + position) as u64 };
+                let slot = PackSlot { stream, position: (batch * LOOK_PART_CHUNKS + position) as u64 };
                 self.ingest_context().packer.add(slot, chunk, claimed).await;
             }
         }
         if !is_any_new && pending.is_empty() && !may_tell {
             let allowed = self.allowed(session, reader).await?;
             if stored_before.iter().any(|number| !allowed.holds(*number)) {
-                pending.extend(self.store_decoy(stream).await?);
+                pending.extend(self.ingest_context().store_decoy(PackSlot { stream, position: 0 }).await?);
             }
         }
         upload.end_stream();
@@ -167,12 +190,17 @@ impl Engine {
         let part = part.clone();
         self.cpu()
             .run(move || {
-                let (_, entries) = read_pack(&part).map_err(Error::MalformedPart)?;
                 let trailer: &[u8; PACK_TRAILER_BYTES] = part.last_chunk().ok_or(Error::PartDigest)?;
                 let trailer = read_trailer(trailer, part.len() as u64).map_err(Error::MalformedPart)?;
                 if trailer.hash != digest {
                     return Err(Error::PartDigest);
                 }
+                // Before the table is read, whose entries take memory.
+                let chunks = count_chunks(&part, &trailer);
+                if chunks > PART_CHUNKS_MAX as u64 {
+                    return Err(Error::PartChunks { chunks, max: PART_CHUNKS_MAX as u64 });
+                }
+                let (_, entries) = read_pack(&part).map_err(Error::MalformedPart)?;
                 let is_large = |entry: &PackEntry| u64::from(entry.layout.raw_len) > max;
                 if let Some(position) = entries.iter().position(is_large) {
                     return Err(Error::PartChunk {
@@ -205,17 +233,23 @@ impl Engine {
                 .count();
             let (part, job) = (part.clone(), entries[first..first + count].to_vec());
             let check = move || {
+                let mut trial = None;
                 let checked = job.iter().enumerate().try_for_each(|(position, entry)| {
                     let position = first + position;
                     let stored = &part[range(entry)];
                     let raw = decoder
                         .decode_blanked(stored, &entry.layout)
                         .map_err(|_| Error::PartChunk { position, what: "cannot be decoded" })?;
-                    if ChunkId::compute(&raw, &entry.layout.holes) == entry.id {
-                        Ok(())
-                    } else {
-                        Err(Error::PartChunk { position, what: "has another id than it is sent under" })
+                    if ChunkId::compute(&raw, &entry.layout.holes) != entry.id {
+                        return Err(Error::PartChunk {
+                            position,
+                            what: "has another id than it is sent under",
+                        });
                     }
+                    if is_wasteful(&mut trial, raw, &entry.layout)? {
+                        return Err(Error::PartChunk { position, what: "is hardly compressed" });
+                    }
+                    Ok(())
                 });
                 (decoder, checked)
             };
@@ -226,22 +260,29 @@ impl Engine {
         }
         Ok(())
     }
+}
 
-    /// Stores noise, as if a part had brought a new chunk. No recipe ever names it, so the next
-    /// collection removes it.
-    async fn store_decoy(&self, stream: u64) -> Result<Option<Arc<PendingChunk>>> {
-        let bytes = self
-            .cpu()
-            .run(|| (0..DECOY_BYTES / 8).flat_map(|_| rand::random::<u64>().to_le_bytes()).collect())
-            .await;
-        let chunk = RawChunk { bytes, holes: Vec::new(), fills: Vec::new() };
-        let mut stored = self.cpu().encode(vec![(chunk.id(), chunk)]).await?;
-        let Some(chunk) = stored.pop() else { return Ok(None) };
-        let Claim::Yours(claimed) = self.ingest_context().packer.claim(chunk.id) else { return Ok(None) };
-        let pending = Arc::clone(claimed.pending());
-        self.ingest_context().packer.add(PackSlot { stream, position: 0 }, chunk, claimed).await;
-        Ok(Some(pending))
+/// Whether a chunk that was hardly compressed takes a third more than zstd's fastest level makes of
+/// it. Other chunks are not tried, so this costs little.
+fn is_wasteful(trial: &mut Option<Encoder>, raw: Vec<u8>, layout: &ChunkLayout) -> Result<bool> {
+    let stored = u64::from(layout.stored_len());
+    if stored < u64::from(layout.raw_len) / 8 * 7 {
+        return Ok(false);
     }
+    let encoder = match trial {
+        Some(encoder) => encoder,
+        None => trial.insert(Encoder::new(1).map_err(Error::Encode)?),
+    };
+    let chunk = RawChunk { bytes: raw, holes: layout.holes.clone(), fills: Vec::new() };
+    let tried = encoder.encode(&chunk).map_err(Error::Encode)?.bytes.len() as u64;
+    Ok(4 * tried < 3 * stored)
+}
+
+/// How many chunks a pack's table says that there are.
+fn count_chunks(pack: &[u8], trailer: &PackTrailer) -> u64 {
+    let table = usize::try_from(trailer.table_offset).ok().and_then(|start| pack.get(start..));
+    // A table without a count is refused when it is read.
+    table.and_then(|table| table.first_chunk()).map_or(0, |count| u32::from_le_bytes(*count).into())
 }
 
 fn range(entry: &PackEntry) -> std::ops::Range<usize> {

@@ -16,11 +16,11 @@ use std::collections::BTreeSet;
 use bytes::Bytes;
 use dormer_format::{Decoder, HoleFill, NarManifest};
 use dormer_index::ChunkRow;
-use dormer_nix::NarHash;
 
-use super::{Allowed, LOOK_CHUNKS, PushSession, Reader};
+use super::{Allowed, ChunkedPath, LOOK_CHUNKS, PushSession, Reader};
 use crate::ingest::{Ingest, IngestRequest, Ingested};
 use crate::read::{FetchFailure, ReadFailure};
+use crate::settings::UPLOAD_BYTES;
 use crate::{Engine, Error, Result};
 
 /// Most positions of missing chunks in an answer.
@@ -44,26 +44,34 @@ pub(super) enum Verified {
 }
 
 impl Engine {
-    /// Checks the NAR of a manifest.
+    /// What the check of a path needs.
+    pub(super) fn check_request(&self, session: &PushSession, path: &ChunkedPath) -> IngestRequest {
+        // The largest manifests get all there is: most of their bytes are ids, which are copied
+        // twice, not eight times.
+        let most = self.settings().upload_memory_bytes_max.saturating_sub(UPLOAD_BYTES);
+        IngestRequest {
+            store_dir: session.cache.store_dir.clone(),
+            expected: Some((path.nar_hash, path.nar_size)),
+            extra_memory_bytes: most.min(MANIFEST_COPIES * path.manifest.len() as u64),
+        }
+    }
+
+    /// Checks the NAR of a manifest, by a [`check_request`](Self::check_request).
     pub(super) async fn verify(
         &self,
         session: &PushSession,
         reader: &Reader,
         manifest: &Bytes,
-        (nar_hash, nar_size): (NarHash, u64),
+        request: IngestRequest,
     ) -> Result<Verified> {
-        let request = IngestRequest {
-            store_dir: session.cache.store_dir.clone(),
-            expected: Some((nar_hash, nar_size)),
-            extra_memory_bytes: MANIFEST_COPIES * manifest.len() as u64,
-        };
+        let nar_size = request.expected.map_or(0, |(_, size)| size);
         let mut ingest = self.begin_ingest_of(request, true).await?;
         let manifest = NarManifest::decode(manifest).map_err(Error::MalformedManifest)?;
         let allowed = self.allowed(session, reader).await?;
         if let Some(missing) = self.look_through(&allowed, &manifest, nar_size).await? {
             return Ok(Verified::Missing(missing));
         }
-        ingest.expect_cuts(manifest.chunks.clone());
+        ingest.expect_cuts(manifest.chunks.clone(), !allowed.everything);
         let mut fills = manifest.fills.hole_fills();
         let mut decoder = Decoder::new().map_err(Error::Encode)?;
         for (window, ids) in manifest.chunks.chunks(READ_ROWS).enumerate() {

@@ -3,15 +3,16 @@
 #![expect(clippy::unwrap_used, reason = "a failed unwrap fails the test")]
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::task::Poll;
 use std::time::Duration;
 
 use async_trait::async_trait;
 use bytes::Bytes;
 use dormer_blobs::{BlobKey, Blobs};
 use dormer_engine::{
-    ChunkedPath, Clock, Deduplication, Engine, EngineSettings, Error, MasterKey, PathOutcome, PushSession,
-    Reader, Result,
+    CheckHold, ChunkedPath, Clock, Deduplication, Engine, EngineSettings, Error, MasterKey, PART_CHUNKS_MAX,
+    PathOutcome, PushSession, Reader, Result, UPLOAD_BYTES, part_memory_bytes,
 };
 use dormer_format::{
     ChunkId, HoleFill, NarManifest, PackBuilder, PackId, RawChunk, RecipeBuilder, StoredChunk, checksum,
@@ -21,9 +22,10 @@ use dormer_index::{
 };
 use dormer_nix::{NarHash, StorePath};
 use dormer_testkit::{
-    ChunkedNar, FaultBlobs, FaultIndex, Faults, Random, check_invariants, object_for, package_nar, part_of,
-    rebuilt,
+    ChunkedNar, FaultBlobs, FaultIndex, Faults, Random, check_invariants, farm_nar, object_for, package_nar,
+    part_of, rebuilt,
 };
+use futures::FutureExt as _;
 
 use crate::common::{
     Installation, create_cache, create_main, decompress, engine_over, hash_of, listing, new_database, path,
@@ -72,7 +74,18 @@ async fn commit(
     reader: &Reader,
     paths: &[ChunkedPath],
 ) -> Result<Vec<PathOutcome>> {
-    engine.commit_paths(session, reader, paths, PATIENCE, &Arc::new(())).await
+    commit_within(engine, session, reader, paths, PATIENCE).await
+}
+
+async fn commit_within(
+    engine: &Engine,
+    session: &PushSession,
+    reader: &Reader,
+    paths: &[ChunkedPath],
+    patience: Duration,
+) -> Result<Vec<PathOutcome>> {
+    let admit = |_| async { Box::new(()) as CheckHold }.boxed();
+    engine.commit_paths(session, reader, paths, patience, &admit).await
 }
 
 /// Commits one path.
@@ -99,7 +112,7 @@ async fn push_chunks(
     let send: Vec<StoredChunk> = send.map(|(chunk, _)| chunk).collect();
     if !send.is_empty() {
         let (digest, part) = part_of(send);
-        engine.receive_part(session, reader, digest, part).await?;
+        engine.receive_part(session, reader, digest, part, ()).await?;
     }
     match commit_one(engine, session, reader, entry(path, nar, &chunked.manifest)).await? {
         PathOutcome::Committed(_) => Ok(()),
@@ -169,7 +182,7 @@ async fn another_replica_takes_a_session_over() {
     let session = open(&a, &main, 1).await;
     let (digest, part) = chunked.part(1);
     let reader = only(&[]);
-    a.receive_part(&session, &reader, digest, part).await.unwrap();
+    a.receive_part(&session, &reader, digest, part, ()).await.unwrap();
     drop(a);
 
     let main = b.current_cache("main").await.unwrap().expect("it is there");
@@ -212,11 +225,11 @@ async fn a_part_is_answered_again_and_its_chunks_are_stored_once() {
     let session = open(&engine, &main, 1).await;
     let (digest, part) = cut(&nars()[0]).part(1);
     for _ in 0..3 {
-        engine.receive_part(&session, &all(), digest, part.clone()).await.unwrap();
+        engine.receive_part(&session, &all(), digest, part.clone(), ()).await.unwrap();
     }
     assert_eq!(installation.blobs.list().await.unwrap().len(), 1);
     let other = open(&engine, &main, 2).await;
-    engine.receive_part(&other, &all(), digest, part).await.unwrap();
+    engine.receive_part(&other, &all(), digest, part, ()).await.unwrap();
     assert_eq!(installation.blobs.list().await.unwrap().len(), 1);
 }
 
@@ -266,6 +279,15 @@ async fn what_is_no_sound_part_is_refused_and_stores_nothing() {
         let zeros = vec![0; 1024 * 1024];
         forged(ChunkId::compute(&zeros, &[]), 1024 * 1024, zstd::bulk::compress(&zeros, 3).unwrap())
     };
+    let of_raw_block = |raw: &[u8]| {
+        let len = u32::try_from(raw.len()).unwrap();
+        let mut frame = vec![0x28, 0xb5, 0x2f, 0xfd, 0x60];
+        frame.extend(u16::try_from(len - 256).unwrap().to_le_bytes());
+        frame.extend(&(len << 3 | 1).to_le_bytes()[..3]);
+        frame.extend(raw);
+        assert_eq!(zstd::decode_all(&frame[..]).unwrap(), raw, "zstd reads it");
+        forged(ChunkId::compute(raw, &[]), len, frame)
+    };
     let mut trailing = sound.clone();
     trailing.push(0);
     let garbled = {
@@ -283,32 +305,49 @@ async fn what_is_no_sound_part_is_refused_and_stores_nothing() {
         ("a frame that is changed", forged(id, len, garbled)),
         ("a chunk under another one's id", forged(ChunkId::from_bytes([3; 32]), len, sound.clone())),
         ("a chunk larger than any cut", bomb),
+        ("a chunk that is not compressed", of_raw_block(&raw)),
     ] {
         let (digest, part) = part_of([chunk]);
-        let refused = engine.receive_part(&session, &all(), digest, part).await;
+        let refused = engine.receive_part(&session, &all(), digest, part, ()).await;
         assert!(
             matches!(refused, Err(Error::MalformedPart(_) | Error::PartChunk { .. })),
             "{what}: {refused:?}"
         );
     }
     let (digest, part) = part_of([forged(id, len, sound)]);
-    let other = engine.receive_part(&session, &all(), [9; 32], part.clone()).await;
+    let other = engine.receive_part(&session, &all(), [9; 32], part.clone(), ()).await;
     assert!(matches!(other, Err(Error::PartDigest)), "{other:?}");
-    let cut = engine.receive_part(&session, &all(), digest, part.slice(..part.len() - 1)).await;
+    let cut = engine.receive_part(&session, &all(), digest, part.slice(..part.len() - 1), ()).await;
     assert!(matches!(cut, Err(Error::MalformedPart(_))), "{cut:?}");
-    // Chunks that are small as they are sent, and large in all.
-    let mut pack = PackBuilder::new(PackId::from_bytes([1; 16]));
-    let zeros = vec![0; 16 * 1024];
-    let chunk = forged(ChunkId::compute(&zeros, &[]), 16 * 1024, zstd::bulk::compress(&zeros, 1).unwrap());
-    for _ in 0..40_000 {
-        pack.add(chunk.clone());
-    }
-    let bomb = Bytes::from(pack.finish().parts.concat());
-    let refused = engine.receive_part(&session, &all(), dormer_testkit::digest_of(&bomb), bomb).await;
+    // Chunks that are small as they are sent, and many.
+    let zeros = |count: usize, bytes: u32| {
+        let zeros = vec![0; bytes as usize];
+        let chunk = forged(ChunkId::compute(&zeros, &[]), bytes, zstd::bulk::compress(&zeros, 1).unwrap());
+        let mut pack = PackBuilder::new(PackId::from_bytes([1; 16]));
+        for _ in 0..count {
+            pack.add(chunk.clone());
+        }
+        let part = Bytes::from(pack.finish().parts.concat());
+        (dormer_testkit::digest_of(&part), part)
+    };
+    let (many_digest, many) = zeros(PART_CHUNKS_MAX + 1, 1024);
+    let refused = engine.receive_part(&session, &all(), many_digest, many, ()).await;
+    assert!(matches!(refused, Err(Error::PartChunks { chunks: 4_097, .. })), "{refused:?}");
+    // Or large in all, for a server that makes large chunks.
+    let large = EngineSettings { chunk_params: EngineSettings::default().chunk_params, ..settings() };
+    let other = Installation::new();
+    let with_large = engine_over(Arc::new(other.index().await), Arc::clone(&other.blobs), large);
+    let session_there = open(&with_large, &create_main(&with_large).await, 1).await;
+    let (bomb_digest, bomb) = zeros(1_025, 512 * 1024);
+    let refused = with_large.receive_part(&session_there, &all(), bomb_digest, bomb, ()).await;
     assert!(matches!(refused, Err(Error::PartTooLarge { .. })), "{refused:?}");
 
     assert_eq!(installation.blobs.list().await.unwrap(), []);
-    engine.receive_part(&session, &all(), digest, part).await.expect("the frame itself is sound");
+    engine.receive_part(&session, &all(), digest, part, ()).await.expect("the frame itself is sound");
+    let mut random = Random::new(1);
+    let noise: Vec<u8> = (0..250).flat_map(|_| random.next_u64().to_le_bytes()).collect();
+    let (digest, part) = part_of([of_raw_block(&noise)]);
+    engine.receive_part(&session, &all(), digest, part, ()).await.expect("noise cannot be compressed");
 }
 
 #[tokio::test]
@@ -320,7 +359,7 @@ async fn a_manifest_that_is_not_that_of_its_nar_is_refused() {
     let nar = &nars()[0];
     let chunked = cut(nar);
     let (digest, part) = chunked.part(1);
-    engine.receive_part(&session, &all(), digest, part).await.unwrap();
+    engine.receive_part(&session, &all(), digest, part, ()).await.unwrap();
     let sound = entry(&path(1), nar, &chunked.manifest);
     let failure = async |path: ChunkedPath| match commit_one(&engine, &session, &all(), path).await.unwrap() {
         PathOutcome::Failed(error) => error,
@@ -365,7 +404,7 @@ async fn a_manifest_that_is_not_that_of_its_nar_is_refused() {
     chunks.splice(0..1, [literal(&whole[..700]), literal(&whole[700..])]);
     let recut = ChunkedNar::of(chunks);
     let (digest, part) = recut.part(1);
-    engine.receive_part(&session, &all(), digest, part).await.unwrap();
+    engine.receive_part(&session, &all(), digest, part, ()).await.unwrap();
     let error = failure(with(&recut.manifest)).await;
     assert!(matches!(*error, Error::CutMismatch { position: 0 }), "{error:?}");
     let narinfo = engine.narinfo(&main, &path(1).hash()).await.unwrap();
@@ -398,7 +437,7 @@ async fn paths_become_visible_after_their_references() {
     // The third refers to the first, which lacks its chunks.
     paths[2].object.references = vec![path(0)];
     let (digest, part) = chunked[1].part(1);
-    engine.receive_part(&session, &only(&[]), digest, part).await.unwrap();
+    engine.receive_part(&session, &only(&[]), digest, part, ()).await.unwrap();
     let outcomes = commit(&engine, &session, &only(&[]), &paths).await.unwrap();
     let is_as_expected = matches!(
         &outcomes[..],
@@ -408,7 +447,7 @@ async fn paths_become_visible_after_their_references() {
     assert!(is_as_expected, "{outcomes:?}");
     // Its chunks come, those of its reference do not: it waits.
     let (digest, part) = chunked[2].part(1);
-    engine.receive_part(&session, &only(&[]), digest, part).await.unwrap();
+    engine.receive_part(&session, &only(&[]), digest, part, ()).await.unwrap();
     paths[0].manifest = {
         let mut unknown = chunked[0].manifest.clone();
         unknown.chunks[0] = ChunkId::from_bytes([9; 32]);
@@ -425,6 +464,146 @@ async fn paths_become_visible_after_their_references() {
     assert!(outcomes.iter().all(|outcome| matches!(outcome, PathOutcome::Committed(_))), "{outcomes:?}");
 }
 
+/// Polls a future this many times, whenever it wakes, and then gives it up.
+async fn polled<F: Future>(times: usize, future: F) -> Option<F::Output> {
+    let mut future = Box::pin(future);
+    let mut left = times;
+    std::future::poll_fn(|context| {
+        if left == 0 {
+            return Poll::Ready(None);
+        }
+        left -= 1;
+        future.as_mut().poll(context).map(Some)
+    })
+    .await
+}
+
+#[tokio::test]
+async fn a_commit_whose_request_is_given_up_is_found_by_the_next_one() {
+    let installation = Installation::new();
+    let engine = installation.engine().await;
+    let main = create_main(&engine).await;
+    let session = open(&engine, &main, 1).await;
+    let nar = &nars()[1];
+    let chunked = cut(nar);
+    let (digest, part) = chunked.part(1);
+    engine.receive_part(&session, &all(), digest, part, ()).await.unwrap();
+    // Wherever the request waits.
+    for polls in 1..200 {
+        let path = entry(&path(polls), nar, &chunked.manifest);
+        let paths = [path.clone()];
+        let reader = all();
+        let request = commit(&engine, &session, &reader, &paths);
+        let is_given_up = polled(polls.into(), request).await.is_none();
+        let again = async {
+            loop {
+                match commit_one(&engine, &session, &all(), path.clone()).await.unwrap() {
+                    PathOutcome::Committed(_) => break,
+                    PathOutcome::Waiting => tokio::time::sleep(Duration::from_millis(1)).await,
+                    other => panic!("after {polls} polls: {other:?}"),
+                }
+            }
+        };
+        let found = tokio::time::timeout(Duration::from_secs(30), again).await;
+        assert!(found.is_ok(), "the request was given up after {polls} polls, and the next one waits");
+        if !is_given_up {
+            assert!(polls > 1, "a commit waits somewhere");
+            return;
+        }
+    }
+    panic!("no request came to its end");
+}
+
+#[tokio::test]
+async fn a_check_begins_only_with_its_callers_shares_and_returns_them() {
+    let installation = Installation::new();
+    let engine = installation.engine().await;
+    let main = create_main(&engine).await;
+    let session = open(&engine, &main, 1).await;
+    let nar = &nars()[0];
+    let chunked = cut(nar);
+    let (digest, part) = chunked.part(1);
+    engine.receive_part(&session, &all(), digest, part, ()).await.unwrap();
+    let paths = [1, 2].map(|number| entry(&path(number), nar, &chunked.manifest));
+
+    let none_free = |_| std::future::pending::<CheckHold>().boxed();
+    let (reader, patience) = (all(), Duration::from_millis(20));
+    let outcomes = engine.commit_paths(&session, &reader, &paths, patience, &none_free).await.unwrap();
+    assert!(matches!(&outcomes[..], [PathOutcome::Waiting, PathOutcome::Waiting]), "{outcomes:?}");
+    // Nothing goes on that holds a manifest: the check begins with the next request.
+    let share = Arc::new(AtomicU64::new(0));
+    let one = |bytes| {
+        share.store(bytes, Ordering::SeqCst);
+        std::future::ready(Box::new(Arc::clone(&share)) as CheckHold).boxed()
+    };
+    let outcomes = engine.commit_paths(&session, &all(), &paths[..1], PATIENCE, &one).await.unwrap();
+    assert!(matches!(&outcomes[..], [PathOutcome::Committed(_)]), "{outcomes:?}");
+    assert!(share.load(Ordering::SeqCst) > nar.len() as u64, "memory for the NAR");
+    assert_eq!(Arc::strong_count(&share), 1, "a check that has ended holds nothing");
+    let outcomes = engine.commit_paths(&session, &all(), &paths, Duration::ZERO, &none_free).await.unwrap();
+    let is_as_expected = matches!(&outcomes[..], [PathOutcome::Committed(_), PathOutcome::Waiting]);
+    assert!(is_as_expected, "what is done needs no share: {outcomes:?}");
+}
+
+#[tokio::test]
+async fn a_check_that_was_told_of_is_kept_no_longer() {
+    let installation = Installation::new();
+    let engine = installation.engine().await;
+    let main = create_main(&engine).await;
+    let session = open(&engine, &main, 1).await;
+    let no_manifest = NarManifest { chunks: Vec::new(), fills: RecipeBuilder::new().finish() };
+    let bad = entry(&path(1), b"a NAR", &no_manifest);
+    let outcome = commit_one(&engine, &session, &all(), bad).await.unwrap();
+    let PathOutcome::Failed(error) = outcome else { panic!("{outcome:?}") };
+    let forgotten = async {
+        while Arc::strong_count(&error) > 1 {
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(30), forgotten).await.expect("nothing keeps its error");
+}
+
+#[tokio::test]
+async fn a_request_whose_time_is_up_commits_no_more_paths() {
+    let installation = Installation::new();
+    let engine = installation.engine().await;
+    let main = create_main(&engine).await;
+    let session = open(&engine, &main, 1).await;
+    let nar = &nars()[1];
+    let chunked = cut(nar);
+    let (digest, part) = chunked.part(1);
+    engine.receive_part(&session, &all(), digest, part, ()).await.unwrap();
+    let paths = [1, 2, 3].map(|number| entry(&path(number), nar, &chunked.manifest));
+    let mut committed = 0;
+    while committed < paths.len() {
+        let outcomes = commit_within(&engine, &session, &all(), &paths, Duration::ZERO).await.unwrap();
+        let is_committed = |outcome: &&PathOutcome| matches!(outcome, PathOutcome::Committed(_));
+        let now = outcomes.iter().filter(is_committed).count();
+        assert!(now <= committed + 1, "{outcomes:?}");
+        committed = now;
+        // Time for all checks to end, so that more could be committed at once.
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
+}
+
+#[tokio::test]
+async fn a_manifest_that_needs_all_memory_is_checked() {
+    let installation = Installation::new();
+    let little = EngineSettings { upload_memory_bytes_max: UPLOAD_BYTES, ..settings() };
+    let index = Arc::new(installation.index().await);
+    let engine = engine_over(index, Arc::clone(&installation.blobs), little);
+    let main = create_main(&engine).await;
+    let session = open(&engine, &main, 1).await;
+    // The upload alone takes all there is.
+    let nar = package_nar(&mut Random::new(7), 7 * 1024 * 1024, &[]);
+    let chunked = cut(&nar);
+    let (digest, part) = chunked.part(1);
+    engine.receive_part(&session, &all(), digest, part, ()).await.unwrap();
+    let path = entry(&path(1), &nar, &chunked.manifest);
+    let outcome = commit_one(&engine, &session, &all(), path).await.unwrap();
+    assert!(matches!(outcome, PathOutcome::Committed(_)), "{outcome:?}");
+}
+
 #[tokio::test]
 async fn chunks_that_were_lost_are_asked_for_again_and_heal() {
     let installation = Installation::new();
@@ -434,7 +613,7 @@ async fn chunks_that_were_lost_are_asked_for_again_and_heal() {
     let nar = &nars()[0];
     let chunked = cut(nar);
     let (digest, part) = chunked.part(1);
-    engine.receive_part(&session, &all(), digest, part.clone()).await.unwrap();
+    engine.receive_part(&session, &all(), digest, part.clone(), ()).await.unwrap();
     for pack in installation.blobs.list().await.unwrap() {
         installation.blobs.delete(&pack).await.unwrap();
     }
@@ -443,7 +622,7 @@ async fn chunks_that_were_lost_are_asked_for_again_and_heal() {
     let PathOutcome::Missing(missing) = outcome else { panic!("the pack is lost: {outcome:?}") };
     assert_eq!(missing.len(), chunked.chunks.len());
     // The very same part is stored again, although the session has received it before.
-    engine.receive_part(&session, &all(), digest, part).await.unwrap();
+    engine.receive_part(&session, &all(), digest, part, ()).await.unwrap();
     let outcome = commit_one(&engine, &session, &all(), path_1).await.unwrap();
     assert!(matches!(outcome, PathOutcome::Committed(_)), "{outcome:?}");
     assert_eq!(decompress(&served(&engine, &main, nar, None).await.unwrap().unwrap()), *nar);
@@ -497,7 +676,7 @@ async fn a_session_ends_and_its_rows_are_swept_in_pages() {
     let chunked = cut(&nars()[0]);
     for chunk in chunked.stored(1) {
         let (digest, part) = part_of([chunk]);
-        engine.receive_part(&session, &all(), digest, part).await.unwrap();
+        engine.receive_part(&session, &all(), digest, part, ()).await.unwrap();
     }
     let day = settings().session_seconds;
     assert_eq!(session.ends_at(), engine.now() + day);
@@ -511,7 +690,7 @@ async fn a_session_ends_and_its_rows_are_swept_in_pages() {
     let opened = engine.open_session(Arc::clone(&main), session_id(1), "ci").await;
     assert!(matches!(opened, Err(Error::NoSession)), "the client takes a new name: {opened:?}");
     let (digest, part) = part_of(cut(&nars()[1]).stored(1));
-    let late = engine.receive_part(&session, &all(), digest, part).await;
+    let late = engine.receive_part(&session, &all(), digest, part, ()).await;
     assert!(matches!(late, Err(Error::NoSession)), "a part that was on its way: {late:?}");
     assert_eq!(index.sweep_sessions(engine.now(), 100).await.unwrap(), 0, "not before no request uses it");
 
@@ -660,7 +839,7 @@ async fn no_answer_tells_what_another_tenant_has() {
             let mut stored = chunked.stored(1);
             let held_back = stored.pop().expect("a NAR has chunks");
             let (digest, part) = part_of(stored);
-            told.push(format!("{:?}", engine.receive_part(&session, &reader, digest, part).await));
+            told.push(format!("{:?}", engine.receive_part(&session, &reader, digest, part, ()).await));
             told.push(format!("{:?}", commit_one(engine, &session, &reader, path_of.clone()).await));
             // 5. Another session of the same caller knows nothing of the first one's chunks.
             let other = open(engine, &own, 2).await;
@@ -674,12 +853,12 @@ async fn no_answer_tells_what_another_tenant_has() {
             chunks.splice(0..1, [literal(&whole[..700]), literal(&whole[700..])]);
             let recut = ChunkedNar::of(chunks);
             let (digest, part) = recut.part(1);
-            told.push(format!("{:?}", engine.receive_part(&session, &reader, digest, part).await));
+            told.push(format!("{:?}", engine.receive_part(&session, &reader, digest, part, ()).await));
             let recut = entry(&path(number), nar, &recut.manifest);
             told.push(format!("{:?}", commit_one(engine, &session, &reader, recut).await));
             // 7. Sends the last chunk, and the path is taken: as a new one in both installations.
             let (digest, part) = part_of([held_back]);
-            told.push(format!("{:?}", engine.receive_part(&session, &reader, digest, part).await));
+            told.push(format!("{:?}", engine.receive_part(&session, &reader, digest, part, ()).await));
             told.push(format!("{:?}", commit_one(engine, &session, &reader, path_of).await));
         }
         answers.push(told);
@@ -726,14 +905,87 @@ impl Blobs for GatedStore {
     }
 }
 
+impl GatedStore {
+    fn new(installation: &Installation) -> Arc<Self> {
+        let (is_open, waiting) = (AtomicBool::new(true), AtomicUsize::new(0));
+        Arc::new(Self { inner: Arc::clone(&installation.blobs), is_open, waiting })
+    }
+}
+
+#[tokio::test]
+async fn a_part_keeps_its_memory_until_its_work_has_ended() {
+    let installation = Installation::new();
+    let store = GatedStore::new(&installation);
+    let index = Arc::new(installation.index().await);
+    let engine = engine_over(index, Arc::clone(&store) as Arc<dyn Blobs>, settings());
+    let main = create_main(&engine).await;
+    let session = open(&engine, &main, 1).await;
+    store.is_open.store(false, Ordering::SeqCst);
+    let (digest, part) = cut(&nars()[0]).part(1);
+    let memory = Arc::new(());
+    let request = tokio::spawn({
+        let (engine, session, memory) = (engine.clone(), session.clone(), Arc::clone(&memory));
+        async move { engine.receive_part(&session, &all(), digest, part, memory).await }
+    });
+    while store.waiting.load(Ordering::SeqCst) == 0 {
+        tokio::time::sleep(Duration::from_millis(1)).await;
+    }
+    request.abort();
+    assert!(request.await.unwrap_err().is_cancelled());
+    assert_eq!(Arc::strong_count(&memory), 2, "the work goes on, with the bytes of the part");
+    store.is_open.store(true, Ordering::SeqCst);
+    while Arc::strong_count(&memory) > 1 {
+        tokio::time::sleep(Duration::from_millis(1)).await;
+    }
+}
+
+#[tokio::test]
+async fn a_part_of_as_many_chunks_as_may_be_is_taken_and_its_memory_counted() {
+    let installation = Installation::new();
+    let engine = installation.engine().await;
+    let main = create_main(&engine).await;
+    let session = open(&engine, &main, 1).await;
+    let chunks: Vec<RawChunk> = (0..PART_CHUNKS_MAX as u64)
+        .map(|number| RawChunk { bytes: number.to_le_bytes().to_vec(), holes: Vec::new(), fills: Vec::new() })
+        .collect();
+    let chunked = ChunkedNar::of(chunks);
+    let (digest, part) = chunked.part(1);
+    let (full, of_this) = (part_memory_bytes(8 << 20), part_memory_bytes(part.len() as u64));
+    assert_eq!(full, (8 + 2 + 4) << 20, "the part, what every part takes, and 4,096 chunks");
+    assert_eq!(of_this, part.len() as u64 + (6 << 20), "small chunks take it as well");
+    assert_eq!(part_memory_bytes(4_800), 4_800 + (2 << 20) + 100 * 1024, "a small part takes less");
+    engine.receive_part(&session, &only(&[]), digest, part, ()).await.unwrap();
+    let missing = engine.missing_chunks(&session, &only(&[]), &chunked.manifest.chunks).await.unwrap();
+    assert!(!missing.contains(&true));
+}
+
+#[tokio::test]
+async fn a_session_of_too_many_parts_has_ended() {
+    let installation = Installation::new();
+    let few = EngineSettings { session_parts_max: 33, ..settings() };
+    let index = Arc::new(installation.index().await);
+    let engine = engine_over(index, Arc::clone(&installation.blobs), few);
+    let main = create_main(&engine).await;
+    let session = open(&engine, &main, 1).await;
+    let chunk =
+        |number: u64| RawChunk { bytes: number.to_le_bytes().to_vec(), holes: Vec::new(), fills: Vec::new() };
+    let ids: Vec<ChunkId> = (0..34).map(|number| chunk(number).id()).collect();
+    for number in 0..34 {
+        if number == 33 {
+            let missing = engine.missing_chunks(&session, &only(&[]), &ids).await.unwrap();
+            assert_eq!(missing, [vec![false; 33], vec![true]].concat(), "from two pages");
+        }
+        let (digest, part) = ChunkedNar::of(vec![chunk(number)]).part(1);
+        engine.receive_part(&session, &only(&[]), digest, part, ()).await.unwrap();
+    }
+    let asked = engine.missing_chunks(&session, &only(&[]), &ids).await;
+    assert!(matches!(asked, Err(Error::NoSession)), "{asked:?}");
+}
+
 #[tokio::test]
 async fn a_part_waits_for_the_store_whether_its_chunks_are_known_or_not() {
     let installation = Installation::new();
-    let store = Arc::new(GatedStore {
-        inner: Arc::clone(&installation.blobs),
-        is_open: AtomicBool::new(true),
-        waiting: AtomicUsize::new(0),
-    });
+    let store = GatedStore::new(&installation);
     let index = Arc::new(installation.index().await);
     let engine = engine_over(index, Arc::clone(&store) as Arc<dyn Blobs>, settings());
     let (victim, own) = (create_cache(&engine, "victim").await, create_cache(&engine, "own").await);
@@ -746,7 +998,9 @@ async fn a_part_waits_for_the_store_whether_its_chunks_are_known_or_not() {
         let (digest, part) = cut(nar).part(1);
         let (engine, session) = (engine.clone(), session.clone());
         let received =
-            tokio::spawn(async move { engine.receive_part(&session, &only(&["own"]), digest, part).await });
+            tokio::spawn(
+                async move { engine.receive_part(&session, &only(&["own"]), digest, part, ()).await },
+            );
         while store.waiting.load(Ordering::SeqCst) == before {
             assert!(!received.is_finished(), "{what} were answered without a look at the store");
             tokio::task::yield_now().await;
@@ -760,8 +1014,48 @@ async fn a_part_waits_for_the_store_whether_its_chunks_are_known_or_not() {
     let before = store.waiting.load(Ordering::SeqCst);
     let other = open(&engine, &own, 2).await;
     let (digest, part) = cut(&known).part(1);
-    engine.receive_part(&other, &all(), digest, part).await.unwrap();
+    engine.receive_part(&other, &all(), digest, part, ()).await.unwrap();
     assert_eq!(store.waiting.load(Ordering::SeqCst), before);
+}
+
+#[tokio::test]
+async fn a_commit_waits_for_its_listing_whether_the_nar_is_known_or_not() {
+    let installation = Installation::new();
+    let store = GatedStore::new(&installation);
+    let index = Arc::new(installation.index().await);
+    let engine = engine_over(index, Arc::clone(&store) as Arc<dyn Blobs>, settings());
+    let (victim, own) = (create_cache(&engine, "victim").await, create_cache(&engine, "own").await);
+    let mut random = Random::new(11);
+    // So many names that their listing is kept as chunks.
+    let mut farm = || {
+        let name = |bytes: Vec<u8>| {
+            let hash: [u8; 20] = bytes.try_into().unwrap();
+            format!("{}-x", dormer_nix::nix32::encode(&hash)).parse::<StorePath>().unwrap()
+        };
+        farm_nar(&(0..4_000).map(|_| name(random.bytes(20))).collect::<Vec<_>>())
+    };
+    let (known, new) = (farm(), farm());
+    push(&engine, &victim, &path(1), &known).await.unwrap();
+    let session = open(&engine, &own, 1).await;
+    for (number, what, nar) in [(2, "a NAR that another tenant has", &known), (3, "a new NAR", &new)] {
+        let chunked = cut(nar);
+        let (digest, part) = chunked.part(1);
+        engine.receive_part(&session, &only(&["own"]), digest, part, ()).await.unwrap();
+        store.is_open.store(false, Ordering::SeqCst);
+        let before = store.waiting.load(Ordering::SeqCst);
+        let path = entry(&path(number), nar, &chunked.manifest);
+        let (engine, session) = (engine.clone(), session.clone());
+        let committed =
+            tokio::spawn(async move { commit_one(&engine, &session, &only(&["own"]), path).await });
+        while store.waiting.load(Ordering::SeqCst) == before {
+            assert!(!committed.is_finished(), "{what} was committed without a look at the store");
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+        assert!(!committed.is_finished(), "{what}");
+        store.is_open.store(true, Ordering::SeqCst);
+        let outcome = committed.await.unwrap().unwrap();
+        assert!(matches!(outcome, PathOutcome::Committed(_)), "{what}: {outcome:?}");
+    }
 }
 
 #[tokio::test]
@@ -782,7 +1076,7 @@ async fn an_answer_waits_for_the_grid_unless_the_caller_may_read_everything() {
         let begun = tokio::time::Instant::now();
         match request {
             0 => drop(engine.missing_chunks(&session, &reader, &chunked.manifest.chunks).await.unwrap()),
-            1 => engine.receive_part(&session, &reader, digest, part.clone()).await.unwrap(),
+            1 => engine.receive_part(&session, &reader, digest, part.clone(), ()).await.unwrap(),
             _ => drop(commit_one(&engine, &session, &reader, path.clone()).await.unwrap()),
         }
         assert!(begun.elapsed() >= grid, "request {request}");
@@ -799,7 +1093,7 @@ async fn what_was_received_counts_as_deduplicated_only_if_the_caller_may_know() 
     let session = open(&engine, &main, 1).await;
     let chunked = cut(nar);
     let (digest, part) = chunked.part(1);
-    engine.receive_part(&session, &only(&["main"]), digest, part).await.unwrap();
+    engine.receive_part(&session, &only(&["main"]), digest, part, ()).await.unwrap();
     for (number, reader, expected) in [
         (2, only(&["main"]), Deduplication::Untold),
         (3, only(&["other"]), Deduplication::Whole),

@@ -60,6 +60,35 @@ pub(super) async fn a_subject_has_few_sessions_at_once(index: Subject) -> Result
     Ok(())
 }
 
+pub(super) async fn the_oldest_session_makes_room_after_an_hour(index: Subject) -> Result<()> {
+    const HOUR: i64 = 3_600;
+    let main = cache(&index, "main").await?;
+    let begun = |number: u8, at, subject| NewSession {
+        created_at: NOW + at,
+        ends_at: NOW + at + DAY,
+        ..new(number, main, subject)
+    };
+    let is_open = |opened| matches!(opened, SessionOpened::Open(_));
+    // The oldest of all is another subject's.
+    assert!(is_open(index.open_session(&begun(9, 0, "other"), 2).await?));
+    for (number, at) in [(3, 10), (2, 20)] {
+        assert!(is_open(index.open_session(&begun(number, at, "ci"), 2).await?));
+    }
+    let early = index.open_session(&begun(4, 9 + HOUR, "ci"), 2).await?;
+    assert_eq!(early, SessionOpened::TooMany, "all are in use, as far as anybody knows");
+    assert!(is_open(index.open_session(&begun(4, 10 + HOUR, "ci"), 2).await?));
+    let lasts = async |number, subject| {
+        let found = index.find_session(&id(number), main, subject, NOW + 10 + HOUR).await?;
+        Ok::<_, Error>(found.is_some())
+    };
+    assert!(!lasts(3, "ci").await? && lasts(2, "ci").await? && lasts(4, "ci").await?);
+    assert!(lasts(9, "other").await?);
+    assert!(!index.add_part(&id(3), &part(1, 1), NOW + 10 + HOUR).await?, "it has ended");
+    let next = index.open_session(&begun(5, 10 + HOUR, "ci"), 2).await?;
+    assert_eq!(next, SessionOpened::TooMany, "one makes room for one");
+    Ok(())
+}
+
 pub(super) async fn a_session_remembers_its_parts_in_pages(index: Subject) -> Result<()> {
     let main = cache(&index, "main").await?;
     for number in 1..=2 {

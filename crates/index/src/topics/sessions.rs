@@ -29,6 +29,10 @@ use crate::{Error, Result};
 const TABLE: &str = "sessions";
 const PARTS: &str = "session_parts";
 
+/// A session of this age ends early when its subject has as many as there may be, and opens one
+/// more: most clients have long ended without a word.
+const MAKES_ROOM_AFTER_SECONDS: i64 = 3_600;
+
 /// How long the rows of a session stay after its end.
 const SWEEP_AFTER_SECONDS: i64 = 3_600;
 
@@ -40,6 +44,11 @@ pub(crate) const OPEN: Sql = both!(
      WHERE c.id = $2 AND c.deleted_at IS NULL
          AND (SELECT count(*) FROM sessions AS s WHERE s.subject = $3 AND s.ends_at > $4) < $6
      ON CONFLICT (id) DO NOTHING"
+);
+pub(crate) const MAKE_ROOM: Sql = both!(
+    "UPDATE sessions SET ends_at = $2 WHERE id = (
+         SELECT id FROM sessions WHERE subject = $1 AND ends_at > $2 AND created_at <= $3
+         ORDER BY created_at, id LIMIT 1)"
 );
 const CACHE_EXISTS: Sql = both!("SELECT id FROM caches WHERE id = $1 AND deleted_at IS NULL");
 pub(crate) const ADD_PART: Sql = both!(
@@ -102,7 +111,16 @@ impl<D: Dialect> SessionIndex for SqlIndex<D> {
             if tx.optional(CACHE_EXISTS, &[Number(session.cache.0)]).await?.is_none() {
                 return Err(Error::CacheGone);
             }
-            Ok(SessionOpened::TooMany)
+            let now = session.created_at;
+            let old = Number(now.saturating_sub(MAKES_ROOM_AFTER_SECONDS));
+            if tx.run(MAKE_ROOM, &[Text(&session.subject), Number(now), old]).await? == 0 {
+                return Ok(SessionOpened::TooMany);
+            }
+            tx.run(OPEN, &row).await?;
+            let row = tx.optional(FIND, &[id]).await?;
+            // Racing openings may have taken the place.
+            let Some(row) = row else { return Ok(SessionOpened::TooMany) };
+            Ok(opened(read_end(&row, session.cache, &session.subject, now)?))
         })
         .await
     }

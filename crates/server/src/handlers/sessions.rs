@@ -1,5 +1,6 @@
 //! Push by chunks: sessions, their parts and their commits.
 
+use std::collections::HashSet;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -10,13 +11,15 @@ use dormer_api::v2::{
 };
 use dormer_api::{CacheName, Permission, UploadPathNarInfo, UploadPathResult, UploadPathResultKind};
 use dormer_engine::{
-    ChunkedPath, CommittedPath, Deduplication, MISSING_CHUNKS_MAX, PART_BYTES_MAX, PathOutcome, PushSession,
-    Reader,
+    CheckHold, ChunkedPath, CommittedPath, Deduplication, MISSING_CHUNKS_MAX, PART_BYTES_MAX,
+    PART_CHUNKS_MAX, PathOutcome, PushSession, Reader, part_memory_bytes,
 };
 use dormer_format::ChunkId;
 use dormer_index::{CacheVisibility, SessionId as SessionKey};
-use dormer_nix::NarHasher;
+use dormer_nix::{NarHasher, StorePathHash};
+use futures::FutureExt as _;
 use http::{Response, StatusCode};
+use serde::Deserialize;
 
 use crate::app::App;
 use crate::body::{self, Body};
@@ -35,9 +38,6 @@ const COMMIT_PATHS_MAX: usize = 512;
 /// How long a commit waits for its checks before it answers what is done. Many proxies give up
 /// after 60 s, and a client shows progress with each answer.
 const COMMIT_PATIENCE: Duration = Duration::from_secs(8);
-
-/// Memory of a part beside its bytes: a decoded chunk, and what is written down of its chunks.
-const PART_OVERHEAD_BYTES: u64 = 2 * 1024 * 1024;
 
 /// Opens a session, or joins it again.
 pub(crate) async fn open_session(
@@ -62,6 +62,7 @@ pub(crate) async fn open_session(
         chunk_max: settings.chunk_params.max,
         level: settings.zstd_level,
         part_bytes_max: PART_BYTES_MAX as u64,
+        part_chunks_max: count(PART_CHUNKS_MAX),
         missing_chunks_max: count(MISSING_CHUNKS_MAX),
         commit_bytes_max: COMMIT_BYTES_MAX as u64,
         commit_paths_max: count(COMMIT_PATHS_MAX),
@@ -101,15 +102,17 @@ pub(crate) async fn put_part(
     digest: PartDigest,
 ) -> Result<Response<Body>, Failure> {
     let session = find_session(app, call, name, session).await?;
-    let _turn = app.admit_upload(call, body).await?;
+    let turn = app.admit_upload(call, body).await?;
     let what = "the part";
     let max = PART_BYTES_MAX as u64;
     refuse_coding(call, "a part is compressed already")?;
     body.limit(max).map_err(|_| Failure::TooLong { what, max })?;
     let length = body.known_length().unwrap_or(max);
-    let _memory = app.part_memory(call, length + PART_OVERHEAD_BYTES).await?;
+    let memory = app.part_memory(call, part_memory_bytes(length)).await?;
     let bytes = read_all(body, length, what, max).await?;
-    app.engine.receive_part(&session, &reader(app, call), *digest.as_bytes(), bytes).await?;
+    // The engine goes on when the caller leaves, and keeps turn and memory until it has ended.
+    let hold = (turn, memory);
+    app.engine.receive_part(&session, &reader(app, call), *digest.as_bytes(), bytes, hold).await?;
     Ok(body::no_content())
 }
 
@@ -122,7 +125,7 @@ pub(crate) async fn commit_paths(
     session: SessionId,
 ) -> Result<Response<Body>, Failure> {
     let session = find_session(app, call, name, session).await?;
-    // Held until the checks have ended that this request begins.
+    // Also held until the checks have ended that this request begins.
     let turn = Arc::new(app.admit_upload(call, body).await?);
     let (what, max) = ("the commit", COMMIT_BYTES_MAX as u64);
     refuse_coding(call, "a commit is sent as it is")?;
@@ -143,17 +146,36 @@ pub(crate) async fn commit_paths(
 
     let mut results: Vec<Option<CommitResult>> = Vec::with_capacity(entries.len());
     let mut paths = Vec::with_capacity(entries.len());
+    // Paths that this request does not commit, whatever the engine finds.
+    let mut held_back = HashSet::new();
     for entry in entries {
+        let info = entry.info;
         match read_entry(&session, name, &bytes, entry) {
+            Ok(path) if refers_to(&path, &held_back) => {
+                held_back.insert(path.object.path.hash());
+                results.push(Some(CommitResult::Waiting));
+            }
             Ok(path) => {
                 results.push(None);
                 paths.push(path);
             }
-            Err(failure) => results.push(Some(CommitResult::Failed { error: failure.body() })),
+            Err(failure) => {
+                held_back.extend(named_paths(info));
+                results.push(Some(CommitResult::Failed { error: failure.body() }));
+            }
         }
     }
     let reader = reader(app, call);
-    let outcomes = app.engine.commit_paths(&session, &reader, &paths, COMMIT_PATIENCE, &turn).await?;
+    let caller = app.caller(call);
+    let admit = |bytes| {
+        let (caller, turn) = (&caller, Arc::clone(&turn));
+        async move {
+            let shares = app.admit_check(caller, bytes).await;
+            Box::new((shares, turn)) as CheckHold
+        }
+        .boxed()
+    };
+    let outcomes = app.engine.commit_paths(&session, &reader, &paths, COMMIT_PATIENCE, &admit).await?;
     let mut outcomes =
         outcomes.into_iter().zip(&paths).map(|(outcome, path)| result(&session, path, outcome));
     let results = results
@@ -234,6 +256,27 @@ fn read_entry(
         nar_size: info.nar_size,
         manifest: body.slice_ref(entry.manifest),
     })
+}
+
+/// Whether a path has one of these references, itself excepted.
+fn refers_to(path: &ChunkedPath, hashes: &HashSet<StorePathHash>) -> bool {
+    let mut references = path.object.references.iter().map(dormer_nix::StorePath::hash);
+    references.any(|reference| reference != path.object.path.hash() && hashes.contains(&reference))
+}
+
+/// The paths that refused metadata is about, as far as it can be read: what refers to them waits.
+fn named_paths(info: &[u8]) -> impl Iterator<Item = StorePathHash> {
+    #[derive(Default, Deserialize)]
+    struct Named {
+        store_path_hash: Option<String>,
+        store_path: Option<String>,
+    }
+    let Named { store_path_hash, store_path } = serde_json::from_slice(info).unwrap_or_default();
+    let of_path = store_path.and_then(|path| {
+        let (_, base_name) = path.rsplit_once('/')?;
+        Some(base_name.split_once('-')?.0.to_owned())
+    });
+    store_path_hash.into_iter().chain(of_path).filter_map(|hash| hash.parse().ok())
 }
 
 fn result(session: &PushSession, path: &ChunkedPath, outcome: PathOutcome) -> CommitResult {

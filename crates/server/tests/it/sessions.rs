@@ -105,6 +105,7 @@ fn a_push_by_chunks_is_read_back() {
     assert_eq!((answer.format, answer.chunk_min, answer.chunk_max), (1, 1024, 16 * 1024));
     assert_eq!((answer.part_bytes_max, answer.missing_chunks_max), (8 * 1024 * 1024, 65_536));
     assert_eq!((answer.commit_bytes_max, answer.commit_paths_max), (24 * 1024 * 1024, 512));
+    assert_eq!(answer.part_chunks_max, 4_096);
     assert_eq!(answer.store_dir.to_string(), "/nix/store");
 
     let (first, second) = (sized_nar(1, 700_000), nar(2));
@@ -125,6 +126,8 @@ fn a_push_by_chunks_is_read_back() {
     assert_eq!(session.count_missing(&cut(&first)), 0);
 
     let entries = [entry("main", 1, &first), entry("main", 2, &second), entry("main", 3, &first)];
+    // The third has the NAR of the first: in one request, either may be the first to bring it.
+    session.commit_all(&entries[..2]);
     let results = session.commit_all(&entries);
     let seen: Vec<_> = results
         .iter()
@@ -180,6 +183,45 @@ fn every_result_says_what_to_do() {
         assert_eq!((error.code, error.error.as_str()), (400, "RequestError"), "{error:?}");
         assert!(error.message.contains(says), "{error:?}");
     }
+}
+
+#[test]
+fn what_refers_to_a_refused_path_waits() {
+    let server = Server::start();
+    let session = Session::opened(&server, &admin(), "main", 1);
+    let bytes = nar(1);
+    let (digest, part) = cut(&bytes).part(3);
+    assert_eq!(session.put(digest, &part).status, 204);
+    let manifest = cut(&bytes).manifest.encode();
+    let entry_of = |info: Value| (info, manifest.clone());
+    let after = |number: u8, references: &[u8]| {
+        let references: Vec<_> = references.iter().map(|number| path(*number).to_string()).collect();
+        entry_of(nar_info("main", &path(number), &bytes, &json!({ "references": references })))
+    };
+    for refused in [
+        nar_info("team-a", &path(1), &bytes, &json!({})),
+        nar_info("main", &path(1), &bytes, &json!({"sigs": ["no signature"]})),
+        nar_info("main", &path(1), &bytes, &json!({"store_path_hash": "?"})),
+        json!({"store_path_hash": path(1).hash().to_string()}),
+    ] {
+        let entries = [entry_of(refused), after(2, &[2, 1]), after(3, &[2]), after(4, &[4])];
+        let is_settled = |result: &CommitResult| matches!(result, CommitResult::Committed(_));
+        let results = loop {
+            let reply = session.commit(&commit_body(&entries));
+            assert_eq!(reply.status, 200, "{reply:?}");
+            let response: CommitResponse = serde_json::from_slice(&reply.body).unwrap();
+            if is_settled(&response.results[3]) {
+                break response.results;
+            }
+        };
+        assert!(matches!(&results[0], CommitResult::Failed { .. }), "{results:?}");
+        assert_eq!(results[1..3], [CommitResult::Waiting, CommitResult::Waiting], "{results:?}");
+        for number in [1, 2, 3] {
+            assert_eq!(server.get(&format!("/main/{}.narinfo", path(number).hash())).status, 404);
+        }
+    }
+    let results = session.commit_all(&[after(1, &[]), after(2, &[2, 1]), after(3, &[2])]);
+    assert!(results.iter().all(|result| matches!(result, CommitResult::Committed(_))), "{results:?}");
 }
 
 #[test]

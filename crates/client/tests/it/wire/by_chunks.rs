@@ -108,6 +108,7 @@ fn limits(store_dir: StoreDir) -> SessionResponse {
         chunk_max: 16 * 1024,
         level: 1,
         part_bytes_max: 128 * 1024,
+        part_chunks_max: 4_096,
         missing_chunks_max: 100,
         commit_bytes_max: 24 * 1024 * 1024,
         commit_paths_max: 5,

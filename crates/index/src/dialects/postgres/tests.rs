@@ -837,6 +837,7 @@ pub(super) async fn look_ups_search_indexes(index: &PostgresIndex, with_removals
         (retention::LIST_BY_SIZE, "1, 2, 3, 4".to_owned(), &["objects_by_size"]),
         (sessions::FIND, bytes.to_owned(), &["sessions_pkey"]),
         (sessions::OPEN, format!("{bytes}, 1, 'x', 2, 3, 4"), &["caches_pkey", "sessions_by_subject"]),
+        (sessions::MAKE_ROOM, "'x', 1, 2".to_owned(), &["sessions_pkey", "sessions_by_subject"]),
         (sessions::ADD_PART, format!("{bytes}, {bytes}, {bytes}, 1"), &["sessions_pkey"]),
         (sessions::FIND_PART, format!("{bytes}, {bytes}"), &["session_parts_pkey"]),
         (sessions::PARTS_AFTER, format!("{bytes}, {bytes}, 1"), &["session_parts_pkey"]),

@@ -789,6 +789,13 @@ pub(super) async fn look_ups_search_indexes(index: &SqliteIndex) {
                 "SEARCH s USING COVERING INDEX sessions_by_subject (subject=? AND ends_at>?)",
             ],
         ),
+        (
+            sessions::MAKE_ROOM,
+            &[
+                "SEARCH sessions USING PRIMARY KEY (id=?)",
+                "SEARCH sessions USING INDEX sessions_by_subject (subject=? AND ends_at>?)",
+            ],
+        ),
         (sessions::ADD_PART, &["SEARCH s USING PRIMARY KEY (id=?)"]),
         (sessions::FIND_PART, &["SEARCH session_parts USING PRIMARY KEY (session=? AND digest=?)"]),
         (sessions::PARTS_AFTER, &["SEARCH session_parts USING PRIMARY KEY (session=? AND digest>?)"]),
