@@ -541,6 +541,7 @@ mod tests {
             chunk_avg: 4096,
             chunk_max: 16 * 1024,
             level: 1,
+            part_chunks_max: 4_096,
             part_bytes_max: 1 << 20,
             missing_chunks_max: 100,
             commit_bytes_max: 1 << 20,
