@@ -15,7 +15,7 @@ use dormer_format::{ChunkRun, Recipe};
 
 use super::damage;
 use crate::changes::Change;
-use crate::columns::{array, corrupt, recipe};
+use crate::columns::{array, corrupt, recipe, signed};
 use crate::contract::{
     CacheId, CacheRecipe, NewSession, ObjectPlace, SessionEnd, SessionId, SessionIndex, SessionOpened,
     SessionPart, UnixSeconds,
@@ -67,25 +67,33 @@ pub(crate) const RECIPES_AFTER: Sql = both!(
          AND EXISTS (SELECT 1 FROM caches WHERE id = $1 AND deleted_at IS NULL)
      ORDER BY o.created_at, o.id LIMIT $4"
 );
+pub(crate) const FIRST_ENDED: Sql =
+    both!("SELECT id FROM sessions WHERE ends_at <= $1 ORDER BY ends_at LIMIT 1");
 pub(crate) const SWEEP_PARTS: Sql = both!(
-    "DELETE FROM session_parts WHERE (session, digest) IN (
-         SELECT p.session, p.digest FROM sessions AS s CROSS JOIN session_parts AS p
-         WHERE s.ends_at <= $1 AND p.session = s.id LIMIT $2)"
+    "DELETE FROM session_parts WHERE session = $1 AND digest IN (
+         SELECT p.digest FROM session_parts AS p WHERE p.session = $1 LIMIT $2)"
 );
-pub(crate) const SWEEP_SESSIONS: Sql = both!(
-    "DELETE FROM sessions WHERE id IN (
-         SELECT s.id FROM sessions AS s WHERE s.ends_at <= $1
-             AND NOT EXISTS (SELECT 1 FROM session_parts AS p WHERE p.session = s.id) LIMIT $2)"
-);
+pub(crate) const SWEEP_SESSION: Sql = both!("DELETE FROM sessions WHERE id = $1");
 
-/// Deletes the rows of at most so many parts and sessions that ended a while ago
+/// Sessions that go in one sweep: their number bounds its statements.
+const SWEPT_SESSIONS_MAX: u32 = 64;
+
+/// Deletes the rows of at most so many parts, and of sessions that ended a while ago
 /// ([`JobIndex::sweep_sessions`](crate::JobIndex::sweep_sessions)).
 pub(crate) async fn sweep(tx: &mut impl Transaction, now: UnixSeconds, limit: u32) -> Result<u64> {
-    let page = [Number(now.saturating_sub(SWEEP_AFTER_SECONDS)), Number(limit.into())];
-    match tx.run(SWEEP_PARTS, &page).await? {
-        0 => tx.run(SWEEP_SESSIONS, &page).await,
-        parts => Ok(parts),
+    let ended = Number(now.saturating_sub(SWEEP_AFTER_SECONDS));
+    let (mut rows, mut left) = (0, u64::from(limit));
+    for _ in 0..SWEPT_SESSIONS_MAX {
+        let Some(row) = tx.optional(FIRST_ENDED, &[ended]).await? else { break };
+        let id: Vec<u8> = row.column(0, TABLE)?;
+        let parts = tx.run(SWEEP_PARTS, &[Bytes(&id), Number(signed(left))]).await?;
+        (rows, left) = (rows + parts, left.saturating_sub(parts));
+        if left == 0 {
+            break;
+        }
+        rows += tx.run(SWEEP_SESSION, &[Bytes(&id)]).await?;
     }
+    Ok(rows)
 }
 
 #[async_trait]

@@ -842,8 +842,9 @@ pub(super) async fn look_ups_search_indexes(index: &PostgresIndex, with_removals
         (sessions::FIND_PART, format!("{bytes}, {bytes}"), &["session_parts_pkey"]),
         (sessions::PARTS_AFTER, format!("{bytes}, {bytes}, 1"), &["session_parts_pkey"]),
         (sessions::RECIPES_AFTER, "1, 2, 3, 4".to_owned(), &["objects_by_age", "nars_pkey"]),
-        (sessions::SWEEP_PARTS, "1, 2".to_owned(), &["sessions_by_end", "session_parts_pkey"]),
-        (sessions::SWEEP_SESSIONS, "1, 2".to_owned(), &["sessions_by_end", "session_parts_pkey"]),
+        (sessions::SWEEP_PARTS, format!("{bytes}, 2"), &["session_parts_pkey"]),
+        (sessions::FIRST_ENDED, "1".to_owned(), &["sessions_by_end"]),
+        (sessions::SWEEP_SESSION, bytes.to_owned(), &["sessions_pkey"]),
         (documents::FIND, "1, 'x'".to_owned(), &["documents_by_name"]),
         (documents::LOOK, "1, 'x'".to_owned(), &["documents_by_name"]),
         (

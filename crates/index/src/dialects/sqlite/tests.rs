@@ -809,17 +809,12 @@ pub(super) async fn look_ups_search_indexes(index: &SqliteIndex) {
         (
             sessions::SWEEP_PARTS,
             &[
-                "SEARCH s USING COVERING INDEX sessions_by_end (ends_at<?)",
+                "SEARCH session_parts USING PRIMARY KEY (session=? AND digest=?)",
                 "SEARCH p USING PRIMARY KEY (session=?)",
             ],
         ),
-        (
-            sessions::SWEEP_SESSIONS,
-            &[
-                "SEARCH s USING COVERING INDEX sessions_by_end (ends_at<?)",
-                "SEARCH p USING PRIMARY KEY (session=?)",
-            ],
-        ),
+        (sessions::FIRST_ENDED, &["SEARCH sessions USING COVERING INDEX sessions_by_end (ends_at<?)"]),
+        (sessions::SWEEP_SESSION, &["SEARCH sessions USING PRIMARY KEY (id=?)"]),
         (documents::FIND, &["SEARCH documents USING INDEX documents_by_name (cache=? AND name=?)"]),
         (documents::LOOK, &["SEARCH d USING INDEX documents_by_name (cache=? AND name=?) LEFT-JOIN"]),
         (
