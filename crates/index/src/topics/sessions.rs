@@ -78,22 +78,23 @@ pub(crate) const SWEEP_SESSION: Sql = both!("DELETE FROM sessions WHERE id = $1"
 /// Sessions that go in one sweep: their number bounds its statements.
 const SWEPT_SESSIONS_MAX: u32 = 64;
 
-/// Deletes the rows of at most so many parts, and of sessions that ended a while ago
+/// Deletes at most so many rows of parts and sessions that ended a while ago
 /// ([`JobIndex::sweep_sessions`](crate::JobIndex::sweep_sessions)).
 pub(crate) async fn sweep(tx: &mut impl Transaction, now: UnixSeconds, limit: u32) -> Result<u64> {
     let ended = Number(now.saturating_sub(SWEEP_AFTER_SECONDS));
-    let (mut rows, mut left) = (0, u64::from(limit));
+    let mut left = u64::from(limit);
     for _ in 0..SWEPT_SESSIONS_MAX {
-        let Some(row) = tx.optional(FIRST_ENDED, &[ended]).await? else { break };
-        let id: Vec<u8> = row.column(0, TABLE)?;
-        let parts = tx.run(SWEEP_PARTS, &[Bytes(&id), Number(signed(left))]).await?;
-        (rows, left) = (rows + parts, left.saturating_sub(parts));
         if left == 0 {
             break;
         }
-        rows += tx.run(SWEEP_SESSION, &[Bytes(&id)]).await?;
+        let Some(row) = tx.optional(FIRST_ENDED, &[ended]).await? else { break };
+        let id: Vec<u8> = row.column(0, TABLE)?;
+        left = left.saturating_sub(tx.run(SWEEP_PARTS, &[Bytes(&id), Number(signed(left))]).await?);
+        if left > 0 {
+            left = left.saturating_sub(tx.run(SWEEP_SESSION, &[Bytes(&id)]).await?);
+        }
     }
-    Ok(rows)
+    Ok(u64::from(limit) - left)
 }
 
 #[async_trait]
