@@ -64,8 +64,8 @@ fn unescape(text: &str) -> Option<Vec<u8>> {
 }
 
 /// The fields of a form, or of the query that a form makes (`application/x-www-form-urlencoded`):
-/// names and values, in their order. `None` for an escape that is none, and for bytes that are no
-/// UTF-8 or hold a zero byte.
+/// names and values, in their order. `None` if an escape is malformed, if the bytes are not UTF-8,
+/// or if they hold a zero byte.
 pub fn decode_form(text: &str) -> Option<Vec<(String, String)>> {
     let pairs = text.split('&').filter(|pair| !pair.is_empty());
     pairs

@@ -118,7 +118,7 @@ impl Call {
         self.has_session.load(Ordering::Relaxed)
     }
 
-    /// The query as it stands in the address; empty if there is none.
+    /// The query as the address has it; empty for an address without a query.
     pub(crate) fn query_text(&self) -> &str {
         self.parts.uri.query().unwrap_or_default()
     }

@@ -52,7 +52,8 @@ struct HookCommandLine {
     args: HookArgs,
 }
 
-/// Whether the process is a hook. A person that asks for help is none.
+/// Whether Nix runs this process as a hook. `--help` comes from a person, and needs the whole
+/// command line.
 pub(crate) fn is_early(words: &[OsString]) -> bool {
     let is_help = |word: &OsString| word == "-h" || word == "--help";
     words.get(1).is_some_and(|word| word == "hook") && !words.iter().any(is_help)

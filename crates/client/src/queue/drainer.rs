@@ -427,7 +427,7 @@ impl Drainer {
         Ok(())
     }
 
-    /// The entries of a cache that are due. Entries with a path that is none become dead letters.
+    /// The entries of a cache that are due. An entry with a malformed path becomes a dead letter.
     fn due_batch(&mut self, cache: &CacheRef) -> Result<Batch> {
         let now = seconds(SystemTime::now());
         let (mut batch, mut malformed, mut count) = (Batch::new(), Vec::new(), 0);

@@ -7,7 +7,7 @@ use dormer_pages::{RemoveView, path_address};
 use http::Response;
 
 use super::session::checked_form;
-use super::show::{find, index, open, referrers};
+use super::show::{find, index, open, pins_of, referrers};
 use super::{frame, page, see_other};
 use crate::app::App;
 use crate::body::Body;
@@ -16,9 +16,8 @@ use crate::failure::Failure;
 use crate::handlers::checks::bad_request;
 use crate::request_body::RequestBody;
 
-/// Referrers and pins that the page of consequences names.
+/// Referrers that the page of consequences names.
 const REFERRERS: u32 = 40;
-const PINS: u32 = 9;
 
 /// Longest life of a pin with an end, in days.
 const PIN_DAYS_MAX: i64 = 36_500;
@@ -86,12 +85,8 @@ pub(super) async fn consequences(
     }
     let found = find(app, &opened, hash).await?;
     let cache = &opened.cache;
-    let pins = if opened.may(Permission::ConfigureCacheRetention) {
-        let pins = app.engine.index().list_pins_of_path(cache.id, hash, app.engine.now(), PINS).await;
-        Some(pins.map_err(index)?.into_iter().map(|pin| pin.name).collect())
-    } else {
-        None
-    };
+    let pins = pins_of(app, &opened, hash).await?;
+    let pins = pins.map(|pins| pins.into_iter().map(|pin| pin.name).collect());
     let view = RemoveView {
         cache: cache.name.clone(),
         store_dir: cache.store_dir.clone(),

@@ -348,12 +348,8 @@ pub(super) async fn path(
     let cache = &opened.cache;
     let referrers =
         if opened.may_list() { Some(referrers(app, cache, hash, REFERRERS).await?) } else { None };
-    let pins = if opened.may(Permission::ConfigureCacheRetention) {
-        let found = app.engine.index().list_pins_of_path(cache.id, hash, app.engine.now(), PINS).await;
-        Some(found.map_err(index)?.into_iter().map(pin_row).collect())
-    } else {
-        None
-    };
+    let pins = pins_of(app, &opened, hash).await?;
+    let pins = pins.map(|pins| pins.into_iter().map(pin_row).collect());
     let expiry = match cache.retention_seconds {
         None => ExpiryView::Default,
         Some(0) => ExpiryView::Kept,
@@ -392,6 +388,19 @@ pub(super) async fn path(
         may_remove: opened.may(Permission::Delete),
     };
     Ok(page(view.render(&frame(app, call))))
+}
+
+/// The first pins of a path; `None` for a visitor that may not see pins.
+pub(super) async fn pins_of(
+    app: &App,
+    opened: &Opened,
+    hash: &StorePathHash,
+) -> Result<Option<Vec<Pin>>, Failure> {
+    if !opened.may(Permission::ConfigureCacheRetention) {
+        return Ok(None);
+    }
+    let found = app.engine.index().list_pins_of_path(opened.cache.id, hash, app.engine.now(), PINS);
+    Ok(Some(found.await.map_err(index)?))
 }
 
 /// References but the one to the path itself.
