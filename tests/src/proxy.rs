@@ -1,10 +1,15 @@
-//! A TCP proxy that sees requests and cuts connections in the middle of a NAR.
+//! A TCP proxy that sees requests, cuts connections in the middle of a NAR or of a request, and
+//! answers requests itself with 503.
 
 use std::io::{Read, Write as _};
 use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::thread;
+
+/// How a line that fails answers a request itself.
+const BUSY: &[u8] =
+    b"HTTP/1.1 503 Service Unavailable\r\nRetry-After: 0\r\nContent-Length: 0\r\nConnection: close\r\n\r\n";
 
 /// What one request said, as far as tests want to know.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -22,6 +27,32 @@ struct Shared {
     /// How many answers to cut still, and after how many bytes.
     cuts: AtomicU64,
     cut_after_bytes: u64,
+    /// Whether requests fail.
+    fails: bool,
+    /// Requests of a line that fails, so far.
+    requests: AtomicU64,
+}
+
+/// What happens to a request on a line that fails.
+#[derive(Debug, Clone, Copy, PartialEq)]
+enum Fault {
+    None,
+    /// The proxy answers with 503, and the server sees nothing.
+    Busy,
+    /// The connection ends in the middle of the body.
+    Cut,
+}
+
+impl Fault {
+    /// Of ten requests, three are answered with 503 and one is cut. The order is fixed, so that no
+    /// request is unlucky for ever.
+    fn of_request(number: u64) -> Self {
+        match number % 10 {
+            1 | 4 | 7 => Self::Busy,
+            5 => Self::Cut,
+            _ => Self::None,
+        }
+    }
 }
 
 /// A proxy between machines and the lab. Its threads end with their connections.
@@ -40,6 +71,16 @@ impl Proxy {
 
     /// A proxy that cuts the first `cuts` answers to GETs of NARs after so many bytes each.
     pub fn cutting(server: &str, cuts: u64, cut_after_bytes: u64) -> Self {
+        Self::listen(server, cuts, cut_after_bytes, false)
+    }
+
+    /// A proxy that answers three of ten requests itself with 503, and cuts one of ten in the
+    /// middle of its body. Bodies must have a known length.
+    pub fn failing(server: &str) -> Self {
+        Self::listen(server, 0, 0, true)
+    }
+
+    fn listen(server: &str, cuts: u64, cut_after_bytes: u64, fails: bool) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").expect("a free port");
         let address = listener.local_addr().expect("the listener is bound");
         let shared = Arc::new(Shared {
@@ -47,6 +88,8 @@ impl Proxy {
             seen: Mutex::default(),
             cuts: AtomicU64::new(cuts),
             cut_after_bytes,
+            fails,
+            requests: AtomicU64::new(0),
         });
         let stopped = Arc::new(AtomicBool::new(false));
         let (accepted, flag) = (Arc::clone(&shared), Arc::clone(&stopped));
@@ -108,7 +151,32 @@ fn copy_requests(mut client: TcpStream, mut server: TcpStream, shared: &Shared, 
     let mut buffer = vec![0; 64 * 1024];
     let mut heads = HeadScanner::default();
     while let Ok(count @ 1..) = client.read(&mut buffer) {
-        for seen in heads.feed(&buffer[..count]) {
+        let heads_seen = heads.feed(&buffer[..count]);
+        // A client sends no second request before the answer to its first.
+        if shared.fails && !heads_seen.is_empty() {
+            match Fault::of_request(shared.requests.fetch_add(1, Ordering::SeqCst)) {
+                Fault::None => {}
+                Fault::Busy => {
+                    // A client that still sends would see a reset instead of the answer.
+                    while heads.body_bytes_left > 0
+                        && let Ok(count @ 1..) = client.read(&mut buffer)
+                    {
+                        heads.feed(&buffer[..count]);
+                    }
+                    let _ = client.write_all(BUSY);
+                    break;
+                }
+                Fault::Cut => {
+                    let _ = server.write_all(&buffer[..count]);
+                    let half = heads.body_bytes_left / 2;
+                    let _ = std::io::copy(&mut (&client).take(half), &mut server);
+                    let _ = client.shutdown(Shutdown::Both);
+                    let _ = server.shutdown(Shutdown::Both);
+                    return;
+                }
+            }
+        }
+        for seen in heads_seen {
             let is_nar = seen.line.starts_with("GET ") && seen.line.contains("/nar/");
             nar_bytes.store(if is_nar { 0 } else { u64::MAX }, Ordering::SeqCst);
             shared.seen.lock().expect("no thread panics with the lock").push(seen);

@@ -31,6 +31,9 @@ pub struct ServerSettings {
     pub log_bytes_max: usize,
     /// Longest narinfo taken, in bytes: 1 MiB holds some 20,000 references.
     pub narinfo_bytes_max: usize,
+    /// Largest part of a push by chunks, in bytes, unless one chunk needs more; at most
+    /// [`PART_BYTES_MAX`](dormer_engine::PART_BYTES_MAX).
+    pub part_bytes_max: usize,
     /// Memory for bodies that are read whole, and for their parsed form, in bytes, all requests
     /// together.
     pub buffered_bytes_max: usize,
@@ -120,6 +123,7 @@ impl Default for ServerSettings {
             json_bytes_max: 4 * MIB,
             log_bytes_max: 4 * MIB,
             narinfo_bytes_max: MIB,
+            part_bytes_max: dormer_engine::PART_BYTES_MAX,
             buffered_bytes_max: 16 * MIB,
             header_bytes_max: 64 * KIB,
             connections_max: 1024,

@@ -1,10 +1,12 @@
-//! Push by chunks: the same objects as by Attic's API, through proxies that limit bodies, and by a
-//! client that is killed again and again. (What `dormer push` does by default, every other story
-//! does too.)
+//! Push by chunks: the same objects as by Attic's API, through proxies that limit bodies and lines
+//! that fail, by a client that is killed again and again, and to replicas that are. (What `dormer
+//! push` does by default, every other story does too.)
 
 use std::collections::BTreeMap;
+use std::thread;
+use std::time::Duration;
 
-use dormer_tests::{HttpProxy, Lab, Machine, Nix, Proxy, times};
+use dormer_tests::{HttpProxy, Lab, Machine, Nix, Proxy, Run, times};
 use rand::RngExt as _;
 
 /// What a narinfo says, apart from the signatures: they are the lab's own.
@@ -89,6 +91,53 @@ fn a_proxy_that_limits_bodies_passes_chunks() {
     assert!(refused.fails().contains("413"), "the limit counts: {refused}");
     builder.dormer(&["push", "main", &noise, "--part-size", "4M"]).succeeds();
     substitutes_and_verifies(&lab, &lab.machine("puller", Nix::OLDEST), &noise);
+}
+
+#[test]
+fn a_line_that_fails_four_of_ten_requests_loses_nothing() {
+    let lab = Lab::start();
+    let proxy = Proxy::failing(lab.address());
+    let builder = lab.machine("builder", Nix::NEWEST);
+    let noise = builder.build("noise", &[("salt", "failing-line"), ("megabytes", "12")]);
+    let all = builder.build("all", &[("salt", "failing-line")]);
+    let (url, token) = (proxy.cache_url(""), lab.admin_token());
+    let arguments = ["push", "main", &noise, &all, "--part-size", "1M"];
+    let mut push = builder.command(&builder.dormer_path(), &arguments);
+    push.env("DORMER_ENDPOINT", url.trim_end_matches('/')).env("DORMER_TOKEN", &token);
+    Run::of(&mut push).succeeds();
+    assert!(proxy.seen().len() > 12, "every part is a request: {:?}", proxy.seen());
+    let puller = lab.machine("puller", Nix::MIDDLE);
+    substitutes_and_verifies(&lab, &puller, &noise);
+    substitutes_and_verifies(&lab, &puller, &all);
+}
+
+#[test]
+fn a_push_outlives_replicas_that_are_killed() {
+    let mut lab = Lab::start_production();
+    let builder = lab.machine("builder", Nix::NEWEST);
+    builder.login(&lab);
+    let puller = lab.machine("puller", Nix::MIDDLE);
+    let mut random = rand::rng();
+    for round in 0..times(3) {
+        let salt = format!("killed-replica-{round}");
+        let noise = builder.build("noise", &[("salt", &salt), ("megabytes", "12")]);
+        let crowd = builder.build("crowd", &[("salt", &salt), ("leaves", "6")]);
+        let roots = [&noise, &crowd];
+        thread::scope(|scope| {
+            let arguments = ["push", "main", roots[0], roots[1], "--limit-rate", "15M", "--part-size", "1M"];
+            let builder = &builder;
+            let push = scope.spawn(move || builder.dormer(&arguments));
+            thread::sleep(Duration::from_millis(random.random_range(100..1_000)));
+            lab.kill_one(round % 2);
+            thread::sleep(Duration::from_millis(random.random_range(0..300)));
+            lab.restart();
+            push.join().expect("the push does not panic").succeeds();
+        });
+        // Each replica has to have all of it: the other one may have taken it.
+        for root in roots {
+            substitutes_and_verifies(&lab, &puller, root);
+        }
+    }
 }
 
 #[test]

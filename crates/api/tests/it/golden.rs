@@ -5,7 +5,9 @@
 
 #![expect(clippy::unwrap_used, reason = "a failed unwrap fails the test, as it should")]
 
-use dormer_api::v2::{ListCachesResponse, RemovePathResponse};
+use dormer_api::v2::{
+    CommitEntry, CommitResponse, CommitResult, ListCachesResponse, RemovePathResponse, SessionResponse,
+};
 use dormer_api::{
     CacheConfig, CreateCacheRequest, ErrorBody, ErrorName, GetMissingPathsRequest, GetMissingPathsResponse,
     Keypair, NarInfoForm, Permission, Permissions, RetentionPeriod, Secret, TokenClaims, UploadPathNarInfo,
@@ -261,6 +263,34 @@ fn header_names_are_attics() {
     assert_eq!(headers::NAR_INFO, "X-Attic-Nar-Info".to_lowercase());
     assert_eq!(headers::NAR_INFO_PREAMBLE_SIZE, "X-Attic-Nar-Info-Preamble-Size".to_lowercase());
     assert_eq!(headers::CACHE_VISIBILITY, "X-Attic-Cache-Visibility".to_lowercase());
+}
+
+#[test]
+fn a_session_says_what_it_takes_and_a_commit_what_became_of_each_path() {
+    let session: SessionResponse = both_ways(concat!(
+        r#"{"format":1,"store_dir":"/nix/store","chunk_min":32768,"chunk_avg":131072,"chunk_max":524288,"level":6,"#,
+        r#""part_bytes_max":8388608,"part_chunks_max":4096,"missing_chunks_max":65536,"commit_bytes_max":25165824,"#,
+        r#""commit_paths_max":512,"ends_at":1700000000}"#
+    ));
+    assert_eq!((session.format, session.level, session.ends_at), (1, 6, 1_700_000_000));
+    let commit: CommitResponse = both_ways(concat!(
+        r#"{"results":[{"state":"committed","kind":"Uploaded","file_size":1234},{"state":"verifying"},{"state":"waiting"},"#,
+        r#"{"state":"missing","chunks":[0,7]},"#,
+        r#"{"state":"failed","error":{"code":400,"error":"RequestError","message":"no"}}]}"#
+    ));
+    assert_eq!(commit.results.len(), 5);
+    assert_eq!(commit.results[3], CommitResult::Missing { chunks: vec![0, 7] });
+}
+
+/// Lengths are 32 bits, lowest byte first; the entries follow each other.
+#[test]
+fn the_body_of_a_commit_has_this_form() {
+    let body = b"\x02\0\0\0{}\x03\0\0\0abc\x01\0\0\07\0\0\0\0";
+    let entries = [CommitEntry { info: b"{}", manifest: b"abc" }, CommitEntry { info: b"7", manifest: b"" }];
+    let mut written = Vec::new();
+    entries.iter().for_each(|entry| entry.encode_to(&mut written).unwrap());
+    assert_eq!(written, body);
+    assert_eq!(CommitEntry::decode_all(body, 2).unwrap(), entries);
 }
 
 #[test]

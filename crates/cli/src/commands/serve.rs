@@ -236,6 +236,7 @@ fn server_settings(settings: &Settings) -> ServerSettings {
         json_bytes_max: settings.json_bytes_max,
         log_bytes_max: settings.log_bytes_max,
         narinfo_bytes_max: settings.narinfo_bytes_max,
+        part_bytes_max: settings.part_bytes_max,
         buffered_bytes_max: settings.buffered_bytes_max,
         retry_after: settings.retry_after,
         drain_delay: settings.drain_delay,

@@ -287,6 +287,10 @@ keys! { KEYS:
          time beside it.").default("4 MiB");
     LIMIT_NARINFO_SIZE = Key::new("limits.narinfo-size", Kind::Size(KIB, 4 * MIB),
         "Longest accepted narinfo (413). 1 MiB holds some 20,000 references; no reader takes more than 4 MiB.").default("1 MiB");
+    LIMIT_PART_SIZE = Key::new("limits.part-size", Kind::Size(64 * KIB, 8 * MIB),
+        "Largest part of a push by chunks (413). Clients learn it from the server. Set it below what a proxy before the server \
+         takes, or if slow lines need more than a minute for a part. A part holds one chunk of any size in any case.")
+        .default("8 MiB");
     LIMIT_BODY_MEMORY = Key::new("limits.body-memory", Kind::Size(MIB, 1024 * GIB),
         "Memory for all bodies that the server reads completely before it acts: JSON, narinfos, metadata. Further ones wait up to 30 s.")
         .default("16 MiB");

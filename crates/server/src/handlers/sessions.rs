@@ -11,8 +11,8 @@ use dormer_api::v2::{
 };
 use dormer_api::{CacheName, Permission, UploadPathNarInfo, UploadPathResult, UploadPathResultKind};
 use dormer_engine::{
-    CheckHold, ChunkedPath, CommittedPath, Deduplication, MISSING_CHUNKS_MAX, PART_BYTES_MAX,
-    PART_CHUNKS_MAX, PathOutcome, PushSession, Reader, part_memory_bytes,
+    CheckHold, ChunkedPath, CommittedPath, Deduplication, MISSING_CHUNKS_MAX, PART_CHUNKS_MAX, PathOutcome,
+    PushSession, Reader, part_memory_bytes,
 };
 use dormer_format::ChunkId;
 use dormer_index::{CacheVisibility, SessionId as SessionKey};
@@ -34,6 +34,10 @@ use crate::settings::COMMIT_BYTES_MAX;
 
 /// Most paths in a commit.
 const COMMIT_PATHS_MAX: usize = 512;
+
+/// More than a part with one chunk takes beside the chunk: the header, the frames' heads, the
+/// table and the trailer.
+const PART_OVERHEAD_BYTES: u64 = 16 * 1024;
 
 /// How long a commit waits for its checks before it answers what is done. Many proxies give up
 /// after 60 s, and a client shows progress with each answer.
@@ -61,7 +65,7 @@ pub(crate) async fn open_session(
         chunk_avg: settings.chunk_params.avg,
         chunk_max: settings.chunk_params.max,
         level: settings.zstd_level,
-        part_bytes_max: PART_BYTES_MAX as u64,
+        part_bytes_max: part_bytes_max(app),
         part_chunks_max: count(PART_CHUNKS_MAX),
         missing_chunks_max: count(MISSING_CHUNKS_MAX),
         commit_bytes_max: COMMIT_BYTES_MAX as u64,
@@ -104,7 +108,7 @@ pub(crate) async fn put_part(
     let session = find_session(app, call, name, session).await?;
     let turn = app.admit_upload(call, body).await?;
     let what = "the part";
-    let max = PART_BYTES_MAX as u64;
+    let max = part_bytes_max(app);
     refuse_coding(call, "a part is compressed already")?;
     body.limit(max).map_err(|_| Failure::TooLong { what, max })?;
     let length = body.known_length().unwrap_or(max);
@@ -183,6 +187,13 @@ pub(crate) async fn commit_paths(
         .map(|result| result.unwrap_or_else(|| outcomes.next().expect("each sound entry has an outcome")))
         .collect();
     Ok(body::json(StatusCode::OK, &CommitResponse { results }))
+}
+
+/// Largest part, in bytes: what the settings say, or a part with one chunk that cannot be
+/// compressed, if that is more.
+fn part_bytes_max(app: &App) -> u64 {
+    let chunk = u64::from(app.engine.settings().chunk_params.max);
+    (app.settings.part_bytes_max as u64).max(chunk + chunk / 128 + PART_OVERHEAD_BYTES)
 }
 
 async fn find_session(

@@ -6,8 +6,8 @@ use dormer_api::v2::{
     CommitEntry, CommitResponse, CommitResult, PartDigest, SessionResponse, decode_missing,
 };
 use dormer_api::{UploadPathResult, UploadPathResultKind};
-use dormer_format::ChunkParams;
-use dormer_testkit::{ChunkedNar, part_of};
+use dormer_format::{ChunkParams, Encoder, RawChunk};
+use dormer_testkit::{ChunkedNar, Random, part_of};
 use serde_json::{Value, json};
 
 use crate::common::{Reply, Server, admin, nar, nar_info, path, sized_nar, token, token_of, unzstd};
@@ -95,6 +95,28 @@ pub(crate) fn cut(nar: &[u8]) -> ChunkedNar {
 
 fn entry(cache: &str, number: u8, nar: &[u8]) -> (Value, Vec<u8>) {
     (nar_info(cache, &path(number), nar, &json!({})), cut(nar).manifest.encode())
+}
+
+#[test]
+fn parts_are_as_large_as_the_settings_say_and_hold_one_chunk_in_any_case() {
+    for (setting, chunk_max) in [(64 * 1024, 16 * 1024), (64 * 1024, 512 * 1024), (1 << 20, 4 << 20)] {
+        let server = Server::start_with(|options| {
+            options.server.part_bytes_max = setting;
+            options.engine.chunk_params = ChunkParams { min: 4096, avg: 16 * 1024, max: chunk_max };
+        });
+        let session = Session::opened(&server, &admin(), "main", 1);
+        let answer: SessionResponse = serde_json::from_slice(&session.open().body).unwrap();
+        let max = usize::try_from(answer.part_bytes_max).unwrap();
+        assert_eq!(max, setting.max(chunk_max as usize / 128 * 129 + 16 * 1024));
+        assert_eq!(session.put([0; 32], &vec![0; max + 1]).status, 413);
+        // Bytes that cannot be compressed.
+        let mut random = Random::new(9);
+        let bytes = (0..chunk_max / 8).flat_map(|_| random.next_u64().to_le_bytes()).collect();
+        let chunk = RawChunk { bytes, holes: Vec::new(), fills: Vec::new() };
+        let (digest, part) = part_of(vec![Encoder::new(1).unwrap().encode(&chunk).unwrap()]);
+        assert!(part.len() > chunk_max as usize);
+        assert_eq!(session.put(digest, &part).status, 204);
+    }
 }
 
 #[test]
