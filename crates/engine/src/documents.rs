@@ -65,7 +65,7 @@ impl Engine {
         match name {
             DocumentName::Log(_) | DocumentName::DebugInfo(_) => self.decode(stored).await.map(Some),
             DocumentName::Trace(key) => {
-                let trace = BuildTrace::parse(key, &stored.body).map_err(|error| corrupt(&error))?;
+                let trace = BuildTrace::parse_stored(key, &stored.body).map_err(|error| corrupt(&error))?;
                 let mut own = Vec::new();
                 for key in self.signing_keys(cache)? {
                     own.extend(trace.fingerprints().iter().map(|text| key.sign(text).to_string()));

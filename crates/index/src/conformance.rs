@@ -66,7 +66,9 @@ where
             touching_never_goes_back_in_time, what_is_absent_costs_no_statement_or_one, every_field_of_an_object_comes_back,
             the_caches_of_a_nar_are_those_that_name_it, the_outbox_is_ordered_and_resumable, the_index_is_ready;
         documents: a_document_comes_back_and_gives_way_to_the_next, a_deleted_cache_has_and_takes_no_document,
-            a_trace_gathers_signatures_and_keeps_its_first_path, signatures_of_racing_traces_are_all_kept,
+            a_trace_gathers_signatures_and_keeps_its_first_path,
+            a_trace_to_a_path_that_is_not_here_gives_way_to_one_that_is,
+            traces_of_a_path_are_bounded_in_number, signatures_of_racing_traces_are_all_kept,
             a_document_is_told_to_followers_of_what_it_belongs_to, a_log_goes_with_the_last_object_of_its_derivation,
             a_trace_goes_with_its_path, debug_info_is_found_by_its_build_id, a_document_costs_few_statements;
         sessions: a_session_is_its_callers_until_it_ends, a_subject_has_few_sessions_at_once, the_oldest_session_makes_room_after_an_hour,

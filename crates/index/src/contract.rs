@@ -904,6 +904,8 @@ pub enum TraceOutcome {
     Unchanged,
     /// The output is this other path according to the trace that was there first, which stays.
     Kept(StorePath),
+    /// It is not there: its path has 1,024 traces.
+    Full,
 }
 
 /// Documents: what belongs to a cache beside its objects. A log belongs to the objects that name
@@ -920,7 +922,8 @@ pub trait DocumentIndex: Send + Sync + std::fmt::Debug + 'static {
     async fn put_document(&self, cache: CacheId, document: &NewDocument, at: UnixSeconds) -> Result<()>;
     /// Stores a build trace, or adds its signatures to the one of the same key and path, within the
     /// limits for objects ([`NarCommit::known_keys`]). Where the cache has the key with another
-    /// path, the first stays. With an outbox row for the object of the path, if anything changed.
+    /// path, the first stays, unless the cache has the new path and lacks the first. With an outbox
+    /// row for the object of the path, if anything changed.
     /// [`Error::CacheGone`](crate::Error::CacheGone) if the cache is not there.
     async fn merge_trace(
         &self,

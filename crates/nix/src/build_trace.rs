@@ -90,6 +90,12 @@ impl BuildTrace {
         if json.len() > BUILD_TRACE_BYTES_MAX {
             return Err(Error::BuildTraceTooLarge { bytes: json.len(), max: BUILD_TRACE_BYTES_MAX });
         }
+        Self::parse_stored(key, json)
+    }
+
+    /// Reads the document of `key` that [`Self::to_json`] wrote. It may be longer than what came:
+    /// signatures were added.
+    pub fn parse_stored(key: &TraceKey, json: &[u8]) -> Result<Self> {
         let other_key = |key: &str| Error::BuildTraceKey { text: excerpt(key) };
         let (value, dependents, is_keyed) = match key {
             TraceKey::Hash { .. } => {
@@ -262,6 +268,19 @@ mod tests {
         }
         let as_text = format!(r#"{{"outPath":"{OUT}","signatures":["{a}"]}}"#);
         assert_eq!(BuildTrace::parse(&derivation_key(), as_text.as_bytes()).unwrap().to_json(&[]), value);
+    }
+
+    /// Otherwise a trace that was taken could not be read any more.
+    #[test]
+    fn what_signatures_made_longer_is_still_read() {
+        let value = format!(r#"{{"outPath":"{OUT}"}}"#);
+        let mut trace = BuildTrace::parse(&derivation_key(), value.as_bytes()).unwrap();
+        let long = "A".repeat(6_000);
+        trace.sigs = (0..60).map(|number| format!("key-{number}:{long}")).collect();
+        let json = trace.to_json(&[]);
+        assert!(json.len() > BUILD_TRACE_BYTES_MAX);
+        assert!(BuildTrace::parse(&derivation_key(), json.as_bytes()).is_err());
+        assert_eq!(BuildTrace::parse_stored(&derivation_key(), json.as_bytes()).unwrap(), trace);
     }
 
     #[test]

@@ -12,8 +12,10 @@ use std::collections::{HashMap, HashSet};
 
 use dormer_api::CacheName;
 use dormer_edge::EdgeKey;
+use dormer_engine::Error as EngineError;
 use dormer_index::{
-    Cache, CacheId, FoundObject, PublishState, PublishedDocument, PublishedFile, PublishedObject,
+    Cache, CacheId, Error as IndexError, FoundObject, PublishState, PublishedDocument, PublishedFile,
+    PublishedObject,
 };
 use dormer_nix::{DebugLink, DocumentName, NarHash, StorePathHash};
 
@@ -217,7 +219,7 @@ impl Run<'_> {
     }
 
     /// Writes a document. Returns `None` if the lab has it no more, and then the outbox tells, or
-    /// if it cannot be read: Nix can do without.
+    /// if what is stored is damaged: Nix can do without.
     async fn write_document(
         &self,
         cache: &Cache,
@@ -230,10 +232,11 @@ impl Run<'_> {
             None => match self.publisher.engine.document(cache, &wanted.name).await {
                 Ok(Some(bytes)) => bytes,
                 Ok(None) => return Ok(None),
-                Err(error) => {
+                Err(error @ EngineError::Index(IndexError::Corrupt { .. })) => {
                     tracing::warn!(document = %wanted.name, %error, "a document cannot be read");
                     return Ok(None);
                 }
+                Err(error) => return Err(error.into()),
             },
         };
         self.publisher.sender.throttle(bytes.len() as u64).await;

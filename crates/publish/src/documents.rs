@@ -11,14 +11,24 @@ use dormer_nix::NarHash;
 use crate::Result;
 use crate::publisher::Run;
 use crate::report::CacheOutcome;
+use crate::settings::TargetSettings;
 use crate::transfer::put_small;
 
-/// Digest of what every narinfo of a cache depends on. When it changes, the publisher writes all
-/// narinfos again.
-pub(crate) fn basis(cache: &Cache) -> Vec<u8> {
+/// Digest of what every path of a cache depends on: what its narinfo is made of, and which
+/// documents it has beside it. When it changes, the publisher looks at all paths again.
+///
+/// Only what differs from the default settings is in it: otherwise a new setting would make every
+/// target look at everything.
+pub(crate) fn basis(cache: &Cache, settings: &TargetSettings) -> Vec<u8> {
+    let options =
+        [("logs", settings.logs), ("no traces", !settings.traces), ("debug info", settings.debug_info)];
     let mut text = format!("1\n{}\n", cache.store_dir);
     for key in cache.keys.iter().filter(|key| key.active) {
         text.push_str(&key.public_key);
+        text.push('\n');
+    }
+    for (option, _) in options.into_iter().filter(|(_, is_set)| *is_set) {
+        text.push_str(option);
         text.push('\n');
     }
     NarHash::digest(text.as_bytes()).as_bytes().to_vec()

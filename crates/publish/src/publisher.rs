@@ -435,7 +435,7 @@ impl Run<'_> {
         cache: &Cache,
         published: Option<PublishedCache>,
     ) -> Result<PublishedCache> {
-        let basis = documents::basis(cache);
+        let basis = documents::basis(cache, &self.publisher.settings);
         let (scan, document) = match published {
             Some(row) if row.basis == basis => return Ok(row),
             Some(PublishedCache { scan: Some(scan @ CacheScan::Past(_)), document, .. }) => (scan, document),

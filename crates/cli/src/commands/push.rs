@@ -259,13 +259,16 @@ impl<'a> Planned<'a> {
         said: &Said<'_>,
         context: &Context,
     ) -> Result<()> {
+        // A log that is refused must not cost the paths their pin.
+        if let Some(name) = pin {
+            for root in roots {
+                let store_path = root.to_string();
+                let request = AddPinRequest { store_path, keep_for_seconds: None, keep: None };
+                super::pin::pin(&self.api, self.cache, name, &request, context).await?;
+            }
+        }
         if with_logs {
             push_logs(&self.api, &self.cache.cache, &self.derivers, said).await?;
-        }
-        let Some(name) = pin else { return Ok(()) };
-        for root in roots {
-            let request = AddPinRequest { store_path: root.to_string(), keep_for_seconds: None, keep: None };
-            super::pin::pin(&self.api, self.cache, name, &request, context).await?;
         }
         Ok(())
     }

@@ -282,7 +282,7 @@ keys! { KEYS:
          tokens of OIDC issuers take some KiB.").default("64 KiB");
     LIMIT_JSON_SIZE = Key::new("limits.json-size", Kind::Size(KIB, GIB),
         "Longest JSON body (413). 4 MiB hold a request about 119,000 paths.").default("4 MiB");
-    LIMIT_LOG_SIZE = Key::new("limits.log-size", Kind::Size(KIB, GIB),
+    LIMIT_LOG_SIZE = Key::new("limits.log-size", Kind::Size(KIB, 32 * MIB),
         "Longest build log, uncompressed (413). An upload of a log takes four times its size of `limits.body-memory`, one at a \
          time beside it.").default("4 MiB");
     LIMIT_NARINFO_SIZE = Key::new("limits.narinfo-size", Kind::Size(KIB, 4 * MIB),

@@ -55,7 +55,7 @@ async fn find_trace(index: &Subject, cache: CacheId, number: u32) -> Result<Opti
     let found = index.find_document(cache, &DocumentName::Trace(key.clone())).await?;
     Ok(found.map(|found| {
         assert_eq!((found.size, &found.encoding), (found.body.len() as u64, &None));
-        BuildTrace::parse(&key, &found.body).expect("what was stored is a trace")
+        BuildTrace::parse_stored(&key, &found.body).expect("what was stored is a trace")
     }))
 }
 
@@ -100,6 +100,37 @@ pub(super) async fn a_trace_gathers_signatures_and_keeps_its_first_path(index: S
     }
     let sigs = find_trace(&index, main, 1).await?.expect("it stays").sigs;
     assert!(sigs.len() == 17 && sigs.contains(&"a:AAAA".to_owned()), "{sigs:?}");
+    Ok(())
+}
+
+pub(super) async fn a_trace_to_a_path_that_is_not_here_gives_way_to_one_that_is(
+    index: Subject,
+) -> Result<()> {
+    let main = cache(&index, "main").await?;
+    let merge = async |trace: BuildTrace| index.merge_trace(main, &trace, &[], NOW).await;
+    assert_eq!(merge(trace(1, 2, &["a"])).await?, TraceOutcome::Written);
+    // Neither path is here, then both are, then the first one is removed.
+    assert_eq!(merge(trace(1, 3, &["b"])).await?, TraceOutcome::Kept(path(2)));
+    push_output(&index, main, 3, None).await?;
+    assert_eq!(merge(trace(1, 3, &["b"])).await?, TraceOutcome::Written);
+    assert_eq!(find_trace(&index, main, 1).await?, Some(trace(1, 3, &["b"])));
+    push_output(&index, main, 2, None).await?;
+    assert_eq!(merge(trace(1, 2, &["a"])).await?, TraceOutcome::Kept(path(3)));
+    assert!(index.remove_object(main, &path_hash(3), Removal::WithGraceUntil(NOW + 1000), NOW).await?);
+    assert_eq!(find_trace(&index, main, 1).await?, None, "it went with its path");
+    Ok(())
+}
+
+pub(super) async fn traces_of_a_path_are_bounded_in_number(index: Subject) -> Result<()> {
+    let main = cache(&index, "main").await?;
+    let merge = async |trace: BuildTrace| index.merge_trace(main, &trace, &[], NOW).await;
+    assert_eq!(merge(trace(1, 2, &[])).await?, TraceOutcome::Written);
+    for number in 2..=1_024 {
+        assert_eq!(merge(trace(number, 2, &[])).await?, TraceOutcome::Written);
+    }
+    assert_eq!(merge(trace(1_025, 2, &[])).await?, TraceOutcome::Full);
+    assert_eq!(merge(trace(1_024, 2, &["a"])).await?, TraceOutcome::Written, "it was there");
+    assert_eq!(merge(trace(1_025, 3, &[])).await?, TraceOutcome::Written, "another path");
     Ok(())
 }
 

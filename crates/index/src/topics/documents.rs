@@ -25,6 +25,10 @@ const TABLE: &str = "documents";
 pub(crate) const LOG: i64 = 1;
 pub(crate) const TRACE: i64 = 2;
 
+/// Most traces of one path. A path that a thousand derivations become is a path that has not
+/// changed for years; without a bound, one small path could bring any number of documents.
+const PATH_TRACES_MAX: i64 = 1_024;
+
 const WRITE: Sql = both!(
     "INSERT INTO documents (cache, kind, owner, written_at, size, encoding, digest, name, body)
      SELECT c.id, $2, $3, $4, $5, $6, $7, $8, $9 FROM caches AS c WHERE c.id = $1 AND c.deleted_at IS NULL
@@ -35,9 +39,14 @@ pub(crate) const FIND: Sql = both!(
     "SELECT size, encoding, body FROM documents WHERE cache = $1 AND name = $2
          AND EXISTS (SELECT 1 FROM caches WHERE id = $1 AND deleted_at IS NULL)"
 );
-/// Whether the cache is there, and what it has under this name.
+/// Whether the cache is there, what it has under this name, whether it has the path of that and the
+/// path `$3`, and how many documents `$3` has.
 pub(crate) const LOOK: Sql = both!(
-    "SELECT c.id, d.body FROM (SELECT 1) AS one
+    "SELECT c.id, d.body,
+         (SELECT o.cache FROM objects AS o WHERE o.cache = $1 AND o.hash = d.owner),
+         (SELECT o.cache FROM objects AS o WHERE o.cache = $1 AND o.hash = $3),
+         (SELECT COUNT(*) FROM documents AS t WHERE t.cache = $1 AND t.owner = $3)
+     FROM (SELECT 1) AS one
      LEFT JOIN caches AS c ON c.id = $1 AND c.deleted_at IS NULL
      LEFT JOIN documents AS d ON d.cache = $1 AND d.name = $2"
 );
@@ -55,10 +64,12 @@ pub(crate) const FORGET: Sql = both!(
 pub(crate) const OUTPUTS: Sql =
     both!("SELECT o.hash FROM objects AS o WHERE o.cache = $1 AND o.deriver = $2 LIMIT 256");
 
-/// `$2` is a build id. From its NARs to their objects.
+/// `$2` is a build id. From its newest NARs to their objects. NARs of other caches with the same
+/// build id count too, so their number is bounded.
 pub(crate) const FIND_DEBUG_NAR: Sql = both!(concat!(
-    "SELECT n.hash, n.tag FROM build_ids AS b CROSS JOIN nars AS n
-     WHERE b.build_id = $2 AND n.id = b.nar AND ",
+    "SELECT n.hash, n.tag FROM
+         (SELECT nar FROM build_ids WHERE build_id = $2 ORDER BY nar DESC LIMIT 4096) AS b
+         CROSS JOIN nars AS n WHERE n.id = b.nar AND ",
     damaged!("n"),
     " IS NULL AND EXISTS (SELECT 1 FROM objects AS o WHERE o.nar = n.id AND o.cache = $1)
          AND EXISTS (SELECT 1 FROM caches WHERE id = $1 AND deleted_at IS NULL)
@@ -86,24 +97,34 @@ impl<D: Dialect> DocumentIndex for SqlIndex<D> {
         let text = name.to_string();
         let locks = [Lock::CacheShared(cache.0), name_lock(cache, &text)];
         self.write(Write::from("store a build trace").with_locks(&locks), async |mut tx| {
-            let row = tx.one(LOOK, &[Number(cache.0), Text(&text)]).await?;
+            let hash = trace.out_path.hash();
+            let row = tx.one(LOOK, &[Number(cache.0), Text(&text), Bytes(hash.as_bytes())]).await?;
+            let is_there = |column| Ok(row.column::<Option<i64>>(column, "objects")?.is_some());
             if row.column::<Option<i64>>(0, "caches")?.is_none() {
                 return Err(Error::CacheGone);
             }
             let mut merged = trace.clone();
             merged.sigs = merge_signatures(&[], &trace.sigs, known_keys);
+            let mut is_more_of_path = true;
             if let Some(body) = row.column::<Option<Vec<u8>>>(1, TABLE)? {
-                let present = BuildTrace::parse(&trace.key, &body).map_err(|error| corrupt(TABLE, error))?;
-                if present.out_path != trace.out_path {
+                let present =
+                    BuildTrace::parse_stored(&trace.key, &body).map_err(|error| corrupt(TABLE, error))?;
+                if present.out_path == trace.out_path {
+                    let sigs = merge_signatures(&present.sigs, &trace.sigs, known_keys);
+                    if sigs == present.sigs {
+                        return Ok(TraceOutcome::Unchanged);
+                    }
+                    merged = BuildTrace { sigs, ..present };
+                    is_more_of_path = false;
+                } else if is_there(2)? || !is_there(3)? {
                     return Ok(TraceOutcome::Kept(present.out_path));
                 }
-                let sigs = merge_signatures(&present.sigs, &trace.sigs, known_keys);
-                if sigs == present.sigs {
-                    return Ok(TraceOutcome::Unchanged);
-                }
-                merged = BuildTrace { sigs, ..present };
+                // What leads to a path that is not here gives way to what leads to one that is.
             }
             let body = merged.to_json(&[]).into_bytes();
+            if is_more_of_path && row.column::<i64>(4, TABLE)? >= PATH_TRACES_MAX {
+                return Ok(TraceOutcome::Full);
+            }
             let (size, owner) = (body.len() as u64, merged.out_path.hash());
             let document = NewDocument { name: name.clone(), owner, size, encoding: None, body };
             write(&mut tx, cache, &document, at).await?;

@@ -225,6 +225,14 @@ pub(crate) async fn put_document(
                     let said = format!("kept: this output is {first} here, not {path}\n");
                     return Ok(crate::body::text(StatusCode::OK, said));
                 }
+                TraceOutcome::Full => {
+                    tracing::warn!(
+                        cache.name = cache.name, document = %name, %path,
+                        "left out a build trace: its path has 1,024"
+                    );
+                    let said = format!("left out: there is no room for more build traces of {path}\n");
+                    return Ok(crate::body::text(StatusCode::OK, said));
+                }
             }
         }
     }

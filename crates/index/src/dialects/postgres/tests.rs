@@ -846,7 +846,11 @@ pub(super) async fn look_ups_search_indexes(index: &PostgresIndex, with_removals
         (sessions::FIRST_ENDED, "1".to_owned(), &["sessions_by_end"]),
         (sessions::SWEEP_SESSION, bytes.to_owned(), &["sessions_pkey"]),
         (documents::FIND, "1, 'x'".to_owned(), &["documents_by_name"]),
-        (documents::LOOK, "1, 'x'".to_owned(), &["documents_by_name"]),
+        (
+            documents::LOOK,
+            format!("1, 'x', {bytes}"),
+            &["documents_by_name", "documents_by_owner", "objects_cache_hash_key"],
+        ),
         (
             documents::FORGET,
             format!("1, {bytes}, {bytes}, 'x'"),

@@ -816,7 +816,13 @@ pub(super) async fn look_ups_search_indexes(index: &SqliteIndex) {
         (sessions::FIRST_ENDED, &["SEARCH sessions USING COVERING INDEX sessions_by_end (ends_at<?)"]),
         (sessions::SWEEP_SESSION, &["SEARCH sessions USING PRIMARY KEY (id=?)"]),
         (documents::FIND, &["SEARCH documents USING INDEX documents_by_name (cache=? AND name=?)"]),
-        (documents::LOOK, &["SEARCH d USING INDEX documents_by_name (cache=? AND name=?) LEFT-JOIN"]),
+        (
+            documents::LOOK,
+            &[
+                "SEARCH d USING INDEX documents_by_name (cache=? AND name=?) LEFT-JOIN",
+                "SEARCH t USING COVERING INDEX documents_by_owner (cache=? AND owner=?)",
+            ],
+        ),
         (
             documents::FORGET,
             &[
