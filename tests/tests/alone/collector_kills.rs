@@ -109,10 +109,10 @@ fn kill_the_collector(lab: &mut Lab, random: &mut SmallRng) -> bool {
     let (number, process) = killed.unwrap();
     thread::sleep(Duration::from_millis(random.random_range(0..COLLECTION_MS)));
     lab.kill_one(number);
-    // The lease of a dead process ends by itself; the time of that passes at once.
+    // The leases of a dead process end by themselves; the time of that passes at once.
     let left = lab.sql(&format!(
-        "UPDATE jobs SET lease_ends_at = 0 WHERE kind = 'collect' AND holder LIKE 'process {process} on %' \
-         RETURNING id"
+        "WITH ended AS (UPDATE jobs SET lease_ends_at = 0 WHERE holder LIKE 'process {process} on %' \
+         RETURNING id, kind) SELECT id FROM ended WHERE kind = 'collect'"
     ));
     let left = left.trim();
     if !left.is_empty() {
