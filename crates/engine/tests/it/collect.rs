@@ -46,6 +46,16 @@ pub(crate) const NEVER: u64 = u64::MAX;
 #[derive(Debug)]
 pub(crate) struct TestClock(AtomicI64);
 
+impl TestClock {
+    pub(crate) fn new() -> Arc<Self> {
+        Arc::new(Self(AtomicI64::new(1_800_000_000)))
+    }
+
+    pub(crate) fn pass(&self, seconds: i64) {
+        self.0.fetch_add(seconds, Ordering::SeqCst);
+    }
+}
+
 impl Clock for TestClock {
     fn now(&self) -> UnixSeconds {
         self.0.load(Ordering::SeqCst)
@@ -87,7 +97,7 @@ pub(crate) struct Lab {
 impl Lab {
     pub(crate) async fn new(on_postgres: bool) -> Self {
         let postgres = new_database(on_postgres).await;
-        let clock = Arc::new(TestClock(AtomicI64::new(1_800_000_000)));
+        let clock = TestClock::new();
         Self { installation: Installation::new(), postgres, clock, recompress_level: None }
     }
 
@@ -125,7 +135,7 @@ impl Lab {
     }
 
     pub(crate) fn pass(&self, seconds: i64) {
-        self.clock.0.fetch_add(seconds, Ordering::SeqCst);
+        self.clock.pass(seconds);
     }
 
     pub(crate) fn collector(&self, index: Arc<dyn CollectIndex>, blobs: Arc<dyn Blobs>) -> Collector {
