@@ -91,8 +91,8 @@ pub(crate) fn measure(
         }
         let (begun, cpu) = (Instant::now(), children_cpu_seconds()?);
         let report = recover(dormer, &data)?;
-        recovery.wall_seconds.0.push(begun.elapsed().as_secs_f64());
-        recovery.cpu_seconds.0.push(children_cpu_seconds()? - cpu);
+        recovery.wall_seconds.push(begun.elapsed().as_secs_f64());
+        recovery.cpu_seconds.push(children_cpu_seconds()? - cpu);
         if (report.paths, report.lost) != (recovery.paths, 0) {
             return Err(Error::new(format!("not all of {} paths are recovered: {report:?}", recovery.paths)));
         }
