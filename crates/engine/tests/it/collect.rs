@@ -2,7 +2,7 @@
 //! step, with pushes before every step, and with planted defects. Random histories are in
 //! `histories`.
 
-use std::collections::HashSet;
+use std::collections::{BTreeMap, HashSet};
 use std::sync::Arc;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicI64, Ordering};

@@ -86,6 +86,8 @@ struct History {
     pinned: BTreeSet<u8>,
     /// Paths that needed damaged bytes when they were looked at last.
     missing: BTreeSet<u8>,
+    /// Whether any byte ever went bad.
+    was_damaged: bool,
 }
 
 impl History {
@@ -98,7 +100,7 @@ impl History {
         create_main(&process.engine).await;
         lab.collect(&process).await;
         let (live, pinned, missing) = Default::default();
-        Self { lab, process, nars, live, pinned, missing }
+        Self { lab, process, nars, live, pinned, missing, was_damaged: false }
     }
 
     async fn take(mut self, event: Event, when: &str) -> Self {
@@ -147,7 +149,8 @@ impl History {
                     return self;
                 }
                 self.damage(&cache, damaged.nar, chunk).await;
-                self.scrub(when).await;
+                self.was_damaged = true;
+                assert!(self.scrub(when).await, "{when}");
                 self.look_for_missing(&cache).await;
                 assert!(self.missing.contains(&place), "the scrub found the damage, {when}");
                 if is_healed {
@@ -180,11 +183,10 @@ impl History {
 
     /// The process has crashed; another one begins when its leases have ended.
     async fn restart(self) -> Self {
-        let Self { lab, process, nars, live, pinned, missing } = self;
-        drop(process);
-        lab.pass(60);
-        let process = lab.open().await;
-        Self { lab, process, nars, live, pinned, missing }
+        drop(self.process);
+        self.lab.pass(60);
+        let process = self.lab.open().await;
+        Self { process, ..self }
     }
 
     /// Runs the jobs that are open.
@@ -265,8 +267,8 @@ impl History {
         }
     }
 
-    /// Scrubs everything, and looks which NARs need what is damaged.
-    async fn scrub(&self, when: &str) {
+    /// Scrubs everything, and looks which NARs need what is damaged. Whether anything is.
+    async fn scrub(&self, when: &str) -> bool {
         let contracts = &self.process.contracts;
         let (index, scrub) = (Arc::clone(&contracts.index), Arc::clone(&contracts.scrub));
         let blobs: Arc<dyn Blobs> = Arc::clone(&self.lab.installation.blobs);
@@ -277,8 +279,9 @@ impl History {
             let slice = Duration::from_mins(1);
             assert!(scrubber.work_now(&*contracts.jobs, "test", 30, slice).await.expect(when), "{when}");
         }
-        assert!(scrubber.report(job).await.expect(when).is_some_and(|report| report.found_damage()), "{when}");
+        let report = scrubber.report(job).await.expect(when).expect("it ended");
         self.run_jobs().await;
+        report.found_damage()
     }
 
     /// Asks as a client does.
@@ -327,7 +330,7 @@ impl History {
     /// and what was removed is not.
     async fn recover(self, when: &str) -> Self {
         self.journal(&Faults::crash_at(NEVER, false), false).write().await.expect(when);
-        let Self { lab, process, nars, live, pinned, missing } = self;
+        let Self { lab, process, nars, live, pinned, missing, was_damaged } = self;
         drop(process);
         lab.installation.lose_database().await;
         let process = lab.open().await;
@@ -348,7 +351,12 @@ impl History {
         let pins = contracts.index.list_pins(cache.id, None, 0, 100).await.expect(when);
         let pins: BTreeSet<String> = pins.into_iter().map(|pin| pin.name).collect();
         assert_eq!(pins, pinned.iter().map(|place| format!("pin {place}")).collect(), "{when}");
-        Self { lab, process, nars, live, pinned, missing }
+        let recovered = Self { lab, process, nars, live, pinned, missing, was_damaged };
+        if was_damaged {
+            // Bytes that no path needs may be damaged. A push must not use them.
+            recovered.scrub(when).await;
+        }
+        recovered
     }
 
     /// What policy keeps alive reads back, unless it is known to be damaged.

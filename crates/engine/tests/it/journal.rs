@@ -463,6 +463,7 @@ const LOSS_WINDOW: i64 = 60;
 
 /// A replica that writes the journal whenever its turn is, by the clock of the test.
 struct Replica<'a> {
+    name: &'static str,
     lab: &'a Lab,
     clock: Arc<TestClock>,
     turn_at: UnixSeconds,
@@ -478,7 +479,7 @@ impl Replica<'_> {
             Arc::clone(&self.lab.blobs),
             self.lab.files.crashing(faults),
             Arc::clone(&self.clock) as Arc<dyn Clock>,
-            "replica".to_owned(),
+            self.name.to_owned(),
             JournalSettings::default(),
         );
         let pause = journal.turn().await;
@@ -494,9 +495,14 @@ async fn a_lost_database_loses_a_minute_at_most(on_postgres: bool) {
     let cache = create_main(&lab.engine).await;
     let clock = TestClock::new();
     let begun_at = clock.now();
-    let replica = |turn_at| Replica { lab: &lab, clock: Arc::clone(&clock), turn_at: begun_at + turn_at };
+    let replica = |name, turn_at| Replica {
+        name,
+        lab: &lab,
+        clock: Arc::clone(&clock),
+        turn_at: begun_at + turn_at,
+    };
     // The lease of the dead one ends a second after a turn of the other.
-    let (mut lives, mut dies) = (replica(0), Some(replica(11)));
+    let (mut lives, mut dies) = (replica("lives", 0), Some(replica("dies", 11)));
     let well = Faults::crash_at(u64::MAX, false);
     let mut acknowledged: Vec<(u8, UnixSeconds)> = Vec::new();
     let mut oldest_lost = 0;
