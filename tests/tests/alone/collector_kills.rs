@@ -184,8 +184,7 @@ fn beside_traffic<T>(
 #[expect(clippy::print_stdout, reason = "figures, and a seed to repeat a failure with")]
 fn the_collector_is_killed_and_nothing_is_lost_or_left() {
     let _turn = crate::turn(file!());
-    let settings =
-        "[garbage-collection]\ninterval = \"1s\"\n[journal]\ninterval = \"1s\"\n".to_owned();
+    let settings = "[garbage-collection]\ninterval = \"1s\"\n[journal]\ninterval = \"1s\"\n".to_owned();
     let mut lab =
         Lab::start_production_with(LabOptions { settings: Some(settings), ..LabOptions::default() });
     lab.login();
@@ -237,7 +236,9 @@ fn the_collector_is_killed_and_nothing_is_lost_or_left() {
     lab.restart();
     let mut turns = 0;
     while !(lab.inspection().packs().is_empty()
-        && lab.sql("SELECT 1 FROM packs UNION ALL SELECT 1 FROM objects UNION ALL SELECT 1 FROM doomed_packs").is_empty())
+        && lab
+            .sql("SELECT 1 FROM packs UNION ALL SELECT 1 FROM objects UNION ALL SELECT 1 FROM doomed_packs")
+            .is_empty())
     {
         turns += 1;
         assert!(turns <= 8, "something stays: {}", tables_with_rows(&lab));

@@ -495,12 +495,8 @@ async fn a_lost_database_loses_a_minute_at_most(on_postgres: bool) {
     let cache = create_main(&lab.engine).await;
     let clock = TestClock::new();
     let begun_at = clock.now();
-    let replica = |name, turn_at| Replica {
-        name,
-        lab: &lab,
-        clock: Arc::clone(&clock),
-        turn_at: begun_at + turn_at,
-    };
+    let replica =
+        |name, turn_at| Replica { name, lab: &lab, clock: Arc::clone(&clock), turn_at: begun_at + turn_at };
     // The lease of the dead one ends a second after a turn of the other.
     let (mut lives, mut dies) = (replica("lives", 0), Some(replica("dies", 11)));
     let well = Faults::crash_at(u64::MAX, false);
