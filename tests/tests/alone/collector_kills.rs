@@ -181,7 +181,6 @@ fn beside_traffic<T>(
 }
 
 #[test]
-#[expect(clippy::print_stdout, reason = "figures, and a seed to repeat a failure with")]
 fn the_collector_is_killed_and_nothing_is_lost_or_left() {
     let _turn = crate::turn(file!());
     let settings = "[garbage-collection]\ninterval = \"1s\"\n[journal]\ninterval = \"1s\"\n".to_owned();
