@@ -23,6 +23,7 @@ mod nginx;
 mod production;
 mod push;
 mod reads;
+mod recover;
 mod replicas;
 mod report;
 mod server;
@@ -161,6 +162,8 @@ enum Command {
         #[arg(long, value_delimiter = ',', default_value = "9,12,19")]
         levels: Vec<u8>,
     },
+    /// The database is lost and recovered from the store: wall time and CPU.
+    Recover,
     /// All tables of the results, as Markdown.
     Report,
 }
@@ -246,6 +249,12 @@ fn run(cli: &Cli) -> Result<()> {
             let done = gc::recompress(&generation, &common.work(), common.default_level, levels)?;
             save(&common.results(), "recompress", &done)?;
             print(&done.markdown())
+        }
+        Command::Recover => {
+            let generations = Generation::load_all(&common.corpus(), common.quick)?;
+            let recovery = recover::measure(&common.dormer, &common.work(), &generations, common.runs)?;
+            save(&common.results(), "recover", &recovery)?;
+            print(&recovery.markdown())
         }
         Command::Report => print(&tables::all(&common.results())?),
     }

@@ -16,6 +16,7 @@ use crate::measure::Samples;
 use crate::memory::Memory;
 use crate::production::{Production, Pull, Push as ProductionPush};
 use crate::reads::Reads;
+use crate::recover::Recovery;
 use crate::report::{Table, load, megabytes};
 use crate::worker::WorkerCpu;
 
@@ -57,6 +58,10 @@ pub(crate) fn all(results: &Path) -> Result<String> {
     if let Some(memory) = load::<Memory>(results, "memory")? {
         text += "## Memory\n\n";
         text += &memory.markdown();
+    }
+    if let Some(recovery) = load::<Recovery>(results, "recover")? {
+        text += "## Recovery\n\n";
+        text += &recovery.markdown();
     }
     if let Some(costs) = load::<PlanCosts>(results, "gc")? {
         text += "## Planning a collection\n\n";

@@ -287,6 +287,12 @@ impl Lab {
         })
     }
 
+    /// Process ids of the servers, which must all run.
+    pub fn process_ids(&self) -> Vec<u32> {
+        let processes = self.servers.iter().map(|server| server.process.as_ref());
+        processes.map(|process| process.expect("the server runs").id()).collect()
+    }
+
     /// Addresses of the servers themselves.
     pub fn replicas(&self) -> Vec<&str> {
         self.servers.iter().map(|server| server.address.as_str()).collect()

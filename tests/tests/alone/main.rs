@@ -4,6 +4,7 @@
 //! measured by one file must not share the processor with the clients of another file. Each test
 //! therefore begins with `let _turn = crate::turn(file!());`.
 
+mod collector_kills;
 mod large;
 mod load;
 mod outages;

@@ -29,7 +29,7 @@ const PUSHERS_USIZE: usize = 4;
 const READERS: u64 = 3;
 
 /// How long a lab may take to be well again once its parts are.
-const PATIENCE: Duration = Duration::from_mins(2);
+pub(crate) const PATIENCE: Duration = Duration::from_mins(2);
 
 /// A lab whose parts are this test's own.
 struct Site {
@@ -60,18 +60,18 @@ impl Site {
 
 /// A path that its pusher was told is safe.
 #[derive(Debug, Clone)]
-struct Safe {
-    path_hash: String,
-    nar_hash: NarHash,
+pub(crate) struct Safe {
+    pub(crate) path_hash: String,
+    pub(crate) nar_hash: NarHash,
 }
 
 /// What clients saw.
 #[derive(Debug, Default)]
-struct Seen {
-    safe: Mutex<Vec<Safe>>,
+pub(crate) struct Seen {
+    pub(crate) safe: Mutex<Vec<Safe>>,
     /// How many answers of each kind; what must not be is named in full.
     answers: Mutex<BTreeMap<String, u64>>,
-    wrong: Mutex<Vec<String>>,
+    pub(crate) wrong: Mutex<Vec<String>>,
     read: AtomicU64,
 }
 
@@ -97,7 +97,7 @@ impl Seen {
         None
     }
 
-    fn safe(&self) -> Vec<Safe> {
+    pub(crate) fn safe(&self) -> Vec<Safe> {
         self.safe.lock().unwrap().clone()
     }
 }
@@ -112,7 +112,7 @@ fn get(address: &str, path: &str) -> std::io::Result<Reply> {
 }
 
 /// Pushes one NAR, a part of which all NARs have.
-fn push(lab: (&str, &str), random: &mut SmallRng, seen: &Seen) {
+pub(crate) fn push(lab: (&str, &str), random: &mut SmallRng, seen: &Seen) {
     let (address, token) = lab;
     let mut contents = vec![0; random.random_range(1..700_000)];
     random.fill(&mut contents[..]);
@@ -132,7 +132,7 @@ fn push(lab: (&str, &str), random: &mut SmallRng, seen: &Seen) {
 }
 
 /// Reads one path that was acknowledged. Whether it came back whole.
-fn read(address: &str, safe: &Safe, seen: &Seen) -> bool {
+pub(crate) fn read(address: &str, safe: &Safe, seen: &Seen) -> bool {
     let narinfo = format!("/main/{}.narinfo", safe.path_hash);
     let Some(narinfo) = seen.usual("narinfo", get(address, &narinfo)) else { return false };
     seen.count("narinfo: 200");
@@ -213,7 +213,8 @@ fn survives(name: &str, site: &mut Site, fault: impl FnOnce(&mut Site, &Seen)) -
     seen.safe()
 }
 
-struct SetOnDrop<'a>(&'a AtomicBool);
+/// Sets the flag at the end of a scope, also when the test panics there.
+pub(crate) struct SetOnDrop<'a>(pub(crate) &'a AtomicBool);
 
 impl Drop for SetOnDrop<'_> {
     fn drop(&mut self) {

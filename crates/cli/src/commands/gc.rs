@@ -21,7 +21,7 @@ use crate::settings::{Settings, units::human_size};
 /// nothing else. A condemned pack is deleted by a later collection, after the longest upload that
 /// the server allows. A server collects by itself every `garbage-collection.interval`.
 ///
-/// A collection also compacts: it writes what is needed of packs that are less than half alive, and
+/// A collection also compacts: it writes what is needed of packs with many dead chunks, and of
 /// small packs, into new packs. The old ones are condemned. One collection writes 4 GiB at most.
 ///
 /// On SQLite, a running server does the work and this command waits for it. Without a server, and

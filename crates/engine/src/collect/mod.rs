@@ -6,7 +6,7 @@
 //! 3. Mark: read all NARs in pages. Those without a name are removed; the chunks of all others join
 //!    a bitmap. It takes at most two bytes for a chunk, so 20 million chunks take 40 MB.
 //! 4. Judge each pack ([`plan::PackVerdict`]): condemn it, wait, or remove its row and then its
-//!    object. Packs that are less than half alive and small packs are compacted ([`compact`]).
+//!    object. Packs with many dead chunks and small packs are compacted ([`compact`]).
 //! 5. Remove the bytes of paths that were removed together with them ([`purge`]).
 //! 6. Now and then, list the store and note the packs without a row.
 //!
@@ -38,7 +38,10 @@ use serde::{Deserialize, Serialize};
 pub(crate) use self::compact::COMPACTION_BYTES_MAX;
 pub use self::metrics::CollectMetrics;
 pub use self::plan::{CompactionTotals, PackTotals};
-use self::plan::{Live, Marks, PackLimits, PackVerdict, Rewrite, RewriteGroup, RewriteGroups, stray_seconds};
+use self::plan::{
+    DeadBytes, DeadShare, Live, Marks, PackLimits, PackVerdict, Rewrite, RewriteGroup, RewriteGroups,
+    RewriteRules, may_be_rewritten, stray_seconds,
+};
 use self::recompress::Recompression;
 use crate::pace::pause_after;
 use crate::{Clock, Result};
@@ -279,6 +282,7 @@ impl Collector {
             tokio::time::sleep(pause_after(begun.elapsed())).await;
         }
         let live = self.live_packs(marks, None).await?;
+        let rules = self.rewrite_rules(None, &live, limits).await?;
         let mut after = PackNumber(0);
         let mut groups = RewriteGroups::default();
         loop {
@@ -286,7 +290,7 @@ impl Collector {
             let Some(last) = page.last() else { break };
             after = last.number;
             let judged = Judged::new(&page, &live, &limits);
-            for group in self.gather_rewrites(&mut groups, &page, &live, &limits).await? {
+            for group in self.gather_rewrites(&mut groups, &page, &live, &rules).await? {
                 self.plan_group(&group, &live, plan.totals_of(&group)).await?;
             }
             for (packs, totals) in [
@@ -310,21 +314,62 @@ impl Collector {
         groups: &mut RewriteGroups,
         page: &[PackRow],
         live: &Live,
-        limits: &PackLimits,
+        rules: &RewriteRules,
     ) -> Result<Vec<RewriteGroup>> {
-        let recompression = self.recompression();
         let mut full = Vec::new();
         for pack in page {
             let in_pack = live.in_pack(pack.number);
-            let chunks = match pack.chunks {
-                Some(chunks) => chunks,
-                None => self.index.count_chunks(&[pack.number]).await?,
-            };
-            if let Some(why) = Rewrite::new(pack, in_pack, chunks, limits, recompression) {
+            let chunks = self.chunks_of(pack).await?;
+            if let Some(why) = Rewrite::new(pack, in_pack, chunks, rules) {
                 full.extend(groups.add(why, *pack, in_pack, chunks));
             }
         }
         Ok(full)
+    }
+
+    /// How many chunks the object of a pack has. Rows of old versions do not say so.
+    async fn chunks_of(&self, pack: &PackRow) -> Result<u64> {
+        Ok(match pack.chunks {
+            Some(chunks) => chunks,
+            None => self.index.count_chunks(&[pack.number]).await?,
+        })
+    }
+
+    /// Looks through all packs for the rules by which this collection rewrites some of them.
+    async fn rewrite_rules(
+        &self,
+        turn: Option<&mut Turn<'_>>,
+        live: &Live,
+        limits: PackLimits,
+    ) -> Result<RewriteRules> {
+        let dead_share = self.dead_share(turn, live, &limits).await?;
+        Ok(RewriteRules { limits, dead_share, recompression: self.recompression() })
+    }
+
+    async fn dead_share(
+        &self,
+        mut turn: Option<&mut Turn<'_>>,
+        live: &Live,
+        limits: &PackLimits,
+    ) -> Result<DeadShare> {
+        let mut bytes = DeadBytes::default();
+        let mut after = PackNumber(0);
+        loop {
+            let begun = Instant::now();
+            let page = self.index.page_packs(after, PAGE_ROWS).await?;
+            let Some(last) = page.last() else { return Ok(bytes.threshold()) };
+            after = last.number;
+            for pack in &page {
+                let in_pack = live.in_pack(pack.number);
+                if may_be_rewritten(pack, in_pack, limits) {
+                    bytes.add(pack, in_pack, self.chunks_of(pack).await?);
+                }
+            }
+            match &mut turn {
+                Some(turn) => turn.step(begun, 4, after.0, 0).await?,
+                None => tokio::time::sleep(pause_after(begun.elapsed())).await,
+            }
+        }
     }
 
     /// Runs a collection under the lease of its job, to the end.
@@ -457,6 +502,7 @@ impl Collector {
         limits: &PackLimits,
         report: &mut CollectionReport,
     ) -> Result<()> {
+        let rules = self.rewrite_rules(Some(turn), live, *limits).await?;
         let mut after = PackNumber(0);
         let mut groups = RewriteGroups::default();
         loop {
@@ -489,7 +535,7 @@ impl Collector {
                 report.removed.chunks += removed.chunks;
                 turn.step(begun, 5, after.0, removed.packs.len() as u64 + removed.chunks).await?;
             }
-            for group in self.gather_rewrites(&mut groups, &page, live, limits).await? {
+            for group in self.gather_rewrites(&mut groups, &page, live, &rules).await? {
                 self.compact_if_room(turn, &group, live, limits, report).await?;
             }
         }

@@ -140,11 +140,85 @@ impl Live {
     }
 }
 
+/// Shares of a pack are counted in so many parts.
+const SHARES: usize = 64;
+
+/// A pack is compacted when more than this share of its chunks is dead, whatever the others are.
+const HALF: usize = SHARES / 2;
+
+/// A pack with a smaller dead share is never compacted for it. So a compaction writes at most seven
+/// bytes for each byte that it frees, and less than an eighth of what is stored stays dead.
+const LEAST_SHARE: usize = SHARES / 8;
+
+/// The dead bytes of packs, by the share of the pack that they are. Bytes are estimated by the
+/// count of chunks.
+#[derive(Debug)]
+pub(crate) struct DeadBytes {
+    live: u64,
+    by_share: [u64; SHARES],
+}
+
+impl Default for DeadBytes {
+    fn default() -> Self {
+        Self { live: 0, by_share: [0; SHARES] }
+    }
+}
+
+impl DeadBytes {
+    /// Counts a pack that may be compacted.
+    pub(crate) fn add(&mut self, pack: &PackRow, live: u64, chunks: u64) {
+        let dead = chunks.saturating_sub(live);
+        self.live += pack.size * (chunks - dead) / chunks.max(1);
+        if dead > 0 {
+            // Packs of this place are above the threshold of the same number.
+            let place = (dead * SHARES as u64).div_ceil(chunks.max(1)) - 1;
+            let place = usize::try_from(place).unwrap_or(SHARES).min(SHARES - 1);
+            self.by_share[place] += pack.size * dead / chunks.max(1);
+        }
+    }
+
+    /// The dead share above which packs are compacted: half, or less if more than a seventh of the
+    /// live bytes would stay dead beside them. The deadest packs go first: they cost least.
+    pub(crate) fn threshold(&self) -> DeadShare {
+        let mut threshold = HALF;
+        let mut left: u64 = self.by_share[..HALF].iter().sum();
+        while threshold > LEAST_SHARE && left * 7 > self.live {
+            threshold -= 1;
+            left -= self.by_share[threshold];
+        }
+        DeadShare(threshold as u64)
+    }
+}
+
+/// A share of a pack's chunks that are dead. Packs above it are compacted.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct DeadShare(u64);
+
+impl DeadShare {
+    fn is_exceeded(self, live: u64, chunks: u64) -> bool {
+        chunks.saturating_sub(live) * SHARES as u64 > self.0 * chunks
+    }
+}
+
+/// Whether a pack may be rewritten when so many of its chunks are live. What is young may hold
+/// chunks of uploads that no NAR needs yet.
+pub(crate) fn may_be_rewritten(pack: &PackRow, live: u64, limits: &PackLimits) -> bool {
+    live > 0 && pack.condemned_at.is_none() && pack.created_at < limits.stamps.created_before
+}
+
+/// By which a collection chooses the packs that it rewrites.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct RewriteRules {
+    pub(crate) limits: PackLimits,
+    pub(crate) dead_share: DeadShare,
+    pub(crate) recompression: Option<Recompression>,
+}
+
 /// Why a pack is rewritten.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Rewrite {
-    /// Fewer than half of its chunks are live.
-    HalfDead,
+    /// Too many of its chunks are dead.
+    Dead,
     /// It is small, and of this size class; it joins others of the class.
     Small(usize),
     /// It is cold, and its chunks can be compressed at this level.
@@ -160,22 +234,15 @@ pub(crate) const MERGE_PACKS_MIN: usize = 8;
 
 impl Rewrite {
     /// Whether a pack that stays is rewritten, when so many of its `chunks` are live.
-    pub(crate) fn new(
-        pack: &PackRow,
-        live: u64,
-        chunks: u64,
-        limits: &PackLimits,
-        recompression: Option<Recompression>,
-    ) -> Option<Self> {
-        // What is young may hold chunks of uploads that no NAR needs yet.
-        if live == 0 || pack.condemned_at.is_some() || pack.created_at >= limits.stamps.created_before {
+    pub(crate) fn new(pack: &PackRow, live: u64, chunks: u64, rules: &RewriteRules) -> Option<Self> {
+        if !may_be_rewritten(pack, live, &rules.limits) {
             return None;
         }
-        if live * 2 < chunks {
-            return Some(Self::HalfDead);
+        if rules.dead_share.is_exceeded(live, chunks) {
+            return Some(Self::Dead);
         }
         // Before small packs are merged: cold ones are merged while they are recompressed.
-        if let Some(Recompression { level, cold_before }) = recompression
+        if let Some(Recompression { level, cold_before }) = rules.recompression
             && pack.created_at < cold_before
             && pack.used_at < cold_before
             && pack.recompressed_level < level
@@ -200,10 +267,10 @@ pub(crate) struct RewriteGroup {
 const GROUP_PACKS_MAX: usize = 256;
 
 /// The packs to rewrite, gathered until a new pack is full: those of each size class, and those
-/// that are half dead.
+/// with many dead chunks.
 #[derive(Debug, Default)]
 pub(crate) struct RewriteGroups {
-    half_dead: RewriteGroup,
+    dead: RewriteGroup,
     small: [RewriteGroup; SMALL_BYTES.len()],
     cold: RewriteGroup,
 }
@@ -218,7 +285,7 @@ impl RewriteGroups {
         chunks: u64,
     ) -> Option<RewriteGroup> {
         let group = match why {
-            Rewrite::HalfDead => &mut self.half_dead,
+            Rewrite::Dead => &mut self.dead,
             Rewrite::Small(class) => &mut self.small[class],
             Rewrite::Cold(level) => {
                 self.cold.level = Some(level);
@@ -234,7 +301,7 @@ impl RewriteGroups {
     /// The groups that are worth a new pack although it is not full.
     pub(crate) fn rest(self) -> Vec<RewriteGroup> {
         let merges = self.small.into_iter().filter(|group| group.packs.len() >= MERGE_PACKS_MIN);
-        let others = [self.half_dead, self.cold].into_iter().filter(|group| !group.packs.is_empty());
+        let others = [self.dead, self.cold].into_iter().filter(|group| !group.packs.is_empty());
         others.chain(merges).collect()
     }
 }
@@ -370,20 +437,67 @@ mod tests {
         assert!(live.has_chunk(3 * PACK_CHUNKS) && !live.has_chunk(4 * PACK_CHUNKS));
     }
 
+    fn rules(recompression: Option<Recompression>) -> RewriteRules {
+        let dead_share = DeadBytes::default().threshold();
+        RewriteRules { limits: PackLimits::new(NOW, DAY), dead_share, recompression }
+    }
+
+    #[test]
+    fn the_deadest_packs_are_compacted_until_little_is_dead() {
+        // Packs of a MiB with a hundred chunks each, so many of which are dead.
+        let exceeded = |dead: &[u64], of: u64| {
+            let mut bytes = DeadBytes::default();
+            for dead in dead {
+                bytes.add(&PackRow { size: 1 << 20, ..pack(90 * DAY, 0, None) }, 100 - dead, 100);
+            }
+            bytes.threshold().is_exceeded(100 - of, 100)
+        };
+        // Little is dead: only what is half dead goes.
+        for (dead, expected) in [(50, false), (51, true), (100, true)] {
+            assert_eq!(exceeded(&[0, 0, 0, 0, 10], dead), expected, "{dead} %");
+        }
+        // What is left is below a seventh of the live bytes when the deadest has gone.
+        assert!(exceeded(&[0, 0, 0, 30, 40], 40) && !exceeded(&[0, 0, 0, 30, 40], 30));
+        assert!(exceeded(&[40, 40, 40, 40], 40) && exceeded(&[14; 9], 14));
+        // A pack with less than an eighth is never worth it.
+        assert!(!exceeded(&[40, 40, 40, 40], 12) && !exceeded(&[12; 9], 12));
+        assert!(!DeadBytes::default().threshold().is_exceeded(0, 0), "no chunk is dead");
+    }
+
+    #[test]
+    fn so_little_stays_dead_whatever_the_packs_are() {
+        let mut random = 7_u64;
+        for _ in 0..200 {
+            let mut packs: Vec<u64> = Vec::new();
+            let mut bytes = DeadBytes::default();
+            for _ in 0..50 {
+                random = random.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
+                let dead = (random >> 33) % ((random >> 60) * 6 + 1);
+                let row = PackRow { size: 1 << 20, ..pack(90 * DAY, 0, None) };
+                bytes.add(&row, 100 - dead, 100);
+                packs.push(dead);
+            }
+            let threshold = bytes.threshold();
+            let live: u64 = packs.iter().map(|dead| 100 - dead).sum();
+            let dead: u64 = packs.iter().filter(|dead| !threshold.is_exceeded(100 - **dead, 100)).sum();
+            assert!(dead * 100 <= live * 15, "{dead} dead beside {live} live");
+        }
+    }
+
     #[test]
     fn what_is_half_dead_or_small_is_rewritten_when_it_is_old() {
-        let limits = PackLimits::new(NOW, DAY);
+        let rules = rules(None);
         let why = |size, age, live| {
             let pack = PackRow { size, ..pack(age, 0, None) };
-            Rewrite::new(&pack, live, 100, &limits, None)
+            Rewrite::new(&pack, live, 100, &rules)
         };
         for (size, age, live, expected) in [
-            (20 << 20, 90 * DAY, 49, Some(Rewrite::HalfDead)),
+            (20 << 20, 90 * DAY, 49, Some(Rewrite::Dead)),
             (20 << 20, 90 * DAY, 50, None),
             (20 << 20, 90 * DAY, 0, None),
             (20 << 20, 2 * DAY, 1, None),
             (9, 2 * DAY, 100, None),
-            (9, 90 * DAY, 49, Some(Rewrite::HalfDead)),
+            (9, 90 * DAY, 49, Some(Rewrite::Dead)),
             (9, 90 * DAY, 100, Some(Rewrite::Small(0))),
             (32 << 10, 90 * DAY, 100, Some(Rewrite::Small(1))),
             ((2 << 20) - 1, 90 * DAY, 100, Some(Rewrite::Small(2))),
@@ -392,16 +506,15 @@ mod tests {
             assert_eq!(why(size, age, live), expected, "{size} bytes, {age} s old, {live} live");
         }
         let condemned = pack(90 * DAY, 0, Some(1));
-        assert_eq!(Rewrite::new(&condemned, 1, 100, &limits, None), None);
+        assert_eq!(Rewrite::new(&condemned, 1, 100, &rules), None);
     }
 
     #[test]
     fn what_is_cold_is_recompressed_once_at_each_level() {
-        let limits = PackLimits::new(NOW, DAY);
-        let recompression = Some(Recompression { level: 9, cold_before: NOW - 30 * DAY });
+        let rules = rules(Some(Recompression { level: 9, cold_before: NOW - 30 * DAY }));
         let why = |age, unused_for, recompressed_level, live| {
             let pack = PackRow { size: 20 << 20, recompressed_level, ..pack(age, unused_for, None) };
-            Rewrite::new(&pack, live, 100, &limits, recompression)
+            Rewrite::new(&pack, live, 100, &rules)
         };
         for (age, unused_for, level, live, expected) in [
             (31 * DAY, 31 * DAY, 0, 100, Some(Rewrite::Cold(9))),
@@ -410,12 +523,12 @@ mod tests {
             (31 * DAY, 31 * DAY, 19, 100, None),
             (31 * DAY, 29 * DAY, 0, 100, None),
             (30 * DAY, 30 * DAY, 0, 100, None),
-            (31 * DAY, 31 * DAY, 0, 49, Some(Rewrite::HalfDead)),
+            (31 * DAY, 31 * DAY, 0, 49, Some(Rewrite::Dead)),
         ] {
             assert_eq!(why(age, unused_for, level, live), expected, "{age} s old, level {level}");
         }
         let small = PackRow { size: 9, ..pack(31 * DAY, 31 * DAY, None) };
-        assert_eq!(Rewrite::new(&small, 100, 100, &limits, recompression), Some(Rewrite::Cold(9)));
+        assert_eq!(Rewrite::new(&small, 100, 100, &rules), Some(Rewrite::Cold(9)));
         let mut groups = RewriteGroups::default();
         let cold = pack(90 * DAY, 90 * DAY, None);
         assert!(groups.add(Rewrite::Cold(9), cold, 100, 100).is_none());
@@ -427,13 +540,13 @@ mod tests {
     fn groups_are_full_by_bytes_or_packs_and_small_ones_wait_for_eight() {
         let sized = |size| PackRow { size, ..pack(90 * DAY, 0, None) };
         let mut groups = RewriteGroups::default();
-        assert!(groups.add(Rewrite::HalfDead, sized(30 << 20), 40, 100).is_none());
-        let full = groups.add(Rewrite::HalfDead, sized(30 << 20), 40, 100).expect("12 MiB and 12 MiB");
+        assert!(groups.add(Rewrite::Dead, sized(30 << 20), 40, 100).is_none());
+        let full = groups.add(Rewrite::Dead, sized(30 << 20), 40, 100).expect("12 MiB and 12 MiB");
         assert_eq!(full.packs.len(), 2);
         for _ in 0..MERGE_PACKS_MIN - 1 {
             assert!(groups.add(Rewrite::Small(0), sized(1_000), 100, 100).is_none());
         }
-        groups.add(Rewrite::HalfDead, sized(1_000), 1, 100);
+        groups.add(Rewrite::Dead, sized(1_000), 1, 100);
         for _ in 0..MERGE_PACKS_MIN {
             assert!(groups.add(Rewrite::Small(2), sized(1 << 20), 100, 100).is_none());
         }

@@ -1,9 +1,9 @@
 //! Recompression: stores the chunks of cold packs in fewer bytes, at a higher zstd level.
 //!
-//! A cold pack is rewritten like one that is half dead ([`super::compact`]), but its chunks get new
-//! frames on the way. A chunk's id and number stay, so recipes stay. Its checksum and layout
-//! change, so the tags of the NARs that need it change too, when they are opened next, as after
-//! healing.
+//! A cold pack is rewritten like one with many dead chunks ([`super::compact`]), but its chunks
+//! get new frames on the way. A chunk's id and number stay, so recipes stay. Its checksum and
+//! layout change, so the tags of the NARs that need it change too, when they are opened next, as
+//! after healing.
 //!
 //! Invariants
 //! - A chunk gets new frames only if its old ones decode to the bytes of its id, and only if the

@@ -29,7 +29,7 @@ mod recover;
 
 use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicI64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
@@ -80,6 +80,10 @@ const LAST_WRITE_MAX: Duration = Duration::from_secs(5);
 /// A writer that fails waits no longer than this for the next try, or one interval.
 const PAUSE_MAX: Duration = Duration::from_mins(1);
 
+/// While another process has the lease, a writer looks so many times in an interval. The other one
+/// may have died: its changes wait for the interval, the lease and one look, 55 s by default.
+const LOOKS_ELSEWHERE: u32 = 4;
+
 /// Named values that say something of one database, and are not to be in another one.
 const OWN_SETTINGS: [&str; 5] =
     ["installation-claimed", "first-start", "index.ready-check", "recovery-begun", "recovery-ended"];
@@ -123,6 +127,8 @@ pub struct Journal {
     metrics: JournalMetrics,
     /// When this process last saw that every change is in the journal.
     complete_at: AtomicI64,
+    /// Turns that failed since the last good one.
+    failures: AtomicU32,
     /// Whether a turn of this process has compared the store with the database's past.
     is_past_known: AtomicBool,
 }
@@ -158,6 +164,7 @@ impl Journal {
             holder,
             settings,
             metrics: JournalMetrics::default(),
+            failures: AtomicU32::new(0),
             is_past_known: AtomicBool::new(false),
         }
     }
@@ -191,27 +198,47 @@ impl Journal {
     }
 
     async fn work(&self) {
-        let mut failures = 0;
+        let mut pause = self.settings.interval;
         loop {
-            let interval = self.settings.interval;
-            let pause = interval.saturating_mul(1 << failures).min(interval.max(PAUSE_MAX));
             tokio::time::sleep(pause).await;
-            match self.write().await {
-                Ok(_) => failures = 0,
-                Err(error) => {
-                    failures = (failures + 1).min(5);
-                    self.metrics.count_failure();
-                    tracing::warn!(
-                        error = with_causes(&error),
-                        "failed to write the journal; it is tried again, and until then a lost database loses more"
-                    );
+            pause = self.turn().await;
+        }
+    }
+
+    /// One turn of [`run`](Self::run): writes all that is due now, and returns how long to wait for
+    /// the next turn.
+    pub async fn turn(&self) -> Duration {
+        let interval = self.settings.interval;
+        match self.write_unless_elsewhere().await {
+            Ok(written) => {
+                self.failures.store(0, Ordering::Relaxed);
+                match written {
+                    Written::All(_) => interval,
+                    Written::Elsewhere => interval / LOOKS_ELSEWHERE,
                 }
+            }
+            Err(error) => {
+                let failures = (self.failures.load(Ordering::Relaxed) + 1).min(5);
+                self.failures.store(failures, Ordering::Relaxed);
+                self.metrics.count_failure();
+                tracing::warn!(
+                    error = with_causes(&error),
+                    "failed to write the journal; it is tried again, and until then a lost database loses more"
+                );
+                interval.saturating_mul(1 << failures).min(interval.max(PAUSE_MAX))
             }
         }
     }
 
     /// Writes all that is due now, unless another process does. Returns the number of files.
     pub async fn write(&self) -> Result<u64> {
+        match self.write_unless_elsewhere().await? {
+            Written::All(files) => Ok(files),
+            Written::Elsewhere => Ok(0),
+        }
+    }
+
+    async fn write_unless_elsewhere(&self) -> Result<Written> {
         let begun_at = self.clock.now();
         let written = self.write_turn(true).await;
         if matches!(written, Ok(Written::All(_))) {
@@ -220,10 +247,7 @@ impl Journal {
         } else {
             self.metrics.set_lag(self.clock.now() - self.complete_at.load(Ordering::Relaxed));
         }
-        match written? {
-            Written::All(files) => Ok(files),
-            Written::Elsewhere => Ok(0),
-        }
+        written
     }
 
     /// One turn: all changes, and with `with_snapshot` also what is due of a snapshot.

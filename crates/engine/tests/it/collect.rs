@@ -1,5 +1,6 @@
 //! Collections: what nothing needs is freed, and everything else reads back. With a crash at every
-//! step, with pushes before every step, with planted defects, and over random histories.
+//! step, with pushes before every step, and with planted defects. Random histories are in
+//! `histories`.
 
 use std::collections::{BTreeMap, HashSet};
 use std::sync::Arc;
@@ -16,8 +17,8 @@ use dormer_engine::{
 };
 use dormer_format::PackId;
 use dormer_index::{
-    Audit, Cache, CollectIndex, Index, JobIndex, NarKey, PackNumber, PostgresIndex, PostgresOptions, Removal,
-    SqliteIndex, UnixSeconds,
+    Audit, Cache, CollectIndex, Index, JobIndex, JournalIndex, NarKey, PackNumber, PostgresIndex,
+    PostgresOptions, Removal, ScrubIndex, SqliteIndex, UnixSeconds,
 };
 use dormer_nix::NarHash;
 use dormer_testkit::{
@@ -25,9 +26,8 @@ use dormer_testkit::{
     package_nar, rebuilt,
 };
 use futures::TryStreamExt as _;
-use proptest::prelude::*;
 
-const HOUR: i64 = 3_600;
+pub(crate) const HOUR: i64 = 3_600;
 pub(crate) const DAY: i64 = 24 * HOUR;
 
 /// When a pack that no upload uses any more may be condemned: longest upload, a day, and a bit.
@@ -44,7 +44,17 @@ pub(crate) const NEVER: u64 = u64::MAX;
 
 /// A clock that tests move.
 #[derive(Debug)]
-struct TestClock(AtomicI64);
+pub(crate) struct TestClock(AtomicI64);
+
+impl TestClock {
+    pub(crate) fn new() -> Arc<Self> {
+        Arc::new(Self(AtomicI64::new(1_800_000_000)))
+    }
+
+    pub(crate) fn pass(&self, seconds: i64) {
+        self.0.fetch_add(seconds, Ordering::SeqCst);
+    }
+}
 
 impl Clock for TestClock {
     fn now(&self) -> UnixSeconds {
@@ -52,18 +62,26 @@ impl Clock for TestClock {
     }
 }
 
-/// One index, by its three contracts.
+/// One index, by its contracts.
 #[derive(Clone)]
 pub(crate) struct Contracts {
     pub(crate) index: Arc<dyn Index>,
     pub(crate) collect: Arc<dyn CollectIndex>,
     pub(crate) jobs: Arc<dyn JobIndex>,
+    pub(crate) journal: Arc<dyn JournalIndex>,
+    pub(crate) scrub: Arc<dyn ScrubIndex>,
 }
 
 impl Contracts {
-    fn new<I: Index + CollectIndex + JobIndex>(index: I) -> Self {
+    fn new<I: Index + CollectIndex + JobIndex + JournalIndex + ScrubIndex>(index: I) -> Self {
         let index = Arc::new(index);
-        Self { index: index.clone(), collect: index.clone(), jobs: index }
+        Self {
+            index: index.clone(),
+            collect: index.clone(),
+            jobs: index.clone(),
+            journal: index.clone(),
+            scrub: index,
+        }
     }
 }
 
@@ -71,7 +89,7 @@ impl Contracts {
 pub(crate) struct Lab {
     pub(crate) installation: Installation,
     postgres: Option<String>,
-    clock: Arc<TestClock>,
+    pub(crate) clock: Arc<TestClock>,
     /// Collections recompress cold packs at this level.
     pub(crate) recompress_level: Option<u8>,
 }
@@ -79,7 +97,7 @@ pub(crate) struct Lab {
 impl Lab {
     pub(crate) async fn new(on_postgres: bool) -> Self {
         let postgres = new_database(on_postgres).await;
-        let clock = Arc::new(TestClock(AtomicI64::new(1_800_000_000)));
+        let clock = TestClock::new();
         Self { installation: Installation::new(), postgres, clock, recompress_level: None }
     }
 
@@ -117,7 +135,7 @@ impl Lab {
     }
 
     pub(crate) fn pass(&self, seconds: i64) {
-        self.clock.0.fetch_add(seconds, Ordering::SeqCst);
+        self.clock.pass(seconds);
     }
 
     pub(crate) fn collector(&self, index: Arc<dyn CollectIndex>, blobs: Arc<dyn Blobs>) -> Collector {
@@ -149,7 +167,7 @@ impl Lab {
     }
 
     /// Collects as often as it takes to free everything that can be.
-    async fn collect_all(&self, process: &Process) {
+    pub(crate) async fn collect_all(&self, process: &Process) {
         for _ in 0..5 {
             self.pass(OLD);
             self.collect(process).await;
@@ -161,7 +179,7 @@ impl Lab {
     }
 
     /// Everything is gone: bucket, packs, chunks, NARs.
-    async fn is_empty(&self, when: &str) {
+    pub(crate) async fn is_empty(&self, when: &str) {
         let audit = self.audit().await;
         assert_eq!(audit.packs, [], "{when}");
         assert_eq!(audit.chunks, [], "{when}");
@@ -1037,97 +1055,4 @@ async fn a_collection_runs_at_its_interval_and_once() {
         test.await;
         drop((stop_a, stop_b));
     });
-}
-
-/// What may happen to an installation.
-#[derive(Debug, Clone, Copy)]
-enum Event {
-    /// A path is pushed, with one of a few NARs that share chunks.
-    Push { path: u8, nar: u8 },
-    /// An object goes for cause, or with a grace.
-    Remove { path: u8, for_cause: bool },
-    /// An object goes for cause, with its bytes.
-    Purge { path: u8 },
-    /// Hours pass.
-    Pass { hours: i64 },
-    /// A collection, with a crash at a step, if it has so many.
-    Collect { crash_at: Option<u64>, effect_kept: bool },
-}
-
-fn event() -> impl Strategy<Value = Event> {
-    prop_oneof![
-        3 => (0..4_u8, 0..5_u8).prop_map(|(path, nar)| Event::Push { path, nar }),
-        2 => (0..4_u8, any::<bool>()).prop_map(|(path, for_cause)| Event::Remove { path, for_cause }),
-        1 => (0..4_u8).prop_map(|path| Event::Purge { path }),
-        2 => prop::sample::select(vec![1, 27, 50, 800]).prop_map(|hours| Event::Pass { hours }),
-        3 => (prop::option::weighted(0.3, 0..20_u64), any::<bool>())
-            .prop_map(|(crash_at, effect_kept)| Event::Collect { crash_at, effect_kept }),
-    ]
-}
-
-async fn live_through(events: &[Event]) {
-    let lab = Lab::new(false).await;
-    let [first, second, third] = nars();
-    let fourth = rebuilt(&first, &path(100), &path(102));
-    let nars = [first, second, third, fourth, beginning()];
-    let mut live: BTreeMap<u8, u8> = BTreeMap::new();
-    let mut process = lab.open().await;
-    create_main(&process.engine).await;
-    lab.collect(&process).await;
-    for (number, event) in events.iter().enumerate() {
-        let when = format!("after event {number}, {event:?}");
-        let cache = process.cache().await;
-        match *event {
-            Event::Push { path: place, nar } => {
-                push(&process.engine, &cache, &path(place), &nars[usize::from(nar)]).await.expect(&when);
-                live.insert(place, nar);
-            }
-            Event::Remove { path: place, for_cause } => {
-                if for_cause {
-                    process.engine.remove_object(&cache, &path(place).hash(), None).await.expect(&when);
-                } else {
-                    let (index, now) = (&process.contracts.index, lab.clock.now());
-                    let grace = Removal::WithGraceUntil(now + 3 * DAY);
-                    index.remove_object(cache.id, &path(place).hash(), grace, now).await.expect(&when);
-                }
-                live.remove(&place);
-            }
-            Event::Purge { path: place } => {
-                process.engine.purge_object(&cache, &path(place).hash(), None).await.expect(&when);
-                live.remove(&place);
-            }
-            Event::Pass { hours } => lab.pass(hours * HOUR),
-            Event::Collect { crash_at, effect_kept } => {
-                let faults = Faults::crash_at(crash_at.unwrap_or(NEVER), effect_kept);
-                let outcome = lab.collect_with(&process, &faults).await;
-                assert_eq!(outcome.is_err(), faults.crashed(), "{when}");
-                if faults.crashed() {
-                    drop((process, cache));
-                    lab.pass(60);
-                    process = lab.open().await;
-                }
-            }
-        }
-        // For cause, a NAR goes from the cache under each of its names only if no object has it.
-        for nar in live.values() {
-            process.reads_back(&nars[usize::from(*nar)], &when).await;
-        }
-    }
-    let cache = process.cache().await;
-    for place in live.keys() {
-        process.engine.remove_object(&cache, &path(*place).hash(), None).await.expect(ANSWERS);
-    }
-    lab.pass(40 * DAY);
-    lab.collect_all(&process).await;
-    drop((process, cache));
-    lab.is_empty("at the end").await;
-}
-
-proptest! {
-    #![proptest_config(ProptestConfig { cases: 24, max_shrink_iters: 200, ..ProptestConfig::default() })]
-    #[test]
-    fn random_histories_lose_nothing_and_leave_nothing(events in prop::collection::vec(event(), 1..24)) {
-        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("it starts");
-        runtime.block_on(live_through(&events));
-    }
 }

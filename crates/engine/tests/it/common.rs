@@ -13,7 +13,7 @@ use dormer_index::{Cache, Index, NarKey, SqliteIndex, SqliteOptions};
 use dormer_nix::nar::{Node, encode_tree};
 use dormer_nix::{NarHash, NarHasher, StorePath};
 use dormer_testkit::services::Postgres;
-use dormer_testkit::{create_postgres_index, object_for, place_sqlite_index};
+use dormer_testkit::{MemoryTarget, create_postgres_index, object_for, place_sqlite_index};
 use futures::TryStreamExt;
 use tempfile::TempDir;
 
@@ -21,12 +21,23 @@ use tempfile::TempDir;
 pub(crate) struct Installation {
     pub(crate) folder: TempDir,
     pub(crate) blobs: Arc<dyn Blobs>,
+    /// What is in the store: the packs of `blobs`, and a journal.
+    pub(crate) files: MemoryTarget,
 }
 
 impl Installation {
     pub(crate) fn new() -> Self {
         let folder = TempDir::new().expect("a temporary folder");
-        Self { folder, blobs: Arc::new(StoreBlobs::in_memory()) }
+        let files = MemoryTarget::new();
+        Self { folder, blobs: Arc::new(StoreBlobs::new(files.store())), files }
+    }
+
+    /// Deletes the database when the process that has it open has ended.
+    pub(crate) async fn lose_database(&self) {
+        self.index().await.close().await.expect("it closes");
+        for suffix in ["", "-wal", "-shm"] {
+            let _ = std::fs::remove_file(self.folder.path().join(format!("index.sqlite{suffix}")));
+        }
     }
 
     pub(crate) async fn index(&self) -> SqliteIndex {

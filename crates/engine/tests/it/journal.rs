@@ -24,6 +24,7 @@ use dormer_testkit::{
 use proptest::prelude::*;
 use tempfile::TempDir;
 
+use crate::collect::TestClock;
 use crate::common::{
     create_cache, create_main, debug_nar, decompress, engine_over, hash_of, ingest, path, push, served,
     settings,
@@ -455,6 +456,99 @@ async fn two_processes_that_write_the_journal_at_once_lose_nothing() {
     }
     lab.journal(restless()).write().await.expect(ANSWERS);
     lab.check("in the end").await;
+}
+
+/// What the loss of a database may lose at the default settings, in seconds.
+const LOSS_WINDOW: i64 = 60;
+
+/// A replica that writes the journal whenever its turn is, by the clock of the test.
+struct Replica<'a> {
+    name: &'static str,
+    lab: &'a Lab,
+    clock: Arc<TestClock>,
+    turn_at: UnixSeconds,
+}
+
+impl Replica<'_> {
+    /// A turn, with a crash at a step.
+    async fn turn(&mut self, faults: &Arc<Faults>) {
+        let contracts = &self.lab.database.contracts;
+        let journal = Journal::new(
+            contracts.index.clone(),
+            Arc::new(FaultJournal::new(contracts.journal.clone(), Arc::clone(faults))),
+            Arc::clone(&self.lab.blobs),
+            self.lab.files.crashing(faults),
+            Arc::clone(&self.clock) as Arc<dyn Clock>,
+            self.name.to_owned(),
+            JournalSettings::default(),
+        );
+        let pause = journal.turn().await;
+        self.turn_at = self.clock.now() + i64::try_from(pause.as_secs()).expect("less than an hour");
+    }
+}
+
+/// Two replicas write the journal, and one of them dies while it has the lease, at the worst
+/// moment. Whenever the database is lost, it loses nothing that was acknowledged more than a minute
+/// ago.
+async fn a_lost_database_loses_a_minute_at_most(on_postgres: bool) {
+    let lab = Lab::new(on_postgres).await;
+    let cache = create_main(&lab.engine).await;
+    let clock = TestClock::new();
+    let begun_at = clock.now();
+    let replica =
+        |name, turn_at| Replica { name, lab: &lab, clock: Arc::clone(&clock), turn_at: begun_at + turn_at };
+    // The lease of the dead one ends a second after a turn of the other.
+    let (mut lives, mut dies) = (replica("lives", 0), Some(replica("dies", 11)));
+    let well = Faults::crash_at(u64::MAX, false);
+    let mut acknowledged: Vec<(u8, UnixSeconds)> = Vec::new();
+    let mut oldest_lost = 0;
+    for second in 0..120 {
+        let now = clock.now();
+        if let Some(mut replica) = dies.take() {
+            if replica.turn_at <= now && second > 20 {
+                replica.turn(&Faults::crash_at(0, true)).await;
+            } else {
+                if replica.turn_at <= now {
+                    replica.turn(&well).await;
+                }
+                dies = Some(replica);
+            }
+        }
+        if lives.turn_at <= now {
+            // Before a turn, most is lost.
+            let is_checked = second > 0 && (!on_postgres || dies.is_none());
+            if is_checked {
+                let (recovered, _) = lab.recover().await;
+                let index = &recovered.contracts.index;
+                let main = index.find_cache("main").await.expect(ANSWERS).expect("it is there");
+                for (number, at) in &acknowledged {
+                    if index.find_object(main.id, &path(*number).hash()).await.expect(ANSWERS).is_none() {
+                        oldest_lost = oldest_lost.max(now - at);
+                        assert!(now - at <= LOSS_WINDOW, "{} s old at {second} s", now - at);
+                    }
+                }
+                index.close().await.expect(ANSWERS);
+            }
+            lives.turn(&well).await;
+        }
+        if second % 3 == 0 {
+            let number = u8::try_from(second / 3).expect("it is small");
+            push(&lab.engine, &cache, &path(number), &nar(number)).await.expect(ANSWERS);
+            acknowledged.push((number, now));
+        }
+        clock.pass(1);
+    }
+    assert!(dies.is_none() && oldest_lost > 40, "the dead replica delayed the other: {oldest_lost} s");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_lost_database_loses_a_minute_at_most_on_sqlite() {
+    a_lost_database_loses_a_minute_at_most(false).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_lost_database_loses_a_minute_at_most_on_postgres() {
+    a_lost_database_loses_a_minute_at_most(true).await;
 }
 
 /// The file of the newest segment, and its name.

@@ -9,6 +9,7 @@ mod common;
 mod cost;
 mod crash;
 mod damage;
+mod histories;
 mod jobs;
 mod journal;
 mod known_nars;

@@ -1,0 +1,417 @@
+//! Random histories of everything that brings, keeps, damages and frees bytes. After every event,
+//! what policy keeps alive reads back byte for byte; in the end, nothing is left.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use dormer_blobs::{BlobKey, Blobs};
+use dormer_engine::{
+    Clock, FULL_PPM, JobRunner, JobSettings, Journal, JournalSettings, Recovery, RecoveryIndex, ScrubOptions,
+    Scrubber,
+};
+use dormer_index::{Cache, ExpiryDefaults, JobKind, JournalIndex, NarKey, Pin, Removal, UnixSeconds};
+use dormer_testkit::{FaultJournal, Faults, rebuilt};
+use futures::TryStreamExt as _;
+use proptest::prelude::*;
+
+use crate::collect::{ANSWERS, DAY, HOUR, Lab, NEVER, Process, beginning, nars};
+use crate::common::{create_main, hash_of, path, push};
+
+/// How long a path stays unused before an expire job removes it.
+const RETENTION: i64 = 20 * DAY;
+
+/// How long the NAR of a removed path stays readable.
+const GRACE: i64 = 3 * DAY;
+
+/// Paths of a history.
+const PATHS: u8 = 4;
+
+/// What may happen to an installation.
+#[derive(Debug, Clone, Copy)]
+enum Event {
+    /// A path is pushed, with one of a few NARs that share chunks.
+    Push { path: u8, nar: u8 },
+    /// An object goes for cause, or with a grace.
+    Remove { path: u8, for_cause: bool },
+    /// An object goes for cause, with its bytes.
+    Purge { path: u8 },
+    /// A path is pinned, or its pin is removed.
+    Pin { path: u8, is_added: bool },
+    /// What was not used for long expires.
+    Expire,
+    /// Hours pass.
+    Pass { hours: i64 },
+    /// A collection, with a crash at a step, if it has so many.
+    Collect { crash_at: Option<u64>, effect_kept: bool },
+    /// A chunk of a path goes bad, and a scrub finds it. Then clients push what is missing, or not.
+    Damage { path: u8, chunk: u8, is_healed: bool },
+    /// The journal is written, with a crash at a step, if it has so many.
+    Journal { crash_at: Option<u64>, effect_kept: bool },
+    /// The journal is written, the database is lost, and a new one is recovered from the store.
+    Recover,
+}
+
+fn event() -> impl Strategy<Value = Event> {
+    let crash = || (prop::option::weighted(0.3, 0..20_u64), any::<bool>());
+    prop_oneof![
+        6 => (0..PATHS, 0..5_u8).prop_map(|(path, nar)| Event::Push { path, nar }),
+        3 => (0..PATHS, any::<bool>()).prop_map(|(path, for_cause)| Event::Remove { path, for_cause }),
+        2 => (0..PATHS).prop_map(|path| Event::Purge { path }),
+        1 => (0..PATHS, any::<bool>()).prop_map(|(path, is_added)| Event::Pin { path, is_added }),
+        1 => Just(Event::Expire),
+        4 => prop::sample::select(vec![1, 27, 50, 800]).prop_map(|hours| Event::Pass { hours }),
+        6 => crash().prop_map(|(crash_at, effect_kept)| Event::Collect { crash_at, effect_kept }),
+        2 => (0..PATHS, any::<u8>(), any::<bool>())
+            .prop_map(|(path, chunk, is_healed)| Event::Damage { path, chunk, is_healed }),
+        1 => crash().prop_map(|(crash_at, effect_kept)| Event::Journal { crash_at, effect_kept }),
+        2 => Just(Event::Recover),
+    ]
+}
+
+/// A path that policy keeps alive.
+#[derive(Debug, Clone, Copy)]
+struct Live {
+    nar: u8,
+    pushed_at: UnixSeconds,
+}
+
+/// An installation in the middle of its history.
+struct History {
+    lab: Lab,
+    process: Process,
+    nars: [Vec<u8>; 5],
+    live: BTreeMap<u8, Live>,
+    pinned: BTreeSet<u8>,
+    /// Paths that needed damaged bytes when they were looked at last.
+    missing: BTreeSet<u8>,
+    /// Whether any byte ever went bad.
+    was_damaged: bool,
+}
+
+impl History {
+    async fn begin() -> Self {
+        let lab = Lab::new(false).await;
+        let [first, second, third] = nars();
+        let fourth = rebuilt(&first, &path(100), &path(102));
+        let nars = [first, second, third, fourth, beginning()];
+        let process = lab.open().await;
+        create_main(&process.engine).await;
+        lab.collect(&process).await;
+        let (live, pinned, missing) = Default::default();
+        Self { lab, process, nars, live, pinned, missing, was_damaged: false }
+    }
+
+    async fn take(mut self, event: Event, when: &str) -> Self {
+        let cache = self.process.cache().await;
+        let now = self.lab.clock.now();
+        let index = Arc::clone(&self.process.contracts.index);
+        match event {
+            Event::Push { path: place, nar } => self.push(&cache, place, nar, when).await,
+            Event::Remove { path: place, for_cause } => {
+                if for_cause {
+                    self.process.engine.remove_object(&cache, &path(place).hash(), None).await.expect(when);
+                } else {
+                    let grace = Removal::WithGraceUntil(now + GRACE);
+                    index.remove_object(cache.id, &path(place).hash(), grace, now).await.expect(when);
+                }
+                self.live.remove(&place);
+            }
+            Event::Purge { path: place } => {
+                self.process.engine.purge_object(&cache, &path(place).hash(), None).await.expect(when);
+                self.live.remove(&place);
+            }
+            Event::Pin { path: place, is_added: true } => {
+                let pin =
+                    Pin { name: format!("pin {place}"), path: path(place), created_at: now, ends_at: None };
+                index.add_pin(cache.id, &pin, None).await.expect(when);
+                self.pinned.insert(place);
+            }
+            Event::Pin { path: place, is_added: false } => {
+                index.remove_pins(cache.id, &format!("pin {place}"), None).await.expect(when);
+                self.pinned.remove(&place);
+            }
+            Event::Expire => self.expire(&cache, when).await,
+            Event::Pass { hours } => self.lab.pass(hours * HOUR),
+            Event::Collect { crash_at, effect_kept } => {
+                let faults = Faults::crash_at(crash_at.unwrap_or(NEVER), effect_kept);
+                let outcome = self.lab.collect_with(&self.process, &faults).await;
+                assert_eq!(outcome.is_err(), faults.crashed(), "{when}");
+                if faults.crashed() {
+                    drop((cache, index));
+                    return self.restart().await;
+                }
+            }
+            Event::Damage { path: place, chunk, is_healed } => {
+                let Some(damaged) = self.live.get(&place).copied() else { return self };
+                if self.missing.contains(&place) {
+                    return self;
+                }
+                self.damage(&cache, damaged.nar, chunk).await;
+                self.was_damaged = true;
+                assert!(self.scrub(when).await, "{when}");
+                self.look_for_missing(&cache).await;
+                assert!(self.missing.contains(&place), "the scrub found the damage, {when}");
+                if is_healed {
+                    self.heal(&cache, when).await;
+                }
+            }
+            Event::Journal { crash_at, effect_kept } => {
+                let faults = Faults::crash_at(crash_at.unwrap_or(NEVER), effect_kept);
+                let outcome = self.journal(&faults, effect_kept).write().await;
+                assert_eq!(outcome.is_err(), faults.crashed(), "{when}");
+                if faults.crashed() {
+                    drop((cache, index));
+                    return self.restart().await;
+                }
+            }
+            Event::Recover => {
+                // A new database does not know what is damaged.
+                self.heal(&cache, when).await;
+                drop((cache, index));
+                return self.recover(when).await;
+            }
+        }
+        self
+    }
+
+    async fn push(&mut self, cache: &Cache, place: u8, nar: u8, when: &str) {
+        push(&self.process.engine, cache, &path(place), &self.nars[usize::from(nar)]).await.expect(when);
+        self.live.insert(place, Live { nar, pushed_at: self.lab.clock.now() });
+    }
+
+    /// The process has crashed; another one begins when its leases have ended.
+    async fn restart(self) -> Self {
+        drop(self.process);
+        self.lab.pass(60);
+        let process = self.lab.open().await;
+        Self { process, ..self }
+    }
+
+    /// Runs the jobs that are open.
+    async fn run_jobs(&self) {
+        let jobs = &self.process.contracts.jobs;
+        let settings = JobSettings {
+            poll: Duration::from_millis(1),
+            expiry_defaults: ExpiryDefaults {
+                retention_seconds: RETENTION,
+                quota_bytes: 0,
+                grace_seconds: GRACE,
+            },
+            ..JobSettings::default()
+        };
+        let clock = Arc::clone(&self.lab.clock) as Arc<dyn Clock>;
+        let runner = JobRunner::new(Arc::clone(jobs), clock, "test".to_owned(), settings);
+        let kinds = [JobKind::SpreadDamage, JobKind::ExpireCache].map(JobKind::as_str);
+        let done = async {
+            while jobs
+                .list_jobs(None, 100)
+                .await
+                .expect(ANSWERS)
+                .iter()
+                .any(|job| kinds.contains(&job.kind.as_str()))
+            {
+                tokio::time::sleep(Duration::from_millis(1)).await;
+            }
+        };
+        runner.run(done).await;
+    }
+
+    /// What was pushed lately or is pinned must stay. Reads count as use, so more may stay.
+    async fn expire(&mut self, cache: &Cache, when: &str) {
+        let contracts = &self.process.contracts;
+        let now = self.lab.clock.now();
+        contracts.jobs.open_job(JobKind::ExpireCache, Some(cache.id), None, now).await.expect(when);
+        self.run_jobs().await;
+        let mut gone = Vec::new();
+        for (place, live) in &self.live {
+            let found = contracts.index.find_object(cache.id, &path(*place).hash()).await.expect(when);
+            if found.is_none() {
+                let may_go = live.pushed_at <= now - RETENTION && !self.pinned.contains(place);
+                assert!(may_go, "path {place} expired {when}");
+                gone.push(*place);
+            }
+        }
+        self.live.retain(|place, _| !gone.contains(place));
+    }
+
+    /// Changes a byte of a chunk that a NAR needs, where the index has the chunk. Recovery reads
+    /// the newest pack first, and a bad disk changes no times: all packs keep their order.
+    async fn damage(&self, cache: &Cache, nar: u8, chunk: u8) {
+        let index = &self.process.contracts.index;
+        let key = NarKey::Hash(hash_of(&self.nars[usize::from(nar)]));
+        let found = index.find_nar_in_cache(cache.id, &key, 0).await.expect(ANSWERS).expect("it is there");
+        let rows = index.load_chunks(&found.recipe.runs).await.expect(ANSWERS);
+        // A chunk of holes alone has no bytes.
+        let rows: Vec<_> = rows.into_iter().filter(|row| row.layout.stored_len() > 0).collect();
+        let row = &rows[usize::from(chunk) % rows.len()];
+        let damaged = BlobKey::Pack(row.pack_id).to_string();
+        let store = self.lab.installation.files.store();
+        let mut packs: Vec<(i64, String)> = store
+            .list("packs")
+            .try_collect::<Vec<_>>()
+            .await
+            .expect(ANSWERS)
+            .into_iter()
+            .map(|entry| (entry.modified_at, entry.name))
+            .collect();
+        packs.sort_unstable();
+        for (_, name) in packs {
+            let mut bytes = store.get(&name).await.expect(ANSWERS).expect("it is listed").to_vec();
+            if name == damaged {
+                bytes[usize::try_from(row.offset).expect("a small pack")] ^= 1;
+            }
+            store.put(&name, None, [Bytes::from(bytes)]).await.expect(ANSWERS);
+            tokio::time::sleep(Duration::from_millis(2)).await;
+        }
+    }
+
+    /// Scrubs everything, and looks which NARs need what is damaged. Whether anything is.
+    async fn scrub(&self, when: &str) -> bool {
+        let contracts = &self.process.contracts;
+        let (index, scrub) = (Arc::clone(&contracts.index), Arc::clone(&contracts.scrub));
+        let blobs: Arc<dyn Blobs> = Arc::clone(&self.lab.installation.blobs);
+        let scrubber = Scrubber::new(index, scrub, blobs, Arc::clone(&self.lab.clock) as Arc<dyn Clock>);
+        let options = ScrubOptions { share_ppm: FULL_PPM, bytes_per_second: None };
+        let (job, _) = scrubber.open(options).await.expect(when);
+        while scrubber.state(job).await.expect(when).is_some() {
+            let slice = Duration::from_mins(1);
+            assert!(scrubber.work_now(&*contracts.jobs, "test", 30, slice).await.expect(when), "{when}");
+        }
+        let report = scrubber.report(job).await.expect(when).expect("it ended");
+        self.run_jobs().await;
+        report.found_damage()
+    }
+
+    /// Asks as a client does.
+    async fn look_for_missing(&mut self, cache: &Cache) {
+        let places: Vec<u8> = self.live.keys().copied().collect();
+        let hashes: Vec<_> = places.iter().map(|place| path(*place).hash()).collect();
+        let missing = self.process.engine.missing_paths(cache, &hashes).await.expect(ANSWERS);
+        let places = places.into_iter().zip(hashes).filter(|(_, hash)| missing.contains(hash));
+        self.missing = places.map(|(place, _)| place).collect();
+    }
+
+    /// Clients push what is missing.
+    async fn heal(&mut self, cache: &Cache, when: &str) {
+        self.look_for_missing(cache).await;
+        while let Some(place) = self.missing.first().copied() {
+            let before = self.missing.len();
+            self.push(cache, place, self.live[&place].nar, when).await;
+            self.look_for_missing(cache).await;
+            assert!(self.missing.len() < before, "a push heals, {when}");
+        }
+    }
+
+    /// A journal; a restless one writes a snapshot after every change.
+    fn journal(&self, faults: &Arc<Faults>, is_restless: bool) -> Journal {
+        let contracts = &self.process.contracts;
+        let memory: Arc<dyn JournalIndex> =
+            Arc::new(FaultJournal::new(Arc::clone(&contracts.journal), Arc::clone(faults)));
+        let settings = if is_restless {
+            JournalSettings { segment_bytes_min: 0, snapshot_weight: 0, ..JournalSettings::default() }
+        } else {
+            JournalSettings::default()
+        };
+        let files = &self.lab.installation.files;
+        Journal::new(
+            Arc::clone(&contracts.index),
+            memory,
+            Arc::clone(&self.lab.installation.blobs),
+            files.crashing(faults),
+            Arc::clone(&self.lab.clock) as Arc<dyn Clock>,
+            "test".to_owned(),
+            settings,
+        )
+    }
+
+    /// Loses the database after the journal was written. What policy keeps alive is there again,
+    /// and what was removed is not.
+    async fn recover(self, when: &str) -> Self {
+        self.journal(&Faults::crash_at(NEVER, false), false).write().await.expect(when);
+        let Self { lab, process, nars, live, pinned, missing, was_damaged } = self;
+        drop(process);
+        lab.installation.lose_database().await;
+        let process = lab.open().await;
+        let contracts = &process.contracts;
+        let into = RecoveryIndex {
+            index: Arc::clone(&contracts.index),
+            journal: Arc::clone(&contracts.journal),
+            collect: Arc::clone(&contracts.collect),
+        };
+        let recovery = Recovery::open(lab.installation.files.store()).await.expect(when);
+        let report = recovery.run(&into, &*lab.clock, &|_| ()).await.expect(when);
+        assert_eq!((report.lost, report.unreadable_packs), (0, 0), "{when}: {report:?}");
+        let cache = process.cache().await;
+        for place in (0..PATHS).filter(|place| !live.contains_key(place)) {
+            let found = contracts.index.find_object(cache.id, &path(place).hash()).await.expect(when);
+            assert!(found.is_none(), "path {place} was removed and is back, {when}");
+        }
+        let pins = contracts.index.list_pins(cache.id, None, 0, 100).await.expect(when);
+        let pins: BTreeSet<String> = pins.into_iter().map(|pin| pin.name).collect();
+        assert_eq!(pins, pinned.iter().map(|place| format!("pin {place}")).collect(), "{when}");
+        let recovered = Self { lab, process, nars, live, pinned, missing, was_damaged };
+        if was_damaged {
+            // Bytes that no path needs may be damaged. A push must not use them.
+            recovered.scrub(when).await;
+        }
+        recovered
+    }
+
+    /// What policy keeps alive reads back, unless it is known to be damaged.
+    async fn check(&mut self, when: &str) {
+        if !self.missing.is_empty() {
+            let before = self.missing.clone();
+            let cache = self.process.cache().await;
+            self.look_for_missing(&cache).await;
+            assert!(self.missing.is_subset(&before), "{:?} is missing {when}", self.missing);
+        }
+        for (_, live) in self.live.iter().filter(|(place, _)| !self.missing.contains(place)) {
+            self.process.reads_back(&self.nars[usize::from(live.nar)], when).await;
+        }
+    }
+
+    /// Everything is removed, and nothing is left.
+    async fn end(self) {
+        let Self { lab, process, live, .. } = self;
+        let cache = process.cache().await;
+        for place in live.keys() {
+            process.engine.remove_object(&cache, &path(*place).hash(), None).await.expect(ANSWERS);
+        }
+        lab.pass(40 * DAY);
+        lab.collect_all(&process).await;
+        drop((process, cache));
+        lab.is_empty("at the end").await;
+    }
+}
+
+async fn live_through(events: &[Event]) {
+    let mut history = History::begin().await;
+    for (number, event) in events.iter().enumerate() {
+        let when = format!("after event {number}, {event:?}");
+        history = history.take(*event, &when).await;
+        history.check(&when).await;
+    }
+    history.end().await;
+}
+
+/// A history of the long run is longer, and there are more of them.
+fn extent() -> (u32, usize) {
+    if std::env::var_os("DORMER_TEST_LONG").is_some() { (400, 60) } else { (24, 24) }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig {
+        cases: extent().0,
+        max_shrink_iters: 200,
+        ..ProptestConfig::default()
+    })]
+    #[test]
+    fn random_histories_lose_nothing_and_leave_nothing(
+        events in prop::collection::vec(event(), 1..extent().1),
+    ) {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("it starts");
+        runtime.block_on(live_through(&events));
+    }
+}
