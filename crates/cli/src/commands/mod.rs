@@ -4,6 +4,7 @@ mod adopt;
 mod backup;
 mod cache;
 mod cat;
+mod completions;
 mod config_show;
 mod doctor;
 mod edge_serve;
@@ -15,6 +16,7 @@ mod import;
 mod install_hook;
 mod jobs;
 mod login;
+mod man;
 mod migrate;
 mod nix_settings;
 mod pin;
@@ -148,6 +150,8 @@ pub(crate) enum Command {
     Stats(stats::StatsArgs),
     Doctor(doctor::DoctorArgs),
     Migrate(migrate::MigrateArgs),
+    Completions(completions::CompletionsArgs),
+    Man(man::ManArgs),
 }
 
 #[derive(Debug, Subcommand)]
@@ -238,6 +242,8 @@ impl Command {
             | Self::MakeToken(_)
             | Self::Config(_)
             | Self::Secrets(_)
+            | Self::Completions(_)
+            | Self::Man(_)
             | Self::Doctor(_) => false,
         }
     }
@@ -273,6 +279,8 @@ pub(crate) async fn run(command: Command, context: &Context) -> Result<ExitCode>
         Command::Stats(args) => stats::run(&args, context).await?,
         Command::Scrub(args) => return scrub::run(args, context).await,
         Command::Migrate(args) => migrate::run(args, context).await?,
+        Command::Completions(args) => completions::run(&args, context)?,
+        Command::Man(args) => man::run(&args, context)?,
         Command::Use(args) => use_cache::run_use(*args, context).await?,
         Command::Unuse(args) => use_cache::run_unuse(&args, context).await?,
         Command::Cache(args) => cache::run(args, context).await?,
