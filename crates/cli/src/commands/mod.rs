@@ -7,6 +7,8 @@ mod cat;
 mod completions;
 mod config_show;
 mod doctor;
+#[cfg(test)]
+mod documented;
 mod edge_serve;
 mod exec;
 mod export;
