@@ -27,6 +27,8 @@ mod push;
 mod push_transfer;
 mod queue;
 mod recover;
+#[cfg(test)]
+mod reference;
 mod rekey;
 mod scrub;
 mod secrets_init;

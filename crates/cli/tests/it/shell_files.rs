@@ -14,12 +14,12 @@ fn offered(home: &TestHome, line: &[&str]) -> Vec<String> {
     // As bash does: the words of the line, then the function that the script registered.
     const PRESS: &str = r#"
         source dormer.bash
-        read -r _ _ function _ <<< "$(complete -p dormer)"
+        function=$(complete -p dormer | sed 's/.* -F \([^ ]*\) .*/\1/')
         COMP_WORDS=("$@") COMP_CWORD=$(($# - 1))
         "$function" dormer "${COMP_WORDS[COMP_CWORD]}" "${COMP_WORDS[COMP_CWORD - 1]}"
         printf '%s\n' "${COMPREPLY[@]}""#;
     let mut bash = Command::new("bash");
-    bash.args(["--norc", "-euc", PRESS, "bash"]).args(line).current_dir(home.folder.path());
+    bash.args(["--norc", "-c", PRESS, "bash"]).args(line).current_dir(home.folder.path());
     let output = bash.output().unwrap();
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
     String::from_utf8(output.stdout).unwrap().lines().map(str::to_owned).collect()
