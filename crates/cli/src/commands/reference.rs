@@ -11,7 +11,7 @@ use super::CommandLine;
 const INTRODUCTION: &str = "\
 # Commands
 
-<!-- `DORMER_RENEW=1 cargo test -p dormer commands_reference` makes this from crates/cli/src/commands. -->
+<!-- `DORMER_RENEW=1 cargo test -p dormer commands_reference` makes this from the code. -->
 
 This page has the help of each command, as `dormer COMMAND --help` prints it. The flags under
 *Output* belong to every command, and are shown once. [CLI.md](CLI.md) is the contract for scripts:
