@@ -294,14 +294,17 @@ fn every_block_of_commands_runs_or_says_why_not() {
             let is_known = block.marks.iter().all(|mark| MARKS.contains(&mark.as_str()));
             match (block.language.as_str(), block.marks.len()) {
                 ("sh", 0) if runs => {}
-                ("sh", 0) => wrong.push(format!("{place}: no test runs this page: add a `Sitting`, or a mark")),
+                ("sh", 0) => {
+                    wrong.push(format!("{place}: no test runs this page: add a `Sitting`, or a mark"))
+                }
                 ("console", 0) => {
                     wrong.push(format!("{place}: a transcript does not run: make it `sh`, or add a mark"));
                 }
                 ("sh" | "console", 1) if is_known => {}
                 ("sh" | "console", _) => wrong.push(format!("{place}: one of {MARKS:?}, please")),
                 (language, 0) if OTHER_LANGUAGES.contains(&language) => {
-                    let is_command = |line: &str| ["$ ", "# dormer ", "dormer "].iter().any(|p| line.starts_with(p));
+                    let is_command =
+                        |line: &str| ["$ ", "# dormer ", "dormer "].iter().any(|p| line.starts_with(p));
                     if language == "text" && block.text.lines().any(is_command) {
                         wrong.push(format!("{place}: commands in a block of text"));
                     }
@@ -365,7 +368,15 @@ fn sit(lab: &Lab, machine: &Machine, sitting: &Sitting) -> Run {
 
     let inside = machine.command("busybox", &["sh", script_path.to_str().unwrap()]);
     let mut command = Command::new("timeout");
-    command.args(["--kill-after=5", SITTING_SECONDS_MAX, "unshare", "--net", "--pid", "--fork", "--kill-child"]);
+    command.args([
+        "--kill-after=5",
+        SITTING_SECONDS_MAX,
+        "unshare",
+        "--net",
+        "--pid",
+        "--fork",
+        "--kill-child",
+    ]);
     if fs::metadata("/proc/self").unwrap().uid() != 0 {
         command.arg("--map-root-user");
     }

@@ -86,7 +86,7 @@ fn with_values(word: &str) -> String {
     }
 }
 
-/// The commands in a page's blocks: all of a script, and what stands behind prompts of a transcript.
+/// The commands in the blocks of a page: all of a script, and those behind prompts of a transcript.
 fn scripts(page: &str) -> Vec<String> {
     let mut scripts = Vec::new();
     let mut open: Option<(&str, String)> = None;
@@ -153,9 +153,15 @@ fn scripts_are_read_as_a_shell_reads_them() {
         commands(script).iter().filter_map(|words| of_dormer(words)).map(|line| line.join(" ")).collect();
     assert_eq!(
         found,
-        ["dormer push main ./result", "dormer gc", "dormer import t --from a b --stdin", "/bin/dormer doctor"]
+        [
+            "dormer push main ./result",
+            "dormer gc",
+            "dormer import t --from a b --stdin",
+            "/bin/dormer doctor"
+        ]
     );
-    let page = "```console\n$ dormer stats\n3 paths\n# dormer gc \\\n    --dry-run\n```\n```toml\n# dormer x\n```\n";
+    let page =
+        "```console\n$ dormer stats\n3 paths\n# dormer gc \\\n    --dry-run\n```\n```toml\n# dormer x\n```\n";
     let found: Vec<_> = scripts(page).iter().flat_map(|script| commands(script)).collect();
     assert_eq!(found, [vec!["dormer", "stats"], vec!["dormer", "gc", "--dry-run"]]);
 }

@@ -55,7 +55,8 @@ fn every_shell_gets_a_script_that_knows_every_command() {
         .map(|line| line.split_whitespace().next().unwrap())
         .collect();
     assert!(commands.len() > 30, "{commands:?}");
-    for (shell, begin) in [("bash", "_dormer()"), ("zsh", "#compdef dormer"), ("fish", "# Print an optspec")] {
+    for (shell, begin) in [("bash", "_dormer()"), ("zsh", "#compdef dormer"), ("fish", "# Print an optspec")]
+    {
         let script = home.command(&["completions", shell]).output().unwrap();
         let script = String::from_utf8(script.stdout).unwrap();
         assert!(script.starts_with(begin), "{shell}: {}", &script[..200]);
