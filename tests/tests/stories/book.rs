@@ -295,7 +295,7 @@ fn every_block_of_commands_runs_or_says_why_not() {
             match (block.language.as_str(), block.marks.len()) {
                 ("sh", 0) if runs => {}
                 ("sh", 0) => {
-                    wrong.push(format!("{place}: no test runs this page: add a `Sitting`, or a mark"))
+                    wrong.push(format!("{place}: no test runs this page: add a `Sitting`, or a mark"));
                 }
                 ("console", 0) => {
                     wrong.push(format!("{place}: a transcript does not run: make it `sh`, or add a mark"));

@@ -2,6 +2,7 @@
 //! program takes. tests/tests/stories/book.rs runs the blocks that can run; most others need what a
 //! test has not, and a flag that was renamed would stay in them.
 
+use std::fmt::Write as _;
 use std::fs;
 use std::path::Path;
 
@@ -31,7 +32,7 @@ fn commands(script: &str) -> Vec<Vec<String>> {
             }
             '$' if signs.peek() == Some(&'(') => {
                 let inner: String = signs.by_ref().take_while(|c| *c != ')').collect();
-                word.get_or_insert_default().push_str(&format!("${inner})"));
+                let _ = write!(word.get_or_insert_default(), "${inner})");
             }
             '#' if word.is_none() => while signs.next_if(|c| *c != '\n').is_some() {},
             ' ' | '\n' | '|' | ';' | '&' | '<' | '>' => {
