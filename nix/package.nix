@@ -1,7 +1,9 @@
 # The `dormer` binary. All crates come from crates.io, so Cargo.lock is the only pin.
 {
   lib,
+  stdenv,
   rustPlatform,
+  installShellFiles,
 }:
 
 let
@@ -29,6 +31,18 @@ rustPlatform.buildRustPackage {
   cargoLock.lockFile = ../Cargo.lock;
 
   buildAndTestSubdir = "crates/cli";
+
+  nativeBuildInputs = [ installShellFiles ];
+
+  # The binary writes its completions and manual pages, so it must run where it is built.
+  postInstall = lib.optionalString (stdenv.buildPlatform.canExecute stdenv.hostPlatform) ''
+    installShellCompletion --cmd dormer \
+      --bash <($out/bin/dormer completions bash) \
+      --zsh <($out/bin/dormer completions zsh) \
+      --fish <($out/bin/dormer completions fish)
+    $out/bin/dormer man --to man1
+    installManPage man1/*.1
+  '';
 
   # The tests want PostgreSQL, S3 servers and several versions of Nix: `./test` runs them.
   doCheck = false;

@@ -26,6 +26,8 @@ need pgbouncer /usr/sbin/pgbouncer
 need age /usr/bin/age-keygen
 # systemd-analyze reads the units for NixOS; systemd itself does not run.
 need systemd /usr/bin/systemd-analyze
+# Sets the manual pages, and warns of what it does not understand.
+need groff-base /usr/bin/groff
 # The browser that visits the pages, and a font for what it draws.
 need chromium /usr/bin/chromium
 need fonts-dejavu-core /usr/share/fonts/truetype/dejavu/DejaVuSans.ttf

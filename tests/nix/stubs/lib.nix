@@ -404,6 +404,7 @@ let
       };
     optional = condition: value: if condition then [ value ] else [ ];
     optionalAttrs = condition: set: if condition then set else { };
+    optionalString = condition: text: if condition then text else "";
     platforms.linux = [
       "aarch64-linux"
       "x86_64-linux"

@@ -33,11 +33,14 @@ let
         src,
         cargoLock,
         buildAndTestSubdir ? null,
+        nativeBuildInputs ? [ ],
+        postInstall ? "",
         doCheck ? true,
         meta,
       }@arguments:
       assert builtins.pathExists cargoLock.lockFile;
       fake "${pname}-${version}" (arguments // { inherit meta; });
+    installShellFiles = fake "install-shell-files" { };
     formats.toml = { }: {
       type = lib.types.tomlValue;
       generate = name: value: fake name { text = builtins.toJSON value; };

@@ -33,7 +33,7 @@ impl Releases {
         // The binary under test is large, and compressing it is not what is tested.
         let binary = lab.folder().join("dormer-of-the-release");
         let program = lab.folder().join("bin/dormer");
-        fs::write(&binary, format!("#!/bin/busybox sh\nexec {} \"$@\"\n", program.display())).unwrap();
+        fs::write(&binary, format!("#!/bin/sh\nexec {} \"$@\"\n", program.display())).unwrap();
         archive(&binary, &folder);
         Self { server: StaticServer::start(&root), folder }
     }
@@ -320,7 +320,8 @@ fn a_job_of_gitlab_pushes_what_it_built() {
 fn the_archive_of_a_release_is_the_same_each_time() {
     let work = tempfile::tempdir().unwrap();
     let binary = work.path().join("binary");
-    fs::write(&binary, "#!/bin/sh\necho dormer\n").unwrap();
+    let program = dormer_tests::binary().display();
+    fs::write(&binary, format!("#!/bin/sh\nexec {program} \"$@\"\n")).unwrap();
     let read = |folder: &str| {
         archive(&binary, &work.path().join(folder));
         fs::read(work.path().join(folder).join(archive_name())).unwrap()
@@ -334,7 +335,9 @@ fn the_archive_of_a_release_is_the_same_each_time() {
     let mut list = Command::new("tar");
     let listed = Run::of(list.arg("-tvzf").arg(work.path().join("a").join(archive_name()))).succeeds();
     let folder = archive_name().replace(".tar.gz", "");
-    for name in ["dormer", "LICENSE", "README.md"] {
+    let completions = ["completions/dormer.bash", "completions/dormer.zsh", "completions/dormer.fish"];
+    let pages = ["man/man1/dormer.1", "man/man1/dormer-cache-create.1"];
+    for name in ["dormer", "LICENSE", "README.md"].into_iter().chain(completions).chain(pages) {
         assert!(listed.contains(&format!(" {folder}/{name}\n")), "{listed}");
     }
     assert!(listed.lines().all(|line| line.contains(" 0/0 ")), "{listed}");

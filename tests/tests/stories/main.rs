@@ -5,6 +5,7 @@ mod access;
 mod alerts;
 mod attic_wire;
 mod bad_input;
+mod book;
 mod bucket;
 mod ci;
 mod dependencies;

@@ -9,7 +9,7 @@ use std::path::Path;
 use dormer_tests::workspace_root;
 
 /// The names of all tests below a folder.
-fn tests_below(folder: &Path, names: &mut BTreeSet<String>) {
+pub(crate) fn tests_below(folder: &Path, names: &mut BTreeSet<String>) {
     for entry in fs::read_dir(folder).unwrap() {
         let path = entry.unwrap().path();
         if path.is_dir() {

@@ -4,8 +4,11 @@ mod adopt;
 mod backup;
 mod cache;
 mod cat;
+mod completions;
 mod config_show;
 mod doctor;
+#[cfg(test)]
+mod documented;
 mod edge_serve;
 mod exec;
 mod export;
@@ -15,6 +18,7 @@ mod import;
 mod install_hook;
 mod jobs;
 mod login;
+mod man;
 mod migrate;
 mod nix_settings;
 mod pin;
@@ -23,6 +27,8 @@ mod push;
 mod push_transfer;
 mod queue;
 mod recover;
+#[cfg(test)]
+mod reference;
 mod rekey;
 mod scrub;
 mod secrets_init;
@@ -148,6 +154,8 @@ pub(crate) enum Command {
     Stats(stats::StatsArgs),
     Doctor(doctor::DoctorArgs),
     Migrate(migrate::MigrateArgs),
+    Completions(completions::CompletionsArgs),
+    Man(man::ManArgs),
 }
 
 #[derive(Debug, Subcommand)]
@@ -238,6 +246,8 @@ impl Command {
             | Self::MakeToken(_)
             | Self::Config(_)
             | Self::Secrets(_)
+            | Self::Completions(_)
+            | Self::Man(_)
             | Self::Doctor(_) => false,
         }
     }
@@ -273,6 +283,8 @@ pub(crate) async fn run(command: Command, context: &Context) -> Result<ExitCode>
         Command::Stats(args) => stats::run(&args, context).await?,
         Command::Scrub(args) => return scrub::run(args, context).await,
         Command::Migrate(args) => migrate::run(args, context).await?,
+        Command::Completions(args) => completions::run(&args, context)?,
+        Command::Man(args) => man::run(&args, context)?,
         Command::Use(args) => use_cache::run_use(*args, context).await?,
         Command::Unuse(args) => use_cache::run_unuse(&args, context).await?,
         Command::Cache(args) => cache::run(args, context).await?,

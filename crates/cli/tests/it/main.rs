@@ -5,5 +5,6 @@ mod doctor;
 mod doctor_services;
 mod machines;
 mod secrets;
+mod shell_files;
 mod test_home;
 mod traces;
