@@ -24,8 +24,8 @@ use std::time::{Duration, Instant};
 
 use dormer_api::{CacheConfig, CacheName};
 use dormer_nix::{
-    ContentAddress, ContentProof, NARINFO_BYTES_MAX, NarInfo, PublicKey, Signature, StoreDir, StorePath,
-    StorePathHash,
+    CacheInfo, ContentAddress, ContentProof, NARINFO_BYTES_MAX, NarInfo, PublicKey, Signature, StoreDir,
+    StorePath, StorePathHash,
 };
 use futures::StreamExt as _;
 
@@ -213,9 +213,7 @@ async fn check_cache_info(
         Ok(None) => return Err(Error::NoStaticCache { location }),
         Err(source) => return Err(Error::StaticCacheInfo { location, source }),
     };
-    let info = String::from_utf8_lossy(&info);
-    let theirs = info.lines().find_map(|line| line.strip_prefix("StoreDir:")).map(str::trim);
-    let theirs = theirs.unwrap_or(StoreDir::default().as_str()).to_owned();
+    let theirs = CacheInfo::parse(&info).store_dir.unwrap_or_else(|| StoreDir::default().to_string());
     let ours = config.store_dir.clone().unwrap_or_default();
     if theirs == ours.as_str() {
         return Ok(ours);

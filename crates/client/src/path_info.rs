@@ -254,6 +254,8 @@ fn decode_hex(text: &str) -> Option<Vec<u8>> {
 
 #[cfg(test)]
 mod tests {
+    use dormer_nix::NarInfo;
+
     use super::*;
 
     /// The same three paths, as four real versions of Nix print them.
@@ -309,6 +311,90 @@ mod tests {
         assert_eq!(infos[0].nar_hash, find(&PathInfo::parse_all(OUTPUTS[0].1).unwrap(), "c").nar_hash);
         assert_eq!(infos[0].signatures, ["test-1:AAAA"]);
         assert_eq!(infos[0].ca.as_deref(), Some("fixed:git:sha1:143xibwh31h9bvxzalr0sjvbbvpa6ffs"));
+    }
+
+    /// One path in the three versions of Nix's schema `store-object-info`, with everything that a
+    /// binary cache knows of it, and the same path's narinfo.
+    #[test]
+    fn every_version_of_nixs_schema_says_what_the_narinfo_says() {
+        const HASH: &str = "sha256-47DEQpj8HBSa+/TImW+5JCeuQeRkm5NMpJWZG3hSuFU=";
+        let sig = format!("{}==", "A".repeat(86));
+        let narinfo = format!(
+            "StorePath: /nix/store/f22352qy5d2vfxv22w7q3n7gz1ia47nx-c\nURL: nar/x.nar.xz\n\
+             Compression: xz\nFileHash: {HASH}\nFileSize: 4096\nNarHash: {HASH}\nNarSize: 208\n\
+             References: f22352qy5d2vfxv22w7q3n7gz1ia47nx-c nmar8jgdmfzm21w8yi3qdl6n61pa5aj4-a\n\
+             Deriver: f22352qy5d2vfxv22w7q3n7gz1ia47ny-c.drv\nSig: one-1:{sig}\nSig: two-1:{sig}\n\
+             CA: fixed:r:sha256:0mdqa9w1p6cmli6976v4wi0sw9r4p5prkj7lzfd1877wk11c9c73\n"
+        );
+        let narinfo = NarInfo::parse(&narinfo, &StoreDir::default()).unwrap();
+
+        let version_1 = serde_json::json!({"/nix/store/f22352qy5d2vfxv22w7q3n7gz1ia47nx-c": {
+            "narHash": HASH, "narSize": 208, "deriver": "/nix/store/f22352qy5d2vfxv22w7q3n7gz1ia47ny-c.drv",
+            "references": ["/nix/store/f22352qy5d2vfxv22w7q3n7gz1ia47nx-c",
+                "/nix/store/nmar8jgdmfzm21w8yi3qdl6n61pa5aj4-a"],
+            "ca": "fixed:r:sha256:0mdqa9w1p6cmli6976v4wi0sw9r4p5prkj7lzfd1877wk11c9c73",
+            "signatures": [format!("one-1:{sig}"), format!("two-1:{sig}")],
+            "registrationTime": 23423, "ultimate": true, "closureSize": 208,
+            "url": "nar/x.nar.xz", "compression": "xz", "downloadHash": HASH, "downloadSize": 4096,
+            "closureDownloadSize": 4096}});
+        let later = |version: u32, signatures: serde_json::Value, hash: serde_json::Value| {
+            serde_json::json!({"version": version, "storeDir": "/nix/store",
+                "info": {"f22352qy5d2vfxv22w7q3n7gz1ia47nx-c": {
+                "version": version, "storeDir": "/nix/store", "narHash": hash, "narSize": 208,
+                "path": "f22352qy5d2vfxv22w7q3n7gz1ia47nx-c",
+                "deriver": "f22352qy5d2vfxv22w7q3n7gz1ia47ny-c.drv",
+                "references": ["f22352qy5d2vfxv22w7q3n7gz1ia47nx-c", "nmar8jgdmfzm21w8yi3qdl6n61pa5aj4-a"],
+                "ca": {"method": "nar", "hash": hash}, "signatures": signatures,
+                "registrationTime": null, "lastUsageTime": null, "ultimate": false, "closureSize": 208,
+                "url": "nar/x.nar.xz", "compression": "xz", "downloadHash": hash, "downloadSize": 4096,
+                "closureDownloadSize": 4096}}})
+        };
+        let texts = serde_json::json!([format!("one-1:{sig}"), format!("two-1:{sig}")]);
+        let objects = serde_json::json!([{"keyName": "one-1", "sig": sig}, {"keyName": "two-1", "sig": sig}]);
+        let parts = serde_json::json!({"algorithm": "sha256", "format": "base64",
+            "hash": HASH.trim_start_matches("sha256-")});
+        for json in [
+            version_1,
+            later(2, texts, HASH.into()),
+            later(3, objects.clone(), HASH.into()),
+            later(3, objects, parts),
+        ] {
+            let infos = PathInfo::parse_all(json.to_string().as_bytes()).unwrap();
+            let [info] = &infos[..] else { panic!("{json}") };
+            assert_eq!((&info.store_dir, &info.path), (&StoreDir::default(), &narinfo.store_path), "{json}");
+            assert_eq!((info.nar_hash, info.nar_size), (narinfo.nar_hash, narinfo.nar_size), "{json}");
+            assert_eq!((&info.references, &info.deriver), (&narinfo.references, &narinfo.deriver), "{json}");
+            assert_eq!((&info.signatures, &info.ca), (&narinfo.sigs, &narinfo.ca), "{json}");
+        }
+    }
+
+    #[test]
+    fn every_method_and_algorithm_of_nixs_schema_makes_a_content_address() {
+        let hex = |bytes: &[u8]| {
+            let digits = bytes.iter().flat_map(|byte| [byte >> 4, byte & 15]);
+            digits.map(|digit| char::from_digit(u32::from(digit), 16).unwrap()).collect::<String>()
+        };
+        for (method, prefix) in
+            [("flat", "fixed:"), ("nar", "fixed:r:"), ("text", "text:"), ("git", "fixed:git:")]
+        {
+            for (algorithm, bytes) in
+                [("blake3", 32), ("md5", 16), ("sha1", 20), ("sha256", 32), ("sha512", 64)]
+            {
+                let digest: Vec<u8> = (0..bytes).collect();
+                let expected = format!("{prefix}{algorithm}:{}", nix32::encode(&digest));
+                for hash in [
+                    serde_json::json!(format!("{algorithm}-{}", STANDARD.encode(&digest))),
+                    serde_json::json!(format!("{algorithm}:{}", nix32::encode(&digest))),
+                    serde_json::json!({"algorithm": algorithm, "format": "base16", "hash": hex(&digest)}),
+                ] {
+                    let json = serde_json::json!({"/nix/store/f22352qy5d2vfxv22w7q3n7gz1ia47nx-c": {
+                        "narHash": "sha256-47DEQpj8HBSa+/TImW+5JCeuQeRkm5NMpJWZG3hSuFU=",
+                        "references": [], "ca": {"method": method, "hash": hash}}});
+                    let infos = PathInfo::parse_all(json.to_string().as_bytes()).unwrap();
+                    assert_eq!(infos[0].ca.as_deref(), Some(&*expected), "{json}");
+                }
+            }
+        }
     }
 
     #[test]

@@ -232,6 +232,17 @@ mod tests {
         "0mdqa9w1p6cmli6976v4wi0sw9r4p5prkj7lzfd1877wk11c9c73-0123456789abcdfghijklmnpqr.nar.zst";
 
     #[test]
+    fn what_nix_reads_has_the_type_that_its_manual_names() {
+        for (name, content_type) in [
+            ("main/nix-cache-info".to_owned(), "text/x-nix-cache-info"),
+            (format!("main/{HASH}.narinfo"), "text/x-nix-narinfo"),
+            (format!("main/{HASH}.ls"), "application/json"),
+        ] {
+            assert_eq!(EdgeKey::parse(&name).unwrap().content_type(), content_type);
+        }
+    }
+
+    #[test]
     fn names_are_those_of_a_static_binary_cache() {
         let cache = || "main".parse::<CacheName>().unwrap();
         let hash: StorePathHash = HASH.parse().unwrap();

@@ -5,10 +5,12 @@
 //! finish. Connections without a request end at once. Connections that have sent a part of their
 //! first head get [`HEAD_WAIT_STOPPING`]. `shutdown_timeout` limits all of them.
 
+use std::collections::HashMap;
 use std::convert::Infallible;
 use std::io;
+use std::net::IpAddr;
 use std::pin::pin;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
@@ -23,6 +25,7 @@ use hyper_util::server::graceful::{GracefulConnection, GracefulShutdown};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 
 use crate::listener::{Listener, Stream};
+use crate::peer::Peer;
 use crate::places::{Kept, Place, Places};
 use crate::probes::Probes;
 use crate::socket::Socket;
@@ -38,6 +41,11 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 /// Connections beyond the limit that are refused at the same time. More wait in the kernel's queue.
 /// Each refused connection ends with its answer.
 pub const REFUSED_MAX: usize = 64;
+
+/// What one network may have of the connections: this part of them, so that the rest is free for
+/// others.
+const SHARE_NUMERATOR: usize = 3;
+const SHARE_DENOMINATOR: usize = 4;
 
 /// How long a new client waits for the place of a connection that was told to end.
 const GIVE_UP_WAIT: Duration = Duration::from_secs(1);
@@ -57,7 +65,8 @@ const HEAD_WAIT_STOPPING: Duration = Duration::from_secs(5);
 #[derive(Debug, Clone)]
 pub struct HostSettings {
     /// Most connections at once. A later client takes the place of one that has waited long for a
-    /// head; without such a connection it is answered 503.
+    /// head; without such a connection it is answered 503. The same holds for a client whose
+    /// address has three quarters of them already.
     pub connections_max: usize,
     /// Longest request line and headers together, in bytes.
     pub header_bytes_max: usize,
@@ -100,6 +109,12 @@ pub trait Service: Send + Sync + 'static {
     /// cut, as they are while clients find no place.
     fn others_wait(&self) -> bool {
         false
+    }
+
+    /// Whether many clients come from this other end, as they do from a proxy. It may then take
+    /// all connections.
+    fn is_shared(&self, peer: &Peer) -> bool {
+        peer.is_local()
     }
 
     /// A connection begins.
@@ -156,13 +171,13 @@ pub async fn serve<S: Service>(
         };
         match accepted {
             // A stop does not interrupt this short wait: the client would be reset.
-            Ok((stream, refused)) => host.spawn_connection(stream, slots.slot(refused).await),
+            Ok((stream, refused)) => host.spawn_connection(stream, refused, &slots).await,
             Err(error) => pause_after(&error).await,
         }
     }
     // Connections in the kernel's queue would be reset with the listener.
     while let Some(Ok((stream, refused))) = slots.accept(&listener).now_or_never() {
-        host.spawn_connection(stream, slots.slot(refused).await);
+        host.spawn_connection(stream, refused, &slots).await;
     }
     drop(listener);
     tracing::info!(connections = host.graceful.count(), "taking no more connections");
@@ -184,7 +199,9 @@ struct Host<S> {
 }
 
 impl<S: Service> Host<S> {
-    fn spawn_connection(&self, stream: Stream, slot: Slot) {
+    async fn spawn_connection(&self, stream: Stream, refused: OwnedSemaphorePermit, slots: &ConnectionSlots) {
+        let peer = stream.peer().filter(|peer| !self.service.is_shared(peer));
+        let slot = slots.slot(refused, peer.as_ref().and_then(Peer::network)).await;
         let counted = Counted::new(Arc::clone(&self.service));
         let place = Arc::clone(&slot.place);
         let connection = self.graceful.watch(self.connection(stream, slot.is_refused, Arc::clone(&place)));
@@ -308,13 +325,39 @@ struct ConnectionSlots {
     served: Arc<Semaphore>,
     refused: Arc<Semaphore>,
     refusals: Arc<Refusals>,
+    shares: NetworkShares,
     places: Places,
     refused_places: Places,
+}
+
+/// How many connections each network may have.
+struct NetworkShares {
+    share: usize,
+    networks: Mutex<HashMap<IpAddr, Weak<Semaphore>>>,
+}
+
+impl NetworkShares {
+    fn new(connections_max: usize) -> Self {
+        let share = (connections_max * SHARE_NUMERATOR / SHARE_DENOMINATOR).max(1);
+        Self { share, networks: Mutex::default() }
+    }
+
+    fn of(&self, network: IpAddr) -> Arc<Semaphore> {
+        let mut networks = self.networks.lock().unwrap_or_else(PoisonError::into_inner);
+        networks.get(&network).and_then(Weak::upgrade).unwrap_or_else(|| {
+            // Only networks with open connections stay, and connections are limited.
+            networks.retain(|_, permits| permits.strong_count() > 0);
+            let permits = Arc::new(Semaphore::new(self.share));
+            networks.insert(network, Arc::downgrade(&permits));
+            permits
+        })
+    }
 }
 
 /// Held by a connection while it lives.
 struct Slot {
     _permit: OwnedSemaphorePermit,
+    _share: Option<OwnedSemaphorePermit>,
     place: Arc<Place>,
     is_refused: bool,
 }
@@ -328,6 +371,7 @@ impl ConnectionSlots {
             served_max,
             served,
             refusals: Arc::new(refusals),
+            shares: NetworkShares::new(served_max),
             refused: Arc::new(Semaphore::new(REFUSED_MAX)),
             places: Places::new(),
             refused_places: Places::new(),
@@ -344,7 +388,7 @@ impl ConnectionSlots {
     async fn leave_to_refuse(&self) -> OwnedSemaphorePermit {
         loop {
             if self.refused.available_permits() == 0 {
-                self.refused_places.give_up_oldest();
+                self.refused_places.give_up_oldest(None);
             }
             let leave = Arc::clone(&self.refused).acquire_owned();
             if let Ok(leave) = tokio::time::timeout(GIVE_UP_WAIT, leave).await {
@@ -353,26 +397,44 @@ impl ConnectionSlots {
         }
     }
 
-    /// A slot for a new connection, which is refused if no slot to serve it is free, and no
-    /// connection that waits for a head makes room.
-    async fn slot(&self, refused: OwnedSemaphorePermit) -> Slot {
-        let served = self.serve().await;
+    /// A slot for a new connection, which is refused if no slot to serve it is free, or none that
+    /// its network may have, and no connection that waits for a head makes room.
+    async fn slot(&self, refused: OwnedSemaphorePermit, network: Option<IpAddr>) -> Slot {
+        let refuse = |refused| Slot {
+            _permit: refused,
+            _share: None,
+            place: self.refused_places.take(None),
+            is_refused: true,
+        };
+        let mut share = None;
+        if let Some(network) = network {
+            share = self.serve(&self.shares.of(network), Some(network)).await;
+            if share.is_none() {
+                // No other network waits because of this.
+                return refuse(refused);
+            }
+        }
+        let served = self.serve(&self.served, None).await;
         self.refusals.note(served.is_none());
         match served {
-            Some(permit) => Slot { _permit: permit, place: self.places.take(), is_refused: false },
-            None => Slot { _permit: refused, place: self.refused_places.take(), is_refused: true },
+            Some(permit) => {
+                Slot { _permit: permit, _share: share, place: self.places.take(network), is_refused: false }
+            }
+            None => refuse(refused),
         }
     }
 
-    async fn serve(&self) -> Option<OwnedSemaphorePermit> {
-        if let Ok(permit) = Arc::clone(&self.served).try_acquire_owned() {
+    /// Takes a permit, if need be that of the connection (of this network) that has waited longest
+    /// for a head.
+    async fn serve(&self, permits: &Arc<Semaphore>, network: Option<IpAddr>) -> Option<OwnedSemaphorePermit> {
+        if let Ok(permit) = Arc::clone(permits).try_acquire_owned() {
             return Some(permit);
         }
-        if !self.places.give_up_oldest() {
+        if !self.places.give_up_oldest(network) {
             return None;
         }
         // The connection's task ends as soon as it runs.
-        let freed = Arc::clone(&self.served).acquire_owned();
+        let freed = Arc::clone(permits).acquire_owned();
         tokio::time::timeout(GIVE_UP_WAIT, freed).await.ok()?.ok()
     }
 
@@ -398,12 +460,12 @@ async fn pause_after(error: &io::Error) {
 
 #[cfg(test)]
 mod tests {
-    use std::sync::atomic::{AtomicUsize, Ordering};
+    use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
     use http::StatusCode;
     use http_body_util::combinators::UnsyncBoxBody;
     use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
-    use tokio::net::{TcpListener, TcpStream};
+    use tokio::net::{TcpListener, TcpSocket, TcpStream};
     use tokio::sync::{Notify, oneshot};
 
     use super::*;
@@ -414,6 +476,8 @@ mod tests {
         probes: Probes,
         go: Notify,
         open: AtomicUsize,
+        /// Whether each address of this machine is a client of its own.
+        has_clients: AtomicBool,
     }
 
     impl Service for Gate {
@@ -433,6 +497,10 @@ mod tests {
 
         fn probes(&self) -> &Probes {
             &self.probes
+        }
+
+        fn is_shared(&self, peer: &Peer) -> bool {
+            !self.has_clients.load(Ordering::SeqCst) && peer.is_local()
         }
 
         fn connection_opened(&self) {
@@ -462,7 +530,12 @@ mod tests {
         };
         change(&mut settings);
         let probes = Probes::new(|| Box::pin(async { Ok(()) }));
-        let gate = Arc::new(Gate { probes, go: Notify::new(), open: AtomicUsize::new(0) });
+        let gate = Arc::new(Gate {
+            probes,
+            go: Notify::new(),
+            open: AtomicUsize::new(0),
+            has_clients: AtomicBool::new(false),
+        });
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
         let (stop, stopped) = oneshot::channel::<()>();
@@ -529,6 +602,60 @@ mod tests {
         assert_eq!(rest(halves.swap_remove(0)).await, "", "the oldest one was closed");
         running.gate.go.notify_one();
         assert!(rest(busy).await.ends_with("answered\n"), "a request in flight keeps its place");
+    }
+
+    #[tokio::test]
+    async fn one_address_leaves_a_quarter_of_the_connections_to_others() {
+        let running = start(|settings| settings.connections_max = 4).await;
+        let from = async |address: &str| {
+            let socket = TcpSocket::new_v4().unwrap();
+            socket.bind(address.parse().unwrap()).unwrap();
+            socket.connect(running.address).await.unwrap()
+        };
+        let ask = async |address: &str| {
+            let mut stream = from(address).await;
+            send(&mut stream, "/readyz").await;
+            rest(stream).await
+        };
+        running.gate.has_clients.store(true, Ordering::SeqCst);
+        let mut busy = Vec::new();
+        for _ in 0..2 {
+            let mut stream = from("127.0.0.2:0").await;
+            send(&mut stream, "/").await;
+            busy.push(stream);
+        }
+        let mut half = from("127.0.0.2:0").await;
+        half.write_all(b"GET / HTTP/1.1\r\n").await.unwrap();
+        assert!(ask("127.0.0.2:0").await.starts_with("HTTP/1.1 503 "), "it has three of four");
+        assert!(ask("127.0.0.3:0").await.ends_with("ready\n"));
+        // Its own connection makes room for it, as soon as that has waited long for a head.
+        tokio::time::sleep(Duration::from_millis(1_100)).await;
+        assert!(ask("127.0.0.2:0").await.ends_with("ready\n"));
+        assert_eq!(rest(half).await, "");
+        // A proxy may take all of them.
+        running.gate.has_clients.store(false, Ordering::SeqCst);
+        for _ in 0..2 {
+            let mut stream = from("127.0.0.2:0").await;
+            send(&mut stream, "/").await;
+            busy.push(stream);
+        }
+        assert!(ask("127.0.0.3:0").await.starts_with("HTTP/1.1 503 "), "all are taken");
+        let go = async {
+            loop {
+                running.gate.go.notify_one();
+                tokio::time::sleep(Duration::from_millis(10)).await;
+            }
+        };
+        let ended = async {
+            for stream in busy {
+                assert!(rest(stream).await.ends_with("answered\n"));
+            }
+        };
+        tokio::select! {
+            () = ended => {}
+            () = go => {}
+        }
+        assert!(ask("127.0.0.3:0").await.ends_with("ready\n"));
     }
 
     #[tokio::test]

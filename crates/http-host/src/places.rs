@@ -5,6 +5,7 @@
 //! head would keep all others out.
 
 use std::io;
+use std::net::IpAddr;
 use std::pin::Pin;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, Weak};
@@ -34,6 +35,8 @@ pub(crate) struct Places {
 #[derive(Debug)]
 pub(crate) struct Place {
     begin: Instant,
+    /// Where its client is, if that counts.
+    network: Option<IpAddr>,
     /// When the connection began to wait for a head, in milliseconds since `begin`; [`BUSY`] while
     /// a request is being answered.
     waits_since: AtomicU64,
@@ -50,8 +53,8 @@ impl Places {
     }
 
     /// A connection begins.
-    pub(crate) fn take(&self) -> Arc<Place> {
-        let place = Arc::new(Place::new(self.begin));
+    pub(crate) fn take(&self, network: Option<IpAddr>) -> Arc<Place> {
+        let place = Arc::new(Place::new(self.begin, network));
         let mut open = self.open.lock().unwrap_or_else(PoisonError::into_inner);
         if open.len() == open.capacity() {
             open.retain(|place| place.strong_count() > 0);
@@ -60,9 +63,9 @@ impl Places {
         place
     }
 
-    /// Closes the connection that has waited longest for a head. `false` if no connection waits for
-    /// a head.
-    pub(crate) fn give_up_oldest(&self) -> bool {
+    /// Closes the connection that has waited longest for a head; with a network, the one of that
+    /// network. `false` if no such connection waits for a head.
+    pub(crate) fn give_up_oldest(&self, of: Option<IpAddr>) -> bool {
         let now = millis_since(self.begin);
         let open: Vec<Arc<Place>> = {
             let open = self.open.lock().unwrap_or_else(PoisonError::into_inner);
@@ -70,6 +73,7 @@ impl Places {
         };
         let oldest = open
             .into_iter()
+            .filter(|place| of.is_none() || place.network == of)
             .filter_map(|place| place.may_go_since(now).map(|since| (since, place)))
             .min_by_key(|(since, _)| *since);
         let Some((_, place)) = oldest else { return false };
@@ -84,9 +88,10 @@ fn millis_since(begin: Instant) -> u64 {
 }
 
 impl Place {
-    fn new(begin: Instant) -> Self {
+    fn new(begin: Instant, network: Option<IpAddr>) -> Self {
         Self {
             begin,
+            network,
             waits_since: AtomicU64::new(millis_since(begin)),
             has_asked: AtomicBool::new(false),
             is_given_up: AtomicBool::new(false),
@@ -168,7 +173,7 @@ mod tests {
     #[tokio::test]
     async fn the_oldest_connection_without_a_head_goes_first() {
         let mut places = Places::new();
-        let [busy, oldest, newer, answered, newest] = [(); 5].map(|()| places.take());
+        let [busy, oldest, newer, answered, newest] = [(); 5].map(|()| places.take(None));
         let _answering = busy.begin_answer();
         drop(answered.begin_answer());
         // As if it were three seconds later, with one more connection.
@@ -176,13 +181,13 @@ mod tests {
         for (place, millis) in [(&oldest, 1), (&newer, 2), (&newest, 2_500)] {
             place.waits_since.store(millis, Ordering::SeqCst);
         }
-        assert!(places.give_up_oldest());
+        assert!(places.give_up_oldest(None));
         oldest.given_up().await;
-        assert!(places.give_up_oldest());
+        assert!(places.give_up_oldest(None));
         newer.given_up().await;
-        assert!(!places.give_up_oldest(), "the others are busy, new, or their answer is on its way");
+        assert!(!places.give_up_oldest(None), "the others are busy, new, or their answer is on its way");
         places.begin -= Duration::from_secs(3);
-        assert!(places.give_up_oldest());
+        assert!(places.give_up_oldest(None));
         answered.given_up().await;
     }
 
@@ -190,7 +195,7 @@ mod tests {
     fn places_of_closed_connections_are_forgotten() {
         let places = Places::new();
         for _ in 0..10_000 {
-            places.take();
+            places.take(None);
         }
         assert!(places.open.lock().unwrap().capacity() < 100);
     }

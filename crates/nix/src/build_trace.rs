@@ -283,6 +283,37 @@ mod tests {
         assert_eq!(BuildTrace::parse_stored(&derivation_key(), json.as_bytes()).unwrap(), trace);
     }
 
+    /// The three versions of Nix's JSON schema for build traces, and the value alone, as a binary
+    /// cache has it.
+    #[test]
+    fn a_build_trace_is_read_in_every_version_of_nixs_schema() {
+        let a = signature("a");
+        let (name, sig) = a.split_once(':').unwrap();
+        let object = format!(r#"{{"keyName":"{name}","sig":"{sig}"}}"#);
+        let id = format!("sha256:{}!out", "ab".repeat(32));
+        let other = format!("sha256:{}!dev_2-x", "cd".repeat(32));
+        let first = format!(
+            r#"{{"id":"{id}","outPath":"{OUT}","dependentRealisations":{{"{other}":"{OUT}"}},"signatures":["{a}"]}}"#
+        );
+        let keyed = |signature: &str| {
+            format!(
+                r#"{{"key":{{"drvPath":"{DRV}","outputName":"out"}},"value":{{"outPath":"{OUT}","signatures":[{signature}]}}}}"#
+            )
+        };
+        let value = format!(r#"{{"outPath":"{OUT}","signatures":[{object}]}}"#);
+        for (key, json) in [
+            (hash_key(), first),
+            (derivation_key(), keyed(&format!("\"{a}\""))),
+            (derivation_key(), keyed(&object)),
+            (derivation_key(), value),
+        ] {
+            let trace = BuildTrace::parse(&key, json.as_bytes()).unwrap();
+            assert_eq!((&trace.key, trace.out_path.base_name()), (&key, OUT), "{json}");
+            assert_eq!(trace.sigs, std::slice::from_ref(&a), "{json}");
+            assert_eq!(BuildTrace::parse(&key, trace.to_json(&[]).as_bytes()), Ok(trace));
+        }
+    }
+
     #[test]
     fn what_is_no_trace_of_the_key_is_refused() {
         let id = format!("sha256:{}!out", "ab".repeat(32));

@@ -9,6 +9,9 @@
 //!   contents of an accepted NAR into the same bytes again. A limit equal to the NAR's size changes
 //!   nothing.
 //! - `narinfo`: an accepted narinfo is written and read back as the same value, and passes `check`.
+//! - `cache_info`: what was read is written and read back as the same value.
+//! - `listing`: the result does not depend on how the listing is cut. In what a JSON parser takes
+//!   for a listing, the search finds what the parser finds.
 //! - `document`: an accepted address is written exactly as it was read, and stays in its folder. An
 //!   accepted build trace is written and read back as the same value, in any form.
 //! - `store_path`, `hash`, `signature`: an accepted text is written and read back as the same
@@ -19,10 +22,13 @@ use std::collections::BTreeMap;
 
 use serde_json::Value;
 
-use crate::nar::{Listing, NarError, NarLimits, NarReader, Node, encode_tree};
+use crate::nar::{
+    BUILD_IDS_MAX, FolderEntry, ListedNode, Listing, ListingSearch, NAME_BYTES_MAX, NarError, NarLimits,
+    NarReader, Node, encode_tree, listed_build_ids,
+};
 use crate::{
-    BuildTrace, DocumentName, NarHash, NarInfo, PublicKey, SecretKey, Signature, StoreDir, StorePath,
-    StorePathHash, nix32,
+    BuildId, BuildTrace, CacheInfo, ContentAddress, DocumentName, NarHash, NarInfo, PublicKey, SecretKey,
+    Signature, StoreDir, StorePath, StorePathHash, nix32,
 };
 
 /// Longest input that the targets also feed byte by byte.
@@ -30,6 +36,9 @@ const BYTEWISE_BYTES_MAX: usize = 64 * 1024;
 
 /// Deepest listing that `serde_json` reads: its limit is 128, and a directory takes two levels.
 const LISTING_DEPTH_MAX: usize = 60;
+
+/// How many entries of a folder the target `listing` asks for.
+const LISTED_ENTRIES: usize = 3;
 
 /// A NAR.
 pub fn fuzz_nar(data: &[u8]) {
@@ -60,16 +69,52 @@ pub fn fuzz_narinfo(data: &[u8]) {
     assert_eq!(fingerprint.matches(';').count(), 4, "the fields of {fingerprint}");
 }
 
+/// A `nix-cache-info`.
+pub fn fuzz_cache_info(data: &[u8]) {
+    let info = CacheInfo::parse(data);
+    assert_eq!(CacheInfo::parse(info.to_string().as_bytes()), info);
+    assert_eq!(info.is_empty(), info.to_string().is_empty());
+    if let Some(store_dir) = &info.store_dir {
+        assert!(!store_dir.contains('\n') && store_dir.trim() == store_dir, "{store_dir:?}");
+    }
+}
+
+/// The path of a file, a line feed, and the listing in which the search looks for it.
+pub fn fuzz_listing(data: &[u8]) {
+    let (path, json) = split_line(data);
+    let Ok(path) = std::str::from_utf8(path) else { return };
+    let names: Vec<&str> = path.split('/').filter(|name| !name.is_empty()).collect();
+    let whole = look_up(&names, [json]);
+    assert_eq!(look_up(&names, json.chunks(1)), whole, "fed byte by byte");
+    assert_eq!(look_up(&names, json.chunks(13)), whole, "fed in pieces of 13 bytes");
+    assert!(listed_build_ids(json).len() <= BUILD_IDS_MAX);
+    assert!(whole.1.is_none_or(|(_, entries, _)| entries.len() <= LISTED_ENTRIES));
+
+    let Ok(listing) = serde_json::from_slice::<Value>(json) else { return };
+    let root = &listing["root"];
+    if is_listed_node(root) {
+        // Without the fields that a listing does not have, and without a field that stands twice.
+        let written = format!(r#"{{"version":1,"root":{root}}}"#);
+        assert_eq!(look_up(&names, [written.as_bytes()]).0, walk(root, &names), "{written}");
+    }
+}
+
 /// The address of a document, a line feed, and the document.
 pub fn fuzz_document(data: &[u8]) {
-    let (address, json) = match data.iter().position(|byte| *byte == b'\n') {
-        Some(at) => (&data[..at], &data[at + 1..]),
-        None => (data, &[][..]),
-    };
+    let (address, json) = split_line(data);
     let Ok(text) = std::str::from_utf8(address) else { return };
     let Ok(name) = text.parse::<DocumentName>() else { return };
     assert_eq!(name.to_string(), text);
     assert!(DocumentName::is_in_folder(text) && !text.contains("//") && !text.contains("/../"));
+    if let DocumentName::DebugInfo(id) = &name {
+        assert_eq!(BuildId::from_bytes(id.as_bytes()).as_ref(), Ok(id));
+        let (folder, file) =
+            id.debug_file().rsplit_once('/').map(|(a, b)| (a.to_owned(), b.to_owned())).expect("a path");
+        assert_eq!(
+            BuildId::of_debug_file(&folder.as_bytes()[folder.len() - 2..], file.as_bytes()).as_ref(),
+            Some(id)
+        );
+    }
     let DocumentName::Trace(key) = name else { return };
     let Ok(trace) = BuildTrace::parse(&key, json) else { return };
     let written = trace.to_json(&[]);
@@ -103,7 +148,7 @@ pub fn fuzz_store_path(data: &[u8]) {
     }
 }
 
-/// A hash, and nix-base32.
+/// A hash, nix-base32, and a content address.
 pub fn fuzz_hash(data: &[u8]) {
     assert_eq!(nix32::decode(&nix32::encode(data)).as_deref(), Ok(data));
     let Ok(text) = std::str::from_utf8(data) else { return };
@@ -113,6 +158,15 @@ pub fn fuzz_hash(data: &[u8]) {
     }
     if let Ok(bytes) = nix32::decode(text) {
         assert_eq!(nix32::encode(&bytes), text);
+        assert_eq!(nix32::decode_array::<32>(text).is_ok(), bytes.len() == 32);
+    }
+    if let Ok(address) = text.parse::<ContentAddress>() {
+        let (kind, hash) = match address {
+            ContentAddress::Nar(hash) => ("fixed:r:", hash),
+            ContentAddress::File(hash) => ("fixed:", hash),
+            ContentAddress::Text(hash) => ("text:", hash),
+        };
+        assert_eq!(text.strip_prefix(kind).map(str::parse), Some(Ok(hash)), "{text}");
     }
 }
 
@@ -205,6 +259,66 @@ fn read<'a>(pieces: impl IntoIterator<Item = &'a [u8]>, limits: NarLimits) -> Re
         reader.feed(piece)?;
     }
     reader.finish()
+}
+
+/// The first line, and what follows it.
+fn split_line(data: &[u8]) -> (&[u8], &[u8]) {
+    match data.iter().position(|byte| *byte == b'\n') {
+        Some(at) => (&data[..at], &data[at + 1..]),
+        None => (data, &[]),
+    }
+}
+
+/// The node at a path, by a search for it alone, and by one that also reads entries.
+type LookedUp = (Option<ListedNode>, Option<(ListedNode, Vec<FolderEntry>, bool)>);
+
+fn look_up<'a>(names: &[&str], pieces: impl IntoIterator<Item = &'a [u8]>) -> LookedUp {
+    let mut node = ListingSearch::new(names.iter().copied());
+    let mut folder = ListingSearch::new(names.iter().copied()).with_entries(1, LISTED_ENTRIES);
+    for piece in pieces {
+        node.feed(piece);
+        folder.feed(piece);
+    }
+    (node.finish(), folder.finish_with_entries())
+}
+
+/// Whether this is a node as listings have them, with no other field.
+fn is_listed_node(node: &Value) -> bool {
+    let Some(fields) = node.as_object() else { return false };
+    let has_only = |known: &[&str]| fields.keys().all(|key| known.contains(&key.as_str()));
+    match node["type"].as_str() {
+        Some("regular") => {
+            has_only(&["type", "size", "executable", "narOffset"])
+                && node["size"].is_u64()
+                && node["narOffset"].is_u64()
+                && node.get("executable").is_none_or(Value::is_boolean)
+        }
+        Some("symlink") => {
+            has_only(&["type", "target"])
+                && node["target"].as_str().is_some_and(|target| target.len() <= NAME_BYTES_MAX)
+        }
+        Some("directory") => {
+            let is_entry =
+                |(name, node): (&String, &Value)| name.len() <= NAME_BYTES_MAX && is_listed_node(node);
+            has_only(&["type", "entries"])
+                && node["entries"].as_object().is_some_and(|entries| entries.iter().all(is_entry))
+        }
+        _ => false,
+    }
+}
+
+/// The node at a path, in a listing that a JSON parser has read.
+fn walk(root: &Value, names: &[&str]) -> Option<ListedNode> {
+    let node = names.iter().try_fold(root, |node, name| node.get("entries")?.get(name))?;
+    match node["type"].as_str()? {
+        "regular" => Some(ListedNode::File {
+            size: node["size"].as_u64()?,
+            executable: node["executable"].as_bool().unwrap_or_default(),
+            nar_offset: node["narOffset"].as_u64()?,
+        }),
+        "symlink" => Some(ListedNode::Symlink(node["target"].as_str()?.to_owned())),
+        _ => Some(ListedNode::Directory),
+    }
 }
 
 /// Rebuilds the tree of a NAR from its listing. `None` if the listing cannot describe the tree:

@@ -1,5 +1,5 @@
-//! Nix's own formats, without I/O: store paths, hashes, nix-base32, narinfo, signatures, and the
-//! NAR reader, writer and listing.
+//! Nix's own formats, without I/O: store paths, hashes, nix-base32, narinfo, `nix-cache-info`,
+//! signatures, and the NAR reader, writer and listing.
 //!
 //! Layer: pure. The crate opens no file, no socket and no clock, and needs no C code, so it also
 //! builds for wasm32.
@@ -13,6 +13,7 @@
 
 mod build_id;
 mod build_trace;
+mod cache_info;
 mod content_address;
 mod document_name;
 mod error;
@@ -30,6 +31,7 @@ mod text;
 
 pub use build_id::{BuildId, DebugLink};
 pub use build_trace::{BUILD_TRACE_BYTES_MAX, BuildTrace};
+pub use cache_info::CacheInfo;
 pub use content_address::{ContentAddress, ContentProof, FileContentsHasher};
 pub use document_name::{DocumentName, TraceKey};
 pub use error::{Error, Result};

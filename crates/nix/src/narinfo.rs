@@ -313,7 +313,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
-    use crate::strategies;
+    use crate::{ContentAddress, strategies};
 
     /// As `nix copy --to file://…` of Nix 2.8.0 writes it.
     const OF_NIX: &str = include_str!("../tests/data/with-references.narinfo");
@@ -336,6 +336,40 @@ mod tests {
         assert!(info.references.len() >= 2);
         assert!(info.references.contains(&info.store_path), "the path refers to itself");
         assert!(info.file_hash.is_some() && info.file_size.is_some() && info.deriver.is_some());
+    }
+
+    /// Every field of Nix's `narinfo.md`, in the order of its example, with a query in the URL and
+    /// the path itself among the references.
+    #[test]
+    fn every_field_of_nixs_manual_is_read_and_written_back() {
+        let signature = format!("{}==", "A".repeat(86));
+        let text = format!(
+            "StorePath: /nix/store/1k8c1hiysz6aaks2mpfc5k7xbbjpw5z5-a\n\
+             URL: nar/0mdq.nar.xz?sha256=0mdq\n\
+             Compression: xz\n\
+             FileHash: sha256:0mdqa9w1p6cmli6976v4wi0sw9r4p5prkj7lzfd1877wk11c9c73\n\
+             FileSize: 4096\n\
+             NarHash: sha256:0mdqa9w1p6cmli6976v4wi0sw9r4p5prkj7lzfd1877wk11c9c73\n\
+             NarSize: 34878\n\
+             References: 1k8c1hiysz6aaks2mpfc5k7xbbjpw5z5-a 2k8c1hiysz6aaks2mpfc5k7xbbjpw5z5-b\n\
+             Deriver: 2k8c1hiysz6aaks2mpfc5k7xbbjpw5z5-b.drv\n\
+             Sig: one-1:{signature}\n\
+             Sig: two-1:{signature}\n\
+             CA: fixed:r:sha256:0mdqa9w1p6cmli6976v4wi0sw9r4p5prkj7lzfd1877wk11c9c73\n"
+        );
+        let info = parse(&text).unwrap();
+        assert_eq!(info.to_text(&StoreDir::default()), text);
+        assert_eq!(info.check(), Ok(()));
+        assert_eq!((info.url.as_str(), info.compression.as_str()), ("nar/0mdq.nar.xz?sha256=0mdq", "xz"));
+        assert_eq!((info.file_size, info.nar_size), (Some(4096), 34878));
+        assert_eq!(info.file_hash, Some(NarHash::digest(b"")));
+        let names: Vec<&str> = info.references.iter().map(StorePath::name).collect();
+        assert_eq!((names, info.deriver.as_ref().map(StorePath::name)), (vec!["a", "b"], Some("b.drv")));
+        assert_eq!(info.sigs.len(), 2);
+        assert!(info.ca.is_some_and(|ca| ca.parse() == Ok(ContentAddress::Nar(info.nar_hash))));
+        // Words of a list are separated by white space, however much.
+        let spaced = text.replace("-a 2k8c", "-a  2k8c").replace("URL: ", "URL:");
+        assert_eq!(parse(&spaced).unwrap().to_text(&StoreDir::default()), text);
     }
 
     #[test]

@@ -47,6 +47,16 @@ fn narinfo_holds_its_properties() {
 }
 
 #[test]
+fn cache_info_holds_its_properties() {
+    run("cache_info", fuzz_targets::fuzz_cache_info);
+}
+
+#[test]
+fn listing_holds_its_properties() {
+    run("listing", fuzz_targets::fuzz_listing);
+}
+
+#[test]
 fn document_holds_its_properties() {
     run("document", fuzz_targets::fuzz_document);
 }

@@ -6,7 +6,7 @@
 use dormer_api::CacheName;
 use dormer_edge::{CacheState, Catalog, EdgeKey};
 use dormer_index::{Cache, PublishedCache};
-use dormer_nix::NarHash;
+use dormer_nix::{CacheInfo, NarHash};
 
 use crate::Result;
 use crate::publisher::Run;
@@ -36,7 +36,12 @@ pub(crate) fn basis(cache: &Cache, settings: &TargetSettings) -> Vec<u8> {
 
 /// The text of `nix-cache-info`.
 pub(crate) fn cache_info(cache: &Cache) -> String {
-    format!("WantMassQuery: 1\nStoreDir: {}\nPriority: {}\n", cache.store_dir, cache.priority)
+    let info = CacheInfo {
+        store_dir: Some(cache.store_dir.clone()),
+        want_mass_query: Some(true),
+        priority: Some(cache.priority),
+    };
+    info.to_string()
 }
 
 fn describe(run: &Run<'_>, cache: &Cache, name: &CacheName, before: Option<&CacheState>) -> CacheState {

@@ -23,7 +23,7 @@ use dormer_edge::EdgeKey;
 use dormer_engine::Engine;
 use dormer_format::EncodingTag;
 use dormer_index::{Cache, FoundObject, ObjectOrder, ObjectPlace, PublishIndex, PublishedNar};
-use dormer_nix::{NarHash, NarInfo, StoreDir, StorePath, StorePathHash};
+use dormer_nix::{CacheInfo, NarHash, NarInfo, StoreDir, StorePath, StorePathHash};
 use dormer_stores::Store;
 
 use crate::documents::cache_info;
@@ -201,13 +201,12 @@ impl Export<'_> {
         let before = self.store.get(&place.name).await?;
         self.is_new = before.is_none();
         if let Some(before) = &before {
-            let before = String::from_utf8_lossy(before);
-            let there = before.lines().find_map(|line| line.strip_prefix("StoreDir:")).map(str::trim);
+            let there = CacheInfo::parse(before).store_dir;
             if let Some(there) = there.filter(|there| *there != self.cache.store_dir) {
                 return Err(Error::OtherStoreDir {
                     location: self.store.location().to_owned(),
                     store_dir: self.cache.store_dir.clone(),
-                    there: there.to_owned(),
+                    there,
                 });
             }
         }

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use dormer_http_host::{HostSettings, Probe, Probes, Service, text};
+use dormer_http_host::{HostSettings, Peer, Probe, Probes, Service, text};
 use http::header::{ALLOW, CONNECTION, CONTENT_TYPE};
 use http::{HeaderValue, Method, Request, Response, StatusCode};
 use http_body_util::combinators::UnsyncBoxBody;
@@ -88,6 +88,11 @@ impl Service for MetricsPage {
         // another reader.
         response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
         response
+    }
+
+    /// The probes and the scrapers of a cluster may come from one address.
+    fn is_shared(&self, _peer: &Peer) -> bool {
+        true
     }
 
     async fn refuse(self: Arc<Self>, request: Request<Incoming>) -> Response<Self::Body> {

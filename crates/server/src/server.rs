@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use dormer_engine::Engine;
-use dormer_http_host::{Error, Listener, Probes, Service};
+use dormer_http_host::{Error, Listener, Peer, Probes, Service};
 use dormer_index::{Index, PublishIndex};
 use http::{Request, Response};
 use hyper::body::Incoming;
@@ -11,6 +11,7 @@ use hyper::body::Incoming;
 use crate::app::App;
 use crate::auth::Authenticator;
 use crate::exchange::Watched;
+use crate::forwarded::is_trusted;
 use crate::metrics::{Metrics, RegisterError};
 use crate::metrics_page::MetricsPage;
 use crate::publish_metrics::PublishMetrics;
@@ -79,6 +80,10 @@ impl Service for App {
 
     async fn refuse(self: Arc<Self>, request: Request<Incoming>) -> Response<Watched> {
         self.turn_away(request).await
+    }
+
+    fn is_shared(&self, peer: &Peer) -> bool {
+        is_trusted(Some(*peer), &self.settings.trusted_proxies)
     }
 
     fn probes(&self) -> &Probes {

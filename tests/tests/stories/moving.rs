@@ -126,6 +126,15 @@ fn whatever_nix_copied_to_files_is_imported_in_every_compression() {
         assert_eq!((&said["imported"], &said["failed"]), (&2.into(), &0.into()), "{compression}: {said}");
         tools.push(tool);
     }
+    let folder = lab.folder().join("theirs-none");
+    let again = ["import", "moved", "--from", folder.to_str().unwrap(), "--trusted-public-key", &key];
+    let info = folder.join("nix-cache-info");
+    fs::write(&info, "Future: x\nno colon\nStoreDir:/nix/store \r\n").unwrap();
+    lab.dormer(&again).succeeds();
+    fs::write(&info, "StoreDir: /gnu/store\n").unwrap();
+    let refused = lab.dormer(&again).fails();
+    assert!(refused.contains("/gnu/store"), "{refused}");
+
     let reader = lab.machine("reader", Nix::NEWEST);
     reader.configure(&[lab.public_key("moved")]);
     for tool in &tools {

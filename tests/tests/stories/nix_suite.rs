@@ -97,7 +97,64 @@ fn outputs_are_substituted_one_by_one_by_every_nix() {
     }
 }
 
-/// fetchClosure.sh: an expression names a path of the cache.
+/// binary-cache-build-remote.sh, signing.sh and parts of binary-cache.sh: the cache as the store of
+/// derivations, builds and signatures, and as one that has lost a path.
+#[test]
+fn the_cache_is_built_into_signed_and_mended_by_every_nix() {
+    let lab = Lab::start();
+    let url = lab.cache_url("main");
+    for nix in Nix::ALL {
+        let machine = pusher(&lab, nix);
+        let salt = format!("into-{}", nix.name());
+        let library = machine.build("library", &[("salt", &salt)]);
+        let tool = machine.build("tool", &[("salt", &salt)]);
+        machine.run("nix", &["copy", "--to", &url, &tool]).succeeds();
+
+        let key = machine.home().join("signer").to_str().expect("our folders are UTF-8").to_owned();
+        let public = format!("{key}.public");
+        machine.run("nix-store", &["--generate-binary-cache-key", "signer-1", &key, &public]).succeeds();
+        machine.run("nix", &["store", "sign", "--store", &url, "--key-file", &key, &tool]).succeeds();
+        let narinfo = lab.get(&format!("/main/{}.narinfo", &tool["/nix/store/".len()..][..32])).text();
+        assert!(narinfo.contains("\nSig: signer-1:") && narinfo.contains("\nSig: main:"), "{narinfo}");
+
+        // Derivations go into the cache, and what this machine builds of them. Nix would remember
+        // for an hour that the cache lacks the outputs.
+        let (expression, into) = (machine.expression(), format!("{salt}-2"));
+        let build = |options: &[&str]| {
+            let of = ["--store", &url, &expression, "--no-out-link", "--argstr", "salt", &into, "-A", "tool"];
+            let ttl = ["--option", "narinfo-cache-negative-ttl", "0", "--max-jobs", "0"];
+            machine.run("nix-build", &[&of[..], &ttl, options].concat())
+        };
+        build(&[]).fails();
+        let built = build(&["--builders", "auto - - 1 1"]).succeeds().trim().to_owned();
+        assert_eq!(build(&[]).succeeds().trim(), built, "nothing is left to do");
+
+        let reader = reader(&lab, nix);
+        reader.run("nix", &["store", "verify", "--store", &url, "--recursive", &built]).succeeds();
+        let simple = "{ a = derivation { name = \"simple\"; system = builtins.currentSystem; builder = \"/bin/busybox\"; \
+                      args = [ \"sh\" \"-c\" \"echo > $out\" ]; }; }";
+        let file = machine.home().join("simple.nix");
+        fs::write(&file, simple).expect("it can be written");
+        let file = file.to_str().expect("our folders are UTF-8");
+        let simple = machine.run("nix-build", &["--no-out-link", file, "-A", "a"]).succeeds();
+        machine.run("nix", &["copy", "--to", &url, simple.trim()]).succeeds();
+        let query = ["--option", "substituters", &url, "--file", file, "--query", "--available", "--status"];
+        let status = reader.run("nix-env", &[&query[..], &["*"]].concat()).succeeds();
+        assert!(status.starts_with("--S"), "{status}");
+
+        // A referrer outlives what it refers to: the rest is built.
+        let hash = &library["/nix/store/".len()..][..32];
+        lab.dormer(&["cache", "remove-path", "main", hash]).succeeds();
+        let expression = reader.expression();
+        let options =
+            ["--no-out-link", "--argstr", "salt", &salt, "-A", "tool", "--option", "substituters", &url];
+        let rebuilt = reader.run("nix-build", &[&[expression.as_str()][..], &options].concat());
+        assert_eq!(rebuilt.succeeds().trim(), tool);
+        reader.verify_all();
+    }
+}
+
+/// fetchClosure.sh: an expression names a path of the cache, and may want it content-addressed.
 #[test]
 fn an_expression_fetches_a_closure_from_the_cache() {
     let lab = Lab::start();
@@ -105,15 +162,33 @@ fn an_expression_fetches_a_closure_from_the_cache() {
     let machine = pusher(&lab, Nix::NEWEST);
     let library = machine.build("library", &[("salt", "closure")]);
     machine.run("nix", &["copy", "--to", &url, &library]).succeeds();
+    let addressed = machine.run("nix", &["store", "make-content-addressed", "--json", &library]).succeeds();
+    let addressed: Value = serde_json::from_str(&addressed).expect("JSON");
+    let addressed = addressed["rewrites"][&library].as_str().expect("a path").to_owned();
     let reader = reader(&lab, Nix::NEWEST);
     let expression = format!(
         "builtins.readFile \"${{builtins.fetchClosure {{ fromStore = \"{url}\"; fromPath = {library}; \
          inputAddressed = true; }}}}/lib/data\""
     );
     let features = ["--extra-experimental-features", "fetch-closure"];
-    let eval = [&["eval", "--raw"][..], &features, &["--expr", &expression]].concat();
-    assert_eq!(reader.run("nix", &eval).succeeds(), "data of closure\n");
+    let eval = |reader: &Machine, expression: &str| {
+        reader.run("nix", &[&["eval", "--raw"][..], &features, &["--expr", expression]].concat()).succeeds()
+    };
+    assert_eq!(eval(&reader, &expression), "data of closure\n");
     reader.verify_all();
+
+    let rewritten = format!(
+        "builtins.fetchClosure {{ fromStore = \"{url}\"; fromPath = {library}; toPath = {addressed}; }}"
+    );
+    let other = lab.machine("other", Nix::NEWEST);
+    other.configure(&[lab.public_key("main")]);
+    assert_eq!(eval(&other, &rewritten), addressed);
+    // A content-addressed path needs no signature that the reader trusts.
+    machine.run("nix", &["copy", "--to", &url, &addressed]).succeeds();
+    let stranger = lab.machine("stranger", Nix::NEWEST);
+    let expression = format!("builtins.fetchClosure {{ fromStore = \"{url}\"; fromPath = {addressed}; }}");
+    assert_eq!(eval(&stranger, &expression), addressed);
+    stranger.verify_all();
 }
 
 /// ca/post-hook.sh: a hook that copies each path that was built, content-addressed ones too. Nix

@@ -6,6 +6,7 @@ use std::time::Duration;
 use clap::Args;
 use dormer_api::Secret;
 use dormer_client::{Endpoint, ResolvedServer, ServerName, ServerSettings};
+use dormer_nix::CacheInfo;
 use serde_json::json;
 
 use crate::context::{Context, EXIT_CODES_OF_CLIENT};
@@ -129,9 +130,7 @@ async fn is_cache(server: &ResolvedServer) -> bool {
     let info = format!("{}nix-cache-info", server.endpoint);
     let seen = dormer_client::probe(&info, server.token.as_ref(), PROBE_TIMEOUT).await;
     seen.is_ok_and(|seen| {
-        let text = String::from_utf8_lossy(&seen.body);
-        let shows_a_store = seen.status == 200 && text.lines().any(|line| line.starts_with("StoreDir:"));
-        shows_a_store || seen.is_dormers_challenge
+        (seen.status == 200 && !CacheInfo::parse(&seen.body).is_empty()) || seen.is_dormers_challenge
     })
 }
 

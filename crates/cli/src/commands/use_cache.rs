@@ -10,7 +10,7 @@ use dormer_client::{
     CacheRef, Endpoint, NETRC_LINE_BYTES_MAX, NETRC_TOO_LONG, NixConfig, ResolvedServer, ServerName,
     SubstituterUrl, host_of, netrc_password, nix_program, process_variables,
 };
-use dormer_nix::PublicKey;
+use dormer_nix::{CacheInfo, PublicKey};
 
 use super::nix_settings::{DETERMINATE_NETRC, EDGE_NETRC, NixFiles};
 use crate::context::{Context, EXIT_CODES_OF_CLIENT, EndpointArgs};
@@ -368,9 +368,8 @@ async fn check_answer(url: &str, token: Option<&Secret>, cache: &str) -> Result<
     let seen = dormer_client::probe(&info, token, PROBE_TIMEOUT)
         .await
         .map_err(|error| refused(Error::Client(error).chain()))?;
-    let is_cache = seen.body.split(|byte| *byte == b'\n').any(|line| line.starts_with(b"StoreDir:"));
     match seen.status {
-        200 if is_cache => Ok(()),
+        200 if !CacheInfo::parse(&seen.body).is_empty() => Ok(()),
         200 => Err(refused(format!("the program at {url} is not a binary cache"))),
         status => Err(refused(format!("{info} answers {status}"))),
     }

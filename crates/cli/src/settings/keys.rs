@@ -264,7 +264,8 @@ keys! { KEYS:
     LIMIT_READ_WAIT = Key::new("limits.read-wait", Kind::Duration(0, 3_600),
         "How long a read waits for its turn before the server answers 503 with Retry-After.").default("30s");
     LIMIT_CONNECTIONS = Key::new("limits.connections", Kind::Integer(1, 1_000_000),
-        "Most concurrent connections. The server answers further ones with 503 and Retry-After. The limit of open files \
+        "Most concurrent connections. The server answers further ones with 503 and Retry-After. One address (or network of 64 \
+         bits, for IPv6) gets at most three quarters of them, unless it is one of `trusted-proxies`. The limit of open files \
          (`ulimit -n`) must be twice as high. At the start, the server raises the soft limit to the hard limit. If that is too \
          low, the server accepts fewer connections.").default("1024");
     LIMIT_UPLOADS = Key::new("limits.uploads", Kind::Integer(1, 1_000_000),

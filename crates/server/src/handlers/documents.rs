@@ -5,7 +5,7 @@ use std::io;
 
 use dormer_api::{CacheName, Permission};
 use dormer_edge::document_type;
-use dormer_nix::{DocumentName, StorePathHash};
+use dormer_nix::{CacheInfo, DocumentName, StorePathHash};
 use futures::TryStreamExt;
 use http::header::{CONTENT_LENGTH, CONTENT_TYPE, X_CONTENT_TYPE_OPTIONS};
 use http::{HeaderValue, Response};
@@ -22,8 +22,12 @@ pub(crate) async fn nix_cache_info(
     name: &CacheName,
 ) -> Result<Response<Body>, Failure> {
     let cache = app.open_cache(call, name, Permission::Pull).await?;
-    let text = format!("WantMassQuery: 1\nStoreDir: {}\nPriority: {}\n", cache.store_dir, cache.priority);
-    Ok(body::document("text/x-nix-cache-info", text))
+    let info = CacheInfo {
+        store_dir: Some(cache.store_dir.clone()),
+        want_mass_query: Some(true),
+        priority: Some(cache.priority),
+    };
+    Ok(body::document("text/x-nix-cache-info", info.to_string()))
 }
 
 /// A narinfo. A hit may be 5 s old, a miss never is.

@@ -5,7 +5,7 @@ use std::io;
 use dormer_api::{CacheName, Permission};
 use dormer_engine::IngestRequest;
 use dormer_index::{CommitOutcome, Object, TraceOutcome};
-use dormer_nix::{BUILD_TRACE_BYTES_MAX, BuildTrace, DocumentName, NarInfo, StorePathHash};
+use dormer_nix::{BUILD_TRACE_BYTES_MAX, BuildTrace, CacheInfo, DocumentName, NarInfo, StorePathHash};
 use futures::{StreamExt as _, TryStreamExt as _};
 use http::{Response, StatusCode};
 
@@ -34,8 +34,7 @@ pub(crate) async fn put_cache_info(
     let cache = app.open_cache(call, name, Permission::Push).await?;
     let Buffered { value: text, memory: _memory } =
         small_body::read_text(app, call, body, "nix-cache-info").await?;
-    let said = text.lines().find_map(|line| line.strip_prefix("StoreDir:")).map(str::trim);
-    match said {
+    match CacheInfo::parse(text.as_bytes()).store_dir {
         Some(store_dir) if store_dir == cache.store_dir => Ok(body::empty()),
         Some(store_dir) => Err(Failure::BadRequest(format!(
             "this cache holds paths of {}, not of {store_dir:?}",

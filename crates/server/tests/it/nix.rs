@@ -318,8 +318,11 @@ fn nix_cache_info_is_served_and_may_be_put_if_it_agrees() {
     let server = Server::start();
     let info = server.get("/main/nix-cache-info");
     assert_eq!(info.text(), "WantMassQuery: 1\nStoreDir: /nix/store\nPriority: 41\n");
+    assert_eq!(info.header("content-type"), Some("text/x-nix-cache-info"));
     assert_eq!(info.header("x-attic-cache-visibility"), Some("public"));
     assert_eq!(put(&server, "/main/nix-cache-info", b"StoreDir: /nix/store\n").status, 200);
+    let odd = b"Future: x\nno colon\nStoreDir:/nix/store \r\n";
+    assert_eq!(put(&server, "/main/nix-cache-info", odd).status, 200);
     assert_eq!(put(&server, "/main/nix-cache-info", b"StoreDir: /gnu/store\n").status, 400);
     assert_eq!(put(&server, "/main/nix-cache-info", b"").status, 400);
     let private = server.call(&admin(), "GET", "/team-a/nix-cache-info", b"");

@@ -6,7 +6,7 @@ use std::time::{Duration, SystemTime};
 
 use dormer_api::{CacheConfig, RedactedUrl, Secret};
 use dormer_client::{NixConfig, ServerName, host_of, netrc_password};
-use dormer_nix::{NarInfo, PublicKey, Signature, StoreDir, StorePath};
+use dormer_nix::{CacheInfo, NarInfo, PublicKey, Signature, StoreDir, StorePath};
 
 use super::PROBE_TIMEOUT;
 use super::finding::Finding;
@@ -202,23 +202,21 @@ async fn check_address(name: &str, url: &str, password: Option<&Secret>) -> Resu
             ));
         }
     }
-    let text = String::from_utf8_lossy(&seen.body).into_owned();
-    let store = text.lines().find_map(|line| line.strip_prefix("StoreDir: ")).map(str::trim);
+    let info = CacheInfo::parse(&seen.body);
     let own = std::env::var("NIX_STORE_DIR").unwrap_or_else(|_| StoreDir::default().to_string());
-    match store {
-        Some(store) if store == own => {
-            Ok(Finding::ok(CACHE, format!("{name} answers at {}", RedactedUrl::new(url))))
-        }
-        Some(store) => Err(Finding::fail(
+    match &info.store_dir {
+        Some(store) if *store != own => Err(Finding::fail(
             CACHE,
             format!("{name} is for the store {store}, and this machine's is {own}"),
             ["Nix ignores it here; make a cache for this store"],
         )),
-        None => Err(Finding::fail(
+        None if info.is_empty() => Err(Finding::fail(
             CACHE,
             format!("the program at {} is not a binary cache", RedactedUrl::new(url)),
             ["is there another program at this address, or a proxy's login page?"],
         )),
+        // Nix takes a cache that names no store as one of its own.
+        Some(_) | None => Ok(Finding::ok(CACHE, format!("{name} answers at {}", RedactedUrl::new(url)))),
     }
 }
 
