@@ -6,7 +6,7 @@
 
 use std::fmt::Write as _;
 
-use dormer_nix::{StorePath, StorePathHash};
+use dormer_nix::{DocumentName, StorePath, StorePathHash};
 
 use crate::v2::{PartDigest, SessionId};
 use crate::{CacheName, PinName};
@@ -64,6 +64,11 @@ pub const BUILD_LOG: &str = "/{cache}/log/{derivation}";
 pub fn build_log(cache: &CacheName, derivation: &StorePath) -> String {
     let derivation = derivation.base_name().replace('?', "%3F");
     BUILD_LOG.replace("{cache}", cache.as_str()).replace("{derivation}", &derivation)
+}
+
+/// The address of a document of `cache`.
+pub fn document(cache: &CacheName, name: &DocumentName) -> String {
+    format!("/{cache}/{}", name.to_string().replace('?', "%3F"))
 }
 
 /// [`CACHE_CONFIG`] of `cache`.

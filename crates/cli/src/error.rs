@@ -71,6 +71,8 @@ pub(crate) enum Error {
     NotExported { lost: usize, tried: usize },
     #[error("{} of {} could not be imported", paths(*lost), paths(*tried))]
     NotImported { lost: usize, tried: usize, unsigned: usize, has_keys: bool },
+    #[error("{lost} build traces or logs could not be imported")]
+    DocumentsNotImported { lost: usize },
     #[error("there is no cache {name}")]
     NoCache { name: String },
     #[error("{} of {} could not be pushed", paths(*lost), paths(*tried))]
@@ -174,6 +176,7 @@ impl Error {
             Self::PathsLost { .. }
             | Self::NotExported { .. }
             | Self::NotImported { .. }
+            | Self::DocumentsNotImported { .. }
             | Self::QueueNotEmpty { .. }
             | Self::NotInCache { .. } => EXIT_PATHS_LOST,
             Self::Client(error) => client_exit_code(error),
@@ -212,6 +215,9 @@ impl Error {
             }
             Self::NotExported { .. } => hint(
                 "what is whole is in the place; push the named paths again, and run the same command again to export the rest",
+            ),
+            Self::DocumentsNotImported { .. } => hint(
+                "the paths are in the cache; a build trace needs the signature of a --trusted-public-key, or --allow-unsigned if you trust everybody that can write to the source",
             ),
             Self::NotImported { unsigned, has_keys, .. } => {
                 let mut hints =

@@ -29,7 +29,7 @@ use dormer_api::{
     GetMissingPathsResponse, NarInfoForm, PinName, Secret, UploadPathNarInfo, UploadPathResult, headers,
     routes,
 };
-use dormer_nix::{StorePath, StorePathHash};
+use dormer_nix::{BuildTrace, DocumentName, StorePath, StorePathHash};
 use futures::{Stream, StreamExt as _, stream};
 use reqwest::header::{
     AUTHORIZATION, CONTENT_ENCODING, CONTENT_TYPE, HeaderName, HeaderValue, LOCATION, RETRY_AFTER,
@@ -393,6 +393,42 @@ impl ApiClient {
             }
         };
         self.tell(&action, Repeat::Always, request).await
+    }
+
+    /// Stores a build trace, or adds its signatures to the one that is there. Returns `false` if
+    /// the cache keeps the trace that it has, because that one leads to another path.
+    pub async fn put_trace(&self, cache: &CacheName, trace: &BuildTrace) -> Result<bool> {
+        let name = DocumentName::Trace(trace.key.clone());
+        let action = format!("uploading {name} to cache {cache}");
+        let route = routes::document(cache, &name);
+        let json = Bytes::from(trace.to_json(&[]));
+        let request = || self.request(Method::PUT, &route).body(json.clone());
+        self.with_retries(&action, async || {
+            let mut response = self.send(&action, Repeat::Always, request()).await?;
+            // The answer is empty, unless the cache keeps its own.
+            let said = read_up_to(&mut response, ERROR_BYTES_MAX).await;
+            let said = said.map_err(|error| self.broken(&action, Repeat::Always, error))?;
+            Ok(!said.starts_with(b"kept"))
+        })
+        .await
+    }
+
+    /// Whether a cache has a log of a derivation's build. A token that may not read the cache is
+    /// told that it has none.
+    pub async fn has_log(&self, cache: &CacheName, derivation: &StorePath) -> Result<bool> {
+        let action = format!("looking for the build log of {derivation} in cache {cache}");
+        let route = routes::build_log(cache, derivation);
+        let asked = self.tell(&action, Repeat::Always, || self.request(Method::HEAD, &route)).await;
+        match asked {
+            Ok(()) => Ok(true),
+            Err(
+                Error::Refused { status: 404, .. }
+                | Error::NoSuchCache { .. }
+                | Error::Unauthorized { .. }
+                | Error::Forbidden { .. },
+            ) => Ok(false),
+            Err(error) => Err(error),
+        }
     }
 
     /// A page of a cache's pins.

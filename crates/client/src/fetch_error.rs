@@ -80,6 +80,12 @@ pub enum FetchError {
     /// Nothing proves that the path is what its name promises.
     #[error("no trusted key signed the path, and it does not prove itself by its content")]
     Unsigned,
+    /// A build trace cannot be read.
+    #[error("the build trace cannot be read")]
+    Trace(#[source] dormer_nix::Error),
+    /// Nothing proves that a build trace is true.
+    #[error("no trusted key signed the build trace")]
+    UnsignedTrace,
     /// The file cannot be decompressed.
     #[error("failed to decompress {name}")]
     Decode {

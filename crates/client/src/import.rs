@@ -7,7 +7,8 @@
 //!
 //! The paths are handled in batches. For each batch of roots, the import asks the server what it
 //! lacks, reads the narinfos of these paths and of their references, and goes on until the closure
-//! is known. Then it uploads the batch as a push does, references first.
+//! is known. Then it uploads the batch as a push does, references first. Build traces and logs
+//! (`documents`) come after the paths.
 //!
 //! Invariants
 //! - No path becomes visible before its references, as far as the source or the cache has them.
@@ -18,13 +19,16 @@
 //! - One bad path stops only the paths that refer to it.
 //! - Memory is bounded by the closure of [`ROOTS_PER_BATCH`] paths, and [`STANDINGS_MAX`] hashes.
 
+mod documents;
+
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use dormer_api::{CacheConfig, CacheName};
 use dormer_nix::{
-    CacheInfo, ContentAddress, ContentProof, NARINFO_BYTES_MAX, NarInfo, PublicKey, Signature, StoreDir,
+    CacheInfo, ContentAddress, ContentProof, DocumentName, NARINFO_BYTES_MAX, NarInfo, PublicKey, Signature,
+    StoreDir,
     StorePath, StorePathHash,
 };
 use futures::StreamExt as _;
@@ -65,11 +69,16 @@ pub enum ImportSource {
 
 /// How to import.
 #[derive(Debug, Clone)]
+#[expect(clippy::struct_excessive_bools, reason = "each is an option of the import by itself")]
 pub struct ImportOptions {
     /// Keys whose signatures are trusted.
     pub trusted_keys: Vec<PublicKey>,
-    /// Also import paths that no trusted key signed.
+    /// Also import paths and build traces that no trusted key signed.
     pub allow_unsigned: bool,
+    /// Import build traces too, from a source that can be listed.
+    pub traces: bool,
+    /// Import build logs too: all of a listing, or those of the named paths that are uploaded.
+    pub logs: bool,
     /// Also import paths that an upstream key of the cache signed.
     pub ignore_upstream: bool,
     /// Number of concurrent uploads, at least one.
@@ -87,6 +96,8 @@ pub trait ImportReporter: PushReporter {
     fn path_refused(&self, _path: &str, _error: &FetchError) {}
     /// So many paths were found in the cache already, or left to an upstream.
     fn paths_skipped(&self, _count: u64) {}
+    /// A build trace or log was not imported.
+    fn document_failed(&self, _name: &DocumentName, _reason: &str) {}
 }
 
 /// A path that was not imported.
@@ -117,6 +128,16 @@ pub struct ImportSummary {
     pub unsigned: u64,
     /// Paths that were not tried, because of a path that they refer to or of the server.
     pub not_tried: u64,
+    /// Build traces that were uploaded, or in a dry run would be.
+    pub traces: u64,
+    /// Build traces that were left out because the cache lacks the path that they lead to.
+    pub traces_without_path: u64,
+    /// Build logs that were uploaded, or in a dry run would be.
+    pub logs: u64,
+    /// Logs that the cache has already, and traces in whose place the cache keeps another one.
+    pub documents_kept: u64,
+    /// Build traces and logs that could not be imported.
+    pub documents_failed: u64,
     /// The first failures.
     pub failures: Vec<ImportFailure>,
     /// NAR bytes that were uploaded, once for each path.
@@ -161,8 +182,10 @@ pub async fn import(
         Some(names) if !options.ignore_upstream => names.clone(),
         _ => Vec::new(),
     };
+    let is_whole = paths == ImportSource::All;
     let mut import = Import {
         api,
+        is_whole,
         source: Arc::clone(&source),
         cache,
         store_dir,
@@ -172,10 +195,12 @@ pub async fn import(
         standings: HashMap::new(),
         summary: ImportSummary::default(),
     };
+    let mut flow = Flow::GoesOn;
     match paths {
         ImportSource::Closures(roots) => {
             for roots in roots.chunks(ROOTS_PER_BATCH) {
-                if import.batch(roots, true).await?.is_stopped() {
+                flow = import.batch(roots, true).await?;
+                if flow.is_stopped() {
                     break;
                 }
             }
@@ -191,11 +216,18 @@ pub async fn import(
                     let location = location.clone();
                     roots.push(hash.map_err(|source| Error::List { location, source })?);
                 }
-                if roots.is_empty() || import.batch(&roots, false).await?.is_stopped() {
+                if roots.is_empty() {
+                    break;
+                }
+                flow = import.batch(&roots, false).await?;
+                if flow.is_stopped() {
                     break;
                 }
             }
         }
+    }
+    if !flow.is_stopped() {
+        import.import_listed(is_whole).await?;
     }
     import.summary.elapsed = started.elapsed();
     Ok(import.summary)
@@ -257,6 +289,8 @@ struct Planned {
 
 struct Import<'a> {
     api: &'a ApiClient,
+    /// Whether all of the source is imported, and not some closures.
+    is_whole: bool,
     source: Arc<dyn StaticCache>,
     cache: &'a CacheName,
     store_dir: StoreDir,
@@ -284,7 +318,14 @@ impl Import<'_> {
             self.summary.imported += planned.len() as u64;
             return Ok(Flow::GoesOn);
         }
-        Ok(self.upload(planned).await)
+        let mut derivers = self.derivers_of(planned.iter().map(|planned| &planned.info));
+        let flow = self.upload(planned).await;
+        if flow.is_stopped() {
+            return Ok(flow);
+        }
+        derivers.retain(|hash, _| self.standings.get(hash) == Some(&Standing::InCache));
+        let derivations: HashSet<StorePath> = derivers.into_values().collect();
+        Ok(self.import_logs(derivations.into_iter().collect()).await)
     }
 
     /// Finds out what of a closure has to be uploaded.

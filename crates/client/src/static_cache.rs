@@ -15,7 +15,7 @@ use std::time::Duration;
 use async_trait::async_trait;
 use bytes::Bytes;
 use dormer_api::{RedactedUrl, Secret};
-use dormer_nix::StorePathHash;
+use dormer_nix::{DocumentName, StorePathHash};
 use futures::StreamExt as _;
 use futures::stream::BoxStream;
 use reqwest::header::{AUTHORIZATION, HeaderValue, RETRY_AFTER};
@@ -51,6 +51,9 @@ pub trait StaticCache: Send + Sync + fmt::Debug + 'static {
     async fn open(&self, url: &str) -> Result<FileStream, FetchError>;
     /// The hashes of all narinfos, in no order; `None` if the source cannot be listed.
     fn list(&self) -> Option<BoxStream<'static, Result<StorePathHash, FetchError>>>;
+    /// The documents in one of [`DocumentName::FOLDERS`], in no order; `None` if the source cannot
+    /// be listed.
+    fn list_documents(&self, folder: &str) -> Option<BoxStream<'static, Result<DocumentName, FetchError>>>;
 }
 
 /// A static cache on the web.
@@ -171,6 +174,10 @@ impl StaticCache for WebCache {
     }
 
     fn list(&self) -> Option<BoxStream<'static, Result<StorePathHash, FetchError>>> {
+        None
+    }
+
+    fn list_documents(&self, _folder: &str) -> Option<BoxStream<'static, Result<DocumentName, FetchError>>> {
         None
     }
 }

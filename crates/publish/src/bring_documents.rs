@@ -12,32 +12,15 @@ use std::collections::{HashMap, HashSet};
 
 use dormer_api::CacheName;
 use dormer_edge::EdgeKey;
-use dormer_engine::Error as EngineError;
 use dormer_index::{
-    Cache, CacheId, Error as IndexError, FoundObject, PublishState, PublishedDocument, PublishedFile,
-    PublishedObject,
+    Cache, CacheId, FoundObject, PublishState, PublishedDocument, PublishedFile, PublishedObject,
 };
-use dormer_nix::{DebugLink, DocumentName, NarHash, StorePathHash};
+use dormer_nix::{DocumentName, NarHash, StorePathHash};
 
 use crate::Result;
+use crate::owned_documents::{DocumentKinds, OwnedDocuments, WantedDocument, find_documents};
 use crate::publisher::Run;
-use crate::transfer::{nar_file, put_small};
-
-/// A document to write.
-#[derive(Debug, Clone)]
-pub(crate) struct WantedDocument {
-    name: DocumentName,
-    /// Bytes of the document.
-    size: u64,
-    /// Of what it depends on.
-    digest: Vec<u8>,
-    /// The document, if the lab does not store it as it is published.
-    text: Option<String>,
-}
-
-/// Documents looked up together. Where a group of objects has more, it is looked at in parts, and
-/// of one object with more only the newest are published.
-const OWNED_MAX: u32 = 16_384;
+use crate::transfer::put_small;
 
 /// What the documents of a page of objects need.
 #[derive(Debug, Default)]
@@ -79,68 +62,13 @@ impl Run<'_> {
         plan: &mut DocumentPlan,
     ) -> Result<bool> {
         let settings = &self.publisher.settings;
-        let mut outputs: HashMap<&str, Vec<StorePathHash>> = HashMap::new();
-        let hashes: HashSet<StorePathHash> = objects.iter().map(|found| found.object.path.hash()).collect();
-        let mut owners: Vec<StorePathHash> = Vec::new();
-        if settings.traces {
-            owners.extend(&hashes);
-        }
-        for found in objects.iter().filter(|_| settings.logs) {
-            let deriver = found.object.deriver.as_deref().unwrap_or_default();
-            if let Some(owner) = deriver.get(..32).and_then(|hash| hash.parse().ok()) {
-                owners.push(owner);
-                outputs.entry(deriver).or_default().push(found.object.path.hash());
-            }
-        }
-        owners.sort_unstable();
-        owners.dedup();
-        // What a trace is signed with.
-        let keys: Vec<&str> =
-            cache.keys.iter().filter(|key| key.active).map(|key| key.public_key.as_str()).collect();
-        let keys = keys.join("\n");
-        let mut wanted: HashMap<(StorePathHash, DocumentName), WantedDocument> = HashMap::new();
-        let found = self.state().find_owned_documents(cache.id, &owners, OWNED_MAX).await?;
-        let mut is_all = found.len() < OWNED_MAX as usize;
-        if !is_all && objects.len() > 1 {
-            return Ok(false);
-        }
-        for owned in found {
-            let (belongs_to, digest) = match &owned.name {
-                DocumentName::Log(derivation) if settings.logs => {
-                    (outputs.get(derivation.base_name()).cloned().unwrap_or_default(), owned.digest)
-                }
-                DocumentName::Trace(_) if settings.traces && hashes.contains(&owned.owner) => {
-                    let basis = [owned.digest.as_slice(), keys.as_bytes()].concat();
-                    (vec![owned.owner], NarHash::digest(&basis).as_bytes().to_vec())
-                }
-                DocumentName::Log(_) | DocumentName::Trace(_) | DocumentName::DebugInfo(_) => continue,
-            };
-            for hash in belongs_to {
-                let (name, size, digest) = (owned.name.clone(), owned.size, digest.clone());
-                wanted.insert((hash, name.clone()), WantedDocument { name, size, digest, text: None });
-            }
-        }
-        let all: Vec<StorePathHash> = hashes.into_iter().collect();
-        if settings.debug_info {
-            let found = self.state().find_build_ids(cache.id, &all, OWNED_MAX).await?;
-            is_all &= found.len() < OWNED_MAX as usize;
-            if !is_all && objects.len() > 1 {
-                return Ok(false);
-            }
-            let nars: HashMap<StorePathHash, String> = objects
-                .iter()
-                .map(|found| {
-                    let nar = (found.nar.hash, settings.published_tag(found.nar.tag));
-                    (found.object.path.hash(), nar_file(nar).to_string())
-                })
-                .collect();
-            for (hash, build_id) in found {
-                let link = DebugLink::new(&build_id, &nars[&hash]).to_json();
-                let digest = NarHash::digest(link.as_bytes()).as_bytes().to_vec();
-                let (name, size) = (DocumentName::DebugInfo(build_id), link.len() as u64);
-                wanted.insert((hash, name.clone()), WantedDocument { name, size, digest, text: Some(link) });
-            }
-        }
+        let kinds =
+            DocumentKinds { logs: settings.logs, traces: settings.traces, debug_info: settings.debug_info };
+        let published_tag = |tag| settings.published_tag(tag);
+        let found = find_documents(self.state(), cache, objects, kinds, published_tag).await?;
+        let Some(OwnedDocuments { mut wanted, is_all }) = found else { return Ok(false) };
+        let all: HashSet<StorePathHash> = objects.iter().map(|found| found.object.path.hash()).collect();
+        let all: Vec<StorePathHash> = all.into_iter().collect();
         for there in self.state().find_published_documents(self.target(), cache.id, &all).await? {
             // In a new place, or after drift, no row of an object says that its files are there.
             let is_there = published
@@ -227,18 +155,7 @@ impl Run<'_> {
         wanted: &WantedDocument,
     ) -> Result<Option<PublishedFile>> {
         let _memory = self.publisher.sender.reserve(wanted.size).await;
-        let bytes = match &wanted.text {
-            Some(text) => text.clone().into(),
-            None => match self.publisher.engine.document(cache, &wanted.name).await {
-                Ok(Some(bytes)) => bytes,
-                Ok(None) => return Ok(None),
-                Err(error @ EngineError::Index(IndexError::Corrupt { .. })) => {
-                    tracing::warn!(document = %wanted.name, %error, "a document cannot be read");
-                    return Ok(None);
-                }
-                Err(error) => return Err(error.into()),
-            },
-        };
+        let Some(bytes) = wanted.read(&self.publisher.engine, cache).await? else { return Ok(None) };
         self.publisher.sender.throttle(bytes.len() as u64).await;
         let key = EdgeKey::Document(name.clone(), wanted.name.clone());
         let digest = NarHash::digest(&bytes).as_bytes().to_vec();

@@ -3,19 +3,23 @@
 //! An export needs no row and no lease: what lies in the target says what is done. It reads the
 //! cache in pages, the oldest paths first, because pushes bring references first. For each page it
 //! adds the references that are not exported yet, plans (`plan`, pure), sends the NARs, and writes
-//! the narinfos level by level.
+//! the narinfos level by level, and the documents of a level after its narinfos.
 //!
 //! Invariants
 //! - The export writes a narinfo after its NAR and after the narinfos of its references. So a
 //!   reader finds whole closures at every moment, also after a crash.
-//! - A file that is there and right is not written again. A path costs one read for that, and a NAR
-//!   one look at its size.
+//! - A document is written after the narinfo of an object that it belongs to, so no reader finds a
+//!   trace whose path is not there. Documents of a path that is there already are looked at too:
+//!   they may be younger than the path, and an earlier run may have ended before them.
+//! - A file that is there and right is not written again. A path costs one read for that, a NAR one
+//!   look at its size, and a document one read.
 //! - Memory is bounded by the settings: the paths that are planned together, the hashes of the
-//!   paths that were exported last, and the account of the sender. A path that the export has
-//!   forgotten is looked up in the target.
+//!   paths and the names of the documents that were exported last, and the account of the sender. A
+//!   path that the export has forgotten is looked up in the target.
 //! - Two exports of a cache to one place do no harm: they write the same NARs under the same names.
 
 use std::collections::{HashMap, HashSet};
+use std::hash::Hash;
 use std::time::Duration;
 
 use dormer_api::CacheName;
@@ -23,11 +27,12 @@ use dormer_edge::EdgeKey;
 use dormer_engine::Engine;
 use dormer_format::EncodingTag;
 use dormer_index::{Cache, FoundObject, ObjectOrder, ObjectPlace, PublishIndex, PublishedNar};
-use dormer_nix::{CacheInfo, NarHash, NarInfo, StoreDir, StorePath, StorePathHash};
-use dormer_stores::Store;
+use dormer_nix::{CacheInfo, DocumentName, NarHash, NarInfo, StoreDir, StorePath, StorePathHash};
+use dormer_stores::{Error as StoreError, Store};
 
 use crate::documents::cache_info;
 use crate::in_flight::{InFlight, Requests};
+use crate::owned_documents::{DocumentKinds, WantedDocument, find_documents};
 use crate::plan::{Candidate, Reference, Wait, plan_bringing};
 use crate::report::Reporter;
 use crate::settings::TargetSettings;
@@ -40,11 +45,24 @@ const REFERENCES_PAGE: usize = 4_096;
 /// Most failed paths that an outcome names.
 const FAILED_NAMED_MAX: usize = 10_000;
 
+/// Names of documents take more memory than hashes, so fewer are remembered.
+const HASHES_PER_NAME: usize = 8;
+
+/// Longest link to debug info that is looked into, in bytes.
+const LINK_BYTES_MAX: usize = 4 * 1024;
+
 /// How an export works.
 #[derive(Debug, Clone)]
+#[expect(clippy::struct_excessive_bools, reason = "each is a setting of the export by itself")]
 pub struct ExportSettings {
     /// Whether listings (`.ls`) are written, at one more request for each path.
     pub listings: bool,
+    /// Whether build logs are written, at one more request for each.
+    pub logs: bool,
+    /// Whether build traces are written, at one more request for each.
+    pub traces: bool,
+    /// Whether debug info is written, at one more request for each debug file.
+    pub debug_info: bool,
     /// Most requests at once.
     pub concurrency: usize,
     /// Memory for files that are being sent, in bytes.
@@ -56,15 +74,20 @@ pub struct ExportSettings {
     /// Most paths that are planned together: a page and references of it. Each holds its row in
     /// memory: about a KiB.
     pub planned_max: usize,
-    /// Most exported paths that are remembered, twice: some 40 bytes each.
+    /// Most exported paths that are remembered, twice: some 40 bytes each. With logs or debug info,
+    /// an eighth as many names of them: some 250 bytes each.
     pub remembered_max: usize,
 }
 
 impl Default for ExportSettings {
     fn default() -> Self {
-        let TargetSettings { concurrency, memory_bytes, bandwidth, .. } = TargetSettings::default();
+        let TargetSettings { logs, traces, debug_info, concurrency, memory_bytes, bandwidth, .. } =
+            TargetSettings::default();
         Self {
             listings: true,
+            logs,
+            traces,
+            debug_info,
             concurrency,
             memory_bytes,
             bandwidth,
@@ -86,6 +109,8 @@ pub struct ExportOutcome {
     pub nars_uploaded: u64,
     /// Bytes of these NARs.
     pub bytes_uploaded: u64,
+    /// Build logs, build traces and links to debug info that were written.
+    pub documents: u64,
     /// Paths that could not be exported.
     pub failed: u64,
     /// The first of these, with the reasons.
@@ -119,7 +144,8 @@ pub async fn export(
         // A request that nobody waits for any more does no harm here.
         in_flight: InFlight::new(settings.concurrency, Duration::ZERO),
         is_new: false,
-        exported: Remembered { max: settings.remembered_max, ..Remembered::default() },
+        exported: Remembered::new(settings.remembered_max),
+        shared: Remembered::new((settings.remembered_max / HASHES_PER_NAME).max(1)),
         outcome: ExportOutcome::default(),
     };
     export.begin().await?;
@@ -127,27 +153,30 @@ pub async fn export(
     export.conclude(waits).await
 }
 
-/// Hashes of the paths that were exported last.
-#[derive(Default)]
-struct Remembered {
+/// What was exported last.
+struct Remembered<T> {
     /// Most of each half.
     max: usize,
-    recent: HashSet<StorePathHash>,
-    older: HashSet<StorePathHash>,
+    recent: HashSet<T>,
+    older: HashSet<T>,
     has_forgotten: bool,
 }
 
-impl Remembered {
-    fn insert(&mut self, hash: StorePathHash) {
+impl<T: Eq + Hash> Remembered<T> {
+    fn new(max: usize) -> Self {
+        Self { max, recent: HashSet::new(), older: HashSet::new(), has_forgotten: false }
+    }
+
+    fn insert(&mut self, one: T) {
         if self.recent.len() >= self.max {
             self.has_forgotten |= !self.older.is_empty();
             self.older = std::mem::take(&mut self.recent);
         }
-        self.recent.insert(hash);
+        self.recent.insert(one);
     }
 
-    fn contains(&self, hash: &StorePathHash) -> bool {
-        self.recent.contains(hash) || self.older.contains(hash)
+    fn contains(&self, one: &T) -> bool {
+        self.recent.contains(one) || self.older.contains(one)
     }
 }
 
@@ -184,7 +213,9 @@ struct Export<'a> {
     in_flight: InFlight,
     /// Whether the target held no cache, so that no file of it needs to be looked up.
     is_new: bool,
-    exported: Remembered,
+    exported: Remembered<StorePathHash>,
+    /// Documents that several objects may have.
+    shared: Remembered<DocumentName>,
     outcome: ExportOutcome,
 }
 
@@ -298,12 +329,13 @@ impl Export<'_> {
                     candidates.push(found);
                 }
             }
+            let mut right = Vec::new();
             for (found, in_target) in self.look_in_target(candidates).await? {
                 let hash = found.object.path.hash();
                 match in_target {
                     InTarget::Right => {
                         page.known.insert(hash, Reference::Published);
-                        self.exported.insert(hash);
+                        right.push(found);
                         continue;
                     }
                     InTarget::Nar(nar) => {
@@ -326,6 +358,7 @@ impl Export<'_> {
                 page.candidates.push(Candidate { hash, references: own, since: 0, lost: None });
                 page.found.push(found);
             }
+            self.complete(&right.iter().collect::<Vec<_>>()).await?;
             if page.candidates.len() + references.len() > self.settings.planned_max {
                 self.note_others(&mut page, &references).await?;
                 break;
@@ -342,14 +375,17 @@ impl Export<'_> {
             let found = self.index.find_objects(self.cache.id, hashes).await?;
             let (damaged, sound): (Vec<_>, Vec<_>) = found.into_iter().partition(|found| found.nar.damaged);
             page.known.extend(damaged.iter().map(|found| (found.object.path.hash(), Reference::Damaged)));
+            let mut right = Vec::new();
             for (found, in_target) in self.look_in_target(sound).await? {
                 let hash = found.object.path.hash();
-                let is_there = matches!(in_target, InTarget::Right);
-                if is_there {
-                    self.exported.insert(hash);
+                if let InTarget::Right = in_target {
+                    page.known.insert(hash, Reference::Published);
+                    right.push(found);
+                } else {
+                    page.known.insert(hash, Reference::Present);
                 }
-                page.known.insert(hash, if is_there { Reference::Published } else { Reference::Present });
             }
+            self.complete(&right.iter().collect::<Vec<_>>()).await?;
         }
         Ok(())
     }
@@ -428,10 +464,9 @@ impl Export<'_> {
             }
             let writes = ready.iter().map(|&place| self.write_narinfo(&page, place));
             self.in_flight.all(writes).await?;
-            for place in ready {
-                self.outcome.exported += 1;
-                self.exported.insert(page.candidates[place].hash);
-            }
+            self.outcome.exported += ready.len() as u64;
+            let ready: Vec<&FoundObject> = ready.into_iter().map(|place| &page.found[place]).collect();
+            self.complete(&ready).await?;
         }
         Ok(waits)
     }
@@ -485,6 +520,80 @@ impl Export<'_> {
         narinfo.put_small(self.store, text.into_bytes()).await?;
         self.reporter.path_published(&self.cache.name, &found.object.path);
         Ok(())
+    }
+
+    /// Writes the documents of these objects, whose narinfos are there. Then the objects are
+    /// exported.
+    async fn complete(&mut self, objects: &[&FoundObject]) -> Result<()> {
+        let ExportSettings { logs, traces, debug_info, .. } = *self.settings;
+        let kinds = DocumentKinds { logs, traces, debug_info };
+        let mut groups: Vec<&[&FoundObject]> = Vec::new();
+        if logs || traces || debug_info {
+            groups.extend(objects.chunks(REFERENCES_PAGE));
+        }
+        while let Some(group) = groups.pop() {
+            let found = find_documents(self.index, self.cache, group, kinds, |tag| tag).await?;
+            let Some(found) = found else {
+                let (first, rest) = group.split_at(group.len() / 2);
+                groups.extend([first, rest]);
+                continue;
+            };
+            let mut wanted: HashMap<DocumentName, WantedDocument> = HashMap::new();
+            for ((_, name), document) in found.wanted {
+                if !self.shared.contains(&name) {
+                    wanted.insert(name, document);
+                }
+            }
+            let writes = wanted.values().map(|document| self.write_document(document));
+            let written = self.in_flight.all(writes).await?;
+            self.outcome.documents += written.into_iter().map(u64::from).sum::<u64>();
+            // A trace belongs to one object.
+            for name in wanted.into_keys().filter(|name| !matches!(name, DocumentName::Trace(_))) {
+                self.shared.insert(name);
+            }
+        }
+        for found in objects {
+            self.exported.insert(found.object.path.hash());
+        }
+        Ok(())
+    }
+
+    /// Writes a document, unless the same is there. Returns whether it was written.
+    async fn write_document(&self, wanted: &WantedDocument) -> Result<bool> {
+        let _memory = self.sender.reserve(2 * wanted.size).await;
+        let Some(bytes) = wanted.read(self.engine, self.cache).await? else { return Ok(false) };
+        let place = self.place(&EdgeKey::Document(self.name.clone(), wanted.name.clone()));
+        let has_forgotten = self.exported.has_forgotten || self.shared.has_forgotten;
+        if (!self.is_new || has_forgotten) && self.is_there(&place, &wanted.name, &bytes).await? {
+            return Ok(false);
+        }
+        self.sender.throttle(bytes.len() as u64).await;
+        place.put_small(self.store, bytes.to_vec()).await?;
+        Ok(true)
+    }
+
+    /// Whether the target has this document.
+    async fn is_there(&self, place: &FilePlace, name: &DocumentName, bytes: &[u8]) -> Result<bool> {
+        if bytes.is_empty() {
+            return Ok(self.store.head(&place.name).await?.is_some_and(|meta| meta.size == 0));
+        }
+        // One byte more, because what is longer than our document is another one.
+        let range = 0..bytes.len().max(LINK_BYTES_MAX) as u64 + 1;
+        let there = match self.store.get_up_to(&place.name, range).await {
+            Ok(there) => there,
+            Err(StoreError::NotFound { .. } | StoreError::Truncated { .. }) => return Ok(false),
+            Err(error) => return Err(error.into()),
+        };
+        if there[..] == *bytes || !matches!(name, DocumentName::DebugInfo(_)) {
+            return Ok(there[..] == *bytes);
+        }
+        // Several NARs may have the file of a build id, and a link to any of them will do.
+        let Ok(link) = serde_json::from_slice::<serde_json::Value>(&there) else { return Ok(false) };
+        let archive = link["archive"].as_str().and_then(|archive| archive.strip_prefix("../"));
+        let Some(nar) = archive else { return Ok(false) };
+        let key = format!("{}/{nar}", self.name);
+        let Ok(key @ EdgeKey::Nar(..)) = EdgeKey::parse(&key) else { return Ok(false) };
+        Ok(self.store.head(&self.place(&key).name).await?.is_some())
     }
 
     /// What was removed from the cache while the export ran is no failure.

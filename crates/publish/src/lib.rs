@@ -31,6 +31,7 @@ mod error;
 mod export;
 mod follow;
 mod in_flight;
+mod owned_documents;
 mod plan;
 mod publisher;
 mod recompress;

@@ -3,6 +3,7 @@
 
 #![expect(clippy::unwrap_used, reason = "a failed unwrap fails the test, as it should")]
 
+use std::collections::BTreeSet;
 use std::fs;
 use std::path::Path;
 use std::process::Command;
@@ -30,6 +31,21 @@ fn fetches(lab: &Lab, name: &str, key: &str, cache_url: &str, path: &str) {
     let reader = lab.machine(name, Nix::NEWEST);
     reader.configure(&[key.to_owned()]);
     reader.substitute(cache_url, path).succeeds();
+    reader.verify_all();
+}
+
+/// A new machine that trusts this key reads the log of a path from a cache, and gets a
+/// content-addressed path of which it has only the expression.
+fn reads_documents(lab: &Lab, name: &str, key: &str, cache_url: &str, talker: &str, floater: &str) {
+    let reader = lab.machine(name, Nix::NEWEST);
+    reader.configure(&[key.to_owned()]);
+    reader.allow_content_addressed();
+    let log = reader.run("nix", &["log", "--option", "substituters", cache_url, talker]);
+    assert_eq!(log.succeeds(), "a word from export\n", "{cache_url}");
+    let expression = reader.expression();
+    let build = ["--no-out-link", "--argstr", "salt", "export", "-A", "floater", "--max-jobs", "0"];
+    let build = [&[expression.as_str()][..], &build, &["--option", "substituters", cache_url]].concat();
+    assert_eq!(reader.run("nix-build", &build).succeeds().trim(), floater, "{cache_url}");
     reader.verify_all();
 }
 
@@ -77,13 +93,26 @@ fn an_export_is_read_by_nix_from_files_and_nginx_and_imported_from_a_bucket() {
     fetches(&lab, "from-nginx", &key, &nginx.url("main"), &all);
     fetches(&lab, "from-files", &key, &format!("file://{to}"), &all);
 
-    // Again, and after another push: only what is new.
-    let library = builder.build("library", &[("salt", "export-later")]);
-    builder.dormer(&["push", "main", &library]).succeeds();
-    let again = lab.server_command(&["export", "main", "--to", to, "--json"]);
+    // Again, and after other pushes: only what is new, with a log and build traces.
+    let talker = builder.build("talker", &[("salt", "export")]);
+    builder.dormer(&["push", "main", "--with-logs", &talker]).succeeds();
+    builder.set_netrc(lab.address(), &lab.token(&["--pull", "main", "--push", "main"]));
+    builder.allow_content_addressed();
+    let floater = builder.build("floater", &[("salt", "export")]);
+    let expression = builder.expression();
+    let (target, floating) = (lab.cache_url("main"), ["--argstr", "salt", "export", "floater"]);
+    let copy = [&["copy", "--to", &target, "--file", &expression][..], &floating].concat();
+    builder.run("nix", &copy).succeeds();
+    let paths: BTreeSet<String> =
+        [&all, &talker, &floater].into_iter().flat_map(|path| builder.closure(path)).collect();
+    let total = paths.len() as u64;
+    let again = lab.server_command(&["export", "main", "--to", to, "--logs", "--json"]);
     again.succeeds();
     let said = message(&again, "export");
-    assert_eq!((&said["exported"], &said["unchanged"]), (&1.into(), &count.into()), "{said}");
+    assert_eq!((&said["exported"], &said["unchanged"]), (&(total - count).into(), &count.into()), "{said}");
+    // A log, and at least the traces of two paths.
+    assert!(said["documents"].as_u64().unwrap() >= 3, "{said}");
+    reads_documents(&lab, "documents-from-files", &key, &format!("file://{to}"), &talker, &floater);
     assert_eq!(lab.server_command(&["export", "none", "--to", to]).code(), Some(1));
 
     // To a bucket, and from there into another cache.
@@ -91,16 +120,20 @@ fn an_export_is_read_by_nix_from_files_and_nginx_and_imported_from_a_bucket() {
     let access = s3.access();
     let bucket = s3.new_bucket();
     let place = format!("s3://{bucket}/a/prefix?endpoint={}&region={}", access.endpoint, access.region);
-    let mut export = lab.server_process(&["export", "main", "--to", &place]);
-    with_credentials(&mut export, access).succeeds();
+    let mut export = lab.server_process(&["export", "main", "--to", &place, "--logs", "--json"]);
+    let exported = with_credentials(&mut export, access);
+    exported.succeeds();
+    assert_eq!(message(&exported, "export")["documents"], said["documents"], "{exported}");
     lab.create_cache("copy", &["--public"]);
-    let mut import =
-        lab.client_process(&["import", "copy", "--from", &place, "--trusted-public-key", &key, "--json"]);
-    let imported = with_credentials(&mut import, access);
+    let import = ["import", "copy", "--from", &place, "--trusted-public-key", &key, "--logs", "--json"];
+    let imported = with_credentials(&mut lab.client_process(&import), access);
     imported.succeeds();
-    let said = message(&imported, "import");
-    assert_eq!((&said["imported"], &said["failed"]), (&(count + 1).into(), &0.into()), "{said}");
+    let (documents, said) = (said["documents"].as_u64().unwrap(), message(&imported, "import"));
+    assert_eq!((&said["imported"], &said["failed"]), (&total.into(), &0.into()), "{said}");
+    assert_eq!((&said["traces"], &said["logs"]), (&(documents - 1).into(), &1.into()), "{said}");
     fetches(&lab, "from-copy", &lab.public_key("copy"), &lab.cache_url("copy"), &all);
+    let (copy_key, copy_url) = (lab.public_key("copy"), lab.cache_url("copy"));
+    reads_documents(&lab, "documents-from-copy", &copy_key, &copy_url, &talker, &floater);
     // The signature of the cache that it comes from stays.
     let narinfo = lab.get(&format!("/copy/{}.narinfo", hash_of(&all))).text();
     assert_eq!(narinfo.matches("\nSig: ").count(), 2, "{narinfo}");
@@ -169,8 +202,24 @@ fn an_import_takes_only_what_is_trusted_and_one_bad_path_stops_its_referrers_alo
     copy.extend(proven.iter().map(String::as_str));
     builder.run("nix", &copy).succeeds();
 
+    // Nobody signed the trace of one of them either, and another trace leads to no path.
+    let documents = folder.join("realisations");
+    fs::create_dir_all(&documents).unwrap();
+    for (digit, path) in [("1", &proven[0]["/nix/store/".len()..]), ("2", &format!("{}-x", "0".repeat(32)))] {
+        let id = format!("sha256:{}!out", digit.repeat(64));
+        let trace =
+            format!(r#"{{"dependentRealisations":{{}},"id":"{id}","outPath":"{path}","signatures":[]}}"#);
+        fs::write(documents.join(format!("{id}.doi")), trace).unwrap();
+    }
+    fs::write(documents.join("notes.txt"), "no document").unwrap();
+    let log = format!("log/{}-talker.drv", "1".repeat(32));
+    fs::create_dir_all(folder.join("log")).unwrap();
+    fs::write(folder.join(&log), zstd::encode_all(&b"compressed\n"[..], 3).unwrap()).unwrap();
+
     let refused = lab.dormer(&["import", "moved", "--from", from, "--json"]);
     assert_eq!(refused.code(), Some(3), "{refused}");
+    assert!(refused.stderr().contains("no trusted key signed the build trace"), "{refused}");
+    assert_eq!(message(&refused, "import")["documents_failed"], 2, "{refused}");
     assert!(refused.stderr().contains("--trusted-public-key"), "{refused}");
     let said = message(&refused, "import");
     let closure = builder.closure(&all);
@@ -202,9 +251,14 @@ fn an_import_takes_only_what_is_trusted_and_one_bad_path_stops_its_referrers_alo
     assert_eq!((&said["failed"], &said["imported"]), (&1.into(), &1.into()), "only the empty file: {said}");
     assert_eq!(lab.get(&format!("/moved/{}.narinfo", hash_of(library))).status, 404);
     fs::write(folder.join(url), &whole).unwrap();
-    let rest = lab.dormer(&["import", "moved", "--from", from, "--allow-unsigned", "--json"]);
+    let rest = lab.dormer(&["import", "moved", "--from", from, "--allow-unsigned", "--logs", "--json"]);
     rest.succeeds();
     let said = message(&rest, "import");
+    assert_eq!((&said["traces"], &said["traces_without_path"]), (&1.into(), &1.into()), "{said}");
+    assert_eq!(
+        (said["logs"].as_u64(), lab.get(&format!("/moved/{log}")).text().as_str()),
+        (Some(1), "compressed\n")
+    );
     assert_eq!((&said["imported"], &said["present"]), (&(closure.len() - 1).into(), &4.into()), "{said}");
     fetches(&lab, "reader", &lab.public_key("moved"), &lab.cache_url("moved"), &all);
     assert_eq!(lab.dormer(&["import", "moved", "--from", "/nowhere"]).code(), Some(1));

@@ -32,10 +32,11 @@ Exit codes:
 
 /// Write a cache to a folder or bucket, as a static cache that needs no Dormer
 ///
-/// The place holds nix-cache-info, narinfos with FileHash, NARs (.nar.zst) and listings (.ls), for
-/// any web server and for Nix itself. Each path follows its references, so a reader finds whole
-/// closures at every moment. Run the same command again to complete an interrupted export, or to
-/// bring what is new: it writes only what is missing or wrong. It deletes nothing.
+/// The place holds nix-cache-info, narinfos with FileHash, NARs (.nar.zst), listings (.ls) and
+/// build traces, and with --logs and --debug-info those too, for any web server and for Nix itself.
+/// Each path follows its references, so a reader finds whole closures at every moment. Run the same
+/// command again to complete an interrupted export, or to bring what is new: it writes only what is
+/// missing or wrong. It deletes nothing.
 ///
 /// The command runs where the server's settings are, also beside `dormer serve`. A bucket's
 /// credentials come from the usual variables: AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY, AWS_REGION.
@@ -47,6 +48,7 @@ Exit codes:
 ///   nix copy --from file:///srv/nix-cache /nix/store/…
 #[derive(Debug, Args)]
 #[command(verbatim_doc_comment, after_long_help = EXIT_CODES)]
+#[expect(clippy::struct_excessive_bools, reason = "flags of a command line")]
 pub(crate) struct ExportArgs {
     /// Name of the cache
     cache: CacheName,
@@ -56,6 +58,15 @@ pub(crate) struct ExportArgs {
     /// Write no listings (.ls), which only some tools read
     #[arg(long)]
     no_listings: bool,
+    /// Write no build traces, with which Nix substitutes content-addressed derivations
+    #[arg(long)]
+    no_traces: bool,
+    /// Also write build logs, for `nix log`
+    #[arg(long)]
+    logs: bool,
+    /// Also write links to debug info, for debuggers
+    #[arg(long)]
+    debug_info: bool,
     /// Number of concurrent requests
     #[arg(short, long, value_name = "NUMBER", default_value_t = 8, value_parser = clap::value_parser!(u16).range(1..=256))]
     jobs: u16,
@@ -83,6 +94,9 @@ pub(super) async fn run(args: ExportArgs, context: &Context) -> Result<ExitCode>
     }
     let export_settings = ExportSettings {
         listings: !args.no_listings,
+        logs: args.logs,
+        traces: !args.no_traces,
+        debug_info: args.debug_info,
         concurrency: args.jobs.into(),
         ..ExportSettings::default()
     };
@@ -118,7 +132,8 @@ fn report(outcome: &ExportOutcome, args: &ExportArgs, elapsed: Duration, printer
     printer.message(&json!({
         "message_type": "export", "cache": args.cache.as_str(), "exported": outcome.exported,
         "unchanged": outcome.unchanged, "nars_uploaded": outcome.nars_uploaded,
-        "bytes_uploaded": outcome.bytes_uploaded, "failed": outcome.failed, "seconds": elapsed.as_secs_f64(),
+        "bytes_uploaded": outcome.bytes_uploaded, "documents": outcome.documents, "failed": outcome.failed,
+        "seconds": elapsed.as_secs_f64(),
     }))?;
     printer.conclude(&last_line(outcome, elapsed));
     Ok(())
@@ -135,7 +150,11 @@ fn last_line(outcome: &ExportOutcome, elapsed: Duration) -> String {
         line = format!("{line}, {} failed", outcome.failed);
     }
     let sent = human_size(outcome.bytes_uploaded);
-    format!("{line}, {} NARs written, {sent}, {}", outcome.nars_uploaded, human_duration(elapsed))
+    line = format!("{line}, {} NARs written, {sent}", outcome.nars_uploaded);
+    if outcome.documents > 0 {
+        line = format!("{line}, {} documents written", outcome.documents);
+    }
+    format!("{line}, {}", human_duration(elapsed))
 }
 
 /// One line that counts, on a terminal; with `-v`, a line for each path.
@@ -202,10 +221,10 @@ mod tests {
             ExportOutcome { exported: 1, nars_uploaded: 1, bytes_uploaded: 3 << 20, ..Default::default() };
         let elapsed = Duration::from_millis(9_420);
         assert_eq!(last_line(&outcome, elapsed), "exported 1 path, 1 NARs written, 3.0 MiB, 9.4 s");
-        (outcome.unchanged, outcome.failed) = (4, 2);
+        (outcome.unchanged, outcome.failed, outcome.documents) = (4, 2, 7);
         assert_eq!(
             last_line(&outcome, elapsed),
-            "exported 1 path (4 there already), 2 failed, 1 NARs written, 3.0 MiB, 9.4 s"
+            "exported 1 path (4 there already), 2 failed, 1 NARs written, 3.0 MiB, 7 documents written, 9.4 s"
         );
     }
 }

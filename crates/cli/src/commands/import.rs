@@ -15,7 +15,7 @@ use dormer_client::{
     ImportSource, ImportSummary, PathDone, PushReporter, Retry, StaticCache, TransferId, WebCache,
     file_name_in_cache, import,
 };
-use dormer_nix::{PublicKey, StorePath, StorePathHash};
+use dormer_nix::{DocumentName, PublicKey, StorePath, StorePathHash};
 use dormer_stores::{Opened, Store};
 use futures::stream::BoxStream;
 use futures::{StreamExt as _, TryStreamExt as _};
@@ -32,9 +32,9 @@ use crate::static_place::StaticPlace;
 
 const EXIT_CODES: &str = "\
 Exit codes:
-  0  every path is now in the cache, or upstream
+  0  every path is now in the cache, or upstream, and so are its build traces and logs
   2  wrong usage; nothing was tried
-  3  some paths could not be imported, the others were
+  3  some paths, build traces or logs could not be imported, the others were
   4  the server refuses the token, or requires one; 5  it does not answer
   1  any other failure; 130  interrupted, acknowledged paths stay in the cache
 
@@ -49,12 +49,14 @@ const SOURCE_TOKEN: &str = "DORMER_SOURCE_TOKEN";
 /// The source is a folder or bucket in Nix's own layout: what `nix copy --to file://` or `s3://`
 /// wrote, what `dormer export` or `dormer publish` wrote, or any cache on the web. A folder or
 /// bucket is listed, or give paths; of a cache on the web, give the paths, and their closures are
-/// imported. All compressions of Nix are read. Upstream signatures are kept.
+/// imported. All compressions of Nix are read. Upstream signatures are kept. Build traces come
+/// along from a folder or bucket, but a cache on the web does not list them. Build logs need
+/// --logs.
 ///
 /// The server signs what it serves with the cache's key. So only a path is imported that a
-/// --trusted-public-key signed, or that proves itself by its content address; everything else needs
-/// --allow-unsigned. Run the same command again to complete an interrupted import: it skips what
-/// the cache has.
+/// --trusted-public-key signed, or that proves itself by its content address, and only a build
+/// trace that such a key signed; everything else needs --allow-unsigned. Nobody signs logs. Run the
+/// same command again to complete an interrupted import: it skips what the cache has.
 ///
 /// A bucket's credentials come from the usual variables: AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY,
 /// AWS_REGION.
@@ -82,12 +84,18 @@ pub(crate) struct ImportArgs {
     /// Key whose signatures are trusted, as in Nix's trusted-public-keys; may be repeated
     #[arg(long, value_name = "KEY")]
     trusted_public_key: Vec<PublicKey>,
-    /// Also import paths that no trusted key signed: the server will sign them
+    /// Also import paths and build traces that no trusted key signed: the server will sign them
     #[arg(long)]
     allow_unsigned: bool,
     /// Also import paths that an upstream cache has signed
     #[arg(long)]
     ignore_upstream_cache_filter: bool,
+    /// Also import build logs: all of a listing, or with PATHs those of the imported paths
+    #[arg(long)]
+    logs: bool,
+    /// Import no build traces, with which Nix substitutes content-addressed derivations
+    #[arg(long)]
+    no_traces: bool,
     /// Number of concurrent uploads
     #[arg(short, long, value_name = "NUMBER", default_value_t = 4, value_parser = clap::value_parser!(u16).range(1..=64))]
     jobs: u16,
@@ -125,10 +133,15 @@ pub(super) async fn run(args: ImportArgs, context: &Context) -> Result<ExitCode>
     let options = ImportOptions {
         trusted_keys: args.trusted_public_key,
         allow_unsigned: args.allow_unsigned,
+        traces: !args.no_traces,
+        logs: args.logs,
         ignore_upstream: args.ignore_upstream_cache_filter,
         jobs: args.jobs.into(),
         dry_run: args.dry_run,
     };
+    if options.traces && source.list().is_none() {
+        context.printer.detail("build traces stay behind: a cache on the web does not list them");
+    }
     let has_keys = !options.trusted_keys.is_empty();
     let progress = Arc::new(Progress::new(&context.printer));
     let reporter = Arc::clone(&progress) as Arc<dyn ImportReporter>;
@@ -154,13 +167,16 @@ pub(super) async fn run(args: ImportArgs, context: &Context) -> Result<ExitCode>
 /// own exit code and hints.
 fn outcome(summary: ImportSummary, has_keys: bool) -> Option<Error> {
     let lost = summary.failed + summary.not_tried;
-    if lost == 0 {
+    if lost + summary.documents_failed == 0 {
         return None;
     }
     if let Some(error) = summary.stopped_by.filter(|_| summary.imported + summary.kept == 0) {
         return Some(error.into());
     }
     let count = |paths| usize::try_from(paths).unwrap_or(usize::MAX);
+    if lost == 0 {
+        return Some(Error::DocumentsNotImported { lost: count(summary.documents_failed) });
+    }
     Some(Error::NotImported {
         lost: count(lost),
         tried: count(lost + summary.imported + summary.kept),
@@ -250,6 +266,16 @@ impl StaticCache for StoredCache {
         });
         Some(hashes.map_err(|error| Self::failed("the listing", error)).boxed())
     }
+
+    fn list_documents(
+        &self,
+        folder: &str,
+    ) -> Option<BoxStream<'static, std::result::Result<DocumentName, FetchError>>> {
+        // What is no name of a document lies there for another reason.
+        let names = self.0.list(folder.trim_end_matches('/'));
+        let names = names.try_filter_map(async |entry| Ok(entry.name.parse::<DocumentName>().ok()));
+        Some(names.map_err(|error| Self::failed("the listing", error)).boxed())
+    }
 }
 
 fn report(summary: &ImportSummary, is_dry: bool, printer: &Printer) -> Result<()> {
@@ -266,7 +292,9 @@ fn report(summary: &ImportSummary, is_dry: bool, printer: &Printer) -> Result<()
         "message_type": "import", "dry_run": is_dry, "imported": summary.imported, "kept": summary.kept,
         "present": summary.present, "upstream": summary.upstream, "failed": summary.failed,
         "unsigned": summary.unsigned, "not_tried": summary.not_tried, "bytes_read": summary.bytes_read,
-        "bytes_sent": summary.bytes_sent, "bytes_saved": summary.bytes_saved,
+        "bytes_sent": summary.bytes_sent, "bytes_saved": summary.bytes_saved, "traces": summary.traces,
+        "traces_without_path": summary.traces_without_path, "logs": summary.logs,
+        "documents_kept": summary.documents_kept, "documents_failed": summary.documents_failed,
         "seconds": summary.elapsed.as_secs_f64(),
     }))?;
     printer.conclude(&last_line(summary, is_dry));
@@ -282,6 +310,9 @@ fn last_line(summary: &ImportSummary, is_dry: bool) -> String {
         (summary.upstream, "upstream"),
         (summary.failed, "failed"),
         (summary.not_tried, "not tried"),
+        (summary.traces, "build traces"),
+        (summary.logs, "build logs"),
+        (summary.documents_failed, "documents failed"),
     ]
     .into_iter()
     .filter(|(count, _)| *count > 0)
@@ -414,6 +445,10 @@ impl ImportReporter for Progress {
         self.skipped.fetch_add(count, Ordering::Relaxed);
         self.draw();
     }
+
+    fn document_failed(&self, name: &DocumentName, reason: &str) {
+        self.above(|| self.printer.error(&format!("{name}: {reason}")));
+    }
 }
 
 #[cfg(test)]
@@ -429,8 +464,11 @@ mod tests {
             ..ImportSummary::default()
         };
         assert_eq!(last_line(&summary, false), "imported 2 paths, 3.0 MiB read, 0 B deduplicated, 9.4 s");
-        (summary.present, summary.failed) = (5, 1);
-        assert_eq!(last_line(&summary, true), "would import 2 paths (5 already there, 1 failed)");
+        (summary.present, summary.failed, summary.logs) = (5, 1, 3);
+        assert_eq!(
+            last_line(&summary, true),
+            "would import 2 paths (5 already there, 1 failed, 3 build logs)"
+        );
     }
 
     #[test]
@@ -451,5 +489,7 @@ mod tests {
         assert_eq!(error.exit_code(), error::EXIT_PATHS_LOST);
         assert!(error.hints().concat().contains("--trusted-public-key"));
         assert!(outcome(ImportSummary { imported: 2, ..ImportSummary::default() }, false).is_none());
+        let summary = ImportSummary { imported: 2, documents_failed: 1, ..ImportSummary::default() };
+        assert_eq!(outcome(summary, true).unwrap().exit_code(), error::EXIT_PATHS_LOST);
     }
 }

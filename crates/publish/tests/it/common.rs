@@ -237,8 +237,13 @@ impl Lab {
 
     /// Pushes package `number`, which holds debug info, with references.
     pub(crate) async fn push_debug(&self, number: u8, references: &[u8]) {
+        self.push_debug_of(number, number, references).await;
+    }
+
+    /// Pushes package `number` with debug info of the program in package `program`.
+    pub(crate) async fn push_debug_of(&self, number: u8, program: u8, references: &[u8]) {
         let references: Vec<StorePath> = references.iter().map(|number| path(*number)).collect();
-        let file = Node::directory([(format!("ab{number:02x}.debug"), Node::file([number; 100]))]);
+        let file = Node::directory([(format!("ab{program:02x}.debug"), Node::file([number; 100]))]);
         let folders = ["lib", "debug", ".build-id", "00"];
         let tree = folders.iter().rev().fold(file, |node, name| Node::directory([(*name, node)]));
         self.push_nar(number, &encode_tree(&tree), &references, &[]).await;

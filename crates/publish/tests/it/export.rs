@@ -1,21 +1,23 @@
-//! Exports: whole closures at every moment, after a crash too; nothing is written twice; what is
-//! wrong in the place is repaired.
+//! Exports: whole closures at every moment, and no document before its path, after a crash too;
+//! nothing is written twice; what is wrong in the place is repaired.
 
 use std::collections::{BTreeMap, BTreeSet};
 
 use bytes::Bytes;
 use dormer_engine::{KeyChange, UpdateCache};
 use dormer_index::PublishIndex;
-use dormer_nix::StorePathHash;
+use dormer_nix::{DocumentName, StorePathHash};
 use dormer_publish::{Error, ExportOutcome, ExportSettings, Result, Silent, export};
 use dormer_stores::{FileKind, Store};
 use dormer_testkit::{Faults, FileEvent, MemoryTarget};
 
-use crate::common::{Lab, check, on_both_databases, path, published_in};
+use crate::common::{Lab, check, debug_name, log_name, on_both_databases, path, published_in, trace_name};
 
 impl Lab {
+    /// With all kinds of documents.
     async fn export_to(&self, store: &Store) -> Result<ExportOutcome> {
-        self.export_with(store, &ExportSettings::default()).await
+        let settings = ExportSettings { logs: true, debug_info: true, ..ExportSettings::default() };
+        self.export_with(store, &settings).await
     }
 
     async fn export_with(&self, store: &Store, settings: &ExportSettings) -> Result<ExportOutcome> {
@@ -32,6 +34,19 @@ fn as_target(files: &BTreeMap<String, Bytes>) -> BTreeMap<String, Bytes> {
 
 fn exported(files: &MemoryTarget) -> Vec<u8> {
     published_in(&as_target(&files.files())).keys().map(|hash| hash.as_bytes()[0]).collect()
+}
+
+/// The name of a target's file in an export.
+fn below(mut name: String) -> String {
+    name.split_off("main/".len())
+}
+
+/// The documents that lie in an export, logs first.
+fn documents(files: &MemoryTarget) -> Vec<String> {
+    let mut names: Vec<String> = files.files().into_keys().collect();
+    names.retain(|name| DocumentName::is_in_folder(name));
+    names.sort_by_key(|name| (!name.starts_with("log/"), name.clone()));
+    names
 }
 
 /// Fails if a reader could ever have found a part of a closure.
@@ -56,6 +71,7 @@ fn check_every_moment(files: &MemoryTarget, upstream: &[u8], what: &str) {
 on_both_databases!(
     an_export_is_whole_at_every_moment_and_a_crash_leaves_nothing_to_repair,
     a_second_export_writes_what_is_new_or_wrong_and_nothing_else,
+    documents_follow_their_paths_and_are_written_once,
     a_path_that_cannot_be_read_holds_up_its_referrers_alone,
 );
 
@@ -68,6 +84,8 @@ async fn an_export_is_whole_at_every_moment_and_a_crash_leaves_nothing_to_repair
             lab.push(number, number.into(), &references).await;
         }
         lab.push(6, 1, &[]).await;
+        lab.put_log("hello").await;
+        lab.put_trace(3).await;
         for effect_kept in [false, true] {
             for step in 0.. {
                 let what = format!("crash at step {step}, effect kept: {effect_kept}, in parts: {in_parts}");
@@ -81,6 +99,7 @@ async fn an_export_is_whole_at_every_moment_and_a_crash_leaves_nothing_to_repair
                 assert_eq!((outcome.exported + outcome.unchanged, outcome.failed), (6, 0), "{what}");
                 check_every_moment(&files, &[9], &format!("{what}, and a run after it"));
                 assert_eq!(exported(&files), [1, 2, 3, 4, 5, 6], "{what}");
+                assert_eq!(documents(&files), [log_name(), trace_name(3)].map(below), "{what}");
                 assert_eq!(
                     &files.files()["nix-cache-info"][..],
                     b"WantMassQuery: 1\nStoreDir: /nix/store\nPriority: 41\n"
@@ -125,6 +144,62 @@ async fn a_second_export_writes_what_is_new_or_wrong_and_nothing_else() {
     let signed = lab.export_to(&files.store()).await.unwrap();
     assert_eq!((signed.exported, signed.unchanged, signed.nars_uploaded), (5, 0, 0));
     check(&as_target(&files.files()), &BTreeSet::new()).unwrap();
+}
+
+async fn documents_follow_their_paths_and_are_written_once() {
+    let lab = Lab::new().await;
+    for (number, references) in [(1, vec![]), (2, vec![1]), (3, vec![])] {
+        lab.push(number, number.into(), &references).await;
+    }
+    lab.push_debug(4, &[]).await;
+    for number in [1, 2] {
+        lab.put_trace(number).await;
+    }
+    lab.put_log("first").await;
+    let files = MemoryTarget::new();
+    // Only traces, unless the caller asks for more.
+    let traces = ExportSettings::default();
+    let first = lab.export_with(&files.store(), &traces).await.unwrap();
+    assert_eq!((first.exported, first.documents), (4, 2));
+    assert_eq!(documents(&files), [trace_name(1), trace_name(2)].map(below));
+    let writes = files.events().len();
+    let again = lab.export_with(&files.store(), &traces).await.unwrap();
+    assert_eq!((again.unchanged, again.documents, files.events().len()), (4, 0, writes));
+
+    // All kinds, of paths that are there already. All four share the log.
+    let more = lab.export_to(&files.store()).await.unwrap();
+    assert_eq!((more.unchanged, more.documents), (4, 2));
+    let all = [log_name(), trace_name(1), trace_name(2), debug_name(4)].map(below);
+    assert_eq!(documents(&files), all);
+    assert_eq!(&files.files()[&all[0]][..], b"first");
+
+    // A log that was replaced, a trace that is new, and another path with the same debug file.
+    lab.put_log("second").await;
+    lab.put_trace(3).await;
+    lab.push_debug_of(5, 4, &[3]).await;
+    let third = lab.export_to(&files.store()).await.unwrap();
+    assert_eq!((third.failed, third.documents), (0, 2));
+    assert_eq!(&files.files()[&all[0]][..], b"second");
+    assert!(files.files().contains_key(&below(trace_name(3))));
+    let writes = files.events().len();
+    assert_eq!(lab.export_to(&files.store()).await.unwrap().documents, 0);
+    assert_eq!(files.events().len(), writes, "nothing is written twice");
+    check_every_moment(&files, &[], "at the end");
+
+    // Traces are signed as they are served, so a new key signs them again.
+    let update = UpdateCache { new_key: Some(KeyChange::Generate), ..UpdateCache::default() };
+    lab.engine.update_cache(&lab.cache, update).await.unwrap();
+    assert_eq!(lab.export_to(&files.store()).await.unwrap().documents, 3);
+    let cache = lab.engine.current_cache("main").await.unwrap().unwrap();
+    let name: DocumentName = below(trace_name(1)).parse().unwrap();
+    let served = lab.engine.document(&cache, &name).await.unwrap().unwrap();
+    assert_eq!(files.files()[&below(trace_name(1))], served);
+
+    // None at all.
+    let none = ExportSettings { traces: false, ..ExportSettings::default() };
+    let files = MemoryTarget::new();
+    assert_eq!(lab.export_with(&files.store(), &none).await.unwrap().documents, 0);
+    assert_eq!(documents(&files), [""; 0]);
 }
 
 async fn a_path_that_cannot_be_read_holds_up_its_referrers_alone() {
