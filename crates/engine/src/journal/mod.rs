@@ -80,6 +80,9 @@ const LAST_WRITE_MAX: Duration = Duration::from_secs(5);
 /// A writer that fails waits no longer than this for the next try, or one interval.
 const PAUSE_MAX: Duration = Duration::from_mins(1);
 
+/// Between two looks at the lag during a turn.
+const LAG_LOOK: Duration = Duration::from_secs(1);
+
 /// Named values that say something of one database, and are not to be in another one.
 const OWN_SETTINGS: [&str; 5] =
     ["installation-claimed", "first-start", "index.ready-check", "recovery-begun", "recovery-ended"];
@@ -213,7 +216,7 @@ impl Journal {
     /// Writes all that is due now, unless another process does. Returns the number of files.
     pub async fn write(&self) -> Result<u64> {
         let begun_at = self.clock.now();
-        let written = self.write_turn(true).await;
+        let written = self.with_lag(self.write_turn(true)).await;
         if matches!(written, Ok(Written::All(_))) {
             self.complete_at.store(begun_at, Ordering::Relaxed);
             self.metrics.set_lag(0);
@@ -223,6 +226,21 @@ impl Journal {
         match written? {
             Written::All(files) => Ok(files),
             Written::Elsewhere => Ok(0),
+        }
+    }
+
+    /// Tells how far the journal is behind while a turn lasts: the first snapshot of a large cache
+    /// takes a while, and a store that hangs takes longer.
+    async fn with_lag<T>(&self, turn: impl Future<Output = T>) -> T {
+        tokio::pin!(turn);
+        loop {
+            tokio::select! {
+                biased;
+                done = &mut turn => return done,
+                () = tokio::time::sleep(LAG_LOOK) => {
+                    self.metrics.set_lag(self.clock.now() - self.complete_at.load(Ordering::Relaxed));
+                }
+            }
         }
     }
 
