@@ -50,6 +50,10 @@ pub struct CacheEntry {
 pub struct RemovePathResponse {
     /// Whether the cache had the path.
     pub removed: bool,
+    /// Whether a collection removes bytes of the path from the store: also those of a path that was
+    /// removed before. Only in answers to requests with `now`; older servers never say it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub purging: Option<bool>,
 }
 
 /// Answer to GET of a cache's purges: NARs of paths that were removed with their bytes.

@@ -49,6 +49,8 @@ pub(crate) enum Error {
     NoInstallation { path: PathBuf },
     #[error("{waiting} removed paths still have bytes in the store")]
     BytesLeft { waiting: u64 },
+    #[error("the cache does not know the bytes of {}, so it removed none of them", listed(paths))]
+    BytesUnknown { paths: Vec<PathBuf> },
     #[error("the collection failed: {reason}")]
     NotCollected { reason: String },
     #[error("the scrub failed: {reason}")]
@@ -201,6 +203,10 @@ impl Error {
             Self::BytesLeft { .. } => hint(
                 "an upload may still need what shares their packs, or the store does not delete; later collections go on by \
                  themselves, and the same command tells when all is gone",
+            ),
+            Self::BytesUnknown { .. } => hint(
+                "it was never pushed, it expired, or its bytes are gone since a removal; if it may have been there, push it \
+                 again, then remove it with --now",
             ),
             Self::NotPublished { .. } => hint(
                 "a private cache needs a bucket without a public domain, served by the Worker or `dormer edge serve`, which check tokens",
@@ -355,6 +361,10 @@ const TOO_SLOW: &str = "the server gave up on a request that arrived too slowly;
 /// Whether the server gave up on a body that came too slowly.
 pub(crate) fn is_too_slow(error: &dormer_client::Error) -> bool {
     matches!(error, dormer_client::Error::Unavailable { status: 408, .. })
+}
+
+fn listed(paths: &[PathBuf]) -> String {
+    paths.iter().map(|path| path.display().to_string()).collect::<Vec<_>>().join(", ")
 }
 
 fn client_exit_code(error: &dormer_client::Error) -> u8 {

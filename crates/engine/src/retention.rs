@@ -3,7 +3,7 @@
 
 use std::collections::{HashMap, HashSet};
 
-use dormer_index::{Cache, Pin};
+use dormer_index::{Cache, Pin, RemovedForCause};
 use dormer_nix::{StorePath, StorePathHash};
 
 use crate::commit::finish;
@@ -121,13 +121,15 @@ impl Engine {
                 Some(referrer) if in_chain.insert(referrer) => chain.push(referrer),
                 // They refer to each other in a circle.
                 Some(referrer) => {
-                    removed += u64::from(self.remove_or_purge(cache, &referrer, subject, purge).await?);
+                    let done = self.remove_or_purge(cache, &referrer, subject, purge).await?;
+                    removed += u64::from(done.was_there);
                 }
                 None => {
                     in_chain.remove(last);
                     let done = chain.pop().expect("it is the last one");
                     if !chain.is_empty() {
-                        removed += u64::from(self.remove_or_purge(cache, &done, subject, purge).await?);
+                        let done = self.remove_or_purge(cache, &done, subject, purge).await?;
+                        removed += u64::from(done.was_there);
                     }
                 }
             }
@@ -143,17 +145,17 @@ impl Engine {
         hash: &StorePathHash,
         subject: Option<&str>,
     ) -> Result<bool> {
-        self.remove_or_purge(cache, hash, subject, false).await
+        Ok(self.remove_or_purge(cache, hash, subject, false).await?.was_there)
     }
 
     /// Removes an object for cause, and lets a collection remove the bytes that nothing else needs
-    /// without their grace.
+    /// without their grace. If the object was removed before, its bytes go now.
     pub async fn purge_object(
         &self,
         cache: &Cache,
         hash: &StorePathHash,
         subject: Option<&str>,
-    ) -> Result<bool> {
+    ) -> Result<RemovedForCause> {
         self.remove_or_purge(cache, hash, subject, true).await
     }
 
@@ -163,7 +165,7 @@ impl Engine {
         hash: &StorePathHash,
         subject: Option<&str>,
         purge: bool,
-    ) -> Result<bool> {
+    ) -> Result<RemovedForCause> {
         let (engine, cache, hash, subject) = (self.clone(), cache.id, *hash, subject.map(str::to_owned));
         finish(async move {
             let now = engine.now();

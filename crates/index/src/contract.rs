@@ -757,6 +757,15 @@ pub struct ObjectPlace {
     pub id: i64,
 }
 
+/// What a removal for cause found.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct RemovedForCause {
+    /// Whether the object was there.
+    pub was_there: bool,
+    /// Whether the collector removes bytes of the path: it was asked to, and knows which they are.
+    pub is_purged: bool,
+}
+
 /// NARs of removed paths whose bytes are to be removed.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct PurgeCounts {
@@ -851,9 +860,10 @@ pub trait RetentionIndex: Send + Sync + std::fmt::Debug + 'static {
         limit: u32,
     ) -> Result<Vec<ListedObject>>;
     /// Removes an object as [`Removal::ForCause`] does, with an audit entry in the same
-    /// transaction. `false` if it was not there; there is an entry then, too. With `purge`, the
-    /// same transaction also notes the object's NAR, and the NARs of its graces, for the collector:
-    /// it removes the bytes that nothing else needs without their grace. A collection is opened.
+    /// transaction, also if it was not there. The same transaction notes the object's NAR, and the
+    /// NARs of its graces. With `purge`, the collector removes the bytes that nothing else needs
+    /// without their grace, and a collection is opened: bytes of these NARs, and of those that an
+    /// earlier removal of the same path noted and that are still in the store.
     async fn remove_for_cause(
         &self,
         cache: CacheId,
@@ -861,7 +871,7 @@ pub trait RetentionIndex: Send + Sync + std::fmt::Debug + 'static {
         subject: Option<&str>,
         purge: bool,
         at: UnixSeconds,
-    ) -> Result<bool>;
+    ) -> Result<RemovedForCause>;
     /// How many NARs of removed paths of a cache still have bytes to be removed, and how many of
     /// these no collection has tried yet.
     async fn count_purges(&self, cache: CacheId) -> Result<PurgeCounts>;
@@ -1045,9 +1055,10 @@ pub trait SessionIndex: Send + Sync + std::fmt::Debug + 'static {
         after: Option<ObjectPlace>,
         limit: u32,
     ) -> Result<Vec<CacheRecipe>>;
-    /// Marks chunks that could not be read, so that they are not reused; the job that this opens
-    /// looks which NARs need them.
-    async fn mark_chunks_damaged(&self, chunks: &[u64], at: UnixSeconds) -> Result<()>;
+    /// Marks chunks that could not be read, and that lie in this pack still, so that they are not
+    /// reused; the job that this opens looks which NARs need them. Returns how many were sound
+    /// before.
+    async fn mark_chunks_damaged(&self, pack: PackNumber, chunks: &[u64], at: UnixSeconds) -> Result<u64>;
 }
 
 /// The index: all topics, and the database as a whole. A `dyn Index` has the methods of every

@@ -21,9 +21,9 @@ use dormer_index::{
     Error as IndexError, FoundObject, Index, ListedObject, Nar, NarCommit, NarId, NarIndex, NarKey,
     NarSource, NarSummary, NewCache, NewDocument, NewPack, NewSession, ObjectIndex, ObjectOrder, ObjectPlace,
     ObjectReferences, OutboxIndex, OutboxPosition, OutboxRow, PackNumber, PathCounts, Pin, PoolUse,
-    PurgeCounts, Removal, RetentionIndex, SealedKey, SealedKeyPlace, SessionEnd, SessionId, SessionIndex,
-    SessionOpened, SessionPart, SettingIndex, StoredCounts, StoredDocument, StoredListing, TraceOutcome,
-    UnixSeconds, Use,
+    PurgeCounts, Removal, RemovedForCause, RetentionIndex, SealedKey, SealedKeyPlace, SessionEnd, SessionId,
+    SessionIndex, SessionOpened, SessionPart, SettingIndex, StoredCounts, StoredDocument, StoredListing,
+    TraceOutcome, UnixSeconds, Use,
 };
 use dormer_nix::{BuildId, BuildTrace, DocumentName, NarHash, StorePath, StorePathHash};
 
@@ -404,8 +404,8 @@ impl SessionIndex for FaultIndex {
     ) -> Outcome<Vec<CacheRecipe>> {
         read_step!(self, self.inner.recipes_after(cache, after, limit))
     }
-    async fn mark_chunks_damaged(&self, chunks: &[u64], at: UnixSeconds) -> Outcome<()> {
-        write_step!(self, self.inner.mark_chunks_damaged(chunks, at))
+    async fn mark_chunks_damaged(&self, pack: PackNumber, chunks: &[u64], at: UnixSeconds) -> Outcome<u64> {
+        write_step!(self, self.inner.mark_chunks_damaged(pack, chunks, at))
     }
 }
 
@@ -598,7 +598,7 @@ impl RetentionIndex for FaultIndex {
         subject: Option<&str>,
         purge: bool,
         at: UnixSeconds,
-    ) -> Outcome<bool> {
+    ) -> Outcome<RemovedForCause> {
         write_step!(self, self.inner.remove_for_cause(cache, hash, subject, purge, at))
     }
     async fn count_purges(&self, cache: CacheId) -> Outcome<PurgeCounts> {

@@ -9,8 +9,8 @@ use async_trait::async_trait;
 use dormer_blobs::{BlobKey, Blobs};
 use dormer_format::{ChunkRun, PackId};
 use dormer_index::{
-    ChunkMove, CollectIndex, CompactedPack, JobId, JobLease, LastCollection, MarkedNar, NarId, PackNumber,
-    PackRow, PackedChunk, PacksRemoved, Purge, PurgeId, Result, StampLimits, UnixSeconds,
+    ChunkMove, CollectIndex, CompactedPack, DoomedPack, JobId, JobLease, LastCollection, MarkedNar, NarId,
+    PackNumber, PackRow, PackedChunk, PacksRemoved, Purge, PurgeId, Result, StampLimits, UnixSeconds,
 };
 use futures::future::BoxFuture;
 
@@ -190,8 +190,8 @@ impl CollectIndex for FaultCollect {
     async fn note_recompressed(&self, packs: &[PackNumber], level: u8) -> Result<()> {
         write_step!(self, self.inner.note_recompressed(packs, level))
     }
-    async fn mark_chunks_damaged(&self, chunks: &[u64], at: UnixSeconds) -> Result<()> {
-        write_step!(self, self.inner.mark_chunks_damaged(chunks, at))
+    async fn mark_chunks_damaged(&self, pack: PackNumber, chunks: &[u64], at: UnixSeconds) -> Result<u64> {
+        write_step!(self, self.inner.mark_chunks_damaged(pack, chunks, at))
     }
     async fn condemn_packs(
         &self,
@@ -209,8 +209,14 @@ impl CollectIndex for FaultCollect {
     async fn condemn_now(&self, packs: &[PackNumber], at: UnixSeconds) -> Result<()> {
         write_step!(self, self.inner.condemn_now(packs, at))
     }
-    async fn open_purges(&self, after: PurgeId, limit: u32) -> Result<Vec<Purge>> {
-        read_step!(self, self.inner.open_purges(after, limit))
+    async fn open_purges(&self, limit: u32) -> Result<Vec<Purge>> {
+        read_step!(self, self.inner.open_purges(limit))
+    }
+    async fn purge_notes(&self, after: PurgeId, limit: u32) -> Result<Vec<Purge>> {
+        read_step!(self, self.inner.purge_notes(after, limit))
+    }
+    async fn forget_purge_notes(&self, notes: &[PurgeId]) -> Result<()> {
+        write_step!(self, self.inner.forget_purge_notes(notes))
     }
     async fn find_places(
         &self,
@@ -243,8 +249,13 @@ impl CollectIndex for FaultCollect {
     async fn doom_packs(&self, packs: &[PackId], not_before: Option<UnixSeconds>) -> Result<u64> {
         write_step!(self, self.inner.doom_packs(packs, not_before))
     }
-    async fn doomed_packs(&self, limit: u32, at: UnixSeconds) -> Result<Vec<PackId>> {
-        read_step!(self, self.inner.doomed_packs(limit, at))
+    async fn doomed_packs(
+        &self,
+        after: Option<DoomedPack>,
+        limit: u32,
+        at: UnixSeconds,
+    ) -> Result<Vec<DoomedPack>> {
+        read_step!(self, self.inner.doomed_packs(after, limit, at))
     }
     async fn forget_doomed(&self, packs: &[PackId]) -> Result<()> {
         write_step!(self, self.inner.forget_doomed(packs))

@@ -119,5 +119,19 @@ fn a_leaked_secret_leaves_the_bucket_and_what_shared_its_pack_stays() {
     assert_eq!(lab.get(&format!("/main/{}.narinfo", nars::path_hash(&leaked))).status, 404);
     let leaks = lab.inspection().check(&[NarHash::digest(&kept)]);
     assert_eq!((leaks.packs, leaks.nars), (0, 0), "{leaks}");
+    let run = lab.dormer(&["cache", "remove-path", "main", &path, "--now"]);
+    let said = run.stderr();
+    run.fails();
+    assert!(said.contains("push it again, then remove it with --now"), "{said}");
+    assert!(!said.contains("gone from the store"), "{said}");
+
+    // It comes again, and is removed without its bytes first.
     assert_eq!(upload(&leaked, "leaked").status, 200, "it can come again");
+    assert!(found(&parts) >= parts.len() - 1, "the bucket holds the secret");
+    lab.dormer(&["cache", "remove-path", "main", &path]).succeeds();
+    let run = lab.dormer(&["cache", "remove-path", "main", &path, "--now"]);
+    let said = run.stderr();
+    run.succeeds();
+    assert!(said.contains("gone from the store"), "{said}");
+    assert_eq!(found(&parts), 0, "no file holds a part of the secret");
 }

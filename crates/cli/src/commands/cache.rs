@@ -5,7 +5,9 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use clap::{Args, Subcommand};
-use dormer_api::v2::{ListObjectsRequest, ObjectResponse, PurgesResponse, SortObjects, name_fits};
+use dormer_api::v2::{
+    ListObjectsRequest, ObjectResponse, PurgesResponse, RemovePathResponse, SortObjects, name_fits,
+};
 use dormer_api::{CacheConfig, CreateCacheRequest, Keypair, Quota, RetentionPeriod, Secret};
 use dormer_client::{ApiClient, CacheRef, NixStore, PageGuard, ServerName};
 use dormer_engine::{Clock as _, SystemClock};
@@ -417,15 +419,22 @@ async fn remove_paths(args: &RemovePathArgs, context: &Context) -> Result<()> {
     let hashes = args.paths.iter().map(|path| hash_of(&store, path)).collect::<Result<Vec<_>>>()?;
     let (server, api) = context.connect_to_cache(&args.cache)?;
     let (mut removed_count, mut referrer_count) = (0, 0_u64);
+    let mut unknown = Vec::new();
     for (path, hash) in args.paths.iter().zip(&hashes) {
-        let removed = api.remove_path(&args.cache.cache, hash, args.now).await?.removed;
+        let RemovePathResponse { removed, purging } =
+            api.remove_path(&args.cache.cache, hash, args.now).await?;
         removed_count += usize::from(removed);
         context.printer.message(&json!({
             "message_type": "path_removed", "server": server.name.as_str(), "cache": args.cache.cache.as_str(),
             "path": path.display().to_string(), "store_path_hash": hash.to_string(), "removed": removed,
+            "purging": purging,
         }))?;
         if !removed {
             context.printer.warn(&format!("{} was not in {}", path.display(), args.cache));
+        }
+        // An old server does not tell.
+        if !removed && purging == Some(false) {
+            unknown.push(path.clone());
         }
         let mut pages = PageGuard::new(format!("removing what refers to {hash}"));
         let mut more = args.with_referrers;
@@ -446,7 +455,13 @@ async fn remove_paths(args: &RemovePathArgs, context: &Context) -> Result<()> {
     }
     let all = crate::error::paths(hashes.len());
     context.printer.conclude(&format!("removed {removed_count} of {all} from {}", args.cache));
-    if args.now { wait_for_purges(args, &server.name, &api, context).await } else { Ok(()) }
+    if !args.now {
+        return Ok(());
+    }
+    if unknown.len() < hashes.len() || referrer_count > 0 {
+        wait_for_purges(args, &server.name, &api, context).await?;
+    }
+    if unknown.is_empty() { Ok(()) } else { Err(Error::BytesUnknown { paths: unknown }) }
 }
 
 /// Waits until the bytes of removed paths are gone from the store, or until a collection had to

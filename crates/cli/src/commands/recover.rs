@@ -1,11 +1,13 @@
 //! `dormer recover`.
 
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use clap::Args;
-use dormer_engine::{Recovered, Recovery, SystemClock};
+use dormer_blobs::{Store, StoreBlobs};
+use dormer_engine::{Journal, JournalSettings, Recovered, Recovery, SystemClock};
 use dormer_index::{MASTER_KEY_PROOF, OpenIndex};
+use dormer_nix::with_causes;
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use serde_json::json;
 
@@ -61,6 +63,7 @@ pub(super) async fn run(args: RecoverArgs, context: &Context) -> Result<()> {
     if !recovery.is_snapshot_whole() {
         printer.warn("the journal has no whole snapshot: what changed before its first file is missing");
     }
+    warn_of_ignored(recovery.report(), context);
     check_master_key(&settings, recovery.setting(MASTER_KEY_PROOF))?;
     index.create_setting(RECOVERY_BEGUN, b"yes").await?;
     let progress = Progress::new(context);
@@ -69,6 +72,7 @@ pub(super) async fn run(args: RecoverArgs, context: &Context) -> Result<()> {
     adopt_store(&settings, &**index).await?;
     index.create_setting(FIRST_START_SETTING, b"done").await?;
     index.create_setting(RECOVERY_ENDED, b"yes").await?;
+    write_snapshot(&opened, store, context).await;
     index.close().await?;
     let mut message = json!(report);
     message["message_type"] = "recovery".into();
@@ -89,6 +93,41 @@ async fn check_owner(settings: &Settings, recovery: &Recovery) -> Result<()> {
             Err(dormer_blobs::Error::ForeignStore { store, other: other.to_string() }.into())
         }
         _ => Ok(()),
+    }
+}
+
+/// What was pushed between an earlier recovery and its first snapshot is missing.
+fn warn_of_ignored(report: &Recovered, context: &Context) {
+    if report.ignored_journal_files == 0 {
+        return;
+    }
+    let lineages: Vec<&str> = report.ignored_lineages.iter().map(String::as_str).collect();
+    context.printer.warn(&format!(
+        "{} newer files of the journal do not count: a database that was recovered or restored wrote them (lineage {}), \
+         and was lost before its first snapshot was whole; what was pushed to it is missing",
+        report.ignored_journal_files,
+        lineages.join(", "),
+    ));
+}
+
+/// Writes the first snapshot of the new database, so that another loss finds all of it. Without it
+/// the recovery is whole too, and the server writes the snapshot.
+async fn write_snapshot(opened: &OpenIndex, store: Store, context: &Context) {
+    let journal = Journal::new(
+        Arc::clone(&opened.index),
+        Arc::clone(&opened.journal),
+        Arc::new(StoreBlobs::new(store.clone())),
+        store,
+        Arc::new(SystemClock),
+        super::holder(),
+        JournalSettings::default(),
+    );
+    context.printer.say("writing the first snapshot of the new database");
+    if let Err(error) = journal.write().await {
+        context.printer.warn(&format!(
+            "the first snapshot of the new database is not written: {}; the server writes it",
+            with_causes(&error)
+        ));
     }
 }
 

@@ -9,8 +9,10 @@
 //! - Stored bytes are copied verbatim, unless a cold pack is recompressed ([`super::recompress`]).
 //!   Each chunk's checksum is compared before it is written.
 //! - A new pack is in memory once, with one read of an old pack: [`COMPACTION_BYTES_MAX`] in all.
-//! - A crash leaves a pack on the list of doomed packs at most. A store that fails stops the
-//!   compaction and not the collection.
+//! - A crash leaves a pack on the list of doomed packs at most.
+//! - A store that fails twice in a row stops the compactions of this collection, and nothing else
+//!   of it: each attempt may take minutes, in which no other job runs. A pack that alone cannot be
+//!   read stops its group.
 
 use std::time::Instant;
 
@@ -238,8 +240,19 @@ impl Collector {
     }
 
     /// Writes a new pack and moves its chunks; returns the old pack of each moved chunk. `None` if
-    /// the store failed.
+    /// the store failed, which the turn counts.
     pub(super) async fn write_pack(
+        &self,
+        turn: &mut Turn<'_>,
+        open: OpenPack,
+        report: &mut CollectionReport,
+    ) -> Result<Option<Vec<PackNumber>>> {
+        let written = self.try_write_pack(turn, open, report).await?;
+        turn.store_failures = if written.is_some() { 0 } else { turn.store_failures + 1 };
+        Ok(written)
+    }
+
+    async fn try_write_pack(
         &self,
         turn: &mut Turn<'_>,
         open: OpenPack,
@@ -249,7 +262,7 @@ impl Collector {
         let id = PackId::from_bytes(rand::random());
         let mut builder = PackBuilder::new(id);
         let mut rows = Vec::with_capacity(open.chunks);
-        let mut damaged = Vec::new();
+        let mut damaged: Vec<(PackNumber, u64)> = Vec::new();
         let mut cost = open.cost();
         let mut recompressor = match open.frames {
             Frames::Kept(_) => None,
@@ -267,7 +280,7 @@ impl Collector {
                         for (row, stored) in chunks.iter().zip(stored) {
                             match stored {
                                 Some(bytes) => sound.push((row.clone(), bytes)),
-                                None => damaged.push(row.number),
+                                None => damaged.push((row.pack, row.number)),
                             }
                         }
                         rows.extend(sound.iter().map(|(row, _)| row.clone()));
@@ -292,9 +305,10 @@ impl Collector {
                 }
             }
         }
-        if !damaged.is_empty() {
-            tracing::error!(chunk.numbers = ?damaged, "a compaction found damaged chunks");
-            self.index.mark_chunks_damaged(&damaged, self.clock.now()).await?;
+        for of_pack in damaged.chunk_by(|one, other| one.0 == other.0) {
+            let chunks: Vec<u64> = of_pack.iter().map(|(_, chunk)| *chunk).collect();
+            let marked = self.index.mark_chunks_damaged(of_pack[0].0, &chunks, self.clock.now()).await?;
+            tracing::error!(chunk.numbers = ?chunks, marked, "a compaction found damaged chunks");
         }
         if rows.is_empty() {
             return Ok(Some(Vec::new()));

@@ -26,12 +26,14 @@ mod plan;
 mod purge;
 mod recompress;
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use dormer_blobs::{BlobKey, Blobs};
 use dormer_format::PackId;
-use dormer_index::{CollectIndex, JobIndex, JobKind, JobLease, NarId, PackNumber, PackRow, UnixSeconds};
+use dormer_index::{
+    CollectIndex, DoomedPack, JobIndex, JobKind, JobLease, NarId, PackNumber, PackRow, UnixSeconds,
+};
 use dormer_nix::with_causes;
 use serde::{Deserialize, Serialize};
 
@@ -64,6 +66,12 @@ const REMOVE_PACKS: usize = 4;
 
 /// Objects deleted between two looks at the list.
 const DELETE_OBJECTS: u32 = 64;
+
+/// So many packs in a row that cannot be read or stored mean that the store fails.
+const REWRITE_FAILURES_MAX: u32 = 2;
+
+/// So many objects in a row that cannot be deleted mean that the store fails.
+const DELETE_FAILURES_MAX: usize = 8;
 
 /// Packs looked up at once after a listing.
 const LISTED_PACKS: usize = 1_000;
@@ -153,6 +161,8 @@ pub struct CollectionReport {
     pub removed: PackTotals,
     /// Objects that were deleted from the store.
     pub objects_deleted: u64,
+    /// Failed attempts to delete an object. A later collection tries again.
+    pub objects_left: u64,
     /// Packs without a row that a listing found first. A later collection deletes them.
     pub strays_found: u64,
     /// Packs that were compacted and condemned, and what that cost.
@@ -172,6 +182,8 @@ pub struct Collector {
     clock: Arc<dyn Clock>,
     settings: CollectSettings,
     metrics: CollectMetrics,
+    /// Where the next pass of deletions begins, if the store failed in the last one.
+    deleting_after: Mutex<Option<DoomedPack>>,
 }
 
 /// The lease of a run, and where the run is.
@@ -182,9 +194,16 @@ struct Turn<'a> {
     lease_seconds: i64,
     renewed: Instant,
     rows: u64,
+    /// Packs in a row that could not be rewritten, because the store failed.
+    store_failures: u32,
 }
 
 impl Turn<'_> {
+    /// Whether this run leaves packs as they are, because the store fails.
+    fn is_store_down(&self) -> bool {
+        self.store_failures >= REWRITE_FAILURES_MAX
+    }
+
     /// Ends a step of some rows: renews the lease if that is due, and pauses for as long as the
     /// step took.
     async fn step(&mut self, begun: Instant, phase: u8, place: i64, rows: u64) -> Result<()> {
@@ -220,7 +239,14 @@ impl Collector {
         clock: Arc<dyn Clock>,
         settings: CollectSettings,
     ) -> Self {
-        Self { index, blobs, clock, settings, metrics: CollectMetrics::new() }
+        Self {
+            index,
+            blobs,
+            clock,
+            settings,
+            metrics: CollectMetrics::new(),
+            deleting_after: Mutex::default(),
+        }
     }
 
     /// The counters of this process.
@@ -389,6 +415,7 @@ impl Collector {
             lease_seconds,
             renewed: Instant::now(),
             rows: 0,
+            store_failures: 0,
         };
         self.delete_objects(turn, &mut report).await?;
         self.expire_names(turn, &mut report).await?;
@@ -397,10 +424,12 @@ impl Collector {
         let marks = self.mark(turn, now, &mut report).await?;
         let live = self.live_packs(marks, Some(turn)).await?;
         self.judge_packs(turn, &live, &limits, &mut report).await?;
+        let notes = self.spent_notes(turn, &live).await?;
         drop(live);
-        let (purges, purged) = self.purge(turn, &mut report).await?;
+        let purging = self.purge(turn, &mut report).await?;
         self.delete_objects(turn, &mut report).await?;
-        self.end_purges(turn, &purges, &purged, &mut report).await?;
+        self.end_purges(turn, &purging, &mut report).await?;
+        self.forget_notes(&notes).await?;
         let listed = self.list_if_due(turn, &mut report).await?;
         if report.nars > 0 || report.removed.packs > 0 {
             self.index.reload_known_keys().await?;
@@ -553,40 +582,57 @@ impl Collector {
         limits: &PackLimits,
         report: &mut CollectionReport,
     ) -> Result<()> {
-        if Self::is_compaction_over(report, group) {
+        if Self::is_compaction_over(report, group) || turn.is_store_down() {
             return Ok(());
         }
         self.compact_group(turn, group, live, limits, report).await
     }
 
-    /// Deletes the objects of doomed packs. One that cannot be deleted stays on the list for the
-    /// next collection.
+    /// Deletes the objects of doomed packs. One that cannot be deleted stays on the list for a
+    /// later pass. Several in a row mean that the store fails, and end the pass: the next one goes
+    /// on after them, so that they never keep others from their turn.
     async fn delete_objects(&self, turn: &mut Turn<'_>, report: &mut CollectionReport) -> Result<()> {
+        let mut after = self.lock_deleting().take();
+        let mut failures = 0;
         loop {
             let begun = Instant::now();
-            let doomed = self.index.doomed_packs(DELETE_OBJECTS, self.clock.now()).await?;
+            let doomed = self.index.doomed_packs(after, DELETE_OBJECTS, self.clock.now()).await?;
             if doomed.is_empty() {
                 return Ok(());
             }
             let mut deleted = Vec::with_capacity(doomed.len());
-            for pack in &doomed {
-                match self.blobs.delete(&BlobKey::Pack(*pack)).await {
-                    Ok(()) => deleted.push(*pack),
+            for pack in doomed {
+                after = Some(pack);
+                match self.blobs.delete(&BlobKey::Pack(pack.id)).await {
+                    Ok(()) => {
+                        deleted.push(pack.id);
+                        failures = 0;
+                    }
                     Err(error) => {
                         self.metrics.count_delete_failure();
+                        report.objects_left += 1;
+                        failures += 1;
                         let error = with_causes(&error);
-                        tracing::warn!(pack.id = %pack, error, "a pack cannot be deleted; a later collection tries again");
-                        break;
+                        tracing::warn!(pack.id = %pack.id, error, "a pack cannot be deleted; a later collection tries again");
+                        if failures == DELETE_FAILURES_MAX {
+                            break;
+                        }
                     }
                 }
+                turn.keep().await?;
             }
             self.index.forget_doomed(&deleted).await?;
             report.objects_deleted += deleted.len() as u64;
             turn.step(begun, 6, 0, deleted.len() as u64).await?;
-            if deleted.len() < doomed.len() {
+            if failures == DELETE_FAILURES_MAX {
+                *self.lock_deleting() = after;
                 return Ok(());
             }
         }
+    }
+
+    fn lock_deleting(&self) -> MutexGuard<'_, Option<DoomedPack>> {
+        self.deleting_after.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Notes packs without a row, if it is time for a listing. The first listing of a database may

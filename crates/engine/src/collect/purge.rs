@@ -13,13 +13,19 @@
 //! - From a young pack, chunks without a NAR move too: they may belong to uploads that are under
 //!   way. A chunk that came into a young pack from another one may be known to an upload by its old
 //!   place, so a purge waits until that upload has ended.
-//! - A purge is closed when no chunk row is left that only it needs, and when every object that was
-//!   to be deleted is deleted. A crash before leaves it open, and the next collection goes on.
+//! - A purge is closed when no chunk row is left that only it needs, and when every object is
+//!   deleted that may hold one of these chunks. If all of them lay where they came, these are the
+//!   objects whose rows went since the path was removed. Otherwise older objects may have copies,
+//!   and all have to be deleted. A crash before leaves the purge open, and the next collection goes
+//!   on.
+//! - Each removal for cause leaves a *note* of the same form, also without `--now`, which may be
+//!   asked for later. A note goes under the same conditions.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Instant;
 
-use dormer_index::{PackNumber, PackRow, PackedChunk, Purge, PurgeId, UnixSeconds};
+use dormer_format::PackId;
+use dormer_index::{DoomedPack, PackNumber, PackRow, PackedChunk, Purge, PurgeId, UnixSeconds};
 use roaring::RoaringTreemap;
 
 use super::compact::OpenPack;
@@ -27,12 +33,19 @@ use super::plan::{Live, PACK_CHUNKS};
 use super::{CollectionReport, Collector, PAGE_ROWS, REMOVE_PACKS, Turn};
 use crate::Result;
 
-/// Purges that one collection takes up.
+/// Purges that one collection takes up. Those that none has tried come first, so purges that have
+/// to wait never keep others from their turn.
 const PURGES_MAX: u32 = 256;
+
+/// Clocks of replicas differ by less than this, in seconds.
+const CLOCKS_DIFFER: i64 = 600;
 
 /// The first round condemns, the second removes. More are needed only when pushes bring chunks of
 /// condemned packs back.
 const ROUNDS_MAX: usize = 4;
+
+/// Notes in one page.
+const NOTES_PAGE: u32 = 64;
 
 /// Runs of chunks, most of them short, that are looked up between two pauses.
 const PAUSE_PAGES: usize = 64;
@@ -40,20 +53,31 @@ const PAUSE_PAGES: usize = 64;
 /// Rows of chunks read at once.
 const PAGE_CHUNKS: u32 = 4_096;
 
+/// The purges that a collection took up.
+#[derive(Default)]
+pub(super) struct Purging {
+    purges: Vec<Purge>,
+    /// Their chunks that no NAR needs.
+    chunks: RoaringTreemap,
+    /// Those of which all these chunks were found in the packs that brought them.
+    at_home: BTreeSet<PurgeId>,
+}
+
+/// Where chunks of purges lie.
+#[derive(Default)]
+struct Found {
+    packs: BTreeSet<PackNumber>,
+    at_home: BTreeSet<PurgeId>,
+}
+
 impl Collector {
-    /// Removes the bytes that only removed paths needed. Returns the purges that it took up, and
-    /// their chunks that no NAR needs.
-    pub(super) async fn purge(
-        &self,
-        turn: &mut Turn<'_>,
-        report: &mut CollectionReport,
-    ) -> Result<(Vec<Purge>, RoaringTreemap)> {
-        let purges = self.index.open_purges(PurgeId(0), PURGES_MAX).await?;
-        let mut chunks = RoaringTreemap::new();
-        if purges.is_empty() {
-            return Ok((purges, chunks));
+    /// Removes the bytes that only removed paths needed.
+    pub(super) async fn purge(&self, turn: &mut Turn<'_>, report: &mut CollectionReport) -> Result<Purging> {
+        let mut purging = Purging { purges: self.index.open_purges(PURGES_MAX).await?, ..Purging::default() };
+        if purging.purges.is_empty() {
+            return Ok(purging);
         }
-        for _ in 0..ROUNDS_MAX {
+        for round in 0..ROUNDS_MAX {
             let condemned = self.condemned_packs(turn).await?;
             let (now, _) = self.begin_marks();
             let marks = self.mark(turn, now, report).await?;
@@ -75,34 +99,95 @@ impl Collector {
                 turn.step(begun, 8, 0, removed.packs.len() as u64 + removed.chunks).await?;
             }
             self.delete_objects(turn, report).await?;
-            chunks = unneeded(&purges, &live);
-            let packs = self.packs_of(turn, &purges, &chunks).await?;
+            purging.chunks = unneeded(&purging.purges, &live);
+            let found = self.packs_of(turn, &purging.purges, &purging.chunks).await?;
+            if round == 0 {
+                purging.at_home = found.at_home;
+            }
             let mut goes_on = false;
-            for pack in packs {
-                goes_on |= self.empty_pack(turn, pack, &chunks, &live, report).await?;
+            for pack in found.packs {
+                if turn.is_store_down() {
+                    break;
+                }
+                goes_on |= self.empty_pack(turn, pack, &purging.chunks, &live, report).await?;
             }
             if !goes_on {
                 break;
             }
         }
-        Ok((purges, chunks))
+        Ok(purging)
     }
 
     /// Closes the purges whose bytes are gone. Call it when all objects were deleted that can be.
     pub(super) async fn end_purges(
         &self,
         turn: &mut Turn<'_>,
-        purges: &[Purge],
-        chunks: &RoaringTreemap,
+        purging: &Purging,
         report: &mut CollectionReport,
     ) -> Result<()> {
         let now = self.clock.now();
-        let all_deleted = purges.is_empty() || self.index.doomed_packs(1, now).await?.is_empty();
-        for purge in purges {
-            let left = self.packs_of(turn, std::slice::from_ref(purge), chunks).await?;
-            let is_done = all_deleted && left.is_empty();
+        for purge in &purging.purges {
+            let left = self.packs_of(turn, std::slice::from_ref(purge), &purging.chunks).await?;
+            let since = purging.at_home.contains(&purge.id).then_some(purge.removed_at);
+            let is_done = left.packs.is_empty() && self.are_objects_deleted(since).await?;
             self.index.end_purges(&[purge.id], is_done, now).await?;
             report.purged += u64::from(is_done);
+        }
+        Ok(())
+    }
+
+    /// Whether the objects of all packs are deleted that lost their rows, or of those that did so
+    /// since a path was removed.
+    async fn are_objects_deleted(&self, since: Option<UnixSeconds>) -> Result<bool> {
+        let before = since.map(|removed_at| DoomedPack {
+            id: PackId::from_bytes([0; 16]),
+            not_before: removed_at.saturating_sub(CLOCKS_DIFFER),
+        });
+        Ok(self.index.doomed_packs(before, 1, self.clock.now()).await?.is_empty())
+    }
+
+    /// The notes of removed paths of which no chunk row is left that no NAR needs. Reads only.
+    pub(super) async fn spent_notes(&self, turn: &mut Turn<'_>, live: &Live) -> Result<Vec<PurgeId>> {
+        let mut spent = Vec::new();
+        let mut after = PurgeId(0);
+        loop {
+            let begun = Instant::now();
+            let page = self.index.purge_notes(after, NOTES_PAGE).await?;
+            let Some(last) = page.last() else { return Ok(spent) };
+            after = last.id;
+            for note in &page {
+                if !self.has_unneeded_rows(note, live).await? {
+                    spent.push(note.id);
+                }
+            }
+            turn.step(begun, 8, after.0, 0).await?;
+        }
+    }
+
+    async fn has_unneeded_rows(&self, note: &Purge, live: &Live) -> Result<bool> {
+        for run in &note.runs {
+            let mut after = None;
+            loop {
+                let page = self.index.find_places(run, after, PAGE_CHUNKS).await?;
+                if page.iter().any(|(chunk, _)| !live.has_chunk(*chunk)) {
+                    return Ok(true);
+                }
+                match page.last() {
+                    Some((last, _)) if page.len() == PAGE_CHUNKS as usize => after = Some(*last),
+                    _ => break,
+                }
+            }
+        }
+        Ok(false)
+    }
+
+    /// Forgets these notes, when all objects are deleted. Call it as [`Self::end_purges`].
+    pub(super) async fn forget_notes(&self, spent: &[PurgeId]) -> Result<()> {
+        if spent.is_empty() || !self.are_objects_deleted(None).await? {
+            return Ok(());
+        }
+        for notes in spent.chunks(NOTES_PAGE as usize) {
+            self.index.forget_purge_notes(notes).await?;
         }
         Ok(())
     }
@@ -121,33 +206,43 @@ impl Collector {
         }
     }
 
-    /// The packs that hold one of these chunks.
+    /// The packs that hold one of these chunks, and the purges all of whose chunks are at home.
     async fn packs_of(
         &self,
         turn: &mut Turn<'_>,
         purges: &[Purge],
         chunks: &RoaringTreemap,
-    ) -> Result<BTreeSet<PackNumber>> {
-        let mut packs = BTreeSet::new();
+    ) -> Result<Found> {
+        let mut found = Found::default();
         let (mut begun, mut pages) = (Instant::now(), 0);
-        for run in purges.iter().flat_map(|purge| &purge.runs) {
-            let mut after = None;
-            loop {
-                let page = self.index.find_places(run, after, PAGE_CHUNKS).await?;
-                packs.extend(page.iter().filter(|(chunk, _)| chunks.contains(*chunk)).map(|(_, pack)| *pack));
-                pages += 1;
-                if pages % PAUSE_PAGES == 0 {
-                    turn.step(begun, 8, 0, 0).await?;
-                    begun = Instant::now();
+        for purge in purges {
+            let mut away = 0;
+            for run in &purge.runs {
+                away += chunks.range_cardinality(run.first..run.first + u64::from(run.count));
+                let mut after = None;
+                loop {
+                    let page = self.index.find_places(run, after, PAGE_CHUNKS).await?;
+                    for (chunk, pack) in page.iter().filter(|(chunk, _)| chunks.contains(*chunk)) {
+                        found.packs.insert(*pack);
+                        away -= u64::from(is_home(*chunk, *pack));
+                    }
+                    pages += 1;
+                    if pages % PAUSE_PAGES == 0 {
+                        turn.step(begun, 8, 0, 0).await?;
+                        begun = Instant::now();
+                    }
+                    match page.last() {
+                        Some((last, _)) if page.len() == PAGE_CHUNKS as usize => after = Some(*last),
+                        _ => break,
+                    }
                 }
-                match page.last() {
-                    Some((last, _)) if page.len() == PAGE_CHUNKS as usize => after = Some(*last),
-                    _ => break,
-                }
+            }
+            if away == 0 {
+                found.at_home.insert(purge.id);
             }
         }
         turn.step(begun, 8, 0, 0).await?;
-        Ok(packs)
+        Ok(found)
     }
 
     /// Moves what may be needed out of a pack, and condemns it. `false` if the pack has to wait.
@@ -198,7 +293,7 @@ impl Collector {
             after = Some(last.row.number);
             for PackedChunk { row, is_damaged } in page {
                 let is_live = live.has_chunk(row.number);
-                let is_home = row.number / PACK_CHUNKS == pack.number.0.unsigned_abs();
+                let is_home = is_home(row.number, pack.number);
                 if unneeded.contains(row.number) {
                     if !is_home && !is_settled {
                         return Ok(None);
@@ -223,6 +318,11 @@ impl Collector {
         packs.retain(|open| open.chunks() > 0);
         Ok(Some(packs))
     }
+}
+
+/// Whether a pack is the one that brought a chunk.
+fn is_home(chunk: u64, pack: PackNumber) -> bool {
+    chunk / PACK_CHUNKS == pack.0.unsigned_abs()
 }
 
 /// The chunks of removed paths that no NAR needs.

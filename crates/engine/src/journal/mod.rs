@@ -84,6 +84,9 @@ const PAUSE_MAX: Duration = Duration::from_mins(1);
 /// may have died: its changes wait for the interval, the lease and one look, 55 s by default.
 const LOOKS_ELSEWHERE: u32 = 4;
 
+/// Between two looks at the lag during a turn.
+const LAG_LOOK: Duration = Duration::from_secs(1);
+
 /// Named values that say something of one database, and are not to be in another one.
 const OWN_SETTINGS: [&str; 5] =
     ["installation-claimed", "first-start", "index.ready-check", "recovery-begun", "recovery-ended"];
@@ -240,7 +243,7 @@ impl Journal {
 
     async fn write_unless_elsewhere(&self) -> Result<Written> {
         let begun_at = self.clock.now();
-        let written = self.write_turn(true).await;
+        let written = self.with_lag(self.write_turn(true)).await;
         if matches!(written, Ok(Written::All(_))) {
             self.complete_at.store(begun_at, Ordering::Relaxed);
             self.metrics.set_lag(0);
@@ -248,6 +251,21 @@ impl Journal {
             self.metrics.set_lag(self.clock.now() - self.complete_at.load(Ordering::Relaxed));
         }
         written
+    }
+
+    /// Tells how far the journal is behind while a turn lasts: the first snapshot of a large cache
+    /// takes a while, and a store that hangs takes longer.
+    async fn with_lag<T>(&self, turn: impl Future<Output = T>) -> T {
+        tokio::pin!(turn);
+        loop {
+            tokio::select! {
+                biased;
+                done = &mut turn => return done,
+                () = tokio::time::sleep(LAG_LOOK) => {
+                    self.metrics.set_lag(self.clock.now() - self.complete_at.load(Ordering::Relaxed));
+                }
+            }
+        }
     }
 
     /// One turn: all changes, and with `with_snapshot` also what is due of a snapshot.

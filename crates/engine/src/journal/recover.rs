@@ -16,16 +16,16 @@
 //! Memory: one file of the journal, the keys of the segments' records, the ids of all packs, and
 //! one listing.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::{BTreeSet, HashMap, HashSet};
 use std::ops::Range;
 use std::sync::Arc;
 
 use bytes::Bytes;
 use dormer_blobs::{BlobKey, Store};
 use dormer_format::{
-    ChunkId, Decoder, JournalAlias, JournalCache, JournalDocument, JournalFile, JournalKind, JournalListing,
-    JournalName, JournalNar, JournalObject, JournalPath, JournalRecord, PACK_TRAILER_BYTES, PackEntry,
-    PackId, RecipeBuilder, TagBuilder, checksum, read_table, read_trailer,
+    ChunkId, Decoder, JournalAlias, JournalCache, JournalDocument, JournalFile, JournalHeader, JournalKind,
+    JournalListing, JournalName, JournalNar, JournalObject, JournalPath, JournalRecord, PACK_TRAILER_BYTES,
+    PackEntry, PackId, RecipeBuilder, TagBuilder, checksum, read_table, read_trailer,
 };
 use dormer_index::{
     Cache, CacheId, CacheKey, ChunkRow, CollectIndex, CommitTarget, Index, JournalIndex, NarCommit, NarId,
@@ -85,6 +85,11 @@ pub struct Recovered {
     pub journal_files: u64,
     /// Files that are missing their end, or could not be read at all.
     pub cut_journal_files: u64,
+    /// Files that do not count although they are newer: another lineage wrote them, and no snapshot
+    /// of it is whole.
+    pub ignored_journal_files: u64,
+    /// These lineages.
+    pub ignored_lineages: BTreeSet<String>,
     /// Caches.
     pub caches: u64,
     /// Paths.
@@ -205,6 +210,9 @@ impl Recovery {
             tracing::warn!(journal.file = %end, "the end of a snapshot is cut short; all files count");
         }
         self.is_snapshot_whole = base.is_some();
+        if let Some(base) = base {
+            self.count_ignored(&names, &base).await?;
+        }
         let mut chosen: Vec<JournalName> = match base {
             Some(base) => names
                 .into_iter()
@@ -240,6 +248,26 @@ impl Recovery {
             }
         }
         Ok(of_lineage)
+    }
+
+    /// Counts what another lineage wrote after a snapshot: a database that was recovered or
+    /// restored since, and lost before its own first snapshot was whole. Its files say what
+    /// changed, but not what was there, so they cannot be used.
+    async fn count_ignored(&mut self, names: &[JournalName], base: &JournalHeader) -> Result<()> {
+        let is_later =
+            |name: &&JournalName| name.kind != JournalKind::End && name.generation > base.generation;
+        for name in names.iter().filter(is_later) {
+            if let Some(lineage) = self.lineage(name).await?.filter(|lineage| *lineage != base.lineage) {
+                self.report.ignored_journal_files += 1;
+                self.report.ignored_lineages.insert(format!("{lineage:016x}"));
+            }
+        }
+        Ok(())
+    }
+
+    /// What is known before anything is recovered.
+    pub fn report(&self) -> &Recovered {
+        &self.report
     }
 
     /// The lineage of a file; `None` if not even its header is there. Only one database writes a
@@ -504,21 +532,19 @@ impl Recovery {
         at: UnixSeconds,
     ) -> Result<bool> {
         let known = index.find_nar(&hash).await?.filter(|nar| !nar.damaged);
-        let mut lost_listing = false;
+        let mut is_listing_lost = false;
         let source = match (known, nar) {
             (Some(known), _) => NarSource::Known(known.id),
             (None, None) => return Ok(false),
             (None, Some(nar)) => {
-                lost_listing = nar.listing == JournalListing::Lost;
-                match restored_nar(index, &self.store, nar).await? {
-                    Some(nar) => NarSource::New(Box::new(nar)),
-                    None => return Ok(false),
-                }
+                let Some(restored) = restored_nar(index, &self.store, nar).await? else { return Ok(false) };
+                is_listing_lost = restored.is_listing_lost;
+                NarSource::New(Box::new(restored.nar))
             }
         };
         let commit = NarCommit { cache, nar: source, target, at, grace_seconds: 0, known_keys: Vec::new() };
         index.commit_nar(&commit).await?;
-        if lost_listing {
+        if is_listing_lost {
             let id: Option<NarId> = index.find_nar(&hash).await?.map(|nar| nar.id);
             if let Some(id) = id {
                 index.mark_listing_lost(id, &[], at).await?;
@@ -590,9 +616,20 @@ fn restored_object(hash: StorePathHash, object: JournalObject) -> Option<Object>
     })
 }
 
-/// A NAR with the numbers that its chunks have now; `None` if one of them is not in the store, or
-/// if chunks and fills do not fit together.
-async fn restored_nar(index: &Arc<dyn Index>, store: &Store, nar: &JournalNar) -> Result<Option<NewNar>> {
+/// A NAR with the numbers that its chunks have now.
+struct RestoredNar {
+    nar: NewNar,
+    /// The listing is not in the store: the NAR is to be marked after its commit.
+    is_listing_lost: bool,
+}
+
+/// `None` if one of the NAR's chunks is not in the store, or if chunks and fills do not fit
+/// together. A listing alone never loses a NAR: the next push brings it back.
+async fn restored_nar(
+    index: &Arc<dyn Index>,
+    store: &Store,
+    nar: &JournalNar,
+) -> Result<Option<RestoredNar>> {
     let Some(rows) = find_all(index, &nar.recipe.chunks).await? else { return Ok(None) };
     let (mut recipe, mut tag) = (RecipeBuilder::new(), TagBuilder::new());
     let (mut holes, mut raw_bytes, mut holed_bytes, mut file_size) = (0, 0, 0, 0);
@@ -614,29 +651,35 @@ async fn restored_nar(index: &Arc<dyn Index>, store: &Store, nar: &JournalNar) -
     let mut packs: Vec<PackNumber> = rows.iter().map(|row| row.pack).collect();
     let mut build_ids = Vec::new();
     let listing = match &nar.listing {
-        // Marked as lost after the commit.
-        JournalListing::Lost => StoredListing::Inline(Vec::new()),
+        JournalListing::Lost => None,
         JournalListing::Inline(body) => {
             // A body that cannot be read is found, and marked as lost, by the first reader.
             if let Ok(json) = zstd::bulk::decompress(body, GATHERED_BYTES_MAX) {
                 build_ids = listed_build_ids(&json);
             }
-            StoredListing::Inline(body.clone())
+            Some(StoredListing::Inline(body.clone()))
         }
-        JournalListing::Chunks { chunks, size } => {
-            let Some(rows) = find_all(index, chunks).await? else { return Ok(None) };
-            build_ids = listed_build_ids(&read_listing(store, &rows, *size).await?);
-            let mut recipe = RecipeBuilder::new();
-            for row in &rows {
-                recipe.push_chunk(row.number);
-            }
-            packs.extend(rows.iter().map(|row| row.pack));
-            StoredListing::Chunks { recipe: recipe.finish(), size: *size }
-        }
+        JournalListing::Chunks { chunks, size } => match find_all(index, chunks).await? {
+            Some(rows) => match read_listing(store, &rows, *size).await? {
+                Some(json) => {
+                    build_ids = listed_build_ids(&json);
+                    let mut recipe = RecipeBuilder::new();
+                    for row in &rows {
+                        recipe.push_chunk(row.number);
+                    }
+                    packs.extend(rows.iter().map(|row| row.pack));
+                    Some(StoredListing::Chunks { recipe: recipe.finish(), size: *size })
+                }
+                None => None,
+            },
+            None => None,
+        },
     };
+    let is_listing_lost = listing.is_none();
+    let listing = listing.unwrap_or(StoredListing::Inline(Vec::new()));
     packs.sort_unstable();
     packs.dedup();
-    Ok(Some(NewNar {
+    let nar = NewNar {
         hash: nar.hash,
         size: nar.size,
         file_size,
@@ -646,27 +689,39 @@ async fn restored_nar(index: &Arc<dyn Index>, store: &Store, nar: &JournalNar) -
         listing,
         build_ids,
         packs,
-    }))
+    };
+    Ok(Some(RestoredNar { nar, is_listing_lost }))
 }
 
 /// The JSON of a listing in chunks, at most [`LISTING_BYTES_MAX`]. It is empty if a chunk is
-/// damaged: the first reader finds that, too.
-async fn read_listing(store: &Store, rows: &[ChunkRow], size: u64) -> Result<Vec<u8>> {
+/// damaged: the first reader finds that, too. `None` if a pack is gone or short since its table was
+/// read.
+async fn read_listing(store: &Store, rows: &[ChunkRow], size: u64) -> Result<Option<Vec<u8>>> {
     let mut json = Vec::new();
     if size > LISTING_BYTES_MAX as u64 {
-        return Ok(json);
+        return Ok(Some(json));
     }
     let mut decoder = Decoder::new().map_err(Error::Encode)?;
     for row in rows {
         let range = row.offset..row.offset + u64::from(row.layout.stored_len());
-        let frames = read_exactly(store, &BlobKey::Pack(row.pack_id).to_string(), range).await?;
+        let key = BlobKey::Pack(row.pack_id).to_string();
+        let frames = match read_exactly(store, &key, range).await {
+            Ok(frames) => frames,
+            Err(Error::Blobs(
+                error @ (dormer_blobs::Error::NotFound { .. } | dormer_blobs::Error::Truncated { .. }),
+            )) => {
+                tracing::warn!(error = with_causes(&error), "a listing is lost; its NAR is not");
+                return Ok(None);
+            }
+            Err(error) => return Err(error),
+        };
         if checksum(&frames) != row.checksum {
-            return Ok(Vec::new());
+            return Ok(Some(Vec::new()));
         }
-        let Ok(bytes) = decoder.decode(&frames, &row.layout, &[]) else { return Ok(Vec::new()) };
+        let Ok(bytes) = decoder.decode(&frames, &row.layout, &[]) else { return Ok(Some(Vec::new())) };
         json.extend_from_slice(&bytes);
     }
-    Ok(json)
+    Ok(Some(json))
 }
 
 async fn find_all(index: &Arc<dyn Index>, chunks: &[ChunkId]) -> Result<Option<Vec<ChunkRow>>> {

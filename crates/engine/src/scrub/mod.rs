@@ -11,7 +11,8 @@
 //!
 //! Damage is marked at once. A chunk is marked at the place that was read, so a chunk that a push
 //! healed meanwhile is not marked. A store that cannot be reached marks nothing: the run stops and
-//! is taken up again later.
+//! is taken up again later. Where a disk has bad sectors, the chunks are read one by one, and those
+//! that do not come are damaged, if the store as a whole answers.
 //!
 //! Invariants
 //! - The state of a run ([`ScrubState`]) is the cursor of its job. It moves after each pack and
@@ -28,7 +29,7 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use dormer_blobs::{BlobKey, Blobs};
-use dormer_format::{ChunkRun, HoleFill};
+use dormer_format::{ChunkRun, HoleFill, PackId, checksum};
 use dormer_index::{
     ChunkRow, Index, JobId, JobIndex, JobKind, JobLease, Nar, NarId, PackNumber, PackRow, ScrubIndex,
     UnixSeconds,
@@ -38,6 +39,7 @@ use serde::{Deserialize, Serialize};
 
 use self::check::{PackFindings, check_pack, decode_chunk};
 pub use self::metrics::ScrubMetrics;
+use crate::back_off;
 use crate::cpu::blocking;
 use crate::pace::pause_after;
 use crate::read::windows;
@@ -54,6 +56,16 @@ const NAMED_MAX: usize = 100;
 
 /// The lease is renewed at least so often while a limit of bytes makes the run wait.
 const RENEW_AFTER: Duration = Duration::from_secs(3);
+
+/// Attempts to read a chunk before it counts as damaged because the disk does not give it back.
+const TRIES: u32 = 3;
+
+/// Chunks of a pack that are tried again; of the others one attempt is enough.
+const TRIED_AGAIN: usize = 8;
+
+/// What Linux says of bad sectors, and of a file system whose own checksums differ: `EIO`,
+/// `EBADMSG`, `EUCLEAN`. Every other failure may be one of the whole store.
+const BAD_DISK: [i32; 3] = [5, 74, 117];
 
 /// What a scrub looks at.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
@@ -267,7 +279,7 @@ impl Scrubber {
             for pack in page {
                 if state.takes(pack.number.0) {
                     let timer = Instant::now();
-                    let bytes = self.pack(&pack, &mut state.report).await?;
+                    let bytes = self.pack(turn, &pack, state).await?;
                     self.wait(turn, state, timer, bytes).await?;
                 }
                 state.after = pack.number.0;
@@ -280,16 +292,20 @@ impl Scrubber {
     }
 
     /// Checks one pack; returns the bytes that it read.
-    async fn pack(&self, pack: &PackRow, report: &mut ScrubReport) -> Result<u64> {
+    async fn pack(&self, turn: &Turn<'_>, pack: &PackRow, state: &mut ScrubState) -> Result<u64> {
         let rows = self.scrub.chunks_of_pack(pack.number).await?;
         let bytes = match self.whole_pack(pack).await {
             Ok(bytes) => bytes,
             Err(dormer_blobs::Error::NotFound { .. } | dormer_blobs::Error::Truncated { .. }) => {
-                self.lost_pack(pack, &rows, report).await?;
+                self.lost_pack(pack, &rows, &mut state.report).await?;
                 return Ok(0);
+            }
+            Err(error) if is_bad_disk(&error) => {
+                return self.unreadable_pack(turn, pack, &rows, &error, state).await;
             }
             Err(error) => return Err(error.into()),
         };
+        let report = &mut state.report;
         let (read, id) = (bytes.len() as u64, pack.id);
         let (findings, rows) = blocking(move || {
             let findings = check_pack(id, &bytes, &rows);
@@ -308,6 +324,66 @@ impl Scrubber {
         self.damaged_chunks(pack, &chunks, "chunks are damaged", report).await?;
         self.metrics.count_read(read);
         Ok(read)
+    }
+
+    /// Reads the chunks of a pack one by one, some of which the disk does not give back.
+    async fn unreadable_pack(
+        &self,
+        turn: &Turn<'_>,
+        pack: &PackRow,
+        rows: &[ChunkRow],
+        error: &dormer_blobs::Error,
+        state: &mut ScrubState,
+    ) -> Result<u64> {
+        let (mut chunks, mut read) = (Vec::new(), 0);
+        let mut renewed = Instant::now();
+        for row in rows {
+            let tries = if chunks.len() < TRIED_AGAIN { TRIES } else { 1 };
+            match self.stored_chunk(row, tries).await? {
+                Some(bytes) => read += bytes.len() as u64,
+                None => chunks.push(row.number),
+            }
+            if renewed.elapsed() >= RENEW_AFTER {
+                self.advance(turn, state, 0).await?;
+                renewed = Instant::now();
+            }
+        }
+        self.check_store().await?;
+        let report = &mut state.report;
+        report.packs += 1;
+        report.packs_damaged += 1;
+        report.chunks += rows.len() as u64;
+        report.bytes_read += read;
+        self.metrics.count_damage("pack", 1);
+        self.metrics.count_read(read);
+        report.note(format!("{}: {}", BlobKey::Pack(pack.id), with_causes(error)));
+        self.damaged_chunks(pack, &chunks, "chunks cannot be read", report).await?;
+        Ok(read)
+    }
+
+    /// The stored bytes of a chunk. `None` if they are others, or if the disk does not give them
+    /// back.
+    async fn stored_chunk(&self, row: &ChunkRow, tries: u32) -> Result<Option<Bytes>> {
+        let range = row.offset..row.offset + u64::from(row.layout.stored_len());
+        for attempt in 1..=tries {
+            match self.blobs.get_range(&BlobKey::Pack(row.pack_id), range.clone()).await {
+                Ok(bytes) => return Ok((checksum(&bytes) == row.checksum).then_some(bytes)),
+                Err(dormer_blobs::Error::NotFound { .. } | dormer_blobs::Error::Truncated { .. }) => break,
+                Err(error) if !is_bad_disk(&error) => return Err(error.into()),
+                Err(_) if attempt < tries => back_off::pause_after(attempt).await,
+                Err(_) => {}
+            }
+        }
+        Ok(None)
+    }
+
+    /// Nothing is marked while the store as a whole does not answer. Any name will do, and the
+    /// answer "not there" is a good one.
+    async fn check_store(&self) -> Result<()> {
+        match self.blobs.head(&BlobKey::Pack(PackId::from_bytes([0; 16]))).await {
+            Ok(_) | Err(dormer_blobs::Error::NotFound { .. }) => Ok(()),
+            Err(error) => Err(error.into()),
+        }
     }
 
     async fn whole_pack(&self, pack: &PackRow) -> dormer_blobs::Result<Bytes> {
@@ -456,23 +532,37 @@ impl Scrubber {
         let range = first.offset..last.offset + u64::from(last.layout.stored_len());
         let read = range.end - range.start;
         let start = range.start;
-        let stored = match self.blobs.get_range(&BlobKey::Pack(first.pack_id), range).await {
-            Ok(stored) => stored,
-            Err(dormer_blobs::Error::NotFound { .. } | dormer_blobs::Error::Truncated { .. }) => {
-                let mut bad = Vec::new();
-                for row in rows {
-                    bad.push((row, self.mark(row).await?));
+        let stored: Vec<Option<Bytes>> =
+            match self.blobs.get_range(&BlobKey::Pack(first.pack_id), range).await {
+                Ok(stored) => {
+                    let own = |row: &ChunkRow| {
+                        let from = usize::try_from(row.offset - start).expect("a fetch is a few MiB");
+                        Some(stored.slice(from..from + row.layout.stored_len() as usize))
+                    };
+                    rows.iter().map(own).collect()
                 }
-                return Ok((0, bad));
-            }
-            Err(error) => return Err(error.into()),
-        };
+                Err(error) if is_bad_disk(&error) => {
+                    let mut stored = Vec::with_capacity(rows.len());
+                    for row in rows {
+                        stored.push(self.stored_chunk(row, TRIES).await?);
+                    }
+                    self.check_store().await?;
+                    stored
+                }
+                Err(dormer_blobs::Error::NotFound { .. } | dormer_blobs::Error::Truncated { .. }) => {
+                    let mut bad = Vec::new();
+                    for row in rows {
+                        bad.push((row, self.mark(row).await?));
+                    }
+                    return Ok((0, bad));
+                }
+                Err(error) => return Err(error.into()),
+            };
         let mut bad = Vec::new();
-        for (row, fills) in rows.iter().zip(fills) {
-            let from = usize::try_from(row.offset - start).expect("a fetch is a few MiB");
-            let own: Bytes = stored.slice(from..from + row.layout.stored_len() as usize);
+        for ((row, own), fills) in rows.iter().zip(stored).zip(fills) {
             let (layout, id, checksum) = (row.layout.clone(), row.id, row.checksum);
-            match blocking(move || decode_chunk(&own, id, checksum, &layout, &fills)).await {
+            let decode = move || decode_chunk(&own?, id, checksum, &layout, &fills);
+            match blocking(decode).await {
                 Some(raw) if *whole => hasher.update(&raw),
                 Some(_) => {}
                 None => {
@@ -512,6 +602,11 @@ impl Scrubber {
         let ends_at = now + turn.lease_seconds;
         Ok(self.scrub.advance_scrub(turn.lease, &state.encode(), rows, now, ends_at).await?)
     }
+}
+
+fn is_bad_disk(error: &dormer_blobs::Error) -> bool {
+    matches!(error, dormer_blobs::Error::Io { source, .. }
+        if source.raw_os_error().is_some_and(|code| BAD_DISK.contains(&code)))
 }
 
 /// Groups of chunks that lie behind each other in a pack.

@@ -11,11 +11,11 @@
 //!   sends the chunks again.
 //! - Memory: that of an upload, the manifest, and the reads in progress.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use bytes::Bytes;
 use dormer_format::{Decoder, HoleFill, NarManifest};
-use dormer_index::ChunkRow;
+use dormer_index::{ChunkRow, PackNumber};
 
 use super::{Allowed, ChunkedPath, LOOK_CHUNKS, PushSession, Reader};
 use crate::ingest::{Ingest, IngestRequest, Ingested};
@@ -184,9 +184,15 @@ impl Engine {
                 rows.iter().filter(|row| row.pack_id == pack).map(|row| row.number).collect()
             }
         };
-        let damaged = self.still_there(rows, lost.iter().copied().collect()).await;
-        tracing::error!(chunk.numbers = ?damaged, "stored bytes of a push by chunks are damaged");
-        self.index().mark_chunks_damaged(&damaged, self.now()).await?;
+        // By the pack that was read: a push or a collection may have put a chunk elsewhere since.
+        let mut damaged: BTreeMap<PackNumber, Vec<u64>> = BTreeMap::new();
+        for row in rows.iter().filter(|row| lost.contains(&row.number)) {
+            damaged.entry(row.pack).or_default().push(row.number);
+        }
+        for (pack, chunks) in damaged {
+            let marked = self.index().mark_chunks_damaged(pack, &chunks, self.now()).await?;
+            tracing::error!(chunk.numbers = ?chunks, marked, "stored bytes of a push by chunks are damaged");
+        }
         self.forget_nars();
         let positions = (first..).zip(rows).filter(|(_, row)| lost.contains(&row.number));
         Ok(Verified::Missing(positions.map(|(position, _)| position as u64).take(POSITIONS_MAX).collect()))

@@ -10,6 +10,7 @@ use std::sync::atomic::{AtomicI64, Ordering};
 use crate::common::{
     Installation, create_main, decompress, hash_of, ingest, new_database, path, push, served, settings,
 };
+use crate::odd_store::OddStore;
 use dormer_blobs::{BlobKey, Blobs};
 use dormer_engine::{
     Clock, CollectSettings, CollectionReport, Collector, CompactionTotals, Engine, EngineSettings,
@@ -159,6 +160,13 @@ impl Lab {
         let collect = Arc::clone(&process.contracts.collect);
         let index = FaultCollect::new(collect, Arc::clone(&blobs), Arc::clone(faults));
         self.collector(Arc::new(index), blobs).run_now(&*process.contracts.jobs, "test", 30).await
+    }
+
+    /// Collects in a store that does not do all that it is asked for.
+    pub(crate) async fn collect_in(&self, process: &Process, store: &Arc<OddStore>) -> CollectionReport {
+        let collector = self.collector(Arc::clone(&process.contracts.collect), Arc::clone(store) as _);
+        let outcome = collector.run_now(&*process.contracts.jobs, "test", 30).await;
+        outcome.expect(ANSWERS).expect("no other process collects")
     }
 
     pub(crate) async fn collect(&self, process: &Process) -> CollectionReport {

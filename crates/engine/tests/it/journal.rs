@@ -10,11 +10,12 @@ use dormer_engine::{
     Clock, CollectSettings, Collector, Engine, Journal, JournalSettings, MasterKey, Recovered, Recovery,
     RecoveryIndex, Result, SystemClock, find_missing, rekey,
 };
+use dormer_format::{PackBuilder, PackId, StoredChunk};
 use dormer_index::{
     Alias, Audit, Cache, CacheId, FoundObject, JobIndex, JournalIndex, JournaledDocument, MASTER_KEY_PROOF,
     ObjectOrder, Pin, PostgresIndex, PostgresOptions, SqliteIndex, SqliteOptions, StoredListing, UnixSeconds,
 };
-use dormer_nix::nar::Node;
+use dormer_nix::nar::{Node, encode_tree};
 use dormer_nix::{BuildTrace, NarHash, StorePath, TraceKey};
 use dormer_testkit::services::Postgres;
 use dormer_testkit::{
@@ -848,4 +849,120 @@ async fn the_journal_takes_few_bytes_beside_the_packs() {
     println!("{packs} bytes of packs, {journal} of the journal, {} / 10,000", journal * 10_000 / packs);
     // With a snapshot beside all segments, and another one under way, it is three times as much.
     assert!(journal * 3 * 100 <= packs * 3, "{journal} bytes beside {packs}");
+}
+
+/// Gives the chunks of the NARs and those of the listings packs of their own; returns the key of
+/// the listings' pack.
+async fn part_listing_from_nar(lab: &Lab) -> BlobKey {
+    let RecoveryIndex { index, journal, .. } = &lab.database.contracts;
+    let found = journal.journaled_objects_after(None, 9).await.expect(ANSWERS).remove(0);
+    let StoredListing::Chunks { recipe, .. } = found.nar.listing.expect("it has one") else {
+        panic!("the listing is small")
+    };
+    let old = lab.blobs.list().await.expect(ANSWERS);
+    let mut keys = Vec::new();
+    for (byte, runs) in [(1, found.nar.recipe.runs), (2, recipe.runs)] {
+        let id = PackId::from_bytes([byte; 16]);
+        let mut builder = PackBuilder::new(id);
+        for row in index.load_chunks(&runs).await.expect(ANSWERS) {
+            let range = row.offset..row.offset + u64::from(row.layout.stored_len());
+            let bytes = lab.blobs.get_range(&BlobKey::Pack(row.pack_id), range).await.expect(ANSWERS);
+            builder.add(StoredChunk { id: row.id, layout: row.layout, checksum: row.checksum, bytes });
+        }
+        let pack = builder.finish();
+        lab.blobs.put(&BlobKey::Pack(id), &pack.parts).await.expect(ANSWERS);
+        keys.push(BlobKey::Pack(id));
+    }
+    for key in old {
+        lab.blobs.delete(&key).await.expect(ANSWERS);
+    }
+    keys[1]
+}
+
+/// A listing is made again by the next push of its NAR. Without it, the NAR is served.
+#[tokio::test]
+async fn a_lost_listing_loses_no_path_and_stops_no_recovery() {
+    let lab = Lab::new(false).await;
+    let cache = create_main(&lab.engine).await;
+    let mut random = Random::new(60);
+    let files = (0..6_000)
+        .map(|_| (format!("{:x}{:x}", random.next_u64(), random.next_u64()).into_bytes(), Node::file("")));
+    let nar = encode_tree(&Node::Directory(files.collect::<BTreeMap<_, _>>()));
+    push(&lab.engine, &cache, &path(0), &nar).await.expect(ANSWERS);
+    lab.journal(JournalSettings::default()).write().await.expect(ANSWERS);
+    let listings = part_listing_from_nar(&lab).await;
+    let served_without_listing = async |recovered: &Database, report: Recovered| {
+        assert_eq!((report.paths, report.lost), (1, 0), "{report:?}");
+        let engine = engine_over(recovered.contracts.index.clone(), Arc::clone(&lab.blobs), settings());
+        let main = engine.find_cache("main").await.expect(ANSWERS).expect("it is there");
+        let bytes = served(&engine, &main, &nar, None).await.expect(ANSWERS).expect("it is there");
+        assert!(decompress(&bytes) == nar);
+        let found = engine.index().find_object(main.id, &path(0).hash()).await.expect(ANSWERS);
+        let nar = found.expect("it is there").nar.id;
+        assert_eq!(engine.index().find_listing(nar).await.expect(ANSWERS), None, "it is marked as lost");
+        let present = engine.index().present_objects(main.id, &[path(0).hash()]).await.expect(ANSWERS);
+        assert_eq!(present, [], "so the next push brings it");
+    };
+    // The pack goes when its table has been read.
+    let database = Database::empty(false).await;
+    let recovery = Recovery::open(lab.files.store()).await.expect(ANSWERS);
+    let lose = |report: &Recovered| {
+        if report.packs == 2 {
+            futures::executor::block_on(lab.blobs.delete(&listings)).expect(ANSWERS);
+        }
+    };
+    let report = recovery.run(&database.contracts, &SystemClock, &lose).await.expect(ANSWERS);
+    assert_eq!(lab.blobs.list().await.expect(ANSWERS).len(), 1);
+    served_without_listing(&database, report).await;
+    // The pack was gone before.
+    let (recovered, report) = lab.recover().await;
+    served_without_listing(&recovered, report).await;
+}
+
+/// The database is recovered and lost again before its first snapshot was whole: the recovery falls
+/// back to the snapshot of before, and says what it leaves out.
+#[tokio::test]
+async fn a_second_loss_before_the_first_snapshot_is_told() {
+    let lab = Lab::new(false).await;
+    let cache = create_main(&lab.engine).await;
+    push(&lab.engine, &cache, &path(0), &nar(0)).await.expect(ANSWERS);
+    lab.journal(JournalSettings::default()).write().await.expect(ANSWERS);
+    let (second, report) = lab.recover().await;
+    assert_eq!((report.ignored_journal_files, report.ignored_lineages.len()), (0, 0));
+    let second = {
+        let engine = engine_over(second.contracts.index.clone(), Arc::clone(&lab.blobs), settings());
+        Lab {
+            database: second,
+            engine,
+            files: MemoryTarget::new(),
+            blobs: Arc::clone(&lab.blobs),
+            on_postgres: false,
+        }
+    };
+    let main = second.engine.find_cache("main").await.expect(ANSWERS).expect("it is there");
+    push(&second.engine, &main, &path(1), &nar(1)).await.expect(ANSWERS);
+    // Its first file is stored, and then the process ends.
+    let faults = Faults::crash_at(1, false);
+    let journal = second.database.contracts.journal.clone();
+    second
+        .journal_over(journal, lab.files.crashing(&faults), JournalSettings::default())
+        .write()
+        .await
+        .expect_err("it crashes");
+    let (third, report) = lab.recover().await;
+    assert_eq!(report.paths, 1, "{report:?}");
+    assert!(report.ignored_journal_files > 0 && report.ignored_lineages.len() == 1, "{report:?}");
+    // With its first snapshot, all of it counts.
+    third.contracts.index.close().await.expect(ANSWERS);
+    second
+        .journal_over(
+            second.database.contracts.journal.clone(),
+            lab.files.store(),
+            JournalSettings::default(),
+        )
+        .write()
+        .await
+        .expect(ANSWERS);
+    let (_, report) = lab.recover().await;
+    assert_eq!((report.paths, report.ignored_journal_files), (2, 0), "{report:?}");
 }

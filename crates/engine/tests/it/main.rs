@@ -14,6 +14,7 @@ mod jobs;
 mod journal;
 mod known_nars;
 mod large;
+mod odd_store;
 mod purge;
 mod push_and_pull;
 mod read_only;

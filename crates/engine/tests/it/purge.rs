@@ -5,12 +5,14 @@ use std::sync::Arc;
 
 use dormer_blobs::BlobKey;
 use dormer_engine::CompactionTotals;
-use dormer_index::{Cache, NarKey, PurgeCounts};
+use dormer_format::PackId;
+use dormer_index::{Cache, NarKey, PurgeCounts, PurgeId};
 use dormer_nix::NarHash;
-use dormer_testkit::{Faults, find_leaks};
+use dormer_testkit::{Faults, Random, find_leaks, package_nar};
 
-use crate::collect::{ANSWERS, DAY, Lab, OLD, Process, beginning, nars};
+use crate::collect::{ANSWERS, CONDEMNED, DAY, Lab, OLD, Process, beginning, nars};
 use crate::common::{create_main, hash_of, path, push};
+use crate::odd_store::OddStore;
 
 const NONE: PurgeCounts = PurgeCounts { waiting: 0, untried: 0 };
 
@@ -65,7 +67,8 @@ async fn purged_bytes_leave(on_postgres: bool) {
     let cache = create_main(&process.engine).await;
     let own = push_secret(&lab, &process, &cache).await;
     assert_eq!(count_in_store(&lab, &own).await, own.len());
-    assert!(process.engine.purge_object(&cache, &path(1).hash(), None).await.expect(ANSWERS));
+    let removed = process.engine.purge_object(&cache, &path(1).hash(), None).await.expect(ANSWERS);
+    assert_eq!((removed.was_there, removed.is_purged), (true, true));
     assert_eq!(counts(&process, &cache).await, PurgeCounts { waiting: 1, untried: 1 });
     assert!(!process.contracts.jobs.list_jobs(None, 9).await.expect(ANSWERS).is_empty(), "a job is open");
 
@@ -91,6 +94,56 @@ async fn purged_bytes_leave_the_store_at_once_on_sqlite() {
 #[tokio::test]
 async fn purged_bytes_leave_the_store_at_once_on_postgresql() {
     purged_bytes_leave(true).await;
+}
+
+/// The order of an operator that learns later how bad it is.
+#[tokio::test]
+async fn bytes_of_a_path_that_was_removed_before_leave_when_asked_for() {
+    let lab = Lab::new(false).await;
+    let process = lab.open().await;
+    let cache = create_main(&process.engine).await;
+    let own = push_secret(&lab, &process, &cache).await;
+    let purge = async || {
+        let removed = process.engine.purge_object(&cache, &path(1).hash(), None).await.expect(ANSWERS);
+        (removed.was_there, removed.is_purged)
+    };
+    assert!(process.engine.remove_object(&cache, &path(1).hash(), None).await.expect(ANSWERS));
+    assert_eq!(counts(&process, &cache).await, NONE);
+    lab.pass(1);
+    let report = lab.collect(&process).await;
+    assert_eq!((report.nars, report.purged), (1, 0));
+    assert_eq!(count_in_store(&lab, &own).await, own.len(), "they wait for their grace");
+
+    assert_eq!(purge().await, (false, true));
+    assert_eq!(counts(&process, &cache).await, PurgeCounts { waiting: 1, untried: 1 });
+    lab.pass(1);
+    assert_eq!(lab.collect(&process).await.purged, 1);
+    assert_eq!(count_in_store(&lab, &own).await, 0);
+    process.reads_back(&beginning(), "it shares chunks").await;
+    assert_eq!(purge().await, (false, false), "the cache knows nothing of it any more");
+}
+
+#[tokio::test]
+async fn what_a_removed_path_was_made_of_is_forgotten_with_its_bytes() {
+    let lab = Lab::new(false).await;
+    let process = lab.open().await;
+    let cache = create_main(&process.engine).await;
+    let [secret, ..] = nars();
+    push(&process.engine, &cache, &path(1), &secret).await.expect(ANSWERS);
+    assert!(process.engine.remove_object(&cache, &path(1).hash(), None).await.expect(ANSWERS));
+    let notes = async || process.contracts.collect.purge_notes(PurgeId(0), 9).await.expect(ANSWERS).len();
+    lab.pass(OLD);
+    lab.collect(&process).await;
+    lab.pass(CONDEMNED);
+    assert_eq!(notes().await, 1, "its pack is condemned");
+    // The object cannot be deleted: its bytes are still there.
+    let store = OddStore::new(&lab);
+    store.keep(lab.installation.blobs.list().await.expect(ANSWERS));
+    let report = lab.collect_in(&process, &store).await;
+    assert_eq!((report.removed.packs, report.objects_deleted), (1, 0));
+    assert_eq!(notes().await, 1);
+    lab.collect(&process).await;
+    assert_eq!(notes().await, 0);
 }
 
 #[tokio::test]
@@ -208,4 +261,113 @@ async fn a_store_that_does_not_delete_keeps_a_purge_open() {
     drop(collector);
     assert_eq!(lab.collect(&process).await.purged, 1);
     assert_eq!(counts(&process, &cache).await, NONE);
+}
+
+/// One object that the store never deletes, say under a lock, keeps neither other objects nor the
+/// purges of other paths from going.
+#[tokio::test]
+async fn one_object_that_stays_holds_up_no_other() {
+    let lab = Lab::new(false).await;
+    let process = lab.open().await;
+    let cache = create_main(&process.engine).await;
+    let [_, second, _] = nars();
+    push(&process.engine, &cache, &path(3), &second).await.expect(ANSWERS);
+    let store = OddStore::new(&lab);
+    store.keep(lab.installation.blobs.list().await.expect(ANSWERS));
+    process.engine.purge_object(&cache, &path(3).hash(), None).await.expect(ANSWERS);
+    lab.pass(1);
+    let report = lab.collect_in(&process, &store).await;
+    assert_eq!((report.removed.packs, report.objects_deleted, report.purged), (1, 0, 0));
+    assert!(report.objects_left > 0);
+    assert_eq!(counts(&process, &cache).await, PurgeCounts { waiting: 1, untried: 0 });
+
+    lab.pass(DAY);
+    let own = push_secret(&lab, &process, &cache).await;
+    process.engine.purge_object(&cache, &path(1).hash(), None).await.expect(ANSWERS);
+    lab.pass(1);
+    let report = lab.collect_in(&process, &store).await;
+    assert_eq!((report.objects_deleted, report.purged), (1, 1));
+    assert_eq!(count_in_store(&lab, &own).await, 0);
+    assert_eq!(counts(&process, &cache).await, PurgeCounts { waiting: 1, untried: 0 }, "the first one");
+    store.keep([]);
+    assert_eq!(lab.collect_in(&process, &store).await.purged, 1);
+    assert_eq!(counts(&process, &cache).await, NONE);
+}
+
+/// A store that deletes nothing is left alone after some attempts, and the attempts of the next
+/// pass are others.
+#[tokio::test]
+async fn a_store_that_deletes_nothing_is_not_asked_for_everything() {
+    let lab = Lab::new(false).await;
+    let process = lab.open().await;
+    let strays: Vec<PackId> = (1..=40).map(|byte| PackId::from_bytes([byte; 16])).collect();
+    process.contracts.collect.doom_packs(&strays, Some(0)).await.expect(ANSWERS);
+    let store = OddStore::new(&lab);
+    let last = BlobKey::Pack(strays[39]);
+    store.keep(strays[..39].iter().map(|pack| BlobKey::Pack(*pack)));
+    let collector = lab.collector(Arc::clone(&process.contracts.collect), store.clone());
+    for deleted in [0, 0, 1] {
+        let report = collector.run_now(&*process.contracts.jobs, "test", 30).await.expect(ANSWERS);
+        let report = report.expect("it ran");
+        assert_eq!(
+            (report.objects_left, report.objects_deleted),
+            (if deleted == 0 { 16 } else { 15 }, deleted)
+        );
+    }
+    assert!(store.deletions().iter().filter(|key| **key == last).count() == 1);
+}
+
+/// More purges that have to wait than one collection takes up: each gets its turn, and when all had
+/// theirs, no other collection is opened.
+#[tokio::test]
+async fn purges_that_wait_neither_starve_others_nor_collect_for_ever() {
+    let lab = Lab::new(false).await;
+    let process = lab.open().await;
+    let cache = create_main(&process.engine).await;
+    let [nar, ..] = nars();
+    push(&process.engine, &cache, &path(1), &nar).await.expect(ANSWERS);
+    let store = OddStore::new(&lab);
+    store.keep(lab.installation.blobs.list().await.expect(ANSWERS));
+    for _ in 0..257 {
+        push(&process.engine, &cache, &path(1), &nar).await.expect(ANSWERS);
+        process.engine.purge_object(&cache, &path(1).hash(), None).await.expect(ANSWERS);
+    }
+    let open = async || !process.contracts.jobs.list_jobs(None, 9).await.expect(ANSWERS).is_empty();
+    for (untried, is_open) in [(1, true), (0, false), (0, false)] {
+        lab.pass(1);
+        assert_eq!(lab.collect_in(&process, &store).await.purged, 0);
+        assert_eq!(counts(&process, &cache).await, PurgeCounts { waiting: 257, untried });
+        assert_eq!(open().await, is_open);
+    }
+    store.keep([]);
+    for purged in [256, 1] {
+        assert_eq!(lab.collect_in(&process, &store).await.purged, purged);
+    }
+    assert_eq!(counts(&process, &cache).await, NONE);
+}
+
+/// Each attempt may take minutes, in which no other job runs.
+#[tokio::test]
+async fn a_store_that_fails_is_asked_for_few_new_packs() {
+    let lab = Lab::new(false).await;
+    let process = lab.open().await;
+    let cache = create_main(&process.engine).await;
+    for number in 0..4_u8 {
+        for (place, size) in [(1, 40_000), (101, 14_000)] {
+            let nar = package_nar(&mut Random::new(number.into()), size, &[]);
+            push(&process.engine, &cache, &path(place + number), &nar).await.expect(ANSWERS);
+        }
+    }
+    // One pack that is less than half alive, and three whose bytes are to leave at once.
+    process.engine.remove_object(&cache, &path(1).hash(), None).await.expect(ANSWERS);
+    lab.pass(OLD);
+    for number in 2..=4 {
+        process.engine.purge_object(&cache, &path(number).hash(), None).await.expect(ANSWERS);
+    }
+    let store = OddStore::new(&lab);
+    store.refuse_puts(true);
+    let report = lab.collect_in(&process, &store).await;
+    assert_eq!((report.compacted.packs, report.purged, store.puts()), (0, 0, 2));
+    store.refuse_puts(false);
+    assert_eq!(lab.collect_in(&process, &store).await.purged, 3);
 }

@@ -9,12 +9,13 @@ use dormer_blobs::{BlobKey, Blobs};
 use dormer_engine::{
     Engine, FULL_PPM, JobRunner, JobSettings, MasterKey, ScrubOptions, ScrubReport, Scrubber, SystemClock,
 };
-use dormer_index::{Cache, Index, JobIndex, JobKind, PostgresIndex, PostgresOptions, ScrubIndex};
+use dormer_index::{Cache, Index, JobIndex, JobKind, PackNumber, PostgresIndex, PostgresOptions, ScrubIndex};
 use dormer_testkit::{FaultScrub, Faults, Random, package_nar, rebuilt};
 
 use crate::common::{
     Installation, create_main, decompress, engine_over, new_database, path, push, served, settings,
 };
+use crate::odd_store::OddStore;
 
 const ANSWERS: &str = "nothing is wrong";
 const FULL: ScrubOptions = ScrubOptions { share_ppm: FULL_PPM, bytes_per_second: None };
@@ -265,6 +266,30 @@ async fn a_store_that_is_away_damages_nothing() {
     let open = lab.jobs.list_jobs(None, 10).await.expect(ANSWERS);
     assert!(open.iter().any(|open| open.id == job && open.error.is_some()), "{open:?}");
     assert!(!lab.scrub(FULL).await.found_damage(), "it goes on when the store is back");
+}
+
+/// One sector of a disk does not come back: the scrub marks the chunk that lies there, and goes on.
+#[tokio::test]
+async fn a_bad_sector_damages_one_chunk_and_stops_no_scrub() {
+    let lab = Lab::new(false).await;
+    let nars = lab.push_all().await;
+    let packs = lab.scrub.scrub_packs(PackNumber(0), 9).await.expect(ANSWERS);
+    let rows = lab.scrub.chunks_of_pack(packs[0].number).await.expect(ANSWERS);
+    let store = OddStore::over(&lab.installation.blobs);
+    store.break_at(BlobKey::Pack(packs[0].id), rows[1].offset + 1);
+    let scrubber = Scrubber::new(
+        Arc::clone(&lab.index),
+        Arc::clone(&lab.scrub),
+        Arc::clone(&store) as _,
+        Arc::new(SystemClock),
+    );
+    let report = lab.scrub_with(&scrubber, FULL).await.expect(ANSWERS);
+    assert_eq!((report.packs, report.packs_damaged, report.packs_lost), (packs.len() as u64, 1, 0));
+    assert_eq!(report.chunks_damaged, 1, "{report:?}");
+    lab.spread().await;
+    assert_eq!(lab.missing(1..=4).await, [1, 2, 3]);
+    push(&lab.engine, &lab.cache, &path(1), &nars[0]).await.expect(ANSWERS);
+    assert_eq!(lab.missing(1..=4).await, [0_u8; 0], "a push heals all of them");
 }
 
 /// A store that cannot be reached.

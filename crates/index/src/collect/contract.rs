@@ -113,6 +113,15 @@ pub struct PacksRemoved {
     pub chunks: u64,
 }
 
+/// A pack without a row, whose object is to be deleted.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct DoomedPack {
+    /// Its id.
+    pub id: PackId,
+    /// From when on. For a pack that lost its row, this is when it did.
+    pub not_before: UnixSeconds,
+}
+
 /// Number of a purge.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct PurgeId(pub i64);
@@ -122,6 +131,8 @@ pub struct PurgeId(pub i64);
 pub struct Purge {
     /// Row number.
     pub id: PurgeId,
+    /// When its path was removed. Its chunks had their rows until then.
+    pub removed_at: UnixSeconds,
     /// The chunks of the NAR, and those of its listing.
     pub runs: Vec<ChunkRun>,
 }
@@ -216,9 +227,10 @@ pub trait CollectIndex: Send + Sync + std::fmt::Debug + 'static {
     /// Writes down that the chunks of these packs were compressed at a level, or would hardly be
     /// smaller at it.
     async fn note_recompressed(&self, packs: &[PackNumber], level: u8) -> Result<()>;
-    /// Marks chunks whose stored bytes cannot be read: no upload uses them, and the next push that
-    /// brings such a chunk heals it.
-    async fn mark_chunks_damaged(&self, chunks: &[u64], at: UnixSeconds) -> Result<()>;
+    /// Marks chunks whose stored bytes cannot be read, and that lie in this pack still: no upload
+    /// uses them, and the next push that brings such a chunk heals it. Returns how many were sound
+    /// before.
+    async fn mark_chunks_damaged(&self, pack: PackNumber, chunks: &[u64], at: UnixSeconds) -> Result<u64>;
     /// Condemns those of these packs that are not condemned and are within the limits when the
     /// transaction has locked them; returns their numbers. It waits for commits that use them. From
     /// then on no look-up finds their chunks for reuse, and no commit may use them.
@@ -232,8 +244,13 @@ pub trait CollectIndex: Send + Sync + std::fmt::Debug + 'static {
     /// It waits for commits that use them; later ones fail, and their clients push again. Only
     /// marks that begin after this call tell whether a NAR needs such a pack.
     async fn condemn_now(&self, packs: &[PackNumber], at: UnixSeconds) -> Result<()>;
-    /// The open purges after one, by number.
-    async fn open_purges(&self, after: PurgeId, limit: u32) -> Result<Vec<Purge>>;
+    /// The purges that were asked for: those that no collection has tried, by number, and then
+    /// those that were tried longest ago.
+    async fn open_purges(&self, limit: u32) -> Result<Vec<Purge>>;
+    /// Purges that nobody has asked for, after one, by number: what removed paths were made of.
+    async fn purge_notes(&self, after: PurgeId, limit: u32) -> Result<Vec<Purge>>;
+    /// Forgets such purges, except those that were asked for meanwhile.
+    async fn forget_purge_notes(&self, notes: &[PurgeId]) -> Result<()>;
     /// Where the chunks lie that have numbers of this run, after a number, by number; those without
     /// a row are left out.
     async fn find_places(
@@ -262,9 +279,14 @@ pub trait CollectIndex: Send + Sync + std::fmt::Debug + 'static {
     /// `not_before` on, or never with `None`. What is on the list already stays as it is. Returns
     /// how many are new there.
     async fn doom_packs(&self, packs: &[PackId], not_before: Option<UnixSeconds>) -> Result<u64>;
-    /// At most `limit` doomed packs whose objects may be deleted at `at`. One that has a row by now
-    /// is never among them.
-    async fn doomed_packs(&self, limit: u32, at: UnixSeconds) -> Result<Vec<PackId>>;
+    /// At most `limit` doomed packs after one, by their times, whose objects may be deleted at
+    /// `at`. One that has a row by now is never among them.
+    async fn doomed_packs(
+        &self,
+        after: Option<DoomedPack>,
+        limit: u32,
+        at: UnixSeconds,
+    ) -> Result<Vec<DoomedPack>>;
     /// Takes packs whose objects are gone off the list.
     async fn forget_doomed(&self, packs: &[PackId]) -> Result<()>;
     /// Reads the keys behind the filters again, after many rows were removed: the filters never

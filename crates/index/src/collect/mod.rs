@@ -17,8 +17,8 @@
 mod contract;
 
 pub use contract::{
-    ChunkMove, CollectIndex, CompactedPack, LastCollection, MarkedNar, PackRow, PackedChunk, PacksRemoved,
-    Purge, PurgeId, StampLimits,
+    ChunkMove, CollectIndex, CompactedPack, DoomedPack, LastCollection, MarkedNar, PackRow, PackedChunk,
+    PacksRemoved, Purge, PurgeId, StampLimits,
 };
 
 use async_trait::async_trait;
@@ -256,13 +256,26 @@ const CONDEMN_NOW: Sql = Sql {
         UPDATE packs SET condemned_at = CASE WHEN used_at >= $2 THEN used_at + 1 ELSE $2 END
         FROM held WHERE packs.number = held.number",
 };
-const OPEN_PURGES: Sql = both!("SELECT id, recipe, listing FROM purges WHERE id > $1 ORDER BY id LIMIT $2");
+// Those that were never tried come first, then those that waited longest: no purge stays untried
+// because others have to wait.
+const OPEN_PURGES: Sql = both!(
+    "SELECT id, asked_at, recipe, listing FROM purges WHERE is_asked = 1
+     ORDER BY coalesce(tried_at, 0), id LIMIT $1"
+);
+const PURGE_NOTES: Sql = both!(
+    "SELECT id, asked_at, recipe, listing FROM purges WHERE is_asked = 0 AND id > $1 ORDER BY id LIMIT $2"
+);
 pub(crate) const FIND_PLACES: Sql =
     both!("SELECT number, pack FROM chunks WHERE number > $1 AND number <= $2 ORDER BY number LIMIT $3");
-const UNTRIED_PURGE: Sql = both!("SELECT 1 FROM purges WHERE tried_at IS NULL LIMIT 1");
+const UNTRIED_PURGE: Sql = both!("SELECT 1 FROM purges WHERE is_asked = 1 AND tried_at IS NULL LIMIT 1");
 const CLOSE_PURGES: Sql = Sql {
     sqlite: "DELETE FROM purges WHERE id IN (SELECT value FROM json_each($1))",
     postgres: "DELETE FROM purges WHERE id = ANY ($1)",
+};
+// One that was asked for meanwhile stays.
+const FORGET_NOTES: Sql = Sql {
+    sqlite: "DELETE FROM purges WHERE is_asked = 0 AND id IN (SELECT value FROM json_each($1))",
+    postgres: "DELETE FROM purges WHERE is_asked = 0 AND id = ANY ($1)",
 };
 const NOTE_TRIED: Sql = Sql {
     sqlite: "UPDATE purges SET tried_at = $2 WHERE id IN (SELECT value FROM json_each($1))",
@@ -311,9 +324,10 @@ const DOOM_REMOVED: Sql = both!(
     "AS k WHERE true ON CONFLICT (id) DO UPDATE SET not_before = excluded.not_before"
 );
 const DOOMED: Sql = both!(
-    "SELECT d.id FROM doomed_packs AS d WHERE d.not_before <= $1
+    "SELECT d.id, d.not_before FROM doomed_packs AS d WHERE (d.not_before, d.id) > ($1, $2)
+         AND d.not_before <= $3
          AND NOT EXISTS (SELECT 1 FROM packs AS p WHERE p.id = d.id)
-     ORDER BY d.not_before, d.id LIMIT $2"
+     ORDER BY d.not_before, d.id LIMIT $4"
 );
 const FORGET_DOOMED: Sql = both!("DELETE FROM doomed_packs WHERE id IN (SELECT k.item FROM", list 1, "AS k)");
 
@@ -547,10 +561,9 @@ impl<D: Dialect> CollectIndex for SqlIndex<D> {
         .await
     }
 
-    async fn mark_chunks_damaged(&self, chunks: &[u64], at: UnixSeconds) -> Result<()> {
+    async fn mark_chunks_damaged(&self, pack: PackNumber, chunks: &[u64], at: UnixSeconds) -> Result<u64> {
         self.write("mark damaged chunks", async |mut tx| {
-            damage::mark_chunks(&mut tx, chunks, at).await?;
-            tx.announce(Change::Everything).await
+            damage::mark_chunks_of_pack(&mut tx, pack, chunks, at).await
         })
         .await
     }
@@ -579,10 +592,25 @@ impl<D: Dialect> CollectIndex for SqlIndex<D> {
         .await
     }
 
-    async fn open_purges(&self, after: PurgeId, limit: u32) -> Result<Vec<Purge>> {
+    async fn open_purges(&self, limit: u32) -> Result<Vec<Purge>> {
         self.read("look what is to be purged", async |mut tx| {
+            tx.rows(OPEN_PURGES, &[Number(limit.into())]).await?.iter().map(read_purge).collect()
+        })
+        .await
+    }
+
+    async fn purge_notes(&self, after: PurgeId, limit: u32) -> Result<Vec<Purge>> {
+        self.read("look what may still be purged", async |mut tx| {
             let page = [Number(after.0), Number(limit.into())];
-            tx.rows(OPEN_PURGES, &page).await?.iter().map(read_purge).collect()
+            tx.rows(PURGE_NOTES, &page).await?.iter().map(read_purge).collect()
+        })
+        .await
+    }
+
+    async fn forget_purge_notes(&self, notes: &[PurgeId]) -> Result<()> {
+        let notes: Vec<i64> = notes.iter().map(|note| note.0).collect();
+        self.write("forget what was removed", async |mut tx| {
+            tx.run(FORGET_NOTES, &[Numbers(&notes)]).await.map(drop)
         })
         .await
     }
@@ -663,10 +691,17 @@ impl<D: Dialect> CollectIndex for SqlIndex<D> {
         .await
     }
 
-    async fn doomed_packs(&self, limit: u32, at: UnixSeconds) -> Result<Vec<PackId>> {
+    async fn doomed_packs(
+        &self,
+        after: Option<DoomedPack>,
+        limit: u32,
+        at: UnixSeconds,
+    ) -> Result<Vec<DoomedPack>> {
+        let since = after.map_or(UnixSeconds::MIN, |pack| pack.not_before);
+        let after: &[u8] = after.as_ref().map_or(&[], |pack| pack.id.as_bytes());
+        let page = [Number(since), Bytes(after), Number(at), Number(limit.into())];
         self.read("look which packs to delete", async |mut tx| {
-            let rows = tx.rows(DOOMED, &[Number(at), Number(limit.into())]).await?;
-            rows.iter().map(read_pack_id).collect()
+            tx.rows(DOOMED, &page).await?.iter().map(read_doomed).collect()
         })
         .await
     }
@@ -739,13 +774,18 @@ fn read_page(packed: &[u8]) -> Result<Vec<MarkedNar>> {
     Ok(page)
 }
 
-/// Columns: number, recipe, recipe of the listing.
+/// Columns: number, time, recipe, recipe of the listing.
 fn read_purge(row: &impl Row) -> Result<Purge> {
-    let mut runs = recipe("purges", row.column(1, "purges")?)?.runs;
-    if let Some(listing) = row.column::<Option<&[u8]>>(2, "purges")? {
+    let mut runs = recipe("purges", row.column(2, "purges")?)?.runs;
+    if let Some(listing) = row.column::<Option<&[u8]>>(3, "purges")? {
         runs.extend(recipe("purges", listing)?.runs);
     }
-    Ok(Purge { id: PurgeId(row.column(0, "purges")?), runs })
+    Ok(Purge { id: PurgeId(row.column(0, "purges")?), removed_at: row.column(1, "purges")?, runs })
+}
+
+/// Columns: id, time.
+fn read_doomed(row: &impl Row) -> Result<DoomedPack> {
+    Ok(DoomedPack { id: read_pack_id(row)?, not_before: row.column(1, "doomed_packs")? })
 }
 
 /// Columns: number of a chunk, its pack.

@@ -4,7 +4,7 @@ use std::collections::HashSet;
 use std::sync::Arc;
 use std::time::Duration;
 
-use dormer_format::ChunkLayout;
+use dormer_format::{ChunkLayout, PackId};
 
 use super::fixtures::{
     GRACE_SECONDS, NOW, alias, cache, chunk_id, commit, fill, nar_hash, new_nar, object, pack, pack_id,
@@ -37,6 +37,10 @@ impl Three {
 
     async fn packs(&self) -> Result<Vec<PackRow>> {
         self.collect.page_packs(PackNumber(0), 1_000).await
+    }
+
+    async fn doomed(&self, at: i64) -> Result<Vec<PackId>> {
+        Ok(self.collect.doomed_packs(None, 9, at).await?.iter().map(|pack| pack.id).collect())
     }
 
     async fn numbers(&self) -> Result<Vec<PackNumber>> {
@@ -243,10 +247,10 @@ pub(super) async fn removed_packs_are_doomed_and_moved_chunks_stay(three: Three)
     let gone = three.index.load_chunks(&[run(old[0].number, 1)]).await;
     assert!(matches!(gone, Err(Error::ChunkGone { .. })), "{gone:?}");
     assert_eq!(three.index.load_chunks(&[run(old[1].number, 1)]).await?, new);
-    assert_eq!(three.collect.doomed_packs(9, NOW + 6).await?, []);
-    assert_eq!(three.collect.doomed_packs(9, NOW + 7).await?, [pack_id(1)]);
+    assert_eq!(three.doomed(NOW + 6).await?, []);
+    assert_eq!(three.doomed(NOW + 7).await?, [pack_id(1)]);
     three.collect.forget_doomed(&[pack_id(1)]).await?;
-    assert_eq!(three.collect.doomed_packs(9, NOW + 7).await?, []);
+    assert_eq!(three.doomed(NOW + 7).await?, []);
     three.collect.reload_known_keys().await?;
     assert_eq!(three.index.find_chunks(&[chunk_id(1)]).await?, [None]);
     assert!(three.index.find_chunks(&[chunk_id(2)]).await?[0].is_some());
@@ -264,16 +268,26 @@ pub(super) async fn packs_without_a_row_are_doomed_later(three: Three) -> Result
         1,
         "the others have a row, or are there"
     );
-    assert_eq!(three.collect.doomed_packs(9, NOW + 4).await?, []);
-    assert_eq!(three.collect.doomed_packs(9, i64::MAX - 1).await?, [pack_id(3)]);
+    assert_eq!(three.doomed(NOW + 4).await?, []);
+    assert_eq!(three.doomed(i64::MAX - 1).await?, [pack_id(3)]);
     // Its row comes after all: the object stays.
     three.index.commit_pack(&pack(3, [3])).await?;
-    assert_eq!(three.collect.doomed_packs(9, i64::MAX - 1).await?, []);
+    assert_eq!(three.doomed(i64::MAX - 1).await?, []);
     // A pack that a listing found too early goes like any other.
     let number = three.packs().await?.iter().find(|row| row.id == pack_id(3)).expect("there").number;
     three.collect.condemn_packs(&[number], ANY, NOW + 5).await?;
     three.collect.remove_packs(&[number], NOW + 6, NOW + 2).await?;
-    assert_eq!(three.collect.doomed_packs(9, NOW + 2).await?, [pack_id(3)]);
+    assert_eq!(three.doomed(NOW + 2).await?, [pack_id(3)]);
+    // In the order of their times, then of their ids, after any place.
+    three.collect.doom_packs(&[pack_id(9), pack_id(8), pack_id(7)], Some(NOW + 3)).await?;
+    let mut doomed = Vec::new();
+    while let [next] = three.collect.doomed_packs(doomed.last().copied(), 1, NOW + 3).await?[..] {
+        doomed.push(next);
+    }
+    assert_eq!(
+        doomed.iter().map(|pack| (pack.id, pack.not_before)).collect::<Vec<_>>(),
+        [(3, 2), (7, 3), (8, 3), (9, 3)].map(|(number, after)| (pack_id(number), NOW + after))
+    );
     Ok(())
 }
 
@@ -316,7 +330,10 @@ pub(super) async fn chunks_move_only_from_where_they_were_read(three: Three) -> 
     let rows = three.index.commit_pack(&pack(1, [1, 2, 3, 4])).await?;
     let numbers = three.numbers().await?;
     assert_eq!(three.packs().await?[0].chunks, Some(4));
-    three.collect.mark_chunks_damaged(&[rows[2].number], NOW).await?;
+    // Of the wrong pack, nothing is marked.
+    let elsewhere = PackNumber(rows[2].pack.0 + 1);
+    assert_eq!(three.collect.mark_chunks_damaged(elsewhere, &[rows[2].number], NOW).await?, 0);
+    assert_eq!(three.collect.mark_chunks_damaged(rows[2].pack, &[rows[2].number], NOW).await?, 1);
     let packed = three.collect.pack_chunks(numbers[0], None, 9).await?;
     assert_eq!(packed.iter().map(|chunk| chunk.row.clone()).collect::<Vec<_>>(), rows);
     assert_eq!(packed.iter().map(|chunk| chunk.is_damaged).collect::<Vec<_>>(), [false, false, true, false]);
@@ -355,7 +372,7 @@ pub(super) async fn chunks_move_only_from_where_they_were_read(three: Three) -> 
     assert_eq!(three.numbers().await?, numbers);
     assert_eq!(three.collect.move_chunks(&new, NOW, NOW + 4).await?, [rows[0].number]);
     assert_eq!(three.collect.move_chunks(&new, NOW, NOW + 4).await?, nothing, "a second time");
-    assert_eq!(three.collect.doomed_packs(9, NOW + 9).await?, []);
+    assert_eq!(three.doomed(NOW + 9).await?, []);
     let added = three.packs().await?[1];
     assert_eq!((added.id, added.size, added.chunks), (new.id, 5_000, Some(4)));
     assert_eq!((added.created_at, added.condemned_at), (NOW, None));
@@ -374,7 +391,7 @@ pub(super) async fn chunks_move_only_from_where_they_were_read(three: Three) -> 
     let again = compacted(8, moves(&rows[..1]));
     three.collect.doom_packs(&[again.id], Some(NOW + 100)).await?;
     assert_eq!(three.collect.move_chunks(&again, NOW + 1, NOW).await?, nothing, "it moved before");
-    assert_eq!(three.collect.doomed_packs(9, NOW + 1).await?, [again.id]);
+    assert_eq!(three.doomed(NOW + 1).await?, [again.id]);
     assert_eq!(three.numbers().await?, [numbers[0], added.number]);
     Ok(())
 }
@@ -440,16 +457,25 @@ pub(super) async fn a_purge_is_noted_with_the_removal_and_kept_until_it_is_done(
     // The NAR that the path had before is in its grace.
     push_object(&three.index, id, 4).await?;
     three.index.remove_object(id, &path_hash(3), Removal::WithGraceUntil(NOW + 9), NOW).await?;
-    assert!(three.index.remove_for_cause(id, &path_hash(4), None, false, NOW).await?);
-    assert_eq!(three.collect.open_purges(PurgeId(0), 9).await?, []);
+    let remove = async |number, purge| {
+        let removed = three.index.remove_for_cause(id, &path_hash(number), None, purge, NOW).await?;
+        Ok::<_, Error>((removed.was_there, removed.is_purged))
+    };
+    assert_eq!(remove(4, false).await?, (true, false));
+    assert_eq!(three.collect.open_purges(9).await?, []);
+    assert_eq!(counts().await?, PurgeCounts { waiting: 0, untried: 0 });
     assert_eq!(three.jobs.list_jobs(None, 9).await?, []);
+    let notes = three.collect.purge_notes(PurgeId(0), 9).await?;
+    assert_eq!(three.collect.purge_notes(notes[0].id, 9).await?, []);
+    assert_eq!((notes.len(), notes[0].removed_at), (1, NOW));
 
-    assert!(three.index.remove_for_cause(id, &path_hash(1), None, true, NOW).await?);
-    assert!(!three.index.remove_for_cause(id, &path_hash(1), None, true, NOW).await?);
-    assert!(!three.index.remove_for_cause(id, &path_hash(3), None, true, NOW).await?, "it was in its grace");
-    let purges = three.collect.open_purges(PurgeId(0), 9).await?;
+    assert_eq!(remove(1, true).await?, (true, true));
+    assert_eq!(remove(1, true).await?, (false, true), "it is noted");
+    assert_eq!(remove(3, true).await?, (false, true), "it was in its grace");
+    assert_eq!(remove(5, true).await?, (false, false), "it was never there");
+    let purges = three.collect.open_purges(9).await?;
     assert_eq!(purges.iter().map(|purge| purge.runs.clone()).collect::<Vec<_>>(), [&runs[0][..], &runs[2]]);
-    assert_eq!(three.collect.open_purges(purges[0].id, 9).await?, purges[1..]);
+    assert_eq!(three.collect.open_purges(1).await?, purges[..1]);
     assert_eq!(counts().await?, PurgeCounts { waiting: 2, untried: 2 });
     let jobs = three.jobs.list_jobs(None, 9).await?;
     assert_eq!(jobs.iter().map(|job| job.kind.as_str()).collect::<Vec<_>>(), [JobKind::Collect.as_str()]);
@@ -465,6 +491,30 @@ pub(super) async fn a_purge_is_noted_with_the_removal_and_kept_until_it_is_done(
     assert_eq!(counts().await?, PurgeCounts { waiting: 1, untried: 0 });
     end(NOW + 100).await?;
     assert_eq!(three.jobs.list_jobs(None, 9).await?, []);
+
+    // A path that was removed without its bytes: they can be asked for until they are gone.
+    assert_eq!(remove(4, true).await?, (false, true));
+    assert_eq!(three.collect.purge_notes(PurgeId(0), 9).await?, []);
+    three.collect.forget_purge_notes(&[notes[0].id]).await?;
+    assert_eq!(counts().await?, PurgeCounts { waiting: 2, untried: 1 }, "it was asked for");
+    let order = async || {
+        let open = three.collect.open_purges(9).await?;
+        Ok::<_, Error>(open.iter().map(|purge| purge.id).collect::<Vec<_>>())
+    };
+    assert_eq!(order().await?, [notes[0].id, purges[1].id], "the one that was not tried");
+    three.collect.end_purges(&[notes[0].id], false, NOW + 1).await?;
+    assert_eq!(order().await?, [purges[1].id, notes[0].id], "the one that was tried longest ago");
+    // Asking again is another try.
+    assert_eq!(remove(4, true).await?, (false, true));
+    assert_eq!(counts().await?, PurgeCounts { waiting: 2, untried: 1 });
+    end(NOW + 200).await?;
+    assert_eq!(three.jobs.list_jobs(None, 9).await?.len(), 1, "a collection for that");
+    three.collect.end_purges(&[notes[0].id], true, NOW + 2).await?;
+    assert_eq!(remove(4, true).await?, (false, false));
+    assert_eq!(remove(2, false).await?, (true, false));
+    let note = three.collect.purge_notes(PurgeId(0), 9).await?.pop().expect("each removal leaves one");
+    three.collect.forget_purge_notes(&[note.id]).await?;
+    assert_eq!(remove(2, true).await?, (false, false), "its bytes were gone");
 
     let run = runs[2][0];
     let places = three.collect.find_places(&run, None, 9).await?;

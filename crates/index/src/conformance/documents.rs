@@ -187,7 +187,7 @@ pub(super) async fn a_log_goes_with_the_last_object_of_its_derivation(index: Sub
     let grace = Removal::WithGraceUntil(NOW + 1000);
     assert!(index.remove_object(main, &path_hash(1), grace, NOW).await?);
     assert!(find_log(&index, main, 9).await?.is_some(), "path 2 names its derivation too");
-    assert!(index.remove_for_cause(main, &path_hash(2), None, false, NOW).await?);
+    assert!(index.remove_for_cause(main, &path_hash(2), None, false, NOW).await?.was_there);
     assert_eq!(find_log(&index, main, 9).await?, None);
     assert!(find_log(&index, main, 8).await?.is_some());
     assert!(find_log(&index, other, 9).await?.is_some());
@@ -207,7 +207,7 @@ pub(super) async fn a_trace_goes_with_its_path(index: Subject) -> Result<()> {
     assert!(find_trace(&index, main, 12).await?.is_some());
     // Of a path that went before, too.
     index.merge_trace(main, &trace(11, 1, &[]), &[], NOW).await?;
-    assert!(!index.remove_for_cause(main, &path_hash(1), None, false, NOW).await?);
+    assert!(!index.remove_for_cause(main, &path_hash(1), None, false, NOW).await?.was_there);
     assert_eq!(find_trace(&index, main, 11).await?, None);
     Ok(())
 }
@@ -239,7 +239,7 @@ pub(super) async fn debug_info_is_found_by_its_build_id(index: Subject) -> Resul
     // Damaged bytes are no debug info, and a removal takes it along.
     index.mark_damaged(second, &[], NOW).await?;
     assert_eq!(find(main, "aa02").await?, nar(1));
-    assert!(index.remove_for_cause(main, &path_hash(1), None, false, NOW).await?);
+    assert!(index.remove_for_cause(main, &path_hash(1), None, false, NOW).await?.was_there);
     assert_eq!(find(main, "aa02").await?, None);
     index.delete_cache(other, None, NOW).await?;
     assert_eq!(find(other, "aa01").await?, None);

@@ -497,9 +497,9 @@ pub(super) async fn objects_are_listed_in_every_order(both: Both) -> Result<()> 
 pub(super) async fn a_removal_by_hand_is_in_the_audit(both: Both) -> Result<()> {
     let main = cache(&both.index, "main").await?;
     small_closures(&both, main).await?;
-    assert!(both.index.remove_for_cause(main, &path_hash(2), Some("ada"), false, NOW + 1).await?);
+    assert!(both.index.remove_for_cause(main, &path_hash(2), Some("ada"), false, NOW + 1).await?.was_there);
     assert!(
-        !both.index.remove_for_cause(main, &path_hash(2), None, false, NOW + 2).await?,
+        !both.index.remove_for_cause(main, &path_hash(2), None, false, NOW + 2).await?.was_there,
         "again is no error"
     );
     assert_eq!(both.live(main).await?, [1, 3, 5]);

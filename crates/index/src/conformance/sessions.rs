@@ -3,8 +3,8 @@
 use super::fixtures::{NOW, Subject, cache, chunk_id, object, pack, path_hash, push, push_object, run};
 use super::jobs::Both;
 use crate::{
-    CommitTarget, Error, JobKind, NewSession, ObjectPlace, Removal, Result, SessionEnd, SessionId,
-    SessionOpened, SessionPart,
+    CommitTarget, Error, JobKind, NewSession, ObjectPlace, PackNumber, Removal, Result, SessionEnd,
+    SessionId, SessionOpened, SessionPart,
 };
 
 const DAY: i64 = 86_400;
@@ -149,9 +149,12 @@ pub(super) async fn chunks_marked_alone_are_stored_again(index: Subject) -> Resu
     let main = cache(&index, "main").await?;
     push(&index, main, 1, CommitTarget::Object(object(1))).await?;
     let row = index.find_chunks(&[chunk_id(1)]).await?.remove(0).expect("it was pushed");
-    index.mark_chunks_damaged(&[], NOW).await?;
+    let elsewhere = PackNumber(row.pack.0 + 1);
+    for (pack, chunks) in [(row.pack, &[][..]), (elsewhere, &[row.number])] {
+        assert_eq!(index.mark_chunks_damaged(pack, chunks, NOW).await?, 0);
+    }
     assert!(index.find_chunks(&[chunk_id(1)]).await?[0].is_some());
-    index.mark_chunks_damaged(&[row.number], NOW).await?;
+    assert_eq!(index.mark_chunks_damaged(row.pack, &[row.number], NOW).await?, 1);
     assert_eq!(index.find_chunks(&[chunk_id(1)]).await?, [None]);
     let rows = index.commit_pack(&pack(50, [1])).await?;
     assert_eq!(rows[0].number, row.number, "its number stays");

@@ -14,11 +14,10 @@ use dormer_format::EncodingTag;
 use crate::Result;
 use crate::changes::Change;
 use crate::collect::{PackRow, read_pack};
-use crate::columns::signed;
 use crate::contract::{ChunkRow, Nar, NarId, PackNumber, UnixSeconds};
 use crate::jobs::{JobId, JobKind, JobLease, work};
 use crate::rows::{Row as _, read_chunk, read_nar};
-use crate::sql::Argument::{Bytes, Number, Numbers, Text};
+use crate::sql::Argument::{Bytes, Number, Text};
 use crate::sql::{Sql, Transaction as _, both, damaged};
 use crate::sql_index::{Dialect, SqlIndex, Write};
 use crate::topics::damage;
@@ -41,19 +40,6 @@ const NARS: Sql = both!(concat!(
     damaged!("n"),
     ", n.recipe FROM nars AS n WHERE n.id > $1 ORDER BY n.id LIMIT $2"
 ));
-pub(crate) const MARK_CHUNKS_OF_PACK: Sql = Sql {
-    sqlite: "
-        UPDATE chunks SET damaged_at = $2
-        WHERE number IN (SELECT value FROM json_each($1)) AND damaged_at IS NULL AND +pack = $3
-        RETURNING number",
-    postgres: "
-        WITH held AS MATERIALIZED (
-            SELECT c.number FROM chunks AS c
-            WHERE c.number = ANY ($1) AND c.damaged_at IS NULL AND c.pack = $3
-            ORDER BY c.id FOR NO KEY UPDATE)
-        UPDATE chunks SET damaged_at = $2 FROM held WHERE chunks.number = held.number
-        RETURNING chunks.number",
-};
 const MARK_NAR_OF_TAG: Sql =
     both!("UPDATE nars SET damaged_at = $2 WHERE id = $1 AND tag = $3 AND damaged_at IS NULL");
 
@@ -137,17 +123,8 @@ impl<D: Dialect> ScrubIndex for SqlIndex<D> {
     }
 
     async fn mark_chunks(&self, pack: PackNumber, chunks: &[u64], at: UnixSeconds) -> Result<u64> {
-        if chunks.is_empty() {
-            return Ok(0);
-        }
-        let numbers: Vec<i64> = chunks.iter().map(|number| signed(*number)).collect();
         self.write("mark damaged chunks", async |mut tx| {
-            // First, as in `damage::mark_chunks`.
-            work::open_job(&mut tx, JobKind::SpreadDamage, None, None, at).await?;
-            let marked =
-                tx.rows(MARK_CHUNKS_OF_PACK, &[Numbers(&numbers), Number(at), Number(pack.0)]).await?;
-            tx.announce(Change::Everything).await?;
-            damage::note_chunks(&mut tx, &marked).await
+            damage::mark_chunks_of_pack(&mut tx, pack, chunks, at).await
         })
         .await
     }

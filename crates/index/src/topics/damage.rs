@@ -16,7 +16,7 @@
 use crate::Result;
 use crate::changes::Change;
 use crate::columns::signed;
-use crate::contract::{NarId, UnixSeconds};
+use crate::contract::{NarId, PackNumber, UnixSeconds};
 use crate::jobs::{JobKind, work};
 use crate::sql::Argument::{Number, Numbers};
 use crate::sql::{Sql, Transaction, both};
@@ -33,6 +33,20 @@ pub(crate) const MARK_CHUNKS: Sql = Sql {
         WITH held AS MATERIALIZED (
             SELECT c.number FROM chunks AS c
             WHERE c.number = ANY ($1) AND c.damaged_at IS NULL
+            ORDER BY c.id FOR NO KEY UPDATE)
+        UPDATE chunks SET damaged_at = $2 FROM held WHERE chunks.number = held.number
+        RETURNING chunks.number",
+};
+/// The same for those that lie in this pack still.
+pub(crate) const MARK_CHUNKS_OF_PACK: Sql = Sql {
+    sqlite: "
+        UPDATE chunks SET damaged_at = $2
+        WHERE number IN (SELECT value FROM json_each($1)) AND damaged_at IS NULL AND +pack = $3
+        RETURNING number",
+    postgres: "
+        WITH held AS MATERIALIZED (
+            SELECT c.number FROM chunks AS c
+            WHERE c.number = ANY ($1) AND c.damaged_at IS NULL AND c.pack = $3
             ORDER BY c.id FOR NO KEY UPDATE)
         UPDATE chunks SET damaged_at = $2 FROM held WHERE chunks.number = held.number
         RETURNING chunks.number",
@@ -80,6 +94,26 @@ pub(crate) async fn mark_chunks(tx: &mut impl Transaction, chunks: &[u64], at: U
     work::open_job(tx, JobKind::SpreadDamage, None, None, at).await?;
     let numbers: Vec<i64> = chunks.iter().map(|number| signed(*number)).collect();
     let marked = tx.rows(MARK_CHUNKS, &[Numbers(&numbers), Number(at)]).await?;
+    note_chunks(tx, &marked).await
+}
+
+/// Marks those of these chunks that lie in a pack still, where their bytes were read. Meanwhile a
+/// push may have stored a chunk again, or a collection may have moved it: then it is sound.
+pub(crate) async fn mark_chunks_of_pack(
+    tx: &mut impl Transaction,
+    pack: PackNumber,
+    chunks: &[u64],
+    at: UnixSeconds,
+) -> Result<u64> {
+    if chunks.is_empty() {
+        return Ok(0);
+    }
+    // First, as in `mark_chunks`.
+    work::open_job(tx, JobKind::SpreadDamage, None, None, at).await?;
+    let numbers: Vec<i64> = chunks.iter().map(|number| signed(*number)).collect();
+    let marks = [Numbers(&numbers), Number(at), Number(pack.0)];
+    let marked = tx.rows(MARK_CHUNKS_OF_PACK, &marks).await?;
+    tx.announce(Change::Everything).await?;
     note_chunks(tx, &marked).await
 }
 

@@ -8,7 +8,7 @@ use super::{KEYS_MAX, journal, objects};
 use crate::columns::{array, store_path, unpack_references, unsigned};
 use crate::contract::{
     AuditEntry, CacheId, ListedObject, ObjectOrder, ObjectPlace, ObjectReferences, Pin, PurgeCounts, Removal,
-    RetentionIndex, UnixSeconds,
+    RemovedForCause, RetentionIndex, UnixSeconds,
 };
 use crate::jobs::{JobKind, work};
 use crate::rows::Row;
@@ -81,13 +81,17 @@ pub(crate) const LIST_BY_AGE: Sql = list!("created_at", ">", "");
 pub(crate) const LIST_BY_SIZE: Sql = list!("nar_size", "<", " DESC");
 
 pub(crate) const NOTE_PURGES: Sql = both!(
-    "INSERT INTO purges (cache, hash, asked_at, recipe, listing)
-     SELECT $1, $2, $3, n.recipe, CASE WHEN l.size IS NOT NULL THEN l.body END
+    "INSERT INTO purges (cache, hash, asked_at, is_asked, recipe, listing)
+     SELECT $1, $2, $3, $4, n.recipe, CASE WHEN l.size IS NOT NULL THEN l.body END
      FROM (SELECT o.nar FROM objects AS o WHERE o.cache = $1 AND o.hash = $2
          UNION SELECT g.nar FROM graces AS g WHERE g.cache = $1 AND g.hash = $2) AS named
      JOIN nars AS n ON n.id = named.nar LEFT JOIN listings AS l ON l.nar = n.id"
 );
-const COUNT_PURGES: Sql = both!("SELECT count(*), count(*) - count(tried_at) FROM purges WHERE cache = $1");
+// The bytes of earlier removals of the path. Those that a collection had to leave are tried again.
+const ASK_PURGES: Sql =
+    both!("UPDATE purges SET is_asked = 1, tried_at = NULL WHERE cache = $1 AND hash = $2");
+const COUNT_PURGES: Sql =
+    both!("SELECT count(*), count(*) - count(tried_at) FROM purges WHERE cache = $1 AND is_asked = 1");
 
 pub(super) const ADD_AUDIT: Sql =
     both!("INSERT INTO audit (at, subject, action, cache, hash) VALUES ($1, $2, $3, $4, $5)");
@@ -235,19 +239,22 @@ impl<D: Dialect> RetentionIndex for SqlIndex<D> {
         subject: Option<&str>,
         purge: bool,
         at: UnixSeconds,
-    ) -> Result<bool> {
+    ) -> Result<RemovedForCause> {
         let locks = [Lock::CacheShared(cache.0), Lock::object(cache.0, hash.as_bytes())];
         let write = Write::from("remove an object for cause").unless_done().with_locks(&locks);
         let bytes = Bytes(hash.as_bytes());
         let entry = [Number(at), OptionalText(subject), Text("remove path"), Number(cache.0), bytes];
         self.write(write, async |mut tx| {
+            // Without `purge` too: nothing else says later which bytes the path had.
+            let note = [Number(cache.0), bytes, Number(at), Number(purge.into())];
+            let mut noted = tx.run(NOTE_PURGES, &note).await?;
             if purge {
-                tx.run(NOTE_PURGES, &[Number(cache.0), bytes, Number(at)]).await?;
+                noted += tx.run(ASK_PURGES, &note[..2]).await?;
                 work::open_job(&mut tx, JobKind::Collect, None, None, at).await?;
             }
-            let removed = objects::remove(&mut tx, cache, hash, Removal::ForCause, at).await?;
+            let was_there = objects::remove(&mut tx, cache, hash, Removal::ForCause, at).await?;
             tx.run(ADD_AUDIT, &entry).await?;
-            Ok(removed)
+            Ok(RemovedForCause { was_there, is_purged: purge && noted > 0 })
         })
         .await
     }

@@ -14,11 +14,10 @@ use async_trait::async_trait;
 use dormer_format::{ChunkRun, Recipe};
 
 use super::damage;
-use crate::changes::Change;
 use crate::columns::{array, corrupt, recipe, signed};
 use crate::contract::{
-    CacheId, CacheRecipe, NewSession, ObjectPlace, SessionEnd, SessionId, SessionIndex, SessionOpened,
-    SessionPart, UnixSeconds,
+    CacheId, CacheRecipe, NewSession, ObjectPlace, PackNumber, SessionEnd, SessionId, SessionIndex,
+    SessionOpened, SessionPart, UnixSeconds,
 };
 use crate::rows::Row;
 use crate::sql::Argument::{Bytes, Number, Text};
@@ -193,10 +192,9 @@ impl<D: Dialect> SessionIndex for SqlIndex<D> {
         .await
     }
 
-    async fn mark_chunks_damaged(&self, chunks: &[u64], at: UnixSeconds) -> Result<()> {
+    async fn mark_chunks_damaged(&self, pack: PackNumber, chunks: &[u64], at: UnixSeconds) -> Result<u64> {
         self.write("mark damaged chunks", async |mut tx| {
-            damage::mark_chunks(&mut tx, chunks, at).await?;
-            tx.announce(Change::Everything).await
+            damage::mark_chunks_of_pack(&mut tx, pack, chunks, at).await
         })
         .await
     }

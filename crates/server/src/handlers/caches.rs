@@ -2,7 +2,7 @@
 
 use dormer_api::v2::{CacheEntry, ListCachesResponse, PurgesResponse, RemovePathResponse};
 use dormer_api::{CacheName, Permission, Permissions};
-use dormer_index::{Cache, PurgeCounts};
+use dormer_index::{Cache, PurgeCounts, RemovedForCause};
 use dormer_nix::StorePathHash;
 use http::header::AUTHORIZATION;
 use http::{Response, StatusCode};
@@ -94,13 +94,14 @@ pub(crate) async fn remove_object(
     let claims = app.claims(call);
     let subject = claims.as_ref().and_then(|claims| claims.sub.as_deref());
     let purge = wants_bytes_gone(call)?;
-    let removed = if purge {
+    let RemovedForCause { was_there: removed, is_purged: purging } = if purge {
         app.engine.purge_object(&cache, hash, subject).await?
     } else {
-        app.engine.remove_object(&cache, hash, subject).await?
+        let was_there = app.engine.remove_object(&cache, hash, subject).await?;
+        RemovedForCause { was_there, is_purged: false }
     };
-    if removed {
+    if removed || purging {
         tracing::info!(cache.name = %name, object.hash = %hash, purge, "removed a store path");
     }
-    Ok(body::json(StatusCode::OK, &RemovePathResponse { removed }))
+    Ok(body::json(StatusCode::OK, &RemovePathResponse { removed, purging: purge.then_some(purging) }))
 }

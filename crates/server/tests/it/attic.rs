@@ -648,6 +648,9 @@ fn retention_is_set_pins_added_and_objects_listed_by_the_second_version() {
     assert_eq!(server.call(&deleter, "DELETE", &format!("{object}?now=yes"), b"").status, 400);
     assert_eq!(server.call(&deleter, "GET", purges, b"").json(), json!({"waiting": 0, "untried": 0}));
     let removed = server.call(&deleter, "DELETE", &format!("{object}?now=true"), b"").json();
-    assert_eq!(removed, json!({"removed": true}));
+    assert_eq!(removed, json!({"removed": true, "purging": true}));
     assert_eq!(server.call(&deleter, "GET", purges, b"").json(), json!({"waiting": 1, "untried": 1}));
+    let absent = format!("{objects}/{}?now=true", path(99).hash());
+    let removed = server.call(&deleter, "DELETE", &absent, b"").json();
+    assert_eq!(removed, json!({"removed": false, "purging": false}), "nobody knows its bytes");
 }

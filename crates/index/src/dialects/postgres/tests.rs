@@ -904,7 +904,7 @@ pub(super) async fn look_ups_search_indexes(index: &PostgresIndex, with_removals
         (recount::PACKS, "1, 2".to_owned(), &["packs_pkey"]),
         (chunks::LAYOUTS_OF_PACK, "1".to_owned(), &["chunks_by_pack"]),
         (scrub::CHUNKS_OF_PACK, "1".to_owned(), &["packs_pkey", "chunks_by_pack"]),
-        (scrub::MARK_CHUNKS_OF_PACK, "ARRAY[1], 2, 3".to_owned(), &["chunks_pkey"]),
+        (damage::MARK_CHUNKS_OF_PACK, "ARRAY[1], 2, 3".to_owned(), &["chunks_pkey"]),
         (collect::CONDEMN_PACKS, "ARRAY[1], 2, 3, 4".to_owned(), &["packs_pkey"]),
         (collect::DELETE_CHUNKS, "ARRAY[1]".to_owned(), &["chunks_by_pack", "chunks_pkey"]),
     ] {

@@ -1,0 +1,7 @@
+-- Each removal for cause notes what its path was made of; the same as on SQLite.
+
+-- 0: the bytes are in no hurry. A later removal of the same path may still ask for them.
+ALTER TABLE purges ADD COLUMN is_asked BIGINT NOT NULL DEFAULT 1;
+DROP INDEX purges_untried;
+CREATE INDEX purges_untried ON purges (id) WHERE is_asked = 1 AND tried_at IS NULL;
+CREATE INDEX purges_unasked ON purges (id) WHERE is_asked = 0;
