@@ -16,7 +16,7 @@ use bytes::Bytes;
 use dormer_blobs::{BlobKey, Blobs};
 use dormer_format::{ChunkId, ChunkRun, EncodingTag};
 use dormer_index::{
-    Alias, AuditEntry, Cache, CacheGlance, CacheId, CacheIndex, CachePatch, CacheRecipe, CacheTotals,
+    Alias, AuditEntry, AuditFilter, AuditPage, Cache, CacheGlance, CacheId, CacheIndex, CachePatch, CacheRecipe, CacheTotals,
     CacheVisibility, CallCounts, Changes, ChunkIndex, ChunkRow, CommitOutcome, CounterIndex, DocumentIndex,
     Error as IndexError, FoundObject, Index, ListedObject, Nar, NarCommit, NarId, NarIndex, NarKey,
     NarSource, NarSummary, NewCache, NewDocument, NewPack, NewSession, ObjectIndex, ObjectOrder, ObjectPlace,
@@ -606,6 +606,9 @@ impl RetentionIndex for FaultIndex {
     }
     async fn audit_after(&self, number: i64, limit: u32) -> Outcome<Vec<AuditEntry>> {
         read_step!(self, self.inner.audit_after(number, limit))
+    }
+    async fn audit_before(&self, before: i64, filter: &AuditFilter, limit: u32) -> Outcome<AuditPage> {
+        read_step!(self, self.inner.audit_before(before, filter, limit))
     }
 }
 

@@ -354,6 +354,10 @@ pub struct PublishBacklog {
     pub pending: u64,
     /// Since when the oldest of them waits.
     pub pending_since: Option<UnixSeconds>,
+    /// Its store hash.
+    pub oldest: Option<StorePathHash>,
+    /// What it waits for; `None` if no run has looked at it.
+    pub reason: Option<String>,
 }
 
 /// What publishing remembers.
