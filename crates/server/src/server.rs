@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use dormer_engine::Engine;
 use dormer_http_host::{Error, Listener, Probes, Service};
-use dormer_index::{Index, PublishIndex};
+use dormer_index::PublishIndex;
 use http::{Request, Response};
 use hyper::body::Incoming;
 
@@ -13,6 +13,7 @@ use crate::auth::Authenticator;
 use crate::exchange::Watched;
 use crate::metrics::{Metrics, RegisterError};
 use crate::metrics_page::MetricsPage;
+use crate::operations::Operations;
 use crate::publish_metrics::PublishMetrics;
 use crate::settings::ServerSettings;
 
@@ -35,13 +36,15 @@ impl Server {
 
     /// Shows at `/metrics` how far edge targets are behind, as the index knows it. Fails the second
     /// time.
-    pub fn watch_publishing(
-        &self,
-        index: Arc<dyn Index>,
-        state: Arc<dyn PublishIndex>,
-    ) -> Result<(), RegisterError> {
-        let publishing = PublishMetrics::new(self.app.engine.clone(), index, state);
+    pub fn watch_publishing(&self, state: Arc<dyn PublishIndex>) -> Result<(), RegisterError> {
+        let publishing = PublishMetrics::new(self.app.engine.clone(), state);
         self.app.metrics.register_publishing(publishing)
+    }
+
+    /// Shows operators these parts of the installation, on pages and by the API. The first call
+    /// counts.
+    pub fn watch_operations(&self, operations: Operations) {
+        let _ = self.app.operations.set(operations);
     }
 
     /// Serves clients until `shutdown` is ready, then stops; see [`dormer_http_host::serve`].

@@ -661,6 +661,19 @@ pub(super) async fn what_waits_is_counted_for_all_targets_at_once(both: Both) ->
     ];
     assert_eq!(both.publish.publish_backlog(10).await?, all);
     assert_eq!(both.publish.publish_backlog(1).await?, all[..1]);
+
+    // What `outbox_after` would tell each target, for all of them at once.
+    let seen = both.index.outbox_after(first.cursor, 2).await?;
+    let past = NotedFrom::Outbox(OutboxPosition { transaction: seen[1].transaction, number: seen[1].number });
+    both.publish.note_pending(&lease, &[], past).await?;
+    let targets = both.publish.list_targets().await?;
+    let mut expected = Vec::new();
+    for target in targets {
+        let unseen = both.index.outbox_after(target.cursor, 1).await?;
+        expected.push((target, unseen.first().map(|row| row.at)));
+    }
+    assert_eq!(both.publish.list_followers().await?, expected);
+    assert_ne!(expected[0].0.cursor, expected[1].0.cursor);
     Ok(())
 }
 

@@ -12,6 +12,7 @@ pub(crate) mod session;
 
 mod files;
 mod forms;
+mod operator;
 mod show;
 
 use bytes::Bytes;
@@ -51,6 +52,7 @@ pub(crate) async fn respond(
         (&Method::GET, PageRoute::SignIn) => Ok(session::form(app, call)),
         (&Method::POST, PageRoute::SignIn) => session::sign_in(app, call, body).await,
         (&Method::POST, PageRoute::SignOut) => session::sign_out(app, call, body).await,
+        (method, PageRoute::Operator(page)) => operator::respond(app, call, body, method, page).await,
         // For other programs nothing is here, as ever: `/metrics` is on another listener.
         (_, PageRoute::CacheWithoutSlash(_)) if !wants_page(call) => Err(Failure::NoRoute),
         (&Method::GET, PageRoute::CacheWithoutSlash(cache)) => Ok(with_slash(&cache)),
