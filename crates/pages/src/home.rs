@@ -3,6 +3,7 @@
 use maud::html;
 
 use crate::frame::{Frame, Visitor, cache_address};
+use crate::operator::OperatorPage;
 use crate::parts::{moment, size, visibility};
 use crate::picture::{Savings, savings};
 use crate::text::number;
@@ -16,6 +17,8 @@ pub struct HomeView {
     pub next: Option<String>,
     /// What the whole store saves, for visitors that may read every cache.
     pub savings: Option<Savings>,
+    /// Whether the visitor may see the pages for operators.
+    pub operates: bool,
 }
 
 /// A cache in the list.
@@ -64,6 +67,7 @@ impl HomeView {
                     p { a.button href={ "?after=" (crate::frame::escape_segment(next)) } { "More caches" } }
                 }
             }
+            @if self.operates { p { a href=(frame.link(OperatorPage::Overview.address())) { "Operation: jobs, collections, publishing, damage and the audit" } } }
             @if let Some(of) = &self.savings {
                 section {
                     h2 { "What the store saves" }

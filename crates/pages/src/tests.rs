@@ -46,6 +46,7 @@ fn pages(text: &str, length: usize) -> Vec<(&'static str, String)> {
         ],
         next: Some(name()),
         savings: Some(Savings::default()),
+        operates: true,
     };
     let cache = CacheView {
         name: name(),

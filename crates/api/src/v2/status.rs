@@ -6,8 +6,8 @@ use serde::{Deserialize, Serialize};
 /// of now. Behind a load balancer, each answer is of another server.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct StatusResponse {
-    /// The server that answers, as `<host>:<process id>`.
-    pub server: String,
+    /// The process that answers, as leases name it.
+    pub process: String,
     /// Its version.
     pub version: String,
     /// When it started, in seconds since 1970.

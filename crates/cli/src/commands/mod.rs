@@ -29,6 +29,8 @@ mod secrets_init;
 mod serve;
 mod stats;
 mod token_create;
+mod top;
+mod top_screen;
 mod use_cache;
 mod watch;
 
@@ -146,6 +148,7 @@ pub(crate) enum Command {
     Scrub(scrub::ScrubArgs),
     Rekey(rekey::RekeyArgs),
     Stats(stats::StatsArgs),
+    Top(top::TopArgs),
     Doctor(doctor::DoctorArgs),
     Migrate(migrate::MigrateArgs),
 }
@@ -181,6 +184,7 @@ impl Command {
             Self::Cache(args) => &args.server,
             Self::Cat(args) => &args.server,
             Self::Import(args) => &args.server,
+            Self::Top(args) => &args.endpoint,
             _ => return None,
         };
         server.endpoint.clone()
@@ -234,6 +238,7 @@ impl Command {
             | Self::Cat(_)
             | Self::Pin(_)
             | Self::Stats(_)
+            | Self::Top(_)
             | Self::Token(_)
             | Self::MakeToken(_)
             | Self::Config(_)
@@ -271,6 +276,7 @@ pub(crate) async fn run(command: Command, context: &Context) -> Result<ExitCode>
         Command::Recover(args) => recover::run(args, context).await?,
         Command::Adopt(args) => adopt::run(args, context).await?,
         Command::Stats(args) => stats::run(&args, context).await?,
+        Command::Top(args) => top::run(&args, context).await?,
         Command::Scrub(args) => return scrub::run(args, context).await,
         Command::Migrate(args) => migrate::run(args, context).await?,
         Command::Use(args) => use_cache::run_use(*args, context).await?,

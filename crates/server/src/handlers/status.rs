@@ -41,7 +41,7 @@ pub(super) async fn status(app: &App, operations: &Operations) -> StatusResponse
     let figures = app.metrics.figures();
     let targets = app.metrics.publishing();
     StatusResponse {
-        server: operations.name().to_owned(),
+        process: operations.name().to_owned(),
         version: env!("CARGO_PKG_VERSION").to_owned(),
         started_at: i64::try_from(figures.total("process_start_time_seconds")).unwrap_or(i64::MAX),
         now,

@@ -65,14 +65,14 @@ pub(super) async fn respond(
 
 fn overview(of: &StatusResponse) -> OverviewView {
     let mut others: Vec<String> = of.jobs.iter().filter_map(|job| job.holder.clone()).collect();
-    others.retain(|holder| *holder != of.server);
+    others.retain(|holder| *holder != of.process);
     others.sort();
     others.dedup();
     let mut queues: Vec<QueueRow> = of.queues.iter().map(queue_row).collect();
     // What somebody waits for comes first.
     queues.sort_by_key(|queue| std::cmp::Reverse(queue.waiting));
     OverviewView {
-        server: of.server.clone(),
+        server: of.process.clone(),
         version: of.version.clone(),
         started_at: of.started_at,
         not_ready: of.not_ready.clone(),
