@@ -281,7 +281,7 @@ fn version_2_tells_what_a_server_does() {
         r#"{"process":"process 12 on lab","version":"0.1.0","started_at":1,"now":2,"#,
         r#""requests":{"answered":9,"failed":1,"refused":0,"in_flight":2,"connections":3,"received_bytes":4,"sent_bytes":5},"#,
         r#""reads":{"narinfos":6,"missing":7,"nars":8},"pushes":{"nars":1,"nar_bytes":2,"new_bytes":3,"uploading":4},"#,
-        r#""queues":[{"name":"uploads","waiting":1},{"name":"read memory","waiting":0,"in_use":5,"limit":6}],"#,
+        r#""queues":[{"name":"uploads","waiting":1},{"name":"read_memory","waiting":0,"in_use":5,"limit":6}],"#,
         r#""jobs":[{"id":7,"kind":"delete-cache","cache":"main","rows_done":4096,"created_at":1,"failures":0}],"#,
         r#""more_jobs":false,"targets":[{"name":"edge","lag_seconds":3,"published":10,"pending":2,"error":"no"}]}"#
     ));

@@ -263,7 +263,7 @@ pub(super) mod tests {
             pushes: PushStatus { nars: 20, nar_bytes: 64 << 20, new_bytes: 8 << 20, uploading: 2 },
             queues: vec![
                 QueueStatus {
-                    name: "upload memory".to_owned(),
+                    name: "upload_memory".to_owned(),
                     waiting: 4,
                     in_use: Some(72 << 20),
                     limit: Some(144 << 20),

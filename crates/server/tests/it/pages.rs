@@ -672,7 +672,7 @@ fn the_status_of_a_server_is_for_operators_and_agrees_with_the_metrics() {
     ] {
         assert_eq!(status.pointer(field).unwrap(), server.metric(metric), "{field}");
     }
-    let memory = status["queues"].as_array().unwrap().iter().find(|queue| queue["name"] == "upload memory");
+    let memory = status["queues"].as_array().unwrap().iter().find(|queue| queue["name"] == "upload_memory");
     assert!(memory.is_some_and(|queue| queue["limit"].as_u64() > Some(0)), "{status}");
     assert!(status.get("not_ready").is_none());
     assert_eq!(server.call(&admin(), "POST", route, b"").status, 405);
