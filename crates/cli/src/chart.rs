@@ -41,7 +41,9 @@ pub(crate) fn lines(rows: &[Bar], columns: usize) -> Vec<String> {
     let line = |row: &Bar| {
         let text = shortened(&row.label);
         let size = human_size(row.bytes);
-        format!("{text:<label$}  {size:>SIZE_WIDTH$}  {}", bar(row.bytes, largest, room)).trim_end().to_owned()
+        format!("{text:<label$}  {size:>SIZE_WIDTH$}  {}", bar(row.bytes, largest, room))
+            .trim_end()
+            .to_owned()
     };
     rows.iter().map(line).collect()
 }
@@ -58,7 +60,8 @@ fn bar(part: u64, whole: u64, width: usize) -> String {
     const EIGHTHS: [&str; 8] = ["", "▏", "▎", "▍", "▌", "▋", "▊", "▉"];
     let all = u128::try_from(width).unwrap_or(0) * 8;
     let filled = (u128::from(part) * all).div_ceil(u128::from(whole.max(1))).min(all);
-    let (full, rest) = (usize::try_from(filled / 8).unwrap_or(width), usize::try_from(filled % 8).unwrap_or(0));
+    let (full, rest) =
+        (usize::try_from(filled / 8).unwrap_or(width), usize::try_from(filled % 8).unwrap_or(0));
     format!("{}{}", "█".repeat(full), EIGHTHS[rest])
 }
 

@@ -3,9 +3,7 @@
 use std::io;
 
 use rustix::process::getpgrp;
-use rustix::termios::{
-    LocalModes, OptionalActions, Termios, tcgetattr, tcgetpgrp, tcgetwinsize, tcsetattr,
-};
+use rustix::termios::{LocalModes, OptionalActions, Termios, tcgetattr, tcgetpgrp, tcgetwinsize, tcsetattr};
 
 /// Columns of a terminal that does not tell its size.
 const COLUMNS_DEFAULT: u16 = 80;

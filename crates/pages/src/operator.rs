@@ -67,7 +67,8 @@ impl OperatorPage {
 
     /// The whole page with this content.
     fn render(self, frame: &Frame, content: &Markup) -> String {
-        let mut way: Vec<Step> = vec![(Self::Overview.address().to_owned(), Self::Overview.name().to_owned())];
+        let mut way: Vec<Step> =
+            vec![(Self::Overview.address().to_owned(), Self::Overview.name().to_owned())];
         if self != Self::Overview {
             way.push((self.address().to_owned(), self.name().to_owned()));
         }
@@ -436,7 +437,11 @@ fn picture(stored_bytes: u64, of: &CollectionFigures, when: &str) -> Markup {
         &title,
         &[
             Share { class: "c0", name: "Needed", bytes: kept },
-            Share { class: "c1", name: "Rewritten, because little of it is needed", bytes: of.compacted.bytes },
+            Share {
+                class: "c1",
+                name: "Rewritten, because little of it is needed",
+                bytes: of.compacted.bytes,
+            },
             Share { class: "c2", name: "Condemned by it", bytes: of.condemned.bytes },
             Share { class: "c3", name: "Condemned before, waiting", bytes: of.waiting.bytes },
             Share { class: "c4", name: "Freed", bytes: of.freed.bytes },
@@ -445,7 +450,9 @@ fn picture(stored_bytes: u64, of: &CollectionFigures, when: &str) -> Markup {
 }
 
 fn plan_facts(of: &CollectionFigures, is_plan: bool) -> Markup {
-    let packs = |figures: PackFigures| format!("{}, {}", counted(figures.packs, "pack", "packs"), bytes(figures.bytes));
+    let packs = |figures: PackFigures| {
+        format!("{}, {}", counted(figures.packs, "pack", "packs"), bytes(figures.bytes))
+    };
     let rows = [
         (
             if is_plan { "NARs to remove" } else { "NARs removed" },

@@ -5,10 +5,10 @@ use proptest::prelude::*;
 
 use crate::{
     AuditRow, AuditView, CacheRow, CacheView, ClosureView, CollectionFigures, CollectionView, Counts,
-    DamageView, JobRow, JobsView, OverviewView, PlanView, PublishedCacheRow, PublishingView, QueueRow,
-    ScrubFigures, ServerFigures, TargetView, ExpiryView, FileView, FilesView, Found, Frame, HomeView,
-    ListedFile, ListedKind, LogView, PAGE_BYTES_MAX, PathRow, PathView, PathsView, PinRow, PinsView,
-    ProblemView, RemoveView, Savings, SignInView, SizedPath, SortedBy, Visitor,
+    DamageView, ExpiryView, FileView, FilesView, Found, Frame, HomeView, JobRow, JobsView, ListedFile,
+    ListedKind, LogView, OverviewView, PAGE_BYTES_MAX, PathRow, PathView, PathsView, PinRow, PinsView,
+    PlanView, ProblemView, PublishedCacheRow, PublishingView, QueueRow, RemoveView, Savings, ScrubFigures,
+    ServerFigures, SignInView, SizedPath, SortedBy, TargetView, Visitor,
 };
 
 /// The frame of a page below a cache, for anybody.
@@ -182,11 +182,8 @@ fn operator_pages(text: &str, name: &str, length: usize) -> Vec<(&'static str, S
         more_jobs: true,
         targets: vec![(named(), 5, 6, 7, true); length],
     };
-    let collection = |plan| CollectionView {
-        stored_bytes: 10,
-        last: Some((1, CollectionFigures::default())),
-        plan,
-    };
+    let collection =
+        |plan| CollectionView { stored_bytes: 10, last: Some((1, CollectionFigures::default())), plan };
     let row = PublishedCacheRow {
         name: named(),
         published: 1,
@@ -219,16 +216,13 @@ fn operator_pages(text: &str, name: &str, length: usize) -> Vec<(&'static str, S
         ("publishing", PublishingView { targets: Some(vec![target; length]) }.render(&frame)),
         (
             "damage",
-            DamageView { running: Some(scrub.clone()), last: Some((1, scrub)), spreading: true }.render(&frame),
+            DamageView { running: Some(scrub.clone()), last: Some((1, scrub)), spreading: true }
+                .render(&frame),
         ),
         (
             "audit",
-            AuditView {
-                filters: [owned(), owned(), owned()],
-                entries: vec![entry; length],
-                next: Some(5),
-            }
-            .render(&frame),
+            AuditView { filters: [owned(), owned(), owned()], entries: vec![entry; length], next: Some(5) }
+                .render(&frame),
         ),
     ]
 }

@@ -147,7 +147,8 @@ fn top_and_charts_are_drawn_on_a_terminal_and_are_lines_without_one() {
         "system": null, "deriver": null, "sigs": [], "ca": null,
         "nar_hash": format!("sha256:{}", NarHash::digest(&nar).to_hex()), "nar_size": nar.len(),
     });
-    let headers = [("X-Attic-Nar-Info", info.to_string()), ("Authorization", format!("Bearer {}", lab.admin_token()))];
+    let headers =
+        [("X-Attic-Nar-Info", info.to_string()), ("Authorization", format!("Bearer {}", lab.admin_token()))];
     let headers: Vec<_> = headers.iter().map(|(name, value)| (*name, value.as_str())).collect();
     let pushed = http::ask(lab.address(), "PUT", "/_api/v1/upload-path", &headers, &nar);
     assert_eq!(pushed.status, 200, "{pushed:?}");
@@ -155,9 +156,9 @@ fn top_and_charts_are_drawn_on_a_terminal_and_are_lines_without_one() {
     let client = |arguments: &[&str]| line(&lab.client_process(arguments));
     let session = [
         client(&["top", "--interval", "500ms"]),
-        "echo q ended with $?".to_owned(),
+        "echo q ended with $?; read enter".to_owned(),
         client(&["top", "--interval", "500ms"]),
-        "echo ctrl-c ended with $?; stty -a | grep -o -- ' -*echo '; clear".to_owned(),
+        "echo ctrl-c ended with $?; stty -a | grep -o -- ' -*echo '; read enter; clear".to_owned(),
         client(&["stats"]),
         client(&["stats", "main"]),
         client(&["cache", "ls", "main"]),
@@ -166,15 +167,22 @@ fn top_and_charts_are_drawn_on_a_terminal_and_are_lines_without_one() {
     ];
     let terminal = Terminal::run(&session.join("; "), 100, 60);
     let screen = terminal.shows("since the start");
-    for text in ["database and store answer", "reads", "pushes", "jobs", "nothing was published yet", "q quits"] {
+    for text in
+        ["database and store answer", "reads", "pushes", "jobs", "nothing was published yet", "q quits"]
+    {
         assert!(screen.contains(text), "{text} in\n{screen}");
     }
     assert_eq!(terminal.tmux(&["display-message", "-p", "#{alternate_on}"]).trim(), "1");
     // A second answer brings rates.
     terminal.shows("/s");
     terminal.tmux(&["send-keys", "q"]);
-    terminal.shows("q quits");
+    terminal.shows("q ended with 0");
+    terminal.tmux(&["send-keys", "Enter"]);
+    terminal.shows("since the start");
     terminal.tmux(&["send-keys", "C-c"]);
+    let screen = terminal.shows("echo");
+    assert!(screen.contains("ctrl-c ended with 0") && !screen.contains("-echo"), "{screen}");
+    terminal.tmux(&["send-keys", "Enter"]);
     let screen = terminal.shows("all ended with 0");
     let state = terminal.tmux(&["display-message", "-p", "#{alternate_on} #{cursor_flag}"]);
     assert_eq!(state.trim(), "0 1", "the terminal is as it was");

@@ -10,7 +10,9 @@ use dormer_api::RedactedUrl;
 use dormer_engine::{ExpirySchedule, JobRunner, JobSettings, OutboxLimits, SystemClock};
 use dormer_http_host::{ListenAddress, Listener};
 use dormer_index::CounterIndex;
-use dormer_server::{Authenticator, Operations, Server, ServerSettings, TokenBounds, TokenKey, TokenVerifier};
+use dormer_server::{
+    Authenticator, Operations, Server, ServerSettings, TokenBounds, TokenKey, TokenVerifier,
+};
 use tokio::signal::unix::{SignalKind, signal};
 
 use super::publish::holder;

@@ -237,9 +237,7 @@ pub(super) fn whole(bytes: f64) -> String {
 
 #[cfg(test)]
 pub(super) mod tests {
-    use dormer_api::v2::{
-        JobEntry, PushStatus, QueueStatus, ReadStatus, RequestStatus, TargetEntry,
-    };
+    use dormer_api::v2::{JobEntry, PushStatus, QueueStatus, ReadStatus, RequestStatus, TargetEntry};
 
     use super::*;
 
@@ -310,7 +308,10 @@ pub(super) mod tests {
     fn rates_are_between_two_answers_of_one_process() {
         let rates = Rates::between(&status(), &later(), 10.0).unwrap();
         assert_eq!((rates.narinfos, rates.nars, rates.pushes, rates.requests), (10.0, 2.0, 1.0, 13.0));
-        assert_eq!((whole(rates.sent_bytes), whole(rates.new_bytes)), ("2.0 MiB".to_owned(), "204.8 KiB".to_owned()));
+        assert_eq!(
+            (whole(rates.sent_bytes), whole(rates.new_bytes)),
+            ("2.0 MiB".to_owned(), "204.8 KiB".to_owned())
+        );
         let other = StatusResponse { process: "process 13 on lab".to_owned(), ..later() };
         let restarted = StatusResponse { started_at: 2_000, ..later() };
         assert!(Rates::between(&status(), &other, 10.0).is_none());

@@ -146,7 +146,8 @@ fn paint_head(frame: &mut Frame<'_>, area: Rect, watched: &Watched, status: &Sta
         (None, Some(reason)) => Line::styled(format!("not ready: {}", shown(reason)), REVERSED),
         (None, None) => Line::raw("database and store answer"),
     };
-    let lines = vec![Line::styled(shown(&first).into_owned(), BOLD), Line::raw(shown(&second).into_owned()), state];
+    let lines =
+        vec![Line::styled(shown(&first).into_owned(), BOLD), Line::raw(shown(&second).into_owned()), state];
     frame.render_widget(Paragraph::new(lines), area);
 }
 
@@ -182,8 +183,10 @@ fn paint_picture(frame: &mut Frame<'_>, area: Rect, title: String, watched: &Wat
 
 /// What somebody waits for first, then what is taken the most.
 fn busy(queues: &[QueueStatus]) -> Vec<&QueueStatus> {
-    let mut busy: Vec<&QueueStatus> =
-        queues.iter().filter(|queue| queue.waiting > 0 || queue.in_use.is_some_and(|taken| taken > 0)).collect();
+    let mut busy: Vec<&QueueStatus> = queues
+        .iter()
+        .filter(|queue| queue.waiting > 0 || queue.in_use.is_some_and(|taken| taken > 0))
+        .collect();
     let share = |queue: &QueueStatus| {
         let whole = u128::from(queue.limit.unwrap_or(0));
         (u128::from(queue.in_use.unwrap_or(0)) * 1_000).checked_div(whole).unwrap_or(0)
@@ -218,7 +221,8 @@ fn paint_queues(frame: &mut Frame<'_>, area: Rect, queues: &[&QueueStatus]) {
     };
     let rows = queues.iter().map(|queue| {
         let taken = amount(&queue.name, queue.in_use);
-        let of = queue.limit.map_or_else(String::new, |limit| format!("of {}", amount(&queue.name, Some(limit))));
+        let of =
+            queue.limit.map_or_else(String::new, |limit| format!("of {}", amount(&queue.name, Some(limit))));
         [queue.name.clone(), taken, of, format!("{} waiting", queue.waiting)]
     });
     let widths =
@@ -242,7 +246,8 @@ fn paint_jobs(frame: &mut Frame<'_>, area: Rect, status: &StatusResponse) {
     });
     let widths = [Constraint::Fill(2), Constraint::Length(14), Constraint::Length(18), Constraint::Fill(2)];
     let title = if status.more_jobs { "jobs, the oldest" } else { "jobs" };
-    let table = table(title, ["kind", "done", "opened", "run by"], rows.collect(), widths, "no jobs are open");
+    let table =
+        table(title, ["kind", "done", "opened", "run by"], rows.collect(), widths, "no jobs are open");
     frame.render_widget(table, area);
 }
 
@@ -281,7 +286,8 @@ mod tests {
         terminal.draw(|frame| paint(frame, watched)).unwrap();
         let buffer = terminal.backend().buffer();
         let rows = buffer.content().chunks(usize::from(width));
-        let text = rows.map(|row| row.iter().map(|cell| cell.symbol()).collect::<String>().trim_end().to_owned());
+        let text =
+            rows.map(|row| row.iter().map(|cell| cell.symbol()).collect::<String>().trim_end().to_owned());
         text.collect::<Vec<_>>().join("\n")
     }
 
@@ -311,7 +317,10 @@ mod tests {
         hostile.failure = Some(evil.to_owned());
         let text = painted(&hostile, 160, 30);
         assert!(text.contains("\\u{1b}]0;title"), "{text}");
-        assert!(!text.contains('\u{1b}') && !text.contains('\u{7}') && !text.contains('\u{202e}'), "{text:?}");
+        assert!(
+            !text.contains('\u{1b}') && !text.contains('\u{7}') && !text.contains('\u{202e}'),
+            "{text:?}"
+        );
         for (width, height) in [(1, 1), (3, 40), (200, 2), (20, 10)] {
             painted(&hostile, width, height);
         }

@@ -3,8 +3,8 @@
 use super::fixtures::{NOW, cache, changes, nar_hash, object, path, path_hash, push};
 use super::jobs::Both;
 use crate::{
-    AuditFilter, CacheId, CachePatch, CommitTarget, Error, ExpiryDefaults, JobKind, JobLease, NarCommit, NarKey,
-    NarSource, NewDocument, Object, ObjectOrder, Pin, Result, Use,
+    AuditFilter, CacheId, CachePatch, CommitTarget, Error, ExpiryDefaults, JobKind, JobLease, NarCommit,
+    NarKey, NarSource, NewDocument, Object, ObjectOrder, Pin, Result, Use,
 };
 use dormer_nix::{BuildTrace, DocumentName, StorePath, TraceKey};
 use std::collections::{BTreeMap, BTreeSet};

@@ -642,17 +642,22 @@ pub(super) async fn what_waits_is_counted_for_all_targets_at_once(both: Both) ->
     both.publish.begin_publishing(&lease, ids[0], &[intent(2, &[])]).await?;
     let noted = [(ids[1], path_hash(3), NOW + 2), (ids[1], path_hash(4), NOW + 1)];
     both.publish.note_pending(&lease, &noted, NotedFrom::Referrers).await?;
-    let hold = PendingVerdicts { waiting: vec![(path_hash(4), "for another path".to_owned())], ..PendingVerdicts::default() };
+    let hold = PendingVerdicts {
+        waiting: vec![(path_hash(4), "for another path".to_owned())],
+        ..PendingVerdicts::default()
+    };
     both.publish.settle_pending(&lease, ids[1], &hold, NOW + 3).await?;
-    let row = |target: &PublishTarget, cache: &str, published, pending, pending_since: Option<i64>| PublishBacklog {
-        target: target.id,
-        cache: cache.to_owned(),
-        published,
-        pending,
-        pending_since,
-        // The oldest of those that wait, and why.
-        oldest: pending_since.map(|_| path_hash(4)),
-        reason: pending_since.map(|_| "for another path".to_owned()),
+    let row = |target: &PublishTarget, cache: &str, published, pending, pending_since: Option<i64>| {
+        PublishBacklog {
+            target: target.id,
+            cache: cache.to_owned(),
+            published,
+            pending,
+            pending_since,
+            // The oldest of those that wait, and why.
+            oldest: pending_since.map(|_| path_hash(4)),
+            reason: pending_since.map(|_| "for another path".to_owned()),
+        }
     };
     let all = [
         row(&first, "main", 1, 0, None),

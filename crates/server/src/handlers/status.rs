@@ -72,7 +72,9 @@ fn requests(figures: &Figures) -> RequestStatus {
 fn reads(figures: &Figures) -> ReadStatus {
     let count = |is_route: fn(&str) -> bool, statuses: &[&str]| {
         figures.sum("dormer_http_requests_total", |labels| {
-            labels.get("method") == "GET" && is_route(labels.get("route")) && statuses.contains(&labels.get("status"))
+            labels.get("method") == "GET"
+                && is_route(labels.get("route"))
+                && statuses.contains(&labels.get("status"))
         })
     };
     ReadStatus {
@@ -93,12 +95,13 @@ fn pushes(figures: &Figures) -> PushStatus {
 
 fn queues(figures: &Figures) -> Vec<QueueStatus> {
     let of_budget = |family: &str, name: &str| figures.sum(family, |labels| labels.get("budget") == name);
-    let budgets = figures.by_label("dormer_budget_limit", "budget").into_iter().map(|(name, limit)| QueueStatus {
-        waiting: of_budget("dormer_budget_waiting", &name),
-        in_use: Some(of_budget("dormer_budget_in_use", &name)),
-        limit: Some(limit),
-        name,
-    });
+    let budgets =
+        figures.by_label("dormer_budget_limit", "budget").into_iter().map(|(name, limit)| QueueStatus {
+            waiting: of_budget("dormer_budget_waiting", &name),
+            in_use: Some(of_budget("dormer_budget_in_use", &name)),
+            limit: Some(limit),
+            name,
+        });
     let turns = figures.by_label("dormer_http_waiting", "for").into_iter();
     let turns = turns.map(|(name, waiting)| QueueStatus { name, waiting, in_use: None, limit: None });
     budgets.chain(turns).collect()
@@ -121,7 +124,9 @@ pub(super) fn job_entry(job: Job, now: UnixSeconds) -> JobEntry {
 }
 
 fn target_entry(of: &crate::publish_metrics::TargetBacklog) -> TargetEntry {
-    let sum = |count: fn(&dormer_index::PublishBacklog) -> u64| of.caches.iter().map(count).fold(0, u64::saturating_add);
+    let sum = |count: fn(&dormer_index::PublishBacklog) -> u64| {
+        of.caches.iter().map(count).fold(0, u64::saturating_add)
+    };
     TargetEntry {
         name: of.target.name.clone(),
         lag_seconds: of.lag_seconds.unsigned_abs(),

@@ -551,7 +551,8 @@ fn operators_see_jobs_publishing_and_the_audit_and_each_page_costs_four_statemen
     let main = server.block_on(server.engine.find_cache("main")).unwrap().unwrap().id;
     for (number, subject) in [(1, "ada"), (2, "<script>bob")] {
         let hash = path(number).hash();
-        let removal = server.index.remove_for_cause(main, &hash, Some(subject), false, now() + i64::from(number));
+        let removal =
+            server.index.remove_for_cause(main, &hash, Some(subject), false, now() + i64::from(number));
         server.block_on(removal).unwrap();
     }
     server.block_on(async {
@@ -598,7 +599,10 @@ fn operators_see_jobs_publishing_and_the_audit_and_each_page_costs_four_statemen
     let damage = see("/_dormer/damage");
     assert!(damage.contains("None has ended yet"), "{damage}");
     let audit = see("/_dormer/audit");
-    assert!(audit.contains("ada") && audit.contains("&lt;script&gt;bob") && audit.contains("remove path"), "{audit}");
+    assert!(
+        audit.contains("ada") && audit.contains("&lt;script&gt;bob") && audit.contains("remove path"),
+        "{audit}"
+    );
     let (newest, oldest) = (audit.find("bob").unwrap(), audit.find(">ada<").unwrap());
     assert!(newest < oldest, "the newest first");
     let by_actor = see("/_dormer/audit?actor=ada&cache=main&action=remove%20path");
@@ -608,7 +612,17 @@ fn operators_see_jobs_publishing_and_the_audit_and_each_page_costs_four_statemen
     assert_eq!(browse(&server, Some(&admin()), "/_dormer/audit?before=x").status, 400);
     let long = format!("/_dormer/audit?actor={}", "x".repeat(500));
     assert_eq!(browse(&server, Some(&admin()), &long).status, 400);
-    assert_eq!(server.request("POST", "/_dormer/audit", &[BROWSER, ("Authorization", &format!("Bearer {}", admin()))], b"").status, 405);
+    assert_eq!(
+        server
+            .request(
+                "POST",
+                "/_dormer/audit",
+                &[BROWSER, ("Authorization", &format!("Bearer {}", admin()))],
+                b""
+            )
+            .status,
+        405
+    );
 }
 
 /// A plan reads all recipes, so no look at a page makes one.
@@ -658,7 +672,11 @@ fn the_status_of_a_server_is_for_operators_and_agrees_with_the_metrics() {
     assert_eq!(server.get(route).status, 401);
     let reader = token(&json!({"*": {"r": 1}}));
     assert_eq!(server.call(&reader, "GET", route, b"").status, 403);
-    assert_eq!(server.request("GET", route, &[("Cookie", &cookie(&admin()))], b"").status, 401, "a page's session");
+    assert_eq!(
+        server.request("GET", route, &[("Cookie", &cookie(&admin()))], b"").status,
+        401,
+        "a page's session"
+    );
     let reply = server.call(&admin(), "GET", route, b"");
     assert_eq!((reply.status, reply.header("cache-control")), (200, Some("private, no-store")));
     let status = reply.json();

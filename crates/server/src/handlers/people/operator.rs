@@ -111,10 +111,13 @@ fn queue_row(queue: &dormer_api::v2::QueueStatus) -> QueueRow {
 }
 
 fn job_row(job: JobEntry) -> JobRow {
-    let about: Vec<String> = [job.cache.map(|cache| format!("cache {cache}")), job.target.map(|target| format!("target {target}"))]
-        .into_iter()
-        .flatten()
-        .collect();
+    let about: Vec<String> = [
+        job.cache.map(|cache| format!("cache {cache}")),
+        job.target.map(|target| format!("target {target}")),
+    ]
+    .into_iter()
+    .flatten()
+    .collect();
     JobRow {
         id: job.id,
         kind: job.kind,
@@ -135,7 +138,10 @@ async fn jobs(app: &App, call: &Call, operations: &Operations) -> Result<JobsVie
     let found = operations.jobs().list_jobs(after, limit).await.map_err(index)?;
     let now = app.engine.now();
     let next = (found.len() > rows).then(|| found[rows - 1].id.0);
-    Ok(JobsView { jobs: found.into_iter().take(rows).map(|job| job_row(job_entry(job, now))).collect(), next })
+    Ok(JobsView {
+        jobs: found.into_iter().take(rows).map(|job| job_row(job_entry(job, now))).collect(),
+        next,
+    })
 }
 
 /// A parameter of the query that is a number.
@@ -161,8 +167,12 @@ fn packs(of: &PackTotals) -> PackFigures {
 }
 
 fn rewritten(parts: [&CompactionTotals; 2]) -> (PackFigures, u64) {
-    let sum = |of: fn(&CompactionTotals) -> u64| parts.iter().map(|part| of(part)).fold(0, u64::saturating_add);
-    (PackFigures { packs: sum(|part| part.packs), bytes: sum(|part| part.bytes) }, sum(|part| part.bytes_written))
+    let sum =
+        |of: fn(&CompactionTotals) -> u64| parts.iter().map(|part| of(part)).fold(0, u64::saturating_add);
+    (
+        PackFigures { packs: sum(|part| part.packs), bytes: sum(|part| part.bytes) },
+        sum(|part| part.bytes_written),
+    )
 }
 
 fn planned(plan: &CollectionPlan) -> CollectionFigures {
