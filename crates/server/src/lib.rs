@@ -13,7 +13,7 @@
 //! - [`Metrics`]: everything that is counted; `metrics_page` is the listener that shows it, and
 //!   `publish_metrics` its part about publishing. `health` asks the database and the store for
 //!   `/readyz`.
-//! - `figures`: the metrics as numbers. [`Operations`]: jobs, collections and scrubs, for operators.
+//! - `figures`: the metrics as numbers. [`Operations`]: what operators look at beside requests.
 //! - `route` and `page_route`: from a path to a typed route; no other module reads paths.
 //! - `handlers::people`: pages for people, and their sessions; every other handler serves programs.
 //! - `failure`: the one table from an error to its status.

@@ -1,8 +1,8 @@
 //! What operators look at beside requests: jobs, collections and scrubs.
 //!
 //! Invariants
-//! - A plan of a collection reads the recipes of all paths, so no page makes one by being looked at.
-//!   An operator asks for it with a form; one is made at a time, and one a minute at most.
+//! - A plan of a collection reads the recipes of all paths, so no look at a page makes one. An
+//!   operator asks for it with a form; one is made at a time, and one a minute at most.
 //! - A plan changes nothing, and ends after [`PLAN_MAX`].
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
