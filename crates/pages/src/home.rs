@@ -17,8 +17,6 @@ pub struct HomeView {
     pub next: Option<String>,
     /// What the whole store saves, for visitors that may read every cache.
     pub savings: Option<Savings>,
-    /// Whether the visitor may see the pages for operators.
-    pub operates: bool,
 }
 
 /// A cache in the list.
@@ -38,6 +36,15 @@ pub struct CacheRow {
 impl HomeView {
     /// The page.
     pub fn render(&self, frame: &Frame) -> String {
+        self.page(frame, false)
+    }
+
+    /// The page for a visitor that may see the pages for operators: it leads there.
+    pub fn render_for_operator(&self, frame: &Frame) -> String {
+        self.page(frame, true)
+    }
+
+    fn page(&self, frame: &Frame, is_operator: bool) -> String {
         let content = html! {
             h1 { "Nix binary caches" }
             @if self.caches.is_empty() {
@@ -67,7 +74,7 @@ impl HomeView {
                     p { a.button href={ "?after=" (crate::frame::escape_segment(next)) } { "More caches" } }
                 }
             }
-            @if self.operates { p { a href=(frame.link(OperatorPage::Overview.address())) { "Operation: jobs, collections, publishing, damage and the audit" } } }
+            @if is_operator { p { a href=(frame.link(OperatorPage::Overview.address())) { "Operation: jobs, collections, publishing, damage and the audit" } } }
             @if let Some(of) = &self.savings {
                 section {
                     h2 { "What the store saves" }

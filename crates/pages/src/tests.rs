@@ -46,7 +46,6 @@ fn pages(text: &str, length: usize) -> Vec<(&'static str, String)> {
         ],
         next: Some(name()),
         savings: Some(Savings::default()),
-        operates: true,
     };
     let cache = CacheView {
         name: name(),
@@ -137,6 +136,7 @@ fn pages(text: &str, length: usize) -> Vec<(&'static str, String)> {
     let mut pages = operator_pages(text, &name(), length);
     pages.extend(vec![
         ("home", home.render(&member)),
+        ("home of an operator", home.render_for_operator(&member)),
         ("cache", cache.render(&frame)),
         ("paths", paths.render(&frame)),
         ("path", path.render(&member)),

@@ -47,7 +47,7 @@ impl<'a> Labels<'a> {
 
 /// A series is either a counter or a gauge; the other one of them is 0.
 fn value(series: &Metric) -> u64 {
-    let value = series.get_counter().value() + series.get_gauge().value();
+    let value = series.get_counter().get_value() + series.get_gauge().get_value();
     #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "the bounds are checked")]
     if value.is_finite() && value >= 0.0 { value as u64 } else { 0 }
 }

@@ -110,7 +110,8 @@ pub(super) async fn home(app: &App, call: &Call) -> Result<Response<Body>, Failu
         Some(claims) if may_pull_everything(claims) => Some(savings(app).await?),
         _ => None,
     };
-    Ok(page(HomeView { caches, next, savings, operates }.render(&frame(app, call))))
+    let (view, frame) = (HomeView { caches, next, savings }, frame(app, call));
+    Ok(page(if operates { view.render_for_operator(&frame) } else { view.render(&frame) }))
 }
 
 async fn savings(app: &App) -> Result<Savings, Failure> {
