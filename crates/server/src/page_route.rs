@@ -14,6 +14,8 @@ pub(crate) enum PageRoute {
     SignIn,
     /// `/_dormer/sign-out`
     SignOut,
+    /// `/_dormer`: leads to the next. No cache has such a name.
+    OperatorWithoutSlash,
     /// `/_dormer/`, and what is below it for operators.
     Operator(OperatorPage),
     /// `/{cache}`: leads to the next.
@@ -65,8 +67,7 @@ impl PageRoute {
         match path {
             "_dormer/sign-in" => return Some(Self::SignIn),
             "_dormer/sign-out" => return Some(Self::SignOut),
-            // As somebody types it. No cache has such a name.
-            "_dormer" => return Some(Self::Operator(OperatorPage::Overview)),
+            "_dormer" => return Some(Self::OperatorWithoutSlash),
             _ => {}
         }
         if let Some(page) = OperatorPage::ALL.into_iter().find(|page| page.address() == path) {
@@ -101,6 +102,7 @@ impl PageRoute {
             Self::Asset(_) => "/_dormer/pages/{file}",
             Self::SignIn => "/_dormer/sign-in",
             Self::SignOut => "/_dormer/sign-out",
+            Self::OperatorWithoutSlash => "/_dormer",
             Self::Operator(page) => match page {
                 OperatorPage::Overview => "/_dormer/",
                 OperatorPage::Jobs => "/_dormer/jobs",
@@ -166,6 +168,7 @@ mod tests {
             ("/_dormer/pages/style.css".to_owned(), PageRoute::Asset(Asset::Style)),
             ("/_dormer/sign-in".to_owned(), PageRoute::SignIn),
             ("/_dormer/sign-out".to_owned(), PageRoute::SignOut),
+            ("/_dormer".to_owned(), PageRoute::OperatorWithoutSlash),
             ("/main".to_owned(), PageRoute::CacheWithoutSlash(main())),
             ("/main/".to_owned(), PageRoute::Cache(main())),
             ("/main/paths".to_owned(), PageRoute::Paths(main())),
