@@ -1,5 +1,7 @@
 //! `/_dormer/`: what operators look at.
 
+use std::fmt::Write as _;
+
 use maud::{Markup, html};
 
 use crate::frame::{Frame, Step, escape_segment, path_address};
@@ -672,7 +674,7 @@ impl AuditView {
         let mut query = String::from("?");
         for (name, value) in Self::FILTERS.iter().zip(&self.filters) {
             if !value.is_empty() {
-                query.push_str(&format!("{name}={}&", escape_segment(&shortened(value, 100))));
+                let _ = write!(query, "{name}={}&", escape_segment(&shortened(value, 100)));
             }
         }
         let content = html! {

@@ -37,7 +37,7 @@ pub(crate) enum Plan {
     /// One is being made, since then.
     Running(UnixSeconds),
     /// The last one: when it was begun, and what it says or why it failed.
-    Ended(UnixSeconds, Result<CollectionPlan, String>),
+    Ended(UnixSeconds, Result<Box<CollectionPlan>, String>),
 }
 
 impl Operations {
@@ -80,7 +80,7 @@ impl Operations {
         let making = tokio::spawn(async move { tokio::time::timeout(PLAN_MAX, collector.plan()).await });
         tokio::spawn(async move {
             let outcome = match making.await {
-                Ok(Ok(Ok(plan))) => Ok(plan),
+                Ok(Ok(Ok(plan))) => Ok(Box::new(plan)),
                 Ok(Ok(Err(error))) => {
                     tracing::warn!(error = with_causes(&error), "failed to plan a collection");
                     // The log has the causes, which may name what pages do not tell.

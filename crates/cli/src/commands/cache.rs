@@ -683,7 +683,13 @@ mod tests {
         for bytes in [1, 1 << 20, (1 << 20) + 1, 80 << 20, 3 << 30, 1 << 30] {
             sizes.add(bytes);
         }
-        insta::assert_snapshot!(lines(&sizes.bars(), 60).join("\n"), @"");
+        insta::assert_snapshot!(lines(&sizes.bars(), 60).join("\n"), @r"
+        2 paths up to 1 MiB       1.0 MiB  ▏
+        1 paths up to 10 MiB      1.0 MiB  ▏
+        1 paths up to 100 MiB    80.0 MiB  ▊
+        1 paths up to 1 GiB       1.0 GiB  ████████▍
+        1 paths over 1 GiB        3.0 GiB  █████████████████████████
+        ");
         let object = ObjectResponse {
             store_path: "x-hello".to_owned(),
             url: "nar/x".to_owned(),
@@ -699,7 +705,11 @@ mod tests {
             extra: std::collections::BTreeMap::new(),
             closure: ClosureEntry { paths: 4, nar_size: 12 << 20, missing: 0, complete: true },
         };
-        insta::assert_snapshot!(lines(&object_bars(&object), 60).join("\n"), @"");
+        insta::assert_snapshot!(lines(&object_bars(&object), 60).join("\n"), @r"
+        download                1.0 MiB  ██▎
+        NAR                     3.0 MiB  ██████▊
+        NARs of the closure    12.0 MiB  ███████████████████████████
+        ");
     }
 
     #[test]

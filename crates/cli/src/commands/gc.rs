@@ -199,7 +199,13 @@ mod tests {
             lines[4],
             "to compact: 3 packs, 60.0 MiB; 30.0 MiB read and 24.0 MiB written into 2 packs by 11 requests"
         );
-        insta::assert_snapshot!(crate::chart::lines(&plan_bars(&plan), 60).join("\n"), @"");
+        insta::assert_snapshot!(crate::chart::lines(&plan_bars(&plan), 60).join("\n"), @r"
+        to free                    0 B
+        condemned, waiting         0 B
+        to condemn             3.0 MiB  █▌
+        to compact            60.0 MiB  ████████████████████████████
+        to recompress              0 B
+        ");
         let report = CollectionReport { removed: totals, strays_found: 1, ..Default::default() };
         let lines = report_lines(&report);
         assert_eq!(lines[3], "freed: 2 packs, 3.0 MiB, 40 chunks");

@@ -144,7 +144,13 @@ mod tests {
         assert_eq!(shown[2], "saved by NARs that several paths have: -1.0 MiB");
         assert_eq!(shown.last().map(String::as_str), Some(INCOMPLETE));
         assert_eq!(lines(&StatsResponse { complete: true, ..stats }).len(), shown.len() - 1);
-        insta::assert_snapshot!(crate::chart::lines(&bars(&stats), 60).join("\n"), @"");
+        insta::assert_snapshot!(crate::chart::lines(&bars(&stats), 60).join("\n"), @r"
+        stored                    1.0 MiB  ████████████▌
+        saved by compression      2.0 MiB  █████████████████████████
+        saved by holes            1.0 MiB  ████████████▌
+        saved by equal chunks         0 B
+        saved by same NARs            0 B
+        ");
     }
 
     #[test]

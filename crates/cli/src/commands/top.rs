@@ -1,6 +1,7 @@
 //! `dormer top`.
 
 use std::collections::VecDeque;
+use std::fmt::Write as _;
 use std::time::{Duration, Instant};
 
 use clap::Args;
@@ -215,16 +216,17 @@ fn line(status: &StatusResponse, rates: Option<&Rates>) -> String {
             status.pushes.nars
         ),
     };
-    line.push_str(&format!(
+    let _ = write!(
+        line,
         "; {} in flight, {} uploading, {waiting} waiting; {}{} jobs; lag {}",
         status.requests.in_flight,
         status.pushes.uploading,
         status.jobs.len(),
         if status.more_jobs { "+" } else { "" },
         human_duration(Duration::from_secs(lag))
-    ));
+    );
     if let Some(reason) = &status.not_ready {
-        line.push_str(&format!("; not ready: {reason}"));
+        let _ = write!(line, "; not ready: {reason}");
     }
     line
 }

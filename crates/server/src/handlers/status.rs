@@ -14,8 +14,9 @@ use crate::figures::Figures;
 use crate::operations::Operations;
 use crate::route::NARINFO;
 
-/// Jobs that an answer names.
+/// Jobs that an answer names, and one more that tells whether there are more.
 const JOBS: usize = 20;
+const JOBS_ASKED: u32 = 21;
 
 /// Shows the status, to a caller that operates the installation.
 pub(crate) async fn show_status(app: &App, call: &Call) -> Result<Response<Body>, Failure> {
@@ -29,7 +30,7 @@ pub(super) async fn status(app: &App, operations: &Operations) -> StatusResponse
     let mut not_ready = app.probes.check().await.err().map(|reason| reason.0.to_owned());
     app.metrics.refresh().await;
     let found = match not_ready {
-        None => operations.jobs().list_jobs(None, JOBS as u32 + 1).await,
+        None => operations.jobs().list_jobs(None, JOBS_ASKED).await,
         Some(_) => Ok(Vec::new()),
     };
     let now = app.engine.now();
