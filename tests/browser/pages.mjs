@@ -213,10 +213,49 @@ async function see({ name, viewport, colorScheme, isExamined }) {
   await context.close();
 }
 
+// The pages for operators: the plan of a collection, and a removal in the audit.
+const OPERATOR_PAGES = ["", "jobs", "collection", "publishing", "damage", "audit"];
+
+async function operate() {
+  const { context, page, faults } = await open({ viewport: WIDE });
+  const stranger = await context.request.get("/_dormer/", { headers: { accept: "text/html" } });
+  assert.equal(stranger.status(), 404, "nothing is here for strangers");
+  await signIn(page);
+  await page.getByRole("link", { name: /^Operation/ }).click();
+  await page.getByText("Database and object store answer.").waitFor();
+  const tabs = page.getByRole("navigation", { name: "Pages for operators" });
+  await tabs.getByRole("link", { name: "Collection" }).click();
+  await page.getByRole("button", { name: "Make a plan" }).click();
+  await page.getByText(/^Planned /).or(page.getByText(/^A plan is being made/)).first().waitFor();
+  while ((await page.getByText(/^Planned /).count()) === 0) await page.reload();
+  await page.getByRole("img", { name: /^Planned .* is needed where it is/ }).waitFor();
+  await tabs.getByRole("link", { name: "Audit" }).click();
+  await page.getByLabel("Actor").fill("nobody");
+  await page.getByRole("button", { name: "Filter" }).click();
+  await page.getByText("Nothing here.").waitFor();
+  assert.ok(page.url().includes("actor=nobody"), page.url());
+  assert.deepEqual(faults, []);
+  await context.close();
+}
+
+async function seeOperation({ name, viewport, colorScheme, isExamined }) {
+  const { context, page, faults } = await open({ viewport, colorScheme });
+  await signIn(page);
+  for (const what of OPERATOR_PAGES) {
+    await page.goto(`/_dormer/${what}`);
+    await inspect(page, `${name} operator ${what}`, isExamined);
+    await page.screenshot({ path: join(visit.pictures, `${name}-operator-${what || "overview"}.png`), fullPage: true });
+  }
+  assert.deepEqual(faults, []);
+  await context.close();
+}
+
 try {
   await copyLines();
   await look();
   await withoutScript();
+  await operate();
+  await Promise.all(LOOKS.map(seeOperation));
   await Promise.all(LOOKS.map(see));
 } finally {
   await browser.close();

@@ -36,6 +36,8 @@ pub const V2_OBJECTS: &str = "/_api/v2/caches/{cache}/objects";
 pub const V2_CACHE_STATS: &str = "/_api/v2/caches/{cache}/stats";
 /// GET: what the whole installation holds, in numbers.
 pub const V2_STATS: &str = "/_api/v2/stats";
+/// GET: what the server does at this moment.
+pub const V2_STATUS: &str = "/_api/v2/status";
 /// POST: a cache's pins, in pages.
 pub const V2_PINS: &str = "/_api/v2/caches/{cache}/pins";
 /// PUT: pin a path under a name. DELETE: remove the pins of a name.

@@ -1,6 +1,7 @@
 //! `/_api/v2/`: what Attic's API lacks.
 
 mod sessions;
+mod status;
 
 use std::collections::BTreeMap;
 
@@ -13,6 +14,7 @@ pub use sessions::{
     CHUNK_ID_BYTES, CommitEntry, CommitResponse, CommitResult, MISSING_POSITIONS_MAX, PartDigest,
     SESSION_FORMAT, SessionId, SessionResponse, decode_missing, encode_missing, read_chunk_ids,
 };
+pub use status::{JobEntry, PushStatus, QueueStatus, ReadStatus, RequestStatus, StatusResponse, TargetEntry};
 
 /// Answer to GET `caches`: every cache on which the caller has any permission, and the public ones;
 /// by name, in pages.

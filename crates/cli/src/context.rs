@@ -2,6 +2,7 @@
 
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::time::Duration;
 
 use clap::Args;
 use dormer_client::{
@@ -18,6 +19,9 @@ pub(crate) const EXIT_CODES_OF_CLIENT: &str = "\
 Exit codes:
   0  done; 1  failed; 2  wrong usage, nothing was tried
   4  the server refuses the token, or requires one; 5  it does not answer";
+
+/// How long a server may be silent that is asked every few seconds.
+const WATCH_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// What every command needs.
 #[derive(Debug, Clone)]
@@ -94,6 +98,16 @@ impl Context {
     pub(crate) fn queue_client_for(&self, server: &ResolvedServer) -> Result<ApiClient> {
         let retry = RetryPolicy { tries_max: 3, ..RetryPolicy::default() };
         self.client_with(server, HttpSettings { retry, ..HttpSettings::default() })
+    }
+
+    /// A client that asks again and again by itself: a question without an answer is told, and not
+    /// repeated.
+    pub(crate) fn watching_client_for(&self, server: &ResolvedServer) -> Result<ApiClient> {
+        let retry = RetryPolicy { tries_max: 1, ..RetryPolicy::default() };
+        self.client_with(
+            server,
+            HttpSettings { retry, idle_timeout: WATCH_TIMEOUT, ..HttpSettings::default() },
+        )
     }
 
     fn client_with(&self, server: &ResolvedServer, settings: HttpSettings) -> Result<ApiClient> {

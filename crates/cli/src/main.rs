@@ -9,7 +9,7 @@
 //! - `telemetry`: log lines and traces. `open_files`: the limit of open files.
 //! - `queue_drain`, `queue_place`: what the commands around the queue share.
 //! - `printer`: decides what is printed. `terminal_text`: what a terminal must not obey.
-//!   `progress`: draws a push.
+//!   `progress`: draws a push. `chart`: bars behind the data, on a terminal.
 //! - `error`: exit codes and hints.
 
 #![allow(
@@ -18,6 +18,7 @@
     reason = "the comments on commands and flags are their help texts: [SERVER:]CACHE is no link there"
 )]
 
+mod chart;
 mod commands;
 mod context;
 mod error;

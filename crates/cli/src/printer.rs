@@ -1,5 +1,5 @@
 //! The printer decides what is printed. Nothing else in this program writes to standard output or
-//! standard error, except the log lines of `serve`.
+//! standard error, except the log lines of `serve` and the screen of `top`.
 //!
 //! Standard output is data, and standard error is conversation. Both may close at any time: a
 //! reader that has read enough (`dormer cache list | head -1`) is not a failure.
@@ -12,7 +12,9 @@ use std::io::{self, IsTerminal as _, Write as _};
 use indicatif::ProgressDrawTarget;
 use serde::Serialize;
 
+use crate::chart::{self, Bar};
 use crate::error::{Error, Result};
+use crate::terminal::columns_of_stdout;
 use crate::terminal_text::{shown, shown_json};
 
 /// How much the program prints.
@@ -35,6 +37,8 @@ pub(crate) struct Printer {
     pub(crate) json: bool,
     progress: bool,
     colour: bool,
+    /// Standard output is a terminal that draws.
+    draws: bool,
 }
 
 impl Printer {
@@ -48,7 +52,25 @@ impl Printer {
             json,
             progress: progress && terminal && !dumb && level == Level::Default,
             colour: terminal && !no_color && !dumb,
+            draws: io::stdout().is_terminal() && !dumb && !json && level >= Level::Default,
         }
+    }
+
+    /// Whether standard output is a terminal for charts and whole screens.
+    pub(crate) fn draws(&self) -> bool {
+        self.draws
+    }
+
+    /// A chart behind the data, on a terminal. Programs that read the data get none.
+    pub(crate) fn chart(&self, rows: &[Bar]) -> Result<()> {
+        if !self.draws {
+            return Ok(());
+        }
+        let lines = chart::lines(rows, columns_of_stdout());
+        if !lines.is_empty() {
+            self.data("")?;
+        }
+        lines.iter().try_for_each(|line| self.data(line))
     }
 
     /// A line of data, on standard output.

@@ -3,7 +3,16 @@
 use std::io;
 
 use rustix::process::getpgrp;
-use rustix::termios::{LocalModes, OptionalActions, Termios, tcgetattr, tcgetpgrp, tcsetattr};
+use rustix::termios::{LocalModes, OptionalActions, Termios, tcgetattr, tcgetpgrp, tcgetwinsize, tcsetattr};
+
+/// Columns of a terminal that does not tell its size.
+const COLUMNS_DEFAULT: u16 = 80;
+
+/// The columns of the terminal that standard output is.
+pub(crate) fn columns_of_stdout() -> usize {
+    let told = tcgetwinsize(io::stdout()).map_or(0, |size| size.ws_col);
+    usize::from(if told == 0 { COLUMNS_DEFAULT } else { told })
+}
 
 /// While this exists, Ctrl-C and similar keys print no `^C` on the screen.
 ///

@@ -23,6 +23,7 @@ use dormer_api::v2::{
     AddPinRequest, AddPinResponse, CacheStatsResponse, ListCachesResponse, ListObjectsRequest,
     ListObjectsResponse, ListPinsRequest, ListPinsResponse, ListReferrersResponse, ObjectResponse,
     PurgesResponse, RemovePathResponse, RemovePinsResponse, RemoveReferrersResponse, StatsResponse,
+    StatusResponse,
 };
 use dormer_api::{
     CacheConfig, CacheName, CreateCacheRequest, ErrorBody, ErrorName, GetMissingPathsRequest,
@@ -366,6 +367,12 @@ impl ApiClient {
     pub async fn stats(&self) -> Result<StatsResponse> {
         let action = "asking what the server holds";
         self.ask(action, Repeat::Always, || self.request(Method::GET, routes::V2_STATS)).await
+    }
+
+    /// What the server does at this moment.
+    pub async fn status(&self) -> Result<StatusResponse> {
+        let action = "asking what the server does";
+        self.ask(action, Repeat::Always, || self.request(Method::GET, routes::V2_STATUS)).await
     }
 
     /// Pins a path under a name.

@@ -61,7 +61,7 @@ pub use caches::{CreateCache, KeyChange, UpdateCache};
 pub use clock::{Clock, SystemClock};
 pub use collect::{
     CollectMetrics, CollectSettings, CollectionPlan, CollectionReport, Collector, CompactionTotals,
-    PackTotals,
+    EndedCollection, PackTotals,
 };
 pub use cpu::CpuPool;
 pub use error::{Error, ErrorClass, Result};
@@ -74,7 +74,7 @@ pub use missing::{Missing, find_missing};
 pub use read::{NarStream, OpenNar, PartStream};
 pub use rekey::{RekeyReport, rekey};
 pub use retention::{Closure, LARGEST_PATHS, MissingPaths};
-pub use scrub::{FULL_PPM, ScrubMetrics, ScrubOptions, ScrubReport, ScrubState, Scrubber};
+pub use scrub::{EndedScrub, FULL_PPM, ScrubMetrics, ScrubOptions, ScrubReport, ScrubState, Scrubber};
 pub use sessions::{
     AdmitCheck, CheckHold, ChunkedPath, CommittedPath, MISSING_CHUNKS_MAX, PART_BYTES_MAX, PART_CHUNKS_MAX,
     PART_RAW_BYTES_MAX, PathOutcome, PushSession, Reader, part_memory_bytes,

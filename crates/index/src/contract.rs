@@ -792,6 +792,29 @@ pub struct AuditEntry {
     pub store_path_hash: Option<StorePathHash>,
 }
 
+/// Which entries of the audit are wanted. A field that is `None` leaves none out.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct AuditFilter {
+    /// Those in a cache that has or had this name.
+    pub cache: Option<String>,
+    /// Those of this action.
+    pub action: Option<String>,
+    /// Those of this subject.
+    pub subject: Option<String>,
+}
+
+/// A page of the audit, the newest entry first.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct AuditPage {
+    /// The entries, each with the name of its cache. A deleted cache keeps its name.
+    pub entries: Vec<(AuditEntry, Option<String>)>,
+    /// What `before` has to be for the next page; `None` after the last one.
+    pub next: Option<i64>,
+}
+
+/// Most entries of the audit that one page looks at.
+pub const AUDIT_WINDOW: i64 = 10_000;
+
 /// How large an object is, and what it refers to.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ObjectReferences {
@@ -877,6 +900,10 @@ pub trait RetentionIndex: Send + Sync + std::fmt::Debug + 'static {
     async fn count_purges(&self, cache: CacheId) -> Result<PurgeCounts>;
     /// Entries after a number, in order.
     async fn audit_after(&self, number: i64, limit: u32) -> Result<Vec<AuditEntry>>;
+    /// At most `limit` entries before a number that fit a filter, the newest first. One statement,
+    /// which looks at [`AUDIT_WINDOW`] entries at most: a page may have fewer entries than `limit`,
+    /// or none, and a `next`.
+    async fn audit_before(&self, before: i64, filter: &AuditFilter, limit: u32) -> Result<AuditPage>;
 }
 
 /// A document to store.

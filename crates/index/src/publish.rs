@@ -32,6 +32,9 @@ impl<D: Dialect> PublishIndex for SqlIndex<D> {
     async fn list_targets(&self) -> Result<Vec<PublishTarget>> {
         self.read("list targets", async |mut tx| work::list_targets(&mut tx).await).await
     }
+    async fn list_followers(&self) -> Result<Vec<(PublishTarget, Option<UnixSeconds>)>> {
+        self.read("list targets and what they lack", async |mut tx| work::list_followers(&mut tx).await).await
+    }
     async fn acquire_lease(
         &self,
         target: TargetId,

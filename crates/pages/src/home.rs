@@ -3,6 +3,7 @@
 use maud::html;
 
 use crate::frame::{Frame, Visitor, cache_address};
+use crate::operator::OperatorPage;
 use crate::parts::{moment, size, visibility};
 use crate::picture::{Savings, savings};
 use crate::text::number;
@@ -35,6 +36,15 @@ pub struct CacheRow {
 impl HomeView {
     /// The page.
     pub fn render(&self, frame: &Frame) -> String {
+        self.page(frame, false)
+    }
+
+    /// The page for a visitor that may see the pages for operators: it leads there.
+    pub fn render_for_operator(&self, frame: &Frame) -> String {
+        self.page(frame, true)
+    }
+
+    fn page(&self, frame: &Frame, is_operator: bool) -> String {
         let content = html! {
             h1 { "Nix binary caches" }
             @if self.caches.is_empty() {
@@ -64,6 +74,7 @@ impl HomeView {
                     p { a.button href={ "?after=" (crate::frame::escape_segment(next)) } { "More caches" } }
                 }
             }
+            @if is_operator { p { a href=(frame.link(OperatorPage::Overview.address())) { "Operation: jobs, collections, publishing, damage and the audit" } } }
             @if let Some(of) = &self.savings {
                 section {
                     h2 { "What the store saves" }

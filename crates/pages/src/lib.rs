@@ -19,7 +19,7 @@
 //! - [`Frame`]: what surrounds every page, and the visitor.
 //! - one module for each page: [`HomeView`], [`CacheView`], [`PathsView`], [`PathView`],
 //!   [`ClosureView`], [`FilesView`], [`LogView`], [`PinsView`], [`RemoveView`], [`SignInView`],
-//!   [`ProblemView`].
+//!   [`ProblemView`]; [`OperatorPage`] has those for operators.
 //! - `picture`: savings and sizes as SVG. `terminal_text`: colours of a terminal, safely.
 //! - [`Asset`]: the one style, the one script and the icon.
 
@@ -30,6 +30,7 @@ mod files;
 mod frame;
 mod home;
 mod log;
+mod operator;
 mod parts;
 mod path;
 mod paths;
@@ -50,6 +51,11 @@ pub use files::{FileView, FilesView, Found, ListedFile, ListedKind};
 pub use frame::{Frame, PAGE_BYTES_MAX, Visitor, cache_address, escape_segment, file_address, path_address};
 pub use home::{CacheRow, HomeView};
 pub use log::LogView;
+pub use operator::{
+    AuditRow, AuditView, CollectionFigures, CollectionView, DamageView, JobRow, JobsView, OperatorPage,
+    OverviewView, PackFigures, PlanView, PublishedCacheRow, PublishingView, QueueRow, ScrubFigures,
+    ServerFigures, TargetView,
+};
 pub use path::{ExpiryView, PathView, PinRow};
 pub use paths::{PathRow, PathsView, SortedBy};
 pub use picture::{Savings, SizedPath, savings, sizes};

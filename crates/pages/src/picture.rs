@@ -30,10 +30,11 @@ pub struct Savings {
 }
 
 /// A share of a whole.
-struct Share {
-    class: &'static str,
-    name: &'static str,
-    bytes: u64,
+pub(crate) struct Share {
+    /// Its colour in the style: `c0` to `c4`.
+    pub(crate) class: &'static str,
+    pub(crate) name: &'static str,
+    pub(crate) bytes: u64,
 }
 
 /// What the store holds, and what it saves, as one bar.
@@ -46,13 +47,18 @@ pub fn savings(of: &Savings) -> Markup {
         Share { class: "c3", name: "Saved by chunks in common", bytes: saved(of.by_chunks) },
         Share { class: "c4", name: "Saved by paths with the same NAR", bytes: saved(of.by_same_nars) },
     ];
-    let whole: u64 = shares.iter().fold(0, |sum, share| sum.saturating_add(share.bytes));
     let title = format!(
         "{} of paths take {} in the store: {} is saved.",
         bytes(of.path_bytes),
         bytes(of.stored_bytes),
         percent(of.path_bytes.saturating_sub(of.stored_bytes), of.path_bytes)
     );
+    one_bar(&title, &shares)
+}
+
+/// Shares of a whole, as one bar with a legend. The title says in text what the bar shows.
+pub(crate) fn one_bar(title: &str, shares: &[Share]) -> Markup {
+    let whole: u64 = shares.iter().fold(0, |sum, share| sum.saturating_add(share.bytes));
     let mut before = 0_u64;
     let bars = shares.iter().map(|share| {
         let start = scaled(before, whole);
@@ -68,7 +74,7 @@ pub fn savings(of: &Savings) -> Markup {
                 }
             }
             dl.legend {
-                @for share in &shares {
+                @for share in shares {
                     div {
                         dt { span class={ "swatch " (share.class) } aria-hidden="true" {} (share.name) }
                         dd { (bytes(share.bytes)) " " span.quiet { (percent(share.bytes, whole)) } }
@@ -108,6 +114,16 @@ pub fn sizes(frame: &Frame, cache: &str, caption: &str, paths: &[SizedPath]) -> 
                     }
                 }
             }
+        }
+    }
+}
+
+/// How much of something is taken, as a bar. The text beside it says the same.
+pub(crate) fn part_of(part: u64, whole: u64) -> Markup {
+    html! {
+        svg.part viewBox={ "0 0 " (WIDTH) " 10" } preserveAspectRatio="none" aria-hidden="true" focusable="false" {
+            rect.track x="0" y="0" width=(WIDTH) height="10" {}
+            rect.c0 x="0" y="0" width=(scaled(part, whole)) height="10" {}
         }
     }
 }

@@ -4,9 +4,11 @@
 use proptest::prelude::*;
 
 use crate::{
-    CacheRow, CacheView, ClosureView, Counts, ExpiryView, FileView, FilesView, Found, Frame, HomeView,
-    ListedFile, ListedKind, LogView, PAGE_BYTES_MAX, PathRow, PathView, PathsView, PinRow, PinsView,
-    ProblemView, RemoveView, Savings, SignInView, SizedPath, SortedBy, Visitor,
+    AuditRow, AuditView, CacheRow, CacheView, ClosureView, CollectionFigures, CollectionView, Counts,
+    DamageView, ExpiryView, FileView, FilesView, Found, Frame, HomeView, JobRow, JobsView, ListedFile,
+    ListedKind, LogView, OverviewView, PAGE_BYTES_MAX, PathRow, PathView, PathsView, PinRow, PinsView,
+    PlanView, ProblemView, PublishedCacheRow, PublishingView, QueueRow, RemoveView, Savings, ScrubFigures,
+    ServerFigures, SignInView, SizedPath, SortedBy, TargetView, Visitor,
 };
 
 /// The frame of a page below a cache, for anybody.
@@ -131,8 +133,10 @@ fn pages(text: &str, length: usize) -> Vec<(&'static str, String)> {
     };
     let problem = ProblemView { title: owned(), text: owned(), request: Some(owned()) };
     let (frame, member) = (frame(), signed_in(text));
-    vec![
+    let mut pages = operator_pages(text, &name(), length);
+    pages.extend(vec![
         ("home", home.render(&member)),
+        ("home of an operator", home.render_for_operator(&member)),
         ("cache", cache.render(&frame)),
         ("paths", paths.render(&frame)),
         ("path", path.render(&member)),
@@ -148,6 +152,78 @@ fn pages(text: &str, length: usize) -> Vec<(&'static str, String)> {
         ("remove", remove.render(&member)),
         ("sign in", SignInView { refused: Some(owned()) }.render(&frame)),
         ("problem", problem.render(&frame)),
+    ]);
+    pages
+}
+
+/// The pages for operators, with this text wherever a text stands. A host checks the names.
+fn operator_pages(text: &str, name: &str, length: usize) -> Vec<(&'static str, String)> {
+    let (owned, named) = (|| text.to_owned(), || name.to_owned());
+    let job = JobRow {
+        id: 7,
+        kind: owned(),
+        about: Some(named()),
+        rows_done: 1,
+        holder: Some(owned()),
+        created_at: 1,
+        stepped_at: Some(2),
+        failures: 1,
+        error: Some(owned()),
+    };
+    let overview = OverviewView {
+        server: owned(),
+        version: owned(),
+        started_at: 1,
+        not_ready: Some(owned()),
+        figures: ServerFigures::default(),
+        queues: vec![QueueRow { name: named(), waiting: 1, in_use: Some((1, 2)) }; length],
+        others: vec![named(); length],
+        jobs: vec![job.clone(); length.min(5)],
+        more_jobs: true,
+        targets: vec![(named(), 5, 6, 7, true); length],
+    };
+    let collection =
+        |plan| CollectionView { stored_bytes: 10, last: Some((1, CollectionFigures::default())), plan };
+    let row = PublishedCacheRow {
+        name: named(),
+        published: 1,
+        pending: 2,
+        oldest: Some(("1k8c1hiysz6aaks2mpfc5k7xbbjpw5z5".to_owned(), 3, Some(owned()))),
+    };
+    let target = TargetView {
+        name: named(),
+        location: owned(),
+        holder: Some(owned()),
+        ran_at: Some(1),
+        error: Some((owned(), 2)),
+        lag_seconds: 3,
+        caches: vec![row; length],
+    };
+    let scrub = ScrubFigures { findings: vec![owned(); length], ..ScrubFigures::default() };
+    let entry = AuditRow {
+        at: 1,
+        subject: Some(owned()),
+        action: owned(),
+        cache: Some(named()),
+        hash: Some("1k8c1hiysz6aaks2mpfc5k7xbbjpw5z5".to_owned()),
+    };
+    let (frame, member) = (frame(), signed_in(text));
+    vec![
+        ("overview", overview.render(&member)),
+        ("jobs", JobsView { jobs: vec![job; length], next: Some(7) }.render(&frame)),
+        ("plan", collection(PlanView::Made(1, CollectionFigures::default())).render(&member)),
+        ("failed plan", collection(PlanView::Failed(1, owned())).render(&member)),
+        ("publishing", PublishingView { targets: Some(vec![target; length]) }.render(&frame)),
+        (
+            "damage",
+            DamageView { running: Some(scrub.clone()), last: Some((1, scrub)), spreading: true }
+                .render(&frame),
+        ),
+        (
+            "audit",
+            AuditView { filters: [owned(), owned(), owned()], entries: vec![entry; length], next: Some(5) }
+                .render(&frame),
+        ),
     ]
 }
 

@@ -12,6 +12,7 @@ use crate::auth::header_token;
 use crate::call::Call;
 use crate::failure::Failure;
 use crate::handlers::people::session::cookie_token;
+use crate::operations::Operations;
 
 /// How old the settings of a cache may be for a request.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -143,6 +144,16 @@ impl App {
         Some((token, claims))
     }
 
+    /// The parts that operators look at, for a caller that operates the installation. Looks nothing
+    /// up.
+    pub(crate) fn open_operations(&self, call: &Call) -> Result<&Operations, Failure> {
+        match self.claims(call) {
+            Some(claims) if may_operate(&claims) => self.operations.get().ok_or(Failure::NoRoute),
+            Some(_) => Err(Failure::Forbidden(Permission::ConfigureCache)),
+            None => Err(Failure::Unauthorized),
+        }
+    }
+
     /// Refuses a caller that may push nowhere, before the body is read to find the cache that the
     /// request is about. Like everywhere, a caller without any permission gets 401.
     pub(crate) fn require_push_somewhere(&self, call: &Call) -> Result<(), Failure> {
@@ -154,4 +165,16 @@ impl App {
             Some(_) | None => Err(Failure::Unauthorized),
         }
     }
+}
+
+/// Whether the token reads and configures every cache that exists, existed or will exist. What
+/// operators see names private caches and the subjects of other tokens, and says how busy the
+/// server is with whom.
+pub(crate) fn may_operate(claims: &TokenClaims) -> bool {
+    let may = |permissions: &Permissions| {
+        permissions.allows(Permission::Pull) && permissions.allows(Permission::ConfigureCache)
+    };
+    let caches = &claims.access.caches;
+    caches.iter().any(|(pattern, _)| pattern.as_str() == "*")
+        && caches.iter().all(|(_, permissions)| may(permissions))
 }

@@ -1,8 +1,8 @@
 //! The parts that all requests share, and their turns at what is scarce.
 
 use std::pin::pin;
-use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
+use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
 use crate::auth::Authenticator;
@@ -10,6 +10,7 @@ use crate::call::Call;
 use crate::failure::Failure;
 use crate::health;
 use crate::metrics::{Metrics, QueuedRequest};
+use crate::operations::Operations;
 use crate::push_rate::{PushRates, TooFast, caller};
 use crate::request_body::RequestBody;
 use crate::settings::ServerSettings;
@@ -32,6 +33,8 @@ pub(crate) struct App {
     pub(crate) settings: ServerSettings,
     pub(crate) metrics: Arc<Metrics>,
     pub(crate) probes: Probes,
+    /// What operators look at beside requests.
+    pub(crate) operations: OnceLock<Operations>,
     push_rates: PushRates,
     uploads: Shares,
     /// Each pusher's part of the engine's memory for uploads.
@@ -51,6 +54,7 @@ impl App {
         Self {
             metrics: Arc::new(metrics),
             probes: Probes::new(move || Box::pin(health::check(asked.clone()))),
+            operations: OnceLock::new(),
             push_rates: PushRates::new(settings.push_requests_per_second, settings.push_bytes_per_second),
             uploads: Shares::of_turns(settings.uploads_max),
             upload_memory: Shares::per_caller(engine.settings().upload_memory_bytes_max),

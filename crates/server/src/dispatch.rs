@@ -17,7 +17,7 @@ use crate::call::{Call, REQUEST_ID, RequestId};
 use crate::exchange::{Exchange, Watched};
 use crate::failure::Failure;
 use crate::handlers::{
-    attic, browse, caches, documents, nar, pages, people, retention, sessions, stats, upload,
+    attic, browse, caches, documents, nar, pages, people, retention, sessions, stats, status, upload,
 };
 use crate::request_body::RequestBody;
 use crate::route::Route;
@@ -183,6 +183,7 @@ impl App {
             (&Method::GET, Route::Caches) => caches::list_caches(self, call).await,
             (&Method::GET, Route::CacheStats(cache)) => stats::show_cache_stats(self, call, &cache).await,
             (&Method::GET, Route::StoredStats) => stats::show_stats(self, call).await,
+            (&Method::GET, Route::Status) => status::show_status(self, call).await,
             (&Method::GET, Route::Object(cache, hash)) => {
                 browse::find_object(self, call, &cache, &hash).await
             }
@@ -248,6 +249,7 @@ fn allowed_methods(route: &Route<'_>) -> &'static str {
         | Route::Purges(_)
         | Route::CacheStats(_)
         | Route::StoredStats
+        | Route::Status
         | Route::AtticCacheInfo(_)
         | Route::File(..) => "GET, HEAD",
         Route::NixCacheInfo(_)

@@ -69,7 +69,10 @@ pub fn fuzz_route(data: &[u8]) {
             let template = page.template().replace("/{path}", "");
             match page {
                 PageRoute::Asset(asset) => template.replace("{file}", asset.name()),
-                PageRoute::SignIn | PageRoute::SignOut => template,
+                PageRoute::SignIn
+                | PageRoute::SignOut
+                | PageRoute::OperatorWithoutSlash
+                | PageRoute::Operator(_) => template,
                 PageRoute::CacheWithoutSlash(cache)
                 | PageRoute::Cache(cache)
                 | PageRoute::Paths(cache)

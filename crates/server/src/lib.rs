@@ -13,6 +13,7 @@
 //! - [`Metrics`]: everything that is counted; `metrics_page` is the listener that shows it, and
 //!   `publish_metrics` its part about publishing. `health` asks the database and the store for
 //!   `/readyz`.
+//! - `figures`: the metrics as numbers. [`Operations`]: what operators look at beside requests.
 //! - `route` and `page_route`: from a path to a typed route; no other module reads paths.
 //! - `handlers::people`: pages for people, and their sessions; every other handler serves programs.
 //! - `failure`: the one table from an error to its status.
@@ -33,12 +34,14 @@ mod dispatch;
 mod exact;
 mod exchange;
 mod failure;
+mod figures;
 mod forwarded;
 pub mod fuzz_targets;
 mod handlers;
 mod health;
 mod metrics;
 mod metrics_page;
+mod operations;
 mod page_route;
 mod process;
 mod publish_metrics;
@@ -57,5 +60,6 @@ pub use dormer_edge::{KeyError, TokenKey, TokenVerifier};
 pub use dormer_http_host::{Error, REFUSED_MAX};
 pub use forwarded::{Network, NetworkError};
 pub use metrics::{Described, Metrics, RegisterError};
+pub use operations::Operations;
 pub use server::Server;
 pub use settings::ServerSettings;

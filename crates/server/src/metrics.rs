@@ -7,7 +7,7 @@
 //! limit. No path, token or host becomes a label. A cache becomes one only where it is published,
 //! up to a limit.
 
-use std::sync::{Mutex, OnceLock, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
 use prometheus::core::Collector;
 use prometheus::{
@@ -15,8 +15,9 @@ use prometheus::{
     Opts, Registry, TextEncoder,
 };
 
+use crate::figures::Figures;
 use crate::process::Process;
-use crate::publish_metrics::PublishMetrics;
+use crate::publish_metrics::{PublishMetrics, TargetBacklog};
 use crate::route::NARINFO;
 
 /// Latencies, in seconds: a narinfo from memory takes 0.1 ms, a large upload minutes.
@@ -163,6 +164,16 @@ impl Metrics {
         if let Some(publishing) = self.publishing.get() {
             publishing.refresh().await;
         }
+    }
+
+    /// All metrics as they are now. [`Self::refresh`] brings those from the database up to date.
+    pub(crate) fn figures(&self) -> Figures {
+        Figures::new(self.registry.gather())
+    }
+
+    /// How far edge targets are behind, as of the last refresh; `None` if the database did not say.
+    pub(crate) fn publishing(&self) -> Option<Arc<Vec<TargetBacklog>>> {
+        self.publishing.get()?.shown()
     }
 
     /// All names, with their labels and meanings, in order.

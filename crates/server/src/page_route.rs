@@ -3,7 +3,7 @@
 
 use dormer_api::CacheName;
 use dormer_nix::StorePathHash;
-use dormer_pages::Asset;
+use dormer_pages::{Asset, OperatorPage};
 
 /// What the address of a page names.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -14,6 +14,10 @@ pub(crate) enum PageRoute {
     SignIn,
     /// `/_dormer/sign-out`
     SignOut,
+    /// `/_dormer`: leads to the next. No cache has such a name.
+    OperatorWithoutSlash,
+    /// `/_dormer/`, and what is below it for operators.
+    Operator(OperatorPage),
     /// `/{cache}`: leads to the next.
     CacheWithoutSlash(CacheName),
     /// `/{cache}/`
@@ -63,7 +67,11 @@ impl PageRoute {
         match path {
             "_dormer/sign-in" => return Some(Self::SignIn),
             "_dormer/sign-out" => return Some(Self::SignOut),
+            "_dormer" => return Some(Self::OperatorWithoutSlash),
             _ => {}
+        }
+        if let Some(page) = OperatorPage::ALL.into_iter().find(|page| page.address() == path) {
+            return Some(Self::Operator(page));
         }
         if let Some(file) = path.strip_prefix(Asset::FOLDER) {
             return Asset::named(file).map(Self::Asset);
@@ -94,6 +102,15 @@ impl PageRoute {
             Self::Asset(_) => "/_dormer/pages/{file}",
             Self::SignIn => "/_dormer/sign-in",
             Self::SignOut => "/_dormer/sign-out",
+            Self::OperatorWithoutSlash => "/_dormer",
+            Self::Operator(page) => match page {
+                OperatorPage::Overview => "/_dormer/",
+                OperatorPage::Jobs => "/_dormer/jobs",
+                OperatorPage::Collection => "/_dormer/collection",
+                OperatorPage::Publishing => "/_dormer/publishing",
+                OperatorPage::Damage => "/_dormer/damage",
+                OperatorPage::Audit => "/_dormer/audit",
+            },
             Self::CacheWithoutSlash(_) => "/{cache}",
             Self::Cache(_) => "/{cache}/",
             Self::Paths(_) => "/{cache}/paths",
@@ -113,7 +130,9 @@ impl PageRoute {
     /// The methods that the page takes.
     pub(crate) fn allowed_methods(&self) -> &'static str {
         match self {
-            Self::SignIn | Self::OfPath(_, _, PathPage::Remove) => "GET, HEAD, POST",
+            Self::SignIn
+            | Self::Operator(OperatorPage::Collection)
+            | Self::OfPath(_, _, PathPage::Remove) => "GET, HEAD, POST",
             Self::SignOut | Self::OfPath(_, _, PathPage::Pin | PathPage::Unpin) => "POST",
             _ => "GET, HEAD",
         }
@@ -149,12 +168,16 @@ mod tests {
             ("/_dormer/pages/style.css".to_owned(), PageRoute::Asset(Asset::Style)),
             ("/_dormer/sign-in".to_owned(), PageRoute::SignIn),
             ("/_dormer/sign-out".to_owned(), PageRoute::SignOut),
+            ("/_dormer".to_owned(), PageRoute::OperatorWithoutSlash),
             ("/main".to_owned(), PageRoute::CacheWithoutSlash(main())),
             ("/main/".to_owned(), PageRoute::Cache(main())),
             ("/main/paths".to_owned(), PageRoute::Paths(main())),
             ("/main/pins".to_owned(), PageRoute::Pins(main())),
             (format!("/main/{HASH}"), of_path(PathPage::Path)),
         ];
+        for page in OperatorPage::ALL {
+            pages.push((format!("/{}", page.address()), PageRoute::Operator(page)));
+        }
         for (name, page) in PathPage::NAMED {
             pages.push((format!("/main/{HASH}/{name}"), of_path(page)));
         }
@@ -174,7 +197,8 @@ mod tests {
             "/main//",
             "/main/paths/",
             "/main/other",
-            "/_dormer/",
+            "/_dormer/other",
+            "/_dormer/jobs/",
             "/_dormer/pages/",
             "/_dormer/pages/other.css",
             "/_dormer/pages/../sign-in",

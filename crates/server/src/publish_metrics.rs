@@ -13,7 +13,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use dormer_engine::Engine;
-use dormer_index::{Index, PublishBacklog, PublishIndex, PublishTarget};
+use dormer_index::{PublishBacklog, PublishIndex, PublishTarget};
 use prometheus::core::{Collector, Desc};
 use prometheus::proto::MetricFamily;
 use prometheus::{IntGaugeVec, Opts};
@@ -45,13 +45,24 @@ pub(crate) struct PublishMetrics {
 #[derive(Debug)]
 struct Inner {
     engine: Engine,
-    index: Arc<dyn Index>,
     state: Arc<dyn PublishIndex>,
     lag: IntGaugeVec,
     pending: IntGaugeVec,
     published: IntGaugeVec,
     /// Held while the gauges are written or read, so that nobody sees half of them.
     gauges: Mutex<()>,
+    /// What the gauges show, with its reasons; `None` if the database did not say.
+    shown: Mutex<Option<Arc<Vec<TargetBacklog>>>>,
+}
+
+/// An edge target, and how far it is behind.
+#[derive(Debug, Clone)]
+pub(crate) struct TargetBacklog {
+    pub(crate) target: PublishTarget,
+    /// Age of the oldest change that it does not have yet.
+    pub(crate) lag_seconds: i64,
+    /// Its caches, by name.
+    pub(crate) caches: Vec<PublishBacklog>,
 }
 
 #[derive(Debug, Clone, Copy)]
@@ -61,13 +72,12 @@ struct Answer {
 }
 
 impl PublishMetrics {
-    pub(crate) fn new(engine: Engine, index: Arc<dyn Index>, state: Arc<dyn PublishIndex>) -> Self {
+    pub(crate) fn new(engine: Engine, state: Arc<dyn PublishIndex>) -> Self {
         let gauge = |name, help, labels: &[&str]| {
             IntGaugeVec::new(Opts::new(name, help), labels).expect("well-formed names")
         };
         let inner = Inner {
             engine,
-            index,
             state,
             lag: gauge(
                 "dormer_publish_lag_seconds",
@@ -85,8 +95,14 @@ impl PublishMetrics {
                 &["target", "cache"],
             ),
             gauges: Mutex::new(()),
+            shown: Mutex::default(),
         };
         Self { inner: Arc::new(inner), last: Arc::default() }
+    }
+
+    /// What the gauges show, as of the last refresh.
+    pub(crate) fn shown(&self) -> Option<Arc<Vec<TargetBacklog>>> {
+        self.inner.shown.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     /// Brings the gauges up to date, unless they are still remembered.
@@ -112,63 +128,62 @@ impl PublishMetrics {
 
 impl Inner {
     async fn ask(&self) {
-        match tokio::time::timeout(ASK_TIMEOUT, self.read()).await {
-            Ok(Ok((lags, backlogs))) => self.write(&lags, &backlogs),
+        let found = match tokio::time::timeout(ASK_TIMEOUT, self.read()).await {
+            Ok(Ok(targets)) => Some(targets),
             Ok(Err(error)) => {
                 tracing::warn!(
                     error = dormer_nix::with_causes(&error),
                     "failed to read how far edge targets are behind"
                 );
-                self.write(&[], &[]);
+                None
             }
             Err(_) => {
                 tracing::warn!(
                     "the database does not say within {} s how far edge targets are behind",
                     ASK_TIMEOUT.as_secs()
                 );
-                self.write(&[], &[]);
+                None
             }
-        }
+        };
+        self.write(found.as_deref().unwrap_or_default());
+        *self.shown.lock().unwrap_or_else(PoisonError::into_inner) = found.map(Arc::new);
     }
 
-    /// Seconds of lag by target, and the backlog with the name of its target.
-    async fn read(&self) -> dormer_index::Result<(Vec<(String, i64)>, Vec<(String, PublishBacklog)>)> {
-        let targets: Vec<PublishTarget> =
-            self.state.list_targets().await?.into_iter().take(TARGETS_MAX).collect();
+    /// Two statements, however many targets there are.
+    async fn read(&self) -> dormer_index::Result<Vec<TargetBacklog>> {
+        let targets = self.state.list_followers().await?;
         if targets.is_empty() {
-            return Ok((Vec::new(), Vec::new()));
+            return Ok(Vec::new());
         }
-        let backlogs = self.state.publish_backlog(CACHES_MAX).await?;
-        let names: HashMap<_, _> = targets.iter().map(|target| (target.id, &target.name)).collect();
+        let mut backlogs: HashMap<_, Vec<PublishBacklog>> = HashMap::new();
+        for backlog in self.state.publish_backlog(CACHES_MAX).await? {
+            backlogs.entry(backlog.target).or_default().push(backlog);
+        }
         let now = self.engine.now();
-        let mut lags = Vec::new();
-        for target in &targets {
-            let unseen = self.index.outbox_after(target.cursor, 1).await?;
-            let of_target = backlogs.iter().filter(|backlog| backlog.target == target.id);
-            let waiting = of_target.filter_map(|backlog| backlog.pending_since);
-            let oldest = unseen.first().map(|row| row.at).into_iter().chain(waiting).min();
-            lags.push((target.name.clone(), oldest.map_or(0, |oldest| (now - oldest).max(0))));
-        }
-        let named =
-            |backlog: &PublishBacklog| Some(((*names.get(&backlog.target)?).clone(), backlog.clone()));
-        let backlogs = backlogs.iter().filter_map(named).collect();
-        Ok((lags, backlogs))
+        let targets = targets.into_iter().take(TARGETS_MAX).map(|(target, unseen_since)| {
+            let caches = backlogs.remove(&target.id).unwrap_or_default();
+            let waiting = caches.iter().filter_map(|backlog| backlog.pending_since);
+            let oldest = unseen_since.into_iter().chain(waiting).min();
+            let lag_seconds = oldest.map_or(0, |oldest| (now - oldest).max(0));
+            TargetBacklog { target, lag_seconds, caches }
+        });
+        Ok(targets.collect())
     }
 
-    fn write(&self, lags: &[(String, i64)], backlogs: &[(String, PublishBacklog)]) {
+    fn write(&self, targets: &[TargetBacklog]) {
         let _held = self.hold_gauges();
         for gauge in self.all() {
             gauge.reset();
         }
-        for (target, seconds) in lags {
-            self.lag.with_label_values(&[target]).set(*seconds);
-        }
         let count = |count: u64| i64::try_from(count).unwrap_or(i64::MAX);
-        for (target, backlog) in backlogs {
-            // Added, since what is left of a deleted cache has its name too.
-            let labels = [target.as_str(), backlog.cache.as_str()];
-            self.pending.with_label_values(&labels).add(count(backlog.pending));
-            self.published.with_label_values(&labels).add(count(backlog.published));
+        for TargetBacklog { target, lag_seconds, caches } in targets {
+            self.lag.with_label_values(&[target.name.as_str()]).set(*lag_seconds);
+            for backlog in caches {
+                // Added, since what is left of a deleted cache has its name too.
+                let labels = [target.name.as_str(), backlog.cache.as_str()];
+                self.pending.with_label_values(&labels).add(count(backlog.pending));
+                self.published.with_label_values(&labels).add(count(backlog.published));
+            }
         }
     }
 

@@ -52,6 +52,8 @@ pub(crate) enum Route<'a> {
     CacheStats(CacheName),
     /// `/_api/v2/stats`
     StoredStats,
+    /// `/_api/v2/status`
+    Status,
     /// `/_api/v2/caches/{cache}/pins`
     Pins(CacheName),
     /// `/_api/v2/caches/{cache}/pins/{name}`
@@ -131,6 +133,7 @@ impl<'a> Route<'a> {
                 Some(Self::Purges(cache.parse().ok()?))
             }
             ("_api", [Some("v2"), Some("stats"), None, ..]) => Some(Self::StoredStats),
+            ("_api", [Some("v2"), Some("status"), None, ..]) => Some(Self::Status),
             ("_api", [Some("v2"), Some("caches"), Some(cache), Some("stats"), None]) => {
                 Some(Self::CacheStats(cache.parse().ok()?))
             }
@@ -201,6 +204,7 @@ impl<'a> Route<'a> {
             Self::Purges(_) => "/_api/v2/caches/{cache}/purges",
             Self::CacheStats(_) => "/_api/v2/caches/{cache}/stats",
             Self::StoredStats => "/_api/v2/stats",
+            Self::Status => routes::V2_STATUS,
             Self::Pins(_) => "/_api/v2/caches/{cache}/pins",
             Self::Pin(..) => "/_api/v2/caches/{cache}/pins/{name}",
             Self::PinnedPath(..) => "/_api/v2/caches/{cache}/pins/{name}/{hash}",
@@ -242,6 +246,7 @@ impl<'a> Route<'a> {
             | Self::Purges(_)
             | Self::CacheStats(_)
             | Self::StoredStats
+            | Self::Status
             | Self::Pins(_)
             | Self::Pin(..)
             | Self::PinnedPath(..)
@@ -328,6 +333,7 @@ mod tests {
             (&format!("/_api/v2/caches/main/objects/{HASH}/file"), Route::File(main(), hash)),
             ("/_api/v2/caches/main/purges", Route::Purges(main())),
             ("/_api/v2/caches/main/stats", Route::CacheStats(main())),
+            ("/_api/v2/status", Route::Status),
             ("/_api/v2/stats", Route::StoredStats),
             ("/_api/v2/caches/main/pins", Route::Pins(main())),
             ("/_api/v2/caches/main/pins/ci", Route::Pin(main(), "ci".parse().unwrap())),

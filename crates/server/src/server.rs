@@ -14,6 +14,7 @@ use crate::exchange::Watched;
 use crate::forwarded::is_trusted;
 use crate::metrics::{Metrics, RegisterError};
 use crate::metrics_page::MetricsPage;
+use crate::operations::Operations;
 use crate::publish_metrics::PublishMetrics;
 use crate::settings::ServerSettings;
 
@@ -36,13 +37,15 @@ impl Server {
 
     /// Shows at `/metrics` how far edge targets are behind, as the index knows it. Fails the second
     /// time.
-    pub fn watch_publishing(
-        &self,
-        index: Arc<dyn Index>,
-        state: Arc<dyn PublishIndex>,
-    ) -> Result<(), RegisterError> {
-        let publishing = PublishMetrics::new(self.app.engine.clone(), index, state);
+    pub fn watch_publishing(&self, state: Arc<dyn PublishIndex>) -> Result<(), RegisterError> {
+        let publishing = PublishMetrics::new(self.app.engine.clone(), state);
         self.app.metrics.register_publishing(publishing)
+    }
+
+    /// Shows operators these parts of the installation, on pages and by the API. The first call
+    /// counts.
+    pub fn watch_operations(&self, operations: Operations) {
+        let _ = self.app.operations.set(operations);
     }
 
     /// Serves clients until `shutdown` is ready, then stops; see [`dormer_http_host::serve`].

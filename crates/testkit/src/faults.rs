@@ -16,14 +16,7 @@ use bytes::Bytes;
 use dormer_blobs::{BlobKey, Blobs};
 use dormer_format::{ChunkId, ChunkRun, EncodingTag};
 use dormer_index::{
-    Alias, AuditEntry, Cache, CacheGlance, CacheId, CacheIndex, CachePatch, CacheRecipe, CacheTotals,
-    CacheVisibility, CallCounts, Changes, ChunkIndex, ChunkRow, CommitOutcome, CounterIndex, DocumentIndex,
-    Error as IndexError, FoundObject, Index, ListedObject, Nar, NarCommit, NarId, NarIndex, NarKey,
-    NarSource, NarSummary, NewCache, NewDocument, NewPack, NewSession, ObjectIndex, ObjectOrder, ObjectPlace,
-    ObjectReferences, OutboxIndex, OutboxPosition, OutboxRow, PackNumber, PathCounts, Pin, PoolUse,
-    PurgeCounts, Removal, RemovedForCause, RetentionIndex, SealedKey, SealedKeyPlace, SessionEnd, SessionId,
-    SessionIndex, SessionOpened, SessionPart, SettingIndex, StoredCounts, StoredDocument, StoredListing,
-    TraceOutcome, UnixSeconds, Use,
+    Alias, AuditEntry, AuditFilter, AuditPage, Cache, CacheGlance, CacheId, CacheIndex, CachePatch, CacheRecipe, CacheTotals, CacheVisibility, CallCounts, Changes, ChunkIndex, ChunkRow, CommitOutcome, CounterIndex, DocumentIndex, Error as IndexError, FoundObject, Index, ListedObject, Nar, NarCommit, NarId, NarIndex, NarKey, NarSource, NarSummary, NewCache, NewDocument, NewPack, NewSession, ObjectIndex, ObjectOrder, ObjectPlace, ObjectReferences, OutboxIndex, OutboxPosition, OutboxRow, PackNumber, PathCounts, Pin, PoolUse, PurgeCounts, Removal, RemovedForCause, RetentionIndex, SealedKey, SealedKeyPlace, SessionEnd, SessionId, SessionIndex, SessionOpened, SessionPart, SettingIndex, StoredCounts, StoredDocument, StoredListing, TraceOutcome, UnixSeconds, Use,
 };
 use dormer_nix::{BuildId, BuildTrace, DocumentName, NarHash, StorePath, StorePathHash};
 
@@ -606,6 +599,9 @@ impl RetentionIndex for FaultIndex {
     }
     async fn audit_after(&self, number: i64, limit: u32) -> Outcome<Vec<AuditEntry>> {
         read_step!(self, self.inner.audit_after(number, limit))
+    }
+    async fn audit_before(&self, before: i64, filter: &AuditFilter, limit: u32) -> Outcome<AuditPage> {
+        read_step!(self, self.inner.audit_before(before, filter, limit))
     }
 }
 

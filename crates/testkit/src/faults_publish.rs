@@ -151,6 +151,7 @@ macro_rules! publish_calls {
 publish_calls! {
     read {
         fn list_targets() -> Vec<PublishTarget>;
+        fn list_followers() -> Vec<(PublishTarget, Option<UnixSeconds>)>;
         fn pending_objects(target: TargetId, cache: CacheId, after: Option<(UnixSeconds, StorePathHash)>, limit: u32) -> Vec<PendingObject>;
         fn pending_absent(target: TargetId, cache: CacheId, after: Option<StorePathHash>, limit: u32) -> AbsentPage;
         fn find_removed(target: TargetId, cache: CacheId, hashes: &[StorePathHash]) -> Vec<StorePathHash>;

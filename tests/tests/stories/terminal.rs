@@ -1,4 +1,6 @@
-//! `dormer push` on a terminal.
+//! What commands draw on a terminal, and how they leave it.
+
+#![expect(clippy::unwrap_used, reason = "a failed unwrap fails the test, as it should")]
 
 use std::io::{Read as _, Write as _};
 use std::process::{Command, Stdio};
@@ -6,7 +8,9 @@ use std::sync::mpsc;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use dormer_tests::{Lab, Nix};
+use dormer_nix::NarHash;
+use dormer_tests::{Lab, Nix, http};
+use serde_json::json;
 
 /// Of the first bar, and of the end.
 const TIMEOUT: Duration = Duration::from_mins(1);
@@ -70,4 +74,135 @@ fn ctrl_c_leaves_no_trace_of_the_bars() {
     let (drawn, after) = written.split_once("ended with 130").unwrap_or_else(|| panic!("{written}"));
     assert!(drawn.contains("interrupted: 0 of 1 path pushed") && !drawn.contains("^C"), "{written}");
     assert_eq!(after.trim(), "echoctl", "the terminal is left as it was");
+}
+
+/// A real terminal: a session of tmux, which ends with this.
+struct Terminal {
+    folder: tempfile::TempDir,
+}
+
+impl Terminal {
+    /// Runs a line of shell in a terminal of this size.
+    fn run(line: &str, columns: u32, rows: u32) -> Self {
+        let terminal = Self { folder: tempfile::tempdir().unwrap() };
+        let size = [columns.to_string(), rows.to_string()];
+        terminal.tmux(&["-f", "/dev/null", "new-session", "-d", "-x", &size[0], "-y", &size[1], line]);
+        terminal
+    }
+
+    fn tmux(&self, arguments: &[&str]) -> String {
+        let output = Command::new("tmux")
+            .args(arguments)
+            .env_clear()
+            .env("PATH", "/usr/bin:/bin")
+            .env("LANG", "C.UTF-8")
+            .env("TMUX_TMPDIR", self.folder.path())
+            .output()
+            .expect("tmux is part of every Debian");
+        assert!(output.status.success(), "{arguments:?}: {}", String::from_utf8_lossy(&output.stderr));
+        String::from_utf8(output.stdout).unwrap()
+    }
+
+    /// What the terminal shows as soon as it shows this text.
+    fn shows(&self, text: &str) -> String {
+        let end = Instant::now() + TIMEOUT;
+        loop {
+            let screen = self.tmux(&["capture-pane", "-p"]);
+            if screen.contains(text) {
+                return screen;
+            }
+            assert!(Instant::now() < end, "{text} in\n{screen}");
+            thread::sleep(Duration::from_millis(50));
+        }
+    }
+}
+
+impl Drop for Terminal {
+    fn drop(&mut self) {
+        self.tmux(&["kill-server"]);
+    }
+}
+
+/// A command with its environment as a line of shell.
+fn line(command: &Command) -> String {
+    let quoted = |text: &str| format!("'{}'", text.replace('\'', r"'\''"));
+    let variables = command.get_envs().filter_map(|(name, value)| {
+        Some(quoted(&format!("{}={}", name.to_str().unwrap(), value?.to_str().unwrap())))
+    });
+    let words = std::iter::once(command.get_program()).chain(command.get_args());
+    let words = words.map(|word| quoted(word.to_str().unwrap()));
+    let all: Vec<String> = variables.chain(words).collect();
+    format!("env -i TERM=xterm {}", all.join(" "))
+}
+
+/// `dormer top` fills a terminal and leaves it as it was; charts are drawn on a terminal only.
+#[test]
+fn top_and_charts_are_drawn_on_a_terminal_and_are_lines_without_one() {
+    let lab = Lab::start();
+    lab.login();
+    let nar = dormer_nix::nar::encode_tree(&dormer_nix::nar::Node::file(vec![7; 3 << 20]));
+    let hash = "1k8c1hiysz6aaks2mpfc5k7xbbjpw5z5";
+    let info = json!({
+        "cache": "main", "store_path_hash": hash, "store_path": format!("/nix/store/{hash}-big-1.0"), "references": [],
+        "system": null, "deriver": null, "sigs": [], "ca": null,
+        "nar_hash": format!("sha256:{}", NarHash::digest(&nar).to_hex()), "nar_size": nar.len(),
+    });
+    let headers =
+        [("X-Attic-Nar-Info", info.to_string()), ("Authorization", format!("Bearer {}", lab.admin_token()))];
+    let headers: Vec<_> = headers.iter().map(|(name, value)| (*name, value.as_str())).collect();
+    let pushed = http::ask(lab.address(), "PUT", "/_api/v1/upload-path", &headers, &nar);
+    assert_eq!(pushed.status, 200, "{pushed:?}");
+
+    let client = |arguments: &[&str]| line(&lab.client_process(arguments));
+    let session = [
+        client(&["top", "--interval", "500ms"]),
+        "echo q ended with $?; read enter".to_owned(),
+        client(&["top", "--interval", "500ms"]),
+        "echo ctrl-c ended with $?; stty -a | grep -o -- ' -*echo '; read enter; clear".to_owned(),
+        client(&["stats"]),
+        client(&["stats", "main"]),
+        client(&["cache", "ls", "main"]),
+        client(&["cache", "show", "main", hash]),
+        format!("{}; echo all ended with $?; sleep 60", line(&lab.server_process(&["gc", "--dry-run"]))),
+    ];
+    let terminal = Terminal::run(&session.join("; "), 100, 60);
+    let screen = terminal.shows("since the start");
+    for text in
+        ["database and store answer", "reads", "pushes", "jobs", "nothing was published yet", "q quits"]
+    {
+        assert!(screen.contains(text), "{text} in\n{screen}");
+    }
+    assert_eq!(terminal.tmux(&["display-message", "-p", "#{alternate_on}"]).trim(), "1");
+    // A second answer brings rates.
+    terminal.shows("/s");
+    terminal.tmux(&["send-keys", "q"]);
+    terminal.shows("q ended with 0");
+    terminal.tmux(&["send-keys", "Enter"]);
+    terminal.shows("since the start");
+    terminal.tmux(&["send-keys", "C-c"]);
+    let screen = terminal.shows("echo");
+    assert!(screen.contains("ctrl-c ended with 0") && !screen.contains("-echo"), "{screen}");
+    terminal.tmux(&["send-keys", "Enter"]);
+    let screen = terminal.shows("all ended with 0");
+    let state = terminal.tmux(&["display-message", "-p", "#{alternate_on} #{cursor_flag}"]);
+    assert_eq!(state.trim(), "0 1", "the terminal is as it was");
+    let with_bars = screen.lines().filter(|line| line.contains('█')).count();
+    assert!(with_bars >= 4, "{screen}");
+    for text in ["saved by compression", "big-1.0", "1 paths up to 10 MiB", "NARs of the closure"] {
+        assert!(screen.contains(text), "{text} in\n{screen}");
+    }
+
+    // Without a terminal: lines, or the whole status.
+    let lines = lab.dormer(&["top", "--count", "2", "--interval", "500ms"]).succeeds();
+    let lines: Vec<&str> = lines.lines().collect();
+    assert!(lines.len() == 2 && lines[0].contains("1 pushes since the start"), "{lines:?}");
+    assert!(lines[1].starts_with("reads ") && lines[1].contains("/s"), "{lines:?}");
+    let status = lab.dormer(&["top", "--count", "1", "--json"]).succeeds();
+    let status: serde_json::Value = serde_json::from_str(&status).unwrap();
+    assert_eq!((&status["message_type"], &status["pushes"]["nars"]), (&json!("status"), &json!(1)));
+    assert!(!lab.dormer(&["stats"]).succeeds().contains('█'), "no chart for a pipe");
+    let reader = lab.token(&["--sub", "reader", "--validity", "1d", "--pull", "*"]);
+    let mut refused = lab.client_process(&["top", "--count", "1", "--endpoint", &lab.url()]);
+    let refused = refused.env("DORMER_TOKEN", reader).output().unwrap();
+    assert_eq!(refused.status.code(), Some(4), "{}", String::from_utf8_lossy(&refused.stderr));
 }

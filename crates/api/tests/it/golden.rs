@@ -7,6 +7,7 @@
 
 use dormer_api::v2::{
     CommitEntry, CommitResponse, CommitResult, ListCachesResponse, RemovePathResponse, SessionResponse,
+    StatusResponse,
 };
 use dormer_api::{
     CacheConfig, CreateCacheRequest, ErrorBody, ErrorName, GetMissingPathsRequest, GetMissingPathsResponse,
@@ -304,4 +305,20 @@ fn version_2_lists_caches_and_removes_paths() {
     assert_eq!(dormer_api::routes::v2_caches(page.next.as_ref()), "/_api/v2/caches?after=main");
     assert!(both_ways::<RemovePathResponse>(r#"{"removed":true}"#).removed);
     assert_eq!(both_ways::<RemovePathResponse>(r#"{"removed":false,"purging":true}"#).purging, Some(true));
+}
+
+#[test]
+fn version_2_tells_what_a_server_does() {
+    let status: StatusResponse = both_ways(concat!(
+        r#"{"process":"process 12 on lab","version":"0.1.0","started_at":1,"now":2,"#,
+        r#""requests":{"answered":9,"failed":1,"refused":0,"in_flight":2,"connections":3,"received_bytes":4,"sent_bytes":5},"#,
+        r#""reads":{"narinfos":6,"missing":7,"nars":8},"pushes":{"nars":1,"nar_bytes":2,"new_bytes":3,"uploading":4},"#,
+        r#""queues":[{"name":"uploads","waiting":1},{"name":"read_memory","waiting":0,"in_use":5,"limit":6}],"#,
+        r#""jobs":[{"id":7,"kind":"delete-cache","cache":"main","rows_done":4096,"created_at":1,"failures":0}],"#,
+        r#""more_jobs":false,"targets":[{"name":"edge","lag_seconds":3,"published":10,"pending":2,"error":"no"}]}"#
+    ));
+    assert_eq!((status.not_ready, status.jobs[0].holder.as_deref()), (None, None));
+    let unready = r#""now":2,"not_ready":"the database does not answer""#;
+    let json = serde_json::to_string(&StatusResponse { not_ready: None, ..status }).unwrap();
+    assert!(both_ways::<StatusResponse>(&json.replace(r#""now":2"#, unready)).not_ready.is_some());
 }

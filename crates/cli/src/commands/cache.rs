@@ -16,6 +16,7 @@ use serde_json::json;
 
 use super::publish::ago;
 use super::token_create::parse_period;
+use crate::chart::Bar;
 use crate::context::{Context, EXIT_CODES_OF_CLIENT, EndpointArgs};
 use crate::error::{Error, Result};
 use crate::installation::{DEFAULT_PRIORITY, DEFAULT_UPSTREAM_KEY};
@@ -504,12 +505,13 @@ async fn ls(args: &LsArgs, context: &Context) -> Result<()> {
     };
     let mut request = ListObjectsRequest { sort, after: None };
     let mut pages = PageGuard::new(format!("listing cache {}", args.cache.cache));
-    loop {
+    let mut sizes = SizeClasses::default();
+    'pages: loop {
         let page = api.list_objects(&args.cache.cache, &request).await?;
         for object in &page.objects {
             if unused_before.is_some_and(|before| object.last_used_at > before) {
                 if args.sort == LsSort::Used {
-                    return Ok(());
+                    break 'pages;
                 }
                 continue;
             }
@@ -522,6 +524,7 @@ async fn ls(args: &LsArgs, context: &Context) -> Result<()> {
                 "path": object.store_path, "nar_size": object.nar_size, "created_at": object.created_at,
                 "last_used_at": object.last_used_at,
             }))?;
+            sizes.add(object.nar_size);
             if !printer.json {
                 let size = units::human_size(object.nar_size);
                 let used = ago(now, object.last_used_at);
@@ -533,8 +536,33 @@ async fn ls(args: &LsArgs, context: &Context) -> Result<()> {
                 pages.follow(&next)?;
                 request.after = Some(next);
             }
-            None => return Ok(()),
+            None => break,
         }
+    }
+    printer.chart(&sizes.bars())
+}
+
+/// What was listed, by size: where the bytes of a cache are.
+#[derive(Debug, Default)]
+struct SizeClasses {
+    /// Paths and bytes of each class.
+    classes: [(u64, u64); Self::NAMES.len()],
+}
+
+impl SizeClasses {
+    const NAMES: [&str; 5] = ["up to 1 MiB", "up to 10 MiB", "up to 100 MiB", "up to 1 GiB", "over 1 GiB"];
+
+    fn add(&mut self, bytes: u64) {
+        let limits = [1 << 20, 10 << 20, 100 << 20, 1 << 30];
+        let class = limits.iter().position(|limit| bytes <= *limit).unwrap_or(limits.len());
+        let (paths, sum) = &mut self.classes[class];
+        *paths += 1;
+        *sum = sum.saturating_add(bytes);
+    }
+
+    fn bars(&self) -> Vec<Bar> {
+        let rows = Self::NAMES.iter().zip(&self.classes);
+        rows.map(|(name, (paths, bytes))| Bar::new(format!("{paths} paths {name}"), *bytes)).collect()
     }
 }
 
@@ -556,7 +584,7 @@ async fn show(args: &ShowArgs, context: &Context) -> Result<()> {
         }
     }
     if !args.referrers {
-        return Ok(());
+        return printer.chart(&object_bars(&object));
     }
     let mut pages = PageGuard::new(format!("listing what refers to {hash}"));
     let mut after = None;
@@ -570,10 +598,17 @@ async fn show(args: &ShowArgs, context: &Context) -> Result<()> {
                 printer.data(&format!("{:<14} {path}", "referrer"))?;
             }
         }
-        let Some(next) = page.next else { return Ok(()) };
+        let Some(next) = page.next else { return printer.chart(&object_bars(&object)) };
         pages.follow(next)?;
         after = Some(next);
     }
+}
+
+/// What a client fetches and unpacks for the path, and for all that it drags along.
+fn object_bars(object: &ObjectResponse) -> Vec<Bar> {
+    let download = object.file_size.map(|bytes| Bar::new("download", bytes));
+    let sizes = [Bar::new("NAR", object.nar_size), Bar::new("NARs of the closure", object.closure.nar_size)];
+    download.into_iter().chain(sizes).collect()
 }
 
 fn lines_of(object: &ObjectResponse) -> Vec<(&str, String)> {
@@ -652,7 +687,45 @@ fn retention(period: RetentionPeriod) -> String {
 
 #[cfg(test)]
 mod tests {
-    use super::name_fits;
+    use dormer_api::v2::{ClosureEntry, ObjectResponse};
+
+    use super::{SizeClasses, name_fits, object_bars};
+    use crate::chart::lines;
+
+    #[test]
+    fn a_list_ends_with_its_bytes_by_size_and_a_path_with_its_closure() {
+        let mut sizes = SizeClasses::default();
+        for bytes in [1, 1 << 20, (1 << 20) + 1, 80 << 20, 3 << 30, 1 << 30] {
+            sizes.add(bytes);
+        }
+        insta::assert_snapshot!(lines(&sizes.bars(), 60).join("\n"), @r"
+        2 paths up to 1 MiB       1.0 MiB  ▏
+        1 paths up to 10 MiB      1.0 MiB  ▏
+        1 paths up to 100 MiB    80.0 MiB  ▊
+        1 paths up to 1 GiB       1.0 GiB  ████████▍
+        1 paths over 1 GiB        3.0 GiB  █████████████████████████
+        ");
+        let object = ObjectResponse {
+            store_path: "x-hello".to_owned(),
+            url: "nar/x".to_owned(),
+            compression: "zstd".to_owned(),
+            file_size: Some(1 << 20),
+            nar_hash: "sha256:x".to_owned(),
+            nar_size: 3 << 20,
+            references: Vec::new(),
+            deriver: None,
+            system: None,
+            ca: None,
+            signatures: Vec::new(),
+            extra: std::collections::BTreeMap::new(),
+            closure: ClosureEntry { paths: 4, nar_size: 12 << 20, missing: 0, complete: true },
+        };
+        insta::assert_snapshot!(lines(&object_bars(&object), 60).join("\n"), @r"
+        download                1.0 MiB  ██▎
+        NAR                     3.0 MiB  ██████▊
+        NARs of the closure    12.0 MiB  ███████████████████████████
+        ");
+    }
 
     #[test]
     fn a_star_stands_for_any_text() {

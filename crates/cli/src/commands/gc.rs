@@ -10,6 +10,7 @@ use dormer_index::{JobId, JobKind};
 use serde_json::json;
 
 use super::publish::holder;
+use crate::chart::Bar;
 use crate::context::{Context, SettingsArgs};
 use crate::error::{Error, Result};
 use crate::installation::{Collection, open_collection};
@@ -58,6 +59,7 @@ pub(super) async fn run(args: GcArgs, context: &Context) -> Result<()> {
         if !printer.json {
             plan_lines(&plan).iter().try_for_each(|line| printer.data(line))?;
         }
+        printer.chart(&plan_bars(&plan))?;
     } else {
         let report = collect(&collection, context).await?;
         let mut message = json!(report);
@@ -140,6 +142,17 @@ fn plan_lines(plan: &CollectionPlan) -> Vec<String> {
     lines
 }
 
+/// The packs that a collection would touch, by what would become of them.
+fn plan_bars(plan: &CollectionPlan) -> Vec<Bar> {
+    vec![
+        Bar::new("to free", plan.remove.bytes),
+        Bar::new("condemned, waiting", plan.wait.bytes),
+        Bar::new("to condemn", plan.condemn.bytes),
+        Bar::new("to compact", plan.compact.bytes),
+        Bar::new("to recompress", plan.recompress.bytes),
+    ]
+}
+
 fn report_lines(report: &CollectionReport) -> Vec<String> {
     let mut lines = vec![
         format!("NARs removed: {}, {} uncompressed", report.nars, human_size(report.nar_bytes)),
@@ -180,11 +193,19 @@ mod tests {
             bytes_written: 24 << 20,
             requests: 11,
         };
-        let lines = plan_lines(&CollectionPlan { compact, ..plan });
+        let plan = CollectionPlan { compact, ..plan };
+        let lines = plan_lines(&plan);
         assert_eq!(
             lines[4],
             "to compact: 3 packs, 60.0 MiB; 30.0 MiB read and 24.0 MiB written into 2 packs by 11 requests"
         );
+        insta::assert_snapshot!(crate::chart::lines(&plan_bars(&plan), 60).join("\n"), @r"
+        to free                    0 B
+        condemned, waiting         0 B
+        to condemn             3.0 MiB  █▌
+        to compact            60.0 MiB  ████████████████████████████
+        to recompress              0 B
+        ");
         let report = CollectionReport { removed: totals, strays_found: 1, ..Default::default() };
         let lines = report_lines(&report);
         assert_eq!(lines[3], "freed: 2 packs, 3.0 MiB, 40 chunks");

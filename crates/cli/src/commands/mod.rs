@@ -35,6 +35,8 @@ mod secrets_init;
 mod serve;
 mod stats;
 mod token_create;
+mod top;
+mod top_screen;
 mod use_cache;
 mod watch;
 
@@ -152,6 +154,7 @@ pub(crate) enum Command {
     Scrub(scrub::ScrubArgs),
     Rekey(rekey::RekeyArgs),
     Stats(stats::StatsArgs),
+    Top(top::TopArgs),
     Doctor(doctor::DoctorArgs),
     Migrate(migrate::MigrateArgs),
     Completions(completions::CompletionsArgs),
@@ -189,6 +192,7 @@ impl Command {
             Self::Cache(args) => &args.server,
             Self::Cat(args) => &args.server,
             Self::Import(args) => &args.server,
+            Self::Top(args) => &args.endpoint,
             _ => return None,
         };
         server.endpoint.clone()
@@ -242,6 +246,7 @@ impl Command {
             | Self::Cat(_)
             | Self::Pin(_)
             | Self::Stats(_)
+            | Self::Top(_)
             | Self::Token(_)
             | Self::MakeToken(_)
             | Self::Config(_)
@@ -281,6 +286,7 @@ pub(crate) async fn run(command: Command, context: &Context) -> Result<ExitCode>
         Command::Recover(args) => recover::run(args, context).await?,
         Command::Adopt(args) => adopt::run(args, context).await?,
         Command::Stats(args) => stats::run(&args, context).await?,
+        Command::Top(args) => top::run(&args, context).await?,
         Command::Scrub(args) => return scrub::run(args, context).await,
         Command::Migrate(args) => migrate::run(args, context).await?,
         Command::Completions(args) => completions::run(&args, context)?,

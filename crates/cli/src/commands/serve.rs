@@ -10,7 +10,9 @@ use dormer_api::RedactedUrl;
 use dormer_engine::{ExpirySchedule, JobRunner, JobSettings, OutboxLimits, SystemClock};
 use dormer_http_host::{ListenAddress, Listener};
 use dormer_index::CounterIndex;
-use dormer_server::{Authenticator, Server, ServerSettings, TokenBounds, TokenKey, TokenVerifier};
+use dormer_server::{
+    Authenticator, Operations, Server, ServerSettings, TokenBounds, TokenKey, TokenVerifier,
+};
 use tokio::signal::unix::{SignalKind, signal};
 
 use super::publish::holder;
@@ -107,16 +109,22 @@ pub(super) async fn run(args: ServeArgs, context: &Context) -> Result<()> {
     let server_settings =
         ServerSettings { connections_max, traces: traces.is_on(), ..server_settings(&settings) };
     let server = Server::new(engine, authenticator, server_settings);
-    let runner = JobRunner::new(jobs, Arc::new(SystemClock), holder(), job_settings(&settings));
     let collect_metrics = collector.metrics();
     let scrub_metrics = scrubber.metrics();
     let journal_metrics = journal.metrics();
+    server.watch_publishing(publish).expect("publishing is counted only once");
+    server.watch_operations(Operations::new(
+        holder(),
+        Arc::clone(&jobs),
+        collector.clone(),
+        scrubber.clone(),
+    ));
+    let runner = JobRunner::new(jobs, Arc::new(SystemClock), holder(), job_settings(&settings));
     let runner = runner
         .with_collector(collector)
         .with_scrubber(scrubber)
         .with_counters(Arc::clone(&index) as Arc<dyn CounterIndex>);
     if let Some(listener) = metrics_listener {
-        server.watch_publishing(Arc::clone(&index), publish).expect("publishing is counted only once");
         server.metrics().register(Box::new(runner.metrics())).expect("jobs are counted only once");
         server.metrics().register(Box::new(collect_metrics)).expect("collections are counted only once");
         server

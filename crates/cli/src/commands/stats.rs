@@ -7,6 +7,7 @@ use dormer_engine::{Clock as _, SystemClock};
 use serde_json::json;
 
 use super::publish::ago;
+use crate::chart::Bar;
 use crate::context::{Context, EXIT_CODES_OF_CLIENT};
 use crate::error::Result;
 use crate::settings::units::human_size;
@@ -44,7 +45,7 @@ pub(super) async fn run(args: &StatsArgs, context: &Context) -> Result<()> {
         if !printer.json {
             cache_lines(&stats, SystemClock.now()).iter().try_for_each(|line| printer.data(line))?;
         }
-        return Ok(());
+        return printer.chart(&cache_bars(&stats));
     }
     let (server, api) = context.connect(args.server.as_ref())?;
     let stats = api.stats().await?;
@@ -55,7 +56,28 @@ pub(super) async fn run(args: &StatsArgs, context: &Context) -> Result<()> {
     if !printer.json {
         lines(&stats).iter().try_for_each(|line| printer.data(line))?;
     }
-    Ok(())
+    printer.chart(&bars(&stats))
+}
+
+/// The largest paths, for a token that may list them.
+fn cache_bars(stats: &CacheStatsResponse) -> Vec<Bar> {
+    let name = |object: &ObjectEntry| {
+        object.store_path.split_once('-').map_or_else(String::new, |(_, name)| name.to_owned())
+    };
+    let largest = stats.largest.iter().flatten();
+    largest.map(|object| Bar::new(name(object), object.nar_size)).collect()
+}
+
+/// What the store holds and what it saves: together what all paths would take.
+fn bars(stats: &StatsResponse) -> Vec<Bar> {
+    let saved = |bytes: i64| u64::try_from(bytes).unwrap_or(0);
+    vec![
+        Bar::new("stored", stats.stored_bytes),
+        Bar::new("saved by compression", saved(stats.saved_by_compression)),
+        Bar::new("saved by holes", saved(stats.saved_by_holes)),
+        Bar::new("saved by equal chunks", saved(stats.saved_by_chunks)),
+        Bar::new("saved by same NARs", saved(stats.saved_by_same_nars)),
+    ]
 }
 
 const INCOMPLETE: &str = "what an older version stored is still being counted: the figures grow";
@@ -122,6 +144,13 @@ mod tests {
         assert_eq!(shown[2], "saved by NARs that several paths have: -1.0 MiB");
         assert_eq!(shown.last().map(String::as_str), Some(INCOMPLETE));
         assert_eq!(lines(&StatsResponse { complete: true, ..stats }).len(), shown.len() - 1);
+        insta::assert_snapshot!(crate::chart::lines(&bars(&stats), 60).join("\n"), @r"
+        stored                    1.0 MiB  ████████████▌
+        saved by compression      2.0 MiB  █████████████████████████
+        saved by holes            1.0 MiB  ████████████▌
+        saved by equal chunks         0 B
+        saved by same NARs            0 B
+        ");
     }
 
     #[test]
@@ -143,5 +172,7 @@ mod tests {
             cache_lines(&stats, 1_000),
             ["1 paths, 1.0 MiB uncompressed", "largest:", "  x-hello  1.0 MiB, used 1 min 00 s ago"]
         );
+        assert_eq!(cache_bars(&stats), [Bar::new("hello", 1 << 20)]);
+        assert_eq!(cache_bars(&CacheStatsResponse { largest: None, ..stats }), []);
     }
 }

@@ -46,7 +46,7 @@ use self::plan::{
 };
 use self::recompress::Recompression;
 use crate::pace::pause_after;
-use crate::{Clock, Result};
+use crate::{Clock, Error, Result};
 
 /// NARs in one page: a page of recipes is some 400 KiB.
 const PAGE_NARS: u32 = 4_096;
@@ -174,8 +174,17 @@ pub struct CollectionReport {
     pub purged: u64,
 }
 
-/// Frees what nothing needs.
-#[derive(Debug)]
+/// The last whole collection.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct EndedCollection {
+    /// When it ended.
+    pub ended_at: UnixSeconds,
+    /// What it did.
+    pub report: CollectionReport,
+}
+
+/// Frees what nothing needs. Clones share their counters.
+#[derive(Debug, Clone)]
 pub struct Collector {
     index: Arc<dyn CollectIndex>,
     blobs: Arc<dyn Blobs>,
@@ -284,6 +293,16 @@ impl Collector {
             return Ok(Some(now + interval));
         }
         Ok(Some(last + interval))
+    }
+
+    /// The last whole collection, whichever process ran it.
+    pub async fn last(&self) -> Result<Option<EndedCollection>> {
+        let last = self.index.last_collection().await?;
+        let Some(ended_at) = last.ended_at else { return Ok(None) };
+        let report = serde_json::from_str(&last.report).map_err(|error| {
+            Error::Index(dormer_index::Error::Corrupt { table: "last_collection", what: error.to_string() })
+        })?;
+        Ok(Some(EndedCollection { ended_at, report }))
     }
 
     /// What a collection would free now. Reads only.

@@ -161,14 +161,29 @@ impl ScrubState {
     }
 }
 
-/// Reads stored bytes again and checks every hash.
-#[derive(Debug)]
+/// The last scrub that ended.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct EndedScrub {
+    /// When it ended.
+    pub ended_at: UnixSeconds,
+    /// What it found.
+    pub report: ScrubReport,
+}
+
+/// Reads stored bytes again and checks every hash. Clones share their counters.
+#[derive(Debug, Clone)]
 pub struct Scrubber {
     index: Arc<dyn Index>,
     scrub: Arc<dyn ScrubIndex>,
     blobs: Arc<dyn Blobs>,
     clock: Arc<dyn Clock>,
     metrics: ScrubMetrics,
+}
+
+fn read_report(text: &str) -> Result<ScrubReport> {
+    serde_json::from_str(text).map_err(|error| {
+        Error::Index(dormer_index::Error::Corrupt { table: "last_scrub", what: error.to_string() })
+    })
 }
 
 /// The lease of a run, and how long it lasts.
@@ -211,10 +226,14 @@ impl Scrubber {
         if last.job != Some(job) {
             return Ok(None);
         }
-        let report = serde_json::from_str(&last.report).map_err(|error| {
-            Error::Index(dormer_index::Error::Corrupt { table: "last_scrub", what: error.to_string() })
-        })?;
-        Ok(Some(report))
+        read_report(&last.report).map(Some)
+    }
+
+    /// The last run that ended, whichever process ran it.
+    pub async fn last(&self) -> Result<Option<EndedScrub>> {
+        let last = self.scrub.last_scrub().await?;
+        let Some(ended_at) = last.ended_at else { return Ok(None) };
+        Ok(Some(EndedScrub { ended_at, report: read_report(&last.report)? }))
     }
 
     /// Takes the lease of the open run for `holder` and works for about `slice`. Then it gives the

@@ -3,8 +3,8 @@
 use super::fixtures::{NOW, cache, changes, nar_hash, object, path, path_hash, push};
 use super::jobs::Both;
 use crate::{
-    CacheId, CachePatch, CommitTarget, Error, ExpiryDefaults, JobKind, JobLease, NarCommit, NarKey,
-    NarSource, NewDocument, Object, ObjectOrder, Pin, Result, Use,
+    AuditFilter, CacheId, CachePatch, CommitTarget, Error, ExpiryDefaults, JobKind, JobLease, NarCommit,
+    NarKey, NarSource, NewDocument, Object, ObjectOrder, Pin, Result, Use,
 };
 use dormer_nix::{BuildTrace, DocumentName, StorePath, TraceKey};
 use std::collections::{BTreeMap, BTreeSet};
@@ -521,6 +521,32 @@ pub(super) async fn a_removal_by_hand_is_in_the_audit(both: Both) -> Result<()> 
         .map(|entry| (entry.action.as_str(), entry.cache, entry.subject.as_deref(), entry.store_path_hash))
         .collect();
     assert_eq!(seen, [("delete cache", main, Some("bob"), None)], "once, and it outlives the cache");
+
+    // Newest first, in pages, by cache, action and actor.
+    let numbers: Vec<i64> = audit.iter().chain(&deleted).map(|entry| entry.number).collect();
+    let [first, second, third] = numbers[..] else { panic!("three entries: {numbers:?}") };
+    let by = |cache: Option<&str>, action: Option<&str>, subject: Option<&str>| AuditFilter {
+        cache: cache.map(str::to_owned),
+        action: action.map(str::to_owned),
+        subject: subject.map(str::to_owned),
+    };
+    for (filter, expected) in [
+        (by(None, None, None), vec![third, second, first]),
+        (by(Some("main"), None, None), vec![third, second, first]),
+        (by(Some("mai"), None, None), vec![]),
+        (by(None, Some("remove path"), None), vec![second, first]),
+        (by(Some("main"), Some("remove path"), Some("ada")), vec![first]),
+        (by(None, Some("delete cache"), Some("ada")), vec![]),
+    ] {
+        let page = both.index.audit_before(i64::MAX, &filter, 10).await?;
+        let found: Vec<i64> = page.entries.iter().map(|(entry, _)| entry.number).collect();
+        assert_eq!((found, page.next), (expected, None), "{filter:?}");
+        assert!(page.entries.iter().all(|(_, name)| name.as_deref() == Some("main")), "{filter:?}");
+    }
+    let page = both.index.audit_before(i64::MAX, &AuditFilter::default(), 2).await?;
+    assert_eq!((page.entries.len(), page.next), (2, Some(second)));
+    let rest = both.index.audit_before(second, &AuditFilter::default(), 2).await?;
+    assert_eq!((rest.entries[0].0.number, rest.entries.len(), rest.next), (first, 1, None));
     Ok(())
 }
 

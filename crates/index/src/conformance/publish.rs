@@ -642,12 +642,22 @@ pub(super) async fn what_waits_is_counted_for_all_targets_at_once(both: Both) ->
     both.publish.begin_publishing(&lease, ids[0], &[intent(2, &[])]).await?;
     let noted = [(ids[1], path_hash(3), NOW + 2), (ids[1], path_hash(4), NOW + 1)];
     both.publish.note_pending(&lease, &noted, NotedFrom::Referrers).await?;
-    let row = |target: &PublishTarget, cache: &str, published, pending, pending_since| PublishBacklog {
-        target: target.id,
-        cache: cache.to_owned(),
-        published,
-        pending,
-        pending_since,
+    let hold = PendingVerdicts {
+        waiting: vec![(path_hash(4), "for another path".to_owned())],
+        ..PendingVerdicts::default()
+    };
+    both.publish.settle_pending(&lease, ids[1], &hold, NOW + 3).await?;
+    let row = |target: &PublishTarget, cache: &str, published, pending, pending_since: Option<i64>| {
+        PublishBacklog {
+            target: target.id,
+            cache: cache.to_owned(),
+            published,
+            pending,
+            pending_since,
+            // The oldest of those that wait, and why.
+            oldest: pending_since.map(|_| path_hash(4)),
+            reason: pending_since.map(|_| "for another path".to_owned()),
+        }
     };
     let all = [
         row(&first, "main", 1, 0, None),
@@ -656,6 +666,19 @@ pub(super) async fn what_waits_is_counted_for_all_targets_at_once(both: Both) ->
     ];
     assert_eq!(both.publish.publish_backlog(10).await?, all);
     assert_eq!(both.publish.publish_backlog(1).await?, all[..1]);
+
+    // What `outbox_after` would tell each target, for all of them at once.
+    let seen = both.index.outbox_after(first.cursor, 2).await?;
+    let past = NotedFrom::Outbox(OutboxPosition { transaction: seen[1].transaction, number: seen[1].number });
+    both.publish.note_pending(&lease, &[], past).await?;
+    let targets = both.publish.list_targets().await?;
+    let mut expected = Vec::new();
+    for target in targets {
+        let unseen = both.index.outbox_after(target.cursor, 1).await?;
+        expected.push((target, unseen.first().map(|row| row.at)));
+    }
+    assert_eq!(both.publish.list_followers().await?, expected);
+    assert_ne!(expected[0].0.cursor, expected[1].0.cursor);
     Ok(())
 }
 

@@ -354,6 +354,10 @@ pub struct PublishBacklog {
     pub pending: u64,
     /// Since when the oldest of them waits.
     pub pending_since: Option<UnixSeconds>,
+    /// Its store hash.
+    pub oldest: Option<StorePathHash>,
+    /// What it waits for; `None` if no run has looked at it.
+    pub reason: Option<String>,
 }
 
 /// What publishing remembers.
@@ -366,6 +370,9 @@ pub trait PublishIndex: Send + Sync + std::fmt::Debug + 'static {
     async fn open_target(&self, name: &str, location: &str) -> Result<PublishTarget>;
     /// All targets, by name.
     async fn list_targets(&self) -> Result<Vec<PublishTarget>>;
+    /// All targets, by name, each with the time of the oldest change that it has not followed. One
+    /// statement.
+    async fn list_followers(&self) -> Result<Vec<(PublishTarget, Option<UnixSeconds>)>>;
     /// Takes the lease of a target, for `holder`, until `ends_at`; `None` while another one's has
     /// not ended at `now`.
     async fn acquire_lease(

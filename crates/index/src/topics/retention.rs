@@ -7,8 +7,7 @@ use dormer_nix::{StorePath, StorePathHash};
 use super::{KEYS_MAX, journal, objects};
 use crate::columns::{array, store_path, unpack_references, unsigned};
 use crate::contract::{
-    AuditEntry, CacheId, ListedObject, ObjectOrder, ObjectPlace, ObjectReferences, Pin, PurgeCounts, Removal,
-    RemovedForCause, RetentionIndex, UnixSeconds,
+    AUDIT_WINDOW, AuditEntry, AuditFilter, AuditPage, CacheId, ListedObject, ObjectOrder, ObjectPlace, ObjectReferences, Pin, PurgeCounts, Removal, RemovedForCause, RetentionIndex, UnixSeconds,
 };
 use crate::jobs::{JobKind, work};
 use crate::rows::Row;
@@ -97,6 +96,19 @@ pub(super) const ADD_AUDIT: Sql =
     both!("INSERT INTO audit (at, subject, action, cache, hash) VALUES ($1, $2, $3, $4, $5)");
 const AUDIT_AFTER: Sql = both!(
     "SELECT number, at, subject, action, cache, hash FROM audit WHERE number > $1 ORDER BY number LIMIT $2"
+);
+/// The first column is the newest number of the window, also if no entry in the window fits. The
+/// window is a range of the primary key.
+const AUDIT_BEFORE: Sql = both!(
+    "SELECT top.newest, a.number, a.at, a.subject, a.action, a.cache, a.hash,
+         (SELECT c.name FROM caches AS c WHERE c.id = a.cache)
+     FROM (SELECT coalesce(max(number), 0) AS newest FROM audit WHERE number < $1) AS top
+     LEFT JOIN audit AS a ON a.number <= top.newest AND a.number > top.newest - $2
+         AND (CAST($3 AS TEXT) IS NULL
+             OR EXISTS (SELECT 1 FROM caches AS c WHERE c.id = a.cache AND c.name = CAST($3 AS TEXT)))
+         AND (CAST($4 AS TEXT) IS NULL OR a.action = CAST($4 AS TEXT))
+         AND (CAST($5 AS TEXT) IS NULL OR a.subject = CAST($5 AS TEXT))
+     ORDER BY a.number DESC LIMIT $6"
 );
 
 #[async_trait]
@@ -273,7 +285,36 @@ impl<D: Dialect> RetentionIndex for SqlIndex<D> {
     async fn audit_after(&self, number: i64, limit: u32) -> Result<Vec<AuditEntry>> {
         self.read("read the audit", async |mut tx| {
             let rows = tx.rows(AUDIT_AFTER, &[Number(number), Number(limit.into())]).await?;
-            rows.iter().map(read_audit).collect()
+            rows.iter().map(|row| read_audit(row, 0)).collect()
+        })
+        .await
+    }
+
+    async fn audit_before(&self, before: i64, filter: &AuditFilter, limit: u32) -> Result<AuditPage> {
+        let AuditFilter { cache, action, subject } = filter;
+        let arguments = [
+            Number(before),
+            Number(AUDIT_WINDOW),
+            OptionalText(cache.as_deref()),
+            OptionalText(action.as_deref()),
+            OptionalText(subject.as_deref()),
+            Number(limit.into()),
+        ];
+        self.read("read the audit", async |mut tx| {
+            let rows = tx.rows(AUDIT_BEFORE, &arguments).await?;
+            let mut page = AuditPage::default();
+            let mut newest = 0_i64;
+            for row in &rows {
+                newest = row.column(0, "audit")?;
+                if row.column::<Option<i64>>(1, "audit")?.is_some() {
+                    page.entries.push((read_audit(row, 1)?, row.column(7, "caches")?));
+                }
+            }
+            let oldest = page.entries.last().filter(|_| page.entries.len() == limit as usize);
+            let next = oldest.map_or(newest.saturating_sub(AUDIT_WINDOW) + 1, |(entry, _)| entry.number);
+            // Numbers begin at 1, so there is nothing before 1.
+            page.next = Some(next).filter(|next| *next > 1);
+            Ok(page)
         })
         .await
     }
@@ -316,16 +357,16 @@ fn read_listed(row: &impl Row) -> Result<ListedObject> {
     })
 }
 
-/// Columns: number, time, subject, action, cache, hash.
-fn read_audit(row: &impl Row) -> Result<AuditEntry> {
+/// Columns from `first` on: number, time, subject, action, cache, hash.
+fn read_audit(row: &impl Row, first: usize) -> Result<AuditEntry> {
     let table = "audit";
-    let hash: Option<&[u8]> = row.column(5, table)?;
+    let hash: Option<&[u8]> = row.column(first + 5, table)?;
     Ok(AuditEntry {
-        number: row.column(0, table)?,
-        at: row.column(1, table)?,
-        subject: row.column(2, table)?,
-        action: row.column(3, table)?,
-        cache: CacheId(row.column(4, table)?),
+        number: row.column(first, table)?,
+        at: row.column(first + 1, table)?,
+        subject: row.column(first + 2, table)?,
+        action: row.column(first + 3, table)?,
+        cache: CacheId(row.column(first + 4, table)?),
         store_path_hash: hash.map(|hash| array(table, hash).map(StorePathHash::from_bytes)).transpose()?,
     })
 }

@@ -12,4 +12,5 @@ pub(crate) mod retention;
 pub(crate) mod sessions;
 pub(crate) mod small_body;
 pub(crate) mod stats;
+pub(crate) mod status;
 pub(crate) mod upload;

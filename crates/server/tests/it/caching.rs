@@ -63,6 +63,7 @@ fn an_answer_that_depended_on_a_token_is_private_and_a_miss_is_never_kept() {
     }
     for (method, address) in [
         ("GET", "/_api/v2/caches"),
+        ("GET", "/_api/v2/status"),
         ("GET", "/_api/v1/cache-config/main"),
         ("POST", "/_api/v1/get-missing-paths"),
         ("PUT", "/_api/v1/upload-path"),

@@ -142,7 +142,7 @@ impl Server {
         let address = listener.local_addr().unwrap();
         let (stop, stopped) = oneshot::channel::<()>();
         let server = dormer_server::Server::new(served, options.authenticator, options.server);
-        server.watch_publishing(Arc::clone(&index), publish.clone()).unwrap();
+        server.watch_publishing(publish.clone()).unwrap();
         let runner = dormer_engine::JobRunner::new(
             publish.clone(),
             Arc::new(SystemClock),
@@ -153,7 +153,14 @@ impl Server {
         server.metrics().register(Box::new(runner.stored_metrics())).unwrap();
         let collector = engine.collector(publish.clone(), None, 86_400);
         server.metrics().register(Box::new(collector.metrics())).unwrap();
-        server.metrics().register(Box::new(engine.scrubber(publish.clone()).metrics())).unwrap();
+        let scrubber = engine.scrubber(publish.clone());
+        server.metrics().register(Box::new(scrubber.metrics())).unwrap();
+        server.watch_operations(dormer_server::Operations::new(
+            "test".to_owned(),
+            publish.clone(),
+            collector,
+            scrubber,
+        ));
         server.metrics().register(Box::new(dormer_engine::JournalMetrics::default())).unwrap();
         let metrics = Arc::clone(server.metrics());
         let serving = server.clone().run(listener, async {

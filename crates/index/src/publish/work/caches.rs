@@ -1,8 +1,10 @@
 //! Caches that are published to a target.
 
+use dormer_nix::StorePathHash;
+
 use super::{AFTER_ALL_KEYS, hold_lease};
 use crate::Result;
-use crate::columns::{corrupt, signed, unsigned};
+use crate::columns::{array, corrupt, signed, unsigned};
 use crate::contract::{CacheId, UnixSeconds};
 use crate::publish::contract::{CacheScan, Lease, PublishBacklog, PublishCounts, PublishedCache, TargetId};
 use crate::rows::Row as _;
@@ -86,7 +88,11 @@ pub(super) const COUNTS: Sql = both!(
 );
 pub(super) const LIST_BACKLOG: Sql = both!(
     "SELECT c.target, c.name, coalesce(k.published, 0), coalesce(k.pending, 0),
-        (SELECT min(since) FROM publish_pending AS p WHERE p.target = c.target AND p.cache = c.cache)
+        (SELECT min(since) FROM publish_pending AS p WHERE p.target = c.target AND p.cache = c.cache),
+        (SELECT p.hash FROM publish_pending AS p WHERE p.target = c.target AND p.cache = c.cache
+            ORDER BY p.since, p.hash LIMIT 1),
+        (SELECT p.reason FROM publish_pending AS p WHERE p.target = c.target AND p.cache = c.cache
+            ORDER BY p.since, p.hash LIMIT 1)
      FROM publish_caches AS c LEFT JOIN publish_counts AS k ON k.target = c.target AND k.cache = c.cache
      ORDER BY c.target, c.name, c.cache LIMIT $1"
 );
@@ -206,12 +212,17 @@ pub(crate) async fn publish_backlog(tx: &mut impl Transaction, limit: u32) -> Re
     let rows = tx.rows(LIST_BACKLOG, &[Number(i64::from(limit))]).await?;
     rows.iter()
         .map(|row| {
+            let oldest: Option<&[u8]> = row.column(5, "publish_pending")?;
             Ok(PublishBacklog {
                 target: TargetId(row.column(0, "publish_caches")?),
                 cache: row.column(1, "publish_caches")?,
                 published: unsigned("publish_objects", row.column(2, "publish_objects")?)?,
                 pending: unsigned("publish_pending", row.column(3, "publish_pending")?)?,
                 pending_since: row.column(4, "publish_pending")?,
+                oldest: oldest
+                    .map(|hash| array("publish_pending", hash).map(StorePathHash::from_bytes))
+                    .transpose()?,
+                reason: row.column(6, "publish_pending")?,
             })
         })
         .collect()

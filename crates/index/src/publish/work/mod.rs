@@ -39,7 +39,8 @@ pub(crate) use self::removing::{
     take_referrers,
 };
 pub(crate) use self::targets::{
-    acquire_lease, clear_missed_changes, list_targets, move_target, open_target, release_lease, renew_lease,
+    acquire_lease, clear_missed_changes, list_followers, list_targets, move_target, open_target,
+    release_lease, renew_lease,
 };
 pub(crate) use self::writing::{begin_publishing, finish_publishing, note_uploaded};
 use crate::columns::{array, corrupt, nar_hash, tag, unsigned};

@@ -20,6 +20,25 @@ const LIST_TARGETS: Sql = both!(
         compared, missed_changes
      FROM publish_targets ORDER BY name"
 );
+/// The oldest change is the end of an index: one step for each target.
+pub(super) const LIST_FOLLOWERS: Sql = Sql {
+    sqlite: "
+        SELECT t.id, t.name, t.location, t.cursor_transaction, t.cursor_number, t.holder, t.lease_ends_at, t.ran_at,
+            t.error, t.error_at, t.compared, t.missed_changes,
+            (SELECT o.at FROM outbox AS o WHERE o.number > t.cursor_number ORDER BY o.number LIMIT 1)
+        FROM publish_targets AS t ORDER BY t.name",
+    postgres: "
+        SELECT t.id, t.name, t.location, t.cursor_transaction, t.cursor_number, t.holder, t.lease_ends_at, t.ran_at,
+            t.error, t.error_at, t.compared, t.missed_changes,
+            (SELECT o.at FROM outbox AS o
+                WHERE (o.transaction, o.number) > (t.cursor_transaction, t.cursor_number)
+                    AND o.transaction < (SELECT base FROM outbox_base)
+                        + pg_snapshot_xmin(pg_current_snapshot())::text::bigint
+                ORDER BY o.transaction, o.number LIMIT 1)
+        FROM publish_targets AS t ORDER BY t.name",
+};
+/// The column of [`LIST_FOLLOWERS`] behind those of a target.
+const UNSEEN_SINCE: usize = 12;
 const CREATE_TARGET: Sql = both!(
     "INSERT INTO publish_targets (name, location, fence, lease_ends_at, cursor_transaction, cursor_number)
      VALUES ($1, $2, 0, 0, 0, 0) ON CONFLICT (name) DO NOTHING"
@@ -50,6 +69,13 @@ pub(crate) async fn open_target(
 
 pub(crate) async fn list_targets(tx: &mut impl Transaction) -> Result<Vec<PublishTarget>> {
     tx.rows(LIST_TARGETS, &[]).await?.iter().map(read_target).collect()
+}
+
+pub(crate) async fn list_followers(
+    tx: &mut impl Transaction,
+) -> Result<Vec<(PublishTarget, Option<UnixSeconds>)>> {
+    let rows = tx.rows(LIST_FOLLOWERS, &[]).await?;
+    rows.iter().map(|row| Ok((read_target(row)?, row.column(UNSEEN_SINCE, "outbox")?))).collect()
 }
 
 pub(crate) async fn acquire_lease(

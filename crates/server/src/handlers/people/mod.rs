@@ -12,12 +12,13 @@ pub(crate) mod session;
 
 mod files;
 mod forms;
+mod operator;
 mod show;
 
 use bytes::Bytes;
 use dormer_api::CacheName;
 use dormer_edge::AnswerKind;
-use dormer_pages::{Asset, Frame, POLICY, ProblemView, Visitor};
+use dormer_pages::{Asset, Frame, OperatorPage, POLICY, ProblemView, Visitor};
 use http::header::{
     CONTENT_SECURITY_POLICY, CONTENT_TYPE, HeaderName, LOCATION, REFERRER_POLICY, VARY, WWW_AUTHENTICATE,
     X_CONTENT_TYPE_OPTIONS,
@@ -51,6 +52,10 @@ pub(crate) async fn respond(
         (&Method::GET, PageRoute::SignIn) => Ok(session::form(app, call)),
         (&Method::POST, PageRoute::SignIn) => session::sign_in(app, call, body).await,
         (&Method::POST, PageRoute::SignOut) => session::sign_out(app, call, body).await,
+        (&Method::GET, PageRoute::OperatorWithoutSlash) => {
+            Ok(redirect(StatusCode::PERMANENT_REDIRECT, OperatorPage::Overview.address()))
+        }
+        (method, PageRoute::Operator(page)) => operator::respond(app, call, body, method, page).await,
         // For other programs nothing is here, as ever: `/metrics` is on another listener.
         (_, PageRoute::CacheWithoutSlash(_)) if !wants_page(call) => Err(Failure::NoRoute),
         (&Method::GET, PageRoute::CacheWithoutSlash(cache)) => Ok(with_slash(&cache)),

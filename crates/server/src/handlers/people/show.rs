@@ -14,6 +14,7 @@ use dormer_pages::{
 use http::{Response, StatusCode};
 
 use super::{frame, page, see_other};
+use crate::access::may_operate;
 use crate::app::App;
 use crate::body::Body;
 use crate::call::Call;
@@ -104,11 +105,13 @@ pub(super) async fn home(app: &App, call: &Call) -> Result<Response<Body>, Failu
         }
     });
     let caches = caches.collect();
+    let operates = claims.as_deref().is_some_and(may_operate) && app.operations.get().is_some();
     let savings = match claims.as_deref() {
         Some(claims) if may_pull_everything(claims) => Some(savings(app).await?),
         _ => None,
     };
-    Ok(page(HomeView { caches, next, savings }.render(&frame(app, call))))
+    let (view, frame) = (HomeView { caches, next, savings }, frame(app, call));
+    Ok(page(if operates { view.render_for_operator(&frame) } else { view.render(&frame) }))
 }
 
 async fn savings(app: &App) -> Result<Savings, Failure> {

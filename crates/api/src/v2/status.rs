@@ -1,0 +1,138 @@
+//! What one server does at this moment.
+
+use serde::{Deserialize, Serialize};
+
+/// Answer to GET `status`. Counters begin with the start of the server that answers; the rest is as
+/// of now. Behind a load balancer, each answer is of another server.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct StatusResponse {
+    /// The process that answers, as leases name it.
+    pub process: String,
+    /// Its version.
+    pub version: String,
+    /// When it started, in seconds since 1970.
+    pub started_at: i64,
+    /// Now, in seconds since 1970.
+    pub now: i64,
+    /// Why it is not ready; absent while it is.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub not_ready: Option<String>,
+    /// Requests and connections.
+    pub requests: RequestStatus,
+    /// What readers got.
+    pub reads: ReadStatus,
+    /// What came from pushers.
+    pub pushes: PushStatus,
+    /// What tasks and requests take turns at.
+    pub queues: Vec<QueueStatus>,
+    /// Open jobs of the whole installation, the oldest first.
+    pub jobs: Vec<JobEntry>,
+    /// Whether there are more jobs than the answer names.
+    pub more_jobs: bool,
+    /// Edge targets of the whole installation, by name.
+    pub targets: Vec<TargetEntry>,
+}
+
+/// Requests and connections of a server.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RequestStatus {
+    /// Requests that were answered.
+    pub answered: u64,
+    /// Those of them that were answered with a 5xx.
+    pub failed: u64,
+    /// Those that were refused because of a limit.
+    pub refused: u64,
+    /// Requests being answered now.
+    pub in_flight: u64,
+    /// Open connections now.
+    pub connections: u64,
+    /// Bytes of requests' bodies.
+    pub received_bytes: u64,
+    /// Bytes of answers' bodies.
+    pub sent_bytes: u64,
+}
+
+/// What readers got from a server.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ReadStatus {
+    /// Narinfos that were there.
+    pub narinfos: u64,
+    /// Narinfos that were not.
+    pub missing: u64,
+    /// NARs, and ranges of them.
+    pub nars: u64,
+}
+
+/// What came to a server from pushers.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PushStatus {
+    /// NARs that were received whole and verified.
+    pub nars: u64,
+    /// Their bytes, uncompressed.
+    pub nar_bytes: u64,
+    /// Bytes of chunks that were new, uncompressed.
+    pub new_bytes: u64,
+    /// Uploads whose bytes come now.
+    pub uploading: u64,
+}
+
+/// Something that tasks or requests take turns at.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct QueueStatus {
+    /// Its name, as the metrics have it.
+    pub name: String,
+    /// Tasks that wait for it.
+    pub waiting: u64,
+    /// How much of it is taken.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub in_use: Option<u64>,
+    /// How much there is.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub limit: Option<u64>,
+}
+
+/// An open job.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct JobEntry {
+    /// Its number.
+    pub id: i64,
+    /// What it does.
+    pub kind: String,
+    /// The cache that it is about.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cache: Option<String>,
+    /// The edge target that it is about.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub target: Option<String>,
+    /// Rows so far.
+    pub rows_done: u64,
+    /// The process that runs it now.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub holder: Option<String>,
+    /// When it was opened, in seconds since 1970.
+    pub created_at: i64,
+    /// When its last good step ended, in seconds since 1970.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub stepped_at: Option<i64>,
+    /// Failed steps since the last good one.
+    pub failures: u64,
+    /// Why the last step failed.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub error: Option<String>,
+}
+
+/// An edge target.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TargetEntry {
+    /// Its name.
+    pub name: String,
+    /// Age of the oldest change that it does not have yet, in seconds.
+    pub lag_seconds: u64,
+    /// Paths that are there.
+    pub published: u64,
+    /// Paths to look at.
+    pub pending: u64,
+    /// Why the last run failed.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub error: Option<String>,
+}

@@ -1,0 +1,277 @@
+//! Pages for operators. To everybody else they look like what is not there, without a look-up.
+//!
+//! Their figures are those of the API's status, of `/metrics` and of the commands' `--json`. Each
+//! takes four statements at most.
+
+use dormer_api::v2::{JobEntry, StatusResponse};
+use dormer_engine::{CollectionPlan, CollectionReport, CompactionTotals, PackTotals, ScrubReport};
+use dormer_index::{AuditFilter, JobId, JobKind, PublishBacklog};
+use dormer_pages::{
+    AuditRow, AuditView, CollectionFigures, CollectionView, DamageView, JobRow, JobsView, OperatorPage,
+    OverviewView, PackFigures, PlanView, PublishedCacheRow, PublishingView, QueueRow, ScrubFigures,
+    ServerFigures, TargetView,
+};
+use http::{Method, Response};
+
+use super::session::checked_form;
+use super::show::{index, query};
+use super::{frame, page, see_other};
+use crate::app::App;
+use crate::body::Body;
+use crate::call::Call;
+use crate::failure::Failure;
+use crate::handlers::checks::bad_request;
+use crate::handlers::status::{job_entry, status};
+use crate::operations::{Operations, Plan};
+use crate::publish_metrics::TargetBacklog;
+use crate::request_body::RequestBody;
+
+/// Jobs among which the page of damage looks for a scrub.
+const JOBS_LOOKED_AT: u32 = 100;
+
+/// Longest filter of the audit, in bytes.
+const FILTER_BYTES_MAX: usize = 400;
+
+/// Answers a request for an operator's page.
+pub(super) async fn respond(
+    app: &App,
+    call: &Call,
+    body: &mut RequestBody,
+    method: &Method,
+    wanted: OperatorPage,
+) -> Result<Response<Body>, Failure> {
+    // Whatever the visitor lacks, the answer is that of an absent page.
+    let operations = app.open_operations(call).map_err(|_| Failure::NoRoute)?;
+    let frame = || frame(app, call);
+    let html = match (method, wanted) {
+        (&Method::POST, OperatorPage::Collection) => {
+            checked_form(app, call, body).await?;
+            operations.begin_plan(app.engine.now());
+            return Ok(see_other("collection"));
+        }
+        (&Method::GET, OperatorPage::Overview) => overview(&status(app, operations).await).render(&frame()),
+        (&Method::GET, OperatorPage::Jobs) => jobs(app, call, operations).await?.render(&frame()),
+        (&Method::GET, OperatorPage::Collection) => collection(app, operations).await?.render(&frame()),
+        (&Method::GET, OperatorPage::Publishing) => publishing(app).await.render(&frame()),
+        (&Method::GET, OperatorPage::Damage) => damage(operations).await?.render(&frame()),
+        (&Method::GET, OperatorPage::Audit) => audit(app, call).await?.render(&frame()),
+        (_, OperatorPage::Collection) => {
+            return Err(Failure::MethodNotAllowed { allow: "GET, HEAD, POST" });
+        }
+        _ => return Err(Failure::MethodNotAllowed { allow: "GET, HEAD" }),
+    };
+    Ok(page(html))
+}
+
+fn overview(of: &StatusResponse) -> OverviewView {
+    let mut others: Vec<String> = of.jobs.iter().filter_map(|job| job.holder.clone()).collect();
+    others.retain(|holder| *holder != of.process);
+    others.sort();
+    others.dedup();
+    let mut queues: Vec<QueueRow> = of.queues.iter().map(queue_row).collect();
+    // What somebody waits for comes first.
+    queues.sort_by_key(|queue| std::cmp::Reverse(queue.waiting));
+    OverviewView {
+        server: of.process.clone(),
+        version: of.version.clone(),
+        started_at: of.started_at,
+        not_ready: of.not_ready.clone(),
+        figures: ServerFigures {
+            answered: of.requests.answered,
+            failed: of.requests.failed,
+            refused: of.requests.refused,
+            in_flight: of.requests.in_flight,
+            connections: of.requests.connections,
+            narinfos: of.reads.narinfos,
+            missing: of.reads.missing,
+            nars_read: of.reads.nars,
+            sent_bytes: of.requests.sent_bytes,
+            nars_pushed: of.pushes.nars,
+            pushed_bytes: of.pushes.nar_bytes,
+            new_bytes: of.pushes.new_bytes,
+            uploading: of.pushes.uploading,
+        },
+        queues,
+        others,
+        jobs: of.jobs.iter().cloned().map(job_row).collect(),
+        more_jobs: of.more_jobs,
+        targets: of
+            .targets
+            .iter()
+            .map(|target| {
+                let has_failed = target.error.is_some();
+                (target.name.clone(), target.lag_seconds, target.published, target.pending, has_failed)
+            })
+            .collect(),
+    }
+}
+
+fn queue_row(queue: &dormer_api::v2::QueueStatus) -> QueueRow {
+    QueueRow { name: queue.name.clone(), waiting: queue.waiting, in_use: queue.in_use.zip(queue.limit) }
+}
+
+fn job_row(job: JobEntry) -> JobRow {
+    let about: Vec<String> = [
+        job.cache.map(|cache| format!("cache {cache}")),
+        job.target.map(|target| format!("target {target}")),
+    ]
+    .into_iter()
+    .flatten()
+    .collect();
+    JobRow {
+        id: job.id,
+        kind: job.kind,
+        about: (!about.is_empty()).then(|| about.join(", ")),
+        rows_done: job.rows_done,
+        holder: job.holder,
+        created_at: job.created_at,
+        stepped_at: job.stepped_at,
+        failures: job.failures,
+        error: job.error,
+    }
+}
+
+async fn jobs(app: &App, call: &Call, operations: &Operations) -> Result<JobsView, Failure> {
+    let after = number(call, "after")?.map(JobId);
+    let rows = JobsView::ROWS;
+    let limit = u32::try_from(rows + 1).unwrap_or(u32::MAX);
+    let found = operations.jobs().list_jobs(after, limit).await.map_err(index)?;
+    let now = app.engine.now();
+    let next = (found.len() > rows).then(|| found[rows - 1].id.0);
+    Ok(JobsView {
+        jobs: found.into_iter().take(rows).map(|job| job_row(job_entry(job, now))).collect(),
+        next,
+    })
+}
+
+/// A parameter of the query that is a number.
+fn number(call: &Call, name: &str) -> Result<Option<i64>, Failure> {
+    query(call, name)?.map(|number| number.parse()).transpose().map_err(bad_request)
+}
+
+async fn collection(app: &App, operations: &Operations) -> Result<CollectionView, Failure> {
+    let counts = app.engine.index().stored_counts().await.map_err(index)?;
+    let last = operations.collector().last().await?;
+    let plan = match operations.plan() {
+        Plan::None => PlanView::None,
+        Plan::Running(since) => PlanView::Running(since),
+        Plan::Ended(at, Ok(plan)) => PlanView::Made(at, planned(&plan)),
+        Plan::Ended(at, Err(reason)) => PlanView::Failed(at, reason),
+    };
+    let last = last.map(|last| (last.ended_at, collected(&last.report)));
+    Ok(CollectionView { stored_bytes: counts.pack_bytes, last, plan })
+}
+
+fn packs(of: &PackTotals) -> PackFigures {
+    PackFigures { packs: of.packs, bytes: of.bytes }
+}
+
+fn rewritten(parts: [&CompactionTotals; 2]) -> (PackFigures, u64) {
+    let sum =
+        |of: fn(&CompactionTotals) -> u64| parts.iter().map(|part| of(part)).fold(0, u64::saturating_add);
+    (
+        PackFigures { packs: sum(|part| part.packs), bytes: sum(|part| part.bytes) },
+        sum(|part| part.bytes_written),
+    )
+}
+
+fn planned(plan: &CollectionPlan) -> CollectionFigures {
+    let (compacted, written_bytes) = rewritten([&plan.compact, &plan.recompress]);
+    CollectionFigures {
+        nars: plan.nars,
+        nar_bytes: plan.nar_bytes,
+        condemned: packs(&plan.condemn),
+        waiting: packs(&plan.wait),
+        freed: packs(&plan.remove),
+        compacted,
+        written_bytes,
+    }
+}
+
+fn collected(report: &CollectionReport) -> CollectionFigures {
+    let (compacted, written_bytes) = rewritten([&report.compacted, &report.recompressed]);
+    CollectionFigures {
+        nars: report.nars,
+        nar_bytes: report.nar_bytes,
+        condemned: packs(&report.condemned),
+        waiting: packs(&report.waiting),
+        freed: packs(&report.removed),
+        compacted,
+        written_bytes,
+    }
+}
+
+async fn publishing(app: &App) -> PublishingView {
+    app.metrics.refresh().await;
+    let targets = app.metrics.publishing();
+    let now = app.engine.now();
+    PublishingView { targets: targets.map(|targets| targets.iter().map(|of| target(of, now)).collect()) }
+}
+
+fn target(of: &TargetBacklog, now: i64) -> TargetView {
+    let mut caches: Vec<&PublishBacklog> = of.caches.iter().collect();
+    caches.sort_by_key(|cache| std::cmp::Reverse(cache.pending));
+    let row = |cache: &PublishBacklog| PublishedCacheRow {
+        name: cache.cache.clone(),
+        published: cache.published,
+        pending: cache.pending,
+        oldest: cache
+            .oldest
+            .zip(cache.pending_since)
+            .map(|(hash, since)| (hash.to_string(), since, cache.reason.clone())),
+    };
+    TargetView {
+        name: of.target.name.clone(),
+        location: of.target.location.clone(),
+        holder: of.target.holder.clone().filter(|_| of.target.lease_ends_at > now),
+        ran_at: of.target.ran_at,
+        error: of.target.error.clone(),
+        lag_seconds: of.lag_seconds.unsigned_abs(),
+        caches: caches.into_iter().map(row).collect(),
+    }
+}
+
+async fn damage(operations: &Operations) -> Result<DamageView, Failure> {
+    let open = operations.jobs().list_jobs(None, JOBS_LOOKED_AT).await.map_err(index)?;
+    let running = open.iter().find(|job| job.kind == JobKind::Scrub.as_str());
+    let running = match running {
+        Some(job) => operations.scrubber().state(job.id).await?.map(|state| scrubbed(state.report)),
+        None => None,
+    };
+    let last = operations.scrubber().last().await?.map(|last| (last.ended_at, scrubbed(last.report)));
+    let spreading = open.iter().any(|job| job.kind == JobKind::SpreadDamage.as_str());
+    Ok(DamageView { running, last, spreading })
+}
+
+fn scrubbed(report: ScrubReport) -> ScrubFigures {
+    ScrubFigures {
+        checked: [report.packs, report.chunks, report.nars],
+        bytes_read: report.bytes_read,
+        damaged: [report.packs_damaged, report.chunks_damaged, report.nars_damaged],
+        packs_lost: report.packs_lost,
+        findings: report.findings,
+    }
+}
+
+async fn audit(app: &App, call: &Call) -> Result<AuditView, Failure> {
+    let mut filters = [const { String::new() }; 3];
+    for (filter, name) in filters.iter_mut().zip(AuditView::FILTERS) {
+        query(call, name)?.unwrap_or_default().trim().clone_into(filter);
+        if filter.len() > FILTER_BYTES_MAX {
+            return Err(Failure::BadRequest(format!("a filter has at most {FILTER_BYTES_MAX} bytes")));
+        }
+    }
+    let wanted = |place: usize| Some(filters[place].clone()).filter(|text: &String| !text.is_empty());
+    let filter = AuditFilter { cache: wanted(0), action: wanted(1), subject: wanted(2) };
+    let before = number(call, "before")?.unwrap_or(i64::MAX);
+    let rows = u32::try_from(AuditView::ROWS).unwrap_or(u32::MAX);
+    let found = app.engine.index().audit_before(before, &filter, rows).await.map_err(index)?;
+    let row = |(entry, cache): (dormer_index::AuditEntry, Option<String>)| AuditRow {
+        at: entry.at,
+        subject: entry.subject,
+        action: entry.action,
+        cache,
+        hash: entry.store_path_hash.map(|hash| hash.to_string()),
+    };
+    Ok(AuditView { filters, entries: found.entries.into_iter().map(row).collect(), next: found.next })
+}
