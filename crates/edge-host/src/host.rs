@@ -8,9 +8,9 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use bytes::Bytes;
 use dormer_api::CacheName;
 use dormer_edge::{
-    Admission, Answer, Body as EdgeBody, CacheState, Catalog, EdgeKey, MISS_SECONDS, NARINFO_BYTES_MAX,
-    ObjectMeta, Read, Request as EdgeRequest, RequestPlan, STATE_BYTES_MAX, STATE_SECONDS, TokenVerifier,
-    Visit, home, plan,
+    Admission, Answer, Body as EdgeBody, CacheState, Catalog, EdgeKey, Home, MISS_SECONDS, NARINFO_BYTES_MAX,
+    ObjectMeta, PageRead, PageStep, Read, Request as EdgeRequest, RequestPlan, STATE_BYTES_MAX, STATE_SECONDS,
+    TokenVerifier, Visit, plan,
 };
 use dormer_http_host::{Error, HostSettings, Listener, NotReady, Peer, Probe, Probes, Service, brief, serve};
 use dormer_stores::ByteStream;
@@ -40,6 +40,8 @@ pub struct EdgeSettings {
     pub store_timeout: Duration,
     /// Memory for remembered documents of a remote bucket, in bytes.
     pub document_bytes_max: u64,
+    /// Whether browsers get pages.
+    pub shows_pages: bool,
 }
 
 impl Default for EdgeSettings {
@@ -55,6 +57,7 @@ impl Default for EdgeSettings {
             },
             store_timeout: Duration::from_secs(30),
             document_bytes_max: 32 * 1024 * 1024,
+            shows_pages: true,
         }
     }
 }
@@ -154,16 +157,18 @@ impl EdgeServer {
             origin: origin.as_deref(),
             method: request.method().as_str(),
             path: request.uri().path(),
+            query: request.uri().query().unwrap_or_default(),
             authorization: header(AUTHORIZATION),
             range: header(RANGE),
             // A value that is no text is no tag of ours.
             if_range: request.headers().get(IF_RANGE).map(|value| value.to_str().unwrap_or_default()),
             if_none_match: header(IF_NONE_MATCH),
+            shows_pages: self.settings.shows_pages,
         });
         let is_head = request.method() == Method::HEAD;
         let answered = match planned {
             RequestPlan::Answer(answer) => Ok((answer, None)),
-            RequestPlan::Home => self.home(is_head).await,
+            RequestPlan::Home(home) => self.home(&home).await,
             RequestPlan::Visit(visit) => self.visit(*visit).await,
         };
         let (answer, bytes) = answered.unwrap_or_else(|error| {
@@ -180,11 +185,11 @@ impl EdgeServer {
         to_response(answer, bytes)
     }
 
-    async fn home(&self, is_head: bool) -> Result<Answered, SourceError> {
+    async fn home(&self, home: &Home) -> Result<Answered, SourceError> {
         let found = self.document(&EdgeKey::Catalog).await?;
         let catalog =
             found.map(|(_, json)| Catalog::parse(&json)).transpose().map_err(damaged("catalogue"))?;
-        Ok((home(catalog.as_ref(), is_head), None))
+        Ok((home.respond(catalog.as_ref()), None))
     }
 
     async fn visit(&self, visit: Visit) -> Result<Answered, SourceError> {
@@ -197,6 +202,27 @@ impl EdgeServer {
         match visit.admit(state, claims.as_ref(), now) {
             Admission::Answer(answer) => Ok((answer, None)),
             Admission::Read(read) => self.read(&read).await,
+            Admission::Page(page) => Ok((self.page(page).await?, None)),
+        }
+    }
+
+    /// Makes a page of the objects that it needs.
+    async fn page(&self, mut page: Box<PageRead>) -> Result<Answer, SourceError> {
+        loop {
+            let name = page.read().key().to_string();
+            let (answer, bytes) = self.read(page.read()).await?;
+            if let Some(mut bytes) = bytes {
+                while let Some(piece) = bytes.next().await {
+                    let piece = piece.map_err(|source| SourceError::Read { name: name.clone(), source })?;
+                    if page.feed(&piece) {
+                        break;
+                    }
+                }
+            }
+            match page.finish(answer.status == 200).map_err(damaged(&name))? {
+                PageStep::Answer(answer) => return Ok(answer),
+                PageStep::Read(next) => page = next,
+            }
         }
     }
 

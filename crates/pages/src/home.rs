@@ -1,8 +1,8 @@
 //! `/`: the caches that the visitor may see.
 
-use maud::html;
+use maud::{Markup, html};
 
-use crate::frame::{Frame, Visitor, cache_address};
+use crate::frame::{Frame, Visitor, cache_address, escape_segment};
 use crate::parts::{moment, size, visibility};
 use crate::picture::{Savings, savings};
 use crate::text::number;
@@ -14,6 +14,8 @@ pub struct HomeView {
     pub caches: Vec<CacheRow>,
     /// The last name on this page, if more follow.
     pub next: Option<String>,
+    /// Whether the host knows what the caches hold. If not, the page has their names only.
+    pub has_figures: bool,
     /// What the whole store saves, for visitors that may read every cache.
     pub savings: Option<Savings>,
 }
@@ -45,6 +47,9 @@ impl HomeView {
                         Visitor::SignedIn { .. } => "There is no cache here that your token may see.",
                     }
                 }
+            } @else if !self.has_figures {
+                ul { @for cache in &self.caches { li { a href=(frame.link(&cache_address(&cache.name))) { (cache.name) } } } }
+                (self.more())
             } @else {
                 table.wide {
                     thead { tr { th scope="col" { "Cache" } th scope="col" { "Readers" } th.figure scope="col" { "Paths" } th.figure scope="col" { "Size" } th scope="col" { "Newest path" } } }
@@ -60,9 +65,7 @@ impl HomeView {
                         }
                     }
                 }
-                @if let Some(next) = &self.next {
-                    p { a.button href={ "?after=" (crate::frame::escape_segment(next)) } { "More caches" } }
-                }
+                (self.more())
             }
             @if let Some(of) = &self.savings {
                 section {
@@ -72,5 +75,13 @@ impl HomeView {
             }
         };
         frame.page("Nix binary caches", &[], &content)
+    }
+
+    fn more(&self) -> Markup {
+        html! {
+            @if let Some(next) = &self.next {
+                p { a.button href={ "?after=" (escape_segment(next)) } { "More caches" } }
+            }
+        }
     }
 }

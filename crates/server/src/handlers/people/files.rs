@@ -3,7 +3,7 @@
 use dormer_api::{CacheName, Permission};
 use dormer_nix::StorePathHash;
 use dormer_nix::nar::{FolderEntry, ListedNode, ListingSearch};
-use dormer_pages::{FileView, FilesView, Found, ListedFile, ListedKind, file_address};
+use dormer_pages::{FileContent, FileView, FilesView, Found, ListedFile, ListedKind, file_address};
 use futures::TryStreamExt as _;
 use http::header::{CONTENT_DISPOSITION, CONTENT_SECURITY_POLICY};
 use http::{HeaderValue, Response, StatusCode};
@@ -83,7 +83,7 @@ pub(super) async fn files(
                 })?;
                 as_text(bytes, shown < size)
             };
-            Found::File(FileView { bytes: size, is_executable: executable, text })
+            Found::File(FileView { bytes: size, is_executable: executable, content: FileContent::Read(text) })
         }
     };
     let view = FilesView {

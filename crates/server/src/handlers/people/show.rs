@@ -5,10 +5,11 @@ use std::sync::Arc;
 
 use dormer_api::v2::name_fits;
 use dormer_api::{CacheName, Permission, Permissions};
+use dormer_edge::hash_in;
 use dormer_index::{Cache, CacheGlance, FoundObject, ListedObject, ObjectOrder, ObjectPlace, Pin};
 use dormer_nix::{DocumentName, StoreDir, StorePath, StorePathHash, signature_key_name};
 use dormer_pages::{
-    CacheRow, CacheView, ClosureView, Counts, ExpiryView, HomeView, LogView, PathRow, PathView, PathsView,
+    CacheRow, CacheView, ClosureView, Contents, Counts, ExpiryView, HomeView, LogView, PathRow, PathView, PathsView,
     PinRow, PinsView, ProblemView, Savings, SizedPath, SortedBy, path_address,
 };
 use http::{Response, StatusCode};
@@ -108,7 +109,7 @@ pub(super) async fn home(app: &App, call: &Call) -> Result<Response<Body>, Failu
         Some(claims) if may_pull_everything(claims) => Some(savings(app).await?),
         _ => None,
     };
-    Ok(page(HomeView { caches, next, savings }.render(&frame(app, call))))
+    Ok(page(HomeView { caches, next, has_figures: true, savings }.render(&frame(app, call))))
 }
 
 async fn savings(app: &App) -> Result<Savings, Failure> {
@@ -198,7 +199,7 @@ pub(super) async fn cache(app: &App, call: &Call, name: &CacheName) -> Result<Re
         upstream_key_names: cache.upstream_cache_key_names.clone(),
         store_dir: cache.store_dir.clone(),
         priority: cache.priority,
-        counts,
+        contents: Contents::Stored(counts),
         retention_seconds: cache.retention_seconds.filter(|seconds| *seconds > 0),
         quota_bytes: cache.quota_bytes.filter(|bytes| *bytes > 0),
         largest,
@@ -241,14 +242,6 @@ pub(super) async fn paths(app: &App, call: &Call, name: &CacheName) -> Result<Re
         .then(|| "This is no hash and no store path, and you may not search by name here.".to_owned());
     let view = PathsView { cache: opened.cache.name.clone(), query: wanted, sort, paths, next, notice };
     Ok(page(view.render(&frame(app, call))))
-}
-
-/// The hash in a text that is a hash, a store path, or the base name of one.
-fn hash_in(text: &str, store_dir: &StoreDir) -> Option<StorePathHash> {
-    let base_name =
-        text.strip_prefix(store_dir.as_str()).and_then(|rest| rest.strip_prefix('/')).unwrap_or(text);
-    let base_name = base_name.split('/').next()?;
-    base_name.parse().ok().or_else(|| base_name.parse::<StorePath>().ok().map(|path| path.hash()))
 }
 
 /// Paths whose name has a text in it, from a place on; and the place behind them.
@@ -372,7 +365,7 @@ pub(super) async fn path(
         nar_url: (!nar.damaged).then(|| format!("nar/{}-{}.nar.zst", nar.hash.to_nix32(), nar.tag)),
         nar_hash: format!("sha256:{}", nar.hash.to_nix32()),
         nar_bytes: nar.size,
-        file_bytes: nar.file_size,
+        file_bytes: Some(nar.file_size),
         shows_log: object.deriver.is_some(),
         deriver: object.deriver,
         system: object.system,
@@ -380,11 +373,12 @@ pub(super) async fn path(
         signatures: object.sigs.into_iter().filter(is_foreign).collect(),
         own_keys: own_names,
         references: others(&object.references, &object.path),
+        shows_closure: true,
         referrers,
         pins,
         used_at: opened.may_list().then_some(last_used_at),
         is_public: cache.is_public,
-        expiry,
+        expiry: Some(expiry),
         may_remove: opened.may(Permission::Delete),
     };
     Ok(page(view.render(&frame(app, call))))
