@@ -9,8 +9,8 @@ use bytes::Bytes;
 use dormer_api::CacheName;
 use dormer_edge::{
     Admission, Answer, Body as EdgeBody, CacheState, Catalog, EdgeKey, Home, MISS_SECONDS, NARINFO_BYTES_MAX,
-    ObjectMeta, PageRead, PageStep, Read, Request as EdgeRequest, RequestPlan, STATE_BYTES_MAX, STATE_SECONDS,
-    TokenVerifier, Visit, plan,
+    ObjectMeta, PageRead, PageStep, Read, Request as EdgeRequest, RequestPlan, STATE_BYTES_MAX,
+    STATE_SECONDS, TokenVerifier, Visit, plan,
 };
 use dormer_http_host::{Error, HostSettings, Listener, NotReady, Peer, Probe, Probes, Service, brief, serve};
 use dormer_stores::ByteStream;

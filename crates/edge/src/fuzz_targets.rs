@@ -7,8 +7,8 @@
 use dormer_api::{TokenBounds, TokenClaims, presented_token};
 
 use crate::{
-    Admission, Answer, Body, CacheState, Catalog, EdgeKey, ObjectMeta, Request, RequestPlan, SignedToken,
-    PageRead, PageStep, decode_path, plan,
+    Admission, Answer, Body, CacheState, Catalog, EdgeKey, ObjectMeta, PageRead, PageStep, Request,
+    RequestPlan, SignedToken, decode_path, plan,
 };
 
 /// Bytes of the object that is found.

@@ -14,8 +14,8 @@
 //!    signature of [`Visit::token`], if there is one and [`Visit::needs_token`] says so.
 //! 3. [`Visit::admit`]: whether the caller may read. Only then may anything be looked up, in a
 //!    bucket or in any cache.
-//! 4. Look for [`Read::key`] and send the answer of [`Read::respond`]. A page about a path reads two
-//!    documents at most in the same way, and is made of them ([`PageRead`]).
+//! 4. Look for [`Read::key`] and send the answer of [`Read::respond`]. A page about a path is made
+//!    of two documents at most, which are read in the same way ([`PageRead`]).
 //!
 //! A private cache, a cache that does not exist and a name that no cache can have get the same
 //! answer, byte for byte.

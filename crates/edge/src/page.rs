@@ -15,8 +15,8 @@ use dormer_nix::nar::{FolderEntry, LISTING_BYTES_MAX, ListedNode, ListingSearch}
 use dormer_nix::{DocumentName, NarInfo, StoreDir, StorePath, StorePathHash, signature_key_name};
 use dormer_pages::{
     CacheRow, CacheView, Contents, FileContent, FileView, FilesView, Found, Frame, HomeView, ListedFile,
-    ListedKind, LogView, PathView, PathsView, ProblemView, SortedBy, Visitor, cache_address,
-    escape_segment, file_address, path_address, way_to_root,
+    ListedKind, LogView, PathView, PathsView, ProblemView, SortedBy, Visitor, cache_address, escape_segment,
+    file_address, path_address, way_to_root,
 };
 
 use crate::answer::Answer;
@@ -254,8 +254,7 @@ impl PageHost {
         if let Some(hash) = hash_in(&wanted, &store_dir) {
             return self.see_other(&path_address(self.cache.as_str(), &hash.to_string()));
         }
-        let notice =
-            (!wanted.is_empty()).then(|| "This is no hash and no store path.".to_owned());
+        let notice = (!wanted.is_empty()).then(|| "This is no hash and no store path.".to_owned());
         let view = PathsView {
             cache: self.cache.to_string(),
             query: wanted,
@@ -476,7 +475,8 @@ impl PageHost {
                 (EdgeKey::Listing(self.cache.clone(), hash), wanted)
             }
             PathPage::Log => {
-                let name = path.info.deriver.as_ref().and_then(|deriver| format!("log/{deriver}").parse().ok());
+                let name =
+                    path.info.deriver.as_ref().and_then(|deriver| format!("log/{deriver}").parse().ok());
                 let Some(DocumentName::Log(deriver)) = name else { return PageStep::Answer(self.no_log()) };
                 let key = EdgeKey::Document(self.cache.clone(), DocumentName::Log(deriver.clone()));
                 (key, Wanted::Log { path: Box::new(path), deriver, from, bytes: Vec::new() })
@@ -494,7 +494,8 @@ impl PathInfo {
             return Err(unreadable(format!("it has more than {NARINFO_BYTES_MAX} bytes")));
         }
         let text = std::str::from_utf8(bytes).map_err(|error| unreadable(error.to_string()))?;
-        let store_dir = store_dir.parse().map_err(|error: dormer_nix::Error| unreadable(error.to_string()))?;
+        let store_dir =
+            store_dir.parse().map_err(|error: dormer_nix::Error| unreadable(error.to_string()))?;
         let info = NarInfo::parse(text, &store_dir).map_err(|error| unreadable(error.to_string()))?;
         if info.store_path.hash() != hash {
             return Err(unreadable(format!("it is about {}", info.store_path)));

@@ -75,7 +75,12 @@ impl Bucket {
     }
 
     /// As a host answers, and in pieces as a stream comes.
-    fn answer(&mut self, request: &Request<'_>, state: Option<&CacheState>, claims: Option<&TokenClaims>) -> Result<Answer> {
+    fn answer(
+        &mut self,
+        request: &Request<'_>,
+        state: Option<&CacheState>,
+        claims: Option<&TokenClaims>,
+    ) -> Result<Answer> {
         let visit = match plan(request) {
             RequestPlan::Answer(answer) => return Ok(answer),
             RequestPlan::Home(home) => return Ok(home.respond(None)),
@@ -208,7 +213,9 @@ fn a_path_is_looked_up_by_its_hash() {
     let page = bucket.get("/main/paths?q=%3Cscript%3E");
     assert_eq!(page.status, 200);
     assert!(html(&page).contains("&lt;script&gt;") && html(&page).contains("This is no hash"));
-    for query in ["q=%zz", "q=%ff", "from=x", "after=../x", &format!("q={}", "x".repeat(301)), &"&".repeat(2_001)] {
+    for query in
+        ["q=%zz", "q=%ff", "from=x", "after=../x", &format!("q={}", "x".repeat(301)), &"&".repeat(2_001)]
+    {
         assert_eq!(bucket.get(&format!("/main/paths?{query}")).status, 404, "{query}");
     }
     assert_eq!(bucket.reads, Vec::<String>::new());
@@ -283,7 +290,11 @@ fn a_log_is_shown_and_a_long_one_is_the_text_itself() {
     let mut bucket = Bucket::full();
     let path = format!("/main/{HASH}/log");
     let page = bucket.get(&path);
-    assert!(html(&page).contains("<span class=\"t1\">error</span>: &lt;script&gt;alert(1)"), "{}", html(&page));
+    assert!(
+        html(&page).contains("<span class=\"t1\">error</span>: &lt;script&gt;alert(1)"),
+        "{}",
+        html(&page)
+    );
     let log = format!("main/log/{HASH}-hello.drv");
     assert_eq!(bucket.reads, [format!("main/{HASH}.narinfo"), log.clone()]);
     bucket.objects.insert(log.clone(), vec![b'x'; LOG_PAGE_BYTES_MAX]);
@@ -356,7 +367,13 @@ fn style_and_script_are_there_and_without_pages_none_of_them_is() {
     };
     let home = without("/");
     assert_eq!((home.status, header(&home, "content-type")), (200, Some("text/plain; charset=utf-8")));
-    for path in ["/main", "/main/", "/main/paths", "/_dormer/pages/style.css", "/main/1k8c1hiysz6aaks2mpfc5k7xbbjpw5z5"] {
+    for path in [
+        "/main",
+        "/main/",
+        "/main/paths",
+        "/_dormer/pages/style.css",
+        "/main/1k8c1hiysz6aaks2mpfc5k7xbbjpw5z5",
+    ] {
         assert_eq!(without(path), Answer::not_found(false), "{path}");
     }
 }

@@ -2,8 +2,8 @@
 
 use maud::{Markup, html};
 
-use crate::frame::{Frame, PAGE_BYTES_MAX, escape_segment, file_address, path_address};
 use crate::cache::below;
+use crate::frame::{Frame, PAGE_BYTES_MAX, escape_segment, file_address, path_address};
 use crate::parts::{copyable, size};
 use crate::text::{shell_word, shortened};
 

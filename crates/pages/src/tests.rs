@@ -5,8 +5,8 @@ use proptest::prelude::*;
 
 use crate::{
     CacheRow, CacheView, ClosureView, Contents, Counts, ExpiryView, FileContent, FileView, FilesView, Found,
-    Frame, HomeView, ListedFile, ListedKind, LogView, PAGE_BYTES_MAX, PathRow, PathView, PathsView, PinRow, PinsView,
-    ProblemView, RemoveView, Savings, SignInView, SizedPath, SortedBy, Visitor,
+    Frame, HomeView, ListedFile, ListedKind, LogView, PAGE_BYTES_MAX, PathRow, PathView, PathsView, PinRow,
+    PinsView, ProblemView, RemoveView, Savings, SignInView, SizedPath, SortedBy, Visitor,
 };
 
 /// The frame of a page below a cache, for anybody.
@@ -114,7 +114,11 @@ fn pages(text: &str, length: usize) -> Vec<(&'static str, String)> {
         found,
     };
     let folder = files(length.min(64), Found::Folder { first: 0, entries, has_more: true });
-    let file = FileView { bytes: 1 << 40, is_executable: true, content: FileContent::Read(Some(text.repeat(length))) };
+    let file = FileView {
+        bytes: 1 << 40,
+        is_executable: true,
+        content: FileContent::Read(Some(text.repeat(length))),
+    };
     let log = LogView {
         cache: name(),
         is_public: true,
@@ -145,7 +149,8 @@ fn pages(text: &str, length: usize) -> Vec<(&'static str, String)> {
         expiry: None,
         ..path.clone()
     };
-    let content = FileContent::InNar { substituter: owned(), path: owned(), nar_url: Some("nar/x".to_owned()) };
+    let content =
+        FileContent::InNar { substituter: owned(), path: owned(), nar_url: Some("nar/x".to_owned()) };
     let edge_file = files(1, Found::File(FileView { bytes: 1, is_executable: true, content }));
     let problem = ProblemView { title: owned(), text: owned(), request: Some(owned()) };
     let (frame, member) = (frame(), signed_in(text));

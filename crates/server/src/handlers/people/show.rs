@@ -9,8 +9,8 @@ use dormer_edge::hash_in;
 use dormer_index::{Cache, CacheGlance, FoundObject, ListedObject, ObjectOrder, ObjectPlace, Pin};
 use dormer_nix::{DocumentName, StoreDir, StorePath, StorePathHash, signature_key_name};
 use dormer_pages::{
-    CacheRow, CacheView, ClosureView, Contents, Counts, ExpiryView, HomeView, LogView, PathRow, PathView, PathsView,
-    PinRow, PinsView, ProblemView, Savings, SizedPath, SortedBy, path_address,
+    CacheRow, CacheView, ClosureView, Contents, Counts, ExpiryView, HomeView, LogView, PathRow, PathView,
+    PathsView, PinRow, PinsView, ProblemView, Savings, SizedPath, SortedBy, path_address,
 };
 use http::{Response, StatusCode};
 
