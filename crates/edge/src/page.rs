@@ -165,7 +165,7 @@ impl PageVisit {
             substituter: format!("{origin}/{}", state.cache),
             cache: state.cache.clone(),
             store_dir: state.store_dir.clone(),
-            key_names: state.public_keys.iter().map(|key| key_name(key).to_owned()).collect(),
+            key_names: key_names(&state.public_keys),
             visibility: state.visibility(),
             frame: frame(&self.path, now),
             is_head: self.is_head,
@@ -182,8 +182,17 @@ impl PageVisit {
     }
 }
 
-fn key_name(key: &str) -> &str {
-    key.split_once(':').map_or(key, |(name, _)| name)
+/// The names of keys, `name:base64`.
+pub fn key_names(keys: &[String]) -> Vec<String> {
+    keys.iter().map(|key| key.split(':').next().unwrap_or_default().to_owned()).collect()
+}
+
+/// The signatures that none of these keys made.
+pub fn foreign_signatures(signatures: Vec<String>, key_names: &[String]) -> Vec<String> {
+    let is_foreign = |signature: &String| {
+        signature_key_name(signature).map_or(true, |name| !key_names.iter().any(|own| own == name))
+    };
+    signatures.into_iter().filter(is_foreign).collect()
 }
 
 /// What all pages about a cache share.
@@ -269,9 +278,6 @@ impl PageHost {
     /// `/{cache}/{hash}`
     fn path(&self, path: PathInfo) -> Answer {
         let PathInfo { info, nar_url } = path;
-        let is_foreign = |signature: &String| {
-            signature_key_name(signature).map_or(true, |name| !self.key_names.iter().any(|own| own == name))
-        };
         let is_other = |reference: &&StorePath| **reference != info.store_path;
         let view = PathView {
             cache: self.cache.to_string(),
@@ -286,7 +292,7 @@ impl PageHost {
             deriver: info.deriver.map(|deriver| deriver.to_string()),
             system: info.system,
             content_address: info.ca,
-            signatures: info.sigs.into_iter().filter(is_foreign).collect(),
+            signatures: foreign_signatures(info.sigs, &self.key_names),
             own_keys: self.key_names.clone(),
             references: info.references.iter().filter(is_other).map(StorePath::to_string).collect(),
             shows_closure: false,
@@ -321,7 +327,7 @@ impl PageHost {
         let found = match node {
             ListedNode::Directory => Found::Folder {
                 first: files.first,
-                entries: entries.into_iter().map(listed).collect(),
+                entries: entries.into_iter().map(listed_file).collect(),
                 has_more,
             },
             ListedNode::Symlink(target) => Found::Link(target),
@@ -349,7 +355,8 @@ impl PageHost {
     }
 }
 
-fn listed(entry: FolderEntry) -> ListedFile {
+/// An entry of a folder, as pages show it.
+pub fn listed_file(entry: FolderEntry) -> ListedFile {
     let kind = match entry.node {
         ListedNode::Directory => ListedKind::Folder,
         ListedNode::Symlink(target) => ListedKind::Link(target),

@@ -5,9 +5,9 @@ use std::sync::Arc;
 
 use dormer_api::v2::name_fits;
 use dormer_api::{CacheName, Permission, Permissions};
-use dormer_edge::hash_in;
+use dormer_edge::{foreign_signatures, hash_in, key_names};
 use dormer_index::{Cache, CacheGlance, FoundObject, ListedObject, ObjectOrder, ObjectPlace, Pin};
-use dormer_nix::{DocumentName, StoreDir, StorePath, StorePathHash, signature_key_name};
+use dormer_nix::{DocumentName, StoreDir, StorePath, StorePathHash};
 use dormer_pages::{
     CacheRow, CacheView, ClosureView, Contents, Counts, ExpiryView, HomeView, LogView, PathRow, PathView,
     PathsView, PinRow, PinsView, ProblemView, Savings, SizedPath, SortedBy, path_address,
@@ -350,13 +350,7 @@ pub(super) async fn path(
         // When a path was used is for those alone that the API tells it.
         Some(seconds) => ExpiryView::Unused(seconds),
     };
-    let own_keys = active_keys(cache);
-    let key_name =
-        |key: &String| key.split_once(':').map_or_else(|| key.clone(), |(name, _)| name.to_owned());
-    let own_names: Vec<String> = own_keys.iter().map(key_name).collect();
-    let is_foreign = |signature: &String| {
-        signature_key_name(signature).map_or(true, |name| !own_names.iter().any(|own| own == name))
-    };
+    let own_keys = key_names(&active_keys(cache));
     let view = PathView {
         cache: cache.name.clone(),
         substituter: substituter(app, call, &cache.name),
@@ -370,8 +364,8 @@ pub(super) async fn path(
         deriver: object.deriver,
         system: object.system,
         content_address: object.ca,
-        signatures: object.sigs.into_iter().filter(is_foreign).collect(),
-        own_keys: own_names,
+        signatures: foreign_signatures(object.sigs, &own_keys),
+        own_keys,
         references: others(&object.references, &object.path),
         shows_closure: true,
         referrers,
