@@ -21,6 +21,7 @@ use hyper::body::{Frame, Incoming};
 use hyper::header::{AUTHORIZATION, HOST, HeaderName, HeaderValue, IF_NONE_MATCH, IF_RANGE, RANGE};
 use hyper::{Method, Request, Response, StatusCode};
 use moka::sync::Cache as Memory;
+use tokio::sync::Semaphore;
 
 use crate::disk::DiskCache;
 use crate::source::{Opened, Source, SourceError};
@@ -62,6 +63,10 @@ impl Default for EdgeSettings {
     }
 }
 
+/// Pages that are made at once, each of a narinfo and a log in memory: below 150 MiB together.
+/// Others wait, and files for Nix do not.
+const PAGES_AT_ONCE: usize = 16;
+
 /// How long a readiness check may take.
 const CHECK_TIMEOUT: Duration = Duration::from_secs(4);
 
@@ -98,6 +103,7 @@ pub struct EdgeServer {
     probes: Probes,
     states: Memory<CacheName, Until<Option<Arc<CacheState>>>>,
     documents: Memory<EdgeKey, Until<Document>>,
+    page_turns: Semaphore,
 }
 
 impl std::fmt::Debug for EdgeServer {
@@ -135,7 +141,8 @@ impl EdgeServer {
             .build();
         let asked = source.clone();
         let probes = Probes::new(move || Box::pin(check(asked.clone())));
-        Self { source, disk, verifier, settings, probes, states, documents }
+        let page_turns = Semaphore::new(PAGES_AT_ONCE);
+        Self { source, disk, verifier, settings, probes, states, documents, page_turns }
     }
 
     /// Serves until `shutdown` is ready; then takes no more connections and lets requests in flight
@@ -208,6 +215,8 @@ impl EdgeServer {
 
     /// Makes a page of the objects that it needs.
     async fn page(&self, mut page: Box<PageRead>) -> Result<Answer, SourceError> {
+        let turn = async { Ok(self.page_turns.acquire().await.ok()) };
+        let _turn = self.within(turn).await?;
         loop {
             let name = page.read().key().to_string();
             let (answer, bytes) = self.read(page.read()).await?;

@@ -28,9 +28,9 @@ use crate::rules::Read;
 use crate::spelling::decode_form;
 use crate::state::{CacheState, Catalog};
 
-/// Longest log that has a page, in bytes: the lab's default limit. The address of a longer one
-/// leads to its text.
-pub const LOG_PAGE_BYTES_MAX: usize = 4 * 1024 * 1024;
+/// Longest log that has a page, in bytes: an isolate of a Worker has 128 MB for all its requests.
+/// The address of a longer log leads to its text.
+pub const LOG_PAGE_BYTES_MAX: usize = 1024 * 1024;
 
 /// Caches on a page.
 const CACHES: usize = 50;
