@@ -438,7 +438,8 @@ impl PageRead {
                 PageStep::Answer(Answer::no_page(&host.frame, host.is_head))
             }
             Wanted::Narinfo { hash, page, from, bytes } => {
-                return Ok(host.after_narinfo(PathInfo::parse(&bytes, hash, &host.store_dir)?, page, from));
+                let path = PathInfo::parse(&bytes, hash, &host.store_dir)?;
+                host.after_narinfo(path, page, from)
             }
             Wanted::Listing { .. } if !is_there => PageStep::Answer(
                 host.missing("No list of files", "The files of this path are not listed here."),

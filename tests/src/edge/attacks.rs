@@ -206,6 +206,7 @@ fn pages(host: &Attacked<'_>) {
         "{listed}"
     );
     // The same for every name, and nothing is read for it.
+    reads();
     for cache in ["main", "secret", "absent"] {
         let leads = get(host, &format!("/{cache}"), &[]);
         assert_eq!((leads.status, leads.header("location")), (308, Some(format!("{cache}/").as_str())));
