@@ -16,6 +16,7 @@ const PINS_SHOWN: usize = 8;
 
 /// A store path.
 #[derive(Debug, Clone)]
+#[expect(clippy::struct_excessive_bools, reason = "each one is whether the page has something")]
 pub struct PathView {
     /// The cache.
     pub cache: String,
