@@ -322,14 +322,17 @@ fn tokens(host: &Attacked<'_>) {
     ]);
     for path in objects.into_iter().chain(pages.iter().map(String::as_str)) {
         // Pages have an answer of their own, in which the way to the root is relative.
-        let absent = match path.strip_prefix("/secret").filter(|_| !objects.contains(&path)) {
-            Some(page) => told(&get(host, &format!("/absent{page}"), &[])),
-            None => absent.clone(),
+        let is_page = !objects.contains(&path);
+        let absent = if is_page {
+            told(&get(host, &path.replacen("secret", "absent", 1), &[]))
+        } else {
+            absent.clone()
         };
         assert_eq!(absent.0, 404, "{path}");
         assert_eq!(told(&get(host, path, &[])), absent, "{path} without a token");
         for token in &bad {
-            for authorization in [bearer(token), basic(token)] {
+            // Pages take tokens from where objects do, so one form is enough for them.
+            for authorization in [bearer(token), basic(token)].into_iter().skip(usize::from(is_page)) {
                 let reply = get(host, path, &[("Authorization", &authorization)]);
                 assert_eq!(told(&reply), absent, "{path} with {token}");
             }
