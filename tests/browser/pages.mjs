@@ -218,7 +218,9 @@ async function see({ name, viewport, colorScheme, isExamined }) {
 async function seeEdge({ name, viewport, colorScheme, isExamined }) {
   const { context, page, faults } = await open({ url: visit.edge, viewport, colorScheme });
   const seen = async (what) => {
-    await inspect(page, `${name} edge ${what}`, isExamined);
+    // axe has seen the others in the lab: nothing in them differs but texts.
+    const differs = ["home", "cache", "paths", "path", "file"].includes(what);
+    await inspect(page, `${name} edge ${what}`, isExamined && differs);
     await page.screenshot({ path: join(visit.pictures, `${name}-edge-${what}.png`), fullPage: true });
   };
   await page.goto("/");
