@@ -1,6 +1,6 @@
-// pages.mjs: a real Chromium visits the pages of a lab, as a person would.
+// pages.mjs: a real Chromium visits the pages of a lab and of a Worker, as a person would.
 //
-// The story `pages::` starts the lab and calls this with its facts as JSON in the environment
+// The story `pages::` starts both and calls this with its facts as JSON in the environment
 // (`VISIT`). Whatever is wrong goes to standard error, and the exit code says so.
 //
 // Invariants that hold of every page, in two widths and two themes:
@@ -45,8 +45,8 @@ const browser = await chromium.launch({
 });
 
 // A browser of its own: no cookie of another one.
-async function open(options) {
-  const context = await browser.newContext({ baseURL: visit.url, ...options });
+async function open({ url = visit.url, ...options }) {
+  const context = await browser.newContext({ baseURL: url, ...options });
   context.setDefaultTimeout(20_000);
   const page = await context.newPage();
   const faults = [];
@@ -55,7 +55,7 @@ async function open(options) {
   });
   page.on("pageerror", (error) => faults.push(`script: ${error}`));
   page.on("request", (request) => {
-    if (!request.url().startsWith(visit.url)) faults.push(`another host: ${request.url()}`);
+    if (!request.url().startsWith(url)) faults.push(`another host: ${request.url()}`);
   });
   page.on("response", (response) => {
     if (response.status() >= 400) faults.push(`${response.status()}: ${response.url()}`);
@@ -250,6 +250,51 @@ async function seeOperation({ name, viewport, colorScheme, isExamined }) {
   await context.close();
 }
 
+// The same on the Worker, as far as it has published documents: finds a path, follows a reference,
+// and opens a file.
+async function seeEdge({ name, viewport, colorScheme, isExamined }) {
+  const { context, page, faults } = await open({ url: visit.edge, viewport, colorScheme });
+  const seen = async (what) => {
+    // axe has seen the others in the lab: nothing in them differs but texts.
+    const differs = ["home", "cache", "paths", "path", "file"].includes(what);
+    await inspect(page, `${name} edge ${what}`, isExamined && differs);
+    await page.screenshot({ path: join(visit.pictures, `${name}-edge-${what}.png`), fullPage: true });
+  };
+  await page.goto("/");
+  assert.equal(await page.getByRole("link", { name: "secret" }).count(), 0, "a private cache is not shown");
+  assert.equal(await page.getByRole("link", { name: "Sign in" }).count(), 0, "the edge knows no sessions");
+  await seen("home");
+  await page.getByRole("link", { name: "main", exact: true }).click();
+  await page.getByText(`extra-substituters = ${visit.edge}/main`).first().waitFor();
+  await seen("cache");
+  await page.getByLabel("Find a path").fill("no such path");
+  await page.keyboard.press("Enter");
+  await page.getByText("This is no hash").waitFor();
+  await seen("paths");
+  await page.getByLabel("Find a path").fill(`/nix/store/${visit.program.hash}-${visit.program.name}/bin`);
+  await page.keyboard.press("Enter");
+  await page.getByRole("heading", { level: 1, name: visit.program.name }).waitFor();
+  await seen("path");
+  await page.getByRole("link", { name: visit.reference.name }).click();
+  await page.getByRole("heading", { level: 1, name: visit.reference.name }).waitFor();
+  await page.goBack();
+  await page.getByRole("link", { name: "Build log" }).click();
+  await page.getByText("2 tests were skipped").waitFor();
+  await seen("log");
+  await page.goto(`/main/${visit.file.hash}`);
+  await page.getByRole("link", { name: "Files", exact: true }).click();
+  await page.getByRole("rowheader", { name: visit.file.names[0] }).waitFor();
+  await seen("folder");
+  for (const name of visit.file.names) await page.locator("tbody").getByRole("link", { name }).click();
+  await page.getByText("nix store cat").waitFor();
+  await seen("file");
+  assert.deepEqual(faults, []);
+  await page.goto("/secret/");
+  await page.getByRole("heading", { name: "Nothing here" }).waitFor();
+  await seen("none");
+  await context.close();
+}
+
 try {
   await copyLines();
   await look();
@@ -257,6 +302,8 @@ try {
   await operate();
   await Promise.all(LOOKS.map(seeOperation));
   await Promise.all(LOOKS.map(see));
+  // The templates are the lab's: two looks have both widths and both themes.
+  await Promise.all(LOOKS.filter(({ isExamined }) => isExamined).map(seeEdge));
 } finally {
   await browser.close();
 }

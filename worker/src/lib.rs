@@ -7,8 +7,9 @@
 //! - Nothing of a cache is looked up, in R2 or in the data centre's cache, before the caller may
 //!   read it.
 //! - At most two requests to R2: the cache's state document (remembered for seconds) and the
-//!   object.
-//! - Bodies are streams that pass from R2 to the client; no byte of one is copied into the module.
+//!   object. A page of files or of a log makes a third, because it also needs the narinfo.
+//! - Bodies of objects are streams that pass from R2 to the client; no byte of one is copied into
+//!   the module. Only pages copy the documents that they are made of, piece by piece.
 //! - The Worker writes only to the data centre's cache.
 
 mod documents;
@@ -16,8 +17,8 @@ mod runtime;
 mod tokens;
 
 use dormer_edge::{
-    Admission, Answer, Body, EdgeKey, ObjectMeta, Part, Read, Request as EdgeRequest, RequestPlan, Visit,
-    home, plan,
+    Admission, Answer, Body, EdgeKey, ObjectMeta, PageRead, PageStep, Part, Read, Request as EdgeRequest,
+    RequestPlan, Visit, plan,
 };
 use js_sys::Promise;
 use wasm_bindgen::prelude::*;
@@ -70,6 +71,8 @@ struct Host<'a> {
     origin: String,
     /// The path, neither decoded nor normalised, and without its query.
     path: String,
+    /// The query, without its question mark.
+    query: String,
 }
 
 impl<'a> Host<'a> {
@@ -78,6 +81,8 @@ impl<'a> Host<'a> {
         let after_scheme = url.find("://").map_or(0, |at| at + 3);
         let path_at = url[after_scheme..].find(['/', '?', '#']).map_or(url.len(), |at| after_scheme + at);
         let path_end = url[path_at..].find(['?', '#']).map_or(url.len(), |at| path_at + at);
+        let query = url[path_end..].strip_prefix('?').unwrap_or_default();
+        let query = query.split('#').next().unwrap_or_default();
         let prefix = runtime::variable(environment, "BUCKET_PREFIX")
             .map(|prefix| format!("{}/", prefix.trim_matches('/')))
             .filter(|prefix| prefix != "/")
@@ -88,6 +93,7 @@ impl<'a> Host<'a> {
             prefix,
             origin: url[..path_at].to_owned(),
             path: url[path_at..path_end].to_owned(),
+            query: query.to_owned(),
         }
     }
 
@@ -111,19 +117,21 @@ impl<'a> Host<'a> {
         let planned = plan(&EdgeRequest {
             method: &method,
             path: &self.path,
+            query: &self.query,
             authorization: authorization.as_deref(),
             range: range.as_deref(),
             if_range: if_range.as_deref(),
             if_none_match: if_none_match.as_deref(),
             origin: Some(&self.origin),
+            shows_pages: !runtime::is_off(self.environment, "PAGES"),
         });
         match planned {
             RequestPlan::Answer(answer) => Ok((answer, None)),
-            RequestPlan::Home => {
+            RequestPlan::Home(home) => {
                 let bucket = self.bucket().map_err(failed)?;
                 let name = self.name_of(&EdgeKey::Catalog);
                 let catalog = documents::catalog(&bucket, &name).await.map_err(failed)?;
-                Ok((home(catalog.as_deref(), is_head), None))
+                Ok((home.respond(catalog.as_deref()), None))
             }
             RequestPlan::Visit(visit) => self.visit(*visit).await.map_err(failed),
         }
@@ -144,8 +152,30 @@ impl<'a> Host<'a> {
             Admission::Answer(answer) => Ok((answer, None)),
             Admission::Read(read) => {
                 let answered = self.read(&bucket, &read).await?;
-                self.count(&read, &answered.0);
+                self.count(read.key(), kind_of(read.key()), &answered.0);
                 Ok(answered)
+            }
+            Admission::Page(page) => {
+                let key = page.read().key().clone();
+                let answer = self.page(&bucket, page).await?;
+                self.count(&key, "page", &answer);
+                Ok((answer, None))
+            }
+        }
+    }
+
+    /// Makes a page of the objects that it needs.
+    async fn page(&self, bucket: &R2Bucket, mut page: Box<PageRead>) -> Result<Answer, String> {
+        loop {
+            let name = self.name_of(page.read().key());
+            let (answer, body) = self.read(bucket, page.read()).await?;
+            if let Some(body) = body {
+                let failed = |error: JsValue| format!("{name} cannot be read: {error:?}");
+                runtime::read_pieces(&body, |piece| page.feed(piece)).await.map_err(failed)?;
+            }
+            match page.finish(answer.status == 200).map_err(|error| error.to_string())? {
+                PageStep::Answer(answer) => return Ok(answer),
+                PageStep::Read(next) => page = next,
             }
         }
     }
@@ -154,8 +184,7 @@ impl<'a> Host<'a> {
     /// two, which costs CPU for every byte. On workers.dev that cost would be in vain, because the
     /// cache keeps nothing there.
     fn remembers(&self) -> bool {
-        let is_off = runtime::variable(self.environment, "EDGE_CACHE").is_some_and(|value| value == "off");
-        !is_off && !self.origin.ends_with(".workers.dev")
+        !runtime::is_off(self.environment, "EDGE_CACHE") && !self.origin.ends_with(".workers.dev")
     }
 
     /// Reads an object that the caller may read.
@@ -258,19 +287,25 @@ impl<'a> Host<'a> {
         Ok((answer, body))
     }
 
-    fn count(&self, read: &Read, answer: &Answer) {
-        let cache = read.key().cache().map_or("", |cache| cache.as_str());
-        let kind = match read.key() {
-            EdgeKey::Narinfo(..) => "narinfo",
-            EdgeKey::Nar(..) => "nar",
-            EdgeKey::Listing(..) => "ls",
-            EdgeKey::Document(..) => "document",
-            _ => "other",
-        };
+    fn count(&self, key: &EdgeKey, kind: &str, answer: &Answer) {
+        let cache = key.cache().map_or("", |cache| cache.as_str());
         #[expect(clippy::cast_precision_loss, reason = "a statistic")]
-        let bytes =
-            if let Body::Object(range) = &answer.body { (range.end - range.start) as f64 } else { 0.0 };
+        let bytes = match &answer.body {
+            Body::Object(range) => (range.end - range.start) as f64,
+            Body::Text(text) => text.len() as f64,
+            Body::Empty => 0.0,
+        };
         runtime::count(self.environment, cache, &[kind], &[f64::from(answer.status), bytes]);
+    }
+}
+
+fn kind_of(key: &EdgeKey) -> &'static str {
+    match key {
+        EdgeKey::Narinfo(..) => "narinfo",
+        EdgeKey::Nar(..) => "nar",
+        EdgeKey::Listing(..) => "ls",
+        EdgeKey::Document(..) => "document",
+        _ => "other",
     }
 }
 

@@ -8,7 +8,7 @@
 use js_sys::{ArrayBuffer, Function, Object, Promise, Reflect, Uint8Array};
 use wasm_bindgen::prelude::*;
 use wasm_bindgen_futures::JsFuture;
-use web_sys::{ReadableStream, Response};
+use web_sys::{ReadableStream, ReadableStreamDefaultReader, Response};
 
 #[wasm_bindgen]
 extern "C" {
@@ -109,6 +109,11 @@ pub(crate) fn variable(environment: &JsValue, name: &str) -> Option<String> {
     (!value.is_empty()).then_some(value)
 }
 
+/// Whether one of the Worker's variables says `off`.
+pub(crate) fn is_off(environment: &JsValue, name: &str) -> bool {
+    variable(environment, name).is_some_and(|value| value == "off")
+}
+
 /// The bucket that the Worker is bound to.
 pub(crate) fn bucket(environment: &JsValue) -> Option<R2Bucket> {
     let bucket = Reflect::get(environment, &JsValue::from_str("BUCKET")).ok()?;
@@ -136,6 +141,26 @@ pub(crate) fn count(environment: &JsValue, index: &str, blobs: &[&str], doubles:
 pub(crate) async fn read_all(object: &R2Object) -> Result<Vec<u8>, JsValue> {
     let buffer: ArrayBuffer = JsFuture::from(object.array_buffer()?).await?.unchecked_into();
     Ok(Uint8Array::new(&buffer).to_vec())
+}
+
+/// Reads a stream piece by piece, until it ends or `is_enough` says so of a piece.
+pub(crate) async fn read_pieces(
+    stream: &ReadableStream,
+    mut is_enough: impl FnMut(&[u8]) -> bool,
+) -> Result<(), JsValue> {
+    let reader: ReadableStreamDefaultReader = stream.get_reader().unchecked_into();
+    loop {
+        let read = JsFuture::from(reader.read()).await?;
+        if Reflect::get(&read, &"done".into())?.is_truthy() {
+            return Ok(());
+        }
+        let piece: Uint8Array = Reflect::get(&read, &"value".into())?.dyn_into()?;
+        if is_enough(&piece.to_vec()) {
+            // The stream ends here, whatever its source says to that.
+            let _ = reader.cancel();
+            return Ok(());
+        }
+    }
 }
 
 /// Waits for what may be null.

@@ -28,8 +28,7 @@ use std::time::{Duration, Instant};
 use dormer_api::{CacheConfig, CacheName};
 use dormer_nix::{
     CacheInfo, ContentAddress, ContentProof, DocumentName, NARINFO_BYTES_MAX, NarInfo, PublicKey, Signature,
-    StoreDir,
-    StorePath, StorePathHash,
+    StoreDir, StorePath, StorePathHash,
 };
 use futures::StreamExt as _;
 

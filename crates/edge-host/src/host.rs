@@ -8,9 +8,9 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use bytes::Bytes;
 use dormer_api::CacheName;
 use dormer_edge::{
-    Admission, Answer, Body as EdgeBody, CacheState, Catalog, EdgeKey, MISS_SECONDS, NARINFO_BYTES_MAX,
-    ObjectMeta, Read, Request as EdgeRequest, RequestPlan, STATE_BYTES_MAX, STATE_SECONDS, TokenVerifier,
-    Visit, home, plan,
+    Admission, Answer, Body as EdgeBody, CacheState, Catalog, EdgeKey, Home, MISS_SECONDS, NARINFO_BYTES_MAX,
+    ObjectMeta, PageRead, PageStep, Read, Request as EdgeRequest, RequestPlan, STATE_BYTES_MAX,
+    STATE_SECONDS, TokenVerifier, Visit, plan,
 };
 use dormer_http_host::{Error, HostSettings, Listener, NotReady, Peer, Probe, Probes, Service, brief, serve};
 use dormer_stores::ByteStream;
@@ -21,6 +21,7 @@ use hyper::body::{Frame, Incoming};
 use hyper::header::{AUTHORIZATION, HOST, HeaderName, HeaderValue, IF_NONE_MATCH, IF_RANGE, RANGE};
 use hyper::{Method, Request, Response, StatusCode};
 use moka::sync::Cache as Memory;
+use tokio::sync::Semaphore;
 
 use crate::disk::DiskCache;
 use crate::source::{Opened, Source, SourceError};
@@ -40,6 +41,8 @@ pub struct EdgeSettings {
     pub store_timeout: Duration,
     /// Memory for remembered documents of a remote bucket, in bytes.
     pub document_bytes_max: u64,
+    /// Whether browsers get pages.
+    pub shows_pages: bool,
 }
 
 impl Default for EdgeSettings {
@@ -55,9 +58,14 @@ impl Default for EdgeSettings {
             },
             store_timeout: Duration::from_secs(30),
             document_bytes_max: 32 * 1024 * 1024,
+            shows_pages: true,
         }
     }
 }
+
+/// Pages that are made at once, each of a narinfo and a log in memory: below 150 MiB together.
+/// Others wait, and files for Nix do not.
+const PAGES_AT_ONCE: usize = 16;
 
 /// How long a readiness check may take.
 const CHECK_TIMEOUT: Duration = Duration::from_secs(4);
@@ -95,6 +103,7 @@ pub struct EdgeServer {
     probes: Probes,
     states: Memory<CacheName, Until<Option<Arc<CacheState>>>>,
     documents: Memory<EdgeKey, Until<Document>>,
+    page_turns: Semaphore,
 }
 
 impl std::fmt::Debug for EdgeServer {
@@ -132,7 +141,8 @@ impl EdgeServer {
             .build();
         let asked = source.clone();
         let probes = Probes::new(move || Box::pin(check(asked.clone())));
-        Self { source, disk, verifier, settings, probes, states, documents }
+        let page_turns = Semaphore::new(PAGES_AT_ONCE);
+        Self { source, disk, verifier, settings, probes, states, documents, page_turns }
     }
 
     /// Serves until `shutdown` is ready; then takes no more connections and lets requests in flight
@@ -154,16 +164,18 @@ impl EdgeServer {
             origin: origin.as_deref(),
             method: request.method().as_str(),
             path: request.uri().path(),
+            query: request.uri().query().unwrap_or_default(),
             authorization: header(AUTHORIZATION),
             range: header(RANGE),
             // A value that is no text is no tag of ours.
             if_range: request.headers().get(IF_RANGE).map(|value| value.to_str().unwrap_or_default()),
             if_none_match: header(IF_NONE_MATCH),
+            shows_pages: self.settings.shows_pages,
         });
         let is_head = request.method() == Method::HEAD;
         let answered = match planned {
             RequestPlan::Answer(answer) => Ok((answer, None)),
-            RequestPlan::Home => self.home(is_head).await,
+            RequestPlan::Home(home) => self.home(&home).await,
             RequestPlan::Visit(visit) => self.visit(*visit).await,
         };
         let (answer, bytes) = answered.unwrap_or_else(|error| {
@@ -180,11 +192,11 @@ impl EdgeServer {
         to_response(answer, bytes)
     }
 
-    async fn home(&self, is_head: bool) -> Result<Answered, SourceError> {
+    async fn home(&self, home: &Home) -> Result<Answered, SourceError> {
         let found = self.document(&EdgeKey::Catalog).await?;
         let catalog =
             found.map(|(_, json)| Catalog::parse(&json)).transpose().map_err(damaged("catalogue"))?;
-        Ok((home(catalog.as_ref(), is_head), None))
+        Ok((home.respond(catalog.as_ref()), None))
     }
 
     async fn visit(&self, visit: Visit) -> Result<Answered, SourceError> {
@@ -197,6 +209,29 @@ impl EdgeServer {
         match visit.admit(state, claims.as_ref(), now) {
             Admission::Answer(answer) => Ok((answer, None)),
             Admission::Read(read) => self.read(&read).await,
+            Admission::Page(page) => Ok((self.page(page).await?, None)),
+        }
+    }
+
+    /// Makes a page of the objects that it needs.
+    async fn page(&self, mut page: Box<PageRead>) -> Result<Answer, SourceError> {
+        let turn = async { Ok(self.page_turns.acquire().await.ok()) };
+        let _turn = self.within(turn).await?;
+        loop {
+            let name = page.read().key().to_string();
+            let (answer, bytes) = self.read(page.read()).await?;
+            if let Some(mut bytes) = bytes {
+                while let Some(piece) = bytes.next().await {
+                    let piece = piece.map_err(|source| SourceError::Read { name: name.clone(), source })?;
+                    if page.feed(&piece) {
+                        break;
+                    }
+                }
+            }
+            match page.finish(answer.status == 200).map_err(damaged(&name))? {
+                PageStep::Answer(answer) => return Ok(answer),
+                PageStep::Read(next) => page = next,
+            }
         }
     }
 

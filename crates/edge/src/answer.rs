@@ -2,6 +2,8 @@
 
 use std::ops::Range;
 
+use dormer_pages::{ASSET_HEADERS, Asset, Frame, PAGE_HEADERS, ProblemView};
+
 use crate::caching::{AnswerKind, Caching, Visibility, caching};
 
 /// An answer to a request.
@@ -50,6 +52,37 @@ impl Answer {
         self
     }
 
+    /// A page. Its headers are those of the lab's pages.
+    pub(crate) fn page(status: u16, visibility: Visibility, html: String, is_head: bool) -> Self {
+        let mut answer = Self::new(status, AnswerKind::Page, visibility);
+        answer.headers.extend(PAGE_HEADERS.map(|(name, value)| (name, value.to_owned())));
+        answer.headers.push(("content-length", html.len().to_string()));
+        if !is_head {
+            answer.body = Body::Text(html);
+        }
+        answer
+    }
+
+    /// A file that pages load.
+    pub(crate) fn asset(asset: Asset, is_head: bool) -> Self {
+        let mut answer = Self::new(200, AnswerKind::Page, Visibility::Public);
+        answer.headers.extend(ASSET_HEADERS.map(|(name, value)| (name, value.to_owned())));
+        answer.headers.extend([
+            ("content-type", asset.content_type().to_owned()),
+            ("content-length", asset.text().len().to_string()),
+        ]);
+        if !is_head {
+            answer.body = Body::Text(asset.text().to_owned());
+        }
+        answer
+    }
+
+    /// Leads a browser on. `location` is relative and made of escaped segments.
+    pub(crate) fn redirect(status: u16, visibility: Visibility, location: String, is_head: bool) -> Self {
+        let answer = Self::new(status, AnswerKind::Page, visibility);
+        answer.text("text/plain", String::new(), is_head).with("location", location)
+    }
+
     pub(crate) fn with(mut self, name: &'static str, value: impl Into<String>) -> Self {
         self.headers.push((name, value.into()));
         self
@@ -63,6 +96,12 @@ impl Answer {
             "not found\n".to_owned(),
             is_head,
         )
+    }
+
+    /// "Not here" at the address of a page: the same for everything that does not exist, or not for
+    /// this caller. It differs by the depth of the address alone, because its links are relative.
+    pub(crate) fn no_page(frame: &Frame, is_head: bool) -> Self {
+        Self::page(404, Visibility::Private, ProblemView::nothing_here().render(frame), is_head)
     }
 
     /// The bucket does not answer. Never the answer for "not here".

@@ -32,6 +32,14 @@ pub enum Error {
         #[source]
         source: serde_json::Error,
     },
+    /// A narinfo is not of its form, or not that of the path that it is published for.
+    #[error("the published narinfo of {hash} cannot be read: {reason}")]
+    Narinfo {
+        /// The hash of the path.
+        hash: dormer_nix::StorePathHash,
+        /// What is wrong with it.
+        reason: String,
+    },
     /// A document was written by a newer publisher, and reading it half would be wrong.
     #[error("{what} has version {found}; this program knows {known}")]
     TooNew {

@@ -14,7 +14,8 @@
 //!    signature of [`Visit::token`], if there is one and [`Visit::needs_token`] says so.
 //! 3. [`Visit::admit`]: whether the caller may read. Only then may anything be looked up, in a
 //!    bucket or in any cache.
-//! 4. Look for [`Read::key`] and send the answer of [`Read::respond`].
+//! 4. Look for [`Read::key`] and send the answer of [`Read::respond`]. A page about a path is made
+//!    of two documents at most, which are read in the same way ([`PageRead`]).
 //!
 //! A private cache, a cache that does not exist and a name that no cache can have get the same
 //! answer, byte for byte.
@@ -26,6 +27,8 @@ mod error;
 pub mod fuzz_targets;
 mod layout;
 mod page;
+#[cfg(test)]
+mod page_tests;
 mod route;
 mod rules;
 mod spelling;
@@ -39,9 +42,11 @@ pub use caching::{AnswerKind, Caching, Visibility, caching};
 pub use conditions::{Part, client_has, wanted_part};
 pub use error::{Error, Result};
 pub use layout::{EdgeKey, MISS_SECONDS, NARINFO_BYTES_MAX, NarFile, STATE_SECONDS, document_type};
-pub use page::home;
+pub use page::{
+    Home, LOG_PAGE_BYTES_MAX, PageRead, PageStep, foreign_signatures, hash_in, key_names, listed_file,
+};
 pub use rules::{Admission, ObjectMeta, Read, Request, RequestPlan, Visit, plan};
-pub use spelling::{decode_file_path, decode_form, decode_path};
+pub use spelling::{decode_file_path, decode_form, decode_path, split_files};
 pub use state::{CacheState, Catalog, STATE_BYTES_MAX};
 pub use token::{Algorithm, HS256_SECRET_BYTES_MIN, SignedToken, may_read};
 #[cfg(feature = "verify")]

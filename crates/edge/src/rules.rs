@@ -6,7 +6,7 @@
 //!   [`EdgeKey`].
 //! - Every "not here" is the same answer, byte for byte: for a private cache, for a cache that does
 //!   not exist, for a name that no cache can have, for a missing object. Nix then asks the next
-//!   cache.
+//!   cache. Addresses of pages have such an answer of their own, for people.
 //! - Lives of private objects are for the client alone (`private`), and hosts key their own caches
 //!   by [`EdgeKey`], never by a request's address, so that a query or a header cannot make or find
 //!   another entry.
@@ -17,7 +17,7 @@ use crate::answer::{Answer, Body};
 use crate::caching::{AnswerKind, Visibility};
 use crate::conditions::{self, Part};
 use crate::layout::{EdgeKey, MISS_SECONDS};
-use crate::page;
+use crate::page::{self, Home, PageRead, PageStep, PageVisit, Query};
 use crate::route::Route;
 use crate::state::CacheState;
 use crate::token::may_read;
@@ -29,6 +29,8 @@ pub struct Request<'a> {
     pub method: &'a str,
     /// The path as it came, not decoded, without the query: [`plan`] decodes it.
     pub path: &'a str,
+    /// The query as it came, without its question mark. Only pages look at it.
+    pub query: &'a str,
     /// Header `Authorization`.
     pub authorization: Option<&'a str>,
     /// Header `Range`.
@@ -40,6 +42,8 @@ pub struct Request<'a> {
     /// Scheme and host of the request, as in `https://cache.example.org`, if known. Only pages show
     /// it.
     pub origin: Option<&'a str>,
+    /// Whether the host shows pages. If not, only `/` answers, with a line of text.
+    pub shows_pages: bool,
 }
 
 /// The next step of a request, before anything is read.
@@ -47,8 +51,8 @@ pub struct Request<'a> {
 pub enum RequestPlan {
     /// Answer without reading anything.
     Answer(Answer),
-    /// The page at `/`: [`home`](crate::home) makes it of the catalogue, if the catalogue exists.
-    Home,
+    /// The page at `/`: [`Home::respond`] makes it of the catalogue, if the catalogue exists.
+    Home(Home),
     /// A page or an object of a cache: the cache's state document decides.
     Visit(Box<Visit>),
 }
@@ -67,22 +71,38 @@ pub fn plan(request: &Request<'_>) -> RequestPlan {
     let owned = |text: Option<&str>| text.filter(|text| text.len() <= CONDITION_BYTES_MAX).map(str::to_owned);
     // An over-long tag is no tag of ours, so the client has another representation.
     let if_range = request.if_range.map(|text| if text.len() <= CONDITION_BYTES_MAX { text } else { "" });
-    let (cache, target) = match Route::parse(request.path) {
-        None => return RequestPlan::Answer(Answer::not_found(is_head)),
-        Some(Route::Health) => {
+    let not_found = || RequestPlan::Answer(Answer::not_found(is_head));
+    let Some(route) = Route::parse(request.path) else { return not_found() };
+    if route.is_page() && !request.shows_pages {
+        let is_home = matches!(route, Route::Home);
+        return if is_home { RequestPlan::Answer(page::home_text(is_head)) } else { not_found() };
+    }
+    let query = || Query::parse(request.query);
+    let origin = request.origin.filter(|origin| page::is_plain_origin(origin)).map(str::to_owned);
+    // A query that no page asks for names no page.
+    let no_page = || RequestPlan::Answer(Answer::no_page(&page::frame(request.path, 0), is_head));
+    let (cache, target) = match route {
+        Route::Health => {
             let alive = Answer::new(200, AnswerKind::Process, Visibility::Public);
             return RequestPlan::Answer(alive.text("text/plain", "alive\n".to_owned(), is_head));
         }
-        Some(Route::Home) => return RequestPlan::Home,
-        Some(Route::Page(cache)) => (cache, None),
-        Some(Route::Object(cache, key)) => (cache, Some(key)),
+        Route::Asset(asset) => return RequestPlan::Answer(Answer::asset(asset, is_head)),
+        Route::WithoutSlash(cache) => return RequestPlan::Answer(page::with_slash(&cache, is_head)),
+        Route::Home => {
+            return query().map_or_else(no_page, |query| RequestPlan::Home(Home { query, is_head }));
+        }
+        Route::Page(cache, route) => {
+            let Some(query) = query() else { return no_page() };
+            let path = request.path.to_owned();
+            (cache, Target::Page(PageVisit { route, query, path, origin, is_head }))
+        }
+        Route::Object(cache, key) => (cache, Target::Object(key)),
     };
     RequestPlan::Visit(Box::new(Visit {
         cache,
         target,
         is_head,
         token: request.authorization.and_then(presented_token),
-        origin: request.origin.filter(|origin| page::is_plain_origin(origin)).map(str::to_owned),
         range: owned(request.range),
         if_range: if_range.map(str::to_owned),
         if_none_match: owned(request.if_none_match),
@@ -98,14 +118,19 @@ const CONDITION_BYTES_MAX: usize = 1024;
 #[derive(Debug)]
 pub struct Visit {
     cache: CacheName,
-    /// `None`: the cache's page.
-    target: Option<EdgeKey>,
+    target: Target,
     is_head: bool,
     token: Option<String>,
-    origin: Option<String>,
     range: Option<String>,
     if_range: Option<String>,
     if_none_match: Option<String>,
+}
+
+/// What a visit is for.
+#[derive(Debug)]
+enum Target {
+    Object(EdgeKey),
+    Page(PageVisit),
 }
 
 /// The decision about a visit.
@@ -115,6 +140,8 @@ pub enum Admission {
     Answer(Answer),
     /// The caller may read this.
     Read(Box<Read>),
+    /// The caller may see this page, which is made of what is read for it.
+    Page(Box<PageRead>),
 }
 
 impl Visit {
@@ -142,16 +169,22 @@ impl Visit {
     /// Decides. `claims` are those of the token, if its signature holds; `now` is in seconds since
     /// 1970 UTC.
     pub fn admit(self, state: Option<&CacheState>, claims: Option<&TokenClaims>, now: i64) -> Admission {
-        let Some(state) = state.filter(|state| state.cache == self.cache) else {
-            return Admission::Answer(Answer::not_found(self.is_head));
+        let may = |state: &&CacheState| {
+            state.cache == self.cache
+                && (state.public || claims.is_some_and(|claims| may_read(claims, &self.cache, state, now)))
         };
-        let may = state.public || claims.is_some_and(|claims| may_read(claims, &self.cache, state, now));
-        if !may {
-            return Admission::Answer(Answer::not_found(self.is_head));
-        }
+        let Some(state) = state.filter(may) else {
+            return Admission::Answer(match &self.target {
+                Target::Object(_) => Answer::not_found(self.is_head),
+                Target::Page(page) => page.refused(now),
+            });
+        };
         match self.target {
-            None => Admission::Answer(page::of_cache(state, self.origin.as_deref(), self.is_head)),
-            Some(key) => {
+            Target::Page(page) => match page.admit(state, now) {
+                PageStep::Answer(answer) => Admission::Answer(answer),
+                PageStep::Read(page) => Admission::Page(page),
+            },
+            Target::Object(key) => {
                 // Only NARs are worth resuming, and only their tags are known before they are
                 // found.
                 let part = tag_of(&key).filter(|_| !self.is_head).and_then(|tag| {
@@ -198,6 +231,11 @@ pub struct ObjectMeta {
 }
 
 impl Read {
+    /// All of an object, for a host's own use.
+    pub(crate) fn whole(key: EdgeKey, visibility: Visibility) -> Self {
+        Self { key, is_head: false, visibility, part: None, if_none_match: None }
+    }
+
     /// The object to look for.
     pub fn key(&self) -> &EdgeKey {
         &self.key
@@ -291,7 +329,8 @@ mod tests {
     }
 
     fn request<'a>(method: &'a str, path: &'a str) -> Request<'a> {
-        Request { method, path, ..Request::default() }
+        let (path, query) = path.split_once('?').unwrap_or((path, ""));
+        Request { method, path, query, shows_pages: true, ..Request::default() }
     }
 
     fn visit(request: &Request<'_>) -> Visit {
@@ -304,7 +343,7 @@ mod tests {
     fn read(request: &Request<'_>) -> Read {
         match visit(request).admit(Some(&state("main", true)), None, NOW) {
             Admission::Read(read) => *read,
-            Admission::Answer(answer) => panic!("{answer:?}"),
+            other => panic!("{other:?}"),
         }
     }
 
@@ -315,7 +354,7 @@ mod tests {
     fn refused(visit: Visit, state: Option<&CacheState>, claims: Option<&TokenClaims>) -> Answer {
         match visit.admit(state, claims, NOW) {
             Admission::Answer(answer) => answer,
-            Admission::Read(read) => panic!("{read:?}"),
+            other => panic!("{other:?}"),
         }
     }
 
@@ -352,7 +391,6 @@ mod tests {
             ),
             // Another cache's document in this one's place.
             refused(get(), Some(&state("main", true)), None),
-            refused(visit(&request("GET", "/secret")), Some(&private), None),
         ];
         for path in ["/-bad/nix-cache-info", "/secret/other", "/secret/dormer-state.json"] {
             let RequestPlan::Answer(answer) = plan(&request("GET", path)) else { panic!("{path}") };
@@ -400,7 +438,8 @@ mod tests {
         ] {
             let path = format!("/secret/{path}");
             let visit = || visit(&request("GET", &path));
-            kinds.insert(kind(visit().target.as_ref().expect("a file")));
+            let Target::Object(key) = visit().target else { panic!("{path} is no file") };
+            kinds.insert(kind(&key));
             assert!(visit().needs_token(Some(&private)), "{path}");
             assert_eq!(refused(visit(), Some(&private), None), Answer::not_found(false), "{path}");
             let other = pull("other", "");
@@ -442,7 +481,8 @@ mod tests {
         for public in [true, false] {
             let state = state("main", public);
             for path in [
-                "/main".to_owned(),
+                "/main/".to_owned(),
+                format!("/main/paths?q={HASH}"),
                 "/main/nix-cache-info".to_owned(),
                 format!("/main/{HASH}.narinfo"),
                 format!("/main/{HASH}.ls"),
@@ -455,6 +495,7 @@ mod tests {
                     let mut answers = vec![Answer::unavailable(false), Answer::not_found(false)];
                     match visit(&asked).admit(Some(&state), Some(&token), NOW) {
                         Admission::Answer(answer) => answers.push(answer),
+                        Admission::Page(page) => panic!("{page:?}"),
                         Admission::Read(read) => {
                             answers.extend([read.respond(Some(&meta)), read.respond(None), read.outside()]);
                         }
@@ -465,12 +506,13 @@ mod tests {
                         let is_private = control.starts_with("private");
                         assert!(public || is_private, "{path}: {answer:?}");
                         assert_eq!(is_private, header(&answer, "vary") == Some("authorization"), "{path}");
-                        assert_eq!(control.contains("no-store"), answer.status >= 400, "{path}: {answer:?}");
+                        let is_kept = matches!(answer.status, 200 | 206 | 304);
+                        assert_eq!(control.contains("no-store"), !is_kept, "{path}: {answer:?}");
                     }
                 }
             }
         }
-        assert_eq!(statuses.into_iter().collect::<Vec<_>>(), [200, 206, 304, 404, 416, 503]);
+        assert_eq!(statuses.into_iter().collect::<Vec<_>>(), [200, 206, 303, 304, 404, 416, 503]);
     }
 
     #[test]
@@ -531,15 +573,10 @@ mod tests {
     }
 
     #[test]
-    fn health_and_pages_are_answered_without_an_object() {
+    fn health_is_answered_without_a_read() {
         let RequestPlan::Answer(health) = plan(&request("GET", "/_dormer/health")) else {
             panic!("no answer")
         };
         assert_eq!(health.status, 200);
-        assert!(matches!(plan(&request("GET", "/")), RequestPlan::Home));
-        let page = refused(visit(&request("GET", "/main")), Some(&state("main", true)), None);
-        assert_eq!(page.status, 200);
-        let Body::Text(html) = page.body else { panic!("no page") };
-        assert!(html.contains("main:AAAA"), "{html}");
     }
 }

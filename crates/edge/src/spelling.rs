@@ -38,6 +38,21 @@ pub fn decode_file_path(path: &str) -> Option<Vec<String>> {
     path.split('/').map(decode_name).collect()
 }
 
+/// An address `/{cache}/{hash}/files/…`, up to `files`, and the path behind it without a slash at
+/// its end. Neither is decoded: the names of files are any text, the rest has one spelling.
+pub fn split_files(path: &str) -> Option<(&str, &str)> {
+    let (cache, below) = path.strip_prefix('/')?.split_once('/')?;
+    let (hash, files) = below.split_once('/')?;
+    let file = files.strip_prefix("files/")?;
+    if hash.len() != 32 || cache.starts_with('_') {
+        return None;
+    }
+    let address = &path[..path.len() - file.len() - 1];
+    // `//` names nothing.
+    let names = file.strip_suffix('/').filter(|names| !names.is_empty()).unwrap_or(file);
+    Some((address, names))
+}
+
 fn decode_name(segment: &str) -> Option<String> {
     let name = String::from_utf8(unescape(segment)?).ok()?;
     (!matches!(name.as_str(), "" | "." | "..") && !name.contains(['/', '\0'])).then_some(name)
@@ -139,6 +154,22 @@ mod tests {
             "%C3",
         ] {
             assert_eq!(decode_file_path(path), None, "{path}");
+        }
+    }
+
+    #[test]
+    fn files_have_an_address_of_their_own() {
+        let address = "/main/1k8c1hiysz6aaks2mpfc5k7xbbjpw5z5/files";
+        for (rest, file) in
+            [("/", ""), ("//", "/"), ("/bin", "bin"), ("/bin/", "bin"), ("/bin/a%20b", "bin/a%20b")]
+        {
+            let path = format!("{address}{rest}");
+            assert_eq!(split_files(&path), Some((address, file)), "{path}");
+        }
+        for path in
+            [address, "/main/x/files/", "/_api/1k8c1hiysz6aaks2mpfc5k7xbbjpw5z5/files/x", "/main/files/x"]
+        {
+            assert_eq!(split_files(path), None, "{path}");
         }
     }
 

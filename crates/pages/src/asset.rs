@@ -5,6 +5,21 @@
 pub const POLICY: &str = "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; \
     form-action 'self'; base-uri 'none'; frame-ancestors 'none'";
 
+/// The headers of every page, names in lower case: the same ones at every host.
+pub const PAGE_HEADERS: [(&str, &str); 6] = [
+    ("content-type", "text/html; charset=utf-8"),
+    ("content-security-policy", POLICY),
+    ("x-content-type-options", "nosniff"),
+    // Browsers say where a form comes from only if this allows it.
+    ("referrer-policy", "same-origin"),
+    ("cross-origin-opener-policy", "same-origin"),
+    ("cross-origin-resource-policy", "same-origin"),
+];
+
+/// The headers of an [`Asset`], beside its type.
+pub const ASSET_HEADERS: [(&str, &str); 2] =
+    [("x-content-type-options", "nosniff"), ("content-security-policy", "default-src 'none'")];
+
 /// A file that pages load.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Asset {

@@ -31,7 +31,7 @@ pub struct CacheView {
     /// Its priority.
     pub priority: i32,
     /// What it holds.
-    pub counts: Counts,
+    pub contents: Contents,
     /// Seconds for which an unused path is kept; `None` if the page does not say so.
     pub retention_seconds: Option<i64>,
     /// Most bytes of its NARs as served.
@@ -42,7 +42,23 @@ pub struct CacheView {
     pub shows_pins: bool,
 }
 
-/// What a cache holds.
+/// What a cache holds, as far as its host knows.
+#[derive(Debug, Clone, Copy)]
+pub enum Contents {
+    /// In the lab, now.
+    Stored(Counts),
+    /// At the edge, since the last publication.
+    Published {
+        /// Paths.
+        paths: u64,
+        /// Bytes of their NARs as they are downloaded; one that several paths share counts once.
+        file_bytes: u64,
+        /// When the last publication ended.
+        at: i64,
+    },
+}
+
+/// What a cache of the lab holds.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct Counts {
     /// Paths.
@@ -61,9 +77,7 @@ impl CacheView {
             h1 { (self.name) " " (visibility(self.is_public)) }
             (search(frame, &address))
             dl.facts {
-                div { dt { "Paths" } dd { (number(self.counts.paths)) } }
-                div { dt { "Size" } dd { (size(self.counts.nar_bytes)) } }
-                div { dt { "Newest path" } dd { @if let Some(at) = self.counts.newest_at { (moment(frame, at)) } @else { "none yet" } } }
+                (self.contents.render(frame))
                 div { dt { "Priority" } dd { (self.priority) } }
                 div { dt { "Store folder" } dd { code { (shortened(&self.store_dir, 200)) } } }
                 @if let Some(seconds) = self.retention_seconds { div { dt { "Unused paths stay" } dd { (span(seconds)) } } }
@@ -169,12 +183,36 @@ impl CacheView {
     }
 }
 
+impl Contents {
+    fn render(&self, frame: &Frame) -> Markup {
+        html! {
+            @match *self {
+                Self::Stored(counts) => {
+                    div { dt { "Paths" } dd { (number(counts.paths)) } }
+                    div { dt { "Size" } dd { (size(counts.nar_bytes)) } }
+                    div { dt { "Newest path" } dd { @if let Some(at) = counts.newest_at { (moment(frame, at)) } @else { "none yet" } } }
+                }
+                Self::Published { paths, file_bytes, at } => {
+                    div { dt { "Paths" } dd { (number(paths)) } }
+                    div { dt { "Size, compressed" } dd { (size(file_bytes)) } }
+                    div { dt { "Published" } dd { @if at > 0 { (moment(frame, at)) } @else { "nothing yet" } } }
+                }
+            }
+        }
+    }
+}
+
+/// The text in the empty field of the search for a path.
+pub(crate) fn search_hint(frame: &Frame) -> &'static str {
+    if frame.has_sessions() { "name, hash or store path" } else { "hash or store path" }
+}
+
 /// The form that finds a path.
 fn search(frame: &Frame, address: &str) -> Markup {
     html! {
         form.search method="get" action=(frame.link(&format!("{address}paths"))) role="search" {
             label for="q" { "Find a path" }
-            input #q type="search" name="q" maxlength="300" placeholder="name, hash or store path" autocomplete="off" spellcheck="false";
+            input #q type="search" name="q" maxlength="300" placeholder=(search_hint(frame)) autocomplete="off" spellcheck="false";
             button { "Search" }
         }
     }

@@ -2,9 +2,10 @@
 
 use maud::{Markup, html};
 
+use crate::cache::below;
 use crate::frame::{Frame, PAGE_BYTES_MAX, escape_segment, file_address, path_address};
-use crate::parts::size;
-use crate::text::shortened;
+use crate::parts::{copyable, size};
+use crate::text::{shell_word, shortened};
 
 /// Room for the entries of a folder, or the text of a file, in bytes of HTML. The rest of the page
 /// has the way back to the file, which may be long.
@@ -18,6 +19,9 @@ const NAME_SHOWN: usize = 120;
 
 /// Longest name that is part of an address, in bytes. Names in a NAR may have a MiB.
 const LINKED_NAME_MAX: usize = 1_000;
+
+/// Longest address and path in a command, in bytes together.
+const COMMAND_BYTES_MAX: usize = 2_000;
 
 /// What is at a place in a store path.
 #[derive(Debug, Clone)]
@@ -82,8 +86,24 @@ pub struct FileView {
     pub bytes: u64,
     /// Whether it is a program.
     pub is_executable: bool,
-    /// Its beginning, if it is text.
-    pub text: Option<String>,
+    /// What the host can show of it.
+    pub content: FileContent,
+}
+
+/// What a host can show of a file.
+#[derive(Debug, Clone)]
+pub enum FileContent {
+    /// The host reads the file alone: its beginning, if it is text.
+    Read(Option<String>),
+    /// The host has the file only within its NAR.
+    InNar {
+        /// The cache's address, as Nix uses it as a substituter.
+        substituter: String,
+        /// The whole path of the file.
+        path: String,
+        /// Address of the NAR below the cache; `None` where a browser cannot get it.
+        nar_url: Option<String>,
+    },
 }
 
 impl FilesView {
@@ -110,7 +130,7 @@ impl FilesView {
             @match &self.found {
                 Found::Folder { first, entries, has_more } => (folder(*first, entries, *has_more)),
                 Found::Link(target) => p { "A link to " code { (shortened(target, 1_000)) } "." },
-                Found::File(file) => (file.render()),
+                Found::File(file) => (file.render(frame, &self.cache)),
             }
         };
         frame.page(&shortened(title, NAME_SHOWN), &way, &content)
@@ -168,18 +188,29 @@ fn row(entry: &ListedFile) -> Markup {
 }
 
 impl FileView {
-    fn render(&self) -> Markup {
+    fn render(&self, frame: &Frame, cache: &str) -> Markup {
         html! {
             p {
-                (size(self.bytes)) @if self.is_executable { ", a program" } " · "
-                a.button href="?download=1" { "Download" }
+                (size(self.bytes)) @if self.is_executable { ", a program" }
+                @match &self.content {
+                    FileContent::Read(_) => { " · " a.button href="?download=1" { "Download" } }
+                    FileContent::InNar { nar_url: Some(url), .. } => { " · " a href=(frame.link(&below(cache, url))) { "The NAR with it" } }
+                    FileContent::InNar { nar_url: None, .. } => {}
+                }
             }
-            @if let Some(text) = &self.text {
-                @let shown = fitting(text, CONTENT_BYTES_MAX);
-                pre.file { code { (shown) } }
-                @if (shown.len() as u64) < self.bytes { p { "The download has the rest." } }
-            } @else if self.bytes > 0 {
-                p { "This is no text." }
+            @match &self.content {
+                FileContent::Read(Some(text)) => {
+                    @let shown = fitting(text, CONTENT_BYTES_MAX);
+                    pre.file { code { (shown) } }
+                    @if (shown.len() as u64) < self.bytes { p { "The download has the rest." } }
+                }
+                FileContent::Read(None) => { @if self.bytes > 0 { p { "This is no text." } } }
+                FileContent::InNar { substituter, path, .. } => {
+                    p { "This host has the file only within its NAR, compressed with the others." }
+                    @if substituter.len() + path.len() <= COMMAND_BYTES_MAX {
+                        (copyable("the command that prints the file", &format!("nix store cat --store {} {}\n", shell_word(substituter), shell_word(path))))
+                    }
+                }
             }
         }
     }

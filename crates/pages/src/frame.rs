@@ -24,7 +24,8 @@ pub struct Frame {
 /// The reader of a page.
 #[derive(Debug, Clone)]
 pub enum Visitor {
-    /// Anybody. `may_sign_in` is false where a host knows no sessions.
+    /// Anybody. `may_sign_in` is false where a host knows no sessions; such a host finds paths by
+    /// their hash only.
     Anybody {
         /// Whether the page offers to sign in.
         may_sign_in: bool,
@@ -47,6 +48,15 @@ impl Visitor {
             Self::Anybody { .. } => "",
             Self::SignedIn { form_token, .. } => form_token,
         }
+    }
+}
+
+/// The way from the page at this path of a host to the root. Relative, so that it is right below
+/// any path of a proxy.
+pub fn way_to_root(path: &str) -> String {
+    match path.matches('/').count() {
+        0 | 1 => "./".to_owned(),
+        slashes => "../".repeat(slashes - 1),
     }
 }
 
@@ -90,6 +100,11 @@ pub fn escape_segment(text: &str) -> String {
 }
 
 impl Frame {
+    /// Whether the host knows sessions. One that does not also finds paths by their hash only.
+    pub(crate) fn has_sessions(&self) -> bool {
+        !matches!(self.visitor, Visitor::Anybody { may_sign_in: false })
+    }
+
     /// An address below the root, as the page writes it.
     pub(crate) fn link(&self, address: &str) -> String {
         format!("{}{address}", self.root)
@@ -168,6 +183,15 @@ impl Frame {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_way_to_the_root_is_as_long_as_the_path() {
+        for (path, way) in
+            [("/", "./"), ("/main", "./"), ("/main/", "../"), ("/main/x", "../"), ("/a/b/c/", "../../../")]
+        {
+            assert_eq!(way_to_root(path), way, "{path}");
+        }
+    }
 
     #[test]
     fn no_text_leads_out_of_its_segment() {

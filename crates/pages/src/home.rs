@@ -1,8 +1,8 @@
 //! `/`: the caches that the visitor may see.
 
-use maud::html;
+use maud::{Markup, html};
 
-use crate::frame::{Frame, Visitor, cache_address};
+use crate::frame::{Frame, Visitor, cache_address, escape_segment};
 use crate::operator::OperatorPage;
 use crate::parts::{moment, size, visibility};
 use crate::picture::{Savings, savings};
@@ -15,6 +15,8 @@ pub struct HomeView {
     pub caches: Vec<CacheRow>,
     /// The last name on this page, if more follow.
     pub next: Option<String>,
+    /// Whether the host knows what the caches hold. If not, the page has their names only.
+    pub has_figures: bool,
     /// What the whole store saves, for visitors that may read every cache.
     pub savings: Option<Savings>,
 }
@@ -55,6 +57,9 @@ impl HomeView {
                         Visitor::SignedIn { .. } => "There is no cache here that your token may see.",
                     }
                 }
+            } @else if !self.has_figures {
+                ul { @for cache in &self.caches { li { a href=(frame.link(&cache_address(&cache.name))) { (cache.name) } } } }
+                (self.more())
             } @else {
                 table.wide {
                     thead { tr { th scope="col" { "Cache" } th scope="col" { "Readers" } th.figure scope="col" { "Paths" } th.figure scope="col" { "Size" } th scope="col" { "Newest path" } } }
@@ -70,9 +75,7 @@ impl HomeView {
                         }
                     }
                 }
-                @if let Some(next) = &self.next {
-                    p { a.button href={ "?after=" (crate::frame::escape_segment(next)) } { "More caches" } }
-                }
+                (self.more())
             }
             @if is_operator { p { a href=(frame.link(OperatorPage::Overview.address())) { "Operation: jobs, collections, publishing, damage and the audit" } } }
             @if let Some(of) = &self.savings {
@@ -83,5 +86,13 @@ impl HomeView {
             }
         };
         frame.page("Nix binary caches", &[], &content)
+    }
+
+    fn more(&self) -> Markup {
+        html! {
+            @if let Some(next) = &self.next {
+                p { a.button href={ "?after=" (escape_segment(next)) } { "More caches" } }
+            }
+        }
     }
 }

@@ -44,11 +44,13 @@ mod terminal_text;
 mod tests;
 mod text;
 
-pub use asset::{Asset, POLICY};
-pub use cache::{CacheView, Counts};
+pub use asset::{ASSET_HEADERS, Asset, PAGE_HEADERS, POLICY};
+pub use cache::{CacheView, Contents, Counts};
 pub use closure::ClosureView;
-pub use files::{FileView, FilesView, Found, ListedFile, ListedKind};
-pub use frame::{Frame, PAGE_BYTES_MAX, Visitor, cache_address, escape_segment, file_address, path_address};
+pub use files::{FileContent, FileView, FilesView, Found, ListedFile, ListedKind};
+pub use frame::{
+    Frame, PAGE_BYTES_MAX, Visitor, cache_address, escape_segment, file_address, path_address, way_to_root,
+};
 pub use home::{CacheRow, HomeView};
 pub use log::LogView;
 pub use operator::{

@@ -3,7 +3,7 @@
 use maud::html;
 
 use crate::cache::{below, way_below};
-use crate::frame::{Frame, PAGE_BYTES_MAX, path_address};
+use crate::frame::{Frame, PAGE_BYTES_MAX, escape_segment, path_address};
 use crate::terminal_text::terminal_text;
 use crate::text::{bytes, shortened};
 
@@ -35,7 +35,7 @@ impl LogView<'_> {
         let start =
             self.from.map_or_else(|| part_start(self.log, self.log.len()), |from| from.min(self.log.len()));
         let end = part_end(self.log, start);
-        let plain = below(&self.cache, &format!("log/{}", self.deriver));
+        let plain = below(&self.cache, &format!("log/{}", escape_segment(&self.deriver)));
         let mut way = way_below(&self.cache, address.clone(), name.to_owned());
         way.push((address + "/log", "log".to_owned()));
         let content = html! {

@@ -16,6 +16,7 @@ const PINS_SHOWN: usize = 8;
 
 /// A store path.
 #[derive(Debug, Clone)]
+#[expect(clippy::struct_excessive_bools, reason = "each one is whether the page has something")]
 pub struct PathView {
     /// The cache.
     pub cache: String,
@@ -31,8 +32,8 @@ pub struct PathView {
     pub nar_hash: String,
     /// Bytes of the NAR, uncompressed.
     pub nar_bytes: u64,
-    /// Bytes of the NAR as it is downloaded.
-    pub file_bytes: u64,
+    /// Bytes of the NAR as it is downloaded, if the host knows.
+    pub file_bytes: Option<u64>,
     /// The derivation that built it.
     pub deriver: Option<String>,
     /// Whether the cache has the derivation's log, as far as the page knows.
@@ -47,6 +48,8 @@ pub struct PathView {
     pub own_keys: Vec<String>,
     /// What it refers to, itself left out.
     pub references: Vec<String>,
+    /// Whether the host has a page of the closure.
+    pub shows_closure: bool,
     /// What refers to it, and whether there is more; `None` for visitors that may not know.
     pub referrers: Option<(Vec<String>, bool)>,
     /// The pins of this path; `None` for visitors that may not know.
@@ -56,8 +59,8 @@ pub struct PathView {
     /// Whether anybody may read the cache. Addresses of the protocol take no session of a browser,
     /// so only the pages of public caches lead to them.
     pub is_public: bool,
-    /// What becomes of it.
-    pub expiry: ExpiryView,
+    /// What becomes of it; `None` where the host does not decide that.
+    pub expiry: Option<ExpiryView>,
     /// Whether the visitor may remove it.
     pub may_remove: bool,
 }
@@ -108,14 +111,14 @@ impl PathView {
             }
             dl.facts {
                 div { dt { "Size" } dd { (size(self.nar_bytes)) } }
-                div { dt { "Download" } dd { (size(self.file_bytes)) } }
-                div { dt { "Closure" } dd { a href=(link("/closure")) { "show" } } }
+                @if let Some(bytes) = self.file_bytes { div { dt { "Download" } dd { (size(bytes)) } } }
+                @if self.shows_closure { div { dt { "Closure" } dd { a href=(link("/closure")) { "show" } } } }
                 @if let Some(at) = self.used_at { div { dt { "Last used" } dd { (moment(frame, at)) } } }
                 @if let Some(system) = &self.system { div { dt { "System" } dd { (shortened(system, 100)) } } }
             }
             (self.commands())
             (self.references(frame))
-            (self.keeping(frame, &link("/pin"), &link("/unpin")))
+            @if let Some(expiry) = self.expiry { (self.keeping(frame, expiry, &link("/pin"), &link("/unpin"))) }
             (self.origin())
             @if self.may_remove {
                 section {
@@ -161,12 +164,12 @@ impl PathView {
         }
     }
 
-    fn keeping(&self, frame: &Frame, pin: &str, unpin: &str) -> Markup {
+    fn keeping(&self, frame: &Frame, expiry: ExpiryView, pin: &str, unpin: &str) -> Markup {
         html! {
             section {
                 h2 { "How long it stays" }
                 p {
-                    @match self.expiry {
+                    @match expiry {
                         ExpiryView::Kept => "The cache keeps its paths, whether they are used or not.",
                         ExpiryView::Default => "The server's default decides how long an unused path stays.",
                         ExpiryView::Unused(seconds) => {

@@ -2,7 +2,7 @@
 
 use maud::{Markup, html};
 
-use crate::cache::{below, way_below};
+use crate::cache::{below, search_hint, way_below};
 use crate::frame::{Frame, escape_segment};
 use crate::parts::{moment, path_link, size};
 use crate::text::shortened;
@@ -83,12 +83,13 @@ impl PathsView {
             h1 { "Paths of " (self.cache) }
             form.search method="get" action=(frame.link(&address)) role="search" {
                 label for="q" { "Find a path" }
-                input #q type="search" name="q" value=(shortened(&self.query, 300)) maxlength="300" placeholder="name, hash or store path" autocomplete="off" spellcheck="false";
+                input #q type="search" name="q" value=(shortened(&self.query, 300)) maxlength="300" placeholder=(search_hint(frame)) autocomplete="off" spellcheck="false";
                 @if self.paths.is_some() && self.sort != SortedBy::Size { input type="hidden" name="sort" value=(self.sort.name()); }
                 button { "Search" }
             }
             @if let Some(notice) = &self.notice { p.notice role="status" { (shortened(notice, 400)) } }
             @match &self.paths {
+                None if !frame.has_sessions() => p { "The hash of a path, or the whole path, leads to its page. This host lists no names." },
                 None => p { "The hash of a path, or the whole path, leads to its page. Names are listed for visitors with a token that may delete paths here or configure retention." },
                 Some(paths) => (self.table(frame, paths)),
             }

@@ -4,11 +4,11 @@
 use proptest::prelude::*;
 
 use crate::{
-    AuditRow, AuditView, CacheRow, CacheView, ClosureView, CollectionFigures, CollectionView, Counts,
-    DamageView, ExpiryView, FileView, FilesView, Found, Frame, HomeView, JobRow, JobsView, ListedFile,
-    ListedKind, LogView, OverviewView, PAGE_BYTES_MAX, PathRow, PathView, PathsView, PinRow, PinsView,
-    PlanView, ProblemView, PublishedCacheRow, PublishingView, QueueRow, RemoveView, Savings, ScrubFigures,
-    ServerFigures, SignInView, SizedPath, SortedBy, TargetView, Visitor,
+    AuditRow, AuditView, CacheRow, CacheView, ClosureView, CollectionFigures, CollectionView, Contents,
+    Counts, DamageView, ExpiryView, FileContent, FileView, FilesView, Found, Frame, HomeView, JobRow,
+    JobsView, ListedFile, ListedKind, LogView, OverviewView, PAGE_BYTES_MAX, PathRow, PathView, PathsView,
+    PinRow, PinsView, PlanView, ProblemView, PublishedCacheRow, PublishingView, QueueRow, RemoveView,
+    Savings, ScrubFigures, ServerFigures, SignInView, SizedPath, SortedBy, TargetView, Visitor,
 };
 
 /// The frame of a page below a cache, for anybody.
@@ -45,6 +45,7 @@ fn pages(text: &str, length: usize) -> Vec<(&'static str, String)> {
             length.min(50)
         ],
         next: Some(name()),
+        has_figures: true,
         savings: Some(Savings::default()),
     };
     let cache = CacheView {
@@ -56,7 +57,7 @@ fn pages(text: &str, length: usize) -> Vec<(&'static str, String)> {
         upstream_key_names: vec![owned(); length],
         store_dir: owned(),
         priority: 41,
-        counts: Counts { paths: 1, nar_bytes: 2, newest_at: None },
+        contents: Contents::Stored(Counts { paths: 1, nar_bytes: 2, newest_at: None }),
         retention_seconds: Some(86_400),
         quota_bytes: Some(1 << 40),
         largest: Some(sized().into_iter().take(10).collect()),
@@ -79,7 +80,7 @@ fn pages(text: &str, length: usize) -> Vec<(&'static str, String)> {
         nar_url: Some(owned()),
         nar_hash: owned(),
         nar_bytes: 1,
-        file_bytes: 1,
+        file_bytes: Some(1),
         deriver: Some(owned()),
         shows_log: true,
         system: Some(owned()),
@@ -87,11 +88,12 @@ fn pages(text: &str, length: usize) -> Vec<(&'static str, String)> {
         signatures: vec![owned(); length],
         own_keys: vec![owned(); length],
         references: many(),
+        shows_closure: true,
         referrers: Some((many(), true)),
         pins: Some(vec![pin.clone(); length]),
         used_at: Some(0),
         is_public: true,
-        expiry: ExpiryView::From(1_900_000_000),
+        expiry: Some(ExpiryView::From(1_900_000_000)),
         may_remove: true,
     };
     let closure = ClosureView {
@@ -114,7 +116,11 @@ fn pages(text: &str, length: usize) -> Vec<(&'static str, String)> {
         found,
     };
     let folder = files(length.min(64), Found::Folder { first: 0, entries, has_more: true });
-    let file = FileView { bytes: 1 << 40, is_executable: true, text: Some(text.repeat(length)) };
+    let file = FileView {
+        bytes: 1 << 40,
+        is_executable: true,
+        content: FileContent::Read(Some(text.repeat(length))),
+    };
     let log = LogView {
         cache: name(),
         is_public: true,
@@ -131,6 +137,23 @@ fn pages(text: &str, length: usize) -> Vec<(&'static str, String)> {
         referrers: (many(), true),
         pins: Some(vec![owned(); length]),
     };
+    // As hosts of the edge show them: without sessions, and with less that they know.
+    let edge = Frame { visitor: Visitor::Anybody { may_sign_in: false }, ..frame() };
+    let edge_home = HomeView { has_figures: false, savings: None, ..home.clone() };
+    let contents = Contents::Published { paths: 1, file_bytes: 2, at: 3 };
+    let edge_cache = CacheView { contents, server: None, largest: None, ..cache.clone() };
+    let edge_paths = PathsView { paths: None, ..paths.clone() };
+    let edge_path = PathView {
+        file_bytes: None,
+        shows_closure: false,
+        referrers: None,
+        pins: None,
+        expiry: None,
+        ..path.clone()
+    };
+    let content =
+        FileContent::InNar { substituter: owned(), path: owned(), nar_url: Some("nar/x".to_owned()) };
+    let edge_file = files(1, Found::File(FileView { bytes: 1, is_executable: true, content }));
     let problem = ProblemView { title: owned(), text: owned(), request: Some(owned()) };
     let (frame, member) = (frame(), signed_in(text));
     let mut pages = operator_pages(text, &name(), length);
@@ -152,6 +175,11 @@ fn pages(text: &str, length: usize) -> Vec<(&'static str, String)> {
         ("remove", remove.render(&member)),
         ("sign in", SignInView { refused: Some(owned()) }.render(&frame)),
         ("problem", problem.render(&frame)),
+        ("home at the edge", edge_home.render(&edge)),
+        ("cache at the edge", edge_cache.render(&edge)),
+        ("paths at the edge", edge_paths.render(&edge)),
+        ("path at the edge", edge_path.render(&edge)),
+        ("file at the edge", edge_file.render(&edge)),
     ]);
     pages
 }

@@ -4,14 +4,13 @@ use std::borrow::Cow;
 use std::fmt;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use dormer_edge::{decode_file_path, decode_path};
+use dormer_edge::{decode_file_path, decode_path, split_files};
 use dormer_http_host::{Peer, brief};
 use http::header::{AsHeaderName, HOST, HeaderName};
 use http::request::Parts;
 use http::{HeaderMap, HeaderValue, Method};
 
 use crate::forwarded::{self, Forwarded, Network};
-use crate::page_route::split_files;
 
 /// The header of a request's id, in requests and answers.
 pub(crate) static REQUEST_ID: HeaderName = HeaderName::from_static(dormer_api::headers::REQUEST_ID);

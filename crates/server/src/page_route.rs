@@ -139,20 +139,6 @@ impl PageRoute {
     }
 }
 
-/// The address of the files of a path, and the path of one of them without a slash at its end.
-pub(crate) fn split_files(path: &str) -> Option<(&str, &str)> {
-    let (cache, below) = path.strip_prefix('/')?.split_once('/')?;
-    let (hash, files) = below.split_once('/')?;
-    let file = files.strip_prefix("files/")?;
-    if hash.len() != 32 || cache.starts_with('_') {
-        return None;
-    }
-    let address = &path[..path.len() - file.len() - 1];
-    // `//` names nothing.
-    let names = file.strip_suffix('/').filter(|names| !names.is_empty()).unwrap_or(file);
-    Some((address, names))
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -210,22 +196,6 @@ mod tests {
             "/main/1k8c1hiysz6aaks2mpfc5k7xbbjpw5z5/files/x",
         ] {
             assert_eq!(PageRoute::parse(path), None, "{path}");
-        }
-    }
-
-    #[test]
-    fn files_have_an_address_of_their_own() {
-        let address = format!("/main/{HASH}/files");
-        for (rest, file) in
-            [("/", ""), ("//", "/"), ("/bin", "bin"), ("/bin/", "bin"), ("/bin/a%20b", "bin/a%20b")]
-        {
-            let path = format!("{address}{rest}");
-            assert_eq!(split_files(&path), Some((address.as_str(), file)), "{path}");
-        }
-        for path in
-            [&address, "/main/x/files/", "/_api/1k8c1hiysz6aaks2mpfc5k7xbbjpw5z5/files/x", "/main/files/x"]
-        {
-            assert_eq!(split_files(path), None, "{path}");
         }
     }
 }

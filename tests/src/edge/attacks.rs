@@ -8,7 +8,7 @@ use base64::engine::general_purpose::STANDARD;
 use serde_json::{Value, json};
 
 use super::Published;
-use super::layout::DOCUMENTS;
+use super::layout::{DOCUMENTS, HOSTILE};
 use crate::http::{self, Reply};
 
 /// A host of a layout with the public cache `main` and the private caches `secret` and `other`, in
@@ -51,6 +51,7 @@ pub fn attack(host: &Attacked<'_>) {
     read.retain(|name| !name.ends_with("/dormer-state.json"));
     assert_eq!(read, Vec::<String>::new(), "something was read for a path that is none");
     spellings(host);
+    pages(host);
     ranges(host);
     tokens(host);
     headers(host);
@@ -100,7 +101,6 @@ fn paths(host: &Attacked<'_>) {
         assert!(missing.1.iter().any(has), "{header:?} is not in {missing:?}");
     }
     for path in [
-        "/main/",
         "//main/nix-cache-info",
         "/main//nix-cache-info",
         "/main/nix-cache-info/",
@@ -159,6 +159,63 @@ fn spellings(host: &Attacked<'_>) {
             }
         }
     }
+}
+
+/// Pages about a cache, below it.
+fn page_addresses() -> [String; 7] {
+    let of_path = |rest: &str| format!("{HOSTILE}{rest}");
+    [
+        String::new(),
+        "paths".to_owned(),
+        "paths?q=%3Cscript%3Ealert%281%29%3C%2Fscript%3E".to_owned(),
+        of_path(""),
+        of_path("/files/"),
+        of_path("/files/%3Cscript%3Ealert%281%29"),
+        of_path("/log"),
+    ]
+}
+
+/// Whatever the documents hold, pages are text under the one policy, and cost little.
+fn pages(host: &Attacked<'_>) {
+    let policy = "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; \
+                  form-action 'self'; base-uri 'none'; frame-ancestors 'none'";
+    let reads = || (host.reads)().unwrap_or_default();
+    for rest in page_addresses() {
+        reads();
+        let page = get(host, &format!("/main/{rest}"), &[]);
+        let read = reads();
+        assert!(read.len() <= 3, "{rest} reads {read:?}");
+        let html = page.text();
+        for bad in ["<script>alert", "<img src=x", "href=\"javascript:", "\u{1b}"] {
+            assert!(!html.contains(bad), "{rest}: {bad} in {html}");
+        }
+        assert_eq!((page.status, page.complete), (200, true), "{rest}: {page:?}");
+        for (name, value) in [
+            ("content-security-policy", policy),
+            ("content-type", "text/html; charset=utf-8"),
+            ("x-content-type-options", "nosniff"),
+            ("referrer-policy", "same-origin"),
+            ("cache-control", "public, max-age=60"),
+        ] {
+            assert_eq!(page.header(name), Some(value), "{rest}: {page:?}");
+        }
+    }
+    let listed = get(host, &format!("/main/{HOSTILE}/files/"), &[]).text();
+    assert!(
+        listed.contains("&lt;script&gt;alert(1)") && listed.contains("href=\"javascript%3Aalert"),
+        "{listed}"
+    );
+    // The same for every name, and nothing is read for it.
+    reads();
+    for cache in ["main", "secret", "absent"] {
+        let leads = get(host, &format!("/{cache}"), &[]);
+        assert_eq!((leads.status, leads.header("location")), (308, Some(format!("{cache}/").as_str())));
+    }
+    let found = get(host, &format!("/main/paths?q=/nix/store/{HOSTILE}-x"), &[]);
+    assert_eq!((found.status, found.header("location")), (303, Some(format!("../main/{HOSTILE}").as_str())));
+    let style = get(host, "/_dormer/pages/style.css", &[]);
+    assert_eq!((style.status, style.header("content-type")), (200, Some("text/css; charset=utf-8")));
+    assert!((host.reads)().is_none_or(|read| read.is_empty()), "something was read for these");
 }
 
 fn ranges(host: &Attacked<'_>) {
@@ -236,7 +293,9 @@ fn tokens(host: &Attacked<'_>) {
     let basic = |token: &str| format!("Basic {}", STANDARD.encode(format!("any:{token}")));
     // First, readers with access ask, so that every memory is filled before the others ask.
     let [log, trace, debug_info] = DOCUMENTS.map(|name| format!("/secret/{name}"));
-    for path in [cache_info, &narinfo, &nar, &log, &trace, &debug_info, "/secret"] {
+    let pages = page_addresses().map(|rest| format!("/secret/{rest}"));
+    let objects = [cache_info, &narinfo, &nar, &log, &trace, &debug_info];
+    for path in objects.into_iter().chain(pages.iter().map(String::as_str)) {
         for authorization in [bearer(&good), basic(&good)] {
             let reply = get(host, path, &[("Authorization", &authorization)]);
             assert_eq!(reply.status, 200, "{path}: {reply:?}");
@@ -261,10 +320,19 @@ fn tokens(host: &Attacked<'_>) {
         String::from("x"),
         "a".repeat(20_000),
     ]);
-    for path in [cache_info, &narinfo, &nar, &log, &trace, &debug_info, "/secret"] {
+    for path in objects.into_iter().chain(pages.iter().map(String::as_str)) {
+        // Pages have an answer of their own, in which the way to the root is relative.
+        let is_page = !objects.contains(&path);
+        let absent = if is_page {
+            told(&get(host, &path.replacen("secret", "absent", 1), &[]))
+        } else {
+            absent.clone()
+        };
+        assert_eq!(absent.0, 404, "{path}");
         assert_eq!(told(&get(host, path, &[])), absent, "{path} without a token");
         for token in &bad {
-            for authorization in [bearer(token), basic(token)] {
+            // Pages take tokens from where objects do, so one form is enough for them.
+            for authorization in [bearer(token), basic(token)].into_iter().skip(usize::from(is_page)) {
                 let reply = get(host, path, &[("Authorization", &authorization)]);
                 assert_eq!(told(&reply), absent, "{path} with {token}");
             }
@@ -273,7 +341,10 @@ fn tokens(host: &Attacked<'_>) {
         for more in [("Range", "bytes=0-1"), ("If-None-Match", "*"), ("X-Forwarded-Authorization", &good)] {
             assert_eq!(told(&get(host, path, &[more])), absent, "{path} with {more:?}");
         }
-        assert_eq!(told(&get(host, &format!("{path}?token={good}"), &[])), absent);
+        let query = if path.contains('?') { '&' } else { '?' };
+        assert_eq!(told(&get(host, &format!("{path}{query}token={good}"), &[])), absent);
+        let cookie = format!("dormer={good}; __Host-dormer={good}");
+        assert_eq!(told(&get(host, path, &[("Cookie", &cookie)])), absent, "{path} with a cookie");
     }
     // A NAR is there through its own cache only.
     let stranger = nar.replace("/secret/", "/main/");

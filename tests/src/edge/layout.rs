@@ -15,6 +15,10 @@ pub struct Published {
     folder: TempDir,
 }
 
+/// The hash of a path that each cache has: its narinfo, listing and log hold script, as only a
+/// holder of the bucket can publish them.
+pub(crate) const HOSTILE: &str = "0123456789abcdfghijklmnpqrsvwxyz";
+
 impl Default for Published {
     fn default() -> Self {
         Self::new()
@@ -57,8 +61,26 @@ impl Published {
         for name in DOCUMENTS {
             self.write(&format!("{cache}/{name}"), format!("{{\"of\": \"{cache}\"}}").as_bytes());
         }
+        self.add_hostile(cache);
         self.describe(cache, public, &[lab.public_key(cache)], &[]);
         nars
+    }
+
+    fn add_hostile(&self, cache: &str) {
+        let (nar, tag) = ("0".repeat(52), "0".repeat(26));
+        let narinfo = format!(
+            "StorePath: /nix/store/{HOSTILE}-x\nURL: nar/{nar}-{tag}.nar.zst\nCompression: zstd\nFileSize: 1\n\
+             NarHash: sha256:{nar}\nNarSize: 8\nReferences: {HOSTILE}-x\nDeriver: {HOSTILE}-x.drv\n\
+             System: <img src=x onerror=alert(1)>\nSig: \"><script>alert(1)</script>:AAAA\nCA: javascript:alert(1)\n"
+        );
+        let script = json!({ "type": "regular", "size": 8, "narOffset": 96 });
+        let link = json!({ "type": "symlink", "target": "\"><script>alert(1)</script>" });
+        let entries = json!({ "<script>alert(1)": script, "javascript:alert(1)": link });
+        let listing = json!({ "version": 1, "root": { "type": "directory", "entries": entries } });
+        self.write(&format!("{cache}/{HOSTILE}.narinfo"), narinfo.as_bytes());
+        self.write(&format!("{cache}/{HOSTILE}.ls"), listing.to_string().as_bytes());
+        let log = b"\x1b]0;title\x07\x1b[31m</pre><script>alert(1)</script>\n";
+        self.write(&format!("{cache}/log/{HOSTILE}-x.drv"), log);
     }
 
     /// Writes a cache's state document.

@@ -63,6 +63,13 @@ fn a_folder_is_served_to_nix_and_attacks_fail() {
     let host = Host::start(command.env("DORMER_EDGE_TOKEN_HS256_SECRET_BASE64", STANDARD.encode(SECRET)));
     nix_reads(&lab, host.address(), &root);
     attacks_fail(host.address(), &published);
+
+    let mut command = Command::new(binary());
+    command.args(["edge", "serve", "--no-pages", "--dir"]).arg(published.path());
+    let host = Host::start(&mut command);
+    let get = |path: &str| http::ask(host.address(), "GET", path, &[], b"");
+    assert!(get("/").text().contains("substituter"), "a line of text");
+    assert_eq!((get("/main/").status, get("/main/nix-cache-info").status), (404, 200));
 }
 
 #[test]

@@ -9,6 +9,7 @@ use std::process::Command;
 use dormer_nix::nar::{Node, encode_tree};
 use dormer_nix::{NarHash, StorePath, nix32};
 use dormer_testkit::{Random, package_nar};
+use dormer_tests::edge::{Published, Workerd, WorkerdOptions};
 use dormer_tests::{Lab, http, part, workspace_root};
 use serde_json::json;
 
@@ -86,17 +87,31 @@ fn fill(lab: &Lab) {
     assert_eq!(put.status, 200, "{put:?}");
 }
 
+/// Publishes the cache, without the rebuilt packages.
+fn publish(lab: &Lab) -> Published {
+    let published = Published::new();
+    let paths: Vec<String> =
+        PACKAGES.iter().map(|(name, ..)| format!("/nix/store/{}", path(name, 0))).collect();
+    published.add(lab, "main", true, &paths);
+    published.write(&format!("main/log/{}.drv", path("curl-8.12.1", 9)), LOG.as_bytes());
+    published.describe("secret", false, &[], &[]);
+    published.catalog(&["main"]);
+    published
+}
+
 /// A browser does on the pages what a person does, in two widths and two themes, with and without
-/// scripts: `tests/browser/pages.mjs` says what it does and what must hold.
+/// scripts: `tests/browser/pages.mjs` says what it does and what must hold. The pages are those of
+/// a lab, and of a Worker that the lab's cache is published to.
 #[test]
 fn a_browser_finds_its_way_through_the_pages() {
     let lab = Lab::start();
     fill(&lab);
+    let worker = Workerd::start(&publish(&lab), &WorkerdOptions::default());
     let folder = tempfile::tempdir().unwrap();
     let wanted = env::var_os("DORMER_PAGES_PICTURES").map(PathBuf::from);
     let facts = |name: &str| json!({ "name": name, "hash": path(name, 0).hash().to_string() });
     let visit = json!({
-        "url": lab.url().trim_end_matches('/'), "token": lab.admin_token(), "chromium": "/usr/bin/chromium",
+        "url": lab.url().trim_end_matches('/'), "edge": format!("http://{}", worker.address()), "token": lab.admin_token(), "chromium": "/usr/bin/chromium",
         "modules": part("browser-node"), "pictures": wanted.unwrap_or_else(|| folder.path().join("pictures")),
         "program": facts("curl-8.12.1"), "reference": facts("openssl-3.4.1"),
         "file": { "hash": path("curl-8.12.1", 0).hash().to_string(), "names": ["doc", "README.md"], "text": README.trim_end() },

@@ -190,6 +190,7 @@ fn a_request_is_two_calls_to_r2_at_most_and_a_remembered_one_none() {
     for path in [
         "/",
         "/main",
+        "/main/",
         "/main/nix-cache-info",
         &nar,
         "/absent/nix-cache-info",
@@ -199,6 +200,13 @@ fn a_request_is_two_calls_to_r2_at_most_and_a_remembered_one_none() {
         most = most.max(worker.calls().len());
     }
     assert!(most <= 2, "{most} calls for one request");
+    // A page about a path is made of at most two of its documents, which are remembered as for
+    // anybody.
+    let narinfo = published.files().into_iter().map(|(name, _)| name).find(|name| name.ends_with(".narinfo"));
+    let page = narinfo.unwrap().replace(".narinfo", "/files/");
+    assert_eq!(get(&format!("/{page}")).status, 200);
+    assert!(worker.calls().len() <= 2, "its cache's state is known");
+    eventually("a page from memory", || get(&format!("/{page}")).status == 200 && worker.calls().is_empty());
     eventually("a NAR from memory", || {
         get(&nar);
         worker.calls().is_empty()
@@ -245,7 +253,7 @@ fn a_worker_with_unreadable_or_several_keys_lets_nobody_into_private_caches() {
     let variable = |name: &str, value: &str| (name.to_owned(), value.to_owned());
     for variables in [
         vec![],
-        vec![variable("TOKEN_HS256_SECRET_BASE64", "!")],
+        vec![variable("TOKEN_HS256_SECRET_BASE64", "!"), variable("PAGES", "off")],
         vec![variable("TOKEN_HS256_SECRET_BASE64", &STANDARD.encode("short"))],
         vec![variable("TOKEN_RS256_PUBKEY_BASE64", &STANDARD.encode("no key"))],
         vec![secret_variable(), variable("TOKEN_RS256_PUBKEY_BASE64", "x")],
@@ -259,6 +267,9 @@ fn a_worker_with_unreadable_or_several_keys_lets_nobody_into_private_caches() {
         let get =
             |cache: &str| get(worker.address(), &format!("/{cache}/nix-cache-info"), Some(&token)).status;
         assert_eq!((get("main"), get("secret")), (200, 404), "{variables:?}");
+        let has_pages = !variables.iter().any(|(name, _)| name == "PAGES");
+        let page = self::get(worker.address(), "/main/", None);
+        assert_eq!(page.status == 200, has_pages, "{page:?}");
     }
 }
 

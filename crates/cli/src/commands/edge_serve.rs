@@ -50,6 +50,9 @@ pub(crate) struct EdgeServeArgs {
     /// Largest size of the disk cache
     #[arg(long, value_name = "SIZE", default_value = "10 GiB", value_parser = size)]
     cache_size: u64,
+    /// Serve no pages to browsers, only what Nix asks for
+    #[arg(long)]
+    no_pages: bool,
 }
 
 fn size(text: &str) -> std::result::Result<u64, String> {
@@ -69,7 +72,8 @@ pub(super) async fn run(args: EdgeServeArgs, context: &Context) -> Result<()> {
     };
     let disk =
         args.cache_dir.as_deref().map(|folder| DiskCache::open(folder, args.cache_size)).transpose()?;
-    let server = EdgeServer::new(source, disk, verifier()?, EdgeSettings::default());
+    let settings = EdgeSettings { shows_pages: !args.no_pages, ..EdgeSettings::default() };
+    let server = EdgeServer::new(source, disk, verifier()?, settings);
     let listener = listen_for_clients(&args.listen).await?;
     let address = local_address(&listener)?;
     let shutdown = stop_signal()?;

@@ -7,7 +7,8 @@ use dormer_nix::{StorePath, StorePathHash};
 use super::{KEYS_MAX, journal, objects};
 use crate::columns::{array, store_path, unpack_references, unsigned};
 use crate::contract::{
-    AUDIT_WINDOW, AuditEntry, AuditFilter, AuditPage, CacheId, ListedObject, ObjectOrder, ObjectPlace, ObjectReferences, Pin, PurgeCounts, Removal, RemovedForCause, RetentionIndex, UnixSeconds,
+    AUDIT_WINDOW, AuditEntry, AuditFilter, AuditPage, CacheId, ListedObject, ObjectOrder, ObjectPlace,
+    ObjectReferences, Pin, PurgeCounts, Removal, RemovedForCause, RetentionIndex, UnixSeconds,
 };
 use crate::jobs::{JobKind, work};
 use crate::rows::Row;

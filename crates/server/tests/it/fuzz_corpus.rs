@@ -34,6 +34,11 @@ fn requests_at_the_edge() {
 }
 
 #[test]
+fn pages_at_the_edge() {
+    run_over_corpus("edge_page", dormer_edge::fuzz_targets::fuzz_page);
+}
+
+#[test]
 fn tokens_at_the_edge() {
     run_over_corpus("edge_authorization", dormer_edge::fuzz_targets::fuzz_authorization);
 }

@@ -1,9 +1,10 @@
 //! The files of a store path: folders from its listing, and files from the frames that hold them.
 
 use dormer_api::{CacheName, Permission};
+use dormer_edge::listed_file;
 use dormer_nix::StorePathHash;
-use dormer_nix::nar::{FolderEntry, ListedNode, ListingSearch};
-use dormer_pages::{FileView, FilesView, Found, ListedFile, ListedKind, file_address};
+use dormer_nix::nar::{ListedNode, ListingSearch};
+use dormer_pages::{FileContent, FileView, FilesView, Found, file_address};
 use futures::TryStreamExt as _;
 use http::header::{CONTENT_DISPOSITION, CONTENT_SECURITY_POLICY};
 use http::{HeaderValue, Response, StatusCode};
@@ -63,7 +64,7 @@ pub(super) async fn files(
     }
     let found = match node {
         ListedNode::Directory => {
-            Found::Folder { first, entries: entries.into_iter().map(listed).collect(), has_more }
+            Found::Folder { first, entries: entries.into_iter().map(listed_file).collect(), has_more }
         }
         ListedNode::Symlink(target) => Found::Link(target),
         ListedNode::File { size, executable, nar_offset } => {
@@ -83,7 +84,7 @@ pub(super) async fn files(
                 })?;
                 as_text(bytes, shown < size)
             };
-            Found::File(FileView { bytes: size, is_executable: executable, text })
+            Found::File(FileView { bytes: size, is_executable: executable, content: FileContent::Read(text) })
         }
     };
     let view = FilesView {
@@ -93,17 +94,6 @@ pub(super) async fn files(
         found,
     };
     Ok(page(view.render(&frame(app, call))))
-}
-
-fn listed(entry: FolderEntry) -> ListedFile {
-    let kind = match entry.node {
-        ListedNode::Directory => ListedKind::Folder,
-        ListedNode::Symlink(target) => ListedKind::Link(target),
-        ListedNode::File { size, executable, .. } => {
-            ListedKind::File { bytes: size, is_executable: executable }
-        }
-    };
-    ListedFile { name: entry.name, kind }
 }
 
 /// The bytes as text, if they are text. A cut may split the last character.

@@ -18,11 +18,10 @@ mod show;
 use bytes::Bytes;
 use dormer_api::CacheName;
 use dormer_edge::AnswerKind;
-use dormer_pages::{Asset, Frame, OperatorPage, POLICY, ProblemView, Visitor};
-use http::header::{
-    CONTENT_SECURITY_POLICY, CONTENT_TYPE, HeaderName, LOCATION, REFERRER_POLICY, VARY, WWW_AUTHENTICATE,
-    X_CONTENT_TYPE_OPTIONS,
+use dormer_pages::{
+    ASSET_HEADERS, Asset, Frame, OperatorPage, PAGE_HEADERS, ProblemView, Visitor, way_to_root,
 };
+use http::header::{HeaderName, LOCATION, VARY, WWW_AUTHENTICATE};
 use http::{HeaderValue, Method, Response, StatusCode};
 
 use crate::app::App;
@@ -148,14 +147,6 @@ fn frame(app: &App, call: &Call) -> Frame {
     Frame { root: way_to_root(call.path()), visitor, now: app.engine.now() }
 }
 
-/// The way from a page to the root. Relative, so that it is right below any path of a proxy.
-fn way_to_root(path: &str) -> String {
-    match path.matches('/').count() {
-        0 | 1 => "./".to_owned(),
-        slashes => "../".repeat(slashes - 1),
-    }
-}
-
 fn page(html: String) -> Response<Body> {
     as_page(Response::new(Body::Full(Some(Bytes::from(html)))))
 }
@@ -163,27 +154,18 @@ fn page(html: String) -> Response<Body> {
 fn as_page(mut response: Response<Body>) -> Response<Body> {
     // A page depends on the visitor: no proxy and no browser keeps it.
     response.extensions_mut().insert(AnswerKind::Api);
-    let headers = response.headers_mut();
-    for (name, value) in [
-        (CONTENT_TYPE, "text/html; charset=utf-8"),
-        (CONTENT_SECURITY_POLICY, POLICY),
-        (X_CONTENT_TYPE_OPTIONS, "nosniff"),
-        // Browsers say where a form comes from only if this allows it.
-        (REFERRER_POLICY, "same-origin"),
-        (HeaderName::from_static("cross-origin-opener-policy"), "same-origin"),
-        (HeaderName::from_static("cross-origin-resource-policy"), "same-origin"),
-    ] {
-        headers.insert(name, HeaderValue::from_static(value));
+    with_headers(response, &PAGE_HEADERS)
+}
+
+fn with_headers(mut response: Response<Body>, headers: &[(&'static str, &'static str)]) -> Response<Body> {
+    for (name, value) in headers {
+        response.headers_mut().insert(HeaderName::from_static(name), HeaderValue::from_static(value));
     }
     response
 }
 
 fn file(asset: Asset) -> Response<Body> {
-    let mut response = body::document(asset.content_type(), asset.text());
-    let headers = response.headers_mut();
-    headers.insert(X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
-    headers.insert(CONTENT_SECURITY_POLICY, HeaderValue::from_static("default-src 'none'"));
-    response
+    with_headers(body::document(asset.content_type(), asset.text()), &ASSET_HEADERS)
 }
 
 /// Leads the browser on, with GET.
@@ -211,15 +193,6 @@ fn with_slash(cache: &CacheName) -> Response<Body> {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn the_way_to_the_root_is_as_long_as_the_path() {
-        for (path, way) in
-            [("/", "./"), ("/main", "./"), ("/main/", "../"), ("/main/x", "../"), ("/a/b/c/", "../../../")]
-        {
-            assert_eq!(way_to_root(path), way, "{path}");
-        }
-    }
 
     #[test]
     fn only_programs_that_name_html_get_a_page() {

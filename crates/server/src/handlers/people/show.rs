@@ -5,11 +5,12 @@ use std::sync::Arc;
 
 use dormer_api::v2::name_fits;
 use dormer_api::{CacheName, Permission, Permissions};
+use dormer_edge::{foreign_signatures, hash_in, key_names};
 use dormer_index::{Cache, CacheGlance, FoundObject, ListedObject, ObjectOrder, ObjectPlace, Pin};
-use dormer_nix::{DocumentName, StoreDir, StorePath, StorePathHash, signature_key_name};
+use dormer_nix::{DocumentName, StoreDir, StorePath, StorePathHash};
 use dormer_pages::{
-    CacheRow, CacheView, ClosureView, Counts, ExpiryView, HomeView, LogView, PathRow, PathView, PathsView,
-    PinRow, PinsView, ProblemView, Savings, SizedPath, SortedBy, path_address,
+    CacheRow, CacheView, ClosureView, Contents, Counts, ExpiryView, HomeView, LogView, PathRow, PathView,
+    PathsView, PinRow, PinsView, ProblemView, Savings, SizedPath, SortedBy, path_address,
 };
 use http::{Response, StatusCode};
 
@@ -110,7 +111,7 @@ pub(super) async fn home(app: &App, call: &Call) -> Result<Response<Body>, Failu
         Some(claims) if may_pull_everything(claims) => Some(savings(app).await?),
         _ => None,
     };
-    let (view, frame) = (HomeView { caches, next, savings }, frame(app, call));
+    let (view, frame) = (HomeView { caches, next, has_figures: true, savings }, frame(app, call));
     Ok(page(if operates { view.render_for_operator(&frame) } else { view.render(&frame) }))
 }
 
@@ -201,7 +202,7 @@ pub(super) async fn cache(app: &App, call: &Call, name: &CacheName) -> Result<Re
         upstream_key_names: cache.upstream_cache_key_names.clone(),
         store_dir: cache.store_dir.clone(),
         priority: cache.priority,
-        counts,
+        contents: Contents::Stored(counts),
         retention_seconds: cache.retention_seconds.filter(|seconds| *seconds > 0),
         quota_bytes: cache.quota_bytes.filter(|bytes| *bytes > 0),
         largest,
@@ -244,14 +245,6 @@ pub(super) async fn paths(app: &App, call: &Call, name: &CacheName) -> Result<Re
         .then(|| "This is no hash and no store path, and you may not search by name here.".to_owned());
     let view = PathsView { cache: opened.cache.name.clone(), query: wanted, sort, paths, next, notice };
     Ok(page(view.render(&frame(app, call))))
-}
-
-/// The hash in a text that is a hash, a store path, or the base name of one.
-fn hash_in(text: &str, store_dir: &StoreDir) -> Option<StorePathHash> {
-    let base_name =
-        text.strip_prefix(store_dir.as_str()).and_then(|rest| rest.strip_prefix('/')).unwrap_or(text);
-    let base_name = base_name.split('/').next()?;
-    base_name.parse().ok().or_else(|| base_name.parse::<StorePath>().ok().map(|path| path.hash()))
 }
 
 /// Paths whose name has a text in it, from a place on; and the place behind them.
@@ -360,13 +353,7 @@ pub(super) async fn path(
         // When a path was used is for those alone that the API tells it.
         Some(seconds) => ExpiryView::Unused(seconds),
     };
-    let own_keys = active_keys(cache);
-    let key_name =
-        |key: &String| key.split_once(':').map_or_else(|| key.clone(), |(name, _)| name.to_owned());
-    let own_names: Vec<String> = own_keys.iter().map(key_name).collect();
-    let is_foreign = |signature: &String| {
-        signature_key_name(signature).map_or(true, |name| !own_names.iter().any(|own| own == name))
-    };
+    let own_keys = key_names(&active_keys(cache));
     let view = PathView {
         cache: cache.name.clone(),
         substituter: substituter(app, call, &cache.name),
@@ -375,19 +362,20 @@ pub(super) async fn path(
         nar_url: (!nar.damaged).then(|| format!("nar/{}-{}.nar.zst", nar.hash.to_nix32(), nar.tag)),
         nar_hash: format!("sha256:{}", nar.hash.to_nix32()),
         nar_bytes: nar.size,
-        file_bytes: nar.file_size,
+        file_bytes: Some(nar.file_size),
         shows_log: object.deriver.is_some(),
         deriver: object.deriver,
         system: object.system,
         content_address: object.ca,
-        signatures: object.sigs.into_iter().filter(is_foreign).collect(),
-        own_keys: own_names,
+        signatures: foreign_signatures(object.sigs, &own_keys),
+        own_keys,
         references: others(&object.references, &object.path),
+        shows_closure: true,
         referrers,
         pins,
         used_at: opened.may_list().then_some(last_used_at),
         is_public: cache.is_public,
-        expiry,
+        expiry: Some(expiry),
         may_remove: opened.may(Permission::Delete),
     };
     Ok(page(view.render(&frame(app, call))))
