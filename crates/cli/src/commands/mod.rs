@@ -4,6 +4,7 @@ mod adopt;
 mod backup;
 mod cache;
 mod cat;
+mod check;
 mod config_show;
 mod doctor;
 mod edge_serve;
@@ -147,6 +148,7 @@ pub(crate) enum Command {
     Rekey(rekey::RekeyArgs),
     Stats(stats::StatsArgs),
     Doctor(doctor::DoctorArgs),
+    Check(check::CheckArgs),
     Migrate(migrate::MigrateArgs),
 }
 
@@ -238,7 +240,8 @@ impl Command {
             | Self::MakeToken(_)
             | Self::Config(_)
             | Self::Secrets(_)
-            | Self::Doctor(_) => false,
+            | Self::Doctor(_)
+            | Self::Check(_) => false,
         }
     }
 }
@@ -263,6 +266,7 @@ pub(crate) async fn run(command: Command, context: &Context) -> Result<ExitCode>
         Command::Export(args) => return export::run(args, context).await,
         Command::Edge(EdgeCommand::Serve(args)) => edge_serve::run(args, context).await?,
         Command::Doctor(args) => return doctor::run(args, context).await,
+        Command::Check(args) => return check::run(args, context).await,
         Command::Jobs(args) => jobs::run(args, context).await?,
         Command::Rekey(args) => rekey::run(args, context).await?,
         Command::Gc(args) => gc::run(args, context).await?,
