@@ -63,13 +63,13 @@ fn run(program: &str, arguments: &[&str], input: &str) -> (String, bool) {
     (said, output.status.success())
 }
 
-fn render(kustomization: &str) -> String {
+pub(super) fn render(kustomization: &str) -> String {
     let (rendered, success) = run("kubectl", &["kustomize", kustomization], "");
     assert!(success, "{rendered}");
     rendered
 }
 
-fn parse(yaml: &str) -> Vec<Value> {
+pub(super) fn parse(yaml: &str) -> Vec<Value> {
     let script = "import json, sys, yaml\nprint(json.dumps([d for d in yaml.safe_load_all(sys.stdin) if d]))";
     let (output, success) = run("python3", &["-c", script], yaml);
     assert!(success, "{output}");
@@ -96,7 +96,7 @@ fn applied(kustomization: &str) -> Vec<Value> {
 }
 
 /// The Secret of a server with an edge.
-fn new_secret(namespace: &str) -> String {
+pub(super) fn new_secret(namespace: &str) -> String {
     let edge_key = tempfile::NamedTempFile::new().unwrap();
     fs::write(edge_key.path(), "key-of-the-edge\n").unwrap();
     let mut command = Command::new(binary());
