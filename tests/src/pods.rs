@@ -88,6 +88,7 @@ fn liveness(container: &Value) -> Option<Value> {
     let command: Vec<&str> = ["/bin/dormer", "check"].into_iter().chain(settings).collect();
     let fields = probe.as_object_mut().expect("a probe is an object");
     fields.remove("httpGet");
+    fields.remove("terminationGracePeriodSeconds");
     fields.insert("exec".to_owned(), json!({"command": command}));
     fields.insert("failureThreshold".to_owned(), FAILURES.into());
     Some(probe)

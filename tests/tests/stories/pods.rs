@@ -298,15 +298,24 @@ fn a_rolling_replacement_fails_no_request(lab: &Lab, builder: &Machine, token: &
                 builder.dormer(&["push", "main", &pushed]).succeeds();
             }
         });
+        // Also after a failure: the asking thread would never end.
+        let _end = SetOnDrop(&done);
         lab.play_replica("third", 2);
         lab.stop_replica("first");
         lab.play_replica("fourth", 0);
         lab.stop_replica("second");
-        done.store(true, Ordering::SeqCst);
     });
     let (failures, answers) = (failures.into_inner().unwrap(), answers.into_inner().unwrap());
     assert!(failures.is_empty(), "{} of {answers} requests failed: {failures:#?}", failures.len());
     assert!(answers > 100, "{answers}");
+}
+
+struct SetOnDrop<'a>(&'a AtomicBool);
+
+impl Drop for SetOnDrop<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::SeqCst);
+    }
 }
 
 /// The Job of the CronJob, once, as `kubectl create job --from=cronjob/…` would.
