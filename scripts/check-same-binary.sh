@@ -1,7 +1,7 @@
 #!/bin/sh
 # check-same-binary.sh: builds the static binary of a release twice, each time from nothing, and
-# compares the two byte by byte. Both builds use the same folder, as builds of the image do: paths of
-# sources stand in the messages of panics.
+# compares the two byte by byte. Both builds use the same folder, as builds of the image do: the
+# messages of panics name the files of the sources.
 set -eu
 cd "$(dirname "$0")/.."
 out=$(mktemp -d)

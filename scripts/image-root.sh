@@ -1,7 +1,7 @@
 #!/bin/sh
-# image-root.sh BINARY DIR: prepares what deploy/Containerfile puts into the image. DIR/root gets the
-# binary, the certificate authorities and a user; DIR/owned gets the data folder, which the image's
-# user will own.
+# image-root.sh BINARY DIR: prepares what deploy/Containerfile puts into the image. DIR/root gets
+# the binary, the certificate authorities and a user; DIR/owned gets the data folder, which the
+# image's user will own.
 #
 # A static binary (static-binary.sh) needs nothing else. For any other one, the libraries that it
 # names come along: the tests pack the binary that they have.

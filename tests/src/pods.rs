@@ -1,7 +1,7 @@
 //! What podman can play of a manifest for Kubernetes.
 //!
-//! podman knows Deployments of one replica, Jobs, Secrets, ConfigMaps and claims. The functions here
-//! do what controllers and the kubelet would do beside that, and change nothing else: images,
+//! podman knows Deployments of one replica, Jobs, Secrets, ConfigMaps and claims. The function here
+//! does what controllers and the kubelet would do beside that, and changes nothing else: images,
 //! commands, variables, users, read-only roots, capabilities, memory limits, init containers and
 //! volumes are those of the manifest.
 
@@ -16,8 +16,8 @@ const GRACE_SECONDS: u32 = 2;
 /// Probes that have to fail before a restart. Each waits for its whole time-out.
 const FAILURES: u32 = 1;
 
-/// The documents for `podman kube play` that run this Deployment, StatefulSet or CronJob once, under
-/// the name `name`, with the ConfigMaps among `resources` that the pod mounts.
+/// The documents for `podman kube play` that run this Deployment, StatefulSet or CronJob once,
+/// under the name `name`, with the ConfigMaps among `resources` that the pod mounts.
 ///
 /// - A StatefulSet is a Deployment whose claims are made from its templates.
 /// - A CronJob is the Job of one run.

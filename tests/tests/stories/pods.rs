@@ -1,9 +1,9 @@
-//! The image is built and the rendered lab overlay runs, in a real podman: PostgreSQL, SeaweedFS, two
-//! replicas behind a proxy, and the publisher.
+//! The image is built and the rendered lab overlay runs, in a real podman: PostgreSQL, SeaweedFS,
+//! two replicas behind a proxy, and the publisher.
 //!
 //! What stands for what:
-//! - `playable` in `dormer_tests::pods` says what podman takes of a manifest, and what the test does
-//!   in place of Kubernetes' controllers: it makes pods, replaces them, and asks for their health.
+//! - `playable` in `dormer_tests::pods` says what podman takes of a manifest. The test does the work
+//!   of Kubernetes' controllers: it makes pods, replaces them, and asks for their health.
 //! - The image has the layout of deploy/Containerfile, with the binary under test and its libraries
 //!   in place of a static one. `./test --long` builds the static binary.
 //! - The images of PostgreSQL and SeaweedFS bear the manifests' names and hold this machine's
