@@ -62,7 +62,10 @@ impl ContainerHost {
                 break id.parse().expect("a number of a process");
             }
             let ended = process.try_wait().expect("our own child can be waited for");
-            assert!(ended.is_none() && begin.elapsed() < READY_TIMEOUT, "no container host: {ended:?}\n{said}");
+            assert!(
+                ended.is_none() && begin.elapsed() < READY_TIMEOUT,
+                "no container host: {ended:?}\n{said}"
+            );
             thread::sleep(Duration::from_millis(20));
         };
         let host = Self { process, id, folder };
@@ -105,7 +108,11 @@ impl ContainerHost {
     /// Runs podman. A command that takes longer than two minutes has failed.
     pub fn podman(&self, arguments: &[&str]) -> Run {
         let mut command = as_root("env");
-        command.args(["-i", "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin", "HOME=/root"]);
+        command.args([
+            "-i",
+            "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
+            "HOME=/root",
+        ]);
         // Its timers would need systemd; the test asks for the health of containers itself.
         command.args(["DISABLE_HC_SYSTEMD=true", "PODMAN_IGNORE_CGROUPSV1_WARNING=1"]);
         command.args(["timeout", "120", "nsenter", &format!("--target={}", self.id)]);

@@ -2,8 +2,8 @@
 //! two replicas behind a proxy, and the publisher.
 //!
 //! What stands for what:
-//! - `playable` in `dormer_tests::pods` says what podman takes of a manifest. The test does the work
-//!   of Kubernetes' controllers: it makes pods, replaces them, and asks for their health.
+//! - `playable` in `dormer_tests::pods` says what podman takes of a manifest. The test does the
+//!   work of Kubernetes' controllers: it makes pods, replaces them, and asks for their health.
 //! - The image has the layout of deploy/Containerfile, with the binary under test and its libraries
 //!   in place of a static one. `./test --long` builds the static binary.
 //! - The images of PostgreSQL and SeaweedFS bear the manifests' names and hold this machine's
@@ -115,7 +115,8 @@ impl Lab {
     /// What the containers of a pod said.
     fn logs(&self, name: &str) -> String {
         let pod = format!("{name}-pod");
-        let names = self.host.podman(&["ps", "--all", "--filter", &format!("pod={pod}"), "--format", "{{.Names}}"]);
+        let names =
+            self.host.podman(&["ps", "--all", "--filter", &format!("pod={pod}"), "--format", "{{.Names}}"]);
         let stdout = names.stdout();
         stdout.lines().map(|name| self.host.podman(&["logs", name]).to_string()).collect()
     }
@@ -157,7 +158,8 @@ fn build_images(host: &ContainerHost) {
     Run::of(Command::new("strip").args(["--strip-debug", "-o"]).arg(&slim).arg(binary())).succeeds();
     let prepared = host.folder().join("build/image");
     Run::of(Command::new(root.join("scripts/image-root.sh")).arg(&slim).arg(prepared)).succeeds();
-    let recipe = host.write("image/Containerfile", &fs::read_to_string(root.join("deploy/Containerfile")).unwrap());
+    let recipe =
+        host.write("image/Containerfile", &fs::read_to_string(root.join("deploy/Containerfile")).unwrap());
     host.podman(&[
         "build",
         "--quiet",
@@ -170,7 +172,10 @@ fn build_images(host: &ContainerHost) {
     .succeeds();
 
     let mut roots = Command::new(root.join("tests/images/roots.sh"));
-    roots.arg(part("podman/usr/bin/busybox")).arg(part("seaweedfs/bin/weed")).arg(host.folder().join("parts"));
+    roots
+        .arg(part("podman/usr/bin/busybox"))
+        .arg(part("seaweedfs/bin/weed"))
+        .arg(host.folder().join("parts"));
     Run::of(&mut roots).succeeds();
     for (name, tag, entry) in [
         ("postgres", "docker.io/library/postgres:17.7-bookworm", "ENTRYPOINT [\"/bin/entry\"]\n"),

@@ -53,7 +53,8 @@ pub(super) async fn run(args: CheckArgs, context: &Context) -> Result<ExitCode> 
     }
     let printer = &context.printer;
     if printer.json {
-        printer.message(&json!({ "message_type": "answer", "address": address.to_string(), "path": path }))?;
+        printer
+            .message(&json!({ "message_type": "answer", "address": address.to_string(), "path": path }))?;
     } else {
         printer.say(&format!("{address} answers {path}"));
     }

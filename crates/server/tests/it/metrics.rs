@@ -220,7 +220,8 @@ fn requests_with_a_token_that_ends_are_counted() {
     // A job's token, one with a year to go, one that ends, and one that has ended.
     assert_eq!(ask(serde_json::json!({"exp": now + 60, "iat": now})), 200);
     assert_eq!(ask(serde_json::json!({"exp": now + 365 * DAY, "iat": now})), 200);
-    let counted = |ends: &str| server.metric(&format!("dormer_ending_token_requests_total{{ends=\"{ends}\"}}"));
+    let counted =
+        |ends: &str| server.metric(&format!("dormer_ending_token_requests_total{{ends=\"{ends}\"}}"));
     assert_eq!(["14d", "1d", "ended"].map(counted), [0; 3]);
     assert_eq!(ask(serde_json::json!({"exp": now + 5 * DAY, "iat": now - 100 * DAY})), 200);
     assert_eq!(ask(serde_json::json!({"exp": now - DAY})), 200);
