@@ -32,6 +32,9 @@ cp -r "/usr/lib/postgresql/$version/lib" "$root/usr/lib/postgresql/$version/lib"
 rm -rf "$root/usr/lib/postgresql/$version/lib/bitcode" "$root/usr/lib/postgresql/$version/lib/llvmjit.so"
 cp -r "/usr/share/postgresql/$version" "$root/usr/share/postgresql/$version"
 cp "$(dirname "$0")/postgres-entry.sh" "$root/bin/entry"
+# The one time zone that clients ask for.
+mkdir -p "$root/usr/share/zoneinfo"
+cp -L /usr/share/zoneinfo/UTC "$root/usr/share/zoneinfo/UTC"
 # The number of the official image's user.
 echo 'postgres:x:999:999::/:/bin/sh' > "$root/etc/passwd"
 echo 'postgres:x:999:' > "$root/etc/group"
