@@ -187,7 +187,7 @@ fn build_images(host: &ContainerHost) {
     }
 }
 
-/// The lab and its publisher, at another address, and with an edge that is in reach.
+/// The lab and its publisher, at another address, with an edge that is in reach and a smaller store.
 fn rendered(address: &str) -> Vec<Value> {
     let mut resources = parse(&render("overlays/lab"));
     resources.extend(parse(&render("overlays/edge-publisher")));
@@ -206,6 +206,11 @@ fn rendered(address: &str) -> Vec<Value> {
         }
     }
     assert_eq!(replaced, 2, "one settings file each");
+    // The test has 3 GB for everything, and SeaweedFS takes seven volumes for a bucket.
+    let store = resources.iter_mut().find(|one| title(one) == "StatefulSet seaweedfs").unwrap();
+    let arguments = store["spec"]["template"]["spec"]["containers"][0]["args"].as_array_mut().unwrap();
+    let size = arguments.iter_mut().find(|one| *one == "-master.volumeSizeLimitMB=1024").unwrap();
+    *size = "-master.volumeSizeLimitMB=64".into();
     resources
 }
 
@@ -269,7 +274,8 @@ fn the_pods_are_what_the_manifest_says(lab: &Lab) {
     assert_eq!(lab.inspect(&server, revision), "of-this-test");
     let pod = pod_template(lab.resource("Deployment dormer")).unwrap();
     let images: Vec<&str> = containers(pod).map(|one| text(one, "/image")).collect();
-    assert_eq!(images, [lab.inspect(&server, "{{.ImageName}}"); 2]);
+    let image = lab.inspect(&server, "{{.ImageName}}");
+    assert_eq!(images, [image.as_str(); 2]);
 }
 
 /// A new replica answers before an old one is asked to stop, as `maxUnavailable: 0` says.
