@@ -20,6 +20,8 @@ printf 'dormer:x:65532:\n' > "$root/etc/group"
 
 # `ldd` fails on a static file. Each line of its output has at most one path.
 libraries=$(ldd "$binary" 2> /dev/null | grep -o '/[^ ]*') || exit 0
+# The rule that is built into a static binary.
+echo 'hosts: files dns' > "$root/etc/nsswitch.conf"
 for library in $libraries; do
     mkdir -p "$root$(dirname "$library")"
     cp -L "$library" "$root$library"

@@ -118,12 +118,14 @@ impl HttpProxy {
     /// requests there, as Kubernetes does for a Service.
     pub fn haproxy_of_containers(host: &ContainerHost, servers: &[String]) -> Self {
         let (folder, _) = place("haproxy-");
-        let mut configuration = "global\n  maxconn 100\ndefaults\n  mode http\n  timeout connect 5s\n  \
-             timeout check 1s\n  timeout client 60s\n  timeout server 60s\n  retries 3\n  option redispatch\n\
+        let mut configuration =
+            "global\n  maxconn 100\n  log stdout format raw local0\ndefaults\n  mode http\n  log global\n  \
+             option httplog\n  timeout connect 5s\n  \
+             timeout check 5s\n  timeout client 60s\n  timeout server 60s\n  retries 3\n  option redispatch\n\
              frontend all\n  bind 0.0.0.0:80\n  default_backend lab\n\
              backend lab\n  balance roundrobin\n  option httpchk GET /readyz\n  \
-             default-server check port 9464 inter 500ms fall 1 rise 1\n"
-            .to_owned();
+             default-server check port 9464 inter 500ms fall 2 rise 1\n"
+                .to_owned();
         for (number, server) in servers.iter().enumerate() {
             let _ = writeln!(configuration, "  server replica{number} {server}:8080");
         }
@@ -180,6 +182,11 @@ impl HttpProxy {
     /// Host and port.
     pub fn address(&self) -> &str {
         &self.address
+    }
+
+    /// What it said so far.
+    pub fn output(&self) -> String {
+        fs::read_to_string(self.folder.path().join("output.log")).unwrap_or_default()
     }
 }
 

@@ -25,8 +25,9 @@ const FAILURES: u32 = 1;
 ///   group.
 /// - Of the probes, the one for liveness stays. podman runs HTTP probes with a shell and `curl`,
 ///   which the image lacks, so `dormer check` asks instead.
-/// - Services are the aliases that the pod gets in the network; hooks are left to the test.
-pub fn playable(resource: &Value, name: &str, resources: &[Value]) -> Vec<Value> {
+/// - Services are `services`, addresses with their names, in the pod's file of hosts: podman's own
+///   server of names loses questions while pods come and go. Hooks are left to the test.
+pub fn playable(resource: &Value, name: &str, resources: &[Value], services: &[(&str, &str)]) -> Vec<Value> {
     let mut pod = pod_template(resource).expect("a resource that runs pods").clone();
     let mut documents = Vec::new();
     let claim = |volume: &str| format!("{volume}-{name}");
@@ -51,6 +52,8 @@ pub fn playable(resource: &Value, name: &str, resources: &[Value]) -> Vec<Value>
         documents.push(claim_of(&claim(title), &template["spec"]));
     }
     pod["spec"]["volumes"] = volumes.into();
+    let hosts = services.iter().map(|(address, name)| json!({"ip": address, "hostnames": [name]}));
+    pod["spec"]["hostAliases"] = hosts.collect();
     pod["spec"]["terminationGracePeriodSeconds"] = GRACE_SECONDS.into();
     for container in pod["spec"]["containers"].as_array_mut().expect("a pod has containers") {
         let liveness = liveness(container);
