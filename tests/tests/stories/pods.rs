@@ -189,7 +189,7 @@ fn build_images(host: &ContainerHost) {
     }
 }
 
-/// The lab and its publisher, at another address, with an edge that is in reach and a smaller store.
+/// The lab and its publisher, at another address. The edge is in reach, and the store is smaller.
 fn rendered(address: &str) -> Vec<Value> {
     let mut resources = parse(&render("overlays/lab"));
     resources.extend(parse(&render("overlays/edge-publisher")));
