@@ -96,14 +96,16 @@ impl Lab {
     }
 
     /// Stops a replica as Kubernetes does. It has to end by itself, and well.
+    ///
+    /// The server stops before its pod: podman takes the network of a pod away with the first
+    /// container that ends, and Kubernetes with the last one.
     fn stop_replica(&self, name: &str) {
         let pod = pod_template(self.resource("Deployment dormer")).unwrap();
         let grace = pod["spec"]["terminationGracePeriodSeconds"].to_string();
-        let pod = format!("{name}-pod");
-        self.host.podman(&["pod", "stop", "--time", &grace, &pod]).succeeds();
-        let code = self.inspect(&server_of(name), "{{.State.ExitCode}}");
-        assert_eq!(code, "0", "{}", self.logs(name));
-        self.host.podman(&["pod", "rm", &pod]).succeeds();
+        let server = server_of(name);
+        self.host.podman(&["stop", "--time", &grace, &server]).succeeds();
+        assert_eq!(self.inspect(&server, "{{.State.ExitCode}}"), "0", "{}", self.logs(name));
+        self.host.podman(&["pod", "rm", "--force", "--time", "1", &format!("{name}-pod")]).succeeds();
     }
 
     fn exec(&self, container: &str, command: &[&str]) -> Run {
