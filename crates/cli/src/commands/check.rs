@@ -27,7 +27,7 @@ const TIMEOUT: Duration = Duration::from_secs(4);
 ///
 /// Examples:
 ///   dormer check --config /etc/dormer/dormer.toml
-///   podman run --health-cmd '["/bin/dormer","check"]' …
+///   podman exec dormer /bin/dormer check --ready
 #[derive(Debug, Args)]
 #[command(verbatim_doc_comment)]
 pub(crate) struct CheckArgs {
