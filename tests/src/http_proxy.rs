@@ -1,5 +1,6 @@
 //! Real HTTP proxies before a host: nginx, HAProxy and Varnish, as caches or without memory.
 
+use std::fmt::Write as _;
 use std::fs;
 use std::net::TcpStream;
 use std::path::Path;
@@ -10,7 +11,7 @@ use std::time::{Duration, Instant};
 use dormer_testkit::services::free_port;
 use tempfile::TempDir;
 
-use crate::{part, parts};
+use crate::{ContainerHost, part, parts};
 
 /// Varnish compiles its rules with gcc before it listens.
 const READY_TIMEOUT: Duration = Duration::from_mins(1);
@@ -112,6 +113,29 @@ impl HttpProxy {
         Self::start("haproxy", command, folder, address)
     }
 
+    /// HAProxy in the network of containers, on port 80 of all addresses, before servers that may
+    /// come and go. It asks each one at `/readyz` on the port of its metrics whether to send
+    /// requests there, as Kubernetes does for a Service.
+    pub fn haproxy_of_containers(host: &ContainerHost, servers: &[String]) -> Self {
+        let (folder, _) = place("haproxy-");
+        let mut configuration =
+            "global\n  maxconn 100\n  log stdout format raw local0\ndefaults\n  mode http\n  log global\n  \
+             option httplog\n  timeout connect 5s\n  \
+             timeout check 5s\n  timeout client 60s\n  timeout server 60s\n  retries 3\n  option redispatch\n\
+             frontend all\n  bind 0.0.0.0:80\n  default_backend lab\n\
+             backend lab\n  balance roundrobin\n  option httpchk GET /readyz\n  \
+             default-server check port 9464 inter 500ms fall 2 rise 1\n"
+                .to_owned();
+        for (number, server) in servers.iter().enumerate() {
+            let _ = writeln!(configuration, "  server replica{number} {server}:8080");
+        }
+        let path = written(folder.path(), "haproxy.cfg", &configuration);
+        let mut command = host.in_network("env");
+        command.arg(format!("LD_LIBRARY_PATH={}", libraries("haproxy")));
+        command.arg(part("haproxy/usr/sbin/haproxy")).arg("-db").arg("-f").arg(path);
+        Self::start("haproxy", command, folder, format!("{}:80", host.address()))
+    }
+
     /// Varnish before a host, with its own defaults but one: it also looks up requests that carry a
     /// token, as many of its users let it.
     pub fn varnish(upstream: &str) -> Self {
@@ -158,6 +182,11 @@ impl HttpProxy {
     /// Host and port.
     pub fn address(&self) -> &str {
         &self.address
+    }
+
+    /// What it said so far.
+    pub fn output(&self) -> String {
+        fs::read_to_string(self.folder.path().join("output.log")).unwrap_or_default()
     }
 }
 

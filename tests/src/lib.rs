@@ -6,6 +6,8 @@
 //!   a failed test it shows the end of the servers' logs.
 //! - [`Machine`]: a `/nix`, a home and a Nix version; nothing is shared between machines but the
 //!   network.
+//! - [`ContainerHost`]: a real podman in namespaces of its own; [`pods`]: what it can play of a
+//!   manifest.
 //! - [`edge`]: a published layout, the Worker in workerd, and the attacks on whatever serves it.
 //! - [`http`]: requests as bytes on a socket, for clients other than Nix.
 //! - [`HttpProxy`]: a real nginx, HAProxy or Varnish before a host.
@@ -17,6 +19,7 @@
 //! part.
 
 mod balancer;
+mod containers;
 pub mod custom_kinds;
 pub mod edge;
 mod files;
@@ -27,9 +30,11 @@ mod machine;
 pub mod manifests;
 pub mod nars;
 mod parts;
+pub mod pods;
 mod proxy;
 
 pub use balancer::Balancer;
+pub use containers::ContainerHost;
 pub use files::StaticServer;
 pub use http_proxy::HttpProxy;
 pub use lab::{Lab, LabOptions};

@@ -61,6 +61,9 @@ pub struct TokenClaims {
     /// Start of validity, in seconds since 1970; fractions are cut off.
     #[serde(skip_serializing_if = "Option::is_none", default, deserialize_with = "numeric_date")]
     pub nbf: Option<i64>,
+    /// When the token was made, in seconds since 1970. Decides nothing about validity.
+    #[serde(skip_serializing_if = "Option::is_none", default, deserialize_with = "numeric_date")]
+    pub iat: Option<i64>,
     /// The issuer.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub iss: Option<String>,
@@ -314,6 +317,7 @@ mod tests {
             sub: Some("s".to_owned()),
             exp: Some(1),
             nbf: Some(1),
+            iat: Some(1),
             iss: Some("i".to_owned()),
             aud: Some(Audience::One("a".to_owned())),
             jti: Some("j".to_owned()),

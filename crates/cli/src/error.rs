@@ -139,6 +139,10 @@ pub(crate) enum Error {
     NotOurFile { path: PathBuf },
     #[error("aborted: nothing was changed")]
     Aborted,
+    #[error("no answer from {address}")]
+    NoAnswer { address: String, source: reqwest::Error },
+    #[error("{address} answers {status}: {said}")]
+    NotReady { address: String, status: u16, said: String },
 }
 
 impl Error {
@@ -182,6 +186,7 @@ impl Error {
             | Self::QueueNotEmpty { .. }
             | Self::NotInCache { .. } => EXIT_PATHS_LOST,
             Self::Client(error) => client_exit_code(error),
+            Self::NoAnswer { .. } => EXIT_UNAVAILABLE,
             _ => EXIT_FAILURE,
         }
     }

@@ -85,6 +85,8 @@ pub(crate) fn claims(wish: &Wish, jwt: &JwtSettings, now: SystemTime) -> TokenCl
         sub: Some(wish.subject.clone()),
         exp: Some(exp),
         nbf: None,
+        // The server warns before the end of a token only if the token was made for long.
+        iat: Some(i64::try_from(now.as_secs()).unwrap_or(i64::MAX)),
         iss: jwt.bound_issuer.clone(),
         aud: (!jwt.bound_audiences.is_empty()).then(|| Audience::Many(jwt.bound_audiences.clone())),
         jti: Some(format!("{:032x}", rand::random::<u128>())),
@@ -191,7 +193,7 @@ mod tests {
         };
         let now = UNIX_EPOCH + Duration::from_secs(1_000);
         let one = claims(&wish(&[]), &jwt, now);
-        assert_eq!((one.iss.as_deref(), one.exp), (Some("lab"), Some(1_060)));
+        assert_eq!((one.iss.as_deref(), one.iat, one.exp), (Some("lab"), Some(1_000), Some(1_060)));
         assert_eq!(one.aud.as_ref().unwrap().names(), ["a"]);
         assert_ne!(one.jti, claims(&wish(&[]), &jwt, now).jti);
         let mut endless = wish(&[]);

@@ -50,6 +50,7 @@ impl App {
     pub(crate) fn new(engine: Engine, authenticator: Authenticator, settings: ServerSettings) -> Self {
         let metrics = Metrics::new();
         metrics.register(Box::new(engine.clone())).expect("the engine's names differ from the server's");
+        metrics.register(Box::new(authenticator.ending().clone())).expect("its name is its own");
         let asked = engine.clone();
         Self {
             metrics: Arc::new(metrics),

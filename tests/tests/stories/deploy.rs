@@ -63,13 +63,13 @@ fn run(program: &str, arguments: &[&str], input: &str) -> (String, bool) {
     (said, output.status.success())
 }
 
-fn render(kustomization: &str) -> String {
+pub(super) fn render(kustomization: &str) -> String {
     let (rendered, success) = run("kubectl", &["kustomize", kustomization], "");
     assert!(success, "{rendered}");
     rendered
 }
 
-fn parse(yaml: &str) -> Vec<Value> {
+pub(super) fn parse(yaml: &str) -> Vec<Value> {
     let script = "import json, sys, yaml\nprint(json.dumps([d for d in yaml.safe_load_all(sys.stdin) if d]))";
     let (output, success) = run("python3", &["-c", script], yaml);
     assert!(success, "{output}");
@@ -96,7 +96,7 @@ fn applied(kustomization: &str) -> Vec<Value> {
 }
 
 /// The Secret of a server with an edge.
-fn new_secret(namespace: &str) -> String {
+pub(super) fn new_secret(namespace: &str) -> String {
     let edge_key = tempfile::NamedTempFile::new().unwrap();
     fs::write(edge_key.path(), "key-of-the-edge\n").unwrap();
     let mut command = Command::new(binary());
@@ -522,7 +522,8 @@ fn the_fleet_bundles_name_overlays_that_exist_and_wait_for_each_other() {
     assert!(names(&publisher).iter().all(|name| !of_lab.contains(name)));
 }
 
-/// No builder of images runs in the tests; what it would copy is checked to be there.
+/// The tests build the image from a folder (pods.rs). What a builder would copy is checked to be
+/// there.
 #[test]
 fn the_image_is_built_from_files_that_exist() {
     let folder = workspace_root().join("deploy");
@@ -532,7 +533,9 @@ fn the_image_is_built_from_files_that_exist() {
         assert!(workspace_root().join(path).exists(), "{path}");
     }
     let recipe = fs::read_to_string(folder.join("Containerfile")).unwrap();
-    assert!(recipe.contains("scripts/static-binary.sh") && kept.contains(&"scripts/static-binary.sh"));
+    for script in ["scripts/static-binary.sh", "scripts/image-root.sh"] {
+        assert!(recipe.contains(script) && kept.contains(&script), "{script}");
+    }
     // An image says what it is, and which source it was built from.
     for label in ["title", "description", "licenses", "source", "version", "revision", "created"] {
         assert!(recipe.contains(&format!("org.opencontainers.image.{label}=")), "{label}");

@@ -28,6 +28,7 @@ mod nix_copy;
 mod nix_suite;
 mod nixos;
 mod pages;
+mod pods;
 mod pooler;
 mod promises;
 mod publish;

@@ -4,6 +4,7 @@ mod adopt;
 mod backup;
 mod cache;
 mod cat;
+mod check;
 mod completions;
 mod config_show;
 mod doctor;
@@ -156,6 +157,7 @@ pub(crate) enum Command {
     Stats(stats::StatsArgs),
     Top(top::TopArgs),
     Doctor(doctor::DoctorArgs),
+    Check(check::CheckArgs),
     Migrate(migrate::MigrateArgs),
     Completions(completions::CompletionsArgs),
     Man(man::ManArgs),
@@ -253,7 +255,8 @@ impl Command {
             | Self::Secrets(_)
             | Self::Completions(_)
             | Self::Man(_)
-            | Self::Doctor(_) => false,
+            | Self::Doctor(_)
+            | Self::Check(_) => false,
         }
     }
 }
@@ -278,6 +281,7 @@ pub(crate) async fn run(command: Command, context: &Context) -> Result<ExitCode>
         Command::Export(args) => return export::run(args, context).await,
         Command::Edge(EdgeCommand::Serve(args)) => edge_serve::run(args, context).await?,
         Command::Doctor(args) => return doctor::run(args, context).await,
+        Command::Check(args) => return check::run(args, context).await,
         Command::Jobs(args) => jobs::run(args, context).await?,
         Command::Rekey(args) => rekey::run(args, context).await?,
         Command::Gc(args) => gc::run(args, context).await?,

@@ -70,7 +70,20 @@ fn an_installation_is_healthy_before_its_first_start_while_it_runs_and_afterward
     let names = files();
     assert_eq!(doctor(&home, &[]).code, Some(0));
     assert_eq!(files(), names, "nothing is left behind");
+    // What a probe in a container runs, with a proxy for other addresses.
+    let listen = format!("127.0.0.1:{}", home.port);
+    let check = |arguments: &[&str]| {
+        let mut command = home.command(&[&["check"], arguments].concat());
+        command.env("DORMER_LISTEN", &listen).env("DORMER_METRICS_LISTEN", "off");
+        home.shown(&command.env("http_proxy", "http://127.0.0.1:1").output().unwrap())
+    };
+    for (arguments, path) in [(&[][..], "/healthz"), (&["--ready"], "/readyz")] {
+        let answered = format!("exit code: 0\n--- stderr\n127.0.0.1:PORT answers {path}\n");
+        assert_eq!(check(arguments), answered);
+    }
     assert_eq!(home.stop(), Some(0));
+    let silent = home.run(&["check"]);
+    assert!(silent.starts_with("exit code: 5") && silent.contains("no answer from"), "{silent}");
     doctor(&home, &[]).is_healthy();
     // The server still starts after all these checks.
     home.serve();

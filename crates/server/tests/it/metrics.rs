@@ -203,6 +203,31 @@ fn how_far_edge_targets_are_behind_is_on_the_page() {
     common::until("what cannot be asked for is not shown", || publishing().is_empty().then_some(()));
 }
 
+#[test]
+fn requests_with_a_token_that_ends_are_counted() {
+    let server = Server::start();
+    let now = common::now();
+    let ask = |claims: serde_json::Value| {
+        let token = common::sign(
+            jsonwebtoken::Algorithm::HS256,
+            &jsonwebtoken::EncodingKey::from_secret(common::SECRET),
+            &claims,
+        );
+        let bearer = format!("Bearer {token}");
+        server.request("GET", "/_api/v1/cache-config/main", &[("Authorization", &bearer)], b"").status
+    };
+    const DAY: i64 = 24 * 60 * 60;
+    // A job's token, one with a year to go, one that ends, and one that has ended.
+    assert_eq!(ask(serde_json::json!({"exp": now + 60, "iat": now})), 200);
+    assert_eq!(ask(serde_json::json!({"exp": now + 365 * DAY, "iat": now})), 200);
+    let counted =
+        |ends: &str| server.metric(&format!("dormer_ending_token_requests_total{{ends=\"{ends}\"}}"));
+    assert_eq!(["14d", "1d", "ended"].map(counted), [0; 3]);
+    assert_eq!(ask(serde_json::json!({"exp": now + 5 * DAY, "iat": now - 100 * DAY})), 200);
+    assert_eq!(ask(serde_json::json!({"exp": now - DAY})), 200);
+    assert!(counted("14d") > 0 && counted("1d") == 0 && counted("ended") > 0);
+}
+
 /// Renew with `DORMER_RENEW=1 cargo test -p dormer-server metrics::`.
 #[test]
 fn the_reference_of_metrics_is_made_from_the_code() {
