@@ -286,10 +286,12 @@ fn a_session_says_what_it_takes_and_a_commit_what_became_of_each_path() {
 /// Lengths are 32 bits, lowest byte first; the entries follow each other.
 #[test]
 fn the_body_of_a_commit_has_this_form() {
-    let body = b"\x02\0\0\0{}\x03\0\0\0abc\x01\0\0\07\0\0\0\0";
+    let body = b"\x02\0\0\0{}\x03\0\0\0abc\x01\0\0\x007\0\0\0\0";
     let entries = [CommitEntry { info: b"{}", manifest: b"abc" }, CommitEntry { info: b"7", manifest: b"" }];
     let mut written = Vec::new();
-    entries.iter().for_each(|entry| entry.encode_to(&mut written).unwrap());
+    for entry in &entries {
+        entry.encode_to(&mut written).unwrap();
+    }
     assert_eq!(written, body);
     assert_eq!(CommitEntry::decode_all(body, 2).unwrap(), entries);
 }
