@@ -6,8 +6,8 @@
 
 use dormer_nix::StoreDir;
 
-use crate::v2::{CommitEntry, CommitResult};
-use crate::{CacheName, CacheNamePattern, NarInfoForm, Permissions, TokenClaims, UploadPathNarInfo};
+use crate::v2::{CommitEntry, CommitResult, decode_missing, encode_missing, read_chunk_ids};
+use crate::{CacheName, CacheNamePattern, NarInfoForm, Permissions, PinName, TokenClaims, UploadPathNarInfo};
 
 /// Claims that were read are written so that they read the same, and a token never grants more than
 /// its entries' sum.
@@ -64,10 +64,20 @@ pub fn fuzz_nar_info_preamble(data: &[u8]) {
     }
 }
 
-/// The body of a commit. What was read is written back as the same bytes, and its entries lie in
-/// the body. Results that were read are written so that they read the same.
+/// The body of a commit, and the same bytes as the question and the answer of `missing`. What was
+/// read is written back as the same bytes, and its entries lie in the body. Results that were read
+/// are written so that they read the same.
 pub fn fuzz_commit(data: &[u8]) {
     const PATHS_MAX: usize = 8;
+    if let Some(ids) = read_chunk_ids(data) {
+        assert!(ids.flatten().eq(data.iter().copied()), "ids lie back to back");
+    }
+    // The last byte may stand for one to eight chunks.
+    for count in (8 * data.len()).saturating_sub(7)..=8 * data.len() {
+        if let Some(missing) = decode_missing(data, count) {
+            assert_eq!((missing.len(), encode_missing(missing)), (count, data.to_vec()));
+        }
+    }
     if let Ok(result) = serde_json::from_slice::<CommitResult>(data) {
         let json = serde_json::to_vec(&result).expect("a result holds nothing that JSON cannot");
         let _: CommitResult = serde_json::from_slice(&json).expect("what we wrote, we read");
@@ -92,6 +102,9 @@ pub fn fuzz_cache_name(data: &[u8]) {
         assert!(!text.contains(['/', '.', '%', '*', ' ']) && !text.starts_with('_'));
         assert!(CacheNamePattern::from(&name).matches(&name));
         assert!(pattern.as_ref().is_ok_and(CacheNamePattern::is_exact));
+    }
+    if let Ok(pin) = text.parse::<PinName>() {
+        assert!(pin.as_str() == text && !text.contains(['/', '.', '%', '*', ' ']));
     }
     if let Ok(pattern) = pattern {
         let filled: Result<CacheName, _> = pattern.as_str().replace('*', "").parse();

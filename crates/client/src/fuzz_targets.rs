@@ -4,9 +4,13 @@
 //! Tests run the targets over `fuzz/corpus/client_*` and over mutations of it. A fuzzer can run
 //! them for longer (`fuzz/README.md`).
 
+use std::time::{Duration, SystemTime};
+
 use dormer_api::{CacheName, UploadPathNarInfo};
 
 use crate::netrc::{host_of, netrc_entries, netrc_hidden_hosts, netrc_password, netrc_without_passwords};
+use crate::queue::{EntryId, QueueEntry};
+use crate::retry::parse_retry_after;
 use crate::{Endpoint, NixConfig, PathInfo, SubstituterUrl};
 
 /// The output of `nix path-info --json` in any of its forms: each path appears once, in order. Its
@@ -85,4 +89,29 @@ pub fn fuzz_nix_config(data: &[u8]) {
         assert!(flag.is_none() || list.is_empty());
     }
     assert!(config.list("\u{0} no such setting").is_empty());
+}
+
+/// An entry of the queue, in a file that any version of the program may have written. What was read
+/// is written so that it reads the same. The name of an entry is safe as a file's.
+pub fn fuzz_queue_entry(data: &[u8]) {
+    if let Ok(entry) = QueueEntry::decode(data) {
+        assert_eq!(QueueEntry::decode(&entry.encode()).expect("what we wrote, we read"), entry);
+    }
+    let Ok(text) = std::str::from_utf8(data) else { return };
+    if let Ok(id) = text.parse::<EntryId>() {
+        assert!(id.as_str() == text && !text.contains(['/', '.']) && text.ends_with(id.shard()));
+    }
+}
+
+/// `Retry-After`, as a server or a proxy sends it: seconds count from the answer, and a date comes
+/// nearer.
+pub fn fuzz_retry_after(data: &[u8]) {
+    let Ok(text) = std::str::from_utf8(data) else { return };
+    let (now, later) = (Duration::from_secs(1_700_000_000), Duration::from_secs(1_700_000_100));
+    let at = |since_epoch| parse_retry_after(text, SystemTime::UNIX_EPOCH + since_epoch);
+    match (at(now), at(later)) {
+        (None, None) => {}
+        (Some(wait), Some(less)) => assert!(less == wait || less == wait.saturating_sub(later - now)),
+        other => panic!("{text:?} depends on the clock: {other:?}"),
+    }
 }

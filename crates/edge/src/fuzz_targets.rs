@@ -8,7 +8,7 @@ use dormer_api::{TokenBounds, TokenClaims, presented_token};
 
 use crate::{
     Admission, Answer, Body, CacheState, Catalog, EdgeKey, ObjectMeta, Request, RequestPlan, SignedToken,
-    decode_path, plan,
+    decode_file_path, decode_path, plan,
 };
 
 /// Bytes of the object that is found.
@@ -23,6 +23,12 @@ pub fn fuzz_request(data: &[u8]) {
     let mut next = || lines.next();
     let (method, path) = (next().unwrap_or_default(), next().unwrap_or_default());
     let mut header = || next().filter(|value| !value.is_empty());
+    if let Some(names) = decode_file_path(path) {
+        assert_eq!(names.len(), path.split('/').count(), "no name becomes two");
+        let leads_out =
+            |name: &String| matches!(name.as_str(), "" | "." | "..") || name.contains(['/', '\0']);
+        assert!(!names.iter().any(leads_out), "{names:?}");
+    }
     let request = Request {
         method,
         path,

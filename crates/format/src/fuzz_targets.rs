@@ -12,6 +12,7 @@
 //!   pack built from its chunks has the same bytes.
 //! - `journal`: accepted records are written back as the same bytes; a file of them reads back, and
 //!   a cut one gives a prefix of them.
+//! - `name`: an id, a tag or the name of a journal file has one spelling.
 //! - `frame`: the form check accepts a frame only if zstd reads exactly one frame of the stated
 //!   size, and nothing after it.
 
@@ -19,9 +20,10 @@ use bytes::Bytes;
 
 use crate::codec::{Decoder, StoredChunk, checksum};
 use crate::frame::{HOLE_FRAME_BYTES, splice, validate_frame};
-use crate::ids::HoleFill;
+use crate::ids::{ChunkId, EncodingTag, HoleFill, PackId};
 use crate::journal::{
-    JournalFile, JournalHeader, JournalKind, JournalRecord, JournalWriter, put_record, read_records,
+    JournalFile, JournalHeader, JournalKind, JournalName, JournalRecord, JournalWriter, put_record,
+    read_records,
 };
 use crate::layout::{CHUNK_BYTES_MAX, ChunkLayout};
 use crate::manifest::NarManifest;
@@ -138,6 +140,18 @@ pub fn fuzz_journal(data: &[u8]) {
     assert!(whole.is_whole && whole.header == header && whole.records == records);
     let cut = JournalFile::read(&bytes[..56 + (bytes.len() - 56) / 2]).expect("the header is whole");
     assert!(!cut.is_whole && records.starts_with(&cut.records), "a cut leaves a prefix");
+}
+
+/// The text of an id, of a tag, or the name of a journal file.
+pub fn fuzz_name(data: &[u8]) {
+    let Ok(text) = std::str::from_utf8(data) else { return };
+    let spelled = [
+        text.parse().map(|id: ChunkId| id.to_string()).ok(),
+        text.parse().map(|id: PackId| id.to_string()).ok(),
+        text.parse().map(|tag: EncodingTag| tag.to_string()).ok(),
+        JournalName::parse(text).map(|name| name.to_string()),
+    ];
+    assert!(spelled.into_iter().flatten().all(|spelled| spelled == text));
 }
 
 /// The bytes of records in a block: seeds for [`fuzz_journal`].

@@ -16,6 +16,7 @@ mod edge_serve;
 mod edge_story;
 mod examples;
 mod faults;
+mod fuzzing;
 mod helm;
 mod http_caches;
 mod http_proxies;

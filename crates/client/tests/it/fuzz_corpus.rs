@@ -19,6 +19,16 @@ fn addresses_of_caches() {
 }
 
 #[test]
+fn entries_of_the_queue() {
+    run_over_corpus("client_queue_entry", fuzz_targets::fuzz_queue_entry);
+}
+
+#[test]
+fn times_to_come_back() {
+    run_over_corpus("client_retry_after", fuzz_targets::fuzz_retry_after);
+}
+
+#[test]
 fn settings_of_nix() {
     run_over_corpus("client_nix_config", fuzz_targets::fuzz_nix_config);
 }

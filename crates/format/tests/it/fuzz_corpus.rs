@@ -167,3 +167,8 @@ fn frame_holds_its_properties() {
     seeds.push(with_length(9, &zstd::encode_all(&b"streamed "[..], 3).unwrap()));
     run("frame", &seeds, fuzz_targets::fuzz_frame);
 }
+
+#[test]
+fn name_holds_its_properties() {
+    run("name", &[], fuzz_targets::fuzz_name);
+}

@@ -1,0 +1,5 @@
+//! Entries of the queue.
+
+#![no_main]
+
+libfuzzer_sys::fuzz_target!(|data: &[u8]| dormer_client::fuzz_targets::fuzz_queue_entry(data));
