@@ -16,7 +16,7 @@ use url::Url;
 
 use crate::counters::Counters;
 use crate::exchange::Connector;
-use crate::settings::{RemoteKind, RemoteSettings};
+use crate::settings::{RemoteKind, RemoteSettings, check_endpoint, without_secrets};
 use crate::store::{CallPolicy, Medium, Parts, Store};
 
 /// Why a store could not be opened. Nothing was sent to it yet.
@@ -65,6 +65,14 @@ pub enum OpenError {
         #[source]
         source: object_store::Error,
     },
+    /// The address of a store's server has a secret in it, which errors of the library would show.
+    #[error(
+        "{variable} must have no user name, password or parameters in it; other variables are for credentials"
+    )]
+    SecretInEndpoint {
+        /// The variable of the environment.
+        variable: String,
+    },
     /// The folder cannot be used.
     #[error("{} is not a folder that can be read", path.display())]
     Folder {
@@ -97,7 +105,7 @@ const VARIABLE_PREFIXES: [&str; 3] = ["AWS_", "GOOGLE_", "AZURE_"];
 impl Store {
     /// Opens a bucket by settings.
     pub fn open(settings: &RemoteSettings, policy: &CallPolicy) -> Result<Self, OpenError> {
-        let settings = &settings.clone().with_endpoint_of_environment();
+        let settings = &settings.clone().with_endpoint_of_environment()?;
         let name = settings.name();
         let counters = Arc::new(Counters::default());
         let connect = |retries| {
@@ -133,7 +141,7 @@ impl Store {
         variables: impl IntoIterator<Item = (String, String)>,
         policy: &CallPolicy,
     ) -> Result<Self, OpenError> {
-        let wrong = |source| OpenError::Address { url: url.to_owned(), source };
+        let wrong = |source| OpenError::Address { url: without_secrets(url), source };
         let invalid =
             |source| wrong(object_store::Error::Generic { store: "address", source: Box::new(source) });
         let parsed = Url::parse(url).map_err(invalid)?;
@@ -144,6 +152,9 @@ impl Store {
             .filter(|(name, _)| VARIABLE_PREFIXES.iter().any(|prefix| name.starts_with(prefix)))
             .map(|(name, value)| (name.to_ascii_lowercase(), value))
             .collect();
+        for (name, value) in variables.iter().filter(|(name, _)| name.contains("endpoint")) {
+            check_endpoint(&name.to_ascii_uppercase(), value)?;
+        }
         // An administrator that names an address without TLS means it. The library needs a second
         // setting for it.
         let is_http =
@@ -161,7 +172,7 @@ impl Store {
                 anonymous: None,
                 medium: Medium::Bucket,
                 prefix,
-                location: url.to_owned(),
+                location: without_secrets(url),
             },
             policy,
             counters,
@@ -432,6 +443,20 @@ mod tests {
         let text = open(&[own.as_slice(), &stray].concat());
         assert!(text.contains("own-region"), "{text}");
         assert!(!text.contains("stray-value"), "{text}");
+    }
+
+    #[test]
+    fn an_endpoint_with_a_secret_in_it_is_refused_and_not_shown() {
+        for (name, value) in [
+            ("AWS_ENDPOINT", "http://ada:MARKER@127.0.0.1:9"),
+            ("AWS_ENDPOINT_URL_S3", "http://127.0.0.1:9/?token=MARKER"),
+            ("AZURE_STORAGE_ENDPOINT", "http://127.0.0.1:9/#MARKER"),
+        ] {
+            let variables = [(name.to_owned(), value.to_owned())];
+            let error = Store::open_address("s3://bucket", variables, &CallPolicy::default()).unwrap_err();
+            let shown = format!("{error} {error:?}");
+            assert!(shown.contains(name) && !shown.contains("MARKER"), "{shown}");
+        }
     }
 
     #[test]

@@ -3,6 +3,8 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
+use crate::open::OpenError;
+
 /// Which protocol a store speaks.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum RemoteKind {
@@ -70,17 +72,16 @@ impl RemoteSettings {
     /// Takes S3's endpoint from the environment if the settings name none, by the names that
     /// Amazon's tools and libraries know. Such a server has the bucket in the path, as a server
     /// from the settings has by default.
-    pub(crate) fn with_endpoint_of_environment(self) -> Self {
+    pub(crate) fn with_endpoint_of_environment(self) -> Result<Self, OpenError> {
         if self.kind != RemoteKind::S3 || self.endpoint.is_some() {
-            return self;
+            return Ok(self);
         }
-        let variable = |name| std::env::var(name).ok().filter(|value: &String| !value.is_empty());
-        match ENDPOINT_VARIABLES.into_iter().find_map(variable) {
-            Some(endpoint) => {
-                Self { endpoint: Some(endpoint.trim_end_matches('/').to_owned()), path_style: true, ..self }
-            }
-            None => self,
-        }
+        let variable = |name| Some((name, std::env::var(name).ok().filter(|value| !value.is_empty())?));
+        let Some((name, endpoint)) = ENDPOINT_VARIABLES.into_iter().find_map(variable) else {
+            return Ok(self);
+        };
+        check_endpoint(name, &endpoint)?;
+        Ok(Self { endpoint: Some(endpoint.trim_end_matches('/').to_owned()), path_style: true, ..self })
     }
 
     /// The endpoint as the library wants it: with the bucket in the host name, unless the bucket
@@ -107,8 +108,16 @@ impl RemoteSettings {
     }
 }
 
+/// Refuses an address with user info, parameters or a fragment: errors of the library show it.
+pub(crate) fn check_endpoint(variable: &str, address: &str) -> Result<(), OpenError> {
+    if address.contains(['@', '?', '#']) {
+        return Err(OpenError::SecretInEndpoint { variable: variable.to_owned() });
+    }
+    Ok(())
+}
+
 /// An address without user info and query, which may hold a password. Even the last `@` counts.
-fn without_secrets(address: &str) -> String {
+pub(crate) fn without_secrets(address: &str) -> String {
     let address = match (address.split_once("://"), address.rsplit_once('@')) {
         (Some((scheme, _)), Some((_, host))) => format!("{scheme}://{host}"),
         (None, Some((_, host))) => host.to_owned(),

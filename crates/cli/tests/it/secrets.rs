@@ -1,14 +1,15 @@
 //! A marker in every text setting, and a search for it in everything that the program prints.
 //!
 //! docs/SETTINGS.md lists all settings; a test of the crate holds it equal to their declaration. So
-//! a new text setting is tested here without another line.
+//! a new text setting is tested here without another line. The same goes for the variables of other
+//! programs that the page names.
 
 #![expect(clippy::unwrap_used, reason = "helpers of tests: a panic is the failure")]
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write as _;
 use std::io::{BufRead as _, BufReader, Read as _, Write as _};
-use std::net::TcpStream;
+use std::net::{TcpListener, TcpStream};
 use std::process::{Command, Stdio};
 use std::thread;
 
@@ -47,9 +48,34 @@ struct TextSetting {
     is_secret: bool,
 }
 
+const PAGE: &str = include_str!("../../../../docs/SETTINGS.md");
+
+/// Variables of others that may hold an address with a secret, and that no setting names.
+const OF_OTHERS: [&str; 5] =
+    ["AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT", "http_proxy", "HTTPS_PROXY", "all_proxy"];
+
+/// The variables of other programs that count for a store, and a value that works.
+const OF_STORES: [(&str, &str); 4] = [
+    ("AWS_ENDPOINT_URL", "http://127.0.0.1:9"),
+    ("AWS_REGION", "r"),
+    ("AWS_ACCESS_KEY_ID", "id"),
+    ("AWS_SECRET_ACCESS_KEY", "key"),
+];
+
+/// The variables of other programs that the program reads.
+fn variables_of_others() -> Vec<TextSetting> {
+    let words = PAGE.split(|c: char| !c.is_ascii_alphanumeric() && c != '_');
+    let named = words.filter(|word| word.starts_with("AWS_")).collect::<BTreeSet<_>>();
+    for (variable, _) in OF_STORES {
+        assert!(named.contains(variable), "the page names {variable} no longer");
+    }
+    let all = named.into_iter().chain(OF_OTHERS);
+    all.map(|variable| TextSetting { variable: variable.to_owned(), is_secret: variable.contains("KEY") })
+        .collect()
+}
+
 fn text_settings() -> Vec<TextSetting> {
-    let page = include_str!("../../../../docs/SETTINGS.md");
-    let lines: Vec<&str> = page.lines().collect();
+    let lines: Vec<&str> = PAGE.lines().collect();
     let mut settings = Vec::new();
     for pair in lines.windows(2).filter(|pair| pair[0].starts_with("- **`")) {
         let facts: Vec<&str> = pair[1].trim().trim_start_matches("<br>").split(" · ").collect();
@@ -71,6 +97,18 @@ fn variables_around(setting: &TextSetting) -> BTreeMap<String, String> {
     let mut set = |name: &str, value: &str| variables.insert(name.to_owned(), value.to_owned());
     set("DORMER_DATABASE_ACQUIRE_TIMEOUT", "1s");
     set("DORMER_METRICS_LISTEN", "127.0.0.1:0");
+    if !setting.variable.starts_with("DORMER_") {
+        for (name, value) in OF_STORES {
+            set(name, value);
+        }
+        for prefix in ["DORMER_STORAGE_", "DORMER_EDGE_R2_"] {
+            for (name, value) in [("TYPE", "s3"), ("BUCKET", "b"), ("RETRY_TIME", "0")] {
+                set(&format!("{prefix}{name}"), value);
+            }
+        }
+        set("DORMER_EDGE_R2_CACHES", "main");
+        set("DORMER_CONFIG", "target.toml");
+    }
     for prefix in ["DORMER_STORAGE_", "DORMER_EDGE_R2_"] {
         if !setting.variable.starts_with(prefix) {
             continue;
@@ -124,6 +162,42 @@ fn start_of_serve(command: &mut Command) -> String {
     said
 }
 
+/// The port of a store that refuses everything, so that no call is repeated.
+fn refusing_store() -> u16 {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let port = listener.local_addr().unwrap().port();
+    thread::spawn(move || {
+        for stream in listener.incoming().map_while(Result::ok) {
+            let mut head = BufReader::new(stream.try_clone().unwrap()).lines().map_while(Result::ok);
+            while head.next().is_some_and(|line| !line.is_empty()) {}
+            let answer = "HTTP/1.1 403 Forbidden\r\nContent-Length: 0\r\nConnection: close\r\n\r\n";
+            // The client may be gone.
+            let _ = (&stream).write_all(answer.as_bytes());
+        }
+    });
+    port
+}
+
+/// What `edge serve` prints while it serves from a bucket that it cannot read.
+fn start_of_edge(command: &mut Command) -> String {
+    let arguments = ["edge", "serve", "--bucket", "s3://b/p", "--listen", "127.0.0.1:0"];
+    let mut server = command.args(arguments).stderr(Stdio::piped()).spawn().unwrap();
+    let mut said = String::new();
+    let mut lines = BufReader::new(server.stderr.take().unwrap()).lines().map_while(Result::ok);
+    for line in lines.by_ref() {
+        let _ = writeln!(said, "{line}");
+        let Some(address) = line.strip_prefix("listening on http://") else { continue };
+        let mut stream = TcpStream::connect(address.trim_end_matches('/')).unwrap();
+        write!(stream, "GET /main/nix-cache-info HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n").unwrap();
+        stream.read_to_string(&mut said).unwrap();
+        break;
+    }
+    Command::new("kill").arg(server.id().to_string()).status().unwrap();
+    lines.for_each(|line| writeln!(said, "{line}").unwrap());
+    server.wait().unwrap();
+    said
+}
+
 /// Whether a server started with this value; and every output with the secret in it.
 fn check(home: &TestHome, setting: &TextSetting, value: &str) -> (bool, Vec<String>) {
     let mut leaks = Vec::new();
@@ -140,12 +214,23 @@ fn check(home: &TestHome, setting: &TextSetting, value: &str) -> (bool, Vec<Stri
     if said.contains("MARKER") {
         leaks.push(format!("{what} serve:\n{said}"));
     }
+    if !setting.variable.starts_with("DORMER_") {
+        // Behind this port is a store.
+        let store = format!("127.0.0.1:{}", refusing_store());
+        let variables = variables.iter().map(|(name, value)| (name, value.replace("127.0.0.1:9", &store)));
+        let said = start_of_edge(home.command(&[]).envs(variables));
+        assert!(!said.contains("listening on ") || said.contains("503"), "{what}: {said}");
+        if said.contains("MARKER") {
+            leaks.push(format!("{what} edge serve:\n{said}"));
+        }
+    }
     (said.contains("listening on "), leaks)
 }
 
 #[test]
 fn no_output_shows_the_secret_of_any_text_setting() {
-    let settings = text_settings();
+    let mut settings = text_settings();
+    settings.extend(variables_of_others());
     assert!(settings.iter().filter(|setting| setting.is_secret).count() >= 7, "{settings:?}");
     let cases: Vec<(&TextSetting, &str)> = settings
         .iter()
@@ -153,6 +238,9 @@ fn no_output_shows_the_secret_of_any_text_setting() {
             let secret = setting.is_secret.then_some(SOUND_SECRET);
             // A secret of its own needs no address.
             let addresses = ADDRESSES.into_iter().filter(|_| !setting.is_secret);
+            // No store has the address of a database.
+            let addresses = addresses
+                .filter(|address| setting.variable.starts_with("DORMER_") || address.starts_with("http"));
             secret.into_iter().chain(addresses).map(move |value| (setting, value))
         })
         .collect();
