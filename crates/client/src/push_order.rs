@@ -308,6 +308,7 @@ mod tests {
             ordered.len() > 150 && ordered.iter().filter(|(_, references)| references.len() > 1).count() > 50
         );
         let unordered: Vec<_> = ordered.iter().map(|(size, _)| (*size, Vec::new())).collect();
+        let mut worst: f64 = 0.0;
         // The default number of jobs, from a modem's latency to a lab's, slow and fast.
         for jobs in [1, 2, 5] {
             for start_seconds in [0.005, 0.05, 0.2] {
@@ -318,9 +319,11 @@ mod tests {
                         with <= without * 1.05,
                         "{jobs} jobs, {start_seconds} s, {rate} B/s: {with} s instead of {without} s"
                     );
+                    worst = worst.max(with / without);
                 }
             }
         }
+        println!("{worst:.4} times the time without an order, at worst");
     }
 
     #[test]
