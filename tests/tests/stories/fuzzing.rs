@@ -34,11 +34,13 @@ const OF_OPERATOR: &str = "from the operator's own store, compared as a whole";
 const IN_TARGET: &str = "a part of what another target reads";
 const NUMBERS: &str = "one or two numbers, which the standard library reads";
 const WORD: &str = "compares whole words";
+const HANDS_ON: &str = "takes a name, and hands bytes on unread";
 
 /// Parsers that no target names, and why.
-const WITHOUT_TARGET: [(&str, &str, &str); 18] = [
+const WITHOUT_TARGET: [(&str, &str, &str); 21] = [
     ("blobs", "BlobKey", OF_OPERATOR),
     ("blobs", "InstallationId", OF_OPERATOR),
+    ("cli", "Raw", OF_USER),
     ("cli", "StaticPlace", OF_USER),
     ("cli", "parse_duration", OF_USER),
     ("cli", "parse_period", OF_USER),
@@ -50,11 +52,13 @@ const WITHOUT_TARGET: [(&str, &str, &str); 18] = [
     ("client", "NamePattern", OF_USER),
     ("client", "ServerName", OF_USER),
     ("client", "parse_size", OF_USER),
+    ("edge-host", "Source", HANDS_ON),
     ("format", "decode_fills", IN_TARGET),
     ("http-host", "ListenAddress", OF_USER),
     ("http-host", "Probe", WORD),
     ("nix", "TraceKey", IN_TARGET),
     ("server", "read_place", NUMBERS),
+    ("server", "read_text", HANDS_ON),
 ];
 
 fn files_below(folder: &Path, files: &mut Vec<(String, String)>) {

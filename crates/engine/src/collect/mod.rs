@@ -192,7 +192,7 @@ pub struct Collector {
     settings: CollectSettings,
     metrics: CollectMetrics,
     /// Where the next pass of deletions begins, if the store failed in the last one.
-    deleting_after: Mutex<Option<DoomedPack>>,
+    deleting_after: Arc<Mutex<Option<DoomedPack>>>,
 }
 
 /// The lease of a run, and where the run is.
@@ -254,7 +254,7 @@ impl Collector {
             clock,
             settings,
             metrics: CollectMetrics::new(),
-            deleting_after: Mutex::default(),
+            deleting_after: Arc::default(),
         }
     }
 
