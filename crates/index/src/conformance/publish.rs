@@ -669,7 +669,7 @@ pub(super) async fn what_waits_is_counted_for_all_targets_at_once(both: Both) ->
 
     // What `outbox_after` would tell each target, for all of them at once.
     let seen = both.index.outbox_after(first.cursor, 2).await?;
-    let past = NotedFrom::Outbox(OutboxPosition { transaction: seen[1].transaction, number: seen[1].number });
+    let past = NotedFrom::Outbox(seen[1].position);
     both.publish.note_pending(&lease, &[], past).await?;
     let targets = both.publish.list_targets().await?;
     let mut expected = Vec::new();
