@@ -668,8 +668,8 @@ pub(super) async fn what_waits_is_counted_for_all_targets_at_once(both: Both) ->
     assert_eq!(both.publish.publish_backlog(1).await?, all[..1]);
 
     // What `outbox_after` would tell each target, for all of them at once.
-    let seen = both.index.outbox_after(first.cursor, 2).await?;
-    let past = NotedFrom::Outbox(seen[1].position);
+    let seen = both.index.outbox_after(first.cursor, 1).await?;
+    let past = NotedFrom::Outbox(seen[0].position);
     both.publish.note_pending(&lease, &[], past).await?;
     let targets = both.publish.list_targets().await?;
     let mut expected = Vec::new();
