@@ -37,8 +37,8 @@ pub(crate) struct Printer {
     pub(crate) json: bool,
     progress: bool,
     colour: bool,
-    /// Standard output is a terminal that draws.
-    draws: bool,
+    /// The columns of standard output, if it is a terminal for charts and whole screens.
+    columns: Option<usize>,
 }
 
 impl Printer {
@@ -52,21 +52,20 @@ impl Printer {
             json,
             progress: progress && terminal && !dumb && level == Level::Default,
             colour: terminal && !no_color && !dumb,
-            draws: io::stdout().is_terminal() && !dumb && !json && level >= Level::Default,
+            columns: (io::stdout().is_terminal() && !dumb && !json && level >= Level::Default)
+                .then(columns_of_stdout),
         }
     }
 
     /// Whether standard output is a terminal for charts and whole screens.
     pub(crate) fn draws(&self) -> bool {
-        self.draws
+        self.columns.is_some()
     }
 
     /// A chart behind the data, on a terminal. Programs that read the data get none.
     pub(crate) fn chart(&self, rows: &[Bar]) -> Result<()> {
-        if !self.draws {
-            return Ok(());
-        }
-        let lines = chart::lines(rows, columns_of_stdout());
+        let Some(columns) = self.columns else { return Ok(()) };
+        let lines = chart::lines(rows, columns);
         if !lines.is_empty() {
             self.data("")?;
         }

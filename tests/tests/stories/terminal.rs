@@ -201,7 +201,7 @@ fn top_and_charts_are_drawn_on_a_terminal_and_are_lines_without_one() {
     let status: serde_json::Value = serde_json::from_str(&status).unwrap();
     assert_eq!((&status["message_type"], &status["pushes"]["nars"]), (&json!("status"), &json!(1)));
     assert!(!lab.dormer(&["stats"]).succeeds().contains('█'), "no chart for a pipe");
-    let reader = lab.token(&["--sub", "reader", "--validity", "1d", "--pull", "*"]);
+    let reader = lab.token(&["--pull", "*"]);
     let mut refused = lab.client_process(&["top", "--count", "1", "--endpoint", &lab.url()]);
     let refused = refused.env("DORMER_TOKEN", reader).output().unwrap();
     assert_eq!(refused.status.code(), Some(4), "{}", String::from_utf8_lossy(&refused.stderr));

@@ -286,8 +286,9 @@ mod tests {
         terminal.draw(|frame| paint(frame, watched)).unwrap();
         let buffer = terminal.backend().buffer();
         let rows = buffer.content().chunks(usize::from(width));
-        let text =
-            rows.map(|row| row.iter().map(|cell| cell.symbol()).collect::<String>().trim_end().to_owned());
+        let text = rows.map(|row| {
+            row.iter().map(ratatui::buffer::Cell::symbol).collect::<String>().trim_end().to_owned()
+        });
         text.collect::<Vec<_>>().join("\n")
     }
 
