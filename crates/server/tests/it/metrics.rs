@@ -205,6 +205,7 @@ fn how_far_edge_targets_are_behind_is_on_the_page() {
 
 #[test]
 fn requests_with_a_token_that_ends_are_counted() {
+    const DAY: i64 = 24 * 60 * 60;
     let server = Server::start();
     let now = common::now();
     let ask = |claims: serde_json::Value| {
@@ -216,7 +217,6 @@ fn requests_with_a_token_that_ends_are_counted() {
         let bearer = format!("Bearer {token}");
         server.request("GET", "/_api/v1/cache-config/main", &[("Authorization", &bearer)], b"").status
     };
-    const DAY: i64 = 24 * 60 * 60;
     // A job's token, one with a year to go, one that ends, and one that has ended.
     assert_eq!(ask(serde_json::json!({"exp": now + 60, "iat": now})), 200);
     assert_eq!(ask(serde_json::json!({"exp": now + 365 * DAY, "iat": now})), 200);
