@@ -352,22 +352,25 @@ async fn a_store_that_fails_is_asked_for_few_new_packs() {
     let lab = Lab::new(false).await;
     let process = lab.open().await;
     let cache = create_main(&process.engine).await;
-    for number in 0..4_u8 {
+    for number in 0..6_u8 {
         for (place, size) in [(1, 40_000), (101, 14_000)] {
             let nar = package_nar(&mut Random::new(number.into()), size, &[]);
             push(&process.engine, &cache, &path(place + number), &nar).await.expect(ANSWERS);
         }
     }
-    // One pack that is less than half alive, and three whose bytes are to leave at once.
+    // A pack that is less than half alive, and others whose bytes are to leave at once. Some of them
+    // are whole secrets, which need no new pack.
     process.engine.remove_object(&cache, &path(1).hash(), None).await.expect(ANSWERS);
     lab.pass(OLD);
-    for number in 2..=4 {
+    for number in 2..=6 {
         process.engine.purge_object(&cache, &path(number).hash(), None).await.expect(ANSWERS);
     }
     let store = OddStore::new(&lab);
     store.refuse_puts(true);
     let report = lab.collect_in(&process, &store).await;
-    assert_eq!((report.compacted.packs, report.purged, store.puts()), (0, 0, 2));
+    assert_eq!((report.compacted.packs, store.puts()), (0, 2));
+    let left = counts(&process, &cache).await.waiting;
+    assert!(left >= 3, "each of {left} would have been an attempt");
     store.refuse_puts(false);
-    assert_eq!(lab.collect_in(&process, &store).await.purged, 3);
+    assert_eq!(lab.collect_in(&process, &store).await.purged, left);
 }
