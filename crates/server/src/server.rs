@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use dormer_engine::Engine;
 use dormer_http_host::{Error, Listener, Peer, Probes, Service};
-use dormer_index::{Index, PublishIndex};
+use dormer_index::PublishIndex;
 use http::{Request, Response};
 use hyper::body::Incoming;
 

@@ -248,14 +248,7 @@ impl Collector {
         clock: Arc<dyn Clock>,
         settings: CollectSettings,
     ) -> Self {
-        Self {
-            index,
-            blobs,
-            clock,
-            settings,
-            metrics: CollectMetrics::new(),
-            deleting_after: Arc::default(),
-        }
+        Self { index, blobs, clock, settings, metrics: CollectMetrics::new(), deleting_after: Arc::default() }
     }
 
     /// The counters of this process.
