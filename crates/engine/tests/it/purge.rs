@@ -358,8 +358,8 @@ async fn a_store_that_fails_is_asked_for_few_new_packs() {
             push(&process.engine, &cache, &path(place + number), &nar).await.expect(ANSWERS);
         }
     }
-    // A pack that is less than half alive, and others whose bytes are to leave at once. Some of them
-    // are whole secrets, which need no new pack.
+    // A pack that is less than half alive, and others whose bytes are to leave at once. Some of
+    // these hold nothing else, and need no new pack.
     process.engine.remove_object(&cache, &path(1).hash(), None).await.expect(ANSWERS);
     lab.pass(OLD);
     for number in 2..=6 {
