@@ -37,7 +37,7 @@ const WORD: &str = "compares whole words";
 const HANDS_ON: &str = "takes a name, and hands bytes on unread";
 
 /// Parsers that no target names, and why.
-const WITHOUT_TARGET: [(&str, &str, &str); 21] = [
+const WITHOUT_TARGET: [(&str, &str, &str); 22] = [
     ("blobs", "BlobKey", OF_OPERATOR),
     ("blobs", "InstallationId", OF_OPERATOR),
     ("cli", "Raw", OF_USER),
@@ -52,6 +52,7 @@ const WITHOUT_TARGET: [(&str, &str, &str); 21] = [
     ("client", "NamePattern", OF_USER),
     ("client", "ServerName", OF_USER),
     ("client", "parse_size", OF_USER),
+    ("edge", "Query", IN_TARGET),
     ("edge-host", "Source", HANDS_ON),
     ("format", "decode_fills", IN_TARGET),
     ("http-host", "ListenAddress", OF_USER),

@@ -110,8 +110,8 @@ fn an_export_is_read_by_nix_from_files_and_nginx_and_imported_from_a_bucket() {
     again.succeeds();
     let said = message(&again, "export");
     assert_eq!((&said["exported"], &said["unchanged"]), (&(total - count).into(), &count.into()), "{said}");
-    // A log, and at least the traces of two paths.
-    assert!(said["documents"].as_u64().unwrap() >= 3, "{said}");
+    // A log and a trace: a newer Nix tells no trace of what an output refers to.
+    assert!(said["documents"].as_u64().unwrap() >= 2, "{said}");
     reads_documents(&lab, "documents-from-files", &key, &format!("file://{to}"), &talker, &floater);
     assert_eq!(lab.server_command(&["export", "none", "--to", to]).code(), Some(1));
 

@@ -144,6 +144,7 @@ fn the_cache_is_built_into_signed_and_mended_by_every_nix() {
 
         // A referrer outlives what it refers to: the rest is built.
         let hash = &library["/nix/store/".len()..][..32];
+        lab.login();
         lab.dormer(&["cache", "remove-path", "main", hash]).succeeds();
         let expression = reader.expression();
         let options =
