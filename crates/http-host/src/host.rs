@@ -201,10 +201,12 @@ struct Host<S> {
 impl<S: Service> Host<S> {
     async fn spawn_connection(&self, stream: Stream, refused: OwnedSemaphorePermit, slots: &ConnectionSlots) {
         let peer = stream.peer().filter(|peer| !self.service.is_shared(peer));
-        let slot = slots.slot(refused, peer.as_ref().and_then(Peer::network)).await;
+        let network = peer.as_ref().and_then(Peer::network);
+        // One that floods beyond its share gets no answer.
+        let Some(slot) = slots.slot(refused, network).await else { return };
         let counted = Counted::new(Arc::clone(&self.service));
         let place = Arc::clone(&slot.place);
-        let connection = self.graceful.watch(self.connection(stream, slot.is_refused, Arc::clone(&place)));
+        let connection = self.graceful.watch(self.connection(stream, &slot));
         let stopping = self.stopping.subscribe();
         tokio::spawn(async move {
             tokio::select! {
@@ -226,8 +228,7 @@ impl<S: Service> Host<S> {
     fn connection(
         &self,
         stream: Stream,
-        is_refused: bool,
-        place: Arc<Place>,
+        slot: &Slot,
     ) -> impl GracefulConnection<Error = hyper::Error> + use<S> {
         // Without it, the last part of an answer waits up to 40 ms for the client's acknowledgement
         // of the first.
@@ -235,6 +236,7 @@ impl<S: Service> Host<S> {
             tracing::debug!(%error, "failed to set TCP_NODELAY");
         }
         let peer = stream.peer();
+        let (is_refused, place) = (slot.is_refused, Arc::clone(&slot.place));
         let settings = &self.settings;
         let service = Arc::clone(&self.service);
         let answer = service_fn(move |mut request: Request<Incoming>| {
@@ -260,7 +262,12 @@ impl<S: Service> Host<S> {
             settings.header_timeout
         };
         let (service, refusals) = (Arc::clone(&self.service), Arc::clone(&self.refusals));
-        let others_wait = Box::new(move || refusals.go_on() || service.others_wait());
+        let network = slot.share.as_ref().map(|(_, network)| Arc::clone(network));
+        let others_wait = Box::new(move || {
+            refusals.go_on()
+                || network.as_ref().is_some_and(|network| network.go_on())
+                || service.others_wait()
+        });
         let socket = Socket::new(stream, settings.write_idle_timeout, others_wait);
         http1::Builder::new()
             .timer(TokioTimer::new())
@@ -299,7 +306,7 @@ async fn head_is_late(mut stopping: watch::Receiver<bool>, place: &Place) {
     }
 }
 
-/// Whether clients are refused because all places are busy.
+/// Whether clients, all or those of a network, are refused because all their places are busy.
 struct Refusals {
     places: Arc<Semaphore>,
     /// When the newest client was refused; `None` if it got a place.
@@ -307,6 +314,10 @@ struct Refusals {
 }
 
 impl Refusals {
+    fn new(places: usize) -> Self {
+        Self { places: Arc::new(Semaphore::new(places)), newest: Mutex::default() }
+    }
+
     fn note(&self, is_refused: bool) {
         let newest = is_refused.then(Instant::now);
         *self.newest.lock().unwrap_or_else(PoisonError::into_inner) = newest;
@@ -333,7 +344,7 @@ struct ConnectionSlots {
 /// How many connections each network may have.
 struct NetworkShares {
     share: usize,
-    networks: Mutex<HashMap<IpAddr, Weak<Semaphore>>>,
+    networks: Mutex<HashMap<IpAddr, Weak<Refusals>>>,
 }
 
 impl NetworkShares {
@@ -342,14 +353,14 @@ impl NetworkShares {
         Self { share, networks: Mutex::default() }
     }
 
-    fn of(&self, network: IpAddr) -> Arc<Semaphore> {
+    fn of(&self, network: IpAddr) -> Arc<Refusals> {
         let mut networks = self.networks.lock().unwrap_or_else(PoisonError::into_inner);
         networks.get(&network).and_then(Weak::upgrade).unwrap_or_else(|| {
             // Only networks with open connections stay, and connections are limited.
-            networks.retain(|_, permits| permits.strong_count() > 0);
-            let permits = Arc::new(Semaphore::new(self.share));
-            networks.insert(network, Arc::downgrade(&permits));
-            permits
+            networks.retain(|_, refusals| refusals.strong_count() > 0);
+            let refusals = Arc::new(Refusals::new(self.share));
+            networks.insert(network, Arc::downgrade(&refusals));
+            refusals
         })
     }
 }
@@ -357,7 +368,8 @@ impl NetworkShares {
 /// Held by a connection while it lives.
 struct Slot {
     _permit: OwnedSemaphorePermit,
-    _share: Option<OwnedSemaphorePermit>,
+    /// The part of its network's share, and whether others of the network are refused.
+    share: Option<(OwnedSemaphorePermit, Arc<Refusals>)>,
     place: Arc<Place>,
     is_refused: bool,
 }
@@ -365,12 +377,11 @@ struct Slot {
 impl ConnectionSlots {
     fn new(connections_max: usize) -> Self {
         let served_max = connections_max.clamp(1, Semaphore::MAX_PERMITS);
-        let served = Arc::new(Semaphore::new(served_max));
-        let refusals = Refusals { places: Arc::clone(&served), newest: Mutex::default() };
+        let refusals = Arc::new(Refusals::new(served_max));
         Self {
             served_max,
-            served,
-            refusals: Arc::new(refusals),
+            served: Arc::clone(&refusals.places),
+            refusals,
             shares: NetworkShares::new(served_max),
             refused: Arc::new(Semaphore::new(REFUSED_MAX)),
             places: Places::new(),
@@ -398,30 +409,35 @@ impl ConnectionSlots {
     }
 
     /// A slot for a new connection, which is refused if no slot to serve it is free, or none that
-    /// its network may have, and no connection that waits for a head makes room.
-    async fn slot(&self, refused: OwnedSemaphorePermit, network: Option<IpAddr>) -> Slot {
+    /// its network may have, and no connection that waits for a head makes room. `None` if its
+    /// network has its share, and half of those that can be refused at once are there: otherwise
+    /// its refusals would keep other networks waiting.
+    async fn slot(&self, refused: OwnedSemaphorePermit, network: Option<IpAddr>) -> Option<Slot> {
         let refuse = |refused| Slot {
             _permit: refused,
-            _share: None,
+            share: None,
             place: self.refused_places.take(None),
             is_refused: true,
         };
         let mut share = None;
         if let Some(network) = network {
-            share = self.serve(&self.shares.of(network), Some(network)).await;
-            if share.is_none() {
-                // No other network waits because of this.
-                return refuse(refused);
-            }
+            let of_network = self.shares.of(network);
+            let permit = self.serve(&of_network.places, Some(network)).await;
+            of_network.note(permit.is_none());
+            let Some(permit) = permit else {
+                let has_room = self.refused.available_permits() >= REFUSED_MAX / 2;
+                return has_room.then(|| refuse(refused));
+            };
+            share = Some((permit, of_network));
         }
         let served = self.serve(&self.served, None).await;
         self.refusals.note(served.is_none());
-        match served {
+        Some(match served {
             Some(permit) => {
-                Slot { _permit: permit, _share: share, place: self.places.take(network), is_refused: false }
+                Slot { _permit: permit, share, place: self.places.take(network), is_refused: false }
             }
             None => refuse(refused),
-        }
+        })
     }
 
     /// Takes a permit, if need be that of the connection (of this network) that has waited longest
@@ -656,6 +672,29 @@ mod tests {
             () = go => {}
         }
         assert!(ask("127.0.0.3:0").await.ends_with("ready\n"));
+    }
+
+    #[tokio::test]
+    async fn at_its_share_a_network_cuts_its_slow_readers_and_a_flood_of_it_gets_no_answer() {
+        let slots = ConnectionSlots::new(4);
+        let take = async |last: u8| {
+            let network = IpAddr::from([192, 0, 2, last]);
+            slots.slot(slots.leave_to_refuse().await, Some(network)).await
+        };
+        let cuts = |slot: &Slot| slot.share.as_ref().is_some_and(|(_, network)| network.go_on());
+        let mut held = Vec::new();
+        for _ in 0..3 {
+            held.push(take(1).await.unwrap());
+        }
+        assert!(held.iter().all(|slot| !slot.is_refused && !cuts(slot)));
+        let mut refused = vec![take(1).await.unwrap()];
+        assert!(refused[0].is_refused && held.iter().all(cuts));
+        for _ in 0..REFUSED_MAX {
+            refused.extend(take(1).await);
+        }
+        assert!(refused.len() <= REFUSED_MAX / 2 + 1, "{}", refused.len());
+        let other = take(2).await.unwrap();
+        assert!(!other.is_refused && !cuts(&other));
     }
 
     #[tokio::test]

@@ -86,7 +86,7 @@ impl Service for App {
     }
 
     fn is_shared(&self, peer: &Peer) -> bool {
-        is_trusted(Some(*peer), &self.settings.trusted_proxies)
+        peer.is_local() || is_trusted(Some(*peer), &self.settings.trusted_proxies)
     }
 
     fn probes(&self) -> &Probes {
