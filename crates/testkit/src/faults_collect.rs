@@ -257,6 +257,9 @@ impl CollectIndex for FaultCollect {
     ) -> Result<Vec<DoomedPack>> {
         read_step!(self, self.inner.doomed_packs(after, limit, at))
     }
+    async fn may_have_copies(&self, since: Option<UnixSeconds>, at: UnixSeconds) -> Result<bool> {
+        read_step!(self, self.inner.may_have_copies(since, at))
+    }
     async fn forget_doomed(&self, packs: &[PackId]) -> Result<()> {
         write_step!(self, self.inner.forget_doomed(packs))
     }

@@ -436,7 +436,7 @@ impl Collector {
         let marks = self.mark(turn, now, &mut report).await?;
         let live = self.live_packs(marks, Some(turn)).await?;
         self.judge_packs(turn, &live, &limits, &mut report).await?;
-        let notes = self.spent_notes(turn, &live).await?;
+        let notes = self.spent_notes(turn, &live, now).await?;
         drop(live);
         let purging = self.purge(turn, &mut report).await?;
         self.delete_objects(turn, &mut report).await?;

@@ -24,8 +24,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Instant;
 
-use dormer_format::PackId;
-use dormer_index::{DoomedPack, PackNumber, PackRow, PackedChunk, Purge, PurgeId, UnixSeconds};
+use dormer_index::{PackNumber, PackRow, PackedChunk, Purge, PurgeId, UnixSeconds};
 use roaring::RoaringTreemap;
 
 use super::compact::OpenPack;
@@ -99,16 +98,18 @@ impl Collector {
                 turn.step(begun, 8, 0, removed.packs.len() as u64 + removed.chunks).await?;
             }
             self.delete_objects(turn, report).await?;
-            purging.chunks = unneeded(&purging.purges, &live);
+            let chunks = unneeded(&purging.purges, &live);
+            let is_more = !chunks.is_subset(&purging.chunks);
+            purging.chunks = chunks;
             let found = self.packs_of(turn, &purging.purges, &purging.chunks).await?;
             if round == 0 {
                 purging.at_home = found.at_home;
+            } else if is_more {
+                // What is unneeded since the first round may have had copies elsewhere.
+                purging.at_home.clear();
             }
             let mut goes_on = false;
             for pack in found.packs {
-                if turn.is_store_down() {
-                    break;
-                }
                 goes_on |= self.empty_pack(turn, pack, &purging.chunks, &live, report).await?;
             }
             if !goes_on {
@@ -137,17 +138,20 @@ impl Collector {
     }
 
     /// Whether the objects of all packs are deleted that lost their rows, or of those that did so
-    /// since a path was removed.
+    /// since a path was removed. What never had rows may hold copies too.
     async fn are_objects_deleted(&self, since: Option<UnixSeconds>) -> Result<bool> {
-        let before = since.map(|removed_at| DoomedPack {
-            id: PackId::from_bytes([0; 16]),
-            not_before: removed_at.saturating_sub(CLOCKS_DIFFER),
-        });
-        Ok(self.index.doomed_packs(before, 1, self.clock.now()).await?.is_empty())
+        let since = since.map(|removed_at| removed_at.saturating_sub(CLOCKS_DIFFER));
+        Ok(!self.index.may_have_copies(since, self.clock.now()).await?)
     }
 
-    /// The notes of removed paths of which no chunk row is left that no NAR needs. Reads only.
-    pub(super) async fn spent_notes(&self, turn: &mut Turn<'_>, live: &Live) -> Result<Vec<PurgeId>> {
+    /// The notes of removed paths of which no chunk row is left that no NAR needs, by marks that
+    /// began at `marked_at`. Reads only.
+    pub(super) async fn spent_notes(
+        &self,
+        turn: &mut Turn<'_>,
+        live: &Live,
+        marked_at: UnixSeconds,
+    ) -> Result<Vec<PurgeId>> {
         let mut spent = Vec::new();
         let mut after = PurgeId(0);
         loop {
@@ -155,8 +159,9 @@ impl Collector {
             let page = self.index.purge_notes(after, NOTES_PAGE).await?;
             let Some(last) = page.last() else { return Ok(spent) };
             after = last.id;
-            for note in &page {
-                if !self.has_unneeded_rows(note, live).await? {
+            // For the marks, a path that was removed after they began is alive.
+            for note in page.iter().filter(|note| note.removed_at < marked_at - CLOCKS_DIFFER) {
+                if !self.has_unneeded_rows(turn, note, live).await? {
                     spent.push(note.id);
                 }
             }
@@ -164,11 +169,12 @@ impl Collector {
         }
     }
 
-    async fn has_unneeded_rows(&self, note: &Purge, live: &Live) -> Result<bool> {
+    async fn has_unneeded_rows(&self, turn: &mut Turn<'_>, note: &Purge, live: &Live) -> Result<bool> {
         for run in &note.runs {
             let mut after = None;
             loop {
                 let page = self.index.find_places(run, after, PAGE_CHUNKS).await?;
+                turn.keep().await?;
                 if page.iter().any(|(chunk, _)| !live.has_chunk(*chunk)) {
                     return Ok(true);
                 }
@@ -257,6 +263,10 @@ impl Collector {
         let found = self.index.page_packs(PackNumber(number.0 - 1), 1).await?.pop();
         let Some(pack) = found.filter(|pack| pack.number == number) else { return Ok(true) };
         let Some(open) = self.sort_out(&pack, unneeded, live).await? else { return Ok(false) };
+        // A pack of which nothing has to move needs no store.
+        if !open.is_empty() && turn.is_store_down() {
+            return Ok(false);
+        }
         for open in open {
             let chunks = open.chunks();
             let Some(moved) = self.write_pack(turn, open, report).await? else { return Ok(false) };

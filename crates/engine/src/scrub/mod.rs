@@ -360,7 +360,20 @@ impl Scrubber {
             let tries = if chunks.len() < TRIED_AGAIN { TRIES } else { 1 };
             match self.stored_chunk(row, tries).await? {
                 Some(bytes) => read += bytes.len() as u64,
-                None => chunks.push(row.number),
+                None => chunks.push(row),
+            }
+            if renewed.elapsed() >= RENEW_AFTER {
+                self.advance(turn, state, 0).await?;
+                renewed = Instant::now();
+            }
+        }
+        // Perhaps the whole disk was away. So only a read between two proofs that it is there
+        // counts.
+        self.check_store().await?;
+        let mut unread = Vec::new();
+        for row in chunks {
+            if self.stored_chunk(row, 1).await?.is_none() {
+                unread.push(row.number);
             }
             if renewed.elapsed() >= RENEW_AFTER {
                 self.advance(turn, state, 0).await?;
@@ -368,6 +381,7 @@ impl Scrubber {
             }
         }
         self.check_store().await?;
+        let chunks = unread;
         let report = &mut state.report;
         report.packs += 1;
         report.packs_damaged += 1;
@@ -396,13 +410,13 @@ impl Scrubber {
         Ok(None)
     }
 
-    /// Nothing is marked while the store as a whole does not answer. Any name will do, and the
-    /// answer "not there" is a good one.
+    /// Nothing is marked while the store as a whole is away. A look at a name, or a read, may be
+    /// answered from memory when the disk is gone; a write cannot. What a crash leaves of it is an
+    /// object without a row, which a listing finds.
     async fn check_store(&self) -> Result<()> {
-        match self.blobs.head(&BlobKey::Pack(PackId::from_bytes([0; 16]))).await {
-            Ok(_) | Err(dormer_blobs::Error::NotFound { .. }) => Ok(()),
-            Err(error) => Err(error.into()),
-        }
+        let key = BlobKey::Pack(PackId::from_bytes(rand::random()));
+        self.blobs.put(&key, &[Bytes::from_static(b"is the disk there?")]).await?;
+        Ok(self.blobs.delete(&key).await?)
     }
 
     async fn whole_pack(&self, pack: &PackRow) -> dormer_blobs::Result<Bytes> {
@@ -564,6 +578,10 @@ impl Scrubber {
                     let mut stored = Vec::with_capacity(rows.len());
                     for row in rows {
                         stored.push(self.stored_chunk(row, TRIES).await?);
+                    }
+                    self.check_store().await?;
+                    for (row, stored) in rows.iter().zip(&mut stored).filter(|(_, stored)| stored.is_none()) {
+                        *stored = self.stored_chunk(row, 1).await?;
                     }
                     self.check_store().await?;
                     stored

@@ -5,3 +5,7 @@ ALTER TABLE purges ADD COLUMN is_asked BIGINT NOT NULL DEFAULT 1;
 DROP INDEX purges_untried;
 CREATE INDEX purges_untried ON purges (id) WHERE is_asked = 1 AND tried_at IS NULL;
 CREATE INDEX purges_unasked ON purges (id) WHERE is_asked = 0;
+
+-- 1: the pack had rows of chunks, and lost them at the time in not_before. Others never had any:
+-- what a crash left, and what holds copies only.
+ALTER TABLE doomed_packs ADD COLUMN had_row BIGINT NOT NULL DEFAULT 0;

@@ -287,6 +287,10 @@ pub trait CollectIndex: Send + Sync + std::fmt::Debug + 'static {
         limit: u32,
         at: UnixSeconds,
     ) -> Result<Vec<DoomedPack>>;
+    /// Whether objects are left that may be deleted at `at` and may hold copies of chunks: all of
+    /// packs without a row, or with `since` those that never had one, and those that lost it then
+    /// or later.
+    async fn may_have_copies(&self, since: Option<UnixSeconds>, at: UnixSeconds) -> Result<bool>;
     /// Takes packs whose objects are gone off the list.
     async fn forget_doomed(&self, packs: &[PackId]) -> Result<()>;
     /// Reads the keys behind the filters again, after many rows were removed: the filters never

@@ -320,14 +320,19 @@ const DOOM_STRAYS: Sql = both!(
 );
 // A listing may have found the object before the pack got its row.
 const DOOM_REMOVED: Sql = both!(
-    "INSERT INTO doomed_packs (id, not_before) SELECT k.item, $2 FROM", list 1,
-    "AS k WHERE true ON CONFLICT (id) DO UPDATE SET not_before = excluded.not_before"
+    "INSERT INTO doomed_packs (id, not_before, had_row) SELECT k.item, $2, $3 FROM", list 1,
+    "AS k WHERE true ON CONFLICT (id) DO UPDATE SET not_before = excluded.not_before, had_row = excluded.had_row"
 );
 const DOOMED: Sql = both!(
     "SELECT d.id, d.not_before FROM doomed_packs AS d WHERE (d.not_before, d.id) > ($1, $2)
          AND d.not_before <= $3
          AND NOT EXISTS (SELECT 1 FROM packs AS p WHERE p.id = d.id)
      ORDER BY d.not_before, d.id LIMIT $4"
+);
+const COPIES: Sql = both!(
+    "SELECT d.not_before FROM doomed_packs AS d
+     WHERE d.not_before <= $2 AND (d.had_row = 0 OR d.not_before >= $1)
+         AND NOT EXISTS (SELECT 1 FROM packs AS p WHERE p.id = d.id) LIMIT 1"
 );
 const FORGET_DOOMED: Sql = both!("DELETE FROM doomed_packs WHERE id IN (SELECT k.item FROM", list 1, "AS k)");
 
@@ -546,7 +551,7 @@ impl<D: Dialect> CollectIndex for SqlIndex<D> {
             }
             if moved.is_empty() {
                 tx.run(DELETE_PACK, &[Number(number)]).await?;
-                tx.run(DOOM_REMOVED, &[List(&[id]), Number(at)]).await?;
+                tx.run(DOOM_REMOVED, &[List(&[id]), Number(at), Number(0)]).await?;
             }
             moved.iter().map(|row| unsigned("chunks", row.column(0, "chunks")?)).collect()
         })
@@ -666,7 +671,7 @@ impl<D: Dialect> CollectIndex for SqlIndex<D> {
             }
             removed.chunks = tx.run(DELETE_CHUNKS, &[Numbers(&held)]).await?;
             tx.run(DELETE_PACKS, &[Numbers(&held)]).await?;
-            tx.run(DOOM_REMOVED, &[List(&keys(&removed.packs)), Number(at)]).await?;
+            tx.run(DOOM_REMOVED, &[List(&keys(&removed.packs)), Number(at), Number(1)]).await?;
             Ok(removed)
         })
         .await
@@ -702,6 +707,14 @@ impl<D: Dialect> CollectIndex for SqlIndex<D> {
         let page = [Number(since), Bytes(after), Number(at), Number(limit.into())];
         self.read("look which packs to delete", async |mut tx| {
             tx.rows(DOOMED, &page).await?.iter().map(read_doomed).collect()
+        })
+        .await
+    }
+
+    async fn may_have_copies(&self, since: Option<UnixSeconds>, at: UnixSeconds) -> Result<bool> {
+        let arguments = [Number(since.unwrap_or(UnixSeconds::MIN)), Number(at)];
+        self.read("look for objects that are not deleted", async |mut tx| {
+            Ok(tx.optional(COPIES, &arguments).await?.is_some())
         })
         .await
     }

@@ -278,6 +278,10 @@ pub(super) async fn packs_without_a_row_are_doomed_later(three: Three) -> Result
     three.collect.condemn_packs(&[number], ANY, NOW + 5).await?;
     three.collect.remove_packs(&[number], NOW + 6, NOW + 2).await?;
     assert_eq!(three.doomed(NOW + 2).await?, [pack_id(3)]);
+    // It lost its row at that time. What never had one may have copies of any chunk.
+    let may_have_copies = async |since, at| three.collect.may_have_copies(since, at).await;
+    assert!(may_have_copies(None, NOW + 2).await? && may_have_copies(Some(NOW + 2), NOW + 2).await?);
+    assert!(!may_have_copies(Some(NOW + 3), NOW + 2).await?);
     // In the order of their times, then of their ids, after any place.
     let mut later = [7, 8, 9].map(pack_id);
     later.sort_unstable_by_key(|pack| *pack.as_bytes());
@@ -286,6 +290,9 @@ pub(super) async fn packs_without_a_row_are_doomed_later(three: Three) -> Result
     while let [next] = three.collect.doomed_packs(doomed.last().copied(), 1, NOW + 3).await?[..] {
         doomed.push(next);
     }
+    assert!(
+        may_have_copies(Some(NOW + 9), NOW + 3).await? && !may_have_copies(Some(NOW + 9), NOW + 2).await?
+    );
     let expected = [(pack_id(3), NOW + 2)].into_iter().chain(later.map(|pack| (pack, NOW + 3)));
     assert!(doomed.iter().map(|pack| (pack.id, pack.not_before)).eq(expected), "{doomed:?}");
     Ok(())
