@@ -70,7 +70,7 @@ impl Operations {
     /// Begins a plan, unless one is being made or is fresh.
     pub(crate) fn begin_plan(&self, now: UnixSeconds) {
         let mut plan = hold(&self.plan);
-        let is_fresh = matches!(&*plan, Plan::Ended(at, Ok(_)) if (*at..*at + PLAN_SECONDS).contains(&now));
+        let is_fresh = matches!(&*plan, Plan::Ended(at, _) if (*at..*at + PLAN_SECONDS).contains(&now));
         if is_fresh || matches!(&*plan, Plan::Running(_)) {
             return;
         }

@@ -295,6 +295,32 @@ pub(super) async fn a_quota_takes_the_least_recently_used(both: Both) -> Result<
     Ok(())
 }
 
+pub(super) async fn a_quota_counts_logs_and_traces(both: Both) -> Result<()> {
+    let quota = CachePatch { quota_bytes: Some(Some(25_000)), ..CachePatch::default() };
+    let main = both.kept_cache(quota).await?;
+    let derivation: StorePath = format!("{}-x.drv", path_hash(9)).parse().expect("a store path");
+    both.push_referring(main, 1, &[]).await?;
+    let built = Object { deriver: Some(derivation.to_string()), ..object(2) };
+    push(&both.index, main, 2, CommitTarget::Object(built)).await?;
+    let (owner, encoding) = (derivation.hash(), Some("zstd".to_owned()));
+    let log = DocumentName::Log(derivation.clone());
+    let log = NewDocument { name: log, owner, size: 7_000, encoding, body: vec![0; 70] };
+    both.index.put_document(main, &log, NOW).await?;
+    let trace = BuildTrace {
+        key: TraceKey::Derivation { derivation, output: "out".to_owned() },
+        out_path: path(2),
+        dependents: BTreeMap::new(),
+        sigs: vec![format!("a:{}", "A".repeat(6_000))],
+        is_keyed: false,
+    };
+    both.index.merge_trace(main, &trace, &[], NOW).await?;
+    assert_eq!(both.expire(NOW + DAY, 10).await?, 0, "23,000 bytes fit");
+    both.push_referring(main, 3, &[]).await?;
+    assert_eq!(both.expire(NOW + 2 * DAY, 10).await?, 1, "28,000 do not; without log or trace, they would");
+    assert_eq!(both.live(main).await?, [2, 3]);
+    Ok(())
+}
+
 pub(super) async fn a_quota_cuts_graces_to_a_day_first(both: Both) -> Result<()> {
     let quota = CachePatch { quota_bytes: Some(Some(2 * (FILE_SIZE + 100))), ..CachePatch::default() };
     let main = both.kept_cache(quota).await?;

@@ -56,12 +56,30 @@ const POLICY: Sql = both!(
      FROM caches WHERE id = $1 AND deleted_at IS NULL"
 );
 
+/// What an object counts for a quota: its NAR as clients download it, its traces, and the log of
+/// its derivation, of which `$log` is the name. The log counts for each output: where one goes and
+/// another stays, the log stays. (The columns differ in their collation on PostgreSQL.)
+macro_rules! counted_bytes {
+    ($log:literal) => {
+        concat!(
+            "n.file_size
+             + CAST((SELECT coalesce(sum(d.size), 0) FROM documents AS d
+                 WHERE d.cache = o.cache AND d.owner = o.hash AND d.kind = 2) AS BIGINT)
+             + coalesce((SELECT l.size FROM documents AS l WHERE l.cache = o.cache AND l.name = ",
+            $log,
+            "), 0)"
+        )
+    };
+}
+
 /// What is looked at of an object: `$1` is the cache, `$2` is now, `$3` how many of a name are
 /// kept.
 macro_rules! examine {
-    ($from:expr) => {
+    ($log:literal, $from:expr) => {
         concat!(
-            "SELECT o.hash, o.name, o.refs, o.nar, o.last_used_at, o.pushed_at, n.file_size,
+            "SELECT o.hash, o.name, o.refs, o.nar, o.last_used_at, o.pushed_at, ",
+            counted_bytes!($log),
+            ",
                  EXISTS (SELECT 1 FROM object_refs AS r WHERE r.cache = o.cache AND r.reference = o.hash),
                  EXISTS (SELECT 1 FROM pins AS p WHERE p.cache = o.cache AND p.hash = o.hash
                      AND (p.ends_at IS NULL OR p.ends_at > $2)),
@@ -72,18 +90,26 @@ macro_rules! examine {
         )
     };
 }
-pub(crate) const EXAMINE_PAGE: Sql = both!(concat!(
-    examine!("objects AS o CROSS JOIN nars AS n"),
-    " WHERE o.cache = $1 AND n.id = o.nar AND (o.last_used_at, o.id) > ($4, $5) AND o.last_used_at < $6
-     ORDER BY o.last_used_at, o.id LIMIT $7"
-));
+macro_rules! examine_page {
+    ($log:literal) => {
+        concat!(
+            examine!($log, "objects AS o CROSS JOIN nars AS n"),
+            " WHERE o.cache = $1 AND n.id = o.nar AND (o.last_used_at, o.id) > ($4, $5) AND o.last_used_at < $6
+             ORDER BY o.last_used_at, o.id LIMIT $7"
+        )
+    };
+}
+pub(crate) const EXAMINE_PAGE: Sql = Sql {
+    sqlite: examine_page!("'log/' || o.deriver"),
+    postgres: examine_page!("('log/' || o.deriver) COLLATE \"C\""),
+};
 pub(crate) const EXAMINE_FREED: Sql = Sql {
     sqlite: concat!(
-        examine!("json_each($4) AS k CROSS JOIN objects AS o CROSS JOIN nars AS n"),
+        examine!("'log/' || o.deriver", "json_each($4) AS k CROSS JOIN objects AS o CROSS JOIN nars AS n"),
         " WHERE o.cache = $1 AND o.hash = unhex(k.value) AND n.id = o.nar"
     ),
     postgres: concat!(
-        examine!("objects AS o JOIN nars AS n ON n.id = o.nar"),
+        examine!("('log/' || o.deriver) COLLATE \"C\"", "objects AS o JOIN nars AS n ON n.id = o.nar"),
         " WHERE o.cache = $1 AND o.hash = ANY ($4::bytea[])"
     ),
 };
@@ -104,10 +130,20 @@ const WRITE_GRACES: Sql = records!(
      ON CONFLICT (cache, hash, nar) DO UPDATE SET
          ends_at = CASE WHEN graces.ends_at < excluded.ends_at THEN excluded.ends_at ELSE graces.ends_at END"
 );
-pub(crate) const SUM_OBJECTS: Sql = both!(
-    "SELECT o.hash, n.file_size FROM objects AS o CROSS JOIN nars AS n
-     WHERE o.cache = $1 AND o.hash > $2 AND n.id = o.nar ORDER BY o.hash LIMIT $3"
-);
+macro_rules! sum_objects {
+    ($log:literal) => {
+        concat!(
+            "SELECT o.hash, ",
+            counted_bytes!($log),
+            " FROM objects AS o CROSS JOIN nars AS n
+             WHERE o.cache = $1 AND o.hash > $2 AND n.id = o.nar ORDER BY o.hash LIMIT $3"
+        )
+    };
+}
+pub(crate) const SUM_OBJECTS: Sql = Sql {
+    sqlite: sum_objects!("'log/' || o.deriver"),
+    postgres: sum_objects!("('log/' || o.deriver) COLLATE \"C\""),
+};
 pub(crate) const SUM_GRACES: Sql = both!(
     "SELECT g.hash, g.nar, g.ends_at, n.file_size FROM graces AS g CROSS JOIN nars AS n
      WHERE g.cache = $1 AND (g.hash, g.nar) > ($2, $3) AND n.id = g.nar ORDER BY g.hash, g.nar LIMIT $4"

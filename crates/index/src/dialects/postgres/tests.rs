@@ -826,7 +826,11 @@ pub(super) async fn look_ups_search_indexes(index: &PostgresIndex, with_removals
             &["objects_cache_hash_key", "nars_pkey", "object_refs_pkey", "pins_by_path", "objects_by_name"],
         ),
         (expire_cache::DELETE_OBJECTS, format!("1, 2, {array}"), &["objects_cache_hash_key", "objects_pkey"]),
-        (expire_cache::SUM_OBJECTS, format!("1, {bytes}, 3"), &["objects_cache_hash_key", "nars_pkey"]),
+        (
+            expire_cache::SUM_OBJECTS,
+            format!("1, {bytes}, 3"),
+            &["objects_cache_hash_key", "nars_pkey", "documents_by_owner", "documents_by_name"],
+        ),
         (expire_cache::SUM_GRACES, format!("1, {bytes}, 3, 4"), &["graces_pkey", "nars_pkey"]),
         (retention::LIST_PINS, format!("1, 'x', {bytes}, 4, 5"), &["pins_by_name"]),
         (retention::LIST_PINS_OF_PATH, format!("1, {bytes}, 3, 4"), &["pins_by_path"]),

@@ -762,6 +762,8 @@ pub(super) async fn look_ups_search_indexes(index: &SqliteIndex) {
             &[
                 "SEARCH o USING INDEX sqlite_autoindex_objects_1 (cache=? AND hash>?)",
                 "SEARCH n USING INTEGER PRIMARY KEY (rowid=?)",
+                "SEARCH d USING INDEX documents_by_owner (cache=? AND owner=?)",
+                "SEARCH l USING INDEX documents_by_name (cache=? AND name=?)",
             ],
         ),
         (
