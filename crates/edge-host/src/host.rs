@@ -21,7 +21,7 @@ use hyper::body::{Frame, Incoming};
 use hyper::header::{AUTHORIZATION, HOST, HeaderName, HeaderValue, IF_NONE_MATCH, IF_RANGE, RANGE};
 use hyper::{Method, Request, Response, StatusCode};
 use moka::sync::Cache as Memory;
-use tokio::sync::Semaphore;
+use tokio::sync::{Semaphore, SemaphorePermit};
 
 use crate::disk::DiskCache;
 use crate::source::{Opened, Source, SourceError};
@@ -67,6 +67,10 @@ impl Default for EdgeSettings {
 /// Others wait, and files for Nix do not.
 const PAGES_AT_ONCE: usize = 16;
 
+/// Listings that are read for pages at once. One of 16 MiB takes a good part of a second of a core,
+/// for a page of some kB, so readers of pages get no more than this of the machine.
+const LISTINGS_AT_ONCE: usize = 2;
+
 /// How long a readiness check may take.
 const CHECK_TIMEOUT: Duration = Duration::from_secs(4);
 
@@ -104,6 +108,7 @@ pub struct EdgeServer {
     states: Memory<CacheName, Until<Option<Arc<CacheState>>>>,
     documents: Memory<EdgeKey, Until<Document>>,
     page_turns: Semaphore,
+    listing_turns: Semaphore,
 }
 
 impl std::fmt::Debug for EdgeServer {
@@ -142,7 +147,8 @@ impl EdgeServer {
         let asked = source.clone();
         let probes = Probes::new(move || Box::pin(check(asked.clone())));
         let page_turns = Semaphore::new(PAGES_AT_ONCE);
-        Self { source, disk, verifier, settings, probes, states, documents, page_turns }
+        let listing_turns = Semaphore::new(LISTINGS_AT_ONCE);
+        Self { source, disk, verifier, settings, probes, states, documents, page_turns, listing_turns }
     }
 
     /// Serves until `shutdown` is ready; then takes no more connections and lets requests in flight
@@ -213,11 +219,18 @@ impl EdgeServer {
         }
     }
 
+    async fn turn<'a>(&self, turns: &'a Semaphore) -> Result<Option<SemaphorePermit<'a>>, SourceError> {
+        self.within(async { Ok(turns.acquire().await.ok()) }).await
+    }
+
     /// Makes a page of the objects that it needs.
     async fn page(&self, mut page: Box<PageRead>) -> Result<Answer, SourceError> {
-        let turn = async { Ok(self.page_turns.acquire().await.ok()) };
-        let _turn = self.within(turn).await?;
+        let _turn = self.turn(&self.page_turns).await?;
         loop {
+            let _reading = match page.read().key() {
+                EdgeKey::Listing(..) => self.turn(&self.listing_turns).await?,
+                _ => None,
+            };
             let name = page.read().key().to_string();
             let (answer, bytes) = self.read(page.read()).await?;
             if let Some(mut bytes) = bytes {
@@ -226,6 +239,7 @@ impl EdgeServer {
                     if page.feed(&piece) {
                         break;
                     }
+                    tokio::task::yield_now().await;
                 }
             }
             match page.finish(answer.status == 200).map_err(damaged(&name))? {
