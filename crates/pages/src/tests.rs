@@ -227,6 +227,7 @@ fn operator_pages(text: &str, name: &str, length: usize) -> Vec<(&'static str, S
         lag_seconds: 3,
         caches: vec![row; length],
     };
+    let small_target = TargetView { caches: Vec::new(), ..target.clone() };
     let scrub = ScrubFigures { findings: vec![owned(); length], ..ScrubFigures::default() };
     let entry = AuditRow {
         at: 1,
@@ -241,7 +242,8 @@ fn operator_pages(text: &str, name: &str, length: usize) -> Vec<(&'static str, S
         ("jobs", JobsView { jobs: vec![job; length], next: Some(7) }.render(&frame)),
         ("plan", collection(PlanView::Made(1, CollectionFigures::default())).render(&member)),
         ("failed plan", collection(PlanView::Failed(1, owned())).render(&member)),
-        ("publishing", PublishingView { targets: Some(vec![target; length]) }.render(&frame)),
+        ("publishing", PublishingView { targets: Some(vec![target; length.min(3)]) }.render(&frame)),
+        ("publishing to many", PublishingView { targets: Some(vec![small_target; length]) }.render(&frame)),
         (
             "damage",
             DamageView { running: Some(scrub.clone()), last: Some((1, scrub)), spreading: true }
