@@ -6,7 +6,7 @@
 //! - Memory: one narinfo, and a log of [`LOG_PAGE_BYTES_MAX`] or one page of a listing, which
 //!   passes by in pieces.
 //! - A page says nothing that the published documents do not say to the same caller.
-//! - What a browser asks for in vain is the same page, whatever the reason.
+//! - A browser gets the same page for everything that it may not see or that is not there.
 //!
 //! [`Visit::admit`]: crate::Visit::admit
 

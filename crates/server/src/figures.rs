@@ -39,7 +39,7 @@ impl Figures {
 pub(crate) struct Labels<'a>(&'a [LabelPair]);
 
 impl<'a> Labels<'a> {
-    /// The value of a label; empty if there is none.
+    /// The value of a label. It is empty for a metric without this label.
     pub(crate) fn get(&self, name: &str) -> &'a str {
         self.0.iter().find(|pair| pair.name() == name).map_or("", LabelPair::value)
     }

@@ -15,7 +15,7 @@ use dormer_nix::with_causes;
 /// Longest time for a plan.
 const PLAN_MAX: Duration = Duration::from_mins(10);
 
-/// Seconds for which a plan is as good as a new one.
+/// For so many seconds after a plan was begun, no other one is made.
 const PLAN_SECONDS: UnixSeconds = 60;
 
 /// The parts of an installation that operators look at.

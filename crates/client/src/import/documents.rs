@@ -8,11 +8,12 @@
 //! - A log that the cache has stays: it may be that of a later build.
 
 use std::collections::{HashMap, HashSet};
+use std::pin::pin;
 
 use dormer_nix::{
     BUILD_TRACE_BYTES_MAX, BuildTrace, DocumentName, Signature, StorePath, StorePathHash, TraceKey,
 };
-use futures::StreamExt as _;
+use futures::{Stream, StreamExt as _};
 
 use super::{Flow, Import, Standing};
 use crate::build_logs::BuildLog;
@@ -49,6 +50,8 @@ enum DocumentEnd {
     /// The source does not have it.
     Absent,
 }
+
+type DocumentOutcome = (DocumentName, Result<DocumentEnd, DocumentFailure>);
 
 /// Why a document was not imported.
 enum DocumentFailure {
@@ -134,47 +137,31 @@ impl Import<'_> {
             return Ok(Flow::GoesOn);
         }
         let (api, cache, jobs) = (self.api, self.cache, self.options.jobs.max(1));
-        let mut uploads = futures::stream::iter(traces)
+        let uploads = futures::stream::iter(traces)
             .map(|trace| async move {
                 let put = api.put_trace(cache, &trace).await;
                 let end = put.map(|taken| if taken { DocumentEnd::Imported } else { DocumentEnd::Kept });
                 (DocumentName::Trace(trace.key), end.map_err(DocumentFailure::Server))
             })
             .buffer_unordered(jobs);
-        let mut ends = Vec::new();
-        while let Some(end) = uploads.next().await {
-            let is_fatal = is_fatal(&end.1);
-            ends.push(end);
-            if is_fatal {
-                break;
-            }
-        }
-        drop(uploads);
+        let ends = until_fatal(uploads).await;
         Ok(self.count_documents(ends))
     }
 
     /// Imports the logs of these derivations, as far as the source has them and the cache does not.
     pub(super) async fn import_logs(&mut self, derivations: Vec<StorePath>) -> Flow {
         let (api, cache, source, is_dry) = (self.api, self.cache, &*self.source, self.options.dry_run);
-        let mut uploads = futures::stream::iter(derivations)
+        let uploads = futures::stream::iter(derivations)
             .map(|derivation| async move {
                 let end = import_log(api, cache, source, &derivation, is_dry).await;
                 (DocumentName::Log(derivation), end)
             })
             .buffer_unordered(self.options.jobs.clamp(1, LOGS_AT_ONCE_MAX));
-        let mut ends = Vec::new();
-        while let Some(end) = uploads.next().await {
-            let is_fatal = is_fatal(&end.1);
-            ends.push(end);
-            if is_fatal {
-                break;
-            }
-        }
-        drop(uploads);
+        let ends = until_fatal(uploads).await;
         self.count_documents(ends)
     }
 
-    fn count_documents(&mut self, ends: Vec<(DocumentName, Result<DocumentEnd, DocumentFailure>)>) -> Flow {
+    fn count_documents(&mut self, ends: Vec<DocumentOutcome>) -> Flow {
         let mut flow = Flow::GoesOn;
         for (name, end) in ends {
             match (&name, end) {
@@ -232,6 +219,21 @@ impl Import<'_> {
             .filter_map(|info| Some((info.path.hash(), info.deriver.clone()?)))
             .collect()
     }
+}
+
+/// What became of documents, up to the first failure after which no other can succeed. What is
+/// under way then is given up.
+async fn until_fatal(uploads: impl Stream<Item = DocumentOutcome>) -> Vec<DocumentOutcome> {
+    let mut uploads = pin!(uploads);
+    let mut ends = Vec::new();
+    while let Some(end) = uploads.next().await {
+        let is_fatal = is_fatal(&end.1);
+        ends.push(end);
+        if is_fatal {
+            break;
+        }
+    }
+    ends
 }
 
 fn is_fatal(end: &Result<DocumentEnd, DocumentFailure>) -> bool {
