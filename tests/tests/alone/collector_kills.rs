@@ -37,12 +37,13 @@ const VERY_OLD: i64 = 40 * DAY;
 const COLLECTION_MS: u64 = 200;
 
 /// Every column that holds a time which a collection looks at.
-const TIMES: [(&str, &[&str]); 9] = [
+const TIMES: [(&str, &[&str]); 10] = [
     ("packs", &["created_at", "used_at", "condemned_at"]),
     ("objects", &["created_at", "last_used_at", "pushed_at"]),
     ("graces", &["ends_at"]),
     ("aliases", &["used_at"]),
     ("doomed_packs", &["not_before"]),
+    ("purges", &["asked_at", "tried_at"]),
     ("last_collection", &["opened_at", "ended_at", "listed_at"]),
     ("caches", &["expired_at"]),
     ("outbox", &["at"]),

@@ -82,6 +82,16 @@ impl SessionFile {
     }
 }
 
+impl Drop for SessionFile {
+    /// The next push gets the file at once, even while a child that this process is starting still
+    /// has a copy of the open file.
+    fn drop(&mut self) {
+        if let Some(file) = &self.file {
+            let _ = file.unlock();
+        }
+    }
+}
+
 fn new_id() -> SessionId {
     let mut id = [0; 16];
     rand::rng().fill_bytes(&mut id);
@@ -155,6 +165,8 @@ mod tests {
         let (first, second) = (open(folder.path(), "main"), open(folder.path(), "main"));
         let ids = [first.id(), second.id()];
         assert_ne!(ids[0], ids[1]);
+        // What a process has between fork and exec does not keep the files locked.
+        let _of_a_child = first.file.as_ref().unwrap().try_clone().unwrap();
         drop((first, second));
         let (first, second) = (open(folder.path(), "main"), open(folder.path(), "main"));
         assert_eq!([first.id(), second.id()], ids);

@@ -56,9 +56,16 @@ pub struct Spool {
     folder: PathBuf,
 }
 
-/// The right to push what is in the queue. It ends with the process.
+/// The right to push what is in the queue. It ends with the process. Dropping it gives it back at
+/// once, even while a child that this process is starting still has a copy of the open file.
 #[derive(Debug)]
-pub struct DrainerLock(#[expect(dead_code, reason = "dropping the file gives the lock back")] File);
+pub struct DrainerLock(File);
+
+impl Drop for DrainerLock {
+    fn drop(&mut self) {
+        let _ = self.0.unlock();
+    }
+}
 
 /// An entry that was given up for one cache.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -19,13 +19,13 @@ mod tests;
 
 pub use self::backup::DatabaseCopy;
 
-use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
 use sqlx::sqlite::SqliteConnection;
 
+use self::open::DatabaseLock;
 use self::session::{Connections, Session, Shared, failed};
 use crate::changes::Changes;
 use crate::contract::PoolUse;
@@ -67,7 +67,7 @@ pub struct Sqlite {
     busy_timeout: Duration,
     /// Held for as long as the database is open, unless it was opened beside another process. Last,
     /// so that it outlives the connections.
-    _lock: Option<File>,
+    _lock: Option<DatabaseLock>,
 }
 
 impl SqlIndex<Sqlite> {
@@ -127,7 +127,7 @@ impl Sqlite {
         path: &Path,
         options: &SqliteOptions,
         writer: SqliteConnection,
-        lock: Option<File>,
+        lock: Option<DatabaseLock>,
     ) -> Result<Self> {
         let mut readers = Vec::with_capacity(options.readers.max(1));
         for _ in 0..options.readers.max(1) {

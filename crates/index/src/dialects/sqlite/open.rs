@@ -84,13 +84,26 @@ async fn owner(path: &Path) -> sqlx::Result<String> {
     Ok(if attic { "Attic" } else { "another program" }.to_owned())
 }
 
-/// Takes the lock beside the database; it is held as long as the file is open.
-pub(super) fn lock(path: &Path) -> Result<File> {
+/// The lock beside a database. Dropping it gives the lock back at once, even while a child that this
+/// process is starting still has a copy of the open file.
+#[derive(Debug)]
+pub(super) struct DatabaseLock(File);
+
+impl Drop for DatabaseLock {
+    fn drop(&mut self) {
+        if let Err(error) = self.0.unlock() {
+            tracing::debug!(error = &error as &dyn std::error::Error, "unlocking the database failed");
+        }
+    }
+}
+
+/// Takes the lock beside the database.
+pub(super) fn lock(path: &Path) -> Result<DatabaseLock> {
     let lock_path = beside(path, ".lock");
     let file = OpenOptions::new().create(true).truncate(false).write(true).open(&lock_path);
     let file = file.map_err(|error| failed("create the lock file", error.into()))?;
     match file.try_lock() {
-        Ok(()) => Ok(file),
+        Ok(()) => Ok(DatabaseLock(file)),
         Err(TryLockError::WouldBlock) => Err(Error::Locked { path: path.display().to_string() }),
         Err(TryLockError::Error(error)) => Err(failed("lock the database", error.into())),
     }
@@ -98,7 +111,7 @@ pub(super) fn lock(path: &Path) -> Result<File> {
 
 /// The same, for a process that means to keep the lock. A server that is about to end, or a
 /// follower that migrates, holds it for a moment more.
-pub(super) async fn lock_soon(path: &Path) -> Result<File> {
+pub(super) async fn lock_soon(path: &Path) -> Result<DatabaseLock> {
     let begin = Instant::now();
     loop {
         match lock(path) {
@@ -196,4 +209,21 @@ pub(super) async fn found_version(connection: &mut SqliteConnection) -> Result<i
         .map_err(|error| failed(ATTEMPT, error))?;
     let known = schema_version();
     if found > known { Err(Error::SchemaTooNew { found, known }) } else { Ok(found) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_lock_is_given_back_although_a_starting_child_has_the_file_open() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("index.sqlite");
+        let held = lock(&path).unwrap();
+        assert!(matches!(lock(&path), Err(Error::Locked { .. })));
+        // What a process has between fork and exec.
+        let _of_a_child = held.0.try_clone().unwrap();
+        drop(held);
+        lock(&path).unwrap();
+    }
 }
