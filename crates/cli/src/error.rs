@@ -206,8 +206,9 @@ impl Error {
             Self::Index(error) | Self::Engine(dormer_engine::Error::Index(error)) => index_hints(error),
             Self::Publish(error) => publish_hints(error),
             Self::BytesLeft { .. } => hint(
-                "an upload may still need what shares their packs, or the store does not delete; later collections go on by \
-                 themselves, and the same command tells when all is gone",
+                "an upload that began before a compaction may still need their packs (`limits.upload-timeout`, a day by default); or \
+                 an interrupted upload left a pack, which waits a day longer; or the store does not delete. The server's log says \
+                 what failed; later collections go on by themselves, and the same command tells when all is gone",
             ),
             Self::BytesUnknown { .. } => hint(
                 "it was never pushed, it expired, or its bytes are gone since a removal; if it may have been there, push it \

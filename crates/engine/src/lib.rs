@@ -60,8 +60,8 @@ use crate::use_recorder::UseRecorder;
 pub use caches::{CreateCache, KeyChange, UpdateCache};
 pub use clock::{Clock, SystemClock};
 pub use collect::{
-    CollectMetrics, CollectSettings, CollectionPlan, CollectionReport, Collector, CompactionTotals,
-    EndedCollection, PackTotals,
+    CollectMetrics, CollectSettings, CollectionPhase, CollectionPlan, CollectionProgress, CollectionReport,
+    Collector, CompactionTotals, EndedCollection, PackTotals, Strays,
 };
 pub use cpu::CpuPool;
 pub use error::{Error, ErrorClass, Result};

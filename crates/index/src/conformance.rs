@@ -228,6 +228,7 @@ where
         a_page_of_large_recipes_is_short, graces_and_aliases_end,
         only_nars_without_a_name_are_deleted, racing_names_and_deletions_agree, a_condemned_pack_is_not_reused,
         removed_packs_are_doomed_and_moved_chunks_stay, packs_without_a_row_are_doomed_later,
+        new_packs_without_a_row_may_go_early,
         racing_commits_and_condemnations_agree, chunks_move_only_from_where_they_were_read,
         chunks_get_new_frames_where_they_were_read,
         a_purge_is_noted_with_the_removal_and_kept_until_it_is_done, packs_are_condemned_at_once_whatever_their_stamps,

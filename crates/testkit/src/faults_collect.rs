@@ -243,11 +243,14 @@ impl CollectIndex for FaultCollect {
         }
         write_step!(self, self.inner.remove_packs(packs, condemned_before, at))
     }
-    async fn packs_without_row(&self, packs: &[PackId]) -> Result<Vec<PackId>> {
-        read_step!(self, self.inner.packs_without_row(packs))
+    async fn stray_packs(&self, packs: &[PackId]) -> Result<Vec<PackId>> {
+        read_step!(self, self.inner.stray_packs(packs))
     }
     async fn doom_packs(&self, packs: &[PackId], not_before: Option<UnixSeconds>) -> Result<u64> {
         write_step!(self, self.inner.doom_packs(packs, not_before))
+    }
+    async fn release_packs(&self, packs: &[PackId], not_before: UnixSeconds) -> Result<u64> {
+        write_step!(self, self.inner.release_packs(packs, not_before))
     }
     async fn doomed_packs(
         &self,
@@ -257,8 +260,14 @@ impl CollectIndex for FaultCollect {
     ) -> Result<Vec<DoomedPack>> {
         read_step!(self, self.inner.doomed_packs(after, limit, at))
     }
-    async fn may_have_copies(&self, since: Option<UnixSeconds>, at: UnixSeconds) -> Result<bool> {
-        read_step!(self, self.inner.may_have_copies(since, at))
+    async fn may_have_copies(&self, since: Option<UnixSeconds>) -> Result<bool> {
+        read_step!(self, self.inner.may_have_copies(since))
+    }
+    async fn doom_new_pack(&self, pack: PackId, not_before: UnixSeconds) -> Result<()> {
+        write_step!(self, self.inner.doom_new_pack(pack, not_before))
+    }
+    async fn hasten_new_packs(&self, deadline_max: UnixSeconds, at: UnixSeconds) -> Result<u64> {
+        write_step!(self, self.inner.hasten_new_packs(deadline_max, at))
     }
     async fn forget_doomed(&self, packs: &[PackId]) -> Result<()> {
         write_step!(self, self.inner.forget_doomed(packs))

@@ -4,9 +4,11 @@ use std::time::Duration;
 
 use clap::Args;
 use dormer_engine::{
-    Clock as _, CollectionPlan, CollectionReport, CompactionTotals, PackTotals, SystemClock,
+    Clock as _, CollectionPhase, CollectionPlan, CollectionProgress, CollectionReport, Collector,
+    CompactionTotals, PackTotals, SystemClock,
 };
 use dormer_index::{JobId, JobKind};
+use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use serde_json::json;
 
 use super::publish::holder;
@@ -28,21 +30,32 @@ use crate::settings::{Settings, units::human_size};
 /// On SQLite, a running server does the work and this command waits for it. Without a server, and
 /// on PostgreSQL, this command does the work itself. The plan reads only, also beside a server.
 ///
+/// Once a week, and for `dormer cache remove-path --now`, a collection also lists the store. Packs
+/// that no row knows are deleted two days later. If they are more than 100, and more than half of
+/// the store, they stay: another database may use it. `--delete-strays` lets them go.
+///
 /// Examples:
 ///   dormer gc --dry-run
 ///   dormer gc --json --config /etc/dormer.toml
+///   dormer gc --dry-run --delete-strays
 #[derive(Debug, Args)]
 #[command(verbatim_doc_comment)]
 pub(crate) struct GcArgs {
     /// Print what a collection would free, and change nothing
     #[arg(long)]
     dry_run: bool,
+    /// Let all packs be deleted that no row knows, also if they are most of the store
+    #[arg(long)]
+    delete_strays: bool,
     #[command(flatten)]
     settings: SettingsArgs,
 }
 
 /// How often the command looks whether a server is done.
 const LOOK: Duration = Duration::from_millis(500);
+
+/// Between two changes of the line of progress.
+const DRAW: Duration = Duration::from_millis(200);
 
 /// How long a lease of this command lasts after its last step, in seconds.
 const LEASE_SECONDS: i64 = 30;
@@ -51,8 +64,11 @@ pub(super) async fn run(args: GcArgs, context: &Context) -> Result<()> {
     let (settings, _) = Settings::load(&context.environment, &args.settings.to_flags())?;
     let collection = open_collection(&settings, args.dry_run).await?;
     let printer = &context.printer;
+    if args.delete_strays {
+        delete_strays(&collection.collector, args.dry_run, context).await?;
+    }
     if args.dry_run {
-        let plan = collection.collector.plan().await?;
+        let plan = watched(&collection.collector, context, collection.collector.plan()).await?;
         let mut message = json!(plan);
         message["message_type"] = "collection_plan".into();
         printer.message(&message)?;
@@ -72,27 +88,90 @@ pub(super) async fn run(args: GcArgs, context: &Context) -> Result<()> {
     Ok(collection.opened.index.close().await?)
 }
 
+/// Says which packs no row knows, and lets them go unless `is_dry_run`.
+async fn delete_strays(collector: &Collector, is_dry_run: bool, context: &Context) -> Result<()> {
+    let strays = watched(collector, context, collector.find_strays()).await?;
+    let seconds = if is_dry_run { None } else { Some(collector.doom_strays(&strays).await?) };
+    let printer = &context.printer;
+    let count = strays.packs.len();
+    printer.message(&json!({
+        "message_type": "strays", "packs": count, "listed": strays.listed, "deleted_in_seconds": seconds,
+    }))?;
+    if !printer.json {
+        printer.data(&stray_line(count, strays.listed, seconds))?;
+    }
+    Ok(())
+}
+
+fn stray_line(count: usize, listed: u64, seconds: Option<i64>) -> String {
+    let found = format!("packs without a row: {count} of {listed} in the store");
+    match seconds {
+        Some(seconds) if count > 0 => {
+            format!("{found}; the first collection in {} hours or later deletes them", seconds / 3_600)
+        }
+        _ => found,
+    }
+}
+
+/// Shows on a terminal where the collector is, while it works.
+async fn watched<T>(collector: &Collector, context: &Context, work: impl Future<Output = T>) -> T {
+    let bar = progress_bar(context);
+    tokio::pin!(work);
+    let done = loop {
+        tokio::select! {
+            done = &mut work => break done,
+            () = tokio::time::sleep(DRAW) => bar.set_message(progress_line(&collector.progress())),
+        }
+    };
+    bar.finish_and_clear();
+    done
+}
+
+fn progress_bar(context: &Context) -> ProgressBar {
+    let target = context.printer.progress_target().unwrap_or_else(ProgressDrawTarget::hidden);
+    let bar = ProgressBar::with_draw_target(None, target);
+    bar.set_style(ProgressStyle::with_template("{elapsed_precise}  {msg}").expect("a well-formed template"));
+    bar.enable_steady_tick(DRAW);
+    bar
+}
+
+fn progress_line(progress: &CollectionProgress) -> String {
+    let CollectionProgress { phase, nars, packs } = progress;
+    match phase {
+        CollectionPhase::Deleting => "deleting packs that nothing needs".to_owned(),
+        CollectionPhase::Expiring => "looking for what is over".to_owned(),
+        CollectionPhase::Marking => format!("reading what NARs need: {nars} NARs so far"),
+        CollectionPhase::Judging => format!("{nars} NARs read; looking at packs: {packs} so far"),
+        CollectionPhase::Purging => "removing the bytes of removed paths".to_owned(),
+        CollectionPhase::Listing => "listing the store".to_owned(),
+    }
+}
+
 /// Collects here, or waits for the process that does.
 async fn collect(collection: &Collection, context: &Context) -> Result<CollectionReport> {
     let Collection { opened, collector, is_served } = collection;
     let job = if *is_served {
         opened.collect.open_collection(i64::MAX, SystemClock.now()).await?
     } else {
-        let report = collector.run_now(&*opened.jobs, &holder(), LEASE_SECONDS).await?;
-        match report {
+        let holder = holder();
+        let run = collector.run_now(&*opened.jobs, &holder, LEASE_SECONDS);
+        match watched(collector, context, run).await? {
             Some(report) => return Ok(report),
             None => opened.collect.open_collection(i64::MAX, SystemClock.now()).await?,
         }
     };
     let job = job.expect("a time in the future makes any collection due");
     context.printer.say("another process collects; waiting for it");
-    wait_for(collection, job).await?;
+    let bar = progress_bar(context);
+    let waited = wait_for(collection, job, &bar).await;
+    bar.finish_and_clear();
+    waited?;
     let report = opened.collect.last_collection().await?.report;
     serde_json::from_str(&report).map_err(|error| Error::NotCollected { reason: error.to_string() })
 }
 
 /// Waits until the job is done, or has failed.
-async fn wait_for(collection: &Collection, job: JobId) -> Result<()> {
+async fn wait_for(collection: &Collection, job: JobId, bar: &ProgressBar) -> Result<()> {
     loop {
         let after = Some(JobId(job.0 - 1));
         let found = collection.opened.jobs.list_jobs(after, 1).await?.pop();
@@ -103,6 +182,7 @@ async fn wait_for(collection: &Collection, job: JobId) -> Result<()> {
         if let Some(reason) = found.error {
             return Err(Error::NotCollected { reason });
         }
+        bar.set_message(format!("{} rows freed or moved so far", found.rows_done));
         tokio::time::sleep(LOOK).await;
     }
 }
@@ -167,8 +247,17 @@ fn report_lines(report: &CollectionReport) -> Vec<String> {
     if report.purged > 0 {
         lines.push(format!("removed paths whose bytes left the store at once: {}", report.purged));
     }
+    if report.purges_left > 0 {
+        lines.push(format!("removed paths whose bytes have to wait: {}", report.purges_left));
+    }
     if report.strays_found > 0 {
         lines.push(format!("packs without a row, to be deleted later: {}", report.strays_found));
+    }
+    if report.strays_kept > 0 {
+        lines.push(format!(
+            "packs without a row that stay, because they are most of the store: {} (--delete-strays lets them go)",
+            report.strays_kept
+        ));
     }
     lines
 }
@@ -210,5 +299,18 @@ mod tests {
         let lines = report_lines(&report);
         assert_eq!(lines[3], "freed: 2 packs, 3.0 MiB, 40 chunks");
         assert_eq!(lines[5], "packs without a row, to be deleted later: 1");
+        let report = CollectionReport { strays_kept: 101, purges_left: 2, ..Default::default() };
+        let lines = report_lines(&report);
+        assert_eq!(lines[5], "removed paths whose bytes have to wait: 2");
+        assert!(lines[6].contains("101 (--delete-strays"), "{lines:?}");
+    }
+
+    #[test]
+    fn progress_and_strays_are_one_line() {
+        let progress = CollectionProgress { phase: CollectionPhase::Judging, nars: 900, packs: 12 };
+        assert_eq!(progress_line(&progress), "900 NARs read; looking at packs: 12 so far");
+        assert_eq!(stray_line(3, 9, None), "packs without a row: 3 of 9 in the store");
+        assert_eq!(stray_line(0, 9, Some(172_800)), "packs without a row: 0 of 9 in the store");
+        assert!(stray_line(3, 9, Some(172_800)).ends_with("in 48 hours or later deletes them"));
     }
 }

@@ -39,7 +39,7 @@ pub(crate) const COMPACTION_BYTES_MAX: u64 = 24 << 20;
 const RUN_BYTES_MAX: u64 = 4 << 30;
 
 /// How long a new pack that got no row stays, in seconds.
-const DOOMED_SECONDS: i64 = 2 * 86_400;
+pub(super) const DOOMED_SECONDS: i64 = 2 * 86_400;
 
 /// A new pack gets its row only if its object stays for so long at least, in seconds. So a process
 /// that was suspended cannot move chunks to an object that is gone.
@@ -341,7 +341,7 @@ impl Collector {
 
     /// Notes a pack as doomed and stores it. `false` if the store failed.
     async fn store_pack(&self, pack: &Pack) -> Result<bool> {
-        self.index.doom_packs(&[pack.id], Some(self.clock.now() + DOOMED_SECONDS)).await?;
+        self.index.doom_new_pack(pack.id, self.clock.now() + DOOMED_SECONDS).await?;
         let stored = self.blobs.put(&BlobKey::Pack(pack.id), &pack.parts).await;
         if let Err(error) = &stored {
             let error = with_causes(error);

@@ -22,6 +22,7 @@ pub struct CollectMetrics {
     compacted_bytes: IntCounterVec,
     delete_failures: IntCounter,
     waiting_bytes: IntGauge,
+    strays_kept: IntGauge,
     seconds: IntGauge,
     succeeded_at: IntGauge,
 }
@@ -51,6 +52,10 @@ impl CollectMetrics {
             waiting_bytes: gauge(
                 "dormer_gc_condemned_bytes",
                 "Bytes of condemned packs whose grace was not over at the last collection",
+            ),
+            strays_kept: gauge(
+                "dormer_gc_strays_kept",
+                "Packs without a row that the last listing did not let go, because they are most of the store",
             ),
             seconds: gauge("dormer_gc_last_duration_seconds", "How long the last collection took"),
             succeeded_at: gauge(
@@ -101,7 +106,11 @@ impl CollectMetrics {
         self.delete_failures.inc();
     }
 
-    fn all(&self) -> [&dyn MetricSource; 10] {
+    pub(super) fn set_strays_kept(&self, packs: u64) {
+        self.strays_kept.set(gauge_value(packs));
+    }
+
+    fn all(&self) -> [&dyn MetricSource; 11] {
         [
             &self.runs,
             &self.nars,
@@ -111,6 +120,7 @@ impl CollectMetrics {
             &self.compacted_bytes,
             &self.delete_failures,
             &self.waiting_bytes,
+            &self.strays_kept,
             &self.seconds,
             &self.succeeded_at,
         ]

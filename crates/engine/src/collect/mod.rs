@@ -8,7 +8,7 @@
 //! 4. Judge each pack ([`plan::PackVerdict`]): condemn it, wait, or remove its row and then its
 //!    object. Packs with many dead chunks and small packs are compacted ([`compact`]).
 //! 5. Remove the bytes of paths that were removed together with them ([`purge`]).
-//! 6. Now and then, list the store and note the packs without a row.
+//! 6. Now and then, and for each purge, list the store and note the packs without a row.
 //!
 //! docs/STORAGE.md argues why no order of these steps and those of uploads loses a live chunk.
 //!
@@ -23,6 +23,7 @@
 mod compact;
 mod metrics;
 mod plan;
+mod progress;
 mod purge;
 mod recompress;
 
@@ -40,6 +41,8 @@ use serde::{Deserialize, Serialize};
 pub(crate) use self::compact::COMPACTION_BYTES_MAX;
 pub use self::metrics::CollectMetrics;
 pub use self::plan::{CompactionTotals, PackTotals};
+use self::progress::Progress;
+pub use self::progress::{CollectionPhase, CollectionProgress};
 use self::plan::{
     DeadBytes, DeadShare, Live, Marks, PackLimits, PackVerdict, Rewrite, RewriteGroup, RewriteGroups,
     RewriteRules, may_be_rewritten, stray_seconds,
@@ -165,6 +168,8 @@ pub struct CollectionReport {
     pub objects_left: u64,
     /// Packs without a row that a listing found first. A later collection deletes them.
     pub strays_found: u64,
+    /// Packs without a row that stay: they are most of the store, which another database may use.
+    pub strays_kept: u64,
     /// Packs that were compacted and condemned, and what that cost.
     pub compacted: CompactionTotals,
     /// Packs that were recompressed and condemned, and what that cost. It does not count those that
@@ -172,6 +177,8 @@ pub struct CollectionReport {
     pub recompressed: CompactionTotals,
     /// NARs of removed paths whose bytes left the store without their grace.
     pub purged: u64,
+    /// Those of which some bytes have to wait.
+    pub purges_left: u64,
 }
 
 /// The last whole collection.
@@ -191,6 +198,7 @@ pub struct Collector {
     clock: Arc<dyn Clock>,
     settings: CollectSettings,
     metrics: CollectMetrics,
+    progress: Arc<Progress>,
     /// Where the next pass of deletions begins, if the store failed in the last one.
     deleting_after: Arc<Mutex<Option<DoomedPack>>>,
 }
@@ -248,7 +256,20 @@ impl Collector {
         clock: Arc<dyn Clock>,
         settings: CollectSettings,
     ) -> Self {
-        Self { index, blobs, clock, settings, metrics: CollectMetrics::new(), deleting_after: Arc::default() }
+        Self {
+            index,
+            blobs,
+            clock,
+            settings,
+            metrics: CollectMetrics::new(),
+            progress: Arc::default(),
+            deleting_after: Arc::default(),
+        }
+    }
+
+    /// Where the collection or the plan is that this collector, or a clone of it, makes now.
+    pub fn progress(&self) -> CollectionProgress {
+        self.progress.now()
     }
 
     /// The counters of this process.
@@ -302,6 +323,7 @@ impl Collector {
     pub async fn plan(&self) -> Result<CollectionPlan> {
         let mut plan = CollectionPlan::default();
         let (now, limits) = self.begin_marks();
+        self.progress.begin(CollectionPhase::Marking);
         let mut marks = Marks::default();
         let mut after = NarId(0);
         loop {
@@ -309,6 +331,7 @@ impl Collector {
             let page = self.index.mark_nars(after, PAGE_NARS, now, self.aliases_since(now)).await?;
             let Some(last) = page.last() else { break };
             after = last.id;
+            self.progress.count_nars(page.len());
             for nar in &page {
                 if nar.is_named {
                     marks.add(&nar.runs);
@@ -321,12 +344,14 @@ impl Collector {
         }
         let live = self.live_packs(marks, None).await?;
         let rules = self.rewrite_rules(None, &live, limits).await?;
+        self.progress.begin(CollectionPhase::Judging);
         let mut after = PackNumber(0);
         let mut groups = RewriteGroups::default();
         loop {
             let page = self.index.page_packs(after, PAGE_ROWS).await?;
             let Some(last) = page.last() else { break };
             after = last.number;
+            self.progress.count_packs(page.len());
             let judged = Judged::new(&page, &live, &limits);
             for group in self.gather_rewrites(&mut groups, &page, &live, &rules).await? {
                 self.plan_group(&group, &live, plan.totals_of(&group)).await?;
@@ -429,25 +454,31 @@ impl Collector {
             rows: 0,
             store_failures: 0,
         };
+        self.progress.begin(CollectionPhase::Deleting);
         self.delete_objects(turn, &mut report).await?;
+        self.progress.begin(CollectionPhase::Expiring);
         self.expire_names(turn, &mut report).await?;
         // The order matters: what is condemned below is judged by these marks.
         let (now, limits) = self.begin_marks();
+        self.progress.begin(CollectionPhase::Marking);
         let marks = self.mark(turn, now, &mut report).await?;
         let live = self.live_packs(marks, Some(turn)).await?;
+        self.progress.begin(CollectionPhase::Judging);
         self.judge_packs(turn, &live, &limits, &mut report).await?;
         let notes = self.spent_notes(turn, &live, now).await?;
         drop(live);
+        self.progress.begin(CollectionPhase::Purging);
         let purging = self.purge(turn, &mut report).await?;
+        let listing = self.list_if_due(turn, !purging.is_empty(), &mut report).await?;
+        self.progress.begin(CollectionPhase::Deleting);
         self.delete_objects(turn, &mut report).await?;
-        self.end_purges(turn, &purging, &mut report).await?;
+        self.end_purges(turn, &purging, listing == Listing::Believed, &mut report).await?;
         self.forget_notes(&notes).await?;
-        let listed = self.list_if_due(turn, &mut report).await?;
         if report.nars > 0 || report.removed.packs > 0 {
             self.index.reload_known_keys().await?;
         }
         let text = serde_json::to_string(&report).expect("numbers are JSON");
-        self.index.finish_collection(lease, &text, listed, self.clock.now()).await?;
+        self.index.finish_collection(lease, &text, listing != Listing::None, self.clock.now()).await?;
         Ok(report)
     }
 
@@ -502,6 +533,7 @@ impl Collector {
             let page = self.index.mark_nars(after, PAGE_NARS, now, self.aliases_since(now)).await?;
             let Some(last) = page.last() else { return Ok(marks) };
             after = last.id;
+            self.progress.count_nars(page.len());
             let unnamed: Vec<NarId> = page.iter().filter(|nar| !nar.is_named).map(|nar| nar.id).collect();
             let mut deleted = std::collections::HashSet::new();
             for nars in unnamed.chunks(CHANGE_ROWS) {
@@ -551,6 +583,7 @@ impl Collector {
             let page = self.index.page_packs(after, PAGE_ROWS).await?;
             let Some(last) = page.last() else { break };
             after = last.number;
+            self.progress.count_packs(page.len());
             let judged = Judged::new(&page, live, limits);
             self.count(&judged.wait, &mut report.waiting).await?;
             if !judged.spare.is_empty() {
@@ -647,48 +680,51 @@ impl Collector {
         self.deleting_after.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Notes packs without a row, if it is time for a listing. The first listing of a database may
-    /// find packs of another one; these are never deleted.
-    async fn list_if_due(&self, turn: &mut Turn<'_>, report: &mut CollectionReport) -> Result<bool> {
+    /// Notes packs without a row, if it is time for a listing or one is needed. The first listing of
+    /// a database may find packs of another one; these are never deleted.
+    async fn list_if_due(
+        &self,
+        turn: &mut Turn<'_>,
+        is_needed: bool,
+        report: &mut CollectionReport,
+    ) -> Result<Listing> {
         let (now, listed_at) = (self.clock.now(), self.index.last_collection().await?.listed_at);
-        if listed_at.is_some_and(|at| now < at + self.settings.listing_seconds) {
-            return Ok(false);
+        if !is_needed && listed_at.is_some_and(|at| now < at + self.settings.listing_seconds) {
+            return Ok(Listing::None);
         }
         turn.renew(7, 0).await?;
-        // The listing first, the rows second: the listing lacks a pack that is stored meanwhile.
-        let listing = self.blobs.list();
+        self.progress.begin(CollectionPhase::Listing);
+        let listing = self.find_strays();
         tokio::pin!(listing);
         // A listing of a large bucket takes longer than the lease lasts.
-        let listed = loop {
+        let found = loop {
             tokio::select! {
-                listed = &mut listing => break listed,
+                found = &mut listing => break found,
                 () = tokio::time::sleep(RENEW_AFTER) => turn.renew(7, 0).await?,
             }
         };
-        let listed = match listed {
-            Ok(listed) => listed,
+        let Strays { packs: strays, listed } = match found {
+            Ok(found) => found,
             // All else of the run is done, and a later run lists again.
-            Err(error) => {
+            Err(Error::Blobs(error)) => {
                 let error = with_causes(&error);
                 tracing::warn!(error, "the store cannot be listed; a later collection tries again");
-                return Ok(false);
+                return Ok(Listing::None);
             }
+            Err(error) => return Err(error),
         };
-        let listed: Vec<PackId> = listed.into_iter().map(|BlobKey::Pack(pack)| pack).collect();
-        let mut strays = Vec::new();
-        for packs in listed.chunks(LISTED_PACKS) {
-            let begun = Instant::now();
-            strays.extend(self.index.packs_without_row(packs).await?);
-            turn.step(begun, 7, 0, 0).await?;
-        }
-        if strays.len() > STRAYS_BELIEVED && strays.len() * 2 > listed.len() && listed_at.is_some() {
+        if strays.len() > STRAYS_BELIEVED && strays.len() as u64 * 2 > listed && listed_at.is_some() {
+            report.strays_kept = strays.len() as u64;
+            self.metrics.set_strays_kept(report.strays_kept);
             tracing::error!(
                 packs = strays.len(),
-                listed = listed.len(),
-                "most packs in the store have no row; does another installation share it? nothing of them is deleted"
+                listed,
+                "most packs in the store have no row, and nothing of them is deleted: another database may use this \
+                 store; if none does, `dormer gc --delete-strays` lets them go"
             );
-            return Ok(true);
+            return Ok(Listing::Doubted);
         }
+        self.metrics.set_strays_kept(0);
         let not_before = listed_at.map(|_| now + stray_seconds(self.settings.upload_seconds_max));
         for packs in strays.chunks(LISTED_PACKS) {
             let found = self.index.doom_packs(packs, not_before).await?;
@@ -697,11 +733,38 @@ impl Collector {
             } else if found > 0 {
                 tracing::warn!(
                     packs = found,
-                    "the store holds packs that this database never knew; they stay"
+                    "the store holds packs that this database never knew; they stay until `dormer gc --delete-strays`"
                 );
             }
         }
-        Ok(true)
+        Ok(Listing::Believed)
+    }
+
+    /// Lists the store, and finds the packs without a row.
+    pub async fn find_strays(&self) -> Result<Strays> {
+        // The listing first, the rows second: the listing lacks a pack that is stored meanwhile.
+        let listing = self.blobs.list().await?;
+        let listed: Vec<PackId> = listing.into_iter().map(|BlobKey::Pack(pack)| pack).collect();
+        let mut packs = Vec::new();
+        for some in listed.chunks(LISTED_PACKS) {
+            let begun = Instant::now();
+            packs.extend(self.index.stray_packs(some).await?);
+            tokio::time::sleep(pause_after(begun.elapsed())).await;
+        }
+        Ok(Strays { packs, listed: listed.len() as u64 })
+    }
+
+    /// Lets packs without a row be deleted by a later collection, however many they are, and also
+    /// those that were there before the database. Those that uploads may be storing now get their
+    /// rows before that, and stay. Returns when that is, in seconds from now.
+    pub async fn doom_strays(&self, strays: &Strays) -> Result<i64> {
+        let seconds = stray_seconds(self.settings.upload_seconds_max);
+        let not_before = self.clock.now() + seconds;
+        for packs in strays.packs.chunks(LISTED_PACKS) {
+            self.index.doom_packs(packs, Some(not_before)).await?;
+            self.index.release_packs(packs, not_before).await?;
+        }
+        Ok(seconds)
     }
 
     async fn count(&self, packs: &[PackRow], totals: &mut PackTotals) -> Result<()> {
@@ -712,6 +775,26 @@ impl Collector {
         }
         Ok(())
     }
+}
+
+/// What a collection knows of the objects in the store.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Listing {
+    /// It did not list them.
+    None,
+    /// All packs without a row are on the list of doomed packs.
+    Believed,
+    /// They are so many that the store may be another database's.
+    Doubted,
+}
+
+/// Packs in the store that no row knows.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Strays {
+    /// These.
+    pub packs: Vec<PackId>,
+    /// Packs in the store.
+    pub listed: u64,
 }
 
 /// A page of packs by verdict.

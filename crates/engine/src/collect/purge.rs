@@ -15,9 +15,11 @@
 //!   place, so a purge waits until that upload has ended.
 //! - A purge is closed when no chunk row is left that only it needs, and when every object is
 //!   deleted that may hold one of these chunks. If all of them lay where they came, these are the
-//!   objects whose rows went since the path was removed. Otherwise older objects may have copies,
-//!   and all have to be deleted. A crash before leaves the purge open, and the next collection goes
-//!   on.
+//!   objects whose rows went since the path was removed, and those that never had rows: a listing
+//!   of this collection found the latter. Otherwise older objects may have copies, and all have to
+//!   be deleted. A crash before leaves the purge open, and the next collection goes on.
+//! - An object without a row that an upload stored waits until its row cannot come any more. One
+//!   that a compaction stored goes at once: no chunk moves to it after [`Collector::hasten`].
 //! - Each removal for cause leaves a *note* of the same form, also without `--now`, which may be
 //!   asked for later. A note goes under the same conditions.
 
@@ -27,7 +29,7 @@ use std::time::Instant;
 use dormer_index::{PackNumber, PackRow, PackedChunk, Purge, PurgeId, UnixSeconds};
 use roaring::RoaringTreemap;
 
-use super::compact::OpenPack;
+use super::compact::{DOOMED_SECONDS, OpenPack};
 use super::plan::{Live, PACK_CHUNKS};
 use super::{CollectionReport, Collector, PAGE_ROWS, REMOVE_PACKS, Turn};
 use crate::Result;
@@ -38,6 +40,10 @@ const PURGES_MAX: u32 = 256;
 
 /// Clocks of replicas differ by less than this, in seconds.
 const CLOCKS_DIFFER: i64 = 600;
+
+/// A compaction that noted a new pack so long ago, in seconds, is over or has crashed, and the store
+/// has the pack or never gets it.
+const NEW_PACK_SECONDS: i64 = 600;
 
 /// The first round condemns, the second removes. More are needed only when pushes bring chunks of
 /// condemned packs back.
@@ -62,6 +68,13 @@ pub(super) struct Purging {
     at_home: BTreeSet<PurgeId>,
 }
 
+impl Purging {
+    /// Whether there is anything to purge.
+    pub(super) fn is_empty(&self) -> bool {
+        self.purges.is_empty()
+    }
+}
+
 /// Where chunks of purges lie.
 #[derive(Default)]
 struct Found {
@@ -76,6 +89,7 @@ impl Collector {
         if purging.purges.is_empty() {
             return Ok(purging);
         }
+        self.hasten().await?;
         for round in 0..ROUNDS_MAX {
             let condemned = self.condemned_packs(turn).await?;
             let (now, _) = self.begin_marks();
@@ -119,20 +133,33 @@ impl Collector {
         Ok(purging)
     }
 
+    /// Lets the packs be deleted that crashed compactions left, and that may hold copies.
+    async fn hasten(&self) -> Result<()> {
+        let now = self.clock.now();
+        let hastened = self.index.hasten_new_packs(now + DOOMED_SECONDS - NEW_PACK_SECONDS, now).await?;
+        if hastened > 0 {
+            tracing::info!(packs = hastened, "packs that compactions left go at once, for a purge");
+        }
+        Ok(())
+    }
+
     /// Closes the purges whose bytes are gone. Call it when all objects were deleted that can be.
+    /// `is_listed` says that all objects without a row are known.
     pub(super) async fn end_purges(
         &self,
         turn: &mut Turn<'_>,
         purging: &Purging,
+        is_listed: bool,
         report: &mut CollectionReport,
     ) -> Result<()> {
         let now = self.clock.now();
         for purge in &purging.purges {
             let left = self.packs_of(turn, std::slice::from_ref(purge), &purging.chunks).await?;
             let since = purging.at_home.contains(&purge.id).then_some(purge.removed_at);
-            let is_done = left.packs.is_empty() && self.are_objects_deleted(since).await?;
+            let is_done = is_listed && left.packs.is_empty() && self.are_objects_deleted(since).await?;
             self.index.end_purges(&[purge.id], is_done, now).await?;
             report.purged += u64::from(is_done);
+            report.purges_left += u64::from(!is_done);
         }
         Ok(())
     }
@@ -141,7 +168,7 @@ impl Collector {
     /// since a path was removed. What never had rows may hold copies too.
     async fn are_objects_deleted(&self, since: Option<UnixSeconds>) -> Result<bool> {
         let since = since.map(|removed_at| removed_at.saturating_sub(CLOCKS_DIFFER));
-        Ok(!self.index.may_have_copies(since, self.clock.now()).await?)
+        Ok(!self.index.may_have_copies(since).await?)
     }
 
     /// The notes of removed paths of which no chunk row is left that no NAR needs, by marks that

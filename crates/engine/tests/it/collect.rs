@@ -371,6 +371,24 @@ async fn packs_without_a_row_are_found_and_removed() {
     lab.pass(365 * DAY);
     lab.collect(&process).await;
     assert_eq!(lab.installation.blobs.list().await.expect(ANSWERS), [foreign]);
+    delete_strays(&lab, &process).await;
+}
+
+/// Lets the packs without a row go, as an operator does, and waits until a row of them cannot come
+/// any more.
+async fn delete_strays(lab: &Lab, process: &Process) {
+    let blobs = Arc::clone(&lab.installation.blobs);
+    let collector = lab.collector(Arc::clone(&process.contracts.collect), blobs);
+    let strays = collector.find_strays().await.expect(ANSWERS);
+    let count = strays.packs.len() as u64;
+    assert_eq!(strays.listed, count, "nothing else is there");
+    assert_eq!(collector.doom_strays(&strays).await.expect(ANSWERS), 2 * DAY);
+    assert_eq!(collector.find_strays().await.expect(ANSWERS).packs, [], "they are to be deleted");
+    lab.pass(2 * DAY - 1);
+    assert_eq!(lab.collect(process).await.objects_deleted, 0, "their rows may still come");
+    lab.pass(1);
+    assert_eq!(lab.collect(process).await.objects_deleted, count);
+    assert_eq!(lab.installation.blobs.list().await.expect(ANSWERS), []);
 }
 
 #[tokio::test]
@@ -382,9 +400,12 @@ async fn a_store_full_of_unknown_packs_is_left_alone() {
         let key = BlobKey::Pack(PackId::from_bytes([number; 16]));
         lab.installation.blobs.put(&key, &[bytes::Bytes::from_static(b"a pack")]).await.expect(ANSWERS);
     }
-    assert_eq!(lab.collect(&process).await.strays_found, 0);
+    let report = lab.collect(&process).await;
+    assert_eq!((report.strays_found, report.strays_kept), (0, 101));
     lab.collect_all(&process).await;
     assert_eq!(lab.installation.blobs.list().await.expect(ANSWERS).len(), 101);
+    delete_strays(&lab, &process).await;
+    assert_eq!(lab.collect(&process).await.strays_kept, 0);
 }
 
 /// A store that does not delete keeps its packs on the list.

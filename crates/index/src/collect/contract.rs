@@ -273,12 +273,16 @@ pub trait CollectIndex: Send + Sync + std::fmt::Debug + 'static {
         at: UnixSeconds,
     ) -> Result<PacksRemoved>;
 
-    /// Those of these packs that have no row, in the order given. At most 16,384 a call.
-    async fn packs_without_row(&self, packs: &[PackId]) -> Result<Vec<PackId>>;
+    /// Those of these packs that have no row, and are not on the list of doomed packs or are never
+    /// deleted, in the order given. At most 16,384 a call.
+    async fn stray_packs(&self, packs: &[PackId]) -> Result<Vec<PackId>>;
     /// Puts packs without a row onto the list of doomed packs: their objects may be deleted from
     /// `not_before` on, or never with `None`. What is on the list already stays as it is. Returns
     /// how many are new there.
     async fn doom_packs(&self, packs: &[PackId], not_before: Option<UnixSeconds>) -> Result<u64>;
+    /// Lets the objects of those of these doomed packs be deleted from `not_before` on that were
+    /// never to be; returns how many.
+    async fn release_packs(&self, packs: &[PackId], not_before: UnixSeconds) -> Result<u64>;
     /// At most `limit` doomed packs after one, by their times, whose objects may be deleted at
     /// `at`. One that has a row by now is never among them.
     async fn doomed_packs(
@@ -287,10 +291,16 @@ pub trait CollectIndex: Send + Sync + std::fmt::Debug + 'static {
         limit: u32,
         at: UnixSeconds,
     ) -> Result<Vec<DoomedPack>>;
-    /// Whether objects are left that may be deleted at `at` and may hold copies of chunks: all of
-    /// packs without a row, or with `since` those that never had one, and those that lost it then
-    /// or later.
-    async fn may_have_copies(&self, since: Option<UnixSeconds>, at: UnixSeconds) -> Result<bool>;
+    /// Whether objects are left that may hold copies of chunks: all doomed packs without a row, or
+    /// with `since` those that never had one, and those that lost it then or later. Those that are
+    /// never deleted do not count.
+    async fn may_have_copies(&self, since: Option<UnixSeconds>) -> Result<bool>;
+    /// Puts the id of a pack that a compaction is about to store onto the list of doomed packs.
+    async fn doom_new_pack(&self, pack: PackId, not_before: UnixSeconds) -> Result<()>;
+    /// Lets the objects of packs be deleted from `at` on that compactions were to store, and whose
+    /// deadline is `deadline_max` or earlier: their chunks never moved, and do not from then on.
+    /// Returns how many.
+    async fn hasten_new_packs(&self, deadline_max: UnixSeconds, at: UnixSeconds) -> Result<u64>;
     /// Takes packs whose objects are gone off the list.
     async fn forget_doomed(&self, packs: &[PackId]) -> Result<()>;
     /// Reads the keys behind the filters again, after many rows were removed: the filters never

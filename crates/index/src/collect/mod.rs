@@ -39,6 +39,13 @@ use crate::topics::damage;
 /// The deadline of a doomed pack whose object is never deleted.
 const NEVER: UnixSeconds = UnixSeconds::MAX;
 
+/// What `doomed_packs.had_row` says of an object that a listing found, or to which no chunk moved.
+const HAD_NO_ROW: i64 = 0;
+/// Of a pack that had chunk rows and lost them at the time in `not_before`.
+const LOST_ROW: i64 = 1;
+/// Of a pack that a compaction noted before it stored it.
+const NEW_PACK: i64 = 2;
+
 // Locks the row: of racing callers one opens the job.
 // A time in the future is that of a clock that was wrong.
 const TAKE_TURN: Sql =
@@ -313,6 +320,10 @@ const DELETE_PACKS: Sql = Sql {
 
 const PACKS_WITH_ROW: Sql =
     both!("SELECT p.id FROM", list 1, "AS k CROSS JOIN packs AS p WHERE p.id = k.item");
+const PACKS_TO_DELETE: Sql = both!(
+    "SELECT d.id FROM", list 1, "AS k CROSS JOIN doomed_packs AS d
+     WHERE d.id = k.item AND d.not_before < 9223372036854775807"
+);
 const DOOM_STRAYS: Sql = both!(
     "INSERT INTO doomed_packs (id, not_before) SELECT k.item, $2 FROM", list 1,
     "AS k WHERE NOT EXISTS (SELECT 1 FROM packs AS p WHERE p.id = k.item)
@@ -331,8 +342,18 @@ const DOOMED: Sql = both!(
 );
 const COPIES: Sql = both!(
     "SELECT d.not_before FROM doomed_packs AS d
-     WHERE d.not_before <= $2 AND (d.had_row = 0 OR d.not_before >= $1)
+     WHERE d.not_before < 9223372036854775807 AND (d.had_row <> 1 OR d.not_before >= $1)
          AND NOT EXISTS (SELECT 1 FROM packs AS p WHERE p.id = d.id) LIMIT 1"
+);
+const DOOM_NEW_PACK: Sql = both!(
+    "INSERT INTO doomed_packs (id, not_before, had_row) VALUES ($1, $2, $3) ON CONFLICT (id) DO NOTHING"
+);
+const HASTEN_NEW_PACKS: Sql = both!(
+    "UPDATE doomed_packs SET not_before = $3 WHERE had_row = $1 AND not_before > $3 AND not_before <= $2"
+);
+const RELEASE: Sql = both!(
+    "UPDATE doomed_packs SET not_before = $2
+     WHERE not_before = 9223372036854775807 AND id IN (SELECT k.item FROM", list 1, "AS k)"
 );
 const FORGET_DOOMED: Sql = both!("DELETE FROM doomed_packs WHERE id IN (SELECT k.item FROM", list 1, "AS k)");
 
@@ -551,7 +572,7 @@ impl<D: Dialect> CollectIndex for SqlIndex<D> {
             }
             if moved.is_empty() {
                 tx.run(DELETE_PACK, &[Number(number)]).await?;
-                tx.run(DOOM_REMOVED, &[List(&[id]), Number(at), Number(0)]).await?;
+                tx.run(DOOM_REMOVED, &[List(&[id]), Number(at), Number(HAD_NO_ROW)]).await?;
             }
             moved.iter().map(|row| unsigned("chunks", row.column(0, "chunks")?)).collect()
         })
@@ -671,17 +692,18 @@ impl<D: Dialect> CollectIndex for SqlIndex<D> {
             }
             removed.chunks = tx.run(DELETE_CHUNKS, &[Numbers(&held)]).await?;
             tx.run(DELETE_PACKS, &[Numbers(&held)]).await?;
-            tx.run(DOOM_REMOVED, &[List(&keys(&removed.packs)), Number(at), Number(1)]).await?;
+            tx.run(DOOM_REMOVED, &[List(&keys(&removed.packs)), Number(at), Number(LOST_ROW)]).await?;
             Ok(removed)
         })
         .await
     }
 
-    async fn packs_without_row(&self, packs: &[PackId]) -> Result<Vec<PackId>> {
+    async fn stray_packs(&self, packs: &[PackId]) -> Result<Vec<PackId>> {
         assert!(packs.len() <= crate::topics::KEYS_MAX, "too many packs in one look-up");
         let keys = keys(packs);
         self.read("find packs without a row", async |mut tx| {
-            let rows = tx.rows(PACKS_WITH_ROW, &[List(&keys)]).await?;
+            let mut rows = tx.rows(PACKS_WITH_ROW, &[List(&keys)]).await?;
+            rows.extend(tx.rows(PACKS_TO_DELETE, &[List(&keys)]).await?);
             let known = rows.iter().map(read_pack_id).collect::<Result<std::collections::HashSet<_>>>()?;
             Ok(packs.iter().filter(|pack| !known.contains(pack)).copied().collect())
         })
@@ -692,6 +714,14 @@ impl<D: Dialect> CollectIndex for SqlIndex<D> {
         let keys = keys(packs);
         self.write("note packs without a row", async |mut tx| {
             tx.run(DOOM_STRAYS, &[List(&keys), Number(not_before.unwrap_or(NEVER))]).await
+        })
+        .await
+    }
+
+    async fn release_packs(&self, packs: &[PackId], not_before: UnixSeconds) -> Result<u64> {
+        let keys = keys(packs);
+        self.write("let packs go that were kept", async |mut tx| {
+            tx.run(RELEASE, &[List(&keys), Number(not_before)]).await
         })
         .await
     }
@@ -711,10 +741,25 @@ impl<D: Dialect> CollectIndex for SqlIndex<D> {
         .await
     }
 
-    async fn may_have_copies(&self, since: Option<UnixSeconds>, at: UnixSeconds) -> Result<bool> {
-        let arguments = [Number(since.unwrap_or(UnixSeconds::MIN)), Number(at)];
+    async fn may_have_copies(&self, since: Option<UnixSeconds>) -> Result<bool> {
+        let since = Number(since.unwrap_or(UnixSeconds::MIN));
         self.read("look for objects that are not deleted", async |mut tx| {
-            Ok(tx.optional(COPIES, &arguments).await?.is_some())
+            Ok(tx.optional(COPIES, &[since]).await?.is_some())
+        })
+        .await
+    }
+
+    async fn doom_new_pack(&self, pack: PackId, not_before: UnixSeconds) -> Result<()> {
+        self.write("note a new pack", async |mut tx| {
+            let row = [Bytes(pack.as_bytes()), Number(not_before), Number(NEW_PACK)];
+            tx.run(DOOM_NEW_PACK, &row).await.map(drop)
+        })
+        .await
+    }
+
+    async fn hasten_new_packs(&self, deadline_max: UnixSeconds, at: UnixSeconds) -> Result<u64> {
+        self.write("let new packs without a row go", async |mut tx| {
+            tx.run(HASTEN_NEW_PACKS, &[Number(NEW_PACK), Number(deadline_max), Number(at)]).await
         })
         .await
     }

@@ -260,7 +260,7 @@ pub(super) async fn removed_packs_are_doomed_and_moved_chunks_stay(three: Three)
 pub(super) async fn packs_without_a_row_are_doomed_later(three: Three) -> Result<()> {
     three.index.commit_pack(&pack(1, [1])).await?;
     let all = [pack_id(3), pack_id(1), pack_id(2)];
-    let strays = three.collect.packs_without_row(&all).await?;
+    let strays = three.collect.stray_packs(&all).await?;
     assert_eq!(strays, [pack_id(3), pack_id(2)]);
     assert_eq!(three.collect.doom_packs(&[pack_id(2)], None).await?, 1);
     assert_eq!(
@@ -268,6 +268,7 @@ pub(super) async fn packs_without_a_row_are_doomed_later(three: Three) -> Result
         1,
         "the others have a row, or are there"
     );
+    assert_eq!(three.collect.stray_packs(&all).await?, [pack_id(2)], "the other one goes");
     assert_eq!(three.doomed(NOW + 4).await?, []);
     assert_eq!(three.doomed(i64::MAX - 1).await?, [pack_id(3)]);
     // Its row comes after all: the object stays.
@@ -279,9 +280,9 @@ pub(super) async fn packs_without_a_row_are_doomed_later(three: Three) -> Result
     three.collect.remove_packs(&[number], NOW + 6, NOW + 2).await?;
     assert_eq!(three.doomed(NOW + 2).await?, [pack_id(3)]);
     // It lost its row at that time. What never had one may have copies of any chunk.
-    let may_have_copies = async |since, at| three.collect.may_have_copies(since, at).await;
-    assert!(may_have_copies(None, NOW + 2).await? && may_have_copies(Some(NOW + 2), NOW + 2).await?);
-    assert!(!may_have_copies(Some(NOW + 3), NOW + 2).await?);
+    let may_have_copies = async |since| three.collect.may_have_copies(since).await;
+    assert!(may_have_copies(None).await? && may_have_copies(Some(NOW + 2)).await?);
+    assert!(!may_have_copies(Some(NOW + 3)).await?);
     // In the order of their times, then of their ids, after any place.
     let mut later = [7, 8, 9].map(pack_id);
     later.sort_unstable_by_key(|pack| *pack.as_bytes());
@@ -290,11 +291,46 @@ pub(super) async fn packs_without_a_row_are_doomed_later(three: Three) -> Result
     while let [next] = three.collect.doomed_packs(doomed.last().copied(), 1, NOW + 3).await?[..] {
         doomed.push(next);
     }
-    assert!(
-        may_have_copies(Some(NOW + 9), NOW + 3).await? && !may_have_copies(Some(NOW + 9), NOW + 2).await?
-    );
+    assert!(may_have_copies(Some(NOW + 9)).await?, "also before their time");
     let expected = [(pack_id(3), NOW + 2)].into_iter().chain(later.map(|pack| (pack, NOW + 3)));
     assert!(doomed.iter().map(|pack| (pack.id, pack.not_before)).eq(expected), "{doomed:?}");
+    three.collect.forget_doomed(&later).await?;
+    assert!(!may_have_copies(Some(NOW + 9)).await?, "a pack that is never deleted does not count");
+    assert_eq!(three.collect.release_packs(&all, NOW + 20).await?, 1, "unless somebody says so");
+    assert_eq!(three.collect.release_packs(&all, NOW + 30).await?, 0);
+    assert!(three.doomed(NOW + 20).await?.contains(&pack_id(2)) && may_have_copies(Some(NOW + 9)).await?);
+    Ok(())
+}
+
+pub(super) async fn new_packs_without_a_row_may_go_early(three: Three) -> Result<()> {
+    let rows = three.index.commit_pack(&pack(1, [1])).await?;
+    let moves = vec![ChunkMove {
+        number: rows[0].number,
+        from: rows[0].pack,
+        from_offset: rows[0].offset,
+        checksum: rows[0].checksum,
+        offset: 32,
+    }];
+    let new = CompactedPack {
+        id: pack_id(7),
+        size: 5_000,
+        raw_bytes: 9_000,
+        holed_bytes: 0,
+        recompressed_level: 0,
+        chunks: moves,
+        new_frames: None,
+    };
+    three.collect.doom_packs(&[pack_id(6)], Some(NOW + 90)).await?;
+    three.collect.doom_new_pack(new.id, NOW + 90).await?;
+    assert!(three.collect.may_have_copies(Some(NOW + 99)).await?);
+    assert_eq!(three.collect.hasten_new_packs(NOW + 89, NOW + 1).await?, 0, "it is too new");
+    assert_eq!(three.collect.hasten_new_packs(NOW + 90, NOW + 1).await?, 1, "not what a listing found");
+    assert_eq!(three.doomed(NOW + 1).await?, [new.id]);
+    assert_eq!(three.collect.hasten_new_packs(NOW + 90, NOW + 1).await?, 0);
+    // The process that stored it wakes up.
+    let nothing: [u64; 0] = [];
+    assert_eq!(three.collect.move_chunks(&new, NOW, NOW + 50).await?, nothing, "its object may be gone");
+    assert_eq!(three.index.load_chunks(&[run(rows[0].number, 1)]).await?, rows);
     Ok(())
 }
 
