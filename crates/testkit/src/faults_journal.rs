@@ -61,6 +61,9 @@ impl JournalIndex for FaultJournal {
     async fn outbox_end(&self) -> Result<OutboxPosition> {
         read_step!(self, self.inner.outbox_end())
     }
+    async fn hidden_change(&self) -> Result<Option<UnixSeconds>> {
+        read_step!(self, self.inner.hidden_change())
+    }
     async fn journal_notes(&self, limit: u32) -> Result<Vec<JournalNote>> {
         read_step!(self, self.inner.journal_notes(limit))
     }

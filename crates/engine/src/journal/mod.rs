@@ -245,11 +245,15 @@ impl Journal {
         let begun_at = self.clock.now();
         let written = self.with_lag(self.write_turn(true)).await;
         if matches!(written, Ok(Written::All(_))) {
-            self.complete_at.store(begun_at, Ordering::Relaxed);
-            self.metrics.set_lag(0);
-        } else {
-            self.metrics.set_lag(self.clock.now() - self.complete_at.load(Ordering::Relaxed));
+            // While an older transaction runs, the outbox hides changes that are acknowledged.
+            let hidden_at = self.memory.hidden_change().await?;
+            self.complete_at.store(hidden_at.map_or(begun_at, |at| at.min(begun_at)), Ordering::Relaxed);
+            if hidden_at.is_none() {
+                self.metrics.set_lag(0);
+                return written;
+            }
         }
+        self.metrics.set_lag(self.clock.now() - self.complete_at.load(Ordering::Relaxed));
         written
     }
 

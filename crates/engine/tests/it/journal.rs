@@ -552,6 +552,55 @@ async fn a_lost_database_loses_a_minute_at_most_on_postgres() {
     a_lost_database_loses_a_minute_at_most(true).await;
 }
 
+/// How far the journal is behind, as its metric says.
+fn lag(journal: &Journal) -> f64 {
+    let families = prometheus::core::Collector::collect(&journal.metrics());
+    let found = families.iter().find(|family| family.name() == "dormer_journal_lag_seconds");
+    found.expect("it is a metric").get_metric()[0].get_gauge().value()
+}
+
+/// A transaction that somebody forgot hides every later change from the journal. The lag says so.
+#[tokio::test(flavor = "multi_thread")]
+async fn the_lag_grows_while_a_long_transaction_hides_changes() {
+    let url = create_postgres_index(Postgres::shared()).await;
+    let options = PostgresOptions { connections_max: 2, ..PostgresOptions::default() };
+    let index = Arc::new(PostgresIndex::open(&url, options).await.expect(ANSWERS));
+    let (clock, files) = (TestClock::new(), MemoryTarget::new());
+    let blobs: Arc<dyn Blobs> = Arc::new(StoreBlobs::new(files.store()));
+    let key = MasterKey::from_bytes([9; 32]);
+    let at = || Arc::clone(&clock) as Arc<dyn Clock>;
+    let engine = Engine::new(index.clone(), Arc::clone(&blobs), key, settings(), at());
+    let holder = "test".to_owned();
+    let journal =
+        Journal::new(index.clone(), index, blobs, files.store(), at(), holder, JournalSettings::default());
+    let cache = create_main(&engine).await;
+    journal.write().await.expect(ANSWERS);
+
+    let statements = "BEGIN; SELECT pg_current_xact_id(); SELECT pg_sleep(2); COMMIT";
+    let long_url = url.clone();
+    let long = std::thread::spawn(move || Postgres::shared().sql(&long_url, statements));
+    let is_running = "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() \
+                      AND backend_xid IS NOT NULL AND wait_event = 'PgSleep'";
+    while Postgres::shared().sql(&url, is_running) != "1" {
+        tokio::time::sleep(std::time::Duration::from_millis(20)).await;
+    }
+    push(&engine, &cache, &path(1), &nar(1)).await.expect(ANSWERS);
+    clock.pass(90);
+    journal.write().await.expect(ANSWERS);
+    assert_eq!(lag(&journal), 90.0);
+    long.join().expect("it ends");
+    // Tests beside this one hide changes for a moment.
+    let begun = std::time::Instant::now();
+    while lag(&journal) > 0.0 {
+        assert!(begun.elapsed() < std::time::Duration::from_secs(20), "the lag stays");
+        journal.write().await.expect(ANSWERS);
+    }
+    let recovered = Recovery::open(files.store()).await.expect(ANSWERS);
+    let database = Database::empty(false).await;
+    let report = recovered.run(&database.contracts, &SystemClock, &|_| ()).await.expect(ANSWERS);
+    assert_eq!((report.paths, report.lost), (1, 0));
+}
+
 /// The file of the newest segment, and its name.
 fn newest_segment(files: &MemoryTarget) -> (String, Bytes) {
     let files = files.files().into_iter().filter(|(name, _)| name.contains("segment"));

@@ -216,6 +216,15 @@ const OUTBOX_END: Sql = Sql {
             ORDER BY transaction DESC, number DESC LIMIT 1) AS o",
 };
 
+// The first of those that followers may not see yet: a transaction that began before is running.
+pub(crate) const HIDDEN_CHANGE: Sql = Sql {
+    sqlite: "SELECT at FROM outbox WHERE 0 = 1",
+    postgres: "
+        SELECT at FROM outbox
+        WHERE transaction >= (SELECT base FROM outbox_base) + pg_snapshot_xmin(pg_current_snapshot())::text::bigint
+        ORDER BY transaction, number LIMIT 1",
+};
+
 const STATE: Sql = both!(
     "SELECT lineage, generation, sequence, cursor_transaction, cursor_number, snapshot, base_fence,
          base_sequence, snapshot_bytes, segment_bytes, written_at, fence FROM journal"
@@ -292,6 +301,9 @@ pub trait JournalIndex: Send + Sync + std::fmt::Debug + 'static {
     async fn release_journal(&self, lease: &JournalLease) -> Result<()>;
     /// The place behind the last outbox row that followers may rely on.
     async fn outbox_end(&self) -> Result<OutboxPosition>;
+    /// When the oldest change was made that has ended, and that followers do not see yet, because
+    /// an older transaction is running. `None` if they see all of them.
+    async fn hidden_change(&self) -> Result<Option<UnixSeconds>>;
     /// What besides objects changed, the first `limit`.
     async fn journal_notes(&self, limit: u32) -> Result<Vec<JournalNote>>;
     /// A cache that is not deleted.
@@ -398,6 +410,14 @@ impl<D: Dialect> JournalIndex for SqlIndex<D> {
         self.read("find the outbox's end", async |mut tx| {
             let row = tx.one(OUTBOX_END, &[]).await?;
             Ok(OutboxPosition { transaction: row.column(0, "outbox")?, number: row.column(1, "outbox")? })
+        })
+        .await
+    }
+
+    async fn hidden_change(&self) -> Result<Option<UnixSeconds>> {
+        self.read("look for changes that nobody sees yet", async |mut tx| {
+            let row = tx.optional(HIDDEN_CHANGE, &[]).await?;
+            row.map(|row| row.column(0, "outbox")).transpose()
         })
         .await
     }
