@@ -556,7 +556,7 @@ async fn a_lost_database_loses_a_minute_at_most_on_postgres() {
 fn lag(journal: &Journal) -> f64 {
     let families = prometheus::core::Collector::collect(&journal.metrics());
     let found = families.iter().find(|family| family.name() == "dormer_journal_lag_seconds");
-    found.expect("it is a metric").get_metric()[0].get_gauge().value()
+    found.expect("it is a metric").get_metric()[0].get_gauge().get_value()
 }
 
 /// A transaction that somebody forgot hides every later change from the journal. The lag says so.
@@ -587,7 +587,7 @@ async fn the_lag_grows_while_a_long_transaction_hides_changes() {
     push(&engine, &cache, &path(1), &nar(1)).await.expect(ANSWERS);
     clock.pass(90);
     journal.write().await.expect(ANSWERS);
-    assert_eq!(lag(&journal), 90.0);
+    assert!((lag(&journal) - 90.0).abs() < 0.5, "{}", lag(&journal));
     long.join().expect("it ends");
     // Tests beside this one hide changes for a moment.
     let begun = std::time::Instant::now();
