@@ -9,6 +9,8 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use dormer_tests::{Lab, LabOptions, Nix, http, nars};
+use rand::rngs::SmallRng;
+use rand::{RngExt as _, SeedableRng as _};
 
 const LOG: &str = "1k8c1hiysz6aaks2mpfc5k7xbbjpw5z5-hello.drv";
 
@@ -51,6 +53,20 @@ fn start() -> Lab {
     Lab::start_with(LabOptions { settings: Some(settings), ..LabOptions::default() })
 }
 
+/// Changes a byte of the pack that has these bytes. `false` if none has.
+fn spoil(folder: &Path, bytes: &[u8]) -> bool {
+    fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path()).any(|path| {
+        if path.is_dir() {
+            return spoil(&path, bytes);
+        }
+        let mut pack = fs::read(&path).unwrap();
+        let Some(place) = pack.windows(bytes.len()).position(|part| part == bytes) else { return false };
+        pack[place] ^= 1;
+        fs::write(&path, pack).unwrap();
+        true
+    })
+}
+
 #[test]
 fn a_lost_database_is_recovered_and_nix_substitutes_every_path() {
     let mut lab = start();
@@ -65,8 +81,13 @@ fn a_lost_database_is_recovered_and_nix_substitutes_every_path() {
     let logged = http::request(lab.address(), "PUT", &format!("/main/log/{LOG}"), &headers, b"it was built");
     assert!(logged.status < 300, "{logged:?}");
     let key = lab.public_key("main");
+    let mut noise = vec![0; 50_000];
+    SmallRng::seed_from_u64(3).fill(&mut noise[..]);
+    let spoilt = nars::file(&noise);
+    push(&lab, &spoilt, "spoilt");
     journalled(&lab);
     drop_database(&mut lab);
+    assert!(spoil(&lab.data_folder().join("storage/packs"), &noise[25_000..25_064]));
 
     let refused = lab.server_command(&["serve", "--listen", "127.0.0.1:0"]).fails();
     assert!(refused.contains("belongs to another installation") && refused.contains("recover"), "{refused}");
@@ -75,6 +96,12 @@ fn a_lost_database_is_recovered_and_nix_substitutes_every_path() {
     let again = lab.server_command(&["recover", "--from-store"]).fails();
     assert!(again.contains("is not empty"), "{again}");
     lab.restart();
+    // The new database does not know of the damage. The server looks by itself.
+    let begun = Instant::now();
+    while lab.get(&format!("/main/{}.narinfo", nars::path_hash(&spoilt))).status != 404 {
+        assert!(begun.elapsed() < Duration::from_mins(1), "nobody finds the damage: {}", lab.log());
+        thread::sleep(Duration::from_millis(50));
+    }
 
     assert_eq!(lab.public_key("main"), key, "the cache signs with the same key");
     let caches = builder.dormer(&["cache", "list"]).succeeds();

@@ -5,7 +5,9 @@ use std::time::{Duration, Instant};
 
 use clap::Args;
 use dormer_blobs::{Store, StoreBlobs};
-use dormer_engine::{Journal, JournalSettings, Recovered, Recovery, SystemClock};
+use dormer_engine::{
+    FULL_PPM, Journal, JournalSettings, Recovered, Recovery, ScrubOptions, Scrubber, SystemClock,
+};
 use dormer_index::{MASTER_KEY_PROOF, OpenIndex};
 use dormer_nix::with_causes;
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
@@ -30,6 +32,10 @@ use crate::settings::Settings;
 /// No server may run meanwhile, and none may use the lost database again: the new one carries its
 /// id. Afterwards each edge target needs one `dormer publish --reconcile`.
 ///
+/// The new database does not know which stored bytes are damaged. So the server begins a scrub of
+/// everything when it starts, at 50 MB a second; `dormer jobs` shows it, and `--no-scrub` leaves it
+/// out.
+///
 /// Examples:
 ///   dormer recover --from-store --config /etc/dormer.toml
 ///   dormer recover --from-store --json
@@ -39,9 +45,15 @@ pub(crate) struct RecoverArgs {
     /// Recover from the packs and the journal in the store of the settings
     #[arg(long, required = true)]
     from_store: bool,
+    /// Have the server not read every stored byte again when it starts
+    #[arg(long)]
+    no_scrub: bool,
     #[command(flatten)]
     settings: SettingsArgs,
 }
+
+/// Stored bytes that the scrub after a recovery reads in a second. A terabyte takes six hours.
+const SCRUB_BYTES_PER_SECOND: u64 = 50_000_000;
 
 /// Between two lines of progress where there is no terminal.
 const PROGRESS_PAUSE: Duration = Duration::from_secs(5);
@@ -70,6 +82,9 @@ pub(super) async fn run(args: RecoverArgs, context: &Context) -> Result<()> {
     let report = recovery.run(&for_recovery(&opened), &SystemClock, &|report| progress.tell(report)).await?;
     progress.bar.finish_and_clear();
     adopt_store(&settings, &**index).await?;
+    if !args.no_scrub {
+        open_full_scrub(&opened, store.clone()).await?;
+    }
     index.create_setting(FIRST_START_SETTING, b"done").await?;
     index.create_setting(RECOVERY_ENDED, b"yes").await?;
     write_snapshot(&opened, store, context).await;
@@ -77,7 +92,17 @@ pub(super) async fn run(args: RecoverArgs, context: &Context) -> Result<()> {
     let mut message = json!(report);
     message["message_type"] = "recovery".into();
     printer.message(&message)?;
-    conclude(&report, context);
+    conclude(&report, !args.no_scrub, context);
+    Ok(())
+}
+
+/// Opens the job that a server works on from its start. The journal does not say which bytes are
+/// damaged, and until somebody finds out, pushes may use them.
+async fn open_full_scrub(opened: &OpenIndex, store: Store) -> Result<()> {
+    let (index, scrub) = (Arc::clone(&opened.index), Arc::clone(&opened.scrub));
+    let scrubber = Scrubber::new(index, scrub, Arc::new(StoreBlobs::new(store)), Arc::new(SystemClock));
+    let options = ScrubOptions { share_ppm: FULL_PPM, bytes_per_second: Some(SCRUB_BYTES_PER_SECOND) };
+    scrubber.open(options).await?;
     Ok(())
 }
 
@@ -131,7 +156,7 @@ async fn write_snapshot(opened: &OpenIndex, store: Store, context: &Context) {
     }
 }
 
-fn conclude(report: &Recovered, context: &Context) {
+fn conclude(report: &Recovered, is_scrubbed: bool, context: &Context) {
     let printer = &context.printer;
     for path in &report.lost_paths {
         printer.warn(&format!("{path} is lost: the store lacks bytes of it"));
@@ -153,6 +178,11 @@ fn conclude(report: &Recovered, context: &Context) {
         ));
     }
     printer.hint("start the server; then publish each edge target once with --reconcile");
+    printer.hint(if is_scrubbed {
+        "which bytes are damaged is not known: the server reads all of them, and `dormer jobs` shows how far it is"
+    } else {
+        "which bytes are damaged is not known: run `dormer scrub --full`"
+    });
 }
 
 /// A line that changes on a terminal, and one now and then elsewhere.
