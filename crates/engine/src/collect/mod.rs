@@ -83,9 +83,6 @@ const LISTED_PACKS: usize = 1_000;
 /// believed: another installation may share the store.
 const STRAYS_BELIEVED: usize = 100;
 
-/// The lease is renewed at least so often; a lease lasts several times longer.
-const RENEW_AFTER: Duration = Duration::from_secs(3);
-
 /// How a collector works.
 #[derive(Debug, Clone)]
 pub struct CollectSettings {
@@ -102,6 +99,8 @@ pub struct CollectSettings {
     pub recompress_level: Option<u8>,
     /// A pack is cold so many seconds after it was stored, and after a commit used it last.
     pub cold_seconds: i64,
+    /// The lease is renewed at least so often; a lease lasts several times longer.
+    pub renew_after: Duration,
 }
 
 impl Default for CollectSettings {
@@ -113,6 +112,7 @@ impl Default for CollectSettings {
             alias_seconds: 30 * 86_400,
             recompress_level: None,
             cold_seconds: 30 * 86_400,
+            renew_after: Duration::from_secs(3),
         }
     }
 }
@@ -210,6 +210,7 @@ struct Turn<'a> {
     lease: &'a JobLease,
     lease_seconds: i64,
     renewed: Instant,
+    renew_after: Duration,
     rows: u64,
     /// Packs in a row that could not be rewritten, because the store failed.
     store_failures: u32,
@@ -226,7 +227,7 @@ impl Turn<'_> {
     async fn step(&mut self, begun: Instant, phase: u8, place: i64, rows: u64) -> Result<()> {
         self.rows += rows;
         let took = begun.elapsed();
-        if self.renewed.elapsed() >= RENEW_AFTER {
+        if self.renewed.elapsed() >= self.renew_after {
             self.renew(phase, place).await?;
         }
         tokio::time::sleep(pause_after(took)).await;
@@ -235,7 +236,7 @@ impl Turn<'_> {
 
     /// Renews the lease in the middle of a step, if that is due.
     async fn keep(&mut self) -> Result<()> {
-        if self.renewed.elapsed() >= RENEW_AFTER { self.renew(5, 0).await } else { Ok(()) }
+        if self.renewed.elapsed() >= self.renew_after { self.renew(5, 0).await } else { Ok(()) }
     }
 
     async fn renew(&mut self, phase: u8, place: i64) -> Result<()> {
@@ -451,6 +452,7 @@ impl Collector {
             lease,
             lease_seconds,
             renewed: Instant::now(),
+            renew_after: self.settings.renew_after,
             rows: 0,
             store_failures: 0,
         };
@@ -700,7 +702,7 @@ impl Collector {
         let found = loop {
             tokio::select! {
                 found = &mut listing => break found,
-                () = tokio::time::sleep(RENEW_AFTER) => turn.renew(7, 0).await?,
+                () = tokio::time::sleep(self.settings.renew_after) => turn.renew(7, 0).await?,
             }
         };
         let Strays { packs: strays, listed } = match found {

@@ -2,15 +2,17 @@
 //! and everything else reads back. With a crash at every step.
 
 use std::sync::Arc;
+use std::time::Duration;
 
-use dormer_blobs::BlobKey;
-use dormer_engine::{Clock as _, CompactionTotals};
+use dormer_blobs::{BlobKey, Blobs};
+use dormer_engine::{Clock, CollectSettings, CollectionReport, Collector, CompactionTotals};
 use dormer_format::PackId;
-use dormer_index::{Cache, NarKey, PurgeCounts, PurgeId};
+use dormer_index::{Cache, JobKind, NarKey, PackNumber, PurgeCounts, PurgeId};
 use dormer_nix::NarHash;
-use dormer_testkit::{Faults, Random, find_leaks, package_nar};
+use dormer_testkit::{FaultCollect, Faults, Random, find_leaks, package_nar};
+use futures::future::BoxFuture;
 
-use crate::collect::{ANSWERS, CONDEMNED, DAY, HOUR, Lab, OLD, Process, beginning, nars};
+use crate::collect::{ANSWERS, CONDEMNED, DAY, HOUR, Lab, NEVER, OLD, Process, beginning, nars};
 use crate::common::{create_main, hash_of, path, push};
 use crate::odd_store::OddStore;
 
@@ -359,11 +361,14 @@ async fn a_store_that_fails_is_asked_for_few_new_packs() {
             push(&process.engine, &cache, &path(place + number), &nar).await.expect(ANSWERS);
         }
     }
+    let alone = package_nar(&mut Random::new(99), 14_000, &[]);
+    push(&process.engine, &cache, &path(50), &alone).await.expect(ANSWERS);
+    let alone = stored_chunks(&lab, &process, &cache, &alone).await;
     // A pack that is less than half alive, and others whose bytes are to leave at once. Some of
     // these hold nothing else, and need no new pack.
     process.engine.remove_object(&cache, &path(1).hash(), None).await.expect(ANSWERS);
     lab.pass(OLD);
-    for number in 2..=6 {
+    for number in [2, 3, 4, 5, 6, 50] {
         process.engine.purge_object(&cache, &path(number).hash(), None).await.expect(ANSWERS);
     }
     let store = OddStore::new(&lab);
@@ -372,6 +377,7 @@ async fn a_store_that_fails_is_asked_for_few_new_packs() {
     assert_eq!((report.compacted.packs, store.puts()), (0, 2));
     let left = counts(&process, &cache).await.waiting;
     assert!(left >= 3, "each of {left} would have been an attempt");
+    assert_eq!(count_in_store(&lab, &alone).await, 0, "nothing had to move for these bytes to go");
     store.refuse_puts(false);
     // A new pack that was refused may have reached the store all the same.
     lab.pass(HOUR);
@@ -412,4 +418,142 @@ async fn a_purge_waits_for_copies_without_a_row() {
     assert_eq!((report.purged, report.purges_left), (1, 0));
     assert_eq!(count_in_store(&lab, &own).await, 0);
     process.reads_back(&beginning(), "it shares chunks").await;
+}
+
+/// Collects in a store while something happens before each call of the collector.
+async fn collect_meanwhile(
+    lab: &Lab,
+    process: &Process,
+    blobs: Arc<dyn Blobs>,
+    settings: CollectSettings,
+    meanwhile: impl Fn(u64) -> BoxFuture<'static, ()> + Send + Sync + 'static,
+) -> CollectionReport {
+    let faults = Faults::crash_at(NEVER, false);
+    let index = FaultCollect::new(Arc::clone(&process.contracts.collect), Arc::clone(&blobs), faults)
+        .with_meanwhile(meanwhile);
+    let clock = Arc::clone(&lab.clock) as Arc<dyn Clock>;
+    let collector = Collector::new(Arc::new(index), blobs, clock, settings);
+    let outcome = collector.run_now(&*process.contracts.jobs, "test", 30).await;
+    outcome.expect(ANSWERS).expect("no other process collects")
+}
+
+/// Every collection lists.
+fn listing() -> CollectSettings {
+    CollectSettings { listing_seconds: 0, ..CollectSettings::default() }
+}
+
+/// A path that shared chunks with the secret goes while the purge runs. These chunks were moved by a
+/// compaction before, so an older object has copies of them.
+#[tokio::test]
+async fn a_purge_that_comes_to_more_chunks_waits_for_their_copies_too() {
+    let lab = Lab::new(false).await;
+    let process = lab.open().await;
+    let cache = create_main(&process.engine).await;
+    push_secret(&lab, &process, &cache).await;
+    let store = OddStore::new(&lab);
+    store.keep(lab.installation.blobs.list().await.expect(ANSWERS));
+    process.engine.remove_object(&cache, &path(1).hash(), None).await.expect(ANSWERS);
+    lab.pass(OLD);
+    assert_eq!(lab.collect(&process).await.compacted.packs, 1);
+    lab.pass(CONDEMNED);
+    let report = lab.collect_in(&process, &store).await;
+    assert_eq!((report.removed.packs, report.objects_deleted), (1, 0));
+    // The secret comes again, and finds what it shares in the new pack.
+    lab.pass(HOUR);
+    let [secret, ..] = nars();
+    push(&process.engine, &cache, &path(3), &secret).await.expect(ANSWERS);
+    let others = stored_chunks(&lab, &process, &cache, &beginning()).await;
+    let mut shared = stored_chunks(&lab, &process, &cache, &secret).await;
+    shared.retain(|chunk| others.contains(chunk));
+    assert!(!shared.is_empty());
+    process.engine.purge_object(&cache, &path(3).hash(), None).await.expect(ANSWERS);
+    lab.pass(1);
+    let meanwhile = {
+        let (engine, cache, collect) =
+            (process.engine.clone(), Arc::clone(&cache), Arc::clone(&process.contracts.collect));
+        move |_| -> BoxFuture<'static, ()> {
+            let (engine, cache, collect) = (engine.clone(), Arc::clone(&cache), Arc::clone(&collect));
+            Box::pin(async move {
+                let packs = collect.page_packs(PackNumber(0), 99).await.expect(ANSWERS);
+                // The first round is over.
+                if packs.iter().any(|pack| pack.condemned_at.is_some()) {
+                    engine.remove_object(&cache, &path(2).hash(), None).await.expect(ANSWERS);
+                }
+            })
+        }
+    };
+    let report = collect_meanwhile(&lab, &process, store.clone(), listing(), meanwhile).await;
+    assert_eq!((report.purged, report.purges_left), (0, 1));
+    assert_eq!(count_in_store(&lab, &shared).await, shared.len(), "in the object that stays");
+    store.keep([]);
+    assert_eq!(lab.collect_in(&process, &store).await.purged, 1);
+    assert_eq!(count_in_store(&lab, &shared).await, 0);
+}
+
+/// For the marks of a collection, a path that is removed while it runs is alive. They do not tell
+/// that nothing is left of it.
+#[tokio::test]
+async fn a_note_of_a_removal_during_a_collection_stays() {
+    let lab = Lab::new(false).await;
+    let process = lab.open().await;
+    let cache = create_main(&process.engine).await;
+    let mut removals = 0;
+    for at in 0.. {
+        let removed = path(u8::try_from(at + 1).expect("a collection has few calls"));
+        let nar = package_nar(&mut Random::new(at), 2_000, &[]);
+        push(&process.engine, &cache, &removed, &nar).await.expect(ANSWERS);
+        let meanwhile = {
+            let (engine, cache, removed) = (process.engine.clone(), Arc::clone(&cache), removed.clone());
+            move |call| -> BoxFuture<'static, ()> {
+                let (engine, cache, removed) = (engine.clone(), Arc::clone(&cache), removed.clone());
+                Box::pin(async move {
+                    if call == at {
+                        engine.remove_object(&cache, &removed.hash(), None).await.expect(ANSWERS);
+                    }
+                })
+            }
+        };
+        // Half an hour: all packs are young, so no bytes go.
+        lab.pass(HOUR / 2);
+        let blobs = Arc::clone(&lab.installation.blobs);
+        collect_meanwhile(&lab, &process, blobs, CollectSettings::default(), meanwhile).await;
+        let index = &process.contracts.index;
+        if index.find_object(cache.id, &removed.hash()).await.expect(ANSWERS).is_some() {
+            break;
+        }
+        removals += 1;
+        let notes = process.contracts.collect.purge_notes(PurgeId(0), 99).await.expect(ANSWERS);
+        assert_eq!(notes.len(), removals, "removed before call {at}");
+    }
+    assert!(removals > 10, "the collection has only {removals} calls");
+}
+
+/// Many notes take a while, in which no other process may take the collection over.
+#[tokio::test]
+async fn the_lease_stays_while_notes_are_looked_through() {
+    let lab = Lab::new(false).await;
+    let process = lab.open().await;
+    let cache = create_main(&process.engine).await;
+    for number in 1..=40 {
+        let nar = package_nar(&mut Random::new(number.into()), 2_000, &[]);
+        push(&process.engine, &cache, &path(number), &nar).await.expect(ANSWERS);
+        process.engine.remove_object(&cache, &path(number).hash(), None).await.expect(ANSWERS);
+    }
+    lab.pass(HOUR);
+    let meanwhile = {
+        let (jobs, clock) = (Arc::clone(&process.contracts.jobs), Arc::clone(&lab.clock));
+        move |call| -> BoxFuture<'static, ()> {
+            let (jobs, clock) = (Arc::clone(&jobs), Arc::clone(&clock));
+            Box::pin(async move {
+                clock.pass(1);
+                let now = clock.now();
+                let taken = jobs.lease_job(JobKind::Collect, "thief", now, now + 30).await.expect(ANSWERS);
+                assert_eq!(taken, None, "before call {call}");
+            })
+        }
+    };
+    let settings = CollectSettings { renew_after: Duration::ZERO, ..CollectSettings::default() };
+    collect_meanwhile(&lab, &process, Arc::clone(&lab.installation.blobs), settings, meanwhile).await;
+    let notes = process.contracts.collect.purge_notes(PurgeId(0), 99).await.expect(ANSWERS);
+    assert_eq!(notes.len(), 40, "all had to be looked at");
 }

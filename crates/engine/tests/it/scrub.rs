@@ -283,6 +283,13 @@ async fn a_bad_sector_damages_one_chunk_and_stops_no_scrub() {
         Arc::clone(&store) as _,
         Arc::new(SystemClock),
     );
+    // The whole disk may be away: a write tells.
+    store.refuse_puts(true);
+    let outcome = lab.scrub_with(&scrubber, FULL).await;
+    assert!(outcome.is_err(), "{outcome:?}");
+    lab.spread().await;
+    assert_eq!(lab.missing(1..=4).await, [0_u8; 0]);
+    store.refuse_puts(false);
     let report = lab.scrub_with(&scrubber, FULL).await.expect(ANSWERS);
     assert_eq!((report.packs, report.packs_damaged, report.packs_lost), (packs.len() as u64, 1, 0));
     assert_eq!(report.chunks_damaged, 1, "{report:?}");
