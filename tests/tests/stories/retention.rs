@@ -34,6 +34,12 @@ fn an_unused_closure_expires_and_a_pinned_one_stays() {
     let url = narinfo.text().lines().find_map(|line| line.strip_prefix("URL: ").map(str::to_owned));
     let nar = format!("/main/{}", url.expect("a narinfo has a URL"));
     assert!(listed(&builder).contains(hash(&unused)));
+    // This client has the closure, and remembers its narinfos when it has deleted it.
+    let remembers = lab.machine("remembers", Nix::NEWEST);
+    remembers.configure(&[lab.public_key("main")]);
+    let forgotten = builder.closure(&unused);
+    remembers.substitute(&lab.cache_url("main"), &unused).succeeds();
+    remembers.delete(&forgotten);
 
     // Two days pass.
     lab.kill();
@@ -45,7 +51,22 @@ fn an_unused_closure_expires_and_a_pinned_one_stays() {
         thread::sleep(Duration::from_millis(200));
     }
     assert_eq!(lab.get(&format!("/main/{}.narinfo", hash(&unused))).status, 404);
+    lab.server_command(&["gc"]).succeeds();
     assert_eq!(lab.get(&nar).status, 200, "the NAR is readable during its grace");
+    remembers.substitute(&lab.cache_url("main"), &unused).succeeds();
+    assert_eq!(remembers.closure(&unused), forgotten);
+    remembers.delete(&forgotten);
+    // A month passes: the grace is over.
+    lab.kill();
+    lab.sql(
+        "UPDATE graces SET ends_at = ends_at - 2678400;
+         UPDATE packs SET created_at = created_at - 2678400, used_at = used_at - 2678400",
+    );
+    lab.restart();
+    lab.server_command(&["gc"]).succeeds();
+    assert_eq!(lab.get(&nar).status, 404);
+    let refused = remembers.substitute(&lab.cache_url("main"), &unused).fails();
+    assert!(refused.contains("404") || refused.contains("does not exist"), "{refused}");
 
     for nix in Nix::ALL {
         let machine = lab.machine(nix.name(), nix);
