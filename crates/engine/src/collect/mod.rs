@@ -682,8 +682,8 @@ impl Collector {
         self.deleting_after.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Notes packs without a row, if it is time for a listing or one is needed. The first listing of
-    /// a database may find packs of another one; these are never deleted.
+    /// Notes packs without a row, if it is time for a listing or one is needed. The first listing
+    /// of a database may find packs of another one; these are never deleted.
     async fn list_if_due(
         &self,
         turn: &mut Turn<'_>,

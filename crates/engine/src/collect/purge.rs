@@ -41,8 +41,8 @@ const PURGES_MAX: u32 = 256;
 /// Clocks of replicas differ by less than this, in seconds.
 const CLOCKS_DIFFER: i64 = 600;
 
-/// A compaction that noted a new pack so long ago, in seconds, is over or has crashed, and the store
-/// has the pack or never gets it.
+/// A compaction that noted a new pack so long ago, in seconds, is over or has crashed, and the
+/// store has the pack or never gets it.
 const NEW_PACK_SECONDS: i64 = 600;
 
 /// The first round condemns, the second removes. More are needed only when pushes bring chunks of

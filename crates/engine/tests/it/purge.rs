@@ -206,8 +206,8 @@ async fn survives_a_crash_at_any_step(on_postgres: bool, kept: &[bool]) {
                 own
             };
             assert_eq!(lab.violations(&hashes, &faults.deleted()).await, [], "{when}");
-            // Another process goes on at the next collection. Before that, a new pack that the crash
-            // left might still reach the store.
+            // Another process goes on at the next collection. Before that, a new pack that the
+            // crash left might still reach the store.
             let process = lab.open().await;
             let cache = process.cache().await;
             lab.pass(HOUR);
@@ -442,8 +442,8 @@ fn listing() -> CollectSettings {
     CollectSettings { listing_seconds: 0, ..CollectSettings::default() }
 }
 
-/// A path that shared chunks with the secret goes while the purge runs. These chunks were moved by a
-/// compaction before, so an older object has copies of them.
+/// A path that shared chunks with the secret goes while the purge runs. These chunks were moved by
+/// a compaction before, so an older object has copies of them.
 #[tokio::test]
 async fn a_purge_that_comes_to_more_chunks_waits_for_their_copies_too() {
     let lab = Lab::new(false).await;
