@@ -212,6 +212,7 @@ fn collector(settings: &Settings, index: Arc<dyn CollectIndex>, blobs: Arc<dyn B
         interval_seconds: Some(seconds(settings.collect_interval)).filter(|interval| *interval > 0),
         upload_seconds_max: seconds(settings.upload_timeout),
         alias_seconds: settings.engine.alias_seconds,
+        expiry_defaults: settings.expiry_defaults,
         recompress_level: settings.recompress_level,
         ..CollectSettings::default()
     };

@@ -61,7 +61,7 @@ pub use caches::{CreateCache, KeyChange, UpdateCache};
 pub use clock::{Clock, SystemClock};
 pub use collect::{
     CollectMetrics, CollectSettings, CollectionPhase, CollectionPlan, CollectionProgress, CollectionReport,
-    Collector, CompactionTotals, EndedCollection, PackTotals, Strays,
+    Collector, CompactionTotals, EndedCollection, ExpiryTotals, PackTotals, Strays,
 };
 pub use cpu::CpuPool;
 pub use error::{Error, ErrorClass, Result};

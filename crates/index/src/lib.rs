@@ -39,8 +39,8 @@ mod waiting_count;
 
 pub use changes::{Change, Changes};
 pub use collect::{
-    ChunkMove, CollectIndex, CompactedPack, DoomedPack, LastCollection, MarkedNar, PackRow, PackedChunk,
-    PacksRemoved, Purge, PurgeId, StampLimits,
+    ChunkMove, CollectIndex, CompactedPack, DoomedPack, ExaminedObject, ExaminedPage, LastCollection,
+    MarkedNar, PackRow, PackedChunk, PacksRemoved, Purge, PurgeId, StampLimits,
 };
 pub use contract::*;
 pub use dialects::postgres::{Postgres, PostgresIndex, PostgresOptions};

@@ -9,8 +9,9 @@ use async_trait::async_trait;
 use dormer_blobs::{BlobKey, Blobs};
 use dormer_format::{ChunkRun, PackId};
 use dormer_index::{
-    ChunkMove, CollectIndex, CompactedPack, DoomedPack, JobId, JobLease, LastCollection, MarkedNar, NarId,
-    PackNumber, PackRow, PackedChunk, PacksRemoved, Purge, PurgeId, Result, StampLimits, UnixSeconds,
+    CacheId, ChunkMove, CollectIndex, CompactedPack, DoomedPack, ExaminedPage, ExpiryDefaults, JobId, JobLease,
+    LastCollection, MarkedNar, NarId, ObjectPlace, PackNumber, PackRow, PackedChunk, PacksRemoved, Purge,
+    PurgeId, Result, StampLimits, UnixSeconds,
 };
 use futures::future::BoxFuture;
 
@@ -248,6 +249,27 @@ impl CollectIndex for FaultCollect {
     }
     async fn doom_packs(&self, packs: &[PackId], not_before: Option<UnixSeconds>) -> Result<u64> {
         write_step!(self, self.inner.doom_packs(packs, not_before))
+    }
+    async fn count_ended(&self, at: UnixSeconds, used_until: UnixSeconds) -> Result<(u64, u64)> {
+        read_step!(self, self.inner.count_ended(at, used_until))
+    }
+    async fn caches_with_rules(
+        &self,
+        defaults: &ExpiryDefaults,
+        after: CacheId,
+        limit: u32,
+    ) -> Result<Vec<CacheId>> {
+        read_step!(self, self.inner.caches_with_rules(defaults, after, limit))
+    }
+    async fn examine_objects(
+        &self,
+        cache: CacheId,
+        defaults: &ExpiryDefaults,
+        after: Option<ObjectPlace>,
+        limit: u32,
+        at: UnixSeconds,
+    ) -> Result<ExaminedPage> {
+        read_step!(self, self.inner.examine_objects(cache, defaults, after, limit, at))
     }
     async fn release_packs(&self, packs: &[PackId], not_before: UnixSeconds) -> Result<u64> {
         write_step!(self, self.inner.release_packs(packs, not_before))

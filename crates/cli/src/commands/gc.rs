@@ -5,7 +5,7 @@ use std::time::Duration;
 use clap::Args;
 use dormer_engine::{
     Clock as _, CollectionPhase, CollectionPlan, CollectionProgress, CollectionReport, Collector,
-    CompactionTotals, PackTotals, SystemClock,
+    CompactionTotals, ExpiryTotals, PackTotals, SystemClock,
 };
 use dormer_index::{JobId, JobKind};
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
@@ -205,7 +205,15 @@ fn compaction(totals: &CompactionTotals) -> String {
 }
 
 fn plan_lines(plan: &CollectionPlan) -> Vec<String> {
+    let ExpiryTotals { caches, paths, bytes, caches_left_out } = plan.expire;
+    let left_out = if caches_left_out > 0 {
+        format!("; {caches_left_out} caches are too large to look at")
+    } else {
+        String::new()
+    };
     let mut lines = vec![
+        format!("paths that the rules of {caches} caches let go: {paths}, {}{left_out}", human_size(bytes)),
+        format!("graces that are over: {}; uploads that are over: {}", plan.graces, plan.aliases),
         format!("NARs to remove: {}, {} uncompressed", plan.nars, human_size(plan.nar_bytes)),
         format!("to condemn: {}", packs(&plan.condemn)),
         format!("condemned, waiting for the longest upload: {}", packs(&plan.wait)),
@@ -271,8 +279,14 @@ mod tests {
         let totals = PackTotals { packs: 2, bytes: 3 << 20, chunks: 40 };
         let plan = CollectionPlan { nars: 5, nar_bytes: 1 << 20, condemn: totals, ..Default::default() };
         let lines = plan_lines(&plan);
-        assert_eq!(lines[0], "NARs to remove: 5, 1.0 MiB uncompressed");
-        assert_eq!(lines[1], "to condemn: 2 packs, 3.0 MiB, 40 chunks");
+        assert_eq!(lines[1], "graces that are over: 0; uploads that are over: 0");
+        assert_eq!(lines[2], "NARs to remove: 5, 1.0 MiB uncompressed");
+        assert_eq!(lines[3], "to condemn: 2 packs, 3.0 MiB, 40 chunks");
+        let expire = ExpiryTotals { caches: 1, paths: 7, bytes: 2 << 20, caches_left_out: 0 };
+        assert_eq!(
+            plan_lines(&CollectionPlan { expire, ..plan })[0],
+            "paths that the rules of 1 caches let go: 7, 2.0 MiB"
+        );
         let compact = CompactionTotals {
             packs: 3,
             bytes: 60 << 20,
@@ -285,7 +299,7 @@ mod tests {
         let plan = CollectionPlan { compact, ..plan };
         let lines = plan_lines(&plan);
         assert_eq!(
-            lines[4],
+            lines[6],
             "to compact: 3 packs, 60.0 MiB; 30.0 MiB read and 24.0 MiB written into 2 packs by 11 requests"
         );
         insta::assert_snapshot!(crate::chart::lines(&plan_bars(&plan), 60).join("\n"), @r"

@@ -126,6 +126,8 @@ fn gc_works_beside_a_server_and_without_one() {
     insta::assert_snapshot!(home.run(&["gc", "--dry-run"]), @"
     exit code: 0
     --- stdout
+    paths that the rules of 0 caches let go: 0, 0 B
+    graces that are over: 0; uploads that are over: 0
     NARs to remove: 0, 0 B uncompressed
     to condemn: 0 packs, 0 B, 0 chunks
     condemned, waiting for the longest upload: 0 packs, 0 B, 0 chunks

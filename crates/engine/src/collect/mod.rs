@@ -21,6 +21,7 @@
 //!   freed.
 
 mod compact;
+mod expiry;
 mod metrics;
 mod plan;
 mod progress;
@@ -33,12 +34,14 @@ use std::time::{Duration, Instant};
 use dormer_blobs::{BlobKey, Blobs};
 use dormer_format::PackId;
 use dormer_index::{
-    CollectIndex, DoomedPack, JobIndex, JobKind, JobLease, NarId, PackNumber, PackRow, UnixSeconds,
+    CollectIndex, DoomedPack, ExpiryDefaults, JobIndex, JobKind, JobLease, NarId, PackNumber, PackRow,
+    UnixSeconds,
 };
 use dormer_nix::with_causes;
 use serde::{Deserialize, Serialize};
 
 pub(crate) use self::compact::COMPACTION_BYTES_MAX;
+pub use self::expiry::ExpiryTotals;
 pub use self::metrics::CollectMetrics;
 pub use self::plan::{CompactionTotals, PackTotals};
 use self::progress::Progress;
@@ -95,6 +98,8 @@ pub struct CollectSettings {
     pub upload_seconds_max: i64,
     /// Seconds for which an upload alias resolves.
     pub alias_seconds: i64,
+    /// What caches without rules of their own keep; for the plan.
+    pub expiry_defaults: ExpiryDefaults,
     /// The zstd level that cold packs are recompressed at; `None` leaves them as they are.
     pub recompress_level: Option<u8>,
     /// A pack is cold so many seconds after it was stored, and after a commit used it last.
@@ -110,6 +115,7 @@ impl Default for CollectSettings {
             listing_seconds: 7 * 86_400,
             upload_seconds_max: 86_400,
             alias_seconds: 30 * 86_400,
+            expiry_defaults: ExpiryDefaults { retention_seconds: 0, quota_bytes: 0, grace_seconds: 30 * 86_400 },
             recompress_level: None,
             cold_seconds: 30 * 86_400,
             renew_after: Duration::from_secs(3),
@@ -136,6 +142,16 @@ pub struct CollectionPlan {
     /// then is not known: the bytes to write are those that are read.
     #[serde(default)]
     pub recompress: CompactionTotals,
+    /// Graces that are over: paths whose NARs stay no longer for them.
+    #[serde(default)]
+    pub graces: u64,
+    /// Upload aliases that no longer resolve.
+    #[serde(default)]
+    pub aliases: u64,
+    /// What the rules of caches let go, which is not the work of a collection. Its NARs follow when
+    /// their graces are over.
+    #[serde(default)]
+    pub expire: ExpiryTotals,
 }
 
 impl CollectionPlan {
@@ -324,6 +340,9 @@ impl Collector {
     pub async fn plan(&self) -> Result<CollectionPlan> {
         let mut plan = CollectionPlan::default();
         let (now, limits) = self.begin_marks();
+        self.progress.begin(CollectionPhase::Expiring);
+        (plan.graces, plan.aliases) = self.index.count_ended(now, self.aliases_since(now)).await?;
+        plan.expire = self.plan_expiry(now).await?;
         self.progress.begin(CollectionPhase::Marking);
         let mut marks = Marks::default();
         let mut after = NarId(0);

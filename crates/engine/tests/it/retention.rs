@@ -4,7 +4,10 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use dormer_engine::{Clock, Engine, EngineSettings, JobRunner, JobSettings, MasterKey, UpdateCache};
+use dormer_engine::{
+    Clock, CollectSettings, Collector, Engine, EngineSettings, ExpiryTotals, JobRunner, JobSettings, MasterKey,
+    UpdateCache,
+};
 use dormer_index::{
     Cache, ExpiryDefaults, Index, JobIndex, JobKind, ObjectIndex as _, Pin, RetentionIndex as _, SqliteIndex,
 };
@@ -54,6 +57,13 @@ fn runner(jobs: Arc<dyn JobIndex>, clock: Arc<dyn Clock>) -> JobRunner {
         ..JobSettings::default()
     };
     JobRunner::new(jobs, clock, "test".to_owned(), settings)
+}
+
+/// What a plan of a collection says of expiry.
+async fn plan(installation: &Installation, index: &Arc<SqliteIndex>, now: i64) -> ExpiryTotals {
+    let blobs = Arc::clone(&installation.blobs);
+    let collector = Collector::new(index.clone(), blobs, clock_at(now), CollectSettings::default());
+    collector.plan().await.expect("nothing crashes").expire
 }
 
 async fn live(index: &SqliteIndex, cache: &Cache) -> Vec<u8> {
@@ -112,12 +122,38 @@ async fn what_expired_is_missing_and_what_is_told_present_stays() {
     let installation = Installation::new();
     let (index, engine, main, _) = daily_cache(&installation).await;
     let now = START + DAY + DAY / 2;
+    assert_eq!(plan(&installation, &index, START + DAY).await, ExpiryTotals::default());
+    let planned = plan(&installation, &index, now).await;
+    assert_eq!((planned.caches, planned.paths), (1, 5), "all but 3 and what it needs");
     index.open_job(JobKind::ExpireCache, Some(main.id), None, now).await.expect("it is opened");
     runner(index.clone(), clock_at(now)).run(until("it is done", async || has_no_job(&index).await)).await;
+    assert_eq!(live(&index, &main).await, [2, 3]);
+    assert_eq!(plan(&installation, &index, now).await, ExpiryTotals::default());
     let asked: Vec<StorePathHash> = (0..4).map(|number| path(number).hash()).collect();
     assert_eq!(engine.missing_paths(&main, &asked).await.unwrap(), asked[..2]);
     assert!(engine.narinfo(&main, &path(0).hash()).await.unwrap().is_none());
     assert!(engine.narinfo(&main, &path(3).hash()).await.unwrap().is_some());
+}
+
+/// For each quota, the job removes as many paths as the plan says.
+#[tokio::test]
+async fn a_plan_knows_what_a_quota_lets_go() {
+    let now = START + DAY + DAY / 2;
+    for quota in [0_u64, 1, 12_000, 20_000, 33_000, 1 << 30] {
+        let installation = Installation::new();
+        let (index, engine, main, _) = daily_cache(&installation).await;
+        let rules = UpdateCache {
+            retention_seconds: Some(None),
+            quota_bytes: Some(Some(quota)),
+            ..UpdateCache::default()
+        };
+        engine.update_cache(&main, rules).await.expect("the cache is there");
+        let planned = plan(&installation, &index, now).await;
+        index.open_job(JobKind::ExpireCache, Some(main.id), None, now).await.expect("it is opened");
+        runner(index.clone(), clock_at(now)).run(until("it is done", async || has_no_job(&index).await)).await;
+        let left = live(&index, &main).await.len() as u64;
+        assert_eq!(planned.paths, 7 - left, "a quota of {quota} bytes");
+    }
 }
 
 #[tokio::test]

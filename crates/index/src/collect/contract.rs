@@ -6,10 +6,11 @@
 
 use async_trait::async_trait;
 use dormer_format::{ChunkLayout, ChunkRun, PackId};
+use dormer_nix::StorePathHash;
 
 use crate::Result;
-use crate::contract::{ChunkRow, NarId, PackNumber, UnixSeconds};
-use crate::jobs::{JobId, JobLease};
+use crate::contract::{CacheId, ChunkRow, NarId, ObjectPlace, PackNumber, UnixSeconds};
+use crate::jobs::{ExpiryDefaults, JobId, JobLease};
 
 /// A NAR as the mark phase sees it.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -150,6 +151,32 @@ pub struct LastCollection {
     pub report: String,
 }
 
+/// An object as a plan of expiry sees it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ExaminedObject {
+    /// Hash of its path.
+    pub hash: StorePathHash,
+    /// What it refers to, without itself.
+    pub references: Vec<StorePathHash>,
+    /// Its bytes, as a quota counts them.
+    pub bytes: u64,
+    /// Whether it is too old, or too many are newer, and nothing but a referrer keeps it.
+    pub may_expire: bool,
+    /// Whether it may go to make room, and nothing but a referrer keeps it.
+    pub may_be_given_up: bool,
+    /// Its place in the order of the last use.
+    pub place: ObjectPlace,
+}
+
+/// A page of objects of a cache, and what the cache may hold.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct ExaminedPage {
+    /// The quota; `None` for no quota.
+    pub quota_bytes: Option<u64>,
+    /// The objects.
+    pub objects: Vec<ExaminedObject>,
+}
+
 /// What the collector asks of the index.
 #[async_trait]
 pub trait CollectIndex: Send + Sync + std::fmt::Debug + 'static {
@@ -184,6 +211,26 @@ pub trait CollectIndex: Send + Sync + std::fmt::Debug + 'static {
     /// Removes at most `limit` upload aliases that were used last at `used_until` or before;
     /// returns how many.
     async fn expire_aliases(&self, limit: u32, used_until: UnixSeconds) -> Result<u64>;
+    /// How many grace rows ended at `at` or before, and how many upload aliases were used last at
+    /// `used_until` or before.
+    async fn count_ended(&self, at: UnixSeconds, used_until: UnixSeconds) -> Result<(u64, u64)>;
+    /// Caches after one, by number, with rules by which something may expire.
+    async fn caches_with_rules(
+        &self,
+        defaults: &ExpiryDefaults,
+        after: CacheId,
+        limit: u32,
+    ) -> Result<Vec<CacheId>>;
+    /// A page of a cache's objects in the order of their last use, after one. Empty at the end, and
+    /// if the cache is gone.
+    async fn examine_objects(
+        &self,
+        cache: CacheId,
+        defaults: &ExpiryDefaults,
+        after: Option<ObjectPlace>,
+        limit: u32,
+        at: UnixSeconds,
+    ) -> Result<ExaminedPage>;
     /// A page of NARs after one, by number: at most `limit`, and fewer if their recipes are large;
     /// an empty page is the end. Aliases used after `aliases_since` count as names, and
     /// graces that end after `now`.

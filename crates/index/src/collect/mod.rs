@@ -17,8 +17,8 @@
 mod contract;
 
 pub use contract::{
-    ChunkMove, CollectIndex, CompactedPack, DoomedPack, LastCollection, MarkedNar, PackRow, PackedChunk,
-    PacksRemoved, Purge, PurgeId, StampLimits,
+    ChunkMove, CollectIndex, CompactedPack, DoomedPack, ExaminedObject, ExaminedPage, LastCollection,
+    MarkedNar, PackRow, PackedChunk, PacksRemoved, Purge, PurgeId, StampLimits,
 };
 
 use async_trait::async_trait;
@@ -27,8 +27,8 @@ use dormer_format::{ChunkRun, PackId};
 use crate::Result;
 use crate::changes::Change;
 use crate::columns::{array, corrupt, recipe, signed, unsigned};
-use crate::contract::{NarId, PackNumber, UnixSeconds};
-use crate::jobs::{JobId, JobKind, JobLease, work};
+use crate::contract::{CacheId, NarId, ObjectPlace, PackNumber, UnixSeconds};
+use crate::jobs::{ExpiryDefaults, JobId, JobKind, JobLease, expire_cache, work};
 use crate::rows::{Row, read_chunk, read_pack_id};
 use crate::sql::Argument::{Bytes, Flag, List, Number, Numbers, Table, Text};
 use crate::sql::{Column, Sql, Transaction, both};
@@ -82,6 +82,11 @@ pub(crate) const EXPIRE_ALIASES: Sql = Sql {
         INSERT INTO journal_notes (cache, kind, name, changes) SELECT cache, 2, file_name, 1 FROM gone
         ON CONFLICT (cache, kind, name) DO UPDATE SET changes = journal_notes.changes + 1",
 };
+
+pub(crate) const COUNT_ENDED: Sql = both!(
+    "SELECT (SELECT count(*) FROM graces WHERE ends_at + 0 <= $1),
+         (SELECT count(*) FROM aliases WHERE used_at + 0 <= $2)"
+);
 
 /// Bytes of recipes in one page of NARs to mark. A recipe has 1 MiB at most.
 const MARK_BYTES_MAX: i64 = 2 << 20;
@@ -430,6 +435,40 @@ impl<D: Dialect> CollectIndex for SqlIndex<D> {
             let page = [Number(used_until), Number(limit.into())];
             tx.run(NOTE_EXPIRED_ALIASES, &page).await?;
             tx.run(EXPIRE_ALIASES, &page).await
+        })
+        .await
+    }
+
+    async fn count_ended(&self, at: UnixSeconds, used_until: UnixSeconds) -> Result<(u64, u64)> {
+        self.read("count what is over", async |mut tx| {
+            let row = tx.one(COUNT_ENDED, &[Number(at), Number(used_until)]).await?;
+            Ok((unsigned("graces", row.column(0, "graces")?)?, unsigned("aliases", row.column(1, "aliases")?)?))
+        })
+        .await
+    }
+
+    async fn caches_with_rules(
+        &self,
+        defaults: &ExpiryDefaults,
+        after: CacheId,
+        limit: u32,
+    ) -> Result<Vec<CacheId>> {
+        self.read("find caches with rules", async |mut tx| {
+            expire_cache::caches_with_rules(&mut tx, defaults, after, limit).await
+        })
+        .await
+    }
+
+    async fn examine_objects(
+        &self,
+        cache: CacheId,
+        defaults: &ExpiryDefaults,
+        after: Option<ObjectPlace>,
+        limit: u32,
+        at: UnixSeconds,
+    ) -> Result<ExaminedPage> {
+        self.read("look what may expire", async |mut tx| {
+            expire_cache::examine_page(&mut tx, cache, defaults, after, limit, at).await
         })
         .await
     }

@@ -27,8 +27,9 @@ use super::contract::{ExpiryDefaults, JobLease, JobStep};
 use super::work::{advance_job, finish_job, hold_job};
 use crate::Result;
 use crate::changes::Change;
+use crate::collect::{ExaminedObject, ExaminedPage};
 use crate::columns::{array, corrupt, signed, store_path, unpack_references, unsigned};
-use crate::contract::{CacheId, UnixSeconds};
+use crate::contract::{CacheId, ObjectPlace, UnixSeconds};
 use crate::publish::records::{Records, records};
 use crate::rows::Row;
 use crate::sql::{Argument, Sql, Transaction, both};
@@ -185,6 +186,13 @@ pub(crate) const DELETE_DOCUMENTS: Sql = Sql {
         INSERT INTO journal_notes (cache, kind, name, changes) SELECT cache, 3, name, 1 FROM gone
         ON CONFLICT (cache, kind, name) DO UPDATE SET changes = journal_notes.changes + 1",
 };
+const CACHES_WITH_RULES: Sql = both!(
+    "SELECT c.id FROM caches AS c
+     WHERE c.id > $1 AND c.deleted_at IS NULL
+         AND (coalesce(c.retention_seconds, $2) > 0 OR coalesce(c.quota_bytes, $3) > 0
+             OR coalesce(c.keep_latest, 0) > 0)
+     ORDER BY c.id LIMIT $4"
+);
 const NOTE_EXPIRED: Sql = both!("UPDATE caches SET expired_at = $2 WHERE id = $1");
 
 // The caches that keep everything have no job.
@@ -206,6 +214,52 @@ pub(crate) async fn open_due(
 ) -> Result<u64> {
     let retention = Number(defaults.retention_seconds);
     tx.run(OPEN_DUE, &[Number(at), Number(since), retention, Number(signed(defaults.quota_bytes))]).await
+}
+
+/// Caches after one, by number, that have a job when one is due.
+pub(crate) async fn caches_with_rules(
+    tx: &mut impl Transaction,
+    defaults: &ExpiryDefaults,
+    after: CacheId,
+    limit: u32,
+) -> Result<Vec<CacheId>> {
+    let (retention, quota) = (Number(defaults.retention_seconds), Number(signed(defaults.quota_bytes)));
+    let rows = tx.rows(CACHES_WITH_RULES, &[Number(after.0), retention, quota, Number(limit.into())]).await?;
+    rows.iter().map(|row| row.column(0, "caches").map(CacheId)).collect()
+}
+
+/// A page of objects in the order of their last use, with what the rules say of each. Reads only.
+pub(crate) async fn examine_page(
+    tx: &mut impl Transaction,
+    cache: CacheId,
+    defaults: &ExpiryDefaults,
+    after: Option<ObjectPlace>,
+    limit: u32,
+    at: UnixSeconds,
+) -> Result<ExaminedPage> {
+    let Some(row) = tx.optional(POLICY, &[Number(cache.0)]).await? else {
+        return Ok(ExaminedPage::default());
+    };
+    let policy = read_policy(&row, defaults)?;
+    let ObjectPlace { value, id } = after.unwrap_or(ObjectPlace { value: i64::MIN, id: 0 });
+    let keep_latest = Number(policy.keep_latest.unwrap_or(0));
+    let end = Number(UnixSeconds::MAX);
+    let page =
+        [Number(cache.0), Number(at), keep_latest, Number(value), Number(id), end, Number(limit.into())];
+    let mut objects = Vec::new();
+    for row in &tx.rows(EXAMINE_PAGE, &page).await? {
+        // Whether a referrer stays is for the plan to find out.
+        let found = Examined { is_referred_to: false, ..read_examined(row)? };
+        objects.push(ExaminedObject {
+            hash: found.hash,
+            bytes: found.file_size,
+            may_expire: policy.lets_go(&found, Phase::Rules, at),
+            may_be_given_up: policy.lets_go(&found, Phase::Quota, at),
+            place: ObjectPlace { value: found.last_used_at, id: found.id },
+            references: found.references,
+        });
+    }
+    Ok(ExaminedPage { quota_bytes: policy.quota_bytes, objects })
 }
 
 /// What the job does, and what it has reached.
