@@ -44,12 +44,12 @@ pub(crate) use self::compact::COMPACTION_BYTES_MAX;
 pub use self::expiry::ExpiryTotals;
 pub use self::metrics::CollectMetrics;
 pub use self::plan::{CompactionTotals, PackTotals};
-use self::progress::Progress;
-pub use self::progress::{CollectionPhase, CollectionProgress};
 use self::plan::{
     DeadBytes, DeadShare, Live, Marks, PackLimits, PackVerdict, Rewrite, RewriteGroup, RewriteGroups,
     RewriteRules, may_be_rewritten, stray_seconds,
 };
+use self::progress::Progress;
+pub use self::progress::{CollectionPhase, CollectionProgress};
 use self::recompress::Recompression;
 use crate::pace::pause_after;
 use crate::{Clock, Error, Result};
@@ -85,6 +85,10 @@ const LISTED_PACKS: usize = 1_000;
 /// A listing that finds more packs without a row than this, and more than packs with one, is not
 /// believed: another installation may share the store.
 const STRAYS_BELIEVED: usize = 100;
+
+/// How long a purge waits for the rows of packs that were listed without one. Most uploads commit a
+/// row within some 50 ms after they have stored the pack.
+const ROWS_FOLLOW: Duration = Duration::from_secs(1);
 
 /// How a collector works.
 #[derive(Debug, Clone)]
@@ -499,7 +503,7 @@ impl Collector {
             self.index.reload_known_keys().await?;
         }
         let text = serde_json::to_string(&report).expect("numbers are JSON");
-        self.index.finish_collection(lease, &text, listing != Listing::None, self.clock.now()).await?;
+        self.index.finish_collection(lease, &text, listing != Listing::Skipped, self.clock.now()).await?;
         Ok(report)
     }
 
@@ -711,7 +715,7 @@ impl Collector {
     ) -> Result<Listing> {
         let (now, listed_at) = (self.clock.now(), self.index.last_collection().await?.listed_at);
         if !is_needed && listed_at.is_some_and(|at| now < at + self.settings.listing_seconds) {
-            return Ok(Listing::None);
+            return Ok(Listing::Skipped);
         }
         turn.renew(7, 0).await?;
         self.progress.begin(CollectionPhase::Listing);
@@ -730,7 +734,7 @@ impl Collector {
             Err(Error::Blobs(error)) => {
                 let error = with_causes(&error);
                 tracing::warn!(error, "the store cannot be listed; a later collection tries again");
-                return Ok(Listing::None);
+                return Ok(Listing::Skipped);
             }
             Err(error) => return Err(error),
         };
@@ -757,6 +761,10 @@ impl Collector {
                     "the store holds packs that this database never knew; they stay until `dormer gc --delete-strays`"
                 );
             }
+        }
+        if is_needed && report.strays_found > 0 {
+            // Uploads that run have stored some of them, and bring their rows.
+            tokio::time::sleep(ROWS_FOLLOW).await;
         }
         Ok(Listing::Believed)
     }
@@ -802,7 +810,7 @@ impl Collector {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Listing {
     /// It did not list them.
-    None,
+    Skipped,
     /// All packs without a row are on the list of doomed packs.
     Believed,
     /// They are so many that the store may be another database's.

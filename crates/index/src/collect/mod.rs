@@ -83,7 +83,7 @@ pub(crate) const EXPIRE_ALIASES: Sql = Sql {
         ON CONFLICT (cache, kind, name) DO UPDATE SET changes = journal_notes.changes + 1",
 };
 
-pub(crate) const COUNT_ENDED: Sql = both!(
+const COUNT_ENDED: Sql = both!(
     "SELECT (SELECT count(*) FROM graces WHERE ends_at + 0 <= $1),
          (SELECT count(*) FROM aliases WHERE used_at + 0 <= $2)"
 );

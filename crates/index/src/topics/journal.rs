@@ -218,11 +218,11 @@ const OUTBOX_END: Sql = Sql {
 
 // The first of those that followers may not see yet: a transaction that began before is running.
 pub(crate) const HIDDEN_CHANGE: Sql = Sql {
-    sqlite: "SELECT at FROM outbox WHERE 0 = 1",
+    sqlite: "SELECT at FROM outbox WHERE 0 = 1 LIMIT $1",
     postgres: "
         SELECT at FROM outbox
         WHERE transaction >= (SELECT base FROM outbox_base) + pg_snapshot_xmin(pg_current_snapshot())::text::bigint
-        ORDER BY transaction, number LIMIT 1",
+        ORDER BY transaction, number LIMIT $1",
 };
 
 const STATE: Sql = both!(
@@ -416,7 +416,7 @@ impl<D: Dialect> JournalIndex for SqlIndex<D> {
 
     async fn hidden_change(&self) -> Result<Option<UnixSeconds>> {
         self.read("look for changes that nobody sees yet", async |mut tx| {
-            let row = tx.optional(HIDDEN_CHANGE, &[]).await?;
+            let row = tx.optional(HIDDEN_CHANGE, &[Number(1)]).await?;
             row.map(|row| row.column(0, "outbox")).transpose()
         })
         .await

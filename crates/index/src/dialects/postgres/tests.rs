@@ -879,6 +879,7 @@ pub(super) async fn look_ups_search_indexes(index: &PostgresIndex, with_removals
         (journal::DOCUMENT_SIZES, "1, 2".to_owned(), &["documents_pkey"]),
         (journal::DOCUMENTS_AFTER, "1, 2, 3".to_owned(), &["documents_pkey"]),
         (outbox::AFTER, "1, 2, 3".to_owned(), &["outbox_pkey"]),
+        (journal::HIDDEN_CHANGE, "1".to_owned(), &["outbox_pkey"]),
         (collect::MARK_END, "1, 2".to_owned(), &["nars_pkey"]),
         (collect::MARK_BYTES, "1, 2".to_owned(), &["nars_pkey", "listings_in_chunks"]),
         (collect::MARK_SIZES, "1, 2".to_owned(), &["nars_pkey", "listings_pkey"]),
