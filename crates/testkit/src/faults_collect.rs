@@ -9,9 +9,9 @@ use async_trait::async_trait;
 use dormer_blobs::{BlobKey, Blobs};
 use dormer_format::{ChunkRun, PackId};
 use dormer_index::{
-    CacheId, ChunkMove, CollectIndex, CompactedPack, DoomedPack, ExaminedPage, ExpiryDefaults, JobId, JobLease,
-    LastCollection, MarkedNar, NarId, ObjectPlace, PackNumber, PackRow, PackedChunk, PacksRemoved, Purge,
-    PurgeId, Result, StampLimits, UnixSeconds,
+    CacheId, ChunkMove, CollectIndex, CompactedPack, DoomedPack, ExaminedPage, ExpiryDefaults, JobId,
+    JobLease, LastCollection, MarkedNar, NarId, ObjectPlace, PackNumber, PackRow, PackedChunk, PacksRemoved,
+    Purge, PurgeId, Result, StampLimits, UnixSeconds,
 };
 use futures::future::BoxFuture;
 

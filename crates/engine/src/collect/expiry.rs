@@ -231,8 +231,12 @@ mod tests {
 
     #[test]
     fn the_quota_takes_what_the_rules_left() {
-        let mut objects =
-            objects(&[(1, &[], true, true), (2, &[], false, true), (3, &[], false, true), (4, &[], false, false)]);
+        let mut objects = objects(&[
+            (1, &[], true, true),
+            (2, &[], false, true),
+            (3, &[], false, true),
+            (4, &[], false, false),
+        ]);
         assert_eq!(objects.remove(Rule::AgeAndNumber, u64::MAX), (1, 10));
         assert_eq!(objects.bytes, 30);
         assert_eq!(objects.remove(Rule::Quota, 15), (2, 20));

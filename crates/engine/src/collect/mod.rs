@@ -119,7 +119,11 @@ impl Default for CollectSettings {
             listing_seconds: 7 * 86_400,
             upload_seconds_max: 86_400,
             alias_seconds: 30 * 86_400,
-            expiry_defaults: ExpiryDefaults { retention_seconds: 0, quota_bytes: 0, grace_seconds: 30 * 86_400 },
+            expiry_defaults: ExpiryDefaults {
+                retention_seconds: 0,
+                quota_bytes: 0,
+                grace_seconds: 30 * 86_400,
+            },
             recompress_level: None,
             cold_seconds: 30 * 86_400,
             renew_after: Duration::from_secs(3),

@@ -5,8 +5,8 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use dormer_engine::{
-    Clock, CollectSettings, Collector, Engine, EngineSettings, ExpiryTotals, JobRunner, JobSettings, MasterKey,
-    UpdateCache,
+    Clock, CollectSettings, Collector, Engine, EngineSettings, ExpiryTotals, JobRunner, JobSettings,
+    MasterKey, UpdateCache,
 };
 use dormer_index::{
     Cache, ExpiryDefaults, Index, JobIndex, JobKind, ObjectIndex as _, Pin, RetentionIndex as _, SqliteIndex,
@@ -150,7 +150,9 @@ async fn a_plan_knows_what_a_quota_lets_go() {
         engine.update_cache(&main, rules).await.expect("the cache is there");
         let planned = plan(&installation, &index, now).await;
         index.open_job(JobKind::ExpireCache, Some(main.id), None, now).await.expect("it is opened");
-        runner(index.clone(), clock_at(now)).run(until("it is done", async || has_no_job(&index).await)).await;
+        runner(index.clone(), clock_at(now))
+            .run(until("it is done", async || has_no_job(&index).await))
+            .await;
         let left = live(&index, &main).await.len() as u64;
         assert_eq!(planned.paths, 7 - left, "a quota of {quota} bytes");
     }

@@ -442,7 +442,10 @@ impl<D: Dialect> CollectIndex for SqlIndex<D> {
     async fn count_ended(&self, at: UnixSeconds, used_until: UnixSeconds) -> Result<(u64, u64)> {
         self.read("count what is over", async |mut tx| {
             let row = tx.one(COUNT_ENDED, &[Number(at), Number(used_until)]).await?;
-            Ok((unsigned("graces", row.column(0, "graces")?)?, unsigned("aliases", row.column(1, "aliases")?)?))
+            Ok((
+                unsigned("graces", row.column(0, "graces")?)?,
+                unsigned("aliases", row.column(1, "aliases")?)?,
+            ))
         })
         .await
     }
