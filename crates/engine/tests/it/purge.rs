@@ -361,13 +361,14 @@ async fn a_store_that_fails_is_asked_for_few_new_packs() {
             push(&process.engine, &cache, &path(place + number), &nar).await.expect(ANSWERS);
         }
     }
-    let alone = package_nar(&mut Random::new(99), 14_000, &[]);
-    push(&process.engine, &cache, &path(50), &alone).await.expect(ANSWERS);
-    let alone = stored_chunks(&lab, &process, &cache, &alone).await;
     // A pack that is less than half alive, and others whose bytes are to leave at once. Some of
     // these hold nothing else, and need no new pack.
     process.engine.remove_object(&cache, &path(1).hash(), None).await.expect(ANSWERS);
     lab.pass(OLD);
+    // One in a young pack of its own.
+    let alone = package_nar(&mut Random::new(99), 14_000, &[]);
+    push(&process.engine, &cache, &path(50), &alone).await.expect(ANSWERS);
+    let alone = stored_chunks(&lab, &process, &cache, &alone).await;
     for number in [2, 3, 4, 5, 6, 50] {
         process.engine.purge_object(&cache, &path(number).hash(), None).await.expect(ANSWERS);
     }
@@ -522,8 +523,10 @@ async fn a_note_of_a_removal_during_a_collection_stays() {
             break;
         }
         removals += 1;
-        let notes = process.contracts.collect.purge_notes(PurgeId(0), 99).await.expect(ANSWERS);
-        assert_eq!(notes.len(), removals, "removed before call {at}");
+        let notes = process.contracts.collect.purge_notes(PurgeId(0), 9).await.expect(ANSWERS);
+        let [note] = &notes[..] else { panic!("removed before call {at}: {notes:?}") };
+        // Or the collections would have more and more calls.
+        process.contracts.collect.forget_purge_notes(&[note.id]).await.expect(ANSWERS);
     }
     assert!(removals > 10, "the collection has only {removals} calls");
 }
