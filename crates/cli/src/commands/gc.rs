@@ -68,12 +68,15 @@ pub(super) async fn run(args: GcArgs, context: &Context) -> Result<()> {
         delete_strays(&collection.collector, args.dry_run, context).await?;
     }
     if args.dry_run {
-        let plan = watched(&collection.collector, context, collection.collector.plan()).await?;
+        let collector = &collection.collector;
+        let expiry = watched(collector, context, collector.plan_expiry()).await?;
+        let plan = watched(collector, context, collector.plan()).await?;
         let mut message = json!(plan);
+        message["expire"] = json!(expiry);
         message["message_type"] = "collection_plan".into();
         printer.message(&message)?;
         if !printer.json {
-            plan_lines(&plan).iter().try_for_each(|line| printer.data(line))?;
+            plan_lines(&plan, &expiry).iter().try_for_each(|line| printer.data(line))?;
         }
         printer.chart(&plan_bars(&plan))?;
     } else {
@@ -204,8 +207,8 @@ fn compaction(totals: &CompactionTotals) -> String {
     )
 }
 
-fn plan_lines(plan: &CollectionPlan) -> Vec<String> {
-    let ExpiryTotals { caches, paths, bytes, caches_left_out } = plan.expire;
+fn plan_lines(plan: &CollectionPlan, expiry: &ExpiryTotals) -> Vec<String> {
+    let ExpiryTotals { caches, paths, bytes, caches_left_out } = *expiry;
     let left_out = if caches_left_out > 0 {
         format!("; {caches_left_out} caches are too large to look at")
     } else {
@@ -278,15 +281,12 @@ mod tests {
     fn a_plan_and_a_report_are_a_few_lines() {
         let totals = PackTotals { packs: 2, bytes: 3 << 20, chunks: 40 };
         let plan = CollectionPlan { nars: 5, nar_bytes: 1 << 20, condemn: totals, ..Default::default() };
-        let lines = plan_lines(&plan);
+        let expiry = ExpiryTotals { caches: 1, paths: 7, bytes: 2 << 20, caches_left_out: 0 };
+        let lines = plan_lines(&plan, &expiry);
         assert_eq!(lines[1], "graces that are over: 0; uploads that are over: 0");
         assert_eq!(lines[2], "NARs to remove: 5, 1.0 MiB uncompressed");
         assert_eq!(lines[3], "to condemn: 2 packs, 3.0 MiB, 40 chunks");
-        let expire = ExpiryTotals { caches: 1, paths: 7, bytes: 2 << 20, caches_left_out: 0 };
-        assert_eq!(
-            plan_lines(&CollectionPlan { expire, ..plan })[0],
-            "paths that the rules of 1 caches let go: 7, 2.0 MiB"
-        );
+        assert_eq!(lines[0], "paths that the rules of 1 caches let go: 7, 2.0 MiB");
         let compact = CompactionTotals {
             packs: 3,
             bytes: 60 << 20,
@@ -297,7 +297,7 @@ mod tests {
             requests: 11,
         };
         let plan = CollectionPlan { compact, ..plan };
-        let lines = plan_lines(&plan);
+        let lines = plan_lines(&plan, &expiry);
         assert_eq!(
             lines[6],
             "to compact: 3 packs, 60.0 MiB; 30.0 MiB read and 24.0 MiB written into 2 packs by 11 requests"

@@ -16,7 +16,7 @@ use dormer_index::{CacheId, ExaminedObject, UnixSeconds};
 use dormer_nix::StorePathHash;
 use serde::{Deserialize, Serialize};
 
-use super::Collector;
+use super::{CollectionPhase, Collector};
 use crate::Result;
 use crate::pace::pause_after;
 
@@ -44,8 +44,11 @@ pub struct ExpiryTotals {
 }
 
 impl Collector {
-    /// What the rules of all caches let go now. Reads only.
-    pub(super) async fn plan_expiry(&self, now: UnixSeconds) -> Result<ExpiryTotals> {
+    /// What the rules of all caches let go now, which is not the work of a collection: the NARs
+    /// follow when their graces are over. Reads only. It takes much memory, so it is for commands.
+    pub async fn plan_expiry(&self) -> Result<ExpiryTotals> {
+        self.progress.begin(CollectionPhase::Expiring);
+        let now = self.clock.now();
         let mut totals = ExpiryTotals::default();
         let mut after = CacheId(0);
         loop {

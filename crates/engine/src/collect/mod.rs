@@ -156,10 +156,6 @@ pub struct CollectionPlan {
     /// Upload aliases that no longer resolve.
     #[serde(default)]
     pub aliases: u64,
-    /// What the rules of caches let go, which is not the work of a collection. Its NARs follow when
-    /// their graces are over.
-    #[serde(default)]
-    pub expire: ExpiryTotals,
 }
 
 impl CollectionPlan {
@@ -350,7 +346,6 @@ impl Collector {
         let (now, limits) = self.begin_marks();
         self.progress.begin(CollectionPhase::Expiring);
         (plan.graces, plan.aliases) = self.index.count_ended(now, self.aliases_since(now)).await?;
-        plan.expire = self.plan_expiry(now).await?;
         self.progress.begin(CollectionPhase::Marking);
         let mut marks = Marks::default();
         let mut after = NarId(0);

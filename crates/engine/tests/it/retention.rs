@@ -59,11 +59,11 @@ fn runner(jobs: Arc<dyn JobIndex>, clock: Arc<dyn Clock>) -> JobRunner {
     JobRunner::new(jobs, clock, "test".to_owned(), settings)
 }
 
-/// What a plan of a collection says of expiry.
+/// What a plan says.
 async fn plan(installation: &Installation, index: &Arc<SqliteIndex>, now: i64) -> ExpiryTotals {
     let blobs = Arc::clone(&installation.blobs);
     let collector = Collector::new(index.clone(), blobs, clock_at(now), CollectSettings::default());
-    collector.plan().await.expect("nothing crashes").expire
+    collector.plan_expiry().await.expect("nothing crashes")
 }
 
 async fn live(index: &SqliteIndex, cache: &Cache) -> Vec<u8> {
