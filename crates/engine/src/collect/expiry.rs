@@ -215,7 +215,7 @@ mod tests {
     #[test]
     fn what_something_refers_to_goes_after_it_or_stays_with_it() {
         // 1 → 2 → 3, 4 → 3, 5 → a path that is not there.
-        let chain = |keeps_4| {
+        let chain = |keeps_4: bool| {
             objects(&[
                 (3, &[], true, true),
                 (2, &[3], true, true),
