@@ -493,9 +493,9 @@ impl Collector {
         drop(live);
         self.progress.begin(CollectionPhase::Purging);
         let purging = self.purge(turn, &mut report).await?;
-        let listing = self.list_if_due(turn, !purging.is_empty(), &mut report).await?;
         self.progress.begin(CollectionPhase::Deleting);
         self.delete_objects(turn, &mut report).await?;
+        let listing = self.list_if_due(turn, !purging.is_empty(), &mut report).await?;
         self.end_purges(turn, &purging, listing == Listing::Believed, &mut report).await?;
         self.forget_notes(&notes).await?;
         if report.nars > 0 || report.removed.packs > 0 {
@@ -718,25 +718,26 @@ impl Collector {
         }
         turn.renew(7, 0).await?;
         self.progress.begin(CollectionPhase::Listing);
-        let listing = self.find_strays();
+        // The listing first, the rows second: the listing lacks a pack that is stored meanwhile.
+        let listing = self.blobs.list();
         tokio::pin!(listing);
         // A listing of a large bucket takes longer than the lease lasts.
-        let found = loop {
+        let listed = loop {
             tokio::select! {
-                found = &mut listing => break found,
+                listed = &mut listing => break listed,
                 () = tokio::time::sleep(self.settings.renew_after) => turn.renew(7, 0).await?,
             }
         };
-        let Strays { packs: strays, listed } = match found {
-            Ok(found) => found,
+        let listed = match listed {
+            Ok(listed) => listed,
             // All else of the run is done, and a later run lists again.
-            Err(Error::Blobs(error)) => {
+            Err(error) => {
                 let error = with_causes(&error);
                 tracing::warn!(error, "the store cannot be listed; a later collection tries again");
                 return Ok(Listing::Skipped);
             }
-            Err(error) => return Err(error),
         };
+        let Strays { packs: strays, listed } = self.strays_among(&listed, Some(turn)).await?;
         if strays.len() > STRAYS_BELIEVED && strays.len() as u64 * 2 > listed && listed_at.is_some() {
             report.strays_kept = strays.len() as u64;
             self.metrics.set_strays_kept(report.strays_kept);
@@ -770,14 +771,20 @@ impl Collector {
 
     /// Lists the store, and finds the packs without a row.
     pub async fn find_strays(&self) -> Result<Strays> {
-        // The listing first, the rows second: the listing lacks a pack that is stored meanwhile.
-        let listing = self.blobs.list().await?;
-        let listed: Vec<PackId> = listing.into_iter().map(|BlobKey::Pack(pack)| pack).collect();
+        let listed = self.blobs.list().await?;
+        self.strays_among(&listed, None).await
+    }
+
+    async fn strays_among(&self, listed: &[BlobKey], mut turn: Option<&mut Turn<'_>>) -> Result<Strays> {
+        let listed: Vec<PackId> = listed.iter().map(|BlobKey::Pack(pack)| *pack).collect();
         let mut packs = Vec::new();
         for some in listed.chunks(LISTED_PACKS) {
             let begun = Instant::now();
             packs.extend(self.index.stray_packs(some).await?);
-            tokio::time::sleep(pause_after(begun.elapsed())).await;
+            match &mut turn {
+                Some(turn) => turn.step(begun, 7, 0, 0).await?,
+                None => tokio::time::sleep(pause_after(begun.elapsed())).await,
+            }
         }
         Ok(Strays { packs, listed: listed.len() as u64 })
     }
