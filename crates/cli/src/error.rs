@@ -207,7 +207,8 @@ impl Error {
             Self::Publish(error) => publish_hints(error),
             Self::BytesLeft { .. } => hint(
                 "an upload that began before a compaction may still need their packs (`limits.upload-timeout`, a day by default); or \
-                 an interrupted upload left a pack, which waits a day longer; or the store does not delete. The server's log says \
+                 an interrupted upload left a pack, which waits a day longer; or the store is full of packs without a row, or does \
+                 not delete. The server's log says \
                  what failed; later collections go on by themselves, and the same command tells when all is gone",
             ),
             Self::BytesUnknown { .. } => hint(

@@ -283,6 +283,10 @@ async fn open_to_work(settings: &Settings, reads_only: bool) -> Result<(OpenInde
             Err(error) => return Err(error),
         }
     };
+    // A collection would take packs for strays that the recovery has yet to read.
+    if is_recovery_unfinished(&*opened.index).await? {
+        return Err(Error::RecoveryUnfinished);
+    }
     let blobs = open_store(settings, &*opened.index, StoreRole::Beside, &mut Vec::new()).await?.blobs;
     Ok((opened, blobs, is_served))
 }

@@ -40,7 +40,7 @@ mod waiting_count;
 pub use changes::{Change, Changes};
 pub use collect::{
     ChunkMove, CollectIndex, CompactedPack, DoomedPack, ExaminedObject, ExaminedPage, LastCollection,
-    MarkedNar, PackRow, PackedChunk, PacksRemoved, Purge, PurgeId, StampLimits,
+    MarkedNar, PackFate, PackRow, PackedChunk, PacksRemoved, Purge, PurgeId, RowlessPack, StampLimits,
 };
 pub use contract::*;
 pub use dialects::postgres::{Postgres, PostgresIndex, PostgresOptions};

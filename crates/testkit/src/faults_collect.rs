@@ -11,7 +11,7 @@ use dormer_format::{ChunkRun, PackId};
 use dormer_index::{
     CacheId, ChunkMove, CollectIndex, CompactedPack, DoomedPack, ExaminedPage, ExpiryDefaults, JobId,
     JobLease, LastCollection, MarkedNar, NarId, ObjectPlace, PackNumber, PackRow, PackedChunk, PacksRemoved,
-    Purge, PurgeId, Result, StampLimits, UnixSeconds,
+    Purge, PurgeId, Result, RowlessPack, StampLimits, UnixSeconds,
 };
 use futures::future::BoxFuture;
 
@@ -244,8 +244,8 @@ impl CollectIndex for FaultCollect {
         }
         write_step!(self, self.inner.remove_packs(packs, condemned_before, at))
     }
-    async fn stray_packs(&self, packs: &[PackId]) -> Result<Vec<PackId>> {
-        read_step!(self, self.inner.stray_packs(packs))
+    async fn packs_without_row(&self, packs: &[PackId]) -> Result<Vec<RowlessPack>> {
+        read_step!(self, self.inner.packs_without_row(packs))
     }
     async fn doom_packs(&self, packs: &[PackId], not_before: Option<UnixSeconds>) -> Result<u64> {
         write_step!(self, self.inner.doom_packs(packs, not_before))

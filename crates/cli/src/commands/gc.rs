@@ -32,7 +32,8 @@ use crate::settings::{Settings, units::human_size};
 ///
 /// Once a week, and for `dormer cache remove-path --now`, a collection also lists the store. Packs
 /// that no row knows are deleted two days later. If they are more than 100, and more than half of
-/// the store, they stay: another database may use it. `--delete-strays` lets them go.
+/// the store, they stay: another database may use it, or this database is older than the store and
+/// has to be recovered. If neither is so, `--delete-strays` lets them go.
 ///
 /// Examples:
 ///   dormer gc --dry-run
@@ -96,7 +97,7 @@ async fn delete_strays(collector: &Collector, is_dry_run: bool, context: &Contex
     let strays = watched(collector, context, collector.find_strays()).await?;
     let seconds = if is_dry_run { None } else { Some(collector.doom_strays(&strays).await?) };
     let printer = &context.printer;
-    let count = strays.packs.len();
+    let count = strays.new.len() + strays.kept.len();
     printer.message(&json!({
         "message_type": "strays", "packs": count, "listed": strays.listed, "deleted_in_seconds": seconds,
     }))?;

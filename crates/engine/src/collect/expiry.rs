@@ -136,6 +136,10 @@ impl Objects {
 
     fn add(&mut self, object: &ExaminedObject) {
         let place = self.place(object.hash);
+        // One that was used between two pages comes twice.
+        if self.all[place].is_there {
+            return;
+        }
         let first = self.references.len();
         for reference in &object.references {
             let other = self.place(*reference);

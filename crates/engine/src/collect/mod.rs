@@ -34,7 +34,7 @@ use std::time::{Duration, Instant};
 use dormer_blobs::{BlobKey, Blobs};
 use dormer_format::PackId;
 use dormer_index::{
-    CollectIndex, DoomedPack, ExpiryDefaults, JobIndex, JobKind, JobLease, NarId, PackNumber, PackRow,
+    CollectIndex, DoomedPack, ExpiryDefaults, JobIndex, JobKind, JobLease, NarId, PackFate, PackNumber, PackRow,
     UnixSeconds,
 };
 use dormer_nix::with_causes;
@@ -737,7 +737,7 @@ impl Collector {
                 return Ok(Listing::Skipped);
             }
         };
-        let Strays { packs: strays, listed } = self.strays_among(&listed, Some(turn)).await?;
+        let Strays { new: strays, kept, listed } = self.strays_among(&listed, Some(turn)).await?;
         if strays.len() > STRAYS_BELIEVED && strays.len() as u64 * 2 > listed && listed_at.is_some() {
             report.strays_kept = strays.len() as u64;
             self.metrics.set_strays_kept(report.strays_kept);
@@ -745,11 +745,12 @@ impl Collector {
                 packs = strays.len(),
                 listed,
                 "most packs in the store have no row, and nothing of them is deleted: another database may use this \
-                 store; if none does, `dormer gc --delete-strays` lets them go"
+                 store, or this database is older than its store and has to be recovered; only if neither is so, \
+                 `dormer gc --delete-strays` lets them go"
             );
             return Ok(Listing::Doubted);
         }
-        self.metrics.set_strays_kept(0);
+        self.metrics.set_strays_kept(kept.len() as u64);
         let not_before = listed_at.map(|_| now + stray_seconds(self.settings.upload_seconds_max));
         for packs in strays.chunks(LISTED_PACKS) {
             let found = self.index.doom_packs(packs, not_before).await?;
@@ -777,16 +778,22 @@ impl Collector {
 
     async fn strays_among(&self, listed: &[BlobKey], mut turn: Option<&mut Turn<'_>>) -> Result<Strays> {
         let listed: Vec<PackId> = listed.iter().map(|BlobKey::Pack(pack)| *pack).collect();
-        let mut packs = Vec::new();
+        let mut strays = Strays { new: Vec::new(), kept: Vec::new(), listed: listed.len() as u64 };
         for some in listed.chunks(LISTED_PACKS) {
             let begun = Instant::now();
-            packs.extend(self.index.stray_packs(some).await?);
+            for pack in self.index.packs_without_row(some).await? {
+                match pack.fate {
+                    PackFate::Open => strays.new.push(pack.id),
+                    PackFate::Kept => strays.kept.push(pack.id),
+                    PackFate::Doomed => {}
+                }
+            }
             match &mut turn {
                 Some(turn) => turn.step(begun, 7, 0, 0).await?,
                 None => tokio::time::sleep(pause_after(begun.elapsed())).await,
             }
         }
-        Ok(Strays { packs, listed: listed.len() as u64 })
+        Ok(strays)
     }
 
     /// Lets packs without a row be deleted by a later collection, however many they are, and also
@@ -795,8 +802,10 @@ impl Collector {
     pub async fn doom_strays(&self, strays: &Strays) -> Result<i64> {
         let seconds = stray_seconds(self.settings.upload_seconds_max);
         let not_before = self.clock.now() + seconds;
-        for packs in strays.packs.chunks(LISTED_PACKS) {
+        for packs in strays.new.chunks(LISTED_PACKS) {
             self.index.doom_packs(packs, Some(not_before)).await?;
+        }
+        for packs in strays.kept.chunks(LISTED_PACKS) {
             self.index.release_packs(packs, not_before).await?;
         }
         Ok(seconds)
@@ -826,8 +835,10 @@ enum Listing {
 /// Packs in the store that no row knows.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Strays {
-    /// These.
-    pub packs: Vec<PackId>,
+    /// Those of which nothing is noted.
+    pub new: Vec<PackId>,
+    /// Those that are never deleted.
+    pub kept: Vec<PackId>,
     /// Packs in the store.
     pub listed: u64,
 }

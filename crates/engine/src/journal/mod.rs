@@ -243,14 +243,22 @@ impl Journal {
 
     async fn write_unless_elsewhere(&self) -> Result<Written> {
         let begun_at = self.clock.now();
+        // While an older transaction runs, the outbox hides changes that are acknowledged. One that
+        // ends during this turn may have hidden them from it, so it counts as well.
+        let hidden_at = self.memory.hidden_change().await;
         let written = self.with_lag(self.write_turn(true)).await;
         if matches!(written, Ok(Written::All(_))) {
-            // While an older transaction runs, the outbox hides changes that are acknowledged.
-            let hidden_at = self.memory.hidden_change().await?;
-            self.complete_at.store(hidden_at.map_or(begun_at, |at| at.min(begun_at)), Ordering::Relaxed);
-            if hidden_at.is_none() {
-                self.metrics.set_lag(0);
-                return written;
+            match hidden_at {
+                Ok(None) => {
+                    self.complete_at.store(begun_at, Ordering::Relaxed);
+                    self.metrics.set_lag(0);
+                    return written;
+                }
+                Ok(Some(at)) => self.complete_at.store(at.min(begun_at), Ordering::Relaxed),
+                // What was written is written; how far it reaches, the next turn tells.
+                Err(error) => {
+                    tracing::debug!(error = with_causes(&error), "the age of hidden changes is not known");
+                }
             }
         }
         self.metrics.set_lag(self.clock.now() - self.complete_at.load(Ordering::Relaxed));

@@ -351,7 +351,9 @@ impl Recovery {
         packs.sort_unstable_by_key(|pack| (std::cmp::Reverse(pack.modified_at), *pack.id.as_bytes()));
         for page in packs.chunks(PACKS_PAGE) {
             let ids: Vec<PackId> = page.iter().map(|pack| pack.id).collect();
-            let new: HashSet<PackId> = into.collect.stray_packs(&ids).await?.into_iter().collect();
+            // Also those that a collection would delete: they may hold what the journal names.
+            let new = into.collect.packs_without_row(&ids).await?;
+            let new: HashSet<PackId> = new.into_iter().map(|pack| pack.id).collect();
             self.report.packs += (page.len() - new.len()) as u64;
             let store = self.store.clone();
             let mut tables = futures::stream::iter(page.iter().filter(|pack| new.contains(&pack.id)))

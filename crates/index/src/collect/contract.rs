@@ -178,6 +178,26 @@ pub struct ExaminedPage {
 }
 
 /// What the collector asks of the index.
+/// A pack of the store that has no row.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct RowlessPack {
+    /// The pack.
+    pub id: PackId,
+    /// What is noted of it.
+    pub fate: PackFate,
+}
+
+/// What becomes of a pack without a row.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum PackFate {
+    /// Nothing is noted.
+    Open,
+    /// It is never deleted.
+    Kept,
+    /// Its object goes when its time has come.
+    Doomed,
+}
+
 #[async_trait]
 pub trait CollectIndex: Send + Sync + std::fmt::Debug + 'static {
     /// Opens the collector's job ([`JobKind::Collect`](crate::JobKind::Collect)) unless one was
@@ -212,7 +232,7 @@ pub trait CollectIndex: Send + Sync + std::fmt::Debug + 'static {
     /// returns how many.
     async fn expire_aliases(&self, limit: u32, used_until: UnixSeconds) -> Result<u64>;
     /// How many grace rows ended at `at` or before, and how many upload aliases were used last at
-    /// `used_until` or before.
+    /// `used_until` or before; each counted up to 100,000.
     async fn count_ended(&self, at: UnixSeconds, used_until: UnixSeconds) -> Result<(u64, u64)>;
     /// Caches after one, by number, with rules by which something may expire.
     async fn caches_with_rules(
@@ -320,9 +340,8 @@ pub trait CollectIndex: Send + Sync + std::fmt::Debug + 'static {
         at: UnixSeconds,
     ) -> Result<PacksRemoved>;
 
-    /// Those of these packs that have no row, and are not on the list of doomed packs or are never
-    /// deleted, in the order given. At most 16,384 a call.
-    async fn stray_packs(&self, packs: &[PackId]) -> Result<Vec<PackId>>;
+    /// Those of these packs that have no row, in the order given. At most 16,384 a call.
+    async fn packs_without_row(&self, packs: &[PackId]) -> Result<Vec<RowlessPack>>;
     /// Puts packs without a row onto the list of doomed packs: their objects may be deleted from
     /// `not_before` on, or never with `None`. What is on the list already stays as it is. Returns
     /// how many are new there.

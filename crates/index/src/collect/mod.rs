@@ -18,8 +18,10 @@ mod contract;
 
 pub use contract::{
     ChunkMove, CollectIndex, CompactedPack, DoomedPack, ExaminedObject, ExaminedPage, LastCollection,
-    MarkedNar, PackRow, PackedChunk, PacksRemoved, Purge, PurgeId, StampLimits,
+    MarkedNar, PackFate, PackRow, PackedChunk, PacksRemoved, Purge, PurgeId, RowlessPack, StampLimits,
 };
+
+use std::collections::{HashMap, HashSet};
 
 use async_trait::async_trait;
 use dormer_format::{ChunkRun, PackId};
@@ -83,9 +85,13 @@ pub(crate) const EXPIRE_ALIASES: Sql = Sql {
         ON CONFLICT (cache, kind, name) DO UPDATE SET changes = journal_notes.changes + 1",
 };
 
+/// Ended graces and aliases that are counted for a plan.
+const ENDED_COUNTED: i64 = 100_000;
+
+/// Counts no further than a limit: millions of graces may end together.
 const COUNT_ENDED: Sql = both!(
-    "SELECT (SELECT count(*) FROM graces WHERE ends_at + 0 <= $1),
-         (SELECT count(*) FROM aliases WHERE used_at + 0 <= $2)"
+    "SELECT (SELECT count(*) FROM (SELECT 1 FROM graces WHERE ends_at + 0 <= $1 LIMIT $3) AS g),
+         (SELECT count(*) FROM (SELECT 1 FROM aliases WHERE used_at + 0 <= $2 LIMIT $3) AS a)"
 );
 
 /// Bytes of recipes in one page of NARs to mark. A recipe has 1 MiB at most.
@@ -325,9 +331,8 @@ const DELETE_PACKS: Sql = Sql {
 
 const PACKS_WITH_ROW: Sql =
     both!("SELECT p.id FROM", list 1, "AS k CROSS JOIN packs AS p WHERE p.id = k.item");
-const PACKS_TO_DELETE: Sql = both!(
-    "SELECT d.id FROM", list 1, "AS k CROSS JOIN doomed_packs AS d
-     WHERE d.id = k.item AND d.not_before < 9223372036854775807"
+const PACKS_ON_LIST: Sql = both!(
+    "SELECT d.id, d.not_before FROM", list 1, "AS k CROSS JOIN doomed_packs AS d WHERE d.id = k.item"
 );
 const DOOM_STRAYS: Sql = both!(
     "INSERT INTO doomed_packs (id, not_before) SELECT k.item, $2 FROM", list 1,
@@ -441,7 +446,7 @@ impl<D: Dialect> CollectIndex for SqlIndex<D> {
 
     async fn count_ended(&self, at: UnixSeconds, used_until: UnixSeconds) -> Result<(u64, u64)> {
         self.read("count what is over", async |mut tx| {
-            let row = tx.one(COUNT_ENDED, &[Number(at), Number(used_until)]).await?;
+            let row = tx.one(COUNT_ENDED, &[Number(at), Number(used_until), Number(ENDED_COUNTED)]).await?;
             Ok((
                 unsigned("graces", row.column(0, "graces")?)?,
                 unsigned("aliases", row.column(1, "aliases")?)?,
@@ -740,14 +745,22 @@ impl<D: Dialect> CollectIndex for SqlIndex<D> {
         .await
     }
 
-    async fn stray_packs(&self, packs: &[PackId]) -> Result<Vec<PackId>> {
+    async fn packs_without_row(&self, packs: &[PackId]) -> Result<Vec<RowlessPack>> {
         assert!(packs.len() <= crate::topics::KEYS_MAX, "too many packs in one look-up");
         let keys = keys(packs);
         self.read("find packs without a row", async |mut tx| {
-            let mut rows = tx.rows(PACKS_WITH_ROW, &[List(&keys)]).await?;
-            rows.extend(tx.rows(PACKS_TO_DELETE, &[List(&keys)]).await?);
-            let known = rows.iter().map(read_pack_id).collect::<Result<std::collections::HashSet<_>>>()?;
-            Ok(packs.iter().filter(|pack| !known.contains(pack)).copied().collect())
+            let rows = tx.rows(PACKS_WITH_ROW, &[List(&keys)]).await?;
+            let known = rows.iter().map(read_pack_id).collect::<Result<HashSet<_>>>()?;
+            let mut noted = HashMap::new();
+            for row in tx.rows(PACKS_ON_LIST, &[List(&keys)]).await? {
+                let not_before: UnixSeconds = row.column(1, "doomed packs")?;
+                let fate = if not_before == NEVER { PackFate::Kept } else { PackFate::Doomed };
+                noted.insert(read_pack_id(&row)?, fate);
+            }
+            let without = packs.iter().filter(|pack| !known.contains(pack));
+            Ok(without
+                .map(|id| RowlessPack { id: *id, fate: noted.get(id).copied().unwrap_or(PackFate::Open) })
+                .collect())
         })
         .await
     }

@@ -12,7 +12,7 @@ use super::fixtures::{
 };
 use crate::{
     ChunkMove, ChunkRow, CollectIndex, CommitTarget, CompactedPack, Error, Index, JobIndex, JobKind,
-    MarkedNar, NarId, NarSource, PackNumber, PackRow, PurgeCounts, PurgeId, Removal, Result, StampLimits,
+    MarkedNar, NarId, NarSource, PackFate, PackNumber, PackRow, PurgeCounts, PurgeId, Removal, Result, StampLimits,
     StoredListing,
 };
 
@@ -260,15 +260,18 @@ pub(super) async fn removed_packs_are_doomed_and_moved_chunks_stay(three: Three)
 pub(super) async fn packs_without_a_row_are_doomed_later(three: Three) -> Result<()> {
     three.index.commit_pack(&pack(1, [1])).await?;
     let all = [pack_id(3), pack_id(1), pack_id(2)];
-    let strays = three.collect.stray_packs(&all).await?;
-    assert_eq!(strays, [pack_id(3), pack_id(2)]);
+    let without = async || -> Result<Vec<_>> {
+        let packs = three.collect.packs_without_row(&all).await?;
+        Ok(packs.into_iter().map(|pack| (pack.id, pack.fate)).collect())
+    };
+    assert_eq!(without().await?, [(pack_id(3), PackFate::Open), (pack_id(2), PackFate::Open)]);
     assert_eq!(three.collect.doom_packs(&[pack_id(2)], None).await?, 1);
     assert_eq!(
         three.collect.doom_packs(&all, Some(NOW + 5)).await?,
         1,
         "the others have a row, or are there"
     );
-    assert_eq!(three.collect.stray_packs(&all).await?, [pack_id(2)], "the other one goes");
+    assert_eq!(without().await?, [(pack_id(3), PackFate::Doomed), (pack_id(2), PackFate::Kept)]);
     assert_eq!(three.doomed(NOW + 4).await?, []);
     assert_eq!(three.doomed(i64::MAX - 1).await?, [pack_id(3)]);
     // Its row comes after all: the object stays.
