@@ -302,8 +302,8 @@ impl ChunkSink {
 
     /// Queues chunks that are the expected ones, and returns those that are still to come.
     ///
-    /// A chunk was decoded from a stored one. So it is that one if it begins and ends where that one
-    /// does and has its holes: its id needs no second hash, and its row no second look-up.
+    /// A chunk was decoded from a stored one. So it is that one if it begins and ends where that
+    /// one does and has its holes: its id needs no second hash, and its row no second look-up.
     fn compare(
         &mut self,
         chunks: Vec<RawChunk>,

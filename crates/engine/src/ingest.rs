@@ -196,8 +196,8 @@ impl Engine {
 
 impl Ingest {
     /// Demands that the NAR is cut into exactly the chunks of [`expect`](Self::expect)
-    /// ([`Error::CutMismatch`]). With `hides_known`, the upload of a NAR that the server has takes as
-    /// long as any other.
+    /// ([`Error::CutMismatch`]). With `hides_known`, the upload of a NAR that the server has takes
+    /// as long as any other.
     pub(crate) fn expect_chunks(&mut self, hides_known: bool) {
         self.hides_known = hides_known;
         if let Work::Store(storing) = &mut self.work {
