@@ -113,8 +113,7 @@ pub(crate) struct ChunkSink {
     stream: u64,
     position: u64,
     chunker: Option<Chunker>,
-    /// The stored chunks that the next bytes of the stream were decoded from, if it must be cut into
-    /// these.
+    /// If the stream must be cut into stored chunks: those that its next bytes were decoded from.
     expected: Option<VecDeque<ChunkRow>>,
     batch: Vec<RawChunk>,
     batch_bytes: usize,
