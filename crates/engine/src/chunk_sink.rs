@@ -113,8 +113,8 @@ pub(crate) struct ChunkSink {
     stream: u64,
     position: u64,
     chunker: Option<Chunker>,
-    /// The chunks that the rest of the stream must be cut into.
-    cuts: Option<std::vec::IntoIter<ChunkId>>,
+    /// If the stream must be cut into stored chunks: those that its next bytes were decoded from.
+    expected: Option<VecDeque<ChunkRow>>,
     batch: Vec<RawChunk>,
     batch_bytes: usize,
     /// A batch is looked up when it has so many raw bytes.
@@ -152,7 +152,7 @@ impl ChunkSink {
             stream,
             position: 0,
             chunker: Some(Chunker::new(params, store_dir)),
-            cuts: None,
+            expected: None,
             batch: Vec::new(),
             batch_bytes: 0,
             batch_bytes_max,
@@ -166,10 +166,15 @@ impl ChunkSink {
         }
     }
 
-    /// Demands that the stream is cut into exactly these chunks ([`Error::CutMismatch`]). No other
-    /// chunk is stored.
-    pub(crate) fn expect_cuts(&mut self, cuts: Vec<ChunkId>) {
-        self.cuts = Some(cuts.into_iter());
+    /// Demands that the stream is cut into exactly the chunks of [`expect`](Self::expect)
+    /// ([`Error::CutMismatch`]). No chunk is stored.
+    pub(crate) fn expect_chunks(&mut self) {
+        self.expected = Some(VecDeque::new());
+    }
+
+    /// Names the chunk that the next bytes were decoded from, before they are written.
+    pub(crate) fn expect(&mut self, row: ChunkRow) {
+        self.expected.get_or_insert_default().push_back(row);
     }
 
     /// Takes more bytes; waits while too much is being compressed or stored.
@@ -192,8 +197,8 @@ impl ChunkSink {
         }
         self.flush().await?;
         self.finish_jobs().await;
-        match &self.cuts {
-            Some(left) if left.len() > 0 => Err(Error::CutMismatch { position: self.position }),
+        match &self.expected {
+            Some(left) if !left.is_empty() => Err(Error::CutMismatch { position: self.position }),
             _ => Ok(()),
         }
     }
@@ -249,15 +254,13 @@ impl ChunkSink {
         if chunks.is_empty() {
             return Ok(());
         }
+        if let Some(expected) = self.expected.take() {
+            self.expected = Some(self.compare(chunks, expected)?);
+            return self.drain_settled();
+        }
         // At most two batches of an upload are in memory: one being compressed, one being gathered.
         self.finish_jobs().await;
         let chunks = self.hash(chunks).await;
-        if let Some(cuts) = &mut self.cuts {
-            let wrong = chunks.iter().position(|(id, _)| cuts.next() != Some(*id));
-            if let Some(wrong) = wrong {
-                return Err(Error::CutMismatch { position: self.position + wrong as u64 });
-            }
-        }
         let mut in_flight: Vec<Option<Arc<PendingChunk>>> =
             chunks.iter().map(|(id, _)| self.context.packer.find_pending(id)).collect();
         let unknown: Vec<ChunkId> = chunks
@@ -294,6 +297,33 @@ impl ChunkSink {
         self.encode(new);
         self.drain_settled()?;
         self.wait_for_room().await
+    }
+
+    /// Queues chunks that are the expected ones, and returns those that are still to come.
+    ///
+    /// A chunk was decoded from a stored one. So it is that one if it begins and ends where that
+    /// one does and has its holes: its id needs no second hash, and its row no second look-up.
+    fn compare(
+        &mut self,
+        chunks: Vec<RawChunk>,
+        mut expected: VecDeque<ChunkRow>,
+    ) -> Result<VecDeque<ChunkRow>> {
+        for chunk in chunks {
+            let is_same = |row: &ChunkRow| {
+                row.layout.raw_len as usize == chunk.bytes.len() && row.layout.holes == chunk.holes
+            };
+            let Some(row) = expected.pop_front().filter(is_same) else {
+                return Err(Error::CutMismatch { position: self.position });
+            };
+            self.position += 1;
+            let bytes = chunk.bytes.len() as u64;
+            self.stored.chunk_bytes += bytes;
+            self.context.metrics.count_deduplicated(deduplicated_by(&chunk.fills), bytes);
+            let chunk = QueuedChunk { source: Source::Known(Box::new(row)), fills: chunk.fills };
+            self.queued_bytes += chunk.memory_bytes();
+            self.queued.push_back(chunk);
+        }
+        Ok(expected)
     }
 
     /// Waits for the packs of the first queued chunks until the others fit their memory.

@@ -12,8 +12,7 @@
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
-use dormer_format::ChunkId;
-use dormer_index::{CacheVisibility, NarId, NarSource, NewNar, StoredListing};
+use dormer_index::{CacheVisibility, ChunkRow, NarId, NarSource, NewNar, StoredListing};
 use dormer_nix::nar::{Listing, NarLimits, NarReader};
 use dormer_nix::{NarHash, NarHasher};
 
@@ -117,7 +116,7 @@ impl Engine {
         self.begin_ingest_of(request, false).await
     }
 
-    /// Begins an upload. With `checks_cuts`, [`Ingest::expect_cuts`] has to follow.
+    /// Begins an upload. With `checks_cuts`, [`Ingest::expect_chunks`] has to follow.
     pub(crate) async fn begin_ingest_of(&self, request: IngestRequest, checks_cuts: bool) -> Result<Ingest> {
         let settings = self.settings();
         if let Some((_, size)) = request.expected
@@ -196,12 +195,20 @@ impl Engine {
 }
 
 impl Ingest {
-    /// Demands that the NAR is cut into exactly these chunks ([`Error::CutMismatch`]). With
-    /// `hides_known`, the upload of a NAR that the server has takes as long as any other.
-    pub(crate) fn expect_cuts(&mut self, cuts: Vec<ChunkId>, hides_known: bool) {
+    /// Demands that the NAR is cut into exactly the chunks of [`expect`](Self::expect)
+    /// ([`Error::CutMismatch`]). With `hides_known`, the upload of a NAR that the server has takes
+    /// as long as any other.
+    pub(crate) fn expect_chunks(&mut self, hides_known: bool) {
         self.hides_known = hides_known;
         if let Work::Store(storing) = &mut self.work {
-            storing.sink.expect_cuts(cuts);
+            storing.sink.expect_chunks();
+        }
+    }
+
+    /// Names the stored chunk that the next bytes were decoded from, before they are written.
+    pub(crate) fn expect(&mut self, row: ChunkRow) {
+        if let Work::Store(storing) = &mut self.work {
+            storing.sink.expect(row);
         }
     }
 

@@ -2,7 +2,8 @@
 //! to an upload of the usual kind.
 //!
 //! So the same code parses, cuts and hashes the NAR as if it had been uploaded whole, and makes the
-//! same recipe, tag and listing of it. The cuts must be those of the manifest.
+//! same recipe, tag and listing of it. The cuts and holes must be those of the manifest's chunks,
+//! which are then the chunks themselves: they are neither hashed nor looked up again.
 //!
 //! Invariants
 //! - Only chunks that the session may name are read, and whether another chunk is stored changes
@@ -71,7 +72,7 @@ impl Engine {
         if let Some(missing) = self.look_through(&allowed, &manifest, nar_size).await? {
             return Ok(Verified::Missing(missing));
         }
-        ingest.expect_cuts(manifest.chunks.clone(), !allowed.everything);
+        ingest.expect_chunks(!allowed.everything);
         let mut fills = manifest.fills.hole_fills();
         let mut decoder = Decoder::new().map_err(Error::Encode)?;
         for (window, ids) in manifest.chunks.chunks(READ_ROWS).enumerate() {
@@ -157,6 +158,7 @@ impl Engine {
             {
                 raw_bytes += row.layout.raw_len as usize;
                 let fills: Vec<HoleFill> = fills.by_ref().take(row.layout.holes.len()).copied().collect();
+                ingest.expect(row.clone());
                 job.push((row.layout.clone(), stored, fills));
             }
             let decode = move || {
