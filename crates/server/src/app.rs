@@ -11,7 +11,7 @@ use crate::failure::Failure;
 use crate::health;
 use crate::metrics::{Metrics, QueuedRequest};
 use crate::operations::Operations;
-use crate::push_rate::{PushRates, TooFast, caller};
+use crate::push_rate::{PushRates, TooFast, caller, caller_without_token};
 use crate::request_body::RequestBody;
 use crate::settings::ServerSettings;
 use crate::shares::{Caller, Share, Shares};
@@ -24,6 +24,16 @@ const TURN_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// What requests wait for that want an upload back as it was sent.
 const REENCODINGS: &str = "re-encodings";
+
+/// What requests wait for that want a file out of a path. Each takes a MiB of the memory for reads
+/// while it lasts: at most half of what streams hold throughout.
+const FILES: &str = "files";
+const FILES_MAX: usize = 8;
+
+/// What requests wait for that look through a listing or a closure. One caller looks through one at
+/// a time.
+const SEARCHES: &str = "searches";
+const SEARCHES_MAX: usize = 2;
 
 /// The parts that all requests share.
 #[derive(Debug)]
@@ -43,6 +53,8 @@ pub(crate) struct App {
     checks: Shares,
     body_memory: Shares,
     reencodings: Shares,
+    files: Shares,
+    searches: Shares,
     pub(crate) next_request: AtomicU64,
 }
 
@@ -62,6 +74,8 @@ impl App {
             checks: Shares::turns_per_caller(engine.settings().checks_max()),
             body_memory: Shares::of_memory(settings.buffered_bytes_max as u64),
             reencodings: Shares::of_turns(settings.reencodings_max),
+            files: Shares::of_turns(FILES_MAX),
+            searches: Shares::of_turns(SEARCHES_MAX),
             // A random start, so that the ids of two runs or replicas differ in a shared log.
             next_request: AtomicU64::new(rand::random()),
             engine,
@@ -121,7 +135,7 @@ impl App {
 
     /// The caller that a request's memory and turns count for.
     pub(crate) fn caller(&self, call: &Call) -> Caller {
-        caller(&self.claims(call).unwrap_or_default())
+        self.claims(call).map_or_else(|| caller_without_token(call.peer()), |claims| caller(&claims))
     }
 
     /// Memory for a body that is read whole. It grows with the bytes that come.
@@ -135,9 +149,21 @@ impl App {
         self.in_time(REENCODINGS, TURN_TIMEOUT, turn).await
     }
 
-    /// Whether requests wait for a turn to compress an answer.
-    pub(crate) fn reencodings_wait(&self) -> bool {
-        self.metrics.http.waiting.with_label_values(&[REENCODINGS]).get() > 0
+    /// A turn to send a file out of a path.
+    pub(crate) async fn file_turn(&self, call: &Call) -> Result<Share, Failure> {
+        let turn = async { self.files.take(&self.caller(call), 1).await };
+        self.in_time(FILES, TURN_TIMEOUT, turn).await
+    }
+
+    /// A turn to look through a listing or a closure.
+    pub(crate) async fn search_turn(&self, call: &Call) -> Result<Share, Failure> {
+        let turn = async { self.searches.take(&self.caller(call), 1).await };
+        self.in_time(SEARCHES, TURN_TIMEOUT, turn).await
+    }
+
+    /// Whether requests wait for a turn that readers hold.
+    pub(crate) fn readers_wait(&self) -> bool {
+        [REENCODINGS, FILES].iter().any(|what| self.metrics.http.waiting.with_label_values(&[what]).get() > 0)
     }
 
     async fn in_time<T>(

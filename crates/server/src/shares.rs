@@ -1,6 +1,6 @@
 //! Shares of memory and turns: what one caller may hold, and what all callers may hold together.
 //!
-//! A caller is a token's subject. Its requests wait for each other first and for other callers
+//! A caller is a token's subject, or a network if there is no token. Its requests wait for each other first and for other callers
 //! second, so a caller that asks for too much waits for itself.
 //!
 //! Invariants
@@ -21,7 +21,7 @@ const MEMORY_UNIT: u64 = 1024;
 const SHARE_NUMERATOR: usize = 3;
 const SHARE_DENOMINATOR: usize = 4;
 
-/// Names a caller: the issuer and the subject of its token.
+/// Names a caller: the issuer and the subject of its token, or its network if it has no token.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub(crate) struct Caller(pub(crate) String);
 

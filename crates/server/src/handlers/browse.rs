@@ -141,15 +141,7 @@ pub(crate) async fn get_file(
 ) -> Result<Response<Body>, Failure> {
     let names = call.file_names();
     let cache = app.open_cache(call, name, Permission::Pull).await?;
-    let mut listing = app.engine.listing(&cache, hash).await?.ok_or(Failure::NoSuchObject)?;
-    let nar = listing.nar;
-    let mut search = ListingSearch::new(names);
-    while let Some(piece) = listing.try_next().await? {
-        if search.feed(&piece) {
-            break;
-        }
-    }
-    drop(listing);
+    let (nar, search) = search_listing(app, call, &cache, hash, ListingSearch::new(names)).await?;
     let is_none = |what: &str| Failure::BadRequest(format!("{} is {what}", names.join("/")));
     let (size, start) = match search.finish() {
         Some(ListedNode::File { size, nar_offset, .. }) => (size, nar_offset),
@@ -171,7 +163,31 @@ pub(crate) async fn get_file(
     Ok(response)
 }
 
-/// Bytes of a NAR, uncompressed, from a place on.
+/// Looks through the listing of a path, in jobs of the CPU pool: a listing may have 64 MiB. Returns
+/// the NAR that it lists.
+pub(super) async fn search_listing(
+    app: &App,
+    call: &Call,
+    cache: &Cache,
+    hash: &StorePathHash,
+    mut search: ListingSearch,
+) -> Result<(NarHash, ListingSearch), Failure> {
+    let _turn = app.search_turn(call).await?;
+    let mut listing = app.engine.listing(cache, hash).await?.ok_or(Failure::NoSuchObject)?;
+    let nar = listing.nar;
+    while let Some(piece) = listing.try_next().await? {
+        let job = move || (search.feed(&piece), search);
+        let has_ended;
+        (has_ended, search) = app.engine.cpu().run(job).await;
+        if has_ended {
+            break;
+        }
+    }
+    Ok((nar, search))
+}
+
+/// Bytes of a NAR, uncompressed, from a place on. The stream holds a turn, and loses it with its
+/// connection when its reader takes nothing while others wait.
 pub(super) async fn file_pieces(
     app: &App,
     call: &Call,
@@ -181,7 +197,7 @@ pub(super) async fn file_pieces(
     size: u64,
 ) -> Result<impl Stream<Item = io::Result<Bytes>> + Send + use<>, Failure> {
     let end = start.checked_add(size).ok_or(Failure::NoSuchObject)?;
-    let turn = app.reencoding_turn(call).await?;
+    let turn = app.file_turn(call).await?;
     let open = app.engine.open_nar(cache, &NarKey::Hash(nar)).await?.ok_or(Failure::NoSuchObject)?;
     let part = open.stream_part(Range { start, end }).await?;
     let log = move |error: &dormer_engine::Error| {

@@ -5,6 +5,7 @@ use std::collections::BTreeSet;
 use std::io::{Read as _, Write as _};
 use std::time::{Duration, Instant};
 
+use dormer_nix::nar::{Node, encode_tree};
 use serde_json::json;
 
 use crate::common::{self, Reply, Server, admin, path, token};
@@ -333,6 +334,97 @@ fn slow_readers_of_uploads_do_not_keep_a_pusher_from_its_own() {
     let reply = server.call(&other, "GET", "/main/nar/small.nar", b"");
     assert_eq!((reply.status, reply.body.len()), (200, common::nar(2).len()));
     assert!(begin.elapsed() < READER_WAIT_MAX, "{:?}", begin.elapsed());
+}
+
+/// A NAR of a folder with one large file and a small one.
+fn folder_with_a_large_file() -> Vec<u8> {
+    let large = (0..6_000_000_u32).flat_map(|n| n.wrapping_mul(2_654_435_761).to_le_bytes());
+    let files = [("large", large.collect()), ("small", b"small".to_vec())];
+    encode_tree(&Node::directory(files.map(|(name, bytes)| (name.as_bytes().to_vec(), Node::file(bytes)))))
+}
+
+#[test]
+fn readers_of_files_that_take_nothing_keep_neither_files_nor_uploads_from_others() {
+    let server = Server::start_with(|options| {
+        options.engine.chunk_params = dormer_format::ChunkParams::default();
+    });
+    server.push("main", &path(1), &folder_with_a_large_file());
+    let (slow, other) = (pusher("slow"), pusher("other"));
+    let upload = server.call(&other, "PUT", "/main/nar/small.nar", &common::nar(2));
+    assert_eq!(upload.status, 200, "{upload:?}");
+    let file = |name: &str| format!("/_api/v2/caches/main/objects/{}/file/{name}", path(1).hash());
+    let _sleeping: Vec<_> = (0..8).map(|_| sleeping_reader(&server, &slow, &file("large"))).collect();
+    until_some_wait(&server, "files");
+    let begin = Instant::now();
+    let reply = server.call(&other, "GET", "/main/nar/small.nar", b"");
+    assert_eq!(reply.status, 200, "{reply:?}");
+    for reply in [server.get(&file("small")), server.call(&other, "GET", &file("small"), b"")] {
+        assert_eq!((reply.status, reply.body.as_slice()), (200, b"small".as_slice()), "{reply:?}");
+    }
+    assert!(begin.elapsed() < Duration::from_secs(4), "a quarter is left: {:?}", begin.elapsed());
+    let reply = server.call(&slow, "GET", &file("small"), b"");
+    assert_eq!(reply.status, 200, "a sleeping reader is cut: {reply:?}");
+}
+
+/// A NAR of a folder of links, whose listing has some 16 MiB, and the name of the last entry.
+fn folder_with_a_long_listing() -> (Vec<u8>, &'static str) {
+    let links = (0..4_200).map(|n| (format!("l{n:05}").into_bytes(), Node::symlink("x".repeat(4_000))));
+    let last = (b"z".to_vec(), Node::file(b"last".to_vec()));
+    (encode_tree(&Node::directory(links.chain([last]))), "z")
+}
+
+#[test]
+fn long_listings_are_read_in_turns_of_the_cpu_pool_and_stop_no_probe() {
+    let server = Server::start_with(|options| {
+        options.engine.chunk_params = dormer_format::ChunkParams::default();
+        options.engine.cpu_threads = 1;
+    });
+    let (nar, last) = folder_with_a_long_listing();
+    server.push("main", &path(1), &nar);
+    server.push("main", &path(2), &folder_with_a_small_listing());
+    let hash = path(1).hash();
+    let page = format!("/main/{hash}/files/{last}");
+    let file = format!("/_api/v2/caches/main/objects/{hash}/file/{last}");
+    let (ada, bob) = (pusher("ada"), pusher("bob"));
+    let replies = beside_probes(&server, &[
+        &|| server.get(&file),
+        &|| server.get(&page),
+        &|| server.call(&ada, "GET", &file, b""),
+        &|| server.call(&bob, "GET", &page, b""),
+    ]);
+    assert!(replies.iter().all(|reply| reply.status == 200), "{:?}", replies[0]);
+    let small = path(2).hash();
+    for address in [
+        file,
+        page,
+        format!("/main/{hash}.ls"),
+        format!("/main/{small}.ls"),
+        format!("/main/{small}/files/"),
+    ] {
+        // Without a turn no listing is decoded or searched, so none is on a thread that answers.
+        let cpu = server.engine.cpu().clone();
+        let (end, may_end) = std::sync::mpsc::channel::<()>();
+        let (begun, has_begun) = std::sync::mpsc::channel();
+        let answered = std::thread::scope(|scope| {
+            scope.spawn(|| {
+                server.block_on(cpu.run(move || {
+                    begun.send(()).unwrap();
+                    may_end.recv().unwrap();
+                }));
+            });
+            has_begun.recv().unwrap();
+            let asked = scope.spawn(|| server.get(&address));
+            std::thread::sleep(Duration::from_millis(200));
+            let has_answered = asked.is_finished();
+            end.send(()).unwrap();
+            (has_answered, asked.join().unwrap().status)
+        });
+        assert_eq!(answered, (false, 200), "{address}");
+    }
+}
+
+fn folder_with_a_small_listing() -> Vec<u8> {
+    encode_tree(&Node::directory([(b"a".to_vec(), Node::file(b"a".to_vec()))]))
 }
 
 #[test]
