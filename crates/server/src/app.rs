@@ -18,6 +18,7 @@ use crate::shares::{Caller, Share, Shares};
 use dormer_engine::{Engine, Ingest, IngestRequest, UploadMemory};
 use dormer_http_host::Probes;
 use futures::FutureExt as _;
+use tokio::sync::OwnedSemaphorePermit;
 
 /// How long a request waits for memory to read its body into, or for its turn to be re-encoded.
 const TURN_TIMEOUT: Duration = Duration::from_secs(30);
@@ -115,15 +116,14 @@ impl App {
         Ok((self.engine.begin_ingest(request).await?, share))
     }
 
-    /// Memory for a part of a session, when its pusher's share and the engine have it.
-    pub(crate) async fn part_memory(
-        &self,
-        call: &Call,
-        bytes: u64,
-    ) -> Result<(UploadMemory, Share), Failure> {
-        let share = async { self.upload_memory.take(&self.caller(call), bytes).await };
-        let share = self.in_time("uploads", self.engine.settings().upload_wait, share).await?;
-        Ok((self.engine.take_upload_memory(bytes).await?, share))
+    /// Memory for a part of a session. It grows with the bytes that come.
+    pub(crate) fn begin_part(&self, call: &Call) -> PartShare<'_> {
+        PartShare {
+            app: self,
+            of_pusher: self.upload_memory.begin(&self.caller(call)),
+            of_engine: self.engine.begin_upload_memory(),
+            last_resort: None,
+        }
     }
 
     /// A caller's shares for a check of a NAR, which the engine admits: a turn, and memory for
@@ -191,5 +191,42 @@ impl BufferShare<'_> {
     /// Takes more when there is more. Returns whether others now wait for this request alone.
     pub(crate) async fn grow(&mut self, bytes: u64) -> Result<bool, Failure> {
         self.app.in_time("requests", TURN_TIMEOUT, self.share.grow(bytes)).await
+    }
+}
+
+/// What a part of a session holds of the memory for uploads.
+pub(crate) struct PartShare<'a> {
+    app: &'a App,
+    of_pusher: Share,
+    of_engine: UploadMemory,
+    /// The turn that bodies take too which go beyond the limit: so all of them together take no
+    /// more than one.
+    last_resort: Option<OwnedSemaphorePermit>,
+}
+
+impl PartShare<'_> {
+    /// Takes more when there is more. Returns whether others now wait for this request alone.
+    pub(crate) async fn grow(&mut self, bytes: u64) -> Result<bool, Failure> {
+        if self.last_resort.is_some() {
+            return Ok(true);
+        }
+        let Self { app, of_pusher, of_engine, last_resort } = self;
+        let grown = async {
+            let is_beyond_share = of_pusher.grow(bytes).await;
+            tokio::select! {
+                biased;
+                () = of_engine.grow(bytes) => is_beyond_share,
+                turn = app.body_memory.last_resort() => {
+                    *last_resort = Some(turn);
+                    true
+                }
+            }
+        };
+        app.in_time("uploads", app.engine.settings().upload_wait, grown).await
+    }
+
+    /// What the part holds, to keep it for as long as the engine works.
+    pub(crate) fn into_hold(self) -> impl Send + 'static {
+        (self.of_pusher, self.of_engine, self.last_resort)
     }
 }

@@ -102,6 +102,12 @@ impl Shares {
         Share { unit: self.unit, of_caller: Held::new(level), of_all: Held::new(Arc::clone(&self.all)) }
     }
 
+    /// The turn to go beyond the limit of all callers. At most one request has it, whichever memory
+    /// it needs.
+    pub(crate) async fn last_resort(&self) -> OwnedSemaphorePermit {
+        Arc::clone(&self.all.last_resort).acquire_owned().await.expect(NEVER_CLOSED)
+    }
+
     /// Takes a share of a fixed size when its turn comes; all there is, if that is less.
     pub(crate) async fn take(&self, caller: &Caller, amount: u64) -> Share {
         let mut share = self.begin(caller);

@@ -111,11 +111,24 @@ pub(crate) async fn put_part(
     let max = part_bytes_max(app);
     refuse_coding(call, "a part is compressed already")?;
     body.limit(max).map_err(|_| Failure::TooLong { what, max })?;
-    let length = body.known_length().unwrap_or(max);
-    let memory = app.part_memory(call, part_memory_bytes(length)).await?;
-    let bytes = read_all(body, length, what, max).await?;
+    let mut memory = app.begin_part(call);
+    // Address space alone: the system gives memory when bytes come.
+    let length = body.known_length().unwrap_or_default().min(max);
+    let mut bytes = Vec::with_capacity(usize::try_from(length).unwrap_or_default());
+    while let Some(piece) = body.next().await.map_err(|error| match error {
+        BodyError::TooLong { .. } => Failure::TooLong { what, max },
+        error => Failure::Body(error),
+    })? {
+        if memory.grow(piece.len() as u64).await? {
+            body.hurry(small_body::LAST_RESORT_TIMEOUT);
+        }
+        bytes.extend_from_slice(&piece);
+    }
+    let length = bytes.len() as u64;
+    memory.grow(part_memory_bytes(length) - length).await?;
+    let bytes = Bytes::from(bytes);
     // The engine goes on when the caller leaves, and keeps turn and memory until it has ended.
-    let hold = (turn, memory);
+    let hold = (turn, memory.into_hold());
     app.engine.receive_part(&session, &reader(app, call), *digest.as_bytes(), bytes, hold).await?;
     Ok(body::no_content())
 }
@@ -225,23 +238,6 @@ fn refuse_coding(call: &Call, why: &str) -> Result<(), Failure> {
     } else {
         Err(Failure::ContentEncoding(why.to_owned()))
     }
-}
-
-/// A body whose memory is taken already.
-async fn read_all(
-    body: &mut RequestBody,
-    length: u64,
-    what: &'static str,
-    max: u64,
-) -> Result<Bytes, Failure> {
-    let mut bytes = Vec::with_capacity(usize::try_from(length).unwrap_or_default());
-    while let Some(piece) = body.next().await.map_err(|error| match error {
-        BodyError::TooLong { .. } => Failure::TooLong { what, max },
-        error => Failure::Body(error),
-    })? {
-        bytes.extend_from_slice(&piece);
-    }
-    Ok(bytes.into())
 }
 
 /// One path of a commit.

@@ -6,9 +6,11 @@ use std::io::{Read as _, Write as _};
 use std::time::{Duration, Instant};
 
 use dormer_nix::nar::{Node, encode_tree};
+use dormer_testkit::part_of;
 use serde_json::json;
 
 use crate::common::{self, Reply, Server, admin, path, token};
+use crate::sessions::{Session, cut};
 
 /// A bzip2 stream of nothing.
 const EMPTY_MEMBER: &[u8] = b"BZh9\x17\x72\x45\x38\x50\x90\0\0\0\0";
@@ -193,6 +195,36 @@ fn half_open_uploads_of_one_pusher_stop_no_other_pusher() {
     until_some_wait(&server, "uploads");
     let begin = Instant::now();
     let reply = server.call(&other, "PUT", "/main/nar/x.nar", &common::nar(2));
+    assert_eq!(reply.status, 200, "{reply:?}");
+    assert!(begin.elapsed() < Duration::from_secs(5), "{:?}", begin.elapsed());
+}
+
+#[test]
+fn half_open_parts_of_some_pushers_stop_no_other_pusher() {
+    let server = Server::start();
+    let slow = [pusher("slow"), pusher("slower")];
+    let bytes = vec![7; 2000];
+    let held: Vec<_> = slow
+        .iter()
+        .zip(1..)
+        .flat_map(|(token, number)| {
+            Session::opened(&server, token, "main", number);
+            let session = format!("/_api/v2/caches/main/sessions/{}", format!("{number:02x}").repeat(16));
+            let part = |n: u8| format!("{session}/parts/{}", format!("{n:02x}").repeat(32));
+            (0..10).map(|n| half_a_request(&server, token, "PUT", &part(n), &bytes)).collect::<Vec<_>>()
+        })
+        .collect();
+    let in_flight = || (server.metric("dormer_http_requests_in_flight") >= held.len()).then_some(());
+    common::until("all are being read", in_flight);
+    let in_use = || server.metric("dormer_budget_in_use{budget=\"upload_memory\"}");
+    common::until("their bytes have come", || (in_use() >= held.len() * bytes.len()).then_some(()));
+    assert!(in_use() < 1024 * 1024, "{} bytes for parts of which 2,000 have come", in_use());
+    let begin = Instant::now();
+    let other = Session::opened(&server, &pusher("other"), "main", 9);
+    let chunked = cut(&common::nar(2));
+    let (digest, part) = part_of(chunked.chunks.clone());
+    assert_eq!(other.put(digest, &part).status, 204);
+    let reply = server.call(&pusher("other"), "PUT", "/main/nar/x.nar", &common::nar(2));
     assert_eq!(reply.status, 200, "{reply:?}");
     assert!(begin.elapsed() < Duration::from_secs(5), "{:?}", begin.elapsed());
 }
