@@ -23,6 +23,7 @@ use crate::app::App;
 use crate::body::{self, Body};
 use crate::call::Call;
 use crate::codec::Compression;
+use crate::decoder::Decoder;
 use crate::failure::Failure;
 use crate::handlers::checks::{bad_request, store_dir};
 use crate::handlers::nar::end_of_answer;
@@ -205,7 +206,7 @@ pub(super) async fn file_pieces(
     };
     let frames = part.frames.inspect_err(log).map_err(io::Error::other);
     let limit = Compression::Zstd.decoder_bytes(&[])?;
-    let decoder = Compression::Zstd.decode(frames.boxed(), limit, app.engine.cpu());
+    let decoder = Decoder::of(Compression::Zstd, frames.boxed(), limit, app.engine.cpu());
     let is_in_time = end_of_answer(size);
     Ok(part_of(decoder.into_stream().boxed(), part.skip, size).and_then(move |piece| {
         // The turn lasts as long as the answer.

@@ -12,7 +12,7 @@ use crate::app::{App, BufferShare};
 use crate::body_memory::{CONTENT_DECODER_BYTES_MAX, COPIES};
 use crate::call::Call;
 use crate::codec::{Compression, WindowTooLarge};
-use crate::decoder::Input;
+use crate::decoder::{Decoder, Input};
 use crate::failure::Failure;
 use crate::request_body::{BodyError, RequestBody};
 
@@ -93,7 +93,7 @@ async fn decode(
     let decoder_bytes = content_decoder_bytes(coding, &bytes)?;
     memory.grow(decoder_bytes).await?;
     let input: Input<'_> = stream::iter([Ok(Bytes::from(bytes))]).boxed();
-    let mut decoder = coding.decode(input, decoder_bytes, app.engine.cpu());
+    let mut decoder = Decoder::of(coding, input, decoder_bytes, app.engine.cpu());
     let mut plain = Vec::new();
     while let Some(piece) = decoder.next().await.map_err(fail)? {
         if (plain.len() + piece.len()) as u64 > max {
