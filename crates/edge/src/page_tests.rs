@@ -117,6 +117,7 @@ fn request(path: &str) -> Request<'_> {
         path,
         query,
         origin: Some("https://c.org"),
+        knows_origin: true,
         shows_pages: true,
         ..Request::default()
     }
@@ -143,6 +144,15 @@ fn only_what_is_a_host_is_shown_as_an_address() {
     }
     let long = format!("https://{}", "a".repeat(256));
     assert!(!is_plain_origin(&long));
+    for page in ["/main/", &format!("/main/{HASH}")] {
+        for (knows_origin, kept) in [(true, "public, max-age=60"), (false, "no-store")] {
+            let asked = Request { knows_origin, ..request(page) };
+            let mut bucket = Bucket::full();
+            let answer = bucket.answer(&asked, Some(&state("main", true)), None).unwrap();
+            assert!(html(&answer).contains("https://c.org/main"), "{page}");
+            assert_eq!(header(&answer, "cache-control"), Some(kept), "{page}: a client may have said the host");
+        }
+    }
     let unknown = Request { origin: Some("https://<b>"), ..request("/main/") };
     let page = Bucket::default().answer(&unknown, Some(&state("main", true)), None).unwrap();
     assert!(html(&page).contains("extra-substituters = https://this-host/main\n"));

@@ -51,6 +51,8 @@ pub(crate) enum Failure {
     Window(u64),
     #[error("the content encoding {0:?} is not supported: expected {SUPPORTED}")]
     ContentEncoding(String),
+    #[error("a content encoding is not for this body: {0}")]
+    Coded(&'static str),
     #[error("{what} is longer than {max} bytes, the limit")]
     TooLong { what: &'static str, max: u64 },
     #[error(transparent)]
@@ -117,7 +119,7 @@ impl Failure {
             | Self::Window(_)
             | Self::Body(BodyError::Incomplete) => of(StatusCode::BAD_REQUEST, Name::RequestError),
             Self::UnknownCompression { .. } => of(StatusCode::BAD_REQUEST, Name::InvalidCompressionType),
-            Self::ContentEncoding(_) => of(StatusCode::UNSUPPORTED_MEDIA_TYPE, Name::InvalidCompressionType),
+            Self::ContentEncoding(_) | Self::Coded(_) => of(StatusCode::UNSUPPORTED_MEDIA_TYPE, Name::InvalidCompressionType),
             Self::Body(BodyError::Idle | BodyError::TooSlow) => {
                 of(StatusCode::REQUEST_TIMEOUT, Name::RequestError)
             }

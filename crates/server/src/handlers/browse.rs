@@ -12,6 +12,7 @@ use dormer_api::v2::{
     ClosureEntry, ListObjectsResponse, ListReferrersResponse, ObjectResponse, SortObjects, name_fits,
 };
 use dormer_api::{CacheName, Permission};
+use dormer_engine::Closure;
 use dormer_index::{Cache, NarKey};
 use dormer_nix::nar::{ListedNode, ListingSearch};
 use dormer_nix::{NarHash, NarInfo, StorePath, StorePathHash, with_causes};
@@ -30,7 +31,7 @@ use crate::handlers::nar::end_of_answer;
 use crate::handlers::retention::{page_of_objects, read_place, write_place};
 
 /// Most paths of a closure that are counted: three look-ups in the index.
-pub(super) const CLOSURE_PATHS_MAX: usize = 8_192;
+const CLOSURE_PATHS_MAX: usize = 8_192;
 
 /// Referrers in one answer.
 const REFERRERS_PAGE: u32 = 1_000;
@@ -55,7 +56,7 @@ pub(crate) async fn find_object(
         .map_err(|error| corrupt(error.to_string()))
         .and_then(|text| NarInfo::parse(text, &store_dir).map_err(|error| corrupt(with_causes(&error))))
         .map_err(dormer_engine::Error::from)?;
-    let closure = app.engine.closure(&cache, &narinfo.store_path, CLOSURE_PATHS_MAX).await?;
+    let closure = look_through_closure(app, call, &cache, &narinfo.store_path).await?;
     let object = ObjectResponse {
         store_path: narinfo.store_path.to_string(),
         url: narinfo.url,
@@ -77,6 +78,18 @@ pub(crate) async fn find_object(
         },
     };
     Ok(body::json(StatusCode::OK, &object))
+}
+
+/// Walks through the closure of a path. Anybody may ask for that, and it takes up to 64 look-ups,
+/// so a caller walks through one closure at a time.
+pub(super) async fn look_through_closure(
+    app: &App,
+    call: &Call,
+    cache: &Cache,
+    path: &StorePath,
+) -> Result<Closure, Failure> {
+    let _turn = app.search_turn(call).await?;
+    Ok(app.engine.closure(cache, path, CLOSURE_PATHS_MAX).await?)
 }
 
 /// A page of what refers to a path.

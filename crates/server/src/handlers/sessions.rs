@@ -24,7 +24,6 @@ use serde::Deserialize;
 use crate::app::App;
 use crate::body::{self, Body};
 use crate::call::Call;
-use crate::codec::Compression;
 use crate::failure::Failure;
 use crate::handlers::attic::{may_pull_everything, may_read, object};
 use crate::handlers::checks::{bad_request, log_kept, store_dir};
@@ -109,7 +108,7 @@ pub(crate) async fn put_part(
     let turn = app.admit_upload(call, body).await?;
     let what = "the part";
     let max = part_bytes_max(app);
-    refuse_coding(call, "a part is compressed already")?;
+    small_body::refuse_coding(call, "a part is compressed already")?;
     body.limit(max).map_err(|_| Failure::TooLong { what, max })?;
     let mut memory = app.begin_part(call);
     // Address space alone: the system gives memory when bytes come.
@@ -145,7 +144,7 @@ pub(crate) async fn commit_paths(
     // Also held until the checks have ended that this request begins.
     let turn = Arc::new(app.admit_upload(call, body).await?);
     let (what, max) = ("the commit", COMMIT_BYTES_MAX as u64);
-    refuse_coding(call, "a commit is sent as it is")?;
+    small_body::refuse_coding(call, "a commit is sent as it is")?;
     body.limit(max).map_err(|_| Failure::TooLong { what, max })?;
     body.hurry(small_body::WHOLE_BODY_TIMEOUT);
     let mut memory = app.begin_buffer(call);
@@ -230,14 +229,6 @@ fn reader(app: &App, call: &Call) -> Reader {
         return Reader::of_everything();
     }
     Reader::of_some(move |cache: &CacheVisibility| may_read(claims.as_deref(), cache))
-}
-
-fn refuse_coding(call: &Call, why: &str) -> Result<(), Failure> {
-    if small_body::content_encoding(call)? == Compression::None {
-        Ok(())
-    } else {
-        Err(Failure::ContentEncoding(why.to_owned()))
-    }
 }
 
 /// One path of a commit.

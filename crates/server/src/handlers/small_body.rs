@@ -42,6 +42,11 @@ pub(crate) fn content_encoding(call: &Call) -> Result<Compression, Failure> {
     Compression::from_content_encoding(value).ok_or_else(unsupported)
 }
 
+/// Refuses a body with a `Content-Encoding`, before anything of it is read.
+pub(crate) fn refuse_coding(call: &Call, why: &'static str) -> Result<(), Failure> {
+    if content_encoding(call)? == Compression::None { Ok(()) } else { Err(Failure::Coded(why)) }
+}
+
 /// Memory to decode a `Content-Encoding` whose stream begins so.
 pub(crate) fn content_decoder_bytes(coding: Compression, head: &[u8]) -> Result<u64, Failure> {
     let needed = coding.decoder_bytes(head)?;

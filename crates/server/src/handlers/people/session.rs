@@ -172,7 +172,9 @@ fn check_origin(app: &App, call: &Call) -> Result<(), Failure> {
     if is_ours { Ok(()) } else { Err(Failure::ForeignForm) }
 }
 
+/// Anybody may send a form, so none is decoded.
 async fn read_form(app: &App, call: &Call, body: &mut RequestBody) -> Result<Form, Failure> {
+    small_body::refuse_coding(call, "no browser codes a form")?;
     let bytes = small_body::read(app, call, body, "the form", FORM_BYTES_MAX).await?.value;
     let text =
         std::str::from_utf8(&bytes).map_err(|_| Failure::BadRequest("the form is not text".to_owned()))?;
