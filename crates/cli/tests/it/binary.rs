@@ -956,7 +956,17 @@ fn a_token_goes_into_no_netrc_that_everybody_can_read() {
     assert!(!home.path(".config/nix/nix.conf").exists());
     fs::set_permissions(&netrc, fs::Permissions::from_mode(0o640)).unwrap();
     let said = home.run(&["use", "team"]);
-    assert!(said.starts_with("exit code: 0"), "{said}");
+    assert!(said.starts_with("exit code: 0") && said.contains("chmod g-r"), "{said}");
+    fs::set_permissions(&netrc, fs::Permissions::from_mode(0o600)).unwrap();
+    home.run(&["unuse", "team"]);
+    let said = home.run(&["use", "team"]);
+    assert!(said.starts_with("exit code: 0") && !said.contains("chmod"), "{said}");
+    // An address for documentation: nobody answers there.
+    let key = format!("team:{}=", "A".repeat(43));
+    fs::write(home.path("token"), "a.b.c").unwrap();
+    let edge = ["use", "team", "--edge", "http://192.0.2.1", "--public-key", &key, "--token-file", "token"];
+    let said = home.run(&edge.into_iter().chain(["--dry-run"]).collect::<Vec<_>>());
+    assert!(said.contains("the token will travel unencrypted"), "{said}");
 }
 
 #[test]

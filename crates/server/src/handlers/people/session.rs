@@ -14,6 +14,7 @@
 use std::fmt::Write as _;
 
 use dormer_edge::decode_form;
+use dormer_http_host::brief;
 use dormer_nix::NarHash;
 use dormer_pages::SignInView;
 use http::header::{COOKIE, HeaderName, ORIGIN, SET_COOKIE};
@@ -109,7 +110,7 @@ pub(super) async fn sign_in(
         return refuse("This token is too long for a browser's cookie. Make one with fewer caches in it.");
     }
     let life = claims.exp.map(|end| end.saturating_sub(app.engine.now()).max(0));
-    tracing::info!(subject = claims.sub.as_deref().unwrap_or(""), "signed in");
+    tracing::info!(subject = brief(claims.sub.as_deref().unwrap_or("")).as_ref(), "signed in");
     Ok(with_cookie(app, call, see_other("../"), token, life))
 }
 
