@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use dormer_edge::{decode_file_path, decode_path, split_files};
 use dormer_http_host::{Peer, brief};
-use http::header::{AsHeaderName, HOST, HeaderName};
+use http::header::{AUTHORIZATION, AsHeaderName, HOST, HeaderName};
 use http::request::Parts;
 use http::{HeaderMap, HeaderValue, Method};
 
@@ -193,6 +193,11 @@ impl Call {
     /// The other end of the connection.
     pub(crate) fn peer(&self) -> Option<Peer> {
         self.parts.extensions.get().copied()
+    }
+
+    /// Whether the request brings something in place of a token, whatever it is.
+    pub(crate) fn sends_token(&self) -> bool {
+        self.parts.headers.contains_key(AUTHORIZATION)
     }
 
     /// The host and port of the request.

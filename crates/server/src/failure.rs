@@ -31,7 +31,7 @@ pub(crate) enum Failure {
     MethodNotAllowed { allow: &'static str },
     #[error("this server does not answer to this host name")]
     BadHost,
-    #[error("no permission: a valid token is needed")]
+    #[error("no permission: a token is needed, and none was sent")]
     Unauthorized,
     #[error("the token does not allow to {0} here")]
     Forbidden(Permission),
@@ -99,6 +99,10 @@ enum Tell {
     Phrase(&'static str),
 }
 
+/// What a caller hears whose token does not help: not a word of which of these it is.
+const TOKEN_DOES_NOT_COUNT: &str = "no permission: the token that was sent does not count here: it has ended, is for another server, or \
+     permits nothing here";
+
 const UNAVAILABLE: Tell = Tell::Phrase("a part of the server is unavailable, try again later");
 const INTERNAL: Tell = Tell::Phrase("internal error: the server's log has more under this request's id");
 
@@ -164,7 +168,11 @@ impl Failure {
             // allocation.
             return body::text(status, Bytes::from_static(b"the cache does not have this\n"));
         }
-        let detail = with_causes(&self);
+        let mut detail = with_causes(&self);
+        if matches!(self, Self::Unauthorized) && call.sends_token() {
+            // Whether the cache exists makes no difference.
+            TOKEN_DOES_NOT_COUNT.clone_into(&mut detail);
+        }
         self.log(call, status, &detail, has_token);
         let message = match tell {
             Tell::Everything => detail,

@@ -6,6 +6,7 @@ use dormer_nix::nar::{Node, encode_tree};
 use serde_json::{Value, json};
 
 use crate::common::{Reply, Server, admin, nar, nar_info, now, path, token, token_of};
+use crate::routes::pages;
 
 const BROWSER: (&str, &str) = ("Accept", "text/html,application/xhtml+xml,application/xml;q=0.9,*/*;q=0.8");
 
@@ -289,24 +290,6 @@ fn a_log_is_text_with_safe_colours() {
     );
 }
 
-/// Every page below a cache, and its forms.
-fn pages_of(cache: &str) -> Vec<(&'static str, String)> {
-    let hash = path(1).hash();
-    let mut pages = vec![("GET", format!("/{cache}/"))];
-    for page in ["paths", "paths?q=x", "pins"] {
-        pages.push(("GET", format!("/{cache}/{page}")));
-    }
-    for page in
-        ["", "/closure", "/files", "/files/", "/files/bin/x", "/files/bin/x?download=1", "/log", "/remove"]
-    {
-        pages.push(("GET", format!("/{cache}/{hash}{page}")));
-    }
-    for form in ["pin", "unpin", "remove"] {
-        pages.push(("POST", format!("/{cache}/{hash}/{form}")));
-    }
-    pages
-}
-
 #[test]
 fn a_private_cache_looks_absent_on_every_page() {
     let server = Server::start();
@@ -314,7 +297,7 @@ fn a_private_cache_looks_absent_on_every_page() {
     let other = token(&json!({"other": {"r": 1, "w": 1, "d": 1, "cq": 1}}));
     let member = token(&json!({"team-a": {"r": 1}}));
     for session in [None, Some("garbage"), Some(other.as_str())] {
-        for ((method, private), (_, unknown)) in pages_of("team-a").into_iter().zip(pages_of("team-z")) {
+        for ((method, private), (_, unknown)) in pages("team-a").into_iter().zip(pages("team-z")) {
             let read = browse(&server, Some(&member), "/team-a/");
             assert_eq!(read.status, 200, "its member has just read it");
             let ask = |address: &str| {
@@ -330,7 +313,7 @@ fn a_private_cache_looks_absent_on_every_page() {
             assert_eq!(hidden, absent, "{method} {private} with {session:?}");
         }
     }
-    for (method, address) in pages_of("team-a") {
+    for (method, address) in pages("team-a") {
         if method == "GET" && !address.contains("bin/x") {
             let status = browse(&server, Some(&admin()), &address).status;
             assert!(matches!(status, 200 | 303 | 404), "{address}: {status}");
@@ -542,10 +525,10 @@ fn no_page_costs_more_than_its_bound_whatever_the_cache_holds() {
         push(&server, "main", &path(number), &nar(1), &json!({ "references": [path(number - 1).to_string()] }));
     }
     let longest = format!("/main/{}/closure", path(90).hash());
-    let pages = pages_of("main").into_iter().filter(|(method, _)| *method == "GET");
-    let pages: Vec<String> = pages.map(|(_, address)| address).chain([longest.clone(), "/".to_owned()]).collect();
+    let reads = pages("main").into_iter().filter(|(method, _)| *method == "GET");
+    let reads: Vec<String> = reads.map(|(_, address)| address).chain([longest.clone(), "/".to_owned()]).collect();
     for session in [None, Some(admin())] {
-        for address in &pages {
+        for address in &reads {
             let before = server.index.statement_count();
             let reply = browse(&server, session.as_deref(), address);
             let cost = server.index.statement_count() - before;
@@ -784,7 +767,7 @@ fn without_pages_everything_is_as_programs_know_it() {
     push(&server, "main", &path(1), &nar(1), &json!({}));
     let home = server.request("GET", "/", &[BROWSER], b"");
     assert!(home.text().starts_with("This is a Dormer") && home.header("vary").is_none(), "{home:?}");
-    let mut pages = pages_of("main");
+    let mut pages = pages("main");
     pages.extend([
         ("GET", "/main".to_owned()),
         ("GET", "/_dormer/".to_owned()),
