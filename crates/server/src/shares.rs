@@ -1,7 +1,7 @@
 //! Shares of memory and turns: what one caller may hold, and what all callers may hold together.
 //!
-//! A caller is a token's subject, or a network if there is no token. Its requests wait for each other first and for other callers
-//! second, so a caller that asks for too much waits for itself.
+//! A caller is a token's subject, or a network if there is no token. Its requests wait for each
+//! other first and for other callers second, so a caller that asks for too much waits for itself.
 //!
 //! Invariants
 //! - A caller never holds more than three quarters of a budget, and all callers together never hold
