@@ -174,9 +174,9 @@ fn tracer_provider(environment: &Environment) -> Result<SdkTracerProvider> {
         .build())
 }
 
-/// A client that follows no redirect: spans and headers, which may hold a key of the collector, go to
-/// the address in the settings alone. In a minimal container without root certificates, a client that
-/// uses them cannot be built, so one for plain HTTP has none.
+/// A client that follows no redirect: spans and headers, which may hold a key of the collector, go
+/// to the address in the settings alone. In a minimal container without root certificates, a client
+/// that uses them cannot be built, so one for plain HTTP has none.
 ///
 /// Built on its own thread: the client contains a runtime, which must not be made within another
 /// runtime.

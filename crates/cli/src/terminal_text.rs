@@ -26,8 +26,8 @@ pub(crate) fn shown(text: &str) -> Cow<'_, str> {
     })
 }
 
-/// A file for a terminal, piece by piece: its lines, with `\u{1b}` in place of an escape character and
-/// `\xff` in place of a byte that is no text.
+/// A file for a terminal, piece by piece: its lines, with `\u{1b}` in place of an escape character
+/// and `\xff` in place of a byte that is no text.
 #[derive(Debug, Default)]
 pub(crate) struct ShownFile {
     /// The beginning of a character whose other bytes have not come.

@@ -77,8 +77,8 @@ pub struct UploadMemory {
 }
 
 impl UploadMemory {
-    /// Takes more when there is more, however long that takes. A call that is dropped takes nothing.
-    /// The caller needs another way on than this: several shares that grow may wait for each other.
+    /// Takes more when there is more, however long that takes. A call that is dropped takes
+    /// nothing. The caller needs another way on: several shares that grow may wait for each other.
     pub async fn grow(&mut self, bytes: u64) {
         let more = self.budget.take_at_last(bytes).await;
         match &mut self.share {

@@ -35,7 +35,8 @@ const WINDOW_BYTES_MAX: u64 = 128 * MIB;
 /// `zstd -19` use.
 const WINDOW_BYTES_MIN: u64 = 8 * MIB;
 
-/// Bytes at the beginning of a stream that are needed to know magic and memory: a stream header and the longest block header of xz.
+/// Bytes at the beginning of a stream that are needed to know magic and memory: a stream header and
+/// the longest block header of xz.
 pub const COMPRESSED_HEAD_BYTES: usize = 12 + 1024;
 
 /// The names for error messages, in the order in which Nix's manual has them.

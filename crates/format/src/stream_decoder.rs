@@ -6,8 +6,8 @@
 //! Layer: format (pure).
 //!
 //! Invariants
-//! - A step takes at most [`STEP_INPUT_BYTES`], gives at most [`STEP_OUTPUT_BYTES`] and ends at most
-//!   [`STEP_MEMBERS_MAX`] members.
+//! - A step takes at most [`STEP_INPUT_BYTES`], gives at most [`STEP_OUTPUT_BYTES`] and ends at
+//!   most [`STEP_MEMBERS_MAX`] members.
 //! - At most [`EMPTY_MEMBERS_MAX`] members or frames in a row decode to nothing.
 //! - Several members one after the other are one stream (brotli knows none); anything else after
 //!   the end is an error.

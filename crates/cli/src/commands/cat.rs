@@ -10,8 +10,7 @@ use crate::error::{Error, Result};
 /// Print a file of a path that a cache has
 ///
 /// The server reads only the part of the archive that holds the file. On a terminal, the command
-/// shows escape sequences and other characters that terminals obey, such as `\u{1b}`; a file or a pipe
-/// gets the bytes as they are.
+/// shows characters that terminals obey, as \u{1b} for example. A file or a pipe gets the bytes.
 ///
 /// Examples:
 ///   dormer cat main /nix/store/3n58xw4373jp0ljirf06d8077j15pc4j-hello-2.12/bin/hello >hello

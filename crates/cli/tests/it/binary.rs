@@ -827,7 +827,8 @@ fn hostile_try(name: &str, address: &str) -> Option<Vec<String>> {
     Some(name.split(' ').chain(more.iter().copied()).map(str::to_owned).collect())
 }
 
-/// Runs a command, as text and as JSON. `cat` is run on a terminal: a file or a pipe gets the bytes.
+/// Runs a command, as text and as JSON. `cat` is run on a terminal: a file or a pipe gets the
+/// bytes.
 fn obeys_nothing(home: &TestHome, words: &[String], body: &str) {
     for json in [None, Some("--json")] {
         let all: Vec<&str> = words.iter().map(String::as_str).chain(json).collect();

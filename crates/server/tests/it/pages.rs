@@ -32,7 +32,7 @@ fn browse(server: &Server, token: Option<&str>, address: &str) -> Reply {
         assert!(!policy.contains("unsafe"), "{policy}");
         assert_eq!(reply.header("x-content-type-options"), Some("nosniff"), "{address}");
         assert_eq!(reply.header("cache-control"), Some("private, no-store"), "{address}");
-        let depends_on = if address == "/" { "accept, authorization, cookie" } else { "authorization, cookie" };
+        let depends_on = if address == "/" || address.starts_with("/?") { "accept, authorization, cookie" } else { "authorization, cookie" };
         assert_eq!(reply.header("vary"), Some(depends_on), "{address}: a cookie counts as a token here");
         assert_eq!(reply.header("www-authenticate"), None, "{address}: no browser asks for a password");
     }
