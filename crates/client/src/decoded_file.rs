@@ -34,7 +34,8 @@ impl DecodedFile {
             let Some(piece) = file.receive().await? else { break };
             head.extend_from_slice(&piece);
         }
-        let bytes = compression.decoder_bytes(&head).map_err(|error| file.undecodable(io::Error::other(error)))?;
+        let bytes =
+            compression.decoder_bytes(&head).map_err(|error| file.undecodable(io::Error::other(error)))?;
         let mut decoder = compression.decoder(bytes);
         if !head.is_empty() {
             decoder.feed(Some(head.into()));
@@ -69,8 +70,7 @@ impl DecodedFile {
     }
 
     async fn receive(&mut self) -> Result<Option<Bytes>, FetchError> {
-        let stalled =
-            |_| FetchError::Stalled { name: self.name.clone(), seconds: IDLE_TIMEOUT.as_secs() };
+        let stalled = |_| FetchError::Stalled { name: self.name.clone(), seconds: IDLE_TIMEOUT.as_secs() };
         let piece = tokio::time::timeout(IDLE_TIMEOUT, self.compressed.next()).await.map_err(stalled)?;
         piece.transpose().map_err(|error| {
             if error.kind() == io::ErrorKind::ConnectionAborted {

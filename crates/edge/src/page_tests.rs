@@ -142,7 +142,11 @@ fn nobody_keeps_a_page_with_the_host_that_a_request_named() {
             let mut bucket = Bucket::full();
             let answer = bucket.answer(&asked, Some(&state("main", true)), None).unwrap();
             assert!(html(&answer).contains("https://c.org/main"), "{page}");
-            assert_eq!(header(&answer, "cache-control"), Some(kept), "{page}: a client may have said the host");
+            assert_eq!(
+                header(&answer, "cache-control"),
+                Some(kept),
+                "{page}: a client may have said the host"
+            );
         }
     }
 }

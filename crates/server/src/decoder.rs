@@ -25,12 +25,7 @@ pub(crate) struct Decoder<'a> {
 
 impl<'a> Decoder<'a> {
     /// Decodes within the memory that [`Compression::decoder_bytes`] named.
-    pub(crate) fn of(
-        compression: Compression,
-        input: Input<'a>,
-        decoder_bytes: u64,
-        cpu: &CpuPool,
-    ) -> Self {
+    pub(crate) fn of(compression: Compression, input: Input<'a>, decoder_bytes: u64, cpu: &CpuPool) -> Self {
         Self { input, decoder: Some(compression.decoder(decoder_bytes)), cpu: cpu.clone() }
     }
 

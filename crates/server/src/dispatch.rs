@@ -60,7 +60,8 @@ impl App {
         if shows_page {
             call.allow_session();
         }
-        let follows_accept = matches!(route, Some(Route::Home | Route::Page(PageRoute::CacheWithoutSlash(_))));
+        let follows_accept =
+            matches!(route, Some(Route::Home | Route::Page(PageRoute::CacheWithoutSlash(_))));
         let is_of_no_cache = route.as_ref().is_some_and(Route::is_of_no_cache);
         let mut exchange = Exchange::begin(&self.metrics, &call, id, template, self.settings.traces);
         // Handlers share only locks that no panic leaves half done, and the index. So a panic fails

@@ -123,7 +123,9 @@ impl Failure {
             | Self::Window(_)
             | Self::Body(BodyError::Incomplete) => of(StatusCode::BAD_REQUEST, Name::RequestError),
             Self::UnknownCompression { .. } => of(StatusCode::BAD_REQUEST, Name::InvalidCompressionType),
-            Self::ContentEncoding(_) | Self::Coded(_) => of(StatusCode::UNSUPPORTED_MEDIA_TYPE, Name::InvalidCompressionType),
+            Self::ContentEncoding(_) | Self::Coded(_) => {
+                of(StatusCode::UNSUPPORTED_MEDIA_TYPE, Name::InvalidCompressionType)
+            }
             Self::Body(BodyError::Idle | BodyError::TooSlow) => {
                 of(StatusCode::REQUEST_TIMEOUT, Name::RequestError)
             }

@@ -76,8 +76,7 @@ fn a_request_is_found_again_by_its_id_in_every_line_and_no_line_has_a_secret() {
     // A token that ends soon is logged with its subject.
     let long = common::token_of(&"s".repeat(2_000), &json!({"team-a": {"r": 1}}));
     assert_eq!(server.call(&long, "GET", "/team-a/nix-cache-info", b"").status, 200);
-    let signed_in =
-        server.request("POST", "/_dormer/sign-in", &[], format!("token={long}").as_bytes());
+    let signed_in = server.request("POST", "/_dormer/sign-in", &[], format!("token={long}").as_bytes());
     assert_eq!(signed_in.status, 303, "{signed_in:?}");
 
     worst_requests(&server);

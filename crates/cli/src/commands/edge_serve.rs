@@ -82,7 +82,8 @@ pub(super) async fn run(args: EdgeServeArgs, context: &Context) -> Result<()> {
     };
     let disk =
         args.cache_dir.as_deref().map(|folder| DiskCache::open(folder, args.cache_size)).transpose()?;
-    let settings = EdgeSettings { shows_pages: !args.no_pages, address: args.address, ..EdgeSettings::default() };
+    let settings =
+        EdgeSettings { shows_pages: !args.no_pages, address: args.address, ..EdgeSettings::default() };
     let server = EdgeServer::new(source, disk, verifier()?, settings);
     let listener = listen_for_clients(&args.listen).await?;
     let address = local_address(&listener)?;

@@ -276,7 +276,9 @@ fn refuse_readable(context: &Context, path: &Path, before: &str, after: &str) ->
     }
     if secret_file::is_readable_by_group(path) && !secret_file::is_readable_by_all(path) {
         let path = path.display();
-        context.printer.warn(&format!("the users of the group of {path} can read the token (chmod g-r {path})"));
+        context
+            .printer
+            .warn(&format!("the users of the group of {path} can read the token (chmod g-r {path})"));
     }
     if secret_file::is_readable_by_all(path) {
         return Err(Error::usage(

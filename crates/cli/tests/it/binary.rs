@@ -773,7 +773,8 @@ fn nothing_that_a_server_says_reaches_the_terminal_as_a_command() {
         fs::create_dir_all(home.path(".config/dormer")).unwrap();
         let settings = format!("default-server = \"lab\"\n[servers.lab]\nendpoint = \"{address}\"\n");
         fs::write(home.path(".config/dormer/config.toml"), settings).unwrap();
-        let tries: Vec<_> = leaf_commands().into_iter().filter_map(|name| hostile_try(name, &address)).collect();
+        let tries: Vec<_> =
+            leaf_commands().into_iter().filter_map(|name| hostile_try(name, &address)).collect();
         assert!(tries.len() >= 18, "{tries:?}");
         std::thread::scope(|scope| {
             for some in tries.chunks(tries.len().div_ceil(4)) {

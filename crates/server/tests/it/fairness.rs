@@ -399,21 +399,17 @@ fn long_listings_are_read_in_turns_of_the_cpu_pool_and_stop_no_probe() {
     let page = format!("/main/{hash}/files/{last}");
     let file = format!("/_api/v2/caches/main/objects/{hash}/file/{last}");
     let (ada, bob) = (pusher("ada"), pusher("bob"));
-    let replies = beside_probes(&server, &[
-        &|| server.get(&file),
-        &|| server.get(&page),
-        &|| server.call(&ada, "GET", &file, b""),
-        &|| server.call(&bob, "GET", &page, b""),
-    ]);
+    let replies = beside_probes(
+        &server,
+        &[&|| server.get(&file), &|| server.get(&page), &|| server.call(&ada, "GET", &file, b""), &|| {
+            server.call(&bob, "GET", &page, b"")
+        }],
+    );
     assert!(replies.iter().all(|reply| reply.status == 200), "{:?}", replies[0]);
     let small = path(2).hash();
-    for address in [
-        file,
-        page,
-        format!("/main/{hash}.ls"),
-        format!("/main/{small}.ls"),
-        format!("/main/{small}/files/"),
-    ] {
+    for address in
+        [file, page, format!("/main/{hash}.ls"), format!("/main/{small}.ls"), format!("/main/{small}/files/")]
+    {
         // Without a turn no listing is decoded or searched, so none is on a thread that answers.
         let cpu = server.engine.cpu().clone();
         let (end, may_end) = std::sync::mpsc::channel::<()>();

@@ -32,7 +32,11 @@ fn browse(server: &Server, token: Option<&str>, address: &str) -> Reply {
         assert!(!policy.contains("unsafe"), "{policy}");
         assert_eq!(reply.header("x-content-type-options"), Some("nosniff"), "{address}");
         assert_eq!(reply.header("cache-control"), Some("private, no-store"), "{address}");
-        let depends_on = if address == "/" || address.starts_with("/?") { "accept, authorization, cookie" } else { "authorization, cookie" };
+        let depends_on = if address == "/" || address.starts_with("/?") {
+            "accept, authorization, cookie"
+        } else {
+            "authorization, cookie"
+        };
         assert_eq!(reply.header("vary"), Some(depends_on), "{address}: a cookie counts as a token here");
         assert_eq!(reply.header("www-authenticate"), None, "{address}: no browser asks for a password");
     }
@@ -522,18 +526,29 @@ fn no_page_costs_more_than_its_bound_whatever_the_cache_holds() {
     push(&server, "main", &path(1), &tree(), &json!({}));
     // A chain: each refers to the one before it.
     for number in 2..=90 {
-        push(&server, "main", &path(number), &nar(1), &json!({ "references": [path(number - 1).to_string()] }));
+        push(
+            &server,
+            "main",
+            &path(number),
+            &nar(1),
+            &json!({ "references": [path(number - 1).to_string()] }),
+        );
     }
     let longest = format!("/main/{}/closure", path(90).hash());
     let reads = pages("main").into_iter().filter(|(method, _)| *method == "GET");
-    let reads: Vec<String> = reads.map(|(_, address)| address).chain([longest.clone(), "/".to_owned()]).collect();
+    let reads: Vec<String> =
+        reads.map(|(_, address)| address).chain([longest.clone(), "/".to_owned()]).collect();
     for session in [None, Some(admin())] {
         for address in &reads {
             let before = server.index.statement_count();
             let reply = browse(&server, session.as_deref(), address);
             let cost = server.index.statement_count() - before;
             assert!(cost <= statements_max(address), "{address} took {cost} statements: {}", reply.status);
-            assert!(*address != longest || reply.text().contains("larger than this page looks at"), "{}", reply.text());
+            assert!(
+                *address != longest || reply.text().contains("larger than this page looks at"),
+                "{}",
+                reply.text()
+            );
         }
     }
 }

@@ -125,7 +125,11 @@ pub(crate) fn requests(cache: &str) -> Vec<Asked> {
                     method,
                     address: address.clone(),
                     info: is_upload.then(|| nar_info(cache, &path(1), &nar(1), &json!({})).to_string()),
-                    body: if is_upload { nar(1) } else { body.map_or_else(Vec::new, |body| body.to_string().into()) },
+                    body: if is_upload {
+                        nar(1)
+                    } else {
+                        body.map_or_else(Vec::new, |body| body.to_string().into())
+                    },
                 });
             }
         }

@@ -242,7 +242,8 @@ fn a_private_cache_looks_like_one_that_is_not_there() {
             let (private, absent) = (ask(&there), ask(&not_there));
             assert_eq!(private.status, 401, "{there:?}: {private:?}");
             assert_eq!(private, absent, "{there:?}");
-            let says = if caller.is_some() { "the token that was sent does not count" } else { "none was sent" };
+            let says =
+                if caller.is_some() { "the token that was sent does not count" } else { "none was sent" };
             assert!(there.method == "HEAD" || private.text().contains(says), "{there:?}: {private:?}");
         }
         let listed = server.request("GET", "/_api/v2/caches", &headers, b"").json();
