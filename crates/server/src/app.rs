@@ -226,7 +226,7 @@ impl PartShare<'_> {
     }
 
     /// What the part holds, to keep it for as long as the engine works.
-    pub(crate) fn into_hold(self) -> impl Send + 'static {
+    pub(crate) fn into_hold(self) -> impl Send + 'static + use<> {
         (self.of_pusher, self.of_engine, self.last_resort)
     }
 }
