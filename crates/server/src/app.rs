@@ -163,7 +163,9 @@ impl App {
 
     /// Whether requests wait for a turn that readers hold.
     pub(crate) fn readers_wait(&self) -> bool {
-        [REENCODINGS, FILES].iter().any(|what| self.metrics.http.waiting.with_label_values(&[what]).get() > 0)
+        [REENCODINGS, FILES]
+            .into_iter()
+            .any(|what| self.metrics.http.waiting.with_label_values(&[what]).get() > 0)
     }
 
     async fn in_time<T>(

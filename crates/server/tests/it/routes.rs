@@ -56,10 +56,8 @@ fn addresses(route: &str, cache: &str) -> Vec<String> {
     let api = |rest: &str| vec![format!("/_api/v2/caches/{cache}/{rest}")];
     let session = "sessions/".to_owned() + &"a".repeat(32);
     match route {
-        // These are about no cache, or about several.
-        "Home" | "Alive" | "Ready" | "Stats" | "Caches" | "StoredStats" | "Status" => Vec::new(),
-        // `pages` has them.
-        "Page" => Vec::new(),
+        // These are about no cache, or about several. `pages` has the pages.
+        "Home" | "Alive" | "Ready" | "Stats" | "Caches" | "StoredStats" | "Status" | "Page" => Vec::new(),
         "CacheConfig" => vec![format!("/_api/v1/cache-config/{cache}")],
         "GetMissingPaths" => vec!["/_api/v1/get-missing-paths".to_owned()],
         "UploadPath" => vec!["/_api/v1/upload-path".to_owned()],
