@@ -19,20 +19,20 @@ pub(crate) type Input<'a> = BoxStream<'a, io::Result<Bytes>>;
 pub(crate) struct Decoder<'a> {
     input: Input<'a>,
     /// `None` while a job decodes, and after a job that nobody waited for.
-    decoder: Option<StreamDecoder>,
+    steps: Option<StreamDecoder>,
     cpu: CpuPool,
 }
 
 impl<'a> Decoder<'a> {
     /// Decodes within the memory that [`Compression::decoder_bytes`] named.
     pub(crate) fn of(compression: Compression, input: Input<'a>, decoder_bytes: u64, cpu: &CpuPool) -> Self {
-        Self { input, decoder: Some(compression.decoder(decoder_bytes)), cpu: cpu.clone() }
+        Self { input, steps: Some(compression.decoder(decoder_bytes)), cpu: cpu.clone() }
     }
 
     /// The next decoded bytes, at least one; `None` when the stream has ended well.
     pub(crate) async fn next(&mut self) -> io::Result<Option<Bytes>> {
         loop {
-            let decoder = self.decoder.as_mut().ok_or_else(lost)?;
+            let decoder = self.steps.as_mut().ok_or_else(lost)?;
             if decoder.wants_input() {
                 decoder.feed(self.input.next().await.transpose()?);
             }
@@ -46,9 +46,9 @@ impl<'a> Decoder<'a> {
     }
 
     async fn step_in_a_job(&mut self) -> io::Result<DecodeStep> {
-        let mut decoder = self.decoder.take().ok_or_else(lost)?;
+        let mut decoder = self.steps.take().ok_or_else(lost)?;
         let (step, decoder) = self.cpu.run(move || (decoder.step(), decoder)).await;
-        self.decoder = Some(decoder);
+        self.steps = Some(decoder);
         step
     }
 

@@ -9,6 +9,7 @@ use std::sync::LazyLock;
 use bytes::Bytes;
 use dormer_edge::{decode_form, decode_path};
 use dormer_engine::CpuPool;
+use dormer_format::STEP_OUTPUT_BYTES;
 use dormer_pages::{escape_segment, terminal_text};
 use futures::{StreamExt as _, stream};
 use http::{HeaderMap, HeaderName, HeaderValue, Uri};

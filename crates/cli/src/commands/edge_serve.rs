@@ -7,7 +7,8 @@ use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use clap::{ArgGroup, Args};
 use dormer_edge_host::{
-    DiskCache, EdgeServer, EdgeSettings, HS256_SECRET_BYTES_MIN, Source, TokenBounds, TokenKey, TokenVerifier,
+    DiskCache, EdgeServer, EdgeSettings, HS256_SECRET_BYTES_MIN, Source, TokenBounds, TokenKey,
+    TokenVerifier, is_plain_origin,
 };
 use dormer_http_host::ListenAddress;
 
@@ -66,7 +67,7 @@ fn size(text: &str) -> std::result::Result<u64, String> {
 fn own_address(text: &str) -> std::result::Result<String, String> {
     let address = text.trim_end_matches('/');
     let problem = || format!("'{text}' is not a scheme and a host such as https://cache.example.org");
-    if dormer_edge::is_plain_origin(address) { Ok(address.to_owned()) } else { Err(problem()) }
+    if is_plain_origin(address) { Ok(address.to_owned()) } else { Err(problem()) }
 }
 
 pub(super) async fn run(args: EdgeServeArgs, context: &Context) -> Result<()> {

@@ -803,13 +803,12 @@ fn hostile_try(name: &str, address: &str) -> Option<Vec<String>> {
     const PATH: &str = "/nix/store/3n58xw4373jp0ljirf06d8077j15pc4j-hello-2.12";
     let more: &[&str] = match name {
         "login" => &["other", address],
-        "push" => &["main", PATH],
         "use" => &["main", "--dry-run"],
         "cache create" | "cache info" | "cache ls" | "stats" | "pin list" => &["main"],
         "cache configure" => &["main", "--public"],
         "cache list" => &[],
         "cache destroy" => &["main", "--no-confirm"],
-        "cache show" | "cache remove-path" => &["main", PATH],
+        "push" | "cache show" | "cache remove-path" => &["main", PATH],
         "cat" => &["main", "3n58xw4373jp0ljirf06d8077j15pc4j/bin/hello"],
         "pin add" => &["main", "p", PATH],
         "pin remove" => &["main", "p"],

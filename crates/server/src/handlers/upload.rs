@@ -4,6 +4,7 @@ use std::io;
 
 use dormer_api::{CacheName, Permission};
 use dormer_engine::IngestRequest;
+use dormer_format::STEP_OUTPUT_BYTES;
 use dormer_index::{CommitOutcome, Object, TraceOutcome};
 use dormer_nix::{BUILD_TRACE_BYTES_MAX, BuildTrace, CacheInfo, DocumentName, NarInfo, StorePathHash};
 use futures::{StreamExt as _, TryStreamExt as _};
