@@ -495,7 +495,7 @@ mod tests {
                 for (range, if_none_match) in
                     [(None, None), (Some("bytes=1-2"), None), (Some("bytes=100-"), None), (None, Some("*"))]
                 {
-                    let asked = Request { range, if_none_match, ..request("GET", &path) };
+                    let asked = Request { range, if_none_match, knows_origin: true, ..request("GET", &path) };
                     let mut answers = vec![Answer::unavailable(false), Answer::not_found(false)];
                     match visit(&asked).admit(Some(&state), Some(&token), NOW) {
                         Admission::Answer(answer) => answers.push(answer),
