@@ -123,6 +123,9 @@ impl<'a> Host<'a> {
             if_range: if_range.as_deref(),
             if_none_match: if_none_match.as_deref(),
             origin: Some(&self.origin),
+            // Cloudflare brings only requests for the hosts that lead to this Worker, and keeps an
+            // answer under its whole address.
+            knows_origin: true,
             shows_pages: !runtime::is_off(self.environment, "PAGES"),
         });
         match planned {

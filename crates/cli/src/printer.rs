@@ -15,7 +15,7 @@ use serde::Serialize;
 use crate::chart::{self, Bar};
 use crate::error::{Error, Result};
 use crate::terminal::columns_of_stdout;
-use crate::terminal_text::{shown, shown_json};
+use crate::terminal_text::{ShownFile, shown, shown_json};
 
 /// How much the program prints.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -80,6 +80,12 @@ impl Printer {
     /// A line of data that begins with a coloured mark.
     pub(crate) fn marked_data(&self, code: &str, mark: &str, line: &str) -> Result<()> {
         self.to_stdout(&format!("{} {}", self.painted(code, mark), shown(line)))
+    }
+
+    /// Data that comes as bytes: a file. A terminal shows what it would obey.
+    pub(crate) fn file_data(&self) -> FileData {
+        let shown = io::stdout().is_terminal().then(ShownFile::default);
+        FileData { is_silent: self.level == Level::Silent, shown }
     }
 
     /// Several lines of data.
@@ -171,6 +177,31 @@ impl Printer {
         }
         let mut out = io::stdout().lock();
         writeln!(out, "{line}").and_then(|()| out.flush()).map_err(Error::Output)
+    }
+}
+
+/// A file on its way to standard output.
+pub(crate) struct FileData {
+    is_silent: bool,
+    /// How a terminal gets it.
+    shown: Option<ShownFile>,
+}
+
+impl FileData {
+    /// Writes the next bytes.
+    pub(crate) fn write(&mut self, bytes: &[u8]) -> Result<()> {
+        match &mut self.shown {
+            _ if self.is_silent => Ok(()),
+            Some(shown) => io::stdout().write_all(shown.push(bytes).as_bytes()).map_err(Error::Output),
+            None => io::stdout().write_all(bytes).map_err(Error::Output),
+        }
+    }
+
+    /// Writes what is left.
+    pub(crate) fn finish(self) -> Result<()> {
+        let rest = self.shown.filter(|_| !self.is_silent).map(ShownFile::finish).unwrap_or_default();
+        let mut out = io::stdout().lock();
+        out.write_all(rest.as_bytes()).and_then(|()| out.flush()).map_err(Error::Output)
     }
 }
 

@@ -38,8 +38,13 @@ pub(crate) fn is_readable_by_others(path: &Path) -> bool {
     has_any_mode(path, 0o077)
 }
 
-/// Whether every user may read the file: then no token goes into a netrc file. One that a group may
-/// read is fine, because the fetching user need not own it.
+/// Whether the users of a group may read the file: a token goes into such a netrc file, because the
+/// user that fetches need not own it, but not silently.
+pub(crate) fn is_readable_by_group(path: &Path) -> bool {
+    has_any_mode(path, 0o040)
+}
+
+/// Whether every user may read the file: then no token goes into a netrc file.
 pub(crate) fn is_readable_by_all(path: &Path) -> bool {
     has_any_mode(path, 0o007)
 }

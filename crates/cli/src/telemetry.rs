@@ -165,11 +165,8 @@ fn tracer_provider(environment: &Environment) -> Result<SdkTracerProvider> {
         .text("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT")?
         .or(environment.text("OTEL_EXPORTER_OTLP_ENDPOINT")?)
         .unwrap_or("http://localhost:4318");
-    if endpoint.starts_with("http:") {
-        // In a minimal container without root certificates, a client that uses them cannot be
-        // built.
-        exporter = exporter.with_http_client(plain_client().map_err(|error| failed(&error))?);
-    }
+    let client = collector_client(endpoint.starts_with("http:")).map_err(|error| failed(&error))?;
+    exporter = exporter.with_http_client(client);
     let exporter = exporter.build().map_err(|error| failed(&error))?;
     Ok(SdkTracerProvider::builder()
         .with_batch_exporter(exporter)
@@ -177,12 +174,18 @@ fn tracer_provider(environment: &Environment) -> Result<SdkTracerProvider> {
         .build())
 }
 
+/// A client that follows no redirect: spans and headers, which may hold a key of the collector, go
+/// to the address in the settings alone. In a minimal container without root certificates, a client
+/// that uses them cannot be built, so one for plain HTTP has none.
+///
 /// Built on its own thread: the client contains a runtime, which must not be made within another
 /// runtime.
-fn plain_client() -> reqwest::Result<reqwest::blocking::Client> {
+fn collector_client(is_plain: bool) -> reqwest::Result<reqwest::blocking::Client> {
     let build = || {
-        let limit = opentelemetry_otlp::OTEL_EXPORTER_OTLP_TIMEOUT_DEFAULT;
-        reqwest::blocking::Client::builder().tls_certs_only([]).timeout(limit).build()
+        let client = reqwest::blocking::Client::builder()
+            .timeout(opentelemetry_otlp::OTEL_EXPORTER_OTLP_TIMEOUT_DEFAULT)
+            .redirect(reqwest::redirect::Policy::none());
+        if is_plain { client.tls_certs_only([]).build() } else { client.build() }
     };
     std::thread::scope(|scope| scope.spawn(build).join()).expect("building a client does not panic")
 }
@@ -200,6 +203,25 @@ fn resource(environment: &Environment) -> Result<Resource> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_collector_leads_the_spans_nowhere_else() {
+        use std::io::{Read as _, Write as _};
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let elsewhere = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let address = format!("http://{}/v1/traces", listener.local_addr().unwrap());
+        let location = format!("http://{}/", elsewhere.local_addr().unwrap());
+        std::thread::spawn(move || {
+            let (mut stream, _) = listener.accept().unwrap();
+            let _ = stream.read(&mut [0; 4096]);
+            let head = format!("HTTP/1.1 307 X\r\nLocation: {location}\r\nContent-Length: 0\r\n\r\n");
+            stream.write_all(head.as_bytes()).unwrap();
+        });
+        let client = collector_client(true).unwrap();
+        assert_eq!(client.post(address).body("spans").send().unwrap().status(), 307);
+        elsewhere.set_nonblocking(true).unwrap();
+        assert!(elsewhere.accept().is_err(), "nobody came");
+    }
 
     #[test]
     fn traces_are_off_until_the_environment_wants_them() {

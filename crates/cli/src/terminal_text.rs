@@ -26,6 +26,56 @@ pub(crate) fn shown(text: &str) -> Cow<'_, str> {
     })
 }
 
+/// A file for a terminal, piece by piece: its lines, with `\u{1b}` in place of an escape character
+/// and `\xff` in place of a byte that is no text.
+#[derive(Debug, Default)]
+pub(crate) struct ShownFile {
+    /// The beginning of a character whose other bytes have not come.
+    rest: Vec<u8>,
+}
+
+impl ShownFile {
+    /// The next bytes, as far as they are whole characters.
+    pub(crate) fn push(&mut self, bytes: &[u8]) -> String {
+        self.rest.extend_from_slice(bytes);
+        let whole = self.rest.len() - unfinished(&self.rest);
+        let after = self.rest.split_off(whole);
+        shown_bytes(&std::mem::replace(&mut self.rest, after))
+    }
+
+    /// The bytes that no character came of.
+    pub(crate) fn finish(self) -> String {
+        shown_bytes(&self.rest)
+    }
+}
+
+/// Bytes at the end that may be the beginning of a character.
+fn unfinished(bytes: &[u8]) -> usize {
+    let is_inner = |byte: u8| byte & 0xc0 == 0x80;
+    let tail = bytes.iter().rev().take(3).position(|byte| !is_inner(*byte));
+    let Some(inner) = tail else { return 0 };
+    let length = match bytes[bytes.len() - 1 - inner] {
+        0xc2..=0xdf => 2,
+        0xe0..=0xef => 3,
+        0xf0..=0xf4 => 4,
+        _ => 1,
+    };
+    if inner + 1 < length { inner + 1 } else { 0 }
+}
+
+fn shown_bytes(bytes: &[u8]) -> String {
+    let mut out = String::with_capacity(bytes.len());
+    for run in bytes.utf8_chunks() {
+        for c in run.valid().chars() {
+            if c != '\n' && is_obeyed(c) { out.extend(c.escape_unicode()) } else { out.push(c) }
+        }
+        for byte in run.invalid() {
+            let _ = write!(out, "\\x{byte:02x}");
+        }
+    }
+    out
+}
+
 /// A log line, with at most one line break: at its end.
 pub(crate) fn shown_log_line(line: &str, form: LogForm) -> Cow<'_, str> {
     let (text, end) = line.strip_suffix('\n').map_or((line, ""), |text| (text, "\n"));
@@ -71,6 +121,17 @@ fn escaped(text: &str, escape: impl Fn(&mut String, char)) -> Cow<'_, str> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_file_is_shown_alike_however_it_is_cut() {
+        let file = b"plain\ttext, \xc3\xa4, \xf0\x9f\x91\x8d\n\x1b[2J\xc2\x9b31m\xff\xe2\x80\xae\r\n\xe2\x80";
+        let expected = "plain\ttext, ä, 👍\n\\u{1b}[2J\\u{9b}31m\\xff\\u{202e}\\u{d}\n\\xe2\\x80";
+        for piece in 1..=file.len() {
+            let mut shown = ShownFile::default();
+            let text: String = file.chunks(piece).map(|piece| shown.push(piece)).collect();
+            assert_eq!(text + &shown.finish(), expected, "{piece}");
+        }
+    }
 
     #[test]
     fn what_a_terminal_would_obey_is_shown() {

@@ -3,6 +3,7 @@
 use std::io;
 use std::time::Duration;
 
+use dormer_format::SUPPORTED_COMPRESSIONS;
 use dormer_nix::NarHash;
 
 use crate::retry::Passing;
@@ -72,7 +73,7 @@ pub enum FetchError {
         url: String,
     },
     /// The compression is unknown.
-    #[error("the compression {name:?} is not one of xz, zstd, bzip2, gzip, br, lz4 and none")]
+    #[error("the compression {name:?} is not one of these: {SUPPORTED_COMPRESSIONS}")]
     Compression {
         /// Its name in the narinfo.
         name: String,

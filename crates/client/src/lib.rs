@@ -27,6 +27,7 @@ mod api;
 mod build_logs;
 mod by_chunks;
 mod certificates;
+mod decoded_file;
 mod dump;
 mod endpoint;
 mod error;

@@ -43,6 +43,9 @@ pub struct EdgeSettings {
     pub document_bytes_max: u64,
     /// Whether browsers get pages.
     pub shows_pages: bool,
+    /// The address of the host for clients: a scheme and a host. Without it, pages show the address
+    /// of each request, and no cache may keep them.
+    pub address: Option<String>,
 }
 
 impl Default for EdgeSettings {
@@ -59,6 +62,7 @@ impl Default for EdgeSettings {
             store_timeout: Duration::from_secs(30),
             document_bytes_max: 32 * 1024 * 1024,
             shows_pages: true,
+            address: None,
         }
     }
 }
@@ -165,9 +169,12 @@ impl EdgeServer {
     async fn respond(&self, request: &Request<Incoming>) -> Response<Body> {
         let begin = Instant::now();
         let header = |name: HeaderName| request.headers().get(name).and_then(|value| value.to_str().ok());
-        let origin = origin(request);
+        let known = self.settings.address.clone();
+        let knows_origin = known.is_some();
+        let origin = known.or_else(|| origin(request));
         let planned = plan(&EdgeRequest {
             origin: origin.as_deref(),
+            knows_origin,
             method: request.method().as_str(),
             path: request.uri().path(),
             query: request.uri().query().unwrap_or_default(),
@@ -337,8 +344,8 @@ impl Service for EdgeServer {
     }
 }
 
-/// The address of this host as the client knows it. A proxy in front speaks TLS, and says so; only
-/// one on this machine is believed, because caches keep a page for everybody.
+/// The address of this host as the client says it. A proxy in front speaks TLS, and says so; only
+/// one on this machine is believed.
 fn origin<B>(request: &Request<B>) -> Option<String> {
     let header = |name: HeaderName| request.headers().get(name).and_then(|value| value.to_str().ok());
     let is_trusted = request.extensions().get().is_some_and(Peer::is_local);

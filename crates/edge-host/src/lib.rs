@@ -16,6 +16,8 @@ mod source;
 
 pub use disk::{DiskCache, DiskCacheError};
 pub use dormer_api::TokenBounds;
-pub use dormer_edge::{HS256_SECRET_BYTES_MIN, KeyError, TokenKey, TokenVerifier, check_secret};
+pub use dormer_edge::{
+    HS256_SECRET_BYTES_MIN, KeyError, TokenKey, TokenVerifier, check_secret, is_plain_origin,
+};
 pub use host::{EdgeServer, EdgeSettings};
 pub use source::{Source, SourceError};

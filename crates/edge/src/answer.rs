@@ -54,7 +54,27 @@ impl Answer {
 
     /// A page. Its headers are those of the lab's pages.
     pub(crate) fn page(status: u16, visibility: Visibility, html: String, is_head: bool) -> Self {
-        let mut answer = Self::new(status, AnswerKind::Page, visibility);
+        Self::page_of_kind(AnswerKind::Page, status, visibility, html, is_head)
+    }
+
+    /// A page that shows something which the request says: nobody keeps it.
+    pub(crate) fn page_of_one_request(
+        status: u16,
+        visibility: Visibility,
+        html: String,
+        is_head: bool,
+    ) -> Self {
+        Self::page_of_kind(AnswerKind::Api, status, visibility, html, is_head)
+    }
+
+    fn page_of_kind(
+        kind: AnswerKind,
+        status: u16,
+        visibility: Visibility,
+        html: String,
+        is_head: bool,
+    ) -> Self {
+        let mut answer = Self::new(status, kind, visibility);
         answer.headers.extend(PAGE_HEADERS.map(|(name, value)| (name, value.to_owned())));
         answer.headers.push(("content-length", html.len().to_string()));
         if !is_head {

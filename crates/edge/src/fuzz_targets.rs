@@ -39,6 +39,7 @@ pub fn fuzz_request(data: &[u8]) {
         if_range: header(),
         if_none_match: header(),
         origin: Some("https://cache.example.org"),
+        knows_origin: true,
         shows_pages: true,
     };
     let is_head = method == "HEAD";

@@ -58,7 +58,7 @@ pub fn hash_in(text: &str, store_dir: &StoreDir) -> Option<StorePathHash> {
 
 /// Whether this can be shown as an address to paste: a scheme and a host, and nothing that would be
 /// another word.
-pub(crate) fn is_plain_origin(origin: &str) -> bool {
+pub fn is_plain_origin(origin: &str) -> bool {
     let host = origin.strip_prefix("https://").or_else(|| origin.strip_prefix("http://"));
     let plain = |byte: u8| byte.is_ascii_alphanumeric() || b".-_:[]".contains(&byte);
     host.is_some_and(|host| (1..=255).contains(&host.len()) && host.bytes().all(plain))
@@ -149,6 +149,7 @@ pub(crate) struct PageVisit {
     /// The path as it came.
     pub(crate) path: String,
     pub(crate) origin: Option<String>,
+    pub(crate) knows_origin: bool,
     pub(crate) is_head: bool,
 }
 
@@ -168,6 +169,7 @@ impl PageVisit {
             key_names: key_names(&state.public_keys),
             visibility: state.visibility(),
             frame: frame(&self.path, now),
+            is_kept: self.knows_origin,
             is_head: self.is_head,
         };
         match self.route {
@@ -205,6 +207,8 @@ struct PageHost {
     key_names: Vec<String>,
     visibility: Visibility,
     frame: Frame,
+    /// Whether caches may keep its pages.
+    is_kept: bool,
     is_head: bool,
 }
 
@@ -219,7 +223,11 @@ impl PageHost {
     }
 
     fn page(&self, html: String) -> Answer {
-        Answer::page(200, self.visibility, html, self.is_head)
+        if self.is_kept {
+            Answer::page(200, self.visibility, html, self.is_head)
+        } else {
+            Answer::page_of_one_request(200, self.visibility, html, self.is_head)
+        }
     }
 
     /// Something that is not there, of a path that is.

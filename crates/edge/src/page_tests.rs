@@ -117,6 +117,7 @@ fn request(path: &str) -> Request<'_> {
         path,
         query,
         origin: Some("https://c.org"),
+        knows_origin: true,
         shows_pages: true,
         ..Request::default()
     }
@@ -130,6 +131,23 @@ fn html(answer: &Answer) -> &str {
     match &answer.body {
         Body::Text(html) => html,
         other => panic!("{other:?} is no page"),
+    }
+}
+
+#[test]
+fn nobody_keeps_a_page_with_the_host_that_a_request_named() {
+    for page in ["/main/", &format!("/main/{HASH}")] {
+        for (knows_origin, kept) in [(true, "public, max-age=60"), (false, "no-store")] {
+            let asked = Request { knows_origin, ..request(page) };
+            let mut bucket = Bucket::full();
+            let answer = bucket.answer(&asked, Some(&state("main", true)), None).unwrap();
+            assert!(html(&answer).contains("https://c.org/main"), "{page}");
+            assert_eq!(
+                header(&answer, "cache-control"),
+                Some(kept),
+                "{page}: a client may have said the host"
+            );
+        }
     }
 }
 

@@ -42,6 +42,9 @@ pub struct Request<'a> {
     /// Scheme and host of the request, as in `https://cache.example.org`, if known. Only pages show
     /// it.
     pub origin: Option<&'a str>,
+    /// Whether `origin` is the host's own address, and not what a client says. Only then may caches
+    /// keep pages that show it: a shared cache would give one client's word to all others.
+    pub knows_origin: bool,
     /// Whether the host shows pages. If not, only `/` answers, with a line of text.
     pub shows_pages: bool,
 }
@@ -94,7 +97,8 @@ pub fn plan(request: &Request<'_>) -> RequestPlan {
         Route::Page(cache, route) => {
             let Some(query) = query() else { return no_page() };
             let path = request.path.to_owned();
-            (cache, Target::Page(PageVisit { route, query, path, origin, is_head }))
+            let knows_origin = request.knows_origin;
+            (cache, Target::Page(PageVisit { route, query, path, origin, knows_origin, is_head }))
         }
         Route::Object(cache, key) => (cache, Target::Object(key)),
     };
@@ -491,7 +495,7 @@ mod tests {
                 for (range, if_none_match) in
                     [(None, None), (Some("bytes=1-2"), None), (Some("bytes=100-"), None), (None, Some("*"))]
                 {
-                    let asked = Request { range, if_none_match, ..request("GET", &path) };
+                    let asked = Request { range, if_none_match, knows_origin: true, ..request("GET", &path) };
                     let mut answers = vec![Answer::unavailable(false), Answer::not_found(false)];
                     match visit(&asked).admit(Some(&state), Some(&token), NOW) {
                         Admission::Answer(answer) => answers.push(answer),

@@ -150,6 +150,11 @@ impl Budget {
 }
 
 impl BudgetShare {
+    /// Adds another share of the same budget.
+    pub(crate) fn merge(&mut self, more: Self) {
+        self.permits.merge(more.permits);
+    }
+
     /// Returns what is not needed any more.
     pub(crate) fn shrink_to(&mut self, amount: u64) {
         let needed = usize::try_from(amount.div_ceil(self.unit)).unwrap_or(usize::MAX);

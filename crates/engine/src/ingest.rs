@@ -16,7 +16,7 @@ use dormer_index::{CacheVisibility, ChunkRow, NarId, NarSource, NewNar, StoredLi
 use dormer_nix::nar::{Listing, NarLimits, NarReader};
 use dormer_nix::{NarHash, NarHasher};
 
-use crate::budget::BudgetShare;
+use crate::budget::{Budget, BudgetShare};
 use crate::chunk_sink::{BATCH_BYTES, ChunkSink, IngestContext, StoredStream};
 use crate::ingest_listing::{ListingSink, PendingListing};
 use crate::metrics::Deduplicated;
@@ -68,10 +68,23 @@ pub struct Ingested {
     memory: Arc<BudgetShare>,
 }
 
-/// A share of the memory for uploads. It returns when it is dropped.
+/// A share of the memory for uploads, which grows. It returns when it is dropped.
 #[derive(Debug)]
 pub struct UploadMemory {
-    _share: BudgetShare,
+    budget: Budget,
+    share: Option<BudgetShare>,
+}
+
+impl UploadMemory {
+    /// Takes more when there is more, however long that takes. A call that is dropped takes
+    /// nothing. The caller needs another way on: several shares that grow may wait for each other.
+    pub async fn grow(&mut self, bytes: u64) {
+        let more = self.budget.take_at_last(bytes).await;
+        match &mut self.share {
+            Some(share) => share.merge(more),
+            None => self.share = Some(more),
+        }
+    }
 }
 
 /// An upload in progress.
@@ -173,9 +186,9 @@ impl Engine {
         }))
     }
 
-    /// Takes memory for an upload that is no NAR. [`Error::Busy`] if none is free in time.
-    pub async fn take_upload_memory(&self, bytes: u64) -> Result<UploadMemory> {
-        Ok(UploadMemory { _share: self.upload_memory().take(bytes).await? })
+    /// Memory for an upload that is no NAR: nothing, to grow.
+    pub fn begin_upload_memory(&self) -> UploadMemory {
+        UploadMemory { budget: self.upload_memory().clone(), share: None }
     }
 
     /// Memory that an upload takes, in bytes. [`Error::DecoderTooLarge`] if it can never have that

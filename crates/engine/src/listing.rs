@@ -1,8 +1,8 @@
 //! Reads listings back as JSON.
 //!
 //! A small listing comes from its row in one piece, a large one chunk by chunk, within the memory
-//! for reads. Unlike NARs, listings are decompressed here: clients ask for them rarely, and as
-//! JSON.
+//! for reads. Unlike NARs, listings are decompressed here, in jobs of the CPU pool: clients ask for
+//! them rarely, and as JSON.
 //!
 //! A listing that cannot be read harms nothing else: the engine forgets it, its NAR stays readable,
 //! and the next push of a path with this NAR brings it back.
@@ -51,7 +51,8 @@ impl Engine {
             None => Ok(None),
             Some(StoredListing::Inline(bytes)) if bytes.is_empty() => Ok(None),
             Some(StoredListing::Inline(bytes)) => {
-                let Ok(json) = zstd::bulk::decompress(&bytes, GATHERED_BYTES_MAX) else {
+                let decode = move || zstd::bulk::decompress(&bytes, GATHERED_BYTES_MAX);
+                let Ok(json) = self.cpu().run(decode).await else {
                     self.forget_listing(&found.nar, &[]).await;
                     return Err(Error::Damaged { nar: found.nar.hash });
                 };
@@ -80,7 +81,7 @@ impl Engine {
             groups,
             rows: Vec::new().into_iter(),
             holes_done: 0,
-            decoder: Decoder::new().map_err(Error::Encode)?,
+            decoder: Some(Decoder::new().map_err(Error::Encode)?),
             left: size,
             _memory: memory,
         };
@@ -116,7 +117,8 @@ struct ListingReader {
     groups: Vec<Vec<ChunkRun>>,
     rows: std::vec::IntoIter<ChunkRow>,
     holes_done: usize,
-    decoder: Decoder,
+    /// `None` while a job decodes with it, and after a job that nobody waited for.
+    decoder: Option<Decoder>,
     /// Bytes of JSON that follow.
     left: u64,
     _memory: BudgetShare,
@@ -139,7 +141,7 @@ impl ListingReader {
         let memory = Arc::new(self.engine.read_memory().take(bytes).await?);
         let seen = std::slice::from_ref(&row);
         let failure = match self.engine.fetch_chunk(&row).await {
-            Ok(stored) => return self.decode(&row, &stored, &memory).await.map(Some),
+            Ok(stored) => return self.decode(&row, stored, &memory).await.map(Some),
             Err(failure) => failure,
         };
         let lost = match failure {
@@ -166,12 +168,19 @@ impl ListingReader {
         Ok(chunks)
     }
 
-    async fn decode(&mut self, row: &ChunkRow, stored: &[u8], memory: &Arc<BudgetShare>) -> Result<Bytes> {
+    async fn decode(&mut self, row: &ChunkRow, stored: Bytes, memory: &Arc<BudgetShare>) -> Result<Bytes> {
         let holes = row.layout.holes.len();
         let fills: Vec<HoleFill> =
             self.recipe.hole_fills().skip(self.holes_done).take(holes).copied().collect();
         self.holes_done += holes;
-        let raw = self.decoder.decode(stored, &row.layout, &fills).ok();
+        let mut decoder = match self.decoder.take() {
+            Some(decoder) => decoder,
+            None => Decoder::new().map_err(Error::Encode)?,
+        };
+        let layout = row.layout.clone();
+        let decode = move || (decoder.decode(&stored, &layout, &fills).ok(), decoder);
+        let (raw, decoder) = self.engine.cpu().run(decode).await;
+        self.decoder = Some(decoder);
         let Some(raw) = raw.filter(|raw| raw.len() as u64 <= self.left) else {
             return Err(self.damaged(&[row.number]).await);
         };

@@ -43,7 +43,7 @@ pub struct Closure {
 
 /// Most look-ups for one closure, of up to [`LOOK_PATHS`] paths each. A chain of paths, each of
 /// which refers to the next, takes one for each; real closures are some 30 levels deep.
-const LOOKS_MAX: usize = 128;
+const LOOKS_MAX: usize = 64;
 
 /// Most paths that [`Closure::largest`] names.
 pub const LARGEST_PATHS: usize = 20;

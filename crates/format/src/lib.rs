@@ -1,4 +1,5 @@
-//! Bytes at rest: holes, chunks, frames, packs, recipes and the splicer. Pure.
+//! Bytes at rest: holes, chunks, frames, packs, recipes and the splicer; and the decoders of what
+//! comes compressed otherwise. Pure.
 //!
 //! The contract is docs/STORAGE.md; code follows it. The flow of data through this crate:
 //!
@@ -13,6 +14,7 @@
 
 mod chunker;
 mod codec;
+mod compression;
 mod error;
 mod frame;
 pub mod fuzz_targets;
@@ -22,11 +24,13 @@ mod layout;
 mod manifest;
 mod pack;
 mod recipe;
+mod stream_decoder;
 mod tag;
 mod wire;
 
 pub use chunker::{BLANK, ChunkParams, Chunker, RawChunk};
 pub use codec::{Decoder, Encoder, StoredChunk, checksum, encoder_bytes_max};
+pub use compression::{COMPRESSED_HEAD_BYTES, Compression, SUPPORTED_COMPRESSIONS, WindowTooLarge};
 pub use error::{Error, Malformed, Result};
 pub use frame::{HOLE_FRAME_BYTES, hole_frame, splice, validate_frame};
 pub use ids::{ChunkId, EncodingTag, HOLE_BYTES, HoleFill, PackId};
@@ -42,6 +46,7 @@ pub use pack::{
     PackTrailer, read_header, read_pack, read_table, read_trailer,
 };
 pub use recipe::{ChunkRun, FillRun, HoleFills, Recipe, RecipeBuilder};
+pub use stream_decoder::{DecodeStep, STEP_OUTPUT_BYTES, StreamDecoder};
 pub use tag::TagBuilder;
 
 /// Version of everything here: cuts, ids, frames, packs, recipes, tags. The same version gives the

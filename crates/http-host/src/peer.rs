@@ -23,7 +23,7 @@ impl Peer {
 
     /// What counts as one client: an IPv4 address, or the network that a site gets of IPv6, in
     /// which its clients choose their addresses. `None` for a Unix socket.
-    pub(crate) fn network(&self) -> Option<IpAddr> {
+    pub fn network(&self) -> Option<IpAddr> {
         let Self::Tcp(address) = self else { return None };
         Some(match address.ip().to_canonical() {
             IpAddr::V6(address) => {

@@ -11,19 +11,30 @@ use crate::failure::Failure;
 use crate::health;
 use crate::metrics::{Metrics, QueuedRequest};
 use crate::operations::Operations;
-use crate::push_rate::{PushRates, TooFast, caller};
+use crate::push_rate::{PushRates, TooFast, caller, caller_without_token};
 use crate::request_body::RequestBody;
 use crate::settings::ServerSettings;
 use crate::shares::{Caller, Share, Shares};
 use dormer_engine::{Engine, Ingest, IngestRequest, UploadMemory};
 use dormer_http_host::Probes;
 use futures::FutureExt as _;
+use tokio::sync::OwnedSemaphorePermit;
 
 /// How long a request waits for memory to read its body into, or for its turn to be re-encoded.
 const TURN_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// What requests wait for that want an upload back as it was sent.
 const REENCODINGS: &str = "re-encodings";
+
+/// What requests wait for that want a file out of a path. Each takes a MiB of the memory for reads
+/// while it lasts: at most half of what streams hold throughout.
+const FILES: &str = "files";
+const FILES_MAX: usize = 8;
+
+/// What requests wait for that look through a listing or a closure. One caller looks through one at
+/// a time.
+const SEARCHES: &str = "searches";
+const SEARCHES_MAX: usize = 2;
 
 /// The parts that all requests share.
 #[derive(Debug)]
@@ -43,6 +54,8 @@ pub(crate) struct App {
     checks: Shares,
     body_memory: Shares,
     reencodings: Shares,
+    files: Shares,
+    searches: Shares,
     pub(crate) next_request: AtomicU64,
 }
 
@@ -62,6 +75,8 @@ impl App {
             checks: Shares::turns_per_caller(engine.settings().checks_max()),
             body_memory: Shares::of_memory(settings.buffered_bytes_max as u64),
             reencodings: Shares::of_turns(settings.reencodings_max),
+            files: Shares::of_turns(FILES_MAX),
+            searches: Shares::of_turns(SEARCHES_MAX),
             // A random start, so that the ids of two runs or replicas differ in a shared log.
             next_request: AtomicU64::new(rand::random()),
             engine,
@@ -101,15 +116,14 @@ impl App {
         Ok((self.engine.begin_ingest(request).await?, share))
     }
 
-    /// Memory for a part of a session, when its pusher's share and the engine have it.
-    pub(crate) async fn part_memory(
-        &self,
-        call: &Call,
-        bytes: u64,
-    ) -> Result<(UploadMemory, Share), Failure> {
-        let share = async { self.upload_memory.take(&self.caller(call), bytes).await };
-        let share = self.in_time("uploads", self.engine.settings().upload_wait, share).await?;
-        Ok((self.engine.take_upload_memory(bytes).await?, share))
+    /// Memory for a part of a session. It grows with the bytes that come.
+    pub(crate) fn begin_part(&self, call: &Call) -> PartShare<'_> {
+        PartShare {
+            app: self,
+            of_pusher: self.upload_memory.begin(&self.caller(call)),
+            of_engine: self.engine.begin_upload_memory(),
+            last_resort: None,
+        }
     }
 
     /// A caller's shares for a check of a NAR, which the engine admits: a turn, and memory for
@@ -121,7 +135,7 @@ impl App {
 
     /// The caller that a request's memory and turns count for.
     pub(crate) fn caller(&self, call: &Call) -> Caller {
-        caller(&self.claims(call).unwrap_or_default())
+        self.claims(call).map_or_else(|| caller_without_token(call.peer()), |claims| caller(&claims))
     }
 
     /// Memory for a body that is read whole. It grows with the bytes that come.
@@ -135,9 +149,23 @@ impl App {
         self.in_time(REENCODINGS, TURN_TIMEOUT, turn).await
     }
 
-    /// Whether requests wait for a turn to compress an answer.
-    pub(crate) fn reencodings_wait(&self) -> bool {
-        self.metrics.http.waiting.with_label_values(&[REENCODINGS]).get() > 0
+    /// A turn to send a file out of a path.
+    pub(crate) async fn file_turn(&self, call: &Call) -> Result<Share, Failure> {
+        let turn = async { self.files.take(&self.caller(call), 1).await };
+        self.in_time(FILES, TURN_TIMEOUT, turn).await
+    }
+
+    /// A turn to look through a listing or a closure.
+    pub(crate) async fn search_turn(&self, call: &Call) -> Result<Share, Failure> {
+        let turn = async { self.searches.take(&self.caller(call), 1).await };
+        self.in_time(SEARCHES, TURN_TIMEOUT, turn).await
+    }
+
+    /// Whether requests wait for a turn that readers hold.
+    pub(crate) fn readers_wait(&self) -> bool {
+        [REENCODINGS, FILES]
+            .into_iter()
+            .any(|what| self.metrics.http.waiting.with_label_values(&[what]).get() > 0)
     }
 
     async fn in_time<T>(
@@ -165,5 +193,42 @@ impl BufferShare<'_> {
     /// Takes more when there is more. Returns whether others now wait for this request alone.
     pub(crate) async fn grow(&mut self, bytes: u64) -> Result<bool, Failure> {
         self.app.in_time("requests", TURN_TIMEOUT, self.share.grow(bytes)).await
+    }
+}
+
+/// What a part of a session holds of the memory for uploads.
+pub(crate) struct PartShare<'a> {
+    app: &'a App,
+    of_pusher: Share,
+    of_engine: UploadMemory,
+    /// The turn that bodies take too which go beyond the limit: so all of them together take no
+    /// more than one.
+    last_resort: Option<OwnedSemaphorePermit>,
+}
+
+impl PartShare<'_> {
+    /// Takes more when there is more. Returns whether others now wait for this request alone.
+    pub(crate) async fn grow(&mut self, bytes: u64) -> Result<bool, Failure> {
+        if self.last_resort.is_some() {
+            return Ok(true);
+        }
+        let Self { app, of_pusher, of_engine, last_resort } = self;
+        let grown = async {
+            let is_beyond_share = of_pusher.grow(bytes).await;
+            tokio::select! {
+                biased;
+                () = of_engine.grow(bytes) => is_beyond_share,
+                turn = app.body_memory.last_resort() => {
+                    *last_resort = Some(turn);
+                    true
+                }
+            }
+        };
+        app.in_time("uploads", app.engine.settings().upload_wait, grown).await
+    }
+
+    /// What the part holds, to keep it for as long as the engine works.
+    pub(crate) fn into_hold(self) -> impl Send + 'static + use<> {
+        (self.of_pusher, self.of_engine, self.last_resort)
     }
 }

@@ -9,6 +9,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use dormer_api::{TOKEN_BYTES_MAX, TokenClaims, presented_token};
 use dormer_edge::TokenVerifier;
+use dormer_http_host::brief;
 use http::HeaderMap;
 use http::header::AUTHORIZATION;
 use moka::sync::Cache as Memory;
@@ -97,8 +98,8 @@ impl Remembered {
         if !self.is_logged.swap(true, Ordering::Relaxed) {
             let TokenClaims { sub, jti, exp, .. } = &*self.claims;
             tracing::warn!(
-                subject = sub.as_deref().unwrap_or_default(),
-                token.id = jti.as_deref().unwrap_or_default(),
+                subject = brief(sub.as_deref().unwrap_or_default()).as_ref(),
+                token.id = brief(jti.as_deref().unwrap_or_default()).as_ref(),
                 token.exp = exp.unwrap_or_default(),
                 "a token in use ends ({ends})"
             );

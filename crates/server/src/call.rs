@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use dormer_edge::{decode_file_path, decode_path, split_files};
 use dormer_http_host::{Peer, brief};
-use http::header::{AsHeaderName, HOST, HeaderName};
+use http::header::{AUTHORIZATION, AsHeaderName, HOST, HeaderName};
 use http::request::Parts;
 use http::{HeaderMap, HeaderValue, Method};
 
@@ -190,6 +190,16 @@ impl Call {
         self.parts.headers.get(name)?.to_str().ok()
     }
 
+    /// The other end of the connection.
+    pub(crate) fn peer(&self) -> Option<Peer> {
+        self.parts.extensions.get().copied()
+    }
+
+    /// Whether the request brings something in place of a token, whatever it is.
+    pub(crate) fn sends_token(&self) -> bool {
+        self.parts.headers.contains_key(AUTHORIZATION)
+    }
+
     /// The host and port of the request.
     pub(crate) fn host(&self) -> Option<&str> {
         // A request that names an absolute address ignores the header (RFC 9112, 3.2.2).
@@ -199,8 +209,7 @@ impl Call {
     /// The address that the client used, with a slash at the end: as a trusted proxy reports it,
     /// else the host of the request.
     pub(crate) fn address(&self, trusted_proxies: &[Network]) -> String {
-        let peer = self.parts.extensions.get::<Peer>().copied();
-        let is_trusted = forwarded::is_trusted(peer, trusted_proxies);
+        let is_trusted = forwarded::is_trusted(self.peer(), trusted_proxies);
         let forwarded = if is_trusted { Forwarded::read(&self.parts.headers) } else { Forwarded::default() };
         forwarded.address(self.host().unwrap_or("localhost"))
     }

@@ -19,6 +19,7 @@ use crate::failure::Failure;
 use crate::handlers::{
     attic, browse, caches, documents, nar, pages, people, retention, sessions, stats, status, upload,
 };
+use crate::page_route::PageRoute;
 use crate::request_body::RequestBody;
 use crate::route::Route;
 
@@ -59,6 +60,8 @@ impl App {
         if shows_page {
             call.allow_session();
         }
+        let follows_accept =
+            matches!(route, Some(Route::Home | Route::Page(PageRoute::CacheWithoutSlash(_))));
         let is_of_no_cache = route.as_ref().is_some_and(Route::is_of_no_cache);
         let mut exchange = Exchange::begin(&self.metrics, &call, id, template, self.settings.traces);
         // Handlers share only locks that no panic leaves half done, and the index. So a panic fails
@@ -92,6 +95,13 @@ impl App {
         let Caching { cache_control, vary } = caching(kind, visibility, response.status().as_u16());
         let headers = response.headers_mut();
         headers.insert(CACHE_CONTROL, HeaderValue::from_static(cache_control));
+        let vary = match vary {
+            // Pages take the cookie of a session for a token, and some addresses are pages for
+            // browsers alone.
+            Some(_) if shows_page && follows_accept => Some("accept, authorization, cookie"),
+            Some(_) if shows_page => Some("authorization, cookie"),
+            vary => vary,
+        };
         if let Some(vary) = vary {
             headers.insert(VARY, HeaderValue::from_static(vary));
         }

@@ -31,7 +31,7 @@ pub(crate) enum Failure {
     MethodNotAllowed { allow: &'static str },
     #[error("this server does not answer to this host name")]
     BadHost,
-    #[error("no permission: a valid token is needed")]
+    #[error("no permission: a token is needed, and none was sent")]
     Unauthorized,
     #[error("the token does not allow to {0} here")]
     Forbidden(Permission),
@@ -51,6 +51,8 @@ pub(crate) enum Failure {
     Window(u64),
     #[error("the content encoding {0:?} is not supported: expected {SUPPORTED}")]
     ContentEncoding(String),
+    #[error("a content encoding is not for this body: {0}")]
+    Coded(&'static str),
     #[error("{what} is longer than {max} bytes, the limit")]
     TooLong { what: &'static str, max: u64 },
     #[error(transparent)]
@@ -97,6 +99,10 @@ enum Tell {
     Phrase(&'static str),
 }
 
+/// What a caller hears whose token does not help: not a word of which of these it is.
+const TOKEN_DOES_NOT_COUNT: &str = "no permission: the token that was sent does not count here: it has ended, is for another server, or \
+     permits nothing here";
+
 const UNAVAILABLE: Tell = Tell::Phrase("a part of the server is unavailable, try again later");
 const INTERNAL: Tell = Tell::Phrase("internal error: the server's log has more under this request's id");
 
@@ -117,7 +123,9 @@ impl Failure {
             | Self::Window(_)
             | Self::Body(BodyError::Incomplete) => of(StatusCode::BAD_REQUEST, Name::RequestError),
             Self::UnknownCompression { .. } => of(StatusCode::BAD_REQUEST, Name::InvalidCompressionType),
-            Self::ContentEncoding(_) => of(StatusCode::UNSUPPORTED_MEDIA_TYPE, Name::InvalidCompressionType),
+            Self::ContentEncoding(_) | Self::Coded(_) => {
+                of(StatusCode::UNSUPPORTED_MEDIA_TYPE, Name::InvalidCompressionType)
+            }
             Self::Body(BodyError::Idle | BodyError::TooSlow) => {
                 of(StatusCode::REQUEST_TIMEOUT, Name::RequestError)
             }
@@ -162,7 +170,11 @@ impl Failure {
             // allocation.
             return body::text(status, Bytes::from_static(b"the cache does not have this\n"));
         }
-        let detail = with_causes(&self);
+        let mut detail = with_causes(&self);
+        if matches!(self, Self::Unauthorized) && call.sends_token() {
+            // Whether the cache exists makes no difference.
+            TOKEN_DOES_NOT_COUNT.clone_into(&mut detail);
+        }
         self.log(call, status, &detail, has_token);
         let message = match tell {
             Tell::Everything => detail,

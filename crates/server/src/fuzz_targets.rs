@@ -9,13 +9,14 @@ use std::sync::LazyLock;
 use bytes::Bytes;
 use dormer_edge::{decode_form, decode_path};
 use dormer_engine::CpuPool;
+use dormer_format::STEP_OUTPUT_BYTES;
 use dormer_pages::{escape_segment, terminal_text};
 use futures::{StreamExt as _, stream};
 use http::{HeaderMap, HeaderName, HeaderValue, Uri};
 use tokio::runtime::Runtime;
 
 use crate::codec::{Compression, WindowTooLarge};
-use crate::decoder::STEP_OUTPUT_BYTES;
+use crate::decoder::Decoder;
 use crate::forwarded::{Forwarded, Network};
 use crate::page_route::PageRoute;
 use crate::route::{NarFile, Route};
@@ -127,7 +128,7 @@ pub fn fuzz_codec(data: &[u8]) {
         };
         assert!(decoder_bytes <= DECODER_BYTES_MAX, "{compression:?} needs {decoder_bytes}");
         let input = stream::iter([Ok(Bytes::copy_from_slice(data))]).boxed();
-        let mut decoder = compression.decode(input, decoder_bytes, &CpuPool::new(1, 1));
+        let mut decoder = Decoder::of(compression, input, decoder_bytes, &CpuPool::new(1, 1));
         let mut plain_bytes = 0;
         // Garbage is an error, which is fine.
         while let Ok(Some(piece)) = DECODING.block_on(decoder.next()) {

@@ -8,6 +8,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use dormer_api::TokenClaims;
+use dormer_http_host::Peer;
 use moka::sync::Cache as Remembered;
 
 use crate::shares::Caller;
@@ -75,6 +76,13 @@ impl Pusher {
     pub(crate) fn count_bytes(&self, bytes: u64, now: Instant) {
         self.bytes.take(bytes, now);
     }
+}
+
+/// The network that a request without a token comes from. All clients of a proxy are one, and so
+/// are those of a Unix socket. No token's caller has such a name: those have a line break.
+pub(crate) fn caller_without_token(peer: Option<Peer>) -> Caller {
+    let network = peer.and_then(|peer| peer.network());
+    Caller(network.map_or_else(|| "this machine".to_owned(), |network| network.to_string()))
 }
 
 /// The subject that a token was made for; without a subject, the token's own name. Tokens with
@@ -186,5 +194,17 @@ mod tests {
         assert_eq!(name(Some("ada"), Some("1")), name(Some("ada"), Some("2")));
         assert_ne!(name(None, Some("1")), name(None, Some("2")));
         assert_ne!(name(Some("ada"), None), name(Some("bob"), None));
+    }
+
+    #[test]
+    fn without_a_token_each_network_is_a_caller() {
+        let from = |text: &str| caller_without_token(Some(Peer::Tcp(text.parse().unwrap())));
+        assert_eq!(from("192.0.2.1:1"), from("192.0.2.1:2"));
+        assert_ne!(from("192.0.2.1:1"), from("192.0.2.2:1"));
+        assert_eq!(from("[2001:db8::1]:1"), from("[2001:db8::2]:1"), "a site is one client");
+        assert_eq!(caller_without_token(Some(Peer::Unix)), caller_without_token(None));
+        for other in [claims(None, None), claims(Some("192.0.2.1"), None)] {
+            assert_ne!(from("192.0.2.1:1"), caller(&other), "no token takes its place");
+        }
     }
 }

@@ -171,7 +171,12 @@ mod tests {
             let limit = compression.decoder_bytes(&at_once).unwrap();
             if compression != Compression::Zstd {
                 let input = stream::iter([Ok(Bytes::from(at_once))]).boxed();
-                let decoder = compression.decode(input, limit, &dormer_engine::CpuPool::new(1, 1));
+                let decoder = crate::decoder::Decoder::of(
+                    compression,
+                    input,
+                    limit,
+                    &dormer_engine::CpuPool::new(1, 1),
+                );
                 assert!(whole(decoder.into_stream()).await.unwrap() == plain, "{compression:?}");
             }
         }

@@ -1,7 +1,7 @@
 //! Shares of memory and turns: what one caller may hold, and what all callers may hold together.
 //!
-//! A caller is a token's subject. Its requests wait for each other first and for other callers
-//! second, so a caller that asks for too much waits for itself.
+//! A caller is a token's subject, or a network if there is no token. Its requests wait for each
+//! other first and for other callers second, so a caller that asks for too much waits for itself.
 //!
 //! Invariants
 //! - A caller never holds more than three quarters of a budget, and all callers together never hold
@@ -21,7 +21,7 @@ const MEMORY_UNIT: u64 = 1024;
 const SHARE_NUMERATOR: usize = 3;
 const SHARE_DENOMINATOR: usize = 4;
 
-/// Names a caller: the issuer and the subject of its token.
+/// Names a caller: the issuer and the subject of its token, or its network if it has no token.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub(crate) struct Caller(pub(crate) String);
 
@@ -100,6 +100,12 @@ impl Shares {
             level
         });
         Share { unit: self.unit, of_caller: Held::new(level), of_all: Held::new(Arc::clone(&self.all)) }
+    }
+
+    /// The turn to go beyond the limit of all callers. At most one request has it, whichever memory
+    /// it needs.
+    pub(crate) async fn last_resort(&self) -> OwnedSemaphorePermit {
+        Arc::clone(&self.all.last_resort).acquire_owned().await.expect(NEVER_CLOSED)
     }
 
     /// Takes a share of a fixed size when its turn comes; all there is, if that is less.

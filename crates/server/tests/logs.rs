@@ -73,6 +73,12 @@ fn a_request_is_found_again_by_its_id_in_every_line_and_no_line_has_a_secret() {
         assert_eq!(Reply::parse(&answer, false).status, 404);
     }
 
+    // A token that ends soon is logged with its subject.
+    let long = common::token_of(&"s".repeat(2_000), &json!({"team-a": {"r": 1}}));
+    assert_eq!(server.call(&long, "GET", "/team-a/nix-cache-info", b"").status, 200);
+    let signed_in = server.request("POST", "/_dormer/sign-in", &[], format!("token={long}").as_bytes());
+    assert_eq!(signed_in.status, 303, "{signed_in:?}");
+
     worst_requests(&server);
 
     let lines = common::until("what follows an answer is written, too", || {
@@ -83,6 +89,9 @@ fn a_request_is_found_again_by_its_id_in_every_line_and_no_line_has_a_secret() {
         assert!(line.len() < 1_000, "{} bytes: {line}", line.len());
         let is_quiet = line.contains(" DEBUG ") || line.contains(" TRACE ");
         assert!(is_quiet || !line.contains("request.id=anonymous}"), "{line}");
+    }
+    for logged in ["a token in use ends", "signed in"] {
+        assert!(lines.iter().any(|line| line.contains(logged)), "{logged}: {lines:#?}");
     }
     let of = |id: &str, text: &str| {
         lines.iter().any(|line| line.contains(&format!("request.id={id}}}")) && line.contains(text))

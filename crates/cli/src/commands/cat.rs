@@ -1,7 +1,5 @@
 //! `dormer cat`: one file out of a path of a cache.
 
-use std::io::Write as _;
-
 use clap::Args;
 use dormer_client::CacheRef;
 use dormer_nix::{StorePath, StorePathHash};
@@ -11,7 +9,8 @@ use crate::error::{Error, Result};
 
 /// Print a file of a path that a cache has
 ///
-/// The server reads only the part of the archive that holds the file.
+/// The server reads only the part of the archive that holds the file. On a terminal, the command
+/// shows characters that terminals obey, as \u{1b} for example. A file or a pipe gets the bytes.
 ///
 /// Examples:
 ///   dormer cat main /nix/store/3n58xw4373jp0ljirf06d8077j15pc4j-hello-2.12/bin/hello >hello
@@ -37,12 +36,11 @@ pub(super) async fn run(args: CatArgs, context: &Context) -> Result<()> {
     })?;
     let (_, api) = context.connect_to_cache(&args.cache)?;
     let mut file = api.get_file(&args.cache.cache, &hash, &names).await?;
-    let mut output = std::io::stdout().lock();
-    let failed = |source| Error::Io { attempt: "write the file".to_owned(), source };
+    let mut output = context.printer.file_data();
     while let Some(piece) = file.next().await? {
-        output.write_all(&piece).map_err(failed)?;
+        output.write(&piece)?;
     }
-    output.flush().map_err(failed)
+    output.finish()
 }
 
 /// The hash of the store path, and the names behind it.

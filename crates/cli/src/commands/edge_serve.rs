@@ -7,7 +7,8 @@ use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use clap::{ArgGroup, Args};
 use dormer_edge_host::{
-    DiskCache, EdgeServer, EdgeSettings, HS256_SECRET_BYTES_MIN, Source, TokenBounds, TokenKey, TokenVerifier,
+    DiskCache, EdgeServer, EdgeSettings, HS256_SECRET_BYTES_MIN, Source, TokenBounds, TokenKey,
+    TokenVerifier, is_plain_origin,
 };
 use dormer_http_host::ListenAddress;
 
@@ -50,6 +51,10 @@ pub(crate) struct EdgeServeArgs {
     /// Largest size of the disk cache
     #[arg(long, value_name = "SIZE", default_value = "10 GiB", value_parser = size)]
     cache_size: u64,
+    /// Address that pages show, such as https://cache.example.org; without it, pages show the
+    /// address of each request, and no cache may keep them
+    #[arg(long, value_name = "URL", value_parser = own_address)]
+    address: Option<String>,
     /// Serve no pages to browsers, only what Nix asks for
     #[arg(long)]
     no_pages: bool,
@@ -57,6 +62,12 @@ pub(crate) struct EdgeServeArgs {
 
 fn size(text: &str) -> std::result::Result<u64, String> {
     parse_size(text).ok_or_else(|| format!("'{text}' is not a size such as 500 MiB or 10 GiB"))
+}
+
+fn own_address(text: &str) -> std::result::Result<String, String> {
+    let address = text.trim_end_matches('/');
+    let problem = || format!("'{text}' is not a scheme and a host such as https://cache.example.org");
+    if is_plain_origin(address) { Ok(address.to_owned()) } else { Err(problem()) }
 }
 
 pub(super) async fn run(args: EdgeServeArgs, context: &Context) -> Result<()> {
@@ -72,7 +83,8 @@ pub(super) async fn run(args: EdgeServeArgs, context: &Context) -> Result<()> {
     };
     let disk =
         args.cache_dir.as_deref().map(|folder| DiskCache::open(folder, args.cache_size)).transpose()?;
-    let settings = EdgeSettings { shows_pages: !args.no_pages, ..EdgeSettings::default() };
+    let settings =
+        EdgeSettings { shows_pages: !args.no_pages, address: args.address, ..EdgeSettings::default() };
     let server = EdgeServer::new(source, disk, verifier()?, settings);
     let listener = listen_for_clients(&args.listen).await?;
     let address = local_address(&listener)?;

@@ -15,6 +15,10 @@ use crate::error::{Error, Result};
 /// Time limit for an address to say whether it is a cache.
 const PROBE_TIMEOUT: Duration = Duration::from_secs(10);
 
+/// What a user should know before a token goes to an address without TLS on another machine.
+pub(super) const PLAIN_TEXT_TOKEN: &str =
+    "the token will travel unencrypted: use https:// outside of a trusted network";
+
 /// Remember a server and its token
 ///
 /// The command asks the server for its caches before it stores anything: a server is Dormer's or
@@ -71,7 +75,7 @@ pub(super) async fn run(args: LoginArgs, context: &Context) -> Result<()> {
 
     let printer = &context.printer;
     if resolved.token.is_some() && resolved.endpoint.is_plain_text() {
-        printer.warn("the token will travel unencrypted: use https:// outside of a trusted network");
+        printer.warn(PLAIN_TEXT_TOKEN);
     }
     if resolved.token.is_none() {
         if had_token {

@@ -142,7 +142,7 @@ impl NixFiles {
             show(context, path, &shown)?;
             if !dry_run {
                 refuse_managed(path, shown)?;
-                refuse_readable(path, before, after.text())?;
+                refuse_readable(context, path, before, after.text())?;
                 let written = write_whole(path, after.text(), mode, keeps_empty);
                 written
                     .map_err(Error::io("write", path))
@@ -267,10 +267,20 @@ pub(super) fn refuse_managed(path: &Path, shown: Vec<Change>) -> Result<()> {
     Err(Error::ManagedFile { path: path.to_owned(), managed: "NixOS or home-manager", lines })
 }
 
-/// A token must not go into a file that every user of this machine can read.
-fn refuse_readable(path: &Path, before: &str, after: &str) -> Result<()> {
+/// A token must not go into a file that every user of this machine can read, and not silently into
+/// one that the users of a group can read.
+fn refuse_readable(context: &Context, path: &Path, before: &str, after: &str) -> Result<()> {
     let is_token = |change: &Change| matches!(change, Change::Added(line) if line.starts_with("machine "));
-    if changes(before, after).iter().any(is_token) && secret_file::is_readable_by_all(path) {
+    if !changes(before, after).iter().any(is_token) {
+        return Ok(());
+    }
+    if secret_file::is_readable_by_group(path) && !secret_file::is_readable_by_all(path) {
+        let path = path.display();
+        context
+            .printer
+            .warn(&format!("the users of the group of {path} can read the token (chmod g-r {path})"));
+    }
+    if secret_file::is_readable_by_all(path) {
         return Err(Error::usage(
             format!(
                 "{} is readable by every user of this machine, and the token would be too",

@@ -12,6 +12,7 @@ use dormer_client::{
 };
 use dormer_nix::{CacheInfo, PublicKey};
 
+use super::login::PLAIN_TEXT_TOKEN;
 use super::nix_settings::{DETERMINATE_NETRC, EDGE_NETRC, NixFiles};
 use crate::context::{Context, EXIT_CODES_OF_CLIENT, EndpointArgs};
 use crate::error::{Error, Result};
@@ -400,6 +401,9 @@ async fn at_edge(edge: &Endpoint, args: &UseArgs, context: &Context) -> Result<S
         };
         (Some(server.name.to_string()), key, token)
     };
+    if token.is_some() && edge.is_plain_text() {
+        context.printer.warn(PLAIN_TEXT_TOKEN);
+    }
     let info = format!("{url}/nix-cache-info");
     match dormer_client::probe(&info, token.as_ref(), PROBE_TIMEOUT).await {
         Ok(seen) if seen.status == 200 => {}

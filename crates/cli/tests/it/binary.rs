@@ -775,29 +775,84 @@ fn nothing_that_a_server_says_reaches_the_terminal_as_a_command() {
         fs::create_dir_all(home.path(".config/dormer")).unwrap();
         let settings = format!("default-server = \"lab\"\n[servers.lab]\nendpoint = \"{address}\"\n");
         fs::write(home.path(".config/dormer/config.toml"), settings).unwrap();
-        for arguments in [
-            &["cache", "info", "main"][..],
-            &["cache", "list"],
-            &["cache", "create", "main"],
-            &["cache", "destroy", "main", "--no-confirm"],
-            &["use", "main", "--dry-run"],
-            &["login", "other", &address],
-            &["doctor", "--client"],
-        ] {
-            for json in [None, Some("--json")] {
-                let all: Vec<&str> = arguments.iter().copied().chain(json).collect();
-                let output = home.command(&all).output().unwrap();
-                for bytes in [&output.stdout, &output.stderr] {
-                    let text = String::from_utf8(bytes.clone()).unwrap();
-                    let obeyed = text.chars().find(|c| {
-                        (c.is_control() && *c != '\n')
-                            || matches!(c, '\u{2028}'..='\u{202e}' | '\u{2066}'..='\u{2069}')
-                    });
-                    assert_eq!(obeyed, None, "{all:?} with {status} {body}:\n{text}");
-                    let forged = text.lines().any(|line| line.starts_with("error: forged"));
-                    assert!(!forged, "{all:?} with {status} {body}:\n{text}");
-                }
+        let tries: Vec<_> =
+            leaf_commands().into_iter().filter_map(|name| hostile_try(name, &address)).collect();
+        assert!(tries.len() >= 18, "{tries:?}");
+        let (home, body) = (&home, body.as_str());
+        std::thread::scope(|scope| {
+            for some in tries.chunks(tries.len().div_ceil(4)) {
+                scope.spawn(move || some.iter().for_each(|words| obeys_nothing(home, words, body)));
             }
+        });
+    }
+}
+
+/// The commands without others below them, from the page that a test compares with the code.
+fn leaf_commands() -> Vec<&'static str> {
+    let page = include_str!("../../../../docs/COMMANDS.md");
+    let commands = page.split("\n## dormer ").skip(1).filter_map(|part| {
+        let (name, rest) = part.split_once('\n')?;
+        let usage = rest.lines().find(|line| line.starts_with("Usage: "))?;
+        let is_group = usage == format!("Usage: dormer {name} <COMMAND>")
+            || usage == format!("Usage: dormer {name} [OPTIONS] <COMMAND>");
+        (!is_group).then_some(name)
+    });
+    commands.collect()
+}
+
+/// How a command is tried against a hostile server. A new command has to be told about here.
+fn hostile_try(name: &str, address: &str) -> Option<Vec<String>> {
+    const PATH: &str = "/nix/store/3n58xw4373jp0ljirf06d8077j15pc4j-hello-2.12";
+    let more: &[&str] = match name {
+        "login" => &["other", address],
+        "use" => &["main", "--dry-run"],
+        "cache create" | "cache info" | "cache ls" | "stats" | "pin list" => &["main"],
+        "cache configure" => &["main", "--public"],
+        "cache list" => &[],
+        "cache destroy" => &["main", "--no-confirm"],
+        "push" | "cache show" | "cache remove-path" => &["main", PATH],
+        "cat" => &["main", "3n58xw4373jp0ljirf06d8077j15pc4j/bin/hello"],
+        "pin add" => &["main", "p", PATH],
+        "pin remove" => &["main", "p"],
+        "import" => &["--from", address, "main", PATH],
+        "top" => &["--count", "1"],
+        "doctor" => &["--client"],
+        // These push in the background, as `push` does; then those that ask no server; then those
+        // that are parts of the server, and believe their own database and store.
+        "watch" | "exec" | "hook" | "install-hook" | "queue drain" | "queue wait-for" | "unuse"
+        | "queue list" | "queue retry" | "queue drop" | "token create" | "config show"
+        | "config reference" | "secrets init" | "completions" | "man" | "serve" | "publish"
+        | "publish status" | "export" | "edge serve" | "jobs" | "gc" | "backup" | "restore" | "recover"
+        | "adopt" | "scrub" | "rekey" | "check" | "migrate" => return None,
+        other => panic!("`dormer {other}` is new: does it show what a server says?"),
+    };
+    Some(name.split(' ').chain(more.iter().copied()).map(str::to_owned).collect())
+}
+
+/// Runs a command, as text and as JSON. `cat` is run on a terminal: a file or a pipe gets the
+/// bytes.
+fn obeys_nothing(home: &TestHome, words: &[String], body: &str) {
+    for json in [None, Some("--json")] {
+        let all: Vec<&str> = words.iter().map(String::as_str).chain(json).collect();
+        let output = if all[0] == "cat" {
+            let mut terminal = std::process::Command::new("script");
+            let line = format!("{} {}", env!("CARGO_BIN_EXE_dormer"), all.join(" "));
+            terminal.args(["--quiet", "--command", &line, "/dev/null"]).env_clear();
+            terminal.env("HOME", home.folder.path()).env("PATH", "/usr/bin:/bin").env("NO_COLOR", "1");
+            terminal.stdin(std::process::Stdio::null()).output().unwrap()
+        } else {
+            home.command(&all).output().unwrap()
+        };
+        for bytes in [&output.stdout, &output.stderr] {
+            // A terminal ends each line with both.
+            let text = String::from_utf8(bytes.clone()).unwrap().replace("\r\n", "\n");
+            let obeyed = text.chars().find(|c| {
+                (c.is_control() && *c != '\n')
+                    || matches!(c, '\u{2028}'..='\u{202e}' | '\u{2066}'..='\u{2069}')
+            });
+            assert_eq!(obeyed, None, "{all:?} with {body}:\n{text}");
+            let forged = all[0] != "cat" && text.lines().any(|line| line.starts_with("error: forged"));
+            assert!(!forged, "{all:?} with {body}:\n{text}");
         }
     }
 }
@@ -958,7 +1013,17 @@ fn a_token_goes_into_no_netrc_that_everybody_can_read() {
     assert!(!home.path(".config/nix/nix.conf").exists());
     fs::set_permissions(&netrc, fs::Permissions::from_mode(0o640)).unwrap();
     let said = home.run(&["use", "team"]);
-    assert!(said.starts_with("exit code: 0"), "{said}");
+    assert!(said.starts_with("exit code: 0") && said.contains("chmod g-r"), "{said}");
+    fs::set_permissions(&netrc, fs::Permissions::from_mode(0o600)).unwrap();
+    home.run(&["unuse", "team"]);
+    let said = home.run(&["use", "team"]);
+    assert!(said.starts_with("exit code: 0") && !said.contains("chmod"), "{said}");
+    // Not the address of this machine by name, and nobody answers there.
+    let key = format!("team:{}=", "A".repeat(43));
+    fs::write(home.path("token"), "a.b.c").unwrap();
+    let edge = ["use", "team", "--edge", "http://0.0.0.0:9", "--public-key", &key, "--token-file", "token"];
+    let said = home.run(&edge.into_iter().chain(["--dry-run"]).collect::<Vec<_>>());
+    assert!(said.contains("the token will travel unencrypted"), "{said}");
 }
 
 #[test]

@@ -56,10 +56,16 @@ impl Stream for NarStream {
 }
 
 impl NarStream {
-    /// Begins to read a range of a NAR. The first read is verified when this returns.
-    pub(super) async fn begin(engine: Engine, plan: Arc<ReadPlan>, range: Range<u64>) -> Result<Self> {
+    /// Begins to read a range of a NAR. The first read is verified when this returns. The stream
+    /// also holds `reader_bytes` of memory for what its reader keeps throughout.
+    pub(super) async fn begin(
+        engine: Engine,
+        plan: Arc<ReadPlan>,
+        range: Range<u64>,
+        reader_bytes: u64,
+    ) -> Result<Self> {
         let turn = engine.stream_turns().take(1).await?;
-        let memory = engine.stream_memory().take(plan.stream_bytes()).await?;
+        let memory = engine.stream_memory().take(plan.stream_bytes() + reader_bytes).await?;
         let mut reader = NarReader {
             source: ReadSource::new(&plan, range),
             reads: FuturesOrdered::new(),

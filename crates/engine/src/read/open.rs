@@ -78,14 +78,17 @@ impl OpenNar {
         if range.start > range.end || range.end > size {
             return Err(Error::RangeOutside { start: range.start, end: range.end, size });
         }
-        let stream = NarStream::begin(self.engine.clone(), Arc::clone(&self.plan), range).await?;
+        let stream = NarStream::begin(self.engine.clone(), Arc::clone(&self.plan), range, 0).await?;
         // After the first read, which has proven its packs.
         self.engine.prove_packs(&self.plan).await?;
         Ok(stream)
     }
 }
 
-/// Frames that hold a part of an archive.
+/// Memory of what decodes the frames of a part: a window as large as a chunk, and its buffers.
+const DECODER_BYTES: u64 = 1024 * 1024;
+
+/// Frames that hold a part of an archive. They hold the memory of a decoder, too.
 pub struct PartStream {
     /// Whole zstd frames, which decode to a run of the archive's bytes.
     pub frames: NarStream,
@@ -99,7 +102,8 @@ impl OpenNar {
     /// exist: nobody asked for them.
     pub async fn stream_part(self, part: Range<u64>) -> Result<PartStream> {
         let (served, skip) = self.frames_of(&part).await?;
-        let frames = NarStream::begin(self.engine.clone(), Arc::clone(&self.plan), served).await?;
+        let (engine, plan) = (self.engine.clone(), Arc::clone(&self.plan));
+        let frames = NarStream::begin(engine, plan, served, DECODER_BYTES).await?;
         Ok(PartStream { frames, skip })
     }
 

@@ -12,6 +12,7 @@ use dormer_api::v2::{
     ClosureEntry, ListObjectsResponse, ListReferrersResponse, ObjectResponse, SortObjects, name_fits,
 };
 use dormer_api::{CacheName, Permission};
+use dormer_engine::Closure;
 use dormer_index::{Cache, NarKey};
 use dormer_nix::nar::{ListedNode, ListingSearch};
 use dormer_nix::{NarHash, NarInfo, StorePath, StorePathHash, with_causes};
@@ -23,13 +24,14 @@ use crate::app::App;
 use crate::body::{self, Body};
 use crate::call::Call;
 use crate::codec::Compression;
+use crate::decoder::Decoder;
 use crate::failure::Failure;
 use crate::handlers::checks::{bad_request, store_dir};
 use crate::handlers::nar::end_of_answer;
 use crate::handlers::retention::{page_of_objects, read_place, write_place};
 
 /// Most paths of a closure that are counted: three look-ups in the index.
-pub(super) const CLOSURE_PATHS_MAX: usize = 8_192;
+const CLOSURE_PATHS_MAX: usize = 8_192;
 
 /// Referrers in one answer.
 const REFERRERS_PAGE: u32 = 1_000;
@@ -54,7 +56,7 @@ pub(crate) async fn find_object(
         .map_err(|error| corrupt(error.to_string()))
         .and_then(|text| NarInfo::parse(text, &store_dir).map_err(|error| corrupt(with_causes(&error))))
         .map_err(dormer_engine::Error::from)?;
-    let closure = app.engine.closure(&cache, &narinfo.store_path, CLOSURE_PATHS_MAX).await?;
+    let closure = look_through_closure(app, call, &cache, &narinfo.store_path).await?;
     let object = ObjectResponse {
         store_path: narinfo.store_path.to_string(),
         url: narinfo.url,
@@ -76,6 +78,18 @@ pub(crate) async fn find_object(
         },
     };
     Ok(body::json(StatusCode::OK, &object))
+}
+
+/// Walks through the closure of a path. Anybody may ask for that, and it takes up to 64 look-ups,
+/// so a caller walks through one closure at a time.
+pub(super) async fn look_through_closure(
+    app: &App,
+    call: &Call,
+    cache: &Cache,
+    path: &StorePath,
+) -> Result<Closure, Failure> {
+    let _turn = app.search_turn(call).await?;
+    Ok(app.engine.closure(cache, path, CLOSURE_PATHS_MAX).await?)
 }
 
 /// A page of what refers to a path.
@@ -141,15 +155,7 @@ pub(crate) async fn get_file(
 ) -> Result<Response<Body>, Failure> {
     let names = call.file_names();
     let cache = app.open_cache(call, name, Permission::Pull).await?;
-    let mut listing = app.engine.listing(&cache, hash).await?.ok_or(Failure::NoSuchObject)?;
-    let nar = listing.nar;
-    let mut search = ListingSearch::new(names);
-    while let Some(piece) = listing.try_next().await? {
-        if search.feed(&piece) {
-            break;
-        }
-    }
-    drop(listing);
+    let (nar, search) = search_listing(app, call, &cache, hash, ListingSearch::new(names)).await?;
     let is_none = |what: &str| Failure::BadRequest(format!("{} is {what}", names.join("/")));
     let (size, start) = match search.finish() {
         Some(ListedNode::File { size, nar_offset, .. }) => (size, nar_offset),
@@ -171,7 +177,31 @@ pub(crate) async fn get_file(
     Ok(response)
 }
 
-/// Bytes of a NAR, uncompressed, from a place on.
+/// Looks through the listing of a path, in jobs of the CPU pool: a listing may have 64 MiB. Returns
+/// the NAR that it lists.
+pub(super) async fn search_listing(
+    app: &App,
+    call: &Call,
+    cache: &Cache,
+    hash: &StorePathHash,
+    mut search: ListingSearch,
+) -> Result<(NarHash, ListingSearch), Failure> {
+    let _turn = app.search_turn(call).await?;
+    let mut listing = app.engine.listing(cache, hash).await?.ok_or(Failure::NoSuchObject)?;
+    let nar = listing.nar;
+    while let Some(piece) = listing.try_next().await? {
+        let job = move || (search.feed(&piece), search);
+        let has_ended;
+        (has_ended, search) = app.engine.cpu().run(job).await;
+        if has_ended {
+            break;
+        }
+    }
+    Ok((nar, search))
+}
+
+/// Bytes of a NAR, uncompressed, from a place on. The stream holds a turn, and loses it with its
+/// connection when its reader takes nothing while others wait.
 pub(super) async fn file_pieces(
     app: &App,
     call: &Call,
@@ -181,7 +211,7 @@ pub(super) async fn file_pieces(
     size: u64,
 ) -> Result<impl Stream<Item = io::Result<Bytes>> + Send + use<>, Failure> {
     let end = start.checked_add(size).ok_or(Failure::NoSuchObject)?;
-    let turn = app.reencoding_turn(call).await?;
+    let turn = app.file_turn(call).await?;
     let open = app.engine.open_nar(cache, &NarKey::Hash(nar)).await?.ok_or(Failure::NoSuchObject)?;
     let part = open.stream_part(Range { start, end }).await?;
     let log = move |error: &dormer_engine::Error| {
@@ -189,7 +219,7 @@ pub(super) async fn file_pieces(
     };
     let frames = part.frames.inspect_err(log).map_err(io::Error::other);
     let limit = Compression::Zstd.decoder_bytes(&[])?;
-    let decoder = Compression::Zstd.decode(frames.boxed(), limit, app.engine.cpu());
+    let decoder = Decoder::of(Compression::Zstd, frames.boxed(), limit, app.engine.cpu());
     let is_in_time = end_of_answer(size);
     Ok(part_of(decoder.into_stream().boxed(), part.skip, size).and_then(move |piece| {
         // The turn lasts as long as the answer.

@@ -23,6 +23,7 @@ use crate::body::{Body, NarBody};
 use crate::call::Call;
 use crate::codec::Compression;
 use crate::conditions::{self, Wanted};
+use crate::decoder::Decoder;
 use crate::exact::Exact;
 use crate::failure::Failure;
 use crate::reencode::reencode;
@@ -142,7 +143,7 @@ async fn get_upload(
     };
     let frames = open.stream(None).await?.inspect_err(log).map_err(io::Error::other);
     let limit = Compression::Zstd.decoder_bytes(&[])?;
-    let decoder = Compression::Zstd.decode(frames.boxed(), limit, app.engine.cpu());
+    let decoder = Decoder::of(Compression::Zstd, frames.boxed(), limit, app.engine.cpu());
     // An answer without a length must not end as if it were whole when it is not.
     let nar = Exact::new(StreamReader::new(decoder.into_stream().boxed()), size);
     let is_in_time = end_of_answer(size);

@@ -24,7 +24,6 @@ use serde::Deserialize;
 use crate::app::App;
 use crate::body::{self, Body};
 use crate::call::Call;
-use crate::codec::Compression;
 use crate::failure::Failure;
 use crate::handlers::attic::{may_pull_everything, may_read, object};
 use crate::handlers::checks::{bad_request, log_kept, store_dir};
@@ -109,13 +108,26 @@ pub(crate) async fn put_part(
     let turn = app.admit_upload(call, body).await?;
     let what = "the part";
     let max = part_bytes_max(app);
-    refuse_coding(call, "a part is compressed already")?;
+    small_body::refuse_coding(call, "a part is compressed already")?;
     body.limit(max).map_err(|_| Failure::TooLong { what, max })?;
-    let length = body.known_length().unwrap_or(max);
-    let memory = app.part_memory(call, part_memory_bytes(length)).await?;
-    let bytes = read_all(body, length, what, max).await?;
+    let mut memory = app.begin_part(call);
+    // Address space alone: the system gives memory when bytes come.
+    let length = body.known_length().unwrap_or_default().min(max);
+    let mut bytes = Vec::with_capacity(usize::try_from(length).unwrap_or_default());
+    while let Some(piece) = body.next().await.map_err(|error| match error {
+        BodyError::TooLong { .. } => Failure::TooLong { what, max },
+        error => Failure::Body(error),
+    })? {
+        if memory.grow(piece.len() as u64).await? {
+            body.hurry(small_body::LAST_RESORT_TIMEOUT);
+        }
+        bytes.extend_from_slice(&piece);
+    }
+    let length = bytes.len() as u64;
+    memory.grow(part_memory_bytes(length) - length).await?;
+    let bytes = Bytes::from(bytes);
     // The engine goes on when the caller leaves, and keeps turn and memory until it has ended.
-    let hold = (turn, memory);
+    let hold = (turn, memory.into_hold());
     app.engine.receive_part(&session, &reader(app, call), *digest.as_bytes(), bytes, hold).await?;
     Ok(body::no_content())
 }
@@ -132,7 +144,7 @@ pub(crate) async fn commit_paths(
     // Also held until the checks have ended that this request begins.
     let turn = Arc::new(app.admit_upload(call, body).await?);
     let (what, max) = ("the commit", COMMIT_BYTES_MAX as u64);
-    refuse_coding(call, "a commit is sent as it is")?;
+    small_body::refuse_coding(call, "a commit is sent as it is")?;
     body.limit(max).map_err(|_| Failure::TooLong { what, max })?;
     body.hurry(small_body::WHOLE_BODY_TIMEOUT);
     let mut memory = app.begin_buffer(call);
@@ -217,31 +229,6 @@ fn reader(app: &App, call: &Call) -> Reader {
         return Reader::of_everything();
     }
     Reader::of_some(move |cache: &CacheVisibility| may_read(claims.as_deref(), cache))
-}
-
-fn refuse_coding(call: &Call, why: &str) -> Result<(), Failure> {
-    if small_body::content_encoding(call)? == Compression::None {
-        Ok(())
-    } else {
-        Err(Failure::ContentEncoding(why.to_owned()))
-    }
-}
-
-/// A body whose memory is taken already.
-async fn read_all(
-    body: &mut RequestBody,
-    length: u64,
-    what: &'static str,
-    max: u64,
-) -> Result<Bytes, Failure> {
-    let mut bytes = Vec::with_capacity(usize::try_from(length).unwrap_or_default());
-    while let Some(piece) = body.next().await.map_err(|error| match error {
-        BodyError::TooLong { .. } => Failure::TooLong { what, max },
-        error => Failure::Body(error),
-    })? {
-        bytes.extend_from_slice(&piece);
-    }
-    Ok(bytes.into())
 }
 
 /// One path of a commit.

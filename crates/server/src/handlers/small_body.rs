@@ -12,7 +12,7 @@ use crate::app::{App, BufferShare};
 use crate::body_memory::{CONTENT_DECODER_BYTES_MAX, COPIES};
 use crate::call::Call;
 use crate::codec::{Compression, WindowTooLarge};
-use crate::decoder::Input;
+use crate::decoder::{Decoder, Input};
 use crate::failure::Failure;
 use crate::request_body::{BodyError, RequestBody};
 
@@ -40,6 +40,11 @@ pub(crate) fn content_encoding(call: &Call) -> Result<Compression, Failure> {
         return Err(unsupported());
     }
     Compression::from_content_encoding(value).ok_or_else(unsupported)
+}
+
+/// Refuses a body with a `Content-Encoding`, before anything of it is read.
+pub(crate) fn refuse_coding(call: &Call, why: &'static str) -> Result<(), Failure> {
+    if content_encoding(call)? == Compression::None { Ok(()) } else { Err(Failure::Coded(why)) }
 }
 
 /// Memory to decode a `Content-Encoding` whose stream begins so.
@@ -93,7 +98,7 @@ async fn decode(
     let decoder_bytes = content_decoder_bytes(coding, &bytes)?;
     memory.grow(decoder_bytes).await?;
     let input: Input<'_> = stream::iter([Ok(Bytes::from(bytes))]).boxed();
-    let mut decoder = coding.decode(input, decoder_bytes, app.engine.cpu());
+    let mut decoder = Decoder::of(coding, input, decoder_bytes, app.engine.cpu());
     let mut plain = Vec::new();
     while let Some(piece) = decoder.next().await.map_err(fail)? {
         if (plain.len() + piece.len()) as u64 > max {

@@ -4,6 +4,7 @@ use std::io;
 
 use dormer_api::{CacheName, Permission};
 use dormer_engine::IngestRequest;
+use dormer_format::STEP_OUTPUT_BYTES;
 use dormer_index::{CommitOutcome, Object, TraceOutcome};
 use dormer_nix::{BUILD_TRACE_BYTES_MAX, BuildTrace, CacheInfo, DocumentName, NarInfo, StorePathHash};
 use futures::{StreamExt as _, TryStreamExt as _};
@@ -13,7 +14,7 @@ use crate::app::App;
 use crate::body::{self, Body};
 use crate::call::Call;
 use crate::codec::{self, Compression, WindowTooLarge};
-use crate::decoder::{Input, STEP_OUTPUT_BYTES};
+use crate::decoder::{Decoder, Input};
 use crate::failure::Failure;
 use crate::handlers::checks::{bad_request, check_fields, check_signatures, log_kept, store_dir};
 use crate::handlers::small_body::{self, Buffered, decoding_failure};
@@ -86,7 +87,7 @@ pub(crate) async fn put_nar(
         extra_memory_bytes: coding_bytes + decoder_bytes_max + 2 * STEP_OUTPUT_BYTES as u64,
     };
     let (mut ingest, _share) = app.begin_ingest(call, request).await?;
-    let input = coding.decode(input, coding_bytes, cpu).into_stream().boxed();
+    let input = Decoder::of(coding, input, coding_bytes, cpu).into_stream().boxed();
     let (head, input) = codec::peek(input).await.map_err(fail_coding)?;
     let compression = known(&head)?;
     let decoder_bytes = compression.decoder_bytes(&head)?;
@@ -94,7 +95,7 @@ pub(crate) async fn put_nar(
         return Err(WindowTooLarge(decoder_bytes).into());
     }
     let fail = |error| decoding_failure(compression, error);
-    let mut decoder = compression.decode(input, decoder_bytes, cpu);
+    let mut decoder = Decoder::of(compression, input, decoder_bytes, cpu);
     while let Some(piece) = decoder.next().await.map_err(fail)? {
         ingest.write(&piece).await?;
     }

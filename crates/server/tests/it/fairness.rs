@@ -1,13 +1,16 @@
 //! One client must not stop the others: decoding, memory, turns.
 #![expect(clippy::unwrap_used, reason = "what fails here fails the test")]
 
-use std::collections::BTreeSet;
 use std::io::{Read as _, Write as _};
 use std::time::{Duration, Instant};
 
+use dormer_nix::nar::{Node, encode_tree};
+use dormer_testkit::part_of;
 use serde_json::json;
 
 use crate::common::{self, Reply, Server, admin, path, token};
+use crate::routes::{pages, requests};
+use crate::sessions::{Session, cut};
 
 /// A bzip2 stream of nothing.
 const EMPTY_MEMBER: &[u8] = b"BZh9\x17\x72\x45\x38\x50\x90\0\0\0\0";
@@ -58,38 +61,17 @@ fn a_body_that_decodes_to_nothing_is_refused_before_or_while_it_is_decoded() {
     assert!(begin.elapsed() < Duration::from_secs(10), "{:?}", begin.elapsed());
 }
 
-/// The routes that take a body, by their names in the dispatcher.
-fn paths_with_bodies() -> Vec<(String, String)> {
-    let hash = path(1).hash().to_string();
-    let path_of = |route: &str| match route {
-        "NixCacheInfo" => "/team-a/nix-cache-info".to_owned(),
-        "Narinfo" => format!("/team-a/{hash}.narinfo"),
-        "Listing" => format!("/team-a/{hash}.ls"),
-        "Nar" => "/team-a/nar/x.nar".to_owned(),
-        "Document" => format!("/team-a/log/{hash}-x.drv"),
-        "CacheConfig" => "/_api/v1/cache-config/team-a".to_owned(),
-        "GetMissingPaths" => "/_api/v1/get-missing-paths".to_owned(),
-        "UploadPath" => "/_api/v1/upload-path".to_owned(),
-        "Objects" => "/_api/v2/caches/team-a/objects".to_owned(),
-        "Pins" => "/_api/v2/caches/team-a/pins".to_owned(),
-        "Pin" => "/_api/v2/caches/team-a/pins/p".to_owned(),
-        "Session" => format!("/_api/v2/caches/team-a/sessions/{}", "a".repeat(32)),
-        "SessionMissing" => format!("/_api/v2/caches/team-a/sessions/{}/missing", "a".repeat(32)),
-        "SessionPart" => {
-            format!("/_api/v2/caches/team-a/sessions/{}/parts/{}", "a".repeat(32), "b".repeat(64))
-        }
-        "SessionCommit" => format!("/_api/v2/caches/team-a/sessions/{}/commit", "a".repeat(32)),
-        other => panic!("{other} takes a body: which path has it?"),
-    };
-    let arms: BTreeSet<(&str, &str)> = include_str!("../../src/dispatch.rs")
-        .split("(&Method::")
-        .skip(1)
-        .map(|arm| arm.split_once(", Route::").unwrap())
-        .filter(|(method, _)| ["PUT", "POST", "PATCH"].contains(method))
-        .map(|(method, rest)| (method, rest.split(|c: char| !c.is_alphanumeric()).next().unwrap()))
+/// Every request that has a body: of the protocols, the API and pages, with the status for a caller
+/// that may not know the cache. Anybody may sign in and out.
+fn requests_with_bodies() -> Vec<(&'static str, String, &'static str)> {
+    let of_protocols = requests("team-a").into_iter().map(|asked| (asked.method, asked.address, "401"));
+    let forms = pages("team-a").into_iter().chain([("POST", "/_dormer/collection".to_owned())]);
+    let all: Vec<_> = of_protocols
+        .chain(forms.map(|(method, address)| (method, address, "404")))
+        .filter(|(method, ..)| ["PUT", "POST", "PATCH"].contains(method))
         .collect();
-    assert!(arms.len() >= 12, "{arms:?}");
-    arms.into_iter().map(|(method, route)| (method.to_owned(), path_of(route))).collect()
+    assert!(all.len() >= 20, "{all:?}");
+    all
 }
 
 #[test]
@@ -97,7 +79,7 @@ fn on_every_route_a_caller_without_permission_is_refused_before_its_body_comes()
     let server = Server::start();
     let stranger = token(&json!({ "elsewhere": {} }));
     let reader = token(&json!({ "*": { "r": 1 } }));
-    for (method, path) in paths_with_bodies() {
+    for (method, path, absent) in requests_with_bodies() {
         for token in [None, Some(&stranger), Some(&reader)] {
             let mut stream = server.connect();
             stream.set_read_timeout(Some(Duration::from_secs(5))).unwrap();
@@ -110,7 +92,8 @@ fn on_every_route_a_caller_without_permission_is_refused_before_its_body_comes()
             let mut answer = [0; 12];
             stream.read_exact(&mut answer).unwrap_or_else(|error| panic!("{method} {path}: {error}"));
             let answer = String::from_utf8_lossy(&answer);
-            assert!(["HTTP/1.1 401", "HTTP/1.1 403"].contains(&&*answer), "{method} {path}: {answer}");
+            let status = answer.strip_prefix("HTTP/1.1 ").unwrap_or_default();
+            assert!([absent, "403"].contains(&status), "{method} {path}: {answer}");
         }
     }
 }
@@ -192,6 +175,37 @@ fn half_open_uploads_of_one_pusher_stop_no_other_pusher() {
     until_some_wait(&server, "uploads");
     let begin = Instant::now();
     let reply = server.call(&other, "PUT", "/main/nar/x.nar", &common::nar(2));
+    assert_eq!(reply.status, 200, "{reply:?}");
+    assert!(begin.elapsed() < Duration::from_secs(5), "{:?}", begin.elapsed());
+}
+
+#[test]
+fn half_open_parts_of_some_pushers_stop_no_other_pusher() {
+    let server = Server::start();
+    let slow = [pusher("slow"), pusher("slower")];
+    let bytes = vec![7; 2000];
+    let held: Vec<_> = slow
+        .iter()
+        .zip(1..)
+        .flat_map(|(token, number)| {
+            Session::opened(&server, token, "main", number);
+            let session = format!("/_api/v2/caches/main/sessions/{}", format!("{number:02x}").repeat(16));
+            let part = |n: u8| format!("{session}/parts/{}", format!("{n:02x}").repeat(32));
+            (0..10).map(|n| half_a_request(&server, token, "PUT", &part(n), &bytes)).collect::<Vec<_>>()
+        })
+        .collect();
+    let in_flight = || (server.metric("dormer_http_requests_in_flight") >= held.len()).then_some(());
+    common::until("all are being read", in_flight);
+    let in_use = || server.metric("dormer_budget_in_use{budget=\"upload_memory\"}");
+    common::until("their bytes have come", || (in_use() >= held.len() * bytes.len()).then_some(()));
+    assert!(in_use() < 1024 * 1024, "{} bytes for parts of which 2,000 have come", in_use());
+    let begin = Instant::now();
+    let other = Session::opened(&server, &pusher("other"), "main", 9);
+    let chunked = cut(&common::nar(2));
+    let mut encoder = dormer_format::Encoder::new(1).unwrap();
+    let (digest, part) = part_of(chunked.chunks.iter().map(|chunk| encoder.encode(chunk).unwrap()));
+    assert_eq!(other.put(digest, &part).status, 204);
+    let reply = server.call(&pusher("other"), "PUT", "/main/nar/x.nar", &common::nar(2));
     assert_eq!(reply.status, 200, "{reply:?}");
     assert!(begin.elapsed() < Duration::from_secs(5), "{:?}", begin.elapsed());
 }
@@ -333,6 +347,93 @@ fn slow_readers_of_uploads_do_not_keep_a_pusher_from_its_own() {
     let reply = server.call(&other, "GET", "/main/nar/small.nar", b"");
     assert_eq!((reply.status, reply.body.len()), (200, common::nar(2).len()));
     assert!(begin.elapsed() < READER_WAIT_MAX, "{:?}", begin.elapsed());
+}
+
+/// A NAR of a folder with one large file and a small one.
+fn folder_with_a_large_file() -> Vec<u8> {
+    let large = (0..6_000_000_u32).flat_map(|n| n.wrapping_mul(2_654_435_761).to_le_bytes());
+    let files = [("large", large.collect()), ("small", b"small".to_vec())];
+    encode_tree(&Node::directory(files.map(|(name, bytes)| (name.as_bytes().to_vec(), Node::file(bytes)))))
+}
+
+#[test]
+fn readers_of_files_that_take_nothing_keep_neither_files_nor_uploads_from_others() {
+    let server = Server::start_with(|options| {
+        options.engine.chunk_params = dormer_format::ChunkParams::default();
+    });
+    server.push("main", &path(1), &folder_with_a_large_file());
+    let (slow, other) = (pusher("slow"), pusher("other"));
+    let upload = server.call(&other, "PUT", "/main/nar/small.nar", &common::nar(2));
+    assert_eq!(upload.status, 200, "{upload:?}");
+    let file = |name: &str| format!("/_api/v2/caches/main/objects/{}/file/{name}", path(1).hash());
+    let _sleeping: Vec<_> = (0..8).map(|_| sleeping_reader(&server, &slow, &file("large"))).collect();
+    until_some_wait(&server, "files");
+    let begin = Instant::now();
+    let reply = server.call(&other, "GET", "/main/nar/small.nar", b"");
+    assert_eq!(reply.status, 200, "{reply:?}");
+    for reply in [server.get(&file("small")), server.call(&other, "GET", &file("small"), b"")] {
+        assert_eq!((reply.status, reply.body.as_slice()), (200, b"small".as_slice()), "{reply:?}");
+    }
+    assert!(begin.elapsed() < Duration::from_secs(4), "a quarter is left: {:?}", begin.elapsed());
+    let reply = server.call(&slow, "GET", &file("small"), b"");
+    assert_eq!(reply.status, 200, "a sleeping reader is cut: {reply:?}");
+}
+
+/// A NAR of a folder of links, whose listing has some 16 MiB, and the name of the last entry.
+fn folder_with_a_long_listing() -> (Vec<u8>, &'static str) {
+    let links = (0..4_200).map(|n| (format!("l{n:05}").into_bytes(), Node::symlink("x".repeat(4_000))));
+    let last = (b"z".to_vec(), Node::file(b"last".to_vec()));
+    (encode_tree(&Node::directory(links.chain([last]))), "z")
+}
+
+#[test]
+fn long_listings_are_read_in_turns_of_the_cpu_pool_and_stop_no_probe() {
+    let server = Server::start_with(|options| {
+        options.engine.chunk_params = dormer_format::ChunkParams::default();
+        options.engine.cpu_threads = 1;
+    });
+    let (nar, last) = folder_with_a_long_listing();
+    server.push("main", &path(1), &nar);
+    server.push("main", &path(2), &folder_with_a_small_listing());
+    let hash = path(1).hash();
+    let page = format!("/main/{hash}/files/{last}");
+    let file = format!("/_api/v2/caches/main/objects/{hash}/file/{last}");
+    let (ada, bob) = (pusher("ada"), pusher("bob"));
+    let replies = beside_probes(
+        &server,
+        &[&|| server.get(&file), &|| server.get(&page), &|| server.call(&ada, "GET", &file, b""), &|| {
+            server.call(&bob, "GET", &page, b"")
+        }],
+    );
+    assert!(replies.iter().all(|reply| reply.status == 200), "{:?}", replies[0]);
+    let small = path(2).hash();
+    for address in
+        [file, page, format!("/main/{hash}.ls"), format!("/main/{small}.ls"), format!("/main/{small}/files/")]
+    {
+        // Without a turn no listing is decoded or searched, so none is on a thread that answers.
+        let cpu = server.engine.cpu().clone();
+        let (end, may_end) = std::sync::mpsc::channel::<()>();
+        let (begun, has_begun) = std::sync::mpsc::channel();
+        let answered = std::thread::scope(|scope| {
+            scope.spawn(|| {
+                server.block_on(cpu.run(move || {
+                    begun.send(()).unwrap();
+                    may_end.recv().unwrap();
+                }));
+            });
+            has_begun.recv().unwrap();
+            let asked = scope.spawn(|| server.get(&address));
+            std::thread::sleep(Duration::from_millis(200));
+            let has_answered = asked.is_finished();
+            end.send(()).unwrap();
+            (has_answered, asked.join().unwrap().status)
+        });
+        assert_eq!(answered, (false, 200), "{address}");
+    }
+}
+
+fn folder_with_a_small_listing() -> Vec<u8> {
+    encode_tree(&Node::directory([(b"a".to_vec(), Node::file(b"a".to_vec()))]))
 }
 
 #[test]

@@ -11,6 +11,7 @@ mod metrics;
 mod nix;
 mod operating;
 mod pages;
+mod routes;
 mod sessions;
 mod signed_paths;
 mod status;

@@ -15,7 +15,7 @@ use crate::app::App;
 use crate::body::Body;
 use crate::call::Call;
 use crate::failure::Failure;
-use crate::handlers::browse::{file_pieces, get_file};
+use crate::handlers::browse::{file_pieces, get_file, search_listing};
 use crate::handlers::checks::bad_request;
 
 /// Entries on a page.
@@ -44,15 +44,8 @@ pub(super) async fn files(
     let first = query(call, "from")?.map_or(Ok(0), |from| from.parse::<usize>()).map_err(bad_request)?;
     let opened = open(app, call, name).await?;
     let path = find(app, &opened, hash).await?.object.path;
-    let mut listing = app.engine.listing(&opened.cache, hash).await?.ok_or(Failure::NoSuchObject)?;
-    let nar = listing.nar;
-    let mut search = ListingSearch::new(names).with_entries(first, PAGE_ENTRIES);
-    while let Some(piece) = listing.try_next().await? {
-        if search.feed(&piece) {
-            break;
-        }
-    }
-    drop(listing);
+    let search = ListingSearch::new(names).with_entries(first, PAGE_ENTRIES);
+    let (nar, search) = search_listing(app, call, &opened.cache, hash, search).await?;
     let (node, entries, has_more) = search.finish_with_entries().ok_or(Failure::NoSuchObject)?;
     // The addresses in a folder are relative to it, so that it ends with a slash; no file does.
     let has_slash = call.path().ends_with('/');

@@ -14,6 +14,7 @@
 use std::fmt::Write as _;
 
 use dormer_edge::decode_form;
+use dormer_http_host::brief;
 use dormer_nix::NarHash;
 use dormer_pages::SignInView;
 use http::header::{COOKIE, HeaderName, ORIGIN, SET_COOKIE};
@@ -109,7 +110,7 @@ pub(super) async fn sign_in(
         return refuse("This token is too long for a browser's cookie. Make one with fewer caches in it.");
     }
     let life = claims.exp.map(|end| end.saturating_sub(app.engine.now()).max(0));
-    tracing::info!(subject = claims.sub.as_deref().unwrap_or(""), "signed in");
+    tracing::info!(subject = brief(claims.sub.as_deref().unwrap_or("")).as_ref(), "signed in");
     Ok(with_cookie(app, call, see_other("../"), token, life))
 }
 
@@ -172,7 +173,9 @@ fn check_origin(app: &App, call: &Call) -> Result<(), Failure> {
     if is_ours { Ok(()) } else { Err(Failure::ForeignForm) }
 }
 
+/// Anybody may send a form, so none is decoded.
 async fn read_form(app: &App, call: &Call, body: &mut RequestBody) -> Result<Form, Failure> {
+    small_body::refuse_coding(call, "no browser codes a form")?;
     let bytes = small_body::read(app, call, body, "the form", FORM_BYTES_MAX).await?.value;
     let text =
         std::str::from_utf8(&bytes).map_err(|_| Failure::BadRequest("the form is not text".to_owned()))?;

@@ -21,7 +21,7 @@ use crate::body::Body;
 use crate::call::Call;
 use crate::failure::Failure;
 use crate::handlers::attic::may_pull_everything;
-use crate::handlers::browse::{CLOSURE_PATHS_MAX, OWNER};
+use crate::handlers::browse::{OWNER, look_through_closure};
 use crate::handlers::checks::{bad_request, store_dir};
 use crate::handlers::retention::{read_place, write_place};
 
@@ -409,7 +409,7 @@ pub(super) async fn closure(
     let opened = open(app, call, name).await?;
     let found = find(app, &opened, hash).await?;
     let path = found.object.path;
-    let closure = app.engine.closure(&opened.cache, &path, CLOSURE_PATHS_MAX).await?;
+    let closure = look_through_closure(app, call, &opened.cache, &path).await?;
     let largest = closure.largest.into_iter();
     let view = ClosureView {
         cache: opened.cache.name.clone(),
