@@ -287,7 +287,7 @@ where
     cases! {
         an_empty_index_holds_nothing, random_histories_keep_the_counters_right,
         pushes_beside_a_recount_are_counted_once, a_recount_is_opened_when_it_is_due,
-        a_healed_nar_is_counted_as_it_is_now,
+        a_healed_nar_is_counted_as_it_is_now, a_history_has_the_days_on_which_something_changed,
     }
 }
 

@@ -529,6 +529,58 @@ pub struct CacheGlance {
     pub newest_at: Option<UnixSeconds>,
 }
 
+/// A day of the calendar in UTC, as days since 1970-01-01.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Day(pub i64);
+
+impl Day {
+    /// The day of a time.
+    pub fn of(at: UnixSeconds) -> Self {
+        Self(at.div_euclid(86_400))
+    }
+
+    /// The day so many days before.
+    #[must_use]
+    pub fn before(self, days: i64) -> Self {
+        Self(self.0.saturating_sub(days))
+    }
+
+    /// When it begins.
+    pub fn begins_at(self) -> UnixSeconds {
+        self.0.saturating_mul(86_400)
+    }
+}
+
+/// Days that the history goes back.
+pub const HISTORY_DAYS: i64 = 400;
+
+/// A day of a cache, or of the whole installation.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct HistoryDay {
+    /// The day.
+    pub day: Day,
+    /// What was there in the end; `None` if that is what was there the day before, or if nothing
+    /// wrote it down. What rests is written down every 30 days.
+    pub counts: Option<PathCounts>,
+    /// Bytes of the packs. Of the whole installation alone: packs belong to all caches.
+    pub stored_bytes: Option<u64>,
+    /// Paths that pushes committed.
+    pub pushes: u64,
+    /// Downloads of NARs that began at their first byte.
+    pub pulls: u64,
+}
+
+/// Pushes and pulls of a cache that no history has yet.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct CacheActivity {
+    /// The cache.
+    pub cache: CacheId,
+    /// As in [`HistoryDay::pushes`].
+    pub pushes: u64,
+    /// As in [`HistoryDay::pulls`].
+    pub pulls: u64,
+}
+
 /// What is stored, in numbers that writes keep up to date: nothing is counted when somebody asks.
 #[async_trait]
 pub trait CounterIndex: Send + Sync + std::fmt::Debug + 'static {
@@ -539,6 +591,9 @@ pub trait CounterIndex: Send + Sync + std::fmt::Debug + 'static {
     async fn glance_at_caches(&self, caches: &[CacheId]) -> Result<Vec<CacheGlance>>;
     /// What everything holds. One statement.
     async fn stored_counts(&self) -> Result<StoredCounts>;
+    /// The days of a cache after one, or those of the whole installation, the oldest first: at most
+    /// [`HISTORY_DAYS`]. Days without a change are left out. One statement.
+    async fn history(&self, cache: Option<CacheId>, after: Day) -> Result<Vec<HistoryDay>>;
 }
 
 /// Named values of the installation.

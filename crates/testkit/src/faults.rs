@@ -18,7 +18,7 @@ use dormer_format::{ChunkId, ChunkRun, EncodingTag};
 use dormer_index::{
     Alias, AuditEntry, AuditFilter, AuditPage, Cache, CacheGlance, CacheId, CacheIndex, CachePatch,
     CacheRecipe, CacheTotals, CacheVisibility, CallCounts, Changes, ChunkIndex, ChunkRow, CommitOutcome,
-    CounterIndex, DocumentIndex, Error as IndexError, FoundObject, Index, ListedObject, Nar, NarCommit,
+    CounterIndex, Day, DocumentIndex, Error as IndexError, FoundObject, HistoryDay, Index, ListedObject, Nar, NarCommit,
     NarId, NarIndex, NarKey, NarSource, NarSummary, NewCache, NewDocument, NewPack, NewSession, ObjectIndex,
     ObjectOrder, ObjectPlace, ObjectReferences, OutboxIndex, OutboxPosition, OutboxRow, PackNumber,
     PathCounts, Pin, PoolUse, PurgeCounts, Removal, RemovedForCause, RetentionIndex, SealedKey,
@@ -364,6 +364,9 @@ impl CounterIndex for FaultIndex {
     }
     async fn stored_counts(&self) -> Outcome<StoredCounts> {
         read_step!(self, self.inner.stored_counts())
+    }
+    async fn history(&self, cache: Option<CacheId>, after: Day) -> Outcome<Vec<HistoryDay>> {
+        read_step!(self, self.inner.history(cache, after))
     }
 }
 
