@@ -135,6 +135,7 @@ impl Home {
             next: shown.last().filter(|_| has_more).map(CacheName::to_string),
             has_figures: false,
             savings: None,
+            history: Vec::new(),
         };
         // Nothing on this page has a time.
         Answer::page(200, Visibility::Public, view.render(&frame("/", 0)), self.is_head)
@@ -195,6 +196,11 @@ pub fn foreign_signatures(signatures: Vec<String>, key_names: &[String]) -> Vec<
     signatures.into_iter().filter(is_foreign).collect()
 }
 
+/// The provenance among the fields of a narinfo that no version of Dormer interprets.
+pub fn provenance(extra: &[(String, String)]) -> Option<String> {
+    extra.iter().find(|(name, _)| name == "Provenance").map(|(_, text)| text.clone())
+}
+
 /// What all pages about a cache share.
 #[derive(Debug)]
 struct PageHost {
@@ -251,6 +257,7 @@ impl PageHost {
             },
             retention_seconds: None,
             quota_bytes: None,
+            history: Vec::new(),
             largest: None,
             shows_pins: false,
         };
@@ -292,6 +299,7 @@ impl PageHost {
             deriver: info.deriver.map(|deriver| deriver.to_string()),
             system: info.system,
             content_address: info.ca,
+            provenance: provenance(&info.extra),
             signatures: foreign_signatures(info.sigs, &self.key_names),
             own_keys: self.key_names.clone(),
             references: info.references.iter().filter(is_other).map(StorePath::to_string).collect(),

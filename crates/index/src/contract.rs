@@ -554,13 +554,16 @@ impl Day {
 /// Days that the history goes back.
 pub const HISTORY_DAYS: i64 = 400;
 
+/// What a cache holds is written down at least every so many days, also if it rests.
+pub const HISTORY_REPEATED_DAYS: i64 = 30;
+
 /// A day of a cache, or of the whole installation.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct HistoryDay {
     /// The day.
     pub day: Day,
     /// What was there in the end; `None` if that is what was there the day before, or if nothing
-    /// wrote it down. What rests is written down every 30 days.
+    /// wrote it down.
     pub counts: Option<PathCounts>,
     /// Bytes of the packs. Of the whole installation alone: packs belong to all caches.
     pub stored_bytes: Option<u64>,

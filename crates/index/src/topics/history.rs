@@ -4,20 +4,19 @@
 //! counted in memory. Nobody waits for either, and a crash loses some minutes of them.
 //!
 //! A day has sizes only if they differ from those before, or if nothing was written for
-//! [`REPEATED_DAYS`]: a cache that rests costs a dozen rows a year. So a reader carries sizes
+//! [`HISTORY_REPEATED_DAYS`]: a cache that rests costs a dozen rows a year. So a reader carries sizes
 //! forward, and begins as many days early.
 
 use super::counters::STORED;
 use crate::Result;
 use crate::columns::signed;
-use crate::contract::{CacheActivity, CacheId, Day, HISTORY_DAYS, HistoryDay, PathCounts};
+use crate::contract::{
+    CacheActivity, CacheId, Day, HISTORY_DAYS, HISTORY_REPEATED_DAYS, HistoryDay, PathCounts,
+};
 use crate::publish::records::{Records, records};
 use crate::rows::Row;
 use crate::sql::Argument::{Number, Text};
 use crate::sql::{Sql, Transaction, both};
-
-/// Sizes are written at least every so many days.
-const REPEATED_DAYS: i64 = 30;
 
 /// The cache that stands for the whole installation.
 const INSTALLATION: i64 = 0;
@@ -120,7 +119,7 @@ pub(crate) async fn record_sizes(
     if last == 0 {
         return Ok(None);
     }
-    let since = day.0.saturating_sub(REPEATED_DAYS);
+    let since = day.0.saturating_sub(HISTORY_REPEATED_DAYS);
     tx.run(RECORD_SIZES, &[Number(after.0), Number(last), Number(day.0), Number(since)]).await?;
     Ok(Some(CacheId(last)))
 }

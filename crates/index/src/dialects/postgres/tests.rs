@@ -17,7 +17,7 @@ use crate::scrub;
 use crate::sql::{Sql, Transaction as _};
 use crate::sql_index::Lock;
 use crate::topics::{
-    caches, chunks, counters, damage, documents, journal, nars, objects, outbox, retention, sessions,
+    caches, chunks, counters, damage, documents, history, journal, nars, objects, outbox, retention, sessions,
 };
 use crate::*;
 

@@ -3,13 +3,13 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 
-use dormer_api::v2::name_fits;
+use dormer_api::v2::{HistoryEntry, name_fits};
 use dormer_api::{CacheName, Permission, Permissions};
-use dormer_edge::{foreign_signatures, hash_in, key_names};
-use dormer_index::{Cache, CacheGlance, FoundObject, ListedObject, ObjectOrder, ObjectPlace, Pin};
+use dormer_edge::{foreign_signatures, hash_in, key_names, provenance};
+use dormer_index::{Cache, FoundObject, ListedObject, ObjectOrder, ObjectPlace, PathCounts, Pin};
 use dormer_nix::{DocumentName, StoreDir, StorePath, StorePathHash};
 use dormer_pages::{
-    CacheRow, CacheView, ClosureView, Contents, Counts, ExpiryView, HomeView, LogView, PathRow, PathView,
+    CacheRow, CacheView, ClosureView, Contents, Counts, ExpiryView, HomeView, LogView, PastDay, PathRow, PathView,
     PathsView, PinRow, PinsView, ProblemView, Savings, SizedPath, SortedBy, path_address,
 };
 use http::{Response, StatusCode};
@@ -23,6 +23,7 @@ use crate::failure::Failure;
 use crate::handlers::attic::may_pull_everything;
 use crate::handlers::browse::{CLOSURE_PATHS_MAX, OWNER};
 use crate::handlers::checks::{bad_request, store_dir};
+use crate::handlers::history::{self, Present};
 use crate::handlers::retention::{read_place, write_place};
 
 /// Caches on a page, and in one look-up.
@@ -107,25 +108,42 @@ pub(super) async fn home(app: &App, call: &Call) -> Result<Response<Body>, Failu
     });
     let caches = caches.collect();
     let operates = claims.as_deref().is_some_and(may_operate) && app.operations.get().is_some();
-    let savings = match claims.as_deref() {
-        Some(claims) if may_pull_everything(claims) => Some(savings(app).await?),
-        _ => None,
+    let (savings, history) = match claims.as_deref() {
+        Some(claims) if may_pull_everything(claims) => {
+            let (savings, history) = whole_store(app).await?;
+            (Some(savings), history)
+        }
+        _ => (None, Vec::new()),
     };
-    let (view, frame) = (HomeView { caches, next, has_figures: true, savings }, frame(app, call));
+    let (view, frame) = (HomeView { caches, next, has_figures: true, savings, history }, frame(app, call));
     Ok(page(if operates { view.render_for_operator(&frame) } else { view.render(&frame) }))
 }
 
-async fn savings(app: &App) -> Result<Savings, Failure> {
+/// What the store saves, and its last days. Two statements.
+async fn whole_store(app: &App) -> Result<(Savings, Vec<PastDay>), Failure> {
     let counts = app.engine.index().stored_counts().await.map_err(index)?;
     let stats = crate::handlers::stats::answer(&counts);
-    Ok(Savings {
+    let present = crate::handlers::stats::present(&counts);
+    let days = history::read(app, None, present, history::PAGE_DAYS).await?;
+    let savings = Savings {
         path_bytes: stats.path_bytes,
         stored_bytes: stats.stored_bytes,
         by_same_nars: stats.saved_by_same_nars,
         by_chunks: stats.saved_by_chunks,
         by_holes: stats.saved_by_holes,
         by_compression: stats.saved_by_compression,
-    })
+    };
+    Ok((savings, days.iter().map(past_day).collect()))
+}
+
+fn past_day(day: &HistoryEntry) -> PastDay {
+    PastDay {
+        begins_at: day.begins_at,
+        paths: day.paths,
+        path_bytes: day.nar_bytes,
+        stored_bytes: day.stored_bytes,
+        activity: day.pushes.zip(day.pulls),
+    }
 }
 
 /// What the visitor may do with a cache that it may read.
@@ -182,9 +200,12 @@ pub(super) async fn cache(app: &App, call: &Call, name: &CacheName) -> Result<Re
     let opened = open(app, call, name).await?;
     let cache = &opened.cache;
     let glances = app.engine.index().glance_at_caches(&[cache.id]).await.map_err(index)?;
-    let counts = glances.first().map_or_else(Counts::default, |CacheGlance { counts, newest_at, .. }| {
-        Counts { paths: counts.paths, nar_bytes: counts.bytes, newest_at: *newest_at }
-    });
+    let glance = glances.first();
+    let counts = glance.map_or_else(PathCounts::default, |glance| glance.counts);
+    let newest_at = glance.and_then(|glance| glance.newest_at);
+    // How much a cache is used is for those alone that may list it.
+    let present = Present { counts, stored_bytes: None, shows_activity: opened.may_list() };
+    let days = history::read(app, Some(cache.id), present, history::PAGE_DAYS).await?;
     let largest = if opened.may_list() {
         let found = app.engine.index().list_objects(cache.id, ObjectOrder::Size, None, LARGEST).await;
         Some(found.map_err(index)?.iter().map(sized).collect())
@@ -202,9 +223,10 @@ pub(super) async fn cache(app: &App, call: &Call, name: &CacheName) -> Result<Re
         upstream_key_names: cache.upstream_cache_key_names.clone(),
         store_dir: cache.store_dir.clone(),
         priority: cache.priority,
-        contents: Contents::Stored(counts),
+        contents: Contents::Stored(Counts { paths: counts.paths, nar_bytes: counts.bytes, newest_at }),
         retention_seconds: cache.retention_seconds.filter(|seconds| *seconds > 0),
         quota_bytes: cache.quota_bytes.filter(|bytes| *bytes > 0),
+        history: days.iter().map(past_day).collect(),
         largest,
         shows_pins: opened.may(Permission::ConfigureCacheRetention),
     };
@@ -367,6 +389,7 @@ pub(super) async fn path(
         deriver: object.deriver,
         system: object.system,
         content_address: object.ca,
+        provenance: provenance(&object.extra),
         signatures: foreign_signatures(object.sigs, &own_keys),
         own_keys,
         references: others(&object.references, &object.path),
