@@ -32,7 +32,7 @@ impl Activity {
     }
 
     /// Takes everything, in the order of the caches.
-    pub(crate) fn take(&self) -> Vec<CacheActivity> {
+    pub fn take(&self) -> Vec<CacheActivity> {
         let counts = std::mem::take(&mut *self.counts.lock().unwrap_or_else(PoisonError::into_inner));
         let activity = |(cache, of): (CacheId, Counts)| CacheActivity { cache, pushes: of.pushes, pulls: of.pulls };
         let mut taken: Vec<CacheActivity> = counts.into_iter().map(activity).collect();

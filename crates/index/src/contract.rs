@@ -647,6 +647,18 @@ pub struct SealedKey {
     pub sealed_secret: Vec<u8>,
 }
 
+/// Which caches a list has.
+#[derive(Debug, Clone, Copy)]
+pub enum CacheSelection<'a> {
+    /// All of them.
+    All,
+    /// The public ones. Private ones cost nothing.
+    Public,
+    /// The public ones, and those whose first fitting pattern is `true`. In a pattern, `*` stands for
+    /// any text; its other characters are those of names.
+    Allowed(&'a [(&'a str, bool)]),
+}
+
 /// Caches and their keys.
 #[async_trait]
 pub trait CacheIndex: Send + Sync + std::fmt::Debug + 'static {
@@ -659,9 +671,14 @@ pub trait CacheIndex: Send + Sync + std::fmt::Debug + 'static {
     async fn find_public_cache(&self, name: &str) -> Result<Option<Cache>>;
     /// All caches that are not deleted, by name.
     async fn list_caches(&self) -> Result<Vec<Cache>>;
-    /// The next `limit` caches that are not deleted, by name, after this name. `only_public` leaves
-    /// the private ones out, and then they cost nothing.
-    async fn list_caches_after(&self, name: &str, only_public: bool, limit: u32) -> Result<Vec<Cache>>;
+    /// The next `limit` caches of a selection that are not deleted, by name, after this name. One
+    /// statement.
+    async fn list_caches_after(
+        &self,
+        name: &str,
+        selection: CacheSelection<'_>,
+        limit: u32,
+    ) -> Result<Vec<Cache>>;
     /// Every cache that may have left bytes behind, deleted ones too, each once, by name. A token
     /// that may read all of these may be told what is stored.
     async fn list_visibilities(&self) -> Result<Vec<CacheVisibility>>;

@@ -23,7 +23,7 @@ use std::collections::BTreeMap;
 use serde_json::Value;
 
 use crate::nar::{
-    BUILD_IDS_MAX, FolderEntry, ListedNode, Listing, ListingSearch, NAME_BYTES_MAX, NarError, NarLimits,
+    BUILD_IDS_MAX, FolderPage, ListedNode, Listing, ListingSearch, NAME_BYTES_MAX, NarError, NarLimits,
     NarReader, Node, encode_tree, listed_build_ids,
 };
 use crate::{
@@ -270,7 +270,7 @@ fn split_line(data: &[u8]) -> (&[u8], &[u8]) {
 }
 
 /// The node at a path, by a search for it alone, and by one that also reads entries.
-type LookedUp = (Option<ListedNode>, Option<(ListedNode, Vec<FolderEntry>, bool)>);
+type LookedUp = (Option<ListedNode>, Option<(ListedNode, FolderPage)>);
 
 fn look_up<'a>(names: &[&str], pieces: impl IntoIterator<Item = &'a [u8]>) -> LookedUp {
     let mut node = ListingSearch::new(names.iter().copied());

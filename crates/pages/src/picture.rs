@@ -149,11 +149,11 @@ pub fn growth(days: &[PastDay]) -> Markup {
     let [first, .., last] = days else { return html! {} };
     let verb = match last.path_bytes.cmp(&first.path_bytes) {
         Ordering::Less => "shrank",
-        Ordering::Equal => "stayed",
+        Ordering::Equal => "went",
         Ordering::Greater => "grew",
     };
     let title = format!(
-        "From {} to {}, the paths {verb} from {} to {}: {} were there, {} are.",
+        "From {} to {}, the paths {verb} from {} to {}: then {}, now {}.",
         day(first.begins_at),
         day(last.begins_at),
         bytes(first.path_bytes),
@@ -326,7 +326,7 @@ mod tests {
         assert_eq!(growth(&[]).into_string() + &growth(&[past(0, 5, None)]).into_string(), "");
         let days = [past(0, 0, None), past(1, 1 << 20, None), past(2, 2 << 20, None)];
         let html = growth(&days).into_string();
-        let title = "From 2027-01-15 to 2027-01-17, the paths grew from 0 bytes to 2.0 MiB: 2 paths were there, 2 are.";
+        let title = "From 2027-01-15 to 2027-01-17, the paths grew from 0 bytes to 2.0 MiB: then 2 paths, now 2.";
         assert!(html.contains(&format!("role=\"img\" aria-label=\"{title}\"")), "{html}");
         assert!(html.contains("d=\"M0 100L500 50L1000 0\""), "{html}");
         assert!(html.contains("d=\"M0 100L0 100L500 50L1000 0L1000 100Z\""), "{html}");
@@ -336,7 +336,7 @@ mod tests {
         assert!(html.contains("d=\"M0 50L500 50L1000 50\"") && html.contains("Stored</dt><dd>1.0 MiB"), "{html}");
         assert!(growth(&[past(0, 9, None), past(1, 3, None)]).into_string().contains("shrank"));
         let empty = growth(&[past(0, 0, None), past(1, 0, None)]).into_string();
-        assert!(empty.contains("stayed") && empty.contains("M0 100L1000 100"), "{empty}");
+        assert!(empty.contains("the paths went from 0 bytes to 0 bytes") && empty.contains("M0 100L1000 100"), "{empty}");
         let most = growth(&[past(0, u64::MAX, None); 2]).into_string();
         assert!(most.contains("M0 0L1000 0"), "{most}");
     }

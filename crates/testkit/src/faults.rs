@@ -17,7 +17,7 @@ use dormer_blobs::{BlobKey, Blobs};
 use dormer_format::{ChunkId, ChunkRun, EncodingTag};
 use dormer_index::{
     Alias, AuditEntry, AuditFilter, AuditPage, Cache, CacheGlance, CacheId, CacheIndex, CachePatch,
-    CacheRecipe, CacheTotals, CacheVisibility, CallCounts, Changes, ChunkIndex, ChunkRow, CommitOutcome,
+    CacheRecipe, CacheSelection, CacheTotals, CacheVisibility, CallCounts, Changes, ChunkIndex, ChunkRow, CommitOutcome,
     CounterIndex, Day, DocumentIndex, Error as IndexError, FoundObject, HistoryDay, Index, ListedObject, Nar, NarCommit,
     NarId, NarIndex, NarKey, NarSource, NarSummary, NewCache, NewDocument, NewPack, NewSession, ObjectIndex,
     ObjectOrder, ObjectPlace, ObjectReferences, OutboxIndex, OutboxPosition, OutboxRow, PackNumber,
@@ -309,8 +309,13 @@ impl CacheIndex for FaultIndex {
     async fn list_caches(&self) -> Outcome<Vec<Cache>> {
         read_step!(self, self.inner.list_caches())
     }
-    async fn list_caches_after(&self, name: &str, only_public: bool, limit: u32) -> Outcome<Vec<Cache>> {
-        read_step!(self, self.inner.list_caches_after(name, only_public, limit))
+    async fn list_caches_after(
+        &self,
+        name: &str,
+        selection: CacheSelection<'_>,
+        limit: u32,
+    ) -> Outcome<Vec<Cache>> {
+        read_step!(self, self.inner.list_caches_after(name, selection, limit))
     }
     async fn list_visibilities(&self) -> Outcome<Vec<CacheVisibility>> {
         read_step!(self, self.inner.list_visibilities())

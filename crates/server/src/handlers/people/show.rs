@@ -15,7 +15,7 @@ use dormer_pages::{
 use http::{Response, StatusCode};
 
 use super::{frame, page, see_other};
-use crate::access::may_operate;
+use crate::access::{known_caches, may_operate, selection};
 use crate::app::App;
 use crate::body::Body;
 use crate::call::Call;
@@ -26,9 +26,9 @@ use crate::handlers::checks::{bad_request, store_dir};
 use crate::handlers::history::{self, Present};
 use crate::handlers::retention::{read_place, write_place};
 
-/// Caches on a page, and in one look-up.
+/// Caches on a page. One more tells whether there are more.
 const SHOWN_CACHES: usize = 50;
-const PAGE_CACHES: u32 = 100;
+const LISTED_CACHES: u32 = 51;
 
 /// Paths and pins on a page.
 const PAGE_PATHS: usize = 50;
@@ -57,35 +57,14 @@ pub(super) fn index(error: dormer_index::Error) -> Failure {
 /// `/`
 pub(super) async fn home(app: &App, call: &Call) -> Result<Response<Body>, Failure> {
     let claims = app.claims(call);
-    // The time to list all caches would tell a stranger how many there are.
-    let only_public = claims.as_ref().is_none_or(|claims| claims.access.caches.is_empty());
     let after =
         query(call, "after")?.map(|name| name.parse::<CacheName>()).transpose().map_err(bad_request)?;
-    let mut after = after.map_or_else(String::new, |name| name.to_string());
-    let mut caches: Vec<Cache> = Vec::new();
-    let mut next = None;
-    'pages: loop {
-        let found = app.engine.list_caches_after(&after, only_public, PAGE_CACHES).await?;
-        let Some(last) = found.last() else { break };
-        after.clone_from(&last.name);
-        let is_last = found.len() < PAGE_CACHES as usize;
-        for cache in found {
-            let name: CacheName = cache.name.parse().map_err(bad_request)?;
-            let own = claims.as_ref().map_or(Permissions::NONE, |claims| claims.permissions_for(&name));
-            if !cache.is_public && own.is_empty() {
-                continue;
-            }
-            if caches.len() == SHOWN_CACHES {
-                // The last name that the visitor may know: no page names the caches between.
-                next = caches.last().map(|last| last.name.clone());
-                break 'pages;
-            }
-            caches.push(cache);
-        }
-        if is_last {
-            break;
-        }
-    }
+    let after = after.map_or_else(String::new, |name| name.to_string());
+    let known = known_caches(claims.as_deref());
+    let mut caches = app.engine.list_caches_after(&after, selection(&known), LISTED_CACHES).await?;
+    let has_more = caches.len() > SHOWN_CACHES;
+    caches.truncate(SHOWN_CACHES);
+    let next = caches.last().filter(|_| has_more).map(|last| last.name.clone());
     // As in the API, only readers learn what a cache holds.
     let may_pull = |cache: &&Cache| {
         let name = cache.name.parse::<CacheName>();
