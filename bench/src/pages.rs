@@ -149,9 +149,9 @@ fn rows(dialect: &impl Dialect, objects: u64) -> String {
          {hundred_numbers} INSERT INTO object_refs (cache, reference, referrer)
              SELECT {cache}, {largest}, {path_hash} FROM {hundred};
          {day_numbers} INSERT INTO cache_days (cache, day, paths, path_bytes, pushes, pulls)
-             SELECT {cache}, {today} - i, 1000000 - i * 2000, 5000000000 - i * 10000000, i % 7, i * 100 FROM {days};
+             SELECT {cache}, {today} - i, 1000000 - i * 2000, 5000000000 - 10000000 * CAST(i AS BIGINT), i % 7, i * 100 FROM {days};
          {day_numbers} INSERT INTO cache_days (cache, day, paths, path_bytes, stored_bytes, pushes, pulls)
-             SELECT 0, {today} - i, 1000000 - i * 2000, 5000000000 - i * 10000000, 1000000000, i % 7, i FROM {days};
+             SELECT 0, {today} - i, 1000000 - i * 2000, 5000000000 - 10000000 * CAST(i AS BIGINT), 1000000000, i % 7, i FROM {days};
          INSERT INTO counters (cache, generation, paths, path_bytes) VALUES ({cache}, 1, {objects}, {bytes})
              ON CONFLICT (cache, generation) DO UPDATE SET paths = excluded.paths, path_bytes = excluded.path_bytes;",
         hundred_numbers = dialect.numbers(100),

@@ -118,7 +118,10 @@ async function look() {
   await page.getByRole("link", { name: "secret" }).click();
   await page.getByText("The cache is private").waitFor();
   await page.getByRole("link", { name: "Dormer", exact: true }).click();
+  await page.getByRole("img", { name: /^From .* the paths grew from/ }).waitFor();
   await page.getByRole("link", { name: "main", exact: true }).click();
+  await page.getByRole("img", { name: /^From .* the paths grew from/ }).waitFor();
+  await page.getByRole("img", { name: /^NARs pulled: .* on the busiest day/ }).waitFor();
   await page.getByLabel("Find a path").fill(visit.program.name);
   await page.keyboard.press("Enter");
   // A rebuild has the same name.
