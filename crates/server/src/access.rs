@@ -31,8 +31,8 @@ pub(crate) fn known_caches(claims: Option<&TokenClaims>) -> Vec<(&str, bool)> {
     all.map(|(pattern, permissions)| (pattern.as_str(), !permissions.is_empty())).collect()
 }
 
-/// The caches that such a caller may know of. The time to list all caches would tell a caller without
-/// a token how many there are.
+/// The caches that such a caller may know of. The time to list all caches would tell a caller
+/// without a token how many there are.
 pub(crate) fn selection<'k>(known: &'k [(&'k str, bool)]) -> CacheSelection<'k> {
     if known.is_empty() { CacheSelection::Public } else { CacheSelection::Allowed(known) }
 }

@@ -237,8 +237,9 @@ pub trait JobIndex: Send + Sync + std::fmt::Debug + 'static {
     /// [`JobKind::Recount`] if the last one ended at `since` or before. Returns whether changes may
     /// be left for another call.
     async fn tend_counters(&self, at: UnixSeconds, since: UnixSeconds) -> Result<bool>;
-    /// Adds pushes and pulls to a day of their caches and of the installation. Those of a cache that
-    /// is gone are counted for the installation alone. Not repeated if it may have had its effect.
+    /// Adds pushes and pulls to a day of their caches and of the installation. Those of a cache
+    /// that is gone are counted for the installation alone. Not repeated if it may have had its
+    /// effect.
     async fn add_activity(&self, day: Day, activity: &[CacheActivity]) -> Result<()>;
     /// Writes down what the next `limit` caches hold on a day, for the history; the first page,
     /// after cache 0, also what the installation holds. Returns the last cache of the page, and

@@ -108,7 +108,8 @@ macro_rules! list_allowed {
         )
     };
 }
-// The characters of a pattern are those of names and `*`: of these, only `_` means something to LIKE.
+// The characters of a pattern are those of names and `*`: of these, only `_` means something to
+// LIKE.
 pub(crate) const LIST_ALLOWED_CACHES_AFTER: Sql = Sql {
     sqlite: list_allowed!(
         "SELECT key AS place, value ->> 0 AS pattern, value ->> 1 AS allowed FROM json_each($3)",

@@ -4,8 +4,8 @@
 //! counted in memory. Nobody waits for either, and a crash loses some minutes of them.
 //!
 //! A day has sizes only if they differ from those before, or if nothing was written for
-//! [`HISTORY_REPEATED_DAYS`]: a cache that rests costs a dozen rows a year. So a reader carries sizes
-//! forward, and begins as many days early.
+//! [`HISTORY_REPEATED_DAYS`]: a cache that rests costs a dozen rows a year. So a reader carries
+//! sizes forward, and begins as many days early.
 
 use super::counters::STORED;
 use crate::Result;
