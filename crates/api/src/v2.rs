@@ -274,8 +274,8 @@ pub struct CacheStatsResponse {
     /// The longest unused paths. Only for a caller that may list the cache.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub longest_unused: Option<Vec<ObjectEntry>>,
-    /// The last days, the oldest first. Only for a request that asks for `days`; older servers never
-    /// have it.
+    /// The last days, the oldest first. Only for a request that asks for `days`; older servers
+    /// never have it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub history: Option<Vec<HistoryEntry>>,
 }

@@ -1,6 +1,7 @@
-//! Pushes and pulls of each cache that the history does not have yet: counted in memory, and written
-//! by the job runner once a minute ([`JobRunner::with_history`](crate::JobRunner::with_history)), so
-//! that no push and no pull takes a statement more. A process that is killed loses a minute of them.
+//! Pushes and pulls of each cache that the history does not have yet: counted in memory, and
+//! written by the job runner once a minute
+//! ([`JobRunner::with_history`](crate::JobRunner::with_history)). So no push and no pull takes a
+//! statement more, and a process that is killed loses a minute of them.
 
 use std::collections::HashMap;
 use std::sync::{Mutex, PoisonError};
