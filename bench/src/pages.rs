@@ -1,7 +1,7 @@
 //! Pages for people, of a cache with many paths: CPU, statements and bytes of each.
 //!
-//! A real server makes the cache; the database itself then fills it. The visitor may list the cache,
-//! so its pages have everything that pages can have.
+//! A real server makes the cache; the database itself then fills it. The visitor may list the
+//! cache, so its pages have everything that pages can have.
 
 use std::path::Path;
 
