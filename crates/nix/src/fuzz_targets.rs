@@ -88,7 +88,7 @@ pub fn fuzz_listing(data: &[u8]) {
     assert_eq!(look_up(&names, json.chunks(1)), whole, "fed byte by byte");
     assert_eq!(look_up(&names, json.chunks(13)), whole, "fed in pieces of 13 bytes");
     assert!(listed_build_ids(json).len() <= BUILD_IDS_MAX);
-    assert!(whole.1.is_none_or(|(_, entries, _)| entries.len() <= LISTED_ENTRIES));
+    assert!(whole.1.is_none_or(|(_, page)| page.entries.len() <= LISTED_ENTRIES));
 
     let Ok(listing) = serde_json::from_slice::<Value>(json) else { return };
     let root = &listing["root"];
