@@ -75,7 +75,8 @@ pub(crate) fn measure(binary: &Path, work: &Path, objects: u64, on_postgres: boo
         drop(Server::start(binary, &data, true, &environment)?);
         note(&format!("filling {url} with {objects} paths"));
         // Triggers that look rows up one by one are off: what is measured comes later.
-        database.sql(&url, &format!("SET session_replication_role = replica; {}", rows(&Postgresql, objects)));
+        database
+            .sql(&url, &format!("SET session_replication_role = replica; {}", rows(&Postgresql, objects)));
         database.sql(&url, "VACUUM ANALYZE");
         let server = Server::start(binary, &data, false, &environment)?;
         ask(&server, "PostgreSQL", Some(database.process_id()), objects, &mut costs)?;
@@ -195,7 +196,8 @@ fn ask(
     };
     // The largest path, which has referrers, comes first.
     let list = get("/main/paths")?;
-    let hash = list.split("href=\"../main/").filter_map(|rest| rest.get(..32)).find(|hash| !hash.contains('"'));
+    let hash =
+        list.split("href=\"../main/").filter_map(|rest| rest.get(..32)).find(|hash| !hash.contains('"'));
     let hash = hash.ok_or_else(|| Error::new("the list of paths names none"))?.to_owned();
     let name = format!("package-{objects}");
     for (page, address) in [

@@ -326,12 +326,7 @@ impl PageHost {
     }
 
     /// `/{cache}/{hash}/files/…`, with what the listing has there.
-    fn files(
-        &self,
-        path: &PathInfo,
-        files: Files,
-        found: Option<(ListedNode, FolderPage)>,
-    ) -> Answer {
+    fn files(&self, path: &PathInfo, files: Files, found: Option<(ListedNode, FolderPage)>) -> Answer {
         let Some((node, page)) = found else {
             return Answer::no_page(&self.frame, self.is_head);
         };

@@ -213,9 +213,15 @@ fn a_path_is_looked_up_by_its_hash() {
     let page = bucket.get("/main/paths?q=%3Cscript%3E");
     assert_eq!(page.status, 200);
     assert!(html(&page).contains("&lt;script&gt;") && html(&page).contains("This is no hash"));
-    for query in
-        ["q=%zz", "q=%ff", "from=x", "after=../x", &format!("q={}", "x".repeat(301)), &format!("at={}", "x".repeat(301)), &"&".repeat(2_001)]
-    {
+    for query in [
+        "q=%zz",
+        "q=%ff",
+        "from=x",
+        "after=../x",
+        &format!("q={}", "x".repeat(301)),
+        &format!("at={}", "x".repeat(301)),
+        &"&".repeat(2_001),
+    ] {
         assert_eq!(bucket.get(&format!("/main/paths?{query}")).status, 404, "{query}");
     }
     assert_eq!(bucket.reads, Vec::<String>::new());

@@ -35,7 +35,8 @@ impl Activity {
     /// Takes everything, in the order of the caches.
     pub fn take(&self) -> Vec<CacheActivity> {
         let counts = std::mem::take(&mut *self.counts.lock().unwrap_or_else(PoisonError::into_inner));
-        let activity = |(cache, of): (CacheId, Counts)| CacheActivity { cache, pushes: of.pushes, pulls: of.pulls };
+        let activity =
+            |(cache, of): (CacheId, Counts)| CacheActivity { cache, pushes: of.pushes, pulls: of.pulls };
         let mut taken: Vec<CacheActivity> = counts.into_iter().map(activity).collect();
         taken.sort_unstable_by_key(|of| of.cache);
         taken

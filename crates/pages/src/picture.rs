@@ -221,11 +221,7 @@ fn bars(days: &[PastDay], name: &str, class: &'static str, counts: &[u64]) -> Ma
         let (start, end) = (place * WIDTH / count, (place + 1) * WIDTH / count);
         // A gap of a fifth tells the days apart.
         let width = (end - start) - (end - start) / 5;
-        if height == 0 {
-            String::new()
-        } else {
-            format!("M{start} {HEIGHT}v-{height}h{width}v{height}z")
-        }
+        if height == 0 { String::new() } else { format!("M{start} {HEIGHT}v-{height}h{width}v{height}z") }
     };
     let path: String = counts.iter().enumerate().map(bar).collect();
     html! {
@@ -318,7 +314,13 @@ mod tests {
     }
 
     fn past(day: i64, path_bytes: u64, activity: Option<(u64, u64)>) -> PastDay {
-        PastDay { begins_at: 1_800_000_000 + day * 86_400, paths: 2, path_bytes, stored_bytes: None, activity }
+        PastDay {
+            begins_at: 1_800_000_000 + day * 86_400,
+            paths: 2,
+            path_bytes,
+            stored_bytes: None,
+            activity,
+        }
     }
 
     #[test]
@@ -326,17 +328,24 @@ mod tests {
         assert_eq!(growth(&[]).into_string() + &growth(&[past(0, 5, None)]).into_string(), "");
         let days = [past(0, 0, None), past(1, 1 << 20, None), past(2, 2 << 20, None)];
         let html = growth(&days).into_string();
-        let title = "From 2027-01-15 to 2027-01-17, the paths grew from 0 bytes to 2.0 MiB: then 2 paths, now 2.";
+        let title =
+            "From 2027-01-15 to 2027-01-17, the paths grew from 0 bytes to 2.0 MiB: then 2 paths, now 2.";
         assert!(html.contains(&format!("role=\"img\" aria-label=\"{title}\"")), "{html}");
         assert!(html.contains("d=\"M0 100L500 50L1000 0\""), "{html}");
         assert!(html.contains("d=\"M0 100L0 100L500 50L1000 0L1000 100Z\""), "{html}");
         assert!(!html.contains("Stored"), "what is stored belongs to all caches");
         let stored = days.map(|day| PastDay { stored_bytes: Some(1 << 20), ..day });
         let html = growth(&stored).into_string();
-        assert!(html.contains("d=\"M0 50L500 50L1000 50\"") && html.contains("Stored</dt><dd>1.0 MiB"), "{html}");
+        assert!(
+            html.contains("d=\"M0 50L500 50L1000 50\"") && html.contains("Stored</dt><dd>1.0 MiB"),
+            "{html}"
+        );
         assert!(growth(&[past(0, 9, None), past(1, 3, None)]).into_string().contains("shrank"));
         let empty = growth(&[past(0, 0, None), past(1, 0, None)]).into_string();
-        assert!(empty.contains("the paths went from 0 bytes to 0 bytes") && empty.contains("M0 100L1000 100"), "{empty}");
+        assert!(
+            empty.contains("the paths went from 0 bytes to 0 bytes") && empty.contains("M0 100L1000 100"),
+            "{empty}"
+        );
         let most = growth(&[past(0, u64::MAX, None); 2]).into_string();
         assert!(most.contains("M0 0L1000 0"), "{most}");
     }

@@ -6,9 +6,9 @@ use proptest::prelude::*;
 use crate::{
     AuditRow, AuditView, CacheRow, CacheView, ClosureView, CollectionFigures, CollectionView, Contents,
     Counts, DamageView, ExpiryView, FileContent, FileView, FilesView, Found, Frame, HomeView, JobRow,
-    JobsView, ListedFile, ListedKind, LogView, OverviewView, PAGE_BYTES_MAX, PastDay, PathRow, PathView, PathsView,
-    PinRow, PinsView, PlanView, ProblemView, PublishedCacheRow, PublishingView, QueueRow, RemoveView,
-    Savings, ScrubFigures, ServerFigures, SignInView, SizedPath, SortedBy, TargetView, Visitor,
+    JobsView, ListedFile, ListedKind, LogView, OverviewView, PAGE_BYTES_MAX, PastDay, PathRow, PathView,
+    PathsView, PinRow, PinsView, PlanView, ProblemView, PublishedCacheRow, PublishingView, QueueRow,
+    RemoveView, Savings, ScrubFigures, ServerFigures, SignInView, SizedPath, SortedBy, TargetView, Visitor,
 };
 
 /// The frame of a page below a cache, for anybody.
@@ -156,7 +156,8 @@ fn pages(text: &str, length: usize) -> Vec<(&'static str, String)> {
     let edge = Frame { visitor: Visitor::Anybody { may_sign_in: false }, ..frame() };
     let edge_home = HomeView { has_figures: false, savings: None, history: Vec::new(), ..home.clone() };
     let contents = Contents::Published { paths: 1, file_bytes: 2, at: 3 };
-    let edge_cache = CacheView { contents, server: None, largest: None, history: Vec::new(), ..cache.clone() };
+    let edge_cache =
+        CacheView { contents, server: None, largest: None, history: Vec::new(), ..cache.clone() };
     let edge_paths = PathsView { paths: None, ..paths.clone() };
     let edge_path = PathView {
         file_bytes: None,

@@ -17,13 +17,13 @@ use dormer_blobs::{BlobKey, Blobs};
 use dormer_format::{ChunkId, ChunkRun, EncodingTag};
 use dormer_index::{
     Alias, AuditEntry, AuditFilter, AuditPage, Cache, CacheGlance, CacheId, CacheIndex, CachePatch,
-    CacheRecipe, CacheSelection, CacheTotals, CacheVisibility, CallCounts, Changes, ChunkIndex, ChunkRow, CommitOutcome,
-    CounterIndex, Day, DocumentIndex, Error as IndexError, FoundObject, HistoryDay, Index, ListedObject, Nar, NarCommit,
-    NarId, NarIndex, NarKey, NarSource, NarSummary, NewCache, NewDocument, NewPack, NewSession, ObjectIndex,
-    ObjectOrder, ObjectPlace, ObjectReferences, OutboxIndex, OutboxPosition, OutboxRow, PackNumber,
-    PathCounts, Pin, PoolUse, PurgeCounts, Removal, RemovedForCause, RetentionIndex, SealedKey,
-    SealedKeyPlace, SessionEnd, SessionId, SessionIndex, SessionOpened, SessionPart, SettingIndex,
-    StoredCounts, StoredDocument, StoredListing, TraceOutcome, UnixSeconds, Use,
+    CacheRecipe, CacheSelection, CacheTotals, CacheVisibility, CallCounts, Changes, ChunkIndex, ChunkRow,
+    CommitOutcome, CounterIndex, Day, DocumentIndex, Error as IndexError, FoundObject, HistoryDay, Index,
+    ListedObject, Nar, NarCommit, NarId, NarIndex, NarKey, NarSource, NarSummary, NewCache, NewDocument,
+    NewPack, NewSession, ObjectIndex, ObjectOrder, ObjectPlace, ObjectReferences, OutboxIndex,
+    OutboxPosition, OutboxRow, PackNumber, PathCounts, Pin, PoolUse, PurgeCounts, Removal, RemovedForCause,
+    RetentionIndex, SealedKey, SealedKeyPlace, SessionEnd, SessionId, SessionIndex, SessionOpened,
+    SessionPart, SettingIndex, StoredCounts, StoredDocument, StoredListing, TraceOutcome, UnixSeconds, Use,
 };
 use dormer_nix::{BuildId, BuildTrace, DocumentName, NarHash, StorePath, StorePathHash};
 

@@ -198,7 +198,8 @@ mod tests {
         pushes  ▁█▁█▁█▁█  4
         pulls   ▁▁▁▁▁▁▁▁  0
         ");
-        let hidden: Vec<HistoryEntry> = days.iter().map(|day| HistoryEntry { pushes: None, pulls: None, ..*day }).collect();
+        let hidden: Vec<HistoryEntry> =
+            days.iter().map(|day| HistoryEntry { pushes: None, pulls: None, ..*day }).collect();
         assert_eq!(growth(&hidden).len(), 1);
         assert_eq!(growth(&days[..1]), Vec::<String>::new(), "one day is no growth");
     }

@@ -41,8 +41,8 @@ use dormer_format::{
 };
 use dormer_index::{
     Cache, CacheId, CacheSelection, Error as IndexError, Index, JournalIndex, JournalLease, JournalNote,
-    JournalState, JournalSubject, JournaledAlias, JournaledDocument, JournaledNar, JournaledObject, OutboxPosition,
-    OutboxRow, StoredListing, UnixSeconds,
+    JournalState, JournalSubject, JournaledAlias, JournaledDocument, JournaledNar, JournaledObject,
+    OutboxPosition, OutboxRow, StoredListing, UnixSeconds,
 };
 use dormer_nix::{NarHash, StorePathHash, with_causes};
 

@@ -11,9 +11,9 @@ use crate::common::{
 use async_trait::async_trait;
 use dormer_engine::{Clock, JobRunner, JobSettings, OutboxLimits, SystemClock};
 use dormer_index::{
-    CacheActivity, CacheId, CounterIndex as _, Day, Error, ExpiryDefaults, HistoryDay, Index, Job, JobBacklog, JobId,
-    JobIndex, JobKind, JobLease, JobStep, OutboxIndex as _, OutboxPosition, Result, SqliteIndex, TargetId,
-    UnixSeconds,
+    CacheActivity, CacheId, CounterIndex as _, Day, Error, ExpiryDefaults, HistoryDay, Index, Job,
+    JobBacklog, JobId, JobIndex, JobKind, JobLease, JobStep, OutboxIndex as _, OutboxPosition, Result,
+    SqliteIndex, TargetId, UnixSeconds,
 };
 use dormer_testkit::{Random, check_invariants, package_nar};
 use prometheus::core::Collector as _;

@@ -121,7 +121,11 @@ pub(super) async fn caches_are_listed_by_name(index: Subject) -> Result<()> {
     for (after, limit, page) in
         [("", 2, &listed[..2]), ("", 9, &listed[..]), ("b", 2, &listed[2..]), ("c", 2, &[])]
     {
-        assert_eq!(index.list_caches_after(after, CacheSelection::All, limit).await?, page, "{limit} after {after:?}");
+        assert_eq!(
+            index.list_caches_after(after, CacheSelection::All, limit).await?,
+            page,
+            "{limit} after {after:?}"
+        );
     }
     let mut public = Vec::new();
     for found in listed {

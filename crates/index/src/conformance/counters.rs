@@ -7,9 +7,9 @@ use super::fixtures::{
     NOW, alias, cache, commit, committed, new_nar, object, pack, pack_id, path_hash, push_object, tag,
 };
 use crate::{
-    CacheActivity, CacheGlance, CacheId, ChunkMove, ChunkRow, CollectIndex, CommitTarget, CompactedPack, Day, HistoryDay, Index, JobIndex,
-    JobKind, JobLease, NarId, NarSource, ObjectOrder, PackNumber, PathCounts, Removal, Result, ScrubIndex,
-    StampLimits, StoredCounts,
+    CacheActivity, CacheGlance, CacheId, ChunkMove, ChunkRow, CollectIndex, CommitTarget, CompactedPack, Day,
+    HistoryDay, Index, JobIndex, JobKind, JobLease, NarId, NarSource, ObjectOrder, PackNumber, PathCounts,
+    Removal, Result, ScrubIndex, StampLimits, StoredCounts,
 };
 
 /// What every case works on: the contracts of one adapter.
@@ -349,7 +349,10 @@ pub(super) async fn a_history_has_the_days_on_which_something_changed(four: Four
     assert_eq!(last(history(None).await?), Some(of(19, 27)), "what is gone counts for the installation");
     assert_eq!(history(Some(CacheId(99))).await?, []);
     four.jobs.add_activity(today.before(39), &[activity(main, 4, 0)]).await?;
-    assert_eq!((history(Some(main)).await?[1].counts, history(Some(main)).await?[1].pushes), (Some(second), 4));
+    assert_eq!(
+        (history(Some(main)).await?[1].counts, history(Some(main)).await?[1].pushes),
+        (Some(second), 4)
+    );
     assert_eq!(four.index.history(Some(main), today.before(8)).await?.len(), 1, "after a day, not on it");
 
     // What is too old goes, page by page.

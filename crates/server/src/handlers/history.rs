@@ -88,7 +88,8 @@ mod tests {
             filled.iter().map(|day| (day.begins_at / 86_400, day.paths, day.pulls)).collect::<Vec<_>>()
         };
         assert_eq!(filled(&[], 90), [(100, 9, Some(0))]);
-        let rows = [written(60, Some(3), 1), written(97, None, 7), written(98, Some(4), 0), written(100, None, 2)];
+        let rows =
+            [written(60, Some(3), 1), written(97, None, 7), written(98, Some(4), 0), written(100, None, 2)];
         let last = [(97, 3, Some(7)), (98, 4, Some(0)), (99, 4, Some(0)), (100, 9, Some(2))];
         assert_eq!(filled(&rows, 4), last, "what was known before the first day still holds");
         assert_eq!(filled(&rows, 41).len(), 41);

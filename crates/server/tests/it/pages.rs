@@ -170,7 +170,10 @@ fn a_cache_shows_how_it_grew_and_to_its_owner_how_it_is_used() {
     let days = ask(&admin(), "/_api/v2/caches/main/stats?days=3").json()["history"].clone();
     let days = days.as_array().unwrap();
     assert_eq!(days.len(), 3, "{days:?}");
-    assert_eq!((&days[0]["pushes"], &days[0]["pulls"], &days[2]["paths"]), (&json!(7), &json!(30), &json!(1)));
+    assert_eq!(
+        (&days[0]["pushes"], &days[0]["pulls"], &days[2]["paths"]),
+        (&json!(7), &json!(30), &json!(1))
+    );
     assert_eq!(days[2]["begins_at"], json!(today.begins_at()));
     let reader = token(&json!({"main": {"r": 1}}));
     let seen = ask(&reader, "/_api/v2/caches/main/stats?days=400").json();
@@ -275,7 +278,8 @@ fn a_path_that_is_one_file_is_shown_and_downloaded() {
 #[test]
 fn a_huge_folder_is_paged_and_begins_at_a_name() {
     let server = Server::start();
-    let entries = (0..3_000).map(|number| (format!("entry-{number:04}").into_bytes(), Node::file(Vec::new())));
+    let entries =
+        (0..3_000).map(|number| (format!("entry-{number:04}").into_bytes(), Node::file(Vec::new())));
     push(&server, "main", &path(1), &encode_tree(&Node::directory(entries)), &json!({}));
     let files = format!("/main/{}/files/", path(1).hash());
     let see = |query: &str| browse(&server, None, &format!("{files}{query}")).text();

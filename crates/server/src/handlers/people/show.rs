@@ -9,8 +9,8 @@ use dormer_edge::{foreign_signatures, hash_in, key_names, provenance};
 use dormer_index::{Cache, FoundObject, ListedObject, ObjectOrder, ObjectPlace, PathCounts, Pin};
 use dormer_nix::{DocumentName, StoreDir, StorePath, StorePathHash};
 use dormer_pages::{
-    CacheRow, CacheView, ClosureView, Contents, Counts, ExpiryView, HomeView, LogView, PastDay, PathRow, PathView,
-    PathsView, PinRow, PinsView, ProblemView, Savings, SizedPath, SortedBy, path_address,
+    CacheRow, CacheView, ClosureView, Contents, Counts, ExpiryView, HomeView, LogView, PastDay, PathRow,
+    PathView, PathsView, PinRow, PinsView, ProblemView, Savings, SizedPath, SortedBy, path_address,
 };
 use http::{Response, StatusCode};
 
