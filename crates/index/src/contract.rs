@@ -654,8 +654,8 @@ pub enum CacheSelection<'a> {
     All,
     /// The public ones. Private ones cost nothing.
     Public,
-    /// The public ones, and those whose first fitting pattern is `true`. In a pattern, `*` stands
-    /// for any text; its other characters are those of names.
+    /// The public ones, and those whose own name, or else the first pattern that fits, is `true`.
+    /// In a pattern, `*` stands for any text; its other characters are those of names.
     Allowed(&'a [(&'a str, bool)]),
 }
 

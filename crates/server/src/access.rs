@@ -23,12 +23,10 @@ enum Settings {
     Current,
 }
 
-/// Which private caches the caller may know of: exact names first, as they count first.
+/// Of which private caches the caller may know, as the token has it.
 pub(crate) fn known_caches(claims: Option<&TokenClaims>) -> Vec<(&str, bool)> {
     let entries = claims.map_or(&[][..], |claims| claims.access.caches.as_slice());
-    let (exact, patterns): (Vec<_>, Vec<_>) = entries.iter().partition(|(pattern, _)| pattern.is_exact());
-    let all = exact.into_iter().chain(patterns);
-    all.map(|(pattern, permissions)| (pattern.as_str(), !permissions.is_empty())).collect()
+    entries.iter().map(|(pattern, permissions)| (pattern.as_str(), !permissions.is_empty())).collect()
 }
 
 /// The caches that such a caller may know of. The time to list all caches would tell a caller

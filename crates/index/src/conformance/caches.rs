@@ -154,7 +154,7 @@ pub(super) async fn a_list_has_what_its_patterns_allow(index: Subject) -> Result
         (&[("a_b", true), ("x+*", true)], "", &["a_b", "public", "x+y"]),
         // The first that fits decides.
         (&[("team-b*", false), ("*a", true), ("team-*", true)], "", &["Team-a", "public", "team-a"]),
-        (&[("team-b", true), ("team-b*", false), ("*", true)], "team-a", &["team-b", "x+y"]),
+        (&[("team-b*", false), ("*", true), ("team-b", true)], "team-a", &["team-b", "x+y"]),
         (&[("public", false), ("*-*-*", true)], "", &["public", "team-b-old"]),
     ] {
         let found = index.list_caches_after(after, CacheSelection::Allowed(patterns), 9).await?;
