@@ -326,7 +326,9 @@ impl JobRunner {
         }
     }
 
-    /// Writes down the pushes and pulls since the last time.
+    /// Writes down the pushes and pulls since the last time. Where the answer of the database was
+    /// lost, a minute may count twice: nobody is harmed by that, and a database that is away for an
+    /// hour loses nothing.
     async fn write_activity(&self) {
         let Some(activity) = &self.activity else { return };
         let taken = activity.take();
