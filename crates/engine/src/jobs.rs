@@ -357,7 +357,7 @@ impl JobRunner {
                     break;
                 }
             }
-            dormer_index::Result::Ok(())
+            Ok::<_, IndexError>(())
         };
         match written.await {
             Ok(()) => *written_at = Some((Instant::now(), today)),
