@@ -79,6 +79,13 @@ impl Connection {
         Ok((status, bytes))
     }
 
+    /// GET of a page, as a browser asks for it.
+    pub(crate) fn get_page(&mut self, path: &str) -> Result<(u16, Vec<u8>)> {
+        let head = self.head("GET", path, "Accept: text/html\r\n");
+        self.write(head.as_bytes())?;
+        self.collect()
+    }
+
     /// GET with the whole body.
     pub(crate) fn get(&mut self, path: &str) -> Result<(u16, Vec<u8>)> {
         let head = self.head("GET", path, "");

@@ -20,6 +20,7 @@ mod local_store;
 mod measure;
 mod memory;
 mod nginx;
+mod pages;
 mod production;
 mod push;
 mod reads;
@@ -156,6 +157,16 @@ enum Command {
         /// A file, or the URL of a PostgreSQL database.
         database: String,
     },
+    /// Pages for people, of a cache with many paths, on SQLite and PostgreSQL: CPU, statements,
+    /// bytes.
+    Pages {
+        /// Paths in the cache.
+        #[arg(long, default_value_t = 1_000_000)]
+        objects: u64,
+        /// SQLite only.
+        #[arg(long)]
+        no_postgres: bool,
+    },
     /// Recompression of cold packs: bytes saved against CPU.
     Recompress {
         /// zstd levels, each compared with the server's default level.
@@ -243,6 +254,12 @@ fn run(cli: &Cli) -> Result<()> {
         Command::GcPlan { database } => {
             let cost = gc::plan(database)?;
             print(&serde_json::to_string(&cost).context(|| "encode the cost".to_owned())?)
+        }
+        Command::Pages { objects, no_postgres } => {
+            let objects = if common.quick { objects / 100 } else { *objects };
+            let costs = pages::measure(&common.dormer, &common.work(), objects, !no_postgres)?;
+            save(&common.results(), "pages", &costs)?;
+            print(&costs.markdown())
         }
         Command::Recompress { levels } => {
             let generation = Generation::load(&common.corpus(), "gen1", common.quick)?;

@@ -14,6 +14,7 @@ use crate::ingest::{Configuration, Ingest, Push};
 use crate::levels::Row;
 use crate::measure::Samples;
 use crate::memory::Memory;
+use crate::pages::PageCosts;
 use crate::production::{Production, Pull, Push as ProductionPush};
 use crate::reads::Reads;
 use crate::recover::Recovery;
@@ -65,6 +66,10 @@ pub(crate) fn all(results: &Path) -> Result<String> {
     }
     if let Some(costs) = load::<PlanCosts>(results, "gc")? {
         text += "## Planning a collection\n\n";
+        text += &costs.markdown();
+    }
+    if let Some(costs) = load::<PageCosts>(results, "pages")? {
+        text += "## Pages\n\n";
         text += &costs.markdown();
     }
     if let Some(recompression) = load::<Recompression>(results, "recompress")? {

@@ -118,7 +118,10 @@ async function look() {
   await page.getByRole("link", { name: "secret" }).click();
   await page.getByText("The cache is private").waitFor();
   await page.getByRole("link", { name: "Dormer", exact: true }).click();
+  await page.getByRole("img", { name: /^From .* the paths grew from/ }).waitFor();
   await page.getByRole("link", { name: "main", exact: true }).click();
+  await page.getByRole("img", { name: /^From .* the paths grew from/ }).waitFor();
+  await page.getByRole("img", { name: /^NARs pulled: .* on the busiest day/ }).waitFor();
   await page.getByLabel("Find a path").fill(visit.program.name);
   await page.keyboard.press("Enter");
   // A rebuild has the same name.
@@ -223,6 +226,20 @@ async function operate() {
   await signIn(page);
   await page.getByRole("link", { name: /^Operation/ }).click();
   await page.getByText("Database and object store answer.").waitFor();
+  // The figures follow the server, until somebody wants them to stand still.
+  const answered = page.locator("dt", { hasText: "Requests answered" }).locator("+ dd");
+  const before = await answered.textContent();
+  const glance = () => page.evaluate(() => document.dispatchEvent(new Event("visibilitychange")));
+  await glance();
+  await page.waitForFunction(([dd, text]) => dd.isConnected === false || dd.textContent !== text, [await answered.elementHandle(), before]);
+  assert.notEqual(await answered.textContent(), before, "without a reload");
+  await page.getByRole("button", { name: "Pause" }).click();
+  await page.getByText("The figures stand still.").waitFor();
+  const still = await answered.textContent();
+  await glance();
+  assert.equal(await answered.textContent(), still);
+  await page.getByRole("button", { name: "Follow" }).click();
+  await page.getByText("are read again every 5 seconds").waitFor();
   const tabs = page.getByRole("navigation", { name: "Pages for operators" });
   await tabs.getByRole("link", { name: "Collection" }).click();
   await page.getByRole("button", { name: "Make a plan" }).click();

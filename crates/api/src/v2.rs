@@ -274,11 +274,35 @@ pub struct CacheStatsResponse {
     /// The longest unused paths. Only for a caller that may list the cache.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub longest_unused: Option<Vec<ObjectEntry>>,
+    /// The last days, the oldest first. Only for a request that asks for `days`; older servers
+    /// never have it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub history: Option<Vec<HistoryEntry>>,
+}
+
+/// A day of a cache, or of the whole installation.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct HistoryEntry {
+    /// When the day begins, in UTC.
+    pub begins_at: i64,
+    /// Paths in the end of the day; today, those of now.
+    pub paths: u64,
+    /// Bytes of their NARs, uncompressed.
+    pub nar_bytes: u64,
+    /// Bytes of the packs. Only of the whole installation.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub stored_bytes: Option<u64>,
+    /// Paths that were pushed on that day. Only for a caller that may list the cache.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub pushes: Option<u64>,
+    /// Downloads of NARs that began on that day. Only for a caller that may list the cache.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub pulls: Option<u64>,
 }
 
 /// Answer to GET `stats`: what the whole installation holds. The four lines of savings add up to
 /// what the store does not have to hold: `path_bytes` less `stored_bytes`.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct StatsResponse {
     /// Paths in all caches.
     pub paths: u64,
@@ -301,4 +325,7 @@ pub struct StatsResponse {
     pub saved_by_compression: i64,
     /// Whether everything is counted; after an upgrade a job may have to count what was there.
     pub complete: bool,
+    /// The last days, as in [`CacheStatsResponse::history`].
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub history: Option<Vec<HistoryEntry>>,
 }

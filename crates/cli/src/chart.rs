@@ -65,6 +65,14 @@ fn bar(part: u64, whole: u64, width: usize) -> String {
     format!("{}{}", "█".repeat(full), EIGHTHS[rest])
 }
 
+/// A column for each value, of eight heights, on one line.
+pub(crate) fn columns_of(values: &[u64]) -> String {
+    const HEIGHTS: [char; 8] = ['▁', '▂', '▃', '▄', '▅', '▆', '▇', '█'];
+    let largest = u128::from(values.iter().copied().max().unwrap_or(0).max(1));
+    let height = |value: &u64| usize::try_from((u128::from(*value) * 7).div_ceil(largest)).unwrap_or(7);
+    values.iter().map(|value| HEIGHTS[height(value).min(7)]).collect()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

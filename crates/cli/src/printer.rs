@@ -72,6 +72,16 @@ impl Printer {
         lines.iter().try_for_each(|line| self.data(line))
     }
 
+    /// More lines of a chart. On a terminal that is too narrow for one, it is left out.
+    pub(crate) fn chart_lines(&self, lines: &[String]) -> Result<()> {
+        let Some(columns) = self.columns else { return Ok(()) };
+        if lines.is_empty() || lines.iter().any(|line| line.chars().count() > columns) {
+            return Ok(());
+        }
+        self.data("")?;
+        lines.iter().try_for_each(|line| self.data(line))
+    }
+
     /// A line of data, on standard output.
     pub(crate) fn data(&self, line: &str) -> Result<()> {
         self.to_stdout(&shown(line))

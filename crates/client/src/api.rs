@@ -356,17 +356,18 @@ impl ApiClient {
         self.ask(&action, Repeat::Always, || self.request(Method::POST, &route).json(request)).await
     }
 
-    /// What a cache holds.
-    pub async fn cache_stats(&self, cache: &CacheName) -> Result<CacheStatsResponse> {
+    /// What a cache holds, and its last `days`.
+    pub async fn cache_stats(&self, cache: &CacheName, days: u32) -> Result<CacheStatsResponse> {
         let action = format!("asking what cache {cache} holds");
-        let route = routes::v2_cache_stats(cache);
+        let route = format!("{}?days={days}", routes::v2_cache_stats(cache));
         self.ask(&action, Repeat::Always, || self.request(Method::GET, &route)).await
     }
 
-    /// What the whole installation holds.
-    pub async fn stats(&self) -> Result<StatsResponse> {
+    /// What the whole installation holds, and its last `days`.
+    pub async fn stats(&self, days: u32) -> Result<StatsResponse> {
         let action = "asking what the server holds";
-        self.ask(action, Repeat::Always, || self.request(Method::GET, routes::V2_STATS)).await
+        let route = format!("{}?days={days}", routes::V2_STATS);
+        self.ask(action, Repeat::Always, || self.request(Method::GET, &route)).await
     }
 
     /// What the server does at this moment.

@@ -44,7 +44,7 @@ pub use error::{Error, Result};
 pub use layout::{EdgeKey, MISS_SECONDS, NARINFO_BYTES_MAX, NarFile, STATE_SECONDS, document_type};
 pub use page::{
     Home, LOG_PAGE_BYTES_MAX, PageRead, PageStep, foreign_signatures, hash_in, is_plain_origin, key_names,
-    listed_file,
+    listed_folder, provenance,
 };
 pub use rules::{Admission, ObjectMeta, Read, Request, RequestPlan, Visit, plan};
 pub use spelling::{decode_file_path, decode_form, decode_path, split_files};

@@ -11,7 +11,7 @@
 //! [`Visit::admit`]: crate::Visit::admit
 
 use dormer_api::CacheName;
-use dormer_nix::nar::{FolderEntry, LISTING_BYTES_MAX, ListedNode, ListingSearch};
+use dormer_nix::nar::{FolderEntry, FolderPage, LISTING_BYTES_MAX, ListedNode, ListingSearch};
 use dormer_nix::{DocumentName, NarInfo, StoreDir, StorePath, StorePathHash, signature_key_name};
 use dormer_pages::{
     CacheRow, CacheView, Contents, FileContent, FileView, FilesView, Found, Frame, HomeView, ListedFile,
@@ -80,7 +80,16 @@ pub(crate) fn with_slash(cache: &CacheName, is_head: bool) -> Answer {
 pub(crate) struct Query {
     after: Option<CacheName>,
     wanted: String,
+    begin: Begin,
+}
+
+/// Where a page of a folder or a log begins.
+#[derive(Debug, Default)]
+struct Begin {
+    /// At this entry or line.
     from: Option<usize>,
+    /// At this name.
+    at: String,
 }
 
 impl Query {
@@ -95,7 +104,9 @@ impl Query {
                 "after" => read.after = Some(value.parse().ok()?),
                 "q" if value.len() > WANTED_BYTES_MAX => return None,
                 "q" => value.trim().clone_into(&mut read.wanted),
-                "from" => read.from = Some(value.parse().ok()?),
+                "from" => read.begin.from = Some(value.parse().ok()?),
+                "at" if value.len() > WANTED_BYTES_MAX => return None,
+                "at" => read.begin.at = value,
                 _ => {}
             }
         }
@@ -135,6 +146,7 @@ impl Home {
             next: shown.last().filter(|_| has_more).map(CacheName::to_string),
             has_figures: false,
             savings: None,
+            history: Vec::new(),
         };
         // Nothing on this page has a time.
         Answer::page(200, Visibility::Public, view.render(&frame("/", 0)), self.is_head)
@@ -177,7 +189,7 @@ impl PageVisit {
             PageRoute::Paths => PageStep::Answer(host.paths(self.query.wanted)),
             PageRoute::OfPath(hash, page) => {
                 let read = host.read(EdgeKey::Narinfo(host.cache.clone(), hash));
-                let wanted = Wanted::Narinfo { hash, page, from: self.query.from, bytes: Vec::new() };
+                let wanted = Wanted::Narinfo { hash, page, begin: self.query.begin, bytes: Vec::new() };
                 PageStep::Read(Box::new(PageRead { host, read, wanted }))
             }
         }
@@ -195,6 +207,11 @@ pub fn foreign_signatures(signatures: Vec<String>, key_names: &[String]) -> Vec<
         signature_key_name(signature).map_or(true, |name| !key_names.iter().any(|own| own == name))
     };
     signatures.into_iter().filter(is_foreign).collect()
+}
+
+/// The provenance among the fields of a narinfo that no version of Dormer interprets.
+pub fn provenance(extra: &[(String, String)]) -> Option<String> {
+    extra.iter().find(|(name, _)| name == "Provenance").map(|(_, text)| text.clone())
 }
 
 /// What all pages about a cache share.
@@ -259,6 +276,7 @@ impl PageHost {
             },
             retention_seconds: None,
             quota_bytes: None,
+            history: Vec::new(),
             largest: None,
             shows_pins: false,
         };
@@ -300,6 +318,7 @@ impl PageHost {
             deriver: info.deriver.map(|deriver| deriver.to_string()),
             system: info.system,
             content_address: info.ca,
+            provenance: provenance(&info.extra),
             signatures: foreign_signatures(info.sigs, &self.key_names),
             own_keys: self.key_names.clone(),
             references: info.references.iter().filter(is_other).map(StorePath::to_string).collect(),
@@ -315,13 +334,8 @@ impl PageHost {
     }
 
     /// `/{cache}/{hash}/files/…`, with what the listing has there.
-    fn files(
-        &self,
-        path: &PathInfo,
-        files: Files,
-        found: Option<(ListedNode, Vec<FolderEntry>, bool)>,
-    ) -> Answer {
-        let Some((node, entries, has_more)) = found else {
+    fn files(&self, path: &PathInfo, files: Files, found: Option<(ListedNode, FolderPage)>) -> Answer {
+        let Some((node, page)) = found else {
             return Answer::no_page(&self.frame, self.is_head);
         };
         let store_path = &path.info.store_path;
@@ -333,11 +347,7 @@ impl PageHost {
             return self.see_other(&format!("{}{slash}", address.trim_end_matches('/')));
         }
         let found = match node {
-            ListedNode::Directory => Found::Folder {
-                first: files.first,
-                entries: entries.into_iter().map(listed_file).collect(),
-                has_more,
-            },
+            ListedNode::Directory => listed_folder(page),
             ListedNode::Symlink(target) => Found::Link(target),
             ListedNode::File { size, executable, .. } => Found::File(FileView {
                 bytes: size,
@@ -363,8 +373,13 @@ impl PageHost {
     }
 }
 
-/// An entry of a folder, as pages show it.
-pub fn listed_file(entry: FolderEntry) -> ListedFile {
+/// Entries of a folder, as pages show them.
+pub fn listed_folder(page: FolderPage) -> Found {
+    let entries = page.entries.into_iter().map(listed_file).collect();
+    Found::Folder { first: page.first, entries, has_more: page.has_more }
+}
+
+fn listed_file(entry: FolderEntry) -> ListedFile {
     let kind = match entry.node {
         ListedNode::Directory => ListedKind::Folder,
         ListedNode::Symlink(target) => ListedKind::Link(target),
@@ -396,7 +411,7 @@ pub struct PageRead {
 /// What is read, and for which page.
 #[derive(Debug)]
 enum Wanted {
-    Narinfo { hash: StorePathHash, page: PathPage, from: Option<usize>, bytes: Vec<u8> },
+    Narinfo { hash: StorePathHash, page: PathPage, begin: Begin, bytes: Vec<u8> },
     Listing { path: Box<PathInfo>, files: Files, search: Box<ListingSearch>, bytes: usize },
     Log { path: Box<PathInfo>, deriver: StorePath, from: Option<usize>, bytes: Vec<u8> },
 }
@@ -414,8 +429,6 @@ struct PathInfo {
 struct Files {
     names: Vec<String>,
     has_slash: bool,
-    /// The number of the first entry on the page.
-    first: usize,
 }
 
 impl PageRead {
@@ -445,9 +458,9 @@ impl PageRead {
             Wanted::Narinfo { .. } if !is_there => {
                 PageStep::Answer(Answer::no_page(&host.frame, host.is_head))
             }
-            Wanted::Narinfo { hash, page, from, bytes } => {
+            Wanted::Narinfo { hash, page, begin, bytes } => {
                 let path = PathInfo::parse(&bytes, hash, &host.store_dir)?;
-                host.after_narinfo(path, page, from)
+                host.after_narinfo(path, page, &begin)
             }
             Wanted::Listing { .. } if !is_there => PageStep::Answer(
                 host.missing("No list of files", "The files of this path are not listed here."),
@@ -478,14 +491,14 @@ impl PageRead {
 
 impl PageHost {
     /// The page of a path, or what else its files or its log need.
-    fn after_narinfo(self, path: PathInfo, page: PathPage, from: Option<usize>) -> PageStep {
+    fn after_narinfo(self, path: PathInfo, page: PathPage, begin: &Begin) -> PageStep {
         let hash = path.info.store_path.hash();
         let (key, wanted) = match page {
             PathPage::Path => return PageStep::Answer(self.path(path)),
             PathPage::Files { names, has_slash } => {
-                let first = from.unwrap_or(0);
-                let search = ListingSearch::new(&names).with_entries(first, ENTRIES);
-                let files = Files { names, has_slash, first };
+                let search = ListingSearch::new(&names).with_entries(begin.from.unwrap_or(0), ENTRIES);
+                let search = search.beginning_at(&begin.at);
+                let files = Files { names, has_slash };
                 let wanted =
                     Wanted::Listing { path: Box::new(path), files, search: Box::new(search), bytes: 0 };
                 (EdgeKey::Listing(self.cache.clone(), hash), wanted)
@@ -495,7 +508,7 @@ impl PageHost {
                     path.info.deriver.as_ref().and_then(|deriver| format!("log/{deriver}").parse().ok());
                 let Some(DocumentName::Log(deriver)) = name else { return PageStep::Answer(self.no_log()) };
                 let key = EdgeKey::Document(self.cache.clone(), DocumentName::Log(deriver.clone()));
-                (key, Wanted::Log { path: Box::new(path), deriver, from, bytes: Vec::new() })
+                (key, Wanted::Log { path: Box::new(path), deriver, from: begin.from, bytes: Vec::new() })
             }
         };
         let read = self.read(key);

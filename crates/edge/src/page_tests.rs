@@ -231,9 +231,15 @@ fn a_path_is_looked_up_by_its_hash() {
     let page = bucket.get("/main/paths?q=%3Cscript%3E");
     assert_eq!(page.status, 200);
     assert!(html(&page).contains("&lt;script&gt;") && html(&page).contains("This is no hash"));
-    for query in
-        ["q=%zz", "q=%ff", "from=x", "after=../x", &format!("q={}", "x".repeat(301)), &"&".repeat(2_001)]
-    {
+    for query in [
+        "q=%zz",
+        "q=%ff",
+        "from=x",
+        "after=../x",
+        &format!("q={}", "x".repeat(301)),
+        &format!("at={}", "x".repeat(301)),
+        &"&".repeat(2_001),
+    ] {
         assert_eq!(bucket.get(&format!("/main/paths?{query}")).status, 404, "{query}");
     }
     assert_eq!(bucket.reads, Vec::<String>::new());
@@ -296,6 +302,8 @@ fn the_files_of_a_path_are_browsed_and_come_out_of_the_nar() {
         assert_eq!((leads.status, header(&leads, "location")), (303, Some(location.as_str())), "{path}");
     }
     assert!(html(&bucket.get(&at("/?from=1"))).contains("href=\"bin/\""));
+    assert!(html(&bucket.get(&at("/?at=bin"))).contains("href=\"bin/\""));
+    assert!(!html(&bucket.get(&at("/?at=bio"))).contains("href=\"bin/\""));
     assert_eq!(bucket.get(&at("/bin/none")).status, 404);
     bucket.objects.remove(&format!("main/{HASH}.ls"));
     let unlisted = bucket.get(&at("/"));

@@ -6,7 +6,7 @@
 
 use std::sync::Arc;
 
-use dormer_index::{Cache, CacheKey, CachePatch, MASTER_KEY_PROOF, NewCache};
+use dormer_index::{Cache, CacheKey, CachePatch, CacheSelection, MASTER_KEY_PROOF, NewCache};
 use dormer_nix::SecretKey;
 use zeroize::Zeroizing;
 
@@ -104,9 +104,14 @@ impl Engine {
         Ok(found)
     }
 
-    /// The next `limit` caches by name, after this name; without the private ones if wanted.
-    pub async fn list_caches_after(&self, name: &str, only_public: bool, limit: u32) -> Result<Vec<Cache>> {
-        Ok(self.index().list_caches_after(name, only_public, limit).await?)
+    /// The next `limit` caches of a selection by name, after this name.
+    pub async fn list_caches_after(
+        &self,
+        name: &str,
+        selection: CacheSelection<'_>,
+        limit: u32,
+    ) -> Result<Vec<Cache>> {
+        Ok(self.index().list_caches_after(name, selection, limit).await?)
     }
 
     /// Creates a cache with its first signing key.

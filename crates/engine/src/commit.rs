@@ -89,6 +89,9 @@ impl Engine {
             // Also after an error: the commit may have taken effect.
             if let Some(hash) = hash {
                 engine.forget_answers(commit.cache, &hash);
+                if matches!(outcome, Ok(CommitOutcome::Committed(_))) {
+                    engine.inner.activity.note_push(commit.cache);
+                }
             }
             Ok(outcome?)
         })

@@ -18,13 +18,15 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use dormer_index::{
-    CounterIndex, Error as IndexError, ExpiryDefaults, JobIndex, JobKind, JobLease, JobStep, UnixSeconds,
+    CacheId, CounterIndex, Day, Error as IndexError, ExpiryDefaults, JobIndex, JobKind, JobLease, JobStep,
+    UnixSeconds,
 };
 use dormer_nix::with_causes;
 use prometheus::core::{Collector as MetricSource, Desc};
 use prometheus::proto::MetricFamily;
 use prometheus::{IntGaugeVec, Opts};
 
+use crate::activity::Activity;
 use crate::collect::Collector;
 use crate::pace::{StepSize, pause_after};
 use crate::scrub::Scrubber;
@@ -59,6 +61,9 @@ const EXPIRY_LOOK: Duration = Duration::from_mins(1);
 
 /// How often the runner tends the counters of what is stored, and the outbox.
 const TEND_EVERY: Duration = Duration::from_mins(1);
+
+/// How often the runner writes down what caches hold, beside the first time on each day.
+const SIZES_EVERY: Duration = Duration::from_hours(1);
 
 /// Pages that the runner tends at once, of thousands of rows each. A minute of pushes leaves fewer.
 const TENDED_PAGES_MAX: u32 = 64;
@@ -138,6 +143,7 @@ pub struct JobRunner {
     collector: Option<Collector>,
     scrubber: Option<Scrubber>,
     counters: Option<Arc<dyn CounterIndex>>,
+    activity: Option<Arc<Activity>>,
     stored: StoredMetrics,
     /// When the next collection may be due.
     collect_at: AtomicI64,
@@ -162,6 +168,7 @@ impl JobRunner {
             collector: None,
             scrubber: None,
             counters: None,
+            activity: None,
             stored: StoredMetrics::new(),
             collect_at: AtomicI64::new(0),
             metrics: JobMetrics::new(),
@@ -186,6 +193,12 @@ impl JobRunner {
         Self { counters: Some(counters), ..self }
     }
 
+    /// Writes the history down, too: this activity, and what caches hold.
+    #[must_use]
+    pub fn with_history(self, activity: Arc<Activity>) -> Self {
+        Self { activity: Some(activity), ..self }
+    }
+
     /// The gauges of what is stored, as of the last minute.
     pub fn stored_metrics(&self) -> StoredMetrics {
         self.stored.clone()
@@ -202,6 +215,9 @@ impl JobRunner {
             biased;
             () = shutdown => {}
             ((), ()) = async { tokio::join!(self.work(), self.tend()) } => {}
+        }
+        if tokio::time::timeout(RELEASE_MAX, self.write_activity()).await.is_err() {
+            tracing::warn!("no time to write down the last minute of pushes and pulls");
         }
         let held = self.hold(None);
         let Some(lease) = held else { return };
@@ -277,8 +293,11 @@ impl JobRunner {
 
     /// What has to be done every minute, also while a job runs that takes days.
     async fn tend(&self) {
+        let mut sizes_at = None;
         loop {
             self.tend_counters().await;
+            self.write_activity().await;
+            self.write_sizes(&mut sizes_at).await;
             self.trim_outbox().await;
             self.sweep_sessions().await;
             tokio::time::sleep(TEND_EVERY).await;
@@ -304,6 +323,48 @@ impl JobRunner {
         if let Some(counters) = &self.counters {
             // What could not be asked for is not shown.
             self.stored.write(counters.stored_counts().await.ok().as_ref());
+        }
+    }
+
+    /// Writes down the pushes and pulls since the last time. Where the answer of the database was
+    /// lost, a minute may count twice: nobody is harmed by that, and a database that is away for an
+    /// hour loses nothing.
+    async fn write_activity(&self) {
+        let Some(activity) = &self.activity else { return };
+        let taken = activity.take();
+        if let Err(error) = self.jobs.add_activity(Day::of(self.clock.now()), &taken).await {
+            activity.put_back(&taken);
+            let error = with_causes(&error);
+            tracing::warn!(error, "failed to write down pushes and pulls; the runner tries again");
+        }
+    }
+
+    /// Writes down what caches hold if it is time for that, and deletes what is too old. Several
+    /// servers write the same.
+    async fn write_sizes(&self, written_at: &mut Option<(Instant, Day)>) {
+        let today = Day::of(self.clock.now());
+        let is_fresh = |(at, day): (Instant, Day)| day == today && at.elapsed() < SIZES_EVERY;
+        if self.activity.is_none() || written_at.is_some_and(is_fresh) {
+            return;
+        }
+        let written = async {
+            let mut after = Some(CacheId(0));
+            while let Some(last) = after {
+                after = self.jobs.record_sizes(today, last, self.settings.step_rows_max).await?;
+            }
+            for _ in 0..TENDED_PAGES_MAX {
+                if self.jobs.trim_history(today, self.settings.step_rows_max).await? == 0 {
+                    break;
+                }
+            }
+            Ok::<_, IndexError>(())
+        };
+        match written.await {
+            Ok(()) => *written_at = Some((Instant::now(), today)),
+            Err(error) => {
+                let error = with_causes(&error);
+                tracing::warn!(error, "failed to write down what caches hold; the runner tries again");
+            }
         }
     }
 

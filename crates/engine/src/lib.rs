@@ -4,6 +4,7 @@
 //! writes. docs/STORAGE.md states the orders and the invariants that they keep;
 //! docs/ARCHITECTURE.md follows a push and a pull through the engine.
 
+mod activity;
 mod back_off;
 mod budget;
 mod caches;
@@ -57,6 +58,7 @@ use crate::read::{BlockCache, ENCODING_UPDATES_MAX, PlanKey, ReadPlan};
 use crate::sessions::{ReadableChunks, Verifications};
 use crate::use_recorder::UseRecorder;
 
+pub use activity::Activity;
 pub use caches::{CreateCache, KeyChange, UpdateCache};
 pub use clock::{Clock, SystemClock};
 pub use collect::{
@@ -121,6 +123,7 @@ struct Inner {
     proven_packs: Remembered<PackId, ()>,
     block_cache: BlockCache,
     uses: UseRecorder,
+    activity: Arc<Activity>,
     encoding_updates: Budget,
     change_counts: ChangeCounts,
     readable: ReadableChunks,
@@ -185,6 +188,7 @@ impl Engine {
                 Duration::ZERO,
                 "updates",
             ),
+            activity: Arc::default(),
             uses: UseRecorder::start(Arc::clone(&index), Arc::clone(&clock), Arc::clone(&metrics)),
             ingest: IngestContext { index, cpu, packer, metrics: Arc::clone(&metrics) },
             metrics,
@@ -267,6 +271,16 @@ impl Engine {
         let inner = &self.inner;
         let budgets = [&inner.read_memory, &inner.stream_memory, &inner.stream_turns];
         budgets.into_iter().any(|budget| budget.present_use().waiting > 0)
+    }
+
+    /// Pushes and pulls that the history does not have yet.
+    pub fn activity(&self) -> Arc<Activity> {
+        Arc::clone(&self.inner.activity)
+    }
+
+    /// Counts a download of a NAR that begins, for the history.
+    pub fn note_pull(&self, cache: &Cache) {
+        self.inner.activity.note_pull(cache.id);
     }
 
     /// The threads for work that takes more than a moment of CPU.

@@ -41,7 +41,7 @@ where
     }
     cases! {
         caches: a_setting_is_created_once, the_master_keys_proof_is_replaced_once, sealed_keys_are_listed_and_replaced_in_pages, a_cache_comes_back_as_it_was_created, a_name_is_taken_until_its_cache_is_deleted,
-            caches_are_listed_by_name, a_patch_changes_what_it_names_and_nothing_else, replaced_keys_stay_listed,
+            caches_are_listed_by_name, a_list_has_what_its_patterns_allow, a_patch_changes_what_it_names_and_nothing_else, replaced_keys_stay_listed,
             a_cache_with_all_its_keys_forgets_the_oldest,
             a_cache_that_is_gone_takes_no_change, a_cache_with_objects_keeps_its_store_folder, deleting_a_cache_takes_its_contents, a_cache_created_again_is_empty,
             totals_count_the_objects_of_one_cache, visibilities_outlive_their_caches, changes_of_a_cache_are_in_the_outbox;
@@ -288,7 +288,7 @@ where
     cases! {
         an_empty_index_holds_nothing, random_histories_keep_the_counters_right,
         pushes_beside_a_recount_are_counted_once, a_recount_is_opened_when_it_is_due,
-        a_healed_nar_is_counted_as_it_is_now,
+        a_healed_nar_is_counted_as_it_is_now, a_history_has_the_days_on_which_something_changed,
     }
 }
 

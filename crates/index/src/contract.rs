@@ -529,6 +529,61 @@ pub struct CacheGlance {
     pub newest_at: Option<UnixSeconds>,
 }
 
+/// A day of the calendar in UTC, as days since 1970-01-01.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Day(pub i64);
+
+impl Day {
+    /// The day of a time.
+    pub fn of(at: UnixSeconds) -> Self {
+        Self(at.div_euclid(86_400))
+    }
+
+    /// The day so many days before.
+    #[must_use]
+    pub fn before(self, days: i64) -> Self {
+        Self(self.0.saturating_sub(days))
+    }
+
+    /// When it begins.
+    pub fn begins_at(self) -> UnixSeconds {
+        self.0.saturating_mul(86_400)
+    }
+}
+
+/// Days that the history goes back.
+pub const HISTORY_DAYS: i64 = 400;
+
+/// What a cache holds is written down at least every so many days, also if it rests.
+pub const HISTORY_REPEATED_DAYS: i64 = 30;
+
+/// A day of a cache, or of the whole installation.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct HistoryDay {
+    /// The day.
+    pub day: Day,
+    /// What was there in the end; `None` if that is what was there the day before, or if nothing
+    /// wrote it down.
+    pub counts: Option<PathCounts>,
+    /// Bytes of the packs. Of the whole installation alone: packs belong to all caches.
+    pub stored_bytes: Option<u64>,
+    /// Paths that pushes committed.
+    pub pushes: u64,
+    /// Downloads of NARs that began at their first byte.
+    pub pulls: u64,
+}
+
+/// Pushes and pulls of a cache that no history has yet.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct CacheActivity {
+    /// The cache.
+    pub cache: CacheId,
+    /// As in [`HistoryDay::pushes`].
+    pub pushes: u64,
+    /// As in [`HistoryDay::pulls`].
+    pub pulls: u64,
+}
+
 /// What is stored, in numbers that writes keep up to date: nothing is counted when somebody asks.
 #[async_trait]
 pub trait CounterIndex: Send + Sync + std::fmt::Debug + 'static {
@@ -539,6 +594,9 @@ pub trait CounterIndex: Send + Sync + std::fmt::Debug + 'static {
     async fn glance_at_caches(&self, caches: &[CacheId]) -> Result<Vec<CacheGlance>>;
     /// What everything holds. One statement.
     async fn stored_counts(&self) -> Result<StoredCounts>;
+    /// The days of a cache after one, or those of the whole installation, the oldest first: at most
+    /// [`HISTORY_DAYS`]. Days without a change are left out. One statement.
+    async fn history(&self, cache: Option<CacheId>, after: Day) -> Result<Vec<HistoryDay>>;
 }
 
 /// Named values of the installation.
@@ -589,6 +647,18 @@ pub struct SealedKey {
     pub sealed_secret: Vec<u8>,
 }
 
+/// Which caches a list has.
+#[derive(Debug, Clone, Copy)]
+pub enum CacheSelection<'a> {
+    /// All of them.
+    All,
+    /// The public ones. Private ones cost nothing.
+    Public,
+    /// The public ones, and those whose own name, or else the first pattern that fits, is `true`.
+    /// In a pattern, `*` stands for any text; its other characters are those of names.
+    Allowed(&'a [(&'a str, bool)]),
+}
+
 /// Caches and their keys.
 #[async_trait]
 pub trait CacheIndex: Send + Sync + std::fmt::Debug + 'static {
@@ -601,9 +671,14 @@ pub trait CacheIndex: Send + Sync + std::fmt::Debug + 'static {
     async fn find_public_cache(&self, name: &str) -> Result<Option<Cache>>;
     /// All caches that are not deleted, by name.
     async fn list_caches(&self) -> Result<Vec<Cache>>;
-    /// The next `limit` caches that are not deleted, by name, after this name. `only_public` leaves
-    /// the private ones out, and then they cost nothing.
-    async fn list_caches_after(&self, name: &str, only_public: bool, limit: u32) -> Result<Vec<Cache>>;
+    /// The next `limit` caches of a selection that are not deleted, by name, after this name. One
+    /// statement.
+    async fn list_caches_after(
+        &self,
+        name: &str,
+        selection: CacheSelection<'_>,
+        limit: u32,
+    ) -> Result<Vec<Cache>>;
     /// Every cache that may have left bytes behind, deleted ones too, each once, by name. A token
     /// that may read all of these may be told what is stored.
     async fn list_visibilities(&self) -> Result<Vec<CacheVisibility>>;

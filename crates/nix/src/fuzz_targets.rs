@@ -23,7 +23,7 @@ use std::collections::BTreeMap;
 use serde_json::Value;
 
 use crate::nar::{
-    BUILD_IDS_MAX, FolderEntry, ListedNode, Listing, ListingSearch, NAME_BYTES_MAX, NarError, NarLimits,
+    BUILD_IDS_MAX, FolderPage, ListedNode, Listing, ListingSearch, NAME_BYTES_MAX, NarError, NarLimits,
     NarReader, Node, encode_tree, listed_build_ids,
 };
 use crate::{
@@ -88,7 +88,7 @@ pub fn fuzz_listing(data: &[u8]) {
     assert_eq!(look_up(&names, json.chunks(1)), whole, "fed byte by byte");
     assert_eq!(look_up(&names, json.chunks(13)), whole, "fed in pieces of 13 bytes");
     assert!(listed_build_ids(json).len() <= BUILD_IDS_MAX);
-    assert!(whole.1.is_none_or(|(_, entries, _)| entries.len() <= LISTED_ENTRIES));
+    assert!(whole.1.is_none_or(|(_, page)| page.entries.len() <= LISTED_ENTRIES));
 
     let Ok(listing) = serde_json::from_slice::<Value>(json) else { return };
     let root = &listing["root"];
@@ -270,7 +270,7 @@ fn split_line(data: &[u8]) -> (&[u8], &[u8]) {
 }
 
 /// The node at a path, by a search for it alone, and by one that also reads entries.
-type LookedUp = (Option<ListedNode>, Option<(ListedNode, Vec<FolderEntry>, bool)>);
+type LookedUp = (Option<ListedNode>, Option<(ListedNode, FolderPage)>);
 
 fn look_up<'a>(names: &[&str], pieces: impl IntoIterator<Item = &'a [u8]>) -> LookedUp {
     let mut node = ListingSearch::new(names.iter().copied());

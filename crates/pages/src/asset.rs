@@ -3,7 +3,7 @@
 /// What a browser may do with a page. No inline script or style runs, nothing is loaded from or
 /// sent to another host, and no other site may show the page in a frame.
 pub const POLICY: &str = "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; \
-    form-action 'self'; base-uri 'none'; frame-ancestors 'none'";
+    connect-src 'self'; form-action 'self'; base-uri 'none'; frame-ancestors 'none'";
 
 /// The headers of every page, names in lower case: the same ones at every host.
 pub const PAGE_HEADERS: [(&str, &str); 6] = [
@@ -25,7 +25,7 @@ pub const ASSET_HEADERS: [(&str, &str); 2] =
 pub enum Asset {
     /// The style, for light and dark.
     Style,
-    /// The script: copies texts and filters lists. Pages work without it.
+    /// The script: copies texts, filters lists, and reads figures again. Pages work without it.
     Script,
     /// The icon.
     Icon,

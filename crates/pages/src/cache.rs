@@ -4,7 +4,7 @@ use maud::{Markup, html};
 
 use crate::frame::{Frame, cache_address, escape_segment};
 use crate::parts::{copyable, moment, size, visibility};
-use crate::picture::{SizedPath, sizes};
+use crate::picture::{PastDay, SizedPath, activity, growth, sizes};
 use crate::text::{bytes, nix_string, number, shell_word, shortened, span};
 
 /// Keys and upstream names that a page shows, and keys that stand in each of its texts to copy.
@@ -36,6 +36,8 @@ pub struct CacheView {
     pub retention_seconds: Option<i64>,
     /// Most bytes of its NARs as served.
     pub quota_bytes: Option<u64>,
+    /// Its days without a gap, the oldest first. None where the host does not know them.
+    pub history: Vec<PastDay>,
     /// Its largest paths, for visitors that may list them.
     pub largest: Option<Vec<SizedPath>>,
     /// Whether the visitor may see its pins.
@@ -90,6 +92,13 @@ impl CacheView {
             }
             (self.usage())
             (self.keys())
+            @if self.history.len() > 1 {
+                section {
+                    h2 { "Day by day" }
+                    (growth(&self.history))
+                    (activity(&self.history))
+                }
+            }
             @if let Some(largest) = self.largest.as_ref().filter(|largest| !largest.is_empty()) {
                 section {
                     h2 { "Largest paths" }

@@ -5,7 +5,7 @@ use maud::{Markup, html};
 use crate::cache::below;
 use crate::frame::{Frame, PAGE_BYTES_MAX, escape_segment, file_address, path_address};
 use crate::parts::{copyable, size};
-use crate::text::{shell_word, shortened};
+use crate::text::{number, shell_word, shortened};
 
 /// Room for the entries of a folder, or the text of a file, in bytes of HTML. The rest of the page
 /// has the way back to the file, which may be long.
@@ -151,14 +151,30 @@ fn folder(first: usize, entries: &[ListedFile], has_more: bool) -> Markup {
         rows.push(row);
     }
     let has_more = has_more || rows.len() < entries.len();
+    let is_part = first > 0 || has_more;
     html! {
+        @if is_part {
+            form.search method="get" role="search" {
+                label for="at" { "Begin at a name" }
+                input #at type="search" name="at" maxlength="250" autocomplete="off" spellcheck="false";
+                button { "Go" }
+            }
+            @if !rows.is_empty() {
+                p.quiet { "Entries " (number(first as u64 + 1)) " to " (number((first + rows.len()) as u64)) ", by name." }
+            }
+        }
         @if entries.is_empty() { p { "Nothing is here." } } @else {
             table.wide data-filter {
                 thead { tr { th scope="col" { "Name" } th.figure scope="col" { "Size" } th scope="col" { "Kind" } } }
                 tbody { @for row in &rows { (row) } }
             }
         }
-        @if has_more { p { a.button rel="next" href={ "?from=" (first + rows.len()) } { "More" } } }
+        @if is_part {
+            p.orders {
+                @if first > 0 { a.button rel="first" href="?from=0" { "The first" } }
+                @if has_more { a.button rel="next" href={ "?from=" (first + rows.len()) } { "More" } }
+            }
+        }
     }
 }
 

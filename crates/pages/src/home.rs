@@ -5,7 +5,7 @@ use maud::{Markup, html};
 use crate::frame::{Frame, Visitor, cache_address, escape_segment};
 use crate::operator::OperatorPage;
 use crate::parts::{moment, size, visibility};
-use crate::picture::{Savings, savings};
+use crate::picture::{PastDay, Savings, growth, savings};
 use crate::text::number;
 
 /// The first page of a host.
@@ -19,6 +19,9 @@ pub struct HomeView {
     pub has_figures: bool,
     /// What the whole store saves, for visitors that may read every cache.
     pub savings: Option<Savings>,
+    /// The days of the whole store, as in [`CacheView::history`](crate::CacheView::history), for the
+    /// same visitors.
+    pub history: Vec<PastDay>,
 }
 
 /// A cache in the list.
@@ -82,6 +85,7 @@ impl HomeView {
                 section {
                     h2 { "What the store saves" }
                     (savings(of))
+                    (growth(&self.history))
                 }
             }
         };

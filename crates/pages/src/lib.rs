@@ -60,7 +60,7 @@ pub use operator::{
 };
 pub use path::{ExpiryView, PathView, PinRow};
 pub use paths::{PathRow, PathsView, SortedBy};
-pub use picture::{Savings, SizedPath, savings, sizes};
+pub use picture::{PastDay, Savings, SizedPath, growth, savings, sizes};
 pub use pins::PinsView;
 pub use problem::ProblemView;
 pub use remove::RemoveView;

@@ -82,9 +82,14 @@ impl OperatorPage {
                     @else { a href=(frame.link(page.address())) { (page.name()) } }
                 }
             }
-            (content)
+            div data-live[self.is_live()] { (content) }
         };
         frame.page(self.name(), &way, &content)
+    }
+
+    /// Whether the script reads the page again and again, to show what has changed.
+    const fn is_live(self) -> bool {
+        !matches!(self, Self::Audit)
     }
 }
 

@@ -14,6 +14,9 @@ const REFERRERS_SHOWN: usize = 16;
 const SIGNATURES_SHOWN: usize = 4;
 const PINS_SHOWN: usize = 8;
 
+/// Characters of a provenance that are shown: it has some hundred, and the narinfo has the rest.
+const PROVENANCE_CHARACTERS: usize = 1_000;
+
 /// A store path.
 #[derive(Debug, Clone)]
 #[expect(clippy::struct_excessive_bools, reason = "each one is whether the page has something")]
@@ -42,6 +45,8 @@ pub struct PathView {
     pub system: Option<String>,
     /// What determines the path, if its content does.
     pub content_address: Option<String>,
+    /// Where its sources come from, as its builder says; anything may stand in it.
+    pub provenance: Option<String>,
     /// Signatures that the path came with.
     pub signatures: Vec<String>,
     /// Names of the cache's keys, which sign every answer.
@@ -225,6 +230,7 @@ impl PathView {
                     div { dt { "NAR" } dd { code { (shortened(&self.nar_hash, 100)) } } }
                     @if let Some(deriver) = &self.deriver { div { dt { "Built by" } dd { code { (shortened(deriver, 260)) } } } }
                     @if let Some(text) = &self.content_address { div { dt { "Content address" } dd { code { (shortened(text, 200)) } } } }
+                    @if let Some(text) = &self.provenance { div { dt { "Provenance, as its builder says" } dd { code { (shortened(text, PROVENANCE_CHARACTERS)) } } } }
                     @for name in self.own_keys.iter().take(SIGNATURES_SHOWN) {
                         div { dt { "Signed here with" } dd { code { (shortened(name, 100)) } } }
                     }

@@ -3,10 +3,13 @@
 //! Positions are whole numbers, so the same figures give the same bytes everywhere. Colours are
 //! classes: the style knows light and dark, and a page's policy allows no inline style.
 
+use std::cmp::Ordering;
+use std::fmt::Write as _;
+
 use maud::{Markup, html};
 
 use crate::frame::{Frame, path_address};
-use crate::text::{bytes, percent};
+use crate::text::{bytes, counted, day, number, percent};
 
 /// Width of a picture, in units of its own.
 const WIDTH: u64 = 1_000;
@@ -118,6 +121,131 @@ pub fn sizes(frame: &Frame, cache: &str, caption: &str, paths: &[SizedPath]) -> 
     }
 }
 
+/// A day of a cache, or of a whole store.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct PastDay {
+    /// When the day begins.
+    pub begins_at: i64,
+    /// Paths in the end.
+    pub paths: u64,
+    /// Bytes of their NARs, uncompressed.
+    pub path_bytes: u64,
+    /// Bytes in the store, of a whole store.
+    pub stored_bytes: Option<u64>,
+    /// Paths that were pushed and NARs that were pulled, for visitors that may know.
+    pub activity: Option<(u64, u64)>,
+}
+
+/// Days that a picture shows.
+const DAYS_SHOWN: usize = 90;
+
+/// Height of a picture of days, in units of its own.
+const HEIGHT: u64 = 100;
+
+/// How something grew, day by day without a gap, the oldest first. Nothing, while there are not two
+/// days.
+pub fn growth(days: &[PastDay]) -> Markup {
+    let days = &days[days.len().saturating_sub(DAYS_SHOWN)..];
+    let [first, .., last] = days else { return html! {} };
+    let verb = match last.path_bytes.cmp(&first.path_bytes) {
+        Ordering::Less => "shrank",
+        Ordering::Equal => "went",
+        Ordering::Greater => "grew",
+    };
+    let title = format!(
+        "From {} to {}, the paths {verb} from {} to {}: then {}, now {}.",
+        day(first.begins_at),
+        day(last.begins_at),
+        bytes(first.path_bytes),
+        bytes(last.path_bytes),
+        counted(first.paths, "path", "paths"),
+        number(last.paths)
+    );
+    let stored = |day: &PastDay| day.stored_bytes.unwrap_or(0);
+    let largest = days.iter().map(|day| day.path_bytes.max(stored(day))).max().unwrap_or(0);
+    let line = |of: &dyn Fn(&PastDay) -> u64| -> String {
+        let steps = days.len().saturating_sub(1).max(1) as u64;
+        let point = |(place, day): (usize, &PastDay)| {
+            let y = HEIGHT - of_height(of(day), largest);
+            format!("L{} {y}", place as u64 * WIDTH / steps)
+        };
+        days.iter().enumerate().map(point).collect()
+    };
+    let (paths, stored) = (line(&|day| day.path_bytes), last.stored_bytes.map(|_| line(&stored)));
+    html! {
+        figure.picture {
+            figcaption { (title) }
+            svg.growth viewBox={ "0 0 " (WIDTH) " " (HEIGHT) } role="img" aria-label=(title) preserveAspectRatio="none" {
+                path.area.c0 d={ "M0 " (HEIGHT) (paths) "L" (WIDTH) " " (HEIGHT) "Z" } {}
+                path.line.c0 d={ "M" (paths.get(1..).unwrap_or_default()) } {}
+                @if let Some(stored) = &stored { path.line.c1 d={ "M" (stored.get(1..).unwrap_or_default()) } {} }
+            }
+            (ends(first, last))
+            @if let Some(stored) = last.stored_bytes {
+                dl.legend {
+                    div { dt { span.swatch.c0 aria-hidden="true" {} "Paths, uncompressed" } dd { (bytes(last.path_bytes)) } }
+                    div { dt { span.swatch.c1 aria-hidden="true" {} "Stored" } dd { (bytes(stored)) } }
+                }
+            }
+        }
+    }
+}
+
+/// What was pushed and pulled, day by day, as in [`growth`]. Nothing, if the visitor may not know.
+pub(crate) fn activity(days: &[PastDay]) -> Markup {
+    let days = &days[days.len().saturating_sub(DAYS_SHOWN)..];
+    let of = |pick: fn((u64, u64)) -> u64| -> Option<Vec<u64>> {
+        days.iter().map(|day| day.activity.map(pick)).collect()
+    };
+    html! {
+        @if let (Some(pushes), Some(pulls)) = (of(|(pushes, _)| pushes), of(|(_, pulls)| pulls)) {
+            (bars(days, "Paths pushed", "c1", &pushes))
+            (bars(days, "NARs pulled", "c0", &pulls))
+        }
+    }
+}
+
+/// A bar for each day.
+fn bars(days: &[PastDay], name: &str, class: &'static str, counts: &[u64]) -> Markup {
+    let busiest = days.iter().zip(counts).max_by_key(|(_, count)| **count);
+    let (Some((busy_day, most)), [first, .., last]) = (busiest, days) else { return html! {} };
+    let sum = counts.iter().fold(0_u64, |sum, count| sum.saturating_add(*count));
+    let mut title = format!("{name}: {} since {}", number(sum), day(first.begins_at));
+    if *most > 0 {
+        let _ = write!(title, ", {} on the busiest day, {}", number(*most), day(busy_day.begins_at));
+    }
+    title.push('.');
+    let count = counts.len() as u64;
+    let bar = |(place, value): (usize, &u64)| {
+        let (place, height) = (place as u64, of_height(*value, *most));
+        let (start, end) = (place * WIDTH / count, (place + 1) * WIDTH / count);
+        // A gap of a fifth tells the days apart.
+        let width = (end - start) - (end - start) / 5;
+        if height == 0 { String::new() } else { format!("M{start} {HEIGHT}v-{height}h{width}v{height}z") }
+    };
+    let path: String = counts.iter().enumerate().map(bar).collect();
+    html! {
+        figure.picture {
+            figcaption { (title) }
+            svg.days viewBox={ "0 0 " (WIDTH) " " (HEIGHT) } role="img" aria-label=(title) preserveAspectRatio="none" {
+                @if !path.is_empty() { path class=(class) d=(path) {} }
+            }
+            (ends(first, last))
+        }
+    }
+}
+
+/// The days at both ends of a picture, below it.
+fn ends(first: &PastDay, last: &PastDay) -> Markup {
+    html! { p.ends aria-hidden="true" { span { (day(first.begins_at)) } span { (day(last.begins_at)) } } }
+}
+
+/// A part of a whole in units of the height. What is there is seen.
+fn of_height(part: u64, whole: u64) -> u64 {
+    let height = scaled(part, whole) * HEIGHT / WIDTH;
+    height.max(u64::from(part > 0))
+}
+
 /// How much of something is taken, as a bar. The text beside it says the same.
 pub(crate) fn part_of(part: u64, whole: u64) -> Markup {
     html! {
@@ -183,6 +311,63 @@ mod tests {
             ..Savings::default()
         });
         assert!(html.into_string().contains("16383.9 PiB"));
+    }
+
+    fn past(day: i64, path_bytes: u64, activity: Option<(u64, u64)>) -> PastDay {
+        PastDay {
+            begins_at: 1_800_000_000 + day * 86_400,
+            paths: 2,
+            path_bytes,
+            stored_bytes: None,
+            activity,
+        }
+    }
+
+    #[test]
+    fn growth_is_a_line_from_the_first_day_to_the_last() {
+        assert_eq!(growth(&[]).into_string() + &growth(&[past(0, 5, None)]).into_string(), "");
+        let days = [past(0, 0, None), past(1, 1 << 20, None), past(2, 2 << 20, None)];
+        let html = growth(&days).into_string();
+        let title =
+            "From 2027-01-15 to 2027-01-17, the paths grew from 0 bytes to 2.0 MiB: then 2 paths, now 2.";
+        assert!(html.contains(&format!("role=\"img\" aria-label=\"{title}\"")), "{html}");
+        assert!(html.contains("d=\"M0 100L500 50L1000 0\""), "{html}");
+        assert!(html.contains("d=\"M0 100L0 100L500 50L1000 0L1000 100Z\""), "{html}");
+        assert!(!html.contains("Stored"), "what is stored belongs to all caches");
+        let stored = days.map(|day| PastDay { stored_bytes: Some(1 << 20), ..day });
+        let html = growth(&stored).into_string();
+        assert!(
+            html.contains("d=\"M0 50L500 50L1000 50\"") && html.contains("Stored</dt><dd>1.0 MiB"),
+            "{html}"
+        );
+        assert!(growth(&[past(0, 9, None), past(1, 3, None)]).into_string().contains("shrank"));
+        let empty = growth(&[past(0, 0, None), past(1, 0, None)]).into_string();
+        assert!(
+            empty.contains("the paths went from 0 bytes to 0 bytes") && empty.contains("M0 100L1000 100"),
+            "{empty}"
+        );
+        let most = growth(&[past(0, u64::MAX, None); 2]).into_string();
+        assert!(most.contains("M0 0L1000 0"), "{most}");
+    }
+
+    #[test]
+    fn activity_is_a_bar_for_each_day_for_those_that_may_know() {
+        assert_eq!(activity(&[past(0, 1, None), past(1, 1, None)]).into_string(), "");
+        let days = [past(0, 1, Some((0, 4))), past(1, 1, Some((1_000, 2)))];
+        let html = activity(&days).into_string();
+        for title in [
+            "Paths pushed: 1,000 since 2027-01-15, 1,000 on the busiest day, 2027-01-16.",
+            "NARs pulled: 6 since 2027-01-15, 4 on the busiest day, 2027-01-15.",
+        ] {
+            assert!(html.contains(&format!("aria-label=\"{title}\"")), "{title} in {html}");
+        }
+        assert!(html.contains("d=\"M500 100v-100h400v100z\""), "{html}");
+        assert!(html.contains("d=\"M0 100v-100h400v100zM500 100v-50h400v50z\""), "{html}");
+        let quiet = activity(&[past(0, 1, Some((0, 0))), past(1, 1, Some((0, 0)))]).into_string();
+        assert!(quiet.contains("Paths pushed: 0 since 2027-01-15.") && !quiet.contains("<path"), "{quiet}");
+        let year: Vec<PastDay> = (0..400).map(|day| past(day, 7, Some((7, 7)))).collect();
+        let html = growth(&year).into_string() + &activity(&year).into_string();
+        assert!(html.len() < 9_000 && html.contains("Paths pushed: 630 since"), "{}: {html}", html.len());
     }
 
     #[test]

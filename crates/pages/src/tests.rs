@@ -6,9 +6,9 @@ use proptest::prelude::*;
 use crate::{
     AuditRow, AuditView, CacheRow, CacheView, ClosureView, CollectionFigures, CollectionView, Contents,
     Counts, DamageView, ExpiryView, FileContent, FileView, FilesView, Found, Frame, HomeView, JobRow,
-    JobsView, ListedFile, ListedKind, LogView, OverviewView, PAGE_BYTES_MAX, PathRow, PathView, PathsView,
-    PinRow, PinsView, PlanView, ProblemView, PublishedCacheRow, PublishingView, QueueRow, RemoveView,
-    Savings, ScrubFigures, ServerFigures, SignInView, SizedPath, SortedBy, TargetView, Visitor,
+    JobsView, ListedFile, ListedKind, LogView, OverviewView, PAGE_BYTES_MAX, PastDay, PathRow, PathView,
+    PathsView, PinRow, PinsView, PlanView, ProblemView, PublishedCacheRow, PublishingView, QueueRow,
+    RemoveView, Savings, ScrubFigures, ServerFigures, SignInView, SizedPath, SortedBy, TargetView, Visitor,
 };
 
 /// The frame of a page below a cache, for anybody.
@@ -23,6 +23,18 @@ fn signed_in(subject: &str) -> Frame {
         form_token: "0123abcd".repeat(8),
     };
     Frame { visitor, ..frame() }
+}
+
+/// Days of which each has something.
+fn history(days: usize) -> Vec<PastDay> {
+    let day = |number: usize| PastDay {
+        begins_at: i64::try_from(number).unwrap() * 86_400,
+        paths: 7,
+        path_bytes: 1 << number.min(60),
+        stored_bytes: Some(1 << 20),
+        activity: Some((number as u64, u64::MAX)),
+    };
+    (0..days.min(500)).map(day).collect()
 }
 
 /// Every page, with this text wherever a text stands, and lists of this length.
@@ -47,6 +59,7 @@ fn pages(text: &str, length: usize) -> Vec<(&'static str, String)> {
         next: Some(name()),
         has_figures: true,
         savings: Some(Savings::default()),
+        history: history(length),
     };
     let cache = CacheView {
         name: name(),
@@ -60,6 +73,7 @@ fn pages(text: &str, length: usize) -> Vec<(&'static str, String)> {
         contents: Contents::Stored(Counts { paths: 1, nar_bytes: 2, newest_at: None }),
         retention_seconds: Some(86_400),
         quota_bytes: Some(1 << 40),
+        history: history(length),
         largest: Some(sized().into_iter().take(10).collect()),
         shows_pins: true,
     };
@@ -85,6 +99,7 @@ fn pages(text: &str, length: usize) -> Vec<(&'static str, String)> {
         shows_log: true,
         system: Some(owned()),
         content_address: Some(owned()),
+        provenance: Some(owned()),
         signatures: vec![owned(); length],
         own_keys: vec![owned(); length],
         references: many(),
@@ -139,9 +154,10 @@ fn pages(text: &str, length: usize) -> Vec<(&'static str, String)> {
     };
     // As hosts of the edge show them: without sessions, and with less that they know.
     let edge = Frame { visitor: Visitor::Anybody { may_sign_in: false }, ..frame() };
-    let edge_home = HomeView { has_figures: false, savings: None, ..home.clone() };
+    let edge_home = HomeView { has_figures: false, savings: None, history: Vec::new(), ..home.clone() };
     let contents = Contents::Published { paths: 1, file_bytes: 2, at: 3 };
-    let edge_cache = CacheView { contents, server: None, largest: None, ..cache.clone() };
+    let edge_cache =
+        CacheView { contents, server: None, largest: None, history: Vec::new(), ..cache.clone() };
     let edge_paths = PathsView { paths: None, ..paths.clone() };
     let edge_path = PathView {
         file_bytes: None,

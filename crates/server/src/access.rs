@@ -5,7 +5,7 @@
 use std::sync::Arc;
 
 use dormer_api::{CacheName, Permission, Permissions, TokenClaims};
-use dormer_index::Cache;
+use dormer_index::{Cache, CacheSelection};
 
 use crate::app::App;
 use crate::auth::header_token;
@@ -21,6 +21,18 @@ enum Settings {
     Remembered,
     /// The settings in the index now.
     Current,
+}
+
+/// Of which private caches the caller may know, as the token has it.
+pub(crate) fn known_caches(claims: Option<&TokenClaims>) -> Vec<(&str, bool)> {
+    let entries = claims.map_or(&[][..], |claims| claims.access.caches.as_slice());
+    entries.iter().map(|(pattern, permissions)| (pattern.as_str(), !permissions.is_empty())).collect()
+}
+
+/// The caches that such a caller may know of. The time to list all caches would tell a caller
+/// without a token how many there are.
+pub(crate) fn selection<'k>(known: &'k [(&'k str, bool)]) -> CacheSelection<'k> {
+    if known.is_empty() { CacheSelection::Public } else { CacheSelection::Allowed(known) }
 }
 
 impl App {

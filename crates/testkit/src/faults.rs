@@ -17,13 +17,13 @@ use dormer_blobs::{BlobKey, Blobs};
 use dormer_format::{ChunkId, ChunkRun, EncodingTag};
 use dormer_index::{
     Alias, AuditEntry, AuditFilter, AuditPage, Cache, CacheGlance, CacheId, CacheIndex, CachePatch,
-    CacheRecipe, CacheTotals, CacheVisibility, CallCounts, Changes, ChunkIndex, ChunkRow, CommitOutcome,
-    CounterIndex, DocumentIndex, Error as IndexError, FoundObject, Index, ListedObject, Nar, NarCommit,
-    NarId, NarIndex, NarKey, NarSource, NarSummary, NewCache, NewDocument, NewPack, NewSession, ObjectIndex,
-    ObjectOrder, ObjectPlace, ObjectReferences, OutboxIndex, OutboxPosition, OutboxRow, PackNumber,
-    PathCounts, Pin, PoolUse, PurgeCounts, Removal, RemovedForCause, RetentionIndex, SealedKey,
-    SealedKeyPlace, SessionEnd, SessionId, SessionIndex, SessionOpened, SessionPart, SettingIndex,
-    StoredCounts, StoredDocument, StoredListing, TraceOutcome, UnixSeconds, Use,
+    CacheRecipe, CacheSelection, CacheTotals, CacheVisibility, CallCounts, Changes, ChunkIndex, ChunkRow,
+    CommitOutcome, CounterIndex, Day, DocumentIndex, Error as IndexError, FoundObject, HistoryDay, Index,
+    ListedObject, Nar, NarCommit, NarId, NarIndex, NarKey, NarSource, NarSummary, NewCache, NewDocument,
+    NewPack, NewSession, ObjectIndex, ObjectOrder, ObjectPlace, ObjectReferences, OutboxIndex,
+    OutboxPosition, OutboxRow, PackNumber, PathCounts, Pin, PoolUse, PurgeCounts, Removal, RemovedForCause,
+    RetentionIndex, SealedKey, SealedKeyPlace, SessionEnd, SessionId, SessionIndex, SessionOpened,
+    SessionPart, SettingIndex, StoredCounts, StoredDocument, StoredListing, TraceOutcome, UnixSeconds, Use,
 };
 use dormer_nix::{BuildId, BuildTrace, DocumentName, NarHash, StorePath, StorePathHash};
 
@@ -309,8 +309,13 @@ impl CacheIndex for FaultIndex {
     async fn list_caches(&self) -> Outcome<Vec<Cache>> {
         read_step!(self, self.inner.list_caches())
     }
-    async fn list_caches_after(&self, name: &str, only_public: bool, limit: u32) -> Outcome<Vec<Cache>> {
-        read_step!(self, self.inner.list_caches_after(name, only_public, limit))
+    async fn list_caches_after(
+        &self,
+        name: &str,
+        selection: CacheSelection<'_>,
+        limit: u32,
+    ) -> Outcome<Vec<Cache>> {
+        read_step!(self, self.inner.list_caches_after(name, selection, limit))
     }
     async fn list_visibilities(&self) -> Outcome<Vec<CacheVisibility>> {
         read_step!(self, self.inner.list_visibilities())
@@ -364,6 +369,9 @@ impl CounterIndex for FaultIndex {
     }
     async fn stored_counts(&self) -> Outcome<StoredCounts> {
         read_step!(self, self.inner.stored_counts())
+    }
+    async fn history(&self, cache: Option<CacheId>, after: Day) -> Outcome<Vec<HistoryDay>> {
+        read_step!(self, self.inner.history(cache, after))
     }
 }
 

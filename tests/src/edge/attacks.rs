@@ -178,7 +178,7 @@ fn page_addresses() -> [String; 7] {
 /// Whatever the documents hold, pages are text under the one policy, and cost little.
 fn pages(host: &Attacked<'_>) {
     let policy = "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; \
-                  form-action 'self'; base-uri 'none'; frame-ancestors 'none'";
+                  connect-src 'self'; form-action 'self'; base-uri 'none'; frame-ancestors 'none'";
     let reads = || (host.reads)().unwrap_or_default();
     for rest in page_addresses() {
         reads();

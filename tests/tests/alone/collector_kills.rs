@@ -51,9 +51,10 @@ const TIMES: [(&str, &[&str]); 10] = [
 ];
 
 /// Tables that hold no path, and nothing of one but a count or an account of what was done.
-const KEPT: [&str; 12] = [
+const KEPT: [&str; 13] = [
     "_sqlx_migrations",
     "audit",
+    "cache_days",
     "cache_keys",
     "caches",
     "counter_changes",

@@ -5,6 +5,7 @@
 use std::env;
 use std::path::PathBuf;
 use std::process::Command;
+use std::time::SystemTime;
 
 use dormer_nix::nar::{Node, encode_tree};
 use dormer_nix::{NarHash, StorePath, nix32};
@@ -87,6 +88,26 @@ fn fill(lab: &Lab) {
     assert_eq!(put.status, 200, "{put:?}");
 }
 
+/// Gives the cache and the installation sixty days of history, as if the lab were that old.
+fn grow_old(lab: &mut Lab) {
+    let now = SystemTime::UNIX_EPOCH.elapsed().unwrap().as_secs();
+    let days = (0..60_u64).flat_map(|age| {
+        let (day, week) = (now / 86_400 - 60 + age, age / 7);
+        let (paths, bytes) = (3 * week, (week * week + 2) * 400_000);
+        let (pushes, pulls) = (3 * u64::from(age % 7 == 0), 5 + (age * age * 7) % 90);
+        [
+            format!("((SELECT id FROM caches WHERE name = 'main'), {day}, {paths}, {bytes}, NULL, {pushes}, {pulls})"),
+            format!("(0, {day}, {paths}, {bytes}, {}, {pushes}, {pulls})", bytes / 3),
+        ]
+    });
+    let rows = days.collect::<Vec<_>>().join(", ");
+    lab.kill();
+    lab.sql(&format!(
+        "INSERT INTO cache_days (cache, day, paths, path_bytes, stored_bytes, pushes, pulls) VALUES {rows}"
+    ));
+    lab.restart();
+}
+
 /// Publishes the cache, without the rebuilt packages.
 fn publish(lab: &Lab) -> Published {
     let published = Published::new();
@@ -104,8 +125,9 @@ fn publish(lab: &Lab) -> Published {
 /// a lab, and of a Worker that the lab's cache is published to.
 #[test]
 fn a_browser_finds_its_way_through_the_pages() {
-    let lab = Lab::start();
+    let mut lab = Lab::start();
     fill(&lab);
+    grow_old(&mut lab);
     let worker = Workerd::start(&publish(&lab), &WorkerdOptions::default());
     let folder = tempfile::tempdir().unwrap();
     let wanted = env::var_os("DORMER_PAGES_PICTURES").map(PathBuf::from);

@@ -108,6 +108,7 @@ pub(super) async fn run(args: ServeArgs, context: &Context) -> Result<()> {
     let Installation { engine, index, publish, jobs, collector, scrubber, journal, .. } = installation;
     let server_settings =
         ServerSettings { connections_max, traces: traces.is_on(), ..server_settings(&settings) };
+    let activity = engine.activity();
     let server = Server::new(engine, authenticator, server_settings);
     let collect_metrics = collector.metrics();
     let scrub_metrics = scrubber.metrics();
@@ -123,7 +124,8 @@ pub(super) async fn run(args: ServeArgs, context: &Context) -> Result<()> {
     let runner = runner
         .with_collector(collector)
         .with_scrubber(scrubber)
-        .with_counters(Arc::clone(&index) as Arc<dyn CounterIndex>);
+        .with_counters(Arc::clone(&index) as Arc<dyn CounterIndex>)
+        .with_history(activity);
     if let Some(listener) = metrics_listener {
         server.metrics().register(Box::new(runner.metrics())).expect("jobs are counted only once");
         server.metrics().register(Box::new(collect_metrics)).expect("collections are counted only once");

@@ -1,16 +1,19 @@
 //! `dormer stats`.
 
 use clap::Args;
-use dormer_api::v2::{CacheStatsResponse, ObjectEntry, StatsResponse};
+use dormer_api::v2::{CacheStatsResponse, HistoryEntry, ObjectEntry, StatsResponse};
 use dormer_client::{CacheRef, ServerName};
 use dormer_engine::{Clock as _, SystemClock};
 use serde_json::json;
 
 use super::publish::ago;
-use crate::chart::Bar;
+use crate::chart::{Bar, columns_of};
 use crate::context::{Context, EXIT_CODES_OF_CLIENT};
 use crate::error::Result;
 use crate::settings::units::human_size;
+
+/// Days of the history that are asked for: a column of text for each.
+const HISTORY_DAYS: u32 = 30;
 
 /// Show what a cache or the whole server holds
 ///
@@ -36,7 +39,7 @@ pub(super) async fn run(args: &StatsArgs, context: &Context) -> Result<()> {
     let printer = &context.printer;
     if let Some(cache) = &args.cache {
         let (server, api) = context.connect_to_cache(cache)?;
-        let stats = api.cache_stats(&cache.cache).await?;
+        let stats = api.cache_stats(&cache.cache, HISTORY_DAYS).await?;
         let mut message = json!(stats);
         message["message_type"] = "cache_stats".into();
         message["server"] = server.name.as_str().into();
@@ -45,10 +48,11 @@ pub(super) async fn run(args: &StatsArgs, context: &Context) -> Result<()> {
         if !printer.json {
             cache_lines(&stats, SystemClock.now()).iter().try_for_each(|line| printer.data(line))?;
         }
-        return printer.chart(&cache_bars(&stats));
+        printer.chart(&cache_bars(&stats))?;
+        return printer.chart_lines(&growth(stats.history.as_deref().unwrap_or_default()));
     }
     let (server, api) = context.connect(args.server.as_ref())?;
-    let stats = api.stats().await?;
+    let stats = api.stats(HISTORY_DAYS).await?;
     let mut message = json!(stats);
     message["message_type"] = "stats".into();
     message["server"] = server.name.as_str().into();
@@ -56,7 +60,31 @@ pub(super) async fn run(args: &StatsArgs, context: &Context) -> Result<()> {
     if !printer.json {
         lines(&stats).iter().try_for_each(|line| printer.data(line))?;
     }
-    printer.chart(&bars(&stats))
+    printer.chart(&bars(&stats))?;
+    printer.chart_lines(&growth(stats.history.as_deref().unwrap_or_default()))
+}
+
+/// How the bytes of the paths grew, and the pushes and pulls of each day, if the answer has them.
+fn growth(history: &[HistoryEntry]) -> Vec<String> {
+    let [first, .., last] = history else { return Vec::new() };
+    let sum = |counts: &[u64]| counts.iter().fold(0_u64, |sum, count| sum.saturating_add(*count));
+    let sizes: Vec<u64> = history.iter().map(|day| day.nar_bytes).collect();
+    let mut lines = vec![format!(
+        "{} days  {}  {} → {}",
+        history.len(),
+        columns_of(&sizes),
+        human_size(first.nar_bytes),
+        human_size(last.nar_bytes)
+    )];
+    let of: [(&str, fn(&HistoryEntry) -> Option<u64>); 2] =
+        [("pushes", |day| day.pushes), ("pulls", |day| day.pulls)];
+    for (name, count) in of {
+        if let Some(counts) = history.iter().map(count).collect::<Option<Vec<u64>>>() {
+            let width = lines[0].find("  ").unwrap_or(0);
+            lines.push(format!("{name:<width$}  {}  {}", columns_of(&counts), sum(&counts)));
+        }
+    }
+    lines
 }
 
 /// The largest paths, for a token that may list them.
@@ -137,13 +165,14 @@ mod tests {
             saved_by_holes: 1 << 20,
             saved_by_compression: 2 << 20,
             complete: false,
+            history: None,
         };
         let shown = lines(&stats);
         assert_eq!(shown[0], "3 paths in all caches, 3.0 MiB uncompressed");
         assert_eq!(shown[1], "2 NARs, in 1 packs of 1.0 MiB");
         assert_eq!(shown[2], "saved by NARs that several paths have: -1.0 MiB");
         assert_eq!(shown.last().map(String::as_str), Some(INCOMPLETE));
-        assert_eq!(lines(&StatsResponse { complete: true, ..stats }).len(), shown.len() - 1);
+        assert_eq!(lines(&StatsResponse { complete: true, ..stats.clone() }).len(), shown.len() - 1);
         insta::assert_snapshot!(crate::chart::lines(&bars(&stats), 60).join("\n"), @r"
         stored                    1.0 MiB  ████████████▌
         saved by compression      2.0 MiB  █████████████████████████
@@ -151,6 +180,28 @@ mod tests {
         saved by equal chunks         0 B
         saved by same NARs            0 B
         ");
+    }
+
+    #[test]
+    fn growth_is_a_column_for_each_day() {
+        let day = |day: u64| HistoryEntry {
+            begins_at: 0,
+            paths: day,
+            nar_bytes: day << 20,
+            stored_bytes: None,
+            pushes: Some(day % 2),
+            pulls: Some(0),
+        };
+        let days: Vec<HistoryEntry> = (0..8).map(day).collect();
+        insta::assert_snapshot!(growth(&days).join("\n"), @r"
+        8 days  ▁▂▃▄▅▆▇█  0 B → 7.0 MiB
+        pushes  ▁█▁█▁█▁█  4
+        pulls   ▁▁▁▁▁▁▁▁  0
+        ");
+        let hidden: Vec<HistoryEntry> =
+            days.iter().map(|day| HistoryEntry { pushes: None, pulls: None, ..*day }).collect();
+        assert_eq!(growth(&hidden).len(), 1);
+        assert_eq!(growth(&days[..1]), Vec::<String>::new(), "one day is no growth");
     }
 
     #[test]
@@ -167,6 +218,7 @@ mod tests {
             complete: true,
             largest: Some(vec![object]),
             longest_unused: None,
+            history: None,
         };
         assert_eq!(
             cache_lines(&stats, 1_000),

@@ -40,9 +40,9 @@ use dormer_format::{
     JournalRecord, JournalWriter, NarManifest, PackId, Recipe,
 };
 use dormer_index::{
-    Cache, CacheId, Error as IndexError, Index, JournalIndex, JournalLease, JournalNote, JournalState,
-    JournalSubject, JournaledAlias, JournaledDocument, JournaledNar, JournaledObject, OutboxPosition,
-    OutboxRow, StoredListing, UnixSeconds,
+    Cache, CacheId, CacheSelection, Error as IndexError, Index, JournalIndex, JournalLease, JournalNote,
+    JournalState, JournalSubject, JournaledAlias, JournaledDocument, JournaledNar, JournaledObject,
+    OutboxPosition, OutboxRow, StoredListing, UnixSeconds,
 };
 use dormer_nix::{NarHash, StorePathHash, with_causes};
 
@@ -691,7 +691,7 @@ impl Turn<'_> {
     async fn add_page(&self, file: &mut File, at: Cursor) -> Result<Option<Cursor>> {
         Ok(Some(match at {
             Cursor::Caches(after) => {
-                let page = self.journal.index.list_caches_after(&after, false, PAGE).await?;
+                let page = self.journal.index.list_caches_after(&after, CacheSelection::All, PAGE).await?;
                 for cache in &page {
                     let record = self.cache_record(cache).await?;
                     file.push(&record)?;

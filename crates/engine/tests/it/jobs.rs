@@ -11,8 +11,9 @@ use crate::common::{
 use async_trait::async_trait;
 use dormer_engine::{Clock, JobRunner, JobSettings, OutboxLimits, SystemClock};
 use dormer_index::{
-    CacheId, CounterIndex as _, Error, ExpiryDefaults, Index, Job, JobBacklog, JobId, JobIndex, JobKind,
-    JobLease, JobStep, OutboxIndex as _, OutboxPosition, Result, SqliteIndex, TargetId, UnixSeconds,
+    CacheActivity, CacheId, CounterIndex as _, Day, Error, ExpiryDefaults, HistoryDay, Index, Job,
+    JobBacklog, JobId, JobIndex, JobKind, JobLease, JobStep, OutboxIndex as _, OutboxPosition, Result,
+    SqliteIndex, TargetId, UnixSeconds,
 };
 use dormer_testkit::{Random, check_invariants, package_nar};
 use prometheus::core::Collector as _;
@@ -140,6 +141,15 @@ impl JobIndex for FaultJobs {
     }
     async fn tend_counters(&self, at: UnixSeconds, since: UnixSeconds) -> Result<bool> {
         self.call(self.inner.tend_counters(at, since)).await
+    }
+    async fn add_activity(&self, day: Day, activity: &[CacheActivity]) -> Result<()> {
+        self.call(self.inner.add_activity(day, activity)).await
+    }
+    async fn record_sizes(&self, day: Day, after: CacheId, limit: u32) -> Result<Option<CacheId>> {
+        self.call(self.inner.record_sizes(day, after, limit)).await
+    }
+    async fn trim_history(&self, day: Day, limit: u32) -> Result<u64> {
+        self.call(self.inner.trim_history(day, limit)).await
     }
     async fn trim_outbox(
         &self,
@@ -281,6 +291,47 @@ async fn a_runner_counts_anew_and_trims_the_outbox() {
     assert!(!runner.stored_metrics().collect().is_empty());
     let due = index.tend_counters(1_800_000_001, 1_799_999_999).await.unwrap();
     assert!(!due && has_no_job(&index).await, "the last recount is of now");
+}
+
+/// What happened in memory and what the counters say is written down by day, also by a runner that
+/// is told to stop, and goes with its cache.
+#[tokio::test]
+async fn a_runner_writes_the_history_down() {
+    let installation = Installation::new();
+    let index = Arc::new(installation.index().await);
+    let engine =
+        engine_over(Arc::clone(&index) as Arc<dyn Index>, Arc::clone(&installation.blobs), settings());
+    let main = create_main(&engine).await;
+    let mut random = Random::new(5);
+    for number in 0..3 {
+        push(&engine, &main, &path(number), &package_nar(&mut random, 2_000, &[])).await.unwrap();
+    }
+    engine.note_pull(&main);
+    let clock = clock_at(1_800_000_000);
+    let today = Day::of(1_800_000_000);
+    let with_history = || runner(index.clone(), clock.clone()).with_history(engine.activity());
+    let of_main = async || index.history(Some(main.id), today.before(9)).await.unwrap();
+    let seen = "sizes and activity are written";
+    let is_written = async || of_main().await.iter().any(|day| day.counts.is_some() && day.pushes > 0);
+    with_history().run(until(seen, is_written)).await;
+    let counts = index.path_counts(main.id).await.unwrap();
+    let first = HistoryDay { day: today, counts: Some(counts), stored_bytes: None, pushes: 3, pulls: 1 };
+    assert_eq!(of_main().await, [first]);
+
+    // The next day, a runner that stops at once writes what was counted.
+    clock.0.fetch_add(86_400, Ordering::SeqCst);
+    let stopping = with_history();
+    stopping.run(async { engine.note_pull(&main) }).await;
+    let days = of_main().await;
+    assert_eq!((days.len(), days[1].counts, days[1].pulls), (2, None, 1), "nothing else changed: {days:?}");
+    let all = index.history(None, today.before(9)).await.unwrap();
+    assert_eq!(all[0].counts, Some(counts));
+    assert!(all[0].stored_bytes.is_some_and(|bytes| bytes > 0), "{all:?}");
+
+    engine.delete_cache(&main, None).await.unwrap();
+    engine.note_pull(&main);
+    with_history().run(until("it is deleted", async || has_no_job(&index).await)).await;
+    assert_eq!(of_main().await, [], "the history goes with its cache, and none begins");
 }
 
 /// A holder that was silent for longer than its lease finds out by its next step, and changes

@@ -5,8 +5,8 @@ use super::fixtures::{
     push_object,
 };
 use crate::{
-    CACHE_KEYS_MAX, CacheId, CachePatch, CacheTotals, CacheVisibility, CommitTarget, Error, MASTER_KEY_PROOF,
-    NarKey, NarSource, NewCache, PREVIOUS_KEY_PROOF, Removal, Result, SealedKey,
+    CACHE_KEYS_MAX, CacheId, CachePatch, CacheSelection, CacheTotals, CacheVisibility, CommitTarget, Error,
+    MASTER_KEY_PROOF, NarKey, NarSource, NewCache, PREVIOUS_KEY_PROOF, Removal, Result, SealedKey,
 };
 
 pub(super) async fn a_setting_is_created_once(index: Subject) -> Result<()> {
@@ -121,7 +121,11 @@ pub(super) async fn caches_are_listed_by_name(index: Subject) -> Result<()> {
     for (after, limit, page) in
         [("", 2, &listed[..2]), ("", 9, &listed[..]), ("b", 2, &listed[2..]), ("c", 2, &[])]
     {
-        assert_eq!(index.list_caches_after(after, false, limit).await?, page, "{limit} after {after:?}");
+        assert_eq!(
+            index.list_caches_after(after, CacheSelection::All, limit).await?,
+            page,
+            "{limit} after {after:?}"
+        );
     }
     let mut public = Vec::new();
     for found in listed {
@@ -130,7 +134,37 @@ pub(super) async fn caches_are_listed_by_name(index: Subject) -> Result<()> {
         assert_eq!(index.find_public_cache(&found.name).await?.as_ref(), expected);
         public.extend(expected.cloned());
     }
-    assert_eq!(index.list_caches_after("", true, 9).await?, public);
+    assert_eq!(index.list_caches_after("", CacheSelection::Public, 9).await?, public);
+    Ok(())
+}
+
+pub(super) async fn a_list_has_what_its_patterns_allow(index: Subject) -> Result<()> {
+    for name in ["a_b", "axb", "public", "team-a", "team-b", "team-b-old", "Team-a", "x+y"] {
+        let id = cache(&index, name).await?;
+        let patch = CachePatch { is_public: Some(name == "public"), ..CachePatch::default() };
+        index.update_cache(id, &patch, NOW).await?;
+    }
+    let before = index.statement_count();
+    for (patterns, after, expected) in [
+        (&[][..], "", &["public"][..]),
+        (&[("team-*", true)], "", &["public", "team-a", "team-b", "team-b-old"]),
+        (&[("team-*", true)], "team-a", &["team-b", "team-b-old"]),
+        (&[("*", true)], "public", &["team-a", "team-b", "team-b-old", "x+y"]),
+        (&[("team-b", true)], "", &["public", "team-b"]),
+        (&[("a_b", true), ("x+*", true)], "", &["a_b", "public", "x+y"]),
+        // The first that fits decides.
+        (&[("team-b*", false), ("*a", true), ("team-*", true)], "", &["Team-a", "public", "team-a"]),
+        (&[("team-b*", false), ("*", true), ("team-b", true)], "team-a", &["team-b", "x+y"]),
+        (&[("public", false), ("*-*-*", true)], "", &["public", "team-b-old"]),
+    ] {
+        let found = index.list_caches_after(after, CacheSelection::Allowed(patterns), 9).await?;
+        let names: Vec<&str> = found.iter().map(|cache| cache.name.as_str()).collect();
+        assert_eq!(names, expected, "{patterns:?} after {after:?}");
+        assert!(found.iter().all(|cache| cache.keys.len() == 1), "{found:?}");
+        let first = index.list_caches_after(after, CacheSelection::Allowed(patterns), 1).await?;
+        assert_eq!(first, found[..1]);
+    }
+    assert_eq!(index.statement_count() - before, 18, "one for each list");
     Ok(())
 }
 
@@ -149,7 +183,7 @@ pub(super) async fn a_patch_changes_what_it_names_and_nothing_else(index: Subjec
     expected.retention_seconds = Some(5);
     (expected.quota_bytes, expected.keep_latest) = (Some(6), Some(7));
     assert_eq!(index.find_public_cache("main").await?.as_ref(), Some(&expected));
-    assert_eq!(index.list_caches_after("", true, 9).await?, [expected.clone()]);
+    assert_eq!(index.list_caches_after("", CacheSelection::Public, 9).await?, [expected.clone()]);
     assert_eq!(index.find_cache("main").await?.as_ref(), Some(&expected));
 
     let patch = CachePatch {

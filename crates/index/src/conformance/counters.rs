@@ -7,9 +7,9 @@ use super::fixtures::{
     NOW, alias, cache, commit, committed, new_nar, object, pack, pack_id, path_hash, push_object, tag,
 };
 use crate::{
-    CacheGlance, CacheId, ChunkMove, ChunkRow, CollectIndex, CommitTarget, CompactedPack, Index, JobIndex,
-    JobKind, JobLease, NarId, NarSource, ObjectOrder, PackNumber, PathCounts, Removal, Result, ScrubIndex,
-    StampLimits, StoredCounts,
+    CacheActivity, CacheGlance, CacheId, ChunkMove, ChunkRow, CollectIndex, CommitTarget, CompactedPack, Day,
+    HistoryDay, Index, JobIndex, JobKind, JobLease, NarId, NarSource, ObjectOrder, PackNumber, PathCounts,
+    Removal, Result, ScrubIndex, StampLimits, StoredCounts,
 };
 
 /// What every case works on: the contracts of one adapter.
@@ -295,5 +295,81 @@ pub(super) async fn a_healed_nar_is_counted_as_it_is_now(four: Four) -> Result<(
     assert_eq!((after.nars, after.nar_bytes, after.paths), (1, before.nar_bytes, before.paths));
     let holed = rows.iter().map(|row| row.layout.holed_bytes()).sum::<u64>();
     assert_eq!(after.nar_holed_bytes, holed);
+    Ok(())
+}
+
+pub(super) async fn a_history_has_the_days_on_which_something_changed(four: Four) -> Result<()> {
+    let main = cache(&four.index, "main").await?;
+    let other = cache(&four.index, "other").await?;
+    let today = Day::of(NOW);
+    let history = async |cache: Option<CacheId>| four.index.history(cache, today.before(100)).await;
+    let record = async |day: Day, limit: u32| {
+        let (mut after, mut pages) = (CacheId(0), 0);
+        while let Some(last) = four.jobs.record_sizes(day, after, limit).await? {
+            (after, pages) = (last, pages + 1);
+        }
+        Ok::<_, crate::Error>(pages)
+    };
+    push_object(&four.index, main, 1).await?;
+    assert_eq!(record(today.before(40), 1).await?, 2, "a cache in each page");
+    let first = four.index.path_counts(main).await?;
+    record(today.before(39), 9).await?;
+    push_object(&four.index, main, 2).await?;
+    record(today.before(39), 9).await?;
+    record(today.before(39), 9).await?;
+    let second = four.index.path_counts(main).await?;
+    // What rests is written again after 30 days, not before.
+    for days in [38, 10, 8, 0] {
+        record(today.before(days), 9).await?;
+    }
+    let counts = async |cache| {
+        let days = history(Some(cache)).await?;
+        Ok::<_, crate::Error>(
+            days.into_iter().map(|day| (today.0 - day.day.0, day.counts)).collect::<Vec<_>>(),
+        )
+    };
+    assert_eq!(counts(main).await?, [(40, Some(first)), (39, Some(second)), (8, Some(second))]);
+    let nothing = Some(PathCounts::default());
+    assert_eq!(counts(other).await?, [(40, nothing), (8, nothing)]);
+    let all = history(None).await?;
+    assert_eq!(all.len(), 6, "the installation has every day: {all:?}");
+    let stored = four.index.stored_counts().await?;
+    assert_eq!((all[5].counts, all[5].stored_bytes), (Some(stored.paths), Some(stored.pack_bytes)));
+
+    // Activity adds up, and takes nothing of the sizes away.
+    let activity = |cache, pushes, pulls| CacheActivity { cache, pushes, pulls };
+    let yesterday = today.before(1);
+    four.jobs.add_activity(yesterday, &[]).await?;
+    four.jobs.add_activity(yesterday, &[activity(main, 1, 2), activity(other, 3, 0)]).await?;
+    four.jobs.add_activity(yesterday, &[activity(main, 10, 20), activity(CacheId(99), 5, 5)]).await?;
+    let last = |days: Vec<HistoryDay>| days.into_iter().rev().find(|day| day.day == yesterday);
+    let of = |pushes, pulls| HistoryDay { day: yesterday, counts: None, stored_bytes: None, pushes, pulls };
+    assert_eq!(last(history(Some(main)).await?), Some(of(11, 22)));
+    assert_eq!(last(history(Some(other)).await?), Some(of(3, 0)));
+    assert_eq!(last(history(None).await?), Some(of(19, 27)), "what is gone counts for the installation");
+    assert_eq!(history(Some(CacheId(99))).await?, []);
+    four.jobs.add_activity(today.before(39), &[activity(main, 4, 0)]).await?;
+    assert_eq!(
+        (history(Some(main)).await?[1].counts, history(Some(main)).await?[1].pushes),
+        (Some(second), 4)
+    );
+    assert_eq!(four.index.history(Some(main), today.before(8)).await?.len(), 1, "after a day, not on it");
+
+    // What is too old goes, page by page.
+    let later = Day(today.0 + crate::HISTORY_DAYS - 39);
+    let mut gone = Vec::new();
+    while gone.last() != Some(&0) {
+        gone.push(four.jobs.trim_history(later, 2).await?);
+    }
+    assert_eq!(gone, [2, 2, 1, 0], "days 40 and 39 of three");
+    assert_eq!(counts(main).await?, [(8, Some(second)), (1, None)]);
+
+    // A cache takes its history along.
+    four.index.delete_cache(main, None, NOW).await?;
+    four.jobs.add_activity(yesterday, &[activity(main, 1, 1)]).await?;
+    record(today, 9).await?;
+    four.finish_deletion().await?;
+    assert_eq!(history(Some(main)).await?, []);
+    assert!(!history(Some(other)).await?.is_empty());
     Ok(())
 }

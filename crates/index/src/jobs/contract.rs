@@ -3,7 +3,7 @@
 
 use async_trait::async_trait;
 
-use crate::contract::{CacheId, UnixSeconds};
+use crate::contract::{CacheActivity, CacheId, Day, UnixSeconds};
 use crate::publish::TargetId;
 use crate::{Error, Result};
 
@@ -237,6 +237,17 @@ pub trait JobIndex: Send + Sync + std::fmt::Debug + 'static {
     /// [`JobKind::Recount`] if the last one ended at `since` or before. Returns whether changes may
     /// be left for another call.
     async fn tend_counters(&self, at: UnixSeconds, since: UnixSeconds) -> Result<bool>;
+    /// Adds pushes and pulls to a day of their caches and of the installation. Those of a cache
+    /// that is gone are counted for the installation alone. Not repeated if it may have had its
+    /// effect.
+    async fn add_activity(&self, day: Day, activity: &[CacheActivity]) -> Result<()>;
+    /// Writes down what the next `limit` caches hold on a day, for the history; the first page,
+    /// after cache 0, also what the installation holds. Returns the last cache of the page, and
+    /// `None` if no cache is left.
+    async fn record_sizes(&self, day: Day, after: CacheId, limit: u32) -> Result<Option<CacheId>>;
+    /// Deletes at most `limit` rows of the history that are [`HISTORY_DAYS`](crate::HISTORY_DAYS)
+    /// older than a day, or more. Returns how many are gone.
+    async fn trim_history(&self, day: Day, limit: u32) -> Result<u64>;
     /// Deletes the first rows of the outbox, at most `limit`, as far as nobody needs them. Rows
     /// since `keep_since` stay: a cache that is new to a target looks through them for what it had
     /// before. Older ones stay while a target or the journal has not followed them, unless they are

@@ -1,5 +1,5 @@
 //! The job that removes what a deleted cache left: objects first, then graces,
-//! aliases, references, pins and documents, and the end of its sessions.
+//! aliases, references, pins and documents, the end of its sessions, and its history.
 //!
 //! The deletion itself is a short transaction of the topic of caches: from then on no look-up finds
 //! anything of the cache, and no commit adds to it. So a page that the cursor has passed stays
@@ -15,6 +15,7 @@ use crate::columns::corrupt;
 use crate::contract::UnixSeconds;
 use crate::rows::Row as _;
 use crate::sql::{Argument, Sql, Transaction, both};
+use crate::topics::history::DELETE_HISTORY;
 
 use Argument::{Bytes, Number, Text};
 
@@ -152,6 +153,8 @@ pub(crate) async fn delete_cache_step(
     let next = number + 1;
     let is_last = usize::from(next) == TABLES.len();
     if is_last {
+        // Few rows: the history is trimmed.
+        tx.run(DELETE_HISTORY, &[cache]).await?;
         finish_job(tx, lease).await?;
     } else {
         advance_job(tx, lease, &[next], rows, at, ends_at).await?;

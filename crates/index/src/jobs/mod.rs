@@ -19,10 +19,10 @@ use delete_cache::delete_cache_step;
 use async_trait::async_trait;
 
 use crate::Result;
-use crate::contract::{CacheId, OutboxIndex as _, OutboxPosition, UnixSeconds};
+use crate::contract::{CacheActivity, CacheId, Day, OutboxIndex as _, OutboxPosition, UnixSeconds};
 use crate::publish::TargetId;
 use crate::sql_index::{Dialect, Lock, SqlIndex, Write};
-use crate::topics::{counters, outbox, sessions};
+use crate::topics::{counters, history, outbox, sessions};
 
 #[async_trait]
 impl<D: Dialect> JobIndex for SqlIndex<D> {
@@ -132,6 +132,27 @@ impl<D: Dialect> JobIndex for SqlIndex<D> {
             Ok(is_more)
         })
         .await
+    }
+
+    async fn add_activity(&self, day: Day, activity: &[CacheActivity]) -> Result<()> {
+        if activity.is_empty() {
+            return Ok(());
+        }
+        self.write(Write::from("write down pushes and pulls").unless_done(), async |mut tx| {
+            history::add_activity(&mut tx, day, activity).await
+        })
+        .await
+    }
+
+    async fn record_sizes(&self, day: Day, after: CacheId, limit: u32) -> Result<Option<CacheId>> {
+        self.write("write down what caches hold", async |mut tx| {
+            history::record_sizes(&mut tx, day, after, limit).await
+        })
+        .await
+    }
+
+    async fn trim_history(&self, day: Day, limit: u32) -> Result<u64> {
+        self.write("trim the history", async |mut tx| history::trim(&mut tx, day, limit).await).await
     }
 
     async fn trim_outbox(

@@ -8,9 +8,10 @@ use super::{journal, outbox};
 use crate::changes::Change;
 use crate::columns::signed;
 use crate::contract::{
-    CACHE_KEYS_MAX, Cache, CacheId, CacheIndex, CacheKey, CachePatch, CacheTotals, CacheVisibility, NarId,
-    NewCache, UnixSeconds,
+    CACHE_KEYS_MAX, Cache, CacheId, CacheIndex, CacheKey, CachePatch, CacheSelection, CacheTotals,
+    CacheVisibility, NarId, NewCache, UnixSeconds,
 };
+use crate::publish::records::Records;
 use crate::rows::{Row as _, names_column, read_caches, read_totals, read_visibilities};
 use crate::sql::Argument::{
     Bytes, Flag, Number, OptionalBytes, OptionalFlag, OptionalNumber, OptionalText, Text,
@@ -85,6 +86,46 @@ const LIST_PUBLIC_CACHES_AFTER: Sql = both!(
      WHERE c.id IN (SELECT id FROM caches WHERE is_public AND deleted_at IS NULL AND name > $1 ORDER BY name LIMIT $2)
      ORDER BY c.name, k.position"
 );
+
+/// Both texts differ in how the rules are unfolded, and in how a name is compared with a pattern. A
+/// rule without a star is looked up, and only one with a star is compared with each name.
+macro_rules! list_allowed {
+    ($rules:literal, $fits:literal) => {
+        concat!(
+            "WITH rules AS MATERIALIZED (",
+            $rules,
+            "), patterns AS MATERIALIZED (SELECT r.place, r.pattern, r.allowed FROM rules AS r WHERE r.is_exact = 0)
+            SELECT c.id, c.name, c.is_public, c.store_dir, c.priority, c.upstream_cache_key_names, c.retention_seconds,
+                c.created_at, k.public_key, k.sealed_secret, k.active, c.allow_replacement, c.quota_bytes,
+                c.keep_latest
+            FROM caches AS c LEFT JOIN cache_keys AS k ON k.cache = c.id
+            WHERE c.id IN (
+                SELECT v.id FROM caches AS v WHERE v.deleted_at IS NULL AND v.name > $1 AND (v.is_public OR CASE
+                    WHEN v.name IN (SELECT r.name FROM rules AS r WHERE r.is_exact = 1)
+                    THEN v.name IN (SELECT r.name FROM rules AS r WHERE r.is_exact = 1 AND r.allowed = 1)
+                    ELSE coalesce((SELECT r.allowed FROM patterns AS r WHERE ",
+            $fits,
+            " ORDER BY r.place LIMIT 1), 0) = 1 END)
+                ORDER BY v.name LIMIT $2)
+            ORDER BY c.name, k.position"
+        )
+    };
+}
+// The characters of a pattern are those of names and `*`: of these, only `_` means something to
+// LIKE.
+pub(crate) const LIST_ALLOWED_CACHES_AFTER: Sql = Sql {
+    sqlite: list_allowed!(
+        "SELECT key AS place, value ->> 0 AS name, value ->> 0 AS pattern, value ->> 1 AS allowed, value ->> 2 AS is_exact
+         FROM json_each($3)",
+        "v.name GLOB r.pattern"
+    ),
+    postgres: list_allowed!(
+        "SELECT l.place, l.value ->> 0 AS name, replace(replace(l.value ->> 0, '_', '\\_'), '*', '%') AS pattern,
+             (l.value ->> 1)::bigint AS allowed, (l.value ->> 2)::bigint AS is_exact
+         FROM json_array_elements($3::json) WITH ORDINALITY AS l (value, place)",
+        "v.name LIKE r.pattern"
+    ),
+};
 
 const LIST_VISIBILITIES: Sql = both!("SELECT DISTINCT name, is_public FROM caches ORDER BY name, is_public");
 
@@ -177,10 +218,30 @@ impl<D: Dialect> CacheIndex for SqlIndex<D> {
         .await
     }
 
-    async fn list_caches_after(&self, name: &str, only_public: bool, limit: u32) -> Result<Vec<Cache>> {
-        let list = if only_public { LIST_PUBLIC_CACHES_AFTER } else { LIST_CACHES_AFTER };
+    async fn list_caches_after(
+        &self,
+        name: &str,
+        selection: CacheSelection<'_>,
+        limit: u32,
+    ) -> Result<Vec<Cache>> {
+        let (name, limit) = (Text(name), Number(limit.into()));
+        let mut rules = Records::default();
+        if let CacheSelection::Allowed(all) = selection {
+            for (pattern, is_allowed) in all {
+                let is_exact = !pattern.contains('*');
+                rules.row().text(Some(pattern)).number((*is_allowed).into()).number(is_exact.into());
+            }
+        }
+        let rules = rules.finish();
         self.read("list a page of caches", async |mut tx| {
-            read_caches(&tx.rows(list, &[Text(name), Number(limit.into())]).await?)
+            let rows = match selection {
+                CacheSelection::All => tx.rows(LIST_CACHES_AFTER, &[name, limit]).await?,
+                CacheSelection::Public => tx.rows(LIST_PUBLIC_CACHES_AFTER, &[name, limit]).await?,
+                CacheSelection::Allowed(_) => {
+                    tx.rows(LIST_ALLOWED_CACHES_AFTER, &[name, limit, Text(&rules)]).await?
+                }
+            };
+            read_caches(&rows)
         })
         .await
     }

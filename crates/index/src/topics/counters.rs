@@ -11,8 +11,11 @@
 
 use async_trait::async_trait;
 
+use super::history;
 use crate::Result;
-use crate::contract::{CacheGlance, CacheId, CounterIndex, PathCounts, StoredCounts, UnixSeconds};
+use crate::contract::{
+    CacheGlance, CacheId, CounterIndex, Day, HistoryDay, PathCounts, StoredCounts, UnixSeconds,
+};
 use crate::rows::Row;
 use crate::sql::Argument::{Number, Numbers};
 use crate::sql::{Sql, Transaction, both};
@@ -54,7 +57,7 @@ pub(crate) const GLANCE: Sql = Sql {
                 UNION ALL SELECT c.paths, c.path_bytes FROM counter_changes AS c WHERE c.cache = k.item) AS u) AS s",
 };
 /// One row for each generation of each cache: few.
-const STORED: Sql = Sql {
+pub(crate) const STORED: Sql = Sql {
     sqlite: "
         SELECT coalesce(sum(paths), 0), coalesce(sum(path_bytes), 0), coalesce(sum(nars), 0),
             coalesce(sum(nar_bytes), 0), coalesce(sum(nar_holed_bytes), 0), coalesce(sum(packs), 0),
@@ -170,6 +173,10 @@ impl<D: Dialect> CounterIndex for SqlIndex<D> {
             })
         })
         .await
+    }
+
+    async fn history(&self, cache: Option<CacheId>, after: Day) -> Result<Vec<HistoryDay>> {
+        self.read("read a history", async |mut tx| history::read(&mut tx, cache, after).await).await
     }
 }
 

@@ -7,6 +7,7 @@ pub(crate) mod chunks;
 pub(crate) mod counters;
 pub(crate) mod damage;
 pub(crate) mod documents;
+pub(crate) mod history;
 mod installation;
 pub(crate) mod journal;
 pub(crate) mod nars;

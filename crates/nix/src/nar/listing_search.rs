@@ -45,16 +45,28 @@ pub struct FolderEntry {
     pub node: ListedNode,
 }
 
+/// Some entries of a folder, in the order of their names.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct FolderPage {
+    /// How many entries come before these.
+    pub first: usize,
+    /// The entries.
+    pub entries: Vec<FolderEntry>,
+    /// Whether more follow.
+    pub has_more: bool,
+}
+
 /// The entries of a folder that are wanted, and those found.
 #[derive(Debug)]
 struct Folder {
     /// Entries before the first one that is wanted.
     skip: usize,
+    /// No name of a wanted entry comes before this.
+    begin: String,
     wanted: usize,
-    entries: Vec<FolderEntry>,
-    /// Bytes of the names and targets of these entries.
+    page: FolderPage,
+    /// Bytes of the names and targets of the entries.
     bytes: usize,
-    has_more: bool,
     /// The name of the entry that is open.
     name: Option<String>,
 }
@@ -119,9 +131,19 @@ impl ListingSearch {
     /// on, and fewer if their texts are long. Memory then also has [`ENTRIES_BYTES_MAX`] of texts.
     #[must_use]
     pub fn with_entries(self, first: usize, wanted: usize) -> Self {
-        let folder =
-            Folder { skip: first, wanted, entries: Vec::new(), bytes: 0, has_more: false, name: None };
+        let page = FolderPage::default();
+        let folder = Folder { skip: first, begin: String::new(), wanted, page, bytes: 0, name: None };
         Self { folder: Some(folder), ..self }
+    }
+
+    /// Leaves out the entries whose names come before this text. Only after
+    /// [`with_entries`](Self::with_entries).
+    #[must_use]
+    pub fn beginning_at(mut self, name: &str) -> Self {
+        if let Some(folder) = &mut self.folder {
+            name.clone_into(&mut folder.begin);
+        }
+        self
     }
 
     /// Takes the next piece of the JSON. Returns whether the search has ended.
@@ -135,10 +157,10 @@ impl ListingSearch {
         self.is_done
     }
 
-    /// What the listing has at the path, with the entries of a folder, and whether more follow.
-    pub fn finish_with_entries(self) -> Option<(ListedNode, Vec<FolderEntry>, bool)> {
-        let (entries, has_more) = self.folder.map_or_else(Default::default, |of| (of.entries, of.has_more));
-        self.found.map(|node| (node, entries, has_more))
+    /// What the listing has at the path, with the entries of a folder.
+    pub fn finish_with_entries(self) -> Option<(ListedNode, FolderPage)> {
+        let page = self.folder.map(|folder| folder.page).unwrap_or_default();
+        self.found.map(|node| (node, page))
     }
 
     /// What the listing has at the path, if anything.
@@ -250,20 +272,23 @@ impl ListingSearch {
         self.forget_node();
         self.kind = Some("directory".to_owned());
         let Some(folder) = &mut self.folder else { return };
-        if folder.skip > 0 {
-            folder.skip -= 1;
+        let is_before = folder.name.as_ref().is_some_and(|name| *name < folder.begin);
+        if folder.skip > 0 || is_before {
+            folder.skip = folder.skip.saturating_sub(1);
+            folder.page.first += 1;
             return;
         }
         let (Some(name), Some(node)) = (folder.name.take(), node) else { return };
         let target_bytes = if let ListedNode::Symlink(target) = &node { target.len() } else { 0 };
         folder.bytes += name.len() + target_bytes;
-        let is_full = folder.bytes > ENTRIES_BYTES_MAX && !folder.entries.is_empty();
-        if is_full || folder.entries.len() == folder.wanted {
-            folder.has_more = true;
+        let entries = &mut folder.page.entries;
+        let is_full = folder.bytes > ENTRIES_BYTES_MAX && !entries.is_empty();
+        if is_full || entries.len() == folder.wanted {
+            folder.page.has_more = true;
             self.is_done = true;
             self.found = Some(ListedNode::Directory);
         } else {
-            folder.entries.push(FolderEntry { name, node });
+            entries.push(FolderEntry { name, node });
         }
     }
 
@@ -374,11 +399,11 @@ mod tests {
         loop {
             let mut search = ListingSearch::new(names).with_entries(all.len(), page);
             json.chunks(piece).any(|piece| search.feed(piece));
-            let (node, entries, has_more) = search.finish_with_entries().expect("the folder is there");
-            assert_eq!(node, ListedNode::Directory);
-            assert!(!entries.is_empty() || !has_more, "every page leads on");
-            all.extend(entries);
-            if !has_more {
+            let (node, page) = search.finish_with_entries().expect("the folder is there");
+            assert_eq!((node, page.first), (ListedNode::Directory, all.len()));
+            assert!(!page.entries.is_empty() || !page.has_more, "every page leads on");
+            all.extend(page.entries);
+            if !page.has_more {
                 return all;
             }
         }
@@ -388,7 +413,7 @@ mod tests {
         let Node::Directory(children) = node else {
             let mut search = ListingSearch::new(names.iter()).with_entries(0, page);
             json.chunks(piece).any(|piece| search.feed(piece));
-            let found = search.finish_with_entries().map(|(node, entries, _)| (node, entries.len()));
+            let found = search.finish_with_entries().map(|(node, page)| (node, page.entries.len()));
             assert_eq!(found, self::search(json, names, piece).map(|node| (node, 0)));
             return;
         };
@@ -411,9 +436,25 @@ mod tests {
         let json = listing_of(&encode_tree(&root));
         let mut search = ListingSearch::new(Vec::<String>::new()).with_entries(0, 100);
         search.feed(&json);
-        let (_, page, has_more) = search.finish_with_entries().unwrap();
-        assert_eq!((page.len(), has_more), (1, true));
+        let (_, page) = search.finish_with_entries().unwrap();
+        assert_eq!((page.entries.len(), page.has_more), (1, true));
         assert_eq!(entries(&json, &[], 4_096, 100).len(), 10, "the pages have all of them");
+    }
+
+    #[test]
+    fn a_page_begins_at_a_name() {
+        let names = ["a", "b", "ba", "c"];
+        let root = Node::directory(names.map(|name| (name, Node::file("x"))));
+        let json = listing_of(&encode_tree(&root));
+        for (begin, first, found) in
+            [("", 0, &names[..2]), ("b", 1, &names[1..3]), ("bb", 3, &names[3..]), ("d", 4, &[])]
+        {
+            let mut search = ListingSearch::new(Vec::<String>::new()).with_entries(0, 2).beginning_at(begin);
+            json.chunks(3).any(|piece| search.feed(piece));
+            let (_, page) = search.finish_with_entries().unwrap();
+            let listed: Vec<&str> = page.entries.iter().map(|entry| entry.name.as_str()).collect();
+            assert_eq!((page.first, listed.as_slice(), page.has_more), (first, found, first < 2), "{begin}");
+        }
     }
 
     proptest! {

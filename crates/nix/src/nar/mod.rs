@@ -26,7 +26,7 @@ mod writer;
 pub use error::NarError;
 pub use listing::Listing;
 pub use listing_build_ids::listed_build_ids;
-pub use listing_search::{ENTRIES_BYTES_MAX, FolderEntry, ListedNode, ListingSearch};
+pub use listing_search::{ENTRIES_BYTES_MAX, FolderEntry, FolderPage, ListedNode, ListingSearch};
 pub use reader::NarReader;
 pub use tree::{Node, encode_tree};
 pub use writer::{NarWriteError, NarWriter};

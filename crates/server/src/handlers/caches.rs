@@ -1,19 +1,20 @@
 //! `/_api/v2/`: requests that Attic's API lacks.
 
 use dormer_api::v2::{CacheEntry, ListCachesResponse, PurgesResponse, RemovePathResponse};
-use dormer_api::{CacheName, Permission, Permissions};
+use dormer_api::{CacheName, Permission};
 use dormer_index::{Cache, PurgeCounts, RemovedForCause};
 use dormer_nix::StorePathHash;
 use http::header::AUTHORIZATION;
 use http::{Response, StatusCode};
 
+use crate::access::{known_caches, selection};
 use crate::app::App;
 use crate::body::{self, Body};
 use crate::call::Call;
 use crate::failure::Failure;
 use crate::handlers::checks::{bad_request, retention_period, store_dir};
 
-/// Most caches in one answer, and most that are loaded at once.
+/// Most caches in one answer.
 const PAGE_CACHES: u32 = 100;
 
 /// The caches that the caller may know of, in pages: public ones, and those on which the token has
@@ -24,30 +25,15 @@ pub(crate) async fn list_caches(app: &App, call: &Call) -> Result<Response<Body>
     if claims.is_none() && call.headers().contains_key(AUTHORIZATION) {
         return Err(Failure::Unauthorized);
     }
-    // The time to list all caches would tell a stranger how many there are.
-    let only_public = claims.as_ref().is_none_or(|claims| claims.access.caches.is_empty());
     let after = call.query("after").map(str::parse::<CacheName>).transpose().map_err(bad_request)?;
-    let mut after = after.map_or_else(String::new, |name| name.to_string());
-    let mut caches = Vec::new();
-    loop {
-        let page = app.engine.list_caches_after(&after, only_public, PAGE_CACHES).await?;
-        let Some(last) = page.last() else { break };
-        after.clone_from(&last.name);
-        for cache in page {
-            let name: CacheName = cache.name.parse().map_err(bad_request)?;
-            let permissions =
-                claims.as_ref().map_or(Permissions::NONE, |claims| claims.permissions_for(&name));
-            if cache.is_public || !permissions.is_empty() {
-                caches.push(entry(name, cache)?);
-            }
-            // The last name that the caller may know: a page must not name the caches between.
-            if caches.len() == PAGE_CACHES as usize {
-                let next = caches.last().map(|entry: &CacheEntry| entry.name.clone());
-                return Ok(body::json(StatusCode::OK, &ListCachesResponse { caches, next }));
-            }
-        }
-    }
-    Ok(body::json(StatusCode::OK, &ListCachesResponse { caches, next: None }))
+    let after = after.map_or_else(String::new, |name| name.to_string());
+    let known = known_caches(claims.as_deref());
+    let page = app.engine.list_caches_after(&after, selection(&known), PAGE_CACHES).await?;
+    let is_last = page.len() < PAGE_CACHES as usize;
+    let entries = page.into_iter().map(|cache| entry(cache.name.parse().map_err(bad_request)?, cache));
+    let caches = entries.collect::<Result<Vec<_>, Failure>>()?;
+    let next = caches.last().filter(|_| !is_last).map(|entry| entry.name.clone());
+    Ok(body::json(StatusCode::OK, &ListCachesResponse { caches, next }))
 }
 
 fn entry(name: CacheName, cache: Cache) -> Result<CacheEntry, Failure> {

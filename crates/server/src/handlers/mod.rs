@@ -5,6 +5,7 @@ pub(crate) mod browse;
 pub(crate) mod caches;
 mod checks;
 pub(crate) mod documents;
+mod history;
 pub(crate) mod nar;
 pub(crate) mod pages;
 pub(crate) mod people;

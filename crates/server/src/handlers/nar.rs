@@ -50,7 +50,14 @@ pub(crate) async fn get_nar(
     };
     let cache = app.open_cache(call, name, Permission::Pull).await?;
     let open = app.engine.open_nar(&cache, &key).await?.ok_or(Failure::NoSuchObject)?;
-    stored(call, open, tag).await
+    let response = stored(call, open, tag).await?;
+    // A download that goes on somewhere behind its first byte was counted when it began.
+    let range = response.headers().get(CONTENT_RANGE);
+    let begins = range.is_none_or(|range| range.as_bytes().starts_with(b"bytes 0-"));
+    if begins && matches!(response.body(), Body::Nar(_)) {
+        app.engine.note_pull(&cache);
+    }
+    Ok(response)
 }
 
 /// The bytes as they are stored. `named` is the tag in the name, if there is one.

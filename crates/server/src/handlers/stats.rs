@@ -11,6 +11,7 @@ use crate::body::{self, Body};
 use crate::call::Call;
 use crate::failure::Failure;
 use crate::handlers::attic::may_pull_everything;
+use crate::handlers::history::{self, Present, wanted_days};
 
 /// Paths that an answer names in each order.
 const NAMED: u32 = 10;
@@ -35,12 +36,20 @@ pub(crate) async fn show_cache_stats(
     } else {
         (None, None)
     };
+    let history = match wanted_days(call)? {
+        Some(days) => {
+            let present = Present { counts, stored_bytes: None, shows_activity: may_list };
+            Some(history::read(app, Some(cache.id), present, days).await?)
+        }
+        None => None,
+    };
     let answer = CacheStatsResponse {
         paths: counts.paths,
         nar_bytes: counts.bytes,
         complete: stored.is_complete,
         largest,
         longest_unused,
+        history,
     };
     Ok(body::json(StatusCode::OK, &answer))
 }
@@ -65,7 +74,16 @@ pub(crate) async fn show_stats(app: &App, call: &Call) -> Result<Response<Body>,
         None => return Err(Failure::Unauthorized),
     }
     let counts = app.engine.index().stored_counts().await.map_err(dormer_engine::Error::from)?;
-    Ok(body::json(StatusCode::OK, &answer(&counts)))
+    let history = match wanted_days(call)? {
+        Some(days) => Some(history::read(app, None, present(&counts), days).await?),
+        None => None,
+    };
+    Ok(body::json(StatusCode::OK, &StatsResponse { history, ..answer(&counts) }))
+}
+
+/// What the history of the installation says of today.
+pub(super) fn present(counts: &StoredCounts) -> Present {
+    Present { counts: counts.paths, stored_bytes: Some(counts.pack_bytes), shows_activity: true }
 }
 
 pub(super) fn answer(counts: &StoredCounts) -> StatsResponse {
@@ -83,6 +101,7 @@ pub(super) fn answer(counts: &StoredCounts) -> StatsResponse {
         saved_by_holes: holes,
         saved_by_compression: less(counts.pack_raw_bytes, counts.pack_bytes),
         complete: counts.is_complete,
+        history: None,
     }
 }
 

@@ -239,6 +239,11 @@ fn fields_that_the_server_does_not_know_are_served_as_they_came() {
     put(&server, &address, narinfo(provenance).as_bytes());
     let served = server.get(&address).text();
     assert!(served.ends_with(provenance), "{served}");
+    // Its page shows it as text.
+    let page = server.request("GET", &format!("/main/{}", path(1).hash()), &[("Accept", "text/html")], b"");
+    let shown =
+        "{&quot;type&quot;:&quot;flake&quot;,&quot;url&quot;:&quot;git+https://example.org/x?rev=1&quot;}";
+    assert!(page.text().contains(&format!("<code>{shown}</code>")), "{page:?}");
     // Another push of the path neither drops nor changes them, and none of them is a known field.
     put(&server, &address, narinfo("").as_bytes());
     put(&server, &address, narinfo("Provenance: {}\nsig: x:AAAA\nDeriver : x\n").as_bytes());

@@ -145,6 +145,59 @@ fn a_cache_says_how_to_use_it() {
 }
 
 #[test]
+fn a_cache_shows_how_it_grew_and_to_its_owner_how_it_is_used() {
+    let server = Server::start();
+    push(&server, "main", &path(1), &nar(1), &json!({}));
+    let url = server.nar_url("main", &path(1));
+    assert_eq!(server.get(&url).status, 200);
+    let part = |range: &str| server.request("GET", &url, &[("Range", range)], b"").status;
+    assert_eq!([part("bytes=0-3"), part("bytes=4-"), part("bytes=2-3")], [206, 206, 206]);
+    assert_eq!(server.request("HEAD", &url, &[], b"").status, 200);
+    assert!(!browse(&server, None, "/main/").text().contains("Day by day"), "one day is no growth");
+    let main = server.block_on(server.engine.find_cache("main")).unwrap().unwrap().id;
+    let today = dormer_index::Day::of(now());
+    server.block_on(async {
+        server.publish.record_sizes(today.before(3), dormer_index::CacheId(0), 9).await.unwrap();
+        let activity = dormer_index::CacheActivity { cache: main, pushes: 7, pulls: 30 };
+        server.publish.add_activity(today.before(2), &[activity]).await.unwrap();
+        server.publish.record_sizes(today.before(1), dormer_index::CacheId(0), 9).await.unwrap();
+    });
+    let stranger = browse(&server, None, "/main/").text();
+    assert!(stranger.contains("Day by day") && stranger.contains("then 1 path, now 1."), "{stranger}");
+    assert!(!stranger.contains("NARs pulled"), "how much a cache is used is for its owner: {stranger}");
+    let owner = browse(&server, Some(&admin()), "/main/").text();
+    for text in ["Paths pushed: 7 since ", "NARs pulled: 30 since ", "30 on the busiest day"] {
+        assert!(owner.contains(text), "{text} in {owner}");
+    }
+    let home = browse(&server, Some(&admin()), "/").text();
+    assert!(home.contains("svg class=\"growth\"") && home.contains("Stored</dt>"), "{home}");
+    assert!(!browse(&server, None, "/").text().contains("class=\"growth\""), "that tells of all caches");
+
+    let ask = |token: &str, route: &str| server.call(token, "GET", route, b"");
+    let days = ask(&admin(), "/_api/v2/caches/main/stats?days=3").json()["history"].clone();
+    let days = days.as_array().unwrap();
+    assert_eq!(days.len(), 3, "{days:?}");
+    assert_eq!(
+        (&days[0]["pushes"], &days[0]["pulls"], &days[2]["paths"]),
+        (&json!(7), &json!(30), &json!(1))
+    );
+    assert_eq!(days[2]["begins_at"], json!(today.begins_at()));
+    let reader = token(&json!({"main": {"r": 1}}));
+    let seen = ask(&reader, "/_api/v2/caches/main/stats?days=400").json();
+    assert_eq!(seen["history"].as_array().map(Vec::len), Some(4), "from the first day on: {seen}");
+    assert!(seen["history"][0].get("pulls").is_none(), "{seen}");
+    assert!(ask(&reader, "/_api/v2/caches/main/stats").json().get("history").is_none());
+    let all = ask(&admin(), "/_api/v2/stats?days=4").json();
+    assert!(all["history"][0]["stored_bytes"].as_u64() > Some(0), "{all}");
+    for bad in ["0", "401", "x", ""] {
+        let reply = ask(&admin(), &format!("/_api/v2/stats?days={bad}"));
+        assert_eq!(reply.status, 400, "{bad}: {reply:?}");
+    }
+    let counted = dormer_index::CacheActivity { cache: main, pushes: 1, pulls: 2 };
+    assert_eq!(server.engine.activity().take(), [counted], "no look, and no download that goes on");
+}
+
+#[test]
 fn a_path_leads_to_what_it_needs_and_what_needs_it() {
     let server = Server::start();
     let (library, program) = (named(1, "library-1.0"), named(2, "program-2.0"));
@@ -227,6 +280,33 @@ fn a_path_that_is_one_file_is_shown_and_downloaded() {
     assert!(browse(&server, None, &files).text().contains("a patch"));
     let bytes = browse(&server, None, &format!("{files}?download=1"));
     assert_eq!((bytes.status, bytes.body.as_slice()), (200, b"a patch".as_slice()), "{bytes:?}");
+}
+
+#[test]
+fn a_huge_folder_is_paged_and_begins_at_a_name() {
+    let server = Server::start();
+    let entries =
+        (0..3_000).map(|number| (format!("entry-{number:04}").into_bytes(), Node::file(Vec::new())));
+    push(&server, "main", &path(1), &encode_tree(&Node::directory(entries)), &json!({}));
+    let files = format!("/main/{}/files/", path(1).hash());
+    let see = |query: &str| browse(&server, None, &format!("{files}{query}")).text();
+    let rows = |page: &str| page.matches("<th scope=\"row\">").count();
+    let (mut page, mut seen) = (see(""), 0);
+    assert!(!page.contains("The first") && page.contains("Entries 1 to "), "{page}");
+    loop {
+        assert!(page.contains(&format!(">entry-{seen:04}<")), "{seen}: {page}");
+        seen += rows(&page);
+        let Some((_, rest)) = page.split_once("rel=\"next\" href=\"") else { break };
+        let next = rest.split('"').next().unwrap().to_owned();
+        assert_eq!(next, format!("?from={seen}"), "no entry is left out");
+        page = see(&next);
+    }
+    assert_eq!(seen, 3_000);
+    assert!(page.contains("The first"), "{page}");
+    let begun = see("?at=entry-29");
+    assert!(begun.contains("Entries 2,901 to 3,000, by name.") && !begun.contains("entry-2899"), "{begun}");
+    assert!(see("?at=f").contains("Nothing is here.") && see("?from=9999").contains("The first"));
+    assert_eq!(browse(&server, None, &format!("{files}?at={}", "x".repeat(301))).status, 400);
 }
 
 #[test]
@@ -494,7 +574,27 @@ fn the_first_page_and_those_of_a_cache_and_a_path_cost_four_statements_at_most()
         let references: Vec<String> = (1..number).map(|other| path(other).to_string()).collect();
         push(&server, "main", &path(number), &nar(1), &json!({ "references": references }));
     }
-    for session in [None, Some(admin())] {
+    // Caches that a visitor may not know of cost no statement, however many there are.
+    for number in 0..250 {
+        let new = dormer_engine::CreateCache {
+            name: format!("hidden-{number:03}"),
+            is_public: false,
+            store_dir: "/nix/store".to_owned(),
+            priority: 41,
+            upstream_cache_key_names: Vec::new(),
+            secret_key: None,
+            allow_replacement: false,
+        };
+        server.block_on(server.engine.create_cache(new)).unwrap();
+    }
+    let member = token(&json!({"hidden-*": {}, "hidden-249": {"r": 1}, "*": {"r": 1, "cq": 1}}));
+    let home = browse(&server, Some(&member), "/").text();
+    for (name, is_there) in [("main", true), ("team-a", true), ("hidden-249", true), ("hidden-248", false)] {
+        assert_eq!(home.contains(&format!("href=\"./{name}/\"")), is_there, "{name}");
+    }
+    let listed = server.call(&member, "GET", "/_api/v2/caches", b"").json();
+    assert_eq!(listed["caches"].as_array().map(Vec::len), Some(3), "{listed}");
+    for session in [None, Some(member), Some(admin())] {
         for address in [
             "/".to_owned(),
             "/main/".to_owned(),

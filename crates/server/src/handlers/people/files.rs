@@ -1,7 +1,7 @@
 //! The files of a store path: folders from its listing, and files from the frames that hold them.
 
 use dormer_api::{CacheName, Permission};
-use dormer_edge::listed_file;
+use dormer_edge::listed_folder;
 use dormer_nix::StorePathHash;
 use dormer_nix::nar::{ListedNode, ListingSearch};
 use dormer_pages::{FileContent, FileView, FilesView, Found, file_address};
@@ -20,6 +20,9 @@ use crate::handlers::checks::bad_request;
 
 /// Entries on a page.
 const PAGE_ENTRIES: usize = 200;
+
+/// Longest name that a page of a folder begins at, in bytes.
+const BEGIN_BYTES_MAX: usize = 300;
 
 /// Folders above a file. A deeper file is read by the API.
 const DEPTH_MAX: usize = 64;
@@ -42,11 +45,15 @@ pub(super) async fn files(
         return Err(Failure::BadRequest(format!("pages show at most {DEPTH_MAX} folders in one another")));
     }
     let first = query(call, "from")?.map_or(Ok(0), |from| from.parse::<usize>()).map_err(bad_request)?;
+    let begin = query(call, "at")?.unwrap_or_default();
+    if begin.len() > BEGIN_BYTES_MAX {
+        return Err(Failure::BadRequest(format!("`at` has at most {BEGIN_BYTES_MAX} bytes")));
+    }
     let opened = open(app, call, name).await?;
     let path = find(app, &opened, hash).await?.object.path;
-    let search = ListingSearch::new(names).with_entries(first, PAGE_ENTRIES);
+    let search = ListingSearch::new(names).with_entries(first, PAGE_ENTRIES).beginning_at(&begin);
     let (nar, search) = search_listing(app, call, &opened.cache, hash, search).await?;
-    let (node, entries, has_more) = search.finish_with_entries().ok_or(Failure::NoSuchObject)?;
+    let (node, page_of_folder) = search.finish_with_entries().ok_or(Failure::NoSuchObject)?;
     // The addresses in a folder are relative to it, so that it ends with a slash; no file does.
     let has_slash = call.path().ends_with('/');
     if has_slash != (node == ListedNode::Directory) {
@@ -56,9 +63,7 @@ pub(super) async fn files(
         return Ok(redirect(StatusCode::SEE_OTHER, &format!("{root}{address}{slash}")));
     }
     let found = match node {
-        ListedNode::Directory => {
-            Found::Folder { first, entries: entries.into_iter().map(listed_file).collect(), has_more }
-        }
+        ListedNode::Directory => listed_folder(page_of_folder),
         ListedNode::Symlink(target) => Found::Link(target),
         ListedNode::File { size, executable, nar_offset } => {
             let text = if size == 0 || call.is_head() {

@@ -3,19 +3,19 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 
-use dormer_api::v2::name_fits;
+use dormer_api::v2::{HistoryEntry, name_fits};
 use dormer_api::{CacheName, Permission, Permissions};
-use dormer_edge::{foreign_signatures, hash_in, key_names};
-use dormer_index::{Cache, CacheGlance, FoundObject, ListedObject, ObjectOrder, ObjectPlace, Pin};
+use dormer_edge::{foreign_signatures, hash_in, key_names, provenance};
+use dormer_index::{Cache, FoundObject, ListedObject, ObjectOrder, ObjectPlace, PathCounts, Pin};
 use dormer_nix::{DocumentName, StoreDir, StorePath, StorePathHash};
 use dormer_pages::{
-    CacheRow, CacheView, ClosureView, Contents, Counts, ExpiryView, HomeView, LogView, PathRow, PathView,
-    PathsView, PinRow, PinsView, ProblemView, Savings, SizedPath, SortedBy, path_address,
+    CacheRow, CacheView, ClosureView, Contents, Counts, ExpiryView, HomeView, LogView, PastDay, PathRow,
+    PathView, PathsView, PinRow, PinsView, ProblemView, Savings, SizedPath, SortedBy, path_address,
 };
 use http::{Response, StatusCode};
 
 use super::{frame, page, see_other};
-use crate::access::may_operate;
+use crate::access::{known_caches, may_operate, selection};
 use crate::app::App;
 use crate::body::Body;
 use crate::call::Call;
@@ -23,11 +23,12 @@ use crate::failure::Failure;
 use crate::handlers::attic::may_pull_everything;
 use crate::handlers::browse::{OWNER, look_through_closure};
 use crate::handlers::checks::{bad_request, store_dir};
+use crate::handlers::history::{self, Present};
 use crate::handlers::retention::{read_place, write_place};
 
-/// Caches on a page, and in one look-up.
+/// Caches on a page. One more tells whether there are more.
 const SHOWN_CACHES: usize = 50;
-const PAGE_CACHES: u32 = 100;
+const LISTED_CACHES: u32 = 51;
 
 /// Paths and pins on a page.
 const PAGE_PATHS: usize = 50;
@@ -56,35 +57,14 @@ pub(super) fn index(error: dormer_index::Error) -> Failure {
 /// `/`
 pub(super) async fn home(app: &App, call: &Call) -> Result<Response<Body>, Failure> {
     let claims = app.claims(call);
-    // The time to list all caches would tell a stranger how many there are.
-    let only_public = claims.as_ref().is_none_or(|claims| claims.access.caches.is_empty());
     let after =
         query(call, "after")?.map(|name| name.parse::<CacheName>()).transpose().map_err(bad_request)?;
-    let mut after = after.map_or_else(String::new, |name| name.to_string());
-    let mut caches: Vec<Cache> = Vec::new();
-    let mut next = None;
-    'pages: loop {
-        let found = app.engine.list_caches_after(&after, only_public, PAGE_CACHES).await?;
-        let Some(last) = found.last() else { break };
-        after.clone_from(&last.name);
-        let is_last = found.len() < PAGE_CACHES as usize;
-        for cache in found {
-            let name: CacheName = cache.name.parse().map_err(bad_request)?;
-            let own = claims.as_ref().map_or(Permissions::NONE, |claims| claims.permissions_for(&name));
-            if !cache.is_public && own.is_empty() {
-                continue;
-            }
-            if caches.len() == SHOWN_CACHES {
-                // The last name that the visitor may know: no page names the caches between.
-                next = caches.last().map(|last| last.name.clone());
-                break 'pages;
-            }
-            caches.push(cache);
-        }
-        if is_last {
-            break;
-        }
-    }
+    let after = after.map_or_else(String::new, |name| name.to_string());
+    let known = known_caches(claims.as_deref());
+    let mut caches = app.engine.list_caches_after(&after, selection(&known), LISTED_CACHES).await?;
+    let has_more = caches.len() > SHOWN_CACHES;
+    caches.truncate(SHOWN_CACHES);
+    let next = caches.last().filter(|_| has_more).map(|last| last.name.clone());
     // As in the API, only readers learn what a cache holds.
     let may_pull = |cache: &&Cache| {
         let name = cache.name.parse::<CacheName>();
@@ -107,25 +87,42 @@ pub(super) async fn home(app: &App, call: &Call) -> Result<Response<Body>, Failu
     });
     let caches = caches.collect();
     let operates = claims.as_deref().is_some_and(may_operate) && app.operations.get().is_some();
-    let savings = match claims.as_deref() {
-        Some(claims) if may_pull_everything(claims) => Some(savings(app).await?),
-        _ => None,
+    let (savings, history) = match claims.as_deref() {
+        Some(claims) if may_pull_everything(claims) => {
+            let (savings, history) = whole_store(app).await?;
+            (Some(savings), history)
+        }
+        _ => (None, Vec::new()),
     };
-    let (view, frame) = (HomeView { caches, next, has_figures: true, savings }, frame(app, call));
+    let (view, frame) = (HomeView { caches, next, has_figures: true, savings, history }, frame(app, call));
     Ok(page(if operates { view.render_for_operator(&frame) } else { view.render(&frame) }))
 }
 
-async fn savings(app: &App) -> Result<Savings, Failure> {
+/// What the store saves, and its last days. Two statements.
+async fn whole_store(app: &App) -> Result<(Savings, Vec<PastDay>), Failure> {
     let counts = app.engine.index().stored_counts().await.map_err(index)?;
     let stats = crate::handlers::stats::answer(&counts);
-    Ok(Savings {
+    let present = crate::handlers::stats::present(&counts);
+    let days = history::read(app, None, present, history::PAGE_DAYS).await?;
+    let savings = Savings {
         path_bytes: stats.path_bytes,
         stored_bytes: stats.stored_bytes,
         by_same_nars: stats.saved_by_same_nars,
         by_chunks: stats.saved_by_chunks,
         by_holes: stats.saved_by_holes,
         by_compression: stats.saved_by_compression,
-    })
+    };
+    Ok((savings, days.iter().map(past_day).collect()))
+}
+
+fn past_day(day: &HistoryEntry) -> PastDay {
+    PastDay {
+        begins_at: day.begins_at,
+        paths: day.paths,
+        path_bytes: day.nar_bytes,
+        stored_bytes: day.stored_bytes,
+        activity: day.pushes.zip(day.pulls),
+    }
 }
 
 /// What the visitor may do with a cache that it may read.
@@ -182,9 +179,12 @@ pub(super) async fn cache(app: &App, call: &Call, name: &CacheName) -> Result<Re
     let opened = open(app, call, name).await?;
     let cache = &opened.cache;
     let glances = app.engine.index().glance_at_caches(&[cache.id]).await.map_err(index)?;
-    let counts = glances.first().map_or_else(Counts::default, |CacheGlance { counts, newest_at, .. }| {
-        Counts { paths: counts.paths, nar_bytes: counts.bytes, newest_at: *newest_at }
-    });
+    let glance = glances.first();
+    let counts = glance.map_or_else(PathCounts::default, |glance| glance.counts);
+    let newest_at = glance.and_then(|glance| glance.newest_at);
+    // How much a cache is used is for those alone that may list it.
+    let present = Present { counts, stored_bytes: None, shows_activity: opened.may_list() };
+    let days = history::read(app, Some(cache.id), present, history::PAGE_DAYS).await?;
     let largest = if opened.may_list() {
         let found = app.engine.index().list_objects(cache.id, ObjectOrder::Size, None, LARGEST).await;
         Some(found.map_err(index)?.iter().map(sized).collect())
@@ -202,9 +202,10 @@ pub(super) async fn cache(app: &App, call: &Call, name: &CacheName) -> Result<Re
         upstream_key_names: cache.upstream_cache_key_names.clone(),
         store_dir: cache.store_dir.clone(),
         priority: cache.priority,
-        contents: Contents::Stored(counts),
+        contents: Contents::Stored(Counts { paths: counts.paths, nar_bytes: counts.bytes, newest_at }),
         retention_seconds: cache.retention_seconds.filter(|seconds| *seconds > 0),
         quota_bytes: cache.quota_bytes.filter(|bytes| *bytes > 0),
+        history: days.iter().map(past_day).collect(),
         largest,
         shows_pins: opened.may(Permission::ConfigureCacheRetention),
     };
@@ -367,6 +368,7 @@ pub(super) async fn path(
         deriver: object.deriver,
         system: object.system,
         content_address: object.ca,
+        provenance: provenance(&object.extra),
         signatures: foreign_signatures(object.sigs, &own_keys),
         own_keys,
         references: others(&object.references, &object.path),
