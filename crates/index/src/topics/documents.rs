@@ -16,7 +16,7 @@ use crate::object_conflict::merge_signatures;
 use crate::rows::Row as _;
 use crate::sql::Argument::{Bytes, Number, OptionalBytes, OptionalText, Text};
 use crate::sql::{Sql, Transaction, both, damaged};
-use crate::sql_index::{Dialect, Lock, SqlIndex, Write};
+use crate::sql_index::{Dialect, LOCK_LOG, Lock, SqlIndex, Write, log_key};
 use crate::{Error, Result};
 
 const TABLE: &str = "documents";
@@ -199,7 +199,8 @@ async fn write(
     Ok(())
 }
 
-/// Forgets what belonged to an object alone that is no longer there. The caller holds the locks.
+/// Forgets what belonged to an object alone that is no longer there. The caller holds the locks of
+/// the cache and the object.
 pub(crate) async fn forget(
     tx: &mut impl Transaction,
     cache: CacheId,
@@ -209,6 +210,11 @@ pub(crate) async fn forget(
     let derivation = deriver.and_then(|deriver| deriver.get(..32)?.parse::<StorePathHash>().ok());
     let owner = derivation.as_ref().map(|hash| hash.as_bytes().as_slice());
     let arguments = [Number(cache.0), Bytes(hash.as_bytes()), OptionalBytes(owner), OptionalText(deriver)];
+    if let Some(deriver) = deriver {
+        // A commit of another object that names the derivation may not have ended. Only a statement
+        // that begins after it sees that object.
+        tx.run(LOCK_LOG, &[Number(log_key(cache.0, deriver))]).await?;
+    }
     for row in tx.rows(FORGET, &arguments).await? {
         journal::note(tx, &JournalSubject::Document(cache, row.column(0, TABLE)?)).await?;
     }
