@@ -33,7 +33,7 @@ use dormer_api::{
 use dormer_nix::{BuildTrace, DocumentName, StorePath, StorePathHash};
 use futures::{Stream, StreamExt as _, stream};
 use reqwest::header::{
-    AUTHORIZATION, CONTENT_ENCODING, CONTENT_TYPE, HeaderName, HeaderValue, LOCATION, RETRY_AFTER,
+    AUTHORIZATION, CONTENT_ENCODING, CONTENT_TYPE, HeaderName, HeaderValue, IF_NONE_MATCH, LOCATION, RETRY_AFTER,
 };
 use reqwest::redirect::Policy;
 use reqwest::{Method, RequestBuilder, Response, StatusCode};
@@ -389,15 +389,39 @@ impl ApiClient {
 
     /// Stores the log of a derivation's build, in the place of the one that is there.
     pub async fn put_log(&self, cache: &CacheName, derivation: &StorePath, log: BuildLog) -> Result<()> {
+        self.send_log(cache, derivation, log, false).await
+    }
+
+    /// Stores the log of a derivation's build unless the cache has one. Returns `false` if the cache
+    /// keeps the log that it has.
+    pub async fn add_log(&self, cache: &CacheName, derivation: &StorePath, log: BuildLog) -> Result<bool> {
+        match self.send_log(cache, derivation, log, true).await {
+            Ok(()) => Ok(true),
+            // Also if the answer to a first try was lost, which may have stored it.
+            Err(Error::Refused { status: 412, .. }) => Ok(false),
+            Err(error) => Err(error),
+        }
+    }
+
+    async fn send_log(
+        &self,
+        cache: &CacheName,
+        derivation: &StorePath,
+        log: BuildLog,
+        keeps_present: bool,
+    ) -> Result<()> {
         let action = format!("uploading the build log of {derivation} to cache {cache}");
         let route = routes::build_log(cache, derivation);
         let (bytes, encoding) = (Bytes::from(log.bytes), log.encoding);
         let request = || {
-            let request = self.request(Method::PUT, &route).body(bytes.clone());
-            match encoding {
-                Some(encoding) => request.header(CONTENT_ENCODING, encoding),
-                None => request,
+            let mut request = self.request(Method::PUT, &route).body(bytes.clone());
+            if let Some(encoding) = encoding {
+                request = request.header(CONTENT_ENCODING, encoding);
             }
+            if keeps_present {
+                request = request.header(IF_NONE_MATCH, "*");
+            }
+            request
         };
         self.tell(&action, Repeat::Always, request).await
     }
