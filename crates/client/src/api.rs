@@ -447,8 +447,14 @@ impl ApiClient {
     /// Whether a cache has a log of a derivation's build. A token that may not read the cache is
     /// told that it has none.
     pub async fn has_log(&self, cache: &CacheName, derivation: &StorePath) -> Result<bool> {
-        let action = format!("looking for the build log of {derivation} in cache {cache}");
-        let route = routes::build_log(cache, derivation);
+        self.has_document(cache, &DocumentName::Log(derivation.clone())).await
+    }
+
+    /// Whether a cache has a document. A token that may not read the cache is told that it has
+    /// none.
+    pub async fn has_document(&self, cache: &CacheName, name: &DocumentName) -> Result<bool> {
+        let action = format!("looking for {name} in cache {cache}");
+        let route = routes::document(cache, name);
         let asked = self.tell(&action, Repeat::Always, || self.request(Method::HEAD, &route)).await;
         match asked {
             Ok(()) => Ok(true),
