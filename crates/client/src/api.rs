@@ -33,7 +33,8 @@ use dormer_api::{
 use dormer_nix::{BuildTrace, DocumentName, StorePath, StorePathHash};
 use futures::{Stream, StreamExt as _, stream};
 use reqwest::header::{
-    AUTHORIZATION, CONTENT_ENCODING, CONTENT_TYPE, HeaderName, HeaderValue, IF_NONE_MATCH, LOCATION, RETRY_AFTER,
+    AUTHORIZATION, CONTENT_ENCODING, CONTENT_TYPE, HeaderName, HeaderValue, IF_NONE_MATCH, LOCATION,
+    RETRY_AFTER,
 };
 use reqwest::redirect::Policy;
 use reqwest::{Method, RequestBuilder, Response, StatusCode};
@@ -392,8 +393,8 @@ impl ApiClient {
         self.send_log(cache, derivation, log, false).await
     }
 
-    /// Stores the log of a derivation's build unless the cache has one. Returns `false` if the cache
-    /// keeps the log that it has.
+    /// Stores the log of a derivation's build unless the cache has one. Returns `false` if the
+    /// cache keeps the log that it has.
     pub async fn add_log(&self, cache: &CacheName, derivation: &StorePath, log: BuildLog) -> Result<bool> {
         match self.send_log(cache, derivation, log, true).await {
             Ok(()) => Ok(true),

@@ -648,8 +648,7 @@ mod tests {
             (0..5).map(|number| output(&name(number, ""), &name(number, ".drv"))).collect();
         for (refused, known) in [(".drv^", "-package.drv"), ("nothing", "-package.drv^out")] {
             let folder = tempfile::tempdir().unwrap();
-            let store =
-                fake_nix(folder.path(), &SCRIPT.replace("REFUSED", refused).replace("KNOWN", known));
+            let store = fake_nix(folder.path(), &SCRIPT.replace("REFUSED", refused).replace("KNOWN", known));
             std::fs::copy("/bin/true", folder.path().join("fake-nix-store")).unwrap();
             let traces = store.build_traces(&outputs).await.unwrap();
             let found: Vec<String> = traces.iter().map(|trace| trace.out_path.to_string()).collect();

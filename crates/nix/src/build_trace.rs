@@ -372,7 +372,9 @@ mod tests {
     #[test]
     fn what_nix_lists_is_read_and_paths_without_a_trace_are_left_out() {
         let hash = "ab".repeat(32);
-        let old = format!(r#"{{"dependentRealisations":{{}},"id":"sha256:{hash}!out","outPath":"{OUT}","signatures":["k:AAAA"]}}"#);
+        let old = format!(
+            r#"{{"dependentRealisations":{{}},"id":"sha256:{hash}!out","outPath":"{OUT}","signatures":["k:AAAA"]}}"#
+        );
         let new = format!(
             r#"{{"key":{{"drvPath":"{DRV}","outputName":"out"}},"value":{{"outPath":"{OUT}","signatures":[]}}}}"#
         );

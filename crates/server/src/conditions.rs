@@ -1,5 +1,5 @@
-//! `Range`, `If-Range` and `If-None-Match` of a request, read as at the edge; and `If-None-Match` of
-//! an upload.
+//! `Range`, `If-Range` and `If-None-Match` of a request, read as at the edge; and `If-None-Match`
+//! of an upload.
 
 use std::ops::Range;
 

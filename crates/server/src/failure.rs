@@ -127,7 +127,9 @@ impl Failure {
                 of(StatusCode::TOO_MANY_REQUESTS, Name::TooManyRequests)
             }
             Self::RangeOutside { .. } => of(StatusCode::RANGE_NOT_SATISFIABLE, Name::RequestError),
-            Self::RangeOfOldName | Self::PlaceTaken => of(StatusCode::PRECONDITION_FAILED, Name::RequestError),
+            Self::RangeOfOldName | Self::PlaceTaken => {
+                of(StatusCode::PRECONDITION_FAILED, Name::RequestError)
+            }
             Self::Busy(_) | Self::NotReady(_) => {
                 of(StatusCode::SERVICE_UNAVAILABLE, Name::ServiceUnavailable)
             }

@@ -47,8 +47,8 @@ fn logs_are_copied_and_read_by_every_nix() {
     }
 }
 
-/// What one machine built is substituted on another that has only the expression: copied by Nix with
-/// the trace of the derivation as it was written, or pushed with the traces of those that were
+/// What one machine built is substituted on another that has only the expression: copied by Nix
+/// with the trace of the derivation as it was written, or pushed with the traces of those that were
 /// built.
 #[test]
 fn content_addressed_paths_are_substituted_by_every_nix() {
@@ -97,9 +97,8 @@ fn content_addressed_paths_are_substituted_by_every_nix() {
         let checker = lab.machine(&format!("checker-{}", nix.name()), nix);
         checker.allow_content_addressed();
         let copy = [&["copy", "--from", &target][..], &installable].concat();
-        let copy_with = |key: &str| {
-            checker.run("nix", &[&copy[..], &["--option", "trusted-public-keys", key]].concat())
-        };
+        let copy_with =
+            |key: &str| checker.run("nix", &[&copy[..], &["--option", "trusted-public-keys", key]].concat());
         let refused = copy_with(&wrong_key).fails();
         assert!(refused.contains("cannot register realisation"), "{refused}");
         copy_with(&key).succeeds();

@@ -155,9 +155,9 @@ fn the_cache_is_built_into_signed_and_mended_by_every_nix() {
     }
 }
 
-/// fetchClosure.sh: an expression names a path of the cache, and may want it content-addressed. Every
-/// version has `fetchClosure`. Up to 2.16, a path is taken as it is where evaluation is impure;
-/// later, `inputAddressed` asks for it.
+/// fetchClosure.sh: an expression names a path of the cache, and may want it content-addressed.
+/// Every version has `fetchClosure`. Up to 2.16, a path is taken as it is where evaluation is
+/// impure; later, `inputAddressed` asks for it.
 #[test]
 fn an_expression_fetches_a_closure_from_the_cache() {
     let lab = Lab::start();
@@ -199,7 +199,8 @@ fn an_expression_fetches_a_closure_from_the_cache() {
         // A content-addressed path needs no signature that the reader trusts.
         machine.run("nix", &["copy", "--to", &url, &addressed]).succeeds();
         let stranger = lab.machine(&format!("stranger-{}", nix.name()), nix);
-        let expression = format!("builtins.fetchClosure {{ fromStore = \"{url}\"; fromPath = {addressed}; }}");
+        let expression =
+            format!("builtins.fetchClosure {{ fromStore = \"{url}\"; fromPath = {addressed}; }}");
         assert_eq!(eval(&stranger, &[], &expression), addressed);
         stranger.verify_all();
     }

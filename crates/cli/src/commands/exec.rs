@@ -191,15 +191,8 @@ fn write_hook(folder: &Path, caches: &[CacheRef]) -> Result<PathBuf> {
 const ENDING: [Signal; 4] = [Signal::INT, Signal::TERM, Signal::HUP, Signal::QUIT];
 
 /// The signals that end a program that does not expect them.
-const PASSED_ON: [Signal; 7] = [
-    Signal::INT,
-    Signal::TERM,
-    Signal::HUP,
-    Signal::QUIT,
-    Signal::USR1,
-    Signal::USR2,
-    Signal::ALARM,
-];
+const PASSED_ON: [Signal; 7] =
+    [Signal::INT, Signal::TERM, Signal::HUP, Signal::QUIT, Signal::USR1, Signal::USR2, Signal::ALARM];
 
 /// A signal that came.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

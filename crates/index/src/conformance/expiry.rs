@@ -123,7 +123,8 @@ pub(super) async fn a_cache_that_keeps_everything_has_no_job(both: Both) -> Resu
 
 /// The log of a derivation that no object names, and a trace of a path that never came.
 async fn put_orphans(both: &Both, cache: CacheId, number: u32) -> Result<[DocumentName; 2]> {
-    let derivation = StorePath::new(path_hash(number), &format!("package-{number}.drv")).expect("a good name");
+    let derivation =
+        StorePath::new(path_hash(number), &format!("package-{number}.drv")).expect("a good name");
     let log = DocumentName::Log(derivation.clone());
     let owner = derivation.hash();
     let document = NewDocument { name: log.clone(), owner, size: 1, encoding: None, body: vec![b'x'] };

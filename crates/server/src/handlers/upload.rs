@@ -181,9 +181,9 @@ pub(crate) async fn put_listing(
 /// Largest link to debug info that is taken, in bytes. Nix sends some 200.
 const DEBUG_LINK_BYTES_MAX: u64 = 64 * 1024;
 
-/// A build log takes the place of the one that is there, unless `If-None-Match: *` keeps it. A build trace adds its signatures to the
-/// one that is there; one with another path changes nothing, and the answer says so. A link to
-/// debug info is read and dropped.
+/// A build log takes the place of the one that is there, unless `If-None-Match: *` keeps that one.
+/// A build trace adds its signatures to the one that is there; one with another path changes
+/// nothing, and the answer says so. A link to debug info is read and dropped.
 pub(crate) async fn put_document(
     app: &App,
     call: &Call,

@@ -10,8 +10,8 @@ use dormer_api::{
     UploadPathNarInfo, UploadPathResultKind,
 };
 use dormer_client::{
-    ApiClient, BuildLog, CaseHack, DumpError, Error, HttpSettings, NarSource, Retry, RetryPolicy, RetryReporter,
-    Silent, UploadReporter,
+    ApiClient, BuildLog, CaseHack, DumpError, Error, HttpSettings, NarSource, Retry, RetryPolicy,
+    RetryReporter, Silent, UploadReporter,
 };
 use dormer_nix::nar::{Node, encode_tree};
 use dormer_nix::{NarHash, StoreDir, StorePathHash};
