@@ -1,11 +1,12 @@
-//! A TCP proxy that sees requests, cuts connections in the middle of a NAR or of a request, and
-//! answers requests itself with 503.
+//! A TCP proxy that sees requests, cuts connections in the middle of a NAR or of a request, cuts
+//! requests that take long, and answers requests itself with 503.
 
 use std::io::{Read, Write as _};
 use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::thread;
+use std::time::{Duration, Instant};
 
 /// How a line that fails answers a request itself.
 const BUSY: &[u8] =
@@ -18,6 +19,8 @@ pub struct Seen {
     pub line: String,
     /// The Range header.
     pub range: Option<String>,
+    /// The length of the body that the head announces.
+    pub body_bytes: u64,
 }
 
 #[derive(Debug)]
@@ -27,6 +30,10 @@ struct Shared {
     /// How many answers to cut still, and after how many bytes.
     cuts: AtomicU64,
     cut_after_bytes: u64,
+    /// A request that is still being sent after this time is cut.
+    request_time_max: Duration,
+    /// How many requests were cut because of that.
+    late_requests: AtomicU64,
     /// Whether requests fail.
     fails: bool,
     /// Requests of a line that fails, so far.
@@ -71,16 +78,28 @@ impl Proxy {
 
     /// A proxy that cuts the first `cuts` answers to GETs of NARs after so many bytes each.
     pub fn cutting(server: &str, cuts: u64, cut_after_bytes: u64) -> Self {
-        Self::listen(server, cuts, cut_after_bytes, false)
+        Self::listen(server, cuts, cut_after_bytes, Duration::MAX, false)
+    }
+
+    /// A proxy that cuts every request that is still being sent after `request_time_max`, as many
+    /// do after a minute.
+    pub fn hasty(server: &str, request_time_max: Duration) -> Self {
+        Self::listen(server, 0, 0, request_time_max, false)
     }
 
     /// A proxy that answers three of ten requests itself with 503, and cuts one of ten in the
     /// middle of its body. Bodies must have a known length.
     pub fn failing(server: &str) -> Self {
-        Self::listen(server, 0, 0, true)
+        Self::listen(server, 0, 0, Duration::MAX, true)
     }
 
-    fn listen(server: &str, cuts: u64, cut_after_bytes: u64, fails: bool) -> Self {
+    fn listen(
+        server: &str,
+        cuts: u64,
+        cut_after_bytes: u64,
+        request_time_max: Duration,
+        fails: bool,
+    ) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").expect("a free port");
         let address = listener.local_addr().expect("the listener is bound");
         let shared = Arc::new(Shared {
@@ -88,6 +107,8 @@ impl Proxy {
             seen: Mutex::default(),
             cuts: AtomicU64::new(cuts),
             cut_after_bytes,
+            request_time_max,
+            late_requests: AtomicU64::new(0),
             fails,
             requests: AtomicU64::new(0),
         });
@@ -106,6 +127,11 @@ impl Proxy {
         Self { address, shared, stopped }
     }
 
+    /// Where it listens.
+    pub fn address(&self) -> String {
+        self.address.to_string()
+    }
+
     /// A cache's URL through this proxy.
     pub fn cache_url(&self, cache: &str) -> String {
         format!("http://{}/{cache}", self.address)
@@ -119,6 +145,11 @@ impl Proxy {
     /// Forgets the requests so far.
     pub fn forget(&self) {
         self.shared.seen.lock().expect("no thread panics with the lock").clear();
+    }
+
+    /// How many requests took too long.
+    pub fn late_requests(&self) -> u64 {
+        self.shared.late_requests.load(Ordering::SeqCst)
     }
 
     /// How many answers are still to be cut.
@@ -150,8 +181,17 @@ fn serve(client: TcpStream, shared: &Arc<Shared>) {
 fn copy_requests(mut client: TcpStream, mut server: TcpStream, shared: &Shared, nar_bytes: &AtomicU64) {
     let mut buffer = vec![0; 64 * 1024];
     let mut heads = HeadScanner::default();
+    let mut begun = Instant::now();
     while let Ok(count @ 1..) = client.read(&mut buffer) {
         let heads_seen = heads.feed(&buffer[..count]);
+        if !heads_seen.is_empty() {
+            begun = Instant::now();
+        } else if begun.elapsed() > shared.request_time_max {
+            shared.late_requests.fetch_add(1, Ordering::SeqCst);
+            let _ = client.shutdown(Shutdown::Both);
+            let _ = server.shutdown(Shutdown::Both);
+            return;
+        }
         // A client sends no second request before the answer to its first.
         if shared.fails && !heads_seen.is_empty() {
             match Fault::of_request(shared.requests.fetch_add(1, Ordering::SeqCst)) {
@@ -240,7 +280,7 @@ impl HeadScanner {
             };
             self.body_bytes_left = value("content-length").and_then(|text| text.parse().ok()).unwrap_or(0);
             let line = text.lines().next().unwrap_or_default().trim_end_matches(" HTTP/1.1").to_owned();
-            seen.push(Seen { line, range: value("range") });
+            seen.push(Seen { line, range: value("range"), body_bytes: self.body_bytes_left });
         }
         seen
     }
@@ -260,8 +300,12 @@ mod tests {
             assert_eq!(
                 seen,
                 [
-                    Seen { line: "PUT /main/nar/x".to_owned(), range: None },
-                    Seen { line: "GET /main/nar/x".to_owned(), range: Some("bytes=7-".to_owned()) },
+                    Seen { line: "PUT /main/nar/x".to_owned(), range: None, body_bytes: 18 },
+                    Seen {
+                        line: "GET /main/nar/x".to_owned(),
+                        range: Some("bytes=7-".to_owned()),
+                        body_bytes: 0
+                    },
                 ]
             );
         }

@@ -266,6 +266,10 @@ impl DrainReporter for QueuePrinter {
         ));
     }
 
+    fn trace_failed(&self, cache: &CacheRef, name: &str, reason: &str) {
+        self.printer.warn(&format!("{cache}: {name} is not sent: {reason}"));
+    }
+
     fn entry_dead(&self, cache: &CacheRef, id: &EntryId, reason: &str) {
         self.printer.error(&format!("{cache}: entry {id} is given up: {reason}"));
     }

@@ -33,7 +33,8 @@ use dormer_api::{
 use dormer_nix::{BuildTrace, DocumentName, StorePath, StorePathHash};
 use futures::{Stream, StreamExt as _, stream};
 use reqwest::header::{
-    AUTHORIZATION, CONTENT_ENCODING, CONTENT_TYPE, HeaderName, HeaderValue, LOCATION, RETRY_AFTER,
+    AUTHORIZATION, CONTENT_ENCODING, CONTENT_TYPE, HeaderName, HeaderValue, IF_NONE_MATCH, LOCATION,
+    RETRY_AFTER,
 };
 use reqwest::redirect::Policy;
 use reqwest::{Method, RequestBuilder, Response, StatusCode};
@@ -390,15 +391,39 @@ impl ApiClient {
 
     /// Stores the log of a derivation's build, in the place of the one that is there.
     pub async fn put_log(&self, cache: &CacheName, derivation: &StorePath, log: BuildLog) -> Result<()> {
+        self.send_log(cache, derivation, log, false).await
+    }
+
+    /// Stores the log of a derivation's build unless the cache has one. Returns `false` if the
+    /// cache keeps the log that it has.
+    pub async fn add_log(&self, cache: &CacheName, derivation: &StorePath, log: BuildLog) -> Result<bool> {
+        match self.send_log(cache, derivation, log, true).await {
+            Ok(()) => Ok(true),
+            // Also if the answer to a first try was lost, which may have stored it.
+            Err(Error::Refused { status: 412, .. }) => Ok(false),
+            Err(error) => Err(error),
+        }
+    }
+
+    async fn send_log(
+        &self,
+        cache: &CacheName,
+        derivation: &StorePath,
+        log: BuildLog,
+        keeps_present: bool,
+    ) -> Result<()> {
         let action = format!("uploading the build log of {derivation} to cache {cache}");
         let route = routes::build_log(cache, derivation);
         let (bytes, encoding) = (Bytes::from(log.bytes), log.encoding);
         let request = || {
-            let request = self.request(Method::PUT, &route).body(bytes.clone());
-            match encoding {
-                Some(encoding) => request.header(CONTENT_ENCODING, encoding),
-                None => request,
+            let mut request = self.request(Method::PUT, &route).body(bytes.clone());
+            if let Some(encoding) = encoding {
+                request = request.header(CONTENT_ENCODING, encoding);
             }
+            if keeps_present {
+                request = request.header(IF_NONE_MATCH, "*");
+            }
+            request
         };
         self.tell(&action, Repeat::Always, request).await
     }
@@ -424,8 +449,14 @@ impl ApiClient {
     /// Whether a cache has a log of a derivation's build. A token that may not read the cache is
     /// told that it has none.
     pub async fn has_log(&self, cache: &CacheName, derivation: &StorePath) -> Result<bool> {
-        let action = format!("looking for the build log of {derivation} in cache {cache}");
-        let route = routes::build_log(cache, derivation);
+        self.has_document(cache, &DocumentName::Log(derivation.clone())).await
+    }
+
+    /// Whether a cache has a document. A token that may not read the cache is told that it has
+    /// none.
+    pub async fn has_document(&self, cache: &CacheName, name: &DocumentName) -> Result<bool> {
+        let action = format!("looking for {name} in cache {cache}");
+        let route = routes::document(cache, name);
         let asked = self.tell(&action, Repeat::Always, || self.request(Method::HEAD, &route)).await;
         match asked {
             Ok(()) => Ok(true),

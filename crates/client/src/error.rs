@@ -285,6 +285,9 @@ pub enum Error {
     /// `nix` printed something that is not its settings.
     #[error("reading the output of `nix config show`")]
     NixConfigJson(#[source] serde_json::Error),
+    /// `nix` printed something that is no list of build traces.
+    #[error("reading the output of `nix realisation info`")]
+    NixTraces(#[source] dormer_nix::Error),
     /// `nix` printed a field of the path information that cannot be read.
     #[error("reading the output of `nix path-info`: {field} of {path}: {reason}")]
     PathInfoField {

@@ -481,6 +481,7 @@ impl Import<'_> {
             present: Vec::new(),
             upstream: Vec::new(),
             derivers: Vec::new(),
+            addressed: Vec::new(),
             invalid: Vec::new(),
         };
         let reporter: Arc<dyn PushReporter> = Arc::clone(&self.reporter) as Arc<dyn PushReporter>;

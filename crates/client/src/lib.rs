@@ -25,6 +25,7 @@
 
 mod api;
 mod build_logs;
+mod build_traces;
 mod by_chunks;
 mod certificates;
 mod decoded_file;
@@ -61,6 +62,7 @@ mod units;
 
 pub use api::{AcknowledgedUpload, ApiClient, FileDownload, HttpSettings};
 pub use build_logs::{BuildLog, BuildLogs};
+pub use build_traces::{TraceSummary, push_traces};
 pub use by_chunks::{PushApi, PushTarget, TransferOptions, execute_push_to, session_folder};
 pub use dump::{CaseHack, DumpError, dump_nar};
 pub use endpoint::Endpoint;
@@ -83,7 +85,7 @@ pub use push::{
     split_upstream,
 };
 pub use push_filter::{ByteSize, ExcludedPath, Exclusion, IncompletePath, NamePattern, PushFilter};
-pub use push_plan::PushPlan;
+pub use push_plan::{AddressedOutput, PushPlan};
 pub use rate_limit::RateLimit;
 pub use reporter::{PathDone, PushReporter, Retry, RetryReporter, Silent, TransferId, UploadReporter};
 pub use retry::RetryPolicy;

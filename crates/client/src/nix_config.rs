@@ -62,6 +62,16 @@ impl NixConfig {
         }
     }
 
+    /// Whether Nix builds content-addressed derivations: the experimental feature `ca-derivations`.
+    pub(crate) fn allows_content_addressed(&self) -> bool {
+        // Old versions print places in their list of features. It begins with this one.
+        let is_it = |item: &Value| item == "ca-derivations" || item == 0;
+        match self.value("experimental-features") {
+            Some(Value::Array(items)) => items.iter().any(is_it),
+            _ => self.list("experimental-features").contains(&"ca-derivations"),
+        }
+    }
+
     /// A text setting, such as `netrc-file`.
     pub fn text(&self, name: &str) -> Option<&str> {
         self.value(name).and_then(Value::as_str)
@@ -148,5 +158,21 @@ mod tests {
         assert!(config.list("nothing").is_empty());
         assert_eq!(config.flag("use-case-hack"), Some(true));
         assert_eq!(config.flag("netrc-file"), None);
+    }
+
+    #[test]
+    fn every_nix_says_whether_it_builds_content_addressed_derivations() {
+        for (value, expected) in [
+            (serde_json::json!(["nix-command", "ca-derivations"]), true),
+            (serde_json::json!([3, 0]), true),
+            (serde_json::json!("nix-command ca-derivations"), true),
+            (serde_json::json!(["nix-command"]), false),
+            (serde_json::json!([3]), false),
+            (serde_json::json!([]), false),
+        ] {
+            let settings = serde_json::json!({"experimental-features": {"value": value}});
+            let config = NixConfig { version: String::new(), settings };
+            assert_eq!(config.allows_content_addressed(), expected, "{value}");
+        }
     }
 }

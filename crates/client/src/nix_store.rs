@@ -6,17 +6,22 @@ use std::io;
 use std::path::{Component, Path, PathBuf};
 use std::process::{Output, Stdio};
 
-use dormer_nix::{StoreDir, StorePath};
+use dormer_nix::{BuildTrace, StoreDir, StorePath};
 
 use crate::dump::CaseHack;
 use crate::error::{Error, Result};
 use crate::nix_config::NixConfig;
 use crate::path_info::PathInfo;
+use crate::push_plan::AddressedOutput;
 use crate::settings::Variables;
 use crate::store_location::StoreLocation;
 
 /// Paths in one call of `nix`: some 500 KB of arguments at most, a quarter of the limit of Linux.
 const PATHS_PER_CALL: usize = 2_000;
+
+/// Outputs in one call of `nix` that asks for traces. One that has none makes the call fail, and
+/// then halves are asked about.
+const OUTPUTS_PER_CALL: usize = 100;
 
 /// Most symbolic links followed for one argument. Linux follows 40.
 const LINKS_MAX: usize = 40;
@@ -30,6 +35,7 @@ pub struct NixStore {
     program: OsString,
     location: StoreLocation,
     case_hack: CaseHack,
+    has_traces: bool,
 }
 
 impl Default for NixStore {
@@ -42,7 +48,7 @@ impl NixStore {
     /// A store that asks `program` and has its files in `store_dir`.
     pub fn new(program: impl Into<OsString>, store_dir: StoreDir) -> Self {
         let location = StoreLocation::plain(store_dir);
-        Self { program: program.into(), location, case_hack: CaseHack::default() }
+        Self { program: program.into(), location, case_hack: CaseHack::default(), has_traces: false }
     }
 
     /// The store that `nix` uses, according to its settings: `store` (or `NIX_REMOTE`), with a root
@@ -62,7 +68,7 @@ impl NixStore {
             Some(false) => CaseHack::Keep,
             None => case_hack,
         };
-        Ok(Self { program, location, case_hack })
+        Ok(Self { program, location, case_hack, has_traces: config.allows_content_addressed() })
     }
 
     /// The `nix` on the search path, with the store folder from `NIX_STORE_DIR` (or `NIX_STORE`),
@@ -203,6 +209,66 @@ impl NixStore {
             return Err(failed("nix-store --query --outputs", &output));
         }
         Ok(String::from_utf8_lossy(&output.stdout).lines().map(str::to_owned).collect())
+    }
+
+    /// Whether Nix keeps build traces: its feature `ca-derivations` is on.
+    pub fn has_traces(&self) -> bool {
+        self.has_traces
+    }
+
+    /// The build traces that Nix has of these outputs. Nix tells a trace of a derivation that is in
+    /// the store, and of no other.
+    pub async fn build_traces(&self, outputs: &[AddressedOutput]) -> Result<Vec<BuildTrace>> {
+        let derivations: BTreeSet<StorePath> =
+            outputs.iter().map(|output| output.derivation.clone()).collect();
+        let derivations: Vec<StorePath> = derivations.into_iter().collect();
+        let invalid = self.invalid_paths(&derivations).await?;
+        let outputs: Vec<&AddressedOutput> = outputs
+            .iter()
+            .filter(|output| !invalid.contains(&output.derivation) && output.output().is_some())
+            .collect();
+        let mut traces: Vec<BuildTrace> = Vec::new();
+        let mut batches: Vec<&[&AddressedOutput]> = outputs.chunks(OUTPUTS_PER_CALL).rev().collect();
+        while let Some(batch) = batches.pop() {
+            match self.traces_of_batch(batch).await? {
+                Some(found) => traces.extend(found),
+                None if batch.len() > 1 => {
+                    let (first, rest) = batch.split_at(batch.len() / 2);
+                    batches.extend([rest, first]);
+                }
+                // It has none.
+                None => {}
+            }
+        }
+        let paths: BTreeSet<&StorePath> = outputs.iter().map(|output| &output.path).collect();
+        traces.retain(|trace| paths.contains(&trace.out_path));
+        Ok(traces)
+    }
+
+    /// The traces of these outputs, if Nix tells of all of them.
+    async fn traces_of_batch(&self, batch: &[&AddressedOutput]) -> Result<Option<Vec<BuildTrace>>> {
+        // Since 2.13, an output is named. Before, a derivation stands for its outputs.
+        for is_named in [true, false] {
+            let mut command = tokio::process::Command::new(&self.program);
+            command.args(["--extra-experimental-features", "nix-command ca-derivations"]);
+            command.args(["realisation", "info", "--json", "--option", "substitute", "false", "--"]);
+            command.args(batch.iter().map(|output| {
+                let derivation = output.derivation.to_absolute(self.store_dir());
+                match output.output().filter(|_| is_named) {
+                    Some(name) => format!("{derivation}^{name}"),
+                    None => derivation,
+                }
+            }));
+            let output = self.run(command, &[], &self.program).await?;
+            if !output.status.success() {
+                continue;
+            }
+            let traces = BuildTrace::parse_listed(&output.stdout).map_err(Error::NixTraces)?;
+            if !traces.is_empty() {
+                return Ok(Some(traces));
+            }
+        }
+        Ok(None)
     }
 
     async fn path_info_batch(
@@ -553,6 +619,55 @@ mod tests {
             let program = fake_nix(folder.path(), &format!("echo '{settings}'")).program;
             let store = NixStore::open_with(program, &|_| None).await.unwrap();
             assert_eq!((store.real_dir(), store.case_hack()), (Path::new(real), case_hack), "{settings}");
+        }
+    }
+
+    fn output(path: &str, derivation: &str) -> AddressedOutput {
+        let [path, derivation] = [path, derivation].map(|text| text.parse().unwrap());
+        AddressedOutput { path, derivation, is_root: true }
+    }
+
+    /// A `nix` of either age. It knows a trace of every derivation but one, for which it fails.
+    #[tokio::test]
+    async fn traces_are_told_as_far_as_nix_has_them() {
+        const SCRIPT: &str = r#"
+            case "$*" in *REFUSED*|*03-package.drv*) exit 1;; esac
+            list=
+            for word in "$@"; do
+                case "$word" in
+                    *KNOWN)
+                        number=${word#/nix/store/}
+                        number=${number%%-*}
+                        list="$list,{\"id\":\"sha256:$number$number!out\",\"outPath\":\"$number-package\"}";;
+                esac
+            done
+            echo "[${list#,}]"
+        "#;
+        let name = |number: usize, rest: &str| format!("{number:032}-package{rest}");
+        let outputs: Vec<AddressedOutput> =
+            (0..5).map(|number| output(&name(number, ""), &name(number, ".drv"))).collect();
+        for (refused, known) in [(".drv^", "-package.drv"), ("nothing", "-package.drv^out")] {
+            let folder = tempfile::tempdir().unwrap();
+            let store = fake_nix(folder.path(), &SCRIPT.replace("REFUSED", refused).replace("KNOWN", known));
+            std::fs::copy("/bin/true", folder.path().join("fake-nix-store")).unwrap();
+            let traces = store.build_traces(&outputs).await.unwrap();
+            let found: Vec<String> = traces.iter().map(|trace| trace.out_path.to_string()).collect();
+            assert_eq!(found, [0, 1, 2, 4].map(|number| name(number, "")), "{known}");
+        }
+    }
+
+    #[test]
+    fn an_output_is_named_by_the_end_of_its_path() {
+        let hash = "1".repeat(32);
+        for (path, expected) in [
+            ("pair-1.0", Some("out")),
+            ("pair-1.0-lib", Some("lib")),
+            ("pair-1.0-lib-static", Some("lib-static")),
+            ("pair-1.0x", None),
+            ("pair", None),
+        ] {
+            let output = output(&format!("{hash}-{path}"), &format!("{hash}-pair-1.0.drv"));
+            assert_eq!(output.output(), expected, "{path}");
         }
     }
 

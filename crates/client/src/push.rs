@@ -25,7 +25,7 @@ use crate::nix_store::NixStore;
 use crate::path_info::PathInfo;
 use crate::push_filter::{Filtered, PushFilter};
 use crate::push_order::{UploadQueue, sort_largest_first};
-use crate::push_plan::PushPlan;
+use crate::push_plan::{AddressedOutput, PushPlan};
 use crate::reporter::{PathDone, PushReporter, Retry, TransferId, UploadReporter};
 
 /// Hashes in one request to the server: 175 KB of JSON.
@@ -148,8 +148,9 @@ pub async fn plan_push(
     roots: &[StorePath],
     options: &PushOptions,
 ) -> Result<PushPlan> {
-    let roots: Vec<StorePath> = roots.iter().collect::<BTreeSet<_>>().into_iter().cloned().collect();
-    let (infos, invalid) = path_infos_of_valid(store, roots, options.closure).await?;
+    let roots: BTreeSet<StorePath> = roots.iter().cloned().collect();
+    let (infos, invalid) =
+        path_infos_of_valid(store, roots.iter().cloned().collect(), options.closure).await?;
     if let Some(cache_store_dir) = &config.store_dir
         && let Some(foreign) = infos.iter().find(|info| info.store_dir != *cache_store_dir)
     {
@@ -167,6 +168,8 @@ pub async fn plan_push(
     let (upstream, ours) = split_upstream(infos, key_names);
     let derivers: BTreeSet<&StorePath> = ours.iter().filter_map(|info| info.deriver.as_ref()).collect();
     let derivers = derivers.into_iter().cloned().collect();
+    let mut addressed: Vec<AddressedOutput> =
+        ours.iter().filter_map(|info| AddressedOutput::of(info, &roots)).collect();
     let mut lacking = BTreeSet::new();
     for batch in ours.chunks(MISSING_PATHS_BATCH_MAX) {
         let hashes: Vec<StorePathHash> = batch.iter().map(|info| info.path.hash()).collect();
@@ -181,6 +184,12 @@ pub async fn plan_push(
     }
     sort_largest_first(&mut missing);
     let Filtered { sent: missing, excluded, incomplete } = options.filter.apply(missing, &present);
+    let left_out: BTreeSet<&StorePath> = excluded
+        .iter()
+        .map(|excluded| &excluded.path)
+        .chain(incomplete.iter().map(|incomplete| &incomplete.path))
+        .collect();
+    addressed.retain(|output| !left_out.contains(&output.path));
     Ok(PushPlan {
         cache: cache.clone(),
         missing,
@@ -189,6 +198,7 @@ pub async fn plan_push(
         present: names(present),
         upstream: names(upstream),
         derivers,
+        addressed,
         invalid,
     })
 }

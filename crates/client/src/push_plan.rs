@@ -1,5 +1,7 @@
 //! The plan of a push: a value that a dry run prints and that `execute_push` carries out.
 
+use std::collections::BTreeSet;
+
 use dormer_api::CacheName;
 use dormer_nix::StorePath;
 
@@ -23,8 +25,41 @@ pub struct PushPlan {
     pub upstream: Vec<StorePath>,
     /// The derivations that made what the cache has or gets, each once.
     pub derivers: Vec<StorePath>,
+    /// The content-addressed outputs of derivations that the cache has or gets.
+    pub addressed: Vec<AddressedOutput>,
     /// Paths left out because they are not valid in the local store.
     pub invalid: Vec<StorePath>,
+}
+
+/// An output whose path follows from its contents. Readers that have only the derivation find the
+/// path by its build trace.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct AddressedOutput {
+    /// What the output became.
+    pub path: StorePath,
+    /// The derivation that was built.
+    pub derivation: StorePath,
+    /// Whether the user named the path: its trace is sent after those of its closure.
+    pub is_root: bool,
+}
+
+impl AddressedOutput {
+    /// The output, if a path is one.
+    pub(crate) fn of(info: &PathInfo, roots: &BTreeSet<StorePath>) -> Option<Self> {
+        let derivation = info.deriver.clone().filter(|path| path.name().strip_suffix(".drv").is_some())?;
+        let is_addressed = info.ca.as_ref().is_some_and(|ca| ca.starts_with("fixed:"));
+        let (path, is_root) = (info.path.clone(), roots.contains(&info.path));
+        is_addressed.then_some(Self { path, derivation, is_root })
+    }
+
+    /// The name of the output, which the path's name ends with: `out` if with nothing.
+    pub(crate) fn output(&self) -> Option<&str> {
+        let package = self.derivation.name().strip_suffix(".drv")?;
+        match self.path.name().strip_prefix(package)? {
+            "" => Some("out"),
+            rest => rest.strip_prefix('-'),
+        }
+    }
 }
 
 impl PushPlan {

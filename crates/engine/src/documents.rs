@@ -29,14 +29,26 @@ impl Engine {
     /// Stores the log of a derivation's build, in the place of the one that is there: the log of
     /// the last build is the one that people look for. The caller bounds its length.
     pub async fn put_log(&self, cache: &Cache, derivation: StorePath, log: Vec<u8>) -> Result<()> {
+        let document = self.compressed_log(derivation, log).await?;
+        let (engine, cache) = (self.clone(), cache.id);
+        finish(async move { Ok(engine.index().put_document(cache, &document, engine.now()).await?) }).await
+    }
+
+    /// Stores the log of a derivation's build unless the cache has one, which stays; returns
+    /// whether it is stored now.
+    pub async fn add_log(&self, cache: &Cache, derivation: StorePath, log: Vec<u8>) -> Result<bool> {
+        let document = self.compressed_log(derivation, log).await?;
+        let (engine, cache) = (self.clone(), cache.id);
+        finish(async move { Ok(engine.index().add_document(cache, &document, engine.now()).await?) }).await
+    }
+
+    async fn compressed_log(&self, derivation: StorePath, log: Vec<u8>) -> Result<NewDocument> {
         let size = log.len() as u64;
         let compressed = self.cpu().run(move || zstd::bulk::compress(&log, ZSTD_LEVEL)).await;
         let body = compressed.map_err(Error::CompressDocument)?;
         let owner = derivation.hash();
         let name = DocumentName::Log(derivation);
-        let document = NewDocument { name, owner, size, encoding: Some(ZSTD.to_owned()), body };
-        let (engine, cache) = (self.clone(), cache.id);
-        finish(async move { Ok(engine.index().put_document(cache, &document, engine.now()).await?) }).await
+        Ok(NewDocument { name, owner, size, encoding: Some(ZSTD.to_owned()), body })
     }
 
     /// Stores a build trace, or adds its signatures to the one that is there. Where the cache has

@@ -65,7 +65,8 @@ where
             an_object_removed_and_pushed_again_is_there, present_objects_leaves_out_the_damaged_and_the_absent,
             touching_never_goes_back_in_time, what_is_absent_costs_no_statement_or_one, every_field_of_an_object_comes_back,
             the_caches_of_a_nar_are_those_that_name_it, the_outbox_is_ordered_and_resumable, the_index_is_ready;
-        documents: a_document_comes_back_and_gives_way_to_the_next, a_deleted_cache_has_and_takes_no_document,
+        documents: a_document_comes_back_and_gives_way_to_the_next,
+            a_document_that_is_added_gives_way_to_the_one_that_is_there, a_deleted_cache_has_and_takes_no_document,
             a_trace_gathers_signatures_and_keeps_its_first_path,
             a_trace_to_a_path_that_is_not_here_gives_way_to_one_that_is,
             traces_of_a_path_are_bounded_in_number, signatures_of_racing_traces_are_all_kept,
@@ -199,7 +200,8 @@ where
         a_lost_lease_expires_nothing, a_policy_that_changes_counts_at_once, small_steps_remove_the_same,
         a_pin_keeps_its_path_and_closure, pins_come_by_name_and_the_newest_stay,
         references_are_found_in_both_directions, objects_are_listed_in_every_order,
-        a_removal_by_hand_is_in_the_audit, documents_of_no_object_expire, random_histories_keep_closures_whole,
+        a_removal_by_hand_is_in_the_audit, documents_of_no_object_expire,
+        documents_of_no_object_expire_where_everything_is_kept, random_histories_keep_closures_whole,
     }
 }
 

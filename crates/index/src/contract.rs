@@ -1032,6 +1032,9 @@ pub trait DocumentIndex: Send + Sync + std::fmt::Debug + 'static {
     /// # Panics
     /// If the name is that of debug info, which is in NARs.
     async fn put_document(&self, cache: CacheId, document: &NewDocument, at: UnixSeconds) -> Result<()>;
+    /// The same, unless a document of this name is there, which stays; returns whether it is stored
+    /// now.
+    async fn add_document(&self, cache: CacheId, document: &NewDocument, at: UnixSeconds) -> Result<bool>;
     /// Stores a build trace, or adds its signatures to the one of the same key and path, within the
     /// limits for objects ([`NarCommit::known_keys`]). Where the cache has the key with another
     /// path, the first stays, unless the cache has the new path and lacks the first. With an outbox

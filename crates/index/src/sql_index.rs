@@ -13,7 +13,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use dormer_nix::with_causes;
+use dormer_nix::{NarHash, with_causes};
 
 use crate::backoff::Backoff;
 use crate::changes::{Change, Changes};
@@ -97,6 +97,22 @@ pub(crate) enum Lock {
     Nar(i64),
     /// The row of an object, present or not: the first bytes of its hash, mixed with its cache.
     Object(i64),
+    /// The log of a derivation stays: an object that names the derivation is written. Many
+    /// transactions may hold this lock. A removal takes it alone ([`LOCK_LOG`]) before it looks
+    /// whether an object is left that names the derivation.
+    LogShared(i64),
+}
+
+/// Takes the lock of a log alone. A removal knows the derivation only when it has the object, so it
+/// takes this lock within its transaction. `$1` is the [`log_key`].
+pub(crate) const LOCK_LOG: Sql = Sql { sqlite: Sql::NOTHING, postgres: "SELECT pg_advisory_xact_lock($1)" };
+
+/// Sets the locks of logs apart from those of NARs and objects, which are numbers too.
+const LOG_LOCKS: i64 = i64::from_be_bytes(*b"dormelog");
+
+/// The key of the lock of a log, by the cache and the derivation as objects name it.
+pub(crate) fn log_key(cache: i64, deriver: &str) -> i64 {
+    first_number(NarHash::digest(deriver.as_bytes()).as_bytes()) ^ cache.rotate_right(16) ^ LOG_LOCKS
 }
 
 impl Lock {

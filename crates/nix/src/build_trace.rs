@@ -132,6 +132,24 @@ impl BuildTrace {
         Ok(Self { key: key.clone(), out_path: value.out_path, dependents, sigs, is_keyed })
     }
 
+    /// Reads what `nix realisation info --json` prints: an entry for each output. An entry without
+    /// a key is a path that Nix knows no trace of; it is left out.
+    pub fn parse_listed(json: &[u8]) -> Result<Vec<Self>> {
+        let entries: Vec<serde_json::Value> = read(json)?;
+        let keyed = entries.iter().filter_map(|entry| {
+            let text = |value: &serde_json::Value| value.as_str().map(str::to_owned);
+            let key = match text(&entry["id"]) {
+                Some(id) => TraceKey::parse_id(&id),
+                None => {
+                    let derivation = text(&entry["key"]["drvPath"])?;
+                    TraceKey::of_derivation(&derivation, &text(&entry["key"]["outputName"])?)
+                }
+            };
+            Some((key?, entry.to_string()))
+        });
+        keyed.map(|(key, entry)| Self::parse(&key, entry.as_bytes())).collect()
+    }
+
     /// Writes the document, with these signatures after its own.
     pub fn to_json(&self, more: &[String]) -> String {
         let sigs = self.sigs.iter().chain(more);
@@ -348,6 +366,25 @@ mod tests {
             (derivation_key(), " ".repeat(BUILD_TRACE_BYTES_MAX + 1)),
         ] {
             assert!(BuildTrace::parse(&key, json.as_bytes()).is_err(), "{json}");
+        }
+    }
+
+    #[test]
+    fn what_nix_lists_is_read_and_paths_without_a_trace_are_left_out() {
+        let hash = "ab".repeat(32);
+        let old = format!(
+            r#"{{"dependentRealisations":{{}},"id":"sha256:{hash}!out","outPath":"{OUT}","signatures":["k:AAAA"]}}"#
+        );
+        let new = format!(
+            r#"{{"key":{{"drvPath":"{DRV}","outputName":"out"}},"value":{{"outPath":"{OUT}","signatures":[]}}}}"#
+        );
+        let listed = format!(r#"[{{"opaquePath":"/nix/store/{OUT}"}},{old},{new}]"#);
+        let traces = BuildTrace::parse_listed(listed.as_bytes()).unwrap();
+        let written: Vec<String> = traces.iter().map(|trace| trace.to_json(&[])).collect();
+        assert_eq!(written, [old, new]);
+        assert_eq!(BuildTrace::parse_listed(b"[]").unwrap(), []);
+        for bad in ["", "{}", &format!(r#"[{{"id":"sha256:{hash}!out","outPath":"x"}}]"#)] {
+            assert!(BuildTrace::parse_listed(bad.as_bytes()).is_err(), "{bad}");
         }
     }
 }

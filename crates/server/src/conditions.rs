@@ -1,4 +1,5 @@
-//! `Range`, `If-Range` and `If-None-Match` of a request, read as at the edge.
+//! `Range`, `If-Range` and `If-None-Match` of a request, read as at the edge; and `If-None-Match`
+//! of an upload.
 
 use std::ops::Range;
 
@@ -26,6 +27,11 @@ pub(crate) fn wanted(headers: &HeaderMap, etag: &str, size: u64) -> Wanted {
         None => Wanted::Whole,
         Some(part) => part.of(size).map_or(Wanted::Outside, Wanted::Part),
     }
+}
+
+/// Whether an upload must not take the place of anything: `If-None-Match: *`.
+pub(crate) fn wants_new_place(headers: &HeaderMap) -> bool {
+    headers.get_all(IF_NONE_MATCH).iter().any(|value| value.as_bytes().trim_ascii() == b"*")
 }
 
 /// Whether the client has this representation already.

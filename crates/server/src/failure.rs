@@ -63,6 +63,8 @@ pub(crate) enum Failure {
         "these bytes have another encoding by now: ranges are answered under the name in the present narinfo only"
     )]
     RangeOfOldName,
+    #[error("the cache has this, and the upload asks to keep what is here")]
+    PlaceTaken,
     #[error("too many {0} at once")]
     Busy(&'static str),
     #[error("this token pushes faster than allowed: try again in {} s", .0.as_secs_f64().ceil())]
@@ -133,7 +135,9 @@ impl Failure {
                 of(StatusCode::TOO_MANY_REQUESTS, Name::TooManyRequests)
             }
             Self::RangeOutside { .. } => of(StatusCode::RANGE_NOT_SATISFIABLE, Name::RequestError),
-            Self::RangeOfOldName => of(StatusCode::PRECONDITION_FAILED, Name::RequestError),
+            Self::RangeOfOldName | Self::PlaceTaken => {
+                of(StatusCode::PRECONDITION_FAILED, Name::RequestError)
+            }
             Self::Busy(_) | Self::NotReady(_) => {
                 of(StatusCode::SERVICE_UNAVAILABLE, Name::ServiceUnavailable)
             }

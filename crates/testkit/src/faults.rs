@@ -518,6 +518,9 @@ impl DocumentIndex for FaultIndex {
     async fn put_document(&self, cache: CacheId, document: &NewDocument, at: UnixSeconds) -> Outcome<()> {
         write_step!(self, self.inner.put_document(cache, document, at))
     }
+    async fn add_document(&self, cache: CacheId, document: &NewDocument, at: UnixSeconds) -> Outcome<bool> {
+        write_step!(self, self.inner.add_document(cache, document, at))
+    }
     async fn merge_trace(
         &self,
         cache: CacheId,

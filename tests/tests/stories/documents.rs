@@ -5,6 +5,7 @@ use std::process::Command;
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
+use dormer_nix::SecretKey;
 use dormer_tests::edge::{Host, Published, Workerd, WorkerdOptions};
 use dormer_tests::{Lab, LabOptions, Machine, Nix, Proxy, binary};
 
@@ -46,55 +47,68 @@ fn logs_are_copied_and_read_by_every_nix() {
     }
 }
 
-/// What one machine built is substituted on another that has only the expression.
+/// What one machine built is substituted on another that has only the expression: copied by Nix
+/// with the trace of the derivation as it was written, or pushed with the traces of those that were
+/// built.
 #[test]
 fn content_addressed_paths_are_substituted_by_every_nix() {
     let lab = Lab::start();
+    let key = lab.public_key("main");
+    // Of the same name.
+    let name = key.split(':').next().expect("a name");
+    let wrong_key = SecretKey::generate(name, [5; 32]).expect("a key").public_key().to_string();
     for nix in Nix::ALL {
         let machine = pusher(&lab, &format!("pusher-{}", nix.name()), nix, "main");
+        machine.login(&lab);
         machine.allow_content_addressed();
-        let salt = format!("ca-{}", nix.name());
+        let salts = ["copied", "pushed"].map(|how| format!("{how}-{}", nix.name()));
+        let floaters = salts.each_ref().map(|salt| machine.build("floater", &[("salt", salt)]));
         let expression = machine.expression();
-        let floater = machine.build("floater", &[("salt", &salt)]);
-        let closure = machine.closure(&floater);
-        let installable = ["--file", &expression, "--argstr", "salt", &salt, "floater"];
+        let installable = ["--file", &expression, "--argstr", "salt", &salts[0], "floater"];
         let target = lab.cache_url("main");
         let copy = [&["copy", "--to", &target][..], &installable].concat();
         machine.run("nix", &copy).succeeds();
+        let pushed = machine.dormer(&["push", "main", &floaters[1]]);
+        pushed.succeeds();
+        assert!(pushed.stderr().contains("pushed 2 build traces"), "{pushed}");
+        let again = machine.dormer(&["push", "main", &floaters[1]]);
+        again.succeeds();
+        assert!(!again.stderr().contains("build traces"), "the cache has them: {again}");
+        let mut built: Vec<(&str, String)> = salts.iter().map(String::as_str).zip(floaters).collect();
+        if nix == Nix::NEWEST {
+            // By a hook and the queue.
+            let build = [expression.as_str(), "--no-out-link", "--argstr", "salt", "queued", "-A", "floater"];
+            let exec = [&["exec", "main", "--", "nix-build"][..], &build].concat();
+            built.push(("queued", machine.dormer(&exec).succeeds().trim().to_owned()));
+        }
 
         let reader = lab.machine(&format!("reader-{}", nix.name()), nix);
-        reader.configure(&[lab.public_key("main")]);
+        reader.configure(std::slice::from_ref(&key));
         reader.allow_content_addressed();
         let proxy = Proxy::watching(lab.address());
-        let build = |keys: &str| {
+        for (salt, floater) in &built {
             let expression = reader.expression();
-            reader.run(
-                "nix-build",
-                &[
-                    &expression,
-                    "--no-out-link",
-                    "--argstr",
-                    "salt",
-                    &salt,
-                    "-A",
-                    "floater",
-                    "--max-jobs",
-                    "0",
-                    "--option",
-                    "substituters",
-                    &proxy.cache_url("main"),
-                    "--option",
-                    "trusted-public-keys",
-                    keys,
-                ],
-            )
-        };
-        assert_eq!(build(&lab.public_key("main")).succeeds().trim(), floater, "{salt}");
-        assert_eq!(reader.closure(&floater), closure);
+            let build = ["--no-out-link", "--argstr", "salt", salt, "-A", "floater", "--max-jobs", "0"];
+            let cache = proxy.cache_url("main");
+            let from = [&[expression.as_str()][..], &build, &["--option", "substituters", &cache]].concat();
+            assert_eq!(reader.run("nix-build", &from).succeeds().trim(), floater, "{salt}");
+            assert_eq!(reader.closure(floater), machine.closure(floater));
+        }
         reader.verify_all();
         let traces = proxy.seen().into_iter().filter(|seen| seen.line.contains(".doi"));
         let traces: Vec<String> = traces.map(|seen| seen.line).collect();
         assert!(traces.iter().any(|line| line.starts_with("GET /main/realisations/")), "{traces:?}");
+
+        // A build takes a trace whatever its signatures are. A copy looks at them. The paths need
+        // none: their names follow from their contents.
+        let checker = lab.machine(&format!("checker-{}", nix.name()), nix);
+        checker.allow_content_addressed();
+        let copy = [&["copy", "--from", &target][..], &installable].concat();
+        let copy_with =
+            |key: &str| checker.run("nix", &[&copy[..], &["--option", "trusted-public-keys", key]].concat());
+        let refused = copy_with(&wrong_key).fails();
+        assert!(refused.contains("cannot register realisation"), "{refused}");
+        copy_with(&key).succeeds();
     }
 }
 

@@ -156,40 +156,54 @@ fn the_cache_is_built_into_signed_and_mended_by_every_nix() {
 }
 
 /// fetchClosure.sh: an expression names a path of the cache, and may want it content-addressed.
+/// Every version has `fetchClosure`. Up to 2.16, a path is taken as it is where evaluation is
+/// impure; later, `inputAddressed` asks for it.
 #[test]
 fn an_expression_fetches_a_closure_from_the_cache() {
     let lab = Lab::start();
     let url = lab.cache_url("main");
-    let machine = pusher(&lab, Nix::NEWEST);
-    let library = machine.build("library", &[("salt", "closure")]);
-    machine.run("nix", &["copy", "--to", &url, &library]).succeeds();
-    let addressed = machine.run("nix", &["store", "make-content-addressed", "--json", &library]).succeeds();
-    let addressed: Value = serde_json::from_str(&addressed).expect("JSON");
-    let addressed = addressed["rewrites"][&library].as_str().expect("a path").to_owned();
-    let reader = reader(&lab, Nix::NEWEST);
-    let expression = format!(
-        "builtins.readFile \"${{builtins.fetchClosure {{ fromStore = \"{url}\"; fromPath = {library}; \
-         inputAddressed = true; }}}}/lib/data\""
-    );
-    let features = ["--extra-experimental-features", "fetch-closure"];
-    let eval = |reader: &Machine, expression: &str| {
-        reader.run("nix", &[&["eval", "--raw"][..], &features, &["--expr", expression]].concat()).succeeds()
-    };
-    assert_eq!(eval(&reader, &expression), "data of closure\n");
-    reader.verify_all();
+    for nix in Nix::ALL {
+        let machine = pusher(&lab, nix);
+        let salt = format!("closure-{}", nix.name());
+        let library = machine.build("library", &[("salt", &salt)]);
+        machine.run("nix", &["copy", "--to", &url, &library]).succeeds();
+        let addressed =
+            machine.run("nix", &["store", "make-content-addressed", "--json", &library]).succeeds();
+        let addressed: Value = serde_json::from_str(&addressed).expect("JSON");
+        let addressed = addressed["rewrites"][&library].as_str().expect("a path").to_owned();
+        let features = ["--extra-experimental-features", "fetch-closure"];
+        let eval = |reader: &Machine, mode: &[&str], expression: &str| {
+            let words = [&["eval", "--raw"][..], &features, mode, &["--expr", expression]].concat();
+            reader.run("nix", &words).succeeds()
+        };
+        let (mode, as_it_is): (&[&str], _) = match nix {
+            Nix::OLDEST => (&["--impure"], ""),
+            // It reads no file of a path that it fetched while evaluation is pure.
+            Nix::MIDDLE => (&["--impure"], "inputAddressed = true;"),
+            _ => (&[], "inputAddressed = true;"),
+        };
+        let expression = format!(
+            "builtins.readFile \"${{builtins.fetchClosure {{ fromStore = \"{url}\"; fromPath = {library}; \
+             {as_it_is} }}}}/lib/data\""
+        );
+        let reader = reader(&lab, nix);
+        assert_eq!(eval(&reader, mode, &expression), format!("data of {salt}\n"));
+        reader.verify_all();
 
-    let rewritten = format!(
-        "builtins.fetchClosure {{ fromStore = \"{url}\"; fromPath = {library}; toPath = {addressed}; }}"
-    );
-    let other = lab.machine("other", Nix::NEWEST);
-    other.configure(&[lab.public_key("main")]);
-    assert_eq!(eval(&other, &rewritten), addressed);
-    // A content-addressed path needs no signature that the reader trusts.
-    machine.run("nix", &["copy", "--to", &url, &addressed]).succeeds();
-    let stranger = lab.machine("stranger", Nix::NEWEST);
-    let expression = format!("builtins.fetchClosure {{ fromStore = \"{url}\"; fromPath = {addressed}; }}");
-    assert_eq!(eval(&stranger, &expression), addressed);
-    stranger.verify_all();
+        let rewritten = format!(
+            "builtins.fetchClosure {{ fromStore = \"{url}\"; fromPath = {library}; toPath = {addressed}; }}"
+        );
+        let other = lab.machine(&format!("other-{}", nix.name()), nix);
+        other.configure(&[lab.public_key("main")]);
+        assert_eq!(eval(&other, &[], &rewritten), addressed);
+        // A content-addressed path needs no signature that the reader trusts.
+        machine.run("nix", &["copy", "--to", &url, &addressed]).succeeds();
+        let stranger = lab.machine(&format!("stranger-{}", nix.name()), nix);
+        let expression =
+            format!("builtins.fetchClosure {{ fromStore = \"{url}\"; fromPath = {addressed}; }}");
+        assert_eq!(eval(&stranger, &[], &expression), addressed);
+        stranger.verify_all();
+    }
 }
 
 /// ca/post-hook.sh: a hook that copies each path that was built, content-addressed ones too. Nix

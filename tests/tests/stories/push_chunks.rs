@@ -79,18 +79,29 @@ fn several_caches_get_what_they_lack() {
     assert_eq!(two.get(&narinfo).status, 200);
 }
 
+/// A proxy that refuses bodies over 32 MB, behind one that cuts every request that is still being
+/// sent after a second: a minute, for a line that is sixty times as fast.
 #[test]
-fn a_proxy_that_limits_bodies_passes_chunks() {
+fn a_proxy_that_limits_bodies_and_time_passes_chunks() {
     let lab = Lab::start();
-    let proxy = HttpProxy::nginx_limiting(lab.address(), "32m");
+    let limiting = HttpProxy::nginx_limiting(lab.address(), "32m");
+    let hasty = Proxy::hasty(limiting.address(), Duration::from_secs(1));
     let builder = lab.machine("builder", Nix::NEWEST);
-    let url = format!("http://{}", proxy.address());
+    let url = format!("http://{}", hasty.address());
     builder.dormer(&["login", "lab", &url, &lab.admin_token(), "--set-default"]).succeeds();
     let noise = builder.build("noise", &[("salt", "limited"), ("megabytes", "40")]);
     let refused = builder.dormer(&["push", "main", &noise, "--api", "attic"]);
     assert!(refused.fails().contains("413"), "the limit counts: {refused}");
-    builder.dormer(&["push", "main", &noise, "--part-size", "4M"]).succeeds();
-    substitutes_and_verifies(&lab, &lab.machine("puller", Nix::OLDEST), &noise);
+    let small = builder.build("noise", &[("salt", "late"), ("megabytes", "20")]);
+    let before = hasty.late_requests();
+    let whole = ["push", "main", &small, "--api", "attic", "--limit-rate", "10M"];
+    let dormer = builder.dormer_path();
+    let cut = builder.run("timeout", &[&["-s", "KILL", "2", &dormer][..], &whole].concat());
+    assert!(!cut.is_success() && hasty.late_requests() > before, "the time counts: {cut}");
+    builder.dormer(&["push", "main", &noise, &small, "--part-size", "4M", "--limit-rate", "30M"]).succeeds();
+    let puller = lab.machine("puller", Nix::OLDEST);
+    substitutes_and_verifies(&lab, &puller, &noise);
+    substitutes_and_verifies(&lab, &puller, &small);
 }
 
 #[test]
@@ -153,6 +164,7 @@ fn a_client_that_is_killed_again_and_again_gets_there() {
     let crowd = builder.build("crowd", &[("salt", "killed-client"), ("leaves", "12")]);
     let dormer = builder.dormer_path();
     let mut random = rand::rng();
+    let (mut kills, before) = (0, lab.stored_bytes());
     for _ in 0..times(3) {
         let seconds = format!("{:.3}", random.random_range(0.05..1.2));
         let arguments = [
@@ -167,10 +179,12 @@ fn a_client_that_is_killed_again_and_again_gets_there() {
             "--limit-rate",
             "20M",
             "-j",
-            "2",
+            "1",
+            "--part-size",
+            "1M",
         ];
         // It may also be fast enough.
-        let _ = builder.run("timeout", &arguments);
+        kills += u64::from(!builder.run("timeout", &arguments).is_success());
         // Whatever is visible is whole: nothing refers to what is not there.
         for path in builder.closure(&crowd) {
             let narinfo = lab.get(&format!("/main/{}.narinfo", &path["/nix/store/".len()..][..32]));
@@ -181,7 +195,12 @@ fn a_client_that_is_killed_again_and_again_gets_there() {
             }
         }
     }
-    builder.dormer(&["push", "main", &noise, &crowd, "--part-size", "2M"]).succeeds();
+    builder.dormer(&["push", "main", &noise, &crowd, "--part-size", "1M"]).succeeds();
+    // Each kill costs the part that was on its way. A part has a table beside its chunks, and the
+    // chunks of other parts come in other packs.
+    let parts = proxy.seen().into_iter().filter(|seen| seen.line.contains("/parts/"));
+    let (sent, stored) = (parts.map(|seen| seen.body_bytes).sum::<u64>(), lab.stored_bytes() - before);
+    assert!(sent <= stored + stored / 50 + kills * (1 << 20), "{sent} sent, {stored} stored, {kills} kills");
     let puller = lab.machine("puller", Nix::MIDDLE);
     substitutes_and_verifies(&lab, &puller, &noise);
     substitutes_and_verifies(&lab, &puller, &crowd);

@@ -236,7 +236,7 @@ fn exec_passes_signals_on_and_drains_all_the_same() {
     let lab = Lab::start();
     let builder = Builder::new(&lab, "builder", Nix::NEWEST);
     let words = builder.build_words("empty", "signals");
-    let [ready, told] = ["ready", "told"].map(|name| builder.machine.home().join(name));
+    let [ready, told, again] = ["ready", "told", "again"].map(|name| builder.machine.home().join(name));
     let script = format!(
         "trap 'exit 9' TERM; trap ': > {}' USR1; {words}; : > {}; while :; do /bin/busybox sleep 0.05; done",
         told.display(),
@@ -250,10 +250,66 @@ fn exec_passes_signals_on_and_drains_all_the_same() {
     let run = Run::wait_for(child);
     assert_eq!(run.code(), Some(9), "{run}");
     assert!(is_in(&lab, run.stdout().trim()), "{run}");
+    // Without a terminal, SIGINT is no key either.
+    let script =
+        format!("trap 'exit 8' INT; : > {}; while :; do /bin/busybox sleep 0.05; done", again.display());
+    let child = builder.spawn(&["exec", "main", "--", "/bin/busybox", "sh", "-c", &script]);
+    wait_until(|| again.exists());
+    signal(&child, "INT");
+    assert_eq!(Run::wait_for(child).code(), Some(8));
     // A command that a signal ends has the code that a shell gives.
     let run = builder.dormer(&["exec", "main", "--", "/bin/busybox", "sh", "-c", "kill -KILL $$"]);
     assert_eq!(run.code(), Some(137), "{run}");
     assert_eq!(builder.dormer(&["exec", "main", "--", "/nowhere/x"]).code(), Some(1));
+}
+
+/// In the foreground of a terminal, a key reaches the command by itself. What another process sends
+/// to `exec` alone does not. Either way the command gets it once.
+#[test]
+fn exec_on_a_terminal_passes_on_what_no_key_sent() {
+    let lab = Lab::start();
+    let builder = Builder::new(&lab, "builder", Nix::NEWEST);
+    let file = |name: &str| builder.machine.home().join(name);
+    let [built, ready, told, over] = ["built", "ready", "told", "over"].map(file);
+    let script = file("command.sh");
+    let text = format!(
+        "trap 'echo INT >> {}' INT\n{} > {}\necho $PPID > {}\n\
+         until [ -e {} ]; do /bin/busybox sleep 0.05; done\nexit 9\n",
+        told.display(),
+        builder.build_words("empty", "terminal"),
+        built.display(),
+        ready.display(),
+        over.display(),
+    );
+    fs::write(&script, text).unwrap();
+    let exec = builder.command(&["exec", "main", "--", "/bin/busybox", "sh", script.to_str().unwrap()]);
+    let words = std::iter::once(exec.get_program()).chain(exec.get_args());
+    let words: Vec<&str> = words.map(|word| word.to_str().unwrap()).collect();
+    let mut session = Command::new("script")
+        .args(["--quiet", "--return", "--command", &format!("exec {}", words.join(" ")), "/dev/null"])
+        .env_clear()
+        .envs(exec.get_envs().filter_map(|(name, value)| Some((name, value?))))
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut keys = session.stdin.take().unwrap();
+    let read = |path: &Path| fs::read_to_string(path).unwrap_or_default();
+    wait_until(|| read(&ready).ends_with('\n'));
+    Run::of(Command::new("kill").args(["-s", "INT", read(&ready).trim()])).succeeds();
+    wait_until(|| read(&told) == "INT\n");
+    // A key ends what pushes, too, so the push comes first.
+    wait_until(|| is_in(&lab, read(&built).trim()));
+    std::io::Write::write_all(&mut keys, b"\x03").unwrap();
+    wait_until(|| read(&told) == "INT\nINT\n");
+    // Long enough for a second one.
+    thread::sleep(Duration::from_millis(300));
+    assert_eq!(read(&told), "INT\nINT\n");
+    fs::write(&over, "").unwrap();
+    let run = Run::wait_for(session);
+    assert_eq!(run.code(), Some(9), "{run}");
+    assert!(is_in(&lab, read(&built).trim()), "{run}");
+    assert_eq!(builder.list()["waiting"], 0);
 }
 
 /// Without a server, the command's code stays, and so do the builds.

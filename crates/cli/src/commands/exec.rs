@@ -12,8 +12,9 @@ use dormer_client::queue::{DrainEnd, DrainScope, StoreWatch};
 use dormer_client::{CacheRef, NixConfig, nix_program, process_variables};
 use dormer_nix::NarHash;
 use rustix::process::{Pid, Signal, kill_process};
+use signal_hook::iterator::SignalsInfo;
+use signal_hook::iterator::exfiltrator::WithOrigin;
 use tokio::process::{Child, Command};
-use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{mpsc, watch};
 
 use super::hook::chosen_caches;
@@ -150,9 +151,9 @@ pub(super) async fn run(args: ExecArgs, context: &Context) -> Result<ExitCode> {
 /// A drain, until a signal comes.
 async fn stoppable(
     drain: impl Future<Output = Result<DrainEnd>>,
-    signals: &mut mpsc::Receiver<Signal>,
+    signals: &mut mpsc::Receiver<Came>,
 ) -> Result<DrainEnd> {
-    let ending = async { while signals.recv().await.is_some_and(|signal| !ENDING.contains(&signal)) {} };
+    let ending = async { while signals.recv().await.is_some_and(|came| !ENDING.contains(&came.signal)) {} };
     tokio::select! {
         end = drain => end,
         () = ending => Err(Error::QueueInterrupted),
@@ -189,39 +190,45 @@ fn write_hook(folder: &Path, caches: &[CacheRef]) -> Result<PathBuf> {
 /// The signals with which people and service managers end programs.
 const ENDING: [Signal; 4] = [Signal::INT, Signal::TERM, Signal::HUP, Signal::QUIT];
 
-/// The signals that end a program that does not expect them, each passed on as it comes.
-fn listen() -> Result<mpsc::Receiver<Signal>> {
+/// The signals that end a program that does not expect them.
+const PASSED_ON: [Signal; 7] =
+    [Signal::INT, Signal::TERM, Signal::HUP, Signal::QUIT, Signal::USR1, Signal::USR2, Signal::ALARM];
+
+/// A signal that came.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Came {
+    signal: Signal,
+    /// Whether a process sent it. Keys of a terminal have no sender.
+    has_sender: bool,
+}
+
+/// The signals of [`PASSED_ON`], each as it comes.
+fn listen() -> Result<mpsc::Receiver<Came>> {
+    let failed = |source| Error::Io { attempt: "listen for signals".to_owned(), source };
     let (sender, signals) = mpsc::channel(16);
-    for (kind, number) in [
-        (SignalKind::interrupt(), Signal::INT),
-        (SignalKind::terminate(), Signal::TERM),
-        (SignalKind::hangup(), Signal::HUP),
-        (SignalKind::quit(), Signal::QUIT),
-        (SignalKind::user_defined1(), Signal::USR1),
-        (SignalKind::user_defined2(), Signal::USR2),
-        (SignalKind::alarm(), Signal::ALARM),
-    ] {
-        let failed = |source| Error::Io { attempt: "listen for signals".to_owned(), source };
-        let (mut came, sender) = (signal(kind).map_err(failed)?, sender.clone());
-        tokio::spawn(async move {
-            while came.recv().await.is_some() {
-                // More than a few at once say nothing new.
-                let _ = sender.try_send(number);
-            }
-        });
-    }
+    let mut coming = SignalsInfo::<WithOrigin>::new(PASSED_ON.map(Signal::as_raw)).map_err(failed)?;
+    let pass_on = move || {
+        for origin in coming.forever() {
+            let Some(signal) = Signal::from_named_raw(origin.signal) else { continue };
+            // More than a few at once say nothing new.
+            let _ = sender.try_send(Came { signal, has_sender: origin.process.is_some() });
+        }
+    };
+    // It waits until the process ends.
+    std::thread::Builder::new().name("signals".to_owned()).spawn(pass_on).map_err(failed)?;
     Ok(signals)
 }
 
-/// Waits for the command, and passes signals on to it.
-async fn wait(mut child: Child, signals: &mut mpsc::Receiver<Signal>) -> std::io::Result<ExitStatus> {
+/// Waits for the command, and passes signals on to it. A key of the terminal reaches the command by
+/// itself, and a second signal would tell many programs to end at once.
+async fn wait(mut child: Child, signals: &mut mpsc::Receiver<Came>) -> std::io::Result<ExitStatus> {
     let process = child.id().and_then(|id| Pid::from_raw(i32::try_from(id).ok()?));
     loop {
         tokio::select! {
             status = child.wait() => return status,
-            Some(signal) = signals.recv() => {
-                let from_terminal = matches!(signal, Signal::INT | Signal::QUIT) && is_in_foreground();
-                if let Some(process) = process.filter(|_| !from_terminal) {
+            Some(Came { signal, has_sender }) = signals.recv() => {
+                let is_key = !has_sender && matches!(signal, Signal::INT | Signal::QUIT) && is_in_foreground();
+                if let Some(process) = process.filter(|_| !is_key) {
                     // The command may have ended meanwhile.
                     let _ = kill_process(process, signal);
                 }

@@ -10,10 +10,10 @@ use clap::Args;
 use dormer_api::v2::AddPinRequest;
 use dormer_api::{CacheName, PinName};
 use dormer_client::{
-    ApiClient, BuildLogs, ByteSize, CacheRef, NamePattern, NixStore, PathDone, PushFilter, PushOptions,
-    PushPlan, PushSummary, PushTarget, execute_push_to, plan_push,
+    AddressedOutput, ApiClient, BuildLogs, ByteSize, CacheRef, NamePattern, NixStore, PathDone, PushFilter,
+    PushOptions, PushPlan, PushSummary, PushTarget, TraceSummary, execute_push_to, plan_push, push_traces,
 };
-use dormer_nix::{StoreDir, StorePath};
+use dormer_nix::{DocumentName, StoreDir, StorePath};
 use serde_json::json;
 use tokio::signal::unix::{SignalKind, signal};
 
@@ -217,7 +217,7 @@ pub(super) async fn run(args: PushArgs, context: &Context) -> Result<ExitCode> {
         said.summary(target.cache, &summary, target.left_out, target.paths, started.elapsed())?;
         let finished = match outcome(summary, target.left_out, unresolved, target.tried) {
             Some(error) => Err(error),
-            None => target.finish(args.with_logs, args.pin.as_ref(), &roots, &said, context).await,
+            None => target.finish(&store, args.with_logs, args.pin.as_ref(), &roots, &said, context).await,
         };
         if let Err(error) = finished {
             if first_failure.is_some() {
@@ -234,6 +234,9 @@ struct Planned<'a> {
     cache: &'a CacheRef,
     api: ApiClient,
     derivers: Vec<StorePath>,
+    addressed: Vec<AddressedOutput>,
+    /// Whether the cache has all of it already.
+    is_known: bool,
     /// All paths of the plan.
     paths: usize,
     /// Those that are not in the cache or upstream.
@@ -247,12 +250,14 @@ impl<'a> Planned<'a> {
         let left_out = LeftOut { excluded: plan.excluded.len(), incomplete: plan.incomplete.len() };
         let tried = plan.missing.len() + plan.invalid.len() + left_out.incomplete + unresolved;
         let (derivers, paths) = (plan.derivers.clone(), plan.path_count());
-        Self { cache, api: api.clone(), derivers, paths, tried, left_out }
+        let (addressed, is_known) = (plan.addressed.clone(), plan.missing.is_empty());
+        Self { cache, api: api.clone(), derivers, addressed, is_known, paths, tried, left_out }
     }
 
     /// What comes after a push without failures.
     async fn finish(
         &self,
+        store: &NixStore,
         with_logs: bool,
         pin: Option<&PinName>,
         roots: &[StorePath],
@@ -267,6 +272,9 @@ impl<'a> Planned<'a> {
                 super::pin::pin(&self.api, self.cache, name, &request, context).await?;
             }
         }
+        let cache = &self.cache.cache;
+        let traces = push_traces(&self.api, store, cache, &self.addressed, self.is_known).await?;
+        said.traces(traces)?;
         if with_logs {
             push_logs(&self.api, &self.cache.cache, &self.derivers, said).await?;
         }
@@ -393,6 +401,33 @@ impl Said<'_> {
             None => self.printer.detail(&format!("build log: {path}")),
         }
         Ok(())
+    }
+
+    /// Build traces. The first reason for which one was refused is the answer.
+    fn traces(&self, traces: TraceSummary) -> Result<()> {
+        let TraceSummary { sent, kept, mut failed } = traces;
+        let line = |name: &DocumentName, state: &str, error: Option<&str>| {
+            let name = name.to_string();
+            self.printer.message(
+                &json!({ "message_type": "trace", "document": name, "state": state, "error": error }),
+            )
+        };
+        for name in &sent {
+            line(name, "pushed", None)?;
+        }
+        for name in &kept {
+            line(name, "kept", None)?;
+            self.printer.detail(&format!("{name}: the cache has another path for this output"));
+        }
+        for (name, error) in &failed {
+            let error = dormer_nix::with_causes(error);
+            line(name, "failed", Some(&error))?;
+            self.printer.error(&error);
+        }
+        if !sent.is_empty() {
+            self.printer.say(&format!("pushed {} build traces", sent.len()));
+        }
+        if failed.is_empty() { Ok(()) } else { Err(failed.swap_remove(0).1.into()) }
     }
 
     fn plan(&self, cache: &CacheRef, plan: &PushPlan) -> Result<()> {

@@ -457,6 +457,7 @@ mod tests {
             present: Vec::new(),
             upstream: Vec::new(),
             derivers: Vec::new(),
+            addressed: Vec::new(),
             invalid: Vec::new(),
         }
     }

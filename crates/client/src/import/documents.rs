@@ -257,6 +257,7 @@ async fn import_log(
     derivation: &StorePath,
     is_dry: bool,
 ) -> Result<DocumentEnd, DocumentFailure> {
+    // Spares reading the source. A token that may not pull learns it when it sends the log.
     if api.has_log(cache, derivation).await.map_err(DocumentFailure::Server)? {
         return Ok(DocumentEnd::Kept);
     }
@@ -266,7 +267,9 @@ async fn import_log(
     if !is_dry {
         let encoding = compression_of(&bytes);
         let log = BuildLog { bytes: bytes.into(), encoding };
-        api.put_log(cache, derivation, log).await.map_err(DocumentFailure::Server)?;
+        if !api.add_log(cache, derivation, log).await.map_err(DocumentFailure::Server)? {
+            return Ok(DocumentEnd::Kept);
+        }
     }
     Ok(DocumentEnd::Imported)
 }

@@ -7,7 +7,7 @@
 //!
 //! Invariants
 //! - An entry is settled only after every path of it is in the cache, or is one that the cache's
-//!   filter or upstream keys leave out.
+//!   filter or upstream keys leave out. The build traces of its paths were sent before.
 //! - The future may be dropped at any time. What was acknowledged is found by the next plan.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
@@ -26,6 +26,7 @@ use tokio::time::Instant;
 use super::entry::{EntryId, QueueEntry, Standing, seconds};
 use super::spool::{DrainerLock, Spool};
 use crate::api::ApiClient;
+use crate::build_traces::push_traces;
 use crate::by_chunks::{PushTarget, TransferOptions, execute_push_to};
 use crate::error::{Error, Result};
 use crate::nix_store::NixStore;
@@ -95,6 +96,8 @@ pub trait DrainReporter: Send + Sync {
     fn pushed(&self, _cache: &CacheRef, _summary: &PushSummary) {}
     /// The fate of one queued path.
     fn root_ended(&self, _cache: &CacheRef, _path: &StorePath, _end: &RootEnd) {}
+    /// A build trace could not be sent. Its path is in the cache.
+    fn trace_failed(&self, _cache: &CacheRef, _name: &str, _reason: &str) {}
     /// An entry rests until it is tried again.
     fn entry_failed(&self, _cache: &CacheRef, _id: &EntryId, _standing: &Standing) {}
     /// An entry became a dead letter.
@@ -617,13 +620,33 @@ async fn push_part(
         let config = target.api.get_cache_config(&target.cache).await?;
         let plan = plan_push(&target.api, store, &target.cache, &config, &valid, &target.options).await?;
         ends.extend(ends_of_plan(&plan));
+        let (addressed, is_known) = (plan.addressed.clone(), plan.missing.is_empty());
         let push_target = PushTarget { api: target.api.clone(), plan };
         let reports = reporter.push_reporter(cache);
         let push = execute_push_to(vec![push_target], &target.options, &target.transfer, reports);
         let mut summary = push.await.pop().expect("each target has a summary");
         reporter.pushed(cache, &summary);
         ends.extend(ends_of_summary(&summary));
+        let is_whole = summary.failed.is_empty() && summary.not_tried.is_empty();
         stopped = stopper(&summary).map(|place| summary.failed.swap_remove(place).error);
+        if is_whole {
+            match push_traces(&target.api, store, &target.cache, &addressed, is_known).await {
+                Ok(traces) => {
+                    for (name, error) in &traces.failed {
+                        reporter.trace_failed(cache, &name.to_string(), &dormer_nix::with_causes(error));
+                    }
+                }
+                // A Nix that tells traces in another form keeps no path from leaving the queue.
+                Err(error @ Error::NixTraces(_)) => {
+                    reporter.trace_failed(cache, "a build trace", &dormer_nix::with_causes(&error));
+                }
+                // The entries stay, and with them the reason to send the traces.
+                Err(error) => {
+                    ends.clear();
+                    stopped = Some(Error::QueueTarget { cache: cache.to_string(), source: error.into() });
+                }
+            }
+        }
     }
     for path in paths {
         if let Some(end) = ends.remove(path) {

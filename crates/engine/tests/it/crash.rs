@@ -153,6 +153,10 @@ impl Story {
                     let outcome = engine.put_log(cache, derivation.clone(), text.into()).await;
                     told.push((Told::Document(log.clone(), Some(text.to_owned())), outcome));
                 }
+                let other: StorePath = format!("{}.drv", path(8)).parse().expect("a store path");
+                let outcome = engine.add_log(cache, other.clone(), "added".into()).await;
+                let added = Told::Document(DocumentName::Log(other), Some("added".to_owned()));
+                told.push((added, outcome.map(drop)));
                 let key = TraceKey::Derivation { derivation, output: "out".to_owned() };
                 let name = DocumentName::Trace(key.clone());
                 for signer in ["one", "two"] {

@@ -72,6 +72,22 @@ pub(super) async fn a_document_comes_back_and_gives_way_to_the_next(index: Subje
     Ok(())
 }
 
+pub(super) async fn a_document_that_is_added_gives_way_to_the_one_that_is_there(
+    index: Subject,
+) -> Result<()> {
+    let main = cache(&index, "main").await?;
+    push_output(&index, main, 2, Some(1)).await?;
+    assert!(index.add_document(main, &log(1, b"first"), NOW).await?);
+    let before = changes(&index, main).await?.len();
+    assert!(!index.add_document(main, &log(1, b"second"), NOW).await?);
+    assert_eq!(find_log(&index, main, 1).await?.expect("it stays").body, b"first");
+    assert_eq!(changes(&index, main).await?.len(), before, "nothing changed");
+    index.delete_cache(main, None, NOW).await?;
+    assert!(matches!(index.add_document(main, &log(1, b"third"), NOW).await, Err(Error::CacheGone)));
+    assert!(matches!(index.add_document(main, &log(2, b"x"), NOW).await, Err(Error::CacheGone)));
+    Ok(())
+}
+
 pub(super) async fn a_deleted_cache_has_and_takes_no_document(index: Subject) -> Result<()> {
     let main = cache(&index, "main").await?;
     index.put_document(main, &log(1, b"x"), NOW).await?;

@@ -121,6 +121,46 @@ pub(super) async fn a_cache_that_keeps_everything_has_no_job(both: Both) -> Resu
     Ok(())
 }
 
+/// The log of a derivation that no object names, and a trace of a path that never came.
+async fn put_orphans(both: &Both, cache: CacheId, number: u32) -> Result<[DocumentName; 2]> {
+    let derivation =
+        StorePath::new(path_hash(number), &format!("package-{number}.drv")).expect("a good name");
+    let log = DocumentName::Log(derivation.clone());
+    let owner = derivation.hash();
+    let document = NewDocument { name: log.clone(), owner, size: 1, encoding: None, body: vec![b'x'] };
+    both.index.put_document(cache, &document, NOW).await?;
+    let trace = BuildTrace {
+        key: TraceKey::Derivation { derivation, output: "out".to_owned() },
+        out_path: path(number),
+        dependents: BTreeMap::new(),
+        sigs: Vec::new(),
+        is_keyed: false,
+    };
+    both.index.merge_trace(cache, &trace, &[], NOW).await?;
+    Ok([log, DocumentName::Trace(trace.key)])
+}
+
+pub(super) async fn documents_of_no_object_expire_where_everything_is_kept(both: Both) -> Result<()> {
+    let main = cache(&both.index, "main").await?;
+    both.push_referring(main, 1, &[]).await?;
+    let orphans = put_orphans(&both, main, 21).await?;
+    let are_there = async || -> Result<Vec<bool>> {
+        let mut found = Vec::new();
+        for name in &orphans {
+            found.push(both.index.find_document(main, name).await?.is_some());
+        }
+        Ok(found)
+    };
+    assert_eq!(both.expire(NOW + GRACE, 10).await?, 0, "their path may still come");
+    assert_eq!(are_there().await?, [true, true]);
+    assert_eq!(both.expire(NOW + GRACE + DAY, 10).await?, 2);
+    assert_eq!(are_there().await?, [false, false]);
+    assert_eq!(both.live(main).await?, [1]);
+    let later = NOW + GRACE + 2 * DAY;
+    assert_eq!(both.jobs.open_expire_jobs(&DEFAULTS, later, later).await?, 0, "nothing is left to look at");
+    Ok(())
+}
+
 pub(super) async fn documents_of_no_object_expire(both: Both) -> Result<()> {
     let main = both.weekly_cache().await?;
     let derivation = |number: u32| {

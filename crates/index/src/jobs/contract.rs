@@ -201,8 +201,8 @@ pub trait JobIndex: Send + Sync + std::fmt::Debug + 'static {
         ends_at: UnixSeconds,
     ) -> Result<JobStep>;
 
-    /// Opens a job of [`JobKind::ExpireCache`] for each cache that does not keep everything and
-    /// whose last one ended at `since` or before; returns how many it opened.
+    /// Opens a job of [`JobKind::ExpireCache`] for each cache that does not keep everything or has
+    /// documents, and whose last one ended at `since` or before; returns how many it opened.
     async fn open_expire_jobs(
         &self,
         defaults: &ExpiryDefaults,

@@ -195,13 +195,13 @@ const CACHES_WITH_RULES: Sql = both!(
 );
 const NOTE_EXPIRED: Sql = both!("UPDATE caches SET expired_at = $2 WHERE id = $1");
 
-// The caches that keep everything have no job.
+// A cache that keeps everything has a job only for its documents: some may belong to no object.
 const OPEN_DUE: Sql = both!(
     "INSERT INTO jobs (kind, cache, target, done, fence, lease_ends_at, failures, created_at)
      SELECT 'expire-cache', c.id, NULL, 0, 0, 0, 0, $1 FROM caches AS c
      WHERE c.deleted_at IS NULL AND (c.expired_at IS NULL OR c.expired_at <= $2 OR c.expired_at > $1)
          AND (coalesce(c.retention_seconds, $3) > 0 OR coalesce(c.quota_bytes, $4) > 0
-             OR coalesce(c.keep_latest, 0) > 0)
+             OR coalesce(c.keep_latest, 0) > 0 OR EXISTS (SELECT 1 FROM documents AS d WHERE d.cache = c.id))
      ON CONFLICT (kind, coalesce(cache, 0), coalesce(target, 0)) DO NOTHING"
 );
 

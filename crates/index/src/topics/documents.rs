@@ -16,7 +16,7 @@ use crate::object_conflict::merge_signatures;
 use crate::rows::Row as _;
 use crate::sql::Argument::{Bytes, Number, OptionalBytes, OptionalText, Text};
 use crate::sql::{Sql, Transaction, both, damaged};
-use crate::sql_index::{Dialect, Lock, SqlIndex, Write};
+use crate::sql_index::{Dialect, LOCK_LOG, Lock, SqlIndex, Write, log_key};
 use crate::{Error, Result};
 
 const TABLE: &str = "documents";
@@ -29,12 +29,21 @@ pub(crate) const TRACE: i64 = 2;
 /// changed for years; without a bound, one small path could bring any number of documents.
 const PATH_TRACES_MAX: i64 = 1_024;
 
-const WRITE: Sql = both!(
-    "INSERT INTO documents (cache, kind, owner, written_at, size, encoding, digest, name, body)
-     SELECT c.id, $2, $3, $4, $5, $6, $7, $8, $9 FROM caches AS c WHERE c.id = $1 AND c.deleted_at IS NULL
-     ON CONFLICT (cache, name) DO UPDATE SET owner = excluded.owner, written_at = excluded.written_at,
+macro_rules! write_row {
+    ($conflict:literal) => {
+        both!(concat!(
+            "INSERT INTO documents (cache, kind, owner, written_at, size, encoding, digest, name, body)
+             SELECT c.id, $2, $3, $4, $5, $6, $7, $8, $9 FROM caches AS c WHERE c.id = $1 AND c.deleted_at IS NULL
+             ON CONFLICT (cache, name) DO ",
+            $conflict
+        ))
+    };
+}
+const WRITE: Sql = write_row!(
+    "UPDATE SET owner = excluded.owner, written_at = excluded.written_at,
          size = excluded.size, encoding = excluded.encoding, digest = excluded.digest, body = excluded.body"
 );
+const ADD: Sql = write_row!("NOTHING");
 pub(crate) const FIND: Sql = both!(
     "SELECT size, encoding, body FROM documents WHERE cache = $1 AND name = $2
          AND EXISTS (SELECT 1 FROM caches WHERE id = $1 AND deleted_at IS NULL)"
@@ -81,7 +90,21 @@ impl<D: Dialect> DocumentIndex for SqlIndex<D> {
     async fn put_document(&self, cache: CacheId, document: &NewDocument, at: UnixSeconds) -> Result<()> {
         let locks = [Lock::CacheShared(cache.0)];
         self.write(Write::from("store a document").with_locks(&locks), async |mut tx| {
-            write(&mut tx, cache, document, at).await
+            if write(&mut tx, WRITE, cache, document, at).await? { Ok(()) } else { Err(Error::CacheGone) }
+        })
+        .await
+    }
+
+    async fn add_document(&self, cache: CacheId, document: &NewDocument, at: UnixSeconds) -> Result<bool> {
+        let locks = [Lock::CacheShared(cache.0)];
+        let text = document.name.to_string();
+        self.write(Write::from("add a document").with_locks(&locks), async |mut tx| {
+            if write(&mut tx, ADD, cache, document, at).await? {
+                return Ok(true);
+            }
+            // It is there, or the cache is not.
+            let found = tx.optional(FIND, &[Number(cache.0), Text(&text)]).await?;
+            found.map(|_| false).ok_or(Error::CacheGone)
         })
         .await
     }
@@ -127,8 +150,11 @@ impl<D: Dialect> DocumentIndex for SqlIndex<D> {
             }
             let (size, owner) = (body.len() as u64, merged.out_path.hash());
             let document = NewDocument { name: name.clone(), owner, size, encoding: None, body };
-            write(&mut tx, cache, &document, at).await?;
-            Ok(TraceOutcome::Written)
+            if write(&mut tx, WRITE, cache, &document, at).await? {
+                Ok(TraceOutcome::Written)
+            } else {
+                Err(Error::CacheGone)
+            }
         })
         .await
     }
@@ -168,13 +194,15 @@ fn name_lock(cache: CacheId, name: &str) -> Lock {
     Lock::object(cache.0, digest.as_bytes().first_chunk().expect("a digest has 32 bytes"))
 }
 
-/// Writes a document. Triggers note it for the journal, and its objects in the outbox.
+/// Writes a document by [`WRITE`] or [`ADD`]; returns whether it did. Triggers note it for the
+/// journal, and its objects in the outbox.
 async fn write(
     tx: &mut impl Transaction,
+    sql: Sql,
     cache: CacheId,
     document: &NewDocument,
     at: UnixSeconds,
-) -> Result<()> {
+) -> Result<bool> {
     let NewDocument { name, owner, size, encoding, body } = document;
     let (text, digest) = (name.to_string(), NarHash::digest(body));
     let kind = match name {
@@ -193,13 +221,11 @@ async fn write(
         Text(&text),
         Bytes(body),
     ];
-    if tx.run(WRITE, &row).await? == 0 {
-        return Err(Error::CacheGone);
-    }
-    Ok(())
+    Ok(tx.run(sql, &row).await? > 0)
 }
 
-/// Forgets what belonged to an object alone that is no longer there. The caller holds the locks.
+/// Forgets what belonged to an object alone that is no longer there. The caller holds the locks of
+/// the cache and the object.
 pub(crate) async fn forget(
     tx: &mut impl Transaction,
     cache: CacheId,
@@ -209,6 +235,11 @@ pub(crate) async fn forget(
     let derivation = deriver.and_then(|deriver| deriver.get(..32)?.parse::<StorePathHash>().ok());
     let owner = derivation.as_ref().map(|hash| hash.as_bytes().as_slice());
     let arguments = [Number(cache.0), Bytes(hash.as_bytes()), OptionalBytes(owner), OptionalText(deriver)];
+    if let Some(deriver) = deriver {
+        // A commit of another object that names the derivation may not have ended. Only a statement
+        // that begins after it sees that object.
+        tx.run(LOCK_LOG, &[Number(log_key(cache.0, deriver))]).await?;
+    }
     for row in tx.rows(FORGET, &arguments).await? {
         journal::note(tx, &JournalSubject::Document(cache, row.column(0, TABLE)?)).await?;
     }

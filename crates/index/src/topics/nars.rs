@@ -24,7 +24,7 @@ use crate::publish::records::{Records, records};
 use crate::rows::{Row as _, read_look, read_nar, read_present, read_summary};
 use crate::sql::Argument::{Bytes, Number, OptionalBytes, OptionalNumber, Text};
 use crate::sql::{Sql, Transaction, both, damaged};
-use crate::sql_index::{Dialect, Lock, SqlIndex, Write};
+use crate::sql_index::{Dialect, Lock, SqlIndex, Write, log_key};
 use crate::{Error, Result};
 
 // A NAR without its listing counts as damaged for uploads, which can store it again.
@@ -284,6 +284,11 @@ fn locks(commit: &NarCommit) -> Vec<Lock> {
     }
     if let Some(hash) = commit.target.path_hash() {
         locks.push(Lock::object(commit.cache.0, hash.as_bytes()));
+    }
+    if let CommitTarget::Object(object) | CommitTarget::ObjectIfSame(object) = &commit.target
+        && let Some(deriver) = &object.deriver
+    {
+        locks.push(Lock::LogShared(log_key(commit.cache.0, deriver)));
     }
     locks
 }

@@ -14,6 +14,7 @@ use crate::app::App;
 use crate::body::{self, Body};
 use crate::call::Call;
 use crate::codec::{self, Compression, WindowTooLarge};
+use crate::conditions;
 use crate::decoder::{Decoder, Input};
 use crate::failure::Failure;
 use crate::handlers::checks::{bad_request, check_fields, check_signatures, log_kept, store_dir};
@@ -181,9 +182,9 @@ pub(crate) async fn put_listing(
 /// Largest link to debug info that is taken, in bytes. Nix sends some 200.
 const DEBUG_LINK_BYTES_MAX: u64 = 64 * 1024;
 
-/// A build log takes the place of the one that is there. A build trace adds its signatures to the
-/// one that is there; one with another path changes nothing, and the answer says so. A link to
-/// debug info is read and dropped.
+/// A build log takes the place of the one that is there, unless `If-None-Match: *` keeps that one.
+/// A build trace adds its signatures to the one that is there; one with another path changes
+/// nothing, and the answer says so. A link to debug info is read and dropped.
 pub(crate) async fn put_document(
     app: &App,
     call: &Call,
@@ -199,7 +200,11 @@ pub(crate) async fn put_document(
             let Buffered { value: log, memory: _memory } =
                 small_body::read(app, call, body, "the build log", max).await?;
             let (size_bytes, path) = (log.len(), derivation.clone());
-            app.engine.put_log(&cache, derivation, log).await?;
+            if !conditions::wants_new_place(call.headers()) {
+                app.engine.put_log(&cache, derivation, log).await?;
+            } else if !app.engine.add_log(&cache, derivation, log).await? {
+                return Err(Failure::PlaceTaken);
+            }
             tracing::info!(cache.name = cache.name, %path, size_bytes, "took a build log");
         }
         // The server finds the debug files of a NAR itself, and links to its own names.

@@ -283,6 +283,23 @@ fn a_range_of_an_old_name_is_412() {
 }
 
 #[test]
+fn a_log_that_is_to_stay_is_412() {
+    let server = Server::start();
+    let address = format!("/main/log/{}.drv", path(1));
+    // A token that may push and not pull is told of it, too: so it is told of paths.
+    let pusher = token(&json!({"main": {"w": 1}}));
+    let bearer = format!("Bearer {pusher}");
+    let put = |condition: &str, log: &[u8]| {
+        let headers = [("Authorization", bearer.as_str()), ("If-None-Match", condition)];
+        server.request("PUT", &address, &headers, log).status
+    };
+    assert_eq!((put("*", b"first"), server.get(&address).body), (200, b"first".to_vec()));
+    assert_eq!((put("*", b"second"), server.get(&address).body), (412, b"first".to_vec()));
+    // A tag names a representation, and an upload has none to compare.
+    assert_eq!((put("\"x\"", b"third"), server.get(&address).body), (200, b"third".to_vec()));
+}
+
+#[test]
 fn too_long_is_413() {
     let server = Server::start_with(|options| {
         options.engine.nar_bytes_max = 10_000;

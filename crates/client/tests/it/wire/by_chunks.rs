@@ -77,6 +77,7 @@ impl Files {
             present: Vec::new(),
             upstream: Vec::new(),
             derivers: Vec::new(),
+            addressed: Vec::new(),
             invalid: Vec::new(),
             excluded: Vec::new(),
             incomplete: Vec::new(),

@@ -10,8 +10,8 @@ use dormer_api::{
     UploadPathNarInfo, UploadPathResultKind,
 };
 use dormer_client::{
-    ApiClient, CaseHack, DumpError, Error, HttpSettings, NarSource, Retry, RetryPolicy, RetryReporter,
-    Silent, UploadReporter,
+    ApiClient, BuildLog, CaseHack, DumpError, Error, HttpSettings, NarSource, Retry, RetryPolicy,
+    RetryReporter, Silent, UploadReporter,
 };
 use dormer_nix::nar::{Node, encode_tree};
 use dormer_nix::{NarHash, StoreDir, StorePathHash};
@@ -54,6 +54,25 @@ fn failure(status: u16, name: &str) -> Step {
 }
 
 const UPLOADED: &str = r#"{"kind":"Uploaded","file_size":99,"frac_deduplicated":0.5}"#;
+
+/// A token that may not pull is not told whether the cache has a log, so the request that sends the
+/// log says that the present one stays.
+#[tokio::test]
+async fn a_log_that_is_there_stays_when_one_is_added() {
+    let refused = failure(403, "AccessError");
+    let server = Server::scripted([refused, ok(""), failure(412, "RequestError"), ok("")]).await;
+    let (api, cache) = (client(&server), main_cache());
+    let derivation = format!("{HASH}-hello.drv").parse().unwrap();
+    let log = || BuildLog { bytes: b"built\n".to_vec(), encoding: Some("zstd") };
+    assert!(!api.has_log(&cache, &derivation).await.unwrap());
+    assert!(api.add_log(&cache, &derivation, log()).await.unwrap());
+    assert!(!api.add_log(&cache, &derivation, log()).await.unwrap(), "the cache keeps its own");
+    api.put_log(&cache, &derivation, log()).await.unwrap();
+    let requests = server.requests();
+    let sent: Vec<_> = requests[1..].iter().map(|put| (&*put.line, put.header("if-none-match"))).collect();
+    let line = format!("PUT /main/log/{derivation} HTTP/1.1");
+    assert_eq!(sent, [(&*line, Some("*")), (&*line, Some("*")), (&*line, None)]);
+}
 
 #[tokio::test]
 async fn requests_look_as_attics_client_sends_them() {

@@ -311,6 +311,40 @@ async fn a_cache_that_is_away_does_not_hold_up_the_others() {
     assert_eq!(left, ["away", "lab:unknown"]);
 }
 
+/// Neither a server that is silent while a plan is made, nor one that is silent during an upload,
+/// keeps another cache waiting: its entries are pushed, those that come meanwhile too.
+#[tokio::test]
+async fn a_slow_server_does_not_hold_up_the_others() {
+    let queue = Queue::new(Store::new(&[("a", 10, None), ("b", 10, None)]));
+    let good = server(&[0, 1], uploaded).await;
+    let silent = Server::scripted([Step::Stall]).await;
+    let stuck = server(&[0], |_| Step::Stall).await;
+    queue.add(&["good", "silent", "stuck"], &[0]);
+    let mut drainer = queue.drainer(&[("good", &good), ("silent", &silent), ("stuck", &stuck)]);
+    let uploads = async |least: usize| {
+        while count(&good, "PUT ") < least || count(&silent, "GET ") == 0 || count(&stuck, "PUT ") == 0 {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    };
+    let others = async {
+        uploads(1).await;
+        queue.add(&["good"], &[1]);
+        uploads(2).await;
+        while queue.waiting().len() > 1 {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    };
+    let in_time = async {
+        tokio::select! {
+            end = drainer.watch() => panic!("it watches for ever: {end:?}"),
+            () = others => {}
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(10), in_time).await.expect("the others are held up");
+    let left: Vec<String> = queue.waiting()[0].caches.keys().map(ToString::to_string).collect();
+    assert_eq!(left, ["silent", "stuck"]);
+}
+
 #[tokio::test]
 async fn an_entry_of_another_store_is_given_up_alone() {
     let queue = Queue::new(Store::new(&[("a", 10, None)]));

@@ -279,6 +279,7 @@ fn lock_sql(lock: Lock) -> String {
         Lock::CacheShared(cache) => format!("pg_advisory_xact_lock_shared({CACHE_LOCKS},{})", half(cache)),
         Lock::Cache(cache) => format!("pg_advisory_xact_lock({CACHE_LOCKS},{})", half(cache)),
         Lock::Nar(key) | Lock::Object(key) => format!("pg_advisory_xact_lock({key})"),
+        Lock::LogShared(key) => format!("pg_advisory_xact_lock_shared({key})"),
     }
 }
 

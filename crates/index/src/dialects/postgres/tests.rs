@@ -37,6 +37,11 @@ pub(super) async fn open(url: &str) -> PostgresIndex {
 
 /// Pushes an object with one new chunk.
 async fn push(index: &PostgresIndex, cache: CacheId) -> Result<StorePathHash> {
+    push_output(index, cache, None).await
+}
+
+/// Pushes an object with one new chunk that names a derivation.
+async fn push_output(index: &PostgresIndex, cache: CacheId, deriver: Option<&str>) -> Result<StorePathHash> {
     let pack = NewPack {
         id: dormer_format::PackId::from_bytes(rand::random()),
         size: 1000,
@@ -66,7 +71,7 @@ async fn push(index: &PostgresIndex, cache: CacheId) -> Result<StorePathHash> {
     let object = Object {
         path: dormer_nix::StorePath::new(hash, "package").unwrap(),
         references: Vec::new(),
-        deriver: None,
+        deriver: deriver.map(str::to_owned),
         ca: None,
         sigs: Vec::new(),
         system: None,
@@ -164,6 +169,49 @@ async fn commits_that_share_a_fresh_pack_do_not_wait_for_each_other() {
     assert_eq!(tokio::join!(waiting, ends).0, 1);
     drop(second);
     assert_eq!(Server::shared().sql(&url, "SELECT used_at FROM packs"), (NOW + 10_000).to_string());
+}
+
+/// A removal waits for a commit that names the same derivation, and then sees its object. The
+/// commit is held up between its look and its writes: its pack is locked.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_log_stays_for_an_object_whose_commit_has_not_ended() {
+    let url = Server::shared().create_database();
+    let index = Arc::new(open(&url).await);
+    let main = cache(&index, "main").await;
+    let derivation: dormer_nix::StorePath = "1k8c1hiysz6aaks2mpfc5k7xbbjpw5z5-hello.drv".parse().unwrap();
+    let first = push_output(&index, main, Some(derivation.base_name())).await.unwrap();
+    let name = dormer_nix::DocumentName::Log(derivation.clone());
+    let (owner, body) = (derivation.hash(), b"built".to_vec());
+    let log = NewDocument { name: name.clone(), owner, size: 5, encoding: None, body };
+    index.put_document(main, &log, NOW).await.unwrap();
+
+    // Nothing can be put into the table of NARs, so a commit ends only when this one does.
+    let mut holder = index.session(Access::Write(&[])).await;
+    holder.execute(query("LOCK TABLE nars IN SHARE MODE")).await.unwrap();
+    let waits_for = async |count: &str| {
+        let waiting = "SELECT count(*) FROM pg_stat_activity
+            WHERE datname = current_database() AND wait_event_type = 'Lock'";
+        while Server::shared().sql(&url, waiting).trim() != count {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    };
+    let commit = tokio::spawn({
+        let (index, deriver) = (Arc::clone(&index), derivation.base_name().to_owned());
+        async move { push_output(&index, main, Some(&deriver)).await }
+    });
+    waits_for("1").await;
+    let removal = tokio::spawn({
+        let index = Arc::clone(&index);
+        async move { index.remove_object(main, &first, Removal::WithGraceUntil(NOW + 1_000), NOW).await }
+    });
+    let both_wait = tokio::time::timeout(Duration::from_secs(5), waits_for("2")).await;
+    assert!(both_wait.is_ok() && !removal.is_finished(), "the removal did not wait for the commit");
+    index.database.commit(holder).await.unwrap();
+    let second = commit.await.unwrap().unwrap();
+    assert!(removal.await.unwrap().unwrap());
+    assert!(index.find_document(main, &name).await.unwrap().is_some(), "the second object names it");
+    assert!(index.remove_object(main, &second, Removal::ForCause, NOW).await.unwrap());
+    assert_eq!(index.find_document(main, &name).await.unwrap(), None);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

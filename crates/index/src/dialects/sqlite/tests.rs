@@ -138,6 +138,37 @@ fn commit(cache: CacheId, nar: NewNar, object: &Object) -> NarCommit {
     }
 }
 
+/// There is one writer at a time: a removal sees the object of a commit that began before it.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_log_stays_for_an_object_whose_commit_has_not_ended() {
+    let fresh = Fresh::new();
+    let index = fresh.open().await;
+    let main = index.create_cache(&new_cache("main")).await.unwrap();
+    let rows = index.commit_pack(&new_pack(1)).await.unwrap();
+    let object = new_object("hello", 0);
+    index.commit_nar(&commit(main, new_nar(&rows, 10), &object)).await.unwrap();
+    let derivation: dormer_nix::StorePath = object.deriver.as_deref().unwrap().parse().unwrap();
+    let (name, owner) = (dormer_nix::DocumentName::Log(derivation.clone()), derivation.hash());
+    let log = NewDocument { name: name.clone(), owner, size: 5, encoding: None, body: b"built".to_vec() };
+    index.put_document(main, &log, NOW).await.unwrap();
+
+    let mut unfinished = index.session(Access::Write(&[])).await;
+    let second = "INSERT INTO objects (cache, hash, nar, created_at, last_used_at, name, deriver, sigs, refs,
+            nar_size, counted)
+        SELECT cache, zeroblob(20), nar, created_at, last_used_at, name, deriver, sigs, refs, nar_size, counted
+        FROM objects";
+    assert_eq!(unfinished.execute(query(second)).await.unwrap(), 1);
+    let removal = tokio::spawn({
+        let (index, hash) = (Arc::clone(&index), object.path.hash());
+        async move { index.remove_object(main, &hash, Removal::WithGraceUntil(NOW + 1_000), NOW).await }
+    });
+    tokio::time::sleep(Duration::from_millis(100)).await;
+    assert!(!removal.is_finished(), "it waits for the commit");
+    index.database.commit(unfinished).await.unwrap();
+    assert!(removal.await.unwrap().unwrap());
+    assert!(index.find_document(main, &name).await.unwrap().is_some(), "the second object names it");
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn sqlite_meets_the_contract() {
     let fresh = Fresh::new();
