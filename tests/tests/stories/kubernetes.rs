@@ -1,9 +1,9 @@
 //! The lab overlay and its publisher in a real Kubernetes of one node: its own controllers,
 //! scheduler, kubelet and Services do what the story in `pods` does by hand.
 //!
-//! `./test --long` builds that Kubernetes and runs this. It is version 1.20, which Debian has the
-//! sources of. What differs from the rendered manifests is in `for_this_kubernetes`. What stands for
-//! what:
+//! `./test --long` builds that Kubernetes and runs this. It is version 1.20, because Debian has the
+//! sources of that one. `for_this_kubernetes` has all that differs from the rendered manifests.
+//! What stands for what:
 //! - HAProxy on the node is the Gateway; it sends all requests to the Service.
 //! - The images are those of `pods`.
 //! - dnsmasq is the server of names (scripts/kubernetes-node.sh).
