@@ -1,7 +1,7 @@
 #!/bin/sh
 # check-arm64-binary.sh [DIR]: links the static binary for aarch64 on this x86-64 machine, and runs
-# it on an empty root (try-static-binary.sh), by emulation. DIR keeps the binary. The tools come from
-# get-arm64-tools.sh.
+# it on an empty root (try-static-binary.sh), by emulation. DIR keeps the binary. get-arm64-tools.sh
+# brings the tools.
 set -eu
 cd "$(dirname "$0")/.."
 parts=${DORMER_PARTS:-$PWD/target/parts}

@@ -4,10 +4,10 @@
 #
 #   Debian's C compiler and C library for arm64, installed
 #   DIR/qemu-user     Debian's emulator of one program
-#   DIR/worker-rust   gets Rust's standard library for arm64, only where this machine's Rust has none
-#                     (`rustup target add aarch64-unknown-linux-gnu` is the short way to it). Both
-#                     halves are packages of Debian, of one version; get-worker-tools.sh brings the
-#                     compiler.
+#   DIR/worker-rust   gets Rust's standard library for arm64, only where this machine's Rust has
+#                     none (`rustup target add aarch64-unknown-linux-gnu` is the short way to it).
+#                     Both halves are packages of Debian, of one version; get-worker-tools.sh brings
+#                     the compiler.
 #
 # Wants Debian 12, and root or sudo for apt.
 set -eu

@@ -109,9 +109,9 @@ start_kubernetes() {
   daemon scheduler kube-scheduler "${checked[@]}" --secure-port=10259 --cert-dir=$keys/scheduler
   # Settings of the kernel that only the whole machine has stay as they are.
   daemon proxy kube-proxy "${access[@]}" --proxy-mode=iptables --hostname-override=node1 \
-    --masquerade-all=true --conntrack-max-per-core=0 --conntrack-tcp-timeout-established=0 \
-    --conntrack-tcp-timeout-close-wait=0 --healthz-bind-address=127.0.0.1:10256 \
-    --metrics-bind-address=127.0.0.1:10249
+    --bind-address=10.123.0.1 --masquerade-all=true --conntrack-max-per-core=0 \
+    --conntrack-tcp-timeout-established=0 --conntrack-tcp-timeout-close-wait=0 \
+    --healthz-bind-address=127.0.0.1:10256 --metrics-bind-address=127.0.0.1:10249
   local answers=()
   for name in "${names[@]}"; do answers+=("--host-record=${name/=/,}"); done
   daemon names dnsmasq --keep-in-foreground --user=root --no-resolv --no-hosts --local=/cluster.local/ \

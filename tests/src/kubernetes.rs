@@ -54,12 +54,13 @@ impl Kubernetes {
     /// Runs Kubernetes' own client, as administrator.
     pub fn kubectl(&self, arguments: &[&str]) -> Run {
         let folder = self.host.folder();
-        let mut command = self.host.in_network("timeout");
-        command.arg(KUBECTL_TIMEOUT_SECONDS).arg(part("deploy-tools/bin/kubectl"));
+        let mut command = self.host.in_network("env");
+        // This Kubernetes is older than commands over WebSockets.
+        command.arg("KUBECTL_REMOTE_COMMAND_WEBSOCKETS=false").args(["timeout", KUBECTL_TIMEOUT_SECONDS]);
+        command.arg(part("deploy-tools/bin/kubectl"));
         command.arg("--kubeconfig").arg(folder.join(SETTINGS_FILE));
         command.arg("--cache-dir").arg(folder.join("kubectl-cache"));
-        // This Kubernetes is older than commands over WebSockets.
-        Run::of(command.args(arguments).env("KUBECTL_REMOTE_COMMAND_WEBSOCKETS", "false"))
+        Run::of(command.args(arguments))
     }
 
     /// What the programs of the node said, shortened.
