@@ -70,6 +70,8 @@ unpacked prometheus usr/bin/promtool
 unpacked nginx usr/sbin/nginx
 unpacked varnish usr/sbin/varnishd libjemalloc2
 unpacked haproxy usr/sbin/haproxy liblua5.3-0 libopentracing-c-wrapper0 libopentracing1
+# A registry, to which the chart is pushed as a release does.
+unpacked docker-registry usr/bin/docker-registry
 
 # venv NAME PROGRAM PACKAGE...: PyPI's packages in a folder of their own, pinned. Another pin brings
 # another folder's content.
