@@ -34,7 +34,7 @@ await() {
   exit 1
 }
 
-containers() { ctr --address /run/containerd/containerd.sock --namespace k8s.io "$@"; }
+containers() { ctr --timeout 60s --connect-timeout 2s --address /run/containerd/containerd.sock --namespace k8s.io "$@"; }
 
 first_start() {
   openssl genrsa -out $keys/accounts.key 2048 2>/dev/null
@@ -100,7 +100,7 @@ start_kubernetes() {
     --kubelet-preferred-address-types=InternalIP
   local token
   token=$(cut -d, -f1 $keys/tokens.csv)
-  await "the API" curl -sk -f -H "Authorization: Bearer $token" https://127.0.0.1:6443/readyz
+  await "the API" curl -sk -f --max-time 2 -H "Authorization: Bearer $token" https://127.0.0.1:6443/readyz
   local access=(--kubeconfig=/host/kubeconfig)
   local checked=("${access[@]}" --authentication-kubeconfig=/host/kubeconfig
     --authorization-kubeconfig=/host/kubeconfig --bind-address=127.0.0.1 --port=0 --leader-elect=false)
@@ -126,7 +126,7 @@ start_kubernetes() {
     --cluster-dns=10.123.0.1 --cluster-domain=cluster.local --resolv-conf=/etc/resolv.conf \
     --volume-plugin-dir=/var/lib/kubelet/plugins --register-node=true \
     --eviction-hard='memory.available<100Mi,nodefs.available<1%,imagefs.available<1%'
-  await "the kubelet" curl -s -f http://127.0.0.1:10248/healthz
+  await "the kubelet" curl -s -f --max-time 2 http://127.0.0.1:10248/healthz
 }
 
 # Every process but the first one, the one that keeps the machine, and ours.
@@ -135,16 +135,19 @@ others() {
   kept=$(cat /keep)
   for folder in /proc/[0-9]*; do
     id=${folder#/proc/}
-    case $id in 1 | "$kept" | "$$" | "$BASHPID") ;; *) [ -e "$folder/exe" ] && echo "$id" ;; esac
+    case $id in 1 | "$kept" | "$$" | "$BASHPID") continue ;; esac
+    # What has ended and waits for its parent has no program.
+    if [ -e "$folder/exe" ]; then echo "$id"; fi
   done
 }
 
 cut_power() {
   local tries=0 left mounted
-  while left=$(others) && [ -n "$left" ] && [ "$tries" -lt 100 ]; do
+  while left=$(others) && [ -n "$left" ]; do
     # shellcheck disable=SC2086 # one word a process
     kill -KILL $left 2>/dev/null || true
     tries=$((tries + 1))
+    [ "$tries" -lt 100 ] || { echo "these do not end: $left" >&2 && exit 1; }
     sleep 0.05
   done
   # What was mounted last is taken away first.
