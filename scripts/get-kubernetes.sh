@@ -4,7 +4,7 @@
 # which are built here from Debian's source package with Debian's Go. What is there already is left
 # alone. scripts/kubernetes-host.sh runs it.
 #
-# The build takes about a quarter of an hour of one core. If it is interrupted, the next run goes on
+# The build takes about seven minutes of one core. If it is interrupted, the next run goes on
 # from there. Only ./test --long wants it.
 #
 # Wants Debian 12, a C compiler, mmdebstrap, and root or sudo for the tree.
