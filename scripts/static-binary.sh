@@ -1,6 +1,8 @@
 #!/bin/sh
-# static-binary.sh DIR [PROFILE]: builds `dormer` as one file that needs nothing else, not even a C
-# library, and puts it into DIR. PROFILE is Cargo's: release by default.
+# static-binary.sh DIR [PROFILE [TARGET]]: builds `dormer` as one file that needs nothing else, not
+# even a C library, and puts it into DIR. PROFILE is Cargo's: release by default. TARGET is Rust's
+# name of another kind of machine: this one by default. For aarch64-unknown-linux-gnu, the tools of
+# get-arm64-tools.sh link it.
 #
 # The GNU C library is linked in whole. Since its version 2.34 that includes looking up names over
 # DNS and in /etc/hosts, so the file resolves names on an empty root too; older ones would load a
@@ -10,6 +12,8 @@
 set -eu
 folder=$1
 profile=${2:-release}
+host=$(rustc -vV | sed -n 's/^host: //p')
+target=${3:-$host}
 mkdir -p "$folder"
 folder=$(cd "$folder" && pwd)
 cd "$(dirname "$0")/.."
@@ -22,9 +26,20 @@ case $version in
     ;;
 esac
 
+if [ "$target" != "$host" ]; then
+    export CARGO_TARGET_AARCH64_UNKNOWN_LINUX_GNU_LINKER=aarch64-linux-gnu-gcc
+    if [ ! -d "$(rustc --print target-libdir --target "$target" 2> /dev/null)" ]; then
+        rust=${DORMER_PARTS:-$PWD/target/parts}/worker-rust
+        if [ ! -d "$rust/usr/lib/rustlib/$target" ]; then
+            echo "no Rust for $target: rustup target add $target, or scripts/get-arm64-tools.sh" >&2
+            exit 1
+        fi
+        export RUSTC="$rust/usr/bin/rustc" LD_LIBRARY_PATH="$rust/usr/lib/x86_64-linux-gnu"
+    fi
+fi
+
 # With --target, flags reach what is shipped and not the build scripts and macros, which cannot be
 # static.
-target=$(rustc -vV | sed -n 's/^host: //p')
 case $profile in
 dev) built=debug ;;
 *) built=$profile ;;

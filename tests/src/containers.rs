@@ -1,4 +1,5 @@
-//! A machine for containers, with a real podman, of which nothing is left when it is dropped.
+//! Machines for containers, with a real podman or a real Kubernetes, of which nothing is left when
+//! they are dropped.
 
 use std::fs::{self, File};
 use std::io::Write as _;
@@ -19,7 +20,8 @@ const READY_TIMEOUT: Duration = Duration::from_secs(30);
 /// Longer than the kernel takes to end the processes of a namespace.
 const END_TIMEOUT: Duration = Duration::from_secs(20);
 
-/// A running `scripts/container-host.sh`, joined to this machine by one cable.
+/// A running `scripts/container-host.sh` or `scripts/kubernetes-host.sh`, joined to this machine by
+/// one cable.
 #[derive(Debug)]
 pub struct ContainerHost {
     process: Child,
@@ -29,8 +31,13 @@ pub struct ContainerHost {
 }
 
 impl ContainerHost {
-    /// Starts one. Wants root, or a sudo that asks for nothing.
+    /// Starts one with podman. Wants root, or a sudo that asks for nothing.
     pub fn start() -> Self {
+        Self::of_script("container-host.sh", &part("podman"))
+    }
+
+    /// Starts what a script makes of a Debian tree.
+    pub(crate) fn of_script(script: &str, tree: &Path) -> Self {
         let folder = tempfile::Builder::new().prefix("containers-").tempdir_in(parts::scratch_folder());
         let folder = folder.expect("a folder");
         for name in ["bin", "machines"] {
@@ -43,9 +50,9 @@ impl ContainerHost {
         }
         let log = folder.path().join("host.log");
         let output = File::create(&log).expect("the folder is new");
-        let mut command = as_root(parts::workspace_root().join("scripts/container-host.sh"));
+        let mut command = as_root(parts::workspace_root().join("scripts").join(script));
         let mut process = command
-            .arg(part("podman"))
+            .arg(tree)
             .arg(folder.path())
             .stdin(Stdio::piped())
             .stdout(output.try_clone().expect("a file handle can be cloned"))
@@ -107,17 +114,24 @@ impl ContainerHost {
 
     /// Runs podman. A command that takes longer than two minutes has failed.
     pub fn podman(&self, arguments: &[&str]) -> Run {
+        // Its timers would need systemd; the test asks for the health of containers itself.
+        let variables = ["DISABLE_HC_SYSTEMD=true", "PODMAN_IGNORE_CGROUPSV1_WARNING=1"];
+        self.inside(&variables, &[&["podman"], arguments].concat())
+    }
+
+    /// Runs a program of the machine, with nothing but these variables. One that takes longer than
+    /// two minutes has failed.
+    pub(crate) fn inside(&self, variables: &[&str], words: &[&str]) -> Run {
         let mut command = as_root("env");
         command.args([
             "-i",
             "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
             "HOME=/root",
         ]);
-        // Its timers would need systemd; the test asks for the health of containers itself.
-        command.args(["DISABLE_HC_SYSTEMD=true", "PODMAN_IGNORE_CGROUPSV1_WARNING=1"]);
+        command.args(variables);
         command.args(["timeout", "120", "nsenter", &format!("--target={}", self.id)]);
-        command.args(["--mount", "--pid", "--net", "--ipc", "--uts", "--root", "--wdns=/", "podman"]);
-        Run::of(command.args(arguments))
+        command.args(["--mount", "--pid", "--net", "--ipc", "--uts", "--root", "--wdns=/"]);
+        Run::of(command.args(words))
     }
 
     /// A command that has the files of this machine and the network there. It ends with the host.
@@ -153,9 +167,11 @@ impl Drop for ContainerHost {
         let _ = self.process.kill();
         let _ = self.process.wait();
         // The groups of containers outlive them. Only empty ones can be removed.
-        let mut groups = as_root("find");
-        groups.args(["/sys/fs/cgroup", "-depth", "-type", "d", "-path", "*/libpod_parent*"]);
-        let _ = groups.args(["-exec", "rmdir", "{}", ";"]).stderr(Stdio::null()).status();
+        for name in ["*/libpod_parent*", "*/kubepods*"] {
+            let mut groups = as_root("find");
+            groups.args(["/sys/fs/cgroup", "-depth", "-type", "d", "-path", name]);
+            let _ = groups.args(["-exec", "rmdir", "{}", ";"]).stderr(Stdio::null()).status();
+        }
         // Store paths are read-only: only root could remove them.
         let _ = Command::new("chmod").args(["-R", "u+w"]).arg(self.folder().join("machines")).status();
     }

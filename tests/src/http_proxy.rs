@@ -117,18 +117,29 @@ impl HttpProxy {
     /// come and go. It asks each one at `/readyz` on the port of its metrics whether to send
     /// requests there, as Kubernetes does for a Service.
     pub fn haproxy_of_containers(host: &ContainerHost, servers: &[String]) -> Self {
+        let mut backend = "  balance roundrobin\n  option httpchk GET /readyz\n  \
+                           default-server check port 9464 inter 500ms fall 2 rise 1\n"
+            .to_owned();
+        for (number, server) in servers.iter().enumerate() {
+            let _ = writeln!(backend, "  server replica{number} {server}:8080");
+        }
+        Self::haproxy_in_network(host, &backend)
+    }
+
+    /// HAProxy in the place of a Gateway, on port 80 of all addresses of a node, before a Service
+    /// (`service` is its address and port). The Service chooses the pods.
+    pub fn haproxy_of_service(host: &ContainerHost, service: &str) -> Self {
+        Self::haproxy_in_network(host, &format!("  server service {service}\n"))
+    }
+
+    fn haproxy_in_network(host: &ContainerHost, backend: &str) -> Self {
         let (folder, _) = place("haproxy-");
-        let mut configuration =
+        let configuration = format!(
             "global\n  maxconn 100\n  log stdout format raw local0\ndefaults\n  mode http\n  log global\n  \
              option httplog\n  timeout connect 5s\n  \
              timeout check 5s\n  timeout client 60s\n  timeout server 60s\n  retries 3\n  option redispatch\n\
-             frontend all\n  bind 0.0.0.0:80\n  default_backend lab\n\
-             backend lab\n  balance roundrobin\n  option httpchk GET /readyz\n  \
-             default-server check port 9464 inter 500ms fall 2 rise 1\n"
-                .to_owned();
-        for (number, server) in servers.iter().enumerate() {
-            let _ = writeln!(configuration, "  server replica{number} {server}:8080");
-        }
+             frontend all\n  bind 0.0.0.0:80\n  default_backend lab\nbackend lab\n{backend}"
+        );
         let path = written(folder.path(), "haproxy.cfg", &configuration);
         let mut command = host.in_network("env");
         command.arg(format!("LD_LIBRARY_PATH={}", libraries("haproxy")));

@@ -8,6 +8,7 @@
 //!   network.
 //! - [`ContainerHost`]: a real podman in namespaces of its own; [`pods`]: what it can play of a
 //!   manifest.
+//! - [`Kubernetes`]: a real Kubernetes of one node, for `./test --long`.
 //! - [`edge`]: a published layout, the Worker in workerd, and the attacks on whatever serves it.
 //! - [`http`]: requests as bytes on a socket, for clients other than Nix.
 //! - [`HttpProxy`]: a real nginx, HAProxy or Varnish before a host.
@@ -25,6 +26,7 @@ pub mod edge;
 mod files;
 pub mod http;
 mod http_proxy;
+mod kubernetes;
 mod lab;
 mod machine;
 pub mod manifests;
@@ -37,6 +39,7 @@ pub use balancer::Balancer;
 pub use containers::ContainerHost;
 pub use files::StaticServer;
 pub use http_proxy::HttpProxy;
+pub use kubernetes::Kubernetes;
 pub use lab::{Lab, LabOptions};
 pub use machine::{Machine, Run};
 pub use parts::{Nix, binary, part, times, workspace_root};

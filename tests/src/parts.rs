@@ -63,7 +63,7 @@ pub fn part(path: &str) -> PathBuf {
     part
 }
 
-fn parts_folder() -> PathBuf {
+pub(crate) fn parts_folder() -> PathBuf {
     env::var_os("DORMER_PARTS").map_or_else(|| workspace_root().join("target/parts"), PathBuf::from)
 }
 

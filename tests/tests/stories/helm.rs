@@ -5,9 +5,13 @@
 
 use std::collections::BTreeMap;
 use std::fs;
-use std::path::PathBuf;
-use std::process::Command;
+use std::net::TcpStream;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::thread;
+use std::time::{Duration, Instant};
 
+use dormer_testkit::services::free_port;
 use dormer_tests::manifests::{containers, pod_template, problems, text, title};
 use dormer_tests::{Run, binary, part, workspace_root};
 use serde_json::{Value, json};
@@ -217,6 +221,73 @@ fn values_that_make_no_sense_are_refused() {
     }
     let chart = chart().display().to_string();
     helm(&["lint", "--strict", &chart, "--set", REPOSITORY]).succeeds();
+}
+
+/// A registry without users, in a folder of its own. It ends on drop.
+struct Registry {
+    process: Child,
+    address: String,
+}
+
+impl Registry {
+    fn start(folder: &Path) -> Self {
+        let address = format!("127.0.0.1:{}", free_port());
+        let settings = json!({"version": 0.1, "http": {"addr": address},
+            "storage": {"filesystem": {"rootdirectory": folder.join("registry")}}});
+        let file = folder.join("registry.json");
+        fs::write(&file, settings.to_string()).unwrap();
+        let mut command = Command::new(part("docker-registry/usr/bin/docker-registry"));
+        command.arg("serve").arg(file).stdout(Stdio::null()).stderr(Stdio::null());
+        let registry = Self { process: command.spawn().unwrap(), address };
+        let begin = Instant::now();
+        while TcpStream::connect(&registry.address).is_err() {
+            assert!(begin.elapsed() < Duration::from_secs(30), "the registry does not listen");
+            thread::sleep(Duration::from_millis(20));
+        }
+        registry
+    }
+}
+
+impl Drop for Registry {
+    fn drop(&mut self) {
+        let _ = self.process.kill();
+        let _ = self.process.wait();
+    }
+}
+
+/// What the release workflow does with the chart, and what its users do then.
+#[test]
+fn the_chart_is_installed_from_a_registry() {
+    let work = tempfile::tempdir().unwrap();
+    let registry = Registry::start(work.path());
+    let (folder, version) = (work.path().display().to_string(), env!("CARGO_PKG_VERSION"));
+    helm(&["package", &chart().display().to_string(), "--destination", &folder]).succeeds();
+    let charts = format!("oci://{}/charts", registry.address);
+    let archive = format!("{folder}/dormer-{version}.tgz");
+    let pushed = helm(&["push", &archive, &charts, "--plain-http"]);
+    assert!(pushed.is_success(), "{pushed}");
+    // The workflow signs what this line names.
+    let digest = |run: &Run| {
+        let said = format!("{}{}", run.stdout(), run.stderr());
+        said.lines().find_map(|line| line.strip_prefix("Digest: ").map(str::to_owned))
+    };
+    let of_push = digest(&pushed);
+    assert!(of_push.as_ref().is_some_and(|digest| digest.starts_with("sha256:")), "{pushed}");
+    let from = format!("{charts}/dormer");
+    let rendered = helm(&[
+        "template",
+        "dormer",
+        &from,
+        "--version",
+        version,
+        "--plain-http",
+        "--namespace",
+        "dormer",
+        "--set",
+        REPOSITORY,
+    ]);
+    assert_eq!(parse(&rendered.succeeds()), parse(&template(&[REPOSITORY]).succeeds()));
+    assert_eq!(digest(&rendered), of_push);
 }
 
 /// The files that name the version of a release agree, and a tag of another version is refused.

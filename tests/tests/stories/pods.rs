@@ -155,7 +155,7 @@ fn server_of(replica: &str) -> String {
 }
 
 /// Builds the images under the names that the manifests use.
-fn build_images(host: &ContainerHost) {
+pub(super) fn build_images(host: &ContainerHost) {
     let root = workspace_root();
     // Symbols for a debugger are most of a debug build.
     let slim = host.folder().join("slim");
@@ -192,7 +192,7 @@ fn build_images(host: &ContainerHost) {
 }
 
 /// The lab and its publisher, at another address. The edge is in reach, and the store is smaller.
-fn rendered(address: &str) -> Vec<Value> {
+pub(super) fn rendered(address: &str) -> Vec<Value> {
     let mut resources = parse(&render("overlays/lab"));
     resources.extend(parse(&render("overlays/edge-publisher")));
     let mut replaced = 0;
@@ -219,7 +219,7 @@ fn rendered(address: &str) -> Vec<Value> {
 }
 
 /// The Secret that the guide makes. The edge is a bucket of the same store.
-fn secret() -> Value {
+pub(super) fn secret() -> Value {
     let mut secret = parse(&new_secret("dormer-lab")).remove(0);
     let values = secret["stringData"].as_object_mut().unwrap();
     for key in ["access-key-id", "secret-access-key"] {
@@ -229,12 +229,13 @@ fn secret() -> Value {
     secret
 }
 
-/// A machine whose Nix trusts the cache `main` of the lab.
-fn machine(lab: &Lab, name: &str, nix: Nix, token: &str) -> Machine {
-    let machine = lab.host.machine(name, nix);
-    let url = format!("http://{}", lab.host.address());
+/// A machine whose Nix trusts the cache `main` of the lab behind port 80 of `host`.
+pub(super) fn machine(host: &ContainerHost, name: &str, nix: Nix, token: &str) -> Machine {
+    let machine = host.machine(name, nix);
+    let url = format!("http://{}", host.address());
     machine.dormer(&["login", "lab", &url, token, "--set-default"]).succeeds();
-    let config = http::get(lab.proxy.address(), "/_api/v1/cache-config/main", Some(token)).json();
+    let address = format!("{}:80", host.address());
+    let config = http::get(&address, "/_api/v1/cache-config/main", Some(token)).json();
     machine.configure(&[text(&config, "/public_key").to_owned()]);
     machine
 }
@@ -251,10 +252,10 @@ fn the_lab_overlay_runs() {
     the_pods_are_what_the_manifest_says(&lab);
 
     let token = lab.token("first");
-    let builder = machine(&lab, "builder", Nix::NEWEST, &token);
+    let builder = machine(&lab.host, "builder", Nix::NEWEST, &token);
     let all = builder.build("all", &[("salt", "pods")]);
     builder.dormer(&["push", "main", &all]).succeeds();
-    let puller = machine(&lab, "puller", Nix::MIDDLE, &token);
+    let puller = machine(&lab.host, "puller", Nix::MIDDLE, &token);
     let cache = format!("http://{}/main", lab.proxy.address());
     puller.substitute(&cache, &all).succeeds();
     puller.verify_all();
@@ -263,7 +264,7 @@ fn the_lab_overlay_runs() {
     the_publisher_brings_the_cache_to_the_edge(&lab, &builder.closure(&all));
     a_wedged_server_is_restarted(&lab);
 
-    let late = machine(&lab, "late", Nix::OLDEST, &token);
+    let late = machine(&lab.host, "late", Nix::OLDEST, &token);
     late.substitute(&cache, &all).succeeds();
 }
 
@@ -286,7 +287,24 @@ fn the_pods_are_what_the_manifest_says(lab: &Lab) {
 fn a_rolling_replacement_fails_no_request(lab: &Lab, builder: &Machine, token: &str, path: &str) {
     let strategy = &lab.resource("Deployment dormer")["spec"]["strategy"]["rollingUpdate"];
     assert_eq!((strategy["maxSurge"].as_u64(), strategy["maxUnavailable"].as_u64()), (Some(1), Some(0)));
-    let address = lab.proxy.address();
+    while_clients_ask(&lab.proxy, builder, token, path, || {
+        lab.play_replica("third", 2);
+        lab.stop_replica("first");
+        lab.play_replica("fourth", 0);
+        lab.stop_replica("second");
+    });
+}
+
+/// Does something while a client asks for `path` without pause, and `builder` pushes. No request
+/// and no push may fail.
+pub(super) fn while_clients_ask(
+    proxy: &HttpProxy,
+    builder: &Machine,
+    token: &str,
+    path: &str,
+    change: impl FnOnce(),
+) {
+    let address = proxy.address();
     let hash = &path["/nix/store/".len()..][..32];
     let narinfo = format!("/main/{hash}.narinfo");
     let described = http::get(address, &narinfo, None).text();
@@ -315,13 +333,10 @@ fn a_rolling_replacement_fails_no_request(lab: &Lab, builder: &Machine, token: &
         });
         // Also after a failure: the asking thread would never end.
         let _end = SetOnDrop(&done);
-        lab.play_replica("third", 2);
-        lab.stop_replica("first");
-        lab.play_replica("fourth", 0);
-        lab.stop_replica("second");
+        change();
     });
     let (failures, answers) = (failures.into_inner().unwrap(), answers.into_inner().unwrap());
-    assert!(failures.is_empty(), "of {answers} requests failed {failures:#?}\n{}", lab.proxy.output());
+    assert!(failures.is_empty(), "of {answers} requests failed {failures:#?}\n{}", proxy.output());
     assert!(answers > 100, "{answers}");
 }
 
