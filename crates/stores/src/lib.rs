@@ -29,6 +29,7 @@ mod settings;
 mod store;
 mod stream;
 mod upload;
+mod window;
 
 #[cfg(any(test, feature = "conformance"))]
 pub mod conformance;
@@ -44,3 +45,4 @@ pub use settings::{Credentials, RemoteKind, RemoteSettings};
 pub use store::{CallPolicy, FileKind, FileMeta, Store, Stored};
 pub use stream::{ByteStream, Opened};
 pub use upload::Upload;
+pub use window::WriteWindow;

@@ -159,6 +159,7 @@ publish_calls! {
         fn publish_counts(target: TargetId, cache: CacheId) -> PublishCounts;
         fn publish_backlog(limit: u32) -> Vec<PublishBacklog>;
         fn find_objects(cache: CacheId, hashes: &[StorePathHash]) -> Vec<FoundObject>;
+        fn find_served_nars(cache: CacheId, nars: &[NarHash], now: UnixSeconds) -> Vec<NarHash>;
         fn find_owned_documents(cache: CacheId, owners: &[StorePathHash], limit: u32) -> Vec<OwnedDocument>;
         fn find_build_ids(cache: CacheId, objects: &[StorePathHash], limit: u32) -> Vec<(StorePathHash, BuildId)>;
         fn find_published_documents(target: TargetId, cache: CacheId, hashes: &[StorePathHash]) -> Vec<PublishedDocument>;
@@ -183,6 +184,7 @@ publish_calls! {
         fn forget_removed(lease: &Lease, cache: CacheId, before: UnixSeconds, limit: u32) -> u64;
         fn settle_pending(lease: &Lease, cache: CacheId, verdicts: &PendingVerdicts, at: UnixSeconds) -> ();
         fn write_published_cache(lease: &Lease, cache: &PublishedCache, at: UnixSeconds) -> ();
+        fn forget_pending(lease: &Lease, cache: CacheId, limit: u32) -> bool;
         fn forget_published_cache(lease: &Lease, cache: CacheId, limit: u32) -> bool;
         fn begin_publishing(lease: &Lease, cache: CacheId, intents: &[PublishIntent]) -> ();
         fn note_uploaded(lease: &Lease, cache: CacheId, nars: &[PublishedNar]) -> ();
