@@ -108,7 +108,7 @@ impl Publisher {
         let store = self.store.within(&window);
         let in_flight =
             InFlight::new(self.settings.concurrency, self.settings.request_timeout).within(&window);
-        let looks_at_all = self.looks_at_all();
+        let looks_at_all = self.is_due(self.looked_at());
         let work = async {
             // Read again: another run may have moved the target before this one had the lease.
             let target = self.state.open_target(&self.settings.name, &location).await?;
@@ -208,7 +208,7 @@ impl Publisher {
         if !self.index().outbox_after(target.cursor, 1).await?.is_empty() {
             return Ok(true);
         }
-        let looks_at_all = self.looks_at_all();
+        let looks_at_all = self.is_due(self.looked_at().or(target.ran_at));
         for (cache, _) in self.selected().await? {
             if !published.iter().any(|published| published.cache == cache.id) {
                 continue;
@@ -226,12 +226,15 @@ impl Publisher {
     }
 
     /// Whether it is time to look at all paths that wait, though nothing that they wait for
-    /// changed.
-    fn looks_at_all(&self) -> bool {
+    /// changed, if this was done then.
+    fn is_due(&self, looked_at: Option<UnixSeconds>) -> bool {
         let now = self.engine.now();
-        let looked_at = *self.looked_at.lock().unwrap_or_else(PoisonError::into_inner);
         // A time in the future is that of a clock that was wrong.
         looked_at.is_none_or(|at| at + self.look_again_seconds() <= now || at > now)
+    }
+
+    fn looked_at(&self) -> Option<UnixSeconds> {
+        *self.looked_at.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn note_looked_at(&self, at: Option<UnixSeconds>) {

@@ -101,6 +101,32 @@ impl CacheTurns {
         self.removals_begun = false;
     }
 
+    /// Those of a page that are worth a look, and those that wait for one of them.
+    fn worth_a_look(&self, mut page: Vec<PendingObject>) -> Vec<PendingObject> {
+        if self.moved.is_all {
+            return page;
+        }
+        let (chosen, passed): (Vec<_>, Vec<_>) =
+            page.iter().partition(|pending| self.is_worth_a_look(pending));
+        let mut behind: HashMap<StorePathHash, Vec<StorePathHash>> = HashMap::new();
+        for pending in passed {
+            if let Some(reference) = pending.reason.as_deref().and_then(Wait::reference_in) {
+                behind.entry(reference).or_default().push(pending.hash);
+            }
+        }
+        let mut unfollowed: Vec<StorePathHash> = chosen.iter().map(|pending| pending.hash).collect();
+        let mut chosen: HashSet<StorePathHash> = unfollowed.iter().copied().collect();
+        while let Some(hash) = unfollowed.pop() {
+            for behind in behind.remove(&hash).unwrap_or_default() {
+                if chosen.insert(behind) {
+                    unfollowed.push(behind);
+                }
+            }
+        }
+        page.retain(|pending| chosen.contains(&pending.hash));
+        page
+    }
+
     /// Whether looking at a path may come to something new: it was not looked at since it was
     /// noted, or it or what it waits for changed.
     fn is_worth_a_look(&self, pending: &PendingObject) -> bool {
@@ -145,7 +171,8 @@ impl Run<'_> {
         self.follow().await?;
         // Their names may be taken by others, which have to wait until they are gone.
         let mut leaving: HashSet<String> = HashSet::new();
-        let mut rows: Vec<&PublishedCache> = published.values().filter(|row| !is_selected(row.cache)).collect();
+        let mut rows: Vec<&PublishedCache> =
+            published.values().filter(|row| !is_selected(row.cache)).collect();
         rows.sort_unstable_by_key(|row| row.cache);
         for row in rows {
             let turn = self.leave(row).await?;
@@ -348,7 +375,7 @@ impl Run<'_> {
                 let turns = self.turns_of(cache.id);
                 let after = turns.pass.after;
                 let limit = if turns.moved.is_all { PAGE_OBJECTS } else { PASSED_OVER_PAGE };
-                let mut pending = self.state().pending_objects(self.target(), cache.id, after, limit).await?;
+                let pending = self.state().pending_objects(self.target(), cache.id, after, limit).await?;
                 let Some(last) = pending.last().map(|last| (last.since, last.hash)) else { break };
                 if after.is_none() && pending.len() == limit as usize {
                     let backlog = self.state().publish_counts(self.target(), cache.id).await?;
@@ -356,7 +383,7 @@ impl Run<'_> {
                 }
                 let turns = self.turns_of(cache.id);
                 let all = pending.len();
-                pending.retain(|pending| turns.is_worth_a_look(pending));
+                let pending = turns.worth_a_look(pending);
                 let mut waiting = (all - pending.len()) as u64;
                 if !turns.moved.is_all && !self.remove_absent(cache, name, &pending, &mut counts).await? {
                     return Ok((counts, false));

@@ -29,7 +29,10 @@ impl Run<'_> {
             if self.publisher.is_stopping() || (has_stepped && self.has_to_pause()) {
                 return Ok((counts, false));
             }
-            has_stepped = true;
+            let kind = std::mem::discriminant(&scan);
+            // The end of a comparison is not written down, so a turn goes on to what comes after it.
+            let compares =
+                matches!(scan, CacheScan::Narinfos(_) | CacheScan::Nars(_) | CacheScan::Documents(_));
             row.scan = match scan {
                 CacheScan::Narinfos(byte) => {
                     let (next, repaired) = self.compare_narinfos(cache, name, byte).await?;
@@ -52,6 +55,8 @@ impl Run<'_> {
                     self.state().note_cache_step(&lease, cache.id, scan, NOTED_TOGETHER, now).await?
                 }
             };
+            let next = row.scan.as_ref().map(std::mem::discriminant);
+            has_stepped |= !compares || next == Some(kind);
         }
         Ok((counts, true))
     }

@@ -24,7 +24,8 @@ fn pages() -> Vec<Page> {
 /// A statement that stands in no list would be planned in no test.
 #[test]
 fn every_statement_of_publishing_is_in_a_list() {
-    let mut listed: Vec<&str> = many_rows().iter().map(|(name, _)| *name).chain(FEW_ROWS.iter().copied()).collect();
+    let mut listed: Vec<&str> =
+        many_rows().iter().map(|(name, _)| *name).chain(FEW_ROWS.iter().copied()).collect();
     // The two dialects of `FORGET_DOCUMENTS`.
     listed.extend(["documents::FORGET_ON_SQLITE", "documents::FORGET_ON_POSTGRESQL"]);
     listed.sort_unstable();

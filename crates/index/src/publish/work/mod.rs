@@ -21,7 +21,8 @@ use dormer_format::EncodingTag;
 use dormer_nix::{NarHash, StorePathHash};
 
 pub(crate) use self::caches::{
-    forget_pending, forget_published_cache, publish_backlog, publish_counts, published_caches, write_published_cache,
+    forget_pending, forget_published_cache, publish_backlog, publish_counts, published_caches,
+    write_published_cache,
 };
 pub(crate) use self::documents::{
     find_build_ids, find_needed_documents, find_owned_documents, find_published_documents,

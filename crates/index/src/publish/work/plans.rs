@@ -134,9 +134,9 @@ pub(crate) const FEW_ROWS: &[&str] = &[
 /// All statements that touch many rows.
 pub(crate) fn many_rows() -> Vec<Named> {
     let pages = PAGES.iter().map(|(named, ..)| *named);
-    let forget = caches::FORGET_ROWS.iter().flat_map(|(find_last, delete)| {
-        ["caches::FORGET_ROWS"; 2].into_iter().zip([*find_last, *delete])
-    });
+    let forget = caches::FORGET_ROWS
+        .iter()
+        .flat_map(|(find_last, delete)| ["caches::FORGET_ROWS"; 2].into_iter().zip([*find_last, *delete]));
     pages.chain(LOOK_UPS.iter().copied()).chain(forget).collect()
 }
 
