@@ -22,7 +22,7 @@ use object_store::{
     ObjectStoreExt as _, PutMultipartOptions, PutOptions, PutPayload, PutResult, Result, UploadPart,
 };
 
-use crate::faults::{Fate, Faults};
+use crate::faults::{Fate, Faults, Lie};
 
 /// Something that changed the target.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -260,6 +260,10 @@ impl Fault {
         }
     }
 
+    fn drops_puts(&self) -> bool {
+        matches!(self, Self::Crash(faults) if faults.lies(Lie::PutsDropped))
+    }
+
     fn check_read(&self) -> Result<()> {
         match self {
             Self::Denied => Err(refused()),
@@ -286,7 +290,11 @@ impl ObjectStore for FaultyStore {
     async fn put_opts(&self, location: &Path, payload: PutPayload, options: PutOptions) -> Result<PutResult> {
         let put = async {
             let put = self.files.memory.put_opts(location, payload, options).await?;
-            self.files.note_put(location).await?;
+            if self.fault.drops_puts() && location.as_ref().contains("/nar/") {
+                self.files.memory.delete(location).await?;
+            } else {
+                self.files.note_put(location).await?;
+            }
             Ok(put)
         };
         self.fault.write(put).await

@@ -428,6 +428,35 @@ async fn databases_of_others_are_refused_and_not_touched() {
     }
 }
 
+/// After a failover of which only a standby is left: what is stored can be read, also by a process
+/// that starts now, and a write fails with a clear error. After the promotion all goes on.
+#[tokio::test]
+async fn a_standby_is_read_and_takes_no_writes() {
+    let server = Server::start();
+    let url = server.create_database();
+    let before = open(&url).await;
+    let cache = cache(&before, "main").await;
+    let (object, _) = push(&before, cache).await.unwrap();
+    server.restart_as_standby();
+    let restarted = open(&url).await;
+    for index in [&before, &restarted] {
+        index.ping().await.unwrap();
+        assert!(index.find_object(cache, &object).await.unwrap().is_some());
+        assert!(!index.outbox_after(OutboxPosition::START, 9).await.unwrap().is_empty());
+        let refused = index.check_ready().await;
+        assert!(matches!(&refused, Err(Error::Unavailable { source, .. }) if source.to_string().contains("recovery")), "{refused:?}");
+    }
+    server.sql("postgres", "SELECT pg_promote()");
+    for index in [&before, &restarted] {
+        index.check_ready().await.unwrap();
+    }
+    // A standby with an older schema cannot be brought up to date.
+    server.sql(&url, "DELETE FROM _sqlx_migrations WHERE version = (SELECT max(version) FROM _sqlx_migrations)");
+    server.restart_as_standby();
+    let refused = PostgresIndex::open(&url, options()).await;
+    assert!(matches!(&refused, Err(Error::ServerUnfit { what }) if what.contains("standby")), "{refused:?}");
+}
+
 #[tokio::test]
 async fn a_server_that_loses_commits_is_refused() {
     let server = Server::start_with(&["fsync=off"]);
