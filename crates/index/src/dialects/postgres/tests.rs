@@ -436,7 +436,7 @@ async fn a_standby_is_read_and_takes_no_writes() {
     let url = server.create_database();
     let before = open(&url).await;
     let cache = cache(&before, "main").await;
-    let (object, _) = push(&before, cache).await.unwrap();
+    let object = push(&before, cache).await.unwrap();
     server.restart_as_standby();
     let restarted = open(&url).await;
     for index in [&before, &restarted] {
