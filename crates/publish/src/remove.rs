@@ -249,8 +249,8 @@ impl Run<'_> {
         Ok(count)
     }
 
-    /// Deletes NARs whose grace is over at this time. Returns whether all are gone; if not, the turn
-    /// of the cache is over. Each turn deletes a page.
+    /// Deletes NARs whose grace is over at this time. Returns whether all are gone; if not, the
+    /// turn of the cache is over. Each turn deletes a page.
     pub(crate) async fn delete_due_nars(
         &mut self,
         cache: CacheId,

@@ -14,8 +14,8 @@ use crate::report::Counts;
 const NOTED_TOGETHER: u32 = 4_096;
 
 impl Run<'_> {
-    /// Carries a cache's scan on to its end. Returns what changed, and whether the scan has ended; if
-    /// not, the turn of the cache is over.
+    /// Carries a cache's scan on to its end. Returns what changed, and whether the scan has ended;
+    /// if not, the turn of the cache is over.
     pub(crate) async fn scan_cache(
         &mut self,
         cache: &Cache,
@@ -30,7 +30,8 @@ impl Run<'_> {
                 return Ok((counts, false));
             }
             let kind = std::mem::discriminant(&scan);
-            // The end of a comparison is not written down, so a turn goes on to what comes after it.
+            // The end of a comparison is not written down, so a turn goes on to what comes after
+            // it.
             let compares =
                 matches!(scan, CacheScan::Narinfos(_) | CacheScan::Nars(_) | CacheScan::Documents(_));
             row.scan = match scan {

@@ -18,6 +18,7 @@ mod counters;
 mod error;
 mod exchange;
 mod failure;
+mod folder_walk;
 mod limit;
 mod list;
 mod open;

@@ -45,9 +45,37 @@ impl WriteWindow {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::Arc;
     use std::time::Duration;
 
     use super::*;
+    use crate::Store;
+
+    #[tokio::test]
+    async fn nothing_is_written_once_the_window_is_closed() {
+        let folder = tempfile::tempdir().unwrap();
+        let store = Store::folder(folder.path()).unwrap();
+        let window = Arc::new(WriteWindow::until(Instant::now() + Duration::from_mins(1)));
+        let within = store.within(&window).in_parts_of(4);
+        within.put("a", None, ["one".into()]).await.unwrap();
+        let mut begun = within.begin_upload("b", None, 9).await.unwrap();
+        begun.put_part(["1234".into()]).await.unwrap();
+        let finished = within.begin_upload("c", None, 9).await.unwrap();
+        window.close();
+        let outcomes = [
+            within.put("a", None, ["two".into()]).await.map(drop),
+            within.delete("a").await,
+            within.begin_upload("d", None, 9).await.map(drop),
+            begun.put_part(["5678".into()]).await,
+            begun.finish().await.map(drop),
+            finished.finish().await.map(drop),
+        ];
+        for outcome in outcomes {
+            assert!(matches!(outcome, Err(Error::WindowClosed { .. })), "{outcome:?}");
+        }
+        assert_eq!(within.get("a").await.unwrap().as_deref(), Some(b"one".as_slice()), "reads go on");
+        assert_eq!(store.list_page("", None, 9).await.unwrap().len(), 1);
+    }
 
     #[tokio::test(start_paused = true)]
     async fn a_window_that_has_closed_stays_closed() {

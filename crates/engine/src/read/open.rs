@@ -24,8 +24,9 @@ const LOOKUPS: usize = 16;
 /// memory of a larger recipe.
 const OPENING_BYTES: u64 = 512 * 1024;
 
-/// How long opening a healed NAR waits until its new tag is written. The usual write takes some
-/// milliseconds; after it no narinfo names the old tag any more.
+/// How long a read waits until the new tag of a healed NAR, or damage that it found, is written
+/// down. The usual write takes some milliseconds; after it no narinfo names the old tag, or the
+/// damaged NAR, any more.
 const WRITE_WAIT: Duration = Duration::from_millis(500);
 
 /// New tags that are being written at once. When there are more, the next opening of the NAR writes

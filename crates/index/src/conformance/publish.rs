@@ -243,6 +243,13 @@ pub(super) async fn a_whole_cache_can_be_noted(both: Both) -> Result<()> {
     assert_eq!(both.publish.pending_absent(lease.target, id, all.next, 1).await?, AbsentPage::default());
     let found = both.publish.find_objects(id, &hashes(&[1, 2, 9])).await?;
     assert_eq!(found.len(), 2);
+    let nars: Vec<NarHash> = found.iter().map(|found| found.nar.hash).chain([nar_hash(77)]).collect();
+    let mut served = both.publish.find_served_nars(id, &nars, NOW).await?;
+    served.sort_unstable();
+    let mut there = nars[..2].to_vec();
+    there.sort_unstable();
+    assert_eq!(served, there);
+    assert_eq!(both.publish.find_served_nars(other, &nars, NOW).await?, []);
     // Nothing of it is looked at any more, and nothing else is forgotten.
     note_all(&both, &lease, other, NOW).await?;
     let mut pages = 1;

@@ -488,8 +488,8 @@ pub trait PublishIndex: Send + Sync + std::fmt::Debug + 'static {
     /// Those of these objects that the cache has, with damaged NARs too. At most 16,384; one
     /// statement.
     async fn find_objects(&self, cache: CacheId, hashes: &[StorePathHash]) -> Result<Vec<FoundObject>>;
-    /// Those of these NARs that the lab serves in the cache: through an object, a grace that has not
-    /// ended, or an alias. At most 16,384; one statement.
+    /// Those of these NARs that the lab serves in the cache: through an object, a grace that has
+    /// not ended, or an alias. At most 16,384; one statement.
     async fn find_served_nars(
         &self,
         cache: CacheId,

@@ -66,8 +66,8 @@ async fn sqlite_searches_for_whatever_publishing_asks() {
     for (name, sql) in many_rows() {
         let plan = plan(sql).await;
         for step in plan.lines().filter(|step| step.contains("SCAN")) {
-            // What is unfolded from a parameter, and a page that was cut out before. The backlog has
-            // a row for each published cache.
+            // What is unfolded from a parameter, and a page that was cut out before. The backlog
+            // has a row for each published cache.
             let harmless = step.contains("VIRTUAL TABLE")
                 || step == "SCAN p"
                 || step == "SCAN x"
