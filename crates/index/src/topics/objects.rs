@@ -104,20 +104,15 @@ const WRITE_GRACE: Sql = both!(
          ends_at = CASE WHEN graces.ends_at < excluded.ends_at THEN excluded.ends_at ELSE graces.ends_at END"
 );
 
-// One statement for the NAR of the object and one for those that the path had before: joined by OR,
-// both databases would read all aliases of the cache.
+// A statement for each NAR that the path has or had: joined by OR, both databases would read all
+// aliases of the cache. A path had few NARs in the time of a grace.
 pub(crate) const DELETE_ALIASES_OF_NAR: Sql =
     both!("DELETE FROM aliases WHERE nar = $2 AND cache = $1 RETURNING file_name");
 
-pub(crate) const DELETE_ALIASES_OF_PATH: Sql = both!(
-    "DELETE FROM aliases WHERE (nar, cache) IN
-         (SELECT g.nar, g.cache FROM graces AS g WHERE g.cache = $1 AND g.hash = $2)
-     RETURNING file_name"
-);
-
 pub(crate) const DELETE_GRACES_OF_NAR: Sql = both!("DELETE FROM graces WHERE nar = $2 AND cache = $1");
 
-pub(crate) const DELETE_GRACES_OF_PATH: Sql = both!("DELETE FROM graces WHERE cache = $1 AND hash = $2");
+pub(crate) const DELETE_GRACES_OF_PATH: Sql =
+    both!("DELETE FROM graces WHERE cache = $1 AND hash = $2 RETURNING nar");
 
 pub(crate) const FIND_ALIAS: Sql = both!(concat!(
     "SELECT n.id, n.hash, n.size, n.file_size, n.tag, ",
@@ -225,15 +220,17 @@ pub(crate) async fn remove(
         (Removal::WithGraceUntil(_), None) => {}
         // Also when the object went before: its grace ends now.
         (Removal::ForCause, nar) => {
-            let mut aliases = tx.rows(DELETE_ALIASES_OF_PATH, &path).await?;
-            tx.run(DELETE_GRACES_OF_PATH, &path).await?;
             if let Some(nar) = nar {
-                let nar = [Number(cache.0), Number(nar)];
-                aliases.extend(tx.rows(DELETE_ALIASES_OF_NAR, &nar).await?);
-                tx.run(DELETE_GRACES_OF_NAR, &nar).await?;
+                tx.run(DELETE_GRACES_OF_NAR, &[Number(cache.0), Number(nar)]).await?;
             }
-            for row in aliases {
-                journal::note(tx, &JournalSubject::Alias(cache, row.column(0, "aliases")?)).await?;
+            let mut nars: Vec<i64> = nar.into_iter().collect();
+            for row in tx.rows(DELETE_GRACES_OF_PATH, &path).await? {
+                nars.push(row.column(0, "graces")?);
+            }
+            for nar in nars {
+                for row in tx.rows(DELETE_ALIASES_OF_NAR, &[Number(cache.0), Number(nar)]).await? {
+                    journal::note(tx, &JournalSubject::Alias(cache, row.column(0, "aliases")?)).await?;
+                }
             }
         }
     }

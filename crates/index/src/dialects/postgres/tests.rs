@@ -834,7 +834,6 @@ pub(super) async fn look_ups_search_indexes(index: &PostgresIndex) {
         (objects::TOUCH_OBJECTS, format!("1, {array}, 2, true"), &["objects_cache_hash_key", "objects_pkey"]),
         (objects::FIND_ALIAS, "1, 'x', 2".to_owned(), &["aliases_pkey", "nars_pkey"]),
         (objects::DELETE_ALIASES_OF_NAR, "1, 2".to_owned(), &["aliases_by_nar"]),
-        (objects::DELETE_ALIASES_OF_PATH, format!("1, {bytes}"), &["aliases_by_nar", "graces_pkey"]),
         (objects::DELETE_GRACES_OF_NAR, "1, 2".to_owned(), &["graces_by_nar"]),
         (objects::DELETE_GRACES_OF_PATH, format!("1, {bytes}"), &["graces_pkey"]),
         (caches::FIND_CACHE, "'x'".to_owned(), &["caches_by_name", "cache_keys_pkey"]),

@@ -869,13 +869,6 @@ pub(super) async fn look_ups_search_indexes(index: &SqliteIndex) {
             &["SEARCH aliases USING COVERING INDEX aliases_by_nar (nar=? AND cache=?)"],
         ),
         (
-            objects::DELETE_ALIASES_OF_PATH,
-            &[
-                "SEARCH aliases USING COVERING INDEX aliases_by_nar (nar=? AND cache=?)",
-                "SEARCH g USING PRIMARY KEY (cache=? AND hash=?)",
-            ],
-        ),
-        (
             objects::DELETE_GRACES_OF_NAR,
             &["SEARCH graces USING COVERING INDEX graces_by_nar (nar=? AND cache=?)"],
         ),
