@@ -135,8 +135,8 @@ pub(crate) const FEW_ROWS: &[&str] = &[
 pub(crate) fn many_rows() -> Vec<Named> {
     let pages = PAGES.iter().map(|(named, ..)| *named);
     let forget = caches::FORGET_ROWS
-        .iter()
-        .flat_map(|(find_last, delete)| ["caches::FORGET_ROWS"; 2].into_iter().zip([*find_last, *delete]));
+        .into_iter()
+        .flat_map(|(find_last, delete)| ["caches::FORGET_ROWS"; 2].into_iter().zip([find_last, delete]));
     pages.chain(LOOK_UPS.iter().copied()).chain(forget).collect()
 }
 
