@@ -108,7 +108,7 @@ async fn a_run_that_is_asked_to_stop_ends_soon() {
             assert!(lab.published().is_empty());
             return;
         }
-        assert!(calls - moment <= 8, "{} calls after a stop before call {moment}", calls - moment);
+        assert!(calls - moment <= 10, "{} calls after a stop before call {moment}", calls - moment);
         lab.publish().await.unwrap();
         lab.check_every_moment(&[], &format!("stopped before call {moment}"));
         assert!(lab.published().is_empty());
@@ -187,7 +187,7 @@ async fn a_run_costs_what_changed_and_not_what_waits() {
     let (beside, outcome) = run().await;
     assert_eq!((outcome.caches[0].published, outcome.waiting()), (1, 11));
     // One more pass, because something may wait for what was published.
-    assert!(beside <= alone + 4, "{alone} calls alone, {beside} beside paths that wait");
+    assert!(beside <= alone + 6, "{alone} calls alone, {beside} beside paths that wait");
     // What they wait for comes, and one goes that another waits for.
     lab.push(99, 99, &[]).await;
     let (_, outcome) = run().await;
