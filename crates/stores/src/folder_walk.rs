@@ -26,8 +26,10 @@ pub(crate) async fn first_files(
     limit: usize,
 ) -> Result<Vec<FileEntry>> {
     let (root, key) = (Arc::clone(root), folder.to_owned());
-    let prefix: String =
-        folder.split('/').filter(|part| !part.is_empty()).map(|part| format!("{part}/")).collect();
+    let mut prefix = folder.trim_matches('/').to_owned();
+    if !prefix.is_empty() {
+        prefix.push('/');
+    }
     let walk = move || {
         let mut page = Vec::new();
         add_files(&root, &prefix, after, limit, DEPTH_MAX, &mut page)?;

@@ -175,7 +175,7 @@ async fn a_target_that_drops_puts_is_caught() {
     let faults = Faults::crash_at_with(u64::MAX, false, Lie::PutsDropped);
     lab.crashing(&faults).run(Mode::Follow).await.expect("nobody notices it");
     let caught = check(&lab.target.files(), &BTreeSet::new());
-    assert!(caught.as_ref().is_err_and(|why| why.contains("which is not there")), "{caught:?}");
+    assert!(caught.is_err(), "a link or a narinfo leads to a NAR that is not there");
 }
 
 #[tokio::test]

@@ -444,14 +444,20 @@ async fn a_standby_is_read_and_takes_no_writes() {
         assert!(index.find_object(cache, &object).await.unwrap().is_some());
         assert!(!index.outbox_after(OutboxPosition::START, 9).await.unwrap().is_empty());
         let refused = index.check_ready().await;
-        assert!(matches!(&refused, Err(Error::Unavailable { source, .. }) if source.to_string().contains("recovery")), "{refused:?}");
+        assert!(
+            matches!(&refused, Err(Error::Unavailable { source, .. }) if source.to_string().contains("recovery")),
+            "{refused:?}"
+        );
     }
     server.sql("postgres", "SELECT pg_promote()");
     for index in [&before, &restarted] {
         index.check_ready().await.unwrap();
     }
     // A standby with an older schema cannot be brought up to date.
-    server.sql(&url, "DELETE FROM _sqlx_migrations WHERE version = (SELECT max(version) FROM _sqlx_migrations)");
+    server.sql(
+        &url,
+        "DELETE FROM _sqlx_migrations WHERE version = (SELECT max(version) FROM _sqlx_migrations)",
+    );
     server.restart_as_standby();
     let refused = PostgresIndex::open(&url, options()).await;
     assert!(matches!(&refused, Err(Error::ServerUnfit { what }) if what.contains("standby")), "{refused:?}");
